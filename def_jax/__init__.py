@@ -1,0 +1,31 @@
+"""def_jax: communication-efficient data-parallel training with Detached Error Feedback, for optax."""
+
+from def_jax.alias import def_sgd
+from def_jax.compressors import identity, message_size, random_block, random_k, scaled
+from def_jax.error_feedback import (
+    ErrorFeedbackState,
+    all_reduce_mean,
+    detached_params,
+    error_feedback,
+    output_params,
+)
+from def_jax.methods import METHODS, Method, get_method
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'METHODS',
+    'ErrorFeedbackState',
+    'Method',
+    'all_reduce_mean',
+    'def_sgd',
+    'detached_params',
+    'error_feedback',
+    'get_method',
+    'identity',
+    'message_size',
+    'output_params',
+    'random_block',
+    'random_k',
+    'scaled',
+]

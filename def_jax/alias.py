@@ -1,0 +1,49 @@
+"""The whole chain in one line."""
+
+import optax
+
+from def_jax.compressors import random_block
+from def_jax.error_feedback import AxisName, error_feedback
+
+__all__ = ['def_sgd']
+
+
+def def_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    ratio: float,
+    axis_name: AxisName,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    detach: float = 0.3,
+    seed: int = 0,
+) -> optax.GradientTransformation:
+    """Momentum SGD with detached error feedback, the paper's optimizer.
+
+    Args:
+        learning_rate: η, a number or an optax schedule.
+        ratio: compression ratio of `random_block`, a number >= 1.
+        axis_name: the axis over workers, see `error_feedback`.
+        momentum: μ in Eq. 11.
+        weight_decay: coefficient of the L2 penalty. Pass `detached_params` to `update` as params, since
+            the paper takes the penalty's gradient at the detached point too.
+        detach: λ in [0, 1].
+        seed: picks the blocks; the same on all workers.
+
+    Returns:
+        An `optax.GradientTransformation`.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Source: Algorithm 1 with Eq. 11.
+
+    >>> import jax.numpy as jnp, def_jax
+    >>> optimizer = def_jax.def_sgd(0.1, ratio=64, axis_name='workers', weight_decay=5e-4)
+    >>> state = optimizer.init(jnp.zeros(3))
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(learning_rate, momentum=momentum),
+        error_feedback(random_block(ratio), axis_name, seed=seed, detach=detach),
+    )

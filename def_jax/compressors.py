@@ -1,0 +1,349 @@
+"""Linear compressors: which coordinates of a pytree travel in one step.
+
+A compressor C of the paper is, here, a function `select(key, step, like)` that returns a `Selection`:
+`take` packs the coordinates that C keeps into one message, `place` puts a message back and leaves zeros
+elsewhere, so that C(x) = place(take(x)). The choice depends on the shared key, the step and the shapes,
+never on the values nor on the worker: hence C(a) + C(b) = C(a + b) (Assumption 3.3), the messages of all
+workers line up, and one all-reduce of the message averages C over the workers without sending an index.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+PyTree = Any
+
+__all__ = [
+    'Compressor',
+    'Selection',
+    'identity',
+    'message_size',
+    'random_block',
+    'random_k',
+    'scaled',
+]
+
+
+class Selection(NamedTuple):
+    """The coordinates that one step sends. `place(take(x), x)` is C(x)."""
+
+    take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [B]
+    place: Callable[[jax.Array, PyTree], PyTree]  # message, like -> C(x) in like's shapes and dtypes
+
+
+Compressor = Callable[[jax.Array, jax.Array, PyTree], Selection]  # shared key, step, like
+
+
+def message_size(compressor: Compressor, params: PyTree) -> int:
+    """Number of elements B that one step sends for `params`; nothing is computed.
+
+    Args:
+        compressor: any compressor of this module.
+        params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
+
+    Returns:
+        B, the size of the message of one worker.
+
+    >>> import jax.numpy as jnp
+    >>> message_size(random_block(64), {'w': jnp.ones((512, 10)), 'b': jnp.ones(10)})
+    81
+    """
+
+    def message(tree):
+        return compressor(jax.random.PRNGKey(0), jnp.uint32(0), tree).take(tree)
+
+    return jax.eval_shape(message, params).size
+
+
+def random_block(ratio: float, *, granularity: str = 'tensor') -> Compressor:
+    """Random block-wise gradient sparsification (RBGS): one block a tensor, at a shared random place.
+
+    Every tensor of n elements sends one block of b = max(1, n // ratio) elements, and each coordinate is
+    sent with probability exactly b / n, so that E[C(x)] = δ·x with δ = b / n. Where b divides n, which
+    holds for power-of-two ratios on almost every layer, the tensor is cut into n / b equal boxes along
+    its own axes and one box is drawn: a box is a single `dynamic_slice` of the tensor as it lies in
+    memory, and XLA updates it in place. Where it does not, the block is a run of b elements of the
+    flattened tensor that starts anywhere and wraps around its end.
+
+    Args:
+        ratio: compression ratio, a number >= 1; 1 sends everything.
+        granularity: 'tensor' for a block of every leaf, or 'model' for one block of the whole model,
+            flattened in leaf order (the paper's text; it copies the model to flatten it).
+
+    Returns:
+        The compressor.
+
+    Raises:
+        ValueError: if `ratio` is not a number >= 1 or `granularity` is unknown.
+
+    Source: Section 2, Eq. 3; Vogels et al. (2019) and Xie et al. (2020) for the block of every tensor.
+
+    >>> import jax, jax.numpy as jnp
+    >>> x = jnp.arange(1.0, 9.0)
+    >>> block = random_block(4)(jax.random.PRNGKey(0), jnp.uint32(0), x)
+    >>> block.take(x).shape
+    (2,)
+    >>> int(jnp.sum(block.place(block.take(x), x) != 0))
+    2
+    """
+    _check_ratio(ratio)
+    if granularity not in ('tensor', 'model'):
+        raise ValueError(
+            f"{granularity=} must be 'tensor' (a block of every leaf) or 'model' (one block of all)."
+        )
+
+    def select_blocks(key, step, like) -> Selection:
+        shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
+        blocks = [_Block.of(shape, ratio) for shape in shapes]
+        starts = _draw_starts(jax.random.fold_in(key, step), blocks)
+        sizes = [block.size for block in blocks]
+
+        def take(tree):
+            leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+            return _concatenate([b.take(x, s) for b, x, s in zip(blocks, leaves, starts, strict=True)])
+
+        def place(message, like):
+            leaves, treedef = jax.tree.flatten(like)
+            parts = split(message, sizes)
+            placed = zip(blocks, parts, starts, leaves, strict=True)
+            return treedef.unflatten([b.place(m.astype(x.dtype), s, x.shape) for b, m, s, x in placed])
+
+        return Selection(take, place)
+
+    return select_blocks if granularity == 'tensor' else _on_flattened(select_blocks)
+
+
+def random_k(ratio: float) -> Compressor:
+    """max(1, n // ratio) elements of every tensor, drawn without replacement by the shared key.
+
+    Linear like `random_block`, but the elements lie anywhere: a gather and a scatter instead of a slice,
+    and a random permutation of n elements a step. A baseline, not a recommendation.
+
+    Args:
+        ratio: compression ratio, a number >= 1.
+
+    Returns:
+        The compressor.
+
+    Raises:
+        ValueError: if `ratio` is not a number >= 1.
+
+    Source: Section 2 (random-K; Stich et al., 2018).
+
+    >>> import jax, jax.numpy as jnp
+    >>> chosen = random_k(2)(jax.random.PRNGKey(0), jnp.uint32(0), jnp.ones(6))
+    >>> int(chosen.place(chosen.take(jnp.ones(6)), jnp.ones(6)).sum())
+    3
+    """
+    _check_ratio(ratio)
+
+    def select(key, step, like) -> Selection:
+        key = jax.random.fold_in(key, step)
+        sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(like)]
+        counts = [_num_kept(n, ratio) for n in sizes]
+        indices = [
+            jax.random.choice(jax.random.fold_in(key, i), n, (k,), replace=False)
+            if n
+            else jnp.zeros(0, jnp.int32)
+            for i, (n, k) in enumerate(zip(sizes, counts, strict=True))
+        ]
+
+        def take(tree):
+            leaves = [leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
+            return _concatenate([x[i] for x, i in zip(leaves, indices, strict=True)])
+
+        def place(message, like):
+            leaves, treedef = jax.tree.flatten(like)
+            placed = zip(split(message, counts), indices, leaves, strict=True)
+            return treedef.unflatten(
+                [
+                    jnp.zeros(x.size, x.dtype).at[i].set(m.astype(x.dtype)).reshape(x.shape)
+                    for m, i, x in placed
+                ]
+            )
+
+        return Selection(take, place)
+
+    return select
+
+
+def scaled(delta: float) -> Compressor:
+    """C(x) = δ·x: sends everything, shrunk. With one worker and λ = 1, x is SGD with iterate averaging.
+
+    Args:
+        delta: δ, in (0, 1].
+
+    Returns:
+        The compressor; its message holds every element, so it saves no traffic.
+
+    Raises:
+        ValueError: if `delta` is not in (0, 1].
+
+    Source: Lemma C.1 and Eq. 96.
+
+    >>> import jax, jax.numpy as jnp
+    >>> kept = scaled(0.25)(jax.random.PRNGKey(0), jnp.uint32(0), jnp.ones(2))
+    >>> kept.place(kept.take(jnp.ones(2)), jnp.ones(2)).tolist()
+    [0.25, 0.25]
+    """
+    if not is_number(delta) or not 0 < delta <= 1:
+        raise ValueError(
+            f'{delta=} must be a number in (0, 1], the share of the update that is applied each step.'
+        )
+
+    def select(key, step, like) -> Selection:
+        del key, step, like
+
+        def take(tree):
+            return _concatenate(
+                [delta * leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
+            )
+
+        def place(message, like):
+            leaves, treedef = jax.tree.flatten(like)
+            parts = split(message, [x.size for x in leaves])
+            return treedef.unflatten(
+                [m.astype(x.dtype).reshape(x.shape) for m, x in zip(parts, leaves, strict=True)]
+            )
+
+        return Selection(take, place)
+
+    return select
+
+
+def identity() -> Compressor:
+    """C(x) = x: everything is sent, the residual stays zero.
+
+    Returns:
+        The compressor of uncompressed SGD.
+
+    >>> import jax.numpy as jnp
+    >>> message_size(identity(), jnp.ones((3, 4)))
+    12
+    """
+    return scaled(1.0)
+
+
+class _Block(NamedTuple):
+    """Where one tensor's block can lie. All fields are Python integers, known when the step is traced."""
+
+    view: tuple[int, ...]  # the tensor's own shape, or (n,) where the block wraps around its end
+    shape: tuple[int, ...]  # shape of the block within the view
+    grid: tuple[int, ...]  # number of starts along each axis
+    stride: tuple[int, ...]  # distance of two starts along each axis
+    wrap: int  # elements that a block may reach past the end
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], ratio: float) -> '_Block':
+        n = math.prod(shape)
+        size = _num_kept(n, ratio)
+        if size and n % size:
+            # No box of this size tiles the tensor. Starts that stopped at n - size would send the edges
+            # less often than the middle, so the tensor is a circle and a block may begin anywhere on it.
+            return cls(view=(n,), shape=(size,), grid=(n,), stride=(1,), wrap=size - 1)
+        grid, boxes_left = [], n // size if size else 1
+        for axis in shape:
+            grid.append(math.gcd(axis, boxes_left) if size else 1)
+            boxes_left //= grid[-1]
+        box = tuple(axis // cuts for axis, cuts in zip(shape, grid, strict=True))
+        return cls(view=shape, shape=box, grid=tuple(grid), stride=box, wrap=0)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def take(self, x: jax.Array, start: Sequence[jax.Array]) -> jax.Array:
+        x = x.reshape(self.view)
+        if self.wrap:
+            x = jnp.concatenate([x, x[: self.wrap]])
+        return lax.dynamic_slice(x, start, self.shape).reshape(-1)
+
+    def place(self, values: jax.Array, start: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+        if not self.wrap:
+            # In the tensor's own shape, without a reshape in between: XLA then turns `x + place(m)` into
+            # an in-place update of the box instead of a pass over all of x.
+            return lax.dynamic_update_slice(jnp.zeros(shape, values.dtype), values.reshape(self.shape), start)
+        (n,) = self.view
+        line = lax.dynamic_update_slice(jnp.zeros(n + self.wrap, values.dtype), values, start)
+        circle = line[:n] + jnp.pad(line[n:], (0, n - self.wrap))
+        return circle.reshape(shape)
+
+
+def _draw_starts(key: jax.Array, blocks: Sequence[_Block]) -> list[list[jax.Array]]:
+    """A uniformly random start for every block, from the shared key and the leaf's index."""
+    if not blocks:
+        return []
+    rank = max(1, max(len(block.grid) for block in blocks))
+
+    def table(rows):  # [leaves, rank], padded with ones: one small kernel serves all leaves
+        return np.array([list(row) + [1] * (rank - len(row)) for row in rows], np.int32)
+
+    grid = table([block.grid for block in blocks])
+    below = table([np.cumprod((1, *block.grid[:0:-1]))[::-1] for block in blocks])
+    num_starts = np.array([math.prod(block.grid) for block in blocks], np.int32)
+    draws = jax.vmap(lambda leaf, n: jax.random.randint(jax.random.fold_in(key, leaf), (), 0, n))(
+        jnp.arange(len(blocks)), num_starts
+    )
+    starts = draws[:, None] // below % grid * table([block.stride for block in blocks])
+    return [[starts[i, axis] for axis in range(len(block.grid))] for i, block in enumerate(blocks)]
+
+
+def _on_flattened(compressor: Compressor) -> Compressor:
+    """The compressor applied to the whole tree as one vector."""
+
+    def select(key, step, like) -> Selection:
+        size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like))
+        chosen = compressor(key, step, jax.ShapeDtypeStruct((size,), jnp.float32))
+
+        def take(tree):
+            return chosen.take(
+                _concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)])
+            )
+
+        def place(message, like):
+            leaves, treedef = jax.tree.flatten(like)
+            flat = chosen.place(message, jax.ShapeDtypeStruct((size,), jnp.float32))
+            parts = split(flat, [x.size for x in leaves])
+            return treedef.unflatten(
+                [v.reshape(x.shape).astype(x.dtype) for v, x in zip(parts, leaves, strict=True)]
+            )
+
+        return Selection(take, place)
+
+    return select
+
+
+def _num_kept(size: int, ratio: float) -> int:
+    return min(size, max(1, int(size // ratio)))
+
+
+def _concatenate(parts: Sequence[jax.Array]) -> jax.Array:
+    return jnp.concatenate([jnp.zeros(0, jnp.float32), *parts])
+
+
+def split(message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+    ends = np.cumsum(sizes, dtype=np.int64)
+    return [
+        lax.slice_in_dim(message, int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _check_ratio(ratio: Any) -> None:
+    if isinstance(ratio, jax.core.Tracer):
+        raise ValueError(
+            f'{ratio=} is traced, but it fixes the shape of the message and must be a Python number; '
+            "with optax.inject_hyperparams pass static_args=('ratio',)."
+        )
+    if not is_number(ratio) or not 1 <= ratio < math.inf:
+        raise ValueError(
+            f'{ratio=} must be a finite number >= 1, e.g. 64 to send 1/64 of every tensor; 1 sends all.'
+        )

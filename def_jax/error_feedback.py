@@ -1,0 +1,267 @@
+"""Detached error feedback (DEF, DEF-A): Algorithm 1 of Xu & Huang (ICML 2022) as an optax transformation.
+
+K workers hold the same parameters x. optax adds updates, so the residual here is r_k = -e_k: the part of
+worker k's updates that has not reached the parameters yet. Legend:
+
+    x        params                      y      output_params: x + mean_k r_k
+    e_k      -residual                   C      compressor
+    p_k      -pending                    λ      detach
+    g_k      gradient at x - λ·e_k       η g_k  -updates, from whatever optimizer comes before in the chain
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from def_jax import compressors
+
+PyTree = Any
+AxisName = str | Sequence[str] | None
+
+__all__ = ['ErrorFeedbackState', 'all_reduce_mean', 'detached_params', 'error_feedback', 'output_params']
+
+
+class ErrorFeedbackState(NamedTuple):
+    """State of `error_feedback`. The residual differs on every worker; the rest is the same on all."""
+
+    step: jax.Array  # uint32 [], updates so far
+    key: jax.Array  # uint32 [2], shared by all workers: it picks the blocks
+    residual: PyTree  # like params, float32: r_k = -e_k
+    detach: jax.Array  # float32 [], λ
+
+
+def error_feedback(
+    compressor: compressors.Compressor,
+    axis_name: AxisName,
+    *,
+    seed: int = 0,
+    detach: float = 0.3,
+    average_every: int = 0,
+) -> optax.GradientTransformation:
+    """Sends a compressed part of the updates to all workers and keeps the rest for later steps.
+
+    The last stateful link of a chain; the optimizer before it stays local to the worker. Take gradients
+    at `detached_params` (DEF); the parameters are then DEF-A's answer, `output_params` is DEF's.
+
+    Args:
+        compressor: which part is sent, e.g. `random_block(ratio=64)`.
+        axis_name: the mapped axis over workers (of `jax.pmap`, `jax.vmap` or `jax.shard_map`), a tuple of
+            axes (devices × virtual workers), or None for a single worker.
+        seed: picks the blocks; must be the same on all workers.
+        detach: λ in [0, 1]. 0 is error feedback (EF), 1 follows each worker's own model (SAEF, PSync).
+        average_every: average the residuals over workers every that many steps, by a dense all-reduce;
+            0 is never. SAEF's period.
+
+    Returns:
+        An `optax.GradientTransformation` with state `ErrorFeedbackState`. Updates keep their dtypes; the
+        residual is float32 whatever the parameters are.
+
+    Raises:
+        ValueError: if an argument is out of range, or, in `update`, if `axis_name` is not bound.
+
+    References:
+        An Xu and Heng Huang, `Detached Error Feedback for Distributed SGD with Random Sparsification
+        <https://proceedings.mlr.press/v162/xu22a.html>`_, ICML 2022, Algorithm 1.
+
+    >>> import jax, jax.numpy as jnp, optax, def_jax
+    >>> optimizer = optax.chain(
+    ...     optax.sgd(0.1, momentum=0.9),
+    ...     def_jax.error_feedback(def_jax.random_block(ratio=4), axis_name=None))
+    >>> params = jnp.ones(8)
+    >>> state = optimizer.init(params)
+    >>> grads = jax.grad(lambda x: jnp.sum(x**2))(def_jax.detached_params(params, state))
+    >>> updates, state = optimizer.update(grads, state, params)
+    >>> int(jnp.sum(updates != 0))  # a quarter has been applied, the rest waits
+    2
+    """
+    _check_compressor(compressor)
+    _check_axis_name(axis_name)
+    _check_range('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice")
+    if not isinstance(average_every, int) or isinstance(average_every, bool) or average_every < 0:
+        raise ValueError(f'{average_every=} must be an integer >= 0: a number of steps, 0 for never.')
+    if not isinstance(seed, (int, jax.Array)) or isinstance(seed, bool):
+        raise ValueError(f'{seed=} must be an integer, the same on all workers.')
+
+    def init_fn(params) -> ErrorFeedbackState:
+        return ErrorFeedbackState(
+            step=jnp.zeros((), jnp.uint32),
+            key=jax.random.PRNGKey(seed),
+            residual=jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),  # line 2
+            detach=jnp.asarray(detach, jnp.float32),
+        )
+
+    def update_fn(updates, state, params=None):
+        del params
+        pending = jax.tree.map(lambda u, r: u.astype(jnp.float32) + r, updates, state.residual)  # line 7
+        selection = compressor(state.key, state.step, pending)
+        # The barrier makes every reader below take the blocks from the message, not from `pending`, which
+        # XLA may then turn into the new residual in place: no copy of the model.
+        message = lax.optimization_barrier(selection.take(pending))
+        residual = jax.tree.map(jnp.add, pending, selection.place(-message, pending))  # line 8: p - C(p)
+        mean = _pmean(message, axis_name)  # line 9
+        updates = selection.place(mean, updates)  # line 10
+        if average_every:
+            residual = _average_every(average_every, state.step + 1, residual, axis_name)
+        return updates, ErrorFeedbackState(
+            state.step + 1, state.key, residual, jnp.asarray(detach, jnp.float32)
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
+    """The detached point x + λ·r_k at which worker k takes its gradient. Communicates nothing.
+
+    Args:
+        params: x, the parameters, a pytree of arrays.
+        opt_state: state of an optimizer that holds `error_feedback` anywhere: in a chain, under
+            `optax.masked` or `optax.multi_transform`, in `optax.MultiSteps`, `optax.flatten`, ...
+
+    Returns:
+        A pytree like `params`. The residual takes no gradient, so the derivative with respect to `params`
+        is the identity and it does not matter whether a loss calls this inside or is called with it.
+
+    Raises:
+        ValueError: if `opt_state` holds no residual.
+
+    Source: Algorithm 1, line 6.
+
+    >>> import jax.numpy as jnp, def_jax
+    >>> state = def_jax.error_feedback(def_jax.random_block(2), None, detach=0.5).init(jnp.zeros(2))
+    >>> def_jax.detached_params(jnp.zeros(2), state._replace(residual=jnp.array([1.0, 2.0]))).tolist()
+    [0.5, 1.0]
+    """
+    for state in _states(opt_state, 'detached_params'):
+        residual = lax.stop_gradient(_arrange_like(params, state.residual))
+        params = _add(params, residual, scale=state.detach)
+    return params
+
+
+def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyTree:
+    """DEF's answer y = x + mean_k r_k. One dense all-reduce: for evaluation and the end, not every step.
+
+    Args:
+        params: x, the parameters, a pytree of arrays.
+        opt_state: worker k's optimizer state, see `detached_params`.
+        axis_name: the axis over workers, as given to `error_feedback`; None for a single worker.
+
+    Returns:
+        y, a pytree like `params`, the same on all workers.
+
+    Raises:
+        ValueError: if `opt_state` holds no residual, or `axis_name` is not bound.
+
+    Source: Algorithm 1, line 13; by Eq. 8 y moves by the mean update of the workers at every step.
+
+    >>> import jax.numpy as jnp, def_jax
+    >>> state = def_jax.error_feedback(def_jax.random_block(2), None).init(jnp.zeros(2))
+    >>> def_jax.output_params(jnp.zeros(2), state._replace(residual=jnp.array([1.0, 2.0])), None).tolist()
+    [1.0, 2.0]
+    """
+    _check_axis_name(axis_name)
+    for state in _states(opt_state, 'output_params'):
+        params = _add(params, _pmean(_arrange_like(params, state.residual), axis_name), scale=1)
+    return params
+
+
+def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:
+    """Averages the updates over workers, uncompressed: the baseline that `error_feedback` replaces.
+
+    Args:
+        axis_name: the axis over workers, a tuple of axes, or None for a single worker.
+
+    Returns:
+        A stateless `optax.GradientTransformation`.
+
+    Raises:
+        ValueError: if `axis_name` is not a name, or, in `update`, not bound.
+
+    Source: Eq. 2.
+
+    >>> import jax, jax.numpy as jnp, def_jax
+    >>> mean = def_jax.all_reduce_mean('workers')
+    >>> average = jax.vmap(lambda g: mean.update(g, mean.init(g))[0], axis_name='workers')
+    >>> average(jnp.array([1.0, 3.0])).tolist()
+    [2.0, 2.0]
+    """
+    _check_axis_name(axis_name)
+    return optax.stateless(lambda updates, params: _pmean(updates, axis_name))
+
+
+def _pmean(tree: PyTree, axis_name: AxisName) -> PyTree:
+    if axis_name is None:
+        return tree
+    try:
+        return lax.pmean(tree, axis_name if isinstance(axis_name, str) else tuple(axis_name))
+    except NameError as error:
+        raise ValueError(
+            f'{axis_name=} is not bound here. Call the step under jax.pmap(step, axis_name=...), jax.vmap or '
+            'jax.shard_map with that name; for one worker pass axis_name=None.'
+        ) from error
+
+
+def _average_every(period: int, step: jax.Array, residual: PyTree, axis_name: AxisName) -> PyTree:
+    """SAEF: replaces the residual by its mean over workers when `step` is a multiple of `period`."""
+    # Written as a correction so that both branches vary over workers, as shard_map's types demand.
+    return lax.cond(
+        step % period == 0,
+        lambda r: jax.tree.map(lambda own, mean: own - (own - mean), r, _pmean(r, axis_name)),
+        lambda r: r,
+        residual,
+    )
+
+
+def _states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
+    def is_state(node):
+        return isinstance(node, ErrorFeedbackState)
+
+    states = [node for node in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(node)]
+    if not states:
+        raise ValueError(
+            f'{caller}: opt_state holds no residual. Pass the state of a chain that ends in '
+            'def_jax.error_feedback(...), as returned by optimizer.init or optimizer.update.'
+        )
+    return states
+
+
+def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
+    """The residual in the structure of params: unflattened after `optax.flatten`."""
+    leaves, treedef = jax.tree.flatten(params)
+    if isinstance(residual, jax.Array) and jax.tree.structure(residual) != treedef:
+        parts = compressors.split(residual, [leaf.size for leaf in leaves])
+        return treedef.unflatten([part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+    return residual
+
+
+def _add(params: PyTree, residual: PyTree, scale: Any) -> PyTree:
+    def add(x, r):
+        masked = isinstance(r, optax.MaskedNode)  # optax.masked: this leaf is not communicated here
+        return x if masked else (x + scale * r).astype(x.dtype)
+
+    return jax.tree.map(add, params, residual)
+
+
+def _check_compressor(compressor: Any) -> None:
+    if not callable(compressor):
+        raise ValueError(f'{compressor=} must be a compressor such as def_jax.random_block(ratio=64).')
+
+
+def _check_axis_name(axis_name: Any) -> None:
+    names = (axis_name,) if isinstance(axis_name, str) else axis_name
+    if names is not None and not (
+        isinstance(names, (tuple, list)) and names and all(isinstance(n, str) for n in names)
+    ):
+        raise ValueError(
+            f"{axis_name=} must be a name such as 'workers', a tuple of names, or None for one worker."
+        )
+
+
+def _check_range(name: str, value: Any, low: float, high: float, hint: str) -> None:
+    if isinstance(value, jax.Array):  # traced by optax.inject_hyperparams: nothing to look at yet
+        return
+    if not compressors.is_number(value) or not low <= value <= high:
+        raise ValueError(f'{name}={value!r} must be a number in [{low}, {high}] ({hint}).')
