@@ -1,0 +1,48 @@
+"""DEF on scikit-learn's digits: the default run. Nothing is downloaded, 2 CPU cores suffice.
+
+Table:    none of the paper's; a small stand-in for its Table 1 (VGG on CIFAR-10, 16 workers).
+Command:  python train.py --config=configs/digits.py --workdir=runs/digits
+Expected: test accuracy of x and y at least 98 % at ratio 64 (uncompressed SGD: about 99 %).
+Variants: --config.method=sgd (uncompressed), --config.method=ef (diverges), --config.ratio=256, ...
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The complete configuration; every key that train.py reads is here."""
+    config = ml_collections.ConfigDict()
+
+    # Method. `ratio` and `granularity` set the block, `detach` is λ where the method leaves it free.
+    config.method = 'def'
+    config.ratio = 64
+    config.granularity = 'tensor'
+    config.detach = 0.3
+    config.average_every = 0
+
+    # Workers. Each is a device, or shares one with others (virtual workers: same trajectory, fewer
+    # devices). With fake_devices the devices are simulated on this CPU.
+    config.num_workers = 16
+    config.workers_per_device = 1
+    config.fake_devices = True
+
+    # Data and model. data_dir is where TFDS keeps data sets; empty means TFDS's own default.
+    config.dataset = 'digits'
+    config.data_dir = ''
+    config.model = 'vgg_digits'
+
+    # Optimization. batch_size counts the images of all workers together.
+    config.batch_size = 128
+    config.num_epochs = 280
+    config.learning_rate = 0.1
+    config.learning_rate_drops = (0.5, 0.75)  # shares of the run after which the rate falls to a tenth
+    config.momentum = 0.9
+    config.weight_decay = 5e-4
+    config.seed = 0
+
+    # Output. A checkpoint is written at every evaluation.
+    config.eval_every_epochs = 20
+    config.log_every_steps = 20
+    config.keep_checkpoints = 2
+
+    return config.lock()

@@ -1,0 +1,48 @@
+"""The networks of the experiments, by name."""
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from flax import linen as nn
+
+from def_jax.models.vgg import VGG, vgg16, vgg_digits
+
+__all__ = ['MODELS', 'VGG', 'get_model', 'vgg16', 'vgg_digits']
+
+MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    'vgg16': vgg16,
+    'vgg_digits': vgg_digits,
+}
+
+
+def get_model(name: str, num_classes: int) -> nn.Module:
+    """Builds a network of `MODELS`.
+
+    Every network is called as `model.apply(variables, images, train=…)` with float32 images
+    [B, H, W, C], returns float32 logits [B, num_classes], and has the collections `params` and
+    `batch_stats`.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: the number of logits.
+
+    Returns:
+        The Flax module, not yet initialised.
+
+    Raises:
+        ValueError: if the name is unknown or `num_classes` is not positive.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = get_model('vgg_digits', num_classes=10)
+    >>> images = jnp.zeros((2, 8, 8, 1))
+    >>> variables = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+    18482
+    """
+    if name not in MODELS:
+        nearest = difflib.get_close_matches(str(name), MODELS, n=1)
+        hint = f' Did you mean {nearest[0]!r}?' if nearest else ''
+        raise ValueError(f'{name=} is not a model; it must be one of {", ".join(MODELS)}.{hint}')
+    if num_classes < 1:
+        raise ValueError(f'{num_classes=} must be at least 1: the number of labels in the data set.')
+    return MODELS[name](num_classes=num_classes)

@@ -1,0 +1,117 @@
+"""Checks a configuration before anything is written: every key known, every value possible."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from def_jax.methods import METHODS
+from def_jax.models import MODELS
+from def_jax.training.input_pipeline import DATASETS
+
+__all__ = ['FIELDS', 'check_config', 'suggestion']
+
+
+class Field(NamedTuple):
+    """What one configuration key may hold."""
+
+    types: tuple[type, ...]
+    valid: Callable[[Any], bool]
+    allowed: str
+
+
+def _integer(low: int) -> Field:
+    return Field((int,), lambda value: value >= low, f'an integer >= {low}')
+
+
+def _number(valid: Callable[[float], bool], allowed: str) -> Field:
+    return Field((int, float), lambda value: math.isfinite(value) and valid(value), allowed)
+
+
+def _one_of(names: Iterable[str]) -> Field:
+    names = tuple(names)
+    return Field((str,), lambda value: value in names, f'one of {", ".join(names)}')
+
+
+FIELDS: dict[str, Field] = {
+    'method': _one_of(METHODS),
+    'ratio': _number(lambda value: value >= 1, 'a number >= 1'),
+    'granularity': _one_of(('tensor', 'model')),
+    'detach': _number(lambda value: 0 <= value <= 1, 'a number in [0, 1]'),
+    'average_every': _integer(0),
+    'num_workers': _integer(1),
+    'workers_per_device': _integer(1),
+    'fake_devices': Field((bool,), lambda value: True, 'True or False'),
+    'dataset': _one_of(DATASETS),
+    'data_dir': Field((str,), lambda value: True, 'a path, or empty for the default of TFDS'),
+    'model': _one_of(MODELS),
+    'batch_size': _integer(1),
+    'num_epochs': _integer(1),
+    'learning_rate': _number(lambda value: value > 0, 'a number > 0'),
+    'learning_rate_drops': Field(
+        (tuple, list),
+        lambda drops: (
+            all(isinstance(d, (int, float)) and 0 < d < 1 for d in drops)
+            and list(drops) == sorted(set(drops))
+        ),
+        'increasing shares of the run, each in (0, 1), e.g. (0.5, 0.75)',
+    ),
+    'momentum': _number(lambda value: 0 <= value < 1, 'a number in [0, 1)'),
+    'weight_decay': _number(lambda value: value >= 0, 'a number >= 0'),
+    'seed': Field((int,), lambda value: 0 <= value < 2**32, 'an integer in [0, 2**32)'),
+    'eval_every_epochs': _integer(1),
+    'log_every_steps': _integer(1),
+    'keep_checkpoints': _integer(1),
+}
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError unless `config` can be run.
+
+    Args:
+        config: a complete configuration, as `configs/digits.py` returns.
+
+    Raises:
+        ValueError: naming the key, its value, what is allowed and, where a name is close, what was meant.
+
+    >>> from configs import digits
+    >>> config = digits.get_config()
+    >>> config.batch_size = 100
+    >>> check_config(config)
+    Traceback (most recent call last):
+    ValueError: config.batch_size=100 does not divide by config.num_workers=16; the nearest that does is 96.
+    """
+    for key in config:
+        if key not in FIELDS:
+            raise ValueError(f'config.{key} is not a known key.{suggestion(key, FIELDS)}')
+    for key, field in FIELDS.items():
+        if key not in config:
+            raise ValueError(f'config.{key} is missing; it must be {field.allowed}.')
+        value = config[key]
+        well_typed = isinstance(value, field.types) and (bool in field.types or not isinstance(value, bool))
+        if not well_typed or not field.valid(value):
+            hint = suggestion(value, field.allowed[len('one of ') :].split(', '))
+            raise ValueError(f'config.{key}={value!r} must be {field.allowed}.{hint}')
+    if config.num_workers % config.workers_per_device:
+        raise ValueError(
+            f'config.workers_per_device={config.workers_per_device} does not divide config.num_workers='
+            f'{config.num_workers}: every device plays the same number of workers.'
+        )
+    if config.batch_size % config.num_workers:
+        nearest = max(1, round(config.batch_size / config.num_workers)) * config.num_workers
+        raise ValueError(
+            f'config.batch_size={config.batch_size} does not divide by config.num_workers='
+            f'{config.num_workers}; the nearest that does is {nearest}.'
+        )
+
+
+def suggestion(name: Any, names: Iterable[str]) -> str:
+    """' Did you mean ...?' where one of `names` is close to `name`, else an empty string.
+
+    >>> suggestion('metod', ['method', 'ratio'])
+    " Did you mean 'method'?"
+    """
+    near = difflib.get_close_matches(str(name), list(names), n=1)
+    return f' Did you mean {near[0]!r}?' if near else ''

@@ -1,0 +1,119 @@
+"""What a run shows: a description at the start, a progress bar, a table at the end."""
+
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+import rich.table
+
+from def_jax.training.experiment import Communication, Experiment
+
+__all__ = ['Progress', 'describe', 'show_result']
+
+
+def describe(console: rich.console.Console, experiment: Experiment, communication: Communication) -> None:
+    """Prints devices, workers, parameters and what a step sends against dense SGD."""
+    config, method, sent = experiment.config, experiment.method, communication
+    device = experiment.devices[0]
+    kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
+    devices = f'{len(experiment.devices)} {kind} device(s)'
+    detach = config.detach if method.detach is None else method.detach
+    how = (
+        f'ratio {config.ratio:g}, λ={detach:g}, one block a {config.granularity}'
+        if method.compressed
+        else 'dense'
+    )
+    lines = {
+        'method': f'{method.title} ({how})',
+        'workers': f'{config.num_workers} on {devices}, batch {config.batch_size} in all',
+        'model': f'{config.model}, {sent.num_params:,} parameters',
+        'data': f'{config.dataset}, {len(experiment.train.labels):,} training and '
+        f'{len(experiment.test.labels):,} test images',
+        'steps': f'{experiment.num_steps:,} in {config.num_epochs} epochs',
+        'sent per step': f'{sent.message_size:,} elements, {_bytes(sent.bytes_per_step)} a worker, '
+        f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
+    }
+    if method.compressed:
+        lines['visits per block'] = f'{experiment.num_steps / sent.true_ratio:,.1f} (steps / true ratio)'
+    for name, text in lines.items():
+        console.print(f'[bold]{name + ":":<18}[/] {text}', highlight=False, soft_wrap=True)
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere only the lines of `note`, so that logs stay short."""
+
+    def __init__(self, console: rich.console.Console, experiment: Experiment, start: int):
+        self._console = console
+        columns = (
+            rich.progress.TextColumn('epoch {task.fields[epoch]}'),
+            rich.progress.BarColumn(bar_width=None),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn('{task.fields[figures]}'),
+            rich.progress.TimeRemainingColumn(compact=True),
+        )
+        self._bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
+        self._epochs = experiment.config.num_epochs
+        self._task = self._bar.add_task('', total=experiment.num_steps, completed=start, epoch='', figures='')
+
+    def __enter__(self) -> 'Progress':
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, record: dict[str, Any] | None = None) -> None:
+        """Moves the bar to `step`; a training record refreshes the figures beside it."""
+        fields = {}
+        if record:
+            figures = '  '.join(
+                [
+                    f'loss {record["loss"]:.3f}',
+                    f'lr {record["learning_rate"]:g}',
+                    f'{record["images_per_second"]:,.0f} images/s',
+                    f'{record["megabytes_sent"]:.1f} MB sent',
+                ]
+            )
+            fields = {'epoch': f'{record["epoch"]:.0f}/{self._epochs}', 'figures': figures}
+        self._bar.update(self._task, completed=step, **fields)
+
+    def note(self, text: str) -> None:
+        """Prints a line that stays, above the bar."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def show_result(console: rich.console.Console, result: dict[str, Any]) -> None:
+    """Prints the table at the end of a run: accuracy and loss at each point, traffic and time."""
+    metrics, communication = result['metrics'], result['communication']
+    table = rich.table.Table(
+        title=f'{result["title"]}, seed {result["config"]["seed"]}', title_justify='left'
+    )
+    for heading in ('', 'test accuracy', 'test loss'):
+        table.add_column(heading, justify='left' if not heading else 'right')
+    names = {'x': 'x, the parameters (DEF-A)', 'y': 'y = x + mean residual (DEF)'}
+    for point in ('x', 'y'):
+        if f'test_accuracy_{point}' in metrics:
+            name = names[point] if 'test_accuracy_y' in metrics else 'x, the parameters'
+            accuracy, loss = metrics[f'test_accuracy_{point}'], metrics[f'test_loss_{point}']
+            table.add_row(name, f'{100 * accuracy:.2f} %', f'{loss:.4f}')
+    console.print(table)
+    sent, dense = communication['megabytes_sent'], communication['megabytes_dense']
+    console.print(
+        f'training loss {metrics["train_loss"]:.4f}; {sent:,.1f} MB sent a worker, dense SGD {dense:,.1f} MB '
+        f'({dense / sent:.1f} times); {metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps',
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def process_console() -> rich.console.Console:
+    """The console of process 0; other processes stay silent."""
+    return rich.console.Console(quiet=jax.process_index() != 0)
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (('MB', 1e6), ('kB', 1e3)):
+        if count >= size:
+            return f'{count / size:.2f} {unit}'
+    return f'{count} B'

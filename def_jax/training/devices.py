@@ -1,0 +1,43 @@
+"""The devices that play the workers: accelerators, or fake devices of this CPU."""
+
+import jax
+
+__all__ = ['worker_devices']
+
+
+def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
+    """The first `num_devices` devices.
+
+    Args:
+        num_devices: how many, K for one worker a device.
+        fake: simulate the workers on this CPU. Takes effect only before JAX is first used in a process.
+
+    Returns:
+        The devices, in JAX's order.
+
+    Raises:
+        ValueError: if there are fewer.
+
+    >>> len(worker_devices(1, fake=True))
+    1
+    """
+    if fake:
+        try:
+            jax.config.update('jax_platforms', 'cpu')
+            jax.config.update('jax_num_cpu_devices', num_devices)
+        except RuntimeError:
+            pass  # JAX is running already; what counts is whether it has enough devices
+    devices = jax.devices()
+    if len(devices) >= num_devices:
+        return devices[:num_devices]
+    needed = f'{num_devices} devices are needed (config.num_workers / config.workers_per_device)'
+    if fake:
+        raise ValueError(
+            f'{needed}, but JAX already runs with {len(devices)}. Start a new process, with '
+            'JAX_NUM_CPU_DEVICES and XLA_FLAGS unset.'
+        )
+    raise ValueError(
+        f'{needed}, but this machine shows {len(devices)} ({devices[0].platform}). Lower '
+        '--config.num_workers, put several workers on a device with --config.workers_per_device, or simulate '
+        'devices on the CPU with --config.fake_devices=True.'
+    )

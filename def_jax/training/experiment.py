@@ -1,0 +1,139 @@
+"""What a configuration stands for: the model, the data set, the optimizer chain, the number of steps."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import optax
+
+from def_jax import compressors, methods
+from def_jax.models import get_model
+from def_jax.training import input_pipeline
+from def_jax.training.configuration import check_config
+from def_jax.training.devices import worker_devices
+
+__all__ = ['DEVICE_AXIS', 'VIRTUAL_AXIS', 'Communication', 'Experiment', 'build']
+
+DEVICE_AXIS = 'workers'
+VIRTUAL_AXIS = 'virtual_workers'
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run, ready to start. Immutable: the state lives in `TrainState`."""
+
+    config: ml_collections.FrozenConfigDict
+    method: methods.Method
+    dataset: input_pipeline.DatasetSpec
+    train: input_pipeline.Split
+    test: input_pipeline.Split
+    model: nn.Module
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    devices: list[jax.Device]
+    steps_per_epoch: int
+    num_steps: int
+
+    @property
+    def workers_shape(self) -> tuple[int, ...]:
+        """Leading axes of everything that differs between workers: [K], or [devices, virtual workers]."""
+        virtual = self.config.workers_per_device
+        return (len(self.devices), virtual) if virtual > 1 else (len(self.devices),)
+
+    @property
+    def axis_name(self) -> str | tuple[str, str]:
+        return _axis_name(self.config)
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The points that are evaluated: x (DEF-A) and, where there is a residual, y (DEF)."""
+        return ('x', 'y') if self.method.compressed else ('x',)
+
+
+@dataclasses.dataclass(frozen=True)
+class Communication:
+    """What one worker hands to the all-reduce in one step; counts are elements of float32."""
+
+    num_params: int  # d
+    message_size: int  # B
+
+    @property
+    def true_ratio(self) -> float:
+        """d / B. Below the nominal ratio, since a small tensor sends at least one element."""
+        return self.num_params / self.message_size
+
+    @property
+    def bytes_per_step(self) -> int:
+        return 4 * self.message_size
+
+    @property
+    def dense_bytes_per_step(self) -> int:
+        return 4 * self.num_params
+
+    @classmethod
+    def of(cls, experiment: Experiment, params: Any) -> 'Communication':
+        config = experiment.config
+        num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+        if not experiment.method.compressed:
+            return cls(num_params, num_params)
+        block = compressors.random_block(config.ratio, granularity=config.granularity)
+        return cls(num_params, compressors.message_size(block, params))
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+    """Checks the configuration, finds the devices, loads the data and puts the optimizer together.
+
+    Args:
+        config: a complete configuration.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        ValueError: if the configuration cannot be run.
+        FileNotFoundError: if the data set is neither prepared nor to be downloaded.
+    """
+    check_config(config)
+    devices = worker_devices(config.num_workers // config.workers_per_device, fake=config.fake_devices)
+    dataset = input_pipeline.get_dataset_spec(config.dataset)
+    train, test = input_pipeline.load_dataset(dataset, config.data_dir or None)
+    steps_per_epoch = input_pipeline.steps_per_epoch(len(train.labels), config.batch_size)
+    num_steps = steps_per_epoch * config.num_epochs
+    schedule = optax.piecewise_constant_schedule(
+        config.learning_rate, {round(share * num_steps): 0.1 for share in config.learning_rate_drops}
+    )
+    method = methods.get_method(config.method)
+    return Experiment(
+        config=ml_collections.FrozenConfigDict(config),
+        method=method,
+        dataset=dataset,
+        train=train,
+        test=test,
+        model=get_model(config.model, dataset.num_classes),
+        schedule=schedule,
+        optimizer=_optimizer(config, method, schedule),
+        devices=devices,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+    )
+
+
+def _optimizer(config, method: methods.Method, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, momentum=config.momentum),
+        method.transformation(
+            _axis_name(config),
+            ratio=config.ratio,
+            granularity=config.granularity,
+            detach=config.detach,
+            average_every=config.average_every,
+            seed=config.seed,
+        ),
+    )
+
+
+def _axis_name(config) -> str | tuple[str, str]:
+    return (DEVICE_AXIS, VIRTUAL_AXIS) if config.workers_per_device > 1 else DEVICE_AXIS

@@ -1,0 +1,57 @@
+"""Figures of a run as they arise: metrics.jsonl, one record a line, and TensorBoard scalars."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+
+__all__ = ['MetricLog']
+
+
+class MetricLog:
+    """Appends records to `metrics.jsonl` and to TensorBoard.
+
+    A resumed run forgets the records after its checkpoint and writes them anew, so that the file is the
+    same as if there had been no interruption.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int):
+        self._path = workdir / 'metrics.jsonl'
+        self.records: list[dict[str, Any]] = [r for r in read(self._path) if r['step'] <= resume_step]
+        partial = self._path.with_name(self._path.name + '.partial')
+        partial.write_text(''.join(json.dumps(record) + '\n' for record in self.records))
+        os.replace(partial, self._path)
+        self._file = self._path.open('a')
+        self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=resume_step + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Adds one record; `record['step']` counts the steps done."""
+        self.records.append(record)
+        self._file.write(json.dumps(record) + '\n')
+        self._file.flush()
+        for name, value in record.items():
+            if name != 'step':
+                self._board.add_scalar(name, value, record['step'])
+
+    def last(self, name: str, default: float = 0.0) -> float:
+        """The newest value of `name` in any record."""
+        return next((record[name] for record in reversed(self.records) if name in record), default)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that was cut short by a kill is dropped."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records

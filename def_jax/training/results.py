@@ -1,0 +1,100 @@
+"""result.json: what a run was, on what it ran, and what came out."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import def_jax
+from def_jax.training.experiment import Communication, Experiment
+from def_jax.training.metrics import MetricLog
+from def_jax.training.workdir import write_json
+
+__all__ = ['write']
+
+
+def write(
+    run: Path,
+    experiment: Experiment,
+    communication: Communication,
+    log: MetricLog,
+    diverged: Any = None,
+) -> dict[str, Any]:
+    """Writes result.json into the run's folder.
+
+    Args:
+        run: the folder.
+        experiment: the run's experiment.
+        communication: what a step sends.
+        log: the run's records.
+        diverged: the DivergedError that ended the run, or None for one that finished.
+
+    Returns:
+        The content written.
+    """
+    steps_done = diverged.step if diverged else experiment.num_steps
+    tests = [record for record in log.records if 'test_accuracy_x' in record]
+    final = {name: value for name, value in (tests[-1] if tests else {}).items() if name.startswith('test_')}
+    last_epoch = steps_done - experiment.steps_per_epoch
+    losses = [record['loss'] for record in log.records if 'loss' in record and record['step'] > last_epoch]
+    result = {
+        'title': _title(experiment),
+        'status': 'diverged' if diverged else 'finished',
+        'diverged': {'step': diverged.step, 'worker': diverged.worker} if diverged else None,
+        'metrics': final
+        | {
+            'train_loss': sum(losses) / len(losses) if losses else None,
+            'steps': steps_done,
+            'seconds': log.last('seconds'),
+        },
+        'communication': {
+            'num_params': communication.num_params,
+            'message_size': communication.message_size,
+            'true_ratio': communication.true_ratio,
+            'visits_per_block': steps_done / communication.true_ratio,
+            'bytes_per_step': communication.bytes_per_step,
+            'dense_bytes_per_step': communication.dense_bytes_per_step,
+            'megabytes_sent': steps_done * communication.bytes_per_step / 1e6,
+            'megabytes_dense': steps_done * communication.dense_bytes_per_step / 1e6,
+        },
+        'config': json.loads(experiment.config.to_json()),
+        'environment': _environment(experiment),
+    }
+    write_json(run / 'result.json', result)
+    return result
+
+
+def _title(experiment: Experiment) -> str:
+    config = experiment.config
+    ratio = f' at ratio {config.ratio:g}' if experiment.method.compressed else ''
+    return (
+        f'{experiment.method.title}{ratio}: {config.model} on {config.dataset}, {config.num_workers} workers'
+    )
+
+
+def _environment(experiment: Experiment) -> dict[str, Any]:
+    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
+    device = experiment.devices[0]
+    return {
+        'python': platform.python_version(),
+        'def_jax': def_jax.__version__,
+        'packages': {name: importlib.metadata.version(name) for name in packages},
+        'device': f'{device.device_kind} ({device.platform})',
+        'num_devices': len(experiment.devices),
+        'commit': _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with a '+' where it has changes; None outside a git checkout."""
+    git = ['git', '-C', str(Path(def_jax.__file__).parent)]
+    try:
+        commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            [*git, 'status', '--porcelain', '--untracked-files=no'], capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ('+' if status.stdout.strip() else '')

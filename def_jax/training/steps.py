@@ -1,0 +1,154 @@
+"""The compiled steps, one program on every worker: initialise, train, evaluate."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from def_jax.error_feedback import detached_params, output_params
+from def_jax.training import input_pipeline
+from def_jax.training.experiment import DEVICE_AXIS, VIRTUAL_AXIS, Experiment
+
+__all__ = ['TrainState', 'make_eval_step', 'make_init', 'make_outputs', 'make_train_step']
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a run carries from step to step.
+
+    What is the same on all workers is stored once: step, parameters, and of the optimizer's state the
+    step and the key. What differs has a leading axis of K workers, or axes [devices, virtual workers]:
+    BatchNorm's statistics, the momentum, the residual.
+    """
+
+    step: jax.Array  # int32 []
+    params: PyTree  # x
+    batch_stats: PyTree  # [K, ...]
+    opt_state: PyTree  # [K, ...] where it is like the parameters
+
+
+def make_init(experiment: Experiment) -> Callable[[], TrainState]:
+    """Returns a function that makes the state at step 0, already placed on the workers' devices."""
+
+    def init(_) -> TrainState:
+        variables = _init_variables(experiment)
+        params = variables['params']
+        return TrainState(jnp.int32(0), params, variables['batch_stats'], experiment.optimizer.init(params))
+
+    on_workers = _on_workers(init, experiment, in_axes=(0,), out_axes=_axes(experiment))
+    return lambda: on_workers(np.zeros(experiment.workers_shape))
+
+
+def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """Returns the train step of Algorithm 1, lines 4 to 10; it takes over the state's memory.
+
+    The step maps a state and a batch (image uint8 [K, b, H, W, C], label int32 [K, b]) to the new state
+    and metrics of every worker (loss and accuracy, float32 [K]), both at the detached point. With
+    virtual workers [devices, virtual workers] stands in place of [K].
+    """
+    compressed, axes = experiment.method.compressed, _axes(experiment)
+
+    def gradient_point(params, opt_state):
+        return detached_params(params, opt_state) if compressed else params
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        _, key = jax.random.split(jax.random.key(experiment.config.seed))
+        key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(experiment.axis_name))
+        images = input_pipeline.augment(key, batch['image'], experiment.dataset)
+
+        def loss_fn(params):
+            point = gradient_point(params, state.opt_state)
+            variables = {'params': point, 'batch_stats': state.batch_stats}
+            logits, mutated = experiment.model.apply(variables, images, train=True, mutable=['batch_stats'])
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
+            return loss, (logits, mutated['batch_stats'])
+
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        # Weight decay is part of the gradient, hence also taken at the detached point.
+        point = gradient_point(state.params, state.opt_state)
+        updates, opt_state = experiment.optimizer.update(grads, state.opt_state, point)
+        params = optax.apply_updates(state.params, updates)
+        accuracy = jnp.mean(logits.argmax(-1) == batch['label'])
+        return TrainState(state.step + 1, params, batch_stats, opt_state), {
+            'loss': loss,
+            'accuracy': accuracy,
+        }
+
+    return _on_workers(train_step, experiment, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
+
+
+def make_outputs(experiment: Experiment) -> Callable[[TrainState], dict[str, dict]]:
+    """Returns a function from a state to the variables at each output point, 'x' and 'y'.
+
+    BatchNorm's running statistics do not affect training and their averages are linear, so averaging
+    them over workers here equals averaging them at every step, without the traffic.
+    """
+
+    def outputs(state: TrainState) -> dict[str, dict]:
+        batch_stats = lax.pmean(state.batch_stats, experiment.axis_name)
+        points = {'x': state.params}
+        if 'y' in experiment.points:
+            points['y'] = output_params(state.params, state.opt_state, experiment.axis_name)
+        return {name: {'params': params, 'batch_stats': batch_stats} for name, params in points.items()}
+
+    return _on_workers(outputs, experiment, in_axes=(_axes(experiment),), out_axes=None)
+
+
+def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
+    """Returns a function from variables and a test batch to sums over its images, all devices together.
+
+    The batch has image uint8 [D, b, H, W, C], label int32 [D, b] and mask [D, b], 0 on padding, for D
+    devices; the sums are 'loss', 'correct' and 'count', float32 [].
+    """
+
+    def eval_step(variables: dict, batch: dict) -> dict:
+        images = input_pipeline.standardise(batch['image'], experiment.dataset)
+        logits = experiment.model.apply(variables, images, train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+        mask = batch['mask'].astype(jnp.float32)
+        correct = logits.argmax(-1) == batch['label']
+        sums = {'loss': (losses * mask).sum(), 'correct': (correct * mask).sum(), 'count': mask.sum()}
+        return lax.psum(sums, DEVICE_AXIS)
+
+    return jax.pmap(
+        eval_step, axis_name=DEVICE_AXIS, in_axes=(None, 0), out_axes=None, devices=experiment.devices
+    )
+
+
+def _axes(experiment: Experiment) -> TrainState:
+    """Which parts of a TrainState have the worker axis: in_axes and out_axes of every step."""
+    params = jax.eval_shape(lambda: _init_variables(experiment)['params'])
+    opt_state = jax.eval_shape(experiment.optimizer.init, params)
+    opt_axes = optax.tree_map_params(
+        experiment.optimizer, lambda _: 0, opt_state, transform_non_params=lambda _: None
+    )
+    return TrainState(step=None, params=None, batch_stats=0, opt_state=opt_axes)
+
+
+def _on_workers(
+    function: Callable, experiment: Experiment, *, in_axes, out_axes, donate_argnums=()
+) -> Callable:
+    """The function on every worker: one a device, or several virtual ones."""
+    if experiment.config.workers_per_device > 1:
+        function = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=VIRTUAL_AXIS)
+    return jax.pmap(
+        function,
+        axis_name=DEVICE_AXIS,
+        in_axes=in_axes,
+        out_axes=out_axes,
+        donate_argnums=donate_argnums,
+        devices=experiment.devices,
+    )
+
+
+def _init_variables(experiment: Experiment) -> dict:
+    key, _ = jax.random.split(jax.random.key(experiment.config.seed))
+    images = jnp.zeros((1, *experiment.dataset.image_shape))
+    return experiment.model.init(key, images, train=False)

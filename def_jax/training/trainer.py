@@ -1,0 +1,204 @@
+"""The training loop: train, evaluate x and y, checkpoint, report; the same for every method."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import rich.console
+
+from def_jax.training import console as console_lib
+from def_jax.training import input_pipeline, plots, results, steps, workdir
+from def_jax.training.checkpoints import Checkpoints
+from def_jax.training.experiment import Communication, Experiment, build
+from def_jax.training.metrics import MetricLog
+
+__all__ = ['DivergedError', 'train_and_evaluate']
+
+_EVAL_IMAGES_PER_DEVICE = 100
+
+
+class DivergedError(RuntimeError):
+    """The loss of a worker became NaN or infinite."""
+
+    def __init__(self, step: int, worker: int | None, loss: float):
+        where = f'worker {worker}' if worker is not None else 'the test set'
+        super().__init__(
+            f'the loss of {where} is {loss} at step {step}. The last good checkpoint is kept. Try a smaller '
+            '--config.learning_rate or --config.ratio; with --config.method=ef try def, whose detached point '
+            'is what keeps high ratios stable.'
+        )
+        self.step, self.worker = step, worker
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict,
+    folder: str | os.PathLike,
+    console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+    """Trains as `config` says, or goes on where an earlier call in the same folder stopped.
+
+    Args:
+        config: a complete configuration, see `configs/digits.py`.
+        folder: the run's folder; gets config.json, metrics.jsonl, tensorboard/, checkpoints/, curves.png
+            and result.json.
+        console: where to show the progress; by default the standard output of process 0.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        ValueError: if the configuration, the folder or a checkpoint in it cannot be used.
+        FileNotFoundError: if the data set is neither prepared nor to be downloaded.
+        DivergedError: if a loss becomes NaN or infinite; result.json then says so.
+    """
+    experiment = build(config)
+    console = console or console_lib.process_console()
+    run = workdir.claim(folder, config)
+    checkpoints = Checkpoints(run, keep=config.keep_checkpoints)
+    try:
+        state = checkpoints.restore(steps.make_init(experiment)())
+        communication = Communication.of(experiment, state.params)
+        log = MetricLog(run, resume_step=int(state.step))
+        console_lib.describe(console, experiment, communication)
+        if int(state.step):
+            console.print(f'resuming at step {int(state.step):,}')
+        try:
+            _run(experiment, communication, state, log, checkpoints, console)
+        except DivergedError as error:
+            results.write(run, experiment, communication, log, diverged=error)
+            raise
+        finally:
+            log.close()
+        result = results.write(run, experiment, communication, log)
+        plots.plot_curves(run / 'curves.png', log.records, result['title'])
+    finally:
+        checkpoints.close()
+    console_lib.show_result(console, result)
+    files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
+    console.print(f'written to {run}: {files}', highlight=False, soft_wrap=True)
+    return result
+
+
+def _run(
+    experiment: Experiment,
+    communication: Communication,
+    state: steps.TrainState,
+    log: MetricLog,
+    checkpoints: Checkpoints,
+    console: rich.console.Console,
+) -> None:
+    config = experiment.config
+    train_step, evaluate = steps.make_train_step(experiment), make_evaluate(experiment)
+    start = int(state.step)
+    window = _Window(experiment, communication, log)
+    with console_lib.Progress(console, experiment, start) as progress:
+        for step in range(start, experiment.num_steps):
+            batch = input_pipeline.train_batch(
+                experiment.train,
+                seed=config.seed,
+                step=step,
+                batch_size=config.batch_size,
+                num_workers=config.num_workers,
+            )
+            batch = {name: x.reshape(*experiment.workers_shape, *x.shape[1:]) for name, x in batch.items()}
+            state, metrics = train_step(state, batch)
+            if config.fake_devices:
+                # Collectives of free-running fake devices can starve each other on few cores.
+                jax.block_until_ready(metrics)
+            window.add(metrics)
+            done = step + 1
+            evaluation_due = done % (config.eval_every_epochs * experiment.steps_per_epoch) == 0
+            evaluation_due |= done == experiment.num_steps
+            if evaluation_due or done % config.log_every_steps == 0:
+                progress.update(done, window.flush(done))
+            if evaluation_due:
+                record = evaluate(state, done)
+                log.write(record | window.position(done))
+                checkpoints.save(state)
+                progress.note(_line(record, window.position(done)))
+                window.restart()
+
+
+class _Window:
+    """The training metrics since the last record, left on the devices until the record is due."""
+
+    def __init__(self, experiment: Experiment, communication: Communication, log: MetricLog):
+        self._experiment, self._communication, self._log = experiment, communication, log
+        self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
+        self.restart()
+
+    def restart(self) -> None:
+        self._pending: list[dict[str, jax.Array]] = []
+        self._started = time.perf_counter()
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        self._pending.append(metrics)
+
+    def position(self, done: int) -> dict[str, Any]:
+        """Where the run stands after `done` steps: epochs, megabytes sent by a worker, seconds."""
+        return {
+            'epoch': done / self._experiment.steps_per_epoch,
+            'megabytes_sent': done * self._communication.bytes_per_step / 1e6,
+            'seconds': self._earlier_seconds + time.perf_counter() - self._opened,
+        }
+
+    def flush(self, done: int) -> dict[str, Any]:
+        """Writes the mean of the pending metrics as the record of step `done`."""
+        losses = np.stack([np.asarray(m['loss']).reshape(-1) for m in self._pending])  # [steps, K]
+        bad = np.argwhere(~np.isfinite(losses))
+        if bad.size:
+            row, worker = (int(i) for i in bad[0])
+            raise DivergedError(done - len(losses) + row, worker, float(losses[row, worker]))
+        images = len(losses) * self._experiment.config.batch_size
+        record = {
+            'step': done,
+            'loss': float(losses.mean()),
+            'accuracy': float(np.mean([np.asarray(m['accuracy']) for m in self._pending])),
+            'learning_rate': float(self._experiment.schedule(done - 1)),
+            'images_per_second': images / (time.perf_counter() - self._started),
+        } | self.position(done)
+        self._log.write(record)
+        self.restart()
+        return record
+
+
+def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], dict[str, Any]]:
+    """Returns a function from a state and its step to the record of its test accuracy and loss.
+
+    The record has `test_accuracy_x`, `test_loss_x` and, for compressed methods, the same of y. Every
+    test image counts exactly once.
+    """
+    outputs, eval_step = steps.make_outputs(experiment), steps.make_eval_step(experiment)
+    num_devices = len(experiment.devices)
+
+    def evaluate(state: steps.TrainState, step: int) -> dict[str, Any]:
+        record: dict[str, Any] = {'step': step}
+        for point, variables in outputs(state).items():
+            batches = input_pipeline.test_batches(
+                experiment.test, batch_size=_EVAL_IMAGES_PER_DEVICE * num_devices, num_workers=num_devices
+            )
+            sums = [jax.device_get(eval_step(variables, batch)) for batch in batches]
+            total = {name: float(sum(s[name] for s in sums)) for name in sums[0]}
+            record[f'test_accuracy_{point}'] = total['correct'] / total['count']
+            record[f'test_loss_{point}'] = total['loss'] / total['count']
+            if not np.isfinite(total['loss']):
+                raise DivergedError(step, None, total['loss'])
+        return record
+
+    return evaluate
+
+
+def _line(record: dict[str, Any], position: dict[str, Any]) -> str:
+    accuracy = '  '.join(
+        f'{point} {100 * record[f"test_accuracy_{point}"]:.2f} %'
+        for point in ('x', 'y')
+        if f'test_accuracy_{point}' in record
+    )
+    return (
+        f'epoch {position["epoch"]:6.1f}  step {record["step"]:7,}  test accuracy  {accuracy}  '
+        f'{position["megabytes_sent"]:.1f} MB sent  {position["seconds"]:.0f} s'
+    )

@@ -1,0 +1,124 @@
+"""The oracle: Algorithm 1 of Xu & Huang (ICML 2022) as a NumPy loop over steps and over workers.
+
+Transcribed from the paper alone, in the paper's signs and line numbers, in float64, without JAX and without
+reading the library: e_k is subtracted where the library adds its residual, and x moves by -C(p). The model
+is the paper's x in R^d, one flat vector. A compressor is the sequence C_0, C_1, ... of what multiplies p:
+a 0/1 mask of shape [d] (RBGS, known to all workers) or a number (C(p) = δp).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Gradient = Callable[
+    [np.ndarray, int, int], np.ndarray
+]  # point [d], worker k, step t -> ∇f(point; ξ_{k,t}) [d]
+
+
+class Trajectory(NamedTuple):
+    """What the paper names, for t = 0, ..., T."""
+
+    x: np.ndarray  # [T + 1, d], DEF-A's answer
+    y: np.ndarray  # [T + 1, d], DEF's answer
+    e: np.ndarray  # [T + 1, K, d], local compression errors
+
+
+def algorithm_1(
+    x0: np.ndarray,
+    gradient: Gradient,
+    compressor: Sequence,
+    learning_rate: Sequence[float],
+    *,
+    num_workers: int,
+    detach: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    average_every: int = 0,
+) -> Trajectory:
+    """DEF(-A) for len(learning_rate) steps; λ = `detach`, η_t = learning_rate[t], SAEF's period or 0."""
+    workers = range(num_workers)
+    x = np.array(x0, np.float64)  # line 2
+    e = [np.zeros_like(x) for _ in workers]
+    m = [np.zeros_like(x) for _ in workers]
+    xs, ys, es = [x], [x - np.mean(e, axis=0)], [np.stack(e)]
+
+    for t, eta in enumerate(learning_rate):  # line 3
+        sent = []
+        for k in workers:  # line 4
+            point = x - detach * e[k]
+            g = gradient(point, k, t) + weight_decay * point  # lines 5 and 6
+            m[k] = momentum * m[k] + g  # Eq. 11
+            p = eta * m[k] + e[k]  # line 7
+            sent.append(compressor[t] * p)
+            e[k] = p - compressor[t] * p  # line 8
+        x = x - np.mean(sent, axis=0)  # lines 9 and 10
+        if average_every and (t + 1) % average_every == 0:  # SAEF (Xu et al., 2021): average the errors
+            e = [np.mean(e, axis=0) for _ in workers]
+        xs.append(x)
+        ys.append(x - np.mean(e, axis=0))  # line 13
+        es.append(np.stack(e))
+    return Trajectory(np.stack(xs), np.stack(ys), np.stack(es))
+
+
+def cser(
+    x0: np.ndarray,
+    gradient: Gradient,
+    compressor: Sequence,
+    learning_rate: Sequence[float],
+    *,
+    num_workers: int,
+    momentum: float = 0.0,
+) -> np.ndarray:
+    """Every worker's model [T + 1, K, d] of CSER (Xie et al., 2020) with H = 1 and C2 = 0, the paper's PSync.
+
+    PSync(v_k, C) is mean_j C(v_j) + r_k with r_k = v_k - C(v_k). With C2 = 0 no gradient is synchronised,
+    with H = 1 the error is reset at every step.
+    """
+    workers = range(num_workers)
+    models = [np.array(x0, np.float64) for _ in workers]
+    errors = [np.zeros_like(models[0]) for _ in workers]
+    m = [np.zeros_like(models[0]) for _ in workers]
+    history = [np.stack(models)]
+    for t, eta in enumerate(learning_rate):
+        for k in workers:
+            m[k] = momentum * m[k] + gradient(models[k], k, t)
+            models[k] = models[k] - eta * m[k]
+            errors[k] = errors[k] - eta * m[k]
+        synchronised = np.mean([compressor[t] * errors[k] for k in workers], axis=0)
+        for k in workers:
+            left = errors[k] - compressor[t] * errors[k]
+            models[k] = models[k] - errors[k] + (synchronised + left)
+            errors[k] = left
+        history.append(np.stack(models))
+    return np.stack(history)
+
+
+def iterate_average(y: np.ndarray, delta: float) -> np.ndarray:
+    """SGD-IA: x_{t+1} = (1 - δ) x_t + δ y_{t+1}, x_0 = y_0 (Eq. 96)."""
+    x = [y[0]]
+    for y_next in y[1:]:
+        x.append((1 - delta) * x[-1] + delta * y_next)
+    return np.stack(x)
+
+
+def mlp_gradient(theta: np.ndarray, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Gradient of ½·mean ‖s·(tanh(X W1 + b1) W2 + b2) - Y‖² at theta = (W1, W2, b1, b2, s), flattened.
+
+    inputs [n, 4], targets [n, 3], 6 hidden units: theta has 24 + 18 + 6 + 3 + 1 = 52 entries.
+    """
+    w1, w2, b1, b2, s = np.split(theta, [24, 42, 48, 51])
+    w1, w2 = w1.reshape(4, 6), w2.reshape(6, 3)
+    hidden = np.tanh(inputs @ w1 + b1)
+    linear = hidden @ w2 + b2
+    d_output = (s * linear - targets) / len(inputs)
+    d_linear = s * d_output
+    d_hidden = (d_linear @ w2.T) * (1 - hidden**2)
+    parts = (
+        inputs.T @ d_hidden,
+        hidden.T @ d_linear,
+        d_hidden.sum(0),
+        d_linear.sum(0),
+        np.sum(d_output * linear),
+    )
+    return np.concatenate([np.ravel(part) for part in parts])

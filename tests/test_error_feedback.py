@@ -1,0 +1,438 @@
+"""Algorithm 1: trajectories against the NumPy oracle under pmap, vmap and shard_map, and the invariants."""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from jax.sharding import PartitionSpec as P
+
+import def_jax
+
+NUM_STEPS, BATCH = 50, 5
+LEARNING_RATES = np.where(np.arange(NUM_STEPS) < 30, 0.02, 0.002)  # one drop
+# A step rounds values of size 1 to 10 to a relative 2^-24 = 6e-8, and at these learning rates it does not
+# amplify the roundings of earlier steps: the largest difference over all cases is 2e-6. A wrong sign, point
+# or block shows at 1e-2.
+TOLERANCE = dict(rtol=0, atol=5e-6)
+
+
+class Hyper(NamedTuple):
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    detach: float = 0.3
+
+
+HYPERS = [Hyper(*values) for values in itertools.product([0.0, 0.9], [0.0, 0.05], [0.0, 0.3, 1.0])]
+SHAPES = [(4, 6), (6, 3), (6,), (3,), ()]  # W1, W2, b1, b2 and a scale: boxes, circles and single elements
+RNG = np.random.default_rng(0)
+INITIAL = tuple(0.5 * RNG.normal(size=shape).astype(np.float32) for shape in SHAPES)
+
+
+def flat(tree):
+    return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(tree)])
+
+
+def make_batches(num_workers):
+    """Inputs [K, T, n, 4] and targets [K, T, n, 3], drawn from another distribution on every worker."""
+    rng = np.random.default_rng(num_workers)
+    inputs = rng.normal(size=(num_workers, NUM_STEPS, BATCH, 4)) + rng.normal(size=(num_workers, 1, 1, 4))
+    targets = rng.normal(size=(num_workers, NUM_STEPS, BATCH, 3)) + rng.normal(size=(num_workers, 1, 1, 3))
+    return inputs.astype(np.float32), targets.astype(np.float32)
+
+
+def loss_fn(params, batch):
+    w1, w2, b1, b2, scale = params
+    inputs, targets = batch
+    return 0.5 * jnp.mean(jnp.sum((scale * (jnp.tanh(inputs @ w1 + b1) @ w2 + b2) - targets) ** 2, axis=1))
+
+
+def vary(state, axis_name):
+    """The types that shard_map checks: what differs between workers, starting from equal values."""
+    names = ('residual', 'trace')
+    return optax.tree.set(
+        state, **{name: jax.lax.pcast(optax.tree.get(state, name), axis_name, to='varying') for name in names}
+    )
+
+
+def train(compressor, axis_name, batches, hyper, *, seed=0, average_every=0, varying=False):
+    """One worker's x, y and residual after 0, ..., T steps: each [T + 1, d]. The step of the README."""
+    momentum, weight_decay, detach = hyper
+    optimizer = optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=momentum),
+        def_jax.error_feedback(compressor, axis_name, seed=seed, detach=detach, average_every=average_every),
+    )
+
+    def observe(params, state):
+        y = def_jax.output_params(params, state, axis_name)
+        return flat(params), flat(y), flat(optax.tree.get(state, 'residual'))
+
+    def step(carry, batch):
+        params, state = carry
+        point = def_jax.detached_params(params, state)
+        grads = jax.grad(loss_fn)(point, batch)
+        updates, state = optimizer.update(grads, state, point)
+        params = optax.apply_updates(params, updates)
+        return (params, state), observe(params, state)
+
+    params = jax.tree.map(jnp.asarray, INITIAL)
+    state = optimizer.init(params)
+    state = vary(state, axis_name) if varying else state
+    _, rest = jax.lax.scan(step, (params, state), batches)
+    return jax.tree.map(
+        lambda first, rest: jnp.concatenate([first[None], rest]), observe(params, state), rest
+    )
+
+
+def vmapped(compressor, num_workers, hypers, **kwargs):
+    """Trajectories [len(hypers), K, T + 1, d], from one program."""
+    worker = functools.partial(train, compressor, 'workers', **kwargs)
+    workers = jax.vmap(worker, in_axes=(0, None), axis_name='workers')
+    stacked = Hyper(*np.asarray(hypers, np.float32).T)
+    return jax.jit(jax.vmap(workers, in_axes=(None, 0)))(make_batches(num_workers), stacked)
+
+
+@functools.cache
+def multipliers(compressor, seed=0):
+    """What multiplies p at every step, as the oracle takes it: [T, d]."""
+    ones = jax.tree.map(jnp.ones_like, INITIAL)
+
+    def at(step):
+        selection = compressor(jax.random.PRNGKey(seed), step, ones)
+        return flat(selection.place(selection.take(ones), ones))
+
+    return np.asarray(jax.jit(jax.vmap(at))(jnp.arange(NUM_STEPS, dtype=jnp.uint32)), np.float64)
+
+
+def oracle_arguments(compressor, num_workers, seed=0):
+    inputs, targets = (x.astype(np.float64) for x in make_batches(num_workers))
+
+    def gradient(theta, k, t):
+        return reference.mlp_gradient(theta, inputs[k, t], targets[k, t])
+
+    return np.asarray(flat(INITIAL)), gradient, multipliers(compressor, seed), LEARNING_RATES
+
+
+def assert_equals_oracle(actual, compressor, hyper, *, seed=0, average_every=0):
+    """`actual` holds x, y and residual as [K, T + 1, d]."""
+    x, y, residual = (np.asarray(z) for z in actual)
+    momentum, weight_decay, detach = (float(h) for h in hyper)
+    expected = reference.algorithm_1(
+        *oracle_arguments(compressor, len(x), seed),
+        num_workers=len(x),
+        momentum=momentum,
+        weight_decay=weight_decay,
+        detach=detach,
+        average_every=average_every,
+    )
+    for worker in range(len(x)):
+        np.testing.assert_allclose(x[worker], expected.x, **TOLERANCE)
+        np.testing.assert_allclose(y[worker], expected.y, **TOLERANCE)
+        np.testing.assert_allclose(-residual[worker], expected.e[:, worker], **TOLERANCE)
+    assert np.all(x == x[0])
+
+
+def assert_same_bits_on_every_device(array):
+    """`array` [K, ...] is sharded over K devices: every device holds the same bytes."""
+    shards = [np.asarray(shard.data) for shard in array.addressable_shards]
+    assert len(shards) == len(array)
+    assert len({shard.tobytes() for shard in shards}) == 1
+
+
+BLOCK_4 = def_jax.random_block(4)
+BLOCK_64 = def_jax.random_block(64)
+MODEL_4 = def_jax.random_block(4, granularity='model')
+COMPRESSORS = {
+    'tensor-1': def_jax.random_block(1),
+    'tensor-4': BLOCK_4,
+    'tensor-64': BLOCK_64,
+    'model-4': MODEL_4,
+    'model-64': def_jax.random_block(64, granularity='model'),
+}
+
+
+def test_gradient_of_the_oracle():
+    batch = tuple(x[0, 0] for x in make_batches(1))
+    expected = flat(jax.grad(loss_fn)(jax.tree.map(jnp.asarray, INITIAL), batch))
+    actual = reference.mlp_gradient(np.asarray(flat(INITIAL), np.float64), *batch)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', COMPRESSORS)
+@pytest.mark.parametrize('num_workers', [1, 2, 4, 8])
+def test_vmap_equals_oracle(name, num_workers):
+    actual = vmapped(COMPRESSORS[name], num_workers, HYPERS)
+    for i, hyper in enumerate(HYPERS):
+        assert_equals_oracle([z[i] for z in actual], COMPRESSORS[name], hyper)
+
+
+@pytest.mark.parametrize(
+    ('compressor', 'num_workers', 'seed', 'average_every'),
+    [
+        (BLOCK_4, 8, 0, 0),
+        (BLOCK_64, 2, 3, 0),
+        (MODEL_4, 4, 1, 0),
+        (BLOCK_4, 4, 0, 3),
+        (def_jax.random_k(4), 2, 0, 1),
+    ],
+)
+def test_pmap_equals_oracle(compressor, num_workers, seed, average_every):
+    worker = functools.partial(train, compressor, 'workers', seed=seed, average_every=average_every)
+    workers = jax.pmap(worker, axis_name='workers', in_axes=(0, None))
+    for hyper in (Hyper(0.9, 0.05, 0.3), Hyper(0.0, 0.0, 1.0), Hyper(0.9, 0.0, 0.0)):
+        actual = workers(make_batches(num_workers), hyper)
+        assert_same_bits_on_every_device(actual[0])
+        assert_same_bits_on_every_device(actual[1])
+        assert_equals_oracle(actual, compressor, hyper, seed=seed, average_every=average_every)
+
+
+@pytest.mark.parametrize('check_vma', [True, False])
+@pytest.mark.parametrize(
+    ('compressor', 'num_workers', 'average_every'), [(BLOCK_4, 8, 0), (MODEL_4, 4, 0), (BLOCK_64, 2, 3)]
+)
+def test_shard_map_equals_oracle(compressor, num_workers, average_every, check_vma):
+    mesh = jax.sharding.Mesh(jax.devices()[:num_workers], ('workers',))
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P('workers'), P()),
+        out_specs=(P(), P(), P('workers')),  # x and y are the same on all workers: its types say so too
+        check_vma=check_vma,
+    )
+    def workers(batches, hyper):
+        own = jax.tree.map(lambda x: x[0], batches)
+        x, y, residual = train(
+            compressor, 'workers', own, hyper, average_every=average_every, varying=check_vma
+        )
+        return x, y, residual[None]
+
+    for hyper in (Hyper(0.9, 0.05, 0.3), Hyper(0.0, 0.0, 1.0)):
+        x, y, residual = workers(make_batches(num_workers), hyper)
+        everywhere = [np.broadcast_to(z, (num_workers, *z.shape)) for z in (x, y)]
+        assert_equals_oracle([*everywhere, residual], compressor, hyper, average_every=average_every)
+
+
+@pytest.mark.parametrize('compressor', [BLOCK_4, MODEL_4, def_jax.scaled(0.25)])
+def test_one_worker_needs_no_axis(compressor):
+    batches = tuple(x[0] for x in make_batches(1))
+    actual = jax.jit(functools.partial(train, compressor, None))(batches, Hyper())
+    assert_equals_oracle([z[None] for z in actual], compressor, Hyper())
+
+
+@pytest.mark.parametrize('axes', [('devices', 'virtual'), ['devices', 'virtual']])
+def test_tuple_of_axes_is_one_flat_axis(axes):
+    worker = functools.partial(train, BLOCK_4, axes, average_every=4)
+    virtual = jax.vmap(worker, in_axes=(0, None), axis_name='virtual')
+    nested = jax.pmap(virtual, in_axes=(0, None), axis_name='devices')
+    batches = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), make_batches(8))
+    actual = nested(batches, Hyper())
+    assert_same_bits_on_every_device(actual[0])
+    assert_equals_oracle([z.reshape(8, *z.shape[2:]) for z in actual], BLOCK_4, Hyper(), average_every=4)
+
+
+@pytest.mark.parametrize('period', [1, 2, 7, 50, 51])
+def test_average_every_equals_oracle(period):
+    hypers = [Hyper(detach=1.0), Hyper(detach=0.3)]
+    actual = vmapped(BLOCK_4, 4, hypers, average_every=period)
+    for i, hyper in enumerate(hypers):
+        assert_equals_oracle([z[i] for z in actual], BLOCK_4, hyper, average_every=period)
+
+
+# --- Relations between the methods ------------------------------------------------------------------------
+
+
+def momentum_sgd(num_workers):
+    """x [T + 1, d] of uncompressed momentum SGD, from optax alone: the gradient is the mean over workers."""
+    optimizer = optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=0.9)
+
+    def step(carry, batches):
+        params, state = carry
+        grads = jax.grad(lambda p: jnp.mean(jax.vmap(loss_fn, in_axes=(None, 0))(p, batches)))(params)
+        updates, state = optimizer.update(grads, state)
+        params = optax.apply_updates(params, updates)
+        return (params, state), flat(params)
+
+    batches = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), make_batches(num_workers))
+    params = jax.tree.map(jnp.asarray, INITIAL)
+    _, xs = jax.jit(lambda: jax.lax.scan(step, (params, optimizer.init(params)), batches))()
+    return np.concatenate([flat(INITIAL)[None], xs])
+
+
+@pytest.mark.parametrize('name', ['tensor-64', 'model-4'])
+def test_detach_one_is_cser_without_gradient_synchronisation(name):
+    x, _, residual = vmapped(COMPRESSORS[name], 4, [Hyper(detach=1.0)])
+    models = reference.cser(*oracle_arguments(COMPRESSORS[name], 4), num_workers=4, momentum=0.9)
+    np.testing.assert_allclose(np.swapaxes((x + residual)[0], 0, 1), models, **TOLERANCE)
+
+
+def test_detach_zero_takes_the_gradient_at_the_parameters_like_ef():
+    state = def_jax.error_feedback(BLOCK_4, None, detach=0).init(jnp.ones(8))
+    state = state._replace(residual=jnp.arange(8.0))
+    chex.assert_trees_all_equal(def_jax.detached_params(jnp.ones(8), state), jnp.ones(8))
+
+
+@pytest.mark.parametrize('compressor', [def_jax.random_block(1), def_jax.random_k(1), def_jax.identity()])
+def test_ratio_one_is_uncompressed(compressor):
+    x, y, residual = vmapped(compressor, 4, [Hyper(detach=0.3)])
+    assert not np.any(residual)
+    np.testing.assert_array_equal(x, y)
+    np.testing.assert_allclose(x[0, 0], momentum_sgd(4), **TOLERANCE)
+
+
+@pytest.mark.parametrize('name', ['tensor-64', 'model-4'])
+def test_one_worker_and_detach_one_outputs_momentum_sgd(name):
+    _, y, _ = vmapped(COMPRESSORS[name], 1, [Hyper(detach=1.0)])
+    np.testing.assert_allclose(y[0, 0], momentum_sgd(1), **TOLERANCE)
+
+
+@pytest.mark.parametrize('delta', [0.05, 0.5])
+def test_scaled_is_sgd_with_iterate_averaging(delta):
+    x, y, _ = vmapped(def_jax.scaled(delta), 1, [Hyper(detach=1.0)])
+    np.testing.assert_allclose(y[0, 0], momentum_sgd(1), **TOLERANCE)
+    np.testing.assert_allclose(x[0, 0], reference.iterate_average(momentum_sgd(1), delta), **TOLERANCE)
+
+
+def test_saef_averaging_every_step_outputs_momentum_sgd():
+    _, y, _ = vmapped(BLOCK_4, 4, [Hyper(detach=1.0)], average_every=1)
+    np.testing.assert_allclose(y[0, 0], momentum_sgd(4), **TOLERANCE)
+
+
+INNER = {
+    'sgd': optax.sgd(0.1),
+    'nesterov': optax.sgd(0.1, momentum=0.9, nesterov=True),
+    'adam': optax.adam(0.01),
+    'adamw': optax.adamw(0.01, weight_decay=0.1),
+    'lion': optax.lion(0.01),
+    'muon': optax.contrib.muon(0.01),
+}
+
+
+@pytest.mark.parametrize('name', INNER)
+def test_output_moves_by_the_mean_update(name):
+    """y_{t+1} = y_t + mean_k u_k (Eq. 8) whatever the optimizer before it, and x is equal on all devices."""
+    inner, feedback = INNER[name], def_jax.error_feedback(BLOCK_4, 'workers')
+
+    def worker(batches):
+        def step(carry, batch):
+            params, inner_state, state = carry
+            point = def_jax.detached_params(params, state)
+            u, inner_state = inner.update(jax.grad(loss_fn)(point, batch), inner_state, point)
+            updates, state = feedback.update(u, state, point)
+            params = optax.apply_updates(params, updates)
+            y = def_jax.output_params(params, state, 'workers')
+            return (params, inner_state, state), (flat(params), flat(y), flat(u))
+
+        params = jax.tree.map(jnp.asarray, INITIAL)
+        return jax.lax.scan(step, (params, inner.init(params), feedback.init(params)), batches)[1]
+
+    x, y, u = jax.pmap(worker, axis_name='workers')(make_batches(4))
+    assert_same_bits_on_every_device(x)
+    u = np.asarray(u)
+    assert np.max(np.abs(u[0] - u[1])) > 1e-3  # the workers do differ
+    path = np.asarray(flat(INITIAL)) + np.cumsum(u.mean(axis=0), axis=0, dtype=np.float64)
+    np.testing.assert_allclose(y[0], path, **TOLERANCE)
+
+
+# --- State, gradients and errors --------------------------------------------------------------------------
+
+
+def test_state():
+    params = {'w': jnp.ones((4, 8), jnp.bfloat16), 'b': jnp.ones(3)}
+    feedback = def_jax.error_feedback(BLOCK_4, None, seed=5, detach=0.25)
+    state = feedback.init(params)
+    chex.assert_trees_all_equal(state.residual, {'w': jnp.zeros((4, 8)), 'b': jnp.zeros(3)}, strict=True)
+    chex.assert_trees_all_equal(state.key, jax.random.PRNGKey(5))
+    chex.assert_trees_all_equal(state.step, jnp.uint32(0), strict=True)
+    chex.assert_trees_all_equal(state.detach, jnp.float32(0.25), strict=True)
+    updates, after = feedback.update(params, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes((state, params), (after, updates))
+    chex.assert_trees_all_equal(
+        (after.step, after.key, after.detach), (jnp.uint32(1), state.key, state.detach)
+    )
+
+
+def test_detached_point_passes_gradients_to_params_only():
+    params, residual = jnp.arange(4.0), jnp.array([1.0, -2.0, 3.0, 0.5])
+    state = def_jax.error_feedback(BLOCK_4, None, detach=0.5).init(params)
+
+    def loss(params, residual):
+        return jnp.sum(def_jax.detached_params(params, state._replace(residual=residual)) ** 3)
+
+    d_params, d_residual = jax.grad(loss, argnums=(0, 1))(params, residual)
+    np.testing.assert_allclose(d_params, 3 * (params + 0.5 * residual) ** 2, rtol=1e-6)
+    np.testing.assert_array_equal(d_residual, 0)
+
+
+def test_all_reduce_mean():
+    tree = {'a': jnp.arange(8.0).reshape(4, 2), 'b': jnp.arange(4.0)}
+    mean = def_jax.all_reduce_mean('workers')
+    actual = jax.vmap(lambda g: mean.update(g, mean.init(g))[0], axis_name='workers')(tree)
+    chex.assert_trees_all_close(actual, jax.tree.map(lambda g: jnp.broadcast_to(g.mean(0), g.shape), tree))
+    alone = def_jax.all_reduce_mean(None)
+    chex.assert_trees_all_equal(alone.update(tree, alone.init(tree))[0], tree)
+
+
+@pytest.mark.parametrize(
+    ('bad', 'message'),
+    [
+        (dict(compressor=64), r'compressor=64 must be a compressor such as'),
+        (dict(compressor='random_block'), r"compressor='random_block' must be a compressor"),
+        (dict(axis_name=3), r"axis_name=3 must be a name such as 'workers', a tuple of names, or None"),
+        (dict(axis_name=()), r'axis_name=\(\) must be'),
+        (dict(axis_name=('a', 1)), r"axis_name=\('a', 1\) must be"),
+        (dict(detach=-0.1), r'detach=-0.1 must be a number in \[0, 1\]'),
+        (dict(detach=1.5), r'detach=1.5 must be'),
+        (dict(detach=float('nan')), r'detach=nan must be'),
+        (dict(detach='0.3'), r"detach='0.3' must be"),
+        (dict(detach=True), r'detach=True must be'),
+        (dict(detach=None), r'detach=None must be'),
+        (dict(average_every=-1), r'average_every=-1 must be an integer >= 0'),
+        (dict(average_every=2.0), r'average_every=2.0 must be'),
+        (dict(average_every=True), r'average_every=True must be'),
+        (dict(seed=1.0), r'seed=1.0 must be an integer, the same on all workers'),
+        (dict(seed='0'), r"seed='0' must be"),
+        (dict(seed=False), r'seed=False must be'),
+    ],
+)
+def test_impossible_arguments(bad, message):
+    with pytest.raises(ValueError, match=message):
+        def_jax.error_feedback(**(dict(compressor=BLOCK_4, axis_name='workers') | bad))
+
+
+@pytest.mark.parametrize('axis_name', [3, (), ('a', None)])
+def test_impossible_axis_names(axis_name):
+    state = def_jax.error_feedback(BLOCK_4, None).init(jnp.ones(4))
+    with pytest.raises(ValueError, match=r'axis_name=.* must be a name'):
+        def_jax.all_reduce_mean(axis_name)
+    with pytest.raises(ValueError, match=r'axis_name=.* must be a name'):
+        def_jax.output_params(jnp.ones(4), state, axis_name)
+
+
+@pytest.mark.parametrize('axis_name', ['workers', ('devices', 'workers')])
+def test_unbound_axis_name(axis_name):
+    feedback, x = def_jax.error_feedback(BLOCK_4, axis_name), jnp.ones(4)
+    mean = def_jax.all_reduce_mean(axis_name)
+    for call in (
+        lambda: feedback.update(x, feedback.init(x)),
+        lambda: def_jax.output_params(x, feedback.init(x), axis_name),
+        lambda: mean.update(x, mean.init(x)),
+    ):
+        with pytest.raises(ValueError, match=r'axis_name=.* is not bound here.*jax\.pmap.*axis_name=None'):
+            call()
+
+
+@pytest.mark.parametrize('opt_state', [(), optax.sgd(0.1, momentum=0.9).init(jnp.ones(2)), None])
+def test_state_without_residual(opt_state):
+    with pytest.raises(ValueError, match='detached_params: opt_state holds no residual'):
+        def_jax.detached_params(jnp.ones(2), opt_state)
+    with pytest.raises(ValueError, match='output_params: opt_state holds no residual'):
+        def_jax.output_params(jnp.ones(2), opt_state, None)
