@@ -26,9 +26,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.workers_per_device = 1
     config.fake_devices = True
 
-    # Data and model. data_dir is where TFDS keeps data sets; empty means TFDS's own default.
+    # Data and model. data_dir is where TFDS keeps data sets; empty means TFDS's own default. A number of
+    # images takes only the first so many of a split; 0 takes all.
     config.dataset = 'digits'
     config.data_dir = ''
+    config.train_images = 0
+    config.test_images = 0
     config.model = 'vgg_digits'
 
     # Optimization. batch_size counts the images of all workers together.

@@ -46,6 +46,8 @@ FIELDS: dict[str, Field] = {
     'fake_devices': Field((bool,), lambda value: True, 'True or False'),
     'dataset': _one_of(DATASETS),
     'data_dir': Field((str,), lambda value: True, 'a path, or empty for the default of TFDS'),
+    'train_images': _integer(0),
+    'test_images': _integer(0),
     'model': _one_of(MODELS),
     'batch_size': _integer(1),
     'num_epochs': _integer(1),

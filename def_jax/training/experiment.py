@@ -99,6 +99,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     devices = worker_devices(config.num_workers // config.workers_per_device, fake=config.fake_devices)
     dataset = input_pipeline.get_dataset_spec(config.dataset)
     train, test = input_pipeline.load_dataset(dataset, config.data_dir or None)
+    train = _first(train, config.train_images, 'train_images')
+    test = _first(test, config.test_images, 'test_images')
     steps_per_epoch = input_pipeline.steps_per_epoch(len(train.labels), config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
     schedule = optax.piecewise_constant_schedule(
@@ -133,6 +135,15 @@ def _optimizer(config, method: methods.Method, schedule: optax.Schedule) -> opta
             seed=config.seed,
         ),
     )
+
+
+def _first(split: input_pipeline.Split, count: int, key: str) -> input_pipeline.Split:
+    available = len(split.labels)
+    if count > available:
+        raise ValueError(
+            f'config.{key}={count} must be at most {available}, the size of that split; 0 takes all.'
+        )
+    return input_pipeline.Split(split.images[: count or None], split.labels[: count or None])
 
 
 def _axis_name(config) -> str | tuple[str, str]:
