@@ -1,10 +1,11 @@
 """def_jax: communication-efficient data-parallel training with Detached Error Feedback, for optax."""
 
 from def_jax.alias import def_sgd
+from def_jax.collectives import all_reduce_mean
 from def_jax.compressors import identity, message_size, random_block, random_k, scaled
+from def_jax.ef21 import EF21State, ef21
 from def_jax.error_feedback import (
     ErrorFeedbackState,
-    all_reduce_mean,
     detached_params,
     error_feedback,
     output_params,
@@ -15,11 +16,13 @@ __version__ = '0.1.0'
 
 __all__ = [
     'METHODS',
+    'EF21State',
     'ErrorFeedbackState',
     'Method',
     'all_reduce_mean',
     'def_sgd',
     'detached_params',
+    'ef21',
     'error_feedback',
     'get_method',
     'identity',

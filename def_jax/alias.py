@@ -2,8 +2,9 @@
 
 import optax
 
+from def_jax.collectives import AxisName
 from def_jax.compressors import random_block
-from def_jax.error_feedback import AxisName, error_feedback
+from def_jax.error_feedback import error_feedback
 
 __all__ = ['def_sgd']
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from def_jax.checks import check_ratio, is_number
+
 PyTree = Any
 
 __all__ = [
@@ -91,7 +93,7 @@ def random_block(ratio: float, *, granularity: str = 'tensor') -> Compressor:
     >>> int(jnp.sum(block.place(block.take(x), x) != 0))
     2
     """
-    _check_ratio(ratio)
+    check_ratio(ratio)
     if granularity not in ('tensor', 'model'):
         raise ValueError(
             f"{granularity=} must be 'tensor' (a block of every leaf) or 'model' (one block of all)."
@@ -140,7 +142,7 @@ def random_k(ratio: float) -> Compressor:
     >>> int(chosen.place(chosen.take(jnp.ones(6)), jnp.ones(6)).sum())
     3
     """
-    _check_ratio(ratio)
+    check_ratio(ratio)
 
     def select(key, step, like) -> Selection:
         key = jax.random.fold_in(key, step)
@@ -331,19 +333,3 @@ def split(message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
     return [
         lax.slice_in_dim(message, int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True)
     ]
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def _check_ratio(ratio: Any) -> None:
-    if isinstance(ratio, jax.core.Tracer):
-        raise ValueError(
-            f'{ratio=} is traced, but it fixes the shape of the message and must be a Python number; '
-            "with optax.inject_hyperparams pass static_args=('ratio',)."
-        )
-    if not is_number(ratio) or not 1 <= ratio < math.inf:
-        raise ValueError(
-            f'{ratio=} must be a finite number >= 1, e.g. 64 to send 1/64 of every tensor; 1 sends all.'
-        )

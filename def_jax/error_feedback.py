@@ -9,7 +9,6 @@ worker k's updates that has not reached the parameters yet. Legend:
     g_k      gradient at x - λ·e_k       η g_k  -updates, from whatever optimizer comes before in the chain
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +16,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax import compressors
+from def_jax.checks import check_compressor, check_number, check_seed
+from def_jax.collectives import AxisName, check_axis_name, pmean
+from def_jax.compressors import Compressor, split
 
 PyTree = Any
-AxisName = str | Sequence[str] | None
 
-__all__ = ['ErrorFeedbackState', 'all_reduce_mean', 'detached_params', 'error_feedback', 'output_params']
+__all__ = ['ErrorFeedbackState', 'detached_params', 'error_feedback', 'output_params']
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -35,7 +35,7 @@ class ErrorFeedbackState(NamedTuple):
 
 
 def error_feedback(
-    compressor: compressors.Compressor,
+    compressor: Compressor,
     axis_name: AxisName,
     *,
     seed: int = 0,
@@ -78,13 +78,12 @@ def error_feedback(
     >>> int(jnp.sum(updates != 0))  # a quarter has been applied, the rest waits
     2
     """
-    _check_compressor(compressor)
-    _check_axis_name(axis_name)
-    _check_range('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice")
+    check_compressor(compressor)
+    check_axis_name(axis_name)
+    check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice")
     if not isinstance(average_every, int) or isinstance(average_every, bool) or average_every < 0:
         raise ValueError(f'{average_every=} must be an integer >= 0: a number of steps, 0 for never.')
-    if not isinstance(seed, (int, jax.Array)) or isinstance(seed, bool):
-        raise ValueError(f'{seed=} must be an integer, the same on all workers.')
+    check_seed(seed)
 
     def init_fn(params) -> ErrorFeedbackState:
         return ErrorFeedbackState(
@@ -102,7 +101,7 @@ def error_feedback(
         # XLA may then turn into the new residual in place: no copy of the model.
         message = lax.optimization_barrier(selection.take(pending))
         residual = jax.tree.map(jnp.add, pending, selection.place(-message, pending))  # line 8: p - C(p)
-        mean = _pmean(message, axis_name)  # line 9
+        mean = pmean(message, axis_name)  # line 9
         updates = selection.place(mean, updates)  # line 10
         if average_every:
             residual = _average_every(average_every, state.step + 1, residual, axis_name)
@@ -162,57 +161,20 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     >>> def_jax.output_params(jnp.zeros(2), state._replace(residual=jnp.array([1.0, 2.0])), None).tolist()
     [1.0, 2.0]
     """
-    _check_axis_name(axis_name)
+    check_axis_name(axis_name)
     for state in _states(opt_state, 'output_params'):
-        params = _add(params, _pmean(_arrange_like(params, state.residual), axis_name), scale=1)
+        params = _add(params, pmean(_arrange_like(params, state.residual), axis_name), scale=1)
     return params
-
-
-def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:
-    """Averages the updates over workers, uncompressed: the baseline that `error_feedback` replaces.
-
-    Args:
-        axis_name: the axis over workers, a tuple of axes, or None for a single worker.
-
-    Returns:
-        A stateless `optax.GradientTransformation`.
-
-    Raises:
-        ValueError: if `axis_name` is not a name, or, in `update`, not bound.
-
-    Source: Eq. 2.
-
-    >>> import jax, jax.numpy as jnp, def_jax
-    >>> mean = def_jax.all_reduce_mean('workers')
-    >>> average = jax.vmap(lambda g: mean.update(g, mean.init(g))[0], axis_name='workers')
-    >>> average(jnp.array([1.0, 3.0])).tolist()
-    [2.0, 2.0]
-    """
-    _check_axis_name(axis_name)
-    return optax.stateless(lambda updates, params: _pmean(updates, axis_name))
-
-
-def _pmean(tree: PyTree, axis_name: AxisName) -> PyTree:
-    if axis_name is None:
-        return tree
-    try:
-        return lax.pmean(tree, axis_name if isinstance(axis_name, str) else tuple(axis_name))
-    except NameError as error:
-        raise ValueError(
-            f'{axis_name=} is not bound here. Call the step under jax.pmap(step, axis_name=...), jax.vmap or '
-            'jax.shard_map with that name; for one worker pass axis_name=None.'
-        ) from error
 
 
 def _average_every(period: int, step: jax.Array, residual: PyTree, axis_name: AxisName) -> PyTree:
     """SAEF: replaces the residual by its mean over workers when `step` is a multiple of `period`."""
-    # Written as a correction so that both branches vary over workers, as shard_map's types demand.
-    return lax.cond(
-        step % period == 0,
-        lambda r: jax.tree.map(lambda own, mean: own - (own - mean), r, _pmean(r, axis_name)),
-        lambda r: r,
-        residual,
-    )
+
+    def average(residual):
+        # Adding 0·r lets the mean vary over workers, as the other branch does: shard_map's types demand it.
+        return jax.tree.map(lambda r, mean: mean + 0 * r, residual, pmean(residual, axis_name))
+
+    return lax.cond(step % period == 0, average, lambda residual: residual, residual)
 
 
 def _states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
@@ -232,7 +194,7 @@ def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
     """The residual in the structure of params: unflattened after `optax.flatten`."""
     leaves, treedef = jax.tree.flatten(params)
     if isinstance(residual, jax.Array) and jax.tree.structure(residual) != treedef:
-        parts = compressors.split(residual, [leaf.size for leaf in leaves])
+        parts = split(residual, [leaf.size for leaf in leaves])
         return treedef.unflatten([part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
     return residual
 
@@ -243,25 +205,3 @@ def _add(params: PyTree, residual: PyTree, scale: Any) -> PyTree:
         return x if masked else (x + scale * r).astype(x.dtype)
 
     return jax.tree.map(add, params, residual)
-
-
-def _check_compressor(compressor: Any) -> None:
-    if not callable(compressor):
-        raise ValueError(f'{compressor=} must be a compressor such as def_jax.random_block(ratio=64).')
-
-
-def _check_axis_name(axis_name: Any) -> None:
-    names = (axis_name,) if isinstance(axis_name, str) else axis_name
-    if names is not None and not (
-        isinstance(names, (tuple, list)) and names and all(isinstance(n, str) for n in names)
-    ):
-        raise ValueError(
-            f"{axis_name=} must be a name such as 'workers', a tuple of names, or None for one worker."
-        )
-
-
-def _check_range(name: str, value: Any, low: float, high: float, hint: str) -> None:
-    if isinstance(value, jax.Array):  # traced by optax.inject_hyperparams: nothing to look at yet
-        return
-    if not compressors.is_number(value) or not low <= value <= high:
-        raise ValueError(f'{name}={value!r} must be a number in [{low}, {high}] ({hint}).')

@@ -1,72 +1,129 @@
-"""The compared methods as one family: what each row of the paper's tables sends, where, and reports."""
+"""The compared methods as one family: what each sends, where it takes gradients, which point is its answer.
+
+SAEF with P = 0, PSync (CSER with H = 1, C2 = 0) and DEF with λ = 1 are the same trajectory, and so are DEF
+and DEF-A; what separates them in the paper's tables is the point that is evaluated.
+"""
 
 import dataclasses
-import difflib
+from typing import Literal
 
 import optax
 
-from def_jax.compressors import random_block
-from def_jax.error_feedback import AxisName, all_reduce_mean, error_feedback
+from def_jax import compressors
+from def_jax.checks import look_up
+from def_jax.collectives import AxisName, all_reduce_mean
+from def_jax.ef21 import ef21
+from def_jax.error_feedback import error_feedback
 
 __all__ = ['METHODS', 'Method', 'get_method']
+
+Point = Literal['x', 'y', 'own']
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One method. `METHODS` lists them."""
+    """One method. `METHODS` lists them.
 
-    title: str  # as in the paper's tables
-    compressed: bool  # False: everything is all-reduced every step and there is no residual
-    detach: float | None  # λ where the method fixes it; None: a hyper-parameter
-    output: str  # the point that is the method's answer: 'x' (parameters) or 'y' (output_params)
-    averages: bool = False  # True: the residual may be averaged over workers every P steps
+    Attributes:
+        title: its name in the paper's tables.
+        answer: the point that is its answer: 'x', the parameters; 'y', `output_params`; 'own', every
+            worker's own model x + r_k.
+        kind: what is communicated: 'error_feedback', the compressed updates, after the optimizer; 'dense',
+            the gradients; 'ef21', the compressed change of the gradients. The latter two come before the
+            momentum, which is then the same on all workers.
+        detach: λ where the method fixes it, None where it is a hyper-parameter.
+        averages: whether residuals are averaged over workers every P steps.
+        single_worker: whether it is defined for one worker only, with C(x) = x / ratio.
+    """
 
-    def transformation(
+    title: str
+    answer: Point
+    kind: Literal['error_feedback', 'dense', 'ef21'] = 'error_feedback'
+    detach: float | None = None
+    averages: bool = False
+    single_worker: bool = False
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The points that a run of this method can report: its own answer and those that come with it."""
+        if self.kind != 'error_feedback':
+            return ('x',)
+        return ('x', 'y', 'own') if self.answer == 'own' or self.averages else ('x', 'y')
+
+    def answers(self, average_every: int = 0) -> dict[Point, str]:
+        """Titles of the methods that one run of this one answers for, by point: they share a trajectory."""
+        if self.averages and average_every:
+            return {self.answer: self.title}
+        ours = (self.kind, self.detach, self.single_worker)
+        return {m.answer: m.title for m in METHODS.values() if (m.kind, m.detach, m.single_worker) == ours}
+
+    def compressor(self, ratio: float, granularity: str = 'tensor') -> compressors.Compressor:
+        """The compressor that this method uses at `ratio`; ValueError for a ratio below 1."""
+        if self.kind == 'dense':
+            return compressors.identity()
+        if self.single_worker:
+            return compressors.scaled(1 / ratio)
+        return compressors.random_block(ratio, granularity=granularity)
+
+    def links(
         self,
+        local: optax.GradientTransformation,
+        shared: optax.GradientTransformation,
         axis_name: AxisName,
+        compressor: compressors.Compressor,
         *,
-        ratio: float = 64,
-        granularity: str = 'tensor',
         detach: float = 0.3,
         average_every: int = 0,
         seed: int = 0,
-    ) -> optax.GradientTransformation:
-        """The last link of the chain, after any optimizer.
+    ) -> tuple[list[optax.GradientTransformation], int]:
+        """The links of the optimizer's chain, in order, and the position of the one that communicates.
 
         Args:
+            local: what is done to the gradient first, e.g. weight decay.
+            shared: the optimizer proper, e.g. momentum SGD.
             axis_name: the axis over workers.
-            ratio: compression ratio of `random_block`.
-            granularity: of `random_block`.
+            compressor: what is sent; see `compressor`.
             detach: λ, where the method leaves it free.
-            average_every: period of SAEF's residual average; other methods ignore it.
+            average_every: period P of the residual's average; methods without it ignore it.
             seed: picks the blocks.
 
         Returns:
-            `error_feedback` as this method sets it, or `all_reduce_mean`.
+            The links and the position. The states of links before the position differ between workers,
+            those after it do not.
 
         Raises:
             ValueError: if an argument is out of range.
 
-        >>> from def_jax import METHODS
-        >>> optimizer = optax.chain(optax.sgd(0.1), METHODS['ef'].transformation('workers', ratio=256))
+        >>> from def_jax import METHODS, random_block
+        >>> links, position = METHODS['ef'].links(
+        ...     optax.add_decayed_weights(5e-4), optax.sgd(0.1), 'workers', random_block(256))
+        >>> optimizer, position = optax.chain(*links), position
+        >>> position
+        2
         """
-        if not self.compressed:
-            return all_reduce_mean(axis_name)
-        return error_feedback(
-            random_block(ratio, granularity=granularity),
+        if self.kind == 'dense':
+            return [local, all_reduce_mean(axis_name), shared], 1
+        if self.kind == 'ef21':
+            return [local, ef21(compressor, axis_name, seed=seed), shared], 1
+        link = error_feedback(
+            compressor,
             axis_name,
             seed=seed,
             detach=detach if self.detach is None else self.detach,
             average_every=average_every if self.averages else 0,
         )
+        return [local, shared, link], 2
 
 
 METHODS: dict[str, Method] = {
-    'sgd': Method('SGD', compressed=False, detach=None, output='x'),
-    'ef': Method('EF', compressed=True, detach=0.0, output='x'),
-    'saef': Method('SAEF', compressed=True, detach=1.0, output='x', averages=True),
-    'def': Method('DEF', compressed=True, detach=None, output='y'),
-    'def_a': Method('DEF-A', compressed=True, detach=None, output='x'),
+    'sgd': Method('SGD', 'x', kind='dense'),
+    'ef': Method('EF', 'x', detach=0.0),
+    'saef': Method('SAEF', 'x', detach=1.0, averages=True),
+    'psync': Method('PSync', 'own', detach=1.0),
+    'def': Method('DEF', 'y'),
+    'def_a': Method('DEF-A', 'x'),
+    'ef21': Method('EF21', 'x', kind='ef21'),
+    'sgd_ia': Method('SGD-IA', 'x', detach=1.0, single_worker=True),
 }
 
 
@@ -85,8 +142,4 @@ def get_method(name: str) -> Method:
     >>> get_method('def').title
     'DEF'
     """
-    if name not in METHODS:
-        near = difflib.get_close_matches(str(name), METHODS, n=1)
-        hint = f' Did you mean {near[0]!r}?' if near else ''
-        raise ValueError(f'method={name!r} is unknown; methods are {", ".join(METHODS)}.{hint}')
-    return METHODS[name]
+    return look_up('method', name, METHODS)

@@ -1,17 +1,17 @@
 """Checks a configuration before anything is written: every key known, every value possible."""
 
-import difflib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import ml_collections
 
+from def_jax.checks import nearest
 from def_jax.methods import METHODS
 from def_jax.models import MODELS
 from def_jax.training.input_pipeline import DATASETS
 
-__all__ = ['FIELDS', 'check_config', 'suggestion']
+__all__ = ['FIELDS', 'check_config']
 
 
 class Field(NamedTuple):
@@ -87,33 +87,28 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """
     for key in config:
         if key not in FIELDS:
-            raise ValueError(f'config.{key} is not a known key.{suggestion(key, FIELDS)}')
+            raise ValueError(f'config.{key} is not a known key.{nearest(key, FIELDS)}')
     for key, field in FIELDS.items():
         if key not in config:
             raise ValueError(f'config.{key} is missing; it must be {field.allowed}.')
         value = config[key]
         well_typed = isinstance(value, field.types) and (bool in field.types or not isinstance(value, bool))
         if not well_typed or not field.valid(value):
-            hint = suggestion(value, field.allowed[len('one of ') :].split(', '))
+            hint = nearest(value, field.allowed[len('one of ') :].split(', '))
             raise ValueError(f'config.{key}={value!r} must be {field.allowed}.{hint}')
+    if METHODS[config.method].single_worker and config.num_workers != 1:
+        raise ValueError(
+            f'config.method={config.method!r} is defined for one worker, but config.num_workers='
+            f'{config.num_workers}. Set --config.num_workers=1, or compare with def_a, its form for several.'
+        )
     if config.num_workers % config.workers_per_device:
         raise ValueError(
             f'config.workers_per_device={config.workers_per_device} does not divide config.num_workers='
             f'{config.num_workers}: every device plays the same number of workers.'
         )
     if config.batch_size % config.num_workers:
-        nearest = max(1, round(config.batch_size / config.num_workers)) * config.num_workers
+        multiple = max(1, round(config.batch_size / config.num_workers)) * config.num_workers
         raise ValueError(
             f'config.batch_size={config.batch_size} does not divide by config.num_workers='
-            f'{config.num_workers}; the nearest that does is {nearest}.'
+            f'{config.num_workers}; the nearest that does is {multiple}.'
         )
-
-
-def suggestion(name: Any, names: Iterable[str]) -> str:
-    """' Did you mean ...?' where one of `names` is close to `name`, else an empty string.
-
-    >>> suggestion('metod', ['method', 'ratio'])
-    " Did you mean 'method'?"
-    """
-    near = difflib.get_close_matches(str(name), list(names), n=1)
-    return f' Did you mean {near[0]!r}?' if near else ''

@@ -1,5 +1,6 @@
 """What a run shows: a description at the start, a progress bar, a table at the end."""
 
+import time
 from typing import Any
 
 import jax
@@ -9,7 +10,9 @@ import rich.table
 
 from def_jax.training.experiment import Communication, Experiment
 
-__all__ = ['Progress', 'describe', 'show_result']
+__all__ = ['Progress', 'describe', 'point_name', 'process_console', 'show_result']
+
+_SECONDS_PER_LINE = 30
 
 
 def describe(console: rich.console.Console, experiment: Experiment, communication: Communication) -> None:
@@ -19,11 +22,11 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
     devices = f'{len(experiment.devices)} {kind} device(s)'
     detach = config.detach if method.detach is None else method.detach
-    how = (
-        f'ratio {config.ratio:g}, λ={detach:g}, one block a {config.granularity}'
-        if method.compressed
-        else 'dense'
-    )
+    how = {
+        'dense': 'dense',
+        'ef21': f'ratio {config.ratio:g}, one block a {config.granularity}',
+        'error_feedback': f'ratio {config.ratio:g}, λ={detach:g}, one block a {config.granularity}',
+    }[method.kind]
     lines = {
         'method': f'{method.title} ({how})',
         'workers': f'{config.num_workers} on {devices}, batch {config.batch_size} in all',
@@ -34,14 +37,20 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
         'sent per step': f'{sent.message_size:,} elements, {_bytes(sent.bytes_per_step)} a worker, '
         f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
     }
-    if method.compressed:
+    if method.kind != 'dense':
         lines['visits per block'] = f'{experiment.num_steps / sent.true_ratio:,.1f} (steps / true ratio)'
     for name, text in lines.items():
         console.print(f'[bold]{name + ":":<18}[/] {text}', highlight=False, soft_wrap=True)
 
 
+def point_name(point: str, answers: dict[str, str]) -> str:
+    """What a point is called in tables and pictures: what it is, and which method's answer it is."""
+    names = {'x': 'x', 'y': 'y = x + mean residual', 'own': "x + r_k, each worker's own"}
+    return names[point] + (f' ({answers[point]})' if point in answers else '')
+
+
 class Progress:
-    """A progress bar on a terminal; elsewhere only the lines of `note`, so that logs stay short."""
+    """A progress bar on a terminal; elsewhere a line now and then, so that logs stay short."""
 
     def __init__(self, console: rich.console.Console, experiment: Experiment, start: int):
         self._console = console
@@ -53,7 +62,8 @@ class Progress:
             rich.progress.TimeRemainingColumn(compact=True),
         )
         self._bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
-        self._epochs = experiment.config.num_epochs
+        self._epochs, self._steps = experiment.config.num_epochs, experiment.num_steps
+        self._next_line = time.monotonic()
         self._task = self._bar.add_task('', total=experiment.num_steps, completed=start, epoch='', figures='')
 
     def __enter__(self) -> 'Progress':
@@ -76,10 +86,13 @@ class Progress:
                 ]
             )
             fields = {'epoch': f'{record["epoch"]:.0f}/{self._epochs}', 'figures': figures}
+            if self._bar.disable and time.monotonic() > self._next_line:
+                self.note(f'epoch {fields["epoch"]}  step {step:,}/{self._steps:,}  {figures}')
         self._bar.update(self._task, completed=step, **fields)
 
     def note(self, text: str) -> None:
         """Prints a line that stays, above the bar."""
+        self._next_line = time.monotonic() + _SECONDS_PER_LINE
         self._console.print(text, highlight=False, soft_wrap=True)
 
 
@@ -91,12 +104,11 @@ def show_result(console: rich.console.Console, result: dict[str, Any]) -> None:
     )
     for heading in ('', 'test accuracy', 'test loss'):
         table.add_column(heading, justify='left' if not heading else 'right')
-    names = {'x': 'x, the parameters (DEF-A)', 'y': 'y = x + mean residual (DEF)'}
-    for point in ('x', 'y'):
-        if f'test_accuracy_{point}' in metrics:
-            name = names[point] if 'test_accuracy_y' in metrics else 'x, the parameters'
-            accuracy, loss = metrics[f'test_accuracy_{point}'], metrics[f'test_loss_{point}']
-            table.add_row(name, f'{100 * accuracy:.2f} %', f'{loss:.4f}')
+    for point in result['points']:
+        spread = f' ± {100 * metrics["test_accuracy_own_std"]:.2f}' if point == 'own' else ''
+        accuracy, loss = metrics[f'test_accuracy_{point}'], metrics[f'test_loss_{point}']
+        name = point_name(point, result['answers'])
+        table.add_row(name, f'{100 * accuracy:.2f}{spread} %', f'{loss:.4f}')
     console.print(table)
     sent, dense = communication['megabytes_sent'], communication['megabytes_dense']
     console.print(

@@ -31,10 +31,16 @@ class Experiment:
     test: input_pipeline.Split
     model: nn.Module
     schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
+    links: tuple[optax.GradientTransformation, ...]  # of the optimizer's chain
+    communicating_link: int  # position in `links`; later links have the same state on all workers
+    compressor: compressors.Compressor
     devices: list[jax.Device]
     steps_per_epoch: int
     num_steps: int
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.chain(*self.links)
 
     @property
     def workers_shape(self) -> tuple[int, ...]:
@@ -45,11 +51,6 @@ class Experiment:
     @property
     def axis_name(self) -> str | tuple[str, str]:
         return _axis_name(self.config)
-
-    @property
-    def points(self) -> tuple[str, ...]:
-        """The points that are evaluated: x (DEF-A) and, where there is a residual, y (DEF)."""
-        return ('x', 'y') if self.method.compressed else ('x',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +75,8 @@ class Communication:
 
     @classmethod
     def of(cls, experiment: Experiment, params: Any) -> 'Communication':
-        config = experiment.config
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-        if not experiment.method.compressed:
-            return cls(num_params, num_params)
-        block = compressors.random_block(config.ratio, granularity=config.granularity)
-        return cls(num_params, compressors.message_size(block, params))
+        return cls(num_params, compressors.message_size(experiment.compressor, params))
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
@@ -107,6 +104,16 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         config.learning_rate, {round(share * num_steps): 0.1 for share in config.learning_rate_drops}
     )
     method = methods.get_method(config.method)
+    compressor = method.compressor(config.ratio, config.granularity)
+    links, communicating_link = method.links(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, momentum=config.momentum),
+        _axis_name(config),
+        compressor,
+        detach=config.detach,
+        average_every=config.average_every,
+        seed=config.seed,
+    )
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
         method=method,
@@ -115,25 +122,12 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         test=test,
         model=get_model(config.model, dataset.num_classes),
         schedule=schedule,
-        optimizer=_optimizer(config, method, schedule),
+        links=tuple(links),
+        communicating_link=communicating_link,
+        compressor=compressor,
         devices=devices,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
-    )
-
-
-def _optimizer(config, method: methods.Method, schedule: optax.Schedule) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, momentum=config.momentum),
-        method.transformation(
-            _axis_name(config),
-            ratio=config.ratio,
-            granularity=config.granularity,
-            detach=config.detach,
-            average_every=config.average_every,
-            seed=config.seed,
-        ),
     )
 
 

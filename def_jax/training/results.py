@@ -41,6 +41,8 @@ def write(
     losses = [record['loss'] for record in log.records if 'loss' in record and record['step'] > last_epoch]
     result = {
         'title': _title(experiment),
+        'points': list(experiment.method.points),
+        'answers': experiment.method.answers(experiment.config.average_every),
         'status': 'diverged' if diverged else 'finished',
         'diverged': {'step': diverged.step, 'worker': diverged.worker} if diverged else None,
         'metrics': final
@@ -68,7 +70,7 @@ def write(
 
 def _title(experiment: Experiment) -> str:
     config = experiment.config
-    ratio = f' at ratio {config.ratio:g}' if experiment.method.compressed else ''
+    ratio = f' at ratio {config.ratio:g}' if experiment.method.kind != 'dense' else ''
     return (
         f'{experiment.method.title}{ratio}: {config.model} on {config.dataset}, {config.num_workers} workers'
     )

@@ -1,5 +1,6 @@
 """The compiled steps, one program on every worker: initialise, train, evaluate."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,19 @@ import numpy as np
 import optax
 from jax import lax
 
+from def_jax.ef21 import EF21State
 from def_jax.error_feedback import detached_params, output_params
 from def_jax.training import input_pipeline
 from def_jax.training.experiment import DEVICE_AXIS, VIRTUAL_AXIS, Experiment
 
-__all__ = ['TrainState', 'make_eval_step', 'make_init', 'make_outputs', 'make_train_step']
+__all__ = [
+    'TrainState',
+    'make_eval_step',
+    'make_init',
+    'make_outputs',
+    'make_own_eval_step',
+    'make_train_step',
+]
 
 PyTree = Any
 
@@ -53,10 +62,10 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     and metrics of every worker (loss and accuracy, float32 [K]), both at the detached point. With
     virtual workers [devices, virtual workers] stands in place of [K].
     """
-    compressed, axes = experiment.method.compressed, _axes(experiment)
+    detaches, axes = experiment.method.kind == 'error_feedback', _axes(experiment)
 
     def gradient_point(params, opt_state):
-        return detached_params(params, opt_state) if compressed else params
+        return detached_params(params, opt_state) if detaches else params
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         _, key = jax.random.split(jax.random.key(experiment.config.seed))
@@ -85,20 +94,25 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
 
 
 def make_outputs(experiment: Experiment) -> Callable[[TrainState], dict[str, dict]]:
-    """Returns a function from a state to the variables at each output point, 'x' and 'y'.
+    """Returns a function from a state to the variables at each of the method's points.
 
-    BatchNorm's running statistics do not affect training and their averages are linear, so averaging
-    them over workers here equals averaging them at every step, without the traffic.
+    They are 'x', 'y' and, with the worker axis, 'own': every worker's own model. BatchNorm's running
+    statistics do not affect training and their averages are linear, so averaging them over workers here
+    equals averaging them at every step, without the traffic.
     """
+    points = experiment.method.points
 
     def outputs(state: TrainState) -> dict[str, dict]:
+        params = {'x': state.params}
+        if 'y' in points:
+            params['y'] = output_params(state.params, state.opt_state, experiment.axis_name)
+        if 'own' in points:
+            params['own'] = detached_params(state.params, state.opt_state)  # λ = 1: x + r_k
         batch_stats = lax.pmean(state.batch_stats, experiment.axis_name)
-        points = {'x': state.params}
-        if 'y' in experiment.points:
-            points['y'] = output_params(state.params, state.opt_state, experiment.axis_name)
-        return {name: {'params': params, 'batch_stats': batch_stats} for name, params in points.items()}
+        return {point: {'params': params[point], 'batch_stats': batch_stats} for point in points}
 
-    return _on_workers(outputs, experiment, in_axes=(_axes(experiment),), out_axes=None)
+    out_axes = {point: {'params': 0 if point == 'own' else None, 'batch_stats': None} for point in points}
+    return _on_workers(outputs, experiment, in_axes=(_axes(experiment),), out_axes=out_axes)
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
@@ -107,29 +121,45 @@ def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     The batch has image uint8 [D, b, H, W, C], label int32 [D, b] and mask [D, b], 0 on padding, for D
     devices; the sums are 'loss', 'correct' and 'count', float32 [].
     """
-
-    def eval_step(variables: dict, batch: dict) -> dict:
-        images = input_pipeline.standardise(batch['image'], experiment.dataset)
-        logits = experiment.model.apply(variables, images, train=False)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
-        mask = batch['mask'].astype(jnp.float32)
-        correct = logits.argmax(-1) == batch['label']
-        sums = {'loss': (losses * mask).sum(), 'correct': (correct * mask).sum(), 'count': mask.sum()}
-        return lax.psum(sums, DEVICE_AXIS)
-
     return jax.pmap(
-        eval_step, axis_name=DEVICE_AXIS, in_axes=(None, 0), out_axes=None, devices=experiment.devices
+        lambda variables, batch: lax.psum(_test_sums(experiment, variables, batch), DEVICE_AXIS),
+        axis_name=DEVICE_AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=experiment.devices,
     )
+
+
+def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
+    """Like `make_eval_step` for variables with the worker axis: each worker's model sees the whole batch.
+
+    The batch has image uint8 [b, H, W, C], and so on; the sums are float32 [K].
+    """
+    axes = {'params': 0, 'batch_stats': None}
+    step = functools.partial(_test_sums, experiment)
+    return _on_workers(step, experiment, in_axes=(axes, None), out_axes=0)
+
+
+def _test_sums(experiment: Experiment, variables: dict, batch: dict) -> dict:
+    images = input_pipeline.standardise(batch['image'], experiment.dataset)
+    logits = experiment.model.apply(variables, images, train=False)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+    mask = batch['mask'].astype(jnp.float32)
+    correct = logits.argmax(-1) == batch['label']
+    return {'loss': (losses * mask).sum(), 'correct': (correct * mask).sum(), 'count': mask.sum()}
 
 
 def _axes(experiment: Experiment) -> TrainState:
     """Which parts of a TrainState have the worker axis: in_axes and out_axes of every step."""
     params = jax.eval_shape(lambda: _init_variables(experiment)['params'])
-    opt_state = jax.eval_shape(experiment.optimizer.init, params)
-    opt_axes = optax.tree_map_params(
-        experiment.optimizer, lambda _: 0, opt_state, transform_non_params=lambda _: None
-    )
-    return TrainState(step=None, params=None, batch_stats=0, opt_state=opt_axes)
+    opt_axes = []
+    for position, link in enumerate(experiment.links):
+        # Later links see what all workers agree on, so their states agree too.
+        own = 0 if position <= experiment.communicating_link else None
+        state = jax.eval_shape(link.init, params)
+        axes = optax.tree_map_params(link, lambda _, own=own: own, state, transform_non_params=lambda _: None)
+        opt_axes.append(axes._replace(mean=None) if isinstance(state, EF21State) else axes)
+    return TrainState(step=None, params=None, batch_stats=0, opt_state=tuple(opt_axes))
 
 
 def _on_workers(

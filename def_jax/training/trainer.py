@@ -74,7 +74,7 @@ def train_and_evaluate(
         finally:
             log.close()
         result = results.write(run, experiment, communication, log)
-        plots.plot_curves(run / 'curves.png', log.records, result['title'])
+        plots.plot_curves(run / 'curves.png', log.records, result['title'], result['answers'])
     finally:
         checkpoints.close()
     console_lib.show_result(console, result)
@@ -169,24 +169,38 @@ class _Window:
 def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], dict[str, Any]]:
     """Returns a function from a state and its step to the record of its test accuracy and loss.
 
-    The record has `test_accuracy_x`, `test_loss_x` and, for compressed methods, the same of y. Every
-    test image counts exactly once.
+    The record has `test_accuracy_x` and `test_loss_x`, and the same for each point of the method. For
+    'own', every worker's own model, they are means over workers, and `test_accuracy_own_std` is the
+    spread. Every test image counts exactly once.
     """
-    outputs, eval_step = steps.make_outputs(experiment), steps.make_eval_step(experiment)
-    num_devices = len(experiment.devices)
+    outputs, num_devices = steps.make_outputs(experiment), len(experiment.devices)
+    eval_steps = {'own': steps.make_own_eval_step(experiment)}
+    eval_step = steps.make_eval_step(experiment)
+
+    def sums(point: str, variables: dict) -> dict[str, np.ndarray]:
+        """Loss, correct answers and images over the test set: [] for a shared model, [K] for own ones."""
+        ways = 1 if point == 'own' else num_devices
+        batches = input_pipeline.test_batches(
+            experiment.test, batch_size=_EVAL_IMAGES_PER_DEVICE * ways, num_workers=ways
+        )
+        totals = []
+        for batch in batches:
+            if point == 'own':
+                batch = {name: x[0] for name, x in batch.items()}
+            totals.append(jax.device_get(eval_steps.get(point, eval_step)(variables, batch)))
+        return {name: np.sum([total[name] for total in totals], axis=0).reshape(-1) for name in totals[0]}
 
     def evaluate(state: steps.TrainState, step: int) -> dict[str, Any]:
         record: dict[str, Any] = {'step': step}
         for point, variables in outputs(state).items():
-            batches = input_pipeline.test_batches(
-                experiment.test, batch_size=_EVAL_IMAGES_PER_DEVICE * num_devices, num_workers=num_devices
-            )
-            sums = [jax.device_get(eval_step(variables, batch)) for batch in batches]
-            total = {name: float(sum(s[name] for s in sums)) for name in sums[0]}
-            record[f'test_accuracy_{point}'] = total['correct'] / total['count']
-            record[f'test_loss_{point}'] = total['loss'] / total['count']
-            if not np.isfinite(total['loss']):
-                raise DivergedError(step, None, total['loss'])
+            total = sums(point, variables)
+            if not np.isfinite(total['loss']).all():
+                raise DivergedError(step, None, float(total['loss'].sum()))
+            accuracy = total['correct'] / total['count']
+            record[f'test_accuracy_{point}'] = float(accuracy.mean())
+            record[f'test_loss_{point}'] = float((total['loss'] / total['count']).mean())
+            if point == 'own':
+                record['test_accuracy_own_std'] = float(accuracy.std())
         return record
 
     return evaluate
@@ -195,7 +209,7 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
 def _line(record: dict[str, Any], position: dict[str, Any]) -> str:
     accuracy = '  '.join(
         f'{point} {100 * record[f"test_accuracy_{point}"]:.2f} %'
-        for point in ('x', 'y')
+        for point in ('x', 'y', 'own')
         if f'test_accuracy_{point}' in record
     )
     return (

@@ -1,0 +1,59 @@
+"""Averages over workers, whatever maps them: pmap, vmap, shard_map, a tuple of axes, or nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import optax
+from jax import lax
+
+PyTree = Any
+AxisName = str | Sequence[str] | None
+
+__all__ = ['AxisName', 'all_reduce_mean', 'check_axis_name', 'pmean']
+
+
+def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:
+    """Averages the updates over workers, uncompressed: the baseline that `error_feedback` replaces.
+
+    Args:
+        axis_name: the axis over workers, a tuple of axes, or None for a single worker.
+
+    Returns:
+        A stateless `optax.GradientTransformation`.
+
+    Raises:
+        ValueError: if `axis_name` is not a name, or, in `update`, not bound.
+
+    Source: Eq. 2.
+
+    >>> import jax, jax.numpy as jnp, def_jax
+    >>> mean = def_jax.all_reduce_mean('workers')
+    >>> average = jax.vmap(lambda g: mean.update(g, mean.init(g))[0], axis_name='workers')
+    >>> average(jnp.array([1.0, 3.0])).tolist()
+    [2.0, 2.0]
+    """
+    check_axis_name(axis_name)
+    return optax.stateless(lambda updates, params: pmean(updates, axis_name))
+
+
+def pmean(tree: PyTree, axis_name: AxisName) -> PyTree:
+    """The mean over workers; the tree itself for `axis_name=None`, a single worker."""
+    if axis_name is None:
+        return tree
+    try:
+        return lax.pmean(tree, axis_name if isinstance(axis_name, str) else tuple(axis_name))
+    except NameError as error:
+        raise ValueError(
+            f'{axis_name=} is not bound here. Call the step under jax.pmap(step, axis_name=...), jax.vmap or '
+            'jax.shard_map with that name; for one worker pass axis_name=None.'
+        ) from error
+
+
+def check_axis_name(axis_name: Any) -> None:
+    """Raises ValueError unless `axis_name` is a name, a tuple of names or None."""
+    names = (axis_name,) if isinstance(axis_name, str) else axis_name
+    well_formed = isinstance(names, (tuple, list)) and names and all(isinstance(n, str) for n in names)
+    if names is not None and not well_formed:
+        raise ValueError(
+            f"{axis_name=} must be a name such as 'workers', a tuple of names, or None for one worker."
+        )
