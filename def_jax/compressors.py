@@ -113,7 +113,9 @@ def random_block(ratio: float, *, granularity: str = 'tensor') -> Compressor:
             leaves, treedef = jax.tree.flatten(like)
             parts = split(message, sizes)
             placed = zip(blocks, parts, starts, leaves, strict=True)
-            return treedef.unflatten([b.place(m.astype(x.dtype), s, x.shape) for b, m, s, x in placed])
+            return jax.tree.unflatten(
+                treedef, [b.place(m.astype(x.dtype), s, x.shape) for b, m, s, x in placed]
+            )
 
         return Selection(take, place)
 
@@ -162,11 +164,12 @@ def random_k(ratio: float) -> Compressor:
         def place(message, like):
             leaves, treedef = jax.tree.flatten(like)
             placed = zip(split(message, counts), indices, leaves, strict=True)
-            return treedef.unflatten(
+            return jax.tree.unflatten(
+                treedef,
                 [
                     jnp.zeros(x.size, x.dtype).at[i].set(m.astype(x.dtype)).reshape(x.shape)
                     for m, i, x in placed
-                ]
+                ],
             )
 
         return Selection(take, place)
@@ -209,8 +212,8 @@ def scaled(delta: float) -> Compressor:
         def place(message, like):
             leaves, treedef = jax.tree.flatten(like)
             parts = split(message, [x.size for x in leaves])
-            return treedef.unflatten(
-                [m.astype(x.dtype).reshape(x.shape) for m, x in zip(parts, leaves, strict=True)]
+            return jax.tree.unflatten(
+                treedef, [m.astype(x.dtype).reshape(x.shape) for m, x in zip(parts, leaves, strict=True)]
             )
 
         return Selection(take, place)
@@ -311,8 +314,8 @@ def _on_flattened(compressor: Compressor) -> Compressor:
             leaves, treedef = jax.tree.flatten(like)
             flat = chosen.place(message, jax.ShapeDtypeStruct((size,), jnp.float32))
             parts = split(flat, [x.size for x in leaves])
-            return treedef.unflatten(
-                [v.reshape(x.shape).astype(x.dtype) for v, x in zip(parts, leaves, strict=True)]
+            return jax.tree.unflatten(
+                treedef, [v.reshape(x.shape).astype(x.dtype) for v, x in zip(parts, leaves, strict=True)]
             )
 
         return Selection(take, place)

@@ -193,9 +193,11 @@ def _states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
 def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
     """The residual in the structure of params: unflattened after `optax.flatten`."""
     leaves, treedef = jax.tree.flatten(params)
-    if isinstance(residual, jax.Array) and jax.tree.structure(residual) != treedef:
+    if isinstance(residual, jax.Array) and not isinstance(params, jax.Array):
         parts = split(residual, [leaf.size for leaf in leaves])
-        return treedef.unflatten([part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+        return jax.tree.unflatten(
+            treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        )
     return residual
 
 

@@ -75,7 +75,7 @@ class Progress:
 
     def update(self, step: int, record: dict[str, Any] | None = None) -> None:
         """Moves the bar to `step`; a training record refreshes the figures beside it."""
-        fields = {}
+        fields: dict[str, Any] = {}
         if record:
             figures = '  '.join(
                 [

@@ -37,7 +37,7 @@ class TrainState:
     BatchNorm's statistics, the momentum, the residual.
     """
 
-    step: jax.Array  # int32 []
+    step: PyTree  # int32 []
     params: PyTree  # x
     batch_stats: PyTree  # [K, ...]
     opt_state: PyTree  # [K, ...] where it is like the parameters
@@ -142,7 +142,7 @@ def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
 
 def _test_sums(experiment: Experiment, variables: dict, batch: dict) -> dict:
     images = input_pipeline.standardise(batch['image'], experiment.dataset)
-    logits = experiment.model.apply(variables, images, train=False)
+    logits: Any = experiment.model.apply(variables, images, train=False)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
     mask = batch['mask'].astype(jnp.float32)
     correct = logits.argmax(-1) == batch['label']
@@ -178,7 +178,7 @@ def _on_workers(
     )
 
 
-def _init_variables(experiment: Experiment) -> dict:
+def _init_variables(experiment: Experiment) -> PyTree:
     key, _ = jax.random.split(jax.random.key(experiment.config.seed))
     images = jnp.zeros((1, *experiment.dataset.image_shape))
     return experiment.model.init(key, images, train=False)
