@@ -1,10 +1,11 @@
 """Linear compressors: which coordinates of a pytree travel in one step.
 
 A compressor C of the paper is, here, a function `select(key, step, like)` that returns a `Selection`:
-`take` packs the coordinates that C keeps into one message, `place` puts a message back and leaves zeros
-elsewhere, so that C(x) = place(take(x)). The choice depends on the shared key, the step and the shapes,
-never on the values nor on the worker: hence C(a) + C(b) = C(a + b) (Assumption 3.3), the messages of all
-workers line up, and one all-reduce of the message averages C over the workers without sending an index.
+`take` packs the coordinates that C keeps into one message, `add` adds a message to a tree at the same
+places, so that C(x) is what `add` makes of zeros and take(x). The choice depends on the shared key, the
+step and the shapes, never on the values nor on the worker: hence C(a) + C(b) = C(a + b) (Assumption 3.3),
+the messages of all workers line up, and one all-reduce of the message averages C over the workers without
+sending an index.
 """
 
 import math
@@ -32,10 +33,14 @@ __all__ = [
 
 
 class Selection(NamedTuple):
-    """The coordinates that one step sends. `place(take(x), x)` is C(x)."""
+    """The coordinates that one step sends: C(x) = place(take(x), x)."""
 
     take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [B]
-    place: Callable[[jax.Array, PyTree], PyTree]  # message, like -> C(x) in like's shapes and dtypes
+    add: Callable[[PyTree, jax.Array], PyTree]  # tree, message -> tree + the message at its place
+
+    def place(self, message: jax.Array, like: PyTree) -> PyTree:
+        """The message at its place in zeros of `like`'s shapes and dtypes."""
+        return self.add(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), message)
 
 
 Compressor = Callable[[jax.Array, jax.Array, PyTree], Selection]  # shared key, step, like
@@ -109,24 +114,23 @@ def random_block(ratio: float, *, granularity: str = 'tensor') -> Compressor:
             leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
             return _concatenate([b.take(x, s) for b, x, s in zip(blocks, leaves, starts, strict=True)])
 
-        def place(message, like):
-            leaves, treedef = jax.tree.flatten(like)
-            parts = split(message, sizes)
-            placed = zip(blocks, parts, starts, leaves, strict=True)
-            return jax.tree.unflatten(
-                treedef, [b.place(m.astype(x.dtype), s, x.shape) for b, m, s, x in placed]
-            )
+        def add(tree, message):
+            leaves, treedef = jax.tree.flatten(tree)
+            placed = zip(blocks, leaves, split(message, sizes), starts, strict=True)
+            return jax.tree.unflatten(treedef, [b.add(x, m.astype(x.dtype), s) for b, x, m, s in placed])
 
-        return Selection(take, place)
+        return Selection(take, add)
 
     return select_blocks if granularity == 'tensor' else _on_flattened(select_blocks)
 
 
 def random_k(ratio: float) -> Compressor:
-    """max(1, n // ratio) elements of every tensor, drawn without replacement by the shared key.
+    """k = max(1, n // ratio) scattered elements of every tensor: one from each of k equal stretches.
 
-    Linear like `random_block`, but the elements lie anywhere: a gather and a scatter instead of a slice,
-    and a random permutation of n elements a step. A baseline, not a recommendation.
+    Linear like `random_block`, and each coordinate is sent with probability exactly k / n, but the
+    elements lie apart: a gather and a scatter of k elements instead of a slice. Drawing one element from
+    each stretch of the tensor, rotated by a shared random offset, costs O(k); drawing from all subsets of
+    k elements would cost a sort of the tensor.
 
     Args:
         ratio: compression ratio, a number >= 1.
@@ -151,28 +155,23 @@ def random_k(ratio: float) -> Compressor:
         sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(like)]
         counts = [_num_kept(n, ratio) for n in sizes]
         indices = [
-            jax.random.choice(jax.random.fold_in(key, i), n, (k,), replace=False)
-            if n
-            else jnp.zeros(0, jnp.int32)
-            for i, (n, k) in enumerate(zip(sizes, counts, strict=True))
+            _draw_spread(jax.random.fold_in(key, leaf), n, k)
+            for leaf, (n, k) in enumerate(zip(sizes, counts, strict=True))
         ]
 
         def take(tree):
             leaves = [leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
             return _concatenate([x[i] for x, i in zip(leaves, indices, strict=True)])
 
-        def place(message, like):
-            leaves, treedef = jax.tree.flatten(like)
-            placed = zip(split(message, counts), indices, leaves, strict=True)
+        def add(tree, message):
+            leaves, treedef = jax.tree.flatten(tree)
+            placed = zip(leaves, split(message, counts), indices, strict=True)
             return jax.tree.unflatten(
                 treedef,
-                [
-                    jnp.zeros(x.size, x.dtype).at[i].set(m.astype(x.dtype)).reshape(x.shape)
-                    for m, i, x in placed
-                ],
+                [x.reshape(-1).at[i].add(m.astype(x.dtype)).reshape(x.shape) for x, m, i in placed],
             )
 
-        return Selection(take, place)
+        return Selection(take, add)
 
     return select
 
@@ -209,14 +208,13 @@ def scaled(delta: float) -> Compressor:
                 [delta * leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
             )
 
-        def place(message, like):
-            leaves, treedef = jax.tree.flatten(like)
+        def add(tree, message):
+            leaves, treedef = jax.tree.flatten(tree)
             parts = split(message, [x.size for x in leaves])
-            return jax.tree.unflatten(
-                treedef, [m.astype(x.dtype).reshape(x.shape) for m, x in zip(parts, leaves, strict=True)]
-            )
+            placed = [x + m.astype(x.dtype).reshape(x.shape) for x, m in zip(leaves, parts, strict=True)]
+            return jax.tree.unflatten(treedef, placed)
 
-        return Selection(take, place)
+        return Selection(take, add)
 
     return select
 
@@ -268,15 +266,23 @@ class _Block(NamedTuple):
             x = jnp.concatenate([x, x[: self.wrap]])
         return lax.dynamic_slice(x, start, self.shape).reshape(-1)
 
-    def place(self, values: jax.Array, start: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+    def add(self, x: jax.Array, values: jax.Array, start: Sequence[jax.Array]) -> jax.Array:
+        """x with `values` added at the block. XLA turns each `x + dynamic_update_slice(zeros, ...)` into an
+        update of that slice in place, provided that no reshape stands between them."""
         if not self.wrap:
-            # In the tensor's own shape, without a reshape in between: XLA then turns `x + place(m)` into
-            # an in-place update of the box instead of a pass over all of x.
-            return lax.dynamic_update_slice(jnp.zeros(shape, values.dtype), values.reshape(self.shape), start)
-        (n,) = self.view
-        line = lax.dynamic_update_slice(jnp.zeros(n + self.wrap, values.dtype), values, start)
-        circle = line[:n] + jnp.pad(line[n:], (0, n - self.wrap))
-        return circle.reshape(shape)
+            zeros = jnp.zeros(x.shape, x.dtype)
+            return x + lax.dynamic_update_slice(zeros, values.reshape(self.shape), start)
+        # Two slices: what lies before the tensor's end, and what wraps around to its beginning.
+        (n,), (b,) = self.view, self.shape
+        over = jnp.maximum(start[0] - (n - b), 0)  # elements past the end
+        zeros = jnp.zeros(n, x.dtype)
+        gap = jnp.zeros(b, x.dtype)
+        before = lax.dynamic_slice(jnp.concatenate([gap, values]), (b - over,), (b,))
+        after = lax.dynamic_slice(jnp.concatenate([values, gap]), (b - over,), (b,))
+        after = jnp.where(jnp.arange(b) < over, after, 0)
+        line = x.reshape(n) + lax.dynamic_update_slice(zeros, before, (start[0] - over,))
+        line = line + lax.dynamic_update_slice(zeros, after, (0,))
+        return line.reshape(x.shape)
 
 
 def _draw_starts(key: jax.Array, blocks: Sequence[_Block]) -> list[list[jax.Array]]:
@@ -310,17 +316,31 @@ def _on_flattened(compressor: Compressor) -> Compressor:
                 _concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)])
             )
 
-        def place(message, like):
-            leaves, treedef = jax.tree.flatten(like)
-            flat = chosen.place(message, jax.ShapeDtypeStruct((size,), jnp.float32))
-            parts = split(flat, [x.size for x in leaves])
-            return jax.tree.unflatten(
-                treedef, [v.reshape(x.shape).astype(x.dtype) for v, x in zip(parts, leaves, strict=True)]
+        def add(tree, message):
+            leaves, treedef = jax.tree.flatten(tree)
+            flat = chosen.add(
+                _concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in leaves]), message
             )
+            parts = split(flat, [x.size for x in leaves])
+            placed = [v.reshape(x.shape).astype(x.dtype) for v, x in zip(parts, leaves, strict=True)]
+            return jax.tree.unflatten(treedef, placed)
 
-        return Selection(take, place)
+        return Selection(take, add)
 
     return select
+
+
+def _draw_spread(key: jax.Array, size: int, count: int) -> jax.Array:
+    """`count` distinct indices below `size`: one from each of `count` stretches, rotated together."""
+    if not count:
+        return jnp.zeros(0, jnp.uint32)
+    length, longer = divmod(size, count)  # the first `longer` stretches have one element more
+    stretch = jnp.arange(count, dtype=jnp.uint32)
+    begin = stretch * length + jnp.minimum(stretch, longer)
+    within_key, offset_key = jax.random.split(key)
+    within = jax.random.randint(within_key, (count,), 0, length + (stretch < longer), jnp.uint32)
+    offset = jax.random.randint(offset_key, (), 0, size, jnp.uint32)
+    return (begin + within + offset) % size
 
 
 def _num_kept(size: int, ratio: float) -> int:

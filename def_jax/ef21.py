@@ -77,9 +77,8 @@ def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax
             change = jax.tree.map(jnp.subtract, grads, state.local)
             selection = compressor(state.key, state.step, change)
             message = selection.take(change)
-            local = jax.tree.map(jnp.add, state.local, selection.place(message, change))
-            sent = selection.place(pmean(message, axis_name), change)
-            return local, jax.tree.map(jnp.add, state.mean, sent)
+            local = selection.add(state.local, message)
+            return local, selection.add(state.mean, pmean(message, axis_name))
 
         local, mean = lax.cond(state.step == 0, first, later)
         updates = jax.tree.map(lambda g, u: g.astype(u.dtype), mean, updates)

@@ -100,7 +100,7 @@ def error_feedback(
         # The barrier makes every reader below take the blocks from the message, not from `pending`, which
         # XLA may then turn into the new residual in place: no copy of the model.
         message = lax.optimization_barrier(selection.take(pending))
-        residual = jax.tree.map(jnp.add, pending, selection.place(-message, pending))  # line 8: p - C(p)
+        residual = selection.add(pending, -message)  # line 8: p - C(p)
         mean = pmean(message, axis_name)  # line 9
         updates = selection.place(mean, updates)  # line 10
         if average_every:

@@ -1,17 +1,35 @@
 """The networks of the experiments, by name."""
 
-import difflib
 from collections.abc import Callable, Mapping
 
 from flax import linen as nn
 
+from def_jax.checks import look_up
+from def_jax.models.resnet import BasicBlock, Bottleneck, ResNet, resnet50, resnet110
 from def_jax.models.vgg import VGG, vgg16, vgg_digits
+from def_jax.models.wide_resnet import WideResNet, wrn_28_10
 
-__all__ = ['MODELS', 'VGG', 'get_model', 'vgg16', 'vgg_digits']
+__all__ = [
+    'MODELS',
+    'VGG',
+    'BasicBlock',
+    'Bottleneck',
+    'ResNet',
+    'WideResNet',
+    'get_model',
+    'resnet50',
+    'resnet110',
+    'vgg16',
+    'vgg_digits',
+    'wrn_28_10',
+]
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     'vgg16': vgg16,
     'vgg_digits': vgg_digits,
+    'resnet110': resnet110,
+    'wrn_28_10': wrn_28_10,
+    'resnet50': resnet50,
 }
 
 
@@ -39,10 +57,7 @@ def get_model(name: str, num_classes: int) -> nn.Module:
     >>> sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
     18482
     """
-    if name not in MODELS:
-        nearest = difflib.get_close_matches(str(name), MODELS, n=1)
-        hint = f' Did you mean {nearest[0]!r}?' if nearest else ''
-        raise ValueError(f'{name=} is not a model; it must be one of {", ".join(MODELS)}.{hint}')
+    make = look_up('model', name, MODELS)
     if num_classes < 1:
         raise ValueError(f'{num_classes=} must be at least 1: the number of labels in the data set.')
-    return MODELS[name](num_classes=num_classes)
+    return make(num_classes=num_classes)

@@ -12,6 +12,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from def_jax.models import layers
+
+__all__ = ['VGG', 'vgg16', 'vgg_digits']
+
 
 class VGG(nn.Module):
     """Stages of 3×3 convolutions with max pooling in between, a global mean and a dense layer.
@@ -46,41 +50,15 @@ class VGG(nn.Module):
         Raises:
             ValueError: if the images have the wrong rank, type or size.
         """
-        _check_images(images, multiple=2 ** (len(self.stages) - 1))
-        convolution = functools.partial(
-            nn.Conv,
-            kernel_size=(3, 3),
-            use_bias=False,
-            kernel_init=nn.initializers.he_normal(),
-            dtype=self.dtype,
-        )
-        normalise = functools.partial(
-            nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype
-        )
+        layers.check_images(images, halvings=len(self.stages) - 1)
         x = images
         for index, widths in enumerate(self.stages):
             if index > 0:
                 x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
             for width in widths:
-                x = nn.relu(normalise()(convolution(width)(x)))
-        x = jnp.mean(x, axis=(1, 2))
-        logits = nn.Dense(self.num_classes, dtype=self.dtype)(x)
-        return logits.astype(jnp.float32)
-
-
-def _check_images(images: jax.Array, multiple: int) -> None:
-    """Raises ValueError for images that would fail deep inside the network, or not at all."""
-    if images.ndim != 4:
-        raise ValueError(f'{images.shape=} must have four axes, [B, H, W, C].')
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f'{images.dtype=} must be a float type: standardise the images first.')
-    height, width = images.shape[1:3]
-    if height % multiple or width % multiple or height * width == 0:
-        raise ValueError(
-            f'{images.shape=} must have a height and a width that are multiples of {multiple}, since the '
-            f'network halves them {multiple.bit_length() - 1} times. Resize or pad the images, or choose a '
-            'model for their size.'
-        )
+                x = layers.convolution(width, dtype=self.dtype)(x)
+                x = nn.relu(layers.batch_norm(train=train, dtype=self.dtype)(x))
+        return layers.logits(x, self.num_classes, dtype=self.dtype)
 
 
 # 14.7 M parameters in 41 leaves; 32×32 images reach the global mean as 1×1.

@@ -6,7 +6,6 @@ the step alone: an interrupted run resumes at any step with no iterator to save.
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from def_jax.checks import look_up
 
 __all__ = [
     'DATASETS',
@@ -79,6 +80,16 @@ DATASETS: Mapping[str, DatasetSpec] = {
             crop_padding=4,
             flip=True,
         ),
+        DatasetSpec(
+            name='cifar100',
+            tfds_name='cifar100',
+            image_shape=(32, 32, 3),
+            num_classes=100,
+            mean=(0.5071, 0.4865, 0.4409),
+            std=(0.2673, 0.2564, 0.2762),
+            crop_padding=4,
+            flip=True,
+        ),
     )
 }
 
@@ -111,11 +122,7 @@ def get_dataset_spec(name: str) -> DatasetSpec:
     >>> get_dataset_spec('cifar10').image_shape
     (32, 32, 3)
     """
-    if name not in DATASETS:
-        nearest = difflib.get_close_matches(str(name), DATASETS, n=1)
-        hint = f' Did you mean {nearest[0]!r}?' if nearest else ''
-        raise ValueError(f'{name=} is not a data set; it must be one of {", ".join(DATASETS)}.{hint}')
-    return DATASETS[name]
+    return look_up('dataset', name, DATASETS)
 
 
 def load_dataset(
