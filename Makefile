@@ -8,7 +8,7 @@ ARGS   ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test lint docs-test clean
+.PHONY: help train test lint docs-test bench clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ lint: $(READY)  ## Check style and types.
 docs-test: $(READY)  ## Run the examples in docstrings and in README.
 	$(BIN)/python -m pytest --doctest-modules def_jax
 	$(BIN)/python -m pytest --doctest-glob='*.md' README.md
+
+bench: $(READY)  ## Measure the optimizer stage against plain momentum SGD.
+	$(BIN)/python -m benchmarks.optimizer_stage --output=results/benchmarks/optimizer_stage.md
 
 clean:  ## Remove the virtual environment and caches; runs stay.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
