@@ -8,9 +8,15 @@ Variants: --config.method=sgd (uncompressed), --config.method=ef (diverges), --c
 
 import ml_collections
 
+from configs import arguments
 
-def get_config() -> ml_collections.ConfigDict:
-    """The complete configuration; every key that train.py reads is here."""
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The complete configuration; every key that train.py reads is here.
+
+    Args:
+        arg: settings, e.g. 'method=ef,ratio=256': --config=configs/digits.py:method=ef,ratio=256.
+    """
     config = ml_collections.ConfigDict()
 
     # Method. `ratio` and `granularity` set the block, `detach` is λ where the method leaves it free.
@@ -46,6 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Output. A checkpoint is written at every evaluation.
     config.eval_every_epochs = 20
     config.log_every_steps = 20
+    config.diagnostics_every = 0  # steps between two measurements of def_jax.diagnostics; 0 is never
     config.keep_checkpoints = 2
 
-    return config.lock()
+    return arguments.override(config, arg)

@@ -134,7 +134,7 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
     >>> def_jax.detached_params(jnp.zeros(2), state._replace(residual=jnp.array([1.0, 2.0]))).tolist()
     [0.5, 1.0]
     """
-    for state in _states(opt_state, 'detached_params'):
+    for state in feedback_states(opt_state, 'detached_params'):
         residual = lax.stop_gradient(_arrange_like(params, state.residual))
         params = _add(params, residual, scale=state.detach)
     return params
@@ -162,7 +162,7 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     [1.0, 2.0]
     """
     check_axis_name(axis_name)
-    for state in _states(opt_state, 'output_params'):
+    for state in feedback_states(opt_state, 'output_params'):
         params = _add(params, pmean(_arrange_like(params, state.residual), axis_name), scale=1)
     return params
 
@@ -177,7 +177,9 @@ def _average_every(period: int, step: jax.Array, residual: PyTree, axis_name: Ax
     return lax.cond(step % period == 0, average, lambda residual: residual, residual)
 
 
-def _states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
+def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
+    """The states of `error_feedback` anywhere in `opt_state`; a ValueError in the caller's name for none."""
+
     def is_state(node):
         return isinstance(node, ErrorFeedbackState)
 

@@ -102,11 +102,21 @@ def iterate_average(y: np.ndarray, delta: float) -> np.ndarray:
     return np.stack(x)
 
 
-def mlp_gradient(theta: np.ndarray, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Gradient of ½·mean ‖s·(tanh(X W1 + b1) W2 + b2) - Y‖² at theta = (W1, W2, b1, b2, s), flattened.
+# --- The problem of the trajectories: a two-layer perceptron, other data on every worker -------------------
 
-    inputs [n, 4], targets [n, 3], 6 hidden units: theta has 24 + 18 + 6 + 3 + 1 = 52 entries.
-    """
+MLP_SHAPES = [(4, 6), (6, 3), (6,), (3,), ()]  # W1, W2, b1, b2 and a scale s, flattened in this order: d = 52
+
+
+def mlp_data(num_workers: int, num_steps: int, batch: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs [K, T, n, 4] and targets [K, T, n, 3], float32, of another distribution on every worker."""
+    rng = np.random.default_rng(num_workers)
+    shapes = [(num_workers, num_steps, batch, features) for features in (4, 3)]
+    inputs, targets = (rng.normal(size=x) + rng.normal(size=(num_workers, 1, 1, x[-1])) for x in shapes)
+    return inputs.astype(np.float32), targets.astype(np.float32)
+
+
+def mlp_gradient(theta: np.ndarray, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Gradient [52] of ½·mean ‖s·(tanh(X W1 + b1) W2 + b2) - Y‖² at theta [52]."""
     w1, w2, b1, b2, s = np.split(theta, [24, 42, 48, 51])
     w1, w2 = w1.reshape(4, 6), w2.reshape(6, 3)
     hidden = np.tanh(inputs @ w1 + b1)

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from typing import NamedTuple
 
 import chex
@@ -15,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import def_jax
 
-NUM_STEPS, BATCH = 50, 5
+NUM_STEPS = 50
 LEARNING_RATES = np.where(np.arange(NUM_STEPS) < 30, 0.02, 0.002)  # one drop
 # A step rounds values of size 1 to 10 to a relative 2^-24 = 6e-8, and at these learning rates it does not
 # amplify the roundings of earlier steps: the largest difference over all cases is 2e-6. A wrong sign, point
@@ -30,21 +31,13 @@ class Hyper(NamedTuple):
 
 
 HYPERS = [Hyper(*values) for values in itertools.product([0.0, 0.9], [0.0, 0.05], [0.0, 0.3, 1.0])]
-SHAPES = [(4, 6), (6, 3), (6,), (3,), ()]  # W1, W2, b1, b2 and a scale: boxes, circles and single elements
 RNG = np.random.default_rng(0)
-INITIAL = tuple(0.5 * RNG.normal(size=shape).astype(np.float32) for shape in SHAPES)
+INITIAL = tuple(0.5 * RNG.normal(size=shape).astype(np.float32) for shape in reference.MLP_SHAPES)
+mlp_data = functools.partial(reference.mlp_data, num_steps=NUM_STEPS)
 
 
 def flat(tree):
     return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(tree)])
-
-
-def make_batches(num_workers):
-    """Inputs [K, T, n, 4] and targets [K, T, n, 3], drawn from another distribution on every worker."""
-    rng = np.random.default_rng(num_workers)
-    inputs = rng.normal(size=(num_workers, NUM_STEPS, BATCH, 4)) + rng.normal(size=(num_workers, 1, 1, 4))
-    targets = rng.normal(size=(num_workers, NUM_STEPS, BATCH, 3)) + rng.normal(size=(num_workers, 1, 1, 3))
-    return inputs.astype(np.float32), targets.astype(np.float32)
 
 
 def loss_fn(params, batch):
@@ -54,11 +47,9 @@ def loss_fn(params, batch):
 
 
 def vary(state, axis_name):
-    """The types that shard_map checks: what differs between workers, starting from equal values."""
-    names = ('residual', 'trace')
-    return optax.tree.set(
-        state, **{name: jax.lax.pcast(optax.tree.get(state, name), axis_name, to='varying') for name in names}
-    )
+    """As shard_map's types demand: what will differ between workers, though it starts from equal values."""
+    values = {name: optax.tree.get(state, name) for name in ('residual', 'trace')}
+    return optax.tree.set(state, **jax.lax.pcast(values, axis_name, to='varying'))
 
 
 def train(compressor, axis_name, batches, hyper, *, seed=0, average_every=0, varying=False):
@@ -86,9 +77,7 @@ def train(compressor, axis_name, batches, hyper, *, seed=0, average_every=0, var
     state = optimizer.init(params)
     state = vary(state, axis_name) if varying else state
     _, rest = jax.lax.scan(step, (params, state), batches)
-    return jax.tree.map(
-        lambda first, rest: jnp.concatenate([first[None], rest]), observe(params, state), rest
-    )
+    return tuple(jnp.concatenate([z[None], zs]) for z, zs in zip(observe(params, state), rest, strict=True))
 
 
 def vmapped(compressor, num_workers, hypers, **kwargs):
@@ -96,7 +85,7 @@ def vmapped(compressor, num_workers, hypers, **kwargs):
     worker = functools.partial(train, compressor, 'workers', **kwargs)
     workers = jax.vmap(worker, in_axes=(0, None), axis_name='workers')
     stacked = Hyper(*np.asarray(hypers, np.float32).T)
-    return jax.jit(jax.vmap(workers, in_axes=(None, 0)))(make_batches(num_workers), stacked)
+    return jax.jit(jax.vmap(workers, in_axes=(None, 0)))(mlp_data(num_workers), stacked)
 
 
 @functools.cache
@@ -112,7 +101,7 @@ def multipliers(compressor, seed=0):
 
 
 def oracle_arguments(compressor, num_workers, seed=0):
-    inputs, targets = (x.astype(np.float64) for x in make_batches(num_workers))
+    inputs, targets = (x.astype(np.float64) for x in mlp_data(num_workers))
 
     def gradient(theta, k, t):
         return reference.mlp_gradient(theta, inputs[k, t], targets[k, t])
@@ -123,20 +112,15 @@ def oracle_arguments(compressor, num_workers, seed=0):
 def assert_equals_oracle(actual, compressor, hyper, *, seed=0, average_every=0):
     """`actual` holds x, y and residual as [K, T + 1, d]."""
     x, y, residual = (np.asarray(z) for z in actual)
-    momentum, weight_decay, detach = (float(h) for h in hyper)
-    expected = reference.algorithm_1(
-        *oracle_arguments(compressor, len(x), seed),
-        num_workers=len(x),
-        momentum=momentum,
-        weight_decay=weight_decay,
-        detach=detach,
-        average_every=average_every,
-    )
+    arguments, settings = oracle_arguments(compressor, len(x), seed), Hyper(*map(float, hyper))._asdict()
+    expected = reference.algorithm_1(*arguments, num_workers=len(x), average_every=average_every, **settings)
     for worker in range(len(x)):
         np.testing.assert_allclose(x[worker], expected.x, **TOLERANCE)
         np.testing.assert_allclose(y[worker], expected.y, **TOLERANCE)
         np.testing.assert_allclose(-residual[worker], expected.e[:, worker], **TOLERANCE)
-    assert np.all(x == x[0])
+    assert np.all(x == x[0]) and np.all(y == y[0])
+    if average_every:  # the same bits, so that the workers stay together between two averages
+        assert np.all(residual[:, ::average_every] == residual[0, ::average_every])
 
 
 def assert_same_bits_on_every_device(array):
@@ -146,20 +130,13 @@ def assert_same_bits_on_every_device(array):
     assert len({shard.tobytes() for shard in shards}) == 1
 
 
-BLOCK_4 = def_jax.random_block(4)
-BLOCK_64 = def_jax.random_block(64)
-MODEL_4 = def_jax.random_block(4, granularity='model')
-COMPRESSORS = {
-    'tensor-1': def_jax.random_block(1),
-    'tensor-4': BLOCK_4,
-    'tensor-64': BLOCK_64,
-    'model-4': MODEL_4,
-    'model-64': def_jax.random_block(64, granularity='model'),
-}
+CASES = [('tensor', 1), ('tensor', 4), ('tensor', 64), ('model', 4), ('model', 64)]
+COMPRESSORS = {f'{name}-{ratio}': def_jax.random_block(ratio, granularity=name) for name, ratio in CASES}
+BLOCK_4, BLOCK_64, MODEL_4 = (COMPRESSORS[name] for name in ('tensor-4', 'tensor-64', 'model-4'))
 
 
 def test_gradient_of_the_oracle():
-    batch = tuple(x[0, 0] for x in make_batches(1))
+    batch = tuple(x[0, 0] for x in mlp_data(1))
     expected = flat(jax.grad(loss_fn)(jax.tree.map(jnp.asarray, INITIAL), batch))
     actual = reference.mlp_gradient(np.asarray(flat(INITIAL), np.float64), *batch)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
@@ -187,7 +164,7 @@ def test_pmap_equals_oracle(compressor, num_workers, seed, average_every):
     worker = functools.partial(train, compressor, 'workers', seed=seed, average_every=average_every)
     workers = jax.pmap(worker, axis_name='workers', in_axes=(0, None))
     for hyper in (Hyper(0.9, 0.05, 0.3), Hyper(0.0, 0.0, 1.0), Hyper(0.9, 0.0, 0.0)):
-        actual = workers(make_batches(num_workers), hyper)
+        actual = workers(mlp_data(num_workers), hyper)
         assert_same_bits_on_every_device(actual[0])
         assert_same_bits_on_every_device(actual[1])
         assert_equals_oracle(actual, compressor, hyper, seed=seed, average_every=average_every)
@@ -216,14 +193,14 @@ def test_shard_map_equals_oracle(compressor, num_workers, average_every, check_v
         return x, y, residual[None]
 
     for hyper in (Hyper(0.9, 0.05, 0.3), Hyper(0.0, 0.0, 1.0)):
-        x, y, residual = workers(make_batches(num_workers), hyper)
+        x, y, residual = workers(mlp_data(num_workers), hyper)
         everywhere = [np.broadcast_to(z, (num_workers, *z.shape)) for z in (x, y)]
         assert_equals_oracle([*everywhere, residual], compressor, hyper, average_every=average_every)
 
 
 @pytest.mark.parametrize('compressor', [BLOCK_4, MODEL_4, def_jax.scaled(0.25)])
 def test_one_worker_needs_no_axis(compressor):
-    batches = tuple(x[0] for x in make_batches(1))
+    batches = tuple(x[0] for x in mlp_data(1))
     actual = jax.jit(functools.partial(train, compressor, None))(batches, Hyper())
     assert_equals_oracle([z[None] for z in actual], compressor, Hyper())
 
@@ -233,7 +210,7 @@ def test_tuple_of_axes_is_one_flat_axis(axes):
     worker = functools.partial(train, BLOCK_4, axes, average_every=4)
     virtual = jax.vmap(worker, in_axes=(0, None), axis_name='virtual')
     nested = jax.pmap(virtual, in_axes=(0, None), axis_name='devices')
-    batches = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), make_batches(8))
+    batches = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), mlp_data(8))
     actual = nested(batches, Hyper())
     assert_same_bits_on_every_device(actual[0])
     assert_equals_oracle([z.reshape(8, *z.shape[2:]) for z in actual], BLOCK_4, Hyper(), average_every=4)
@@ -261,9 +238,9 @@ def momentum_sgd(num_workers):
         params = optax.apply_updates(params, updates)
         return (params, state), flat(params)
 
-    batches = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), make_batches(num_workers))
-    params = jax.tree.map(jnp.asarray, INITIAL)
-    _, xs = jax.jit(lambda: jax.lax.scan(step, (params, optimizer.init(params)), batches))()
+    batches = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), mlp_data(num_workers))
+    start = INITIAL, optimizer.init(INITIAL)
+    xs = jax.jit(lambda: jax.lax.scan(step, start, batches)[1])()
     return np.concatenate([flat(INITIAL)[None], xs])
 
 
@@ -334,7 +311,7 @@ def test_output_moves_by_the_mean_update(name):
         params = jax.tree.map(jnp.asarray, INITIAL)
         return jax.lax.scan(step, (params, inner.init(params), feedback.init(params)), batches)[1]
 
-    x, y, u = jax.pmap(worker, axis_name='workers')(make_batches(4))
+    x, y, u = jax.pmap(worker, axis_name='workers')(mlp_data(4))
     assert_same_bits_on_every_device(x)
     u = np.asarray(u)
     assert np.max(np.abs(u[0] - u[1])) > 1e-3  # the workers do differ
@@ -355,9 +332,7 @@ def test_state():
     chex.assert_trees_all_equal(state.detach, jnp.float32(0.25), strict=True)
     updates, after = feedback.update(params, state)
     chex.assert_trees_all_equal_shapes_and_dtypes((state, params), (after, updates))
-    chex.assert_trees_all_equal(
-        (after.step, after.key, after.detach), (jnp.uint32(1), state.key, state.detach)
-    )
+    chex.assert_trees_all_equal(after._replace(residual=0), state._replace(step=jnp.uint32(1), residual=0))
 
 
 def test_detached_point_passes_gradients_to_params_only():
@@ -381,40 +356,28 @@ def test_all_reduce_mean():
     chex.assert_trees_all_equal(alone.update(tree, alone.init(tree))[0], tree)
 
 
+IMPOSSIBLE = {
+    'compressor': ([64, 'random_block', None], r'must be a compressor such as'),
+    'axis_name': ([3, (), ('a', 1), ('a', None)], r'must be a name .*, a tuple of names, or None'),
+    'detach': ([-0.1, 1.5, float('nan'), '0.3', True, None], r'must be a number in \[0, 1\]'),
+    'average_every': ([-1, 2.0, True, None], r'must be an integer >= 0: a number of steps, 0 for never'),
+    'seed': ([1.0, '0', False, None], r'must be an integer, the same on all workers'),
+}
+
+
 @pytest.mark.parametrize(
-    ('bad', 'message'),
-    [
-        (dict(compressor=64), r'compressor=64 must be a compressor such as'),
-        (dict(compressor='random_block'), r"compressor='random_block' must be a compressor"),
-        (dict(axis_name=3), r"axis_name=3 must be a name such as 'workers', a tuple of names, or None"),
-        (dict(axis_name=()), r'axis_name=\(\) must be'),
-        (dict(axis_name=('a', 1)), r"axis_name=\('a', 1\) must be"),
-        (dict(detach=-0.1), r'detach=-0.1 must be a number in \[0, 1\]'),
-        (dict(detach=1.5), r'detach=1.5 must be'),
-        (dict(detach=float('nan')), r'detach=nan must be'),
-        (dict(detach='0.3'), r"detach='0.3' must be"),
-        (dict(detach=True), r'detach=True must be'),
-        (dict(detach=None), r'detach=None must be'),
-        (dict(average_every=-1), r'average_every=-1 must be an integer >= 0'),
-        (dict(average_every=2.0), r'average_every=2.0 must be'),
-        (dict(average_every=True), r'average_every=True must be'),
-        (dict(seed=1.0), r'seed=1.0 must be an integer, the same on all workers'),
-        (dict(seed='0'), r"seed='0' must be"),
-        (dict(seed=False), r'seed=False must be'),
-    ],
+    ('name', 'value'), [(name, value) for name in IMPOSSIBLE for value in IMPOSSIBLE[name][0]]
 )
-def test_impossible_arguments(bad, message):
+def test_impossible_arguments(name, value):
+    message = re.escape(f'{name}={value!r} ') + IMPOSSIBLE[name][1]
+    good = dict(compressor=BLOCK_4, axis_name='workers')
     with pytest.raises(ValueError, match=message):
-        def_jax.error_feedback(**(dict(compressor=BLOCK_4, axis_name='workers') | bad))
-
-
-@pytest.mark.parametrize('axis_name', [3, (), ('a', None)])
-def test_impossible_axis_names(axis_name):
-    state = def_jax.error_feedback(BLOCK_4, None).init(jnp.ones(4))
-    with pytest.raises(ValueError, match=r'axis_name=.* must be a name'):
-        def_jax.all_reduce_mean(axis_name)
-    with pytest.raises(ValueError, match=r'axis_name=.* must be a name'):
-        def_jax.output_params(jnp.ones(4), state, axis_name)
+        def_jax.error_feedback(**(good | {name: value}))
+    if name == 'axis_name':
+        with pytest.raises(ValueError, match=message):
+            def_jax.all_reduce_mean(value)
+        with pytest.raises(ValueError, match=message):
+            def_jax.output_params(jnp.ones(4), (), value)
 
 
 @pytest.mark.parametrize('axis_name', ['workers', ('devices', 'workers')])
@@ -432,7 +395,6 @@ def test_unbound_axis_name(axis_name):
 
 @pytest.mark.parametrize('opt_state', [(), optax.sgd(0.1, momentum=0.9).init(jnp.ones(2)), None])
 def test_state_without_residual(opt_state):
-    with pytest.raises(ValueError, match='detached_params: opt_state holds no residual'):
-        def_jax.detached_params(jnp.ones(2), opt_state)
-    with pytest.raises(ValueError, match='output_params: opt_state holds no residual'):
-        def_jax.output_params(jnp.ones(2), opt_state, None)
+    for function, arguments in ((def_jax.detached_params, ()), (def_jax.output_params, (None,))):
+        with pytest.raises(ValueError, match=f'{function.__name__}: opt_state holds no residual'):
+            function(jnp.ones(2), opt_state, *arguments)

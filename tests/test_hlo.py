@@ -13,44 +13,48 @@ import def_jax
 # Powers of two, so that ratio 64 divides every large leaf; the bias and the scale send one element each.
 SHAPES = {'dense': (256, 128), 'kernel': (4, 4, 32, 64), 'bias': (64,), 'scale': ()}
 MODEL_SIZE = sum(math.prod(shape) for shape in SHAPES.values())
-DATA = re.compile(r'(f32|bf16|f64)\[([\d,]*)\]')
+BATCH = jnp.ones((4, 256))
 
 
 def make_params():
     return {name: jnp.ones(shape) for name, shape in SHAPES.items()}
 
 
-def sizes_of(result_type):
-    """Elements of every floating-point array in the type of an HLO instruction."""
-    return [math.prod(int(n) for n in dims.split(',') if n) for _, dims in DATA.findall(result_type)]
-
-
 def results(hlo, operation):
-    """For each instruction of that operation: the sizes of its floating-point results."""
-    found = re.findall(rf'= (.*?) {operation}(?:-start)?\(', hlo)
-    return [sizes_of(result_type) for result_type in found]
+    """For each instruction of that operation, the sizes of its float32 results; others are not expected."""
+    found = []
+    for result_type in re.findall(rf'= (.*?) {operation}(?:-start)?\(', hlo):
+        arrays = re.findall(r'(\w+)\[([\d,]*)\]', result_type)
+        sizes = [math.prod(map(int, filter(None, dims.split(',')))) for kind, dims in arrays if kind == 'f32']
+        assert operation == 'copy' or len(sizes) == len(arrays), result_type
+        found.append(sizes)
+    return found
 
 
 def loss_fn(params, batch):
-    hidden = jnp.tanh(batch @ params['dense'])
-    return params['scale'] * sum(
-        jnp.mean(hidden[:, :1] * jnp.sin(params[name])) for name in ('kernel', 'bias')
-    )
+    hidden = jnp.mean(jnp.tanh(batch @ params['dense']))
+    return params['scale'] * hidden * (jnp.mean(params['kernel'] ** 2) + jnp.mean(params['bias'] ** 2))
 
 
-def with_gradient(last_link, inside_the_loss=True):
-    """The README's step: a worker's loss is differentiated, through `detached_params` or at its value."""
+def with_gradient(last_link, point='inside'):
+    """A worker's whole step; `detached_params` is called inside the loss, outside of it, or not at all."""
     optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), last_link)
 
     def step(params, state, batch):
-        if inside_the_loss:
+        if point == 'inside':
             grads = jax.grad(lambda p: loss_fn(def_jax.detached_params(p, state), batch))(params)
+        elif point == 'outside':
+            grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
         else:
             grads = jax.grad(loss_fn)(params, batch)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
     return optimizer, step
+
+
+def feedback(axis_name='workers', **kwargs):
+    return def_jax.error_feedback(def_jax.random_block(64), axis_name, **kwargs)
 
 
 def compile_pmapped(optimizer, step, num_workers, batch, donate=()):
@@ -61,8 +65,7 @@ def compile_pmapped(optimizer, step, num_workers, batch, donate=()):
 
 
 def all_reduces(last_link, num_workers, **kwargs):
-    compiled = compile_pmapped(*with_gradient(last_link, **kwargs), num_workers, jnp.ones((4, 256)))
-    hlo = compiled.as_text()
+    hlo = compile_pmapped(*with_gradient(last_link, **kwargs), num_workers, BATCH).as_text()
     others = 'all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast'
     assert not re.search(rf' (?:{others})(?:-start)?\(', hlo)
     return results(hlo, 'all-reduce')
@@ -79,55 +82,55 @@ def test_one_all_reduce_of_the_message(granularity, num_workers, ratio):
     assert all_reduces(def_jax.error_feedback(compressor, 'workers'), num_workers) == [[size]]
 
 
-def test_gradient_is_local_to_the_worker():
-    """Differentiating through `detached_params` inside the loss adds no collective to the gradient."""
-    last_link = def_jax.error_feedback(def_jax.random_block(64), 'workers')
-    _, step = with_gradient(last_link)
-    outside = with_gradient(last_link, inside_the_loss=False)
-    hlo = compile_pmapped(*outside, 4, jnp.ones((4, 256))).as_text()
-    size = def_jax.message_size(def_jax.random_block(64), make_params())
-    assert results(hlo, 'all-reduce') == all_reduces(last_link, 4) == [[size]]
+def test_gradient_through_the_detached_point_adds_no_collective():
+    last_link, message = feedback(), [def_jax.message_size(def_jax.random_block(64), make_params())]
+    assert all_reduces(last_link, 4, point='inside') == [message]
+    assert all_reduces(last_link, 4, point='outside') == [message]
 
 
 def test_averaging_the_residual_adds_one_dense_all_reduce_under_a_condition():
     """SAEF's step holds the message and, in one branch of a conditional, the whole residual."""
-    compressor = def_jax.random_block(64)
-    found = all_reduces(def_jax.error_feedback(compressor, 'workers', average_every=10), 4)
-    message = [def_jax.message_size(compressor, make_params())]
-    assert len(found) == 2 and message in found
-    assert sum(map(sum, found)) == sum(message) + MODEL_SIZE
-    last_link = def_jax.error_feedback(compressor, 'workers', average_every=10)
-    hlo = compile_pmapped(*with_gradient(last_link), 4, jnp.ones((4, 256))).as_text()
-    entry = hlo[hlo.index('\nENTRY') :]
-    assert results(entry, 'all-reduce') == [message]  # the dense one is not in the part that always runs
+    hlo = compile_pmapped(*with_gradient(feedback(average_every=10)), 4, BATCH).as_text()
+    message = [def_jax.message_size(def_jax.random_block(64), make_params())]
+    dense = [sizes for sizes in results(hlo, 'all-reduce') if sizes != message]
+    assert len(dense) == 1 and sum(dense[0]) == MODEL_SIZE
+    assert results(hlo[hlo.index('\nENTRY') :], 'all-reduce') == [message]  # what runs at every step
 
 
 @pytest.mark.parametrize('compressor', [None, def_jax.identity(), def_jax.random_block(1)])
 def test_dense_baseline_sends_the_model(compressor):
     if compressor is None:
-        found = all_reduces(def_jax.all_reduce_mean('workers'), 4, inside_the_loss=False)
+        found = all_reduces(def_jax.all_reduce_mean('workers'), 4, point='none')
     else:
         found = all_reduces(def_jax.error_feedback(compressor, 'workers'), 4)
     assert len(found) == 1 and sum(found[0]) == MODEL_SIZE
 
 
 def test_output_params_is_one_dense_all_reduce():
-    optimizer = def_jax.error_feedback(def_jax.random_block(64), 'workers')
-
     def output(params, state, _):
         return def_jax.output_params(params, state, 'workers')
 
-    found = results(compile_pmapped(optimizer, output, 4, jnp.ones(1)).as_text(), 'all-reduce')
+    found = results(compile_pmapped(feedback(), output, 4, jnp.ones(1)).as_text(), 'all-reduce')
     assert len(found) == 1 and sum(found[0]) == MODEL_SIZE
 
 
 def test_detached_params_communicates_nothing():
-    optimizer = def_jax.error_feedback(def_jax.random_block(64), 'workers')
-
     def detached(params, state, _):
         return def_jax.detached_params(params, state)
 
-    assert not results(compile_pmapped(optimizer, detached, 4, jnp.ones(1)).as_text(), 'all-reduce')
+    assert not results(compile_pmapped(feedback(), detached, 4, jnp.ones(1)).as_text(), 'all-reduce')
+
+
+def test_multi_steps_sends_the_message_at_every_call():
+    """optax.MultiSteps runs the update at every call and drops it between emissions: it saves no traffic."""
+    optimizer = optax.MultiSteps(optax.chain(optax.sgd(0.1), feedback()), 4)
+
+    def step(params, state, grads):
+        return optimizer.update(grads, state, params)
+
+    hlo = compile_pmapped(optimizer, step, 2, make_params()).as_text()
+    message = [def_jax.message_size(def_jax.random_block(64), make_params())]
+    assert results(hlo[hlo.index('\nENTRY') :], 'all-reduce') == [message]
 
 
 # The gradients are arguments below, so that what is counted belongs to the optimizer and not to the backward
@@ -138,8 +141,7 @@ COPIES_PER_LEAF = 0 if jax.__version_info__ >= (0, 12) else 1
 @pytest.mark.parametrize('num_workers', [None, 2])
 def test_update_happens_in_place(num_workers):
     axis_name = None if num_workers is None else 'workers'
-    last_link = def_jax.error_feedback(def_jax.random_block(64), axis_name)
-    optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), last_link)
+    optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), feedback(axis_name))
 
     def step(params, state, grads):
         updates, state = optimizer.update(grads, state, params)

@@ -231,6 +231,16 @@ def test_cifar10():
         assert abs((share @ (grey - mean) ** 2) ** 0.5 - std) < 3e-3
 
 
+@pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
+def test_cifar_is_as_tfds_describes_it(name):
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data():
+        features = tfds.builder(DATASETS[name].tfds_name).info.features
+    assert features['image'].shape == DATASETS[name].image_shape
+    assert features['label'].num_classes == DATASETS[name].num_classes
+
+
 def fail_to_prepare(self, **kwargs):
     raise ConnectionError('no route to host')
 
@@ -308,8 +318,11 @@ def test_data_set_that_lacks_a_part(features, splits, message):
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('cifar-10', r"name='cifar-10' is not a data set; .* digits, cifar10\. Did you mean 'cifar10'\?"),
-        ('imagenet', r"name='imagenet' is not a data set; it must be one of digits, cifar10\.$"),
+        (
+            'cifar-10',
+            r"dataset='cifar-10' is unknown; .* cifar10, cifar100\. Did you mean 'cifar10'\?",
+        ),
+        ('imagenet', r"dataset='imagenet' is unknown; it must be one of digits, cifar10, cifar100\.$"),
     ],
 )
 def test_unknown_data_set(name, message):

@@ -1,14 +1,23 @@
-"""The networks: sizes by formula, arithmetic against NumPy, statistics, errors."""
+"""The networks: sizes by formula and as published, arithmetic against NumPy, statistics, steps, errors."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from def_jax.models import MODELS, VGG, get_model
+from def_jax.models import MODELS, VGG, BasicBlock, Bottleneck, ResNet, WideResNet, get_model
 
-IMAGE_SHAPES = {'vgg16': (32, 32, 3), 'vgg_digits': (8, 8, 1)}
-WIDTHS = {
+IMAGE_SHAPES = {
+    'vgg16': (32, 32, 3),
+    'vgg_digits': (8, 8, 1),
+    'resnet110': (32, 32, 3),
+    'wrn_28_10': (32, 32, 3),
+    'resnet50': (224, 224, 3),
+}
+VGG_WIDTHS = {
     'vgg16': (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512),
     'vgg_digits': (8, 8, 16, 16, 32, 32),
 }
@@ -19,6 +28,11 @@ def init_shapes(model, image_shape):
     return jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
 
 
+@functools.cache
+def named_shapes(name, num_classes=10):
+    return init_shapes(get_model(name, num_classes), IMAGE_SHAPES[name])
+
+
 def random_variables(model, image_shape, seed=0):
     """Variables with no default left in them: biases and running means are not 0, scales not 1."""
     rng = np.random.default_rng(seed)
@@ -27,63 +41,181 @@ def random_variables(model, image_shape, seed=0):
         return jnp.asarray(rng.uniform(0.2, 1.0, leaf.shape) * rng.choice([-1, 1], leaf.shape), leaf.dtype)
 
     variables = jax.tree.map(draw, init_shapes(model, image_shape))
-    stats = {name: leaf | {'var': jnp.abs(leaf['var'])} for name, leaf in variables['batch_stats'].items()}
+    stats = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.abs(leaf) if path[-1].key == 'var' else leaf, variables['batch_stats']
+    )
     return variables | {'batch_stats': stats}
 
 
-def numpy_conv(x, kernel):
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+def windows(x, size, stride, fill):
+    """The entries of the size×size window around every stride-th pixel: [size, size, B, H', W', C]."""
+    padding = size // 2
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=fill)
     height, width = x.shape[1:3]
-    return sum(padded[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(3) for j in range(3))
+    return np.array(
+        [
+            [padded[:, i : i + height : stride, j : j + width : stride] for j in range(size)]
+            for i in range(size)
+        ]
+    )
+
+
+def numpy_conv(x, kernel, stride=1):
+    return np.einsum('ijbhwc,ijco->bhwo', windows(x, len(kernel), stride, fill=0), kernel)
+
+
+def numpy_norm(x, norm, stat):
+    return (x - stat['mean']) / np.sqrt(stat['var'] + 1e-5) * norm['scale'] + norm['bias']
+
+
+def numpy_dense(x, params):
+    return x.mean(axis=(1, 2)) @ params['Dense_0']['kernel'] + params['Dense_0']['bias']
+
+
+class NumpyLayers:
+    """The convolutions and normalisations of one module, in evaluation mode, by number."""
+
+    def __init__(self, params, stats):
+        self.params, self.stats = params, stats
+
+    def conv(self, x, index, stride=1):
+        return numpy_conv(x, self.params[f'Conv_{index}']['kernel'], stride)
+
+    def norm(self, x, index):
+        name = f'BatchNorm_{index}'
+        return numpy_norm(x, self.params[name], self.stats[name])
+
+    def block(self, name):
+        return NumpyLayers(self.params[name], self.stats[name])
+
+
+def in_float64(variables):
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+    return NumpyLayers(variables['params'], variables['batch_stats'])
+
+
+def relu(x):
+    return np.maximum(x, 0)
 
 
 def numpy_vgg(variables, x, layers):
     """Runs 'conv' and 'pool' layers, then the mean and the dense layer, in evaluation mode."""
-    variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
-    params, stats = variables['params'], variables['batch_stats']
-    index = 0
+    network, index = in_float64(variables), 0
     for layer in layers:
         if layer == 'pool':
             batch, height, width, channels = x.shape
             x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
             continue
-        norm, stat = params[f'BatchNorm_{index}'], stats[f'BatchNorm_{index}']
-        x = numpy_conv(x, params[f'Conv_{index}']['kernel'])
-        x = (x - stat['mean']) / np.sqrt(stat['var'] + 1e-5) * norm['scale'] + norm['bias']
-        x = np.maximum(x, 0)
+        x = relu(network.norm(network.conv(x, index), index))
         index += 1
-    return x.mean(axis=(1, 2)) @ params['Dense_0']['kernel'] + params['Dense_0']['bias']
+    return numpy_dense(x, network.params)
+
+
+def numpy_basic_block(block, x, stride):
+    y = relu(block.norm(block.conv(x, 0, stride), 0))
+    y = block.norm(block.conv(y, 1), 1)
+    shortcut = np.zeros_like(y)
+    shortcut[..., : x.shape[-1]] = x[:, ::stride, ::stride]
+    return relu(shortcut + y)
+
+
+def numpy_bottleneck(block, x, stride):
+    y = relu(block.norm(block.conv(x, 0), 0))
+    y = relu(block.norm(block.conv(y, 1, stride), 1))
+    y = block.norm(block.conv(y, 2), 2)
+    if 'Conv_3' in block.params:
+        x = block.norm(block.conv(x, 3, stride), 3)
+    return relu(x + y)
+
+
+def numpy_preactivation_block(block, x, stride):
+    first = relu(block.norm(x, 0))
+    y = block.conv(relu(block.norm(block.conv(first, 0, stride), 1)), 1)
+    return y + (block.conv(first, 2, stride) if 'Conv_2' in block.params else x)
+
+
+# --- Sizes ---
+
+
+def vgg_sizes(name):
+    """Elements of the kernels, normalised channels, leaves before the dense layer, and its inputs."""
+    channels, widths = (IMAGE_SHAPES[name][-1], *VGG_WIDTHS[name]), VGG_WIDTHS[name]
+    kernels = sum(9 * fan_in * fan_out for fan_in, fan_out in zip(channels, widths, strict=False))
+    return kernels, sum(widths), 3 * len(widths), widths[-1]
+
+
+def resnet110_sizes():
+    kernels = 9 * 3 * 16 + 36 * 9 * 16 * 16
+    kernels += 9 * 16 * 32 + 35 * 9 * 32 * 32
+    kernels += 9 * 32 * 64 + 35 * 9 * 64 * 64
+    return kernels, 16 + 36 * (16 + 32 + 64), 3 * (1 + 3 * 36), 64
+
+
+def wrn_28_10_sizes():
+    kernels, channels = 9 * 3 * 16, 0
+    for fan_in, width in ((16, 160), (160, 320), (320, 640)):
+        kernels += 9 * fan_in * width + 7 * 9 * width * width + fan_in * width
+        channels += fan_in + 7 * width
+    # 25 convolutions of 3×3, 3 projections, 25 normalisations.
+    return kernels, channels + 640, 25 + 3 + 2 * 25, 640
+
+
+def resnet50_sizes():
+    kernels, channels, fan_in = 49 * 3 * 64, 64, 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        kernels += fan_in * 4 * width  # the projection
+        channels += 4 * width
+        for _ in range(blocks):
+            kernels += fan_in * width + 9 * width * width + width * 4 * width
+            channels += width + width + 4 * width
+            fan_in = 4 * width
+    # 16 blocks of 3 convolutions, 4 projections and the stem, each with a normalisation.
+    return kernels, channels, 3 * (16 * 3 + 4 + 1), 2048
+
+
+SIZES = {
+    'vgg16': functools.partial(vgg_sizes, 'vgg16'),
+    'vgg_digits': functools.partial(vgg_sizes, 'vgg_digits'),
+    'resnet110': resnet110_sizes,
+    'wrn_28_10': wrn_28_10_sizes,
+    'resnet50': resnet50_sizes,
+}
 
 
 @pytest.mark.parametrize('num_classes', [10, 7])
 @pytest.mark.parametrize('name', IMAGE_SHAPES)
 def test_parameter_count(name, num_classes):
-    channels = (IMAGE_SHAPES[name][-1], *WIDTHS[name])
-    kernels = sum(9 * fan_in * fan_out for fan_in, fan_out in zip(channels, WIDTHS[name], strict=False))
-    norms = 2 * sum(WIDTHS[name])
-    dense = (WIDTHS[name][-1] + 1) * num_classes
+    kernels, channels, num_leaves, features = SIZES[name]()
 
-    variables = init_shapes(get_model(name, num_classes), IMAGE_SHAPES[name])
+    variables = named_shapes(name, num_classes)
 
     params = jax.tree.leaves(variables['params'])
-    assert sum(leaf.size for leaf in params) == kernels + norms + dense
-    assert len(params) == 3 * len(WIDTHS[name]) + 2
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables['batch_stats'])) == norms
+    assert sum(leaf.size for leaf in params) == kernels + 2 * channels + (features + 1) * num_classes
+    assert len(params) == num_leaves + 2
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables['batch_stats'])) == 2 * channels
 
 
-def test_parameter_count_in_numbers():
-    counts = {
-        name: sum(leaf.size for leaf in jax.tree.leaves(init_shapes(get_model(name, 10), shape)['params']))
-        for name, shape in IMAGE_SHAPES.items()
-    }
-    assert counts == {'vgg16': 14_724_042, 'vgg_digits': 18_482}
+@pytest.mark.parametrize(
+    ('name', 'num_classes', 'count'),
+    [
+        ('vgg16', 10, 14_724_042),
+        ('vgg_digits', 10, 18_482),
+        ('resnet110', 10, 1_727_962),  # He et al., table 6: 1.7 M
+        ('resnet110', 100, 1_733_812),
+        ('wrn_28_10', 10, 36_479_194),  # Zagoruyko and Komodakis, table 4: 36.5 M
+        ('wrn_28_10', 100, 36_536_884),
+        ('resnet50', 1000, 25_557_032),  # torchvision's documentation
+    ],
+)
+def test_parameter_count_in_numbers(name, num_classes, count):
+    assert sum(leaf.size for leaf in jax.tree.leaves(named_shapes(name, num_classes)['params'])) == count
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('name', IMAGE_SHAPES)
 def test_shapes_and_types(name, dtype):
     model = get_model(name, 10).clone(dtype=dtype)
-    variables = init_shapes(model, IMAGE_SHAPES[name])
+    variables = named_shapes(name)
     images = jax.ShapeDtypeStruct((5, *IMAGE_SHAPES[name]), jnp.float32)
 
     logits = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
@@ -111,6 +243,45 @@ def test_logits_equal_numpy(stages, layers):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ('block', 'numpy_block', 'stage_sizes', 'large_images'),
+    [
+        (BasicBlock, numpy_basic_block, (2, 1), False),
+        (Bottleneck, numpy_bottleneck, (2, 1), True),
+    ],
+)
+def test_resnet_equals_numpy(block, numpy_block, stage_sizes, large_images):
+    model = ResNet(block, stage_sizes, width=4, num_classes=6, large_images=large_images)
+    variables = random_variables(model, (16, 8, 2))
+    images = np.random.default_rng(1).normal(size=(3, 16, 8, 2)).astype(np.float32)
+
+    logits = model.apply(variables, images, train=False)
+
+    network = in_float64(variables)
+    x = relu(network.norm(network.conv(images.astype(np.float64), 0, stride=1 + large_images), 0))
+    if large_images:
+        x = windows(x, 3, stride=2, fill=-np.inf).max(axis=(0, 1))
+    for index, stride in enumerate((1, 1, 2)):
+        x = numpy_block(network.block(f'{block.__name__}_{index}'), x, stride)
+    expected = numpy_dense(x, network.params)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
+
+
+def test_wide_resnet_equals_numpy():
+    model = WideResNet(depth=10, widen=1, num_classes=6)
+    variables = random_variables(model, (8, 4, 2))
+    images = np.random.default_rng(1).normal(size=(3, 8, 4, 2)).astype(np.float32)
+
+    logits = model.apply(variables, images, train=False)
+
+    network = in_float64(variables)
+    x = network.conv(images.astype(np.float64), 0)
+    for index, stride in enumerate((1, 2, 2)):
+        x = numpy_preactivation_block(network.block(f'PreactivationBlock_{index}'), x, stride)
+    expected = numpy_dense(relu(network.norm(x, 0)), network.params)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
+
+
 def test_stages_of_the_named_networks():
     images = np.random.default_rng(1).normal(size=(2, 8, 8, 1)).astype(np.float32)
     model = get_model('vgg_digits', 10)
@@ -120,7 +291,7 @@ def test_stages_of_the_named_networks():
     np.testing.assert_allclose(model.apply(variables, images, train=False), expected, rtol=1e-4)
 
     stages = get_model('vgg16', 10).stages
-    assert tuple(width for stage in stages for width in stage) == WIDTHS['vgg16']
+    assert tuple(width for stage in stages for width in stage) == VGG_WIDTHS['vgg16']
     assert [len(stage) for stage in stages] == [2, 2, 3, 3, 3, 0]  # five poolings, one of them last
 
 
@@ -162,16 +333,86 @@ def test_he_initialisation():
     np.testing.assert_allclose(kernel.mean(), 0, atol=0.001)
 
 
+@pytest.mark.parametrize('block', [BasicBlock, Bottleneck])
+def test_zero_init_makes_blocks_shortcuts(block):
+    x = jnp.abs(jax.random.normal(jax.random.key(1), (2, 4, 4, 8)))
+    scales = {}
+    for zero_init in (False, True):
+        model = ResNet(block, (1,), width=2, num_classes=2, zero_init_residual=zero_init)
+        params = model.init(jax.random.key(0), x, train=False)['params'][f'{block.__name__}_0']
+        norms = [params[f'BatchNorm_{index}']['scale'] for index in range(len(params) // 2)]
+        scales[zero_init] = [float(scale.max()) for scale in norms]
+    assert set(scales[False]) == {1.0}
+    last = 1 if block is BasicBlock else 2  # a projection's normalisation comes after it
+    assert [index for index, scale in enumerate(scales[True]) if scale == 0] == [last]
+    assert [get_model(name, 10).zero_init_residual for name in ('resnet110', 'resnet50')] == [False, True]
+
+
+# --- Training ---
+
+# Large enough that the last stage normalises more than two numbers a channel.
+TRAINING_SIZES = [
+    pytest.param('vgg16', (32, 32, 3), marks=pytest.mark.slow),
+    ('vgg_digits', (8, 8, 1)),
+    pytest.param('resnet110', (8, 8, 3), marks=pytest.mark.slow),
+    pytest.param('wrn_28_10', (8, 8, 3), marks=pytest.mark.slow),
+    pytest.param('resnet50', (224, 224, 3), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(('name', 'image_shape'), TRAINING_SIZES)
+def test_three_training_steps(name, image_shape):
+    model, optimizer = get_model(name, 10), optax.sgd(0.1)
+    images, labels = jax.random.normal(jax.random.key(1), (2, *image_shape)), jnp.arange(2)
+
+    @jax.jit
+    def step(variables, opt_state):
+        def loss_fn(params):
+            logits, mutated = model.apply(
+                variables | {'params': params}, images, train=True, mutable=['batch_stats']
+            )
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), mutated
+
+        (loss, mutated), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables['params'])
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return {'params': optax.apply_updates(variables['params'], updates)} | mutated, opt_state, loss
+
+    # Not compiled as a whole, which would take longer than the three steps; the size does not matter here.
+    initial = variables = model.init(jax.random.key(0), images[:1, :32, :32], train=False)
+    opt_state = optimizer.init(variables['params'])
+    for _ in range(3):
+        variables, opt_state, loss = step(variables, opt_state)
+        assert np.isfinite(loss)
+
+    unchanged = [
+        jax.tree_util.keystr(path)
+        for (path, new), old in zip(
+            jax.tree_util.tree_leaves_with_path(variables), jax.tree.leaves(initial), strict=True
+        )
+        if np.array_equal(new, old) or not np.isfinite(new).all()
+    ]
+    assert unchanged == []
+
+
+# --- Errors ---
+
+
 def test_every_model_is_tested():
-    assert set(MODELS) == set(IMAGE_SHAPES)
+    assert set(MODELS) == set(IMAGE_SHAPES) == set(SIZES)
+    trained = {getattr(entry, 'values', entry)[0] for entry in TRAINING_SIZES}
+    assert trained == set(MODELS)
 
 
 @pytest.mark.parametrize(
     ('name', 'num_classes', 'message'),
     [
-        ('vgg-16', 10, r"name='vgg-16' is not a model; .* vgg16, vgg_digits\. Did you mean 'vgg16'\?"),
-        ('transformer', 10, r"name='transformer' is not a model; .* vgg16, vgg_digits\.$"),
-        (None, 10, r'name=None is not a model'),
+        (
+            'vgg-16',
+            10,
+            r"model='vgg-16' is unknown; .* vgg16, vgg_digits, .* Did you mean 'vgg16'\?",
+        ),
+        ('transformer', 10, r"model='transformer' is unknown; .* wrn_28_10, resnet50\.$"),
+        (None, 10, r'model=None is unknown'),
         ('vgg16', 0, r'num_classes=0 must be at least 1'),
     ],
 )
@@ -186,6 +427,16 @@ def test_get_model_errors(name, num_classes, message):
         ('vgg16', (2, 28, 28, 3), jnp.float32, r'multiples of 32, since the network halves them 5 times'),
         ('vgg16', (2, 32, 48, 3), jnp.float32, r'multiples of 32'),
         ('vgg16', (2, 48, 32, 3), jnp.float32, r'multiples of 32'),
+        ('resnet110', (2, 30, 32, 3), jnp.float32, r'multiples of 4, since .* halves them 2 times'),
+        ('wrn_28_10', (2, 32, 34, 3), jnp.float32, r'multiples of 4, since .* halves them 2 times'),
+        (
+            'resnet50',
+            (2, 224, 200, 3),
+            jnp.float32,
+            r'multiples of 32, since the network halves them 5 times',
+        ),
+        ('resnet50', (224, 224, 3), jnp.float32, r'images\.shape=\(224, 224, 3\) must have four axes'),
+        ('wrn_28_10', (2, 32, 32, 3), jnp.uint8, r'images\.dtype=.*uint8.* standardise the images first'),
         ('vgg_digits', (2, 6, 6, 1), jnp.float32, r'images\.shape=\(2, 6, 6, 1\) .* multiples of 4'),
         ('vgg_digits', (2, 0, 8, 1), jnp.float32, r'multiples of 4'),
         ('vgg_digits', (8, 8, 1), jnp.float32, r'images\.shape=\(8, 8, 1\) must have four axes'),
@@ -193,9 +444,14 @@ def test_get_model_errors(name, num_classes, message):
     ],
 )
 def test_image_errors(name, shape, dtype, message):
-    model = get_model(name, 10)
-    variables = init_shapes(model, IMAGE_SHAPES[name])
+    model, variables = get_model(name, 10), named_shapes(name)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(
             lambda v, x: model.apply(v, x, train=False), variables, jax.ShapeDtypeStruct(shape, dtype)
         )
+
+
+@pytest.mark.parametrize('depth', [4, 27, -2])
+def test_depth_errors(depth):
+    with pytest.raises(ValueError, match=rf'depth={depth} must be 6n \+ 4 with n >= 1 blocks a stage'):
+        init_shapes(WideResNet(depth=depth, widen=1, num_classes=10), (8, 8, 3))

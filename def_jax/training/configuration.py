@@ -65,6 +65,7 @@ FIELDS: dict[str, Field] = {
     'seed': Field((int,), lambda value: 0 <= value < 2**32, 'an integer in [0, 2**32)'),
     'eval_every_epochs': _integer(1),
     'log_every_steps': _integer(1),
+    'diagnostics_every': _integer(0),
     'keep_checkpoints': _integer(1),
 }
 
@@ -100,6 +101,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f'config.method={config.method!r} is defined for one worker, but config.num_workers='
             f'{config.num_workers}. Set --config.num_workers=1, or compare with def_a, its form for several.'
+        )
+    if config.diagnostics_every and config.num_workers == 1:
+        raise ValueError(
+            f'config.diagnostics_every={config.diagnostics_every} needs two workers or more: it measures how '
+            'they differ. Set --config.diagnostics_every=0 or more --config.num_workers.'
         )
     if config.num_workers % config.workers_per_device:
         raise ValueError(

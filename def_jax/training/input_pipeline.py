@@ -146,7 +146,7 @@ def load_dataset(
         ValueError: if the name is unknown, or the data set is not what its description says.
     """
     spec = get_dataset_spec(dataset) if isinstance(dataset, str) else dataset
-    tfds = _import_tfds()
+    tfds = import_tfds()
     builder = _prepared_builder(tfds, spec, data_dir)
     _check_builder(builder, spec)
 
@@ -158,7 +158,7 @@ def load_dataset(
     return read('train'), read('test')
 
 
-def _import_tfds() -> Any:
+def import_tfds() -> Any:
     """Imports TFDS on first use, which takes seconds, and keeps TensorFlow off JAX's GPUs."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
@@ -284,7 +284,7 @@ def train_batch(
     >>> batch['image'].shape, batch['label'].shape
     ((2, 2, 8, 8, 1), (2, 2))
     """
-    _check_batch_size(batch_size, num_workers)
+    check_batch_size(batch_size, num_workers)
     epoch, position = divmod(step, steps_per_epoch(len(split.labels), batch_size))
     order = _cached_permutation(seed, epoch, len(split.labels))
     indices = order[position * batch_size : (position + 1) * batch_size].reshape(num_workers, -1)
@@ -310,7 +310,7 @@ def test_batches(split: Split, *, batch_size: int, num_workers: int) -> Iterator
     >>> [int(batch['mask'].sum()) for batch in test_batches(split, batch_size=4, num_workers=2)]
     [4, 2]
     """
-    _check_batch_size(batch_size, num_workers)
+    check_batch_size(batch_size, num_workers)
 
     def batch(start: int) -> dict[str, np.ndarray]:
         indices = np.arange(start, start + batch_size).reshape(num_workers, -1)
@@ -326,7 +326,7 @@ def test_batches(split: Split, *, batch_size: int, num_workers: int) -> Iterator
     return map(batch, range(0, len(split.labels), batch_size))
 
 
-def _check_batch_size(batch_size: int, num_workers: int) -> None:
+def check_batch_size(batch_size: int, num_workers: int) -> None:
     """Raises ValueError unless every worker gets the same, positive number of images."""
     if num_workers < 1:
         raise ValueError(f'{num_workers=} must be at least 1.')

@@ -1,4 +1,4 @@
-"""curves.png: the course of one run."""
+"""Pictures of one run: curves.png, its course, and diagnostics.png, what the theory speaks of."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import matplotlib.figure
 
 from def_jax.training.console import point_name
 
-__all__ = ['plot_curves']
+__all__ = ['plot_curves', 'plot_diagnostics']
 
 
 def plot_curves(path: Path, records: list[dict[str, Any]], title: str, answers: dict[str, str]) -> None:
@@ -37,6 +37,38 @@ def plot_curves(path: Path, records: list[dict[str, Any]], title: str, answers: 
         axes.legend(loc='lower right')
     for axes in (loss, epochs, megabytes):
         axes.grid(alpha=0.3)
+    _save(figure, path, title)
+
+
+def plot_diagnostics(path: Path, records: list[dict[str, Any]], title: str) -> None:
+    """Draws σ² and M², and for error feedback the errors' norms, Eq. 9's distance and the best λ.
+
+    Args:
+        path: the PNG to write.
+        records: the records of a `MetricLog`.
+        title: line above the picture.
+    """
+    measured = [record for record in records if 'variance' in record]
+    panels = {
+        'gradient': {'variance': 'σ²', 'second_moment': 'M²'},
+        'error': {'error': 'mean ‖e_k‖²', 'mean_error': '‖e_t‖²'},
+        'distance to y (Eq. 9)': {'distance_ef': 'EF, from x', 'distance': 'from the detached point'},
+        'best λ': {'detach_optimum': 'λ*(t)', 'detach_optimum_own': 'mean λ*(k, t)'},
+    }
+    panels = {name: lines for name, lines in panels.items() if measured and set(lines) <= set(measured[-1])}
+    figure = matplotlib.figure.Figure(figsize=(4 * len(panels), 3.6), layout='constrained')
+    for axes, (name, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for key, label in lines.items():
+            axes.plot([r['step'] for r in measured], [r[key] for r in measured], marker='.', label=label)
+        axes.set(xlabel='step', ylabel=name, yscale='linear' if name == 'best λ' else 'log')
+        axes.legend()
+        axes.grid(alpha=0.3)
+    _save(figure, path, title)
+
+
+def _save(figure: matplotlib.figure.Figure, path: Path, title: str) -> None:
     figure.suptitle(title)
     partial = path.with_name('partial-' + path.name)
     figure.savefig(partial, dpi=120)

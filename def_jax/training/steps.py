@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from def_jax import diagnostics
 from def_jax.ef21 import EF21State
 from def_jax.error_feedback import detached_params, output_params
 from def_jax.training import input_pipeline
@@ -18,6 +19,7 @@ from def_jax.training.experiment import DEVICE_AXIS, VIRTUAL_AXIS, Experiment
 
 __all__ = [
     'TrainState',
+    'make_diagnose',
     'make_eval_step',
     'make_init',
     'make_outputs',
@@ -68,16 +70,11 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
         return detached_params(params, opt_state) if detaches else params
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        _, key = jax.random.split(jax.random.key(experiment.config.seed))
-        key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(experiment.axis_name))
-        images = input_pipeline.augment(key, batch['image'], experiment.dataset)
+        images = _augmented(experiment, state, batch)
 
         def loss_fn(params):
             point = gradient_point(params, state.opt_state)
-            variables = {'params': point, 'batch_stats': state.batch_stats}
-            logits, mutated = experiment.model.apply(variables, images, train=True, mutable=['batch_stats'])
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
-            return loss, (logits, mutated['batch_stats'])
+            return _loss(experiment, point, state.batch_stats, images, batch['label'])
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         # Weight decay is part of the gradient, hence also taken at the detached point.
@@ -91,6 +88,30 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
         }
 
     return _on_workers(train_step, experiment, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
+
+
+def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], dict]:
+    """Returns a function from a state and a training batch to `def_jax.diagnostics`, float32 [].
+
+    The gradients are those of the batch at x. `detach_optimum_own` is float32 [K].
+    """
+
+    def diagnose(state: TrainState, batch: dict) -> dict:
+        images = _augmented(experiment, state, batch)
+
+        def loss_fn(params):
+            return _loss(experiment, params, state.batch_stats, images, batch['label'])[0]
+
+        figures = diagnostics.gradient_statistics(jax.grad(loss_fn)(state.params), experiment.axis_name)
+        if experiment.method.kind == 'error_feedback':
+            figures |= diagnostics.error_statistics(state.opt_state, experiment.axis_name)
+        return figures
+
+    names = ['variance', 'second_moment']
+    if experiment.method.kind == 'error_feedback':
+        names += ['mean_error', 'error', 'distance_ef', 'distance', 'detach_optimum', 'detach_optimum_own']
+    out_axes = {name: 0 if name == 'detach_optimum_own' else None for name in names}
+    return _on_workers(diagnose, experiment, in_axes=(_axes(experiment), 0), out_axes=out_axes)
 
 
 def make_outputs(experiment: Experiment) -> Callable[[TrainState], dict[str, dict]]:
@@ -138,6 +159,20 @@ def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     axes = {'params': 0, 'batch_stats': None}
     step = functools.partial(_test_sums, experiment)
     return _on_workers(step, experiment, in_axes=(axes, None), out_axes=0)
+
+
+def _augmented(experiment: Experiment, state: TrainState, batch: dict) -> jax.Array:
+    _, key = jax.random.split(jax.random.key(experiment.config.seed))
+    key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(experiment.axis_name))
+    return input_pipeline.augment(key, batch['image'], experiment.dataset)
+
+
+def _loss(experiment: Experiment, params: PyTree, batch_stats: PyTree, images, labels):
+    """The training loss, and beside it the logits and the new BatchNorm statistics."""
+    variables = {'params': params, 'batch_stats': batch_stats}
+    logits, mutated = experiment.model.apply(variables, images, train=True, mutable=['batch_stats'])
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return loss, (logits, mutated['batch_stats'])
 
 
 def _test_sums(experiment: Experiment, variables: dict, batch: dict) -> dict:

@@ -75,6 +75,8 @@ def train_and_evaluate(
             log.close()
         result = results.write(run, experiment, communication, log)
         plots.plot_curves(run / 'curves.png', log.records, result['title'], result['answers'])
+        if config.diagnostics_every:
+            plots.plot_diagnostics(run / 'diagnostics.png', log.records, result['title'])
     finally:
         checkpoints.close()
     console_lib.show_result(console, result)
@@ -93,6 +95,7 @@ def _run(
 ) -> None:
     config = experiment.config
     train_step, evaluate = steps.make_train_step(experiment), make_evaluate(experiment)
+    diagnose = steps.make_diagnose(experiment) if config.diagnostics_every else None
     start = int(state.step)
     window = _Window(experiment, communication, log)
     with console_lib.Progress(console, experiment, start) as progress:
@@ -105,6 +108,8 @@ def _run(
                 num_workers=config.num_workers,
             )
             batch = {name: x.reshape(*experiment.workers_shape, *x.shape[1:]) for name, x in batch.items()}
+            if diagnose and step % config.diagnostics_every == 0:
+                log.write(_diagnostics_record(step, diagnose(state, batch)))
             state, metrics = train_step(state, batch)
             if config.fake_devices:
                 # Collectives of free-running fake devices can starve each other on few cores.
@@ -204,6 +209,13 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
         return record
 
     return evaluate
+
+
+def _diagnostics_record(step: int, figures: dict[str, jax.Array]) -> dict[str, Any]:
+    record = {name: float(np.mean(value)) for name, value in jax.device_get(figures).items()}
+    if 'detach_optimum_own' in figures:
+        record['detach_optimum_own_std'] = float(np.std(figures['detach_optimum_own']))
+    return {'step': step} | record
 
 
 def _line(record: dict[str, Any], position: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import ml_collections
 __all__ = ['claim', 'write_json']
 
 # Keys that a run may change between two starts: they shape its output, not its trajectory.
-_FREE_KEYS = ('data_dir', 'fake_devices', 'keep_checkpoints', 'log_every_steps')
+_FREE_KEYS = ('data_dir', 'diagnostics_every', 'fake_devices', 'keep_checkpoints', 'log_every_steps')
 
 
 def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> Path:

@@ -1,0 +1,230 @@
+"""Checkpoints: exact, in place, bounded in number, never half read; interrupted equals uninterrupted."""
+
+import gc
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import training_fixtures as fixtures
+
+from def_jax.training import checkpoints, experiment, input_pipeline, plots, results, steps
+
+# Orbax leaves the coroutines of a failed read to the garbage collector, which reports them.
+ignore_abandoned_reads = pytest.mark.filterwarnings(
+    'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::pytest.PytestUnhandledThreadExceptionWarning'
+)
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    with fixtures.tiny_network(tmp_path_factory) as folder:
+        yield folder
+
+
+@pytest.fixture(scope='module')
+def recorded(data_dir):
+    return fixtures.recorded_run(data_dir)
+
+
+# --- Interrupted equals uninterrupted ---
+
+
+def assert_equals_uninterrupted(recorded, folder, result):
+    """Bit for bit: parameters, every worker's residual, momentum and statistics, step, key, metrics."""
+    state = fixtures.restored(folder, recorded.experiment)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[-1])
+    assert fixtures.records(folder) == fixtures.records(recorded.folder)
+    assert {name: value for name, value in result['metrics'].items() if name != 'seconds'} == {
+        name: value for name, value in recorded.result['metrics'].items() if name != 'seconds'
+    }
+    assert result['communication'] == recorded.result['communication']
+    assert {path.name for path in (folder / 'checkpoints').iterdir()} == {'15', '20'}
+
+
+# Evaluations, each followed by a checkpoint, come after 5, 10, 15 and 20 steps; each goes over the test
+# images twice, for x and for y.
+INTERRUPTIONS = {
+    'before the first step': (input_pipeline, 'train_batch', 0),
+    'after the first step': (input_pipeline, 'train_batch', 1),
+    'before the first checkpoint': (input_pipeline, 'train_batch', 4),
+    'after the first checkpoint': (input_pipeline, 'train_batch', 5),
+    'between checkpoints': (input_pipeline, 'train_batch', 13),
+    'before the last step': (input_pipeline, 'train_batch', 19),
+    'in the first evaluation, of x': (input_pipeline, 'test_batches', 0),
+    'in the second evaluation, of y': (input_pipeline, 'test_batches', 3),
+    'in the last evaluation, of x': (input_pipeline, 'test_batches', 6),
+    'between an evaluation and its checkpoint': (checkpoints.Checkpoints, 'save', 1),
+    'after the last checkpoint': (results, 'write', 0),
+    'before the curves are drawn': (plots, 'plot_curves', 0),
+}
+
+
+@pytest.mark.parametrize('moment', INTERRUPTIONS)
+def test_interrupted_equals_uninterrupted(recorded, tmp_path, moment):
+    target, name, when = INTERRUPTIONS[moment]
+    with fixtures.killed(target, name, when=when):
+        fixtures.train(recorded.config, tmp_path / 'run')
+    result = fixtures.train(recorded.config, tmp_path / 'run')
+    assert_equals_uninterrupted(recorded, tmp_path / 'run', result)
+    assert steps.make_train_step(recorded.experiment).traces() == 1  # a restored state lies where it did
+
+
+def test_interrupted_twice_equals_uninterrupted(recorded, tmp_path):
+    for when in (7, 6):  # the second time counted from the checkpoint of step 5
+        with fixtures.killed(input_pipeline, 'train_batch', when=when):
+            fixtures.train(recorded.config, tmp_path / 'run')
+    result = fixtures.train(recorded.config, tmp_path / 'run')
+    assert_equals_uninterrupted(recorded, tmp_path / 'run', result)
+
+
+def test_output_settings_may_change_between_two_starts(recorded, data_dir, tmp_path):
+    with fixtures.killed(input_pipeline, 'train_batch', when=12):
+        fixtures.train(recorded.config, tmp_path / 'run')
+    config = fixtures.tiny_config(data_dir, log_every_steps=1, keep_checkpoints=1)
+    fixtures.train(config, tmp_path / 'run')
+    state = fixtures.restored(tmp_path / 'run', recorded.experiment)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[-1])
+    training = [r['step'] for r in fixtures.records(tmp_path / 'run') if 'loss' in r]
+    assert training == [3, 5, 6, 9, 10, *range(11, 21)]
+    assert {path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()} == {'20'}
+
+
+# --- Save and restore ---
+
+
+@pytest.fixture(scope='module')
+def saved(recorded, tmp_path_factory):
+    """A folder with the checkpoints of steps 7 and 9; that of step 4 has been dropped."""
+    folder = tmp_path_factory.mktemp('saved')
+    manager = checkpoints.Checkpoints(folder, keep=2)
+    for step in (4, 7, 9):
+        manager.save(fixtures.placed(fixtures.gathered(recorded.states[step]), recorded.experiment))
+    manager.close()
+    return folder
+
+
+def test_only_the_newest_are_kept(saved):
+    assert {path.name for path in (saved / 'checkpoints').iterdir()} == {'7', '9'}
+
+
+def test_a_state_is_restored_bit_for_bit_where_it_was(recorded, saved):
+    state = fixtures.restored(saved, recorded.experiment)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[9])
+    like = steps.make_init(recorded.experiment)()
+    placement = jax.tree.map(lambda leaf: (leaf.sharding, leaf.committed), like)
+    assert jax.tree.map(lambda leaf: (leaf.sharding, leaf.committed), state) == placement
+
+
+def test_workers_keep_their_own_residuals(recorded, saved):
+    state = fixtures.restored(saved, recorded.experiment)
+    for leaf in jax.tree.leaves(fixtures.residual(state)):
+        assert len({np.asarray(leaf[worker]).tobytes() for worker in range(fixtures.NUM_WORKERS)}) == 4
+
+
+def test_training_goes_on_from_a_restored_state(recorded, saved):
+    batch = input_pipeline.train_batch(
+        recorded.experiment.train, seed=0, step=9, batch_size=40, num_workers=fixtures.NUM_WORKERS
+    )
+    train_step = steps.make_train_step(recorded.experiment)
+    state, _ = train_step(fixtures.restored(saved, recorded.experiment), batch)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[10])
+    assert train_step.traces() == 1
+
+
+def test_saving_a_step_again_changes_nothing(recorded, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / 'run')
+    manager = checkpoints.Checkpoints(folder, keep=2)
+    manager.save(fixtures.placed(fixtures.gathered(recorded.states[9]), recorded.experiment))
+    manager.close()
+    files = [path.relative_to(saved) for path in saved.rglob('*') if path.is_file()]
+    assert files and all((folder / path).read_bytes() == (saved / path).read_bytes() for path in files)
+
+
+def test_without_a_checkpoint_the_state_stays(recorded, tmp_path):
+    state = fixtures.restored(tmp_path, recorded.experiment)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[0])
+
+
+# --- Damage ---
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def overwrite(path):
+    path.write_bytes(np.random.default_rng(0).bytes(max(1, path.stat().st_size)))
+
+
+def delete(path):
+    path.unlink()
+
+
+DAMAGES = [truncate, overwrite, delete]
+
+
+@ignore_abandoned_reads
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_damaged_checkpoint_is_named_with_its_remedy(recorded, saved, tmp_path, damage):
+    folder = shutil.copytree(saved, tmp_path / 'run')
+    newest = folder / 'checkpoints' / '9'
+    for path in newest.rglob('*'):
+        if path.is_file():
+            damage(path)
+    with pytest.raises(ValueError, match='cannot be read') as error:
+        fixtures.restored(folder, recorded.experiment)
+    assert str(newest) in str(error.value) and '\n' not in str(error.value)
+    assert 'Delete that folder to resume from the one before it' in str(error.value)
+    shutil.rmtree(newest)  # the remedy
+    state = fixtures.restored(folder, recorded.experiment)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[7])
+    gc.collect()
+
+
+@ignore_abandoned_reads
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_damage_to_any_one_file_is_reported_or_harmless(recorded, saved, tmp_path, damage):
+    files = [path.relative_to(saved) for path in (saved / 'checkpoints' / '9').rglob('*') if path.is_file()]
+    reported = 0
+    for number, path in enumerate(files):
+        folder = shutil.copytree(saved, tmp_path / str(number))
+        damage(folder / path)
+        try:
+            state = fixtures.restored(folder, recorded.experiment)
+        except ValueError as error:
+            assert str(folder / 'checkpoints' / '9') in str(error)
+            reported += 1
+        else:  # a file that a single process does not need
+            fixtures.assert_same_bits(fixtures.shards(state), recorded.states[9])
+    assert reported >= 3
+    gc.collect()
+
+
+@ignore_abandoned_reads
+def test_a_damaged_checkpoint_leaves_the_run_as_it_was(recorded, tmp_path):
+    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
+    (folder / 'checkpoints' / '20' / 'default' / '_METADATA').unlink()
+    before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    with pytest.raises(ValueError, match='Delete that folder'):
+        fixtures.train(recorded.config, folder)
+    assert before == {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    # The remedy, with the whole trainer.
+    shutil.rmtree(folder / 'checkpoints' / '20')
+    assert_equals_uninterrupted(recorded, folder, fixtures.train(recorded.config, folder))
+    gc.collect()
+
+
+def test_a_state_of_another_experiment_is_refused(saved, data_dir):
+    other = experiment.build(fixtures.tiny_config(data_dir, method='sgd'))
+    with pytest.raises(ValueError, match='cannot be read'):
+        fixtures.restored(saved, other)
+    gc.collect()
+
+
+def test_what_a_kill_leaves_of_a_checkpoint_is_not_taken_for_one(recorded, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / 'run')
+    # Orbax writes into a folder of a longer name and renames it when it is complete.
+    (folder / 'checkpoints' / '9').rename(folder / 'checkpoints' / '9.orbax-checkpoint-tmp')
+    state = fixtures.restored(folder, recorded.experiment)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[7])

@@ -1,0 +1,221 @@
+"""Configurations: what each key may hold, and messages that name the key and say what is allowed."""
+
+import difflib
+import importlib
+import math
+import pkgutil
+import re
+
+import hypothesis
+import ml_collections
+import pytest
+from hypothesis import strategies as st
+
+import configs
+from configs import digits
+from def_jax import METHODS
+from def_jax.training.configuration import FIELDS, check_config
+
+NAN, INF = math.nan, math.inf
+COUNT_FROM_0 = [1.5, '1', True, None, -1]
+COUNT_FROM_1 = [*COUNT_FROM_0, 0]
+REFUSED = {
+    'method': [3, None, 'dfe', '', 'DEF'],
+    'ratio': ['64', None, True, 0, 0.5, -64, NAN, INF],
+    'granularity': [1, None, 'layer'],
+    'detach': ['0.3', None, False, -0.1, 1.1, NAN],
+    'average_every': COUNT_FROM_0,
+    'num_workers': COUNT_FROM_1,
+    'workers_per_device': COUNT_FROM_1,
+    'fake_devices': [1, 0, None, 'False'],
+    'dataset': [10, None, 'cifar'],
+    'data_dir': [None, 3, True],
+    'train_images': COUNT_FROM_0,
+    'test_images': COUNT_FROM_0,
+    'model': [16, None, 'vgg'],
+    'batch_size': COUNT_FROM_1,
+    'num_epochs': COUNT_FROM_1,
+    'learning_rate': ['0.1', None, True, 0, -0.1, NAN, INF],
+    'learning_rate_drops': [
+        *(0.5, None, 'half', (0.75, 0.5), (0.5, 0.5), (0,), (1,), (0.5, 1.5), (-0.5,)),
+        *((NAN,), ('0.5',), (None,), (True,), ((0.5,),)),
+    ],
+    'momentum': ['0.9', None, False, -0.1, 1, 1.5, NAN],
+    'weight_decay': ['0', None, False, -1e-4, NAN, INF],
+    'seed': [1.5, '0', None, False, -1, 2**32],
+    'eval_every_epochs': COUNT_FROM_1,
+    'log_every_steps': COUNT_FROM_1,
+    'keep_checkpoints': COUNT_FROM_1,
+}
+ACCEPTED = {
+    'method': ['sgd', 'def'],
+    'ratio': [1, 1.5, 64, 1e6],
+    'granularity': ['tensor', 'model'],
+    'detach': [0, 0.0, 0.3, 1],
+    'average_every': [0, 1, 100],
+    'num_workers': [1, 2, 128],
+    'workers_per_device': [1, 2, 16],
+    'fake_devices': [True, False],
+    'dataset': ['digits', 'cifar10'],
+    'data_dir': ['', '/data'],
+    'train_images': [0, 1, 10**6],
+    'test_images': [0, 1],
+    'model': ['vgg16', 'vgg_digits'],
+    'batch_size': [16, 128],
+    'num_epochs': [1, 1000],
+    'learning_rate': [1, 1e-9, 5.0],
+    'learning_rate_drops': [(), (0.5,), [0.1, 0.2, 0.3]],
+    'momentum': [0, 0.0, 0.99],
+    'weight_decay': [0, 0.0, 1],
+    'seed': [0, 2**32 - 1],
+    'eval_every_epochs': [1, 1000],
+    'log_every_steps': [1, 10**9],
+    'keep_checkpoints': [1, 100],
+}
+
+
+def changed(removed=(), **changes):
+    """The digits configuration with some keys set, to values of any type, and some removed."""
+    settings = digits.get_config().to_dict() | changes
+    return ml_collections.ConfigDict({k: v for k, v in settings.items() if k not in removed})
+
+
+def refusal(config):
+    """The message of the ValueError that `config` must raise."""
+    with pytest.raises(ValueError) as error:
+        check_config(config)
+    message = str(error.value)
+    assert '\n' not in message
+    return message
+
+
+def cases(table):
+    return [pytest.param(key, value, id=f'{key}={value!r}') for key in table for value in table[key]]
+
+
+@pytest.mark.parametrize('name', [module.name for module in pkgutil.iter_modules(configs.__path__)])
+def test_configuration_files_are_complete(name):
+    file = importlib.import_module(f'configs.{name}')
+    if not hasattr(file, 'get_config'):
+        pytest.skip('a helper of the configuration files')
+    config = file.get_config()
+    check_config(config)
+    assert set(config) == set(FIELDS)
+    assert config.is_locked
+    config.seed = 5
+    assert file.get_config().seed == 0  # every call makes a new one
+
+
+def test_the_cases_cover_every_key():
+    assert set(REFUSED) == set(ACCEPTED) == set(FIELDS)
+
+
+@pytest.mark.parametrize(('key', 'value'), cases(REFUSED))
+def test_impossible_values_are_refused(key, value):
+    message = refusal(changed(**{key: value}))
+    assert message.startswith(f'config.{key}={value!r} must be {FIELDS[key].allowed}.')
+
+
+@pytest.mark.parametrize(('key', 'value'), cases(ACCEPTED))
+def test_possible_values_are_accepted(key, value):
+    check_config(changed(**{key: value}))
+
+
+def test_every_method_is_accepted():
+    for name, method in METHODS.items():
+        check_config(changed(method=name, num_workers=1 if method.single_worker else 16))
+
+
+def test_an_integer_that_no_float_can_hold_is_no_crash():
+    for key in ('ratio', 'learning_rate', 'weight_decay', 'momentum', 'detach'):
+        assert f'config.{key}=' in refusal(changed(**{key: 10**400}))
+
+
+@pytest.mark.parametrize('key', FIELDS)
+def test_missing_keys_are_named(key):
+    message = refusal(changed(removed=[key]))
+    assert message == f'config.{key} is missing; it must be {FIELDS[key].allowed}.'
+
+
+@pytest.mark.parametrize('key', FIELDS)
+def test_unknown_keys_suggest_the_nearest(key):
+    misspelt = key[:-2] + key[:-3:-1]  # the last two letters changed places
+    (near,) = difflib.get_close_matches(misspelt, FIELDS, n=1)
+    message = refusal(changed(**{misspelt: 1}))
+    assert message == f'config.{misspelt} is not a known key. Did you mean {near!r}?'
+
+
+def test_unknown_keys_that_are_like_no_other_suggest_nothing():
+    assert refusal(changed(zzz=1)) == 'config.zzz is not a known key.'
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'meant'),
+    [('method', 'deff', 'def'), ('dataset', 'cifar', 'cifar10'), ('model', 'vgg61', 'vgg16')],
+)
+def test_misspelt_names_suggest_the_nearest(key, value, meant):
+    assert refusal(changed(**{key: value})).endswith(f'Did you mean {meant!r}?')
+
+
+@pytest.mark.parametrize(('key', 'value'), cases(REFUSED))
+def test_a_suggestion_can_be_followed(key, value):
+    suggestion = re.search(r"Did you mean '(.*)'\?", refusal(changed(**{key: value})))
+    if suggestion:
+        check_config(changed(**{key: suggestion[1]}))
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'num_workers', 'nearest'), [(100, 16, 96), (7, 4, 8), (1, 16, 16), (127, 128, 128)]
+)
+def test_a_batch_that_does_not_divide_suggests_one_that_does(batch_size, num_workers, nearest):
+    message = refusal(changed(batch_size=batch_size, num_workers=num_workers))
+    assert f'config.batch_size={batch_size}' in message and f'config.num_workers={num_workers}' in message
+    assert message.endswith(f'the nearest that does is {nearest}.')
+    check_config(changed(batch_size=nearest, num_workers=num_workers))
+
+
+@pytest.mark.parametrize('workers_per_device', [3, 5, 32])
+def test_workers_must_share_devices_evenly(workers_per_device):
+    message = refusal(changed(workers_per_device=workers_per_device))
+    assert f'config.workers_per_device={workers_per_device} does not divide config.num_workers=16' in message
+
+
+def test_a_method_for_one_worker_refuses_several():
+    assert 'config.num_workers=16' in refusal(changed(method='sgd_ia'))
+
+
+VALUES = st.one_of(
+    st.sampled_from(
+        [value for table in (REFUSED, ACCEPTED) for values in table.values() for value in values]
+    ),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.binary(max_size=4),
+    st.lists(st.floats() | st.integers(0, 2) | st.text(max_size=2), max_size=3),
+)
+KEYS = st.sampled_from(list(FIELDS)) | st.text('abcdefghijklmnopqrstuvwxyz_', min_size=1, max_size=8)
+
+
+@hypothesis.settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # on a busy machine
+)
+@hypothesis.given(
+    changes=st.dictionaries(KEYS, VALUES, max_size=3),
+    removed=st.sets(st.sampled_from(list(FIELDS)), max_size=1),
+)
+def test_any_configuration_is_accepted_or_refused_in_one_line(changes, removed):
+    try:
+        check_config(changed(removed, **changes))
+    except ValueError as error:
+        message = str(error)
+        assert '\n' not in message
+        assert re.match(r'config\.(\w+)', message)[1] in {*changes, *removed}
+    else:
+        assert not removed - changes.keys() and changes.keys() <= FIELDS.keys()

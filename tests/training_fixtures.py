@@ -1,0 +1,292 @@
+"""What the trainer's tests share: a tiny configuration, steps that are compiled once, one recorded run.
+
+Compiling is what these tests would spend their time on, so runs of one configuration share their steps.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+import rich.console
+
+from configs import digits
+from def_jax import models
+from def_jax.training import checkpoints, experiment, input_pipeline, metrics, steps, trainer
+
+NUM_WORKERS = 4
+STEPS_PER_EPOCH = 5
+NUM_STEPS = 20
+# Neither divides the other, so that records of training and of tests coincide at some steps only.
+TINY = {
+    'num_workers': NUM_WORKERS,
+    'train_images': 200,
+    'batch_size': 40,
+    'num_epochs': NUM_STEPS // STEPS_PER_EPOCH,
+    'eval_every_epochs': 1,
+    'log_every_steps': 3,
+    'average_every': 2,
+    'ratio': 8,
+    'weight_decay': 0.05,  # large enough to see where it is taken
+}
+NUM_PARAMS = 72 + 8 + 8 + 80 + 10  # of the network below: convolution, batch normalisation, dense layer
+MESSAGE_SIZE = 9 + 1 + 1 + 10 + 1  # an eighth of every tensor, at least one element
+_tiny_vgg = functools.partial(models.VGG, stages=((8,),))
+_OUTPUT_KEYS = ('eval_every_epochs', 'log_every_steps', 'keep_checkpoints')
+
+
+def tiny_config(data_dir: Path, **changes) -> ml_collections.ConfigDict:
+    config = digits.get_config()
+    config.update(TINY | {'data_dir': str(data_dir)} | changes)
+    return config
+
+
+class Shared:
+    """A maker of steps that makes them once for every configuration and counts how often they are traced."""
+
+    traces = 0  # of any train step
+
+    def __init__(self, maker):
+        self._maker, self._made, self.traces_of = maker, {}, {}
+
+    def __call__(self, run: experiment.Experiment):
+        key = self._key(run)
+        if key not in self._made:
+            self._made[key], self.traces_of[key] = self._maker(run), 0
+        made = self._made[key]
+
+        @functools.wraps(made)
+        def step(*args):
+            before = Shared.traces
+            result = made(*args)
+            self.traces_of[key] += Shared.traces - before
+            return result
+
+        step.lower = getattr(made, 'lower', None)
+        step.traces = lambda: self.traces_of[key]
+        return step
+
+    @staticmethod
+    def _key(run):
+        settings = {k: v for k, v in run.config.to_dict().items() if k not in _OUTPUT_KEYS}
+        return json.dumps(settings, sort_keys=True)
+
+
+_makers = {
+    name: Shared(getattr(steps, name))
+    for name in ('make_init', 'make_train_step', 'make_outputs', 'make_eval_step', 'make_own_eval_step')
+}
+
+
+def _counting(augment):
+    def counted(*args):  # a train step calls it once whenever it is traced
+        Shared.traces += 1
+        return augment(*args)
+
+    return counted
+
+
+@contextlib.contextmanager
+def tiny_network(tmp_path_factory):
+    """A small network stands in for vgg_digits, and runs share their steps. Yields the data's folder."""
+    data_dir = _prepared_digits(tmp_path_factory.getbasetemp())
+    with (
+        mock.patch.dict(models.MODELS, vgg_digits=_tiny_vgg),
+        mock.patch.multiple(steps, **_makers),
+        mock.patch.object(input_pipeline, 'augment', _counting(input_pipeline.augment)),
+    ):
+        yield data_dir
+
+
+@functools.cache
+def _prepared_digits(basetemp):
+    data_dir = basetemp / 'trainer_data'
+    input_pipeline.load_dataset('digits', data_dir)
+    return data_dir
+
+
+def train(config, folder, console=None) -> dict[str, Any]:
+    return trainer.train_and_evaluate(config, folder, console or rich.console.Console(quiet=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedRun:
+    """An uninterrupted run and its state, on every device, after 0, 1, ... steps."""
+
+    folder: Path
+    config: ml_collections.ConfigDict
+    experiment: experiment.Experiment
+    result: dict[str, Any]
+    states: list[steps.TrainState]  # of lists of arrays, one a device
+    losses: list[np.ndarray]  # [K], at steps 1, 2, ...
+
+
+@functools.cache
+def recorded_run(data_dir: Path) -> RecordedRun:
+    """The run of `tiny_config`, made once; call it inside `tiny_network`."""
+    states, losses, config = [], [], tiny_config(data_dir)
+    folder = data_dir.parent / 'recorded_run'
+
+    def recording(run):
+        step = _makers['make_train_step'](run)
+
+        def recorded(state, batch):
+            if not states:
+                states.append(shards(state))  # before its memory is taken over
+            state, step_metrics = step(state, batch)
+            states.append(shards(state))
+            losses.append(np.array(step_metrics['loss']))
+            return state, step_metrics
+
+        return recorded
+
+    with mock.patch.object(steps, 'make_train_step', recording):
+        result = train(config, folder)
+    return RecordedRun(folder, config, experiment.build(config), result, states, losses)
+
+
+def shards(state):
+    """A tree like `state` that holds, in place of every array, its parts on the devices, in their order."""
+
+    def of(leaf):
+        return [np.array(s.data) for s in sorted(leaf.addressable_shards, key=lambda s: s.device.id)]
+
+    return jax.tree.map(of, state)
+
+
+def gathered(state):
+    """The state of a `RecordedRun` on the host: [K, ...] where workers differ, else one copy."""
+
+    def one(parts):
+        return parts[0]
+
+    def all_workers(parts):
+        return np.concatenate(parts)
+
+    def is_parts(node):
+        return isinstance(node, list)
+
+    def optimizer_leaf(path, parts):
+        differs = any(getattr(entry, 'name', None) in ('trace', 'residual') for entry in path)
+        return (all_workers if differs else one)(parts)
+
+    return steps.TrainState(
+        one(state.step),
+        jax.tree.map(one, state.params, is_leaf=is_parts),
+        jax.tree.map(all_workers, state.batch_stats, is_leaf=is_parts),
+        jax.tree_util.tree_map_with_path(optimizer_leaf, state.opt_state, is_leaf=is_parts),
+    )
+
+
+def restored(folder: Path, run: experiment.Experiment) -> steps.TrainState:
+    """The newest checkpoint of a run."""
+    manager = checkpoints.Checkpoints(folder, keep=run.config.keep_checkpoints)
+    try:
+        return manager.restore(steps.make_init(run)())
+    finally:
+        manager.close()
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the figures that measure time."""
+    timeless = metrics.read(folder / 'metrics.jsonl')
+    return [{k: v for k, v in r.items() if k not in ('seconds', 'images_per_second')} for r in timeless]
+
+
+def assert_same_bits(actual, expected):
+    """Trees of arrays are equal bit for bit, also where they are NaN or zero."""
+    actual, structure = jax.tree_util.tree_flatten_with_path(actual)
+    expected, expected_structure = jax.tree_util.tree_flatten_with_path(expected)
+    assert structure == expected_structure
+    for (path, a), (_, b) in zip(actual, expected, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        same = (a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes())
+        assert same, f'{jax.tree_util.keystr(path)} differs'
+
+
+def placed(state, run: experiment.Experiment) -> steps.TrainState:
+    """A state of host arrays on the devices of an experiment, as its train step takes it."""
+    like = steps.make_init(run)()
+
+    def place(host, leaf):
+        return jax.device_put(np.reshape(host, leaf.shape), leaf.sharding)
+
+    return jax.tree.map(place, state, like)
+
+
+def momentum(state):
+    """The momentum of every worker, a tree of arrays [K, ...]."""
+    return optax.tree.get(state.opt_state, 'trace')
+
+
+def residual(state):
+    """The residual of every worker, a tree of arrays [K, ...]."""
+    return optax.tree.get(state.opt_state, 'residual')
+
+
+class Killed(BaseException):
+    """Stands for what ends a process: no handler of the trainer may catch it."""
+
+
+@contextlib.contextmanager
+def killed(target, name, *, when):
+    """The call number `when` of a function, from 0, raises `Killed`; the block must be ended by it."""
+    function, calls = getattr(target, name), iter(range(when + 1))
+
+    def kill_or_call(*args, **kwargs):
+        if next(calls) == when:
+            raise Killed
+        return function(*args, **kwargs)
+
+    with mock.patch.object(target, name, kill_or_call):
+        try:
+            yield
+        except Killed:
+            return
+    raise AssertionError(f'{name} was called {when} times at most')
+
+
+@contextlib.contextmanager
+def poisoned_batch(step, worker):
+    """An impossible label in one worker's batch: its loss, and nothing else, becomes NaN."""
+    train_batch = input_pipeline.train_batch
+
+    def poisoned(*args, **kwargs):
+        batch = train_batch(*args, **kwargs)
+        if kwargs['step'] == step:
+            batch['label'][worker] = 99
+        return batch
+
+    with mock.patch.object(input_pipeline, 'train_batch', poisoned):
+        yield
+
+
+@contextlib.contextmanager
+def poisoned_state(step, poison):
+    """The state is replaced by `poison(state)` after so many steps."""
+    make_train_step = steps.make_train_step
+
+    def poisoning(run):
+        train_step = make_train_step(run)
+
+        def poisoned(state, batch):
+            state, metrics = train_step(state, batch)
+            return (poison(state) if int(state.step) == step else state), metrics
+
+        return poisoned
+
+    with mock.patch.object(steps, 'make_train_step', poisoning):
+        yield
+
+
+def nan_like(leaf, where=...):
+    host = np.array(leaf)
+    host[where] = np.nan
+    return jax.device_put(host, leaf.sharding)
