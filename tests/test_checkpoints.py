@@ -215,6 +215,15 @@ def test_a_damaged_checkpoint_leaves_the_run_as_it_was(recorded, tmp_path):
     gc.collect()
 
 
+def test_metrics_that_end_before_the_checkpoint_are_not_passed_over(recorded, tmp_path):
+    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
+    (folder / 'metrics.jsonl').unlink()
+    before = (folder / 'result.json').read_bytes()
+    with pytest.raises(ValueError, match=r'metrics\.jsonl'):
+        fixtures.train(recorded.config, folder)
+    assert (folder / 'result.json').read_bytes() == before
+
+
 def test_a_state_of_another_experiment_is_refused(saved, data_dir):
     other = experiment.build(fixtures.tiny_config(data_dir, method='sgd'))
     with pytest.raises(ValueError, match='cannot be read'):
