@@ -262,6 +262,15 @@ def test_residual_of_bfloat16_parameters_does_not_lose_small_updates():
     assert optax.tree.get(state, 'residual').min() == -400 / 1024
 
 
+def test_points_of_bfloat16_parameters_are_rounded_once():
+    """1 + (2^-8 + 2^-18) rounds up to the next bfloat16; a residual rounded first would make a tie."""
+    params = jnp.ones(2, jnp.bfloat16)
+    state = feedback(axis_name=None, detach=1).init(params)
+    state = state._replace(residual=jnp.full(2, 2.0**-8 + 2.0**-18, jnp.float32))
+    for point in (def_jax.detached_params(params, state), def_jax.output_params(params, state, None)):
+        np.testing.assert_array_equal(point.astype(jnp.float32), 1 + 2.0**-7)
+
+
 def test_empty_scalar_and_small_leaves():
     """Zero-size leaves send nothing; leaves below the ratio send one element; y moves as uncompressed."""
     shapes = {'e': (0, 3), 'f': (0,), 'one': (1, 1), 's': (), 'w': (5, 3)}

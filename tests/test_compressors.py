@@ -93,6 +93,25 @@ def test_projection(name):
     chex.assert_trees_all_equal(jitted_compress(COMPRESSORS[name], once, 5), once)
 
 
+@pytest.mark.parametrize('name', COMPRESSORS)
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_add_is_plus_what_place_puts_into_zeros(name, dtype):
+    tree, other = make_tree(dtype, seed=1), make_tree(seed=2)
+
+    @jax.jit
+    def both(tree, other):
+        selection = COMPRESSORS[name](KEY, jnp.uint32(5), other)
+        message = selection.take(other)
+        return selection.add(tree, message), jax.tree.map(jnp.add, tree, selection.place(message, tree))
+
+    added, plus = both(tree, other)
+    chex.assert_trees_all_equal_shapes_and_dtypes(added, tree)
+    chex.assert_trees_all_close(added, plus, rtol=0, atol=0.03 if dtype == jnp.bfloat16 else 1e-6)
+    sent = [np.asarray(leaf != 0) for leaf in jax.tree.leaves(jitted_compress(COMPRESSORS[name], other, 5))]
+    for before, after, mask in zip(*map(jax.tree.leaves, (tree, added)), sent, strict=True):
+        np.testing.assert_array_equal(np.asarray(before)[~mask], np.asarray(after)[~mask])
+
+
 def test_identity_sends_everything_and_scaled_shrinks():
     tree = make_tree()
     chex.assert_trees_all_equal(jitted_compress(def_jax.identity(), tree), tree)

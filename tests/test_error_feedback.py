@@ -251,12 +251,6 @@ def test_detach_one_is_cser_without_gradient_synchronisation(name):
     np.testing.assert_allclose(np.swapaxes((x + residual)[0], 0, 1), models, **TOLERANCE)
 
 
-def test_detach_zero_takes_the_gradient_at_the_parameters_like_ef():
-    state = def_jax.error_feedback(BLOCK_4, None, detach=0).init(jnp.ones(8))
-    state = state._replace(residual=jnp.arange(8.0))
-    chex.assert_trees_all_equal(def_jax.detached_params(jnp.ones(8), state), jnp.ones(8))
-
-
 @pytest.mark.parametrize('compressor', [def_jax.random_block(1), def_jax.random_k(1), def_jax.identity()])
 def test_ratio_one_is_uncompressed(compressor):
     x, y, residual = vmapped(compressor, 4, [Hyper(detach=0.3)])
@@ -335,15 +329,19 @@ def test_state():
     chex.assert_trees_all_equal(after._replace(residual=0), state._replace(step=jnp.uint32(1), residual=0))
 
 
-def test_detached_point_passes_gradients_to_params_only():
+@pytest.mark.parametrize('detach', [0, 0.5, 1])
+def test_detached_point_and_its_gradient(detach):
+    """x + λr: at λ = 0 exactly x, as in EF; the residual takes no gradient."""
     params, residual = jnp.arange(4.0), jnp.array([1.0, -2.0, 3.0, 0.5])
-    state = def_jax.error_feedback(BLOCK_4, None, detach=0.5).init(params)
+    state = def_jax.error_feedback(BLOCK_4, None, detach=detach).init(params)._replace(residual=residual)
+    point = def_jax.detached_params(params, state)
+    np.testing.assert_array_equal(point, params + detach * residual)
 
     def loss(params, residual):
         return jnp.sum(def_jax.detached_params(params, state._replace(residual=residual)) ** 3)
 
     d_params, d_residual = jax.grad(loss, argnums=(0, 1))(params, residual)
-    np.testing.assert_allclose(d_params, 3 * (params + 0.5 * residual) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(d_params, 3 * point**2, rtol=1e-6)
     np.testing.assert_array_equal(d_residual, 0)
 
 
@@ -352,8 +350,7 @@ def test_all_reduce_mean():
     mean = def_jax.all_reduce_mean('workers')
     actual = jax.vmap(lambda g: mean.update(g, mean.init(g))[0], axis_name='workers')(tree)
     chex.assert_trees_all_close(actual, jax.tree.map(lambda g: jnp.broadcast_to(g.mean(0), g.shape), tree))
-    alone = def_jax.all_reduce_mean(None)
-    chex.assert_trees_all_equal(alone.update(tree, alone.init(tree))[0], tree)
+    chex.assert_trees_all_equal(def_jax.all_reduce_mean(None).update(tree, optax.EmptyState())[0], tree)
 
 
 IMPOSSIBLE = {
@@ -393,7 +390,10 @@ def test_unbound_axis_name(axis_name):
             call()
 
 
-@pytest.mark.parametrize('opt_state', [(), optax.sgd(0.1, momentum=0.9).init(jnp.ones(2)), None])
+FOREIGN = NamedTuple('FOREIGN', [('residual', jax.Array)])(jnp.ones(2))
+
+
+@pytest.mark.parametrize('opt_state', [(), None, optax.sgd(0.1, momentum=0.9).init(jnp.ones(2)), FOREIGN])
 def test_state_without_residual(opt_state):
     for function, arguments in ((def_jax.detached_params, ()), (def_jax.output_params, (None,))):
         with pytest.raises(ValueError, match=f'{function.__name__}: opt_state holds no residual'):

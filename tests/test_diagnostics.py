@@ -1,0 +1,134 @@
+"""Diagnostics against NumPy over a loop of workers, and Theorem 4.3's bound against its limits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import def_jax
+from def_jax import diagnostics
+
+K, DETACH = 4, 0.3
+BOUND = {
+    'initial_gap': 2.0,
+    'learning_rate': 0.01,
+    'num_steps': 1000,
+    'smoothness': 2.0,
+    'variance': 0.3,
+    'second_moment': 1.0,
+    'num_workers': 16,
+    'detach': 0.3,
+    'delta': 1 / 64,
+}
+
+
+def tree(rng):
+    return {
+        'w': rng.normal(size=(K, 3, 5)).astype(np.float32),
+        'b': rng.normal(size=(K, 2)).astype(np.float32),
+    }
+
+
+def flat(stacked):
+    return np.concatenate([stacked[name].reshape(K, -1) for name in sorted(stacked)], axis=1).astype(
+        np.float64
+    )
+
+
+@pytest.mark.parametrize('transform', [jax.vmap, jax.pmap], ids=['vmap', 'pmap'])
+def test_error_statistics_equal_a_loop_over_workers(transform):
+    residual = tree(np.random.default_rng(0))
+    init = def_jax.error_feedback(def_jax.random_block(2), 'workers', detach=DETACH).init
+
+    def measure(own):
+        return diagnostics.error_statistics(init(own)._replace(residual=own), 'workers')
+
+    measured = transform(measure, axis_name='workers')(residual)
+
+    errors = -flat(residual)
+    mean = errors.mean(axis=0)
+    distances = [np.sum((mean - DETACH * e) ** 2) for e in errors]
+    expected = {
+        'mean_error': np.sum(mean**2),
+        'error': np.mean(np.sum(errors**2, axis=1)),
+        'distance_ef': np.sum(mean**2),
+        'distance': np.mean(distances),
+        'detach_optimum': np.sum(mean**2) / np.mean(np.sum(errors**2, axis=1)),
+        'detach_optimum_own': errors @ mean / np.sum(errors**2, axis=1),
+    }
+    assert set(measured) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(measured[name], np.broadcast_to(value, K), rtol=1e-5, err_msg=name)
+
+
+def test_the_optimum_minimises_equation_9():
+    errors = flat(tree(np.random.default_rng(1)))
+    mean = errors.mean(axis=0)
+    init = def_jax.error_feedback(def_jax.random_block(2), 'workers').init
+    measured = jax.vmap(
+        lambda r: diagnostics.error_statistics(init(r)._replace(residual=r), 'workers'), axis_name='workers'
+    )(-errors.astype(np.float32))
+    grid = np.linspace(0, 1, 10_001)
+    distances = [np.mean(np.sum((mean - detach * errors) ** 2, axis=1)) for detach in grid]
+    np.testing.assert_allclose(measured['detach_optimum'][0], grid[np.argmin(distances)], atol=2e-4)
+
+
+def test_optima_are_zero_while_nothing_waits():
+    state = def_jax.error_feedback(def_jax.random_block(2), None).init(jnp.zeros(4))
+    measured = diagnostics.error_statistics(state, None)
+    assert measured['detach_optimum'] == measured['detach_optimum_own'] == 0
+
+
+def test_gradient_statistics_are_unbiased():
+    # Many groups of K gradients with known variance per coordinate and a known mean.
+    sigma, mean, groups, size = 0.5, np.linspace(-1, 1, 20), 4000, 20
+    rng = np.random.default_rng(2)
+    grads = (mean + sigma * rng.normal(size=(groups, K, size))).astype(np.float32)
+    measure = jax.vmap(lambda g: diagnostics.gradient_statistics(g, 'workers'), axis_name='workers')
+    measured = jax.vmap(measure)(grads)
+    variance, second = (np.asarray(measured[name])[:, 0] for name in ('variance', 'second_moment'))
+    for values, truth in ((variance, size * sigma**2), (second, np.sum(mean**2))):
+        assert abs(values.mean() - truth) < 5 * values.std() / np.sqrt(groups)
+
+
+def test_gradient_statistics_need_two_workers():
+    with pytest.raises(ValueError, match=r'has one worker; the variance between workers needs two'):
+        diagnostics.gradient_statistics(jnp.ones(3), None)
+
+
+def test_no_residual_to_measure():
+    with pytest.raises(ValueError, match=r'error_statistics: opt_state holds no residual'):
+        diagnostics.error_statistics((), None)
+
+
+def test_delta_counts_what_is_sent():
+    params = {'w': jnp.zeros((64, 8)), 'b': jnp.zeros(10)}
+    assert diagnostics.compression_delta(def_jax.random_block(64), params) == (8 + 1) / 522
+
+
+def test_bound_is_equation_17_term_by_term():
+    descent, noise = 4 * 2.0 / (0.01 * 1000), 2 * 0.01 * 2.0 * 0.3 / 16
+    k, lam, delta = 16, 0.3, 1 / 64
+    spread = (k - 1) / k**2 * 0.3 + (1 / k - lam) ** 2 * 0.3 + 2 * (1 - lam) ** 2 * 1.0
+    last = 4 * 0.01**2 * 2.0**2 * spread / (np.sqrt((1 - delta / 2) / (1 - delta)) - 1) ** 2
+    np.testing.assert_allclose(diagnostics.convergence_bound(**BOUND), descent + noise + last)
+
+
+def test_compression_costs_nothing_in_the_cases_of_the_paper():
+    uncompressed = diagnostics.convergence_bound(**BOUND | {'delta': 1})
+    # Remark 4.5 (1): with one worker and λ = 1 the last term vanishes at any ratio.
+    single = {'num_workers': 1, 'detach': 1.0}
+    np.testing.assert_allclose(
+        diagnostics.convergence_bound(**BOUND | single),
+        diagnostics.convergence_bound(**BOUND | single | {'delta': 1}),
+    )
+    assert uncompressed < diagnostics.convergence_bound(**BOUND)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [('learning_rate', 0.2), ('detach', 1.1), ('delta', 0.0), ('num_workers', 0), ('smoothness', -1.0)],
+)
+def test_bound_outside_its_conditions(name, value):
+    with pytest.raises(ValueError, match=f'{name}={value} must be a number in'):
+        diagnostics.convergence_bound(**BOUND | {name: value})
