@@ -1,16 +1,19 @@
 """What a configuration stands for: the model, the data set, the optimizer chain, the number of steps."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from def_jax import compressors, methods
 from def_jax.models import get_model
-from def_jax.training import input_pipeline
+from def_jax.training import input_pipeline, streaming
 from def_jax.training.configuration import check_config
 from def_jax.training.devices import worker_devices
 
@@ -18,6 +21,8 @@ __all__ = ['DEVICE_AXIS', 'VIRTUAL_AXIS', 'Communication', 'Experiment', 'build'
 
 DEVICE_AXIS = 'workers'
 VIRTUAL_AXIS = 'virtual_workers'
+
+Data = input_pipeline.Split | streaming.StreamedSplit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +32,8 @@ class Experiment:
     config: ml_collections.FrozenConfigDict
     method: methods.Method
     dataset: input_pipeline.DatasetSpec
-    train: input_pipeline.Split
-    test: input_pipeline.Split
+    train: Data
+    test: Data
     model: nn.Module
     schedule: optax.Schedule
     links: tuple[optax.GradientTransformation, ...]  # of the optimizer's chain
@@ -47,6 +52,28 @@ class Experiment:
         """Leading axes of everything that differs between workers: [K], or [devices, virtual workers]."""
         virtual = self.config.workers_per_device
         return (len(self.devices), virtual) if virtual > 1 else (len(self.devices),)
+
+    def train_batches(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """The training batches from `first_step` on, with leading axes `workers_shape`; endless."""
+        options = {
+            'seed': self.config.seed,
+            'batch_size': self.config.batch_size,
+            'num_workers': self.config.num_workers,
+        }
+        if isinstance(self.train, streaming.StreamedSplit):
+            batches = streaming.train_batches(self.train, first_step=first_step, **options)
+        else:
+            split, steps = self.train, itertools.count(first_step)
+            batches = (input_pipeline.train_batch(split, step=step, **options) for step in steps)
+        for batch in batches:
+            yield {name: x.reshape(*self.workers_shape, *x.shape[1:]) for name, x in batch.items()}
+
+    def test_batches(self, images_per_way: int, ways: int) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over the test images in batches [ways, images_per_way, ...] with a mask."""
+        batch_size = images_per_way * ways
+        if isinstance(self.test, streaming.StreamedSplit):
+            return streaming.test_batches(self.test, batch_size=batch_size, num_workers=ways)
+        return input_pipeline.test_batches(self.test, batch_size=batch_size, num_workers=ways)
 
     @property
     def axis_name(self) -> str | tuple[str, str]:
@@ -95,10 +122,11 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     check_config(config)
     devices = worker_devices(config.num_workers // config.workers_per_device, fake=config.fake_devices)
     dataset = input_pipeline.get_dataset_spec(config.dataset)
-    train, test = input_pipeline.load_dataset(dataset, config.data_dir or None)
+    load = streaming.open_dataset if dataset.streamed else input_pipeline.load_dataset
+    train, test = load(dataset, config.data_dir or None)
     train = _first(train, config.train_images, 'train_images')
     test = _first(test, config.test_images, 'test_images')
-    steps_per_epoch = input_pipeline.steps_per_epoch(len(train.labels), config.batch_size)
+    steps_per_epoch = input_pipeline.steps_per_epoch(len(train), config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
     schedule = optax.piecewise_constant_schedule(
         config.learning_rate, {round(share * num_steps): 0.1 for share in config.learning_rate_drops}
@@ -131,13 +159,12 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     )
 
 
-def _first(split: input_pipeline.Split, count: int, key: str) -> input_pipeline.Split:
-    available = len(split.labels)
-    if count > available:
+def _first(split: Data, count: int, key: str) -> Data:
+    if count > len(split):
         raise ValueError(
-            f'config.{key}={count} must be at most {available}, the size of that split; 0 takes all.'
+            f'config.{key}={count} must be at most {len(split)}, the size of that split; 0 takes all.'
         )
-    return input_pipeline.Split(split.images[: count or None], split.labels[: count or None])
+    return split.first(count) if count else split
 
 
 def _axis_name(config) -> str | tuple[str, str]:

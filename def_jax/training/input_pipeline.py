@@ -45,6 +45,7 @@ class DatasetSpec:
         std: each channel's standard deviation, likewise.
         crop_padding: zero pixels added on each side before a training image is cropped.
         flip: whether training images are mirrored at random.
+        streamed: whether it is too large for memory and read while training, see `streaming`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class DatasetSpec:
     std: tuple[float, ...]
     crop_padding: int
     flip: bool
+    streamed: bool = False
 
 
 DATASETS: Mapping[str, DatasetSpec] = {
@@ -90,6 +92,17 @@ DATASETS: Mapping[str, DatasetSpec] = {
             crop_padding=4,
             flip=True,
         ),
+        DatasetSpec(
+            name='imagenet2012',
+            tfds_name='imagenet2012',
+            image_shape=(224, 224, 3),
+            num_classes=1000,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            crop_padding=0,  # the crop of random size and shape is made as the files are read
+            flip=True,
+            streamed=True,
+        ),
     )
 }
 
@@ -105,6 +118,13 @@ class Split:
 
     images: np.ndarray
     labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int) -> 'Split':
+        """The split's first `count` examples."""
+        return Split(self.images[:count], self.labels[:count])
 
 
 def get_dataset_spec(name: str) -> DatasetSpec:

@@ -28,16 +28,7 @@ __all__ = ['IMAGENET', 'StreamedSplit', 'open_dataset', 'test_batches', 'train_b
 
 # Images are cropped here, since they differ in size, and mirrored and standardised on the device, by
 # `input_pipeline.augment`, as those of every data set.
-IMAGENET = DatasetSpec(
-    name='imagenet2012',
-    tfds_name='imagenet2012',
-    image_shape=(224, 224, 3),
-    num_classes=1000,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    crop_padding=0,
-    flip=True,
-)
+IMAGENET = input_pipeline.DATASETS['imagenet2012']
 
 _ATTEMPTS = 10  # to draw a crop that fits the image
 
@@ -51,14 +42,20 @@ class StreamedSplit:
         records: has a length, and gives the serialised examples at a list of positions.
         parse: a TensorFlow function from a serialised example to a dict with `image`, the JPEG file, and
             `label`, int64 [].
+        size: the number of examples that are used; None for all.
     """
 
     spec: DatasetSpec
     records: Any
     parse: Callable[[Any], dict[str, Any]]
+    size: int | None = None
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records) if self.size is None else self.size
+
+    def first(self, count: int) -> 'StreamedSplit':
+        """The split's first `count` examples."""
+        return dataclasses.replace(self, size=count)
 
 
 def open_dataset(

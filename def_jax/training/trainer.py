@@ -11,7 +11,7 @@ import numpy as np
 import rich.console
 
 from def_jax.training import console as console_lib
-from def_jax.training import input_pipeline, plots, results, steps, workdir
+from def_jax.training import plots, results, steps, workdir
 from def_jax.training.checkpoints import Checkpoints
 from def_jax.training.experiment import Communication, Experiment, build
 from def_jax.training.metrics import MetricLog
@@ -99,15 +99,9 @@ def _run(
     start = int(state.step)
     window = _Window(experiment, communication, log)
     with console_lib.Progress(console, experiment, start) as progress:
-        for step in range(start, experiment.num_steps):
-            batch = input_pipeline.train_batch(
-                experiment.train,
-                seed=config.seed,
-                step=step,
-                batch_size=config.batch_size,
-                num_workers=config.num_workers,
-            )
-            batch = {name: x.reshape(*experiment.workers_shape, *x.shape[1:]) for name, x in batch.items()}
+        for step, batch in zip(
+            range(start, experiment.num_steps), experiment.train_batches(start), strict=False
+        ):
             if diagnose and step % config.diagnostics_every == 0:
                 log.write(_diagnostics_record(step, diagnose(state, batch)))
             state, metrics = train_step(state, batch)
@@ -185,11 +179,8 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
     def sums(point: str, variables: dict) -> dict[str, np.ndarray]:
         """Loss, correct answers and images over the test set: [] for a shared model, [K] for own ones."""
         ways = 1 if point == 'own' else num_devices
-        batches = input_pipeline.test_batches(
-            experiment.test, batch_size=_EVAL_IMAGES_PER_DEVICE * ways, num_workers=ways
-        )
         totals = []
-        for batch in batches:
+        for batch in experiment.test_batches(_EVAL_IMAGES_PER_DEVICE, ways):
             if point == 'own':
                 batch = {name: x[0] for name, x in batch.items()}
             totals.append(jax.device_get(eval_steps.get(point, eval_step)(variables, batch)))
