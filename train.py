@@ -19,7 +19,8 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints,
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         return _refuse(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow only reads the data
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow only reads the data, in silence
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
     config = _CONFIG.value

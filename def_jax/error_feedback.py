@@ -195,8 +195,8 @@ def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
 def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
     """The residual in the structure of params: unflattened after `optax.flatten`."""
     leaves, treedef = jax.tree.flatten(params)
-    if isinstance(residual, jax.Array) and not isinstance(params, jax.Array):
-        parts = split(residual, [leaf.size for leaf in leaves])
+    if isinstance(residual, jax.Array):
+        parts = split(residual.reshape(-1), [leaf.size for leaf in leaves])
         return jax.tree.unflatten(
             treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
         )

@@ -90,6 +90,21 @@ def test_output_settings_may_change_between_two_starts(recorded, data_dir, tmp_p
     assert {path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()} == {'20'}
 
 
+def test_diagnostics_of_an_interrupted_run_equal_those_of_an_uninterrupted_one(recorded, data_dir, tmp_path):
+    config = fixtures.tiny_config(data_dir, diagnostics_every=5)
+    fixtures.train(config, tmp_path / 'whole')
+    with fixtures.killed(input_pipeline, 'train_batch', when=7):  # after the diagnostics of step 5
+        fixtures.train(config, tmp_path / 'run')
+    fixtures.train(config, tmp_path / 'run')
+    whole = fixtures.records(tmp_path / 'whole')
+    assert [r['step'] for r in whole if 'detach_optimum' in r] == [0, 5, 10, 15]
+    assert fixtures.records(tmp_path / 'run') == whole
+    # Looking on changes nothing.
+    assert [r for r in whole if 'detach_optimum' not in r] == fixtures.records(recorded.folder)
+    state = fixtures.restored(tmp_path / 'run', recorded.experiment)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[-1])
+
+
 # --- Save and restore ---
 
 

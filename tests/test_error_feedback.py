@@ -307,8 +307,9 @@ def test_output_moves_by_the_mean_update(name):
 
     x, y, u = jax.pmap(worker, axis_name='workers')(mlp_data(4))
     assert_same_bits_on_every_device(x)
+    u = np.asarray(u, np.float64)
     assert np.max(np.std(u, axis=0)) > 1e-3  # the workers do differ
-    path = np.asarray(flat(INITIAL)) + np.cumsum(np.mean(u, axis=0), axis=0, dtype=np.float64)
+    path = np.asarray(flat(INITIAL)) + np.cumsum(np.mean(u, axis=0), axis=0)
     np.testing.assert_allclose(y[0], path, **TOLERANCE)
 
 

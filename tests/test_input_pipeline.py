@@ -320,9 +320,12 @@ def test_data_set_that_lacks_a_part(features, splits, message):
     [
         (
             'cifar-10',
-            r"dataset='cifar-10' is unknown; .* cifar10, cifar100\. Did you mean 'cifar10'\?",
+            r"dataset='cifar-10' is unknown; .* cifar10, cifar100, imagenet2012\. Did you mean 'cifar10'\?",
         ),
-        ('imagenet', r"dataset='imagenet' is unknown; it must be one of digits, cifar10, cifar100\.$"),
+        (
+            'mnist',
+            r"dataset='mnist' is unknown; it must be one of digits, cifar10, cifar100, imagenet2012\.$",
+        ),
     ],
 )
 def test_unknown_data_set(name, message):

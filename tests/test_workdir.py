@@ -80,7 +80,10 @@ def test_whatever_shapes_the_trajectory_is_bound(tmp_path, changes):
 
 @pytest.mark.parametrize(
     'changes',
-    [{'data_dir': '/moved'}, {'fake_devices': False}, {'keep_checkpoints': 9}, {'log_every_steps': 1}],
+    [
+        *({'data_dir': '/moved'}, {'fake_devices': False}),
+        *({'keep_checkpoints': 9}, {'log_every_steps': 1}, {'diagnostics_every': 1}),
+    ],
 )
 def test_whatever_shapes_only_the_output_is_free(tmp_path, changes):
     workdir.claim(tmp_path / 'run', config())
@@ -136,7 +139,7 @@ def test_a_folder_is_not_lost_by_a_crash_in_its_first_moment(tmp_path, monkeypat
     def crash(*args):
         raise OSError('no space left on device')
 
-    with monkeypatch.context() as patch, pytest.raises(OSError):
+    with monkeypatch.context() as patch, pytest.raises((OSError, ValueError)):
         patch.setattr(os, 'replace', crash)
         patch.setattr(Path, 'replace', crash)
         workdir.claim(tmp_path / 'run', config())

@@ -39,7 +39,7 @@ TINY = {
 NUM_PARAMS = 72 + 8 + 8 + 80 + 10  # of the network below: convolution, batch normalisation, dense layer
 MESSAGE_SIZE = 9 + 1 + 1 + 10 + 1  # an eighth of every tensor, at least one element
 _tiny_vgg = functools.partial(models.VGG, stages=((8,),))
-_OUTPUT_KEYS = ('eval_every_epochs', 'log_every_steps', 'keep_checkpoints')
+_OUTPUT_KEYS = ('diagnostics_every', 'eval_every_epochs', 'log_every_steps', 'keep_checkpoints')
 
 
 def tiny_config(data_dir: Path, **changes) -> ml_collections.ConfigDict:
@@ -79,10 +79,7 @@ class Shared:
         return json.dumps(settings, sort_keys=True)
 
 
-_makers = {
-    name: Shared(getattr(steps, name))
-    for name in ('make_init', 'make_train_step', 'make_outputs', 'make_eval_step', 'make_own_eval_step')
-}
+_makers = {name: Shared(getattr(steps, name)) for name in steps.__all__ if name.startswith('make_')}
 
 
 def _counting(augment):

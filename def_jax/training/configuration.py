@@ -1,6 +1,6 @@
 """Checks a configuration before anything is written: every key known, every value possible."""
 
-import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ class Field(NamedTuple):
     types: tuple[type, ...]
     valid: Callable[[Any], bool]
     allowed: str
+    names: tuple[str, ...] = ()  # where it is one of these
 
 
 def _integer(low: int) -> Field:
@@ -27,12 +28,12 @@ def _integer(low: int) -> Field:
 
 
 def _number(valid: Callable[[float], bool], allowed: str) -> Field:
-    return Field((int, float), lambda value: math.isfinite(value) and valid(value), allowed)
+    return Field((int, float), lambda value: abs(value) <= sys.float_info.max and valid(value), allowed)
 
 
 def _one_of(names: Iterable[str]) -> Field:
     names = tuple(names)
-    return Field((str,), lambda value: value in names, f'one of {", ".join(names)}')
+    return Field((str,), lambda value: value in names, f'one of {", ".join(names)}', names)
 
 
 FIELDS: dict[str, Field] = {
@@ -95,8 +96,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         value = config[key]
         well_typed = isinstance(value, field.types) and (bool in field.types or not isinstance(value, bool))
         if not well_typed or not field.valid(value):
-            hint = nearest(value, field.allowed[len('one of ') :].split(', '))
-            raise ValueError(f'config.{key}={value!r} must be {field.allowed}.{hint}')
+            raise ValueError(f'config.{key}={value!r} must be {field.allowed}.{nearest(value, field.names)}')
     if METHODS[config.method].single_worker and config.num_workers != 1:
         raise ValueError(
             f'config.method={config.method!r} is defined for one worker, but config.num_workers='

@@ -19,7 +19,7 @@ class MetricLog:
 
     def __init__(self, workdir: Path, resume_step: int):
         self._path = workdir / 'metrics.jsonl'
-        self.records: list[dict[str, Any]] = [r for r in read(self._path) if r['step'] <= resume_step]
+        self.records: list[dict[str, Any]] = [r for r in read(self._path) if _precedes(r, resume_step)]
         partial = self._path.with_name(self._path.name + '.partial')
         partial.write_text(''.join(json.dumps(record) + '\n' for record in self.records))
         os.replace(partial, self._path)
@@ -35,6 +35,15 @@ class MetricLog:
             if name != 'step':
                 self._board.add_scalar(name, value, record['step'])
 
+    def check_reaches(self, step: int) -> None:
+        """Raises ValueError where records up to the checkpoint of `step` are lost."""
+        last = self.last('step', 0)
+        if last < step:
+            raise ValueError(
+                f'{self._path} ends at step {last}, but the checkpoint to resume is of step {step}. '
+                'Restore that file, or choose another --workdir to start anew.'
+            )
+
     def last(self, name: str, default: float = 0.0) -> float:
         """The newest value of `name` in any record."""
         return next((record[name] for record in reversed(self.records) if name in record), default)
@@ -42,6 +51,12 @@ class MetricLog:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def _precedes(record: dict[str, Any], checkpoint_step: int) -> bool:
+    """Whether a record was written before the checkpoint of that step; diagnostics of the step come after."""
+    step = record['step']
+    return step < checkpoint_step or (step == checkpoint_step and 'variance' not in record)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -34,7 +34,8 @@ def plot_curves(path: Path, records: list[dict[str, Any]], title: str, answers: 
             accuracy = [100 * r[f'test_accuracy_{point}'] for r in tests]
             axes.plot([r[key] for r in tests], accuracy, marker='.', label=point_name(point, answers))
         axes.set(xlabel=label, ylabel='test accuracy, %')
-        axes.legend(loc='lower right')
+        if points:
+            axes.legend(loc='lower right')
     for axes in (loss, epochs, megabytes):
         axes.grid(alpha=0.3)
     _save(figure, path, title)

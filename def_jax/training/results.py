@@ -12,7 +12,7 @@ from def_jax.training.experiment import Communication, Experiment
 from def_jax.training.metrics import MetricLog
 from def_jax.training.workdir import write_json
 
-__all__ = ['write']
+__all__ = ['read', 'write']
 
 
 def write(
@@ -66,6 +66,15 @@ def write(
     }
     write_json(run / 'result.json', result)
     return result
+
+
+def read(run: Path) -> dict[str, Any] | None:
+    """The result of a run that finished; None where there is none, or not a whole one."""
+    try:
+        result = json.loads((run / 'result.json').read_text())
+    except (OSError, ValueError):
+        return None
+    return result if result.get('status') == 'finished' else None
 
 
 def _title(experiment: Experiment) -> str:

@@ -62,18 +62,23 @@ def train_and_evaluate(
     try:
         state = checkpoints.restore(steps.make_init(experiment)())
         communication = Communication.of(experiment, state.params)
-        log = MetricLog(run, resume_step=int(state.step))
-        console_lib.describe(console, experiment, communication)
-        if int(state.step):
-            console.print(f'resuming at step {int(state.step):,}')
+        start = int(state.step)
+        log = MetricLog(run, resume_step=start)
         try:
+            log.check_reaches(start)
+            console_lib.describe(console, experiment, communication)
+            if start:
+                console.print(f'resuming at step {start:,}')
             _run(experiment, communication, state, log, checkpoints, console)
         except DivergedError as error:
             results.write(run, experiment, communication, log, diverged=error)
             raise
         finally:
             log.close()
-        result = results.write(run, experiment, communication, log)
+        # A run that had finished before keeps the result that tells of the machine and commit it ran on.
+        result = results.read(run) if start == experiment.num_steps else None
+        if result is None:
+            result = results.write(run, experiment, communication, log)
         plots.plot_curves(run / 'curves.png', log.records, result['title'], result['answers'])
         if config.diagnostics_every:
             plots.plot_diagnostics(run / 'diagnostics.png', log.records, result['title'])

@@ -40,27 +40,37 @@ def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> Path
                 f'workdir={str(workdir)!r} holds a run of another configuration ({changes}). '
                 'Choose another --workdir, or the same configuration to resume that run.'
             )
-    elif workdir.is_dir() and any(workdir.iterdir()):
+    elif workdir.is_dir() and any(path.name != _partial(record).name for path in workdir.iterdir()):
         raise ValueError(
             f'workdir={str(workdir)!r} holds files that are not a run. Choose an empty or new folder.'
         )
     elif workdir.exists() and not workdir.is_dir():
         raise ValueError(f'workdir={str(workdir)!r} is a file. Choose an empty or new folder.')
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'workdir={str(workdir)!r} cannot be made ({error}). Choose another.') from error
     write_json(record, ours)
     return workdir
 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` as JSON; a reader sees the old file or the new one, never half of it."""
-    partial = path.with_name(path.name + '.partial')
+    partial = _partial(path)
     partial.write_text(json.dumps(content, indent=2) + '\n')
     os.replace(partial, path)
 
 
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + '.partial')
+
+
 def _read(record: Path) -> dict[str, Any]:
     try:
-        return json.loads(record.read_text())
+        settings = json.loads(record.read_text())
+        if not isinstance(settings, dict):
+            raise ValueError('it holds no settings')
+        return settings
     except ValueError as error:
         raise ValueError(
             f'{record} cannot be read ({error}), so it is unknown which run this folder holds. '
