@@ -272,17 +272,10 @@ class _Block(NamedTuple):
         if not self.wrap:
             zeros = jnp.zeros(x.shape, x.dtype)
             return x + lax.dynamic_update_slice(zeros, values.reshape(self.shape), start)
-        # Two slices: what lies before the tensor's end, and what wraps around to its beginning.
-        (n,), (b,) = self.view, self.shape
-        over = jnp.maximum(start[0] - (n - b), 0)  # elements past the end
-        zeros = jnp.zeros(n, x.dtype)
-        gap = jnp.zeros(b, x.dtype)
-        before = lax.dynamic_slice(jnp.concatenate([gap, values]), (b - over,), (b,))
-        after = lax.dynamic_slice(jnp.concatenate([values, gap]), (b - over,), (b,))
-        after = jnp.where(jnp.arange(b) < over, after, 0)
-        line = x.reshape(n) + lax.dynamic_update_slice(zeros, before, (start[0] - over,))
-        line = line + lax.dynamic_update_slice(zeros, after, (0,))
-        return line.reshape(x.shape)
+        (n,) = self.view
+        line = lax.dynamic_update_slice(jnp.zeros(n + self.wrap, x.dtype), values, start)
+        circle = line[:n] + jnp.pad(line[n:], (0, n - self.wrap))
+        return x + circle.reshape(x.shape)
 
 
 def _draw_starts(key: jax.Array, blocks: Sequence[_Block]) -> list[list[jax.Array]]:
