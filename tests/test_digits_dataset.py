@@ -7,8 +7,9 @@ import pytest
 import sklearn.datasets
 import tensorflow_datasets as tfds
 
+from def_jax.datasets.catalogue import DATASETS
 from def_jax.datasets.digits.digits import Digits, split_indices
-from def_jax.training.input_pipeline import DATASETS, load_dataset
+from def_jax.training.input_pipeline import load_dataset
 
 
 @pytest.fixture(scope='session')

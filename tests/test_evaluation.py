@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import training_fixtures as fixtures
 
+from def_jax.datasets.catalogue import get_dataset_spec
 from def_jax.training import experiment, input_pipeline, steps, trainer
 
-DATASET = input_pipeline.get_dataset_spec('digits')
+DATASET = get_dataset_spec('digits')
 
 
 @pytest.fixture(scope='module')

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from def_jax.datasets.catalogue import DATASETS, DatasetSpec, get_dataset_spec
 from def_jax.training import input_pipeline
-from def_jax.training.input_pipeline import DATASETS, DatasetSpec, Split, load_dataset, train_batch
+from def_jax.training.input_pipeline import Split, load_dataset, train_batch
 
 # Neither square nor grey, so that no two axes can be taken for each other.
 SPEC = DatasetSpec(
@@ -330,7 +331,7 @@ def test_data_set_that_lacks_a_part(features, splits, message):
 )
 def test_unknown_data_set(name, message):
     with pytest.raises(ValueError, match=message):
-        input_pipeline.get_dataset_spec(name)
+        get_dataset_spec(name)
     with pytest.raises(ValueError, match=message):
         load_dataset(name)
 

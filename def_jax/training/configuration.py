@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from def_jax.checks import nearest
+from def_jax.datasets.catalogue import DATASETS
 from def_jax.methods import METHODS
 from def_jax.models import MODELS
-from def_jax.training.input_pipeline import DATASETS
 
 __all__ = ['FIELDS', 'check_config']
 

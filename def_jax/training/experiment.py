@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from def_jax import compressors, methods
+from def_jax.datasets.catalogue import DatasetSpec, get_dataset_spec
 from def_jax.models import get_model
 from def_jax.training import input_pipeline, streaming
 from def_jax.training.configuration import check_config
@@ -31,7 +32,7 @@ class Experiment:
 
     config: ml_collections.FrozenConfigDict
     method: methods.Method
-    dataset: input_pipeline.DatasetSpec
+    dataset: DatasetSpec
     train: Data
     test: Data
     model: nn.Module
@@ -121,7 +122,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     """
     check_config(config)
     devices = worker_devices(config.num_workers // config.workers_per_device, fake=config.fake_devices)
-    dataset = input_pipeline.get_dataset_spec(config.dataset)
+    dataset = get_dataset_spec(config.dataset)
     load = streaming.open_dataset if dataset.streamed else input_pipeline.load_dataset
     train, test = load(dataset, config.data_dir or None)
     train = _first(train, config.train_images, 'train_images')

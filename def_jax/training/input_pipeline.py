@@ -8,103 +8,25 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.checks import look_up
+from def_jax.datasets.catalogue import DatasetSpec, get_dataset_spec
 
 __all__ = [
-    'DATASETS',
-    'DatasetSpec',
     'Split',
     'augment',
     'epoch_permutation',
-    'get_dataset_spec',
     'load_dataset',
     'standardise',
     'steps_per_epoch',
     'test_batches',
     'train_batch',
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetSpec:
-    """What the pipeline has to know about a data set.
-
-    Attributes:
-        name: the name in `DATASETS`.
-        tfds_name: the name under which TFDS knows the data set.
-        image_shape: (H, W, C).
-        num_classes: the number of labels.
-        mean: each channel's mean over the training images, with pixels scaled to 0 … 1.
-        std: each channel's standard deviation, likewise.
-        crop_padding: zero pixels added on each side before a training image is cropped.
-        flip: whether training images are mirrored at random.
-        streamed: whether it is too large for memory and read while training, see `streaming`.
-    """
-
-    name: str
-    tfds_name: str
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_padding: int
-    flip: bool
-    streamed: bool = False
-
-
-DATASETS: Mapping[str, DatasetSpec] = {
-    spec.name: spec
-    for spec in (
-        DatasetSpec(
-            name='digits',
-            tfds_name='digits',
-            image_shape=(8, 8, 1),
-            num_classes=10,
-            mean=(0.2869,),
-            std=(0.3535,),
-            crop_padding=1,
-            flip=False,
-        ),
-        DatasetSpec(
-            name='cifar10',
-            tfds_name='cifar10',
-            image_shape=(32, 32, 3),
-            num_classes=10,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            crop_padding=4,
-            flip=True,
-        ),
-        DatasetSpec(
-            name='cifar100',
-            tfds_name='cifar100',
-            image_shape=(32, 32, 3),
-            num_classes=100,
-            mean=(0.5071, 0.4865, 0.4409),
-            std=(0.2673, 0.2564, 0.2762),
-            crop_padding=4,
-            flip=True,
-        ),
-        DatasetSpec(
-            name='imagenet2012',
-            tfds_name='imagenet2012',
-            image_shape=(224, 224, 3),
-            num_classes=1000,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            crop_padding=0,  # the crop of random size and shape is made as the files are read
-            flip=True,
-            streamed=True,
-        ),
-    )
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,24 +47,6 @@ class Split:
     def first(self, count: int) -> 'Split':
         """The split's first `count` examples."""
         return Split(self.images[:count], self.labels[:count])
-
-
-def get_dataset_spec(name: str) -> DatasetSpec:
-    """Looks a data set up in `DATASETS`.
-
-    Args:
-        name: a key of `DATASETS`.
-
-    Returns:
-        The data set's description.
-
-    Raises:
-        ValueError: if the name is unknown.
-
-    >>> get_dataset_spec('cifar10').image_shape
-    (32, 32, 3)
-    """
-    return look_up('dataset', name, DATASETS)
 
 
 def load_dataset(

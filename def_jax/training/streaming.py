@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from def_jax.datasets.catalogue import DATASETS, DatasetSpec
 from def_jax.training import input_pipeline
-from def_jax.training.input_pipeline import DatasetSpec
 
 __all__ = ['IMAGENET', 'StreamedSplit', 'open_dataset', 'test_batches', 'train_batches']
 
 # Images are cropped here, since they differ in size, and mirrored and standardised on the device, by
 # `input_pipeline.augment`, as those of every data set.
-IMAGENET = input_pipeline.DATASETS['imagenet2012']
+IMAGENET = DATASETS['imagenet2012']
 
 _ATTEMPTS = 10  # to draw a crop that fits the image
 

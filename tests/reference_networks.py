@@ -1,0 +1,111 @@
+"""The networks in NumPy, float64, written from the papers: what the Flax modules are compared with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def init_shapes(model, image_shape):
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
+
+
+def random_variables(model, image_shape, seed=0):
+    """Variables with no default left in them: biases and running means are not 0, scales not 1."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        return jnp.asarray(rng.uniform(0.2, 1.0, leaf.shape) * rng.choice([-1, 1], leaf.shape), leaf.dtype)
+
+    variables = jax.tree.map(draw, init_shapes(model, image_shape))
+    stats = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.abs(leaf) if path[-1].key == 'var' else leaf, variables['batch_stats']
+    )
+    return variables | {'batch_stats': stats}
+
+
+def windows(x, size, stride, fill):
+    """The entries of the size×size window around every stride-th pixel: [size, size, B, H', W', C]."""
+    padding = size // 2
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=fill)
+    height, width = x.shape[1:3]
+    return np.array(
+        [
+            [padded[:, i : i + height : stride, j : j + width : stride] for j in range(size)]
+            for i in range(size)
+        ]
+    )
+
+
+def numpy_conv(x, kernel, stride=1):
+    return np.einsum('ijbhwc,ijco->bhwo', windows(x, len(kernel), stride, fill=0), kernel)
+
+
+def numpy_norm(x, norm, stat):
+    return (x - stat['mean']) / np.sqrt(stat['var'] + 1e-5) * norm['scale'] + norm['bias']
+
+
+def numpy_dense(x, params):
+    return x.mean(axis=(1, 2)) @ params['Dense_0']['kernel'] + params['Dense_0']['bias']
+
+
+class NumpyLayers:
+    """The convolutions and normalisations of one module, in evaluation mode, by number."""
+
+    def __init__(self, params, stats):
+        self.params, self.stats = params, stats
+
+    def conv(self, x, index, stride=1):
+        return numpy_conv(x, self.params[f'Conv_{index}']['kernel'], stride)
+
+    def norm(self, x, index):
+        name = f'BatchNorm_{index}'
+        return numpy_norm(x, self.params[name], self.stats[name])
+
+    def block(self, name):
+        return NumpyLayers(self.params[name], self.stats[name])
+
+
+def in_float64(variables):
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+    return NumpyLayers(variables['params'], variables['batch_stats'])
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def numpy_vgg(variables, x, layers):
+    """Runs 'conv' and 'pool' layers, then the mean and the dense layer, in evaluation mode."""
+    network, index = in_float64(variables), 0
+    for layer in layers:
+        if layer == 'pool':
+            batch, height, width, channels = x.shape
+            x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+            continue
+        x = relu(network.norm(network.conv(x, index), index))
+        index += 1
+    return numpy_dense(x, network.params)
+
+
+def numpy_basic_block(block, x, stride):
+    y = relu(block.norm(block.conv(x, 0, stride), 0))
+    y = block.norm(block.conv(y, 1), 1)
+    shortcut = np.zeros_like(y)
+    shortcut[..., : x.shape[-1]] = x[:, ::stride, ::stride]
+    return relu(shortcut + y)
+
+
+def numpy_bottleneck(block, x, stride):
+    y = relu(block.norm(block.conv(x, 0), 0))
+    y = relu(block.norm(block.conv(y, 1, stride), 1))
+    y = block.norm(block.conv(y, 2), 2)
+    if 'Conv_3' in block.params:
+        x = block.norm(block.conv(x, 3, stride), 3)
+    return relu(x + y)
+
+
+def numpy_preactivation_block(block, x, stride):
+    first = relu(block.norm(x, 0))
+    y = block.conv(relu(block.norm(block.conv(first, 0, stride), 1)), 1)
+    return y + (block.conv(first, 2, stride) if 'Conv_2' in block.params else x)
