@@ -25,8 +25,7 @@ lint: $(READY)  ## Check style and types.
 	$(BIN)/mypy
 
 docs-test: $(READY)  ## Run the examples in docstrings and in README.
-	$(BIN)/python -m pytest --doctest-modules def_jax
-	$(BIN)/python -m pytest --doctest-glob='*.md' README.md
+	$(BIN)/python -m pytest --doctest-modules def_jax configs tests/test_readme.py
 
 bench: $(READY)  ## Measure the optimizer stage against plain momentum SGD.
 	$(BIN)/python -m benchmarks.optimizer_stage --output=results/benchmarks/optimizer_stage.md

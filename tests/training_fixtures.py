@@ -39,7 +39,11 @@ TINY = {
 NUM_PARAMS = 72 + 8 + 8 + 80 + 10  # of the network below: convolution, batch normalisation, dense layer
 MESSAGE_SIZE = 9 + 1 + 1 + 10 + 1  # an eighth of every tensor, at least one element
 _tiny_vgg = functools.partial(models.VGG, stages=((8,),))
-_OUTPUT_KEYS = ('diagnostics_every', 'eval_every_epochs', 'log_every_steps', 'keep_checkpoints')
+_OUTPUT_KEYS = {'diagnostics_every', 'eval_every_epochs', 'log_every_steps', 'keep_checkpoints'}
+_RELEVANT_KEYS = {
+    'make_init': ('method', 'num_workers', 'workers_per_device', 'seed'),
+    'make_eval_step': ('num_workers', 'workers_per_device'),
+}
 
 
 def tiny_config(data_dir: Path, **changes) -> ml_collections.ConfigDict:
@@ -73,9 +77,10 @@ class Shared:
         step.traces = lambda: self.traces_of[key]
         return step
 
-    @staticmethod
-    def _key(run):
-        settings = {k: v for k, v in run.config.to_dict().items() if k not in _OUTPUT_KEYS}
+    def _key(self, run):
+        settings = run.config.to_dict()
+        relevant = _RELEVANT_KEYS.get(self._maker.__name__, settings.keys() - _OUTPUT_KEYS)
+        settings = {key: settings[key] for key in relevant}
         return json.dumps(settings, sort_keys=True)
 
 
