@@ -41,7 +41,7 @@ MESSAGE_SIZE = 9 + 1 + 1 + 10 + 1  # an eighth of every tensor, at least one ele
 _tiny_vgg = functools.partial(models.VGG, stages=((8,),))
 _OUTPUT_KEYS = {'diagnostics_every', 'eval_every_epochs', 'log_every_steps', 'keep_checkpoints'}
 _RELEVANT_KEYS = {
-    'make_init': ('method', 'num_workers', 'workers_per_device', 'seed'),
+    'make_init': ('method', 'detach', 'num_workers', 'workers_per_device', 'seed'),
     'make_eval_step': ('num_workers', 'workers_per_device'),
 }
 
