@@ -47,7 +47,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _CONFIG.value.keys()  # a file that could not be loaded is reported on first use
         return rest
     except (flags.Error, AttributeError, KeyError, OSError, ImportError) as error:  # from config_flags
-        sys.exit(_refuse(' '.join(str(error).split()) + ' (--help lists the flags)'))
+        while error.args and isinstance(error.args[0], Exception):
+            error = error.args[0]  # config_flags wraps one error in another
+        reason = error.args[0] if error.args and isinstance(error.args[0], str) else error
+        sys.exit(_refuse(' '.join(str(reason).split()) + ' (--help lists the flags)'))
 
 
 def _refuse(reason: object) -> int:

@@ -1,6 +1,7 @@
 """Checkpoints: exact, in place, bounded in number, never half read; interrupted equals uninterrupted."""
 
 import gc
+import json
 import shutil
 
 import jax
@@ -88,6 +89,16 @@ def test_output_settings_may_change_between_two_starts(recorded, data_dir, tmp_p
     training = [r['step'] for r in fixtures.records(tmp_path / 'run') if 'loss' in r]
     assert training == [3, 5, 6, 9, 10, *range(11, 21)]
     assert {path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()} == {'20'}
+
+
+@pytest.mark.parametrize('damage', [None, '', '{"status": "fini'])
+def test_a_lost_result_is_made_again(recorded, tmp_path, damage):
+    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
+    (folder / 'result.json').unlink()
+    if damage is not None:
+        (folder / 'result.json').write_text(damage)
+    assert fixtures.train(recorded.config, folder) == recorded.result
+    assert json.loads((folder / 'result.json').read_text()) == recorded.result
 
 
 def test_diagnostics_of_an_interrupted_run_equal_those_of_an_uninterrupted_one(recorded, data_dir, tmp_path):

@@ -99,7 +99,7 @@ def cases(table):
 def test_configuration_files_are_complete(name):
     file = importlib.import_module(f'configs.{name}')
     if not hasattr(file, 'get_config'):
-        pytest.skip('a helper of the configuration files')
+        pytest.skip('not a configuration')
     config = file.get_config()
     check_config(config)
     assert set(config) == set(FIELDS)
