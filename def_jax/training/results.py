@@ -74,7 +74,8 @@ def read(run: Path) -> dict[str, Any] | None:
         result = json.loads((run / 'result.json').read_text())
     except (OSError, ValueError):
         return None
-    return result if result.get('status') == 'finished' else None
+    finished = isinstance(result, dict) and result.get('status') == 'finished'
+    return result if finished else None
 
 
 def _title(experiment: Experiment) -> str:
