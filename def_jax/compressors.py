@@ -46,6 +46,16 @@ class Selection(NamedTuple):
 Compressor = Callable[[jax.Array, jax.Array, PyTree], Selection]  # shared key, step, like
 
 
+# The generator is named and not JAX's default: under vmap the 'rbg' generators draw other numbers for each
+# entry of the batch, so that workers with equal keys would choose different blocks.
+_GENERATOR = 'threefry2x32'
+
+
+def shared_key(seed: int | jax.Array) -> jax.Array:
+    """The key, uint32 [2], that every worker makes from the same seed."""
+    return jax.random.key_data(jax.random.key(seed, impl=_GENERATOR))
+
+
 def message_size(compressor: Compressor, params: PyTree) -> int:
     """Number of elements B that one step sends for `params`; nothing is computed.
 
@@ -62,7 +72,7 @@ def message_size(compressor: Compressor, params: PyTree) -> int:
     """
 
     def message(tree):
-        return compressor(jax.random.PRNGKey(0), jnp.uint32(0), tree).take(tree)
+        return compressor(shared_key(0), jnp.uint32(0), tree).take(tree)
 
     return jax.eval_shape(message, params).size
 
@@ -107,7 +117,7 @@ def random_block(ratio: float, *, granularity: str = 'tensor') -> Compressor:
     def select_blocks(key, step, like) -> Selection:
         shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
         blocks = [_Block.of(shape, ratio) for shape in shapes]
-        starts = _draw_starts(jax.random.fold_in(key, step), blocks)
+        starts = _draw_starts(_step_key(key, step), blocks)
         sizes = [block.size for block in blocks]
 
         def take(tree):
@@ -151,7 +161,7 @@ def random_k(ratio: float) -> Compressor:
     check_ratio(ratio)
 
     def select(key, step, like) -> Selection:
-        key = jax.random.fold_in(key, step)
+        key = _step_key(key, step)
         sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(like)]
         counts = [_num_kept(n, ratio) for n in sizes]
         indices = [
@@ -276,6 +286,10 @@ class _Block(NamedTuple):
         line = lax.dynamic_update_slice(jnp.zeros(n + self.wrap, x.dtype), values, start)
         circle = line[:n] + jnp.pad(line[n:], (0, n - self.wrap))
         return x + circle.reshape(x.shape)
+
+
+def _step_key(key: jax.Array, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.wrap_key_data(key, impl=_GENERATOR), step)
 
 
 def _draw_starts(key: jax.Array, blocks: Sequence[_Block]) -> list[list[jax.Array]]:

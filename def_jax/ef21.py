@@ -9,7 +9,7 @@ from jax import lax
 
 from def_jax.checks import check_compressor, check_seed
 from def_jax.collectives import AxisName, check_axis_name, pmean
-from def_jax.compressors import Compressor
+from def_jax.compressors import Compressor, shared_key
 
 PyTree = Any
 
@@ -63,7 +63,7 @@ def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax
         def zeros():
             return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
 
-        return EF21State(jnp.zeros((), jnp.uint32), jax.random.PRNGKey(seed), zeros(), zeros())
+        return EF21State(jnp.zeros((), jnp.uint32), shared_key(seed), zeros(), zeros())
 
     def update_fn(updates, state, params=None):
         del params

@@ -18,7 +18,7 @@ from jax import lax
 
 from def_jax.checks import check_compressor, check_number, check_seed
 from def_jax.collectives import AxisName, check_axis_name, pmean
-from def_jax.compressors import Compressor, split
+from def_jax.compressors import Compressor, shared_key, split
 
 PyTree = Any
 
@@ -88,7 +88,7 @@ def error_feedback(
     def init_fn(params) -> ErrorFeedbackState:
         return ErrorFeedbackState(
             step=jnp.zeros((), jnp.uint32),
-            key=jax.random.PRNGKey(seed),
+            key=shared_key(seed),
             residual=jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),  # line 2
             detach=jnp.asarray(detach, jnp.float32),
         )

@@ -212,9 +212,10 @@ def test_flatten_is_one_block_of_the_whole_tree():
     chex.assert_trees_all_close((x, y), train(optimizer, params, targets)[:2], **CLOSE)
 
 
+@pytest.mark.parametrize('wrap', [optax.flatten, lambda optimizer: optimizer], ids=['flatten', 'plain'])
 @pytest.mark.parametrize('shape', [(3, 4), (12, 1), (1, 12), (12,), ()], ids=str)
-def test_flatten_of_a_single_array(shape):
-    optimizer = optax.flatten(optax.chain(sgd(), feedback(axis_name=None)))
+def test_parameters_that_are_a_single_array(shape, wrap):
+    optimizer = wrap(optax.chain(sgd(), feedback(axis_name=None)))
     params = jnp.ones(shape)
     updates, state = optimizer.update(params, optimizer.init(params), params)
     point, y = def_jax.detached_params(params, state), def_jax.output_params(params, state, None)
@@ -294,6 +295,21 @@ def test_nothing_to_send(params):
 
     for tree in jax.vmap(worker, axis_name='workers')(jnp.arange(2)):
         chex.assert_trees_all_equal_structs(tree, params)
+
+
+@pytest.mark.parametrize('implementation', ['threefry2x32', 'rbg', 'unsafe_rbg'])
+@pytest.mark.parametrize('ratio', [4, 5])
+def test_workers_draw_the_same_blocks_with_any_random_generator(implementation, ratio):
+    """Also where vmap maps the state itself: JAX's rbg generators draw other numbers for each batch entry."""
+    with jax.default_prng_impl(implementation):
+        optimizer, params = feedback(ratio), jnp.zeros((NUM_WORKERS, 64))
+        one = optimizer.init(params[0])
+        state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_WORKERS, *leaf.shape)), one)
+        update = jax.jit(jax.vmap(optimizer.update, axis_name='workers'))
+        for _ in range(3):
+            updates, state = update(jnp.ones_like(params), state)
+            params = params + updates
+    np.testing.assert_array_equal(params, jnp.broadcast_to(params[0], params.shape))
 
 
 # --- Compiled once ----------------------------------------------------------------------------------------

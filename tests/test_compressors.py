@@ -239,6 +239,7 @@ def test_random_k_draws_every_coordinate_uniformly():
     for mask in masks(def_jax.random_k(3), ones_like([(2, 5), (7,), ()]), keys):
         sent = np.asarray(mask).reshape(len(keys), -1)
         kept = max(1, sent.shape[1] // 3)
+        assert set(np.unique(sent)) == ({0.0, 1.0} if kept < sent.shape[1] else {1.0})  # no element twice
         np.testing.assert_array_equal(sent.sum(axis=1), kept)
         assert chi_square_is_plausible(sent.sum(axis=0), len(keys) * kept / sent.shape[1])
         if kept > 1:  # and not one pattern that is only shifted
