@@ -15,7 +15,7 @@ from def_jax.collectives import AxisName, all_reduce_mean
 from def_jax.ef21 import ef21
 from def_jax.error_feedback import error_feedback
 
-__all__ = ['METHODS', 'Method', 'get_method']
+__all__ = ['METHODS', 'Method', 'get_method', 'trajectory']
 
 Point = Literal['x', 'y', 'own']
 
@@ -143,3 +143,30 @@ def get_method(name: str) -> Method:
     'DEF'
     """
     return look_up('method', name, METHODS)
+
+
+def trajectory(name: str, average_every: int = 0) -> str:
+    """The method whose run is also the run of `name`: the same path, read at another point.
+
+    Args:
+        name: a key of `METHODS`.
+        average_every: period P of the residual's average. With one, SAEF's path is its own.
+
+    Returns:
+        The first such key of `METHODS`.
+
+    Raises:
+        ValueError: if there is no method of that name.
+
+    >>> trajectory('def_a'), trajectory('psync'), trajectory('psync', average_every=10)
+    ('def', 'saef', 'psync')
+    """
+    method = get_method(name)
+    if method.averages and average_every:
+        return name
+    ours = (method.kind, method.detach, method.single_worker)
+    return next(
+        key
+        for key, m in METHODS.items()
+        if (m.kind, m.detach, m.single_worker) == ours and not (m.averages and average_every)
+    )

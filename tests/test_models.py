@@ -29,10 +29,14 @@ IMAGE_SHAPES = {
     'resnet110': (32, 32, 3),
     'wrn_28_10': (32, 32, 3),
     'resnet50': (224, 224, 3),
+    'vgg_small': (32, 32, 3),
+    'resnet8': (32, 32, 3),
+    'wrn_10_1': (32, 32, 3),
 }
 VGG_WIDTHS = {
     'vgg16': (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512),
     'vgg_digits': (8, 8, 16, 16, 32, 32),
+    'vgg_small': (16, 16, 32, 32, 64, 64),
 }
 
 
@@ -51,20 +55,22 @@ def vgg_sizes(name):
     return kernels, sum(widths), 3 * len(widths), widths[-1]
 
 
-def resnet110_sizes():
-    kernels = 9 * 3 * 16 + 36 * 9 * 16 * 16
-    kernels += 9 * 16 * 32 + 35 * 9 * 32 * 32
-    kernels += 9 * 32 * 64 + 35 * 9 * 64 * 64
-    return kernels, 16 + 36 * (16 + 32 + 64), 3 * (1 + 3 * 36), 64
+def resnet_sizes(blocks):
+    kernels = 9 * 3 * 16 + 2 * blocks * 9 * 16 * 16
+    kernels += 9 * 16 * 32 + (2 * blocks - 1) * 9 * 32 * 32
+    kernels += 9 * 32 * 64 + (2 * blocks - 1) * 9 * 64 * 64
+    return kernels, 16 + 2 * blocks * (16 + 32 + 64), 3 * (1 + 6 * blocks), 64
 
 
-def wrn_28_10_sizes():
-    kernels, channels = 9 * 3 * 16, 0
-    for fan_in, width in ((16, 160), (160, 320), (320, 640)):
-        kernels += 9 * fan_in * width + 7 * 9 * width * width + fan_in * width
-        channels += fan_in + 7 * width
-    # 25 convolutions of 3×3, 3 projections, 25 normalisations.
-    return kernels, channels + 640, 25 + 3 + 2 * 25, 640
+def wide_sizes(blocks, widen):
+    kernels, channels, projections = 9 * 3 * 16, 0, 0
+    for fan_in, width in ((16, 16 * widen), (16 * widen, 32 * widen), (32 * widen, 64 * widen)):
+        kernels += 9 * fan_in * width + (2 * blocks - 1) * 9 * width * width
+        channels += fan_in + (2 * blocks - 1) * width
+        if fan_in != width:
+            kernels, projections = kernels + fan_in * width, projections + 1
+    normalisations = 6 * blocks + 1
+    return kernels, channels + 64 * widen, 1 + 6 * blocks + projections + 2 * normalisations, 64 * widen
 
 
 def resnet50_sizes():
@@ -83,9 +89,12 @@ def resnet50_sizes():
 SIZES = {
     'vgg16': functools.partial(vgg_sizes, 'vgg16'),
     'vgg_digits': functools.partial(vgg_sizes, 'vgg_digits'),
-    'resnet110': resnet110_sizes,
-    'wrn_28_10': wrn_28_10_sizes,
+    'resnet110': functools.partial(resnet_sizes, 18),
+    'wrn_28_10': functools.partial(wide_sizes, 4, 10),
     'resnet50': resnet50_sizes,
+    'vgg_small': functools.partial(vgg_sizes, 'vgg_small'),
+    'resnet8': functools.partial(resnet_sizes, 1),
+    'wrn_10_1': functools.partial(wide_sizes, 1, 1),
 }
 
 
@@ -261,6 +270,9 @@ def test_zero_init_makes_blocks_shortcuts(block):
 TRAINING_SIZES = [
     pytest.param('vgg16', (32, 32, 3), marks=pytest.mark.slow),
     ('vgg_digits', (8, 8, 1)),
+    ('vgg_small', (8, 8, 3)),
+    ('resnet8', (8, 8, 1)),
+    ('wrn_10_1', (8, 8, 1)),
     pytest.param('resnet110', (8, 8, 3), marks=pytest.mark.slow),
     pytest.param('wrn_28_10', (8, 8, 3), marks=pytest.mark.slow),
     pytest.param('resnet50', (224, 224, 3), marks=pytest.mark.slow),
@@ -318,7 +330,7 @@ def test_every_model_is_tested():
             10,
             r"model='vgg-16' is unknown; .* vgg16, vgg_digits, .* Did you mean 'vgg16'\?",
         ),
-        ('transformer', 10, r"model='transformer' is unknown; .* wrn_28_10, resnet50\.$"),
+        ('transformer', 10, r"model='transformer' is unknown; .* resnet50, .* wrn_10_1\.$"),
         (None, 10, r'model=None is unknown'),
         ('vgg16', 0, r'num_classes=0 must be at least 1'),
     ],

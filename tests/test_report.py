@@ -31,23 +31,23 @@ def write(folder, *results):
 
 def test_mean_and_sample_deviation_over_seeds(tmp_path):
     write(tmp_path, result(1, 0.92), result(0, 0.90))
-    x, y = report.table(report.read_results(tmp_path)).splitlines()[2:]
+    x, y = report.settings_table(list(report.read_results(tmp_path).values())).splitlines()[2:]
     assert '| 0, 1 | x (DEF-A) | 91.00 ± 1.41 |' in x
     assert '| y = x + mean residual (DEF) | 81.00 ± 1.41 |' in y
 
 
 def test_settings_do_not_share_a_row(tmp_path):
     write(tmp_path, result(0, 0.90), result(0, 0.95, learning_rate=1.0))
-    assert len(report.table(report.read_results(tmp_path)).splitlines()) == 2 + 4
+    assert len(report.settings_table(list(report.read_results(tmp_path).values())).splitlines()) == 2 + 4
 
 
 def test_a_diverged_run_is_reported_not_averaged(tmp_path):
     write(tmp_path, result(0, 0.90), result(1, 0.1, status='diverged'))
-    assert 'diverged in 1 of 2' in report.table(report.read_results(tmp_path))
+    assert 'diverged in 1 of 2' in report.settings_table(list(report.read_results(tmp_path).values()))
 
 
 def test_nothing_to_report(tmp_path):
-    with pytest.raises(ValueError, match=r'holds no result.json. Train into it first'):
+    with pytest.raises(ValueError, match=r'holds no finished run. Train into it first'):
         report.read_results(tmp_path)
 
 
@@ -56,11 +56,29 @@ def test_a_result_cut_in_half_is_named(tmp_path):
     path = tmp_path / 'run0' / 'result.json'
     path.write_text(path.read_text()[:50])
     with pytest.raises(
-        ValueError, match=r'run0.result.json is not a whole result .* Delete it and run it again'
+        ValueError, match=r'run0.result.json is not a whole result. Delete it and start its run'
     ):
         report.read_results(tmp_path)
 
 
-def test_committed_table_is_that_of_the_committed_runs():
-    written = (ROOT / 'results/digits/README.md').read_text()
-    assert report.table(report.read_results(ROOT / 'results/digits')) in written
+@pytest.mark.parametrize(
+    'folder',
+    sorted({path.parents[1] for path in (ROOT / 'results').glob('*/*/result.json')}),
+    ids=lambda p: p.name,
+)
+def test_committed_tables_are_those_of_the_committed_runs(folder, tmp_path):
+    report.report(folder, tmp_path / folder.name)
+    tables, _, command = (tmp_path / folder.name / 'README.md').read_text().rpartition('Written by')
+    committed, _, committed_command = (folder / 'README.md').read_text().rpartition('Written by')
+    assert tables == committed
+    assert 'def_jax.training.report' in command and f'--workdir=results/{folder.name}`' in committed_command
+    if (folder / 'table.csv').exists():
+        assert (tmp_path / folder.name / 'table.csv').read_text() == (folder / 'table.csv').read_text()
+
+
+def test_a_table_that_cannot_be_read(tmp_path):
+    write(tmp_path, result(0, 0.90))
+    (tmp_path / 'sweep.json').write_text('{"title": ')
+    with pytest.raises(ValueError, match=r'sweep.json cannot be read .* Start the sweep again'):
+        report.report(tmp_path, tmp_path / 'report')
+    assert not (tmp_path / 'report').exists()

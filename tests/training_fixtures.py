@@ -181,6 +181,7 @@ def gathered(state):
 
     return steps.TrainState(
         one(state.step),
+        one(state.key),
         jax.tree.map(one, state.params, is_leaf=is_parts),
         jax.tree.map(all_workers, state.batch_stats, is_leaf=is_parts),
         jax.tree_util.tree_map_with_path(optimizer_leaf, state.opt_state, is_leaf=is_parts),

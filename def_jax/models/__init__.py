@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from flax import linen as nn
 
 from def_jax.checks import look_up
-from def_jax.models.resnet import BasicBlock, Bottleneck, ResNet, resnet50, resnet110
-from def_jax.models.vgg import VGG, vgg16, vgg_digits
-from def_jax.models.wide_resnet import WideResNet, wrn_28_10
+from def_jax.models.resnet import BasicBlock, Bottleneck, ResNet, resnet8, resnet50, resnet110
+from def_jax.models.vgg import VGG, vgg16, vgg_digits, vgg_small
+from def_jax.models.wide_resnet import WideResNet, wrn_10_1, wrn_28_10
 
 __all__ = [
     'MODELS',
@@ -17,10 +17,13 @@ __all__ = [
     'ResNet',
     'WideResNet',
     'get_model',
+    'resnet8',
     'resnet50',
     'resnet110',
     'vgg16',
     'vgg_digits',
+    'vgg_small',
+    'wrn_10_1',
     'wrn_28_10',
 ]
 
@@ -30,6 +33,9 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     'resnet110': resnet110,
     'wrn_28_10': wrn_28_10,
     'resnet50': resnet50,
+    'vgg_small': vgg_small,
+    'resnet8': resnet8,
+    'wrn_10_1': wrn_10_1,
 }
 
 

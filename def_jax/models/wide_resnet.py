@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from def_jax.models import layers
 
-__all__ = ['PreactivationBlock', 'WideResNet', 'wrn_28_10']
+__all__ = ['PreactivationBlock', 'WideResNet', 'wrn_10_1', 'wrn_28_10']
 
 
 class WideResNet(nn.Module):
@@ -94,3 +94,6 @@ class PreactivationBlock(nn.Module):
 
 # 36.5 M parameters in 80 leaves: 28 = 6n + 4 layers with n = 4. 32×32 images reach the mean as 8×8.
 wrn_28_10 = functools.partial(WideResNet, depth=28, widen=10)
+
+# 78 k parameters in 26 leaves: n = 1. For CIFAR, and as small a thing as digits, on a CPU.
+wrn_10_1 = functools.partial(WideResNet, depth=10, widen=1)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -37,12 +37,18 @@ class Experiment:
     test: Data
     model: nn.Module
     schedule: optax.Schedule
-    links: tuple[optax.GradientTransformation, ...]  # of the optimizer's chain
+    # From a seed to the links of the optimizer's chain. As a traced seed it enters no compiled program, so
+    # that runs which differ in nothing else share theirs.
+    make_links: Callable[[Any], tuple[optax.GradientTransformation, ...]]
     communicating_link: int  # position in `links`; later links have the same state on all workers
     compressor: compressors.Compressor
     devices: list[jax.Device]
     steps_per_epoch: int
     num_steps: int
+
+    @property
+    def links(self) -> tuple[optax.GradientTransformation, ...]:
+        return self.make_links(self.config.seed)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -134,15 +140,19 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     )
     method = methods.get_method(config.method)
     compressor = method.compressor(config.ratio, config.granularity)
-    links, communicating_link = method.links(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, momentum=config.momentum),
-        _axis_name(config),
-        compressor,
-        detach=config.detach,
-        average_every=config.average_every,
-        seed=config.seed,
-    )
+
+    def chain(seed):
+        return method.links(
+            optax.add_decayed_weights(config.weight_decay),
+            optax.sgd(schedule, momentum=config.momentum),
+            _axis_name(config),
+            compressor,
+            detach=config.detach,
+            average_every=config.average_every,
+            seed=seed,
+        )
+
+    _, communicating_link = chain(config.seed)
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
         method=method,
@@ -151,7 +161,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         test=test,
         model=get_model(config.model, dataset.num_classes),
         schedule=schedule,
-        links=tuple(links),
+        make_links=lambda seed: tuple(chain(seed)[0]),
         communicating_link=communicating_link,
         compressor=compressor,
         devices=devices,

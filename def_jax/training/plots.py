@@ -1,13 +1,15 @@
-"""Pictures of one run: curves.png, its course, and diagnostics.png, what the theory speaks of."""
+"""Pictures: curves.png, the course of a run or of a table's runs; diagnostics.png, what theory is about."""
 
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
+import numpy as np
 
 from def_jax.training.console import point_name
+from def_jax.training.tables import Entry
 
-__all__ = ['plot_curves', 'plot_diagnostics']
+__all__ = ['plot_curves', 'plot_diagnostics', 'plot_sweep']
 
 
 def plot_curves(path: Path, records: list[dict[str, Any]], title: str, answers: dict[str, str]) -> None:
@@ -67,6 +69,58 @@ def plot_diagnostics(path: Path, records: list[dict[str, Any]], title: str) -> N
         axes.legend()
         axes.grid(alpha=0.3)
     _save(figure, path, title)
+
+
+def plot_sweep(path: Path, title: str, rows: str, table: list[Entry]) -> None:
+    """Draws, for each row of a table, accuracy against epochs and megabytes sent, and training loss.
+
+    Lines are means over seeds. Rows of a single cell, the uncompressed baseline, are drawn in every row.
+    On fake devices seconds say nothing about a network, so megabytes stand for time; runs on real ones get
+    a panel with seconds.
+
+    Args:
+        path: the PNG to write.
+        title: line above the picture.
+        rows: what distinguishes the rows.
+        table: the table's entries.
+    """
+    by_row: dict[str, list[Entry]] = {}
+    for entry in table:
+        by_row.setdefault(entry.row, []).append(entry)
+    alone = [entry for entries in by_row.values() if len(entries) == 1 for entry in entries]
+    drawn = {row: entries for row, entries in by_row.items() if len(entries) > 1} or {'': []}
+    panels = [('epoch', 'epoch'), ('megabytes_sent', 'MB sent by a worker (log)')]
+    if not any(r['config']['fake_devices'] for e in table for r in e.results):
+        panels.append(('seconds', 'seconds'))
+    figure = matplotlib.figure.Figure(figsize=(4 * (len(panels) + 1), 3.2 * len(drawn)), layout='constrained')
+    grid = figure.subplots(len(drawn), len(panels) + 1, squeeze=False)
+    for axes, (row, entries) in zip(grid, drawn.items(), strict=True):
+        for entry in alone + [e for e in entries if e.accuracies]:
+            for panel, (key, _) in zip(axes, panels, strict=False):
+                _draw(panel, entry, key, 'accuracy')
+            _draw(axes[-1], entry, 'epoch', 'train_loss')
+        for panel, (key, label) in zip(axes, panels, strict=False):
+            panel.set(xlabel=label, ylabel='test accuracy, %', title=f'{rows} {row}')
+            panel.set_xscale('log' if key == 'megabytes_sent' else 'linear')
+        axes[-1].set(xlabel='epoch', ylabel='training loss', yscale='log', title=f'{rows} {row}')
+        if axes[0].lines:
+            axes[0].legend(fontsize='small')
+        for panel in axes:
+            panel.grid(alpha=0.3)
+    _save(figure, path, title)
+
+
+def _draw(axes: Any, entry: Entry, x: str, y: str) -> None:
+    """One line: the mean over the seeds of an entry that went as far as the first."""
+    curves = [r['curve'] for r in entry.results if r['curve']]
+    curves = [curve for curve in curves if len(curve) == len(curves[0])]
+    if not curves:
+        return
+    name, scale = y, 1.0
+    if y == 'accuracy':
+        name, scale = f'test_accuracy_{entry.point}', 100.0
+    values = np.mean([[scale * record[name] for record in curve] for curve in curves], axis=0)
+    axes.plot([record[x] for record in curves[0]], values, label=entry.column, linewidth=1.2)
 
 
 def _save(figure: matplotlib.figure.Figure, path: Path, title: str) -> None:

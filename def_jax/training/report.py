@@ -1,23 +1,28 @@
-"""A table of finished runs: mean and spread over seeds of every method and ratio.
+"""Tables and pictures of finished runs.
 
-    python -m def_jax.training.report --runs=results/digits --output=results/digits/README.md
+    python -m def_jax.training.report --workdir=runs/table1_digits --output=results/table1_digits
 
-Reads every result.json below the folder.
+For the folder of a sweep: README.md with the table beside the paper's, table.csv and curves.png. For another
+folder, README.md with a row for every setting. Everything comes from the result.json of each run, which an
+--output other than the workdir gets a copy of, so that the same command works there. Exit codes: 0, or 2
+where something cannot be used.
 """
 
 import json
+import shlex
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 
+from def_jax.training import command_line, plots, results, tables
 from def_jax.training.console import point_name
 
-__all__ = ['read_results', 'table']
+__all__ = ['read_results', 'report', 'settings_table']
 
-_RUNS = flags.DEFINE_string('runs', None, 'Folder with the runs.', required=True)
-_OUTPUT = flags.DEFINE_string('output', None, 'Markdown file to write; printed if not given.')
 _HEADINGS = (
     'run',
     'seeds',
@@ -26,69 +31,91 @@ _HEADINGS = (
     'training loss',
     'true ratio',
     'visits per block',
-    'MB sent a worker',
+    'MB sent',
 )
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The content of every result.json below `folder`, in order of method, ratio and seed.
-
-    Args:
-        folder: where to look.
-
-    Returns:
-        The results.
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """The content of every result.json in the folders in `folder`, by their names.
 
     Raises:
-        ValueError: if there is none, or one cannot be read.
+        ValueError: if there is none, or one is not whole.
     """
-    results = []
-    for path in sorted(folder.rglob('result.json')):
-        try:
-            results.append(json.loads(path.read_text()))
-        except ValueError as error:
+    found = results.read_all(folder)
+    for path in sorted(folder.glob('*/result.json')):
+        if path.parent.name not in found:
             raise ValueError(
-                f'{path} is not a whole result ({error}). Delete it and run it again.'
-            ) from error
-    if not results:
+                f'{path} is not a whole result. Delete it and start its run, or the sweep, again: a finished '
+                'run only writes it anew.'
+            )
+    if not found:
         raise ValueError(
-            f'{folder} holds no result.json. Train into it first: train.py --workdir={folder}/NAME'
+            f'{folder} holds no finished run. Train into it first: train.py --workdir={folder}/NAME, or '
+            f'python -m def_jax.training.sweep --workdir={folder}'
         )
-    return sorted(results, key=lambda r: (r['config']['method'], r['config']['ratio'], r['config']['seed']))
+    return found
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """The results as a Markdown table, a row for every point of every setting.
+def report(workdir: Path, output: Path) -> None:
+    """Writes README.md, and for a sweep table.csv and curves.png.
 
     Args:
-        results: contents of result.json. Runs that differ in nothing but the seed share a row.
+        workdir: the folder of a sweep, or one with folders of runs.
+        output: the folder to write to; made if need be. Gets copies of what was read.
+
+    Raises:
+        ValueError: if there is no finished run, or a file cannot be read.
+    """
+    found = read_results(workdir)
+    spec = _read_spec(workdir / 'sweep.json')
+    table = tables.entries(spec, found) if spec else None
+    output.mkdir(parents=True, exist_ok=True)
+    if output.resolve() != workdir.resolve():
+        _copy(workdir, output, found)
+    command = f'python -m def_jax.training.report --workdir={shlex.quote(str(output))}'
+    if spec and table:
+        body = _sweep_page(spec, table, found)
+        (output / 'table.csv').write_text(tables.comma_separated(table))
+        plots.plot_sweep(output / 'curves.png', spec['title'], spec['rows'], table)
+    else:
+        body = f'# Runs in {output.name}\n\n{settings_table(list(found.values()))}\n'
+    page = (
+        f'{body}\n## Machine and commit\n\n{_environment(list(found.values()))}\n\nWritten by `{command}`.\n'
+    )
+    (output / 'README.md').write_text(page)
+
+
+def settings_table(found: list[dict[str, Any]]) -> str:
+    """In Markdown, a row for every point of every setting.
+
+    Args:
+        found: contents of result.json. Runs that differ in nothing but the seed share a row.
 
     Returns:
         The table; accuracies are mean ± sample standard deviation over seeds.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
+    for result in sorted(found, key=lambda r: tuple(r['config'][k] for k in ('method', 'ratio', 'seed'))):
         setting = {key: value for key, value in result['config'].items() if key not in ('seed', 'data_dir')}
         groups.setdefault(json.dumps(setting, sort_keys=True), []).append(result)
-    rows = [' | '.join(_HEADINGS), ' | '.join('---' for _ in _HEADINGS)]
+    lines = [
+        [
+            'run',
+            'seeds',
+            'point',
+            'test accuracy, %',
+            'training loss',
+            'true ratio',
+            'visits per block',
+            'MB sent',
+        ]
+    ]
     for runs in groups.values():
         first = runs[0]
+        seeds = ', '.join(str(run['config']['seed']) for run in runs)
         for point in first['points']:
-            rows.append(
-                ' | '.join(
-                    [
-                        first['title'],
-                        _seeds(runs),
-                        point_name(point, first['answers']),
-                        *_figures(runs, point),
-                    ]
-                )
-            )
-    return '\n'.join(f'| {row} |' for row in rows)
-
-
-def _seeds(runs: list[dict[str, Any]]) -> str:
-    return ', '.join(str(run['config']['seed']) for run in runs)
+            lines.append([first['title'], seeds, point_name(point, first['answers']), *_figures(runs, point)])
+    return tables.markdown(lines)
 
 
 def _figures(runs: list[dict[str, Any]], point: str) -> list[str]:
@@ -113,32 +140,80 @@ def _mean_std(values: list[float], digits: int) -> str:
     return f'{np.mean(values):.{digits}f}{spread}'
 
 
-def _environment(results: list[dict[str, Any]]) -> str:
-    """Where the runs ran, in a line; several lines where they differ."""
-    lines = []
-    for result in results:
+def _read_spec(path: Path) -> dict[str, Any] | None:
+    """The table of a sweep; None where the folder is not one."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f'{path} cannot be read ({error}). Start the sweep again: it writes the file anew and keeps the '
+            'finished runs.'
+        ) from error
+
+
+def _sweep_page(spec: Mapping[str, Any], table: list[tables.Entry], found: Mapping[str, Any]) -> str:
+    base, tuned = spec['base'], bool(spec['learning_rates'])
+    seeds = ', '.join(map(str, spec['seeds']))
+    parts = [
+        f'# {spec["title"]}',
+        f'{base["model"]} on {base["dataset"]}, {base["num_workers"]} workers, batch {base["batch_size"]} in '
+        f'all, {base["num_epochs"]} epochs, where a row does not say otherwise. Test accuracy in %, mean ± '
+        f'sample standard deviation over seeds {seeds}; the best compressed method of a row is bold. A run '
+        'diverges where its loss becomes NaN or infinite, or stays within 5 % of that of guessing.',
+        tables.compared(spec['rows'], table),
+        '![Accuracy and loss of every row](curves.png)',
+        '## What was sent',
+        'Visits per block are steps / true ratio; the true ratio is below the nominal one where small '
+        'tensors send their one element. MB are what one worker hands to the all-reduce. The training loss '
+        "is that of the last epoch, at the method's detached points.",
+        tables.traffic(spec['rows'], table),
+    ]
+    if tuned:
+        parts += [
+            '## Learning rates',
+            f"Test accuracy at the cell's point on seed {spec['tuning_seed']}, which is in no average above; "
+            'the best is bold and used.',
+            tables.learning_rates(spec, found),
+        ]
+    return '\n\n'.join(parts) + '\n'
+
+
+def _copy(workdir: Path, output: Path, found: Mapping[str, Any]) -> None:
+    if (workdir / 'sweep.json').exists():
+        shutil.copyfile(workdir / 'sweep.json', output / 'sweep.json')
+    for name in found:
+        (output / name).mkdir(exist_ok=True)
+        shutil.copyfile(workdir / name / 'result.json', output / name / 'result.json')
+
+
+def _environment(found: list[dict[str, Any]]) -> str:
+    """Where the runs ran, a line for each kind of environment and the number of its runs."""
+    lines: dict[str, int] = {}
+    for result in found:
         env = result['environment']
         packages = ', '.join(f'{name} {env["packages"][name]}' for name in ('jax', 'flax', 'optax'))
         machine = f'{env["num_devices"]} × {env["device"]}, Python {env["python"]}'
         line = f'{machine}, {packages}, commit {env["commit"]}'
-        if line not in lines:
-            lines.append(line)
-    return '\n'.join(f'- {line}' for line in lines)
+        lines[line] = lines.get(line, 0) + 1
+    return '\n'.join(f'- {count} runs: {line}' for line, count in lines.items())
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     del argv
+    workdir = Path(flags.FLAGS.workdir)
+    output = Path(flags.FLAGS.output or workdir)
     try:
-        results = read_results(Path(_RUNS.value))
+        report(workdir, output)
     except ValueError as error:
-        raise SystemExit(f'report: {error}') from error
-    text = f'{table(results)}\n\nMachine and commit:\n\n{_environment(results)}\n'
-    if not _OUTPUT.value:
-        print(text)
-        return
-    command = f'python -m def_jax.training.report --runs={_RUNS.value} --output={_OUTPUT.value}'
-    Path(_OUTPUT.value).write_text(f'Written by `{command}`.\n\n{text}')
+        return command_line.refuse('report', error)
+    print(f'written to {output}: README.md')
+    return 0
 
 
 if __name__ == '__main__':
+    flags.DEFINE_string('workdir', None, 'Folder of a sweep, or one with folders of runs.')
+    flags.DEFINE_string('output', None, 'Folder for the tables and pictures; by default the workdir.')
+    flags.mark_flag_as_required('workdir')
     app.run(main)

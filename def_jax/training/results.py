@@ -12,7 +12,7 @@ from def_jax.training.experiment import Communication, Experiment
 from def_jax.training.metrics import MetricLog
 from def_jax.training.workdir import write_json
 
-__all__ = ['read', 'write']
+__all__ = ['read', 'read_all', 'write']
 
 
 def write(
@@ -61,6 +61,7 @@ def write(
             'megabytes_sent': steps_done * communication.bytes_per_step / 1e6,
             'megabytes_dense': steps_done * communication.dense_bytes_per_step / 1e6,
         },
+        'curve': _curve(log),
         'config': json.loads(experiment.config.to_json()),
         'environment': _environment(experiment),
     }
@@ -69,13 +70,30 @@ def write(
 
 
 def read(run: Path) -> dict[str, Any] | None:
-    """The result of a run that finished; None where there is none, or not a whole one."""
+    """The result of a run that finished or diverged; None where there is none, or not a whole one."""
     try:
         result = json.loads((run / 'result.json').read_text())
     except (OSError, ValueError):
         return None
-    finished = isinstance(result, dict) and result.get('status') == 'finished'
-    return result if finished else None
+    return result if isinstance(result, dict) and 'status' in result else None
+
+
+def read_all(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `read` finds in the folders in `folder`, by their names."""
+    runs = (path.parent for path in sorted(folder.glob('*/result.json')))
+    return {run.name: result for run in runs if (result := read(run))}
+
+
+def _curve(log: MetricLog) -> list[dict[str, Any]]:
+    """The test records, each with the mean training loss since the one before it."""
+    curve, losses = [], []
+    for record in log.records:
+        if 'loss' in record:
+            losses.append(record['loss'])
+        if 'test_accuracy_x' in record:
+            curve.append(record | {'train_loss': sum(losses) / len(losses) if losses else None})
+            losses = []
+    return curve
 
 
 def _title(experiment: Experiment) -> str:

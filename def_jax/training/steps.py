@@ -34,12 +34,13 @@ PyTree = Any
 class TrainState:
     """Everything that a run carries from step to step.
 
-    What is the same on all workers is stored once: step, parameters, and of the optimizer's state the
-    step and the key. What differs has a leading axis of K workers, or axes [devices, virtual workers]:
+    What is the same on all workers is stored once: step, key, parameters, and of the optimizer's state
+    the step and the key. What differs has a leading axis of K workers, or axes [devices, virtual workers]:
     BatchNorm's statistics, the momentum, the residual.
     """
 
     step: PyTree  # int32 []
+    key: PyTree  # uint32 [2], of the augmentation
     params: PyTree  # x
     batch_stats: PyTree  # [K, ...]
     opt_state: PyTree  # [K, ...] where it is like the parameters
@@ -48,13 +49,19 @@ class TrainState:
 def make_init(experiment: Experiment) -> Callable[[], TrainState]:
     """Returns a function that makes the state at step 0, already placed on the workers' devices."""
 
-    def init(_) -> TrainState:
-        variables = _init_variables(experiment)
-        params = variables['params']
-        return TrainState(jnp.int32(0), params, variables['batch_stats'], experiment.optimizer.init(params))
+    def init(_, seed) -> TrainState:
+        params_key, augment_key = jax.random.split(jax.random.key(seed))
+        variables = _init_variables(experiment, params_key)
+        return TrainState(
+            step=jnp.int32(0),
+            key=jax.random.key_data(augment_key),
+            params=variables['params'],
+            batch_stats=variables['batch_stats'],
+            opt_state=optax.chain(*experiment.make_links(seed)).init(variables['params']),
+        )
 
-    on_workers = _on_workers(init, experiment, in_axes=(0,), out_axes=_axes(experiment))
-    return lambda: on_workers(np.zeros(experiment.workers_shape))
+    on_workers = _on_workers(init, experiment, in_axes=(0, None), out_axes=_axes(experiment))
+    return lambda: on_workers(np.zeros(experiment.workers_shape), np.uint32(experiment.config.seed))
 
 
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
@@ -82,10 +89,8 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
         updates, opt_state = experiment.optimizer.update(grads, state.opt_state, point)
         params = optax.apply_updates(state.params, updates)
         accuracy = jnp.mean(logits.argmax(-1) == batch['label'])
-        return TrainState(state.step + 1, params, batch_stats, opt_state), {
-            'loss': loss,
-            'accuracy': accuracy,
-        }
+        state = TrainState(state.step + 1, state.key, params, batch_stats, opt_state)
+        return state, {'loss': loss, 'accuracy': accuracy}
 
     return _on_workers(train_step, experiment, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
 
@@ -162,8 +167,8 @@ def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
 
 
 def _augmented(experiment: Experiment, state: TrainState, batch: dict) -> jax.Array:
-    _, key = jax.random.split(jax.random.key(experiment.config.seed))
-    key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(experiment.axis_name))
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    key = jax.random.fold_in(key, lax.axis_index(experiment.axis_name))
     return input_pipeline.augment(key, batch['image'], experiment.dataset)
 
 
@@ -186,7 +191,7 @@ def _test_sums(experiment: Experiment, variables: dict, batch: dict) -> dict:
 
 def _axes(experiment: Experiment) -> TrainState:
     """Which parts of a TrainState have the worker axis: in_axes and out_axes of every step."""
-    params = jax.eval_shape(lambda: _init_variables(experiment)['params'])
+    params = jax.eval_shape(lambda key: _init_variables(experiment, key)['params'], jax.random.key(0))
     opt_axes = []
     for position, link in enumerate(experiment.links):
         # Later links see what all workers agree on, so their states agree too.
@@ -194,7 +199,7 @@ def _axes(experiment: Experiment) -> TrainState:
         state = jax.eval_shape(link.init, params)
         axes = optax.tree_map_params(link, lambda _, own=own: own, state, transform_non_params=lambda _: None)
         opt_axes.append(axes._replace(mean=None) if isinstance(state, EF21State) else axes)
-    return TrainState(step=None, params=None, batch_stats=0, opt_state=tuple(opt_axes))
+    return TrainState(step=None, key=None, params=None, batch_stats=0, opt_state=tuple(opt_axes))
 
 
 def _on_workers(
@@ -213,7 +218,6 @@ def _on_workers(
     )
 
 
-def _init_variables(experiment: Experiment) -> PyTree:
-    key, _ = jax.random.split(jax.random.key(experiment.config.seed))
+def _init_variables(experiment: Experiment, key: jax.Array) -> PyTree:
     images = jnp.zeros((1, *experiment.dataset.image_shape))
     return experiment.model.init(key, images, train=False)

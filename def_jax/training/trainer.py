@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,13 +52,20 @@ def train_and_evaluate(
         The content of result.json.
 
     Raises:
-        ValueError: if the configuration, the folder or a checkpoint in it cannot be used.
+        ValueError: if the configuration, the folder or a checkpoint in it cannot be used; `InUseError`
+            if another process is running in the folder.
         FileNotFoundError: if the data set is neither prepared nor to be downloaded.
         DivergedError: if a loss becomes NaN or infinite; result.json then says so.
     """
     experiment = build(config)
     console = console or console_lib.process_console()
     run = workdir.claim(folder, config)
+    with workdir.locked(run):
+        return _train_and_evaluate(experiment, run, console)
+
+
+def _train_and_evaluate(experiment: Experiment, run: Path, console: rich.console.Console) -> dict[str, Any]:
+    config = experiment.config
     checkpoints = Checkpoints(run, keep=config.keep_checkpoints)
     try:
         state = checkpoints.restore(steps.make_init(experiment)())
@@ -77,7 +85,7 @@ def train_and_evaluate(
             log.close()
         # A run that had finished before keeps the result that tells of the machine and commit it ran on.
         result = results.read(run) if start == experiment.num_steps else None
-        if result is None:
+        if result is None or result['status'] != 'finished':
             result = results.write(run, experiment, communication, log)
         plots.plot_curves(run / 'curves.png', log.records, result['title'], result['answers'])
         if config.diagnostics_every:

@@ -1,16 +1,23 @@
 """The folder of one run: its configuration, and files that are written whole or not at all."""
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-__all__ = ['claim', 'write_json']
+__all__ = ['InUseError', 'claim', 'locked', 'write_json']
 
 # Keys that a run may change between two starts: they shape its output, not its trajectory.
 _FREE_KEYS = ('data_dir', 'diagnostics_every', 'fake_devices', 'keep_checkpoints', 'log_every_steps')
+
+
+class InUseError(ValueError):
+    """Another process is running in the folder."""
 
 
 def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> Path:
@@ -52,6 +59,24 @@ def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> Path
         raise ValueError(f'workdir={str(workdir)!r} cannot be made ({error}). Choose another.') from error
     write_json(record, ours)
     return workdir
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of a claimed folder; the lock ends with the process, however it ends.
+
+    Raises:
+        InUseError: if another process holds the folder.
+    """
+    with (workdir / 'lock').open('a') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUseError(
+                f'workdir={str(workdir)!r} is in use by another process. Wait for it, or choose another '
+                '--workdir.'
+            ) from None
+        yield
 
 
 def write_json(path: Path, content: Any) -> None:

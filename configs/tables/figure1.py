@@ -1,0 +1,21 @@
+"""Figure 1: VGG-16 on CIFAR-10, accuracy and training loss along the run, ratios 64 and 256.
+
+Command:  python -m def_jax.training.sweep --config=configs/tables/figure1.py --workdir=runs/table1
+          python -m def_jax.training.report --workdir=runs/table1 --output=runs/figure1
+          The runs are those of Table 1: in its folder those that are done are not done again.
+Variants: :digits, on scikit-learn's digits, for 2 CPU cores.
+Expected: DEF ahead of the other compressed methods in accuracy and training loss; EF diverges at 256.
+"""
+
+import ml_collections
+
+from configs.tables import table1, tables
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The figure; `arg` is empty or a variant, see above."""
+    return tables.selected(
+        table1.get_config(tables.variant(arg, 'digits')),
+        'Figure 1: accuracy and training loss along the run, ratios 64 and 256',
+        lambda cell: cell['row'] in ('1', '64', '256') and cell['column'] != 'EF21',
+    )

@@ -1,0 +1,21 @@
+"""Figure 2: ResNet-50 on ImageNet, accuracy and training loss along the run, ratios 64 and 256.
+
+Command:  python -m def_jax.training.sweep --config=configs/tables/figure2.py --workdir=runs/table2
+          python -m def_jax.training.report --workdir=runs/table2 --output=runs/figure2
+          The runs are those of Table 2: in its folder those that are done are not done again.
+Variants: :digits, on scikit-learn's digits, for 2 CPU cores.
+Expected: DEF ahead of the other compressed methods in accuracy and training loss.
+"""
+
+import ml_collections
+
+from configs.tables import table2, tables
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The figure; `arg` is empty or a variant, see above."""
+    return tables.selected(
+        table2.get_config(tables.variant(arg, 'digits')),
+        'Figure 2: accuracy and training loss along the run, ratios 64 and 256',
+        lambda cell: cell['row'] in ('1', '64', '256'),
+    )

@@ -1,0 +1,66 @@
+"""What the programs share: the environment, flags with a configuration file, errors in one line.
+
+Exit codes: 0 finished, 2 a flag, file or folder cannot be used (nothing was changed), 3 the loss became NaN
+or infinite.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import flags, logging
+
+__all__ = ['config_flags_parser', 'refuse', 'set_environment']
+
+
+def set_environment(workdir: str, *, fake_devices: bool) -> None:
+    """Sets up TensorFlow and JAX; call before either is used.
+
+    Args:
+        workdir: gets JAX's compilation cache, so that a run which is resumed does not compile again. Where
+            JAX_COMPILATION_CACHE_DIR is set, that is used.
+        fake_devices: whether the devices are simulated on this CPU.
+    """
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow only reads the data, in silence
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
+    if fake_devices:
+        # More threads than cores, so that fake devices that wait for each other cannot use them all up.
+        os.environ.setdefault('NPROC', '16')
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        jax.config.update('jax_compilation_cache_dir', os.path.join(workdir, 'compilation_cache'))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
+    """Returns a `flags_parser` for `absl.app.run` that ends with one line where a flag or file is wrong.
+
+    Args:
+        program: the name that the line begins with.
+        config: what `config_flags.DEFINE_config_file` returned.
+
+    Returns:
+        A function from the command line to the arguments that are no flags.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+            config.value.keys()  # a file that could not be loaded is reported on first use
+            return rest
+        except (flags.Error, AttributeError, KeyError, OSError, ImportError) as error:  # from config_flags
+            cause: Exception = error
+            while cause.args and isinstance(cause.args[0], Exception):
+                cause = cause.args[0]  # config_flags wraps one error in another
+            reason = cause.args[0] if cause.args and isinstance(cause.args[0], str) else cause
+            sys.exit(refuse(program, ' '.join(str(reason).split()) + ' (--help lists the flags)'))
+
+    return parse
+
+
+def refuse(program: str, reason: object) -> int:
+    """Says why the program ends before it has changed anything; the exit code."""
+    print(f'{program}: {reason}', file=sys.stderr)
+    return 2

@@ -1,0 +1,76 @@
+"""The runs of a table: which there are, what they are called, which learning rate each cell keeps.
+
+A table is data: the content of a file in configs/tables, or of the sweep.json that a sweep writes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from def_jax.methods import METHODS, trajectory
+
+__all__ = ['Results', 'Run', 'cell_rate', 'final_runs', 'missing_runs', 'run_name', 'tuning_runs']
+
+Run = dict[str, Any]  # what a run changes in the base configuration
+Results = Mapping[str, dict[str, Any]]  # contents of result.json by the name of the run
+
+
+def run_name(run: Run) -> str:
+    """The name of a run's folder; behind the colon of the base's file it asks for the same run.
+
+    >>> run_name({'method': 'def', 'ratio': 64, 'learning_rate': 0.1, 'seed': 0})
+    'method=def,ratio=64,learning_rate=0.1,seed=0'
+    """
+    return ','.join(f'{key}={value}' for key, value in run.items())
+
+
+def tuning_runs(spec: Mapping[str, Any], cell: Mapping[str, Any]) -> list[Run]:
+    """The runs that choose a cell's learning rate: one for each of the table's rates, all of one seed."""
+    return [_run(cell, rate, spec['tuning_seed']) for rate in spec['learning_rates']]
+
+
+def cell_rate(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results) -> float | None:
+    """The learning rate of a cell, None while runs that choose it are missing.
+
+    Args:
+        spec: the table, see `configs/tables/tables.py`.
+        cell: one of its cells.
+        results: the runs that are done.
+
+    Returns:
+        The rate of the run with the best test accuracy at the cell's point; among equals, the one with the
+        smallest training loss. A run that diverged is the last choice.
+    """
+    if not spec['learning_rates']:
+        return cell['settings'].get('learning_rate', spec['base']['learning_rate'])
+    runs = tuning_runs(spec, cell)
+    if any(run_name(run) not in results for run in runs):
+        return None
+    key = f'test_accuracy_{METHODS[cell["settings"]["method"]].answer}'
+
+    def merit(run: Run) -> tuple[float, float]:
+        result = results[run_name(run)]
+        if result['status'] != 'finished':
+            return -1.0, -run['learning_rate']
+        return result['metrics'][key], -result['metrics']['train_loss']
+
+    return max(runs, key=merit)['learning_rate']
+
+
+def final_runs(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results) -> list[Run]:
+    """The runs that a cell averages, one a seed; none while its learning rate is not known."""
+    rate = cell_rate(spec, cell, results)
+    return [] if rate is None else [_run(cell, rate, seed) for seed in spec['seeds']]
+
+
+def missing_runs(spec: Mapping[str, Any], done: Results) -> dict[str, Run]:
+    """The runs known to be needed and not done, by name: first those that choose learning rates."""
+    cells = spec['cells']
+    runs = [run for cell in cells for run in tuning_runs(spec, cell)]
+    runs += [run for cell in cells for run in final_runs(spec, cell, done)]
+    return {run_name(run): run for run in runs if run_name(run) not in done}
+
+
+def _run(cell: Mapping[str, Any], rate: float, seed: int) -> Run:
+    settings = dict(cell['settings'])
+    settings['method'] = trajectory(settings['method'], settings.get('average_every', 0))
+    return settings | {'learning_rate': rate, 'seed': seed}
