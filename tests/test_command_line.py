@@ -105,6 +105,34 @@ def test_help_is_no_error(train):
     assert 'Traceback' not in process.stderr
 
 
+@pytest.mark.parametrize(
+    ('program', 'arguments', 'words'),
+    [
+        ('sweep', [DIGITS, '--workdir=NEW'], ['sweep: --config is no table', 'train.py']),
+        ('sweep', ['--config=configs/tables/table1.py:digit', '--workdir=NEW'], ["'digit' is not a variant"]),
+        ('sweep', ['--config=configs/tables/table9.py', '--workdir=NEW'], ['configs/tables/table9.py']),
+        (
+            'sweep',
+            [
+                '--config=configs/tables/table1.py',
+                '--config.base.ratio=0',
+                '--config.seeds=(100,)',
+                '--workdir=NEW',
+            ],
+            ['sweep: config.tuning_seed=100 must be none of config.seeds=(100,)'],
+        ),
+        ('report', ['--workdir=NEW'], ['report: ', 'NEW holds no finished run']),
+    ],
+)
+def test_sweep_and_report_refuse_in_one_line(environment, tmp_path, program, arguments, words):
+    arguments = [argument.replace('NEW', str(tmp_path / 'NEW')) for argument in arguments]
+    command = [sys.executable, '-m', f'def_jax.training.{program}', *arguments]
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.count('\n') == 1 and all(word in process.stderr for word in words), process.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- Runs ---
 
 
@@ -160,8 +188,12 @@ def test_a_killed_run_resumes_to_the_same_result(finished, train, environment, t
 
 
 @pytest.mark.slow
-def test_sgd_runs(train, tmp_path):
-    process = train(*SHORT, '--config.method=sgd', '--config.num_epochs=1', f'--workdir={tmp_path / "run"}')
+def test_sgd_runs_and_keeps_what_it_compiled(environment, tmp_path):
+    flags = [*SHORT, '--config.method=sgd', '--config.num_epochs=1', f'--workdir={tmp_path / "run"}']
+    environment = {name: value for name, value in environment.items() if 'JAX_COMPILATION' not in name}
+    command = [sys.executable, 'train.py', *flags]
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
+    assert list((tmp_path / 'run' / 'compilation_cache').iterdir())
     sent = json.loads((tmp_path / 'run' / 'result.json').read_text())['communication']
     assert sent['message_size'] == sent['num_params']

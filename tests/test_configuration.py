@@ -46,6 +46,7 @@ REFUSED = {
     'eval_every_epochs': COUNT_FROM_1,
     'log_every_steps': COUNT_FROM_1,
     'diagnostics_every': COUNT_FROM_0,
+    'recalibrate_batches': COUNT_FROM_0,
     'keep_checkpoints': COUNT_FROM_1,
 }
 ACCEPTED = {
@@ -72,6 +73,7 @@ ACCEPTED = {
     'eval_every_epochs': [1, 1000],
     'log_every_steps': [1, 10**9],
     'diagnostics_every': [0, 1, 100],
+    'recalibrate_batches': [0, 1, 100],
     'keep_checkpoints': [1, 100],
 }
 

@@ -5,6 +5,7 @@ import dataclasses
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 import training_fixtures as fixtures
 
@@ -147,3 +148,43 @@ def test_both_output_points_are_the_same_on_all_devices(recorded, step):
     y = jax.tree.map(np.add, state.params, mean_residual)
     chex.assert_trees_all_equal(outputs['x']['params'], state.params)
     chex.assert_trees_all_close(outputs['y']['params'], y, rtol=1e-6, atol=1e-7)
+
+
+# --- Recalibration ---
+
+
+@pytest.mark.parametrize('num_batches', [1, 3])
+def test_statistics_are_measured_anew_at_each_point(recorded, random_state, data_dir, num_batches):
+    config = fixtures.tiny_config(data_dir, recalibrate_batches=num_batches, workers_per_device=1)
+    run = experiment.build(config)
+    record = trainer.make_evaluate(run)(fixtures.placed(random_state, run), 20)
+    for point, params in points_of(random_state).items():
+        stats = measured_statistics(run, random_state, params, num_batches)
+        expected = evaluated(run, params, stats)
+        assert record[f'test_loss_{point}'] == pytest.approx(expected, rel=1e-4)
+        assert expected != pytest.approx(evaluated(run, params, mean_stats(random_state)), rel=1e-2)
+
+
+def measured_statistics(run, state, params, num_batches):
+    """Each worker's mean and variance of what enters the one BatchNorm, averaged over workers and batches."""
+    found = []
+    for batch, _ in zip(run.train_batches(int(state.step)), range(num_batches), strict=False):
+        for worker in range(run.config.num_workers):
+            key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+            images = input_pipeline.augment(jax.random.fold_in(key, worker), batch['image'][worker], DATASET)
+            maps = jax.lax.conv_general_dilated(
+                images,
+                params['Conv_0']['kernel'],
+                (1, 1),
+                'SAME',
+                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            )
+            found.append((np.mean(maps, (0, 1, 2)), np.var(maps, (0, 1, 2))))
+    mean, var = np.mean(found, axis=0)
+    return {'BatchNorm_0': {'mean': mean, 'var': var}}
+
+
+def evaluated(run, params, batch_stats):
+    images = input_pipeline.standardise(run.test.images, DATASET)
+    logits = run.model.apply({'params': params, 'batch_stats': batch_stats}, images, train=False)
+    return float(optax.softmax_cross_entropy_with_integer_labels(logits, run.test.labels).mean())

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from test_streaming import OneByOne
 
 from configs import imagenet
-from def_jax.training import streaming, trainer
+from def_jax.training import evaluation, streaming, trainer
 
 SETTINGS = (
     'num_workers=2,workers_per_device=2,batch_size=4,train_images=8,test_images=3,'
@@ -30,7 +30,7 @@ def test_resnet50_steps_on_mock_data_with_virtual_workers(tmp_path):
         tfds.testing.mock_data(num_examples=8),
         mock.patch.object(tfds.core.DatasetBuilder, 'is_prepared', lambda self: True),
         mock.patch.object(streaming, 'open_dataset', open_mocked),
-        mock.patch.object(trainer, '_EVAL_IMAGES_PER_DEVICE', 2),
+        mock.patch.object(evaluation, '_EVAL_IMAGES_PER_DEVICE', 2),
     ):
         config = imagenet.get_config(SETTINGS)
         result = trainer.train_and_evaluate(config, tmp_path / 'run', rich.console.Console(quiet=True))

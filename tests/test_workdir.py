@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,31 @@ def config(**changes):
 
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+# --- locked ---
+
+HOLDER = """
+import sys
+from pathlib import Path
+from def_jax.training import workdir
+with workdir.locked(Path(sys.argv[1])):
+    print('locked', flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_share_a_folder_and_a_killed_one_frees_it(tmp_path):
+    command = [sys.executable, '-c', HOLDER, str(tmp_path)]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root) as other:
+        assert other.stdout.readline() == b'locked\n'
+        refused = pytest.raises(workdir.InUseError, match=r'is in use by another process. Wait for it, or')
+        with refused, workdir.locked(tmp_path):
+            pass
+        other.kill()
+    with workdir.locked(tmp_path):
+        pass
 
 
 # --- claim ---

@@ -39,7 +39,13 @@ TINY = {
 NUM_PARAMS = 72 + 8 + 8 + 80 + 10  # of the network below: convolution, batch normalisation, dense layer
 MESSAGE_SIZE = 9 + 1 + 1 + 10 + 1  # an eighth of every tensor, at least one element
 _tiny_vgg = functools.partial(models.VGG, stages=((8,),))
-_OUTPUT_KEYS = {'diagnostics_every', 'eval_every_epochs', 'log_every_steps', 'keep_checkpoints'}
+_OUTPUT_KEYS = {
+    'diagnostics_every',
+    'eval_every_epochs',
+    'log_every_steps',
+    'keep_checkpoints',
+    'recalibrate_batches',
+}
 _RELEVANT_KEYS = {
     'make_init': ('method', 'detach', 'num_workers', 'workers_per_device', 'seed'),
     'make_eval_step': ('num_workers', 'workers_per_device'),
@@ -60,10 +66,10 @@ class Shared:
     def __init__(self, maker):
         self._maker, self._made, self.traces_of = maker, {}, {}
 
-    def __call__(self, run: experiment.Experiment):
-        key = self._key(run)
+    def __call__(self, run: experiment.Experiment, **options):
+        key = self._key(run) + str(options)
         if key not in self._made:
-            self._made[key], self.traces_of[key] = self._maker(run), 0
+            self._made[key], self.traces_of[key] = self._maker(run, **options), 0
         made = self._made[key]
 
         @functools.wraps(made)

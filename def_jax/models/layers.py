@@ -9,7 +9,9 @@ from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 
-__all__ = ['LayerMaker', 'batch_norm', 'check_images', 'convolution', 'logits']
+__all__ = ['STATISTICS_MOMENTUM', 'LayerMaker', 'batch_norm', 'check_images', 'convolution', 'logits']
+
+STATISTICS_MOMENTUM = 0.9  # what the running statistics of batch normalisation keep of themselves a step
 
 LayerMaker = Callable[..., nn.Module]
 
@@ -91,7 +93,7 @@ def _convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
 
 
 def batch_norm(*, train: bool, zero_init: bool = False, dtype: DTypeLike = jnp.float32) -> nn.BatchNorm:
-    """A batch normalisation; its running statistics keep 0.9 of themselves a step.
+    """A batch normalisation; its running statistics keep `STATISTICS_MOMENTUM` of themselves.
 
     Args:
         train: whether to normalise by the batch's statistics and to update the running ones.
@@ -103,7 +105,7 @@ def batch_norm(*, train: bool, zero_init: bool = False, dtype: DTypeLike = jnp.f
     """
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=0.9,
+        momentum=STATISTICS_MOMENTUM,
         epsilon=1e-5,
         scale_init=nn.initializers.zeros if zero_init else nn.initializers.ones,
         dtype=dtype,

@@ -66,6 +66,7 @@ FIELDS: dict[str, Field] = {
     'seed': Field((int,), lambda value: 0 <= value < 2**32, 'an integer in [0, 2**32)'),
     'eval_every_epochs': _integer(1),
     'log_every_steps': _integer(1),
+    'recalibrate_batches': _integer(0),
     'diagnostics_every': _integer(0),
     'keep_checkpoints': _integer(1),
 }

@@ -14,11 +14,13 @@ from jax import lax
 from def_jax import diagnostics
 from def_jax.ef21 import EF21State
 from def_jax.error_feedback import detached_params, output_params
+from def_jax.models.layers import STATISTICS_MOMENTUM
 from def_jax.training import input_pipeline
 from def_jax.training.experiment import DEVICE_AXIS, VIRTUAL_AXIS, Experiment
 
 __all__ = [
     'TrainState',
+    'make_batch_statistics',
     'make_diagnose',
     'make_eval_step',
     'make_init',
@@ -139,6 +141,28 @@ def make_outputs(experiment: Experiment) -> Callable[[TrainState], dict[str, dic
 
     out_axes = {point: {'params': 0 if point == 'own' else None, 'batch_stats': None} for point in points}
     return _on_workers(outputs, experiment, in_axes=(_axes(experiment),), out_axes=out_axes)
+
+
+def make_batch_statistics(
+    experiment: Experiment, *, own: bool = False
+) -> Callable[[TrainState, PyTree, dict], PyTree]:
+    """Returns a function from a state, parameters and a training batch to the batch's BatchNorm statistics.
+
+    The batch is augmented as in training, each worker normalises its own share, and the statistics are means
+    over workers. With `own` the parameters have the worker axis.
+    """
+
+    def statistics(state: TrainState, params: PyTree, batch: dict) -> PyTree:
+        images, nothing = (
+            _augmented(experiment, state, batch),
+            jax.tree.map(jnp.zeros_like, state.batch_stats),
+        )
+        _, (_, decayed) = _loss(experiment, params, nothing, images, batch['label'])
+        measured = jax.tree.map(lambda s: s / (1 - STATISTICS_MOMENTUM), decayed)
+        return lax.pmean(measured, experiment.axis_name)
+
+    in_axes = (_axes(experiment), 0 if own else None, 0)
+    return _on_workers(statistics, experiment, in_axes=in_axes, out_axes=None)
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,11 @@ import rich.console
 from def_jax.training import console as console_lib
 from def_jax.training import plots, results, steps, workdir
 from def_jax.training.checkpoints import Checkpoints
+from def_jax.training.evaluation import DivergedError, make_evaluate
 from def_jax.training.experiment import Communication, Experiment, build
 from def_jax.training.metrics import MetricLog
 
 __all__ = ['DivergedError', 'train_and_evaluate']
-
-_EVAL_IMAGES_PER_DEVICE = 100
-
-
-class DivergedError(RuntimeError):
-    """The loss of a worker became NaN or infinite."""
-
-    def __init__(self, step: int, worker: int | None, loss: float):
-        where = f'worker {worker}' if worker is not None else 'the test set'
-        super().__init__(
-            f'the loss of {where} is {loss} at step {step}. The last good checkpoint is kept. Try a smaller '
-            '--config.learning_rate or --config.ratio; with --config.method=ef try def, whose detached point '
-            'is what keeps high ratios stable.'
-        )
-        self.step, self.worker = step, worker
 
 
 def train_and_evaluate(
@@ -176,43 +161,6 @@ class _Window:
         self._log.write(record)
         self.restart()
         return record
-
-
-def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], dict[str, Any]]:
-    """Returns a function from a state and its step to the record of its test accuracy and loss.
-
-    The record has `test_accuracy_x` and `test_loss_x`, and the same for each point of the method. For
-    'own', every worker's own model, they are means over workers, and `test_accuracy_own_std` is the
-    spread. Every test image counts exactly once.
-    """
-    outputs, num_devices = steps.make_outputs(experiment), len(experiment.devices)
-    eval_steps = {'own': steps.make_own_eval_step(experiment)}
-    eval_step = steps.make_eval_step(experiment)
-
-    def sums(point: str, variables: dict) -> dict[str, np.ndarray]:
-        """Loss, correct answers and images over the test set: [] for a shared model, [K] for own ones."""
-        ways = 1 if point == 'own' else num_devices
-        totals = []
-        for batch in experiment.test_batches(_EVAL_IMAGES_PER_DEVICE, ways):
-            if point == 'own':
-                batch = {name: x[0] for name, x in batch.items()}
-            totals.append(jax.device_get(eval_steps.get(point, eval_step)(variables, batch)))
-        return {name: np.sum([total[name] for total in totals], axis=0).reshape(-1) for name in totals[0]}
-
-    def evaluate(state: steps.TrainState, step: int) -> dict[str, Any]:
-        record: dict[str, Any] = {'step': step}
-        for point, variables in outputs(state).items():
-            total = sums(point, variables)
-            if not np.isfinite(total['loss']).all():
-                raise DivergedError(step, None, float(total['loss'].sum()))
-            accuracy = total['correct'] / total['count']
-            record[f'test_accuracy_{point}'] = float(accuracy.mean())
-            record[f'test_loss_{point}'] = float((total['loss'] / total['count']).mean())
-            if point == 'own':
-                record['test_accuracy_own_std'] = float(accuracy.std())
-        return record
-
-    return evaluate
 
 
 def _diagnostics_record(step: int, figures: dict[str, jax.Array]) -> dict[str, Any]:

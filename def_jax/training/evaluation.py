@@ -1,0 +1,89 @@
+"""Test accuracy and loss at every point of a method: x, y, and every worker's own model."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from def_jax.training import steps
+from def_jax.training.experiment import Experiment
+
+__all__ = ['DivergedError', 'make_evaluate']
+
+_EVAL_IMAGES_PER_DEVICE = 100
+
+
+class DivergedError(RuntimeError):
+    """The loss of a worker became NaN or infinite."""
+
+    def __init__(self, step: int, worker: int | None, loss: float):
+        where = f'worker {worker}' if worker is not None else 'the test set'
+        super().__init__(
+            f'the loss of {where} is {loss} at step {step}. The last good checkpoint is kept. Try a smaller '
+            '--config.learning_rate or --config.ratio; with --config.method=ef try def, whose detached point '
+            'is what keeps high ratios stable.'
+        )
+        self.step, self.worker = step, worker
+
+
+def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], dict[str, Any]]:
+    """Returns a function from a state and its step to the record of its test accuracy and loss.
+
+    The record has `test_accuracy_x` and `test_loss_x`, and the same for each point of the method. For
+    'own', every worker's own model, they are means over workers, and `test_accuracy_own_std` is the
+    spread. Every test image counts exactly once. It raises DivergedError where a loss is not finite.
+    """
+    outputs, num_devices = steps.make_outputs(experiment), len(experiment.devices)
+    eval_steps = {'own': steps.make_own_eval_step(experiment)}
+    eval_step = steps.make_eval_step(experiment)
+
+    def sums(point: str, variables: dict) -> dict[str, np.ndarray]:
+        """Loss, correct answers and images over the test set: [] for a shared model, [K] for own ones."""
+        ways = 1 if point == 'own' else num_devices
+        totals = []
+        for batch in experiment.test_batches(_EVAL_IMAGES_PER_DEVICE, ways):
+            if point == 'own':
+                batch = {name: x[0] for name, x in batch.items()}
+            totals.append(jax.device_get(eval_steps.get(point, eval_step)(variables, batch)))
+        return {name: np.sum([total[name] for total in totals], axis=0).reshape(-1) for name in totals[0]}
+
+    recalibrated = _make_recalibrated(experiment)
+
+    def evaluate(state: steps.TrainState, step: int) -> dict[str, Any]:
+        record: dict[str, Any] = {'step': step}
+        for point, variables in outputs(state).items():
+            variables = recalibrated(state, point, variables)
+            total = sums(point, variables)
+            if not np.isfinite(total['loss']).all():
+                raise DivergedError(step, None, float(total['loss'].sum()))
+            accuracy = total['correct'] / total['count']
+            record[f'test_accuracy_{point}'] = float(accuracy.mean())
+            record[f'test_loss_{point}'] = float((total['loss'] / total['count']).mean())
+            if point == 'own':
+                record['test_accuracy_own_std'] = float(accuracy.std())
+        return record
+
+    return evaluate
+
+
+def _make_recalibrated(experiment: Experiment) -> Callable[[steps.TrainState, str, dict], dict]:
+    """Returns a function from a state and variables to these with BatchNorm statistics of their own point.
+
+    The running statistics are those of the detached points and of steps gone by; at high ratios y has moved
+    away from them. The new ones are means over the next `recalibrate_batches` training batches.
+    """
+    num_batches = experiment.config.recalibrate_batches
+    if not num_batches:
+        return lambda state, point, variables: variables
+    shared, own = steps.make_batch_statistics(experiment), steps.make_batch_statistics(experiment, own=True)
+
+    def recalibrated(state: steps.TrainState, point: str, variables: dict) -> dict:
+        statistics = own if point == 'own' else shared
+        batches = itertools.islice(experiment.train_batches(int(state.step)), num_batches)
+        measured = [statistics(state, variables['params'], batch) for batch in batches]
+        mean = jax.tree.map(lambda *leaves: sum(leaves) / num_batches, *measured)
+        return variables | {'batch_stats': mean}
+
+    return recalibrated
