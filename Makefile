@@ -5,10 +5,12 @@ VENV   ?= .venv
 WORKDIR ?= runs/digits
 ARGS   ?=
 
+REPRODUCED ?= table1 table4 figure3
+
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test lint docs-test bench clean
+.PHONY: help train test lint docs-test tables reproduce notebooks bench clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,18 @@ lint: $(READY)  ## Check style and types.
 
 docs-test: $(READY)  ## Run the examples in docstrings and in README.
 	$(BIN)/python -m pytest --doctest-modules def_jax configs tests/test_readme.py
+
+tables: $(READY)  ## Write the tables and figures under results/ anew from the committed result of every run.
+	@for folder in $(dir $(wildcard results/*/sweep.json)) results/digits; do \
+	  $(BIN)/python -m def_jax.training.report --workdir=$${folder%/} || exit 1; done
+
+reproduce: $(READY)  ## Train the digits experiments from nothing into runs/, in some hours of 2 cores, and report them.
+	@for table in $(REPRODUCED); do \
+	  $(BIN)/python -m def_jax.training.sweep --config=configs/tables/$$table.py:digits --workdir=runs/$${table}_digits && \
+	  $(BIN)/python -m def_jax.training.report --workdir=runs/$${table}_digits || exit 1; done
+
+notebooks: $(READY)  ## Run the notebooks and keep what they show.
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 bench: $(READY)  ## Measure the optimizer stage against plain momentum SGD.
 	$(BIN)/python -m benchmarks.optimizer_stage --output=results/benchmarks/optimizer_stage.md

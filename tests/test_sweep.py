@@ -76,6 +76,13 @@ def test_a_sweep_goes_on_where_it_was_killed_and_is_reported(spec, trained, tmp_
     assert (tmp_path / 'report' / 'README.md').read_text() == page
     assert (tmp_path / 'report' / 'curves.png').stat().st_size > 0
 
+    # Another table from the same runs, which takes along only its own.
+    sgd = json.loads(spec.to_json()) | {'title': 'SGD', 'cells': [dict(spec.cells[0])]}
+    report.report(folder, tmp_path / 'sgd', sgd)
+    assert (tmp_path / 'sgd' / 'README.md').read_text().startswith('# SGD\n')
+    assert len(list((tmp_path / 'sgd').glob('*/result.json'))) == 2 + 2
+    assert all(path.parent.name.startswith('method=sgd') for path in (tmp_path / 'sgd').glob('*/result.json'))
+
     # A result that was cut in half: the report names it, the sweep mends it without training.
     cut = folder / trained[0] / 'result.json'
     whole = cut.read_text()

@@ -1,8 +1,9 @@
 """Figure 1: VGG-16 on CIFAR-10, accuracy and training loss along the run, ratios 64 and 256.
 
-Command:  python -m def_jax.training.sweep --config=configs/tables/figure1.py --workdir=runs/table1
-          python -m def_jax.training.report --workdir=runs/table1 --output=runs/figure1
-          The runs are those of Table 1: in its folder those that are done are not done again.
+Command:  python -m def_jax.training.sweep --config=configs/tables/table1.py --workdir=runs/table1
+          python -m def_jax.training.report --config=configs/tables/figure1.py \\
+              --workdir=runs/table1 --output=runs/figure1
+          The runs are among those of that table; with this file a sweep does no others.
 Variants: :digits, on scikit-learn's digits, for 2 CPU cores.
 Expected: DEF ahead of the other compressed methods in accuracy and training loss; EF diverges at 256.
 """

@@ -1,8 +1,9 @@
 """Figure 2: ResNet-50 on ImageNet, accuracy and training loss along the run, ratios 64 and 256.
 
-Command:  python -m def_jax.training.sweep --config=configs/tables/figure2.py --workdir=runs/table2
-          python -m def_jax.training.report --workdir=runs/table2 --output=runs/figure2
-          The runs are those of Table 2: in its folder those that are done are not done again.
+Command:  python -m def_jax.training.sweep --config=configs/tables/table2.py --workdir=runs/table2
+          python -m def_jax.training.report --config=configs/tables/figure2.py \\
+              --workdir=runs/table2 --output=runs/figure2
+          The runs are among those of that table; with this file a sweep does no others.
 Variants: :digits, on scikit-learn's digits, for 2 CPU cores.
 Expected: DEF ahead of the other compressed methods in accuracy and training loss.
 """

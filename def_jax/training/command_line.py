@@ -48,7 +48,8 @@ def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[lis
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(argv)
-            config.value.keys()  # a file that could not be loaded is reported on first use
+            if config.value is not None:
+                config.value.keys()  # a file that could not be loaded is reported on first use
             return rest
         except (flags.Error, AttributeError, KeyError, OSError, ImportError) as error:  # from config_flags
             cause: Exception = error

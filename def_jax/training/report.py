@@ -2,10 +2,11 @@
 
     python -m def_jax.training.report --workdir=runs/table1_digits --output=results/table1_digits
 
-For the folder of a sweep: README.md with the table beside the paper's, table.csv and curves.png. For another
-folder, README.md with a row for every setting. Everything comes from the result.json of each run, which an
---output other than the workdir gets a copy of, so that the same command works there. Exit codes: 0, or 2
-where something cannot be used.
+For the folder of a sweep: README.md with the table beside the paper's, table.csv and curves.png; with
+--config=configs/tables/figure1.py another table, filled from the same runs. For another folder, README.md
+with a row for every setting. Everything comes from the result.json of each run, which an --output other than
+the workdir gets a copy of, so that the same command works there. Exit codes: 0, or 2 where something cannot
+be used.
 """
 
 import json
@@ -17,9 +18,11 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
+from ml_collections import config_flags
 
-from def_jax.training import command_line, plots, results, tables
+from def_jax.training import command_line, plots, results, table_runs, tables
 from def_jax.training.console import point_name
+from def_jax.training.workdir import write_json
 
 __all__ = ['read_results', 'report', 'settings_table']
 
@@ -56,22 +59,28 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def report(workdir: Path, output: Path) -> None:
+def report(workdir: Path, output: Path, spec: Mapping[str, Any] | None = None) -> None:
     """Writes README.md, and for a sweep table.csv and curves.png.
 
     Args:
         workdir: the folder of a sweep, or one with folders of runs.
         output: the folder to write to; made if need be. Gets copies of what was read.
+        spec: the table; by default that of the folder's sweep.json. A figure is drawn from the runs of the
+            table that it belongs to.
 
     Raises:
         ValueError: if there is no finished run, or a file cannot be read.
     """
     found = read_results(workdir)
-    spec = _read_spec(workdir / 'sweep.json')
-    table = tables.entries(spec, found) if spec else None
+    spec = spec or _read_spec(workdir / 'sweep.json')
+    table = None
+    if spec:
+        table = tables.entries(spec, found)
+        needed = table_runs.all_runs(spec, found)
+        found = {name: result for name, result in found.items() if name in needed}
     output.mkdir(parents=True, exist_ok=True)
     if output.resolve() != workdir.resolve():
-        _copy(workdir, output, found)
+        _copy(workdir, output, found, spec)
     command = f'python -m def_jax.training.report --workdir={shlex.quote(str(output))}'
     if spec and table:
         body = _sweep_page(spec, table, found)
@@ -180,9 +189,9 @@ def _sweep_page(spec: Mapping[str, Any], table: list[tables.Entry], found: Mappi
     return '\n\n'.join(parts) + '\n'
 
 
-def _copy(workdir: Path, output: Path, found: Mapping[str, Any]) -> None:
-    if (workdir / 'sweep.json').exists():
-        shutil.copyfile(workdir / 'sweep.json', output / 'sweep.json')
+def _copy(workdir: Path, output: Path, found: Mapping[str, Any], spec: Mapping[str, Any] | None) -> None:
+    if spec:
+        write_json(output / 'sweep.json', spec)
     for name in found:
         (output / name).mkdir(exist_ok=True)
         shutil.copyfile(workdir / name / 'result.json', output / name / 'result.json')
@@ -204,8 +213,9 @@ def main(argv: list[str]) -> int:
     del argv
     workdir = Path(flags.FLAGS.workdir)
     output = Path(flags.FLAGS.output or workdir)
+    spec = json.loads(flags.FLAGS.config.to_json()) if flags.FLAGS.config else None
     try:
-        report(workdir, output)
+        report(workdir, output, spec)
     except ValueError as error:
         return command_line.refuse('report', error)
     print(f'written to {output}: README.md')
@@ -213,7 +223,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
+    config_flag = config_flags.DEFINE_config_file('config', None, "A table; by default the folder's own.")
     flags.DEFINE_string('workdir', None, 'Folder of a sweep, or one with folders of runs.')
     flags.DEFINE_string('output', None, 'Folder for the tables and pictures; by default the workdir.')
     flags.mark_flag_as_required('workdir')
-    app.run(main)
+    app.run(main, flags_parser=command_line.config_flags_parser('report', config_flag))

@@ -8,7 +8,7 @@ from typing import Any
 
 from def_jax.methods import METHODS, trajectory
 
-__all__ = ['Results', 'Run', 'cell_rate', 'final_runs', 'missing_runs', 'run_name', 'tuning_runs']
+__all__ = ['Results', 'Run', 'all_runs', 'cell_rate', 'final_runs', 'missing_runs', 'run_name', 'tuning_runs']
 
 Run = dict[str, Any]  # what a run changes in the base configuration
 Results = Mapping[str, dict[str, Any]]  # contents of result.json by the name of the run
@@ -62,12 +62,17 @@ def final_runs(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Result
     return [] if rate is None else [_run(cell, rate, seed) for seed in spec['seeds']]
 
 
-def missing_runs(spec: Mapping[str, Any], done: Results) -> dict[str, Run]:
-    """The runs known to be needed and not done, by name: first those that choose learning rates."""
+def all_runs(spec: Mapping[str, Any], done: Results) -> dict[str, Run]:
+    """The runs of a table that are known to be needed, by name: first those that choose learning rates."""
     cells = spec['cells']
     runs = [run for cell in cells for run in tuning_runs(spec, cell)]
     runs += [run for cell in cells for run in final_runs(spec, cell, done)]
-    return {run_name(run): run for run in runs if run_name(run) not in done}
+    return {run_name(run): run for run in runs}
+
+
+def missing_runs(spec: Mapping[str, Any], done: Results) -> dict[str, Run]:
+    """The runs known to be needed and not done, by name, in the order of `all_runs`."""
+    return {name: run for name, run in all_runs(spec, done).items() if name not in done}
 
 
 def _run(cell: Mapping[str, Any], rate: float, seed: int) -> Run:
