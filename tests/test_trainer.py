@@ -43,7 +43,7 @@ def recorded(data_dir):
 
 
 def test_a_run_leaves_these_files_and_no_others(recorded):
-    files = {'config.json', 'curves.png', 'metrics.jsonl', 'result.json'}
+    files = {'config.json', 'curves.png', 'lock', 'metrics.jsonl', 'result.json'}
     assert {path.name for path in recorded.folder.iterdir()} == files | {'checkpoints', 'tensorboard'}
     assert {path.name for path in (recorded.folder / 'checkpoints').iterdir()} == {'15', '20'}
     config = json.loads((recorded.folder / 'config.json').read_text())
@@ -124,6 +124,42 @@ def test_result_says_what_was_sent(recorded):
             'megabytes_dense': fixtures.NUM_STEPS * 4 * fixtures.NUM_PARAMS / 1e6,
         }
     )
+
+
+@pytest.mark.parametrize(
+    ('options', 'steps', 'elements'),
+    [
+        ({}, 0, 0),
+        ({}, 7, 7 * 10),
+        ({'dense_first': True}, 0, 0),  # EF21 starts with a whole gradient
+        ({'dense_first': True}, 7, 100 + 6 * 10),
+        ({'average_every': 3}, 7, 7 * 10 + 2 * 100),  # SAEF averages the residuals
+    ],
+)
+def test_dense_messages_are_counted(options, steps, elements):
+    communication = experiment.Communication(num_params=100, message_size=10, **options)
+    assert communication.megabytes_sent(steps) == pytest.approx(4 * elements / 1e6)
+
+
+def test_methods_with_dense_messages(data_dir):
+    def of(**changes):
+        run = experiment.build(fixtures.tiny_config(data_dir, **changes))
+        return experiment.Communication.of(run, steps.make_init(run)().params)
+
+    assert (of(method='ef21').dense_first, of(method='def').dense_first) == (True, False)
+    assert of(method='saef', average_every=5).average_every == 5
+    assert of(method='def', average_every=5).average_every == 0  # which has no use for it
+
+
+def test_the_result_holds_the_curve(recorded):
+    curve = recorded.result['curve']
+    records = fixtures.records(recorded.folder)
+    assert [point['step'] for point in curve] == [5, 10, 15, 20]
+    for point, before in zip(curve, (0, 5, 10, 15), strict=True):
+        losses = [r['loss'] for r in records if 'loss' in r and before < r['step'] <= point['step']]
+        assert point['train_loss'] == pytest.approx(np.mean(losses))
+        test = next(r for r in records if 'test_loss_y' in r and r['step'] == point['step'])
+        assert test.items() <= point.items() and point['seconds'] > 0
 
 
 def test_result_says_with_what_it_was_made(recorded):

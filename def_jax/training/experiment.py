@@ -89,10 +89,15 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Communication:
-    """What one worker hands to the all-reduce in one step; counts are elements of float32."""
+    """What one worker hands to the all-reduce in training; counts are elements of float32.
+
+    Evaluations come on top: the mean residual, d, for y, and BatchNorm's statistics.
+    """
 
     num_params: int  # d
     message_size: int  # B
+    dense_first: bool = False  # whether the first step sends d in place of B
+    average_every: int = 0  # after how many steps d is sent on top; 0 for never
 
     @property
     def true_ratio(self) -> float:
@@ -107,10 +112,24 @@ class Communication:
     def dense_bytes_per_step(self) -> int:
         return 4 * self.num_params
 
+    def megabytes_sent(self, steps: int) -> float:
+        """What a worker has sent after `steps` steps."""
+        elements = steps * self.message_size
+        if self.dense_first and steps:
+            elements += self.num_params - self.message_size
+        if self.average_every:
+            elements += steps // self.average_every * self.num_params
+        return 4 * elements / 1e6
+
     @classmethod
     def of(cls, experiment: Experiment, params: Any) -> 'Communication':
-        num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-        return cls(num_params, compressors.message_size(experiment.compressor, params))
+        method = experiment.method
+        return cls(
+            num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
+            message_size=compressors.message_size(experiment.compressor, params),
+            dense_first=method.kind == 'ef21',
+            average_every=experiment.config.average_every if method.averages else 0,
+        )
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:

@@ -58,7 +58,7 @@ def write(
             'visits_per_block': steps_done / communication.true_ratio,
             'bytes_per_step': communication.bytes_per_step,
             'dense_bytes_per_step': communication.dense_bytes_per_step,
-            'megabytes_sent': steps_done * communication.bytes_per_step / 1e6,
+            'megabytes_sent': communication.megabytes_sent(steps_done),
             'megabytes_dense': steps_done * communication.dense_bytes_per_step / 1e6,
         },
         'curve': _curve(log),

@@ -139,7 +139,7 @@ class _Window:
         """Where the run stands after `done` steps: epochs, megabytes sent by a worker, seconds."""
         return {
             'epoch': done / self._experiment.steps_per_epoch,
-            'megabytes_sent': done * self._communication.bytes_per_step / 1e6,
+            'megabytes_sent': self._communication.megabytes_sent(done),
             'seconds': self._earlier_seconds + time.perf_counter() - self._opened,
         }
 

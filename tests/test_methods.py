@@ -1,0 +1,123 @@
+"""Every method of the paper's tables, from `METHODS` to its answer, against a NumPy oracle of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from test_error_feedback import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data, multipliers
+
+import def_jax
+from def_jax import methods
+
+RATIO, MOMENTUM, WEIGHT_DECAY, DETACH, PERIOD = 4, 0.9, 0.05, 0.3, 3
+
+
+def trained(name, num_workers, granularity='tensor', average_every=0):
+    """The method's points after 0, ..., T steps: each [K, T + 1, d]."""
+    method = def_jax.get_method(name)
+    links, _ = method.links(
+        optax.add_decayed_weights(WEIGHT_DECAY),
+        optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=MOMENTUM),
+        'workers',
+        method.compressor(RATIO, granularity),
+        detach=DETACH,
+        average_every=average_every,
+    )
+    optimizer, feeds_back = optax.chain(*links), method.kind == 'error_feedback'
+
+    def points(params, state):
+        found = {'x': params}
+        if feeds_back:
+            found['y'] = def_jax.output_params(params, state, 'workers')
+            residual = optax.tree.get(state, 'residual')
+            found['own'] = jax.tree.map(jnp.add, params, residual)
+        return {point: flat(found[point]) for point in method.points}
+
+    def step(carry, batch):
+        params, state = carry
+        point = def_jax.detached_params(params, state) if feeds_back else params
+        updates, state = optimizer.update(jax.grad(loss_fn)(point, batch), state, point)
+        params = optax.apply_updates(params, updates)
+        return (params, state), points(params, state)
+
+    def worker(batches):
+        params = jax.tree.map(jnp.asarray, INITIAL)
+        start = (params, optimizer.init(params))
+        _, rest = jax.lax.scan(step, start, batches)
+        return jax.tree.map(lambda first, later: jnp.concatenate([first[None], later]), points(*start), rest)
+
+    return jax.jit(jax.vmap(worker, axis_name='workers'))(mlp_data(num_workers))
+
+
+def oracle(name, num_workers, granularity='tensor', average_every=0):
+    """The answer of the method, [K, T + 1, d] or, where workers share it, [T + 1, d]."""
+    inputs, targets = (x.astype(np.float64) for x in mlp_data(num_workers))
+    start = np.asarray(flat(INITIAL), np.float64)
+    masks = multipliers(def_jax.random_block(RATIO, granularity=granularity))
+    settings = {'num_workers': num_workers, 'momentum': MOMENTUM, 'weight_decay': WEIGHT_DECAY}
+
+    def gradient(theta, k, t):
+        return reference.mlp_gradient(theta, inputs[k, t], targets[k, t])
+
+    def algorithm_1(detach, period=0):
+        return reference.algorithm_1(
+            start, gradient, masks, LEARNING_RATES, detach=detach, average_every=period, **settings
+        )
+
+    if name == 'sgd':
+        return reference.sgd(start, gradient, LEARNING_RATES, **settings)
+    if name == 'ef21':
+        return reference.ef21(start, gradient, masks, LEARNING_RATES, **settings)
+    if name == 'sgd_ia':
+        return reference.iterate_average(
+            reference.sgd(start, gradient, LEARNING_RATES, **settings), 1 / RATIO
+        )
+    if name == 'psync':
+        path = algorithm_1(1.0)
+        return (path.x[:, None] - path.e).swapaxes(0, 1)
+    return {
+        'ef': lambda: algorithm_1(0.0).x,
+        'saef': lambda: algorithm_1(1.0, average_every).x,
+        'def': lambda: algorithm_1(DETACH).y,
+        'def_a': lambda: algorithm_1(DETACH).x,
+    }[name]()
+
+
+CASES = [
+    *((name, 4, granularity, 0) for name in methods.METHODS for granularity in ('tensor', 'model')),
+    *(('saef', num_workers, 'tensor', PERIOD) for num_workers in (2, 4)),
+    *((name, 1, 'tensor', 0) for name in methods.METHODS),
+]
+CASES = [case for case in CASES if case[0] != 'sgd_ia' or case[1] == 1]  # defined for one worker
+
+
+@pytest.mark.parametrize(('name', 'num_workers', 'granularity', 'average_every'), CASES)
+def test_the_answer_of_a_method_equals_its_oracle(name, num_workers, granularity, average_every):
+    method = methods.METHODS[name]
+    points = trained(name, num_workers, granularity, average_every)
+    assert set(points) == set(method.points)
+    actual = np.asarray(points[method.answer])
+    expected = oracle(name, num_workers, granularity, average_every)
+    np.testing.assert_allclose(actual, np.broadcast_to(expected, actual.shape), **TOLERANCE)
+    if method.answer != 'own':
+        assert np.all(actual == actual[0])
+    else:  # every worker has a model of its own
+        assert num_workers == 1 or np.abs(actual - actual[0]).max() > 1e-2
+
+
+def test_methods_that_share_a_run_differ_in_the_point_only():
+    for name, method in methods.METHODS.items():
+        run = methods.trajectory(name)
+        assert methods.METHODS[run].answers()[method.answer] == method.title
+        assert method.answer in methods.METHODS[run].points
+    assert [methods.trajectory(name) for name in methods.METHODS] == [
+        *('sgd', 'ef', 'saef', 'saef', 'def', 'def', 'ef21', 'sgd_ia')
+    ]
+    assert methods.trajectory('saef', 10) == 'saef' and methods.trajectory('psync', 10) == 'psync'
+
+
+def test_unknown_trajectory():
+    with pytest.raises(ValueError, match=r"method='deff' is unknown; .* Did you mean 'def'\?"):
+        methods.trajectory('deff')
