@@ -200,6 +200,18 @@ def test_the_grid_shows_its_choice():
     assert lines[2:4] == ['| 1 | SGD | 50.00 | **60.00** |', '| 64 | DEF | diverges | – |']
 
 
+def test_diagnostics_are_means_over_the_run():
+    gradient = {'variance': 6.0, 'second_moment': 2.0}
+    error = {'error': 4.0, 'mean_error': 2.0, 'detach_optimum': 0.5, 'detach_optimum_own': 0.4}
+    error |= {'distance_ef': 2.0, 'distance': 1.0}
+    start = gradient | dict.fromkeys(error, 0.0)
+    twice = gradient | {name: 2 * value for name, value in error.items()}
+    runs = {'def': result(0.9) | {'diagnostics': [start, gradient | error, twice]}, 'plain': result(0.9)}
+    lines = tables.diagnostics(runs | {'sgd': result(0.9) | {'diagnostics': [gradient]}}).splitlines()
+    assert lines[3:] == ['| def | 3 | 3.00 | 2.00 | 0.75 | 0.60 | 2.00 |', '| sgd | 1 | 3.00 |  |  |  |  |']
+    assert tables.diagnostics({'plain': result(0.9)}) == ''
+
+
 def test_no_finished_run():
     with pytest.raises(ValueError, match='no run of the table is done'):
         tables.entries(small_table(), {})

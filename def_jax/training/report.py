@@ -9,6 +9,7 @@ the workdir gets a copy of, so that the same command works there. Exit codes: 0,
 be used.
 """
 
+import itertools
 import json
 import shlex
 import shutil
@@ -88,6 +89,8 @@ def report(workdir: Path, output: Path, spec: Mapping[str, Any] | None = None) -
         plots.plot_sweep(output / 'curves.png', spec['title'], spec['rows'], table)
     else:
         body = f'# Runs in {output.name}\n\n{settings_table(list(found.values()))}\n'
+        if measured := tables.diagnostics(found):
+            body += f'\n## Diagnostics\n\nMeans over the run, see def_jax.diagnostics.\n\n{measured}\n'
     page = (
         f'{body}\n## Machine and commit\n\n{_environment(list(found.values()))}\n\nWritten by `{command}`.\n'
     )
@@ -192,9 +195,11 @@ def _sweep_page(spec: Mapping[str, Any], table: list[tables.Entry], found: Mappi
 def _copy(workdir: Path, output: Path, found: Mapping[str, Any], spec: Mapping[str, Any] | None) -> None:
     if spec:
         write_json(output / 'sweep.json', spec)
-    for name in found:
+    files = ('result.json',) if spec else ('result.json', 'curves.png', 'diagnostics.png')
+    for name, file in itertools.product(found, files):
         (output / name).mkdir(exist_ok=True)
-        shutil.copyfile(workdir / name / 'result.json', output / name / 'result.json')
+        if (workdir / name / file).exists():
+            shutil.copyfile(workdir / name / file, output / name / file)
 
 
 def _environment(found: list[dict[str, Any]]) -> str:

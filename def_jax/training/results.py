@@ -62,6 +62,7 @@ def write(
             'megabytes_dense': steps_done * communication.dense_bytes_per_step / 1e6,
         },
         'curve': _curve(log),
+        'diagnostics': [record for record in log.records if 'variance' in record],
         'config': json.loads(experiment.config.to_json()),
         'environment': _environment(experiment),
     }

@@ -12,7 +12,7 @@ from def_jax.datasets.catalogue import DATASETS
 from def_jax.methods import METHODS
 from def_jax.training import table_runs
 
-__all__ = ['Entry', 'comma_separated', 'compared', 'entries', 'learning_rates', 'traffic']
+__all__ = ['Entry', 'comma_separated', 'compared', 'diagnostics', 'entries', 'learning_rates', 'traffic']
 
 # A run whose training loss stays above this share of that of guessing, ln(classes), has learned nothing.
 _GUESSING = 0.95
@@ -140,6 +140,42 @@ def traffic(rows: str, table: list[Entry]) -> str:
             ]
         )
     return markdown(lines)
+
+
+def diagnostics(results: table_runs.Results) -> str:
+    """In Markdown, what the theory speaks of, as means over a run; empty where no run measured it.
+
+    Ratios of two measured figures are ratios of their means over the run.
+    """
+    heading = [
+        'run',
+        'measured',
+        'σ²/M²',
+        'mean ‖e_k‖² / ‖e_t‖²',
+        'λ*(t)',
+        'mean λ*(k, t)',
+        'Eq. 9: EF / DEF',
+    ]
+    lines = [heading, ['the paper', '', '0.3', '', '', '', '1.7']]
+    for name, result in results.items():
+        records = result.get('diagnostics', [])
+        if not records:
+            continue
+
+        def mean(key, records=records):
+            return float(np.mean([record[key] for record in records if key in record]))
+
+        line = [name, str(len(records)), f'{mean("variance") / mean("second_moment"):.2f}']
+        measured = [
+            record for record in records if record.get('error')
+        ]  # there is none before the first step
+        if measured:
+            ratio = mean('error', measured) / mean('mean_error', measured)
+            optimum, own = mean('detach_optimum', measured), mean('detach_optimum_own', measured)
+            distance = mean('distance_ef', measured) / mean('distance', measured)
+            line += [f'{ratio:.2f}', f'{optimum:.2f}', f'{own:.2f}', f'{distance:.2f}']
+        lines.append(line + [''] * (len(heading) - len(line)))
+    return markdown(lines) if len(lines) > 2 else ''
 
 
 def learning_rates(spec: Mapping[str, Any], results: table_runs.Results) -> str:
