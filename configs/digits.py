@@ -19,7 +19,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """
     config = ml_collections.ConfigDict()
 
-    # Method. `ratio` and `granularity` set the block, `detach` is λ where the method leaves it free.
+    # Method. One element in `ratio` is sent: by granularity a block of every tensor, one of the whole model,
+    # or random elements (tensor, model, element). `detach` is λ where the method leaves it free.
     config.method = 'def'
     config.ratio = 64
     config.granularity = 'tensor'

@@ -58,11 +58,25 @@ class Method:
         return {m.answer: m.title for m in METHODS.values() if (m.kind, m.detach, m.single_worker) == ours}
 
     def compressor(self, ratio: float, granularity: str = 'tensor') -> compressors.Compressor:
-        """The compressor that this method uses at `ratio`; ValueError for a ratio below 1."""
+        """The compressor that this method uses at `ratio`.
+
+        Args:
+            ratio: one element in so many is sent; methods that send all ignore it.
+            granularity: what is drawn at random: 'tensor', a block of every tensor; 'model', a block of the
+                whole model; 'element', single elements of every tensor, `random_k`.
+
+        Returns:
+            The compressor.
+
+        Raises:
+            ValueError: if an argument is out of range.
+        """
         if self.kind == 'dense':
             return compressors.identity()
         if self.single_worker:
             return compressors.scaled(1 / ratio)
+        if granularity == 'element':
+            return compressors.random_k(ratio)
         return compressors.random_block(ratio, granularity=granularity)
 
     def links(

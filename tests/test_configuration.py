@@ -52,7 +52,7 @@ REFUSED = {
 ACCEPTED = {
     'method': ['sgd', 'def'],
     'ratio': [1, 1.5, 64, 1e6],
-    'granularity': ['tensor', 'model'],
+    'granularity': ['tensor', 'model', 'element'],
     'detach': [0, 0.0, 0.3, 1],
     'average_every': [0, 1, 100],
     'num_workers': [1, 2, 128],

@@ -55,7 +55,8 @@ def oracle(name, num_workers, granularity='tensor', average_every=0):
     """The answer of the method, [K, T + 1, d] or, where workers share it, [T + 1, d]."""
     inputs, targets = (x.astype(np.float64) for x in mlp_data(num_workers))
     start = np.asarray(flat(INITIAL), np.float64)
-    masks = multipliers(def_jax.random_block(RATIO, granularity=granularity))
+    blocks = {name: def_jax.random_block(RATIO, granularity=name) for name in ('tensor', 'model')}
+    masks = multipliers((blocks | {'element': def_jax.random_k(RATIO)})[granularity])
     settings = {'num_workers': num_workers, 'momentum': MOMENTUM, 'weight_decay': WEIGHT_DECAY}
 
     def gradient(theta, k, t):
@@ -86,7 +87,11 @@ def oracle(name, num_workers, granularity='tensor', average_every=0):
 
 
 CASES = [
-    *((name, 4, granularity, 0) for name in methods.METHODS for granularity in ('tensor', 'model')),
+    *(
+        (name, 4, granularity, 0)
+        for name in methods.METHODS
+        for granularity in ('tensor', 'model', 'element')
+    ),
     *(('saef', num_workers, 'tensor', PERIOD) for num_workers in (2, 4)),
     *((name, 1, 'tensor', 0) for name in methods.METHODS),
 ]

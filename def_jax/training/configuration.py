@@ -39,7 +39,7 @@ def _one_of(names: Iterable[str]) -> Field:
 FIELDS: dict[str, Field] = {
     'method': _one_of(METHODS),
     'ratio': _number(lambda value: value >= 1, 'a number >= 1'),
-    'granularity': _one_of(('tensor', 'model')),
+    'granularity': _one_of(('tensor', 'model', 'element')),
     'detach': _number(lambda value: 0 <= value <= 1, 'a number in [0, 1]'),
     'average_every': _integer(0),
     'num_workers': _integer(1),

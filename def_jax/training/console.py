@@ -22,10 +22,12 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
     devices = f'{len(experiment.devices)} {kind} device(s)'
     detach = config.detach if method.detach is None else method.detach
+    drawn = {'tensor': 'one block a tensor', 'model': 'one block of the model', 'element': 'random elements'}
+    sent_part = f'ratio {config.ratio:g}, {drawn[config.granularity]}'
     how = {
         'dense': 'dense',
-        'ef21': f'ratio {config.ratio:g}, one block a {config.granularity}',
-        'error_feedback': f'ratio {config.ratio:g}, λ={detach:g}, one block a {config.granularity}',
+        'ef21': sent_part,
+        'error_feedback': f'{sent_part}, λ={detach:g}',
     }[method.kind]
     lines = {
         'method': f'{method.title} ({how})',
