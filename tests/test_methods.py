@@ -87,15 +87,12 @@ def oracle(name, num_workers, granularity='tensor', average_every=0):
 
 
 CASES = [
-    *(
-        (name, 4, granularity, 0)
-        for name in methods.METHODS
-        for granularity in ('tensor', 'model', 'element')
-    ),
-    *(('saef', num_workers, 'tensor', PERIOD) for num_workers in (2, 4)),
-    *((name, 1, 'tensor', 0) for name in methods.METHODS),
+    *((name, 4, 'tensor', 0) for name, method in methods.METHODS.items() if not method.single_worker),
+    *((name, 4, drawn, 0) for name in ('def', 'psync', 'ef21') for drawn in ('model', 'element')),
+    ('saef', 4, 'tensor', PERIOD),
+    ('sgd_ia', 1, 'tensor', 0),
+    ('def', 1, 'tensor', 0),
 ]
-CASES = [case for case in CASES if case[0] != 'sgd_ia' or case[1] == 1]  # defined for one worker
 
 
 @pytest.mark.parametrize(('name', 'num_workers', 'granularity', 'average_every'), CASES)

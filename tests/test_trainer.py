@@ -23,7 +23,7 @@ from tensorboardX.proto import event_pb2
 import def_jax
 import train
 from def_jax import METHODS
-from def_jax.training import experiment, input_pipeline, steps, trainer
+from def_jax.training import experiment, input_pipeline, steps, traffic, trainer
 
 EVALUATIONS = [5, 10, 15, 20]
 
@@ -333,24 +333,37 @@ def test_virtual_workers_give_the_same_trajectory(recorded, data_dir, tmp_path, 
     chex.assert_trees_all_close(reshaped, expected, rtol=1e-4, atol=1e-5)
 
 
+METHODS_OF_SEVERAL = [name for name, method in METHODS.items() if not method.single_worker]
+
+
 @pytest.mark.parametrize(
-    ('method', 'workers_per_device'), [('def', 1), ('def', 2), ('sgd', 1)]
-)  # all compiled above
+    ('method', 'workers_per_device'), [*((name, 1) for name in METHODS_OF_SEVERAL), ('def', 2)]
+)
 def test_a_step_all_reduces_the_message_and_nothing_else(data_dir, method, workers_per_device):
     config = fixtures.tiny_config(data_dir, method=method, workers_per_device=workers_per_device)
     run = experiment.build(config)
-    batch = input_pipeline.train_batch(run.train, seed=0, step=0, batch_size=40, num_workers=4)
-    batch = {name: x.reshape(*run.workers_shape, *x.shape[1:]) for name, x in batch.items()}
-    hlo = steps.make_train_step(run).lower(steps.make_init(run)(), batch).compile().as_text()
-    all_reduces = re.findall(r'= (.*?) all-reduce(?:-start)?\(', hlo)
-    shapes = re.findall(r'(\w+)\[([\d,]*)\]', ' '.join(all_reduces))
-    sizes = [int(np.prod([int(n) for n in dims.split(',') if n])) for _, dims in shapes]
-    assert {kind for kind, _ in shapes} == {'f32'}
-    if method == 'sgd':
-        assert sum(sizes) == fixtures.NUM_PARAMS
-    else:
-        assert sizes == [fixtures.MESSAGE_SIZE]
-    assert not re.search(r' (all-gather|all-to-all|reduce-scatter|collective-\w+)(-start)?\(', hlo)
+    train_step, outputs, test_sums = traffic.programs(run)
+    sent = experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+    assert {c.operation for c in train_step.collectives} == {'all-reduce'}
+    dense = [fixtures.NUM_PARAMS] * (method in ('ef21', 'saef'))  # in branches that are seldom taken
+    sizes = [c.elements for c in train_step.collectives]
+    assert sum(sizes) == sent.message_size + sum(dense) and train_step.bytes == 4 * train_step.elements
+    assert sorted(sizes) == [sent.message_size, *dense] or method == 'sgd'  # which averages leaf by leaf
+    assert train_step.executions == fixtures.NUM_STEPS
+    mean_residual = fixtures.NUM_PARAMS if 'y' in METHODS[method].points else 0
+    assert outputs.elements == mean_residual + 2 * 8  # and the mean and variance of eight channels
+    assert test_sums.elements == 3 and outputs.executions == 4
+
+
+@pytest.mark.parametrize('granularity', ['tensor', 'model', 'element'])
+def test_a_step_sends_the_message_at_every_granularity(data_dir, granularity):
+    run = experiment.build(fixtures.tiny_config(data_dir, granularity=granularity))
+    sent = experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+    assert sent.message_size == (
+        fixtures.NUM_PARAMS // 8 if granularity == 'model' else fixtures.MESSAGE_SIZE
+    )
+    train_step = traffic.programs(run)[0]
+    assert [c.elements for c in train_step.collectives] == [sent.message_size]
 
 
 # --- Divergence, and what cannot be run ---

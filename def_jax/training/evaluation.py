@@ -12,7 +12,7 @@ from def_jax.training.experiment import Experiment
 
 __all__ = ['DivergedError', 'make_evaluate']
 
-_EVAL_IMAGES_PER_DEVICE = 100
+IMAGES_PER_DEVICE = 100
 
 
 class DivergedError(RuntimeError):
@@ -43,7 +43,7 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
         """Loss, correct answers and images over the test set: [] for a shared model, [K] for own ones."""
         ways = 1 if point == 'own' else num_devices
         totals = []
-        for batch in experiment.test_batches(_EVAL_IMAGES_PER_DEVICE, ways):
+        for batch in experiment.test_batches(IMAGES_PER_DEVICE, ways):
             if point == 'own':
                 batch = {name: x[0] for name, x in batch.items()}
             totals.append(jax.device_get(eval_steps.get(point, eval_step)(variables, batch)))
