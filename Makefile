@@ -5,6 +5,7 @@ VENV   ?= .venv
 WORKDIR ?= runs/digits
 ARGS   ?=
 
+RESULTS := $(sort $(foreach run,$(wildcard results/*/*/result.json),$(patsubst %/,%,$(dir $(patsubst %/,%,$(dir $(run)))))))
 REPRODUCED ?= table1 table4 figure3
 
 BIN := $(VENV)/bin
@@ -30,8 +31,7 @@ docs-test: $(READY)  ## Run the examples in docstrings and in README.
 	$(BIN)/python -m pytest --doctest-modules def_jax configs tests/test_readme.py
 
 tables: $(READY)  ## Write the tables and figures under results/ anew from the committed result of every run.
-	@for folder in $(dir $(wildcard results/*/sweep.json)) results/digits; do \
-	  $(BIN)/python -m def_jax.training.report --workdir=$${folder%/} || exit 1; done
+	@for folder in $(RESULTS); do $(BIN)/python -m def_jax.training.report --workdir=$$folder || exit 1; done
 
 reproduce: $(READY)  ## Train the digits experiments from nothing into runs/, in some hours of 2 cores, and report them.
 	@for table in $(REPRODUCED); do \
