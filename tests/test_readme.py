@@ -51,3 +51,18 @@ def test_example_learns(monkeypatch):
     example = runpy.run_path(str(ROOT / 'examples' / 'mlp.py'))
     assert jax.device_count() >= example['NUM_WORKERS']
     assert example['main'](num_steps=300) > 0.9
+
+
+def test_the_table_is_that_of_the_results():
+    page = (ROOT / 'results/table1_digits/README.md').read_text()
+    rows = [line for line in page.splitlines() if re.match(r'\| \d* \| (ours|paper) \|', line)]
+    readme = (ROOT / 'README.md').read_text()
+    assert len(rows) == 12 and all(row in readme for row in rows)
+
+
+def test_links_and_pictures_are_there():
+    for document in (ROOT / 'README.md', ROOT / 'results/README.md'):
+        targets = re.findall(r'\]\(([^)#:]+)\)', document.read_text())
+        assert targets
+        for target in targets:
+            assert (document.parent / target).exists(), f'{document.name} links to {target}'
