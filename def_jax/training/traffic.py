@@ -1,6 +1,7 @@
 """What a run sends, proven: every program that it executes, compiled, and the collectives in their HLO."""
 
 import tempfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -34,13 +35,13 @@ class Program(NamedTuple):
         return sum(collective.bytes for collective in self.collectives)
 
 
-def programs(experiment: Experiment) -> list[Program]:
-    """Compiles the train step, the points to evaluate, and the sums over a batch of test images.
+def programs(experiment: Experiment) -> Iterator[Program]:
+    """Compiles, one after the other, the train step, the points to evaluate, the sums over a test batch.
 
     Args:
         experiment: the run.
 
-    Returns:
+    Yields:
         The programs, what they send and how often. Virtual workers share a device, and what they average
         among themselves is in none of them.
     """
@@ -56,21 +57,16 @@ def programs(experiment: Experiment) -> list[Program]:
         hlo = step.lower(*arguments).compile().as_text()
         return Program(name, collectives(hlo), executions)
 
-    return [
-        program('train step', steps.make_train_step(experiment), (state, batch), experiment.num_steps),
-        program('points to evaluate, BatchNorm', outputs, (state,), evaluations),
-        program(
-            'sums over a test batch', steps.make_eval_step(experiment), (variables, test_batches[0]), sums
-        ),
-    ]
+    yield program('train step', steps.make_train_step(experiment), (state, batch), experiment.num_steps)
+    yield program('y, BatchNorm', outputs, (state,), evaluations)
+    yield program('test sums', steps.make_eval_step(experiment), (variables, test_batches[0]), sums)
 
 
 def _show(console: rich.console.Console, experiment: Experiment) -> None:
-    found = programs(experiment)
     table = rich.table.Table(title=f'{experiment.method.title}: what a worker sends', title_justify='left')
     for heading in ('program', 'collectives', 'elements', 'bytes', 'executions', 'MB in the run'):
         table.add_column(heading, justify='left' if heading == 'program' else 'right')
-    for program in found:
+    for program in programs(experiment):
         figures = (len(program.collectives), program.elements, program.bytes, program.executions)
         megabytes = program.bytes * program.executions / 1e6
         table.add_row(program.name, *(f'{figure:,}' for figure in figures), f'{megabytes:,.2f}')
