@@ -47,6 +47,7 @@ def trained(monkeypatch):
     return names
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was_killed_and_is_reported(spec, trained, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
