@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from def_jax.training import steps
@@ -53,8 +54,7 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
 
     def evaluate(state: steps.TrainState, step: int) -> dict[str, Any]:
         record: dict[str, Any] = {'step': step}
-        for point, variables in outputs(state).items():
-            variables = recalibrated(state, point, variables)
+        for point, variables in recalibrated(state, outputs(state)).items():
             total = sums(point, variables)
             if not np.isfinite(total['loss']).all():
                 raise DivergedError(step, None, float(total['loss'].sum()))
@@ -68,22 +68,25 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
     return evaluate
 
 
-def _make_recalibrated(experiment: Experiment) -> Callable[[steps.TrainState, str, dict], dict]:
-    """Returns a function from a state and variables to these with BatchNorm statistics of their own point.
+def _make_recalibrated(experiment: Experiment) -> Callable[[steps.TrainState, dict], dict]:
+    """Returns a function from a state and variables by point to these with BatchNorm statistics of the point.
 
     The running statistics are those of the detached points and of steps gone by; at high ratios y has moved
     away from them. The new ones are means over the next `recalibrate_batches` training batches.
     """
     num_batches = experiment.config.recalibrate_batches
     if not num_batches:
-        return lambda state, point, variables: variables
+        return lambda state, points: points
     shared, own = steps.make_batch_statistics(experiment), steps.make_batch_statistics(experiment, own=True)
 
-    def recalibrated(state: steps.TrainState, point: str, variables: dict) -> dict:
-        statistics = own if point == 'own' else shared
-        batches = itertools.islice(experiment.train_batches(int(state.step)), num_batches)
-        measured = [statistics(state, variables['params'], batch) for batch in batches]
-        mean = jax.tree.map(lambda *leaves: sum(leaves) / num_batches, *measured)
-        return variables | {'batch_stats': mean}
+    def recalibrated(state: steps.TrainState, points: dict[str, dict]) -> dict[str, dict]:
+        totals: dict[str, Any] = {}
+        for batch in itertools.islice(experiment.train_batches(int(state.step)), num_batches):
+            for point, variables in points.items():
+                measured = (own if point == 'own' else shared)(state, variables['params'], batch)
+                total = totals.get(point)
+                totals[point] = measured if total is None else jax.tree.map(jnp.add, total, measured)
+        means = {point: jax.tree.map(lambda s: s / num_batches, total) for point, total in totals.items()}
+        return {point: variables | {'batch_stats': means[point]} for point, variables in points.items()}
 
     return recalibrated

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -110,18 +109,7 @@ def settings_table(found: list[dict[str, Any]]) -> str:
     for result in sorted(found, key=lambda r: tuple(r['config'][k] for k in ('method', 'ratio', 'seed'))):
         setting = {key: value for key, value in result['config'].items() if key not in ('seed', 'data_dir')}
         groups.setdefault(json.dumps(setting, sort_keys=True), []).append(result)
-    lines = [
-        [
-            'run',
-            'seeds',
-            'point',
-            'test accuracy, %',
-            'training loss',
-            'true ratio',
-            'visits per block',
-            'MB sent',
-        ]
-    ]
+    lines = [[*_HEADINGS]]
     for runs in groups.values():
         first = runs[0]
         seeds = ', '.join(str(run['config']['seed']) for run in runs)
@@ -136,20 +124,15 @@ def _figures(runs: list[dict[str, Any]], point: str) -> list[str]:
     if diverged:
         accuracy = f'diverged in {len(diverged)} of {len(runs)}'
     else:
-        accuracy = _mean_std([100 * run['metrics'][f'test_accuracy_{point}'] for run in runs], 2)
+        accuracy = tables.mean_std([100 * run['metrics'][f'test_accuracy_{point}'] for run in runs], 2)
     losses = [run['metrics']['train_loss'] for run in runs if run['metrics']['train_loss'] is not None]
     return [
         accuracy,
-        _mean_std(losses, 4) if losses else '',
+        tables.mean_std(losses, 4) if losses else '',
         f'{communication["true_ratio"]:.1f}',
         f'{communication["visits_per_block"]:.1f}',
         f'{communication["megabytes_sent"]:.1f}',
     ]
-
-
-def _mean_std(values: list[float], digits: int) -> str:
-    spread = f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else ''
-    return f'{np.mean(values):.{digits}f}{spread}'
 
 
 def _read_spec(path: Path) -> dict[str, Any] | None:

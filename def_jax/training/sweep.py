@@ -4,8 +4,7 @@
 
 Runs that are done are skipped and interrupted ones resumed, so the same command goes on after a kill. Start
 it again in the same folder, on another core or GPU, to share the work: a run belongs to one process at a
-time.
-Exit codes: 0 all runs are done, 2 something cannot be used.
+time. Exit codes: 0 all runs are done, 2 something cannot be used.
 """
 
 import json
@@ -82,7 +81,7 @@ def sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: r
             except workdir.InUseError:
                 elsewhere.add(name)
                 continue
-            jax.clear_caches()  # no other run has the same program
+            jax.clear_caches()  # memory does not grow with the runs; seeds share programs through the disk
             bar.console.print(
                 f'{len(done) + 1}/{len(done) + len(missing)}  {name}: {outcome} '
                 f'({time.monotonic() - started:.0f} s)',

@@ -12,7 +12,18 @@ from def_jax.datasets.catalogue import DATASETS
 from def_jax.methods import METHODS
 from def_jax.training import table_runs
 
-__all__ = ['Entry', 'comma_separated', 'compared', 'diagnostics', 'entries', 'learning_rates', 'traffic']
+__all__ = [
+    'Entry',
+    'comma_separated',
+    'compared',
+    'diagnostics',
+    'diverged',
+    'entries',
+    'learning_rates',
+    'markdown',
+    'mean_std',
+    'traffic',
+]
 
 # A run whose training loss stays above this share of that of guessing, ln(classes), has learned nothing.
 _GUESSING = 0.95
@@ -43,8 +54,7 @@ class Entry(NamedTuple):
             count = '' if self.diverged == len(self.results) else f' ({self.diverged} of {len(self.results)})'
             return 'diverges' + count
         missing = f' ({len(self.results)} of {self.num_seeds})' if len(self.results) < self.num_seeds else ''
-        spread = f' ± {np.std(self.accuracies, ddof=1):.2f}' if len(self.accuracies) > 1 else ''
-        return f'{np.mean(self.accuracies):.2f}{spread}{missing}'
+        return mean_std(self.accuracies, 2) + missing
 
 
 def entries(spec: Mapping[str, Any], results: table_runs.Results) -> list[Entry]:
@@ -127,13 +137,12 @@ def traffic(rows: str, table: list[Entry]) -> str:
             continue
         communication = entry.results[0]['communication']
         losses = [r['metrics']['train_loss'] for r in entry.results if r['metrics']['train_loss'] is not None]
-        spread = f' ± {np.std(losses, ddof=1):.3f}' if len(losses) > 1 else ''
         lines.append(
             [
                 entry.row,
                 entry.column,
                 f'{entry.learning_rate:g}',
-                f'{np.mean(losses):.3f}{spread}' if losses else '',
+                mean_std(losses, 3) if losses else '',
                 f'{communication["true_ratio"]:.1f}',
                 f'{communication["visits_per_block"]:.1f}',
                 f'{communication["megabytes_sent"]:.2f}',
@@ -166,9 +175,7 @@ def diagnostics(results: table_runs.Results) -> str:
             return float(np.mean([record[key] for record in records if key in record]))
 
         line = [name, str(len(records)), f'{mean("variance") / mean("second_moment"):.2f}']
-        measured = [
-            record for record in records if record.get('error')
-        ]  # there is none before the first step
+        measured = [record for record in records if record.get('error')]  # none before the first step
         if measured:
             ratio = mean('error', measured) / mean('mean_error', measured)
             optimum, own = mean('detach_optimum', measured), mean('detach_optimum_own', measured)
@@ -185,14 +192,7 @@ def learning_rates(spec: Mapping[str, Any], results: table_runs.Results) -> str:
         key = f'test_accuracy_{METHODS[cell["settings"]["method"]].answer}'
         chosen, texts = table_runs.cell_rate(spec, cell, results), []
         for run in table_runs.tuning_runs(spec, cell):
-            result = results.get(table_runs.run_name(run))
-            text = (
-                '–'
-                if result is None
-                else 'diverges'
-                if diverged(result)
-                else f'{100 * result["metrics"][key]:.2f}'
-            )
+            text = _tried(results.get(table_runs.run_name(run)), key)
             texts.append(f'**{text}**' if run['learning_rate'] == chosen else text)
         lines.append([cell['row'], cell['column'], *texts])
     return markdown(lines)
@@ -204,6 +204,18 @@ def markdown(lines: list[list[str]]) -> str:
     return '\n'.join(f'| {" | ".join(line)} |' for line in [head, ['---'] * len(head), *body])
 
 
+def mean_std(values: list[float], digits: int) -> str:
+    """Mean ± sample standard deviation; of a single value there is no deviation."""
+    spread = f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else ''
+    return f'{np.mean(values):.{digits}f}{spread}'
+
+
+def _tried(result: Mapping[str, Any] | None, key: str) -> str:
+    if result is None:
+        return '–'
+    return 'diverges' if diverged(result) else f'{100 * result["metrics"][key]:.2f}'
+
+
 def _averaged(entry: Entry) -> bool:
     return bool(entry.accuracies) and not entry.diverged
 
@@ -211,7 +223,5 @@ def _averaged(entry: Entry) -> bool:
 def _bold(entry: Entry | None, best: float | None, competitors: int) -> str:
     if entry is None:
         return ''
-    wins = (
-        competitors > 1 and best is not None and _averaged(entry) and float(np.mean(entry.accuracies)) == best
-    )
+    wins = competitors > 1 and _averaged(entry) and float(np.mean(entry.accuracies)) == best
     return f'**{entry.text}**' if wins else entry.text

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from def_jax.communication import Collective, collectives
 from def_jax.training import command_line, evaluation, steps
-from def_jax.training.experiment import Experiment, build
+from def_jax.training.experiment import Communication, Experiment, build
 
 __all__ = ['Program', 'programs', 'run']
 
@@ -70,10 +70,10 @@ def _show(console: rich.console.Console, experiment: Experiment) -> None:
         figures = (len(program.collectives), program.elements, program.bytes, program.executions)
         megabytes = program.bytes * program.executions / 1e6
         table.add_row(program.name, *(f'{figure:,}' for figure in figures), f'{megabytes:,.2f}')
-    params = jax.eval_shape(steps.make_init(experiment)).params
-    dense = sum(leaf.size for leaf in jax.tree.leaves(params))
-    total = f'{4 * dense * experiment.num_steps / 1e6:,.2f}'
-    table.add_row('train step, SGD', '', f'{dense:,}', f'{4 * dense:,}', f'{experiment.num_steps:,}', total)
+    dense = Communication.of(experiment, jax.eval_shape(steps.make_init(experiment)).params)
+    total = f'{dense.dense_bytes_per_step * experiment.num_steps / 1e6:,.2f}'
+    counts = (dense.num_params, dense.dense_bytes_per_step, experiment.num_steps)
+    table.add_row('train step, SGD', '', *(f'{count:,}' for count in counts), total)
     console.print(table)
 
 

@@ -1,0 +1,55 @@
+"""What the networks share: convolutions against Flax's own, and where the last layer starts."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from def_jax.models import get_model, layers
+
+
+@pytest.mark.parametrize(
+    ('image', 'kernel', 'stride'),
+    [
+        ((1, 1), 3, 1),
+        ((2, 2), 3, 1),
+        ((4, 3), 3, 2),
+        ((3, 4), 1, 1),
+        ((8, 7), 7, 2),
+        ((5, 8), 3, 1),
+        ((9, 9), 1, 2),
+    ],
+)
+def test_convolutions_of_small_and_large_images_are_flaxs(image, kernel, stride):
+    class Ours(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return layers.convolution(5, kernel, stride)(x)
+
+    class Flax(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(5, (kernel, kernel), stride, padding=kernel // 2, use_bias=False)(x)
+
+    x = jax.random.normal(jax.random.key(0), (2, *image, 3))
+    variables = Ours().init(jax.random.key(1), x)
+
+    def value_and_gradients(model):
+        return jax.value_and_grad(lambda v, x: jnp.sum(jnp.sin(model.apply(v, x))), argnums=(0, 1))(
+            variables, x
+        )
+
+    chex.assert_trees_all_close(
+        value_and_gradients(Ours()), value_and_gradients(Flax()), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_network_starts_at_the_loss_of_guessing():
+    images = jax.random.normal(jax.random.key(1), (16, 8, 8, 1))
+    model = get_model('vgg_digits', 10)
+    logits, _ = model.init_with_output(jax.random.key(0), images, train=True)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(16) % 10).mean()
+    assert loss == pytest.approx(np.log(10), rel=0.02)
