@@ -14,7 +14,7 @@ import jax.numpy as jnp
 __all__ = ['ORDERS', 'draw_places']
 
 ORDERS = ('random', 'shuffled', 'cyclic')
-_SWAPS = 24  # rounds of the swap-or-not shuffle; each halves what is left of an entry's first place
+_SWAPS = 16  # rounds of the swap-or-not shuffle; each halves what is left of an entry's first place
 
 
 def draw_places(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 T = TypeVar('T')
@@ -41,6 +42,26 @@ def check_seed(seed: Any) -> None:
     """Raises ValueError unless `seed` is an integer."""
     if not isinstance(seed, (int, np.integer, jax.Array)) or isinstance(seed, bool):
         raise ValueError(f'{seed=} must be an integer, the same on all workers.')
+
+
+def check_wire_dtype(wire_dtype: Any) -> None:
+    """Raises ValueError unless `wire_dtype` is a float type of at most 32 bits."""
+    try:
+        dtype = jnp.dtype(wire_dtype)
+        well_formed = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 4
+    except TypeError:
+        well_formed = False
+    if not well_formed:
+        raise ValueError(
+            f'{wire_dtype=} must be a float type of at most 32 bits: float32 (the default), bfloat16 or '
+            'float16, or, where the backend reduces it, a float8.'
+        )
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f'{name}={value!r} must be True or False.')
 
 
 def check_compressor(compressor: Any) -> None:

@@ -5,7 +5,7 @@ and DEF-A; what separates them in the paper's tables is the point that is evalua
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import optax
 
@@ -92,6 +92,7 @@ class Method:
         detach: float = 0.3,
         average_every: int = 0,
         seed: int = 0,
+        **options: Any,
     ) -> tuple[list[optax.GradientTransformation], int]:
         """The links of the optimizer's chain, in order, and the position of the one that communicates.
 
@@ -103,6 +104,7 @@ class Method:
             detach: λ, where the method leaves it free.
             average_every: period P of the residual's average; methods without it ignore it.
             seed: picks the blocks.
+            **options: more options of `error_feedback`, for the methods that use it.
 
         Returns:
             The links and the position. The states of links before the position differ between workers,
@@ -128,6 +130,7 @@ class Method:
             seed=seed,
             detach=detach if self.detach is None else self.detach,
             average_every=average_every if self.averages else 0,
+            **options,
         )
         return [local, shared, link], 2
 

@@ -44,6 +44,8 @@ FIELDS: dict[str, Field] = {
     'order': _one_of(ORDERS),
     'detach': _number(lambda value: 0 <= value <= 1, 'a number in [0, 1]'),
     'average_every': _integer(0),
+    'wire_dtype': _one_of(('float32', 'bfloat16', 'float16')),
+    'skip_nonfinite': Field((bool,), lambda value: True, 'True or False'),
     'num_workers': _integer(1),
     'workers_per_device': _integer(1),
     'fake_devices': Field((bool,), lambda value: True, 'True or False'),
@@ -100,6 +102,13 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         well_typed = isinstance(value, field.types) and (bool in field.types or not isinstance(value, bool))
         if not well_typed or not field.valid(value):
             raise ValueError(f'config.{key}={value!r} must be {field.allowed}.{nearest(value, field.names)}')
+    if METHODS[config.method].kind != 'error_feedback':
+        for key, default in (('wire_dtype', 'float32'), ('skip_nonfinite', False)):
+            if config[key] != default:
+                raise ValueError(
+                    f'config.{key}={config[key]!r} is an option of error feedback, which config.method='
+                    f'{config.method!r} does not use. Set --config.{key}={default}.'
+                )
     if config.granularity == 'element' and config.order != 'random':
         raise ValueError(
             f"config.order={config.order!r} orders blocks, but config.granularity='element' draws single "

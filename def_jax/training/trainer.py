@@ -111,7 +111,12 @@ def _run(
             evaluation_due = done % (config.eval_every_epochs * experiment.steps_per_epoch) == 0
             evaluation_due |= done == experiment.num_steps
             if evaluation_due or done % config.log_every_steps == 0:
-                progress.update(done, window.flush(done))
+                record = window.flush(done)
+                progress.update(done, record)
+                if skipped := record.get('skipped', 0):
+                    progress.note(
+                        f'up to step {done:,}: {skipped} step(s) left out, an update was not finite'
+                    )
             if evaluation_due:
                 record = evaluate(state, done)
                 log.write(record | window.position(done))
@@ -146,18 +151,22 @@ class _Window:
     def flush(self, done: int) -> dict[str, Any]:
         """Writes the mean of the pending metrics as the record of step `done`."""
         losses = np.stack([np.asarray(m['loss']).reshape(-1) for m in self._pending])  # [steps, K]
-        bad = np.argwhere(~np.isfinite(losses))
+        taken = np.array([np.all(m.get('taken', True)) for m in self._pending])
+        counted = taken if taken.any() else ~taken  # where every step was skipped, the run has diverged
+        bad = np.argwhere(~np.isfinite(losses) & counted[:, None])
         if bad.size:
             row, worker = (int(i) for i in bad[0])
             raise DivergedError(done - len(losses) + row, worker, float(losses[row, worker]))
         images = len(losses) * self._experiment.config.batch_size
         record = {
             'step': done,
-            'loss': float(losses.mean()),
-            'accuracy': float(np.mean([np.asarray(m['accuracy']) for m in self._pending])),
+            'loss': float(losses[counted].mean()),
+            'accuracy': float(np.mean([m['accuracy'] for m in self._pending])),
             'learning_rate': float(self._experiment.schedule(done - 1)),
             'images_per_second': images / (time.perf_counter() - self._started),
         } | self.position(done)
+        if self._experiment.config.skip_nonfinite:
+            record['skipped'] = int((~taken).sum())
         self._log.write(record)
         self.restart()
         return record
