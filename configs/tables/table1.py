@@ -4,8 +4,8 @@ Command:  python -m def_jax.training.sweep --config=configs/tables/table1.py --w
           (200 epochs; 48 runs or more after 48 of the learning rate's grid, each on 16 GPUs, or on one with
           --config.base.workers_per_device=16; start it once per GPU in the same folder to share the work)
 Variants: :digits, scikit-learn's digits and a small VGG, for 2 CPU cores; with EF21.
-          :digits_visits, its row 1024 with 22 times as many steps, so that a block is visited 76 times as in the
-          paper; at the learning rates that :digits chose for that row.
+          :digits_visits, its row 1024 with 22 times as many steps, so that a block is visited as often as in
+          the paper, 76 times; at the learning rates that :digits chose for that row.
           :cifar10_small, 10,000 of CIFAR-10's images, a VGG of 73 k parameters, 30 epochs, ratios 64 and 256,
           the authors' learning rates, one seed; for 2 CPU cores.
 Expected: the numbers below.
