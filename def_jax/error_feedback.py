@@ -10,7 +10,7 @@ worker k's updates that has not reached the parameters yet. Legend:
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from def_jax.checks import check_compressor, check_flag, check_number, check_seed, check_wire_dtype
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key, split
+from def_jax.detach_estimate import average_and_estimate
 
 PyTree = Any
 
@@ -34,6 +35,7 @@ class ErrorFeedbackState(NamedTuple):
     key: jax.Array  # uint32 [2], shared by all workers: it picks the blocks
     residual: PyTree  # like params, float32: r_k = -e_k
     detach: jax.Array  # float32 [], λ
+    energy: jax.Array  # float32 [2], see `detach_estimate`; zeros unless detach='auto'
     skipped: jax.Array  # uint32 [], updates that `skip_nonfinite` dropped
 
 
@@ -42,7 +44,7 @@ def error_feedback(
     axis_name: AxisName,
     *,
     seed: int = 0,
-    detach: float = 0.3,
+    detach: float | Literal['auto'] = 0.3,
     average_every: int = 0,
     wire_dtype: DTypeLike = jnp.float32,
     skip_nonfinite: bool = False,
@@ -58,6 +60,8 @@ def error_feedback(
             axes (devices × virtual workers), or None for a single worker.
         seed: picks the blocks; must be the same on all workers.
         detach: λ in [0, 1]. 0 is error feedback (EF), 1 follows each worker's own model (SAEF, PSync).
+            'auto' follows the λ*(t) that makes Eq. 9 least, estimated from the messages, which are one
+            element longer for it; see `detach_estimate`.
         average_every: average the residuals over workers every that many steps, by a dense all-reduce;
             0 is never. SAEF's period.
         wire_dtype: the float type that travels, e.g. `jnp.bfloat16` for half the bytes. What a worker's
@@ -92,21 +96,34 @@ def error_feedback(
     """
     check_compressor(compressor)
     check_axis_name(axis_name)
-    check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice")
+    automatic = isinstance(detach, str) and detach == 'auto'
+    if not automatic:
+        check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice")
     if not isinstance(average_every, int) or isinstance(average_every, bool) or average_every < 0:
         raise ValueError(f'{average_every=} must be an integer >= 0: a number of steps, 0 for never.')
     check_seed(seed)
     check_wire_dtype(wire_dtype)
     check_flag('skip_nonfinite', skip_nonfinite)
+    if automatic and jnp.dtype(wire_dtype).itemsize < 4 and jnp.finfo(wire_dtype).nexp < 8:
+        raise ValueError(
+            f"{wire_dtype=} is too narrow for the squared norm that detach='auto' sends. Use float32 or "
+            'bfloat16, or a number for detach.'
+        )
 
     def init_fn(params) -> ErrorFeedbackState:
         return ErrorFeedbackState(
             step=jnp.zeros((), jnp.uint32),
             key=shared_key(seed),
             residual=jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),  # line 2
-            detach=jnp.asarray(detach, jnp.float32),
+            detach=jnp.float32(1) if automatic else jnp.asarray(detach, jnp.float32),
+            energy=jnp.zeros(2, jnp.float32),
             skipped=jnp.zeros((), jnp.uint32),
         )
+
+    def average(message, selection, energy):
+        if automatic:
+            return average_and_estimate(message, selection, energy, axis_name)
+        return pmean(message, axis_name).astype(jnp.float32), {'detach': jnp.asarray(detach, jnp.float32)}
 
     def update_fn(updates, state, params=None):
         del params
@@ -119,13 +136,11 @@ def error_feedback(
         # XLA may then turn into the new residual in place: no copy of the model.
         message = lax.optimization_barrier(message.astype(wire_dtype))
         residual = selection.add(pending, -message.astype(jnp.float32))  # line 8: p - C(p)
-        mean = pmean(message, axis_name).astype(jnp.float32)  # line 9
+        mean, estimate = average(message, selection, state.energy)  # line 9
         sent = selection.place(mean, updates)  # line 10
         if average_every:
             residual = _average_every(average_every, state.step + 1, residual, axis_name)
-        new_state = state._replace(
-            step=state.step + 1, residual=residual, detach=jnp.asarray(detach, jnp.float32)
-        )
+        new_state = state._replace(step=state.step + 1, residual=residual, **estimate)
         if skip_nonfinite:
             held = jax.tree.map(jnp.zeros_like, sent), state._replace(skipped=state.skipped + 1)
             return choose(_all_finite(mean), (sent, new_state), held)

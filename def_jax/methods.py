@@ -44,6 +44,11 @@ class Method:
     single_worker: bool = False
 
     @property
+    def detach_is_free(self) -> bool:
+        """Whether λ is a hyper-parameter."""
+        return self.kind == 'error_feedback' and self.detach is None
+
+    @property
     def points(self) -> tuple[Point, ...]:
         """The points that a run of this method can report: its own answer and those that come with it."""
         if self.kind != 'error_feedback':
@@ -89,7 +94,7 @@ class Method:
         axis_name: AxisName,
         compressor: compressors.Compressor,
         *,
-        detach: float = 0.3,
+        detach: float | Literal['auto'] = 0.3,
         average_every: int = 0,
         seed: int = 0,
         **options: Any,
@@ -101,7 +106,7 @@ class Method:
             shared: the optimizer proper, e.g. momentum SGD.
             axis_name: the axis over workers.
             compressor: what is sent; see `compressor`.
-            detach: λ, where the method leaves it free.
+            detach: λ or 'auto', where the method leaves it free.
             average_every: period P of the residual's average; methods without it ignore it.
             seed: picks the blocks.
             **options: more options of `error_feedback`, for the methods that use it.

@@ -130,7 +130,8 @@ class Communication:
         method = experiment.method
         return cls(
             num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
-            message_size=compressors.message_size(experiment.compressor, params),
+            message_size=compressors.message_size(experiment.compressor, params)
+            + int(experiment.config.auto_detach),
             dense_first=method.kind == 'ef21',
             average_every=experiment.config.average_every if method.averages else 0,
             element_bytes=jnp.dtype(experiment.config.wire_dtype).itemsize,
@@ -171,7 +172,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
             optax.sgd(schedule, momentum=config.momentum),
             _axis_name(config),
             compressor,
-            detach=config.detach,
+            detach='auto' if config.auto_detach else config.detach,
             average_every=config.average_every,
             seed=seed,
             wire_dtype=config.wire_dtype,
