@@ -11,9 +11,9 @@ from absl import flags
 
 from configs.tables import table1, table4
 from configs.tables import tables as table_files
-from def_jax.training import sweep, table_runs, tables
+from def_jax.training import plots, sweep, table_runs, tables
 
-FILES = ('table1', 'table2', 'table3', 'table4', 'figure1', 'figure2', 'figure3', 'beyond')
+FILES = ('table1', 'table2', 'table3', 'table4', 'figure1', 'figure2', 'figure3', 'beyond', 'detach')
 
 
 def get(file, arg=None):
@@ -40,6 +40,17 @@ def small_table(**options):
 
 def name(method, ratio, rate, seed):
     return f'method={method},ratio={ratio},learning_rate={rate},seed={seed}'
+
+
+@pytest.mark.parametrize(
+    ('rows', 'drawn'), [(('16', '64', '256'), True), (('16', '64'), False), (('vgg', '64', '256'), False)]
+)
+def test_rows_that_are_numbers_are_drawn(tmp_path, rows, drawn):
+    cells = [table_files.cell(row, 'DEF', method='def', ratio=i) for i, row in enumerate(rows, start=1)]
+    spec = table_files.table('', table_files.digits_base(), cells, rows='ratio', seeds=(0,))
+    done = {name('def', i, 0.1, 0): result(0.9) for i in range(1, len(rows) + 1)}
+    assert plots.plot_rows(tmp_path / 'rows.png', '', 'ratio', tables.entries(spec, done)) == drawn
+    assert (tmp_path / 'rows.png').exists() == drawn
 
 
 # --- Files ---
