@@ -11,6 +11,8 @@ import training_fixtures as fixtures
 
 from def_jax.training import checkpoints, experiment, input_pipeline, plots, results, steps
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 # Orbax leaves the coroutines of a failed read to the garbage collector, which reports them.
 ignore_abandoned_reads = pytest.mark.filterwarnings(
     'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::pytest.PytestUnhandledThreadExceptionWarning'
