@@ -160,7 +160,7 @@ def draw(plan: Plan, path: str) -> None:
     by_bandwidth.set(xlabel='bandwidth, Gbit/s', title=f'{plan.workers:g} workers')
     by_workers.set(xlabel='workers', title='ratio 64')
     for axes in (by_bandwidth, by_workers):
-        axes.set(xscale='log', ylabel='times as fast as dense SGD')
+        axes.set(xscale='log', yscale='log', ylabel='times as fast as dense SGD')
         axes.axhline(1, color='black', linewidth=0.8)
         axes.grid(alpha=0.3)
         axes.legend(fontsize='small')
