@@ -51,6 +51,24 @@ def test_a_step_sends_the_message_at_every_granularity(data_dir, granularity):
 
 
 @pytest.mark.parametrize(
+    ('changes', 'elements', 'bytes_each'),
+    [
+        ({'auto_detach': True}, fixtures.MESSAGE_SIZE + 1, 4),
+        ({'skip_nonfinite': True, 'order': 'shuffled'}, fixtures.MESSAGE_SIZE, 4),
+        ({'wire_dtype': 'float16'}, fixtures.MESSAGE_SIZE, 2),
+    ],
+    ids=str,
+)
+def test_options_past_the_paper_are_counted(data_dir, changes, elements, bytes_each):
+    run = experiment.build(fixtures.tiny_config(data_dir, **changes))
+    sent = experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+    (collective,) = next(traffic.programs(run)).collectives
+    assert (collective.elements, collective.bytes) == (elements, elements * bytes_each)
+    assert (sent.message_size, sent.bytes_per_step) == (elements, elements * bytes_each)
+    assert sent.megabytes_sent(3) == pytest.approx(3 * elements * bytes_each / 1e6)
+
+
+@pytest.mark.parametrize(
     ('options', 'steps', 'elements'),
     [
         ({}, 0, 0),
