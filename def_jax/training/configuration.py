@@ -68,6 +68,7 @@ FIELDS: dict[str, Field] = {
     'log_every_steps': _integer(1),
     'recalibrate_batches': _integer(0),
     'diagnostics_every': _integer(0),
+    'check_replicas_every': _integer(0),
     'keep_checkpoints': _integer(1),
 }
 

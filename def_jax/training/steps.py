@@ -27,6 +27,8 @@ __all__ = [
     'make_outputs',
     'make_own_eval_step',
     'make_train_step',
+    'on_workers',
+    'worker_axes',
 ]
 
 PyTree = Any
@@ -62,8 +64,8 @@ def make_init(experiment: Experiment) -> Callable[[], TrainState]:
             opt_state=optax.chain(*experiment.make_links(seed)).init(variables['params']),
         )
 
-    on_workers = _on_workers(init, experiment, in_axes=(0, None), out_axes=_axes(experiment))
-    return lambda: on_workers(np.zeros(experiment.workers_shape), np.uint32(experiment.config.seed))
+    initialise = on_workers(init, experiment, in_axes=(0, None), out_axes=worker_axes(experiment))
+    return lambda: initialise(np.zeros(experiment.workers_shape), np.uint32(experiment.config.seed))
 
 
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
@@ -73,7 +75,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     and metrics of every worker (loss and accuracy, float32 [K]), both at the detached point. With
     virtual workers [devices, virtual workers] stands in place of [K].
     """
-    detaches, axes = experiment.method.kind == 'error_feedback', _axes(experiment)
+    detaches, axes = experiment.method.kind == 'error_feedback', worker_axes(experiment)
 
     def gradient_point(params, opt_state):
         return detached_params(params, opt_state) if detaches else params
@@ -94,7 +96,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
         state = TrainState(state.step + 1, state.key, params, batch_stats, opt_state)
         return state, {'loss': loss, 'accuracy': accuracy}
 
-    return _on_workers(train_step, experiment, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
+    return on_workers(train_step, experiment, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
 
 
 def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], dict]:
@@ -118,7 +120,7 @@ def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], dict]:
     if experiment.method.kind == 'error_feedback':
         names += ['mean_error', 'error', 'distance_ef', 'distance', 'detach_optimum', 'detach_optimum_own']
     out_axes = {name: 0 if name == 'detach_optimum_own' else None for name in names}
-    return _on_workers(diagnose, experiment, in_axes=(_axes(experiment), 0), out_axes=out_axes)
+    return on_workers(diagnose, experiment, in_axes=(worker_axes(experiment), 0), out_axes=out_axes)
 
 
 def make_outputs(experiment: Experiment) -> Callable[[TrainState], dict[str, dict]]:
@@ -140,7 +142,7 @@ def make_outputs(experiment: Experiment) -> Callable[[TrainState], dict[str, dic
         return {point: {'params': params[point], 'batch_stats': batch_stats} for point in points}
 
     out_axes = {point: {'params': 0 if point == 'own' else None, 'batch_stats': None} for point in points}
-    return _on_workers(outputs, experiment, in_axes=(_axes(experiment),), out_axes=out_axes)
+    return on_workers(outputs, experiment, in_axes=(worker_axes(experiment),), out_axes=out_axes)
 
 
 def make_batch_statistics(
@@ -161,8 +163,8 @@ def make_batch_statistics(
         measured = jax.tree.map(lambda s: s / (1 - STATISTICS_MOMENTUM), decayed)
         return lax.pmean(measured, experiment.axis_name)
 
-    in_axes = (_axes(experiment), 0 if own else None, 0)
-    return _on_workers(statistics, experiment, in_axes=in_axes, out_axes=None)
+    in_axes = (worker_axes(experiment), 0 if own else None, 0)
+    return on_workers(statistics, experiment, in_axes=in_axes, out_axes=None)
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
@@ -187,7 +189,7 @@ def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     """
     axes = {'params': 0, 'batch_stats': None}
     step = functools.partial(_test_sums, experiment)
-    return _on_workers(step, experiment, in_axes=(axes, None), out_axes=0)
+    return on_workers(step, experiment, in_axes=(axes, None), out_axes=0)
 
 
 def _augmented(experiment: Experiment, state: TrainState, batch: dict) -> jax.Array:
@@ -213,8 +215,8 @@ def _test_sums(experiment: Experiment, variables: dict, batch: dict) -> dict:
     return {'loss': (losses * mask).sum(), 'correct': (correct * mask).sum(), 'count': mask.sum()}
 
 
-def _axes(experiment: Experiment) -> TrainState:
-    """Which parts of a TrainState have the worker axis: in_axes and out_axes of every step."""
+def worker_axes(experiment: Experiment) -> TrainState:
+    """Which parts of a TrainState have the worker axis, 0, or None: in_axes and out_axes of every step."""
     params = jax.eval_shape(lambda key: _init_variables(experiment, key)['params'], jax.random.key(0))
     opt_axes = []
     for position, link in enumerate(experiment.links):
@@ -226,7 +228,7 @@ def _axes(experiment: Experiment) -> TrainState:
     return TrainState(step=None, key=None, params=None, batch_stats=0, opt_state=tuple(opt_axes))
 
 
-def _on_workers(
+def on_workers(
     function: Callable, experiment: Experiment, *, in_axes, out_axes, donate_argnums=()
 ) -> Callable:
     """The function on every worker: one a device, or several virtual ones."""
