@@ -27,8 +27,9 @@ def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
     Under `jax.pmap`, `jax.vmap` or `jax.shard_map` (`axis_name` is their axis) every worker makes a checksum
     of every leaf, one all-reduce of two integers a leaf compares them, and a callback on the host raises.
     From a compiled program JAX hands the error on as a `jax.errors.JaxRuntimeError` whose text ends with
-    ours, when a result is waited for or `jax.effects_barrier()` is called. Call it in a small program of its
-    own, every so many steps: it reads the whole tree.
+    ours, when a result is waited for or `jax.effects_barrier()` is called, and again at every later barrier:
+    it is meant to end the process. Call it in a small program of its own, every so many steps: it reads the
+    whole tree.
 
     Outside of them (`axis_name=None`) the copies that the devices hold of each array are fetched and
     compared: an array that is stored as replicated is believed to be, and reading it shows one copy only.
@@ -79,7 +80,8 @@ def checksums(tree: PyTree) -> jax.Array:
     >>> bool(a != b)
     True
     """
-    return jnp.stack([_checksum(leaf) for leaf in jax.tree.leaves(tree)] or [jnp.zeros((), jnp.uint32)][:0])
+    leaves = jax.tree.leaves(tree)
+    return jnp.stack([_checksum(leaf) for leaf in leaves]) if leaves else jnp.zeros(0, jnp.uint32)
 
 
 def leaf_names(tree: PyTree) -> list[str]:

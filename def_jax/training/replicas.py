@@ -25,8 +25,8 @@ class ReplicasDifferError(EndedError):
         super().__init__(
             f'after step {step} the workers do not agree on {leaves[0]}{more}: device(s) '
             f'{", ".join(map(str, workers))} hold other bits than the rest. Earlier checkpoints are kept, '
-            'and running again resumes from one copy. If it comes back at the same step, a key or a reduction '
-            'differs between workers; if not, suspect the memory of these devices.'
+            'and running again resumes from one copy. If it comes back at the same step, a key or a '
+            'reduction differs between workers; if not, suspect the memory of these devices.'
         )
         self.step, self.leaves, self.workers = step, leaves, workers
 
