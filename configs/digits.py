@@ -20,10 +20,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
     # Method. One element in `ratio` is sent: by granularity a block of every tensor, one of the whole model,
-    # or random elements (tensor, model, element). `detach` is λ where the method leaves it free.
+    # or random elements (tensor, model, element). Blocks are drawn independently, as in the paper, or each is
+    # sent once a round (random, shuffled, cyclic). `detach` is λ where the method leaves it free.
     config.method = 'def'
     config.ratio = 64
     config.granularity = 'tensor'
+    config.order = 'random'
     config.detach = 0.3
     config.average_every = 0
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from def_jax import block_orders
 from def_jax.checks import check_ratio, is_number
 
 PyTree = Any
@@ -77,7 +78,7 @@ def message_size(compressor: Compressor, params: PyTree) -> int:
     return jax.eval_shape(message, params).size
 
 
-def random_block(ratio: float, *, granularity: str = 'tensor') -> Compressor:
+def random_block(ratio: float, *, granularity: str = 'tensor', order: str = 'random') -> Compressor:
     """Random block-wise gradient sparsification (RBGS): one block a tensor, at a shared random place.
 
     Every tensor of n elements sends one block of b = max(1, n // ratio) elements, and each coordinate is
@@ -91,12 +92,17 @@ def random_block(ratio: float, *, granularity: str = 'tensor') -> Compressor:
         ratio: compression ratio, a number >= 1; 1 sends everything.
         granularity: 'tensor' for a block of every leaf, or 'model' for one block of the whole model,
             flattened in leaf order (the paper's text; it copies the model to flatten it).
+        order: 'random' draws every block independently, as the paper does; a coordinate waits n / b steps
+            on average and may wait far longer. 'shuffled' sends every block once a round of R = ⌈n / b⌉
+            steps, each round in a random order of its own: no coordinate waits longer than 2·R - 1 steps.
+            'cyclic' repeats one round: each waits R steps at most. The order is computed from the key and the
+            step, so that nothing is stored and a resumed run goes on in the same round.
 
     Returns:
         The compressor.
 
     Raises:
-        ValueError: if `ratio` is not a number >= 1 or `granularity` is unknown.
+        ValueError: if `ratio` is not a number >= 1 or `granularity` or `order` is unknown.
 
     Source: Section 2, Eq. 3; Vogels et al. (2019) and Xie et al. (2020) for the block of every tensor.
 
@@ -113,11 +119,16 @@ def random_block(ratio: float, *, granularity: str = 'tensor') -> Compressor:
         raise ValueError(
             f"{granularity=} must be 'tensor' (a block of every leaf) or 'model' (one block of all)."
         )
+    if order not in block_orders.ORDERS:
+        raise ValueError(
+            f"{order=} must be 'random' (independent draws), 'shuffled' (every block once a round, in a new "
+            "order each) or 'cyclic' (in the same order)."
+        )
 
     def select_blocks(key, step, like) -> Selection:
         shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
         blocks = [_Block.of(shape, ratio) for shape in shapes]
-        starts = _draw_starts(_step_key(key, step), blocks)
+        starts = _draw_starts(order, key, step, blocks)
         sizes = [block.size for block in blocks]
 
         def take(tree):
@@ -161,7 +172,7 @@ def random_k(ratio: float) -> Compressor:
     check_ratio(ratio)
 
     def select(key, step, like) -> Selection:
-        key = _step_key(key, step)
+        key = jax.random.fold_in(_typed(key), step)
         sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(like)]
         counts = [_num_kept(n, ratio) for n in sizes]
         indices = [
@@ -270,6 +281,12 @@ class _Block(NamedTuple):
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def circle(self) -> tuple[int, int, int]:
+        """Number of starts, how many blocks cover the tensor, and by how many starts those lie apart."""
+        starts = math.prod(self.grid)
+        return (starts, -(-starts // self.size), self.size) if self.wrap else (starts, starts, 1)
+
     def take(self, x: jax.Array, start: Sequence[jax.Array]) -> jax.Array:
         x = x.reshape(self.view)
         if self.wrap:
@@ -288,12 +305,14 @@ class _Block(NamedTuple):
         return x + circle.reshape(x.shape)
 
 
-def _step_key(key: jax.Array, step: jax.Array) -> jax.Array:
-    return jax.random.fold_in(jax.random.wrap_key_data(key, impl=_GENERATOR), step)
+def _typed(key: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(key, impl=_GENERATOR)
 
 
-def _draw_starts(key: jax.Array, blocks: Sequence[_Block]) -> list[list[jax.Array]]:
-    """A uniformly random start for every block, from the shared key and the leaf's index."""
+def _draw_starts(
+    order: str, key: jax.Array, step: jax.Array, blocks: Sequence[_Block]
+) -> list[list[jax.Array]]:
+    """The start of every block at one step, from the shared key and the leaf's index."""
     if not blocks:
         return []
     rank = max(1, max(len(block.grid) for block in blocks))
@@ -303,11 +322,9 @@ def _draw_starts(key: jax.Array, blocks: Sequence[_Block]) -> list[list[jax.Arra
 
     grid = table([block.grid for block in blocks])
     below = table([np.cumprod((1, *block.grid[:0:-1]))[::-1] for block in blocks])
-    num_starts = np.array([math.prod(block.grid) for block in blocks], np.int32)
-    draws = jax.vmap(lambda leaf, n: jax.random.randint(jax.random.fold_in(key, leaf), (), 0, n))(
-        jnp.arange(len(blocks)), num_starts
-    )
-    starts = draws[:, None] // below % grid * table([block.stride for block in blocks])
+    num_starts, num_blocks, spacing = np.array([block.circle for block in blocks], np.int32).T
+    places = block_orders.draw_places(order, _typed(key), step, num_starts, num_blocks, spacing)
+    starts = places.astype(jnp.int32)[:, None] // below % grid * table([block.stride for block in blocks])
     return [[starts[i, axis] for axis in range(len(block.grid))] for i, block in enumerate(blocks)]
 
 

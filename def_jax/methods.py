@@ -57,13 +57,16 @@ class Method:
         ours = (self.kind, self.detach, self.single_worker)
         return {m.answer: m.title for m in METHODS.values() if (m.kind, m.detach, m.single_worker) == ours}
 
-    def compressor(self, ratio: float, granularity: str = 'tensor') -> compressors.Compressor:
+    def compressor(
+        self, ratio: float, granularity: str = 'tensor', order: str = 'random'
+    ) -> compressors.Compressor:
         """The compressor that this method uses at `ratio`.
 
         Args:
             ratio: one element in so many is sent; methods that send all ignore it.
             granularity: what is drawn at random: 'tensor', a block of every tensor; 'model', a block of the
                 whole model; 'element', single elements of every tensor, `random_k`.
+            order: in which blocks are sent, see `random_block`; random elements have none.
 
         Returns:
             The compressor.
@@ -77,7 +80,7 @@ class Method:
             return compressors.scaled(1 / ratio)
         if granularity == 'element':
             return compressors.random_k(ratio)
-        return compressors.random_block(ratio, granularity=granularity)
+        return compressors.random_block(ratio, granularity=granularity, order=order)
 
     def links(
         self,

@@ -175,7 +175,7 @@ def test_all_starts_together_cover_every_coordinate_equally(shape, ratio):
     kept = max(1, int(n // ratio)) if n else 0
 
     def place_and_take(start):
-        with mock.patch.object(compressors, '_draw_starts', lambda key, blocks: [list(start)]):
+        with mock.patch.object(compressors, '_draw_starts', lambda order, key, step, blocks: [list(start)]):
             selection = select(KEY, jnp.uint32(0), jnp.ones(shape))
         index = jnp.arange(n, dtype=jnp.float32).reshape(shape)
         return selection.place(jnp.ones(kept), jnp.ones(shape)), selection.take(index)

@@ -23,6 +23,7 @@ REFUSED = {
     'method': [3, None, 'dfe', '', 'DEF'],
     'ratio': ['64', None, True, 0, 0.5, -64, NAN, INF],
     'granularity': [1, None, 'layer'],
+    'order': [0, None, 'shuffle'],
     'detach': ['0.3', None, False, -0.1, 1.1, NAN],
     'average_every': COUNT_FROM_0,
     'num_workers': COUNT_FROM_1,
@@ -54,6 +55,7 @@ ACCEPTED = {
     'method': ['sgd', 'def'],
     'ratio': [1, 1.5, 64, 1e6],
     'granularity': ['tensor', 'model', 'element'],
+    'order': ['random', 'shuffled', 'cyclic'],
     'detach': [0, 0.0, 0.3, 1],
     'average_every': [0, 1, 100],
     'num_workers': [1, 2, 128],
@@ -184,6 +186,13 @@ def test_a_batch_that_does_not_divide_suggests_one_that_does(batch_size, num_wor
 def test_workers_must_share_devices_evenly(workers_per_device):
     message = refusal(changed(workers_per_device=workers_per_device))
     assert f'config.workers_per_device={workers_per_device} does not divide config.num_workers=16' in message
+
+
+@pytest.mark.parametrize('order', ['shuffled', 'cyclic'])
+def test_single_elements_have_no_order(order):
+    message = refusal(changed(granularity='element', order=order))
+    assert f'config.order={order!r}' in message and "config.granularity='element'" in message
+    check_config(changed(granularity='model', order=order))
 
 
 def test_a_method_for_one_worker_refuses_several():

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from def_jax.block_orders import ORDERS
 from def_jax.checks import nearest
 from def_jax.datasets.catalogue import DATASETS
 from def_jax.methods import METHODS
@@ -40,6 +41,7 @@ FIELDS: dict[str, Field] = {
     'method': _one_of(METHODS),
     'ratio': _number(lambda value: value >= 1, 'a number >= 1'),
     'granularity': _one_of(('tensor', 'model', 'element')),
+    'order': _one_of(ORDERS),
     'detach': _number(lambda value: 0 <= value <= 1, 'a number in [0, 1]'),
     'average_every': _integer(0),
     'num_workers': _integer(1),
@@ -99,6 +101,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         well_typed = isinstance(value, field.types) and (bool in field.types or not isinstance(value, bool))
         if not well_typed or not field.valid(value):
             raise ValueError(f'config.{key}={value!r} must be {field.allowed}.{nearest(value, field.names)}')
+    if config.granularity == 'element' and config.order != 'random':
+        raise ValueError(
+            f"config.order={config.order!r} orders blocks, but config.granularity='element' draws single "
+            'elements. Set --config.order=random, or --config.granularity=tensor or model.'
+        )
     if METHODS[config.method].single_worker and config.num_workers != 1:
         raise ValueError(
             f'config.method={config.method!r} is defined for one worker, but config.num_workers='

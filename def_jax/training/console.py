@@ -23,7 +23,8 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
     devices = f'{len(experiment.devices)} {kind} device(s)'
     detach = config.detach if method.detach is None else method.detach
     drawn = {'tensor': 'one block a tensor', 'model': 'one block of the model', 'element': 'random elements'}
-    sent_part = f'ratio {config.ratio:g}, {drawn[config.granularity]}'
+    order = f', {config.order}' if config.order != 'random' else ''
+    sent_part = f'ratio {config.ratio:g}, {drawn[config.granularity]}{order}'
     how = {
         'dense': 'dense',
         'ef21': sent_part,

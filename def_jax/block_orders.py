@@ -1,0 +1,79 @@
+"""Which block of a tensor is sent when: drawn anew every step, or every block once a round.
+
+A tensor has `blocks` blocks that together cover it, R of them. With independent draws a coordinate waits R
+steps on average and sometimes many times that: the wait is geometric. In rounds it waits at most 2·R − 1
+steps when each round has a permutation of its own ('shuffled'), and exactly R when all have the same
+('cyclic').
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ['ORDERS', 'draw_places']
+
+ORDERS = ('random', 'shuffled', 'cyclic')
+_SWAPS = 24  # rounds of the swap-or-not shuffle; each halves what is left of an entry's first place
+
+
+def draw_places(
+    order: str, key: jax.Array, step: jax.Array, starts: Any, blocks: Any, spacing: Any
+) -> jax.Array:
+    """Where the block of every tensor starts at one step. O(1) work and memory a tensor, and no sort.
+
+    Args:
+        order: one of `ORDERS`.
+        key: the shared typed key.
+        step: uint32 [], steps so far.
+        starts: int32 [L], for each of L tensors the number of places where a block may start, a circle.
+        blocks: int32 [L], R, the number of blocks that a round sends.
+        spacing: int32 [L], the distance of two neighbouring blocks of a round, in places. A round covers the
+            circle: R · spacing >= starts.
+
+    Returns:
+        uint32 [L], each below `starts`. Over keys every place is equally likely at every step.
+    """
+    leaves = jnp.arange(len(starts))
+    if order == 'random':
+        step_key = jax.random.fold_in(key, step)
+        return jax.vmap(
+            lambda leaf, starts: jax.random.randint(jax.random.fold_in(step_key, leaf), (), 0, starts)
+        )(leaves, starts).astype(jnp.uint32)
+
+    def place(leaf, starts, blocks, spacing):
+        leaf_key, position = jax.random.fold_in(key, leaf), step % blocks
+        if order == 'shuffled':
+            leaf_key = jax.random.fold_in(leaf_key, step // blocks)
+            position = _permuted(leaf_key, position, blocks)
+        # The random offset makes every place equally likely, and where blocks do not tile the circle it is
+        # not always the same coordinates that a round sends twice.
+        offset = jax.random.randint(jax.random.fold_in(leaf_key, 0), (), 0, starts).astype(jnp.uint32)
+        return (position * spacing + offset) % starts
+
+    numbers = (jnp.asarray(n, jnp.uint32) for n in (starts, blocks, spacing))
+    return jax.vmap(place)(leaves, *numbers)
+
+
+def _permuted(key: jax.Array, position: jax.Array, size: jax.Array) -> jax.Array:
+    """Entry `position` of a random permutation of 0 … size - 1, all uint32, without the other entries.
+
+    Source: Hoang, Morris and Rogaway, "An Enciphering Scheme Based on a Card Shuffle", 2012 (swap-or-not).
+    Each round pairs every entry with its mirror image about a random pivot and swaps the pair or not, by a
+    bit that both ends of the pair compute alike; so any size is permuted, whatever the bits are.
+    """
+    pivot_key, salt_key = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+    pivots = jax.random.randint(pivot_key, (_SWAPS,), 0, size).astype(jnp.uint32)
+    salts = jax.random.bits(salt_key, (_SWAPS,), jnp.uint32)
+    for pivot, salt in zip(pivots, salts, strict=True):
+        mirrored = (pivot + size - position) % size
+        swapped = _mixed(jnp.maximum(position, mirrored) ^ salt) & 1
+        position = jnp.where(swapped, mirrored, position)
+    return position
+
+
+def _mixed(bits: jax.Array) -> jax.Array:
+    """MurmurHash3's finaliser: each bit of the uint32 depends on all of them."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    return bits ^ (bits >> 16)
