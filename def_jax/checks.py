@@ -43,6 +43,21 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f'{seed=} must be an integer, the same on all workers.')
 
 
+def check_indices(shape: tuple[int, ...], starts: int) -> None:
+    """Raises ValueError for a tensor whose blocks have no index of 32 bits: JAX would wrap it in silence."""
+    if starts >= 2**31:
+        raise ValueError(
+            f'a tensor of {shape=} has {starts} places where a block, or an element, may start; they must '
+            'be fewer than 2**31. Choose a smaller ratio whose block divides the tensor, a power of two on '
+            'usual shapes, or split the tensor.'
+        )
+    if max(shape, default=0) >= 2**32:
+        raise ValueError(
+            f'a tensor of {shape=} has an axis of 2**32 or more elements, which 32 bits cannot index. Give '
+            "it more axes, or, with granularity='model', take 'tensor'."
+        )
+
+
 def check_compressor(compressor: Any) -> None:
     """Raises ValueError unless `compressor` can be called."""
     if not callable(compressor):

@@ -58,7 +58,15 @@ def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[lis
             if config.value is not None:
                 config.value.keys()  # a file that could not be loaded is reported on first use
             return rest
-        except (flags.Error, AttributeError, KeyError, OSError, ImportError) as error:  # from config_flags
+        except (
+            flags.Error,
+            LookupError,
+            AttributeError,
+            TypeError,
+            ValueError,
+            OSError,
+            ImportError,
+        ) as error:
             cause: Exception = error
             while cause.args and isinstance(cause.args[0], Exception):
                 cause = cause.args[0]  # config_flags wraps one error in another

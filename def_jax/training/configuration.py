@@ -100,7 +100,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         value = config[key]
         well_typed = isinstance(value, field.types) and (bool in field.types or not isinstance(value, bool))
         if not well_typed or not field.valid(value):
-            raise ValueError(f'config.{key}={value!r} must be {field.allowed}.{nearest(value, field.names)}')
+            shown = repr(value).replace('\n', ' ').strip()  # a nested configuration fills several lines
+            raise ValueError(f'config.{key}={shown} must be {field.allowed}.{nearest(value, field.names)}')
     if config.granularity == 'element' and config.order != 'random':
         raise ValueError(
             f"config.order={config.order!r} orders blocks, but config.granularity='element' draws single "

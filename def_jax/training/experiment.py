@@ -154,6 +154,11 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     test = _first(test, config.test_images, 'test_images')
     steps_per_epoch = input_pipeline.steps_per_epoch(len(train), config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
+    if num_steps >= 2**31:
+        raise ValueError(
+            f'config.num_epochs={config.num_epochs} makes {num_steps} steps, and they are counted in 32 '
+            'bits: they must be fewer than 2**31.'
+        )
     schedule = optax.piecewise_constant_schedule(
         config.learning_rate, {round(share * num_steps): 0.1 for share in config.learning_rate_drops}
     )
