@@ -9,12 +9,13 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 import training_fixtures as fixtures
 from absl import logging
 
-from def_jax.training import checkpoints, experiment, manifest, trainer
+from def_jax.training import checkpoints, experiment, manifest, steps, trainer
 
 # Orbax leaves the coroutines of a failed write to the garbage collector, which reports them.
 ignore_abandoned_writes = pytest.mark.filterwarnings(
@@ -193,8 +194,10 @@ def test_the_newest_good_checkpoint_is_taken(recorded, saved, tmp_path, warnings
 )
 def test_a_checkpoint_of_another_model_or_method_is_refused(saved, data_dir, changes, difference):
     other = experiment.build(fixtures.tiny_config(data_dir, **changes))
+    manager = fixtures.manager_of(saved, other)
     with pytest.raises(ValueError, match=f'another model or method: .*({difference})') as error:
-        fixtures.restored(saved, other)
+        manager.restore(jax.eval_shape(steps.make_init(other)))
+    manager.close()
     assert '\n' not in str(error.value)
 
 

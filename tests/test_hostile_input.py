@@ -4,6 +4,7 @@ import functools
 import pickle
 import random
 import re
+import shutil
 import string
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from test_configuration import ACCEPTED, REFUSED
 import def_jax
 from configs import digits
 from def_jax import compressors
-from def_jax.training import command_line, input_pipeline, steps, streaming, trainer
+from def_jax.training import command_line, experiment, input_pipeline, steps, streaming, trainer
 
 NUM_MUTATED = 1000  # configurations, and as many command lines
 
@@ -139,6 +140,8 @@ def test_mutated_configurations_would_train_or_are_refused_in_one_line(starting,
             assert contents(tmp_path) == before, line
             assert '\n' not in line
             assert re.search(r'config\.\w+|workdir=|batch_size=|images\.shape=|Data set', line), line
+        elif folder != held:
+            shutil.rmtree(folder)
     assert NUM_MUTATED / 10 < outcomes.count('would train') < NUM_MUTATED / 2
     assert len(set(outcomes)) > NUM_MUTATED / 4
 
@@ -205,6 +208,8 @@ def test_mutated_command_lines_would_train_or_are_refused_in_one_line(
         if line != 'would train':
             assert contents(tmp_path) == before, (argv, line)
             assert '\n' not in line.rstrip('\n'), (argv, line)
+        elif fixtures.Path(folder).name != 'runs':
+            shutil.rmtree(folder)
     assert 100 < outcomes.count('would train') < NUM_MUTATED
     assert len(set(outcomes)) > NUM_MUTATED / 5
 
@@ -239,17 +244,17 @@ def test_checkpoints_and_data_are_read_and_never_executed(data_dir, tmp_path, mo
     def refuse(*args, **kwargs):
         raise AssertionError('something was executed')
 
-    recorded = fixtures.recorded_run(data_dir)
-    manager = fixtures.manager_of(tmp_path, recorded.experiment)
-    manager.save(fixtures.placed(fixtures.gathered(recorded.states[5]), recorded.experiment))
+    run = experiment.build(fixtures.tiny_config(data_dir))
+    state = steps.make_init(run)()
+    manager = fixtures.manager_of(tmp_path, run)
+    manager.save(state)
     manager.close()
     for name in ('aggregate', 'state/_METADATA.pickle', 'state/extra.pkl'):
-        (tmp_path / 'checkpoints' / '5' / name).write_bytes(pickle.dumps(Bomb()))
-    (tmp_path / 'checkpoints' / '5' / 'sitecustomize.py').write_text('raise SystemExit')
+        (tmp_path / 'checkpoints' / '0' / name).write_bytes(pickle.dumps(Bomb()))
+    (tmp_path / 'checkpoints' / '0' / 'sitecustomize.py').write_text('raise SystemExit')
     for module, name in ((pickle, 'load'), (pickle, 'loads'), (pickle, 'Unpickler'), (subprocess, 'Popen')):
         monkeypatch.setattr(module, name, refuse)
-    state = fixtures.restored(tmp_path, recorded.experiment)
-    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[5])
+    fixtures.assert_same_bits(fixtures.shards(fixtures.restored(tmp_path, run)), fixtures.shards(state))
     input_pipeline.load_dataset('digits', data_dir)
     assert not (tmp_path / 'executed').exists()
 
@@ -278,7 +283,7 @@ quick = functools.partial(
 )
 
 
-@quick(max_examples=60)
+@quick(max_examples=40)
 @hypothesis.given(tree=TREES, ratio=RATIOS, order=st.sampled_from(['random', 'shuffled', 'cyclic']))
 def test_any_tree_is_stepped_with_a_message_of_the_promised_size(tree, ratio, order):
     leaves = jax.tree.leaves(tree)
@@ -299,26 +304,18 @@ def test_any_tree_is_stepped_with_a_message_of_the_promised_size(tree, ratio, or
     assert size == sum(min(leaf.size, max(1, int(leaf.size // ratio))) for leaf in leaves)
 
 
-@quick(max_examples=25)
-@hypothesis.given(
-    shape=st.sampled_from([(), (0,), (1,), (7,), (4, 4), (3, 5, 2)]),
-    ratio=st.sampled_from([1, 1.5, 3, 4, 1e9]),
-    kind=st.sampled_from(['random_block', 'random_k']),
-    step=st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**31 + 5, 2**32 - 1]),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_nothing_is_lost_at_any_step_count(shape, ratio, kind, step, seed):
+@pytest.mark.parametrize('shape', [(), (7,), (4, 4)])
+@pytest.mark.parametrize('kind', ['random_block', 'random_k'])
+def test_nothing_is_lost_at_any_step_count(shape, kind):
     """What is sent and what is kept add up to what there was, bit for bit, and the next step is counted."""
-    with jax.disable_jit():
-        optimizer = def_jax.error_feedback(getattr(def_jax, kind)(ratio), None, seed=seed)
-        updates = jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-        state = optimizer.init(updates)._replace(step=jnp.uint32(step))
-        sent, after = optimizer.update(updates, state)
-    np.testing.assert_array_equal(sent + after.residual, updates)
-    assert np.count_nonzero(sent) == (
-        min(updates.size, max(1, int(updates.size // ratio))) if updates.size else 0
-    )
-    assert int(after.step) == (step + 1) % 2**32
+    optimizer = def_jax.error_feedback(getattr(def_jax, kind)(3), None)
+    update, size = jax.jit(optimizer.update), max(1, int(np.prod(shape)) // 3)
+    updates = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    for step in (0, 1, 2**31 - 1, 2**31, 2**31 + 5, 2**32 - 1):
+        sent, after = update(updates, optimizer.init(updates)._replace(step=jnp.uint32(step)))
+        np.testing.assert_array_equal(sent + after.residual, updates)
+        assert np.count_nonzero(sent) == size
+        assert int(after.step) == (step + 1) % 2**32
 
 
 # --- Leaves past 2^31 elements: by abstract evaluation, and the starts themselves ---
@@ -327,8 +324,8 @@ def test_nothing_is_lost_at_any_step_count(shape, ratio, kind, step, seed):
 @pytest.mark.parametrize(
     'shape', [(2**31,), (2**16, 2**15), (2**16, 2**16), (3, 2**31), (2**32 - 64,), (2**11,) * 3, (64, 2**30)]
 )
-@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
-def test_blocks_of_leaves_past_2_31_elements(shape, dtype):
+def test_blocks_of_leaves_past_2_31_elements(shape):
+    dtype = jnp.bfloat16
     leaf, compressor = jax.ShapeDtypeStruct(shape, dtype), def_jax.random_block(64)
     optimizer = def_jax.error_feedback(compressor, None)
     updates, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x)), leaf)
@@ -337,11 +334,10 @@ def test_blocks_of_leaves_past_2_31_elements(shape, dtype):
 
     block = compressors._Block.of(shape, 64)
     key, seen = compressors.shared_key(0), set()
-    draw = jax.jit(lambda step: compressors._draw_starts('random', key, step, [block])[0])
-    for step in range(200):
-        start = tuple(int(s) for s in draw(jnp.uint32(step)))
+    draw = jax.vmap(lambda step: jnp.stack(compressors._draw_starts('random', key, step, [block])[0]))
+    for start in np.asarray(draw(jnp.arange(200, dtype=jnp.uint32))).tolist():
         assert all(0 <= s <= n - b and s % b == 0 for s, n, b in zip(start, shape, block.shape, strict=True))
-        seen.add(start)
+        seen.add(tuple(start))
     assert len(seen) > 55  # of 64
 
 

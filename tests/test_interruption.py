@@ -47,8 +47,9 @@ def signalled(monkeypatch, number, step):
 
 
 # Records are due every 3 steps and evaluations every 5: after 7 and 8 steps something is pending.
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize('done', [1, 5, 7, 9])
+@pytest.mark.parametrize(
+    ('number', 'done'), [(signal.SIGTERM, 1), (signal.SIGTERM, 5), (signal.SIGTERM, 7), (signal.SIGINT, 9)]
+)
 def test_a_signal_ends_the_run_with_a_checkpoint_of_its_step(recorded, tmp_path, monkeypatch, number, done):
     signalled(monkeypatch, number, done - 1)
     with pytest.raises(trainer.InterruptedRunError) as error:
@@ -63,7 +64,7 @@ def whole_records(folder):
     return [record for record in fixtures.records(folder) if 'pending' not in record]
 
 
-@pytest.mark.parametrize('moments', [(7,), (7, 8), (1, 2, 3, 4)])
+@pytest.mark.parametrize('moments', [(7, 8), (1, 4)])
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(recorded, tmp_path, monkeypatch, moments):
     for done in moments:
         with monkeypatch.context() as patch, pytest.raises(trainer.InterruptedRunError):

@@ -31,47 +31,26 @@ def config_of(data_dir, workers, per_device=1, **changes):
     return fixtures.tiny_config(data_dir, **{'batch_size': batch} | changes)
 
 
-@pytest.fixture(scope='module')
-def saved(data_dir, tmp_path_factory):
-    """Makes a folder with a checkpoint of `STEP`, in which nothing is zero and no two workers agree."""
-    made = {}
+def filled(run):
+    """A state, on the host, in which nothing is zero and no two workers agree."""
+    random = np.random.default_rng(run.config.num_workers)
 
-    def save(workers, per_device=1, **changes):
-        key = (workers, per_device, *changes.items())
-        if key not in made:
-            run = build(config_of(data_dir, workers, per_device, **changes))
-            random = np.random.default_rng(workers)
+    def fill(leaf):
+        if leaf.dtype != np.float32:
+            return np.full(leaf.shape, STEP, leaf.dtype)
+        return random.normal(size=leaf.shape).astype(np.float32)
 
-            def filled(leaf):
-                if leaf.dtype != np.float32:
-                    return np.asarray(leaf)
-                return random.normal(size=leaf.shape).astype(np.float32)
-
-            like = steps.make_init(run)()
-            state = jax.tree.map(filled, like).replace(step=np.int32(STEP))
-            if changes.get('method') == 'ef21':
-                state = state.replace(opt_state=tuple(map(with_mean, state.opt_state)))
-            folder = tmp_path_factory.mktemp('saved')
-            manager = fixtures.manager_of(folder, run)
-            manager.save(jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), state, like))
-            manager.close()
-            made[key] = folder, run, state
-        return made[key]
-
-    return save
+    return jax.tree.map(fill, jax.eval_shape(steps.make_init(run)))
 
 
-def with_mean(link):
-    """The state of EF21 with g = mean_k g_k."""
-    if not hasattr(link, 'local'):
-        return link
-    return link._replace(mean=jax.tree.map(lambda g: g.mean(0), link.local))
-
-
-def restore(folder, run):
+def through_a_checkpoint(state, run, new_run, folder):
+    """The state as it is restored by other workers, and the notes."""
     manager = fixtures.manager_of(folder, run)
+    manager.save(fixtures.placed(state, run))
+    manager.close()
+    manager = fixtures.manager_of(folder, new_run)
     try:
-        return manager.restore(steps.make_init(run)()), manager.notes
+        return manager.restore(steps.make_init(new_run)()), manager.notes
     finally:
         manager.close()
 
@@ -93,73 +72,76 @@ CHANGES = [((8, 1), (4, 1)), ((4, 1), (8, 1)), ((8, 1), (3, 1)), ((16, 2), (1, 1
 
 
 @pytest.mark.parametrize(('old', 'new'), CHANGES, ids=lambda value: f'{value[0]}' if value else None)
-def test_the_state_is_that_of_the_mean_worker(saved, data_dir, old, new):
-    folder, old_run, before = saved(*old)
-    new_run = build(config_of(data_dir, *new))
-    placed, notes = restore(folder, new_run)
+def test_the_state_is_that_of_the_mean_worker(data_dir, old, new):
+    old_run, new_run = (build(config_of(data_dir, *workers)) for workers in (old, new))
+    before, layout = filled(old_run), regrouping.Layout.of(new_run)
+    after = regrouping.regrouped(before, old_run.workers_shape, layout)
+    shapes = jax.eval_shape(steps.make_init(new_run))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), shapes
+    )
+    for shared in ('step', 'key', 'params'):
+        fixtures.assert_same_bits(getattr(after, shared), getattr(before, shared))
+    drift = np.abs(output(after, new_run) - output(before, old_run)).max()
+    assert drift <= np.finfo(np.float32).eps * np.abs(output(before, old_run)).max()
+    for part in (fixtures.residual, fixtures.momentum, lambda state: state.batch_stats):
+        of_old = by_worker(part(before), old_run.workers_shape)
+        of_new = by_worker(part(after), new_run.workers_shape)
+        for a, b in zip(jax.tree.leaves(of_old), jax.tree.leaves(of_new), strict=True):
+            assert len(b) == new[0] and (b == b[0]).all()
+            np.testing.assert_array_equal(b[0], np.float32(a.mean(0)))
+    (note,) = regrouping.describe(old_run.workers_shape, layout.batch_size, layout)
+    assert f'workers: {old[0]} before, {new[0]} now' in note and 'mean' in note
+
+
+@pytest.mark.parametrize(('old', 'new'), [((8, 1), (8, 4)), ((8, 4), (8, 1)), ((8, 2), (8, 4))])
+def test_on_other_devices_the_same_workers_keep_every_bit(data_dir, old, new):
+    old_run, new_run = (build(config_of(data_dir, *workers)) for workers in (old, new))
+    before, layout = filled(old_run), regrouping.Layout.of(new_run)
+    after = regrouping.regrouped(before, old_run.workers_shape, layout)
+
+    def flat(state):
+        return [leaf.ravel() for leaf in jax.tree.leaves(state)]
+
+    fixtures.assert_same_bits(flat(after), flat(before))
+    assert jax.tree.map(np.shape, after) == jax.tree.map(
+        lambda leaf: leaf.shape, jax.eval_shape(steps.make_init(new_run))
+    )
+    (note,) = regrouping.describe(old_run.workers_shape, layout.batch_size, layout)
+    assert 'the same 8' in note and 'unchanged' in note
+
+
+def test_ef21_keeps_its_sum(data_dir):
+    """g = mean_k g_k, on which EF21 rests, holds for the new workers too."""
+    old_run, new_run = (build(config_of(data_dir, workers, method='ef21')) for workers in (4, 2))
+    before = filled(old_run)
+    links = [
+        link._replace(mean=jax.tree.map(lambda g: g.mean(0), link.local)) if hasattr(link, 'local') else link
+        for link in before.opt_state
+    ]
+    before = before.replace(opt_state=tuple(links))
+    after = regrouping.regrouped(before, (4,), regrouping.Layout.of(new_run))
+    (state,) = (link for link in after.opt_state if hasattr(link, 'local'))
+    for local, mean in zip(jax.tree.leaves(state.local), jax.tree.leaves(state.mean), strict=True):
+        np.testing.assert_allclose(local, np.broadcast_to(mean, local.shape), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('new', [(3, 1), (16, 4)])
+def test_a_checkpoint_is_restored_by_other_workers_where_they_are(data_dir, tmp_path, new):
+    old_run, new_run = (build(config_of(data_dir, *workers)) for workers in ((8, 1), new))
+    before = filled(old_run)
+    placed, notes = through_a_checkpoint(before, old_run, new_run, tmp_path)
     like = steps.make_init(new_run)()
     assert jax.tree.map(lambda x: (x.shape, x.sharding), placed) == jax.tree.map(
         lambda x: (x.shape, x.sharding), like
     )
-    after = jax.tree.map(np.asarray, placed)
-    for shared in ('step', 'key', 'params'):
-        fixtures.assert_same_bits(getattr(after, shared), getattr(before, shared))
-    assert int(after.step) == STEP
-
-    # y itself, by both states' own means.
-    drift = np.abs(output(after, new_run) - output(before, old_run)).max()
-    assert drift <= np.finfo(np.float32).eps * np.abs(output(before, old_run)).max()
-    for part in (fixtures.residual, fixtures.momentum, lambda state: state.batch_stats):
-        of_old, of_new = (
-            by_worker(part(before), old_run.workers_shape),
-            by_worker(part(after), new_run.workers_shape),
-        )
-        for a, b in zip(jax.tree.leaves(of_old), jax.tree.leaves(of_new), strict=True):
-            assert len(b) == new[0] and (b == b[0]).all()
-            np.testing.assert_array_equal(b[0], np.float32(a.mean(0)))
-    assert any(len({worker.tobytes() for worker in a}) > 1 for a in jax.tree.leaves(of_old))
-    assert f'workers: {old[0]} before, {new[0]} now' in notes[0] and 'mean' in notes[0]
-
-
-def test_y_is_evaluated_where_it_was(saved, data_dir):
-    """Computed as an evaluation computes it, in float32 on the devices."""
-    folder, old_run, before = saved(8)
-    new_run = build(config_of(data_dir, 3))
-    placed, _ = restore(folder, new_run)
-    y = jax.device_get(steps.make_outputs(new_run)(placed)['y']['params'])
-    y = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(y)])
-    np.testing.assert_allclose(y, output(before, old_run), rtol=0, atol=4e-7 * np.abs(y).max())
-
-
-@pytest.mark.parametrize(('old', 'new'), [((8, 1), (8, 4)), ((8, 4), (8, 1)), ((8, 2), (8, 4))])
-def test_on_other_devices_the_same_workers_keep_every_bit(saved, data_dir, old, new):
-    folder, old_run, before = saved(*old)
-    new_run = build(config_of(data_dir, *new))
-    after, notes = restore(folder, new_run)
-    expected = regrouping.Layout.of(old_run).map(
-        lambda own, leaf: leaf.reshape(8, *leaf.shape[len(old_run.workers_shape) :]) if own else leaf, before
-    )
-    found = regrouping.Layout.of(new_run).map(
-        lambda own, leaf: (
-            leaf.reshape(8, *leaf.shape[len(new_run.workers_shape) :]) if own else np.asarray(leaf)
-        ),
-        jax.tree.map(np.asarray, after),
-    )
-    fixtures.assert_same_bits(found, expected)
-    assert 'the same 8' in notes[0]
-
-
-def test_ef21_keeps_its_sum(saved, data_dir):
-    """g = mean_k g_k, on which EF21 rests, holds for the new workers too."""
-    folder, _, before = saved(4, method='ef21', average_every=0)
-    after, _ = restore(folder, build(config_of(data_dir, 2, method='ef21')))
-    (state,) = (s for s in after.opt_state if hasattr(s, 'local'))
-    (old,) = (s for s in before.opt_state if hasattr(s, 'local'))
-    fixtures.assert_same_bits(jax.device_get(state.mean), old.mean)
-    for local, mean in zip(jax.tree.leaves(state.local), jax.tree.leaves(state.mean), strict=True):
-        np.testing.assert_allclose(
-            np.asarray(local), np.broadcast_to(mean, local.shape), rtol=1e-4, atol=1e-6
-        )
+    expected = regrouping.regrouped(before, (8,), regrouping.Layout.of(new_run))
+    fixtures.assert_same_bits(jax.device_get(placed), expected)
+    assert f'workers: 8 before, {new[0]} now' in notes[0]
+    if new == (3, 1):  # y as an evaluation computes it, in float32 on the devices
+        y = jax.device_get(steps.make_outputs(new_run)(placed)['y']['params'])
+        y = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(y)])
+        np.testing.assert_allclose(y, output(before, old_run), rtol=0, atol=4e-7 * np.abs(y).max())
 
 
 # --- The whole trainer ---

@@ -1,7 +1,6 @@
 """Copies that should agree: every bit that differs on one worker is found, and its leaf is named."""
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import def_jax
 from def_jax import replicas
-from def_jax.training import experiment, steps, trainer
+from def_jax.training import experiment, input_pipeline, steps, trainer
 from def_jax.training import replicas as training_replicas
 
 WORKERS = 4
@@ -128,16 +127,15 @@ def test_an_axis_that_is_not_bound_is_named():
 
 # --- checksums ---
 
-DTYPES = ['float32', 'float16', 'bfloat16', 'int8', 'uint8', 'int32', 'uint32', 'bool', 'complex64', 'int16']
+DTYPES = ['float32', 'bfloat16', 'int8', 'uint32', 'bool', 'complex64']
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_any_change_of_one_element_changes_the_checksum(dtype):
-    x = jnp.asarray(np.arange(12).reshape(3, 4) % 2, dtype)
-    base = int(replicas.checksums([x])[0])
-    for place in np.ndindex(3, 4):
-        other = x.at[place].set(x[place] == 0)
-        assert int(replicas.checksums([other])[0]) != base
+    x = np.arange(12).reshape(3, 4) % 2
+    others = [np.where(np.arange(12).reshape(3, 4) == place, 1 - x, x) for place in range(12)]
+    sums = jax.vmap(lambda x: replicas.checksums([x])[0])(jnp.asarray(np.stack([x, *others]), dtype))
+    assert int(sums[0]) not in sums[1:].tolist()
 
 
 def test_checksums_see_bits_places_and_keys():
@@ -178,6 +176,7 @@ def with_unequal(leaf_of, worker=2):
     return poison
 
 
+# Evaluations, each with a checkpoint, come every 5 steps.
 @pytest.mark.parametrize(
     ('leaf_of', 'name'),
     [
@@ -187,37 +186,34 @@ def with_unequal(leaf_of, worker=2):
     ],
 )
 def test_a_planted_difference_stops_the_run_with_its_name(data_dir, tmp_path, leaf_of, name):
-    config = fixtures.tiny_config(data_dir, check_replicas_every=4)
+    config = fixtures.tiny_config(data_dir, check_replicas_every=2)
     with (
-        fixtures.poisoned_state(8, with_unequal(leaf_of)),
+        fixtures.poisoned_state(4, with_unequal(leaf_of)),
         pytest.raises(trainer.ReplicasDifferError) as error,
     ):
         fixtures.train(config, tmp_path)
-    assert error.value.step == 8 and error.value.workers == [2] and error.value.leaves == [name]
+    assert error.value.step == 4 and error.value.workers == [2] and error.value.leaves == [name]
     assert f'do not agree on {name}: device(s) 2' in str(error.value)
-    assert os.listdir(tmp_path / 'checkpoints') == ['5']
 
 
 def test_no_checkpoint_is_made_of_workers_that_differ(data_dir, tmp_path):
     """A checkpoint takes one copy and would hide it: the check comes before, whatever its period."""
     config = fixtures.tiny_config(data_dir, check_replicas_every=1000)
     poison = with_unequal(lambda state: optax.tree.get(state.opt_state, 'key'))
-    with fixtures.poisoned_state(8, poison), pytest.raises(trainer.ReplicasDifferError) as error:
+    with fixtures.poisoned_state(3, poison), pytest.raises(trainer.ReplicasDifferError) as error:
         fixtures.train(config, tmp_path)
     # Different blocks in the steps since have made the parameters differ as well.
-    assert error.value.step == 10 and len(error.value.leaves) > 1
-    assert os.listdir(tmp_path / 'checkpoints') == ['5']
+    assert error.value.step == 5 and len(error.value.leaves) > 1
+    assert not (tmp_path / 'checkpoints').exists()
 
 
-def test_checking_changes_nothing_and_off_costs_nothing(data_dir, tmp_path, monkeypatch):
-    recorded, made = fixtures.recorded_run(data_dir), []
-    config = fixtures.tiny_config(data_dir, check_replicas_every=3)
-    fixtures.train(config, tmp_path / 'checked')
-    state = fixtures.restored(tmp_path / 'checked', recorded.experiment)
-    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[-1])
-    monkeypatch.setattr(training_replicas, 'make_check', made.append)
-    fixtures.train(fixtures.tiny_config(data_dir, num_epochs=1), tmp_path / 'off')
-    assert not made
+@pytest.mark.parametrize('period', [0, 2])
+def test_a_check_that_is_off_is_not_even_made(data_dir, tmp_path, monkeypatch, period):
+    made = []
+    monkeypatch.setattr(training_replicas, 'make_check', lambda run: made.append(run) or (lambda *_: None))
+    with fixtures.killed(input_pipeline, 'train_batch', when=3):
+        fixtures.train(fixtures.tiny_config(data_dir, check_replicas_every=period), tmp_path)
+    assert len(made) == bool(period)
 
 
 def test_virtual_workers_are_checked_by_device(data_dir):
