@@ -65,6 +65,7 @@ def torture(folder: Path, kills: int, seed: int, longest: float, flags: list[str
     while len(done) < kills:
         how = HOW[len(done) % len(HOW)]
         before = processes.log_size(run)
+        since = time.time()
         process, started = processes.start(run, flags, environment), time.monotonic()
         alive, wait = True, chance.uniform(0, longest)
         if how == 'at any time':
@@ -75,11 +76,11 @@ def torture(folder: Path, kills: int, seed: int, longest: float, flags: list[str
         alive = alive and processes.wait_for(process, lambda until=until: time.monotonic() > until)
         after = time.monotonic() - started
         if alive and how == 'while writing':
-            alive = processes.wait_for(process, lambda: processes.is_writing(run))
-            time.sleep(chance.uniform(0, 0.03))
+            alive = processes.wait_for(process, lambda since=since: processes.is_writing(run, since))
+            time.sleep(chance.uniform(0, 0.02))
         if not alive:
             raise RuntimeError(f'the run ended after {len(done)} of {kills} kills; give it more epochs')
-        writing = processes.is_writing(run)
+        writing = processes.is_writing(run, since)
         if how == 'SIGTERM':
             process.send_signal(signal.SIGTERM)
             code = process.wait()

@@ -44,10 +44,11 @@ def wait_for(process: subprocess.Popen, condition, seconds: float = 300) -> bool
     return True
 
 
-def is_writing(folder: Path) -> bool:
-    """Whether a checkpoint is being written at this moment."""
+def is_writing(folder: Path, since: float) -> bool:
+    """Whether a checkpoint is being written at this moment, by a process that started at `since`."""
     try:
-        return any(name.endswith('.partial') for name in os.listdir(folder / 'checkpoints'))
+        partial = [path for path in (folder / 'checkpoints').iterdir() if path.name.endswith('.partial')]
+        return any(path.stat().st_ctime > since for path in partial)  # an older one is what a kill has left
     except FileNotFoundError:
         return False
 

@@ -74,10 +74,13 @@ def sample(pid: int, run: Path) -> dict:
 
 def size(path: Path) -> float:
     """Megabytes in a file or folder, whose files may come and go."""
+    if path.is_file():
+        return round(path.stat().st_size / MB, 4)
     total = 0
-    for file in [path, *(path.rglob('*') if path.is_dir() else [])]:
-        with contextlib.suppress(FileNotFoundError):
-            total += file.stat().st_size if file.is_file() else 0
+    for folder, _, names in os.walk(path):  # passes over folders that are gone
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(folder, name)).st_size
     return round(total / MB, 4)
 
 
