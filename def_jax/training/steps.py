@@ -217,7 +217,8 @@ def _test_sums(experiment: Experiment, variables: dict, batch: dict) -> dict:
 
 def worker_axes(experiment: Experiment) -> TrainState:
     """Which parts of a TrainState have the worker axis, 0, or None: in_axes and out_axes of every step."""
-    params = jax.eval_shape(lambda key: _init_variables(experiment, key)['params'], jax.random.key(0))
+    # Abstract throughout: it runs before the folder is claimed, where a compiled program would be kept.
+    params = jax.eval_shape(lambda: _init_variables(experiment, jax.random.key(0))['params'])
     opt_axes = []
     for position, link in enumerate(experiment.links):
         # Later links see what all workers agree on, so their states agree too.
