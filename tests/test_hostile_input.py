@@ -44,31 +44,31 @@ class Started(Exception):
 @pytest.fixture
 def starting(data_dir, monkeypatch):
     """Runs end, with Started, where everything has been checked; data sets are loaded once."""
-    worker_axes = steps.worker_axes
+    load_dataset, abstract_variables = input_pipeline.load_dataset, steps.abstract_variables
+    running = []
 
     @functools.cache
-    def load(name, streamed):
+    def load(name):
         if name != 'digits':
             raise FileNotFoundError(f'Data set {name!r} is not there and could not be prepared.')
-        return input_pipeline_load('digits', data_dir)
+        return load_dataset('digits', data_dir)
 
     @functools.cache
-    def checked(model, dataset, method):
-        del model, dataset, method
-        return worker_axes(running[0])
+    def of_model(model, dataset):
+        del model, dataset
+        return abstract_variables(running[-1])
 
-    def make_init(run):
-        running[:] = [run]
-        checked(run.config.model, run.config.dataset, run.config.method)
-        return start
+    def checked(run):
+        running.append(run)
+        return of_model(run.config.model, run.config.dataset)
 
-    def start():
+    def start(run):
         raise Started
 
-    running, input_pipeline_load = [], input_pipeline.load_dataset
-    monkeypatch.setattr(input_pipeline, 'load_dataset', lambda spec, data_dir: load(spec.name, False))
-    monkeypatch.setattr(streaming, 'open_dataset', lambda spec, data_dir: load(spec.name, True))
-    monkeypatch.setattr(steps, 'make_init', make_init)
+    monkeypatch.setattr(input_pipeline, 'load_dataset', lambda spec, data_dir: load(spec.name))
+    monkeypatch.setattr(streaming, 'open_dataset', lambda spec, data_dir: load(spec.name))
+    monkeypatch.setattr(steps, 'abstract_variables', checked)
+    monkeypatch.setattr(steps, 'make_init', start)
 
 
 def contents(folder):

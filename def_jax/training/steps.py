@@ -20,6 +20,7 @@ from def_jax.training.experiment import DEVICE_AXIS, VIRTUAL_AXIS, Experiment
 
 __all__ = [
     'TrainState',
+    'abstract_variables',
     'make_batch_statistics',
     'make_diagnose',
     'make_eval_step',
@@ -217,8 +218,7 @@ def _test_sums(experiment: Experiment, variables: dict, batch: dict) -> dict:
 
 def worker_axes(experiment: Experiment) -> TrainState:
     """Which parts of a TrainState have the worker axis, 0, or None: in_axes and out_axes of every step."""
-    # Abstract throughout: it runs before the folder is claimed, where a compiled program would be kept.
-    params = jax.eval_shape(lambda: _init_variables(experiment, jax.random.key(0))['params'])
+    params = abstract_variables(experiment)['params']
     opt_axes = []
     for position, link in enumerate(experiment.links):
         # Later links see what all workers agree on, so their states agree too.
@@ -243,6 +243,11 @@ def on_workers(
         donate_argnums=donate_argnums,
         devices=experiment.devices,
     )
+
+
+def abstract_variables(experiment: Experiment) -> PyTree:
+    """Shapes and dtypes of the variables; compiles nothing. A ValueError for images that do not fit."""
+    return jax.eval_shape(lambda: _init_variables(experiment, jax.random.key(0)))
 
 
 def _init_variables(experiment: Experiment, key: jax.Array) -> PyTree:

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +51,20 @@ def train_and_evaluate(
     """
     with interruption.watch() as signals:
         experiment = build(config)
-        init = steps.make_init(experiment)  # refuses images that the model cannot take
+        steps.abstract_variables(experiment)  # refuses images that the model cannot take
         console = console or console_lib.process_console()
         run = workdir.claim(folder, config, other_workers=True)
         with workdir.locked(run):
-            return _train_and_evaluate(experiment, init, run, console, signals)
+            return _train_and_evaluate(experiment, run, console, signals)
 
 
 def _train_and_evaluate(
-    experiment: Experiment,
-    init: Callable[[], steps.TrainState],
-    run: Path,
-    console: rich.console.Console,
-    signals: interruption.Watch,
+    experiment: Experiment, run: Path, console: rich.console.Console, signals: interruption.Watch
 ) -> dict[str, Any]:
     config = experiment.config
     checkpoints = Checkpoints(run, config.keep_checkpoints, Layout.of(experiment))
     try:
-        state = _restored(experiment, init(), run, checkpoints)
+        state = _restored(experiment, run, checkpoints)
         communication = Communication.of(experiment, state.params)
         start = int(state.step)
         log = MetricLog(run, resume_step=start)
@@ -100,10 +95,9 @@ def _train_and_evaluate(
     return result
 
 
-def _restored(
-    experiment: Experiment, state: steps.TrainState, run: Path, checkpoints: Checkpoints
-) -> steps.TrainState:
+def _restored(experiment: Experiment, run: Path, checkpoints: Checkpoints) -> steps.TrainState:
     """The state to go on from, or the first one; a ValueError where the folder's files allow neither."""
+    state = steps.make_init(experiment)()
     checkpoints.check_room(state)
     state = checkpoints.restore(state)
     start = int(state.step)
