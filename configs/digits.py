@@ -27,7 +27,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.granularity = 'tensor'
     config.order = 'random'
     config.detach = 0.3
+    config.auto_detach = False  # λ*(t), estimated from the messages, in place of `detach`
     config.average_every = 0
+    config.wire_dtype = 'float32'  # what travels: float32, bfloat16, float16
+    config.skip_nonfinite = False  # leave out a step in which an update is NaN or infinite, on all workers
 
     # Workers. Each is a device, or shares one with others (virtual workers: same trajectory, fewer
     # devices). With fake_devices the devices are simulated on this CPU.

@@ -12,6 +12,7 @@ from def_jax.error_feedback import (
 )
 from def_jax.methods import METHODS, Method, get_method
 from def_jax.replicas import assert_replicated
+from def_jax.skipping import hold_skipped
 
 __version__ = '0.1.0'
 
@@ -27,6 +28,7 @@ __all__ = [
     'ef21',
     'error_feedback',
     'get_method',
+    'hold_skipped',
     'identity',
     'message_size',
     'output_params',

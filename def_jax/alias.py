@@ -1,5 +1,7 @@
 """The whole chain in one line."""
 
+from typing import Literal
+
 import optax
 
 from def_jax.collectives import AxisName
@@ -16,7 +18,7 @@ def def_sgd(
     *,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
-    detach: float = 0.3,
+    detach: float | Literal['auto'] = 0.3,
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """Momentum SGD with detached error feedback, the paper's optimizer.
@@ -28,7 +30,7 @@ def def_sgd(
         momentum: μ in Eq. 11.
         weight_decay: coefficient of the L2 penalty. Pass `detached_params` to `update` as params, since
             the paper takes the penalty's gradient at the detached point too.
-        detach: λ in [0, 1].
+        detach: λ in [0, 1], or 'auto', see `error_feedback`.
         seed: picks the blocks; the same on all workers.
 
     Returns:

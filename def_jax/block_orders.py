@@ -11,10 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ['ORDERS', 'draw_places']
+__all__ = ['AGE_SHARES', 'ORDERS', 'draw_places']
 
 ORDERS = ('random', 'shuffled', 'cyclic')
-_SWAPS = 24  # rounds of the swap-or-not shuffle; each halves what is left of an entry's first place
+# Means over the residual of age² and of age, as shares of those of the block that is sent. A coordinate that
+# waits w steps between two sendings has every age up to w once, so they are E[w³]/3 to E[w²]·E[w] and E[w²]/2
+# to E[w]²; w is geometric, R plus the difference of two uniform places in a round, or R.
+AGE_SHARES = {'random': (1.0, 1.0), 'shuffled': (3 / 7, 7 / 12), 'cyclic': (1 / 3, 1 / 2)}
+_SWAPS = 16  # rounds of the swap-or-not shuffle; each halves what is left of an entry's first place
 
 
 def draw_places(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 T = TypeVar('T')
@@ -43,19 +44,46 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f'{seed=} must be an integer, the same on all workers.')
 
 
-def check_indices(shape: tuple[int, ...], starts: int) -> None:
-    """Raises ValueError for a tensor whose blocks have no index of 32 bits: JAX would wrap it in silence."""
-    if starts >= 2**31:
+def index_dtype(tensors: Iterable[tuple[tuple[int, ...], int]]) -> type[np.integer]:
+    """The dtype of 32 bits that indexes tensors, each a shape and the number of places for a block in it.
+
+    Raises ValueError where there is none: JAX would wrap such an index in silence.
+    """
+    longest = 0
+    for shape, starts in tensors:
+        longest = max(longest, *shape, 0)
+        if starts >= 2**31:
+            raise ValueError(
+                f'a tensor of {shape=} has {starts} places where a block, or an element, may start; they '
+                'must be fewer than 2**31. Choose a smaller ratio whose block divides the tensor, a power '
+                'of two on usual shapes, or split the tensor.'
+            )
+        if longest >= 2**32:
+            raise ValueError(
+                f'a tensor of {shape=} has an axis of 2**32 or more elements, which 32 bits cannot index. '
+                "Give it more axes, or, with granularity='model', take 'tensor'."
+            )
+    return np.uint32 if longest >= 2**31 else np.int32
+
+
+def check_wire_dtype(wire_dtype: Any) -> None:
+    """Raises ValueError unless `wire_dtype` is a float type of at most 32 bits."""
+    try:
+        dtype = jnp.dtype(wire_dtype)
+        well_formed = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 4
+    except TypeError:
+        well_formed = False
+    if not well_formed:
         raise ValueError(
-            f'a tensor of {shape=} has {starts} places where a block, or an element, may start; they must '
-            'be fewer than 2**31. Choose a smaller ratio whose block divides the tensor, a power of two on '
-            'usual shapes, or split the tensor.'
+            f'{wire_dtype=} must be a float type of at most 32 bits: float32 (the default), bfloat16 or '
+            'float16, or, where the backend reduces it, a float8.'
         )
-    if max(shape, default=0) >= 2**32:
-        raise ValueError(
-            f'a tensor of {shape=} has an axis of 2**32 or more elements, which 32 bits cannot index. Give '
-            "it more axes, or, with granularity='model', take 'tensor'."
-        )
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f'{name}={value!r} must be True or False.')
 
 
 def check_compressor(compressor: Any) -> None:

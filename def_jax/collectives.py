@@ -9,7 +9,7 @@ from jax import lax
 PyTree = Any
 AxisName = str | Sequence[str] | None
 
-__all__ = ['AxisName', 'all_reduce_mean', 'check_axis_name', 'pmean']
+__all__ = ['AxisName', 'all_reduce_mean', 'check_axis_name', 'num_workers', 'pmean']
 
 
 def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:
@@ -47,6 +47,13 @@ def pmean(tree: PyTree, axis_name: AxisName) -> PyTree:
             f'{axis_name=} is not bound here. Call the step under jax.pmap(step, axis_name=...), jax.vmap or '
             'jax.shard_map with that name; for one worker pass axis_name=None.'
         ) from error
+
+
+def num_workers(axis_name: AxisName) -> int:
+    """K, the size of the axis over workers; 1 for None."""
+    if axis_name is None:
+        return 1
+    return lax.axis_size(axis_name if isinstance(axis_name, str) else tuple(axis_name))
 
 
 def check_axis_name(axis_name: Any) -> None:

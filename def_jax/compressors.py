@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from def_jax import block_orders
-from def_jax.checks import check_indices, check_ratio, is_number
+from def_jax.checks import check_ratio, index_dtype, is_number
 
 PyTree = Any
 
@@ -38,6 +38,9 @@ class Selection(NamedTuple):
 
     take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [B]
     add: Callable[[PyTree, jax.Array], PyTree]  # tree, message -> tree + the message at its place
+    # message -> float32 [], an estimate of ‖tree‖² if every coordinate were like those that were taken
+    energy: Callable[[jax.Array], jax.Array]
+    age_shares: tuple[float, float] = block_orders.AGE_SHARES['random']
 
     def place(self, message: jax.Array, like: PyTree) -> PyTree:
         """The message at its place in zeros of `like`'s shapes and dtypes."""
@@ -130,6 +133,7 @@ def random_block(ratio: float, *, granularity: str = 'tensor', order: str = 'ran
         blocks = [_Block.of(shape, ratio) for shape in shapes]
         starts = _draw_starts(order, key, step, blocks)
         sizes = [block.size for block in blocks]
+        energy = _sampled_energy([math.prod(shape) for shape in shapes], sizes)
 
         def take(tree):
             leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
@@ -140,7 +144,7 @@ def random_block(ratio: float, *, granularity: str = 'tensor', order: str = 'ran
             placed = zip(blocks, leaves, split(message, sizes), starts, strict=True)
             return jax.tree.unflatten(treedef, [b.add(x, m.astype(x.dtype), s) for b, x, m, s in placed])
 
-        return Selection(take, add)
+        return Selection(take, add, energy, block_orders.AGE_SHARES[order])
 
     return select_blocks if granularity == 'tensor' else _on_flattened(select_blocks)
 
@@ -174,8 +178,7 @@ def random_k(ratio: float) -> Compressor:
     def select(key, step, like) -> Selection:
         key = jax.random.fold_in(_typed(key), step)
         sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(like)]
-        for size in sizes:
-            check_indices((size,), size)  # elements are gathered by int32
+        index_dtype(((size,), size) for size in sizes)  # elements are gathered by int32
         counts = [_num_kept(n, ratio) for n in sizes]
         indices = [
             _draw_spread(jax.random.fold_in(key, leaf), n, k)
@@ -194,7 +197,7 @@ def random_k(ratio: float) -> Compressor:
                 [x.reshape(-1).at[i].add(m.astype(x.dtype)).reshape(x.shape) for x, m, i in placed],
             )
 
-        return Selection(take, add)
+        return Selection(take, add, _sampled_energy(sizes, counts))
 
     return select
 
@@ -237,7 +240,7 @@ def scaled(delta: float) -> Compressor:
             placed = [x + m.astype(x.dtype).reshape(x.shape) for x, m in zip(leaves, parts, strict=True)]
             return jax.tree.unflatten(treedef, placed)
 
-        return Selection(take, add)
+        return Selection(take, add, lambda message: jnp.vdot(message, message) / delta**2)
 
     return select
 
@@ -319,10 +322,7 @@ def _draw_starts(
         return []
     rank = max(1, max(len(block.grid) for block in blocks))
 
-    for block in blocks:
-        check_indices(block.view, block.circle[0])
-    past_int32 = any(axis >= 2**31 for block in blocks for axis in block.view)
-    integer = np.uint32 if past_int32 else np.int32
+    integer = index_dtype((block.view, block.circle[0]) for block in blocks)
 
     def table(rows):  # [leaves, rank], padded with ones: one small kernel serves all leaves
         return np.array([list(row) + [1] * (rank - len(row)) for row in rows], integer)
@@ -356,7 +356,7 @@ def _on_flattened(compressor: Compressor) -> Compressor:
             placed = [v.reshape(x.shape).astype(x.dtype) for v, x in zip(parts, leaves, strict=True)]
             return jax.tree.unflatten(treedef, placed)
 
-        return Selection(take, add)
+        return Selection(take, add, chosen.energy, chosen.age_shares)
 
     return select
 
@@ -372,6 +372,16 @@ def _draw_spread(key: jax.Array, size: int, count: int) -> jax.Array:
     within = jax.random.randint(within_key, (count,), 0, length + (stretch < longer), jnp.uint32)
     offset = jax.random.randint(offset_key, (), 0, size, jnp.uint32)
     return (begin + within + offset) % size
+
+
+def _sampled_energy(sizes: Sequence[int], kept: Sequence[int]) -> Callable[[jax.Array], jax.Array]:
+    weights = [n / max(1, k) for n, k in zip(sizes, kept, strict=True)]
+
+    def energy(message):
+        parts = zip(weights, split(message, kept), strict=True)
+        return sum((weight * jnp.vdot(part, part) for weight, part in parts), jnp.float32(0))
+
+    return energy
 
 
 def _num_kept(size: int, ratio: float) -> int:

@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from def_jax.checks import check_number
-from def_jax.collectives import AxisName, check_axis_name, pmean
+from def_jax.collectives import AxisName, check_axis_name, num_workers, pmean
 from def_jax.compressors import Compressor, message_size
 from def_jax.error_feedback import feedback_states
 
@@ -95,12 +94,12 @@ def gradient_statistics(grads: PyTree, axis_name: AxisName) -> dict[str, jax.Arr
     """
     check_axis_name(axis_name)
     mean = pmean(grads, axis_name)
-    num_workers = 1 if axis_name is None else lax.axis_size(axis_name)
-    if num_workers < 2:
+    workers = num_workers(axis_name)
+    if workers < 2:
         raise ValueError(f'{axis_name=} has one worker; the variance between workers needs two or more.')
     norm = _square(mean)
-    variance = num_workers / (num_workers - 1) * (pmean(_square(grads), axis_name) - norm)
-    return {'variance': variance, 'second_moment': norm - variance / num_workers}
+    variance = workers / (workers - 1) * (pmean(_square(grads), axis_name) - norm)
+    return {'variance': variance, 'second_moment': norm - variance / workers}
 
 
 def compression_delta(compressor: Compressor, params: PyTree) -> float:

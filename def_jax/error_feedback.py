@@ -9,16 +9,19 @@ worker k's updates that has not reached the parameters yet. Legend:
     g_k      gradient at x - λ·e_k       η g_k  -updates, from whatever optimizer comes before in the chain
 """
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 
-from def_jax.checks import check_compressor, check_number, check_seed
+from def_jax.checks import check_compressor, check_flag, check_number, check_seed, check_wire_dtype
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key, split
+from def_jax.detach_estimate import average_and_estimate
 
 PyTree = Any
 
@@ -32,6 +35,8 @@ class ErrorFeedbackState(NamedTuple):
     key: jax.Array  # uint32 [2], shared by all workers: it picks the blocks
     residual: PyTree  # like params, float32: r_k = -e_k
     detach: jax.Array  # float32 [], λ
+    energy: jax.Array  # float32 [2], see `detach_estimate`; zeros unless detach='auto'
+    skipped: jax.Array  # uint32 [], updates that `skip_nonfinite` dropped
 
 
 def error_feedback(
@@ -39,8 +44,10 @@ def error_feedback(
     axis_name: AxisName,
     *,
     seed: int = 0,
-    detach: float = 0.3,
+    detach: float | Literal['auto'] = 0.3,
     average_every: int = 0,
+    wire_dtype: DTypeLike = jnp.float32,
+    skip_nonfinite: bool = False,
 ) -> optax.GradientTransformation:
     """Sends a compressed part of the updates to all workers and keeps the rest for later steps.
 
@@ -53,8 +60,17 @@ def error_feedback(
             axes (devices × virtual workers), or None for a single worker.
         seed: picks the blocks; must be the same on all workers.
         detach: λ in [0, 1]. 0 is error feedback (EF), 1 follows each worker's own model (SAEF, PSync).
+            'auto' follows the λ*(t) that makes Eq. 9 least, estimated from the messages, which are one
+            element longer for it; see `detach_estimate`.
         average_every: average the residuals over workers every that many steps, by a dense all-reduce;
             0 is never. SAEF's period.
+        wire_dtype: the float type that travels, e.g. `jnp.bfloat16` for half the bytes. What a worker's
+            message loses by rounding stays in its residual, so that it arrives later; only what the
+            all-reduce itself rounds when it adds the workers' numbers is lost.
+        skip_nonfinite: where an update of any worker holds NaN or infinity, all workers skip that step
+            together: updates of zero, residual and `step` as they were, `skipped` one more. The news is NaN
+            in the message, so it travels for nothing. Wrap the chain in `hold_skipped` so that the optimizer
+            before this link forgets the step too.
 
     Returns:
         An `optax.GradientTransformation` with state `ErrorFeedbackState`. Updates keep their dtypes; the
@@ -80,34 +96,55 @@ def error_feedback(
     """
     check_compressor(compressor)
     check_axis_name(axis_name)
-    check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice")
+    automatic = isinstance(detach, str) and detach == 'auto'
+    if not automatic:
+        check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice")
     if not isinstance(average_every, int) or isinstance(average_every, bool) or average_every < 0:
         raise ValueError(f'{average_every=} must be an integer >= 0: a number of steps, 0 for never.')
     check_seed(seed)
+    check_wire_dtype(wire_dtype)
+    check_flag('skip_nonfinite', skip_nonfinite)
+    if automatic and jnp.dtype(wire_dtype).itemsize < 4 and jnp.finfo(wire_dtype).nexp < 8:
+        raise ValueError(
+            f"{wire_dtype=} is too narrow for the squared norm that detach='auto' sends. Use float32 or "
+            'bfloat16, or a number for detach.'
+        )
 
     def init_fn(params) -> ErrorFeedbackState:
         return ErrorFeedbackState(
             step=jnp.zeros((), jnp.uint32),
             key=shared_key(seed),
             residual=jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),  # line 2
-            detach=jnp.asarray(detach, jnp.float32),
+            detach=jnp.float32(1) if automatic else jnp.asarray(detach, jnp.float32),
+            energy=jnp.zeros(2, jnp.float32),
+            skipped=jnp.zeros((), jnp.uint32),
         )
+
+    def average(message, selection, energy):
+        if automatic:
+            return average_and_estimate(message, selection, energy, axis_name)
+        return pmean(message, axis_name).astype(jnp.float32), {'detach': jnp.asarray(detach, jnp.float32)}
 
     def update_fn(updates, state, params=None):
         del params
         pending = jax.tree.map(lambda u, r: u.astype(jnp.float32) + r, updates, state.residual)  # line 7
         selection = compressor(state.key, state.step, pending)
+        message = selection.take(pending)
+        if skip_nonfinite:
+            message = jnp.where(_all_finite(pending), message, jnp.nan)
         # The barrier makes every reader below take the blocks from the message, not from `pending`, which
         # XLA may then turn into the new residual in place: no copy of the model.
-        message = lax.optimization_barrier(selection.take(pending))
-        residual = selection.add(pending, -message)  # line 8: p - C(p)
-        mean = pmean(message, axis_name)  # line 9
-        updates = selection.place(mean, updates)  # line 10
+        message = lax.optimization_barrier(message.astype(wire_dtype))
+        residual = selection.add(pending, -message.astype(jnp.float32))  # line 8: p - C(p)
+        mean, estimate = average(message, selection, state.energy)  # line 9
+        sent = selection.place(mean, updates)  # line 10
         if average_every:
             residual = _average_every(average_every, state.step + 1, residual, axis_name)
-        return updates, ErrorFeedbackState(
-            state.step + 1, state.key, residual, jnp.asarray(detach, jnp.float32)
-        )
+        new_state = state._replace(step=state.step + 1, residual=residual, **estimate)
+        if skip_nonfinite:
+            held = jax.tree.map(jnp.zeros_like, sent), state._replace(skipped=state.skipped + 1)
+            return choose(_all_finite(mean), (sent, new_state), held)
+        return sent, new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -167,6 +204,16 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     return params
 
 
+def choose(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
+    """One of two trees of the same structure, leaf by leaf."""
+    return jax.tree.map(functools.partial(jnp.where, condition), yes, no)
+
+
+def _all_finite(tree: PyTree) -> jax.Array:
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.array(leaves)) if leaves else jnp.array(True)
+
+
 def _average_every(period: int, step: jax.Array, residual: PyTree, axis_name: AxisName) -> PyTree:
     """SAEF: replaces the residual by its mean over workers when `step` is a multiple of `period`."""
 
@@ -179,10 +226,6 @@ def _average_every(period: int, step: jax.Array, residual: PyTree, axis_name: Ax
 
 def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
     """The states of `error_feedback` anywhere in `opt_state`; a ValueError in the caller's name for none."""
-
-    def is_state(node):
-        return isinstance(node, ErrorFeedbackState)
-
     states = [node for node in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(node)]
     if not states:
         raise ValueError(
@@ -190,6 +233,11 @@ def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
             'def_jax.error_feedback(...), as returned by optimizer.init or optimizer.update.'
         )
     return states
+
+
+def is_state(node: Any) -> bool:
+    """Whether a node of an optimizer's state is that of `error_feedback`."""
+    return isinstance(node, ErrorFeedbackState)
 
 
 def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:

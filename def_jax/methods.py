@@ -5,7 +5,7 @@ and DEF-A; what separates them in the paper's tables is the point that is evalua
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import optax
 
@@ -42,6 +42,11 @@ class Method:
     detach: float | None = None
     averages: bool = False
     single_worker: bool = False
+
+    @property
+    def detach_is_free(self) -> bool:
+        """Whether λ is a hyper-parameter."""
+        return self.kind == 'error_feedback' and self.detach is None
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -89,9 +94,10 @@ class Method:
         axis_name: AxisName,
         compressor: compressors.Compressor,
         *,
-        detach: float = 0.3,
+        detach: float | Literal['auto'] = 0.3,
         average_every: int = 0,
         seed: int = 0,
+        **options: Any,
     ) -> tuple[list[optax.GradientTransformation], int]:
         """The links of the optimizer's chain, in order, and the position of the one that communicates.
 
@@ -100,9 +106,10 @@ class Method:
             shared: the optimizer proper, e.g. momentum SGD.
             axis_name: the axis over workers.
             compressor: what is sent; see `compressor`.
-            detach: λ, where the method leaves it free.
+            detach: λ or 'auto', where the method leaves it free.
             average_every: period P of the residual's average; methods without it ignore it.
             seed: picks the blocks.
+            **options: more options of `error_feedback`, for the methods that use it.
 
         Returns:
             The links and the position. The states of links before the position differ between workers,
@@ -128,6 +135,7 @@ class Method:
             seed=seed,
             detach=detach if self.detach is None else self.detach,
             average_every=average_every if self.averages else 0,
+            **options,
         )
         return [local, shared, link], 2
 

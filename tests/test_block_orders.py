@@ -145,6 +145,30 @@ def test_nothing_is_sorted_and_no_permutation_is_made():
     assert not re.search(r'tensor<(?:\d+x)*4096(?:x\d+)*x', program)
 
 
+@pytest.mark.parametrize('order', block_orders.ORDERS)
+def test_ages_of_the_residual_and_of_the_block_that_is_sent(order):
+    """Means of age and age², over the residual after a step and over the block as it is sent."""
+    blocks, num_steps = 32, 32 * 200
+    draw = functools.partial(block_orders.draw_places, order, jax.random.key(0))
+    sizes = (np.array([blocks], np.int32), np.array([blocks], np.int32), np.array([1], np.int32))
+    places = jax.jit(jax.vmap(lambda step: draw(step, *sizes)[0]))(jnp.arange(num_steps, dtype=jnp.uint32))
+    ages, sent, kept = np.zeros(blocks), [], []
+    for place in np.asarray(places):
+        ages += 1
+        sent.append(ages[place])
+        ages[place] = 0
+        kept.append([np.mean(ages), np.mean(ages**2)])
+    mean_age, mean_square = np.mean(kept[5 * blocks :], axis=0)
+    waits = np.array(sent[5 * blocks :])
+    signal, noise = block_orders.AGE_SHARES[order]
+    assert mean_square / np.mean(waits**2) == pytest.approx(signal, rel=0.1)
+    assert mean_age / np.mean(waits) == pytest.approx(noise, rel=0.1)
+    # The bound of Lemma A.3 is 4·R² for all of them.
+    assert mean_square / blocks**2 == pytest.approx(
+        {'random': 2, 'shuffled': 1 / 2, 'cyclic': 1 / 3}[order], rel=0.12
+    )
+
+
 @pytest.mark.parametrize('order', ['sorted', '', None, 0])
 def test_unknown_order(order):
     with pytest.raises(ValueError, match=r"order=.* must be 'random' .*'shuffled' .* or 'cyclic'"):

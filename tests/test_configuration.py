@@ -25,7 +25,10 @@ REFUSED = {
     'granularity': [1, None, 'layer'],
     'order': [0, None, 'shuffle'],
     'detach': ['0.3', None, False, -0.1, 1.1, NAN],
+    'auto_detach': [1, 0, None, 'auto'],
     'average_every': COUNT_FROM_0,
+    'wire_dtype': [32, None, 'f32', 'float64', 'bf16'],
+    'skip_nonfinite': [1, 0, None, 'True'],
     'num_workers': COUNT_FROM_1,
     'workers_per_device': COUNT_FROM_1,
     'fake_devices': [1, 0, None, 'False'],
@@ -57,7 +60,10 @@ ACCEPTED = {
     'granularity': ['tensor', 'model', 'element'],
     'order': ['random', 'shuffled', 'cyclic'],
     'detach': [0, 0.0, 0.3, 1],
+    'auto_detach': [True, False],
     'average_every': [0, 1, 100],
+    'wire_dtype': ['float32', 'bfloat16', 'float16'],
+    'skip_nonfinite': [True, False],
     'num_workers': [1, 2, 128],
     'workers_per_device': [1, 2, 16],
     'fake_devices': [True, False],
@@ -193,6 +199,27 @@ def test_single_elements_have_no_order(order):
     message = refusal(changed(granularity='element', order=order))
     assert f'config.order={order!r}' in message and "config.granularity='element'" in message
     check_config(changed(granularity='model', order=order))
+
+
+@pytest.mark.parametrize('method', ['sgd', 'ef21'])
+@pytest.mark.parametrize(('key', 'value'), [('wire_dtype', 'bfloat16'), ('skip_nonfinite', True)])
+def test_options_of_error_feedback_need_it(method, key, value):
+    message = refusal(changed(**{'method': method, key: value}))
+    assert f'config.{key}={value!r}' in message and f'config.method={method!r}' in message
+    check_config(changed(**{'method': 'ef', key: value}))
+
+
+@pytest.mark.parametrize('method', [name for name in METHODS if name not in ('def', 'def_a', 'sgd_ia')])
+def test_only_a_free_detach_can_be_automatic(method):
+    message = refusal(changed(method=method, auto_detach=True))
+    assert 'config.auto_detach=True' in message and f'config.method={method!r}' in message
+    check_config(changed(method='def_a', auto_detach=True))
+
+
+def test_an_automatic_detach_needs_the_range_of_float32():
+    message = refusal(changed(wire_dtype='float16', auto_detach=True))
+    assert "config.wire_dtype='float16'" in message and 'config.auto_detach=True' in message
+    check_config(changed(wire_dtype='bfloat16', auto_detach=True))
 
 
 def test_a_method_for_one_worker_refuses_several():

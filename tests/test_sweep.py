@@ -76,6 +76,7 @@ def test_a_sweep_goes_on_where_it_was_killed_and_is_reported(spec, trained, tmp_
     report.report(tmp_path / 'report', tmp_path / 'report')  # from the copies alone
     assert (tmp_path / 'report' / 'README.md').read_text() == page
     assert (tmp_path / 'report' / 'curves.png').stat().st_size > 0
+    assert not (tmp_path / 'report' / 'rows.png').exists()  # two rows make no line
 
     # Another table from the same runs, which takes along only its own.
     sgd = json.loads(spec.to_json()) | {'title': 'SGD', 'cells': [dict(spec.cells[0])]}

@@ -11,9 +11,9 @@ from absl import flags
 
 from configs.tables import table1, table4
 from configs.tables import tables as table_files
-from def_jax.training import sweep, table_runs, tables
+from def_jax.training import plots, sweep, table_runs, tables
 
-FILES = ('table1', 'table2', 'table3', 'table4', 'figure1', 'figure2', 'figure3')
+FILES = ('table1', 'table2', 'table3', 'table4', 'figure1', 'figure2', 'figure3', 'beyond', 'detach')
 
 
 def get(file, arg=None):
@@ -42,6 +42,17 @@ def name(method, ratio, rate, seed):
     return f'method={method},ratio={ratio},learning_rate={rate},seed={seed}'
 
 
+@pytest.mark.parametrize(
+    ('rows', 'drawn'), [(('16', '64', '256'), True), (('16', '64'), False), (('vgg', '64', '256'), False)]
+)
+def test_rows_that_are_numbers_are_drawn(tmp_path, rows, drawn):
+    cells = [table_files.cell(row, 'DEF', method='def', ratio=i) for i, row in enumerate(rows, start=1)]
+    spec = table_files.table('', table_files.digits_base(), cells, rows='ratio', seeds=(0,))
+    done = {name('def', i, 0.1, 0): result(0.9) for i in range(1, len(rows) + 1)}
+    assert plots.plot_rows(tmp_path / 'rows.png', '', 'ratio', tables.entries(spec, done)) == drawn
+    assert (tmp_path / 'rows.png').exists() == drawn
+
+
 # --- Files ---
 
 
@@ -53,6 +64,29 @@ def test_every_run_of_every_table_can_be_run(file, arg):
     assert spec.base.num_workers == 16 and spec.is_locked
     assert len({(cell['row'], cell['column']) for cell in spec.cells}) == len(spec.cells)
     json.loads(spec.to_json())  # as sweep.json holds it
+
+
+def test_a_cell_may_take_another_point_of_its_method():
+    cells = [table_files.cell(64, 'y', method='def'), table_files.cell(64, 'x', point='x', method='def')]
+    spec = table_files.table('', table_files.digits_base(), cells, rows='ratio', learning_rates=(0.1, 0.01))
+    assert [table_runs.cell_point(cell) for cell in spec.cells] == ['y', 'x']
+    done = {
+        table_runs.run_name(run): result(0.9)
+        for cell in cells
+        for run in [*table_runs.tuning_runs(spec, cell), *table_runs.final_runs(spec, cell, {})]
+    }
+    done['method=def,learning_rate=0.01,seed=100']['metrics']['test_accuracy_y'] = 0.95  # best for y alone
+    assert [table_runs.cell_rate(spec, cell, done) for cell in spec.cells] == [0.01, 0.1]
+    done |= {f'method=def,learning_rate={rate},seed=0': result(0.9) for rate in (0.1, 0.01)}
+    assert [entry.text[:5] for entry in tables.entries(spec, done)] == ['65.00', '90.00']
+
+
+def test_the_table_with_the_papers_visits():
+    spec = get('table1', 'digits_visits')
+    sweep.check_spec(spec)
+    steps_per_epoch, true_ratio = 1000 // spec.base.batch_size, 577.5625  # of result.json at 1024
+    assert spec.base.num_epochs * steps_per_epoch / true_ratio == pytest.approx(78_000 / 1024, rel=0.005)
+    assert {cell['row'] for cell in spec.cells} == {'1', '1024'}
 
 
 def test_the_smaller_cifar10_table():

@@ -27,20 +27,21 @@ def digits_base() -> ml_collections.ConfigDict:
     return base
 
 
-def cell(row: Any, column: str, paper: str = '', **settings: Any) -> dict[str, Any]:
+def cell(row: Any, column: str, paper: str = '', point: str = '', **settings: Any) -> dict[str, Any]:
     """One number of a table.
 
     Args:
         row: its row's heading.
         column: its column's heading.
         paper: what the paper has there; empty for nothing.
-        **settings: what its run changes in the base configuration; `method` also picks the point that is
-            evaluated.
+        point: where the test accuracy is taken: 'x', 'y', 'own', or, in runs that measure BatchNorm's
+            statistics anew, one of these with '_running' behind it for the running ones. Empty: the method's.
+        **settings: what its run changes in the base configuration.
 
     Returns:
         The cell.
     """
-    return {'row': str(row), 'column': column, 'paper': paper, 'settings': settings}
+    return {'row': str(row), 'column': column, 'paper': paper, 'point': point, 'settings': settings}
 
 
 def table(

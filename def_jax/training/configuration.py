@@ -43,7 +43,10 @@ FIELDS: dict[str, Field] = {
     'granularity': _one_of(('tensor', 'model', 'element')),
     'order': _one_of(ORDERS),
     'detach': _number(lambda value: 0 <= value <= 1, 'a number in [0, 1]'),
+    'auto_detach': Field((bool,), lambda value: True, 'True or False'),
     'average_every': _integer(0),
+    'wire_dtype': _one_of(('float32', 'bfloat16', 'float16')),
+    'skip_nonfinite': Field((bool,), lambda value: True, 'True or False'),
     'num_workers': _integer(1),
     'workers_per_device': _integer(1),
     'fake_devices': Field((bool,), lambda value: True, 'True or False'),
@@ -102,6 +105,23 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         if not well_typed or not field.valid(value):
             shown = repr(value).replace('\n', ' ').strip()  # a nested configuration fills several lines
             raise ValueError(f'config.{key}={shown} must be {field.allowed}.{nearest(value, field.names)}')
+    if METHODS[config.method].kind != 'error_feedback':
+        for key, default in (('wire_dtype', 'float32'), ('skip_nonfinite', False)):
+            if config[key] != default:
+                raise ValueError(
+                    f'config.{key}={config[key]!r} is an option of error feedback, which config.method='
+                    f'{config.method!r} does not use. Set --config.{key}={default}.'
+                )
+    if config.auto_detach and not METHODS[config.method].detach_is_free:
+        raise ValueError(
+            f'config.auto_detach=True chooses λ, but config.method={config.method!r} fixes it or has none. '
+            'Set --config.auto_detach=False, or --config.method=def or def_a.'
+        )
+    if config.auto_detach and config.wire_dtype == 'float16':
+        raise ValueError(
+            "config.wire_dtype='float16' is too narrow for the squared norm that config.auto_detach=True "
+            'sends. Set --config.wire_dtype=bfloat16 or float32.'
+        )
     if config.granularity == 'element' and config.order != 'random':
         raise ValueError(
             f"config.order={config.order!r} orders blocks, but config.granularity='element' draws single "

@@ -21,14 +21,15 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
     device = experiment.devices[0]
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
     devices = f'{len(experiment.devices)} {kind} device(s)'
-    detach = config.detach if method.detach is None else method.detach
+    free = 'auto' if config.auto_detach else f'{config.detach:g}'
+    detach = free if method.detach is None else f'{method.detach:g}'
     drawn = {'tensor': 'one block a tensor', 'model': 'one block of the model', 'element': 'random elements'}
     order = f', {config.order}' if config.order != 'random' else ''
     sent_part = f'ratio {config.ratio:g}, {drawn[config.granularity]}{order}'
     how = {
         'dense': 'dense',
         'ef21': sent_part,
-        'error_feedback': f'{sent_part}, λ={detach:g}',
+        'error_feedback': f'{sent_part}, λ={detach}',
     }[method.kind]
     lines = {
         'method': f'{method.title} ({how})',

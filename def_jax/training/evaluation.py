@@ -37,7 +37,9 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
 
     The record has `test_accuracy_x` and `test_loss_x`, and the same for each point of the method. For
     'own', every worker's own model, they are means over workers, and `test_accuracy_own_std` is the
-    spread. Every test image counts exactly once. It raises DivergedError where a loss is not finite.
+    spread. Where BatchNorm's statistics are measured anew, `test_accuracy_x_running` and so on are those
+    with the running ones. Every test image counts exactly once. It raises DivergedError where a loss is
+    not finite.
     """
     outputs, num_devices = steps.make_outputs(experiment), len(experiment.devices)
     eval_steps = {'own': steps.make_own_eval_step(experiment)}
@@ -57,18 +59,26 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
 
     def evaluate(state: steps.TrainState, step: int) -> dict[str, Any]:
         record: dict[str, Any] = {'step': step}
-        for point, variables in recalibrated(state, outputs(state)).items():
+        points = outputs(state)
+        for point, variables in recalibrated(state, points).items():
             total = sums(point, variables)
             if not np.isfinite(total['loss']).all():
                 raise DivergedError(step, None, float(total['loss'].sum()))
-            accuracy = total['correct'] / total['count']
-            record[f'test_accuracy_{point}'] = float(accuracy.mean())
-            record[f'test_loss_{point}'] = float((total['loss'] / total['count']).mean())
-            if point == 'own':
-                record['test_accuracy_own_std'] = float(accuracy.std())
+            record |= _figures(point, point, total)
+            if experiment.config.recalibrate_batches:
+                record |= _figures(point, f'{point}_running', sums(point, points[point]))
         return record
 
     return evaluate
+
+
+def _figures(point: str, name: str, total: dict[str, np.ndarray]) -> dict[str, float]:
+    """The figures of a record from the sums over the test set."""
+    accuracy, loss = total['correct'] / total['count'], total['loss'] / total['count']
+    figures = {f'test_accuracy_{name}': accuracy.mean(), f'test_loss_{name}': loss.mean()}
+    if point == 'own':
+        figures[f'test_accuracy_{name}_std'] = accuracy.std()
+    return {key: float(value) for key, value in figures.items()}
 
 
 def _make_recalibrated(experiment: Experiment) -> Callable[[steps.TrainState, dict], dict]:

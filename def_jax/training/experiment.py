@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -14,6 +15,7 @@ import optax
 from def_jax import compressors, methods
 from def_jax.datasets.catalogue import DatasetSpec, get_dataset_spec
 from def_jax.models import get_model
+from def_jax.skipping import hold_skipped
 from def_jax.training import input_pipeline, streaming
 from def_jax.training.configuration import check_config
 from def_jax.training.devices import worker_devices
@@ -52,7 +54,8 @@ class Experiment:
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        return optax.chain(*self.links)
+        chain = optax.chain(*self.links)
+        return hold_skipped(chain) if self.config.skip_nonfinite else chain
 
     @property
     def workers_shape(self) -> tuple[int, ...]:
@@ -89,7 +92,7 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Communication:
-    """What one worker hands to the all-reduce in training; counts are elements of float32.
+    """What one worker hands to the all-reduce in training; counts are elements, dense ones of float32.
 
     Evaluations come on top: the mean residual, d, for y, and BatchNorm's statistics.
     """
@@ -98,6 +101,7 @@ class Communication:
     message_size: int  # B
     dense_first: bool = False  # whether the first step sends d in place of B
     average_every: int = 0  # after how many steps d is sent on top; 0 for never
+    element_bytes: int = 4  # of a message's elements
 
     @property
     def true_ratio(self) -> float:
@@ -106,7 +110,7 @@ class Communication:
 
     @property
     def bytes_per_step(self) -> int:
-        return 4 * self.message_size
+        return self.element_bytes * self.message_size
 
     @property
     def dense_bytes_per_step(self) -> int:
@@ -114,21 +118,23 @@ class Communication:
 
     def megabytes_sent(self, steps: int) -> float:
         """What a worker has sent after `steps` steps."""
-        elements = steps * self.message_size
+        sent = steps * self.bytes_per_step
         if self.dense_first and steps:
-            elements += self.num_params - self.message_size
+            sent += self.dense_bytes_per_step - self.bytes_per_step
         if self.average_every:
-            elements += steps // self.average_every * self.num_params
-        return 4 * elements / 1e6
+            sent += steps // self.average_every * self.dense_bytes_per_step
+        return sent / 1e6
 
     @classmethod
     def of(cls, experiment: Experiment, params: Any) -> 'Communication':
         method = experiment.method
         return cls(
             num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
-            message_size=compressors.message_size(experiment.compressor, params),
+            message_size=compressors.message_size(experiment.compressor, params)
+            + int(experiment.config.auto_detach),
             dense_first=method.kind == 'ef21',
             average_every=experiment.config.average_every if method.averages else 0,
+            element_bytes=jnp.dtype(experiment.config.wire_dtype).itemsize,
         )
 
 
@@ -171,9 +177,11 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
             optax.sgd(schedule, momentum=config.momentum),
             _axis_name(config),
             compressor,
-            detach=config.detach,
+            detach='auto' if config.auto_detach else config.detach,
             average_every=config.average_every,
             seed=seed,
+            wire_dtype=config.wire_dtype,
+            skip_nonfinite=config.skip_nonfinite,
         )
 
     _, communicating_link = chain(config.seed)

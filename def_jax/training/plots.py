@@ -1,5 +1,8 @@
-"""Pictures: curves.png, the course of a run or of a table's runs; diagnostics.png, what theory is about."""
+"""Pictures: curves.png, the course of a run or of a table's runs; rows.png, a table's accuracies against its
+rows; diagnostics.png, what theory is about."""
 
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import numpy as np
 from def_jax.training.console import point_name
 from def_jax.training.tables import Entry
 
-__all__ = ['plot_curves', 'plot_diagnostics', 'plot_sweep']
+__all__ = ['plot_curves', 'plot_diagnostics', 'plot_rows', 'plot_sweep']
 
 
 def plot_curves(path: Path, records: list[dict[str, Any]], title: str, answers: dict[str, str]) -> None:
@@ -108,6 +111,66 @@ def plot_sweep(path: Path, title: str, rows: str, table: list[Entry]) -> None:
         for panel in axes:
             panel.grid(alpha=0.3)
     _save(figure, path, title)
+
+
+def plot_rows(path: Path, title: str, rows: str, table: list[Entry]) -> bool:
+    """Draws the accuracy of every column against the table's rows, and for ratios against megabytes sent.
+
+    Args:
+        path: the PNG to write.
+        title: line above the picture.
+        rows: what distinguishes the rows.
+        table: the table's entries.
+
+    Returns:
+        Whether there is a picture: a table with fewer than three numbers for rows has none.
+    """
+    numbers = {entry.row: float(entry.row) for entry in table if re.fullmatch(r'[\d.]+', entry.row)}
+    if len(numbers) < 3:
+        return False
+    columns: dict[str, list[Entry]] = {}
+    for entry in table:
+        columns.setdefault(entry.column, []).append(entry)
+    panels = {rows: lambda entry: numbers[entry.row]}
+    if rows == 'ratio':
+        panels = {
+            'ratio': lambda entry: numbers[entry.row],
+            'MB sent by a worker': lambda entry: entry.results[0]['communication']['megabytes_sent'],
+        }
+    figure = matplotlib.figure.Figure(figsize=(5.5 * len(panels), 4), layout='constrained')
+    for axes, (label, position) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for column, entries in columns.items():
+            _draw_column(axes, column, entries, position if len(entries) > 1 else None, numbers)
+        axes.set(xlabel=label, ylabel='test accuracy, %', xscale='log' if rows == 'ratio' else 'linear')
+        if label == 'ratio':
+            ticks = sorted({position(e) for entries in columns.values() if len(entries) > 1 for e in entries})
+            axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+            axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize='small')
+    _save(figure, path, title)
+    return True
+
+
+def _draw_column(
+    axes: Any, column: str, entries: list[Entry], position: Callable | None, numbers: Mapping[str, float]
+) -> None:
+    """A line through the rows that are numbers; the others, and a column without a position, are levels."""
+    shown = [entry for entry in entries if entry.accuracies]
+    line = [entry for entry in shown if position and entry.row in numbers]
+    color = 'black'
+    if position and line:
+        means = [float(np.mean(entry.accuracies)) for entry in line]
+        spreads = [float(np.std(e.accuracies, ddof=1)) if len(e.accuracies) > 1 else 0.0 for e in line]
+        drawn = axes.errorbar(list(map(position, line)), means, spreads, label=column, marker='.', capsize=2)
+        color = drawn[0].get_color()
+    for entry in shown:
+        if entry not in line:
+            label = column if entry.row in numbers else f'{column}, {entry.row}'
+            level = float(np.mean(entry.accuracies))
+            axes.axhline(level, label=label, color=color, linewidth=0.8, linestyle='--')
 
 
 def _draw(axes: Any, entry: Entry, x: str, y: str) -> None:

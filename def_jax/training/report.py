@@ -2,7 +2,8 @@
 
     python -m def_jax.training.report --workdir=runs/table1_digits --output=results/table1_digits
 
-For the folder of a sweep: README.md with the table beside the paper's, table.csv and curves.png; with
+For the folder of a sweep: README.md with the table beside the paper's, table.csv, curves.png and, where rows
+are numbers, rows.png; with
 --config=configs/tables/figure1.py another table, filled from the same runs. For another folder, README.md
 with a row for every setting. Everything comes from the result.json of each run, which an --output other than
 the workdir gets a copy of, so that the same command works there. Exit codes: 0, or 2 where something cannot
@@ -83,7 +84,8 @@ def report(workdir: Path, output: Path, spec: Mapping[str, Any] | None = None) -
         _copy(workdir, output, found, spec)
     command = f'python -m def_jax.training.report --workdir={shlex.quote(str(output))}'
     if spec and table:
-        body = _sweep_page(spec, table, found)
+        drawn = plots.plot_rows(output / 'rows.png', spec['title'], spec['rows'], table)
+        body = _sweep_page(spec, table, found, with_rows=drawn)
         (output / 'table.csv').write_text(tables.comma_separated(table))
         plots.plot_sweep(output / 'curves.png', spec['title'], spec['rows'], table)
     else:
@@ -148,7 +150,9 @@ def _read_spec(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def _sweep_page(spec: Mapping[str, Any], table: list[tables.Entry], found: Mapping[str, Any]) -> str:
+def _sweep_page(
+    spec: Mapping[str, Any], table: list[tables.Entry], found: Mapping[str, Any], *, with_rows: bool
+) -> str:
     base, tuned = spec['base'], bool(spec['learning_rates'])
     seeds = ', '.join(map(str, spec['seeds']))
     parts = [
@@ -158,6 +162,7 @@ def _sweep_page(spec: Mapping[str, Any], table: list[tables.Entry], found: Mappi
         f'sample standard deviation over seeds {seeds}; the best compressed method of a row is bold. A run '
         'diverges where its loss becomes NaN or infinite, or stays within 5 % of that of guessing.',
         tables.compared(spec['rows'], table),
+        *([f'![Accuracy by {spec["rows"]}](rows.png)'] if with_rows else []),
         '![Accuracy and loss of every row](curves.png)',
         '## What was sent',
         'Visits per block are steps / true ratio; the true ratio is below the nominal one where small '

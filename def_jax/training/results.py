@@ -49,6 +49,7 @@ def write(
         | {
             'train_loss': sum(losses) / len(losses) if losses else None,
             'steps': steps_done,
+            'skipped': sum(record.get('skipped', 0) for record in log.records),
             'seconds': log.last('seconds'),
         },
         'communication': {

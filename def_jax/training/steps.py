@@ -13,7 +13,7 @@ from jax import lax
 
 from def_jax import diagnostics
 from def_jax.ef21 import EF21State
-from def_jax.error_feedback import detached_params, output_params
+from def_jax.error_feedback import choose, detached_params, output_params
 from def_jax.models.layers import STATISTICS_MOMENTUM
 from def_jax.training import input_pipeline
 from def_jax.training.experiment import DEVICE_AXIS, VIRTUAL_AXIS, Experiment
@@ -73,10 +73,12 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     """Returns the train step of Algorithm 1, lines 4 to 10; it takes over the state's memory.
 
     The step maps a state and a batch (image uint8 [K, b, H, W, C], label int32 [K, b]) to the new state
-    and metrics of every worker (loss and accuracy, float32 [K]), both at the detached point. With
-    virtual workers [devices, virtual workers] stands in place of [K].
+    and metrics of every worker (loss and accuracy, float32 [K]), both at the detached point; with
+    `skip_nonfinite` also taken, bool [K], false where all workers left the step out. With virtual
+    workers [devices, virtual workers] stands in place of [K].
     """
     detaches, axes = experiment.method.kind == 'error_feedback', worker_axes(experiment)
+    skips = experiment.config.skip_nonfinite
 
     def gradient_point(params, opt_state):
         return detached_params(params, opt_state) if detaches else params
@@ -89,13 +91,18 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
             return _loss(experiment, point, state.batch_stats, images, batch['label'])
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        if skips:  # a loss that is not finite may have a gradient that is
+            grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
         # Weight decay is part of the gradient, hence also taken at the detached point.
         point = gradient_point(state.params, state.opt_state)
         updates, opt_state = experiment.optimizer.update(grads, state.opt_state, point)
         params = optax.apply_updates(state.params, updates)
-        accuracy = jnp.mean(logits.argmax(-1) == batch['label'])
-        state = TrainState(state.step + 1, state.key, params, batch_stats, opt_state)
-        return state, {'loss': loss, 'accuracy': accuracy}
+        metrics = {'loss': loss, 'accuracy': jnp.mean(logits.argmax(-1) == batch['label'])}
+        if skips:
+            taken = _num_skipped(opt_state) == _num_skipped(state.opt_state)
+            batch_stats = choose(taken, batch_stats, state.batch_stats)
+            metrics['taken'] = taken
+        return TrainState(state.step + 1, state.key, params, batch_stats, opt_state), metrics
 
     return on_workers(train_step, experiment, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
 
@@ -191,6 +198,10 @@ def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     axes = {'params': 0, 'batch_stats': None}
     step = functools.partial(_test_sums, experiment)
     return on_workers(step, experiment, in_axes=(axes, None), out_axes=0)
+
+
+def _num_skipped(opt_state: PyTree) -> jax.Array:
+    return optax.tree.get(opt_state, 'skipped')
 
 
 def _augmented(experiment: Experiment, state: TrainState, batch: dict) -> jax.Array:

@@ -8,7 +8,17 @@ from typing import Any
 
 from def_jax.methods import METHODS, trajectory
 
-__all__ = ['Results', 'Run', 'all_runs', 'cell_rate', 'final_runs', 'missing_runs', 'run_name', 'tuning_runs']
+__all__ = [
+    'Results',
+    'Run',
+    'all_runs',
+    'cell_point',
+    'cell_rate',
+    'final_runs',
+    'missing_runs',
+    'run_name',
+    'tuning_runs',
+]
 
 Run = dict[str, Any]  # what a run changes in the base configuration
 Results = Mapping[str, dict[str, Any]]  # contents of result.json by the name of the run
@@ -45,7 +55,7 @@ def cell_rate(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results
     runs = tuning_runs(spec, cell)
     if any(run_name(run) not in results for run in runs):
         return None
-    key = f'test_accuracy_{METHODS[cell["settings"]["method"]].answer}'
+    key = f'test_accuracy_{cell_point(cell)}'
 
     def merit(run: Run) -> tuple[float, float]:
         result = results[run_name(run)]
@@ -54,6 +64,11 @@ def cell_rate(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results
         return result['metrics'][key], -result['metrics']['train_loss']
 
     return max(runs, key=merit)['learning_rate']
+
+
+def cell_point(cell: Mapping[str, Any]) -> str:
+    """The point at which a cell takes the test accuracy: its own choice, or its method's answer."""
+    return cell.get('point') or METHODS[cell['settings']['method']].answer
 
 
 def final_runs(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results) -> list[Run]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from def_jax.datasets.catalogue import DATASETS
-from def_jax.methods import METHODS
 from def_jax.training import table_runs
 
 __all__ = [
@@ -74,7 +73,7 @@ def entries(spec: Mapping[str, Any], results: table_runs.Results) -> list[Entry]
     for cell in spec['cells']:
         runs = [table_runs.run_name(run) for run in table_runs.final_runs(spec, cell, results)]
         done = [results[name] for name in runs if name in results]
-        point = METHODS[cell['settings']['method']].answer
+        point = table_runs.cell_point(cell)
         found.append(
             Entry(
                 row=cell['row'],
@@ -189,7 +188,7 @@ def learning_rates(spec: Mapping[str, Any], results: table_runs.Results) -> str:
     """In Markdown, the test accuracy of every learning rate tried for every cell; the choice is bold."""
     lines = [[spec['rows'], 'method', *(f'{rate:g}' for rate in spec['learning_rates'])]]
     for cell in spec['cells']:
-        key = f'test_accuracy_{METHODS[cell["settings"]["method"]].answer}'
+        key = f'test_accuracy_{table_runs.cell_point(cell)}'
         chosen, texts = table_runs.cell_rate(spec, cell, results), []
         for run in table_runs.tuning_runs(spec, cell):
             text = _tried(results.get(table_runs.run_name(run)), key)

@@ -149,7 +149,12 @@ def _run(
             if check_replicas and (evaluation_due or done % config.check_replicas_every == 0):
                 check_replicas(state, done)
             if evaluation_due or done % config.log_every_steps == 0:
-                progress.update(done, window.flush(done))
+                record = window.flush(done)
+                progress.update(done, record)
+                if skipped := record.get('skipped', 0):
+                    progress.note(
+                        f'up to step {done:,}: {skipped} step(s) left out, an update was not finite'
+                    )
             if evaluation_due:
                 record = evaluate(state, done)
                 checkpoints.wait()  # two evaluations on record mean that a checkpoint is complete
@@ -202,27 +207,35 @@ class _Window:
 
     def flush(self, done: int) -> dict[str, Any]:
         """Writes the mean of the pending metrics as the record of step `done`."""
-        losses = self._finite_losses(done)
+        losses, taken = self._finite_losses(done)
+        counted = taken if taken.any() else ~taken
         images = (len(losses) - self._carried) * self._experiment.config.batch_size
         record = {
             'step': done,
-            'loss': float(losses.mean()),
+            'loss': float(losses[counted].mean()),
             'accuracy': float(self._values('accuracy').mean()),
             'learning_rate': float(self._experiment.schedule(done - 1)),
             'images_per_second': images / (time.perf_counter() - self._started),
         } | self.position(done)
+        if self._experiment.config.skip_nonfinite:
+            record['skipped'] = int((~taken).sum())
         self._log.write(record)
         self.restart()
         return record
 
-    def _finite_losses(self, done: int) -> np.ndarray:
-        """The pending losses, float32 [steps, K]; DivergedError where one is not finite."""
+    def _finite_losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pending losses, float32 [steps, K], and which steps were taken, bool [steps].
+
+        DivergedError where the loss of a step that was taken is not finite, or where all were skipped.
+        """
         losses = self._values('loss')
-        bad = np.argwhere(~np.isfinite(losses))
+        taken = np.array([np.all(m.get('taken', True)) for m in self._pending], bool)
+        counted = taken if taken.any() else ~taken
+        bad = np.argwhere(~np.isfinite(losses) & counted[:, None])
         if bad.size:
             row, worker = (int(i) for i in bad[0])
             raise DivergedError(done - len(losses) + row, worker, float(losses[row, worker]))
-        return losses
+        return losses, taken
 
     def _values(self, name: str) -> np.ndarray:
         rows = [np.asarray(metrics[name], np.float32).reshape(-1) for metrics in self._pending]

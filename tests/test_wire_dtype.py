@@ -1,0 +1,95 @@
+"""Narrow messages: what rounding takes from a message stays in the residual."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import def_jax
+
+NARROW = [jnp.bfloat16, jnp.float16, jnp.float8_e5m2]
+SIZE, RATIO, NUM_WORKERS = 64, 4, 4
+
+
+def link(wire_dtype, axis_name='workers'):
+    return def_jax.error_feedback(def_jax.random_block(RATIO), axis_name, wire_dtype=wire_dtype)
+
+
+def steps(wire_dtype, num_workers=NUM_WORKERS, num_steps=20):
+    """Updates [K, T, n], what arrived [K, T, n] and the residual after each step [K, T, n]."""
+    u = np.random.default_rng(0).normal(size=(num_workers, num_steps, SIZE)).astype(np.float32)
+
+    def worker(updates):
+        def step(state, u):
+            sent, state = link(wire_dtype).update(u, state)
+            return state, (sent, state.residual)
+
+        return jax.lax.scan(step, link(wire_dtype).init(jnp.zeros(SIZE)), updates)[1]
+
+    return u, *map(np.asarray, jax.jit(jax.vmap(worker, axis_name='workers'))(u))
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, *NARROW])
+def test_sent_and_kept_restore_what_was_pending_bit_for_bit(dtype):
+    pending = np.random.default_rng(0).normal(size=(50, SIZE)).astype(np.float32)
+
+    @jax.jit
+    @jax.vmap
+    def once(pending):
+        sent, state = link(dtype, None).update(pending, link(dtype, None).init(pending))
+        return sent, state.residual
+
+    sent, kept = map(np.asarray, once(pending))
+    np.testing.assert_array_equal(sent + kept, pending)
+    np.testing.assert_array_equal(sent.astype(dtype).astype(np.float32), sent)  # it fitted the wire
+    rounded = (sent != 0) & (kept != 0)
+    assert rounded.any() == (dtype != jnp.float32)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, *NARROW])
+def test_y_moves_by_the_mean_update(dtype):
+    """Eq. 8, up to what the all-reduce rounds: K - 1 sums and a quotient, each by half a unit at most."""
+    u, arrived, residual = steps(dtype)
+    before = np.concatenate([np.zeros_like(residual[:, :1]), residual[:, :-1]], axis=1)
+    sent = before + u - residual
+    y = np.cumsum(arrived.mean(axis=0, dtype=np.float64), axis=0) + residual.mean(axis=0, dtype=np.float64)
+    expected = np.cumsum(u.mean(axis=0, dtype=np.float64), axis=0)
+    half_unit = 2.0 ** -(jnp.finfo(dtype).nmant + 1)
+    bound = NUM_WORKERS * half_unit * np.cumsum(np.abs(sent).mean(axis=0, dtype=np.float64), axis=0)
+    assert np.all(np.abs(y - expected) <= bound + 1e-5)
+
+
+def test_what_rounding_took_arrives_later():
+    """With residuals the error of what has arrived does not grow; rounding alone would lose it for good."""
+    u, arrived, residual = steps(jnp.bfloat16, num_workers=1, num_steps=400)
+    lost = np.cumsum(u[0], axis=0, dtype=np.float64) - np.cumsum(arrived[0], axis=0, dtype=np.float64)
+    np.testing.assert_allclose(residual[0], lost, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_the_message_travels_in_that_type(dtype):
+    """In the program as it is handed to the compiler; XLA's CPU backend reduces bfloat16 as float32."""
+    step = jax.pmap(lambda u, s: link(dtype).update(u, s), axis_name='workers')
+    state = jax.vmap(link(dtype).init)(jnp.zeros((NUM_WORKERS, SIZE)))
+    program = step.lower(jnp.zeros((NUM_WORKERS, SIZE)), state).as_text()
+    (reduced,) = re.findall(r'"stablehlo.all_reduce"[\s\S]*?-> tensor<(\w+)>', program)
+    short = {jnp.float32: 'f32', jnp.bfloat16: 'bf16', jnp.float16: 'f16'}[dtype]
+    assert reduced == f'{SIZE // RATIO}x{short}'
+
+
+def test_updates_keep_their_type_and_the_residual_is_float32():
+    params = {'w': jnp.ones(8, jnp.bfloat16), 'b': jnp.ones(8)}
+    optimizer = optax.chain(optax.sgd(0.1), link(jnp.bfloat16, None))
+    updates, state = optimizer.update(params, optimizer.init(params))
+    assert jax.tree.map(lambda u: u.dtype, updates) == jax.tree.map(lambda p: p.dtype, params)
+    assert all(r.dtype == jnp.float32 for r in jax.tree.leaves(optax.tree.get(state, 'residual')))
+
+
+@pytest.mark.parametrize('dtype', [jnp.int8, jnp.float64, 'float', 'f33', None, 16, math.pi])
+def test_impossible_type(dtype):
+    with pytest.raises(ValueError, match=r'wire_dtype=.* must be a float type of at most 32 bits'):
+        def_jax.error_feedback(def_jax.identity(), None, wire_dtype=dtype)
