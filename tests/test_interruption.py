@@ -24,13 +24,12 @@ def recorded(data_dir):
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """The handlers of the process, which must be back in place after each test."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Python's own handlers, however the suite was started; they must be back in place after each test."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    after = {number: signal.getsignal(number) for number in before}
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    assert after == before
+    after = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert after == usual
 
 
 def signalled(monkeypatch, number, step):
@@ -112,6 +111,14 @@ def test_the_second_signal_acts_at_once():
         signal.raise_signal(signal.SIGINT)
 
 
+def test_a_signal_that_is_ignored_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruption.watch() as seen:
+        signal.raise_signal(signal.SIGINT)
+    assert seen.name is None and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_outside_the_main_thread_signals_are_left_alone():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
@@ -154,15 +161,13 @@ def raising(error):
     ],
 )
 def test_every_ending_has_its_exit_code_and_one_line(capsys, monkeypatch, run, code, line):
-    before = signal.getsignal(signal.SIGTERM)
     assert command_line.exit_code('train.py', run) == code
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     error = capsys.readouterr().err
     assert line in error and error.count('\n') == (1 if code else 0)
 
 
 def test_what_is_no_foreseen_ending_is_not_hidden():
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ZeroDivisionError):
         command_line.exit_code('train.py', lambda: 1 / 0)
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -59,7 +59,8 @@ def watch() -> Iterator[Watch]:
         restore()
 
     for number in _SIGNALS:
-        before[number] = signal.signal(number, note)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell starts jobs in the background
+            before[number] = signal.signal(number, note)
     try:
         yield seen
     finally:
