@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 WORKDIR ?= runs/digits
 ARGS   ?=
+# The whole suite keeps two cores busy; a part of it, picked with ARGS, starts sooner in one process.
+PROCESSES ?= $(if $(ARGS),0,2)
 
 RESULTS := $(sort $(foreach run,$(wildcard results/*/*/result.json),$(patsubst %/,%,$(dir $(patsubst %/,%,$(dir $(run)))))))
 REPRODUCED ?= table1 table4 figure3
@@ -20,7 +22,7 @@ train: $(READY)  ## Train DEF at ratio 64 on digits, 16 fake devices; ARGS="--co
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR) $(ARGS)
 
 test: $(READY)  ## Run the whole test suite; ARGS="-k name" passes flags on.
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(ARGS)
 
 lint: $(READY)  ## Check style and types.
 	$(BIN)/ruff check .

@@ -29,14 +29,18 @@ _ROUNDS = flags.DEFINE_integer('rounds', 60, 'Times that every variant is run.',
 def variants() -> dict[str, optax.GradientTransformation]:
     """The optimizers that are compared, by the name of their row."""
 
-    def compressed(compressor):
+    def compressed(compressor, **options):
         sgd = optax.sgd(0.1, momentum=0.9)
-        return optax.chain(sgd, def_jax.error_feedback(compressor, axis_name=None))
+        return optax.chain(sgd, def_jax.error_feedback(compressor, axis_name=None, **options))
 
     return {
         'momentum SGD': optax.sgd(0.1, momentum=0.9),
         'DEF, block of 1/64': compressed(def_jax.random_block(64)),
         'DEF, block of 1/1024': compressed(def_jax.random_block(1024)),
+        'DEF, 1/64, shuffled': compressed(def_jax.random_block(64, order='shuffled')),
+        "DEF, 1/64, detach='auto'": compressed(def_jax.random_block(64), detach='auto'),
+        'DEF, 1/64, bfloat16': compressed(def_jax.random_block(64), wire_dtype=jnp.bfloat16),
+        'DEF, 1/64, skip_nonfinite': compressed(def_jax.random_block(64), skip_nonfinite=True),
         'DEF, 1/100 (blocks wrap around)': compressed(def_jax.random_block(100)),
         'DEF, 1/64, one block of the model': compressed(def_jax.random_block(64, granularity='model')),
         'DEF, random 1/64 of the elements': compressed(def_jax.random_k(64)),

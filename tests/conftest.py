@@ -1,17 +1,27 @@
 """Runs the suite on eight fake CPU devices; this must happen before JAX initialises."""
 
+import atexit
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 # Collectives of many fake devices on few cores can starve each other of threads; this gives them enough.
 os.environ.setdefault('NPROC', '16')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# The processes of a run share what they compile. Not from run to run, unless a folder is given.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='def_jax-compiled-')
+    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 if importlib.util.find_spec('def_jax') is None:  # neither installed nor found through pytest's `pythonpath`
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import chex
+import jax
+import pytest
 
 NUM_DEVICES = 8
 chex.set_n_cpu_devices(NUM_DEVICES)
@@ -20,3 +30,15 @@ chex.set_n_cpu_devices(NUM_DEVICES)
 def pytest_sessionstart(session):
     del session
     chex.assert_devices_available(NUM_DEVICES, 'cpu')
+
+
+@pytest.fixture(scope='module')
+def quick_compilation():
+    """LLVM optimises little while this module runs: its programs take longer to compile than to run.
+
+    For networks and for the trainer. What is tested of the library itself, and whatever reads HLO, is
+    compiled as a user's program is.
+    """
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)

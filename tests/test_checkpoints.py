@@ -10,6 +10,8 @@ import training_fixtures as fixtures
 
 from def_jax.training import checkpoints, input_pipeline, plots, results, steps
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):

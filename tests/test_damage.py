@@ -17,6 +17,8 @@ from absl import logging
 
 from def_jax.training import checkpoints, experiment, manifest, steps, trainer
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 # Orbax leaves the coroutines of a failed write to the garbage collector, which reports them.
 ignore_abandoned_writes = pytest.mark.filterwarnings(
     'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::pytest.PytestUnhandledThreadExceptionWarning'

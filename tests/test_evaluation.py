@@ -12,6 +12,8 @@ import training_fixtures as fixtures
 from def_jax.datasets.catalogue import get_dataset_spec
 from def_jax.training import experiment, input_pipeline, steps, trainer
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 DATASET = get_dataset_spec('digits')
 
 

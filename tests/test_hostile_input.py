@@ -28,6 +28,8 @@ from configs import digits
 from def_jax import compressors
 from def_jax.training import command_line, experiment, input_pipeline, steps, streaming, trainer
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 NUM_MUTATED = 1000  # configurations, and as many command lines
 
 

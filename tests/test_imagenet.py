@@ -13,6 +13,8 @@ from test_streaming import OneByOne
 from configs import imagenet
 from def_jax.training import evaluation, streaming, trainer
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 SETTINGS = (
     'num_workers=2,workers_per_device=2,batch_size=4,train_images=8,test_images=3,'
     'num_epochs=1,log_every_steps=1,fake_devices=true'

@@ -10,6 +10,8 @@ import training_fixtures as fixtures
 from def_jax.training import command_line, input_pipeline, interruption, metrics, steps, trainer
 from def_jax.training.endings import EndedError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):

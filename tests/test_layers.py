@@ -10,6 +10,8 @@ from flax import linen as nn
 
 from def_jax.models import get_model, layers
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 @pytest.mark.parametrize(
     ('image', 'kernel', 'stride'),

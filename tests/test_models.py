@@ -23,6 +23,8 @@ from reference_networks import (
 
 from def_jax.models import MODELS, VGG, BasicBlock, Bottleneck, ResNet, WideResNet, get_model
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 IMAGE_SHAPES = {
     'vgg16': (32, 32, 3),
     'vgg_digits': (8, 8, 1),
@@ -275,7 +277,7 @@ TRAINING_SIZES = [
     ('wrn_10_1', (8, 8, 1)),
     pytest.param('resnet110', (8, 8, 3), marks=pytest.mark.slow),
     pytest.param('wrn_28_10', (8, 8, 3), marks=pytest.mark.slow),
-    pytest.param('resnet50', (224, 224, 3), marks=pytest.mark.slow),
+    pytest.param('resnet50', (64, 64, 3), marks=pytest.mark.slow),
 ]
 
 

@@ -16,6 +16,8 @@ import training_fixtures as fixtures
 from def_jax.training import input_pipeline, regrouping, steps, trainer
 from def_jax.training.experiment import build
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 STEP = 7
 
 

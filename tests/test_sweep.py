@@ -9,6 +9,8 @@ import training_fixtures as fixtures
 from configs.tables import tables as table_files
 from def_jax.training import report, sweep, trainer, workdir
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 CONSOLE = rich.console.Console(quiet=True)
 
 

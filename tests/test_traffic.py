@@ -68,7 +68,7 @@ def test_dense_messages_are_counted(options, steps, elements):
 def test_methods_with_dense_messages(data_dir):
     def of(**changes):
         run = experiment.build(fixtures.tiny_config(data_dir, **changes))
-        return experiment.Communication.of(run, steps.make_init(run)().params)
+        return experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
 
     assert (of(method='ef21').dense_first, of(method='def').dense_first) == (True, False)
     assert of(method='saef', average_every=5).average_every == 5

@@ -25,6 +25,8 @@ import train
 from def_jax import METHODS
 from def_jax.training import experiment, input_pipeline, steps, trainer
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 EVALUATIONS = [5, 10, 15, 20]
 
 

@@ -137,7 +137,7 @@ def plot_rows(path: Path, title: str, rows: str, table: list[Entry]) -> bool:
             'ratio': lambda entry: numbers[entry.row],
             'MB sent by a worker': lambda entry: entry.results[0]['communication']['megabytes_sent'],
         }
-    figure = matplotlib.figure.Figure(figsize=(5.5 * len(panels), 4), layout='constrained')
+    figure = matplotlib.figure.Figure(figsize=(max(8, 5.5 * len(panels)), 4), layout='constrained')
     for axes, (label, position) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
