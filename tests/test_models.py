@@ -277,7 +277,7 @@ TRAINING_SIZES = [
     ('wrn_10_1', (8, 8, 1)),
     pytest.param('resnet110', (8, 8, 3), marks=pytest.mark.slow),
     pytest.param('wrn_28_10', (8, 8, 3), marks=pytest.mark.slow),
-    pytest.param('resnet50', (64, 64, 3), marks=pytest.mark.slow),
+    pytest.param('resnet50', (224, 224, 3), marks=pytest.mark.slow),
 ]
 
 
