@@ -63,39 +63,7 @@ def torture(folder: Path, kills: int, seed: int, longest: float, flags: list[str
         raise RuntimeError(reference.with_name('reference.log').read_text()[-2000:])
     done = []
     while len(done) < kills:
-        how = HOW[len(done) % len(HOW)]
-        before = processes.log_size(run)
-        since = time.time()
-        process, started = processes.start(run, flags, environment), time.monotonic()
-        alive, wait = True, chance.uniform(0, longest)
-        if how == 'at any time':
-            wait *= 3
-        else:
-            alive = processes.wait_for(process, lambda before=before: processes.log_size(run) != before)
-        until = time.monotonic() + wait
-        alive = alive and processes.wait_for(process, lambda until=until: time.monotonic() > until)
-        after = time.monotonic() - started
-        if alive and how == 'while writing':
-            alive = processes.wait_for(process, lambda since=since: processes.is_writing(run, since))
-            time.sleep(chance.uniform(0, 0.02))
-        if not alive:
-            raise RuntimeError(f'the run ended after {len(done)} of {kills} kills; give it more epochs')
-        writing = processes.is_writing(run, since)
-        if how == 'SIGTERM':
-            process.send_signal(signal.SIGTERM)
-            code = process.wait()
-        else:
-            code = -signal.SIGKILL if processes.kill(process) else 0
-        steps = processes.checkpoint_steps(run)
-        done.append(
-            {
-                'how': how,
-                'seconds after the start': round(after, 2),
-                'while a checkpoint was written': writing,
-                'exit code': code,
-                'newest checkpoint': steps[-1] if steps else None,
-            }
-        )
+        done.append(interrupted(run, flags, environment, HOW[len(done) % len(HOW)], chance, longest))
         print(done[-1], flush=True)
     if processes.start(run, flags, environment).wait():
         raise RuntimeError(run.with_name('run.log').read_text()[-2000:])
@@ -114,6 +82,41 @@ def torture(folder: Path, kills: int, seed: int, longest: float, flags: list[str
         'left in checkpoints/': sorted(os.listdir(run / 'checkpoints')),
         'minutes': round((time.monotonic() - began) / 60, 1),
         'each': done,
+    }
+
+
+def interrupted(
+    run: Path, flags: list[str], environment: dict[str, str], how: str, chance: random.Random, longest: float
+) -> dict:
+    """Starts the run and ends it, one of the ways in `HOW`; what happened."""
+    size, since, started = processes.log_size(run), time.time(), time.monotonic()
+    process = processes.start(run, flags, environment)
+    alive, wait = True, chance.uniform(0, longest)
+    if how == 'at any time':
+        wait *= 3
+    else:
+        alive = processes.wait_for(process, lambda: processes.log_size(run) != size)
+    until = time.monotonic() + wait
+    alive = alive and processes.wait_for(process, lambda: time.monotonic() > until)
+    after = time.monotonic() - started
+    if alive and how == 'while writing':
+        alive = processes.wait_for(process, lambda: processes.is_writing(run, since))
+        time.sleep(chance.uniform(0, 0.02))
+    if not alive:
+        raise RuntimeError('the run ended before it was interrupted so often; give it more epochs')
+    writing = processes.is_writing(run, since)
+    if how == 'SIGTERM':
+        process.send_signal(signal.SIGTERM)
+        code = process.wait()
+    else:
+        code = -signal.SIGKILL if processes.kill(process) else 0
+    steps = processes.checkpoint_steps(run)
+    return {
+        'how': how,
+        'seconds after the start': round(after, 2),
+        'while a checkpoint was written': writing,
+        'exit code': code,
+        'newest checkpoint': steps[-1] if steps else None,
     }
 
 
