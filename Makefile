@@ -13,7 +13,7 @@ REPRODUCED ?= table1 table4 figure3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test lint docs-test tables reproduce notebooks bench clean
+.PHONY: help train test lint docs-test tables reproduce notebooks bench faults clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,11 @@ notebooks: $(READY)  ## Run the notebooks and keep what they show.
 
 bench: $(READY)  ## Measure the optimizer stage against plain momentum SGD.
 	$(BIN)/python -m benchmarks.optimizer_stage --output=results/benchmarks/optimizer_stage.md
+
+faults: $(READY)  ## Kill and resume a run 25 times, change its workers, and watch an hour's run: the long reliability tests.
+	$(BIN)/python tests/faults/kills.py --output=results/reliability
+	$(BIN)/python tests/faults/workers.py --output=results/reliability
+	$(BIN)/python tests/faults/soak.py --output=results/reliability
 
 clean:  ## Remove the virtual environment and caches; runs stay.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

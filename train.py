@@ -2,11 +2,10 @@
 
     python train.py --config=configs/digits.py --workdir=runs/digits --config.ratio=256
 
-Run again with the same flags to resume. Exit codes: 0 finished, 2 a flag, file or folder cannot be used
-(nothing was changed), 3 the loss became NaN or infinite.
+Run again with the same flags to resume. Exit codes: 0 finished; 2 a flag, file or folder cannot be used, or a
+disk is full (what was there is kept); 3 the loss became NaN or infinite; 4 stopped by SIGTERM or Ctrl-C, the
+checkpoint is written; 5 workers that should agree do not (--config.check_replicas_every).
 """
-
-import sys
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -23,17 +22,13 @@ def main(argv: list[str]) -> int:
     fake_devices = _CONFIG.value.get('fake_devices', False)
     command_line.set_environment(_WORKDIR.value, fake_devices=fake_devices)
 
-    # After the environment is set: this imports TensorFlow.
-    from def_jax.training import trainer
+    def run() -> None:
+        # After the environment is set: this imports TensorFlow.
+        from def_jax.training import trainer
 
-    try:
         trainer.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-    except trainer.DivergedError as error:
-        print(f'train.py: {error}', file=sys.stderr)
-        return 3
-    except (ValueError, FileNotFoundError) as error:
-        return _refuse(error)
-    return 0
+
+    return command_line.exit_code('train.py', run)
 
 
 def _refuse(reason: object) -> int:

@@ -60,6 +60,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.log_every_steps = 20
     config.recalibrate_batches = 0  # of training images, for new BatchNorm statistics before an evaluation
     config.diagnostics_every = 0  # steps between two measurements of def_jax.diagnostics; 0 is never
+    config.check_replicas_every = 0  # steps between two comparisons of the workers' copies; 0 is never
     config.keep_checkpoints = 2
 
     return arguments.override(config, arg)

@@ -11,6 +11,7 @@ from def_jax.error_feedback import (
     output_params,
 )
 from def_jax.methods import METHODS, Method, get_method
+from def_jax.replicas import assert_replicated
 from def_jax.skipping import hold_skipped
 
 __version__ = '0.1.0'
@@ -21,6 +22,7 @@ __all__ = [
     'ErrorFeedbackState',
     'Method',
     'all_reduce_mean',
+    'assert_replicated',
     'def_sgd',
     'detached_params',
     'ef21',

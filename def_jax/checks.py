@@ -44,6 +44,28 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f'{seed=} must be an integer, the same on all workers.')
 
 
+def index_dtype(tensors: Iterable[tuple[tuple[int, ...], int]]) -> type[np.integer]:
+    """The dtype of 32 bits that indexes tensors, each a shape and the number of places for a block in it.
+
+    Raises ValueError where there is none: JAX would wrap such an index in silence.
+    """
+    longest = 0
+    for shape, starts in tensors:
+        longest = max(longest, *shape, 0)
+        if starts >= 2**31:
+            raise ValueError(
+                f'a tensor of {shape=} has {starts} places where a block, or an element, may start; they '
+                'must be fewer than 2**31. Choose a smaller ratio whose block divides the tensor, a power '
+                'of two on usual shapes, or split the tensor.'
+            )
+        if longest >= 2**32:
+            raise ValueError(
+                f'a tensor of {shape=} has an axis of 2**32 or more elements, which 32 bits cannot index. '
+                "Give it more axes, or, with granularity='model', take 'tensor'."
+            )
+    return np.uint32 if longest >= 2**31 else np.int32
+
+
 def check_wire_dtype(wire_dtype: Any) -> None:
     """Raises ValueError unless `wire_dtype` is a float type of at most 32 bits."""
     try:

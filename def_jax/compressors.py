@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from def_jax import block_orders
-from def_jax.checks import check_ratio, is_number
+from def_jax.checks import check_ratio, index_dtype, is_number
 
 PyTree = Any
 
@@ -178,6 +178,7 @@ def random_k(ratio: float) -> Compressor:
     def select(key, step, like) -> Selection:
         key = jax.random.fold_in(_typed(key), step)
         sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(like)]
+        index_dtype(((size,), size) for size in sizes)  # elements are gathered by int32
         counts = [_num_kept(n, ratio) for n in sizes]
         indices = [
             _draw_spread(jax.random.fold_in(key, leaf), n, k)
@@ -321,14 +322,16 @@ def _draw_starts(
         return []
     rank = max(1, max(len(block.grid) for block in blocks))
 
+    integer = index_dtype((block.view, block.circle[0]) for block in blocks)
+
     def table(rows):  # [leaves, rank], padded with ones: one small kernel serves all leaves
-        return np.array([list(row) + [1] * (rank - len(row)) for row in rows], np.int32)
+        return np.array([list(row) + [1] * (rank - len(row)) for row in rows], integer)
 
     grid = table([block.grid for block in blocks])
     below = table([np.cumprod((1, *block.grid[:0:-1]))[::-1] for block in blocks])
     num_starts, num_blocks, spacing = np.array([block.circle for block in blocks], np.int32).T
     places = block_orders.draw_places(order, _typed(key), step, num_starts, num_blocks, spacing)
-    starts = places.astype(jnp.int32)[:, None] // below % grid * table([block.stride for block in blocks])
+    starts = places.astype(integer)[:, None] // below % grid * table([block.stride for block in blocks])
     return [[starts[i, axis] for axis in range(len(block.grid))] for i, block in enumerate(blocks)]
 
 

@@ -1,6 +1,5 @@
 """Checkpoints: exact, in place, bounded in number, never half read; interrupted equals uninterrupted."""
 
-import gc
 import json
 import shutil
 
@@ -9,14 +8,9 @@ import numpy as np
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.training import checkpoints, experiment, input_pipeline, plots, results, steps
+from def_jax.training import checkpoints, input_pipeline, plots, results, steps
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-# Orbax leaves the coroutines of a failed read to the garbage collector, which reports them.
-ignore_abandoned_reads = pytest.mark.filterwarnings(
-    'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::pytest.PytestUnhandledThreadExceptionWarning'
-)
 
 
 @pytest.fixture(scope='module')
@@ -125,7 +119,7 @@ def test_diagnostics_of_an_interrupted_run_equal_those_of_an_uninterrupted_one(r
 def saved(recorded, tmp_path_factory):
     """A folder with the checkpoints of steps 7 and 9; that of step 4 has been dropped."""
     folder = tmp_path_factory.mktemp('saved')
-    manager = checkpoints.Checkpoints(folder, keep=2)
+    manager = fixtures.manager_of(folder, recorded.experiment)
     for step in (4, 7, 9):
         manager.save(fixtures.placed(fixtures.gathered(recorded.states[step]), recorded.experiment))
     manager.close()
@@ -162,7 +156,7 @@ def test_training_goes_on_from_a_restored_state(recorded, saved):
 
 def test_saving_a_step_again_changes_nothing(recorded, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / 'run')
-    manager = checkpoints.Checkpoints(folder, keep=2)
+    manager = fixtures.manager_of(folder, recorded.experiment)
     manager.save(fixtures.placed(fixtures.gathered(recorded.states[9]), recorded.experiment))
     manager.close()
     files = [path.relative_to(saved) for path in saved.rglob('*') if path.is_file()]
@@ -174,73 +168,7 @@ def test_without_a_checkpoint_the_state_stays(recorded, tmp_path):
     fixtures.assert_same_bits(fixtures.shards(state), recorded.states[0])
 
 
-# --- Damage ---
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def overwrite(path):
-    path.write_bytes(np.random.default_rng(0).bytes(max(1, path.stat().st_size)))
-
-
-def delete(path):
-    path.unlink()
-
-
-DAMAGES = [truncate, overwrite, delete]
-
-
-@ignore_abandoned_reads
-@pytest.mark.parametrize('damage', DAMAGES)
-def test_a_damaged_checkpoint_is_named_with_its_remedy(recorded, saved, tmp_path, damage):
-    folder = shutil.copytree(saved, tmp_path / 'run')
-    newest = folder / 'checkpoints' / '9'
-    for path in newest.rglob('*'):
-        if path.is_file():
-            damage(path)
-    with pytest.raises(ValueError, match='cannot be read') as error:
-        fixtures.restored(folder, recorded.experiment)
-    assert str(newest) in str(error.value) and '\n' not in str(error.value)
-    assert 'Delete that folder to resume from the one before it' in str(error.value)
-    shutil.rmtree(newest)  # the remedy
-    state = fixtures.restored(folder, recorded.experiment)
-    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[7])
-    gc.collect()
-
-
-@ignore_abandoned_reads
-@pytest.mark.parametrize('damage', DAMAGES)
-def test_damage_to_any_one_file_is_reported_or_harmless(recorded, saved, tmp_path, damage):
-    files = [path.relative_to(saved) for path in (saved / 'checkpoints' / '9').rglob('*') if path.is_file()]
-    reported = 0
-    for number, path in enumerate(files):
-        folder = shutil.copytree(saved, tmp_path / str(number))
-        damage(folder / path)
-        try:
-            state = fixtures.restored(folder, recorded.experiment)
-        except ValueError as error:
-            assert str(folder / 'checkpoints' / '9') in str(error)
-            reported += 1
-        else:  # a file that a single process does not need
-            fixtures.assert_same_bits(fixtures.shards(state), recorded.states[9])
-    assert reported >= 3
-    gc.collect()
-
-
-@ignore_abandoned_reads
-def test_a_damaged_checkpoint_leaves_the_run_as_it_was(recorded, tmp_path):
-    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
-    (folder / 'checkpoints' / '20' / 'default' / '_METADATA').unlink()
-    before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
-    with pytest.raises(ValueError, match='Delete that folder'):
-        fixtures.train(recorded.config, folder)
-    assert before == {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
-    # The remedy, with the whole trainer.
-    shutil.rmtree(folder / 'checkpoints' / '20')
-    assert_equals_uninterrupted(recorded, folder, fixtures.train(recorded.config, folder))
-    gc.collect()
+# --- What does not fit ---
 
 
 def test_metrics_that_end_before_the_checkpoint_are_not_passed_over(recorded, tmp_path):
@@ -250,18 +178,3 @@ def test_metrics_that_end_before_the_checkpoint_are_not_passed_over(recorded, tm
     with pytest.raises(ValueError, match=r'metrics\.jsonl'):
         fixtures.train(recorded.config, folder)
     assert (folder / 'result.json').read_bytes() == before
-
-
-def test_a_state_of_another_experiment_is_refused(saved, data_dir):
-    other = experiment.build(fixtures.tiny_config(data_dir, method='sgd'))
-    with pytest.raises(ValueError, match='cannot be read'):
-        fixtures.restored(saved, other)
-    gc.collect()
-
-
-def test_what_a_kill_leaves_of_a_checkpoint_is_not_taken_for_one(recorded, saved, tmp_path):
-    folder = shutil.copytree(saved, tmp_path / 'run')
-    # Orbax writes into a folder of a longer name and renames it when it is complete.
-    (folder / 'checkpoints' / '9').rename(folder / 'checkpoints' / '9.orbax-checkpoint-tmp')
-    state = fixtures.restored(folder, recorded.experiment)
-    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[7])

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from faults import processes
 
 from configs import digits
 from def_jax.training import input_pipeline, metrics, workdir
@@ -18,7 +19,7 @@ DIGITS = '--config=configs/digits.py'
 SHORT = [
     DIGITS,
     *('--config.num_workers=2', '--config.train_images=256', '--config.batch_size=64', '--config.ratio=8'),
-    *('--config.num_epochs=12', '--config.eval_every_epochs=1', '--config.log_every_steps=3'),
+    *('--config.num_epochs=20', '--config.eval_every_epochs=1', '--config.log_every_steps=3'),
 ]
 
 
@@ -165,26 +166,25 @@ def test_the_loss_falls(finished):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_result(finished, train, environment, tmp_path):
-    folder = tmp_path / 'run'
-    command = [sys.executable, 'train.py', *SHORT, f'--workdir={folder}']
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (folder / 'checkpoints' / '4').exists():  # the first of twelve
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+def test_a_run_that_is_killed_and_stopped_ends_as_one_that_is_not(finished, environment, tmp_path):
+    """The short form of tests/faults/kills.py; each start is a process, so this is determinism as well."""
+    folder, since = tmp_path / 'run', time.time()
+    process = processes.start(folder, SHORT, environment)
+    assert processes.wait_for(process, lambda: processes.checkpoint_steps(folder))
+    assert processes.wait_for(process, lambda: processes.is_writing(folder, since))
+    assert processes.kill(process)
     assert not (folder / 'result.json').exists()
 
-    resumed = train(*SHORT, f'--workdir={folder}')
-    assert resumed.returncode == 0, resumed.stderr
+    before = processes.log_size(folder)
+    process = processes.start(folder, SHORT, environment)
+    assert processes.wait_for(process, lambda: processes.log_size(folder) != before)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=300) == 4
+    assert 'train.py: stopped by SIGTERM after step' in (tmp_path / 'run.log').read_text()
 
-    def timeless(folder):
-        records = metrics.read(folder / 'metrics.jsonl')
-        return [{k: v for k, v in r.items() if k not in ('seconds', 'images_per_second')} for r in records]
-
-    assert timeless(folder) == timeless(finished[0])
+    assert processes.start(folder, SHORT, environment).wait(timeout=300) == 0
+    assert processes.differences(folder, finished[0]) == []
+    assert len(processes.final_state(folder)) > 50
 
 
 @pytest.mark.slow

@@ -51,6 +51,7 @@ REFUSED = {
     'log_every_steps': COUNT_FROM_1,
     'diagnostics_every': COUNT_FROM_0,
     'recalibrate_batches': COUNT_FROM_0,
+    'check_replicas_every': COUNT_FROM_0,
     'keep_checkpoints': COUNT_FROM_1,
 }
 ACCEPTED = {
@@ -82,6 +83,7 @@ ACCEPTED = {
     'log_every_steps': [1, 10**9],
     'diagnostics_every': [0, 1, 100],
     'recalibrate_batches': [0, 1, 100],
+    'check_replicas_every': [0, 1, 100],
     'keep_checkpoints': [1, 100],
 }
 

@@ -153,3 +153,23 @@ def test_a_run_of_another_configuration_in_the_folder(spec, tmp_path):
     workdir.claim(folder / 'method=sgd,ratio=1,learning_rate=0.1,seed=0', run)
     with pytest.raises(ValueError, match=r"holds a run of another configuration \(method: 'ef' there, 'sgd'"):
         sweep.sweep(spec, folder, CONSOLE)
+
+
+def test_a_signal_ends_the_sweep_and_not_only_the_run_at_hand(spec, trained, tmp_path, monkeypatch):
+    def interrupted(config, run, console):
+        trained.append(run.name)
+        raise trainer.InterruptedRunError('SIGTERM', 7)
+
+    monkeypatch.setattr(trainer, 'train_and_evaluate', interrupted)
+    with pytest.raises(trainer.InterruptedRunError) as error:
+        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
+    assert len(trained) == 1 and error.value.exit_code == 4
+
+
+def test_a_sweep_cannot_go_on_with_other_workers(spec, tmp_path, monkeypatch):
+    """Its table would mix them; a single run can, see test_regrouping.py."""
+    monkeypatch.setattr(sweep, 'missing_runs', lambda spec, done: {})
+    sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
+    spec.base.num_workers, spec.base.batch_size = 2, 40
+    with pytest.raises(ValueError, match=r'another configuration .num_workers: 4 there, 2 here'):
+        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)

@@ -110,13 +110,36 @@ def test_whatever_shapes_the_trajectory_is_bound(tmp_path, changes):
     [
         *({'data_dir': '/moved'}, {'fake_devices': False}),
         *({'keep_checkpoints': 9}, {'log_every_steps': 1}, {'diagnostics_every': 1}),
+        {'check_replicas_every': 1},
     ],
 )
 def test_whatever_shapes_only_the_output_is_free(tmp_path, changes):
     workdir.claim(tmp_path / 'run', config())
     run = workdir.claim(tmp_path / 'run', config(**changes))
     (key, value), *_ = changes.items()
+    assert json.loads((run / 'config.json').read_text())[key] != value  # not before it is locked
+    workdir.record(run, config(**changes))
     assert json.loads((run / 'config.json').read_text())[key] == value
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [{'num_workers': 8}, {'num_workers': 3, 'batch_size': 129}, {'num_workers': 32, 'workers_per_device': 4}],
+)
+def test_other_workers_may_go_on_with_a_run_where_they_are_asked_for(tmp_path, changes):
+    run = workdir.claim(tmp_path / 'run', config())
+    before = contents(run)
+    with pytest.raises(ValueError, match='another configuration'):
+        workdir.claim(run, config(**changes))
+    assert workdir.claim(run, config(**changes), other_workers=True) == run
+    assert contents(run) == before
+
+
+def test_the_batch_may_change_only_along_with_the_workers(tmp_path):
+    run = workdir.claim(tmp_path / 'run', config())
+    for changes in ({'batch_size': 64}, {'num_workers': 8, 'batch_size': 64, 'seed': 1}):
+        with pytest.raises(ValueError, match='another configuration'):
+            workdir.claim(run, config(**changes), other_workers=True)
 
 
 def test_keys_of_another_version_count_as_a_difference(tmp_path):

@@ -19,7 +19,7 @@ import rich.console
 
 from configs import digits
 from def_jax import models
-from def_jax.training import checkpoints, experiment, input_pipeline, metrics, steps, trainer
+from def_jax.training import checkpoints, experiment, input_pipeline, metrics, regrouping, steps, trainer
 
 NUM_WORKERS = 4
 STEPS_PER_EPOCH = 5
@@ -45,9 +45,10 @@ _OUTPUT_KEYS = {
     'log_every_steps',
     'keep_checkpoints',
     'recalibrate_batches',
+    'check_replicas_every',
 }
 _RELEVANT_KEYS = {
-    'make_init': ('method', 'detach', 'num_workers', 'workers_per_device', 'seed'),
+    'make_init': ('model', 'method', 'detach', 'num_workers', 'workers_per_device', 'seed'),
     'make_eval_step': ('num_workers', 'workers_per_device'),
 }
 
@@ -194,9 +195,14 @@ def gathered(state):
     )
 
 
+def manager_of(folder: Path, run: experiment.Experiment, keep: int = 2) -> checkpoints.Checkpoints:
+    """The checkpoints in a folder."""
+    return checkpoints.Checkpoints(folder, keep, regrouping.Layout.of(run))
+
+
 def restored(folder: Path, run: experiment.Experiment) -> steps.TrainState:
     """The newest checkpoint of a run."""
-    manager = checkpoints.Checkpoints(folder, keep=run.config.keep_checkpoints)
+    manager = manager_of(folder, run)
     try:
         return manager.restore(steps.make_init(run)())
     finally:

@@ -1,17 +1,24 @@
 """What the programs share: the environment, flags with a configuration file, errors in one line.
 
-Exit codes: 0 finished, 2 a flag, file or folder cannot be used (nothing was changed), 3 the loss became NaN
-or infinite.
+Exit codes: 0 finished; 2 a flag, file or folder cannot be used, or a disk is full (what was there is kept);
+3 the loss became NaN or infinite; 4 stopped by SIGTERM or Ctrl-C, to be resumed by the same command;
+5 workers that should agree do not.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jax
 from absl import flags, logging
 
-__all__ = ['config_flags_parser', 'refuse', 'set_environment']
+from def_jax.training.endings import EndedError
+
+__all__ = ['config_flags_parser', 'exit_code', 'refuse', 'set_environment']
+
+_INTERRUPTED = 4
 
 
 def set_environment(workdir: str, *, fake_devices: bool) -> None:
@@ -51,7 +58,15 @@ def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[lis
             if config.value is not None:
                 config.value.keys()  # a file that could not be loaded is reported on first use
             return rest
-        except (flags.Error, AttributeError, KeyError, OSError, ImportError) as error:  # from config_flags
+        except (
+            flags.Error,
+            LookupError,
+            AttributeError,
+            TypeError,
+            ValueError,
+            OSError,
+            ImportError,
+        ) as error:
             cause: Exception = error
             while cause.args and isinstance(cause.args[0], Exception):
                 cause = cause.args[0]  # config_flags wraps one error in another
@@ -59,6 +74,35 @@ def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[lis
             sys.exit(refuse(program, ' '.join(str(reason).split()) + ' (--help lists the flags)'))
 
     return parse
+
+
+def exit_code(program: str, run: Callable[[], Any]) -> int:
+    """Calls `run`.
+
+    Args:
+        program: the name that a line of error begins with.
+        run: the program's work. From here on SIGTERM interrupts it as Ctrl-C does.
+
+    Returns:
+        The exit code; where it is not 0, the reason has been printed in one line.
+    """
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        del number, frame
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        run()
+    except KeyboardInterrupt:  # outside of the training loop, or for the second time
+        print(f'{program}: stopped. Run the same command again to resume.', file=sys.stderr)
+        return _INTERRUPTED
+    except EndedError as error:
+        print(f'{program}: {error}', file=sys.stderr)
+        return error.exit_code
+    except (ValueError, OSError) as error:
+        return refuse(program, ' '.join(str(error).split()))
+    return 0
 
 
 def refuse(program: str, reason: object) -> int:

@@ -73,6 +73,7 @@ FIELDS: dict[str, Field] = {
     'log_every_steps': _integer(1),
     'recalibrate_batches': _integer(0),
     'diagnostics_every': _integer(0),
+    'check_replicas_every': _integer(0),
     'keep_checkpoints': _integer(1),
 }
 
@@ -102,7 +103,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         value = config[key]
         well_typed = isinstance(value, field.types) and (bool in field.types or not isinstance(value, bool))
         if not well_typed or not field.valid(value):
-            raise ValueError(f'config.{key}={value!r} must be {field.allowed}.{nearest(value, field.names)}')
+            shown = repr(value).replace('\n', ' ').strip()  # a nested configuration fills several lines
+            raise ValueError(f'config.{key}={shown} must be {field.allowed}.{nearest(value, field.names)}')
     if METHODS[config.method].kind != 'error_feedback':
         for key, default in (('wire_dtype', 'float32'), ('skip_nonfinite', False)):
             if config[key] != default:

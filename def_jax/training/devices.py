@@ -4,6 +4,8 @@ import jax
 
 __all__ = ['worker_devices']
 
+MOST_FAKE_DEVICES = 1024
+
 
 def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
     """The first `num_devices` devices.
@@ -16,11 +18,16 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
         The devices, in JAX's order.
 
     Raises:
-        ValueError: if there are fewer.
+        ValueError: if there are fewer, or so many cannot be simulated.
 
     >>> len(worker_devices(1, fake=True))
     1
     """
+    if fake and num_devices > MOST_FAKE_DEVICES:
+        raise ValueError(
+            f'{num_devices} fake devices (config.num_workers / config.workers_per_device) are more than this '
+            f'CPU can simulate; at most {MOST_FAKE_DEVICES}. Raise --config.workers_per_device.'
+        )
     if fake:
         try:
             jax.config.update('jax_platforms', 'cpu')

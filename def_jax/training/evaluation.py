@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from def_jax.training import steps
+from def_jax.training.endings import EndedError
 from def_jax.training.experiment import Experiment
 
 __all__ = ['DivergedError', 'make_evaluate']
@@ -16,8 +17,10 @@ __all__ = ['DivergedError', 'make_evaluate']
 IMAGES_PER_DEVICE = 100
 
 
-class DivergedError(RuntimeError):
+class DivergedError(EndedError):
     """The loss of a worker became NaN or infinite."""
+
+    exit_code = 3
 
     def __init__(self, step: int, worker: int | None, loss: float):
         where = f'worker {worker}' if worker is not None else 'the test set'

@@ -159,7 +159,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     train = _first(train, config.train_images, 'train_images')
     test = _first(test, config.test_images, 'test_images')
     steps_per_epoch = input_pipeline.steps_per_epoch(len(train), config.batch_size)
-    num_steps = steps_per_epoch * config.num_epochs
+    num_steps = _num_steps(config, steps_per_epoch)
     schedule = optax.piecewise_constant_schedule(
         config.learning_rate, {round(share * num_steps): 0.1 for share in config.learning_rate_drops}
     )
@@ -203,6 +203,16 @@ def _first(split: Data, count: int, key: str) -> Data:
             f'config.{key}={count} must be at most {len(split)}, the size of that split; 0 takes all.'
         )
     return split.first(count) if count else split
+
+
+def _num_steps(config, steps_per_epoch: int) -> int:
+    num_steps = steps_per_epoch * config.num_epochs
+    if num_steps >= 2**31:
+        raise ValueError(
+            f'config.num_epochs={config.num_epochs} makes {num_steps} steps, and they are counted in 32 '
+            'bits: they must be fewer than 2**31.'
+        )
+    return num_steps
 
 
 def _axis_name(config) -> str | tuple[str, str]:

@@ -32,7 +32,7 @@ class MetricLog:
         self._file.write(json.dumps(record) + '\n')
         self._file.flush()
         for name, value in record.items():
-            if name != 'step':
+            if name not in ('step', 'pending'):
                 self._board.add_scalar(name, value, record['step'])
 
     def check_reaches(self, step: int) -> None:
@@ -44,6 +44,12 @@ class MetricLog:
                 'Restore that file, or choose another --workdir to start anew.'
             )
 
+    def pending(self, step: int) -> list[dict[str, Any]]:
+        """What a run that was interrupted after `step` steps had measured but not yet recorded."""
+        return next(
+            (r['pending'] for r in reversed(self.records) if 'pending' in r and r['step'] == step), []
+        )
+
     def last(self, name: str, default: float = 0.0) -> float:
         """The newest value of `name` in any record."""
         return next((record[name] for record in reversed(self.records) if name in record), default)
@@ -54,9 +60,14 @@ class MetricLog:
 
 
 def _precedes(record: dict[str, Any], checkpoint_step: int) -> bool:
-    """Whether a record was written before the checkpoint of that step; diagnostics of the step come after."""
+    """Whether a record was written before the checkpoint of that step; diagnostics of the step come after.
+
+    What was pending at an earlier checkpoint has become part of a record since.
+    """
     step = record['step']
-    return step < checkpoint_step or (step == checkpoint_step and 'variance' not in record)
+    if step == checkpoint_step:
+        return 'variance' not in record
+    return step < checkpoint_step and 'pending' not in record
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from def_jax.training.experiment import DEVICE_AXIS, VIRTUAL_AXIS, Experiment
 
 __all__ = [
     'TrainState',
+    'abstract_variables',
     'make_batch_statistics',
     'make_diagnose',
     'make_eval_step',
@@ -27,6 +28,8 @@ __all__ = [
     'make_outputs',
     'make_own_eval_step',
     'make_train_step',
+    'on_workers',
+    'worker_axes',
 ]
 
 PyTree = Any
@@ -62,8 +65,8 @@ def make_init(experiment: Experiment) -> Callable[[], TrainState]:
             opt_state=optax.chain(*experiment.make_links(seed)).init(variables['params']),
         )
 
-    on_workers = _on_workers(init, experiment, in_axes=(0, None), out_axes=_axes(experiment))
-    return lambda: on_workers(np.zeros(experiment.workers_shape), np.uint32(experiment.config.seed))
+    initialise = on_workers(init, experiment, in_axes=(0, None), out_axes=worker_axes(experiment))
+    return lambda: initialise(np.zeros(experiment.workers_shape), np.uint32(experiment.config.seed))
 
 
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
@@ -74,7 +77,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     `skip_nonfinite` also taken, bool [K], false where all workers left the step out. With virtual
     workers [devices, virtual workers] stands in place of [K].
     """
-    detaches, axes = experiment.method.kind == 'error_feedback', _axes(experiment)
+    detaches, axes = experiment.method.kind == 'error_feedback', worker_axes(experiment)
     skips = experiment.config.skip_nonfinite
 
     def gradient_point(params, opt_state):
@@ -101,7 +104,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
             metrics['taken'] = taken
         return TrainState(state.step + 1, state.key, params, batch_stats, opt_state), metrics
 
-    return _on_workers(train_step, experiment, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
+    return on_workers(train_step, experiment, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
 
 
 def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], dict]:
@@ -125,7 +128,7 @@ def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], dict]:
     if experiment.method.kind == 'error_feedback':
         names += ['mean_error', 'error', 'distance_ef', 'distance', 'detach_optimum', 'detach_optimum_own']
     out_axes = {name: 0 if name == 'detach_optimum_own' else None for name in names}
-    return _on_workers(diagnose, experiment, in_axes=(_axes(experiment), 0), out_axes=out_axes)
+    return on_workers(diagnose, experiment, in_axes=(worker_axes(experiment), 0), out_axes=out_axes)
 
 
 def make_outputs(experiment: Experiment) -> Callable[[TrainState], dict[str, dict]]:
@@ -147,7 +150,7 @@ def make_outputs(experiment: Experiment) -> Callable[[TrainState], dict[str, dic
         return {point: {'params': params[point], 'batch_stats': batch_stats} for point in points}
 
     out_axes = {point: {'params': 0 if point == 'own' else None, 'batch_stats': None} for point in points}
-    return _on_workers(outputs, experiment, in_axes=(_axes(experiment),), out_axes=out_axes)
+    return on_workers(outputs, experiment, in_axes=(worker_axes(experiment),), out_axes=out_axes)
 
 
 def make_batch_statistics(
@@ -168,8 +171,8 @@ def make_batch_statistics(
         measured = jax.tree.map(lambda s: s / (1 - STATISTICS_MOMENTUM), decayed)
         return lax.pmean(measured, experiment.axis_name)
 
-    in_axes = (_axes(experiment), 0 if own else None, 0)
-    return _on_workers(statistics, experiment, in_axes=in_axes, out_axes=None)
+    in_axes = (worker_axes(experiment), 0 if own else None, 0)
+    return on_workers(statistics, experiment, in_axes=in_axes, out_axes=None)
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
@@ -194,7 +197,7 @@ def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     """
     axes = {'params': 0, 'batch_stats': None}
     step = functools.partial(_test_sums, experiment)
-    return _on_workers(step, experiment, in_axes=(axes, None), out_axes=0)
+    return on_workers(step, experiment, in_axes=(axes, None), out_axes=0)
 
 
 def _num_skipped(opt_state: PyTree) -> jax.Array:
@@ -224,9 +227,9 @@ def _test_sums(experiment: Experiment, variables: dict, batch: dict) -> dict:
     return {'loss': (losses * mask).sum(), 'correct': (correct * mask).sum(), 'count': mask.sum()}
 
 
-def _axes(experiment: Experiment) -> TrainState:
-    """Which parts of a TrainState have the worker axis: in_axes and out_axes of every step."""
-    params = jax.eval_shape(lambda key: _init_variables(experiment, key)['params'], jax.random.key(0))
+def worker_axes(experiment: Experiment) -> TrainState:
+    """Which parts of a TrainState have the worker axis, 0, or None: in_axes and out_axes of every step."""
+    params = abstract_variables(experiment)['params']
     opt_axes = []
     for position, link in enumerate(experiment.links):
         # Later links see what all workers agree on, so their states agree too.
@@ -237,7 +240,7 @@ def _axes(experiment: Experiment) -> TrainState:
     return TrainState(step=None, key=None, params=None, batch_stats=0, opt_state=tuple(opt_axes))
 
 
-def _on_workers(
+def on_workers(
     function: Callable, experiment: Experiment, *, in_axes, out_axes, donate_argnums=()
 ) -> Callable:
     """The function on every worker: one a device, or several virtual ones."""
@@ -251,6 +254,11 @@ def _on_workers(
         donate_argnums=donate_argnums,
         devices=experiment.devices,
     )
+
+
+def abstract_variables(experiment: Experiment) -> PyTree:
+    """Shapes and dtypes of the variables; compiles nothing. A ValueError for images that do not fit."""
+    return jax.eval_shape(lambda: _init_variables(experiment, jax.random.key(0)))
 
 
 def _init_variables(experiment: Experiment, key: jax.Array) -> PyTree:

@@ -4,7 +4,8 @@
 
 Runs that are done are skipped and interrupted ones resumed, so the same command goes on after a kill. Start
 it again in the same folder, on another core or GPU, to share the work: a run belongs to one process at a
-time. Exit codes: 0 all runs are done, 2 something cannot be used.
+time. Exit codes: 0 all runs are done; 2 something cannot be used, or a disk is full; 4 stopped by SIGTERM or
+Ctrl-C, the checkpoint of the run at hand is written; 5 workers that should agree do not.
 """
 
 import json
@@ -52,6 +53,7 @@ def sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: r
 
     Raises:
         ValueError: if the table, the folder or a run in it cannot be used. Finished runs are kept.
+        EndedError: if a run is interrupted, or its workers do not agree.
     """
     # After the environment is set: this imports TensorFlow.
     from def_jax.training import results, trainer, workdir
@@ -119,11 +121,7 @@ def main(argv: list[str]) -> int:
     if 'base' not in spec or 'cells' not in spec:
         return _refuse('--config is no table; train.py runs a single configuration')
     command_line.set_environment(flags.FLAGS.workdir, fake_devices=spec.base.fake_devices)
-    try:
-        sweep(spec, flags.FLAGS.workdir, rich.console.Console())
-    except (ValueError, FileNotFoundError) as error:
-        return _refuse(error)
-    return 0
+    return command_line.exit_code('sweep', lambda: sweep(spec, flags.FLAGS.workdir, rich.console.Console()))
 
 
 def _refuse(reason: object) -> int:

@@ -11,13 +11,16 @@ import numpy as np
 import rich.console
 
 from def_jax.training import console as console_lib
-from def_jax.training import plots, results, steps, workdir
+from def_jax.training import interruption, metrics, plots, replicas, results, steps, workdir
 from def_jax.training.checkpoints import Checkpoints
 from def_jax.training.evaluation import DivergedError, make_evaluate
 from def_jax.training.experiment import Communication, Experiment, build
+from def_jax.training.interruption import InterruptedRunError
 from def_jax.training.metrics import MetricLog
+from def_jax.training.regrouping import Layout
+from def_jax.training.replicas import ReplicasDifferError
 
-__all__ = ['DivergedError', 'train_and_evaluate']
+__all__ = ['DivergedError', 'InterruptedRunError', 'ReplicasDifferError', 'train_and_evaluate']
 
 
 def train_and_evaluate(
@@ -26,6 +29,8 @@ def train_and_evaluate(
     console: rich.console.Console | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says, or goes on where an earlier call in the same folder stopped.
+
+    A run may go on with other `num_workers`, and a `batch_size` to match: see `regrouping`.
 
     Args:
         config: a complete configuration, see `configs/digits.py`.
@@ -41,28 +46,35 @@ def train_and_evaluate(
             if another process is running in the folder.
         FileNotFoundError: if the data set is neither prepared nor to be downloaded.
         DivergedError: if a loss becomes NaN or infinite; result.json then says so.
+        InterruptedRunError: if SIGTERM or Ctrl-C arrives; the state is in a checkpoint then.
+        ReplicasDifferError: if `config.check_replicas_every` finds workers that should agree and do not.
     """
-    experiment = build(config)
-    console = console or console_lib.process_console()
-    run = workdir.claim(folder, config)
-    with workdir.locked(run):
-        return _train_and_evaluate(experiment, run, console)
+    with interruption.watch() as signals:
+        experiment = build(config)
+        steps.abstract_variables(experiment)  # refuses images that the model cannot take
+        console = console or console_lib.process_console()
+        run = workdir.claim(folder, config, other_workers=True)
+        with workdir.locked(run):
+            return _train_and_evaluate(experiment, run, console, signals)
 
 
-def _train_and_evaluate(experiment: Experiment, run: Path, console: rich.console.Console) -> dict[str, Any]:
+def _train_and_evaluate(
+    experiment: Experiment, run: Path, console: rich.console.Console, signals: interruption.Watch
+) -> dict[str, Any]:
     config = experiment.config
-    checkpoints = Checkpoints(run, keep=config.keep_checkpoints)
+    checkpoints = Checkpoints(run, config.keep_checkpoints, Layout.of(experiment))
     try:
-        state = checkpoints.restore(steps.make_init(experiment)())
+        state = _restored(experiment, run, checkpoints)
         communication = Communication.of(experiment, state.params)
         start = int(state.step)
         log = MetricLog(run, resume_step=start)
         try:
             log.check_reaches(start)
+            workdir.record(run, experiment.config)
             console_lib.describe(console, experiment, communication)
-            if start:
-                console.print(f'resuming at step {start:,}')
-            _run(experiment, communication, state, log, checkpoints, console)
+            for line in [f'resuming at step {start:,}', *checkpoints.notes] if start else []:
+                console.print(line, highlight=False, soft_wrap=True)
+            _run(experiment, communication, state, log, checkpoints, console, signals)
         except DivergedError as error:
             results.write(run, experiment, communication, log, diverged=error)
             raise
@@ -83,6 +95,28 @@ def _train_and_evaluate(experiment: Experiment, run: Path, console: rich.console
     return result
 
 
+def _restored(experiment: Experiment, run: Path, checkpoints: Checkpoints) -> steps.TrainState:
+    """The state to go on from, or the first one; a ValueError where the folder's files allow neither."""
+    state = steps.make_init(experiment)()
+    checkpoints.check_room(state)
+    state = checkpoints.restore(state)
+    start = int(state.step)
+    # The checkpoint of an evaluation is complete before the next evaluation's is begun.
+    evaluations = sum('test_accuracy_x' in record for record in metrics.read(run / 'metrics.jsonl'))
+    if not start and evaluations > 1:
+        raise ValueError(
+            f'the checkpoints of {run} are gone, though it holds the records of {evaluations} evaluations. '
+            'Put the folder checkpoints back, or choose another --workdir to start anew.'
+        )
+    if start > experiment.num_steps:
+        raise ValueError(
+            f'the newest checkpoint of {run} is of step {start}, but with config.batch_size='
+            f'{experiment.config.batch_size} the run has only {experiment.num_steps} steps. Choose a smaller '
+            'batch or more --config.num_epochs in another --workdir.'
+        )
+    return state
+
+
 def _run(
     experiment: Experiment,
     communication: Communication,
@@ -90,12 +124,14 @@ def _run(
     log: MetricLog,
     checkpoints: Checkpoints,
     console: rich.console.Console,
+    signals: interruption.Watch,
 ) -> None:
     config = experiment.config
     train_step, evaluate = steps.make_train_step(experiment), make_evaluate(experiment)
     diagnose = steps.make_diagnose(experiment) if config.diagnostics_every else None
+    check_replicas = replicas.make_check(experiment) if config.check_replicas_every else None
     start = int(state.step)
-    window = _Window(experiment, communication, log)
+    window = _Window(experiment, communication, log, start)
     with console_lib.Progress(console, experiment, start) as progress:
         for step, batch in zip(
             range(start, experiment.num_steps), experiment.train_batches(start), strict=False
@@ -110,6 +146,8 @@ def _run(
             done = step + 1
             evaluation_due = done % (config.eval_every_epochs * experiment.steps_per_epoch) == 0
             evaluation_due |= done == experiment.num_steps
+            if check_replicas and (evaluation_due or done % config.check_replicas_every == 0):
+                check_replicas(state, done)
             if evaluation_due or done % config.log_every_steps == 0:
                 record = window.flush(done)
                 progress.update(done, record)
@@ -119,26 +157,45 @@ def _run(
                     )
             if evaluation_due:
                 record = evaluate(state, done)
+                checkpoints.wait()  # two evaluations on record mean that a checkpoint is complete
                 log.write(record | window.position(done))
                 checkpoints.save(state)
                 progress.note(_line(record, window.position(done)))
                 window.restart()
+            if signals.name and done < experiment.num_steps:
+                window.suspend(done)
+                checkpoints.save(state)
+                checkpoints.wait()
+                raise InterruptedRunError(signals.name, done)
 
 
 class _Window:
     """The training metrics since the last record, left on the devices until the record is due."""
 
-    def __init__(self, experiment: Experiment, communication: Communication, log: MetricLog):
+    def __init__(self, experiment: Experiment, communication: Communication, log: MetricLog, start: int):
         self._experiment, self._communication, self._log = experiment, communication, log
         self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
+        self._pending: list[dict[str, Any]] = []
         self.restart()
+        # What an interruption left: float32 values, exact in JSON. Of other workers it makes no common mean.
+        own = experiment.config.num_workers
+        self._pending = [values for values in log.pending(start) if np.size(values['loss']) == own]
+        self._carried = len(self._pending)
 
     def restart(self) -> None:
-        self._pending: list[dict[str, jax.Array]] = []
+        self._pending = []
+        self._carried = 0  # how many of them an earlier process has measured
         self._started = time.perf_counter()
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         self._pending.append(metrics)
+
+    def suspend(self, done: int) -> None:
+        """Records what is pending after `done` steps, so that a resumed run can complete the record."""
+        self._finite_losses(done)
+        values = [{name: np.asarray(x, np.float32).tolist() for name, x in m.items()} for m in self._pending]
+        if values:
+            self._log.write({'step': done, 'pending': values} | self.position(done))
 
     def position(self, done: int) -> dict[str, Any]:
         """Where the run stands after `done` steps: epochs, megabytes sent by a worker, seconds."""
@@ -150,18 +207,13 @@ class _Window:
 
     def flush(self, done: int) -> dict[str, Any]:
         """Writes the mean of the pending metrics as the record of step `done`."""
-        losses = np.stack([np.asarray(m['loss']).reshape(-1) for m in self._pending])  # [steps, K]
-        taken = np.array([np.all(m.get('taken', True)) for m in self._pending])
-        counted = taken if taken.any() else ~taken  # where every step was skipped, the run has diverged
-        bad = np.argwhere(~np.isfinite(losses) & counted[:, None])
-        if bad.size:
-            row, worker = (int(i) for i in bad[0])
-            raise DivergedError(done - len(losses) + row, worker, float(losses[row, worker]))
-        images = len(losses) * self._experiment.config.batch_size
+        losses, taken = self._finite_losses(done)
+        counted = taken if taken.any() else ~taken
+        images = (len(losses) - self._carried) * self._experiment.config.batch_size
         record = {
             'step': done,
             'loss': float(losses[counted].mean()),
-            'accuracy': float(np.mean([m['accuracy'] for m in self._pending])),
+            'accuracy': float(self._values('accuracy').mean()),
             'learning_rate': float(self._experiment.schedule(done - 1)),
             'images_per_second': images / (time.perf_counter() - self._started),
         } | self.position(done)
@@ -170,6 +222,24 @@ class _Window:
         self._log.write(record)
         self.restart()
         return record
+
+    def _finite_losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pending losses, float32 [steps, K], and which steps were taken, bool [steps].
+
+        DivergedError where the loss of a step that was taken is not finite, or where all were skipped.
+        """
+        losses = self._values('loss')
+        taken = np.array([np.all(m.get('taken', True)) for m in self._pending], bool)
+        counted = taken if taken.any() else ~taken
+        bad = np.argwhere(~np.isfinite(losses) & counted[:, None])
+        if bad.size:
+            row, worker = (int(i) for i in bad[0])
+            raise DivergedError(done - len(losses) + row, worker, float(losses[row, worker]))
+        return losses, taken
+
+    def _values(self, name: str) -> np.ndarray:
+        rows = [np.asarray(metrics[name], np.float32).reshape(-1) for metrics in self._pending]
+        return np.stack(rows) if rows else np.zeros((0, 1), np.float32)
 
 
 def _diagnostics_record(step: int, figures: dict[str, jax.Array]) -> dict[str, Any]:

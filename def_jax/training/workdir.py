@@ -10,44 +10,58 @@ from typing import Any
 
 import ml_collections
 
-__all__ = ['InUseError', 'claim', 'locked', 'write_json']
+__all__ = ['InUseError', 'claim', 'locked', 'record', 'write_json']
+
+_RECORD = 'config.json'
 
 # Keys that a run may change between two starts: they shape its output, not its trajectory.
-_FREE_KEYS = ('data_dir', 'diagnostics_every', 'fake_devices', 'keep_checkpoints', 'log_every_steps')
+_FREE_KEYS = (
+    'check_replicas_every',
+    'data_dir',
+    'diagnostics_every',
+    'fake_devices',
+    'keep_checkpoints',
+    'log_every_steps',
+)
+# Keys that say which workers go on with a run; the state is regrouped for them. The batch may change only
+# along with the number of workers, which must divide it.
+_WORKER_KEYS = ('num_workers', 'workers_per_device')
 
 
 class InUseError(ValueError):
     """Another process is running in the folder."""
 
 
-def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> Path:
+def claim(
+    workdir: str | os.PathLike, config: ml_collections.ConfigDict, *, other_workers: bool = False
+) -> Path:
     """Makes the folder for a run of `config`, or finds the one that an earlier start made.
 
     Args:
         workdir: the folder.
         config: a checked configuration.
+        other_workers: whether a run may go on with another number of workers, or on other devices.
 
     Returns:
         The folder's path.
 
     Raises:
-        ValueError: if the folder belongs to a run of another configuration, or holds other files.
+        ValueError: if the folder belongs to a run of another configuration, holds other files, or cannot be
+            written to.
     """
     workdir = Path(workdir).absolute()
-    record = workdir / 'config.json'
-    ours = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as they will be when read
-    if record.exists():
-        theirs = _read(record)
-        keys = sorted(
-            k for k in ours.keys() | theirs.keys() if k not in _FREE_KEYS and ours.get(k) != theirs.get(k)
-        )
+    path = workdir / _RECORD
+    ours = _settings(config)
+    if path.exists():
+        theirs = _read(path)
+        keys = _differences(theirs, ours, other_workers=other_workers)
         if keys:
             changes = ', '.join(f'{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here' for key in keys)
             raise ValueError(
                 f'workdir={str(workdir)!r} holds a run of another configuration ({changes}). '
                 'Choose another --workdir, or the same configuration to resume that run.'
             )
-    elif workdir.is_dir() and any(path.name != _partial(record).name for path in workdir.iterdir()):
+    elif workdir.is_dir() and any(file.name != _partial(path).name for file in workdir.iterdir()):
         raise ValueError(
             f'workdir={str(workdir)!r} holds files that are not a run. Choose an empty or new folder.'
         )
@@ -55,10 +69,33 @@ def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> Path
         raise ValueError(f'workdir={str(workdir)!r} is a file. Choose an empty or new folder.')
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_json(path, ours)
     except OSError as error:
-        raise ValueError(f'workdir={str(workdir)!r} cannot be made ({error}). Choose another.') from error
-    write_json(record, ours)
+        raise ValueError(
+            f'workdir={str(workdir)!r} cannot be written to ({error}). Make room or give permission, or '
+            'choose another.'
+        ) from error
     return workdir
+
+
+def record(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Notes that a claimed folder's run goes on as `config` says; call once it is locked and restored."""
+    write_json(workdir / _RECORD, _settings(config))
+
+
+def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return json.loads(json.dumps(config.to_dict()))  # tuples become lists, as they will be when read
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any], *, other_workers: bool) -> list[str]:
+    """The keys that keep a run of one configuration from going on as a run of another."""
+    free = set(_FREE_KEYS)
+    if other_workers:
+        free.update(_WORKER_KEYS)
+        if theirs.get('num_workers') != ours.get('num_workers'):
+            free.add('batch_size')
+    return sorted(k for k in ours.keys() | theirs.keys() if k not in free and ours.get(k) != theirs.get(k))
 
 
 @contextlib.contextmanager
@@ -68,7 +105,11 @@ def locked(workdir: Path) -> Iterator[None]:
     Raises:
         InUseError: if another process holds the folder.
     """
-    with (workdir / 'lock').open('a') as file:
+    try:
+        file = (workdir / 'lock').open('a')
+    except OSError as error:
+        raise ValueError(f'workdir={str(workdir)!r} cannot be written to ({error}).') from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

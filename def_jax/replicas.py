@@ -1,0 +1,152 @@
+"""Checks that what all workers should agree on is the same on all of them, bit for bit.
+
+Data-parallel training keeps a copy of the parameters on every worker and never compares them. A seed that
+differs between workers, a reduction that was forgotten or a bit that flipped in one device's memory lets the
+copies drift apart, and nothing tells. A checksum of every leaf, uint32, is compared over the workers instead.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from def_jax.collectives import AxisName, check_axis_name
+
+PyTree = Any
+
+__all__ = ['assert_replicated', 'checksums', 'leaf_names']
+
+_GOLDEN = np.uint32(0x9E3779B1)  # odd
+
+
+def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
+    """Raises unless the arrays of `tree` are bit for bit the same on all workers.
+
+    Under `jax.pmap`, `jax.vmap` or `jax.shard_map` (`axis_name` is their axis) every worker makes a checksum
+    of every leaf, one all-reduce of two integers a leaf compares them, and a callback on the host raises.
+    From a compiled program JAX hands the error on as a `jax.errors.JaxRuntimeError` whose text ends with
+    ours, when a result is waited for or `jax.effects_barrier()` is called, and again at every later barrier:
+    it is meant to end the process. Call it in a small program of its own, every so many steps: it reads the
+    whole tree.
+
+    Outside of them (`axis_name=None`) the copies that the devices hold of each array are fetched and
+    compared: an array that is stored as replicated is believed to be, and reading it shows one copy only.
+
+    Args:
+        tree: what should be the same on all workers, such as parameters, keys and step counts; not the
+            residual.
+        axis_name: the mapped axis over workers, a tuple of axes, or None outside of a mapped function.
+
+    Raises:
+        ValueError: naming the leaves that differ, see above; or if `axis_name` is not bound.
+
+    >>> import jax, jax.numpy as jnp, def_jax
+    >>> check = jax.vmap(lambda params: def_jax.assert_replicated(params, 'workers'), axis_name='workers')
+    >>> check({'w': jnp.ones((2, 3))})  # two workers that agree
+    >>> try:
+    ...     check({'w': jnp.array([[1.0, 2.0], [1.0, 2.5]])})
+    ... except ValueError as error:
+    ...     print(error)
+    the workers do not agree on w: the same on all of them was expected, bit for bit.
+    """
+    check_axis_name(axis_name)
+    names = leaf_names(tree)
+    if not names:
+        return
+    if axis_name is None:
+        _raise_if(names, np.array([_copies_differ(leaf) for leaf in jax.tree.leaves(tree)]))
+        return
+    sums = checksums(tree)
+    try:
+        # One collective: the largest checksum, and by complement the smallest.
+        largest = lax.pmax(jnp.concatenate([sums, ~sums]), axis_name)
+    except NameError as error:
+        raise ValueError(
+            f'{axis_name=} is not bound here. Call assert_replicated under jax.pmap(..., axis_name=...), '
+            'jax.vmap or jax.shard_map with that name, or with axis_name=None outside of them.'
+        ) from error
+    jax.debug.callback(_Raiser(names), largest[: len(names)] != ~largest[len(names) :])
+
+
+def checksums(tree: PyTree) -> jax.Array:
+    """A checksum of the bits of every leaf, uint32 [leaves], on this worker.
+
+    A change of any single element changes it for certain, other changes but for one in 2^32.
+
+    >>> import jax.numpy as jnp
+    >>> a, b = checksums([jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0])])
+    >>> bool(a != b)
+    True
+    """
+    leaves = jax.tree.leaves(tree)
+    return jnp.stack([_checksum(leaf) for leaf in leaves]) if leaves else jnp.zeros(0, jnp.uint32)
+
+
+def leaf_names(tree: PyTree) -> list[str]:
+    """The names of a tree's leaves, e.g. 'params.Dense_0.kernel'.
+
+    >>> leaf_names({'a': [1, 2]})
+    ['a.0', 'a.1']
+    """
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator='.') or 'the array' for path, _ in paths]
+
+
+class _Raiser:
+    """The callback of one `assert_replicated`."""
+
+    def __init__(self, names: list[str]):
+        self._names = names
+
+    def __call__(self, differ: np.ndarray) -> None:
+        _raise_if(self._names, np.asarray(differ))
+
+
+def _raise_if(names: list[str], differ: np.ndarray) -> None:
+    wrong = [name for name, differs in zip(names, differ, strict=True) if differs]
+    if wrong:
+        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+        raise ValueError(
+            f'the workers do not agree on {", ".join(wrong[:3])}{more}: the same on all of them was '
+            'expected, bit for bit.'
+        )
+
+
+def _checksum(leaf: Any) -> jax.Array:
+    """The sum of the elements' bits, each times an odd number of its own, modulo 2^32."""
+    words = _words(leaf)
+    place = lax.iota(jnp.uint32, words.size).reshape(words.shape)
+    odd = (place * _GOLDEN) | jnp.uint32(1)
+    return jnp.sum(words * odd, dtype=jnp.uint32)
+
+
+def _words(leaf: Any) -> jax.Array:
+    """The bits of an array as uint32, several to an element where it is wider."""
+    x = jnp.asarray(leaf)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.stack([x.real, x.imag])
+    if x.dtype == jnp.bool_ or x.dtype.itemsize == 1:
+        return x.astype(jnp.uint32) if x.dtype == jnp.bool_ else _bits(x, jnp.uint8)
+    return _bits(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
+
+
+def _bits(x: jax.Array, word: Any) -> jax.Array:
+    return lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+
+
+def _copies_differ(leaf: Any) -> bool:
+    """Whether devices that should hold the same part of an array hold different bits."""
+    if not isinstance(leaf, jax.Array):
+        return False
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    first: dict[str, bytes] = {}
+    for shard in leaf.addressable_shards:
+        bits = np.asarray(shard.data).tobytes()
+        if first.setdefault(str(shard.index), bits) != bits:
+            return True
+    return False

@@ -1,0 +1,110 @@
+"""manifest.json of a checkpoint: what it holds and a checksum of each of its files.
+
+It is written last, before the checkpoint gets its name: a folder without one is not a checkpoint. It carries
+a checksum of itself, so that no bit of a checkpoint can change unseen.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ['DamagedError', 'Manifest', 'leaves_of', 'read_verified', 'write']
+
+NAME = 'manifest.json'
+FORMAT = 1
+_CHUNK = 1 << 20
+
+Manifest = dict[str, Any]  # 'format', 'step', 'workers', 'batch_size', 'leaves', 'files', 'checksum'
+
+
+class DamagedError(ValueError):
+    """A checkpoint is incomplete, was changed, or is of another kind than the run."""
+
+
+def write(folder: Path, content: Manifest) -> None:
+    """Writes the manifest of a checkpoint whose other files are complete.
+
+    Args:
+        folder: the checkpoint's folder.
+        content: what it holds: 'step', 'workers', 'batch_size', 'leaves'.
+    """
+    content = {'format': FORMAT} | content | {'files': _checksums(folder)}
+    content['checksum'] = _checksum_of(content)
+    with (folder / NAME).open('w') as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_verified(folder: Path, step: int) -> Manifest:
+    """The manifest of a checkpoint, after every file has been compared with it.
+
+    Args:
+        folder: the checkpoint's folder.
+        step: the step that the folder is named after.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DamagedError: saying what is missing or was changed.
+    """
+    try:
+        content = json.loads((folder / NAME).read_text())
+        if content['format'] != FORMAT:
+            raise DamagedError(f'its format is {content["format"]}, and this version reads {FORMAT}')
+        if content.pop('checksum') != _checksum_of(content):
+            raise DamagedError(f'{NAME} was changed')
+    except FileNotFoundError:
+        raise DamagedError(f'it has no {NAME}: incomplete, or of a version that wrote none') from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, DamagedError):
+            raise
+        raise DamagedError(f'{NAME} cannot be read') from error
+    if content['step'] != step:
+        raise DamagedError(f'it was written at step {content["step"]}')
+    _check_files(folder, content['files'])
+    return content
+
+
+def leaves_of(state: Any) -> dict[str, list]:
+    """The name, dtype and shape of every array of a state, as the manifest holds them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='.'): [str(leaf.dtype), list(np.shape(leaf))]
+        for path, leaf in leaves
+    }
+
+
+def _check_files(folder: Path, files: dict[str, str]) -> None:
+    try:
+        found = _checksums(folder)
+    except OSError as error:
+        raise DamagedError(f'its files cannot be read ({error})') from error
+    for name, checksum in files.items():
+        if name not in found:
+            raise DamagedError(f'{name} is missing')
+        if found[name] != checksum:
+            raise DamagedError(f'{name} was changed')
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
+    return {name: _checksum(folder / name) for name in names if name != NAME}
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _checksum_of(content: Manifest) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
