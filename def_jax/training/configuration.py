@@ -105,14 +105,31 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         if not well_typed or not field.valid(value):
             shown = repr(value).replace('\n', ' ').strip()  # a nested configuration fills several lines
             raise ValueError(f'config.{key}={shown} must be {field.allowed}.{nearest(value, field.names)}')
-    if METHODS[config.method].kind != 'error_feedback':
+    _check_method(config)
+    if config.num_workers % config.workers_per_device:
+        raise ValueError(
+            f'config.workers_per_device={config.workers_per_device} does not divide config.num_workers='
+            f'{config.num_workers}: every device plays the same number of workers.'
+        )
+    if config.batch_size % config.num_workers:
+        multiple = max(1, round(config.batch_size / config.num_workers)) * config.num_workers
+        raise ValueError(
+            f'config.batch_size={config.batch_size} does not divide by config.num_workers='
+            f'{config.num_workers}; the nearest that does is {multiple}.'
+        )
+
+
+def _check_method(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for an option that the method, or another option, has no use for."""
+    method = METHODS[config.method]
+    if method.kind != 'error_feedback':
         for key, default in (('wire_dtype', 'float32'), ('skip_nonfinite', False)):
             if config[key] != default:
                 raise ValueError(
                     f'config.{key}={config[key]!r} is an option of error feedback, which config.method='
                     f'{config.method!r} does not use. Set --config.{key}={default}.'
                 )
-    if config.auto_detach and not METHODS[config.method].detach_is_free:
+    if config.auto_detach and not method.detach_is_free:
         raise ValueError(
             f'config.auto_detach=True chooses λ, but config.method={config.method!r} fixes it or has none. '
             'Set --config.auto_detach=False, or --config.method=def or def_a.'
@@ -127,7 +144,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f"config.order={config.order!r} orders blocks, but config.granularity='element' draws single "
             'elements. Set --config.order=random, or --config.granularity=tensor or model.'
         )
-    if METHODS[config.method].single_worker and config.num_workers != 1:
+    if method.single_worker and config.num_workers != 1:
         raise ValueError(
             f'config.method={config.method!r} is defined for one worker, but config.num_workers='
             f'{config.num_workers}. Set --config.num_workers=1, or compare with def_a, its form for several.'
@@ -136,15 +153,4 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f'config.diagnostics_every={config.diagnostics_every} needs two workers or more: it measures how '
             'they differ. Set --config.diagnostics_every=0 or more --config.num_workers.'
-        )
-    if config.num_workers % config.workers_per_device:
-        raise ValueError(
-            f'config.workers_per_device={config.workers_per_device} does not divide config.num_workers='
-            f'{config.num_workers}: every device plays the same number of workers.'
-        )
-    if config.batch_size % config.num_workers:
-        multiple = max(1, round(config.batch_size / config.num_workers)) * config.num_workers
-        raise ValueError(
-            f'config.batch_size={config.batch_size} does not divide by config.num_workers='
-            f'{config.num_workers}; the nearest that does is {multiple}.'
         )
