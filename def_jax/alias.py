@@ -19,6 +19,7 @@ def def_sgd(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     detach: float | Literal['auto'] = 0.3,
+    order: str = 'random',
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """Momentum SGD with detached error feedback, the paper's optimizer.
@@ -31,6 +32,7 @@ def def_sgd(
         weight_decay: coefficient of the L2 penalty. Pass `detached_params` to `update` as params, since
             the paper takes the penalty's gradient at the detached point too.
         detach: λ in [0, 1], or 'auto', see `error_feedback`.
+        order: in which blocks are sent, see `random_block`: 'random' as in the paper, 'shuffled', 'cyclic'.
         seed: picks the blocks; the same on all workers.
 
     Returns:
@@ -48,5 +50,5 @@ def def_sgd(
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=momentum),
-        error_feedback(random_block(ratio), axis_name, seed=seed, detach=detach),
+        error_feedback(random_block(ratio, order=order), axis_name, seed=seed, detach=detach),
     )
