@@ -64,7 +64,7 @@ def best_detach(energy: jax.Array, num_workers: int, age_shares: Sequence[float]
 
     Source: Section 3.2, below Eq. 9.
 
-    >>> float(best_detach(jnp.array([2.0, 5.0]), num_workers=4, age_shares=(1, 1)))
+    >>> round(float(best_detach(jnp.array([2.0, 5.0]), num_workers=4, age_shares=(1, 1))), 3)
     0.4
     """
     if num_workers == 1:
