@@ -8,7 +8,7 @@ ARGS   ?=
 PROCESSES ?= $(if $(ARGS),0,2)
 
 RESULTS := $(sort $(foreach run,$(wildcard results/*/*/result.json),$(patsubst %/,%,$(dir $(patsubst %/,%,$(dir $(run)))))))
-REPRODUCED ?= table1 table4 figure3
+REPRODUCED ?= table1 table4 figure3 beyond
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
