@@ -81,6 +81,13 @@ def test_a_cell_may_take_another_point_of_its_method():
     assert [entry.text[:5] for entry in tables.entries(spec, done)] == ['65.00', '90.00']
 
 
+@pytest.mark.parametrize('arg', [None, 'detach'])
+def test_the_orders_can_be_run(arg):
+    spec = get('orders', arg)
+    sweep.check_spec(spec)
+    assert len({(cell['row'], cell['column']) for cell in spec.cells}) == len(spec.cells)
+
+
 def test_the_table_with_the_papers_visits():
     spec = get('table1', 'digits_visits')
     sweep.check_spec(spec)
