@@ -96,19 +96,13 @@ def error_feedback(
     """
     check_compressor(compressor)
     check_axis_name(axis_name)
-    automatic = isinstance(detach, str) and detach == 'auto'
-    if not automatic:
-        check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice")
-    if not isinstance(average_every, int) or isinstance(average_every, bool) or average_every < 0:
-        raise ValueError(f'{average_every=} must be an integer >= 0: a number of steps, 0 for never.')
     check_seed(seed)
     check_wire_dtype(wire_dtype)
     check_flag('skip_nonfinite', skip_nonfinite)
-    if automatic and jnp.dtype(wire_dtype).itemsize < 4 and jnp.finfo(wire_dtype).nexp < 8:
-        raise ValueError(
-            f"{wire_dtype=} is too narrow for the squared norm that detach='auto' sends. Use float32 or "
-            'bfloat16, or a number for detach.'
-        )
+    if not isinstance(average_every, int) or isinstance(average_every, bool) or average_every < 0:
+        raise ValueError(f'{average_every=} must be an integer >= 0: a number of steps, 0 for never.')
+    automatic = isinstance(detach, str) and detach == 'auto'
+    _check_detach(detach, automatic, wire_dtype)
 
     def init_fn(params) -> ErrorFeedbackState:
         return ErrorFeedbackState(
@@ -149,6 +143,16 @@ def error_feedback(
         return selection.place(mean, updates), new_state._replace(residual=residual)  # line 10
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _check_detach(detach: Any, automatic: bool, wire_dtype: DTypeLike) -> None:
+    if not automatic:
+        check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice")
+    elif jnp.dtype(wire_dtype).itemsize < 4 and jnp.finfo(wire_dtype).nexp < 8:
+        raise ValueError(
+            f"{wire_dtype=} is too narrow for the squared norm that detach='auto' sends. Use float32 or "
+            'bfloat16, or a number for detach.'
+        )
 
 
 def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
