@@ -15,6 +15,7 @@ import dataclasses
 import math
 import re
 import sys
+from typing import Any
 
 from absl import app, flags
 
@@ -170,20 +171,9 @@ def draw(plan: Plan, path: str) -> None:
 
 
 def main(_) -> int:
-    options = flags.FLAGS
+    values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Plan)}
     try:
-        plan = Plan(
-            params=options.params,
-            step_time=options.step_time,
-            bandwidth=parse_bandwidth(options.bandwidth),
-            workers=options.workers,
-            latency=options.latency,
-            overlap=options.overlap,
-            overhead=options.overhead,
-            element_bytes=options.element_bytes,
-            evaluate_every=options.evaluate_every,
-            num_steps=options.num_steps,
-        )
+        plan = Plan(**values | {'bandwidth': parse_bandwidth(values['bandwidth'])})
     except ValueError as error:
         print(f'plan: {error}', file=sys.stderr)
         return 2
@@ -192,8 +182,8 @@ def main(_) -> int:
     print(
         f'Not slower than dense SGD from ratio {least:.2f} on.' if math.isfinite(least) else 'No ratio pays.'
     )
-    if options.output:
-        draw(plan, options.output)
+    if flags.FLAGS.output:
+        draw(plan, flags.FLAGS.output)
     return 0
 
 

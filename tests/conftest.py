@@ -42,3 +42,20 @@ def quick_compilation():
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    """The folder of digits, while a small network stands in for theirs and runs share what they compile."""
+    import training_fixtures  # not for the tests of the library: this imports TensorFlow
+
+    with training_fixtures.tiny_network(tmp_path_factory) as folder:
+        yield folder
+
+
+@pytest.fixture(scope='module')
+def recorded(data_dir):
+    """The uninterrupted run that others are compared with."""
+    import training_fixtures
+
+    return training_fixtures.recorded_run(data_dir)

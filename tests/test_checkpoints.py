@@ -13,17 +13,6 @@ from def_jax.training import checkpoints, input_pipeline, plots, results, steps
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    with fixtures.tiny_network(tmp_path_factory) as folder:
-        yield folder
-
-
-@pytest.fixture(scope='module')
-def recorded(data_dir):
-    return fixtures.recorded_run(data_dir)
-
-
 # --- Interrupted equals uninterrupted ---
 
 

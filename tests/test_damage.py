@@ -26,17 +26,6 @@ ignore_abandoned_writes = pytest.mark.filterwarnings(
 
 
 @pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    with fixtures.tiny_network(tmp_path_factory) as folder:
-        yield folder
-
-
-@pytest.fixture(scope='module')
-def recorded(data_dir):
-    return fixtures.recorded_run(data_dir)
-
-
-@pytest.fixture(scope='module')
 def saved(recorded, tmp_path_factory):
     """A folder with the checkpoints of steps 7 and 9."""
     folder = tmp_path_factory.mktemp('saved')

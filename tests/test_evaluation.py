@@ -18,17 +18,6 @@ DATASET = get_dataset_spec('digits')
 
 
 @pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    with fixtures.tiny_network(tmp_path_factory) as folder:
-        yield folder
-
-
-@pytest.fixture(scope='module')
-def recorded(data_dir):
-    return fixtures.recorded_run(data_dir)
-
-
-@pytest.fixture(scope='module')
 def random_state(recorded):
     """A state whose x, y and every worker's own model answer differently, and each with every class."""
     rng = np.random.default_rng(0)

@@ -33,12 +33,6 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 NUM_MUTATED = 1000  # configurations, and as many command lines
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    with fixtures.tiny_network(tmp_path_factory) as folder:
-        yield folder
-
-
 class Started(Exception):
     """A run got as far as its first array: it would train."""
 

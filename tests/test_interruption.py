@@ -13,17 +13,6 @@ from def_jax.training.endings import EndedError
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    with fixtures.tiny_network(tmp_path_factory) as folder:
-        yield folder
-
-
-@pytest.fixture(scope='module')
-def recorded(data_dir):
-    return fixtures.recorded_run(data_dir)
-
-
 @pytest.fixture(autouse=True)
 def handlers():
     """Python's own handlers, however the suite was started; they must be back in place after each test."""

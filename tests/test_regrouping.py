@@ -21,12 +21,6 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 STEP = 7
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    with fixtures.tiny_network(tmp_path_factory) as folder:
-        yield folder
-
-
 def config_of(data_dir, workers, per_device=1, **changes):
     batch = round(40 / workers) * workers
     changes = {'average_every': 0, 'num_workers': workers, 'workers_per_device': per_device} | changes

@@ -153,12 +153,6 @@ def test_checksums_see_bits_places_and_keys():
 # --- The trainer ---
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    with fixtures.tiny_network(tmp_path_factory) as folder:
-        yield folder
-
-
 def with_unequal(leaf_of, worker=2):
     """Poisons a state: one worker's copy of a leaf differs in its last bit."""
 

@@ -159,12 +159,6 @@ def test_hold_skipped_needs_error_feedback():
 # --- The trainer ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    with fixtures.tiny_network(tmp_path_factory) as data_dir:
-        yield data_dir
-
-
 def test_a_run_leaves_the_step_out_and_says_so(data_dir, tmp_path):
     config = fixtures.tiny_config(data_dir, skip_nonfinite=True)
     with fixtures.poisoned_batch(step=7, worker=2):

@@ -14,12 +14,6 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 CONSOLE = rich.console.Console(quiet=True)
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    with fixtures.tiny_network(tmp_path_factory) as data_dir:
-        yield data_dir
-
-
 @pytest.fixture(autouse=True)
 def programs_stay_compiled(monkeypatch):
     monkeypatch.setattr(sweep.jax, 'clear_caches', lambda: None)

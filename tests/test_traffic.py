@@ -7,13 +7,6 @@ import training_fixtures as fixtures
 from def_jax import METHODS
 from def_jax.training import experiment, steps, traffic
 
-
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    with fixtures.tiny_network(tmp_path_factory) as data_dir:
-        yield data_dir
-
-
 METHODS_OF_SEVERAL = [name for name, method in METHODS.items() if not method.single_worker]
 
 

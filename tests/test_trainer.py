@@ -30,17 +30,6 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 EVALUATIONS = [5, 10, 15, 20]
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    with fixtures.tiny_network(tmp_path_factory) as folder:
-        yield folder
-
-
-@pytest.fixture(scope='module')
-def recorded(data_dir):
-    return fixtures.recorded_run(data_dir)
-
-
 # --- The files of a run ---
 
 
