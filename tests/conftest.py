@@ -59,3 +59,21 @@ def recorded(data_dir):
     import training_fixtures
 
     return training_fixtures.recorded_run(data_dir)
+
+
+@pytest.fixture(scope='session')
+def environment(tmp_path_factory):
+    """A user's environment, without what the suite sets; runs share the data and what they compile."""
+    from def_jax.training import input_pipeline
+
+    folder = tmp_path_factory.mktemp('command_line')
+    input_pipeline.load_dataset('digits', folder / 'data')
+    unset = ('JAX_NUM_CPU_DEVICES', 'NPROC')
+    return {name: value for name, value in os.environ.items() if name not in unset} | {
+        'JAX_PLATFORMS': 'cpu',
+        'TFDS_DATA_DIR': str(folder / 'data'),
+        'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'XLA_FLAGS': '--xla_backend_optimization_level=0',  # these runs compile longer than they train
+        'COLUMNS': '200',
+    }

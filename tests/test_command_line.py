@@ -12,7 +12,7 @@ import pytest
 from faults import processes
 
 from configs import digits
-from def_jax.training import input_pipeline, metrics, workdir
+from def_jax.training import metrics, workdir
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = '--config=configs/digits.py'
@@ -21,22 +21,6 @@ SHORT = [
     *('--config.num_workers=2', '--config.train_images=256', '--config.batch_size=64', '--config.ratio=8'),
     *('--config.num_epochs=20', '--config.eval_every_epochs=1', '--config.log_every_steps=3'),
 ]
-
-
-@pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-    """A user's environment, without what the suite sets; runs share the data and what they compile."""
-    folder = tmp_path_factory.mktemp('command_line')
-    input_pipeline.load_dataset('digits', folder / 'data')
-    unset = ('JAX_NUM_CPU_DEVICES', 'NPROC')
-    return {name: value for name, value in os.environ.items() if name not in unset} | {
-        'JAX_PLATFORMS': 'cpu',
-        'TFDS_DATA_DIR': str(folder / 'data'),
-        'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'XLA_FLAGS': '--xla_backend_optimization_level=0',  # these runs compile longer than they train
-        'COLUMNS': '200',
-    }
 
 
 @pytest.fixture(scope='module')

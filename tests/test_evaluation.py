@@ -89,7 +89,7 @@ def test_every_image_counts_once(recorded, random_state, plain_evaluation, count
 
 
 def test_statistics_are_averaged_over_workers(recorded, random_state):
-    outputs = steps.make_outputs(recorded.experiment)(fixtures.placed(random_state, recorded.experiment))
+    outputs, _ = steps.make_outputs(recorded.experiment)(fixtures.placed(random_state, recorded.experiment))
     assert outputs.keys() == {'x', 'y'}
     for variables in outputs.values():
         chex.assert_trees_all_close(variables['batch_stats'], mean_stats(random_state), rtol=1e-6)
@@ -132,7 +132,7 @@ def test_every_workers_own_model_sees_the_whole_test_set(recorded, random_state,
 @pytest.mark.parametrize('step', [0, 1, 8, 20])
 def test_both_output_points_are_the_same_on_all_devices(recorded, step):
     state = fixtures.gathered(recorded.states[step])
-    outputs = steps.make_outputs(recorded.experiment)(fixtures.placed(state, recorded.experiment))
+    outputs, _ = steps.make_outputs(recorded.experiment)(fixtures.placed(state, recorded.experiment))
     for leaf in jax.tree.leaves(outputs):
         assert len({part.tobytes() for part in fixtures.shards(leaf)}) == 1
     mean_residual = jax.tree.map(lambda r: np.mean(r, axis=0), fixtures.residual(state))

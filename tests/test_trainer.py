@@ -368,6 +368,8 @@ def test_divergence_is_exit_code_3_and_a_hint(data_dir, tmp_path, capsys, monkey
     config = fixtures.tiny_config(data_dir, learning_rate=1e30)
     monkeypatch.setattr(train, '_CONFIG', mock.Mock(value=config))
     monkeypatch.setattr(train, '_WORKDIR', mock.Mock(value=str(tmp_path / 'run')))
+    for flag in ('_ADDRESS', '_COUNT', '_INDEX'):
+        monkeypatch.setattr(train, flag, mock.Mock(value=None))
     assert train.main(['train.py']) == 3
     message = capsys.readouterr().err
     result = json.loads((tmp_path / 'run' / 'result.json').read_text())

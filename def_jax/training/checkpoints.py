@@ -6,6 +6,8 @@ the step and the seed.
 Orbax writes the arrays into `checkpoints/STEP.partial` while training goes on; then the manifest with the
 checksums of its files is added, and only then the folder gets its name. A kill at any moment leaves the
 earlier checkpoints as they were and at most a partial one, which the next save removes.
+
+Of several processes each writes its own rows, and the first does the rest; all see the same folder.
 """
 
 import os
@@ -19,7 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from def_jax.training import manifest, regrouping
+from def_jax.training import manifest, processes, regrouping
+from def_jax.training.endings import LostProcessError
 from def_jax.training.manifest import DamagedError
 from def_jax.training.regrouping import Layout
 from def_jax.training.steps import TrainState
@@ -47,6 +50,13 @@ class Checkpoints:
         self._newest: int | None = None  # the newest one that is known to be good
         self.notes: list[str] = []  # what `restore` did to the state; a line for each
 
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if not _is_loss(error):  # then the last save would wait for a process that is gone
+            self.close()
+
     def steps(self) -> list[int]:
         """The steps of the checkpoints, damaged ones among them, in order."""
         if not self._folder.is_dir():
@@ -70,8 +80,8 @@ class Checkpoints:
         Raises:
             ValueError: if this or the save before it could not be written; earlier checkpoints are kept.
         """
-        step = int(state.step)
-        if step == self._newest or self._is_good(step, state):
+        step, state = int(state.step), self._layout.spread(state)
+        if processes.agree(step == self._newest or self._is_good(step, state)):
             return
         self.wait()
         content = {
@@ -81,7 +91,8 @@ class Checkpoints:
             'leaves': manifest.leaves_of(state),
         }
         try:
-            self._remove_remains()
+            if processes.is_first():
+                self._remove_remains()
             self._checkpointer.save(self._partial(step) / _ARRAYS, state)  # returns when it has a copy
         except Exception as error:  # orbax and tensorstore raise many types for a full disk
             self._fail(step, error)
@@ -127,12 +138,15 @@ class Checkpoints:
 
         Raises:
             ValueError: if it could not be written.
+            LostProcessError: if another process has not written its part.
         """
         if self._commit is not None:
             self._commit.join()
             self._commit = None
         if self._failure is not None:
             failure, self._failure, self._newest = self._failure, None, None
+            if _is_loss(failure):
+                raise LostProcessError(_reason(failure)) from failure
             raise ValueError(
                 f'no checkpoint could be written to {self._folder} ({_reason(failure)}). The earlier ones '
                 'are kept; make room, then run the same command again to resume.'
@@ -154,6 +168,8 @@ class Checkpoints:
         partial, final = self._partial(step), self._folder / str(step)
         try:
             self._checkpointer.wait_until_finished()
+            if not processes.is_first():
+                return
             manifest.write(partial, content)
             replaced = final.with_name(final.name + _REPLACED)
             if final.exists():  # damaged, or it would have been restored
@@ -168,24 +184,37 @@ class Checkpoints:
 
     def _fail(self, step: int, error: Exception) -> None:
         self._failure = error
-        shutil.rmtree(self._partial(step), ignore_errors=True)  # a full disk needs the room
+        if processes.is_first():
+            shutil.rmtree(self._partial(step), ignore_errors=True)  # a full disk needs the room
 
     def _read(self, path: Path, step: int, like: TrainState) -> TrainState:
-        content = manifest.read_verified(path, step)
+        content, shapes = self._verified(path, step, like)
         workers = tuple(content['workers'])
-        target = self._layout.shapes(like, workers)
-        _check_leaves(content['leaves'], manifest.leaves_of(target))
-        in_place = workers == self._layout.workers
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like) if in_place else target
+        if in_place := workers == self._layout.workers:
+            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._layout.spread(like))
+        else:  # NumPy arrays, of which every process reads all rows; as a target they take no memory
+            target = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)
         try:
             state = self._checkpointer.restore(path / _ARRAYS, target)
         except Exception as error:  # orbax and tensorstore raise many types for a damaged file
             raise DamagedError(f'its arrays cannot be read: {_reason(error)}') from error
         self.notes = regrouping.describe(workers, content['batch_size'], self._layout)
-        if in_place:
-            return state
-        state = regrouping.regrouped(jax.tree.map(np.asarray, state), workers, self._layout)
-        return jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), state, like)
+        if not in_place:
+            state = regrouping.regrouped(state, workers, self._layout)
+        return self._layout.own_rows(state, like)
+
+    def _verified(self, path: Path, step: int, like: TrainState) -> tuple[manifest.Manifest, TrainState]:
+        """The manifest of a checkpoint that all processes find good, and the shapes of its arrays."""
+        content, shapes, damage = {}, like, None
+        try:
+            content = manifest.read_verified(path, step)
+            shapes = self._layout.shapes(like, tuple(content['workers']))
+            _check_leaves(content['leaves'], manifest.leaves_of(shapes))
+        except DamagedError as error:
+            damage = error
+        if processes.anywhere(damage is not None):
+            raise damage or DamagedError('another process cannot read it')
+        return content, shapes
 
     def _is_good(self, step: int, state: TrainState) -> bool:
         if step not in self.steps():
@@ -206,6 +235,12 @@ class Checkpoints:
         for path in self._folder.iterdir():
             if path.name.endswith((_PARTIAL, _REPLACED)):
                 shutil.rmtree(path)
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Whether an error tells of another process: orbax waits for all, so long."""
+    told = LostProcessError, jax.errors.JaxRuntimeError, TimeoutError
+    return jax.process_count() > 1 and isinstance(error, told)
 
 
 def _check_leaves(saved: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 Exit codes: 0 finished; 2 a flag, file or folder cannot be used, or a disk is full (what was there is kept);
 3 the loss became NaN or infinite; 4 stopped by SIGTERM or Ctrl-C, to be resumed by the same command;
-5 workers that should agree do not.
+5 workers that should agree do not; 6 another process of the run was lost.
 """
 
 import os
@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 import jax
 from absl import flags, logging
 
-from def_jax.training.endings import EndedError
+from def_jax.training import processes, supervision
+from def_jax.training.endings import EndedError, LostProcessError
 
-__all__ = ['config_flags_parser', 'exit_code', 'refuse', 'set_environment']
+__all__ = ['config_flags_parser', 'exit_code', 'exit_code_of_several', 'refuse', 'set_environment']
 
-_INTERRUPTED = 4
+_REFUSED, _INTERRUPTED = 2, 4
 
 
 def set_environment(workdir: str, *, fake_devices: bool) -> None:
@@ -105,7 +106,32 @@ def exit_code(program: str, run: Callable[[], Any]) -> int:
     return 0
 
 
+def exit_code_of_several(
+    program: str, run: Callable[[], Any], place: processes.Place, *, fake_devices: bool
+) -> int:
+    """Like `exit_code` for one of several processes: joins the others, and tells where one is lost.
+
+    Args:
+        program: the name that a line of error begins with.
+        run: the program's work.
+        place: which of the processes this is.
+        fake_devices: whether the devices are simulated on the processes' CPUs.
+
+    Returns:
+        The exit code.
+    """
+
+    def joined() -> int:
+        processes.connect(place, fake_devices=fake_devices)
+        code = exit_code(program, run)
+        if code not in (_REFUSED, LostProcessError.exit_code):  # other endings are those of all processes
+            processes.disconnect()
+        return code
+
+    return supervision.supervised(program, joined)
+
+
 def refuse(program: str, reason: object) -> int:
     """Says why the program ends before it has changed anything; the exit code."""
     print(f'{program}: {reason}', file=sys.stderr)
-    return 2
+    return _REFUSED

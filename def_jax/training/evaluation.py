@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.training import steps
+from def_jax.training import processes, steps
 from def_jax.training.endings import EndedError
 from def_jax.training.experiment import Experiment
 
@@ -53,13 +53,18 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
             if point == 'own':
                 batch = {name: x[0] for name, x in batch.items()}
             totals.append(jax.device_get(eval_steps.get(point, eval_step)(variables, batch)))
-        return {name: np.sum([total[name] for total in totals], axis=0).reshape(-1) for name in totals[0]}
+        summed = {name: np.sum([total[name] for total in totals], axis=0) for name in totals[0]}
+        if point == 'own':
+            summed = {name: processes.gather(x, experiment.devices) for name, x in summed.items()}
+        return {name: x.reshape(-1) for name, x in summed.items()}
 
     recalibrated = _make_recalibrated(experiment)
 
     def evaluate(state: steps.TrainState, step: int) -> dict[str, Any]:
         record: dict[str, Any] = {'step': step}
-        points = outputs(state)
+        points, own = outputs(state)
+        batch_stats = points['x']['batch_stats']
+        points |= {point: {'params': params, 'batch_stats': batch_stats} for point, params in own.items()}
         for point, variables in recalibrated(state, points).items():
             total = sums(point, variables)
             if not np.isfinite(total['loss']).all():

@@ -16,7 +16,7 @@ from def_jax import compressors, methods
 from def_jax.datasets.catalogue import DatasetSpec, get_dataset_spec
 from def_jax.models import get_model
 from def_jax.skipping import hold_skipped
-from def_jax.training import input_pipeline, streaming
+from def_jax.training import input_pipeline, processes, streaming
 from def_jax.training.configuration import check_config
 from def_jax.training.devices import worker_devices
 
@@ -63,12 +63,24 @@ class Experiment:
         virtual = self.config.workers_per_device
         return (len(self.devices), virtual) if virtual > 1 else (len(self.devices),)
 
+    @property
+    def rows(self) -> list[int]:
+        """The places in `devices` of this process's own."""
+        return processes.rows(self.devices)
+
+    @property
+    def local_workers_shape(self) -> tuple[int, ...]:
+        """`workers_shape` of this process's rows: the leading axes of what pmap takes and gives here."""
+        return (len(self.rows), *self.workers_shape[1:])
+
     def train_batches(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """The training batches from `first_step` on, with leading axes `workers_shape`; endless."""
+        """This process's batches from `first_step` on, with leading axes `local_workers_shape`; endless."""
+        virtual = self.config.workers_per_device
         options = {
             'seed': self.config.seed,
             'batch_size': self.config.batch_size,
             'num_workers': self.config.num_workers,
+            'workers': [row * virtual + i for row in self.rows for i in range(virtual)],
         }
         if isinstance(self.train, streaming.StreamedSplit):
             batches = streaming.train_batches(self.train, first_step=first_step, **options)
@@ -76,14 +88,20 @@ class Experiment:
             split, steps = self.train, itertools.count(first_step)
             batches = (input_pipeline.train_batch(split, step=step, **options) for step in steps)
         for batch in batches:
-            yield {name: x.reshape(*self.workers_shape, *x.shape[1:]) for name, x in batch.items()}
+            yield {name: x.reshape(*self.local_workers_shape, *x.shape[1:]) for name, x in batch.items()}
 
     def test_batches(self, images_per_way: int, ways: int) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over the test images in batches [ways, images_per_way, ...] with a mask."""
-        batch_size = images_per_way * ways
-        if isinstance(self.test, streaming.StreamedSplit):
-            return streaming.test_batches(self.test, batch_size=batch_size, num_workers=ways)
-        return input_pipeline.test_batches(self.test, batch_size=batch_size, num_workers=ways)
+        """One pass over the test images in batches [ways, images_per_way, ...] with a mask.
+
+        With a way for every device it is this process's rows of them.
+        """
+        source = streaming if isinstance(self.test, streaming.StreamedSplit) else input_pipeline
+        return source.test_batches(
+            self.test,
+            batch_size=images_per_way * ways,
+            num_workers=ways,
+            workers=self.rows if ways == len(self.devices) else None,
+        )
 
     @property
     def axis_name(self) -> str | tuple[str, str]:

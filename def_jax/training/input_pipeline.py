@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -185,7 +185,13 @@ _cached_permutation = functools.lru_cache(maxsize=2)(epoch_permutation)
 
 
 def train_batch(
-    split: Split, *, seed: int, step: int, batch_size: int, num_workers: int
+    split: Split,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    num_workers: int,
+    workers: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns the training batch of a step, a pure function of the arguments.
 
@@ -195,9 +201,10 @@ def train_batch(
         step: the step, from 0 and counted over all epochs.
         batch_size: images a step, over all workers.
         num_workers: the number of workers, K; b = batch_size / K.
+        workers: the workers that this process feeds, k of them; None for all.
 
     Returns:
-        `image`, uint8 [K, b, H, W, C], and `label`, int32 [K, b]. No image comes twice in an epoch.
+        `image`, uint8 [k, b, H, W, C], and `label`, int32 [k, b]. No image comes twice in an epoch.
 
     Raises:
         ValueError: if the batch does not divide among the workers or exceeds the split, or the
@@ -212,20 +219,24 @@ def train_batch(
     epoch, position = divmod(step, steps_per_epoch(len(split.labels), batch_size))
     order = _cached_permutation(seed, epoch, len(split.labels))
     indices = order[position * batch_size : (position + 1) * batch_size].reshape(num_workers, -1)
+    indices = indices if workers is None else indices[list(workers)]
     return {'image': split.images[indices], 'label': split.labels[indices]}
 
 
-def test_batches(split: Split, *, batch_size: int, num_workers: int) -> Iterator[dict[str, np.ndarray]]:
+def test_batches(
+    split: Split, *, batch_size: int, num_workers: int, workers: Sequence[int] | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """Returns the batches of one pass over a split, all of the same shape.
 
     Args:
         split: the split, usually the test split.
         batch_size: images a batch, over all workers.
         num_workers: the number of workers, K; b = batch_size / K.
+        workers: the workers that this process feeds, k of them; None for all.
 
     Returns:
-        An iterator of `image`, uint8 [K, b, H, W, C], `label`, int32 [K, b], and `mask`, float32
-        [K, b]: 1 for every image of the split exactly once, 0 for what fills the last batch.
+        An iterator of `image`, uint8 [k, b, H, W, C], `label`, int32 [k, b], and `mask`, float32 [k, b]:
+        over all workers 1 for every image of the split exactly once, 0 for what fills the last batch.
 
     Raises:
         ValueError: if the batch does not divide among the workers.
@@ -238,6 +249,7 @@ def test_batches(split: Split, *, batch_size: int, num_workers: int) -> Iterator
 
     def batch(start: int) -> dict[str, np.ndarray]:
         indices = np.arange(start, start + batch_size).reshape(num_workers, -1)
+        indices = indices if workers is None else indices[list(workers)]
         real = indices < len(split.labels)
         indices = np.where(real, indices, 0)
         return {

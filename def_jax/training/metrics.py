@@ -15,11 +15,19 @@ class MetricLog:
 
     A resumed run forgets the records after its checkpoint and writes them anew, so that the file is the
     same as if there had been no interruption.
+
+    Args:
+        workdir: the run's folder.
+        resume_step: how many steps the run has done.
+        writes: whether to write; otherwise, as in all processes but the first, records are only remembered.
     """
 
-    def __init__(self, workdir: Path, resume_step: int):
+    def __init__(self, workdir: Path, resume_step: int, *, writes: bool = True):
         self._path = workdir / 'metrics.jsonl'
         self.records: list[dict[str, Any]] = [r for r in read(self._path) if _precedes(r, resume_step)]
+        self._writes = writes
+        if not writes:
+            return
         partial = self._path.with_name(self._path.name + '.partial')
         partial.write_text(''.join(json.dumps(record) + '\n' for record in self.records))
         os.replace(partial, self._path)
@@ -29,6 +37,8 @@ class MetricLog:
     def write(self, record: dict[str, Any]) -> None:
         """Adds one record; `record['step']` counts the steps done."""
         self.records.append(record)
+        if not self._writes:
+            return
         self._file.write(json.dumps(record) + '\n')
         self._file.flush()
         for name, value in record.items():
@@ -55,6 +65,8 @@ class MetricLog:
         return next((record[name] for record in reversed(self.records) if name in record), default)
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._file.close()
         self._board.close()
 

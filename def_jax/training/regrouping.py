@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from def_jax.training import steps
-from def_jax.training.experiment import Experiment
+from def_jax.training import processes, steps
+from def_jax.training.experiment import DEVICE_AXIS, Experiment
 
 __all__ = ['Layout', 'describe', 'regrouped']
 
@@ -28,11 +29,12 @@ class Layout:
     workers: tuple[int, ...]  # leading axes of what differs between workers: [K], or [devices, virtual]
     own: steps.TrainState  # True for what differs between workers, False for what they share
     batch_size: int
+    devices: list[jax.Device]  # of all processes
 
     @classmethod
     def of(cls, experiment: Experiment) -> 'Layout':
         own = jax.tree.map(lambda axis: axis == 0, steps.worker_axes(experiment), is_leaf=_is_axis)
-        return cls(experiment.workers_shape, own, experiment.config.batch_size)
+        return cls(experiment.workers_shape, own, experiment.config.batch_size, experiment.devices)
 
     def map(self, function, *trees: PyTree) -> PyTree:
         """`function(own, *leaves)` over the leaves of states of this layout."""
@@ -42,6 +44,30 @@ class Layout:
             self.own,
             *trees,
         )
+
+    def spread(self, state: PyTree) -> PyTree:
+        """The rows of all processes as one state, whose arrays each process holds in part; copies nothing."""
+        mesh = Mesh(np.array(self.devices), (DEVICE_AXIS,))
+
+        def array(own, leaf):
+            shape = (*self.workers, *leaf.shape[len(self.workers) :]) if own else leaf.shape
+            sharding = NamedSharding(mesh, PartitionSpec(DEVICE_AXIS) if own else PartitionSpec())
+            shards = [shard.data for shard in leaf.addressable_shards]
+            return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+        return self.map(array, state)
+
+    def own_rows(self, state: PyTree, like: PyTree) -> PyTree:
+        """This process's rows of a state that is spread, or of NumPy arrays; placed as `like` is."""
+        rows = processes.rows(self.devices)
+
+        def array(own, leaf, to):
+            if isinstance(leaf, np.ndarray):
+                return jax.device_put(leaf[rows] if own else leaf, to.sharding)
+            shards = [shard.data for shard in leaf.addressable_shards]
+            return jax.make_array_from_single_device_arrays(to.shape, to.sharding, shards)
+
+        return self.map(array, state, like)
 
     def shapes(self, like: PyTree, workers: tuple[int, ...]) -> PyTree:
         """The shapes and dtypes of a state like `like`, which has this layout, for other workers."""

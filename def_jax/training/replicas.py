@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from def_jax.replicas import checksums, leaf_names
-from def_jax.training import steps
+from def_jax.training import processes, steps
 from def_jax.training.endings import EndedError
 from def_jax.training.experiment import Experiment
 from def_jax.training.regrouping import Layout
@@ -49,7 +49,8 @@ def make_check(experiment: Experiment) -> Callable[[steps.TrainState, int], None
     on_workers = steps.on_workers(own_checksums, experiment, in_axes=(axes,), out_axes=0)
 
     def check(state: steps.TrainState, step: int) -> None:
-        sums = np.asarray(on_workers(state))  # [devices, leaves], or [devices, virtual workers, leaves]
+        # [devices, leaves], or [devices, virtual workers, leaves]
+        sums = processes.gather(np.asarray(on_workers(state)), experiment.devices)
         sums = sums.reshape(len(experiment.devices), -1, sums.shape[-1])[:, 0]
         usual = np.array([np.bincount(column).argmax() for column in _ranks(sums)])
         differs = np.stack(_ranks(sums), axis=1) != usual

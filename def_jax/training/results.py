@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import def_jax
 from def_jax.training.experiment import Communication, Experiment
 from def_jax.training.metrics import MetricLog
@@ -115,6 +117,7 @@ def _environment(experiment: Experiment) -> dict[str, Any]:
         'packages': {name: importlib.metadata.version(name) for name in packages},
         'device': f'{device.device_kind} ({device.platform})',
         'num_devices': len(experiment.devices),
+        'num_processes': jax.process_count(),
         'commit': _commit(),
     }
 

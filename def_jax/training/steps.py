@@ -66,7 +66,7 @@ def make_init(experiment: Experiment) -> Callable[[], TrainState]:
         )
 
     initialise = on_workers(init, experiment, in_axes=(0, None), out_axes=worker_axes(experiment))
-    return lambda: initialise(np.zeros(experiment.workers_shape), np.uint32(experiment.config.seed))
+    return lambda: initialise(np.zeros(experiment.local_workers_shape), np.uint32(experiment.config.seed))
 
 
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
@@ -107,13 +107,14 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     return on_workers(train_step, experiment, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
 
 
-def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], dict]:
-    """Returns a function from a state and a training batch to `def_jax.diagnostics`, float32 [].
+def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[dict, dict]]:
+    """Returns a function from a state and a training batch to `def_jax.diagnostics`.
 
-    The gradients are those of the batch at x. `detach_optimum_own` is float32 [K].
+    The first of the two dicts has those of all workers, float32 [], the second each worker's own,
+    `detach_optimum_own`, float32 [K]. The gradients are those of the batch at x.
     """
 
-    def diagnose(state: TrainState, batch: dict) -> dict:
+    def diagnose(state: TrainState, batch: dict) -> tuple[dict, dict]:
         images = _augmented(experiment, state, batch)
 
         def loss_fn(params):
@@ -122,35 +123,32 @@ def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], dict]:
         figures = diagnostics.gradient_statistics(jax.grad(loss_fn)(state.params), experiment.axis_name)
         if experiment.method.kind == 'error_feedback':
             figures |= diagnostics.error_statistics(state.opt_state, experiment.axis_name)
-        return figures
+        own = {name: figures.pop(name) for name in ('detach_optimum_own',) if name in figures}
+        return figures, own
 
-    names = ['variance', 'second_moment']
-    if experiment.method.kind == 'error_feedback':
-        names += ['mean_error', 'error', 'distance_ef', 'distance', 'detach_optimum', 'detach_optimum_own']
-    out_axes = {name: 0 if name == 'detach_optimum_own' else None for name in names}
-    return on_workers(diagnose, experiment, in_axes=(worker_axes(experiment), 0), out_axes=out_axes)
+    return on_workers(diagnose, experiment, in_axes=(worker_axes(experiment), 0), out_axes=(None, 0))
 
 
-def make_outputs(experiment: Experiment) -> Callable[[TrainState], dict[str, dict]]:
+def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, dict]]:
     """Returns a function from a state to the variables at each of the method's points.
 
-    They are 'x', 'y' and, with the worker axis, 'own': every worker's own model. BatchNorm's running
-    statistics do not affect training and their averages are linear, so averaging them over workers here
-    equals averaging them at every step, without the traffic.
+    The first of the two dicts has the variables at 'x' and 'y', the second, with the worker axis, the
+    parameters at 'own': every worker's own model. BatchNorm's running statistics do not affect training and
+    their averages are linear, so averaging them over workers here equals averaging them at every step,
+    without the traffic.
     """
     points = experiment.method.points
 
-    def outputs(state: TrainState) -> dict[str, dict]:
-        params = {'x': state.params}
+    def outputs(state: TrainState) -> tuple[dict, dict]:
+        params, own = {'x': state.params}, {}
         if 'y' in points:
             params['y'] = output_params(state.params, state.opt_state, experiment.axis_name)
         if 'own' in points:
-            params['own'] = detached_params(state.params, state.opt_state)  # λ = 1: x + r_k
+            own['own'] = detached_params(state.params, state.opt_state)  # λ = 1: x + r_k
         batch_stats = lax.pmean(state.batch_stats, experiment.axis_name)
-        return {point: {'params': params[point], 'batch_stats': batch_stats} for point in points}
+        return {point: {'params': p, 'batch_stats': batch_stats} for point, p in params.items()}, own
 
-    out_axes = {point: {'params': 0 if point == 'own' else None, 'batch_stats': None} for point in points}
-    return on_workers(outputs, experiment, in_axes=(worker_axes(experiment),), out_axes=out_axes)
+    return on_workers(outputs, experiment, in_axes=(worker_axes(experiment),), out_axes=(None, 0))
 
 
 def make_batch_statistics(
@@ -228,8 +226,11 @@ def _test_sums(experiment: Experiment, variables: dict, batch: dict) -> dict:
 
 
 def worker_axes(experiment: Experiment) -> TrainState:
-    """Which parts of a TrainState have the worker axis, 0, or None: in_axes and out_axes of every step."""
-    params = abstract_variables(experiment)['params']
+    """Which parts of a TrainState have the worker axis, 0, or None: in_axes and out_axes of every step.
+
+    One value stands for all that is like the parameters.
+    """
+    params = jax.ShapeDtypeStruct((1,), jnp.float32)  # pmap of several processes hashes the axes: no dicts
     opt_axes = []
     for position, link in enumerate(experiment.links):
         # Later links see what all workers agree on, so their states agree too.

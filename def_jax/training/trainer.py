@@ -1,5 +1,6 @@
 """The training loop: train, evaluate x and y, checkpoint, report; the same for every method."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,16 @@ import numpy as np
 import rich.console
 
 from def_jax.training import console as console_lib
-from def_jax.training import interruption, metrics, plots, replicas, results, steps, workdir
+from def_jax.training import (
+    interruption,
+    metrics,
+    plots,
+    processes,
+    replicas,
+    results,
+    steps,
+    workdir,
+)
 from def_jax.training.checkpoints import Checkpoints
 from def_jax.training.evaluation import DivergedError, make_evaluate
 from def_jax.training.experiment import Communication, Experiment, build
@@ -30,7 +40,8 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Trains as `config` says, or goes on where an earlier call in the same folder stopped.
 
-    A run may go on with other `num_workers`, and a `batch_size` to match: see `regrouping`.
+    A run may go on with other `num_workers`, and a `batch_size` to match: see `regrouping`. Of several
+    processes (`processes.connect`) each calls this with the same arguments and a folder that all share.
 
     Args:
         config: a complete configuration, see `configs/digits.py`.
@@ -48,51 +59,71 @@ def train_and_evaluate(
         DivergedError: if a loss becomes NaN or infinite; result.json then says so.
         InterruptedRunError: if SIGTERM or Ctrl-C arrives; the state is in a checkpoint then.
         ReplicasDifferError: if `config.check_replicas_every` finds workers that should agree and do not.
+        LostProcessError: if another process has died.
     """
-    with interruption.watch() as signals:
+    with interruption.watch() as signals, processes.naming_the_lost():
         experiment = build(config)
         steps.abstract_variables(experiment)  # refuses images that the model cannot take
         console = console or console_lib.process_console()
-        run = workdir.claim(folder, config, other_workers=True)
-        with workdir.locked(run):
+        run = _claimed(folder, config)
+        with workdir.locked(run) if processes.is_first() else contextlib.nullcontext():
             return _train_and_evaluate(experiment, run, console, signals)
+
+
+def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Path:
+    """The run's folder: the first process makes it, the others find it, with the same configuration."""
+    if processes.is_first():
+        run = workdir.claim(folder, config, other_workers=True)
+    processes.anywhere(False)  # by now it is there
+    if not processes.is_first():
+        run = workdir.claim(folder, config, other_workers=True, exists=True)
+    return run
 
 
 def _train_and_evaluate(
     experiment: Experiment, run: Path, console: rich.console.Console, signals: interruption.Watch
 ) -> dict[str, Any]:
     config = experiment.config
-    checkpoints = Checkpoints(run, config.keep_checkpoints, Layout.of(experiment))
-    try:
+    with Checkpoints(run, config.keep_checkpoints, Layout.of(experiment)) as checkpoints:
         state = _restored(experiment, run, checkpoints)
         communication = Communication.of(experiment, state.params)
         start = int(state.step)
-        log = MetricLog(run, resume_step=start)
+        log = MetricLog(run, resume_step=start, writes=processes.is_first())
         try:
             log.check_reaches(start)
-            workdir.record(run, experiment.config)
+            if processes.is_first():
+                workdir.record(run, experiment.config)
             console_lib.describe(console, experiment, communication)
             for line in [f'resuming at step {start:,}', *checkpoints.notes] if start else []:
                 console.print(line, highlight=False, soft_wrap=True)
             _run(experiment, communication, state, log, checkpoints, console, signals)
         except DivergedError as error:
-            results.write(run, experiment, communication, log, diverged=error)
+            if processes.is_first():
+                results.write(run, experiment, communication, log, diverged=error)
             raise
         finally:
             log.close()
-        # A run that had finished before keeps the result that tells of the machine and commit it ran on.
-        result = results.read(run) if start == experiment.num_steps else None
-        if result is None or result['status'] != 'finished':
-            result = results.write(run, experiment, communication, log)
-        plots.plot_curves(run / 'curves.png', log.records, result['title'], result['answers'])
-        if config.diagnostics_every:
-            plots.plot_diagnostics(run / 'diagnostics.png', log.records, result['title'])
-    finally:
-        checkpoints.close()
+        if processes.is_first():
+            _conclude(run, experiment, communication, log, start)
+    processes.anywhere(False)  # by now the first has written it
+    result = results.read(run) or {}
     console_lib.show_result(console, result)
     files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
     console.print(f'written to {run}: {files}', highlight=False, soft_wrap=True)
     return result
+
+
+def _conclude(
+    run: Path, experiment: Experiment, communication: Communication, log: MetricLog, start: int
+) -> None:
+    """Writes the result and the pictures of a run that is at its end."""
+    # A run that had finished before keeps the result that tells of the machine and commit it ran on.
+    result = results.read(run) if start == experiment.num_steps else None
+    if result is None or result['status'] != 'finished':
+        result = results.write(run, experiment, communication, log)
+    plots.plot_curves(run / 'curves.png', log.records, result['title'], result['answers'])
+    if experiment.config.diagnostics_every:
+        plots.plot_diagnostics(run / 'diagnostics.png', log.records, result['title'])
 
 
 def _restored(experiment: Experiment, run: Path, checkpoints: Checkpoints) -> steps.TrainState:
@@ -137,7 +168,7 @@ def _run(
             range(start, experiment.num_steps), experiment.train_batches(start), strict=False
         ):
             if diagnose and step % config.diagnostics_every == 0:
-                log.write(_diagnostics_record(step, diagnose(state, batch)))
+                log.write(_diagnostics_record(step, *diagnose(state, batch), experiment))
             state, metrics = train_step(state, batch)
             if config.fake_devices:
                 # Collectives of free-running fake devices can starve each other on few cores.
@@ -148,7 +179,7 @@ def _run(
             evaluation_due |= done == experiment.num_steps
             if check_replicas and (evaluation_due or done % config.check_replicas_every == 0):
                 check_replicas(state, done)
-            if evaluation_due or done % config.log_every_steps == 0:
+            if record_due := evaluation_due or done % config.log_every_steps == 0:
                 record = window.flush(done)
                 progress.update(done, record)
                 if skipped := record.get('skipped', 0):
@@ -162,11 +193,13 @@ def _run(
                 checkpoints.save(state)
                 progress.note(_line(record, window.position(done)))
                 window.restart()
-            if signals.name and done < experiment.num_steps:
+            # Several processes stop at the same step: they ask each other where they meet for a record.
+            meets = done < experiment.num_steps and (record_due or jax.process_count() == 1)
+            if meets and processes.anywhere(signals.name is not None):
                 window.suspend(done)
                 checkpoints.save(state)
                 checkpoints.wait()
-                raise InterruptedRunError(signals.name, done)
+                raise InterruptedRunError(signals.name or 'a signal to another process', done)
 
 
 class _Window:
@@ -238,14 +271,21 @@ class _Window:
         return losses, taken
 
     def _values(self, name: str) -> np.ndarray:
-        rows = [np.asarray(metrics[name], np.float32).reshape(-1) for metrics in self._pending]
+        """Float32 [steps, K]; what was carried over is of all workers, what is new of this process's."""
+        carried, measured = self._pending[: self._carried], self._pending[self._carried :]
+        rows = [np.asarray(metrics[name], np.float32).reshape(-1) for metrics in carried]
+        if measured:
+            own = np.stack([np.asarray(metrics[name], np.float32) for metrics in measured], axis=1)
+            every = processes.gather(own, self._experiment.devices)  # [devices, steps, ...]
+            rows.extend(np.moveaxis(every, 1, 0).reshape(len(measured), -1))
         return np.stack(rows) if rows else np.zeros((0, 1), np.float32)
 
 
-def _diagnostics_record(step: int, figures: dict[str, jax.Array]) -> dict[str, Any]:
-    record = {name: float(np.mean(value)) for name, value in jax.device_get(figures).items()}
-    if 'detach_optimum_own' in figures:
-        record['detach_optimum_own_std'] = float(np.std(figures['detach_optimum_own']))
+def _diagnostics_record(step: int, figures: dict, own: dict, experiment: Experiment) -> dict[str, Any]:
+    record = {name: float(value) for name, value in jax.device_get(figures).items()}
+    for name, value in own.items():
+        every = processes.gather(np.asarray(value), experiment.devices)
+        record |= {name: float(np.mean(every)), f'{name}_std': float(np.std(every))}
     return {'step': step} | record
 
 

@@ -28,12 +28,20 @@ _FREE_KEYS = (
 _WORKER_KEYS = ('num_workers', 'workers_per_device')
 
 
+# What may be there before the configuration: a start that was killed, and what other processes have compiled.
+_EARLY = (f'{_RECORD}.partial', 'compilation_cache')
+
+
 class InUseError(ValueError):
     """Another process is running in the folder."""
 
 
 def claim(
-    workdir: str | os.PathLike, config: ml_collections.ConfigDict, *, other_workers: bool = False
+    workdir: str | os.PathLike,
+    config: ml_collections.ConfigDict,
+    *,
+    other_workers: bool = False,
+    exists: bool = False,
 ) -> Path:
     """Makes the folder for a run of `config`, or finds the one that an earlier start made.
 
@@ -41,6 +49,7 @@ def claim(
         workdir: the folder.
         config: a checked configuration.
         other_workers: whether a run may go on with another number of workers, or on other devices.
+        exists: whether another process of the same run has claimed it just now.
 
     Returns:
         The folder's path.
@@ -50,6 +59,11 @@ def claim(
             written to.
     """
     workdir = Path(workdir).absolute()
+    if exists and not (workdir / _RECORD).exists():
+        raise ValueError(
+            f'workdir={str(workdir)!r} is not the folder that process 0 has made. All processes of a run '
+            'need one folder, on a file system that they share.'
+        )
     path = workdir / _RECORD
     ours = _settings(config)
     if path.exists():
@@ -61,7 +75,7 @@ def claim(
                 f'workdir={str(workdir)!r} holds a run of another configuration ({changes}). '
                 'Choose another --workdir, or the same configuration to resume that run.'
             )
-    elif workdir.is_dir() and any(file.name != _partial(path).name for file in workdir.iterdir()):
+    elif workdir.is_dir() and any(file.name not in _EARLY for file in workdir.iterdir()):
         raise ValueError(
             f'workdir={str(workdir)!r} holds files that are not a run. Choose an empty or new folder.'
         )

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,11 +18,22 @@ from def_jax.training import metrics
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(folder: Path, flags: list[str], environment: dict[str, str]) -> subprocess.Popen:
-    """train.py in a folder; what it prints is appended to FOLDER.log."""
+def start(folder: Path, flags: list[str], environment: dict[str, str], name: str = '') -> subprocess.Popen:
+    """train.py in a folder; what it prints is appended to FOLDER.log, or FOLDER with a name.log."""
     command = [sys.executable, 'train.py', *flags, f'--workdir={folder}']
-    with folder.with_name(folder.name + '.log').open('a') as log:
+    with folder.with_name(f'{folder.name}{name}.log').open('a') as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def start_several(
+    folder: Path, flags: list[str], environment: dict[str, str], count: int = 2
+) -> list[subprocess.Popen]:
+    """Processes of train.py that train together; their logs are FOLDER-0.log and so on."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = f'--coordinator_address=127.0.0.1:{free.getsockname()[1]}'
+    flags = [*flags, address, f'--num_processes={count}']
+    return [start(folder, [*flags, f'--process_id={i}'], environment, f'-{i}') for i in range(count)]
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -67,7 +79,12 @@ def kill(process: subprocess.Popen) -> bool:
 
 def final_state(folder: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint, by its name, as it was saved."""
-    path = folder / 'checkpoints' / str(checkpoint_steps(folder)[-1]) / 'state'
+    return saved_state(folder, checkpoint_steps(folder)[-1])
+
+
+def saved_state(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of the checkpoint of a step."""
+    path = folder / 'checkpoints' / str(step) / 'state'
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.metadata(path).item_metadata.tree
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved)

@@ -93,7 +93,7 @@ def restored(path: Path, experiment: Experiment) -> tuple[steps.TrainState, list
 
 def points(experiment: Experiment, state: steps.TrainState) -> tuple[np.ndarray, np.ndarray]:
     """x and y, flattened, as an evaluation computes them."""
-    outputs = jax.device_get(steps.make_outputs(experiment)(state))
+    outputs, _ = jax.device_get(steps.make_outputs(experiment)(state))
     x, y = (
         np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(outputs[point]['params'])])
         for point in ('x', 'y')
