@@ -46,8 +46,9 @@ notebooks: $(READY)  ## Run the notebooks and keep what they show.
 bench: $(READY)  ## Measure the optimizer stage against plain momentum SGD.
 	$(BIN)/python -m benchmarks.optimizer_stage --output=results/benchmarks/optimizer_stage.md
 
-faults: $(READY)  ## Kill and resume a run 25 times, change its workers, and watch an hour's run: the long reliability tests.
+faults: $(READY)  ## Kill and resume runs 25 and 20 times, change the workers, and watch an hour's run: the long reliability tests.
 	$(BIN)/python tests/faults/kills.py --output=results/reliability
+	$(BIN)/python tests/faults/kills.py --output=results/reliability --kills=20 --processes=2
 	$(BIN)/python tests/faults/workers.py --output=results/reliability
 	$(BIN)/python tests/faults/soak.py --output=results/reliability
 

@@ -1,10 +1,13 @@
 """SIGKILL at random moments, some while a checkpoint is written; the end must be the same, bit for bit.
 
     python tests/faults/kills.py --kills=25 --output=results/reliability
+    python tests/faults/kills.py --kills=20 --processes=2 --output=results/reliability
 
 One run of digits is left alone. Another, with the same flags, is killed and started again with the same
 command until it has been killed so often; then it may finish. Every fifth kill is SIGTERM, which writes a
-checkpoint first. At the end every array of the last checkpoints is compared, and every record of the metrics.
+checkpoint first. Of several processes that train together one is killed; the others have to end by
+themselves, with exit code 6, or 4 after SIGTERM. At the end every array of the last checkpoints is compared,
+and every record of the metrics.
 """
 
 import argparse
@@ -24,6 +27,10 @@ FLAGS = [
     *('--config=configs/digits.py', '--config.num_workers=8', '--config.batch_size=128'),
     *('--config.num_epochs=600', '--config.eval_every_epochs=2', '--config.log_every_steps=5'),
 ]
+# Each of several processes has its own devices, and steps take longer.
+FLAGS_OF_SEVERAL = ['--config.workers_per_device=1', '--config.num_workers=4', '--config.num_epochs=150']
+# What train.py may end with: killed, or by a process that was; stopped.
+EXPECTED = {False: {-signal.SIGKILL, 6}, True: {4}}
 HOW = ('at any time', 'while training', 'while writing', 'while training', 'SIGTERM')
 
 
@@ -32,18 +39,22 @@ def main() -> int:
     parser.add_argument('--kills', type=int, default=25)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--longest', type=float, default=8, help='seconds of training before a kill, at most')
-    parser.add_argument('--output', type=Path, help='folder that gets kills.json')
+    parser.add_argument('--processes', type=int, default=1, help='processes that train together')
+    parser.add_argument('--output', type=Path, help='folder that gets kills.json, or kills-2-processes.json')
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = torture(Path(folder), arguments.kills, arguments.seed, arguments.longest)
+        report = torture(
+            Path(folder), arguments.kills, arguments.seed, arguments.longest, arguments.processes
+        )
     print(json.dumps(report, indent=2))
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        (arguments.output / 'kills.json').write_text(json.dumps(report, indent=2) + '\n')
-    return 0 if not report['differences'] else 1
+        name = 'kills' if arguments.processes == 1 else f'kills-{arguments.processes}-processes'
+        (arguments.output / f'{name}.json').write_text(json.dumps(report, indent=2) + '\n')
+    return 0 if not report['differences'] and not report['other ways to end'] else 1
 
 
-def torture(folder: Path, kills: int, seed: int, longest: float, flags: list[str] | None = None) -> dict:
+def torture(folder: Path, kills: int, seed: int, longest: float, count: int = 1) -> dict:
     """Runs, kills, resumes and compares.
 
     Args:
@@ -51,25 +62,25 @@ def torture(folder: Path, kills: int, seed: int, longest: float, flags: list[str
         kills: how often the second is killed.
         seed: of the moments.
         longest: seconds of training before a kill, at most; from the start three times as many.
-        flags: of train.py; by default digits with 8 workers.
+        count: the processes that train together.
 
     Returns:
         What happened: each kill, and what differs at the end.
     """
-    flags, chance, began = flags or FLAGS, random.Random(seed), time.monotonic()
+    chance, began = random.Random(seed), time.monotonic()
+    flags = FLAGS if count == 1 else FLAGS + FLAGS_OF_SEVERAL
     environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'), 'JAX_PLATFORMS': 'cpu'}
     reference, run = folder / 'reference', folder / 'run'
-    if processes.start(reference, flags, environment).wait():
-        raise RuntimeError(reference.with_name('reference.log').read_text()[-2000:])
+    finish(processes.start_several(reference, flags, environment, count), reference)
     done = []
     while len(done) < kills:
-        done.append(interrupted(run, flags, environment, HOW[len(done) % len(HOW)], chance, longest))
+        done.append(interrupted(run, flags, environment, HOW[len(done) % len(HOW)], chance, longest, count))
         print(done[-1], flush=True)
-    if processes.start(run, flags, environment).wait():
-        raise RuntimeError(run.with_name('run.log').read_text()[-2000:])
+    finish(processes.start_several(run, flags, environment, count), run)
     state = processes.final_state(run)
     return {
         'flags': flags,
+        'processes': count,
         'interruptions': len(done),
         'of which SIGKILL': sum(k['how'] != 'SIGTERM' for k in done),
         'of these while a checkpoint was written': sum(
@@ -79,6 +90,8 @@ def torture(folder: Path, kills: int, seed: int, longest: float, flags: list[str
         'arrays compared': len(state),
         'bytes compared': sum(leaf.nbytes for leaf in state.values()),
         'differences': processes.differences(run, reference),
+        'other ways to end': [k for k in done if set(k['exit codes']) - EXPECTED[k['how'] == 'SIGTERM']],
+        'longest wait for the others, seconds': max(k['seconds until all had ended'] for k in done),
         'left in checkpoints/': sorted(os.listdir(run / 'checkpoints')),
         'minutes': round((time.monotonic() - began) / 60, 1),
         'each': done,
@@ -86,11 +99,18 @@ def torture(folder: Path, kills: int, seed: int, longest: float, flags: list[str
 
 
 def interrupted(
-    run: Path, flags: list[str], environment: dict[str, str], how: str, chance: random.Random, longest: float
+    run: Path,
+    flags: list[str],
+    environment: dict[str, str],
+    how: str,
+    chance: random.Random,
+    longest: float,
+    count: int,
 ) -> dict:
     """Starts the run and ends it, one of the ways in `HOW`; what happened."""
     size, since, started = processes.log_size(run), time.time(), time.monotonic()
-    process = processes.start(run, flags, environment)
+    group = processes.start_several(run, flags, environment, count)
+    process = chance.choice(group)
     alive, wait = True, chance.uniform(0, longest)
     if how == 'at any time':
         wait *= 3
@@ -107,17 +127,25 @@ def interrupted(
     writing = processes.is_writing(run, since)
     if how == 'SIGTERM':
         process.send_signal(signal.SIGTERM)
-        code = process.wait()
     else:
-        code = -signal.SIGKILL if processes.kill(process) else 0
+        process.kill()
+    ended = time.monotonic()
+    codes = [one.wait(timeout=120) for one in group]
     steps = processes.checkpoint_steps(run)
     return {
         'how': how,
         'seconds after the start': round(after, 2),
         'while a checkpoint was written': writing,
-        'exit code': code,
+        'exit codes': codes,
+        'seconds until all had ended': round(time.monotonic() - ended, 2),
         'newest checkpoint': steps[-1] if steps else None,
     }
+
+
+def finish(group: list, folder: Path) -> None:
+    """Waits for a run's processes; raises what the first has said where one fails."""
+    if any([process.wait() for process in group]):
+        raise RuntimeError(folder.with_name(f'{folder.name}-0.log').read_text()[-2000:])
 
 
 if __name__ == '__main__':

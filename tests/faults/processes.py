@@ -28,7 +28,9 @@ def start(folder: Path, flags: list[str], environment: dict[str, str], name: str
 def start_several(
     folder: Path, flags: list[str], environment: dict[str, str], count: int = 2
 ) -> list[subprocess.Popen]:
-    """Processes of train.py that train together; their logs are FOLDER-0.log and so on."""
+    """Processes of train.py that train together, or just one; their logs are FOLDER-0.log and so on."""
+    if count == 1:
+        return [start(folder, flags, environment, '-0')]
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         address = f'--coordinator_address=127.0.0.1:{free.getsockname()[1]}'
