@@ -23,6 +23,7 @@ __all__ = [
     'alternate',
     'compile_stage',
     'compiled',
+    'copy_limit',
     'full_size_copies',
     'limit',
     'table',
@@ -98,10 +99,28 @@ def limit(size: int) -> Stage:
     return compile_stage(triad, (jnp.zeros(size),), jnp.full(size, 1e-3))
 
 
+def copy_limit(size: int) -> Stage:
+    """z <- x + 0.3·r: the passes of a detached point, into memory that is not read before it is written."""
+    x, r = jnp.ones(size), jnp.full(size, 1e-3)
+
+    def add(z, x, r):
+        del z
+        return (x + 0.3 * r,)
+
+    return compile_stage(add, (jnp.zeros(size),), x, r)
+
+
 def full_size_copies(program: Any, smallest: int) -> int:
-    """Copy instructions of float arrays of at least `smallest` elements in a compiled program."""
-    shapes = re.findall(r'= f32\[([\d,]*)\]\S* copy\(', program.as_text())
-    return sum(math.prod(int(n) for n in shape.split(',') if n) >= smallest for shape in shapes)
+    """Float arrays of at least `smallest` elements that a compiled program copies in memory."""
+    count, fused = 0, False
+    for line in program.as_text().splitlines():
+        if line[:1] not in ('', ' ', '}'):  # a computation begins
+            fused = line.startswith('%fused_computation')
+        found = re.match(r'\s*(ROOT )?\S+ = f32\[([\d,]*)\]\S* copy\(', line)
+        # Within a fusion only its result is written to memory.
+        if found and (found[1] or not fused):
+            count += math.prod(int(n) for n in found[2].split(',') if n) >= smallest
+    return count
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
