@@ -10,7 +10,7 @@ __all__ = ['SMALL_CIFAR10', 'WINDOW', 'make_config']
 
 WINDOW = 20  # steps between two records
 SMALL_CIFAR10 = {'model': 'vgg_small', 'train_images': 10_000, 'test_images': 512, 'fake_devices': True}
-_EPOCHS = {'digits': 40, 'cifar10': 2}  # of 7 and 78 steps
+_EPOCHS = {'digits': 40, 'cifar10': 1}  # of 7 and 78 steps
 
 
 def make_config(name: str, **changes: Any) -> ml_collections.ConfigDict:
