@@ -9,6 +9,7 @@ PROCESSES ?= $(if $(ARGS),0,2)
 
 RESULTS := $(sort $(foreach run,$(wildcard results/*/*/result.json),$(patsubst %/,%,$(dir $(patsubst %/,%,$(dir $(run)))))))
 REPRODUCED ?= table1 table4 figure3 beyond
+BENCHMARKS ?= optimizer_stage scaling workers loop startup
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -43,8 +44,9 @@ reproduce: $(READY)  ## Train the digits experiments from nothing into runs/, in
 notebooks: $(READY)  ## Run the notebooks and keep what they show.
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
-bench: $(READY)  ## Measure the optimizer stage against plain momentum SGD.
-	$(BIN)/python -m benchmarks.optimizer_stage --output=results/benchmarks/optimizer_stage.md
+bench: $(READY)  ## Measure the optimizer stage, how it grows, the trainer's loop and its start: twenty minutes of 2 cores.
+	@for section in $(BENCHMARKS); do \
+	  $(BIN)/python -m benchmarks.$$section --output=results/benchmarks/$$section.md || exit 1; done
 
 faults: $(READY)  ## Kill and resume runs 25 and 20 times, change the workers, and watch an hour's run: the long reliability tests.
 	$(BIN)/python tests/faults/kills.py --output=results/reliability

@@ -10,10 +10,12 @@ worker k's updates that has not reached the parameters yet. Legend:
 """
 
 import functools
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.typing import DTypeLike
@@ -121,7 +123,7 @@ def error_feedback(
 
     def update_fn(updates, state, params=None):
         del params
-        pending = jax.tree.map(lambda u, r: u.astype(jnp.float32) + r, updates, state.residual)  # line 7
+        pending = jax.tree.map(_pending, updates, state.residual)  # line 7
         selection = compressor(state.key, state.step, pending)
         message = selection.take(pending)
         if skip_nonfinite:
@@ -132,10 +134,14 @@ def error_feedback(
         mean, estimate = average(message, selection, state.energy)  # line 9
         new_state = state._replace(step=state.step + 1, residual=None, **estimate)
         if skip_nonfinite:  # nothing is pending but the old residual, and nothing of it is sent
+            finite = _all_finite(mean)
             held = state._replace(skipped=state.skipped + 1, residual=None)
-            nothing = (state.residual, jnp.zeros_like(message), jnp.zeros_like(mean), held)
-            taken = (pending, message, mean, new_state)
-            pending, message, mean, new_state = choose(_all_finite(mean), taken, nothing)
+            nothing = (jnp.zeros_like(message), jnp.zeros_like(mean), held)
+            message, mean, new_state = choose(finite, (message, mean, new_state), nothing)
+            # To choose between `pending` and the residual would keep both in memory; this choice is made
+            # while the residual is updated in place. r + -0.0 is r, bit for bit.
+            taken = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), updates)
+            pending = jax.tree.map(_pending, taken, state.residual)
         residual = selection.add(pending, -message.astype(jnp.float32))  # line 8: p - C(p)
         if average_every:
             due = (new_state.step % average_every == 0) & (new_state.step != state.step)
@@ -215,9 +221,25 @@ def choose(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(functools.partial(jnp.where, condition), yes, no)
 
 
+def _pending(update: jax.Array, residual: jax.Array) -> jax.Array:
+    return update.astype(jnp.float32) + residual
+
+
 def _all_finite(tree: PyTree) -> jax.Array:
-    # 0·x is 0 or NaN, and XLA adds floats at the speed of memory, unlike a conjunction of isfinite.
-    return sum((jnp.sum(0 * leaf) for leaf in jax.tree.leaves(tree)), jnp.float32(0)) == 0
+    """Whether every number of the tree is finite, at the speed of memory.
+
+    The bits of |x|, as an integer, are below those of infinity. XLA for CPUs fuses a reduction with what
+    computes x only over a leading axis of at most 32, where it needs no tree of partial results; a sum, a
+    conjunction, or a maximum over more would first write all of x to memory.
+    """
+
+    def largest(leaf):
+        bits = lax.bitcast_convert_type(jnp.abs(leaf.astype(jnp.float32)), jnp.int32)
+        rows = bits.reshape(math.gcd(leaf.size, 32), -1)
+        return rows.max(axis=0, initial=0).max(initial=0)
+
+    infinity = np.float32(np.inf).view(np.int32)
+    return jnp.all(jnp.array([largest(leaf) for leaf in jax.tree.leaves(tree)], jnp.int32) < infinity)
 
 
 def _average_if(due: jax.Array, residual: PyTree, axis_name: AxisName) -> PyTree:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.training import checkpoints, input_pipeline, plots, results, steps
+from def_jax.training import checkpoints, experiment, input_pipeline, plots, prefetch, results, steps
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -137,8 +137,9 @@ def test_training_goes_on_from_a_restored_state(recorded, saved):
     batch = input_pipeline.train_batch(
         recorded.experiment.train, seed=0, step=9, batch_size=40, num_workers=fixtures.NUM_WORKERS
     )
+    place = prefetch.make_place(recorded.experiment.devices, experiment.DEVICE_AXIS)
     train_step = steps.make_train_step(recorded.experiment)
-    state, _ = train_step(fixtures.restored(saved, recorded.experiment), batch)
+    state, _ = train_step(fixtures.restored(saved, recorded.experiment), place(batch))
     fixtures.assert_same_bits(fixtures.shards(state), recorded.states[10])
     assert train_step.traces() == 1
 

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: the state goes into a checkpoint and the run ends, to be resumed bit for bit."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -7,7 +8,7 @@ import threading
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.training import command_line, input_pipeline, interruption, metrics, steps, trainer
+from def_jax.training import command_line, input_pipeline, interruption, metrics, prefetch, steps, trainer
 from def_jax.training.endings import EndedError
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -24,16 +25,26 @@ def handlers():
 
 
 def signalled(monkeypatch, number, step):
-    """The signal arrives while the batch of that step, from 0, is made; only once."""
-    train_batch, sent = input_pipeline.train_batch, []
+    """The signal arrives as the batch of that step, from 0, is handed to the loop; only once."""
+    train_batch, ahead, made, sent = input_pipeline.train_batch, prefetch.ahead, [], []
 
-    def signalling(*args, **kwargs):
-        if kwargs['step'] == step and not sent:
-            sent.append(step)
-            signal.raise_signal(number)
+    def recording(*args, **kwargs):
+        made.append(kwargs['step'])
         return train_batch(*args, **kwargs)
 
-    monkeypatch.setattr(input_pipeline, 'train_batch', signalling)
+    @contextlib.contextmanager
+    def signalling(*args):
+        with ahead(*args) as batches:
+            yield (send(batch_step, batch) for batch, batch_step in zip(batches, made, strict=False))
+
+    def send(batch_step, batch):
+        if batch_step == step and not sent:
+            sent.append(step)
+            signal.raise_signal(number)
+        return batch
+
+    monkeypatch.setattr(input_pipeline, 'train_batch', recording)
+    monkeypatch.setattr(prefetch, 'ahead', signalling)
 
 
 # Records are due every 3 steps and evaluations every 5: after 7 and 8 steps something is pending.

@@ -16,6 +16,7 @@ from def_jax.training import (
     interruption,
     metrics,
     plots,
+    prefetch,
     processes,
     replicas,
     results,
@@ -24,7 +25,7 @@ from def_jax.training import (
 )
 from def_jax.training.checkpoints import Checkpoints
 from def_jax.training.evaluation import DivergedError, make_evaluate
-from def_jax.training.experiment import Communication, Experiment, build
+from def_jax.training.experiment import DEVICE_AXIS, Communication, Experiment, build
 from def_jax.training.interruption import InterruptedRunError
 from def_jax.training.metrics import MetricLog
 from def_jax.training.regrouping import Layout
@@ -163,10 +164,12 @@ def _run(
     check_replicas = replicas.make_check(experiment) if config.check_replicas_every else None
     start = int(state.step)
     window = _Window(experiment, communication, log, start)
-    with console_lib.Progress(console, experiment, start) as progress:
-        for step, batch in zip(
-            range(start, experiment.num_steps), experiment.train_batches(start), strict=False
-        ):
+    place = prefetch.make_place(experiment.devices, DEVICE_AXIS)
+    with (
+        prefetch.ahead(experiment.train_batches(start), place) as batches,
+        console_lib.Progress(console, experiment, start) as progress,
+    ):
+        for step, batch in zip(range(start, experiment.num_steps), batches, strict=False):
             if diagnose and step % config.diagnostics_every == 0:
                 log.write(_diagnostics_record(step, *diagnose(state, batch), experiment))
             state, metrics = train_step(state, batch)

@@ -1,0 +1,118 @@
+"""The trainer's loop against the bare compiled step.
+
+    python -m benchmarks.loop --output=results/benchmarks/loop.md
+
+In turn in one process: a run of `train_and_evaluate`, whose records tell how fast it went from one to the
+next (its evaluation, at the end, is left out), and the same compiled step without the loop.
+"""
+
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import app, flags
+
+from benchmarks import timing
+from benchmarks.runs import WINDOW, make_config
+from def_jax.training import command_line
+
+_OUTPUT = flags.DEFINE_string('output', None, 'Markdown file for the table; only printed if not given.')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times that the trainer and the bare step run.', lower_bound=1)
+_DATA = flags.DEFINE_list('data', ['digits', 'cifar10'], 'Which data sets.')
+
+_LOOPS = {
+    'resident': 'bare step, one batch on the devices',
+    'host': 'bare step, a batch from the host each time',
+    'trainer': 'trainer',
+}
+
+
+def main(_) -> None:
+    rows, notes = [], []
+    with tempfile.TemporaryDirectory(prefix='def_jax-loop-') as folder:
+        command_line.set_environment(folder, fake_devices=True)
+        for name in _DATA.value:
+            try:
+                rows += _speeds(name, Path(folder))
+            except FileNotFoundError:
+                notes.append(f'{name} is left out: it is not prepared here; set TFDS_DATA_DIR.\n')
+    columns = ['data', 'loop', 'steps per second', 'ms a step', 'of the bare step', 'target']
+    note = (
+        f'16 workers, batch 128, DEF at ratio 64; median over windows of {WINDOW} steps. Fake devices wait '
+        'for each other at every step, with and without the loop.'
+    )
+    sections = [f'## Steps per second\n\n{note}\n', timing.table(columns, rows), *notes]
+    timing.write_page(_OUTPUT.value, 'python -m benchmarks.loop', sections)
+
+
+def _speeds(name: str, folder: Path) -> list[list[Any]]:
+    """Rows of steps per second."""
+    seconds: dict[str, list[float]] = {loop: [] for loop in _LOOPS}  # of a step, by window
+    bare = _BareLoop(make_config(name))
+    for round_ in range(_ROUNDS.value):
+        of_trainer = _trainer_windows(make_config(name), folder / f'{name}-{round_}')
+        seconds['trainer'] += of_trainer
+        for _ in of_trainer:  # window by window, so that a drift touches both alike
+            seconds['resident'].append(bare.window(resident=True))
+            seconds['host'].append(bare.window(resident=False))
+    medians = {loop: statistics.median(windows) for loop, windows in seconds.items()}
+    return [
+        [
+            name,
+            _LOOPS[loop],
+            f'{1 / median:.1f}',
+            f'{1e3 * median:.2f}',
+            f'{medians["resident"] / median:.3f}',
+            '≥ 0.95' if loop == 'trainer' else '',
+        ]
+        for loop, median in medians.items()
+    ]
+
+
+def _trainer_windows(config: ml_collections.ConfigDict, run: Path) -> list[float]:
+    """Seconds of a step between two records of a run; before the first one it compiles."""
+    import rich.console
+
+    from def_jax.training import metrics, trainer
+
+    with open(os.devnull, 'w') as nothing:
+        trainer.train_and_evaluate(config, run, rich.console.Console(file=nothing))
+    records = [r for r in metrics.read(run / 'metrics.jsonl') if 'images_per_second' in r]
+    return [
+        (after['seconds'] - before['seconds']) / (after['step'] - before['step'])
+        for before, after in itertools.pairwise(records)
+    ]
+
+
+class _BareLoop:
+    """The trainer's compiled step, and nothing else."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        from def_jax.training import experiment, steps
+
+        run = experiment.build(config)
+        self._step, self._state = steps.make_train_step(run), steps.make_init(run)()
+        self._batch = next(run.train_batches(0))
+        place = steps.on_workers(lambda batch: batch, run, in_axes=0, out_axes=0)
+        self._resident = place(self._batch)
+        for resident in (True, False):
+            self.window(resident=resident)
+
+    def window(self, *, resident: bool) -> float:
+        """Seconds of a step, over one window."""
+        import jax
+
+        batch, start = self._resident if resident else self._batch, time.perf_counter()
+        for _ in range(WINDOW):
+            self._state, metrics = self._step(self._state, batch)
+            jax.block_until_ready(metrics)
+        return (time.perf_counter() - start) / WINDOW
+
+
+if __name__ == '__main__':
+    app.run(main)

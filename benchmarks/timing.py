@@ -1,0 +1,155 @@
+"""What the benchmarks share: compiled programs timed in turn, the limit that memory sets, and tables.
+
+All stages of a table run in turn in one process, so that a drift of the machine's speed touches all alike;
+a figure is the median of the rounds after warm-up, and what counts is its ratio to another row of the table.
+"""
+
+import math
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = [
+    'Stage',
+    'alternate',
+    'compile_stage',
+    'compiled',
+    'copy_limit',
+    'full_size_copies',
+    'limit',
+    'table',
+    'write_page',
+]
+
+TRIAD_PASSES = 3  # reads m and g, writes m
+_SHORTEST = 5e-3  # seconds of one measurement, so that what it takes to start a program is hidden
+_WARM_UP = 0.2  # share of the rounds
+
+PyTree = Any
+
+
+class Stage:
+    """One variant of a computation, as a function from state to state, and the seconds that it took."""
+
+    def __init__(self, step: Callable[[PyTree], PyTree], state: PyTree, *, programs: Sequence[Any] = ()):
+        self._step, self._state = step, state
+        self.programs = programs  # what the step consists of, compiled
+        self._calls: int | None = None
+        self.seconds: list[float] = []
+
+    def run(self, calls: int | None = None) -> None:
+        """Runs the step some times, at first as often as a measurement needs, and waits for it once."""
+        if calls is None and self._calls is None:
+            self._wait(1)
+            self._calls = min(100, math.ceil(_SHORTEST / self._wait(1)))
+        calls = calls or self._calls or 1
+        self.seconds.append(self._wait(calls) / calls)
+
+    def _wait(self, calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            self._state = self._step(self._state)
+        jax.block_until_ready(self._state)
+        return time.perf_counter() - start
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds[int(len(self.seconds) * _WARM_UP) :]))
+
+
+def alternate(stages: Iterable[Stage], *, rounds: int, calls: int | None = None, seconds: float = 60) -> None:
+    """Runs all stages in turn, `rounds` times or, once all have run three times, until `seconds` are over."""
+    stages, start = list(stages), time.perf_counter()
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() - start > seconds:
+            break
+        for stage in stages:
+            stage.run(calls)
+
+
+def compiled(function: Callable, *arguments: PyTree, donate: Sequence[int] = (), transform=jax.jit) -> Any:
+    """The function, compiled for arguments like these, which may be shapes; some of them are taken over."""
+    # What is donated may be a buffer to be filled and nothing else.
+    options = {'keep_unused': True} if transform is jax.jit else {}
+    return transform(function, donate_argnums=tuple(donate), **options).lower(*arguments).compile()
+
+
+def compile_stage(function: Callable, state: tuple, *given: PyTree, transform=jax.jit) -> Stage:
+    """A stage of one program: the function from the parts of the state and what is given to the state."""
+    program = compiled(function, *state, *given, donate=range(len(state)), transform=transform)
+    return Stage(lambda state: program(*state, *given), state, programs=[program])
+
+
+def triad(m: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    """What memory allows: three passes over it and next to no arithmetic."""
+    return (0.9 * m + g,)
+
+
+def limit(size: int) -> Stage:
+    """`triad` on `size` float32 elements: what memory allows is its time, by the passes over memory."""
+    return compile_stage(triad, (jnp.zeros(size),), jnp.full(size, 1e-3))
+
+
+def copy_limit(size: int) -> Stage:
+    """z <- x + 0.3·r: the passes of a detached point, into memory that is not read before it is written."""
+    x, r = jnp.ones(size), jnp.full(size, 1e-3)
+
+    def add(z, x, r):
+        del z
+        return (x + 0.3 * r,)
+
+    return compile_stage(add, (jnp.zeros(size),), x, r)
+
+
+def full_size_copies(program: Any, smallest: int) -> int:
+    """Float arrays of at least `smallest` elements that a compiled program copies in memory."""
+    count, fused = 0, False
+    for line in program.as_text().splitlines():
+        if line[:1] not in ('', ' ', '}'):  # a computation begins
+            fused = line.startswith('%fused_computation')
+        found = re.match(r'\s*(ROOT )?\S+ = f32\[([\d,]*)\]\S* copy\(', line)
+        # Within a fusion only its result is written to memory.
+        if found and (found[1] or not fused):
+            count += math.prod(int(n) for n in found[2].split(',') if n) >= smallest
+    return count
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ['---'] * len(columns), *rows]
+    return '\n'.join(f'| {" | ".join(str(cell) for cell in line)} |' for line in lines) + '\n'
+
+
+def write_page(output: str | None, command: str, sections: Sequence[str]) -> None:
+    """Prints the sections and, where a file is given, writes them with the command, commit and machine."""
+    text = '\n'.join(sections)
+    print(text)
+    if output:
+        path = Path(output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'`{command} --output={output}`\n\n{_machine()}\n\n{text}')
+
+
+def _machine() -> str:
+    git = subprocess.run(['git', 'describe', '--always', '--dirty'], capture_output=True, text=True)
+    return (
+        f'{jax.default_backend().upper()}: {_device()}, {platform.machine()}; jax {jax.__version__}, Python '
+        f'{platform.python_version()}; commit {git.stdout.strip() or "unknown"}.'
+    )
+
+
+def _device() -> str:
+    if jax.default_backend() != 'cpu':
+        return f'{len(jax.devices())} × {jax.devices()[0].device_kind}'
+    information = Path('/proc/cpuinfo')
+    names = re.findall(r'model name\s*: (.*)', information.read_text()) if information.exists() else []
+    return f'{os.cpu_count()} cores of {names[0] if names else platform.processor()}'

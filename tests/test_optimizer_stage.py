@@ -1,0 +1,127 @@
+"""What the optimizer stage costs in memory, read from compiled programs; the benchmarks measure its time."""
+
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import def_jax
+from benchmarks import stages, timing
+
+# As many tensors as a network has: XLA before jax 0.12 copies the residual where there are only a few.
+SHAPES = [(256, 256)] * 16
+MODEL_BYTES = 4 * sum(math.prod(shape) for shape in SHAPES)
+LARGE = math.prod(SHAPES[0])
+SMALL_CHANGE = MODEL_BYTES // 16  # blocks of 1/64, several times, and scalars
+
+
+def make_params():
+    return [jnp.full(shape, 0.01, jnp.float32) for shape in SHAPES]
+
+
+def loss_fn(params, batch):
+    return jnp.mean(functools.reduce(lambda x, w: jnp.tanh(x @ w), params, batch) ** 2)
+
+
+def momentum_sgd():
+    return optax.sgd(0.1, momentum=0.9)
+
+
+def def_chain(axis_name=None, **options):
+    return optax.chain(momentum_sgd(), def_jax.error_feedback(def_jax.random_block(64), axis_name, **options))
+
+
+def make_step(optimizer, *, detaches):
+    """A whole step: the gradient at the detached point, or at x."""
+
+    def step(params, opt_state, batch):
+        point = def_jax.detached_params(params, opt_state) if detaches else params
+        return stages.update(optimizer, params, opt_state, jax.grad(loss_fn)(point, batch))
+
+    return step
+
+
+def compile_step(optimizer, *, detaches):
+    params = make_params()
+    return timing.compiled(
+        make_step(optimizer, detaches=detaches),
+        params,
+        optimizer.init(params),
+        jnp.ones((1, SHAPES[0][0])),
+        donate=[0, 1],
+    )
+
+
+def compile_stage(optimizer):
+    params = make_params()
+    return timing.compiled(
+        functools.partial(stages.update, optimizer), params, optimizer.init(params), params, donate=[0, 1]
+    )
+
+
+def memory(program):
+    """Bytes of all that a program is given, returns and needs; what is updated in place counts once."""
+    analysis = program.memory_analysis()
+    given, returned = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
+    return given + returned - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes
+
+
+@pytest.mark.parametrize('options', [{}, {'skip_nonfinite': True}, {'detach': 'auto'}])
+def test_stage_writes_nothing_of_the_size_of_the_model(options):
+    program = compile_stage(def_chain(**options))
+    assert timing.full_size_copies(program, LARGE) == 0
+    assert program.memory_analysis().temp_size_in_bytes < SMALL_CHANGE
+    assert memory(program) - memory(compile_stage(momentum_sgd())) < MODEL_BYTES + SMALL_CHANGE  # a residual
+
+
+def test_step_with_the_detached_point_copies_no_tensor():
+    program = compile_step(def_chain(), detaches=True)
+    assert timing.full_size_copies(program, LARGE) == 0
+
+
+def test_step_needs_one_residual_and_one_point_more_than_momentum_sgd():
+    program, baseline = compile_step(def_chain(), detaches=True), compile_step(momentum_sgd(), detaches=False)
+    more = memory(program) - memory(baseline)
+    assert MODEL_BYTES <= more <= 2 * MODEL_BYTES + SMALL_CHANGE
+
+
+def test_state_is_updated_in_place():
+    """Parameters, momentum and residual share their memory with what is returned, and are gone after it."""
+    program, params = compile_step(def_chain(), detaches=True), make_params()
+    assert program.memory_analysis().alias_size_in_bytes >= 3 * MODEL_BYTES
+    state = params, def_chain().init(params)
+    places = sorted(x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if x.size == LARGE)
+    new_state = program(*state, jnp.ones((1, SHAPES[0][0])))
+    assert all(x.is_deleted() for x in jax.tree.leaves(state) if x.size == LARGE)
+    assert sorted(x.unsafe_buffer_pointer() for x in jax.tree.leaves(new_state) if x.size == LARGE) == places
+
+
+@pytest.mark.parametrize('workers', [None, 4])
+def test_step_is_compiled_once(workers):
+    chex.clear_trace_counter()
+    optimizer = def_chain(None if workers is None else 'workers')
+    step = chex.assert_max_traces(make_step(optimizer, detaches=True), n=1)
+    batch, params = jnp.ones((1, SHAPES[0][0])), make_params()
+    if workers is None:
+        step, state = jax.jit(step, donate_argnums=(0, 1)), (params, optimizer.init(params))
+    else:
+        on_workers = functools.partial(jax.pmap, axis_name='workers', devices=jax.devices()[:workers])
+        state = on_workers(lambda _: (make_params(), optimizer.init(make_params())))(jnp.zeros(workers))
+        batch = jnp.broadcast_to(batch, (workers, *batch.shape))
+        step = on_workers(step, donate_argnums=(0, 1))
+    for _ in range(3):
+        state = jax.block_until_ready(step(*state, batch))
+
+
+def test_point_is_written_over_the_last_one():
+    """The benchmark of the stage with its point includes no allocation of a model's size."""
+    stage = stages.stage_with_point(def_chain(), make_params(), make_params())
+    detach, update = (program.memory_analysis() for program in stage.programs)
+    assert detach.alias_size_in_bytes >= MODEL_BYTES and update.alias_size_in_bytes >= 3 * MODEL_BYTES
+    assert detach.temp_size_in_bytes + update.temp_size_in_bytes < SMALL_CHANGE
+    stage.run()
+    assert stage.median > 0
