@@ -14,7 +14,7 @@ BENCHMARKS ?= optimizer_stage scaling workers loop startup
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test lint docs-test tables reproduce notebooks bench faults clean
+.PHONY: help train test lint docs-test tables reproduce notebooks bench bench-cluster faults clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ notebooks: $(READY)  ## Run the notebooks and keep what they show.
 bench: $(READY)  ## Measure the optimizer stage, how it grows, the trainer's loop and its start: twenty minutes of 2 cores.
 	@for section in $(BENCHMARKS); do \
 	  $(BIN)/python -m benchmarks.$$section --output=results/benchmarks/$$section.md || exit 1; done
+
+bench-cluster: $(READY)  ## As root: DEF, dense JAX and PyTorch (TORCH=python that has it) on a shaped network, ten minutes.
+	$(BIN)/python -m benchmarks.cluster --output=results/benchmarks $(if $(TORCH),--torch_python=$(TORCH))
 
 faults: $(READY)  ## Kill and resume runs 25 and 20 times, change the workers, and watch an hour's run: the long reliability tests.
 	$(BIN)/python tests/faults/kills.py --output=results/reliability

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -130,13 +131,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write_page(output: str | None, command: str, sections: Sequence[str]) -> None:
-    """Prints the sections and, where a file is given, writes them with the command, commit and machine."""
+    """Prints the sections and, where a file is given, writes them with the command, commit and machine.
+
+    What was on the command line follows `command`; where PyTorch lies on this machine is left out.
+    """
     text = '\n'.join(sections)
     print(text)
     if output:
         path = Path(output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'`{command} --output={output}`\n\n{_machine()}\n\n{text}')
+        command = ' '.join([command, *(a for a in sys.argv[1:] if not a.startswith('--torch_python'))])
+        path.write_text(f'`{command}`\n\n{_machine()}\n\n{text}')
 
 
 def _machine() -> str:

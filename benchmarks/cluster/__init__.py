@@ -1,0 +1,1 @@
+"""Steps of data-parallel training timed on a cluster of network namespaces, see `__main__`."""

@@ -1,0 +1,93 @@
+"""Data-parallel training on a cluster of network namespaces: ours, dense JAX and PyTorch side by side.
+
+    python -m benchmarks.cluster --bandwidth=1gbit --output=results/benchmarks
+
+Four processes (--workers) in namespaces of their own, joined by a bridge, with every interface shaped to
+--bandwidth; needs root and iproute2. PyTorch, an optional peer, is taken from --torch_python. Writes
+cluster.md and, with every step's time, cluster.json.
+"""
+
+import importlib.util
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from benchmarks import timing
+from benchmarks.cluster import page
+from benchmarks.cluster.network import Unavailable, check_available, network
+from benchmarks.cluster.processes import WorkerFailed, run_workers
+from benchmarks.cluster.workloads import BATCH
+
+_BANDWIDTH = flags.DEFINE_string(
+    'bandwidth', '1gbit', "Of every interface, as tc writes it: '1gbit', '100mbit'."
+)
+_WORKERS = flags.DEFINE_integer('workers', 4, 'Number of workers.', lower_bound=2, upper_bound=250)
+_MODELS = flags.DEFINE_multi_enum('model', ['mlp', 'vgg16'], list(BATCH), 'Which models to train.')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'How often each variant has its turn.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 2, 'Steps of a turn.', lower_bound=1)
+_TIMEOUT = flags.DEFINE_float('timeout', 600, 'Seconds after which a job is given up.')
+_TORCH = flags.DEFINE_string(
+    'torch_python', None, 'A Python that has PyTorch; by default this one, where it has it.'
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder for cluster.md and cluster.json.')
+
+# Each line is a job: its variants take turns within the same processes.
+_JAX = ('compute', 'local_sgd', 'local_def64', 'dense', 'def64', 'def256', 'def_a64_bf16')
+_TORCH_JOBS = (('compute', 'local_sgd', 'ddp', 'ddp_fp16'), ('compute', 'ddp_powersgd'))
+
+
+def main(_) -> int:
+    try:
+        check_available()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+        with network(_WORKERS.value, _BANDWIDTH.value) as cluster:
+            results = {model: _measure(cluster, model) for model in _MODELS.value}
+    except (Unavailable, WorkerFailed) as error:
+        print(f'cluster: {error}', file=sys.stderr)
+        return 2
+    settings = {'bandwidth': _BANDWIDTH.value, 'workers': _WORKERS.value}
+    sections = page.sections(settings, results)
+    output = f'{_OUTPUT.value}/cluster.md' if _OUTPUT.value else None
+    timing.write_page(output, 'python -m benchmarks.cluster', sections)
+    if _OUTPUT.value:
+        Path(_OUTPUT.value, 'cluster.json').write_text(json.dumps(settings | {'models': results}) + '\n')
+    return 0
+
+
+def _measure(cluster, model: str) -> dict[str, Any]:
+    """What the workers report of each variant, and of PyTorch's which could not run."""
+    job = {
+        'model': model,
+        'batch': BATCH[model],
+        'rounds': _ROUNDS.value,
+        'warm_up': 1,
+        'steps': _STEPS.value,
+    }
+    found: dict[str, Any] = {'batch': BATCH[model], 'failed': {}}
+
+    def run(framework: str, python: str, variants: tuple[str, ...], timeout: float) -> None:
+        module = f'benchmarks.cluster.{framework}_worker'
+        reports = run_workers(cluster, python, module, job | {'variants': variants}, timeout)
+        entry = found.setdefault(framework, {'variants': {}})
+        entry |= {name: reports[0][name] for name in ('params', 'version')}
+        for name in variants:
+            entry['variants'].setdefault(name, page.merged([report['variants'][name] for report in reports]))
+        print(f'{model}: {", ".join(variants)} measured', file=sys.stderr, flush=True)
+
+    run('jax', sys.executable, _JAX, _TIMEOUT.value)
+    python = _TORCH.value or (sys.executable if importlib.util.find_spec('torch') else None)
+    for variants in _TORCH_JOBS if python else ():
+        try:
+            run('torch', python, variants, _TIMEOUT.value if 'ddp' in variants else 60)
+        except WorkerFailed as error:  # a peer; PowerSGD's hook is known to fail under gloo
+            found['failed'][variants[-1]] = str(error).splitlines()[0][:200]
+    return found
+
+
+if __name__ == '__main__':
+    app.run(main)

@@ -1,0 +1,176 @@
+"""One JAX worker: a process with one CPU device, joined with the others by gloo."""
+
+import functools
+import itertools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import def_jax
+from benchmarks.cluster import timing
+from benchmarks.cluster.workloads import LEARNING_RATE, MLP_SIZES, NUM_CLASSES, VGG_IMAGE
+from def_jax.communication import collectives
+
+AXIS = 'workers'
+
+
+def make_model(job: dict):
+    """Parameters, other state, and the loss (params, other, batch) -> loss, other."""
+    key = jax.random.key(0)
+    if job['model'] == 'vgg16':
+        return _make_vgg16(key)
+    sizes = MLP_SIZES[job['model']]
+    keys = jax.random.split(key, len(sizes) - 1)
+    pairs = list(itertools.pairwise(sizes))
+    params = [
+        {'w': jax.random.normal(k, pair) * (2 / pair[0]) ** 0.5, 'b': jnp.zeros(pair[1])}
+        for k, pair in zip(keys, pairs, strict=True)
+    ]
+
+    def loss_fn(params, other, batch):
+        x, labels = batch
+        for layer in params[:-1]:
+            x = jax.nn.relu(x @ layer['w'] + layer['b'])
+        logits = x @ params[-1]['w'] + params[-1]['b']
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), other
+
+    return params, (), loss_fn
+
+
+def _make_vgg16(key):
+    from def_jax.models import get_model
+
+    model = get_model('vgg16', num_classes=NUM_CLASSES)
+    variables = jax.jit(functools.partial(model.init, train=False))(key, jnp.zeros((1, *VGG_IMAGE)))
+
+    def loss_fn(params, statistics, batch):
+        images, labels = batch
+        variables = {'params': params, 'batch_stats': statistics}
+        logits, changed = model.apply(variables, images, train=True, mutable=['batch_stats'])
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss, changed['batch_stats']
+
+    return variables['params'], variables['batch_stats'], loss_fn
+
+
+def make_batch(job: dict):
+    rng = np.random.default_rng(job['worker'])
+    shape = VGG_IMAGE if job['model'] == 'vgg16' else MLP_SIZES[job['model']][:1]
+    inputs = rng.standard_normal((job['batch'], *shape), np.float32)
+    return inputs, rng.integers(0, NUM_CLASSES, job['batch'], np.int32)
+
+
+def on_workers(function):
+    """The function on every worker, each with its own arrays.
+
+    To the program they are copies of one array, which it never compares: stacked over workers instead, they
+    would be copied into and out of the step.
+    """
+    mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
+    spec = jax.sharding.PartitionSpec()
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+
+def place(tree):
+    """This worker's arrays, as `on_workers` takes them."""
+    mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    (device,) = jax.local_devices()
+
+    def put(x):
+        x = jnp.array(x)  # variants donate their states: none may share an array
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, [jax.device_put(x, device)])
+
+    return jax.tree.map(put, tree)
+
+
+class Variant:
+    """A step, compiled, and what it carries from step to step."""
+
+    def __init__(self, step, state, batch):
+        self._state, self._batch = place(state), place(batch)
+        mapped = jax.jit(on_workers(step), donate_argnums=0)
+        self._step = mapped.lower(self._state, self._batch).compile()
+        self.hlo = self._step.as_text()
+
+    def __call__(self) -> None:
+        self._state = self._step(self._state, self._batch)
+        jax.block_until_ready(self._state)
+
+
+def make_steps(job: dict, loss_fn):
+    """For each variant its step and the optimizer whose state it carries."""
+    sgd = optax.sgd(LEARNING_RATE, momentum=0.9)
+    take_grads = jax.grad(loss_fn, has_aux=True)
+
+    def compute(state, batch):
+        params, _, other = state
+        grads, other = take_grads(params, other, batch)
+        return params, grads, other  # the gradients go where the last ones were, as in PyTorch
+
+    def train(optimizer, average: bool):
+        def step(state, batch):
+            params, opt_state, other = state
+            grads, other = take_grads(params, other, batch)
+            if average:
+                grads = lax.pmean(grads, AXIS)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state, other
+
+        return step, optimizer.init
+
+    def feedback(ratio, axis_name=AXIS, **options):
+        compressor = def_jax.random_block(ratio)
+        optimizer = optax.chain(sgd, def_jax.error_feedback(compressor, axis_name, **options))
+
+        def step(state, batch):
+            params, opt_state, other = state
+            point = def_jax.detached_params(params, opt_state)
+            grads, other = take_grads(point, other, batch)
+            updates, opt_state = optimizer.update(grads, opt_state, point)
+            return optax.apply_updates(params, updates), opt_state, other
+
+        return step, optimizer.init
+
+    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+    return {
+        'compute': (compute, zeros),
+        'local_sgd': train(sgd, average=False),
+        'local_def64': feedback(64, None),
+        'dense': train(sgd, average=True),
+        'def64': feedback(64),
+        'def256': feedback(256),
+        'def_a64_bf16': feedback(64, wire_dtype=jnp.bfloat16),
+    }
+
+
+def main() -> None:
+    job = timing.read_job()
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    jax.distributed.initialize(job['address'], job['num_workers'], job['worker'])
+    params, other, loss_fn = make_model(job)
+    batch = make_batch(job)
+    variants: dict[str, Any] = {}
+    for name, (step, init) in make_steps(job, loss_fn).items():
+        if name in job['variants']:
+            variants[name] = Variant(step, (params, init(params), other), batch)
+    ones, total = place(np.ones(1, np.float32)), jax.jit(on_workers(lambda x: lax.psum(x, AXIS)))
+    found = timing.measure(variants, lambda: jax.block_until_ready(total(ones)), job)
+    for name, variant in variants.items():
+        sent = collectives(variant.hlo)
+        found[name]['hlo'] = {'all_reduces': len(sent), 'bytes': sum(c.bytes for c in sent)}
+        if folder := os.environ.get('CLUSTER_HLO_FOLDER'):
+            with open(f'{folder}/{job["model"]}-{name}-{job["worker"]}.txt', 'w') as file:
+                file.write(variant.hlo)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    timing.write_report(job, {'variants': found, 'params': count, 'version': jax.__version__})
+    jax.distributed.shutdown()
+
+
+if __name__ == '__main__':
+    main()

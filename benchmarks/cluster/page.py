@@ -1,0 +1,191 @@
+"""What the page of the cluster benchmark says, made of what the workers have reported."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from benchmarks import timing
+from benchmarks.cluster.network import HEADERS
+from def_jax.plan import Plan, parse_bandwidth
+
+__all__ = ['merged', 'ring_bytes', 'sections']
+
+_TITLES = {
+    'local_sgd': 'JAX, no communication: momentum SGD',
+    'local_def64': 'JAX, no communication: DEF, 1/64',
+    'dense': 'JAX, dense: pmean of the gradient',
+    'def64': 'DEF, ratio 64',
+    'def256': 'DEF, ratio 256',
+    'def_a64_bf16': 'DEF, ratio 64, bfloat16',
+    'ddp': 'PyTorch DDP, dense',
+    'ddp_fp16': 'PyTorch DDP, fp16 hook',
+    'ddp_powersgd': 'PyTorch DDP, PowerSGD hook, rank 4, one bucket',
+}
+_MODEL_TITLES = {
+    'mlp': 'An MLP whose communication dominates',
+    'vgg16': 'VGG-16',
+    'mlp_tiny': 'A tiny MLP',
+}
+
+
+def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """One variant's figures of all workers.
+
+    Args:
+        reports: of each worker `seconds`, one a step, `counters` and, of JAX, `hlo`.
+
+    Returns:
+        `seconds` [steps], of the slowest worker of each step, and per step the mean worker's bytes and
+        packets sent; `hlo` as it was.
+    """
+    seconds = np.max([report['seconds'] for report in reports], axis=0)
+    sent = {
+        name: float(np.mean([report['counters'][name] for report in reports])) / len(seconds)
+        for name in ('tx_bytes', 'tx_packets')
+    }
+    return {'seconds': seconds.tolist()} | sent | {k: reports[0][k] for k in ('hlo',) if k in reports[0]}
+
+
+def ring_bytes(message: float, workers: int, packets: float) -> float:
+    """What an interface sends for a ring all-reduce of so many bytes, in so many packets."""
+    return 2 * (workers - 1) / workers * message + HEADERS * packets
+
+
+def sections(settings: dict[str, Any], results: dict[str, Any]) -> list[str]:
+    """The page's sections, in Markdown."""
+    workers, bandwidth = settings['workers'], settings['bandwidth']
+    texts = [
+        f'{workers} processes in network namespaces joined by a bridge, every interface shaped to '
+        f'{bandwidth} in both directions. The variants of a framework take turns in the same processes; a '
+        'step lasts until its slowest worker is done; medians. Compute is the gradient alone, in the same '
+        'processes, communication + update the rest of a step; communication alone is what a step takes '
+        'longer than the same without communication. The workers share the cores and the memory of one '
+        'machine, so that the update, which memory bounds, takes longer than on machines of their own. On a '
+        'CPU XLA widens the bfloat16 of an all-reduce to float32.\n'
+    ]
+    for model, found in results.items():
+        texts += [
+            f'## {_MODEL_TITLES[model]}: {found["jax"]["params"]:,} parameters, '
+            f'{found["batch"]} examples a worker\n',
+            _steps_table(found),
+            _failures(found),
+            '### Targets\n',
+            _targets(found, communication_bound=model != 'vgg16'),
+            "### Bytes a worker sends in a step: the program's and the kernel's\n",
+            _bytes_table(found, workers),
+            '### `def_jax.plan` against the measurement\n',
+            _plan_table(found, workers, parse_bandwidth(bandwidth)),
+        ]
+    return [text for text in texts if text]
+
+
+def _median(found: dict[str, Any], framework: str, name: str) -> float:
+    return float(np.median(found[framework]['variants'][name]['seconds']))
+
+
+def _rows(found: dict[str, Any]):
+    """Framework and name of what is shown, PyTorch's behind JAX's."""
+    for framework in ('jax', 'torch'):
+        for name in found.get(framework, {}).get('variants', {}):
+            if name in _TITLES and not (framework == 'torch' and name == 'local_sgd'):
+                yield framework, name
+
+
+def _rest(found: dict[str, Any], framework: str, name: str) -> float:
+    """Seconds of communication and update."""
+    return _median(found, framework, name) - _median(found, framework, 'compute')
+
+
+def _steps_table(found: dict[str, Any]) -> str:
+    dense, rows = _median(found, 'jax', 'dense'), []
+    for framework, name in _rows(found):
+        step = _median(found, framework, name)
+        low, high = np.percentile(found[framework]['variants'][name]['seconds'], [25, 75])
+        rest = _rest(found, framework, name)
+        local = 'local_def64' if 'def' in name else 'local_sgd'
+        speed_up = '' if name.startswith('local') else f'{dense / step:.2f}'
+        rows.append(
+            [
+                _TITLES[name],
+                f'{1e3 * step:.0f} ({1e3 * low:.0f} to {1e3 * high:.0f})',
+                f'{1e3 * (step - rest):.0f}',
+                f'{1e3 * rest:.0f}',
+                f'{1e3 * (step - _median(found, framework, local)):.0f}',
+                speed_up,
+            ]
+        )
+    columns = ['variant', 'ms a step (quartiles)', 'compute', 'communication + update']
+    return timing.table([*columns, 'communication alone', 'times as fast as dense JAX'], rows)
+
+
+def _failures(found: dict[str, Any]) -> str:
+    if 'torch' not in found and not found['failed']:
+        return 'PyTorch was not found: `pip install torch` into an environment and give --torch_python.\n'
+    return ''.join(f'{_TITLES[name]}: {reason}.\n' for name, reason in found['failed'].items())
+
+
+def _targets(found: dict[str, Any], *, communication_bound: bool) -> str:
+    dense, rows = _median(found, 'jax', 'dense'), []
+
+    def add(what: str, value: float, bound: float, at_least: bool) -> None:
+        met = value >= bound if at_least else value <= bound
+        sign = '≥' if at_least else '≤'
+        rows.append([what, f'{value:.3f}', f'{sign} {bound:.3g}', 'yes' if met else 'no'])
+
+    rest = _rest(found, 'jax', 'def64')
+    add("communication + update at 64, over dense JAX's", rest / _rest(found, 'jax', 'dense'), 1 / 20, False)
+    alone = _median(found, 'jax', 'def64') - _median(found, 'jax', 'local_def64')
+    dense_alone = dense - _median(found, 'jax', 'local_sgd')
+    add("communication alone at 64, over dense JAX's", alone / dense_alone, 1 / 20, False)
+    if communication_bound:
+        add('speed-up at 64', dense / _median(found, 'jax', 'def64'), 3.6, True)
+        add('speed-up at 256', dense / _median(found, 'jax', 'def256'), 4.0, True)
+    peers = [name for name in found.get('torch', {}).get('variants', {}) if name.startswith('ddp')]
+    if peers:
+        best = min(peers, key=lambda name: _rest(found, 'torch', name))
+        what = f"communication + update at 64, over the best PyTorch peer's ({_TITLES[best]})"
+        add(what, rest / _rest(found, 'torch', best), 0.5, False)
+    return timing.table(['what', 'measured', 'target', 'met'], rows)
+
+
+def _bytes_table(found: dict[str, Any], workers: int) -> str:
+    rows = []
+    for name, variant in found['jax']['variants'].items():
+        if not (message := variant['hlo']['bytes']):
+            continue
+        expected = ring_bytes(message, workers, variant['tx_packets'])
+        rows.append(
+            [
+                _TITLES[name],
+                variant['hlo']['all_reduces'],
+                f'{message:,}',
+                f'{expected:,.0f}',
+                f'{variant["tx_bytes"]:,.0f}',
+                f'{variant["tx_bytes"] / expected:.3f}',
+            ]
+        )
+    columns = ['variant', 'all-reduces', 'bytes of them (HLO)', 'a ring sends, with headers']
+    return timing.table([*columns, 'the kernel counted', 'ratio (target: within 10 %)'], rows)
+
+
+def _plan_table(found: dict[str, Any], workers: int, bandwidth: float) -> str:
+    """The plan is told what a step takes without communication, and how much DEF's update is slower."""
+    plan = Plan(
+        params=found['jax']['params'],
+        step_time=_median(found, 'jax', 'local_sgd'),
+        bandwidth=bandwidth,
+        workers=workers,
+        overhead=max(0.0, _median(found, 'jax', 'local_def64') - _median(found, 'jax', 'local_sgd')),
+    )
+    predicted = {'dense': plan.dense_step(), 'def64': plan.step(64), 'def256': plan.step(256)}
+    rows = []
+    for name, seconds in predicted.items():
+        measured = _median(found, 'jax', name)
+        speed_ups = predicted['dense'] / seconds, _median(found, 'jax', 'dense') / measured
+        off = seconds / measured - 1
+        cells = f'{1e3 * seconds:.0f}', f'{1e3 * measured:.0f}', f'{100 * off:+.0f} %'
+        rows.append([_TITLES[name], *cells, f'{speed_ups[0]:.2f}', f'{speed_ups[1]:.2f}'])
+    assert all(math.isfinite(seconds) for seconds in predicted.values())
+    columns = ['variant', 'predicted, ms', 'measured, ms', 'off (target: within 20 %)']
+    return timing.table([*columns, 'times as fast, predicted', 'measured'], rows)

@@ -1,0 +1,100 @@
+"""The workers of a job: one process a namespace, which all die with the program that started them."""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cluster.network import INTERFACE, Network
+
+_PR_SET_PDEATHSIG = 1
+_ROOT = Path(__file__).resolve().parents[2]
+_LIBC = ctypes.CDLL(None)
+
+
+class WorkerFailed(Exception):
+    """A worker ended early or took too long; the message holds the end of what it wrote."""
+
+
+def run_workers(
+    network: Network, python: str, module: str, job: dict[str, Any], timeout: float
+) -> list[dict]:
+    """Runs `python -m module` in every namespace and returns what each worker reports.
+
+    A worker gets one argument, the job as JSON with `worker`, `num_workers`, `address` of worker 0 and
+    `output`, the file where it writes its report as JSON.
+
+    Raises:
+        WorkerFailed: if one fails, or if not all have ended after `timeout` seconds.
+    """
+    with tempfile.TemporaryDirectory(prefix='defjax-cluster-') as folder, contextlib.ExitStack() as stack:
+        workers = []
+        for index in range(network.num_workers):
+            spec = job | {
+                'worker': index,
+                'num_workers': network.num_workers,
+                'address': f'{network.address(0)}:29500',
+                'output': f'{folder}/{index}.json',
+            }
+            command = network.command(index, [python, '-m', module, json.dumps(spec)])
+            log = stack.enter_context(open(f'{folder}/{index}.log', 'w'))
+            workers.append(stack.enter_context(_worker(command, log, _cores(index, network.num_workers))))
+        _wait(workers, Path(folder), time.monotonic() + timeout)
+        return [json.loads(Path(f'{folder}/{i}.json').read_text()) for i in range(len(workers))]
+
+
+@contextlib.contextmanager
+def _worker(command: Sequence[str], log, cores: set[int]):
+    def prepare() -> None:  # in the child, before it runs the command
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.sched_setaffinity(0, cores)
+
+    environment = os.environ | {
+        'JAX_PLATFORMS': 'cpu',
+        'OMP_NUM_THREADS': str(len(cores)),
+        'GLOO_SOCKET_IFNAME': INTERFACE,
+        'TF_CPP_MIN_LOG_LEVEL': '2',
+    }
+    for name in ('NPROC', 'PJRT_NPROC', 'JAX_NUM_CPU_DEVICES', 'XLA_FLAGS'):
+        environment.pop(name, None)
+    process = subprocess.Popen(
+        command, stdout=log, stderr=log, cwd=_ROOT, env=environment, preexec_fn=prepare
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _cores(index: int, num_workers: int) -> set[int]:
+    """The cores of a worker: an equal share of this machine's, or one that it shares with others.
+
+    Pinned, so that the workers' threads do not push each other from core to core.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // num_workers)
+    return {cores[(index * share + i) % len(cores)] for i in range(share)}
+
+
+def _wait(workers: Sequence[subprocess.Popen], folder: Path, deadline: float) -> None:
+    while (codes := [worker.poll() for worker in workers]) != [0] * len(workers):
+        failed = next((i for i, code in enumerate(codes) if code), None)
+        if failed is not None:
+            time.sleep(1)  # the others' last words may name the cause
+            raise WorkerFailed(f'worker {failed} ended with code {codes[failed]}: {_last_words(folder)}')
+        if time.monotonic() > deadline:
+            raise WorkerFailed(f'not finished in time: {_last_words(folder)}')
+        time.sleep(0.05)
+
+
+def _last_words(folder: Path) -> str:
+    texts = [path.read_text(errors='replace').strip() for path in sorted(folder.glob('*.log'))]
+    return '\n--\n'.join(text[-1500:] for text in texts if text) or '(nothing written)'
