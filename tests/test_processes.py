@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -144,6 +145,26 @@ def test_signals_are_passed_on_and_a_killed_parent_takes_its_child_along():
 
 
 # --- Runs ---
+
+
+def test_an_address_that_is_taken_is_refused(environment, tmp_path):
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(('::', 0))
+        taken.listen()
+        flags = [f'--coordinator_address=localhost:{taken.getsockname()[1]}', '--num_processes=2']
+        process = launched.start(tmp_path / 'run', [*SHORT, *flags, '--process_id=0'], environment)
+        assert process.wait(timeout=120) == 2
+    last = (tmp_path / 'run.log').read_text().splitlines()[-1]
+    assert last.startswith('train.py: the processes cannot be joined at localhost:')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_flags_of_several_processes_are_checked(environment, tmp_path):
+    process = launched.start(tmp_path / 'run', [*SHORT, '--num_processes=2'], environment)
+    assert process.wait(timeout=120) == 2
+    text = (tmp_path / 'run.log').read_text()
+    assert text.startswith('train.py: --coordinator_address and --process_id must be given')
+    assert text.count('\n') == 1
 
 
 @pytest.fixture(scope='module')

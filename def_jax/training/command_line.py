@@ -122,7 +122,10 @@ def exit_code_of_several(
     """
 
     def joined() -> int:
-        processes.connect(place, fake_devices=fake_devices)
+        try:
+            processes.connect(place, fake_devices=fake_devices)
+        except ValueError as error:
+            return refuse(program, ' '.join(str(error).split()))
         code = exit_code(program, run)
         if code not in (_REFUSED, LostProcessError.exit_code):  # other endings are those of all processes
             processes.disconnect()

@@ -7,6 +7,7 @@ together goes through here. With a single process each of these functions does n
 import contextlib
 import dataclasses
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -111,19 +112,37 @@ def connect(place: Place, *, fake_devices: bool) -> None:
     Args:
         place: what `find` returned.
         fake_devices: whether the devices are simulated on the processes' CPUs.
+
+    Raises:
+        ValueError: if the address cannot be used. Where the others do not come, the runtime aborts.
     """
     global _count
     if fake_devices:
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    jax.distributed.initialize(
-        place.address,
-        place.count,
-        place.index,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=HEARTBEAT_SECONDS,
-    )
+    try:
+        if place.address and place.index == 0:
+            _check_port(int(place.address.rpartition(':')[2]))
+        jax.distributed.initialize(
+            place.address,
+            place.count,
+            place.index,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f'the processes cannot be joined at {place.address or "the address that the launcher gives"} '
+            f'({error}). Its port must be free on the machine of process 0, and reachable from the others.'
+        ) from error
     _count = place.count or jax.process_count()
+
+
+def _check_port(port: int) -> None:
+    """Raises OSError where process 0 cannot listen there; JAX's runtime may crash on it."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    socket.create_server(('', port), family=family, dualstack_ipv6=both).close()
 
 
 def disconnect() -> None:
