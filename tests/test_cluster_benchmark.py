@@ -173,7 +173,8 @@ def test_a_small_cluster_is_measured_and_removed(tmp_path):
         variant = variants[name]
         assert len(variant['seconds']) == 4 and variant['hlo']['all_reduces'] == 1
         expected = page.ring_bytes(variant['hlo']['bytes'], 2, variant['tx_packets'])
-        assert variant['tx_bytes'] == pytest.approx(expected, rel=0.1)
+        # Beside the message gloo sends some hundred bytes of its own, whatever the message's size.
+        assert expected <= variant['tx_bytes'] <= 1.02 * expected + 2000
     assert variants['compute']['hlo']['all_reduces'] == variants['local_def64']['hlo']['all_reduces'] == 0
     assert 'DEF, ratio 64' in out and '--model=mlp_tiny' in (tmp_path / 'cluster.md').read_text()
 
