@@ -62,8 +62,8 @@ def sections(settings: dict[str, Any], results: dict[str, Any]) -> list[str]:
         'processes, communication + update the rest of a step; communication alone is what a step takes '
         'longer than the same without communication. The workers share the cores and the memory of one '
         'machine, so that the update, which memory bounds, takes longer than on machines of their own. On a '
-        'CPU XLA widens the bfloat16 of an all-reduce to float32. The allocator of every worker keeps freed memory '
-        f'({ALLOCATOR}), or each step would pay page faults for its temporaries.\n'
+        'CPU XLA widens the bfloat16 of an all-reduce to float32. The allocator of every worker keeps freed '
+        f'memory ({ALLOCATOR}), or each step would pay page faults for its temporaries.\n'
     ]
     for model, found in results.items():
         texts += [
