@@ -1,6 +1,5 @@
 """SIGTERM and Ctrl-C: the state goes into a checkpoint and the run ends, to be resumed bit for bit."""
 
-import contextlib
 import os
 import signal
 import threading
@@ -8,7 +7,7 @@ import threading
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.training import command_line, input_pipeline, interruption, metrics, prefetch, steps, trainer
+from def_jax.training import command_line, interruption, metrics, steps, trainer
 from def_jax.training.endings import EndedError
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -24,35 +23,12 @@ def handlers():
     assert after == usual
 
 
-def signalled(monkeypatch, number, step):
-    """The signal arrives as the batch of that step, from 0, is handed to the loop; only once."""
-    train_batch, ahead, made, sent = input_pipeline.train_batch, prefetch.ahead, [], []
-
-    def recording(*args, **kwargs):
-        made.append(kwargs['step'])
-        return train_batch(*args, **kwargs)
-
-    @contextlib.contextmanager
-    def signalling(*args):
-        with ahead(*args) as batches:
-            yield (send(batch_step, batch) for batch, batch_step in zip(batches, made, strict=False))
-
-    def send(batch_step, batch):
-        if batch_step == step and not sent:
-            sent.append(step)
-            signal.raise_signal(number)
-        return batch
-
-    monkeypatch.setattr(input_pipeline, 'train_batch', recording)
-    monkeypatch.setattr(prefetch, 'ahead', signalling)
-
-
 # Records are due every 3 steps and evaluations every 5: after 7 and 8 steps something is pending.
 @pytest.mark.parametrize(
     ('number', 'done'), [(signal.SIGTERM, 1), (signal.SIGTERM, 5), (signal.SIGTERM, 7), (signal.SIGINT, 9)]
 )
 def test_a_signal_ends_the_run_with_a_checkpoint_of_its_step(recorded, tmp_path, monkeypatch, number, done):
-    signalled(monkeypatch, number, done - 1)
+    fixtures.signalled(monkeypatch, number, done - 1)
     with pytest.raises(trainer.InterruptedRunError) as error:
         fixtures.train(recorded.config, tmp_path)
     assert f'stopped by {number.name} after step {done}; the checkpoint is written' in str(error.value)
@@ -69,7 +45,7 @@ def whole_records(folder):
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(recorded, tmp_path, monkeypatch, moments):
     for done in moments:
         with monkeypatch.context() as patch, pytest.raises(trainer.InterruptedRunError):
-            signalled(patch, signal.SIGTERM, done - 1)
+            fixtures.signalled(patch, signal.SIGTERM, done - 1)
             fixtures.train(recorded.config, tmp_path)
     result = fixtures.train(recorded.config, tmp_path)
     state = fixtures.restored(tmp_path, recorded.experiment)
@@ -84,7 +60,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(recorded, tmp_p
 def test_what_is_pending_is_not_kept_once_it_is_recorded(recorded, tmp_path, monkeypatch):
     for done in (7, 11):
         with monkeypatch.context() as patch, pytest.raises(trainer.InterruptedRunError):
-            signalled(patch, signal.SIGTERM, done - 1)
+            fixtures.signalled(patch, signal.SIGTERM, done - 1)
             fixtures.train(recorded.config, tmp_path)
     fixtures.train(recorded.config, tmp_path)
     pending = [r['step'] for r in metrics.read(tmp_path / 'metrics.jsonl') if 'pending' in r]
@@ -92,14 +68,14 @@ def test_what_is_pending_is_not_kept_once_it_is_recorded(recorded, tmp_path, mon
 
 
 def test_a_loss_that_is_not_finite_is_not_saved_on_the_way_out(recorded, tmp_path, monkeypatch):
-    signalled(monkeypatch, signal.SIGTERM, 6)
+    fixtures.signalled(monkeypatch, signal.SIGTERM, 6)
     with fixtures.poisoned_batch(step=6, worker=1), pytest.raises(trainer.DivergedError):
         fixtures.train(recorded.config, tmp_path)
     assert os.listdir(tmp_path / 'checkpoints') == ['5']
 
 
 def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(recorded, tmp_path, monkeypatch):
-    signalled(monkeypatch, signal.SIGTERM, fixtures.NUM_STEPS - 1)
+    fixtures.signalled(monkeypatch, signal.SIGTERM, fixtures.NUM_STEPS - 1)
     assert fixtures.train(recorded.config, tmp_path)['status'] == 'finished'
 
 

@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import signal
-from unittest import mock
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import rich.console
 import training_fixtures as fixtures
 
-from def_jax.training import input_pipeline, regrouping, steps, trainer
+from def_jax.training import regrouping, steps, trainer
 from def_jax.training.experiment import build
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -145,15 +144,9 @@ def test_a_checkpoint_is_restored_by_other_workers_where_they_are(data_dir, tmp_
 @pytest.fixture(scope='module')
 def stopped(data_dir, tmp_path_factory):
     """A run of four workers that was stopped by a signal after 7 steps, with losses not yet recorded."""
-    folder, train_batch = tmp_path_factory.mktemp('stopped'), input_pipeline.train_batch
-
-    def signalling(*args, **kwargs):
-        if kwargs['step'] == STEP - 1:
-            signal.raise_signal(signal.SIGTERM)
-        return train_batch(*args, **kwargs)
-
-    interrupted = pytest.raises(trainer.InterruptedRunError)
-    with mock.patch.object(input_pipeline, 'train_batch', signalling), interrupted:
+    folder = tmp_path_factory.mktemp('stopped')
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(trainer.InterruptedRunError):
+        fixtures.signalled(patch, signal.SIGTERM, STEP - 1)
         fixtures.train(config_of(data_dir, 4), folder)
     return folder
 

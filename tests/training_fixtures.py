@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import signal
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,7 +20,16 @@ import rich.console
 
 from configs import digits
 from def_jax import models
-from def_jax.training import checkpoints, experiment, input_pipeline, metrics, regrouping, steps, trainer
+from def_jax.training import (
+    checkpoints,
+    experiment,
+    input_pipeline,
+    metrics,
+    prefetch,
+    regrouping,
+    steps,
+    trainer,
+)
 
 NUM_WORKERS = 4
 STEPS_PER_EPOCH = 5
@@ -305,3 +315,26 @@ def nan_like(leaf, where=...):
     host = np.array(leaf)
     host[where] = np.nan
     return jax.device_put(host, leaf.sharding)
+
+
+def signalled(monkeypatch, number, step):
+    """The signal arrives as the batch of that step, from 0, is handed to the loop; only once."""
+    train_batch, ahead, made, sent = input_pipeline.train_batch, prefetch.ahead, [], []
+
+    def recording(*args, **kwargs):
+        made.append(kwargs['step'])
+        return train_batch(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def signalling(*args):
+        with ahead(*args) as batches:
+            yield (send(batch_step, batch) for batch, batch_step in zip(batches, made, strict=False))
+
+    def send(batch_step, batch):
+        if batch_step == step and not sent:
+            sent.append(step)
+            signal.raise_signal(number)
+        return batch
+
+    monkeypatch.setattr(input_pipeline, 'train_batch', recording)
+    monkeypatch.setattr(prefetch, 'ahead', signalling)
