@@ -133,15 +133,8 @@ def error_feedback(
         message = lax.optimization_barrier(message.astype(wire_dtype))
         mean, estimate = average(message, selection, state.energy)  # line 9
         new_state = state._replace(step=state.step + 1, residual=None, **estimate)
-        if skip_nonfinite:  # nothing is pending but the old residual, and nothing of it is sent
-            finite = _all_finite(mean)
-            held = state._replace(skipped=state.skipped + 1, residual=None)
-            nothing = (jnp.zeros_like(message), jnp.zeros_like(mean), held)
-            message, mean, new_state = choose(finite, (message, mean, new_state), nothing)
-            # To choose between `pending` and the residual would keep both in memory; this choice is made
-            # while the residual is updated in place. r + -0.0 is r, bit for bit.
-            taken = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), updates)
-            pending = jax.tree.map(_pending, taken, state.residual)
+        if skip_nonfinite:
+            pending, message, mean, new_state = _taken_or_skipped(updates, state, message, mean, new_state)
         residual = selection.add(pending, -message.astype(jnp.float32))  # line 8: p - C(p)
         if average_every:
             due = (new_state.step % average_every == 0) & (new_state.step != state.step)
@@ -223,6 +216,22 @@ def choose(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
 
 def _pending(update: jax.Array, residual: jax.Array) -> jax.Array:
     return update.astype(jnp.float32) + residual
+
+
+def _taken_or_skipped(
+    updates: PyTree, state: ErrorFeedbackState, message: jax.Array, mean: jax.Array, new_state: PyTree
+) -> tuple[PyTree, jax.Array, jax.Array, PyTree]:
+    """What is pending, the message, its mean and the new state; of a step that all workers skip, as if
+    nothing were pending but the old residual, and nothing of it were sent.
+    """
+    finite = _all_finite(mean)
+    held = state._replace(skipped=state.skipped + 1, residual=None)
+    nothing = (jnp.zeros_like(message), jnp.zeros_like(mean), held)
+    message, mean, new_state = choose(finite, (message, mean, new_state), nothing)
+    # To choose between what is pending and the residual would keep both in memory; this choice is made
+    # while the residual is updated in place. r + -0.0 is r, bit for bit.
+    taken = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), updates)
+    return jax.tree.map(_pending, taken, state.residual), message, mean, new_state
 
 
 def _all_finite(tree: PyTree) -> jax.Array:
