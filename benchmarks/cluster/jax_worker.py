@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import os
 from typing import Any
 
 import jax
@@ -164,9 +163,6 @@ def main() -> None:
     for name, variant in variants.items():
         sent = collectives(variant.hlo)
         found[name]['hlo'] = {'all_reduces': len(sent), 'bytes': sum(c.bytes for c in sent)}
-        if folder := os.environ.get('CLUSTER_HLO_FOLDER'):
-            with open(f'{folder}/{job["model"]}-{name}-{job["worker"]}.txt', 'w') as file:
-                file.write(variant.hlo)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     timing.write_report(job, {'variants': found, 'params': count, 'version': jax.__version__})
     jax.distributed.shutdown()

@@ -1,6 +1,5 @@
 """What the page of the cluster benchmark says, made of what the workers have reported."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -204,6 +203,5 @@ def _plan_table(found: dict[str, Any], workers: int, bandwidth: float) -> str:
         off = seconds / measured - 1
         cells = f'{1e3 * seconds:.0f}', f'{1e3 * measured:.0f}', f'{100 * off:+.0f} %'
         rows.append([_TITLES[name], *cells, f'{speed_ups[0]:.2f}', f'{speed_ups[1]:.2f}'])
-    assert all(math.isfinite(seconds) for seconds in predicted.values())
     columns = ['variant', 'predicted, ms', 'measured, ms', 'off (target: within 20 %)']
     return timing.table([*columns, 'times as fast, predicted', 'measured'], rows)

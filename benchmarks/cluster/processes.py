@@ -1,10 +1,8 @@
 """The workers of a job: one process a namespace, which all die with the program that started them."""
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import tempfile
 import time
@@ -13,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cluster.network import INTERFACE, Network
+from def_jax.training.supervision import die_with_parent
 
 # glibc gives freed memory back and asks for it anew, 4 KiB at a time: not with this.
 _KEPT = 1 << 32
 ALLOCATOR = f'glibc.malloc.mmap_threshold={_KEPT}:glibc.malloc.trim_threshold={_KEPT}:glibc.malloc.hugetlb=1'
-_PR_SET_PDEATHSIG = 1
 _ROOT = Path(__file__).resolve().parents[2]
-_LIBC = ctypes.CDLL(None)
 
 
 class WorkerFailed(Exception):
@@ -56,7 +53,7 @@ def run_workers(
 @contextlib.contextmanager
 def _worker(command: Sequence[str], log, cores: set[int]):
     def prepare() -> None:  # in the child, before it runs the command
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         os.sched_setaffinity(0, cores)
 
     environment = os.environ | {

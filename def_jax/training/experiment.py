@@ -75,7 +75,7 @@ class Experiment:
 
     def train_batches(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's batches from `first_step` on, with leading axes `local_workers_shape`; endless."""
-        virtual = self.config.workers_per_device
+        virtual, shape = self.config.workers_per_device, self.local_workers_shape
         options = {
             'seed': self.config.seed,
             'batch_size': self.config.batch_size,
@@ -88,7 +88,7 @@ class Experiment:
             split, steps = self.train, itertools.count(first_step)
             batches = (input_pipeline.train_batch(split, step=step, **options) for step in steps)
         for batch in batches:
-            yield {name: x.reshape(*self.local_workers_shape, *x.shape[1:]) for name, x in batch.items()}
+            yield {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
 
     def test_batches(self, images_per_way: int, ways: int) -> Iterator[dict[str, np.ndarray]]:
         """One pass over the test images in batches [ways, images_per_way, ...] with a mask.

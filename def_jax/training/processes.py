@@ -27,6 +27,7 @@ __all__ = [
     'find',
     'gather',
     'is_first',
+    'meet',
     'naming_the_lost',
     'rows',
 ]
@@ -188,6 +189,11 @@ def gather(values: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
 def anywhere(flag: bool) -> bool:
     """Whether the flag is set in any process; all have to ask."""
     return bool(jax.process_count() > 1 and _flags(flag).any()) or flag
+
+
+def meet(where: str) -> None:
+    """Waits until all processes are there."""
+    multihost_utils.sync_global_devices(where)
 
 
 def agree(flag: bool) -> bool:

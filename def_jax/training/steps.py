@@ -121,9 +121,10 @@ def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[
             return _loss(experiment, params, state.batch_stats, images, batch['label'])[0]
 
         figures = diagnostics.gradient_statistics(jax.grad(loss_fn)(state.params), experiment.axis_name)
+        own = {}
         if experiment.method.kind == 'error_feedback':
             figures |= diagnostics.error_statistics(state.opt_state, experiment.axis_name)
-        own = {name: figures.pop(name) for name in ('detach_optimum_own',) if name in figures}
+            own['detach_optimum_own'] = figures.pop('detach_optimum_own')
         return figures, own
 
     return on_workers(diagnose, experiment, in_axes=(worker_axes(experiment), 0), out_axes=(None, 0))

@@ -13,9 +13,10 @@ from typing import Any
 
 from def_jax.training.endings import LostProcessError
 
-__all__ = ['supervised']
+__all__ = ['die_with_parent', 'supervised']
 
 _KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_LIBC = ctypes.CDLL(None)
 
 
 def supervised(program: str, run: Callable[[], int]) -> int:
@@ -49,13 +50,18 @@ def supervised(program: str, run: Callable[[], int]) -> int:
     return 128 + number
 
 
+def die_with_parent() -> None:
+    """From now on this process is killed where the one that started it ends; on Linux only."""
+    if sys.platform == 'linux':
+        _LIBC.prctl(_KILL_WITH_PARENT, signal.SIGKILL)
+
+
 def _work(run: Callable[[], int]) -> None:
     """The child's whole life. It leaves without Python's farewells, which would wait for the dead."""
     code = 1
     try:
         os.setpgid(0, 0)  # or Ctrl-C would reach it twice
-        if sys.platform == 'linux':
-            ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)
+        die_with_parent()
         faulthandler.disable()  # the runtime's own message says more than where Python was
         code = run()
     except SystemExit as error:

@@ -75,7 +75,7 @@ def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Pa
     """The run's folder: the first process makes it, the others find it, with the same configuration."""
     if processes.is_first():
         run = workdir.claim(folder, config, other_workers=True)
-    processes.anywhere(False)  # by now it is there
+    processes.meet('the folder is claimed')
     if not processes.is_first():
         run = workdir.claim(folder, config, other_workers=True, exists=True)
     return run
@@ -106,7 +106,7 @@ def _train_and_evaluate(
             log.close()
         if processes.is_first():
             _conclude(run, experiment, communication, log, start)
-    processes.anywhere(False)  # by now the first has written it
+    processes.meet('the result is written')
     result = results.read(run) or {}
     console_lib.show_result(console, result)
     files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
