@@ -13,7 +13,7 @@ from configs.tables import table1, table4
 from configs.tables import tables as table_files
 from def_jax.training import plots, sweep, table_runs, tables
 
-FILES = ('table1', 'table2', 'table3', 'table4', 'figure1', 'figure2', 'figure3', 'beyond', 'detach')
+FILES = ('table1', 'table2', 'table3', 'table4', 'figure1', 'figure2', 'figure3', 'beyond', 'detach', 'momentum')
 
 
 def get(file, arg=None):

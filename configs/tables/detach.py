@@ -1,4 +1,4 @@
-"""Past the paper: λ*(t) estimated from the messages ('auto') against a grid of fixed λ.
+"""Past the paper: λ*(t) estimated from the messages ('auto') against a grid of fixed λ, without momentum.
 
 Command:  python -m def_jax.training.sweep --config=configs/tables/detach.py:digits --workdir=runs/detach
           (scikit-learn's digits, 2 CPU cores; without ':digits' the same on CIFAR-10 with VGG-16, on GPUs)
@@ -10,14 +10,14 @@ Expected: 'auto' within 0.3 points of the best λ of each column; the best fixed
 import ml_collections
 
 from configs import cifar10
-from configs.tables import tables
+from configs.tables import momentum, tables
 
 GRID = (0.1, 0.3, 0.6, 1.0)
 COLUMNS = {
     '256, 2 workers': {'ratio': 256, 'num_workers': 2},
     '256, 4 workers': {'ratio': 256, 'num_workers': 4},
     '256, 16 workers': {'ratio': 256, 'num_workers': 16},
-    '1024 shuffled, 16 workers': {'ratio': 1024, 'order': 'shuffled', 'num_workers': 16},
+    '1024, 16 workers': {'ratio': 1024, 'num_workers': 16},
 }
 
 
@@ -26,14 +26,15 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     small = tables.variant(arg, 'digits')
     base = tables.digits_base() if small else cifar10.get_config()
     base.recalibrate_batches = 8
+    base.learning_rate = 0.5
     if small:
         base.eval_every_epochs = 40
     cells = []
     for column, settings in COLUMNS.items():
         workers = {'workers_per_device': settings['num_workers']} if small else {}
         for row in (*GRID, 'auto'):
-            detach = {'auto_detach': True} if row == 'auto' else {'detach': row}
-            cells.append(tables.cell(row, column, method='def', **settings, **workers, **detach))
+            detach = {'auto_detach': True} if row == 'auto' else {'auto_detach': False, 'detach': row}
+            cells.append(tables.cell(row, column, **momentum.OURS | settings | workers | detach))
     where = "scikit-learn's digits" if small else 'CIFAR-10'
     title = f'Past the paper on {where}: λ from a grid and λ from the messages, accuracy of y'
     return tables.table(title, base, cells, rows='λ')
