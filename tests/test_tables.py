@@ -13,7 +13,8 @@ from configs.tables import table1, table4
 from configs.tables import tables as table_files
 from def_jax.training import plots, sweep, table_runs, tables
 
-FILES = ('table1', 'table2', 'table3', 'table4', 'figure1', 'figure2', 'figure3', 'beyond', 'detach', 'momentum')
+FIGURES = ('figure1', 'figure2', 'figure3')
+FILES = ('table1', 'table2', 'table3', 'table4', *FIGURES, 'beyond', 'detach', 'momentum')
 
 
 def get(file, arg=None):
@@ -98,6 +99,7 @@ def test_the_table_with_the_papers_visits():
 
 def test_the_smaller_cifar10_table():
     sweep.check_spec(get('beyond', 'cifar10_small'))
+    sweep.check_spec(get('momentum', 'cifar10_small'))
     spec = get('table1', 'cifar10_small')
     sweep.check_spec(spec)
     assert {cell['row'] for cell in spec.cells} == {'1', '64', '256'}

@@ -7,8 +7,8 @@ Variants: :digits; and :cifar10_small, the CIFAR-10 of table1.py:cifar10_small.
 Expected: what the paper's DEF reaches at some ratio, ours reaches at four times that ratio or more; SGD is as
           good without momentum as with it.
 
-Ours is blocks in a shuffled order, λ from the messages, no momentum and the learning rate η / (1 - μ) in place
-of η. BatchNorm's statistics are measured anew everywhere.
+Ours is blocks in a shuffled order, λ from the messages, no momentum, and the learning rate η / (1 - μ) in
+place of η. BatchNorm's statistics are measured anew everywhere.
 """
 
 import ml_collections
