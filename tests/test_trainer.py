@@ -197,6 +197,25 @@ def test_parameters_stay_the_same_on_all_devices(recorded):
             assert len({part.tobytes() for part in parts}) == fixtures.NUM_WORKERS
 
 
+def test_a_record_is_fetched_while_the_next_step_computes(recorded, tmp_path, monkeypatch):
+    dispatched, fetched = [], {}
+    make_train_step, write = steps.make_train_step, trainer.MetricLog.write
+
+    def dispatching(run):
+        train_step = make_train_step(run)
+        return lambda state, batch: dispatched.append(1) or train_step(state, batch)
+
+    def writing(log, record):
+        if 'loss' in record:
+            fetched[record['step']] = len(dispatched)
+        write(log, record)
+
+    monkeypatch.setattr(steps, 'make_train_step', dispatching)
+    monkeypatch.setattr(trainer.MetricLog, 'write', writing)
+    fixtures.train(recorded.config, tmp_path / 'run')
+    assert fetched == {3: 4, 5: 5, 6: 7, 9: 10, 10: 10, 12: 13, 15: 15, 18: 19, 20: 20}
+
+
 def test_the_train_step_is_traced_once(recorded):
     assert len(recorded.losses) == fixtures.NUM_STEPS
     assert steps.make_train_step(recorded.experiment).traces() == 1

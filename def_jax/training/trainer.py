@@ -171,11 +171,14 @@ def _run(
     ):
         for step, batch in zip(range(start, experiment.num_steps), batches, strict=False):
             if diagnose and step % config.diagnostics_every == 0:
+                _show(window.report(), progress)  # the records stay in order
                 log.write(_diagnostics_record(step, *diagnose(state, batch), experiment))
             state, metrics = train_step(state, batch)
             if config.fake_devices:
                 # Collectives of free-running fake devices can starve each other on few cores.
                 jax.block_until_ready(metrics)
+            # The record of the step before is fetched while the devices compute this one.
+            _show(window.report(), progress)
             window.add(metrics)
             done = step + 1
             evaluation_due = done % (config.eval_every_epochs * experiment.steps_per_epoch) == 0
@@ -183,13 +186,9 @@ def _run(
             if check_replicas and (evaluation_due or done % config.check_replicas_every == 0):
                 check_replicas(state, done)
             if record_due := evaluation_due or done % config.log_every_steps == 0:
-                record = window.flush(done)
-                progress.update(done, record)
-                if skipped := record.get('skipped', 0):
-                    progress.note(
-                        f'up to step {done:,}: {skipped} step(s) left out, an update was not finite'
-                    )
+                window.end(done)
             if evaluation_due:
+                _show(window.report(), progress)
                 record = evaluate(state, done)
                 checkpoints.wait()  # two evaluations on record mean that a checkpoint is complete
                 log.write(record | window.position(done))
@@ -199,10 +198,19 @@ def _run(
             # Several processes stop at the same step: they ask each other where they meet for a record.
             meets = done < experiment.num_steps and (record_due or jax.process_count() == 1)
             if meets and processes.anywhere(signals.name is not None):
+                _show(window.report(), progress)
                 window.suspend(done)
                 checkpoints.save(state)
                 checkpoints.wait()
                 raise InterruptedRunError(signals.name or 'a signal to another process', done)
+
+
+def _show(record: dict[str, Any] | None, progress: console_lib.Progress) -> None:
+    if record is None:
+        return
+    progress.update(record['step'], record)
+    if skipped := record.get('skipped', 0):
+        progress.note(f'up to step {record["step"]:,}: {skipped} step(s) left out, an update was not finite')
 
 
 class _Window:
@@ -212,6 +220,7 @@ class _Window:
         self._experiment, self._communication, self._log = experiment, communication, log
         self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
         self._pending: list[dict[str, Any]] = []
+        self._end: int | None = None
         self.restart()
         # What an interruption left: float32 values, exact in JSON. Of other workers it makes no common mean.
         own = experiment.config.num_workers
@@ -225,6 +234,10 @@ class _Window:
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         self._pending.append(metrics)
+
+    def end(self, done: int) -> None:
+        """Makes the record of step `done` due, the last that was added; `report` it before the next."""
+        self._end = done
 
     def suspend(self, done: int) -> None:
         """Records what is pending after `done` steps, so that a resumed run can complete the record."""
@@ -241,8 +254,11 @@ class _Window:
             'seconds': self._earlier_seconds + time.perf_counter() - self._opened,
         }
 
-    def flush(self, done: int) -> dict[str, Any]:
-        """Writes the mean of the pending metrics as the record of step `done`."""
+    def report(self) -> dict[str, Any] | None:
+        """Fetches the pending metrics and writes their means, if a record is due, and returns the record."""
+        if self._end is None:
+            return None
+        done, self._end = self._end, None
         losses, taken = self._finite_losses(done)
         counted = taken if taken.any() else ~taken
         images = (len(losses) - self._carried) * self._experiment.config.batch_size
