@@ -22,10 +22,12 @@ def momentum_sgd(axis_name: str | None = None) -> optax.GradientTransformation:
     return sgd if axis_name is None else optax.chain(def_jax.all_reduce_mean(axis_name), sgd)
 
 
-def feedback(compressor, axis_name: str | None = None, **options) -> optax.GradientTransformation:
+def feedback(
+    compressor, axis_name: str | None = None, *, momentum: float | None = 0.9, **options
+) -> optax.GradientTransformation:
     """The DEF chain."""
     last_link = def_jax.error_feedback(compressor, axis_name, **options)
-    return optax.chain(optax.sgd(0.1, momentum=0.9), last_link)
+    return optax.chain(optax.sgd(0.1, momentum=momentum), last_link)
 
 
 def variants() -> dict[str, optax.GradientTransformation]:
@@ -36,6 +38,7 @@ def variants() -> dict[str, optax.GradientTransformation]:
         'DEF, block of 1/1024': feedback(def_jax.random_block(1024)),
         'DEF, 1/64, shuffled': feedback(def_jax.random_block(64, order='shuffled')),
         "DEF, 1/64, detach='auto'": feedback(def_jax.random_block(64), detach='auto'),
+        'DEF, 1/64, no momentum': feedback(def_jax.random_block(64), momentum=None),
         'DEF, 1/64, bfloat16': feedback(def_jax.random_block(64), wire_dtype=jnp.bfloat16),
         'DEF, 1/64, skip_nonfinite': feedback(def_jax.random_block(64), skip_nonfinite=True),
         'DEF, 1/100 (blocks wrap around)': feedback(def_jax.random_block(100)),

@@ -16,7 +16,7 @@ def def_sgd(
     ratio: float,
     axis_name: AxisName,
     *,
-    momentum: float = 0.9,
+    momentum: float | None = 0.9,
     weight_decay: float = 0.0,
     detach: float | Literal['auto'] = 0.3,
     order: str = 'random',
@@ -28,7 +28,8 @@ def def_sgd(
         learning_rate: η, a number or an optax schedule.
         ratio: compression ratio of `random_block`, a number >= 1.
         axis_name: the axis over workers, see `error_feedback`.
-        momentum: μ in Eq. 11.
+        momentum: μ in Eq. 11; 0 or None keeps no buffer. At high ratios DEF learns more with η / (1 - μ) and
+            no momentum than with η and μ: see docs/beyond.md.
         weight_decay: coefficient of the L2 penalty. Pass `detached_params` to `update` as params, since
             the paper takes the penalty's gradient at the detached point too.
         detach: λ in [0, 1], or 'auto', see `error_feedback`.
@@ -47,6 +48,8 @@ def def_sgd(
     >>> optimizer = def_jax.def_sgd(0.1, ratio=64, axis_name='workers', weight_decay=5e-4)
     >>> state = optimizer.init(jnp.zeros(3))
     """
+    if isinstance(momentum, (int, float)) and momentum == 0:
+        momentum = None
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=momentum),

@@ -103,6 +103,15 @@ def test_def_sgd_is_the_chain(order):
     chex.assert_trees_all_equal(train(alias, params, targets), train(by_hand, params, targets))
 
 
+@pytest.mark.parametrize('momentum', [0, 0.0, None])
+def test_no_momentum_keeps_no_buffer(momentum):
+    params, targets = make_params(), make_targets()
+    alias = def_jax.def_sgd(0.1, 4, 'workers', momentum=momentum)
+    assert not optax.tree.get_all_with_path(alias.init(params), 'trace')
+    expected = train(optax.chain(optax.sgd(0.1), feedback()), params, targets)[:2]
+    chex.assert_trees_all_equal(train(alias, params, targets)[:2], expected)
+
+
 def test_muon_before_the_feedback():
     optimizer = optax.chain(optax.contrib.muon(0.01), feedback())
     params = make_params()

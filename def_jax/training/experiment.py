@@ -187,7 +187,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     def chain(seed):
         return method.links(
             optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(schedule, momentum=config.momentum),
+            optax.sgd(schedule, momentum=config.momentum or None),  # None keeps no buffer
             _axis_name(config),
             compressor,
             detach='auto' if config.auto_detach else config.detach,
