@@ -4,7 +4,7 @@ Command:  python -m def_jax.training.sweep --config=configs/tables/detach.py:dig
           (scikit-learn's digits, 2 CPU cores; without ':digits' the same on CIFAR-10 with VGG-16, on GPUs)
           python -m def_jax.training.report --workdir=runs/detach --output=results/detach_digits
 Expected: 'auto' within 0.3 points of the best λ of each column; the best fixed λ differs with the number of
-          workers.
+          workers. Messages in bfloat16 change nothing.
 """
 
 import ml_collections
@@ -19,6 +19,7 @@ COLUMNS = {
     '256, 16 workers': {'ratio': 256, 'num_workers': 16},
     '1024, 16 workers': {'ratio': 1024, 'num_workers': 16},
 }
+NARROW = ('256, 16 workers', '1024, 16 workers')  # whose messages also travel as bfloat16
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -35,6 +36,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         for row in (*GRID, 'auto'):
             detach = {'auto_detach': True} if row == 'auto' else {'auto_detach': False, 'detach': row}
             cells.append(tables.cell(row, column, **momentum.OURS | settings | workers | detach))
+    for column in NARROW:
+        settings = COLUMNS[column] | {'wire_dtype': 'bfloat16'}
+        workers = {'workers_per_device': settings['num_workers']} if small else {}
+        cells.append(tables.cell('auto, bfloat16', column, **momentum.OURS | settings | workers))
     where = "scikit-learn's digits" if small else 'CIFAR-10'
     title = f'Past the paper on {where}: λ from a grid and λ from the messages, accuracy of y'
     return tables.table(title, base, cells, rows='λ')
