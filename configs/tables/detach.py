@@ -32,14 +32,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         base.eval_every_epochs = 40
     cells = []
     for column, settings in COLUMNS.items():
-        workers = {'workers_per_device': settings['num_workers']} if small else {}
-        for row in (*GRID, 'auto'):
-            detach = {'auto_detach': True} if row == 'auto' else {'auto_detach': False, 'detach': row}
-            cells.append(tables.cell(row, column, **momentum.OURS | settings | workers | detach))
-    for column in NARROW:
-        settings = COLUMNS[column] | {'wire_dtype': 'bfloat16'}
-        workers = {'workers_per_device': settings['num_workers']} if small else {}
-        cells.append(tables.cell('auto, bfloat16', column, **momentum.OURS | settings | workers))
+        ours = momentum.OURS | settings
+        if small:
+            ours['workers_per_device'] = settings['num_workers']
+        for detach in GRID:
+            cells.append(tables.cell(detach, column, **ours | {'auto_detach': False, 'detach': detach}))
+        cells.append(tables.cell('auto', column, **ours))
+        if column in NARROW:
+            cells.append(tables.cell('auto, bfloat16', column, **ours | {'wire_dtype': 'bfloat16'}))
     where = "scikit-learn's digits" if small else 'CIFAR-10'
     title = f'Past the paper on {where}: λ from a grid and λ from the messages, accuracy of y'
     return tables.table(title, base, cells, rows='λ')

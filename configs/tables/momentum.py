@@ -14,27 +14,23 @@ place of η. BatchNorm's statistics are measured anew everywhere.
 import ml_collections
 
 from configs import cifar10
-from configs.tables import table1, tables
+from configs.tables import beyond, table1, tables
 
 OURS = {'method': 'def', 'order': 'shuffled', 'auto_detach': True, 'momentum': 0.0}
 RATES = (1.0, 0.5, 0.1)  # η / (1 - μ) of the paper's rates, about
-POINTS = {'y': 'DEF', 'x': 'DEF-A'}
+
+
+def both_points(ratio: int, whose: str, **settings) -> list[dict]:
+    """A row's cells of one setting, at y and at x."""
+    return [
+        tables.cell(ratio, f'{title}{whose}', point=point, ratio=ratio, **settings)
+        for title, point in beyond.POINTS.values()
+    ]
 
 
 def ours(ratio: int, **settings) -> list[dict]:
-    """A row's cells of our setting, at both points."""
-    return [
-        tables.cell(ratio, f'{title}, ours', point=point, ratio=ratio, **OURS, **settings)
-        for point, title in POINTS.items()
-    ]
-
-
-def paper(ratio: int, **settings) -> list[dict]:
-    """A row's cells of the paper's setting, at both points."""
-    return [
-        tables.cell(ratio, f'{title} (paper)', point=point, method='def', ratio=ratio, **settings)
-        for point, title in POINTS.items()
-    ]
+    """A row's cells of our setting."""
+    return both_points(ratio, ', ours', **OURS, **settings)
 
 
 def sgd(**settings) -> list[dict]:
@@ -60,7 +56,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         base.eval_every_epochs = 10
     cells = sgd(learning_rate=0.5)
     for ratio in (2, 4, 16, 64):
-        cells += paper(ratio) if ratio < 64 else []
+        cells += both_points(ratio, ' (paper)', method='def') if ratio < 64 else []
         cells += ours(ratio, learning_rate=0.5) if ratio > 2 else []
     where = 'CIFAR-10 (JPEG copy), reduced' if name else 'CIFAR-10'
     return tables.table(f'Past the paper on {where}: DEF without momentum', base, cells, rows='ratio')

@@ -62,9 +62,7 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
 
     def evaluate(state: steps.TrainState, step: int) -> dict[str, Any]:
         record: dict[str, Any] = {'step': step}
-        points, own = outputs(state)
-        if experiment.config.fake_devices:  # as below
-            jax.block_until_ready(points)
+        points, own = steps.settled(experiment, outputs(state))
         batch_stats = points['x']['batch_stats']
         points |= {point: {'params': params, 'batch_stats': batch_stats} for point, params in own.items()}
         for point, variables in recalibrated(state, points).items():
@@ -103,10 +101,8 @@ def _make_recalibrated(experiment: Experiment) -> Callable[[steps.TrainState, di
         totals: dict[str, Any] = {}
         for batch in itertools.islice(experiment.train_batches(int(state.step)), num_batches):
             for point, variables in points.items():
-                measured = (own if point == 'own' else shared)(state, variables['params'], batch)
-                if experiment.config.fake_devices:
-                    # Collectives of free-running fake devices can starve each other on few cores.
-                    jax.block_until_ready(measured)
+                measure = own if point == 'own' else shared
+                measured = steps.settled(experiment, measure(state, variables['params'], batch))
                 total = totals.get(point)
                 totals[point] = measured if total is None else jax.tree.map(jnp.add, total, measured)
         means = {point: jax.tree.map(lambda s: s / num_batches, total) for point, total in totals.items()}

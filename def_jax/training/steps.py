@@ -29,6 +29,7 @@ __all__ = [
     'make_own_eval_step',
     'make_train_step',
     'on_workers',
+    'settled',
     'worker_axes',
 ]
 
@@ -256,6 +257,14 @@ def on_workers(
         donate_argnums=donate_argnums,
         devices=experiment.devices,
     )
+
+
+def settled(experiment: Experiment, outputs: PyTree) -> PyTree:
+    """The outputs of a step; on fake devices they are waited for.
+
+    Collectives of free-running fake devices can starve each other on few cores.
+    """
+    return jax.block_until_ready(outputs) if experiment.config.fake_devices else outputs
 
 
 def abstract_variables(experiment: Experiment) -> PyTree:

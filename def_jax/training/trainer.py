@@ -174,9 +174,7 @@ def _run(
                 _show(window.report(), progress)  # the records stay in order
                 log.write(_diagnostics_record(step, *diagnose(state, batch), experiment))
             state, metrics = train_step(state, batch)
-            if config.fake_devices:
-                # Collectives of free-running fake devices can starve each other on few cores.
-                jax.block_until_ready(metrics)
+            steps.settled(experiment, metrics)
             # The record of the step before is fetched while the devices compute this one.
             _show(window.report(), progress)
             window.add(metrics)
