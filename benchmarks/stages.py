@@ -11,11 +11,12 @@ import optax
 import def_jax
 from benchmarks import timing
 
-__all__ = ['LEAST_PASSES', 'network_step', 'stage', 'stage_with_point', 'update']
+__all__ = ['LEAST_PASSES', 'WITHOUT_MOMENTUM', 'network_step', 'stage', 'stage_with_point', 'update']
 
 # Over memory, at least: a step reads g, m and r and writes m and r, momentum SGD x in place of r. What is
 # sent is too small to count.
 LEAST_PASSES = 5
+WITHOUT_MOMENTUM = 3  # g and r, and r; x only where it is sent
 
 PyTree = Any
 

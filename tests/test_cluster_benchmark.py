@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.cluster import network, page
+from benchmarks.cluster import network, page, timing
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ['--model=mlp_tiny', '--workers=2', '--rounds=2', '--steps=2']
@@ -65,7 +65,10 @@ def test_what_a_ring_sends():
 
 @pytest.fixture
 def results():
-    """Figures of one model on 2 workers: compute takes 10 ms, an update 2, DEF's 4, dense traffic 80."""
+    """Figures of one model on 2 workers: compute takes 10 ms, an update 2, DEF's 4, dense traffic 80.
+
+    One worker at a time computes in 6, and updates in 1 and 1.5.
+    """
 
     def variants(**steps):
         return {name: page.merged([report([ms] * 3, *traffic)]) for name, (ms, *traffic) in steps.items()}
@@ -75,8 +78,14 @@ def results():
         compute=(10,),
         local_sgd=(12,),
         local_def64=(14,),
+        local_def64_m0=(13,),
+        compute_alone=(6,),
+        local_sgd_alone=(7,),
+        local_def64_alone=(7.5,),
+        local_def64_m0_alone=(7.2,),
         dense=(92, (3 * (dense + 66 * 5), 15), dense),
         def64=(16, (3 * (message + 66), 3), message),
+        def64_m0=(14.5, (3 * message, 3), message),
         def256=(15, (3 * message, 3), message // 4),
         def_a64_bf16=(16, (3 * message, 3), message),
     )
@@ -116,6 +125,33 @@ def test_targets_are_judged(results):
     assert [row[1][:5] for row in (at64, at256)] == ['5.750', '6.133']
     assert [row[2:] for row in (at64, at256)] == [['≥ 3.6', 'yes'], ['≥ 4', 'yes']]
     assert 'fp16' in peer[0] and peer[1:] == ['0.146 (0.146 to 0.146)', '≤ 0.5', 'yes']  # 6 of 41
+
+
+def test_the_update_of_one_worker_at_a_time_is_shown_beside_that_of_all(results):
+    text = '\n'.join(page.sections({'workers': 2, 'bandwidth': '100mbit'}, results))
+    shown = text[text.index('### The update') : text.index('### Bytes')]
+    assert cells(shown, 'JAX, no communication: momentum SGD')[0][1:] == ['2.0', '1.0']
+    assert cells(shown, 'JAX, no communication: DEF, 1/64 |')[0][1:] == ['4.0', '1.5']
+    assert cells(shown, 'JAX, no communication: DEF, 1/64, no momentum')[0][1:] == ['3.0', '1.2']
+    (target,) = cells(text, 'communication, and the update one worker at a time')
+    assert target[1:] == ['0.043 (0.043 to 0.043)', '≤ 0.05', 'yes']  # 2 + 1.5 of 80 + 1
+    without = cells(text, 'DEF, ratio 64, no momentum |')[0]
+    assert without[4] == '2'  # 14.5 less the 13 of the same without communication
+
+
+def test_workers_take_turns_where_one_runs_at_a_time(monkeypatch):
+    monkeypatch.setattr(timing, 'counters', lambda: {'tx_bytes': 0})
+
+    def run(worker):
+        done, job = [], {'warm_up': 1, 'rounds': 2, 'steps': 3, 'num_workers': 2}
+        step, barrier = (lambda: done.append('step')), (lambda: done.append('barrier'))
+        found = timing.measure({'own': step}, barrier, job | {'worker': worker, 'alone': ['own']})
+        assert [len(found[name]['seconds']) for name in ('own', 'own_alone')] == [6, 6]
+        return ''.join(word[0] for word in done)
+
+    # A step to warm up, then three: between the same barriers by one worker, and by the other one later.
+    assert run(0) == 3 * 'sbsssbssssbb'
+    assert run(1) == 3 * 'sbsssbbssssb'
 
 
 def test_what_noise_decides_is_not_called_met_or_missed(results):
@@ -184,6 +220,7 @@ def test_a_small_cluster_is_measured_and_removed(tmp_path):
         expected = page.ring_bytes(variant['hlo']['bytes'], 2, variant['tx_packets'])
         # Beside the message gloo sends some hundred bytes of its own, whatever the message's size.
         assert expected <= variant['tx_bytes'] <= 1.02 * expected + 2000
+    assert np.shape(variants['local_def64_m0_alone']['seconds']) == (2, 4)
     assert variants['compute']['hlo']['all_reduces'] == variants['local_def64']['hlo']['all_reduces'] == 0
     assert 'DEF, ratio 64' in out and '--model=mlp_tiny' in (tmp_path / 'cluster.md').read_text()
 

@@ -36,7 +36,8 @@ _TORCH = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for cluster.md and cluster.json.')
 
 # Each line is a job: its variants take turns within the same processes.
-_JAX = ('compute', 'local_sgd', 'local_def64', 'dense', 'def64', 'def256', 'def_a64_bf16')
+_LOCAL = ('compute', 'local_sgd', 'local_def64', 'local_def64_m0')  # also by one worker at a time
+_JAX = (*_LOCAL, 'dense', 'def64', 'def64_m0', 'def256', 'def_a64_bf16')
 _TORCH_JOBS = (('compute', 'local_sgd', 'ddp', 'ddp_fp16'), ('compute', 'ddp_powersgd'))
 
 
@@ -72,10 +73,11 @@ def _measure(cluster, model: str) -> dict[str, Any]:
 
     def run(framework: str, python: str, variants: tuple[str, ...], timeout: float) -> None:
         module = f'benchmarks.cluster.{framework}_worker'
-        reports = run_workers(cluster, python, module, job | {'variants': variants}, timeout)
+        whole = job | {'variants': variants, 'alone': _LOCAL if framework == 'jax' else ()}
+        reports = run_workers(cluster, python, module, whole, timeout)
         entry = found.setdefault(framework, {'variants': {}})
         entry |= {name: reports[0][name] for name in ('params', 'version')}
-        for name in variants:
+        for name in reports[0]['variants']:
             entry['variants'].setdefault(name, page.merged([report['variants'][name] for report in reports]))
         print(f'{model}: {", ".join(variants)} measured', file=sys.stderr, flush=True)
 

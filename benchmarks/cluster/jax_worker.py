@@ -104,7 +104,7 @@ class Variant:
 
 def make_steps(job: dict, loss_fn):
     """For each variant its step and the optimizer whose state it carries."""
-    sgd = optax.sgd(LEARNING_RATE, momentum=0.9)
+    sgd, plain = (optax.sgd(LEARNING_RATE, momentum=momentum) for momentum in (0.9, None))
     take_grads = jax.grad(loss_fn, has_aux=True)
 
     def compute(state, batch):
@@ -123,7 +123,7 @@ def make_steps(job: dict, loss_fn):
 
         return step, optimizer.init
 
-    def feedback(ratio, axis_name=AXIS, **options):
+    def feedback(ratio, axis_name=AXIS, sgd=sgd, **options):
         compressor = def_jax.random_block(ratio)
         optimizer = optax.chain(sgd, def_jax.error_feedback(compressor, axis_name, **options))
 
@@ -141,8 +141,10 @@ def make_steps(job: dict, loss_fn):
         'compute': (compute, zeros),
         'local_sgd': train(sgd, average=False),
         'local_def64': feedback(64, None),
+        'local_def64_m0': feedback(64, None, plain),
         'dense': train(sgd, average=True),
         'def64': feedback(64),
+        'def64_m0': feedback(64, sgd=plain),
         'def256': feedback(256),
         'def_a64_bf16': feedback(64, wire_dtype=jnp.bfloat16),
     }

@@ -14,8 +14,10 @@ __all__ = ['merged', 'ring_bytes', 'sections']
 _TITLES = {
     'local_sgd': 'JAX, no communication: momentum SGD',
     'local_def64': 'JAX, no communication: DEF, 1/64',
+    'local_def64_m0': 'JAX, no communication: DEF, 1/64, no momentum',
     'dense': 'JAX, dense: pmean of the gradient',
     'def64': 'DEF, ratio 64',
+    'def64_m0': 'DEF, ratio 64, no momentum',
     'def256': 'DEF, ratio 256',
     'def_a64_bf16': 'DEF, ratio 64, bfloat16',
     'ddp': 'PyTorch DDP, dense',
@@ -60,9 +62,10 @@ def sections(settings: dict[str, Any], results: dict[str, Any]) -> list[str]:
         'medians over workers and steps. Compute is the gradient alone, in the same '
         'processes, communication + update the rest of a step; communication alone is what a step takes '
         'longer than the same without communication. The workers share the cores and the memory of one '
-        'machine, so that the update, which memory bounds, takes longer than on machines of their own. On a '
-        'CPU XLA widens the bfloat16 of an all-reduce to float32. The allocator of every worker keeps freed '
-        f'memory ({ALLOCATOR}), or each step would pay page faults for its temporaries.\n'
+        'machine, so that the update, which memory bounds, takes longer than on machines of their own; '
+        'what it takes one worker at a time, while the others wait, is shown beside it. On a CPU XLA '
+        'widens the bfloat16 of an all-reduce to float32. The allocator of every worker keeps freed memory '
+        f'({ALLOCATOR}), or each step would pay page faults for its temporaries.\n'
     ]
     for model, found in results.items():
         texts += [
@@ -72,6 +75,8 @@ def sections(settings: dict[str, Any], results: dict[str, Any]) -> list[str]:
             _failures(found),
             '### Targets\n',
             _targets(found, communication_bound=model != 'vgg16'),
+            '### The update, by all workers at once and by one at a time\n',
+            _update_table(found),
             "### Bytes a worker sends in a step: the program's and the kernel's\n",
             _bytes_table(found, workers),
             '### `def_jax.plan` against the measurement\n',
@@ -97,13 +102,18 @@ def _rest(found: dict[str, Any], framework: str, name: str) -> float:
     return _median(found, framework, name) - _median(found, framework, 'compute')
 
 
+def _local(name: str) -> str:
+    """The variant that does the same without communication."""
+    return 'local_sgd' if 'def' not in name else 'local_def64_m0' if name.endswith('m0') else 'local_def64'
+
+
 def _steps_table(found: dict[str, Any]) -> str:
     dense, rows = _median(found, 'jax', 'dense'), []
     for framework, name in _rows(found):
         step = _median(found, framework, name)
         low, high = np.percentile(found[framework]['variants'][name]['seconds'], [25, 75])
         rest = _rest(found, framework, name)
-        local = 'local_def64' if 'def' in name else 'local_sgd'
+        local = _local(name)
         speed_up = '' if name.startswith('local') else f'{dense / step:.2f}'
         rows.append(
             [
@@ -142,8 +152,13 @@ def _targets(found: dict[str, Any], *, communication_bound: bool) -> str:
 
     rest = ours - compute
     add("communication + update at 64, over dense JAX's", rest / (dense - compute), 1 / 20, False)
-    alone = (ours - ours_local) / (dense - local)
-    add("communication alone at 64, over dense JAX's", alone, 1 / 20, False)
+    wire, dense_wire = ours - ours_local, dense - local
+    add("communication alone at 64, over dense JAX's", wire / dense_wire, 1 / 20, False)
+    own, dense_own = (
+        draw('jax', f'{name}_alone') - draw('jax', 'compute_alone') for name in ('local_def64', 'local_sgd')
+    )
+    what = "communication, and the update one worker at a time, at 64, over dense JAX's"
+    add(what, (wire + own) / (dense_wire + dense_own), 1 / 20, False)
     if communication_bound:
         add('speed-up at 64', dense / ours, 3.6, True)
         add('speed-up at 256', dense / draw('jax', 'def256'), 4.0, True)
@@ -155,6 +170,17 @@ def _targets(found: dict[str, Any], *, communication_bound: bool) -> str:
     return timing.table(['what', 'measured (95 % by bootstrap over steps)', 'target', 'met'], rows)
 
 
+def _update_table(found: dict[str, Any]) -> str:
+    """What a step without communication takes beyond its gradient."""
+    rows = []
+    for name in ('local_sgd', 'local_def64', 'local_def64_m0'):
+        together = _rest(found, 'jax', name)
+        alone = _median(found, 'jax', f'{name}_alone') - _median(found, 'jax', 'compute_alone')
+        rows.append([_TITLES[name], f'{1e3 * together:.1f}', f'{1e3 * alone:.1f}'])
+    columns = ['variant', 'ms, all workers at once', 'ms, one worker at a time']
+    return timing.table(columns, rows)
+
+
 class _Draws:
     """Medians of variants over steps that are drawn anew, 2,000 times."""
 
@@ -162,14 +188,14 @@ class _Draws:
         self._found, self._generator = found, np.random.default_rng(0)
 
     def __call__(self, framework: str, name: str) -> np.ndarray:
-        seconds = np.median(self._found[framework]['variants'][name]['seconds'], axis=0)
+        seconds = np.median(self._found[framework]['variants'][name]['seconds'], axis=0)  # over workers
         return np.median(self._generator.choice(seconds, (2000, len(seconds))), axis=1)
 
 
 def _bytes_table(found: dict[str, Any], workers: int) -> str:
     rows = []
     for name, variant in found['jax']['variants'].items():
-        if not (message := variant['hlo']['bytes']):
+        if not (message := variant.get('hlo', {}).get('bytes')):
             continue
         expected = ring_bytes(message, workers, variant['tx_packets'])
         rows.append(

@@ -22,29 +22,41 @@ def measure(
     Args:
         variants: for each name a function that does one step and returns when the step is done.
         barrier: returns when all workers have called it.
-        job: `rounds`, `warm_up`, `steps` (of a variant in a round).
+        job: `rounds`, `warm_up`, `steps` (of a variant in a round), `alone`, names of variants that do not
+            communicate and are also run by one worker at a time while the others wait, and `worker` and
+            `num_workers`.
 
     Returns:
-        For each variant `seconds`, one a step in the order of the rounds, and the increments of the
-        interface's counters, totals of the counted rounds.
+        For each variant, and for NAME_alone of those in `alone`, `seconds`, one a step in the order of the
+        rounds, and the increments of the interface's counters, totals of the counted rounds.
     """
-    found: dict[str, dict] = {name: {'seconds': [], 'counters': {}} for name in variants}
+    found: dict[str, dict] = {}
     for round_ in range(job['warm_up'] + job['rounds']):
+        entries = found if round_ >= job['warm_up'] else {}
         for name, step in variants.items():
             step()  # the first after another variant finds its arrays out of the caches
             barrier()
-            before, seconds = counters(), []
-            for _ in range(job['steps']):
-                start = time.perf_counter()
-                step()
-                seconds.append(time.perf_counter() - start)
-            after = counters()
-            if round_ >= job['warm_up']:
-                found[name]['seconds'] += seconds
-                total = found[name]['counters']
-                for key, value in after.items():
-                    total[key] = total.get(key, 0) + value - before[key]
+            _record(entries, name, step, job['steps'])
+        for name in job['alone']:
+            for turn in range(job['num_workers']):
+                barrier()
+                if turn == job['worker']:
+                    variants[name]()
+                    _record(entries, f'{name}_alone', variants[name], job['steps'])
+        barrier()
     return found
+
+
+def _record(entries: dict[str, dict], name: str, step: Callable[[], None], steps: int) -> None:
+    """Adds what some steps take, and what the interface counts meanwhile, to the entry of that name."""
+    before, seconds = counters(), []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    entry = entries.setdefault(name, {'seconds': [], 'counters': dict.fromkeys(before, 0)})
+    entry['seconds'] += seconds
+    entry['counters'] = {key: entry['counters'][key] + n - before[key] for key, n in counters().items()}
 
 
 def write_report(job: dict, report: dict) -> None:
