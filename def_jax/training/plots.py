@@ -14,6 +14,8 @@ from def_jax.training.tables import Entry
 
 __all__ = ['plot_curves', 'plot_diagnostics', 'plot_rows', 'plot_sweep']
 
+_LEVELS = ('--', ':', '-.')  # of baselines, which are all black
+
 
 def plot_curves(path: Path, records: list[dict[str, Any]], title: str, answers: dict[str, str]) -> None:
     """Draws training loss, and test accuracy against epochs and against megabytes sent.
@@ -170,7 +172,9 @@ def _draw_column(
         if entry not in line:
             label = column if entry.row in numbers else f'{column}, {entry.row}'
             level = float(np.mean(entry.accuracies))
-            axes.axhline(level, label=label, color=color, linewidth=0.8, linestyle='--')
+            levels = sum(other.get_color() == 'black' for other in axes.lines)
+            style = _LEVELS[levels % len(_LEVELS)] if color == 'black' else '--'
+            axes.axhline(level, label=label, color=color, linewidth=0.8, linestyle=style)
 
 
 def _draw(axes: Any, entry: Entry, x: str, y: str) -> None:
