@@ -21,11 +21,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     # Method. One element in `ratio` is sent: by granularity a block of every tensor, one of the whole model,
     # or random elements (tensor, model, element). Blocks are drawn independently, as in the paper, or each is
-    # sent once a round (random, shuffled, cyclic). `detach` is λ where the method leaves it free.
+    # sent once a round (random, shuffled, cyclic); every tensor sends the same share, or small ones a larger
+    # (proportional, balanced). `detach` is λ where the method leaves it free.
     config.method = 'def'
     config.ratio = 64
     config.granularity = 'tensor'
     config.order = 'random'
+    config.allocation = 'proportional'
     config.detach = 0.3
     config.auto_detach = False  # λ*(t), estimated from the messages, in place of `detach`
     config.average_every = 0

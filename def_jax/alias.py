@@ -20,6 +20,7 @@ def def_sgd(
     weight_decay: float = 0.0,
     detach: float | Literal['auto'] = 0.3,
     order: str = 'random',
+    allocation: str = 'proportional',
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """Momentum SGD with detached error feedback, the paper's optimizer.
@@ -34,6 +35,7 @@ def def_sgd(
             the paper takes the penalty's gradient at the detached point too.
         detach: λ in [0, 1], or 'auto', see `error_feedback`.
         order: in which blocks are sent, see `random_block`: 'random' as in the paper, 'shuffled', 'cyclic'.
+        allocation: how long they are, see `random_block`: 'proportional' as in the paper, 'balanced'.
         seed: picks the blocks; the same on all workers.
 
     Returns:
@@ -50,8 +52,9 @@ def def_sgd(
     """
     if isinstance(momentum, (int, float)) and momentum == 0:
         momentum = None
+    blocks = random_block(ratio, order=order, allocation=allocation)
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=momentum),
-        error_feedback(random_block(ratio, order=order), axis_name, seed=seed, detach=detach),
+        error_feedback(blocks, axis_name, seed=seed, detach=detach),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ['AGE_SHARES', 'ORDERS', 'draw_places']
+__all__ = ['AGE_SHARES', 'ORDERS', 'check_order', 'draw_places']
 
 ORDERS = ('random', 'shuffled', 'cyclic')
 # Means over the residual of age² and of age, as shares of those of the block that is sent. A coordinate that
@@ -19,6 +19,15 @@ ORDERS = ('random', 'shuffled', 'cyclic')
 # to E[w]²; w is geometric, R plus the difference of two uniform places in a round, or R.
 AGE_SHARES = {'random': (1.0, 1.0), 'shuffled': (3 / 7, 7 / 12), 'cyclic': (1 / 3, 1 / 2)}
 _SWAPS = 16  # rounds of the swap-or-not shuffle; each halves what is left of an entry's first place
+
+
+def check_order(order: str) -> None:
+    """Raises ValueError unless blocks can be sent in that order."""
+    if order not in ORDERS:
+        raise ValueError(
+            f"{order=} must be 'random' (independent draws), 'shuffled' (every block once a round, in a new "
+            "order each) or 'cyclic' (in the same order)."
+        )
 
 
 def draw_places(

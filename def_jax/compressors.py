@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from def_jax import block_orders
+from def_jax.allocations import block_sizes, check_allocation
 from def_jax.checks import check_ratio, index_dtype, is_number
 
 PyTree = Any
@@ -81,7 +82,13 @@ def message_size(compressor: Compressor, params: PyTree) -> int:
     return jax.eval_shape(message, params).size
 
 
-def random_block(ratio: float, *, granularity: str = 'tensor', order: str = 'random') -> Compressor:
+def random_block(
+    ratio: float,
+    *,
+    granularity: str = 'tensor',
+    order: str = 'random',
+    allocation: str = 'proportional',
+) -> Compressor:
     """Random block-wise gradient sparsification (RBGS): one block a tensor, at a shared random place.
 
     Every tensor of n elements sends one block of b = max(1, n // ratio) elements, and each coordinate is
@@ -100,12 +107,15 @@ def random_block(ratio: float, *, granularity: str = 'tensor', order: str = 'ran
             steps, each round in a random order of its own: no coordinate waits longer than 2·R - 1 steps.
             'cyclic' repeats one round: each waits R steps at most. The order is computed from the key and the
             step, so that nothing is stored and a resumed run goes on in the same round.
+        allocation: 'proportional' gives every tensor the block of n // ratio elements that is described
+            above; 'balanced' gives small tensors a larger share and large ones a smaller, in a message that
+            is no longer: b divides n, and n / b is about proportional to √n, see `allocations`.
 
     Returns:
         The compressor.
 
     Raises:
-        ValueError: if `ratio` is not a number >= 1 or `granularity` or `order` is unknown.
+        ValueError: if `ratio` is not a number >= 1, or `granularity`, `order` or `allocation` is unknown.
 
     Source: Section 2, Eq. 3; Vogels et al. (2019) and Xie et al. (2020) for the block of every tensor.
 
@@ -119,21 +129,17 @@ def random_block(ratio: float, *, granularity: str = 'tensor', order: str = 'ran
     """
     check_ratio(ratio)
     if granularity not in ('tensor', 'model'):
-        raise ValueError(
-            f"{granularity=} must be 'tensor' (a block of every leaf) or 'model' (one block of all)."
-        )
-    if order not in block_orders.ORDERS:
-        raise ValueError(
-            f"{order=} must be 'random' (independent draws), 'shuffled' (every block once a round, in a new "
-            "order each) or 'cyclic' (in the same order)."
-        )
+        raise ValueError(f"{granularity=} must be 'tensor' (a block of every leaf) or 'model' (one of all).")
+    block_orders.check_order(order)
+    check_allocation(allocation, granularity)
 
     def select_blocks(key, step, like) -> Selection:
         shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
-        blocks = [_Block.of(shape, ratio) for shape in shapes]
+        all_sizes = [math.prod(shape) for shape in shapes]
+        sizes = block_sizes(all_sizes, ratio, allocation)
+        blocks = [_Block.of(shape, size) for shape, size in zip(shapes, sizes, strict=True)]
         starts = _draw_starts(order, key, step, blocks)
-        sizes = [block.size for block in blocks]
-        energy = _sampled_energy([math.prod(shape) for shape in shapes], sizes)
+        energy = _sampled_energy(all_sizes, sizes)
 
         def take(tree):
             leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
@@ -179,11 +185,9 @@ def random_k(ratio: float) -> Compressor:
         key = jax.random.fold_in(_typed(key), step)
         sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(like)]
         index_dtype(((size,), size) for size in sizes)  # elements are gathered by int32
-        counts = [_num_kept(n, ratio) for n in sizes]
-        indices = [
-            _draw_spread(jax.random.fold_in(key, leaf), n, k)
-            for leaf, (n, k) in enumerate(zip(sizes, counts, strict=True))
-        ]
+        counts = block_sizes(sizes, ratio)
+        drawn = enumerate(zip(sizes, counts, strict=True))
+        indices = [_draw_spread(jax.random.fold_in(key, leaf), n, k) for leaf, (n, k) in drawn]
 
         def take(tree):
             leaves = [leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
@@ -268,9 +272,8 @@ class _Block(NamedTuple):
     wrap: int  # elements that a block may reach past the end
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], ratio: float) -> '_Block':
+    def of(cls, shape: tuple[int, ...], size: int) -> '_Block':
         n = math.prod(shape)
-        size = _num_kept(n, ratio)
         if size and n % size:
             # No box of this size tiles the tensor. Starts that stopped at n - size would send the edges
             # less often than the middle, so the tensor is a circle and a block may begin anywhere on it.
@@ -382,10 +385,6 @@ def _sampled_energy(sizes: Sequence[int], kept: Sequence[int]) -> Callable[[jax.
         return sum((weight * jnp.vdot(part, part) for weight, part in parts), jnp.float32(0))
 
     return energy
-
-
-def _num_kept(size: int, ratio: float) -> int:
-    return min(size, max(1, int(size // ratio)))
 
 
 def _concatenate(parts: Sequence[jax.Array]) -> jax.Array:

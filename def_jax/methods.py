@@ -63,7 +63,11 @@ class Method:
         return {m.answer: m.title for m in METHODS.values() if (m.kind, m.detach, m.single_worker) == ours}
 
     def compressor(
-        self, ratio: float, granularity: str = 'tensor', order: str = 'random'
+        self,
+        ratio: float,
+        granularity: str = 'tensor',
+        order: str = 'random',
+        allocation: str = 'proportional',
     ) -> compressors.Compressor:
         """The compressor that this method uses at `ratio`.
 
@@ -72,6 +76,7 @@ class Method:
             granularity: what is drawn at random: 'tensor', a block of every tensor; 'model', a block of the
                 whole model; 'element', single elements of every tensor, `random_k`.
             order: in which blocks are sent, see `random_block`; random elements have none.
+            allocation: how long the blocks are, see `random_block`; random elements have none.
 
         Returns:
             The compressor.
@@ -85,7 +90,7 @@ class Method:
             return compressors.scaled(1 / ratio)
         if granularity == 'element':
             return compressors.random_k(ratio)
-        return compressors.random_block(ratio, granularity=granularity, order=order)
+        return compressors.random_block(ratio, granularity=granularity, order=order, allocation=allocation)
 
     def links(
         self,

@@ -93,11 +93,10 @@ def test_clipping_and_schedule_before_the_feedback():
         np.testing.assert_allclose(flat(y, 2)[worker], expected.y[1:], **CLOSE)
 
 
-@pytest.mark.parametrize('order', ['random', 'shuffled'])
-def test_def_sgd_is_the_chain(order):
-    link = def_jax.error_feedback(def_jax.random_block(4, order=order), 'workers', detach=0.5, seed=3)
+@pytest.mark.parametrize('options', [{}, {'order': 'shuffled'}, {'allocation': 'balanced'}], ids=str)
+def test_def_sgd_is_the_chain(options):
+    link = def_jax.error_feedback(def_jax.random_block(4, **options), 'workers', detach=0.5, seed=3)
     by_hand = optax.chain(optax.add_decayed_weights(0.1), sgd(), link)
-    options = {'order': order} if order != 'random' else {}
     alias = def_jax.def_sgd(0.1, 4, 'workers', momentum=0.9, weight_decay=0.1, detach=0.5, seed=3, **options)
     params, targets = make_params(), make_targets()
     chex.assert_trees_all_equal(train(alias, params, targets), train(by_hand, params, targets))

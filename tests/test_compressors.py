@@ -20,6 +20,7 @@ COMPRESSORS = {
     'random_block': def_jax.random_block(4),
     'random_block_wrapping': def_jax.random_block(3),
     'random_block_model': def_jax.random_block(4, granularity='model'),
+    'random_block_balanced': def_jax.random_block(4, allocation='balanced'),
     'random_k': def_jax.random_k(4),
     'identity': def_jax.identity(),
     'scaled': def_jax.scaled(0.25),
@@ -174,9 +175,9 @@ def all_starts(block):
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_all_starts_together_cover_every_coordinate_equally(shape, ratio):
     n = math.prod(shape)
-    starts = all_starts(compressors._Block.of(shape, ratio))
-    select = def_jax.random_block(ratio)
     kept = max(1, int(n // ratio)) if n else 0
+    starts = all_starts(compressors._Block.of(shape, kept))
+    select = def_jax.random_block(ratio)
 
     def place_and_take(start):
         with mock.patch.object(compressors, '_draw_starts', lambda order, key, step, blocks: [list(start)]):
@@ -200,7 +201,8 @@ def test_all_starts_together_cover_every_coordinate_equally(shape, ratio):
 @pytest.mark.parametrize('shape', [(4, 8, 16), (7, 11), (16, 3, 2), (10,)], ids=str)
 def test_box_or_circle(shape, ratio):
     """A block that divides the tensor is one box of it; any other wraps around the flattened tensor."""
-    n, block = math.prod(shape), compressors._Block.of(shape, ratio)
+    n = math.prod(shape)
+    block = compressors._Block.of(shape, max(1, n // ratio))
     if n % block.size == 0:
         assert (block.view, block.wrap) == (shape, 0)
         assert math.prod(block.grid) == n // block.size

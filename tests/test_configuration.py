@@ -24,6 +24,7 @@ REFUSED = {
     'ratio': ['64', None, True, 0, 0.5, -64, NAN, INF],
     'granularity': [1, None, 'layer'],
     'order': [0, None, 'shuffle'],
+    'allocation': [1, None, 'equal'],
     'detach': ['0.3', None, False, -0.1, 1.1, NAN],
     'auto_detach': [1, 0, None, 'auto'],
     'average_every': COUNT_FROM_0,
@@ -59,6 +60,7 @@ ACCEPTED = {
     'ratio': [1, 1.5, 64, 1e6],
     'granularity': ['tensor', 'model', 'element'],
     'order': ['random', 'shuffled', 'cyclic'],
+    'allocation': ['proportional', 'balanced'],
     'detach': [0, 0.0, 0.3, 1],
     'auto_detach': [True, False],
     'average_every': [0, 1, 100],
@@ -192,6 +194,12 @@ def test_a_batch_that_does_not_divide_suggests_one_that_does(batch_size, num_wor
 def test_workers_must_share_devices_evenly(workers_per_device):
     message = refusal(changed(workers_per_device=workers_per_device))
     assert f'config.workers_per_device={workers_per_device} does not divide config.num_workers=16' in message
+
+
+@pytest.mark.parametrize('granularity', ['model', 'element'])
+def test_only_blocks_of_tensors_are_allocated(granularity):
+    message = refusal(changed(granularity=granularity, allocation='balanced'))
+    assert "config.allocation='balanced'" in message and f'config.granularity={granularity!r}' in message
 
 
 @pytest.mark.parametrize('order', ['shuffled', 'cyclic'])

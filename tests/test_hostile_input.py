@@ -328,7 +328,7 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
     assert (updates.shape, updates.dtype, state.residual.shape) == (shape, dtype, shape)
     assert def_jax.message_size(compressor, leaf) == leaf.size // 64
 
-    block = compressors._Block.of(shape, 64)
+    block = compressors._Block.of(shape, leaf.size // 64)
     key, seen = compressors.shared_key(0), set()
     draw = jax.vmap(lambda step: jnp.stack(compressors._draw_starts('random', key, step, [block])[0]))
     for start in np.asarray(draw(jnp.arange(200, dtype=jnp.uint32))).tolist():

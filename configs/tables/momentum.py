@@ -1,4 +1,4 @@
-"""Past the paper: DEF without momentum, whose share of the step goes into the learning rate.
+"""Past the paper: DEF without momentum, and a larger share of the message for small tensors.
 
 Command:  python -m def_jax.training.sweep --config=configs/tables/momentum.py:digits --workdir=runs/momentum
           (scikit-learn's digits, 2 CPU cores; without ':digits' the same on CIFAR-10 with VGG-16, on GPUs)
@@ -8,7 +8,8 @@ Expected: what the paper's DEF reaches at some ratio, ours reaches at four times
           good without momentum as with it.
 
 Ours is blocks in a shuffled order, λ from the messages, no momentum, and the learning rate η / (1 - μ) in
-place of η. BatchNorm's statistics are measured anew everywhere.
+place of η; balanced also gives small tensors larger shares. BatchNorm's statistics are measured anew
+everywhere.
 """
 
 import ml_collections
@@ -33,6 +34,11 @@ def ours(ratio: int, **settings) -> list[dict]:
     return both_points(ratio, ', ours', **OURS, **settings)
 
 
+def balanced(ratio: int, **settings) -> list[dict]:
+    """A row's cells of our setting with balanced blocks."""
+    return both_points(ratio, ', ours, balanced', **OURS, allocation='balanced', **settings)
+
+
 def sgd(**settings) -> list[dict]:
     """SGD with and without momentum."""
     return [
@@ -48,16 +54,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     base.recalibrate_batches = 8
     if name == 'digits':
         base.eval_every_epochs = 40
-        cells = [cell for ratio in (256, 1024, 4096) for cell in ours(ratio)]
+        cells = [cell for ratio in (256, 1024, 4096) for cell in ours(ratio) + balanced(ratio)]
         title = "Past the paper on scikit-learn's digits: DEF without momentum"
         return tables.table(title, base, cells, rows='ratio', learning_rates=RATES)
     if name == 'cifar10_small':
         base.update(table1.CIFAR10_SMALL)
         base.eval_every_epochs = 10
     cells = sgd(learning_rate=0.5)
-    for ratio in (2, 4, 16, 64):
+    for ratio in (2, 4, 16, 64, 256):
         cells += both_points(ratio, ' (paper)', method='def') if ratio < 64 else []
-        cells += ours(ratio, learning_rate=0.5) if ratio > 2 else []
+        cells += ours(ratio, learning_rate=0.5) if 2 < ratio < 256 else []
+        cells += balanced(ratio, learning_rate=0.5) if ratio > 4 else []
     where = 'CIFAR-10 (JPEG copy), reduced' if name else 'CIFAR-10'
     title = f'Past the paper on {where}: DEF without momentum'
     # Half a point is less than what two of three seeds differ by.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from def_jax.allocations import ALLOCATIONS
 from def_jax.block_orders import ORDERS
 from def_jax.checks import nearest
 from def_jax.datasets.catalogue import DATASETS
@@ -42,6 +43,7 @@ FIELDS: dict[str, Field] = {
     'ratio': _number(lambda value: value >= 1, 'a number >= 1'),
     'granularity': _one_of(('tensor', 'model', 'element')),
     'order': _one_of(ORDERS),
+    'allocation': _one_of(ALLOCATIONS),
     'detach': _number(lambda value: 0 <= value <= 1, 'a number in [0, 1]'),
     'auto_detach': Field((bool,), lambda value: True, 'True or False'),
     'average_every': _integer(0),
@@ -143,6 +145,11 @@ def _check_method(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"config.order={config.order!r} orders blocks, but config.granularity='element' draws single "
             'elements. Set --config.order=random, or --config.granularity=tensor or model.'
+        )
+    if config.granularity != 'tensor' and config.allocation != 'proportional':
+        raise ValueError(
+            f'config.allocation={config.allocation!r} is for a block of every tensor, but config.granularity='
+            f'{config.granularity!r}. Set --config.allocation=proportional, or --config.granularity=tensor.'
         )
     if method.single_worker and config.num_workers != 1:
         raise ValueError(

@@ -24,8 +24,10 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
     free = 'auto' if config.auto_detach else f'{config.detach:g}'
     detach = free if method.detach is None else f'{method.detach:g}'
     drawn = {'tensor': 'one block a tensor', 'model': 'one block of the model', 'element': 'random elements'}
-    order = f', {config.order}' if config.order != 'random' else ''
-    sent_part = f'ratio {config.ratio:g}, {drawn[config.granularity]}{order}'
+    past = [config.order] * (config.order != 'random') + [config.allocation] * (
+        config.allocation != 'proportional'
+    )
+    sent_part = ', '.join([f'ratio {config.ratio:g}', drawn[config.granularity], *past])
     how = {
         'dense': 'dense',
         'ef21': sent_part,

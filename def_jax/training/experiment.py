@@ -182,7 +182,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         config.learning_rate, {round(share * num_steps): 0.1 for share in config.learning_rate_drops}
     )
     method = methods.get_method(config.method)
-    compressor = method.compressor(config.ratio, config.granularity, config.order)
+    compressor = method.compressor(config.ratio, config.granularity, config.order, config.allocation)
 
     def chain(seed):
         return method.links(
