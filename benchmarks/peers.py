@@ -37,6 +37,7 @@ def variants() -> dict[str, optax.GradientTransformation]:
         'DEF, block of 1/64': feedback(def_jax.random_block(64)),
         'DEF, block of 1/1024': feedback(def_jax.random_block(1024)),
         'DEF, 1/64, shuffled': feedback(def_jax.random_block(64, order='shuffled')),
+        'DEF, 1/64, balanced': feedback(def_jax.random_block(64, allocation='balanced')),
         "DEF, 1/64, detach='auto'": feedback(def_jax.random_block(64), detach='auto'),
         'DEF, 1/64, no momentum': feedback(def_jax.random_block(64), momentum=None),
         'DEF, 1/64, bfloat16': feedback(def_jax.random_block(64), wire_dtype=jnp.bfloat16),

@@ -78,6 +78,18 @@ def test_stage_writes_nothing_of_the_size_of_the_model(options):
     assert memory(program) - memory(compile_stage(momentum_sgd())) < MODEL_BYTES + SMALL_CHANGE  # a residual
 
 
+def test_balanced_blocks_are_updated_in_place():
+    params = {f'w{i}': jnp.full((256, 144), 0.01) for i in range(8)}
+    params |= {f'v{i}': jnp.full((48, 96), 0.01) for i in range(8)} | {'b': jnp.zeros(96)}
+    compressor = def_jax.random_block(64, allocation='balanced')
+    optimizer = optax.chain(momentum_sgd(), def_jax.error_feedback(compressor, None))
+    update = functools.partial(stages.update, optimizer)
+    program = timing.compiled(update, params, optimizer.init(params), params, donate=[0, 1])
+    assert timing.full_size_copies(program, 48 * 96) == 0
+    model_bytes = 4 * sum(leaf.size for leaf in params.values())
+    assert program.memory_analysis().temp_size_in_bytes < model_bytes // 8
+
+
 def test_step_with_the_detached_point_copies_no_tensor():
     program = compile_step(def_chain(), detaches=True)
     assert timing.full_size_copies(program, LARGE) == 0
