@@ -145,11 +145,19 @@ def write_page(output: str | None, command: str, sections: Sequence[str]) -> Non
 
 
 def _machine() -> str:
-    git = subprocess.run(['git', 'describe', '--always', '--dirty'], capture_output=True, text=True)
     return (
         f'{jax.default_backend().upper()}: {_device()}, {platform.machine()}; jax {jax.__version__}, Python '
-        f'{platform.python_version()}; commit {git.stdout.strip() or "unknown"}.'
+        f'{platform.python_version()}; commit {_commit()}.'
     )
+
+
+def _commit() -> str:
+    """The commit, and whether anything but results, where the pages of other benchmarks lie, differs from it."""
+    commit, changes = (
+        subprocess.run(['git', *command], capture_output=True, text=True).stdout.strip()
+        for command in (['describe', '--always'], ['status', '--porcelain', '--', ':!results'])
+    )
+    return f'{commit or "unknown"}{"-dirty" if changes else ""}'
 
 
 def _device() -> str:
