@@ -152,7 +152,7 @@ def _machine() -> str:
 
 
 def _commit() -> str:
-    """The commit, and whether anything but results, where the pages of other benchmarks lie, differs from it."""
+    """The commit, and whether anything differs from it but results, where the benchmarks write."""
     commit, changes = (
         subprocess.run(['git', *command], capture_output=True, text=True).stdout.strip()
         for command in (['describe', '--always'], ['status', '--porcelain', '--', ':!results'])
