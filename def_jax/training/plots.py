@@ -139,7 +139,7 @@ def plot_rows(path: Path, title: str, rows: str, table: list[Entry]) -> bool:
             'ratio': lambda entry: numbers[entry.row],
             'MB sent by a worker': lambda entry: entry.results[0]['communication']['megabytes_sent'],
         }
-    figure = matplotlib.figure.Figure(figsize=(max(8, 5.5 * len(panels)), 4), layout='constrained')
+    figure = matplotlib.figure.Figure(figsize=(max(8, 2 + 5.5 * len(panels)), 4), layout='constrained')
     for axes, (label, position) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
@@ -151,7 +151,7 @@ def plot_rows(path: Path, title: str, rows: str, table: list[Entry]) -> bool:
             axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
             axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize='small')
+    figure.legend(*axes.get_legend_handles_labels(), loc='outside right upper', fontsize='small')
     _save(figure, path, title)
     return True
 
