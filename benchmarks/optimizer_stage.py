@@ -8,6 +8,7 @@ writes x + λ·r to memory, as a network's gradient needs it.
 """
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from def_jax.models import get_model
 _OUTPUT = flags.DEFINE_string('output', None, 'Markdown file for the tables; only printed if not given.')
 _ROUNDS = flags.DEFINE_integer('rounds', 60, 'Times that every variant is run.', lower_bound=10)
 _SECONDS = flags.DEFINE_float('seconds', 60, 'About how long a table may be measured.', lower_bound=1)
+_ONLY = flags.DEFINE_string('only', '', 'A regular expression: which variants run beside momentum SGD.')
 _NETWORKS = flags.DEFINE_list('networks', ['vgg16', 'resnet50'], 'Whose parameters are updated.')
 
 # Name, number of classes, shape of images.
@@ -58,10 +60,11 @@ def _timings(network: str) -> str:
     stages = {
         name: stage(optimizer, params, grads)
         for name, optimizer in peers.variants().items()
-        if network == 'vgg16' or not any(part in name for part in _VGG_ONLY)
+        if _wanted(name) and (network == 'vgg16' or not any(part in name for part in _VGG_ONLY))
     }
     for name in (_DEF, _NO_MOMENTUM):
-        stages[name + _POINT] = stage_with_point(peers.variants()[name], params, grads)
+        if _wanted(name + _POINT):
+            stages[name + _POINT] = stage_with_point(peers.variants()[name], params, grads)
     triad = timing.limit(size)
     copy = timing.copy_limit(size)
     timing.alternate([triad, copy, *stages.values()], rounds=_ROUNDS.value, seconds=_SECONDS.value)
@@ -79,6 +82,10 @@ def _timings(network: str) -> str:
         f'Median of {len(triad.seconds)} rounds, the first fifth left out; memory moves '
         f'{4e-9 * size / pass_seconds:.1f} GB/s.\n\n'
     ) + timing.table([*columns, 'copies of a large tensor', 'temporary MB'], rows)
+
+
+def _wanted(name: str) -> bool:
+    return name == _SGD or re.search(_ONLY.value, name) is not None
 
 
 def _params(model: nn.Module, images: Sequence[int]) -> Any:
