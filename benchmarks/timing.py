@@ -2,6 +2,7 @@
 
 All stages of a table run in turn in one process, so that a drift of the machine's speed touches all alike;
 a figure is the median of the rounds after warm-up, and what counts is its ratio to another row of the table.
+The first call of a turn is not counted: behind a stage that frees much memory it takes up to twice as long.
 """
 
 import math
@@ -53,6 +54,7 @@ class Stage:
             self._wait(1)
             self._calls = min(100, math.ceil(_SHORTEST / self._wait(1)))
         calls = calls or self._calls or 1
+        self._wait(1)
         self.seconds.append(self._wait(calls) / calls)
 
     def _wait(self, calls: int) -> float:
