@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -142,7 +143,8 @@ def write_page(output: str | None, command: str, sections: Sequence[str]) -> Non
     if output:
         path = Path(output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        command = ' '.join([command, *(a for a in sys.argv[1:] if not a.startswith('--torch_python'))])
+        shown = [shlex.quote(a) for a in sys.argv[1:] if not a.startswith('--torch_python')]
+        command = ' '.join([command, *shown])
         path.write_text(f'`{command}`\n\n{_machine()}\n\n{text}')
 
 
