@@ -15,6 +15,7 @@ from configs.tables import momentum, table1, tables
 
 GRID = (0.1, 0.3, 0.6, 1.0)
 COLUMNS = {
+    '256, 1 worker': {'ratio': 256, 'num_workers': 1},
     '256, 2 workers': {'ratio': 256, 'num_workers': 2},
     '256, 4 workers': {'ratio': 256, 'num_workers': 4},
     '256, 16 workers': {'ratio': 256, 'num_workers': 16},
@@ -25,7 +26,11 @@ DIGITS = {
     '256, 16 workers, rate 0.1': {'ratio': 256, 'num_workers': 16, 'learning_rate': 0.1},
     '256, 16 workers, batch 64': {'ratio': 256, 'num_workers': 16, 'batch_size': 64, 'num_epochs': 140},
 }
-CIFAR10_SMALL = {'16, 16 workers': {'ratio': 16}, '64, 16 workers': {'ratio': 64}}
+CIFAR10_SMALL = {
+    '16, balanced': {'ratio': 16, 'allocation': 'balanced'},
+    '64, balanced': {'ratio': 64, 'allocation': 'balanced'},
+    '16': {'ratio': 16},
+}
 NARROW = ('256, 16 workers', '1024, 16 workers')  # whose messages also travel as bfloat16
 
 
