@@ -7,7 +7,7 @@ ARGS   ?=
 # The whole suite keeps two cores busy; a part of it, picked with ARGS, starts sooner in one process.
 PROCESSES ?= $(if $(ARGS),0,2)
 
-RESULTS := $(sort $(foreach run,$(wildcard results/*/*/result.json),$(patsubst %/,%,$(dir $(patsubst %/,%,$(dir $(run)))))))
+RESULTS := $(sort $(foreach run,$(wildcard results/*/*/result.json results/*/*/*/result.json),$(patsubst %/,%,$(dir $(patsubst %/,%,$(dir $(run)))))))
 REPRODUCED ?= table1 table4 figure3 beyond
 BENCHMARKS ?= optimizer_stage scaling workers loop startup
 

@@ -61,8 +61,8 @@ def test_the_table_is_that_of_the_results():
 
 
 def test_links_and_pictures_are_there():
-    for document in (ROOT / 'README.md', ROOT / 'results/README.md'):
+    for document in (ROOT / 'README.md', ROOT / 'results/README.md', *(ROOT / 'docs').glob('*.md')):
         targets = re.findall(r'\]\(([^)#:]+)\)', document.read_text())
-        assert targets
+        assert targets, f'no link found in {document.name}'
         for target in targets:
             assert (document.parent / target).exists(), f'{document.name} links to {target}'

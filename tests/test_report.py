@@ -63,15 +63,16 @@ def test_a_result_cut_in_half_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     'folder',
-    sorted({path.parents[1] for path in (ROOT / 'results').glob('*/*/result.json')}),
-    ids=lambda p: p.name,
+    sorted({path.parents[1] for path in (ROOT / 'results').rglob('result.json')}),
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_committed_tables_are_those_of_the_committed_runs(folder, tmp_path):
     report.report(folder, tmp_path / folder.name)
     tables, _, command = (tmp_path / folder.name / 'README.md').read_text().rpartition('Written by')
     committed, _, committed_command = (folder / 'README.md').read_text().rpartition('Written by')
     assert tables == committed
-    assert 'def_jax.training.report' in command and f'--workdir=results/{folder.name}`' in committed_command
+    assert 'def_jax.training.report' in command
+    assert f'--workdir={folder.relative_to(ROOT)}`' in committed_command
     if (folder / 'table.csv').exists():
         assert (tmp_path / folder.name / 'table.csv').read_text() == (folder / 'table.csv').read_text()
 

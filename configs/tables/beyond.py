@@ -2,7 +2,7 @@
 
 Command:  python -m def_jax.training.sweep --config=configs/tables/beyond.py:digits --workdir=runs/beyond
           (scikit-learn's digits, 2 CPU cores; without ':digits' the same on CIFAR-10 with VGG-16, on GPUs)
-          python -m def_jax.training.report --workdir=runs/beyond --output=results/beyond_digits
+          python -m def_jax.training.report --workdir=runs/beyond --output=results/beyond/digits
 Variants: :digits; and :cifar10_small, the shuffled columns at 64 and 256 for table1.py:cifar10_small.
 Expected: 'shuffled' within half a point of SGD at four times the ratio at which the paper's DEF is.
 

@@ -2,7 +2,7 @@
 
 Command:  python -m def_jax.training.sweep --config=configs/tables/momentum.py:digits --workdir=runs/momentum
           (scikit-learn's digits, 2 CPU cores; without ':digits' the same on CIFAR-10 with VGG-16, on GPUs)
-          python -m def_jax.training.report --workdir=runs/momentum --output=results/momentum_digits
+          python -m def_jax.training.report --workdir=runs/momentum --output=results/beyond/momentum_digits
 Variants: :digits; and :cifar10_small, the CIFAR-10 of table1.py:cifar10_small.
 Expected: what the paper's DEF reaches at some ratio, ours reaches at four times that ratio or more; SGD is as
           good without momentum as with it.
