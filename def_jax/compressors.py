@@ -1,11 +1,10 @@
 """Linear compressors: which coordinates of a pytree travel in one step.
 
 A compressor C of the paper is, here, a function `select(key, step, like)` that returns a `Selection`:
-`take` packs the coordinates that C keeps into one message, `add` adds a message to a tree at the same
-places, so that C(x) is what `add` makes of zeros and take(x). The choice depends on the shared key, the
-step and the shapes, never on the values nor on the worker: hence C(a) + C(b) = C(a + b) (Assumption 3.3),
-the messages of all workers line up, and one all-reduce of the message averages C over the workers without
-sending an index.
+`take` packs the coordinates that C keeps into one message, `replace` puts a message in their place. The
+choice depends on the shared key, the step and the shapes, never on the values nor on the worker: hence
+C(a) + C(b) = C(a + b) (Assumption 3.3), the messages of all workers line up, and one all-reduce of the
+message averages C over the workers without sending an index.
 """
 
 import math
@@ -19,6 +18,7 @@ from jax import lax
 
 from def_jax import block_orders
 from def_jax.allocations import block_sizes, check_allocation
+from def_jax.blocks import Block
 from def_jax.checks import check_ratio, index_dtype, is_number
 
 PyTree = Any
@@ -38,14 +38,19 @@ class Selection(NamedTuple):
     """The coordinates that one step sends: C(x) = place(take(x), x)."""
 
     take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [B]
-    add: Callable[[PyTree, jax.Array], PyTree]  # tree, message -> tree + the message at its place
+    # tree x, message -> x - C(x) + the message at its place; its time and memory are the message's
+    replace: Callable[[PyTree, jax.Array], PyTree]
     # message -> float32 [], an estimate of ‖tree‖² if every coordinate were like those that were taken
     energy: Callable[[jax.Array], jax.Array]
     age_shares: tuple[float, float] = block_orders.AGE_SHARES['random']
 
     def place(self, message: jax.Array, like: PyTree) -> PyTree:
         """The message at its place in zeros of `like`'s shapes and dtypes."""
-        return self.add(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), message)
+        return self.replace(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), message)
+
+    def add(self, tree: PyTree, message: jax.Array) -> PyTree:
+        """The tree plus the message at its place."""
+        return self.replace(tree, self.take(tree) + message)
 
 
 Compressor = Callable[[jax.Array, jax.Array, PyTree], Selection]  # shared key, step, like
@@ -137,7 +142,7 @@ def random_block(
         shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
         all_sizes = [math.prod(shape) for shape in shapes]
         sizes = block_sizes(all_sizes, ratio, allocation)
-        blocks = [_Block.of(shape, size) for shape, size in zip(shapes, sizes, strict=True)]
+        blocks = [Block.of(shape, size) for shape, size in zip(shapes, sizes, strict=True)]
         starts = _draw_starts(order, key, step, blocks)
         energy = _sampled_energy(all_sizes, sizes)
 
@@ -145,12 +150,12 @@ def random_block(
             leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
             return _concatenate([b.take(x, s) for b, x, s in zip(blocks, leaves, starts, strict=True)])
 
-        def add(tree, message):
+        def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
             placed = zip(blocks, leaves, split(message, sizes), starts, strict=True)
-            return jax.tree.unflatten(treedef, [b.add(x, m.astype(x.dtype), s) for b, x, m, s in placed])
+            return jax.tree.unflatten(treedef, [b.replace(x, m.astype(x.dtype), s) for b, x, m, s in placed])
 
-        return Selection(take, add, energy, block_orders.AGE_SHARES[order])
+        return Selection(take, replace, energy, block_orders.AGE_SHARES[order])
 
     return select_blocks if granularity == 'tensor' else _on_flattened(select_blocks)
 
@@ -193,15 +198,15 @@ def random_k(ratio: float) -> Compressor:
             leaves = [leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
             return _concatenate([x[i] for x, i in zip(leaves, indices, strict=True)])
 
-        def add(tree, message):
+        def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
             placed = zip(leaves, split(message, counts), indices, strict=True)
             return jax.tree.unflatten(
                 treedef,
-                [x.reshape(-1).at[i].add(m.astype(x.dtype)).reshape(x.shape) for x, m, i in placed],
+                [x.reshape(-1).at[i].set(m.astype(x.dtype)).reshape(x.shape) for x, m, i in placed],
             )
 
-        return Selection(take, add, _sampled_energy(sizes, counts))
+        return Selection(take, replace, _sampled_energy(sizes, counts))
 
     return select
 
@@ -238,13 +243,14 @@ def scaled(delta: float) -> Compressor:
                 [delta * leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
             )
 
-        def add(tree, message):
+        def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
             parts = split(message, [x.size for x in leaves])
-            placed = [x + m.astype(x.dtype).reshape(x.shape) for x, m in zip(leaves, parts, strict=True)]
+            changes = [m.reshape(x.shape) - delta * x for x, m in zip(leaves, parts, strict=True)]
+            placed = [(x + change).astype(x.dtype) for x, change in zip(leaves, changes, strict=True)]
             return jax.tree.unflatten(treedef, placed)
 
-        return Selection(take, add, lambda message: jnp.vdot(message, message) / delta**2)
+        return Selection(take, replace, lambda message: jnp.vdot(message, message) / delta**2)
 
     return select
 
@@ -262,63 +268,12 @@ def identity() -> Compressor:
     return scaled(1.0)
 
 
-class _Block(NamedTuple):
-    """Where one tensor's block can lie. All fields are Python integers, known when the step is traced."""
-
-    view: tuple[int, ...]  # the tensor's own shape, or (n,) where the block wraps around its end
-    shape: tuple[int, ...]  # shape of the block within the view
-    grid: tuple[int, ...]  # number of starts along each axis
-    stride: tuple[int, ...]  # distance of two starts along each axis
-    wrap: int  # elements that a block may reach past the end
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...], size: int) -> '_Block':
-        n = math.prod(shape)
-        if size and n % size:
-            # No box of this size tiles the tensor. Starts that stopped at n - size would send the edges
-            # less often than the middle, so the tensor is a circle and a block may begin anywhere on it.
-            return cls(view=(n,), shape=(size,), grid=(n,), stride=(1,), wrap=size - 1)
-        grid, boxes_left = [], n // size if size else 1
-        for axis in shape:
-            grid.append(math.gcd(axis, boxes_left) if size else 1)
-            boxes_left //= grid[-1]
-        box = tuple(axis // cuts for axis, cuts in zip(shape, grid, strict=True))
-        return cls(view=shape, shape=box, grid=tuple(grid), stride=box, wrap=0)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def circle(self) -> tuple[int, int, int]:
-        """Number of starts, how many blocks cover the tensor, and by how many starts those lie apart."""
-        starts = math.prod(self.grid)
-        return (starts, -(-starts // self.size), self.size) if self.wrap else (starts, starts, 1)
-
-    def take(self, x: jax.Array, start: Sequence[jax.Array]) -> jax.Array:
-        x = x.reshape(self.view)
-        if self.wrap:
-            x = jnp.concatenate([x, x[: self.wrap]])
-        return lax.dynamic_slice(x, start, self.shape).reshape(-1)
-
-    def add(self, x: jax.Array, values: jax.Array, start: Sequence[jax.Array]) -> jax.Array:
-        """x with `values` added at the block. XLA turns each `x + dynamic_update_slice(zeros, ...)` into an
-        update of that slice in place, provided that no reshape stands between them."""
-        if not self.wrap:
-            zeros = jnp.zeros(x.shape, x.dtype)
-            return x + lax.dynamic_update_slice(zeros, values.reshape(self.shape), start)
-        (n,) = self.view
-        line = lax.dynamic_update_slice(jnp.zeros(n + self.wrap, x.dtype), values, start)
-        circle = line[:n] + jnp.pad(line[n:], (0, n - self.wrap))
-        return x + circle.reshape(x.shape)
-
-
 def _typed(key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(key, impl=_GENERATOR)
 
 
 def _draw_starts(
-    order: str, key: jax.Array, step: jax.Array, blocks: Sequence[_Block]
+    order: str, key: jax.Array, step: jax.Array, blocks: Sequence[Block]
 ) -> list[list[jax.Array]]:
     """The start of every block at one step, from the shared key and the leaf's index."""
     if not blocks:
@@ -350,16 +305,16 @@ def _on_flattened(compressor: Compressor) -> Compressor:
                 _concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)])
             )
 
-        def add(tree, message):
+        def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
-            flat = chosen.add(
+            flat = chosen.replace(
                 _concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in leaves]), message
             )
             parts = split(flat, [x.size for x in leaves])
             placed = [v.reshape(x.shape).astype(x.dtype) for v, x in zip(parts, leaves, strict=True)]
             return jax.tree.unflatten(treedef, placed)
 
-        return Selection(take, add, chosen.energy, chosen.age_shares)
+        return Selection(take, replace, chosen.energy, chosen.age_shares)
 
     return select
 

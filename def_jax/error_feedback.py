@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 
 from def_jax.checks import check_compressor, check_flag, check_number, check_seed, check_wire_dtype
 from def_jax.collectives import AxisName, check_axis_name, pmean
-from def_jax.compressors import Compressor, shared_key, split
+from def_jax.compressors import Compressor, Selection, shared_key, split
 from def_jax.detach_estimate import average_and_estimate
 
 PyTree = Any
@@ -125,17 +125,20 @@ def error_feedback(
         del params
         pending = jax.tree.map(_pending, updates, state.residual)  # line 7
         selection = compressor(state.key, state.step, pending)
-        message = selection.take(pending)
+        taken = selection.take(pending)
         if skip_nonfinite:
-            message = jnp.where(_all_finite(updates), message, jnp.nan)
-        # The barrier makes every reader below take the blocks from the message, not from `pending`, which
-        # XLA may then turn into the new residual in place: no copy of the model.
-        message = lax.optimization_barrier(message.astype(wire_dtype))
+            taken = jnp.where(_all_finite(updates), taken, jnp.nan)
+        # The rest is what rounding takes from the message; zeros for float32, which the barrier hides: XLA
+        # thus writes the new residual over the old one when the message has been taken, and copies nothing.
+        message = lax.optimization_barrier(taken.astype(wire_dtype))
+        rest = taken - message.astype(jnp.float32)
         mean, estimate = average(message, selection, state.energy)  # line 9
         new_state = state._replace(step=state.step + 1, residual=None, **estimate)
         if skip_nonfinite:
-            pending, message, mean, new_state = _taken_or_skipped(updates, state, message, mean, new_state)
-        residual = selection.add(pending, -message.astype(jnp.float32))  # line 8: p - C(p)
+            pending, rest, mean, new_state = _taken_or_skipped(
+                updates, state, selection, rest, mean, new_state
+            )
+        residual = selection.replace(pending, rest)  # line 8: p - C(p)
         if average_every:
             due = (new_state.step % average_every == 0) & (new_state.step != state.step)
             residual = _average_if(due, residual, axis_name)
@@ -219,19 +222,24 @@ def _pending(update: jax.Array, residual: jax.Array) -> jax.Array:
 
 
 def _taken_or_skipped(
-    updates: PyTree, state: ErrorFeedbackState, message: jax.Array, mean: jax.Array, new_state: PyTree
+    updates: PyTree,
+    state: ErrorFeedbackState,
+    selection: Selection,
+    rest: jax.Array,
+    mean: jax.Array,
+    new_state: PyTree,
 ) -> tuple[PyTree, jax.Array, jax.Array, PyTree]:
-    """What is pending, the message, its mean and the new state; of a step that all workers skip, as if
-    nothing were pending but the old residual, and nothing of it were sent.
+    """What is pending, the rest of the block, the mean and the new state; of a step that all workers skip,
+    as if nothing were pending but the old residual, and nothing of it were sent.
     """
     finite = _all_finite(mean)
     held = state._replace(skipped=state.skipped + 1, residual=None)
-    nothing = (jnp.zeros_like(message), jnp.zeros_like(mean), held)
-    message, mean, new_state = choose(finite, (message, mean, new_state), nothing)
+    nothing = (selection.take(state.residual), jnp.zeros_like(mean), held)
+    rest, mean, new_state = choose(finite, (rest, mean, new_state), nothing)
     # To choose between what is pending and the residual would keep both in memory; this choice is made
     # while the residual is updated in place. r + -0.0 is r, bit for bit.
     taken = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), updates)
-    return jax.tree.map(_pending, taken, state.residual), message, mean, new_state
+    return jax.tree.map(_pending, taken, state.residual), rest, mean, new_state
 
 
 def _all_finite(tree: PyTree) -> jax.Array:

@@ -12,6 +12,7 @@ import pytest
 
 import def_jax
 from def_jax import compressors
+from def_jax.blocks import Block
 
 SHAPES = [(3, 3, 8, 16), (7, 11), (10,), (1000,), (6, 6), (), (0, 3)]
 RATIOS = [1, 2, 3, 4, 64, 1000, 1.5]
@@ -176,7 +177,7 @@ def all_starts(block):
 def test_all_starts_together_cover_every_coordinate_equally(shape, ratio):
     n = math.prod(shape)
     kept = max(1, int(n // ratio)) if n else 0
-    starts = all_starts(compressors._Block.of(shape, kept))
+    starts = all_starts(Block.of(shape, kept))
     select = def_jax.random_block(ratio)
 
     def place_and_take(start):
@@ -202,13 +203,13 @@ def test_all_starts_together_cover_every_coordinate_equally(shape, ratio):
 def test_box_or_circle(shape, ratio):
     """A block that divides the tensor is one box of it; any other wraps around the flattened tensor."""
     n = math.prod(shape)
-    block = compressors._Block.of(shape, max(1, n // ratio))
+    block = Block.of(shape, max(1, n // ratio))
     if n % block.size == 0:
-        assert (block.view, block.wrap) == (shape, 0)
+        assert (block.view, block.wraps) == (shape, False)
         assert math.prod(block.grid) == n // block.size
         np.testing.assert_array_equal(np.multiply(block.shape, block.grid), shape)
     else:
-        assert (block.view, block.wrap, block.grid) == ((n,), block.size - 1, (n,))
+        assert (block.view, block.wraps, block.grid) == ((n,), True, (n,))
 
 
 @pytest.mark.parametrize('granularity', ['tensor', 'model'])

@@ -26,6 +26,7 @@ from test_configuration import ACCEPTED, REFUSED
 import def_jax
 from configs import digits
 from def_jax import compressors
+from def_jax.blocks import Block
 from def_jax.training import command_line, experiment, input_pipeline, steps, streaming, trainer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -206,7 +207,8 @@ def test_mutated_command_lines_would_train_or_are_refused_in_one_line(
             assert '\n' not in line.rstrip('\n'), (argv, line)
         elif fixtures.Path(folder).name != 'runs':
             shutil.rmtree(folder)
-    assert 100 < outcomes.count('would train') < NUM_MUTATED
+    # Of a thousand lines of one seed about a tenth is undamaged; which, changes with each new key.
+    assert NUM_MUTATED / 20 < outcomes.count('would train') < NUM_MUTATED / 2
     assert len(set(outcomes)) > NUM_MUTATED / 5
 
 
@@ -328,7 +330,7 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
     assert (updates.shape, updates.dtype, state.residual.shape) == (shape, dtype, shape)
     assert def_jax.message_size(compressor, leaf) == leaf.size // 64
 
-    block = compressors._Block.of(shape, leaf.size // 64)
+    block = Block.of(shape, leaf.size // 64)
     key, seen = compressors.shared_key(0), set()
     draw = jax.vmap(lambda step: jnp.stack(compressors._draw_starts('random', key, step, [block])[0]))
     for start in np.asarray(draw(jnp.arange(200, dtype=jnp.uint32))).tolist():
