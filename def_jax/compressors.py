@@ -38,7 +38,7 @@ class Selection(NamedTuple):
     """The coordinates that one step sends: C(x) = place(take(x), x)."""
 
     take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [B]
-    # tree x, message -> x - C(x) + the message at its place; its time and memory are the message's
+    # tree x, message -> x - C(x) + the message at its place
     replace: Callable[[PyTree, jax.Array], PyTree]
     # message -> float32 [], an estimate of ‖tree‖² if every coordinate were like those that were taken
     energy: Callable[[jax.Array], jax.Array]
