@@ -53,8 +53,8 @@ class Block(NamedTuple):
         return lax.dynamic_slice(run, [past], self.shape)
 
     def replace(self, x: jax.Array, values: jax.Array, start: Sequence[jax.Array]) -> jax.Array:
-        """x with `values` in place of the block. A box is all that XLA then writes; where blocks wrap, it copies
-        the tensor on CPUs, since its shape is not that of the view."""
+        """x with `values` in place of the block. A box is all that XLA then writes; where blocks wrap, it
+        copies the tensor on CPUs, since its shape is not that of the view."""
         if not self.wraps:
             return lax.dynamic_update_slice(x, values.reshape(self.shape), start)
         begin, past = self._within(start)
