@@ -9,9 +9,11 @@ import optax
 import pytest
 
 import def_jax
+from benchmarks import timing
 
 # Powers of two, so that ratio 64 divides every large leaf; the bias and the scale send one element each.
 SHAPES = {'dense': (256, 128), 'kernel': (4, 4, 32, 64), 'bias': (64,), 'scale': ()}
+LARGE = 256 * 128  # elements of the two large leaves
 MODEL_SIZE = sum(math.prod(shape) for shape in SHAPES.values())
 BATCH = jnp.ones((4, 256))
 
@@ -26,7 +28,7 @@ def results(hlo, operation):
     for result_type in re.findall(rf'= (.*?) {operation}(?:-start)?\(', hlo):
         arrays = re.findall(r'(\w+)\[([\d,]*)\]', result_type)
         sizes = [math.prod(map(int, filter(None, dims.split(',')))) for kind, dims in arrays if kind == 'f32']
-        assert operation == 'copy' or len(sizes) == len(arrays), result_type
+        assert len(sizes) == len(arrays), result_type
         found.append(sizes)
     return found
 
@@ -143,10 +145,6 @@ VARIANTS = {
 }
 
 
-def full_size_copies(compiled):
-    return [size for sizes in results(compiled.as_text(), 'copy') for size in sizes if size >= 256 * 128]
-
-
 @pytest.mark.parametrize('num_workers', [None, 2])
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_update_happens_in_place(num_workers, variant):
@@ -167,7 +165,7 @@ def test_update_happens_in_place(num_workers, variant):
         compiled = compile_pmapped(optimizer, step, num_workers, params, donate=(0, 1))
     # Both large leaves are copied in one case: a choice by a scalar, with the axis of workers that pmap adds.
     copies = 2 if (variant, num_workers) == ('skipping', 2) else 0
-    assert len(full_size_copies(compiled)) == copies
+    assert timing.full_size_copies(compiled, LARGE) == copies
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < 4 * MODEL_SIZE * (0.25 + (copies > 0))
     donated = 2 if momentum is None else 3  # parameters, residual, momentum
@@ -186,6 +184,6 @@ def test_a_step_with_the_detached_point_copies_nothing(variant):
     mapped = jax.shard_map(step, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False)
     arguments = jax.eval_shape(lambda: (make_params(), optimizer.init(make_params()), BATCH))
     compiled = jax.jit(mapped, donate_argnums=(0, 1)).lower(*arguments).compile()
-    assert not full_size_copies(compiled)
+    assert timing.full_size_copies(compiled, LARGE) == 0
     gradients = MODEL_SIZE
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * (gradients + 0.25 * MODEL_SIZE)

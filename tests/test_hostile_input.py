@@ -155,7 +155,7 @@ def parsed(argv):
 
 
 def mutated_line(chance, folder):
-    """A command line with a few flags, some of which have been damaged."""
+    """A command line with a few flags; of five lines three are damaged besides, and may not train."""
     line = ['train.py', '--config=configs/digits.py', f'--workdir={folder}', '--config.num_workers=4']
     settings = digits.get_config().to_dict()
     for _ in range(chance.randint(0, 3)):
@@ -163,17 +163,17 @@ def mutated_line(chance, folder):
         line.append(f'--config.{key}={chance.choice([settings[key], *REFUSED[key], chance.choice(VALUES)])}')
     place = chance.randrange(1, len(line))
     text, kind = line[place], chance.random()
-    if kind < 0.5:  # one character is another, missing, or too many
+    if kind < 0.3:  # one character is another, missing, or too many
         at = chance.randrange(len(text))
         new = chance.choice(
             ['', chance.choice(string.printable), text[at] * 2, chance.choice('é\u202e\0;$`')]
         )
         line[place] = text[:at] + new + text[at + 1 :]
-    elif kind < 0.7:
+    elif kind < 0.45:
         del line[place]
-    elif kind < 0.8:
+    elif kind < 0.5:
         line[place] = text.split('=')[0]
-    elif kind < 0.9:
+    elif kind < 0.6:
         line.append(
             chance.choice(['--help=3', '--nothing', 'word', '--config=', '--config=README.md', '--', '-x'])
         )
@@ -207,8 +207,7 @@ def test_mutated_command_lines_would_train_or_are_refused_in_one_line(
             assert '\n' not in line.rstrip('\n'), (argv, line)
         elif fixtures.Path(folder).name != 'runs':
             shutil.rmtree(folder)
-    # Of a thousand lines of one seed about a tenth is undamaged; which, changes with each new key.
-    assert NUM_MUTATED / 20 < outcomes.count('would train') < NUM_MUTATED / 2
+    assert 100 < outcomes.count('would train') < NUM_MUTATED / 2
     assert len(set(outcomes)) > NUM_MUTATED / 5
 
 

@@ -12,7 +12,7 @@ import pytest
 import def_jax
 from benchmarks import stages, timing
 
-# As many tensors as a network has: XLA before jax 0.12 copies the residual where there are only a few.
+# As many tensors as a network has; of a few, see test_hlo.py.
 SHAPES = [(256, 256)] * 16
 MODEL_BYTES = 4 * sum(math.prod(shape) for shape in SHAPES)
 LARGE = math.prod(SHAPES[0])
