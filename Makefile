@@ -34,12 +34,12 @@ docs-test: $(READY)  ## Run the examples in docstrings and in README.
 	$(BIN)/python -m pytest --doctest-modules def_jax configs tests/test_readme.py
 
 tables: $(READY)  ## Write the tables and figures under results/ anew from the committed result of every run.
-	@for folder in $(RESULTS); do $(BIN)/python -m def_jax.training.report --workdir=$$folder || exit 1; done
+	@for folder in $(RESULTS); do $(BIN)/python -m def_jax.experiments.report --workdir=$$folder || exit 1; done
 
 reproduce: $(READY)  ## Train the digits experiments from nothing into runs/, in some hours of 2 cores, and report them.
 	@for table in $(REPRODUCED); do \
-	  $(BIN)/python -m def_jax.training.sweep --config=configs/tables/$$table.py:digits --workdir=runs/$${table}_digits && \
-	  $(BIN)/python -m def_jax.training.report --workdir=runs/$${table}_digits || exit 1; done
+	  $(BIN)/python -m def_jax.experiments.sweep --config=configs/tables/$$table.py:digits --workdir=runs/$${table}_digits && \
+	  $(BIN)/python -m def_jax.experiments.report --workdir=runs/$${table}_digits || exit 1; done
 
 notebooks: $(READY)  ## Run the notebooks and keep what they show.
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb

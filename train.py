@@ -13,7 +13,7 @@ should agree do not (--config.check_replicas_every); 6 another process of the ru
 from absl import app, flags
 from ml_collections import config_flags
 
-from def_jax.training import command_line, processes
+from def_jax.launch import command_line, processes
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'File with get_config(), e.g. configs/digits.py.')
 _WORKDIR = flags.DEFINE_string(
@@ -38,9 +38,9 @@ def main(argv: list[str]) -> int:
 
     def run() -> None:
         # After the environment is set: this imports TensorFlow.
-        from def_jax.training import trainer
+        from def_jax.training import loop
 
-        trainer.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+        loop.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
 
     if place is None:
         return command_line.exit_code('train.py', run)

@@ -19,7 +19,7 @@ from absl import app, flags
 
 from benchmarks import timing
 from benchmarks.runs import WINDOW, make_config
-from def_jax.training import command_line
+from def_jax.launch import command_line
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Markdown file for the table; only printed if not given.')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times that the trainer and the bare step run.', lower_bound=1)
@@ -78,10 +78,10 @@ def _trainer_windows(config: ml_collections.ConfigDict, run: Path) -> list[float
     """Seconds of a step between two records of a run; before the first one it compiles."""
     import rich.console
 
-    from def_jax.training import metrics, trainer
+    from def_jax.training import loop, metrics
 
     with open(os.devnull, 'w') as nothing:
-        trainer.train_and_evaluate(config, run, rich.console.Console(file=nothing))
+        loop.train_and_evaluate(config, run, rich.console.Console(file=nothing))
     records = [r for r in metrics.read(run / 'metrics.jsonl') if 'images_per_second' in r]
     return [
         (after['seconds'] - before['seconds']) / (after['step'] - before['step'])

@@ -1,18 +1,13 @@
 """def_jax: communication-efficient data-parallel training with Detached Error Feedback, for optax."""
 
 from def_jax.alias import def_sgd
+from def_jax.baselines.ef21 import EF21State, ef21
+from def_jax.beyond.skipping import hold_skipped
 from def_jax.collectives import all_reduce_mean
 from def_jax.compressors import identity, message_size, random_block, random_k, scaled
-from def_jax.ef21 import EF21State, ef21
-from def_jax.error_feedback import (
-    ErrorFeedbackState,
-    detached_params,
-    error_feedback,
-    output_params,
-)
+from def_jax.error_feedback import ErrorFeedbackState, detached_params, error_feedback, output_params
 from def_jax.methods import METHODS, Method, get_method
-from def_jax.replicas import assert_replicated
-from def_jax.skipping import hold_skipped
+from def_jax.replication import assert_replicated
 
 __version__ = '0.1.0'
 

@@ -20,10 +20,10 @@ import optax
 from jax import lax
 from jax.typing import DTypeLike
 
+from def_jax.beyond.detach_estimate import average_and_estimate
 from def_jax.checks import check_compressor, check_flag, check_number, check_seed, check_wire_dtype
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, Selection, shared_key, split
-from def_jax.detach_estimate import average_and_estimate
 
 PyTree = Any
 

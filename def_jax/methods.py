@@ -10,9 +10,9 @@ from typing import Any, Literal
 import optax
 
 from def_jax import compressors
+from def_jax.baselines.ef21 import ef21
 from def_jax.checks import look_up
 from def_jax.collectives import AxisName, all_reduce_mean
-from def_jax.ef21 import ef21
 from def_jax.error_feedback import error_feedback
 
 __all__ = ['METHODS', 'Method', 'get_method', 'trajectory']

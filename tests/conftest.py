@@ -64,10 +64,10 @@ def recorded(data_dir):
 @pytest.fixture(scope='session')
 def environment(tmp_path_factory):
     """A user's environment, without what the suite sets; runs share the data and what they compile."""
-    from def_jax.training import input_pipeline
+    from def_jax.data import in_memory
 
     folder = tmp_path_factory.mktemp('command_line')
-    input_pipeline.load_dataset('digits', folder / 'data')
+    in_memory.load_dataset('digits', folder / 'data')
     unset = ('JAX_NUM_CPU_DEVICES', 'NPROC')
     return {name: value for name, value in os.environ.items() if name not in unset} | {
         'JAX_PLATFORMS': 'cpu',

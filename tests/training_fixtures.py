@@ -20,16 +20,9 @@ import rich.console
 
 from configs import digits
 from def_jax import models
-from def_jax.training import (
-    checkpoints,
-    experiment,
-    input_pipeline,
-    metrics,
-    prefetch,
-    regrouping,
-    steps,
-    trainer,
-)
+from def_jax.data import in_memory, prefetch
+from def_jax.training import experiment, loop, metrics, steps
+from def_jax.training.checkpointing import checkpoints, regrouping
 
 NUM_WORKERS = 4
 STEPS_PER_EPOCH = 5
@@ -119,7 +112,7 @@ def tiny_network(tmp_path_factory):
     with (
         mock.patch.dict(models.MODELS, vgg_digits=_tiny_vgg),
         mock.patch.multiple(steps, **_makers),
-        mock.patch.object(input_pipeline, 'augment', _counting(input_pipeline.augment)),
+        mock.patch.object(in_memory, 'augment', _counting(in_memory.augment)),
     ):
         yield data_dir
 
@@ -127,12 +120,12 @@ def tiny_network(tmp_path_factory):
 @functools.cache
 def _prepared_digits(basetemp):
     data_dir = basetemp / 'trainer_data'
-    input_pipeline.load_dataset('digits', data_dir)
+    in_memory.load_dataset('digits', data_dir)
     return data_dir
 
 
 def train(config, folder, console=None) -> dict[str, Any]:
-    return trainer.train_and_evaluate(config, folder, console or rich.console.Console(quiet=True))
+    return loop.train_and_evaluate(config, folder, console or rich.console.Console(quiet=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +274,7 @@ def killed(target, name, *, when):
 @contextlib.contextmanager
 def poisoned_batch(step, worker):
     """An impossible label in one worker's batch: its loss, and nothing else, becomes NaN."""
-    train_batch = input_pipeline.train_batch
+    train_batch = in_memory.train_batch
 
     def poisoned(*args, **kwargs):
         batch = train_batch(*args, **kwargs)
@@ -289,7 +282,7 @@ def poisoned_batch(step, worker):
             batch['label'][worker] = 99
         return batch
 
-    with mock.patch.object(input_pipeline, 'train_batch', poisoned):
+    with mock.patch.object(in_memory, 'train_batch', poisoned):
         yield
 
 
@@ -319,7 +312,7 @@ def nan_like(leaf, where=...):
 
 def signalled(monkeypatch, number, step):
     """The signal arrives as the batch of that step, from 0, is handed to the loop; only once."""
-    train_batch, ahead, made, sent = input_pipeline.train_batch, prefetch.ahead, [], []
+    train_batch, ahead, made, sent = in_memory.train_batch, prefetch.ahead, [], []
 
     def recording(*args, **kwargs):
         made.append(kwargs['step'])
@@ -336,5 +329,5 @@ def signalled(monkeypatch, number, step):
             signal.raise_signal(number)
         return batch
 
-    monkeypatch.setattr(input_pipeline, 'train_batch', recording)
+    monkeypatch.setattr(in_memory, 'train_batch', recording)
     monkeypatch.setattr(prefetch, 'ahead', signalling)

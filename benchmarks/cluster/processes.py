@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cluster.network import INTERFACE, Network
-from def_jax.training.supervision import die_with_parent
+from def_jax.launch.supervision import die_with_parent
 
 # glibc gives freed memory back and asks for it anew, 4 KiB at a time: not with this.
 _KEPT = 1 << 32

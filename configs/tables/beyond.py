@@ -1,8 +1,8 @@
 """Past the paper: blocks sent once a round, and BatchNorm statistics measured anew, against the paper's DEF.
 
-Command:  python -m def_jax.training.sweep --config=configs/tables/beyond.py:digits --workdir=runs/beyond
+Command:  python -m def_jax.experiments.sweep --config=configs/tables/beyond.py:digits --workdir=runs/beyond
           (scikit-learn's digits, 2 CPU cores; without ':digits' the same on CIFAR-10 with VGG-16, on GPUs)
-          python -m def_jax.training.report --workdir=runs/beyond --output=results/beyond/digits
+          python -m def_jax.experiments.report --workdir=runs/beyond --output=results/beyond/digits
 Variants: :digits; and :cifar10_small, the shuffled columns at 64 and 256 for table1.py:cifar10_small.
 Expected: 'shuffled' with a lower training loss at 256 and 1024; at 1024 ahead of independent draws, and a
           point below SGD.

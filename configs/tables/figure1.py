@@ -1,7 +1,7 @@
 """Figure 1: VGG-16 on CIFAR-10, accuracy and training loss along the run, ratios 64 and 256.
 
-Command:  python -m def_jax.training.sweep --config=configs/tables/table1.py --workdir=runs/table1
-          python -m def_jax.training.report --config=configs/tables/figure1.py \\
+Command:  python -m def_jax.experiments.sweep --config=configs/tables/table1.py --workdir=runs/table1
+          python -m def_jax.experiments.report --config=configs/tables/figure1.py \\
               --workdir=runs/table1 --output=runs/figure1
           The runs are among those of that table; with this file a sweep does no others.
 Variants: :digits, on scikit-learn's digits, for 2 CPU cores.

@@ -1,7 +1,7 @@
 """Figure 2: ResNet-50 on ImageNet, accuracy and training loss along the run, ratios 64 and 256.
 
-Command:  python -m def_jax.training.sweep --config=configs/tables/table2.py --workdir=runs/table2
-          python -m def_jax.training.report --config=configs/tables/figure2.py \\
+Command:  python -m def_jax.experiments.sweep --config=configs/tables/table2.py --workdir=runs/table2
+          python -m def_jax.experiments.report --config=configs/tables/figure2.py \\
               --workdir=runs/table2 --output=runs/figure2
           The runs are among those of that table; with this file a sweep does no others.
 Variants: :digits, on scikit-learn's digits, for 2 CPU cores.

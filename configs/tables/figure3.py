@@ -1,7 +1,7 @@
 """Figure 3: DEF-A against DEF and SGD along the run, VGG-16 on CIFAR-10, ratio 64.
 
-Command:  python -m def_jax.training.sweep --config=configs/tables/figure3.py --workdir=runs/figure3
-          python -m def_jax.training.report --workdir=runs/figure3
+Command:  python -m def_jax.experiments.sweep --config=configs/tables/figure3.py --workdir=runs/figure3
+          python -m def_jax.experiments.report --workdir=runs/figure3
 Variants: :digits, on scikit-learn's digits at ratios 64 and 256, for 2 CPU cores.
 Expected: DEF-A about 15 points ahead of DEF before the first learning-rate drop, and ahead of SGD; little
           difference at the end.

@@ -1,8 +1,9 @@
 """Past the paper: DEF without momentum, and a larger share of the message for small tensors.
 
-Command:  python -m def_jax.training.sweep --config=configs/tables/momentum.py:digits --workdir=runs/momentum
+Command:  python -m def_jax.experiments.sweep --config=configs/tables/momentum.py:digits
+              --workdir=runs/momentum
           (scikit-learn's digits, 2 CPU cores; without ':digits' the same on CIFAR-10 with VGG-16, on GPUs)
-          python -m def_jax.training.report --workdir=runs/momentum --output=results/beyond/momentum_digits
+          python -m def_jax.experiments.report --workdir=runs/momentum --output=results/beyond/momentum_digits
 Variants: :digits; and :cifar10_small, the CIFAR-10 of table1.py:cifar10_small.
 Expected: what the paper's DEF reaches at some ratio, ours reaches at four times that ratio or more; SGD is as
           good without momentum as with it.

@@ -1,6 +1,6 @@
 """Table 1: test accuracy of VGG-16 on CIFAR-10 by method and ratio, 16 workers.
 
-Command:  python -m def_jax.training.sweep --config=configs/tables/table1.py --workdir=runs/table1
+Command:  python -m def_jax.experiments.sweep --config=configs/tables/table1.py --workdir=runs/table1
           (200 epochs; 48 runs or more after 48 of the learning rate's grid, each on 16 GPUs, or on one with
           --config.base.workers_per_device=16; start it once per GPU in the same folder to share the work)
 Variants: :digits, scikit-learn's digits and a small VGG, for 2 CPU cores; with EF21.

@@ -1,6 +1,6 @@
 """Table 4: test accuracy of DEF and DEF-A by λ, VGG-16 on CIFAR-10, ratio 64, 16 workers.
 
-Command:  python -m def_jax.training.sweep --config=configs/tables/table4.py --workdir=runs/table4
+Command:  python -m def_jax.experiments.sweep --config=configs/tables/table4.py --workdir=runs/table4
           (200 epochs a run)
 Variants: :digits, on scikit-learn's digits, from λ = 0 to 1, for 2 CPU cores.
 Expected: the numbers below.

@@ -1,8 +1,8 @@
 """The form of a table: a base configuration, and cells that say what each run changes in it.
 
-    python -m def_jax.training.sweep  --config=configs/tables/table1.py        --workdir=runs/table1
-    python -m def_jax.training.sweep  --config=configs/tables/table1.py:digits --workdir=runs/table1_digits
-    python -m def_jax.training.report --workdir=runs/table1_digits
+    python -m def_jax.experiments.sweep  --config=configs/tables/table1.py        --workdir=runs/table1
+    python -m def_jax.experiments.sweep  --config=configs/tables/table1.py:digits --workdir=runs/table1_digits
+    python -m def_jax.experiments.report --workdir=runs/table1_digits
 
 What stands behind the colon is the name of a smaller variant. Keys of the base configuration are set like
 --config.base.num_epochs=300, those of the table like --config.seeds='(0,1,2,3,4)'.

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from def_jax.allocations import ALLOCATIONS
-from def_jax.block_orders import ORDERS
 from def_jax.checks import nearest
-from def_jax.datasets.catalogue import DATASETS
+from def_jax.compressors.allocations import ALLOCATIONS
+from def_jax.compressors.orders import ORDERS
+from def_jax.data.catalogue import DATASETS
 from def_jax.methods import METHODS
 from def_jax.models import MODELS
 

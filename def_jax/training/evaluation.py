@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.training import processes, steps
-from def_jax.training.endings import EndedError
+from def_jax.launch import processes
+from def_jax.launch.exits import EndedError
+from def_jax.training import steps
 from def_jax.training.experiment import Experiment
 
 __all__ = ['DivergedError', 'make_evaluate']

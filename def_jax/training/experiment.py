@@ -13,19 +13,20 @@ import numpy as np
 import optax
 
 from def_jax import compressors, methods
-from def_jax.datasets.catalogue import DatasetSpec, get_dataset_spec
+from def_jax.beyond.skipping import hold_skipped
+from def_jax.data import in_memory, streaming
+from def_jax.data.catalogue import DatasetSpec, get_dataset_spec
+from def_jax.launch import processes
+from def_jax.launch.devices import worker_devices
 from def_jax.models import get_model
-from def_jax.skipping import hold_skipped
-from def_jax.training import input_pipeline, processes, streaming
 from def_jax.training.configuration import check_config
-from def_jax.training.devices import worker_devices
 
 __all__ = ['DEVICE_AXIS', 'VIRTUAL_AXIS', 'Communication', 'Experiment', 'build']
 
 DEVICE_AXIS = 'workers'
 VIRTUAL_AXIS = 'virtual_workers'
 
-Data = input_pipeline.Split | streaming.StreamedSplit
+Data = in_memory.Split | streaming.StreamedSplit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Experiment:
             batches = streaming.train_batches(self.train, first_step=first_step, **options)
         else:
             split, steps = self.train, itertools.count(first_step)
-            batches = (input_pipeline.train_batch(split, step=step, **options) for step in steps)
+            batches = (in_memory.train_batch(split, step=step, **options) for step in steps)
         for batch in batches:
             yield {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
 
@@ -95,7 +96,7 @@ class Experiment:
 
         With a way for every device it is this process's rows of them.
         """
-        source = streaming if isinstance(self.test, streaming.StreamedSplit) else input_pipeline
+        source = streaming if isinstance(self.test, streaming.StreamedSplit) else in_memory
         return source.test_batches(
             self.test,
             batch_size=images_per_way * ways,
@@ -172,11 +173,11 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     check_config(config)
     devices = worker_devices(config.num_workers // config.workers_per_device, fake=config.fake_devices)
     dataset = get_dataset_spec(config.dataset)
-    load = streaming.open_dataset if dataset.streamed else input_pipeline.load_dataset
+    load = streaming.open_dataset if dataset.streamed else in_memory.load_dataset
     train, test = load(dataset, config.data_dir or None)
     train = _first(train, config.train_images, 'train_images')
     test = _first(test, config.test_images, 'test_images')
-    steps_per_epoch = input_pipeline.steps_per_epoch(len(train), config.batch_size)
+    steps_per_epoch = in_memory.steps_per_epoch(len(train), config.batch_size)
     num_steps = _num_steps(config, steps_per_epoch)
     schedule = optax.piecewise_constant_schedule(
         config.learning_rate, {round(share * num_steps): 0.1 for share in config.learning_rate_drops}

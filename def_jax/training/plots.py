@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+from def_jax.experiments.tables import Entry
 from def_jax.training.console import point_name
-from def_jax.training.tables import Entry
 
 __all__ = ['plot_curves', 'plot_diagnostics', 'plot_rows', 'plot_sweep']
 

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 import def_jax
+from def_jax.training.checkpointing.workdir import write_json
 from def_jax.training.experiment import Communication, Experiment
 from def_jax.training.metrics import MetricLog
-from def_jax.training.workdir import write_json
 
 __all__ = ['read', 'read_all', 'write']
 

@@ -12,10 +12,10 @@ import optax
 from jax import lax
 
 from def_jax import diagnostics
-from def_jax.ef21 import EF21State
+from def_jax.baselines.ef21 import EF21State
+from def_jax.data import in_memory
 from def_jax.error_feedback import choose, detached_params, output_params
 from def_jax.models.layers import STATISTICS_MOMENTUM
-from def_jax.training import input_pipeline
 from def_jax.training.experiment import DEVICE_AXIS, VIRTUAL_AXIS, Experiment
 
 __all__ = [
@@ -207,7 +207,7 @@ def _num_skipped(opt_state: PyTree) -> jax.Array:
 def _augmented(experiment: Experiment, state: TrainState, batch: dict) -> jax.Array:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     key = jax.random.fold_in(key, lax.axis_index(experiment.axis_name))
-    return input_pipeline.augment(key, batch['image'], experiment.dataset)
+    return in_memory.augment(key, batch['image'], experiment.dataset)
 
 
 def _loss(experiment: Experiment, params: PyTree, batch_stats: PyTree, images, labels):
@@ -219,7 +219,7 @@ def _loss(experiment: Experiment, params: PyTree, batch_stats: PyTree, images, l
 
 
 def _test_sums(experiment: Experiment, variables: dict, batch: dict) -> dict:
-    images = input_pipeline.standardise(batch['image'], experiment.dataset)
+    images = in_memory.standardise(batch['image'], experiment.dataset)
     logits: Any = experiment.model.apply(variables, images, train=False)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
     mask = batch['mask'].astype(jnp.float32)

@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from configs import digits
-from def_jax.training import checkpoints, regrouping, steps
+from def_jax.training import steps
+from def_jax.training.checkpointing import checkpoints, regrouping
 from def_jax.training.evaluation import make_evaluate
 from def_jax.training.experiment import Experiment, build
 

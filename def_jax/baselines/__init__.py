@@ -1,0 +1,1 @@
+"""The methods that DEF is compared with, as optax transformations."""

@@ -1,0 +1,56 @@
+"""What a compiled program sends, read from its HLO.
+
+    python -m def_jax.communication --config=configs/digits.py --config.ratio=256
+
+compiles what train.py would run, without training, and prints what each worker hands to the collectives of
+every program, see `def_jax.communication.programs`.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+__all__ = ['Collective', 'collectives']
+
+_BITS = dict.fromkeys(('pred', 's8', 'u8'), 8)
+_BITS |= dict.fromkeys(('bf16', 'f16', 's16', 'u16'), 16)
+_BITS |= dict.fromkeys(('f32', 's32', 'u32'), 32)
+_BITS |= dict.fromkeys(('f64', 's64', 'u64', 'c64'), 64)
+_OPERATIONS = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast'
+_COLLECTIVE = re.compile(rf'= (.*?) ({_OPERATIONS})(?:-start)?\(')
+_ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
+
+
+class Collective(NamedTuple):
+    """One collective operation of a compiled program."""
+
+    operation: str  # its name in HLO, e.g. 'all-reduce'
+    elements: int  # of all its results together
+    bytes: int
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """The collectives of a compiled program, in its order.
+
+    Args:
+        hlo: optimised HLO, what `jax.jit(f).lower(...).compile().as_text()` returns.
+
+    Returns:
+        The collectives. One inside a loop, or in a branch that is not always taken, counts once.
+
+    Raises:
+        ValueError: if one has results of a type whose size is not known.
+
+    >>> collectives('ROOT r = (f32[3,2]{1,0}, bf16[]) all-reduce(x, y), replica_groups={{0,1}}')
+    [Collective(operation='all-reduce', elements=7, bytes=26)]
+    """
+    found = []
+    for result, operation in _COLLECTIVE.findall(hlo):
+        elements = bits = 0
+        for kind, dims in _ARRAY.findall(result):
+            if kind not in _BITS:
+                raise ValueError(f'{operation} of {kind} in the HLO: the size of that type is not known.')
+            count = math.prod(int(n) for n in dims.split(',') if n)
+            elements, bits = elements + count, bits + count * _BITS[kind]
+        found.append(Collective(operation, elements, bits // 8))
+    return found

@@ -1,0 +1,5 @@
+"""The program `python -m def_jax.communication`."""
+
+from def_jax.communication import programs
+
+programs.run()

@@ -1,0 +1,66 @@
+"""Compressors that send everything: shrunk, or as it is."""
+
+import jax
+import jax.numpy as jnp
+
+from def_jax.checks import is_number
+from def_jax.compressors.base import Compressor, Selection, concatenate, split
+
+__all__ = ['identity', 'scaled']
+
+
+def scaled(delta: float) -> Compressor:
+    """C(x) = δ·x: sends everything, shrunk. With one worker and λ = 1, x is SGD with iterate averaging.
+
+    Args:
+        delta: δ, in (0, 1].
+
+    Returns:
+        The compressor; its message holds every element, so it saves no traffic.
+
+    Raises:
+        ValueError: if `delta` is not in (0, 1].
+
+    Source: Lemma C.1 and Eq. 96.
+
+    >>> import jax, jax.numpy as jnp
+    >>> kept = scaled(0.25)(jax.random.PRNGKey(0), jnp.uint32(0), jnp.ones(2))
+    >>> kept.place(kept.take(jnp.ones(2)), jnp.ones(2)).tolist()
+    [0.25, 0.25]
+    """
+    if not is_number(delta) or not 0 < delta <= 1:
+        raise ValueError(
+            f'{delta=} must be a number in (0, 1], the share of the update that is applied each step.'
+        )
+
+    def select(key, step, like) -> Selection:
+        del key, step, like
+
+        def take(tree):
+            return concatenate(
+                [delta * leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
+            )
+
+        def replace(tree, message):
+            leaves, treedef = jax.tree.flatten(tree)
+            parts = split(message, [x.size for x in leaves])
+            changes = [m.reshape(x.shape) - delta * x for x, m in zip(leaves, parts, strict=True)]
+            placed = [(x + change).astype(x.dtype) for x, change in zip(leaves, changes, strict=True)]
+            return jax.tree.unflatten(treedef, placed)
+
+        return Selection(take, replace, lambda message: jnp.vdot(message, message) / delta**2)
+
+    return select
+
+
+def identity() -> Compressor:
+    """C(x) = x: everything is sent, the residual stays zero.
+
+    Returns:
+        The compressor of uncompressed SGD.
+
+    >>> import jax.numpy as jnp, def_jax
+    >>> def_jax.message_size(identity(), jnp.ones((3, 4)))
+    12
+    """
+    return scaled(1.0)

@@ -1,0 +1,340 @@
+"""Data sets in memory, batches as pure functions of the step, and augmentation on the device.
+
+The data sets are small, so they are read once, as arrays. A training batch depends on the seed and
+the step alone: an interrupted run resumes at any step with no iterator to save.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from def_jax.data.catalogue import DatasetSpec, get_dataset_spec
+
+__all__ = [
+    'Split',
+    'augment',
+    'epoch_permutation',
+    'load_dataset',
+    'standardise',
+    'steps_per_epoch',
+    'test_batches',
+    'train_batch',
+]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """The examples of one split, in TFDS's order.
+
+    Attributes:
+        images: uint8 [N, H, W, C].
+        labels: int32 [N].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int) -> 'Split':
+        """The split's first `count` examples."""
+        return Split(self.images[:count], self.labels[:count])
+
+
+def load_dataset(
+    dataset: DatasetSpec | str, data_dir: str | os.PathLike[str] | None = None
+) -> tuple[Split, Split]:
+    """Reads a data set into memory through TFDS, preparing or downloading it where it is absent.
+
+    `digits` comes with scikit-learn and needs no network. The order of examples is always the same.
+
+    Args:
+        dataset: a name in `DATASETS`, or the description of any TFDS data set that has the features
+            `image` and `label` and the splits `train` and `test`.
+        data_dir: TFDS's directory of prepared data sets. None means TFDS's own default: the
+            environment variable TFDS_DATA_DIR, otherwise ~/tensorflow_datasets.
+
+    Returns:
+        The training and the test split.
+
+    Raises:
+        FileNotFoundError: if the data set is absent and cannot be prepared.
+        ValueError: if the name is unknown, or the data set is not what its description says.
+    """
+    spec = get_dataset_spec(dataset) if isinstance(dataset, str) else dataset
+    tfds = import_tfds()
+    builder = _prepared_builder(tfds, spec, data_dir)
+    _check_builder(builder, spec)
+
+    def read(split: str) -> Split:
+        # batch_size=-1 makes the whole split one batch.
+        data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
+        return Split(images=data['image'], labels=data['label'].astype(np.int32))
+
+    return read('train'), read('test')
+
+
+def import_tfds() -> Any:
+    """Imports TFDS on first use, which takes seconds, and keeps TensorFlow off JAX's GPUs."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    import def_jax.data.digits  # noqa: F401  Registers the builder with TFDS.
+
+    # Too late if the caller's own TensorFlow code has already claimed the GPUs.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], 'GPU')
+    return tfds
+
+
+def _prepared_builder(tfds: Any, spec: DatasetSpec, data_dir: str | os.PathLike[str] | None) -> Any:
+    """Returns a TFDS builder whose files exist, or raises FileNotFoundError with the remedy."""
+    builder = tfds.builder(spec.tfds_name, data_dir=data_dir)
+    try:
+        builder.download_and_prepare()  # does nothing where the files exist
+    except Exception as error:
+        # Of several processes that start together, the first to finish wins: use its files.
+        builder = tfds.builder(spec.tfds_name, data_dir=data_dir)
+        if not builder.is_prepared():
+            raise FileNotFoundError(
+                f'Data set {spec.name!r} is not in {builder.data_path} and could not be prepared there '
+                f'({type(error).__name__}: {error}). If the network is missing, run `python -c "import '
+                f"tensorflow_datasets as tfds; tfds.load('{spec.tfds_name}', data_dir='DIR')\"` where it is "
+                f'not, copy DIR/{spec.tfds_name} here, and set the environment variable TFDS_DATA_DIR, or '
+                f'--config.data_dir, to the folder that holds {spec.tfds_name}.'
+            ) from error
+    return builder
+
+
+def _check_builder(builder: Any, spec: DatasetSpec) -> None:
+    """Raises ValueError where the prepared data set differs from its description."""
+    features = builder.info.features
+    for kind, found, wanted in (
+        ('features', set(features), {'image', 'label'}),
+        ('splits', set(builder.info.splits), {'train', 'test'}),
+    ):
+        if not found >= wanted:
+            raise ValueError(
+                f'Data set {spec.name!r} must have the {kind} {sorted(wanted)}, but '
+                f'{builder.data_path} has {sorted(found)}. Delete the folder if it is incomplete.'
+            )
+    for field, value in (
+        ('image_shape', features['image'].shape),
+        ('num_classes', features['label'].num_classes),
+    ):
+        if value != getattr(spec, field):
+            raise ValueError(
+                f'{field}={getattr(spec, field)} of data set {spec.name!r} must be {value}, as in '
+                f'{builder.data_path}. Correct the DatasetSpec, or delete the folder if it is stale.'
+            )
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Returns the number of full batches in an epoch; the rest of an epoch is dropped.
+
+    Args:
+        num_examples: the number of training images.
+        batch_size: images a step, over all workers.
+
+    Raises:
+        ValueError: if an epoch does not fill one batch.
+
+    >>> steps_per_epoch(1000, 128)
+    7
+    """
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(
+            f'{batch_size=} must be between 1 and {num_examples=}: it counts the images of all workers '
+            'in one step, and an epoch takes at least one step.'
+        )
+    return num_examples // batch_size
+
+
+def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """Returns the order in which an epoch visits the training images.
+
+    Args:
+        seed: the run's seed.
+        epoch: the epoch, from 0.
+        num_examples: the number of training images, N.
+
+    Returns:
+        A permutation of 0 … N-1, int64 [N], that depends on nothing but the arguments.
+
+    Raises:
+        ValueError: if the seed or the epoch is negative.
+
+    >>> sorted(epoch_permutation(seed=0, epoch=3, num_examples=5).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    if seed < 0 or epoch < 0:
+        raise ValueError(f'{seed=} and {epoch=} must not be negative.')
+    return np.random.default_rng((seed, epoch)).permutation(num_examples)
+
+
+# Shuffling an epoch once, not once a step, keeps the cost of a step at its batch.
+_cached_permutation = functools.lru_cache(maxsize=2)(epoch_permutation)
+
+
+def train_batch(
+    split: Split,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    num_workers: int,
+    workers: Sequence[int] | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns the training batch of a step, a pure function of the arguments.
+
+    Args:
+        split: the training split.
+        seed: the run's seed.
+        step: the step, from 0 and counted over all epochs.
+        batch_size: images a step, over all workers.
+        num_workers: the number of workers, K; b = batch_size / K.
+        workers: the workers that this process feeds, k of them; None for all.
+
+    Returns:
+        `image`, uint8 [k, b, H, W, C], and `label`, int32 [k, b]. No image comes twice in an epoch.
+
+    Raises:
+        ValueError: if the batch does not divide among the workers or exceeds the split, or the
+            seed or the step is negative.
+
+    >>> split = Split(np.zeros((6, 8, 8, 1), np.uint8), np.arange(6, dtype=np.int32))
+    >>> batch = train_batch(split, seed=0, step=0, batch_size=4, num_workers=2)
+    >>> batch['image'].shape, batch['label'].shape
+    ((2, 2, 8, 8, 1), (2, 2))
+    """
+    check_batch_size(batch_size, num_workers)
+    epoch, position = divmod(step, steps_per_epoch(len(split.labels), batch_size))
+    order = _cached_permutation(seed, epoch, len(split.labels))
+    indices = order[position * batch_size : (position + 1) * batch_size].reshape(num_workers, -1)
+    indices = indices if workers is None else indices[list(workers)]
+    return {'image': split.images[indices], 'label': split.labels[indices]}
+
+
+def test_batches(
+    split: Split, *, batch_size: int, num_workers: int, workers: Sequence[int] | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Returns the batches of one pass over a split, all of the same shape.
+
+    Args:
+        split: the split, usually the test split.
+        batch_size: images a batch, over all workers.
+        num_workers: the number of workers, K; b = batch_size / K.
+        workers: the workers that this process feeds, k of them; None for all.
+
+    Returns:
+        An iterator of `image`, uint8 [k, b, H, W, C], `label`, int32 [k, b], and `mask`, float32 [k, b]:
+        over all workers 1 for every image of the split exactly once, 0 for what fills the last batch.
+
+    Raises:
+        ValueError: if the batch does not divide among the workers.
+
+    >>> split = Split(np.zeros((6, 8, 8, 1), np.uint8), np.arange(6, dtype=np.int32))
+    >>> [int(batch['mask'].sum()) for batch in test_batches(split, batch_size=4, num_workers=2)]
+    [4, 2]
+    """
+    check_batch_size(batch_size, num_workers)
+
+    def batch(start: int) -> dict[str, np.ndarray]:
+        indices = np.arange(start, start + batch_size).reshape(num_workers, -1)
+        indices = indices if workers is None else indices[list(workers)]
+        real = indices < len(split.labels)
+        indices = np.where(real, indices, 0)
+        return {
+            'image': split.images[indices],
+            'label': split.labels[indices],
+            'mask': real.astype(np.float32),
+        }
+
+    # Not a generator function: its checks would wait for the first batch.
+    return map(batch, range(0, len(split.labels), batch_size))
+
+
+def check_batch_size(batch_size: int, num_workers: int) -> None:
+    """Raises ValueError unless every worker gets the same, positive number of images."""
+    if num_workers < 1:
+        raise ValueError(f'{num_workers=} must be at least 1.')
+    if batch_size < 1 or batch_size % num_workers:
+        nearest = max(1, round(batch_size / num_workers)) * num_workers
+        raise ValueError(f'{batch_size=} must be a multiple of {num_workers=}; the nearest is {nearest}.')
+
+
+def augment(key: jax.Array, images: jax.Array, spec: DatasetSpec) -> jax.Array:
+    """Crops and mirrors each image at random, then standardises: the training images.
+
+    The image is padded with zero pixels, as torchvision's `RandomCrop` does, so that what is
+    padded becomes -mean / std.
+
+    Args:
+        key: a PRNG key; workers that share it crop alike.
+        images: uint8 [B, H, W, C].
+        spec: the data set's description; static under `jax.jit`.
+
+    Returns:
+        float32 [B, H, W, C].
+
+    Raises:
+        ValueError: if the images do not fit the description.
+
+    >>> images = np.zeros((4, 8, 8, 1), np.uint8)
+    >>> augment(jax.random.key(0), images, get_dataset_spec('digits')).shape
+    (4, 8, 8, 1)
+    """
+    _check_images(images, spec)
+    padding = spec.crop_padding
+    crop_key, flip_key = jax.random.split(key)
+    corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), spec.image_shape)
+
+    images = jax.vmap(crop)(padded, corners)
+    if spec.flip:
+        flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(flipped, images[:, :, ::-1], images)
+    return standardise(images, spec)
+
+
+def standardise(images: jax.Array, spec: DatasetSpec) -> jax.Array:
+    """Scales pixels to mean 0 and standard deviation 1 over the data set: the test images.
+
+    Args:
+        images: uint8 [B, H, W, C].
+        spec: the data set's description; static under `jax.jit`.
+
+    Returns:
+        float32 [B, H, W, C].
+
+    Raises:
+        ValueError: if the images do not fit the description.
+
+    >>> images = np.full((1, 8, 8, 1), 255, np.uint8)
+    >>> round(float(standardise(images, get_dataset_spec('digits')).max()), 2)
+    2.02
+    """
+    _check_images(images, spec)
+    mean, std = jnp.float32(spec.mean), jnp.float32(spec.std)
+    return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
+
+
+def _check_images(images: jax.Array, spec: DatasetSpec) -> None:
+    """Raises ValueError for images that would be scaled or broadcast wrongly."""
+    if images.dtype != np.uint8 or images.shape[1:] != spec.image_shape:
+        wanted = f'uint8 [B, {", ".join(map(str, spec.image_shape))}]'
+        raise ValueError(
+            f'{images.dtype=}, {images.shape=} must be {wanted} for data set {spec.name!r}, '
+            'the pixels as they were loaded.'
+        )

@@ -1,0 +1,136 @@
+"""Runs every run of a table, in one process or in several that share a folder.
+
+    python -m def_jax.experiments.sweep --config=configs/tables/table1.py:digits --workdir=runs/table1_digits
+
+Runs that are done are skipped and interrupted ones resumed, so the same command goes on after a kill. Start
+it again in the same folder, on another core or GPU, to share the work: a run belongs to one process at a
+time. Exit codes: 0 all runs are done; 2 something cannot be used, or a disk is full; 4 stopped by SIGTERM or
+Ctrl-C, the checkpoint of the run at hand is written; 5 workers that should agree do not.
+"""
+
+import json
+import os
+import time
+
+import jax
+import ml_collections
+import rich.console
+import rich.progress
+from absl import app, flags
+from ml_collections import config_flags
+
+from def_jax.checks import nearest
+from def_jax.experiments.run_list import Run, final_runs, missing_runs, tuning_runs
+from def_jax.launch import command_line
+from def_jax.training.configuration import check_config
+
+__all__ = ['check_spec', 'sweep']
+
+_POLL_SECONDS = 5
+
+
+def check_spec(spec: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a table whose runs could not all be run."""
+    if spec.tuning_seed in spec.seeds:
+        raise ValueError(f'config.tuning_seed={spec.tuning_seed} must be none of config.seeds={spec.seeds}.')
+    if not spec.seeds or not spec.cells:
+        raise ValueError('config.seeds and config.cells must not be empty.')
+    for cell in spec.cells:
+        for key in cell['settings']:
+            if key not in spec.base:
+                raise ValueError(f'{key!r}, in a cell, is not a known key.{nearest(key, spec.base)}')
+        for run in tuning_runs(spec, cell) + final_runs(spec, cell, {}):
+            check_config(_config(spec, run))
+
+
+def sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: rich.console.Console) -> None:
+    """Runs what is missing of a table.
+
+    Args:
+        spec: the table, see `configs/tables/tables.py`.
+        folder: gets config.json, the base configuration, sweep.json, the table, and a folder for each run.
+        console: where to show the progress.
+
+    Raises:
+        ValueError: if the table, the folder or a run in it cannot be used. Finished runs are kept.
+        EndedError: if a run is interrupted, or its workers do not agree.
+    """
+    # After the environment is set: this imports TensorFlow.
+    from def_jax.training import loop, results
+    from def_jax.training.checkpointing import workdir
+
+    check_spec(spec)
+    root = workdir.claim(folder, spec.base)
+    workdir.write_json(root / 'sweep.json', json.loads(spec.to_json()))
+    quiet = rich.console.Console(quiet=True)
+    elsewhere: set[str] = set()  # runs that another process of this sweep is at
+    with _progress(console) as bar:
+        task = bar.add_task('')
+        while missing := missing_runs(spec, done := results.read_all(root)):
+            bar.update(task, completed=len(done), total=len(done) + len(missing))
+            name, run = next(((n, r) for n, r in missing.items() if n not in elsewhere), (None, {}))
+            if name is None:
+                elsewhere.clear()
+                time.sleep(_POLL_SECONDS)
+                continue
+            bar.update(task, description=name)
+            started = time.monotonic()
+            try:
+                result = loop.train_and_evaluate(_config(spec, run), root / name, quiet)
+                accuracy = {p: 100 * result['metrics'][f'test_accuracy_{p}'] for p in result['points']}
+                outcome = '  '.join(f'{point} {value:.2f} %' for point, value in accuracy.items())
+            except loop.DivergedError as error:
+                outcome = f'diverged at step {error.step}'
+            except workdir.InUseError:
+                elsewhere.add(name)
+                continue
+            jax.clear_caches()  # memory does not grow with the runs; seeds share programs through the disk
+            bar.console.print(
+                f'{len(done) + 1}/{len(done) + len(missing)}  {name}: {outcome} '
+                f'({time.monotonic() - started:.0f} s)',
+                highlight=False,
+                soft_wrap=True,
+            )
+    console.print(
+        f'all {len(done)} runs are done; now python -m def_jax.experiments.report --workdir={folder}',
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _config(spec: ml_collections.ConfigDict, run: Run) -> ml_collections.ConfigDict:
+    config = spec.base.copy_and_resolve_references()
+    config.update(run)
+    return config
+
+
+def _progress(console: rich.console.Console) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn('{task.description}'),
+        rich.progress.TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        return _refuse(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+    spec = flags.FLAGS.config
+    if 'base' not in spec or 'cells' not in spec:
+        return _refuse('--config is no table; train.py runs a single configuration')
+    command_line.set_environment(flags.FLAGS.workdir, fake_devices=spec.base.fake_devices)
+    return command_line.exit_code('sweep', lambda: sweep(spec, flags.FLAGS.workdir, rich.console.Console()))
+
+
+def _refuse(reason: object) -> int:
+    return command_line.refuse('sweep', reason)
+
+
+if __name__ == '__main__':
+    config_flag = config_flags.DEFINE_config_file('config', None, 'A table, e.g. configs/tables/table1.py.')
+    flags.DEFINE_string('workdir', None, 'Folder of the sweep; each run gets a folder in it.')
+    flags.mark_flags_as_required(['config', 'workdir'])
+    app.run(main, flags_parser=command_line.config_flags_parser('sweep', config_flag))

@@ -1,0 +1,1 @@
+"""Starting and ending a program: command line, processes, devices, signals, exit codes."""

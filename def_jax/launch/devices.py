@@ -1,0 +1,60 @@
+"""The devices that play the workers: accelerators, or fake devices of this CPU."""
+
+import jax
+
+from def_jax.launch import processes
+
+__all__ = ['worker_devices']
+
+MOST_FAKE_DEVICES = 1024
+
+
+def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
+    """The first `num_devices` devices; of several processes, as many of each.
+
+    Args:
+        num_devices: how many, K for one worker a device.
+        fake: simulate the workers on this CPU. Takes effect only before JAX is first used in a process.
+
+    Returns:
+        The devices, in JAX's order.
+
+    Raises:
+        ValueError: if there are fewer, so many cannot be simulated, or they do not divide among processes.
+
+    >>> len(worker_devices(1, fake=True))
+    1
+    """
+    if fake and num_devices > MOST_FAKE_DEVICES:
+        raise ValueError(
+            f'{num_devices} fake devices (config.num_workers / config.workers_per_device) are more than this '
+            f'CPU can simulate; at most {MOST_FAKE_DEVICES}. Raise --config.workers_per_device.'
+        )
+    needed = f'{num_devices} devices are needed (config.num_workers / config.workers_per_device)'
+    num_processes = processes.count() if fake else jax.process_count()
+    share, rest = divmod(num_devices, num_processes)
+    if rest:
+        raise ValueError(
+            f'{needed}, and they must divide among the {num_processes} processes. Change '
+            '--config.num_workers or --config.workers_per_device.'
+        )
+    if fake:
+        try:
+            jax.config.update('jax_platforms', 'cpu')
+            jax.config.update('jax_num_cpu_devices', share)
+        except RuntimeError:
+            pass  # JAX is running already; what counts is whether it has enough devices
+    devices = jax.devices()
+    of_processes = [processes.rows(devices, process) for process in range(num_processes)]
+    if all(len(rows) >= share for rows in of_processes):
+        return [devices[row] for row in sorted(row for rows in of_processes for row in rows[:share])]
+    if fake:
+        raise ValueError(
+            f'{needed}, but JAX already runs with {len(devices)}. Start a new process, with '
+            'JAX_NUM_CPU_DEVICES and XLA_FLAGS unset.'
+        )
+    raise ValueError(
+        f'{needed}, but this machine shows {len(devices)} ({devices[0].platform}). Lower '
+        '--config.num_workers, put several workers on a device with --config.workers_per_device, or simulate '
+        'devices on the CPU with --config.fake_devices=True.'
+    )

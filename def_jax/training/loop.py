@@ -1,0 +1,311 @@
+"""The training loop: train, evaluate x and y, checkpoint, report; the same for every method."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import rich.console
+
+from def_jax.data import prefetch
+from def_jax.launch import interruption, processes
+from def_jax.launch.interruption import InterruptedRunError
+from def_jax.training import console as console_lib
+from def_jax.training import metrics, plots, replica_check, results, steps
+from def_jax.training.checkpointing import workdir
+from def_jax.training.checkpointing.checkpoints import Checkpoints
+from def_jax.training.checkpointing.regrouping import Layout
+from def_jax.training.evaluation import DivergedError, make_evaluate
+from def_jax.training.experiment import DEVICE_AXIS, Communication, Experiment, build
+from def_jax.training.metrics import MetricLog
+from def_jax.training.replica_check import ReplicasDifferError
+
+__all__ = ['DivergedError', 'InterruptedRunError', 'ReplicasDifferError', 'train_and_evaluate']
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict,
+    folder: str | os.PathLike,
+    console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+    """Trains as `config` says, or goes on where an earlier call in the same folder stopped.
+
+    A run may go on with other `num_workers`, and a `batch_size` to match: see `regrouping`. Of several
+    processes (`processes.connect`) each calls this with the same arguments and a folder that all share.
+
+    Args:
+        config: a complete configuration, see `configs/digits.py`.
+        folder: the run's folder; gets config.json, metrics.jsonl, tensorboard/, checkpoints/, curves.png
+            and result.json.
+        console: where to show the progress; by default the standard output of process 0.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        ValueError: if the configuration, the folder or a checkpoint in it cannot be used; `InUseError`
+            if another process is running in the folder.
+        FileNotFoundError: if the data set is neither prepared nor to be downloaded.
+        DivergedError: if a loss becomes NaN or infinite; result.json then says so.
+        InterruptedRunError: if SIGTERM or Ctrl-C arrives; the state is in a checkpoint then.
+        ReplicasDifferError: if `config.check_replicas_every` finds workers that should agree and do not.
+        LostProcessError: if another process has died.
+    """
+    with interruption.watch() as signals, processes.naming_the_lost():
+        experiment = build(config)
+        steps.abstract_variables(experiment)  # refuses images that the model cannot take
+        console = console or console_lib.process_console()
+        run = _claimed(folder, config)
+        with workdir.locked(run) if processes.is_first() else contextlib.nullcontext():
+            return _train_and_evaluate(experiment, run, console, signals)
+
+
+def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Path:
+    """The run's folder: the first process makes it, the others find it, with the same configuration."""
+    if processes.is_first():
+        run = workdir.claim(folder, config, other_workers=True)
+    processes.meet('the folder is claimed')
+    if not processes.is_first():
+        run = workdir.claim(folder, config, other_workers=True, exists=True)
+    return run
+
+
+def _train_and_evaluate(
+    experiment: Experiment, run: Path, console: rich.console.Console, signals: interruption.Watch
+) -> dict[str, Any]:
+    config = experiment.config
+    with Checkpoints(run, config.keep_checkpoints, Layout.of(experiment)) as checkpoints:
+        state = _restored(experiment, run, checkpoints)
+        communication = Communication.of(experiment, state.params)
+        start = int(state.step)
+        log = MetricLog(run, resume_step=start, writes=processes.is_first())
+        try:
+            log.check_reaches(start)
+            if processes.is_first():
+                workdir.record(run, experiment.config)
+            console_lib.describe(console, experiment, communication)
+            for line in [f'resuming at step {start:,}', *checkpoints.notes] if start else []:
+                console.print(line, highlight=False, soft_wrap=True)
+            _run(experiment, communication, state, log, checkpoints, console, signals)
+        except DivergedError as error:
+            if processes.is_first():
+                results.write(run, experiment, communication, log, diverged=error)
+            raise
+        finally:
+            log.close()
+        if processes.is_first():
+            _conclude(run, experiment, communication, log, start)
+    processes.meet('the result is written')
+    result = results.read(run) or {}
+    console_lib.show_result(console, result)
+    files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
+    console.print(f'written to {run}: {files}', highlight=False, soft_wrap=True)
+    return result
+
+
+def _conclude(
+    run: Path, experiment: Experiment, communication: Communication, log: MetricLog, start: int
+) -> None:
+    """Writes the result and the pictures of a run that is at its end."""
+    # A run that had finished before keeps the result that tells of the machine and commit it ran on.
+    result = results.read(run) if start == experiment.num_steps else None
+    if result is None or result['status'] != 'finished':
+        result = results.write(run, experiment, communication, log)
+    plots.plot_curves(run / 'curves.png', log.records, result['title'], result['answers'])
+    if experiment.config.diagnostics_every:
+        plots.plot_diagnostics(run / 'diagnostics.png', log.records, result['title'])
+
+
+def _restored(experiment: Experiment, run: Path, checkpoints: Checkpoints) -> steps.TrainState:
+    """The state to go on from, or the first one; a ValueError where the folder's files allow neither."""
+    state = steps.make_init(experiment)()
+    checkpoints.check_room(state)
+    state = checkpoints.restore(state)
+    start = int(state.step)
+    # The checkpoint of an evaluation is complete before the next evaluation's is begun.
+    evaluations = sum('test_accuracy_x' in record for record in metrics.read(run / 'metrics.jsonl'))
+    if not start and evaluations > 1:
+        raise ValueError(
+            f'the checkpoints of {run} are gone, though it holds the records of {evaluations} evaluations. '
+            'Put the folder checkpoints back, or choose another --workdir to start anew.'
+        )
+    if start > experiment.num_steps:
+        raise ValueError(
+            f'the newest checkpoint of {run} is of step {start}, but with config.batch_size='
+            f'{experiment.config.batch_size} the run has only {experiment.num_steps} steps. Choose a smaller '
+            'batch or more --config.num_epochs in another --workdir.'
+        )
+    return state
+
+
+def _run(
+    experiment: Experiment,
+    communication: Communication,
+    state: steps.TrainState,
+    log: MetricLog,
+    checkpoints: Checkpoints,
+    console: rich.console.Console,
+    signals: interruption.Watch,
+) -> None:
+    config = experiment.config
+    train_step, evaluate = steps.make_train_step(experiment), make_evaluate(experiment)
+    diagnose = steps.make_diagnose(experiment) if config.diagnostics_every else None
+    check_replicas = replica_check.make_check(experiment) if config.check_replicas_every else None
+    start = int(state.step)
+    window = _Window(experiment, communication, log, start)
+    place = prefetch.make_place(experiment.devices, DEVICE_AXIS)
+    with (
+        prefetch.ahead(experiment.train_batches(start), place) as batches,
+        console_lib.Progress(console, experiment, start) as progress,
+    ):
+        for step, batch in zip(range(start, experiment.num_steps), batches, strict=False):
+            if diagnose and step % config.diagnostics_every == 0:
+                _show(window.report(), progress)  # the records stay in order
+                log.write(_diagnostics_record(step, *diagnose(state, batch), experiment))
+            state, metrics = train_step(state, batch)
+            steps.settled(experiment, metrics)
+            # The record of the step before is fetched while the devices compute this one.
+            _show(window.report(), progress)
+            window.add(metrics)
+            done = step + 1
+            evaluation_due = done % (config.eval_every_epochs * experiment.steps_per_epoch) == 0
+            evaluation_due |= done == experiment.num_steps
+            if check_replicas and (evaluation_due or done % config.check_replicas_every == 0):
+                check_replicas(state, done)
+            if record_due := evaluation_due or done % config.log_every_steps == 0:
+                window.end(done)
+            if evaluation_due:
+                _show(window.report(), progress)
+                record = evaluate(state, done)
+                checkpoints.wait()  # two evaluations on record mean that a checkpoint is complete
+                log.write(record | window.position(done))
+                checkpoints.save(state)
+                progress.note(_line(record, window.position(done)))
+                window.restart()
+            # Several processes stop at the same step: they ask each other where they meet for a record.
+            meets = done < experiment.num_steps and (record_due or jax.process_count() == 1)
+            if meets and processes.anywhere(signals.name is not None):
+                _show(window.report(), progress)
+                window.suspend(done)
+                checkpoints.save(state)
+                checkpoints.wait()
+                raise InterruptedRunError(signals.name or 'a signal to another process', done)
+
+
+def _show(record: dict[str, Any] | None, progress: console_lib.Progress) -> None:
+    if record is None:
+        return
+    progress.update(record['step'], record)
+    if skipped := record.get('skipped', 0):
+        progress.note(f'up to step {record["step"]:,}: {skipped} step(s) left out, an update was not finite')
+
+
+class _Window:
+    """The training metrics since the last record, left on the devices until the record is due."""
+
+    def __init__(self, experiment: Experiment, communication: Communication, log: MetricLog, start: int):
+        self._experiment, self._communication, self._log = experiment, communication, log
+        self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
+        self._pending: list[dict[str, Any]] = []
+        self._end: int | None = None
+        self.restart()
+        # What an interruption left: float32 values, exact in JSON. Of other workers it makes no common mean.
+        own = experiment.config.num_workers
+        self._pending = [values for values in log.pending(start) if np.size(values['loss']) == own]
+        self._carried = len(self._pending)
+
+    def restart(self) -> None:
+        self._pending = []
+        self._carried = 0  # how many of them an earlier process has measured
+        self._started = time.perf_counter()
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        self._pending.append(metrics)
+
+    def end(self, done: int) -> None:
+        """Makes the record of step `done` due, the last that was added; `report` it before the next."""
+        self._end = done
+
+    def suspend(self, done: int) -> None:
+        """Records what is pending after `done` steps, so that a resumed run can complete the record."""
+        self._finite_losses(done)
+        values = [{name: np.asarray(x, np.float32).tolist() for name, x in m.items()} for m in self._pending]
+        if values:
+            self._log.write({'step': done, 'pending': values} | self.position(done))
+
+    def position(self, done: int) -> dict[str, Any]:
+        """Where the run stands after `done` steps: epochs, megabytes sent by a worker, seconds."""
+        return {
+            'epoch': done / self._experiment.steps_per_epoch,
+            'megabytes_sent': self._communication.megabytes_sent(done),
+            'seconds': self._earlier_seconds + time.perf_counter() - self._opened,
+        }
+
+    def report(self) -> dict[str, Any] | None:
+        """Fetches the pending metrics and writes their means, if a record is due, and returns the record."""
+        if self._end is None:
+            return None
+        done, self._end = self._end, None
+        losses, taken = self._finite_losses(done)
+        counted = taken if taken.any() else ~taken
+        images = (len(losses) - self._carried) * self._experiment.config.batch_size
+        record = {
+            'step': done,
+            'loss': float(losses[counted].mean()),
+            'accuracy': float(self._values('accuracy').mean()),
+            'learning_rate': float(self._experiment.schedule(done - 1)),
+            'images_per_second': images / (time.perf_counter() - self._started),
+        } | self.position(done)
+        if self._experiment.config.skip_nonfinite:
+            record['skipped'] = int((~taken).sum())
+        self._log.write(record)
+        self.restart()
+        return record
+
+    def _finite_losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pending losses, float32 [steps, K], and which steps were taken, bool [steps].
+
+        DivergedError where the loss of a step that was taken is not finite, or where all were skipped.
+        """
+        losses = self._values('loss')
+        taken = np.array([np.all(m.get('taken', True)) for m in self._pending], bool)
+        counted = taken if taken.any() else ~taken
+        bad = np.argwhere(~np.isfinite(losses) & counted[:, None])
+        if bad.size:
+            row, worker = (int(i) for i in bad[0])
+            raise DivergedError(done - len(losses) + row, worker, float(losses[row, worker]))
+        return losses, taken
+
+    def _values(self, name: str) -> np.ndarray:
+        """Float32 [steps, K]; what was carried over is of all workers, what is new of this process's."""
+        carried, measured = self._pending[: self._carried], self._pending[self._carried :]
+        rows = [np.asarray(metrics[name], np.float32).reshape(-1) for metrics in carried]
+        if measured:
+            own = np.stack([np.asarray(metrics[name], np.float32) for metrics in measured], axis=1)
+            every = processes.gather(own, self._experiment.devices)  # [devices, steps, ...]
+            rows.extend(np.moveaxis(every, 1, 0).reshape(len(measured), -1))
+        return np.stack(rows) if rows else np.zeros((0, 1), np.float32)
+
+
+def _diagnostics_record(step: int, figures: dict, own: dict, experiment: Experiment) -> dict[str, Any]:
+    record = {name: float(value) for name, value in jax.device_get(figures).items()}
+    for name, value in own.items():
+        every = processes.gather(np.asarray(value), experiment.devices)
+        record |= {name: float(np.mean(every)), f'{name}_std': float(np.std(every))}
+    return {'step': step} | record
+
+
+def _line(record: dict[str, Any], position: dict[str, Any]) -> str:
+    accuracy = '  '.join(
+        f'{point} {100 * record[f"test_accuracy_{point}"]:.2f} %'
+        for point in ('x', 'y', 'own')
+        if f'test_accuracy_{point}' in record
+    )
+    return (
+        f'epoch {position["epoch"]:6.1f}  step {record["step"]:7,}  test accuracy  {accuracy}  '
+        f'{position["megabytes_sent"]:.1f} MB sent  {position["seconds"]:.0f} s'
+    )

@@ -1,0 +1,68 @@
+"""The trainer's check that parameters, keys and step counts are the same on all devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from def_jax.launch import processes
+from def_jax.launch.exits import EndedError
+from def_jax.replication import checksums, leaf_names
+from def_jax.training import steps
+from def_jax.training.checkpointing.regrouping import Layout
+from def_jax.training.experiment import Experiment
+
+__all__ = ['ReplicasDifferError', 'make_check']
+
+
+class ReplicasDifferError(EndedError):
+    """The devices hold different copies of what all workers share."""
+
+    exit_code = 5
+
+    def __init__(self, step: int, leaves: list[str], workers: list[int]):
+        more = f' and {len(leaves) - 1} more' if len(leaves) > 1 else ''
+        super().__init__(
+            f'after step {step} the workers do not agree on {leaves[0]}{more}: device(s) '
+            f'{", ".join(map(str, workers))} hold other bits than the rest. Earlier checkpoints are kept, '
+            'and running again resumes from one copy. If it comes back at the same step, a key or a '
+            'reduction differs between workers; if not, suspect the memory of these devices.'
+        )
+        self.step, self.leaves, self.workers = step, leaves, workers
+
+
+def make_check(experiment: Experiment) -> Callable[[steps.TrainState, int], None]:
+    """Returns a function from a state and its step that raises ReplicasDifferError where copies differ.
+
+    Every device makes a checksum of each of its own copies: an array that is stored once for all workers
+    still lies on every device. Some bytes a device travel to the host.
+    """
+    layout = Layout.of(experiment)
+
+    def shared(state: steps.TrainState) -> Any:
+        return layout.map(lambda own, leaf: None if own else leaf, state)
+
+    def own_checksums(state: steps.TrainState) -> jax.Array:
+        return checksums(shared(state))
+
+    axes = steps.worker_axes(experiment)
+    on_workers = steps.on_workers(own_checksums, experiment, in_axes=(axes,), out_axes=0)
+
+    def check(state: steps.TrainState, step: int) -> None:
+        # [devices, leaves], or [devices, virtual workers, leaves]
+        sums = processes.gather(np.asarray(on_workers(state)), experiment.devices)
+        sums = sums.reshape(len(experiment.devices), -1, sums.shape[-1])[:, 0]
+        usual = np.array([np.bincount(column).argmax() for column in _ranks(sums)])
+        differs = np.stack(_ranks(sums), axis=1) != usual
+        if differs.any():
+            names = leaf_names(shared(state))
+            leaves = [name for name, wrong in zip(names, differs.any(axis=0), strict=True) if wrong]
+            raise ReplicasDifferError(step, leaves, np.flatnonzero(differs.any(axis=1)).tolist())
+
+    return check
+
+
+def _ranks(sums: np.ndarray) -> list[np.ndarray]:
+    """For every leaf the checksums [devices] as small numbers that are equal where they are."""
+    return [np.unique(column, return_inverse=True)[1] for column in sums.T]

@@ -1,0 +1,205 @@
+"""Steps with NaN or infinity: all workers skip them together, and nothing of them stays."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import training_fixtures as fixtures
+from test_hlo import all_reduces, make_params
+
+import def_jax
+from def_jax.training import experiment, loop, steps
+
+NUM_WORKERS = 4
+SHAPES = {'w': (8, 8), 'b': (3,), 'scale': ()}
+NUM_ELEMENTS = 64 + 3 + 1
+INNER = {
+    'momentum': lambda: optax.sgd(optax.linear_schedule(0.1, 0.0, 50), momentum=0.9),
+    'adam': lambda: optax.adam(0.01),
+    'lion': lambda: optax.lion(0.01),
+    'clipped': lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9)),
+}
+
+
+def chain(inner='momentum', hold=True, **options):
+    link = def_jax.error_feedback(def_jax.random_block(4), 'workers', **({'skip_nonfinite': True} | options))
+    optimizer = optax.chain(INNER[inner](), link)
+    return def_jax.hold_skipped(optimizer) if hold else optimizer
+
+
+def gradients(num_steps, seed=0):
+    """Of every worker and step: leaves [K, T, ...]."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.normal(size=(NUM_WORKERS, num_steps, *shape)).astype(np.float32)
+        for name, shape in SHAPES.items()
+    }
+
+
+def trajectory(optimizer, grads):
+    """Parameters and state of every worker after each step: leaves [K, T, ...]."""
+
+    def worker(grads):
+        def step(carry, grads):
+            params, state = carry
+            updates, state = optimizer.update(grads, state, params)
+            carry = optax.apply_updates(params, updates), state
+            return carry, carry
+
+        params = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
+        return jax.lax.scan(step, (params, optimizer.init(params)), grads)[1]
+
+    return jax.jit(jax.vmap(worker, axis_name='workers'))(grads)
+
+
+@functools.cache
+def poisoned_steps():
+    """What one step makes of each place where NaN or infinity can sit: (before, after, places)."""
+    optimizer, grads = chain(), gradients(3)
+    before = jax.tree.map(lambda z: z[:, -1], trajectory(optimizer, grads))
+    places = [
+        (worker, element, value)
+        for worker in range(NUM_WORKERS)
+        for element in range(NUM_ELEMENTS)
+        for value in (np.nan, np.inf, -np.inf)
+    ]
+    finite = np.concatenate([g[:, 0].reshape(NUM_WORKERS, -1) for g in gradients(1, seed=1).values()], axis=1)
+
+    def after(worker, element, value):
+        flat = jnp.asarray(finite).at[worker, element].set(value)
+        ends = np.cumsum([int(np.prod(shape)) for shape in SHAPES.values()])[:-1]
+        parts = jnp.split(flat, ends, axis=1)
+        grads = {
+            name: part.reshape(NUM_WORKERS, *shape)
+            for (name, shape), part in zip(SHAPES.items(), parts, strict=True)
+        }
+        step = jax.vmap(lambda g, p, s: optimizer.update(g, s, p), axis_name='workers')
+        return step(grads, *before)
+
+    workers, elements, values = (np.array(column) for column in zip(*places, strict=True))
+    return before, jax.jit(jax.vmap(after))(workers, elements, values), places
+
+
+def test_wherever_it_sits_all_workers_skip_and_hold_everything():
+    (_, state), (updates, new_state), places = poisoned_steps()
+    assert len(places) == NUM_WORKERS * NUM_ELEMENTS * 3
+    for leaf in jax.tree.leaves(updates):
+        np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+    counted = optax.tree.set(state, skipped=optax.tree.get(state, 'skipped') + 1)
+    expected = jax.tree.map(lambda z: np.broadcast_to(z, (len(places), *z.shape)), counted)
+    chex.assert_trees_all_equal(new_state, expected)
+
+
+@pytest.mark.parametrize('inner', INNER)
+def test_the_run_goes_on_as_if_the_step_had_not_been(inner):
+    grads, bad = gradients(12), 5
+    poisoned = jax.tree.map(np.copy, grads)
+    poisoned['b'][2, bad, 1] = np.nan
+    without = jax.tree.map(lambda g: np.delete(g, bad, axis=1), grads)
+    params, state = trajectory(chain(inner), poisoned)
+    expected_params, expected_state = trajectory(chain(inner), without)
+    np.testing.assert_array_equal(optax.tree.get(state, 'skipped')[:, -1], 1)
+    last = functools.partial(jax.tree.map, lambda z: z[:, -1])
+    chex.assert_trees_all_equal(last(params), last(expected_params))
+    chex.assert_trees_all_equal(
+        last(optax.tree.set(state, skipped=0 * optax.tree.get(state, 'skipped'))), last(expected_state)
+    )
+
+
+def test_finite_steps_are_those_without_the_option():
+    grads = gradients(6)
+    chex.assert_trees_all_equal(
+        trajectory(chain(), grads), trajectory(chain(skip_nonfinite=False, hold=False), grads)
+    )
+
+
+def test_without_the_option_the_parameters_are_lost_and_without_hold_the_momentum():
+    grads = gradients(40)
+    grads['w'][1, 3] = np.nan
+    params, _ = trajectory(chain(skip_nonfinite=False, hold=False), grads)
+    assert np.isnan(params['w'][:, -1]).any()
+    params, state = trajectory(chain(hold=False), grads)
+    assert np.isfinite(params['w']).all() and np.isnan(optax.tree.get(state, 'trace')['w'][1]).any()
+    np.testing.assert_array_equal(optax.tree.get(state, 'skipped')[:, -1], 37)  # its momentum stays NaN
+
+
+@pytest.mark.parametrize('bad', [3, 4])
+def test_the_average_of_residuals_waits_too(bad):
+    """The fourth step would average; after it the count is still at four, and three equal numbers may have
+    another mean than themselves."""
+    grads = jax.tree.map(lambda g: g[:3], gradients(6))
+    grads['scale'][0, bad] = np.inf
+    params, state = trajectory(chain(average_every=4), grads)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, state)))
+    residual = optax.tree.get(state, 'residual')
+    chex.assert_trees_all_equal(*(jax.tree.map(lambda r, t=t: r[:, t], residual) for t in (bad - 1, bad)))
+
+
+def test_the_news_travels_inside_the_message():
+    link = def_jax.error_feedback(def_jax.random_block(64), 'workers', skip_nonfinite=True)
+    assert all_reduces(link, 4) == [[def_jax.message_size(def_jax.random_block(64), make_params())]]
+
+
+@pytest.mark.parametrize('value', [1, 'yes', None])
+def test_impossible_option(value):
+    with pytest.raises(ValueError, match=r'skip_nonfinite=.* must be True or False'):
+        def_jax.error_feedback(def_jax.identity(), None, skip_nonfinite=value)
+
+
+def test_hold_skipped_needs_error_feedback():
+    optimizer = def_jax.hold_skipped(optax.sgd(0.1, momentum=0.9))
+    with pytest.raises(ValueError, match='hold_skipped: opt_state holds no residual'):
+        optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))
+
+
+# --- The trainer ------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_the_step_out_and_says_so(data_dir, tmp_path):
+    config = fixtures.tiny_config(data_dir, skip_nonfinite=True)
+    with fixtures.poisoned_batch(step=7, worker=2):
+        result = fixtures.train(config, tmp_path / 'run')
+    assert result['metrics']['skipped'] == 1
+    counts = {r['step']: r['skipped'] for r in fixtures.records(tmp_path / 'run') if 'skipped' in r}
+    assert [step for step, count in counts.items() if count] == [9]  # the record of steps 7, 8 and 9
+    state = fixtures.restored(tmp_path / 'run', experiment.build(config))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
+    assert (int(state.step), int(optax.tree.get(state.opt_state, 'step'))) == (20, 19)
+
+
+def test_a_skipped_step_holds_the_statistics_of_batch_normalisation(data_dir):
+    run = experiment.build(fixtures.tiny_config(data_dir, skip_nonfinite=True))
+    state, batch = steps.make_init(run)(), next(run.train_batches(0))
+    batch['label'][2] = 99
+    before = fixtures.shards(state)
+    state, metrics = steps.make_train_step(run)(state, batch)
+    assert not np.any(metrics['taken'])
+    chex.assert_trees_all_equal(fixtures.shards(state.batch_stats), before.batch_stats)
+    chex.assert_trees_all_equal(fixtures.shards(state.params), before.params)
+    assert int(state.step) == 1
+
+
+def test_a_run_with_nothing_to_skip_is_the_run_without_the_option(data_dir, tmp_path):
+    fixtures.train(fixtures.tiny_config(data_dir, skip_nonfinite=True), tmp_path / 'run')
+    records = [
+        {k: v for k, v in record.items() if k != 'skipped'} for record in fixtures.records(tmp_path / 'run')
+    ]
+    expected = fixtures.records(fixtures.recorded_run(data_dir).folder)
+    assert len(records) == len(expected)
+    for record, other in zip(records, expected, strict=True):  # of two programs: equal up to rounding
+        assert record == pytest.approx(other, rel=1e-5)
+
+
+def test_a_run_of_which_nothing_is_left_has_diverged(data_dir, tmp_path):
+    config = fixtures.tiny_config(data_dir, skip_nonfinite=True)
+    with fixtures.poisoned_state(4, _poisoned_parameters), pytest.raises(loop.DivergedError) as error:
+        fixtures.train(config, tmp_path / 'run')
+    assert error.value.step in (5, 6)  # at the evaluation, or the window in which every step was left out
+
+
+def _poisoned_parameters(state):
+    return state.replace(params=jax.tree.map(fixtures.nan_like, state.params))

@@ -1,0 +1,87 @@
+"""What the compiled programs of a run send, for every method and granularity."""
+
+import jax
+import pytest
+import training_fixtures as fixtures
+
+from def_jax import METHODS
+from def_jax.communication import programs
+from def_jax.training import experiment, steps
+
+METHODS_OF_SEVERAL = [name for name, method in METHODS.items() if not method.single_worker]
+
+
+@pytest.mark.parametrize(
+    ('method', 'workers_per_device'), [*((name, 1) for name in METHODS_OF_SEVERAL), ('def', 2)]
+)
+def test_a_step_all_reduces_the_message_and_nothing_else(data_dir, method, workers_per_device):
+    config = fixtures.tiny_config(data_dir, method=method, workers_per_device=workers_per_device)
+    run = experiment.build(config)
+    compiled = programs.programs(run)
+    train_step = next(compiled)
+    sent = experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+    assert {c.operation for c in train_step.collectives} == {'all-reduce'}
+    dense = [fixtures.NUM_PARAMS] * (method in ('ef21', 'saef'))  # in branches that are seldom taken
+    sizes = [c.elements for c in train_step.collectives]
+    assert sum(sizes) == sent.message_size + sum(dense) and train_step.bytes == 4 * train_step.elements
+    assert sorted(sizes) == [sent.message_size, *dense] or method == 'sgd'  # which averages leaf by leaf
+    assert train_step.executions == fixtures.NUM_STEPS
+    if method in ('def', 'sgd'):  # the others compile no other programs than these two
+        outputs, test_sums = compiled
+        mean_residual = fixtures.NUM_PARAMS if method == 'def' else 0
+        assert outputs.elements == mean_residual + 2 * 8  # and the mean and variance of eight channels
+        assert test_sums.elements == 3 and outputs.executions == 4
+
+
+@pytest.mark.parametrize('granularity', ['tensor', 'model', 'element'])
+def test_a_step_sends_the_message_at_every_granularity(data_dir, granularity):
+    run = experiment.build(fixtures.tiny_config(data_dir, granularity=granularity))
+    sent = experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+    assert sent.message_size == (
+        fixtures.NUM_PARAMS // 8 if granularity == 'model' else fixtures.MESSAGE_SIZE
+    )
+    train_step = next(programs.programs(run))
+    assert [c.elements for c in train_step.collectives] == [sent.message_size]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'elements', 'bytes_each'),
+    [
+        ({'auto_detach': True}, fixtures.MESSAGE_SIZE + 1, 4),
+        ({'skip_nonfinite': True, 'order': 'shuffled'}, fixtures.MESSAGE_SIZE, 4),
+        ({'wire_dtype': 'float16'}, fixtures.MESSAGE_SIZE, 2),
+    ],
+    ids=str,
+)
+def test_options_past_the_paper_are_counted(data_dir, changes, elements, bytes_each):
+    run = experiment.build(fixtures.tiny_config(data_dir, **changes))
+    sent = experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+    (collective,) = next(programs.programs(run)).collectives
+    assert (collective.elements, collective.bytes) == (elements, elements * bytes_each)
+    assert (sent.message_size, sent.bytes_per_step) == (elements, elements * bytes_each)
+    assert sent.megabytes_sent(3) == pytest.approx(3 * elements * bytes_each / 1e6)
+
+
+@pytest.mark.parametrize(
+    ('options', 'steps', 'elements'),
+    [
+        ({}, 0, 0),
+        ({}, 7, 7 * 10),
+        ({'dense_first': True}, 0, 0),  # EF21 starts with a whole gradient
+        ({'dense_first': True}, 7, 100 + 6 * 10),
+        ({'average_every': 3}, 7, 7 * 10 + 2 * 100),  # SAEF averages the residuals
+    ],
+)
+def test_dense_messages_are_counted(options, steps, elements):
+    communication = experiment.Communication(num_params=100, message_size=10, **options)
+    assert communication.megabytes_sent(steps) == pytest.approx(4 * elements / 1e6)
+
+
+def test_methods_with_dense_messages(data_dir):
+    def of(**changes):
+        run = experiment.build(fixtures.tiny_config(data_dir, **changes))
+        return experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+
+    assert (of(method='ef21').dense_first, of(method='def').dense_first) == (True, False)
+    assert of(method='saef', average_every=5).average_every == 5
+    assert of(method='def', average_every=5).average_every == 0  # which has no use for it

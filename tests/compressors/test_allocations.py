@@ -1,0 +1,119 @@
+"""How the message is divided among tensors: never longer, blocks that divide, nearly the shortest waits."""
+
+import itertools
+import math
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_compressors import compress
+
+import def_jax
+from def_jax.compressors.allocations import _divisors, block_sizes
+from def_jax.models import get_model
+
+VGG = jax.eval_shape(
+    lambda key: get_model('vgg16', 10).init(key, jnp.zeros((1, 32, 32, 3)), train=False)['params'],
+    jax.random.key(0),
+)
+RATIOS = [1, 1.5, 3, 16, 64, 100, 1024, 1e9]
+
+
+def waits(sizes, kept):
+    """Σ R with R = n / kept."""
+    return sum(n / k for n, k in zip(sizes, kept, strict=True))
+
+
+def small_trees():
+    draw = random.Random(0)
+    for _ in range(200):
+        sizes = [draw.choice([1, 4, 6, 10, 12, 27, 32, 64, 72, 100, 128, 144]) for _ in range(4)]
+        yield sizes, draw.choice([2, 3, 4, 8, 16])
+
+
+def test_the_same_share_of_every_tensor():
+    assert block_sizes([1000, 64, 10, 1, 0], 64) == [15, 1, 1, 1, 0]
+    assert block_sizes([], 64) == block_sizes([], 64, 'balanced') == []
+
+
+@pytest.mark.parametrize('ratio', RATIOS)
+def test_a_balanced_message_is_no_longer(ratio):
+    sizes = [leaf.size for leaf in jax.tree.leaves(VGG)]
+    same_share, kept = block_sizes(sizes, ratio), block_sizes(sizes, ratio, 'balanced')
+    assert all(n % k == 0 for n, k in zip(sizes, kept, strict=True))  # a box of the tensor each
+    # What is left is less than the next step of a tensor; at 1.5 that is the half of a large one.
+    assert (0.98 if ratio != 1.5 else 0.85) * sum(same_share) <= sum(kept) <= sum(same_share)
+    if ratio == 1:
+        assert kept == sizes
+
+
+@pytest.mark.parametrize('ratio', [16, 64, 256])
+def test_the_number_of_blocks_grows_as_the_root_of_the_size(ratio):
+    sizes = [leaf.size for leaf in jax.tree.leaves(VGG)]
+    blocks = {n: n // k for n, k in zip(sizes, block_sizes(sizes, ratio, 'balanced'), strict=True)}
+    constants = [r / n**0.5 for n, r in blocks.items() if r > 1]
+    assert len(constants) >= 6 and max(constants) / min(constants) < 2.5
+    for n, r in blocks.items():  # and what is sent whole would have had few blocks
+        assert r > 1 or n**0.5 * min(constants) < 3
+
+
+def test_no_division_of_a_small_message_waits_much_less():
+    """Against all choices of divisors; the same share, which may be no divisor, can be better than them."""
+    excess = []
+    for sizes, ratio in small_trees():
+        kept, room = block_sizes(sizes, ratio, 'balanced'), sum(block_sizes(sizes, ratio))
+        choices = itertools.product(*map(_divisors, sizes))
+        best = min(waits(sizes, choice) for choice in choices if sum(choice) <= room)
+        excess.append(waits(sizes, kept) / best)
+    assert max(excess) < 1.5 and sum(e < 1 + 1e-9 for e in excess) > 0.9 * len(excess)
+
+
+def test_the_same_share_is_kept_where_it_is_better():
+    for sizes, ratio in [*small_trees(), ([32768, 32768 // 4], 64)]:
+        kept = block_sizes(sizes, ratio, 'balanced')
+        assert waits(sizes, kept) <= waits(sizes, block_sizes(sizes, ratio)) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize('n', [1, 2, 7, 36, 97, 1000, 36864])
+def test_divisors(n):
+    assert _divisors(n) == [k for k in range(1, n + 1) if n % k == 0]
+
+
+def test_every_tensor_is_sent_in_rounds_of_its_own():
+    """Shuffled: in R steps, R of its own, every coordinate of a tensor is sent exactly once."""
+    like = {'large': jnp.ones((64, 72)), 'middle': jnp.ones((8, 16)), 'small': jnp.ones(12)}
+    compressor = def_jax.random_block(16, order='shuffled', allocation='balanced')
+    sizes = [leaf.size for leaf in like.values()]
+    rounds = [n // k for n, k in zip(sizes, block_sizes(sizes, 16, 'balanced'), strict=True)]
+    assert (
+        rounds[0] > 16 > rounds[1] > rounds[2] and def_jax.message_size(compressor, like) <= sum(sizes) / 16
+    )
+    step = jax.jit(lambda t: compress(compressor, like, step=t))
+    sent = [jax.tree.leaves(step(t)) for t in range(2 * rounds[0])]
+    for leaf, blocks in enumerate(rounds):
+        for first in range(0, len(sent) - blocks + 1, blocks):
+            np.testing.assert_array_equal(sum(masks[leaf] for masks in sent[first : first + blocks]), 1)
+
+
+def test_independent_draws_send_a_coordinate_with_the_share_of_its_tensor():
+    like = [jnp.ones((8, 32)), jnp.ones(8)]
+    compressor = def_jax.random_block(8, allocation='balanced')
+    sent = jax.jit(jax.vmap(lambda t: compress(compressor, like, step=t)))(jnp.arange(20_000))
+    for masks, kept in zip(sent, block_sizes([256, 8], 8, 'balanced'), strict=True):
+        n = math.prod(masks.shape[1:])
+        share, mean = kept / n, np.asarray(masks.reshape(20_000, -1).mean(axis=0))
+        assert np.all(np.abs(mean - share) < 5 * math.sqrt(share / 20_000) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({'allocation': 'equal'}, r"allocation='equal' must be 'proportional' .* or 'balanced'"),
+        ({'allocation': 'balanced', 'granularity': 'model'}, r"granularity='model' there is one block"),
+    ],
+)
+def test_refusals(options, words):
+    with pytest.raises(ValueError, match=words):
+        def_jax.random_block(64, **options)

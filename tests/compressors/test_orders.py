@@ -1,0 +1,175 @@
+"""Orders of blocks: every block once a round, bounded waits, uniform places, nothing stored."""
+
+import functools
+import itertools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_compressors import KEY, chi_square_is_plausible, compress, ones_like
+
+import def_jax
+from def_jax.compressors import orders
+
+IN_ROUNDS = ('shuffled', 'cyclic')
+# Boxes that tile the tensor, blocks that wrap around its end, one block, one element, none.
+SHAPES = {'boxes': (8, 6), 'circle': (7, 11), 'whole': (3,), 'scalar': (), 'empty': (0, 2)}
+RATIO = 4
+BLOCKS = {'boxes': 4, 'circle': 5, 'whole': 3, 'scalar': 1, 'empty': 1}  # ⌈n / max(1, n // 4)⌉
+
+
+@functools.cache
+def sent_by_step(order, granularity='tensor', num_steps=60, seed=7):
+    """What is sent at every step, 0/1: for each shape [num_steps, n]."""
+    compressor = def_jax.random_block(RATIO, granularity=granularity, order=order)
+    ones, key = dict(zip(SHAPES, ones_like(SHAPES.values()), strict=True)), jax.random.PRNGKey(seed)
+    masks = jax.jit(jax.vmap(lambda step: compress(compressor, ones, step, key)))(
+        jnp.arange(num_steps, dtype=jnp.uint32)
+    )
+    return {name: np.asarray(mask).reshape(num_steps, -1) for name, mask in masks.items()}
+
+
+@pytest.mark.parametrize('name', SHAPES)
+@pytest.mark.parametrize('order', IN_ROUNDS)
+def test_a_round_sends_every_coordinate(order, name):
+    sent, blocks = sent_by_step(order)[name], BLOCKS[name]
+    num_rounds = 60 // blocks
+    rounds = sent[: num_rounds * blocks].reshape(num_rounds, blocks, sent.shape[1]).sum(axis=1)
+    assert np.all(rounds >= 1)
+    size = max(1, sent.shape[1] // RATIO)
+    if sent.shape[1] % size == 0:
+        assert np.all(rounds == 1)
+    else:  # what the last block of a round sends a second time
+        assert np.all(rounds.sum(axis=1) == blocks * size) and np.all(rounds <= 2)
+
+
+@pytest.mark.parametrize('name', [name for name in SHAPES if name != 'empty'])
+@pytest.mark.parametrize(('order', 'bound'), [('shuffled', lambda r: 2 * r - 1), ('cyclic', lambda r: r)])
+def test_the_longest_wait(order, bound, name):
+    waits = [
+        np.diff(np.flatnonzero(times), prepend=-1).max(initial=0) for times in sent_by_step(order)[name].T
+    ]
+    assert max(waits) <= bound(BLOCKS[name])
+    if order == 'cyclic' and name == 'boxes':
+        assert set(waits) == {BLOCKS[name]}
+
+
+def test_independent_draws_wait_longer():
+    waits = [np.diff(np.flatnonzero(times)).max() for times in sent_by_step('random')['boxes'].T]
+    assert max(waits) > 2 * BLOCKS['boxes'] - 1
+
+
+@pytest.mark.parametrize('order', IN_ROUNDS)
+def test_a_round_without_updates_empties_the_residual(order):
+    """The contraction over a round: what waited at its start has all been sent at its end."""
+    params = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+    link = def_jax.error_feedback(def_jax.random_block(RATIO, order=order), 'workers')
+    residual = jax.tree.map(lambda x: jax.random.normal(KEY, (2, *x.shape)), params)
+
+    @functools.partial(jax.vmap, axis_name='workers')
+    def after_a_round(residual):
+        def step(state, _):
+            updates, state = link.update(params, state)
+            return state, updates
+
+        start = link.init(params)._replace(residual=residual)
+        state, updates = jax.lax.scan(step, start, length=max(BLOCKS.values()))
+        return state.residual, jax.tree.map(lambda u: u.sum(axis=0), updates)
+
+    left, arrived = jax.jit(after_a_round)(residual)
+    chex.assert_trees_all_equal(left, jax.tree.map(jnp.zeros_like, left))
+    mean = jax.tree.map(lambda r: jnp.broadcast_to(r.mean(axis=0), r.shape), residual)
+    chex.assert_trees_all_close(arrived, mean, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['boxes', 'circle'])
+@pytest.mark.parametrize('order', IN_ROUNDS)
+@pytest.mark.parametrize('step', [0, 3])
+def test_every_place_is_equally_likely_at_every_step(order, name, step):
+    compressor, ones = def_jax.random_block(RATIO, order=order), jnp.ones(SHAPES[name])
+    draw = jax.jit(jax.vmap(lambda key: compress(compressor, ones, step, key)))
+    sent = np.asarray(draw(jax.random.split(KEY, 10_000))).reshape(10_000, -1)
+    distinct, which = np.unique(sent, axis=0, return_inverse=True)
+    assert len(distinct) == (BLOCKS[name] if name == 'boxes' else sent.shape[1])
+    assert chi_square_is_plausible(np.bincount(which), len(which) / len(distinct))
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 5, 64, 1000, 1024])
+def test_a_permutation_of_any_size(size):
+    permute = jax.jit(jax.vmap(orders._permuted, in_axes=(None, 0, None)))
+    drawn = [
+        np.asarray(permute(jax.random.key(seed), jnp.arange(size, dtype=jnp.uint32), jnp.uint32(size)))
+        for seed in range(8)
+    ]
+    for order in drawn:
+        np.testing.assert_array_equal(np.sort(order), np.arange(size))
+    assert len({order.tobytes() for order in drawn}) > (1 if size > 1 else 0)
+
+
+def test_all_permutations_are_equally_likely():
+    """Of the 24 orders of 4 blocks none is preferred, and so none of the 4 blocks after another."""
+    everything = jnp.arange(4, dtype=jnp.uint32)
+    permute = jax.vmap(orders._permuted, in_axes=(None, 0, None))
+    drawn = jax.jit(jax.vmap(lambda key: permute(key, everything, jnp.uint32(4))))
+    permutations = np.asarray(drawn(jax.random.split(jax.random.key(0), 24_000)))
+    distinct, counts = np.unique(permutations, axis=0, return_counts=True)
+    assert len(distinct) == 24 and chi_square_is_plausible(counts, 1000)
+
+
+def test_rounds_tensors_and_keys_have_orders_of_their_own():
+    compressor, pair = def_jax.random_block(64, order='shuffled'), ones_like([(64,), (64,)])
+    draw = jax.jit(jax.vmap(lambda key, step: compress(compressor, pair, step, key), in_axes=(None, 0)))
+    steps = jnp.arange(128, dtype=jnp.uint32)
+    first, second = (np.asarray(mask).argmax(axis=1) for mask in draw(KEY, steps))
+    other = np.asarray(draw(jax.random.PRNGKey(8), steps)[0]).argmax(axis=1)
+    drawn = [first[:64], first[64:], second[:64], second[64:], other[:64], other[64:]]
+    for a, b in itertools.combinations(drawn, 2):
+        assert np.mean(a == b) < 0.2 and len(np.unique((a - b) % 64)) > 16
+
+
+def test_the_whole_model_in_rounds():
+    sent = np.concatenate(list(sent_by_step('shuffled', 'model').values()), axis=1)
+    n, size = sent.shape[1], sent.shape[1] // RATIO
+    assert np.all(sent.sum(axis=1) == size)
+    rounds = sent[: 60 // 5 * 5].reshape(-1, -(-n // size), n).sum(axis=1)
+    assert np.all(rounds >= 1)
+
+
+def test_nothing_is_sorted_and_no_permutation_is_made():
+    compressor, like = def_jax.random_block(4096, order='shuffled'), jnp.ones((1 << 20,))
+    program = jax.jit(lambda step: compress(compressor, like, step)).lower(jnp.uint32(0)).as_text()
+    assert 'sort' not in program
+    assert not re.search(r'tensor<(?:\d+x)*4096(?:x\d+)*x', program)
+
+
+@pytest.mark.parametrize('order', orders.ORDERS)
+def test_ages_of_the_residual_and_of_the_block_that_is_sent(order):
+    """Means of age and age², over the residual after a step and over the block as it is sent."""
+    blocks, num_steps = 32, 32 * 200
+    draw = functools.partial(orders.draw_places, order, jax.random.key(0))
+    sizes = (np.array([blocks], np.int32), np.array([blocks], np.int32), np.array([1], np.int32))
+    places = jax.jit(jax.vmap(lambda step: draw(step, *sizes)[0]))(jnp.arange(num_steps, dtype=jnp.uint32))
+    ages, sent, kept = np.zeros(blocks), [], []
+    for place in np.asarray(places):
+        ages += 1
+        sent.append(ages[place])
+        ages[place] = 0
+        kept.append([np.mean(ages), np.mean(ages**2)])
+    mean_age, mean_square = np.mean(kept[5 * blocks :], axis=0)
+    waits = np.array(sent[5 * blocks :])
+    signal, noise = orders.AGE_SHARES[order]
+    assert mean_square / np.mean(waits**2) == pytest.approx(signal, rel=0.1)
+    assert mean_age / np.mean(waits) == pytest.approx(noise, rel=0.1)
+    # The bound of Lemma A.3 is 4·R² for all of them.
+    assert mean_square / blocks**2 == pytest.approx(
+        {'random': 2, 'shuffled': 1 / 2, 'cyclic': 1 / 3}[order], rel=0.12
+    )
+
+
+@pytest.mark.parametrize('order', ['sorted', '', None, 0])
+def test_unknown_order(order):
+    with pytest.raises(ValueError, match=r"order=.* must be 'random' .*'shuffled' .* or 'cyclic'"):
+        def_jax.random_block(4, order=order)

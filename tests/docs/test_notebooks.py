@@ -1,0 +1,45 @@
+"""The notebooks run from their first cell to their last, and are committed with what they show."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXECUTE = """
+import sys, nbclient, nbformat
+notebook = nbformat.read(sys.argv[1], 4)
+nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3').execute()
+nbformat.write(notebook, sys.argv[2])
+"""
+NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
+
+
+def outputs(notebook):
+    """The kinds of output of each code cell."""
+    return [
+        [output.output_type for output in cell.outputs] for cell in notebook.cells if cell.cell_type == 'code'
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_shows_what_was_committed(path, tmp_path):
+    unset = ('JAX_NUM_CPU_DEVICES', 'JAX_PLATFORMS')
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {'PYTHONPATH': str(ROOT), 'JUPYTER_CONFIG_DIR': str(tmp_path), 'IPYTHONDIR': str(tmp_path)}
+    executed = tmp_path / path.name
+    command = [sys.executable, '-c', EXECUTE, str(path), str(executed)]
+    process = subprocess.run(command, cwd=path.parent, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert outputs(nbformat.read(executed, 4)) == outputs(nbformat.read(path, 4))
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_kept(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert any(outputs(notebook)) and not any('error' in kinds for kinds in outputs(notebook))

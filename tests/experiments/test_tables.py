@@ -1,0 +1,285 @@
+"""The paper's tables: their files, the runs that they ask for, and how their cells are filled."""
+
+import csv
+import importlib
+import io
+import json
+import math
+
+import pytest
+from absl import flags
+
+from configs.tables import table1, table4
+from configs.tables import tables as table_files
+from def_jax.experiments import run_list, sweep, tables
+from def_jax.training import plots
+
+FIGURES = ('figure1', 'figure2', 'figure3')
+FILES = ('table1', 'table2', 'table3', 'table4', *FIGURES, 'beyond', 'detach', 'momentum')
+
+
+def get(file, arg=None):
+    return importlib.import_module(f'configs.tables.{file}').get_config(arg)
+
+
+def result(accuracy, *, loss=0.5, status='finished', seed=0):
+    return {
+        'status': status,
+        'metrics': {'test_accuracy_x': accuracy, 'test_accuracy_y': accuracy - 0.25, 'train_loss': loss},
+        'communication': {'true_ratio': 62.0, 'visits_per_block': 31.6, 'megabytes_sent': 2.3},
+        'config': {'dataset': 'digits', 'seed': seed},
+    }
+
+
+def small_table(**options):
+    cells = [
+        table_files.cell(1, 'SGD', '93.76', method='sgd', ratio=1),
+        table_files.cell(64, 'DEF', '93.75', method='def', ratio=64),
+        table_files.cell(64, 'DEF-A', method='def_a', ratio=64),
+    ]
+    return table_files.table('A table', table_files.digits_base(), cells, rows='ratio', **options)
+
+
+def name(method, ratio, rate, seed):
+    return f'method={method},ratio={ratio},learning_rate={rate},seed={seed}'
+
+
+@pytest.mark.parametrize(
+    ('rows', 'drawn'), [(('16', '64', '256'), True), (('16', '64'), False), (('vgg', '64', '256'), False)]
+)
+def test_rows_that_are_numbers_are_drawn(tmp_path, rows, drawn):
+    cells = [table_files.cell(row, 'DEF', method='def', ratio=i) for i, row in enumerate(rows, start=1)]
+    spec = table_files.table('', table_files.digits_base(), cells, rows='ratio', seeds=(0,))
+    done = {name('def', i, 0.1, 0): result(0.9) for i in range(1, len(rows) + 1)}
+    assert plots.plot_rows(tmp_path / 'rows.png', '', 'ratio', tables.entries(spec, done)) == drawn
+    assert (tmp_path / 'rows.png').exists() == drawn
+
+
+# --- Files ---
+
+
+@pytest.mark.parametrize('arg', [None, 'digits'])
+@pytest.mark.parametrize('file', FILES)
+def test_every_run_of_every_table_can_be_run(file, arg):
+    spec = get(file, arg)
+    sweep.check_spec(spec)
+    assert spec.base.num_workers == 16 and spec.is_locked
+    assert len({(cell['row'], cell['column']) for cell in spec.cells}) == len(spec.cells)
+    json.loads(spec.to_json())  # as sweep.json holds it
+
+
+def test_a_cell_may_take_another_point_of_its_method():
+    cells = [table_files.cell(64, 'y', method='def'), table_files.cell(64, 'x', point='x', method='def')]
+    spec = table_files.table('', table_files.digits_base(), cells, rows='ratio', learning_rates=(0.1, 0.01))
+    assert [run_list.cell_point(cell) for cell in spec.cells] == ['y', 'x']
+    done = {
+        run_list.run_name(run): result(0.9)
+        for cell in cells
+        for run in [*run_list.tuning_runs(spec, cell), *run_list.final_runs(spec, cell, {})]
+    }
+    done['method=def,learning_rate=0.01,seed=100']['metrics']['test_accuracy_y'] = 0.95  # best for y alone
+    assert [run_list.cell_rate(spec, cell, done) for cell in spec.cells] == [0.01, 0.1]
+    done |= {f'method=def,learning_rate={rate},seed=0': result(0.9) for rate in (0.1, 0.01)}
+    assert [entry.text[:5] for entry in tables.entries(spec, done)] == ['65.00', '90.00']
+
+
+@pytest.mark.parametrize('arg', [None, 'detach'])
+def test_the_orders_can_be_run(arg):
+    spec = get('orders', arg)
+    sweep.check_spec(spec)
+    assert len({(cell['row'], cell['column']) for cell in spec.cells}) == len(spec.cells)
+
+
+def test_the_table_with_the_papers_visits():
+    spec = get('table1', 'digits_visits')
+    sweep.check_spec(spec)
+    steps_per_epoch, true_ratio = 1000 // spec.base.batch_size, 577.5625  # of result.json at 1024
+    assert spec.base.num_epochs * steps_per_epoch / true_ratio == pytest.approx(78_000 / 1024, rel=0.005)
+    assert {cell['row'] for cell in spec.cells} == {'1', '1024'}
+
+
+def test_the_smaller_cifar10_table():
+    sweep.check_spec(get('beyond', 'cifar10_small'))
+    sweep.check_spec(get('momentum', 'cifar10_small'))
+    spec = get('table1', 'cifar10_small')
+    sweep.check_spec(spec)
+    assert {cell['row'] for cell in spec.cells} == {'1', '64', '256'}
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_unknown_variant(file):
+    with pytest.raises(flags.IllegalFlagValueError, match="'digit' is not a variant; there are digits"):
+        get(file, 'digit')
+
+
+def test_the_papers_settings():
+    base = table1.get_config().base
+    settings = (base.model, base.dataset, base.batch_size, base.num_epochs, base.momentum, base.weight_decay)
+    assert settings == ('vgg16', 'cifar10', 128, 200, 0.9, 5e-4)
+    assert get('table2').base.num_epochs == 100 and get('table2').base.learning_rate_drops == (0.3, 0.6, 0.9)
+    assert {cell['settings']['detach'] for cell in get('table4').cells} == set(table4.PAPER)
+
+
+def test_four_trajectories_fill_the_columns():
+    runs = {
+        run_list.run_name(run)
+        for cell in table1.get_config().cells
+        for run in run_list.tuning_runs(table1.get_config(), cell)
+        if run['learning_rate'] == 0.1
+    }
+    at_64 = {name(method, 64, 0.1, 100) for method in ('ef', 'saef', 'def')}
+    assert at_64 <= runs and len(runs) == 1 + 3 * 5
+
+
+# --- Learning rates ---
+
+
+def test_a_cell_keeps_the_rate_that_is_best_at_its_own_point():
+    spec = small_table(learning_rates=(0.1, 0.01))
+    sgd, def_, def_a = spec.cells
+    done = {name('sgd', 1, 0.1, 100): result(0.5), name('sgd', 1, 0.01, 100): result(0.6)}
+    assert run_list.cell_rate(spec, sgd, done) == 0.01
+    assert run_list.cell_rate(spec, def_, done) is None and run_list.final_runs(spec, def_, done) == []
+
+    better_y, better_x = result(0.8), result(0.9)
+    better_x['metrics']['test_accuracy_y'] = 0.1
+    done |= {name('def', 64, 0.1, 100): better_y, name('def', 64, 0.01, 100): better_x}
+    assert run_list.cell_rate(spec, def_, done) == 0.1
+    assert run_list.cell_rate(spec, def_a, done) == 0.01
+
+
+def test_among_equals_the_smaller_training_loss_and_never_a_diverged_run():
+    spec = small_table(learning_rates=(0.2, 0.1, 0.01))
+    done = {
+        name('sgd', 1, 0.2, 100): result(0.99, status='diverged'),
+        name('sgd', 1, 0.1, 100): result(0.9, loss=0.2),
+        name('sgd', 1, 0.01, 100): result(0.9, loss=0.1),
+    }
+    assert run_list.cell_rate(spec, spec.cells[0], done) == 0.01
+
+
+def test_without_a_grid_the_cells_own_rate_or_the_bases():
+    spec = small_table()
+    assert run_list.cell_rate(spec, spec.cells[0], {}) == spec.base.learning_rate
+    own = table_files.cell(1, 'SGD', method='sgd', learning_rate=0.7)
+    assert run_list.cell_rate(spec, own, {}) == 0.7
+
+
+def test_what_is_missing_comes_in_order_and_shrinks_to_nothing():
+    spec, done, seen = small_table(learning_rates=(0.1, 0.01)), {}, []
+    while missing := run_list.missing_runs(spec, done):
+        first = next(iter(missing))
+        seen.append(first)
+        done[first] = result(0.9)
+    assert len(seen) == len(set(seen)) == 4 + 2 * 3  # the grid, then three seeds of two trajectories
+    assert all(n.endswith('seed=100') for n in seen[:4])
+
+
+# --- Cells ---
+
+
+def filled(*results):
+    spec = small_table()
+    done = {name('def', 64, 0.1, seed): r for seed, r in enumerate(results)}
+    return tables.entries(spec, done | {name('sgd', 1, 0.1, 0): result(0.99)})
+
+
+@pytest.mark.parametrize(
+    ('results', 'text'),
+    [
+        ([], '–'),
+        ([result(0.90)], '90.00 (1 of 3)'),
+        ([result(0.90), result(0.92), result(0.91)], '91.00 ± 1.00'),
+        ([result(0.90), result(0.92, status='diverged')], 'diverges (1 of 2)'),
+        ([result(0.90, loss=0.96 * math.log(10))], 'diverges'),
+        ([result(0.90, loss=0.94 * math.log(10))], '90.00 (1 of 3)'),
+    ],
+)
+def test_text_of_a_cell(results, text):
+    _, def_, def_a = filled(*results)
+    assert def_a.text == text
+    assert (def_.text == text) == (not results or def_.diverged > 0)  # else another point of the same runs
+
+
+def test_ours_stands_above_the_papers_and_the_best_is_bold():
+    text = tables.compared('ratio', filled(result(0.90), result(0.92), result(0.91)))
+    assert text.splitlines() == [
+        '| ratio |  | SGD | DEF | DEF-A |',
+        '| --- | --- | --- | --- | --- |',
+        '| 1 | ours | 99.00 (1 of 3) |  |  |',
+        '|  | paper | 93.76 |  |  |',
+        '| 64 | ours |  | 66.00 ± 1.00 | **91.00 ± 1.00** |',
+        '|  | paper |  | 93.75 |  |',
+    ]
+
+
+def test_csv():
+    rows = list(
+        csv.DictReader(io.StringIO(tables.comma_separated(filled(result(0.90), result(0.92, seed=1)))))
+    )
+    assert rows[2] == {
+        'row': '64',
+        'column': 'DEF-A',
+        'mean': '91.0000',
+        'std': '1.4142',
+        'seeds': '0 1',
+        'diverged': '0',
+        'learning_rate': '0.1',
+        'paper': '',
+    }
+
+
+def test_traffic_lists_what_ran():
+    lines = tables.traffic('ratio', filled()).splitlines()
+    assert len(lines) == 3 and lines[2] == '| 1 | SGD | 0.1 | 0.500 | 62.0 | 31.6 | 2.30 |'
+
+
+def test_the_grid_shows_its_choice():
+    spec = small_table(learning_rates=(0.1, 0.01))
+    done = {
+        name('sgd', 1, 0.1, 100): result(0.5),
+        name('sgd', 1, 0.01, 100): result(0.6),
+        name('def', 64, 0.1, 100): result(0.3, status='diverged'),
+    }
+    lines = tables.learning_rates(spec, done).splitlines()
+    assert lines[2:4] == ['| 1 | SGD | 50.00 | **60.00** |', '| 64 | DEF | diverges | – |']
+
+
+def test_diagnostics_are_means_over_the_run():
+    gradient = {'variance': 6.0, 'second_moment': 2.0}
+    error = {'error': 4.0, 'mean_error': 2.0, 'detach_optimum': 0.5, 'detach_optimum_own': 0.4}
+    error |= {'distance_ef': 2.0, 'distance': 1.0}
+    start = gradient | dict.fromkeys(error, 0.0)
+    twice = gradient | {name: 2 * value for name, value in error.items()}
+    runs = {'def': result(0.9) | {'diagnostics': [start, gradient | error, twice]}, 'plain': result(0.9)}
+    lines = tables.diagnostics(runs | {'sgd': result(0.9) | {'diagnostics': [gradient]}}).splitlines()
+    assert lines[3:] == ['| def | 3 | 3.00 | 2.00 | 0.75 | 0.60 | 2.00 |', '| sgd | 1 | 3.00 |  |  |  |  |']
+    assert tables.diagnostics({'plain': result(0.9)}) == ''
+
+
+def test_no_finished_run():
+    with pytest.raises(ValueError, match='no run of the table is done'):
+        tables.entries(small_table(), {})
+
+
+# --- Bad tables ---
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'tuning_seed': 1}, r'config.tuning_seed=1 must be none of config.seeds=\(0, 1, 2\)'),
+        ({'seeds': ()}, 'config.seeds and config.cells must not be empty'),
+        (
+            {'cells': ({'row': '', 'column': '', 'paper': '', 'settings': {'metod': 'ef'}},)},
+            "'metod', in a cell, is not a known key. Did you mean 'method'?",
+        ),
+        ({'learning_rates': (0.1, -1.0)}, 'config.learning_rate=-1.0 must be a number > 0'),
+    ],
+)
+def test_impossible_tables(changes, message):
+    spec = small_table()
+    with spec.unlocked():
+        spec.update(changes)
+    with pytest.raises(ValueError, match=message):
+        sweep.check_spec(spec)

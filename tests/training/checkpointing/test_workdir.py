@@ -1,0 +1,298 @@
+"""The folder of a run: who may use it, and files that are whole or not there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import digits
+from def_jax.training.checkpointing import workdir
+from def_jax.training.metrics import MetricLog
+from def_jax.training.metrics import read as read_metrics
+
+
+def config(**changes):
+    config = digits.get_config()
+    config.update(changes)
+    return config
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+# --- locked ---
+
+HOLDER = """
+import sys
+from pathlib import Path
+from def_jax.training import workdir
+with workdir.locked(Path(sys.argv[1])):
+    print('locked', flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_share_a_folder_and_a_killed_one_frees_it(tmp_path):
+    command = [sys.executable, '-c', HOLDER, str(tmp_path)]
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root) as other:
+        assert other.stdout.readline() == b'locked\n'
+        refused = pytest.raises(workdir.InUseError, match=r'is in use by another process. Wait for it, or')
+        with refused, workdir.locked(tmp_path):
+            pass
+        other.kill()
+    with workdir.locked(tmp_path):
+        pass
+
+
+# --- claim ---
+
+
+@pytest.mark.parametrize('name', ['run', 'a/b/run', 'a folder with spaces', 'läufe'])
+def test_a_new_folder_is_made_with_its_configuration(tmp_path, name):
+    run = workdir.claim(tmp_path / name, config())
+    assert run == tmp_path / name and run.is_absolute()
+    assert [path.name for path in run.iterdir()] == ['config.json']
+    assert json.loads((run / 'config.json').read_text()) == json.loads(config().to_json())
+
+
+def test_a_folder_may_be_given_as_text_and_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert workdir.claim('run', config()) == tmp_path / 'run'
+
+
+def test_an_empty_folder_can_be_used(tmp_path):
+    workdir.claim(tmp_path, config())
+    assert (tmp_path / 'config.json').exists()
+
+
+def test_the_same_configuration_finds_its_folder_again(tmp_path):
+    run = workdir.claim(tmp_path / 'run', config())
+    (run / 'metrics.jsonl').write_text('{}\n')
+    before = contents(run)
+    assert workdir.claim(tmp_path / 'run', config()) == run
+    assert contents(run) == before
+
+
+def test_another_configuration_is_refused_with_what_differs(tmp_path):
+    run = workdir.claim(tmp_path / 'run', config())
+    before = contents(run)
+    with pytest.raises(ValueError) as error:
+        workdir.claim(run, config(ratio=256, method='ef', learning_rate_drops=(0.9,), log_every_steps=7))
+    message = str(error.value)
+    assert str(run) in message and '\n' not in message and 'Choose another --workdir' in message
+    for difference in (
+        'ratio: 64 there, 256 here',
+        "method: 'def' there, 'ef' here",
+        'learning_rate_drops: [0.5, 0.75] there, [0.9] here',
+    ):
+        assert difference in message
+    assert 'seed' not in message and 'log_every_steps' not in message
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [{'seed': 1}, {'num_epochs': 281}, {'momentum': 0.8}, {'workers_per_device': 2}, {'train_images': 500}],
+)
+def test_whatever_shapes_the_trajectory_is_bound(tmp_path, changes):
+    workdir.claim(tmp_path / 'run', config())
+    with pytest.raises(ValueError, match=f'another configuration .{next(iter(changes))}: '):
+        workdir.claim(tmp_path / 'run', config(**changes))
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        *({'data_dir': '/moved'}, {'fake_devices': False}),
+        *({'keep_checkpoints': 9}, {'log_every_steps': 1}, {'diagnostics_every': 1}),
+        {'check_replicas_every': 1},
+    ],
+)
+def test_whatever_shapes_only_the_output_is_free(tmp_path, changes):
+    workdir.claim(tmp_path / 'run', config())
+    run = workdir.claim(tmp_path / 'run', config(**changes))
+    (key, value), *_ = changes.items()
+    assert json.loads((run / 'config.json').read_text())[key] != value  # not before it is locked
+    workdir.record(run, config(**changes))
+    assert json.loads((run / 'config.json').read_text())[key] == value
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [{'num_workers': 8}, {'num_workers': 3, 'batch_size': 129}, {'num_workers': 32, 'workers_per_device': 4}],
+)
+def test_other_workers_may_go_on_with_a_run_where_they_are_asked_for(tmp_path, changes):
+    run = workdir.claim(tmp_path / 'run', config())
+    before = contents(run)
+    with pytest.raises(ValueError, match='another configuration'):
+        workdir.claim(run, config(**changes))
+    assert workdir.claim(run, config(**changes), other_workers=True) == run
+    assert contents(run) == before
+
+
+def test_the_batch_may_change_only_along_with_the_workers(tmp_path):
+    run = workdir.claim(tmp_path / 'run', config())
+    for changes in ({'batch_size': 64}, {'num_workers': 8, 'batch_size': 64, 'seed': 1}):
+        with pytest.raises(ValueError, match='another configuration'):
+            workdir.claim(run, config(**changes), other_workers=True)
+
+
+def test_keys_of_another_version_count_as_a_difference(tmp_path):
+    run = workdir.claim(tmp_path / 'run', config())
+    settings = json.loads((run / 'config.json').read_text())
+    del settings['detach']
+    (run / 'config.json').write_text(json.dumps(settings | {'colour': 'red'}))
+    with pytest.raises(ValueError, match=r"colour: 'red' there, None here.*detach: None there, 0.3 here"):
+        workdir.claim(run, config())
+
+
+def test_foreign_files_are_left_alone(tmp_path):
+    (tmp_path / 'thesis.tex').write_text('precious')
+    with pytest.raises(ValueError, match='holds files that are not a run') as error:
+        workdir.claim(tmp_path, config())
+    assert str(tmp_path) in str(error.value)
+    assert contents(tmp_path) == {Path('thesis.tex'): b'precious'}
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / 'file').write_text('precious')
+    with pytest.raises(ValueError, match='is a file'):
+        workdir.claim(tmp_path / 'file', config())
+    assert (tmp_path / 'file').read_text() == 'precious'
+
+
+def test_there_is_no_folder_below_a_file(tmp_path):
+    (tmp_path / 'file').write_text('precious')
+    with pytest.raises(ValueError, match='file'):
+        workdir.claim(tmp_path / 'file' / 'run', config())
+    assert (tmp_path / 'file').read_text() == 'precious'
+
+
+@pytest.mark.parametrize('damage', ['', '{"ratio": 64, "meth', '\x00\x00', '[]', 'null', '64'])
+def test_a_damaged_record_is_not_overwritten(tmp_path, damage):
+    run = workdir.claim(tmp_path / 'run', config())
+    (run / 'config.json').write_text(damage)
+    with pytest.raises(ValueError) as error:
+        workdir.claim(run, config())
+    message = str(error.value)
+    assert str(run / 'config.json') in message and 'Restore that file or choose another --workdir' in message
+    assert '\n' not in message
+    assert (run / 'config.json').read_text() == damage
+
+
+def test_a_folder_is_not_lost_by_a_crash_in_its_first_moment(tmp_path, monkeypatch):
+    def crash(*args):
+        raise OSError('no space left on device')
+
+    with monkeypatch.context() as patch, pytest.raises((OSError, ValueError)):
+        patch.setattr(os, 'replace', crash)
+        patch.setattr(Path, 'replace', crash)
+        workdir.claim(tmp_path / 'run', config())
+    workdir.claim(tmp_path / 'run', config())
+
+
+# --- write_json ---
+
+
+def test_json_is_written_readably(tmp_path):
+    workdir.write_json(tmp_path / 'file.json', {'a': [1, 2.5, None], 'λ': 'é'})
+    text = (tmp_path / 'file.json').read_text()
+    assert json.loads(text) == {'a': [1, 2.5, None], 'λ': 'é'}
+    assert text.endswith('\n') and text.count('\n') > 3
+    assert os.listdir(tmp_path) == ['file.json']
+
+
+def half_write(path, text, *args, **kwargs):
+    with path.open('w') as file:
+        file.write(text[: len(text) // 2])
+    raise OSError('no space left on device')
+
+
+def no_replace(*args):
+    raise OSError('interrupted')
+
+
+@pytest.mark.parametrize(
+    ('target', 'name', 'crash'),
+    [(Path, 'write_text', half_write), (os, 'replace', no_replace)],
+)
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, target, name, crash):
+    path = tmp_path / 'file.json'
+    workdir.write_json(path, {'old': 1})
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(target, name, crash)
+        workdir.write_json(path, {'new': 2})
+    assert json.loads(path.read_text()) == {'old': 1}
+    workdir.write_json(path, {'new': 2})  # what the crash left behind is in nobody's way
+    assert json.loads(path.read_text()) == {'new': 2}
+
+
+def test_content_that_is_not_json_leaves_the_old_file(tmp_path):
+    path = tmp_path / 'file.json'
+    workdir.write_json(path, {'old': 1})
+    with pytest.raises(TypeError):
+        workdir.write_json(path, {'new': object()})
+    assert json.loads(path.read_text()) == {'old': 1}
+
+
+# --- MetricLog ---
+
+
+def record(step):
+    return {'step': step, 'loss': 1 / (step + 3)}
+
+
+@pytest.fixture
+def log_folder(tmp_path):
+    log = MetricLog(tmp_path, resume_step=0)
+    for step in (3, 5, 6, 9):
+        log.write(record(step))
+    log.close()
+    return tmp_path
+
+
+def test_records_are_lines_of_json_that_keep_every_digit(log_folder):
+    lines = (log_folder / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [record(step) for step in (3, 5, 6, 9)]
+    assert read_metrics(log_folder / 'metrics.jsonl') == [record(step) for step in (3, 5, 6, 9)]
+
+
+@pytest.mark.parametrize(('resume_step', 'kept'), [(0, []), (5, [3, 5]), (7, [3, 5, 6]), (9, [3, 5, 6, 9])])
+def test_a_resumed_log_forgets_what_comes_after_its_checkpoint(log_folder, resume_step, kept):
+    log = MetricLog(log_folder, resume_step=resume_step)
+    assert [r['step'] for r in log.records] == kept
+    assert read_metrics(log_folder / 'metrics.jsonl') == log.records
+    log.write(record(10))
+    log.close()
+    assert [r['step'] for r in read_metrics(log_folder / 'metrics.jsonl')] == [*kept, 10]
+    assert len(list((log_folder / 'tensorboard').iterdir())) >= 1
+
+
+@pytest.mark.parametrize('rest', ['', '{', '{"step": 12', '{"step": 12, "loss": 0.5', '\x00\x00\x00'])
+def test_a_last_line_that_was_cut_is_dropped(log_folder, rest):
+    path = log_folder / 'metrics.jsonl'
+    path.write_text(path.read_text() + rest)
+    log = MetricLog(log_folder, resume_step=20)
+    log.write(record(20))
+    log.close()
+    assert read_metrics(path) == [record(step) for step in (3, 5, 6, 9, 20)]
+
+
+def test_every_record_is_on_disk_when_it_has_been_written(tmp_path):
+    log = MetricLog(tmp_path, resume_step=0)
+    for step in (1, 2):
+        log.write(record(step))
+        assert read_metrics(tmp_path / 'metrics.jsonl')[-1] == record(step)
+    log.close()
+
+
+def test_last_finds_the_newest_value(log_folder):
+    log = MetricLog(log_folder, resume_step=6)
+    log.write({'step': 8, 'test_loss': 2.0})
+    assert (log.last('loss'), log.last('test_loss'), log.last('seconds')) == (1 / 9, 2.0, 0.0)
+    log.close()
