@@ -7,6 +7,7 @@ from def_jax.collectives import all_reduce_mean
 from def_jax.compressors import identity, message_size, random_block, random_k, scaled
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, error_feedback, output_params
 from def_jax.methods import METHODS, Method, get_method
+from def_jax.ownership import state_specs
 from def_jax.replication import assert_replicated
 
 __version__ = '0.1.0'
@@ -30,4 +31,5 @@ __all__ = [
     'random_block',
     'random_k',
     'scaled',
+    'state_specs',
 ]

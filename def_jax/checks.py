@@ -1,7 +1,7 @@
 """Checks of arguments, made once, when an optimizer is put together."""
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -32,7 +32,7 @@ def check_ratio(ratio: Any) -> None:
             f'{ratio=} is an array, but it fixes the shape of the message and must be a Python number; '
             "with optax.inject_hyperparams pass static_args=('ratio',)."
         )
-    if not is_number(ratio) or not 1 <= ratio < math.inf:
+    if not is_number(ratio) or not 1 <= ratio <= sys.float_info.max:
         raise ValueError(
             f'{ratio=} must be a finite number >= 1, e.g. 64 to send 1/64 of every tensor; 1 sends all.'
         )
@@ -66,20 +66,6 @@ def index_dtype(tensors: Iterable[tuple[tuple[int, ...], int]]) -> type[np.integ
     return np.uint32 if longest >= 2**31 else np.int32
 
 
-def check_wire_dtype(wire_dtype: Any) -> None:
-    """Raises ValueError unless `wire_dtype` is a float type of at most 32 bits."""
-    try:
-        dtype = jnp.dtype(wire_dtype)
-        well_formed = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 4
-    except TypeError:
-        well_formed = False
-    if not well_formed:
-        raise ValueError(
-            f'{wire_dtype=} must be a float type of at most 32 bits: float32 (the default), bfloat16 or '
-            'float16, or, where the backend reduces it, a float8.'
-        )
-
-
 def check_flag(name: str, value: Any) -> None:
     """Raises ValueError unless `value` is True or False."""
     if not isinstance(value, (bool, np.bool_)):
@@ -87,9 +73,41 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_compressor(compressor: Any) -> None:
-    """Raises ValueError unless `compressor` can be called."""
+    """Raises ValueError unless `compressor` is one, and not the function that makes one."""
+    name = getattr(compressor, '__name__', '')
     if not callable(compressor):
         raise ValueError(f'{compressor=} must be a compressor such as def_jax.random_block(ratio=64).')
+    if getattr(compressor, '__module__', '').startswith('def_jax.compressors') and not name.startswith(
+        'select'
+    ):
+        raise ValueError(f'compressor={name} must be called first, as in def_jax.{name}(ratio=64).')
+
+
+def check_params(params: Any) -> None:
+    """Raises ValueError for parameters that float32 residuals cannot serve."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            name = jax.tree_util.keystr(path) or 'params'
+            raise ValueError(
+                f'{name} is {jnp.result_type(leaf)}, but residuals are float32 and would lose its '
+                'imaginary part. Store real and imaginary parts as two real arrays.'
+            )
+
+
+def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:
+    """Raises ValueError unless a tree has the residual's structure and shapes; nothing is broadcast."""
+    given, kept = (jax.tree_util.tree_leaves_with_path(tree) for tree in (updates, residual))
+    shapes = [
+        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves} for leaves in (given, kept)
+    ]
+    for path in shapes[1]:
+        if shapes[0].get(path) != shapes[1][path]:
+            found = shapes[0].get(path, 'missing')
+            raise ValueError(
+                f'{name}{path} is {found}, but the residual in opt_state is {shapes[1][path]}: it belongs to '
+                'other parameters, or is stacked over workers. Pass the state that '
+                'optimizer.init(params) made, within the mapped function where workers are stacked.'
+            )
 
 
 def look_up(kind: str, name: Any, table: Mapping[str, T]) -> T:

@@ -1,7 +1,7 @@
 """Averages over workers, whatever maps them: pmap, vmap, shard_map, a tuple of axes, or nothing."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 from jax import lax
@@ -19,7 +19,7 @@ def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:
         axis_name: the axis over workers, a tuple of axes, or None for a single worker.
 
     Returns:
-        A stateless `optax.GradientTransformation`.
+        An `optax.GradientTransformation` whose state holds nothing.
 
     Raises:
         ValueError: if `axis_name` is not a name, or, in `update`, not bound.
@@ -33,7 +33,21 @@ def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:
     [2.0, 2.0]
     """
     check_axis_name(axis_name)
-    return optax.stateless(lambda updates, params: pmean(updates, axis_name))
+
+    def update_fn(updates, state, params=None):
+        del params
+        return pmean(updates, axis_name), state
+
+    return optax.GradientTransformation(lambda params: AllReduceMeanState(), update_fn)
+
+
+class AllReduceMeanState(NamedTuple):
+    """State of `all_reduce_mean`: nothing. It marks where in a chain the workers begin to agree."""
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        """The fields that differ between workers, see `ownership`."""
+        return ()
 
 
 def pmean(tree: PyTree, axis_name: AxisName) -> PyTree:

@@ -9,25 +9,23 @@ worker k's updates that has not reached the parameters yet. Legend:
     g_k      gradient at x - λ·e_k       η g_k  -updates, from whatever optimizer comes before in the chain
 """
 
-import functools
-import math
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.typing import DTypeLike
 
-from def_jax.beyond.detach_estimate import average_and_estimate
-from def_jax.checks import check_compressor, check_flag, check_number, check_seed, check_wire_dtype
+from def_jax import beyond
+from def_jax.checks import check_compressor, check_params, check_seed, check_updates
 from def_jax.collectives import AxisName, check_axis_name, pmean
-from def_jax.compressors import Compressor, Selection, shared_key, split
+from def_jax.compressors import Compressor, shared_key, split
+from def_jax.ownership import link_states
 
 PyTree = Any
 
-__all__ = ['ErrorFeedbackState', 'detached_params', 'error_feedback', 'output_params']
+__all__ = ['ErrorFeedbackState', 'detached_params', 'error_feedback', 'feedback_states', 'output_params']
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -37,8 +35,12 @@ class ErrorFeedbackState(NamedTuple):
     key: jax.Array  # uint32 [2], shared by all workers: it picks the blocks
     residual: PyTree  # like params, float32: r_k = -e_k
     detach: jax.Array  # float32 [], λ
-    energy: jax.Array  # float32 [2], see `detach_estimate`; zeros unless detach='auto'
-    skipped: jax.Array  # uint32 [], updates that `skip_nonfinite` dropped
+    extra: dict[str, PyTree]  # what options keep, see `def_jax.beyond`; empty without them
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        """The fields that differ between workers, see `ownership`."""
+        return ('residual',)
 
 
 def error_feedback(
@@ -47,6 +49,9 @@ def error_feedback(
     *,
     seed: int = 0,
     detach: float | Literal['auto'] = 0.3,
+    every: int = 1,
+    decay: float = 1.0,
+    outer: optax.GradientTransformation | None = None,
     average_every: int = 0,
     wire_dtype: DTypeLike = jnp.float32,
     skip_nonfinite: bool = False,
@@ -62,16 +67,22 @@ def error_feedback(
             axes (devices × virtual workers), or None for a single worker.
         seed: picks the blocks; must be the same on all workers.
         detach: λ in [0, 1]. 0 is error feedback (EF), 1 follows each worker's own model (SAEF, PSync).
-            'auto' follows the λ*(t) that makes Eq. 9 least, estimated from the messages, which are one
-            element longer for it; see `detach_estimate`.
+            'auto' tracks the λ*(t) that minimises Eq. 9, estimated from the messages, which grow by one
+            element; see `beyond.detach_estimate`.
+        every: steps for each message; between two of them updates collect in the residual and nothing is
+            communicated. See `beyond.every`.
+        decay: the residual is multiplied by it before the update is added, in [0, 1].
+        outer: an elementwise optax transformation that applies the mean message, as its negated gradient;
+            None is
+            `optax.sgd(1.0)`. See `beyond.outer`.
         average_every: average the residuals over workers every that many steps, by a dense all-reduce;
             0 is never. SAEF's period.
         wire_dtype: the float type that travels, e.g. `jnp.bfloat16` for half the bytes. What a worker's
-            message loses by rounding stays in its residual, so that it arrives later; only what the
-            all-reduce itself rounds when it adds the workers' numbers is lost.
+            message loses by rounding stays in its residual and arrives later; only what the all-reduce
+            itself rounds is lost.
         skip_nonfinite: where an update of any worker holds NaN or infinity, all workers skip that step
-            together: updates of zero, residual and `step` as they were, `skipped` one more. The news is NaN
-            in the message, so it travels for nothing. Wrap the chain in `hold_skipped` so that the optimizer
+            together: updates of zero, residual and `step` as they were, the count `skipped` one higher. NaN
+            is signalled in-band, at no extra cost. Wrap the chain in `hold_skipped` so that the optimizer
             before this link forgets the step too.
 
     Returns:
@@ -79,11 +90,12 @@ def error_feedback(
         residual is float32 whatever the parameters are.
 
     Raises:
-        ValueError: if an argument is out of range, or, in `update`, if `axis_name` is not bound.
+        ValueError: if an argument is out of range or excludes another; in `init`, for complex parameters; in
+            `update`, if `axis_name` is not bound or the updates do not have the residual's shapes.
 
     References:
         An Xu and Heng Huang, `Detached Error Feedback for Distributed SGD with Random Sparsification
-        <https://proceedings.mlr.press/v162/xu22a.html>`_, ICML 2022, Algorithm 1.
+        <https://proceedings.mlr.press/v162/xu22c.html>`_, ICML 2022, Algorithm 1.
 
     >>> import jax, jax.numpy as jnp, optax, def_jax
     >>> optimizer = optax.chain(
@@ -99,62 +111,51 @@ def error_feedback(
     check_compressor(compressor)
     check_axis_name(axis_name)
     check_seed(seed)
-    check_wire_dtype(wire_dtype)
-    check_flag('skip_nonfinite', skip_nonfinite)
-    if not isinstance(average_every, int) or isinstance(average_every, bool) or average_every < 0:
-        raise ValueError(f'{average_every=} must be an integer >= 0: a number of steps, 0 for never.')
-    automatic = isinstance(detach, str) and detach == 'auto'
-    _check_detach(detach, automatic, wire_dtype)
+    options = beyond.options(
+        axis_name,
+        detach=detach,
+        every=every,
+        decay=decay,
+        outer=outer,
+        average_every=average_every,
+        wire_dtype=wire_dtype,
+        skip_nonfinite=skip_nonfinite,
+    )
+    first_detach = 1.0 if isinstance(detach, str) else detach
 
     def init_fn(params) -> ErrorFeedbackState:
+        check_params(params)
         return ErrorFeedbackState(
             step=jnp.zeros((), jnp.uint32),
             key=shared_key(seed),
             residual=jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),  # line 2
-            detach=jnp.float32(1) if automatic else jnp.asarray(detach, jnp.float32),
-            energy=jnp.zeros(2, jnp.float32),
-            skipped=jnp.zeros((), jnp.uint32),
+            detach=jnp.asarray(first_detach, jnp.float32),
+            extra=options.init(params),
         )
 
-    def average(message, selection, energy):
-        if automatic:
-            return average_and_estimate(message, selection, energy, axis_name)
-        return pmean(message, axis_name).astype(jnp.float32), {'detach': jnp.asarray(detach, jnp.float32)}
+    def pend(updates, residual, taken=True):
+        check_updates(updates, residual)
+        return jax.tree.map(lambda u, r: u.astype(jnp.float32) + options.carry(r, taken), updates, residual)
 
     def update_fn(updates, state, params=None):
         del params
-        pending = jax.tree.map(_pending, updates, state.residual)  # line 7
+        pending = pend(updates, state.residual)  # line 7
         selection = compressor(state.key, state.step, pending)
-        taken = selection.take(pending)
-        if skip_nonfinite:
-            taken = jnp.where(_all_finite(updates), taken, jnp.nan)
-        # The rest is what rounding takes from the message; zeros for float32, which the barrier hides: XLA
-        # thus writes the new residual over the old one when the message has been taken, and copies nothing.
-        message = lax.optimization_barrier(taken.astype(wire_dtype))
-        rest = taken - message.astype(jnp.float32)
-        mean, estimate = average(message, selection, state.energy)  # line 9
-        new_state = state._replace(step=state.step + 1, residual=None, **estimate)
-        if skip_nonfinite:
-            pending, rest, mean, new_state = _taken_or_skipped(
-                updates, state, selection, rest, mean, new_state
-            )
-        residual = selection.replace(pending, rest)  # line 8: p - C(p)
-        if average_every:
-            due = (new_state.step % average_every == 0) & (new_state.step != state.step)
-            residual = _average_if(due, residual, axis_name)
-        return selection.place(mean, updates), new_state._replace(residual=residual)  # line 10
-
-    return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _check_detach(detach: Any, automatic: bool, wire_dtype: DTypeLike) -> None:
-    if not automatic:
-        check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice")
-    elif jnp.dtype(wire_dtype).itemsize < 4 and jnp.finfo(wire_dtype).nexp < 8:
-        raise ValueError(
-            f"{wire_dtype=} is too narrow for the squared norm that detach='auto' sends. Use float32 or "
-            'bfloat16, or a number for detach.'
+        block = selection.take(pending)  # line 8: C(p)
+        after = state._replace(
+            step=state.step + 1, detach=jnp.asarray(first_detach, jnp.float32), residual=None
         )
+        step = beyond.Step(updates, state, after, pend, pending, selection)
+        # What stays behind of the block is what rounding takes from the message: zeros, which the barrier
+        # hides. XLA thus writes the new residual over the old one after the message is taken, and copies
+        # nothing.
+        message = lax.optimization_barrier(options.encode(block, step))
+        step = step._replace(rest=block - message[: block.size].astype(jnp.float32))
+        mean, step = options.decode(pmean(message, axis_name), step)  # line 9
+        residual = selection.replace(step.pending, step.rest)  # line 8: p - C(p)
+        return selection.place(mean, updates), step.after._replace(residual=residual)  # line 10
+
+    return optax.GradientTransformation(init_fn, options.wrap(update_fn, pend))
 
 
 def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
@@ -170,7 +171,7 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
         is the identity and it does not matter whether a loss calls this inside or is called with it.
 
     Raises:
-        ValueError: if `opt_state` holds no residual.
+        ValueError: if `opt_state` holds no residual, or one of other shapes than `params`.
 
     Source: Algorithm 1, line 6.
 
@@ -197,7 +198,9 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
         y, a pytree like `params`, the same on all workers.
 
     Raises:
-        ValueError: if `opt_state` holds no residual, or `axis_name` is not bound.
+        ValueError: if `opt_state` holds no residual, or one of other shapes than `params`, or `axis_name`
+            is not
+            bound.
 
     Source: Algorithm 1, line 13; by Eq. 8 y moves by the mean update of the workers at every step.
 
@@ -212,83 +215,42 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     return params
 
 
-def choose(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
-    """One of two trees of the same structure, leaf by leaf."""
-    return jax.tree.map(functools.partial(jnp.where, condition), yes, no)
-
-
-def _pending(update: jax.Array, residual: jax.Array) -> jax.Array:
-    return update.astype(jnp.float32) + residual
-
-
-def _taken_or_skipped(
-    updates: PyTree,
-    state: ErrorFeedbackState,
-    selection: Selection,
-    rest: jax.Array,
-    mean: jax.Array,
-    new_state: PyTree,
-) -> tuple[PyTree, jax.Array, jax.Array, PyTree]:
-    """What is pending, the rest of the block, the mean and the new state; of a step that all workers skip,
-    as if nothing were pending but the old residual, and nothing of it were sent.
-    """
-    finite = _all_finite(mean)
-    held = state._replace(skipped=state.skipped + 1, residual=None)
-    nothing = (selection.take(state.residual), jnp.zeros_like(mean), held)
-    rest, mean, new_state = choose(finite, (rest, mean, new_state), nothing)
-    # To choose between what is pending and the residual would keep both in memory; this choice is made
-    # while the residual is updated in place. r + -0.0 is r, bit for bit.
-    taken = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), updates)
-    return jax.tree.map(_pending, taken, state.residual), rest, mean, new_state
-
-
-def _all_finite(tree: PyTree) -> jax.Array:
-    """Whether every number of the tree is finite, at the speed of memory.
-
-    The bits of |x|, as an integer, are below those of infinity. XLA for CPUs fuses a reduction with what
-    computes x only over a leading axis of at most 32, where it needs no tree of partial results; a sum, a
-    conjunction, or a maximum over more would first write all of x to memory.
-    """
-
-    def largest(leaf):
-        bits = lax.bitcast_convert_type(jnp.abs(leaf.astype(jnp.float32)), jnp.int32)
-        rows = bits.reshape(math.gcd(leaf.size, 32), -1)
-        return rows.max(axis=0, initial=0).max(initial=0)
-
-    infinity = np.float32(np.inf).view(np.int32)
-    return jnp.all(jnp.array([largest(leaf) for leaf in jax.tree.leaves(tree)], jnp.int32) < infinity)
-
-
-def _average_if(due: jax.Array, residual: PyTree, axis_name: AxisName) -> PyTree:
-    """SAEF: replaces the residual by its mean over workers when it is time."""
-
-    def average(residual):
-        # Adding 0·r lets the mean vary over workers, as the other branch does: shard_map's types demand it.
-        return jax.tree.map(lambda r, mean: mean + 0 * r, residual, pmean(residual, axis_name))
-
-    return lax.cond(due, average, lambda residual: residual, residual)
-
-
 def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
     """The states of `error_feedback` anywhere in `opt_state`; a ValueError in the caller's name for none."""
-    states = [node for node in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(node)]
-    if not states:
+    states = [state for state in link_states(opt_state) if isinstance(state, ErrorFeedbackState)]
+    if states:
+        _check_disjoint(states, caller)
+        return states
+    if optax.tree.get_all_with_path(opt_state, 'residual'):
         raise ValueError(
-            f'{caller}: opt_state holds no residual. Pass the state of a chain that ends in '
-            'def_jax.error_feedback(...), as returned by optimizer.init or optimizer.update.'
+            f'{caller}: opt_state holds no residual of error_feedback, but a field of that name: it was '
+            'restored without a target. Restore it into the structure of optimizer.init(params): give '
+            'the checkpointer that state as its target, or use jax.tree.unflatten.'
         )
-    return states
+    raise ValueError(
+        f'{caller}: opt_state holds no residual. Pass the state of a chain that ends in '
+        'def_jax.error_feedback(...), as returned by optimizer.init or optimizer.update.'
+    )
 
 
-def is_state(node: Any) -> bool:
-    """Whether a node of an optimizer's state is that of `error_feedback`."""
-    return isinstance(node, ErrorFeedbackState)
+def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:
+    seen: set[str] = set()
+    for state in states:
+        paths = {
+            jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.residual)
+        }
+        if both := sorted(seen & paths):
+            raise ValueError(
+                f'{caller}: two error_feedback links act on {both[0] or "the parameters"}. Keep one of '
+                'them, or give each its own tensors with optax.masked or optax.multi_transform.'
+            )
+        seen |= paths
 
 
 def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
     """The residual in the structure of params: unflattened after `optax.flatten`."""
     leaves, treedef = jax.tree.flatten(params)
-    if isinstance(residual, jax.Array):
+    if isinstance(residual, jax.Array) and not isinstance(params, jax.Array):
         parts = split(residual.reshape(-1), [leaf.size for leaf in leaves])
         return jax.tree.unflatten(
             treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
@@ -297,6 +259,8 @@ def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
 
 
 def _add(params: PyTree, residual: PyTree, scale: Any) -> PyTree:
+    check_updates(params, residual, 'params')
+
     def add(x, r):
         masked = isinstance(r, optax.MaskedNode)  # optax.masked: this leaf is not communicated here
         return x if masked else (x + scale * r).astype(x.dtype)

@@ -5,12 +5,15 @@ and DEF-A; what separates them in the paper's tables is the point that is evalua
 """
 
 import dataclasses
+import inspect
+from collections.abc import Callable
 from typing import Any, Literal
 
 import optax
 
 from def_jax import compressors
 from def_jax.baselines.ef21 import ef21
+from def_jax.beyond.averaging import Averaging
 from def_jax.checks import look_up
 from def_jax.collectives import AxisName, all_reduce_mean
 from def_jax.error_feedback import error_feedback
@@ -62,37 +65,38 @@ class Method:
         ours = (self.kind, self.detach, self.single_worker)
         return {m.answer: m.title for m in METHODS.values() if (m.kind, m.detach, m.single_worker) == ours}
 
-    def compressor(
-        self,
-        ratio: float,
-        granularity: str = 'tensor',
-        order: str = 'random',
-        allocation: str = 'proportional',
-    ) -> compressors.Compressor:
+    def compressor(self, ratio: float, granularity: str = 'tensor', **options: Any) -> compressors.Compressor:
         """The compressor that this method uses at `ratio`.
 
         Args:
             ratio: one element in so many is sent; methods that send all ignore it.
             granularity: what is drawn at random: 'tensor', a block of every tensor; 'model', a block of the
                 whole model; 'element', single elements of every tensor, `random_k`.
-            order: in which blocks are sent, see `random_block`; random elements have none.
-            allocation: how long the blocks are, see `random_block`; random elements have none.
+            **options: more options of `random_block`, such as `order`; random elements have none.
 
         Returns:
             The compressor.
 
         Raises:
             ValueError: if an argument is out of range.
+
+        >>> compressor = METHODS['def'].compressor(64, order='shuffled')
         """
+        if granularity not in ('tensor', 'model', 'element'):
+            raise ValueError(
+                f"{granularity=} must be 'tensor' (a block of every tensor), 'model' (one of the whole "
+                "model) or 'element' (random elements)."
+            )
+        if granularity == 'element':
+            _check_unused(options, compressors.random_block, f'{granularity=} draws single elements')
+            chosen = compressors.random_k(ratio)
+        else:
+            chosen = compressors.random_block(ratio, granularity=granularity, **options)
         if self.kind == 'dense':
             return compressors.identity()
-        if self.single_worker:
-            return compressors.scaled(1 / ratio)
-        if granularity == 'element':
-            return compressors.random_k(ratio)
-        return compressors.random_block(ratio, granularity=granularity, order=order, allocation=allocation)
+        return compressors.scaled(1 / ratio) if self.single_worker else chosen
 
-    def links(
+    def optimizer(
         self,
         local: optax.GradientTransformation,
         shared: optax.GradientTransformation,
@@ -103,12 +107,13 @@ class Method:
         average_every: int = 0,
         seed: int = 0,
         **options: Any,
-    ) -> tuple[list[optax.GradientTransformation], int]:
-        """The links of the optimizer's chain, in order, and the position of the one that communicates.
+    ) -> optax.GradientTransformation:
+        """The optimizer's chain, with what communicates at its place.
 
         Args:
             local: what is done to the gradient first, e.g. weight decay.
-            shared: the optimizer proper, e.g. momentum SGD.
+            shared: the optimizer proper, e.g. momentum SGD. Before error feedback it is local to the worker;
+                otherwise it follows what communicates, and is the same on all workers.
             axis_name: the axis over workers.
             compressor: what is sent; see `compressor`.
             detach: λ or 'auto', where the method leaves it free.
@@ -117,32 +122,43 @@ class Method:
             **options: more options of `error_feedback`, for the methods that use it.
 
         Returns:
-            The links and the position. The states of links before the position differ between workers,
-            those after it do not.
+            The chain.
 
         Raises:
-            ValueError: if an argument is out of range.
+            ValueError: if an argument is out of range, or of no use to the method.
 
         >>> from def_jax import METHODS, random_block
-        >>> links, position = METHODS['ef'].links(
+        >>> optimizer = METHODS['ef'].optimizer(
         ...     optax.add_decayed_weights(5e-4), optax.sgd(0.1), 'workers', random_block(256))
-        >>> optimizer, position = optax.chain(*links), position
-        >>> position
-        2
         """
-        if self.kind == 'dense':
-            return [local, all_reduce_mean(axis_name), shared], 1
-        if self.kind == 'ef21':
-            return [local, ef21(compressor, axis_name, seed=seed), shared], 1
-        link = error_feedback(
-            compressor,
-            axis_name,
-            seed=seed,
-            detach=detach if self.detach is None else self.detach,
-            average_every=average_every if self.averages else 0,
-            **options,
-        )
-        return [local, shared, link], 2
+        if isinstance(detach, str) and not self.detach_is_free:
+            raise ValueError(
+                f'{detach=} chooses λ, but {self.title} fixes it or has none. Give it a number, or use DEF.'
+            )
+        Averaging(average_every, axis_name)  # checks it, though not every method averages
+        if self.kind == 'error_feedback':
+            link = error_feedback(
+                compressor,
+                axis_name,
+                seed=seed,
+                detach=detach if self.detach is None else self.detach,
+                average_every=average_every if self.averages else 0,
+                **options,
+            )
+            return optax.chain(local, shared, link)
+        _check_unused(options, error_feedback, f'{self.title} has no error feedback')
+        link = all_reduce_mean(axis_name) if self.kind == 'dense' else ef21(compressor, axis_name, seed=seed)
+        return optax.chain(local, link, shared)
+
+
+def _check_unused(options: dict[str, Any], function: Callable, reason: str) -> None:
+    """Raises ValueError where an option of `function` that has no effect is not at its default."""
+    parameters = inspect.signature(function).parameters
+    for name, value in options.items():
+        default = parameters[name].default
+        shown = getattr(default, '__name__', default)  # of a dtype, its name
+        if value not in (default, shown):
+            raise ValueError(f'{name}={value!r} has no effect, since {reason}. Set {name}={shown}.')
 
 
 METHODS: dict[str, Method] = {

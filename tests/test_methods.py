@@ -17,7 +17,7 @@ RATIO, MOMENTUM, WEIGHT_DECAY, DETACH, PERIOD = 4, 0.9, 0.05, 0.3, 3
 def trained(name, num_workers, granularity='tensor', average_every=0):
     """The method's points after 0, ..., T steps: each [K, T + 1, d]."""
     method = def_jax.get_method(name)
-    links, _ = method.links(
+    optimizer = method.optimizer(
         optax.add_decayed_weights(WEIGHT_DECAY),
         optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=MOMENTUM),
         'workers',
@@ -25,7 +25,7 @@ def trained(name, num_workers, granularity='tensor', average_every=0):
         detach=DETACH,
         average_every=average_every,
     )
-    optimizer, feeds_back = optax.chain(*links), method.kind == 'error_feedback'
+    feeds_back = method.kind == 'error_feedback'
 
     def points(params, state):
         found = {'x': params}

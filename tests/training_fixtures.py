@@ -20,7 +20,7 @@ import rich.console
 
 from configs import digits
 from def_jax import models
-from def_jax.data import in_memory, prefetch
+from def_jax.data import augmentation, in_memory, prefetch
 from def_jax.training import experiment, loop, metrics, steps
 from def_jax.training.checkpointing import checkpoints, regrouping
 
@@ -51,7 +51,10 @@ _OUTPUT_KEYS = {
     'check_replicas_every',
 }
 _RELEVANT_KEYS = {
-    'make_init': ('model', 'method', 'detach', 'num_workers', 'workers_per_device', 'seed'),
+    'make_init': (
+        *('model', 'method', 'detach', 'auto_detach', 'skip_nonfinite'),
+        *('num_workers', 'workers_per_device', 'seed'),
+    ),
     'make_eval_step': ('num_workers', 'workers_per_device'),
 }
 
@@ -112,7 +115,7 @@ def tiny_network(tmp_path_factory):
     with (
         mock.patch.dict(models.MODELS, vgg_digits=_tiny_vgg),
         mock.patch.multiple(steps, **_makers),
-        mock.patch.object(in_memory, 'augment', _counting(in_memory.augment)),
+        mock.patch.object(augmentation, 'augment', _counting(augmentation.augment)),
     ):
         yield data_dir
 

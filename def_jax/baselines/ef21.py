@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.checks import check_compressor, check_seed
+from def_jax.checks import check_compressor, check_params, check_seed
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key
 
@@ -23,6 +23,11 @@ class EF21State(NamedTuple):
     key: jax.Array  # uint32 [2], shared by all workers: it picks the blocks
     local: PyTree  # like params, float32: g_k, worker k's estimate of its own gradient
     mean: PyTree  # like params, float32: g = mean_k g_k
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        """The fields that differ between workers, see `ownership`."""
+        return ('local',)
 
 
 def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax.GradientTransformation:
@@ -60,6 +65,8 @@ def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax
     check_seed(seed)
 
     def init_fn(params) -> EF21State:
+        check_params(params)
+
         def zeros():
             return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
 

@@ -1,54 +1,73 @@
 """The best λ, estimated from the messages: what `error_feedback(..., detach='auto')` uses.
 
-Eq. 9, the distance of the detached points from y, is least at λ*(t) = ‖e_t‖² / mean_k ‖e_k‖². The paper
+Eq. 9, the distance of the detached points from y, is smallest at λ*(t) = ‖e_t‖² / mean_k ‖e_k‖². The paper
 calls that impractical, as e_t, the mean of the workers' errors, is unknown. But the block that is averaged at
 each step is a sample of it: the squared norm of the averaged message estimates ‖e_t‖², and the mean squared
-norm of the messages mean_k ‖e_k‖². The former is known to all workers after the all-reduce, the latter
+norm of the messages mean_k ‖e_k‖². The former is known to all workers after the all-reduce; the latter
 travels with it as one more element.
 
-The block that is sent has waited longer than the rest. An error of age t is a sum of t updates; what they
-share between workers (signal) adds up to t², what differs (noise) to t:
+The block that is sent has waited longer than the rest. An error of age t is a sum of t updates. What they
+share between workers (signal) grows as t², what differs (noise) as t:
 
     mean_k ‖e_k‖² = signal + noise          ‖e_t‖² = signal + noise / K
 
 Two equations for two unknowns; each is then scaled from the age of the block to the ages of the residual, by
-`block_orders.AGE_SHARES`.
+`orders.AGE_SHARES`.
 """
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from def_jax.collectives import AxisName, num_workers, pmean
-from def_jax.compressors import Selection
+from def_jax.beyond.base import Option, Step
+from def_jax.checks import check_number
+from def_jax.collectives import AxisName, num_workers
 
-__all__ = ['average_and_estimate', 'best_detach']
+PyTree = Any
 
-_MEMORY = 0.98  # what an estimate keeps of itself a step: the mean of about fifty messages
+__all__ = ['DetachEstimate', 'best_detach']
+
+_MEMORY = 0.98  # weight of the past in the running means, which average about fifty messages
 
 
-def average_and_estimate(
-    message: jax.Array, selection: Selection, energy: jax.Array, axis_name: AxisName
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The mean message, and what the state of `error_feedback` learns from it.
+class DetachEstimate(Option):
+    """Sets λ after every step. Adds to the state, float32 [2], `energy`: running means of
+    ‖mean_k message‖² and mean_k ‖message‖², scaled from the message to all coordinates; zeros at first, which
+    cancel in their ratio.
 
-    Args:
-        message: worker k's, a float type [B].
-        selection: which coordinates it holds.
-        energy: float32 [2], running means of ‖mean_k message‖² and mean_k ‖message‖², scaled from the
-            message to all coordinates; zeros at first, which their ratio does not see.
-        axis_name: the axis over workers.
-
-    Returns:
-        The mean over workers, float32 [B], and the new `energy` and `detach`.
+    Raises:
+        ValueError: unless `detach` is a number in [0, 1] or 'auto'; if it is 'auto' and `wire_dtype`, a
+            float type,
+            overflows on the squared norm of a message.
     """
-    own_energy = selection.energy(message.astype(jnp.float32)).astype(message.dtype)
-    averaged = pmean(jnp.append(message, own_energy), axis_name).astype(jnp.float32)
-    mean = averaged[:-1]
-    energy = _MEMORY * energy + (1 - _MEMORY) * jnp.stack([selection.energy(mean), averaged[-1]])
-    detach = best_detach(energy, num_workers(axis_name), selection.age_shares)
-    return mean, {'energy': energy, 'detach': detach}
+
+    def __init__(self, detach: float | Literal['auto'], axis_name: AxisName, wire_dtype: DTypeLike):
+        self.wanted, self._axis_name = isinstance(detach, str) and detach == 'auto', axis_name
+        if not self.wanted:
+            check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice; or 'auto'")
+        elif jnp.dtype(wire_dtype).itemsize < 4 and jnp.finfo(wire_dtype).nexp < 8:
+            raise ValueError(
+                f"{wire_dtype=} is too narrow for the squared norm that detach='auto' sends. Use float32 or "
+                'bfloat16, or a number for detach.'
+            )
+
+    def init(self, params: PyTree) -> dict[str, PyTree]:
+        del params
+        return {'energy': jnp.zeros(2, jnp.float32)}
+
+    def encode(self, message: jax.Array, step: Step) -> jax.Array:
+        energy = step.selection.energy(message.astype(jnp.float32))
+        return jnp.append(message, energy.astype(message.dtype))
+
+    def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
+        mean, own_energy = mean[:-1].astype(jnp.float32), mean[-1].astype(jnp.float32)
+        measured = jnp.stack([step.selection.energy(mean), own_energy])
+        energy = _MEMORY * step.before.extra['energy'] + (1 - _MEMORY) * measured
+        detach = best_detach(energy, num_workers(self._axis_name), step.selection.age_shares)
+        return mean, step._replace(after=step.after._replace(detach=detach)).keep(energy=energy)
 
 
 def best_detach(energy: jax.Array, num_workers: int, age_shares: Sequence[float]) -> jax.Array:

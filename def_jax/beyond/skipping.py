@@ -1,20 +1,67 @@
-"""A chain that forgets a step which its error feedback skipped."""
+"""Steps with NaN or infinity: all workers skip them together."""
+
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import lax
 
-from def_jax.error_feedback import choose, feedback_states, is_state
+from def_jax.beyond.base import Option, Step
+from def_jax.checks import check_flag
+from def_jax.ownership import is_link, link_states
 
-__all__ = ['hold_skipped']
+PyTree = Any
+
+__all__ = ['Skipping', 'hold_skipped']
+
+
+class Skipping(Option):
+    """Drops a step in which any worker's update holds NaN or infinity. Adds `skipped` to the state, uint32
+    [].
+
+    NaN is signalled in-band, at no extra cost: a worker whose update is not finite sends a message of NaN,
+    and all workers see it in the mean.
+
+    Raises:
+        ValueError: unless `skip_nonfinite` is True or False.
+    """
+
+    def __init__(self, skip_nonfinite: bool):
+        check_flag('skip_nonfinite', skip_nonfinite)
+        self.wanted = bool(skip_nonfinite)
+
+    def init(self, params: PyTree) -> dict[str, PyTree]:
+        del params
+        return {'skipped': jnp.zeros((), jnp.uint32)}
+
+    def encode(self, message: jax.Array, step: Step) -> jax.Array:
+        return jnp.where(_all_finite(step.updates), message, jnp.nan)
+
+    def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
+        """Where the mean is not finite, the step as if nothing were pending but the old residual, and none of
+        it were sent."""
+        finite = _all_finite(mean)
+        residual = step.before.residual
+        skipped = step.before.extra['skipped']
+        held = step.before._replace(residual=None, extra=step.before.extra | {'skipped': skipped + 1})
+        dropped = (jnp.zeros_like(mean), step.selection.take(residual), held)
+        mean, rest, after = optax.tree.where(finite, (mean, step.rest, step.after), dropped)
+        # Choosing between `pending` and the residual would keep both in memory; this choice is made while the
+        # residual is updated in place. r + -0.0 is r, bit for bit.
+        updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), step.updates)
+        pending = step.pend(updates, residual, taken=finite)
+        return mean, step._replace(pending=pending, rest=rest, after=after)
 
 
 def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, except that a step which its `error_feedback` skips leaves all of its state as it was.
+    """The optimizer, but a step that its `error_feedback` skips leaves the whole state as it was.
 
-    Without it a NaN that `skip_nonfinite` keeps from the parameters stays in the momentum. Each of several
-    `error_feedback`s in one chain (`optax.multi_transform`) decides for its own tensors; if one of them
-    skips, the state of the other links is held.
+    Without it a NaN that `skip_nonfinite` keeps from the parameters stays in the momentum. Where a chain
+    holds several `error_feedback` links (`optax.multi_transform`), each decides for its own tensors; if one
+    of them skips, the state of the other transformations is held.
 
     Args:
         optimizer: a chain that holds `error_feedback(..., skip_nonfinite=True)`.
@@ -23,7 +70,7 @@ def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTrans
         An `optax.GradientTransformationExtraArgs` with the same state.
 
     Raises:
-        ValueError: in `update`, if the state holds no residual.
+        ValueError: in `update`, if no `error_feedback` in the state skips steps.
 
     >>> import jax.numpy as jnp, optax, def_jax
     >>> optimizer = def_jax.hold_skipped(optax.chain(
@@ -38,12 +85,39 @@ def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTrans
 
     def update_fn(updates, state, params=None, **extra_args):
         updates, new_state = optimizer.update(updates, state, params, **extra_args)
-        before, after = (feedback_states(s, 'hold_skipped') for s in (state, new_state))
-        taken = jnp.all(jnp.array([b.skipped == a.skipped for b, a in zip(before, after, strict=True)]))
+        taken = jnp.array(_counts(state)) == jnp.array(_counts(new_state))
 
         def hold(new, old):  # error_feedback has chosen already, and its count goes on
-            return new if is_state(new) else choose(taken, new, old)
+            return new if is_link(new) else optax.tree.where(jnp.all(taken), new, old)
 
-        return updates, jax.tree.map(hold, new_state, state, is_leaf=is_state)
+        return updates, jax.tree.map(hold, new_state, state, is_leaf=is_link)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update_fn)
+
+
+def _counts(opt_state: PyTree) -> list[jax.Array]:
+    extras = [getattr(state, 'extra', {}) for state in link_states(opt_state)]
+    counts = [extra['skipped'] for extra in extras if 'skipped' in extra]
+    if not counts:
+        raise ValueError(
+            'hold_skipped: opt_state holds no residual of a def_jax.error_feedback that skips steps. Wrap a '
+            'chain that ends in def_jax.error_feedback(..., skip_nonfinite=True).'
+        )
+    return counts
+
+
+def _all_finite(tree: PyTree) -> jax.Array:
+    """Whether every number of the tree is finite, at the speed of memory.
+
+    The bits of |x|, as an integer, are below those of infinity. XLA for CPUs fuses a reduction with what
+    computes x only over a leading axis of at most 32, where it needs no tree of partial results; a sum, a
+    conjunction, or a maximum over more would first write all of x to memory.
+    """
+
+    def largest(leaf):
+        bits = lax.bitcast_convert_type(jnp.abs(leaf.astype(jnp.float32)), jnp.int32)
+        rows = bits.reshape(math.gcd(leaf.size, 32), -1)
+        return rows.max(axis=0, initial=0).max(initial=0)
+
+    infinity = np.float32(np.inf).view(np.int32)
+    return jnp.all(jnp.array([largest(leaf) for leaf in jax.tree.leaves(tree)], jnp.int32) < infinity)

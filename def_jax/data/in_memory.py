@@ -1,28 +1,25 @@
-"""Data sets in memory, batches as pure functions of the step, and augmentation on the device.
+"""Data sets in memory, with batches that are pure functions of the step.
 
-The data sets are small, so they are read once, as arrays. A training batch depends on the seed and
-the step alone: an interrupted run resumes at any step with no iterator to save.
+They are small, so they are read once, as arrays. A training batch depends on the seed and the step
+alone: an interrupted run resumes at any step with no iterator to save.
 """
 
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from def_jax.data.catalogue import DatasetSpec, get_dataset_spec
 
 __all__ = [
     'Split',
-    'augment',
     'epoch_permutation',
     'load_dataset',
-    'standardise',
     'steps_per_epoch',
     'test_batches',
     'train_batch',
@@ -47,6 +44,14 @@ class Split:
     def first(self, count: int) -> 'Split':
         """The split's first `count` examples."""
         return Split(self.images[:count], self.labels[:count])
+
+    def train_batches(self, *, first_step: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
+        """The batches of `first_step` and of all later steps; the options are those of `train_batch`."""
+        return (train_batch(self, step=step, **options) for step in itertools.count(first_step))
+
+    def test_batches(self, **options: Any) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over the split, see the function `test_batches`."""
+        return test_batches(self, **options)
 
 
 def load_dataset(
@@ -269,72 +274,3 @@ def check_batch_size(batch_size: int, num_workers: int) -> None:
     if batch_size < 1 or batch_size % num_workers:
         nearest = max(1, round(batch_size / num_workers)) * num_workers
         raise ValueError(f'{batch_size=} must be a multiple of {num_workers=}; the nearest is {nearest}.')
-
-
-def augment(key: jax.Array, images: jax.Array, spec: DatasetSpec) -> jax.Array:
-    """Crops and mirrors each image at random, then standardises: the training images.
-
-    The image is padded with zero pixels, as torchvision's `RandomCrop` does, so that what is
-    padded becomes -mean / std.
-
-    Args:
-        key: a PRNG key; workers that share it crop alike.
-        images: uint8 [B, H, W, C].
-        spec: the data set's description; static under `jax.jit`.
-
-    Returns:
-        float32 [B, H, W, C].
-
-    Raises:
-        ValueError: if the images do not fit the description.
-
-    >>> images = np.zeros((4, 8, 8, 1), np.uint8)
-    >>> augment(jax.random.key(0), images, get_dataset_spec('digits')).shape
-    (4, 8, 8, 1)
-    """
-    _check_images(images, spec)
-    padding = spec.crop_padding
-    crop_key, flip_key = jax.random.split(key)
-    corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
-    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-
-    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), spec.image_shape)
-
-    images = jax.vmap(crop)(padded, corners)
-    if spec.flip:
-        flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
-        images = jnp.where(flipped, images[:, :, ::-1], images)
-    return standardise(images, spec)
-
-
-def standardise(images: jax.Array, spec: DatasetSpec) -> jax.Array:
-    """Scales pixels to mean 0 and standard deviation 1 over the data set: the test images.
-
-    Args:
-        images: uint8 [B, H, W, C].
-        spec: the data set's description; static under `jax.jit`.
-
-    Returns:
-        float32 [B, H, W, C].
-
-    Raises:
-        ValueError: if the images do not fit the description.
-
-    >>> images = np.full((1, 8, 8, 1), 255, np.uint8)
-    >>> round(float(standardise(images, get_dataset_spec('digits')).max()), 2)
-    2.02
-    """
-    _check_images(images, spec)
-    mean, std = jnp.float32(spec.mean), jnp.float32(spec.std)
-    return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
-
-
-def _check_images(images: jax.Array, spec: DatasetSpec) -> None:
-    """Raises ValueError for images that would be scaled or broadcast wrongly."""
-    if images.dtype != np.uint8 or images.shape[1:] != spec.image_shape:
-        wanted = f'uint8 [B, {", ".join(map(str, spec.image_shape))}]'
-        raise ValueError(
-            f'{images.dtype=}, {images.shape=} must be {wanted} for data set {spec.name!r}, '
-            'the pixels as they were loaded.'
-        )

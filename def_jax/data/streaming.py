@@ -27,7 +27,7 @@ from def_jax.data.catalogue import DATASETS, DatasetSpec
 __all__ = ['IMAGENET', 'StreamedSplit', 'open_dataset', 'test_batches', 'train_batches']
 
 # Images are cropped here, since they differ in size, and mirrored and standardised on the device, by
-# `in_memory.augment`, as those of every data set.
+# `augmentation.augment`, as those of every data set.
 IMAGENET = DATASETS['imagenet2012']
 
 _ATTEMPTS = 10  # to draw a crop that fits the image
@@ -56,6 +56,14 @@ class StreamedSplit:
     def first(self, count: int) -> 'StreamedSplit':
         """The split's first `count` examples."""
         return dataclasses.replace(self, size=count)
+
+    def train_batches(self, **options: Any) -> Iterator[dict[str, np.ndarray]]:
+        """The batches of a first step and of all later steps, see the function `train_batches`."""
+        return train_batches(self, **options)
+
+    def test_batches(self, **options: Any) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over the split, see the function `test_batches`."""
+        return test_batches(self, **options)
 
 
 def open_dataset(
@@ -126,7 +134,7 @@ def train_batches(
     """Returns the training batches of `first_step` and of all later steps; they are read ahead.
 
     Each image is cropped to a part of random area, 8 to 100 %, and random aspect ratio, 3/4 to 4/3, and
-    resized, as torchvision's `RandomResizedCrop` does. `in_memory.augment` does the rest.
+    resized, as torchvision's `RandomResizedCrop` does. `augmentation.augment` does the rest.
 
     Args:
         split: the training split.

@@ -1,4 +1,8 @@
-"""Checks a configuration before anything is written: every key known, every value possible."""
+"""Checks a configuration before anything is written: every key known, every value possible.
+
+Keys that are arguments of the library are checked by the library alone: its optimizer is put together, and
+what it says of an argument is said of the key.
+"""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -7,11 +11,11 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from def_jax.checks import nearest
-from def_jax.compressors.allocations import ALLOCATIONS
-from def_jax.compressors.orders import ORDERS
 from def_jax.data.catalogue import DATASETS
-from def_jax.methods import METHODS
+from def_jax.data.in_memory import check_batch_size
+from def_jax.methods import METHODS, get_method
 from def_jax.models import MODELS
+from def_jax.training.optimizer import LIBRARY_KEYS, make_optimizer
 
 __all__ = ['FIELDS', 'check_config']
 
@@ -38,17 +42,12 @@ def _one_of(names: Iterable[str]) -> Field:
     return Field((str,), lambda value: value in names, f'one of {", ".join(names)}', names)
 
 
+_LIBRARY = Field((object,), lambda value: True, 'what def_jax.random_block or error_feedback takes')
+
 FIELDS: dict[str, Field] = {
     'method': _one_of(METHODS),
-    'ratio': _number(lambda value: value >= 1, 'a number >= 1'),
-    'granularity': _one_of(('tensor', 'model', 'element')),
-    'order': _one_of(ORDERS),
-    'allocation': _one_of(ALLOCATIONS),
-    'detach': _number(lambda value: 0 <= value <= 1, 'a number in [0, 1]'),
+    **dict.fromkeys(LIBRARY_KEYS, _LIBRARY),
     'auto_detach': Field((bool,), lambda value: True, 'True or False'),
-    'average_every': _integer(0),
-    'wire_dtype': _one_of(('float32', 'bfloat16', 'float16')),
-    'skip_nonfinite': Field((bool,), lambda value: True, 'True or False'),
     'num_workers': _integer(1),
     'workers_per_device': _integer(1),
     'fake_devices': Field((bool,), lambda value: True, 'True or False'),
@@ -94,7 +93,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     >>> config.batch_size = 100
     >>> check_config(config)
     Traceback (most recent call last):
-    ValueError: config.batch_size=100 does not divide by config.num_workers=16; the nearest that does is 96.
+    ValueError: config.batch_size=100 must be a multiple of num_workers=16; the nearest is 96.
     """
     for key in config:
         if key not in FIELDS:
@@ -103,55 +102,29 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         if key not in config:
             raise ValueError(f'config.{key} is missing; it must be {field.allowed}.')
         value = config[key]
-        well_typed = isinstance(value, field.types) and (bool in field.types or not isinstance(value, bool))
+        numeric = bool not in field.types and object not in field.types
+        well_typed = isinstance(value, field.types) and not (numeric and isinstance(value, bool))
         if not well_typed or not field.valid(value):
             shown = repr(value).replace('\n', ' ').strip()  # a nested configuration fills several lines
             raise ValueError(f'config.{key}={shown} must be {field.allowed}.{nearest(value, field.names)}')
-    _check_method(config)
+    try:
+        make_optimizer(config, config.learning_rate, 'workers', config.seed)
+        check_batch_size(config.batch_size, config.num_workers)
+    except ValueError as error:
+        # The key auto_detach is what stands for that argument.
+        message = str(error).replace("detach='auto'", 'auto_detach=True')
+        raise ValueError(f'config.{message}') from error
+    _check_workers(config)
+
+
+def _check_workers(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a number of workers that cannot be placed, or that another key has no use for."""
     if config.num_workers % config.workers_per_device:
         raise ValueError(
             f'config.workers_per_device={config.workers_per_device} does not divide config.num_workers='
             f'{config.num_workers}: every device plays the same number of workers.'
         )
-    if config.batch_size % config.num_workers:
-        multiple = max(1, round(config.batch_size / config.num_workers)) * config.num_workers
-        raise ValueError(
-            f'config.batch_size={config.batch_size} does not divide by config.num_workers='
-            f'{config.num_workers}; the nearest that does is {multiple}.'
-        )
-
-
-def _check_method(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for an option that the method, or another option, has no use for."""
-    method = METHODS[config.method]
-    if method.kind != 'error_feedback':
-        for key, default in (('wire_dtype', 'float32'), ('skip_nonfinite', False)):
-            if config[key] != default:
-                raise ValueError(
-                    f'config.{key}={config[key]!r} is an option of error feedback, which config.method='
-                    f'{config.method!r} does not use. Set --config.{key}={default}.'
-                )
-    if config.auto_detach and not method.detach_is_free:
-        raise ValueError(
-            f'config.auto_detach=True chooses λ, but config.method={config.method!r} fixes it or has none. '
-            'Set --config.auto_detach=False, or --config.method=def or def_a.'
-        )
-    if config.auto_detach and config.wire_dtype == 'float16':
-        raise ValueError(
-            "config.wire_dtype='float16' is too narrow for the squared norm that config.auto_detach=True "
-            'sends. Set --config.wire_dtype=bfloat16 or float32.'
-        )
-    if config.granularity == 'element' and config.order != 'random':
-        raise ValueError(
-            f"config.order={config.order!r} orders blocks, but config.granularity='element' draws single "
-            'elements. Set --config.order=random, or --config.granularity=tensor or model.'
-        )
-    if config.granularity != 'tensor' and config.allocation != 'proportional':
-        raise ValueError(
-            f'config.allocation={config.allocation!r} is for a block of every tensor, but config.granularity='
-            f'{config.granularity!r}. Set --config.allocation=proportional, or --config.granularity=tensor.'
-        )
-    if method.single_worker and config.num_workers != 1:
+    if get_method(config.method).single_worker and config.num_workers != 1:
         raise ValueError(
             f'config.method={config.method!r} is defined for one worker, but config.num_workers='
             f'{config.num_workers}. Set --config.num_workers=1, or compare with def_a, its form for several.'

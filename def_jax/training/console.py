@@ -37,8 +37,8 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
         'method': f'{method.title} ({how})',
         'workers': f'{config.num_workers} on {devices}, batch {config.batch_size} in all',
         'model': f'{config.model}, {sent.num_params:,} parameters',
-        'data': f'{config.dataset}, {len(experiment.train):,} training and '
-        f'{len(experiment.test):,} test images',
+        'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and '
+        f'{len(experiment.dataset.test):,} test images',
         'steps': f'{experiment.num_steps:,} in {config.num_epochs} epochs',
         'sent per step': f'{sent.message_size:,} elements, {_bytes(sent.bytes_per_step)} a worker, '
         f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',

@@ -47,7 +47,7 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
     eval_step = steps.make_eval_step(experiment)
 
     def sums(point: str, variables: dict) -> dict[str, np.ndarray]:
-        """Loss, correct answers and images over the test set: [] for a shared model, [K] for own ones."""
+        """Sums over the test set: [] for a shared model, [K] for own ones."""
         ways = 1 if point == 'own' else num_devices
         totals = []
         for batch in experiment.test_batches(IMAGES_PER_DEVICE, ways):
@@ -80,10 +80,10 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
 
 def _figures(point: str, name: str, total: dict[str, np.ndarray]) -> dict[str, float]:
     """The figures of a record from the sums over the test set."""
-    accuracy, loss = total['correct'] / total['count'], total['loss'] / total['count']
-    figures = {f'test_accuracy_{name}': accuracy.mean(), f'test_loss_{name}': loss.mean()}
+    means = {key: value / total['count'] for key, value in total.items() if key != 'count'}
+    figures = {f'test_{key}_{name}': value.mean() for key, value in means.items()}
     if point == 'own':
-        figures[f'test_accuracy_{name}_std'] = accuracy.std()
+        figures |= {f'test_{key}_{name}_std': value.std() for key, value in means.items() if key != 'loss'}
     return {key: float(value) for key, value in figures.items()}
 
 

@@ -1,32 +1,30 @@
-"""What a configuration stands for: the model, the data set, the optimizer chain, the number of steps."""
+"""What a configuration stands for: task, data set, optimizer, workers and number of steps."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 
-from def_jax import compressors, methods
-from def_jax.beyond.skipping import hold_skipped
-from def_jax.data import in_memory, streaming
-from def_jax.data.catalogue import DatasetSpec, get_dataset_spec
+from def_jax import compressors, hold_skipped, methods
+from def_jax.data import in_memory
+from def_jax.data.dataset import Dataset, open_dataset
 from def_jax.launch import processes
 from def_jax.launch.devices import worker_devices
 from def_jax.models import get_model
+from def_jax.tasks.base import Task
+from def_jax.tasks.classification import ImageClassification
 from def_jax.training.configuration import check_config
+from def_jax.training.optimizer import make_compressor, make_optimizer
 
 __all__ = ['DEVICE_AXIS', 'VIRTUAL_AXIS', 'Communication', 'Experiment', 'build']
 
 DEVICE_AXIS = 'workers'
 VIRTUAL_AXIS = 'virtual_workers'
-
-Data = in_memory.Split | streaming.StreamedSplit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,28 +33,18 @@ class Experiment:
 
     config: ml_collections.FrozenConfigDict
     method: methods.Method
-    dataset: DatasetSpec
-    train: Data
-    test: Data
-    model: nn.Module
+    dataset: Dataset
+    task: Task
     schedule: optax.Schedule
-    # From a seed to the links of the optimizer's chain. As a traced seed it enters no compiled program, so
-    # that runs which differ in nothing else share theirs.
-    make_links: Callable[[Any], tuple[optax.GradientTransformation, ...]]
-    communicating_link: int  # position in `links`; later links have the same state on all workers
+    make_optimizer: Callable[[Any], optax.GradientTransformation]  # from a seed, which may be traced
     compressor: compressors.Compressor
     devices: list[jax.Device]
     steps_per_epoch: int
     num_steps: int
 
     @property
-    def links(self) -> tuple[optax.GradientTransformation, ...]:
-        return self.make_links(self.config.seed)
-
-    @property
     def optimizer(self) -> optax.GradientTransformation:
-        chain = optax.chain(*self.links)
-        return hold_skipped(chain) if self.config.skip_nonfinite else chain
+        return self.make_optimizer(self.config.seed)
 
     @property
     def workers_shape(self) -> tuple[int, ...]:
@@ -77,28 +65,22 @@ class Experiment:
     def train_batches(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's batches from `first_step` on, with leading axes `local_workers_shape`; endless."""
         virtual, shape = self.config.workers_per_device, self.local_workers_shape
-        options = {
-            'seed': self.config.seed,
-            'batch_size': self.config.batch_size,
-            'num_workers': self.config.num_workers,
-            'workers': [row * virtual + i for row in self.rows for i in range(virtual)],
-        }
-        if isinstance(self.train, streaming.StreamedSplit):
-            batches = streaming.train_batches(self.train, first_step=first_step, **options)
-        else:
-            split, steps = self.train, itertools.count(first_step)
-            batches = (in_memory.train_batch(split, step=step, **options) for step in steps)
+        batches = self.dataset.train.train_batches(
+            seed=self.config.seed,
+            first_step=first_step,
+            batch_size=self.config.batch_size,
+            num_workers=self.config.num_workers,
+            workers=[row * virtual + i for row in self.rows for i in range(virtual)],
+        )
         for batch in batches:
             yield {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
 
     def test_batches(self, images_per_way: int, ways: int) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over the test images in batches [ways, images_per_way, ...] with a mask.
+        """One pass over the test split in batches [ways, images_per_way, ...] with a mask.
 
         With a way for every device it is this process's rows of them.
         """
-        source = streaming if isinstance(self.test, streaming.StreamedSplit) else in_memory
-        return source.test_batches(
-            self.test,
+        return self.dataset.test.test_batches(
             batch_size=images_per_way * ways,
             num_workers=ways,
             workers=self.rows if ways == len(self.devices) else None,
@@ -120,6 +102,7 @@ class Communication:
     message_size: int  # B
     dense_first: bool = False  # whether the first step sends d in place of B
     average_every: int = 0  # after how many steps d is sent on top; 0 for never
+    every: int = 1  # steps for each message
     element_bytes: int = 4  # of a message's elements
 
     @property
@@ -137,7 +120,7 @@ class Communication:
 
     def megabytes_sent(self, steps: int) -> float:
         """What a worker has sent after `steps` steps."""
-        sent = steps * self.bytes_per_step
+        sent = steps // self.every * self.bytes_per_step
         if self.dense_first and steps:
             sent += self.dense_bytes_per_step - self.bytes_per_step
         if self.average_every:
@@ -153,6 +136,7 @@ class Communication:
             + int(experiment.config.auto_detach),
             dense_first=method.kind == 'ef21',
             average_every=experiment.config.average_every if method.averages else 0,
+            every=experiment.config.every,
             element_bytes=jnp.dtype(experiment.config.wire_dtype).itemsize,
         )
 
@@ -172,56 +156,37 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     """
     check_config(config)
     devices = worker_devices(config.num_workers // config.workers_per_device, fake=config.fake_devices)
-    dataset = get_dataset_spec(config.dataset)
-    load = streaming.open_dataset if dataset.streamed else in_memory.load_dataset
-    train, test = load(dataset, config.data_dir or None)
-    train = _first(train, config.train_images, 'train_images')
-    test = _first(test, config.test_images, 'test_images')
-    steps_per_epoch = in_memory.steps_per_epoch(len(train), config.batch_size)
+    try:
+        dataset = open_dataset(
+            config.dataset,
+            config.data_dir or None,
+            train_images=config.train_images,
+            test_images=config.test_images,
+        )
+        steps_per_epoch = in_memory.steps_per_epoch(len(dataset.train), config.batch_size)
+    except ValueError as error:
+        raise ValueError(f'config.{error}') from error
     num_steps = _num_steps(config, steps_per_epoch)
     schedule = optax.piecewise_constant_schedule(
         config.learning_rate, {round(share * num_steps): 0.1 for share in config.learning_rate_drops}
     )
-    method = methods.get_method(config.method)
-    compressor = method.compressor(config.ratio, config.granularity, config.order, config.allocation)
 
-    def chain(seed):
-        return method.links(
-            optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(schedule, momentum=config.momentum or None),  # None keeps no buffer
-            _axis_name(config),
-            compressor,
-            detach='auto' if config.auto_detach else config.detach,
-            average_every=config.average_every,
-            seed=seed,
-            wire_dtype=config.wire_dtype,
-            skip_nonfinite=config.skip_nonfinite,
-        )
+    def optimizer(seed: Any) -> optax.GradientTransformation:
+        chain = make_optimizer(config, schedule, _axis_name(config), seed)
+        return hold_skipped(chain) if config.skip_nonfinite else chain
 
-    _, communicating_link = chain(config.seed)
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
-        method=method,
+        method=methods.get_method(config.method),
         dataset=dataset,
-        train=train,
-        test=test,
-        model=get_model(config.model, dataset.num_classes),
+        task=ImageClassification(get_model(config.model, dataset.spec.num_classes), dataset.spec),
         schedule=schedule,
-        make_links=lambda seed: tuple(chain(seed)[0]),
-        communicating_link=communicating_link,
-        compressor=compressor,
+        make_optimizer=optimizer,
+        compressor=make_compressor(config),
         devices=devices,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
     )
-
-
-def _first(split: Data, count: int, key: str) -> Data:
-    if count > len(split):
-        raise ValueError(
-            f'config.{key}={count} must be at most {len(split)}, the size of that split; 0 takes all.'
-        )
-    return split.first(count) if count else split
 
 
 def _num_steps(config, steps_per_epoch: int) -> int:

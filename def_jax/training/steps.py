@@ -1,6 +1,5 @@
 """The compiled steps, one program on every worker: initialise, train, evaluate."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +11,9 @@ import optax
 from jax import lax
 
 from def_jax import diagnostics
-from def_jax.baselines.ef21 import EF21State
-from def_jax.data import in_memory
-from def_jax.error_feedback import choose, detached_params, output_params
+from def_jax.error_feedback import detached_params, output_params
 from def_jax.models.layers import STATISTICS_MOMENTUM
+from def_jax.ownership import own_leaves
 from def_jax.training.experiment import DEVICE_AXIS, VIRTUAL_AXIS, Experiment
 
 __all__ = [
@@ -57,13 +55,13 @@ def make_init(experiment: Experiment) -> Callable[[], TrainState]:
 
     def init(_, seed) -> TrainState:
         params_key, augment_key = jax.random.split(jax.random.key(seed))
-        variables = _init_variables(experiment, params_key)
+        variables = experiment.task.init(params_key)
         return TrainState(
             step=jnp.int32(0),
             key=jax.random.key_data(augment_key),
             params=variables['params'],
             batch_stats=variables['batch_stats'],
-            opt_state=optax.chain(*experiment.make_links(seed)).init(variables['params']),
+            opt_state=experiment.make_optimizer(seed).init(variables['params']),
         )
 
     initialise = on_workers(init, experiment, in_axes=(0, None), out_axes=worker_axes(experiment))
@@ -79,29 +77,29 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     workers [devices, virtual workers] stands in place of [K].
     """
     detaches, axes = experiment.method.kind == 'error_feedback', worker_axes(experiment)
-    skips = experiment.config.skip_nonfinite
+    skips, optimizer = experiment.config.skip_nonfinite, experiment.optimizer
 
     def gradient_point(params, opt_state):
         return detached_params(params, opt_state) if detaches else params
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        images = _augmented(experiment, state, batch)
+        key = _step_key(experiment, state)
 
         def loss_fn(params):
             point = gradient_point(params, state.opt_state)
-            return _loss(experiment, point, state.batch_stats, images, batch['label'])
+            return experiment.task.loss(point, state.batch_stats, batch, key)
 
-        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (loss, (figures, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         if skips:  # a loss that is not finite may have a gradient that is
             grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
         # Weight decay is part of the gradient, hence also taken at the detached point.
         point = gradient_point(state.params, state.opt_state)
-        updates, opt_state = experiment.optimizer.update(grads, state.opt_state, point)
+        updates, opt_state = optimizer.update(grads, state.opt_state, point)
         params = optax.apply_updates(state.params, updates)
-        metrics = {'loss': loss, 'accuracy': jnp.mean(logits.argmax(-1) == batch['label'])}
+        metrics = {'loss': loss} | figures
         if skips:
             taken = _num_skipped(opt_state) == _num_skipped(state.opt_state)
-            batch_stats = choose(taken, batch_stats, state.batch_stats)
+            batch_stats = optax.tree.where(taken, batch_stats, state.batch_stats)
             metrics['taken'] = taken
         return TrainState(state.step + 1, state.key, params, batch_stats, opt_state), metrics
 
@@ -116,10 +114,10 @@ def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[
     """
 
     def diagnose(state: TrainState, batch: dict) -> tuple[dict, dict]:
-        images = _augmented(experiment, state, batch)
+        key = _step_key(experiment, state)
 
         def loss_fn(params):
-            return _loss(experiment, params, state.batch_stats, images, batch['label'])[0]
+            return experiment.task.loss(params, state.batch_stats, batch, key)[0]
 
         figures = diagnostics.gradient_statistics(jax.grad(loss_fn)(state.params), experiment.axis_name)
         own = {}
@@ -163,11 +161,8 @@ def make_batch_statistics(
     """
 
     def statistics(state: TrainState, params: PyTree, batch: dict) -> PyTree:
-        images, nothing = (
-            _augmented(experiment, state, batch),
-            jax.tree.map(jnp.zeros_like, state.batch_stats),
-        )
-        _, (_, decayed) = _loss(experiment, params, nothing, images, batch['label'])
+        nothing = jax.tree.map(jnp.zeros_like, state.batch_stats)
+        _, (_, decayed) = experiment.task.loss(params, nothing, batch, _step_key(experiment, state))
         measured = jax.tree.map(lambda s: s / (1 - STATISTICS_MOMENTUM), decayed)
         return lax.pmean(measured, experiment.axis_name)
 
@@ -179,10 +174,10 @@ def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     """Returns a function from variables and a test batch to sums over its images, all devices together.
 
     The batch has image uint8 [D, b, H, W, C], label int32 [D, b] and mask [D, b], 0 on padding, for D
-    devices; the sums are 'loss', 'correct' and 'count', float32 [].
+    devices; the sums are those of `Task.test_sums`, float32 [].
     """
     return jax.pmap(
-        lambda variables, batch: lax.psum(_test_sums(experiment, variables, batch), DEVICE_AXIS),
+        lambda variables, batch: lax.psum(experiment.task.test_sums(variables, batch), DEVICE_AXIS),
         axis_name=DEVICE_AXIS,
         in_axes=(None, 0),
         out_axes=None,
@@ -196,35 +191,17 @@ def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     The batch has image uint8 [b, H, W, C], and so on; the sums are float32 [K].
     """
     axes = {'params': 0, 'batch_stats': None}
-    step = functools.partial(_test_sums, experiment)
-    return on_workers(step, experiment, in_axes=(axes, None), out_axes=0)
+    return on_workers(experiment.task.test_sums, experiment, in_axes=(axes, None), out_axes=0)
 
 
 def _num_skipped(opt_state: PyTree) -> jax.Array:
     return optax.tree.get(opt_state, 'skipped')
 
 
-def _augmented(experiment: Experiment, state: TrainState, batch: dict) -> jax.Array:
+def _step_key(experiment: Experiment, state: TrainState) -> jax.Array:
+    """A key for this step and worker."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    key = jax.random.fold_in(key, lax.axis_index(experiment.axis_name))
-    return in_memory.augment(key, batch['image'], experiment.dataset)
-
-
-def _loss(experiment: Experiment, params: PyTree, batch_stats: PyTree, images, labels):
-    """The training loss, and beside it the logits and the new BatchNorm statistics."""
-    variables = {'params': params, 'batch_stats': batch_stats}
-    logits, mutated = experiment.model.apply(variables, images, train=True, mutable=['batch_stats'])
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    return loss, (logits, mutated['batch_stats'])
-
-
-def _test_sums(experiment: Experiment, variables: dict, batch: dict) -> dict:
-    images = in_memory.standardise(batch['image'], experiment.dataset)
-    logits: Any = experiment.model.apply(variables, images, train=False)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
-    mask = batch['mask'].astype(jnp.float32)
-    correct = logits.argmax(-1) == batch['label']
-    return {'loss': (losses * mask).sum(), 'correct': (correct * mask).sum(), 'count': mask.sum()}
+    return jax.random.fold_in(key, lax.axis_index(experiment.axis_name))
 
 
 def worker_axes(experiment: Experiment) -> TrainState:
@@ -232,15 +209,13 @@ def worker_axes(experiment: Experiment) -> TrainState:
 
     One value stands for all that is like the parameters.
     """
-    params = jax.ShapeDtypeStruct((1,), jnp.float32)  # pmap of several processes hashes the axes: no dicts
-    opt_axes = []
-    for position, link in enumerate(experiment.links):
-        # Later links see what all workers agree on, so their states agree too.
-        own = 0 if position <= experiment.communicating_link else None
-        state = jax.eval_shape(link.init, params)
-        axes = optax.tree_map_params(link, lambda _, own=own: own, state, transform_non_params=lambda _: None)
-        opt_axes.append(axes._replace(mean=None) if isinstance(state, EF21State) else axes)
-    return TrainState(step=None, key=None, params=None, batch_stats=0, opt_state=tuple(opt_axes))
+    own = own_leaves(experiment.optimizer, jax.ShapeDtypeStruct((1,), jnp.float32))
+    opt_axes = jax.tree.map(lambda own: 0 if own else None, own)
+    # pmap of several processes hashes the axes, hence no dict; what options keep is the same on all workers.
+    opt_axes = jax.tree.map(
+        lambda node: node if jax.tree.leaves(node) else None, opt_axes, is_leaf=lambda n: isinstance(n, dict)
+    )
+    return TrainState(step=None, key=None, params=None, batch_stats=0, opt_state=opt_axes)
 
 
 def on_workers(
@@ -269,9 +244,4 @@ def settled(experiment: Experiment, outputs: PyTree) -> PyTree:
 
 def abstract_variables(experiment: Experiment) -> PyTree:
     """Shapes and dtypes of the variables; compiles nothing. A ValueError for images that do not fit."""
-    return jax.eval_shape(lambda: _init_variables(experiment, jax.random.key(0)))
-
-
-def _init_variables(experiment: Experiment, key: jax.Array) -> PyTree:
-    images = jnp.zeros((1, *experiment.dataset.image_shape))
-    return experiment.model.init(key, images, train=False)
+    return jax.eval_shape(lambda: experiment.task.init(jax.random.key(0)))

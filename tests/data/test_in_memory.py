@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from def_jax.data import in_memory
+from def_jax.data import augmentation, in_memory
 from def_jax.data.catalogue import DATASETS, DatasetSpec, get_dataset_spec
 from def_jax.data.in_memory import Split, load_dataset, train_batch
 
@@ -158,7 +158,7 @@ def test_augment_draws_every_crop_and_flip_alike(spec):
     num_images = 80 * (2 * spec.crop_padding + 1) ** 2 * (1 + spec.flip)
     images = random_images(num_images, spec)
 
-    augmented = np.asarray(in_memory.augment(jax.random.key(1), images, spec))
+    augmented = np.asarray(augmentation.augment(jax.random.key(1), images, spec))
 
     assert augmented.dtype == np.float32
     matches = np.stack(
@@ -174,7 +174,7 @@ def test_augment_draws_every_crop_and_flip_alike(spec):
 def test_augment_pads_with_black():
     spec = dataclasses.replace(SPEC, crop_padding=9)  # many crops show nothing of the image
     images = np.full((64, *SPEC.image_shape), 255, np.uint8)
-    augmented = np.asarray(in_memory.augment(jax.random.key(0), images, spec))
+    augmented = np.asarray(augmentation.augment(jax.random.key(0), images, spec))
     for channel in range(2):
         values = np.unique(augmented[..., channel].round(4))
         expected = (np.array([0, 1]) - spec.mean[channel]) / spec.std[channel]
@@ -183,9 +183,9 @@ def test_augment_pads_with_black():
 
 def test_augment_is_a_function_of_the_key_also_under_jit():
     images = random_images(50)
-    augment = functools.partial(in_memory.augment, images=images, spec=SPEC)
+    augment = functools.partial(augmentation.augment, images=images, spec=SPEC)
     first, again, other = (augment(jax.random.key(seed)) for seed in (0, 0, 1))
-    jitted = jax.jit(in_memory.augment, static_argnames='spec')(jax.random.key(0), images, SPEC)
+    jitted = jax.jit(augmentation.augment, static_argnames='spec')(jax.random.key(0), images, SPEC)
     np.testing.assert_array_equal(first, again)
     np.testing.assert_allclose(first, jitted, atol=1e-6)
     assert not np.allclose(first, other)
@@ -194,7 +194,7 @@ def test_augment_is_a_function_of_the_key_also_under_jit():
 def test_standardise_equals_numpy():
     images = random_images(4)
     expected = (images / 255 - np.array(SPEC.mean)) / np.array(SPEC.std)
-    standardised = in_memory.standardise(images, SPEC)
+    standardised = augmentation.standardise(images, SPEC)
     assert standardised.dtype == np.float32
     np.testing.assert_allclose(standardised, expected, atol=1e-5)
 
@@ -387,6 +387,6 @@ def test_negative_seed_and_step():
 def test_image_errors(images):
     message = r"images.dtype=.*, images.shape=.* must be uint8 \[B, 6, 5, 2\] for data set 'toy'"
     with pytest.raises(ValueError, match=message):
-        in_memory.standardise(images, SPEC)
+        augmentation.standardise(images, SPEC)
     with pytest.raises(ValueError, match=message):
-        in_memory.augment(jax.random.key(0), images, SPEC)
+        augmentation.augment(jax.random.key(0), images, SPEC)

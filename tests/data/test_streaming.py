@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from def_jax.data import in_memory, streaming
+from def_jax.data import augmentation, in_memory, streaming
 from def_jax.data.streaming import IMAGENET
 
 NUM_EXAMPLES = 23
@@ -265,8 +265,8 @@ def test_imagenet_at_its_size():
     for batch in whole + tested:
         assert (batch['image'].shape, batch['image'].dtype) == ((2, 2, 224, 224, 3), np.uint8)
         assert batch['label'].max() < IMAGENET.num_classes
-    augmented = in_memory.augment(jax.random.key(0), whole[0]['image'][0], IMAGENET)
-    plain = np.asarray(in_memory.standardise(whole[0]['image'][0], IMAGENET))
+    augmented = augmentation.augment(jax.random.key(0), whole[0]['image'][0], IMAGENET)
+    plain = np.asarray(augmentation.standardise(whole[0]['image'][0], IMAGENET))
     for image, original in zip(np.asarray(augmented), plain, strict=True):
         assert any(np.allclose(image, choice, atol=1e-5) for choice in (original, original[:, ::-1]))
 

@@ -49,6 +49,21 @@ def test_convolutions_of_small_and_large_images_are_flaxs(image, kernel, stride)
     )
 
 
+class Convolution(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return layers.convolution(5)(x)
+
+
+@pytest.mark.parametrize(('backend', 'expected'), [('cpu', False), ('gpu', True), ('tpu', True)])
+def test_only_on_cpus_are_small_convolutions_matrix_products(monkeypatch, backend, expected):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    layer, images = Convolution(), jnp.zeros((2, 4, 4, 3))
+    variables = layer.init(jax.random.key(0), images)
+    program = str(jax.make_jaxpr(lambda x: layer.apply(variables, x))(images))
+    assert ('conv_general_dilated' in program) == expected
+
+
 def test_a_network_starts_at_the_loss_of_guessing():
     images = jax.random.normal(jax.random.key(1), (16, 8, 8, 1))
     model = get_model('vgg_digits', 10)

@@ -9,7 +9,7 @@ import optax
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.data import in_memory
+from def_jax.data import augmentation, in_memory
 from def_jax.data.catalogue import get_dataset_spec
 from def_jax.training import experiment, loop, steps
 
@@ -38,9 +38,9 @@ def random_state(recorded):
 @pytest.fixture(scope='module')
 def plain_evaluation(recorded):
     """A function from variables to accuracy and mean loss, in NumPy but for the network, on one device."""
-    test = recorded.experiment.test
+    test = recorded.experiment.dataset.test
     pixels = (test.images / np.float32(255) - np.float32(DATASET.mean)) / np.float32(DATASET.std)
-    logits_of = jax.jit(lambda variables, x: recorded.experiment.model.apply(variables, x, train=False))
+    logits_of = jax.jit(lambda variables, x: recorded.experiment.task.model.apply(variables, x, train=False))
 
     def evaluate(params, batch_stats, count=797):
         logits = np.asarray(logits_of({'params': params, 'batch_stats': batch_stats}, pixels), np.float64)
@@ -77,9 +77,10 @@ def test_records_of_a_run_equal_a_plain_evaluation(recorded, plain_evaluation):
 # 400 images fill the four devices' batches once.
 @pytest.mark.parametrize('count', [797, 1, 3, 399, 400, 401])
 def test_every_image_counts_once(recorded, random_state, plain_evaluation, count):
-    full = recorded.experiment.test
+    full = recorded.experiment.dataset.test
     test = in_memory.Split(full.images[:count], full.labels[:count])
-    run = dataclasses.replace(recorded.experiment, test=test)
+    dataset = dataclasses.replace(recorded.experiment.dataset, test=test)
+    run = dataclasses.replace(recorded.experiment, dataset=dataset)
     record = loop.make_evaluate(run)(fixtures.placed(random_state, run), 20)
     for point, params in points_of(random_state).items():
         correct, loss = plain_evaluation(params, mean_stats(random_state), count)
@@ -165,7 +166,7 @@ def measured_statistics(run, state, params, num_batches):
     for batch, _ in zip(run.train_batches(int(state.step)), range(num_batches), strict=False):
         for worker in range(run.config.num_workers):
             key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-            images = in_memory.augment(jax.random.fold_in(key, worker), batch['image'][worker], DATASET)
+            images = augmentation.augment(jax.random.fold_in(key, worker), batch['image'][worker], DATASET)
             maps = jax.lax.conv_general_dilated(
                 images,
                 params['Conv_0']['kernel'],
@@ -179,6 +180,6 @@ def measured_statistics(run, state, params, num_batches):
 
 
 def evaluated(run, params, batch_stats):
-    images = in_memory.standardise(run.test.images, DATASET)
-    logits = run.model.apply({'params': params, 'batch_stats': batch_stats}, images, train=False)
-    return float(optax.softmax_cross_entropy_with_integer_labels(logits, run.test.labels).mean())
+    images = augmentation.standardise(run.dataset.test.images, DATASET)
+    logits = run.task.model.apply({'params': params, 'batch_stats': batch_stats}, images, train=False)
+    return float(optax.softmax_cross_entropy_with_integer_labels(logits, run.dataset.test.labels).mean())

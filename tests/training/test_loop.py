@@ -23,7 +23,7 @@ from tensorboardX.proto import event_pb2
 import def_jax
 import train
 from def_jax import METHODS
-from def_jax.data import in_memory
+from def_jax.data import augmentation, in_memory
 from def_jax.training import experiment, loop, steps
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -242,17 +242,17 @@ def worker_gradient(recorded):
     def value_and_grad(point, batch_stats, image, label, step, worker):
         _, key = jax.random.split(jax.random.key(config.seed))
         key = jax.random.fold_in(jax.random.fold_in(key, step), worker)
-        images = in_memory.augment(key, image, run.dataset)
+        images = augmentation.augment(key, image, run.dataset.spec)
 
         def loss(params):
             variables = {'params': params, 'batch_stats': batch_stats}
-            logits, _ = run.model.apply(variables, images, train=True, mutable=['batch_stats'])
+            logits, _ = run.task.model.apply(variables, images, train=True, mutable=['batch_stats'])
             return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
         return jax.value_and_grad(loss)(point)
 
     def of(point, state, step, worker):
-        batch = in_memory.train_batch(run.train, seed=0, step=step, batch_size=40, num_workers=4)
+        batch = in_memory.train_batch(run.dataset.train, seed=0, step=step, batch_size=40, num_workers=4)
         stats = jax.tree.map(lambda s: s[worker], state.batch_stats)
         return value_and_grad(point, stats, batch['image'][worker], batch['label'][worker], step, worker)
 

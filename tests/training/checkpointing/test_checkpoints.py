@@ -137,7 +137,7 @@ def test_workers_keep_their_own_residuals(recorded, saved):
 
 def test_training_goes_on_from_a_restored_state(recorded, saved):
     batch = in_memory.train_batch(
-        recorded.experiment.train, seed=0, step=9, batch_size=40, num_workers=fixtures.NUM_WORKERS
+        recorded.experiment.dataset.train, seed=0, step=9, batch_size=40, num_workers=fixtures.NUM_WORKERS
     )
     place = prefetch.make_place(recorded.experiment.devices, experiment.DEVICE_AXIS)
     train_step = steps.make_train_step(recorded.experiment)

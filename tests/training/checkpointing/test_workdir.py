@@ -29,7 +29,7 @@ def contents(folder):
 HOLDER = """
 import sys
 from pathlib import Path
-from def_jax.training import workdir
+from def_jax.training.checkpointing import workdir
 with workdir.locked(Path(sys.argv[1])):
     print('locked', flush=True)
     sys.stdin.read()

@@ -1,0 +1,47 @@
+"""SAEF's averaging: every P steps the residuals are replaced by their mean over workers."""
+
+from typing import Any
+
+import jax
+import optax
+from jax import lax
+
+from def_jax.beyond.base import Option, Pending, Update
+from def_jax.collectives import AxisName, pmean
+
+PyTree = Any
+
+__all__ = ['Averaging']
+
+
+class Averaging(Option):
+    """Averages the residuals over workers by a dense all-reduce, every `average_every` steps.
+
+    Raises:
+        ValueError: unless `average_every` is an integer >= 0.
+    """
+
+    def __init__(self, average_every: int, axis_name: AxisName):
+        if not isinstance(average_every, int) or isinstance(average_every, bool) or average_every < 0:
+            raise ValueError(f'{average_every=} must be an integer >= 0: a number of steps, 0 for never.')
+        self.wanted = average_every > 0
+        self._period, self._axis_name = average_every, axis_name
+
+    def wrap(self, update: Update, pend: Pending) -> Update:
+        del pend
+
+        def averaged(updates, state, params=None):
+            updates, after = update(updates, state, params)
+            # A step that `skip_nonfinite` dropped has not counted, and does not average twice.
+            due = (after.step % self._period == 0) & (after.step != state.step)
+            return updates, after._replace(residual=lax.cond(due, self._mean, _unchanged, after.residual))
+
+        return averaged
+
+    def _mean(self, residual: PyTree) -> PyTree:
+        # Adding 0·r lets the mean vary over workers, as the other branch does: shard_map's types demand it.
+        return optax.tree.add_scale(pmean(residual, self._axis_name), 0, residual)
+
+
+def _unchanged(residual: PyTree) -> PyTree:
+    return jax.tree.map(lambda r: r, residual)

@@ -1,0 +1,47 @@
+"""Local steps: a message every H steps, and between two of them no communication at all."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from def_jax.beyond.base import Option, Pending, Update
+
+PyTree = Any
+
+__all__ = ['Every']
+
+
+class Every(Option):
+    """Sends a message every `every` steps; in between updates collect in the residual and x stands still.
+
+    The collective lies in a branch of a conditional that only sending steps take. Blocks are chosen by the
+    number of messages sent, so that a round of blocks is a round of messages.
+
+    Raises:
+        ValueError: unless `every` is an integer >= 1.
+
+    Source: with `identity()` and λ = 1 it is local SGD (Stich, 2019): x + r_k is worker k's model.
+    """
+
+    def __init__(self, every: int):
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise ValueError(f'{every=} must be an integer >= 1: the number of steps for each message.')
+        self.wanted, self._every = every > 1, every
+
+    def wrap(self, update: Update, pend: Pending) -> Update:
+        def send(updates, state, params):
+            updates, after = update(updates, state._replace(step=state.step // self._every), params)
+            return updates, after._replace(step=state.step + 1)
+
+        def wait(updates, state, params):
+            del params
+            nothing = jax.tree.map(jnp.zeros_like, updates)
+            return nothing, state._replace(step=state.step + 1, residual=pend(updates, state.residual))
+
+        def send_or_wait(updates, state, params=None):
+            due = (state.step + 1) % self._every == 0
+            return lax.cond(due, send, wait, updates, state, params)
+
+        return send_or_wait

@@ -1,0 +1,79 @@
+"""An outer optimizer: what the workers agree on is applied with momentum, block by block."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from def_jax.beyond.base import Option, Step
+
+PyTree = Any
+
+__all__ = ['Outer']
+
+
+class Outer(Option):
+    """Applies the mean message through `outer`, as its negated gradient. Adds `outer` to the state, `outer`'s
+    own state: like the parameters, equal on all workers, read and written only where the block lies.
+
+    Raises:
+        ValueError: unless `outer` is an elementwise `optax.GradientTransformation` that needs no parameters.
+
+    Source: DiLoCo (Douillard et al., 2023), with `every` and `optax.sgd(0.7, momentum=0.9, nesterov=True)`.
+    """
+
+    def __init__(self, outer: optax.GradientTransformation | None):
+        self.wanted = outer is not None
+        if outer is None:
+            return
+        if not isinstance(outer, optax.GradientTransformation):
+            raise ValueError(
+                f'{outer=} must be an optax.GradientTransformation, such as optax.sgd(0.7, momentum=0.9, '
+                'nesterov=True), or None for optax.sgd(1.0).'
+            )
+        _check_elementwise(outer)
+        self._outer = outer
+
+    def init(self, params: PyTree) -> dict[str, PyTree]:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+        return {'outer': self._outer.init(zeros)}
+
+    def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
+        whole, selection = step.before.extra['outer'], step.selection
+        shape = jax.eval_shape(self._outer.init, mean)
+        # The state for the block as one vector is a prefix of the whole state: a leaf for a tree of
+        # parameters.
+        like_params = optax.tree_map_params(
+            self._outer, lambda _: True, shape, transform_non_params=lambda _: False
+        )
+        block = jax.tree.map(lambda mapped, s: selection.take(s) if mapped else s, like_params, whole)
+        mean, block = self._outer.update(-mean, block)
+        whole = jax.tree.map(
+            lambda mapped, s, b: selection.replace(s, b) if mapped else b, like_params, whole, block
+        )
+        return mean, step.keep(outer=whole)
+
+
+def _check_elementwise(outer: optax.GradientTransformation) -> None:
+    """Raises ValueError where elements influence each other, or where parameters are needed."""
+    with jax.ensure_compile_time_eval():
+        try:
+            found = []
+            for other in (1.0, 1e3):
+                gradient = jnp.array([1.0, other])
+                state = outer.init(jnp.zeros(2))
+                for _ in range(2):
+                    update, state = outer.update(gradient, state)
+                found.append(float(update[0]))
+        except ValueError as error:  # optax's for transformations that need the parameters
+            raise ValueError(
+                f'outer cannot be used on a block by itself ({error}). It must not need the parameters: '
+                'leave weight decay to the optimizer before error_feedback.'
+            ) from error
+    if not np.isclose(found[0], found[1]):
+        raise ValueError(
+            'outer must be elementwise, since it sees a block at a time: no clipping by the global norm, no '
+            'trust ratio, no orthogonalisation. optax.sgd and optax.adam are elementwise.'
+        )

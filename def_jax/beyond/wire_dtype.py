@@ -1,0 +1,37 @@
+"""Narrow messages: a worker's rounding stays in its residual and arrives later."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from def_jax.beyond.base import Option, Step
+
+__all__ = ['WireDtype']
+
+
+class WireDtype(Option):
+    """Sends messages as `wire_dtype`. Only what the all-reduce rounds as it adds up is lost.
+
+    Raises:
+        ValueError: unless `wire_dtype` is a float type of at most 32 bits.
+    """
+
+    def __init__(self, wire_dtype: DTypeLike):
+        try:
+            dtype = jnp.dtype(wire_dtype)
+            well_formed = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 4
+        except TypeError:
+            well_formed = False
+        if not well_formed:
+            raise ValueError(
+                f'{wire_dtype=} must be a float type of at most 32 bits: float32 (the default), bfloat16 or '
+                'float16, or, where the backend reduces it, a float8.'
+            )
+        self.wanted, self._dtype = dtype != jnp.float32, dtype
+
+    def encode(self, message: jax.Array, step: Step) -> jax.Array:
+        del step
+        return message.astype(self._dtype)
+
+    def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
+        return mean.astype(jnp.float32), step

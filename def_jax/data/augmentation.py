@@ -1,0 +1,80 @@
+"""What is done to images on the device: crop and mirror those for training, standardise all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from def_jax.data.catalogue import DatasetSpec
+
+__all__ = ['augment', 'standardise']
+
+
+def augment(key: jax.Array, images: jax.Array, spec: DatasetSpec) -> jax.Array:
+    """Crops and mirrors each image at random, then standardises: the training images.
+
+    The image is padded with zero pixels, as torchvision's `RandomCrop` does, so that what is
+    padded becomes -mean / std.
+
+    Args:
+        key: a PRNG key; workers that share it crop alike.
+        images: uint8 [B, H, W, C].
+        spec: the data set's description; static under `jax.jit`.
+
+    Returns:
+        float32 [B, H, W, C].
+
+    Raises:
+        ValueError: if the images do not fit the description.
+
+    >>> from def_jax.data.catalogue import get_dataset_spec
+    >>> images = np.zeros((4, 8, 8, 1), np.uint8)
+    >>> augment(jax.random.key(0), images, get_dataset_spec('digits')).shape
+    (4, 8, 8, 1)
+    """
+    _check_images(images, spec)
+    padding = spec.crop_padding
+    crop_key, flip_key = jax.random.split(key)
+    corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), spec.image_shape)
+
+    images = jax.vmap(crop)(padded, corners)
+    if spec.flip:
+        flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(flipped, images[:, :, ::-1], images)
+    return standardise(images, spec)
+
+
+def standardise(images: jax.Array, spec: DatasetSpec) -> jax.Array:
+    """Scales pixels to mean 0 and standard deviation 1 over the data set: the test images.
+
+    Args:
+        images: uint8 [B, H, W, C].
+        spec: the data set's description; static under `jax.jit`.
+
+    Returns:
+        float32 [B, H, W, C].
+
+    Raises:
+        ValueError: if the images do not fit the description.
+
+    >>> from def_jax.data.catalogue import get_dataset_spec
+    >>> images = np.full((1, 8, 8, 1), 255, np.uint8)
+    >>> round(float(standardise(images, get_dataset_spec('digits')).max()), 2)
+    2.02
+    """
+    _check_images(images, spec)
+    mean, std = jnp.float32(spec.mean), jnp.float32(spec.std)
+    return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
+
+
+def _check_images(images: jax.Array, spec: DatasetSpec) -> None:
+    """Raises ValueError for images that would be scaled or broadcast wrongly."""
+    if images.dtype != np.uint8 or images.shape[1:] != spec.image_shape:
+        wanted = f'uint8 [B, {", ".join(map(str, spec.image_shape))}]'
+        raise ValueError(
+            f'{images.dtype=}, {images.shape=} must be {wanted} for data set {spec.name!r}, '
+            'the pixels as they were loaded.'
+        )

@@ -1,0 +1,1 @@
+"""What is trained: the loss, the figures of merit and the variables behind them, a file each."""

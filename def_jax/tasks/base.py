@@ -1,0 +1,31 @@
+"""What the trainer asks of a task."""
+
+from typing import Any, Protocol
+
+import jax
+
+PyTree = Any
+Batch = dict[str, jax.Array]  # of one worker: arrays [b, ...]
+
+__all__ = ['Batch', 'Task']
+
+
+class Task(Protocol):
+    """A loss, and the figures by which the trained parameters are judged."""
+
+    def init(self, key: jax.Array) -> PyTree:
+        """The initial variables: 'params', and running statistics in 'batch_stats', {} if there are none."""
+        ...
+
+    def loss(
+        self, params: PyTree, batch_stats: PyTree, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
+        """The training loss on a batch, float32 []; beside it figures of the batch and the new statistics.
+
+        The key is for augmentation and dropout; it differs between workers and steps.
+        """
+        ...
+
+    def test_sums(self, variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
+        """Sums over the examples of a test batch where its `mask` is 1: of each figure, and their 'count'."""
+        ...

@@ -1,0 +1,53 @@
+"""Image classification."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from def_jax.data import augmentation
+from def_jax.data.catalogue import DatasetSpec
+from def_jax.tasks.base import Batch
+
+PyTree = Any
+
+__all__ = ['ImageClassification']
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageClassification:
+    """Cross-entropy and accuracy of a network on the images of a data set.
+
+    Attributes:
+        model: a network that takes images, float32 [b, H, W, C], and `train`, and returns logits [b,
+            classes].
+        spec: the data set's description. Batches hold `image`, uint8 [b, H, W, C], and `label`, int32 [b].
+    """
+
+    model: nn.Module
+    spec: DatasetSpec
+
+    def init(self, key: jax.Array) -> PyTree:
+        variables = self.model.init(key, jnp.zeros((1, *self.spec.image_shape)), train=False)
+        return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+
+    def loss(
+        self, params: PyTree, batch_stats: PyTree, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
+        images = augmentation.augment(key, batch['image'], self.spec)
+        variables = {'params': params, 'batch_stats': batch_stats}
+        logits, mutated = self.model.apply(variables, images, train=True, mutable=['batch_stats'])
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
+        accuracy = jnp.mean(logits.argmax(-1) == batch['label'])
+        return loss, ({'accuracy': accuracy}, mutated.get('batch_stats', {}))
+
+    def test_sums(self, variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
+        images = augmentation.standardise(batch['image'], self.spec)
+        logits: Any = self.model.apply(variables, images, train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+        mask = batch['mask'].astype(jnp.float32)
+        correct = logits.argmax(-1) == batch['label']
+        return {'accuracy': (correct * mask).sum(), 'loss': (losses * mask).sum(), 'count': mask.sum()}

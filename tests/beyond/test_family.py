@@ -1,0 +1,160 @@
+"""Other people's systems as settings of `error_feedback`, each against an oracle of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+import reference_family as family
+
+import def_jax
+
+NUM_WORKERS, NUM_STEPS, EVERY, RATE = 3, 24, 4, 0.05
+RNG = np.random.default_rng(1)
+INITIAL = tuple(0.5 * RNG.normal(size=shape).astype(np.float32) for shape in reference.MLP_SHAPES)
+TOLERANCE = dict(rtol=0, atol=5e-6)
+OUTER = dict(learning_rate=0.7, momentum=0.9)
+
+
+def flat(tree):
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def loss_fn(params, batch):
+    w1, w2, b1, b2, scale = params
+    inputs, targets = batch
+    return 0.5 * jnp.mean(jnp.sum((scale * (jnp.tanh(inputs @ w1 + b1) @ w2 + b2) - targets) ** 2, axis=1))
+
+
+def data():
+    return reference.mlp_data(NUM_WORKERS, NUM_STEPS)
+
+
+def gradient(theta, k, t):
+    inputs, targets = (x.astype(np.float64) for x in data())
+    return reference.mlp_gradient(theta, inputs[k, t], targets[k, t])
+
+
+def trained(compressor, inner, **options):
+    """x [T + 1, d] and every worker's own model x + r_k [T + 1, K, d]."""
+    optimizer = optax.chain(inner, def_jax.error_feedback(compressor, 'workers', **options))
+
+    def observe(params, state):
+        own = jax.tree.map(jnp.add, params, optax.tree.get(state, 'residual'))
+        return flat(params), flat(own)
+
+    def step(carry, batch):
+        params, state = carry
+        grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), observe(params, state)
+
+    def worker(batches):
+        params = jax.tree.map(jnp.asarray, INITIAL)
+        start = params, optimizer.init(params)
+        _, rest = jax.lax.scan(step, start, batches)
+        return jax.tree.map(lambda z, zs: jnp.concatenate([z[None], zs]), observe(*start), rest)
+
+    x, own = jax.jit(jax.vmap(worker, axis_name='workers'))(data())
+    np.testing.assert_array_equal(x, np.broadcast_to(x[0], x.shape))
+    return np.asarray(x[0]), np.moveaxis(np.asarray(own), 0, 1)
+
+
+def masks(compressor, num_messages):
+    """What each message holds: 0/1 [messages, d]."""
+    ones = jax.tree.map(jnp.ones_like, INITIAL)
+
+    def at(step):
+        selection = compressor(jax.random.PRNGKey(0), step, ones)
+        return flat(selection.place(selection.take(ones), ones))
+
+    return np.asarray(jax.vmap(at)(jnp.arange(num_messages, dtype=jnp.uint32)), np.float64)
+
+
+def expected(inner, synchronise):
+    return family.local_training(
+        np.asarray(flat(INITIAL)), gradient, inner, synchronise, num_workers=NUM_WORKERS, num_steps=NUM_STEPS
+    )
+
+
+def assert_close(found, oracle):
+    for ours, theirs in zip(found, oracle, strict=True):
+        np.testing.assert_allclose(ours, theirs, **TOLERANCE)
+
+
+def test_local_sgd():
+    found = trained(def_jax.identity(), optax.sgd(RATE, momentum=0.9), detach=1.0, every=EVERY)
+    assert_close(found, expected(family.momentum_sgd(RATE, 0.9), family.local_sgd(EVERY)))
+
+
+def test_diloco():
+    outer = optax.sgd(**OUTER, nesterov=True)
+    found = trained(def_jax.identity(), optax.adam(0.01), detach=1.0, every=EVERY, outer=outer)
+    assert_close(found, expected(family.adam(0.01), family.diloco(EVERY, **OUTER)))
+
+
+def test_streaming_diloco():
+    """The fragments are blocks of every tensor, in turn; the outer momentum of the others rests."""
+    blocks = def_jax.random_block(2, order='cyclic')
+    outer = optax.sgd(**OUTER, nesterov=True)
+    found = trained(blocks, optax.sgd(RATE), detach=1.0, every=EVERY, outer=outer)
+    fragments = masks(blocks, NUM_STEPS // EVERY)
+    assert (fragments[:-1] != fragments[1:]).any()
+    assert_close(
+        found, expected(family.momentum_sgd(RATE, 0.0), family.diloco(EVERY, **OUTER, fragments=fragments))
+    )
+
+
+def test_sparta():
+    elements = def_jax.random_k(4)
+    found = trained(elements, optax.sgd(RATE, momentum=0.9), detach=1.0)
+    oracle = expected(family.momentum_sgd(RATE, 0.9), family.sparta(masks(elements, NUM_STEPS)))
+    assert_close(found, oracle)
+
+
+def test_random_replicator():
+    blocks = def_jax.random_block(4)
+    x, _ = trained(blocks, optax.sgd(RATE), detach=0.0, decay=0.95)
+    oracle = family.decayed_feedback(
+        np.asarray(flat(INITIAL)),
+        gradient,
+        masks(blocks, NUM_STEPS),
+        learning_rate=RATE,
+        decay=0.95,
+        num_workers=NUM_WORKERS,
+    )
+    np.testing.assert_allclose(x, oracle, **TOLERANCE)
+
+
+def test_an_outer_step_of_one_is_no_outer_step():
+    plain = trained(def_jax.random_block(4), optax.sgd(RATE))
+    assert_close(trained(def_jax.random_block(4), optax.sgd(RATE), outer=optax.sgd(1.0)), plain)
+
+
+def test_a_decayed_residual_survives_a_skipped_step():
+    optimizer = def_jax.error_feedback(def_jax.random_block(4), None, decay=0.5, skip_nonfinite=True)
+    state = optimizer.init(jnp.zeros(8))._replace(residual=jnp.arange(8.0))
+    _, after = optimizer.update(jnp.full(8, jnp.nan), state)
+    np.testing.assert_array_equal(after.residual, jnp.arange(8.0))
+    _, after = optimizer.update(jnp.zeros(8), state)
+    assert float(jnp.abs(after.residual).max()) <= 3.5
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'every': 0}, 'every=0 must be an integer >= 1'),
+        ({'every': 2.0}, 'every=2.0 must be an integer >= 1'),
+        ({'decay': 1.5}, r'decay=1.5 must be a number in \[0, 1\]'),
+        ({'outer': 0.7}, 'outer=0.7 must be an optax.GradientTransformation'),
+        ({'outer': optax.clip_by_global_norm(1.0)}, 'outer must be elementwise'),
+        ({'outer': optax.adamw(0.1)}, 'outer cannot be used on a block by itself'),
+        ({'every': 2, 'average_every': 3}, 'every=2 and average_every=3 exclude each other'),
+        ({'every': 2, 'skip_nonfinite': True}, 'every=2 and skip_nonfinite=True exclude each other'),
+    ],
+)
+def test_impossible_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        def_jax.error_feedback(def_jax.random_block(4), None, **options)

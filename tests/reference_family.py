@@ -1,0 +1,135 @@
+"""Oracles of systems that are settings of `error_feedback`, each written from that system's own paper.
+
+NumPy in float64, worker by worker, without the library and without residuals: these systems speak of models
+that drift apart and of differences of models, and know no error feedback. `gradient(model [d], worker,
+step)` -> [d]; an inner optimizer is a function from a list of gradients so far to the last update, so that
+each worker's state is its history.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Gradient = Callable[[np.ndarray, int, int], np.ndarray]
+Inner = Callable[[list[np.ndarray]], np.ndarray]
+
+
+def momentum_sgd(learning_rate: float, momentum: float) -> Inner:
+    """Minus the learning rate times the sum of all gradients, each faded by its age."""
+
+    def update(gradients):
+        ages = range(len(gradients) - 1, -1, -1)
+        return -learning_rate * sum(momentum**age * g for age, g in zip(ages, gradients, strict=True))
+
+    return update
+
+
+def adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Inner:
+    """Adam (Kingma and Ba, 2015, Algorithm 1)."""
+
+    def update(gradients):
+        m = v = np.zeros_like(gradients[0])
+        for g in gradients:
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        t = len(gradients)
+        return -learning_rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+
+    return update
+
+
+def local_training(
+    x0: np.ndarray,
+    gradient: Gradient,
+    inner: Inner,
+    synchronise: Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    *,
+    num_workers: int,
+    num_steps: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Workers that train models of their own; after each step `synchronise(step, shared, models)` may
+    change both.
+
+    Returns the shared model [T + 1, d] and the workers' models [T + 1, K, d].
+    """
+    shared = np.array(x0, np.float64)
+    models = np.stack([shared] * num_workers)
+    histories: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
+    trace = [(shared, models)]
+    for step in range(num_steps):
+        models = models.copy()
+        for k in range(num_workers):
+            histories[k].append(gradient(models[k], k, step))
+            models[k] += inner(histories[k])
+        shared, models = synchronise(step, shared, models)
+        trace.append((shared, models))
+    return tuple(np.stack(parts) for parts in zip(*trace, strict=True))
+
+
+def local_sgd(every: int):
+    """Every H steps all models become their mean (Stich, 2019, Algorithm 1)."""
+
+    def synchronise(step, shared, models):
+        if (step + 1) % every:
+            return shared, models
+        mean = models.mean(0)
+        return mean, np.stack([mean] * len(models))
+
+    return synchronise
+
+
+def diloco(every: int, learning_rate: float, momentum: float, fragments: Sequence[np.ndarray] | None = None):
+    """An outer step of Nesterov momentum every H steps (Douillard et al., 2023, Algorithm 1).
+
+    With `fragments`, 0/1 masks [d], one of them at a time in turn, and only it (Streaming DiLoCo, Douillard
+    et al., 2025, Algorithm 2, with α = 0 and no overlap).
+    """
+    velocity = 0.0
+
+    def synchronise(step, shared, models):
+        nonlocal velocity
+        if (step + 1) % every:
+            return shared, models
+        sync = (step + 1) // every - 1
+        mask = np.ones_like(shared) if fragments is None else fragments[sync]
+        outer_gradient = mask * (shared - models.mean(0))
+        velocity = np.where(mask, momentum * velocity + outer_gradient, velocity)
+        new = shared - mask * learning_rate * (outer_gradient + momentum * velocity)
+        return new, np.where(mask, new, models)
+
+    return synchronise
+
+
+def sparta(masks: Sequence[np.ndarray]):
+    """A random share of the parameters is averaged at every step (Exo Research, SPARTA, 2025)."""
+
+    def synchronise(step, shared, models):
+        mean = models.mean(0)
+        # The shared model is what every worker holds of what was averaged last.
+        return np.where(masks[step], mean, shared), np.where(masks[step], mean, models)
+
+    return synchronise
+
+
+def decayed_feedback(
+    x0: np.ndarray,
+    gradient: Gradient,
+    masks: Sequence[np.ndarray],
+    *,
+    learning_rate: float,
+    decay: float,
+    num_workers: int,
+) -> np.ndarray:
+    """x [T + 1, d] of DeToNATION's random replicator (From et al., 2025, Algorithm 1) with SGD outside.
+
+    m_k ← β·m_k + g_k;  q_k = the entries of m_k in the step's random selection;  m_k ← m_k - q_k;
+    x ← x - η·mean_k q_k.
+    """
+    x = np.array(x0, np.float64)
+    momenta = np.zeros((num_workers, len(x)))
+    trace = [x]
+    for step, mask in enumerate(masks):
+        momenta = decay * momenta + np.stack([gradient(x, k, step) for k in range(num_workers)])
+        x = x - learning_rate * (mask * momenta).mean(0)
+        momenta = (1 - mask) * momenta
+        trace.append(x)
+    return np.stack(trace)
