@@ -250,8 +250,9 @@ def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:
 def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
     """The residual in the structure of params: unflattened after `optax.flatten`."""
     leaves, treedef = jax.tree.flatten(params)
-    if isinstance(residual, jax.Array) and not isinstance(params, jax.Array):
-        parts = split(residual.reshape(-1), [leaf.size for leaf in leaves])
+    sizes = [leaf.size for leaf in leaves]
+    if isinstance(residual, jax.Array) and residual.size == sum(sizes):
+        parts = split(residual.reshape(-1), sizes)
         return jax.tree.unflatten(
             treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
         )
