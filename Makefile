@@ -14,7 +14,7 @@ BENCHMARKS ?= optimizer_stage scaling workers loop startup
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test lint docs-test tables reproduce notebooks bench bench-cluster faults clean
+.PHONY: help train test lint docs docs-test tables reproduce notebooks bench bench-cluster faults clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ lint: $(READY)  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)  ## Build the documentation into docs/_build/html; a warning or a broken link is an error.
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . docs/_build/html
+	@echo 'Open docs/_build/html/index.html'
 
 docs-test: $(READY)  ## Run the examples in docstrings and in README.
 	$(BIN)/python -m pytest --doctest-modules def_jax configs tests/test_readme.py
