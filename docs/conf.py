@@ -1,7 +1,7 @@
 """Sphinx's configuration: `make docs` builds the site into docs/_build/html.
 
-The source folder is the repository, not docs/: the pages under results/, CONTRIBUTING.md and CHANGELOG.md are part of
-the site, and one relative link works both here and where the repository is browsed.
+The source folder is the repository, not docs/: the pages under results/, CONTRIBUTING.md and CHANGELOG.md are
+part of the site, and a relative link works both there and where the repository is browsed.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The pages of the site: their code runs, their pictures exist, and no public name is missing from the reference."""
+"""The pages of the site: their code runs, their links lead somewhere, and every public name is on one."""
 
 import re
 from pathlib import Path
@@ -22,5 +22,18 @@ def test_code_runs(page):
 
 def test_every_public_name_is_in_the_reference():
     reference = '\n'.join(page.read_text() for page in (DOCS / 'api').glob('*.md'))
-    documented = set(re.findall(r'^\.\. (?:auto\w+|py:data):: def_jax\.(\w+)$', reference, re.MULTILINE))
+    documented = set(re.findall(r'^\.\. (?:autofunction|autoclass|py:data):: def_jax\.(\w+)$', reference, re.MULTILINE))
     assert documented == set(def_jax.__all__)
+
+
+DOCUMENTS = [DOCS.parent / 'README.md', DOCS.parent / 'CONTRIBUTING.md', DOCS.parent / 'results/README.md']
+DOCUMENTS += sorted(DOCS.rglob('*.md'))
+
+
+@pytest.mark.parametrize('document', DOCUMENTS, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_links_and_pictures_are_there(document):
+    text = document.read_text()
+    for target in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', text):
+        assert (document.parent / target).exists(), f'{document.name} links to {target}'
+    tests = {path.name for path in (DOCS.parent / 'tests').rglob('*.py')}
+    assert set(re.findall(r'\btest_\w+\.py', text)) <= tests
