@@ -70,13 +70,13 @@
     Array.from({ length: Math.round((high - low) / step) + 1 }, (_, i) => Number((low + i * step).toFixed(3)));
   const SLIDERS = [
     { name: 'detach', label: 'λ, detach', values: range(0, 1, 0.05), initial: 0.3 },
-    { name: 'ratio', label: 'compression ratio', values: POWERS, initial: 4 },
+    { name: 'ratio', label: 'ratio', values: POWERS, initial: 4 },
     { name: 'workers', label: 'workers', values: POWERS, initial: 8 },
     { name: 'noise', label: 'gradient noise', values: range(0, 6, 0.5), initial: 3 },
     { name: 'learningRate', label: 'learning rate', values: range(0.005, 0.1, 0.005), initial: 0.02 },
     { name: 'momentum', label: 'momentum', values: range(0, 0.9, 0.1), initial: 0.5 },
   ];
-  const VIEW = { left: -3.6, right: 1.6, bottom: -1.9, top: 1.9 };
+  const VIEW = { left: -3.6, right: 1.6, bottom: -1.1, top: 1.7 };
 
   function element(name, attributes = {}, ...children) {
     const svg = ['svg', 'title', 'g', 'path', 'ellipse', 'circle'].includes(name);
