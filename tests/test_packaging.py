@@ -20,7 +20,7 @@ REQUIREMENTS = (ROOT / 'requirements.txt').read_text()
 PUBLIC = """
     error_feedback detached_params output_params ErrorFeedbackState random_block random_k scaled identity
     def_sgd ef21 all_reduce_mean baselines METHODS get_method assert_replicated hold_skipped message_size
-    diagnostics
+    diagnostics state_specs
 """
 IMPORTS = """
 import sys, jax, optax
