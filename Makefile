@@ -34,8 +34,8 @@ docs: $(READY)  ## Build the documentation into docs/_build/html; a warning or a
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs . docs/_build/html
 	@echo 'Open docs/_build/html/index.html'
 
-docs-test: $(READY)  ## Run the examples in docstrings and in README.
-	$(BIN)/python -m pytest --doctest-modules def_jax configs tests/test_readme.py
+docs-test: $(READY)  ## Run the examples in docstrings.
+	$(BIN)/python -m pytest --doctest-modules def_jax configs
 
 tables: $(READY)  ## Write the tables and figures under results/ anew from the committed result of every run.
 	@for folder in $(RESULTS); do $(BIN)/python -m def_jax.experiments.report --workdir=$$folder || exit 1; done
@@ -64,7 +64,7 @@ faults: $(READY)  ## Kill and resume runs 25 and 20 times, change the workers, a
 clean:  ## Remove the virtual environment and caches; runs stay.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
-$(READY): requirements.txt
+$(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

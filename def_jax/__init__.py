@@ -1,7 +1,8 @@
 """def_jax: communication-efficient data-parallel training with Detached Error Feedback, for optax."""
 
+from def_jax import baselines, beyond, compressors, diagnostics
 from def_jax.alias import def_sgd
-from def_jax.baselines.ef21 import EF21State, ef21
+from def_jax.baselines import EF21State, ef21
 from def_jax.beyond.skipping import hold_skipped
 from def_jax.collectives import all_reduce_mean
 from def_jax.compressors import identity, message_size, random_block, random_k, scaled
@@ -10,7 +11,7 @@ from def_jax.methods import METHODS, Method, get_method
 from def_jax.ownership import state_specs
 from def_jax.replication import assert_replicated
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
     'METHODS',
@@ -19,8 +20,12 @@ __all__ = [
     'Method',
     'all_reduce_mean',
     'assert_replicated',
+    'baselines',
+    'beyond',
+    'compressors',
     'def_sgd',
     'detached_params',
+    'diagnostics',
     'ef21',
     'error_feedback',
     'get_method',

@@ -1,9 +1,9 @@
 #!/bin/bash
 # 16 workers on two nodes with 8 GPUs each, one process per GPU:
 #     sbatch examples/slurm.sh --config=configs/cifar10.py --workdir=/shared/runs/cifar10
-# train.py finds address, number and index of the processes in what srun sets. Ten minutes before the time is
-# up SLURM sends SIGTERM: all processes write a checkpoint and end with exit code 4, and the job goes back
-# into the queue to go on.
+# The trainer takes the coordinator's address and the processes' number and index from what srun sets. Ten
+# minutes before the time limit SLURM sends SIGTERM: all processes write a checkpoint and end with exit code 4,
+# and the job is requeued to resume.
 #SBATCH --job-name=def_jax
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -14,11 +14,11 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 
-# JAX gives each process the GPU of its number on the node, so all of a node's are visible to each.
-# A process that dies ends the others by itself (exit code 6).
+# Every process sees all GPUs of its node, and JAX gives it the one of its local rank.
+# If a process dies, the others end by themselves (exit code 6).
 srun --kill-on-bad-exit=0 .venv/bin/python train.py "$@"
 code=$?
-if [ $code -eq 4 ]; then
+if [ $code -eq 4 ]; then  # ExitCode.STOPPED in def_jax/launch/exits.py
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code

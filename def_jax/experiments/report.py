@@ -6,8 +6,7 @@ For the folder of a sweep: README.md with the table beside the paper's, table.cs
 are numbers, rows.png; with
 --config=configs/tables/figure1.py another table, filled from the same runs. For another folder, README.md
 with a row for every setting. Everything comes from the result.json of each run, which an --output other than
-the workdir gets a copy of, so that the same command works there. Exit codes: 0, or 2 where something cannot
-be used.
+the workdir gets a copy of, so that the same command works there.
 """
 
 import itertools

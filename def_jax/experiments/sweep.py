@@ -4,8 +4,7 @@
 
 Runs that are done are skipped and interrupted ones resumed, so the same command goes on after a kill. Start
 it again in the same folder, on another core or GPU, to share the work: a run belongs to one process at a
-time. Exit codes: 0 all runs are done; 2 something cannot be used, or a disk is full; 4 stopped by SIGTERM or
-Ctrl-C, the checkpoint of the run at hand is written; 5 workers that should agree do not.
+time. `def_jax.launch.exits` lists the exit codes; a run that diverges is a result, and the sweep goes on.
 """
 
 import json

@@ -1,8 +1,6 @@
 """What the programs share: the environment, flags with a configuration file, errors in one line.
 
-Exit codes: 0 finished; 2 a flag, file or folder cannot be used, or a disk is full (what was there is kept);
-3 the loss became NaN or infinite; 4 stopped by SIGTERM or Ctrl-C, to be resumed by the same command;
-5 workers that should agree do not; 6 another process of the run was lost.
+`def_jax.launch.exits` lists the exit codes.
 """
 
 import os
@@ -15,11 +13,9 @@ import jax
 from absl import flags, logging
 
 from def_jax.launch import processes, supervision
-from def_jax.launch.exits import EndedError, LostProcessError
+from def_jax.launch.exits import EndedError, ExitCode
 
 __all__ = ['config_flags_parser', 'exit_code', 'exit_code_of_several', 'refuse', 'set_environment']
-
-_REFUSED, _INTERRUPTED = 2, 4
 
 
 def set_environment(workdir: str, *, fake_devices: bool) -> None:
@@ -97,13 +93,13 @@ def exit_code(program: str, run: Callable[[], Any]) -> int:
         run()
     except KeyboardInterrupt:  # outside of the training loop, or for the second time
         print(f'{program}: stopped. Run the same command again to resume.', file=sys.stderr)
-        return _INTERRUPTED
+        return ExitCode.STOPPED
     except EndedError as error:
         print(f'{program}: {error}', file=sys.stderr)
         return error.exit_code
     except (ValueError, OSError) as error:
         return refuse(program, ' '.join(str(error).split()))
-    return 0
+    return ExitCode.FINISHED
 
 
 def exit_code_of_several(
@@ -127,7 +123,7 @@ def exit_code_of_several(
         except ValueError as error:
             return refuse(program, ' '.join(str(error).split()))
         code = exit_code(program, run)
-        if code not in (_REFUSED, LostProcessError.exit_code):  # other endings are those of all processes
+        if code not in (ExitCode.REFUSED, ExitCode.PROCESS_LOST):  # other endings are those of all processes
             processes.disconnect()
         return code
 
@@ -137,4 +133,4 @@ def exit_code_of_several(
 def refuse(program: str, reason: object) -> int:
     """Says why the program ends before it has changed anything; the exit code."""
     print(f'{program}: {reason}', file=sys.stderr)
-    return _REFUSED
+    return ExitCode.REFUSED

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from def_jax.launch.exits import EndedError
+from def_jax.launch.exits import EndedError, ExitCode
 
 __all__ = ['InterruptedRunError', 'Watch', 'watch']
 
@@ -16,7 +16,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class InterruptedRunError(EndedError):
     """A signal ended the run; its state is in the checkpoint of that step."""
 
-    exit_code = 4
+    exit_code = ExitCode.STOPPED
 
     def __init__(self, name: str, step: int):
         super().__init__(

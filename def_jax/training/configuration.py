@@ -88,8 +88,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     Raises:
         ValueError: naming the key, its value, what is allowed and, where a name is close, what was meant.
 
-    >>> from configs import digits
-    >>> config = digits.get_config()
+    >>> from def_jax.training.defaults import get_defaults
+    >>> config = get_defaults()
     >>> config.batch_size = 100
     >>> check_config(config)
     Traceback (most recent call last):

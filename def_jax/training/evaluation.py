@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from def_jax.launch import processes
-from def_jax.launch.exits import EndedError
+from def_jax.launch.exits import EndedError, ExitCode
 from def_jax.training import steps
 from def_jax.training.experiment import Experiment
 
@@ -21,7 +21,7 @@ IMAGES_PER_DEVICE = 100
 class DivergedError(EndedError):
     """The loss of a worker became NaN or infinite."""
 
-    exit_code = 3
+    exit_code = ExitCode.DIVERGED
 
     def __init__(self, step: int, worker: int | None, loss: float):
         where = f'worker {worker}' if worker is not None else 'the test set'

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from def_jax.launch import processes
-from def_jax.launch.exits import EndedError
+from def_jax.launch.exits import EndedError, ExitCode
 from def_jax.replication import checksums, leaf_names
 from def_jax.training import steps
 from def_jax.training.checkpointing.regrouping import Layout
@@ -19,7 +19,7 @@ __all__ = ['ReplicasDifferError', 'make_check']
 class ReplicasDifferError(EndedError):
     """The devices hold different copies of what all workers share."""
 
-    exit_code = 5
+    exit_code = ExitCode.REPLICAS_DIFFER
 
     def __init__(self, step: int, leaves: list[str], workers: list[int]):
         more = f' and {len(leaves) - 1} more' if len(leaves) > 1 else ''

@@ -1,5 +1,6 @@
 """The pages of the site: their code runs, their links lead somewhere, and every public name is on one."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def test_code_runs(page):
 def test_every_public_name_is_in_the_reference():
     reference = '\n'.join(page.read_text() for page in (DOCS / 'api').glob('*.md'))
     entry = r'^\.\. (?:autofunction|autoclass|py:data):: def_jax\.(\w+)$'
-    assert set(re.findall(entry, reference, re.MULTILINE)) == set(def_jax.__all__)
+    names = {name for name in def_jax.__all__ if not inspect.ismodule(getattr(def_jax, name))}
+    assert set(re.findall(entry, reference, re.MULTILINE)) == names
 
 
 DOCUMENTS = [DOCS.parent / 'README.md', DOCS.parent / 'CONTRIBUTING.md', DOCS.parent / 'results/README.md']

@@ -4,7 +4,8 @@ import ml_collections
 import pytest
 from absl import flags
 
-from configs import arguments, cifar10, cifar100, digits
+from configs import cifar10, cifar100, digits
+from def_jax.training import arguments
 from def_jax.training.configuration import FIELDS, check_config
 
 CONFIG = ml_collections.ConfigDict(

@@ -21,8 +21,7 @@ import training_fixtures as fixtures
 from tensorboardX.proto import event_pb2
 
 import def_jax
-import train
-from def_jax import METHODS
+from def_jax import METHODS, train
 from def_jax.data import augmentation, in_memory
 from def_jax.training import experiment, loop, steps
 

@@ -1,9 +1,9 @@
-"""The part of --config=FILE:key=value,key=value behind the colon.
+"""Settings after the colon of --config=FILE:key=value,key=value.
 
-`--config.key=value` sets a key after the file is done. What stands behind the colon is known to the file
-while it is at work, so that one key may decide about others.
+`--config.key=value` sets a key once get_config has returned. Settings after the colon are passed to
+get_config, so that one key can decide the value of another.
 
-Errors are those of flags, not ValueErrors, of which config_flags would report the whole traceback.
+Errors are those of absl's flags: config_flags would print a ValueError with its whole traceback.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,10 @@ from typing import Any
 
 import ml_collections
 from absl import flags
+
+from def_jax.checks import nearest
+
+__all__ = ['override', 'parse']
 
 _PARSERS: dict[type, Callable[[str], Any]] = {
     bool: lambda text: {'true': True, 'false': False}[text.lower()],
@@ -24,16 +28,15 @@ def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the settings in `arg`, each of the type that its key has in `config`.
 
     Args:
-        arg: 'key=value,key=value', what get_config is called with; None or '' for no settings.
-        config: a complete configuration, which stays as it is.
+        arg: 'key=value,key=value', the argument of get_config; None or '' for no settings.
+        config: a complete configuration; it is not changed.
 
     Returns:
         The settings, in the order of `arg`.
 
     Raises:
-        absl.flags.IllegalFlagValueError: if a setting has no value, a key is unknown or comes twice, or a
-            value is of the wrong type. Whether the values are possible is checked later, with the whole
-            configuration.
+        absl.flags.IllegalFlagValueError: if a setting has no value, a key is unknown or repeated, or a
+            value has the wrong type. `check_config` later checks the values themselves.
 
     >>> config = ml_collections.ConfigDict({'method': 'def', 'ratio': 64})
     >>> parse('method=ef,ratio=256', config)
@@ -45,9 +48,6 @@ def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
         if not equals:
             raise flags.IllegalFlagValueError(f'{setting!r} in {arg!r} must have the form key=value.')
         if key not in config:
-            # Only now: it imports JAX, which train.py does after it has set the environment.
-            from def_jax.checks import nearest
-
             raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} is not a known key.{nearest(key, config)}')
         if key in settings:
             raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} comes twice.')
@@ -56,7 +56,7 @@ def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def override(config: ml_collections.ConfigDict, arg: str | None) -> ml_collections.ConfigDict:
-    """Sets what is in `arg`, see `parse`, and locks the configuration: the end of a get_config."""
+    """Applies the settings in `arg`, see `parse`, and locks the configuration: get_config's last line."""
     config.update(parse(arg, config))
     return config.lock()
 

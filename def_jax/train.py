@@ -1,0 +1,61 @@
+"""Trains a network with detached error feedback.
+
+    python -m def_jax.train --config=mine.py --workdir=runs/mine --config.ratio=256
+
+The configuration file defines get_config(); those in configs/ are examples to copy, and
+def_jax/training/defaults.py explains every key. In a checkout, `python train.py` is the same program.
+
+Run again with the same flags to resume. On several machines, start one process on each with --num_processes,
+--process_id and --coordinator_address; under srun, mpirun and on TPU pods these are found.
+"""
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from def_jax.launch import command_line, processes
+from def_jax.launch.exits import EXIT_CODES
+
+__doc__ = f'{__doc__}\n{EXIT_CODES}'  # --help prints it
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'File with get_config(), e.g. configs/digits.py.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of the run: checkpoints, metrics, curves, result. Shared by all processes.',
+    required=True,
+)
+_ADDRESS = flags.DEFINE_string(
+    'coordinator_address', None, 'HOST:PORT where process 0 can be reached by all.'
+)
+_COUNT = flags.DEFINE_integer('num_processes', None, 'How many processes train together.')
+_INDEX = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        return _refuse(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+    try:
+        place = processes.find(_ADDRESS.value, _COUNT.value, _INDEX.value)
+    except ValueError as error:
+        return _refuse(error)
+    fake_devices = _CONFIG.value.get('fake_devices', False)
+    command_line.set_environment(_WORKDIR.value, fake_devices=fake_devices)
+
+    def run() -> None:
+        # After the environment is set: this imports TensorFlow.
+        from def_jax.training import loop
+
+        loop.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+
+    if place is None:
+        return command_line.exit_code('train.py', run)
+    return command_line.exit_code_of_several('train.py', run, place, fake_devices=fake_devices)
+
+
+def _refuse(reason: object) -> int:
+    return command_line.refuse('train.py', reason)
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    app.run(main, flags_parser=command_line.config_flags_parser('train.py', _CONFIG))

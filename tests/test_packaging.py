@@ -1,0 +1,103 @@
+"""What a user installs: names, requirements, versions. .ci/wheel builds the wheel and tries it."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import def_jax
+from def_jax import train
+from def_jax.launch.exits import ExitCode
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+REQUIREMENTS = (ROOT / 'requirements.txt').read_text()
+PUBLIC = """
+    error_feedback detached_params output_params ErrorFeedbackState random_block random_k scaled identity
+    def_sgd ef21 all_reduce_mean baselines METHODS get_method assert_replicated hold_skipped message_size
+    diagnostics state_specs
+"""
+IMPORTS = """
+import sys, jax, optax
+before = set(sys.modules)
+import def_jax
+def_jax.baselines, def_jax.beyond, def_jax.compressors, def_jax.diagnostics
+print(*{name.split('.')[0] for name in set(sys.modules) - before} - {'def_jax'})
+"""
+
+
+def imports(file):
+    """The modules that a file imports, at its top or within functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def required(requirements):
+    """The names of the distributions, without their versions."""
+    return {re.match(r'[\w-]+', line)[0].lower().replace('_', '-') for line in requirements}
+
+
+def test_every_public_name_is_there():
+    assert set(PUBLIC.split()) <= set(def_jax.__all__)
+    assert all(hasattr(def_jax, name) for name in def_jax.__all__)
+
+
+def test_importing_the_library_imports_nothing_beside_jax_and_optax():
+    command = [sys.executable, '-c', IMPORTS]
+    process = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert process.stdout.split() == []
+
+
+def test_what_the_package_imports_is_what_it_requires():
+    third_party = {
+        module.split('.')[0]
+        for file in (ROOT / 'def_jax').rglob('*.py')
+        for module in imports(file)
+        if module.split('.')[0] not in sys.stdlib_module_names | {'def_jax'}
+    }
+    distributions = metadata.packages_distributions()
+    imported = {name.lower().replace('_', '-') for module in third_party for name in distributions[module]}
+    declared = required(PROJECT['dependencies'] + PROJECT['optional-dependencies']['training'])
+    assert imported - {'numpy'} <= declared  # JAX requires NumPy
+    # TensorFlow and importlib_resources are what TFDS needs and does not say; filelock is still to be used.
+    assert declared - imported <= {'tensorflow-cpu', 'importlib-resources', 'filelock'}
+
+
+@pytest.mark.parametrize('name', ['digits', 'cifar10', 'cifar100', 'imagenet'])
+def test_a_configuration_file_can_be_copied_alone(name):
+    modules = {module.split('.')[0] for module in imports(ROOT / 'configs' / f'{name}.py')}
+    assert modules == {'def_jax', 'ml_collections'}
+
+
+def test_the_changelog_begins_with_this_version():
+    newest = re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[1]
+    assert newest == def_jax.__version__
+
+
+def test_ruff_is_pinned_once():
+    required = re.search(r'^ruff==(\S+)$', REQUIREMENTS, re.MULTILINE)[1]
+    hooks = (ROOT / '.pre-commit-config.yaml').read_text()
+    assert re.findall(r'ruff-pre-commit\n\s+rev: v(\S+)', hooks) == [required]
+    assert metadata.version('ruff') == required
+
+
+def test_the_supported_pythons_are_tested():
+    """In the classifiers, in the workflow and in `requires-python`."""
+    minors = [int(c.rpartition('.')[2]) for c in PROJECT['classifiers'] if ':: 3.' in c]
+    workflow = (ROOT / '.github/workflows/ci.yml').read_text()
+    tested = re.search(r'python: \[(.*)\]', workflow)[1]
+    assert [f"'3.{minor}'" for minor in minors] == tested.split(', ')
+    assert PROJECT['requires-python'] == f'>=3.{min(minors)},<3.{max(minors) + 1}'
+
+
+def test_help_lists_the_exit_codes():
+    for code in ExitCode:
+        assert f'  {code:d}  {code.description}\n' in train.__doc__
