@@ -13,7 +13,7 @@ import matplotlib.ticker
 import numpy as np
 import PIL.Image
 
-__all__ = ['COLORS', 'direct_labels', 'draw_band', 'panels', 'plain_log', 'variant_style']
+__all__ = ['COLORS', 'direct_labels', 'draw_band', 'log_y', 'panels', 'plain_log', 'variant_style']
 
 # By a method's title; the palette of Okabe and Ito, whose colours colour-blind readers can tell apart.
 COLORS = {
@@ -46,6 +46,7 @@ _STYLE = {
     'grid.alpha': 0.25,
     'grid.linewidth': 0.5,
 }
+_LEADER = {'arrowstyle': '-', 'linewidth': 0.5, 'shrinkA': 1, 'shrinkB': 1, 'relpos': (0, 0.5)}
 _DPI = 140
 _PALETTE = 128  # colours of a PNG
 _DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
@@ -72,7 +73,7 @@ def panels(path: Path, rows: int, columns: int, title: str = '') -> Iterator[np.
 def variant_style(color: str, index: int, count: int) -> dict[str, Any]:
     """The look of one of `count` lines that share a method's colour: lighter and dashed from line to line."""
     red, green, blue = matplotlib.colors.to_rgb(color)
-    light = 0.55 * index / max(1, count - 1)
+    light = 0.45 * index / max(1, count - 1)
     mixed = tuple(c + light * (1 - c) for c in (red, green, blue))
     return {'color': mixed, 'linestyle': _DASHES[index % len(_DASHES)]}
 
@@ -96,9 +97,20 @@ def draw_band(axes: Any, x: Sequence[float], samples: Sequence[Sequence[float]],
         axes.fill_between(x, low, means + spreads, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
+def log_y(axes: Any) -> None:
+    """Makes the y axis logarithmic, as wide as the lines need; a band may leave the panel."""
+    axes.set_yscale('log', nonpositive='mask')
+    heights = np.concatenate([np.atleast_1d(line.get_ydata()) for line in axes.lines] or [np.ones(1)])
+    heights = heights[heights > 0]
+    if heights.size:
+        axes.set_ylim(heights.min() / 1.5, heights.max() * 1.5)
+    plain_log(axes.yaxis)
+
+
 def plain_log(axis: Any) -> None:
     """Ticks at 1, 2, 5, 10, … on a logarithmic axis, written as plain numbers."""
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
     axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
 
@@ -119,7 +131,7 @@ def direct_labels(axes: Any) -> None:
             color=color,
             fontsize=8,
             va='center',
-            arrowprops={'arrowstyle': '-', 'color': color, 'linewidth': 0.5, 'shrinkA': 1, 'shrinkB': 1},
+            arrowprops=_LEADER | {'color': color},
         )
 
 

@@ -30,7 +30,8 @@ def plot_curves(path: Path, rows: str, cells: list[Cell]) -> None:
     for cell in cells:
         by_row.setdefault(cell.row, []).append(cell)
     alone = [row[0] for row in by_row.values() if len(row) == 1]
-    drawn = {row: cells for row, cells in by_row.items() if len(cells) > 1} or {'': []}
+    several = {row: cells for row, cells in by_row.items() if len(cells) > 1}
+    drawn = {row: cells for row, cells in several.items() if any(c.accuracies for c in cells)} or {'': []}
     styles = _styles(cells)
     network = all(map(_has_network, cells))
     with pictures.panels(path, len(drawn), 3 if network else 2) as grid:
@@ -38,10 +39,10 @@ def plot_curves(path: Path, rows: str, cells: list[Cell]) -> None:
             for cell in alone + in_row:
                 if not (cell.accuracies and (seeds := _same_length(cell))):
                     continue
-                tests = [[record for record in records if 'test_accuracy_x' in record] for records in seeds]
+                tests = [_with(records, 'test_accuracy_x') for records in seeds]
                 style = styles[cell.column]
                 draw_error(axes[0], tests, cell.point, **style)
-                draw_loss(axes[1], seeds, **style, label=cell.column)
+                draw_loss(axes[1], [_with(records, 'train_loss') for records in seeds], **style, label=cell.column)
                 if network:
                     draw_error(axes[2], tests, cell.point, 'seconds', **style)
             error_axis(axes[0])
@@ -74,9 +75,10 @@ def plot_rows(path: Path, rows: str, cells: list[Cell]) -> bool:
         return False
     across = {cell.row for column in columns.values() if len(column) > 1 for cell in column}
     positions = _positions([name for name in names if name in across])
-    panels: dict[str, Callable[[Cell], float]] = {rows: lambda cell: positions[cell.row]}
+    panels: dict[str, Callable[[Cell], float]] = {}
     if rows == 'ratio':
         panels['MB sent by a worker'] = lambda cell: cell.results[0]['communication']['megabytes_sent']
+    panels[rows] = lambda cell: positions[cell.row]
     styles = _styles(cells)
     with pictures.panels(path, 1, len(panels)) as (grid,):
         for axes, (label, place) in zip(grid, panels.items(), strict=True):
@@ -86,7 +88,7 @@ def plot_rows(path: Path, rows: str, cells: list[Cell]) -> bool:
             if rows == 'ratio':
                 axes.set_xscale('log')
                 pictures.plain_log(axes.xaxis)
-        grid[0].set_xticks(list(positions.values()), [name.replace(', ', '\n') for name in positions])
+        grid[-1].set_xticks(list(positions.values()), [name.replace(', ', '\n') for name in positions])
         _name_lines(grid[-1])
     return True
 
@@ -124,6 +126,10 @@ def _same_length(cell: Cell) -> list[Sequence[Mapping[str, Any]]]:
     """The courses of a cell's runs, of those that went as far as the first."""
     curves = [result['curve'] for result in cell.results if result['curve']]
     return [curve for curve in curves if len(curve) == len(curves[0])]
+
+
+def _with(records: Sequence[Mapping[str, Any]], key: str) -> Sequence[Mapping[str, Any]]:
+    return [record for record in records if key in record]
 
 
 def _has_network(cell: Cell) -> bool:

@@ -59,8 +59,8 @@ def draw_error(axes: Any, seeds: Sequence[Records], point: str, x: str = 'epoch'
 
 def error_axis(axes: Any, x: str = 'epoch') -> None:
     """Names the axes of `draw_error`; errors are logarithmic."""
-    axes.set(xlabel=x, ylabel='test error, %', yscale='log')
-    pictures.plain_log(axes.yaxis)
+    axes.set(xlabel=x, ylabel='test error, %')
+    pictures.log_y(axes)
 
 
 def draw_loss(axes: Any, seeds: Sequence[Records], key: str = 'train_loss', **style: Any) -> None:
@@ -71,7 +71,8 @@ def draw_loss(axes: Any, seeds: Sequence[Records], key: str = 'train_loss', **st
 
 def loss_axis(axes: Any) -> None:
     """Names the axes of `draw_loss`; losses are logarithmic."""
-    axes.set(xlabel='epoch', ylabel='training loss', yscale='log')
+    axes.set(xlabel='epoch', ylabel='training loss')
+    pictures.log_y(axes)
 
 
 def _by_step(seeds: Sequence[Records]) -> Iterator[tuple[Mapping[str, Any], ...]]:
@@ -111,7 +112,7 @@ def draw_diagnostics(path: Path, title: str, settings: Sequence[tuple[Sequence[R
                     pictures.draw_band(axes, [record['step'] for record in seeds[0]], values, **look)
             axes.set(xlabel='step', ylabel=label)
             if 'λ' not in label:
-                axes.set_yscale('log', nonpositive='mask')  # an estimate of M² may be negative
+                pictures.log_y(axes)
         if any(style.get('label') for _, style in settings):
             handles, labels = grid[0, 0].get_legend_handles_labels()
             grid[0, 0].legend(handles[::2], labels[::2])
