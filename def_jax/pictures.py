@@ -29,7 +29,7 @@ COLORS = {
 OTHER = '#7F7F7F'  # a point that is no method's answer
 
 _PANEL = (2.9, 2.2)  # inches: two of them, printed half a page wide, keep text of 5 points
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     'font.size': 9,
     'axes.titlesize': 9,
     'figure.titlesize': 9,
@@ -103,15 +103,18 @@ def log_y(axes: Any) -> None:
     heights = np.concatenate([np.atleast_1d(line.get_ydata()) for line in axes.lines] or [np.ones(1)])
     heights = heights[heights > 0]
     if heights.size:
-        axes.set_ylim(heights.min() / 1.5, heights.max() * 1.5)
+        low, high = heights.min(), heights.max()
+        margin = max(1.1, (high / low) ** 0.08)
+        axes.set_ylim(low / margin, high * margin)
     plain_log(axes.yaxis)
 
 
 def plain_log(axis: Any) -> None:
-    """Ticks at 1, 2, 5, 10, … on a logarithmic axis, written as plain numbers."""
+    """Ticks at 1, 2, 5, 10, … on a logarithmic axis, as plain numbers; powers of ten where it is long."""
     low, high = axis.get_view_interval()
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
-    axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
+    if high < 1000 * low:
+        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
 
 

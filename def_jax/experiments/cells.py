@@ -1,4 +1,4 @@
-"""The cells of a table: each with the mean and spread of its runs' test accuracies, beside the paper's number."""
+"""The cells of a table: mean and spread of the test accuracy over seeds, beside the paper's number."""
 
 import json
 import math

@@ -26,34 +26,35 @@ Run = dict[str, Any]  # what a run changes in the base configuration
 
 _TABLE = ('title', 'rows', 'base', 'cells', 'learning_rates', 'seeds', 'tuning_seed')
 _BASE = ('model', 'dataset', 'num_workers', 'batch_size', 'num_epochs', 'learning_rate')
+_HINT = (
+    'Tables are files like configs/tables/table1.py, and the sweep.json of a sweep; train.py runs a single '
+    'configuration.'
+)
 _CELL = ('row', 'column', 'paper', 'settings')
 
 
-def check_table(table: Any, source: object) -> None:
+def check_table(table: Any, source: str) -> None:
     """Raises ValueError unless `table` has the form of a table.
 
     Args:
         table: the content of a file in configs/tables or of a sweep.json.
         source: what an error names as its origin.
     """
-    _check_keys(table, _TABLE, source)
-    _check_keys(table['base'], _BASE, f'base of {source}')
-    for cell in table['cells']:
-        _check_keys(cell, _CELL, f'a cell of {source}')
-        _check_keys(cell['settings'], ('method',), f'settings of a cell of {source}')
-        look_up('method', cell['settings']['method'], METHODS)
-
-
-def _check_keys(content: Any, keys: tuple[str, ...], source: object) -> None:
     try:
-        missing = [key for key in keys if key not in content.keys()]
-    except AttributeError:  # no mapping at all
-        missing = list(keys)
-    if missing:
-        raise ValueError(
-            f'{source} has no {", ".join(missing)}, so it is no table. Tables are files like '
-            'configs/tables/table1.py, and the sweep.json of a sweep; train.py runs a single configuration.'
-        )
+        _check_keys(table, _TABLE, source)
+        _check_keys(table['base'], _BASE, f'base in {source}')
+        for cell in table['cells']:
+            _check_keys(cell, _CELL, f'a cell in {source}')
+            _check_keys(cell['settings'], ('method',), f'settings of a cell in {source}')
+            look_up('method', cell['settings']['method'], METHODS)
+    except (AttributeError, TypeError) as error:  # something else in place of a mapping or a list
+        raise ValueError(f'{source} is no table ({error}). {_HINT}') from error
+
+
+def _check_keys(content: Any, keys: tuple[str, ...], source: str) -> None:
+    there = set(content.keys())
+    if missing := [key for key in keys if key not in there]:
+        raise ValueError(f'{source} is no table: it has no {", ".join(missing)}. {_HINT}')
 
 
 def run_name(run: Run) -> str:

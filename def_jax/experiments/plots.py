@@ -15,7 +15,7 @@ __all__ = ['plot_curves', 'plot_diagnostics', 'plot_rows']
 _MOST_LABELS = 10  # more of them do not fit beside a panel
 
 
-def plot_curves(path: Path, rows: str, cells: list[Cell]) -> None:
+def plot_curves(path: Path, rows: str, cells: list[Cell]) -> bool:
     """Draws for each row of a table the test error and the training loss along the runs.
 
     Lines are means over seeds, with a band of one standard deviation. Rows of a single cell, the uncompressed
@@ -25,7 +25,12 @@ def plot_curves(path: Path, rows: str, cells: list[Cell]) -> None:
         path: the PNG to write.
         rows: what distinguishes the rows; empty where their names say it.
         cells: the table's cells.
+
+    Returns:
+        Whether there is a picture: runs with a single record have no course.
     """
+    if all(len(result['curve']) < 2 for cell in cells for result in cell.results):
+        return False
     by_row: dict[str, list[Cell]] = {}
     for cell in cells:
         by_row.setdefault(cell.row, []).append(cell)
@@ -42,7 +47,9 @@ def plot_curves(path: Path, rows: str, cells: list[Cell]) -> None:
                 tests = [_with(records, 'test_accuracy_x') for records in seeds]
                 style = styles[cell.column]
                 draw_error(axes[0], tests, cell.point, **style)
-                draw_loss(axes[1], [_with(records, 'train_loss') for records in seeds], **style, label=cell.column)
+                draw_loss(
+                    axes[1], [_with(records, 'train_loss') for records in seeds], **style, label=cell.column
+                )
                 if network:
                     draw_error(axes[2], tests, cell.point, 'seconds', **style)
             error_axis(axes[0])
@@ -51,6 +58,7 @@ def plot_curves(path: Path, rows: str, cells: list[Cell]) -> None:
                 error_axis(axes[2], 'seconds')
             axes[0].set_title(f'{rows} {row}', loc='left')
             _name_lines(axes[1])
+    return True
 
 
 def plot_rows(path: Path, rows: str, cells: list[Cell]) -> bool:

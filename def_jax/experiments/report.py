@@ -2,12 +2,11 @@
 
     python -m def_jax.experiments.report --workdir=runs/table1_digits --output=results/table1_digits
 
-For the folder of a sweep: README.md with the table beside the paper's, table.csv, curves.png and, where rows
-are numbers, rows.png. With --config=configs/tables/figure1.py another table, filled from the same runs. For
-another folder of runs, README.md with a row for every setting, and curves.png. Where runs measured
-diagnostics, diagnostics.png. An --output other than the workdir also gets runs.jsonl, with the whole result of
-every run, and the sweep.json of a sweep, so that the same command works on it. Exit codes: 0, or 2 where
-something cannot be used.
+The page of a sweep has the table beside the paper's, table.csv, curves.png and, where rows are numbers,
+rows.png. With --config=configs/tables/figure1.py it is another table, filled from the same runs. The page of
+any other folder of runs has a row for every setting, and curves.png. Runs that measured diagnostics also get
+diagnostics.png. An --output other than the workdir receives the runs themselves, in runs.jsonl, and the
+sweep.json of a sweep, so that the same command works on it. Exit codes: 0, or 2 if something cannot be used.
 """
 
 import json
@@ -78,7 +77,7 @@ def _read_table(path: Path) -> dict[str, Any] | None:
             f'{path} cannot be read ({error}). Start the sweep again: it rewrites the file and keeps the '
             'finished runs.'
         ) from error
-    needed_runs.check_table(table, path)
+    needed_runs.check_table(table, str(path))
     return table
 
 
@@ -86,7 +85,7 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
     base, rows = table['base'], table['rows']
     seeds = ', '.join(map(str, table['seeds']))
     (output / 'table.csv').write_text(tables.comma_separated(cells), encoding='utf-8')
-    plots.plot_curves(output / 'curves.png', rows, cells)
+    with_curves = plots.plot_curves(output / 'curves.png', rows, cells)
     with_rows = plots.plot_rows(output / 'rows.png', rows, cells)
     parts = [
         f'# {table["title"]}',
@@ -96,19 +95,19 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
         'diverges if its loss becomes NaN or infinite, or stays within 5 % of that of guessing.',
         tables.compared(rows, cells),
         *([f'![Test error by {rows}](rows.png)'] if with_rows else []),
-        '![Test error and training loss of every row](curves.png)',
-        'Lines are means over seeds, bands one standard deviation.',
+        *(['![Test error and training loss of every row](curves.png)'] if with_curves else []),
+        *(['Lines are means over seeds, bands one standard deviation.'] if with_rows or with_curves else []),
         '## What was sent',
         'Visits per block are steps / true ratio; the true ratio is below the nominal one because a small '
-        'tensor sends at least one element. MB are what one worker hands to the all-reduce. The training loss '
-        "is the last epoch's, at the method's detached points.",
+        'tensor sends at least one element. MB are what one worker hands to the all-reduce. The training '
+        "loss is the last epoch's, at the method's detached points.",
         tables.traffic(rows, cells),
     ]
     if table['learning_rates']:
         parts += [
             '## Learning rates',
-            f"Test accuracy at the cell's point on seed {table['tuning_seed']}, which is in no average above; "
-            'the best is bold and used.',
+            f"Test accuracy at the cell's point on seed {table['tuning_seed']}, which is in no average "
+            'above; the best is bold and used.',
             tables.learning_rates(table, found),
         ]
     return parts
@@ -116,11 +115,11 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
 
 def _settings_parts(cells: list[Cell], output: Path) -> list[str]:
     named = [cell._replace(row=cell.row.split(':')[0], column=cell.method or cell.column) for cell in cells]
-    plots.plot_curves(output / 'curves.png', '', named)
+    with_curves = plots.plot_curves(output / 'curves.png', '', named)
     return [
         f'# Runs in {output.name}',
         tables.settings(cells),
-        '![Test error and training loss along the runs](curves.png)',
+        *(['![Test error and training loss along the runs](curves.png)'] if with_curves else []),
     ]
 
 
@@ -150,7 +149,9 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         return _refuse(error)
     except OSError as error:
-        return _refuse(f'--output={output} cannot be written to ({error}). Choose another folder, or make room.')
+        return _refuse(
+            f'--output={output} cannot be written to ({error}). Choose another folder, or make room.'
+        )
     print(f'written to {output}: README.md')
     return 0
 

@@ -23,7 +23,9 @@ def compared(rows: str, cells: list[Cell]) -> str:
         by_column = {cell.column: cell for cell in cells if cell.row == row}
         best = max((cell.mean for cell in by_column.values() if cell.averaged), default=None)
         texts = {
-            column: f'**{cell.text}**' if len(by_column) > 1 and cell.averaged and cell.mean == best else cell.text
+            column: f'**{cell.text}**'
+            if len(by_column) > 1 and cell.averaged and cell.mean == best
+            else cell.text
             for column, cell in by_column.items()
         }
         lines.append([row, 'ours', *(texts.get(column, '') for column in columns)])
@@ -42,7 +44,9 @@ def comma_separated(cells: list[Cell]) -> str:
         mean = f'{cell.mean:.4f}' if cell.accuracies else ''
         std = f'{np.std(cell.accuracies, ddof=1):.4f}' if len(cell.accuracies) > 1 else ''
         seeds = ' '.join(str(result['config']['seed']) for result in cell.results)
-        writer.writerow([cell.row, cell.column, mean, std, seeds, cell.diverged, cell.learning_rate, cell.paper])
+        writer.writerow(
+            [cell.row, cell.column, mean, std, seeds, cell.diverged, cell.learning_rate, cell.paper]
+        )
     return out.getvalue()
 
 
@@ -60,7 +64,16 @@ def traffic(rows: str, cells: list[Cell]) -> str:
 def settings(cells: list[Cell]) -> str:
     """A row for every point of every setting: accuracies are mean ± sample standard deviation over seeds."""
     lines = [
-        ['run', 'seeds', 'point', 'test accuracy, %', 'training loss', 'true ratio', 'visits per block', 'MB sent']
+        [
+            'run',
+            'seeds',
+            'point',
+            'test accuracy, %',
+            'training loss',
+            'true ratio',
+            'visits per block',
+            'MB sent',
+        ]
     ]
     for cell in cells:
         seeds = ', '.join(str(result['config']['seed']) for result in cell.results)
@@ -100,7 +113,11 @@ def diagnostics(found: Results) -> str:
         records = result.get('diagnostics', [])
         if not records:
             continue
-        line = [name, str(len(records)), f'{_mean(records, "variance") / _mean(records, "second_moment"):.2f}']
+        line = [
+            name,
+            str(len(records)),
+            f'{_mean(records, "variance") / _mean(records, "second_moment"):.2f}',
+        ]
         measured = [record for record in records if record.get('error')]  # none before the first step
         if measured:
             line += [
