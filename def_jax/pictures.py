@@ -110,10 +110,11 @@ def log_y(axes: Any) -> None:
 
 
 def plain_log(axis: Any) -> None:
-    """Ticks at 1, 2, 5, 10, … on a logarithmic axis, as plain numbers; powers of ten where it is long."""
+    """Ticks on a logarithmic axis as plain numbers, 1, 2, 5, 10, …; powers of ten where it is long."""
     low, high = axis.get_view_interval()
     if high < 1000 * low:
-        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        few = matplotlib.ticker.MaxNLocator(6, steps=(1, 2, 5, 10))
+        axis.set_major_locator(few if high < 5 * low else matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
 

@@ -57,7 +57,8 @@ def report(workdir: Path, output: Path, table: Mapping[str, Any] | None = None) 
     if plots.plot_diagnostics(output / 'diagnostics.png', cells):
         parts += [
             '## Diagnostics',
-            'Means over the run, see def_jax.diagnostics.',
+            'Means over the run, see def_jax.diagnostics. The estimate of M² can be negative, which leaves '
+            'gaps in its line.',
             tables.diagnostics(found),
             '![Variance, residuals, distance to y and the best λ along the runs](diagnostics.png)',
         ]
