@@ -73,16 +73,16 @@ def plot_rows(path: Path, rows: str, cells: list[Cell]) -> bool:
         cells: the table's cells.
 
     Returns:
-        Whether there is a picture: a table with fewer than three numbers for rows has none.
+        Whether there is a picture: it takes three rows that are numbers and that columns share.
     """
     columns: dict[str, list[Cell]] = {}
     for cell in cells:
         columns.setdefault(cell.column, []).append(cell)
-    names = list(dict.fromkeys(cell.row for cell in cells))
+    across = [cell.row for column in columns.values() if len(column) > 1 for cell in column]
+    names = [row for row in dict.fromkeys(cell.row for cell in cells) if row in across]
     if len(list(filter(_is_number, names))) < 3:
         return False
-    across = {cell.row for column in columns.values() if len(column) > 1 for cell in column}
-    positions = _positions([name for name in names if name in across])
+    positions = _positions(names)
     panels: dict[str, Callable[[Cell], float]] = {}
     if rows == 'ratio':
         panels['MB sent by a worker'] = lambda cell: cell.results[0]['communication']['megabytes_sent']
