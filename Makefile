@@ -7,7 +7,7 @@ ARGS   ?=
 # The whole suite keeps two cores busy; a part of it, picked with ARGS, starts sooner in one process.
 PROCESSES ?= $(if $(ARGS),0,2)
 
-RESULTS := $(sort $(foreach run,$(wildcard results/*/*/result.json results/*/*/*/result.json),$(patsubst %/,%,$(dir $(patsubst %/,%,$(dir $(run)))))))
+RESULTS := $(patsubst %/,%,$(dir $(wildcard results/*/runs.jsonl results/*/*/runs.jsonl)))
 REPRODUCED ?= table1 table4 figure3 beyond
 BENCHMARKS ?= optimizer_stage scaling workers loop startup
 
@@ -37,10 +37,10 @@ docs: $(READY)  ## Build the documentation into docs/_build/html; a warning or a
 docs-test: $(READY)  ## Run the examples in docstrings.
 	$(BIN)/python -m pytest --doctest-modules def_jax configs
 
-tables: $(READY)  ## Write the tables and figures under results/ anew from the committed result of every run.
+tables: $(READY)  ## Rewrite every page and picture under results/ from its runs.jsonl.
 	@for folder in $(RESULTS); do $(BIN)/python -m def_jax.experiments.report --workdir=$$folder || exit 1; done
 
-reproduce: $(READY)  ## Train the digits experiments from nothing into runs/, in some hours of 2 cores, and report them.
+reproduce: $(READY)  ## Train the digits experiments from scratch into runs/, in some hours on 2 cores, and report them.
 	@for table in $(REPRODUCED); do \
 	  $(BIN)/python -m def_jax.experiments.sweep --config=configs/tables/$$table.py:digits --workdir=runs/$${table}_digits && \
 	  $(BIN)/python -m def_jax.experiments.report --workdir=runs/$${table}_digits || exit 1; done

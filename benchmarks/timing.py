@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from def_jax import markdown
+
 __all__ = [
     'Stage',
     'alternate',
@@ -128,9 +130,8 @@ def full_size_copies(program: Any, smallest: int) -> int:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [columns, ['---'] * len(columns), *rows]
-    return '\n'.join(f'| {" | ".join(str(cell) for cell in line)} |' for line in lines) + '\n'
+    """A Markdown table, as a section of a page."""
+    return markdown.table([columns, *rows]) + '\n'
 
 
 def write_page(output: str | None, command: str, sections: Sequence[str]) -> None:

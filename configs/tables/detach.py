@@ -4,8 +4,8 @@ Command:  python -m def_jax.experiments.sweep --config=configs/tables/detach.py:
           (scikit-learn's digits, 2 CPU cores; without ':digits' the same on CIFAR-10 with VGG-16, on GPUs)
           python -m def_jax.experiments.report --workdir=runs/detach --output=results/beyond/detach_digits
 Variants: :digits; and :cifar10_small, the CIFAR-10 of table1.py:cifar10_small for 10 epochs, blocks balanced.
-Expected: 'auto' within 0.3 points of each column's best λ, save rate 0.1 on digits and 64 on CIFAR-10;
-          its training loss is the least or near it.
+Expected: 'auto' is within 0.3 points of each column's best λ, except at rate 0.1 on digits and at 64 on
+          CIFAR-10; its training loss is the lowest or close to it.
           Messages in bfloat16 change nothing.
 """
 

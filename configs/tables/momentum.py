@@ -5,12 +5,12 @@ Command:  python -m def_jax.experiments.sweep --config=configs/tables/momentum.p
           (scikit-learn's digits, 2 CPU cores; without ':digits' the same on CIFAR-10 with VGG-16, on GPUs)
           python -m def_jax.experiments.report --workdir=runs/momentum --output=results/beyond/momentum_digits
 Variants: :digits; and :cifar10_small, the CIFAR-10 of table1.py:cifar10_small.
-Expected: what the paper's DEF reaches at some ratio, ours reaches at four times that ratio or more; SGD is as
-          good without momentum as with it.
+Expected: ours reaches at four times the ratio or more what the paper's DEF reaches; SGD is as good without
+          momentum as with it.
 
 Ours is blocks in a shuffled order, λ from the messages, no momentum, and the learning rate η / (1 - μ) in
-place of η; balanced also gives small tensors larger shares. BatchNorm's statistics are measured anew
-everywhere.
+place of η; balanced also gives small tensors larger shares. BatchNorm's statistics are recalibrated in every
+column.
 """
 
 import ml_collections

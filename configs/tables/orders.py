@@ -24,10 +24,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         for ratio, detach, method in itertools.product((1024, 256), (0.1, 0.3, 0.5, 0.7, 1.0), POINTS):
             settings = {'ratio': ratio, 'order': 'shuffled', 'detach': detach, 'learning_rate': 0.1}
             cells.append(tables.cell(detach, f'{POINTS[method][0]}, {ratio}', method=method, **settings))
-        title = "λ with shuffled blocks on scikit-learn's digits, BatchNorm measured anew"
+        title = "λ with shuffled blocks on scikit-learn's digits, BatchNorm recalibrated"
         return tables.table(title, base, cells, rows='λ', seeds=(0, 1))
     for order, rate, method in itertools.product(('random', 'shuffled', 'cyclic'), (0.1, 0.05), POINTS):
         settings = {'ratio': 1024, 'order': order, 'learning_rate': rate}
         cells.append(tables.cell(order, f'{POINTS[method][0]}, {rate}', method=method, **settings))
-    title = "Orders of the blocks at ratio 1024 on scikit-learn's digits, BatchNorm measured anew"
+    title = "Orders of the blocks at ratio 1024 on scikit-learn's digits, BatchNorm recalibrated"
     return tables.table(title, base, cells, rows='order', seeds=(0, 1))

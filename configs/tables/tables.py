@@ -4,7 +4,7 @@
     python -m def_jax.experiments.sweep  --config=configs/tables/table1.py:digits --workdir=runs/table1_digits
     python -m def_jax.experiments.report --workdir=runs/table1_digits
 
-What stands behind the colon is the name of a smaller variant. Keys of the base configuration are set like
+The name after the colon picks a smaller variant. Keys of the base configuration are set like
 --config.base.num_epochs=300, those of the table like --config.seeds='(0,1,2,3,4)'.
 """
 
@@ -34,8 +34,8 @@ def cell(row: Any, column: str, paper: str = '', point: str = '', **settings: An
         row: its row's heading.
         column: its column's heading.
         paper: what the paper has there; empty for nothing.
-        point: where the test accuracy is taken: 'x', 'y', 'own', or, in runs that measure BatchNorm's
-            statistics anew, one of these with '_running' behind it for the running ones. Empty: the method's.
+        point: where the test accuracy is taken: 'x', 'y', 'own', or, in runs that recalibrate BatchNorm's
+            statistics, one of these followed by '_running' for the running ones. Empty: the method's.
         **settings: what its run changes in the base configuration.
 
     Returns:
@@ -109,7 +109,7 @@ def selected(
 
 
 def variant(arg: str | None, *names: str) -> str:
-    """What stands behind the colon, '' for nothing; an error of flags unless it is one of `names`."""
+    """The variant named after the colon, '' for none; a flag error unless it is one of `names`."""
     if arg and arg not in names:
         raise flags.IllegalFlagValueError(f'{arg!r} is not a variant; there are {", ".join(names)}.')
     return arg or ''

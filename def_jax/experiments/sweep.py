@@ -1,15 +1,17 @@
-"""Runs every run of a table, in one process or in several that share a folder.
+"""Trains every run of a table, in one process or in several that share a folder.
 
     python -m def_jax.experiments.sweep --config=configs/tables/table1.py:digits --workdir=runs/table1_digits
 
-Runs that are done are skipped and interrupted ones resumed, so the same command goes on after a kill. Start
-it again in the same folder, on another core or GPU, to share the work: a run belongs to one process at a
-time. `def_jax.launch.exits` lists the exit codes; a run that diverges is a result, and the sweep goes on.
+Finished runs are skipped and interrupted ones resumed, so the same command continues after a kill. Start it
+again in the same folder, on another core or GPU, to share the work: a run belongs to one process at a time.
+`def_jax.launch.exits` lists the exit codes; a run that diverges is a result, and the sweep continues.
 """
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -19,8 +21,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from def_jax.checks import nearest
-from def_jax.experiments.run_list import Run, final_runs, missing_runs, tuning_runs
-from def_jax.launch import command_line
+from def_jax.experiments import finished_runs
+from def_jax.experiments.needed_runs import Run, check_table, final_runs, missing_runs, tuning_runs
+from def_jax.launch import command_line, devices
 from def_jax.training.configuration import check_config
 
 __all__ = ['check_spec', 'sweep']
@@ -38,8 +41,8 @@ def check_spec(spec: ml_collections.ConfigDict) -> None:
         for key in cell['settings']:
             if key not in spec.base:
                 raise ValueError(f'{key!r}, in a cell, is not a known key.{nearest(key, spec.base)}')
-        for run in tuning_runs(spec, cell) + final_runs(spec, cell, {}):
-            check_config(_config(spec, run))
+    for config in _configs(spec):
+        check_config(config)
 
 
 def sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: rich.console.Console) -> None:
@@ -54,18 +57,40 @@ def sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: r
         ValueError: if the table, the folder or a run in it cannot be used. Finished runs are kept.
         EndedError: if a run is interrupted, or its workers do not agree.
     """
+    with _hints_of_a_sweep():
+        check_spec(spec)
+        _check_devices(spec)
+        _sweep(spec, folder, console)
+
+
+@contextlib.contextmanager
+def _hints_of_a_sweep() -> Iterator[None]:
+    """Makes errors of a run name the flags of a sweep, which has the run's configuration in config.base."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(str(error).replace('--config.', '--config.base.')) from error
+
+
+def _check_devices(spec: ml_collections.ConfigDict) -> None:
+    """Raises ValueError where this machine has too few devices, before a folder is claimed."""
+    # The most devices first: JAX cannot get more fake ones later.
+    most = max(_configs(spec), key=lambda config: config.num_workers // config.workers_per_device)
+    devices.worker_devices(most.num_workers // most.workers_per_device, fake=most.fake_devices)
+
+
+def _sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: rich.console.Console) -> None:
     # After the environment is set: this imports TensorFlow.
-    from def_jax.training import loop, results
+    from def_jax.training import loop
     from def_jax.training.checkpointing import workdir
 
-    check_spec(spec)
     root = workdir.claim(folder, spec.base)
     workdir.write_json(root / 'sweep.json', json.loads(spec.to_json()))
     quiet = rich.console.Console(quiet=True)
     elsewhere: set[str] = set()  # runs that another process of this sweep is at
     with _progress(console) as bar:
         task = bar.add_task('')
-        while missing := missing_runs(spec, done := results.read_all(root)):
+        while missing := missing_runs(spec, done := finished_runs.read_folders(root)):
             bar.update(task, completed=len(done), total=len(done) + len(missing))
             name, run = next(((n, r) for n, r in missing.items() if n not in elsewhere), (None, {}))
             if name is None:
@@ -97,6 +122,15 @@ def sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: r
     )
 
 
+def _configs(spec: ml_collections.ConfigDict) -> list[ml_collections.ConfigDict]:
+    """The configurations of all runs whose learning rate is known."""
+    return [
+        _config(spec, run)
+        for cell in spec.cells
+        for run in tuning_runs(spec, cell) + final_runs(spec, cell, {})
+    ]
+
+
 def _config(spec: ml_collections.ConfigDict, run: Run) -> ml_collections.ConfigDict:
     config = spec.base.copy_and_resolve_references()
     config.update(run)
@@ -118,8 +152,10 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         return _refuse(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
     spec = flags.FLAGS.config
-    if 'base' not in spec or 'cells' not in spec:
-        return _refuse('--config is no table; train.py runs a single configuration')
+    try:
+        check_table(spec, '--config')
+    except ValueError as error:
+        return _refuse(error)
     command_line.set_environment(flags.FLAGS.workdir, fake_devices=spec.base.fake_devices)
     return command_line.exit_code('sweep', lambda: sweep(spec, flags.FLAGS.workdir, rich.console.Console()))
 

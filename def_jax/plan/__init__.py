@@ -15,6 +15,7 @@ import dataclasses
 import math
 import re
 
+from def_jax import markdown
 from def_jax.checks import check_number, check_ratio
 
 __all__ = ['Plan', 'draw', 'parse_bandwidth', 'table']
@@ -132,12 +133,12 @@ def parse_bandwidth(text: str) -> float:
 
 def table(plan: Plan, ratios: tuple[int, ...] = (1, 16, 64, 256, 1024)) -> str:
     """The plan in Markdown: a row for dense SGD and one for each ratio."""
-    lines = ['| | step, ms | communication, ms | times as fast |', '|---|---|---|---|']
     rows = [('dense SGD', plan.dense_step())] + [(f'ratio {r}', plan.step(r)) for r in ratios]
+    lines = [['', 'step, ms', 'communication, ms', 'times as fast']]
     for name, seconds in rows:
         rest = 1e3 * (seconds - plan.step_time)
-        lines.append(f'| {name} | {1e3 * seconds:.2f} | {rest:.2f} | {plan.dense_step() / seconds:.2f} |')
-    return '\n'.join(lines)
+        lines.append([name, f'{1e3 * seconds:.2f}', f'{rest:.2f}', f'{plan.dense_step() / seconds:.2f}'])
+    return markdown.table(lines)
 
 
 def draw(plan: Plan, path: str) -> None:

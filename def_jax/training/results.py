@@ -14,7 +14,20 @@ from def_jax.training.checkpointing.workdir import write_json
 from def_jax.training.experiment import Communication, Experiment
 from def_jax.training.metrics import MetricLog
 
-__all__ = ['read', 'read_all', 'write']
+__all__ = ['is_whole', 'read', 'write']
+
+# What others read of a result, whichever version of the trainer wrote it.
+_PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
+    'title': (str, ()),
+    'points': (list, ()),
+    'answers': (dict, ()),
+    'status': (str, ()),
+    'metrics': (dict, ('train_loss',)),
+    'communication': (dict, ('true_ratio', 'visits_per_block', 'megabytes_sent')),
+    'curve': (list, ()),
+    'config': (dict, ('method', 'ratio', 'seed', 'dataset', 'fake_devices')),
+    'environment': (dict, ('python', 'packages', 'device', 'num_devices', 'commit')),
+}
 
 
 def write(
@@ -76,16 +89,23 @@ def write(
 def read(run: Path) -> dict[str, Any] | None:
     """The result of a run that finished or diverged; None where there is none, or not a whole one."""
     try:
-        result = json.loads((run / 'result.json').read_text())
+        result = json.loads((run / 'result.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return None
-    return result if isinstance(result, dict) and 'status' in result else None
+    return result if is_whole(result) else None
 
 
-def read_all(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `read` finds in the folders in `folder`, by their names."""
-    runs = (path.parent for path in sorted(folder.glob('*/result.json')))
-    return {run.name: result for run in runs if (result := read(run))}
+def is_whole(result: Any) -> bool:
+    """Whether this is the content of a result.json, with everything that tables and pictures read."""
+    try:
+        parts = all(
+            isinstance(result[part], kind) and all(name in result[part] for name in names)
+            for part, (kind, names) in _PARTS.items()
+        )
+        points = [f'test_accuracy_{point}' in result['metrics'] for point in result['points']]
+        return parts and (all(points) or result['status'] != 'finished')
+    except (LookupError, TypeError):
+        return False
 
 
 def _curve(log: MetricLog) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import rich.console
 import training_fixtures as fixtures
 
 from configs.tables import tables as table_files
-from def_jax.experiments import report, sweep
+from def_jax.experiments import finished_runs, report, sweep
 from def_jax.training import loop
 from def_jax.training.checkpointing import workdir
 
@@ -71,7 +71,7 @@ def test_a_sweep_goes_on_where_it_was_killed_and_is_reported(spec, trained, tmp_
     report.report(folder, tmp_path / 'report')
     page = (tmp_path / 'report' / 'README.md').read_text()
     assert page.startswith('# A table\n') and '## Learning rates' in page and '| 8 | ours |' in page
-    report.report(tmp_path / 'report', tmp_path / 'report')  # from the copies alone
+    report.report(tmp_path / 'report', tmp_path / 'report')  # from runs.jsonl alone
     assert (tmp_path / 'report' / 'README.md').read_text() == page
     assert (tmp_path / 'report' / 'curves.png').stat().st_size > 0
     assert not (tmp_path / 'report' / 'rows.png').exists()  # two rows make no line
@@ -80,8 +80,8 @@ def test_a_sweep_goes_on_where_it_was_killed_and_is_reported(spec, trained, tmp_
     sgd = json.loads(spec.to_json()) | {'title': 'SGD', 'cells': [dict(spec.cells[0])]}
     report.report(folder, tmp_path / 'sgd', sgd)
     assert (tmp_path / 'sgd' / 'README.md').read_text().startswith('# SGD\n')
-    assert len(list((tmp_path / 'sgd').glob('*/result.json'))) == 2 + 2
-    assert all(path.parent.name.startswith('method=sgd') for path in (tmp_path / 'sgd').glob('*/result.json'))
+    kept = finished_runs.read(tmp_path / 'sgd')
+    assert len(kept) == 2 + 2 and all(name.startswith('method=sgd') for name in kept)
 
     # A result that was cut in half: the report names it, the sweep mends it without training.
     cut = folder / trained[0] / 'result.json'
@@ -160,6 +160,14 @@ def test_a_signal_ends_the_sweep_and_not_only_the_run_at_hand(spec, trained, tmp
     with pytest.raises(loop.InterruptedRunError) as error:
         sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
     assert len(trained) == 1 and error.value.exit_code == 4
+
+
+def test_too_few_devices_are_noticed_before_a_folder_is_claimed(spec, tmp_path):
+    """And the remedy names a flag that a sweep has."""
+    spec.base.num_workers, spec.base.batch_size, spec.base.fake_devices = 40, 40, False
+    with pytest.raises(ValueError, match=r'40 devices are needed .* --config.base.workers_per_device'):
+        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
+    assert not (tmp_path / 'sweep').exists()
 
 
 def test_a_sweep_cannot_go_on_with_other_workers(spec, tmp_path, monkeypatch):

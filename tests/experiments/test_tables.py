@@ -11,8 +11,8 @@ from absl import flags
 
 from configs.tables import table1, table4
 from configs.tables import tables as table_files
-from def_jax.experiments import run_list, sweep, tables
-from def_jax.training import plots
+from def_jax.experiments import cells as cells_lib
+from def_jax.experiments import needed_runs, plots, sweep, tables
 
 FIGURES = ('figure1', 'figure2', 'figure3')
 FILES = ('table1', 'table2', 'table3', 'table4', *FIGURES, 'beyond', 'detach', 'momentum')
@@ -51,7 +51,7 @@ def test_rows_that_are_numbers_are_drawn(tmp_path, rows, drawn):
     cells = [table_files.cell(row, 'DEF', method='def', ratio=i) for i, row in enumerate(rows, start=1)]
     spec = table_files.table('', table_files.digits_base(), cells, rows='ratio', seeds=(0,))
     done = {name('def', i, 0.1, 0): result(0.9) for i in range(1, len(rows) + 1)}
-    assert plots.plot_rows(tmp_path / 'rows.png', '', 'ratio', tables.entries(spec, done)) == drawn
+    assert plots.plot_rows(tmp_path / 'rows.png', 'ratio', cells_lib.of_table(spec, done)) == drawn
     assert (tmp_path / 'rows.png').exists() == drawn
 
 
@@ -71,16 +71,16 @@ def test_every_run_of_every_table_can_be_run(file, arg):
 def test_a_cell_may_take_another_point_of_its_method():
     cells = [table_files.cell(64, 'y', method='def'), table_files.cell(64, 'x', point='x', method='def')]
     spec = table_files.table('', table_files.digits_base(), cells, rows='ratio', learning_rates=(0.1, 0.01))
-    assert [run_list.cell_point(cell) for cell in spec.cells] == ['y', 'x']
+    assert [needed_runs.cell_point(cell) for cell in spec.cells] == ['y', 'x']
     done = {
-        run_list.run_name(run): result(0.9)
+        needed_runs.run_name(run): result(0.9)
         for cell in cells
-        for run in [*run_list.tuning_runs(spec, cell), *run_list.final_runs(spec, cell, {})]
+        for run in [*needed_runs.tuning_runs(spec, cell), *needed_runs.final_runs(spec, cell, {})]
     }
     done['method=def,learning_rate=0.01,seed=100']['metrics']['test_accuracy_y'] = 0.95  # best for y alone
-    assert [run_list.cell_rate(spec, cell, done) for cell in spec.cells] == [0.01, 0.1]
+    assert [needed_runs.cell_rate(spec, cell, done) for cell in spec.cells] == [0.01, 0.1]
     done |= {f'method=def,learning_rate={rate},seed=0': result(0.9) for rate in (0.1, 0.01)}
-    assert [entry.text[:5] for entry in tables.entries(spec, done)] == ['65.00', '90.00']
+    assert [entry.text[:5] for entry in cells_lib.of_table(spec, done)] == ['65.00', '90.00']
 
 
 @pytest.mark.parametrize('arg', [None, 'detach'])
@@ -122,9 +122,9 @@ def test_the_papers_settings():
 
 def test_four_trajectories_fill_the_columns():
     runs = {
-        run_list.run_name(run)
+        needed_runs.run_name(run)
         for cell in table1.get_config().cells
-        for run in run_list.tuning_runs(table1.get_config(), cell)
+        for run in needed_runs.tuning_runs(table1.get_config(), cell)
         if run['learning_rate'] == 0.1
     }
     at_64 = {name(method, 64, 0.1, 100) for method in ('ef', 'saef', 'def')}
@@ -138,14 +138,14 @@ def test_a_cell_keeps_the_rate_that_is_best_at_its_own_point():
     spec = small_table(learning_rates=(0.1, 0.01))
     sgd, def_, def_a = spec.cells
     done = {name('sgd', 1, 0.1, 100): result(0.5), name('sgd', 1, 0.01, 100): result(0.6)}
-    assert run_list.cell_rate(spec, sgd, done) == 0.01
-    assert run_list.cell_rate(spec, def_, done) is None and run_list.final_runs(spec, def_, done) == []
+    assert needed_runs.cell_rate(spec, sgd, done) == 0.01
+    assert needed_runs.cell_rate(spec, def_, done) is None and needed_runs.final_runs(spec, def_, done) == []
 
     better_y, better_x = result(0.8), result(0.9)
     better_x['metrics']['test_accuracy_y'] = 0.1
     done |= {name('def', 64, 0.1, 100): better_y, name('def', 64, 0.01, 100): better_x}
-    assert run_list.cell_rate(spec, def_, done) == 0.1
-    assert run_list.cell_rate(spec, def_a, done) == 0.01
+    assert needed_runs.cell_rate(spec, def_, done) == 0.1
+    assert needed_runs.cell_rate(spec, def_a, done) == 0.01
 
 
 def test_among_equals_the_smaller_training_loss_and_never_a_diverged_run():
@@ -155,19 +155,19 @@ def test_among_equals_the_smaller_training_loss_and_never_a_diverged_run():
         name('sgd', 1, 0.1, 100): result(0.9, loss=0.2),
         name('sgd', 1, 0.01, 100): result(0.9, loss=0.1),
     }
-    assert run_list.cell_rate(spec, spec.cells[0], done) == 0.01
+    assert needed_runs.cell_rate(spec, spec.cells[0], done) == 0.01
 
 
 def test_without_a_grid_the_cells_own_rate_or_the_bases():
     spec = small_table()
-    assert run_list.cell_rate(spec, spec.cells[0], {}) == spec.base.learning_rate
+    assert needed_runs.cell_rate(spec, spec.cells[0], {}) == spec.base.learning_rate
     own = table_files.cell(1, 'SGD', method='sgd', learning_rate=0.7)
-    assert run_list.cell_rate(spec, own, {}) == 0.7
+    assert needed_runs.cell_rate(spec, own, {}) == 0.7
 
 
 def test_what_is_missing_comes_in_order_and_shrinks_to_nothing():
     spec, done, seen = small_table(learning_rates=(0.1, 0.01)), {}, []
-    while missing := run_list.missing_runs(spec, done):
+    while missing := needed_runs.missing_runs(spec, done):
         first = next(iter(missing))
         seen.append(first)
         done[first] = result(0.9)
@@ -181,7 +181,7 @@ def test_what_is_missing_comes_in_order_and_shrinks_to_nothing():
 def filled(*results):
     spec = small_table()
     done = {name('def', 64, 0.1, seed): r for seed, r in enumerate(results)}
-    return tables.entries(spec, done | {name('sgd', 1, 0.1, 0): result(0.99)})
+    return cells_lib.of_table(spec, done | {name('sgd', 1, 0.1, 0): result(0.99)})
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_diagnostics_are_means_over_the_run():
 
 def test_no_finished_run():
     with pytest.raises(ValueError, match='no run of the table is done'):
-        tables.entries(small_table(), {})
+        cells_lib.of_table(small_table(), {})
 
 
 # --- Bad tables ---

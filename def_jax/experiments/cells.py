@@ -1,0 +1,146 @@
+"""The cells of a table: mean and spread of the test accuracy over seeds, beside the paper's number."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from def_jax.data.catalogue import DATASETS
+from def_jax.experiments import needed_runs
+from def_jax.experiments.finished_runs import Results, accuracy
+from def_jax.methods import METHODS
+from def_jax.training.console import point_name
+
+__all__ = ['Cell', 'diverged', 'mean_std', 'of_settings', 'of_table']
+
+# A run whose training loss stays above this share of that of guessing, ln(classes), has learned nothing.
+_GUESSING = 0.95
+
+
+class Cell(NamedTuple):
+    """One cell and what became of it."""
+
+    row: str
+    column: str
+    method: str  # title of the method that has its answer at this point; empty for none
+    point: str  # at which the test accuracy is taken
+    paper: str
+    learning_rate: float | None  # None while it is being chosen
+    results: list[dict[str, Any]]  # of the seeds that are done
+    accuracies: list[float]  # in %, of those seeds that did not diverge
+    num_seeds: int  # asked for
+
+    @property
+    def diverged(self) -> int:
+        return len(self.results) - len(self.accuracies)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether there is a mean to compare: some seeds are done, and none diverged."""
+        return bool(self.accuracies) and not self.diverged
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.accuracies))
+
+    @property
+    def std(self) -> float:
+        """The sample standard deviation over seeds, 0 for a single one."""
+        return float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else 0.0
+
+    @property
+    def text(self) -> str:
+        """Mean ± sample standard deviation, 'diverges', '–' for nothing yet."""
+        if not self.results:
+            return '–'
+        if self.diverged:
+            count = '' if self.diverged == len(self.results) else f' ({self.diverged} of {len(self.results)})'
+            return 'diverges' + count
+        missing = f' ({len(self.results)} of {self.num_seeds})' if len(self.results) < self.num_seeds else ''
+        return mean_std(self.accuracies, 2) + missing
+
+
+def of_table(table: Mapping[str, Any], found: Results) -> list[Cell]:
+    """The cells of a table, in its order.
+
+    Args:
+        table: see `configs/tables/tables.py`.
+        found: the runs that are done, by name.
+
+    Raises:
+        ValueError: if no run of the table is done.
+    """
+    cells = []
+    for cell in table['cells']:
+        runs = [needed_runs.run_name(run) for run in needed_runs.final_runs(table, cell, found)]
+        done = [found[name] for name in runs if name in found]
+        point = needed_runs.cell_point(cell)
+        cells.append(
+            Cell(
+                row=cell['row'],
+                column=cell['column'],
+                method=_answer(cell['settings'], point),
+                point=point,
+                paper=cell['paper'],
+                learning_rate=needed_runs.cell_rate(table, cell, found),
+                results=done,
+                accuracies=[100 * accuracy(result, point) for result in done if not diverged(result)],
+                num_seeds=len(table['seeds']),
+            )
+        )
+    if not any(cell.results for cell in cells):
+        raise ValueError(
+            'no run of the table is done. Run python -m def_jax.experiments.sweep --config=… --workdir=…'
+        )
+    return cells
+
+
+def of_settings(found: Results) -> list[Cell]:
+    """Runs that belong to no table as cells: a row for each setting, a column for each point.
+
+    Runs that differ in nothing but the seed share a cell. Only a run whose loss was not finite counts as
+    diverged.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in sorted(found.values(), key=_place):
+        setting = {key: value for key, value in result['config'].items() if key not in ('seed', 'data_dir')}
+        groups.setdefault(json.dumps(setting, sort_keys=True), []).append(result)
+    return [
+        Cell(
+            row=runs[0]['title'],
+            column=point_name(point, runs[0]['answers']),
+            method=runs[0]['answers'].get(point, ''),
+            point=point,
+            paper='',
+            learning_rate=runs[0]['config']['learning_rate'],
+            results=runs,
+            accuracies=[100 * accuracy(run, point) for run in runs if run['status'] == 'finished'],
+            num_seeds=len(runs),
+        )
+        for runs in groups.values()
+        for point in runs[0]['points']
+    ]
+
+
+def _place(result: Mapping[str, Any]) -> tuple:
+    config = result['config']
+    return config['method'], config['ratio'], config['seed']
+
+
+def diverged(result: Mapping[str, Any]) -> bool:
+    """Whether a run's loss became NaN or infinite, or stayed that of guessing."""
+    guessing = math.log(DATASETS[result['config']['dataset']].num_classes)
+    return result['status'] != 'finished' or result['metrics']['train_loss'] > _GUESSING * guessing
+
+
+def mean_std(values: list[float], digits: int) -> str:
+    """Mean ± sample standard deviation; of a single value there is no deviation."""
+    spread = f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else ''
+    return f'{np.mean(values):.{digits}f}{spread}'
+
+
+def _answer(settings: Mapping[str, Any], point: str) -> str:
+    answers = METHODS[settings['method']].answers(settings.get('average_every', 0))
+    return answers.get(point.removesuffix('_running'), '')  # type: ignore[call-overload]

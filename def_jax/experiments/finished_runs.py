@@ -1,0 +1,85 @@
+"""Results of many runs: a folder of run folders, or one runs.jsonl with a run a line.
+
+A sweep trains each run in a folder of its own. What is kept of them is runs.jsonl: the name of each run and
+the content of its result.json.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from def_jax.training import results
+
+__all__ = ['Results', 'accuracy', 'read', 'read_folders', 'write']
+
+Results = dict[str, dict[str, Any]]  # contents of result.json by the name of the run
+
+
+def read(folder: Path) -> Results:
+    """The results in a folder, from its run folders or, where it has none, from its runs.jsonl.
+
+    Raises:
+        ValueError: if there is none, or one is not whole.
+    """
+    file = folder / 'runs.jsonl'
+    folders = sorted(path.parent for path in folder.glob('*/result.json'))
+    found = read_folders(folder) if folders or not file.exists() else _read_file(file)
+    for run in folders:
+        if run.name not in found:
+            raise ValueError(
+                f'{run / "result.json"} is not a whole result. Delete it and start its run, or the sweep, '
+                'again: a finished run only rewrites its result.'
+            )
+    if not found:
+        raise ValueError(
+            f'{folder} holds no finished run. Train one first: train.py --workdir={folder}/NAME, or '
+            f'python -m def_jax.experiments.sweep --workdir={folder}'
+        )
+    return found
+
+
+def read_folders(folder: Path) -> Results:
+    """The whole results among the run folders in `folder`; others, of runs not yet done, are left out."""
+    runs = (path.parent for path in sorted(folder.glob('*/result.json')))
+    return {run.name: result for run in runs if (result := results.read(run))}
+
+
+def write(folder: Path, found: Results) -> None:
+    """Writes runs.jsonl."""
+    lines = [json.dumps({'run': name} | result) + '\n' for name, result in found.items()]
+    (folder / 'runs.jsonl').write_text(''.join(lines), encoding='utf-8')
+
+
+def accuracy(result: dict[str, Any], point: str) -> float:
+    """The final test accuracy at a point, in [0, 1]."""
+    try:
+        return result['metrics'][f'test_accuracy_{point}']
+    except KeyError:
+        raise ValueError(
+            f'{result["title"]!r} was not evaluated at {point!r}, which a cell of the table asks for. Points '
+            "ending in '_running' need config.recalibrate_batches, and 'own' the method psync or saef."
+        ) from None
+
+
+def _read_file(file: Path) -> Results:
+    found = {}
+    for number, line in enumerate(_lines(file), start=1):
+        try:
+            result = json.loads(line)
+            found[result.pop('run')] = result
+            whole = results.is_whole(result)
+        except (ValueError, LookupError, AttributeError, TypeError):
+            whole = False
+        if not whole:
+            raise ValueError(
+                f'{file}, line {number}, is not a whole result. Restore the file, or report the folder of '
+                'its runs again.'
+            )
+    return found
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding='utf-8').splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{file} cannot be read ({error}). Restore it.') from error

@@ -1,0 +1,129 @@
+"""The runs that a table needs: which there are, what they are called, which learning rate each cell keeps.
+
+A table is data: the content of a file in configs/tables, or of the sweep.json that a sweep writes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from def_jax.checks import look_up
+from def_jax.experiments.finished_runs import Results, accuracy
+from def_jax.methods import METHODS, trajectory
+
+__all__ = [
+    'Run',
+    'all_runs',
+    'cell_point',
+    'cell_rate',
+    'check_table',
+    'final_runs',
+    'missing_runs',
+    'run_name',
+    'tuning_runs',
+]
+
+Run = dict[str, Any]  # what a run changes in the base configuration
+
+_TABLE = ('title', 'rows', 'base', 'cells', 'learning_rates', 'seeds', 'tuning_seed')
+_BASE = ('model', 'dataset', 'num_workers', 'batch_size', 'num_epochs', 'learning_rate')
+_HINT = (
+    'Tables are files like configs/tables/table1.py, and the sweep.json of a sweep; train.py runs a single '
+    'configuration.'
+)
+_CELL = ('row', 'column', 'paper', 'settings')
+
+
+def check_table(table: Any, source: str) -> None:
+    """Raises ValueError unless `table` has the form of a table.
+
+    Args:
+        table: the content of a file in configs/tables or of a sweep.json.
+        source: what an error names as its origin.
+    """
+    try:
+        _check_keys(table, _TABLE, source)
+        _check_keys(table['base'], _BASE, f'base in {source}')
+        for cell in table['cells']:
+            _check_keys(cell, _CELL, f'a cell in {source}')
+            _check_keys(cell['settings'], ('method',), f'settings of a cell in {source}')
+            look_up('method', cell['settings']['method'], METHODS)
+    except (AttributeError, TypeError) as error:  # something else in place of a mapping or a list
+        raise ValueError(f'{source} is no table ({error}). {_HINT}') from error
+
+
+def _check_keys(content: Any, keys: tuple[str, ...], source: str) -> None:
+    there = set(content.keys())
+    if missing := [key for key in keys if key not in there]:
+        raise ValueError(f'{source} is no table: it has no {", ".join(missing)}. {_HINT}')
+
+
+def run_name(run: Run) -> str:
+    """The name of a run's folder; behind the colon of the base's file it asks for the same run.
+
+    >>> run_name({'method': 'def', 'ratio': 64, 'learning_rate': 0.1, 'seed': 0})
+    'method=def,ratio=64,learning_rate=0.1,seed=0'
+    """
+    return ','.join(f'{key}={value}' for key, value in run.items())
+
+
+def tuning_runs(spec: Mapping[str, Any], cell: Mapping[str, Any]) -> list[Run]:
+    """The runs that choose a cell's learning rate: one for each of the table's rates, all of one seed."""
+    return [_run(cell, rate, spec['tuning_seed']) for rate in spec['learning_rates']]
+
+
+def cell_rate(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results) -> float | None:
+    """The learning rate of a cell, None while runs that choose it are missing.
+
+    Args:
+        spec: the table, see `configs/tables/tables.py`.
+        cell: one of its cells.
+        results: the runs that are done.
+
+    Returns:
+        The rate of the run with the best test accuracy at the cell's point; among equals, the one with the
+        smallest training loss. A run that diverged is the last choice.
+    """
+    if not spec['learning_rates']:
+        return cell['settings'].get('learning_rate', spec['base']['learning_rate'])
+    runs = tuning_runs(spec, cell)
+    if any(run_name(run) not in results for run in runs):
+        return None
+    point = cell_point(cell)
+
+    def merit(run: Run) -> tuple[float, float]:
+        result = results[run_name(run)]
+        if result['status'] != 'finished':
+            return -1.0, -run['learning_rate']
+        return accuracy(result, point), -result['metrics']['train_loss']
+
+    return max(runs, key=merit)['learning_rate']
+
+
+def cell_point(cell: Mapping[str, Any]) -> str:
+    """The point at which a cell takes the test accuracy: its own choice, or its method's answer."""
+    return cell.get('point') or METHODS[cell['settings']['method']].answer
+
+
+def final_runs(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results) -> list[Run]:
+    """The runs that a cell averages, one a seed; none while its learning rate is not known."""
+    rate = cell_rate(spec, cell, results)
+    return [] if rate is None else [_run(cell, rate, seed) for seed in spec['seeds']]
+
+
+def all_runs(spec: Mapping[str, Any], done: Results) -> dict[str, Run]:
+    """The runs of a table that are known to be needed, by name: first those that choose learning rates."""
+    cells = spec['cells']
+    runs = [run for cell in cells for run in tuning_runs(spec, cell)]
+    runs += [run for cell in cells for run in final_runs(spec, cell, done)]
+    return {run_name(run): run for run in runs}
+
+
+def missing_runs(spec: Mapping[str, Any], done: Results) -> dict[str, Run]:
+    """The runs known to be needed and not done, by name, in the order of `all_runs`."""
+    return {name: run for name, run in all_runs(spec, done).items() if name not in done}
+
+
+def _run(cell: Mapping[str, Any], rate: float, seed: int) -> Run:
+    settings = dict(cell['settings'])
+    settings['method'] = trajectory(settings['method'], settings.get('average_every', 0))
+    return settings | {'learning_rate': rate, 'seed': seed}

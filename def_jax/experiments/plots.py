@@ -1,0 +1,187 @@
+"""Pictures of a table: curves.png, the course of every row; rows.png, its cells against its rows;
+diagnostics.png, quantities from the convergence analysis."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from def_jax import pictures
+from def_jax.experiments.cells import Cell
+from def_jax.training.plots import draw_diagnostics, draw_error, draw_loss, error_axis, loss_axis
+
+__all__ = ['plot_curves', 'plot_diagnostics', 'plot_rows']
+
+_MOST_LABELS = 10  # more of them do not fit beside a panel
+
+
+def plot_curves(path: Path, rows: str, cells: list[Cell]) -> bool:
+    """Draws for each row of a table the test error and the training loss along the runs.
+
+    Lines are means over seeds, with a band of one standard deviation. Rows of a single cell, the uncompressed
+    baseline, are drawn in every row. Where a network joined the devices there is a panel with seconds.
+
+    Args:
+        path: the PNG to write.
+        rows: what distinguishes the rows; empty where their names say it.
+        cells: the table's cells.
+
+    Returns:
+        Whether there is a picture: runs with a single record have no course.
+    """
+    if all(len(result['curve']) < 2 for cell in cells for result in cell.results):
+        return False
+    by_row: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_row.setdefault(cell.row, []).append(cell)
+    alone = [row[0] for row in by_row.values() if len(row) == 1]
+    several = {row: cells for row, cells in by_row.items() if len(cells) > 1}
+    drawn = {row: cells for row, cells in several.items() if any(c.accuracies for c in cells)} or {'': []}
+    styles = _styles(cells)
+    network = all(map(_has_network, cells))
+    with pictures.panels(path, len(drawn), 3 if network else 2) as grid:
+        for axes, (row, in_row) in zip(grid, drawn.items(), strict=True):
+            for cell in alone + in_row:
+                if not (cell.accuracies and (seeds := _same_length(cell))):
+                    continue
+                tests = [_with(records, 'test_accuracy_x') for records in seeds]
+                style = styles[cell.column]
+                draw_error(axes[0], tests, cell.point, **style)
+                draw_loss(
+                    axes[1], [_with(records, 'train_loss') for records in seeds], **style, label=cell.column
+                )
+                if network:
+                    draw_error(axes[2], tests, cell.point, 'seconds', **style)
+            error_axis(axes[0])
+            loss_axis(axes[1])
+            if network:
+                error_axis(axes[2], 'seconds')
+            axes[0].set_title(f'{rows} {row}', loc='left')
+            _name_lines(axes[1])
+    return True
+
+
+def plot_rows(path: Path, rows: str, cells: list[Cell]) -> bool:
+    """Draws the test error of every column against the table's rows, and for ratios against megabytes sent.
+
+    Rows that are no numbers stand to the right of those that are. A column of a single cell is a level. Cells
+    in which a seed diverged are left out.
+
+    Args:
+        path: the PNG to write.
+        rows: what distinguishes the rows.
+        cells: the table's cells.
+
+    Returns:
+        Whether there is a picture: it takes three rows that are numbers and that columns share.
+    """
+    columns: dict[str, list[Cell]] = {}
+    for cell in cells:
+        columns.setdefault(cell.column, []).append(cell)
+    across = [cell.row for column in columns.values() if len(column) > 1 for cell in column]
+    names = [row for row in dict.fromkeys(cell.row for cell in cells) if row in across]
+    if len(list(filter(_is_number, names))) < 3:
+        return False
+    positions = _positions(names)
+    panels: dict[str, Callable[[Cell], float]] = {}
+    if rows == 'ratio':
+        panels['MB sent by a worker'] = lambda cell: cell.results[0]['communication']['megabytes_sent']
+    panels[rows] = lambda cell: positions[cell.row]
+    styles = _styles(cells)
+    with pictures.panels(path, 1, len(panels)) as (grid,):
+        for axes, (label, place) in zip(grid, panels.items(), strict=True):
+            for column, of_column in columns.items():
+                _draw_column(axes, of_column, place, styles[column] | {'label': column})
+            error_axis(axes, label)
+            if rows == 'ratio':
+                axes.set_xscale('log')
+                pictures.plain_log(axes.xaxis)
+        grid[-1].set_xticks(list(positions.values()), [name.replace(', ', '\n') for name in positions])
+        _name_lines(grid[-1])
+    return True
+
+
+def plot_diagnostics(path: Path, cells: list[Cell]) -> bool:
+    """Draws the diagnostics of every setting; returns whether any were measured."""
+    settings = {}
+    for cell in cells:
+        if cell.results and all(result.get('diagnostics') for result in cell.results):
+            title, answers = cell.results[0]['title'].split(':')[0], cell.results[0]['answers']
+            settings[title] = cell._replace(column=title, method=answers.get('y', answers['x']))
+    styles = _styles(list(settings.values()))
+    lines = [
+        ([result['diagnostics'] for result in cell.results], styles[title] | {'label': title})
+        for title, cell in settings.items()
+    ]
+    if lines:
+        draw_diagnostics(path, '', lines)
+    return bool(lines)
+
+
+def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """The look of each column: the colour of its method, lighter and dashed where columns share one."""
+    methods = {cell.column: cell.method for cell in cells}
+    styles = {}
+    for method in dict.fromkeys(methods.values()):
+        columns = [column for column, other in methods.items() if other == method]
+        color = pictures.COLORS.get(method, pictures.OTHER)
+        for index, column in enumerate(columns):
+            styles[column] = pictures.variant_style(color, index, len(columns))
+    return styles
+
+
+def _same_length(cell: Cell) -> list[Sequence[Mapping[str, Any]]]:
+    """The courses of a cell's runs, of those that went as far as the first."""
+    curves = [result['curve'] for result in cell.results if result['curve']]
+    return [curve for curve in curves if len(curve) == len(curves[0])]
+
+
+def _with(records: Sequence[Mapping[str, Any]], key: str) -> Sequence[Mapping[str, Any]]:
+    return [record for record in records if key in record]
+
+
+def _has_network(cell: Cell) -> bool:
+    """Whether seconds say something about communication: fake devices share one memory."""
+    return all(
+        not result['config']['fake_devices'] and result['environment']['num_devices'] > 1
+        for result in cell.results
+    )
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r'[\d.]+', name) is not None
+
+
+def _positions(names: list[str]) -> dict[str, float]:
+    """Where rows stand on the x axis: numbers at their value, others behind the last."""
+    numbers = {name: float(name) for name in names if _is_number(name)}
+    step = max(numbers.values()) / len(numbers)
+    others = [name for name in names if name not in numbers]
+    return numbers | {name: max(numbers.values()) + step * i for i, name in enumerate(others, start=1)}
+
+
+def _draw_column(axes: Any, cells: list[Cell], place: Callable[[Cell], float], style: dict[str, Any]) -> None:
+    """A line through the rows that are numbers, a point for each other row; one cell alone is a level."""
+    shown = [cell for cell in cells if cell.averaged]
+    if len(cells) == 1:
+        for cell in shown:
+            axes.axhline(100 - cell.mean, **style | {'linewidth': 0.9})
+            low, high = 100 - cell.mean - cell.std, 100 - cell.mean + cell.std
+            axes.axhspan(low, high, color=style['color'], alpha=0.15, linewidth=0)
+        return
+    line = [cell for cell in shown if _is_number(cell.row)]
+    if line:
+        errors = [[100 - accuracy for accuracy in cell.accuracies] for cell in line]
+        pictures.draw_band(axes, [place(cell) for cell in line], errors, **style)
+    for cell in shown:
+        if not _is_number(cell.row):
+            mean = 100 - cell.mean
+            axes.errorbar(place(cell), mean, cell.std, color=style['color'], marker='D', linewidth=0.8)
+
+
+def _name_lines(axes: Any) -> None:
+    """Names a panel's lines: at their ends, or in a legend beside it where they are too many."""
+    if len(axes.get_legend_handles_labels()[1]) <= _MOST_LABELS:
+        pictures.direct_labels(axes)
+    else:
+        axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))

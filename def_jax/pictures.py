@@ -1,0 +1,157 @@
+"""How the project's pictures look: one colour a method, means with a band, text that can be read in print."""
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.colors
+import matplotlib.figure
+import matplotlib.ticker
+import numpy as np
+import PIL.Image
+
+__all__ = ['COLORS', 'direct_labels', 'draw_band', 'log_y', 'panels', 'plain_log', 'variant_style']
+
+# By a method's title; the palette of Okabe and Ito, whose colours colour-blind readers can tell apart.
+COLORS = {
+    'SGD': '#000000',
+    'EF': '#D55E00',
+    'SAEF': '#E69F00',
+    'PSync': '#009E73',
+    'DEF': '#0072B2',
+    'DEF-A': '#CC79A7',
+    'EF21': '#56B4E9',
+    'SGD-IA': '#8C6D31',
+}
+OTHER = '#7F7F7F'  # a point that is no method's answer
+
+_PANEL = (2.9, 2.2)  # inches: two of them, printed half a page wide, keep text of 5 points
+_STYLE: dict[Any, Any] = {
+    'font.size': 9,
+    'axes.titlesize': 9,
+    'figure.titlesize': 9,
+    'legend.fontsize': 8,
+    'legend.frameon': False,
+    'legend.handlelength': 1.6,
+    'xtick.labelsize': 8,
+    'ytick.labelsize': 8,
+    'lines.linewidth': 1.3,
+    'lines.markersize': 3,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'grid.alpha': 0.25,
+    'grid.linewidth': 0.5,
+}
+_LEADER = {'arrowstyle': '-', 'linewidth': 0.5, 'shrinkA': 1, 'shrinkB': 1, 'relpos': (0, 0.5)}
+_DPI = 140
+_PALETTE = 128  # colours of a PNG
+_DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+_FEW = 15  # so many points of a line are also marked
+_LABEL_GAP = 0.1  # of a panel's height, between two labels at the ends of lines
+
+
+@contextlib.contextmanager
+def panels(path: Path, rows: int, columns: int, title: str = '') -> Iterator[np.ndarray]:
+    """Axes [rows, columns] to draw on; the PNG is written, whole or not at all, when the block ends."""
+    with matplotlib.rc_context(_STYLE):
+        size = (max(1.5, columns) * _PANEL[0], rows * _PANEL[1])
+        figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
+        yield figure.subplots(rows, columns, squeeze=False)
+        figure.suptitle(title)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=_DPI)
+    partial = path.with_name('partial-' + path.name)
+    # With a palette a picture takes a third of the space.
+    PIL.Image.open(drawn).convert('RGB').quantize(_PALETTE).save(partial, optimize=True)
+    partial.replace(path)
+
+
+def variant_style(color: str, index: int, count: int) -> dict[str, Any]:
+    """The look of one of `count` lines that share a method's colour: lighter and dashed from line to line."""
+    red, green, blue = matplotlib.colors.to_rgb(color)
+    light = 0.45 * index / max(1, count - 1)
+    mixed = tuple(c + light * (1 - c) for c in (red, green, blue))
+    return {'color': mixed, 'linestyle': _DASHES[index % len(_DASHES)]}
+
+
+def draw_band(axes: Any, x: Sequence[float], samples: Sequence[Sequence[float]], **style: Any) -> None:
+    """Draws means, with a band of one sample standard deviation on either side.
+
+    Args:
+        axes: where to draw.
+        x: [n].
+        samples: for each x what is averaged there, one value a seed.
+        **style: of the line.
+    """
+    means = np.array([np.mean(values) for values in samples])
+    spreads = np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in samples])
+    marker = 'o' if len(means) <= _FEW else None
+    (line,) = axes.plot(x, means, **{'marker': marker} | style)
+    if spreads.any():
+        # On a logarithmic axis a band has no end below zero: there it ends at the smallest value.
+        low = np.where(spreads < means, means - spreads, [np.min(values) for values in samples])
+        axes.fill_between(x, low, means + spreads, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def log_y(axes: Any) -> None:
+    """Makes the y axis logarithmic, as wide as the lines need; a band may leave the panel."""
+    axes.set_yscale('log', nonpositive='mask')
+    heights = np.concatenate([np.atleast_1d(line.get_ydata()) for line in axes.lines] or [np.ones(1)])
+    heights = heights[heights > 0]
+    if heights.size:
+        low, high = heights.min(), heights.max()
+        margin = max(1.1, (high / low) ** 0.08)
+        axes.set_ylim(low / margin, high * margin)
+    plain_log(axes.yaxis)
+
+
+def plain_log(axis: Any) -> None:
+    """Ticks on a logarithmic axis as plain numbers, 1, 2, 5, 10, …; powers of ten where it is long."""
+    low, high = axis.get_view_interval()
+    if high < 1000 * low:
+        few = matplotlib.ticker.MaxNLocator(6, steps=(1, 2, 5, 10))
+        axis.set_major_locator(few if high < 5 * low else matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
+    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+def direct_labels(axes: Any) -> None:
+    """Writes the name of every line to the right of its end, in its colour, in place of a legend."""
+    lines = [line for line in axes.lines if not line.get_label().startswith('_')]
+    ends = np.array([_right_end(axes, line) for line in lines]).reshape(-1, 2)
+    order = np.argsort(ends[:, 1])
+    for index, height in zip(order, _spread(ends[order, 1]), strict=True):
+        color = lines[index].get_color()
+        axes.annotate(
+            lines[index].get_label(),
+            xy=ends[index],
+            xycoords='axes fraction',
+            xytext=(1.07, height),
+            textcoords='axes fraction',
+            color=color,
+            fontsize=8,
+            va='center',
+            arrowprops=_LEADER | {'color': color},
+        )
+
+
+def _right_end(axes: Any, line: Any) -> np.ndarray:
+    """Where a line ends on the right, in fractions of the panel."""
+    points = line.get_transform().transform(np.column_stack(line.get_data()).astype(float))
+    return axes.transAxes.inverted().transform(points[np.argmax(points[:, 0])])
+
+
+def _spread(heights: np.ndarray) -> np.ndarray:
+    """Heights, in rising order, moved as little as is needed to keep labels apart."""
+    places = np.clip(heights, 0, 1)
+    for _ in range(200):
+        overlap = np.maximum(0, _LABEL_GAP - np.diff(places))
+        if overlap.max(initial=0) < 1e-3:
+            break
+        places[:-1] -= overlap / 2
+        places[1:] += overlap / 2
+    return places
