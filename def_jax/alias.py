@@ -1,4 +1,4 @@
-"""The whole chain in one line."""
+"""The complete optimizer in one call."""
 
 from typing import Literal
 
@@ -29,14 +29,14 @@ def def_sgd(
         learning_rate: η, a number or an optax schedule.
         ratio: compression ratio of `random_block`, a number >= 1.
         axis_name: the axis over workers, see `error_feedback`.
-        momentum: μ in Eq. 11; 0 or None keeps no buffer. At high ratios DEF learns more with η / (1 - μ) and
-            no momentum than with η and μ: see docs/beyond.md.
-        weight_decay: coefficient of the L2 penalty. Pass `detached_params` to `update` as params, since
-            the paper takes the penalty's gradient at the detached point too.
+        momentum: μ in Eq. 11; 0 or None keeps no buffer. At high ratios, DEF learns faster with η / (1 - μ)
+            and no momentum than with η and μ; see docs/beyond.md.
+        weight_decay: coefficient of the L2 penalty. Pass `detached_params(params, state)` to `update` as
+            `params`, since the paper evaluates the penalty's gradient at the detached point too.
         detach: λ in [0, 1], or 'auto', see `error_feedback`.
-        order: in which blocks are sent, see `random_block`: 'random' as in the paper, 'shuffled', 'cyclic'.
-        allocation: how long they are, see `random_block`: 'proportional' as in the paper, 'balanced'.
-        seed: picks the blocks; the same on all workers.
+        order: order of the blocks, see `random_block`: 'random' as in the paper, 'shuffled' or 'cyclic'.
+        allocation: lengths of the blocks, see `random_block`: 'proportional' as in the paper, or 'balanced'.
+        seed: selects the blocks; must be the same on all workers.
 
     Returns:
         An `optax.GradientTransformation`.

@@ -1,4 +1,4 @@
-"""Checks of arguments, made once, when an optimizer is put together."""
+"""Argument checks, made once, when an optimizer is constructed."""
 
 import difflib
 import sys
@@ -13,13 +13,13 @@ T = TypeVar('T')
 
 
 def is_number(value: Any) -> bool:
-    """True for real numbers of Python and NumPy; False for booleans."""
+    """True for real Python and NumPy numbers; False for booleans."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def check_number(name: str, value: Any, low: float, high: float, hint: str) -> None:
     """Raises ValueError unless `value` is a number in [low, high], or traced."""
-    if isinstance(value, jax.Array):  # optax.inject_hyperparams traces numbers: nothing to look at yet
+    if isinstance(value, jax.Array):  # optax.inject_hyperparams traces numbers: no value to check yet
         return
     if not is_number(value) or not low <= value <= high:
         raise ValueError(f'{name}={value!r} must be a number in [{low}, {high}] ({hint}).')
@@ -29,12 +29,12 @@ def check_ratio(ratio: Any) -> None:
     """Raises ValueError unless `ratio` is a number >= 1 that is known when the step is traced."""
     if isinstance(ratio, jax.Array):
         raise ValueError(
-            f'{ratio=} is an array, but it fixes the shape of the message and must be a Python number; '
-            "with optax.inject_hyperparams pass static_args=('ratio',)."
+            f'{ratio=} is an array, but it determines the shape of the message and must be a Python number; '
+            "with optax.inject_hyperparams, pass static_args=('ratio',)."
         )
     if not is_number(ratio) or not 1 <= ratio <= sys.float_info.max:
         raise ValueError(
-            f'{ratio=} must be a finite number >= 1, e.g. 64 to send 1/64 of every tensor; 1 sends all.'
+            f'{ratio=} must be a finite number >= 1, e.g. 64 to send 1/64 of every tensor, or 1 to send all.'
         )
 
 
@@ -45,23 +45,23 @@ def check_seed(seed: Any) -> None:
 
 
 def index_dtype(tensors: Iterable[tuple[tuple[int, ...], int]]) -> type[np.integer]:
-    """The dtype of 32 bits that indexes tensors, each a shape and the number of places for a block in it.
+    """The 32-bit dtype that can index tensors, each given by its shape and its number of block positions.
 
-    Raises ValueError where there is none: JAX would wrap such an index in silence.
+    Raises ValueError if there is none: JAX would silently wrap such an index.
     """
     longest = 0
     for shape, starts in tensors:
         longest = max(longest, *shape, 0)
         if starts >= 2**31:
             raise ValueError(
-                f'a tensor of {shape=} has {starts} places where a block, or an element, may start; they '
-                'must be fewer than 2**31. Choose a smaller ratio whose block divides the tensor, a power '
-                'of two on usual shapes, or split the tensor.'
+                f'a tensor of {shape=} has {starts} positions for a block or an element; there must be fewer '
+                'than 2**31. Choose a smaller ratio whose block divides the tensor, usually a power of two, '
+                'or split the tensor.'
             )
         if longest >= 2**32:
             raise ValueError(
                 f'a tensor of {shape=} has an axis of 2**32 or more elements, which 32 bits cannot index. '
-                "Give it more axes, or, with granularity='model', take 'tensor'."
+                "Reshape it to more axes, or change granularity='model' to 'tensor'."
             )
     return np.uint32 if longest >= 2**31 else np.int32
 
@@ -73,7 +73,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_compressor(compressor: Any) -> None:
-    """Raises ValueError unless `compressor` is one, and not the function that makes one."""
+    """Raises ValueError unless `compressor` is a compressor, as opposed to the function that makes one."""
     name = getattr(compressor, '__name__', '')
     if not callable(compressor):
         raise ValueError(f'{compressor=} must be a compressor such as def_jax.random_block(ratio=64).')
@@ -84,7 +84,7 @@ def check_compressor(compressor: Any) -> None:
 
 
 def check_params(params: Any) -> None:
-    """Raises ValueError for parameters that float32 residuals cannot serve."""
+    """Raises ValueError for parameters whose updates a float32 residual cannot hold."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             name = jax.tree_util.keystr(path) or 'params'
@@ -95,7 +95,7 @@ def check_params(params: Any) -> None:
 
 
 def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:
-    """Raises ValueError unless a tree has the residual's structure and shapes; nothing is broadcast."""
+    """Raises ValueError unless a tree has exactly the residual's structure and shapes; never broadcasts."""
     given, kept = (jax.tree_util.tree_leaves_with_path(tree) for tree in (updates, residual))
     shapes = [
         {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves} for leaves in (given, kept)
@@ -105,8 +105,8 @@ def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:
             found = shapes[0].get(path, 'missing')
             raise ValueError(
                 f'{name}{path} is {found}, but the residual in opt_state is {shapes[1][path]}: it belongs to '
-                'other parameters, or is stacked over workers. Pass the state that '
-                'optimizer.init(params) made, within the mapped function where workers are stacked.'
+                'other parameters, or is stacked over workers. Pass the state returned by '
+                'optimizer.init(params); if workers are stacked, call this inside the mapped function.'
             )
 
 
@@ -125,7 +125,7 @@ def look_up(kind: str, name: Any, table: Mapping[str, T]) -> T:
 
 
 def nearest(name: Any, names: Iterable[str]) -> str:
-    """' Did you mean ...?' where one of `names` is close to `name`, else an empty string.
+    """' Did you mean ...?' if one of `names` is close to `name`, else an empty string.
 
     >>> nearest('metod', ['method', 'ratio'])
     " Did you mean 'method'?"

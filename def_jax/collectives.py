@@ -1,4 +1,4 @@
-"""Averages over workers, whatever maps them: pmap, vmap, shard_map, a tuple of axes, or nothing."""
+"""Averages over workers, however they are mapped: pmap, vmap, shard_map, a tuple of axes, or not at all."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,10 +19,10 @@ def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:
         axis_name: the axis over workers, a tuple of axes, or None for a single worker.
 
     Returns:
-        An `optax.GradientTransformation` whose state holds nothing.
+        An `optax.GradientTransformation` with an empty state.
 
     Raises:
-        ValueError: if `axis_name` is not a name, or, in `update`, not bound.
+        ValueError: if `axis_name` is not a name; in `update`, if it is not bound.
 
     Source: Eq. 2.
 
@@ -42,7 +42,7 @@ def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:
 
 
 class AllReduceMeanState(NamedTuple):
-    """State of `all_reduce_mean`: nothing. It marks where in a chain the workers begin to agree."""
+    """State of `all_reduce_mean`: empty. It marks the point in a chain from which the workers agree."""
 
     @property
     def per_worker(self) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ def pmean(tree: PyTree, axis_name: AxisName) -> PyTree:
     except NameError as error:
         raise ValueError(
             f'{axis_name=} is not bound here. Call the step under jax.pmap(step, axis_name=...), jax.vmap or '
-            'jax.shard_map with that name; for one worker pass axis_name=None.'
+            'jax.shard_map with that name; for a single worker, pass axis_name=None.'
         ) from error
 
 
@@ -76,5 +76,5 @@ def check_axis_name(axis_name: Any) -> None:
     well_formed = isinstance(names, (tuple, list)) and names and all(isinstance(n, str) for n in names)
     if names is not None and not well_formed:
         raise ValueError(
-            f"{axis_name=} must be a name such as 'workers', a tuple of names, or None for one worker."
+            f"{axis_name=} must be a name such as 'workers', a tuple of names, or None for a single worker."
         )

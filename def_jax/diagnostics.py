@@ -1,8 +1,8 @@
-"""What the paper's argument speaks of, measured on a running optimizer.
+"""Quantities from the convergence analysis, measured on a running optimizer.
 
-Each function costs dense all-reduces: call it every so many steps, not in every one. Legend, beside that
-of `error_feedback`: e_t is the mean of the workers' errors e_k = -r_k; σ² the variance of a worker's
-gradient and M² the squared norm of the full one (Assumptions 3.1 and 3.2).
+Measuring costs dense all-reduces: do it every so many steps, not at every step. Legend, in addition to that
+of `error_feedback`: e_t is the mean of the workers' errors e_k = -r_k, σ² the variance of a worker's
+gradient, and M² the squared norm of the full gradient (Assumptions 3.1 and 3.2).
 """
 
 import math
@@ -23,18 +23,18 @@ __all__ = ['compression_delta', 'convergence_bound', 'error_statistics', 'gradie
 
 
 def error_statistics(opt_state: PyTree, axis_name: AxisName) -> dict[str, jax.Array]:
-    """Norms of the workers' errors, and how far the points of EF and DEF are from y.
+    """Norms of the workers' errors, and the distances of EF's and DEF's gradient points from y.
 
     Args:
-        opt_state: worker k's optimizer state, which holds `error_feedback`.
+        opt_state: worker k's optimizer state, which contains that of `error_feedback`.
         axis_name: the axis over workers, as given to `error_feedback`.
 
     Returns:
         float32 scalars, the same on all workers except the last:
         `mean_error`, ‖e_t‖²; `error`, mean_k ‖e_k‖²; `distance_ef`, mean_k ‖x - y‖² = ‖e_t‖², and
-        `distance`, mean_k ‖x - λe_k - y‖², Eq. 9 at the λ in use; `detach_optimum`, λ*(t) = ‖e_t‖² /
+        `distance`, mean_k ‖x - λe_k - y‖², Eq. 9 at the current λ; `detach_optimum`, λ*(t) = ‖e_t‖² /
         mean_k ‖e_k‖², which minimises Eq. 9; `detach_optimum_own`, λ*(k, t) = ⟨e_t, e_k⟩ / ‖e_k‖², the
-        best λ for this worker alone. While all errors are zero the optima are 0.
+        best λ for this worker alone. The optima are 0 while all errors are zero.
 
     Raises:
         ValueError: if `opt_state` holds no residual, or `axis_name` is not bound.
@@ -70,20 +70,20 @@ def error_statistics(opt_state: PyTree, axis_name: AxisName) -> dict[str, jax.Ar
 
 
 def gradient_statistics(grads: PyTree, axis_name: AxisName) -> dict[str, jax.Array]:
-    """Unbiased estimates of σ² and M² from the gradients of K workers at one and the same point.
+    """Unbiased estimates of σ² and M² from the gradients of K workers at the same point.
 
     With g the workers' mean, E‖g_k‖² = σ² + M² and E‖g‖² = σ²/K + M².
 
     Args:
-        grads: worker k's gradient, at the same point as all others' and on data of its own.
-        axis_name: the axis over workers; two or more of them.
+        grads: worker k's gradient, at the same point as all other workers' and on its own data.
+        axis_name: the axis over workers, of which there must be at least two.
 
     Returns:
-        float32 scalars, the same on all workers: `variance`, σ², and `second_moment`, M², which may come
-        out negative where it is small.
+        float32 scalars, the same on all workers: `variance`, σ², and `second_moment`, M², whose estimate may
+        be negative if M² is small.
 
     Raises:
-        ValueError: if `axis_name` is None or not bound, or there is one worker only.
+        ValueError: if `axis_name` is None or not bound, or there is only one worker.
 
     Source: Assumptions 3.1 and 3.2; Section 4.1 reports σ² ≈ 0.3 M².
 
@@ -96,17 +96,17 @@ def gradient_statistics(grads: PyTree, axis_name: AxisName) -> dict[str, jax.Arr
     mean = pmean(grads, axis_name)
     workers = num_workers(axis_name)
     if workers < 2:
-        raise ValueError(f'{axis_name=} has one worker; the variance between workers needs two or more.')
+        raise ValueError(f'{axis_name=} has one worker; the variance between workers needs at least two.')
     norm = _square(mean)
     variance = workers / (workers - 1) * (pmean(_square(grads), axis_name) - norm)
     return {'variance': variance, 'second_moment': norm - variance / workers}
 
 
 def compression_delta(compressor: Compressor, params: PyTree) -> float:
-    """The compressor's δ in Assumption 4.2: the share B / d of the elements that one step sends.
+    """The compressor's δ in Assumption 4.2: the fraction B / d of the elements sent per step.
 
     Args:
-        compressor: a compressor that keeps part of the elements, such as `random_block`.
+        compressor: a compressor that selects some of the elements, such as `random_block`.
         params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
 
     Returns:
@@ -131,7 +131,7 @@ def convergence_bound(
     detach: float,
     delta: float,
 ) -> float:
-    """Theorem 4.3: a bound on the mean over steps of E‖∇F(y_t)‖².
+    """The bound of Theorem 4.3 on the mean of E‖∇F(y_t)‖² over steps.
 
     Args:
         initial_gap: F(y_0) - F(y*).
@@ -142,7 +142,7 @@ def convergence_bound(
         second_moment: M².
         num_workers: K.
         detach: λ in [0, 1].
-        delta: δ of the compressor, in (0, 1]; with 1 nothing is left behind and the last term is zero.
+        delta: δ of the compressor, in (0, 1]; at 1 everything is sent and the last term vanishes.
 
     Returns:
         The right-hand side of Eq. 17.
@@ -159,7 +159,7 @@ def convergence_bound(
     """
     check_number('smoothness', smoothness, 1e-30, math.inf, 'L > 0')
     check_number(
-        'learning_rate', learning_rate, 0, 1 / (4 * smoothness), 'η ≤ 1/(4L), the condition of the theorem'
+        'learning_rate', learning_rate, 0, 1 / (4 * smoothness), 'η ≤ 1/(4L), as the theorem requires'
     )
     check_number('num_steps', num_steps, 1, math.inf, 'T')
     check_number('num_workers', num_workers, 1, math.inf, 'K')

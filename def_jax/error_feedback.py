@@ -6,7 +6,7 @@ worker k's updates that has not reached the parameters yet. Legend:
     x        params                      y      output_params: x + mean_k r_k
     e_k      -residual                   C      compressor
     p_k      -pending                    λ      detach
-    g_k      gradient at x - λ·e_k       η g_k  -updates, from whatever optimizer comes before in the chain
+    g_k      gradient at x - λ·e_k       η g_k  -updates, from the optimizer earlier in the chain
 """
 
 from typing import Any, Literal, NamedTuple
@@ -29,13 +29,13 @@ __all__ = ['ErrorFeedbackState', 'detached_params', 'error_feedback', 'feedback_
 
 
 class ErrorFeedbackState(NamedTuple):
-    """State of `error_feedback`. The residual differs on every worker; the rest is the same on all."""
+    """State of `error_feedback`. The residual differs between workers; the other fields do not."""
 
-    step: jax.Array  # uint32 [], updates so far
-    key: jax.Array  # uint32 [2], shared by all workers: it picks the blocks
+    step: jax.Array  # uint32 [], number of updates so far
+    key: jax.Array  # uint32 [2], shared by all workers; selects the blocks
     residual: PyTree  # like params, float32: r_k = -e_k
     detach: jax.Array  # float32 [], λ
-    extra: dict[str, PyTree]  # what options keep, see `def_jax.beyond`; empty without them
+    extra: dict[str, PyTree]  # state of the options in `def_jax.beyond`; empty if none is used
 
     @property
     def per_worker(self) -> tuple[str, ...]:
@@ -58,40 +58,40 @@ def error_feedback(
 ) -> optax.GradientTransformation:
     """Sends a compressed part of the updates to all workers and keeps the rest for later steps.
 
-    The last stateful link of a chain; the optimizer before it stays local to the worker. Take gradients
-    at `detached_params` (DEF); the parameters are then DEF-A's answer, `output_params` is DEF's.
+    Make it the last stateful link of a chain; the optimizer before it stays local to each worker. Take
+    gradients at `detached_params`. The parameters are then the output of DEF-A, and `output_params` returns
+    that of DEF.
 
     Args:
-        compressor: which part is sent, e.g. `random_block(ratio=64)`.
+        compressor: selects the part to send, e.g. `random_block(ratio=64)`.
         axis_name: the mapped axis over workers (of `jax.pmap`, `jax.vmap` or `jax.shard_map`), a tuple of
             axes (devices × virtual workers), or None for a single worker.
-        seed: picks the blocks; must be the same on all workers.
-        detach: λ in [0, 1]. 0 is error feedback (EF), 1 follows each worker's own model (SAEF, PSync).
-            'auto' tracks the λ*(t) that minimises Eq. 9, estimated from the messages, which grow by one
-            element; see `beyond.detach_estimate`.
-        every: steps for each message; between two of them updates collect in the residual and nothing is
-            communicated. See `beyond.every`.
-        decay: the residual is multiplied by it before the update is added, in [0, 1].
-        outer: an elementwise optax transformation that applies the mean message, as its negated gradient;
-            None is
-            `optax.sgd(1.0)`. See `beyond.outer`.
-        average_every: average the residuals over workers every that many steps, by a dense all-reduce;
-            0 is never. SAEF's period.
-        wire_dtype: the float type that travels, e.g. `jnp.bfloat16` for half the bytes. What a worker's
-            message loses by rounding stays in its residual and arrives later; only what the all-reduce
-            itself rounds is lost.
-        skip_nonfinite: where an update of any worker holds NaN or infinity, all workers skip that step
-            together: updates of zero, residual and `step` as they were, the count `skipped` one higher. NaN
-            is signalled in-band, at no extra cost. Wrap the chain in `hold_skipped` so that the optimizer
-            before this link forgets the step too.
+        seed: selects the blocks; must be the same on all workers.
+        detach: λ in [0, 1]. 0 is error feedback (EF); 1 takes gradients at each worker's own model (SAEF,
+            PSync). 'auto' tracks the λ*(t) that minimises Eq. 9, estimated from the messages, which grow by
+            one element; see `beyond.detach_estimate`.
+        every: steps per message. Between messages, updates accumulate in the residual and nothing is
+            communicated; see `beyond.every`.
+        decay: factor in [0, 1] that multiplies the residual before each update is added.
+        outer: an elementwise optax transformation that applies the mean message, treating it as a negated
+            gradient. None means `optax.sgd(1.0)`. See `beyond.outer`.
+        average_every: steps between averages of the residuals over workers, each a dense all-reduce; 0 means
+            never. SAEF's period.
+        wire_dtype: float dtype of the messages, e.g. `jnp.bfloat16` to halve the bytes. A worker's rounding
+            error stays in its residual and is sent later; only rounding in the all-reduce itself is lost.
+        skip_nonfinite: if any worker's update contains NaN or infinity, all workers skip that step: the
+            updates are zero, the residual and `step` do not change, and the count `skipped` increases by one.
+            NaN is signalled in-band, at no extra cost. Wrap the chain in `hold_skipped` to keep the step out
+            of the preceding optimizer's state too.
 
     Returns:
         An `optax.GradientTransformation` with state `ErrorFeedbackState`. Updates keep their dtypes; the
-        residual is float32 whatever the parameters are.
+        residual is always float32.
 
     Raises:
-        ValueError: if an argument is out of range or excludes another; in `init`, for complex parameters; in
-            `update`, if `axis_name` is not bound or the updates do not have the residual's shapes.
+        ValueError: if an argument is out of range or conflicts with another; in `init`, for complex
+            parameters; in `update`, if `axis_name` is not bound or the updates do not match the residual's
+            shapes.
 
     References:
         An Xu and Heng Huang, `Detached Error Feedback for Distributed SGD with Random Sparsification
@@ -105,7 +105,7 @@ def error_feedback(
     >>> state = optimizer.init(params)
     >>> grads = jax.grad(lambda x: jnp.sum(x**2))(def_jax.detached_params(params, state))
     >>> updates, state = optimizer.update(grads, state, params)
-    >>> int(jnp.sum(updates != 0))  # a quarter has been applied, the rest waits
+    >>> int(jnp.sum(updates != 0))  # a quarter is applied, the rest kept for later
     2
     """
     check_compressor(compressor)
@@ -146,9 +146,8 @@ def error_feedback(
             step=state.step + 1, detach=jnp.asarray(first_detach, jnp.float32), residual=None
         )
         step = beyond.Step(updates, state, after, pend, pending, selection)
-        # What stays behind of the block is what rounding takes from the message: zeros, which the barrier
-        # hides. XLA thus writes the new residual over the old one after the message is taken, and copies
-        # nothing.
+        # The rest of the block is the message's rounding error: zeros in float32. The barrier hides them from
+        # XLA, which therefore takes the message before it overwrites the residual in place, without a copy.
         message = lax.optimization_barrier(options.encode(block, step))
         step = step._replace(rest=block - message[: block.size].astype(jnp.float32))
         mean, step = options.decode(pmean(message, axis_name), step)  # line 9
@@ -159,19 +158,19 @@ def error_feedback(
 
 
 def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
-    """The detached point x + λ·r_k at which worker k takes its gradient. Communicates nothing.
+    """The detached point x + λ·r_k, at which worker k takes its gradient. Communicates nothing.
 
     Args:
         params: x, the parameters, a pytree of arrays.
-        opt_state: state of an optimizer that holds `error_feedback` anywhere: in a chain, under
+        opt_state: state of an optimizer that contains `error_feedback` anywhere: in a chain, under
             `optax.masked` or `optax.multi_transform`, in `optax.MultiSteps`, `optax.flatten`, ...
 
     Returns:
-        A pytree like `params`. The residual takes no gradient, so the derivative with respect to `params`
-        is the identity and it does not matter whether a loss calls this inside or is called with it.
+        A pytree like `params`. No gradient flows through the residual, so the derivative with respect to
+        `params` is the identity: a loss may call this itself or be evaluated at the result.
 
     Raises:
-        ValueError: if `opt_state` holds no residual, or one of other shapes than `params`.
+        ValueError: if `opt_state` holds no residual, or one whose shapes differ from those of `params`.
 
     Source: Algorithm 1, line 6.
 
@@ -187,7 +186,7 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
 
 
 def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyTree:
-    """DEF's answer y = x + mean_k r_k. One dense all-reduce: for evaluation and the end, not every step.
+    """DEF's output y = x + mean_k r_k. Costs a dense all-reduce: for evaluation, not for every step.
 
     Args:
         params: x, the parameters, a pytree of arrays.
@@ -198,11 +197,10 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
         y, a pytree like `params`, the same on all workers.
 
     Raises:
-        ValueError: if `opt_state` holds no residual, or one of other shapes than `params`, or `axis_name`
-            is not
-            bound.
+        ValueError: if `opt_state` holds no residual, or one whose shapes differ from those of `params`, or
+            if `axis_name` is not bound.
 
-    Source: Algorithm 1, line 13; by Eq. 8 y moves by the mean update of the workers at every step.
+    Source: Algorithm 1, line 13. By Eq. 8, y moves by the workers' mean update at every step.
 
     >>> import jax.numpy as jnp, def_jax
     >>> state = def_jax.error_feedback(def_jax.random_block(2), None).init(jnp.zeros(2))
@@ -216,16 +214,16 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
 
 
 def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
-    """The states of `error_feedback` anywhere in `opt_state`; a ValueError in the caller's name for none."""
+    """All `error_feedback` states in `opt_state`; raises ValueError in the caller's name if there is none."""
     states = [state for state in link_states(opt_state) if isinstance(state, ErrorFeedbackState)]
     if states:
         _check_disjoint(states, caller)
         return states
     if optax.tree.get_all_with_path(opt_state, 'residual'):
         raise ValueError(
-            f'{caller}: opt_state holds no residual of error_feedback, but a field of that name: it was '
-            'restored without a target. Restore it into the structure of optimizer.init(params): give '
-            'the checkpointer that state as its target, or use jax.tree.unflatten.'
+            f'{caller}: opt_state holds no residual of error_feedback, only a field of that name: it was '
+            'restored without a target. Restore it into the structure of optimizer.init(params): pass '
+            'that state to the checkpointer as its target, or use jax.tree.unflatten.'
         )
     raise ValueError(
         f'{caller}: opt_state holds no residual. Pass the state of a chain that ends in '
@@ -248,7 +246,7 @@ def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:
 
 
 def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
-    """The residual in the structure of params: unflattened after `optax.flatten`."""
+    """The residual in the structure of `params`, with `optax.flatten` undone."""
     leaves, treedef = jax.tree.flatten(params)
     sizes = [leaf.size for leaf in leaves]
     if isinstance(residual, jax.Array) and residual.size == sum(sizes):

@@ -1,7 +1,7 @@
-"""The compared methods as one family: what each sends, where it takes gradients, which point is its answer.
+"""The methods compared, as one family: what each sends, where it takes gradients, which point it outputs.
 
-SAEF with P = 0, PSync (CSER with H = 1, C2 = 0) and DEF with λ = 1 are the same trajectory, and so are DEF
-and DEF-A; what separates them in the paper's tables is the point that is evaluated.
+SAEF with P = 0, PSync (CSER with H = 1, C2 = 0) and DEF with λ = 1 follow the same trajectory, and so do DEF
+and DEF-A. In the paper's tables they differ only in the point that is evaluated.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ class Method:
 
     Attributes:
         title: its name in the paper's tables.
-        answer: the point that is its answer: 'x', the parameters; 'y', `output_params`; 'own', every
-            worker's own model x + r_k.
+        answer: the point that it outputs: 'x', the parameters; 'y', `output_params`; 'own', each worker's own
+            model x + r_k.
         kind: what is communicated: 'error_feedback', the compressed updates, after the optimizer; 'dense',
-            the gradients; 'ef21', the compressed change of the gradients. The latter two come before the
-            momentum, which is then the same on all workers.
-        detach: λ where the method fixes it, None where it is a hyper-parameter.
+            the gradients; 'ef21', the compressed change of the gradients. The last two precede the momentum,
+            which is then the same on all workers.
+        detach: λ if the method fixes it, None if it is a hyper-parameter.
         averages: whether residuals are averaged over workers every P steps.
-        single_worker: whether it is defined for one worker only, with C(x) = x / ratio.
+        single_worker: whether it is defined only for a single worker, with C(x) = x / ratio.
     """
 
     title: str
@@ -53,13 +53,13 @@ class Method:
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """The points that a run of this method can report: its own answer and those that come with it."""
+        """The points that a run of this method can report: its own output and any others it yields."""
         if self.kind != 'error_feedback':
             return ('x',)
         return ('x', 'y', 'own') if self.answer == 'own' or self.averages else ('x', 'y')
 
     def answers(self, average_every: int = 0) -> dict[Point, str]:
-        """Titles of the methods that one run of this one answers for, by point: they share a trajectory."""
+        """Titles, by point, of all methods that share this one's trajectory: one run serves them all."""
         if self.averages and average_every:
             return {self.answer: self.title}
         ours = (self.kind, self.detach, self.single_worker)
@@ -69,10 +69,10 @@ class Method:
         """The compressor that this method uses at `ratio`.
 
         Args:
-            ratio: one element in so many is sent; methods that send all ignore it.
-            granularity: what is drawn at random: 'tensor', a block of every tensor; 'model', a block of the
-                whole model; 'element', single elements of every tensor, `random_k`.
-            **options: more options of `random_block`, such as `order`; random elements have none.
+            ratio: one element in `ratio` is sent; methods that send everything ignore it.
+            granularity: what is drawn at random: 'tensor', one block per tensor; 'model', one block of the
+                whole model; 'element', individual elements of every tensor, `random_k`.
+            **options: further options of `random_block`, such as `order`; `random_k` has none.
 
         Returns:
             The compressor.
@@ -84,11 +84,11 @@ class Method:
         """
         if granularity not in ('tensor', 'model', 'element'):
             raise ValueError(
-                f"{granularity=} must be 'tensor' (a block of every tensor), 'model' (one of the whole "
+                f"{granularity=} must be 'tensor' (one block per tensor), 'model' (one block of the whole "
                 "model) or 'element' (random elements)."
             )
         if granularity == 'element':
-            _check_unused(options, compressors.random_block, f'{granularity=} draws single elements')
+            _check_unused(options, compressors.random_block, f'{granularity=} draws individual elements')
             chosen = compressors.random_k(ratio)
         else:
             chosen = compressors.random_block(ratio, granularity=granularity, **options)
@@ -108,24 +108,24 @@ class Method:
         seed: int = 0,
         **options: Any,
     ) -> optax.GradientTransformation:
-        """The optimizer's chain, with what communicates at its place.
+        """The optimizer chain, with the communication where this method has it.
 
         Args:
-            local: what is done to the gradient first, e.g. weight decay.
-            shared: the optimizer proper, e.g. momentum SGD. Before error feedback it is local to the worker;
-                otherwise it follows what communicates, and is the same on all workers.
+            local: transformations applied to the gradient first, e.g. weight decay.
+            shared: the optimizer itself, e.g. momentum SGD. Before error feedback it is local to each worker;
+                otherwise it follows the communication and is the same on all workers.
             axis_name: the axis over workers.
-            compressor: what is sent; see `compressor`.
-            detach: λ or 'auto', where the method leaves it free.
-            average_every: period P of the residual's average; methods without it ignore it.
-            seed: picks the blocks.
-            **options: more options of `error_feedback`, for the methods that use it.
+            compressor: selects what is sent; see the method `compressor`.
+            detach: λ or 'auto', if the method leaves it free.
+            average_every: period P of the residual averages; methods without them ignore it.
+            seed: selects the blocks.
+            **options: further options of `error_feedback`, for the methods that use it.
 
         Returns:
             The chain.
 
         Raises:
-            ValueError: if an argument is out of range, or of no use to the method.
+            ValueError: if an argument is out of range or has no effect on the method.
 
         >>> from def_jax import METHODS, random_block
         >>> optimizer = METHODS['ef'].optimizer(
@@ -133,9 +133,9 @@ class Method:
         """
         if isinstance(detach, str) and not self.detach_is_free:
             raise ValueError(
-                f'{detach=} chooses λ, but {self.title} fixes it or has none. Give it a number, or use DEF.'
+                f'{detach=} estimates λ, but {self.title} fixes it or has none. Pass a number, or use DEF.'
             )
-        Averaging(average_every, axis_name)  # checks it, though not every method averages
+        Averaging(average_every, axis_name)  # checks the argument even if the method does not average
         if self.kind == 'error_feedback':
             link = error_feedback(
                 compressor,
@@ -152,11 +152,11 @@ class Method:
 
 
 def _check_unused(options: dict[str, Any], function: Callable, reason: str) -> None:
-    """Raises ValueError where an option of `function` that has no effect is not at its default."""
+    """Raises ValueError if any of `options`, which have no effect here, is not at its default."""
     parameters = inspect.signature(function).parameters
     for name, value in options.items():
         default = parameters[name].default
-        shown = getattr(default, '__name__', default)  # of a dtype, its name
+        shown = getattr(default, '__name__', default)  # a dtype's name
         if value not in (default, shown):
             raise ValueError(f'{name}={value!r} has no effect, since {reason}. Set {name}={shown}.')
 
@@ -183,7 +183,7 @@ def get_method(name: str) -> Method:
         The method.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if there is no method of that name.
 
     >>> get_method('def').title
     'DEF'
@@ -192,14 +192,14 @@ def get_method(name: str) -> Method:
 
 
 def trajectory(name: str, average_every: int = 0) -> str:
-    """The method whose run is also the run of `name`: the same path, read at another point.
+    """The method whose run also serves `name`: the same trajectory, evaluated at another point.
 
     Args:
         name: a key of `METHODS`.
-        average_every: period P of the residual's average. With one, SAEF's path is its own.
+        average_every: period P of the residual averages. Unless it is 0, SAEF has a trajectory of its own.
 
     Returns:
-        The first such key of `METHODS`.
+        The first key of `METHODS` with that trajectory.
 
     Raises:
         ValueError: if there is no method of that name.

@@ -1,8 +1,8 @@
-"""Which leaves of an optimizer's state are a worker's own, and which all workers share.
+"""Which leaves of an optimizer's state belong to one worker, and which all workers share.
 
-A *link* is the transformation of a chain that communicates. Its state says in `per_worker` which of its
-fields are a worker's own. What comes before a link in a chain has seen local gradients only, so what it
-keeps is a worker's own; what comes after it has seen what all workers agree on.
+A *link* is a transformation that communicates. The `per_worker` property of its state names the fields that
+differ between workers. Transformations before a link in a chain see only local gradients, so their state
+belongs to one worker; transformations after it see only values on which all workers agree.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def is_link(node: Any) -> bool:
 
 
 def link_states(opt_state: PyTree) -> list[Any]:
-    """The states of all links in an optimizer's state, in its order."""
+    """The states of all links in an optimizer's state, in order."""
     return [node for node in jax.tree.leaves(opt_state, is_leaf=is_link) if is_link(node)]
 
 
@@ -31,14 +31,14 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
     """Which leaves of an optimizer's state differ between workers.
 
     Args:
-        optimizer: a transformation that holds a link: `error_feedback`, `ef21` or `all_reduce_mean`.
+        optimizer: a transformation that contains a link: `error_feedback`, `ef21` or `all_reduce_mean`.
         params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
 
     Returns:
-        A pytree like `optimizer.init(params)` of Python booleans.
+        A pytree like `optimizer.init(params)` of Python booleans, True where workers differ.
 
     Raises:
-        ValueError: if no link communicates.
+        ValueError: if the optimizer contains no link.
 
     >>> import jax.numpy as jnp, def_jax
     >>> own_leaves(def_jax.ef21(def_jax.random_block(2), None), jnp.zeros(4))
@@ -51,7 +51,7 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
             'def_jax.error_feedback(...) at the end of the chain, or def_jax.all_reduce_mean(...) at '
             'its start.'
         )
-    # Floating-point scalars count as own, too: some optimizers estimate step sizes from local gradients.
+    # Floating-point scalars may differ too: some optimizers estimate step sizes from local gradients.
     flags = optax.tree_map_params(
         optimizer, lambda _: True, state, transform_non_params=lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     )
@@ -64,28 +64,27 @@ def state_specs(
     param_specs: PyTree = P(),  # noqa: B008
     axis_name: str | tuple[str, ...] = 'workers',
 ) -> PyTree:
-    """PartitionSpecs of an optimizer's state whose workers are stacked, for `jax.shard_map` or `jax.jit`.
+    """PartitionSpecs of an optimizer's state, stacked over workers, for `jax.shard_map` or `jax.jit`.
 
     Args:
-        optimizer: a transformation that holds a link, see `own_leaves`.
+        optimizer: a transformation that contains a link, see `own_leaves`.
         params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
-        param_specs: a PartitionSpec for all parameters, or a pytree of them like `params`: how a worker
-            shards
-            them among its own devices.
+        param_specs: a PartitionSpec for all parameters, or a pytree of them like `params`: how each worker
+            shards them over its devices.
         axis_name: the mesh axis over workers, or a tuple of axes.
 
     Returns:
-        A pytree like `optimizer.init(params)`. What is a worker's own has `axis_name` in front, since
-        workers are stacked along a new leading axis; what all workers share has not.
+        A pytree like `optimizer.init(params)`. The specs of leaves that differ between workers start with
+        `axis_name`, since workers are stacked along a new leading axis; those of shared leaves do not.
 
     Raises:
-        ValueError: if no link communicates, or a spec names the workers' axis.
+        ValueError: if the optimizer contains no link, or a spec names the workers' axis.
 
     >>> import jax.numpy as jnp, optax, def_jax
     >>> chain = optax.chain(optax.trace(0.9), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
     >>> specs = state_specs(chain, jnp.zeros(4))
-    >>> specs[0].trace, specs[1].residual, specs[1].step
-    (PartitionSpec('workers',), PartitionSpec('workers',), PartitionSpec())
+    >>> tuple(specs[0].trace), tuple(specs[1].residual), tuple(specs[1].step)
+    (('workers',), ('workers',), ())
     """
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
     for spec in jax.tree.leaves(param_specs, is_leaf=_is_spec):
@@ -116,7 +115,7 @@ def _is_spec(node: Any) -> bool:
 
 
 def _own(node: PyTree) -> PyTree:
-    """Flags as they are outside of chains; False behind the last link of a chain; a link's by declaration."""
+    """Flags as given outside chains, False after the last link of a chain, as declared within a link."""
     if is_link(node):
         fields = {
             name: jax.tree.map(lambda _, own=name in node.per_worker: own, field)

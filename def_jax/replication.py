@@ -1,8 +1,8 @@
-"""Checks that what all workers should agree on is the same on all of them, bit for bit.
+"""Checks that values shared by all workers are identical on all of them, bit for bit.
 
 Data-parallel training keeps a copy of the parameters on every worker and never compares them. A seed that
-differs between workers, a reduction that was forgotten or a bit that flipped in one device's memory lets the
-copies drift apart, and nothing tells. A checksum of every leaf, uint32, is compared over the workers instead.
+differs between workers, a forgotten reduction or a bit flip in one device's memory lets the copies drift
+apart unnoticed. The checks here compare a uint32 checksum of every leaf across workers.
 """
 
 from typing import Any
@@ -22,22 +22,22 @@ _GOLDEN = np.uint32(0x9E3779B1)  # odd
 
 
 def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
-    """Raises unless the arrays of `tree` are bit for bit the same on all workers.
+    """Raises unless the arrays of `tree` are identical on all workers, bit for bit.
 
-    Under `jax.pmap`, `jax.vmap` or `jax.shard_map` (`axis_name` is their axis) every worker makes a checksum
-    of every leaf, one all-reduce of two integers a leaf compares them, and a callback on the host raises.
-    From a compiled program JAX hands the error on as a `jax.errors.JaxRuntimeError` whose text ends with
-    ours, when a result is waited for or `jax.effects_barrier()` is called, and again at every later barrier:
-    it is meant to end the process. Call it in a small program of its own, every so many steps: it reads the
-    whole tree.
+    Under `jax.pmap`, `jax.vmap` or `jax.shard_map`, whose axis is `axis_name`, every worker computes a
+    checksum of every leaf, an all-reduce of two integers per leaf compares them, and a host callback raises.
+    A compiled program re-raises the error as a `jax.errors.JaxRuntimeError` whose text ends with the original
+    message, when a result is awaited or `jax.effects_barrier()` is called, and again at every later barrier:
+    treat it as fatal. The check reads the whole tree, so call it every so many steps, in a separate small
+    program.
 
-    Outside of them (`axis_name=None`) the copies that the devices hold of each array are fetched and
-    compared: an array that is stored as replicated is believed to be, and reading it shows one copy only.
+    Outside a mapped function (`axis_name=None`), the copies of each array are fetched from the devices and
+    compared: JAX trusts that a replicated array is replicated, and reading it returns only one copy.
 
     Args:
-        tree: what should be the same on all workers, such as parameters, keys and step counts; not the
+        tree: values that should be the same on all workers, such as parameters, keys and step counts; not the
             residual.
-        axis_name: the mapped axis over workers, a tuple of axes, or None outside of a mapped function.
+        axis_name: the mapped axis over workers, a tuple of axes, or None outside a mapped function.
 
     Raises:
         ValueError: naming the leaves that differ, see above; or if `axis_name` is not bound.
@@ -49,7 +49,7 @@ def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
     ...     check({'w': jnp.array([[1.0, 2.0], [1.0, 2.5]])})
     ... except ValueError as error:
     ...     print(error)
-    the workers do not agree on w: the same on all of them was expected, bit for bit.
+    the workers do not agree on w: their copies should be identical, bit for bit.
     """
     check_axis_name(axis_name)
     names = leaf_names(tree)
@@ -60,12 +60,12 @@ def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
         return
     sums = checksums(tree)
     try:
-        # One collective: the largest checksum, and by complement the smallest.
+        # A single collective finds the largest checksum and, by complement, the smallest.
         largest = lax.pmax(jnp.concatenate([sums, ~sums]), axis_name)
     except NameError as error:
         raise ValueError(
             f'{axis_name=} is not bound here. Call assert_replicated under jax.pmap(..., axis_name=...), '
-            'jax.vmap or jax.shard_map with that name, or with axis_name=None outside of them.'
+            'jax.vmap or jax.shard_map with that name, or outside these with axis_name=None.'
         ) from error
     jax.debug.callback(_Raiser(names), largest[: len(names)] != ~largest[len(names) :])
 
@@ -73,7 +73,7 @@ def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
 def checksums(tree: PyTree) -> jax.Array:
     """A checksum of the bits of every leaf, uint32 [leaves], on this worker.
 
-    A change of any single element changes it for certain, other changes but for one in 2^32.
+    A change to a single element always changes it; other changes do, except for about one in 2^32.
 
     >>> import jax.numpy as jnp
     >>> a, b = checksums([jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0])])
@@ -109,13 +109,13 @@ def _raise_if(names: list[str], differ: np.ndarray) -> None:
     if wrong:
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
         raise ValueError(
-            f'the workers do not agree on {", ".join(wrong[:3])}{more}: the same on all of them was '
-            'expected, bit for bit.'
+            f'the workers do not agree on {", ".join(wrong[:3])}{more}: their copies should be identical, '
+            'bit for bit.'
         )
 
 
 def _checksum(leaf: Any) -> jax.Array:
-    """The sum of the elements' bits, each times an odd number of its own, modulo 2^32."""
+    """The sum of the elements' bits modulo 2^32, each times an odd number that depends on its position."""
     words = _words(leaf)
     place = lax.iota(jnp.uint32, words.size).reshape(words.shape)
     odd = (place * _GOLDEN) | jnp.uint32(1)
@@ -123,7 +123,7 @@ def _checksum(leaf: Any) -> jax.Array:
 
 
 def _words(leaf: Any) -> jax.Array:
-    """The bits of an array as uint32, several to an element where it is wider."""
+    """The bits of an array as uint32; wider elements give several."""
     x = jnp.asarray(leaf)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)

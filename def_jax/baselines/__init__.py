@@ -1,4 +1,4 @@
-"""The methods that DEF is compared with, as optax transformations."""
+"""Methods that DEF is compared with, as optax transformations."""
 
 from def_jax.baselines.ef21 import EF21State, ef21
 

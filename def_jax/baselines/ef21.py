@@ -1,4 +1,4 @@
-"""EF21: every worker sends the compressed change of its gradient and all keep the same running sum."""
+"""EF21: each worker sends the compressed change of its gradient, and all keep the same running sum."""
 
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ __all__ = ['EF21State', 'ef21']
 
 
 class EF21State(NamedTuple):
-    """State of `ef21`. `local` differs on every worker; the rest is the same on all."""
+    """State of `ef21`. `local` differs between workers; the other fields do not."""
 
-    step: jax.Array  # uint32 [], updates so far
-    key: jax.Array  # uint32 [2], shared by all workers: it picks the blocks
+    step: jax.Array  # uint32 [], number of updates so far
+    key: jax.Array  # uint32 [2], shared by all workers; selects the blocks
     local: PyTree  # like params, float32: g_k, worker k's estimate of its own gradient
     mean: PyTree  # like params, float32: g = mean_k g_k
 
@@ -31,33 +31,33 @@ class EF21State(NamedTuple):
 
 
 def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax.GradientTransformation:
-    """Replaces the gradient by EF21's estimate: g_k <- g_k + C(∇f_k(x) - g_k), g = mean_k g_k.
+    """Replaces the gradient with EF21's estimate: g_k <- g_k + C(∇f_k(x) - g_k), g = mean_k g_k.
 
-    The first link of a chain, on the gradient at the parameters themselves; momentum and learning rate
-    follow and are the same on all workers. g_k starts as the first gradient, which costs one dense
-    all-reduce; later steps send the compressor's message only. With random blocks it does not converge
-    on deep networks (Section 5): it is here to be compared with.
+    Make it the first link of a chain, with the gradient taken at the parameters themselves; momentum and
+    learning rate follow and are the same on all workers. g_k starts as the first gradient, which costs one
+    dense all-reduce; later steps send only the compressor's message. With random blocks it does not converge
+    on deep networks (Section 5); it is included for comparison.
 
     Args:
-        compressor: which part of the change is sent.
+        compressor: selects the part of the change to send.
         axis_name: the axis over workers, a tuple of axes, or None for a single worker.
-        seed: picks the blocks; must be the same on all workers.
+        seed: selects the blocks; must be the same on all workers.
 
     Returns:
         An `optax.GradientTransformation` with state `EF21State`.
 
     Raises:
-        ValueError: if an argument is out of range, or, in `update`, if `axis_name` is not bound.
+        ValueError: if an argument is out of range; in `update`, if `axis_name` is not bound.
 
     References:
         Richtárik, Sokolov and Fatkhullin, `EF21: A New, Simpler, Theoretically Better, and Practically
         Faster Error Feedback <https://arxiv.org/abs/2106.05203>`_, 2021, Algorithm 2.
 
     >>> import jax.numpy as jnp, optax, def_jax
-    >>> optimizer = optax.chain(def_jax.baselines.ef21(def_jax.random_block(2), None), optax.sgd(1.0))
+    >>> optimizer = optax.chain(def_jax.ef21(def_jax.random_block(2), None), optax.sgd(1.0))
     >>> state = optimizer.init(jnp.zeros(4))
     >>> updates, state = optimizer.update(jnp.ones(4), state)
-    >>> updates.tolist()  # the first gradient arrives whole
+    >>> updates.tolist()  # the first gradient is sent in full
     [-1.0, -1.0, -1.0, -1.0]
     """
     check_compressor(compressor)
@@ -77,7 +77,7 @@ def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
 
         def first():
-            # Adding 0·g lets the mean vary over workers, as it may in the other branch under shard_map.
+            # Adding 0·g marks the mean as varying over workers, as shard_map sees it in the other branch.
             return grads, jax.tree.map(lambda mean, g: mean + 0 * g, pmean(grads, axis_name), state.mean)
 
         def later():

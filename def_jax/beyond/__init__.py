@@ -1,4 +1,4 @@
-"""What the paper does not have: a file for each option, plugged into Algorithm 1 at the seam in `base`."""
+"""Options that the paper does not have, one per file, plugged into Algorithm 1 at the seam in `base`."""
 
 from typing import Literal
 
@@ -29,13 +29,13 @@ def options(
     wire_dtype: DTypeLike,
     skip_nonfinite: bool,
 ) -> Option:
-    """What the arguments of `error_feedback` ask for past Algorithm 1.
+    """The options beyond Algorithm 1 that the arguments of `error_feedback` select.
 
-    Skipping comes first and so decodes a message last: a step that is skipped takes back what the others have
-    learned from its message.
+    `Skipping` comes first and therefore decodes last: a skipped step discards what the other options learned
+    from its message.
 
     Raises:
-        ValueError: if an argument is out of range, or two of them exclude each other.
+        ValueError: if an argument is out of range, or two of them conflict.
     """
     known = [
         Skipping(skip_nonfinite),
@@ -49,7 +49,7 @@ def options(
     if every > 1 and (average_every or skip_nonfinite):
         other = f'{average_every=}' if average_every else f'{skip_nonfinite=}'
         raise ValueError(
-            f'{every=} and {other} exclude each other: between messages workers know nothing of each other. '
+            f'{every=} and {other} cannot be combined: workers do not communicate between messages. '
             'Set every=1, or leave the other at its default.'
         )
     return Together([option for option in known if option.wanted])

@@ -1,4 +1,4 @@
-"""SAEF's averaging: every P steps the residuals are replaced by their mean over workers."""
+"""SAEF's averaging: every P steps, the residuals are replaced by their mean over workers."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ __all__ = ['Averaging']
 
 
 class Averaging(Option):
-    """Averages the residuals over workers by a dense all-reduce, every `average_every` steps.
+    """Averages the residuals over workers with a dense all-reduce every `average_every` steps.
 
     Raises:
         ValueError: unless `average_every` is an integer >= 0.
@@ -32,14 +32,14 @@ class Averaging(Option):
 
         def averaged(updates, state, params=None):
             updates, after = update(updates, state, params)
-            # A step that `skip_nonfinite` dropped has not counted, and does not average twice.
+            # A step dropped by `skip_nonfinite` does not count, so it must not repeat an average.
             due = (after.step % self._period == 0) & (after.step != state.step)
             return updates, after._replace(residual=lax.cond(due, self._mean, _unchanged, after.residual))
 
         return averaged
 
     def _mean(self, residual: PyTree) -> PyTree:
-        # Adding 0·r lets the mean vary over workers, as the other branch does: shard_map's types demand it.
+        # Adding 0·r marks the mean as varying over workers, like the other branch, as shard_map requires.
         return optax.tree.add_scale(pmean(residual, self._axis_name), 0, residual)
 
 

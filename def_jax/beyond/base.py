@@ -1,7 +1,7 @@
 """The seam between Algorithm 1 and everything that the paper does not have.
 
-`error_feedback` calls the hooks of one `Option`. Each file of this folder holds one, and `Together` makes
-one of several; without any of them, what remains is Algorithm 1.
+`error_feedback` calls the hooks of a single `Option`. Each file in this folder holds one, and `Together`
+combines several. Without any option, what remains is Algorithm 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,21 +18,21 @@ __all__ = ['Option', 'Pending', 'Step', 'Together', 'Update']
 
 
 class Pending(Protocol):
-    """Line 7: updates plus residual; with `taken`, bool [], False what a step that is dropped leaves."""
+    """Line 7: updates plus residual. If `taken`, bool [], is False, the step is dropped; see `carry`."""
 
     def __call__(self, updates: PyTree, residual: PyTree, taken: bool | jax.Array = True) -> PyTree: ...
 
 
 class Step(NamedTuple):
-    """One step of Algorithm 1 in progress: what options may read and replace."""
+    """A step of Algorithm 1 in progress, which options may read and modify."""
 
     updates: PyTree  # worker k's, from the optimizer before this link
     before: Any  # the state before the step, an `ErrorFeedbackState`
-    after: Any  # the state after it; its residual is not known yet and None
+    after: Any  # the state after it; its residual is not yet known, hence None
     pend: Pending  # line 7
     pending: PyTree  # like params, float32: p_k
     selection: Selection  # the coordinates that C keeps
-    rest: Any = None  # float32 [B]: what stays behind of the block; known when the message has been encoded
+    rest: Any = None  # float32 [B]: the unsent rest of the block; set once the message is encoded
 
     def keep(self, **fields: PyTree) -> 'Step':
         """Stores an option's own fields in the new state."""
@@ -40,9 +40,9 @@ class Step(NamedTuple):
 
 
 class Option:
-    """One option past Algorithm 1. By default no hook changes anything.
+    """One option beyond Algorithm 1. By default, no hook changes anything.
 
-    A constructor checks its argument of `error_feedback`, be it the default, and sets `wanted`.
+    The constructor checks the option's argument of `error_feedback`, default or not, and sets `wanted`.
     """
 
     wanted: bool
@@ -53,27 +53,27 @@ class Option:
         return {}
 
     def carry(self, residual: jax.Array, taken: bool | jax.Array) -> jax.Array:
-        """What is left of one tensor's residual when the next update is added to it."""
+        """One tensor's residual as carried into a step, before the update is added."""
         del taken
         return residual
 
     def encode(self, message: jax.Array, step: Step) -> jax.Array:
-        """The message, [B] or longer, as it travels."""
+        """The message, [B] or longer, as it is sent."""
         del step
         return message
 
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
-        """The mean over workers before `encode`, and the step with what was learned from it."""
+        """Undoes `encode` on the mean over workers; returns it and the step, updated with what it tells."""
         return mean, step
 
     def wrap(self, update: Update, pend: Pending) -> Update:
-        """A function around the whole step."""
+        """Wraps the whole step."""
         del pend
         return update
 
 
 class Together(Option):
-    """Several options as one: the first encodes a message first, and decodes it last."""
+    """Several options as one: the first encodes a message first and decodes it last."""
 
     def __init__(self, options: Sequence[Option]):
         self._options = options

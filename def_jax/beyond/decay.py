@@ -1,4 +1,4 @@
-"""A residual that fades: what waits long counts for less."""
+"""A decaying residual: the longer an update waits, the less it counts."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ __all__ = ['Decay']
 
 
 class Decay(Option):
-    """Multiplies the residual by `decay` before the update is added, on line 7.
+    """Multiplies the residual by `decay` before the update is added in line 7.
 
     Raises:
         ValueError: unless `decay` is a number in [0, 1].
     """
 
     def __init__(self, decay: float):
-        check_number('decay', decay, 0, 1, 'the share of the residual that a step keeps; 1 keeps all')
+        check_number('decay', decay, 0, 1, 'the fraction of the residual kept per step; 1 keeps all')
         self.wanted, self._decay = not isinstance(decay, (int, float)) or decay != 1, decay
 
     def carry(self, residual: jax.Array, taken: bool | jax.Array) -> jax.Array:

@@ -1,18 +1,18 @@
-"""The best λ, estimated from the messages: what `error_feedback(..., detach='auto')` uses.
+"""The best λ, estimated from the messages, for `error_feedback(..., detach='auto')`.
 
-Eq. 9, the distance of the detached points from y, is smallest at λ*(t) = ‖e_t‖² / mean_k ‖e_k‖². The paper
-calls that impractical, as e_t, the mean of the workers' errors, is unknown. But the block that is averaged at
-each step is a sample of it: the squared norm of the averaged message estimates ‖e_t‖², and the mean squared
-norm of the messages mean_k ‖e_k‖². The former is known to all workers after the all-reduce; the latter
-travels with it as one more element.
+λ*(t) = ‖e_t‖² / mean_k ‖e_k‖² minimises Eq. 9, the distance of the detached points from y. The paper calls it
+impractical because e_t, the mean of the workers' errors, is unknown. But the block averaged at each step is a
+sample of it: the squared norm of the averaged message estimates ‖e_t‖², and the mean squared norm of the
+messages estimates mean_k ‖e_k‖². All workers know the former after the all-reduce; the latter is sent along
+with the message as one extra element.
 
-The block that is sent has waited longer than the rest. An error of age t is a sum of t updates. What they
-share between workers (signal) grows as t², what differs (noise) as t:
+The block that is sent has waited longer than the rest. An error of age t is a sum of t updates. The part that
+workers share (signal) grows as t², the part in which they differ (noise) as t:
 
     mean_k ‖e_k‖² = signal + noise          ‖e_t‖² = signal + noise / K
 
-Two equations for two unknowns; each is then scaled from the age of the block to the ages of the residual, by
-`orders.AGE_SHARES`.
+These two equations determine both parts. `orders.AGE_SHARES` then scales each from the age of the block to
+the ages of the residual.
 """
 
 from collections.abc import Sequence
@@ -34,14 +34,14 @@ _MEMORY = 0.98  # weight of the past in the running means, which average about f
 
 
 class DetachEstimate(Option):
-    """Sets λ after every step. Adds to the state, float32 [2], `energy`: running means of
-    ‖mean_k message‖² and mean_k ‖message‖², scaled from the message to all coordinates; zeros at first, which
-    cancel in their ratio.
+    """Sets λ after every step.
+
+    Adds `energy`, float32 [2], to the state: running means of ‖mean_k message‖² and mean_k ‖message‖², scaled
+    from the message to all coordinates. Both start at zero; the bias cancels in their ratio.
 
     Raises:
-        ValueError: unless `detach` is a number in [0, 1] or 'auto'; if it is 'auto' and `wire_dtype`, a
-            float type,
-            overflows on the squared norm of a message.
+        ValueError: unless `detach` is a number in [0, 1] or 'auto'; if it is 'auto' and `wire_dtype`, a float
+            type, overflows on the squared norm of a message.
     """
 
     def __init__(self, detach: float | Literal['auto'], axis_name: AxisName, wire_dtype: DTypeLike):
@@ -76,10 +76,10 @@ def best_detach(energy: jax.Array, num_workers: int, age_shares: Sequence[float]
     Args:
         energy: float32 [2], ‖mean_k message‖² and mean_k ‖message‖².
         num_workers: K.
-        age_shares: the share of the residual in the signal and in the noise of the block that is sent.
+        age_shares: the residual's signal and noise, as fractions of those of the block that is sent.
 
     Returns:
-        float32 [], in [1/K, 1]; 1 for one worker, whose own error is e_t, and while nothing was sent.
+        float32 [], in [1/K, 1]; 1 for a single worker, whose own error is e_t, and until something is sent.
 
     Source: Section 3.2, below Eq. 9.
 

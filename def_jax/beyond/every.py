@@ -1,4 +1,4 @@
-"""Local steps: a message every H steps, and between two of them no communication at all."""
+"""Local steps: one message every H steps, with no communication in between."""
 
 from typing import Any
 
@@ -14,20 +14,20 @@ __all__ = ['Every']
 
 
 class Every(Option):
-    """Sends a message every `every` steps; in between updates collect in the residual and x stands still.
+    """Sends a message every `every` steps; in between, updates accumulate in the residual and x is constant.
 
-    The collective lies in a branch of a conditional that only sending steps take. Blocks are chosen by the
-    number of messages sent, so that a round of blocks is a round of messages.
+    The collective is in a branch of a conditional that only sending steps take. The number of messages sent
+    selects the blocks, so a round of blocks is a round of messages.
 
     Raises:
         ValueError: unless `every` is an integer >= 1.
 
-    Source: with `identity()` and λ = 1 it is local SGD (Stich, 2019): x + r_k is worker k's model.
+    Source: with `identity()` and λ = 1 this is local SGD (Stich, 2019): x + r_k is worker k's model.
     """
 
     def __init__(self, every: int):
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise ValueError(f'{every=} must be an integer >= 1: the number of steps for each message.')
+            raise ValueError(f'{every=} must be an integer >= 1: the number of steps per message.')
         self.wanted, self._every = every > 1, every
 
     def wrap(self, update: Update, pend: Pending) -> Update:

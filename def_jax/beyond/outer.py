@@ -1,4 +1,4 @@
-"""An outer optimizer: what the workers agree on is applied with momentum, block by block."""
+"""An outer optimizer: applies the workers' mean message with momentum, block by block."""
 
 from typing import Any
 
@@ -15,8 +15,10 @@ __all__ = ['Outer']
 
 
 class Outer(Option):
-    """Applies the mean message through `outer`, as its negated gradient. Adds `outer` to the state, `outer`'s
-    own state: like the parameters, equal on all workers, read and written only where the block lies.
+    """Applies the mean message through `outer`, treating it as a negated gradient.
+
+    Adds the state of `outer` to the state, under that name. Like the parameters, it is the same on all
+    workers; only its entries for the current block are read and written.
 
     Raises:
         ValueError: unless `outer` is an elementwise `optax.GradientTransformation` that needs no parameters.
@@ -43,8 +45,8 @@ class Outer(Option):
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
         whole, selection = step.before.extra['outer'], step.selection
         shape = jax.eval_shape(self._outer.init, mean)
-        # The state for the block as one vector is a prefix of the whole state: a leaf for a tree of
-        # parameters.
+        # The state for a block, which is a single vector, is a tree prefix of the whole state: it has a leaf
+        # where the whole state has a tree of parameters.
         like_params = optax.tree_map_params(
             self._outer, lambda _: True, shape, transform_non_params=lambda _: False
         )
@@ -57,7 +59,7 @@ class Outer(Option):
 
 
 def _check_elementwise(outer: optax.GradientTransformation) -> None:
-    """Raises ValueError where elements influence each other, or where parameters are needed."""
+    """Raises ValueError if elements influence each other or the parameters are needed."""
     with jax.ensure_compile_time_eval():
         try:
             found = []
@@ -67,13 +69,13 @@ def _check_elementwise(outer: optax.GradientTransformation) -> None:
                 for _ in range(2):
                     update, state = outer.update(gradient, state)
                 found.append(float(update[0]))
-        except ValueError as error:  # optax's for transformations that need the parameters
+        except ValueError as error:  # from optax, for transformations that need the parameters
             raise ValueError(
-                f'outer cannot be used on a block by itself ({error}). It must not need the parameters: '
+                f'outer cannot be applied to a single block ({error}). It must not need the parameters: '
                 'leave weight decay to the optimizer before error_feedback.'
             ) from error
     if not np.isclose(found[0], found[1]):
         raise ValueError(
-            'outer must be elementwise, since it sees a block at a time: no clipping by the global norm, no '
+            'outer must be elementwise, since it sees one block at a time: no global-norm clipping, no '
             'trust ratio, no orthogonalisation. optax.sgd and optax.adam are elementwise.'
         )

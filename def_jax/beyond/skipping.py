@@ -19,11 +19,10 @@ __all__ = ['Skipping', 'hold_skipped']
 
 
 class Skipping(Option):
-    """Drops a step in which any worker's update holds NaN or infinity. Adds `skipped` to the state, uint32
-    [].
+    """Skips a step in which any worker's update contains NaN or infinity.
 
-    NaN is signalled in-band, at no extra cost: a worker whose update is not finite sends a message of NaN,
-    and all workers see it in the mean.
+    Adds `skipped`, uint32 [], to the state. NaN is signalled in-band, at no extra cost: a worker whose update
+    is not finite sends a message of NaN, which all workers see in the mean.
 
     Raises:
         ValueError: unless `skip_nonfinite` is True or False.
@@ -41,30 +40,29 @@ class Skipping(Option):
         return jnp.where(_all_finite(step.updates), message, jnp.nan)
 
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
-        """Where the mean is not finite, the step as if nothing were pending but the old residual, and none of
-        it were sent."""
+        """If the mean is not finite, treats only the old residual as pending and sends none of it."""
         finite = _all_finite(mean)
         residual = step.before.residual
         skipped = step.before.extra['skipped']
         held = step.before._replace(residual=None, extra=step.before.extra | {'skipped': skipped + 1})
         dropped = (jnp.zeros_like(mean), step.selection.take(residual), held)
         mean, rest, after = optax.tree.where(finite, (mean, step.rest, step.after), dropped)
-        # Choosing between `pending` and the residual would keep both in memory; this choice is made while the
-        # residual is updated in place. r + -0.0 is r, bit for bit.
+        # Selecting between `pending` and the residual would keep both in memory. Selecting the updates fuses
+        # with the in-place update of the residual; r + -0.0 is r, bit for bit.
         updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), step.updates)
         pending = step.pend(updates, residual, taken=finite)
         return mean, step._replace(pending=pending, rest=rest, after=after)
 
 
 def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, but a step that its `error_feedback` skips leaves the whole state as it was.
+    """Wraps an optimizer so that a step skipped by its `error_feedback` leaves the whole state unchanged.
 
-    Without it a NaN that `skip_nonfinite` keeps from the parameters stays in the momentum. Where a chain
-    holds several `error_feedback` links (`optax.multi_transform`), each decides for its own tensors; if one
-    of them skips, the state of the other transformations is held.
+    Without it, a NaN that `skip_nonfinite` keeps out of the parameters stays in the momentum. If a chain
+    contains several `error_feedback` links (`optax.multi_transform`), each decides for its own tensors; if
+    any of them skips, the state of the other transformations is held.
 
     Args:
-        optimizer: a chain that holds `error_feedback(..., skip_nonfinite=True)`.
+        optimizer: a chain that contains `error_feedback(..., skip_nonfinite=True)`.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with the same state.
@@ -87,7 +85,7 @@ def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTrans
         updates, new_state = optimizer.update(updates, state, params, **extra_args)
         taken = jnp.array(_counts(state)) == jnp.array(_counts(new_state))
 
-        def hold(new, old):  # error_feedback has chosen already, and its count goes on
+        def hold(new, old):  # error_feedback has already chosen, and its count must advance
             return new if is_link(new) else optax.tree.where(jnp.all(taken), new, old)
 
         return updates, jax.tree.map(hold, new_state, state, is_leaf=is_link)
@@ -107,11 +105,11 @@ def _counts(opt_state: PyTree) -> list[jax.Array]:
 
 
 def _all_finite(tree: PyTree) -> jax.Array:
-    """Whether every number of the tree is finite, at the speed of memory.
+    """Whether every number in the tree is finite, at memory speed.
 
-    The bits of |x|, as an integer, are below those of infinity. XLA for CPUs fuses a reduction with what
-    computes x only over a leading axis of at most 32, where it needs no tree of partial results; a sum, a
-    conjunction, or a maximum over more would first write all of x to memory.
+    x is finite if the bits of |x|, read as an integer, are below those of infinity. On CPUs, XLA fuses a
+    reduction with the computation of x only over a leading axis of at most 32, where it needs no tree of
+    partial results. A sum, a logical and, or a maximum over more would first write all of x to memory.
     """
 
     def largest(leaf):

@@ -1,4 +1,4 @@
-"""Narrow messages: a worker's rounding stays in its residual and arrives later."""
+"""Narrow messages: a worker's rounding error stays in its residual and is sent later."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ __all__ = ['WireDtype']
 
 
 class WireDtype(Option):
-    """Sends messages as `wire_dtype`. Only what the all-reduce rounds as it adds up is lost.
+    """Sends messages as `wire_dtype`. Only rounding in the all-reduce's sum is lost.
 
     Raises:
         ValueError: unless `wire_dtype` is a float type of at most 32 bits.
@@ -25,7 +25,7 @@ class WireDtype(Option):
         if not well_formed:
             raise ValueError(
                 f'{wire_dtype=} must be a float type of at most 32 bits: float32 (the default), bfloat16 or '
-                'float16, or, where the backend reduces it, a float8.'
+                'float16, or a float8 type if the backend can reduce it.'
             )
         self.wanted, self._dtype = dtype != jnp.float32, dtype
 

@@ -150,9 +150,9 @@ def test_a_decayed_residual_survives_a_skipped_step():
         ({'decay': 1.5}, r'decay=1.5 must be a number in \[0, 1\]'),
         ({'outer': 0.7}, 'outer=0.7 must be an optax.GradientTransformation'),
         ({'outer': optax.clip_by_global_norm(1.0)}, 'outer must be elementwise'),
-        ({'outer': optax.adamw(0.1)}, 'outer cannot be used on a block by itself'),
-        ({'every': 2, 'average_every': 3}, 'every=2 and average_every=3 exclude each other'),
-        ({'every': 2, 'skip_nonfinite': True}, 'every=2 and skip_nonfinite=True exclude each other'),
+        ({'outer': optax.adamw(0.1)}, 'outer cannot be applied to a single block'),
+        ({'every': 2, 'average_every': 3}, 'every=2 and average_every=3 cannot be combined'),
+        ({'every': 2, 'skip_nonfinite': True}, 'every=2 and skip_nonfinite=True cannot be combined'),
     ],
 )
 def test_impossible_options(options, message):

@@ -343,11 +343,11 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
 @pytest.mark.parametrize(
     ('shape', 'compressor', 'words'),
     [
-        ((2**31 + 1,), def_jax.random_block(64), r'2147483649 places where a block'),
-        ((2**16, 2**16), def_jax.random_block(1e12), r'shape=\(65536, 65536\) has 4294967296 places'),
+        ((2**31 + 1,), def_jax.random_block(64), r'2147483649 positions for a block'),
+        ((2**16, 2**16), def_jax.random_block(1e12), r'shape=\(65536, 65536\) has 4294967296 positions'),
         ((2**33,), def_jax.random_block(64), r'an axis of 2\*\*32 or more'),
-        ((2**16, 2**16), def_jax.random_block(64, granularity='model'), r"take 'tensor'"),
-        ((2**31,), def_jax.random_k(64), '2147483648 places where a block, or an element'),
+        ((2**16, 2**16), def_jax.random_block(64, granularity='model'), r"to 'tensor'"),
+        ((2**31,), def_jax.random_k(64), '2147483648 positions for a block or an element'),
     ],
 )
 def test_what_32_bits_cannot_index_is_refused(shape, compressor, words):
