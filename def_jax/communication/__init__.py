@@ -2,8 +2,8 @@
 
     python -m def_jax.communication --config=configs/digits.py --config.ratio=256
 
-compiles what train.py would run, without training, and prints what each worker hands to the collectives of
-every program, see `def_jax.communication.programs`.
+compiles what train.py would run, without training, and prints what each worker passes to the collectives of
+every program; see `def_jax.communication.programs`.
 """
 
 import math
@@ -25,21 +25,21 @@ class Collective(NamedTuple):
     """One collective operation of a compiled program."""
 
     operation: str  # its name in HLO, e.g. 'all-reduce'
-    elements: int  # of all its results together
+    elements: int  # in all its results together
     bytes: int
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """The collectives of a compiled program, in its order.
+    """The collectives of a compiled program, in order.
 
     Args:
-        hlo: optimised HLO, what `jax.jit(f).lower(...).compile().as_text()` returns.
+        hlo: optimised HLO, as returned by `jax.jit(f).lower(...).compile().as_text()`.
 
     Returns:
         The collectives. One inside a loop, or in a branch that is not always taken, counts once.
 
     Raises:
-        ValueError: if one has results of a type whose size is not known.
+        ValueError: if a result has a type of unknown size.
 
     >>> collectives('ROOT r = (f32[3,2]{1,0}, bf16[]) all-reduce(x, y), replica_groups={{0,1}}')
     [Collective(operation='all-reduce', elements=7, bytes=26)]
@@ -49,7 +49,7 @@ def collectives(hlo: str) -> list[Collective]:
         elements = bits = 0
         for kind, dims in _ARRAY.findall(result):
             if kind not in _BITS:
-                raise ValueError(f'{operation} of {kind} in the HLO: the size of that type is not known.')
+                raise ValueError(f'{operation} of {kind} in the HLO: the size of this type is unknown.')
             count = math.prod(int(n) for n in dims.split(',') if n)
             elements, bits = elements + count, bits + count * _BITS[kind]
         found.append(Collective(operation, elements, bits // 8))

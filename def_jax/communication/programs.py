@@ -1,4 +1,4 @@
-"""What a run sends, proven: every program that it executes, compiled, and the collectives in their HLO."""
+"""What a run sends, verified: compiles each program that it executes and reads the collectives in its HLO."""
 
 import tempfile
 from collections.abc import Iterator
@@ -27,24 +27,24 @@ class Program(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """What a worker hands to the collectives of one execution."""
+        """Elements that a worker passes to the collectives in one execution."""
         return sum(collective.elements for collective in self.collectives)
 
     @property
     def bytes(self) -> int:
-        """Likewise, in bytes."""
+        """The same in bytes."""
         return sum(collective.bytes for collective in self.collectives)
 
 
 def programs(experiment: Experiment) -> Iterator[Program]:
-    """Compiles, one after the other, the train step, the points to evaluate, the sums over a test batch.
+    """Compiles, one after the other, the train step, the points to evaluate and the sums over a test batch.
 
     Args:
         experiment: the run.
 
     Yields:
-        The programs, what they send and how often. Virtual workers share a device, and what they average
-        among themselves is in none of them.
+        The programs, with what they send and how often they run. Virtual workers share a device, so averages
+        among them do not appear.
     """
     config, points = experiment.config, experiment.method.points
     state, batch = jax.eval_shape(steps.make_init(experiment)), next(experiment.train_batches(0))
@@ -65,7 +65,7 @@ def programs(experiment: Experiment) -> Iterator[Program]:
 
 def _show(console: rich.console.Console, experiment: Experiment) -> None:
     table = rich.table.Table(title=f'{experiment.method.title}: what a worker sends', title_justify='left')
-    for heading in ('program', 'collectives', 'elements', 'bytes', 'executions', 'MB in the run'):
+    for heading in ('program', 'collectives', 'elements', 'bytes', 'executions', 'MB per run'):
         table.add_column(heading, justify='left' if heading == 'program' else 'right')
     for program in programs(experiment):
         figures = (len(program.collectives), program.elements, program.bytes, program.executions)

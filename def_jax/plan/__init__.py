@@ -1,14 +1,14 @@
-"""Whether compression pays: the time of a step from the model's size and the network.
+"""Whether compression pays off: predicts the time of a step from the model's size and the network.
 
     python -m def_jax.plan --params=25.6e6 --step-time=0.12 --bandwidth=10gbit --workers=64
 
-prints the time of a step and the speed-up over dense SGD by ratio, and the least ratio that pays. A model,
-not a measurement: a ring all-reduce of n bytes over K workers takes
+prints the time of a step and the speed-up over dense SGD for each ratio, and the smallest ratio that pays
+off. This is a model, not a measurement. It assumes that a ring all-reduce of n bytes over K workers takes
 
     2 (K - 1) / K · n / bandwidth  +  2 (K - 1) · latency,
 
-a step computes and then communicates (`overlap` is the share of a dense all-reduce that hides behind the
-backward pass; the message of error feedback needs the whole gradient and hides nothing).
+and that a step first computes and then communicates. (`overlap` is the fraction of a dense all-reduce hidden
+behind the backward pass. The message of error feedback needs the whole gradient, so none of it is hidden.)
 """
 
 import dataclasses
@@ -29,19 +29,19 @@ class Plan:
     """A cluster and a model. All times are in seconds.
 
     Attributes:
-        params: d, elements of the model.
-        step_time: of a step's computation on one worker, without communication.
-        bandwidth: of a worker's link, bits a second.
+        params: d, the number of elements in the model.
+        step_time: computation time of a step on one worker, without communication.
+        bandwidth: of a worker's link, in bits per second.
         workers: K.
         latency: of one message between neighbours.
-        overlap: share of a dense all-reduce that is hidden behind the computation, in [0, 1].
-        overhead: what the compressed update costs beyond the dense one.
-        element_bytes: of an element on the wire: 4, or 2 for bfloat16; dense SGD's too.
-        evaluate_every: steps between two evaluations of y, each a dense all-reduce; 0 for the final one only.
-        num_steps: of the run, over which the final y is spread.
+        overlap: fraction of a dense all-reduce hidden behind the computation, in [0, 1].
+        overhead: extra time of the compressed update over the dense one.
+        element_bytes: bytes per element on the wire: 4, or 2 for bfloat16; applies to dense SGD too.
+        evaluate_every: steps between evaluations of y, each a dense all-reduce; 0 for only the final one.
+        num_steps: steps in the run, over which the cost of the final y is spread.
 
     Raises:
-        ValueError: if one is out of range.
+        ValueError: if an argument is out of range.
 
     >>> plan = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64)
     >>> round(plan.dense_step(), 3), round(plan.step(ratio=64), 3), round(plan.speed_up(64), 2)
@@ -60,19 +60,19 @@ class Plan:
     num_steps: int = 100_000
 
     def __post_init__(self) -> None:
-        check_number('params', self.params, 1, math.inf, 'elements of the model')
+        check_number('params', self.params, 1, math.inf, 'elements in the model')
         check_number('step_time', self.step_time, 0, math.inf, 'seconds of computation')
-        check_number('bandwidth', self.bandwidth, 1, math.inf, 'bits a second')
+        check_number('bandwidth', self.bandwidth, 1, math.inf, 'bits per second')
         check_number('workers', self.workers, 1, math.inf, 'K')
-        check_number('latency', self.latency, 0, math.inf, 'seconds a message')
-        check_number('overlap', self.overlap, 0, 1, 'share of the dense all-reduce that is hidden')
-        check_number('overhead', self.overhead, 0, math.inf, 'seconds a step')
-        check_number('element_bytes', self.element_bytes, 1, 8, 'bytes of an element')
+        check_number('latency', self.latency, 0, math.inf, 'seconds per message')
+        check_number('overlap', self.overlap, 0, 1, 'fraction of a dense all-reduce that is hidden')
+        check_number('overhead', self.overhead, 0, math.inf, 'seconds per step')
+        check_number('element_bytes', self.element_bytes, 1, 8, 'bytes per element')
         check_number('evaluate_every', self.evaluate_every, 0, math.inf, 'steps, 0 for never')
-        check_number('num_steps', self.num_steps, 1, math.inf, 'steps of the run')
+        check_number('num_steps', self.num_steps, 1, math.inf, 'steps in the run')
 
     def all_reduce(self, elements: float) -> float:
-        """Time of a ring all-reduce of so many elements."""
+        """Time of a ring all-reduce of `elements` elements."""
         bits = 8 * self.element_bytes * elements
         hops = self.workers - 1
         return 2 * hops / self.workers * bits / self.bandwidth + 2 * hops * self.latency
@@ -82,24 +82,24 @@ class Plan:
         return self.step_time + (1 - self.overlap) * self.all_reduce(self.params)
 
     def step(self, ratio: float) -> float:
-        """Time of a step of error feedback, its share of evaluations and of the final y included."""
+        """Time of a step of error feedback, including its share of the evaluations and of the final y."""
         check_ratio(ratio)
         outputs = 1 + (self.num_steps // self.evaluate_every if self.evaluate_every else 0)
         dense_share = outputs * self.all_reduce(self.params) / self.num_steps
         return self.step_time + self.overhead + self.all_reduce(self.params / ratio) + dense_share
 
     def speed_up(self, ratio: float) -> float:
-        """How many times as fast as dense SGD."""
+        """The speed-up of error feedback over dense SGD."""
         return self.dense_step() / self.step(ratio)
 
     def break_even(self) -> float:
-        """The least ratio at which error feedback is not slower than dense SGD; infinity if none is."""
+        """The smallest ratio at which error feedback is no slower than dense SGD; infinity if none is."""
         spare = self.dense_step() - self.step(math.nextafter(math.inf, 0)) if self.workers > 1 else 0.0
-        whole = self.all_reduce(self.params) - self.all_reduce(0)  # what falls with the ratio
+        whole = self.all_reduce(self.params) - self.all_reduce(0)  # the part that shrinks with the ratio
         return max(1.0, whole / spare) if spare > 0 else math.inf
 
     def verdict(self) -> str:
-        """In one sentence, whether it pays."""
+        """A short verdict on whether compression pays off."""
         best, share = self.speed_up(1024), 1 - self.step_time / self.dense_step()
         if best < _WORTH:
             return (
@@ -109,15 +109,15 @@ class Plan:
         ratio = next(r for r in (2**i for i in range(11)) if self.speed_up(r) >= 0.9 * best)
         return (
             f'Communication is {100 * share:.0f} % of a dense step. Ratio {ratio} is '
-            f'{self.speed_up(ratio):.2f} times as fast as dense SGD; no ratio is more than {best:.2f} times.'
+            f'{self.speed_up(ratio):.2f} times as fast as dense SGD; no ratio exceeds {best:.2f} times.'
         )
 
 
 def parse_bandwidth(text: str) -> float:
-    """Bits a second from '10gbit', '800mbit', '2.5e9'.
+    """Bits per second from '10gbit', '800mbit' or '2.5e9'.
 
     Raises:
-        ValueError: if the text is no bandwidth.
+        ValueError: if the text is not a bandwidth.
 
     >>> parse_bandwidth('10gbit')
     10000000000.0
@@ -127,14 +127,14 @@ def parse_bandwidth(text: str) -> float:
         return float(match[1]) * _UNITS.get(match[2], 1.0)  # type: ignore[index]
     except (TypeError, ValueError):
         raise ValueError(
-            f"bandwidth={text!r} must be bits a second, such as '10gbit', '800mbit' or '1e9'."
+            f"bandwidth={text!r} must be in bits per second, such as '10gbit', '800mbit' or '1e9'."
         ) from None
 
 
 def table(plan: Plan, ratios: tuple[int, ...] = (1, 16, 64, 256, 1024)) -> str:
-    """The plan in Markdown: a row for dense SGD and one for each ratio."""
+    """The plan as a Markdown table: one row for dense SGD and one per ratio."""
     rows = [('dense SGD', plan.dense_step())] + [(f'ratio {r}', plan.step(r)) for r in ratios]
-    lines = [['', 'step, ms', 'communication, ms', 'times as fast']]
+    lines = [['', 'step, ms', 'communication, ms', 'speed-up']]
     for name, seconds in rows:
         rest = 1e3 * (seconds - plan.step_time)
         lines.append([name, f'{1e3 * seconds:.2f}', f'{rest:.2f}', f'{plan.dense_step() / seconds:.2f}'])
@@ -142,8 +142,8 @@ def table(plan: Plan, ratios: tuple[int, ...] = (1, 16, 64, 256, 1024)) -> str:
 
 
 def draw(plan: Plan, path: str) -> None:
-    """Draws the speed-up against the bandwidth by ratio, and against the number of workers at ratio 64."""
-    import matplotlib.figure  # of the extra 'training'; the library itself does without
+    """Plots the speed-up against the bandwidth for each ratio, and against the workers at ratio 64."""
+    import matplotlib.figure  # from the extra 'training'; the rest of the library does not need it
 
     figure = matplotlib.figure.Figure(figsize=(11, 4), layout='constrained')
     by_bandwidth, by_workers = figure.subplots(1, 2)
@@ -155,13 +155,13 @@ def draw(plan: Plan, path: str) -> None:
     for bandwidth in (1e9, 10e9, 100e9, 400e9):
         plans = [dataclasses.replace(plan, workers=k, bandwidth=bandwidth) for k in workers]
         by_workers.plot(workers, [p.speed_up(64) for p in plans], label=f'{bandwidth / 1e9:g} Gbit/s')
-    by_bandwidth.set(xlabel='bandwidth, Gbit/s', title=f'{plan.workers:g} workers')
+    by_bandwidth.set(xlabel='bandwidth (Gbit/s)', title=f'{plan.workers:g} workers')
     by_workers.set(xlabel='workers', title='ratio 64')
     for axes in (by_bandwidth, by_workers):
-        axes.set(xscale='log', yscale='log', ylabel='times as fast as dense SGD')
+        axes.set(xscale='log', yscale='log', ylabel='speed-up over dense SGD')
         axes.axhline(1, color='black', linewidth=0.8)
         axes.grid(alpha=0.3)
         axes.legend(fontsize='small')
-    size, milliseconds = f'{plan.params:,.0f} parameters', f'{1e3 * plan.step_time:g} ms a step'
-    figure.suptitle(f'A model, not a measurement: {size}, {milliseconds}')
+    size, milliseconds = f'{plan.params:,.0f} parameters', f'{1e3 * plan.step_time:g} ms per step'
+    figure.suptitle(f'Predicted, not measured: {size}, {milliseconds}')
     figure.savefig(path, dpi=120)

@@ -61,7 +61,7 @@ def test_bandwidths(text, bits):
 
 @pytest.mark.parametrize('text', ['', 'fast', '10 GB', 'gbit', '-1gbit', '1.2.3', None])
 def test_no_bandwidth(text):
-    with pytest.raises(ValueError, match=r"bandwidth=.* must be bits a second, such as '10gbit'"):
+    with pytest.raises(ValueError, match=r"bandwidth=.* must be in bits per second, such as '10gbit'"):
         parse_bandwidth(text)
 
 
@@ -83,4 +83,4 @@ def test_the_command_line(tmp_path):
     assert good.returncode == 0 and plan_lib.table(dataclasses.replace(SLOW, latency=50e-6)) in good.stdout
     assert (tmp_path / 'plan.png').stat().st_size > 0
     bad = subprocess.run([*command, '--bandwidth=fast'], capture_output=True, text=True)
-    assert bad.returncode == 2 and bad.stderr.startswith("plan: bandwidth='fast' must be bits a second")
+    assert bad.returncode == 2 and bad.stderr.startswith("plan: bandwidth='fast' must be in bits per second")
