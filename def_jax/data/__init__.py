@@ -1,1 +1,1 @@
-"""TFDS builders of the data sets that TFDS itself does not have; importing one registers it."""
+"""Data sets, in memory or streamed, and their preprocessing; `digits` adds a data set that TFDS lacks."""

@@ -1,4 +1,4 @@
-"""What is done to images on the device: crop and mirror those for training, standardise all."""
+"""Image preprocessing on the device: random crops and flips for training, standardisation for all images."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,12 @@ __all__ = ['augment', 'standardise']
 
 
 def augment(key: jax.Array, images: jax.Array, spec: DatasetSpec) -> jax.Array:
-    """Crops and mirrors each image at random, then standardises: the training images.
+    """Crops and flips each training image at random, then standardises it.
 
-    The image is padded with zero pixels, as torchvision's `RandomCrop` does, so that what is
-    padded becomes -mean / std.
+    Images are padded with zero pixels, as in torchvision's `RandomCrop`, so the padding becomes -mean / std.
 
     Args:
-        key: a PRNG key; workers that share it crop alike.
+        key: a PRNG key; workers with the same key make the same crops.
         images: uint8 [B, H, W, C].
         spec: the data set's description; static under `jax.jit`.
 
@@ -24,7 +23,7 @@ def augment(key: jax.Array, images: jax.Array, spec: DatasetSpec) -> jax.Array:
         float32 [B, H, W, C].
 
     Raises:
-        ValueError: if the images do not fit the description.
+        ValueError: if the images do not match the description.
 
     >>> from def_jax.data.catalogue import get_dataset_spec
     >>> images = np.zeros((4, 8, 8, 1), np.uint8)
@@ -48,7 +47,7 @@ def augment(key: jax.Array, images: jax.Array, spec: DatasetSpec) -> jax.Array:
 
 
 def standardise(images: jax.Array, spec: DatasetSpec) -> jax.Array:
-    """Scales pixels to mean 0 and standard deviation 1 over the data set: the test images.
+    """Scales pixels to mean 0 and standard deviation 1 over the data set, as for test images.
 
     Args:
         images: uint8 [B, H, W, C].
@@ -58,7 +57,7 @@ def standardise(images: jax.Array, spec: DatasetSpec) -> jax.Array:
         float32 [B, H, W, C].
 
     Raises:
-        ValueError: if the images do not fit the description.
+        ValueError: if the images do not match the description.
 
     >>> from def_jax.data.catalogue import get_dataset_spec
     >>> images = np.full((1, 8, 8, 1), 255, np.uint8)
@@ -76,5 +75,5 @@ def _check_images(images: jax.Array, spec: DatasetSpec) -> None:
         wanted = f'uint8 [B, {", ".join(map(str, spec.image_shape))}]'
         raise ValueError(
             f'{images.dtype=}, {images.shape=} must be {wanted} for data set {spec.name!r}, '
-            'the pixels as they were loaded.'
+            'with the pixels as loaded.'
         )

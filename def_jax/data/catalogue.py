@@ -1,4 +1,4 @@
-"""What the pipelines have to know about each data set."""
+"""What the input pipelines need to know about each data set."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ __all__ = ['DATASETS', 'DatasetSpec', 'get_dataset_spec']
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """What the pipeline has to know about a data set.
+    """What the input pipeline needs to know about a data set.
 
     Attributes:
-        name: the name in `DATASETS`.
-        tfds_name: the name under which TFDS knows the data set.
+        name: its name in `DATASETS`.
+        tfds_name: its name in TFDS.
         image_shape: (H, W, C).
         num_classes: the number of labels.
-        mean: each channel's mean over the training images, with pixels scaled to 0 … 1.
+        mean: each channel's mean over the training images, with pixels scaled to [0, 1].
         std: each channel's standard deviation, likewise.
         crop_padding: zero pixels added on each side before a training image is cropped.
-        flip: whether training images are mirrored at random.
-        streamed: whether it is too large for memory and read while training, see `streaming`.
+        flip: whether training images are flipped horizontally at random.
+        streamed: whether it is too large for memory and read during training, see `streaming`.
     """
 
     name: str
@@ -75,7 +75,7 @@ DATASETS: Mapping[str, DatasetSpec] = {
             num_classes=1000,
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
-            crop_padding=0,  # the crop of random size and shape is made as the files are read
+            crop_padding=0,  # the random resized crop is made when the files are read
             flip=True,
             streamed=True,
         ),
@@ -84,7 +84,7 @@ DATASETS: Mapping[str, DatasetSpec] = {
 
 
 def get_dataset_spec(name: str) -> DatasetSpec:
-    """Looks a data set up in `DATASETS`.
+    """Looks up a data set in `DATASETS`.
 
     Args:
         name: a key of `DATASETS`.

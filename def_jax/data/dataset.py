@@ -12,9 +12,7 @@ from def_jax.data.catalogue import DatasetSpec, get_dataset_spec
 
 __all__ = ['Batch', 'Dataset', 'Split', 'open_dataset']
 
-Batch = dict[
-    str, np.ndarray
-]  # arrays [k, b, ...]: b examples for each of the k workers that this process feeds
+Batch = dict[str, np.ndarray]  # arrays [k, b, ...]: b examples for each of this process's k workers
 
 
 class Split(Protocol):
@@ -29,19 +27,19 @@ class Split(Protocol):
     def train_batches(
         self, *, seed: int, first_step: int, batch_size: int, num_workers: int, workers: Sequence[int] | None
     ) -> Iterator[Batch]:
-        """The batches of `first_step` and of all later steps; a batch depends on seed and step alone."""
+        """The batches of `first_step` and all later steps; each depends only on the seed and the step."""
         ...
 
     def test_batches(
         self, *, batch_size: int, num_workers: int, workers: Sequence[int] | None
     ) -> Iterator[Batch]:
-        """One pass over the split in batches of one shape; `mask` [k, b] is 0 for what fills the last."""
+        """One pass over the split in batches of the same shape; `mask` [k, b] is 0 on padding in the last."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """The training and the test split of one data set."""
+    """The training and test splits of a data set."""
 
     spec: DatasetSpec
     train: Split
@@ -55,21 +53,21 @@ def open_dataset(
     train_images: int = 0,
     test_images: int = 0,
 ) -> Dataset:
-    """Opens a data set of the catalogue: in memory where it fits, read while training where it does not.
+    """Opens a data set of the catalogue: in memory if it fits, otherwise streamed during training.
 
     Args:
         name: a key of `DATASETS`.
         data_dir: TFDS's directory of prepared data sets, see `in_memory.load_dataset`.
-        train_images: use only the first so many images of the training split; 0 uses all.
-        test_images: likewise of the test split.
+        train_images: number of training images to use, from the first; 0 uses all.
+        test_images: the same for the test split.
 
     Returns:
         The data set.
 
     Raises:
-        ValueError: if the name is unknown, a split is smaller than asked for, or the files are not what the
-            catalogue says.
-        FileNotFoundError: if the data set is neither prepared nor to be downloaded.
+        ValueError: if the name is unknown, a split is smaller than requested, or the files do not match the
+            catalogue.
+        FileNotFoundError: if the data set is not prepared and cannot be downloaded.
     """
     spec = get_dataset_spec(name)
     load = streaming.open_dataset if spec.streamed else in_memory.load_dataset
@@ -81,5 +79,5 @@ def open_dataset(
 
 def _first(split: Split, count: int, name: str) -> Split:
     if count > len(split):
-        raise ValueError(f'{name}={count} must be at most {len(split)}, the size of that split; 0 takes all.')
+        raise ValueError(f'{name}={count} must be at most {len(split)}, the size of that split; 0 uses all.')
     return split.first(count) if count else split

@@ -1,7 +1,7 @@
 """Data sets in memory, with batches that are pure functions of the step.
 
-They are small, so they are read once, as arrays. A training batch depends on the seed and the step
-alone: an interrupted run resumes at any step with no iterator to save.
+They are small enough to be read once, as arrays. A training batch depends only on the seed and the step, so
+an interrupted run can resume at any step without a saved iterator.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class Split:
         return Split(self.images[:count], self.labels[:count])
 
     def train_batches(self, *, first_step: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
-        """The batches of `first_step` and of all later steps; the options are those of `train_batch`."""
+        """The batches of `first_step` and all later steps; the options are those of `train_batch`."""
         return (train_batch(self, step=step, **options) for step in itertools.count(first_step))
 
     def test_batches(self, **options: Any) -> Iterator[dict[str, np.ndarray]]:
@@ -57,22 +57,22 @@ class Split:
 def load_dataset(
     dataset: DatasetSpec | str, data_dir: str | os.PathLike[str] | None = None
 ) -> tuple[Split, Split]:
-    """Reads a data set into memory through TFDS, preparing or downloading it where it is absent.
+    """Reads a data set into memory through TFDS, downloading and preparing it if necessary.
 
     `digits` comes with scikit-learn and needs no network. The order of examples is always the same.
 
     Args:
         dataset: a name in `DATASETS`, or the description of any TFDS data set that has the features
             `image` and `label` and the splits `train` and `test`.
-        data_dir: TFDS's directory of prepared data sets. None means TFDS's own default: the
-            environment variable TFDS_DATA_DIR, otherwise ~/tensorflow_datasets.
+        data_dir: TFDS's directory of prepared data sets. None means TFDS's default: the environment variable
+            TFDS_DATA_DIR, or else ~/tensorflow_datasets.
 
     Returns:
-        The training and the test split.
+        The training and test splits.
 
     Raises:
-        FileNotFoundError: if the data set is absent and cannot be prepared.
-        ValueError: if the name is unknown, or the data set is not what its description says.
+        FileNotFoundError: if the data set is missing and cannot be prepared.
+        ValueError: if the name is unknown, or the data set does not match its description.
     """
     spec = get_dataset_spec(dataset) if isinstance(dataset, str) else dataset
     tfds = import_tfds()
@@ -88,7 +88,7 @@ def load_dataset(
 
 
 def import_tfds() -> Any:
-    """Imports TFDS on first use, which takes seconds, and keeps TensorFlow off JAX's GPUs."""
+    """Imports TFDS on first use, since that takes seconds, and keeps TensorFlow off JAX's GPUs."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -106,21 +106,21 @@ def _prepared_builder(tfds: Any, spec: DatasetSpec, data_dir: str | os.PathLike[
     try:
         builder.download_and_prepare()  # does nothing where the files exist
     except Exception as error:
-        # Of several processes that start together, the first to finish wins: use its files.
+        # When several processes start together, the first to finish wins: use its files.
         builder = tfds.builder(spec.tfds_name, data_dir=data_dir)
         if not builder.is_prepared():
             raise FileNotFoundError(
                 f'Data set {spec.name!r} is not in {builder.data_path} and could not be prepared there '
-                f'({type(error).__name__}: {error}). If the network is missing, run `python -c "import '
-                f"tensorflow_datasets as tfds; tfds.load('{spec.tfds_name}', data_dir='DIR')\"` where it is "
-                f'not, copy DIR/{spec.tfds_name} here, and set the environment variable TFDS_DATA_DIR, or '
-                f'--config.data_dir, to the folder that holds {spec.tfds_name}.'
+                f'({type(error).__name__}: {error}). If this machine has no network, run `python -c "import '
+                f"tensorflow_datasets as tfds; tfds.load('{spec.tfds_name}', data_dir='DIR')\"` on one that "
+                f'does, copy DIR/{spec.tfds_name} here, and set the environment variable TFDS_DATA_DIR, or '
+                f'--config.data_dir, to the folder that contains {spec.tfds_name}.'
             ) from error
     return builder
 
 
 def _check_builder(builder: Any, spec: DatasetSpec) -> None:
-    """Raises ValueError where the prepared data set differs from its description."""
+    """Raises ValueError if the prepared data set does not match its description."""
     features = builder.info.features
     for kind, found, wanted in (
         ('features', set(features), {'image', 'label'}),
@@ -143,11 +143,11 @@ def _check_builder(builder: Any, spec: DatasetSpec) -> None:
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Returns the number of full batches in an epoch; the rest of an epoch is dropped.
+    """Returns the number of full batches in an epoch; the remaining images are dropped.
 
     Args:
         num_examples: the number of training images.
-        batch_size: images a step, over all workers.
+        batch_size: images per step, over all workers.
 
     Raises:
         ValueError: if an epoch does not fill one batch.
@@ -158,7 +158,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     if not 1 <= batch_size <= num_examples:
         raise ValueError(
             f'{batch_size=} must be between 1 and {num_examples=}: it counts the images of all workers '
-            'in one step, and an epoch takes at least one step.'
+            'in one step, and an epoch needs at least one step.'
         )
     return num_examples // batch_size
 
@@ -172,7 +172,7 @@ def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
         num_examples: the number of training images, N.
 
     Returns:
-        A permutation of 0 … N-1, int64 [N], that depends on nothing but the arguments.
+        A permutation of 0 … N-1, int64 [N], that depends only on the arguments.
 
     Raises:
         ValueError: if the seed or the epoch is negative.
@@ -185,7 +185,7 @@ def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_examples)
 
 
-# Shuffling an epoch once, not once a step, keeps the cost of a step at its batch.
+# Shuffling once per epoch, not once per step, makes the cost of a step that of its batch.
 _cached_permutation = functools.lru_cache(maxsize=2)(epoch_permutation)
 
 
@@ -198,22 +198,22 @@ def train_batch(
     num_workers: int,
     workers: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Returns the training batch of a step, a pure function of the arguments.
+    """Returns the training batch of a step, as a pure function of the arguments.
 
     Args:
         split: the training split.
         seed: the run's seed.
         step: the step, from 0 and counted over all epochs.
-        batch_size: images a step, over all workers.
+        batch_size: images per step, over all workers.
         num_workers: the number of workers, K; b = batch_size / K.
         workers: the workers that this process feeds, k of them; None for all.
 
     Returns:
-        `image`, uint8 [k, b, H, W, C], and `label`, int32 [k, b]. No image comes twice in an epoch.
+        `image`, uint8 [k, b, H, W, C], and `label`, int32 [k, b]. No image appears twice in an epoch.
 
     Raises:
-        ValueError: if the batch does not divide among the workers or exceeds the split, or the
-            seed or the step is negative.
+        ValueError: if the batch does not divide evenly among the workers or exceeds the split, or the seed or
+            the step is negative.
 
     >>> split = Split(np.zeros((6, 8, 8, 1), np.uint8), np.arange(6, dtype=np.int32))
     >>> batch = train_batch(split, seed=0, step=0, batch_size=4, num_workers=2)
@@ -235,16 +235,17 @@ def test_batches(
 
     Args:
         split: the split, usually the test split.
-        batch_size: images a batch, over all workers.
+        batch_size: images per batch, over all workers.
         num_workers: the number of workers, K; b = batch_size / K.
         workers: the workers that this process feeds, k of them; None for all.
 
     Returns:
-        An iterator of `image`, uint8 [k, b, H, W, C], `label`, int32 [k, b], and `mask`, float32 [k, b]:
-        over all workers 1 for every image of the split exactly once, 0 for what fills the last batch.
+        An iterator of `image`, uint8 [k, b, H, W, C], `label`, int32 [k, b], and `mask`, float32 [k, b].
+        Over all workers, the mask is 1 exactly once for every image of the split; it is 0 for padding in the
+        last batch.
 
     Raises:
-        ValueError: if the batch does not divide among the workers.
+        ValueError: if the batch does not divide evenly among the workers.
 
     >>> split = Split(np.zeros((6, 8, 8, 1), np.uint8), np.arange(6, dtype=np.int32))
     >>> [int(batch['mask'].sum()) for batch in test_batches(split, batch_size=4, num_workers=2)]
@@ -263,7 +264,7 @@ def test_batches(
             'mask': real.astype(np.float32),
         }
 
-    # Not a generator function: its checks would wait for the first batch.
+    # Not a generator function, which would delay the checks until the first batch.
     return map(batch, range(0, len(split.labels), batch_size))
 
 

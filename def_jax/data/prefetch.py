@@ -1,4 +1,4 @@
-"""Batches made ready and placed on the devices while these are busy with the steps before."""
+"""Prepares batches and places them on the devices while these are busy with earlier steps."""
 
 import collections
 import contextlib
@@ -15,15 +15,15 @@ __all__ = ['ahead', 'make_place']
 
 @contextlib.contextmanager
 def ahead(batches: Iterator[Any], place: Callable[[Any], Any], depth: int = 2) -> Iterator[Iterator[Any]]:
-    """The placed batches, in their order, made by one thread up to `depth` of them before they are asked for.
+    """The placed batches, in order, prepared by a thread that runs up to `depth` batches ahead.
 
     Args:
-        batches: an iterator; an error in it is raised where its batch is asked for.
+        batches: an iterator; an error in it is raised when its batch is requested.
         place: what the thread does with a batch, e.g. puts it on the devices.
-        depth: how many batches wait at most.
+        depth: the maximum number of batches waiting.
 
     Returns:
-        A context manager that gives an iterator. On leaving it the thread has ended.
+        A context manager that yields an iterator. The thread has ended when the context exits.
 
     >>> with ahead(iter('abc'), str.upper) as batches:
     ...     list(batches)
@@ -51,9 +51,9 @@ def ahead(batches: Iterator[Any], place: Callable[[Any], Any], depth: int = 2) -
 
 
 def make_place(devices: Sequence[jax.Device], axis_name: str) -> Callable[[Any], Any]:
-    """Returns a function that puts a batch where pmap over `devices` wants it, the leading axis over devices.
+    """Returns a function that places a batch as pmap over `devices` expects it, leading axis over devices.
 
-    Of several processes each gives its own rows.
+    With several processes, each passes its own rows.
 
     >>> place = make_place(jax.devices()[:1], 'workers')
     >>> place({'label': np.zeros((1, 3))})['label'].shape

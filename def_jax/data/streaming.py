@@ -1,16 +1,16 @@
-"""ImageNet, read while training: too large for memory, yet its batches are functions of seed and step, too.
+"""ImageNet, read during training: too large for memory, but its batches too are functions of seed and step.
 
-TFDS's ArrayRecord files can be read at any place, so the order of an epoch is a permutation of the whole
-training set, that of `in_memory.epoch_permutation`, and not what a shuffle buffer makes of what it has
-read so far. What follows is guaranteed:
+TFDS's ArrayRecord files allow random access, so the order of an epoch is a permutation of the whole training
+set, that of `in_memory.epoch_permutation`, and not whatever a shuffle buffer makes of the examples read so
+far. This guarantees:
 
-- A training batch depends on the seed, the step and the batch size alone: not on the step at which the
-  run was resumed, nor on how many processes read it, nor on the threads that decode it.
-- To resume at a step reads nothing but that step's images; there is no iterator to save.
-- In an epoch no image comes twice, and every process decodes the images of its own workers only.
+- A training batch depends only on the seed, the step and the batch size: not on the step at which the run was
+  resumed, the number of processes that read it, or the threads that decode it.
+- Resuming at a step reads only that step's images; there is no iterator to save.
+- No image appears twice in an epoch, and each process decodes only the images of its own workers.
 
-Pixels are those of TensorFlow's JPEG decoder, equal bit for bit as long as TensorFlow's version and the
-processor's type are.
+Pixels are those of TensorFlow's JPEG decoder: identical, bit for bit, for the same version of TensorFlow and
+type of processor.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from def_jax.data.catalogue import DATASETS, DatasetSpec
 
 __all__ = ['IMAGENET', 'StreamedSplit', 'open_dataset', 'test_batches', 'train_batches']
 
-# Images are cropped here, since they differ in size, and mirrored and standardised on the device, by
-# `augmentation.augment`, as those of every data set.
+# Since images differ in size, they are cropped here; `augmentation.augment` flips and standardises them on
+# the device, as for every data set.
 IMAGENET = DATASETS['imagenet2012']
 
 _ATTEMPTS = 10  # to draw a crop that fits the image
@@ -38,11 +38,11 @@ class StreamedSplit:
     """The examples of one split, on disk, in TFDS's order.
 
     Attributes:
-        spec: the description of the data set; its `image_shape` is what images are resized to.
-        records: has a length, and gives the serialised examples at a list of positions.
+        spec: the description of the data set; images are resized to its `image_shape`.
+        records: has a length, and returns the serialised examples at a list of positions.
         parse: a TensorFlow function from a serialised example to a dict with `image`, the JPEG file, and
             `label`, int64 [].
-        size: the number of examples that are used; None for all.
+        size: the number of examples to use; None for all.
     """
 
     spec: DatasetSpec
@@ -58,7 +58,7 @@ class StreamedSplit:
         return dataclasses.replace(self, size=count)
 
     def train_batches(self, **options: Any) -> Iterator[dict[str, np.ndarray]]:
-        """The batches of a first step and of all later steps, see the function `train_batches`."""
+        """The batches of a first step and all later steps, see the function `train_batches`."""
         return train_batches(self, **options)
 
     def test_batches(self, **options: Any) -> Iterator[dict[str, np.ndarray]]:
@@ -74,22 +74,22 @@ def open_dataset(
     Args:
         spec: the description of a TFDS data set that has the features `image`, JPEG files, and `label`,
             and the splits `train` and `validation`.
-        data_dir: TFDS's directory of prepared data sets. None means TFDS's own default: the environment
-            variable TFDS_DATA_DIR, otherwise ~/tensorflow_datasets.
+        data_dir: TFDS's directory of prepared data sets. None means TFDS's default: the environment variable
+            TFDS_DATA_DIR, or else ~/tensorflow_datasets.
 
     Returns:
-        The training and the validation split.
+        The training and validation splits.
 
     Raises:
         FileNotFoundError: if the data set is not prepared.
-        ValueError: if it is not in the ArrayRecord format, or not what its description says.
+        ValueError: if it is not in the ArrayRecord format, or does not match its description.
     """
     tfds = in_memory.import_tfds()
     builder = tfds.builder(spec.tfds_name, data_dir=data_dir)
     if not builder.is_prepared():
         raise FileNotFoundError(
-            f'Data set {spec.name!r} is not in {builder.data_path}. Put what its licence makes you download '
-            f'yourself into DIR/downloads/manual, run `tfds build {spec.tfds_name} --data_dir=DIR '
+            f'Data set {spec.name!r} is not in {builder.data_path}. Put the files that its licence requires '
+            f'you to download into DIR/downloads/manual, run `tfds build {spec.tfds_name} --data_dir=DIR '
             '--file_format=array_record`, and set the environment variable TFDS_DATA_DIR, or '
             '--config.data_dir, to DIR.'
         )
@@ -131,25 +131,25 @@ def train_batches(
     num_workers: int,
     workers: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Returns the training batches of `first_step` and of all later steps; they are read ahead.
+    """Returns the training batches of `first_step` and all later steps; they are read ahead.
 
-    Each image is cropped to a part of random area, 8 to 100 %, and random aspect ratio, 3/4 to 4/3, and
-    resized, as torchvision's `RandomResizedCrop` does. `augmentation.augment` does the rest.
+    Each image is cropped to a random area, 8 to 100 %, with a random aspect ratio, 3/4 to 4/3, and resized,
+    as in torchvision's `RandomResizedCrop`. `augmentation.augment` does the rest.
 
     Args:
         split: the training split.
         seed: the run's seed.
         first_step: the step, from 0 and counted over all epochs.
-        batch_size: images a step, over all workers of all processes.
+        batch_size: images per step, over all workers of all processes.
         num_workers: the number of workers, K; b = batch_size / K.
         workers: the workers that this process feeds, k of them; None for all.
 
     Returns:
         An endless iterator of `image`, uint8 [k, b, H, W, C], and `label`, int32 [k, b]: rows `workers` of
-        the batches that one process would read for all. No image comes twice in an epoch.
+        the batches that a single process would read for all. No image appears twice in an epoch.
 
     Raises:
-        ValueError: if the batch does not divide among the workers or exceeds the split, a worker does
+        ValueError: if the batch does not divide evenly among the workers or exceeds the split, a worker does
             not exist, or the seed or the step is negative.
     """
     rows = _rows(batch_size, num_workers, workers)
@@ -161,7 +161,7 @@ def train_batches(
         first_epoch, start = divmod(first_step, steps_per_epoch)
         for epoch in itertools.count(first_epoch):
             order = in_memory.epoch_permutation(seed, epoch, len(split))
-            # One key an epoch and the image's number: crops do not depend on the order, nor on the worker.
+            # A crop's seed is the epoch's key and the image's index: it depends on neither order nor worker.
             key = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))
             for position in range(start, steps_per_epoch):
                 batch = order[position * batch_size : (position + 1) * batch_size]
@@ -178,21 +178,22 @@ def test_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns the batches of one pass over a split, all of the same shape; they are read ahead.
 
-    The shorter side of each image is resized to 8/7 of what the network takes, 256 pixels for 224, and the
-    centre is cut out.
+    The shorter side of each image is resized to 8/7 of the network's input size, 256 pixels for 224, and the
+    centre is cropped.
 
     Args:
         split: the split, usually the validation split.
-        batch_size: images a batch, over all workers of all processes.
+        batch_size: images per batch, over all workers of all processes.
         num_workers: the number of workers, K; b = batch_size / K.
         workers: the workers that this process feeds, k of them; None for all.
 
     Returns:
-        An iterator of `image`, uint8 [k, b, H, W, C], `label`, int32 [k, b], and `mask`, float32 [k, b]:
-        over all workers 1 for every image of the split exactly once, 0 for what fills the last batch.
+        An iterator of `image`, uint8 [k, b, H, W, C], `label`, int32 [k, b], and `mask`, float32 [k, b].
+        Over all workers, the mask is 1 exactly once for every image of the split; it is 0 for padding in the
+        last batch.
 
     Raises:
-        ValueError: if the batch does not divide among the workers, or a worker does not exist.
+        ValueError: if the batch does not divide evenly among the workers, or a worker does not exist.
     """
     rows = _rows(batch_size, num_workers, workers)
     indices = [
@@ -211,11 +212,11 @@ def test_batches(
 
 
 def _rows(batch_size: int, num_workers: int, workers: Sequence[int] | None) -> list[int]:
-    """The workers that this process feeds, after all arguments are checked."""
+    """Checks the arguments and returns the workers that this process feeds."""
     in_memory.check_batch_size(batch_size, num_workers)
     rows = list(range(num_workers)) if workers is None else list(workers)
     if not rows or not all(0 <= row < num_workers for row in rows):
-        raise ValueError(f'{workers=} must be some of the workers 0 … {num_workers - 1}.')
+        raise ValueError(f'{workers=} must be one or more of the workers 0 … {num_workers - 1}.')
     return rows
 
 
@@ -225,7 +226,7 @@ def _read(
     shape: tuple[int, int],
     crop: Callable[[Any, Any, int], Any],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Reads, decodes and crops in parallel what `choices` chooses: positions [n] and seeds [n, 2] a batch."""
+    """Reads, decodes and crops in parallel; `choices` yields positions [n] and seeds [n, 2] per batch."""
     import tensorflow as tf
 
     count, size = shape[0] * shape[1], split.spec.image_shape[0]
@@ -250,7 +251,7 @@ def _read(
 
 
 def _random_resized_crop(jpeg, seed, size: int):
-    """A random part of a JPEG file, uint8 [size, size, 3]; the file is decoded there only."""
+    """A random part of a JPEG file, uint8 [size, size, 3]; only that part is decoded."""
     import tensorflow as tf
 
     height, width = tf.unstack(tf.io.extract_jpeg_shape(jpeg)[:2])
@@ -261,20 +262,20 @@ def _random_resized_crop(jpeg, seed, size: int):
 
 
 def _random_box(height, width, seed):
-    """Top, left, height and width of the part that is cut out, int32 [4].
+    """Top, left, height and width of the crop, int32 [4].
 
     Source: `torchvision.transforms.RandomResizedCrop.get_params`.
     """
     import tensorflow as tf
 
-    # The generator is named, or it might depend on the machine.
+    # Name the generator: the default might depend on the machine.
     uniform = tf.random.stateless_uniform([2 * _ATTEMPTS + 2], seed, alg='philox')
     full = tf.cast(tf.stack([height, width]), tf.float32)
     area = (0.08 + 0.92 * uniform[:_ATTEMPTS]) * full[0] * full[1]
     ratio = tf.exp((2 * uniform[_ATTEMPTS : 2 * _ATTEMPTS] - 1) * tf.math.log(4 / 3))
     sizes = tf.round(tf.sqrt(tf.stack([area / ratio, area * ratio], axis=1)))  # [attempts, 2]
     fits = tf.reduce_all((sizes >= 1) & (sizes <= full), axis=1)
-    # If none fits, the image is long and narrow: the centre, as long as the aspect ratio allows.
+    # If none fits, the image is long and narrow: take its centre, as long as the aspect ratio allows.
     fallback = tf.minimum(full, tf.round(full[::-1] * 4 / 3))
     choice = tf.where(tf.reduce_any(fits), sizes[tf.argmax(fits)], fallback)
     place = tf.where(tf.reduce_any(fits), uniform[-2:], 0.5)
@@ -296,7 +297,7 @@ def _center_crop(jpeg, seed, size: int):
 
 
 def _resize(image, height, width):
-    """Resizes uint8 [H, W, 3]; shrunk images are smoothed first, as PIL and torchvision do."""
+    """Resizes uint8 [H, W, 3], with antialiasing when shrinking, as PIL and torchvision do."""
     import tensorflow as tf
 
     image = tf.image.resize(image, (height, width), antialias=True)

@@ -1,1 +1,1 @@
-"""What is trained: the loss, the figures of merit and the variables behind them, a file each."""
+"""Training tasks, one per file: the loss, the metrics and the variables that they depend on."""

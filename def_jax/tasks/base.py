@@ -1,4 +1,4 @@
-"""What the trainer asks of a task."""
+"""What the trainer requires of a task."""
 
 from typing import Any, Protocol
 
@@ -11,21 +11,21 @@ __all__ = ['Batch', 'Task']
 
 
 class Task(Protocol):
-    """A loss, and the figures by which the trained parameters are judged."""
+    """A loss, and the metrics by which the trained parameters are judged."""
 
     def init(self, key: jax.Array) -> PyTree:
-        """The initial variables: 'params', and running statistics in 'batch_stats', {} if there are none."""
+        """The initial variables: 'params', and running statistics in 'batch_stats', {} if it has none."""
         ...
 
     def loss(
         self, params: PyTree, batch_stats: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
-        """The training loss on a batch, float32 []; beside it figures of the batch and the new statistics.
+        """The training loss on a batch, float32 [], with metrics of the batch and the new statistics.
 
         The key is for augmentation and dropout; it differs between workers and steps.
         """
         ...
 
     def test_sums(self, variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
-        """Sums over the examples of a test batch where its `mask` is 1: of each figure, and their 'count'."""
+        """Sums of each metric over the examples of a test batch whose `mask` is 1, and their 'count'."""
         ...

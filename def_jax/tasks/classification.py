@@ -22,8 +22,7 @@ class ImageClassification:
     """Cross-entropy and accuracy of a network on the images of a data set.
 
     Attributes:
-        model: a network that takes images, float32 [b, H, W, C], and `train`, and returns logits [b,
-            classes].
+        model: a network that maps images, float32 [b, H, W, C], and `train` to logits [b, classes].
         spec: the data set's description. Batches hold `image`, uint8 [b, H, W, C], and `label`, int32 [b].
     """
 

@@ -1,4 +1,4 @@
-"""TFDS builder of scikit-learn's 8×8 handwritten digits: real images, nothing to download."""
+"""TFDS builder for scikit-learn's 8×8 handwritten digits: real images, with nothing to download."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -69,12 +69,12 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 def split_indices() -> tuple[np.ndarray, np.ndarray]:
     """Returns the fixed split as positions in scikit-learn's `load_digits()`.
 
-    The split is stratified (each class has 9 to 11% of either part) and was drawn once, by the call
-    below. The tests pin it by a checksum: should a release of scikit-learn ever draw another one,
-    published numbers would no longer compare, and `VERSION` would have to change.
+    The split is stratified (each class has 9 to 11% of either part) and drawn by the call below. The tests
+    pin it with a checksum: if a scikit-learn release ever drew a different split, published numbers would no
+    longer be comparable and `VERSION` would have to change.
 
     Returns:
-        Training positions int64 [1000] and test positions int64 [797], disjoint, in no order.
+        Training positions int64 [1000] and test positions int64 [797], disjoint, in no particular order.
     """
     labels = sklearn.datasets.load_digits().target
     train, test = sklearn.model_selection.train_test_split(
