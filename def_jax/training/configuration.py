@@ -1,7 +1,7 @@
-"""Checks a configuration before anything is written: every key known, every value possible.
+"""Checks a configuration before anything is written: every key known, every value allowed.
 
-Keys that are arguments of the library are checked by the library alone: its optimizer is put together, and
-what it says of an argument is said of the key.
+Keys that are arguments of the library are checked by the library alone: its optimizer is constructed, and an
+error about an argument becomes one about the key.
 """
 
 import sys
@@ -26,7 +26,7 @@ class Field(NamedTuple):
     types: tuple[type, ...]
     valid: Callable[[Any], bool]
     allowed: str
-    names: tuple[str, ...] = ()  # where it is one of these
+    names: tuple[str, ...] = ()  # the choices, if there is a list of them
 
 
 def _integer(low: int) -> Field:
@@ -42,7 +42,7 @@ def _one_of(names: Iterable[str]) -> Field:
     return Field((str,), lambda value: value in names, f'one of {", ".join(names)}', names)
 
 
-_LIBRARY = Field((object,), lambda value: True, 'what def_jax.random_block or error_feedback takes')
+_LIBRARY = Field((object,), lambda value: True, 'a value that def_jax.random_block or error_feedback takes')
 
 FIELDS: dict[str, Field] = {
     'method': _one_of(METHODS),
@@ -52,7 +52,7 @@ FIELDS: dict[str, Field] = {
     'workers_per_device': _integer(1),
     'fake_devices': Field((bool,), lambda value: True, 'True or False'),
     'dataset': _one_of(DATASETS),
-    'data_dir': Field((str,), lambda value: True, 'a path, or empty for the default of TFDS'),
+    'data_dir': Field((str,), lambda value: True, "a path, or empty for TFDS's default"),
     'train_images': _integer(0),
     'test_images': _integer(0),
     'model': _one_of(MODELS),
@@ -65,7 +65,7 @@ FIELDS: dict[str, Field] = {
             all(isinstance(d, (int, float)) and 0 < d < 1 for d in drops)
             and list(drops) == sorted(set(drops))
         ),
-        'increasing shares of the run, each in (0, 1), e.g. (0.5, 0.75)',
+        'increasing fractions of the run, each in (0, 1), e.g. (0.5, 0.75)',
     ),
     'momentum': _number(lambda value: 0 <= value < 1, 'a number in [0, 1)'),
     'weight_decay': _number(lambda value: value >= 0, 'a number >= 0'),
@@ -86,7 +86,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         config: a complete configuration, as `configs/digits.py` returns.
 
     Raises:
-        ValueError: naming the key, its value, what is allowed and, where a name is close, what was meant.
+        ValueError: naming the key, its value, what is allowed and, if a name is close, what was meant.
 
     >>> from def_jax.training.defaults import get_defaults
     >>> config = get_defaults()
@@ -105,32 +105,32 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         numeric = bool not in field.types and object not in field.types
         well_typed = isinstance(value, field.types) and not (numeric and isinstance(value, bool))
         if not well_typed or not field.valid(value):
-            shown = repr(value).replace('\n', ' ').strip()  # a nested configuration fills several lines
+            shown = repr(value).replace('\n', ' ').strip()  # a nested configuration spans several lines
             raise ValueError(f'config.{key}={shown} must be {field.allowed}.{nearest(value, field.names)}')
     try:
         make_optimizer(config, config.learning_rate, 'workers', config.seed)
         check_batch_size(config.batch_size, config.num_workers)
     except ValueError as error:
-        # The key auto_detach is what stands for that argument.
+        # In a configuration, the key auto_detach stands for this argument.
         message = str(error).replace("detach='auto'", 'auto_detach=True')
         raise ValueError(f'config.{message}') from error
     _check_workers(config)
 
 
 def _check_workers(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for a number of workers that cannot be placed, or that another key has no use for."""
+    """Raises ValueError for a number of workers that cannot be placed or that conflicts with another key."""
     if config.num_workers % config.workers_per_device:
         raise ValueError(
             f'config.workers_per_device={config.workers_per_device} does not divide config.num_workers='
-            f'{config.num_workers}: every device plays the same number of workers.'
+            f'{config.num_workers}: every device must simulate the same number of workers.'
         )
     if get_method(config.method).single_worker and config.num_workers != 1:
         raise ValueError(
             f'config.method={config.method!r} is defined for one worker, but config.num_workers='
-            f'{config.num_workers}. Set --config.num_workers=1, or compare with def_a, its form for several.'
+            f'{config.num_workers}. Set --config.num_workers=1, or use def_a, its form for several workers.'
         )
     if config.diagnostics_every and config.num_workers == 1:
         raise ValueError(
-            f'config.diagnostics_every={config.diagnostics_every} needs two workers or more: it measures how '
-            'they differ. Set --config.diagnostics_every=0 or more --config.num_workers.'
+            f'config.diagnostics_every={config.diagnostics_every} needs at least two workers, since it '
+            'measures how they differ. Set --config.diagnostics_every=0, or increase --config.num_workers.'
         )

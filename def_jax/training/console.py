@@ -1,4 +1,4 @@
-"""What a run shows: a description at the start, a progress bar, a table at the end."""
+"""What a run prints: a description at the start, a progress bar, a table at the end."""
 
 import time
 from typing import Any
@@ -16,14 +16,18 @@ _SECONDS_PER_LINE = 30
 
 
 def describe(console: rich.console.Console, experiment: Experiment, communication: Communication) -> None:
-    """Prints devices, workers, parameters and what a step sends against dense SGD."""
+    """Prints devices, workers, parameters and what a step sends compared with dense SGD."""
     config, method, sent = experiment.config, experiment.method, communication
     device = experiment.devices[0]
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
     devices = f'{len(experiment.devices)} {kind} device(s)'
     free = 'auto' if config.auto_detach else f'{config.detach:g}'
     detach = free if method.detach is None else f'{method.detach:g}'
-    drawn = {'tensor': 'one block a tensor', 'model': 'one block of the model', 'element': 'random elements'}
+    drawn = {
+        'tensor': 'one block per tensor',
+        'model': 'one block of the model',
+        'element': 'random elements',
+    }
     past = [config.order] * (config.order != 'random') + [config.allocation] * (
         config.allocation != 'proportional'
     )
@@ -35,12 +39,12 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
     }[method.kind]
     lines = {
         'method': f'{method.title} ({how})',
-        'workers': f'{config.num_workers} on {devices}, batch {config.batch_size} in all',
+        'workers': f'{config.num_workers} on {devices}, total batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and '
         f'{len(experiment.dataset.test):,} test images',
         'steps': f'{experiment.num_steps:,} in {config.num_epochs} epochs',
-        'sent per step': f'{sent.message_size:,} elements, {_bytes(sent.bytes_per_step)} a worker, '
+        'sent per step': f'{sent.message_size:,} elements, {_bytes(sent.bytes_per_step)} per worker, '
         f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
     }
     if method.kind != 'dense':
@@ -50,13 +54,13 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
 
 
 def point_name(point: str, answers: dict[str, str]) -> str:
-    """What a point is called in tables and pictures: what it is, and which method's answer it is."""
+    """A point's name in tables and plots: what it is, and which method outputs it."""
     names = {'x': 'x', 'y': 'y = x + mean residual', 'own': "x + r_k, each worker's own"}
     return names[point] + (f' ({answers[point]})' if point in answers else '')
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere a line now and then, so that logs stay short."""
+    """A progress bar on a terminal; elsewhere an occasional line, to keep logs short."""
 
     def __init__(self, console: rich.console.Console, experiment: Experiment, start: int):
         self._console = console
@@ -80,7 +84,7 @@ class Progress:
         self._bar.stop()
 
     def update(self, step: int, record: dict[str, Any] | None = None) -> None:
-        """Moves the bar to `step`; a training record refreshes the figures beside it."""
+        """Moves the bar to `step`; a training record updates the figures beside it."""
         fields: dict[str, Any] = {}
         if record:
             figures = '  '.join(
@@ -97,7 +101,7 @@ class Progress:
         self._bar.update(self._task, completed=step, **fields)
 
     def note(self, text: str) -> None:
-        """Prints a line that stays, above the bar."""
+        """Prints a permanent line above the bar."""
         self._next_line = time.monotonic() + _SECONDS_PER_LINE
         self._console.print(text, highlight=False, soft_wrap=True)
 
@@ -118,8 +122,8 @@ def show_result(console: rich.console.Console, result: dict[str, Any]) -> None:
     console.print(table)
     sent, dense = communication['megabytes_sent'], communication['megabytes_dense']
     console.print(
-        f'training loss {metrics["train_loss"]:.4f}; {sent:,.1f} MB sent a worker, dense SGD {dense:,.1f} MB '
-        f'({dense / sent:.1f} times); {metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps',
+        f'training loss {metrics["train_loss"]:.4f}; {sent:,.1f} MB sent per worker, dense SGD {dense:,.1f} '
+        f'MB ({dense / sent:.1f} times); {metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps',
         highlight=False,
         soft_wrap=True,
     )

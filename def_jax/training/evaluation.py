@@ -1,4 +1,4 @@
-"""Test accuracy and loss at every point of a method: x, y, and every worker's own model."""
+"""Test accuracy and loss at every point of a method: x, y, and each worker's own model."""
 
 import itertools
 from collections.abc import Callable
@@ -27,27 +27,27 @@ class DivergedError(EndedError):
         where = f'worker {worker}' if worker is not None else 'the test set'
         super().__init__(
             f'the loss of {where} is {loss} at step {step}. The last good checkpoint is kept. Try a smaller '
-            '--config.learning_rate or --config.ratio; with --config.method=ef try def, whose detached point '
-            'is what keeps high ratios stable.'
+            '--config.learning_rate or --config.ratio; instead of --config.method=ef try def, whose detached '
+            'point keeps high ratios stable.'
         )
         self.step, self.worker = step, worker
 
 
 def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], dict[str, Any]]:
-    """Returns a function from a state and its step to the record of its test accuracy and loss.
+    """Returns a function from a state and its step to a record of its test accuracy and loss.
 
-    The record has `test_accuracy_x` and `test_loss_x`, and the same for each point of the method. For
-    'own', every worker's own model, they are means over workers, and `test_accuracy_own_std` is the
-    spread. Where BatchNorm's statistics are measured anew, `test_accuracy_x_running` and so on are those
-    with the running ones. Every test image counts exactly once. It raises DivergedError where a loss is
-    not finite.
+    The record has `test_accuracy_x` and `test_loss_x`, and likewise for each point of the method. For 'own',
+    each worker's own model, they are means over workers, and `test_accuracy_own_std` is their standard
+    deviation. If BatchNorm's statistics are recalibrated, `test_accuracy_x_running` and so on are the values
+    with the running statistics. Every test image counts exactly once. The function raises DivergedError if a
+    loss is not finite.
     """
     outputs, num_devices = steps.make_outputs(experiment), len(experiment.devices)
     eval_steps = {'own': steps.make_own_eval_step(experiment)}
     eval_step = steps.make_eval_step(experiment)
 
     def sums(point: str, variables: dict) -> dict[str, np.ndarray]:
-        """Sums over the test set: [] for a shared model, [K] for own ones."""
+        """Sums over the test set: [] for a shared model, [K] for the workers' own."""
         ways = 1 if point == 'own' else num_devices
         totals = []
         for batch in experiment.test_batches(IMAGES_PER_DEVICE, ways):
@@ -79,7 +79,7 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
 
 
 def _figures(point: str, name: str, total: dict[str, np.ndarray]) -> dict[str, float]:
-    """The figures of a record from the sums over the test set."""
+    """The metrics of a record, from the sums over the test set."""
     means = {key: value / total['count'] for key, value in total.items() if key != 'count'}
     figures = {f'test_{key}_{name}': value.mean() for key, value in means.items()}
     if point == 'own':
@@ -88,10 +88,10 @@ def _figures(point: str, name: str, total: dict[str, np.ndarray]) -> dict[str, f
 
 
 def _make_recalibrated(experiment: Experiment) -> Callable[[steps.TrainState, dict], dict]:
-    """Returns a function from a state and variables by point to these with BatchNorm statistics of the point.
+    """Returns a function that recalibrates the BatchNorm statistics at each point of a state.
 
-    The running statistics are those of the detached points and of steps gone by; at high ratios y has moved
-    away from them. The new ones are means over the next `recalibrate_batches` training batches.
+    The running statistics come from the detached points of past steps; at high ratios, y has moved away from
+    those. The new ones are means over the next `recalibrate_batches` training batches.
     """
     num_batches = experiment.config.recalibrate_batches
     if not num_batches:

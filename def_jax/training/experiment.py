@@ -1,4 +1,4 @@
-"""What a configuration stands for: task, data set, optimizer, workers and number of steps."""
+"""What a configuration describes: task, data set, optimizer, workers and number of steps."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -54,12 +54,12 @@ class Experiment:
 
     @property
     def rows(self) -> list[int]:
-        """The places in `devices` of this process's own."""
+        """The indices of this process's devices in `devices`."""
         return processes.rows(self.devices)
 
     @property
     def local_workers_shape(self) -> tuple[int, ...]:
-        """`workers_shape` of this process's rows: the leading axes of what pmap takes and gives here."""
+        """`workers_shape` for this process's rows: the leading axes of what pmap takes and returns here."""
         return (len(self.rows), *self.workers_shape[1:])
 
     def train_batches(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
@@ -78,7 +78,7 @@ class Experiment:
     def test_batches(self, images_per_way: int, ways: int) -> Iterator[dict[str, np.ndarray]]:
         """One pass over the test split in batches [ways, images_per_way, ...] with a mask.
 
-        With a way for every device it is this process's rows of them.
+        With one way per device, they are this process's rows of the batches.
         """
         return self.dataset.test.test_batches(
             batch_size=images_per_way * ways,
@@ -93,21 +93,21 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Communication:
-    """What one worker hands to the all-reduce in training; counts are elements, dense ones of float32.
+    """What one worker passes to the all-reduce in training, in elements; dense ones are float32.
 
-    Evaluations come on top: the mean residual, d, for y, and BatchNorm's statistics.
+    Evaluations are not included: the mean residual, d, for y, and BatchNorm's statistics.
     """
 
     num_params: int  # d
     message_size: int  # B
-    dense_first: bool = False  # whether the first step sends d in place of B
-    average_every: int = 0  # after how many steps d is sent on top; 0 for never
-    every: int = 1  # steps for each message
-    element_bytes: int = 4  # of a message's elements
+    dense_first: bool = False  # whether the first step sends d instead of B
+    average_every: int = 0  # steps between additional messages of d; 0 for never
+    every: int = 1  # steps per message
+    element_bytes: int = 4  # bytes per element of a message
 
     @property
     def true_ratio(self) -> float:
-        """d / B. Below the nominal ratio, since a small tensor sends at least one element."""
+        """d / B. Lower than the nominal ratio, since even a small tensor sends at least one element."""
         return self.num_params / self.message_size
 
     @property
@@ -119,7 +119,7 @@ class Communication:
         return 4 * self.num_params
 
     def megabytes_sent(self, steps: int) -> float:
-        """What a worker has sent after `steps` steps."""
+        """Megabytes that a worker has sent after `steps` steps."""
         sent = steps // self.every * self.bytes_per_step
         if self.dense_first and steps:
             sent += self.dense_bytes_per_step - self.bytes_per_step
@@ -142,7 +142,7 @@ class Communication:
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
-    """Checks the configuration, finds the devices, loads the data and puts the optimizer together.
+    """Checks the configuration, finds the devices, loads the data and builds the optimizer.
 
     Args:
         config: a complete configuration.
@@ -152,7 +152,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
 
     Raises:
         ValueError: if the configuration cannot be run.
-        FileNotFoundError: if the data set is neither prepared nor to be downloaded.
+        FileNotFoundError: if the data set is not prepared and cannot be downloaded.
     """
     check_config(config)
     devices = worker_devices(config.num_workers // config.workers_per_device, fake=config.fake_devices)
@@ -193,8 +193,8 @@ def _num_steps(config, steps_per_epoch: int) -> int:
     num_steps = steps_per_epoch * config.num_epochs
     if num_steps >= 2**31:
         raise ValueError(
-            f'config.num_epochs={config.num_epochs} makes {num_steps} steps, and they are counted in 32 '
-            'bits: they must be fewer than 2**31.'
+            f'config.num_epochs={config.num_epochs} gives {num_steps} steps, but they are counted in 32 '
+            'bits: there must be fewer than 2**31.'
         )
     return num_steps
 

@@ -32,32 +32,32 @@ def train_and_evaluate(
     folder: str | os.PathLike,
     console: rich.console.Console | None = None,
 ) -> dict[str, Any]:
-    """Trains as `config` says, or goes on where an earlier call in the same folder stopped.
+    """Trains as `config` says, or continues where an earlier call in the same folder stopped.
 
-    A run may go on with other `num_workers`, and a `batch_size` to match: see `regrouping`. Of several
-    processes (`processes.connect`) each calls this with the same arguments and a folder that all share.
+    A run may continue with a different `num_workers` and a matching `batch_size`; see `regrouping`. With
+    several processes (`processes.connect`), each calls this with the same arguments and a shared folder.
 
     Args:
         config: a complete configuration, see `configs/digits.py`.
-        folder: the run's folder; gets config.json, metrics.jsonl, tensorboard/, checkpoints/, curves.png
-            and result.json.
-        console: where to show the progress; by default the standard output of process 0.
+        folder: the run's folder, which receives config.json, metrics.jsonl, tensorboard/, checkpoints/,
+            curves.png and result.json.
+        console: where to show progress; by default the standard output of process 0.
 
     Returns:
-        The content of result.json.
+        The contents of result.json.
 
     Raises:
         ValueError: if the configuration, the folder or a checkpoint in it cannot be used; `InUseError`
             if another process is running in the folder.
-        FileNotFoundError: if the data set is neither prepared nor to be downloaded.
+        FileNotFoundError: if the data set is not prepared and cannot be downloaded.
         DivergedError: if a loss becomes NaN or infinite; result.json then says so.
-        InterruptedRunError: if SIGTERM or Ctrl-C arrives; the state is in a checkpoint then.
-        ReplicasDifferError: if `config.check_replicas_every` finds workers that should agree and do not.
+        InterruptedRunError: on SIGTERM or Ctrl-C, after the state has been saved in a checkpoint.
+        ReplicasDifferError: if the check of `config.check_replicas_every` finds copies that differ.
         LostProcessError: if another process has died.
     """
     with interruption.watch() as signals, processes.naming_the_lost():
         experiment = build(config)
-        steps.abstract_variables(experiment)  # refuses images that the model cannot take
+        steps.abstract_variables(experiment)  # rejects images that the model cannot take
         console = console or console_lib.process_console()
         run = _claimed(folder, config)
         with workdir.locked(run) if processes.is_first() else contextlib.nullcontext():
@@ -65,7 +65,7 @@ def train_and_evaluate(
 
 
 def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Path:
-    """The run's folder: the first process makes it, the others find it, with the same configuration."""
+    """The run's folder: the first process creates it, and the others find it, with the same configuration."""
     if processes.is_first():
         run = workdir.claim(folder, config, other_workers=True)
     processes.meet('the folder is claimed')
@@ -110,8 +110,8 @@ def _train_and_evaluate(
 def _conclude(
     run: Path, experiment: Experiment, communication: Communication, log: MetricLog, start: int
 ) -> None:
-    """Writes the result and the pictures of a run that is at its end."""
-    # A run that had finished before keeps the result that tells of the machine and commit it ran on.
+    """Writes the result and the plots of a run that has reached its end."""
+    # A run that had already finished keeps its result, which names the machine and commit it ran on.
     result = results.read(run) if start == experiment.num_steps else None
     if result is None or result['status'] != 'finished':
         result = results.write(run, experiment, communication, log)
@@ -121,21 +121,21 @@ def _conclude(
 
 
 def _restored(experiment: Experiment, run: Path, checkpoints: Checkpoints) -> steps.TrainState:
-    """The state to go on from, or the first one; a ValueError where the folder's files allow neither."""
+    """The state to continue from, or a new one; raises ValueError if the folder's files allow neither."""
     state = steps.make_init(experiment)()
     checkpoints.check_room(state)
     state = checkpoints.restore(state)
     start = int(state.step)
-    # The checkpoint of an evaluation is complete before the next evaluation's is begun.
+    # An evaluation's checkpoint is complete before the next evaluation's begins.
     evaluations = sum('test_accuracy_x' in record for record in metrics.read(run / 'metrics.jsonl'))
     if not start and evaluations > 1:
         raise ValueError(
-            f'the checkpoints of {run} are gone, though it holds the records of {evaluations} evaluations. '
-            'Put the folder checkpoints back, or choose another --workdir to start anew.'
+            f'the checkpoints of {run} are missing, but it has the records of {evaluations} evaluations. '
+            'Restore the folder checkpoints, or choose another --workdir to start over.'
         )
     if start > experiment.num_steps:
         raise ValueError(
-            f'the newest checkpoint of {run} is of step {start}, but with config.batch_size='
+            f'the latest checkpoint of {run} is from step {start}, but with config.batch_size='
             f'{experiment.config.batch_size} the run has only {experiment.num_steps} steps. Choose a smaller '
             'batch or more --config.num_epochs in another --workdir.'
         )
@@ -164,11 +164,11 @@ def _run(
     ):
         for step, batch in zip(range(start, experiment.num_steps), batches, strict=False):
             if diagnose and step % config.diagnostics_every == 0:
-                _show(window.report(), progress)  # the records stay in order
+                _show(window.report(), progress)  # to keep the records in order
                 log.write(_diagnostics_record(step, *diagnose(state, batch), experiment))
             state, metrics = train_step(state, batch)
             steps.settled(experiment, metrics)
-            # The record of the step before is fetched while the devices compute this one.
+            # Fetch the record of the previous step while the devices compute this one.
             _show(window.report(), progress)
             window.add(metrics)
             done = step + 1
@@ -181,12 +181,12 @@ def _run(
             if evaluation_due:
                 _show(window.report(), progress)
                 record = evaluate(state, done)
-                checkpoints.wait()  # two evaluations on record mean that a checkpoint is complete
+                checkpoints.wait()  # a second evaluation on record implies a complete checkpoint
                 log.write(record | window.position(done))
                 checkpoints.save(state)
                 progress.note(_line(record, window.position(done)))
                 window.restart()
-            # Several processes stop at the same step: they ask each other where they meet for a record.
+            # Several processes must stop at the same step, so they ask each other when a record is due.
             meets = done < experiment.num_steps and (record_due or jax.process_count() == 1)
             if meets and processes.anywhere(signals.name is not None):
                 _show(window.report(), progress)
@@ -201,11 +201,11 @@ def _show(record: dict[str, Any] | None, progress: console_lib.Progress) -> None
         return
     progress.update(record['step'], record)
     if skipped := record.get('skipped', 0):
-        progress.note(f'up to step {record["step"]:,}: {skipped} step(s) left out, an update was not finite')
+        progress.note(f'up to step {record["step"]:,}: {skipped} step(s) skipped, an update was not finite')
 
 
 class _Window:
-    """The training metrics since the last record, left on the devices until the record is due."""
+    """The training metrics since the last record, kept on the devices until the next record is due."""
 
     def __init__(self, experiment: Experiment, communication: Communication, log: MetricLog, start: int):
         self._experiment, self._communication, self._log = experiment, communication, log
@@ -213,21 +213,22 @@ class _Window:
         self._pending: list[dict[str, Any]] = []
         self._end: int | None = None
         self.restart()
-        # What an interruption left: float32 values, exact in JSON. Of other workers it makes no common mean.
+        # Values left by an interruption: float32, exact in JSON. With another number of workers they cannot
+        # enter the mean.
         own = experiment.config.num_workers
         self._pending = [values for values in log.pending(start) if np.size(values['loss']) == own]
         self._carried = len(self._pending)
 
     def restart(self) -> None:
         self._pending = []
-        self._carried = 0  # how many of them an earlier process has measured
+        self._carried = 0  # how many of them an earlier process measured
         self._started = time.perf_counter()
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         self._pending.append(metrics)
 
     def end(self, done: int) -> None:
-        """Makes the record of step `done` due, the last that was added; `report` it before the next."""
+        """Makes the record up to step `done`, the last one added, due; `report` it before the next step."""
         self._end = done
 
     def suspend(self, done: int) -> None:
@@ -238,7 +239,7 @@ class _Window:
             self._log.write({'step': done, 'pending': values} | self.position(done))
 
     def position(self, done: int) -> dict[str, Any]:
-        """Where the run stands after `done` steps: epochs, megabytes sent by a worker, seconds."""
+        """Where the run stands after `done` steps: epochs, megabytes sent per worker, seconds."""
         return {
             'epoch': done / self._experiment.steps_per_epoch,
             'megabytes_sent': self._communication.megabytes_sent(done),
@@ -246,7 +247,7 @@ class _Window:
         }
 
     def report(self) -> dict[str, Any] | None:
-        """Fetches the pending metrics and writes their means, if a record is due, and returns the record."""
+        """If a record is due, fetches the pending metrics, writes their means and returns the record."""
         if self._end is None:
             return None
         done, self._end = self._end, None
@@ -269,7 +270,7 @@ class _Window:
     def _finite_losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
         """The pending losses, float32 [steps, K], and which steps were taken, bool [steps].
 
-        DivergedError where the loss of a step that was taken is not finite, or where all were skipped.
+        Raises DivergedError if the loss of a taken step is not finite or, if all were skipped, of any step.
         """
         losses = self._values('loss')
         taken = np.array([np.all(m.get('taken', True)) for m in self._pending], bool)
@@ -281,7 +282,7 @@ class _Window:
         return losses, taken
 
     def _values(self, name: str) -> np.ndarray:
-        """Float32 [steps, K]; what was carried over is of all workers, what is new of this process's."""
+        """Float32 [steps, K]. Carried-over values are from all workers, new ones from this process's."""
         carried, measured = self._pending[: self._carried], self._pending[self._carried :]
         rows = [np.asarray(metrics[name], np.float32).reshape(-1) for metrics in carried]
         if measured:

@@ -1,4 +1,4 @@
-"""From a configuration to the optimizer: the keys that the library knows go to it by their names."""
+"""Builds the optimizer of a configuration: keys that the library knows are passed on by name."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ def make_compressor(config: Mapping[str, Any]) -> Compressor:
     """The compressor of a configuration.
 
     Raises:
-        ValueError: if the library refuses a key.
+        ValueError: if the library rejects a key.
     """
     return get_method(config['method']).compressor(**_arguments(random_block, config))
 
@@ -33,21 +33,20 @@ def make_compressor(config: Mapping[str, Any]) -> Compressor:
 def make_optimizer(
     config: Mapping[str, Any], learning_rate: optax.ScalarOrSchedule, axis_name: AxisName, seed: Any
 ) -> optax.GradientTransformation:
-    """Momentum SGD with what the method communicates.
+    """Momentum SGD with the communication of the configured method.
 
     Args:
         config: a configuration.
         learning_rate: η.
         axis_name: the axis over workers.
-        seed: picks the blocks. Traced, it enters no compiled program, so that runs that differ in nothing
-            else
-            share theirs.
+        seed: selects the blocks. A traced seed is not compiled in, so runs that differ only in the seed share
+            their compiled programs.
 
     Returns:
         The optimizer.
 
     Raises:
-        ValueError: if the library refuses a key.
+        ValueError: if the library rejects a key.
     """
     options = _arguments(error_feedback, config)
     if config['auto_detach']:

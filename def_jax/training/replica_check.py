@@ -17,7 +17,7 @@ __all__ = ['ReplicasDifferError', 'make_check']
 
 
 class ReplicasDifferError(EndedError):
-    """The devices hold different copies of what all workers share."""
+    """The devices hold different copies of values that all workers share."""
 
     exit_code = ExitCode.REPLICAS_DIFFER
 
@@ -25,18 +25,18 @@ class ReplicasDifferError(EndedError):
         more = f' and {len(leaves) - 1} more' if len(leaves) > 1 else ''
         super().__init__(
             f'after step {step} the workers do not agree on {leaves[0]}{more}: device(s) '
-            f'{", ".join(map(str, workers))} hold other bits than the rest. Earlier checkpoints are kept, '
-            'and running again resumes from one copy. If it comes back at the same step, a key or a '
-            'reduction differs between workers; if not, suspect the memory of these devices.'
+            f'{", ".join(map(str, workers))} differ from the rest. Earlier checkpoints are kept, and running '
+            'again resumes from a single copy. If the error recurs at the same step, a key or a reduction '
+            'differs between workers; otherwise, suspect the memory of these devices.'
         )
         self.step, self.leaves, self.workers = step, leaves, workers
 
 
 def make_check(experiment: Experiment) -> Callable[[steps.TrainState, int], None]:
-    """Returns a function from a state and its step that raises ReplicasDifferError where copies differ.
+    """Returns a function of a state and its step that raises ReplicasDifferError if copies differ.
 
-    Every device makes a checksum of each of its own copies: an array that is stored once for all workers
-    still lies on every device. Some bytes a device travel to the host.
+    Each device computes the checksums of its own copies: even an array that is stored once for all workers
+    has a copy on every device. Only a few bytes per device are sent to the host.
     """
     layout = Layout.of(experiment)
 
@@ -64,5 +64,5 @@ def make_check(experiment: Experiment) -> Callable[[steps.TrainState, int], None
 
 
 def _ranks(sums: np.ndarray) -> list[np.ndarray]:
-    """For every leaf the checksums [devices] as small numbers that are equal where they are."""
+    """For each leaf, its checksums [devices] as small integers, equal where the checksums are."""
     return [np.unique(column, return_inverse=True)[1] for column in sums.T]

@@ -38,20 +38,20 @@ PyTree = Any
 class TrainState:
     """Everything that a run carries from step to step.
 
-    What is the same on all workers is stored once: step, key, parameters, and of the optimizer's state
-    the step and the key. What differs has a leading axis of K workers, or axes [devices, virtual workers]:
-    BatchNorm's statistics, the momentum, the residual.
+    Values that are the same on all workers are stored once: the step, the key, the parameters, and the
+    optimizer's step and key. Values that differ have a leading axis of K workers, or axes [devices, virtual
+    workers]: BatchNorm's statistics, the momentum, the residual.
     """
 
     step: PyTree  # int32 []
-    key: PyTree  # uint32 [2], of the augmentation
+    key: PyTree  # uint32 [2], for augmentation
     params: PyTree  # x
     batch_stats: PyTree  # [K, ...]
-    opt_state: PyTree  # [K, ...] where it is like the parameters
+    opt_state: PyTree  # [K, ...] where it differs between workers
 
 
 def make_init(experiment: Experiment) -> Callable[[], TrainState]:
-    """Returns a function that makes the state at step 0, already placed on the workers' devices."""
+    """Returns a function that creates the state at step 0, already on the workers' devices."""
 
     def init(_, seed) -> TrainState:
         params_key, augment_key = jax.random.split(jax.random.key(seed))
@@ -69,12 +69,12 @@ def make_init(experiment: Experiment) -> Callable[[], TrainState]:
 
 
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """Returns the train step of Algorithm 1, lines 4 to 10; it takes over the state's memory.
+    """Returns the train step of Algorithm 1, lines 4 to 10; it donates the state.
 
-    The step maps a state and a batch (image uint8 [K, b, H, W, C], label int32 [K, b]) to the new state
-    and metrics of every worker (loss and accuracy, float32 [K]), both at the detached point; with
-    `skip_nonfinite` also taken, bool [K], false where all workers left the step out. With virtual
-    workers [devices, virtual workers] stands in place of [K].
+    The step maps a state and a batch (image uint8 [K, b, H, W, C], label int32 [K, b]) to the new state and
+    each worker's metrics: loss and accuracy at the detached point, float32 [K], and with `skip_nonfinite`
+    also taken, bool [K], False if all workers skipped the step. With virtual workers, [K] becomes [devices,
+    virtual workers].
     """
     detaches, axes = experiment.method.kind == 'error_feedback', worker_axes(experiment)
     skips, optimizer = experiment.config.skip_nonfinite, experiment.optimizer
@@ -90,9 +90,9 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
             return experiment.task.loss(point, state.batch_stats, batch, key)
 
         (loss, (figures, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        if skips:  # a loss that is not finite may have a gradient that is
+        if skips:  # a non-finite loss may have a finite gradient
             grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
-        # Weight decay is part of the gradient, hence also taken at the detached point.
+        # Weight decay is part of the gradient, so it is also evaluated at the detached point.
         point = gradient_point(state.params, state.opt_state)
         updates, opt_state = optimizer.update(grads, state.opt_state, point)
         params = optax.apply_updates(state.params, updates)
@@ -107,10 +107,10 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
 
 
 def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[dict, dict]]:
-    """Returns a function from a state and a training batch to `def_jax.diagnostics`.
+    """Returns a function from a state and a training batch to the quantities of `def_jax.diagnostics`.
 
-    The first of the two dicts has those of all workers, float32 [], the second each worker's own,
-    `detach_optimum_own`, float32 [K]. The gradients are those of the batch at x.
+    The first of its two dicts holds those common to all workers, float32 []; the second holds each worker's
+    own, `detach_optimum_own`, float32 [K]. Gradients are taken at x, on the batch.
     """
 
     def diagnose(state: TrainState, batch: dict) -> tuple[dict, dict]:
@@ -132,10 +132,10 @@ def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[
 def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, dict]]:
     """Returns a function from a state to the variables at each of the method's points.
 
-    The first of the two dicts has the variables at 'x' and 'y', the second, with the worker axis, the
-    parameters at 'own': every worker's own model. BatchNorm's running statistics do not affect training and
-    their averages are linear, so averaging them over workers here equals averaging them at every step,
-    without the traffic.
+    The first of its two dicts holds the variables at 'x' and 'y'; the second, with the worker axis, the
+    parameters at 'own', each worker's own model. BatchNorm's running statistics do not affect training and
+    are updated linearly, so averaging them over workers here equals averaging them at every step, without the
+    traffic.
     """
     points = experiment.method.points
 
@@ -156,8 +156,8 @@ def make_batch_statistics(
 ) -> Callable[[TrainState, PyTree, dict], PyTree]:
     """Returns a function from a state, parameters and a training batch to the batch's BatchNorm statistics.
 
-    The batch is augmented as in training, each worker normalises its own share, and the statistics are means
-    over workers. With `own` the parameters have the worker axis.
+    The batch is augmented as in training, each worker normalises its own share, and the statistics are
+    averaged over workers. With `own`, the parameters have the worker axis.
     """
 
     def statistics(state: TrainState, params: PyTree, batch: dict) -> PyTree:
@@ -171,7 +171,7 @@ def make_batch_statistics(
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
-    """Returns a function from variables and a test batch to sums over its images, all devices together.
+    """Returns a function from variables and a test batch to sums over its images on all devices.
 
     The batch has image uint8 [D, b, H, W, C], label int32 [D, b] and mask [D, b], 0 on padding, for D
     devices; the sums are those of `Task.test_sums`, float32 [].
@@ -186,7 +186,7 @@ def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
 
 
 def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
-    """Like `make_eval_step` for variables with the worker axis: each worker's model sees the whole batch.
+    """Like `make_eval_step`, for variables with the worker axis: each worker's model sees the whole batch.
 
     The batch has image uint8 [b, H, W, C], and so on; the sums are float32 [K].
     """
@@ -205,13 +205,14 @@ def _step_key(experiment: Experiment, state: TrainState) -> jax.Array:
 
 
 def worker_axes(experiment: Experiment) -> TrainState:
-    """Which parts of a TrainState have the worker axis, 0, or None: in_axes and out_axes of every step.
+    """The worker axis of each part of a TrainState, 0 or None: in_axes and out_axes of every step.
 
-    One value stands for all that is like the parameters.
+    A single value stands for a whole tree like the parameters.
     """
     own = own_leaves(experiment.optimizer, jax.ShapeDtypeStruct((1,), jnp.float32))
     opt_axes = jax.tree.map(lambda own: 0 if own else None, own)
-    # pmap of several processes hashes the axes, hence no dict; what options keep is the same on all workers.
+    # With several processes pmap hashes the axes, so they contain no dict; those of options hold only values
+    # that are the same on all workers.
     opt_axes = jax.tree.map(
         lambda node: node if jax.tree.leaves(node) else None, opt_axes, is_leaf=lambda n: isinstance(n, dict)
     )
@@ -221,7 +222,7 @@ def worker_axes(experiment: Experiment) -> TrainState:
 def on_workers(
     function: Callable, experiment: Experiment, *, in_axes, out_axes, donate_argnums=()
 ) -> Callable:
-    """The function on every worker: one a device, or several virtual ones."""
+    """Maps a function over workers: one per device, or several virtual ones."""
     if experiment.config.workers_per_device > 1:
         function = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=VIRTUAL_AXIS)
     return jax.pmap(
@@ -235,13 +236,13 @@ def on_workers(
 
 
 def settled(experiment: Experiment, outputs: PyTree) -> PyTree:
-    """The outputs of a step; on fake devices they are waited for.
+    """The outputs of a step; on fake devices, blocks until they are ready.
 
-    Collectives of free-running fake devices can starve each other on few cores.
+    Collectives of fake devices that run ahead can starve each other on few cores.
     """
     return jax.block_until_ready(outputs) if experiment.config.fake_devices else outputs
 
 
 def abstract_variables(experiment: Experiment) -> PyTree:
-    """Shapes and dtypes of the variables; compiles nothing. A ValueError for images that do not fit."""
+    """Shapes and dtypes of the variables; compiles nothing. Raises ValueError for images that do not fit."""
     return jax.eval_shape(lambda: experiment.task.init(jax.random.key(0)))

@@ -224,7 +224,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_from_zero(recorded, tmp
     folder = shutil.copytree(recorded.folder, tmp_path / 'run')
     shutil.rmtree(folder / 'checkpoints')
     before = contents(folder)
-    with pytest.raises(ValueError, match='are gone, though it holds the records of 4 evaluations'):
+    with pytest.raises(ValueError, match='are missing, but it has the records of 4 evaluations'):
         fixtures.train(recorded.config, folder)
     assert contents(folder).items() >= before.items()
 

@@ -171,7 +171,7 @@ def test_a_batch_with_which_the_run_is_over_is_refused(data_dir, stopped, tmp_pa
     folder = shutil.copytree(stopped, tmp_path / 'run')
     before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
     with pytest.raises(
-        ValueError, match=r'is of step 7, but with config\.batch_size=150 .* has only 4 steps'
+        ValueError, match=r'is from step 7, but with config\.batch_size=150 .* has only 4 steps'
     ):
         fixtures.train(config_of(data_dir, 3, batch_size=150), folder)
     assert before == {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
