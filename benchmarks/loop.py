@@ -1,9 +1,9 @@
-"""The trainer's loop against the bare compiled step.
+"""The trainer's loop compared with the bare compiled step.
 
     python -m benchmarks.loop --output=results/benchmarks/loop.md
 
-In turn in one process: a run of `train_and_evaluate`, whose records tell how fast it went from one to the
-next (its evaluation, at the end, is left out), and the same compiled step without the loop.
+Alternates in one process between a run of `train_and_evaluate`, timed from one record to the next (excluding
+its evaluation, at the end), and the same compiled step without the loop.
 """
 
 import itertools
@@ -22,12 +22,12 @@ from benchmarks.runs import WINDOW, make_config
 from def_jax.launch import command_line
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Markdown file for the table; only printed if not given.')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times that the trainer and the bare step run.', lower_bound=1)
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'How often the trainer and the bare step run.', lower_bound=1)
 _DATA = flags.DEFINE_list('data', ['digits', 'cifar10'], 'Which data sets.')
 
 _LOOPS = {
     'resident': 'bare step, one batch on the devices',
-    'host': 'bare step, a batch from the host each time',
+    'host': 'bare step, a new batch from the host each time',
     'trainer': 'trainer',
 }
 
@@ -40,8 +40,8 @@ def main(_) -> None:
             try:
                 rows += _speeds(name, Path(folder))
             except FileNotFoundError:
-                notes.append(f'{name} is left out: it is not prepared here; set TFDS_DATA_DIR.\n')
-    columns = ['data', 'loop', 'steps per second', 'ms a step', 'of the bare step', 'target']
+                notes.append(f'{name} is omitted because it is not prepared here; set TFDS_DATA_DIR.\n')
+    columns = ['data', 'loop', 'steps per second', 'ms per step', 'relative to the bare step', 'target']
     note = (
         f'16 workers, batch 128, DEF at ratio 64; median over windows of {WINDOW} steps. Fake devices wait '
         'for each other at every step, with and without the loop.'
@@ -52,12 +52,12 @@ def main(_) -> None:
 
 def _speeds(name: str, folder: Path) -> list[list[Any]]:
     """Rows of steps per second."""
-    seconds: dict[str, list[float]] = {loop: [] for loop in _LOOPS}  # of a step, by window
+    seconds: dict[str, list[float]] = {loop: [] for loop in _LOOPS}  # per step, for each window
     bare = _BareLoop(make_config(name))
     for round_ in range(_ROUNDS.value):
         of_trainer = _trainer_windows(make_config(name), folder / f'{name}-{round_}')
         seconds['trainer'] += of_trainer
-        for _ in of_trainer:  # window by window, so that a drift touches both alike
+        for _ in of_trainer:  # window by window, so that drift affects both equally
             seconds['resident'].append(bare.window(resident=True))
             seconds['host'].append(bare.window(resident=False))
     medians = {loop: statistics.median(windows) for loop, windows in seconds.items()}
@@ -75,7 +75,7 @@ def _speeds(name: str, folder: Path) -> list[list[Any]]:
 
 
 def _trainer_windows(config: ml_collections.ConfigDict, run: Path) -> list[float]:
-    """Seconds of a step between two records of a run; before the first one it compiles."""
+    """Seconds per step between consecutive records of a run; compilation precedes the first record."""
     import rich.console
 
     from def_jax.training import loop, metrics
@@ -90,7 +90,7 @@ def _trainer_windows(config: ml_collections.ConfigDict, run: Path) -> list[float
 
 
 class _BareLoop:
-    """The trainer's compiled step, and nothing else."""
+    """The trainer's compiled step and nothing else."""
 
     def __init__(self, config: ml_collections.ConfigDict):
         from def_jax.training import experiment, steps
@@ -104,7 +104,7 @@ class _BareLoop:
             self.window(resident=resident)
 
     def window(self, *, resident: bool) -> float:
-        """Seconds of a step, over one window."""
+        """Seconds per step over one window."""
         import jax
 
         batch, start = self._resident if resident else self._batch, time.perf_counter()

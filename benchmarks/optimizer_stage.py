@@ -1,10 +1,10 @@
-"""Cost of the optimizer stage: DEF's chain against plain momentum SGD, side by side in one process.
+"""Cost of the optimizer stage: DEF's chain and plain momentum SGD, side by side in one process.
 
     python -m benchmarks.optimizer_stage --output=results/benchmarks/optimizer_stage.md
 
-One device, the parameters of VGG-16 and ResNet-50, gradients given. Every variant runs `optimizer.update` and
-`optax.apply_updates` with donated state. Where a row includes the detached point, a program before that
-writes x + λ·r to memory, as a network's gradient needs it.
+One device, the parameters of VGG-16 and ResNet-50, given gradients. Every variant runs `optimizer.update` and
+`optax.apply_updates` with donated state. In rows that include the detached point, a program first writes
+x + λ·r to memory, as a network's gradient requires.
 """
 
 import functools
@@ -23,17 +23,17 @@ from benchmarks.stages import LEAST_PASSES, WITHOUT_MOMENTUM, network_step, stag
 from def_jax.models import get_model
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Markdown file for the tables; only printed if not given.')
-_ROUNDS = flags.DEFINE_integer('rounds', 60, 'Times that every variant is run.', lower_bound=10)
-_SECONDS = flags.DEFINE_float('seconds', 60, 'About how long a table may be measured.', lower_bound=1)
-_ONLY = flags.DEFINE_string('only', '', 'A regular expression: which variants run beside momentum SGD.')
-_NETWORKS = flags.DEFINE_list('networks', ['vgg16', 'resnet50'], 'Whose parameters are updated.')
+_ROUNDS = flags.DEFINE_integer('rounds', 60, 'How often every variant runs.', lower_bound=10)
+_SECONDS = flags.DEFINE_float('seconds', 60, 'Approximate time limit per table.', lower_bound=1)
+_ONLY = flags.DEFINE_string('only', '', 'A regular expression: which variants to run besides momentum SGD.')
+_NETWORKS = flags.DEFINE_list('networks', ['vgg16', 'resnet50'], 'Networks whose parameters are updated.')
 
 # Name, number of classes, shape of images.
 _MODELS = {'vgg16': ('VGG-16', 10, (2, 32, 32, 3)), 'resnet50': ('ResNet-50', 1000, (2, 224, 224, 3))}
 _SGD, _DEF, _POINT = 'momentum SGD', 'DEF, block of 1/64', ', with the detached point'
 _NO_MOMENTUM = 'DEF, 1/64, no momentum'
 _TARGETS = {_DEF: '≤ 1.5, aim 1.25', _DEF + _POINT: '≤ 2', _NO_MOMENTUM + _POINT: '≤ 2'}
-# What costs many times momentum SGD, or takes minutes to compile, is shown for the smaller network.
+# Variants that cost many times momentum SGD or take minutes to compile: only for the smaller network.
 _VGG_ONLY = ('shuffled', 'wrap around', 'one block of the model', 'random 1/64')
 _LARGE = 100_000  # elements of a tensor whose copies are counted
 
@@ -41,11 +41,10 @@ _LARGE = 100_000  # elements of a tensor whose copies are counted
 def main(_) -> None:
     sections = [
         'A stage is `optimizer.update` and `optax.apply_updates`. The limit is the time of the five passes '
-        'over memory that the arithmetic cannot do without, three where there is no momentum, at the speed '
-        'of `m <- 0.9·m + g` on as many elements in the same rounds; for the detached point the time of '
-        '`z <- x + 0.3·r` comes on top, whose destination a CPU reads before it is written. The memory of a '
-        'program is what it is given and returns, counted once where it is updated in place, and '
-        'temporaries.\n'
+        'over memory that the arithmetic requires, three without momentum, at the speed of `m <- 0.9·m + g` '
+        'on as many elements in the same rounds. The detached point adds the time of `z <- x + 0.3·r`, whose '
+        "destination a CPU reads before writing. A program's memory is its arguments and results, counted "
+        'once if updated in place, and its temporaries.\n'
     ]
     for network in _NETWORKS.value:
         sections += [_timings(network), _memory(network)]
@@ -79,7 +78,7 @@ def _timings(network: str) -> str:
     columns = ['variant', 'ms', 'ratio to momentum SGD', 'target', 'limit, ms', 'limit / time']
     return (
         f'## {title}: {size:,} parameters in {len(jax.tree.leaves(params))} tensors\n\n'
-        f'Median of {len(triad.seconds)} rounds, the first fifth left out; memory moves '
+        f'Median of {len(triad.seconds)} rounds, excluding the first fifth; memory bandwidth '
         f'{4e-9 * size / pass_seconds:.1f} GB/s.\n\n'
     ) + timing.table([*columns, 'copies of a large tensor', 'temporary MB'], rows)
 
@@ -107,17 +106,17 @@ def _row(name: str, measured: timing.Stage, base: float, least: float) -> list[A
 
 
 def _memory(network: str) -> str:
-    """What the compiled programs need: the stage, and a whole step with the network's gradient."""
+    """Memory of the compiled programs: the stage, and a whole step with the network's gradient."""
     title, num_classes, images = _MODELS[network]
     rows = list(_memory_rows(get_model(network, num_classes), images))
-    columns = ['program', 'optimizer', 'given', 'returned', 'in place', 'temporary', 'all']
-    columns += ['beyond momentum SGD', 'in models', 'target: residual + point']
+    columns = ['program', 'optimizer', 'arguments', 'results', 'in place', 'temporary', 'total']
+    columns += ['more than momentum SGD', 'in models', 'target: residual + point']
     return f'## {title}: memory of the compiled program, MB\n\n' + timing.table(columns, rows)
 
 
 def _memory_rows(model: nn.Module, images: tuple[int, ...]) -> Iterator[list[Any]]:
     optimizers = {_SGD: peers.momentum_sgd(), _DEF: peers.feedback(def_jax.random_block(64))}
-    for program in ('stage, gradients given', f'step with the gradient of {images[0]} images'):
+    for program in ('stage, given gradients', f'step with the gradient of {images[0]} images'):
         base = None
         for name, optimizer in optimizers.items():
             step, arguments = network_step(model, optimizer, images, detaches=name == _DEF)

@@ -1,4 +1,4 @@
-"""The optimizers that the tables compare: momentum SGD, DEF, and error feedback by other selections."""
+"""The optimizers that the tables compare: momentum SGD, DEF, and error feedback with other selections."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ PyTree = Any
 
 
 def momentum_sgd(axis_name: str | None = None) -> optax.GradientTransformation:
-    """The baseline; with an axis it averages the gradients over workers first."""
+    """The baseline; given an axis, it first averages the gradients over workers."""
     sgd = optax.sgd(0.1, momentum=0.9)
     return sgd if axis_name is None else optax.chain(def_jax.all_reduce_mean(axis_name), sgd)
 
@@ -31,7 +31,7 @@ def feedback(
 
 
 def variants() -> dict[str, optax.GradientTransformation]:
-    """What the table of the optimizer stage shows, by the name of the row; the first is the baseline."""
+    """The rows of the optimizer-stage table, by name; the first is the baseline."""
     return {
         'momentum SGD': momentum_sgd(),
         'DEF, block of 1/64': feedback(def_jax.random_block(64)),
@@ -50,7 +50,7 @@ def variants() -> dict[str, optax.GradientTransformation]:
 
 
 def by_selection(ratio: float, axis_name: str | None = None) -> dict[str, optax.GradientTransformation]:
-    """Momentum SGD and error feedback with each way to choose what is sent."""
+    """Momentum SGD, and error feedback with each way of selecting what is sent."""
     return {
         'momentum SGD': momentum_sgd(axis_name),
         'block (DEF)': feedback(def_jax.random_block(ratio), axis_name),
@@ -60,7 +60,7 @@ def by_selection(ratio: float, axis_name: str | None = None) -> dict[str, optax.
 
 
 def selections(ratio: float) -> dict[str, Callable[[jax.Array, PyTree], PyTree]]:
-    """Only to choose and to pack: functions from a step and what is pending to the message."""
+    """Selection and packing alone: functions from a step and the pending updates to the message."""
 
     def packed(compressor):
         key = jax.random.key_data(jax.random.key(0, impl='threefry2x32'))
@@ -83,7 +83,7 @@ class TopKState(NamedTuple):
 def top_k(ratio: float, axis_name: str | None = None) -> optax.GradientTransformation:
     """Error feedback that sends the largest n // ratio elements of every tensor, and their indices.
 
-    Workers choose differently, so the messages cannot be added on their way: all are gathered everywhere.
+    Workers select different elements, so the messages cannot be reduced: every worker gathers all of them.
     """
 
     def init_fn(params) -> TopKState:

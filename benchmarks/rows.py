@@ -1,4 +1,4 @@
-"""Tables of how a cost grows: a row a size, a column a way to choose what is sent."""
+"""Tables of how a cost scales: one row per size, one column per way of selecting what is sent."""
 
 import sys
 from collections.abc import Iterable
@@ -13,9 +13,9 @@ from benchmarks.stages import LEAST_PASSES
 __all__ = ['CAPTION', 'Row', 'make_tree', 'measured_table', 'tree_size']
 
 CAPTION = (
-    'ms of `optimizer.update` and `optax.apply_updates`, and in brackets the ratio to momentum SGD; behind '
-    'them, ms only to choose and pack what is sent from what is pending. The limit is five passes over '
-    'memory at the speed of `m <- 0.9·m + g` on as many elements, measured in the same rounds.\n'
+    'Time of `optimizer.update` and `optax.apply_updates` in ms, with the ratio to momentum SGD in '
+    'parentheses, followed by the time to select and pack the message alone, in ms. The limit is five passes '
+    'over memory at the speed of `m <- 0.9·m + g` on as many elements, measured in the same rounds.\n'
 )
 
 
@@ -23,15 +23,15 @@ class Row(NamedTuple):
     """What is measured for one row."""
 
     label: str
-    stages: dict[str, timing.Stage]  # the optimizer stage; the first one is the baseline
-    selections: dict[str, timing.Stage]  # only to choose and to pack what is sent
+    stages: dict[str, timing.Stage]  # the optimizer stage; the first is the baseline
+    selections: dict[str, timing.Stage]  # selecting and packing alone
     triad: timing.Stage
 
 
 def measured_table(
     column: str, rows: Iterable[Row], *, rounds: int, seconds: float, calls: int | None = None
 ) -> str:
-    """Measures row after row, so that the memory of one is free for the next; see `timing.alternate`."""
+    """Measures one row after another, freeing its memory for the next; see `timing.alternate`."""
     cells, names = [], []
     for row in rows:
         everything = [row.triad, *row.stages.values(), *row.selections.values()]
@@ -49,14 +49,14 @@ def measured_table(
             for name, s in row.stages.items()
             if name in others
         }
-        line |= {f'{name}: choose and pack': _ms(s.median) for name, s in row.selections.items()}
+        line |= {f'{name}: select and pack': _ms(s.median) for name, s in row.selections.items()}
         cells.append(line)
         names += [name for name in line if name not in names]
     return timing.table(names, [[line.get(name, '') for name in names] for line in cells])
 
 
 def make_tree(shape: tuple[int, int], count: int) -> dict[str, jax.Array]:
-    """`count` tensors of a shape, with values that differ, or top-k would have nothing to choose between."""
+    """`count` tensors of one shape, with distinct values, so that top-k has something to select."""
     line = jnp.sin(jnp.arange(shape[0] * shape[1], dtype=jnp.float32)).reshape(shape)
     return {f'tensor{i:04}': (1 + i) * line for i in range(count)}
 

@@ -1,4 +1,4 @@
-"""The runs of the trainer that the benchmarks measure."""
+"""The training runs that the benchmarks measure."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from configs import cifar10, digits
 
 __all__ = ['SMALL_CIFAR10', 'WINDOW', 'make_config']
 
-WINDOW = 20  # steps between two records
+WINDOW = 20  # steps between records
 SMALL_CIFAR10 = {'model': 'vgg_small', 'train_images': 10_000, 'test_images': 512, 'fake_devices': True}
 _EPOCHS = {'digits': 40, 'cifar10': 1}  # of 7 and 78 steps
 
 
 def make_config(name: str, **changes: Any) -> ml_collections.ConfigDict:
-    """The configuration that is measured: one evaluation, at the end."""
+    """The configuration to measure, with a single evaluation, at the end."""
     config = digits.get_config() if name == 'digits' else cifar10.get_config()
     epochs = {'num_epochs': _EPOCHS[name], 'eval_every_epochs': _EPOCHS[name]}
     own = {} if name == 'digits' else SMALL_CIFAR10

@@ -1,4 +1,4 @@
-"""The programs that the benchmarks measure: the optimizer stage alone, with the detached point, in a step."""
+"""The measured programs: the optimizer stage alone, with the detached point, and within a whole step."""
 
 import functools
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from benchmarks import timing
 
 __all__ = ['LEAST_PASSES', 'WITHOUT_MOMENTUM', 'network_step', 'stage', 'stage_with_point', 'update']
 
-# Over memory, at least: a step reads g, m and r and writes m and r, momentum SGD x in place of r. What is
-# sent is too small to count.
+# The minimum over memory: a step reads g, m and r and writes m and r; momentum SGD has x instead of r. The
+# message is too small to count.
 LEAST_PASSES = 5
 WITHOUT_MOMENTUM = 3  # g and r, and r; x only where it is sent
 
@@ -34,7 +34,7 @@ def stage(optimizer: optax.GradientTransformation, params: PyTree, grads: PyTree
 
 
 def stage_with_point(optimizer: optax.GradientTransformation, params: PyTree, grads: PyTree) -> timing.Stage:
-    """The stage after a program that writes the detached point over the last step's."""
+    """The stage, after a program that overwrites the detached point of the previous step."""
     point, params, opt_state = *(jax.tree.map(jnp.copy, params) for _ in range(2)), optimizer.init(params)
 
     def detached(point, params, opt_state):
@@ -54,7 +54,7 @@ def stage_with_point(optimizer: optax.GradientTransformation, params: PyTree, gr
 def network_step(
     model, optimizer: optax.GradientTransformation, images: tuple[int, ...], *, detaches: bool
 ) -> tuple[Callable, tuple]:
-    """A whole step with a network's gradient for images of that shape, and the shapes of its arguments."""
+    """A whole step with a network's gradient on images of shape `images`, and the shapes of its arguments."""
 
     def step(params, opt_state, batch_stats, images):
         def loss_fn(point):

@@ -1,9 +1,9 @@
-"""Time to the first step: of a new run, and of one that is resumed.
+"""Time to the first step of a new run and of a resumed run.
 
     python -m benchmarks.startup --output=results/benchmarks/startup.md
 
-Starts `train.py` in a fresh process and an empty folder, stops it by SIGTERM after its first step, and starts
-it again in the same folder.
+Starts `train.py` in a fresh process and an empty folder, stops it with SIGTERM after its first step, and
+starts it again in the same folder.
 """
 
 import os
@@ -24,18 +24,19 @@ from benchmarks.runs import SMALL_CIFAR10, make_config
 from def_jax.training import metrics
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Markdown file for the table; only printed if not given.')
-_STARTS = flags.DEFINE_integer('starts', 3, 'Times that a run is started and resumed.', lower_bound=1)
+_STARTS = flags.DEFINE_integer('starts', 3, 'How often a run is started and resumed.', lower_bound=1)
 _DATA = flags.DEFINE_list('data', ['digits', 'cifar10'], 'Which data sets.')
 
 
 def main(_) -> None:
     with tempfile.TemporaryDirectory(prefix='def_jax-startup-') as folder:
         rows = [row for name in _DATA.value for row in _starts(name, Path(folder))]
-    columns = ['data', 'start', 'seconds to the first step', 'of a new run', 'programs compiled']
+    columns = ['data', 'start', 'seconds to the first step', 'relative to a new run', 'programs compiled']
     note = (
         f'From the start of the process until the record of its first step is on disk; median of '
-        f'{_STARTS.value}. A resumed run also restores its checkpoint. Programs are those that the run added '
-        'to the compilation cache in its folder, which holds what takes 0.1 s or more to compile.'
+        f'{_STARTS.value}. A resumed run also restores its checkpoint. The count of programs is the number '
+        'added to the compilation cache in the run folder, which holds those that take 0.1 s or more to '
+        'compile.'
     )
     sections = [f'## Time to the first step\n\n{note}\n', timing.table(columns, rows)]
     timing.write_page(_OUTPUT.value, 'python -m benchmarks.startup', sections)
@@ -56,7 +57,7 @@ def _starts(name: str, folder: Path) -> Iterator[list[Any]]:
 
 
 def _time_to_first_step(name: str, run: Path) -> tuple[float, int]:
-    """Seconds, and how many programs were added to the cache; the run is stopped after some steps."""
+    """Seconds, and the number of programs added to the cache; stops the run after a few steps."""
     config = make_config(name, log_every_steps=1)
     given = [f'--config.{key}={config[key]}' for key in (*SMALL_CIFAR10, 'num_epochs', 'log_every_steps')]
     command = [sys.executable, 'train.py', f'--config=configs/{name}.py', f'--workdir={run}', *given]

@@ -1,8 +1,8 @@
-"""What the benchmarks share: compiled programs timed in turn, the limit that memory sets, and tables.
+"""Shared by the benchmarks: compiled programs timed in turn, the limit set by memory bandwidth, and tables.
 
-All stages of a table run in turn in one process, so that a drift of the machine's speed touches all alike;
-a figure is the median of the rounds after warm-up, and what counts is its ratio to another row of the table.
-The first call of a turn is not counted: behind a stage that frees much memory it takes up to twice as long.
+All stages of a table run in turn in one process, so that drift in the machine's speed affects all equally. A
+figure is the median of the rounds after warm-up; only its ratio to another row of the table is meaningful.
+The first call of a turn is not counted: after a stage that frees much memory, it takes up to twice as long.
 """
 
 import math
@@ -36,23 +36,23 @@ __all__ = [
 ]
 
 TRIAD_PASSES = 3  # reads m and g, writes m
-_SHORTEST = 5e-3  # seconds of one measurement, so that what it takes to start a program is hidden
-_WARM_UP = 0.2  # share of the rounds
+_SHORTEST = 5e-3  # seconds per measurement, long enough to hide the launch of a program
+_WARM_UP = 0.2  # fraction of the rounds
 
 PyTree = Any
 
 
 class Stage:
-    """One variant of a computation, as a function from state to state, and the seconds that it took."""
+    """One variant of a computation, as a function from state to state, and the seconds it took."""
 
     def __init__(self, step: Callable[[PyTree], PyTree], state: PyTree, *, programs: Sequence[Any] = ()):
         self._step, self._state = step, state
-        self.programs = programs  # what the step consists of, compiled
+        self.programs = programs  # the compiled programs that make up the step
         self._calls: int | None = None
         self.seconds: list[float] = []
 
     def run(self, calls: int | None = None) -> None:
-        """Runs the step some times, at first as often as a measurement needs, and waits for it once."""
+        """Times `calls` steps, waiting once at the end; by default as many as a measurement needs."""
         if calls is None and self._calls is None:
             self._wait(1)
             self._calls = min(100, math.ceil(_SHORTEST / self._wait(1)))
@@ -73,7 +73,7 @@ class Stage:
 
 
 def alternate(stages: Iterable[Stage], *, rounds: int, calls: int | None = None, seconds: float = 60) -> None:
-    """Runs all stages in turn, `rounds` times or, once all have run three times, until `seconds` are over."""
+    """Runs all stages in turn, `rounds` times, or after three rounds until `seconds` have passed."""
     stages, start = list(stages), time.perf_counter()
     for done in range(rounds):
         if done >= 3 and time.perf_counter() - start > seconds:
@@ -83,30 +83,30 @@ def alternate(stages: Iterable[Stage], *, rounds: int, calls: int | None = None,
 
 
 def compiled(function: Callable, *arguments: PyTree, donate: Sequence[int] = (), transform=jax.jit) -> Any:
-    """The function, compiled for arguments like these, which may be shapes; some of them are taken over."""
-    # What is donated may be a buffer to be filled and nothing else.
+    """The function, compiled for arguments like these, which may be shapes; donates those in `donate`."""
+    # A donated argument may be no more than a buffer to fill.
     options = {'keep_unused': True} if transform is jax.jit else {}
     return transform(function, donate_argnums=tuple(donate), **options).lower(*arguments).compile()
 
 
 def compile_stage(function: Callable, state: tuple, *given: PyTree, transform=jax.jit) -> Stage:
-    """A stage of one program: the function from the parts of the state and what is given to the state."""
+    """A stage of a single program, a function from the parts of the state and `given` to the new state."""
     program = compiled(function, *state, *given, donate=range(len(state)), transform=transform)
     return Stage(lambda state: program(*state, *given), state, programs=[program])
 
 
 def triad(m: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    """What memory allows: three passes over it and next to no arithmetic."""
+    """The limit set by memory: three passes over it and next to no arithmetic."""
     return (0.9 * m + g,)
 
 
 def limit(size: int) -> Stage:
-    """`triad` on `size` float32 elements: what memory allows is its time, by the passes over memory."""
+    """`triad` on `size` float32 elements: its time, scaled by passes over memory, is the limit."""
     return compile_stage(triad, (jnp.zeros(size),), jnp.full(size, 1e-3))
 
 
 def copy_limit(size: int) -> Stage:
-    """z <- x + 0.3·r: the passes of a detached point, into memory that is not read before it is written."""
+    """z <- x + 0.3·r: the passes of a detached point, written to memory that the program does not read."""
     x, r = jnp.ones(size), jnp.full(size, 1e-3)
 
     def add(z, x, r):
@@ -117,13 +117,13 @@ def copy_limit(size: int) -> Stage:
 
 
 def full_size_copies(program: Any, smallest: int) -> int:
-    """Float arrays of at least `smallest` elements that a compiled program copies in memory."""
+    """Number of float arrays of at least `smallest` elements that a compiled program copies in memory."""
     count, fused = 0, False
     for line in program.as_text().splitlines():
         if line[:1] not in ('', ' ', '}'):  # a computation begins
             fused = line.startswith('%fused_computation')
         found = re.match(r'\s*(ROOT )?\S+ = f32\[([\d,]*)\]\S* copy\(', line)
-        # Within a fusion only its result is written to memory.
+        # Of a fusion, only its result is written to memory.
         if found and (found[1] or not fused):
             count += math.prod(int(n) for n in found[2].split(',') if n) >= smallest
     return count
@@ -135,9 +135,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write_page(output: str | None, command: str, sections: Sequence[str]) -> None:
-    """Prints the sections and, where a file is given, writes them with the command, commit and machine.
+    """Prints the sections and, if a file is given, writes them with the command, commit and machine.
 
-    What was on the command line follows `command`; where PyTorch lies on this machine is left out.
+    The command-line arguments follow `command`, except the path of this machine's PyTorch.
     """
     text = '\n'.join(sections)
     print(text)
@@ -157,7 +157,7 @@ def _machine() -> str:
 
 
 def _commit() -> str:
-    """The commit, and whether anything differs from it but results, where the benchmarks write."""
+    """The commit, and whether anything differs from it except in results, where the benchmarks write."""
     commit, changes = (
         subprocess.run(['git', *command], capture_output=True, text=True).stdout.strip()
         for command in (['describe', '--always'], ['status', '--porcelain', '--', ':!results'])

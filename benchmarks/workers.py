@@ -1,15 +1,15 @@
-"""How the cost of the optimizer stage grows with workers, all-reduce included.
+"""How the cost of the optimizer stage, including the all-reduce, scales with workers.
 
     python -m benchmarks.workers --output=results/benchmarks/workers.md
 
-The machine's accelerators, or fake devices that share the cores of its CPU.
+Runs on the machine's accelerators, or on fake devices that share the cores of its CPU.
 """
 
 import functools
 import os
 from collections.abc import Iterator
 
-# Collectives of many fake devices on few cores can starve each other of threads; this gives them enough.
+# Collectives of many fake devices on few cores can starve each other of threads; this provides enough.
 os.environ.setdefault('NPROC', '16')
 
 import jax
@@ -22,8 +22,8 @@ from benchmarks.rows import CAPTION, Row, make_tree, measured_table, tree_size
 from benchmarks.stages import update
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Markdown file for the table; only printed if not given.')
-_ROUNDS = flags.DEFINE_integer('rounds', 40, 'Times that every variant is run.', lower_bound=10)
-_SECONDS = flags.DEFINE_float('seconds', 10, 'About how long a row may be measured.', lower_bound=1)
+_ROUNDS = flags.DEFINE_integer('rounds', 40, 'How often every variant runs.', lower_bound=10)
+_SECONDS = flags.DEFINE_float('seconds', 10, 'Approximate time limit per row.', lower_bound=1)
 
 _WORKERS = [1, 2, 4, 8, 16]
 _SHAPE = ((250, 256), 16)
@@ -36,14 +36,15 @@ def main(_) -> None:
     figures = measured_table('workers', _rows(), rounds=_ROUNDS.value, seconds=_SECONDS.value, calls=calls)
     note = (
         'Ratio 64, 1.024 M parameters on every worker. Momentum SGD averages the gradient; top-k, whose '
-        'workers choose differently, gathers values and indices. The limit counts the passes of all workers.'
+        'workers select different elements, gathers values and indices. The limit counts the passes of all '
+        'workers.'
     )
     if calls:
-        note += ' The workers are fake devices: the work of all of them is done by the same cores.'
+        note += ' The workers are fake devices: the same cores do the work of all of them.'
     timing.write_page(
         _OUTPUT.value,
         'python -m benchmarks.workers',
-        [CAPTION, f'## Cost against workers\n\n{note}\n\n{figures}'],
+        [CAPTION, f'## Cost by workers\n\n{note}\n\n{figures}'],
     )
 
 
@@ -56,7 +57,7 @@ def _rows() -> Iterator[Row]:
 
 
 def _stage(optimizer: optax.GradientTransformation, num_workers: int) -> timing.Stage:
-    """The stage on each of several workers, one program."""
+    """The stage on each of several workers, as one program."""
 
     def init(seed):
         params = jax.tree.map(lambda x: x + 0 * seed, make_tree(*_SHAPE))

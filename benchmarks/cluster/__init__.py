@@ -1,1 +1,1 @@
-"""Steps of data-parallel training timed on a cluster of network namespaces, see `__main__`."""
+"""Times steps of data-parallel training on a cluster of network namespaces, see `__main__`."""

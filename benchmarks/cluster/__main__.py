@@ -1,10 +1,10 @@
-"""Data-parallel training on a cluster of network namespaces: ours, dense JAX and PyTorch side by side.
+"""Data-parallel training on a cluster of network namespaces: DEF, dense JAX and PyTorch side by side.
 
     python -m benchmarks.cluster --bandwidth=1gbit --output=results/benchmarks
 
-Four processes (--workers) in namespaces of their own, joined by a bridge, with every interface shaped to
---bandwidth; needs root and iproute2. PyTorch, an optional peer, is taken from --torch_python. Writes
-cluster.md and, with every step's time, cluster.json.
+Runs four processes (--workers), each in its own namespace, connected by a bridge, with every interface shaped
+to --bandwidth; needs root and iproute2. PyTorch, an optional peer, is taken from --torch_python. Writes
+cluster.md and, with the time of every step, cluster.json.
 """
 
 import importlib.util
@@ -23,20 +23,20 @@ from benchmarks.cluster.processes import WorkerFailed, run_workers
 from benchmarks.cluster.workloads import BATCH
 
 _BANDWIDTH = flags.DEFINE_string(
-    'bandwidth', '1gbit', "Of every interface, as tc writes it: '1gbit', '100mbit'."
+    'bandwidth', '1gbit', "Of every interface, in tc's notation: '1gbit', '100mbit'."
 )
 _WORKERS = flags.DEFINE_integer('workers', 4, 'Number of workers.', lower_bound=2, upper_bound=250)
 _MODELS = flags.DEFINE_multi_enum('model', ['mlp', 'vgg16'], list(BATCH), 'Which models to train.')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'How often each variant has its turn.', lower_bound=1)
-_STEPS = flags.DEFINE_integer('steps', 2, 'Steps of a turn.', lower_bound=1)
-_TIMEOUT = flags.DEFINE_float('timeout', 600, 'Seconds after which a job is given up.')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'How many turns each variant takes.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 2, 'Steps per turn.', lower_bound=1)
+_TIMEOUT = flags.DEFINE_float('timeout', 600, 'Seconds after which a job is abandoned.')
 _TORCH = flags.DEFINE_string(
-    'torch_python', None, 'A Python that has PyTorch; by default this one, where it has it.'
+    'torch_python', None, 'A Python with PyTorch; by default this one, if it has it.'
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for cluster.md and cluster.json.')
 
-# Each line is a job: its variants take turns within the same processes.
-_LOCAL = ('compute', 'local_sgd', 'local_def64', 'local_def64_m0')  # also by one worker at a time
+# Each tuple is a job: its variants take turns within the same processes.
+_LOCAL = ('compute', 'local_sgd', 'local_def64', 'local_def64_m0')  # also run by one worker at a time
 _JAX = (*_LOCAL, 'dense', 'def64', 'def64_m0', 'def256', 'def_a64_bf16')
 _TORCH_JOBS = (('compute', 'local_sgd', 'ddp', 'ddp_fp16'), ('compute', 'ddp_powersgd'))
 
@@ -61,7 +61,7 @@ def main(_) -> int:
 
 
 def _measure(cluster, model: str) -> dict[str, Any]:
-    """What the workers report of each variant, and of PyTorch's which could not run."""
+    """What the workers report for each variant, and which of PyTorch's could not run."""
     job = {
         'model': model,
         'batch': BATCH[model],
@@ -86,7 +86,7 @@ def _measure(cluster, model: str) -> dict[str, Any]:
     for variants in _TORCH_JOBS if python else ():
         try:
             run('torch', python, variants, _TIMEOUT.value if 'ddp' in variants else 60)
-        except WorkerFailed as error:  # a peer; PowerSGD's hook is known to fail under gloo
+        except WorkerFailed as error:  # only a peer; PowerSGD's hook is known to fail under gloo
             found['failed'][variants[-1]] = str(error).splitlines()[0][:200]
     return found
 

@@ -1,4 +1,4 @@
-"""One JAX worker: a process with one CPU device, joined with the others by gloo."""
+"""One JAX worker: a process with one CPU device, connected to the others by gloo."""
 
 import functools
 import itertools
@@ -19,7 +19,7 @@ AXIS = 'workers'
 
 
 def make_model(job: dict):
-    """Parameters, other state, and the loss (params, other, batch) -> loss, other."""
+    """Parameters, other state, and the loss function (params, other, batch) -> (loss, other)."""
     key = jax.random.key(0)
     if job['model'] == 'vgg16':
         return _make_vgg16(key)
@@ -65,10 +65,10 @@ def make_batch(job: dict):
 
 
 def on_workers(function):
-    """The function on every worker, each with its own arrays.
+    """Maps the function over workers, each with its own arrays.
 
-    To the program they are copies of one array, which it never compares: stacked over workers instead, they
-    would be copied into and out of the step.
+    To the program these are copies of one replicated array, which it never compares. Stacked over workers
+    instead, they would be copied into and out of the step.
     """
     mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
     spec = jax.sharding.PartitionSpec()
@@ -76,20 +76,20 @@ def on_workers(function):
 
 
 def place(tree):
-    """This worker's arrays, as `on_workers` takes them."""
+    """This worker's arrays, as `on_workers` expects them."""
     mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     (device,) = jax.local_devices()
 
     def put(x):
-        x = jnp.array(x)  # variants donate their states: none may share an array
+        x = jnp.array(x)  # variants donate their states, so they must not share arrays
         return jax.make_array_from_single_device_arrays(x.shape, sharding, [jax.device_put(x, device)])
 
     return jax.tree.map(put, tree)
 
 
 class Variant:
-    """A step, compiled, and what it carries from step to step."""
+    """A compiled step and the state that it carries."""
 
     def __init__(self, step, state, batch):
         self._state, self._batch = place(state), place(batch)
@@ -103,14 +103,14 @@ class Variant:
 
 
 def make_steps(job: dict, loss_fn):
-    """For each variant its step and the optimizer whose state it carries."""
+    """For each variant, its step and the function that initialises its optimizer's state."""
     sgd, plain = (optax.sgd(LEARNING_RATE, momentum=momentum) for momentum in (0.9, None))
     take_grads = jax.grad(loss_fn, has_aux=True)
 
     def compute(state, batch):
         params, _, other = state
         grads, other = take_grads(params, other, batch)
-        return params, grads, other  # the gradients go where the last ones were, as in PyTorch
+        return params, grads, other  # the gradients overwrite the previous ones, as in PyTorch
 
     def train(optimizer, average: bool):
         def step(state, batch):

@@ -1,14 +1,12 @@
-"""A cluster on one machine: network namespaces joined by a bridge, every interface shaped by tc.
+"""A cluster on one machine: network namespaces connected by a bridge, every interface shaped by tc.
 
-Worker i lives in namespace PREFIX-PID-worker<i> with one interface, eth0, a veth pair whose other end is a
-port of the bridge. The bridge lives in a namespace too, so nothing but namespaces and their folders in
-/etc/netns has to be removed afterwards. Both ends of a pair are shaped: what a worker sends, and what it
-gets.
+Worker i runs in namespace PREFIX-PID-worker<i> with one interface, eth0, a veth pair whose other end is a
+port of the bridge. The bridge is in a namespace too, so only namespaces and their folders in /etc/netns have
+to be removed afterwards. Both ends of a pair are shaped: what a worker sends, and what it receives.
 
-Nothing is left behind: the context manager removes everything on exit and on exceptions (the program turns
-signals into exceptions); a watchdog process in a session of its own, which sees its pipe close when the
-program is gone, does the same after SIGKILL; and a start removes what a program that no longer lives has
-left.
+Nothing is left behind. The context manager removes everything on exit and on exceptions (the program turns
+signals into exceptions). A watchdog process in its own session, which sees its pipe close when the program
+dies, does the same after SIGKILL. And every start removes what dead programs have left.
 """
 
 import contextlib
@@ -24,19 +22,19 @@ from pathlib import Path
 
 PREFIX = 'defjax-cluster'
 INTERFACE = 'eth0'
-HEADERS = 66  # bytes before the payload in every packet that is counted: Ethernet 14, IP 20, TCP 32
+HEADERS = 66  # header bytes counted in every packet: Ethernet 14, IP 20, TCP 32
 _FOLDER = Path('/etc/netns')  # `ip netns exec` mounts FOLDER/NAME/hosts over /etc/hosts
 
 
 class Unavailable(Exception):
-    """The machine cannot run the benchmark; the message says what is missing and what to do."""
+    """This machine cannot run the benchmark; the message says what is missing and what to do."""
 
 
 def check_available() -> None:
-    """Raises `Unavailable` without root or iproute2."""
+    """Raises `Unavailable` if root or iproute2 is missing."""
     if os.geteuid() != 0:
         raise Unavailable(
-            'needs root, to make network namespaces: run it with sudo or in a container as root.'
+            'needs root to create network namespaces: run it with sudo, or as root in a container.'
         )
     missing = [tool for tool in ('ip', 'tc') if shutil.which(tool) is None]
     if missing:
@@ -57,7 +55,7 @@ class Network:
         return f'10.213.{worker // 250}.{worker % 250 + 1}'
 
     def command(self, worker: int, command: Sequence[str]) -> list[str]:
-        """The command as it runs in a worker's namespace."""
+        """The command that runs `command` in a worker's namespace."""
         return ['ip', 'netns', 'exec', self.namespace(worker), *command]
 
     def set_up(self) -> None:
@@ -69,7 +67,7 @@ class Network:
             name, port = self.namespace(worker), f'port{worker}'
             folder = _FOLDER / name
             folder.mkdir(parents=True)
-            # gloo listens on the address that the host's name resolves to.
+            # gloo listens on the address to which the host's name resolves.
             lines = ['127.0.0.1 localhost', f'{self.address(worker)} {socket.gethostname()}']
             (folder / 'hosts').write_text('\n'.join(lines) + '\n')
             _run('ip', 'netns', 'add', name)
@@ -86,7 +84,7 @@ class Network:
 
 @contextlib.contextmanager
 def network(num_workers: int, rate: str) -> Iterator[Network]:
-    """The cluster's network, removed on exit, whatever ends the program."""
+    """The cluster's network, removed on exit, however the program ends."""
     made = Network(num_workers, rate)
     remove_leftovers()
     command = [sys.executable, '-m', 'benchmarks.cluster.network', made.owner]
@@ -103,14 +101,14 @@ def network(num_workers: int, rate: str) -> Iterator[Network]:
 
 
 def counters() -> dict[str, int]:
-    """Bytes and packets that the interface of this process's namespace has sent and received."""
+    """Bytes and packets sent and received by the interface of this process's namespace."""
     folder = Path(f'/sys/class/net/{INTERFACE}/statistics')
     names = ('tx_bytes', 'tx_packets', 'rx_bytes', 'rx_packets')
     return {name: int((folder / name).read_text()) for name in names}
 
 
 def remove(owner: str) -> None:
-    """Removes the namespaces whose names begin so, the processes in them and their folders."""
+    """Removes the owner's namespaces, the processes in them and their folders."""
     for name in _namespaces(owner):
         _kill_all_in(name)
         subprocess.run(['ip', 'netns', 'del', name], capture_output=True)
@@ -119,7 +117,7 @@ def remove(owner: str) -> None:
 
 
 def remove_leftovers() -> None:
-    """Removes what programs that no longer live have left, should their watchdogs have been killed too."""
+    """Removes what dead programs have left, in case their watchdogs were killed too."""
     names = {*_namespaces(PREFIX), *(folder.name for folder in _FOLDER.glob(f'{PREFIX}-*'))}
     for pid in {name.removeprefix(f'{PREFIX}-').split('-')[0] for name in names}:
         if not Path('/proc', pid).exists():
@@ -160,7 +158,7 @@ def _run(*command: str) -> None:
 
 
 def _watch(owner: str) -> None:
-    """The watchdog: waits until the program is gone, then removes what is left of its network."""
+    """The watchdog: waits until the program has died, then removes what is left of its network."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.read()

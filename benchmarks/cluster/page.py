@@ -1,4 +1,4 @@
-"""What the page of the cluster benchmark says, made of what the workers have reported."""
+"""The page of the cluster benchmark, made from the workers' reports."""
 
 from typing import Any
 
@@ -32,13 +32,13 @@ _MODEL_TITLES = {
 
 
 def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """One variant's figures of all workers.
+    """Merges one variant's reports from all workers.
 
     Args:
-        reports: of each worker `seconds`, one a step, `counters` and, of JAX, `hlo`.
+        reports: each worker's `seconds`, one per step, `counters` and, for JAX, `hlo`.
 
     Returns:
-        `seconds` [workers, steps]; per step the mean worker's bytes and packets sent; `hlo` as it was.
+        `seconds` [workers, steps]; the bytes and packets sent per step, averaged over workers; `hlo` as is.
     """
     seconds = [report['seconds'] for report in reports]
     sent = {
@@ -49,7 +49,7 @@ def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def ring_bytes(message: float, workers: int, packets: float) -> float:
-    """What an interface sends for a ring all-reduce of so many bytes, in so many packets."""
+    """Bytes that an interface sends for a ring all-reduce of `message` bytes in `packets` packets."""
     return 2 * (workers - 1) / workers * message + HEADERS * packets
 
 
@@ -57,29 +57,29 @@ def sections(settings: dict[str, Any], results: dict[str, Any]) -> list[str]:
     """The page's sections, in Markdown."""
     workers, bandwidth = settings['workers'], settings['bandwidth']
     texts = [
-        f'{workers} processes in network namespaces joined by a bridge, every interface shaped to '
+        f'{workers} processes in network namespaces connected by a bridge, with every interface shaped to '
         f'{bandwidth} in both directions. The variants of a framework take turns in the same processes; '
-        'medians over workers and steps. Compute is the gradient alone, in the same '
-        'processes, communication + update the rest of a step; communication alone is what a step takes '
-        'longer than the same without communication. The workers share the cores and the memory of one '
-        'machine, so that the update, which memory bounds, takes longer than on machines of their own; '
-        'what it takes one worker at a time, while the others wait, is shown beside it. On a CPU XLA '
-        'widens the bfloat16 of an all-reduce to float32. The allocator of every worker keeps freed memory '
-        f'({ALLOCATOR}), or each step would pay page faults for its temporaries.\n'
+        'figures are medians over workers and steps. Compute is the gradient alone, in the same processes; '
+        'communication + update is the rest of a step. Communication alone is the difference between a step '
+        'and the same step without communication. The workers share the cores and the memory of one machine, '
+        'so the update, which is memory-bound, takes longer than on separate machines; its time with one '
+        'worker at a time, while the others wait, is shown as well. On a CPU, XLA widens a bfloat16 '
+        "all-reduce to float32. Every worker's allocator keeps freed memory "
+        f'({ALLOCATOR}); otherwise each step would pay page faults for its temporaries.\n'
     ]
     for model, found in results.items():
         texts += [
             f'## {_MODEL_TITLES[model]}: {found["jax"]["params"]:,} parameters, '
-            f'{found["batch"]} examples a worker\n',
+            f'{found["batch"]} examples per worker\n',
             _steps_table(found),
             _failures(found),
             '### Targets\n',
             _targets(found, communication_bound=model != 'vgg16'),
-            '### The update, by all workers at once and by one at a time\n',
+            '### The update, with all workers at once and with one at a time\n',
             _update_table(found),
-            "### Bytes a worker sends in a step: the program's and the kernel's\n",
+            "### Bytes sent per worker and step: the program's count and the kernel's\n",
             _bytes_table(found, workers),
-            '### `def_jax.plan` against the measurement\n',
+            '### `def_jax.plan` compared with the measurement\n',
             _plan_table(found, workers, parse_bandwidth(bandwidth)),
         ]
     return [text for text in texts if text]
@@ -90,7 +90,7 @@ def _median(found: dict[str, Any], framework: str, name: str) -> float:
 
 
 def _rows(found: dict[str, Any]):
-    """Framework and name of what is shown, PyTorch's behind JAX's."""
+    """Framework and name of each variant shown, PyTorch's after JAX's."""
     for framework in ('jax', 'torch'):
         for name in found.get(framework, {}).get('variants', {}):
             if name in _TITLES and not (framework == 'torch' and name == 'local_sgd'):
@@ -103,7 +103,7 @@ def _rest(found: dict[str, Any], framework: str, name: str) -> float:
 
 
 def _local(name: str) -> str:
-    """The variant that does the same without communication."""
+    """The same variant without communication."""
     return 'local_sgd' if 'def' not in name else 'local_def64_m0' if name.endswith('m0') else 'local_def64'
 
 
@@ -125,18 +125,18 @@ def _steps_table(found: dict[str, Any]) -> str:
                 speed_up,
             ]
         )
-    columns = ['variant', 'ms a step (quartiles)', 'compute', 'communication + update']
-    return timing.table([*columns, 'communication alone', 'times as fast as dense JAX'], rows)
+    columns = ['variant', 'ms per step (quartiles)', 'compute', 'communication + update']
+    return timing.table([*columns, 'communication alone', 'speed-up over dense JAX'], rows)
 
 
 def _failures(found: dict[str, Any]) -> str:
     if 'torch' not in found and not found['failed']:
-        return 'PyTorch was not found: `pip install torch` into an environment and give --torch_python.\n'
+        return 'PyTorch was not found: `pip install torch` into an environment and set --torch_python.\n'
     return ''.join(f'{_TITLES[name]}: {reason}.\n' for name, reason in found['failed'].items())
 
 
 def _targets(found: dict[str, Any], *, communication_bound: bool) -> str:
-    """Each target with a 95 % interval, and whether it is met: not resolved where the interval crosses it."""
+    """Each target with a 95 % interval, and whether it is met: not resolved if the interval contains it."""
     draw = _Draws(found)
     compute, dense, local = draw('jax', 'compute'), draw('jax', 'dense'), draw('jax', 'local_sgd')
     ours, ours_local = draw('jax', 'def64'), draw('jax', 'local_def64')
@@ -171,7 +171,7 @@ def _targets(found: dict[str, Any], *, communication_bound: bool) -> str:
 
 
 def _update_table(found: dict[str, Any]) -> str:
-    """What a step without communication takes beyond its gradient."""
+    """The time of a step without communication, less that of its gradient."""
     rows = []
     for name in ('local_sgd', 'local_def64', 'local_def64_m0'):
         together = _rest(found, 'jax', name)
@@ -182,7 +182,7 @@ def _update_table(found: dict[str, Any]) -> str:
 
 
 class _Draws:
-    """Medians of variants over steps that are drawn anew, 2,000 times."""
+    """Medians of variants over resampled steps, 2,000 times."""
 
     def __init__(self, found: dict[str, Any]):
         self._found, self._generator = found, np.random.default_rng(0)
@@ -208,12 +208,12 @@ def _bytes_table(found: dict[str, Any], workers: int) -> str:
                 f'{variant["tx_bytes"] / expected:.3f}',
             ]
         )
-    columns = ['variant', 'all-reduces', 'bytes of them (HLO)', 'a ring sends, with headers']
-    return timing.table([*columns, 'the kernel counted', 'ratio (target: within 10 %)'], rows)
+    columns = ['variant', 'all-reduces', 'their bytes (HLO)', 'sent by a ring, with headers']
+    return timing.table([*columns, 'counted by the kernel', 'ratio (target: within 10 %)'], rows)
 
 
 def _plan_table(found: dict[str, Any], workers: int, bandwidth: float) -> str:
-    """The plan is told what a step takes without communication, and how much DEF's update is slower."""
+    """The plan takes the time of a step without communication, and the extra time of DEF's update."""
     plan = Plan(
         params=found['jax']['params'],
         step_time=_median(found, 'jax', 'local_sgd'),
@@ -229,5 +229,5 @@ def _plan_table(found: dict[str, Any], workers: int, bandwidth: float) -> str:
         off = seconds / measured - 1
         cells = f'{1e3 * seconds:.0f}', f'{1e3 * measured:.0f}', f'{100 * off:+.0f} %'
         rows.append([_TITLES[name], *cells, f'{speed_ups[0]:.2f}', f'{speed_ups[1]:.2f}'])
-    columns = ['variant', 'predicted, ms', 'measured, ms', 'off (target: within 20 %)']
-    return timing.table([*columns, 'times as fast, predicted', 'measured'], rows)
+    columns = ['variant', 'predicted, ms', 'measured, ms', 'error (target: within 20 %)']
+    return timing.table([*columns, 'predicted speed-up', 'measured speed-up'], rows)

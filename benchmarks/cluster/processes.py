@@ -1,4 +1,4 @@
-"""The workers of a job: one process a namespace, which all die with the program that started them."""
+"""The workers of a job: one process per namespace, all of which die with the program that started them."""
 
 import contextlib
 import json
@@ -13,26 +13,26 @@ from typing import Any
 from benchmarks.cluster.network import INTERFACE, Network
 from def_jax.launch.supervision import die_with_parent
 
-# glibc gives freed memory back and asks for it anew, 4 KiB at a time: not with this.
+# By default, glibc returns freed memory to the system and faults it in again, 4 KiB at a time.
 _KEPT = 1 << 32
 ALLOCATOR = f'glibc.malloc.mmap_threshold={_KEPT}:glibc.malloc.trim_threshold={_KEPT}:glibc.malloc.hugetlb=1'
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 class WorkerFailed(Exception):
-    """A worker ended early or took too long; the message holds the end of what it wrote."""
+    """A worker ended early or took too long; the message contains the end of its output."""
 
 
 def run_workers(
     network: Network, python: str, module: str, job: dict[str, Any], timeout: float
 ) -> list[dict]:
-    """Runs `python -m module` in every namespace and returns what each worker reports.
+    """Runs `python -m module` in every namespace and returns each worker's report.
 
-    A worker gets one argument, the job as JSON with `worker`, `num_workers`, `address` of worker 0 and
-    `output`, the file where it writes its report as JSON.
+    A worker receives one argument, the job as JSON with `worker`, `num_workers`, `address` of worker 0 and
+    `output`, the file to which it writes its report as JSON.
 
     Raises:
-        WorkerFailed: if one fails, or if not all have ended after `timeout` seconds.
+        WorkerFailed: if a worker fails, or if not all have ended after `timeout` seconds.
     """
     with tempfile.TemporaryDirectory(prefix='defjax-cluster-') as folder, contextlib.ExitStack() as stack:
         workers = []
@@ -78,7 +78,7 @@ def _worker(command: Sequence[str], log, cores: set[int]):
 def _cores(index: int, num_workers: int) -> set[int]:
     """The cores of a worker: an equal share of this machine's, or one that it shares with others.
 
-    Pinned, so that the workers' threads do not push each other from core to core.
+    Workers are pinned to keep their threads from migrating between cores.
     """
     cores = sorted(os.sched_getaffinity(0))
     share = max(1, len(cores) // num_workers)
@@ -89,7 +89,7 @@ def _wait(workers: Sequence[subprocess.Popen], folder: Path, deadline: float) ->
     while (codes := [worker.poll() for worker in workers]) != [0] * len(workers):
         failed = next((i for i, code in enumerate(codes) if code), None)
         if failed is not None:
-            time.sleep(1)  # the others' last words may name the cause
+            time.sleep(1)  # the other workers' output may name the cause
             raise WorkerFailed(f'worker {failed} ended with code {codes[failed]}: {_last_words(folder)}')
         if time.monotonic() > deadline:
             raise WorkerFailed(f'not finished in time: {_last_words(folder)}')

@@ -1,4 +1,4 @@
-"""What the workers of both frameworks share: variants take turns; time and the kernel's counters by step."""
+"""Shared by the workers of both frameworks: runs variants in turn, times steps and counts their traffic."""
 
 import json
 import sys
@@ -20,21 +20,21 @@ def measure(
     """Runs all variants in turn, `job['rounds']` times, after `job['warm_up']` rounds that are not counted.
 
     Args:
-        variants: for each name a function that does one step and returns when the step is done.
+        variants: for each name, a function that does one step and returns when the step is done.
         barrier: returns when all workers have called it.
-        job: `rounds`, `warm_up`, `steps` (of a variant in a round), `alone`, names of variants that do not
-            communicate and are also run by one worker at a time while the others wait, and `worker` and
-            `num_workers`.
+        job: `rounds`, `warm_up`, `steps` (per variant and round), `worker`, `num_workers`, and `alone`, the
+            names of variants that do not communicate and are also run by one worker at a time while the
+            others wait.
 
     Returns:
-        For each variant, and for NAME_alone of those in `alone`, `seconds`, one a step in the order of the
-        rounds, and the increments of the interface's counters, totals of the counted rounds.
+        For each variant, and as NAME_alone for those in `alone`: `seconds`, one per step in the order of the
+        rounds, and `counters`, the total increments of the interface's counters over the counted rounds.
     """
     found: dict[str, dict] = {}
     for round_ in range(job['warm_up'] + job['rounds']):
         entries = found if round_ >= job['warm_up'] else {}
         for name, step in variants.items():
-            step()  # the first after another variant finds its arrays out of the caches
+            step()  # the first step after another variant finds cold caches
             barrier()
             _record(entries, name, step, job['steps'])
         for name in job['alone']:
@@ -48,7 +48,7 @@ def measure(
 
 
 def _record(entries: dict[str, dict], name: str, step: Callable[[], None], steps: int) -> None:
-    """Adds what some steps take, and what the interface counts meanwhile, to the entry of that name."""
+    """Adds the times of some steps, and what the interface counts meanwhile, to the entry of that name."""
     before, seconds = counters(), []
     for _ in range(steps):
         start = time.perf_counter()

@@ -41,13 +41,13 @@ def make_step(name: str, job: dict, batch: tuple[torch.Tensor, torch.Tensor]):
     """One of 'compute', 'local_sgd', 'ddp', 'ddp_fp16', 'ddp_powersgd'."""
     model = make_model(job['model'])
     if name.startswith('ddp'):
-        # Under gloo PowerSGD's callbacks of several buckets wait for each other for ever; one waits for none.
+        # Under gloo, PowerSGD's callbacks deadlock if there are several buckets, so use a single one.
         bucket = {'bucket_cap_mb': 10_000} if name == 'ddp_powersgd' else {}
         model = DistributedDataParallel(model, **bucket)
     if name == 'ddp_fp16':
         model.register_comm_hook(None, default_hooks.fp16_compress_hook)
     if name == 'ddp_powersgd':
-        # Rank 4, as its authors use for accuracy; dense for the first steps, which are not counted.
+        # Rank 4, as its authors use for accuracy; the first steps, which are not counted, are dense.
         state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2)
         model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9)
