@@ -1,8 +1,8 @@
-"""Someone's data-parallel training loop, with three lines changed: plain JAX, Adam, no Flax.
+"""An existing data-parallel training loop with three lines changed: plain JAX, Adam, no Flax.
 
     python examples/mlp.py
 
-What was there before is beside each changed line.
+A comment on each changed line shows what it was before.
 """
 
 import functools
@@ -60,13 +60,13 @@ def main(num_steps=600):
     for _ in range(num_steps):
         batch = rng.integers(0, 1000, (NUM_WORKERS, 16))
         state = train_step(*state, images[train][batch], labels[train][batch])
-        jax.block_until_ready(state)  # only because the devices are fake and share few cores
+        jax.block_until_ready(state)  # only because these fake devices share few cores
 
     params = jax.tree.map(lambda x: x.addressable_shards[0].data[0], state[0])  # the same on all workers
     accuracy = np.mean(predict(params, images[test]).argmax(-1) == labels[test])
     sent = def_jax.message_size(def_jax.random_block(16), params)
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f'{sent} of {total} elements sent a step; test accuracy {100 * accuracy:.1f} %')
+    print(f'{sent} of {total} elements sent per step; test accuracy {100 * accuracy:.1f} %')
     return accuracy
 
 
