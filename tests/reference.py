@@ -1,9 +1,9 @@
-"""The oracle: Algorithm 1 of Xu & Huang (ICML 2022) as a NumPy loop over steps and over workers.
+"""The oracle: Algorithm 1 of Xu & Huang (ICML 2022) as a NumPy loop over steps and workers.
 
-Transcribed from the paper alone, in the paper's signs and line numbers, in float64, without JAX and without
-reading the library: e_k is subtracted where the library adds its residual, and x moves by -C(p). The model
-is the paper's x in R^d, one flat vector. A compressor is the sequence C_0, C_1, ... of what multiplies p:
-a 0/1 mask of shape [d] (RBGS, known to all workers) or a number (C(p) = δp).
+Transcribed from the paper alone, with the paper's signs and line numbers, in float64, without JAX and
+independently of the library: e_k is subtracted where the library adds its residual, and x moves by -C(p). The
+model is the paper's x in R^d, a single flat vector. A compressor is the sequence C_0, C_1, ... of factors of
+p: a 0/1 mask of shape [d] (RBGS, known to all workers) or a number (C(p) = δp).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ Gradient = Callable[
 
 
 class Trajectory(NamedTuple):
-    """What the paper names, for t = 0, ..., T."""
+    """The paper's quantities for t = 0, ..., T."""
 
-    x: np.ndarray  # [T + 1, d], DEF-A's answer
-    y: np.ndarray  # [T + 1, d], DEF's answer
+    x: np.ndarray  # [T + 1, d], DEF-A's output
+    y: np.ndarray  # [T + 1, d], DEF's output
     e: np.ndarray  # [T + 1, K, d], local compression errors
 
 
@@ -70,10 +70,10 @@ def cser(
     num_workers: int,
     momentum: float = 0.0,
 ) -> np.ndarray:
-    """Every worker's model [T + 1, K, d] of CSER (Xie et al., 2020) with H = 1 and C2 = 0, the paper's PSync.
+    """The workers' models [T + 1, K, d] in CSER (Xie et al., 2020) with H = 1 and C2 = 0, the paper's PSync.
 
-    PSync(v_k, C) is mean_j C(v_j) + r_k with r_k = v_k - C(v_k). With C2 = 0 no gradient is synchronised,
-    with H = 1 the error is reset at every step.
+    PSync(v_k, C) is mean_j C(v_j) + r_k with r_k = v_k - C(v_k). With C2 = 0, no gradient is synchronised;
+    with H = 1, the error is reset at every step.
     """
     workers = range(num_workers)
     models = [np.array(x0, np.float64) for _ in workers]
@@ -150,13 +150,13 @@ def iterate_average(y: np.ndarray, delta: float) -> np.ndarray:
     return np.stack(x)
 
 
-# --- The problem of the trajectories: a two-layer perceptron, other data on every worker -------------------
+# --- The test problem: a two-layer perceptron with different data on every worker --------------------------
 
 MLP_SHAPES = [(4, 6), (6, 3), (6,), (3,), ()]  # W1, W2, b1, b2 and a scale s, flattened in this order: d = 52
 
 
 def mlp_data(num_workers: int, num_steps: int, batch: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [K, T, n, 4] and targets [K, T, n, 3], float32, of another distribution on every worker."""
+    """Inputs [K, T, n, 4] and targets [K, T, n, 3], float32, with another distribution on every worker."""
     rng = np.random.default_rng(num_workers)
     shapes = [(num_workers, num_steps, batch, features) for features in (4, 3)]
     inputs, targets = (rng.normal(size=x) + rng.normal(size=(num_workers, 1, 1, x[-1])) for x in shapes)

@@ -1,9 +1,9 @@
-"""Oracles of systems that are settings of `error_feedback`, each written from that system's own paper.
+"""Oracles for systems that are special cases of `error_feedback`, each written from that system's own paper.
 
-NumPy in float64, worker by worker, without the library and without residuals: these systems speak of models
-that drift apart and of differences of models, and know no error feedback. `gradient(model [d], worker,
-step)` -> [d]; an inner optimizer is a function from a list of gradients so far to the last update, so that
-each worker's state is its history.
+NumPy in float64, worker by worker, without the library and without residuals: these systems are formulated in
+terms of models that drift apart and their differences, not of error feedback. `gradient(model [d], worker,
+step)` returns [d]. An inner optimizer maps the list of gradients so far to the latest update, so that each
+worker's state is its history.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Inner = Callable[[list[np.ndarray]], np.ndarray]
 
 
 def momentum_sgd(learning_rate: float, momentum: float) -> Inner:
-    """Minus the learning rate times the sum of all gradients, each faded by its age."""
+    """Minus the learning rate times the sum of all gradients, each decayed by its age."""
 
     def update(gradients):
         ages = range(len(gradients) - 1, -1, -1)
@@ -46,8 +46,7 @@ def local_training(
     num_workers: int,
     num_steps: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Workers that train models of their own; after each step `synchronise(step, shared, models)` may
-    change both.
+    """Workers train their own models; after each step, `synchronise(step, shared, models)` may change them.
 
     Returns the shared model [T + 1, d] and the workers' models [T + 1, K, d].
     """
@@ -66,7 +65,7 @@ def local_training(
 
 
 def local_sgd(every: int):
-    """Every H steps all models become their mean (Stich, 2019, Algorithm 1)."""
+    """Every H steps, all models are replaced by their mean (Stich, 2019, Algorithm 1)."""
 
     def synchronise(step, shared, models):
         if (step + 1) % every:
@@ -78,10 +77,10 @@ def local_sgd(every: int):
 
 
 def diloco(every: int, learning_rate: float, momentum: float, fragments: Sequence[np.ndarray] | None = None):
-    """An outer step of Nesterov momentum every H steps (Douillard et al., 2023, Algorithm 1).
+    """An outer step with Nesterov momentum every H steps (Douillard et al., 2023, Algorithm 1).
 
-    With `fragments`, 0/1 masks [d], one of them at a time in turn, and only it (Streaming DiLoCo, Douillard
-    et al., 2025, Algorithm 2, with α = 0 and no overlap).
+    With `fragments`, 0/1 masks [d], each outer step updates only the next one of them (Streaming DiLoCo,
+    Douillard et al., 2025, Algorithm 2, with α = 0 and no overlap).
     """
     velocity = 0.0
 
@@ -100,11 +99,11 @@ def diloco(every: int, learning_rate: float, momentum: float, fragments: Sequenc
 
 
 def sparta(masks: Sequence[np.ndarray]):
-    """A random share of the parameters is averaged at every step (Exo Research, SPARTA, 2025)."""
+    """A random fraction of the parameters is averaged at every step (Exo Research, SPARTA, 2025)."""
 
     def synchronise(step, shared, models):
         mean = models.mean(0)
-        # The shared model is what every worker holds of what was averaged last.
+        # The shared model holds the latest average of each parameter.
         return np.where(masks[step], mean, shared), np.where(masks[step], mean, models)
 
     return synchronise
@@ -119,7 +118,7 @@ def decayed_feedback(
     decay: float,
     num_workers: int,
 ) -> np.ndarray:
-    """x [T + 1, d] of DeToNATION's random replicator (From et al., 2025, Algorithm 1) with SGD outside.
+    """x [T + 1, d] of DeToNATION's random replicator (From et al., 2025, Algorithm 1) with SGD as optimizer.
 
     m_k ← β·m_k + g_k;  q_k = the entries of m_k in the step's random selection;  m_k ← m_k - q_k;
     x ← x - η·mean_k q_k.

@@ -1,4 +1,4 @@
-"""The networks in NumPy, float64, written from the papers: what the Flax modules are compared with."""
+"""The networks in float64 NumPy, written from the papers, as references for the Flax modules."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ def init_shapes(model, image_shape):
 
 
 def random_variables(model, image_shape, seed=0):
-    """Variables with no default left in them: biases and running means are not 0, scales not 1."""
+    """Variables without default values: biases and running means are not 0, scales not 1."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
@@ -76,7 +76,7 @@ def relu(x):
 
 
 def numpy_vgg(variables, x, layers):
-    """Runs 'conv' and 'pool' layers, then the mean and the dense layer, in evaluation mode."""
+    """Runs the 'conv' and 'pool' layers, then the mean and the dense layer, in evaluation mode."""
     network, index = in_float64(variables), 0
     for layer in layers:
         if layer == 'pool':
