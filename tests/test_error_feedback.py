@@ -13,15 +13,9 @@ import optax
 import pytest
 import reference
 from jax.sharding import PartitionSpec as P
+from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data, multipliers
 
 import def_jax
-
-NUM_STEPS = 50
-LEARNING_RATES = np.where(np.arange(NUM_STEPS) < 30, 0.02, 0.002)  # one drop
-# A step rounds values of size 1 to 10 to a relative 2^-24 = 6e-8, and at these learning rates it does not
-# amplify the roundings of earlier steps: the largest difference over all cases is 2e-6. A wrong sign, point
-# or block shows at 1e-2.
-TOLERANCE = dict(rtol=0, atol=5e-6)
 
 
 class Hyper(NamedTuple):
@@ -31,19 +25,6 @@ class Hyper(NamedTuple):
 
 
 HYPERS = [Hyper(*values) for values in itertools.product([0.0, 0.9], [0.0, 0.05], [0.0, 0.3, 1.0])]
-RNG = np.random.default_rng(0)
-INITIAL = tuple(0.5 * RNG.normal(size=shape).astype(np.float32) for shape in reference.MLP_SHAPES)
-mlp_data = functools.partial(reference.mlp_data, num_steps=NUM_STEPS)
-
-
-def flat(tree):
-    return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(tree)])
-
-
-def loss_fn(params, batch):
-    w1, w2, b1, b2, scale = params
-    inputs, targets = batch
-    return 0.5 * jnp.mean(jnp.sum((scale * (jnp.tanh(inputs @ w1 + b1) @ w2 + b2) - targets) ** 2, axis=1))
 
 
 def vary(state, axis_name):
@@ -86,18 +67,6 @@ def vmapped(compressor, num_workers, hypers, **kwargs):
     workers = jax.vmap(worker, in_axes=(0, None), axis_name='workers')
     stacked = Hyper(*np.asarray(hypers, np.float32).T)
     return jax.jit(jax.vmap(workers, in_axes=(None, 0)))(mlp_data(num_workers), stacked)
-
-
-@functools.cache
-def multipliers(compressor, seed=0):
-    """What multiplies p at every step, as the oracle takes it: [T, d]."""
-    ones = jax.tree.map(jnp.ones_like, INITIAL)
-
-    def at(step):
-        selection = compressor(jax.random.PRNGKey(seed), step, ones)
-        return flat(selection.place(selection.take(ones), ones))
-
-    return np.asarray(jax.jit(jax.vmap(at))(jnp.arange(NUM_STEPS, dtype=jnp.uint32)), np.float64)
 
 
 def oracle_arguments(compressor, num_workers, seed=0):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 import reference
-from test_error_feedback import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data, multipliers
+from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data, multipliers
 
 import def_jax
 from def_jax import methods

@@ -12,6 +12,8 @@ import pytest
 import def_jax
 from benchmarks import stages, timing
 
+pytestmark = pytest.mark.usefixtures('full_optimization')
+
 # As many tensors as a network has; of a few, see test_hlo.py.
 SHAPES = [(256, 256)] * 16
 MODEL_BYTES = 4 * sum(math.prod(shape) for shape in SHAPES)

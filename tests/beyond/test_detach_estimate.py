@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_hlo import all_reduces, make_params
+from hlo import all_reduces, make_params
 
 import def_jax
 from def_jax import diagnostics

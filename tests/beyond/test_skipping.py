@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import training_fixtures as fixtures
-from test_hlo import all_reduces, make_params
+from hlo import all_reduces, make_params
 
 import def_jax
 from def_jax.training import experiment, loop, steps

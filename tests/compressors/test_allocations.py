@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_compressors import compress
+from compressing import compress
 
 import def_jax
 from def_jax.compressors.allocations import _divisors, block_sizes

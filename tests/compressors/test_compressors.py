@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compressing import KEY, compress, ones_like
 
 import def_jax
 from def_jax import compressors
@@ -16,7 +17,6 @@ from def_jax.compressors.blocks import Block
 
 SHAPES = [(3, 3, 8, 16), (7, 11), (10,), (1000,), (6, 6), (), (0, 3)]
 RATIOS = [1, 2, 3, 4, 64, 1000, 1.5]
-KEY = jax.random.PRNGKey(7)
 COMPRESSORS = {
     'random_block': def_jax.random_block(4),
     'random_block_wrapping': def_jax.random_block(3),
@@ -34,17 +34,7 @@ def make_tree(dtype=jnp.float32, seed=0):
     return {'many': leaves, 'one': jnp.asarray(rng.normal(size=(2, 4)), dtype)}
 
 
-def compress(compressor, tree, step=0, key=KEY):
-    """C(tree)."""
-    selection = compressor(key, jnp.uint32(step), tree)
-    return selection.place(selection.take(tree), tree)
-
-
 jitted_compress = jax.jit(compress, static_argnums=0)
-
-
-def ones_like(shapes):
-    return [jnp.ones(shape) for shape in shapes]
 
 
 def masks(compressor, like, keys):

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import itertools
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from mocked_records import OneByOne
 
 from def_jax.data import augmentation, in_memory, streaming
 from def_jax.data.streaming import IMAGENET
@@ -233,19 +233,6 @@ def test_of_narrow_images_the_centre_is_taken(height, width, box):
 
 
 # --- ImageNet ---
-
-
-@dataclasses.dataclass
-class OneByOne:
-    """Gives mocked records what they lack: several at once."""
-
-    records: Any
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitems__(self, positions):
-        return [self.records[position] for position in positions]
 
 
 def test_imagenet_at_its_size():

@@ -19,9 +19,9 @@ import pytest
 import rich.console
 import training_fixtures as fixtures
 from absl import flags
+from configuration_values import ACCEPTED, REFUSED
 from hypothesis import strategies as st
 from ml_collections import config_flags
-from test_configuration import ACCEPTED, REFUSED
 
 import def_jax
 from configs import digits
@@ -30,8 +30,6 @@ from def_jax.compressors.blocks import Block
 from def_jax.data import in_memory, streaming
 from def_jax.launch import command_line
 from def_jax.training import experiment, loop, steps
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 NUM_MUTATED = 1000  # configurations, and as many command lines
 

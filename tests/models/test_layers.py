@@ -10,8 +10,6 @@ from flax import linen as nn
 
 from def_jax.models import get_model, layers
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.mark.parametrize(
     ('image', 'kernel', 'stride'),

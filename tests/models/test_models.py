@@ -23,8 +23,6 @@ from reference_networks import (
 
 from def_jax.models import MODELS, VGG, BasicBlock, Bottleneck, ResNet, WideResNet, get_model
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 IMAGE_SHAPES = {
     'vgg16': (32, 32, 3),
     'vgg_digits': (8, 8, 1),

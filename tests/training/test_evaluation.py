@@ -13,8 +13,6 @@ from def_jax.data import augmentation, in_memory
 from def_jax.data.catalogue import get_dataset_spec
 from def_jax.training import experiment, loop, steps
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 DATASET = get_dataset_spec('digits')
 
 

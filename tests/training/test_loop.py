@@ -25,8 +25,6 @@ from def_jax import METHODS, train
 from def_jax.data import augmentation, in_memory
 from def_jax.training import experiment, loop, steps
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 EVALUATIONS = [5, 10, 15, 20]
 
 

@@ -12,9 +12,6 @@ from def_jax.data import in_memory, prefetch
 from def_jax.training import experiment, plots, results, steps
 from def_jax.training.checkpointing import checkpoints
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-
 # --- Interrupted equals uninterrupted ---
 
 

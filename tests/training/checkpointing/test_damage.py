@@ -18,8 +18,6 @@ from absl import logging
 from def_jax.training import experiment, loop, steps
 from def_jax.training.checkpointing import checkpoints, manifest
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 # Orbax leaves the coroutines of a failed write to the garbage collector, which reports them.
 ignore_abandoned_writes = pytest.mark.filterwarnings(
     'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::pytest.PytestUnhandledThreadExceptionWarning'
