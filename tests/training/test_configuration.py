@@ -185,7 +185,7 @@ KEYS = st.sampled_from(list(FIELDS)) | st.text('abcdefghijklmnopqrstuvwxyz_', mi
 
 
 @hypothesis.settings(
-    max_examples=200,
+    max_examples=50,
     deadline=None,
     derandomize=True,
     database=None,
