@@ -63,7 +63,7 @@ COMPRESSORS = [def_jax.random_block(32), def_jax.random_k(4), def_jax.identity()
 
 @pytest.mark.parametrize('compressor', COMPRESSORS)
 def test_every_compressor_estimates_the_squared_norm_without_bias(compressor):
-    """Exact where the elements of a tensor are equal; of others, each is sent equally often (test_draws.py)."""
+    """Exact where the elements of a tensor are equal; of others, each is sent equally often."""
     tree = {name: jnp.full(shape, i) for i, (name, shape) in enumerate(SHAPES.items(), start=1)}
     selection = compressor(jax.random.PRNGKey(0), jnp.uint32(0), tree)
     expected = sum(float(jnp.vdot(x, x)) for x in tree.values())
