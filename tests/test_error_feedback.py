@@ -99,7 +99,7 @@ def assert_same_bits_on_every_device(array):
     assert len({shard.tobytes() for shard in shards}) == 1
 
 
-CASES = [('tensor', 1), ('tensor', 4), ('tensor', 64), ('model', 4), ('model', 64)]
+CASES = [('tensor', 4), ('tensor', 64), ('model', 4), ('model', 64)]
 COMPRESSORS = {f'{name}-{ratio}': def_jax.random_block(ratio, granularity=name) for name, ratio in CASES}
 BLOCK_4, BLOCK_64, MODEL_4 = (COMPRESSORS[name] for name in ('tensor-4', 'tensor-64', 'model-4'))
 
@@ -114,8 +114,8 @@ def test_gradient_of_the_oracle():
 @pytest.mark.parametrize(
     ('name', 'num_workers'),
     [
-        *(('tensor-1', 2), ('tensor-4', 1), ('tensor-4', 8), ('tensor-64', 4)),
-        *(('model-4', 4), ('model-64', 1), ('model-64', 2)),
+        *(('tensor-4', 1), ('tensor-4', 8), ('tensor-64', 4)),
+        *(('model-4', 4), ('model-64', 2)),
     ],
 )
 def test_vmap_equals_oracle(name, num_workers):
@@ -221,7 +221,7 @@ def test_detach_one_is_cser_without_gradient_synchronisation(name):
     np.testing.assert_allclose(np.swapaxes((x + residual)[0], 0, 1), models, **TOLERANCE)
 
 
-@pytest.mark.parametrize('compressor', [def_jax.random_block(1), def_jax.random_k(1), def_jax.identity()])
+@pytest.mark.parametrize('compressor', [def_jax.random_block(1), def_jax.random_k(1)])
 def test_ratio_one_is_uncompressed(compressor):
     x, y, residual = vmapped(compressor, 4, [Hyper(detach=0.3)])
     assert not np.any(residual)
