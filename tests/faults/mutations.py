@@ -26,15 +26,17 @@ class Mutation(NamedTuple):
     mutated: str
     before: str  # the test that noticed it in commit 70bdf83
     now: str
+    earlier: tuple[str, str] = ('', '')  # code and mutated in that commit, where they were others
 
 
 MUTATIONS = [
     Mutation(
         'what was left behind is forgotten (line 7)',
-        'return update.astype(jnp.float32) + residual',
-        'return update.astype(jnp.float32)',
+        'u.astype(jnp.float32) + options.carry(r, taken)',
+        'u.astype(jnp.float32)',
         'test_error_feedback.py::test_vmap_equals_oracle[4-tensor-4]',
         'test_error_feedback.py::test_vmap_equals_oracle[tensor-64-4]',
+        ('return update.astype(jnp.float32) + residual', 'return update.astype(jnp.float32)'),
     ),
     Mutation(
         'the gradient is taken on the other side of x (line 6)',
@@ -59,17 +61,22 @@ MUTATIONS = [
     ),
     Mutation(
         'the message is one element longer than it need be',
-        'return pmean(message, axis_name).astype',
-        'return pmean(jnp.append(message, 0), axis_name)[:-1].astype',
+        'options.decode(pmean(message, axis_name), step)',
+        'options.decode(pmean(jnp.append(message, 0), axis_name)[:-1], step)',
         'test_hlo.py::test_one_all_reduce_of_the_message[64-2-tensor]',
         'test_hlo.py::test_one_all_reduce_of_the_message[tensor-8-64]',
+        (
+            'return pmean(message, axis_name).astype',
+            'return pmean(jnp.append(message, 0), axis_name)[:-1].astype',
+        ),
     ),
     Mutation(
         'what rounding takes from a narrow message is lost',
-        'rest = taken - message.astype(jnp.float32)',
-        'rest = jnp.zeros_like(taken)',
+        'rest=block - message[: block.size].astype(jnp.float32)',
+        'rest=jnp.zeros_like(block)',
         'test_wire_dtype.py::test_sent_and_kept_restore_what_was_pending_bit_for_bit',
         'beyond/test_wire_dtype.py::test_sent_and_kept_restore_what_was_pending_bit_for_bit',
+        ('rest = taken - message.astype(jnp.float32)', 'rest = jnp.zeros_like(taken)'),
     ),
     Mutation(
         'minus infinity counts as finite',
@@ -150,15 +157,16 @@ MUTATIONS = [
     ),
     Mutation(
         'all workers of the trainer augment alike',
-        'key = jax.random.fold_in(key, lax.axis_index(experiment.axis_name))',
-        'pass',
+        'return jax.random.fold_in(key, lax.axis_index(experiment.axis_name))',
+        'return key',
         'test_trainer.py::test_three_steps_equal_a_loop_over_the_library',
         'training/test_loop.py::test_three_steps_equal_a_loop_over_the_library',
+        ('key = jax.random.fold_in(key, lax.axis_index(experiment.axis_name))', 'pass'),
     ),
     Mutation(
         'the trainer takes weight decay at x',
-        'experiment.optimizer.update(grads, state.opt_state, point)',
-        'experiment.optimizer.update(grads, state.opt_state, state.params)',
+        'optimizer.update(grads, state.opt_state, point)',
+        'optimizer.update(grads, state.opt_state, state.params)',
         'test_trainer.py::test_gradient_and_weight_decay_are_taken_at_the_detached_point[0]',
         'training/test_loop.py::test_gradient_and_weight_decay_are_taken_at_the_detached_point[0]',
     ),
@@ -197,6 +205,8 @@ def main() -> int:
     for number in arguments.numbers or range(1, len(MUTATIONS) + 1):
         mutation = MUTATIONS[number - 1]
         test = mutation.before if arguments.before else mutation.now
+        if arguments.before and mutation.earlier[0]:
+            mutation = mutation._replace(code=mutation.earlier[0], mutated=mutation.earlier[1])
         noticed, file = is_noticed(mutation, test, arguments.tree)
         unnoticed += not noticed
         cells = (number, mutation.fault, *(f'`{x}`' for x in (file, mutation.before, mutation.now)))
