@@ -29,7 +29,7 @@ def loss_fn(params, batch):
 
 
 @functools.cache
-def multipliers(compressor, seed=0):
+def multipliers(compressor, seed=0, num_steps=NUM_STEPS):
     """What multiplies p at every step, as the oracle takes it: [T, d]."""
     ones = jax.tree.map(jnp.ones_like, INITIAL)
 
@@ -37,4 +37,4 @@ def multipliers(compressor, seed=0):
         selection = compressor(jax.random.PRNGKey(seed), step, ones)
         return flat(selection.place(selection.take(ones), ones))
 
-    return np.asarray(jax.jit(jax.vmap(at))(jnp.arange(NUM_STEPS, dtype=jnp.uint32)), np.float64)
+    return np.asarray(jax.jit(jax.vmap(at))(jnp.arange(num_steps, dtype=jnp.uint32)), np.float64)
