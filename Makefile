@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 WORKDIR ?= runs/digits
 ARGS   ?=
-# The whole suite keeps two cores busy; a part of it, picked with ARGS, starts sooner in one process.
+# All tests keep two cores busy; a part of them, picked with ARGS, starts sooner in one process.
 PROCESSES ?= $(if $(ARGS),0,2)
 
 RESULTS := $(patsubst %/,%,$(dir $(wildcard results/*/runs.jsonl results/*/*/runs.jsonl)))
@@ -14,7 +14,7 @@ BENCHMARKS ?= optimizer_stage scaling workers loop startup
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test lint docs docs-test tables reproduce notebooks bench bench-cluster faults clean
+.PHONY: help train test test-slow lint docs docs-test tables reproduce notebooks bench bench-cluster faults clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +22,11 @@ help:  ## List the targets.
 train: $(READY)  ## Train DEF at ratio 64 on digits, 16 fake devices; ARGS="--config.method=sgd" passes flags on.
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR) $(ARGS)
 
-test: $(READY)  ## Run the whole test suite; ARGS="-k name" passes flags on.
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(ARGS)
+test: $(READY)  ## Run the tests but the slow ones; ARGS="-k name" passes flags on.
+	$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --dist loadfile $(ARGS)
+
+test-slow: $(READY)  ## Run the slow tests: whole runs, large networks, notebooks, a cluster.
+	$(BIN)/python -m pytest -m slow -n $(PROCESSES) --dist loadfile $(ARGS)
 
 lint: $(READY)  ## Check style and types.
 	$(BIN)/ruff check .

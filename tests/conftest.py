@@ -25,6 +25,8 @@ import pytest
 
 NUM_DEVICES = 8
 chex.set_n_cpu_devices(NUM_DEVICES)
+# LLVM optimises little: what the tests run takes longer to compile than to run.
+jax.config.update('jax_disable_most_optimizations', True)
 
 
 def pytest_sessionstart(session):
@@ -33,15 +35,11 @@ def pytest_sessionstart(session):
 
 
 @pytest.fixture(scope='module')
-def quick_compilation():
-    """LLVM optimises little while this module runs: its programs take longer to compile than to run.
-
-    For networks and for the trainer. What is tested of the library itself, and whatever reads HLO, is
-    compiled as a user's program is.
-    """
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
+def full_optimization():
+    """Programs are compiled as a user's are while this module runs: for what is read from their HLO."""
     jax.config.update('jax_disable_most_optimizations', False)
+    yield
+    jax.config.update('jax_disable_most_optimizations', True)
 
 
 @pytest.fixture(scope='module')

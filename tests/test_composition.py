@@ -93,7 +93,7 @@ def test_clipping_and_schedule_before_the_feedback():
         np.testing.assert_allclose(flat(y, 2)[worker], expected.y[1:], **CLOSE)
 
 
-@pytest.mark.parametrize('options', [{}, {'order': 'shuffled'}, {'allocation': 'balanced'}], ids=str)
+@pytest.mark.parametrize('options', [{}, {'order': 'shuffled', 'allocation': 'balanced'}], ids=str)
 def test_def_sgd_is_the_chain(options):
     link = def_jax.error_feedback(def_jax.random_block(4, **options), 'workers', detach=0.5, seed=3)
     by_hand = optax.chain(optax.add_decayed_weights(0.1), sgd(), link)
@@ -102,22 +102,13 @@ def test_def_sgd_is_the_chain(options):
     chex.assert_trees_all_equal(train(alias, params, targets), train(by_hand, params, targets))
 
 
-@pytest.mark.parametrize('momentum', [0, 0.0, None])
+@pytest.mark.parametrize('momentum', [0, None])
 def test_no_momentum_keeps_no_buffer(momentum):
     params, targets = make_params(), make_targets()
     alias = def_jax.def_sgd(0.1, 4, 'workers', momentum=momentum)
     assert not optax.tree.get_all_with_path(alias.init(params), 'trace')
     expected = train(optax.chain(optax.sgd(0.1), feedback()), params, targets)[:2]
     chex.assert_trees_all_equal(train(alias, params, targets)[:2], expected)
-
-
-def test_muon_before_the_feedback():
-    optimizer = optax.chain(optax.contrib.muon(0.01), feedback())
-    params = make_params()
-    x, y, state = train(optimizer, params, make_targets())
-    chex.assert_tree_all_finite((x, y))
-    chex.assert_trees_all_equal(*({name: leaf[k] for name, leaf in x.items()} for k in (0, 3)))
-    assert np.any(optax.tree.get(state, 'residual')['w'] != 0)
 
 
 # --- inject_hyperparams -----------------------------------------------------------------------------------
@@ -224,7 +215,7 @@ def test_flatten_is_one_block_of_the_whole_tree():
 
 
 @pytest.mark.parametrize('wrap', [optax.flatten, lambda optimizer: optimizer], ids=['flatten', 'plain'])
-@pytest.mark.parametrize('shape', [(3, 4), (12, 1), (1, 12), (12,), ()], ids=str)
+@pytest.mark.parametrize('shape', [(3, 4), (1, 12), ()], ids=str)
 def test_parameters_that_are_a_single_array(shape, wrap):
     optimizer = wrap(optax.chain(sgd(), feedback(axis_name=None)))
     params = jnp.ones(shape)
@@ -308,8 +299,7 @@ def test_nothing_to_send(params):
         chex.assert_trees_all_equal_structs(tree, params)
 
 
-@pytest.mark.parametrize('implementation', ['threefry2x32', 'rbg', 'unsafe_rbg'])
-@pytest.mark.parametrize('ratio', [4, 5])
+@pytest.mark.parametrize(('implementation', 'ratio'), [('threefry2x32', 5), ('rbg', 4), ('unsafe_rbg', 5)])
 def test_workers_draw_the_same_blocks_with_any_random_generator(implementation, ratio):
     """Also where vmap maps the state itself: JAX's rbg generators draw other numbers for each batch entry."""
     with jax.default_prng_impl(implementation):

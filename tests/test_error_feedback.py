@@ -13,15 +13,9 @@ import optax
 import pytest
 import reference
 from jax.sharding import PartitionSpec as P
+from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data, multipliers
 
 import def_jax
-
-NUM_STEPS = 50
-LEARNING_RATES = np.where(np.arange(NUM_STEPS) < 30, 0.02, 0.002)  # one drop
-# A step rounds values of size 1 to 10 to a relative 2^-24 = 6e-8, and at these learning rates it does not
-# amplify the roundings of earlier steps: the largest difference over all cases is 2e-6. A wrong sign, point
-# or block shows at 1e-2.
-TOLERANCE = dict(rtol=0, atol=5e-6)
 
 
 class Hyper(NamedTuple):
@@ -31,19 +25,6 @@ class Hyper(NamedTuple):
 
 
 HYPERS = [Hyper(*values) for values in itertools.product([0.0, 0.9], [0.0, 0.05], [0.0, 0.3, 1.0])]
-RNG = np.random.default_rng(0)
-INITIAL = tuple(0.5 * RNG.normal(size=shape).astype(np.float32) for shape in reference.MLP_SHAPES)
-mlp_data = functools.partial(reference.mlp_data, num_steps=NUM_STEPS)
-
-
-def flat(tree):
-    return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(tree)])
-
-
-def loss_fn(params, batch):
-    w1, w2, b1, b2, scale = params
-    inputs, targets = batch
-    return 0.5 * jnp.mean(jnp.sum((scale * (jnp.tanh(inputs @ w1 + b1) @ w2 + b2) - targets) ** 2, axis=1))
 
 
 def vary(state, axis_name):
@@ -88,18 +69,6 @@ def vmapped(compressor, num_workers, hypers, **kwargs):
     return jax.jit(jax.vmap(workers, in_axes=(None, 0)))(mlp_data(num_workers), stacked)
 
 
-@functools.cache
-def multipliers(compressor, seed=0):
-    """What multiplies p at every step, as the oracle takes it: [T, d]."""
-    ones = jax.tree.map(jnp.ones_like, INITIAL)
-
-    def at(step):
-        selection = compressor(jax.random.PRNGKey(seed), step, ones)
-        return flat(selection.place(selection.take(ones), ones))
-
-    return np.asarray(jax.jit(jax.vmap(at))(jnp.arange(NUM_STEPS, dtype=jnp.uint32)), np.float64)
-
-
 def oracle_arguments(compressor, num_workers, seed=0):
     inputs, targets = (x.astype(np.float64) for x in mlp_data(num_workers))
 
@@ -130,7 +99,7 @@ def assert_same_bits_on_every_device(array):
     assert len({shard.tobytes() for shard in shards}) == 1
 
 
-CASES = [('tensor', 1), ('tensor', 4), ('tensor', 64), ('model', 4), ('model', 64)]
+CASES = [('tensor', 4), ('tensor', 64), ('model', 4), ('model', 64)]
 COMPRESSORS = {f'{name}-{ratio}': def_jax.random_block(ratio, granularity=name) for name, ratio in CASES}
 BLOCK_4, BLOCK_64, MODEL_4 = (COMPRESSORS[name] for name in ('tensor-4', 'tensor-64', 'model-4'))
 
@@ -142,8 +111,13 @@ def test_gradient_of_the_oracle():
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', COMPRESSORS)
-@pytest.mark.parametrize('num_workers', [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ('name', 'num_workers'),
+    [
+        *(('tensor-4', 1), ('tensor-4', 8), ('tensor-64', 4)),
+        *(('model-4', 4), ('model-64', 2)),
+    ],
+)
 def test_vmap_equals_oracle(name, num_workers):
     actual = vmapped(COMPRESSORS[name], num_workers, HYPERS)
     for i, hyper in enumerate(HYPERS):
@@ -154,16 +128,14 @@ def test_vmap_equals_oracle(name, num_workers):
     ('compressor', 'num_workers', 'seed', 'average_every'),
     [
         (BLOCK_4, 8, 0, 0),
-        (BLOCK_64, 2, 3, 0),
-        (MODEL_4, 4, 1, 0),
-        (BLOCK_4, 4, 0, 3),
+        (MODEL_4, 4, 1, 3),
         (def_jax.random_k(4), 2, 0, 1),
     ],
 )
 def test_pmap_equals_oracle(compressor, num_workers, seed, average_every):
     worker = functools.partial(train, compressor, 'workers', seed=seed, average_every=average_every)
     workers = jax.pmap(worker, axis_name='workers', in_axes=(0, None))
-    for hyper in (Hyper(0.9, 0.05, 0.3), Hyper(0.0, 0.0, 1.0), Hyper(0.9, 0.0, 0.0)):
+    for hyper in (Hyper(0.9, 0.05, 0.3), Hyper(0.0, 0.0, 1.0)):
         actual = workers(mlp_data(num_workers), hyper)
         assert_same_bits_on_every_device(actual[0])
         assert_same_bits_on_every_device(actual[1])
@@ -171,9 +143,7 @@ def test_pmap_equals_oracle(compressor, num_workers, seed, average_every):
 
 
 @pytest.mark.parametrize('check_vma', [True, False])
-@pytest.mark.parametrize(
-    ('compressor', 'num_workers', 'average_every'), [(BLOCK_4, 8, 0), (MODEL_4, 4, 0), (BLOCK_64, 2, 3)]
-)
+@pytest.mark.parametrize(('compressor', 'num_workers', 'average_every'), [(BLOCK_4, 4, 3), (MODEL_4, 2, 0)])
 def test_shard_map_equals_oracle(compressor, num_workers, average_every, check_vma):
     mesh = jax.sharding.Mesh(jax.devices()[:num_workers], ('workers',))
 
@@ -198,7 +168,7 @@ def test_shard_map_equals_oracle(compressor, num_workers, average_every, check_v
         assert_equals_oracle([*everywhere, residual], compressor, hyper, average_every=average_every)
 
 
-@pytest.mark.parametrize('compressor', [BLOCK_4, MODEL_4, def_jax.scaled(0.25)])
+@pytest.mark.parametrize('compressor', [BLOCK_4, def_jax.scaled(0.25)])
 def test_one_worker_needs_no_axis(compressor):
     batches = tuple(x[0] for x in mlp_data(1))
     actual = jax.jit(functools.partial(train, compressor, None))(batches, Hyper())
@@ -216,7 +186,7 @@ def test_tuple_of_axes_is_one_flat_axis(axes):
     assert_equals_oracle([z.reshape(8, *z.shape[2:]) for z in actual], BLOCK_4, Hyper(), average_every=4)
 
 
-@pytest.mark.parametrize('period', [1, 2, 7, 50, 51])
+@pytest.mark.parametrize('period', [2, 7, 51])
 def test_average_every_equals_oracle(period):
     hypers = [Hyper(detach=1.0), Hyper(detach=0.3)]
     actual = vmapped(BLOCK_4, 4, hypers, average_every=period)
@@ -244,14 +214,14 @@ def momentum_sgd(num_workers):
     return np.concatenate([flat(INITIAL)[None], xs])
 
 
-@pytest.mark.parametrize('name', ['tensor-64', 'model-4'])
+@pytest.mark.parametrize('name', ['tensor-64'])
 def test_detach_one_is_cser_without_gradient_synchronisation(name):
     x, _, residual = vmapped(COMPRESSORS[name], 4, [Hyper(detach=1.0)])
     models = reference.cser(*oracle_arguments(COMPRESSORS[name], 4), num_workers=4, momentum=0.9)
     np.testing.assert_allclose(np.swapaxes((x + residual)[0], 0, 1), models, **TOLERANCE)
 
 
-@pytest.mark.parametrize('compressor', [def_jax.random_block(1), def_jax.random_k(1), def_jax.identity()])
+@pytest.mark.parametrize('compressor', [def_jax.random_block(1), def_jax.random_k(1)])
 def test_ratio_one_is_uncompressed(compressor):
     x, y, residual = vmapped(compressor, 4, [Hyper(detach=0.3)])
     assert not np.any(residual)
@@ -259,13 +229,13 @@ def test_ratio_one_is_uncompressed(compressor):
     np.testing.assert_allclose(x[0, 0], momentum_sgd(4), **TOLERANCE)
 
 
-@pytest.mark.parametrize('name', ['tensor-64', 'model-4'])
+@pytest.mark.parametrize('name', ['tensor-64'])
 def test_one_worker_and_detach_one_outputs_momentum_sgd(name):
     _, y, _ = vmapped(COMPRESSORS[name], 1, [Hyper(detach=1.0)])
     np.testing.assert_allclose(y[0, 0], momentum_sgd(1), **TOLERANCE)
 
 
-@pytest.mark.parametrize('delta', [0.05, 0.5])
+@pytest.mark.parametrize('delta', [0.05])
 def test_scaled_is_sgd_with_iterate_averaging(delta):
     x, y, _ = vmapped(def_jax.scaled(delta), 1, [Hyper(detach=1.0)])
     np.testing.assert_allclose(y[0, 0], momentum_sgd(1), **TOLERANCE)
@@ -278,9 +248,7 @@ def test_saef_averaging_every_step_outputs_momentum_sgd():
 
 
 INNER = {
-    'sgd': optax.sgd(0.1),
     'nesterov': optax.sgd(0.1, momentum=0.9, nesterov=True),
-    'adam': optax.adam(0.01),
     'adamw': optax.adamw(0.01, weight_decay=0.1),
     'lion': optax.lion(0.01),
     'muon': optax.contrib.muon(0.01),

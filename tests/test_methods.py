@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 import reference
-from test_error_feedback import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data, multipliers
+from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data, multipliers
 
 import def_jax
 from def_jax import methods
@@ -88,7 +88,7 @@ def oracle(name, num_workers, granularity='tensor', average_every=0):
 
 CASES = [
     *((name, 4, 'tensor', 0) for name, method in methods.METHODS.items() if not method.single_worker),
-    *((name, 4, drawn, 0) for name in ('def', 'psync', 'ef21') for drawn in ('model', 'element')),
+    *(('def', 4, 'element', 0), ('psync', 4, 'model', 0), ('ef21', 4, 'element', 0)),
     ('saef', 4, 'tensor', PERIOD),
     ('sgd_ia', 1, 'tensor', 0),
     ('def', 1, 'tensor', 0),

@@ -1,6 +1,9 @@
 """Copies that should agree: every bit that differs on one worker is found, and its leaf is named."""
 
 import functools
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 import training_fixtures as fixtures
-from jax._src import dispatch
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -43,21 +45,33 @@ def mapped(function, kind):
 MAPS = ['pmap', 'vmap', 'jit(vmap)', 'shard_map']
 
 
-def outcome(function, tree):
-    """The text of the error, or None; a compiled program raises when it is waited for."""
-    try:
-        jax.block_until_ready(function(tree))
-        jax.effects_barrier()
-    except (ValueError, jax.errors.JaxRuntimeError) as error:
-        dispatch.runtime_tokens.clear()  # else JAX raises it again at every later barrier, and on exit
-        return str(error)
-    return None
-
-
 # Programs by the shapes of what they check: compiled once.
 @functools.cache
 def check(kind):
     return mapped(lambda tree: def_jax.assert_replicated(tree, 'workers'), kind)
+
+
+@pytest.fixture
+def differing(monkeypatch):
+    """A function from a way to map and a tree to the leaves that differ, without the error about them.
+
+    JAX keeps the error of a compiled program and raises it again at every later barrier, and on exit.
+    """
+    found = []
+
+    def note(names, differ):
+        found.append([name for name, differs in zip(names, differ, strict=True) if differs])
+
+    monkeypatch.setattr(replication, '_raise_if', note)
+
+    def differing(kind, tree):
+        found.clear()
+        jax.block_until_ready(check(kind)(tree))
+        jax.effects_barrier()
+        assert found and all(names == found[0] for names in found)
+        return found[0]
+
+    return differing
 
 
 def stacked():
@@ -69,13 +83,38 @@ def stacked():
 
 
 @pytest.mark.parametrize('kind', MAPS)
-def test_one_flipped_bit_on_one_worker_is_found_and_named(kind):
+def test_one_flipped_bit_on_one_worker_is_found_and_named(kind, differing):
     agree, differ = stacked(), stacked()
     differ['params']['w'].view(np.uint32)[2, 5] ^= 1
-    assert outcome(check(kind), agree) is None
-    text = outcome(check(kind), differ)
-    assert 'ValueError: the workers do not agree on params.w: ' in 'ValueError: ' + text
-    assert 'params.b' not in text and 'on step' not in text
+    assert differing(kind, agree) == []
+    assert differing(kind, differ) == ['params.w']
+
+
+def test_the_error_names_three_leaves_and_counts_the_others():
+    tree = {name: np.arange(2.0) for name in 'abcde'} | {'c': np.ones(2)}
+    with pytest.raises(ValueError, match=r'^the workers do not agree on a, b, d and 1 more: the same on all'):
+        jax.vmap(lambda tree: def_jax.assert_replicated(tree, 'workers'), axis_name='workers')(tree)
+
+
+PROGRAM = """
+import chex, jax, jax.numpy as jnp
+chex.set_n_cpu_devices(2)
+import def_jax
+check = jax.pmap(lambda x: def_jax.assert_replicated({'w': x}, 'workers'), axis_name='workers')
+check(jnp.ones(2))
+jax.effects_barrier()
+print('agreed', flush=True)
+check(jnp.arange(2.0))
+jax.effects_barrier()
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_program_ends_the_process_with_the_error():
+    command = [sys.executable, '-c', PROGRAM]
+    process = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert process.returncode != 0 and process.stdout == 'agreed\n'
+    assert 'ValueError: the workers do not agree on w: ' in process.stderr
 
 
 def test_without_an_axis_the_copies_on_the_devices_are_compared():
@@ -102,7 +141,7 @@ def unequal_copies(value, worker, change=lambda x: x + 1):
     return jax.make_array_from_single_device_arrays(value.shape, NamedSharding(mesh, P()), copies)
 
 
-def test_a_worker_with_a_key_of_its_own_is_caught_in_another_loop():
+def test_a_worker_with_a_key_of_its_own_is_caught_in_another_loop(differing):
     """The loop of README, with a seed for each worker: the mistake that this function is for."""
     optimizer = optax.chain(optax.sgd(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
     state = jax.pmap(lambda _: optimizer.init(jnp.zeros(8)), devices=jax.devices()[:WORKERS])(
@@ -114,8 +153,8 @@ def test_a_worker_with_a_key_of_its_own_is_caught_in_another_loop():
     def shared(state):
         return {name: optax.tree.get(state, name) for name in ('key', 'step')}
 
-    assert outcome(check('pmap'), shared(state)) is None
-    assert 'do not agree on key: ' in outcome(check('pmap'), shared(bad))
+    assert differing('pmap', shared(state)) == []
+    assert differing('pmap', shared(bad)) == ['key']
 
 
 def test_an_axis_that_is_not_bound_is_named():

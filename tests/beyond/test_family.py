@@ -7,24 +7,12 @@ import optax
 import pytest
 import reference
 import reference_family as family
+from perceptron import INITIAL, TOLERANCE, flat, loss_fn, multipliers
 
 import def_jax
 
 NUM_WORKERS, NUM_STEPS, EVERY, RATE = 3, 24, 4, 0.05
-RNG = np.random.default_rng(1)
-INITIAL = tuple(0.5 * RNG.normal(size=shape).astype(np.float32) for shape in reference.MLP_SHAPES)
-TOLERANCE = dict(rtol=0, atol=5e-6)
 OUTER = dict(learning_rate=0.7, momentum=0.9)
-
-
-def flat(tree):
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-
-
-def loss_fn(params, batch):
-    w1, w2, b1, b2, scale = params
-    inputs, targets = batch
-    return 0.5 * jnp.mean(jnp.sum((scale * (jnp.tanh(inputs @ w1 + b1) @ w2 + b2) - targets) ** 2, axis=1))
 
 
 def data():
@@ -62,17 +50,6 @@ def trained(compressor, inner, **options):
     return np.asarray(x[0]), np.moveaxis(np.asarray(own), 0, 1)
 
 
-def masks(compressor, num_messages):
-    """What each message holds: 0/1 [messages, d]."""
-    ones = jax.tree.map(jnp.ones_like, INITIAL)
-
-    def at(step):
-        selection = compressor(jax.random.PRNGKey(0), step, ones)
-        return flat(selection.place(selection.take(ones), ones))
-
-    return np.asarray(jax.vmap(at)(jnp.arange(num_messages, dtype=jnp.uint32)), np.float64)
-
-
 def expected(inner, synchronise):
     return family.local_training(
         np.asarray(flat(INITIAL)), gradient, inner, synchronise, num_workers=NUM_WORKERS, num_steps=NUM_STEPS
@@ -100,7 +77,7 @@ def test_streaming_diloco():
     blocks = def_jax.random_block(2, order='cyclic')
     outer = optax.sgd(**OUTER, nesterov=True)
     found = trained(blocks, optax.sgd(RATE), detach=1.0, every=EVERY, outer=outer)
-    fragments = masks(blocks, NUM_STEPS // EVERY)
+    fragments = multipliers(blocks, num_steps=NUM_STEPS // EVERY)
     assert (fragments[:-1] != fragments[1:]).any()
     assert_close(
         found, expected(family.momentum_sgd(RATE, 0.0), family.diloco(EVERY, **OUTER, fragments=fragments))
@@ -110,7 +87,9 @@ def test_streaming_diloco():
 def test_sparta():
     elements = def_jax.random_k(4)
     found = trained(elements, optax.sgd(RATE, momentum=0.9), detach=1.0)
-    oracle = expected(family.momentum_sgd(RATE, 0.9), family.sparta(masks(elements, NUM_STEPS)))
+    oracle = expected(
+        family.momentum_sgd(RATE, 0.9), family.sparta(multipliers(elements, num_steps=NUM_STEPS))
+    )
     assert_close(found, oracle)
 
 
@@ -120,7 +99,7 @@ def test_random_replicator():
     oracle = family.decayed_feedback(
         np.asarray(flat(INITIAL)),
         gradient,
-        masks(blocks, NUM_STEPS),
+        multipliers(blocks, num_steps=NUM_STEPS),
         learning_rate=RATE,
         decay=0.95,
         num_workers=NUM_WORKERS,

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import training_fixtures as fixtures
-from test_hlo import all_reduces, make_params
+from hlo import all_reduces, make_params
 
 import def_jax
 from def_jax.training import experiment, loop, steps
@@ -19,9 +19,7 @@ SHAPES = {'w': (8, 8), 'b': (3,), 'scale': ()}
 NUM_ELEMENTS = 64 + 3 + 1
 INNER = {
     'momentum': lambda: optax.sgd(optax.linear_schedule(0.1, 0.0, 50), momentum=0.9),
-    'adam': lambda: optax.adam(0.01),
-    'lion': lambda: optax.lion(0.01),
-    'clipped': lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9)),
+    'clipped adam': lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)),
 }
 
 
@@ -123,13 +121,13 @@ def test_finite_steps_are_those_without_the_option():
 
 
 def test_without_the_option_the_parameters_are_lost_and_without_hold_the_momentum():
-    grads = gradients(40)
+    grads = gradients(12)
     grads['w'][1, 3] = np.nan
     params, _ = trajectory(chain(skip_nonfinite=False, hold=False), grads)
     assert np.isnan(params['w'][:, -1]).any()
     params, state = trajectory(chain(hold=False), grads)
     assert np.isfinite(params['w']).all() and np.isnan(optax.tree.get(state, 'trace')['w'][1]).any()
-    np.testing.assert_array_equal(optax.tree.get(state, 'skipped')[:, -1], 37)  # its momentum stays NaN
+    np.testing.assert_array_equal(optax.tree.get(state, 'skipped')[:, -1], 9)  # its momentum stays NaN
 
 
 @pytest.mark.parametrize('bad', [3, 4])

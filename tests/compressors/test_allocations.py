@@ -1,14 +1,12 @@
 """How the message is divided among tensors: never longer, blocks that divide, nearly the shortest waits."""
 
 import itertools
-import math
-import random
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_compressors import compress
+from compressing import compress
 
 import def_jax
 from def_jax.compressors.allocations import _divisors, block_sizes
@@ -27,10 +25,9 @@ def waits(sizes, kept):
 
 
 def small_trees():
-    draw = random.Random(0)
-    for _ in range(200):
-        sizes = [draw.choice([1, 4, 6, 10, 12, 27, 32, 64, 72, 100, 128, 144]) for _ in range(4)]
-        yield sizes, draw.choice([2, 3, 4, 8, 16])
+    """All trees of three such tensors, each with every such ratio."""
+    sizes = itertools.combinations_with_replacement([1, 6, 12, 27, 64, 100, 144], 3)
+    yield from itertools.product(map(list, sizes), [2, 4, 8, 16])
 
 
 def test_the_same_share_of_every_tensor():
@@ -95,16 +92,6 @@ def test_every_tensor_is_sent_in_rounds_of_its_own():
     for leaf, blocks in enumerate(rounds):
         for first in range(0, len(sent) - blocks + 1, blocks):
             np.testing.assert_array_equal(sum(masks[leaf] for masks in sent[first : first + blocks]), 1)
-
-
-def test_independent_draws_send_a_coordinate_with_the_share_of_its_tensor():
-    like = [jnp.ones((8, 32)), jnp.ones(8)]
-    compressor = def_jax.random_block(8, allocation='balanced')
-    sent = jax.jit(jax.vmap(lambda t: compress(compressor, like, step=t)))(jnp.arange(20_000))
-    for masks, kept in zip(sent, block_sizes([256, 8], 8, 'balanced'), strict=True):
-        n = math.prod(masks.shape[1:])
-        share, mean = kept / n, np.asarray(masks.reshape(20_000, -1).mean(axis=0))
-        assert np.all(np.abs(mean - share) < 5 * math.sqrt(share / 20_000) + 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import rich.console
 import tensorflow_datasets as tfds
-from test_streaming import OneByOne
+from mocked_records import OneByOne
 
 from configs import imagenet
 from def_jax.data import streaming
 from def_jax.training import evaluation, loop
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 SETTINGS = (
     'num_workers=2,workers_per_device=2,batch_size=4,train_images=8,test_images=3,'

@@ -11,8 +11,6 @@ from def_jax.experiments import finished_runs, report, sweep
 from def_jax.training import loop
 from def_jax.training.checkpointing import workdir
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 CONSOLE = rich.console.Console(quiet=True)
 
 

@@ -112,7 +112,7 @@ def test_help_is_no_error(train):
 )
 def test_sweep_and_report_refuse_in_one_line(environment, tmp_path, program, arguments, words):
     arguments = [argument.replace('NEW', str(tmp_path / 'NEW')) for argument in arguments]
-    command = [sys.executable, '-m', f'def_jax.training.{program}', *arguments]
+    command = [sys.executable, '-m', f'def_jax.experiments.{program}', *arguments]
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert process.returncode == 2, process.stderr
     assert process.stderr.count('\n') == 1 and all(word in process.stderr for word in words), process.stderr

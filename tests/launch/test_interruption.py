@@ -11,8 +11,6 @@ from def_jax.launch import command_line, interruption
 from def_jax.launch.exits import EndedError
 from def_jax.training import loop, metrics, steps
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(autouse=True)
 def handlers():

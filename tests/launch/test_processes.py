@@ -97,7 +97,7 @@ def test_workers_are_shared_out_among_processes(monkeypatch):
 
 def supervised(body):
     """A script that runs `body` under supervision, as a process."""
-    script = f'import os, signal, sys, time\nfrom def_jax.training import supervision\ndef run():\n{body}\n'
+    script = f'import os, signal, sys, time\nfrom def_jax.launch import supervision\ndef run():\n{body}\n'
     script += "sys.exit(supervision.supervised('program', run))"
     command = [sys.executable, '-c', script]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

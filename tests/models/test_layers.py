@@ -10,19 +10,15 @@ from flax import linen as nn
 
 from def_jax.models import get_model, layers
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.mark.parametrize(
     ('image', 'kernel', 'stride'),
     [
         ((1, 1), 3, 1),
-        ((2, 2), 3, 1),
         ((4, 3), 3, 2),
         ((3, 4), 1, 1),
         ((8, 7), 7, 2),
         ((5, 8), 3, 1),
-        ((9, 9), 1, 2),
     ],
 )
 def test_convolutions_of_small_and_large_images_are_flaxs(image, kernel, stride):
@@ -37,16 +33,14 @@ def test_convolutions_of_small_and_large_images_are_flaxs(image, kernel, stride)
             return nn.Conv(5, (kernel, kernel), stride, padding=kernel // 2, use_bias=False)(x)
 
     x = jax.random.normal(jax.random.key(0), (2, *image, 3))
-    variables = Ours().init(jax.random.key(1), x)
 
-    def value_and_gradients(model):
-        return jax.value_and_grad(lambda v, x: jnp.sum(jnp.sin(model.apply(v, x))), argnums=(0, 1))(
-            variables, x
-        )
+    @jax.jit
+    def both(key, x):
+        variables = Ours().init(key, x)
+        values = (lambda v, x, model=model: jnp.sum(jnp.sin(model.apply(v, x))) for model in (Ours(), Flax()))
+        return [jax.value_and_grad(value, argnums=(0, 1))(variables, x) for value in values]
 
-    chex.assert_trees_all_close(
-        value_and_gradients(Ours()), value_and_gradients(Flax()), rtol=1e-4, atol=1e-4
-    )
+    chex.assert_trees_all_close(*both(jax.random.key(1), x), rtol=1e-4, atol=1e-4)
 
 
 class Convolution(nn.Module):
@@ -67,6 +61,7 @@ def test_only_on_cpus_are_small_convolutions_matrix_products(monkeypatch, backen
 def test_a_network_starts_at_the_loss_of_guessing():
     images = jax.random.normal(jax.random.key(1), (16, 8, 8, 1))
     model = get_model('vgg_digits', 10)
-    logits, _ = model.init_with_output(jax.random.key(0), images, train=True)
+    init = jax.jit(model.init_with_output, static_argnames='train')
+    logits, _ = init(jax.random.key(0), images, train=True)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(16) % 10).mean()
     assert loss == pytest.approx(np.log(10), rel=0.02)

@@ -15,8 +15,6 @@ from def_jax.training import loop, steps
 from def_jax.training.checkpointing import regrouping
 from def_jax.training.experiment import build
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 STEP = 7
 
 

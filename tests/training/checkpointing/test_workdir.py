@@ -52,7 +52,7 @@ def test_two_processes_do_not_share_a_folder_and_a_killed_one_frees_it(tmp_path)
 # --- claim ---
 
 
-@pytest.mark.parametrize('name', ['run', 'a/b/run', 'a folder with spaces', 'läufe'])
+@pytest.mark.parametrize('name', ['a/b/run', 'läufe mit Zwischenraum'])
 def test_a_new_folder_is_made_with_its_configuration(tmp_path, name):
     run = workdir.claim(tmp_path / name, config())
     assert run == tmp_path / name and run.is_absolute()

@@ -1,0 +1,171 @@
+"""Every draw enumerated: each coordinate is sent with probability block / n, by draws that share no key."""
+
+import contextlib
+import itertools
+import math
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compressing import KEY, compress, ones_like
+
+import def_jax
+from def_jax.compressors import orders
+
+# Boxes that tile the tensor, runs that wrap around its end, all of it, one element, none.
+CASES = [
+    *(((3, 3, 8, 16), ratio) for ratio in (1, 3, 64)),
+    *(((7, 11), ratio) for ratio in (1.5, 3, 1000)),
+    *(((6, 6), 4), ((10,), 4), ((), 64), ((0, 3), 3)),
+]
+TWINS = ones_like([(8, 6), (8, 6), (8,)])
+RANDINT = jax.random.randint
+
+
+@contextlib.contextmanager
+def single_draws(value, seen):
+    """A draw of one integer is `value`; the bounds of the draw are added to `seen`."""
+
+    def randint(key, shape, minval, maxval, dtype=int):
+        if shape != ():
+            return RANDINT(key, shape, minval, maxval, dtype)
+        jax.debug.callback(lambda low, high: seen.add((int(low), int(high))), minval, maxval)
+        return jnp.asarray(value).astype(dtype)
+
+    with mock.patch.object(jax.random, 'randint', randint):
+        yield
+
+
+def enumerated(compressor, shapes, count, step=0):
+    """What is sent for each of the values 0 … count - 1 that a draw may have: 0/1 [count, n]; the bounds."""
+    seen = set()
+
+    def sent(value):
+        with single_draws(value, seen):
+            masks = compress(compressor, ones_like(shapes), step)
+        return jnp.concatenate([mask.reshape(-1) for mask in masks])
+
+    masks = np.asarray(jax.jit(jax.vmap(sent))(jnp.arange(count, dtype=jnp.uint32)))
+    jax.effects_barrier()
+    return masks, seen
+
+
+@pytest.mark.parametrize(('shape', 'ratio'), CASES, ids=str)
+def test_each_coordinate_is_sent_by_the_same_number_of_draws(shape, ratio):
+    n = math.prod(shape)
+    kept = max(1, int(n // ratio)) if n else 0
+    count = 1 if kept == n else n // kept if n % kept == 0 else n  # boxes that tile, or runs on a circle
+    sent, seen = enumerated(def_jax.random_block(ratio), [shape], count)
+    assert seen == {(0, count)}
+    assert set(np.unique(sent)) <= {0.0, 1.0}
+    np.testing.assert_array_equal(sent.sum(axis=1), kept)
+    np.testing.assert_array_equal(sent.sum(axis=0) * n, kept * count)
+    assert len(np.unique(sent, axis=0)) == (count if n else 1)  # no two of them are the same block
+
+
+@pytest.mark.parametrize('order', ['shuffled', 'cyclic'])
+@pytest.mark.parametrize(('shape', 'count'), [((8, 6), 4), ((7, 11), 77)])
+@pytest.mark.parametrize('step', [0, 3])
+def test_every_place_is_equally_likely_at_every_step(order, shape, count, step):
+    sent, seen = enumerated(def_jax.random_block(4, order=order), [shape], count, step)
+    assert seen == {(0, count)} and len(np.unique(sent, axis=0)) == count
+
+
+def test_the_block_of_the_whole_model_is_one_run():
+    shapes = [(5, 5), (3,), (), (4, 2)]  # 37 elements, a block of 9 of them, starting anywhere
+    sent, seen = enumerated(def_jax.random_block(4, granularity='model'), shapes, 37)
+    assert seen == {(0, 37)} and len(np.unique(sent, axis=0)) == 37
+    np.testing.assert_array_equal(sent.sum(axis=1), 9)
+    np.testing.assert_array_equal(np.sum((sent == 1) & (np.roll(sent, 1, axis=1) == 0), axis=1), 1)
+
+
+@pytest.mark.parametrize('shape', [(2, 5), (7,)], ids=str)
+def test_each_element_is_sent_by_the_same_number_of_draws(shape):
+    """One element of each stretch, rotated by an offset: all of the draws that random_k can make."""
+    n = math.prod(shape)
+    kept = n // 3
+    lengths = [n // kept + (stretch < n % kept) for stretch in range(kept)]
+    draws = np.array([*itertools.product(range(n), *map(range, lengths))], np.uint32)
+    bounds = set()
+
+    def sent(draw):
+        def randint(key, shape, minval, maxval, dtype):
+            jax.debug.callback(lambda high: bounds.add((minval, *high.reshape(-1).tolist())), maxval)
+            return draw[0] if shape == () else draw[1:]
+
+        with mock.patch.object(jax.random, 'randint', randint):
+            return compress(def_jax.random_k(3), jnp.ones(shape)).reshape(-1)
+
+    masks = np.asarray(jax.jit(jax.vmap(sent))(draws))
+    jax.effects_barrier()
+    assert bounds == {(0, n), (0, *lengths)}
+    assert set(np.unique(masks)) == {0.0, 1.0}
+    np.testing.assert_array_equal(masks.sum(axis=1), kept)
+    np.testing.assert_array_equal(masks.sum(axis=0), len(draws) * kept // n)
+    assert len(np.unique(masks, axis=0)) > n  # not one pattern that is only shifted
+
+
+@pytest.mark.parametrize(
+    ('compressor', 'draws'),  # for each leaf: of a place; of a rotation, too, and pivots or stretches
+    [
+        (def_jax.random_block(4), 1),
+        (def_jax.random_block(4, order='shuffled'), 2),
+        (def_jax.random_k(4), 2),
+    ],
+    ids=['random', 'shuffled', 'random_k'],
+)
+def test_no_two_draws_share_a_key(compressor, draws):
+    """So that steps (or rounds of four steps), leaves and seeds are independent of each other."""
+    keys = []
+
+    def randint(key, shape, *bounds):
+        jax.debug.callback(lambda key: keys.append(tuple(key.tolist())), jax.random.key_data(key))
+        return RANDINT(key, shape, *bounds)
+
+    draw = jax.jit(lambda seed, step: compress(compressor, TWINS, step, jax.random.PRNGKey(seed)))
+    with mock.patch.object(jax.random, 'randint', randint):
+        for seed, step in itertools.product(range(3), (0, 4, 8)):
+            draw(seed, step)
+    jax.effects_barrier()
+    assert len(keys) == len(set(keys)) == 3 * 3 * len(TWINS) * draws
+
+
+@pytest.mark.parametrize('name', ['random_block', 'random_k'])
+def test_neither_values_nor_workers_matter(name):
+    compressor = getattr(def_jax, name)(3)
+
+    def on_worker(tree):
+        selection = compressor(KEY, jnp.uint32(3), tree)
+        return selection.place(jnp.ones_like(selection.take(tree)), tree)
+
+    values = [1e3 * jax.random.normal(KEY, (4, *x.shape)) for x in TWINS]
+    of_workers = jax.jit(jax.vmap(on_worker, axis_name='workers'))(values)
+    expected = jax.jit(lambda: compress(compressor, TWINS, 3))()
+    for ours, one in zip(of_workers, expected, strict=True):
+        np.testing.assert_array_equal(ours, np.broadcast_to(one, ours.shape))
+
+
+def test_all_permutations_of_four_blocks_are_equally_likely():
+    """One round of the shuffle for every pivot and every way of its bits; all rounds are a power of that."""
+    permutations = {p: i for i, p in enumerate(itertools.permutations(range(4)))}
+
+    def one_round(pivot, bits):
+        with (
+            mock.patch.object(orders, '_SWAPS', 1),
+            mock.patch.object(orders, '_mixed', lambda entry: bits[entry]),
+            mock.patch.object(jax.random, 'bits', lambda key, shape, dtype: jnp.zeros(shape, dtype)),
+            mock.patch.object(jax.random, 'randint', lambda key, shape, *bounds: pivot[None]),
+        ):
+            return orders._permuted(jax.random.key(0), jnp.arange(4, dtype=jnp.uint32), jnp.uint32(4))
+
+    pivots, bits = np.arange(4, dtype=np.uint32), np.array([*itertools.product((0, 1), repeat=4)], np.uint32)
+    of_bits = jax.vmap(one_round, (None, 0))
+    rounds = np.asarray(jax.jit(jax.vmap(of_bits, (0, None)))(pivots, bits)).reshape(-1, 4)
+    transition = np.zeros((24, 24))
+    for before, i in permutations.items():
+        for swaps in rounds:
+            transition[i, permutations[tuple(swaps[np.array(before)].tolist())]] += 1 / len(rounds)
+    shares = np.linalg.matrix_power(transition, orders._SWAPS)[0]
+    np.testing.assert_allclose(shares, 1 / 24, rtol=0.01)

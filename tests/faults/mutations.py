@@ -1,0 +1,245 @@
+"""One fault after another is planted in a copy of the project, and the test that should notice it must fail.
+
+    python tests/faults/mutations.py                        # all of them, in this tree: ten minutes
+    python tests/faults/mutations.py 3 17                   # two of them
+    python tests/faults/mutations.py --before --tree=OLD    # a worktree of commit 70bdf83, with its tests
+
+Writes the table of tests/MUTATIONS.md to standard output. Exit code 1 if a fault went unnoticed.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ('def_jax', 'configs', 'tests', 'benchmarks', 'train.py', 'pyproject.toml')
+
+
+class Mutation(NamedTuple):
+    fault: str
+    code: str  # must be in one file, once
+    mutated: str
+    before: str  # the test that noticed it in commit 70bdf83
+    now: str
+    earlier: tuple[str, str] = ('', '')  # code and mutated in that commit, where they were others
+
+
+MUTATIONS = [
+    Mutation(
+        'what was left behind is forgotten (line 7)',
+        'u.astype(jnp.float32) + options.carry(r, taken)',
+        'u.astype(jnp.float32)',
+        'test_error_feedback.py::test_vmap_equals_oracle[4-tensor-4]',
+        'test_error_feedback.py::test_vmap_equals_oracle[tensor-64-4]',
+        ('return update.astype(jnp.float32) + residual', 'return update.astype(jnp.float32)'),
+    ),
+    Mutation(
+        'the gradient is taken on the other side of x (line 6)',
+        'scale=state.detach)',
+        'scale=-state.detach)',
+        'test_error_feedback.py::test_detached_point_and_its_gradient[0.5]',
+        'test_error_feedback.py::test_detached_point_and_its_gradient[0.5]',
+    ),
+    Mutation(
+        'the residual of the detached point takes a gradient',
+        'lax.stop_gradient(_arrange_like(params, state.residual))',
+        '_arrange_like(params, state.residual)',
+        'test_error_feedback.py::test_detached_point_and_its_gradient[0.5]',
+        'test_error_feedback.py::test_detached_point_and_its_gradient[0.5]',
+    ),
+    Mutation(
+        'y has its own residual in place of the mean (line 13)',
+        'pmean(_arrange_like(params, state.residual), axis_name), scale=1)',
+        '_arrange_like(params, state.residual), scale=1)',
+        'test_error_feedback.py::test_output_moves_by_the_mean_update[nesterov]',
+        'test_error_feedback.py::test_output_moves_by_the_mean_update[nesterov]',
+    ),
+    Mutation(
+        'the message is one element longer than it need be',
+        'options.decode(pmean(message, axis_name), step)',
+        'options.decode(pmean(jnp.append(message, 0), axis_name)[:-1], step)',
+        'test_hlo.py::test_one_all_reduce_of_the_message[64-2-tensor]',
+        'test_hlo.py::test_one_all_reduce_of_the_message[tensor-8-64]',
+        (
+            'return pmean(message, axis_name).astype',
+            'return pmean(jnp.append(message, 0), axis_name)[:-1].astype',
+        ),
+    ),
+    Mutation(
+        'what rounding takes from a narrow message is lost',
+        'rest=block - message[: block.size].astype(jnp.float32)',
+        'rest=jnp.zeros_like(block)',
+        'test_wire_dtype.py::test_sent_and_kept_restore_what_was_pending_bit_for_bit',
+        'beyond/test_wire_dtype.py::test_sent_and_kept_restore_what_was_pending_bit_for_bit',
+        ('rest = taken - message.astype(jnp.float32)', 'rest = jnp.zeros_like(taken)'),
+    ),
+    Mutation(
+        'minus infinity counts as finite',
+        'jnp.abs(leaf.astype(jnp.float32))',
+        'leaf.astype(jnp.float32)',
+        'test_skipping.py::test_wherever_it_sits_all_workers_skip_and_hold_everything',
+        'beyond/test_skipping.py::test_wherever_it_sits_all_workers_skip_and_hold_everything',
+    ),
+    Mutation(
+        'the last place of a block is never drawn, in rounds',
+        'jax.random.fold_in(leaf_key, 0), (), 0, starts)',
+        'jax.random.fold_in(leaf_key, 0), (), 0, starts - 1)',
+        'test_block_orders.py::test_every_place_is_equally_likely_at_every_step',
+        'compressors/test_draws.py::test_every_place_is_equally_likely_at_every_step',
+    ),
+    Mutation(
+        'all tensors share one draw',
+        'jax.random.randint(jax.random.fold_in(step_key, leaf), (), 0, starts)',
+        'jax.random.randint(step_key, (), 0, starts)',
+        'test_compressors.py::test_starts_are_drawn_uniformly[tensor]',
+        'compressors/test_draws.py::test_no_two_draws_share_a_key[random]',
+    ),
+    Mutation(
+        'too few swaps: some orders of blocks are preferred',
+        '_SWAPS = 16',
+        '_SWAPS = 4',
+        'test_block_orders.py::test_all_permutations_are_equally_likely',
+        'compressors/test_draws.py::test_all_permutations_of_four_blocks_are_equally_likely',
+    ),
+    Mutation(
+        'the last element of a longer stretch is never drawn',
+        'length + (stretch < longer)',
+        'length + 0 * stretch',
+        'test_compressors.py::test_random_k_draws_every_coordinate_uniformly',
+        'compressors/test_draws.py::test_each_element_is_sent_by_the_same_number_of_draws',
+    ),
+    Mutation(
+        "the residual's age in shuffled rounds is taken for that in cyclic ones",
+        '(3 / 7, 7 / 12)',
+        '(3 / 7, 1 / 2)',
+        'test_block_orders.py::test_ages_of_the_residual_and_of_the_block_that_is_sent[shuffled]',
+        'compressors/test_orders.py::test_ages_of_the_residual_as_shares_of_those_of_the_block_that_is_sent',
+    ),
+    Mutation(
+        'the variance between workers is biased',
+        'variance = workers / (workers - 1) * (',
+        'variance = 1.0 * (',
+        'test_diagnostics.py::test_gradient_statistics_are_unbiased',
+        'test_diagnostics.py::test_gradient_statistics_are_unbiased',
+    ),
+    Mutation(
+        'EF21 does not start from the first gradient',
+        'lax.cond(state.step == 0, first, later)',
+        'lax.cond(state.step < 0, first, later)',
+        'test_methods.py::test_the_answer_of_a_method_equals_its_oracle[ef21-4-tensor-0]',
+        'test_methods.py::test_the_answer_of_a_method_equals_its_oracle[ef21-4-tensor-0]',
+    ),
+    Mutation(
+        'a checksum does not see where a number lies',
+        'jnp.sum(words * odd, dtype=jnp.uint32)',
+        'jnp.sum(words, dtype=jnp.uint32)',
+        'test_replicas.py::test_checksums_see_bits_places_and_keys',
+        'test_replication.py::test_checksums_see_bits_places_and_keys',
+    ),
+    Mutation(
+        'the crops at the far border are never made',
+        '(len(images), 2), 0, 2 * padding + 1)',
+        '(len(images), 2), 0, 2 * padding)',
+        'test_input_pipeline.py::test_augment_draws_every_crop_and_flip_alike',
+        'data/test_in_memory.py::test_augment_makes_every_crop_and_flip',
+    ),
+    Mutation(
+        'crops of ImageNet never show the whole image',
+        '(0.08 + 0.92 * uniform',
+        '(0.08 + 0.8 * uniform',
+        'test_streaming.py::test_random_boxes_are_distributed_as_torchvisions',
+        'data/test_streaming.py::test_random_boxes_are_torchvisions',
+    ),
+    Mutation(
+        'all workers of the trainer augment alike',
+        'return jax.random.fold_in(key, lax.axis_index(experiment.axis_name))',
+        'return key',
+        'test_trainer.py::test_three_steps_equal_a_loop_over_the_library',
+        'training/test_loop.py::test_three_steps_equal_a_loop_over_the_library',
+        ('key = jax.random.fold_in(key, lax.axis_index(experiment.axis_name))', 'pass'),
+    ),
+    Mutation(
+        'the trainer takes weight decay at x',
+        'optimizer.update(grads, state.opt_state, point)',
+        'optimizer.update(grads, state.opt_state, state.params)',
+        'test_trainer.py::test_gradient_and_weight_decay_are_taken_at_the_detached_point[0]',
+        'training/test_loop.py::test_gradient_and_weight_decay_are_taken_at_the_detached_point[0]',
+    ),
+    Mutation(
+        'a resumed run starts with the first batches again',
+        'experiment.train_batches(start)',
+        'experiment.train_batches(0)',
+        'test_checkpoints.py::test_interrupted_twice_equals_uninterrupted',
+        'training/checkpointing/test_checkpoints.py::test_interrupted_twice_equals_uninterrupted',
+    ),
+    Mutation(
+        'a manifest that was changed is believed',
+        "if content.pop('checksum') != _checksum_of(content):",
+        "if content.pop('checksum') is None:",
+        'test_damage.py::test_no_bit_of_the_manifest_can_change_unseen',
+        'training/checkpointing/test_damage.py::test_no_bit_of_the_manifest_can_change_unseen',
+    ),
+    Mutation(
+        'other workers go on with the residual of the first',
+        'mean = leaf.mean(tuple(range(rank)), dtype=np.float64).astype(leaf.dtype)',
+        'mean = leaf.reshape(-1, *rest)[0]',
+        'test_regrouping.py::test_the_state_is_that_of_the_mean_worker',
+        'training/checkpointing/test_regrouping.py::test_the_state_is_that_of_the_mean_worker',
+    ),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('numbers', type=int, nargs='*', help='from 1; all if none is given')
+    parser.add_argument('--tree', type=Path, default=ROOT, help='the project')
+    parser.add_argument('--before', action='store_true', help='run the tests of commit 70bdf83')
+    arguments = parser.parse_args()
+    unnoticed = 0
+    print('| | fault | file | test in commit 70bdf83 | test now |\n|' + ' --- |' * 5)
+    for number in arguments.numbers or range(1, len(MUTATIONS) + 1):
+        mutation = MUTATIONS[number - 1]
+        test = mutation.before if arguments.before else mutation.now
+        if arguments.before and mutation.earlier[0]:
+            mutation = mutation._replace(code=mutation.earlier[0], mutated=mutation.earlier[1])
+        noticed, file = is_noticed(mutation, test, arguments.tree)
+        unnoticed += not noticed
+        cells = (number, mutation.fault, *(f'`{x}`' for x in (file, mutation.before, mutation.now)))
+        print(f'| {" | ".join(map(str, cells))} |' + ('' if noticed else ' NOT NOTICED'), flush=True)
+    return int(unnoticed > 0)
+
+
+def is_noticed(mutation: Mutation, test: str, tree: Path) -> tuple[bool, Path]:
+    """Whether the test fails in a copy of the project that has the fault, and the file that has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in COPIED:
+            if (tree / name).is_dir():
+                shutil.copytree(tree / name, Path(folder, name))
+            else:
+                shutil.copy(tree / name, folder)
+        file = plant(mutation, Path(folder, 'def_jax')).relative_to(folder)
+        command = [sys.executable, '-m', 'pytest', '-qx', '-p', 'no:cacheprovider', f'tests/{test}']
+        # A checkout that is installed in place must not be found in its stead.
+        environment = os.environ | {'PYTHONPATH': folder, 'PYTHONDONTWRITEBYTECODE': '1'}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise SystemExit(done.stdout + done.stderr)
+    return done.returncode == 1 and 'failed' in done.stdout.splitlines()[-1], file
+
+
+def plant(mutation: Mutation, folder: Path) -> Path:
+    """Changes the one place of the code below `folder` that the mutation is about."""
+    files = [path for path in folder.rglob('*.py') if mutation.code in path.read_text()]
+    if len(files) != 1 or files[0].read_text().count(mutation.code) != 1:
+        raise SystemExit(f'{mutation.code!r} must be in one file, once; it is in {[*map(str, files)]}')
+    files[0].write_text(files[0].read_text().replace(mutation.code, mutation.mutated))
+    return files[0]
+
+
+if __name__ == '__main__':
+    sys.exit(main())

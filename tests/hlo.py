@@ -1,0 +1,83 @@
+"""A small model's step, compiled, and what its optimized HLO says about collectives and copies."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import def_jax
+
+# Powers of two, so that ratio 64 divides every large leaf; the bias and the scale send one element each.
+SHAPES = {'dense': (256, 128), 'kernel': (4, 4, 32, 64), 'bias': (64,), 'scale': ()}
+LARGE = 256 * 128  # elements of the two large leaves
+MODEL_SIZE = sum(math.prod(shape) for shape in SHAPES.values())
+BATCH = jnp.ones((4, 256))
+
+
+def make_params():
+    return {name: jnp.ones(shape) for name, shape in SHAPES.items()}
+
+
+def results(hlo, operation):
+    """For each instruction of that operation, the sizes of its float32 results; others are not expected."""
+    found = []
+    for result_type in re.findall(rf'= (.*?) {operation}(?:-start)?\(', hlo):
+        arrays = re.findall(r'(\w+)\[([\d,]*)\]', result_type)
+        sizes = [math.prod(map(int, filter(None, dims.split(',')))) for kind, dims in arrays if kind == 'f32']
+        assert len(sizes) == len(arrays), result_type
+        found.append(sizes)
+    return found
+
+
+def loss_fn(params, batch):
+    hidden = jnp.mean(jnp.tanh(batch @ params['dense']))
+    return params['scale'] * hidden * (jnp.mean(params['kernel'] ** 2) + jnp.mean(params['bias'] ** 2))
+
+
+def with_gradient(last_link, point='inside', momentum=0.9):
+    """A worker's whole step; `detached_params` is called inside the loss, outside of it, or not at all."""
+    optimizer = optax.chain(optax.sgd(0.1, momentum=momentum), last_link)
+
+    def step(params, state, batch):
+        if point == 'inside':
+            grads = jax.grad(lambda p: loss_fn(def_jax.detached_params(p, state), batch))(params)
+        elif point == 'outside':
+            grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
+        else:
+            grads = jax.grad(loss_fn)(params, batch)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return optimizer, step
+
+
+def feedback(axis_name='workers', **kwargs):
+    return def_jax.error_feedback(def_jax.random_block(64), axis_name, **kwargs)
+
+
+def compile_pmapped(optimizer, step, num_workers, batch, donate=()):
+    params = make_params()
+    arguments = jax.eval_shape(lambda: (params, optimizer.init(params), batch))
+    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_workers, *x.shape), x.dtype), arguments)
+    return jax.pmap(step, axis_name='workers', donate_argnums=donate).lower(*stacked).compile()
+
+
+def all_reduces(last_link, num_workers, **kwargs):
+    hlo = compile_pmapped(*with_gradient(last_link, **kwargs), num_workers, BATCH).as_text()
+    others = 'all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast'
+    assert not re.search(rf' (?:{others})(?:-start)?\(', hlo)
+    return results(hlo, 'all-reduce')
+
+
+def copies_of(compiled, smallest):
+    """How many float arrays of at least `smallest` elements the program copies in memory."""
+    count, fused = 0, False
+    for line in compiled.as_text().splitlines():
+        if line[:1] not in ('', ' ', '}'):  # a computation begins; within a fusion only its result is written
+            fused = line.startswith('%fused_computation')
+        copy = re.match(r'\s*(ROOT )?\S+ = f32\[([\d,]*)\]\S* copy\(', line)
+        if copy and (copy[1] or not fused):
+            count += math.prod(map(int, filter(None, copy[2].split(',')))) >= smallest
+    return count
