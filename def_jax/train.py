@@ -3,7 +3,7 @@
     python -m def_jax.train --config=mine.py --workdir=runs/mine --config.ratio=256
 
 The configuration file defines get_config(); those in configs/ are examples to copy, and
-def_jax/training/defaults.py explains every key. In a checkout, `python train.py` is the same program.
+def_jax/configuration/defaults.py explains every key. In a checkout, `python train.py` is the same program.
 
 Run again with the same flags to resume. On several machines, start one process on each with --num_processes,
 --process_id and --coordinator_address; under srun, mpirun and on TPU pods these are found.

@@ -21,10 +21,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from def_jax.checks import nearest
+from def_jax.configuration.rules import check_config
 from def_jax.experiments import finished_runs
 from def_jax.experiments.needed_runs import Run, check_table, final_runs, missing_runs, tuning_runs
 from def_jax.launch import command_line, devices
-from def_jax.training.configuration import check_config
 
 __all__ = ['check_spec', 'sweep']
 

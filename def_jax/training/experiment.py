@@ -11,6 +11,8 @@ import numpy as np
 import optax
 
 from def_jax import compressors, hold_skipped, methods
+from def_jax.configuration.optimizer import make_compressor, make_optimizer
+from def_jax.configuration.rules import check_config
 from def_jax.data import in_memory
 from def_jax.data.dataset import Dataset, open_dataset
 from def_jax.launch import processes
@@ -18,8 +20,6 @@ from def_jax.launch.devices import worker_devices
 from def_jax.models import get_model
 from def_jax.tasks.base import Task
 from def_jax.tasks.classification import ImageClassification
-from def_jax.training.configuration import check_config
-from def_jax.training.optimizer import make_compressor, make_optimizer
 
 __all__ = ['DEVICE_AXIS', 'VIRTUAL_AXIS', 'Communication', 'Experiment', 'build']
 

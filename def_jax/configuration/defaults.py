@@ -9,7 +9,7 @@ def get_defaults() -> ml_collections.ConfigDict:
     """A complete configuration, for a get_config to change: DEF at ratio 64 on scikit-learn's digits.
 
     Returns:
-        A new configuration, which `arguments.override` locks. `configuration.FIELDS` says what each key may
+        A new configuration, which `arguments.override` locks. `rules.FIELDS` says what each key may
         hold.
 
     >>> config = get_defaults()

@@ -5,8 +5,8 @@ import pytest
 from absl import flags
 
 from configs import cifar10, cifar100, digits
-from def_jax.training import arguments
-from def_jax.training.configuration import FIELDS, check_config
+from def_jax.configuration import arguments
+from def_jax.configuration.rules import FIELDS, check_config
 
 CONFIG = ml_collections.ConfigDict(
     {'method': 'def', 'ratio': 64, 'detach': 0.3, 'fake_devices': True, 'data_dir': '', 'drops': (0.5, 0.75)}

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from def_jax.checks import nearest
+from def_jax.configuration.optimizer import LIBRARY_KEYS, make_optimizer
 from def_jax.data.catalogue import DATASETS
 from def_jax.data.in_memory import check_batch_size
 from def_jax.methods import METHODS, get_method
 from def_jax.models import MODELS
-from def_jax.training.optimizer import LIBRARY_KEYS, make_optimizer
 
 __all__ = ['FIELDS', 'check_config']
 
@@ -88,7 +88,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     Raises:
         ValueError: naming the key, its value, what is allowed and, if a name is close, what was meant.
 
-    >>> from def_jax.training.defaults import get_defaults
+    >>> from def_jax.configuration.defaults import get_defaults
     >>> config = get_defaults()
     >>> config.batch_size = 100
     >>> check_config(config)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import configs
 from configs import digits
 from def_jax import METHODS
-from def_jax.training.configuration import FIELDS, check_config
-from def_jax.training.optimizer import LIBRARY_KEYS
+from def_jax.configuration.optimizer import LIBRARY_KEYS
+from def_jax.configuration.rules import FIELDS, check_config
 
 
 def changed(removed=(), **changes):
