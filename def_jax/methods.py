@@ -1,12 +1,14 @@
 """The methods compared, as one family: what each sends, where it takes gradients, which point it outputs.
 
 SAEF with P = 0, PSync (CSER with H = 1, C2 = 0) and DEF with λ = 1 follow the same trajectory, and so do DEF
-and DEF-A. In the paper's tables they differ only in the point that is evaluated.
+and DEF-A. In the paper's tables they differ only in the point that is evaluated. The methods after those of
+the paper are systems published by others, as settings of `error_feedback`; `every` sets their number of local
+steps.
 """
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import optax
@@ -37,6 +39,8 @@ class Method:
         detach: λ if the method fixes it, None if it is a hyper-parameter.
         averages: whether residuals are averaged over workers every P steps.
         single_worker: whether it is defined only for a single worker, with C(x) = x / ratio.
+        sends: arguments of `compressor` that the method fixes.
+        fixes: arguments of `error_feedback` that the method fixes, besides λ.
     """
 
     title: str
@@ -45,6 +49,13 @@ class Method:
     detach: float | None = None
     averages: bool = False
     single_worker: bool = False
+    sends: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fixes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def _path(self) -> tuple[Any, ...]:
+        """Methods with equal ones follow the same trajectory."""
+        return self.kind, self.detach, self.single_worker, self.sends, self.fixes
 
     @property
     def detach_is_free(self) -> bool:
@@ -62,11 +73,10 @@ class Method:
         """Titles, by point, of all methods that share this one's trajectory: one run serves them all."""
         if self.averages and average_every:
             return {self.answer: self.title}
-        ours = (self.kind, self.detach, self.single_worker)
-        return {m.answer: m.title for m in METHODS.values() if (m.kind, m.detach, m.single_worker) == ours}
+        return {m.answer: m.title for m in METHODS.values() if m._path == self._path}
 
     def compressor(self, ratio: float, granularity: str = 'tensor', **options: Any) -> compressors.Compressor:
-        """The compressor that this method uses at `ratio`.
+        """The compressor that this method uses at `ratio`; arguments in `sends` are replaced.
 
         Args:
             ratio: one element in `ratio` is sent; methods that send everything ignore it.
@@ -82,16 +92,18 @@ class Method:
 
         >>> compressor = METHODS['def'].compressor(64, order='shuffled')
         """
+        settings: dict[str, Any] = {'ratio': ratio, 'granularity': granularity, **options, **self.sends}
+        ratio, granularity = settings.pop('ratio'), settings.pop('granularity')
         if granularity not in ('tensor', 'model', 'element'):
             raise ValueError(
                 f"{granularity=} must be 'tensor' (one block per tensor), 'model' (one block of the whole "
                 "model) or 'element' (random elements)."
             )
         if granularity == 'element':
-            _check_unused(options, compressors.random_block, f'{granularity=} draws individual elements')
+            _check_unused(settings, compressors.random_block, f'{granularity=} draws individual elements')
             chosen = compressors.random_k(ratio)
         else:
-            chosen = compressors.random_block(ratio, granularity=granularity, **options)
+            chosen = compressors.random_block(ratio, granularity=granularity, **settings)
         if self.kind == 'dense':
             return compressors.identity()
         return compressors.scaled(1 / ratio) if self.single_worker else chosen
@@ -143,7 +155,7 @@ class Method:
                 seed=seed,
                 detach=detach if self.detach is None else self.detach,
                 average_every=average_every if self.averages else 0,
-                **options,
+                **{**options, **self.fixes},
             )
             return optax.chain(local, shared, link)
         _check_unused(options, error_feedback, f'{self.title} has no error feedback')
@@ -161,6 +173,9 @@ def _check_unused(options: dict[str, Any], function: Callable, reason: str) -> N
             raise ValueError(f'{name}={value!r} has no effect, since {reason}. Set {name}={shown}.')
 
 
+# The outer optimizer of DiLoCo (Douillard et al., 2023, Section 3.1).
+_OUTER = optax.sgd(0.7, momentum=0.9, nesterov=True)
+
 METHODS: dict[str, Method] = {
     'sgd': Method('SGD', 'x', kind='dense'),
     'ef': Method('EF', 'x', detach=0.0),
@@ -170,6 +185,13 @@ METHODS: dict[str, Method] = {
     'def_a': Method('DEF-A', 'x'),
     'ef21': Method('EF21', 'x', kind='ef21'),
     'sgd_ia': Method('SGD-IA', 'x', detach=1.0, single_worker=True),
+    'local_sgd': Method('Local SGD', 'y', detach=1.0, sends={'ratio': 1}),
+    'diloco': Method('DiLoCo', 'x', detach=1.0, sends={'ratio': 1}, fixes={'outer': _OUTER}),
+    'streaming_diloco': Method(
+        'Streaming DiLoCo', 'x', detach=1.0, sends={'order': 'cyclic'}, fixes={'outer': _OUTER}
+    ),
+    'sparta': Method('SPARTA', 'y', detach=1.0, sends={'granularity': 'element'}),
+    'random_replicator': Method('random replicator', 'x', detach=0.0, fixes={'decay': 0.999}),
 }
 
 
@@ -210,9 +232,6 @@ def trajectory(name: str, average_every: int = 0) -> str:
     method = get_method(name)
     if method.averages and average_every:
         return name
-    ours = (method.kind, method.detach, method.single_worker)
     return next(
-        key
-        for key, m in METHODS.items()
-        if (m.kind, m.detach, m.single_worker) == ours and not (m.averages and average_every)
+        key for key, m in METHODS.items() if m._path == method._path and not (m.averages and average_every)
     )

@@ -25,6 +25,11 @@ COLORS = {
     'DEF-A': '#CC79A7',
     'EF21': '#56B4E9',
     'SGD-IA': '#8C6D31',
+    'Local SGD': '#6A51A3',
+    'DiLoCo': '#A6761D',
+    'Streaming DiLoCo': '#E7298A',
+    'SPARTA': '#66A61E',
+    'random replicator': '#7570B3',
 }
 OTHER = '#7F7F7F'  # a point that is no method's answer
 
