@@ -1,12 +1,15 @@
 """A configuration file may contain anything: what is wrong with it is said in one line, with its place."""
 
 import sys
+from contextlib import nullcontext
 from unittest import mock
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from configs import digits
+from def_jax.configuration.rules import check_config
 from def_jax.launch import command_line
 
 CONFIG = """
@@ -17,6 +20,15 @@ def get_config(arg=None):
     BODY
     return config
 """
+
+
+def parse(*argv):
+    """What `train.py` makes of flags: the configuration."""
+    argv, values = ['train.py', *argv], flags.FlagValues()
+    config = config_flags.DEFINE_config_file('config', None, '', flag_values=values)
+    with mock.patch.object(flags, 'FLAGS', values), mock.patch.object(sys, 'argv', argv):
+        command_line.config_flags_parser('train.py', config)(argv)
+    return config.value
 
 
 @pytest.fixture
@@ -30,14 +42,8 @@ def refused(tmp_path, monkeypatch, capsys):
 
     def line(content, *rest):
         (tmp_path / 'file.py').write_bytes(content)
-        argv, values = ['train.py', '--config=file.py', *rest], flags.FlagValues()
-        config = config_flags.DEFINE_config_file('config', None, '', flag_values=values)
-        with (
-            mock.patch.object(flags, 'FLAGS', values),
-            mock.patch.object(sys, 'argv', argv),
-            pytest.raises(SystemExit) as end,
-        ):
-            command_line.config_flags_parser('train.py', config)(argv)
+        with pytest.raises(SystemExit) as end:
+            parse('--config=file.py', *rest)
         error = capsys.readouterr().err
         assert end.value.code == 2 and error.startswith('train.py: ') and error.count('\n') == 1, error
         return error.removeprefix('train.py: ').rstrip('\n')
@@ -85,3 +91,13 @@ def test_what_is_no_configuration_is_refused_in_one_line(refused, content, line)
 )
 def test_a_wrong_flag_is_named(refused, flag):
     assert flag.split('=')[0].split('.')[-1].lstrip('-') in refused(CONFIG.replace('BODY', '').encode(), flag)
+
+
+@pytest.mark.parametrize(
+    ('ratio', 'rule'), [('1.5', None), ('256', None), ('inf', 'must be'), ('0.5', 'must be')]
+)
+def test_a_ratio_may_be_a_fraction_and_hears_the_rule(ratio, rule):
+    config = parse(f'--config={digits.__file__}', f'--config.ratio={ratio}')
+    assert config.ratio == float(ratio)
+    with pytest.raises(ValueError, match=f'config.ratio={float(ratio)} {rule}') if rule else nullcontext():
+        check_config(config)

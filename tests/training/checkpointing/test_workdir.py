@@ -97,7 +97,7 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
     message = str(error.value)
     assert str(run) in message and '\n' not in message and 'Choose another --workdir' in message
     for difference in (
-        'ratio: 64 there, 256 here',
+        'ratio: 64.0 there, 256.0 here',
         "method: 'def' there, 'ef' here",
         'learning_rate_drops: [0.5, 0.75] there, [0.9] here',
     ):
