@@ -32,12 +32,11 @@ _INDEX = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        return _refuse(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+    del argv
     try:
         place = processes.find(_ADDRESS.value, _COUNT.value, _INDEX.value)
     except ValueError as error:
-        return _refuse(error)
+        return command_line.refuse('train.py', error)
     fake_devices = _CONFIG.value.get('fake_devices', False)
     command_line.set_environment(_WORKDIR.value, fake_devices=fake_devices)
 
@@ -50,10 +49,6 @@ def main(argv: list[str]) -> int:
     if place is None:
         return command_line.exit_code('train.py', run)
     return command_line.exit_code_of_several('train.py', run, place, fake_devices=fake_devices)
-
-
-def _refuse(reason: object) -> int:
-    return command_line.refuse('train.py', reason)
 
 
 if __name__ == '__main__':

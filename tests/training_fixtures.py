@@ -22,7 +22,7 @@ from configs import digits
 from def_jax import models
 from def_jax.data import augmentation, in_memory, prefetch
 from def_jax.training import experiment, loop, metrics, steps
-from def_jax.training.checkpointing import checkpoints, regrouping
+from def_jax.training.checkpointing import checkpoints, regrouping, workdir
 
 NUM_WORKERS = 4
 STEPS_PER_EPOCH = 5
@@ -203,7 +203,9 @@ def gathered(state):
 
 def manager_of(folder: Path, run: experiment.Experiment, keep: int = 2) -> checkpoints.Checkpoints:
     """The checkpoints in a folder."""
-    return checkpoints.Checkpoints(folder, keep, regrouping.Layout.of(run))
+    return checkpoints.Checkpoints(
+        folder, keep, regrouping.Layout.of(run), workdir.bound_settings(run.config)
+    )
 
 
 def restored(folder: Path, run: experiment.Experiment) -> steps.TrainState:

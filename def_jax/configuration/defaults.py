@@ -14,7 +14,7 @@ def get_defaults() -> ml_collections.ConfigDict:
 
     >>> config = get_defaults()
     >>> config.method, config.ratio, config.num_workers
-    ('def', 64, 16)
+    ('def', 64.0, 16)
     """
     config = ml_collections.ConfigDict()
 
@@ -23,7 +23,7 @@ def get_defaults() -> ml_collections.ConfigDict:
     # sent once a round (random, shuffled, cyclic); every tensor sends the same share, or small ones a larger
     # (proportional, balanced). `detach` is λ where the method leaves it free.
     config.method = 'def'
-    config.ratio = 64
+    config.ratio = 64.0
     config.granularity = 'tensor'
     config.order = 'random'
     config.allocation = 'proportional'

@@ -1,5 +1,7 @@
 """The devices that play the workers: accelerators, or fake devices of this CPU."""
 
+import os
+
 import jax
 
 from def_jax.launch import processes
@@ -31,6 +33,8 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
             f'CPU can simulate; at most {MOST_FAKE_DEVICES}. Raise --config.workers_per_device.'
         )
     needed = f'{num_devices} devices are needed (config.num_workers / config.workers_per_device)'
+    if not fake:
+        _check_platform()
     num_processes = processes.count() if fake else jax.process_count()
     share, rest = divmod(num_devices, num_processes)
     if rest:
@@ -58,3 +62,15 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
         '--config.num_workers, put several workers on a device with --config.workers_per_device, or simulate '
         'devices on the CPU with --config.fake_devices=True.'
     )
+
+
+def _check_platform() -> None:
+    """Raises ValueError where JAX cannot start the devices that it is told to use."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # JAX asserts that at least one platform was known
+        reason = str(error).split('\n')[0] or 'no such device is here'
+        raise ValueError(
+            f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS")!r} cannot be used ({reason}). Unset it, or '
+            'simulate devices on the CPU with --config.fake_devices=True.'
+        ) from error

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from def_jax.launch import interruption
 from def_jax.launch.exits import LostProcessError
 
 __all__ = ['die_with_parent', 'supervised']
@@ -22,7 +23,7 @@ _LIBC = ctypes.CDLL(None)
 def supervised(program: str, run: Callable[[], int]) -> int:
     """Calls `run` in a child process and waits for it; call before JAX starts its devices.
 
-    SIGTERM and Ctrl-C are passed on to the child, and it dies where this process is killed.
+    SIGTERM, SIGHUP and Ctrl-C are passed on to the child, and it dies where this process is killed.
 
     Args:
         program: the name that a line of error begins with.
@@ -37,7 +38,7 @@ def supervised(program: str, run: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         _work(run)
-    _pass_on(child, signal.SIGTERM, signal.SIGINT)
+    _pass_on(child, *interruption.SIGNALS)
     _, status = os.waitpid(child, 0)
     if not os.WIFSIGNALED(status):
         return os.waitstatus_to_exitcode(status)

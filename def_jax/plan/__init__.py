@@ -60,16 +60,17 @@ class Plan:
     num_steps: int = 100_000
 
     def __post_init__(self) -> None:
-        check_number('params', self.params, 1, math.inf, 'elements in the model')
-        check_number('step_time', self.step_time, 0, math.inf, 'seconds of computation')
-        check_number('bandwidth', self.bandwidth, 1, math.inf, 'bits per second')
-        check_number('workers', self.workers, 1, math.inf, 'K')
-        check_number('latency', self.latency, 0, math.inf, 'seconds per message')
+        # The limits keep every time finite and positive.
+        check_number('params', self.params, 1, 1e18, 'elements in the model')
+        check_number('step_time', self.step_time, 1e-9, 1e9, 'seconds of computation')
+        check_number('bandwidth', self.bandwidth, 1, 1e18, 'bits per second')
+        check_number('workers', self.workers, 1, 1e9, 'K')
+        check_number('latency', self.latency, 0, 1e9, 'seconds per message')
         check_number('overlap', self.overlap, 0, 1, 'fraction of a dense all-reduce that is hidden')
-        check_number('overhead', self.overhead, 0, math.inf, 'seconds per step')
+        check_number('overhead', self.overhead, 0, 1e9, 'seconds per step')
         check_number('element_bytes', self.element_bytes, 1, 8, 'bytes per element')
-        check_number('evaluate_every', self.evaluate_every, 0, math.inf, 'steps, 0 for never')
-        check_number('num_steps', self.num_steps, 1, math.inf, 'steps in the run')
+        check_number('evaluate_every', self.evaluate_every, 0, 1e18, 'steps, 0 for never')
+        check_number('num_steps', self.num_steps, 1, 1e18, 'steps in the run')
 
     def all_reduce(self, elements: float) -> float:
         """Time of a ring all-reduce of `elements` elements."""

@@ -1,45 +1,57 @@
-"""The program `python -m def_jax.plan`."""
+"""The program `python -m def_jax.plan`: exit code 0, or 2 and one line where something cannot be used."""
 
+import argparse
 import dataclasses
 import math
 import sys
-from typing import Any
+from typing import NoReturn
 
-from absl import app, flags
+from def_jax import plan as plan_lib
 
-from def_jax.plan import Plan, draw, parse_bandwidth, table
+_HELP = {
+    'params': 'elements of the model, e.g. 25.6e6',
+    'step_time': 'seconds that a worker computes in a step, without communication',
+    'bandwidth': "of a worker's link: '10gbit', '800mbit', or bits per second",
+    'workers': 'number of workers',
+    'latency': 'seconds of one message between neighbours',
+    'overlap': 'share of a dense all-reduce hidden behind the computation',
+    'overhead': 'seconds by which the compressed update is slower',
+    'element_bytes': 'bytes of an element on the wire',
+    'evaluate_every': 'steps between evaluations of y; 0: one at the end',
+    'num_steps': 'steps of the run',
+}
 
 
-def main(_) -> int:
-    values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Plan)}
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'plan: {message} (--help lists the flags)\n')  # in one line, without the usage
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _Parser(prog='python -m def_jax.plan', description=plan_lib.__doc__, allow_abbrev=False)
+    for field in dataclasses.fields(plan_lib.Plan):
+        names = dict.fromkeys((f'--{field.name.replace("_", "-")}', f'--{field.name}'))
+        kind = str if field.name == 'bandwidth' else field.type
+        required = field.default is dataclasses.MISSING
+        default = None if required else field.default
+        parser.add_argument(*names, type=kind, required=required, default=default, help=_HELP[field.name])
+    parser.add_argument('--output', help='PNG for a picture of the speed-up')
+    values = vars(parser.parse_args(argv))
+    output = values.pop('output')
     try:
-        plan = Plan(**values | {'bandwidth': parse_bandwidth(values['bandwidth'])})
-    except ValueError as error:
-        print(f'plan: {error}', file=sys.stderr)
-        return 2
+        bandwidth = plan_lib.parse_bandwidth(values['bandwidth'])
+        plan = plan_lib.Plan(**values | {'bandwidth': bandwidth})
+        if output:
+            plan_lib.draw(plan, output)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f'plan: {" ".join(str(error).split())}\n')
     least = plan.break_even()
-    print(table(plan), '', plan.verdict(), sep='\n')
+    print(plan_lib.table(plan), '', plan.verdict(), sep='\n')
     print(
         f'Not slower than dense SGD from ratio {least:.2f} on.' if math.isfinite(least) else 'No ratio pays.'
     )
-    if flags.FLAGS.output:
-        draw(plan, flags.FLAGS.output)
     return 0
 
 
 if __name__ == '__main__':
-    flags.DEFINE_float('params', None, 'Elements of the model, e.g. 25.6e6.')
-    flags.DEFINE_float('step_time', None, 'Seconds that a worker computes in a step, without communication.')
-    flags.DEFINE_string('bandwidth', None, "Of a worker's link: '10gbit', '800mbit', or bits a second.")
-    flags.DEFINE_integer('workers', None, 'Number of workers.')
-    flags.DEFINE_float('latency', Plan.latency, 'Seconds of one message between neighbours.')
-    flags.DEFINE_float('overlap', Plan.overlap, 'Share of a dense all-reduce hidden behind the computation.')
-    flags.DEFINE_float('overhead', Plan.overhead, 'Seconds by which the compressed update is slower.')
-    flags.DEFINE_integer('element_bytes', Plan.element_bytes, 'Bytes of an element on the wire.')
-    flags.DEFINE_integer('evaluate_every', Plan.evaluate_every, 'Steps between evaluations of y; 0: one.')
-    flags.DEFINE_integer('num_steps', Plan.num_steps, 'Steps of the run.')
-    flags.DEFINE_string('output', None, 'PNG for a picture of the speed-up.')
-    for name in ('step_time', 'element_bytes', 'evaluate_every', 'num_steps'):
-        flags.DEFINE_alias(name.replace('_', '-'), name)
-    flags.mark_flags_as_required(['params', 'step_time', 'bandwidth', 'workers'])
-    app.run(main)
+    sys.exit(main())

@@ -51,16 +51,17 @@ def train_and_evaluate(
             if another process is running in the folder.
         FileNotFoundError: if the data set is not prepared and cannot be downloaded.
         DivergedError: if a loss becomes NaN or infinite; result.json then says so.
-        InterruptedRunError: on SIGTERM or Ctrl-C, after the state has been saved in a checkpoint.
+        InterruptedRunError: on SIGTERM, SIGHUP or Ctrl-C, after the state has been saved in a checkpoint.
         ReplicasDifferError: if the check of `config.check_replicas_every` finds copies that differ.
         LostProcessError: if another process has died.
     """
-    with interruption.watch() as signals, processes.naming_the_lost():
+    with processes.naming_the_lost():
         experiment = build(config)
         steps.abstract_variables(experiment)  # rejects images that the model cannot take
         console = console or console_lib.process_console()
         run = _claimed(folder, config)
-        with workdir.locked(run) if processes.is_first() else contextlib.nullcontext():
+        lock = workdir.locked(run) if processes.is_first() else contextlib.nullcontext()
+        with lock, interruption.watch() as signals:  # until here nothing is lost by stopping at once
             return _train_and_evaluate(experiment, run, console, signals)
 
 
@@ -78,13 +79,13 @@ def _train_and_evaluate(
     experiment: Experiment, run: Path, console: rich.console.Console, signals: interruption.Watch
 ) -> dict[str, Any]:
     config = experiment.config
-    with Checkpoints(run, config.keep_checkpoints, Layout.of(experiment)) as checkpoints:
+    layout, settings = Layout.of(experiment), workdir.bound_settings(config)
+    with Checkpoints(run, config.keep_checkpoints, layout, settings) as checkpoints:
         state = _restored(experiment, run, checkpoints)
         communication = Communication.of(experiment, state.params)
         start = int(state.step)
-        log = MetricLog(run, resume_step=start, writes=processes.is_first())
+        log = MetricLog(run, start, checkpoints.seal, writes=processes.is_first())
         try:
-            log.check_reaches(start)
             if processes.is_first():
                 workdir.record(run, experiment.config)
             console_lib.describe(console, experiment, communication)
@@ -183,7 +184,7 @@ def _run(
                 record = evaluate(state, done)
                 checkpoints.wait()  # a second evaluation on record implies a complete checkpoint
                 log.write(record | window.position(done))
-                checkpoints.save(state)
+                checkpoints.save(state, log.seal())
                 progress.note(_line(record, window.position(done)))
                 window.restart()
             # Several processes must stop at the same step, so they ask each other when a record is due.
@@ -191,7 +192,7 @@ def _run(
             if meets and processes.anywhere(signals.name is not None):
                 _show(window.report(), progress)
                 window.suspend(done)
-                checkpoints.save(state)
+                checkpoints.save(state, log.seal())
                 checkpoints.wait()
                 raise InterruptedRunError(signals.name or 'a signal to another process', done)
 

@@ -1,58 +1,91 @@
 """Figures of a run as they arise: metrics.jsonl, one record a line, and TensorBoard scalars."""
 
+import contextlib
+import hashlib
 import json
 import os
+import socket
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorboardX
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
 
-__all__ = ['MetricLog']
+__all__ = ['MetricLog', 'Seal', 'read']
+
+_FLUSH_SECONDS = 30
+
+
+class Seal(NamedTuple):
+    """How far metrics.jsonl had come at a checkpoint, which keeps this; the next start goes on from there."""
+
+    size: int  # bytes
+    checksum: str  # SHA-256 of these
 
 
 class MetricLog:
     """Appends records to `metrics.jsonl` and to TensorBoard.
 
-    A resumed run forgets the records after its checkpoint and writes them anew, so that the file is the
-    same as if there had been no interruption.
+    A resumed run cuts the file to what its checkpoint has sealed, so that it ends as if there had been no
+    interruption.
 
     Args:
         workdir: the run's folder.
         resume_step: how many steps the run has done.
+        seal: that of the checkpoint; None for a run that starts.
         writes: whether to write; otherwise, as in all processes but the first, records are only remembered.
+
+    Raises:
+        ValueError: if a sealed record is missing or was changed, or a file cannot be written.
     """
 
-    def __init__(self, workdir: Path, resume_step: int, *, writes: bool = True):
+    def __init__(self, workdir: Path, resume_step: int, seal: Seal | None = None, *, writes: bool = True):
         self._path = workdir / 'metrics.jsonl'
-        self.records: list[dict[str, Any]] = [r for r in read(self._path) if _precedes(r, resume_step)]
+        sealed = _sealed(self._path, seal, resume_step) if seal else b''
+        self._digest = hashlib.sha256(sealed)
+        self._size = len(sealed)
+        self.records: list[dict[str, Any]] = _records(sealed)
         self._writes = writes
         if not writes:
             return
-        partial = self._path.with_name(self._path.name + '.partial')
-        partial.write_text(''.join(json.dumps(record) + '\n' for record in self.records))
-        os.replace(partial, self._path)
-        self._file = self._path.open('a')
-        self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=resume_step + 1)
+        try:
+            self._file = self._path.open('ab')
+            self._file.truncate(self._size)
+            self._board = _Board(workdir / 'tensorboard', resume_step + 1)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds one record; `record['step']` counts the steps done."""
+        """Adds one record; `record['step']` counts the steps done.
+
+        Raises:
+            ValueError: if it cannot be written, as on a full disk.
+        """
         self.records.append(record)
         if not self._writes:
             return
-        self._file.write(json.dumps(record) + '\n')
-        self._file.flush()
-        for name, value in record.items():
-            if name not in ('step', 'pending'):
-                self._board.add_scalar(name, value, record['step'])
+        line = json.dumps(record).encode() + b'\n'
+        try:
+            self._file.write(line)
+            self._file.flush()
+            self._board.write(record)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._digest.update(line)
+        self._size += len(line)
 
-    def check_reaches(self, step: int) -> None:
-        """Raises ValueError where records up to the checkpoint of `step` are lost."""
-        last = self.last('step', 0)
-        if last < step:
-            raise ValueError(
-                f'{self._path} ends at step {last}, but the checkpoint to resume is of step {step}. '
-                'Restore that file, or choose another --workdir to start anew.'
-            )
+    def seal(self) -> Seal | None:
+        """Makes all records survive a power cut; what a checkpoint of this moment is to keep."""
+        if not self._writes:
+            return None
+        try:
+            os.fsync(self._file.fileno())
+            self._board.flush()
+        except OSError as error:
+            raise self._failed(error) from error
+        return Seal(self._size, self._digest.hexdigest())
 
     def pending(self, step: int) -> list[dict[str, Any]]:
         """What a run that was interrupted after `step` steps had measured but not yet recorded."""
@@ -65,31 +98,102 @@ class MetricLog:
         return next((record[name] for record in reversed(self.records) if name in record), default)
 
     def close(self) -> None:
+        """Closes the files.
+
+        Raises:
+            ValueError: if the last events cannot be written.
+        """
         if not self._writes:
             return
-        self._file.close()
-        self._board.close()
+        try:
+            self._file.close()
+            self._board.close()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> ValueError:
+        """Gives up writing; what to raise."""
+        self._writes = False
+        for file in (self._file, self._board):
+            with contextlib.suppress(OSError):
+                file.close()
+        return _unwritable(self._path, error)
 
 
-def _precedes(record: dict[str, Any], checkpoint_step: int) -> bool:
-    """Whether a record was written before the checkpoint of that step; diagnostics of the step come after.
+class _Board:
+    """TensorBoard's event file.
 
-    What was pending at an earlier checkpoint has become part of a record since.
+    Not a SummaryWriter: its thread dies in silence on a full disk, and closing it then waits for ever.
     """
-    step = record['step']
-    if step == checkpoint_step:
-        return 'variance' not in record
-    return step < checkpoint_step and 'pending' not in record
+
+    def __init__(self, folder: Path, purge_step: int):
+        folder.mkdir(exist_ok=True)
+        name = f'events.out.tfevents.{time.time_ns() / 1e9:.6f}.{socket.gethostname()}'
+        self._writer = tensorboardX.RecordWriter(str(folder / name))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # hides later steps of earlier files
+        self._write(event_pb2.Event(file_version='brain.Event:2'), purge_step)
+        self._write(event_pb2.Event(session_log=start), purge_step)
+        self.flush()
+
+    def write(self, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if name not in ('step', 'pending'):
+                self._write(event_pb2.Event(summary=summary.scalar(name, value)), record['step'])
+        if time.monotonic() > self._flush_at:
+            self.flush()
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._flush_at = time.monotonic() + _FLUSH_SECONDS
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, event: event_pb2.Event, step: int) -> None:
+        event.wall_time, event.step = time.time(), step
+        self._writer.write(event.SerializeToString())
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that was cut short by a kill is dropped."""
-    if not path.exists():
-        return []
+    """The records of a metrics.jsonl; what is none, such as a last line that a kill cut short, is dropped."""
+    return _records(path.read_bytes()) if path.exists() else []
+
+
+def _records(content: bytes) -> list[dict[str, Any]]:
     records = []
-    for line in path.read_text().splitlines():
+    for line in content.splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
-            break
+            continue
+        if isinstance(record, dict) and isinstance(record.get('step'), int):
+            records.append(record)
     return records
+
+
+def _sealed(path: Path, seal: Seal, step: int) -> bytes:
+    """The bytes that were sealed; a ValueError where they are not there as they were."""
+    try:
+        with path.open('rb') as file:
+            content = file.read(seal.size)
+    except OSError as error:
+        raise _lost(path, f'cannot be read ({error.strerror or error})', step) from error
+    if len(content) < seal.size:
+        raise _lost(path, f'ends after {len(content)} of {seal.size} bytes', step)
+    if hashlib.sha256(content).hexdigest() != seal.checksum:
+        raise _lost(path, 'was changed', step)
+    return content
+
+
+def _lost(path: Path, what: str, step: int) -> ValueError:
+    return ValueError(
+        f'{path} {what}, so that records before the checkpoint of step {step} are lost. Restore that file, '
+        'or choose another --workdir to start anew.'
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f'{path}, or tensorboard beside it, cannot be written ({error.strerror or error}). Checkpoints are '
+        'kept; make room or give permission, then run the same command again to resume.'
+    )

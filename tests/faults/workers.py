@@ -21,7 +21,7 @@ import numpy as np
 
 from configs import digits
 from def_jax.training import steps
-from def_jax.training.checkpointing import checkpoints, regrouping
+from def_jax.training.checkpointing import checkpoints, regrouping, workdir
 from def_jax.training.evaluation import make_evaluate
 from def_jax.training.experiment import Experiment, build
 
@@ -74,19 +74,24 @@ def measured(old: tuple[int, int], new: tuple[int, int], folder: Path) -> dict:
     }
 
 
+def manager_of(path: Path, experiment: Experiment) -> checkpoints.Checkpoints:
+    layout, settings = regrouping.Layout.of(experiment), workdir.bound_settings(experiment.config)
+    return checkpoints.Checkpoints(path, 1, layout, settings)
+
+
 def trained(experiment: Experiment, path: Path) -> None:
     path.mkdir()
     state, train_step = steps.make_init(experiment)(), steps.make_train_step(experiment)
     for _, batch in zip(range(STEPS), experiment.train_batches(0), strict=False):
         state, _ = train_step(state, batch)
         jax.block_until_ready(state)
-    manager = checkpoints.Checkpoints(path, 1, regrouping.Layout.of(experiment))
+    manager = manager_of(path, experiment)
     manager.save(state)
     manager.close()
 
 
 def restored(path: Path, experiment: Experiment) -> tuple[steps.TrainState, list[str]]:
-    manager = checkpoints.Checkpoints(path, 1, regrouping.Layout.of(experiment))
+    manager = manager_of(path, experiment)
     state = manager.restore(steps.make_init(experiment)())
     manager.close()
     return state, manager.notes

@@ -56,7 +56,7 @@ def assert_refused(process, *words):
         (['--config=configs/nothing.py'], ['configs/nothing.py', 'No such file']),
         ([], ['--config']),
         ([DIGITS, '--config.method=deff'], ["config.method='deff'", 'sgd, ef, saef', "Did you mean 'def'?"]),
-        ([DIGITS, '--config.ratio=0'], ['config.ratio=0 must be a number >= 1']),
+        ([DIGITS, '--config.ratio=0'], ['config.ratio=0.0 must be a number >= 1']),
         ([DIGITS, '--config.learning_rate=nan'], ['config.learning_rate=nan must be']),
         ([DIGITS, '--config.batch_size=100'], ['config.batch_size=100', 'the nearest that does is 96']),
         (
@@ -170,6 +170,21 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_is_not(finished, envi
     assert processes.start(folder, SHORT, environment).wait(timeout=300) == 0
     assert processes.differences(folder, finished[0]) == []
     assert len(processes.final_state(folder)) > 50
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_nobody_reads_its_output(environment, tmp_path):
+    """`train.py … | head -1`, where standard output is ASCII."""
+    flags = [*SHORT, '--config.num_epochs=2', f'--workdir={tmp_path / "run"}']
+    environment = environment | {'PYTHONIOENCODING': 'ascii'}
+    command, pipe = [sys.executable, 'train.py', *flags], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe) as process:
+        assert b'?=0.3' in process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=300) == 0
+        line = b'train.py: standard output cannot be written to any more; going on without it.\n'
+        assert process.stderr.read() == line
+    assert (tmp_path / 'run' / 'result.json').exists()
 
 
 @pytest.mark.slow

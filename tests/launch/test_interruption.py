@@ -1,21 +1,31 @@
 """SIGTERM and Ctrl-C: the state goes into a checkpoint and the run ends, to be resumed bit for bit."""
 
 import os
+import runpy
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import training_fixtures as fixtures
 
 from def_jax.launch import command_line, interruption
 from def_jax.launch.exits import EndedError
-from def_jax.training import loop, metrics, steps
+from def_jax.training import loop, steps
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def handlers():
     """Python's own handlers, however the suite was started; they must be back in place after each test."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
     after = {number: signal.signal(number, handler) for number, handler in before.items()}
@@ -24,7 +34,7 @@ def handlers():
 
 # Records are due every 3 steps and evaluations every 5: after 7 and 8 steps something is pending.
 @pytest.mark.parametrize(
-    ('number', 'done'), [(signal.SIGTERM, 1), (signal.SIGTERM, 5), (signal.SIGTERM, 7), (signal.SIGINT, 9)]
+    ('number', 'done'), [(signal.SIGTERM, 1), (signal.SIGHUP, 5), (signal.SIGTERM, 7), (signal.SIGINT, 9)]
 )
 def test_a_signal_ends_the_run_with_a_checkpoint_of_its_step(recorded, tmp_path, monkeypatch, number, done):
     fixtures.signalled(monkeypatch, number, done - 1)
@@ -54,16 +64,6 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(recorded, tmp_p
     assert result['metrics']['train_loss'] == recorded.result['metrics']['train_loss']
     assert len(result['curve']) == len(recorded.result['curve'])
     assert steps.make_train_step(recorded.experiment).traces() == 1
-
-
-def test_what_is_pending_is_not_kept_once_it_is_recorded(recorded, tmp_path, monkeypatch):
-    for done in (7, 11):
-        with monkeypatch.context() as patch, pytest.raises(loop.InterruptedRunError):
-            fixtures.signalled(patch, signal.SIGTERM, done - 1)
-            fixtures.train(recorded.config, tmp_path)
-    fixtures.train(recorded.config, tmp_path)
-    pending = [r['step'] for r in metrics.read(tmp_path / 'metrics.jsonl') if 'pending' in r]
-    assert pending == [11]
 
 
 def test_a_loss_that_is_not_finite_is_not_saved_on_the_way_out(recorded, tmp_path, monkeypatch):
@@ -109,6 +109,48 @@ def test_outside_the_main_thread_signals_are_left_alone():
     assert seen == [(None, before)]
 
 
+# --- In a program ---
+
+PROGRAM = """
+import contextlib, hashlib, sys
+from def_jax.launch import interruption
+watch = interruption.watch if sys.argv[1] == 'training' else contextlib.nullcontext
+with interruption.ending_at_once('train.py'), watch():
+    print('ready', flush=True)
+    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)  # as XLA or a download: minutes without Python
+"""
+
+
+@pytest.mark.parametrize(
+    ('phase', 'numbers', 'last'),
+    [
+        ('starting', [signal.SIGHUP], 'SIGHUP'),
+        ('training', [signal.SIGINT, signal.SIGINT], 'SIGINT'),
+    ],
+)
+def test_a_signal_is_answered_at_once_whatever_is_running(phase, numbers, last):
+    command = [sys.executable, '-c', PROGRAM, phase]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout.readline() == b'ready\n'
+        for number in numbers[:-1]:
+            process.send_signal(number)
+            line = process.stderr.readline().decode()
+            assert line.startswith(f'train.py: {number.name}: stopping after the step at hand')
+        process.send_signal(numbers[-1])
+        assert process.wait(timeout=60) == 4
+        error = process.stderr.read().decode()
+        assert error == f'train.py: stopped by {last}. Run the same command again to resume.\n'
+
+
+def test_ctrl_c_in_the_first_second_ends_without_a_traceback(monkeypatch):
+    """While train.py imports, nothing has begun that an exception would have to undo."""
+    handlers = []
+    monkeypatch.setattr(runpy, 'run_module', lambda *args, **options: handlers.append(signal.getsignal(2)))
+    runpy.run_path(str(ROOT / 'train.py'), run_name='__main__')
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert handlers == [signal.SIG_DFL]
+
+
 # --- Exit codes ---
 
 
@@ -131,15 +173,12 @@ def raising(error):
         (raising(OSError(28, 'No space left on device', 'metrics.jsonl')), 2, 'No space left on device'),
         (raising(loop.DivergedError(7, 1, float('nan'))), 3, 'worker 1 is nan at step 7'),
         (raising(loop.InterruptedRunError('SIGTERM', 7)), 4, 'stopped by SIGTERM after step 7'),
-        (raising(KeyboardInterrupt()), 4, 'train.py: stopped. Run the same command again to resume.\n'),
-        (lambda: signal.raise_signal(signal.SIGTERM), 4, 'train.py: stopped. Run the same command again'),
         (raising(loop.ReplicasDifferError(7, ['key'], [1])), 5, 'the workers do not agree on key'),
         (raising(Ended('why')), 77, 'train.py: why\n'),
     ],
 )
-def test_every_ending_has_its_exit_code_and_one_line(capsys, monkeypatch, run, code, line):
+def test_every_ending_has_its_exit_code_and_one_line(capsys, run, code, line):
     assert command_line.exit_code('train.py', run) == code
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     error = capsys.readouterr().err
     assert line in error and error.count('\n') == (1 if code else 0)
 
@@ -147,4 +186,3 @@ def test_every_ending_has_its_exit_code_and_one_line(capsys, monkeypatch, run, c
 def test_what_is_no_foreseen_ending_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         command_line.exit_code('train.py', lambda: 1 / 0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -3,13 +3,15 @@
 The data position needs no record of its own: batches, permutations and augmentation are functions of
 the step and the seed.
 
-Orbax writes the arrays into `checkpoints/STEP.partial` while training goes on; then the manifest with the
-checksums of its files is added, and only then the folder gets its name. A kill at any moment leaves the
-earlier checkpoints as they were and at most a partial one, which the next save removes.
+Hand-written rather than orbax's CheckpointManager, which gives a step its final name before a manifest with
+the checksums of its files can be inside. Orbax writes the arrays into `checkpoints/STEP.partial` while
+training goes on; then the manifest is added, and only then the folder gets its name. A kill at any moment
+leaves the earlier checkpoints as they were and at most a partial one, which the next save removes.
 
 Of several processes each writes its own rows, and the first does the rest; all see the same folder.
 """
 
+import contextlib
 import os
 import shutil
 import threading
@@ -26,6 +28,8 @@ from def_jax.launch.exits import LostProcessError
 from def_jax.training.checkpointing import manifest, regrouping
 from def_jax.training.checkpointing.manifest import DamagedError
 from def_jax.training.checkpointing.regrouping import Layout
+from def_jax.training.checkpointing.workdir import describe_differences, sync
+from def_jax.training.metrics import Seal
 from def_jax.training.steps import TrainState
 
 __all__ = ['Checkpoints']
@@ -41,15 +45,19 @@ class Checkpoints:
         workdir: the run's folder.
         keep: how many stay.
         layout: how the run's workers lie in its state.
+        settings: the configuration that the state depends on, see `workdir.bound_settings`.
     """
 
-    def __init__(self, workdir: Path, keep: int, layout: Layout):
+    def __init__(self, workdir: Path, keep: int, layout: Layout, settings: dict[str, Any]):
         self._folder, self._keep, self._layout = workdir / 'checkpoints', keep, layout
+        self._settings = settings
+        self._identity = _identity(workdir)
         self._checkpointer = ocp.StandardCheckpointer()
         self._commit: threading.Thread | None = None
         self._failure: Exception | None = None
         self._newest: int | None = None  # the newest one that is known to be good
         self.notes: list[str] = []  # what `restore` did to the state; a line for each
+        self.seal: Seal | None = None  # of the metrics that belong to the restored state
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -75,23 +83,31 @@ class Checkpoints:
                 f'{needed / 1e6:,.1f} MB. Make room, or choose a --workdir on another disk.'
             )
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, seal: Seal | None = None) -> None:
         """Writes the state. Complete when the next save starts, or on `wait` or `close`.
+
+        Args:
+            state: the state.
+            seal: of the metrics up to it, where there are any.
 
         Raises:
             ValueError: if this or the save before it could not be written; earlier checkpoints are kept.
         """
         step, state = int(state.step), self._layout.spread(state)
-        if processes.agree(step == self._newest or self._is_good(step, state)):
-            return
-        self.wait()
         content = {
             'step': step,
             'workers': list(self._layout.workers),
             'batch_size': self._layout.batch_size,
+            'settings': self._settings,
+            'metrics': list(seal) if seal else None,
             'leaves': manifest.leaves_of(state),
         }
+        if processes.agree(step == self._newest or self._is_there(content)):
+            return
+        self.wait()
         try:
+            if not self._is_in_place():  # or orbax would make another folder of that name
+                raise FileNotFoundError('the folder is gone')
             if processes.is_first():
                 self._remove_remains()
             self._checkpointer.save(self._partial(step) / _ARRAYS, state)  # returns when it has a copy
@@ -148,9 +164,10 @@ class Checkpoints:
             failure, self._failure, self._newest = self._failure, None, None
             if _is_loss(failure):
                 raise LostProcessError(_reason(failure)) from failure
+            remedy = 'make room' if self._is_in_place() else 'give the folder its name back'
             raise ValueError(
                 f'no checkpoint could be written to {self._folder} ({_reason(failure)}). The earlier ones '
-                'are kept; make room, then run the same command again to resume.'
+                f'are kept; {remedy}, then run the same command again to resume.'
             ) from failure
 
     def close(self) -> None:
@@ -171,22 +188,34 @@ class Checkpoints:
             self._checkpointer.wait_until_finished()
             if not processes.is_first():
                 return
+            if self._checkpointer.metadata(partial / _ARRAYS).item_metadata is None:
+                raise ValueError(
+                    'orbax has left parts out'
+                )  # it skips steps where it does not find its files
             manifest.write(partial, content)
             replaced = final.with_name(final.name + _REPLACED)
             if final.exists():  # damaged, or it would have been restored
                 os.replace(final, replaced)
             os.replace(partial, final)
-            _sync(self._folder)
+            sync(self._folder)
             shutil.rmtree(replaced, ignore_errors=True)
             for old in [s for s in self.steps() if s <= step][: -self._keep]:
                 shutil.rmtree(self._folder / str(old))
         except Exception as error:
             self._fail(step, error)
 
+    def _is_in_place(self) -> bool:
+        """Whether the run's folder is still the one that the run began in: not renamed, not removed."""
+        return _identity(self._folder.parent) == self._identity
+
     def _fail(self, step: int, error: Exception) -> None:
         self._failure = error
         if processes.is_first():
             shutil.rmtree(self._partial(step), ignore_errors=True)  # a full disk needs the room
+            if not self._is_in_place():
+                with contextlib.suppress(OSError):  # what orbax has made anew where the folder was
+                    self._folder.rmdir()
+                    self._folder.parent.rmdir()
 
     def _read(self, path: Path, step: int, like: TrainState) -> TrainState:
         content, shapes = self._verified(path, step, like)
@@ -199,6 +228,7 @@ class Checkpoints:
             state = self._checkpointer.restore(path / _ARRAYS, target)
         except Exception as error:  # orbax and tensorstore raise many types for a damaged file
             raise DamagedError(f'its arrays cannot be read: {_reason(error)}') from error
+        self.seal = Seal(*content['metrics']) if content['metrics'] else None
         self.notes = regrouping.describe(workers, content['batch_size'], self._layout)
         if not in_place:
             state = regrouping.regrouped(state, workers, self._layout)
@@ -209,6 +239,8 @@ class Checkpoints:
         content, shapes, damage = {}, like, None
         try:
             content = manifest.read_verified(path, step)
+            if changes := describe_differences(content['settings'], self._settings):
+                raise DamagedError(f'it is of a run of another configuration: {changes}')
             shapes = self._layout.shapes(like, tuple(content['workers']))
             _check_leaves(content['leaves'], manifest.leaves_of(shapes))
         except DamagedError as error:
@@ -217,15 +249,14 @@ class Checkpoints:
             raise damage or DamagedError('another process cannot read it')
         return content, shapes
 
-    def _is_good(self, step: int, state: TrainState) -> bool:
-        if step not in self.steps():
-            return False
+    def _is_there(self, content: manifest.Manifest) -> bool:
+        """Whether there is a good checkpoint that says of itself what `content` does."""
+        step = content['step']
         try:
-            content = manifest.read_verified(self._folder / str(step), step)
-            _check_leaves(content['leaves'], manifest.leaves_of(state))
+            found = manifest.read_verified(self._folder / str(step), step)
         except DamagedError:
             return False
-        return True
+        return found | content == found
 
     def _partial(self, step: int) -> Path:
         return self._folder / f'{step}{_PARTIAL}'
@@ -256,18 +287,18 @@ def _shape(leaf: list | None) -> str:
     return 'missing' if leaf is None else f'{leaf[0]}{leaf[1]}'
 
 
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from any other, whatever its name; None where it is not there."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _is_step(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
 
 def _reason(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _sync(folder: Path) -> None:
-    """Makes a rename in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

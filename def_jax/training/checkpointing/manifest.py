@@ -13,13 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
+import def_jax
+
 __all__ = ['DamagedError', 'Manifest', 'leaves_of', 'read_verified', 'write']
 
 NAME = 'manifest.json'
-FORMAT = 1
+FORMAT = 2  # 2: with the settings and the seal of the metrics
 _CHUNK = 1 << 20
 
-Manifest = dict[str, Any]  # 'format', 'step', 'workers', 'batch_size', 'leaves', 'files', 'checksum'
+# 'format', 'version', 'step', 'workers', 'batch_size', 'settings', 'metrics', 'leaves', 'files', 'checksum'
+Manifest = dict[str, Any]
 
 
 class DamagedError(ValueError):
@@ -31,9 +34,9 @@ def write(folder: Path, content: Manifest) -> None:
 
     Args:
         folder: the checkpoint's folder.
-        content: what it holds: 'step', 'workers', 'batch_size', 'leaves'.
+        content: what it holds: 'step', 'workers', 'batch_size', 'settings', 'metrics', 'leaves'.
     """
-    content = {'format': FORMAT} | content | {'files': _checksums(folder)}
+    content = {'format': FORMAT, 'version': def_jax.__version__} | content | {'files': _checksums(folder)}
     content['checksum'] = _checksum_of(content)
     with (folder / NAME).open('w') as file:
         json.dump(content, file, indent=1)
@@ -57,7 +60,11 @@ def read_verified(folder: Path, step: int) -> Manifest:
     try:
         content = json.loads((folder / NAME).read_text())
         if content['format'] != FORMAT:
-            raise DamagedError(f'its format is {content["format"]}, and this version reads {FORMAT}')
+            writer = f'def_jax {content["version"]}' if 'version' in content else 'an earlier version'
+            raise DamagedError(
+                f'its format is {content["format"]}, and this version reads {FORMAT}; {writer} wrote it and '
+                'can finish the run'
+            )
         if content.pop('checksum') != _checksum_of(content):
             raise DamagedError(f'{NAME} was changed')
     except FileNotFoundError:

@@ -4,13 +4,22 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-__all__ = ['InUseError', 'claim', 'locked', 'record', 'write_json']
+__all__ = [
+    'InUseError',
+    'bound_settings',
+    'claim',
+    'describe_differences',
+    'locked',
+    'record',
+    'sync',
+    'write_json',
+]
 
 _RECORD = 'config.json'
 
@@ -26,7 +35,9 @@ _FREE_KEYS = (
 # Keys that say which workers go on with a run; the state is regrouped for them. The batch may change only
 # along with the number of workers, which must divide it.
 _WORKER_KEYS = ('num_workers', 'workers_per_device')
+_BATCH_KEY = 'batch_size'
 
+_PATTERN = {'*', '?', '['}
 
 # What may be there before the configuration: a start that was killed, and what other processes have compiled.
 _EARLY = (f'{_RECORD}.partial', 'compilation_cache')
@@ -58,7 +69,12 @@ def claim(
         ValueError: if the folder belongs to a run of another configuration, holds other files, or cannot be
             written to.
     """
-    workdir = Path(workdir).absolute()
+    workdir = Path(workdir).expanduser().absolute()
+    if found := sorted(_PATTERN & set(str(workdir))):
+        raise ValueError(
+            f'workdir={str(workdir)!r} contains {" ".join(found)}, and orbax, which writes the checkpoints, '
+            'takes such a path for a pattern. Choose a --workdir without *, ? and [.'
+        )
     if exists and not (workdir / _RECORD).exists():
         raise ValueError(
             f'workdir={str(workdir)!r} is not the folder that process 0 has made. All processes of a run '
@@ -68,9 +84,8 @@ def claim(
     ours = _settings(config)
     if path.exists():
         theirs = _read(path)
-        keys = _differences(theirs, ours, other_workers=other_workers)
-        if keys:
-            changes = ', '.join(f'{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here' for key in keys)
+        free = _free_keys(theirs, ours, other_workers=other_workers)
+        if changes := describe_differences(theirs, ours, free):
             raise ValueError(
                 f'workdir={str(workdir)!r} holds a run of another configuration ({changes}). '
                 'Choose another --workdir, or the same configuration to resume that run.'
@@ -102,14 +117,24 @@ def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))  # tuples become lists, as they will be when read
 
 
-def _differences(theirs: dict[str, Any], ours: dict[str, Any], *, other_workers: bool) -> list[str]:
-    """The keys that keep a run of one configuration from going on as a run of another."""
-    free = set(_FREE_KEYS)
-    if other_workers:
-        free.update(_WORKER_KEYS)
-        if theirs.get('num_workers') != ours.get('num_workers'):
-            free.add('batch_size')
-    return sorted(k for k in ours.keys() | theirs.keys() if k not in free and ours.get(k) != theirs.get(k))
+def bound_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The settings that a run's state depends on: all but those that other starts may change."""
+    free = (*_FREE_KEYS, *_WORKER_KEYS, _BATCH_KEY)
+    return {key: value for key, value in _settings(config).items() if key not in free}
+
+
+def describe_differences(theirs: dict[str, Any], ours: dict[str, Any], free: Collection[str] = ()) -> str:
+    """Which settings differ, and how; an empty string where none does."""
+    keys = sorted(k for k in ours.keys() | theirs.keys() if k not in free and ours.get(k) != theirs.get(k))
+    return ', '.join(f'{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here' for key in keys)
+
+
+def _free_keys(theirs: dict[str, Any], ours: dict[str, Any], *, other_workers: bool) -> tuple[str, ...]:
+    """The keys that may differ where a run of one configuration goes on as a run of another."""
+    if not other_workers:
+        return _FREE_KEYS
+    same_number = theirs.get('num_workers') == ours.get('num_workers')
+    return (*_FREE_KEYS, *_WORKER_KEYS, *([] if same_number else [_BATCH_KEY]))
 
 
 @contextlib.contextmanager
@@ -124,7 +149,7 @@ def locked(workdir: Path) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f'workdir={str(workdir)!r} cannot be written to ({error}).') from error
     with file:
-        try:
+        try:  # not filelock, whose fallback, where a file system has no flock, outlives a killed process
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUseError(
@@ -138,7 +163,17 @@ def write_json(path: Path, content: Any) -> None:
     """Writes `content` as JSON; a reader sees the old file or the new one, never half of it."""
     partial = _partial(path)
     partial.write_text(json.dumps(content, indent=2) + '\n')
+    sync(partial)  # or a power cut may leave the new name with nothing in it
     os.replace(partial, path)
+
+
+def sync(path: Path) -> None:
+    """Makes what is in a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _partial(path: Path) -> Path:

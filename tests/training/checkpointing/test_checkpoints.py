@@ -151,15 +151,3 @@ def test_saving_a_step_again_changes_nothing(recorded, saved, tmp_path):
 def test_without_a_checkpoint_the_state_stays(recorded, tmp_path):
     state = fixtures.restored(tmp_path, recorded.experiment)
     fixtures.assert_same_bits(fixtures.shards(state), recorded.states[0])
-
-
-# --- What does not fit ---
-
-
-def test_metrics_that_end_before_the_checkpoint_are_not_passed_over(recorded, tmp_path):
-    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
-    (folder / 'metrics.jsonl').unlink()
-    before = (folder / 'result.json').read_bytes()
-    with pytest.raises(ValueError, match=r'metrics\.jsonl'):
-        fixtures.train(recorded.config, folder)
-    assert (folder / 'result.json').read_bytes() == before

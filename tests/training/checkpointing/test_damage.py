@@ -4,9 +4,12 @@ import contextlib
 import errno
 import gc
 import json
+import logging as std_logging
 import os
 import resource
 import shutil
+import sys
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -16,8 +19,9 @@ import pytest
 import training_fixtures as fixtures
 from absl import logging
 
+from def_jax.launch import output
 from def_jax.training import experiment, loop, steps
-from def_jax.training.checkpointing import checkpoints, manifest
+from def_jax.training.checkpointing import checkpoints, manifest, regrouping, workdir
 
 # Orbax leaves the coroutines of a failed write to the garbage collector, which reports them.
 ignore_abandoned_writes = pytest.mark.filterwarnings(
@@ -164,7 +168,7 @@ def of_another_step(folder):
     [
         (half_deleted, 'it has no manifest.json|is missing'),
         (emptied, 'it has no manifest.json: incomplete, or of a version that wrote none'),
-        (of_another_format, 'its format is 99, and this version reads 1'),
+        (of_another_format, 'its format is 99, and this version reads 2; def_jax .* wrote it and can finish'),
         (without_a_manifest, 'it has no manifest.json'),
         (of_another_step, 'it was written at step 7'),
     ],
@@ -188,13 +192,53 @@ def test_the_newest_good_checkpoint_is_taken(recorded, saved, tmp_path, warnings
         ({'model': 'vgg_small', 'dataset': 'digits'}, r'params\..* there, .* here'),
     ],
 )
-def test_a_checkpoint_of_another_model_or_method_is_refused(saved, data_dir, changes, difference):
+def test_a_checkpoint_with_other_arrays_is_refused(recorded, saved, data_dir, changes, difference):
+    """As after a change of the library, whatever the configuration says."""
     other = experiment.build(fixtures.tiny_config(data_dir, **changes))
-    manager = fixtures.manager_of(saved, other)
+    settings = workdir.bound_settings(recorded.config)
+    manager = checkpoints.Checkpoints(saved, 2, regrouping.Layout.of(other), settings)
     with pytest.raises(ValueError, match=f'another model or method: .*({difference})') as error:
         manager.restore(jax.eval_shape(steps.make_init(other)))
     manager.close()
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'difference'),
+    [
+        ({'method': 'ef'}, "method: 'def' there, 'ef' here"),
+        ({'seed': 7}, 'seed: 0 there, 7 here'),
+        ({'ratio': 16}, r'ratio: 8\.0 there, 16\.0 here'),
+        (
+            {'order': 'cyclic', 'learning_rate': 0.2},
+            "learning_rate: 0.1 there, 0.2 here, order: 'random' there",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused(saved, data_dir, changes, difference):
+    """Also where its arrays have the same names and shapes, and were copied into the run's folder."""
+    other = experiment.build(fixtures.tiny_config(data_dir, **changes))
+    manager = fixtures.manager_of(saved, other)
+    with pytest.raises(ValueError, match=f'cannot be used .*of another configuration: {difference}'):
+        manager.restore(jax.eval_shape(steps.make_init(other)))
+    manager.close()
+
+
+def test_keys_that_shape_only_the_output_are_not_bound(recorded, saved, data_dir):
+    other = experiment.build(fixtures.tiny_config(data_dir, log_every_steps=1, keep_checkpoints=9))
+    fixtures.assert_same_bits(fixtures.shards(fixtures.restored(saved, other)), recorded.states[9])
+
+
+@pytest.mark.parametrize('damage', [lambda content: content[:-30], lambda content: b'\n5\n[]\n{}\n\xff'])
+def test_a_lost_record_is_not_passed_over(recorded, tmp_path, damage):
+    """Or the accuracy of an earlier step is reported as that of the last."""
+    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
+    (folder / 'result.json').unlink()
+    (folder / 'metrics.jsonl').write_bytes(damage((folder / 'metrics.jsonl').read_bytes()))
+    before = contents(folder)
+    with pytest.raises(ValueError, match=r'before the checkpoint of step 20 are lost\. Restore that file'):
+        fixtures.train(recorded.config, folder)
+    assert contents(folder).items() >= before.items()
 
 
 def test_a_run_goes_on_from_the_good_checkpoint_and_replaces_the_damaged_one(recorded, tmp_path, warnings):
@@ -257,6 +301,39 @@ def test_a_kill_before_the_manifest_leaves_no_checkpoint(recorded, saved, tmp_pa
     fixtures.assert_same_bits(fixtures.shards(state), recorded.states[9])
 
 
+# --- Parts that orbax leaves out, and a folder that is elsewhere ---
+
+
+def test_a_checkpoint_is_not_certified_where_orbax_has_left_parts_out(recorded, tmp_path):
+    """It takes this path for a pattern, finds none of its own files and merges nothing."""
+    folder = tmp_path / 'a[1]'
+    folder.mkdir()
+    manager = fixtures.manager_of(folder, recorded.experiment)
+    manager.save(state_at(recorded, 9))
+    with pytest.raises(
+        ValueError, match=r'no checkpoint could be written to .* \(orbax has left parts out\)'
+    ):
+        manager.close()
+    assert os.listdir(folder / 'checkpoints') == []
+
+
+@pytest.mark.parametrize('made_anew', [False, True])
+def test_a_folder_that_was_renamed_is_neither_made_anew_nor_called_full(recorded, saved, tmp_path, made_anew):
+    folder = shutil.copytree(saved, tmp_path / 'run')
+    manager = fixtures.manager_of(folder, recorded.experiment)
+    folder.rename(tmp_path / 'elsewhere')
+    if made_anew:
+        folder.mkdir()
+    with pytest.raises(
+        ValueError, match=r'the folder is gone.* give the folder its name back, then'
+    ) as error:
+        manager.save(state_at(recorded, 11))
+    assert '\n' not in str(error.value)
+    manager.close()
+    assert not (folder / 'checkpoints').exists() and folder.exists() == made_anew
+    assert sorted(os.listdir(tmp_path / 'elsewhere' / 'checkpoints')) == ['7', '9']
+
+
 # --- A full disk, and one that cannot be written to ---
 
 
@@ -268,8 +345,22 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.fixture
+def hushed(monkeypatch):
+    """As in a program: orbax and tensorstore print nothing of what is raised as well."""
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    monkeypatch.setattr(threading, 'excepthook', threading.excepthook)
+    before, level = list(logging.get_absl_logger().filters), std_logging.getLogger('asyncio').level
+    output.hush_orbax()
+    yield
+    logging.get_absl_logger().filters[:] = before
+    std_logging.getLogger('asyncio').setLevel(level)
+
+
 @ignore_abandoned_writes
-def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(recorded, saved, tmp_path, small_files):
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
+    recorded, saved, tmp_path, small_files, hushed, capfd
+):
     folder = shutil.copytree(saved, tmp_path / 'run')
     before = contents(folder)
     manager = fixtures.manager_of(folder, recorded.experiment)
@@ -284,6 +375,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(recorded, s
     assert complete(folder) == before
     del error
     gc.collect()
+    assert capfd.readouterr().err == ''
 
 
 def test_a_save_after_a_failed_one_removes_what_that_left(recorded, saved, tmp_path):

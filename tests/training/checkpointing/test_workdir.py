@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,6 @@ import pytest
 
 from configs import digits
 from def_jax.training.checkpointing import workdir
-from def_jax.training.metrics import MetricLog
-from def_jax.training.metrics import read as read_metrics
 
 
 def config(**changes):
@@ -65,6 +64,18 @@ def test_a_folder_may_be_given_as_text_and_relative(tmp_path, monkeypatch):
     assert workdir.claim('run', config()) == tmp_path / 'run'
 
 
+def test_home_is_where_a_tilde_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert workdir.claim('~/run', config()) == tmp_path / 'run'
+
+
+@pytest.mark.parametrize(('name', 'letters'), [('a[1]', '['), ('runs*/b', '*'), ('why?', '?')])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name, letters):
+    with pytest.raises(ValueError, match=rf'contains {re.escape(letters)}, and orbax.* takes such a path'):
+        workdir.claim(tmp_path / name, config())
+    assert os.listdir(tmp_path) == []
+
+
 def test_an_empty_folder_can_be_used(tmp_path):
     workdir.claim(tmp_path, config())
     assert (tmp_path / 'config.json').exists()
@@ -86,7 +97,7 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
     message = str(error.value)
     assert str(run) in message and '\n' not in message and 'Choose another --workdir' in message
     for difference in (
-        'ratio: 64 there, 256 here',
+        'ratio: 64.0 there, 256.0 here',
         "method: 'def' there, 'ef' here",
         'learning_rate_drops: [0.5, 0.75] there, [0.9] here',
     ):
@@ -196,6 +207,13 @@ def test_a_folder_is_not_lost_by_a_crash_in_its_first_moment(tmp_path, monkeypat
     workdir.claim(tmp_path / 'run', config())
 
 
+def test_every_key_is_bound_free_or_of_the_workers():
+    """`claim` and `bound_settings` agree on what a state depends on."""
+    bound = workdir.bound_settings(config())
+    assert bound.keys() == set(config()) - {*workdir._FREE_KEYS, *workdir._WORKER_KEYS, 'batch_size'}
+    assert {'method', 'seed', 'ratio', 'granularity', 'order', 'allocation', 'num_epochs'} < bound.keys()
+
+
 # --- write_json ---
 
 
@@ -238,61 +256,3 @@ def test_content_that_is_not_json_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         workdir.write_json(path, {'new': object()})
     assert json.loads(path.read_text()) == {'old': 1}
-
-
-# --- MetricLog ---
-
-
-def record(step):
-    return {'step': step, 'loss': 1 / (step + 3)}
-
-
-@pytest.fixture
-def log_folder(tmp_path):
-    log = MetricLog(tmp_path, resume_step=0)
-    for step in (3, 5, 6, 9):
-        log.write(record(step))
-    log.close()
-    return tmp_path
-
-
-def test_records_are_lines_of_json_that_keep_every_digit(log_folder):
-    lines = (log_folder / 'metrics.jsonl').read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [record(step) for step in (3, 5, 6, 9)]
-    assert read_metrics(log_folder / 'metrics.jsonl') == [record(step) for step in (3, 5, 6, 9)]
-
-
-@pytest.mark.parametrize(('resume_step', 'kept'), [(0, []), (5, [3, 5]), (7, [3, 5, 6]), (9, [3, 5, 6, 9])])
-def test_a_resumed_log_forgets_what_comes_after_its_checkpoint(log_folder, resume_step, kept):
-    log = MetricLog(log_folder, resume_step=resume_step)
-    assert [r['step'] for r in log.records] == kept
-    assert read_metrics(log_folder / 'metrics.jsonl') == log.records
-    log.write(record(10))
-    log.close()
-    assert [r['step'] for r in read_metrics(log_folder / 'metrics.jsonl')] == [*kept, 10]
-    assert len(list((log_folder / 'tensorboard').iterdir())) >= 1
-
-
-@pytest.mark.parametrize('rest', ['', '{', '{"step": 12', '{"step": 12, "loss": 0.5', '\x00\x00\x00'])
-def test_a_last_line_that_was_cut_is_dropped(log_folder, rest):
-    path = log_folder / 'metrics.jsonl'
-    path.write_text(path.read_text() + rest)
-    log = MetricLog(log_folder, resume_step=20)
-    log.write(record(20))
-    log.close()
-    assert read_metrics(path) == [record(step) for step in (3, 5, 6, 9, 20)]
-
-
-def test_every_record_is_on_disk_when_it_has_been_written(tmp_path):
-    log = MetricLog(tmp_path, resume_step=0)
-    for step in (1, 2):
-        log.write(record(step))
-        assert read_metrics(tmp_path / 'metrics.jsonl')[-1] == record(step)
-    log.close()
-
-
-def test_last_finds_the_newest_value(log_folder):
-    log = MetricLog(log_folder, resume_step=6)
-    log.write({'step': 8, 'test_loss': 2.0})
-    assert (log.last('loss'), log.last('test_loss'), log.last('seconds')) == (1 / 9, 2.0, 0.0)
-    log.close()
