@@ -80,14 +80,14 @@ def hush_orbax() -> None:
     """
     std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)  # here only orbax has tasks
     logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)
-    report, report_of_thread = sys.excepthook, threading.excepthook
+    report, report_of_thread = sys.unraisablehook, threading.excepthook
 
-    def unless_tensorstore(*error: Any) -> None:
-        if threading.current_thread() is threading.main_thread():  # else called from its C++
-            report(*error)
+    def unless_loop_closed(error: Any) -> None:
+        if str(error.exc_value) != 'Event loop is closed':  # of writes of tensorstore's
+            report(error)
 
     def unless_orbax(error: threading.ExceptHookArgs) -> None:
         if not type(error.thread).__module__.startswith('orbax.'):
             report_of_thread(error)
 
-    sys.excepthook, threading.excepthook = unless_tensorstore, unless_orbax
+    sys.unraisablehook, threading.excepthook = unless_loop_closed, unless_orbax

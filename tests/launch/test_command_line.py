@@ -56,9 +56,9 @@ def assert_refused(process, *words):
         (['--config=configs/nothing.py'], ['configs/nothing.py', 'No such file']),
         ([], ['--config']),
         ([DIGITS, '--config.method=deff'], ["config.method='deff'", 'sgd, ef, saef', "Did you mean 'def'?"]),
-        ([DIGITS, '--config.ratio=0'], ['config.ratio=0.0 must be a number >= 1']),
+        ([DIGITS, '--config.ratio=0'], ['config.ratio=0.0 must be a finite number >= 1']),
         ([DIGITS, '--config.learning_rate=nan'], ['config.learning_rate=nan must be']),
-        ([DIGITS, '--config.batch_size=100'], ['config.batch_size=100', 'the nearest that does is 96']),
+        ([DIGITS, '--config.batch_size=100'], ['config.batch_size=100', 'the nearest is 96']),
         (
             [DIGITS, '--config.fake_devices=False'],
             ['16 devices are needed', 'shows 1 (cpu)', '--config.fake_devices=True'],

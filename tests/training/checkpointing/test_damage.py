@@ -348,7 +348,7 @@ def small_files():
 @pytest.fixture
 def hushed(monkeypatch):
     """As in a program: orbax and tensorstore print nothing of what is raised as well."""
-    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
     monkeypatch.setattr(threading, 'excepthook', threading.excepthook)
     before, level = list(logging.get_absl_logger().filters), std_logging.getLogger('asyncio').level
     output.hush_orbax()
