@@ -1,4 +1,4 @@
-"""The networks in float64 NumPy, written from the papers, as references for the Flax modules."""
+"""The networks in float64 NumPy, written from the papers and the authors' code, to test the Flax modules."""
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +45,8 @@ def numpy_norm(x, norm, stat):
     return (x - stat['mean']) / np.sqrt(stat['var'] + 1e-5) * norm['scale'] + norm['bias']
 
 
-def numpy_dense(x, params):
-    return x.mean(axis=(1, 2)) @ params['Dense_0']['kernel'] + params['Dense_0']['bias']
+def numpy_dense(x, params, index=0):
+    return x @ params[f'Dense_{index}']['kernel'] + params[f'Dense_{index}']['bias']
 
 
 class NumpyLayers:
@@ -56,7 +56,8 @@ class NumpyLayers:
         self.params, self.stats = params, stats
 
     def conv(self, x, index, stride=1):
-        return numpy_conv(x, self.params[f'Conv_{index}']['kernel'], stride)
+        layer = self.params[f'Conv_{index}']
+        return numpy_conv(x, layer['kernel'], stride) + layer.get('bias', 0)
 
     def norm(self, x, index):
         name = f'BatchNorm_{index}'
@@ -76,7 +77,7 @@ def relu(x):
 
 
 def numpy_vgg(variables, x, layers):
-    """Runs the 'conv' and 'pool' layers, then the mean and the dense layer, in evaluation mode."""
+    """Runs the 'conv' and 'pool' layers, then the mean and the dense layers, in evaluation mode."""
     network, index = in_float64(variables), 0
     for layer in layers:
         if layer == 'pool':
@@ -85,7 +86,10 @@ def numpy_vgg(variables, x, layers):
             continue
         x = relu(network.norm(network.conv(x, index), index))
         index += 1
-    return numpy_dense(x, network.params)
+    x, last = x.mean(axis=(1, 2)), sum(name.startswith('Dense') for name in network.params) - 1
+    for index in range(last):
+        x = relu(numpy_dense(x, network.params, index))
+    return numpy_dense(x, network.params, last)
 
 
 def numpy_basic_block(block, x, stride):
@@ -109,3 +113,16 @@ def numpy_preactivation_block(block, x, stride):
     first = relu(block.norm(x, 0))
     y = block.conv(relu(block.norm(block.conv(first, 0, stride), 1)), 1)
     return y + (block.conv(first, 2, stride) if 'Conv_2' in block.params else x)
+
+
+def numpy_late_stride_block(block, x, stride):
+    y = block.conv(relu(block.norm(x, 0)), 0)
+    y = block.conv(relu(block.norm(y, 1)), 1, stride)
+    return y + (block.conv(x, 2, stride) if 'Conv_2' in block.params else x)
+
+
+def numpy_preactivation_bottleneck(block, x, stride):
+    y = block.conv(relu(block.norm(x, 0)), 0)
+    y = block.conv(relu(block.norm(y, 1)), 1, stride)
+    y = block.conv(relu(block.norm(y, 2)), 2)
+    return y + (block.conv(x, 3, stride) if 'Conv_3' in block.params else x)

@@ -48,6 +48,7 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.train_images = 0
     config.test_images = 0
     config.model = 'vgg_digits'
+    config.compute_dtype = 'float32'  # of the network: float32, bfloat16; parameters stay float32
 
     # Optimization. batch_size counts the images of all workers together.
     config.batch_size = 128

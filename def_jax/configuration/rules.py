@@ -56,6 +56,7 @@ FIELDS: dict[str, Field] = {
     'train_images': _integer(0),
     'test_images': _integer(0),
     'model': _one_of(MODELS),
+    'compute_dtype': _one_of(('float32', 'bfloat16')),
     'batch_size': _integer(1),
     'num_epochs': _integer(1),
     'learning_rate': _number(lambda value: value > 0, 'a number > 0'),

@@ -2,24 +2,38 @@
 
 from collections.abc import Callable, Mapping
 
+import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from def_jax.checks import look_up
-from def_jax.models.resnet import BasicBlock, Bottleneck, ResNet, resnet8, resnet50, resnet110
+from def_jax.models.preactivation import (
+    LateStrideBlock,
+    PreactivationBlock,
+    PreactivationBottleneck,
+    PreactivationResNet,
+    resnet110,
+    wrn_10_1,
+    wrn_28_10,
+)
+from def_jax.models.resnet import BasicBlock, Bottleneck, ResNet, resnet8, resnet50, resnet110_basic
 from def_jax.models.vgg import VGG, vgg16, vgg_digits, vgg_small
-from def_jax.models.wide_resnet import WideResNet, wrn_10_1, wrn_28_10
 
 __all__ = [
     'MODELS',
     'VGG',
     'BasicBlock',
     'Bottleneck',
+    'LateStrideBlock',
+    'PreactivationBlock',
+    'PreactivationBottleneck',
+    'PreactivationResNet',
     'ResNet',
-    'WideResNet',
     'get_model',
     'resnet8',
     'resnet50',
     'resnet110',
+    'resnet110_basic',
     'vgg16',
     'vgg_digits',
     'vgg_small',
@@ -28,27 +42,32 @@ __all__ = [
 ]
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    # The paper's.
     'vgg16': vgg16,
-    'vgg_digits': vgg_digits,
     'resnet110': resnet110,
     'wrn_28_10': wrn_28_10,
     'resnet50': resnet50,
+    # Small ones of the same kinds, for CPUs.
+    'vgg_digits': vgg_digits,
     'vgg_small': vgg_small,
     'resnet8': resnet8,
     'wrn_10_1': wrn_10_1,
+    # He et al.'s.
+    'resnet110_basic': resnet110_basic,
 }
 
 
-def get_model(name: str, num_classes: int) -> nn.Module:
+def get_model(name: str, num_classes: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """Builds a network of `MODELS`.
 
     Every network is called as `model.apply(variables, images, train=…)` with float32 images
     [B, H, W, C], returns float32 logits [B, num_classes], and has the collections `params` and
-    `batch_stats`.
+    `batch_stats`. `vgg16` has dropout: in training it takes `rngs={'dropout': key}`.
 
     Args:
         name: a key of `MODELS`.
         num_classes: the number of logits.
+        dtype: the type of the computation, e.g. bfloat16; parameters, statistics and logits stay float32.
 
     Returns:
         The Flax module, not yet initialised.
@@ -66,4 +85,4 @@ def get_model(name: str, num_classes: int) -> nn.Module:
     make = look_up('model', name, MODELS)
     if num_classes < 1:
         raise ValueError(f'{num_classes=} must be at least 1: the number of labels in the data set.')
-    return make(num_classes=num_classes)
+    return make(num_classes=num_classes, dtype=dtype)

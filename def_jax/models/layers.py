@@ -1,4 +1,4 @@
-"""What every network shares: the check of its images, its convolutions, its normalisation, its last layer."""
+"""Layers that every network shares: the check of its images, convolutions, normalisation, dense layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +9,73 @@ from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 
-__all__ = ['STATISTICS_MOMENTUM', 'LayerMaker', 'batch_norm', 'check_images', 'convolution', 'logits']
+__all__ = [
+    'STATISTICS_MOMENTUM',
+    'Layer',
+    'LayerInit',
+    'batch_norm',
+    'check_images',
+    'convolution',
+    'dense',
+    'he_fan_in',
+    'he_fan_out',
+    'small_normal',
+    'torch_default',
+]
 
-STATISTICS_MOMENTUM = 0.9  # what the running statistics of batch normalisation keep of themselves a step
+STATISTICS_MOMENTUM = 0.9  # the share of the running batch statistics that each step keeps
 
-LayerMaker = Callable[..., nn.Module]
+Layer = Callable[..., jax.Array]
+
+# From a layer's fan-in to the initialisers of its kernel and of its bias; None for a layer without bias.
+LayerInit = Callable[[int], tuple[nn.initializers.Initializer, nn.initializers.Initializer | None]]
+
+
+def he_fan_in(fan_in: int) -> tuple[nn.initializers.Initializer, None]:
+    """Kernels N(0, 2 / fan_in), truncated at two standard deviations; no bias.
+
+    Source: He et al., "Delving Deep into Rectifiers", 2015.
+    """
+    return nn.initializers.he_normal(), None
+
+
+def he_fan_out(
+    fan_in: int, *, bias: bool = False
+) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer | None]:
+    """Kernels N(0, 2 / fan_out), where fan_out is the kernel's area times the channels that come out.
+
+    Source: He et al., 2015; the convolutions of torchvision, and of the paper's VGG-16 and ResNet-110.
+
+    Args:
+        fan_in: unused; the kernel's shape determines fan_out.
+        bias: whether there is a bias, which starts at zero.
+    """
+    kernel = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+    return kernel, nn.initializers.zeros if bias else None
+
+
+def small_normal(fan_in: int) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
+    """Kernels N(0, 0.01²), biases zero: as the last layer, the first loss is about that of guessing.
+
+    Source: Goyal et al., "Accurate, Large Minibatch SGD", 2017, Section 5.1.
+    """
+    return nn.initializers.normal(0.01), nn.initializers.zeros
+
+
+def torch_default(fan_in: int) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
+    """Kernels and biases uniform in ±1/√fan_in.
+
+    Source: the default of PyTorch's `Conv2d` and `Linear`.
+
+    >>> kernel_init, _ = torch_default(400)
+    >>> bool(jnp.abs(kernel_init(jax.random.key(0), (400, 10))).max() <= 0.05)
+    True
+    """
+
+    def uniform(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return uniform, uniform
 
 
 def check_images(images: jax.Array, *, halvings: int) -> None:
@@ -44,19 +106,27 @@ def check_images(images: jax.Array, *, halvings: int) -> None:
         )
 
 
-def convolution(width: int, kernel: int = 3, stride: int = 1, *, dtype: DTypeLike = jnp.float32) -> nn.Conv:
-    """A convolution without bias, He initialised, padded by `kernel // 2` zeros on each side.
-
-    Source: He et al., "Delving Deep into Rectifiers", 2015.
+def convolution(
+    x: jax.Array,
+    width: int,
+    kernel: int = 3,
+    stride: int = 1,
+    *,
+    init: LayerInit = he_fan_in,
+    dtype: DTypeLike = jnp.float32,
+) -> jax.Array:
+    """A convolution, padded by `kernel // 2` zeros on each side; part of the calling compact method's module.
 
     Args:
+        x: float [B, H, W, C].
         width: the number of channels that come out.
         kernel: the height and the width of the kernel, odd.
         stride: by which the height and the width are divided.
-        dtype: the type of the computation.
+        init: how kernel and bias start, and whether there is a bias.
+        dtype: the type of the computation; parameters are float32.
 
     Returns:
-        The layer, a part of the module in whose compact method this is called.
+        float [B, H / stride, W / stride, width], of type `dtype`.
     """
     return nn.Conv(
         width,
@@ -64,11 +134,10 @@ def convolution(width: int, kernel: int = 3, stride: int = 1, *, dtype: DTypeLik
         strides=stride,
         # 'SAME' would pad only the far border where the stride is 2; the published networks pad both.
         padding=kernel // 2,
-        use_bias=False,
-        kernel_init=nn.initializers.he_normal(),
         conv_general_dilated=_convolve,
         dtype=dtype,
-    )
+        **_initialisers(init, fan_in=kernel * kernel * x.shape[-1]),
+    )(x)
 
 
 def _convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
@@ -93,33 +162,34 @@ def _convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
     return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def batch_norm(*, train: bool, zero_init: bool = False, dtype: DTypeLike = jnp.float32) -> nn.BatchNorm:
-    """A batch normalisation; its running statistics keep `STATISTICS_MOMENTUM` of themselves.
+def batch_norm(x: jax.Array, *, train: bool, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """A batch normalisation, part of the calling compact method's module.
+
+    The running statistics keep `STATISTICS_MOMENTUM` of themselves at each step.
 
     Args:
+        x: float [B, H, W, C].
         train: whether to normalise by the batch's statistics and to update the running ones.
-        zero_init: whether the scale starts at 0 in place of 1.
         dtype: the type of the computation; parameters and statistics are float32.
 
     Returns:
-        The layer, a part of the module in whose compact method this is called.
+        float [B, H, W, C], of type `dtype`.
     """
     return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=STATISTICS_MOMENTUM,
-        epsilon=1e-5,
-        scale_init=nn.initializers.zeros if zero_init else nn.initializers.ones,
-        dtype=dtype,
-    )
+        use_running_average=not train, momentum=STATISTICS_MOMENTUM, epsilon=1e-5, dtype=dtype
+    )(x)
 
 
-def logits(x: jax.Array, num_classes: int, *, dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """The mean over height and width and a dense layer: [B, H, W, C] to float32 [B, num_classes].
+def dense(x: jax.Array, width: int, *, init: LayerInit, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """A dense layer, [B, C] to [B, width]; part of the calling compact method's module."""
+    return nn.Dense(width, dtype=dtype, **_initialisers(init, fan_in=x.shape[-1]))(x)
 
-    The layer starts at N(0, 0.01²), so that the first loss is about that of guessing; a larger start sends
-    VGG-16 far above it in the first steps.
 
-    Source: Goyal et al., "Accurate, Large Minibatch SGD", 2017, Section 5.1; torchvision's VGG.
-    """
-    x = jnp.mean(x, axis=(1, 2))
-    return nn.Dense(num_classes, kernel_init=nn.initializers.normal(0.01), dtype=dtype)(x).astype(jnp.float32)
+def _initialisers(init: LayerInit, fan_in: int) -> dict[str, Any]:
+    """The arguments of a Flax layer that say how it starts."""
+    kernel_init, bias_init = init(fan_in)
+    return {
+        'kernel_init': kernel_init,
+        'use_bias': bias_init is not None,
+        'bias_init': bias_init or nn.initializers.zeros,
+    }

@@ -16,13 +16,18 @@ PyTree = Any
 
 __all__ = ['ImageClassification']
 
+# Folded into the step's key for the key of dropout. `augment` splits the step's key in two, which may equal
+# folding in 0 and 1.
+_DROPOUT = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageClassification:
     """Cross-entropy and accuracy of a network on the images of a data set.
 
     Attributes:
-        model: a network that maps images, float32 [b, H, W, C], and `train` to logits [b, classes].
+        model: a network that maps images, float32 [b, H, W, C], and `train` to logits [b, classes]. In
+            training it may draw from a PRNG key named 'dropout'.
         spec: the data set's description. Batches hold `image`, uint8 [b, H, W, C], and `label`, int32 [b].
     """
 
@@ -38,7 +43,8 @@ class ImageClassification:
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
         images = augmentation.augment(key, batch['image'], self.spec)
         variables = {'params': params, 'batch_stats': batch_stats}
-        logits, mutated = self.model.apply(variables, images, train=True, mutable=['batch_stats'])
+        rngs = {'dropout': jax.random.fold_in(key, _DROPOUT)}
+        logits, mutated = self.model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
         accuracy = jnp.mean(logits.argmax(-1) == batch['label'])
         return loss, ({'accuracy': accuracy}, mutated.get('batch_stats', {}))

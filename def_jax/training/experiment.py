@@ -166,6 +166,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         steps_per_epoch = in_memory.steps_per_epoch(len(dataset.train), config.batch_size)
     except ValueError as error:
         raise ValueError(f'config.{error}') from error
+    model = get_model(config.model, dataset.spec.num_classes, jnp.dtype(config.compute_dtype))
     num_steps = _num_steps(config, steps_per_epoch)
     schedule = optax.piecewise_constant_schedule(
         config.learning_rate, {round(share * num_steps): 0.1 for share in config.learning_rate_drops}
@@ -179,7 +180,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         config=ml_collections.FrozenConfigDict(config),
         method=methods.get_method(config.method),
         dataset=dataset,
-        task=ImageClassification(get_model(config.model, dataset.spec.num_classes), dataset.spec),
+        task=ImageClassification(model, dataset.spec),
         schedule=schedule,
         make_optimizer=optimizer,
         compressor=make_compressor(config),

@@ -25,7 +25,7 @@ def test_convolutions_of_small_and_large_images_are_flaxs(image, kernel, stride)
     class Ours(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return layers.convolution(5, kernel, stride)(x)
+            return layers.convolution(x, 5, kernel, stride)
 
     class Flax(nn.Module):
         @nn.compact
@@ -46,7 +46,7 @@ def test_convolutions_of_small_and_large_images_are_flaxs(image, kernel, stride)
 class Convolution(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return layers.convolution(5)(x)
+        return layers.convolution(x, 5)
 
 
 @pytest.mark.parametrize(('backend', 'expected'), [('cpu', False), ('gpu', True), ('tpu', True)])

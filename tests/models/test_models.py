@@ -1,4 +1,4 @@
-"""The networks: sizes by formula and as published, arithmetic against NumPy, statistics, steps, errors."""
+"""The networks: sizes as published, arithmetic against NumPy, statistics, dropout, steps, errors."""
 
 import functools
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 from reference_networks import (
     in_float64,
     init_shapes,
@@ -15,29 +14,39 @@ from reference_networks import (
     numpy_bottleneck,
     numpy_conv,
     numpy_dense,
+    numpy_late_stride_block,
     numpy_preactivation_block,
+    numpy_preactivation_bottleneck,
     numpy_vgg,
     random_variables,
     relu,
     windows,
 )
 
-from def_jax.models import MODELS, VGG, BasicBlock, Bottleneck, ResNet, WideResNet, get_model
+from def_jax.models import (
+    MODELS,
+    VGG,
+    BasicBlock,
+    Bottleneck,
+    LateStrideBlock,
+    PreactivationBlock,
+    PreactivationBottleneck,
+    PreactivationResNet,
+    ResNet,
+    get_model,
+    layers,
+)
 
 IMAGE_SHAPES = {
     'vgg16': (32, 32, 3),
     'vgg_digits': (8, 8, 1),
     'resnet110': (32, 32, 3),
+    'resnet110_basic': (32, 32, 3),
     'wrn_28_10': (32, 32, 3),
     'resnet50': (224, 224, 3),
     'vgg_small': (32, 32, 3),
     'resnet8': (32, 32, 3),
     'wrn_10_1': (32, 32, 3),
-}
-VGG_WIDTHS = {
-    'vgg16': (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512),
-    'vgg_digits': (8, 8, 16, 16, 32, 32),
-    'vgg_small': (16, 16, 32, 32, 64, 64),
 }
 
 
@@ -49,113 +58,76 @@ def named_shapes(name, num_classes=10):
 # --- Sizes ---
 
 
-def vgg_sizes(name):
-    """Elements of the kernels, normalised channels, leaves before the dense layer, and its inputs."""
-    channels, widths = (IMAGE_SHAPES[name][-1], *VGG_WIDTHS[name]), VGG_WIDTHS[name]
-    kernels = sum(9 * fan_in * fan_out for fan_in, fan_out in zip(channels, widths, strict=False))
-    return kernels, sum(widths), 3 * len(widths), widths[-1]
-
-
-def resnet_sizes(blocks):
-    kernels = 9 * 3 * 16 + 2 * blocks * 9 * 16 * 16
-    kernels += 9 * 16 * 32 + (2 * blocks - 1) * 9 * 32 * 32
-    kernels += 9 * 32 * 64 + (2 * blocks - 1) * 9 * 64 * 64
-    return kernels, 16 + 2 * blocks * (16 + 32 + 64), 3 * (1 + 6 * blocks), 64
-
-
-def wide_sizes(blocks, widen):
-    kernels, channels, projections = 9 * 3 * 16, 0, 0
-    for fan_in, width in ((16, 16 * widen), (16 * widen, 32 * widen), (32 * widen, 64 * widen)):
-        kernels += 9 * fan_in * width + (2 * blocks - 1) * 9 * width * width
-        channels += fan_in + (2 * blocks - 1) * width
-        if fan_in != width:
-            kernels, projections = kernels + fan_in * width, projections + 1
-    normalisations = 6 * blocks + 1
-    return kernels, channels + 64 * widen, 1 + 6 * blocks + projections + 2 * normalisations, 64 * widen
-
-
-def resnet50_sizes():
-    kernels, channels, fan_in = 49 * 3 * 64, 64, 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        kernels += fan_in * 4 * width  # the projection
-        channels += 4 * width
-        for _ in range(blocks):
-            kernels += fan_in * width + 9 * width * width + width * 4 * width
-            channels += width + width + 4 * width
-            fan_in = 4 * width
-    # 16 blocks of 3 convolutions, 4 projections and the stem, each with a normalisation.
-    return kernels, channels, 3 * (16 * 3 + 4 + 1), 2048
-
-
+# Parameters by number of classes, their leaves, and BatchNorm's statistics.
 SIZES = {
-    'vgg16': functools.partial(vgg_sizes, 'vgg16'),
-    'vgg_digits': functools.partial(vgg_sizes, 'vgg_digits'),
-    'resnet110': functools.partial(resnet_sizes, 18),
-    'wrn_28_10': functools.partial(wide_sizes, 4, 10),
-    'resnet50': resnet50_sizes,
-    'vgg_small': functools.partial(vgg_sizes, 'vgg_small'),
-    'resnet8': functools.partial(resnet_sizes, 1),
-    'wrn_10_1': functools.partial(wide_sizes, 1, 1),
+    # Those of the authors' code; their resnet50 is torchvision's.
+    'vgg16': ({10: 15_253_578, 100: 15_299_748}, 58, 8_448),
+    'resnet110': ({10: 1_146_842, 100: 1_169_972}, 332, 16_160),
+    'wrn_28_10': ({10: 36_489_290, 100: 36_546_980}, 108, 17_952),
+    'resnet50': ({1000: 25_557_032}, 161, 53_120),
+    # He et al., table 6: 1.7 M.
+    'resnet110_basic': ({10: 1_727_962, 100: 1_733_812}, 329, 8_096),
+    'vgg_digits': ({10: 18_482}, 20, 224),
+    'vgg_small': ({10: 72_954}, 20, 448),
+    'resnet8': ({10: 75_290}, 23, 480),
+    'wrn_10_1': ({10: 77_850}, 25, 480),
 }
 
 
-@pytest.mark.parametrize('name', IMAGE_SHAPES)
-def test_parameter_count(name):
-    kernels, channels, num_leaves, features = SIZES[name]()
-    num_classes = 10
-
-    variables = named_shapes(name)
-
-    params = jax.tree.leaves(variables['params'])
-    assert sum(leaf.size for leaf in params) == kernels + 2 * channels + (features + 1) * num_classes
-    assert len(params) == num_leaves + 2
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables['batch_stats'])) == 2 * channels
-
-
-@pytest.mark.parametrize(
-    ('name', 'num_classes', 'count'),
-    [
-        ('vgg16', 10, 14_724_042),
-        ('vgg_digits', 10, 18_482),
-        ('resnet110', 10, 1_727_962),  # He et al., table 6: 1.7 M
-        ('resnet110', 100, 1_733_812),
-        ('wrn_28_10', 10, 36_479_194),  # Zagoruyko and Komodakis, table 4: 36.5 M
-        ('wrn_28_10', 100, 36_536_884),
-        ('resnet50', 1000, 25_557_032),  # torchvision's documentation
-    ],
-)
-def test_parameter_count_in_numbers(name, num_classes, count):
-    assert sum(leaf.size for leaf in jax.tree.leaves(named_shapes(name, num_classes)['params'])) == count
+@pytest.mark.parametrize('name', SIZES)
+def test_parameter_counts(name):
+    counts, num_leaves, num_statistics = SIZES[name]
+    for num_classes, count in counts.items():
+        variables = named_shapes(name, num_classes)
+        params = jax.tree.leaves(variables['params'])
+        assert (sum(leaf.size for leaf in params), len(params)) == (count, num_leaves)
+        assert sum(leaf.size for leaf in jax.tree.leaves(variables['batch_stats'])) == num_statistics
 
 
 @pytest.mark.parametrize('name', IMAGE_SHAPES)
 def test_shapes_and_types(name):
-    model = get_model(name, 10).clone(dtype=jnp.bfloat16)
-    variables = named_shapes(name)
+    model = get_model(name, 10, dtype=jnp.bfloat16)
+    variables = init_shapes(model, IMAGE_SHAPES[name])
     images = jax.ShapeDtypeStruct((5, *IMAGE_SHAPES[name]), jnp.float32)
 
-    logits = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
+    program, logits = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False), return_shape=True)(
+        variables, images
+    )
 
     assert (logits.shape, logits.dtype) == ((5, 10), jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+    products = [e for e in equations(program) if e.primitive.name in ('conv_general_dilated', 'dot_general')]
+    assert {operand.aval.dtype for e in products for operand in e.invars} == {jnp.dtype('bfloat16')}
+
+
+def equations(program):
+    """All equations of a jaxpr and of those within."""
+    for equation in program.eqns:
+        yield equation
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda value: hasattr(value, 'eqns')
+        ):
+            if hasattr(inner, 'eqns'):
+                yield from equations(inner)
 
 
 @pytest.mark.parametrize(
-    ('stages', 'layers'),
+    ('stages', 'order', 'options'),
     [
-        (((3,),), 'conv'),
-        (((3, 4), (5,)), 'conv conv pool conv'),
-        (((3,), (4, 2), ()), 'conv pool conv conv pool'),
+        (((3,),), 'conv', {}),
+        (((3, 4), (5,)), 'conv conv pool conv', {}),
+        (((3,), (4, 2), ()), 'conv pool conv conv pool', {}),
+        (((3,),), 'conv', {'convolution_init': layers.torch_default, 'hidden': (5, 4)}),
     ],
 )
-def test_logits_equal_numpy(stages, layers):
-    model = VGG(stages=stages, num_classes=6)
+def test_vgg_equals_numpy(stages, order, options):
+    model = VGG(stages=stages, num_classes=6, **options)
     variables = random_variables(model, (8, 4, 2))
     images = np.random.default_rng(1).normal(size=(3, 8, 4, 2)).astype(np.float32)
 
     logits = model.apply(variables, images, train=False)
 
-    expected = numpy_vgg(variables, images.astype(np.float64), layers.split())
+    expected = numpy_vgg(variables, images.astype(np.float64), order.split())
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -179,12 +151,21 @@ def test_resnet_equals_numpy(block, numpy_block, stage_sizes, large_images):
         x = windows(x, 3, stride=2, fill=-np.inf).max(axis=(0, 1))
     for index, stride in enumerate((1, 1, 2)):
         x = numpy_block(network.block(f'{block.__name__}_{index}'), x, stride)
-    expected = numpy_dense(x, network.params)
+    expected = numpy_dense(x.mean(axis=(1, 2)), network.params)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
 
 
-def test_wide_resnet_equals_numpy():
-    model = WideResNet(depth=10, widen=1, num_classes=6)
+@pytest.mark.parametrize('init', [layers.he_fan_in, layers.torch_default])
+@pytest.mark.parametrize(
+    ('block', 'numpy_block'),
+    [
+        (PreactivationBlock, numpy_preactivation_block),
+        (LateStrideBlock, numpy_late_stride_block),
+        (PreactivationBottleneck, numpy_preactivation_bottleneck),
+    ],
+)
+def test_preactivation_resnet_equals_numpy(block, numpy_block, init):
+    model = PreactivationResNet(block, (2, 1, 1), width=4, num_classes=6, convolution_init=init)
     variables = random_variables(model, (8, 4, 2))
     images = np.random.default_rng(1).normal(size=(3, 8, 4, 2)).astype(np.float32)
 
@@ -192,23 +173,53 @@ def test_wide_resnet_equals_numpy():
 
     network = in_float64(variables)
     x = network.conv(images.astype(np.float64), 0)
-    for index, stride in enumerate((1, 2, 2)):
-        x = numpy_preactivation_block(network.block(f'PreactivationBlock_{index}'), x, stride)
-    expected = numpy_dense(relu(network.norm(x, 0)), network.params)
+    for index, stride in enumerate((1, 1, 2, 2)):
+        x = numpy_block(network.block(f'{block.__name__}_{index}'), x, stride)
+    expected = numpy_dense(relu(network.norm(x, 0)).mean(axis=(1, 2)), network.params)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
 
 
 def test_stages_of_the_named_networks():
-    images = np.random.default_rng(1).normal(size=(2, 8, 8, 1)).astype(np.float32)
-    model = get_model('vgg_digits', 10)
-    variables = random_variables(model, (8, 8, 1))
-    layers = ['conv', 'conv', 'pool', 'conv', 'conv', 'pool', 'conv', 'conv']
-    expected = numpy_vgg(variables, images.astype(np.float64), layers)
-    np.testing.assert_allclose(model.apply(variables, images, train=False), expected, rtol=1e-4)
-
+    assert get_model('vgg_digits', 10).stages == ((8, 8), (16, 16), (32, 32))
     stages = get_model('vgg16', 10).stages
-    assert tuple(width for stage in stages for width in stage) == VGG_WIDTHS['vgg16']
+    assert sum(stages, ()) == (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
     assert [len(stage) for stage in stages] == [2, 2, 3, 3, 3, 0]  # five poolings, one of them last
+    blocks = {'resnet110': PreactivationBottleneck, 'wrn_28_10': LateStrideBlock, 'resnet50': Bottleneck}
+    assert {name: get_model(name, 10).block for name in blocks} == blocks
+
+
+# --- Dropout ---
+
+
+def test_dropout_halves_what_enters_each_hidden_layer():
+    model = VGG(stages=((64,),), num_classes=3, hidden=(64, 64))
+    images = np.random.default_rng(1).normal(size=(16, 4, 4, 2)).astype(np.float32)
+    variables = random_variables(model, (4, 4, 2))
+
+    def captured(key):
+        _, mutated = model.apply(
+            variables, images, train=True, rngs={'dropout': key}, mutable=True, capture_intermediates=True
+        )
+        return {
+            name: np.asarray(calls['__call__'][0])
+            for name, calls in mutated['intermediates'].items()
+            if name != '__call__'
+        }
+
+    found, other = captured(jax.random.key(0)), captured(jax.random.key(1))
+
+    entering = {'Dropout_0': relu(found['BatchNorm_0']).mean((1, 2)), 'Dropout_1': relu(found['Dense_0'])}
+    for name, x in entering.items():
+        kept = found[name] != 0
+        np.testing.assert_allclose(found[name], np.where(kept, 2 * x, 0), rtol=1e-5)
+        assert kept.any() and not kept[x != 0].all()
+        assert not np.array_equal(kept, other[name] != 0)
+    for index, x in enumerate((found['Dropout_0'], found['Dropout_1'], relu(found['Dense_1']))):
+        expected = numpy_dense(x, variables['params'], index)
+        np.testing.assert_allclose(found[f'Dense_{index}'], expected, rtol=1e-4, atol=1e-4)
+
+
+# --- Statistics ---
 
 
 def test_batch_stats_move_in_training_only():
@@ -240,37 +251,6 @@ def test_training_normalises_by_the_batch():
     assert not np.allclose(logits(variables, train=False), logits(other, train=False))
 
 
-def test_he_initialisation():
-    """The same numbers as those of Flax's own convolutions of the same names, which are He initialised."""
-
-    class Convolutions(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            for _ in range(2):
-                x = nn.Conv(64, (3, 3), use_bias=False, kernel_init=nn.initializers.he_normal())(x)
-            return x
-
-    images = jnp.zeros((1, 2, 2, 3))
-    ours = VGG(stages=((64, 64),), num_classes=2).init(jax.random.key(0), images, train=False)['params']
-    for name, layer in Convolutions().init(jax.random.key(0), images)['params'].items():
-        np.testing.assert_array_equal(ours[name]['kernel'], layer['kernel'])
-
-
-@pytest.mark.parametrize('block', [BasicBlock, Bottleneck])
-def test_zero_init_makes_blocks_shortcuts(block):
-    x = jnp.abs(jax.random.normal(jax.random.key(1), (2, 4, 4, 8)))
-    scales = {}
-    for zero_init in (False, True):
-        model = ResNet(block, (1,), width=2, num_classes=2, zero_init_residual=zero_init)
-        params = model.init(jax.random.key(0), x, train=False)['params'][f'{block.__name__}_0']
-        norms = [params[f'BatchNorm_{index}']['scale'] for index in range(len(params) // 2)]
-        scales[zero_init] = [float(scale.max()) for scale in norms]
-    assert set(scales[False]) == {1.0}
-    last = 1 if block is BasicBlock else 2  # a projection's normalisation comes after it
-    assert [index for index, scale in enumerate(scales[True]) if scale == 0] == [last]
-    assert [get_model(name, 10).zero_init_residual for name in ('resnet110', 'resnet50')] == [False, True]
-
-
 # --- Training ---
 
 # Large enough that the last stage normalises more than two numbers a channel.
@@ -281,6 +261,7 @@ TRAINING_SIZES = [
     ('resnet8', (8, 8, 1)),
     ('wrn_10_1', (8, 8, 1)),
     pytest.param('resnet110', (8, 8, 3), marks=pytest.mark.slow),
+    pytest.param('resnet110_basic', (8, 8, 3), marks=pytest.mark.slow),
     pytest.param('wrn_28_10', (8, 8, 3), marks=pytest.mark.slow),
     pytest.param('resnet50', (224, 224, 3), marks=pytest.mark.slow),
 ]
@@ -307,7 +288,11 @@ def test_three_training_steps(name, image_shape):
     def step(variables, opt_state):
         def loss_fn(params):
             logits, mutated = model.apply(
-                variables | {'params': params}, images, train=True, mutable=['batch_stats']
+                variables | {'params': params},
+                images,
+                train=True,
+                mutable=['batch_stats'],
+                rngs={'dropout': jax.random.key(2)},
             )
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), mutated
 
@@ -321,14 +306,15 @@ def test_three_training_steps(name, image_shape):
         variables, opt_state, loss = step(variables, opt_state)
         assert np.isfinite(loss)
 
-    unchanged = [
-        jax.tree_util.keystr(path)
-        for (path, new), old in zip(
-            jax.tree_util.tree_leaves_with_path(variables), jax.tree.leaves(initial), strict=True
-        )
-        if np.array_equal(new, old) or not np.isfinite(new).all()
-    ]
-    assert unchanged == []
+    stuck = []
+    leaves = zip(jax.tree_util.tree_leaves_with_path(variables), jax.tree.leaves(initial), strict=True)
+    for (path, new), old in leaves:
+        assert np.isfinite(new).all()
+        layer, leaf = path[-2].key, path[-1].key
+        cancelled = 'Conv' in layer and leaf == 'bias'  # by batch normalisation: the gradient is zero
+        if np.array_equal(new, old) and not cancelled:
+            stuck.append(jax.tree_util.keystr(path))
+    assert stuck == []
 
 
 # --- Errors ---
@@ -346,9 +332,9 @@ def test_every_model_is_tested():
         (
             'vgg-16',
             10,
-            r"model='vgg-16' is unknown; .* vgg16, vgg_digits, .* Did you mean 'vgg16'\?",
+            r"model='vgg-16' is unknown; .* vgg16, resnet110, .* Did you mean 'vgg16'\?",
         ),
-        ('transformer', 10, r"model='transformer' is unknown; .* resnet50, .* wrn_10_1\.$"),
+        ('transformer', 10, r"model='transformer' is unknown; .* resnet50, .* resnet110_basic\.$"),
         (None, 10, r'model=None is unknown'),
         ('vgg16', 0, r'num_classes=0 must be at least 1'),
     ],
@@ -386,9 +372,3 @@ def test_image_errors(name, shape, dtype, message):
         jax.eval_shape(
             lambda v, x: model.apply(v, x, train=False), variables, jax.ShapeDtypeStruct(shape, dtype)
         )
-
-
-@pytest.mark.parametrize('depth', [4, 27, -2])
-def test_depth_errors(depth):
-    with pytest.raises(ValueError, match=rf'depth={depth} must be 6n \+ 4 with n >= 1 blocks a stage'):
-        init_shapes(WideResNet(depth=depth, widen=1, num_classes=10), (8, 8, 3))

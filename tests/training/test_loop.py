@@ -150,6 +150,20 @@ def test_a_finished_run_is_reported_again_not_trained_again(recorded, tmp_path):
     assert f'{100 * result["metrics"]["test_accuracy_y"]:.2f} %' in screen.getvalue()
 
 
+def test_compute_dtype_is_that_of_the_network_alone(data_dir):
+    run = experiment.build(fixtures.tiny_config(data_dir, compute_dtype='bfloat16'))
+    variables = run.task.init(jax.random.key(0))
+    batch = next(run.train_batches(0))
+    batch = {name: x[0] for name, x in batch.items()}
+
+    def loss(params):
+        return run.task.loss(params, variables['batch_stats'], batch, jax.random.key(0))[0]
+
+    program, (value, grads) = jax.make_jaxpr(jax.value_and_grad(loss), return_shape=True)(variables['params'])
+    assert 'bf16' in str(program)
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, value, grads))} == {jnp.dtype('float32')}
+
+
 # --- Every method ---
 
 
