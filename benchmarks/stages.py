@@ -59,7 +59,9 @@ def network_step(
     def step(params, opt_state, batch_stats, images):
         def loss_fn(point):
             variables = {'params': point, 'batch_stats': batch_stats}
-            logits, _ = model.apply(variables, images, train=True, mutable=['batch_stats'])
+            logits, _ = model.apply(
+                variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)}
+            )
             return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[:, 0])
 
         point = def_jax.detached_params(params, opt_state) if detaches else params

@@ -12,7 +12,7 @@ from jax import lax
 
 import def_jax
 from benchmarks.cluster import timing
-from benchmarks.cluster.workloads import LEARNING_RATE, MLP_SIZES, NUM_CLASSES, VGG_IMAGE
+from benchmarks.cluster.workloads import LEARNING_RATE, MLP_SIZES, NUM_CLASSES, VGG16_STAGES, VGG_IMAGE
 from def_jax.communication import collectives
 
 AXIS = 'workers'
@@ -42,9 +42,9 @@ def make_model(job: dict):
 
 
 def _make_vgg16(key):
-    from def_jax.models import get_model
+    from def_jax.models import VGG
 
-    model = get_model('vgg16', num_classes=NUM_CLASSES)
+    model = VGG(stages=(*VGG16_STAGES, ()), num_classes=NUM_CLASSES)  # as in torch_worker: one dense layer
     variables = jax.jit(functools.partial(model.init, train=False))(key, jnp.zeros((1, *VGG_IMAGE)))
 
     def loss_fn(params, statistics, batch):
