@@ -80,7 +80,7 @@ def test_tensorboard_holds_the_same_figures(recorded):
 def test_curves_are_a_picture(recorded):
     picture = matplotlib.image.imread(recorded.folder / 'curves.png')
     height, width = picture.shape[:2]
-    assert height > 300 and width > 1000
+    assert height > 200 and width > 500
     assert picture[..., :3].std() > 0.05  # not blank
 
 
