@@ -13,11 +13,12 @@ import optax
 
 from def_jax.collectives import AxisName, check_axis_name, num_workers, pmean
 from def_jax.error_feedback import feedback_states
-from def_jax.theory import compression_delta, convergence_bound
+from def_jax.theory import compression_delta as compression_delta
+from def_jax.theory import convergence_bound as convergence_bound
 
 PyTree = Any
 
-__all__ = ['compression_delta', 'convergence_bound', 'error_statistics', 'gradient_statistics']
+__all__ = ['error_statistics', 'gradient_statistics']
 
 
 def error_statistics(opt_state: PyTree, axis_name: AxisName) -> dict[str, jax.Array]:
