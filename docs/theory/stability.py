@@ -106,29 +106,30 @@ def main():
     figure, axes = reporting.panels(3)
     rows = []
     for panel, rate in zip(axes, RATES, strict=False):
-        for name, style in zip(SETTINGS, ('-', '--'), strict=True):
-            runs = []
+        for name, color in zip(SETTINGS, (reporting.Y, reporting.X), strict=True):
+            ratios = []
             for delta in DELTAS:
                 measured = jax.vmap(functools.partial(differences, name=name, rate=rate, delta=delta))
-                runs.append({key: np.asarray(value) for key, value in measured(np.arange(SEEDS)).items()})
-                run = runs[-1]
+                run = {key: np.asarray(value) for key, value in measured(np.arange(SEEDS)).items()}
+                ratios.append(run['x'] / run['y'])
                 distances = [reporting.mean_std(run[point]) for point in ('x', 'y')]
                 gaps = [reporting.interval(run[f'{of}x'] - run[f'{of}y']) for of in ('', 'loss ')]
                 rows.append([rate, name, f'1/{1 / delta:g}', *distances, *gaps])
-            for point, color in (('x', reporting.X), ('y', reporting.Y)):
-                reporting.band(
-                    panel, DELTAS, [r[point] for r in runs], f'{point}, {name}', color=color, linestyle=style
-                )
-        panel.set(title=f'η = {rate}', xscale='log', xlabel='δ', ylabel='distance of the twins')
-        panel.legend(fontsize='small')
+            reporting.band(panel, 1 / np.array(DELTAS), ratios, name, color=color, marker='.')
+        panel.set(title=f'η = {rate}', xlabel='1/δ', ylabel='‖x - x̃‖ / ‖y - ỹ‖', ylim=(0.6, 1.1))
+        panel.set_xscale('log', base=2)
+        panel.axhline(1, color=reporting.BOUND, linewidth=0.8)
+        panel.legend()
     for delta in DELTAS:
         t, x, y = saddle(delta)
         axes[2].plot(t, x, label=f'x, δ = 1/{1 / delta:g}')
         tail = slice(len(t) // 10, None)
         slopes = [np.polyfit(np.log(t[tail]), np.log(v[tail]), 1)[0] for v in (x, y)]
         print(f'saddle, δ = 1/{1 / delta:g}: x grows as T^{slopes[0]:.2f}, y as T^{slopes[1]:.2f}')
-    axes[2].plot(t, y, color=reporting.Y, linestyle='--', label='y: T^(Lc)')
-    axes[2].set(title='saddle, η = c/(t+1), Lc = 1', xscale='log', yscale='log', xlabel='T')
+    axes[2].plot(t, y, color=reporting.BOUND, linestyle='--', label='y: T^(Lc)')
+    axes[2].set(
+        title='saddle, η = c/(t+1), Lc = 1', xscale='log', yscale='log', xlabel='T', ylabel='distance'
+    )
     axes[2].legend(fontsize='small')
     header = ['η', 'setting', 'δ', '‖x - x̃‖', '‖y - ỹ‖', 'x - y', 'loss: x - y']
     setting = {'samples': SAMPLES, 'size': SIZE, 'hidden': HIDDEN, 'steps': STEPS}
