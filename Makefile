@@ -10,11 +10,12 @@ PROCESSES ?= $(if $(ARGS),0,2)
 RESULTS := $(patsubst %/,%,$(dir $(wildcard results/*/runs.jsonl results/*/*/runs.jsonl)))
 REPRODUCED ?= table1 table4 figure3 beyond
 BENCHMARKS ?= optimizer_stage scaling workers loop startup
+THEORY ?= step_size distance averaging stability figure3
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test test-slow lint docs docs-test tables reproduce notebooks bench bench-cluster faults clean
+.PHONY: help train test test-slow lint docs docs-test theory tables reproduce notebooks bench bench-cluster faults clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +40,9 @@ docs: $(READY)  ## Build the documentation into docs/_build/html; a warning or a
 
 docs-test: $(READY)  ## Run the examples in docstrings.
 	$(BIN)/python -m pytest --doctest-modules def_jax configs
+
+theory: $(READY)  ## Run the programs behind docs/theory: tables on the screen, pictures into results/theory; minutes.
+	@for program in $(THEORY); do echo "$$program"; $(BIN)/python docs/theory/$$program.py || exit 1; done
 
 tables: $(READY)  ## Rewrite every page and picture under results/ from its runs.jsonl.
 	@for folder in $(RESULTS); do $(BIN)/python -m def_jax.experiments.report --workdir=$$folder || exit 1; done

@@ -5,21 +5,20 @@ of `error_feedback`: e_t is the mean of the workers' errors e_k = -r_k, σ² the
 gradient, and M² the squared norm of the full gradient (Assumptions 3.1 and 3.2).
 """
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from def_jax.checks import check_number
 from def_jax.collectives import AxisName, check_axis_name, num_workers, pmean
-from def_jax.compressors import Compressor, message_size
 from def_jax.error_feedback import feedback_states
+from def_jax.theory import compression_delta as compression_delta
+from def_jax.theory import convergence_bound as convergence_bound
 
 PyTree = Any
 
-__all__ = ['compression_delta', 'convergence_bound', 'error_statistics', 'gradient_statistics']
+__all__ = ['error_statistics', 'gradient_statistics']
 
 
 def error_statistics(opt_state: PyTree, axis_name: AxisName) -> dict[str, jax.Array]:
@@ -100,80 +99,6 @@ def gradient_statistics(grads: PyTree, axis_name: AxisName) -> dict[str, jax.Arr
     norm = _square(mean)
     variance = workers / (workers - 1) * (pmean(_square(grads), axis_name) - norm)
     return {'variance': variance, 'second_moment': norm - variance / workers}
-
-
-def compression_delta(compressor: Compressor, params: PyTree) -> float:
-    """The compressor's δ in Assumption 4.2: the fraction B / d of the elements sent per step.
-
-    Args:
-        compressor: a compressor that selects some of the elements, such as `random_block`.
-        params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
-
-    Returns:
-        δ in (0, 1].
-
-    >>> import jax.numpy as jnp, def_jax
-    >>> compression_delta(def_jax.random_block(4), jnp.zeros(8))
-    0.25
-    """
-    return message_size(compressor, params) / sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def convergence_bound(
-    *,
-    initial_gap: float,
-    learning_rate: float,
-    num_steps: int,
-    smoothness: float,
-    variance: float,
-    second_moment: float,
-    num_workers: int,
-    detach: float,
-    delta: float,
-) -> float:
-    """The bound of Theorem 4.3 on the mean of E‖∇F(y_t)‖² over steps.
-
-    Args:
-        initial_gap: F(y_0) - F(y*).
-        learning_rate: η, at most 1 / (4L).
-        num_steps: T.
-        smoothness: L.
-        variance: σ².
-        second_moment: M².
-        num_workers: K.
-        detach: λ in [0, 1].
-        delta: δ of the compressor, in (0, 1]; at 1 everything is sent and the last term vanishes.
-
-    Returns:
-        The right-hand side of Eq. 17.
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    Source: Theorem 4.3, Eq. 17.
-
-    >>> bound = dict(initial_gap=1.0, learning_rate=0.01, num_steps=10**4, smoothness=1.0, variance=1.0,
-    ...              second_moment=3.0, num_workers=16, delta=1 / 64)
-    >>> convergence_bound(detach=0.9, **bound) < convergence_bound(detach=0.0, **bound)
-    True
-    """
-    check_number('smoothness', smoothness, 1e-30, math.inf, 'L > 0')
-    check_number(
-        'learning_rate', learning_rate, 0, 1 / (4 * smoothness), 'η ≤ 1/(4L), as the theorem requires'
-    )
-    check_number('num_steps', num_steps, 1, math.inf, 'T')
-    check_number('num_workers', num_workers, 1, math.inf, 'K')
-    check_number('detach', detach, 0, 1, 'λ')
-    check_number('delta', delta, 1e-30, 1, 'δ > 0')
-    descent = 4 * initial_gap / (learning_rate * num_steps)
-    noise = 2 * learning_rate * smoothness * variance / num_workers
-    if delta == 1:
-        return descent + noise
-    inverse = 1 / num_workers
-    spread = (1 - inverse) * inverse * variance + (inverse - detach) ** 2 * variance
-    spread += 2 * (1 - detach) ** 2 * second_moment
-    shrink = (math.sqrt((1 - delta / 2) / (1 - delta)) - 1) ** 2
-    return descent + noise + 4 * (learning_rate * smoothness) ** 2 * spread / shrink
 
 
 def _square(tree: PyTree) -> jax.Array:

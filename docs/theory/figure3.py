@@ -1,0 +1,61 @@
+"""Figure 3 with BatchNorm set right: how much of x's early lead over y is BatchNorm's?
+
+    for seed in 0 1 2; do python train.py --config=configs/digits.py --config.workers_per_device=16 \
+        --config.ratio=256 --config.recalibrate_batches=8 --config.eval_every_epochs=10 --config.seed=$seed \
+        --workdir=runs/figure3_recalibrated/seed$seed; done
+    python docs/theory/figure3.py runs/figure3_recalibrated
+
+A run reports x and y with BatchNorm's running statistics and with statistics recalibrated at x and at y.
+Without an argument, the picture is drawn from the curves of the committed runs.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import reporting
+
+COMMITTED = reporting.RESULTS / 'figure3_runs.json'
+STATISTICS = {'running': '_running', 'recalibrated': ''}
+EPOCHS = (20, 40, 60, 80, 100, 120, 160, 280)
+
+
+def collect(folder):
+    """The curves of the runs in `folder`, by seed, kept as the committed ones."""
+    runs = {}
+    for path in sorted(folder.glob('*/result.json')):
+        result = json.loads(path.read_text())
+        curve = [
+            {k: v for k, v in r.items() if k == 'epoch' or k.startswith('test_acc')} for r in result['curve']
+        ]
+        runs[result['config']['seed']] = curve
+    COMMITTED.write_text(json.dumps(runs) + '\n')
+
+
+def main():
+    if len(sys.argv) > 1:
+        collect(Path(sys.argv[1]))
+    runs = list(json.loads(COMMITTED.read_text()).values())
+    epochs = [record['epoch'] for record in runs[0]]
+
+    def accuracy(point, suffix):
+        return np.array([[100 * r[f'test_accuracy_{point}{suffix}'] for r in run] for run in runs]).T
+
+    figure, axes = reporting.panels(2, sharey=True)
+    columns = []
+    for panel, (statistics, suffix) in zip(axes, STATISTICS.items(), strict=True):
+        x, y = accuracy('x', suffix), accuracy('y', suffix)
+        reporting.band(panel, epochs, 100 - x, 'x: DEF-A', color=reporting.X)
+        reporting.band(panel, epochs, 100 - y, 'y: DEF', color=reporting.Y)
+        panel.set(title=f'{statistics} statistics', xlabel='epoch', ylabel='test error, %', yscale='log')
+        panel.legend()
+        columns += [[reporting.mean_std(v[epochs.index(e)]) for e in EPOCHS] for v in (x, y)]
+        columns += [[reporting.interval((x - y)[epochs.index(e)]) for e in EPOCHS]]
+    header = ['epoch', *(f'{of}, {name}' for name in STATISTICS for of in ('x', 'y', 'x - y'))]
+    rows = [list(row) for row in zip(EPOCHS, *columns, strict=True)]
+    reporting.publish('figure3', figure, header, rows, ratio=256, seeds=len(runs))
+
+
+if __name__ == '__main__':
+    main()

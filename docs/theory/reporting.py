@@ -1,0 +1,58 @@
+"""What the programs of this folder share: mean ± standard deviation, 95 % intervals, tables, pictures."""
+
+import json
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+from scipy import stats
+
+RESULTS = Path(__file__).resolve().parents[2] / 'results' / 'theory'
+
+# One colour for the same thing in every picture.
+X, Y, EF, BOUND = 'tab:blue', 'tab:orange', 'tab:green', 'black'
+
+
+def mean_std(values):
+    """'mean ± sample standard deviation' of one value per seed."""
+    return f'{np.mean(values):.3g} ± {np.std(values, ddof=1):.1g}'
+
+
+def interval(differences):
+    """The 95 % interval of Student's t for the mean of paired differences, one per seed."""
+    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
+    return (
+        f'{np.mean(differences):.3g} [{np.mean(differences) - half:.3g}, {np.mean(differences) + half:.3g}]'
+    )
+
+
+def band(axes, x, values, label, **style):
+    """Draws the mean over seeds, the last axis of `values`, and one standard deviation around it."""
+    values = np.asarray(values)
+    mean, std = values.mean(-1), values.std(-1, ddof=1)
+    (line,) = axes.plot(x, mean, label=label, **style)
+    axes.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def panels(count, **kwargs):
+    """A figure and its row of axes."""
+    figure = matplotlib.figure.Figure(figsize=(4.2 * count, 3.4), layout='constrained')
+    axes = figure.subplots(1, count, squeeze=False, **kwargs)[0]
+    for each in axes:
+        each.grid(alpha=0.3)
+    return figure, axes
+
+
+def publish(name, figure, header, rows, **setting):
+    """Prints the table; writes it to results/theory/NAME.json with the setting, and the picture beside it."""
+    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, ['-' * width for width in widths], *rows]:
+        print(
+            '| ' + ' | '.join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) + ' |'
+        )
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figure.savefig(RESULTS / f'{name}.png', dpi=150)
+    table = [dict(zip(header, row, strict=True)) for row in rows]
+    (RESULTS / f'{name}.json').write_text(
+        json.dumps({**setting, 'table': table}, indent=1, ensure_ascii=False) + '\n'
+    )
