@@ -93,8 +93,8 @@ def test_clipping_and_schedule_before_the_feedback():
         np.testing.assert_allclose(flat(y, 2)[worker], expected.y[1:], **CLOSE)
 
 
-@pytest.mark.parametrize('options', [{}, {'order': 'shuffled', 'allocation': 'balanced'}], ids=str)
-def test_def_sgd_is_the_chain(options):
+def test_def_sgd_is_the_chain():
+    options = {'order': 'shuffled', 'allocation': 'balanced'}
     link = def_jax.error_feedback(def_jax.random_block(4, **options), 'workers', detach=0.5, seed=3)
     by_hand = optax.chain(optax.add_decayed_weights(0.1), sgd(), link)
     alias = def_jax.def_sgd(0.1, 4, 'workers', momentum=0.9, weight_decay=0.1, detach=0.5, seed=3, **options)
@@ -102,11 +102,11 @@ def test_def_sgd_is_the_chain(options):
     chex.assert_trees_all_equal(train(alias, params, targets), train(by_hand, params, targets))
 
 
-@pytest.mark.parametrize('momentum', [0, None])
-def test_no_momentum_keeps_no_buffer(momentum):
+def test_no_momentum_keeps_no_buffer():
     params, targets = make_params(), make_targets()
-    alias = def_jax.def_sgd(0.1, 4, 'workers', momentum=momentum)
-    assert not optax.tree.get_all_with_path(alias.init(params), 'trace')
+    for momentum in (None, 0):
+        alias = def_jax.def_sgd(0.1, 4, 'workers', momentum=momentum)
+        assert not optax.tree.get_all_with_path(alias.init(params), 'trace')
     expected = train(optax.chain(optax.sgd(0.1), feedback()), params, targets)[:2]
     chex.assert_trees_all_equal(train(alias, params, targets)[:2], expected)
 
@@ -316,8 +316,7 @@ def test_workers_draw_the_same_blocks_with_any_random_generator(implementation, 
 # --- Compiled once ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('average_every', [0, 2])
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(('dtype', 'average_every'), [(jnp.float32, 0), (jnp.bfloat16, 2)])
 def test_jit_compiles_once(dtype, average_every):
     optimizer = optax.chain(sgd(), feedback(axis_name=None, average_every=average_every))
     params = make_params(dtype)

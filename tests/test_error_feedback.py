@@ -186,7 +186,7 @@ def test_tuple_of_axes_is_one_flat_axis(axes):
     assert_equals_oracle([z.reshape(8, *z.shape[2:]) for z in actual], BLOCK_4, Hyper(), average_every=4)
 
 
-@pytest.mark.parametrize('period', [2, 7, 51])
+@pytest.mark.parametrize('period', [7, 51])
 def test_average_every_equals_oracle(period):
     hypers = [Hyper(detach=1.0), Hyper(detach=0.3)]
     actual = vmapped(BLOCK_4, 4, hypers, average_every=period)

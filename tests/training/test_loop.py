@@ -174,9 +174,13 @@ def method_config(data_dir, method):
 
 # Of the methods that are settings of error feedback, one with an outer optimizer and one of random elements.
 TRAINED = [name for name in METHODS if name not in ('local_sgd', 'streaming_diloco', 'random_replicator')]
+# DEF's is the recorded run; EF and SGD-IA differ from it in a number and in the compressor only.
+SLOW = ('def', 'ef', 'sgd_ia')
 
 
-@pytest.mark.parametrize('method', TRAINED)
+@pytest.mark.parametrize(
+    'method', [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TRAINED]
+)
 def test_every_method_trains(method, recorded, data_dir, tmp_path):
     config = method_config(data_dir, method)
     result = fixtures.train(config, tmp_path / 'run')
