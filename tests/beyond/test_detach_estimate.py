@@ -64,10 +64,15 @@ COMPRESSORS = [def_jax.random_block(32), def_jax.random_k(4), def_jax.identity()
 @pytest.mark.parametrize('compressor', COMPRESSORS)
 def test_every_compressor_estimates_the_squared_norm_without_bias(compressor):
     """Exact where the elements of a tensor are equal; of others, each is sent equally often."""
-    tree = {name: jnp.full(shape, i) for i, (name, shape) in enumerate(SHAPES.items(), start=1)}
-    selection = compressor(jax.random.PRNGKey(0), jnp.uint32(0), tree)
-    expected = sum(float(jnp.vdot(x, x)) for x in tree.values())
-    assert float(selection.energy(selection.take(tree))) == pytest.approx(expected, rel=1e-6)
+    tree = {name: jnp.full(shape, float(i)) for i, (name, shape) in enumerate(SHAPES.items(), start=1)}
+
+    @jax.jit
+    def energy(tree):
+        selection = compressor(jax.random.PRNGKey(0), jnp.uint32(0), tree)
+        return selection.energy(selection.take(tree))
+
+    expected = sum(i * i * np.prod(shape) for i, shape in enumerate(SHAPES.values(), start=1))
+    assert float(energy(tree)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_worker_follows_its_own_model():
