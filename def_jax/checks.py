@@ -32,7 +32,8 @@ def check_ratio(ratio: Any) -> None:
             f'{ratio=} is an array, but it determines the shape of the message and must be a Python number; '
             "with optax.inject_hyperparams, pass static_args=('ratio',)."
         )
-    if not is_number(ratio) or not 1 <= ratio <= sys.float_info.max:
+    value = ratio.item() if isinstance(ratio, np.generic) else ratio  # its type may be narrower than a float
+    if not is_number(value) or not 1 <= value <= sys.float_info.max:
         raise ValueError(
             f'{ratio=} must be a finite number >= 1, e.g. 64 to send 1/64 of every tensor, or 1 to send all.'
         )

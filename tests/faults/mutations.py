@@ -1,6 +1,6 @@
 """One fault after another is planted in a copy of the project, and the test that should notice it must fail.
 
-    python tests/faults/mutations.py                        # all of them, in this tree: ten minutes
+    python tests/faults/mutations.py                        # all of them, in this tree
     python tests/faults/mutations.py 3 17                   # two of them
     python tests/faults/mutations.py --before --tree=OLD    # a worktree of commit 70bdf83, with its tests
 
