@@ -86,7 +86,7 @@ def test_gradient_statistics_are_unbiased():
 
 
 def test_gradient_statistics_need_two_workers():
-    with pytest.raises(ValueError, match=r'has one worker; the variance between workers needs two'):
+    with pytest.raises(ValueError, match=r'has one worker; the variance between workers needs at least two'):
         diagnostics.gradient_statistics(jnp.ones(3), None)
 
 
