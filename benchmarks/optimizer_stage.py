@@ -34,7 +34,7 @@ _SGD, _DEF, _POINT = 'momentum SGD', 'DEF, block of 1/64', ', with the detached 
 _NO_MOMENTUM = 'DEF, 1/64, no momentum'
 _TARGETS = {_DEF: '≤ 1.5, aim 1.25', _DEF + _POINT: '≤ 2', _NO_MOMENTUM + _POINT: '≤ 2'}
 # Variants that cost many times momentum SGD or take minutes to compile: only for the smaller network.
-_VGG_ONLY = ('shuffled', 'wrap around', 'one block of the model', 'random 1/64')
+_VGG_ONLY = ('shuffled', 'one block of the model', 'random 1/64')
 _LARGE = 100_000  # elements of a tensor whose copies are counted
 
 

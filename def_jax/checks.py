@@ -45,26 +45,22 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f'{seed=} must be an integer, the same on all workers.')
 
 
-def index_dtype(tensors: Iterable[tuple[tuple[int, ...], int]]) -> type[np.integer]:
-    """The 32-bit dtype that can index tensors, each given by its shape and its number of block positions.
+def check_indexable(tensors: Iterable[tuple[tuple[int, ...], int]]) -> None:
+    """Checks that 32 bits can index tensors, each given by its shape and its number of blocks.
 
-    Raises ValueError if there is none: JAX would silently wrap such an index.
+    Raises ValueError if they cannot: JAX would silently wrap such an index.
     """
-    longest = 0
-    for shape, starts in tensors:
-        longest = max(longest, *shape, 0)
-        if starts >= 2**31:
+    for shape, blocks in tensors:
+        if blocks >= 2**31:
             raise ValueError(
-                f'a tensor of {shape=} has {starts} positions for a block or an element; there must be fewer '
-                'than 2**31. Choose a smaller ratio whose block divides the tensor, usually a power of two, '
-                'or split the tensor.'
+                f'a tensor of {shape=} has {blocks} blocks or elements to choose from; there must be fewer '
+                'than 2**31. Choose a smaller ratio, or split the tensor.'
             )
-        if longest >= 2**32:
+        if max(shape, default=0) >= 2**32:
             raise ValueError(
                 f'a tensor of {shape=} has an axis of 2**32 or more elements, which 32 bits cannot index. '
                 "Reshape it to more axes, or change granularity='model' to 'tensor'."
             )
-    return np.uint32 if longest >= 2**31 else np.int32
 
 
 def check_flag(name: str, value: Any) -> None:

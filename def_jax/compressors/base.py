@@ -88,12 +88,14 @@ def message_size(compressor: Compressor, params: PyTree) -> int:
     return jax.eval_shape(message, params).size
 
 
-def sampled_energy(sizes: Sequence[int], kept: Sequence[int]) -> Callable[[jax.Array], jax.Array]:
-    weights = [n / max(1, k) for n, k in zip(sizes, kept, strict=True)]
+def sampled_energy(
+    counts: Sequence[int], parts: Callable[[jax.Array], Sequence[jax.Array]]
+) -> Callable[[jax.Array], jax.Array]:
+    """`Selection.energy` of tensors that send one coordinate in `counts`, in `parts` of the message."""
 
     def energy(message):
-        parts = zip(weights, split(message, kept), strict=True)
-        return sum((weight * jnp.vdot(part, part) for weight, part in parts), jnp.float32(0))
+        squares = [jnp.vdot(part, part) for part in parts(message)]
+        return jnp.vdot(jnp.array(squares), jnp.array(counts)) if squares else jnp.float32(0)
 
     return energy
 

@@ -1,74 +1,125 @@
-"""Where the block of one tensor can lie, and how it is taken from there and put back."""
+"""How a tensor is cut into tiles, one of which is sent, and how a tile is taken and put back in place."""
 
+import functools
+import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 __all__ = ['Block']
 
+_SHORT_RUN = 16  # float32 elements in a line of cache
+_PER_HALVING = 0.02  # a run half as long is worth a ratio that is 2% off
+
 
 class Block(NamedTuple):
-    """Where one tensor's block can lie. All fields are Python integers, known when the step is traced."""
+    """Tiles of one shape that cover a tensor. All fields are Python integers, known when a step is traced.
 
-    view: tuple[int, ...]  # the tensor's own shape, or (n,) where the block wraps around its end
-    shape: tuple[int, ...]  # shape of the block within the view
-    grid: tuple[int, ...]  # number of starts along each axis
-    stride: tuple[int, ...]  # distance of two starts along each axis
-    wraps: bool  # whether a block may go on at the tensor's start
+    The last tile along an axis may be shorter. It is then taken from the end of the tensor, overlaps the tile
+    before it, and does not own the overlap: what it does not own is zero in the message, and stays as it is
+    in the tensor. So each coordinate belongs to exactly one tile.
+    """
+
+    tensor: tuple[int, ...]  # shape of the tensor
+    shape: tuple[int, ...]  # shape of a tile
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], size: int) -> 'Block':
-        n = math.prod(shape)
-        if size and n % size:
-            # No box of this size tiles the tensor. Starts that stopped at n - size would send the edges
-            # less often than the middle, so the tensor is a circle and a block may begin anywhere on it.
-            return cls(view=(n,), shape=(size,), grid=(n,), stride=(1,), wraps=True)
-        grid, boxes_left = [], n // size if size else 1
-        for axis in shape:
-            grid.append(math.gcd(axis, boxes_left) if size else 1)
-            boxes_left //= grid[-1]
-        box = tuple(axis // cuts for axis, cuts in zip(shape, grid, strict=True))
-        return cls(view=shape, shape=box, grid=tuple(grid), stride=box, wraps=False)
+    def of(cls, tensor: tuple[int, ...], size: int) -> 'Block':
+        """Tiles of `size` elements, or nearly."""
+        n = math.prod(tensor)
+        if not size:
+            return cls(tensor, tensor)
+        return cls(tensor, _box(tensor, n // size) if n % size == 0 else _nearest(tensor, size))
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of tiles along each axis."""
+        return tuple(-(-axis // max(1, edge)) for axis, edge in zip(self.tensor, self.shape, strict=True))
+
+    @property
+    def num_tiles(self) -> int:
+        """R, the number of tiles; 1 for an empty tensor."""
+        return max(1, math.prod(self.grid))
 
     @property
     def size(self) -> int:
+        """Number of elements of a tile."""
         return math.prod(self.shape)
 
+    def take(self, x: jax.Array, first: jax.Array) -> jax.Array:
+        """The tile whose first own coordinates are `first`, uint32 [≥ rank], as float32 [size]."""
+        tile = lax.dynamic_slice(x, self._start(first), self.shape).astype(jnp.float32)
+        return self._where_own(first, tile, jnp.float32(0)).reshape(-1)
+
+    def replace(self, x: jax.Array, values: jax.Array, first: jax.Array) -> jax.Array:
+        """x with `values`, float32 [size], in place of the tile's own elements. XLA writes the tile only."""
+        start, tile = self._start(first), values.reshape(self.shape).astype(x.dtype)
+        if self._cut_short:
+            # What the tile does not own is read from x, which must not be in memory before `values` are: XLA
+            # would write it over what they are computed from, and save that by a copy. A shifted sign bit is
+            # less than 2, which XLA does not know.
+            computed = (lax.bitcast_convert_type(values[0], jnp.uint32) >> 31) < 2
+            x = jnp.where(computed, x, jnp.zeros_like(x))
+            tile = self._where_own(first, tile, lax.dynamic_slice(x, start, self.shape))
+        return lax.dynamic_update_slice(x, tile, start)
+
     @property
-    def circle(self) -> tuple[int, int, int]:
-        """Number of starts, how many blocks cover the tensor, and by how many starts those lie apart."""
-        starts = math.prod(self.grid)
-        return (starts, -(-starts // self.size), self.size) if self.wraps else (starts, starts, 1)
+    def _cut_short(self) -> list[int]:
+        """The axes along which the last tile is shorter."""
+        return [i for i, edge in enumerate(self.shape) if edge and self.tensor[i] % edge]
 
-    def take(self, x: jax.Array, start: Sequence[jax.Array]) -> jax.Array:
-        x = x.reshape(self.view)
-        if not self.wraps:
-            return lax.dynamic_slice(x, start, self.shape).reshape(-1)
-        begin, past = self._within(start)
-        run = jnp.concatenate([lax.dynamic_slice(x, [begin], self.shape), x[: self.size]])
-        return lax.dynamic_slice(run, [past], self.shape)
+    def _start(self, first: jax.Array) -> list[Any]:
+        # Both kinds of slice move a start that is too near the end, so that the tile fits.
+        return [np.uint32(0) if cuts == 1 else first[i] for i, cuts in enumerate(self.grid)]
 
-    def replace(self, x: jax.Array, values: jax.Array, start: Sequence[jax.Array]) -> jax.Array:
-        """x with `values` in place of the block. A box is all that XLA then writes; where blocks wrap, it
-        copies the tensor on CPUs, since its shape is not that of the view."""
-        if not self.wraps:
-            return lax.dynamic_update_slice(x, values.reshape(self.shape), start)
-        begin, past = self._within(start)
-        line = x.reshape(self.view)
-        at_the_start = jnp.arange(self.size) < past
-        rolled = jnp.roll(values, past)
-        at_the_end = jnp.where(at_the_start, lax.dynamic_slice(line, [begin], self.shape), rolled)
-        line = lax.dynamic_update_slice(line, at_the_end, [begin])
-        line = lax.dynamic_update_slice(line, jnp.where(at_the_start, rolled, line[: self.size]), [0])
-        return line.reshape(x.shape)
+    def _where_own(self, first: jax.Array, own: jax.Array, other: jax.Array) -> jax.Array:
+        for i in self._cut_short:
+            overlap = first[i] - jnp.minimum(first[i], np.uint32(self.tensor[i] - self.shape[i]))
+            own = jnp.where(lax.broadcasted_iota(jnp.uint32, self.shape, i) >= overlap, own, other)
+        return own
 
-    def _within(self, start: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """The last place before or at the start where a whole block fits, and by how many elements the block
-        reaches past the end: these are the first elements of the tensor."""
-        place = start[0].astype(jnp.int32)  # fewer than 2**31, whatever indexes longer tensors
-        past = jnp.maximum(place - (self.view[0] - self.size), 0)
-        return place - past, past
+
+def _box(tensor: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """The shape of `count` boxes that tile a tensor whose size they divide, cut along its first axes."""
+    shape = []
+    for axis in tensor:
+        cuts = math.gcd(axis, count)
+        count //= cuts
+        shape.append(axis // cuts)
+    return tuple(shape)
+
+
+@functools.cache
+def _nearest(tensor: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """The tiles whose size and number are nearest to `size` and n / size.
+
+    They are cut along at most two axes; those before may all be cut into single slices besides.
+    """
+    tensor = (1, *tensor)  # so that there are two axes
+    run = min(_SHORT_RUN, tensor[-1])
+    least, nearest = math.inf, tensor
+    for (i, j), single in itertools.product(itertools.combinations(range(len(tensor)), 2), (False, True)):
+        shape: list[Any] = list(tensor)
+        shape[:i] = [1] * i if single else tensor[:i]
+        shape[i], shape[j] = np.ix_(_edges(tensor[i]), _edges(tensor[j]))
+        sizes = math.prod(shape)
+        counts = math.prod(-(-axis // edge) for axis, edge in zip(tensor, shape, strict=True))
+        distance = np.abs(np.log(sizes / size)) + np.abs(np.log(counts * (size / math.prod(tensor))))
+        distance += _PER_HALVING * np.log2(run / np.minimum(run, shape[-1]))
+        # Rounded, so that a tie is one on every worker's machine; the first of all is taken.
+        distance = np.round(distance, 6)
+        best = np.unravel_index(np.argmin(distance), distance.shape)
+        if distance[best] < least:
+            least = float(distance[best])
+            nearest = tuple(int(np.broadcast_to(edge, distance.shape)[best]) for edge in shape)
+    return nearest[1:]
+
+
+def _edges(axis: int) -> np.ndarray:
+    """The lengths of ⌈axis / q⌉ slices, for every q."""
+    small = np.arange(1, math.isqrt(axis) + 1)
+    return np.unique(np.concatenate([small, -(-axis // small)])).astype(np.float64)

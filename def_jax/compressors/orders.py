@@ -1,9 +1,9 @@
 """Which block of a tensor is sent when: drawn anew every step, or every block once a round.
 
-A tensor has `blocks` blocks that together cover it, R of them. With independent draws a coordinate waits R
-steps on average and sometimes many times that: the wait is geometric. In rounds it waits at most 2·R − 1
-steps when each round has a permutation of its own ('shuffled'), and exactly R when all have the same
-('cyclic').
+A tensor has R blocks, and each of its coordinates lies in one of them. With independent draws a coordinate
+waits R steps on average and sometimes many times that: the wait is geometric. In rounds it waits at most
+2·R − 1 steps when each round has a permutation of its own ('shuffled'), and exactly R when all have the
+same ('cyclic').
 """
 
 from typing import Any
@@ -30,42 +30,35 @@ def check_order(order: str) -> None:
         )
 
 
-def draw_places(
-    order: str, key: jax.Array, step: jax.Array, starts: Any, blocks: Any, spacing: Any
-) -> jax.Array:
-    """Where the block of every tensor starts at one step. O(1) work and memory a tensor, and no sort.
+def draw_places(order: str, key: jax.Array, step: jax.Array, counts: Any) -> jax.Array:
+    """Which block of every tensor is sent at one step. O(1) work and memory a tensor, and no sort.
 
     Args:
         order: one of `ORDERS`.
         key: the shared typed key.
         step: uint32 [], steps so far.
-        starts: int32 [L], for each of L tensors the number of places where a block may start, a circle.
-        blocks: int32 [L], R, the number of blocks that a round sends.
-        spacing: int32 [L], the distance of two neighbouring blocks of a round, in places. A round covers the
-            circle: R · spacing >= starts.
+        counts: int32 [L], R for each of L tensors, the number of its blocks: a round sends each once.
 
     Returns:
-        uint32 [L], each below `starts`. Over keys every place is equally likely at every step.
+        uint32 [L], each below its count. Over keys every block is equally likely at every step.
     """
-    leaves = jnp.arange(len(starts))
+    leaves = jnp.arange(len(counts))
     if order == 'random':
         step_key = jax.random.fold_in(key, step)
         return jax.vmap(
-            lambda leaf, starts: jax.random.randint(jax.random.fold_in(step_key, leaf), (), 0, starts)
-        )(leaves, starts).astype(jnp.uint32)
+            lambda leaf, count: jax.random.randint(jax.random.fold_in(step_key, leaf), (), 0, count)
+        )(leaves, counts).astype(jnp.uint32)
 
-    def place(leaf, starts, blocks, spacing):
-        leaf_key, position = jax.random.fold_in(key, leaf), step % blocks
+    def place(leaf, count):
+        leaf_key, position = jax.random.fold_in(key, leaf), step % count
         if order == 'shuffled':
-            leaf_key = jax.random.fold_in(leaf_key, step // blocks)
-            position = _permuted(leaf_key, position, blocks)
-        # The random offset makes every place equally likely, and where blocks do not tile the circle it is
-        # not always the same coordinates that a round sends twice.
-        offset = jax.random.randint(jax.random.fold_in(leaf_key, 0), (), 0, starts).astype(jnp.uint32)
-        return (position * spacing + offset) % starts
+            leaf_key = jax.random.fold_in(leaf_key, step // count)
+            position = _permuted(leaf_key, position, count)
+        # The random offset makes every block equally likely, whatever the permutation.
+        offset = jax.random.randint(jax.random.fold_in(leaf_key, 0), (), 0, count).astype(jnp.uint32)
+        return (position + offset) % count
 
-    numbers = (jnp.asarray(n, jnp.uint32) for n in (starts, blocks, spacing))
-    return jax.vmap(place)(leaves, *numbers)
+    return jax.vmap(place)(leaves, jnp.asarray(counts, jnp.uint32))
 
 
 def _permuted(key: jax.Array, position: jax.Array, size: jax.Array) -> jax.Array:

@@ -1,20 +1,19 @@
 """Random block-wise gradient sparsification: one block of every tensor, or of the whole model."""
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from def_jax.checks import check_ratio, index_dtype
-from def_jax.compressors import orders
+from def_jax.checks import check_indexable, check_ratio
+from def_jax.compressors import model_run, orders
 from def_jax.compressors.allocations import block_sizes, check_allocation
-from def_jax.compressors.base import Compressor, Selection, concatenate, sampled_energy, split, typed_key
+from def_jax.compressors.base import Compressor, Selection, concatenate, sampled_energy, typed_key
 from def_jax.compressors.blocks import Block
-
-PyTree = Any
 
 __all__ = ['random_block']
 
@@ -26,27 +25,28 @@ def random_block(
     order: str = 'random',
     allocation: str = 'proportional',
 ) -> Compressor:
-    """Random block-wise gradient sparsification (RBGS): one block a tensor, at a shared random place.
+    """Random block-wise gradient sparsification (RBGS): one block per tensor, at a shared random place.
 
-    Every tensor of n elements sends one block of b = max(1, n // ratio) elements, and each coordinate is
-    sent with probability exactly b / n, so that E[C(x)] = δ·x with δ = b / n. Where b divides n, which
-    holds for power-of-two ratios on almost every layer, the tensor is cut into n / b equal boxes along
-    its own axes and one box is drawn: a box is a single `dynamic_slice` of the tensor as it lies in
-    memory, and XLA updates it in place. Where it does not, the block is a run of b elements of the
-    flattened tensor that starts anywhere and wraps around its end.
+    Every tensor of n elements is cut along its own axes into R tiles of one shape, and one tile is drawn.
+    Each coordinate lies in exactly one tile, so it is sent with probability exactly 1 / R. A tile is a single
+    `dynamic_slice` of the tensor as it lies in memory, and XLA updates it in place. Where n // ratio divides
+    n, which holds for power-of-two ratios on almost every layer, R = n / (n // ratio). Otherwise the tiles
+    are those whose size and number are nearest to n // ratio and the ratio, and the last along an axis is
+    shorter: the message has room for a whole tile, so `message_size` is slightly above Σ n / R. A tensor
+    smaller than the ratio sends one element. R is an integer: a ratio below 3 may be met poorly.
 
     Args:
         ratio: compression ratio, a number >= 1; 1 sends everything.
-        granularity: 'tensor' for a block of every leaf, or 'model' for one block of the whole model,
-            flattened in leaf order (the paper's text; it copies the model to flatten it).
-        order: 'random' draws every block independently, as the paper does; a coordinate waits n / b steps
-            on average and may wait far longer. 'shuffled' sends every block once a round of R = ⌈n / b⌉
-            steps, each round in a random order of its own: no coordinate waits longer than 2·R - 1 steps.
-            'cyclic' repeats one round: each waits R steps at most. The order is computed from the key and the
-            step, so that nothing is stored and a resumed run goes on in the same round.
-        allocation: 'proportional' gives every tensor the block of n // ratio elements that is described
-            above; 'balanced' gives small tensors a larger share and large ones a smaller, in a message that
-            is no longer: b divides n, and n / b is about proportional to √n, see `allocations`.
+        granularity: 'tensor' for a block of every leaf, or 'model' for one block of the whole model, one of
+            R runs of it in leaf order (the paper's text; slower, since a run does not follow tensors' axes).
+        order: 'random' draws every block independently, as the paper does; a coordinate waits R steps on
+            average and may wait far longer. 'shuffled' sends every block once in a round of R steps, each
+            round in a random order of its own: no coordinate waits longer than 2·R - 1 steps. 'cyclic'
+            repeats one round: each waits exactly R steps. The order is computed from the key and the step, so
+            that nothing is stored and a resumed run continues in the same round.
+        allocation: 'proportional' gives every tensor a block of about n // ratio elements, as described
+            above; 'balanced' gives small tensors a larger share and large ones a smaller, in a message of
+            about the same length: R is roughly proportional to √n, see `allocations`.
 
     Returns:
         The compressor.
@@ -72,68 +72,63 @@ def random_block(
 
     def select_blocks(key, step, like) -> Selection:
         shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
-        all_sizes = [math.prod(shape) for shape in shapes]
-        sizes = block_sizes(all_sizes, ratio, allocation)
+        sizes = block_sizes([math.prod(shape) for shape in shapes], ratio, allocation)
         blocks = [Block.of(shape, size) for shape, size in zip(shapes, sizes, strict=True)]
-        starts = _draw_starts(order, key, step, blocks)
-        energy = sampled_energy(all_sizes, sizes)
+        places = _draw_places(order, key, step, blocks)
+
+        def parts(message):
+            return [
+                lax.dynamic_slice(message, [begin], [block.size])
+                for block, (_, begin) in zip(blocks, places, strict=True)
+            ]
 
         def take(tree):
-            leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
-            return concatenate([b.take(x, s) for b, x, s in zip(blocks, leaves, starts, strict=True)])
+            leaves = zip(blocks, jax.tree.leaves(tree), places, strict=True)
+            return concatenate([block.take(x, first) for block, x, (first, _) in leaves])
 
         def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
-            placed = zip(blocks, leaves, split(message, sizes), starts, strict=True)
-            return jax.tree.unflatten(treedef, [b.replace(x, m.astype(x.dtype), s) for b, x, m, s in placed])
+            placed = zip(blocks, leaves, parts(message), places, strict=True)
+            return jax.tree.unflatten(
+                treedef, [block.replace(x, m, first) for block, x, m, (first, _) in placed]
+            )
 
+        energy = sampled_energy([block.num_tiles for block in blocks], parts)
         return Selection(take, replace, energy, orders.AGE_SHARES[order])
 
-    return select_blocks if granularity == 'tensor' else _on_flattened(select_blocks)
+    def select_run(key, step, like) -> Selection:
+        n = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like))
+        return model_run.select_run(order, block_sizes([n], ratio)[0], key, step, like)
+
+    return select_blocks if granularity == 'tensor' else select_run
 
 
-def _draw_starts(
+def _draw_places(
     order: str, key: jax.Array, step: jax.Array, blocks: Sequence[Block]
-) -> list[list[jax.Array]]:
-    """The start of every block at one step, from the shared key and the leaf's index."""
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Where every tensor's block lies at one step, from the shared key and the leaf's index.
+
+    Returns:
+        For every leaf the first coordinates of its tile, uint32 [≥ rank], and where its block begins in the
+        message, uint32 [].
+    """
     if not blocks:
         return []
-    rank = max(1, max(len(block.grid) for block in blocks))
-
-    integer = index_dtype((block.view, block.circle[0]) for block in blocks)
+    check_indexable((block.tensor, block.num_tiles) for block in blocks)
+    rank = max(len(block.tensor) for block in blocks)
 
     def table(rows):  # [leaves, rank], padded with ones: one small kernel serves all leaves
-        return np.array([list(row) + [1] * (rank - len(row)) for row in rows], integer)
+        return np.array([list(row) + [1] * (rank - len(row)) for row in rows], np.uint32)
 
-    grid = table([block.grid for block in blocks])
-    below = table([np.cumprod((1, *block.grid[:0:-1]))[::-1] for block in blocks])
-    num_starts, num_blocks, spacing = np.array([block.circle for block in blocks], np.int32).T
-    places = orders.draw_places(order, typed_key(key), step, num_starts, num_blocks, spacing)
-    starts = places.astype(integer)[:, None] // below % grid * table([block.stride for block in blocks])
-    return [[starts[i, axis] for axis in range(len(block.grid))] for i, block in enumerate(blocks)]
-
-
-def _on_flattened(compressor: Compressor) -> Compressor:
-    """The compressor applied to the whole tree as one vector."""
-
-    def select(key, step, like) -> Selection:
-        size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like))
-        chosen = compressor(key, step, jax.ShapeDtypeStruct((size,), jnp.float32))
-
-        def take(tree):
-            return chosen.take(
-                concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)])
-            )
-
-        def replace(tree, message):
-            leaves, treedef = jax.tree.flatten(tree)
-            flat = chosen.replace(
-                concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in leaves]), message
-            )
-            parts = split(flat, [x.size for x in leaves])
-            placed = [v.reshape(x.shape).astype(x.dtype) for v, x in zip(parts, leaves, strict=True)]
-            return jax.tree.unflatten(treedef, placed)
-
-        return Selection(take, replace, chosen.energy, chosen.age_shares)
-
-    return select
+    grids, shapes = [block.grid for block in blocks], [block.shape for block in blocks]
+    drawn = orders.draw_places(
+        order, typed_key(key), step, np.array([block.num_tiles for block in blocks], np.int32)
+    )
+    below = table([np.cumprod((1, *grid[:0:-1]))[::-1] for grid in grids])
+    first = drawn[:, None] // below % table(grids) * table(shapes)
+    begin = np.cumsum([0, *(block.size for block in blocks[:-1])])
+    # XLA compiles a kernel once for all leaves of a shape if it differs in nothing but its arguments. Behind
+    # the barrier a leaf's row and its place in the message are arguments, not constants built into it.
+    known = lax.optimization_barrier([jnp.array(pair, jnp.uint32) for pair in enumerate(begin)])
+    row = functools.partial(lax.dynamic_index_in_dim, first, keepdims=False, allow_negative_indices=False)
+    return [(row(leaf), begin) for leaf, begin in known]

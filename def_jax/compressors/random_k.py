@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from def_jax.checks import check_ratio, index_dtype
+from def_jax.checks import check_indexable, check_ratio
 from def_jax.compressors.allocations import block_sizes
 from def_jax.compressors.base import Compressor, Selection, concatenate, sampled_energy, split, typed_key
 
@@ -41,10 +41,13 @@ def random_k(ratio: float) -> Compressor:
     def select(key, step, like) -> Selection:
         key = jax.random.fold_in(typed_key(key), step)
         sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(like)]
-        index_dtype(((size,), size) for size in sizes)  # elements are gathered by int32
+        check_indexable(((size,), size) for size in sizes)  # elements are gathered by int32
         counts = block_sizes(sizes, ratio)
         drawn = enumerate(zip(sizes, counts, strict=True))
         indices = [_draw_spread(jax.random.fold_in(key, leaf), n, k) for leaf, (n, k) in drawn]
+
+        waits = [n / max(1, k) for n, k in zip(sizes, counts, strict=True)]
+        energy = sampled_energy(waits, lambda message: split(message, counts))
 
         def take(tree):
             leaves = [leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
@@ -58,7 +61,7 @@ def random_k(ratio: float) -> Compressor:
                 [x.reshape(-1).at[i].set(m.astype(x.dtype)).reshape(x.shape) for x, m, i in placed],
             )
 
-        return Selection(take, replace, sampled_energy(sizes, counts))
+        return Selection(take, replace, energy)
 
     return select
 

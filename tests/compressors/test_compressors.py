@@ -1,23 +1,28 @@
 """What each compressor sends: linearity, projection, message size. How often is in test_draws.py."""
 
 import math
+from unittest import mock
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compressing import KEY, compress
+from compressing import KEY, compress, ones_like
 
 import def_jax
+from def_jax.compressors import orders
+from def_jax.compressors.allocations import block_sizes
 from def_jax.compressors.blocks import Block
+from def_jax.models import get_model
 
 SHAPES = [(3, 3, 8, 16), (7, 11), (10,), (1000,), (6, 6), (), (0, 3)]
 RATIOS = [1, 3, 64, 1000, 1.5]
 COMPRESSORS = {
     'random_block': def_jax.random_block(4),
-    'random_block_wrapping': def_jax.random_block(3),
+    'random_block_cut_short': def_jax.random_block(3),
     'random_block_model': def_jax.random_block(4, granularity='model'),
+    'random_block_model_cut_short': def_jax.random_block(3, granularity='model'),
     'random_block_balanced': def_jax.random_block(4, allocation='balanced'),
     'random_k': def_jax.random_k(4),
     'identity': def_jax.identity(),
@@ -104,19 +109,21 @@ def test_identity_sends_everything_and_scaled_shrinks():
 @pytest.mark.parametrize('ratio', RATIOS)
 def test_message_size(ratio):
     tree, sizes = make_tree(), [math.prod(shape) for shape in [*SHAPES, (2, 4)]]
-    block_per_leaf = sum(max(1, int(n // ratio)) for n in sizes if n)
+    per_leaf = [max(1, int(n // ratio)) for n in sizes if n]
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), tree)
+    block = def_jax.random_block(ratio)
+    size = sum(Block.of(shape, *block_sizes([math.prod(shape)], ratio)).size for shape in [*SHAPES, (2, 4)])
+    if ratio >= 3:
+        assert sum(per_leaf) * 0.9 <= size <= sum(per_leaf) * 1.1
     for like in (tree, abstract):
-        assert def_jax.message_size(def_jax.random_block(ratio), like) == block_per_leaf
-        assert def_jax.message_size(def_jax.random_k(ratio), like) == block_per_leaf
+        assert def_jax.message_size(block, like) == size
+        assert def_jax.message_size(def_jax.random_k(ratio), like) == sum(per_leaf)
         in_model = def_jax.message_size(def_jax.random_block(ratio, granularity='model'), like)
-        assert in_model == max(1, int(sum(sizes) // ratio))
+        assert in_model == Block.of((sum(sizes),), max(1, int(sum(sizes) // ratio))).size
         assert def_jax.message_size(def_jax.identity(), like) == sum(sizes)
         assert def_jax.message_size(def_jax.scaled(0.1), like) == sum(sizes)
-    taken = jax.eval_shape(
-        lambda tree: def_jax.random_block(ratio)(KEY, jnp.uint32(0), tree).take(tree), tree
-    )
-    chex.assert_shape(taken, (block_per_leaf,))
+    taken = jax.eval_shape(lambda tree: block(KEY, jnp.uint32(0), tree).take(tree), tree)
+    chex.assert_shape(taken, (size,))
 
 
 @pytest.mark.parametrize('name', COMPRESSORS)
@@ -131,18 +138,89 @@ def test_degenerate_trees(name, tree):
     assert def_jax.message_size(COMPRESSORS[name], tree) == sum(x.size for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize('ratio', [2, 3, 4, 64])
-@pytest.mark.parametrize('shape', [(4, 8, 16), (7, 11), (16, 3, 2), (10,)], ids=str)
-def test_box_or_circle(shape, ratio):
-    """A block that divides the tensor is one box of it; any other wraps around the flattened tensor."""
-    n = math.prod(shape)
-    block = Block.of(shape, max(1, n // ratio))
-    if n % block.size == 0:
-        assert (block.view, block.wraps) == (shape, False)
-        assert math.prod(block.grid) == n // block.size
-        np.testing.assert_array_equal(np.multiply(block.shape, block.grid), shape)
-    else:
-        assert (block.view, block.wraps, block.grid) == ((n,), True, (n,))
+def transformer_shapes(width=768, vocabulary=50_257, layers=12):
+    matrices = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    layer = [*matrices, *((shape[1],) for shape in matrices), *[(width,)] * 4]
+    return [(vocabulary, width), (1024, width), *layer * layers, (width,), (width,)]
+
+
+def network_shapes(name, num_classes, images):
+    model = get_model(name, num_classes)
+    variables = jax.eval_shape(lambda key: model.init(key, jnp.zeros(images), train=False), jax.random.key(0))
+    return [leaf.shape for leaf in jax.tree.leaves(variables['params'])]
+
+
+@pytest.fixture(scope='module')
+def real_trees():
+    return {
+        'vgg16': network_shapes('vgg16', 10, (1, 32, 32, 3)),
+        'resnet50': network_shapes('resnet50', 1000, (1, 64, 64, 3)),
+        'transformer': transformer_shapes(),
+    }
+
+
+@pytest.mark.parametrize('ratio', [10, 37, 50, 64, 100, 1000])
+@pytest.mark.parametrize('name', ['vgg16', 'resnet50', 'transformer'])
+def test_the_true_ratio_is_near_the_one_asked_for(real_trees, name, ratio):
+    sizes = [math.prod(shape) for shape in real_trees[name]]
+    blocks = [Block.of(*leaf) for leaf in zip(real_trees[name], block_sizes(sizes, ratio), strict=True)]
+    assert sum(sizes) / sum(block.size for block in blocks) == pytest.approx(ratio, rel=0.1)
+    expected = sum(n / block.num_tiles for n, block in zip(sizes, blocks, strict=True))
+    assert sum(sizes) / expected == pytest.approx(ratio, rel=0.1)
+
+
+@pytest.mark.parametrize('ratio', [2, 16, 64, 256, 1024])
+def test_sizes_that_divide_are_cut_into_boxes_along_the_first_axes(real_trees, ratio):
+    """As in release 1: with powers of two most tensors are sent as they always were."""
+    boxes = 0
+    shapes = {shape for shapes in real_trees.values() for shape in shapes}
+    for shape in shapes:
+        n = math.prod(shape)
+        size = max(1, n // ratio)
+        left, box = n // size, []
+        for axis in shape:
+            cuts = math.gcd(axis, left)
+            left //= cuts
+            box.append(axis // cuts)
+        if n % size == 0:
+            boxes += 1
+            assert Block.of(shape, size) == (shape, tuple(box))
+    assert boxes > 0.8 * len(shapes)
+
+
+# The first element that is sent of each tensor at steps 0, 1 and 100, as release 1 sent them.
+DRAWN = {
+    ('random', 'proportional'): [[168, 3264, 200, 3120], [232, 4896, 128, 2640], [320, 3264, 16, 2960]],
+    ('random', 'balanced'): [[168, 3264, 32, 1286], [232, 4896, 0, 2], [320, 3264, 64, 2244]],
+    ('shuffled', 'proportional'): [[384, 3264, 136, 3040], [424, 1824, 80, 4640], [16, 4032, 216, 3520]],
+    ('cyclic', 'proportional'): [[168, 2784, 40, 1760], [176, 2880, 44, 1840], [456, 96, 184, 4640]],
+    ('cyclic', 'balanced'): [[168, 2784, 160, 322], [176, 2880, 176, 324], [456, 96, 224, 1602]],
+}
+
+
+@pytest.mark.parametrize(('order', 'allocation'), DRAWN)
+def test_published_trajectories_draw_the_same_blocks(order, allocation):
+    like = ones_like([(3, 3, 16, 32), (64, 96), (256,), (512, 10)])
+    compressor = def_jax.random_block(64, order=order, allocation=allocation)
+    key = jax.random.key_data(jax.random.key(3, impl='threefry2x32'))
+    draw = jax.jit(jax.vmap(lambda step: compress(compressor, like, step, key)))
+    masks = [np.asarray(mask).reshape(3, -1) for mask in draw(jnp.array([0, 1, 100], jnp.uint32))]
+    assert np.stack([mask.argmax(axis=1) for mask in masks], axis=1).tolist() == DRAWN[order, allocation]
+
+
+def test_energy_of_blocks_that_are_cut_short_is_unbiased():
+    """The mean over all blocks of a tensor's tiles is the squared norm, exactly but for rounding."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 11)), jnp.float32)
+    block = Block.of((7, 11), 77 // 4)
+    assert any(axis % edge for axis, edge in zip(block.tensor, block.shape, strict=True))
+
+    def estimate(place):
+        with mock.patch.object(orders, 'draw_places', lambda *_: place[None]):
+            selection = def_jax.random_block(4)(KEY, jnp.uint32(0), x)
+        return selection.energy(selection.take(x))
+
+    estimates = jax.vmap(estimate)(jnp.arange(block.num_tiles, dtype=jnp.uint32))
+    assert float(jnp.mean(estimates)) == pytest.approx(float(jnp.sum(x**2)), rel=1e-5)
 
 
 # --- Error messages ---------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from ml_collections import config_flags
 import def_jax
 from configs import digits
 from def_jax.compressors.blocks import Block
-from def_jax.compressors.random_block import _draw_starts
+from def_jax.compressors.random_block import _draw_places
 from def_jax.data import in_memory, streaming
 from def_jax.launch import command_line
 from def_jax.training import experiment, loop, steps
@@ -296,7 +296,8 @@ def test_any_tree_is_stepped_with_a_message_of_the_promised_size(tree, ratio, or
         lambda x: (x.shape, jnp.dtype('float32')), tree
     )
     size = def_jax.message_size(def_jax.random_block(ratio, order=order), tree)
-    assert size == sum(min(leaf.size, max(1, int(leaf.size // ratio))) for leaf in leaves)
+    kept = [min(leaf.size, max(1, int(leaf.size // ratio))) for leaf in leaves]
+    assert size == sum(Block.of(leaf.shape, k).size for leaf, k in zip(leaves, kept, strict=True))
 
 
 @pytest.mark.parametrize('shape', [(7,), (4, 4)])
@@ -304,12 +305,13 @@ def test_any_tree_is_stepped_with_a_message_of_the_promised_size(tree, ratio, or
 def test_nothing_is_lost_at_any_step_count(shape, kind):
     """What is sent and what is kept add up to what there was, bit for bit, and the next step is counted."""
     optimizer = def_jax.error_feedback(getattr(def_jax, kind)(3), None)
-    update, size = jax.jit(optimizer.update), max(1, int(np.prod(shape)) // 3)
+    update = jax.jit(optimizer.update)
+    size = def_jax.message_size(getattr(def_jax, kind)(3), jax.ShapeDtypeStruct(shape, jnp.float32))
     updates = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     for step in (0, 2**31 - 1, 2**31, 2**32 - 1):
         sent, after = update(updates, optimizer.init(updates)._replace(step=jnp.uint32(step)))
         np.testing.assert_array_equal(sent + after.residual, updates)
-        assert np.count_nonzero(sent) == size
+        assert 0 < np.count_nonzero(sent) <= size
         assert int(after.step) == (step + 1) % 2**32
 
 
@@ -331,7 +333,7 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
 
     def draw(place):
         with mock.patch.object(jax.random, 'randint', lambda key, shape, low, high: place.astype(jnp.int32)):
-            return jnp.stack(_draw_starts('random', key, jnp.uint32(0), [block])[0])
+            return _draw_places('random', key, jnp.uint32(0), [block])[0][0]
 
     starts = np.asarray(jax.vmap(draw)(jnp.arange(64, dtype=jnp.uint32))).tolist()
     assert len({tuple(start) for start in starts}) == 64
@@ -342,11 +344,11 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
 @pytest.mark.parametrize(
     ('shape', 'compressor', 'words'),
     [
-        ((2**31 + 1,), def_jax.random_block(64), r'2147483649 positions for a block'),
-        ((2**16, 2**16), def_jax.random_block(1e12), r'shape=\(65536, 65536\) has 4294967296 positions'),
+        ((2**31 + 1,), def_jax.random_block(1e12), r'has 2147483649 blocks'),
+        ((2**16, 2**16), def_jax.random_block(1e12), r'shape=\(65536, 65536\) has 4294967296 blocks'),
         ((2**33,), def_jax.random_block(64), r'an axis of 2\*\*32 or more'),
         ((2**16, 2**16), def_jax.random_block(64, granularity='model'), r"to 'tensor'"),
-        ((2**31,), def_jax.random_k(64), '2147483648 positions for a block or an element'),
+        ((2**31,), def_jax.random_k(64), '2147483648 blocks or elements'),
     ],
 )
 def test_what_32_bits_cannot_index_is_refused(shape, compressor, words):
