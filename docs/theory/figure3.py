@@ -18,7 +18,8 @@ import reporting
 
 COMMITTED = reporting.RESULTS / 'figure3_runs.json'
 STATISTICS = {'running': '_running', 'recalibrated': ''}
-EPOCHS = (20, 40, 60, 80, 100, 120, 160, 280)
+WINDOWS = {'40': (40, 40), '120': (120, 120), '280': (280, 280)}
+WINDOWS |= {'mean of 10 to 70': (10, 70), 'mean of 80 to 140': (80, 140)}  # at 140 the rate drops
 
 
 def collect(folder):
@@ -42,6 +43,9 @@ def main():
     def accuracy(point, suffix):
         return np.array([[100 * r[f'test_accuracy_{point}{suffix}'] for r in run] for run in runs]).T
 
+    def over(accuracies, first, last):
+        return accuracies[epochs.index(first) : epochs.index(last) + 1].mean(0)
+
     figure, axes = reporting.panels(2, sharey=True)
     columns = []
     for panel, (statistics, suffix) in zip(axes, STATISTICS.items(), strict=True):
@@ -50,10 +54,10 @@ def main():
         reporting.band(panel, epochs, 100 - y, 'y: DEF', color=reporting.Y)
         panel.set(title=f'{statistics} statistics', xlabel='epoch', ylabel='test error, %', yscale='log')
         panel.legend()
-        columns += [[reporting.mean_std(v[epochs.index(e)]) for e in EPOCHS] for v in (x, y)]
-        columns += [[reporting.interval((x - y)[epochs.index(e)]) for e in EPOCHS]]
+        columns += [[reporting.mean_std(over(v, *window)) for window in WINDOWS.values()] for v in (x, y)]
+        columns += [[reporting.interval(over(x - y, *window)) for window in WINDOWS.values()]]
     header = ['epoch', *(f'{of}, {name}' for name in STATISTICS for of in ('x', 'y', 'x - y'))]
-    rows = [list(row) for row in zip(EPOCHS, *columns, strict=True)]
+    rows = [list(row) for row in zip(WINDOWS, *columns, strict=True)]
     reporting.publish('figure3', figure, header, rows, ratio=256, seeds=len(runs))
 
 
