@@ -1,6 +1,6 @@
 """def_jax: communication-efficient data-parallel training with Detached Error Feedback, for optax."""
 
-from def_jax import baselines, beyond, compressors, diagnostics
+from def_jax import baselines, beyond, compressors, diagnostics, theory
 from def_jax.alias import def_sgd
 from def_jax.baselines import EF21State, ef21
 from def_jax.beyond.skipping import hold_skipped
@@ -37,4 +37,5 @@ __all__ = [
     'random_k',
     'scaled',
     'state_specs',
+    'theory',
 ]
