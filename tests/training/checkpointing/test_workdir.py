@@ -1,5 +1,6 @@
 """The folder of a run: who may use it, and files that are whole or not there."""
 
+import errno
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import training_fixtures as fixtures
 
 from configs import digits
 from def_jax.training.checkpointing import workdir
@@ -256,3 +258,14 @@ def test_content_that_is_not_json_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         workdir.write_json(path, {'new': object()})
     assert json.loads(path.read_text()) == {'old': 1}
+
+
+@pytest.mark.parametrize('code', [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_to_is_refused(recorded, tmp_path, monkeypatch, code):
+    def fail(path, *args, **kwargs):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, 'write_text', fail)
+    with pytest.raises(ValueError, match=f'cannot be written to .*{os.strerror(code)}') as error:
+        fixtures.train(recorded.config, tmp_path / 'run')
+    assert '\n' not in str(error.value)
