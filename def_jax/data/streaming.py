@@ -265,6 +265,9 @@ def _random_box(height, width, seed):
     """Top, left, height and width of the crop, int32 [4].
 
     Source: `torchvision.transforms.RandomResizedCrop.get_params`.
+
+    `tf.image.stateless_sample_distorted_bounding_box` draws aspect ratios uniformly, where torchvision's are
+    log-uniform, and falls back to the whole image; the paper's experiments use torchvision's.
     """
     import tensorflow as tf
 
