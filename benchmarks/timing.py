@@ -24,6 +24,7 @@ import numpy as np
 from def_jax import markdown
 
 __all__ = [
+    'TRIAD_PASSES',
     'Stage',
     'alternate',
     'compile_stage',
@@ -32,6 +33,7 @@ __all__ = [
     'full_size_copies',
     'limit',
     'table',
+    'triad',
     'write_page',
 ]
 

@@ -9,7 +9,7 @@ from jax import lax
 PyTree = Any
 AxisName = str | Sequence[str] | None
 
-__all__ = ['AxisName', 'all_reduce_mean', 'check_axis_name', 'num_workers', 'pmean']
+__all__ = ['AllReduceMeanState', 'AxisName', 'all_reduce_mean', 'check_axis_name', 'num_workers', 'pmean']
 
 
 def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:

@@ -20,7 +20,7 @@ from def_jax.checks import look_up
 from def_jax.collectives import AxisName, all_reduce_mean
 from def_jax.error_feedback import error_feedback
 
-__all__ = ['METHODS', 'Method', 'get_method', 'trajectory']
+__all__ = ['METHODS', 'Method', 'Point', 'get_method', 'trajectory']
 
 Point = Literal['x', 'y', 'own']
 

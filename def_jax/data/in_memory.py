@@ -18,7 +18,9 @@ from def_jax.data.catalogue import DatasetSpec, get_dataset_spec
 
 __all__ = [
     'Split',
+    'check_batch_size',
     'epoch_permutation',
+    'import_tfds',
     'load_dataset',
     'steps_per_epoch',
     'test_batches',

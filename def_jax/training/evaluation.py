@@ -13,7 +13,7 @@ from def_jax.launch.exits import EndedError, ExitCode
 from def_jax.training import steps
 from def_jax.training.experiment import Experiment
 
-__all__ = ['DivergedError', 'make_evaluate']
+__all__ = ['IMAGES_PER_DEVICE', 'DivergedError', 'make_evaluate']
 
 IMAGES_PER_DEVICE = 100
 
