@@ -178,7 +178,7 @@ def test_a_run_goes_on_when_nobody_reads_its_output(environment, tmp_path):
         assert b'?=0.3' in process.stdout.readline()
         process.stdout.close()
         assert process.wait(timeout=300) == 0
-        line = b'train.py: standard output cannot be written to any more; going on without it.\n'
+        line = b'train.py: standard output can no longer be written to; continuing without it.\n'
         assert process.stderr.read() == line
     assert (tmp_path / 'run' / 'result.json').exists()
 
