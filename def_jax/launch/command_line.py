@@ -69,7 +69,7 @@ def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[lis
         except Exception as error:
             sys.exit(refuse(program, _config_error(error, config.name)))
         if len(rest) > 1:
-            reason = f'unexpected arguments {rest[1:]}; settings are given as --config.key=value'
+            reason = f'unexpected arguments {rest[1:]}; pass settings as --config.key=value'
             sys.exit(refuse(program, reason))
         return rest
 

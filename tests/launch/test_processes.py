@@ -63,7 +63,7 @@ def test_flags_go_before_the_launcher():
         ((':1', 2, 0), 'must be HOST:PORT'),
         (('host:1', 2, 2), '--process_id=2 must be in 0'),
         (('host:1', 2, -1), '--process_id=-1 must be'),
-        (('host:1', 0, 0), '--num_processes=0 at least 1'),
+        (('host:1', 0, 0), '--num_processes=0 must be at least 1'),
     ],
 )
 def test_flags_that_are_wrong_are_refused(given, words):
