@@ -90,8 +90,8 @@ class PreactivationBlock(nn.Module):
     Attributes:
         width: the number of channels that come out.
         stride: the stride of the first convolution.
-        convolve: applies a convolution of a width, a kernel size and a stride.
-        normalise: applies a batch normalisation.
+        convolve: applies a convolution, given a width, a kernel size and a stride.
+        normalise: applies batch normalisation.
     """
 
     width: int
@@ -118,8 +118,8 @@ class LateStrideBlock(nn.Module):
     Attributes:
         width: the number of channels that come out.
         stride: the stride of the second convolution.
-        convolve: applies a convolution of a width, a kernel size and a stride.
-        normalise: applies a batch normalisation.
+        convolve: applies a convolution, given a width, a kernel size and a stride.
+        normalise: applies batch normalisation.
     """
 
     width: int
@@ -144,8 +144,8 @@ class PreactivationBottleneck(nn.Module):
     Attributes:
         width: the number of inner channels; the output has 4 * width.
         stride: the stride of the 3×3 convolution.
-        convolve: applies a convolution of a width, a kernel size and a stride.
-        normalise: applies a batch normalisation.
+        convolve: applies a convolution, given a width, a kernel size and a stride.
+        normalise: applies batch normalisation.
     """
 
     width: int

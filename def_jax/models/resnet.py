@@ -85,8 +85,8 @@ class BasicBlock(nn.Module):
     Attributes:
         width: the number of output channels, at least the number of input channels.
         stride: the stride of the first convolution.
-        convolve: applies a convolution of a width, a kernel size and a stride.
-        normalise: applies a batch normalisation.
+        convolve: applies a convolution, given a width, a kernel size and a stride.
+        normalise: applies batch normalisation.
     """
 
     width: int
@@ -113,8 +113,8 @@ class Bottleneck(nn.Module):
     Attributes:
         width: the number of inner channels; the output has 4 * width.
         stride: the stride of the 3×3 convolution.
-        convolve: applies a convolution of a width, a kernel size and a stride.
-        normalise: applies a batch normalisation.
+        convolve: applies a convolution, given a width, a kernel size and a stride.
+        normalise: applies batch normalisation.
     """
 
     width: int

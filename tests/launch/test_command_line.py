@@ -91,7 +91,11 @@ def test_help_is_no_error(train):
     ('program', 'arguments', 'words'),
     [
         ('sweep', [DIGITS, '--workdir=NEW'], ['sweep: --config is not a table', 'train.py']),
-        ('sweep', ['--config=configs/tables/table1.py:digit', '--workdir=NEW'], ["'digit' must be a variant"]),
+        (
+            'sweep',
+            ['--config=configs/tables/table1.py:digit', '--workdir=NEW'],
+            ["'digit' must be a variant"],
+        ),
         ('sweep', ['--config=configs/tables/table9.py', '--workdir=NEW'], ['configs/tables/table9.py']),
         (
             'sweep',
