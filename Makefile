@@ -1,10 +1,10 @@
-# The two commands: `make train` and `make test`. Each does everything, from a machine with python3 and make.
+# The main commands are `make train` and `make test`. Each sets everything up itself, given python3 and make.
 
 PYTHON ?= python3
 VENV   ?= .venv
 WORKDIR ?= runs/digits
 ARGS   ?=
-# All tests keep two cores busy; a part of them, picked with ARGS, starts sooner in one process.
+# The full suite keeps two cores busy; a selection through ARGS starts faster in one process.
 PROCESSES ?= $(if $(ARGS),0,2)
 
 RESULTS := $(patsubst %/,%,$(dir $(wildcard results/*/runs.jsonl results/*/*/runs.jsonl)))
@@ -20,13 +20,13 @@ READY := $(VENV)/.ready
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-train: $(READY)  ## Train DEF at ratio 64 on digits, 16 fake devices; ARGS="--config.method=sgd" passes flags on.
+train: $(READY)  ## Train DEF at ratio 64 on digits with 16 fake devices; pass flags as ARGS="--config.method=sgd".
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR) $(ARGS)
 
-test: $(READY)  ## Run the tests but the slow ones; ARGS="-k name" passes flags on.
+test: $(READY)  ## Run all but the slow tests; pass flags as ARGS="-k name".
 	$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --dist loadfile $(ARGS)
 
-test-slow: $(READY)  ## Run the slow tests: whole runs, large networks, notebooks, a cluster.
+test-slow: $(READY)  ## Run the slow tests: complete runs, large networks, notebooks, a cluster.
 	$(BIN)/python -m pytest -m slow -n $(PROCESSES) --dist loadfile $(ARGS)
 
 lint: $(READY)  ## Check style and types.
@@ -34,41 +34,41 @@ lint: $(READY)  ## Check style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(READY)  ## Build the documentation into docs/_build/html; a warning or a broken link is an error.
+docs: $(READY)  ## Build the documentation in docs/_build/html; warnings and broken links are errors.
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs . docs/_build/html
 	@echo 'Open docs/_build/html/index.html'
 
 docs-test: $(READY)  ## Run the examples in docstrings.
 	$(BIN)/python -m pytest --doctest-modules def_jax configs
 
-theory: $(READY)  ## Run the programs behind docs/theory: tables on the screen, pictures into results/theory; minutes.
+theory: $(READY)  ## Run the programs behind docs/theory: print tables, write plots to results/theory; takes minutes.
 	@for program in $(THEORY); do echo "$$program"; $(BIN)/python docs/theory/$$program.py || exit 1; done
 
-tables: $(READY)  ## Rewrite every page and picture under results/ from its runs.jsonl.
+tables: $(READY)  ## Regenerate every page and plot under results/ from its runs.jsonl.
 	@for folder in $(RESULTS); do $(BIN)/python -m def_jax.experiments.report --workdir=$$folder || exit 1; done
 
-reproduce: $(READY)  ## Train the digits experiments from scratch into runs/, in some hours on 2 cores, and report them.
+reproduce: $(READY)  ## Rerun the digits experiments from scratch in runs/ and report them; takes hours on 2 cores.
 	@for table in $(REPRODUCED); do \
 	  $(BIN)/python -m def_jax.experiments.sweep --config=configs/tables/$$table.py:digits --workdir=runs/$${table}_digits && \
 	  $(BIN)/python -m def_jax.experiments.report --workdir=runs/$${table}_digits || exit 1; done
 
-notebooks: $(READY)  ## Run the notebooks and keep what they show.
+notebooks: $(READY)  ## Run the notebooks and save their outputs.
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
-bench: $(READY)  ## Measure the optimizer stage, how it grows, the trainer's loop and its start: twenty minutes of 2 cores.
+bench: $(READY)  ## Benchmark the optimizer stage, its scaling, the training loop and startup; 20 minutes on 2 cores.
 	@for section in $(BENCHMARKS); do \
 	  $(BIN)/python -m benchmarks.$$section --output=results/benchmarks/$$section.md || exit 1; done
 
-bench-cluster: $(READY)  ## As root: DEF, dense JAX and PyTorch (TORCH=python that has it) on a shaped network, ten minutes.
+bench-cluster: $(READY)  ## As root: DEF, dense JAX and PyTorch (TORCH=a Python that has it) on a shaped network; 10 minutes.
 	$(BIN)/python -m benchmarks.cluster --output=results/benchmarks $(if $(TORCH),--torch_python=$(TORCH))
 
-faults: $(READY)  ## Kill and resume runs 25 and 20 times, change the workers, and watch an hour's run: the long reliability tests.
+faults: $(READY)  ## Long reliability tests: kill and resume runs 25 and 20 times, change the workers, watch an hour-long run.
 	$(BIN)/python tests/faults/kills.py --output=results/reliability
 	$(BIN)/python tests/faults/kills.py --output=results/reliability --kills=20 --processes=2
 	$(BIN)/python tests/faults/workers.py --output=results/reliability
 	$(BIN)/python tests/faults/soak.py --output=results/reliability
 
-clean:  ## Remove the virtual environment and caches; runs stay.
+clean:  ## Remove the virtual environment and caches; keep runs.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
 $(READY): requirements.txt pyproject.toml

@@ -1,4 +1,4 @@
-"""Markdown, as every page and program of the project writes it."""
+"""Markdown output, shared by all reports and programs."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ __all__ = ['table']
 
 
 def table(rows: Iterable[Iterable[object]]) -> str:
-    """Rows of cells as a Markdown table; the first row is its head.
+    """Formats rows of cells as a Markdown table; the first row is the header.
 
     >>> print(table([['ratio', 'MB sent'], [64, 2.3]]))
     | ratio | MB sent |

@@ -1,4 +1,4 @@
-"""How the project's pictures look: one colour a method, means with a band, text that can be read in print."""
+"""The style of the project's plots: one colour per method, means with a band, text legible in print."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ import PIL.Image
 
 __all__ = ['COLORS', 'direct_labels', 'draw_band', 'log_y', 'panels', 'plain_log', 'variant_style']
 
-# By a method's title; the palette of Okabe and Ito, whose colours colour-blind readers can tell apart.
+# By a method's title; based on the colour-blind-safe palette of Okabe and Ito.
 COLORS = {
     'SGD': '#000000',
     'EF': '#D55E00',
@@ -31,9 +31,9 @@ COLORS = {
     'SPARTA': '#66A61E',
     'random replicator': '#7570B3',
 }
-OTHER = '#7F7F7F'  # a point that is no method's answer
+OTHER = '#7F7F7F'  # a point that is not the answer of any method
 
-_PANEL = (2.9, 2.2)  # inches: two of them, printed half a page wide, keep text of 5 points
+_PANEL = (2.9, 2.2)  # inches: text is still 5 pt with two panels printed half a page wide
 _STYLE: dict[Any, Any] = {
     'font.size': 9,
     'axes.titlesize': 9,
@@ -55,13 +55,13 @@ _LEADER = {'arrowstyle': '-', 'linewidth': 0.5, 'shrinkA': 1, 'shrinkB': 1, 'rel
 _DPI = 140
 _PALETTE = 128  # colours of a PNG
 _DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-_FEW = 15  # so many points of a line are also marked
-_LABEL_GAP = 0.1  # of a panel's height, between two labels at the ends of lines
+_FEW = 15  # lines of at most this many points also get markers
+_LABEL_GAP = 0.1  # minimum distance between two line labels, as a fraction of the panel's height
 
 
 @contextlib.contextmanager
 def panels(path: Path, rows: int, columns: int, title: str = '') -> Iterator[np.ndarray]:
-    """Axes [rows, columns] to draw on; the PNG is written, whole or not at all, when the block ends."""
+    """Yields axes [rows, columns] to draw on; writes the PNG atomically when the block ends."""
     with matplotlib.rc_context(_STYLE):
         size = (max(1.5, columns) * _PANEL[0], rows * _PANEL[1])
         figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
@@ -70,13 +70,13 @@ def panels(path: Path, rows: int, columns: int, title: str = '') -> Iterator[np.
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=_DPI)
     partial = path.with_name('partial-' + path.name)
-    # With a palette a picture takes a third of the space.
+    # A palette reduces the file to a third of its size.
     PIL.Image.open(drawn).convert('RGB').quantize(_PALETTE).save(partial, optimize=True)
     partial.replace(path)
 
 
 def variant_style(color: str, index: int, count: int) -> dict[str, Any]:
-    """The look of one of `count` lines that share a method's colour: lighter and dashed from line to line."""
+    """The style of one of `count` lines that share a method's colour: increasingly light, varying dashes."""
     red, green, blue = matplotlib.colors.to_rgb(color)
     light = 0.45 * index / max(1, count - 1)
     mixed = tuple(c + light * (1 - c) for c in (red, green, blue))
@@ -84,26 +84,26 @@ def variant_style(color: str, index: int, count: int) -> dict[str, Any]:
 
 
 def draw_band(axes: Any, x: Sequence[float], samples: Sequence[Sequence[float]], **style: Any) -> None:
-    """Draws means, with a band of one sample standard deviation on either side.
+    """Draws means with a band of one sample standard deviation on either side.
 
     Args:
-        axes: where to draw.
+        axes: the axes to draw on.
         x: [n].
-        samples: for each x what is averaged there, one value a seed.
-        **style: of the line.
+        samples: for each x, the values to average, one per seed.
+        **style: keyword arguments of `plot`.
     """
     means = np.array([np.mean(values) for values in samples])
     spreads = np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in samples])
     marker = 'o' if len(means) <= _FEW else None
     (line,) = axes.plot(x, means, **{'marker': marker} | style)
     if spreads.any():
-        # On a logarithmic axis a band has no end below zero: there it ends at the smallest value.
+        # A logarithmic axis cannot show a lower end below zero; the smallest value replaces it.
         low = np.where(spreads < means, means - spreads, [np.min(values) for values in samples])
         axes.fill_between(x, low, means + spreads, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
 def log_y(axes: Any) -> None:
-    """Makes the y axis logarithmic, as wide as the lines need; a band may leave the panel."""
+    """Makes the y axis logarithmic, with limits that fit the lines; bands may be clipped."""
     axes.set_yscale('log', nonpositive='mask')
     heights = np.concatenate([np.atleast_1d(line.get_ydata()) for line in axes.lines] or [np.ones(1)])
     heights = heights[heights > 0]
@@ -115,7 +115,7 @@ def log_y(axes: Any) -> None:
 
 
 def plain_log(axis: Any) -> None:
-    """Ticks on a logarithmic axis as plain numbers, 1, 2, 5, 10, …; powers of ten where it is long."""
+    """Labels a logarithmic axis with plain numbers: 1, 2, 5, 10, …, or powers of ten over a large range."""
     low, high = axis.get_view_interval()
     if high < 1000 * low:
         few = matplotlib.ticker.MaxNLocator(6, steps=(1, 2, 5, 10))
@@ -125,7 +125,7 @@ def plain_log(axis: Any) -> None:
 
 
 def direct_labels(axes: Any) -> None:
-    """Writes the name of every line to the right of its end, in its colour, in place of a legend."""
+    """Labels each line to the right of its end, in its own colour, instead of a legend."""
     lines = [line for line in axes.lines if not line.get_label().startswith('_')]
     ends = np.array([_right_end(axes, line) for line in lines]).reshape(-1, 2)
     order = np.argsort(ends[:, 1])
@@ -145,13 +145,13 @@ def direct_labels(axes: Any) -> None:
 
 
 def _right_end(axes: Any, line: Any) -> np.ndarray:
-    """Where a line ends on the right, in fractions of the panel."""
+    """The right end of a line, in axes coordinates."""
     points = line.get_transform().transform(np.column_stack(line.get_data()).astype(float))
     return axes.transAxes.inverted().transform(points[np.argmax(points[:, 0])])
 
 
 def _spread(heights: np.ndarray) -> np.ndarray:
-    """Heights, in rising order, moved as little as is needed to keep labels apart."""
+    """Spreads ascending heights just enough to keep labels apart."""
     places = np.clip(heights, 0, 1)
     for _ in range(200):
         overlap = np.maximum(0, _LABEL_GAP - np.diff(places))

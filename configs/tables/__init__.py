@@ -1,1 +1,1 @@
-"""One file for every table and figure of the paper; see tables.py for their form."""
+"""One file per table and figure of the paper; see tables.py for the format."""

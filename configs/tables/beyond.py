@@ -1,13 +1,13 @@
-"""Past the paper: blocks sent once a round, and recalibrated BatchNorm statistics, against the paper's DEF.
+"""Beyond the paper: blocks sent once per round and recalibrated BatchNorm statistics, against its DEF.
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/beyond.py:digits --workdir=runs/beyond
-          (scikit-learn's digits, 2 CPU cores; without ':digits' the same on CIFAR-10 with VGG-16, on GPUs)
+          (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs)
           python -m def_jax.experiments.report --workdir=runs/beyond --output=results/beyond/digits
-Variants: :digits; and :cifar10_small, the shuffled columns at 64 and 256 for table1.py:cifar10_small.
-Expected: 'shuffled' has a lower training loss at 256 and 1024; at 1024 it is ahead of independent draws and
-          a point below SGD.
+Variants: :digits; :cifar10_small, the shuffled columns at ratios 64 and 256 for table1.py:cifar10_small.
+Expected: 'shuffled' has a lower training loss at 256 and 1024; at 1024 it beats independent draws and is one
+          point below SGD.
 
-One run fills two columns: it is evaluated with recalibrated statistics and with the running ones.
+Each run fills two columns: it is evaluated with recalibrated and with running statistics.
 """
 
 import itertools
@@ -19,12 +19,12 @@ from configs.tables import table1, tables
 
 RATIOS = (256, 1024, 4096)
 ORDERS = ('random', 'shuffled')
-SEEDS = (0, 1, 2, 3, 4)  # half a point is less than what two of three seeds differ by
+SEEDS = (0, 1, 2, 3, 4)  # among three seeds, two differ by more than half a point
 POINTS = {'def': ('DEF', 'y'), 'def_a': ('DEF-A', 'x')}
 
 
 def sgd_cells() -> list[dict]:
-    """SGD, with both kinds of statistics."""
+    """SGD with both kinds of statistics."""
     return [
         tables.cell(1, 'SGD', method='sgd', ratio=1),
         tables.cell(1, 'SGD, running', point='x_running', method='sgd', ratio=1),
@@ -32,7 +32,7 @@ def sgd_cells() -> list[dict]:
 
 
 def def_cells(ratios=RATIOS, orders=ORDERS) -> list[dict]:
-    """A row for each ratio: the paper's DEF and DEF-A, each lever by itself, and both together."""
+    """One row per ratio: the paper's DEF and DEF-A, each change alone, and both together."""
     result = []
     for ratio, order, (method, (title, point)) in itertools.product(ratios, orders, POINTS.items()):
         settings = {'method': method, 'ratio': ratio, 'order': order}

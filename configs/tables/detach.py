@@ -1,12 +1,12 @@
-"""Past the paper: λ*(t) estimated from the messages ('auto') against a grid of fixed λ, without momentum.
+"""Beyond the paper: λ*(t) estimated from the messages ('auto') against a grid of fixed λ, without momentum.
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/detach.py:digits --workdir=runs/detach
-          (scikit-learn's digits, 2 CPU cores; without ':digits' the same on CIFAR-10 with VGG-16, on GPUs)
+          (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs)
           python -m def_jax.experiments.report --workdir=runs/detach --output=results/beyond/detach_digits
-Variants: :digits; and :cifar10_small, the CIFAR-10 of table1.py:cifar10_small for 10 epochs, blocks balanced.
-Expected: 'auto' is within 0.3 points of each column's best λ, except at rate 0.1 on digits and at 64 on
-          CIFAR-10; its training loss is the lowest or close to it.
-          Messages in bfloat16 change nothing.
+Variants: :digits; :cifar10_small, the setup of table1.py:cifar10_small for 10 epochs with balanced blocks.
+Expected: 'auto' is within 0.3 points of each column's best λ, except at learning rate 0.1 on digits and at
+          ratio 64 on CIFAR-10; its training loss is the lowest or close to it.
+          Sending messages in bfloat16 makes no difference.
 """
 
 import ml_collections
@@ -22,7 +22,7 @@ COLUMNS = {
     '256, 16 workers': {'ratio': 256, 'num_workers': 16},
     '1024, 16 workers': {'ratio': 1024, 'num_workers': 16},
 }
-# Digits only: another learning rate; and another batch, as many steps.
+# Digits only: another learning rate, and another batch size with the same number of steps.
 DIGITS = {
     '256, 16 workers, rate 0.1': {'ratio': 256, 'num_workers': 16, 'learning_rate': 0.1},
     '256, 16 workers, batch 64': {'ratio': 256, 'num_workers': 16, 'batch_size': 64, 'num_epochs': 140},
@@ -31,7 +31,7 @@ CIFAR10_SMALL = {
     '16, balanced': {'ratio': 16, 'allocation': 'balanced'},
     '64, balanced': {'ratio': 64, 'allocation': 'balanced'},
 }
-NARROW = ('256, 16 workers', '1024, 16 workers')  # whose messages also travel as bfloat16
+NARROW = ('256, 16 workers', '1024, 16 workers')  # columns whose messages are also sent in bfloat16
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

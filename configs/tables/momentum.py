@@ -1,16 +1,16 @@
-"""Past the paper: DEF without momentum, and a larger share of the message for small tensors.
+"""Beyond the paper: DEF without momentum, and a larger share of the message for small tensors.
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/momentum.py:digits
               --workdir=runs/momentum
-          (scikit-learn's digits, 2 CPU cores; without ':digits' the same on CIFAR-10 with VGG-16, on GPUs)
+          (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs)
           python -m def_jax.experiments.report --workdir=runs/momentum --output=results/beyond/momentum_digits
-Variants: :digits; and :cifar10_small, the CIFAR-10 of table1.py:cifar10_small.
-Expected: ours reaches at four times the ratio or more what the paper's DEF reaches; SGD is as good without
+Variants: :digits; :cifar10_small, the setup of table1.py:cifar10_small.
+Expected: ours matches the accuracy of the paper's DEF at four times the ratio or more; SGD is as good without
           momentum as with it.
 
-Ours is blocks in a shuffled order, λ from the messages, no momentum, and the learning rate η / (1 - μ) in
-place of η; balanced also gives small tensors larger shares. BatchNorm's statistics are recalibrated in every
-column.
+'Ours' uses shuffled blocks, λ estimated from the messages, no momentum, and the learning rate η / (1 - μ)
+instead of η; 'balanced' also gives small tensors larger shares. BatchNorm statistics are recalibrated in
+every column.
 """
 
 import ml_collections
@@ -19,11 +19,11 @@ from configs import cifar10
 from configs.tables import beyond, table1, tables
 
 OURS = {'method': 'def', 'order': 'shuffled', 'auto_detach': True, 'momentum': 0.0}
-RATES = (1.0, 0.5, 0.1)  # η / (1 - μ) of the paper's rates, about
+RATES = (1.0, 0.5, 0.1)  # approximately η / (1 - μ) for the paper's rates
 
 
 def both_points(ratio: int, whose: str, **settings) -> list[dict]:
-    """A row's cells of one setting, at y and at x."""
+    """The cells of one setting in a row, at y and at x."""
     return [
         tables.cell(ratio, f'{title}{whose}', point=point, ratio=ratio, **settings)
         for title, point in beyond.POINTS.values()
@@ -31,12 +31,12 @@ def both_points(ratio: int, whose: str, **settings) -> list[dict]:
 
 
 def ours(ratio: int, **settings) -> list[dict]:
-    """A row's cells of our setting."""
+    """The cells of our setting in a row."""
     return both_points(ratio, ', ours', **OURS, **settings)
 
 
 def balanced(ratio: int, **settings) -> list[dict]:
-    """A row's cells of our setting with balanced blocks."""
+    """The cells of our setting with balanced blocks in a row."""
     return both_points(ratio, ', ours, balanced', **OURS, allocation='balanced', **settings)
 
 

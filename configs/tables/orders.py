@@ -1,9 +1,9 @@
-"""Past the paper: three orders of the blocks at ratio 1024, and λ with the shuffled one; on digits.
+"""Beyond the paper: three block orders at ratio 1024, and λ with the shuffled order, on digits.
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/orders.py --workdir=runs/orders
           python -m def_jax.experiments.report --workdir=runs/orders --output=results/beyond/orders_digits
-Variants: :detach, rows of λ in place of orders, at ratios 1024 and 256.
-Expected: 'shuffled' ahead of 'cyclic', and both of independent draws; λ = 0.3 the best at 1024.
+Variants: :detach, rows by λ instead of order, at ratios 1024 and 256.
+Expected: 'shuffled' beats 'cyclic', and both beat independent draws; λ = 0.3 is best at ratio 1024.
 """
 
 import itertools

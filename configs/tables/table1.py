@@ -3,12 +3,12 @@
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/table1.py --workdir=runs/table1
           (200 epochs; 48 runs to tune learning rates, then at least 48 more; each on 16 GPUs, or on one with
           --config.base.workers_per_device=16; start it once per GPU in the same folder to share the work)
-Variants: :digits, scikit-learn's digits and a small VGG, for 2 CPU cores; with EF21, which the
-          paper's table lacks.
-          :digits_visits, its row 1024 with 22 times as many steps, so that a block is visited as often as in
-          the paper, 76 times; without EF, at the learning rates that :digits chose for that row.
-          :cifar10_small, 10,000 of CIFAR-10's images, a VGG of 73 k parameters, 30 epochs, ratios 64 and 256,
-          the authors' learning rates, one seed; for 2 CPU cores.
+Variants: :digits, scikit-learn's digits with a small VGG, for 2 CPU cores; adds EF21, which is not in the
+          paper's table.
+          :digits_visits, row 1024 of :digits with 22 times as many steps, so each block is visited as often
+          as in the paper, 76 times; without EF, at the learning rates that :digits selected for that row.
+          :cifar10_small, 10,000 CIFAR-10 images, a VGG with 73 k parameters, 30 epochs, ratios 64 and 256,
+          the authors' learning rates and one seed, for 2 CPU cores.
 Expected: the numbers below.
 """
 
@@ -25,7 +25,7 @@ PAPER = {
     512: ('diverge', '87.83 ± 0.36', '86.47 ± 0.14', '93.24 ± 0.08', '93.25 ± 0.18'),
     1024: ('diverge', '85.46 ± 0.80', '84.27 ± 0.33', '93.03 ± 0.15', '93.06 ± 0.09'),
 }
-# 2,340 steps; both cores of a small machine need a device for each worker (virtual ones are slower here).
+# 2,340 steps. One device per worker uses both cores of a small machine; virtual workers are slower here.
 CIFAR10_SMALL = {
     'fake_devices': True,
     'model': 'vgg_small',
@@ -34,7 +34,7 @@ CIFAR10_SMALL = {
     'num_epochs': 30,
     'eval_every_epochs': 2,
 }
-# 43,904 steps at a true ratio of 577.6: the paper's 78,000 steps visit a block 76 times at 1024.
+# 43,904 steps at a true ratio of 577.6; the paper's 78,000 steps visit each block 76 times at ratio 1024.
 DIGITS_VISITS = {'num_epochs': 6272, 'eval_every_epochs': 448}
 DIGITS_RATES = {'SGD': 0.05, 'SAEF': 0.01, 'PSync': 0.01, 'DEF': 0.05, 'DEF-A': 0.05}
 

@@ -1,8 +1,8 @@
 """Table 4: test accuracy of DEF and DEF-A by λ, VGG-16 on CIFAR-10, ratio 64, 16 workers.
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/table4.py --workdir=runs/table4
-          (200 epochs a run)
-Variants: :digits, on scikit-learn's digits, from λ = 0 to 1, for 2 CPU cores.
+          (200 epochs per run)
+Variants: :digits, scikit-learn's digits with λ from 0 to 1, for 2 CPU cores.
 Expected: the numbers below.
 """
 
@@ -22,7 +22,7 @@ PAPER = {
 
 
 def cells(values, ratio: int = 64, suffix: str = '') -> list[dict]:
-    """A row for each λ, DEF and DEF-A side by side."""
+    """One row per λ, with DEF and DEF-A side by side."""
     result = []
     for detach in values:
         papers = PAPER.get(detach, ('', '')) if not suffix else ('', '')

@@ -1,10 +1,10 @@
-"""The form of a table: a base configuration, and cells that say what each run changes in it.
+"""The format of a table: a base configuration, and cells with the overrides of each run.
 
     python -m def_jax.experiments.sweep  --config=configs/tables/table1.py        --workdir=runs/table1
     python -m def_jax.experiments.sweep  --config=configs/tables/table1.py:digits --workdir=runs/table1_digits
     python -m def_jax.experiments.report --workdir=runs/table1_digits
 
-The name after the colon picks a smaller variant. Keys of the base configuration are set like
+The name after the colon selects a smaller variant. Keys of the base configuration are set like
 --config.base.num_epochs=300, those of the table like --config.seeds='(0,1,2,3,4)'.
 """
 
@@ -17,11 +17,11 @@ from absl import flags
 from configs import digits
 
 COMPRESSED = {'ef': 'EF', 'saef': 'SAEF', 'psync': 'PSync', 'def': 'DEF', 'def_a': 'DEF-A'}
-RATES = (0.1, 0.05, 0.01)  # those that the paper names
+RATES = (0.1, 0.05, 0.01)  # the paper's candidates
 
 
 def digits_base() -> ml_collections.ConfigDict:
-    """scikit-learn's digits with all 16 workers on one device, the fastest on few CPU cores."""
+    """scikit-learn's digits with all 16 workers on one device, which is fastest on few CPU cores."""
     base = digits.get_config()
     base.workers_per_device = base.num_workers
     return base
@@ -31,12 +31,12 @@ def cell(row: Any, column: str, paper: str = '', point: str = '', **settings: An
     """One number of a table.
 
     Args:
-        row: its row's heading.
-        column: its column's heading.
-        paper: what the paper has there; empty for nothing.
-        point: where the test accuracy is taken: 'x', 'y', 'own', or, in runs that recalibrate BatchNorm's
-            statistics, one of these followed by '_running' for the running ones. Empty: the method's.
-        **settings: what its run changes in the base configuration.
+        row: the heading of its row.
+        column: the heading of its column.
+        paper: the paper's number; empty if it has none.
+        point: where the test accuracy is measured: 'x', 'y' or 'own'; in runs that recalibrate BatchNorm
+            statistics, the suffix '_running' selects the running ones. Empty for the method's own answer.
+        **settings: overrides of the base configuration.
 
     Returns:
         The cell.
@@ -61,10 +61,10 @@ def table(
         base: the training configuration that the cells change.
         cells: see `cell`.
         rows: what distinguishes the rows, e.g. 'ratio'.
-        learning_rates: tried for each cell, which keeps the one with the best test accuracy at its point
-            (on equal accuracy, the smallest training loss). Empty: each cell uses its own or the base's.
-        seeds: of the runs that are averaged.
-        tuning_seed: of the runs that choose the learning rate, none of `seeds`.
+        learning_rates: candidates for each cell, which uses the one with the best test accuracy at its point
+            (ties: the smallest training loss). If empty, each cell uses its own rate or that of the base.
+        seeds: the seeds of the runs that are averaged.
+        tuning_seed: the seed of the runs that select the learning rate; not in `seeds`.
 
     Returns:
         The description.
@@ -83,11 +83,11 @@ def table(
 
 
 def by_ratio(sgd: str, paper: Mapping[int, Sequence[str]]) -> list[dict[str, Any]]:
-    """The cells of a table of methods by ratio, SGD in a row of its own.
+    """The cells of a table of methods by ratio, with SGD in a separate row.
 
     Args:
         sgd: the paper's number for SGD.
-        paper: for each ratio the paper's numbers, one for each of `COMPRESSED`.
+        paper: for each ratio, the paper's numbers, one per method in `COMPRESSED`.
 
     Returns:
         The cells.
@@ -102,14 +102,14 @@ def by_ratio(sgd: str, paper: Mapping[int, Sequence[str]]) -> list[dict[str, Any
 def selected(
     spec: ml_collections.ConfigDict, title: str, keep: Callable[[Mapping[str, Any]], bool]
 ) -> ml_collections.ConfigDict:
-    """A table's description with another title and only the cells that `keep` accepts."""
+    """Gives a table's description another title and keeps only the cells that `keep` accepts."""
     spec = spec.unlock()
     spec.title, spec.cells = title, tuple(c for c in spec.cells if keep(c))
     return spec.lock()
 
 
 def variant(arg: str | None, *names: str) -> str:
-    """The variant named after the colon, '' for none; a flag error unless it is one of `names`."""
+    """The variant named after the colon, or '' for none; raises a flag error unless it is in `names`."""
     if arg and arg not in names:
-        raise flags.IllegalFlagValueError(f'{arg!r} is not a variant; there are {", ".join(names)}.')
+        raise flags.IllegalFlagValueError(f'{arg!r} must be a variant: one of {", ".join(names)}.')
     return arg or ''

@@ -1,1 +1,1 @@
-"""Configurations of the trainer: every key with its default, what is allowed, and the optimizer."""
+"""Training configurations: keys and defaults, validation, and construction of the optimizer."""

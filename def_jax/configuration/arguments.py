@@ -1,9 +1,9 @@
 """Settings after the colon of --config=FILE:key=value,key=value.
 
-`--config.key=value` sets a key once get_config has returned. Settings after the colon are passed to
-get_config, so that one key can decide the value of another.
+`--config.key=value` sets a key after get_config returns. Settings after the colon are passed to get_config,
+so one key can determine the value of another.
 
-Errors are those of absl's flags: config_flags would print a ValueError with its whole traceback.
+Errors are absl flag errors: for a ValueError, config_flags would print a full traceback.
 """
 
 from collections.abc import Callable
@@ -25,18 +25,18 @@ _PARSERS: dict[type, Callable[[str], Any]] = {
 
 
 def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the settings in `arg`, each of the type that its key has in `config`.
+    """Parses the settings in `arg`, each as the type of its key in `config`.
 
     Args:
         arg: 'key=value,key=value', the argument of get_config; None or '' for no settings.
-        config: a complete configuration; it is not changed.
+        config: a complete configuration, left unchanged.
 
     Returns:
         The settings, in the order of `arg`.
 
     Raises:
         absl.flags.IllegalFlagValueError: if a setting has no value, a key is unknown or repeated, or a
-            value has the wrong type. `check_config` later checks the values themselves.
+            value has the wrong type. The values themselves are checked later, by `check_config`.
 
     >>> config = ml_collections.ConfigDict({'method': 'def', 'ratio': 64})
     >>> parse('method=ef,ratio=256', config)
@@ -50,13 +50,13 @@ def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
         if key not in config:
             raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} is not a known key.{nearest(key, config)}')
         if key in settings:
-            raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} comes twice.')
+            raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} is given twice.')
         settings[key] = _value(key, text, type(config[key]))
     return settings
 
 
 def override(config: ml_collections.ConfigDict, arg: str | None) -> ml_collections.ConfigDict:
-    """Applies the settings in `arg`, see `parse`, and locks the configuration: get_config's last line."""
+    """Applies the settings in `arg`, see `parse`, and locks the configuration; ends every get_config."""
     config.update(parse(arg, config))
     return config.lock()
 
@@ -64,7 +64,7 @@ def override(config: ml_collections.ConfigDict, arg: str | None) -> ml_collectio
 def _value(key: str, text: str, kind: type) -> Any:
     if kind not in _PARSERS:
         raise flags.IllegalFlagValueError(
-            f'{key!r} is a {kind.__name__} and cannot stand behind the colon; use --config.{key}=VALUE.'
+            f'{key!r} is a {kind.__name__} and cannot be set after the colon; use --config.{key}=VALUE.'
         )
     try:
         return _PARSERS[kind](text)

@@ -1,4 +1,4 @@
-"""Every key of a training configuration, what it means, and its default."""
+"""Every key of a training configuration, with its meaning and default."""
 
 import ml_collections
 
@@ -6,11 +6,10 @@ __all__ = ['get_defaults']
 
 
 def get_defaults() -> ml_collections.ConfigDict:
-    """A complete configuration, for a get_config to change: DEF at ratio 64 on scikit-learn's digits.
+    """A complete configuration for get_config functions to modify: DEF at ratio 64 on scikit-learn's digits.
 
     Returns:
-        A new configuration, which `arguments.override` locks. `rules.FIELDS` says what each key may
-        hold.
+        A new configuration, which `arguments.override` locks. `rules.FIELDS` defines the allowed values.
 
     >>> config = get_defaults()
     >>> config.method, config.ratio, config.num_workers
@@ -18,43 +17,43 @@ def get_defaults() -> ml_collections.ConfigDict:
     """
     config = ml_collections.ConfigDict()
 
-    # Method. One element in `ratio` is sent: by granularity a block of every tensor, one of the whole model,
-    # or random elements (tensor, model, element). Blocks are drawn independently, as in the paper, or each is
-    # sent once a round (random, shuffled, cyclic); every tensor sends the same share, or small ones a larger
-    # (proportional, balanced). `detach` is λ where the method leaves it free.
+    # Method. One element in `ratio` is sent. granularity: a block of every tensor (tensor), one block of the
+    # whole model (model) or random elements (element). order: blocks are drawn independently, as in the paper
+    # (random), or each is sent once per round (shuffled, cyclic). allocation: every tensor sends the same
+    # share (proportional), or small ones send more (balanced). detach is λ, if the method leaves it free.
     config.method = 'def'
     config.ratio = 64.0
     config.granularity = 'tensor'
     config.order = 'random'
     config.allocation = 'proportional'
     config.detach = 0.3
-    config.auto_detach = False  # estimate λ*(t) from the messages and use it in place of `detach`
-    config.every = 1  # steps per message; in between, workers take local steps
-    config.decay = 1.0  # the residual is multiplied by it at every step
-    config.average_every = 0  # SAEF's period P: steps between two averages of the residuals; 0 is never
-    config.wire_dtype = 'float32'  # of the message: float32, bfloat16, float16
+    config.auto_detach = False  # estimate λ*(t) from the messages and use it instead of `detach`
+    config.every = 1  # steps per message; workers take local steps in between
+    config.decay = 1.0  # multiplies the residual at every step
+    config.average_every = 0  # SAEF's period P: steps between averages of the residuals; 0 means never
+    config.wire_dtype = 'float32'  # dtype of the message: float32, bfloat16, float16
     config.skip_nonfinite = False  # all workers skip a step in which any update is NaN or infinite
 
-    # Workers. Each has a device, or shares one with others (virtual workers: same trajectory, fewer
-    # devices). With fake_devices the devices are simulated on this CPU.
+    # Workers. Each has its own device or shares one (virtual workers: same trajectory, fewer devices).
+    # fake_devices simulates the devices on this CPU.
     config.num_workers = 16
     config.workers_per_device = 1
     config.fake_devices = False
 
-    # Data and model. data_dir is where TFDS keeps data sets; empty is TFDS's own default. train_images and
-    # test_images limit a split to its first images; 0 is all.
+    # Data and model. data_dir is where TFDS stores data sets; empty for TFDS's default. train_images and
+    # test_images limit a split to its first images; 0 means all.
     config.dataset = 'digits'
     config.data_dir = ''
     config.train_images = 0
     config.test_images = 0
     config.model = 'vgg_digits'
-    config.compute_dtype = 'float32'  # of the network: float32, bfloat16; parameters stay float32
+    config.compute_dtype = 'float32'  # dtype of the network: float32, bfloat16; parameters stay float32
 
-    # Optimization. batch_size counts the images of all workers together.
+    # Optimization. batch_size is the global batch size, over all workers.
     config.batch_size = 128
     config.num_epochs = 280
     config.learning_rate = 0.1
-    config.learning_rate_drops = (0.5, 0.75)  # shares of the run after which the rate falls to a tenth
+    config.learning_rate_drops = (0.5, 0.75)  # fractions of the run; the rate drops tenfold at each
     config.momentum = 0.9
     config.weight_decay = 5e-4
     config.seed = 0
@@ -63,8 +62,8 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.eval_every_epochs = 20
     config.log_every_steps = 20
     config.recalibrate_batches = 0  # training batches that recalibrate BatchNorm before each evaluation
-    config.diagnostics_every = 0  # steps between two measurements of def_jax.diagnostics; 0 is never
-    config.check_replicas_every = 0  # steps between two comparisons of the workers' copies; 0 is never
+    config.diagnostics_every = 0  # steps between measurements of def_jax.diagnostics; 0 means never
+    config.check_replicas_every = 0  # steps between comparisons of the workers' copies; 0 means never
     config.keep_checkpoints = 2
 
     return config

@@ -1,4 +1,4 @@
-"""Builds the optimizer of a configuration: keys that the library knows are passed on by name."""
+"""Builds the optimizer of a configuration, passing keys to the library's arguments by name."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ def make_compressor(config: Mapping[str, Any]) -> Compressor:
 def make_optimizer(
     config: Mapping[str, Any], learning_rate: optax.ScalarOrSchedule, axis_name: AxisName, seed: Any
 ) -> optax.GradientTransformation:
-    """Momentum SGD with the communication of the configured method.
+    """SGD with momentum and the communication of the configured method.
 
     Args:
         config: a configuration.
@@ -53,7 +53,7 @@ def make_optimizer(
         options['detach'] = 'auto'
     return get_method(config['method']).optimizer(
         optax.add_decayed_weights(config['weight_decay']),
-        optax.sgd(learning_rate, momentum=config['momentum'] or None),  # None keeps no buffer
+        optax.sgd(learning_rate, momentum=config['momentum'] or None),  # None allocates no buffer
         axis_name,
         make_compressor(config),
         seed=seed,

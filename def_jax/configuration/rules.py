@@ -1,7 +1,7 @@
-"""Checks a configuration before anything is written: every key known, every value allowed.
+"""Validates a configuration before anything is written: no unknown keys, no invalid values.
 
-Keys that are arguments of the library are checked by the library alone: its optimizer is constructed, and an
-error about an argument becomes one about the key.
+Only the library validates keys that are its arguments: the optimizer is constructed, and an error about an
+argument is reported as one about the key.
 """
 
 import sys
@@ -26,7 +26,7 @@ class Field(NamedTuple):
     types: tuple[type, ...]
     valid: Callable[[Any], bool]
     allowed: str
-    names: tuple[str, ...] = ()  # the choices, if there is a list of them
+    names: tuple[str, ...] = ()  # the choices, if the values are names
 
 
 def _integer(low: int) -> Field:
@@ -42,7 +42,7 @@ def _one_of(names: Iterable[str]) -> Field:
     return Field((str,), lambda value: value in names, f'one of {", ".join(names)}', names)
 
 
-_LIBRARY = Field((object,), lambda value: True, 'a value that def_jax.random_block or error_feedback takes')
+_LIBRARY = Field((object,), lambda value: True, 'a value that def_jax.random_block or error_feedback accepts')
 
 FIELDS: dict[str, Field] = {
     'method': _one_of(METHODS),
@@ -81,13 +81,13 @@ FIELDS: dict[str, Field] = {
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError unless `config` can be run.
+    """Raises ValueError unless `config` is valid.
 
     Args:
         config: a complete configuration, as `configs/digits.py` returns.
 
     Raises:
-        ValueError: naming the key, its value, what is allowed and, if a name is close, what was meant.
+        ValueError: with the key, its value, the allowed values and the closest match for a misspelt name.
 
     >>> from def_jax.configuration.defaults import get_defaults
     >>> config = get_defaults()
@@ -119,16 +119,16 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_workers(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for a number of workers that cannot be placed or that conflicts with another key."""
+    """Raises ValueError if the number of workers does not fit the devices or conflicts with another key."""
     if config.num_workers % config.workers_per_device:
         raise ValueError(
             f'config.workers_per_device={config.workers_per_device} does not divide config.num_workers='
-            f'{config.num_workers}: every device must simulate the same number of workers.'
+            f'{config.num_workers}; every device must host the same number of workers.'
         )
     if get_method(config.method).single_worker and config.num_workers != 1:
         raise ValueError(
             f'config.method={config.method!r} is defined for one worker, but config.num_workers='
-            f'{config.num_workers}. Set --config.num_workers=1, or use def_a, its form for several workers.'
+            f'{config.num_workers}. Set --config.num_workers=1, or use def_a, its multi-worker form.'
         )
     if config.diagnostics_every and config.num_workers == 1:
         raise ValueError(

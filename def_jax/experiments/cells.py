@@ -1,4 +1,4 @@
-"""The cells of a table: mean and spread of the test accuracy over seeds, beside the paper's number."""
+"""Table cells: mean and standard deviation of the test accuracy over seeds, and the paper's number."""
 
 import json
 import math
@@ -15,22 +15,22 @@ from def_jax.training.console import point_name
 
 __all__ = ['Cell', 'diverged', 'mean_std', 'of_settings', 'of_table']
 
-# A run whose training loss stays above this share of that of guessing, ln(classes), has learned nothing.
+# A run whose final training loss exceeds this fraction of ln(classes), the loss of guessing, learned nothing.
 _GUESSING = 0.95
 
 
 class Cell(NamedTuple):
-    """One cell and what became of it."""
+    """One cell of a table, with the results of its runs."""
 
     row: str
     column: str
-    method: str  # title of the method that has its answer at this point; empty for none
-    point: str  # at which the test accuracy is taken
+    method: str  # title of the method whose answer is this point, if any; else empty
+    point: str  # where the test accuracy is measured
     paper: str
     learning_rate: float | None  # None while it is being chosen
-    results: list[dict[str, Any]]  # of the seeds that are done
-    accuracies: list[float]  # in %, of those seeds that did not diverge
-    num_seeds: int  # asked for
+    results: list[dict[str, Any]]  # of the finished seeds
+    accuracies: list[float]  # in %, of the seeds that did not diverge
+    num_seeds: int  # requested
 
     @property
     def diverged(self) -> int:
@@ -38,7 +38,7 @@ class Cell(NamedTuple):
 
     @property
     def averaged(self) -> bool:
-        """Whether there is a mean to compare: some seeds are done, and none diverged."""
+        """Whether there is a mean to compare: at least one seed is done, and none diverged."""
         return bool(self.accuracies) and not self.diverged
 
     @property
@@ -47,12 +47,12 @@ class Cell(NamedTuple):
 
     @property
     def std(self) -> float:
-        """The sample standard deviation over seeds, 0 for a single one."""
+        """The sample standard deviation over seeds; 0 for a single seed."""
         return float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else 0.0
 
     @property
     def text(self) -> str:
-        """Mean ± sample standard deviation, 'diverges', '–' for nothing yet."""
+        """Mean ± sample standard deviation, 'diverges', or '–' if no run is done."""
         if not self.results:
             return '–'
         if self.diverged:
@@ -63,11 +63,11 @@ class Cell(NamedTuple):
 
 
 def of_table(table: Mapping[str, Any], found: Results) -> list[Cell]:
-    """The cells of a table, in its order.
+    """The cells of a table, in order.
 
     Args:
         table: see `configs/tables/tables.py`.
-        found: the runs that are done, by name.
+        found: the results of finished runs, by name.
 
     Raises:
         ValueError: if no run of the table is done.
@@ -98,10 +98,9 @@ def of_table(table: Mapping[str, Any], found: Results) -> list[Cell]:
 
 
 def of_settings(found: Results) -> list[Cell]:
-    """Runs that belong to no table as cells: a row for each setting, a column for each point.
+    """Cells of runs that belong to no table: one row per setting, one column per point.
 
-    Runs that differ in nothing but the seed share a cell. Only a run whose loss was not finite counts as
-    diverged.
+    Runs that differ only in the seed share a cell. Only runs with a non-finite loss count as diverged.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in sorted(found.values(), key=_place):
@@ -130,13 +129,13 @@ def _place(result: Mapping[str, Any]) -> tuple:
 
 
 def diverged(result: Mapping[str, Any]) -> bool:
-    """Whether a run's loss became NaN or infinite, or stayed that of guessing."""
+    """Whether a run's loss became NaN or infinite, or stayed close to that of guessing."""
     guessing = math.log(DATASETS[result['config']['dataset']].num_classes)
     return result['status'] != 'finished' or result['metrics']['train_loss'] > _GUESSING * guessing
 
 
 def mean_std(values: list[float], digits: int) -> str:
-    """Mean ± sample standard deviation; of a single value there is no deviation."""
+    """Mean ± sample standard deviation; a single value has no deviation."""
     spread = f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else ''
     return f'{np.mean(values):.{digits}f}{spread}'
 

@@ -1,7 +1,7 @@
-"""Results of many runs: a folder of run folders, or one runs.jsonl with a run a line.
+"""Results of many runs: a folder of run folders, or a runs.jsonl with one run per line.
 
-A sweep trains each run in a folder of its own. What is kept of them is runs.jsonl: the name of each run and
-the content of its result.json.
+A sweep trains each run in a separate folder. A report condenses them to runs.jsonl, which holds the name of
+each run and the contents of its result.json.
 """
 
 import json
@@ -12,14 +12,14 @@ from def_jax.training import results
 
 __all__ = ['Results', 'accuracy', 'read', 'read_folders', 'write']
 
-Results = dict[str, dict[str, Any]]  # contents of result.json by the name of the run
+Results = dict[str, dict[str, Any]]  # contents of result.json, by run name
 
 
 def read(folder: Path) -> Results:
-    """The results in a folder, from its run folders or, where it has none, from its runs.jsonl.
+    """Reads the results in a folder, from its run folders or, if there are none, from its runs.jsonl.
 
     Raises:
-        ValueError: if there is none, or one is not whole.
+        ValueError: if there are no results, or one is incomplete.
     """
     file = folder / 'runs.jsonl'
     folders = sorted(path.parent for path in folder.glob('*/result.json'))
@@ -27,19 +27,19 @@ def read(folder: Path) -> Results:
     for run in folders:
         if run.name not in found:
             raise ValueError(
-                f'{run / "result.json"} is not a whole result. Delete it and start its run, or the sweep, '
-                'again: a finished run only rewrites its result.'
+                f'{run / "result.json"} is incomplete. Delete it and restart its run or the sweep: '
+                'a finished run only rewrites its result.'
             )
     if not found:
         raise ValueError(
-            f'{folder} holds no finished run. Train one first: train.py --workdir={folder}/NAME, or '
-            f'python -m def_jax.experiments.sweep --workdir={folder}'
+            f'{folder} contains no finished run. Train one first: train.py --workdir={folder}/NAME '
+            f'or python -m def_jax.experiments.sweep --workdir={folder}'
         )
     return found
 
 
 def read_folders(folder: Path) -> Results:
-    """The whole results among the run folders in `folder`; others, of runs not yet done, are left out."""
+    """The complete results in the run folders of `folder`; unfinished runs are skipped."""
     runs = (path.parent for path in sorted(folder.glob('*/result.json')))
     return {run.name: result for run in runs if (result := results.read(run))}
 
@@ -56,8 +56,8 @@ def accuracy(result: dict[str, Any], point: str) -> float:
         return result['metrics'][f'test_accuracy_{point}']
     except KeyError:
         raise ValueError(
-            f'{result["title"]!r} was not evaluated at {point!r}, which a cell of the table asks for. Points '
-            "ending in '_running' need config.recalibrate_batches, and 'own' the method psync or saef."
+            f'{result["title"]!r} was not evaluated at {point!r}, which a table cell needs. Points '
+            "ending in '_running' require config.recalibrate_batches; 'own' requires method psync or saef."
         ) from None
 
 
@@ -72,8 +72,8 @@ def _read_file(file: Path) -> Results:
             whole = False
         if not whole:
             raise ValueError(
-                f'{file}, line {number}, is not a whole result. Restore the file, or report the folder of '
-                'its runs again.'
+                f'{file}, line {number}, is not a complete result. Restore the file, or rerun the report on '
+                'the run folders.'
             )
     return found
 

@@ -1,6 +1,6 @@
-"""The runs that a table needs: which there are, what they are called, which learning rate each cell keeps.
+"""The runs that a table needs, their names, and the learning rate chosen for each cell.
 
-A table is data: the content of a file in configs/tables, or of the sweep.json that a sweep writes.
+A table is data: the configuration from a file in configs/tables, or the sweep.json written by a sweep.
 """
 
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ __all__ = [
     'tuning_runs',
 ]
 
-Run = dict[str, Any]  # what a run changes in the base configuration
+Run = dict[str, Any]  # overrides of the base configuration
 
 _TABLE = ('title', 'rows', 'base', 'cells', 'learning_rates', 'seeds', 'tuning_seed')
 _BASE = ('model', 'dataset', 'num_workers', 'batch_size', 'num_epochs', 'learning_rate')
 _HINT = (
-    'Tables are files like configs/tables/table1.py, and the sweep.json of a sweep; train.py runs a single '
-    'configuration.'
+    'Use a file like configs/tables/table1.py or the sweep.json of a sweep; for a single configuration, '
+    'use train.py.'
 )
 _CELL = ('row', 'column', 'paper', 'settings')
 
@@ -37,8 +37,8 @@ def check_table(table: Any, source: str) -> None:
     """Raises ValueError unless `table` has the form of a table.
 
     Args:
-        table: the content of a file in configs/tables or of a sweep.json.
-        source: what an error names as its origin.
+        table: the contents of a file in configs/tables or of a sweep.json.
+        source: the origin that errors name.
     """
     try:
         _check_keys(table, _TABLE, source)
@@ -47,18 +47,18 @@ def check_table(table: Any, source: str) -> None:
             _check_keys(cell, _CELL, f'a cell in {source}')
             _check_keys(cell['settings'], ('method',), f'settings of a cell in {source}')
             look_up('method', cell['settings']['method'], METHODS)
-    except (AttributeError, TypeError) as error:  # something else in place of a mapping or a list
-        raise ValueError(f'{source} is no table ({error}). {_HINT}') from error
+    except (AttributeError, TypeError) as error:  # not a mapping or list where one is required
+        raise ValueError(f'{source} is not a table ({error}). {_HINT}') from error
 
 
 def _check_keys(content: Any, keys: tuple[str, ...], source: str) -> None:
     there = set(content.keys())
     if missing := [key for key in keys if key not in there]:
-        raise ValueError(f'{source} is no table: it has no {", ".join(missing)}. {_HINT}')
+        raise ValueError(f'{source} is not a table: it has no {", ".join(missing)}. {_HINT}')
 
 
 def run_name(run: Run) -> str:
-    """The name of a run's folder; behind the colon of the base's file it asks for the same run.
+    """The name of a run's folder; after the colon of the base configuration's file, it selects the same run.
 
     >>> run_name({'method': 'def', 'ratio': 64, 'learning_rate': 0.1, 'seed': 0})
     'method=def,ratio=64,learning_rate=0.1,seed=0'
@@ -67,21 +67,21 @@ def run_name(run: Run) -> str:
 
 
 def tuning_runs(spec: Mapping[str, Any], cell: Mapping[str, Any]) -> list[Run]:
-    """The runs that choose a cell's learning rate: one for each of the table's rates, all of one seed."""
+    """The runs that select a cell's learning rate: one for each candidate, all with the tuning seed."""
     return [_run(cell, rate, spec['tuning_seed']) for rate in spec['learning_rates']]
 
 
 def cell_rate(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results) -> float | None:
-    """The learning rate of a cell, None while runs that choose it are missing.
+    """The learning rate of a cell, or None while runs that select it are missing.
 
     Args:
         spec: the table, see `configs/tables/tables.py`.
         cell: one of its cells.
-        results: the runs that are done.
+        results: the results of finished runs, by name.
 
     Returns:
-        The rate of the run with the best test accuracy at the cell's point; among equals, the one with the
-        smallest training loss. A run that diverged is the last choice.
+        The rate of the run with the best test accuracy at the cell's point; ties are broken by the smallest
+        training loss. Diverged runs rank last.
     """
     if not spec['learning_rates']:
         return cell['settings'].get('learning_rate', spec['base']['learning_rate'])
@@ -100,18 +100,18 @@ def cell_rate(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results
 
 
 def cell_point(cell: Mapping[str, Any]) -> str:
-    """The point at which a cell takes the test accuracy: its own choice, or its method's answer."""
+    """The point where a cell measures the test accuracy: the one it names, or its method's answer."""
     return cell.get('point') or METHODS[cell['settings']['method']].answer
 
 
 def final_runs(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results) -> list[Run]:
-    """The runs that a cell averages, one a seed; none while its learning rate is not known."""
+    """The runs that a cell averages, one per seed; none until its learning rate is known."""
     rate = cell_rate(spec, cell, results)
     return [] if rate is None else [_run(cell, rate, seed) for seed in spec['seeds']]
 
 
 def all_runs(spec: Mapping[str, Any], done: Results) -> dict[str, Run]:
-    """The runs of a table that are known to be needed, by name: first those that choose learning rates."""
+    """The runs known to be needed for a table, by name; those that select learning rates come first."""
     cells = spec['cells']
     runs = [run for cell in cells for run in tuning_runs(spec, cell)]
     runs += [run for cell in cells for run in final_runs(spec, cell, done)]
@@ -119,7 +119,7 @@ def all_runs(spec: Mapping[str, Any], done: Results) -> dict[str, Run]:
 
 
 def missing_runs(spec: Mapping[str, Any], done: Results) -> dict[str, Run]:
-    """The runs known to be needed and not done, by name, in the order of `all_runs`."""
+    """The runs that are needed but not done, by name, in the order of `all_runs`."""
     return {name: run for name, run in all_runs(spec, done).items() if name not in done}
 
 

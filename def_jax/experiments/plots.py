@@ -1,5 +1,5 @@
-"""Pictures of a table: curves.png, the course of every row; rows.png, its cells against its rows;
-diagnostics.png, quantities from the convergence analysis."""
+"""Plots of a table: curves.png, learning curves by row; rows.png, test error against rows; diagnostics.png,
+quantities from the convergence analysis."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,22 +12,23 @@ from def_jax.training.plots import draw_diagnostics, draw_error, draw_loss, erro
 
 __all__ = ['plot_curves', 'plot_diagnostics', 'plot_rows']
 
-_MOST_LABELS = 10  # more of them do not fit beside a panel
+_MOST_LABELS = 10  # more do not fit beside a panel
 
 
 def plot_curves(path: Path, rows: str, cells: list[Cell]) -> bool:
-    """Draws for each row of a table the test error and the training loss along the runs.
+    """Plots the test error and training loss over the course of the runs, for each row of a table.
 
-    Lines are means over seeds, with a band of one standard deviation. Rows of a single cell, the uncompressed
-    baseline, are drawn in every row. Where a network joined the devices there is a panel with seconds.
+    Lines are means over seeds, with a band of one standard deviation. A row with a single cell, the
+    uncompressed baseline, is drawn in every panel row. Runs on several real devices also get a panel against
+    seconds.
 
     Args:
         path: the PNG to write.
-        rows: what distinguishes the rows; empty where their names say it.
+        rows: what distinguishes the rows; empty if their names are self-explanatory.
         cells: the table's cells.
 
     Returns:
-        Whether there is a picture: runs with a single record have no course.
+        Whether a plot was written; runs with a single record have no curve.
     """
     if all(len(result['curve']) < 2 for cell in cells for result in cell.results):
         return False
@@ -62,10 +63,10 @@ def plot_curves(path: Path, rows: str, cells: list[Cell]) -> bool:
 
 
 def plot_rows(path: Path, rows: str, cells: list[Cell]) -> bool:
-    """Draws the test error of every column against the table's rows, and for ratios against megabytes sent.
+    """Plots the test error of every column against the rows and, for ratios, against the megabytes sent.
 
-    Rows that are no numbers stand to the right of those that are. A column of a single cell is a level. Cells
-    in which a seed diverged are left out.
+    Non-numeric rows are placed to the right of numeric ones. A column with a single cell is drawn as a
+    horizontal line. Cells in which a seed diverged are omitted.
 
     Args:
         path: the PNG to write.
@@ -73,7 +74,7 @@ def plot_rows(path: Path, rows: str, cells: list[Cell]) -> bool:
         cells: the table's cells.
 
     Returns:
-        Whether there is a picture: it takes three rows that are numbers and that columns share.
+        Whether a plot was written; it needs three numeric rows in columns of several cells.
     """
     columns: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -102,7 +103,7 @@ def plot_rows(path: Path, rows: str, cells: list[Cell]) -> bool:
 
 
 def plot_diagnostics(path: Path, cells: list[Cell]) -> bool:
-    """Draws the diagnostics of every setting; returns whether any were measured."""
+    """Plots the diagnostics of every setting; returns whether any were measured."""
     settings = {}
     for cell in cells:
         if cell.results and all(result.get('diagnostics') for result in cell.results):
@@ -119,7 +120,7 @@ def plot_diagnostics(path: Path, cells: list[Cell]) -> bool:
 
 
 def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-    """The look of each column: the colour of its method, lighter and dashed where columns share one."""
+    """The style of each column: its method's colour, lighter and dashed if several columns share it."""
     methods = {cell.column: cell.method for cell in cells}
     styles = {}
     for method in dict.fromkeys(methods.values()):
@@ -131,7 +132,7 @@ def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
 
 
 def _same_length(cell: Cell) -> list[Sequence[Mapping[str, Any]]]:
-    """The courses of a cell's runs, of those that went as far as the first."""
+    """The curves of a cell's runs that are as long as the first."""
     curves = [result['curve'] for result in cell.results if result['curve']]
     return [curve for curve in curves if len(curve) == len(curves[0])]
 
@@ -141,7 +142,7 @@ def _with(records: Sequence[Mapping[str, Any]], key: str) -> Sequence[Mapping[st
 
 
 def _has_network(cell: Cell) -> bool:
-    """Whether seconds say something about communication: fake devices share one memory."""
+    """Whether seconds reflect communication cost; fake devices share one memory."""
     return all(
         not result['config']['fake_devices'] and result['environment']['num_devices'] > 1
         for result in cell.results
@@ -153,7 +154,7 @@ def _is_number(name: str) -> bool:
 
 
 def _positions(names: list[str]) -> dict[str, float]:
-    """Where rows stand on the x axis: numbers at their value, others behind the last."""
+    """The positions of rows on the x axis: numbers at their value, others after the largest."""
     numbers = {name: float(name) for name in names if _is_number(name)}
     step = max(numbers.values()) / len(numbers)
     others = [name for name in names if name not in numbers]
@@ -161,7 +162,7 @@ def _positions(names: list[str]) -> dict[str, float]:
 
 
 def _draw_column(axes: Any, cells: list[Cell], place: Callable[[Cell], float], style: dict[str, Any]) -> None:
-    """A line through the rows that are numbers, a point for each other row; one cell alone is a level."""
+    """A line through numeric rows and a point for each other row; a single cell is a horizontal line."""
     shown = [cell for cell in cells if cell.averaged]
     if len(cells) == 1:
         for cell in shown:
@@ -180,7 +181,7 @@ def _draw_column(axes: Any, cells: list[Cell], place: Callable[[Cell], float], s
 
 
 def _name_lines(axes: Any) -> None:
-    """Names a panel's lines: at their ends, or in a legend beside it where they are too many."""
+    """Labels a panel's lines at their ends, or in a legend beside it if there are too many."""
     if len(axes.get_legend_handles_labels()[1]) <= _MOST_LABELS:
         pictures.direct_labels(axes)
     else:

@@ -1,12 +1,12 @@
-"""Writes the page of finished runs: tables, pictures, machine and commit.
+"""Writes the page of finished runs: tables, plots, machine and commit.
 
     python -m def_jax.experiments.report --workdir=runs/table1_digits --output=results/table1_digits
 
-The page of a sweep has the table beside the paper's, table.csv, curves.png and, where rows are numbers,
-rows.png. With --config=configs/tables/figure1.py it is another table, filled from the same runs. The page of
-any other folder of runs has a row for every setting, and curves.png. Runs that measured diagnostics also get
-diagnostics.png. An --output other than the workdir receives the runs themselves, in runs.jsonl, and the
-sweep.json of a sweep, so that the same command works on it.
+The page of a sweep compares the table with the paper's, and comes with table.csv, curves.png and, for numeric
+rows, rows.png. --config=configs/tables/figure1.py selects another table, filled from the same runs. The page
+of any other folder of runs has one row per setting, and curves.png. Runs that measured diagnostics also get
+diagnostics.png. An --output other than the workdir also receives the runs, as runs.jsonl, and the sweep.json
+of a sweep, so the same command works on it.
 """
 
 import json
@@ -29,13 +29,13 @@ __all__ = ['report']
 
 
 def report(workdir: Path, output: Path, table: Mapping[str, Any] | None = None) -> None:
-    """Writes README.md and its pictures, and for a sweep table.csv.
+    """Writes README.md and its plots, and table.csv for a sweep.
 
     Args:
-        workdir: the folder of a sweep, one with folders of runs, or one that an earlier report wrote.
-        output: the folder to write to; made if need be. Gets what was read if it is another one.
-        table: the table; by default that of the folder's sweep.json. A figure is drawn from the runs of the
-            table that it belongs to.
+        workdir: the folder of a sweep, a folder of run folders, or the output of an earlier report.
+        output: the folder to write to, created if needed. Also receives the runs if it is not the workdir.
+        table: the table; defaults to the workdir's sweep.json. A figure uses the runs of the table that it
+            belongs to.
 
     Raises:
         ValueError: if there is no finished run, or a file cannot be read.
@@ -68,14 +68,14 @@ def report(workdir: Path, output: Path, table: Mapping[str, Any] | None = None) 
 
 
 def _read_table(path: Path) -> dict[str, Any] | None:
-    """The table of a sweep; None where the folder is not one."""
+    """The table of a sweep; None if the folder does not belong to a sweep."""
     if not path.exists():
         return None
     try:
         table = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f'{path} cannot be read ({error}). Start the sweep again: it rewrites the file and keeps the '
+            f'{path} cannot be read ({error}). Restart the sweep: it rewrites the file and keeps the '
             'finished runs.'
         ) from error
     needed_runs.check_table(table, str(path))
@@ -125,7 +125,7 @@ def _settings_parts(cells: list[Cell], output: Path) -> list[str]:
 
 
 def _environment(found: Results) -> str:
-    """Where the runs ran, a line for each kind of environment and the number of its runs."""
+    """The environments of the runs, one line each, with the number of runs."""
     lines: dict[str, int] = {}
     for result in found.values():
         env = result['environment']
@@ -138,7 +138,7 @@ def _environment(found: Results) -> str:
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
-        return _refuse(f'unexpected arguments {argv[1:]}; folders are given as --workdir=… and --output=…')
+        return _refuse(f'unexpected arguments {argv[1:]}; pass folders as --workdir=… and --output=…')
     workdir = Path(flags.FLAGS.workdir)
     output = Path(flags.FLAGS.output or workdir)
     try:
@@ -151,7 +151,7 @@ def main(argv: list[str]) -> int:
         return _refuse(error)
     except OSError as error:
         return _refuse(
-            f'--output={output} cannot be written to ({error}). Choose another folder, or make room.'
+            f'--output={output} cannot be written to ({error}). Choose another folder, or free some space.'
         )
     print(f'written to {output}: README.md')
     return 0
@@ -162,8 +162,8 @@ def _refuse(reason: object) -> int:
 
 
 if __name__ == '__main__':
-    config_flag = config_flags.DEFINE_config_file('config', None, "A table; by default the folder's own.")
-    flags.DEFINE_string('workdir', None, 'Folder of a sweep, or one with folders of runs.')
-    flags.DEFINE_string('output', None, 'Folder for the tables and pictures; by default the workdir.')
+    config_flag = config_flags.DEFINE_config_file('config', None, 'A table; defaults to that of the folder.')
+    flags.DEFINE_string('workdir', None, 'Folder of a sweep, or a folder of run folders.')
+    flags.DEFINE_string('output', None, 'Folder for the tables and plots; defaults to the workdir.')
     flags.mark_flag_as_required('workdir')
     app.run(main, flags_parser=command_line.config_flags_parser('report', config_flag))

@@ -1,10 +1,10 @@
-"""Trains every run of a table, in one process or in several that share a folder.
+"""Trains every run of a table, in one or several processes that share a folder.
 
     python -m def_jax.experiments.sweep --config=configs/tables/table1.py:digits --workdir=runs/table1_digits
 
-Finished runs are skipped and interrupted ones resumed, so the same command continues after a kill. Start it
-again in the same folder, on another core or GPU, to share the work: a run belongs to one process at a time.
-`def_jax.launch.exits` lists the exit codes; a run that diverges is a result, and the sweep continues.
+Finished runs are skipped and interrupted ones resumed, so the same command continues after a kill. To share
+the work, start it again with the same folder on another core or GPU: a run belongs to one process at a time.
+`def_jax.launch.exits` lists the exit codes. A run that diverges counts as a result, and the sweep continues.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ _POLL_SECONDS = 5
 
 
 def check_spec(spec: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for a table whose runs could not all be run."""
+    """Raises ValueError unless every run of the table has a valid configuration."""
     if spec.tuning_seed in spec.seeds:
-        raise ValueError(f'config.tuning_seed={spec.tuning_seed} must be none of config.seeds={spec.seeds}.')
+        raise ValueError(f'config.tuning_seed={spec.tuning_seed} must not be in config.seeds={spec.seeds}.')
     if not spec.seeds or not spec.cells:
         raise ValueError('config.seeds and config.cells must not be empty.')
     for cell in spec.cells:
@@ -46,16 +46,16 @@ def check_spec(spec: ml_collections.ConfigDict) -> None:
 
 
 def sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: rich.console.Console) -> None:
-    """Runs what is missing of a table.
+    """Trains the missing runs of a table.
 
     Args:
         spec: the table, see `configs/tables/tables.py`.
-        folder: gets config.json, the base configuration, sweep.json, the table, and a folder for each run.
-        console: where to show the progress.
+        folder: receives config.json (the base configuration), sweep.json (the table) and a folder per run.
+        console: where to show progress.
 
     Raises:
         ValueError: if the table, the folder or a run in it cannot be used. Finished runs are kept.
-        EndedError: if a run is interrupted, or its workers do not agree.
+        EndedError: if a run is interrupted, or its workers disagree.
     """
     with _hints_of_a_sweep():
         check_spec(spec)
@@ -65,7 +65,7 @@ def sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: r
 
 @contextlib.contextmanager
 def _hints_of_a_sweep() -> Iterator[None]:
-    """Makes errors of a run name the flags of a sweep, which has the run's configuration in config.base."""
+    """Makes errors of a run name the flags of the sweep, which holds the configuration in config.base."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
@@ -73,21 +73,21 @@ def _hints_of_a_sweep() -> Iterator[None]:
 
 
 def _check_devices(spec: ml_collections.ConfigDict) -> None:
-    """Raises ValueError where this machine has too few devices, before a folder is claimed."""
-    # The most devices first: JAX cannot get more fake ones later.
+    """Raises ValueError if this machine has too few devices, before a folder is claimed."""
+    # Start with the largest number: JAX cannot add fake devices later.
     most = max(_configs(spec), key=lambda config: config.num_workers // config.workers_per_device)
     devices.worker_devices(most.num_workers // most.workers_per_device, fake=most.fake_devices)
 
 
 def _sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: rich.console.Console) -> None:
-    # After the environment is set: this imports TensorFlow.
+    # These import TensorFlow, so the environment must be set first.
     from def_jax.training import loop
     from def_jax.training.checkpointing import workdir
 
     root = workdir.claim(folder, spec.base)
     workdir.write_json(root / 'sweep.json', json.loads(spec.to_json()))
     quiet = rich.console.Console(quiet=True)
-    elsewhere: set[str] = set()  # runs that another process of this sweep is at
+    elsewhere: set[str] = set()  # runs that another process of this sweep is training
     with _progress(console) as bar:
         task = bar.add_task('')
         while missing := missing_runs(spec, done := finished_runs.read_folders(root)):
@@ -108,7 +108,7 @@ def _sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: 
             except workdir.InUseError:
                 elsewhere.add(name)
                 continue
-            jax.clear_caches()  # memory does not grow with the runs; seeds share programs through the disk
+            jax.clear_caches()  # keeps memory bounded; seeds share compiled programs through the disk cache
             bar.console.print(
                 f'{len(done) + 1}/{len(done) + len(missing)}  {name}: {outcome} '
                 f'({time.monotonic() - started:.0f} s)',
@@ -116,7 +116,7 @@ def _sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: 
                 soft_wrap=True,
             )
     console.print(
-        f'all {len(done)} runs are done; now python -m def_jax.experiments.report --workdir={folder}',
+        f'all {len(done)} runs are done; next, run python -m def_jax.experiments.report --workdir={folder}',
         highlight=False,
         soft_wrap=True,
     )
@@ -150,7 +150,7 @@ def _progress(console: rich.console.Console) -> rich.progress.Progress:
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
-        return _refuse(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+        return _refuse(f'unexpected arguments {argv[1:]}; pass settings as --config.key=value')
     spec = flags.FLAGS.config
     try:
         check_table(spec, '--config')
@@ -166,6 +166,6 @@ def _refuse(reason: object) -> int:
 
 if __name__ == '__main__':
     config_flag = config_flags.DEFINE_config_file('config', None, 'A table, e.g. configs/tables/table1.py.')
-    flags.DEFINE_string('workdir', None, 'Folder of the sweep; each run gets a folder in it.')
+    flags.DEFINE_string('workdir', None, 'Folder of the sweep, with one subfolder per run.')
     flags.mark_flags_as_required(['config', 'workdir'])
     app.run(main, flags_parser=command_line.config_flags_parser('sweep', config_flag))

@@ -1,4 +1,4 @@
-"""Tables of a page, in Markdown and CSV, from cells and from finished runs."""
+"""The tables of a report, in Markdown and CSV, from cells and finished runs."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ __all__ = ['comma_separated', 'compared', 'diagnostics', 'learning_rates', 'sett
 
 
 def compared(rows: str, cells: list[Cell]) -> str:
-    """The cells as a table, ours above the paper's in each row; the best compressed method is bold."""
+    """The cells as a table, our numbers above the paper's; the best compressed method is in bold."""
     columns = list(dict.fromkeys(cell.column for cell in cells))
     lines = [[rows, '', *columns]]
     for row in dict.fromkeys(cell.row for cell in cells):
@@ -36,7 +36,7 @@ def compared(rows: str, cells: list[Cell]) -> str:
 
 
 def comma_separated(cells: list[Cell]) -> str:
-    """The cells as CSV, a line each; accuracies in %."""
+    """The cells as CSV, one per line; accuracies in %."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator='\n')
     writer.writerow(['row', 'column', 'mean', 'std', 'seeds', 'diverged', 'learning_rate', 'paper'])
@@ -51,7 +51,7 @@ def comma_separated(cells: list[Cell]) -> str:
 
 
 def traffic(rows: str, cells: list[Cell]) -> str:
-    """What the runs of each cell sent, and how low their training loss went."""
+    """The communication and the training loss of the runs of each cell."""
     lines = [[rows, 'method', 'learning rate', 'training loss', 'true ratio', 'visits per block', 'MB sent']]
     lines += [
         [cell.row, cell.column, f'{cell.learning_rate:g}', _train_loss(cell, 3), *_sent(cell, 2)]
@@ -62,7 +62,7 @@ def traffic(rows: str, cells: list[Cell]) -> str:
 
 
 def settings(cells: list[Cell]) -> str:
-    """A row for every point of every setting: accuracies are mean ± sample standard deviation over seeds."""
+    """One row per point of every setting; accuracies are mean ± sample standard deviation over seeds."""
     lines = [
         [
             'run',
@@ -82,7 +82,7 @@ def settings(cells: list[Cell]) -> str:
 
 
 def learning_rates(table: Mapping[str, Any], found: Results) -> str:
-    """The test accuracy of every learning rate tried for every cell; the choice is bold."""
+    """The test accuracy of each learning rate tried, for every cell; the selected one is in bold."""
     lines = [[table['rows'], 'method', *(f'{rate:g}' for rate in table['learning_rates'])]]
     for cell in table['cells']:
         point = needed_runs.cell_point(cell)
@@ -95,7 +95,7 @@ def learning_rates(table: Mapping[str, Any], found: Results) -> str:
 
 
 def diagnostics(found: Results) -> str:
-    """Quantities from the convergence analysis, as means over a run; empty where no run measured them.
+    """Quantities from the convergence analysis, as means over a run; empty if no run measured them.
 
     Ratios of two quantities are ratios of their means over the run.
     """
@@ -118,7 +118,7 @@ def diagnostics(found: Results) -> str:
             str(len(records)),
             f'{_mean(records, "variance") / _mean(records, "second_moment"):.2f}',
         ]
-        measured = [record for record in records if record.get('error')]  # none before the first step
+        measured = [record for record in records if record.get('error')]  # absent before the first step
         if measured:
             line += [
                 f'{_mean(measured, "error") / _mean(measured, "mean_error"):.2f}',

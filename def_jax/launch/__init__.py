@@ -1,1 +1,1 @@
-"""Starting and ending a program: command line, processes, devices, signals, exit codes."""
+"""Program startup and shutdown: command line, processes, devices, signals and exit codes."""

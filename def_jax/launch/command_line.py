@@ -1,4 +1,4 @@
-"""What the programs share: the environment, flags with a configuration file, errors in one line.
+"""Shared by all programs: environment setup, flags with a configuration file, one-line errors.
 
 `def_jax.launch.exits` lists the exit codes.
 """
@@ -29,17 +29,17 @@ def set_environment(workdir: str, *, fake_devices: bool) -> None:
     """Sets up TensorFlow and JAX; call before either is used.
 
     Args:
-        workdir: gets JAX's compilation cache, so that a run which is resumed does not compile again. Where
-            JAX_COMPILATION_CACHE_DIR is set, that is used.
+        workdir: receives JAX's compilation cache, so a resumed run does not recompile. If
+            JAX_COMPILATION_CACHE_DIR is set, it takes precedence.
         fake_devices: whether the devices are simulated on this CPU.
     """
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow only reads the data, in silence
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow only reads the data; silence its logs
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)
         output.hush_orbax()
     if fake_devices:
-        # More threads than cores, so that fake devices that wait for each other cannot use them all up.
+        # More threads than cores, so fake devices waiting for each other cannot exhaust the thread pool.
         os.environ.setdefault('NPROC', '16')
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         jax.config.update(
@@ -49,27 +49,27 @@ def set_environment(workdir: str, *, fake_devices: bool) -> None:
 
 
 def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
-    """Returns a `flags_parser` for `absl.app.run` that ends with one line where something is wrong.
+    """Returns a `flags_parser` for `absl.app.run` that reports any error in one line and exits.
 
     Args:
-        program: the name that the line begins with.
+        program: the name that prefixes the line.
         config: what `config_flags.DEFINE_config_file` returned. The file may contain anything.
 
     Returns:
-        A function from the command line to the program's name; arguments that are no flags are refused.
+        A function from the command line to the program's name; it rejects positional arguments.
     """
 
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(argv)
             if flags.FLAGS[config.name].present and not isinstance(config.value, ml_collections.ConfigDict):
-                getattr(config.value, 'keys', None)  # a file that could not be loaded says so on first use
+                getattr(config.value, 'keys', None)  # a file that failed to load raises on first use
                 kind = type(config.value).__name__
                 raise TypeError(f'get_config() in --{config.name} returned {kind}, not a ConfigDict')
         except Exception as error:
             sys.exit(refuse(program, _config_error(error, config.name)))
         if len(rest) > 1:
-            reason = f'unexpected arguments {rest[1:]}; settings are given as --config.key=value'
+            reason = f'unexpected arguments {rest[1:]}; pass settings as --config.key=value'
             sys.exit(refuse(program, reason))
         return rest
 
@@ -77,8 +77,8 @@ def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[lis
 
 
 def _config_error(error: BaseException, flag: str) -> str:
-    """What is wrong with a command line, or in a configuration file and where."""
-    chain = [error]  # config_flags wraps what a file raises, and absl wraps that once more
+    """Describes an error in the command line, or in a configuration file with its location."""
+    chain = [error]  # config_flags wraps what a file raises, and absl wraps it again
     while inner := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(inner)
     for one in chain:
@@ -87,29 +87,29 @@ def _config_error(error: BaseException, flag: str) -> str:
         places = [
             f'{frame.f_code.co_filename}:{line}'
             for frame, line in traceback.walk_tb(one.__traceback__)
-            if frame.f_globals['__name__'] == f'{flag}_config'  # as config_flags calls the loaded file
+            if frame.f_globals['__name__'] == f'{flag}_config'  # config_flags' name for the loaded file
         ]
-        if places and not isinstance(one, flags.Error):  # which tells of an argument of the file's
+        if places and not isinstance(one, flags.Error):  # an error in the text after the colon
             return f'{places[-1]}: {type(one).__name__}: {_one_line(one)}'
     return f'{_one_line(error)} (--help lists the flags)'
 
 
 def _one_line(error: BaseException) -> str:
-    while error.args and isinstance(error.args[0], Exception):  # as config_flags puts one into another
+    while error.args and isinstance(error.args[0], Exception):  # config_flags nests exceptions this way
         error = error.args[0]
     quoted = isinstance(error, LookupError) and error.args and isinstance(error.args[0], str)
     return ' '.join(str(error.args[0] if quoted else error).split())
 
 
 def exit_code(program: str, run: Callable[[], Any]) -> int:
-    """Calls `run`.
+    """Calls `run` and converts its outcome to an exit code.
 
     Args:
-        program: the name that a line of error begins with.
+        program: the name that prefixes an error line.
         run: the program's work. SIGTERM, SIGHUP and Ctrl-C end the process, see `interruption`.
 
     Returns:
-        The exit code; where it is not 0, the reason has been printed in one line.
+        The exit code; if it is nonzero, the reason has been printed in one line.
     """
     with output.lasting(program):
         try:
@@ -126,13 +126,13 @@ def exit_code(program: str, run: Callable[[], Any]) -> int:
 def exit_code_of_several(
     program: str, run: Callable[[], Any], place: processes.Place, *, fake_devices: bool
 ) -> int:
-    """Like `exit_code` for one of several processes: joins the others, and tells where one is lost.
+    """Like `exit_code`, for one of several processes: joins the others and reports a lost process.
 
     Args:
-        program: the name that a line of error begins with.
+        program: the name that prefixes an error line.
         run: the program's work.
         place: which of the processes this is.
-        fake_devices: whether the devices are simulated on the processes' CPUs.
+        fake_devices: whether the devices are simulated on CPUs.
 
     Returns:
         The exit code.
@@ -144,7 +144,7 @@ def exit_code_of_several(
         except ValueError as error:
             return refuse(program, _one_line(error))
         code = exit_code(program, run)
-        if code not in (ExitCode.REFUSED, ExitCode.PROCESS_LOST):  # other endings are those of all processes
+        if code not in (ExitCode.REFUSED, ExitCode.PROCESS_LOST):  # all processes share the other outcomes
             processes.disconnect()
         return code
 
@@ -152,6 +152,6 @@ def exit_code_of_several(
 
 
 def refuse(program: str, reason: object) -> int:
-    """Says why the program ends before it has changed anything; the exit code."""
+    """Prints why the program exits without having changed anything; returns the exit code."""
     print(f'{program}: {reason}', file=sys.stderr)
     return ExitCode.REFUSED

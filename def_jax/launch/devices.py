@@ -1,4 +1,4 @@
-"""The devices that play the workers: accelerators, or fake devices of this CPU."""
+"""The devices that host the workers: accelerators, or fake devices on this CPU."""
 
 import os
 
@@ -12,17 +12,17 @@ MOST_FAKE_DEVICES = 1024
 
 
 def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
-    """The first `num_devices` devices; of several processes, as many of each.
+    """The first `num_devices` devices; with several processes, an equal number from each.
 
     Args:
-        num_devices: how many, K for one worker a device.
-        fake: simulate the workers on this CPU. Takes effect only before JAX is first used in a process.
+        num_devices: how many; K with one worker per device.
+        fake: simulate the devices on this CPU. Only effective before JAX is first used in the process.
 
     Returns:
         The devices, in JAX's order.
 
     Raises:
-        ValueError: if there are fewer, so many cannot be simulated, or they do not divide among processes.
+        ValueError: if there are too few, too many to simulate, or they do not divide among the processes.
 
     >>> len(worker_devices(1, fake=True))
     1
@@ -30,7 +30,7 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
     if fake and num_devices > MOST_FAKE_DEVICES:
         raise ValueError(
             f'{num_devices} fake devices (config.num_workers / config.workers_per_device) are more than this '
-            f'CPU can simulate; at most {MOST_FAKE_DEVICES}. Raise --config.workers_per_device.'
+            f'CPU can simulate; the limit is {MOST_FAKE_DEVICES}. Increase --config.workers_per_device.'
         )
     needed = f'{num_devices} devices are needed (config.num_workers / config.workers_per_device)'
     if not fake:
@@ -47,29 +47,29 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
             jax.config.update('jax_platforms', 'cpu')
             jax.config.update('jax_num_cpu_devices', share)
         except RuntimeError:
-            pass  # JAX is running already; what counts is whether it has enough devices
+            pass  # JAX is already running; the check below decides whether it has enough devices
     devices = jax.devices()
     of_processes = [processes.rows(devices, process) for process in range(num_processes)]
     if all(len(rows) >= share for rows in of_processes):
         return [devices[row] for row in sorted(row for rows in of_processes for row in rows[:share])]
     if fake:
         raise ValueError(
-            f'{needed}, but JAX already runs with {len(devices)}. Start a new process, with '
+            f'{needed}, but JAX is already running with {len(devices)}. Start a new process with '
             'JAX_NUM_CPU_DEVICES and XLA_FLAGS unset.'
         )
     raise ValueError(
-        f'{needed}, but this machine shows {len(devices)} ({devices[0].platform}). Lower '
+        f'{needed}, but this machine has {len(devices)} ({devices[0].platform}). Lower '
         '--config.num_workers, put several workers on a device with --config.workers_per_device, or simulate '
         'devices on the CPU with --config.fake_devices=True.'
     )
 
 
 def _check_platform() -> None:
-    """Raises ValueError where JAX cannot start the devices that it is told to use."""
+    """Raises ValueError if JAX cannot initialise the platform that JAX_PLATFORMS selects."""
     try:
         jax.devices()
-    except (AssertionError, RuntimeError) as error:  # JAX asserts that at least one platform was known
-        reason = str(error).split('\n')[0] or 'no such device is here'
+    except (AssertionError, RuntimeError) as error:  # JAX asserts that it knows at least one of the platforms
+        reason = str(error).split('\n')[0] or 'no such device was found'
         raise ValueError(
             f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS")!r} cannot be used ({reason}). Unset it, or '
             'simulate devices on the CPU with --config.fake_devices=True.'

@@ -1,4 +1,4 @@
-"""How a program ends. The exit codes are stated here and nowhere else."""
+"""The exit codes, defined here only, and the errors that carry them."""
 
 import enum
 
@@ -16,7 +16,7 @@ class ExitCode(enum.IntEnum):
         return member
 
     FINISHED = 0, 'finished'
-    REFUSED = 2, 'a flag, file or folder cannot be used, or a disk is full; what was there is kept'
+    REFUSED = 2, 'a flag, file or folder cannot be used, or a disk is full; existing files are kept'
     DIVERGED = 3, 'the loss became NaN or infinite'
     STOPPED = 4, 'stopped by SIGTERM, SIGHUP or Ctrl-C; the same command resumes'
     REPLICAS_DIFFER = 5, 'workers that should agree do not (--config.check_replicas_every)'
@@ -28,18 +28,18 @@ EXIT_CODES = 'Exit codes:\n' + ''.join(f'  {code:d}  {code.description}\n' for c
 
 
 class EndedError(RuntimeError):
-    """A run ended early, for the reason that its message gives; earlier checkpoints are kept."""
+    """A run ended early, for the reason in its message; earlier checkpoints are kept."""
 
     exit_code: ExitCode
 
 
 class LostProcessError(EndedError):
-    """Of several processes that train together one has died or cannot be reached."""
+    """One of the processes of a run has died or cannot be reached."""
 
     exit_code = ExitCode.PROCESS_LOST
 
     def __init__(self, reason: str):
         super().__init__(
-            f'{reason}. Usually another process of the run has died or cannot be reached: see what that one '
-            'said. Start all of them again with the same command to resume from the last checkpoint.'
+            f'{reason}. Usually another process of the run has died or cannot be reached: check its output. '
+            'Restart all processes with the same commands to resume from the last checkpoint.'
         )

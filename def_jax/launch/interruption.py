@@ -1,7 +1,7 @@
-"""SIGTERM, SIGHUP and Ctrl-C: a training loop stops at the end of its step, all else at once.
+"""SIGTERM, SIGHUP and Ctrl-C: a training loop finishes its step; anything else stops immediately.
 
-Python handles signals between two instructions of the main thread, and while XLA compiles or a data set is
-downloaded there is none for minutes. So a thread hears of them as well, through `signal.set_wakeup_fd`.
+Python runs signal handlers between bytecode instructions of the main thread, which may be minutes apart while
+XLA compiles or a data set downloads. A second thread therefore receives signals via `signal.set_wakeup_fd`.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ _END = b'\0'  # no signal has this number
 
 
 class InterruptedRunError(EndedError):
-    """A signal ended the run; its state is in the checkpoint of that step."""
+    """A signal ended the run; the checkpoint of that step holds its state."""
 
     exit_code = ExitCode.STOPPED
 
     def __init__(self, name: str, step: int):
         super().__init__(
-            f'stopped by {name} after step {step}; the checkpoint is written. Run the same command again to '
+            f'stopped by {name} after step {step}; a checkpoint was saved. Run the same command again to '
             'resume.'
         )
         self.step = step
 
 
 class Watch:
-    """Whether a signal has arrived, and which."""
+    """Records whether a signal has arrived, and which one."""
 
     name: str | None = None
 
@@ -43,9 +43,9 @@ _watched: Watch | None = None
 
 @contextlib.contextmanager
 def watch() -> Iterator[Watch]:
-    """In the block the first signal is only noted; the second acts as it would without the block.
+    """Within the block, the first signal is only recorded; a second one acts as it would outside the block.
 
-    Outside the main thread signals cannot be caught, and nothing changes.
+    Has no effect outside the main thread, where signals cannot be caught.
 
     >>> with watch() as seen:
     ...     signal.raise_signal(signal.SIGTERM)
@@ -74,13 +74,13 @@ def watch() -> Iterator[Watch]:
 
 @contextlib.contextmanager
 def ending_at_once(program: str) -> Iterator[None]:
-    """In the block a signal, within `watch` the second, ends the process at once, with exit code 4.
+    """Within the block, a signal (inside `watch`, the second) exits the process immediately with code 4.
 
-    Nothing is unwound: an exception that leaves a thread at work in XLA behind ends in a segmentation fault.
-    Files are as after a kill, which every writer of the project allows for.
+    The stack is not unwound: an exception raised while another thread is still in XLA can segfault. Files are
+    left as after a kill, which every writer in the project tolerates.
 
     Args:
-        program: the name that the line begins with.
+        program: the name that prefixes the line.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -100,7 +100,7 @@ def ending_at_once(program: str) -> Iterator[None]:
 
 
 def _listen(reader: int, program: str) -> None:
-    """Answers each signal; in its own thread, by system calls that wait for nobody."""
+    """Responds to each signal, in its own thread, using only system calls that do not block."""
     acknowledged: Watch | None = None
     while (byte := os.read(reader, 1)) != _END:
         if byte[0] not in SIGNALS:
@@ -110,7 +110,7 @@ def _listen(reader: int, program: str) -> None:
             _say(f'{program}: stopped by {name}. Run the same command again to resume.')
             os._exit(ExitCode.STOPPED)
         acknowledged = watched
-        _say(f'{program}: {name}: stopping after the step at hand, with a checkpoint; again to stop at once')
+        _say(f'{program}: {name}: stopping with a checkpoint after this step; send it again to stop now')
 
 
 def _say(line: str) -> None:
@@ -119,9 +119,9 @@ def _say(line: str) -> None:
 
 
 def _handled_by(handler: Any) -> Callable[[], None]:
-    """Sets a handler for the signals that are not ignored; returns a function that restores the old ones."""
+    """Handles every signal that is not ignored; returns a function that restores the old handlers."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    # A shell starts jobs in the background with SIGINT ignored, nohup a command with SIGHUP.
+    # Shells start background jobs with SIGINT ignored; nohup ignores SIGHUP.
     before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What a program prints: nothing twice, and nothing that ends it when nobody is left to read."""
+"""Program output: no duplicate messages, and no crash when standard output is closed."""
 
 import contextlib
 import logging as std_logging
@@ -14,14 +14,14 @@ __all__ = ['Lasting', 'hush_orbax', 'lasting']
 
 
 class Lasting:
-    """A stream that falls silent, instead of raising, once it cannot be written to.
+    """A stream that discards its output, instead of raising, once writing fails.
 
-    A pipe whose reader has ended, as in `train.py … | head -1`, a terminal that was closed, a full disk: none
-    of them is a reason to end a run.
+    A pipe whose reader has exited, as in `train.py … | head -1`, a closed terminal or a full disk is no
+    reason to end a run.
 
     Args:
-        stream: one with a file descriptor.
-        notice: what to say on standard error then; '' for nothing.
+        stream: a stream with a file descriptor.
+        notice: printed to standard error when that happens; '' for nothing.
     """
 
     def __init__(self, stream: TextIO, notice: str):
@@ -45,7 +45,7 @@ class Lasting:
 
     def _fall_silent(self) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())  # what is still in the buffer goes there as well
+        os.dup2(nowhere, self._stream.fileno())  # whatever is still buffered goes there too
         os.close(nowhere)
         if self._notice:
             print(self._notice, file=sys.stderr)
@@ -53,9 +53,9 @@ class Lasting:
 
 @contextlib.contextmanager
 def lasting(program: str) -> Iterator[None]:
-    """In the block standard output and error last; what their encoding lacks, as ASCII a λ, becomes '?'."""
+    """Makes standard output and error `Lasting`; characters they cannot encode become '?', e.g. λ."""
     before = sys.stdout, sys.stderr
-    notice = f'{program}: standard output cannot be written to any more; going on without it.'
+    notice = f'{program}: standard output can no longer be written to; continuing without it.'
     sys.stdout, sys.stderr = _lasting(sys.stdout, notice), _lasting(sys.stderr, '')
     try:
         yield
@@ -74,16 +74,16 @@ def _lasting(stream: Any, notice: str) -> Any:
 
 
 def hush_orbax() -> None:
-    """Keeps orbax from logging every file, and the tracebacks of errors that it raises as well.
+    """Stops orbax from logging every file, and from logging tracebacks of errors that it also raises.
 
-    A full disk makes 200 lines of them; `Checkpoints` says in one what went wrong.
+    A full disk would produce 200 lines of them; `Checkpoints` reports the cause in one line.
     """
-    std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)  # here only orbax has tasks
+    std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)  # only orbax uses asyncio here
     logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)
     report, report_of_thread = sys.unraisablehook, threading.excepthook
 
     def unless_loop_closed(error: Any) -> None:
-        if str(error.exc_value) != 'Event loop is closed':  # of writes of tensorstore's
+        if str(error.exc_value) != 'Event loop is closed':  # from pending tensorstore writes
             report(error)
 
     def unless_orbax(error: threading.ExceptHookArgs) -> None:

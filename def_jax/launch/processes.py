@@ -1,7 +1,7 @@
-"""Several processes, one a machine or one a GPU, that train together through `jax.distributed`.
+"""Multi-process training, one process per machine or per GPU, through `jax.distributed`.
 
-Under pmap a process feeds and sees the rows of its own devices; what all processes must know or decide
-together goes through here. With a single process each of these functions does nothing that costs.
+Under pmap, a process feeds and sees only the rows of its own devices; anything all processes must know or
+decide together goes through this module. With a single process, these functions cost nothing.
 """
 
 import contextlib
@@ -32,21 +32,21 @@ __all__ = [
     'rows',
 ]
 
-# A process that is silent for so long is given up, and the others end.
+# A process that sends no heartbeat for this long is considered lost, and the others exit.
 HEARTBEAT_SECONDS = 30
 
 _MPI, _SLURM = ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'), ('SLURM_STEP_NUM_TASKS', 'SLURM_PROCID')
-_count = 1  # known before JAX starts its devices, where fake ones are shared out
+_count = 1  # needed before JAX starts, to divide fake devices among the processes
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Which of the processes of a run this one is.
+    """The identity of this process among the processes of a run.
 
     Attributes:
-        address: host:port, where process 0 is to be found; None where JAX knows it from the environment.
-        count: how many processes there are; None as above.
-        index: which one this is, from 0; None as above.
+        address: host:port of process 0; None if JAX reads it from the environment.
+        count: the number of processes; None as above.
+        index: the index of this process, from 0; None as above.
     """
 
     address: str | None
@@ -57,19 +57,19 @@ class Place:
 def find(
     address: str | None, count: int | None, index: int | None, environment: Mapping[str, str] = os.environ
 ) -> Place | None:
-    """The place that the flags give, or else SLURM's srun, Open MPI's mpirun, or a TPU pod.
+    """The place given by the flags, or else by SLURM's srun, Open MPI's mpirun or a TPU pod.
 
     Args:
         address: host:port of process 0.
-        count: how many processes there are.
-        index: which one this is.
-        environment: where the launchers leave their word.
+        count: the number of processes.
+        index: the index of this process.
+        environment: the environment variables, which the launchers set.
 
     Returns:
         The place; None for a single process.
 
     Raises:
-        ValueError: if some of the three are missing, or are out of range.
+        ValueError: if only some of the three are given, or one is out of range.
 
     >>> find('10.0.0.1:1234', 2, 0, {})
     Place(address='10.0.0.1:1234', count=2, index=0)
@@ -91,18 +91,18 @@ def _checked(given: dict[str, Any]) -> Place | None:
     address, count, index = given.values()
     if missing := [f'--{name}' for name, value in given.items() if value is None]:
         raise ValueError(
-            f'{" and ".join(missing)} must be given, too: all processes of a run get the same '
-            '--coordinator_address=HOST:PORT and --num_processes, and each its own --process_id from 0.'
+            f'{" and ".join(missing)} must be given too: all processes of a run take the same '
+            '--coordinator_address=HOST:PORT and --num_processes, and each its own --process_id, from 0.'
         )
     host, _, port = address.rpartition(':')
     if not host or not port.isdecimal():
         raise ValueError(
-            f'--coordinator_address={address} must be HOST:PORT, where process 0 can be reached by all.'
+            f'--coordinator_address={address} must be HOST:PORT, where all processes can reach process 0.'
         )
     if count < 1 or not 0 <= index < count:
         raise ValueError(
-            f'--process_id={index} must be one of 0 … --num_processes - 1, and --num_processes={count} at '
-            'least 1.'
+            f'--process_id={index} must be in 0 … --num_processes - 1, and --num_processes={count} must be '
+            'at least 1.'
         )
     return Place(address, count, index) if count > 1 else None
 
@@ -112,10 +112,10 @@ def connect(place: Place, *, fake_devices: bool) -> None:
 
     Args:
         place: what `find` returned.
-        fake_devices: whether the devices are simulated on the processes' CPUs.
+        fake_devices: whether the devices are simulated on CPUs.
 
     Raises:
-        ValueError: if the address cannot be used. Where the others do not come, the runtime aborts.
+        ValueError: if the address cannot be used. If the others never join, JAX's runtime aborts.
     """
     global _count
     if fake_devices:
@@ -133,46 +133,46 @@ def connect(place: Place, *, fake_devices: bool) -> None:
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f'the processes cannot be joined at {place.address or "the address that the launcher gives"} '
-            f'({error}). Its port must be free on the machine of process 0, and reachable from the others.'
+            f'cannot join the processes at {place.address or "the address given by the launcher"} ({error}). '
+            'The port must be free on the machine of process 0 and reachable from the others.'
         ) from error
     _count = place.count or jax.process_count()
 
 
 def _check_port(port: int) -> None:
-    """Raises OSError where process 0 cannot listen there; JAX's runtime may crash on it."""
+    """Raises OSError if process 0 cannot listen on the port, which may crash JAX's runtime."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     socket.create_server(('', port), family=family, dualstack_ipv6=both).close()
 
 
 def disconnect() -> None:
-    """Leaves, once all processes are as far as that."""
+    """Waits for all processes to get here, then disconnects."""
     jax.distributed.shutdown()
 
 
 def count() -> int:
-    """How many processes `connect` has joined."""
+    """The number of processes that `connect` joined."""
     return _count
 
 
 def is_first() -> bool:
-    """Whether this process writes the run's files and shows its progress."""
+    """Whether this is the process that writes the run's files and shows progress."""
     return jax.process_index() == 0
 
 
 def rows(devices: list[jax.Device], process: int | None = None) -> list[int]:
-    """The places in `devices` of those that belong to a process, by default this one."""
+    """The indices into `devices` of those that belong to a process, by default this one."""
     process = jax.process_index() if process is None else process
     return [place for place, device in enumerate(devices) if device.process_index == process]
 
 
 def gather(values: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
-    """The rows of all processes.
+    """Gathers the rows of all processes.
 
     Args:
         values: an array [local devices, ...], of the same shape and dtype in all processes.
-        devices: the devices of all.
+        devices: the devices of all processes.
 
     Returns:
         An array [devices, ...], the same in all processes.
@@ -187,23 +187,23 @@ def gather(values: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether the flag is set in any process; all have to ask."""
+    """Whether the flag is set in any process; every process must call this."""
     return bool(jax.process_count() > 1 and _flags(flag).any()) or flag
 
 
 def meet(where: str) -> None:
-    """Waits until all processes are there."""
+    """Waits until all processes have reached this point."""
     multihost_utils.sync_global_devices(where)
 
 
 def agree(flag: bool) -> bool:
-    """The first process's flag, for what only one can decide; all have to ask."""
+    """The first process's flag, for decisions that one process makes; every process must call this."""
     return bool(_flags(flag)[0]) if jax.process_count() > 1 else flag
 
 
 @contextlib.contextmanager
 def naming_the_lost() -> Iterator[None]:
-    """Turns what a collective says in whose midst another process has died into LostProcessError."""
+    """Converts the error of a collective whose peer died during the call into LostProcessError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

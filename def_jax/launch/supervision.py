@@ -1,6 +1,6 @@
-"""One process of several, watched by its parent, so that it ends with a reason and an exit code.
+"""Supervises one process of several from its parent, which reports a reason and an exit code.
 
-Where a process of a run dies, JAX's runtime aborts the others from within, past every `except` and `finally`.
+When a process of a run dies, JAX's runtime aborts the others, bypassing every `except` and `finally`.
 """
 
 import ctypes
@@ -23,15 +23,15 @@ _LIBC = ctypes.CDLL(None)
 def supervised(program: str, run: Callable[[], int]) -> int:
     """Calls `run` in a child process and waits for it; call before JAX starts its devices.
 
-    SIGTERM, SIGHUP and Ctrl-C are passed on to the child, and it dies where this process is killed.
+    SIGTERM, SIGHUP and Ctrl-C are forwarded to the child. On Linux, the child dies if this process is killed.
 
     Args:
-        program: the name that a line of error begins with.
+        program: the name that prefixes an error line.
         run: the work; returns its exit code.
 
     Returns:
-        The exit code: what `run` returned, that of `LostProcessError` where the runtime aborted it, 128 + the
-        number of another signal that ended the child.
+        The exit code: the one `run` returned; that of `LostProcessError` if the runtime aborted the child; or
+        128 + the number of any other signal that ended it.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -44,7 +44,7 @@ def supervised(program: str, run: Callable[[], int]) -> int:
         return os.waitstatus_to_exitcode(status)
     number = os.WTERMSIG(status)
     if number == signal.SIGABRT:
-        lost = LostProcessError("ended by JAX's runtime, which says why above")
+        lost = LostProcessError("aborted by JAX's runtime, which printed the reason above")
         print(f'{program}: {lost}', file=sys.stderr)
         return lost.exit_code
     print(f'{program}: killed by {signal.Signals(number).name}.', file=sys.stderr)
@@ -52,18 +52,18 @@ def supervised(program: str, run: Callable[[], int]) -> int:
 
 
 def die_with_parent() -> None:
-    """From now on this process is killed where the one that started it ends; on Linux only."""
+    """Arranges for this process to be killed when its parent exits; Linux only."""
     if sys.platform == 'linux':
         _LIBC.prctl(_KILL_WITH_PARENT, signal.SIGKILL)
 
 
 def _work(run: Callable[[], int]) -> None:
-    """The child's whole life. It leaves without Python's farewells, which would wait for the dead."""
+    """Runs the child, then skips atexit handlers, which would block on dead peers."""
     code = 1
     try:
-        os.setpgid(0, 0)  # or Ctrl-C would reach it twice
+        os.setpgid(0, 0)  # otherwise Ctrl-C would reach it twice
         die_with_parent()
-        faulthandler.disable()  # the runtime's own message says more than where Python was
+        faulthandler.disable()  # the runtime's own message is more useful than a Python traceback
         code = run()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

@@ -1,4 +1,4 @@
-"""The networks of the experiments, by name."""
+"""The networks used in the experiments, by name."""
 
 from collections.abc import Callable, Mapping
 
@@ -42,32 +42,32 @@ __all__ = [
 ]
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
-    # The paper's.
+    # From the paper.
     'vgg16': vgg16,
     'resnet110': resnet110,
     'wrn_28_10': wrn_28_10,
     'resnet50': resnet50,
-    # Small ones of the same kinds, for CPUs.
+    # Small networks of the same kinds, for CPUs.
     'vgg_digits': vgg_digits,
     'vgg_small': vgg_small,
     'resnet8': resnet8,
     'wrn_10_1': wrn_10_1,
-    # He et al.'s.
+    # From He et al.
     'resnet110_basic': resnet110_basic,
 }
 
 
 def get_model(name: str, num_classes: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
-    """Builds a network of `MODELS`.
+    """Builds one of the networks in `MODELS`.
 
     Every network is called as `model.apply(variables, images, train=…)` with float32 images
     [B, H, W, C], returns float32 logits [B, num_classes], and has the collections `params` and
-    `batch_stats`. `vgg16` has dropout: in training it takes `rngs={'dropout': key}`.
+    `batch_stats`. `vgg16` has dropout, so training needs `rngs={'dropout': key}`.
 
     Args:
         name: a key of `MODELS`.
         num_classes: the number of logits.
-        dtype: the type of the computation, e.g. bfloat16; parameters, statistics and logits stay float32.
+        dtype: the dtype of the computation, e.g. bfloat16; parameters, statistics and logits stay float32.
 
     Returns:
         The Flax module, not yet initialised.

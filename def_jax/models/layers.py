@@ -1,4 +1,4 @@
-"""Layers that every network shares: the check of its images, convolutions, normalisation, dense layers."""
+"""Building blocks of all networks: input checks, convolutions, normalisation and dense layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,11 +23,11 @@ __all__ = [
     'torch_default',
 ]
 
-STATISTICS_MOMENTUM = 0.9  # the share of the running batch statistics that each step keeps
+STATISTICS_MOMENTUM = 0.9  # the weight of the old running statistics at each step
 
 Layer = Callable[..., jax.Array]
 
-# From a layer's fan-in to the initialisers of its kernel and of its bias; None for a layer without bias.
+# Maps a layer's fan-in to the initialisers of its kernel and bias; None for a layer without bias.
 LayerInit = Callable[[int], tuple[nn.initializers.Initializer, nn.initializers.Initializer | None]]
 
 
@@ -42,7 +42,7 @@ def he_fan_in(fan_in: int) -> tuple[nn.initializers.Initializer, None]:
 def he_fan_out(
     fan_in: int, *, bias: bool = False
 ) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer | None]:
-    """Kernels N(0, 2 / fan_out), where fan_out is the kernel's area times the channels that come out.
+    """Kernels N(0, 2 / fan_out), where fan_out is the kernel's area times the output channels.
 
     Source: He et al., 2015; the convolutions of torchvision, and of the paper's VGG-16 and ResNet-110.
 
@@ -55,7 +55,7 @@ def he_fan_out(
 
 
 def small_normal(fan_in: int) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
-    """Kernels N(0, 0.01²), biases zero: as the last layer, the first loss is about that of guessing.
+    """Kernels N(0, 0.01²), biases zero; in the last layer, the initial loss is close to that of guessing.
 
     Source: Goyal et al., "Accurate, Large Minibatch SGD", 2017, Section 5.1.
     """
@@ -79,13 +79,13 @@ def torch_default(fan_in: int) -> tuple[nn.initializers.Initializer, nn.initiali
 
 
 def check_images(images: jax.Array, *, halvings: int) -> None:
-    """Raises ValueError for images that would fail deep inside a network, or not at all.
+    """Raises ValueError for images that would fail deep inside a network or give silently wrong results.
 
     Args:
         images: what the network was called with.
         halvings: how often the network halves the height and the width. Both must be even each time:
-            where they are not, poolings drop the last row, and strided convolutions treat the two
-            borders differently.
+            otherwise pooling drops the last row, and strided convolutions treat the two borders
+            differently.
 
     Raises:
         ValueError: if the images are not float [B, H, W, C] with H and W multiples of 2 ** halvings.
@@ -95,12 +95,12 @@ def check_images(images: jax.Array, *, halvings: int) -> None:
     if images.ndim != 4:
         raise ValueError(f'{images.shape=} must have four axes, [B, H, W, C].')
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f'{images.dtype=} must be a float type: standardise the images first.')
+        raise ValueError(f'{images.dtype=} must be a floating-point type: standardise the images first.')
     height, width = images.shape[1:3]
     multiple = 2**halvings
     if height % multiple or width % multiple or height * width == 0:
         raise ValueError(
-            f'{images.shape=} must have a height and a width that are multiples of {multiple}, since the '
+            f'{images.shape=} must have a height and width that are multiples of {multiple}, since the '
             f'network halves them {halvings} times. Resize or pad the images, or choose a model for their '
             'size.'
         )
@@ -115,24 +115,24 @@ def convolution(
     init: LayerInit = he_fan_in,
     dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
-    """A convolution, padded by `kernel // 2` zeros on each side; part of the calling compact method's module.
+    """Applies a convolution padded by `kernel // 2` zeros on each side; call it in a compact method.
 
     Args:
         x: float [B, H, W, C].
-        width: the number of channels that come out.
-        kernel: the height and the width of the kernel, odd.
-        stride: by which the height and the width are divided.
-        init: how kernel and bias start, and whether there is a bias.
-        dtype: the type of the computation; parameters are float32.
+        width: the number of output channels.
+        kernel: the height and width of the kernel, odd.
+        stride: the factor by which the height and width shrink.
+        init: the initialisation, which also decides whether there is a bias.
+        dtype: the dtype of the computation; parameters are float32.
 
     Returns:
-        float [B, H / stride, W / stride, width], of type `dtype`.
+        [B, H / stride, W / stride, width], of dtype `dtype`.
     """
     return nn.Conv(
         width,
         kernel_size=(kernel, kernel),
         strides=stride,
-        # 'SAME' would pad only the far border where the stride is 2; the published networks pad both.
+        # With stride 2, 'SAME' would pad only the far border; the published networks pad both.
         padding=kernel // 2,
         conv_general_dilated=_convolve,
         dtype=dtype,
@@ -141,11 +141,11 @@ def convolution(
 
 
 def _convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
-    """`lax.conv_general_dilated` of [B, H, W, C] and [h, w, C, D]; small ones as a matrix product on CPUs.
+    """`lax.conv_general_dilated` of [B, H, W, C], [h, w, C, D]; on CPUs, a matrix product for small images.
 
     On a CPU, XLA's gradient of a 3×3 convolution of 2×2 pixels and 512 channels takes 40 times as long as
-    the product of the patches with the kernel. From 8×8 pixels on the two are about equal. Other backends
-    have tuned convolutions.
+    a product of patches and kernel. From 8×8 pixels upwards the two are about equal. Other backends have
+    tuned convolutions.
     """
     axes = zip(images.shape[1:3], padding, kernel.shape[:2], strides, strict=True)
     sizes = [(pixels + sum(pad) - extent) // stride + 1 for pixels, pad, extent, stride in axes]
@@ -163,17 +163,17 @@ def _convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
 
 
 def batch_norm(x: jax.Array, *, train: bool, dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """A batch normalisation, part of the calling compact method's module.
+    """Applies batch normalisation; call it in a compact method.
 
-    The running statistics keep `STATISTICS_MOMENTUM` of themselves at each step.
+    The running statistics are exponential moving averages with momentum `STATISTICS_MOMENTUM`.
 
     Args:
         x: float [B, H, W, C].
-        train: whether to normalise by the batch's statistics and to update the running ones.
-        dtype: the type of the computation; parameters and statistics are float32.
+        train: whether to normalise with the batch statistics and update the running ones.
+        dtype: the dtype of the computation; parameters and statistics are float32.
 
     Returns:
-        float [B, H, W, C], of type `dtype`.
+        [B, H, W, C], of dtype `dtype`.
     """
     return nn.BatchNorm(
         use_running_average=not train, momentum=STATISTICS_MOMENTUM, epsilon=1e-5, dtype=dtype
@@ -181,12 +181,12 @@ def batch_norm(x: jax.Array, *, train: bool, dtype: DTypeLike = jnp.float32) -> 
 
 
 def dense(x: jax.Array, width: int, *, init: LayerInit, dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """A dense layer, [B, C] to [B, width]; part of the calling compact method's module."""
+    """Applies a dense layer, [B, C] to [B, width]; call it in a compact method."""
     return nn.Dense(width, dtype=dtype, **_initialisers(init, fan_in=x.shape[-1]))(x)
 
 
 def _initialisers(init: LayerInit, fan_in: int) -> dict[str, Any]:
-    """The arguments of a Flax layer that say how it starts."""
+    """The initialisation arguments of a Flax layer."""
     kernel_init, bias_init = init(fan_in)
     return {
         'kernel_init': kernel_init,

@@ -2,7 +2,7 @@
 
 Source: He, Zhang, Ren and Sun, "Identity Mappings in Deep Residual Networks", 2016; Zagoruyko and
 Komodakis, "Wide Residual Networks", 2016. `resnet110` and `wrn_28_10` are the networks in the code of
-DEF's authors, and differ from these papers where the blocks say so.
+DEF's authors; the docstrings of the blocks describe where they differ from these papers.
 """
 
 import functools
@@ -31,17 +31,17 @@ STEM_WIDTH = 16
 class PreactivationResNet(nn.Module):
     """A 3×3 convolution, stages of pre-activation blocks, a global mean and a dense layer.
 
-    Every stage after the first doubles the width and halves the image. Normalisation and a rectifier stand
-    before each convolution but the first, and before the mean. Batch statistics are those of one worker.
+    Every stage after the first doubles the width and halves the image. Normalisation and ReLU precede the
+    mean and every convolution except the first. Batch statistics are local to each worker.
 
     Attributes:
         block: one of this module's blocks.
-        stage_sizes: the number of blocks of each stage.
+        stage_sizes: the number of blocks in each stage.
         width: the number of channels inside the blocks of the first stage.
         num_classes: the number of logits.
-        convolution_init: how the convolutions start, and whether they have biases.
-        dense_init: how the dense layer starts.
-        dtype: the type of the computation. Parameters, statistics and logits are float32.
+        convolution_init: the initialisation of the convolutions, which decides whether they have biases.
+        dense_init: the initialisation of the dense layer.
+        dtype: the dtype of the computation. Parameters, statistics and logits are float32.
     """
 
     block: Callable[..., nn.Module]
@@ -59,8 +59,8 @@ class PreactivationResNet(nn.Module):
         Args:
             images: standardised images, float [B, H, W, C]; H and W are multiples of
                 2 ** (len(stage_sizes) - 1).
-            train: whether to normalise by the batch's statistics and to update the running ones
-                (collection `batch_stats`, which must then be mutable), or to use the latter.
+            train: whether to normalise with the batch statistics and update the running ones (collection
+                `batch_stats`, which must then be mutable), or to normalise with the running ones.
 
         Returns:
             Logits, float32 [B, num_classes].
@@ -82,16 +82,16 @@ class PreactivationResNet(nn.Module):
 
 
 class PreactivationBlock(nn.Module):
-    """Twice a normalisation, a rectifier and a 3×3 convolution, beside a shortcut.
+    """Normalisation, ReLU and a 3×3 convolution, twice, with a shortcut.
 
-    Where the block changes the shape, the shortcut is a 1×1 convolution of what the first rectifier lets
-    through, as in the code of Zagoruyko and Komodakis; elsewhere it is the block's input itself.
+    If the block changes the shape, the shortcut is a 1×1 convolution of the first ReLU's output, as in the
+    code of Zagoruyko and Komodakis; otherwise it is the block's input.
 
     Attributes:
         width: the number of channels that come out.
-        stride: by which the first convolution divides the height and the width.
-        convolve: applies a convolution of a width, a kernel size and a stride.
-        normalise: applies a batch normalisation.
+        stride: the stride of the first convolution.
+        convolve: applies a convolution, given a width, a kernel size and a stride.
+        normalise: applies batch normalisation.
     """
 
     width: int
@@ -112,14 +112,14 @@ class PreactivationBlock(nn.Module):
 class LateStrideBlock(nn.Module):
     """`PreactivationBlock` as in the code of DEF's authors.
 
-    The second convolution has the stride, so the first one runs at full size, and the shortcut projects the
-    block's input itself, before normalisation and rectifier.
+    The second convolution is the strided one, so the first runs at full size, and the shortcut projects the
+    block's input, before normalisation and ReLU.
 
     Attributes:
         width: the number of channels that come out.
-        stride: by which the second convolution divides the height and the width.
-        convolve: applies a convolution of a width, a kernel size and a stride.
-        normalise: applies a batch normalisation.
+        stride: the stride of the second convolution.
+        convolve: applies a convolution, given a width, a kernel size and a stride.
+        normalise: applies batch normalisation.
     """
 
     width: int
@@ -137,15 +137,15 @@ class LateStrideBlock(nn.Module):
 
 
 class PreactivationBottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions, each after a normalisation and a rectifier, beside a shortcut.
+    """1×1, 3×3 and 1×1 convolutions, each preceded by normalisation and ReLU, with a shortcut.
 
-    Where the block changes the shape, the shortcut is a 1×1 convolution of the block's input itself.
+    If the block changes the shape, the shortcut is a 1×1 convolution of the block's input.
 
     Attributes:
-        width: the number of channels inside; 4 * width come out.
-        stride: by which the 3×3 convolution divides the height and the width.
-        convolve: applies a convolution of a width, a kernel size and a stride.
-        normalise: applies a batch normalisation.
+        width: the number of inner channels; the output has 4 * width.
+        stride: the stride of the 3×3 convolution.
+        convolve: applies a convolution, given a width, a kernel size and a stride.
+        normalise: applies batch normalisation.
     """
 
     width: int
@@ -185,6 +185,6 @@ wrn_28_10 = functools.partial(
     dense_init=layers.torch_default,
 )
 
-# 78 k parameters in 25 leaves: n = 1. For CIFAR, and as small a thing as digits, on a CPU; with the blocks
-# of Zagoruyko and Komodakis.
+# 78 k parameters in 25 leaves: n = 1. For CIFAR or images as small as digits on a CPU, with the blocks of
+# Zagoruyko and Komodakis.
 wrn_10_1 = functools.partial(PreactivationResNet, block=PreactivationBlock, stage_sizes=(1, 1, 1), width=16)

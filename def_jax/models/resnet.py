@@ -1,4 +1,4 @@
-"""Residual networks with post-activation blocks: ResNet-50 for ImageNet and He et al.'s for CIFAR.
+"""Residual networks with post-activation blocks: ResNet-50 for ImageNet and He et al.'s CIFAR networks.
 
 Source: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", 2016; `resnet50` is
 torchvision's, as in the code of DEF's authors.
@@ -20,20 +20,20 @@ __all__ = ['BasicBlock', 'Bottleneck', 'ResNet', 'resnet8', 'resnet50', 'resnet1
 class ResNet(nn.Module):
     """A stem, stages of residual blocks, a global mean and a dense layer.
 
-    The first stage has the stem's width and size; every later one doubles the width and halves the
-    image. Batch normalisation follows each convolution, so none has a bias. Batch statistics are those of
-    one worker.
+    The first stage keeps the stem's width and size; each later stage doubles the width and halves the image.
+    Batch normalisation follows every convolution, so none has a bias. Batch statistics are local to each
+    worker.
 
     Attributes:
         block: `BasicBlock` or `Bottleneck`.
-        stage_sizes: the number of blocks of each stage.
-        width: the number of channels of the stem, and inside the blocks of the first stage.
+        stage_sizes: the number of blocks in each stage.
+        width: the number of channels in the stem and inside the blocks of the first stage.
         num_classes: the number of logits.
-        large_images: whether the stem is a 7×7 convolution and a 3×3 max pooling, which halve the image
-            twice, or a 3×3 convolution, which keeps its size.
-        convolution_init: how the convolutions start.
-        dense_init: how the dense layer starts.
-        dtype: the type of the computation. Parameters, statistics and logits are float32.
+        large_images: whether the stem is a 7×7 convolution and a 3×3 max pooling, which each halve the
+            image, or a 3×3 convolution, which preserves its size.
+        convolution_init: the initialisation of the convolutions.
+        dense_init: the initialisation of the dense layer.
+        dtype: the dtype of the computation. Parameters, statistics and logits are float32.
     """
 
     block: Callable[..., nn.Module]
@@ -51,9 +51,9 @@ class ResNet(nn.Module):
 
         Args:
             images: standardised images, float [B, H, W, C]; H and W are multiples of
-                2 ** (len(stage_sizes) - 1), with `large_images` of 2 ** (len(stage_sizes) + 1).
-            train: whether to normalise by the batch's statistics and to update the running ones
-                (collection `batch_stats`, which must then be mutable), or to use the latter.
+                2 ** (len(stage_sizes) - 1), or of 2 ** (len(stage_sizes) + 1) with `large_images`.
+            train: whether to normalise with the batch statistics and update the running ones (collection
+                `batch_stats`, which must then be mutable), or to normalise with the running ones.
 
         Returns:
             Logits, float32 [B, num_classes].
@@ -78,16 +78,15 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut without parameters, He et al.'s option A.
+    """Two 3×3 convolutions with a parameter-free shortcut, option A of He et al.
 
-    Where the block changes the shape, the shortcut takes every `stride`-th pixel and appends channels of
-    zeros.
+    If the block changes the shape, the shortcut takes every `stride`-th pixel and appends zero channels.
 
     Attributes:
-        width: the number of channels that come out, at least that of those which go in.
-        stride: by which the first convolution divides the height and the width.
-        convolve: applies a convolution of a width, a kernel size and a stride.
-        normalise: applies a batch normalisation.
+        width: the number of output channels, at least the number of input channels.
+        stride: the stride of the first convolution.
+        convolve: applies a convolution, given a width, a kernel size and a stride.
+        normalise: applies batch normalisation.
     """
 
     width: int
@@ -106,16 +105,16 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions beside a shortcut that is projected where shapes differ, option B.
+    """1×1, 3×3 and 1×1 convolutions with a shortcut that is projected if the shapes differ, option B.
 
-    The 3×3 convolution has the stride, not the first 1×1 one, which would skip three pixels in four:
-    "version 1.5", that of torchvision.
+    The 3×3 convolution is strided, rather than the first 1×1 one, which would skip three pixels in four: this
+    is torchvision's "version 1.5".
 
     Attributes:
-        width: the number of channels inside; 4 * width come out.
-        stride: by which the 3×3 convolution divides the height and the width.
-        convolve: applies a convolution of a width, a kernel size and a stride.
-        normalise: applies a batch normalisation.
+        width: the number of inner channels; the output has 4 * width.
+        stride: the stride of the 3×3 convolution.
+        convolve: applies a convolution, given a width, a kernel size and a stride.
+        normalise: applies batch normalisation.
     """
 
     width: int
@@ -146,9 +145,9 @@ resnet50 = functools.partial(
     dense_init=layers.torch_default,
 )
 
-# He et al.'s ResNet-110 for CIFAR, which is not the paper's: 1.7 M parameters in 329 leaves; 6n + 2 = 110
+# He et al.'s ResNet-110 for CIFAR, not the one in the DEF paper: 1.7 M parameters in 329 leaves; 6n + 2 = 110
 # layers with n = 18. 32×32 images reach the mean as 8×8.
 resnet110_basic = functools.partial(ResNet, block=BasicBlock, stage_sizes=(18, 18, 18), width=16)
 
-# 75 k parameters in 23 leaves: n = 1. For CIFAR, and as small a thing as digits, on a CPU.
+# 75 k parameters in 23 leaves: n = 1. For CIFAR or images as small as digits, on a CPU.
 resnet8 = functools.partial(ResNet, block=BasicBlock, stage_sizes=(1, 1, 1), width=16)

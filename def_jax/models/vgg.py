@@ -1,4 +1,4 @@
-"""VGG with batch normalisation, for CIFAR-size images and smaller.
+"""VGG with batch normalisation, for CIFAR-sized and smaller images.
 
 Source: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
 Recognition", 2015; `vgg16` is the network in the code of DEF's authors.
@@ -20,17 +20,17 @@ __all__ = ['VGG', 'vgg16', 'vgg_digits', 'vgg_small']
 class VGG(nn.Module):
     """Stages of 3×3 convolutions with max pooling in between, a global mean and dense layers.
 
-    Batch normalisation and a rectifier follow each convolution. Batch statistics are those of one worker.
+    Batch normalisation and ReLU follow each convolution. Batch statistics are local to each worker.
 
     Attributes:
-        stages: the widths of each stage's convolutions. A 2×2 max pooling stands between
-            consecutive stages, so an empty last stage, `()`, ends the network with a pooling.
+        stages: the widths of each stage's convolutions. A 2×2 max pooling separates consecutive stages, so
+            an empty last stage, `()`, adds a final pooling.
         num_classes: the number of logits.
-        hidden: the widths of dense layers before the last one. Dropout at rate 0.5 precedes each, and a
-            rectifier follows it.
-        convolution_init: how the convolutions start, and whether they have biases.
-        dense_init: how the dense layers start.
-        dtype: the type of the computation. Parameters, statistics and logits are float32.
+        hidden: the widths of the dense layers before the last one. Each is preceded by dropout at rate 0.5
+            and followed by ReLU.
+        convolution_init: the initialisation of the convolutions, which decides whether they have biases.
+        dense_init: the initialisation of the dense layers.
+        dtype: the dtype of the computation. Parameters, statistics and logits are float32.
     """
 
     stages: Sequence[Sequence[int]]
@@ -47,9 +47,9 @@ class VGG(nn.Module):
         Args:
             images: standardised images, float [B, H, W, C]; H and W are multiples of
                 2 ** (len(stages) - 1).
-            train: whether to normalise by the batch's statistics and to update the running ones
-                (collection `batch_stats`, which must then be mutable), or to use the latter. With
-                `hidden`, also whether to drop activations, which takes a PRNG key named 'dropout'.
+            train: whether to normalise with the batch statistics and update the running ones (collection
+                `batch_stats`, which must then be mutable), or to normalise with the running ones. With
+                `hidden`, it also enables dropout, which needs a PRNG key named 'dropout'.
 
         Returns:
             Logits, float32 [B, num_classes].
@@ -74,7 +74,7 @@ class VGG(nn.Module):
 
 
 # 15.3 M parameters in 58 leaves; 32×32 images reach the dense layers as 1×1. DEF's authors keep the biases
-# of the convolutions, which batch normalisation cancels.
+# of the convolutions, although batch normalisation cancels them.
 vgg16 = functools.partial(
     VGG,
     stages=((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512), ()),

@@ -1,4 +1,4 @@
-"""The program `python -m def_jax.plan`: exit code 0, or 2 and one line where something cannot be used."""
+"""The program `python -m def_jax.plan`. Exits with 0, or with 2 and a one-line error for invalid input."""
 
 import argparse
 import dataclasses
@@ -9,22 +9,22 @@ from typing import NoReturn
 from def_jax import plan as plan_lib
 
 _HELP = {
-    'params': 'elements of the model, e.g. 25.6e6',
-    'step_time': 'seconds that a worker computes in a step, without communication',
-    'bandwidth': "of a worker's link: '10gbit', '800mbit', or bits per second",
+    'params': 'number of model parameters, e.g. 25.6e6',
+    'step_time': 'seconds of computation per step on a worker, without communication',
+    'bandwidth': "bandwidth of a worker's link: '10gbit', '800mbit', or a number in bits per second",
     'workers': 'number of workers',
-    'latency': 'seconds of one message between neighbours',
-    'overlap': 'share of a dense all-reduce hidden behind the computation',
-    'overhead': 'seconds by which the compressed update is slower',
-    'element_bytes': 'bytes of an element on the wire',
-    'evaluate_every': 'steps between evaluations of y; 0: one at the end',
-    'num_steps': 'steps of the run',
+    'latency': 'latency of one message between neighbours, in seconds',
+    'overlap': 'fraction of the dense all-reduce that overlaps with computation',
+    'overhead': 'extra seconds per step for the compressed update',
+    'element_bytes': 'bytes per element on the wire',
+    'evaluate_every': 'steps between evaluations of y; 0 evaluates once, at the end',
+    'num_steps': 'number of steps of the run',
 }
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f'plan: {message} (--help lists the flags)\n')  # in one line, without the usage
+        self.exit(2, f'plan: {message} (--help lists the flags)\n')  # one line, without the usage message
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         required = field.default is dataclasses.MISSING
         default = None if required else field.default
         parser.add_argument(*names, type=kind, required=required, default=default, help=_HELP[field.name])
-    parser.add_argument('--output', help='PNG for a picture of the speed-up')
+    parser.add_argument('--output', help='PNG file for a plot of the speed-up')
     values = vars(parser.parse_args(argv))
     output = values.pop('output')
     try:
@@ -47,9 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.exit(2, f'plan: {" ".join(str(error).split())}\n')
     least = plan.break_even()
     print(plan_lib.table(plan), '', plan.verdict(), sep='\n')
-    print(
-        f'Not slower than dense SGD from ratio {least:.2f} on.' if math.isfinite(least) else 'No ratio pays.'
-    )
+    pays = f'At least as fast as dense SGD from ratio {least:.2f} up.'
+    print(pays if math.isfinite(least) else 'No ratio pays off.')
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Figures of a run as they arise: metrics.jsonl, one record a line, and TensorBoard scalars."""
+"""Metrics of a run as they are measured: metrics.jsonl, one record per line, and TensorBoard scalars."""
 
 import contextlib
 import hashlib
@@ -19,26 +19,26 @@ _FLUSH_SECONDS = 30
 
 
 class Seal(NamedTuple):
-    """How far metrics.jsonl had come at a checkpoint, which keeps this; the next start goes on from there."""
+    """The extent of metrics.jsonl at a checkpoint, which stores it; a resumed run continues from there."""
 
     size: int  # bytes
-    checksum: str  # SHA-256 of these
+    checksum: str  # SHA-256 of those bytes
 
 
 class MetricLog:
     """Appends records to `metrics.jsonl` and to TensorBoard.
 
-    A resumed run cuts the file to what its checkpoint has sealed, so that it ends as if there had been no
-    interruption.
+    A resumed run truncates the file to the part sealed by its checkpoint, so the final file is the same as
+    without the interruption.
 
     Args:
         workdir: the run's folder.
-        resume_step: how many steps the run has done.
-        seal: that of the checkpoint; None for a run that starts.
-        writes: whether to write; otherwise, as in all processes but the first, records are only remembered.
+        resume_step: the number of steps already done.
+        seal: the checkpoint's seal; None for a new run.
+        writes: whether to write; if not, as in all processes but the first, records are only kept in memory.
 
     Raises:
-        ValueError: if a sealed record is missing or was changed, or a file cannot be written.
+        ValueError: if a sealed record is missing or was changed, or if a file cannot be written.
     """
 
     def __init__(self, workdir: Path, resume_step: int, seal: Seal | None = None, *, writes: bool = True):
@@ -58,10 +58,10 @@ class MetricLog:
             raise _unwritable(self._path, error) from error
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds one record; `record['step']` counts the steps done.
+        """Appends one record; `record['step']` is the number of steps done.
 
         Raises:
-            ValueError: if it cannot be written, as on a full disk.
+            ValueError: if it cannot be written, e.g. on a full disk.
         """
         self.records.append(record)
         if not self._writes:
@@ -77,7 +77,7 @@ class MetricLog:
         self._size += len(line)
 
     def seal(self) -> Seal | None:
-        """Makes all records survive a power cut; what a checkpoint of this moment is to keep."""
+        """Makes all records survive a power cut; returns the seal to store in a checkpoint."""
         if not self._writes:
             return None
         try:
@@ -88,13 +88,13 @@ class MetricLog:
         return Seal(self._size, self._digest.hexdigest())
 
     def pending(self, step: int) -> list[dict[str, Any]]:
-        """What a run that was interrupted after `step` steps had measured but not yet recorded."""
+        """What a run interrupted after `step` steps had measured but not yet recorded."""
         return next(
             (r['pending'] for r in reversed(self.records) if 'pending' in r and r['step'] == step), []
         )
 
     def last(self, name: str, default: float = 0.0) -> float:
-        """The newest value of `name` in any record."""
+        """The latest value of `name` in any record."""
         return next((record[name] for record in reversed(self.records) if name in record), default)
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class MetricLog:
             raise self._failed(error) from error
 
     def _failed(self, error: OSError) -> ValueError:
-        """Gives up writing; what to raise."""
+        """Stops writing and returns the error to raise."""
         self._writes = False
         for file in (self._file, self._board):
             with contextlib.suppress(OSError):
@@ -123,7 +123,7 @@ class MetricLog:
 class _Board:
     """TensorBoard's event file.
 
-    Not a SummaryWriter: its thread dies in silence on a full disk, and closing it then waits for ever.
+    Not a SummaryWriter: on a full disk its thread dies silently, and closing it then hangs.
     """
 
     def __init__(self, folder: Path, purge_step: int):
@@ -155,7 +155,7 @@ class _Board:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; what is none, such as a last line that a kill cut short, is dropped."""
+    """The records of a metrics.jsonl; invalid lines, such as one truncated by a kill, are dropped."""
     return _records(path.read_bytes()) if path.exists() else []
 
 
@@ -172,7 +172,7 @@ def _records(content: bytes) -> list[dict[str, Any]]:
 
 
 def _sealed(path: Path, seal: Seal, step: int) -> bytes:
-    """The bytes that were sealed; a ValueError where they are not there as they were."""
+    """The sealed bytes; raises ValueError if they are missing or were changed."""
     try:
         with path.open('rb') as file:
             content = file.read(seal.size)
@@ -187,13 +187,14 @@ def _sealed(path: Path, seal: Seal, step: int) -> bytes:
 
 def _lost(path: Path, what: str, step: int) -> ValueError:
     return ValueError(
-        f'{path} {what}, so that records before the checkpoint of step {step} are lost. Restore that file, '
-        'or choose another --workdir to start anew.'
+        f'{path} {what}, so records before the checkpoint of step {step} are lost. Restore that file, '
+        'or choose another --workdir to start from scratch.'
     )
 
 
 def _unwritable(path: Path, error: OSError) -> ValueError:
     return ValueError(
-        f'{path}, or tensorboard beside it, cannot be written ({error.strerror or error}). Checkpoints are '
-        'kept; make room or give permission, then run the same command again to resume.'
+        f'{path} or the tensorboard folder beside it cannot be written ({error.strerror or error}). '
+        'Checkpoints are kept; free some space or fix the permissions, then run the same command again to '
+        'resume.'
     )

@@ -1,4 +1,4 @@
-"""Pictures of runs that differ in the seed: their course, and quantities from the convergence analysis."""
+"""Plots over seeds: learning curves, and quantities from the convergence analysis."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ __all__ = [
 
 Records = Sequence[Mapping[str, Any]]
 
-# A panel each: what the y axis says, and what it shows as a solid and as a dashed line.
+# One panel each: the label of the y axis, and the keys drawn as a solid and a dashed line.
 _DIAGNOSTICS = {
     'σ² (solid)\nM² (dashed)': ('variance', 'second_moment'),
     'mean ‖e_k‖² (solid)\n‖e_t‖² (dashed)': ('error', 'mean_error'),
@@ -30,13 +30,13 @@ _DIAGNOSTICS = {
 
 
 def plot_curves(path: Path, records: list[dict[str, Any]], title: str, answers: dict[str, str]) -> None:
-    """Draws test error and training loss along one run.
+    """Plots the test error and the training loss over the course of one run.
 
     Args:
         path: the PNG to write.
         records: the records of a `MetricLog`.
-        title: line above the picture.
-        answers: title of the method whose answer a point is, by point.
+        title: the title above the panels.
+        answers: for each point, the title of the method whose answer it is.
     """
     with pictures.panels(path, 1, 2, title) as ((error, loss),):
         draw_loss(loss, [[record for record in records if 'loss' in record]], 'loss', color='black')
@@ -52,54 +52,54 @@ def plot_curves(path: Path, records: list[dict[str, Any]], title: str, answers: 
 
 
 def draw_error(axes: Any, seeds: Sequence[Records], point: str, x: str = 'epoch', **style: Any) -> None:
-    """Draws the test error at a point, in %, of runs that differ in the seed; records of tests."""
+    """Draws the test error at a point, in %, averaged over seeds; `seeds` holds test records."""
     errors = [[100 - 100 * record[f'test_accuracy_{point}'] for record in at] for at in _by_step(seeds)]
     pictures.draw_band(axes, [record[x] for record in seeds[0]], errors, **style)
 
 
 def error_axis(axes: Any, x: str = 'epoch') -> None:
-    """Names the axes of `draw_error`; errors are logarithmic."""
+    """Labels the axes of `draw_error`; the error axis is logarithmic."""
     axes.set(xlabel=x, ylabel='test error, %')
     pictures.log_y(axes)
 
 
 def draw_loss(axes: Any, seeds: Sequence[Records], key: str = 'train_loss', **style: Any) -> None:
-    """Draws the training loss of runs that differ in the seed."""
+    """Draws the training loss, averaged over seeds."""
     losses = [[record[key] for record in at] for at in _by_step(seeds)]
     pictures.draw_band(axes, [record['epoch'] for record in seeds[0]], losses, **style)
 
 
 def loss_axis(axes: Any) -> None:
-    """Names the axes of `draw_loss`; losses are logarithmic."""
+    """Labels the axes of `draw_loss`; the loss axis is logarithmic."""
     axes.set(xlabel='epoch', ylabel='training loss')
     pictures.log_y(axes)
 
 
 def _by_step(seeds: Sequence[Records]) -> Iterator[tuple[Mapping[str, Any], ...]]:
-    """The records of all seeds at each step that all have reached."""
+    """For each step that all seeds have reached, their records."""
     return zip(*seeds, strict=False)
 
 
 def plot_diagnostics(path: Path, records: list[dict[str, Any]], title: str) -> None:
-    """Draws σ² and M², and for error feedback the residuals' norms, Eq. 9's distance and the best λ.
+    """Plots σ² and M²; for error feedback also residual norms, the distance of Eq. 9 and the optimal λ.
 
     Args:
         path: the PNG to write.
         records: the records of a `MetricLog`.
-        title: line above the picture.
+        title: the title above the panels.
     """
     measured = [record for record in records if 'variance' in record]
     draw_diagnostics(path, title, [([measured], {'color': pictures.COLORS['DEF']})])
 
 
 def draw_diagnostics(path: Path, title: str, settings: Sequence[tuple[Sequence[Records], dict]]) -> None:
-    """The same for several settings, as means over the seeds of each.
+    """Like `plot_diagnostics`, for several settings, each averaged over its seeds.
 
     Args:
         path: the PNG to write.
-        title: line above the picture.
-        settings: for each the diagnostics of every seed, at the same steps; and the look of its lines, where
-            a label names it.
+        title: the title above the panels.
+        settings: for each setting, the diagnostics of every seed at the same steps, and its line style,
+            optionally with a label.
     """
     known = {name for seeds, _ in settings for name in seeds[0][-1]}
     drawn = {label: pair for label, pair in _DIAGNOSTICS.items() if known >= set(pair)}

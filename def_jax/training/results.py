@@ -1,4 +1,4 @@
-"""result.json: what a run was, on what it ran, and what came out."""
+"""result.json: the configuration, environment and results of a run."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ from def_jax.training.metrics import MetricLog
 
 __all__ = ['is_whole', 'read', 'write']
 
-# What others read of a result, whichever version of the trainer wrote it.
+# What tables and plots read from a result, whichever version of the trainer wrote it.
 _PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
     'title': (str, ()),
     'points': (list, ()),
@@ -40,11 +40,11 @@ def write(
     """Writes result.json into the run's folder.
 
     Args:
-        run: the folder.
+        run: the run's folder.
         experiment: the run's experiment.
-        communication: what a step sends.
+        communication: the communication of one step.
         log: the run's records.
-        diverged: the DivergedError that ended the run, or None for one that finished.
+        diverged: the DivergedError that ended the run, or None if it finished.
 
     Returns:
         The content written.
@@ -87,7 +87,7 @@ def write(
 
 
 def read(run: Path) -> dict[str, Any] | None:
-    """The result of a run that finished or diverged; None where there is none, or not a whole one."""
+    """The result of a run that finished or diverged; None if it is missing or incomplete."""
     try:
         result = json.loads((run / 'result.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
@@ -96,7 +96,7 @@ def read(run: Path) -> dict[str, Any] | None:
 
 
 def is_whole(result: Any) -> bool:
-    """Whether this is the content of a result.json, with everything that tables and pictures read."""
+    """Whether `result` has everything that tables and plots read from a result.json."""
     try:
         parts = all(
             isinstance(result[part], kind) and all(name in result[part] for name in names)
@@ -109,7 +109,7 @@ def is_whole(result: Any) -> bool:
 
 
 def _curve(log: MetricLog) -> list[dict[str, Any]]:
-    """The test records, each with the mean training loss since the one before it."""
+    """The test records, each with the mean training loss since the previous one."""
     curve, losses = [], []
     for record in log.records:
         if 'loss' in record:
@@ -143,7 +143,7 @@ def _environment(experiment: Experiment) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with a '+' where it has changes; None outside a git checkout."""
+    """The commit of the source tree, plus '+' if it has local changes; None outside a git checkout."""
     git = ['git', '-C', str(Path(def_jax.__file__).parent)]
     try:
         commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True)

@@ -44,12 +44,12 @@ def test_settings_have_the_type_of_the_key(arg, settings):
         ('ratio=4,colour=red', "'colour' in 'ratio=4,colour=red' is not a known key."),
         ('ef', "'ef' in 'ef' must have the form key=value."),
         ('ratio=4,', "'' in 'ratio=4,' must have the form key=value."),
-        ('ratio=4,ratio=8', "'ratio' in 'ratio=4,ratio=8' comes twice."),
+        ('ratio=4,ratio=8', "'ratio' in 'ratio=4,ratio=8' is given twice."),
         ('ratio=4.5', "ratio='4.5' must be of type int."),
         ('ratio=', "ratio='' must be of type int."),
         ('detach=half', "detach='half' must be of type float."),
         ('fake_devices=1', "fake_devices='1' must be of type bool."),
-        ('drops=0.5', "'drops' is a tuple and cannot stand behind the colon; use --config.drops=VALUE."),
+        ('drops=0.5', "'drops' is a tuple and cannot be set after the colon; use --config.drops=VALUE."),
     ],
 )
 def test_errors(arg, message):

@@ -147,7 +147,7 @@ def test_results_are_few_files_with_short_names():
 
 
 def test_nothing_to_report(tmp_path):
-    with pytest.raises(ValueError, match=r'holds no finished run. Train one first'):
+    with pytest.raises(ValueError, match=r'contains no finished run. Train one first'):
         finished_runs.read(tmp_path)
 
 
@@ -165,9 +165,9 @@ def test_a_damaged_result_is_named(tmp_path, content):
     write(tmp_path, result(0, 0.90))
     (tmp_path / 'run0' / 'result.json').write_bytes(content)
     assert results.read(tmp_path / 'run0') is None
-    with pytest.raises(ValueError, match=r'run0.result.json is not a whole result. Delete it and start its'):
+    with pytest.raises(ValueError, match=r'run0.result.json is incomplete. Delete it and restart its'):
         finished_runs.read(tmp_path)
-    with pytest.raises(ValueError, match=r'is not a whole result'):
+    with pytest.raises(ValueError, match=r'is incomplete'):
         report.report(tmp_path, tmp_path / 'report')
     assert not (tmp_path / 'report').exists()
 
@@ -178,7 +178,7 @@ def test_a_damaged_line_is_named(tmp_path, content):
     with (tmp_path / 'runs.jsonl').open('ab') as file:
         file.write(content)
     with pytest.raises(
-        ValueError, match=r'runs.jsonl, line 2, is not a whole result|runs.jsonl cannot be read'
+        ValueError, match=r'runs.jsonl, line 2, is not a complete result|runs.jsonl cannot be read'
     ):
         finished_runs.read(tmp_path)
 
@@ -188,9 +188,9 @@ def test_a_damaged_line_is_named(tmp_path, content):
     [
         (b'{"title": ', r'sweep.json cannot be read .* Start the sweep again'),
         (b'\xff', r'sweep.json cannot be read .* Start the sweep again'),
-        (b'{"a": 1}', r'sweep.json is no table: it has no title, rows, base, cells'),
-        (b'[]', r'sweep.json is no table'),
-        (json.dumps(a_table() | {'cells': 5}).encode(), r'sweep.json is no table'),
+        (b'{"a": 1}', r'sweep.json is not a table: it has no title, rows, base, cells'),
+        (b'[]', r'sweep.json is not a table'),
+        (json.dumps(a_table() | {'cells': 5}).encode(), r'sweep.json is not a table'),
         (json.dumps(a_table() | {'cells': [{'row': 1}]}).encode(), r'a cell in .* has no column, paper, set'),
         (json.dumps(a_table() | {'base': {}}).encode(), r'base in .* has no model, dataset'),
     ],
@@ -235,10 +235,10 @@ def test_command_line_mistakes_are_one_line_each(tmp_path, monkeypatch, capsys):
     assert report.main(['report']) == 2
     assert capsys.readouterr().err.startswith(f'report: --output={tmp_path}/file/page cannot be written to')
     assert report.main(['report', 'runs/x']) == 2
-    assert capsys.readouterr().err.startswith("report: unexpected arguments ['runs/x']; folders are given as")
+    assert capsys.readouterr().err.startswith("report: unexpected arguments ['runs/x']; pass folders as")
     Flags.config = table_files.digits_base()
     assert report.main(['report']) == 2
-    assert capsys.readouterr().err.startswith('report: --config is no table: it has no title, rows, base')
+    assert capsys.readouterr().err.startswith('report: --config is not a table: it has no title, rows, base')
 
 
 @pytest.mark.parametrize('name', ['report', 'sweep'])

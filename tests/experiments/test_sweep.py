@@ -85,7 +85,7 @@ def test_a_sweep_goes_on_where_it_was_killed_and_is_reported(spec, trained, tmp_
     cut = folder / trained[0] / 'result.json'
     whole = cut.read_text()
     cut.write_text(whole[:100])
-    with pytest.raises(ValueError, match=r'result.json is not a whole result. Delete it and start its run'):
+    with pytest.raises(ValueError, match=r'result.json is incomplete. Delete it and restart its run'):
         report.report(folder, tmp_path / 'again')
     sweep.sweep(spec, folder, CONSOLE)
     assert json.loads(cut.read_text())['metrics'] == json.loads(whole)['metrics']
@@ -133,7 +133,7 @@ def test_a_folder_of_another_sweep_is_refused_and_a_longer_one_goes_on(spec, tra
     assert [name[-1] for name in trained] == ['0', '1']
     with spec.unlocked():
         spec.base.batch_size = 20
-    with pytest.raises(ValueError, match=r'holds a run of another configuration \(batch_size: 40 there, 20'):
+    with pytest.raises(ValueError, match=r'a run with another configuration \(batch_size: 40 there, 20'):
         sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
 
 
@@ -145,7 +145,7 @@ def test_a_run_of_another_configuration_in_the_folder(spec, tmp_path):
     run = spec.base.copy_and_resolve_references()
     run.update({'method': 'ef', 'ratio': 1})
     workdir.claim(folder / 'method=sgd,ratio=1,learning_rate=0.1,seed=0', run)
-    with pytest.raises(ValueError, match=r"holds a run of another configuration \(method: 'ef' there, 'sgd'"):
+    with pytest.raises(ValueError, match=r"a run with another configuration \(method: 'ef' there, 'sgd'"):
         sweep.sweep(spec, folder, CONSOLE)
 
 

@@ -108,7 +108,7 @@ def test_the_smaller_cifar10_table():
 
 @pytest.mark.parametrize('file', FILES)
 def test_unknown_variant(file):
-    with pytest.raises(flags.IllegalFlagValueError, match="'digit' is not a variant; there are digits"):
+    with pytest.raises(flags.IllegalFlagValueError, match="'digit' must be a variant: one of digits"):
         get(file, 'digit')
 
 
@@ -268,7 +268,7 @@ def test_no_finished_run():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'tuning_seed': 1}, r'config.tuning_seed=1 must be none of config.seeds=\(0, 1, 2\)'),
+        ({'tuning_seed': 1}, r'config.tuning_seed=1 must not be in config.seeds=\(0, 1, 2\)'),
         ({'seeds': ()}, 'config.seeds and config.cells must not be empty'),
         (
             {'cells': ({'row': '', 'column': '', 'paper': '', 'settings': {'metod': 'ef'}},)},

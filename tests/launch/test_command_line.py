@@ -57,7 +57,7 @@ def assert_refused(process, *words):
         ([DIGITS, '--config.ratio=0'], ['config.ratio=0.0 must be a finite number >= 1']),
         (
             [DIGITS, '--config.fake_devices=False'],
-            ['16 devices are needed', 'shows 1 (cpu)', '--config.fake_devices=True'],
+            ['16 devices are needed', 'has 1 (cpu)', '--config.fake_devices=True'],
         ),
     ],
     ids=lambda value: ' '.join(value[1:]) if value and value[0] == DIGITS else None,
@@ -90,8 +90,12 @@ def test_help_is_no_error(train):
 @pytest.mark.parametrize(
     ('program', 'arguments', 'words'),
     [
-        ('sweep', [DIGITS, '--workdir=NEW'], ['sweep: --config is no table', 'train.py']),
-        ('sweep', ['--config=configs/tables/table1.py:digit', '--workdir=NEW'], ["'digit' is not a variant"]),
+        ('sweep', [DIGITS, '--workdir=NEW'], ['sweep: --config is not a table', 'train.py']),
+        (
+            'sweep',
+            ['--config=configs/tables/table1.py:digit', '--workdir=NEW'],
+            ["'digit' must be a variant"],
+        ),
         ('sweep', ['--config=configs/tables/table9.py', '--workdir=NEW'], ['configs/tables/table9.py']),
         (
             'sweep',
@@ -101,9 +105,9 @@ def test_help_is_no_error(train):
                 '--config.seeds=(100,)',
                 '--workdir=NEW',
             ],
-            ['sweep: config.tuning_seed=100 must be none of config.seeds=(100,)'],
+            ['sweep: config.tuning_seed=100 must not be in config.seeds=(100,)'],
         ),
-        ('report', ['--workdir=NEW'], ['report: ', 'NEW holds no finished run']),
+        ('report', ['--workdir=NEW'], ['report: ', 'NEW contains no finished run']),
     ],
 )
 def test_sweep_and_report_refuse_in_one_line(environment, tmp_path, program, arguments, words):
@@ -178,7 +182,7 @@ def test_a_run_goes_on_when_nobody_reads_its_output(environment, tmp_path):
         assert b'?=0.3' in process.stdout.readline()
         process.stdout.close()
         assert process.wait(timeout=300) == 0
-        line = b'train.py: standard output cannot be written to any more; going on without it.\n'
+        line = b'train.py: standard output can no longer be written to; continuing without it.\n'
         assert process.stderr.read() == line
     assert (tmp_path / 'run' / 'result.json').exists()
 

@@ -9,7 +9,7 @@ from def_jax.launch import devices
 @pytest.mark.parametrize(
     ('error', 'reason'),
     [
-        (AssertionError(), 'no such device is here'),
+        (AssertionError(), 'no such device was found'),
         (
             RuntimeError("Unable to initialize backend 'rocm': ...\nmore"),
             "Unable to initialize backend 'rocm'",

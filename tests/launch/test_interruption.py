@@ -40,7 +40,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_of_its_step(recorded, tmp_path,
     fixtures.signalled(monkeypatch, number, done - 1)
     with pytest.raises(loop.InterruptedRunError) as error:
         fixtures.train(recorded.config, tmp_path)
-    assert f'stopped by {number.name} after step {done}; the checkpoint is written' in str(error.value)
+    assert f'stopped by {number.name} after step {done}; a checkpoint was saved' in str(error.value)
     assert str(done) in os.listdir(tmp_path / 'checkpoints')
     state = fixtures.restored(tmp_path, recorded.experiment)
     fixtures.assert_same_bits(fixtures.shards(state), recorded.states[done])
@@ -135,7 +135,7 @@ def test_a_signal_is_answered_at_once_whatever_is_running(phase, numbers, last):
         for number in numbers[:-1]:
             process.send_signal(number)
             line = process.stderr.readline().decode()
-            assert line.startswith(f'train.py: {number.name}: stopping after the step at hand')
+            assert line.startswith(f'train.py: {number.name}: stopping with a checkpoint after this step')
         process.send_signal(numbers[-1])
         assert process.wait(timeout=60) == 4
         error = process.stderr.read().decode()

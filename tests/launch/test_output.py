@@ -29,14 +29,14 @@ def test_a_reader_that_ends_does_not_end_the_run(capsys):
                 print('more', flush=True)
         assert sys.stdout is stdout
     error = capsys.readouterr().err
-    assert error == 'train.py: standard output cannot be written to any more; going on without it.\n'
+    assert error == 'train.py: standard output can no longer be written to; continuing without it.\n'
 
 
 def test_what_is_left_in_the_buffer_does_not_fail_at_the_end(capsys):
     with piped() as reader, output.lasting('train.py'):
         print('more')
         os.close(reader)
-    assert 'going on without it' in capsys.readouterr().err
+    assert 'continuing without it' in capsys.readouterr().err
 
 
 def test_letters_that_the_encoding_lacks_are_replaced(monkeypatch):

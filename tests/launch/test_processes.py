@@ -61,9 +61,9 @@ def test_flags_go_before_the_launcher():
         (('host', 2, 0), '--coordinator_address=host must be HOST:PORT'),
         (('host:', 2, 0), 'must be HOST:PORT'),
         ((':1', 2, 0), 'must be HOST:PORT'),
-        (('host:1', 2, 2), '--process_id=2 must be one of 0'),
+        (('host:1', 2, 2), '--process_id=2 must be in 0'),
         (('host:1', 2, -1), '--process_id=-1 must be'),
-        (('host:1', 0, 0), '--num_processes=0 at least 1'),
+        (('host:1', 0, 0), '--num_processes=0 must be at least 1'),
     ],
 )
 def test_flags_that_are_wrong_are_refused(given, words):
@@ -110,7 +110,7 @@ def supervised(body):
         ('    return 3', 3, ''),
         ('    raise SystemExit(5)', 5, ''),
         ('    raise KeyError(1)', 1, 'KeyError: 1'),
-        ('    os.abort()', 6, 'program: ended by JAX'),
+        ('    os.abort()', 6, 'program: aborted by JAX'),
         ('    os.kill(os.getpid(), signal.SIGKILL)', 137, 'program: killed by SIGKILL'),
     ],
 )
@@ -155,7 +155,7 @@ def test_an_address_that_is_taken_is_refused(environment, tmp_path):
         process = launched.start(tmp_path / 'run', [*SHORT, *flags, '--process_id=0'], environment)
         assert process.wait(timeout=120) == 2
     last = (tmp_path / 'run.log').read_text().splitlines()[-1]
-    assert last.startswith('train.py: the processes cannot be joined at localhost:')
+    assert last.startswith('train.py: cannot join the processes at localhost:')
     assert not (tmp_path / 'run').exists()
 
 

@@ -103,9 +103,7 @@ def test_a_sealed_record_cannot_be_lost_unseen(tmp_path, log, seals, damage, rea
     path = tmp_path / 'metrics.jsonl'
     damage(path)
     before = path.exists() and path.read_bytes()
-    with pytest.raises(
-        ValueError, match=f'metrics.jsonl {reason}, so that records before .* step 9'
-    ) as error:
+    with pytest.raises(ValueError, match=f'metrics.jsonl {reason}, so records before .* step 9') as error:
         log(9, seals[9])
     assert '\n' not in str(error.value)
     assert (path.exists() and path.read_bytes()) == before
@@ -178,7 +176,7 @@ def fill(full):
 def test_a_disk_that_fills_is_an_error_and_closing_waits_for_nobody(tmp_path, log, small_files):
     full = log()
     with pytest.raises(
-        ValueError, match=r'metrics\.jsonl, or tensorboard .* cannot be written .*make room'
+        ValueError, match=r'metrics\.jsonl or the tensorboard .* cannot be written .*free some space'
     ) as error:
         fill(full)
     assert '\n' not in str(error.value)

@@ -1,1 +1,1 @@
-"""A run's folder and its checkpoints."""
+"""The run folder and its checkpoints."""

@@ -1,14 +1,14 @@
 """Checkpoints of the whole state: every worker's residual, momentum and BatchNorm statistics.
 
-The data position needs no record of its own: batches, permutations and augmentation are functions of
-the step and the seed.
+The data position is not stored: batches, permutations and augmentation are functions of the step and the
+seed.
 
-Hand-written rather than orbax's CheckpointManager, which gives a step its final name before a manifest with
-the checksums of its files can be inside. Orbax writes the arrays into `checkpoints/STEP.partial` while
-training goes on; then the manifest is added, and only then the folder gets its name. A kill at any moment
-leaves the earlier checkpoints as they were and at most a partial one, which the next save removes.
+This replaces orbax's CheckpointManager, which renames a step to its final name before a manifest with
+checksums of its files can be added. Here, orbax writes the arrays to `checkpoints/STEP.partial` while
+training continues; then the manifest is added, and only then is the folder renamed. A kill at any moment
+leaves earlier checkpoints intact and at most one partial checkpoint, which the next save removes.
 
-Of several processes each writes its own rows, and the first does the rest; all see the same folder.
+With several processes, each writes its own rows and the first does everything else, in one shared folder.
 """
 
 import contextlib
@@ -39,13 +39,13 @@ _PARTIAL, _REPLACED = '.partial', '.replaced'
 
 
 class Checkpoints:
-    """The checkpoints of one run; the newest `keep` stay.
+    """The checkpoints of one run, of which the newest `keep` are kept.
 
     Args:
         workdir: the run's folder.
-        keep: how many stay.
-        layout: how the run's workers lie in its state.
-        settings: the configuration that the state depends on, see `workdir.bound_settings`.
+        keep: how many checkpoints to keep.
+        layout: how the run's workers are arranged in its state.
+        settings: the settings that the state depends on, see `workdir.bound_settings`.
     """
 
     def __init__(self, workdir: Path, keep: int, layout: Layout, settings: dict[str, Any]):
@@ -55,43 +55,43 @@ class Checkpoints:
         self._checkpointer = ocp.StandardCheckpointer()
         self._commit: threading.Thread | None = None
         self._failure: Exception | None = None
-        self._newest: int | None = None  # the newest one that is known to be good
-        self.notes: list[str] = []  # what `restore` did to the state; a line for each
+        self._newest: int | None = None  # the newest checkpoint known to be good
+        self.notes: list[str] = []  # what `restore` changed in the state, one line each
         self.seal: Seal | None = None  # of the metrics that belong to the restored state
 
     def __enter__(self) -> 'Checkpoints':
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if not _is_loss(error):  # then the last save would wait for a process that is gone
+        if not _is_loss(error):  # on a loss, the last save would wait for a dead process
             self.close()
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints, damaged ones among them, in order."""
+        """The steps of all checkpoints, including damaged ones, in ascending order."""
         if not self._folder.is_dir():
             return []
         return sorted(int(path.name) for path in self._folder.iterdir() if _is_step(path.name))
 
     def check_room(self, state: TrainState) -> None:
-        """Raises ValueError where the disk has no room for one more checkpoint."""
+        """Raises ValueError if the disk has no room for one more checkpoint."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         folder = self._folder if self._folder.exists() else self._folder.parent
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise ValueError(
                 f'{folder} has {free / 1e6:,.1f} MB free, and a checkpoint of this run takes '
-                f'{needed / 1e6:,.1f} MB. Make room, or choose a --workdir on another disk.'
+                f'{needed / 1e6:,.1f} MB. Free some space, or choose a --workdir on another disk.'
             )
 
     def save(self, state: TrainState, seal: Seal | None = None) -> None:
-        """Writes the state. Complete when the next save starts, or on `wait` or `close`.
+        """Starts saving the state. Complete once `wait` or `close` returns, or when the next save starts.
 
         Args:
             state: the state.
-            seal: of the metrics up to it, where there are any.
+            seal: the seal of the metrics up to this state, if there are any.
 
         Raises:
-            ValueError: if this or the save before it could not be written; earlier checkpoints are kept.
+            ValueError: if this or the previous checkpoint cannot be written; earlier ones are kept.
         """
         step, state = int(state.step), self._layout.spread(state)
         content = {
@@ -106,12 +106,12 @@ class Checkpoints:
             return
         self.wait()
         try:
-            if not self._is_in_place():  # or orbax would make another folder of that name
+            if not self._is_in_place():  # otherwise orbax would create a new folder of that name
                 raise FileNotFoundError('the folder is gone')
             if processes.is_first():
                 self._remove_remains()
-            self._checkpointer.save(self._partial(step) / _ARRAYS, state)  # returns when it has a copy
-        except Exception as error:  # orbax and tensorstore raise many types for a full disk
+            self._checkpointer.save(self._partial(step) / _ARRAYS, state)  # returns once it has a copy
+        except Exception as error:  # orbax and tensorstore raise many types on a full disk
             self._fail(step, error)
             self.wait()
         self._newest = step
@@ -119,17 +119,17 @@ class Checkpoints:
         self._commit.start()
 
     def restore(self, like: TrainState) -> TrainState:
-        """The newest good checkpoint; a damaged one is passed over with a warning that names both.
+        """Restores the newest good checkpoint; skips damaged ones with a warning that names both.
 
         Args:
-            like: a state of the same experiment; gives shapes, dtypes and placement.
+            like: a state of the same experiment, which provides shapes, dtypes and placement.
 
         Returns:
-            The state, on the devices of `like`: bit for bit as it was saved, or, if other workers saved it,
-            regrouped as `notes` tells. `like` if there is no checkpoint.
+            The state, on the devices of `like`: bit for bit as saved or, if saved with different workers,
+            regrouped as described in `notes`. `like` itself if there is no checkpoint.
 
         Raises:
-            ValueError: if there are checkpoints, and none can be used.
+            ValueError: if there are checkpoints but none can be used.
         """
         damages = []
         for step in reversed(self.steps()):
@@ -140,13 +140,13 @@ class Checkpoints:
                 damages.append(f'checkpoint {path} cannot be used ({error})')
                 continue
             for damage in damages:
-                logging.warning('%s; going on from %s, step %s', damage, path, step)
+                logging.warning('%s; continuing from %s, step %s', damage, path, step)
             self._newest = step
             return state
         if damages:
             raise ValueError(
-                '; '.join(damages) + '. No other checkpoint is there. Put a good one back, or choose another '
-                '--workdir to start anew.'
+                '; '.join(damages) + '. There is no other checkpoint. Restore a good one, or choose another '
+                '--workdir to start from scratch.'
             )
         return like
 
@@ -154,8 +154,8 @@ class Checkpoints:
         """Waits for the last save.
 
         Raises:
-            ValueError: if it could not be written.
-            LostProcessError: if another process has not written its part.
+            ValueError: if the checkpoint could not be written.
+            LostProcessError: if another process did not write its part.
         """
         if self._commit is not None:
             self._commit.join()
@@ -164,14 +164,14 @@ class Checkpoints:
             failure, self._failure, self._newest = self._failure, None, None
             if _is_loss(failure):
                 raise LostProcessError(_reason(failure)) from failure
-            remedy = 'make room' if self._is_in_place() else 'give the folder its name back'
+            remedy = 'free some space' if self._is_in_place() else 'rename the folder back'
             raise ValueError(
                 f'no checkpoint could be written to {self._folder} ({_reason(failure)}). The earlier ones '
                 f'are kept; {remedy}, then run the same command again to resume.'
             ) from failure
 
     def close(self) -> None:
-        """Waits for the last save and frees what is held.
+        """Waits for the last save and releases all resources.
 
         Raises:
             ValueError: if the last save could not be written.
@@ -182,19 +182,18 @@ class Checkpoints:
             self._checkpointer.close()
 
     def _finish(self, step: int, content: manifest.Manifest) -> None:
-        """Completes a save, in its own thread: waits for the arrays, adds the manifest, gives the name."""
+        """Completes a save in its own thread: waits for the arrays, adds the manifest, renames the folder."""
         partial, final = self._partial(step), self._folder / str(step)
         try:
             self._checkpointer.wait_until_finished()
             if not processes.is_first():
                 return
             if self._checkpointer.metadata(partial / _ARRAYS).item_metadata is None:
-                raise ValueError(
-                    'orbax has left parts out'
-                )  # it skips steps where it does not find its files
+                # Orbax silently skips steps whose files it does not find.
+                raise ValueError('orbax wrote an incomplete checkpoint')
             manifest.write(partial, content)
             replaced = final.with_name(final.name + _REPLACED)
-            if final.exists():  # damaged, or it would have been restored
+            if final.exists():  # damaged, otherwise it would have been restored
                 os.replace(final, replaced)
             os.replace(partial, final)
             sync(self._folder)
@@ -205,15 +204,15 @@ class Checkpoints:
             self._fail(step, error)
 
     def _is_in_place(self) -> bool:
-        """Whether the run's folder is still the one that the run began in: not renamed, not removed."""
+        """Whether the run's folder is still the one it started in: neither renamed nor removed."""
         return _identity(self._folder.parent) == self._identity
 
     def _fail(self, step: int, error: Exception) -> None:
         self._failure = error
         if processes.is_first():
-            shutil.rmtree(self._partial(step), ignore_errors=True)  # a full disk needs the room
+            shutil.rmtree(self._partial(step), ignore_errors=True)  # frees space on a full disk
             if not self._is_in_place():
-                with contextlib.suppress(OSError):  # what orbax has made anew where the folder was
+                with contextlib.suppress(OSError):  # recreated by orbax where the folder was
                     self._folder.rmdir()
                     self._folder.parent.rmdir()
 
@@ -222,11 +221,11 @@ class Checkpoints:
         workers = tuple(content['workers'])
         if in_place := workers == self._layout.workers:
             target = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._layout.spread(like))
-        else:  # NumPy arrays, of which every process reads all rows; as a target they take no memory
+        else:  # every process reads all rows as NumPy arrays; broadcast targets take no memory
             target = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)
         try:
             state = self._checkpointer.restore(path / _ARRAYS, target)
-        except Exception as error:  # orbax and tensorstore raise many types for a damaged file
+        except Exception as error:  # orbax and tensorstore raise many types on a damaged file
             raise DamagedError(f'its arrays cannot be read: {_reason(error)}') from error
         self.seal = Seal(*content['metrics']) if content['metrics'] else None
         self.notes = regrouping.describe(workers, content['batch_size'], self._layout)
@@ -235,12 +234,12 @@ class Checkpoints:
         return self._layout.own_rows(state, like)
 
     def _verified(self, path: Path, step: int, like: TrainState) -> tuple[manifest.Manifest, TrainState]:
-        """The manifest of a checkpoint that all processes find good, and the shapes of its arrays."""
+        """The manifest of a checkpoint that all processes verified, and the shapes of its arrays."""
         content, shapes, damage = {}, like, None
         try:
             content = manifest.read_verified(path, step)
             if changes := describe_differences(content['settings'], self._settings):
-                raise DamagedError(f'it is of a run of another configuration: {changes}')
+                raise DamagedError(f'it belongs to a run with another configuration: {changes}')
             shapes = self._layout.shapes(like, tuple(content['workers']))
             _check_leaves(content['leaves'], manifest.leaves_of(shapes))
         except DamagedError as error:
@@ -250,7 +249,7 @@ class Checkpoints:
         return content, shapes
 
     def _is_there(self, content: manifest.Manifest) -> bool:
-        """Whether there is a good checkpoint that says of itself what `content` does."""
+        """Whether a good checkpoint with the manifest entries `content` already exists."""
         step = content['step']
         try:
             found = manifest.read_verified(self._folder / str(step), step)
@@ -262,7 +261,7 @@ class Checkpoints:
         return self._folder / f'{step}{_PARTIAL}'
 
     def _remove_remains(self) -> None:
-        """Makes the folder, and frees it of what a kill has left."""
+        """Creates the folder, and removes what a kill left in it."""
         self._folder.mkdir(exist_ok=True)
         for path in self._folder.iterdir():
             if path.name.endswith((_PARTIAL, _REPLACED)):
@@ -270,17 +269,17 @@ class Checkpoints:
 
 
 def _is_loss(error: BaseException | None) -> bool:
-    """Whether an error tells of another process: orbax waits for all, so long."""
+    """Whether an error is due to another process; orbax raises TimeoutError if one does not respond."""
     told = LostProcessError, jax.errors.JaxRuntimeError, TimeoutError
     return jax.process_count() > 1 and isinstance(error, told)
 
 
 def _check_leaves(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises DamagedError where a checkpoint's arrays are not those of the run."""
+    """Raises DamagedError if a checkpoint's arrays do not match those of the run."""
     for name in [*wanted, *saved]:
         if saved.get(name) != wanted.get(name):
             there, here = (_shape(leaves.get(name)) for leaves in (saved, wanted))
-            raise DamagedError(f'it is of another model or method: {name} is {there} there, {here} here')
+            raise DamagedError(f'it belongs to another model or method: {name} is {there} there, {here} here')
 
 
 def _shape(leaf: list | None) -> str:
@@ -288,7 +287,7 @@ def _shape(leaf: list | None) -> str:
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from any other, whatever its name; None where it is not there."""
+    """Identifies a folder regardless of its name; None if it does not exist."""
     try:
         found = folder.stat()
     except OSError:

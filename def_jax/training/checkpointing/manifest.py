@@ -1,7 +1,7 @@
-"""manifest.json of a checkpoint: what it holds and a checksum of each of its files.
+"""The manifest.json of a checkpoint: its contents and a checksum of each of its files.
 
-It is written last, before the checkpoint gets its name: a folder without one is not a checkpoint. It carries
-a checksum of itself, so that no bit of a checkpoint can change unseen.
+The manifest is written last, before the checkpoint is renamed to its final name: a folder without one is
+not a checkpoint. It includes its own checksum, so any changed bit in a checkpoint is detected.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import def_jax
 __all__ = ['DamagedError', 'Manifest', 'leaves_of', 'read_verified', 'write']
 
 NAME = 'manifest.json'
-FORMAT = 2  # 2: with the settings and the seal of the metrics
+FORMAT = 2  # 2: adds the settings and the seal of the metrics
 _CHUNK = 1 << 20
 
 # 'format', 'version', 'step', 'workers', 'batch_size', 'settings', 'metrics', 'leaves', 'files', 'checksum'
@@ -26,7 +26,7 @@ Manifest = dict[str, Any]
 
 
 class DamagedError(ValueError):
-    """A checkpoint is incomplete, was changed, or is of another kind than the run."""
+    """A checkpoint is incomplete, was modified, or does not match the run."""
 
 
 def write(folder: Path, content: Manifest) -> None:
@@ -34,7 +34,7 @@ def write(folder: Path, content: Manifest) -> None:
 
     Args:
         folder: the checkpoint's folder.
-        content: what it holds: 'step', 'workers', 'batch_size', 'settings', 'metrics', 'leaves'.
+        content: the entries 'step', 'workers', 'batch_size', 'settings', 'metrics', 'leaves'.
     """
     content = {'format': FORMAT, 'version': def_jax.__version__} | content | {'files': _checksums(folder)}
     content['checksum'] = _checksum_of(content)
@@ -45,30 +45,30 @@ def write(folder: Path, content: Manifest) -> None:
 
 
 def read_verified(folder: Path, step: int) -> Manifest:
-    """The manifest of a checkpoint, after every file has been compared with it.
+    """Reads the manifest of a checkpoint and verifies every file against it.
 
     Args:
         folder: the checkpoint's folder.
-        step: the step that the folder is named after.
+        step: the step in the folder's name.
 
     Returns:
         The manifest.
 
     Raises:
-        DamagedError: saying what is missing or was changed.
+        DamagedError: if a file is missing or was changed; the message names it.
     """
     try:
         content = json.loads((folder / NAME).read_text())
         if content['format'] != FORMAT:
             writer = f'def_jax {content["version"]}' if 'version' in content else 'an earlier version'
             raise DamagedError(
-                f'its format is {content["format"]}, and this version reads {FORMAT}; {writer} wrote it and '
+                f'its format is {content["format"]}, but this version reads {FORMAT}; {writer} wrote it and '
                 'can finish the run'
             )
         if content.pop('checksum') != _checksum_of(content):
             raise DamagedError(f'{NAME} was changed')
     except FileNotFoundError:
-        raise DamagedError(f'it has no {NAME}: incomplete, or of a version that wrote none') from None
+        raise DamagedError(f'it has no {NAME}: incomplete, or from a version that wrote none') from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DamagedError):
             raise
@@ -80,7 +80,7 @@ def read_verified(folder: Path, step: int) -> Manifest:
 
 
 def leaves_of(state: Any) -> dict[str, list]:
-    """The name, dtype and shape of every array of a state, as the manifest holds them."""
+    """The name, dtype and shape of every array of a state, as stored in the manifest."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {
         jax.tree_util.keystr(path, simple=True, separator='.'): [str(leaf.dtype), list(np.shape(leaf))]

@@ -1,9 +1,9 @@
-"""Another number of workers: the state of a run of K workers for K' of them.
+"""Resumes a run of K workers with a different number K' of workers.
 
-Every new worker gets the mean of the K workers' residuals, momenta and BatchNorm statistics, and whatever all
-workers share stays as it is, bit for bit. So x is unchanged, and y = x + mean residual up to the rounding of
-one float32 mean. What is given up are the K deviations from the mean, which add up to zero and belong to
-shares of the data that no longer exist; SAEF gives up the same at each of its averaging steps.
+Every new worker receives the mean of the K workers' residuals, momenta and BatchNorm statistics; everything
+that the workers share is preserved bit for bit. So x is unchanged, and y = x + mean residual up to the
+rounding of one float32 mean. The K deviations from the mean are discarded. They add up to zero and belong to
+shares of the data that no longer exist; SAEF discards the same at each of its averaging steps.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the workers of a run lie in its state."""
+    """How the workers of a run are arranged in its state."""
 
-    workers: tuple[int, ...]  # leading axes of what differs between workers: [K], or [devices, virtual]
-    own: steps.TrainState  # True for what differs between workers, False for what they share
+    workers: tuple[int, ...]  # leading axes of per-worker arrays: [K], or [devices, virtual]
+    own: steps.TrainState  # True for per-worker arrays, False for shared ones
     batch_size: int
     devices: list[jax.Device]  # of all processes
 
@@ -39,7 +39,7 @@ class Layout:
 
     def map(self, function, *trees: PyTree) -> PyTree:
         """`function(own, *leaves)` over the leaves of states of this layout."""
-        # `own` is a prefix of a state: one value stands for a whole tree, e.g. all parameters.
+        # `own` is a tree prefix of a state: one value covers a whole subtree, e.g. all parameters.
         return jax.tree.map(
             lambda own, *subtrees: jax.tree.map(lambda *leaves: function(own, *leaves), *subtrees),
             self.own,
@@ -47,7 +47,7 @@ class Layout:
         )
 
     def spread(self, state: PyTree) -> PyTree:
-        """The rows of all processes as one state, whose arrays each process holds in part; copies nothing."""
+        """The rows of all processes as one state of global arrays, without copying."""
         mesh = Mesh(np.array(self.devices), (DEVICE_AXIS,))
 
         def array(own, leaf):
@@ -59,7 +59,7 @@ class Layout:
         return self.map(array, state)
 
     def own_rows(self, state: PyTree, like: PyTree) -> PyTree:
-        """This process's rows of a state that is spread, or of NumPy arrays; placed as `like` is."""
+        """This process's rows of a spread state or of NumPy arrays, placed like `like`."""
         rows = processes.rows(self.devices)
 
         def array(own, leaf, to):
@@ -71,7 +71,7 @@ class Layout:
         return self.map(array, state, like)
 
     def shapes(self, like: PyTree, workers: tuple[int, ...]) -> PyTree:
-        """The shapes and dtypes of a state like `like`, which has this layout, for other workers."""
+        """The shapes and dtypes that `like`, a state of this layout, would have with other workers."""
 
         def shape(own, leaf):
             rest = leaf.shape[len(self.workers) :] if own else leaf.shape
@@ -81,15 +81,15 @@ class Layout:
 
 
 def regrouped(state: PyTree, workers: tuple[int, ...], layout: Layout) -> PyTree:
-    """The state for other workers.
+    """Converts a state to a layout with other workers.
 
     Args:
-        state: a state of NumPy arrays, with leading axes `workers` where workers differ.
-        workers: the leading axes that it has.
-        layout: the one that it is to get.
+        state: a state of NumPy arrays; per-worker arrays have leading axes `workers`.
+        workers: the current leading axes.
+        layout: the target layout.
 
     Returns:
-        A state of NumPy arrays. With as many workers as before nothing but the leading axes changes.
+        A state of NumPy arrays. If the number of workers is unchanged, only the leading axes differ.
     """
     rank, same_number = len(workers), math.prod(workers) == math.prod(layout.workers)
 
@@ -106,12 +106,12 @@ def regrouped(state: PyTree, workers: tuple[int, ...], layout: Layout) -> PyTree
 
 
 def describe(workers: tuple[int, ...], batch_size: int, layout: Layout) -> list[str]:
-    """What is done to a state that was saved by other workers or with another batch; a line for each."""
+    """What restoring changes in a state saved with other workers or another batch size, one line each."""
     old, new = math.prod(workers), math.prod(layout.workers)
     lines = []
     if old != new:
         lines.append(
-            f'workers: {old} before, {new} now; every one takes on the mean of the {old} residuals, momenta '
+            f'workers: {old} before, {new} now; each receives the mean of the {old} residuals, momenta '
             'and BatchNorm statistics; parameters unchanged'
         )
     elif workers != layout.workers:
@@ -121,8 +121,8 @@ def describe(workers: tuple[int, ...], batch_size: int, layout: Layout) -> list[
         lines.append(f'workers: the same {old}, now as {places} workers; the state is unchanged')
     if batch_size != layout.batch_size:
         lines.append(
-            f'batch: {batch_size} images before, {layout.batch_size} now; step numbers go on, epochs are '
-            'counted by the new batch'
+            f'batch: {batch_size} images before, {layout.batch_size} now; step numbers continue, epochs '
+            'count by the new batch'
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""The folder of one run: its configuration, and files that are written whole or not at all."""
+"""The folder of one run: its configuration, locking and atomic writes."""
 
 import contextlib
 import fcntl
@@ -23,7 +23,7 @@ __all__ = [
 
 _RECORD = 'config.json'
 
-# Keys that a run may change between two starts: they shape its output, not its trajectory.
+# Keys that may change when a run resumes: they affect its output, not its trajectory.
 _FREE_KEYS = (
     'check_replicas_every',
     'data_dir',
@@ -32,19 +32,19 @@ _FREE_KEYS = (
     'keep_checkpoints',
     'log_every_steps',
 )
-# Keys that say which workers go on with a run; the state is regrouped for them. The batch may change only
-# along with the number of workers, which must divide it.
+# Keys that define the workers of a resumed run; its state is regrouped for them. The batch size may change
+# only together with the number of workers, which must divide it.
 _WORKER_KEYS = ('num_workers', 'workers_per_device')
 _BATCH_KEY = 'batch_size'
 
 _PATTERN = {'*', '?', '['}
 
-# What may be there before the configuration: a start that was killed, and what other processes have compiled.
+# What may exist before the configuration: the rest of a killed start, and other processes' compilation cache.
 _EARLY = (f'{_RECORD}.partial', 'compilation_cache')
 
 
 class InUseError(ValueError):
-    """Another process is running in the folder."""
+    """Another process is using the folder."""
 
 
 def claim(
@@ -54,31 +54,31 @@ def claim(
     other_workers: bool = False,
     exists: bool = False,
 ) -> Path:
-    """Makes the folder for a run of `config`, or finds the one that an earlier start made.
+    """Creates the folder for a run of `config`, or reuses the one an earlier start created.
 
     Args:
         workdir: the folder.
         config: a checked configuration.
-        other_workers: whether a run may go on with another number of workers, or on other devices.
-        exists: whether another process of the same run has claimed it just now.
+        other_workers: whether a run may resume with another number of workers, or on other devices.
+        exists: whether another process of the same run has already claimed it.
 
     Returns:
         The folder's path.
 
     Raises:
-        ValueError: if the folder belongs to a run of another configuration, holds other files, or cannot be
+        ValueError: if the folder belongs to a run with another configuration, holds other files, or cannot be
             written to.
     """
     workdir = Path(workdir).expanduser().absolute()
     if found := sorted(_PATTERN & set(str(workdir))):
         raise ValueError(
-            f'workdir={str(workdir)!r} contains {" ".join(found)}, and orbax, which writes the checkpoints, '
-            'takes such a path for a pattern. Choose a --workdir without *, ? and [.'
+            f'workdir={str(workdir)!r} contains {" ".join(found)}, but orbax, which writes the checkpoints, '
+            'interprets such a path as a pattern. Choose a --workdir without *, ? and [.'
         )
     if exists and not (workdir / _RECORD).exists():
         raise ValueError(
-            f'workdir={str(workdir)!r} is not the folder that process 0 has made. All processes of a run '
-            'need one folder, on a file system that they share.'
+            f'workdir={str(workdir)!r} is not the folder that process 0 created. All processes of a run '
+            'need the same folder, on a shared file system.'
         )
     path = workdir / _RECORD
     ours = _settings(config)
@@ -87,8 +87,8 @@ def claim(
         free = _free_keys(theirs, ours, other_workers=other_workers)
         if changes := describe_differences(theirs, ours, free):
             raise ValueError(
-                f'workdir={str(workdir)!r} holds a run of another configuration ({changes}). '
-                'Choose another --workdir, or the same configuration to resume that run.'
+                f'workdir={str(workdir)!r} holds a run with another configuration ({changes}). '
+                'Choose another --workdir, or use the same configuration to resume that run.'
             )
     elif workdir.is_dir() and any(file.name not in _EARLY for file in workdir.iterdir()):
         raise ValueError(
@@ -102,35 +102,35 @@ def claim(
             write_json(path, ours)
     except OSError as error:
         raise ValueError(
-            f'workdir={str(workdir)!r} cannot be written to ({error}). Make room or give permission, or '
-            'choose another.'
+            f'workdir={str(workdir)!r} cannot be written to ({error}). Free some space, fix its '
+            'permissions, or choose another.'
         ) from error
     return workdir
 
 
 def record(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Notes that a claimed folder's run goes on as `config` says; call once it is locked and restored."""
+    """Records `config` as that of a claimed folder's run; call once it is locked and restored."""
     write_json(workdir / _RECORD, _settings(config))
 
 
 def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    return json.loads(json.dumps(config.to_dict()))  # tuples become lists, as they will be when read
+    return json.loads(json.dumps(config.to_dict()))  # tuples become lists, as when read back
 
 
 def bound_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The settings that a run's state depends on: all but those that other starts may change."""
+    """The settings that a run's state depends on: all that may not change on resumption."""
     free = (*_FREE_KEYS, *_WORKER_KEYS, _BATCH_KEY)
     return {key: value for key, value in _settings(config).items() if key not in free}
 
 
 def describe_differences(theirs: dict[str, Any], ours: dict[str, Any], free: Collection[str] = ()) -> str:
-    """Which settings differ, and how; an empty string where none does."""
+    """Which settings differ, and how; an empty string if none do."""
     keys = sorted(k for k in ours.keys() | theirs.keys() if k not in free and ours.get(k) != theirs.get(k))
     return ', '.join(f'{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here' for key in keys)
 
 
 def _free_keys(theirs: dict[str, Any], ours: dict[str, Any], *, other_workers: bool) -> tuple[str, ...]:
-    """The keys that may differ where a run of one configuration goes on as a run of another."""
+    """The keys that may differ when a run resumes with a different configuration."""
     if not other_workers:
         return _FREE_KEYS
     same_number = theirs.get('num_workers') == ours.get('num_workers')
@@ -139,7 +139,7 @@ def _free_keys(theirs: dict[str, Any], ours: dict[str, Any], *, other_workers: b
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Keeps other processes out of a claimed folder; the lock ends with the process, however it ends.
+    """Keeps other processes out of a claimed folder; the lock is released however the process exits.
 
     Raises:
         InUseError: if another process holds the folder.
@@ -149,7 +149,7 @@ def locked(workdir: Path) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f'workdir={str(workdir)!r} cannot be written to ({error}).') from error
     with file:
-        try:  # not filelock, whose fallback, where a file system has no flock, outlives a killed process
+        try:  # not filelock: without flock, its fallback lock outlives a killed process
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUseError(
@@ -160,15 +160,15 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` as JSON; a reader sees the old file or the new one, never half of it."""
+    """Writes `content` as JSON atomically: a reader sees the old file or the new one."""
     partial = _partial(path)
     partial.write_text(json.dumps(content, indent=2) + '\n')
-    sync(partial)  # or a power cut may leave the new name with nothing in it
+    sync(partial)  # otherwise a power cut may leave an empty file under the new name
     os.replace(partial, path)
 
 
 def sync(path: Path) -> None:
-    """Makes what is in a file, or the names in a folder, survive a power cut."""
+    """Makes a file's contents, or a folder's entries, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -184,7 +184,7 @@ def _read(record: Path) -> dict[str, Any]:
     try:
         settings = json.loads(record.read_text())
         if not isinstance(settings, dict):
-            raise ValueError('it holds no settings')
+            raise ValueError('it contains no settings')
         return settings
     except ValueError as error:
         raise ValueError(
