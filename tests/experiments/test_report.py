@@ -186,8 +186,8 @@ def test_a_damaged_line_is_named(tmp_path, content):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        (b'{"title": ', r'sweep.json cannot be read .* Start the sweep again'),
-        (b'\xff', r'sweep.json cannot be read .* Start the sweep again'),
+        (b'{"title": ', r'sweep.json cannot be read .* Restart the sweep'),
+        (b'\xff', r'sweep.json cannot be read .* Restart the sweep'),
         (b'{"a": 1}', r'sweep.json is not a table: it has no title, rows, base, cells'),
         (b'[]', r'sweep.json is not a table'),
         (json.dumps(a_table() | {'cells': 5}).encode(), r'sweep.json is not a table'),
@@ -207,7 +207,7 @@ def test_a_point_that_was_not_evaluated(tmp_path):
     finished_runs.write(tmp_path, {NAME: result(0, 0.9)})
     table = a_table()
     table['cells'][0]['point'] = 'x_running'
-    with pytest.raises(ValueError, match=r"not evaluated at 'x_running'.*need config.recalibrate"):
+    with pytest.raises(ValueError, match=r"not evaluated at 'x_running'.*require config.recalibrate"):
         report.report(tmp_path, tmp_path / 'report', table)
 
 
