@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 T = TypeVar('T')
 
@@ -40,9 +41,11 @@ def check_ratio(ratio: Any) -> None:
 
 
 def check_seed(seed: Any) -> None:
-    """Raises ValueError unless `seed` is an integer."""
-    if not isinstance(seed, (int, np.integer, jax.Array)) or isinstance(seed, bool):
-        raise ValueError(f'{seed=} must be an integer, the same on all workers.')
+    """Raises ValueError unless `seed` is an integer that JAX does not wrap, or an array."""
+    if isinstance(seed, jax.Array):
+        return
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f'{seed=} must be an integer in [0, 2**32), the same on all workers.')
 
 
 def check_indexable(tensors: Iterable[tuple[tuple[int, ...], int]]) -> None:
@@ -80,15 +83,34 @@ def check_compressor(compressor: Any) -> None:
         raise ValueError(f'compressor={name} must be called first, as in def_jax.{name}(ratio=64).')
 
 
-def check_params(params: Any) -> None:
-    """Raises ValueError for parameters whose updates a float32 residual cannot hold."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            name = jax.tree_util.keystr(path) or 'params'
+def check_floating(tree: Any, name: str) -> None:
+    """Raises ValueError for leaves that a float32 residual cannot hold, or that cannot take its values."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype, where = getattr(leaf, 'dtype', None), f'{name}{jax.tree_util.keystr(path)}'
+        if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
-                f'{name} is {jnp.result_type(leaf)}, but residuals are float32 and would lose its '
-                'imaginary part. Store real and imaginary parts as two real arrays.'
+                f'{where} is {dtype}, but residuals are float32 and would lose its imaginary part. Store '
+                'real and imaginary parts as two real arrays.'
             )
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f'{where} is {dtype or type(leaf).__name__}, but must be a floating-point array. Keep it out '
+                'of the parameters, or leave it to another optimizer with optax.masked.'
+            )
+
+
+def check_state(state: Any, expected: type, fields: Iterable[str] = ()) -> None:
+    """Raises ValueError unless a link's state is of its own kind and has the fields of its options."""
+    if not isinstance(state, expected):
+        raise ValueError(
+            f'state is a {type(state).__name__}, but must be {expected.__name__}, as init of the same link '
+            'returns it. The state of a chain belongs to the chain.'
+        )
+    if missing := sorted(set(fields) - set(getattr(state, 'extra', {}))):
+        raise ValueError(
+            f'state lacks {", ".join(missing)}: it was made with other options. Pass the state returned by '
+            'init of this optimizer.'
+        )
 
 
 def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:
@@ -105,6 +127,22 @@ def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:
                 'other parameters, or is stacked over workers. Pass the state returned by '
                 'optimizer.init(params); if workers are stacked, call this inside the mapped function.'
             )
+    for path in shapes[0].keys() - shapes[1].keys() - _masked(given, residual):
+        raise ValueError(
+            f'{name}{path} has no residual in opt_state, which belongs to other parameters. Pass the state '
+            'returned by optimizer.init(params).'
+        )
+
+
+def _masked(given: list[tuple[Any, Any]], residual: Any) -> set[str]:
+    """The paths of leaves that optax.masked leaves to others: below a MaskedNode of the residual."""
+    places = jax.tree_util.tree_leaves_with_path(residual, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    masked = [path for path, leaf in places if isinstance(leaf, optax.MaskedNode)]
+    return {
+        jax.tree_util.keystr(path)
+        for path, _ in given
+        if any(path[: len(start)] == start for start in masked)
+    }
 
 
 def look_up(kind: str, name: Any, table: Mapping[str, T]) -> T:

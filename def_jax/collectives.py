@@ -74,7 +74,9 @@ def check_axis_name(axis_name: Any) -> None:
     """Raises ValueError unless `axis_name` is a name, a tuple of names or None."""
     names = (axis_name,) if isinstance(axis_name, str) else axis_name
     well_formed = isinstance(names, (tuple, list)) and names and all(isinstance(n, str) for n in names)
+    well_formed = well_formed and len(set(names)) == len(names)
     if names is not None and not well_formed:
         raise ValueError(
-            f"{axis_name=} must be a name such as 'workers', a tuple of names, or None for a single worker."
+            f"{axis_name=} must be a name such as 'workers', a tuple of different names, or None for a "
+            'single worker.'
         )

@@ -13,12 +13,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.typing import DTypeLike
 
 from def_jax import beyond
-from def_jax.checks import check_compressor, check_params, check_seed, check_updates
+from def_jax.checks import check_compressor, check_floating, check_seed, check_state, check_updates
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key, split
 from def_jax.ownership import link_states
@@ -89,9 +90,9 @@ def error_feedback(
         residual is always float32.
 
     Raises:
-        ValueError: if an argument is out of range or conflicts with another; in `init`, for complex
-            parameters; in `update`, if `axis_name` is not bound or the updates do not match the residual's
-            shapes.
+        ValueError: if an argument is out of range or conflicts with another; in `init`, for parameters that
+            are not floating-point arrays; in `update`, if `axis_name` is not bound, or state or updates
+            do not belong to the link.
 
     References:
         An Xu and Heng Huang, `Detached Error Feedback for Distributed SGD with Random Sparsification
@@ -124,7 +125,7 @@ def error_feedback(
     first_detach = 1.0 if isinstance(detach, str) else detach
 
     def init_fn(params) -> ErrorFeedbackState:
-        check_params(params)
+        check_floating(params, 'params')
         return ErrorFeedbackState(
             step=jnp.zeros((), jnp.uint32),
             key=shared_key(seed),
@@ -135,6 +136,7 @@ def error_feedback(
 
     def pend(updates, residual, taken=True):
         check_updates(updates, residual)
+        check_floating(updates, 'updates')
         return jax.tree.map(lambda u, r: u.astype(jnp.float32) + options.carry(r, taken), updates, residual)
 
     def update_fn(updates, state, params=None):
@@ -154,7 +156,13 @@ def error_feedback(
         residual = selection.replace(step.pending, step.rest)  # line 8: p - C(p)
         return selection.place(mean, updates), step.after._replace(residual=residual)  # line 10
 
-    return optax.GradientTransformation(init_fn, options.wrap(update_fn, pend))
+    update = options.wrap(update_fn, pend)
+
+    def checked_update_fn(updates, state, params=None):
+        check_state(state, ErrorFeedbackState, jax.eval_shape(options.init, {}))
+        return update(updates, state, params)
+
+    return optax.GradientTransformation(init_fn, checked_update_fn)
 
 
 def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
@@ -249,8 +257,8 @@ def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
     """The residual in the structure of `params`, with `optax.flatten` undone."""
     leaves, treedef = jax.tree.flatten(params)
     sizes = [leaf.size for leaf in leaves]
-    if isinstance(residual, jax.Array) and residual.size == sum(sizes):
-        parts = split(residual.reshape(-1), sizes)
+    if isinstance(residual, (jax.Array, np.ndarray)) and residual.size == sum(sizes):
+        parts = split(jnp.reshape(residual, -1), sizes)
         return jax.tree.unflatten(
             treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
         )

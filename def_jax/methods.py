@@ -167,7 +167,7 @@ def _check_unused(options: dict[str, Any], function: Callable, reason: str) -> N
     """Raises ValueError if any of `options`, which have no effect here, is not at its default."""
     parameters = inspect.signature(function).parameters
     for name, value in options.items():
-        default = parameters[name].default
+        default = look_up('option', name, parameters).default
         shown = getattr(default, '__name__', default)  # a dtype's name
         if value not in (default, shown):
             raise ValueError(f'{name}={value!r} has no effect, since {reason}. Set {name}={shown}.')

@@ -323,10 +323,16 @@ def test_all_reduce_mean():
 
 IMPOSSIBLE = {
     'compressor': ([64, 'random_block', None], r'must be a compressor such as'),
-    'axis_name': ([3, (), ('a', 1), ('a', None)], r'must be a name .*, a tuple of names, or None'),
+    'axis_name': (
+        [3, (), ('a', 1), ('a', None), ('a', 'a')],
+        r'must be a name .*, a tuple of different names',
+    ),
     'detach': ([-0.1, 1.5, float('nan'), '0.3', True, None], r'must be a number in \[0, 1\]'),
-    'average_every': ([-1, 2.0, True, None], r'must be an integer >= 0: a number of steps, 0 for never'),
-    'seed': ([1.0, '0', False, None], r'must be an integer, the same on all workers'),
+    'average_every': (
+        [-1, 2.0, True, None, 10**30],
+        r'must be an integer in \[0, 2\*\*31\): a number of steps, 0 for never',
+    ),
+    'seed': ([1.0, '0', False, None, -1, 2**32, 2**64], r'must be an integer in \[0, 2\*\*32\), the same'),
 }
 
 

@@ -82,3 +82,67 @@ def test_specs_that_name_the_workers():
     optimizer = chain(def_jax.error_feedback(BLOCK, 'workers'))
     with pytest.raises(ValueError, match=r"names \['workers'\], the axis over workers"):
         def_jax.state_specs(optimizer, PARAMS, jax.sharding.PartitionSpec('workers'))
+
+
+@pytest.mark.parametrize('leaf', [jnp.arange(3), jnp.ones(3, bool), 1.0, 'x', jax.random.key(0), jnp.tanh])
+def test_parameters_that_are_no_floating_point_arrays(leaf):
+    """An integer would take the message truncated, and lose what the residual gave up for it."""
+    for link in (def_jax.error_feedback(BLOCK, None), def_jax.ef21(BLOCK, None)):
+        with pytest.raises(ValueError, match=r"params\['a'\] is .*, but must be a floating-point array"):
+            link.init({'a': leaf, 'w': jnp.ones(3)})
+
+
+@pytest.mark.parametrize(
+    ('factor', 'words'), [(1j, 'would lose its imaginary part'), (True, 'must be a floating-point array')]
+)
+def test_updates_that_are_no_floating_point_arrays(factor, words):
+    updates = jax.tree.map(lambda x: jnp.full(x.shape, factor), PARAMS)
+    for link in (def_jax.error_feedback(BLOCK, None), def_jax.ef21(BLOCK, None)):
+        with pytest.raises(ValueError, match=words):
+            link.update(updates, link.init(PARAMS))
+
+
+def test_a_tensor_that_has_no_residual():
+    more = PARAMS | {'new': jnp.ones(2)}
+    for link in (def_jax.error_feedback(BLOCK, None), def_jax.ef21(BLOCK, None)):
+        with pytest.raises(ValueError, match=r"updates\['new'\] has no residual in opt_state"):
+            link.update(more, link.init(PARAMS))
+    with pytest.raises(ValueError, match=r"params\['new'\] has no residual in opt_state"):
+        def_jax.detached_params(more, chain(def_jax.error_feedback(BLOCK, None)).init(PARAMS))
+
+
+def test_a_state_of_another_link():
+    feedback, ef21 = def_jax.error_feedback(BLOCK, None), def_jax.ef21(BLOCK, None)
+    for link, state in (
+        *((feedback, state) for state in (None, (), chain(feedback).init(PARAMS), ef21.init(PARAMS))),
+        (feedback, feedback.init(PARAMS)._asdict()),
+        (ef21, feedback.init(PARAMS)),
+    ):
+        with pytest.raises(ValueError, match=rf'state is a {type(state).__name__}, but must be \w+State'):
+            link.update(PARAMS, state)
+
+
+@pytest.mark.parametrize(
+    ('options', 'field'),
+    [
+        ({'skip_nonfinite': True}, 'skipped'),
+        ({'detach': 'auto'}, 'energy'),
+        ({'outer': optax.sgd(1.0)}, 'outer'),
+    ],
+)
+def test_a_state_made_with_other_options(options, field):
+    state = def_jax.error_feedback(BLOCK, None).init(PARAMS)
+    with pytest.raises(ValueError, match=rf'state lacks {field}: it was made with other options'):
+        def_jax.error_feedback(BLOCK, None, **options).update(PARAMS, state)
+
+
+def test_a_flattened_state_may_be_numpy():
+    state = optax.chain(optax.sgd(0.1), optax.flatten(def_jax.error_feedback(BLOCK, None))).init(PARAMS)
+    read = def_jax.detached_params(PARAMS, jax.tree.map(np.asarray, state))
+    assert jax.tree.map(jnp.shape, read) == jax.tree.map(jnp.shape, PARAMS)
+
+
+@pytest.mark.parametrize('method', ['sgd', 'ef21'])
+def test_an_option_that_no_method_has(method):
+    with pytest.raises(ValueError, match=r"option='evrey' is unknown; .* Did you mean 'every'\?"):
+        def_jax.METHODS[method].optimizer(optax.identity(), optax.sgd(0.1), None, BLOCK, evrey=3)

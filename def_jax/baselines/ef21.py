@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.checks import check_compressor, check_params, check_seed
+from def_jax.checks import check_compressor, check_floating, check_seed, check_state, check_updates
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key
 
@@ -65,7 +65,7 @@ def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax
     check_seed(seed)
 
     def init_fn(params) -> EF21State:
-        check_params(params)
+        check_floating(params, 'params')
 
         def zeros():
             return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
@@ -74,6 +74,9 @@ def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax
 
     def update_fn(updates, state, params=None):
         del params
+        check_state(state, EF21State)
+        check_updates(updates, state.local)
+        check_floating(updates, 'updates')
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
 
         def first():

@@ -18,12 +18,15 @@ class Averaging(Option):
     """Averages the residuals over workers with a dense all-reduce every `average_every` steps.
 
     Raises:
-        ValueError: unless `average_every` is an integer >= 0.
+        ValueError: unless `average_every` is an integer in [0, 2**31).
     """
 
     def __init__(self, average_every: int, axis_name: AxisName):
-        if not isinstance(average_every, int) or isinstance(average_every, bool) or average_every < 0:
-            raise ValueError(f'{average_every=} must be an integer >= 0: a number of steps, 0 for never.')
+        whole = isinstance(average_every, int) and not isinstance(average_every, bool)
+        if not whole or not 0 <= average_every < 2**31:
+            raise ValueError(
+                f'{average_every=} must be an integer in [0, 2**31): a number of steps, 0 for never.'
+            )
         self.wanted = average_every > 0
         self._period, self._axis_name = average_every, axis_name
 

@@ -20,14 +20,14 @@ class Every(Option):
     selects the blocks, so a round of blocks is a round of messages.
 
     Raises:
-        ValueError: unless `every` is an integer >= 1.
+        ValueError: unless `every` is an integer in [1, 2**31).
 
     Source: with `identity()` and λ = 1 this is local SGD (Stich, 2019): x + r_k is worker k's model.
     """
 
     def __init__(self, every: int):
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise ValueError(f'{every=} must be an integer >= 1: the number of steps per message.')
+        if not isinstance(every, int) or isinstance(every, bool) or not 1 <= every < 2**31:
+            raise ValueError(f'{every=} must be an integer in [1, 2**31): the number of steps per message.')
         self.wanted, self._every = every > 1, every
 
     def wrap(self, update: Update, pend: Pending) -> Update:
