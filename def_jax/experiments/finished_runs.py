@@ -68,7 +68,7 @@ def _read_file(file: Path) -> Results:
             result = json.loads(line)
             found[result.pop('run')] = result
             whole = results.is_whole(result)
-        except (ValueError, LookupError, AttributeError, TypeError):
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
             whole = False
         if not whole:
             raise ValueError(

@@ -43,10 +43,13 @@ def check_table(table: Any, source: str) -> None:
     try:
         _check_keys(table, _TABLE, source)
         _check_keys(table['base'], _BASE, f'base in {source}')
+        [*table['seeds'], *table['learning_rates']]  # a TypeError where one is no list
         for cell in table['cells']:
             _check_keys(cell, _CELL, f'a cell in {source}')
             _check_keys(cell['settings'], ('method',), f'settings of a cell in {source}')
             look_up('method', cell['settings']['method'], METHODS)
+            hash((cell['row'], cell['column']))  # a TypeError where one is a list
+            cell_point(cell).removesuffix('')  # an AttributeError where it is not text
     except (AttributeError, TypeError) as error:  # not a mapping or list where one is required
         raise ValueError(f'{source} is not a table ({error}). {_HINT}') from error
 

@@ -73,7 +73,7 @@ def _read_table(path: Path) -> dict[str, Any] | None:
         return None
     try:
         table = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f'{path} cannot be read ({error}). Restart the sweep: it rewrites the file and keeps the '
             'finished runs.'

@@ -149,8 +149,7 @@ def _progress(console: rich.console.Console) -> rich.progress.Progress:
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        return _refuse(f'unexpected arguments {argv[1:]}; pass settings as --config.key=value')
+    del argv
     spec = flags.FLAGS.config
     try:
         check_table(spec, '--config')

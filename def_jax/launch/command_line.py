@@ -24,6 +24,12 @@ __all__ = [
     'set_environment',
 ]
 
+_CONVERSIONS = {
+    'could not convert string to float': 'a number',
+    'invalid literal for int()': 'an integer',
+    "'Non-boolean argument to boolean flag'": 'true or false',
+}
+
 
 def set_environment(workdir: str, *, fake_devices: bool) -> None:
     """Sets up TensorFlow and JAX; call before either is used.
@@ -82,7 +88,7 @@ def _config_error(error: BaseException, flag: str) -> str:
     while inner := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(inner)
     for one in chain:
-        if isinstance(one, SyntaxError):
+        if isinstance(one, SyntaxError) and one.filename != '<unknown>':  # a key's, not a file's
             return f'{one.filename}:{one.lineno}: SyntaxError: {one.msg}'
         places = [
             f'{frame.f_code.co_filename}:{line}'
@@ -91,7 +97,17 @@ def _config_error(error: BaseException, flag: str) -> str:
         ]
         if places and not isinstance(one, flags.Error):  # an error in the text after the colon
             return f'{places[-1]}: {type(one).__name__}: {_one_line(one)}'
-    return f'{_one_line(error)} (--help lists the flags)'
+    return f'{_allowed(_one_line(error), flag)} (--help lists the flags)'
+
+
+def _allowed(reason: str, flag: str) -> str:
+    """What a flag may be, where Python's reason only tells what could not be converted."""
+    for phrase, allowed in _CONVERSIONS.items():
+        if phrase in reason:
+            return f'{reason[: reason.index(phrase)].rstrip(": (")} must be {allowed}'
+    if 'invalid syntax' in reason or reason.strip("'").isidentifier():
+        return f'{reason} in a flag --{flag}.KEY=VALUE: that is not a known key'
+    return reason
 
 
 def _one_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 import sys
 from typing import NoReturn
 
@@ -41,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         bandwidth = plan_lib.parse_bandwidth(values['bandwidth'])
         plan = plan_lib.Plan(**values | {'bandwidth': bandwidth})
+        if output and os.path.isdir(output):  # matplotlib would write a file named '.png' there
+            raise ValueError(f'{output=} is a folder; name a file, such as plan.png.')
         if output:
             plan_lib.draw(plan, output)
     except (ValueError, OSError) as error:

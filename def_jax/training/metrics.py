@@ -164,7 +164,7 @@ def _records(content: bytes) -> list[dict[str, Any]]:
     for line in content.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict) and isinstance(record.get('step'), int):
             records.append(record)

@@ -25,7 +25,7 @@ _PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
     'metrics': (dict, ('train_loss',)),
     'communication': (dict, ('true_ratio', 'visits_per_block', 'megabytes_sent')),
     'curve': (list, ()),
-    'config': (dict, ('method', 'ratio', 'seed', 'dataset', 'fake_devices')),
+    'config': (dict, ('method', 'ratio', 'seed', 'dataset', 'fake_devices', 'learning_rate')),
     'environment': (dict, ('python', 'packages', 'device', 'num_devices', 'commit')),
 }
 
@@ -90,7 +90,7 @@ def read(run: Path) -> dict[str, Any] | None:
     """The result of a run that finished or diverged; None if it is missing or incomplete."""
     try:
         result = json.loads((run / 'result.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return result if is_whole(result) else None
 
@@ -102,9 +102,12 @@ def is_whole(result: Any) -> bool:
             isinstance(result[part], kind) and all(name in result[part] for name in names)
             for part, (kind, names) in _PARTS.items()
         )
-        points = [f'test_accuracy_{point}' in result['metrics'] for point in result['points']]
-        return parts and (all(points) or result['status'] != 'finished')
-    except (LookupError, TypeError):
+        sent = [result['communication'][name] for name in _PARTS['communication'][1]]
+        points = [result['metrics'].get(f'test_accuracy_{point}') for point in result['points']]
+        measured = [*points, result['metrics']['train_loss']] if result['status'] == 'finished' else []
+        packages = isinstance(result['environment']['packages'], dict)
+        return parts and packages and all(isinstance(figure, (int, float)) for figure in sent + measured)
+    except (LookupError, TypeError, AttributeError):
         return False
 
 

@@ -246,3 +246,43 @@ def test_a_command_that_moved_says_where(name):
     process = command(f'training.{name}', '--workdir=runs/x')
     assert process.returncode == 2 and process.stdout == ''
     assert process.stderr == f'{name}: this command is now python -m def_jax.experiments.{name}\n'
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'metrics': None},
+        {'metrics': {'test_accuracy_x': None, 'test_accuracy_y': 0.5, 'train_loss': 0.5}},
+        {'metrics': {'test_accuracy_x': 0.5, 'test_accuracy_y': 0.5, 'train_loss': 'x'}},
+        {'communication': {'true_ratio': None, 'visits_per_block': 31.6, 'megabytes_sent': 2.3}},
+        {'environment': result(0, 0.9)['environment'] | {'packages': None}},
+        {'config': {k: v for k, v in result(0, 0.9)['config'].items() if k != 'learning_rate'}},
+    ],
+)
+def test_a_result_whose_figures_are_none_is_not_whole(tmp_path, changes):
+    assert results.is_whole(result(0, 0.9))
+    write(tmp_path, result(0, 0.9) | changes)
+    with pytest.raises(ValueError, match='is not a whole result'):
+        finished_runs.read(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['run0/result.json', 'runs.jsonl', 'sweep.json'])
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path, name):
+    if name == 'sweep.json':
+        write(tmp_path, result(0, 0.9))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('[' * 100_000)
+    with pytest.raises(ValueError, match=r'whole result|cannot be read'):
+        report.report(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'), [('seeds', 3), ('learning_rates', 3), ('row', []), ('column', {}), ('point', 3)]
+)
+def test_a_table_with_entries_of_another_type(tmp_path, key, value):
+    write(tmp_path, result(0, 0.9))
+    table = a_table()
+    (table if key in table else table['cells'][0])[key] = value
+    (tmp_path / 'sweep.json').write_text(json.dumps(table))
+    with pytest.raises(ValueError, match='is no table'):
+        report.report(tmp_path, tmp_path)

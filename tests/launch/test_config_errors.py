@@ -101,3 +101,19 @@ def test_a_ratio_may_be_a_fraction_and_hears_the_rule(ratio, rule):
     assert config.ratio == float(ratio)
     with pytest.raises(ValueError, match=f'config.ratio={float(ratio)} {rule}') if rule else nullcontext():
         check_config(config)
+
+
+@pytest.mark.parametrize(
+    ('flag', 'line'),
+    [
+        ('--config.ratio=abc', '--config.ratio=abc must be a number ('),
+        ('--config.num_workers=4.0', '--config.num_workers=4.0 must be an integer ('),
+        ('--config.auto_detach=yes', '--config.auto_detach=yes must be true or false ('),
+        ('--config.lock=3', "'lock' in a flag --config.KEY=VALUE: that is not a known key"),
+        ('--config.=3', 'in a flag --config.KEY=VALUE: that is not a known key'),
+    ],
+)
+def test_a_flag_says_what_is_allowed(capsys, flag, line):
+    with pytest.raises(SystemExit):
+        parse(f'--config={digits.__file__}', flag)
+    assert line in capsys.readouterr().err

@@ -110,7 +110,19 @@ def test_a_sealed_record_cannot_be_lost_unseen(tmp_path, log, seals, damage, rea
 
 
 @pytest.mark.parametrize(
-    'rest', [b'', b'{', b'{"step": 12', b'{"step": 12, "loss": 0.5', b'\0\0', b'5', b'{}', b'[]', b'\xff"']
+    'rest',
+    [
+        b'',
+        b'{',
+        b'{"step": 12',
+        b'{"step": 12, "loss": 0.5',
+        b'\0\0',
+        b'5',
+        b'{}',
+        b'[]',
+        b'[' * 100_000,
+        b'\xff"',
+    ],
 )
 def test_what_is_no_record_is_dropped(tmp_path, log, seals, rest):
     path = tmp_path / 'metrics.jsonl'

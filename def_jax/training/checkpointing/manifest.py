@@ -38,7 +38,7 @@ def write(folder: Path, content: Manifest) -> None:
     """
     content = {'format': FORMAT, 'version': def_jax.__version__} | content | {'files': _checksums(folder)}
     content['checksum'] = _checksum_of(content)
-    with (folder / NAME).open('w') as file:
+    with (folder / NAME).open('w', encoding='utf-8') as file:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -58,7 +58,7 @@ def read_verified(folder: Path, step: int) -> Manifest:
         DamagedError: if a file is missing or was changed; the message names it.
     """
     try:
-        content = json.loads((folder / NAME).read_text())
+        content = json.loads((folder / NAME).read_text(encoding='utf-8'))
         if content['format'] != FORMAT:
             writer = f'def_jax {content["version"]}' if 'version' in content else 'an earlier version'
             raise DamagedError(
@@ -69,7 +69,7 @@ def read_verified(folder: Path, step: int) -> Manifest:
             raise DamagedError(f'{NAME} was changed')
     except FileNotFoundError:
         raise DamagedError(f'it has no {NAME}: incomplete, or from a version that wrote none') from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, DamagedError):
             raise
         raise DamagedError(f'{NAME} cannot be read') from error

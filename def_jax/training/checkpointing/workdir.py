@@ -69,7 +69,10 @@ def claim(
         ValueError: if the folder belongs to a run with another configuration, holds other files, or cannot be
             written to.
     """
-    workdir = Path(workdir).expanduser().absolute()
+    try:
+        workdir = Path(workdir).expanduser().absolute()
+    except RuntimeError as error:  # ~name of a user that there is not
+        raise ValueError(f'workdir={str(workdir)!r} names the home of an unknown user ({error}).') from error
     if found := sorted(_PATTERN & set(str(workdir))):
         raise ValueError(
             f'workdir={str(workdir)!r} contains {" ".join(found)}, but orbax, which writes the checkpoints, '
@@ -162,7 +165,7 @@ def locked(workdir: Path) -> Iterator[None]:
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` as JSON atomically: a reader sees the old file or the new one."""
     partial = _partial(path)
-    partial.write_text(json.dumps(content, indent=2) + '\n')
+    partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
     sync(partial)  # otherwise a power cut may leave an empty file under the new name
     os.replace(partial, path)
 
@@ -182,11 +185,11 @@ def _partial(path: Path) -> Path:
 
 def _read(record: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(record.read_text())
+        settings = json.loads(record.read_text(encoding='utf-8'))
         if not isinstance(settings, dict):
             raise ValueError('it contains no settings')
         return settings
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f'{record} cannot be read ({error}), so it is unknown which run this folder holds. '
             'Restore that file or choose another --workdir.'

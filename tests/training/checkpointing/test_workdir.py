@@ -186,7 +186,7 @@ def test_there_is_no_folder_below_a_file(tmp_path):
     assert (tmp_path / 'file').read_text() == 'precious'
 
 
-@pytest.mark.parametrize('damage', ['', '{"ratio": 64, "meth', '\x00\x00', '[]', 'null', '64'])
+@pytest.mark.parametrize('damage', ['', '{"ratio": 64, "meth', '\x00\x00', '[]', 'null', '64', '[' * 100_000])
 def test_a_damaged_record_is_not_overwritten(tmp_path, damage):
     run = workdir.claim(tmp_path / 'run', config())
     (run / 'config.json').write_text(damage)
@@ -269,3 +269,8 @@ def test_a_folder_that_cannot_be_written_to_is_refused(recorded, tmp_path, monke
     with pytest.raises(ValueError, match=f'cannot be written to .*{os.strerror(code)}') as error:
         fixtures.train(recorded.config, tmp_path / 'run')
     assert '\n' not in str(error.value)
+
+
+def test_the_home_of_an_unknown_user_is_refused():
+    with pytest.raises(ValueError, match='names the home of an unknown user'):
+        workdir.claim('~nobody_of_this_name/x', config())
