@@ -133,8 +133,9 @@ def test_a_decayed_residual_survives_a_skipped_step():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'every': 0}, 'every=0 must be an integer >= 1'),
-        ({'every': 2.0}, 'every=2.0 must be an integer >= 1'),
+        ({'every': 0}, r'every=0 must be an integer in \[1, 2\*\*31\)'),
+        ({'every': 10**30}, r'must be an integer in \[1, 2\*\*31\)'),
+        ({'every': 2.0}, r'every=2.0 must be an integer in \[1, '),
         ({'decay': 1.5}, r'decay=1.5 must be a number in \[0, 1\]'),
         ({'outer': 0.7}, 'outer=0.7 must be an optax.GradientTransformation'),
         ({'outer': optax.clip_by_global_norm(1.0)}, 'outer must be elementwise'),
