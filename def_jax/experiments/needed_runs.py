@@ -49,7 +49,7 @@ def check_table(table: Any, source: str) -> None:
             _check_keys(cell['settings'], ('method',), f'settings of a cell in {source}')
             look_up('method', cell['settings']['method'], METHODS)
             hash((cell['row'], cell['column']))  # a TypeError where one is a list
-            cell_point(cell).removesuffix('')  # an AttributeError where it is no text
+            cell_point(cell).removesuffix('')  # an AttributeError where it is not text
     except (AttributeError, TypeError) as error:  # not a mapping or list where one is required
         raise ValueError(f'{source} is not a table ({error}). {_HINT}') from error
 
