@@ -262,7 +262,7 @@ def test_a_command_that_moved_says_where(name):
 def test_a_result_whose_figures_are_none_is_not_whole(tmp_path, changes):
     assert results.is_whole(result(0, 0.9))
     write(tmp_path, result(0, 0.9) | changes)
-    with pytest.raises(ValueError, match='is not a whole result'):
+    with pytest.raises(ValueError, match='is incomplete'):
         finished_runs.read(tmp_path)
 
 
@@ -272,7 +272,7 @@ def test_json_that_is_nested_too_deeply_is_refused(tmp_path, name):
         write(tmp_path, result(0, 0.9))
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('[' * 100_000)
-    with pytest.raises(ValueError, match=r'whole result|cannot be read'):
+    with pytest.raises(ValueError, match=r'complete|cannot be read'):
         report.report(tmp_path, tmp_path)
 
 
@@ -284,5 +284,5 @@ def test_a_table_with_entries_of_another_type(tmp_path, key, value):
     table = a_table()
     (table if key in table else table['cells'][0])[key] = value
     (tmp_path / 'sweep.json').write_text(json.dumps(table))
-    with pytest.raises(ValueError, match='is no table'):
+    with pytest.raises(ValueError, match='is not a table'):
         report.report(tmp_path, tmp_path)
