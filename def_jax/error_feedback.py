@@ -9,6 +9,7 @@ worker k's updates that has not reached the parameters yet. Legend:
     g_k      gradient at x - λ·e_k       η g_k  -updates, from the optimizer earlier in the chain
 """
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from def_jax import beyond
+from def_jax.beyond.base import Update
 from def_jax.checks import check_compressor, check_floating, check_seed, check_state, check_updates
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key, split
@@ -134,10 +136,7 @@ def error_feedback(
             extra=options.init(params),
         )
 
-    def pend(updates, residual, taken=True):
-        check_updates(updates, residual)
-        check_floating(updates, 'updates')
-        return jax.tree.map(lambda u, r: u.astype(jnp.float32) + options.carry(r, taken), updates, residual)
+    pend = functools.partial(_pend, options)
 
     def update_fn(updates, state, params=None):
         del params
@@ -156,13 +155,7 @@ def error_feedback(
         residual = selection.replace(step.pending, step.rest)  # line 8: p - C(p)
         return selection.place(mean, updates), step.after._replace(residual=residual)  # line 10
 
-    update = options.wrap(update_fn, pend)
-
-    def checked_update_fn(updates, state, params=None):
-        check_state(state, ErrorFeedbackState, jax.eval_shape(options.init, {}))
-        return update(updates, state, params)
-
-    return optax.GradientTransformation(init_fn, checked_update_fn)
+    return optax.GradientTransformation(init_fn, _checked(options, options.wrap(update_fn, pend)))
 
 
 def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
@@ -237,6 +230,24 @@ def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
         f'{caller}: opt_state holds no residual. Pass the state of a chain that ends in '
         'def_jax.error_feedback(...), as returned by optimizer.init or optimizer.update.'
     )
+
+
+def _pend(options: beyond.Option, updates: PyTree, residual: PyTree, taken: Any = True) -> PyTree:
+    """Line 7, after a check that nothing is broadcast or lost; see `beyond.base.Pending`."""
+    check_updates(updates, residual)
+    check_floating(updates, 'updates')
+    return jax.tree.map(lambda u, r: u.astype(jnp.float32) + options.carry(r, taken), updates, residual)
+
+
+def _checked(options: beyond.Option, update: Update) -> Update:
+    """The update, after a check that the state is of this link and its options."""
+    fields = jax.eval_shape(options.init, {}).keys()
+
+    def checked(updates, state, params=None):
+        check_state(state, ErrorFeedbackState, fields)
+        return update(updates, state, params)
+
+    return checked
 
 
 def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:
