@@ -67,8 +67,8 @@ def test_what_the_package_imports_is_what_it_requires():
     imported = {name.lower().replace('_', '-') for module in third_party for name in distributions[module]}
     declared = required(PROJECT['dependencies'] + PROJECT['optional-dependencies']['training'])
     assert imported - {'numpy'} <= declared  # JAX requires NumPy
-    # TensorFlow and importlib_resources are what TFDS needs and does not say; filelock is still to be used.
-    assert declared - imported <= {'tensorflow-cpu', 'importlib-resources', 'filelock'}
+    # TensorFlow and importlib_resources are what TFDS needs and does not declare.
+    assert declared - imported <= {'tensorflow-cpu', 'importlib-resources'}
 
 
 @pytest.mark.parametrize('name', ['digits', 'cifar10', 'cifar100', 'imagenet'])
