@@ -22,6 +22,7 @@ __all__ = [
     'epoch_permutation',
     'import_tfds',
     'load_dataset',
+    'prepared_builder',
     'steps_per_epoch',
     'test_batches',
     'train_batch',
@@ -78,7 +79,7 @@ def load_dataset(
     """
     spec = get_dataset_spec(dataset) if isinstance(dataset, str) else dataset
     tfds = import_tfds()
-    builder = _prepared_builder(tfds, spec, data_dir)
+    builder = prepared_builder(tfds, spec, data_dir)
     _check_builder(builder, spec)
 
     def read(split: str) -> Split:
@@ -94,7 +95,8 @@ def import_tfds() -> Any:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    import def_jax.data.digits  # noqa: F401  Registers the builder with TFDS.
+    import def_jax.data.digits
+    import def_jax.data.text.stdlib  # noqa: F401  Registers the builders with TFDS.
 
     # Too late if the caller's own TensorFlow code has already claimed the GPUs.
     with contextlib.suppress(RuntimeError):
@@ -102,7 +104,7 @@ def import_tfds() -> Any:
     return tfds
 
 
-def _prepared_builder(tfds: Any, spec: DatasetSpec, data_dir: str | os.PathLike[str] | None) -> Any:
+def prepared_builder(tfds: Any, spec: Any, data_dir: str | os.PathLike[str] | None) -> Any:
     """Returns a TFDS builder whose files exist, or raises FileNotFoundError with the remedy."""
     builder = tfds.builder(spec.tfds_name, data_dir=data_dir)
     try:

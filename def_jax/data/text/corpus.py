@@ -1,0 +1,98 @@
+"""A corpus as bytes on disk, written once from TFDS and then mapped into memory.
+
+A byte can be read at any position without reading what is before it. So batches of a corpus of any size are
+functions of the seed and the step, and only the pages that a step touches are in memory.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ['START', 'VOCAB_SIZE', 'Corpus', 'open_corpus', 'write_corpus']
+
+VOCAB_SIZE = 256
+START = 0xFF  # precedes a document; a byte that UTF-8 never uses
+
+_BYTES, _ENDS, _ABOUT = 'bytes.bin', 'ends.npy', 'about.json'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """The documents of a split, one after the other.
+
+    Attributes:
+        text: their bytes, uint8 [N], usually mapped from a file.
+        ends: where each ends, int64 [documents], increasing; none is empty.
+        checksum: SHA-256 of the bytes, in hexadecimal.
+    """
+
+    text: np.ndarray
+    ends: np.ndarray
+    checksum: str = ''
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+def write_corpus(folder: Path, documents: Iterable[bytes]) -> None:
+    """Writes documents as a corpus; a folder that exists is complete, however the program ends.
+
+    Args:
+        folder: where to write; when several processes write at once, the first to finish wins.
+        documents: the documents in order, in UTF-8. Empty ones are dropped.
+
+    Raises:
+        ValueError: if a document holds the byte 0xFF, which marks the start of documents.
+        OSError: if the folder cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f'{folder.name}.', dir=folder.parent))
+    try:
+        digest, ends, size = hashlib.sha256(), [], 0
+        with (temporary / _BYTES).open('wb') as file:
+            for number, document in enumerate(documents):
+                if bytes([START]) in document:
+                    raise ValueError(
+                        f'document {number} of {folder} holds the byte 0xFF, so it is not UTF-8: '
+                        f'{document[:40]!r}. Decode and encode the text before it is stored.'
+                    )
+                if document:
+                    file.write(document)
+                    digest.update(document)
+                    size += len(document)
+                    ends.append(size)
+        np.save(temporary / _ENDS, np.array(ends, np.int64))
+        about = {'format': 1, 'bytes': size, 'documents': len(ends), 'sha256': digest.hexdigest()}
+        (temporary / _ABOUT).write_text(json.dumps(about), encoding='utf-8')
+        with contextlib.suppress(OSError):  # another process has written the folder: use that one
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """Maps a corpus that `write_corpus` wrote.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if its files do not fit together.
+    """
+    about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding='utf-8'))
+    ends, size = np.load(folder / _ENDS), (folder / _BYTES).stat().st_size
+    if about['bytes'] != size or about['documents'] != len(ends):
+        raise ValueError(
+            f'{folder} has {size} bytes in {len(ends)} documents, but {_ABOUT} says {about["bytes"]} in '
+            f'{about["documents"]}. Delete that folder; it is written again.'
+        )
+    # An empty file cannot be mapped.
+    text = np.memmap(folder / _BYTES, np.uint8, 'r') if size else np.zeros(0, np.uint8)
+    return Corpus(text, ends, about['sha256'])

@@ -1,0 +1,142 @@
+"""Batches of a corpus: windows of consecutive bytes, in which documents are told apart.
+
+The corpus is cut into windows of `context` bytes, so documents are packed without gaps and only the last
+window has padding. Every byte of the corpus is predicted exactly once, from the byte before its window and
+those that precede it in its window and document; the first byte of a document follows the mark START.
+Training batches depend only on the seed and the step, like those of images.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from def_jax.data import in_memory
+from def_jax.data.text.corpus import START, Corpus
+
+__all__ = ['Windows']
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Windows:
+    """A split of a text data set, whose examples are windows of the corpus.
+
+    A batch holds, int32 [k, b, context]: `tokens`, what the model sees; `targets`, the byte that follows
+    each; `segments`, the number of the document in its window, from 1, and 0 on padding.
+
+    Attributes:
+        corpus: the text.
+        context: the length of a window, in bytes.
+        start: the number of the first window to use.
+        stop: the number after the last; None for all.
+
+    >>> corpus = Corpus(np.frombuffer(b'abcdeXY', np.uint8), np.array([5, 7]))
+    >>> windows = Windows(corpus, context=4).take(np.array([0, 1]))
+    >>> windows['tokens'].tolist() == [[START, *b'abc'], [*b'd', START, *b'X', START]]
+    True
+    >>> windows['targets'].tolist() == [[*b'abcd'], [*b'eXY', START]]
+    True
+    >>> windows['segments'].tolist()
+    [[1, 1, 1, 1], [1, 2, 2, 0]]
+    """
+
+    corpus: Corpus
+    context: int
+    start: int = 0
+    stop: int | None = None
+
+    def __len__(self) -> int:
+        return (-(-len(self.corpus) // self.context) if self.stop is None else self.stop) - self.start
+
+    def part(self, start: int, stop: int) -> 'Windows':
+        """The windows at positions `start` to `stop` - 1 of this split."""
+        return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
+
+    def take(self, positions: np.ndarray) -> Batch:
+        """The windows at these positions of the split, int64 [...], as arrays [..., context]."""
+        text, ends = self.corpus.text, self.corpus.ends
+        targets_at = (self.start + positions)[..., None] * self.context + np.arange(self.context)
+        real = targets_at < len(text)
+        documents = np.searchsorted(ends, targets_at, side='right')
+        starts = np.append(0, ends)[documents] == targets_at  # also where padding begins
+        before = text[np.minimum(np.maximum(targets_at, 1), len(text)) - 1]
+        return {
+            'tokens': np.where(starts | ~real, START, before).astype(np.int32),
+            'targets': np.where(real, text[np.minimum(targets_at, len(text) - 1)], START).astype(np.int32),
+            'segments': np.where(real, documents - documents[..., :1] + 1, 0).astype(np.int32),
+        }
+
+    def train_batches(
+        self,
+        *,
+        seed: int,
+        first_step: int,
+        batch_size: int,
+        num_workers: int,
+        workers: Sequence[int] | None = None,
+    ) -> Iterator[Batch]:
+        """The batches of `first_step` and all later steps; every epoch visits the windows in another order.
+
+        Args:
+            seed: the run's seed.
+            first_step: the step, from 0 and counted over all epochs.
+            batch_size: windows per step, over all workers.
+            num_workers: the number of workers, K; b = batch_size / K.
+            workers: the workers that this process feeds, k of them; None for all.
+
+        Returns:
+            An endless iterator of batches, each of which depends only on the arguments. No window appears
+            twice in an epoch.
+
+        Raises:
+            ValueError: if the batch does not divide evenly among the workers or exceeds the split, or the
+                seed or the step is negative.
+        """
+        in_memory.check_batch_size(batch_size, num_workers)
+        steps_per_epoch = in_memory.steps_per_epoch(len(self), batch_size)
+
+        def batches() -> Iterator[Batch]:
+            first_epoch, start = divmod(first_step, steps_per_epoch)
+            for epoch in itertools.count(first_epoch):
+                order = in_memory.epoch_permutation(seed, epoch, len(self))
+                for position in range(start, steps_per_epoch):
+                    chosen = order[position * batch_size : (position + 1) * batch_size]
+                    yield self.take(_rows(chosen, num_workers, workers))
+                start = 0
+
+        return batches()
+
+    def test_batches(
+        self, *, batch_size: int, num_workers: int, workers: Sequence[int] | None = None
+    ) -> Iterator[Batch]:
+        """One pass over the split, in batches of the same shape.
+
+        Args:
+            batch_size: windows per batch, over all workers.
+            num_workers: the number of workers, K; b = batch_size / K.
+            workers: the workers that this process feeds, k of them; None for all.
+
+        Returns:
+            An iterator of batches with `mask`, float32 [k, b]: over all workers, it is 1 exactly once for
+            every window, and 0 for windows that fill the last batch.
+
+        Raises:
+            ValueError: if the batch does not divide evenly among the workers.
+        """
+        in_memory.check_batch_size(batch_size, num_workers)
+
+        def batch(start: int) -> Batch:
+            chosen = _rows(np.arange(start, start + batch_size), num_workers, workers)
+            mask = chosen < len(self)
+            return self.take(np.where(mask, chosen, 0)) | {'mask': mask.astype(np.float32)}
+
+        return map(batch, range(0, len(self), batch_size))
+
+
+def _rows(indices: np.ndarray, num_workers: int, workers: Sequence[int] | None) -> np.ndarray:
+    """The share of each of this process's workers, [k, b]."""
+    rows = indices.reshape(num_workers, -1)
+    return rows if workers is None else rows[list(workers)]

@@ -1,0 +1,219 @@
+"""A decoder-only transformer for language modelling.
+
+Sources: Vaswani et al., "Attention Is All You Need", 2017; Zhang and Sennrich, "Root Mean Square Layer
+Normalization", 2019; Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021. The
+norms come before the layers and nothing has a bias, as in LLaMA (Touvron et al., 2023).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jax.typing import DTypeLike
+
+__all__ = [
+    'Transformer',
+    'segment_positions',
+    'transformer_1m',
+    'transformer_11m',
+    'transformer_85m',
+    'transformer_115k',
+]
+
+_MLP_FACTOR = 4  # the MLP's hidden width, in widths
+_ROTARY_BASE = 10_000.0  # wavelengths are 2π … 2π · base tokens
+
+
+class Transformer(nn.Module):
+    """Token embedding, blocks of attention and MLP, and a linear head, all without biases.
+
+    Each block adds causal self-attention and then a GELU MLP of four times the width to its input, each of an
+    RMS-normalised input. Queries and keys are rotated by their positions.
+
+    Attributes:
+        vocab_size: the number of tokens, V.
+        num_layers: the number of blocks.
+        width: the size of a token's vector.
+        num_heads: the number of attention heads, whose size is width / num_heads, an even number.
+        context: the longest sequence that the model takes.
+        tied: whether the head is the transposed embedding, or a matrix of its own.
+        remat: whether the backward pass recomputes each block instead of keeping its intermediate values:
+            about a third more time, much less memory. XLA for CPUs saves no memory unless the environment has
+            XLA_FLAGS=--xla_disable_hlo_passes=cse_barrier_expander.
+        dtype: the dtype of the computation. Parameters, normalisation, softmax and logits are float32.
+
+    Raises:
+        ValueError: at construction, if a size is not positive or the heads do not divide the width.
+
+    >>> model = Transformer(vocab_size=256, num_layers=2, width=64, num_heads=4, context=64)
+    >>> tokens = jnp.zeros((1, 64), jnp.int32)
+    >>> params = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))['params']
+    >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+    115008
+    """
+
+    vocab_size: int
+    num_layers: int
+    width: int
+    num_heads: int
+    context: int
+    tied: bool = True
+    remat: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self):
+        for name in ('vocab_size', 'num_layers', 'width', 'num_heads', 'context'):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f'{name}={value!r} must be a positive integer.')
+        if self.width % (2 * self.num_heads):
+            raise ValueError(
+                f'width={self.width} must be a multiple of 2 * num_heads={2 * self.num_heads}: every head '
+                'gets the same, even number of components, which are rotated in pairs.'
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+        """Computes the logits of the token that follows each position.
+
+        Args:
+            tokens: integers in 0 … V-1 [B, L], L at most `context`.
+            segments: the document of each token, integers [B, L]. Consecutive equal ones are a document: its
+                positions start from 0, and attention does not leave it. None if each row is one document.
+
+        Returns:
+            Logits, float32 [B, L, V].
+
+        Raises:
+            ValueError: if the tokens are not integers [B, L], or are longer than `context`.
+        """
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(f'{tokens.shape=} of {tokens.dtype=} must be [B, L] of integers.')
+        if tokens.shape[1] > self.context:
+            raise ValueError(
+                f'sequences of {tokens.shape[1]} tokens are longer than the context={self.context} of the '
+                'model.'
+            )
+        segments = jnp.zeros_like(tokens) if segments is None else segments
+        starts, positions = segment_positions(segments)
+        mask = _attention_mask(starts)
+        rotation = _rotation(positions, self.width // self.num_heads)
+
+        # Scaled like the hidden states: a token's vector has unit variance, and so have tied logits.
+        embedding = nn.Embed(
+            self.vocab_size,
+            self.width,
+            embedding_init=nn.initializers.normal(self.width**-0.5),
+            dtype=self.dtype,
+            name='embedding',
+        )
+        x = embedding(tokens) * self.width**0.5
+        block = nn.remat(Block) if self.remat else Block
+        for index in range(self.num_layers):
+            x = block(self.num_heads, (2 * self.num_layers) ** -0.5, self.dtype, name=f'block_{index}')(
+                x, mask, rotation
+            )
+        x = _norm(self.dtype, 'norm')(x)
+        logits = embedding.attend(x) if self.tied else _linear(self.vocab_size, self.dtype, 'head')(x)
+        return logits.astype(jnp.float32)
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each of a normalised input and added to it.
+
+    Attributes:
+        num_heads: the number of attention heads.
+        output_scale: multiplies the initial weights of the two layers whose outputs are added, so that the
+            sum over all blocks has unit variance (Radford et al., "Language Models are Unsupervised Multitask
+            Learners", 2019, section 2.3).
+        dtype: the dtype of the computation.
+    """
+
+    num_heads: int
+    output_scale: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """Maps hidden states [B, L, width] to hidden states.
+
+        Args:
+            x: hidden states [B, L, width].
+            mask: which keys a query sees, bool [B, 1, L, L].
+            rotation: cosines and sines, each float32 [B, L, 1, width / num_heads / 2].
+        """
+        width = x.shape[-1]
+        heads = (*x.shape[:-1], self.num_heads, width // self.num_heads)
+
+        y = _norm(self.dtype, 'attention_norm')(x)
+        query, key, value = (
+            _linear(width, self.dtype, name)(y).reshape(heads) for name in ('query', 'key', 'value')
+        )
+        query, key = _rotate(query, rotation), _rotate(key, rotation)
+        y = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        x += _linear(width, self.dtype, 'attention_output', self.output_scale)(y.reshape(x.shape))
+
+        y = _norm(self.dtype, 'mlp_norm')(x)
+        y = nn.gelu(_linear(_MLP_FACTOR * width, self.dtype, 'mlp_input')(y))
+        return x + _linear(width, self.dtype, 'mlp_output', self.output_scale)(y)
+
+
+def segment_positions(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where the document of each token starts in its row, and the token's position in its document.
+
+    Args:
+        segments: integers [B, L]; consecutive equal ones are a document.
+
+    Returns:
+        Starts and positions, int32 [B, L].
+
+    >>> segment_positions(jnp.array([[1, 1, 2, 2, 2, 0]]))[1].tolist()
+    [[0, 1, 0, 1, 2, 0]]
+    """
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    new = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+    starts = lax.cummax(jnp.where(new, index, 0), axis=1)
+    return starts, index - starts
+
+
+def _attention_mask(starts: jax.Array) -> jax.Array:
+    """Bool [B, 1, L, L], queries by keys: a token sees itself and the earlier ones of its document."""
+    index = jnp.arange(starts.shape[1])
+    return ((starts[:, :, None] <= index) & (index <= index[:, None]))[:, None]
+
+
+def _rotation(positions: jax.Array, head_size: int) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the angles by which the pairs of a head are rotated, float32 [B, L, 1, size / 2].
+
+    Source: RoFormer, equation 15.
+    """
+    frequencies = _ROTARY_BASE ** -(jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates component i of each head with component i + size / 2; x is [B, L, heads, size]."""
+    cos, sin = rotation
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _norm(dtype: DTypeLike, name: str) -> nn.Module:
+    return nn.RMSNorm(dtype=dtype, name=name)
+
+
+def _linear(features: int, dtype: DTypeLike, name: str, scale: float = 1.0) -> nn.Module:
+    """A linear map whose outputs have the variance scale² if its inputs have unit variance."""
+    init = nn.initializers.variance_scaling(scale**2, 'fan_in', 'normal')
+    return nn.Dense(features, use_bias=False, kernel_init=init, dtype=dtype, name=name)
+
+
+# The parameter counts are those with 256 tokens.
+transformer_115k = functools.partial(Transformer, num_layers=2, width=64, num_heads=4, context=64)
+transformer_1m = functools.partial(Transformer, num_layers=5, width=128, num_heads=4, context=256)
+transformer_11m = functools.partial(Transformer, num_layers=6, width=384, num_heads=6, context=256)
+transformer_85m = functools.partial(Transformer, num_layers=12, width=768, num_heads=12, context=1024)
