@@ -9,7 +9,7 @@ from configs import cifar10, digits
 __all__ = ['SMALL_CIFAR10', 'WINDOW', 'make_config']
 
 WINDOW = 20  # steps between records
-SMALL_CIFAR10 = {'model': 'vgg_small', 'train_images': 10_000, 'test_images': 512, 'fake_devices': True}
+SMALL_CIFAR10 = {'model': 'vgg_small', 'train_examples': 10_000, 'test_examples': 512, 'fake_devices': True}
 _EPOCHS = {'digits': 40, 'cifar10': 1}  # of 7 and 78 steps
 
 

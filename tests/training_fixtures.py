@@ -30,7 +30,7 @@ NUM_STEPS = 20
 # Neither divides the other, so that records of training and of tests coincide at some steps only.
 TINY = {
     'num_workers': NUM_WORKERS,
-    'train_images': 200,
+    'train_examples': 200,
     'batch_size': 40,
     'num_epochs': NUM_STEPS // STEPS_PER_EPOCH,
     'eval_every_epochs': 1,

@@ -29,8 +29,8 @@ PAPER = {
 CIFAR10_SMALL = {
     'fake_devices': True,
     'model': 'vgg_small',
-    'train_images': 10_000,
-    'test_images': 2_000,
+    'train_examples': 10_000,
+    'test_examples': 2_000,
     'num_epochs': 30,
     'eval_every_epochs': 2,
 }

@@ -34,7 +34,7 @@ def cell(row: Any, column: str, paper: str = '', point: str = '', **settings: An
         row: the heading of its row.
         column: the heading of its column.
         paper: the paper's number; empty if it has none.
-        point: where the test accuracy is measured: 'x', 'y' or 'own'; in runs that recalibrate BatchNorm
+        point: where the metric is measured: 'x', 'y' or 'own'; in runs that recalibrate BatchNorm
             statistics, the suffix '_running' selects the running ones. Empty for the method's own answer.
         **settings: overrides of the base configuration.
 
@@ -53,6 +53,7 @@ def table(
     learning_rates: tuple[float, ...] = (),
     seeds: tuple[int, ...] = (0, 1, 2),
     tuning_seed: int = 100,
+    tuning: Mapping[str, Any] | None = None,
 ) -> ml_collections.ConfigDict:
     """The complete, locked description of a table.
 
@@ -61,10 +62,12 @@ def table(
         base: the training configuration that the cells change.
         cells: see `cell`.
         rows: what distinguishes the rows, e.g. 'ratio'.
-        learning_rates: candidates for each cell, which uses the one with the best test accuracy at its point
-            (ties: the smallest training loss). If empty, each cell uses its own rate or that of the base.
+        learning_rates: candidates for each cell, which uses the one with the best headline metric at its
+            point (ties: the smallest training loss). If empty, each cell uses its own rate or the base's.
         seeds: the seeds of the runs that are averaged.
         tuning_seed: the seed of the runs that select the learning rate; not in `seeds`.
+        tuning: what these runs change in the base configuration, e.g. `{'validation_examples': 200,
+            'evaluate_on': 'validation'}` to make the choice on held-out training examples.
 
     Returns:
         The description.
@@ -78,6 +81,7 @@ def table(
             'learning_rates': learning_rates,
             'seeds': seeds,
             'tuning_seed': tuning_seed,
+            'tuning': dict(tuning or {}),
         }
     ).lock()
 

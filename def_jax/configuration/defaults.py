@@ -40,12 +40,14 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.workers_per_device = 1
     config.fake_devices = False
 
-    # Data and model. data_dir is where TFDS stores data sets; empty for TFDS's default. train_images and
-    # test_images limit a split to its first images; 0 means all.
+    # Data and model. data_dir is where TFDS stores data sets; empty for TFDS's default. train_examples and
+    # test_examples limit a split to its first examples; 0 means all. validation_examples holds out the last
+    # training examples; 0 keeps the validation split of data sets that have one.
     config.dataset = 'digits'
     config.data_dir = ''
-    config.train_images = 0
-    config.test_images = 0
+    config.train_examples = 0
+    config.validation_examples = 0
+    config.test_examples = 0
     config.model = 'vgg_digits'
     config.compute_dtype = 'float32'  # dtype of the network: float32, bfloat16; parameters stay float32
 
@@ -58,8 +60,10 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.weight_decay = 5e-4
     config.seed = 0
 
-    # Output. A checkpoint is written at every evaluation.
+    # Output. A checkpoint is written at every evaluation, which is on the split evaluate_on: test, or
+    # validation, for every choice that is made by comparing runs.
     config.eval_every_epochs = 20
+    config.evaluate_on = 'test'
     config.log_every_steps = 20
     config.recalibrate_batches = 0  # training batches that recalibrate BatchNorm before each evaluation
     config.diagnostics_every = 0  # steps between measurements of def_jax.diagnostics; 0 means never

@@ -20,8 +20,8 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def first(self, count: int) -> 'Split':
-        """The split's first `count` examples."""
+    def part(self, start: int, stop: int) -> 'Split':
+        """The examples at positions `start` to `stop` - 1."""
         ...
 
     def train_batches(
@@ -39,45 +39,77 @@ class Split(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """The training and test splits of a data set."""
+    """The splits of a data set."""
 
     spec: DatasetSpec
     train: Split
     test: Split
+    validation: Split | None = None
+
+    def limited(
+        self, *, train_examples: int = 0, validation_examples: int = 0, test_examples: int = 0
+    ) -> 'Dataset':
+        """The data set with a part of its examples.
+
+        Args:
+            train_examples: number of training examples to use, from the first; 0 uses all that are left.
+            validation_examples: number of training examples to hold out for validation, from the last; they
+                do not depend on train_examples. 0 keeps the data set's own validation split, if it has one.
+            test_examples: number of test examples to use, from the first; 0 uses all.
+
+        Returns:
+            The data set.
+
+        Raises:
+            ValueError: if a split is smaller than requested.
+        """
+        train, validation, size = self.train, self.validation, len(self.train)
+        if validation_examples:
+            if not 0 < validation_examples < size:
+                raise ValueError(
+                    f'{validation_examples=} must be less than {size}, the size of the training split: they '
+                    'are held out from its end, and the rest is trained on.'
+                )
+            validation = train.part(size - validation_examples, size)
+            train = train.part(0, size - validation_examples)
+        return dataclasses.replace(
+            self,
+            train=_first(train, train_examples, 'train_examples'),
+            validation=validation,
+            test=_first(self.test, test_examples, 'test_examples'),
+        )
+
+    def evaluated(self, evaluate_on: str) -> Split:
+        """The split to evaluate on, 'test' or 'validation'; ValueError if there is no validation split."""
+        split = self.validation if evaluate_on == 'validation' else self.test
+        if split is None:
+            raise ValueError(
+                f'{evaluate_on=} needs a validation split, and {self.spec.name!r} has none of its own. Hold '
+                'out training examples, e.g. --config.validation_examples=1000.'
+            )
+        return split
 
 
-def open_dataset(
-    name: str,
-    data_dir: str | os.PathLike[str] | None = None,
-    *,
-    train_images: int = 0,
-    test_images: int = 0,
-) -> Dataset:
+def open_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Opens a data set of the catalogue: in memory if it fits, otherwise streamed during training.
 
     Args:
         name: a key of `DATASETS`.
         data_dir: TFDS's directory of prepared data sets, see `in_memory.load_dataset`.
-        train_images: number of training images to use, from the first; 0 uses all.
-        test_images: the same for the test split.
 
     Returns:
         The data set.
 
     Raises:
-        ValueError: if the name is unknown, a split is smaller than requested, or the files do not match the
-            catalogue.
+        ValueError: if the name is unknown, or the files do not match the catalogue.
         FileNotFoundError: if the data set is not prepared and cannot be downloaded.
     """
     spec = get_dataset_spec(name)
     load = streaming.open_dataset if spec.streamed else in_memory.load_dataset
-    train, test = load(spec, data_dir)
-    return Dataset(
-        spec, _first(train, train_images, 'train_images'), _first(test, test_images, 'test_images')
-    )
+    return Dataset(spec, *load(spec, data_dir))
 
 
 def _first(split: Split, count: int, name: str) -> Split:
     if count > len(split):
         raise ValueError(f'{name}={count} must be at most {len(split)}, the size of that split; 0 uses all.')
-    return split.first(count) if count else split
+    return split.part(0, count) if count else split

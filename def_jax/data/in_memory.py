@@ -44,9 +44,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, count: int) -> 'Split':
-        """The split's first `count` examples."""
-        return Split(self.images[:count], self.labels[:count])
+    def part(self, start: int, stop: int) -> 'Split':
+        """The examples at positions `start` to `stop` - 1."""
+        return Split(self.images[start:stop], self.labels[start:stop])
 
     def train_batches(self, *, first_step: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
         """The batches of `first_step` and all later steps; the options are those of `train_batch`."""

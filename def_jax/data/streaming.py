@@ -42,20 +42,22 @@ class StreamedSplit:
         records: has a length, and returns the serialised examples at a list of positions.
         parse: a TensorFlow function from a serialised example to a dict with `image`, the JPEG file, and
             `label`, int64 [].
-        size: the number of examples to use; None for all.
+        start: the position of the first example to use.
+        stop: the position after the last; None for all.
     """
 
     spec: DatasetSpec
     records: Any
     parse: Callable[[Any], dict[str, Any]]
-    size: int | None = None
+    start: int = 0
+    stop: int | None = None
 
     def __len__(self) -> int:
-        return len(self.records) if self.size is None else self.size
+        return (len(self.records) if self.stop is None else self.stop) - self.start
 
-    def first(self, count: int) -> 'StreamedSplit':
-        """The split's first `count` examples."""
-        return dataclasses.replace(self, size=count)
+    def part(self, start: int, stop: int) -> 'StreamedSplit':
+        """The examples at positions `start` to `stop` - 1 of this split."""
+        return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
 
     def train_batches(self, **options: Any) -> Iterator[dict[str, np.ndarray]]:
         """The batches of a first step and all later steps, see the function `train_batches`."""
@@ -233,7 +235,7 @@ def _read(
 
     def records():
         for indices, seeds in choices():
-            yield np.array(split.records.__getitems__(indices.tolist()), object), seeds
+            yield np.array(split.records.__getitems__((split.start + indices).tolist()), object), seeds
 
     def decode(record, seed):
         example = split.parse(record)

@@ -1,4 +1,4 @@
-"""Table cells: mean and standard deviation of the test accuracy over seeds, and the paper's number."""
+"""Table cells: mean and standard deviation of the headline metric over seeds, and the paper's number."""
 
 import json
 import math
@@ -9,13 +9,14 @@ import numpy as np
 
 from def_jax.data.catalogue import DATASETS
 from def_jax.experiments import needed_runs
-from def_jax.experiments.finished_runs import Results, accuracy
+from def_jax.experiments.finished_runs import Results, figure
 from def_jax.methods import METHODS
 from def_jax.training.console import point_name
+from def_jax.training.measure import Measure
 
 __all__ = ['Cell', 'diverged', 'mean_std', 'of_settings', 'of_table']
 
-# A run whose final training loss exceeds this fraction of ln(classes), the loss of guessing, learned nothing.
+# A run whose final training loss exceeds this fraction of the loss of guessing learned nothing.
 _GUESSING = 0.95
 
 
@@ -25,30 +26,35 @@ class Cell(NamedTuple):
     row: str
     column: str
     method: str  # title of the method whose answer is this point, if any; else empty
-    point: str  # where the test accuracy is measured
+    point: str  # where the metric is measured
     paper: str
     learning_rate: float | None  # None while it is being chosen
     results: list[dict[str, Any]]  # of the finished seeds
-    accuracies: list[float]  # in %, of the seeds that did not diverge
+    figures: list[float]  # headline metrics, in the unit of tables, of the seeds that did not diverge
     num_seeds: int  # requested
 
     @property
+    def measure(self) -> Measure:
+        """What its figures are; test accuracy while no run is done."""
+        return Measure.of(self.results[0] if self.results else {})
+
+    @property
     def diverged(self) -> int:
-        return len(self.results) - len(self.accuracies)
+        return len(self.results) - len(self.figures)
 
     @property
     def averaged(self) -> bool:
         """Whether there is a mean to compare: at least one seed is done, and none diverged."""
-        return bool(self.accuracies) and not self.diverged
+        return bool(self.figures) and not self.diverged
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.accuracies))
+        return float(np.mean(self.figures))
 
     @property
     def std(self) -> float:
         """The sample standard deviation over seeds; 0 for a single seed."""
-        return float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else 0.0
+        return float(np.std(self.figures, ddof=1)) if len(self.figures) > 1 else 0.0
 
     @property
     def text(self) -> str:
@@ -59,7 +65,7 @@ class Cell(NamedTuple):
             count = '' if self.diverged == len(self.results) else f' ({self.diverged} of {len(self.results)})'
             return 'diverges' + count
         missing = f' ({len(self.results)} of {self.num_seeds})' if len(self.results) < self.num_seeds else ''
-        return mean_std(self.accuracies, 2) + missing
+        return mean_std(self.figures, self.measure.digits) + missing
 
 
 def of_table(table: Mapping[str, Any], found: Results) -> list[Cell]:
@@ -86,7 +92,7 @@ def of_table(table: Mapping[str, Any], found: Results) -> list[Cell]:
                 paper=cell['paper'],
                 learning_rate=needed_runs.cell_rate(table, cell, found),
                 results=done,
-                accuracies=[100 * accuracy(result, point) for result in done if not diverged(result)],
+                figures=[figure(result, point) for result in done if not diverged(result)],
                 num_seeds=len(table['seeds']),
             )
         )
@@ -115,7 +121,7 @@ def of_settings(found: Results) -> list[Cell]:
             paper='',
             learning_rate=runs[0]['config']['learning_rate'],
             results=runs,
-            accuracies=[100 * accuracy(run, point) for run in runs if run['status'] == 'finished'],
+            figures=[figure(run, point) for run in runs if run['status'] == 'finished'],
             num_seeds=len(runs),
         )
         for runs in groups.values()
@@ -130,8 +136,13 @@ def _place(result: Mapping[str, Any]) -> tuple:
 
 def diverged(result: Mapping[str, Any]) -> bool:
     """Whether a run's loss became NaN or infinite, or stayed close to that of guessing."""
-    guessing = math.log(DATASETS[result['config']['dataset']].num_classes)
-    return result['status'] != 'finished' or result['metrics']['train_loss'] > _GUESSING * guessing
+    if result['status'] != 'finished':
+        return True
+    if 'guessing_loss' in result:
+        guessing = result['guessing_loss']
+    else:  # written before there were tasks other than classification
+        guessing = math.log(DATASETS[result['config']['dataset']].num_classes)
+    return guessing is not None and result['metrics']['train_loss'] > _GUESSING * guessing
 
 
 def mean_std(values: list[float], digits: int) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from def_jax.training import results
+from def_jax.training.measure import Measure
 
-__all__ = ['Results', 'accuracy', 'read', 'read_folders', 'write']
+__all__ = ['Results', 'figure', 'read', 'read_folders', 'write']
 
 Results = dict[str, dict[str, Any]]  # contents of result.json, by run name
 
@@ -50,10 +51,11 @@ def write(folder: Path, found: Results) -> None:
     (folder / 'runs.jsonl').write_text(''.join(lines), encoding='utf-8')
 
 
-def accuracy(result: dict[str, Any], point: str) -> float:
-    """The final test accuracy at a point, in [0, 1]."""
+def figure(result: dict[str, Any], point: str) -> float:
+    """The final headline metric at a point, in the unit of tables: accuracies are in %."""
+    measure = Measure.of(result)
     try:
-        return result['metrics'][f'test_accuracy_{point}']
+        return measure.shown(result['metrics'][measure.key(point)])
     except KeyError:
         raise ValueError(
             f'{result["title"]!r} was not evaluated at {point!r}, which a table cell needs. Points '

@@ -3,12 +3,14 @@
 A table is data: the configuration from a file in configs/tables, or the sweep.json written by a sweep.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from def_jax.checks import look_up
-from def_jax.experiments.finished_runs import Results, accuracy
+from def_jax.experiments.finished_runs import Results, figure
 from def_jax.methods import METHODS, trajectory
+from def_jax.training.measure import Measure
 
 __all__ = [
     'Run',
@@ -70,8 +72,12 @@ def run_name(run: Run) -> str:
 
 
 def tuning_runs(spec: Mapping[str, Any], cell: Mapping[str, Any]) -> list[Run]:
-    """The runs that select a cell's learning rate: one for each candidate, all with the tuning seed."""
-    return [_run(cell, rate, spec['tuning_seed']) for rate in spec['learning_rates']]
+    """The runs that select a cell's learning rate: one for each candidate, all with the tuning seed.
+
+    The table's `tuning` holds what these runs do differently, e.g. evaluate on validation data.
+    """
+    tuning = dict(sorted(spec.get('tuning', {}).items()))
+    return [_run(cell, rate, spec['tuning_seed']) | tuning for rate in spec['learning_rates']]
 
 
 def cell_rate(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results) -> float | None:
@@ -83,7 +89,7 @@ def cell_rate(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results
         results: the results of finished runs, by name.
 
     Returns:
-        The rate of the run with the best test accuracy at the cell's point; ties are broken by the smallest
+        The rate of the run with the best headline metric at the cell's point; ties are broken by the smallest
         training loss. Diverged runs rank last.
     """
     if not spec['learning_rates']:
@@ -96,14 +102,14 @@ def cell_rate(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results
     def merit(run: Run) -> tuple[float, float]:
         result = results[run_name(run)]
         if result['status'] != 'finished':
-            return -1.0, -run['learning_rate']
-        return accuracy(result, point), -result['metrics']['train_loss']
+            return -math.inf, -run['learning_rate']
+        return Measure.of(result).merit(figure(result, point)), -result['metrics']['train_loss']
 
     return max(runs, key=merit)['learning_rate']
 
 
 def cell_point(cell: Mapping[str, Any]) -> str:
-    """The point where a cell measures the test accuracy: the one it names, or its method's answer."""
+    """The point where a cell measures the metric: the one it names, or its method's answer."""
     return cell.get('point') or METHODS[cell['settings']['method']].answer
 
 

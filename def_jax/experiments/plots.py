@@ -1,4 +1,4 @@
-"""Plots of a table: curves.png, learning curves by row; rows.png, test error against rows; diagnostics.png,
+"""Plots of a table: curves.png, learning curves by row; rows.png, the metric against rows; diagnostics.png,
 quantities from the convergence analysis."""
 
 import re
@@ -8,7 +8,8 @@ from typing import Any
 
 from def_jax import pictures
 from def_jax.experiments.cells import Cell
-from def_jax.training.plots import draw_diagnostics, draw_error, draw_loss, error_axis, loss_axis
+from def_jax.training.measure import Measure
+from def_jax.training.plots import draw_diagnostics, draw_loss, draw_measure, loss_axis, measure_axis
 
 __all__ = ['plot_curves', 'plot_diagnostics', 'plot_rows']
 
@@ -16,7 +17,7 @@ _MOST_LABELS = 10  # more do not fit beside a panel
 
 
 def plot_curves(path: Path, rows: str, cells: list[Cell]) -> bool:
-    """Plots the test error and training loss over the course of the runs, for each row of a table.
+    """Plots the headline metric and training loss over the course of the runs, for each row of a table.
 
     Lines are means over seeds, with a band of one standard deviation. A row with a single cell, the
     uncompressed baseline, is drawn in every panel row. Runs on several real devices also get a panel against
@@ -37,33 +38,34 @@ def plot_curves(path: Path, rows: str, cells: list[Cell]) -> bool:
         by_row.setdefault(cell.row, []).append(cell)
     alone = [row[0] for row in by_row.values() if len(row) == 1]
     several = {row: cells for row, cells in by_row.items() if len(cells) > 1}
-    drawn = {row: cells for row, cells in several.items() if any(c.accuracies for c in cells)} or {'': []}
+    drawn = {row: cells for row, cells in several.items() if any(c.figures for c in cells)} or {'': []}
     styles = _styles(cells)
     network = all(map(_has_network, cells))
+    measure = _measure(cells)
     with pictures.panels(path, len(drawn), 3 if network else 2) as grid:
         for axes, (row, in_row) in zip(grid, drawn.items(), strict=True):
             for cell in alone + in_row:
-                if not (cell.accuracies and (seeds := _same_length(cell))):
+                if not (cell.figures and (seeds := _same_length(cell))):
                     continue
-                tests = [_with(records, 'test_accuracy_x') for records in seeds]
+                tests = [_with(records, cell.measure.key('x')) for records in seeds]
                 style = styles[cell.column]
-                draw_error(axes[0], tests, cell.point, **style)
+                draw_measure(axes[0], tests, cell.measure, cell.point, **style)
                 draw_loss(
                     axes[1], [_with(records, 'train_loss') for records in seeds], **style, label=cell.column
                 )
                 if network:
-                    draw_error(axes[2], tests, cell.point, 'seconds', **style)
-            error_axis(axes[0])
+                    draw_measure(axes[2], tests, cell.measure, cell.point, 'seconds', **style)
+            measure_axis(axes[0], measure)
             loss_axis(axes[1])
             if network:
-                error_axis(axes[2], 'seconds')
+                measure_axis(axes[2], measure, 'seconds')
             axes[0].set_title(f'{rows} {row}', loc='left')
             _name_lines(axes[1])
     return True
 
 
 def plot_rows(path: Path, rows: str, cells: list[Cell]) -> bool:
-    """Plots the test error of every column against the rows and, for ratios, against the megabytes sent.
+    """Plots the headline metric of every column against the rows and, for ratios, against the megabytes sent.
 
     Non-numeric rows are placed to the right of numeric ones. A column with a single cell is drawn as a
     horizontal line. Cells in which a seed diverged are omitted.
@@ -88,12 +90,12 @@ def plot_rows(path: Path, rows: str, cells: list[Cell]) -> bool:
     if rows == 'ratio':
         panels['MB sent by a worker'] = lambda cell: cell.results[0]['communication']['megabytes_sent']
     panels[rows] = lambda cell: positions[cell.row]
-    styles = _styles(cells)
+    styles, measure = _styles(cells), _measure(cells)
     with pictures.panels(path, 1, len(panels)) as (grid,):
         for axes, (label, place) in zip(grid, panels.items(), strict=True):
             for column, of_column in columns.items():
                 _draw_column(axes, of_column, place, styles[column] | {'label': column})
-            error_axis(axes, label)
+            measure_axis(axes, measure, label)
             if rows == 'ratio':
                 axes.set_xscale('log')
                 pictures.plain_log(axes.xaxis)
@@ -141,6 +143,11 @@ def _with(records: Sequence[Mapping[str, Any]], key: str) -> Sequence[Mapping[st
     return [record for record in records if key in record]
 
 
+def _measure(cells: Sequence[Cell]) -> Measure:
+    """What the figures of the cells are."""
+    return next((cell.measure for cell in cells if cell.results), Measure.of({}))
+
+
 def _has_network(cell: Cell) -> bool:
     """Whether seconds reflect communication cost; fake devices share one memory."""
     return all(
@@ -166,17 +173,18 @@ def _draw_column(axes: Any, cells: list[Cell], place: Callable[[Cell], float], s
     shown = [cell for cell in cells if cell.averaged]
     if len(cells) == 1:
         for cell in shown:
-            axes.axhline(100 - cell.mean, **style | {'linewidth': 0.9})
-            low, high = 100 - cell.mean - cell.std, 100 - cell.mean + cell.std
+            mean = cell.measure.drawn(cell.mean)
+            axes.axhline(mean, **style | {'linewidth': 0.9})
+            low, high = mean - cell.std, mean + cell.std
             axes.axhspan(low, high, color=style['color'], alpha=0.15, linewidth=0)
         return
     line = [cell for cell in shown if _is_number(cell.row)]
     if line:
-        errors = [[100 - accuracy for accuracy in cell.accuracies] for cell in line]
+        errors = [[cell.measure.drawn(figure) for figure in cell.figures] for cell in line]
         pictures.draw_band(axes, [place(cell) for cell in line], errors, **style)
     for cell in shown:
         if not _is_number(cell.row):
-            mean = 100 - cell.mean
+            mean = cell.measure.drawn(cell.mean)
             axes.errorbar(place(cell), mean, cell.std, color=style['color'], marker='D', linewidth=0.8)
 
 

@@ -85,18 +85,19 @@ def _read_table(path: Path) -> dict[str, Any] | None:
 def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, output: Path) -> list[str]:
     base, rows = table['base'], table['rows']
     seeds = ', '.join(map(str, table['seeds']))
+    figures, drawn = _sentence(tables.heading(cells)).replace(', %', ' in %'), _drawn(cells)
     (output / 'table.csv').write_text(tables.comma_separated(cells), encoding='utf-8')
     with_curves = plots.plot_curves(output / 'curves.png', rows, cells)
     with_rows = plots.plot_rows(output / 'rows.png', rows, cells)
     parts = [
         f'# {table["title"]}',
         f'{base["model"]} on {base["dataset"]}, {base["num_workers"]} workers, batch {base["batch_size"]} in '
-        f'all, {base["num_epochs"]} epochs, where a row does not say otherwise. Test accuracy in %, mean ± '
-        f'sample standard deviation over seeds {seeds}; the best compressed method of a row is bold. A run '
-        'diverges if its loss becomes NaN or infinite, or stays within 5 % of that of guessing.',
+        f'all, {base["num_epochs"]} epochs, where a row does not say otherwise. {figures}, mean ± sample '
+        f'standard deviation over seeds {seeds}; the best compressed method of a row is bold. A run diverges '
+        'if its loss becomes NaN or infinite, or stays within 5 % of that of guessing.',
         tables.compared(rows, cells),
-        *([f'![Test error by {rows}](rows.png)'] if with_rows else []),
-        *(['![Test error and training loss of every row](curves.png)'] if with_curves else []),
+        *([f'![{drawn} by {rows}](rows.png)'] if with_rows else []),
+        *([f'![{drawn} and training loss of every row](curves.png)'] if with_curves else []),
         *(['Lines are means over seeds, bands one standard deviation.'] if with_rows or with_curves else []),
         '## What was sent',
         'Visits per block are steps / true ratio; the true ratio is below the nominal one because a small '
@@ -107,8 +108,8 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
     if table['learning_rates']:
         parts += [
             '## Learning rates',
-            f"Test accuracy at the cell's point on seed {table['tuning_seed']}, which is in no average "
-            'above; the best is bold and used.',
+            f"{_sentence(tables.tuned_on(table, found))} at the cell's point on seed {table['tuning_seed']}, "
+            'which is in no average above; the best is bold and used.',
             tables.learning_rates(table, found),
         ]
     return parts
@@ -120,8 +121,17 @@ def _settings_parts(cells: list[Cell], output: Path) -> list[str]:
     return [
         f'# Runs in {output.name}',
         tables.settings(cells),
-        *(['![Test error and training loss along the runs](curves.png)'] if with_curves else []),
+        *([f'![{_drawn(cells)} and training loss along the runs](curves.png)'] if with_curves else []),
     ]
+
+
+def _drawn(cells: list[Cell]) -> str:
+    """What the plots show of the cells, as a sentence begins."""
+    return _sentence(' or '.join(dict.fromkeys(cell.measure.axis for cell in cells))).removesuffix(', %')
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _environment(found: Results) -> str:

@@ -25,6 +25,7 @@ from def_jax.configuration.rules import check_config
 from def_jax.experiments import finished_runs
 from def_jax.experiments.needed_runs import Run, check_table, final_runs, missing_runs, tuning_runs
 from def_jax.launch import command_line, devices
+from def_jax.training.measure import Measure
 
 __all__ = ['check_spec', 'sweep']
 
@@ -37,10 +38,10 @@ def check_spec(spec: ml_collections.ConfigDict) -> None:
         raise ValueError(f'config.tuning_seed={spec.tuning_seed} must not be in config.seeds={spec.seeds}.')
     if not spec.seeds or not spec.cells:
         raise ValueError('config.seeds and config.cells must not be empty.')
-    for cell in spec.cells:
-        for key in cell['settings']:
+    for place, settings in [('tuning', spec.tuning), *(('a cell', cell['settings']) for cell in spec.cells)]:
+        for key in settings:
             if key not in spec.base:
-                raise ValueError(f'{key!r}, in a cell, is not a known key.{nearest(key, spec.base)}')
+                raise ValueError(f'{key!r}, in {place}, is not a known key.{nearest(key, spec.base)}')
     for config in _configs(spec):
         check_config(config)
 
@@ -101,8 +102,8 @@ def _sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: 
             started = time.monotonic()
             try:
                 result = loop.train_and_evaluate(_config(spec, run), root / name, quiet)
-                accuracy = {p: 100 * result['metrics'][f'test_accuracy_{p}'] for p in result['points']}
-                outcome = '  '.join(f'{point} {value:.2f} %' for point, value in accuracy.items())
+                measure, metrics = Measure.of(result), result['metrics']
+                outcome = '  '.join(f'{p} {measure.text(metrics[measure.key(p)])}' for p in result['points'])
             except loop.DivergedError as error:
                 outcome = f'diverged at step {error.step}'
             except workdir.InUseError:

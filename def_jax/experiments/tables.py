@@ -10,9 +10,24 @@ import numpy as np
 from def_jax import markdown
 from def_jax.experiments import needed_runs
 from def_jax.experiments.cells import Cell, diverged, mean_std
-from def_jax.experiments.finished_runs import Results, accuracy
+from def_jax.experiments.finished_runs import Results, figure
+from def_jax.training.measure import Measure
 
-__all__ = ['comma_separated', 'compared', 'diagnostics', 'learning_rates', 'settings', 'traffic']
+__all__ = [
+    'comma_separated',
+    'compared',
+    'diagnostics',
+    'heading',
+    'learning_rates',
+    'settings',
+    'traffic',
+    'tuned_on',
+]
+
+
+def heading(cells: Iterable[Cell]) -> str:
+    """What the figures of cells are, e.g. 'test accuracy, %'; several if the runs of the cells differ."""
+    return ' or '.join(dict.fromkeys(cell.measure.heading for cell in cells if cell.results))
 
 
 def compared(rows: str, cells: list[Cell]) -> str:
@@ -21,7 +36,8 @@ def compared(rows: str, cells: list[Cell]) -> str:
     lines = [[rows, '', *columns]]
     for row in dict.fromkeys(cell.row for cell in cells):
         by_column = {cell.column: cell for cell in cells if cell.row == row}
-        best = max((cell.mean for cell in by_column.values() if cell.averaged), default=None)
+        averaged = [cell for cell in by_column.values() if cell.averaged]
+        best = averaged[0].measure.best(cell.mean for cell in averaged) if averaged else None
         texts = {
             column: f'**{cell.text}**'
             if len(by_column) > 1 and cell.averaged and cell.mean == best
@@ -36,13 +52,13 @@ def compared(rows: str, cells: list[Cell]) -> str:
 
 
 def comma_separated(cells: list[Cell]) -> str:
-    """The cells as CSV, one per line; accuracies in %."""
+    """The cells as CSV, one per line; accuracies in %, see `heading`."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator='\n')
     writer.writerow(['row', 'column', 'mean', 'std', 'seeds', 'diverged', 'learning_rate', 'paper'])
     for cell in cells:
-        mean = f'{cell.mean:.4f}' if cell.accuracies else ''
-        std = f'{np.std(cell.accuracies, ddof=1):.4f}' if len(cell.accuracies) > 1 else ''
+        mean = f'{cell.mean:.4f}' if cell.figures else ''
+        std = f'{np.std(cell.figures, ddof=1):.4f}' if len(cell.figures) > 1 else ''
         seeds = ' '.join(str(result['config']['seed']) for result in cell.results)
         writer.writerow(
             [cell.row, cell.column, mean, std, seeds, cell.diverged, cell.learning_rate, cell.paper]
@@ -62,13 +78,13 @@ def traffic(rows: str, cells: list[Cell]) -> str:
 
 
 def settings(cells: list[Cell]) -> str:
-    """One row per point of every setting; accuracies are mean ± sample standard deviation over seeds."""
+    """One row per point of every setting; metrics are mean ± sample standard deviation over seeds."""
     lines = [
         [
             'run',
             'seeds',
             'point',
-            'test accuracy, %',
+            heading(cells),
             'training loss',
             'true ratio',
             'visits per block',
@@ -82,7 +98,7 @@ def settings(cells: list[Cell]) -> str:
 
 
 def learning_rates(table: Mapping[str, Any], found: Results) -> str:
-    """The test accuracy of each learning rate tried, for every cell; the selected one is in bold."""
+    """The headline metric of each learning rate tried, for every cell; the selected one is in bold."""
     lines = [[table['rows'], 'method', *(f'{rate:g}' for rate in table['learning_rates'])]]
     for cell in table['cells']:
         point = needed_runs.cell_point(cell)
@@ -92,6 +108,13 @@ def learning_rates(table: Mapping[str, Any], found: Results) -> str:
             texts.append(f'**{text}**' if run['learning_rate'] == chosen else text)
         lines.append([cell['row'], cell['column'], *texts])
     return markdown.table(lines)
+
+
+def tuned_on(table: Mapping[str, Any], found: Results) -> str:
+    """What the runs that select learning rates are compared by, e.g. 'validation accuracy'."""
+    runs = (run for cell in table['cells'] for run in needed_runs.tuning_runs(table, cell))
+    done = (found[name] for run in runs if (name := needed_runs.run_name(run)) in found)
+    return ' or '.join(dict.fromkeys(Measure.of(result).title for result in done))
 
 
 def diagnostics(found: Results) -> str:
@@ -151,4 +174,4 @@ def _mean(records: Iterable[Mapping[str, float]], key: str) -> float:
 def _tried(result: dict[str, Any] | None, point: str) -> str:
     if result is None:
         return '–'
-    return 'diverges' if diverged(result) else f'{100 * accuracy(result, point):.2f}'
+    return 'diverges' if diverged(result) else f'{figure(result, point):.{Measure.of(result).digits}f}'

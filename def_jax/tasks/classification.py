@@ -1,6 +1,7 @@
 """Image classification."""
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import optax
 
 from def_jax.data import augmentation
 from def_jax.data.catalogue import DatasetSpec
-from def_jax.tasks.base import Batch
+from def_jax.tasks.base import Batch, Metric, Task
 
 PyTree = Any
 
@@ -22,7 +23,7 @@ _DROPOUT = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageClassification:
+class ImageClassification(Task):
     """Cross-entropy and accuracy of a network on the images of a data set.
 
     Attributes:
@@ -33,6 +34,11 @@ class ImageClassification:
 
     model: nn.Module
     spec: DatasetSpec
+    headline = Metric('accuracy', greater_is_better=True, percent=True)
+
+    @property
+    def guessing_loss(self) -> float:  # type: ignore[override]
+        return math.log(self.spec.num_classes)
 
     def init(self, key: jax.Array) -> PyTree:
         variables = self.model.init(key, jnp.zeros((1, *self.spec.image_shape)), train=False)

@@ -9,6 +9,7 @@ import rich.progress
 import rich.table
 
 from def_jax.training.experiment import Communication, Experiment
+from def_jax.training.measure import Measure
 
 __all__ = ['Progress', 'describe', 'point_name', 'process_console', 'show_result']
 
@@ -42,7 +43,7 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
         'workers': f'{config.num_workers} on {devices}, total batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and '
-        f'{len(experiment.dataset.test):,} test images',
+        f'{len(experiment.evaluated):,} {config.evaluate_on} images',
         'steps': f'{experiment.num_steps:,} in {config.num_epochs} epochs',
         'sent per step': f'{sent.message_size:,} elements, {_bytes(sent.bytes_per_step)} per worker, '
         f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
@@ -107,18 +108,19 @@ class Progress:
 
 
 def show_result(console: rich.console.Console, result: dict[str, Any]) -> None:
-    """Prints the table at the end of a run: accuracy and loss at each point, traffic and time."""
+    """Prints the table at the end of a run: the metrics at each point, traffic and time."""
     metrics, communication = result['metrics'], result['communication']
+    measure = Measure.of(result)
+    others = list(measure.others(metrics, 'x'))
     table = rich.table.Table(
         title=f'{result["title"]}, seed {result["config"]["seed"]}', title_justify='left'
     )
-    for heading in ('', 'test accuracy', 'test loss'):
+    for heading in ('', measure.title, *others):
         table.add_column(heading, justify='left' if not heading else 'right')
     for point in result['points']:
-        spread = f' ± {100 * metrics["test_accuracy_own_std"]:.2f}' if point == 'own' else ''
-        accuracy, loss = metrics[f'test_accuracy_{point}'], metrics[f'test_loss_{point}']
-        name = point_name(point, result['answers'])
-        table.add_row(name, f'{100 * accuracy:.2f}{spread} %', f'{loss:.4f}')
+        value, spread = metrics[measure.key(point)], metrics.get(f'{measure.key(point)}_std')
+        figures = [f'{metric:.4f}' for metric in measure.others(metrics, point).values()]
+        table.add_row(point_name(point, result['answers']), measure.text(value, spread), *figures)
     console.print(table)
     sent, dense = communication['megabytes_sent'], communication['megabytes_dense']
     console.print(

@@ -1,4 +1,4 @@
-"""Test accuracy and loss at every point of a method: x, y, and each worker's own model."""
+"""The metrics of the task at every point of a method: x, y, and each worker's own model."""
 
 import itertools
 from collections.abc import Callable
@@ -19,12 +19,12 @@ IMAGES_PER_DEVICE = 100
 
 
 class DivergedError(EndedError):
-    """The loss of a worker became NaN or infinite."""
+    """The loss of a worker, or on the split that is evaluated, became NaN or infinite."""
 
     exit_code = ExitCode.DIVERGED
 
-    def __init__(self, step: int, worker: int | None, loss: float):
-        where = f'worker {worker}' if worker is not None else 'the test set'
+    def __init__(self, step: int, worker: int | None, loss: float, split: str = 'test'):
+        where = f'worker {worker}' if worker is not None else f'the {split} set'
         super().__init__(
             f'the loss of {where} is {loss} at step {step}. The last good checkpoint is kept. Try a smaller '
             '--config.learning_rate or --config.ratio; instead of --config.method=ef try def, whose detached '
@@ -34,20 +34,21 @@ class DivergedError(EndedError):
 
 
 def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], dict[str, Any]]:
-    """Returns a function from a state and its step to a record of its test accuracy and loss.
+    """Returns a function from a state and its step to a record of the metrics on `config.evaluate_on`.
 
-    The record has `test_accuracy_x` and `test_loss_x`, and likewise for each point of the method. For 'own',
-    each worker's own model, they are means over workers, and `test_accuracy_own_std` is their standard
-    deviation. If BatchNorm's statistics are recalibrated, `test_accuracy_x_running` and so on are the values
-    with the running statistics. Every test image counts exactly once. The function raises DivergedError if a
-    loss is not finite.
+    The record has `test_loss_x`, the task's other metrics such as `test_accuracy_x`, and likewise for each
+    point of the method; on validation data they are called `validation_loss_x` and so on. For 'own', each
+    worker's own model, they are means over workers, and `test_accuracy_own_std` is the headline metric's
+    standard deviation. If BatchNorm's statistics are recalibrated, `test_accuracy_x_running` and so on are
+    the values with the running statistics. Every example counts exactly once. The function raises
+    DivergedError if a loss is not finite.
     """
     outputs, num_devices = steps.make_outputs(experiment), len(experiment.devices)
     eval_steps = {'own': steps.make_own_eval_step(experiment)}
     eval_step = steps.make_eval_step(experiment)
 
     def sums(point: str, variables: dict) -> dict[str, np.ndarray]:
-        """Sums over the test set: [] for a shared model, [K] for the workers' own."""
+        """Sums over the split: [] for a shared model, [K] for the workers' own."""
         ways = 1 if point == 'own' else num_devices
         totals = []
         for batch in experiment.test_batches(IMAGES_PER_DEVICE, ways):
@@ -69,21 +70,21 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
         for point, variables in recalibrated(state, points).items():
             total = sums(point, variables)
             if not np.isfinite(total['loss']).all():
-                raise DivergedError(step, None, float(total['loss'].sum()))
-            record |= _figures(point, point, total)
+                raise DivergedError(step, None, float(total['loss'].sum()), experiment.measure.split)
+            record |= _figures(experiment, point, point, total)
             if experiment.config.recalibrate_batches:
-                record |= _figures(point, f'{point}_running', sums(point, points[point]))
+                record |= _figures(experiment, point, f'{point}_running', sums(point, points[point]))
         return record
 
     return evaluate
 
 
-def _figures(point: str, name: str, total: dict[str, np.ndarray]) -> dict[str, float]:
-    """The metrics of a record, from the sums over the test set."""
-    means = {key: value / total['count'] for key, value in total.items() if key != 'count'}
-    figures = {f'test_{key}_{name}': value.mean() for key, value in means.items()}
+def _figures(experiment: Experiment, point: str, name: str, total: dict[str, np.ndarray]) -> dict[str, float]:
+    """The metrics of a record, from the sums over the split."""
+    metrics, measure = experiment.task.metrics(total), experiment.measure
+    figures = {f'{measure.split}_{key}_{name}': np.mean(value) for key, value in metrics.items()}
     if point == 'own':
-        figures |= {f'test_{key}_{name}_std': value.std() for key, value in means.items() if key != 'loss'}
+        figures[f'{measure.key(name)}_std'] = np.std(metrics[measure.metric.name])
     return {key: float(value) for key, value in figures.items()}
 
 

@@ -14,12 +14,13 @@ from def_jax import compressors, hold_skipped, methods
 from def_jax.configuration.optimizer import make_compressor, make_optimizer
 from def_jax.configuration.rules import check_config
 from def_jax.data import in_memory
-from def_jax.data.dataset import Dataset, open_dataset
+from def_jax.data.dataset import Dataset, Split, open_dataset
 from def_jax.launch import processes
 from def_jax.launch.devices import worker_devices
 from def_jax.models import get_model
 from def_jax.tasks.base import Task
 from def_jax.tasks.classification import ImageClassification
+from def_jax.training.measure import Measure
 
 __all__ = ['DEVICE_AXIS', 'VIRTUAL_AXIS', 'Communication', 'Experiment', 'build']
 
@@ -75,16 +76,26 @@ class Experiment:
         for batch in batches:
             yield {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
 
+    @property
+    def evaluated(self) -> Split:
+        """The split to evaluate on."""
+        return self.dataset.evaluated(self.config.evaluate_on)
+
     def test_batches(self, images_per_way: int, ways: int) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over the test split in batches [ways, images_per_way, ...] with a mask.
+        """One pass over the split to evaluate on, in batches [ways, images_per_way, ...] with a mask.
 
         With one way per device, they are this process's rows of the batches.
         """
-        return self.dataset.test.test_batches(
+        return self.evaluated.test_batches(
             batch_size=images_per_way * ways,
             num_workers=ways,
             workers=self.rows if ways == len(self.devices) else None,
         )
+
+    @property
+    def measure(self) -> Measure:
+        """What the run's points are compared by."""
+        return Measure(self.config.evaluate_on, self.task.headline)
 
     @property
     def axis_name(self) -> str | tuple[str, str]:
@@ -157,12 +168,12 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     check_config(config)
     devices = worker_devices(config.num_workers // config.workers_per_device, fake=config.fake_devices)
     try:
-        dataset = open_dataset(
-            config.dataset,
-            config.data_dir or None,
-            train_images=config.train_images,
-            test_images=config.test_images,
+        dataset = open_dataset(config.dataset, config.data_dir or None).limited(
+            train_examples=config.train_examples,
+            validation_examples=config.validation_examples,
+            test_examples=config.test_examples,
         )
+        dataset.evaluated(config.evaluate_on)  # that there is one
         steps_per_epoch = in_memory.steps_per_epoch(len(dataset.train), config.batch_size)
     except ValueError as error:
         raise ValueError(f'config.{error}') from error

@@ -21,6 +21,7 @@ from def_jax.training.checkpointing.checkpoints import Checkpoints
 from def_jax.training.checkpointing.regrouping import Layout
 from def_jax.training.evaluation import DivergedError, make_evaluate
 from def_jax.training.experiment import DEVICE_AXIS, Communication, Experiment, build
+from def_jax.training.measure import Measure
 from def_jax.training.metrics import MetricLog
 from def_jax.training.replica_check import ReplicasDifferError
 
@@ -116,7 +117,7 @@ def _conclude(
     result = results.read(run) if start == experiment.num_steps else None
     if result is None or result['status'] != 'finished':
         result = results.write(run, experiment, communication, log)
-    plots.plot_curves(run / 'curves.png', log.records, result['title'], result['answers'])
+    plots.plot_curves(run / 'curves.png', log.records, result['title'], result['answers'], experiment.measure)
     if experiment.config.diagnostics_every:
         plots.plot_diagnostics(run / 'diagnostics.png', log.records, result['title'])
 
@@ -128,7 +129,8 @@ def _restored(experiment: Experiment, run: Path, checkpoints: Checkpoints) -> st
     state = checkpoints.restore(state)
     start = int(state.step)
     # An evaluation's checkpoint is complete before the next evaluation's begins.
-    evaluations = sum('test_accuracy_x' in record for record in metrics.read(run / 'metrics.jsonl'))
+    evaluated = experiment.measure.key('x')
+    evaluations = sum(evaluated in record for record in metrics.read(run / 'metrics.jsonl'))
     if not start and evaluations > 1:
         raise ValueError(
             f'the checkpoints of {run} are missing, but it has the records of {evaluations} evaluations. '
@@ -185,7 +187,7 @@ def _run(
                 checkpoints.wait()  # a second evaluation on record implies a complete checkpoint
                 log.write(record | window.position(done))
                 checkpoints.save(state, log.seal())
-                progress.note(_line(record, window.position(done)))
+                progress.note(_line(experiment.measure, record, window.position(done)))
                 window.restart()
             # Several processes must stop at the same step, so they ask each other when a record is due.
             meets = done < experiment.num_steps and (record_due or jax.process_count() == 1)
@@ -258,7 +260,7 @@ class _Window:
         record = {
             'step': done,
             'loss': float(losses[counted].mean()),
-            'accuracy': float(self._values('accuracy').mean()),
+            **{name: float(self._values(name).mean()) for name in self._figures()},
             'learning_rate': float(self._experiment.schedule(done - 1)),
             'images_per_second': images / (time.perf_counter() - self._started),
         } | self.position(done)
@@ -282,6 +284,10 @@ class _Window:
             raise DivergedError(done - len(losses) + row, worker, float(losses[row, worker]))
         return losses, taken
 
+    def _figures(self) -> list[str]:
+        """The task's own metrics of the training batches."""
+        return [name for name in self._pending[0] if name not in ('loss', 'taken')]
+
     def _values(self, name: str) -> np.ndarray:
         """Float32 [steps, K]. Carried-over values are from all workers, new ones from this process's."""
         carried, measured = self._pending[: self._carried], self._pending[self._carried :]
@@ -301,13 +307,13 @@ def _diagnostics_record(step: int, figures: dict, own: dict, experiment: Experim
     return {'step': step} | record
 
 
-def _line(record: dict[str, Any], position: dict[str, Any]) -> str:
-    accuracy = '  '.join(
-        f'{point} {100 * record[f"test_accuracy_{point}"]:.2f} %'
+def _line(measure: Measure, record: dict[str, Any], position: dict[str, Any]) -> str:
+    figures = '  '.join(
+        f'{point} {measure.text(record[measure.key(point)])}'
         for point in ('x', 'y', 'own')
-        if f'test_accuracy_{point}' in record
+        if measure.key(point) in record
     )
     return (
-        f'epoch {position["epoch"]:6.1f}  step {record["step"]:7,}  test accuracy  {accuracy}  '
+        f'epoch {position["epoch"]:6.1f}  step {record["step"]:7,}  {measure.title}  {figures}  '
         f'{position["megabytes_sent"]:.1f} MB sent  {position["seconds"]:.0f} s'
     )

@@ -7,13 +7,14 @@ from typing import Any
 
 from def_jax import pictures
 from def_jax.training.console import point_name
+from def_jax.training.measure import Measure
 
 __all__ = [
     'draw_diagnostics',
-    'draw_error',
     'draw_loss',
-    'error_axis',
+    'draw_measure',
     'loss_axis',
+    'measure_axis',
     'plot_curves',
     'plot_diagnostics',
 ]
@@ -29,38 +30,45 @@ _DIAGNOSTICS = {
 }
 
 
-def plot_curves(path: Path, records: list[dict[str, Any]], title: str, answers: dict[str, str]) -> None:
-    """Plots the test error and the training loss over the course of one run.
+def plot_curves(
+    path: Path, records: list[dict[str, Any]], title: str, answers: dict[str, str], measure: Measure
+) -> None:
+    """Plots the headline metric and the training loss over the course of one run.
 
     Args:
         path: the PNG to write.
         records: the records of a `MetricLog`.
         title: the title above the panels.
         answers: for each point, the title of the method whose answer it is.
+        measure: what the points are compared by.
     """
     with pictures.panels(path, 1, 2, title) as ((error, loss),):
         draw_loss(loss, [[record for record in records if 'loss' in record]], 'loss', color='black')
         loss_axis(loss)
-        tests = [record for record in records if 'test_accuracy_x' in record]
+        tests = [record for record in records if measure.key('x') in record]
         for point in ('x', 'y', 'own'):
-            if tests and f'test_accuracy_{point}' in tests[0]:
+            if tests and measure.key(point) in tests[0]:
                 color = pictures.COLORS.get(answers.get(point, ''), pictures.OTHER)
-                draw_error(error, [tests], point, color=color, label=point_name(point, answers))
-        error_axis(error)
+                draw_measure(error, [tests], measure, point, color=color, label=point_name(point, answers))
+        measure_axis(error, measure)
         if error.lines:
             error.legend()
 
 
-def draw_error(axes: Any, seeds: Sequence[Records], point: str, x: str = 'epoch', **style: Any) -> None:
-    """Draws the test error at a point, in %, averaged over seeds; `seeds` holds test records."""
-    errors = [[100 - 100 * record[f'test_accuracy_{point}'] for record in at] for at in _by_step(seeds)]
-    pictures.draw_band(axes, [record[x] for record in seeds[0]], errors, **style)
+def draw_measure(
+    axes: Any, seeds: Sequence[Records], measure: Measure, point: str, x: str = 'epoch', **style: Any
+) -> None:
+    """Draws the headline metric at a point, averaged over seeds; `seeds` holds records of evaluations."""
+    key = measure.key(point)
+    values = [[measure.drawn(measure.shown(record[key])) for record in at] for at in _by_step(seeds)]
+    pictures.draw_band(axes, [record[x] for record in seeds[0]], values, **style)
 
 
-def error_axis(axes: Any, x: str = 'epoch') -> None:
-    """Labels the axes of `draw_error`; the error axis is logarithmic."""
-    axes.set(xlabel=x, ylabel='test error, %')
-    pictures.log_y(axes)
+def measure_axis(axes: Any, measure: Measure, x: str = 'epoch') -> None:
+    """Labels the axes of `draw_measure`; what falls towards zero has a logarithmic axis."""
+    axes.set(xlabel=x, ylabel=measure.axis)
+    if measure.logarithmic:
+        pictures.log_y(axes)
 
 
 def draw_loss(axes: Any, seeds: Sequence[Records], key: str = 'train_loss', **style: Any) -> None:

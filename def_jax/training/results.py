@@ -12,6 +12,7 @@ import jax
 import def_jax
 from def_jax.training.checkpointing.workdir import write_json
 from def_jax.training.experiment import Communication, Experiment
+from def_jax.training.measure import Measure
 from def_jax.training.metrics import MetricLog
 
 __all__ = ['is_whole', 'read', 'write']
@@ -50,14 +51,18 @@ def write(
         The content written.
     """
     steps_done = diverged.step if diverged else experiment.num_steps
-    tests = [record for record in log.records if 'test_accuracy_x' in record]
-    final = {name: value for name, value in (tests[-1] if tests else {}).items() if name.startswith('test_')}
+    measure = experiment.measure
+    tests = [record for record in log.records if measure.key('x') in record]
+    last = tests[-1] if tests else {}
+    final = {name: value for name, value in last.items() if name.startswith(f'{measure.split}_')}
     last_epoch = steps_done - experiment.steps_per_epoch
     losses = [record['loss'] for record in log.records if 'loss' in record and record['step'] > last_epoch]
     result = {
         'title': _title(experiment),
         'points': list(experiment.method.points),
         'answers': experiment.method.answers(experiment.config.average_every),
+        'measure': measure.to_json(),
+        'guessing_loss': experiment.task.guessing_loss,
         'status': 'diverged' if diverged else 'finished',
         'diverged': {'step': diverged.step, 'worker': diverged.worker} if diverged else None,
         'metrics': final
@@ -77,7 +82,7 @@ def write(
             'megabytes_sent': communication.megabytes_sent(steps_done),
             'megabytes_dense': steps_done * communication.dense_bytes_per_step / 1e6,
         },
-        'curve': _curve(log),
+        'curve': _curve(log, measure),
         'diagnostics': [record for record in log.records if 'variance' in record],
         'config': json.loads(experiment.config.to_json()),
         'environment': _environment(experiment),
@@ -103,7 +108,8 @@ def is_whole(result: Any) -> bool:
             for part, (kind, names) in _PARTS.items()
         )
         sent = [result['communication'][name] for name in _PARTS['communication'][1]]
-        points = [result['metrics'].get(f'test_accuracy_{point}') for point in result['points']]
+        measure = Measure.of(result)
+        points = [result['metrics'].get(measure.key(point)) for point in result['points']]
         measured = [*points, result['metrics']['train_loss']] if result['status'] == 'finished' else []
         packages = isinstance(result['environment']['packages'], dict)
         return parts and packages and all(isinstance(figure, (int, float)) for figure in sent + measured)
@@ -111,13 +117,13 @@ def is_whole(result: Any) -> bool:
         return False
 
 
-def _curve(log: MetricLog) -> list[dict[str, Any]]:
-    """The test records, each with the mean training loss since the previous one."""
+def _curve(log: MetricLog, measure: Measure) -> list[dict[str, Any]]:
+    """The records of evaluations, each with the mean training loss since the previous one."""
     curve, losses = [], []
     for record in log.records:
         if 'loss' in record:
             losses.append(record['loss'])
-        if 'test_accuracy_x' in record:
+        if measure.key('x') in record:
             curve.append(record | {'train_loss': sum(losses) / len(losses) if losses else None})
             losses = []
     return curve

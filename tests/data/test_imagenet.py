@@ -15,7 +15,7 @@ from def_jax.data import streaming
 from def_jax.training import evaluation, loop
 
 SETTINGS = (
-    'num_workers=2,workers_per_device=2,batch_size=4,train_images=8,test_images=3,'
+    'num_workers=2,workers_per_device=2,batch_size=4,train_examples=8,test_examples=3,'
     'num_epochs=1,log_every_steps=1,fake_devices=true'
 )
 

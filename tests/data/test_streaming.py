@@ -102,6 +102,16 @@ def test_resuming_at_any_step_gives_the_same_batches(splits, first_step):
     assert_same(batches(train, 7 - first_step, first_step=first_step), batches(train, 7)[first_step:])
 
 
+def test_a_part_holds_the_examples_at_its_positions(splits):
+    train, _ = splits
+    whole, part = (
+        [int(x) for b in streaming.test_batches(s, batch_size=1, num_workers=1) for x in b['label'].flat]
+        for s in (train, train.part(5, 20).part(2, 9))
+    )
+    assert part == whole[7:14]
+    assert {int(x) for b in batches(train.part(7, 14), 1) for x in b['label'].flat} < set(part)
+
+
 def test_processes_read_their_workers_of_the_same_batches(splits):
     train, _ = splits
     whole = batches(train, 4)

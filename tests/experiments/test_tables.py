@@ -134,6 +134,27 @@ def test_four_trajectories_fill_the_columns():
 # --- Learning rates ---
 
 
+def test_learning_rates_are_chosen_on_validation_data():
+    tuning = {'validation_examples': 200, 'evaluate_on': 'validation'}
+    spec = small_table(learning_rates=(0.1, 0.01), tuning=tuning)
+    sweep.check_spec(spec)
+    cell = spec.cells[0]
+    names = [needed_runs.run_name(run) for run in needed_runs.tuning_runs(spec, cell)]
+    assert names[0] == name('sgd', 1, 0.1, 100) + ',evaluate_on=validation,validation_examples=200'
+    measure = {'split': 'validation', 'metric': 'loss', 'greater_is_better': False, 'percent': False}
+    done = {
+        run: result(0.5) | {'measure': measure, 'metrics': {'validation_loss_x': loss, 'train_loss': 0.1}}
+        for run, loss in zip(names, (0.3, 0.2), strict=True)
+    }
+    assert needed_runs.cell_rate(spec, cell, done) == 0.01  # the smaller loss
+    assert [needed_runs.run_name(run) for run in needed_runs.final_runs(spec, cell, done)] == [
+        name('sgd', 1, 0.01, seed) for seed in (0, 1, 2)
+    ]
+    assert tables.tuned_on(spec, done) == 'validation loss'
+    with pytest.raises(ValueError, match="'validation_example', in tuning, is not a known key"):
+        sweep.check_spec(small_table(tuning={'validation_example': 3}))
+
+
 def test_a_cell_keeps_the_rate_that_is_best_at_its_own_point():
     spec = small_table(learning_rates=(0.1, 0.01))
     sgd, def_, def_a = spec.cells

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DIGITS = '--config=configs/digits.py'
 SHORT = [
     DIGITS,
-    *('--config.num_workers=2', '--config.train_images=256', '--config.batch_size=64', '--config.ratio=8'),
+    *('--config.num_workers=2', '--config.train_examples=256', '--config.batch_size=64', '--config.ratio=8'),
     *('--config.num_epochs=20', '--config.eval_every_epochs=1', '--config.log_every_steps=3'),
 ]
 

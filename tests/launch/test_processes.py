@@ -21,7 +21,7 @@ from def_jax.launch import devices, processes
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
     '--config=configs/digits.py',
-    *('--config.num_workers=4', '--config.workers_per_device=1', '--config.train_images=256'),
+    *('--config.num_workers=4', '--config.workers_per_device=1', '--config.train_examples=256'),
     *('--config.batch_size=64', '--config.ratio=8', '--config.num_epochs=6', '--config.log_every_steps=3'),
     *('--config.eval_every_epochs=1', '--config.diagnostics_every=6', '--config.check_replicas_every=8'),
     '--config.keep_checkpoints=10',

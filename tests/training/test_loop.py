@@ -220,11 +220,47 @@ def test_virtual_workers_give_the_same_trajectory(recorded, data_dir, tmp_path, 
 # --- Divergence, and what cannot be run ---
 
 
-@pytest.mark.parametrize('key', ['train_images', 'test_images'])
+@pytest.mark.parametrize('key', ['train_examples', 'test_examples'])
 def test_more_images_than_there_are_are_refused_before_anything_is_written(data_dir, tmp_path, key):
     with pytest.raises(ValueError, match=rf'config\.{key}=2000 must be at most (1000|797)'):
         fixtures.train(fixtures.tiny_config(data_dir, **{key: 2000}), tmp_path / 'run')
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'validation_examples': 1000}, 'config.validation_examples=1000 must be less than 1000'),
+        ({'validation_examples': 801}, 'config.train_examples=200 must be at most 199'),
+        (
+            {'evaluate_on': 'validation'},
+            r"config.evaluate_on='validation' needs a validation split, and 'digits'",
+        ),
+    ],
+)
+def test_examples_that_cannot_be_held_out_are_refused_before_anything_is_written(
+    data_dir, tmp_path, changes, message
+):
+    with pytest.raises(ValueError, match=message):
+        fixtures.train(fixtures.tiny_config(data_dir, **changes), tmp_path / 'run')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_evaluated_on_what_it_does_not_train_on(data_dir, tmp_path, recorded):
+    config = fixtures.tiny_config(data_dir, validation_examples=800, evaluate_on='validation')
+    result = fixtures.train(config, tmp_path / 'run')
+    assert result['measure']['split'] == 'validation'
+    assert not any(name.startswith('test_') for record in result['curve'] for name in record)
+    # The same training examples: the trajectory of a run that is evaluated on the test split.
+    losses = [
+        [r['loss'] for r in fixtures.records(f) if 'loss' in r] for f in (tmp_path / 'run', recorded.folder)
+    ]
+    assert losses[0] == losses[1]
+    held_out = experiment.build(config).evaluated
+    full, _ = in_memory.load_dataset('digits', data_dir)
+    np.testing.assert_array_equal(held_out.images, full.images[200:])
+    correct = 800 * result['metrics']['validation_accuracy_x']
+    assert correct == pytest.approx(round(correct), abs=1e-3)
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(data_dir, tmp_path):

@@ -110,7 +110,7 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
 
 @pytest.mark.parametrize(
     'changes',
-    [{'seed': 1}, {'num_epochs': 281}, {'momentum': 0.8}, {'workers_per_device': 2}, {'train_images': 500}],
+    [{'seed': 1}, {'num_epochs': 281}, {'momentum': 0.8}, {'workers_per_device': 2}, {'train_examples': 500}],
 )
 def test_whatever_shapes_the_trajectory_is_bound(tmp_path, changes):
     workdir.claim(tmp_path / 'run', config())
