@@ -1,15 +1,24 @@
-"""Averages over workers, however they are mapped: pmap, vmap, shard_map, a tuple of axes, or not at all."""
+"""Averages over workers and gathers from them: under pmap, vmap, shard_map, over several axes, or over none."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import optax
 from jax import lax
 
 PyTree = Any
 AxisName = str | Sequence[str] | None
 
-__all__ = ['AllReduceMeanState', 'AxisName', 'all_reduce_mean', 'check_axis_name', 'num_workers', 'pmean']
+__all__ = [
+    'AllReduceMeanState',
+    'AxisName',
+    'all_gather',
+    'all_reduce_mean',
+    'check_axis_name',
+    'num_workers',
+    'pmean',
+]
 
 
 def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:
@@ -57,10 +66,36 @@ def pmean(tree: PyTree, axis_name: AxisName) -> PyTree:
     try:
         return lax.pmean(tree, axis_name if isinstance(axis_name, str) else tuple(axis_name))
     except NameError as error:
-        raise ValueError(
-            f'{axis_name=} is not bound here. Call the step under jax.pmap(step, axis_name=...), jax.vmap or '
-            'jax.shard_map with that name; for a single worker, pass axis_name=None.'
-        ) from error
+        raise _not_bound(axis_name) from error
+
+
+def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """The arrays of all workers, stacked along a new first axis [K, ...]; [1, ...] for `axis_name=None`."""
+    if axis_name is None:
+        return x[None]
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    gathered = x
+    try:
+        for name in reversed(names):
+            # Where types say what varies over workers, the result must be known not to.
+            typed = {'to': 'invarying'} if name in _varying_axes(gathered) else {}
+            gathered = lax.all_gather(gathered, name, **typed)
+    except NameError as error:
+        raise _not_bound(axis_name) from error
+    return gathered.reshape(-1, *x.shape)
+
+
+def _varying_axes(x: jax.Array) -> frozenset[str]:
+    """The axes over which shard_map with check_vma takes x to differ; JAX has renamed this part of a type."""
+    marked = getattr(jax.typeof(x), 'manual_axis_type', jax.typeof(x))
+    return getattr(marked, 'varying', getattr(marked, 'vma', frozenset()))
+
+
+def _not_bound(axis_name: AxisName) -> ValueError:
+    return ValueError(
+        f'{axis_name=} is not bound here. Call the step under jax.pmap(step, axis_name=...), jax.vmap or '
+        'jax.shard_map with that name; for a single worker, pass axis_name=None.'
+    )
 
 
 def num_workers(axis_name: AxisName) -> int:

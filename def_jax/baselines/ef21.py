@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.checks import check_compressor, check_floating, check_seed, check_state, check_updates
+from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
+from def_jax.checks import check_compressor, check_floating, check_seed, check_state, is_number
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key
 
 PyTree = Any
 
-__all__ = ['EF21State', 'ef21']
+__all__ = ['EF21State', 'GradientAverageState', 'ef21', 'ef21_sgdm']
 
 
 class EF21State(NamedTuple):
@@ -66,18 +67,13 @@ def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax
 
     def init_fn(params) -> EF21State:
         check_floating(params, 'params')
-
-        def zeros():
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-
-        return EF21State(jnp.zeros((), jnp.uint32), shared_key(seed), zeros(), zeros())
+        local, mean = float32_zeros(params), float32_zeros(params)  # two: a step may donate its state
+        return EF21State(jnp.zeros((), jnp.uint32), shared_key(seed), local, mean)
 
     def update_fn(updates, state, params=None):
         del params
         check_state(state, EF21State)
-        check_updates(updates, state.local)
-        check_floating(updates, 'updates')
-        grads = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
+        grads = float32_updates(updates, state.local)
 
         def first():
             # Adding 0·g marks the mean as varying over workers, as shard_map sees it in the other branch.
@@ -91,7 +87,66 @@ def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax
             return local, selection.add(state.mean, pmean(message, axis_name))
 
         local, mean = lax.cond(state.step == 0, first, later)
-        updates = jax.tree.map(lambda g, u: g.astype(u.dtype), mean, updates)
-        return updates, EF21State(state.step + 1, state.key, local, mean)
+        return cast_like(mean, updates), EF21State(state.step + 1, state.key, local, mean)
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+class GradientAverageState(NamedTuple):
+    """State of the average before `ef21_sgdm`'s difference; a worker's own, as all that precedes a link."""
+
+    step: jax.Array  # uint32 [], number of updates so far
+    average: PyTree  # like params, float32: v_k
+
+
+def ef21_sgdm(
+    compressor: Compressor, axis_name: AxisName, *, averaging: float = 0.1, seed: int = 0
+) -> optax.GradientTransformation:
+    """EF21 of each worker's running average of its gradients: v_k <- (1 - η)·v_k + η·∇f_k(x; ξ).
+
+    The noise of a single gradient does not shrink near a solution. EF21 compresses the change of the gradient
+    and so accumulates a compressor's bias on that noise; it need not converge. Averaging before the
+    difference removes the noise first. Use it as `ef21`, without another momentum.
+
+    Args:
+        compressor: selects the part of the change to send.
+        axis_name: the axis over workers, a tuple of axes, or None for a single worker.
+        averaging: η in (0, 1]; 1 is EF21. 1 - η acts as the momentum.
+        seed: selects the blocks; must be the same on all workers.
+
+    Returns:
+        An `optax.GradientTransformation`, a chain of the average and `ef21`.
+
+    Raises:
+        ValueError: if an argument is out of range; in `update`, if `axis_name` is not bound.
+
+    References:
+        Fatkhullin, Tyurin and Richtárik, `Momentum Provably Improves Error Feedback!
+        <https://arxiv.org/abs/2305.15155>`_, 2023, Algorithm 1 (EF21-SGDM).
+
+    >>> import jax.numpy as jnp, def_jax
+    >>> link = def_jax.baselines.ef21_sgdm(def_jax.random_block(1), None, averaging=0.5)
+    >>> state = link.init(jnp.zeros(2))
+    >>> for gradient in (1.0, 3.0):
+    ...     updates, state = link.update(jnp.full(2, gradient), state)
+    >>> updates.tolist()
+    [2.0, 2.0]
+    """
+    if not is_number(averaging) or not 0 < averaging <= 1:
+        raise ValueError(f'{averaging=} must be a number in (0, 1]: η, the weight of the newest gradient.')
+
+    def init_fn(params) -> GradientAverageState:
+        check_floating(params, 'params')
+        return GradientAverageState(jnp.zeros((), jnp.uint32), float32_zeros(params))
+
+    def update_fn(updates, state, params=None):
+        del params
+        weight = jnp.where(state.step == 0, 1.0, averaging)
+        average = jax.tree.map(
+            lambda v, g: v + weight * (g - v), state.average, float32_updates(updates, state.average)
+        )
+        return cast_like(average, updates), GradientAverageState(state.step + 1, average)
+
+    return optax.chain(
+        optax.GradientTransformation(init_fn, update_fn), ef21(compressor, axis_name, seed=seed)
+    )

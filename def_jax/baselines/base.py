@@ -1,0 +1,171 @@
+"""What the baselines share: error feedback around a compressor that need not be linear.
+
+`error_feedback` relies on a linear compressor whose block all workers know, so that one all-reduce of the
+blocks is the mean of the compressed updates. The baselines compress by magnitude, by sign or by rank. Each
+is a function `exchange` from worker k's pending tensors to what all workers apply and to what worker k may
+forget; `feedback` adds the residual around it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from def_jax.checks import check_floating, check_state, check_updates
+from def_jax.collectives import AxisName, all_gather, check_axis_name
+from def_jax.compressors.base import split
+
+PyTree = Any
+
+__all__ = [
+    'Exchanged',
+    'ResidualState',
+    'all_gather_sparse',
+    'cast_like',
+    'feedback',
+    'float32_updates',
+    'float32_zeros',
+    'matrix_shape',
+    'num_kept',
+    'ravel',
+    'unravel',
+]
+
+
+class ResidualState(NamedTuple):
+    """State of a baseline with error feedback. The residual differs between workers; the carry does not."""
+
+    residual: PyTree  # like params, float32: what worker k has not sent yet
+    carry: PyTree  # what the exchange keeps from step to step; () for most
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        """The fields that differ between workers, see `ownership`."""
+        return ('residual',)
+
+
+class Exchanged(NamedTuple):
+    """The result of one exchange."""
+
+    update: PyTree  # like params, float32, the same on all workers
+    sent: PyTree  # like params, float32: the part of worker k's pending tensors that it need not keep
+    carry: PyTree  # for the next step, the same on all workers
+
+
+def feedback(
+    axis_name: AxisName,
+    exchange: Callable[[PyTree, PyTree], Exchanged],
+    *,
+    init_carry: Callable[[PyTree], PyTree] = lambda params: (),
+    decay: float = 1.0,
+) -> optax.GradientTransformation:
+    """Error feedback around an exchange: pending ← updates + decay·residual, residual ← pending - sent.
+
+    Args:
+        axis_name: the axis over workers, see `error_feedback`.
+        exchange: maps pending tensors, float32, and the carry to an `Exchanged`; it communicates.
+        init_carry: the first carry, from the parameters.
+        decay: factor of the residual.
+
+    Returns:
+        An `optax.GradientTransformation` with state `ResidualState`. Updates keep their dtypes.
+
+    Raises:
+        ValueError: if `axis_name` is not a name; in `init` and `update` as `error_feedback` does.
+    """
+    check_axis_name(axis_name)
+
+    def init_fn(params) -> ResidualState:
+        check_floating(params, 'params')
+        return ResidualState(float32_zeros(params), init_carry(params))
+
+    def update_fn(updates, state, params=None):
+        del params
+        check_state(state, ResidualState)
+        given = float32_updates(updates, state.residual)
+        waiting = jax.tree.map(lambda u, r: u + decay * r, given, state.residual)
+        update, sent, carry = exchange(waiting, state.carry)
+        residual = jax.tree.map(jnp.subtract, waiting, sent)
+        return cast_like(update, updates), ResidualState(residual, carry)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def float32_updates(updates: PyTree, like: PyTree) -> PyTree:
+    """The updates in float32, after a check that they have the shapes of `like`, a part of the state."""
+    check_updates(updates, like)
+    check_floating(updates, 'updates')
+    return jax.tree.map(lambda u: u.astype(jnp.float32), updates)
+
+
+def float32_zeros(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
+def ravel(tree: PyTree) -> jax.Array:
+    """All elements in leaf order, float32 [n]."""
+    parts = [leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
+    return jnp.concatenate([jnp.zeros(0, jnp.float32), *parts])
+
+
+def unravel(vector: jax.Array, like: PyTree) -> PyTree:
+    """Undoes `ravel`."""
+    leaves, treedef = jax.tree.flatten(like)
+    parts = split(vector, [leaf.size for leaf in leaves])
+    return jax.tree.unflatten(
+        treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A tensor as a matrix: the output features, last in JAX, and everything else.
+
+    >>> matrix_shape((3, 3, 16, 32))
+    (144, 32)
+    """
+    return math.prod(shape[:-1]), shape[-1]
+
+
+def num_kept(size: int, ratio: float) -> int:
+    """How many of `size` elements fit in 1 / ratio of their bytes, where each travels with its index.
+
+    >>> num_kept(1024, 64)
+    8
+    """
+    return min(size, max(1, int(size // (2 * ratio))))
+
+
+def all_gather_sparse(
+    values: jax.Array, indices: jax.Array, size: int, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array]:
+    """Sums over workers of what each has chosen, and how many workers have chosen it: two arrays [size].
+
+    Args:
+        values: float32 [B], worker k's.
+        indices: [B], their places, each at most once; below `size`.
+        size: number of places.
+        axis_name: the axis over workers.
+
+    Source: the exchange of sparse tensors by all-gather, e.g. Lin et al. (2018). A message is 2·B words.
+    """
+    message = jnp.concatenate([lax.bitcast_convert_type(values, jnp.uint32), indices.astype(jnp.uint32)])
+
+    def add(worker, sums):
+        # One worker after the other: places are then unique, and the order of the sum is the same everywhere,
+        # also where a scatter of colliding places would use atomic operations.
+        chosen, places = jnp.split(gathered[worker], 2)
+        chosen = lax.bitcast_convert_type(chosen, jnp.float32)
+        totals, counts = (x.at[places] for x in sums)
+        return totals.add(chosen, unique_indices=True), counts.add(1.0, unique_indices=True)
+
+    gathered = all_gather(message, axis_name)
+    zeros = jnp.zeros(size, jnp.float32)
+    return lax.fori_loop(0, len(gathered), add, (zeros, zeros))

@@ -1,0 +1,140 @@
+"""DeMo: each worker sends the largest cosine coefficients of its momentum, and all apply the sign."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from def_jax.baselines.base import Exchanged, all_gather_sparse, feedback, matrix_shape, num_kept
+from def_jax.checks import check_number, check_ratio
+from def_jax.collectives import AxisName
+
+PyTree = Any
+
+__all__ = ['chunk_shape', 'cosines', 'demo']
+
+
+def demo(
+    ratio: float, axis_name: AxisName, *, momentum_decay: float = 0.999, chunk: int = 64
+) -> optax.GradientTransformation:
+    """Decoupled momentum: what is sent of a worker's momentum is removed from it.
+
+    A tensor of two or more axes counts as the matrix of its last axis by all others and is cut into chunks of
+    at most `chunk` elements along each axis, a vector along its one. Of the cosine transform (DCT-II,
+    orthonormal) of every chunk, the k coefficients of largest magnitude are all-gathered with their indices
+    and subtracted from the momentum. Each coefficient is averaged over the workers that sent it; the update
+    is the sign of the inverse transform.
+
+    Make it the first link of a chain, with the gradient taken at the parameters, and let
+    `optax.scale_by_learning_rate` follow, without another momentum. The rate is of the size of a step of
+    signSGD or Adam. The authors' code multiplies gradients by the learning rate when they enter the momentum;
+    since only the sign is applied, this differs from the code only in the weight of momentum gathered before
+    the rate changed.
+
+    Args:
+        ratio: bytes of a chunk over the bytes that a worker sends of it, a number >= 1. An index takes
+            as many as a value, so k = size // (2·ratio), at least 1; the code sends 32 of 64 · 64, ratio 64.
+        axis_name: the axis over workers, a tuple of axes, or None for a single worker.
+        momentum_decay: β in [0, 1), the decay of the momentum.
+        chunk: the longest edge of a chunk; the edge is the largest divisor of the axis up to it.
+
+    Returns:
+        An `optax.GradientTransformation` with state `baselines.ResidualState`; its residual is the momentum.
+
+    Raises:
+        ValueError: if an argument is out of range; in `update`, if `axis_name` is not bound.
+
+    References:
+        Peng, Quesnelle and Kingma, `DeMo: Decoupled Momentum Optimization
+        <https://arxiv.org/abs/2411.19870>`_, 2024, Algorithm 1, and the sign of `its code
+        <https://github.com/bloc97/DeMo>`_.
+
+    >>> import jax.numpy as jnp, def_jax
+    >>> link = def_jax.baselines.demo(4, None)
+    >>> gradient = jnp.array([2.0, 2.0, 2.0, 4.0])  # almost all of it in the first coefficient
+    >>> updates, state = link.update(gradient, link.init(gradient))
+    >>> updates.tolist(), state.residual.round(2).tolist()
+    ([1.0, 1.0, 1.0, 1.0], [-0.5, -0.5, -0.5, 1.5])
+    """
+    check_ratio(ratio)
+    check_number('momentum_decay', momentum_decay, 0, 1, 'β: the share of the momentum kept per step')
+    if not isinstance(chunk, int) or isinstance(chunk, bool) or not 1 <= chunk < 2**16:
+        raise ValueError(f'{chunk=} must be an integer in [1, 2**16): the longest edge of a chunk.')
+
+    def exchange(pending, carry):
+        leaves, treedef = jax.tree.flatten(pending)
+        coefficients = [_chunks(leaf, chunk) for leaf in leaves]  # [chunks, size] each
+        starts = np.cumsum([0, *(c.size for c in coefficients)])
+        chosen = [_largest(c, ratio) + start for c, start in zip(coefficients, starts, strict=False)]
+        indices = jnp.concatenate([jnp.zeros(0, jnp.int32), *chosen])
+        whole = jnp.concatenate([jnp.zeros(0, jnp.float32), *(c.reshape(-1) for c in coefficients)])
+        values = whole[indices]
+        totals, counts = all_gather_sparse(values, indices, whole.size, axis_name)
+
+        def decoded(vector):
+            parts = [
+                vector[start : start + c.size].reshape(c.shape)
+                for c, start in zip(coefficients, starts, strict=False)
+            ]
+            return [_unchunk(part, leaf.shape, chunk) for part, leaf in zip(parts, leaves, strict=True)]
+
+        sent = decoded(jnp.zeros_like(whole).at[indices].set(values))
+        update = [jnp.sign(x) for x in decoded(totals / jnp.maximum(counts, 1))]
+        return Exchanged(jax.tree.unflatten(treedef, update), jax.tree.unflatten(treedef, sent), carry)
+
+    return feedback(axis_name, exchange, decay=momentum_decay)
+
+
+def chunk_shape(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
+    """The edges of a tensor's chunks as a matrix: the largest divisors of its axes up to `chunk`.
+
+    >>> chunk_shape((3, 3, 16, 32), 64), chunk_shape((96,), 64)
+    ((48, 32), (1, 48))
+    """
+    rows, columns = matrix_shape(shape) if shape else (1, 1)
+    return _largest_divisor(rows, chunk), _largest_divisor(columns, chunk)
+
+
+def cosines(size: int) -> np.ndarray:
+    """The orthonormal DCT-II as a matrix [size, size]: coefficients = cosines @ signal."""
+    frequency, place = np.ogrid[:size, :size]
+    waves = np.sqrt(2 / size) * np.cos(np.pi * (2 * place + 1) * frequency / (2 * size))
+    waves[0] /= np.sqrt(2)
+    return waves.astype(np.float32)
+
+
+def _largest_divisor(n: int, most: int) -> int:
+    return max((d for d in range(1, min(n, most) + 1) if n % d == 0), default=1)
+
+
+def _grid(shape: tuple[int, ...], chunk: int) -> tuple[int, int, int, int]:
+    """Chunks down, rows of a chunk, chunks across, columns of a chunk."""
+    rows, columns = matrix_shape(shape) if shape else (1, 1)
+    height, width = chunk_shape(shape, chunk)
+    return rows // height, height, columns // width, width
+
+
+def _chunks(x: jax.Array, chunk: int) -> jax.Array:
+    """The cosine transform of every chunk, [chunks, elements]."""
+    down, height, across, width = _grid(x.shape, chunk)
+    blocks = x.reshape(down, height, across, width)
+    transformed = jnp.einsum('yhxw,fh,gw->yxfg', blocks, cosines(height), cosines(width))
+    return transformed.reshape(down * across, height * width)
+
+
+def _unchunk(coefficients: jax.Array, shape: tuple[int, ...], chunk: int) -> jax.Array:
+    down, height, across, width = _grid(shape, chunk)
+    transformed = coefficients.reshape(down, across, height, width)
+    return jnp.einsum('yxfg,fh,gw->yhxw', transformed, cosines(height), cosines(width)).reshape(shape)
+
+
+def _largest(coefficients: jax.Array, ratio: float) -> jax.Array:
+    """Indices of the k largest coefficients of every chunk, in the flattened array."""
+    count, size = coefficients.shape
+    if not coefficients.size:
+        return jnp.zeros(0, jnp.int32)
+    within = lax.top_k(jnp.abs(coefficients), num_kept(size, ratio))[1]
+    return (within + size * jnp.arange(count)[:, None]).reshape(-1)

@@ -1,0 +1,352 @@
+"""The baselines: trajectories against NumPy oracles under every mapping, and what a step sends."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+import reference_baselines as oracles
+import scipy.fft
+from jax.sharding import PartitionSpec as P
+from perceptron import INITIAL, TOLERANCE, flat, loss_fn, multipliers
+
+import def_jax
+from def_jax import baselines, ownership
+from def_jax.baselines.demo import cosines
+from def_jax.compressors import Selection
+
+NUM_WORKERS, NUM_STEPS, MOMENTUM = 4, 30, 0.9
+RATES = np.where(np.arange(NUM_STEPS) < 20, 0.02, 0.002)
+SHAPES = reference.MLP_SHAPES
+BLOCK = def_jax.random_block(4)
+
+
+def first_factors():
+    """The first Q of every tensor, which only the library draws."""
+    params = jax.tree.map(jnp.asarray, INITIAL)
+    return [np.asarray(q, np.float64) for q in baselines.powersgd(4, None, rank=1, seed=3).init(params).carry]
+
+
+# Link, oracle, momentum after the link.
+CASES = {
+    'powersgd': (
+        lambda axis: baselines.powersgd(4, axis, rank=1, seed=3),
+        lambda: oracles.powersgd(SHAPES, 1, first_factors()),
+        MOMENTUM,
+    ),
+    'top_k': (lambda axis: baselines.top_k(4, axis), lambda: oracles.top_k(SHAPES, 4), MOMENTUM),
+    'demo': (
+        lambda axis: baselines.demo(2, axis, chunk=2, momentum_decay=0.9),
+        lambda: oracles.demo(SHAPES, 2, 2, 0.9),
+        0.0,
+    ),
+    'sign_ef': (baselines.sign_ef, lambda: oracles.sign_ef(SHAPES), MOMENTUM),
+    'onebit_adam': (
+        lambda axis: baselines.onebit_adam(axis, freeze_after=10, b2=0.9),
+        lambda: oracles.onebit_adam(SHAPES, freeze_after=10, b2=0.9),
+        0.0,
+    ),
+    'ef21_sgdm': (
+        lambda axis: baselines.ef21_sgdm(BLOCK, axis, averaging=0.3),
+        lambda: oracles.ef21_sgdm(multipliers(BLOCK), 0.3),
+        0.0,
+    ),
+}
+
+
+def data(num_workers=NUM_WORKERS):
+    return reference.mlp_data(num_workers, NUM_STEPS)
+
+
+def train(name, axis_name, batches):
+    """One worker's x after 0, ..., T steps: [T + 1, d]."""
+    link, _, momentum = CASES[name]
+    schedule = jnp.asarray(RATES, jnp.float32)
+    optimizer = optax.chain(link(axis_name), optax.sgd(lambda step: schedule[step], momentum or None))
+
+    def step(carry, batch):
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss_fn)(params, batch), state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), flat(params)
+
+    params = jax.tree.map(jnp.asarray, INITIAL)
+    state = optimizer.init(params)
+    _, rest = jax.lax.scan(step, (params, state), batches)
+    return jnp.concatenate([flat(params)[None], rest])
+
+
+@functools.cache
+def expected(name, num_workers=NUM_WORKERS):
+    inputs, targets = (x.astype(np.float64) for x in data(num_workers))
+
+    def gradient(theta, k, t):
+        return reference.mlp_gradient(theta, inputs[k, t], targets[k, t])
+
+    _, oracle, momentum = CASES[name]
+    start = np.asarray(flat(INITIAL))
+    return oracles.train(start, gradient, oracle(), RATES, num_workers=num_workers, momentum=momentum)
+
+
+def assert_equal_everywhere(x, oracle):
+    x = np.asarray(x)
+    np.testing.assert_allclose(x[0], oracle, **TOLERANCE)
+    np.testing.assert_array_equal(x, np.broadcast_to(x[0], x.shape))
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_vmap_equals_oracle(name):
+    worker = functools.partial(train, name, 'workers')
+    assert_equal_everywhere(jax.jit(jax.vmap(worker, axis_name='workers'))(data()), expected(name))
+
+
+@pytest.mark.parametrize('name', ['powersgd', 'onebit_adam'])
+def test_devices_with_virtual_workers_equal_oracle(name):
+    """pmap over vmap, a tuple of axes: gathers stack the workers in one order on all of them."""
+    worker = functools.partial(train, name, ('workers', 'virtual'))
+    mapped = jax.pmap(jax.vmap(worker, axis_name='virtual'), axis_name='workers')
+    x = mapped(jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), data()))
+    assert_equal_everywhere(np.reshape(x, (NUM_WORKERS, *x.shape[2:])), expected(name))
+
+
+def grads_of(num_workers=NUM_WORKERS):
+    """Gradients [K, ...] of one step, and parameters, with tensors of every rank."""
+    rng = np.random.default_rng(5)
+    shapes = {'b': (6,), 'k': (2, 3, 4), 's': (), 'w': (16, 12)}
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    grads = {name: rng.normal(size=(num_workers, *x.shape)).astype(np.float32) for name, x in params.items()}
+    return params, grads
+
+
+def on_shards(name, axis_name, check_vma):
+    """Two steps of the link in a shard_map whose result is declared equal on all workers."""
+    params, grads = grads_of()
+    link = CASES[name][0](axis_name)
+    own = ownership.own_leaves(link, params)
+
+    def worker(grads):
+        grads = jax.tree.map(lambda g: g[0], grads)
+        state = link.init(params)
+        state = jax.tree.map(
+            lambda x, mine: jax.lax.pcast(x, 'workers', to='varying') if mine else x, state, own
+        )
+        _, state = link.update(grads, state)
+        return link.update(grads, state)[0]
+
+    mesh = jax.sharding.Mesh(jax.devices()[:NUM_WORKERS], ('workers',))
+    mapped = jax.shard_map(worker, mesh=mesh, in_specs=P('workers'), out_specs=P(), check_vma=check_vma)
+    return jax.jit(mapped)(grads)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_shard_map_agrees_with_vmap(name):
+    """With check_vma, JAX proves from the types that all workers get the same update."""
+    params, grads = grads_of()
+    link = CASES[name][0]('workers')
+
+    def worker(grads):
+        _, state = link.update(grads, link.init(params))
+        return link.update(grads, state)[0]
+
+    expected = jax.jit(jax.vmap(worker, axis_name='workers'))(grads)
+    for leaf, other in zip(
+        jax.tree.leaves(on_shards(name, 'workers', True)), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(leaf, other[0], rtol=1e-5, atol=1e-6)
+
+
+def test_an_axis_that_is_not_bound():
+    for link in (baselines.sign_ef('nobody'), baselines.powersgd(4, 'nobody')):
+        with pytest.raises(ValueError, match="axis_name='nobody' is not bound here"):
+            link.update(jnp.ones((8, 8)), link.init(jnp.ones((8, 8))))
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: baselines.top_k(0.5, None), 'ratio=0.5 must be a finite number >= 1'),
+        (lambda: baselines.powersgd(4, None, rank=-1), r'rank=-1 must be an integer in \[0, 2\*\*31\)'),
+        (lambda: baselines.powersgd(4, None, rank=True), 'rank=True must be an integer'),
+        (lambda: baselines.powersgd(4, None, seed=-1), 'seed=-1 must be an integer'),
+        (lambda: baselines.demo(4, None, chunk=0), r'chunk=0 must be an integer in \[1, 2\*\*16\)'),
+        (
+            lambda: baselines.demo(4, None, momentum_decay=1.5),
+            r'momentum_decay=1.5 must be a number in \[0, 1\]',
+        ),
+        (lambda: baselines.sign_ef(3), 'axis_name=3 must be a name'),
+        (lambda: baselines.onebit_adam(None, freeze_after=0), r'freeze_after=0 must be an integer in \[1, '),
+        (lambda: baselines.onebit_adam(None, b1=2), r'b1=2 must be a number in \[0, 1\]'),
+        (lambda: baselines.ef21_sgdm(BLOCK, None, averaging=0), r'averaging=0 must be a number in \(0, 1\]'),
+        (
+            lambda: baselines.powersgd(4, None, rank=9).init({'w': jnp.zeros((8, 16)), 'b': jnp.zeros(64)}),
+            'rank=9 is above the rank of every matrix in the parameters, which is at most 8',
+        ),
+        (lambda: baselines.top_k(4, None).init({'a': jnp.arange(3)}), r"params\['a'\] is int32"),
+    ],
+)
+def test_impossible_arguments(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_updates_keep_their_dtypes_and_shapes_are_checked(name):
+    link, params = CASES[name][0](None), {'w': jnp.ones((8, 4), jnp.bfloat16), 'b': jnp.ones(4)}
+    updates, state = jax.eval_shape(lambda: link.update(params, link.init(params)))
+    assert jax.tree.map(lambda x: x.dtype, updates) == jax.tree.map(lambda x: x.dtype, params)
+    assert jax.tree.structure(state) == jax.tree.structure(link.init(params))
+    with pytest.raises(ValueError, match=r"updates\['b'\] is \(3,\)"):
+        jax.eval_shape(lambda: link.update(params | {'b': jnp.ones(3)}, link.init(params)))
+
+
+# --- Facts from the methods' own papers and code ----------------------------------------------------------
+
+
+def test_powersgd_converges_to_the_best_approximation():
+    """For a fixed matrix, the steps are subspace iterations and reach the best of that rank (Theorem I of
+    Vogels et al., 2019): the warm start is what makes one iteration per step enough.
+    """
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(n, 6)))[0] for n in (16, 12))
+    matrix = jnp.asarray(left @ np.diag([4, 3, 1, 0.5, 0.2, 0.1]) @ right.T, jnp.float32)
+    link = baselines.powersgd(1, None, rank=2)
+    first = state = link.init(matrix)
+    for _ in range(20):
+        update, state = link.update(matrix, first._replace(carry=state.carry))  # without the residual
+    best = left[:, :2] @ np.diag([4, 3]) @ right[:, :2].T
+    np.testing.assert_allclose(update, best, atol=1e-5)
+    cold, _ = link.update(matrix, first)
+    assert np.linalg.norm(cold - best) > 0.1
+
+
+def test_powersgd_of_several_workers_is_that_of_their_mean():
+    """Lemma 3 of Vogels et al. (2019): the result is the same as on one worker with all the data."""
+    params, grads = grads_of()
+
+    def run(axis_name, grads):
+        link = baselines.powersgd(1, axis_name, rank=1)
+        _, state = link.update(grads, link.init(params))
+        return link.update(grads, state)[0]
+
+    several = jax.vmap(functools.partial(run, 'workers'), axis_name='workers')(grads)
+    one = run(None, jax.tree.map(lambda g: g.mean(0), grads))
+    for a, b in zip(jax.tree.leaves(several), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a[0], b, atol=1e-5)
+
+
+def descend(link, gradient, start, rates, *, remember=True):
+    """x after gradient descent on three workers; without memory, the residual is lost at every step."""
+
+    def worker(k):
+        first = link.init(start)
+
+        def step(carry, rate):
+            x, state = carry
+            update, state = link.update(gradient(x, k), state)
+            return (x - rate * update, state if remember else first), None
+
+        return jax.lax.scan(step, (start, first), rates)[0][0]
+
+    return jax.jit(jax.vmap(worker, axis_name='workers'))(jnp.arange(3))[0]
+
+
+def test_top_k_diverges_without_its_memory():
+    """Example 1 of Beznosikov et al. (2020): on three workers with f_k = ⟨a_k, x⟩² + ‖x‖²/4, top-1 alone
+    multiplies x by 1 + 11·η/6 at every step; with memory, which Stich et al. (2018) add, x goes to zero.
+    """
+    vectors = jnp.array([[-3.0, 2, 2], [2, -3, 2], [2, 2, -3]])
+    rates, start = jnp.full(200, 0.01), jnp.ones(3)
+
+    def gradient(x, k):
+        return 2 * (vectors[k] @ x) * vectors[k] + x / 2
+
+    link = baselines.top_k(1.5, 'workers')  # one of three elements
+    alone = descend(link, gradient, start, rates[:20], remember=False)
+    np.testing.assert_allclose(alone, (1 + 11 * 0.01 / 6) ** 20, rtol=1e-4)
+    assert np.abs(descend(link, gradient, start, jnp.full(2000, 0.01))).max() < 1e-2
+
+
+def test_sign_descent_stands_still_without_its_memory():
+    """Counterexample 2 of Karimireddy et al. (2019): f = ε·|x₁ + x₂| + |x₁ - x₂| has subgradients whose sign
+    is always ±(1, -1), so that signSGD never changes x₁ + x₂; EF-signSGD converges.
+    """
+
+    def gradient(x, k):
+        del k
+        return 0.5 * jnp.sign(x[0] + x[1]) * jnp.ones(2) + jnp.sign(x[0] - x[1]) * jnp.array([1.0, -1.0])
+
+    start, rates = jnp.array([1.5123, 0.4877]), 0.1 / jnp.sqrt(jnp.arange(1, 2001))
+    link = baselines.sign_ef('workers')
+    alone = descend(link, gradient, start, rates[:100], remember=False)
+    np.testing.assert_allclose(alone.sum(), 2, atol=1e-4)
+    assert np.abs(descend(link, gradient, start, rates)).max() < 0.05
+
+
+def test_onebit_adam_freezes_its_second_moment_after_dense_steps():
+    """As in the authors' code: Adam without bias correction first; then the second moment no longer changes,
+    and the momentum keeps the mean of the workers' signs (Tang et al., 2021, Algorithm 1).
+    """
+    params, grads = grads_of()
+    link = baselines.onebit_adam('workers', freeze_after=2)
+
+    def worker(grads):
+        state, found = link.init(params), []
+        for _ in range(4):
+            _, state = link.update(grads, state)
+            found.append((state.mu['w'], state.nu['w'], state.residual['w']))
+        return found
+
+    (_, (mu, nu, rest), (_, nu_3, rest_3), (mu_4, nu_4, _)) = jax.jit(jax.vmap(worker, axis_name='workers'))(
+        grads
+    )
+    mean = np.mean(grads['w'], axis=0)
+    np.testing.assert_allclose(mu[0], (1 - 0.9**2) * mean, atol=1e-6)
+    np.testing.assert_allclose(nu[0], (1 - 0.999**2) * mean**2, atol=1e-6)
+    assert np.all(nu_3 == nu) and np.all(nu_4 == nu) and not np.any(rest) and np.any(rest_3)
+    assert len(np.unique(mu_4[0])) <= 2**NUM_WORKERS  # sums of four signs, each with its worker's magnitude
+
+
+def test_demo_takes_one_wave_out_of_the_momentum():
+    """A gradient that is a single wave of the cosine transform is sent as one coefficient and leaves nothing
+    behind; the update is its sign (demo.py: sub_(transmit_grad), sign_()).
+    """
+    wave = scipy.fft.idctn(np.eye(1, 64, 11).reshape(8, 8), norm='ortho').astype(np.float32)
+    gradient = jnp.asarray(np.kron(np.array([[1.0, -3.0]]), wave))  # two chunks
+    link = baselines.demo(32, None, chunk=8)
+    update, state = link.update(gradient, link.init(gradient))
+    np.testing.assert_allclose(state.residual, 0, atol=1e-6)
+    there = np.abs(gradient) > 1e-6
+    np.testing.assert_array_equal(update[there], np.sign(gradient)[there])
+    np.testing.assert_allclose(cosines(8), scipy.fft.dct(np.eye(8), axis=0, norm='ortho'), atol=1e-6)
+
+
+def test_ef21_stalls_on_noise_and_its_momentum_does_not():
+    """Theorem 1 of Fatkhullin et al. (2023): with top-1 and noise of mean zero, EF21 on stochastic gradients
+    stays away from the solution of a quadratic at any step size; with momentum it gets closer as η shrinks.
+    """
+    noise = 3 * jnp.array([[2.0, 0.0], [0.0, 1.0], [-2.0, -1.0]])  # mean zero
+
+    def top_1(key, step, like):  # one worker: it need not be linear
+        del key, step
+        place = jnp.argmax(jnp.abs(like))
+        return Selection(lambda x: x[place][None], lambda x, m: x.at[place].set(m[0]), jnp.sum)
+
+    def distance(link):
+        def step(carry, draw):
+            x, state = carry
+            update, state = link.update(x + noise[draw], state)
+            return (x - 0.002 * update, state), jnp.sum(x**2)
+
+        draws = jax.random.randint(jax.random.key(0), (20000,), 0, 3)
+        start = jnp.array([0.0, -0.1])
+        return float(
+            jnp.mean(jax.jit(lambda: jax.lax.scan(step, (start, link.init(start)), draws)[1])()[10000:])
+        )
+
+    assert distance(def_jax.ef21(top_1, None)) > 5 * distance(
+        baselines.ef21_sgdm(top_1, None, averaging=0.02)
+    )

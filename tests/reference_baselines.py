@@ -1,0 +1,217 @@
+"""Oracles for the baselines, each written from its own paper or code: NumPy in float64, worker by worker.
+
+`gradient(x [d], worker, step)` returns [d]. An exchange maps the workers' gradients [K, d] of one step to the
+update that all apply [d], and keeps what it remembers; it works tensor by tensor, on `shapes`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import scipy.fft
+
+Gradient = Callable[[np.ndarray, int, int], np.ndarray]
+Exchange = Callable[[np.ndarray], np.ndarray]
+
+
+def train(
+    x0: np.ndarray,
+    gradient: Gradient,
+    exchange: Exchange,
+    learning_rate: Sequence[float],
+    *,
+    num_workers: int,
+    momentum: float = 0.0,
+) -> np.ndarray:
+    """x [T + 1, d]: momentum SGD on what is exchanged."""
+    x = np.array(x0, np.float64)
+    m, xs = np.zeros_like(x), [x]
+    for t, eta in enumerate(learning_rate):
+        m = momentum * m + exchange(np.stack([gradient(x, k, t) for k in range(num_workers)]))
+        x = x - eta * m
+        xs.append(x)
+    return np.stack(xs)
+
+
+def _tensors(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    parts = np.split(flat, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _per_tensor(exchanges: Sequence[Callable], shapes: Sequence[tuple[int, ...]]) -> Exchange:
+    """One exchange per tensor, each with a memory of its own."""
+
+    def exchange(gradients):
+        workers = [_tensors(g, shapes) for g in gradients]
+        updates = [
+            f(np.stack(tensors)) for f, tensors in zip(exchanges, zip(*workers, strict=True), strict=True)
+        ]
+        return np.concatenate([np.ravel(update) for update in updates])
+
+    return exchange
+
+
+def powersgd(shapes: Sequence[tuple[int, ...]], rank: int, first: Sequence[np.ndarray]) -> Exchange:
+    """PyTorch's powerSGD_hook with error feedback and warm start, after its dense first iterations.
+
+    A JAX kernel [..., features] is the transpose of PyTorch's [features, ...]: Q there multiplies the inputs,
+    here the features, and only which side is orthonormal at the end depends on it. `first` holds Q [features,
+    rank] of every tensor.
+    """
+
+    def of_tensor(shape, q):
+        error = None
+
+        def exchange(gradients):
+            nonlocal q, error
+            if len(shape) < 2:
+                return gradients.mean(0)
+            matrices = gradients.reshape(len(gradients), -1, shape[-1])
+            n, m = matrices.shape[1:]
+            r = min(n, m, rank)
+            if (n + m) * r * 2 >= n * m:  # _should_compress with min_compression_rate=2
+                return gradients.mean(0)
+            if error is not None:
+                matrices = matrices + error
+            p = np.mean([matrix @ q for matrix in matrices], axis=0)
+            for i in range(r):  # _orthogonalize: Gram-Schmidt
+                p[:, i] /= np.linalg.norm(p[:, i])
+                p[:, i + 1 :] -= np.outer(p[:, i], p[:, i] @ p[:, i + 1 :])
+            q = np.mean([matrix.T @ p for matrix in matrices], axis=0)
+            error = matrices - p @ q.T
+            return (p @ q.T).reshape(shape)
+
+        return exchange
+
+    return _per_tensor([of_tensor(shape, q) for shape, q in zip(shapes, first, strict=True)], shapes)
+
+
+def top_k(shapes: Sequence[tuple[int, ...]], ratio: float) -> Exchange:
+    """Sparsified SGD with memory (Stich et al., 2018, Algorithm 1), in parallel, of every tensor."""
+
+    def of_tensor(shape):
+        memory = 0.0
+
+        def exchange(gradients):
+            nonlocal memory
+            pending = (gradients + memory).reshape(len(gradients), -1)
+            k = max(1, int(pending.shape[1] // (2 * ratio)))
+            sent = np.zeros_like(pending)
+            for row, kept in zip(pending, sent, strict=True):
+                largest = np.argsort(-np.abs(row))[:k]
+                kept[largest] = row[largest]
+            memory = (pending - sent).reshape(gradients.shape)
+            return sent.mean(0)
+
+        return exchange
+
+    return _per_tensor([of_tensor(shape) for shape in shapes], shapes)
+
+
+def sign_ef(shapes: Sequence[tuple[int, ...]]) -> Exchange:
+    """EF-signSGD (Karimireddy et al., 2019, Algorithm 1): Δ = ‖p‖₁ / d · sign(p), e ← p - Δ."""
+
+    def of_tensor(shape):
+        error = 0.0
+
+        def exchange(gradients):
+            nonlocal error
+            p = gradients + error
+            size = max(1, int(np.prod(shape)))
+            norms = np.abs(p).reshape(len(p), -1).sum(1).reshape(-1, *([1] * len(shape)))
+            delta = norms / size * np.sign(p)
+            error = p - delta
+            return delta.mean(0)
+
+        return exchange
+
+    return _per_tensor([of_tensor(shape) for shape in shapes], shapes)
+
+
+def onebit_adam(
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    freeze_after: int,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> Exchange:
+    """1-bit Adam (Tang et al., 2021, Algorithm 1) without the second compression by the server."""
+
+    def of_tensor(shape):
+        m = v = np.zeros(shape)
+        error, step = 0.0, 0
+
+        def exchange(gradients):
+            nonlocal m, v, error, step
+            step += 1
+            if step <= freeze_after:
+                g = gradients.mean(0)
+                m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            else:
+                own = b1 * m + (1 - b1) * gradients + error
+                scale = np.sqrt((own**2).reshape(len(own), -1).mean(1)).reshape(-1, *([1] * len(shape)))
+                error = own - scale * np.sign(own)
+                m = (scale * np.sign(own)).mean(0)
+            return m / (np.sqrt(v) + eps)
+
+        return exchange
+
+    return _per_tensor([of_tensor(shape) for shape in shapes], shapes)
+
+
+def demo(shapes: Sequence[tuple[int, ...]], ratio: float, chunk: int, decay: float = 0.999) -> Exchange:
+    """DeMo as in its code (github.com/bloc97/DeMo, demo.py), but for the learning rate in the momentum."""
+
+    def edge(n):
+        return max(d for d in range(1, min(n, chunk) + 1) if n % d == 0)
+
+    def of_tensor(shape):
+        rows, columns = (int(np.prod(shape[:-1])), shape[-1]) if shape else (1, 1)
+        h, w = edge(rows), edge(columns)
+        k = max(1, int(h * w // (2 * ratio)))
+        delta = 0.0
+
+        def chunks():
+            return [
+                (slice(i, i + h), slice(j, j + w)) for i in range(0, rows, h) for j in range(0, columns, w)
+            ]
+
+        def exchange(gradients):
+            nonlocal delta
+            delta = decay * delta + gradients.reshape(-1, rows, columns)
+            update = np.zeros((rows, columns))
+            for place in chunks():
+                sent = []
+                for momentum in delta:
+                    coefficients = scipy.fft.dctn(momentum[place], norm='ortho').ravel()
+                    largest = np.argsort(-np.abs(coefficients))[:k]
+                    sent.append({i: coefficients[i] for i in largest})
+                    kept = np.zeros(h * w)
+                    kept[largest] = coefficients[largest]
+                    momentum[place] -= scipy.fft.idctn(kept.reshape(h, w), norm='ortho')
+                mean = np.zeros(h * w)
+                for i in set().union(*sent):  # scatter_reduce_ with reduce='mean'
+                    mean[i] = np.mean([chosen[i] for chosen in sent if i in chosen])
+                update[place] = np.sign(scipy.fft.idctn(mean.reshape(h, w), norm='ortho'))
+            return update.reshape(shape)
+
+        return exchange
+
+    return _per_tensor([of_tensor(shape) for shape in shapes], shapes)
+
+
+def ef21_sgdm(masks: Sequence[np.ndarray], averaging: float) -> Exchange:
+    """EF21-SGDM (Fatkhullin et al., 2023, Algorithm 1), v and g started from the first gradients."""
+    step, v, g = 0, None, None
+
+    def exchange(gradients):
+        nonlocal step, v, g
+        if step == 0:
+            v = g = gradients
+        else:
+            v = (1 - averaging) * v + averaging * gradients
+            g = g + masks[step] * (v - g)
+        step += 1
+        return g.mean(0)
+
+    return exchange
