@@ -1,4 +1,4 @@
-"""Averages over workers and gathers from them: under pmap, vmap, shard_map, over several axes, or over none."""
+"""Means over workers and gathers from them: under pmap, vmap, shard_map, a tuple of axes, or none."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
