@@ -12,7 +12,7 @@ import optax
 
 from def_jax.data.text.corpus import START, VOCAB_SIZE
 from def_jax.models.transformer import Transformer
-from def_jax.tasks.base import Batch
+from def_jax.tasks.base import Batch, Task
 
 PyTree = Any
 
@@ -20,7 +20,7 @@ __all__ = ['LanguageModelling', 'sample']
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModelling:
+class LanguageModelling(Task):
     """Cross-entropy of a transformer on the bytes of a text, in nats per byte.
 
     Attributes:
@@ -33,6 +33,7 @@ class LanguageModelling:
 
     model: Transformer
     context: int
+    guessing_loss = math.log(VOCAB_SIZE)
 
     def __post_init__(self):
         if self.model.vocab_size < VOCAB_SIZE:
@@ -62,6 +63,11 @@ class LanguageModelling:
         losses, real = self._losses({'params': variables['params']}, batch)
         mask = batch['mask'].astype(jnp.float32)[:, None]
         return {'loss': (losses * mask).sum(), 'count': (real * mask).sum()}
+
+    def metrics(self, sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Nats per byte, the same in bits, and the perplexity per byte, exp(loss)."""
+        loss = sums['loss'] / sums['count']
+        return {'loss': loss, 'bits_per_byte': loss / math.log(2), 'perplexity': np.exp(loss)}
 
     def _losses(self, variables: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Nats of each target, 0 on padding, and where there is one, float32 [b, L]."""
