@@ -10,7 +10,7 @@ import numpy as np
 PyTree = Any
 Batch = dict[str, jax.Array]  # of one worker: arrays [b, ...]
 
-__all__ = ['Batch', 'Metric', 'Task']
+__all__ = ['Batch', 'GenerativeTask', 'Metric', 'Task']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,14 @@ class Task(abc.ABC):
         headline: the metric that tables, plots and the choice of a learning rate use.
         guessing_loss: the loss of a model that has learned nothing; a run that stays close to it counts as
             diverged. None if there is no such value.
+        unit: what the amount of data and the speed are counted in.
+        units_per_example: how many of them an example has.
     """
 
     headline: ClassVar[Metric] = Metric('loss')
     guessing_loss: float | None = None
+    unit: ClassVar[str] = 'examples'
+    units_per_example: int = 1
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> PyTree:
@@ -67,3 +71,11 @@ class Task(abc.ABC):
         The sums are float32 [], or [K] with one entry for each worker's own model.
         """
         return {name: total / sums['count'] for name, total in sums.items() if name != 'count'}
+
+
+class GenerativeTask(Task):
+    """A task whose models generate something that a run shows at its end."""
+
+    @abc.abstractmethod
+    def sample(self, params: PyTree, key: jax.Array) -> str:
+        """What the model with these parameters generates: a text, drawn with the key."""

@@ -12,15 +12,17 @@ import optax
 
 from def_jax.data.text.corpus import START, VOCAB_SIZE
 from def_jax.models.transformer import Transformer
-from def_jax.tasks.base import Batch, Task
+from def_jax.tasks.base import Batch, GenerativeTask
 
 PyTree = Any
 
 __all__ = ['LanguageModelling', 'sample']
 
+_SAMPLE_LENGTH, _SAMPLE_TEMPERATURE = 600, 0.8
+
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModelling(Task):
+class LanguageModelling(GenerativeTask):
     """Cross-entropy of a transformer on the bytes of a text, in nats per byte.
 
     Attributes:
@@ -33,6 +35,7 @@ class LanguageModelling(Task):
 
     model: Transformer
     context: int
+    unit = 'tokens'
     guessing_loss = math.log(VOCAB_SIZE)
 
     def __post_init__(self):
@@ -46,6 +49,10 @@ class LanguageModelling(Task):
                 f'context={self.context} of the data set must be at most {self.model.context}, the context '
                 'of the model.'
             )
+
+    @property
+    def units_per_example(self) -> int:  # type: ignore[override]
+        return self.context
 
     def init(self, key: jax.Array) -> PyTree:
         variables = self.model.init(key, jnp.zeros((1, self.context), jnp.int32))
@@ -68,6 +75,12 @@ class LanguageModelling(Task):
         """Nats per byte, the same in bits, and the perplexity per byte, exp(loss)."""
         loss = sums['loss'] / sums['count']
         return {'loss': loss, 'bits_per_byte': loss / math.log(2), 'perplexity': np.exp(loss)}
+
+    def sample(self, params: PyTree, key: jax.Array) -> str:
+        """The beginning of a document, drawn at temperature 0.8; U+FFFD stands for what cannot be printed."""
+        written = sample(self.model, params, key, _SAMPLE_LENGTH, _SAMPLE_TEMPERATURE)
+        text = written.decode('utf-8', errors='replace')
+        return ''.join(c if c.isprintable() or c in '\n\t' else '\N{REPLACEMENT CHARACTER}' for c in text)
 
     def _losses(self, variables: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Nats of each target, 0 on padding, and where there is one, float32 [b, L]."""

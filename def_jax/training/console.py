@@ -19,7 +19,7 @@ _SECONDS_PER_LINE = 30
 def describe(console: rich.console.Console, experiment: Experiment, communication: Communication) -> None:
     """Prints devices, workers, parameters and what a step sends compared with dense SGD."""
     config, method, sent = experiment.config, experiment.method, communication
-    device = experiment.devices[0]
+    device, size = experiment.devices[0], experiment.task.units_per_example
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
     devices = f'{len(experiment.devices)} {kind} device(s)'
     free = 'auto' if config.auto_detach else f'{config.detach:g}'
@@ -42,8 +42,8 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
         'method': f'{method.title} ({how})',
         'workers': f'{config.num_workers} on {devices}, total batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
-        'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and '
-        f'{len(experiment.evaluated):,} {config.evaluate_on} images',
+        'data': f'{config.dataset}, {len(experiment.dataset.train) * size:,} training and '
+        f'{len(experiment.evaluated) * size:,} {config.evaluate_on} {experiment.task.unit}',
         'steps': f'{experiment.num_steps:,} in {config.num_epochs} epochs',
         'sent per step': f'{sent.message_size:,} elements, {_bytes(sent.bytes_per_step)} per worker, '
         f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
@@ -73,6 +73,7 @@ class Progress:
             rich.progress.TimeRemainingColumn(compact=True),
         )
         self._bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
+        self._unit = experiment.task.unit
         self._epochs, self._steps = experiment.config.num_epochs, experiment.num_steps
         self._next_line = time.monotonic()
         self._task = self._bar.add_task('', total=experiment.num_steps, completed=start, epoch='', figures='')
@@ -92,7 +93,7 @@ class Progress:
                 [
                     f'loss {record["loss"]:.3f}',
                     f'lr {record["learning_rate"]:g}',
-                    f'{record["images_per_second"]:,.0f} images/s',
+                    f'{record[f"{self._unit}_per_second"]:,.0f} {self._unit}/s',
                     f'{record["megabytes_sent"]:.1f} MB sent',
                 ]
             )
@@ -122,6 +123,9 @@ def show_result(console: rich.console.Console, result: dict[str, Any]) -> None:
         figures = [f'{metric:.4f}' for metric in measure.others(metrics, point).values()]
         table.add_row(point_name(point, result['answers']), measure.text(value, spread), *figures)
     console.print(table)
+    if result.get('sample'):
+        console.print('[bold]a sample:[/]', highlight=False)
+        console.print(result['sample'], highlight=False, markup=False)
     sent, dense = communication['megabytes_sent'], communication['megabytes_dense']
     console.print(
         f'training loss {metrics["train_loss"]:.4f}; {sent:,.1f} MB sent per worker, dense SGD {dense:,.1f} '

@@ -14,6 +14,7 @@ import rich.console
 from def_jax.data import prefetch
 from def_jax.launch import interruption, processes
 from def_jax.launch.interruption import InterruptedRunError
+from def_jax.tasks.base import GenerativeTask
 from def_jax.training import console as console_lib
 from def_jax.training import metrics, plots, replica_check, results, steps
 from def_jax.training.checkpointing import workdir
@@ -92,15 +93,16 @@ def _train_and_evaluate(
             console_lib.describe(console, experiment, communication)
             for line in [f'resuming at step {start:,}', *checkpoints.notes] if start else []:
                 console.print(line, highlight=False, soft_wrap=True)
-            _run(experiment, communication, state, log, checkpoints, console, signals)
+            state = _run(experiment, communication, state, log, checkpoints, console, signals)
         except DivergedError as error:
             if processes.is_first():
                 results.write(run, experiment, communication, log, diverged=error)
             raise
         finally:
             log.close()
+        sample = _sample(experiment, state)
         if processes.is_first():
-            _conclude(run, experiment, communication, log, start)
+            _conclude(run, experiment, communication, log, start, sample)
     processes.meet('the result is written')
     result = results.read(run) or {}
     console_lib.show_result(console, result)
@@ -109,14 +111,28 @@ def _train_and_evaluate(
     return result
 
 
+def _sample(experiment: Experiment, state: steps.TrainState) -> str | None:
+    """What the trained model generates, at y if the method has it; None if the task generates nothing."""
+    if not isinstance(experiment.task, GenerativeTask):
+        return None
+    points, _ = steps.settled(experiment, steps.make_outputs(experiment)(state))
+    params = jax.device_get(points.get('y', points['x'])['params'])
+    return experiment.task.sample(params, jax.random.key(experiment.config.seed))
+
+
 def _conclude(
-    run: Path, experiment: Experiment, communication: Communication, log: MetricLog, start: int
+    run: Path,
+    experiment: Experiment,
+    communication: Communication,
+    log: MetricLog,
+    start: int,
+    sample: str | None,
 ) -> None:
     """Writes the result and the plots of a run that has reached its end."""
     # A run that had already finished keeps its result, which names the machine and commit it ran on.
     result = results.read(run) if start == experiment.num_steps else None
     if result is None or result['status'] != 'finished':
-        result = results.write(run, experiment, communication, log)
+        result = results.write(run, experiment, communication, log, sample=sample)
     plots.plot_curves(run / 'curves.png', log.records, result['title'], result['answers'], experiment.measure)
     if experiment.config.diagnostics_every:
         plots.plot_diagnostics(run / 'diagnostics.png', log.records, result['title'])
@@ -153,7 +169,8 @@ def _run(
     checkpoints: Checkpoints,
     console: rich.console.Console,
     signals: interruption.Watch,
-) -> None:
+) -> steps.TrainState:
+    """Trains, evaluates and saves until the run's last step; returns the state after it."""
     config = experiment.config
     train_step, evaluate = steps.make_train_step(experiment), make_evaluate(experiment)
     diagnose = steps.make_diagnose(experiment) if config.diagnostics_every else None
@@ -197,6 +214,7 @@ def _run(
                 checkpoints.save(state, log.seal())
                 checkpoints.wait()
                 raise InterruptedRunError(signals.name or 'a signal to another process', done)
+    return state
 
 
 def _show(record: dict[str, Any] | None, progress: console_lib.Progress) -> None:
@@ -256,13 +274,14 @@ class _Window:
         done, self._end = self._end, None
         losses, taken = self._finite_losses(done)
         counted = taken if taken.any() else ~taken
-        images = (len(losses) - self._carried) * self._experiment.config.batch_size
+        task, batch_size = self._experiment.task, self._experiment.config.batch_size
+        units = (len(losses) - self._carried) * batch_size * task.units_per_example
         record = {
             'step': done,
             'loss': float(losses[counted].mean()),
             **{name: float(self._values(name).mean()) for name in self._figures()},
             'learning_rate': float(self._experiment.schedule(done - 1)),
-            'images_per_second': images / (time.perf_counter() - self._started),
+            f'{task.unit}_per_second': units / (time.perf_counter() - self._started),
         } | self.position(done)
         if self._experiment.config.skip_nonfinite:
             record['skipped'] = int((~taken).sum())

@@ -37,6 +37,7 @@ def write(
     communication: Communication,
     log: MetricLog,
     diverged: Any = None,
+    sample: str | None = None,
 ) -> dict[str, Any]:
     """Writes result.json into the run's folder.
 
@@ -46,6 +47,7 @@ def write(
         communication: the communication of one step.
         log: the run's records.
         diverged: the DivergedError that ended the run, or None if it finished.
+        sample: what the trained model generates, if it generates anything.
 
     Returns:
         The content written.
@@ -82,6 +84,7 @@ def write(
             'megabytes_sent': communication.megabytes_sent(steps_done),
             'megabytes_dense': steps_done * communication.dense_bytes_per_step / 1e6,
         },
+        'sample': sample,
         'curve': _curve(log, measure),
         'diagnostics': [record for record in log.records if 'variance' in record],
         'config': json.loads(experiment.config.to_json()),

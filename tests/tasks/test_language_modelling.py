@@ -129,3 +129,10 @@ def test_models_that_do_not_fit_the_data_are_refused():
         ValueError, match='context=9 of the data set must be at most 8, the context of the model'
     ):
         LanguageModelling(MODEL, 9)
+
+
+def test_what_a_run_shows_can_be_printed(task, variables):
+    text = task.sample(variables['params'], jax.random.key(0))
+    assert '\N{REPLACEMENT CHARACTER}' in text  # an untrained model writes any bytes
+    assert all(character.isprintable() or character in '\n\t' for character in text)
+    assert (task.unit, task.units_per_example) == ('tokens', CONTEXT)
