@@ -53,7 +53,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         'cifar10_small': 'CIFAR-10 (JPEG copy), reduced',
     }
     title = f'Past the paper on {where[name]}: the order of the blocks, and BatchNorm recalibrated'
-    base = tables.digits_base() if name == 'digits' else cifar10.get_config()
+    base = tables.digits_base() if name == 'digits' else tables.one_gpu(cifar10.get_config())
     base.recalibrate_batches = 8
     if name == 'cifar10_small':
         base.update(table1.CIFAR10_SMALL)

@@ -37,7 +37,7 @@ NARROW = ('256, 16 workers', '1024, 16 workers')  # columns whose messages are a
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The table; `arg` is empty or a variant, see above."""
     name = tables.variant(arg, 'digits', 'cifar10_small')
-    base = tables.digits_base() if name == 'digits' else cifar10.get_config()
+    base = tables.digits_base() if name == 'digits' else tables.one_gpu(cifar10.get_config())
     base.recalibrate_batches = 8
     base.learning_rate = 0.5
     columns, where = COLUMNS, 'CIFAR-10'
@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     cells = []
     for column, settings in columns.items():
         ours = momentum.OURS | settings
-        if name == 'digits':
+        if 'num_workers' in settings:
             ours['workers_per_device'] = settings['num_workers']
         for detach in GRID:
             cells.append(tables.cell(detach, column, **ours | {'auto_detach': False, 'detach': detach}))

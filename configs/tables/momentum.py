@@ -51,7 +51,7 @@ def sgd(**settings) -> list[dict]:
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The table; `arg` is empty or a variant, see above."""
     name = tables.variant(arg, 'digits', 'cifar10_small')
-    base = tables.digits_base() if name == 'digits' else cifar10.get_config()
+    base = tables.digits_base() if name == 'digits' else tables.one_gpu(cifar10.get_config())
     base.recalibrate_batches = 8
     if name == 'digits':
         base.eval_every_epochs = 40

@@ -1,8 +1,8 @@
 """Table 1: test accuracy of VGG-16 on CIFAR-10 by method and ratio, 16 workers.
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/table1.py --workdir=runs/table1
-          (200 epochs; 48 runs to tune learning rates, then at least 48 more; each on 16 GPUs, or on one with
-          --config.base.workers_per_device=16; start it once per GPU in the same folder to share the work)
+          (on one GPU; on eight, add --processes=8; on CPU cores, --config.base.fake_devices=True.
+          200 epochs; 48 runs to tune learning rates, then 48 to 78 more; docs/paper_tables.md has the hours)
 Variants: :digits, scikit-learn's digits with a small VGG, for 2 CPU cores; adds EF21, which is not in the
           paper's table.
           :digits_visits, row 1024 of :digits with 22 times as many steps, so each block is visited as often
@@ -28,6 +28,8 @@ PAPER = {
 # 2,340 steps. One device per worker uses both cores of a small machine; virtual workers are slower here.
 CIFAR10_SMALL = {
     'fake_devices': True,
+    'workers_per_device': 1,
+    'sequential_workers': False,
     'model': 'vgg_small',
     'train_examples': 10_000,
     'test_examples': 2_000,
@@ -55,7 +57,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             cell['settings']['learning_rate'] = DIGITS_RATES[cell['column']]
         title = "Table 1 on scikit-learn's digits: ratio 1024 with the paper's 76 visits per block"
         return tables.table(title, base, cells, rows='ratio')
-    base = cifar10.get_config()
+    base = tables.one_gpu(cifar10.get_config())
     if name == 'cifar10_small':
         base.update(CIFAR10_SMALL)
         cells = [cell for cell in cells if cell['row'] in ('1', '64', '256')]

@@ -29,5 +29,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         title = "Table 2's ratios on scikit-learn's digits: test accuracy by method and ratio"
         return tables.table(title, tables.digits_base(), cells, rows='ratio', learning_rates=tables.RATES)
     title = 'Table 2: test accuracy of ResNet-50 on ImageNet by method and ratio'
-    base = imagenet.get_config()
+    base = tables.one_gpu(imagenet.get_config())
     return tables.table(title, base, cells, rows='ratio', learning_rates=tables.RATES, seeds=(0,))

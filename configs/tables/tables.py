@@ -4,7 +4,8 @@
     python -m def_jax.experiments.sweep  --config=configs/tables/table1.py:digits --workdir=runs/table1_digits
     python -m def_jax.experiments.report --workdir=runs/table1_digits
 
-The name after the colon selects a smaller variant. Keys of the base configuration are set like
+On eight GPUs, add --processes=8: a run needs one GPU. docs/paper_tables.md says how long a table takes. The
+name after the colon selects a smaller variant. Keys of the base configuration are set like
 --config.base.num_epochs=300, those of the table like --config.seeds='(0,1,2,3,4)'.
 """
 
@@ -24,6 +25,13 @@ def digits_base() -> ml_collections.ConfigDict:
     """scikit-learn's digits with all 16 workers on one device, which is fastest on few CPU cores."""
     base = digits.get_config()
     base.workers_per_device = base.num_workers
+    return base
+
+
+def one_gpu(base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A base configuration with all workers on one GPU: a table is many runs, and each needs only one."""
+    base.workers_per_device = base.num_workers
+    base.sequential_workers = True
     return base
 
 

@@ -35,9 +35,11 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.skip_nonfinite = False  # all workers skip a step in which any update is NaN or infinite
 
     # Workers. Each has its own device or shares one (virtual workers: same trajectory, fewer devices).
-    # fake_devices simulates the devices on this CPU.
+    # sequential_workers computes the gradients of a device's virtual workers one after another: convolutions
+    # stay ordinary instead of grouped. fake_devices simulates the devices on this CPU.
     config.num_workers = 16
     config.workers_per_device = 1
+    config.sequential_workers = False
     config.fake_devices = False
 
     # Data and model. data_dir is where TFDS stores data sets; empty for TFDS's default. train_examples and

@@ -50,6 +50,7 @@ FIELDS: dict[str, Field] = {
     'auto_detach': Field((bool,), lambda value: True, 'True or False'),
     'num_workers': _integer(1),
     'workers_per_device': _integer(1),
+    'sequential_workers': Field((bool,), lambda value: True, 'True or False'),
     'fake_devices': Field((bool,), lambda value: True, 'True or False'),
     'dataset': _one_of(DATASETS),
     'data_dir': Field((str,), lambda value: True, "a path, or empty for TFDS's default"),

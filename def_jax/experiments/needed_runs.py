@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
+
 from def_jax.checks import look_up
 from def_jax.experiments.finished_runs import Results, figure
 from def_jax.methods import METHODS, trajectory
@@ -21,6 +23,7 @@ __all__ = [
     'final_runs',
     'missing_runs',
     'run_name',
+    'shard',
     'tuning_runs',
 ]
 
@@ -132,7 +135,41 @@ def missing_runs(spec: Mapping[str, Any], done: Results) -> dict[str, Run]:
     return {name: run for name, run in all_runs(spec, done).items() if name not in done}
 
 
+def shard(spec: ml_collections.ConfigDict, part: str) -> ml_collections.ConfigDict:
+    """A part of a table: some of its cells, with all of their runs.
+
+    Cells that share runs, such as DEF and DEF-A, are in the same part.
+
+    Args:
+        spec: the table.
+        part: 'I/N' for part I of N, from 1.
+
+    Returns:
+        The table with the cells of that part.
+
+    Raises:
+        ValueError: if `part` has another form, or the table cannot be divided into so many parts.
+    """
+    index, _, count = part.partition('/')
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ValueError(f'--shard={part} must be I/N with I from 1 to N, e.g. 2/3.')
+    groups: dict[str, list[Any]] = {}
+    for cell in spec.cells:
+        groups.setdefault(run_name(_settings(cell)), []).append(cell)
+    if int(count) > len(groups):
+        raise ValueError(f'--shard={part}: this table can be divided into at most {len(groups)} parts.')
+    spec = spec.copy_and_resolve_references().unlock()
+    spec.cells = tuple(
+        cell for group in list(groups.values())[int(index) - 1 :: int(count)] for cell in group
+    )
+    return spec.lock()
+
+
 def _run(cell: Mapping[str, Any], rate: float, seed: int) -> Run:
+    return _settings(cell) | {'learning_rate': rate, 'seed': seed}
+
+
+def _settings(cell: Mapping[str, Any]) -> Run:
+    """What the runs of a cell change in the base configuration; cells with equal ones share their runs."""
     settings = dict(cell['settings'])
-    settings['method'] = trajectory(settings['method'], settings.get('average_every', 0))
-    return settings | {'learning_rate': rate, 'seed': seed}
+    return settings | {'method': trajectory(settings['method'], settings.get('average_every', 0))}

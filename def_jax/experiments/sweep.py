@@ -2,16 +2,19 @@
 
     python -m def_jax.experiments.sweep --config=configs/tables/table1.py:digits --workdir=runs/table1_digits
 
-Finished runs are skipped and interrupted ones resumed, so the same command continues after a kill. To share
-the work, start it again with the same folder on another core or GPU: a run belongs to one process at a time.
+Finished runs are skipped and interrupted ones resumed, so the same command continues after a kill. A run
+belongs to one process at a time: --processes=8 starts eight, each with its own GPU, and other machines join
+with the same command and a folder on a shared file system. Machines without one take a part of the table
+each, --shard=1/3, 2/3 and 3/3; put their run folders into one folder for the report.
 `def_jax.launch.exits` lists the exit codes. A run that diverges counts as a result, and the sweep continues.
 """
 
 import contextlib
+import functools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
@@ -23,11 +26,11 @@ from ml_collections import config_flags
 from def_jax.checks import nearest
 from def_jax.configuration.rules import check_config
 from def_jax.experiments import finished_runs
-from def_jax.experiments.needed_runs import Run, check_table, final_runs, missing_runs, tuning_runs
-from def_jax.launch import command_line, devices
+from def_jax.experiments.needed_runs import Run, check_table, final_runs, missing_runs, shard, tuning_runs
+from def_jax.launch import command_line, devices, supervision
 from def_jax.training.measure import Measure
 
-__all__ = ['check_spec', 'sweep']
+__all__ = ['check_spec', 'check_sweep', 'sweep']
 
 _POLL_SECONDS = 5
 
@@ -46,22 +49,36 @@ def check_spec(spec: ml_collections.ConfigDict) -> None:
         check_config(config)
 
 
-def sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: rich.console.Console) -> None:
+def sweep(
+    spec: ml_collections.ConfigDict,
+    folder: str | os.PathLike,
+    console: rich.console.Console,
+    part: str = '1/1',
+) -> None:
     """Trains the missing runs of a table.
 
     Args:
         spec: the table, see `configs/tables/tables.py`.
         folder: receives config.json (the base configuration), sweep.json (the table) and a folder per run.
         console: where to show progress.
+        part: which `shard` of the table to train.
 
     Raises:
         ValueError: if the table, the folder or a run in it cannot be used. Finished runs are kept.
         EndedError: if a run is interrupted, or its workers disagree.
     """
+    check_sweep(spec, part)
     with _hints_of_a_sweep():
-        check_spec(spec)
-        _check_devices(spec)
-        _sweep(spec, folder, console)
+        _sweep(spec, shard(spec, part), folder, console)
+
+
+def check_sweep(spec: ml_collections.ConfigDict, part: str) -> None:
+    """Raises ValueError, before a folder is claimed, if the table or a device that it needs is not there."""
+    with _hints_of_a_sweep():
+        check_spec(shard(spec, part))
+        # Start with the largest number: JAX cannot add fake devices later.
+        most = max(_configs(spec), key=lambda config: config.num_workers // config.workers_per_device)
+        devices.worker_devices(most.num_workers // most.workers_per_device, fake=most.fake_devices)
 
 
 @contextlib.contextmanager
@@ -73,14 +90,12 @@ def _hints_of_a_sweep() -> Iterator[None]:
         raise ValueError(str(error).replace('--config.', '--config.base.')) from error
 
 
-def _check_devices(spec: ml_collections.ConfigDict) -> None:
-    """Raises ValueError if this machine has too few devices, before a folder is claimed."""
-    # Start with the largest number: JAX cannot add fake devices later.
-    most = max(_configs(spec), key=lambda config: config.num_workers // config.workers_per_device)
-    devices.worker_devices(most.num_workers // most.workers_per_device, fake=most.fake_devices)
-
-
-def _sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: rich.console.Console) -> None:
+def _sweep(
+    spec: ml_collections.ConfigDict,
+    ours: ml_collections.ConfigDict,
+    folder: str | os.PathLike,
+    console: rich.console.Console,
+) -> None:
     # These import TensorFlow, so the environment must be set first.
     from def_jax.training import loop
     from def_jax.training.checkpointing import workdir
@@ -91,7 +106,7 @@ def _sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: 
     elsewhere: set[str] = set()  # runs that another process of this sweep is training
     with _progress(console) as bar:
         task = bar.add_task('')
-        while missing := missing_runs(spec, done := finished_runs.read_folders(root)):
+        while missing := missing_runs(ours, done := finished_runs.read_folders(root)):
             bar.update(task, completed=len(done), total=len(done) + len(missing))
             name, run = next(((n, r) for n, r in missing.items() if n not in elsewhere), (None, {}))
             if name is None:
@@ -116,11 +131,6 @@ def _sweep(spec: ml_collections.ConfigDict, folder: str | os.PathLike, console: 
                 highlight=False,
                 soft_wrap=True,
             )
-    console.print(
-        f'all {len(done)} runs are done; next, run python -m def_jax.experiments.report --workdir={folder}',
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 def _configs(spec: ml_collections.ConfigDict) -> list[ml_collections.ConfigDict]:
@@ -151,13 +161,41 @@ def _progress(console: rich.console.Console) -> rich.progress.Progress:
 
 def main(argv: list[str]) -> int:
     del argv
-    spec = flags.FLAGS.config
+    spec, folder, part = flags.FLAGS.config, flags.FLAGS.workdir, flags.FLAGS.shard
+    count = flags.FLAGS.processes
     try:
         check_table(spec, '--config')
+        shard(spec, part)
+        environments = [{}] * count if spec.base.fake_devices else devices.divided_gpus(count)
     except ValueError as error:
         return _refuse(error)
-    command_line.set_environment(flags.FLAGS.workdir, fake_devices=spec.base.fake_devices)
-    return command_line.exit_code('sweep', lambda: sweep(spec, flags.FLAGS.workdir, rich.console.Console()))
+    command_line.set_environment(folder, fake_devices=spec.base.fake_devices)
+
+    def start(work: Callable[[], None], environment: dict[str, str]) -> int:
+        os.environ.update(environment)
+        return command_line.exit_code('sweep', work)
+
+    def train(**options: bool) -> None:
+        sweep(spec, folder, rich.console.Console(**options), part)
+
+    if count == 1:
+        code = start(train, environments[0])
+    else:
+        check = functools.partial(check_sweep, spec, part)
+        quiet = functools.partial(train, force_terminal=False)  # no bars that overwrite each other
+        # One process reports what is wrong with the table or the GPUs, before all of them would.
+        code = supervision.supervised('sweep', lambda: start(check, environments[0]))
+        code = code or supervision.side_by_side(
+            'sweep', [functools.partial(start, quiet, environment) for environment in environments]
+        )
+    return code or command_line.exit_code('sweep', lambda: _conclude(folder, part))
+
+
+def _conclude(folder: str, part: str) -> None:
+    if part == '1/1':
+        print(f'all runs are done; next, run python -m def_jax.experiments.report --workdir={folder}')
+    else:
+        print(f'all runs of part {part} are done; collect the run folders of all parts in one for the report')
 
 
 def _refuse(reason: object) -> int:
@@ -167,5 +205,7 @@ def _refuse(reason: object) -> int:
 if __name__ == '__main__':
     config_flag = config_flags.DEFINE_config_file('config', None, 'A table, e.g. configs/tables/table1.py.')
     flags.DEFINE_string('workdir', None, 'Folder of the sweep, with one subfolder per run.')
+    flags.DEFINE_integer('processes', 1, 'Processes here, which divide the GPUs and the runs.', lower_bound=1)
+    flags.DEFINE_string('shard', '1/1', 'The part of the table to train, e.g. 2/3.')
     flags.mark_flags_as_required(['config', 'workdir'])
     app.run(main, flags_parser=command_line.config_flags_parser('sweep', config_flag))

@@ -1,12 +1,14 @@
 """The devices that host the workers: accelerators, or fake devices on this CPU."""
 
 import os
+import subprocess
+from collections.abc import Mapping
 
 import jax
 
 from def_jax.launch import processes
 
-__all__ = ['worker_devices']
+__all__ = ['divided_gpus', 'worker_devices']
 
 MOST_FAKE_DEVICES = 1024
 
@@ -62,6 +64,52 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
         '--config.num_workers, put several workers on a device with --config.workers_per_device, or simulate '
         'devices on the CPU with --config.fake_devices=True.'
     )
+
+
+def divided_gpus(num_processes: int, environment: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
+    """Environment variables that give each of several independent processes GPUs of its own.
+
+    JAX uses all GPUs that it sees, and reserves most of their memory. JAX is not started here.
+
+    Args:
+        num_processes: how many processes share this machine.
+        environment: the environment variables; CUDA_VISIBLE_DEVICES limits the GPUs.
+
+    Returns:
+        The variables to set in each process before JAX is first used; none on a machine without NVIDIA GPUs.
+
+    Raises:
+        ValueError: if there are fewer GPUs than processes.
+
+    >>> divided_gpus(2, {'CUDA_VISIBLE_DEVICES': '0,1,6,7'})
+    [{'CUDA_VISIBLE_DEVICES': '0,1'}, {'CUDA_VISIBLE_DEVICES': '6,7'}]
+    """
+    gpus = _visible_gpus(environment)
+    if not gpus:
+        return [{} for _ in range(num_processes)]
+    if num_processes > len(gpus):
+        raise ValueError(
+            f'--processes={num_processes} is more than the {len(gpus)} GPUs of this machine; each process '
+            'needs one.'
+        )
+    share = len(gpus) // num_processes
+    return [
+        {'CUDA_VISIBLE_DEVICES': ','.join(gpus[share * process : share * (process + 1)])}
+        for process in range(num_processes)
+    ]
+
+
+def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that JAX would see, by index or identifier."""
+    if environment.get('JAX_PLATFORMS') == 'cpu':
+        return []
+    if (named := environment.get('CUDA_VISIBLE_DEVICES')) is not None:
+        return [gpu.strip() for gpu in named.split(',') if gpu.strip()]
+    query = ['nvidia-smi', '--query-gpu=index', '--format=csv,noheader']
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):  # no driver, or no GPU
+        return []
 
 
 def _check_platform() -> None:

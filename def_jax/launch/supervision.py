@@ -1,20 +1,21 @@
-"""Supervises one process of several from its parent, which reports a reason and an exit code.
+"""Supervises child processes from their parent, which reports a reason and an exit code.
 
 When a process of a run dies, JAX's runtime aborts the others, bypassing every `except` and `finally`.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from def_jax.launch import interruption
 from def_jax.launch.exits import LostProcessError
 
-__all__ = ['die_with_parent', 'supervised']
+__all__ = ['die_with_parent', 'side_by_side', 'supervised']
 
 _KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _LIBC = ctypes.CDLL(None)
@@ -33,20 +34,51 @@ def supervised(program: str, run: Callable[[], int]) -> int:
         The exit code: the one `run` returned; that of `LostProcessError` if the runtime aborted the child; or
         128 + the number of any other signal that ended it.
     """
+    child = _started(run)
+    _pass_on([child], *interruption.SIGNALS)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGABRT:
+        lost = LostProcessError("aborted by JAX's runtime, which printed the reason above")
+        print(f'{program}: {lost}', file=sys.stderr)
+        return lost.exit_code
+    return _exit_code(program, status)
+
+
+def side_by_side(program: str, runs: Iterable[Callable[[], int]]) -> int:
+    """Like `supervised`, for several children that work independently of each other.
+
+    Args:
+        program: the name that prefixes an error line.
+        runs: the work of each child; returns its exit code.
+
+    Returns:
+        Once all children have ended: 0 if each returned 0, else the first other exit code.
+    """
+    children = [_started(run) for run in runs]
+    _pass_on(children, *interruption.SIGNALS)
+    codes = []
+    while children:
+        _, status = os.waitpid(children[0], 0)
+        del children[0]  # its number may be given to another process from now on
+        codes.append(_exit_code(program, status))
+    return next(filter(None, codes), 0)
+
+
+def _started(run: Callable[[], int]) -> int:
+    """The process id of a child that runs `run`."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
         _work(run)
-    _pass_on(child, *interruption.SIGNALS)
-    _, status = os.waitpid(child, 0)
+    return child
+
+
+def _exit_code(program: str, status: int) -> int:
+    """The exit code of a child that has ended; if a signal ended it, the reason is printed."""
     if not os.WIFSIGNALED(status):
         return os.waitstatus_to_exitcode(status)
     number = os.WTERMSIG(status)
-    if number == signal.SIGABRT:
-        lost = LostProcessError("aborted by JAX's runtime, which printed the reason above")
-        print(f'{program}: {lost}', file=sys.stderr)
-        return lost.exit_code
     print(f'{program}: killed by {signal.Signals(number).name}.', file=sys.stderr)
     return 128 + number
 
@@ -75,10 +107,12 @@ def _work(run: Callable[[], int]) -> None:
         os._exit(code)
 
 
-def _pass_on(child: int, *numbers: int) -> None:
+def _pass_on(children: list[int], *numbers: int) -> None:
     def pass_on(number: int, frame: Any) -> None:
         del frame
-        os.kill(child, number)
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):  # one that has ended
+                os.kill(child, number)
 
     for number in numbers:
         signal.signal(number, pass_on)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
+from jax import custom_batching, lax
 
 from def_jax import diagnostics
 from def_jax.error_feedback import detached_params, output_params
@@ -79,21 +79,16 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     detaches, axes = experiment.method.kind == 'error_feedback', worker_axes(experiment)
     skips, optimizer = experiment.config.skip_nonfinite, experiment.optimizer
 
-    def gradient_point(params, opt_state):
-        return detached_params(params, opt_state) if detaches else params
+    value_and_grad = _one_worker(jax.value_and_grad(experiment.task.loss, has_aux=True), experiment)
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        key = _step_key(experiment, state)
-
-        def loss_fn(params):
-            point = gradient_point(params, state.opt_state)
-            return experiment.task.loss(point, state.batch_stats, batch, key)
-
-        (loss, (figures, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        # Weight decay is part of the gradient, so it is also evaluated at the detached point.
+        point = detached_params(state.params, state.opt_state) if detaches else state.params
+        (loss, (figures, batch_stats)), grads = value_and_grad(
+            point, state.batch_stats, batch, _step_key(experiment, state)
+        )
         if skips:  # a non-finite loss may have a finite gradient
             grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
-        # Weight decay is part of the gradient, so it is also evaluated at the detached point.
-        point = gradient_point(state.params, state.opt_state)
         updates, opt_state = optimizer.update(grads, state.opt_state, point)
         params = optax.apply_updates(state.params, updates)
         metrics = {'loss': loss} | figures
@@ -113,13 +108,11 @@ def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[
     own, `detach_optimum_own`, float32 [K]. Gradients are taken at x, on the batch.
     """
 
+    grad = _one_worker(jax.grad(experiment.task.loss, has_aux=True), experiment)
+
     def diagnose(state: TrainState, batch: dict) -> tuple[dict, dict]:
-        key = _step_key(experiment, state)
-
-        def loss_fn(params):
-            return experiment.task.loss(params, state.batch_stats, batch, key)[0]
-
-        figures = diagnostics.gradient_statistics(jax.grad(loss_fn)(state.params), experiment.axis_name)
+        grads, _ = grad(state.params, state.batch_stats, batch, _step_key(experiment, state))
+        figures = diagnostics.gradient_statistics(grads, experiment.axis_name)
         own = {}
         if experiment.method.kind == 'error_feedback':
             figures |= diagnostics.error_statistics(state.opt_state, experiment.axis_name)
@@ -160,9 +153,11 @@ def make_batch_statistics(
     averaged over workers. With `own`, the parameters have the worker axis.
     """
 
+    loss = _one_worker(experiment.task.loss, experiment)
+
     def statistics(state: TrainState, params: PyTree, batch: dict) -> PyTree:
         nothing = jax.tree.map(jnp.zeros_like, state.batch_stats)
-        _, (_, decayed) = experiment.task.loss(params, nothing, batch, _step_key(experiment, state))
+        _, (_, decayed) = loss(params, nothing, batch, _step_key(experiment, state))
         measured = jax.tree.map(lambda s: s / (1 - STATISTICS_MOMENTUM), decayed)
         return lax.pmean(measured, experiment.axis_name)
 
@@ -191,7 +186,40 @@ def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     The batch has image uint8 [b, H, W, C], and so on; the sums are float32 [K].
     """
     axes = {'params': 0, 'batch_stats': None}
-    return on_workers(experiment.task.test_sums, experiment, in_axes=(axes, None), out_axes=0)
+    test_sums = _one_worker(experiment.task.test_sums, experiment)
+    return on_workers(test_sums, experiment, in_axes=(axes, None), out_axes=0)
+
+
+def _one_worker(function: Callable, experiment: Experiment) -> Callable:
+    """A function of one worker, without collectives, as the configuration runs it for virtual workers.
+
+    `vmap` makes their convolutions grouped ones, which are slow. In sequence, each worker's convolutions stay
+    ordinary, and only the update, which has the collective, is mapped.
+    """
+    if not experiment.config.sequential_workers:
+        return function
+    # On CPUs, XLA compiles convolutions inside a loop to slow code.
+    unroll = experiment.devices[0].platform == 'cpu'
+
+    @custom_batching.custom_vmap
+    def one_worker(*args):
+        return function(*args)
+
+    @one_worker.def_vmap
+    def in_sequence(axis_size, in_batched, *args):
+        leaves, structure = jax.tree.flatten(args)
+        batched = jax.tree.leaves(in_batched)
+
+        def step(carry, rows):
+            rows = iter(rows)
+            own = [next(rows) if b else leaf for leaf, b in zip(leaves, batched, strict=True)]
+            return carry, function(*structure.unflatten(own))
+
+        rows = [leaf for leaf, b in zip(leaves, batched, strict=True) if b]
+        _, outputs = lax.scan(step, None, rows, length=axis_size, unroll=unroll)
+        return outputs, jax.tree.map(lambda _: True, outputs)
+
+    return one_worker
 
 
 def _num_skipped(opt_state: PyTree) -> jax.Array:

@@ -1,5 +1,6 @@
 """The paper's tables: their files, the runs that they ask for, and how their cells are filled."""
 
+import collections
 import csv
 import importlib
 import io
@@ -118,6 +119,48 @@ def test_the_papers_settings():
     assert settings == ('vgg16', 'cifar10', 128, 200, 0.9, 5e-4)
     assert get('table2').base.num_epochs == 100 and get('table2').base.learning_rate_drops == (0.3, 0.6, 0.9)
     assert {cell['settings']['detach'] for cell in get('table4').cells} == set(table4.PAPER)
+
+
+@pytest.mark.parametrize(
+    ('file', 'tuning', 'fewest', 'most'),
+    [('table1', 48, 48, 78), ('table2', 57, 19, 31), ('table3', 72, 72, 108), ('table4', 0, 18, 18)],
+)
+def test_the_number_of_runs_that_the_page_names(file, tuning, fewest, most):
+    spec = get(file)
+    one_rate = {'learning_rates': (0.1,), 'tuning_seed': 100}
+    sharing = collections.Counter(
+        needed_runs.run_name(needed_runs.tuning_runs(one_rate, cell)[0]) for cell in spec.cells
+    )
+    assert (
+        len({needed_runs.run_name(r) for c in spec.cells for r in needed_runs.tuning_runs(spec, c)}) == tuning
+    )
+    assert len(sharing) * len(spec.seeds) == fewest
+    rates = len(spec.learning_rates) or 1
+    assert sum(min(cells, rates) for cells in sharing.values()) * len(spec.seeds) == most
+
+
+@pytest.mark.parametrize('count', [1, 3, 16])
+def test_shards_divide_the_runs_of_a_table(count):
+    spec = table1.get_config()
+    shards = [needed_runs.shard(spec, f'{i}/{count}') for i in range(1, count + 1)]
+    runs = [set(needed_runs.all_runs(part, {})) for part in shards]
+    assert set.union(*runs) == set(needed_runs.all_runs(spec, {}))
+    assert sum(map(len, runs)) == len(set.union(*runs))
+    assert max(map(len, runs)) - min(map(len, runs)) <= len(spec.learning_rates)
+    assert sorted(c['row'] + c['column'] for part in shards for c in part.cells) == sorted(
+        cell['row'] + cell['column'] for cell in spec.cells
+    )
+
+
+@pytest.mark.parametrize('part', ['', '1', '0/2', '3/2', '1/0', '-1/2', '1/2/3', 'a/b'])
+def test_a_shard_of_another_form_is_refused(part):
+    with pytest.raises(ValueError, match=rf'--shard={part} must be I/N with I from 1 to N'):
+        needed_runs.shard(table1.get_config(), part)
+
+
+def test_more_shards_than_there_are_trajectories_are_refused():
+    with pytest.raises(ValueError, match=r'--shard=1/17: this table can be divided into at most 16 parts'):
+        needed_runs.shard(table1.get_config(), '1/17')
 
 
 def test_four_trajectories_fill_the_columns():

@@ -1,4 +1,6 @@
-"""Devices that JAX cannot start are refused in one line."""
+"""Devices that JAX cannot start are refused in one line; GPUs are divided among processes."""
+
+import subprocess
 
 import jax
 import pytest
@@ -29,3 +31,38 @@ def test_a_platform_that_is_not_here_is_refused_in_one_line(monkeypatch, error, 
     ) as line:
         devices.worker_devices(1, fake=False)
     assert '\n' not in str(line.value)
+
+
+def nvidia_smi(monkeypatch, output):
+    """The program prints `output`; None for a machine that does not have it."""
+
+    def run(command, **options):
+        if output is None:
+            raise FileNotFoundError(command[0])
+        return subprocess.CompletedProcess(command, 0, output, '')
+
+    monkeypatch.setattr(subprocess, 'run', run)
+
+
+@pytest.mark.parametrize(
+    ('environment', 'output', 'processes', 'expected'),
+    [
+        ({}, '0\n1\n2\n3\n', 4, ['0', '1', '2', '3']),
+        ({}, '0\n1\n2\n3\n', 1, ['0,1,2,3']),
+        ({}, '0\n1\n2\n3\n4\n', 2, ['0,1', '2,3']),
+        ({'CUDA_VISIBLE_DEVICES': '5, GPU-8932f937,7'}, '0\n1\n', 3, ['5', 'GPU-8932f937', '7']),
+        ({'CUDA_VISIBLE_DEVICES': ''}, '0\n1\n', 2, [None, None]),
+        ({'JAX_PLATFORMS': 'cpu'}, '0\n', 2, [None, None]),
+        ({}, None, 2, [None, None]),
+    ],
+)
+def test_each_process_gets_gpus_of_its_own(monkeypatch, environment, output, processes, expected):
+    nvidia_smi(monkeypatch, output)
+    shares = devices.divided_gpus(processes, environment)
+    assert [share.get('CUDA_VISIBLE_DEVICES') for share in shares] == expected
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    nvidia_smi(monkeypatch, '0\n1\n')
+    with pytest.raises(ValueError, match=r'--processes=3 is more than the 2 GPUs of this machine'):
+        devices.divided_gpus(3, {})

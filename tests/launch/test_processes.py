@@ -121,6 +121,26 @@ def test_how_a_supervised_process_ends(body, code, words):
     assert bool(errors) == bool(words)
 
 
+@pytest.mark.parametrize(
+    ('bodies', 'code', 'errors'),
+    [
+        (['return 0', 'return 0'], 0, ''),
+        (['return 0', 'return 4', 'return 2'], 4, ''),
+        (['os.abort()', 'time.sleep(0.5); print("went on"); return 0'], 134, 'program: killed by SIGABRT.\n'),
+    ],
+)
+def test_children_side_by_side_do_not_end_each_other(bodies, code, errors):
+    script = 'import os, sys, time\nfrom def_jax.launch import supervision\n'
+    script += ''.join(f'def run{i}():\n    {body}\n' for i, body in enumerate(bodies))
+    runs = ', '.join(f'run{i}' for i in range(len(bodies)))
+    script += f"sys.exit(supervision.side_by_side('program', [{runs}]))"
+    process = subprocess.run(
+        [sys.executable, '-c', script], cwd=ROOT, text=True, capture_output=True, timeout=60
+    )
+    assert (process.returncode, process.stderr) == (code, errors)
+    assert ('went on' in process.stdout) == ('went on' in script)
+
+
 def test_signals_are_passed_on_and_a_killed_parent_takes_its_child_along():
     body = textwrap.indent(
         'signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))\n'

@@ -203,9 +203,12 @@ def test_every_method_trains(method, recorded, data_dir, tmp_path):
 # --- Virtual workers, and what is communicated ---
 
 
-@pytest.mark.parametrize('workers_per_device', [2])
-def test_virtual_workers_give_the_same_trajectory(recorded, data_dir, tmp_path, workers_per_device):
-    config = fixtures.tiny_config(data_dir, workers_per_device=workers_per_device)
+@pytest.mark.parametrize(('workers_per_device', 'sequential'), [(2, False), (4, True)])
+def test_virtual_workers_give_the_same_trajectory(
+    recorded, data_dir, tmp_path, workers_per_device, sequential
+):
+    changes = {'workers_per_device': workers_per_device, 'sequential_workers': sequential}
+    config = fixtures.tiny_config(data_dir, **changes)
     result = fixtures.train(config, tmp_path / 'run')
     assert result['environment']['num_devices'] == fixtures.NUM_WORKERS // workers_per_device
     expected = fixtures.records(recorded.folder)

@@ -1,6 +1,7 @@
 """The train step: against the library without the trainer, worker by worker."""
 
 import itertools
+import re
 
 import chex
 import jax
@@ -12,7 +13,7 @@ import training_fixtures as fixtures
 
 import def_jax
 from def_jax.data import augmentation, in_memory
-from def_jax.training import loop, steps
+from def_jax.training import experiment, loop, steps
 
 
 def test_parameters_stay_the_same_on_all_devices(recorded):
@@ -49,6 +50,17 @@ def test_a_record_is_fetched_while_the_next_step_computes(recorded, tmp_path, mo
 def test_the_train_step_is_traced_once(recorded):
     assert len(recorded.losses) == fixtures.NUM_STEPS
     assert steps.make_train_step(recorded.experiment).traces() == 1
+
+
+@pytest.mark.parametrize('sequential', [False, True])
+def test_sequential_workers_have_ordinary_convolutions(data_dir, sequential):
+    config = fixtures.tiny_config(data_dir, workers_per_device=4, sequential_workers=sequential)
+    run = experiment.build(config)
+    state = jax.eval_shape(steps.make_init(run))
+    batch = next(run.train_batches(0))
+    program = steps.make_train_step(run).lower(state, batch).as_text()
+    groups = {int(count) for count in re.findall(r'(?:feature|batch)_group_count = (\d+)', program)}
+    assert groups == ({1} if sequential else {1, 4})
 
 
 def test_the_learning_rate_drops_after_half_and_three_quarters(recorded):

@@ -31,6 +31,7 @@ _FREE_KEYS = (
     'fake_devices',
     'keep_checkpoints',
     'log_every_steps',
+    'sequential_workers',
 )
 # Keys that define the workers of a resumed run; its state is regrouped for them. The batch size may change
 # only together with the number of workers, which must divide it.
