@@ -175,14 +175,16 @@ def main(argv: list[str]) -> int:
         os.environ.update(environment)
         return command_line.exit_code('sweep', work)
 
-    def train(**options: bool) -> None:
-        sweep(spec, folder, rich.console.Console(**options), part)
+    def train(console: rich.console.Console) -> None:
+        sweep(spec, folder, console, part)
 
     if count == 1:
-        code = start(train, environments[0])
+        code = start(functools.partial(train, rich.console.Console()), environments[0])
     else:
         check = functools.partial(check_sweep, spec, part)
-        quiet = functools.partial(train, force_terminal=False)  # no bars that overwrite each other
+        quiet = functools.partial(
+            train, rich.console.Console(force_terminal=False)
+        )  # one bar each is too many
         # One process reports what is wrong with the table or the GPUs, before all of them would.
         code = supervision.supervised('sweep', lambda: start(check, environments[0]))
         code = code or supervision.side_by_side(

@@ -213,7 +213,7 @@ def _one_worker(function: Callable, experiment: Experiment) -> Callable:
         def step(carry, rows):
             rows = iter(rows)
             own = [next(rows) if b else leaf for leaf, b in zip(leaves, batched, strict=True)]
-            return carry, function(*structure.unflatten(own))
+            return carry, function(*jax.tree.unflatten(structure, own))
 
         rows = [leaf for leaf, b in zip(leaves, batched, strict=True) if b]
         _, outputs = lax.scan(step, None, rows, length=axis_size, unroll=unroll)
