@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import small_stdlib
 
 from def_jax.data import in_memory
 from def_jax.data.text import catalogue, corpus, stdlib
@@ -31,32 +32,7 @@ def windows():
 
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
-    """A folder with the standard library of a small Python."""
-    folder = tmp_path_factory.mktemp('python')
-    for name, text in SMALL_STDLIB.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(text)
-    data_dir = tmp_path_factory.mktemp('tensorflow_datasets')
-    in_memory.import_tfds()  # which asks for paths itself
-    with mock.patch.object(stdlib.sysconfig, 'get_path', lambda name: str(folder)):
-        catalogue.load_windows('python_stdlib', CONTEXT, data_dir)
-    return data_dir
-
-
-SMALL_STDLIB = {
-    **{
-        f'{name}.py': f'# {name}\n'.encode()
-        for name in ('abc', 'bdb', 'cmd', 'json/decoder', 'datetime', 'operator')
-    },
-    'shutil.py': b'# shutil\r\n',
-    'latin.py': b'# -*- coding: latin-1 -*-\n# \xfc\n',
-    'empty.py': b'',
-    'test/test_abc.py': b'# excluded',
-    'site-packages/numpy/numpy.py': b'# excluded',
-    'config-3.11-x86_64-linux-gnu/python-config.py': b'# excluded',
-    '_sysconfigdata__linux_x86_64-linux-gnu.py': b'# excluded',
-    'readme.txt': b'excluded',
-}
+    return small_stdlib.prepared(tmp_path_factory.getbasetemp())
 
 
 # The standard library.
@@ -64,15 +40,14 @@ SMALL_STDLIB = {
 
 def test_the_library_is_text_without_tests_packages_and_build_files(data_dir):
     splits = catalogue.load_windows('python_stdlib', CONTEXT, data_dir)
-    text = b''.join(bytes(split.corpus.text) for split in splits)
-    assert sorted(text.splitlines()) == sorted(
-        [
-            *(b'# abc', b'# bdb', b'# cmd', b'# json/decoder', b'# datetime', b'# operator', b'# shutil'),
-            *(b'# -*- coding: latin-1 -*-', '# ü'.encode()),
-        ]
-    )
-    assert b'\r' not in text
-    assert sum(len(split.corpus.ends) for split in splits) == 8  # the empty file is none
+    documents = [
+        bytes(document).decode()
+        for split in splits
+        for document in np.split(split.corpus.text, split.corpus.ends)[:-1]
+    ]
+    names = ('abc', 'bdb', 'cmd', 'json/decoder', 'datetime', 'operator', 'shutil')
+    latin, ast = '# -*- coding: latin-1 -*-\n# ü\n', small_stdlib.FILES['ast.py'].decode()
+    assert sorted(documents) == sorted([*(f'# {name}\n' for name in names), latin, ast])
 
 
 def test_a_file_keeps_its_split():
