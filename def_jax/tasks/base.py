@@ -35,14 +35,10 @@ class Task(abc.ABC):
         headline: the metric that tables, plots and the choice of a learning rate use.
         guessing_loss: the loss of a model that has learned nothing; a run that stays close to it counts as
             diverged. None if there is no such value.
-        unit: what the amount of data and the speed are counted in.
-        units_per_example: how many of them an example has.
     """
 
     headline: ClassVar[Metric] = Metric('loss')
     guessing_loss: float | None = None
-    unit: ClassVar[str] = 'examples'
-    units_per_example: int = 1
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> PyTree:

@@ -34,7 +34,6 @@ class ImageClassification(Task):
 
     model: nn.Module
     spec: DatasetSpec
-    unit = 'images'
     headline = Metric('accuracy', greater_is_better=True, percent=True)
 
     @property

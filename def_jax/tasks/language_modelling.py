@@ -35,7 +35,6 @@ class LanguageModelling(GenerativeTask):
 
     model: Transformer
     context: int
-    unit = 'tokens'
     guessing_loss = math.log(VOCAB_SIZE)
 
     def __post_init__(self):
@@ -49,10 +48,6 @@ class LanguageModelling(GenerativeTask):
                 f'context={self.context} of the data set must be at most {self.model.context}, the context '
                 'of the model.'
             )
-
-    @property
-    def units_per_example(self) -> int:  # type: ignore[override]
-        return self.context
 
     def init(self, key: jax.Array) -> PyTree:
         variables = self.model.init(key, jnp.zeros((1, self.context), jnp.int32))

@@ -19,7 +19,7 @@ _SECONDS_PER_LINE = 30
 def describe(console: rich.console.Console, experiment: Experiment, communication: Communication) -> None:
     """Prints devices, workers, parameters and what a step sends compared with dense SGD."""
     config, method, sent = experiment.config, experiment.method, communication
-    device, size = experiment.devices[0], experiment.task.units_per_example
+    device = experiment.devices[0]
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
     devices = f'{len(experiment.devices)} {kind} device(s)'
     free = 'auto' if config.auto_detach else f'{config.detach:g}'
@@ -42,8 +42,8 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
         'method': f'{method.title} ({how})',
         'workers': f'{config.num_workers} on {devices}, total batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
-        'data': f'{config.dataset}, {len(experiment.dataset.train) * size:,} training and '
-        f'{len(experiment.evaluated) * size:,} {config.evaluate_on} {experiment.task.unit}',
+        'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and '
+        f'{len(experiment.evaluated):,} {config.evaluate_on} images',
         'steps': f'{experiment.num_steps:,} in {config.num_epochs} epochs',
         'sent per step': f'{sent.message_size:,} elements, {_bytes(sent.bytes_per_step)} per worker, '
         f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
@@ -73,7 +73,6 @@ class Progress:
             rich.progress.TimeRemainingColumn(compact=True),
         )
         self._bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
-        self._unit = experiment.task.unit
         self._epochs, self._steps = experiment.config.num_epochs, experiment.num_steps
         self._next_line = time.monotonic()
         self._task = self._bar.add_task('', total=experiment.num_steps, completed=start, epoch='', figures='')
@@ -93,7 +92,7 @@ class Progress:
                 [
                     f'loss {record["loss"]:.3f}',
                     f'lr {record["learning_rate"]:g}',
-                    f'{record[f"{self._unit}_per_second"]:,.0f} {self._unit}/s',
+                    f'{record["images_per_second"]:,.0f} images/s',
                     f'{record["megabytes_sent"]:.1f} MB sent',
                 ]
             )

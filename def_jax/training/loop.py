@@ -274,14 +274,13 @@ class _Window:
         done, self._end = self._end, None
         losses, taken = self._finite_losses(done)
         counted = taken if taken.any() else ~taken
-        task, batch_size = self._experiment.task, self._experiment.config.batch_size
-        units = (len(losses) - self._carried) * batch_size * task.units_per_example
+        images = (len(losses) - self._carried) * self._experiment.config.batch_size
         record = {
             'step': done,
             'loss': float(losses[counted].mean()),
             **{name: float(self._values(name).mean()) for name in self._figures()},
             'learning_rate': float(self._experiment.schedule(done - 1)),
-            f'{task.unit}_per_second': units / (time.perf_counter() - self._started),
+            'images_per_second': images / (time.perf_counter() - self._started),
         } | self.position(done)
         if self._experiment.config.skip_nonfinite:
             record['skipped'] = int((~taken).sum())

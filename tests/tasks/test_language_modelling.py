@@ -135,4 +135,3 @@ def test_what_a_run_shows_can_be_printed(task, variables):
     text = task.sample(variables['params'], jax.random.key(0))
     assert '\N{REPLACEMENT CHARACTER}' in text  # an untrained model writes any bytes
     assert all(character.isprintable() or character in '\n\t' for character in text)
-    assert (task.unit, task.units_per_example) == ('tokens', CONTEXT)
