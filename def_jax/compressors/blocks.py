@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ['Block']
+__all__ = ['Block', 'read_after']
 
 _SHORT_RUN = 16  # float32 elements in a line of cache
 _PER_HALVING = 0.02  # a run half as long is worth a ratio that is 2% off
@@ -59,11 +59,7 @@ class Block(NamedTuple):
         """x with `values`, float32 [size], in place of the tile's own elements. XLA writes the tile only."""
         start, tile = self._start(first), values.reshape(self.shape).astype(x.dtype)
         if self._cut_short:
-            # What the tile does not own is read from x, which must not be in memory before `values` are: XLA
-            # would write it over what they are computed from, and save that by a copy. A shifted sign bit is
-            # less than 2, which XLA does not know.
-            computed = (lax.bitcast_convert_type(values[0], jnp.uint32) >> 31) < 2
-            x = jnp.where(computed, x, jnp.zeros_like(x))
+            x = read_after(values, x)
             tile = self._where_own(first, tile, lax.dynamic_slice(x, start, self.shape))
         return lax.dynamic_update_slice(x, tile, start)
 
@@ -81,6 +77,16 @@ class Block(NamedTuple):
             overlap = first[i] - jnp.minimum(first[i], np.uint32(self.tensor[i] - self.shape[i]))
             own = jnp.where(lax.broadcasted_iota(jnp.uint32, self.shape, i) >= overlap, own, other)
         return own
+
+
+def read_after(values: jax.Array, x: jax.Array) -> jax.Array:
+    """x, to be read once the float32 `values` [≥ 1], which are to replace a part of it, are computed.
+
+    Were x in memory earlier, XLA would write it over what the values are computed from, and save that by a
+    copy. A shifted sign bit is less than 2, which XLA does not know.
+    """
+    computed = (lax.bitcast_convert_type(values[0], jnp.uint32) >> 31) < 2
+    return jnp.where(computed, x, jnp.zeros_like(x))
 
 
 def _box(tensor: tuple[int, ...], count: int) -> tuple[int, ...]:

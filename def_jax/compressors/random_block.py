@@ -37,8 +37,9 @@ def random_block(
 
     Args:
         ratio: compression ratio, a number >= 1; 1 sends everything.
-        granularity: 'tensor' for a block of every leaf, or 'model' for one block of the whole model, one of
-            R runs of it in leaf order (the paper's text; slower, since a run does not follow tensors' axes).
+        granularity: 'tensor' for a block of every leaf, or 'model' for one block of the whole model (the
+            paper's text): one of R runs of it in leaf order, through large leaves along one of their axes.
+            Slower, since every leaf lends a window, whether or not the run lies in it.
         order: 'random' draws every block independently, as the paper does; a coordinate waits R steps on
             average and may wait far longer. 'shuffled' sends every block once in a round of R steps, each
             round in a random order of its own: no coordinate waits longer than 2·R - 1 steps. 'cyclic'

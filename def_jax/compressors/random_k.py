@@ -1,27 +1,33 @@
 """Random elements of every tensor."""
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from def_jax.checks import check_indexable, check_ratio
 from def_jax.compressors.allocations import block_sizes
 from def_jax.compressors.base import Compressor, Selection, concatenate, sampled_energy, split, typed_key
+from def_jax.compressors.blocks import Block
 
 __all__ = ['random_k']
 
 
 def random_k(ratio: float) -> Compressor:
-    """k = max(1, n // ratio) scattered elements of every tensor: one from each of k equal stretches.
+    """Scattered elements of every tensor: one, at a random place, from each of k = n // ratio or so cells.
 
-    Linear like `random_block`, and each coordinate is sent with probability exactly k / n, but the
-    elements lie apart: a gather and a scatter of k elements instead of a slice. Drawing one element from
-    each stretch of the tensor, rotated by a shared random offset, costs O(k); drawing from all subsets of
-    k elements would cost a sort of the tensor.
+    A tensor is seen as a matrix, its last axis the columns, and cut into cells of R ≈ ratio elements, of R
+    consecutive rows of one column where there are as many. Each coordinate is sent with probability exactly
+    1 / R, as by `random_block`, but the elements lie apart and are drawn independently. Taking them is a
+    gather of k elements; putting them back is a comparison and a selection in the pass that updates the
+    tensor, in place. A scatter, one element after the other, would take longer. Where cells do not divide the
+    tensor, those at its end are shorter: if the place that is drawn lies outside, the cell sends a zero.
 
     Args:
-        ratio: compression ratio, a number >= 1.
+        ratio: compression ratio, a number >= 1. R is an integer: a ratio below 3 may be met poorly.
 
     Returns:
         The compressor.
@@ -39,41 +45,92 @@ def random_k(ratio: float) -> Compressor:
     check_ratio(ratio)
 
     def select(key, step, like) -> Selection:
-        key = jax.random.fold_in(typed_key(key), step)
-        sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(like)]
+        shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
+        sizes = [math.prod(shape) for shape in shapes]
         check_indexable(((size,), size) for size in sizes)  # elements are gathered by int32
         counts = block_sizes(sizes, ratio)
-        drawn = enumerate(zip(sizes, counts, strict=True))
-        indices = [_draw_spread(jax.random.fold_in(key, leaf), n, k) for leaf, (n, k) in drawn]
-
-        waits = [n / max(1, k) for n, k in zip(sizes, counts, strict=True)]
-        energy = sampled_energy(waits, lambda message: split(message, counts))
+        cells = [_Cells.of(*leaf) for leaf in zip(shapes, counts, strict=True)]
+        drawn = _draw_places(jax.random.fold_in(typed_key(key), step), cells)
+        counts = [cell.num_cells for cell in cells]
 
         def take(tree):
-            leaves = [leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
-            return concatenate([x[i] for x, i in zip(leaves, indices, strict=True)])
+            leaves = zip(cells, jax.tree.leaves(tree), drawn, strict=True)
+            return concatenate([cell.take(x, place) for cell, x, place in leaves])
 
         def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
-            placed = zip(leaves, split(message, counts), indices, strict=True)
-            return jax.tree.unflatten(
-                treedef,
-                [x.reshape(-1).at[i].set(m.astype(x.dtype)).reshape(x.shape) for x, m, i in placed],
-            )
+            placed = zip(cells, leaves, split(message, counts), drawn, strict=True)
+            return jax.tree.unflatten(treedef, [cell.replace(x, m, place) for cell, x, m, place in placed])
 
+        energy = sampled_energy([cell.size for cell in cells], lambda message: split(message, counts))
         return Selection(take, replace, energy)
 
     return select
 
 
-def _draw_spread(key: jax.Array, size: int, count: int) -> jax.Array:
-    """`count` distinct indices below `size`: one from each of `count` stretches, rotated together."""
-    if not count:
-        return jnp.zeros(0, jnp.uint32)
-    length, longer = divmod(size, count)  # the first `longer` stretches have one element more
-    stretch = jnp.arange(count, dtype=jnp.uint32)
-    begin = stretch * length + jnp.minimum(stretch, longer)
-    within_key, offset_key = jax.random.split(key)
-    within = jax.random.randint(within_key, (count,), 0, length + (stretch < longer), jnp.uint32)
-    offset = jax.random.randint(offset_key, (), 0, size, jnp.uint32)
-    return (begin + within + offset) % size
+class _Cells(NamedTuple):
+    """Cells that cover a tensor, seen as a matrix; a place is an index below `size` for each cell."""
+
+    matrix: tuple[int, int]
+    cell: tuple[int, int]
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], count: int) -> '_Cells':
+        """About `count` cells; none if it is 0."""
+        n = math.prod(shape)
+        columns = shape[-1] if len(shape) > 1 else 1
+        rows = n // max(1, columns)
+        # A block is cut along its first axis first: here, into columns.
+        width, height = Block.of((columns, rows), round(n / count) if count else 0).shape
+        return cls((rows, columns), (height, width))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The number of cells along rows and columns."""
+        (rows, columns), (height, width) = self.matrix, self.cell
+        return -(-rows // max(1, height)), -(-columns // max(1, width))
+
+    @property
+    def num_cells(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def size(self) -> int:
+        """R, the number of elements of a cell."""
+        return math.prod(self.cell)
+
+    def take(self, x: jax.Array, places: jax.Array) -> jax.Array:
+        """The element at its place in each cell, float32 [num_cells]; zero if that lies outside of the tensor."""
+        inside, at = jnp.ones(self.grid, bool), []
+        within = divmod(places.reshape(self.grid), np.uint32(max(1, self.cell[1])))
+        for axis, edge in enumerate(self.matrix):
+            begin = np.arange(self.grid[axis], dtype=np.uint32) * np.uint32(self.cell[axis])
+            index = jnp.expand_dims(begin, 1 - axis) + within[axis]
+            inside = inside & (index < edge)
+            at.append(jnp.minimum(index, np.uint32(max(1, edge) - 1)))
+        taken = x.reshape(self.matrix).at[at[0], at[1]].get(mode='promise_in_bounds')
+        return jnp.where(inside, taken.astype(jnp.float32), 0).reshape(-1)
+
+    def replace(self, x: jax.Array, values: jax.Array, places: jax.Array) -> jax.Array:
+        """x with `values`, float32 [num_cells], at the places of the cells."""
+        height, width = self.cell
+        position = jnp.arange(self.size, dtype=jnp.uint32).reshape(1, height, 1, width)
+        chosen = self._spread(position, x) == self._spread(self._by_cell(places), x)
+        return jnp.where(chosen, self._spread(self._by_cell(values).astype(x.dtype), x), x)
+
+    def _by_cell(self, line: jax.Array) -> jax.Array:
+        return line.reshape(self.grid[0], 1, self.grid[1], 1)
+
+    def _spread(self, x: jax.Array, like: jax.Array) -> jax.Array:
+        """x [rows of cells or 1, height or 1, columns of cells or 1, width or 1], broadcast to the tensor."""
+        (down, across), (height, width), (rows, columns) = self.grid, self.cell, self.matrix
+        spread = jnp.broadcast_to(x, (down, height, across, width)).reshape(down * height, across * width)
+        return spread[:rows, :columns].reshape(like.shape)
+
+
+def _draw_places(key: jax.Array, cells: Sequence[_Cells]) -> list[jax.Array]:
+    """A place in each cell of every tensor, uint32 [num_cells]: one draw for all, which is one kernel."""
+    counts = [cell.num_cells for cell in cells]
+    sizes = [jnp.full(cell.num_cells, cell.size, jnp.uint32) for cell in cells]
+    bounds = jnp.concatenate([jnp.zeros(0, jnp.uint32), *sizes])
+    return split(jax.random.randint(key, bounds.shape, 0, bounds, jnp.uint32), counts)

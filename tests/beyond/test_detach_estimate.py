@@ -60,7 +60,6 @@ def test_the_estimate_follows_what_all_residuals_say(order, options):
 
 COMPRESSORS = [
     def_jax.random_block(32, order='cyclic'),
-    def_jax.random_k(4),
     def_jax.identity(),
     def_jax.scaled(0.5),
 ]

@@ -102,38 +102,38 @@ def test_the_block_of_the_whole_model_is_one_run():
     assert runs == [list(range(at, min(at + 10, 37))) for at in (0, 10, 20, 30)]
 
 
-@pytest.mark.parametrize('shape', [(2, 5), (7,)], ids=str)
+@pytest.mark.parametrize('shape', [(2, 5), (3, 2, 2), (7,), (2,), ()], ids=str)
 def test_each_element_is_sent_by_the_same_number_of_draws(shape):
-    """One element of each stretch, rotated by an offset: all of the draws that random_k can make."""
+    """One element of each cell: all of the draws that random_k can make, some outside of a short cell."""
     n = math.prod(shape)
-    kept = n // 3
-    lengths = [n // kept + (stretch < n % kept) for stretch in range(kept)]
-    draws = np.array([*itertools.product(range(n), *map(range, lengths))], np.uint32)
+    cells = def_jax.message_size(def_jax.random_k(3), jnp.ones(shape))
     bounds = set()
 
-    def sent(draw):
+    def places(draw):
         def randint(key, shape, minval, maxval, dtype):
-            jax.debug.callback(lambda high: bounds.add((minval, *high.reshape(-1).tolist())), maxval)
-            return draw[0] if shape == () else draw[1:]
+            jax.debug.callback(lambda high: bounds.add((minval, *high.tolist())), maxval)
+            return draw
 
         with mock.patch.object(jax.random, 'randint', randint):
             return compress(def_jax.random_k(3), jnp.ones(shape)).reshape(-1)
 
-    masks = np.asarray(jax.jit(jax.vmap(sent))(draws))
+    jax.jit(places)(jnp.zeros(cells, jnp.uint32))
     jax.effects_barrier()
-    assert bounds == {(0, n), (0, *lengths)}
-    assert set(np.unique(masks)) == {0.0, 1.0}
-    np.testing.assert_array_equal(masks.sum(axis=1), kept)
-    np.testing.assert_array_equal(masks.sum(axis=0), len(draws) * kept // n)
-    assert len(np.unique(masks, axis=0)) > n  # not one pattern that is only shifted
+    ((_, *sizes),) = bounds
+    draws = np.array([*itertools.product(*map(range, sizes))], np.uint32)
+    masks = np.asarray(jax.jit(jax.vmap(places))(draws))
+    assert set(np.unique(masks)) <= {0.0, 1.0} and np.all(masks.sum(axis=1) <= cells)
+    (size,) = set(sizes)  # R
+    np.testing.assert_array_equal(masks.sum(axis=0), len(draws) / size)
+    assert len(np.unique(masks, axis=0)) == len(draws) or n % size  # drawn independently
 
 
 @pytest.mark.parametrize(
-    ('compressor', 'draws'),  # for each leaf: of a place; of a rotation, too, and pivots or stretches
+    ('compressor', 'draws'),  # of a place for each leaf; also of pivots; of all places at once
     [
-        (def_jax.random_block(4), 1),
-        (def_jax.random_block(4, order='shuffled'), 2),
-        (def_jax.random_k(4), 2),
+        (def_jax.random_block(4), len(TWINS)),
+        (def_jax.random_block(4, order='shuffled'), 2 * len(TWINS)),
+        (def_jax.random_k(4), 1),
     ],
     ids=['random', 'shuffled', 'random_k'],
 )
@@ -150,7 +150,7 @@ def test_no_two_draws_share_a_key(compressor, draws):
         for seed, step in itertools.product(range(3), (0, 4, 8)):
             draw(seed, step)
     jax.effects_barrier()
-    assert len(keys) == len(set(keys)) == 3 * 3 * len(TWINS) * draws
+    assert len(keys) == len(set(keys)) == 3 * 3 * draws
 
 
 @pytest.mark.parametrize('name', ['random_block', 'random_k'])

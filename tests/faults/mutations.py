@@ -107,11 +107,12 @@ MUTATIONS = [
         'compressors/test_draws.py::test_all_permutations_of_four_blocks_are_equally_likely',
     ),
     Mutation(
-        'the last element of a longer stretch is never drawn',
-        'length + (stretch < longer)',
-        'length + 0 * stretch',
+        'the elements of a longer or a shorter stretch are not drawn alike',
+        'inside = inside & (index < edge)',
+        'inside = inside & (index >= 0)',
         'test_compressors.py::test_random_k_draws_every_coordinate_uniformly',
-        'compressors/test_draws.py::test_each_element_is_sent_by_the_same_number_of_draws',
+        'compressors/test_compressors.py::test_energy_of_elements_is_unbiased',
+        ('length + (stretch < longer)', 'length + 0 * stretch'),
     ),
     Mutation(
         "the residual's age in shuffled rounds is taken for that in cyclic ones",
