@@ -100,7 +100,7 @@ class _Cells(NamedTuple):
         return math.prod(self.cell)
 
     def take(self, x: jax.Array, places: jax.Array) -> jax.Array:
-        """The element at its place in each cell, float32 [num_cells]; zero if that lies outside of the tensor."""
+        """The element at its place in each cell, float32 [num_cells]; zero where outside of the tensor."""
         inside, at = jnp.ones(self.grid, bool), []
         within = divmod(places.reshape(self.grid), np.uint32(max(1, self.cell[1])))
         for axis, edge in enumerate(self.matrix):
