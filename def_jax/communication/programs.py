@@ -50,7 +50,9 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     state, batch = jax.eval_shape(steps.make_init(experiment)), next(experiment.train_batches(0))
     outputs = steps.make_outputs(experiment)
     variables = jax.eval_shape(outputs, state)[0]['x']
-    test_batches = list(experiment.test_batches(evaluation.IMAGES_PER_DEVICE, len(experiment.devices)))
+    test_batches = list(
+        experiment.test_batches(config.evaluate_on, evaluation.EXAMPLES_PER_DEVICE, len(experiment.devices))
+    )
     evaluations = -(-config.num_epochs // config.eval_every_epochs)
     sums = len(test_batches) * evaluations * sum(point != 'own' for point in points)
 

@@ -42,23 +42,37 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.sequential_workers = False
     config.fake_devices = False
 
-    # Data and model. data_dir is where TFDS stores data sets; empty for TFDS's default. train_examples and
-    # test_examples limit a split to its first examples; 0 means all. validation_examples holds out the last
-    # training examples; 0 keeps the validation split of data sets that have one.
+    # Task, data set and model, each by name or by import path, my_package.my_module:factory. The arguments
+    # of a factory are in its …_options, e.g. --config.dataset_options.folder=images. data_dir is where TFDS
+    # stores data sets; empty for TFDS's default. train_examples and test_examples limit a split to its first
+    # examples; 0 means all. validation_examples holds out the last training examples; 0 keeps the validation
+    # split of data sets that have one.
+    config.task = 'image_classification'
+    config.task_options = {}
     config.dataset = 'digits'
+    config.dataset_options = {}
     config.data_dir = ''
     config.train_examples = 0
     config.validation_examples = 0
     config.test_examples = 0
     config.model = 'vgg_digits'
+    config.model_options = {}
     config.compute_dtype = 'float32'  # dtype of the network: float32, bfloat16; parameters stay float32
 
-    # Optimization. batch_size is the global batch size, over all workers.
+    # Optimization. batch_size is the global batch size, over all workers; each worker takes the gradient of
+    # its share in `accumulate` equal parts, which saves memory. optimizer: sgd, adamw, lion, muon or an
+    # import path. schedule: drops, cosine (after a warm-up), wsd (warm-up, stable, decay) or an import path.
+    # weight_decay is the L2 penalty of sgd, and decoupled in the others.
     config.batch_size = 128
+    config.accumulate = 1
     config.num_epochs = 280
     config.learning_rate = 0.1
-    config.learning_rate_drops = (0.5, 0.75)  # fractions of the run; the rate drops tenfold at each
-    config.momentum = 0.9
+    config.schedule = 'drops'
+    config.schedule_options = {}
+    config.learning_rate_drops = (0.5, 0.75)  # of drops: fractions of the run; the rate drops tenfold at each
+    config.optimizer = 'sgd'
+    config.optimizer_options = {}
+    config.momentum = 0.9  # of sgd; other optimizers have it among their options
     config.weight_decay = 5e-4
     config.seed = 0
 
@@ -67,6 +81,7 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.eval_every_epochs = 20
     config.evaluate_on = 'test'
     config.log_every_steps = 20
+    config.evaluate_train_examples = 0  # first training examples on which x and y are evaluated, too
     config.recalibrate_batches = 0  # training batches that recalibrate BatchNorm before each evaluation
     config.diagnostics_every = 0  # steps between measurements of def_jax.diagnostics; 0 means never
     config.check_replicas_every = 0  # steps between comparisons of the workers' copies; 0 means never

@@ -1,16 +1,29 @@
 """Builds the optimizer of a configuration, passing keys to the library's arguments by name."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from def_jax import error_feedback, get_method, random_block
 from def_jax.collectives import AxisName
 from def_jax.compressors import Compressor
+from def_jax.configuration.factories import Factory, find
+from def_jax.configuration.schedules import SCHEDULES
 
-__all__ = ['LIBRARY_KEYS', 'make_compressor', 'make_optimizer']
+__all__ = [
+    'LIBRARY_KEYS',
+    'OPTIMIZERS',
+    'find_optimizer',
+    'find_schedule',
+    'make_compressor',
+    'make_optimizer',
+    'make_schedule',
+]
 
 _NOT_KEYS = {'axis_name', 'compressor', 'outer', 'seed'}
 LIBRARY_KEYS = tuple(
@@ -19,6 +32,69 @@ LIBRARY_KEYS = tuple(
     for name in inspect.signature(function).parameters
     if name not in _NOT_KEYS
 )
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """SGD with momentum, Eq. 11. `make_optimizer` adds the penalty to the gradient, as in the paper."""
+    return optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)  # None allocates no buffer
+
+
+@functools.wraps(optax.contrib.muon)
+def muon(learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, **options: Any):
+    """optax's Muon, with weight decay also for the parameters that it leaves to Adam."""
+    options.setdefault('adam_weight_decay', weight_decay)
+    return optax.contrib.muon(learning_rate, weight_decay=weight_decay, **options)
+
+
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+    'sgd': sgd,
+    'adamw': optax.adamw,
+    'lion': optax.lion,
+    'muon': muon,
+}
+
+
+def find_optimizer(config: Mapping[str, Any]) -> Factory:
+    """The factory of the optimizer; ValueError if there is none or a key has no effect on it."""
+    factory = find('optimizer', config, OPTIMIZERS, required=['learning_rate'])
+    if config['weight_decay'] and factory.function is not sgd and not factory.takes('weight_decay'):
+        raise ValueError(
+            f'weight_decay={config["weight_decay"]} has no effect on {factory}, which takes no argument of '
+            'that name. Set weight_decay=0.'
+        )
+    _check_effect(factory, config, 'momentum', 0.9)
+    return factory
+
+
+def find_schedule(config: Mapping[str, Any]) -> Factory:
+    """The factory of the schedule; ValueError if there is none or a key has no effect on it."""
+    factory = find('schedule', config, SCHEDULES, required=['learning_rate', 'num_steps'])
+    _check_effect(factory, config, 'learning_rate_drops', (0.5, 0.75))
+    return factory
+
+
+def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step, for a run of `num_steps`.
+
+    Raises:
+        ValueError: if the factory fails, or returns no schedule.
+    """
+    factory = find_schedule(config)
+    required = {'learning_rate': config['learning_rate'], 'num_steps': num_steps}
+    schedule = factory.make(object, required=required, learning_rate_drops=config['learning_rate_drops'])
+    if not callable(schedule):
+        raise ValueError(f'{factory} must return a function of the step, but returned {schedule!r}.')
+    try:
+        rate = jax.eval_shape(lambda step: jnp.asarray(schedule(step)), jax.ShapeDtypeStruct((), jnp.int32))
+    except Exception as error:  # it may be anyone's code
+        raise ValueError(f'{factory} returned no schedule: for a step, it raises {error!r}.') from error
+    if rate.shape or not jnp.issubdtype(rate.dtype, jnp.floating):
+        raise ValueError(
+            f'{factory} must map a step to a number, but maps it to {rate.dtype}{list(rate.shape)}.'
+        )
+    return schedule
 
 
 def make_compressor(config: Mapping[str, Any]) -> Compressor:
@@ -33,7 +109,11 @@ def make_compressor(config: Mapping[str, Any]) -> Compressor:
 def make_optimizer(
     config: Mapping[str, Any], learning_rate: optax.ScalarOrSchedule, axis_name: AxisName, seed: Any
 ) -> optax.GradientTransformation:
-    """SGD with momentum and the communication of the configured method.
+    """The configured optimizer and the communication of the configured method.
+
+    Weight decay is taken where the gradient is, since the train step passes the detached point as `params`:
+    for `sgd` it is the gradient of the L2 penalty, Algorithm 1, line 6; all others get `weight_decay` as an
+    argument, which in optax means decay by η · weight_decay apart from the gradient.
 
     Args:
         config: a configuration.
@@ -46,19 +126,32 @@ def make_optimizer(
         The optimizer.
 
     Raises:
-        ValueError: if the library rejects a key.
+        ValueError: if the library or the optimizer rejects a key.
     """
     options = _arguments(error_feedback, config)
     if config['auto_detach']:
         options['detach'] = 'auto'
-    return get_method(config['method']).optimizer(
-        optax.add_decayed_weights(config['weight_decay']),
-        optax.sgd(learning_rate, momentum=config['momentum'] or None),  # None allocates no buffer
-        axis_name,
-        make_compressor(config),
-        seed=seed,
-        **options,
+    factory = find_optimizer(config)
+    local = optax.add_decayed_weights(config['weight_decay']) if factory.function is sgd else optax.identity()
+    shared = factory.make(
+        optax.GradientTransformation,
+        required={'learning_rate': learning_rate},
+        weight_decay=config['weight_decay'],
+        momentum=config['momentum'],
     )
+    return get_method(config['method']).optimizer(
+        local, shared, axis_name, make_compressor(config), seed=seed, **options
+    )
+
+
+def _check_effect(factory: Factory, config: Mapping[str, Any], key: str, default: Any) -> None:
+    """Raises ValueError if a key that the factory does not take is not at its default."""
+    value = config[key]
+    if not factory.takes(key) and (tuple(value) if isinstance(default, tuple) else value) != default:
+        raise ValueError(
+            f'{key}={value!r} has no effect on {factory}, which takes no argument of that name. Leave it at '
+            f'{default}, or see --config.{factory.key}_options.'
+        )
 
 
 def _arguments(function: Callable, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from def_jax.checks import nearest
-from def_jax.configuration.optimizer import LIBRARY_KEYS, make_optimizer
-from def_jax.data.catalogue import DATASETS
+from def_jax.configuration.optimizer import LIBRARY_KEYS, OPTIMIZERS, find_schedule, make_optimizer
+from def_jax.configuration.parts import find_dataset, find_model, find_task
+from def_jax.configuration.schedules import SCHEDULES
+from def_jax.data.factories import FACTORIES
 from def_jax.data.in_memory import check_batch_size
 from def_jax.methods import METHODS, get_method
 from def_jax.models import MODELS
+from def_jax.tasks import TASKS
 
 __all__ = ['FIELDS', 'check_config']
 
@@ -42,6 +45,14 @@ def _one_of(names: Iterable[str]) -> Field:
     return Field((str,), lambda value: value in names, f'one of {", ".join(names)}', names)
 
 
+def _factory(names: Iterable[str]) -> Field:
+    """A name, or an import path, which `factories` checks."""
+    names = tuple(names)
+    allowed = f'one of {", ".join(names)}, or an import path such as my_package.my_module:factory'
+    return Field((str,), lambda value: value in names or ':' in value, allowed, names)
+
+
+_OPTIONS = Field((ml_collections.ConfigDict, dict), lambda value: True, 'a dict of arguments of the factory')
 _LIBRARY = Field((object,), lambda value: True, 'a value that def_jax.random_block or error_feedback accepts')
 
 FIELDS: dict[str, Field] = {
@@ -52,16 +63,23 @@ FIELDS: dict[str, Field] = {
     'workers_per_device': _integer(1),
     'sequential_workers': Field((bool,), lambda value: True, 'True or False'),
     'fake_devices': Field((bool,), lambda value: True, 'True or False'),
-    'dataset': _one_of(DATASETS),
+    'task': _factory(TASKS),
+    'task_options': _OPTIONS,
+    'dataset': _factory(FACTORIES),
+    'dataset_options': _OPTIONS,
     'data_dir': Field((str,), lambda value: True, "a path, or empty for TFDS's default"),
     'train_examples': _integer(0),
     'validation_examples': _integer(0),
     'test_examples': _integer(0),
-    'model': _one_of(MODELS),
+    'model': _factory(MODELS),
+    'model_options': _OPTIONS,
     'compute_dtype': _one_of(('float32', 'bfloat16')),
     'batch_size': _integer(1),
+    'accumulate': _integer(1),
     'num_epochs': _integer(1),
     'learning_rate': _number(lambda value: value > 0, 'a number > 0'),
+    'schedule': _factory(SCHEDULES),
+    'schedule_options': _OPTIONS,
     'learning_rate_drops': Field(
         (tuple, list),
         lambda drops: (
@@ -70,12 +88,15 @@ FIELDS: dict[str, Field] = {
         ),
         'increasing fractions of the run, each in (0, 1), e.g. (0.5, 0.75)',
     ),
+    'optimizer': _factory(OPTIMIZERS),
+    'optimizer_options': _OPTIONS,
     'momentum': _number(lambda value: 0 <= value < 1, 'a number in [0, 1)'),
     'weight_decay': _number(lambda value: value >= 0, 'a number >= 0'),
     'seed': Field((int,), lambda value: 0 <= value < 2**32, 'an integer in [0, 2**32)'),
     'eval_every_epochs': _integer(1),
     'evaluate_on': _one_of(('test', 'validation')),
     'log_every_steps': _integer(1),
+    'evaluate_train_examples': _integer(0),
     'recalibrate_batches': _integer(0),
     'diagnostics_every': _integer(0),
     'check_replicas_every': _integer(0),
@@ -112,13 +133,26 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             shown = repr(value).replace('\n', ' ').strip()  # a nested configuration spans several lines
             raise ValueError(f'config.{key}={shown} must be {field.allowed}.{nearest(value, field.names)}')
     try:
+        for find in (find_task, find_dataset, find_model, find_schedule):
+            find(config)
         make_optimizer(config, config.learning_rate, 'workers', config.seed)
         check_batch_size(config.batch_size, config.num_workers)
+        _check_accumulate(config)
     except ValueError as error:
         # In a configuration, the key auto_detach stands for this argument.
         message = str(error).replace("detach='auto'", 'auto_detach=True')
         raise ValueError(f'config.{message}') from error
     _check_workers(config)
+
+
+def _check_accumulate(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError unless the share of each worker divides into `accumulate` parts."""
+    share = config.batch_size // config.num_workers
+    if share % config.accumulate:
+        raise ValueError(
+            f'accumulate={config.accumulate} must divide the {share} examples of a worker, batch_size='
+            f'{config.batch_size} / num_workers={config.num_workers}.'
+        )
 
 
 def _check_workers(config: ml_collections.ConfigDict) -> None:

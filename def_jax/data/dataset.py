@@ -1,16 +1,12 @@
 """A data set as the trainer sees it, however its examples are stored."""
 
 import dataclasses
-import os
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from def_jax.data import in_memory, streaming
-from def_jax.data.catalogue import DatasetSpec, get_dataset_spec
-
-__all__ = ['Batch', 'Dataset', 'Split', 'open_dataset']
+__all__ = ['Batch', 'Dataset', 'Split']
 
 Batch = dict[str, np.ndarray]  # arrays [k, b, ...]: b examples for each of this process's k workers
 
@@ -39,12 +35,26 @@ class Split(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """The splits of a data set."""
+    """The splits of a data set, and what tasks and models need to know about it.
 
-    spec: DatasetSpec
+    Attributes:
+        train: what is trained on.
+        test: what finished choices are evaluated on.
+        validation: what choices are made on; None if the data set has no such split.
+        spec: what its tasks need to know, e.g. a `DatasetSpec`.
+        model_options: arguments for factories of models, e.g. {'num_classes': 10}; each factory gets those
+            that it takes.
+        unit: what is counted, in the plural: 'images', 'tokens'.
+        units_per_example: how many of them an example has.
+    """
+
     train: Split
     test: Split
     validation: Split | None = None
+    spec: Any = None
+    model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unit: str = 'examples'
+    units_per_example: int = 1
 
     def limited(
         self, *, train_examples: int = 0, validation_examples: int = 0, test_examples: int = 0
@@ -84,29 +94,10 @@ class Dataset:
         split = self.validation if evaluate_on == 'validation' else self.test
         if split is None:
             raise ValueError(
-                f'{evaluate_on=} needs a validation split, and {self.spec.name!r} has none of its own. Hold '
-                'out training examples, e.g. --config.validation_examples=1000.'
+                f'{evaluate_on=} needs a validation split, and the data set has none of its own. Hold out '
+                'training examples, e.g. --config.validation_examples=1000.'
             )
         return split
-
-
-def open_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Opens a data set of the catalogue: in memory if it fits, otherwise streamed during training.
-
-    Args:
-        name: a key of `DATASETS`.
-        data_dir: TFDS's directory of prepared data sets, see `in_memory.load_dataset`.
-
-    Returns:
-        The data set.
-
-    Raises:
-        ValueError: if the name is unknown, or the files do not match the catalogue.
-        FileNotFoundError: if the data set is not prepared and cannot be downloaded.
-    """
-    spec = get_dataset_spec(name)
-    load = streaming.open_dataset if spec.streamed else in_memory.load_dataset
-    return Dataset(spec, *load(spec, data_dir))
 
 
 def _first(split: Split, count: int, name: str) -> Split:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,22 +31,40 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """The examples of one split, in TFDS's order.
+    """The examples of one split, in a fixed order.
 
     Attributes:
-        images: uint8 [N, H, W, C].
-        labels: int32 [N].
+        arrays: the parts of the examples by name, each [N, ...]: for images `image`, uint8 [N, H, W, C], and
+            `label`, int32 [N].
+
+    Raises:
+        ValueError: at construction, if the arrays differ in length, there are none, or one is called `mask`.
+
+    >>> split = Split({'input': np.zeros((6, 3)), 'target': np.arange(6)})
+    >>> len(split), split.part(2, 4).arrays['target'].tolist()
+    (6, [2, 3])
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    arrays: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(lengths.values())) != 1 or 'mask' in lengths:
+            raise ValueError(
+                f'arrays of lengths {lengths} must have one length, and names other than mask, which marks '
+                'what is no padding.'
+            )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(next(iter(self.arrays.values())))
 
     def part(self, start: int, stop: int) -> 'Split':
         """The examples at positions `start` to `stop` - 1."""
-        return Split(self.images[start:stop], self.labels[start:stop])
+        return Split({name: array[start:stop] for name, array in self.arrays.items()})
+
+    def take(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at these positions, int64 [...], as arrays [..., *shape of the part]."""
+        return {name: array[positions] for name, array in self.arrays.items()}
 
     def train_batches(self, *, first_step: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
         """The batches of `first_step` and all later steps; the options are those of `train_batch`."""
@@ -85,7 +103,7 @@ def load_dataset(
     def read(split: str) -> Split:
         # batch_size=-1 makes the whole split one batch.
         data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
-        return Split(images=data['image'], labels=data['label'].astype(np.int32))
+        return Split({'image': data['image'], 'label': data['label'].astype(np.int32)})
 
     return read('train'), read('test')
 
@@ -147,11 +165,11 @@ def _check_builder(builder: Any, spec: DatasetSpec) -> None:
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Returns the number of full batches in an epoch; the remaining images are dropped.
+    """Returns the number of full batches in an epoch; the remaining examples are dropped.
 
     Args:
-        num_examples: the number of training images.
-        batch_size: images per step, over all workers.
+        num_examples: the number of training examples.
+        batch_size: examples per step, over all workers.
 
     Raises:
         ValueError: if an epoch does not fill one batch.
@@ -161,19 +179,19 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """
     if not 1 <= batch_size <= num_examples:
         raise ValueError(
-            f'{batch_size=} must be between 1 and {num_examples=}: it counts the images of all workers '
+            f'{batch_size=} must be between 1 and {num_examples=}: it counts the examples of all workers '
             'in one step, and an epoch needs at least one step.'
         )
     return num_examples // batch_size
 
 
 def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """Returns the order in which an epoch visits the training images.
+    """Returns the order in which an epoch visits the training examples.
 
     Args:
         seed: the run's seed.
         epoch: the epoch, from 0.
-        num_examples: the number of training images, N.
+        num_examples: the number of training examples, N.
 
     Returns:
         A permutation of 0 … N-1, int64 [N], that depends only on the arguments.
@@ -208,28 +226,29 @@ def train_batch(
         split: the training split.
         seed: the run's seed.
         step: the step, from 0 and counted over all epochs.
-        batch_size: images per step, over all workers.
+        batch_size: examples per step, over all workers.
         num_workers: the number of workers, K; b = batch_size / K.
         workers: the workers that this process feeds, k of them; None for all.
 
     Returns:
-        `image`, uint8 [k, b, H, W, C], and `label`, int32 [k, b]. No image appears twice in an epoch.
+        The parts of the examples by name, [k, b, ...]: for images `image`, uint8 [k, b, H, W, C], and
+        `label`, int32 [k, b]. No example appears twice in an epoch.
 
     Raises:
         ValueError: if the batch does not divide evenly among the workers or exceeds the split, or the seed or
             the step is negative.
 
-    >>> split = Split(np.zeros((6, 8, 8, 1), np.uint8), np.arange(6, dtype=np.int32))
+    >>> split = Split({'image': np.zeros((6, 8, 8, 1), np.uint8), 'label': np.arange(6, dtype=np.int32)})
     >>> batch = train_batch(split, seed=0, step=0, batch_size=4, num_workers=2)
     >>> batch['image'].shape, batch['label'].shape
     ((2, 2, 8, 8, 1), (2, 2))
     """
     check_batch_size(batch_size, num_workers)
-    epoch, position = divmod(step, steps_per_epoch(len(split.labels), batch_size))
-    order = _cached_permutation(seed, epoch, len(split.labels))
+    epoch, position = divmod(step, steps_per_epoch(len(split), batch_size))
+    order = _cached_permutation(seed, epoch, len(split))
     indices = order[position * batch_size : (position + 1) * batch_size].reshape(num_workers, -1)
     indices = indices if workers is None else indices[list(workers)]
-    return {'image': split.images[indices], 'label': split.labels[indices]}
+    return split.take(indices)
 
 
 def test_batches(
@@ -239,19 +258,18 @@ def test_batches(
 
     Args:
         split: the split, usually the test split.
-        batch_size: images per batch, over all workers.
+        batch_size: examples per batch, over all workers.
         num_workers: the number of workers, K; b = batch_size / K.
         workers: the workers that this process feeds, k of them; None for all.
 
     Returns:
-        An iterator of `image`, uint8 [k, b, H, W, C], `label`, int32 [k, b], and `mask`, float32 [k, b].
-        Over all workers, the mask is 1 exactly once for every image of the split; it is 0 for padding in the
-        last batch.
+        An iterator of the parts of the examples, [k, b, ...], and `mask`, float32 [k, b]. Over all workers,
+        the mask is 1 exactly once for every example of the split; it is 0 for padding in the last batch.
 
     Raises:
         ValueError: if the batch does not divide evenly among the workers.
 
-    >>> split = Split(np.zeros((6, 8, 8, 1), np.uint8), np.arange(6, dtype=np.int32))
+    >>> split = Split({'label': np.arange(6, dtype=np.int32)})
     >>> [int(batch['mask'].sum()) for batch in test_batches(split, batch_size=4, num_workers=2)]
     [4, 2]
     """
@@ -260,20 +278,15 @@ def test_batches(
     def batch(start: int) -> dict[str, np.ndarray]:
         indices = np.arange(start, start + batch_size).reshape(num_workers, -1)
         indices = indices if workers is None else indices[list(workers)]
-        real = indices < len(split.labels)
-        indices = np.where(real, indices, 0)
-        return {
-            'image': split.images[indices],
-            'label': split.labels[indices],
-            'mask': real.astype(np.float32),
-        }
+        real = indices < len(split)
+        return split.take(np.where(real, indices, 0)) | {'mask': real.astype(np.float32)}
 
     # Not a generator function, which would delay the checks until the first batch.
-    return map(batch, range(0, len(split.labels), batch_size))
+    return map(batch, range(0, len(split), batch_size))
 
 
 def check_batch_size(batch_size: int, num_workers: int) -> None:
-    """Raises ValueError unless every worker gets the same, positive number of images."""
+    """Raises ValueError unless every worker gets the same, positive number of examples."""
     if num_workers < 1:
         raise ValueError(f'{num_workers=} must be at least 1.')
     if batch_size < 1 or batch_size % num_workers:

@@ -1,1 +1,10 @@
 """Training tasks, one per file: the loss, the metrics and the variables that they depend on."""
+
+from collections.abc import Callable, Mapping
+
+from def_jax.tasks.base import Task
+from def_jax.tasks.classification import image_classification
+
+__all__ = ['TASKS']
+
+TASKS: Mapping[str, Callable[..., Task]] = {'image_classification': image_classification}

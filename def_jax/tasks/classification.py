@@ -11,11 +11,12 @@ import optax
 
 from def_jax.data import augmentation
 from def_jax.data.catalogue import DatasetSpec
+from def_jax.data.dataset import Dataset
 from def_jax.tasks.base import Batch, Metric, Task
 
 PyTree = Any
 
-__all__ = ['ImageClassification']
+__all__ = ['ImageClassification', 'image_classification']
 
 # Folded into the step's key for the key of dropout. `augment` splits the step's key in two, which may equal
 # folding in 0 and 1.
@@ -62,3 +63,12 @@ class ImageClassification(Task):
         mask = batch['mask'].astype(jnp.float32)
         correct = logits.argmax(-1) == batch['label']
         return {'accuracy': (correct * mask).sum(), 'loss': (losses * mask).sum(), 'count': mask.sum()}
+
+
+def image_classification(model: nn.Module, dataset: Dataset) -> ImageClassification:
+    """The task of a configuration; ValueError unless the data set's examples are images with labels."""
+    if not isinstance(dataset.spec, DatasetSpec):
+        raise ValueError(
+            'its data set must have images with labels. Choose another --config.task or --config.dataset.'
+        )
+    return ImageClassification(model, dataset.spec)

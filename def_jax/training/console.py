@@ -38,12 +38,12 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
         'ef21': sent_part,
         'error_feedback': f'{sent_part}, λ={detach}',
     }[method.kind]
+    evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())
     lines = {
         'method': f'{method.title} ({how})',
         'workers': f'{config.num_workers} on {devices}, total batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
-        'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and '
-        f'{len(experiment.evaluated):,} {config.evaluate_on} images',
+        'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',
         'steps': f'{experiment.num_steps:,} in {config.num_epochs} epochs',
         'sent per step': f'{sent.message_size:,} elements, {_bytes(sent.bytes_per_step)} per worker, '
         f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
@@ -74,6 +74,7 @@ class Progress:
         )
         self._bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
         self._epochs, self._steps = experiment.config.num_epochs, experiment.num_steps
+        self._unit = experiment.dataset.unit
         self._next_line = time.monotonic()
         self._task = self._bar.add_task('', total=experiment.num_steps, completed=start, epoch='', figures='')
 
@@ -92,7 +93,7 @@ class Progress:
                 [
                     f'loss {record["loss"]:.3f}',
                     f'lr {record["learning_rate"]:g}',
-                    f'{record["images_per_second"]:,.0f} images/s',
+                    f'{record[f"{self._unit}_per_second"]:,.0f} {self._unit}/s',
                     f'{record["megabytes_sent"]:.1f} MB sent',
                 ]
             )

@@ -13,9 +13,9 @@ from def_jax.launch.exits import EndedError, ExitCode
 from def_jax.training import steps
 from def_jax.training.experiment import Experiment
 
-__all__ = ['IMAGES_PER_DEVICE', 'DivergedError', 'make_evaluate']
+__all__ = ['EXAMPLES_PER_DEVICE', 'DivergedError', 'make_evaluate']
 
-IMAGES_PER_DEVICE = 100
+EXAMPLES_PER_DEVICE = 100
 
 
 class DivergedError(EndedError):
@@ -40,18 +40,19 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
     point of the method; on validation data they are called `validation_loss_x` and so on. For 'own', each
     worker's own model, they are means over workers, and `test_accuracy_own_std` is the headline metric's
     standard deviation. If BatchNorm's statistics are recalibrated, `test_accuracy_x_running` and so on are
-    the values with the running statistics. Every example counts exactly once. The function raises
+    the values with the running statistics. With `config.evaluate_train_examples`, `train_loss_x` and so on
+    are those on training examples, in evaluation mode. Every example counts exactly once. The function raises
     DivergedError if a loss is not finite.
     """
     outputs, num_devices = steps.make_outputs(experiment), len(experiment.devices)
     eval_steps = {'own': steps.make_own_eval_step(experiment)}
     eval_step = steps.make_eval_step(experiment)
 
-    def sums(point: str, variables: dict) -> dict[str, np.ndarray]:
+    def sums(split: str, point: str, variables: dict) -> dict[str, np.ndarray]:
         """Sums over the split: [] for a shared model, [K] for the workers' own."""
         ways = 1 if point == 'own' else num_devices
         totals = []
-        for batch in experiment.test_batches(IMAGES_PER_DEVICE, ways):
+        for batch in experiment.test_batches(split, EXAMPLES_PER_DEVICE, ways):
             if point == 'own':
                 batch = {name: x[0] for name, x in batch.items()}
             totals.append(jax.device_get(eval_steps.get(point, eval_step)(variables, batch)))
@@ -68,23 +69,28 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
         batch_stats = points['x']['batch_stats']
         points |= {point: {'params': params, 'batch_stats': batch_stats} for point, params in own.items()}
         for point, variables in recalibrated(state, points).items():
-            total = sums(point, variables)
-            if not np.isfinite(total['loss']).all():
-                raise DivergedError(step, None, float(total['loss'].sum()), experiment.measure.split)
-            record |= _figures(experiment, point, point, total)
-            if experiment.config.recalibrate_batches:
-                record |= _figures(experiment, point, f'{point}_running', sums(point, points[point]))
+            for split in experiment.evaluated:
+                total = sums(split, point, variables)
+                if not np.isfinite(total['loss']).all():
+                    raise DivergedError(step, None, float(total['loss'].sum()), split)
+                record |= _figures(experiment, split, point, point, total)
+                if experiment.config.recalibrate_batches:
+                    total = sums(split, point, points[point])
+                    record |= _figures(experiment, split, point, f'{point}_running', total)
         return record
 
     return evaluate
 
 
-def _figures(experiment: Experiment, point: str, name: str, total: dict[str, np.ndarray]) -> dict[str, float]:
-    """The metrics of a record, from the sums over the split."""
-    metrics, measure = experiment.task.metrics(total), experiment.measure
-    figures = {f'{measure.split}_{key}_{name}': np.mean(value) for key, value in metrics.items()}
+def _figures(
+    experiment: Experiment, split: str, point: str, name: str, total: dict[str, np.ndarray]
+) -> dict[str, float]:
+    """The metrics of a record, from the sums over a split."""
+    metrics = experiment.task.metrics(total)
+    figures = {f'{split}_{key}_{name}': np.mean(value) for key, value in metrics.items()}
     if point == 'own':
-        figures[f'{measure.key(name)}_std'] = np.std(metrics[measure.metric.name])
+        headline = experiment.task.headline.name
+        figures[f'{split}_{headline}_{name}_std'] = np.std(metrics[headline])
     return {key: float(value) for key, value in figures.items()}
 
 

@@ -1,6 +1,7 @@
 """What a configuration describes: task, data set, optimizer, workers and number of steps."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,15 +12,14 @@ import numpy as np
 import optax
 
 from def_jax import compressors, hold_skipped, methods
-from def_jax.configuration.optimizer import make_compressor, make_optimizer
+from def_jax.configuration.optimizer import make_compressor, make_optimizer, make_schedule
+from def_jax.configuration.parts import make_dataset, make_task
 from def_jax.configuration.rules import check_config
 from def_jax.data import in_memory
-from def_jax.data.dataset import Dataset, Split, open_dataset
+from def_jax.data.dataset import Dataset, Split
 from def_jax.launch import processes
 from def_jax.launch.devices import worker_devices
-from def_jax.models import get_model
 from def_jax.tasks.base import Task
-from def_jax.tasks.classification import ImageClassification
 from def_jax.training.measure import Measure
 
 __all__ = ['DEVICE_AXIS', 'VIRTUAL_AXIS', 'Communication', 'Experiment', 'build']
@@ -77,17 +77,20 @@ class Experiment:
             yield {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
 
     @property
-    def evaluated(self) -> Split:
-        """The split to evaluate on."""
-        return self.dataset.evaluated(self.config.evaluate_on)
+    def evaluated(self) -> dict[str, Split]:
+        """The splits that are evaluated, by name; the first is that of `measure`."""
+        splits = {self.config.evaluate_on: self.dataset.evaluated(self.config.evaluate_on)}
+        if count := self.config.evaluate_train_examples:
+            splits['train'] = self.dataset.train.part(0, count)
+        return splits
 
-    def test_batches(self, images_per_way: int, ways: int) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over the split to evaluate on, in batches [ways, images_per_way, ...] with a mask.
+    def test_batches(self, split: str, examples_per_way: int, ways: int) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over a split of `evaluated`, in batches [ways, examples_per_way, ...] with a mask.
 
         With one way per device, they are this process's rows of the batches.
         """
-        return self.evaluated.test_batches(
-            batch_size=images_per_way * ways,
+        return self.evaluated[split].test_batches(
+            batch_size=examples_per_way * ways,
             num_workers=ways,
             workers=self.rows if ways == len(self.devices) else None,
         )
@@ -96,6 +99,11 @@ class Experiment:
     def measure(self) -> Measure:
         """What the run's points are compared by."""
         return Measure(self.config.evaluate_on, self.task.headline)
+
+    @functools.cached_property
+    def abstract_variables(self) -> Any:
+        """Shapes and dtypes of the task's variables; compiles nothing."""
+        return jax.eval_shape(lambda: self.task.init(jax.random.key(0)))
 
     @property
     def axis_name(self) -> str | tuple[str, str]:
@@ -168,20 +176,13 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     check_config(config)
     devices = worker_devices(config.num_workers // config.workers_per_device, fake=config.fake_devices)
     try:
-        dataset = open_dataset(config.dataset, config.data_dir or None).limited(
-            train_examples=config.train_examples,
-            validation_examples=config.validation_examples,
-            test_examples=config.test_examples,
-        )
-        dataset.evaluated(config.evaluate_on)  # that there is one
+        dataset = make_dataset(config)
         steps_per_epoch = in_memory.steps_per_epoch(len(dataset.train), config.batch_size)
+        task = make_task(config, dataset)
+        num_steps = _num_steps(config, steps_per_epoch)
+        schedule = make_schedule(config, num_steps)
     except ValueError as error:
         raise ValueError(f'config.{error}') from error
-    model = get_model(config.model, dataset.spec.num_classes, jnp.dtype(config.compute_dtype))
-    num_steps = _num_steps(config, steps_per_epoch)
-    schedule = optax.piecewise_constant_schedule(
-        config.learning_rate, {round(share * num_steps): 0.1 for share in config.learning_rate_drops}
-    )
 
     def optimizer(seed: Any) -> optax.GradientTransformation:
         chain = make_optimizer(config, schedule, _axis_name(config), seed)
@@ -191,7 +192,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         config=ml_collections.FrozenConfigDict(config),
         method=methods.get_method(config.method),
         dataset=dataset,
-        task=ImageClassification(model, dataset.spec),
+        task=task,
         schedule=schedule,
         make_optimizer=optimizer,
         compressor=make_compressor(config),
@@ -205,7 +206,7 @@ def _num_steps(config, steps_per_epoch: int) -> int:
     num_steps = steps_per_epoch * config.num_epochs
     if num_steps >= 2**31:
         raise ValueError(
-            f'config.num_epochs={config.num_epochs} gives {num_steps} steps, but they are counted in 32 '
+            f'num_epochs={config.num_epochs} gives {num_steps} steps, but they are counted in 32 '
             'bits: there must be fewer than 2**31.'
         )
     return num_steps

@@ -16,7 +16,7 @@ from def_jax.launch import interruption, processes
 from def_jax.launch.interruption import InterruptedRunError
 from def_jax.tasks.base import GenerativeTask
 from def_jax.training import console as console_lib
-from def_jax.training import metrics, plots, replica_check, results, steps
+from def_jax.training import metrics, plots, replica_check, results, steps, task_check
 from def_jax.training.checkpointing import workdir
 from def_jax.training.checkpointing.checkpoints import Checkpoints
 from def_jax.training.checkpointing.regrouping import Layout
@@ -59,7 +59,7 @@ def train_and_evaluate(
     """
     with processes.naming_the_lost():
         experiment = build(config)
-        steps.abstract_variables(experiment)  # rejects images that the model cannot take
+        task_check.check(experiment)  # before anything is written
         console = console or console_lib.process_console()
         run = _claimed(folder, config)
         lock = workdir.locked(run) if processes.is_first() else contextlib.nullcontext()
@@ -274,13 +274,14 @@ class _Window:
         done, self._end = self._end, None
         losses, taken = self._finite_losses(done)
         counted = taken if taken.any() else ~taken
-        images = (len(losses) - self._carried) * self._experiment.config.batch_size
+        dataset = self._experiment.dataset
+        units = (len(losses) - self._carried) * self._experiment.config.batch_size * dataset.units_per_example
         record = {
             'step': done,
             'loss': float(losses[counted].mean()),
             **{name: float(self._values(name).mean()) for name in self._figures()},
             'learning_rate': float(self._experiment.schedule(done - 1)),
-            'images_per_second': images / (time.perf_counter() - self._started),
+            f'{dataset.unit}_per_second': units / (time.perf_counter() - self._started),
         } | self.position(done)
         if self._experiment.config.skip_nonfinite:
             record['skipped'] = int((~taken).sum())

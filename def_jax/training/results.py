@@ -17,6 +17,8 @@ from def_jax.training.metrics import MetricLog
 
 __all__ = ['is_whole', 'read', 'write']
 
+_SPLITS = ('test_', 'validation_', 'train_')  # how the names of metrics begin
+
 # What tables and plots read from a result, whichever version of the trainer wrote it.
 _PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
     'title': (str, ()),
@@ -56,7 +58,7 @@ def write(
     measure = experiment.measure
     tests = [record for record in log.records if measure.key('x') in record]
     last = tests[-1] if tests else {}
-    final = {name: value for name, value in last.items() if name.startswith(f'{measure.split}_')}
+    final = {name: value for name, value in last.items() if name.startswith(_SPLITS)}
     last_epoch = steps_done - experiment.steps_per_epoch
     losses = [record['loss'] for record in log.records if 'loss' in record and record['step'] > last_epoch]
     result = {

@@ -15,10 +15,10 @@ from def_jax.error_feedback import detached_params, output_params
 from def_jax.models.layers import STATISTICS_MOMENTUM
 from def_jax.ownership import own_leaves
 from def_jax.training.experiment import DEVICE_AXIS, VIRTUAL_AXIS, Experiment
+from def_jax.training.gradients import accumulated_value_and_grad
 
 __all__ = [
     'TrainState',
-    'abstract_variables',
     'make_batch_statistics',
     'make_diagnose',
     'make_eval_step',
@@ -71,24 +71,23 @@ def make_init(experiment: Experiment) -> Callable[[], TrainState]:
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Returns the train step of Algorithm 1, lines 4 to 10; it donates the state.
 
-    The step maps a state and a batch (image uint8 [K, b, H, W, C], label int32 [K, b]) to the new state and
-    each worker's metrics: loss and accuracy at the detached point, float32 [K], and with `skip_nonfinite`
-    also taken, bool [K], False if all workers skipped the step. With virtual workers, [K] becomes [devices,
-    virtual workers].
+    The step maps a state and a batch (arrays [K, b, ...]) to the new state and each worker's metrics: the
+    loss and those of the task at the detached point, float32 [K], and with `skip_nonfinite` also taken, bool
+    [K], False if all workers skipped the step. With virtual workers, [K] becomes [devices, virtual workers].
     """
     detaches, axes = experiment.method.kind == 'error_feedback', worker_axes(experiment)
     skips, optimizer = experiment.config.skip_nonfinite, experiment.optimizer
 
-    value_and_grad = _one_worker(jax.value_and_grad(experiment.task.loss, has_aux=True), experiment)
+    value_and_grad = _one_worker(_value_and_grad(experiment), experiment)
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        # Weight decay is part of the gradient, so it is also evaluated at the detached point.
         point = detached_params(state.params, state.opt_state) if detaches else state.params
         (loss, (figures, batch_stats)), grads = value_and_grad(
             point, state.batch_stats, batch, _step_key(experiment, state)
         )
         if skips:  # a non-finite loss may have a finite gradient
             grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
+        # Weight decay, too, is evaluated at the detached point.
         updates, opt_state = optimizer.update(grads, state.opt_state, point)
         params = optax.apply_updates(state.params, updates)
         metrics = {'loss': loss} | figures
@@ -108,10 +107,10 @@ def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[
     own, `detach_optimum_own`, float32 [K]. Gradients are taken at x, on the batch.
     """
 
-    grad = _one_worker(jax.grad(experiment.task.loss, has_aux=True), experiment)
+    value_and_grad = _one_worker(_value_and_grad(experiment), experiment)
 
     def diagnose(state: TrainState, batch: dict) -> tuple[dict, dict]:
-        grads, _ = grad(state.params, state.batch_stats, batch, _step_key(experiment, state))
+        _, grads = value_and_grad(state.params, state.batch_stats, batch, _step_key(experiment, state))
         figures = diagnostics.gradient_statistics(grads, experiment.axis_name)
         own = {}
         if experiment.method.kind == 'error_feedback':
@@ -166,10 +165,10 @@ def make_batch_statistics(
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
-    """Returns a function from variables and a test batch to sums over its images on all devices.
+    """Returns a function from variables and a test batch to sums over its examples on all devices.
 
-    The batch has image uint8 [D, b, H, W, C], label int32 [D, b] and mask [D, b], 0 on padding, for D
-    devices; the sums are those of `Task.test_sums`, float32 [].
+    The batch has arrays [D, b, ...] and mask [D, b], 0 on padding, for D devices; the sums are
+    those of `Task.test_sums`, float32 [].
     """
     return jax.pmap(
         lambda variables, batch: lax.psum(experiment.task.test_sums(variables, batch), DEVICE_AXIS),
@@ -183,7 +182,7 @@ def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
 def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     """Like `make_eval_step`, for variables with the worker axis: each worker's model sees the whole batch.
 
-    The batch has image uint8 [b, H, W, C], and so on; the sums are float32 [K].
+    The batch has arrays [b, ...]; the sums are float32 [K].
     """
     axes = {'params': 0, 'batch_stats': None}
     test_sums = _one_worker(experiment.task.test_sums, experiment)
@@ -226,6 +225,10 @@ def _num_skipped(opt_state: PyTree) -> jax.Array:
     return optax.tree.get(opt_state, 'skipped')
 
 
+def _value_and_grad(experiment: Experiment) -> Callable:
+    return accumulated_value_and_grad(experiment.task.loss, experiment.config.accumulate)
+
+
 def _step_key(experiment: Experiment, state: TrainState) -> jax.Array:
     """A key for this step and worker."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -235,15 +238,15 @@ def _step_key(experiment: Experiment, state: TrainState) -> jax.Array:
 def worker_axes(experiment: Experiment) -> TrainState:
     """The worker axis of each part of a TrainState, 0 or None: in_axes and out_axes of every step.
 
-    A single value stands for a whole tree like the parameters.
+    A single value stands for a whole tree like the parameters. With several processes pmap hashes the axes,
+    so they contain no dict: one that holds anything of a worker's own belongs to the worker as a whole.
     """
-    own = own_leaves(experiment.optimizer, jax.ShapeDtypeStruct((1,), jnp.float32))
-    opt_axes = jax.tree.map(lambda own: 0 if own else None, own)
-    # With several processes pmap hashes the axes, so they contain no dict; those of options hold only values
-    # that are the same on all workers.
-    opt_axes = jax.tree.map(
-        lambda node: node if jax.tree.leaves(node) else None, opt_axes, is_leaf=lambda n: isinstance(n, dict)
-    )
+    own = own_leaves(experiment.optimizer, experiment.abstract_variables['params'])
+
+    def axis(node: PyTree) -> int | None:
+        return 0 if any(jax.tree.leaves(node)) else None
+
+    opt_axes = jax.tree.map(axis, own, is_leaf=lambda node: isinstance(node, (bool, dict)))
     return TrainState(step=None, key=None, params=None, batch_stats=0, opt_state=opt_axes)
 
 
@@ -269,8 +272,3 @@ def settled(experiment: Experiment, outputs: PyTree) -> PyTree:
     Collectives of fake devices that run ahead can starve each other on few cores.
     """
     return jax.block_until_ready(outputs) if experiment.config.fake_devices else outputs
-
-
-def abstract_variables(experiment: Experiment) -> PyTree:
-    """Shapes and dtypes of the variables; compiles nothing. Raises ValueError for images that do not fit."""
-    return jax.eval_shape(lambda: experiment.task.init(jax.random.key(0)))

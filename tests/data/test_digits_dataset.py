@@ -35,14 +35,17 @@ def sklearn_digits():
 
 
 def as_pairs(split):
-    return {image.tobytes(): int(label) for image, label in zip(split.images, split.labels, strict=True)}
+    return {
+        image.tobytes(): int(label)
+        for image, label in zip(split.arrays['image'], split.arrays['label'], strict=True)
+    }
 
 
 def test_sizes_and_types(splits):
     for split, size in zip(splits, (1000, 797), strict=True):
-        assert (split.images.shape, split.images.dtype) == ((size, 8, 8, 1), np.uint8)
-        assert (split.labels.shape, split.labels.dtype) == ((size,), np.int32)
-        assert (split.images.min(), split.images.max()) == (0, 240)
+        assert (split.arrays['image'].shape, split.arrays['image'].dtype) == ((size, 8, 8, 1), np.uint8)
+        assert (split.arrays['label'].shape, split.arrays['label'].dtype) == ((size,), np.int32)
+        assert (split.arrays['image'].min(), split.arrays['image'].max()) == (0, 240)
 
 
 def test_union_is_sklearn_byte_for_byte(splits, sklearn_digits):
@@ -52,7 +55,7 @@ def test_union_is_sklearn_byte_for_byte(splits, sklearn_digits):
 
 
 def test_split_is_stratified(splits):
-    train, test = (np.bincount(split.labels, minlength=10) for split in splits)
+    train, test = (np.bincount(split.arrays['label'], minlength=10) for split in splits)
     assert np.abs(train - (train + test) * 1000 / 1797).max() < 1
 
 
@@ -68,12 +71,12 @@ def test_split_is_the_published_one(splits):
 
 def test_order_is_the_same_at_every_preparation(splits, tmp_path):
     for split, again in zip(splits, load_dataset('digits', tmp_path), strict=True):
-        np.testing.assert_array_equal(split.images, again.images)
-        np.testing.assert_array_equal(split.labels, again.labels)
+        np.testing.assert_array_equal(split.arrays['image'], again.arrays['image'])
+        np.testing.assert_array_equal(split.arrays['label'], again.arrays['label'])
     # TFDS's own shuffle at preparation, from the examples' keys: classes are mixed.
-    assert len(set(splits[0].labels[:50].tolist())) == 10
+    assert len(set(splits[0].arrays['label'][:50].tolist())) == 10
     # A seed means the same batches everywhere only while this order stays.
-    assert zlib.crc32(splits[0].labels.astype('<i4').tobytes()) == 3458140105
+    assert zlib.crc32(splits[0].arrays['label'].astype('<i4').tobytes()) == 3458140105
 
 
 def test_prepared_copy_is_reused(splits, data_dir, monkeypatch):
@@ -82,7 +85,7 @@ def test_prepared_copy_is_reused(splits, data_dir, monkeypatch):
 
     monkeypatch.setattr(Digits, '_generate_examples', fail)
     train, _ = load_dataset(DATASETS['digits'], data_dir)
-    np.testing.assert_array_equal(train.labels, splits[0].labels)
+    np.testing.assert_array_equal(train.arrays['label'], splits[0].arrays['label'])
 
 
 def test_tfds_knows_it_by_name(splits, data_dir):
@@ -96,6 +99,6 @@ def test_tfds_knows_it_by_name(splits, data_dir):
 
 
 def test_mean_and_std_are_those_of_the_training_images(splits):
-    pixels = splits[0].images / 255
+    pixels = splits[0].arrays['image'] / 255
     np.testing.assert_allclose(DATASETS['digits'].mean, pixels.mean((0, 1, 2)), atol=5e-5)
     np.testing.assert_allclose(DATASETS['digits'].std, pixels.std((0, 1, 2)), atol=5e-5)

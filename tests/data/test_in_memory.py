@@ -41,9 +41,8 @@ CIFAR10_DIRS = [
 def numbered_split(num_examples):
     """A split whose images and labels say which example they are."""
     labels = np.arange(num_examples, dtype=np.int32)
-    return Split(
-        np.broadcast_to(labels.astype(np.uint8)[:, None, None, None], (num_examples, 2, 2, 1)), labels
-    )
+    images = np.broadcast_to(labels.astype(np.uint8)[:, None, None, None], (num_examples, 2, 2, 1))
+    return Split({'image': images, 'label': labels})
 
 
 def random_images(num_images, spec=SPEC):
@@ -226,14 +225,16 @@ def test_importing_the_module_is_quick():
 def test_cifar10():
     splits = load_dataset('cifar10', CIFAR10_DIRS[0])
     for split, size in zip(splits, (50_000, 10_000), strict=True):
-        assert (split.images.shape, split.images.dtype) == ((size, 32, 32, 3), np.uint8)
-        assert split.labels.dtype == np.int32
-        assert np.bincount(split.labels).tolist() == [size // 10] * 10
+        assert (split.arrays['image'].shape, split.arrays['image'].dtype) == ((size, 32, 32, 3), np.uint8)
+        assert split.arrays['label'].dtype == np.int32
+        assert np.bincount(split.arrays['label']).tolist() == [size // 10] * 10
     grey = np.arange(256) / 255
     for channel, (mean, std) in enumerate(
         zip(DATASETS['cifar10'].mean, DATASETS['cifar10'].std, strict=True)
     ):
-        share = np.bincount(splits[0].images[..., channel].ravel(), minlength=256) / (50_000 * 32 * 32)
+        share = np.bincount(splits[0].arrays['image'][..., channel].ravel(), minlength=256) / (
+            50_000 * 32 * 32
+        )
         # The figures are those of the official PNG files. Of a JPEG copy, TensorFlow's fast decoder
         # makes the red and blue means 0.005 too small.
         assert abs(share @ grey - mean) < 6e-3
@@ -283,7 +284,7 @@ def test_another_process_prepares_it_first(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', lose_the_race)
     train, test = load_dataset('digits', tmp_path)
-    assert (len(train.labels), len(test.labels)) == (1000, 797)
+    assert (len(train.arrays['label']), len(test.arrays['label'])) == (1000, 797)
 
 
 @pytest.mark.parametrize(

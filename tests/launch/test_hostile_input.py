@@ -29,7 +29,7 @@ from def_jax.compressors.blocks import Block
 from def_jax.compressors.random_block import _draw_places
 from def_jax.data import in_memory, streaming
 from def_jax.launch import command_line
-from def_jax.training import experiment, loop, steps
+from def_jax.training import experiment, loop, steps, task_check
 
 NUM_MUTATED = 400  # configurations, and as many command lines
 
@@ -41,7 +41,7 @@ class Started(Exception):
 @pytest.fixture
 def starting(data_dir, monkeypatch):
     """Runs end, with Started, where everything has been checked; data sets are loaded once."""
-    load_dataset, abstract_variables = in_memory.load_dataset, steps.abstract_variables
+    load_dataset, check_task = in_memory.load_dataset, task_check.check
     running = []
 
     @functools.cache
@@ -53,7 +53,7 @@ def starting(data_dir, monkeypatch):
     @functools.cache
     def of_model(model, dataset):
         del model, dataset
-        return abstract_variables(running[-1])
+        return check_task(running[-1])
 
     def checked(run):
         running.append(run)
@@ -64,7 +64,7 @@ def starting(data_dir, monkeypatch):
 
     monkeypatch.setattr(in_memory, 'load_dataset', lambda spec, data_dir: load(spec.name))
     monkeypatch.setattr(streaming, 'open_dataset', lambda spec, data_dir: load(spec.name))
-    monkeypatch.setattr(steps, 'abstract_variables', checked)
+    monkeypatch.setattr(task_check, 'check', checked)
     monkeypatch.setattr(steps, 'make_init', start)
 
 

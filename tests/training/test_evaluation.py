@@ -9,7 +9,7 @@ import optax
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.data import augmentation, in_memory
+from def_jax.data import augmentation
 from def_jax.data.catalogue import get_dataset_spec
 from def_jax.training import experiment, loop, steps
 
@@ -37,12 +37,12 @@ def random_state(recorded):
 def plain_evaluation(recorded):
     """A function from variables to accuracy and mean loss, in NumPy but for the network, on one device."""
     test = recorded.experiment.dataset.test
-    pixels = (test.images / np.float32(255) - np.float32(DATASET.mean)) / np.float32(DATASET.std)
+    pixels = (test.arrays['image'] / np.float32(255) - np.float32(DATASET.mean)) / np.float32(DATASET.std)
     logits_of = jax.jit(lambda variables, x: recorded.experiment.task.model.apply(variables, x, train=False))
 
     def evaluate(params, batch_stats, count=797):
         logits = np.asarray(logits_of({'params': params, 'batch_stats': batch_stats}, pixels), np.float64)
-        labels = test.labels[:count]
+        labels = test.arrays['label'][:count]
         logits = logits[:count]
         log_sum = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
         loss = np.mean(log_sum - logits[np.arange(count), labels])
@@ -76,7 +76,7 @@ def test_records_of_a_run_equal_a_plain_evaluation(recorded, plain_evaluation):
 @pytest.mark.parametrize('count', [797, 1, 400, 401])
 def test_every_image_counts_once(recorded, random_state, plain_evaluation, count):
     full = recorded.experiment.dataset.test
-    test = in_memory.Split(full.images[:count], full.labels[:count])
+    test = full.part(0, count)
     dataset = dataclasses.replace(recorded.experiment.dataset, test=test)
     run = dataclasses.replace(recorded.experiment, dataset=dataset)
     record = loop.make_evaluate(run)(fixtures.placed(random_state, run), 20)
@@ -178,6 +178,8 @@ def measured_statistics(run, state, params, num_batches):
 
 
 def evaluated(run, params, batch_stats):
-    images = augmentation.standardise(run.dataset.test.images, DATASET)
+    images = augmentation.standardise(run.dataset.test.arrays['image'], DATASET)
     logits = run.task.model.apply({'params': params, 'batch_stats': batch_stats}, images, train=False)
-    return float(optax.softmax_cross_entropy_with_integer_labels(logits, run.dataset.test.labels).mean())
+    return float(
+        optax.softmax_cross_entropy_with_integer_labels(logits, run.dataset.test.arrays['label']).mean()
+    )

@@ -261,7 +261,7 @@ def test_a_run_is_evaluated_on_what_it_does_not_train_on(data_dir, tmp_path, rec
     assert losses[0] == losses[1]
     held_out = experiment.build(config).evaluated
     full, _ = in_memory.load_dataset('digits', data_dir)
-    np.testing.assert_array_equal(held_out.images, full.images[200:])
+    np.testing.assert_array_equal(held_out.arrays['image'], full.arrays['image'][200:])
     correct = 800 * result['metrics']['validation_accuracy_x']
     assert correct == pytest.approx(round(correct), abs=1e-3)
 

@@ -112,7 +112,7 @@ def describe(workers: tuple[int, ...], batch_size: int, layout: Layout) -> list[
     if old != new:
         lines.append(
             f'workers: {old} before, {new} now; each receives the mean of the {old} residuals, momenta '
-            'and BatchNorm statistics; parameters unchanged'
+            'and statistics; parameters unchanged'
         )
     elif workers != layout.workers:
         places = ' x '.join(map(str, layout.workers)) + (
@@ -121,7 +121,7 @@ def describe(workers: tuple[int, ...], batch_size: int, layout: Layout) -> list[
         lines.append(f'workers: the same {old}, now as {places} workers; the state is unchanged')
     if batch_size != layout.batch_size:
         lines.append(
-            f'batch: {batch_size} images before, {layout.batch_size} now; step numbers continue, epochs '
+            f'batch: {batch_size} examples before, {layout.batch_size} now; step numbers continue, epochs '
             'count by the new batch'
         )
     return lines
