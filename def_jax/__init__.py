@@ -1,7 +1,7 @@
 """def_jax: communication-efficient data-parallel training with Detached Error Feedback, for optax."""
 
 from def_jax import baselines, beyond, compressors, diagnostics, theory
-from def_jax.alias import def_sgd
+from def_jax.alias import def_adamw, def_sgd
 from def_jax.baselines import EF21State, ef21
 from def_jax.beyond.skipping import hold_skipped
 from def_jax.collectives import all_reduce_mean
@@ -23,6 +23,7 @@ __all__ = [
     'baselines',
     'beyond',
     'compressors',
+    'def_adamw',
     'def_sgd',
     'detached_params',
     'diagnostics',

@@ -111,6 +111,21 @@ def test_no_momentum_keeps_no_buffer():
     chex.assert_trees_all_equal(train(alias, params, targets)[:2], expected)
 
 
+@pytest.mark.parametrize('b1', [0.9, 0, 0.0])
+def test_def_adamw_is_the_chain(b1):
+    mask = {'b': False, 's': False, 'w': True}
+    blocks = def_jax.random_block(4, order='shuffled', allocation='balanced')
+    by_hand = optax.chain(
+        optax.adamw(0.1, b1=b1, b2=0.99, weight_decay=0.3, mask=mask),
+        def_jax.error_feedback(blocks, 'workers', detach=0.3, seed=3),
+    )
+    alias = def_jax.def_adamw(0.1, 4, 'workers', b1=b1, weight_decay=0.3, mask=mask, seed=3)
+    params, targets = make_params(), make_targets()
+    assert bool(optax.tree.get_all_with_path(alias.init(params), 'mu')) == bool(b1)
+    actual, expected = train(alias, params, targets)[:2], train(by_hand, params, targets)[:2]
+    chex.assert_trees_all_close(actual, expected, **CLOSE)
+
+
 # --- inject_hyperparams -----------------------------------------------------------------------------------
 
 

@@ -19,8 +19,8 @@ PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 REQUIREMENTS = (ROOT / 'requirements.txt').read_text()
 PUBLIC = """
     error_feedback detached_params output_params ErrorFeedbackState random_block random_k scaled identity
-    def_sgd ef21 all_reduce_mean baselines METHODS get_method assert_replicated hold_skipped message_size
-    diagnostics state_specs
+    def_sgd def_adamw ef21 all_reduce_mean baselines METHODS get_method assert_replicated hold_skipped
+    message_size diagnostics state_specs
 """
 IMPORTS = """
 import sys, jax, optax
