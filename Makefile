@@ -46,6 +46,7 @@ theory: $(READY)  ## Run the programs behind docs/theory: print tables, write pl
 
 tables: $(READY)  ## Regenerate every page and plot under results/ from its runs.jsonl.
 	@for folder in $(RESULTS); do $(BIN)/python -m def_jax.experiments.report --workdir=$$folder || exit 1; done
+	$(BIN)/python -m def_jax.experiments.claims
 
 reproduce: $(READY)  ## Rerun the digits experiments from scratch in runs/ and report them; takes hours on 2 cores.
 	@for table in $(REPRODUCED); do \

@@ -10,11 +10,12 @@ import numpy as np
 from def_jax.data.catalogue import DATASETS
 from def_jax.experiments import needed_runs
 from def_jax.experiments.finished_runs import Results, figure
+from def_jax.experiments.statistics import mean_std
 from def_jax.methods import METHODS
 from def_jax.training.console import point_name
 from def_jax.training.measure import Measure
 
-__all__ = ['Cell', 'diverged', 'mean_std', 'of_settings', 'of_table']
+__all__ = ['Cell', 'diverged', 'of_settings', 'of_table']
 
 # A run whose final training loss exceeds this fraction of the loss of guessing learned nothing.
 _GUESSING = 0.95
@@ -41,6 +42,12 @@ class Cell(NamedTuple):
     @property
     def diverged(self) -> int:
         return len(self.results) - len(self.figures)
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """The figures by seed."""
+        done = [result['config']['seed'] for result in self.results if not diverged(result)]
+        return dict(zip(done, self.figures, strict=True))
 
     @property
     def averaged(self) -> bool:
@@ -143,12 +150,6 @@ def diverged(result: Mapping[str, Any]) -> bool:
     else:  # written before there were tasks other than classification
         guessing = math.log(DATASETS[result['config']['dataset']].num_classes)
     return guessing is not None and result['metrics']['train_loss'] > _GUESSING * guessing
-
-
-def mean_std(values: list[float], digits: int) -> str:
-    """Mean ± sample standard deviation; a single value has no deviation."""
-    spread = f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else ''
-    return f'{np.mean(values):.{digits}f}{spread}'
 
 
 def _answer(settings: Mapping[str, Any], point: str) -> str:

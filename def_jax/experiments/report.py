@@ -99,6 +99,7 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
         *([f'![{drawn} by {rows}](rows.png)'] if with_rows else []),
         *([f'![{drawn} and training loss of every row](curves.png)'] if with_curves else []),
         *(['Lines are means over seeds, bands one standard deviation.'] if with_rows or with_curves else []),
+        *_differences_parts(rows, cells),
         '## What was sent',
         'Visits per block are steps / true ratio; the true ratio is below the nominal one because a small '
         'tensor sends at least one element. MB are what one worker hands to the all-reduce. The training '
@@ -113,6 +114,17 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
             tables.learning_rates(table, found),
         ]
     return parts
+
+
+def _differences_parts(rows: str, cells: list[Cell]) -> list[str]:
+    if not (differences := tables.differences(rows, cells)):
+        return []
+    return [
+        '## Differences from SGD',
+        "Paired by seed, in the unit of the table; the interval is Student's t. 'Yes': two one-sided t tests "
+        'at 5 % show that the means differ by less.',
+        differences,
+    ]
 
 
 def _settings_parts(cells: list[Cell], output: Path) -> list[str]:

@@ -9,14 +9,16 @@ import numpy as np
 
 from def_jax import markdown
 from def_jax.experiments import needed_runs
-from def_jax.experiments.cells import Cell, diverged, mean_std
+from def_jax.experiments.cells import Cell, diverged
 from def_jax.experiments.finished_runs import Results, figure
+from def_jax.experiments.statistics import MARGIN, mean_std, paired_difference
 from def_jax.training.measure import Measure
 
 __all__ = [
     'comma_separated',
     'compared',
     'diagnostics',
+    'differences',
     'heading',
     'learning_rates',
     'settings',
@@ -64,6 +66,19 @@ def comma_separated(cells: list[Cell]) -> str:
             [cell.row, cell.column, mean, std, seeds, cell.diverged, cell.learning_rate, cell.paper]
         )
     return out.getvalue()
+
+
+def differences(rows: str, cells: list[Cell]) -> str:
+    """Each cell against SGD, paired by seed; empty without SGD, or where no cell shares two seeds with it."""
+    sgd = next((cell for cell in cells if cell.method == 'SGD' and cell.averaged), None)
+    lines = [[rows, 'method', 'difference [95 % interval]', 'seeds', f'within {MARGIN:g} points']]
+    for cell in cells if sgd else []:
+        pairs = paired_difference(cell.by_seed, sgd.by_seed) if cell.averaged and cell is not sgd else None
+        if pairs and pairs.num_pairs > 1:
+            within = ('yes' if pairs.equivalent() else 'not shown') if cell.measure.metric.percent else ''
+            text = pairs.text(cell.measure.digits)
+            lines.append([cell.row, cell.column, text, str(pairs.num_pairs), within])
+    return markdown.table(lines) if len(lines) > 1 else ''
 
 
 def traffic(rows: str, cells: list[Cell]) -> str:

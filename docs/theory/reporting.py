@@ -5,7 +5,8 @@ from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
-from scipy import stats
+
+from def_jax.experiments.statistics import paired_difference
 
 RESULTS = Path(__file__).resolve().parents[2] / 'results' / 'theory'
 
@@ -19,11 +20,9 @@ def mean_std(values):
 
 
 def interval(differences):
-    """The 95 % interval of Student's t for the mean of paired differences, one per seed."""
-    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    return (
-        f'{np.mean(differences):.3g} [{np.mean(differences) - half:.3g}, {np.mean(differences) + half:.3g}]'
-    )
+    """The mean of paired differences, one per seed, with its 95 % interval."""
+    low, high = paired_difference(differences, np.zeros(len(differences))).interval()
+    return f'{np.mean(differences):.3g} [{low:.3g}, {high:.3g}]'
 
 
 def band(axes, x, values, label, **style):

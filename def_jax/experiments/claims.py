@@ -1,0 +1,186 @@
+"""Writes the tables of the page of claims: statements against the committed runs, with intervals.
+
+    python -m def_jax.experiments.claims --config=configs/claims.py --output=results/claims.md
+
+A claim compares two cells of tables under results/. Its outcome follows from its interval alone, by rules
+that are the same for all claims.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from def_jax import markdown
+from def_jax.experiments import cells as cells_lib
+from def_jax.experiments import finished_runs, needed_runs
+from def_jax.experiments.cells import Cell
+from def_jax.experiments.statistics import MARGIN, Difference, paired_difference
+from def_jax.launch import command_line
+
+__all__ = ['Claim', 'Source', 'outcome', 'page', 'tables']
+
+Expected = Literal['equal', 'ahead', 'diverges']
+_START, _END = '<!-- written by def_jax.experiments.claims -->', '<!-- end -->'
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A cell of a committed table: a folder under results/, a row and a column."""
+
+    folder: str
+    row: str
+    column: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A statement that runs can decide.
+
+    Attributes:
+        text: the statement, e.g. 'DEF equals SGD at ratio 64'.
+        paper: the paper's numbers for it; empty for a claim of this project.
+        ours: the cell that the statement is about.
+        against: the cell that it is compared with; None for 'diverges'.
+        expected: what the statement says of `ours`: it equals `against`, is ahead of it, or diverges.
+        limits: what else a reader must know.
+    """
+
+    text: str
+    paper: str
+    ours: Source
+    against: Source | None
+    expected: Expected
+    limits: str = ''
+
+
+def outcome(expected: Expected, difference: Difference) -> str:
+    """'holds', 'does not hold' or 'open', from the difference to the cell that a claim compares with.
+
+    'equal' holds if the two are equivalent within `MARGIN`, and does not if the 95 % interval has no value
+    within it. 'ahead' holds if the 95 % interval is above zero, and does not if it is below zero or the two
+    are equivalent.
+
+    >>> outcome('ahead', paired_difference([3.0, 3.1, 2.9], [1.0, 1.0, 1.0]))
+    'holds'
+    >>> outcome('equal', paired_difference([3.0, 1.1, 2.0], [1.0, 1.0, 1.0]))
+    'open'
+    """
+    low, high = difference.interval()
+    if expected == 'equal':
+        if difference.equivalent():
+            return 'holds'
+        return 'does not hold' if low > MARGIN or high < -MARGIN else 'open'
+    if low > 0:
+        return 'holds'
+    return 'does not hold' if high < 0 or difference.equivalent() else 'open'
+
+
+def tables(claims: Iterable[tuple[str, Sequence[Claim]]], results: Path) -> str:
+    """The claims as tables in Markdown.
+
+    Args:
+        claims: headings, and the claims below each.
+        results: the folder of the committed tables.
+
+    Returns:
+        The tables below their headings; the same files give the same text.
+
+    Raises:
+        ValueError: if a claim names a cell that is not there.
+    """
+    cell_of = functools.partial(_cell, functools.cache(_cells), results)
+    parts = []
+    for heading, group in claims:
+        lines = [['claim', 'the paper', 'here', 'difference [95 % interval]', 'seeds', 'outcome', 'limits']]
+        lines += [_line(claim, cell_of) for claim in group]
+        parts += [f'## {heading}', markdown.table(lines)]
+    return '\n\n'.join(parts)
+
+
+def page(text: str, written: str) -> str:
+    """A page with the tables between its two marks replaced.
+
+    Args:
+        text: the page.
+        written: the tables.
+
+    Returns:
+        The new page.
+
+    Raises:
+        ValueError: if a mark is missing.
+
+    >>> print(page(f'before {_START} old {_END} after', 'new'))
+    before <!-- written by def_jax.experiments.claims -->
+    <BLANKLINE>
+    new
+    <BLANKLINE>
+    <!-- end --> after
+    """
+    before, start, rest = text.partition(_START)
+    _, end, after = rest.partition(_END)
+    if not (start and end):
+        raise ValueError(
+            f'the page needs the lines {_START!r} and {_END!r}, between which the tables belong.'
+        )
+    return f'{before}{_START}\n\n{written}\n\n{_END}{after}'
+
+
+def _line(claim: Claim, cell_of: Any) -> list[str]:
+    ours = cell_of(claim.ours)
+    link = f'[{ours.text}]({claim.ours.folder}/README.md)'
+    if claim.against is None:
+        verdict = 'holds' if ours.diverged == len(ours.results) else 'does not hold'
+        return [claim.text, claim.paper, link, '', str(len(ours.results)), verdict, claim.limits]
+    theirs = cell_of(claim.against)
+    difference = paired_difference(ours.by_seed, theirs.by_seed)
+    if difference is None:
+        raise ValueError(f'{claim.text!r} compares cells that share no seed.')
+    compared = f'{link} against {theirs.text}'
+    verdict = outcome(claim.expected, difference)
+    return [
+        claim.text,
+        claim.paper,
+        compared,
+        difference.text(),
+        str(difference.num_pairs),
+        verdict,
+        claim.limits,
+    ]
+
+
+def _cell(cells_in: Any, results: Path, source: Source) -> Cell:
+    for cell in cells_in(results / source.folder):
+        if (cell.row, cell.column) == (source.row, source.column) and cell.results:
+            return cell
+    raise ValueError(f'{source} names no cell with finished runs.')
+
+
+def _cells(folder: Path) -> list[Cell]:
+    table = json.loads((folder / 'sweep.json').read_text(encoding='utf-8'))
+    needed_runs.check_table(table, str(folder / 'sweep.json'))
+    return cells_lib.of_table(table, finished_runs.read(folder))
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    config, output = flags.FLAGS.config, Path(flags.FLAGS.output)
+    try:
+        text = page(output.read_text(encoding='utf-8'), tables(config.claims, output.parent))
+        output.write_text(text, encoding='utf-8')
+    except (OSError, ValueError) as error:
+        return command_line.refuse('claims', error)
+    print(f'written to {output}')
+    return 0
+
+
+if __name__ == '__main__':
+    config_flag = config_flags.DEFINE_config_file('config', 'configs/claims.py', 'The claims.')
+    flags.DEFINE_string('output', 'results/claims.md', 'The page, in the folder of the committed tables.')
+    app.run(main, flags_parser=command_line.config_flags_parser('claims', config_flag))
