@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -70,9 +71,9 @@ def comma_separated(cells: list[Cell]) -> str:
 
 def differences(rows: str, cells: list[Cell]) -> str:
     """Each cell against SGD, paired by seed; empty without SGD, or where no cell shares two seeds with it."""
-    sgd = next((cell for cell in cells if cell.method == 'SGD' and cell.averaged), None)
+    baselines = [cell for cell in cells if cell.method == 'SGD' and cell.averaged][:1]
     lines = [[rows, 'method', 'difference [95 % interval]', 'seeds', f'within {MARGIN:g} points']]
-    for cell in cells if sgd else []:
+    for sgd, cell in itertools.product(baselines, cells):
         pairs = paired_difference(cell.by_seed, sgd.by_seed) if cell.averaged and cell is not sgd else None
         if pairs and pairs.num_pairs > 1:
             within = ('yes' if pairs.equivalent() else 'not shown') if cell.measure.metric.percent else ''
