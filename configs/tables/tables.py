@@ -16,9 +16,11 @@ import ml_collections
 from absl import flags
 
 from configs import digits
+from def_jax import METHODS
 
 COMPRESSED = {'ef': 'EF', 'saef': 'SAEF', 'psync': 'PSync', 'def': 'DEF', 'def_a': 'DEF-A'}
 RATES = (0.1, 0.05, 0.01)  # the paper's candidates
+HELD_OUT_DIGITS = {'validation_examples': 200, 'evaluate_on': 'validation'}
 
 
 def digits_base() -> ml_collections.ConfigDict:
@@ -35,7 +37,14 @@ def one_gpu(base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return base
 
 
-def cell(row: Any, column: str, paper: str = '', point: str = '', **settings: Any) -> dict[str, Any]:
+def cell(
+    row: Any,
+    column: str,
+    paper: str = '',
+    point: str = '',
+    tuned: Mapping[str, Sequence[Any]] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
     """One number of a table.
 
     Args:
@@ -44,12 +53,31 @@ def cell(row: Any, column: str, paper: str = '', point: str = '', **settings: An
         paper: the paper's number; empty if it has none.
         point: where the metric is measured: 'x', 'y' or 'own'; in runs that recalibrate BatchNorm
             statistics, the suffix '_running' selects the running ones. Empty for the method's own answer.
+        tuned: candidates by key, tuned together with the learning rate; a key 'learning_rate' replaces the
+            table's candidates.
         **settings: overrides of the base configuration.
 
     Returns:
         The cell.
     """
-    return {'row': str(row), 'column': column, 'paper': paper, 'point': point, 'settings': settings}
+    return {
+        'row': str(row),
+        'column': column,
+        'paper': paper,
+        'point': point,
+        'tuned': dict(tuned or {}),
+        'settings': settings,
+    }
+
+
+def with_running(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cells of runs that recalibrate BatchNorm statistics, and one with the running ones beside each."""
+    result = []
+    for each in cells:
+        point = each['point'] or METHODS[each['settings']['method']].answer
+        running = {'column': f'{each["column"]}, running', 'paper': '', 'point': f'{point}_running'}
+        result += [dict(each), dict(each) | running]
+    return result
 
 
 def table(

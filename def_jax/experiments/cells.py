@@ -97,7 +97,7 @@ def of_table(table: Mapping[str, Any], found: Results) -> list[Cell]:
                 method=_answer(cell['settings'], point),
                 point=point,
                 paper=cell['paper'],
-                learning_rate=needed_runs.cell_rate(table, cell, found),
+                learning_rate=(needed_runs.cell_choice(table, cell, found) or {}).get('learning_rate'),
                 results=done,
                 figures=[figure(result, point) for result in done if not diverged(result)],
                 num_seeds=len(table['seeds']),

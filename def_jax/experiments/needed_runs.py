@@ -1,8 +1,9 @@
-"""The runs that a table needs, their names, and the learning rate chosen for each cell.
+"""The runs that a table needs, their names, and the learning rate and other settings chosen for each cell.
 
 A table is data: the configuration from a file in configs/tables, or the sweep.json written by a sweep.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +18,8 @@ from def_jax.training.measure import Measure
 __all__ = [
     'Run',
     'all_runs',
+    'cell_choice',
     'cell_point',
-    'cell_rate',
     'check_table',
     'final_runs',
     'missing_runs',
@@ -75,16 +76,19 @@ def run_name(run: Run) -> str:
 
 
 def tuning_runs(spec: Mapping[str, Any], cell: Mapping[str, Any]) -> list[Run]:
-    """The runs that select a cell's learning rate: one for each candidate, all with the tuning seed.
+    """The runs that select a cell's settings: one for each candidate, all with the tuning seed.
 
-    The table's `tuning` holds what these runs do differently, e.g. evaluate on validation data.
+    The candidates are the table's learning rates, and what the cell's `tuned` adds or replaces: every
+    combination. The table's `tuning` holds what these runs do differently, e.g. evaluate on validation data.
     """
     tuning = dict(sorted(spec.get('tuning', {}).items()))
-    return [_run(cell, rate, spec['tuning_seed']) | tuning for rate in spec['learning_rates']]
+    grid = {'learning_rate': spec['learning_rates'], **cell.get('tuned', {})}
+    candidates = (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+    return [_run(cell, candidate, spec['tuning_seed']) | tuning for candidate in candidates]
 
 
-def cell_rate(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results) -> float | None:
-    """The learning rate of a cell, or None while runs that select it are missing.
+def cell_choice(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results) -> Run | None:
+    """The learning rate and the tuned settings of a cell, or None while runs that select them are missing.
 
     Args:
         spec: the table, see `configs/tables/tables.py`.
@@ -92,12 +96,12 @@ def cell_rate(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results
         results: the results of finished runs, by name.
 
     Returns:
-        The rate of the run with the best headline metric at the cell's point; ties are broken by the smallest
+        Those of the run with the best headline metric at the cell's point; ties are broken by the smallest
         training loss. Diverged runs rank last.
     """
-    if not spec['learning_rates']:
-        return cell['settings'].get('learning_rate', spec['base']['learning_rate'])
     runs = tuning_runs(spec, cell)
+    if not runs:
+        return {'learning_rate': cell['settings'].get('learning_rate', spec['base']['learning_rate'])}
     if any(run_name(run) not in results for run in runs):
         return None
     point = cell_point(cell)
@@ -108,7 +112,8 @@ def cell_rate(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results
             return -math.inf, -run['learning_rate']
         return Measure.of(result).merit(figure(result, point)), -result['metrics']['train_loss']
 
-    return max(runs, key=merit)['learning_rate']
+    best = max(runs, key=merit)
+    return {key: best[key] for key in ('learning_rate', *cell.get('tuned', {}))}
 
 
 def cell_point(cell: Mapping[str, Any]) -> str:
@@ -117,13 +122,13 @@ def cell_point(cell: Mapping[str, Any]) -> str:
 
 
 def final_runs(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results) -> list[Run]:
-    """The runs that a cell averages, one per seed; none until its learning rate is known."""
-    rate = cell_rate(spec, cell, results)
-    return [] if rate is None else [_run(cell, rate, seed) for seed in spec['seeds']]
+    """The runs that a cell averages, one per seed; none until its settings are known."""
+    choice = cell_choice(spec, cell, results)
+    return [] if choice is None else [_run(cell, choice, seed) for seed in spec['seeds']]
 
 
 def all_runs(spec: Mapping[str, Any], done: Results) -> dict[str, Run]:
-    """The runs known to be needed for a table, by name; those that select learning rates come first."""
+    """The runs known to be needed for a table, by name; those that select settings come first."""
     cells = spec['cells']
     runs = [run for cell in cells for run in tuning_runs(spec, cell)]
     runs += [run for cell in cells for run in final_runs(spec, cell, done)]
@@ -165,8 +170,8 @@ def shard(spec: ml_collections.ConfigDict, part: str) -> ml_collections.ConfigDi
     return spec.lock()
 
 
-def _run(cell: Mapping[str, Any], rate: float, seed: int) -> Run:
-    return _settings(cell) | {'learning_rate': rate, 'seed': seed}
+def _run(cell: Mapping[str, Any], choice: Run, seed: int) -> Run:
+    return _settings(cell) | choice | {'seed': seed}
 
 
 def _settings(cell: Mapping[str, Any]) -> Run:

@@ -106,12 +106,12 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
         "loss is the last epoch's, at the method's detached points.",
         tables.traffic(rows, cells),
     ]
-    if table['learning_rates']:
+    if tried := tables.tuned(table, found):
         parts += [
             '## Learning rates',
             f"{_sentence(tables.tuned_on(table, found))} at the cell's point on seed {table['tuning_seed']}, "
             'which is in no average above; the best is bold and used.',
-            tables.learning_rates(table, found),
+            tried,
         ]
     return parts
 

@@ -41,7 +41,11 @@ def check_spec(spec: ml_collections.ConfigDict) -> None:
         raise ValueError(f'config.tuning_seed={spec.tuning_seed} must not be in config.seeds={spec.seeds}.')
     if not spec.seeds or not spec.cells:
         raise ValueError('config.seeds and config.cells must not be empty.')
-    for place, settings in [('tuning', spec.tuning), *(('a cell', cell['settings']) for cell in spec.cells)]:
+    settings_of_cells = [cell['settings'] | cell.get('tuned', {}) for cell in spec.cells]
+    for place, settings in [
+        ('tuning', spec.tuning),
+        *(('a cell', settings) for settings in settings_of_cells),
+    ]:
         for key in settings:
             if key not in spec.base:
                 raise ValueError(f'{key!r}, in {place}, is not a known key.{nearest(key, spec.base)}')

@@ -21,9 +21,9 @@ __all__ = [
     'diagnostics',
     'differences',
     'heading',
-    'learning_rates',
     'settings',
     'traffic',
+    'tuned',
     'tuned_on',
 ]
 
@@ -113,17 +113,27 @@ def settings(cells: list[Cell]) -> str:
     return markdown.table(lines)
 
 
-def learning_rates(table: Mapping[str, Any], found: Results) -> str:
-    """The headline metric of each learning rate tried, for every cell; the selected one is in bold."""
-    lines = [[table['rows'], 'method', *(f'{rate:g}' for rate in table['learning_rates'])]]
-    for cell in table['cells']:
-        point = needed_runs.cell_point(cell)
-        chosen, texts = needed_runs.cell_rate(table, cell, found), []
-        for run in needed_runs.tuning_runs(table, cell):
-            text = _tried(found.get(needed_runs.run_name(run)), point)
-            texts.append(f'**{text}**' if run['learning_rate'] == chosen else text)
-        lines.append([cell['row'], cell['column'], *texts])
-    return markdown.table(lines)
+def tuned(table: Mapping[str, Any], found: Results) -> str:
+    """The headline metric of everything tried for a cell, a learning rate a column; the choice is in bold.
+
+    Empty for a table that tunes nothing.
+    """
+    runs = [needed_runs.tuning_runs(table, cell) for cell in table['cells']]
+    rates = list(dict.fromkeys(run['learning_rate'] for of_cell in runs for run in of_cell))
+    lines = [[table['rows'], 'method', *(f'{rate:g}' for rate in rates)]]
+    for cell, of_cell in zip(table['cells'], runs, strict=True):
+        others = [key for key in cell.get('tuned', {}) if key != 'learning_rate']
+        choice = needed_runs.cell_choice(table, cell, found)
+        by_line: dict[str, dict[float, str]] = {}
+        for run in of_cell:
+            text = _tried(found.get(needed_runs.run_name(run)), needed_runs.cell_point(cell))
+            chosen = choice is not None and all(run[key] == value for key, value in choice.items())
+            line = ', '.join([cell['column'], *(f'{key}={run[key]}' for key in others)])
+            by_line.setdefault(line, {})[run['learning_rate']] = f'**{text}**' if chosen else text
+        lines += [
+            [cell['row'], line, *(texts.get(rate, '') for rate in rates)] for line, texts in by_line.items()
+        ]
+    return markdown.table(lines) if rates else ''
 
 
 def tuned_on(table: Mapping[str, Any], found: Results) -> str:

@@ -79,7 +79,7 @@ def test_a_cell_may_take_another_point_of_its_method():
         for run in [*needed_runs.tuning_runs(spec, cell), *needed_runs.final_runs(spec, cell, {})]
     }
     done['method=def,learning_rate=0.01,seed=100']['metrics']['test_accuracy_y'] = 0.95  # best for y alone
-    assert [needed_runs.cell_rate(spec, cell, done) for cell in spec.cells] == [0.01, 0.1]
+    assert [needed_runs.cell_choice(spec, cell, done)['learning_rate'] for cell in spec.cells] == [0.01, 0.1]
     done |= {f'method=def,learning_rate={rate},seed=0': result(0.9) for rate in (0.1, 0.01)}
     assert [entry.text[:5] for entry in cells_lib.of_table(spec, done)] == ['65.00', '90.00']
 
@@ -89,6 +89,33 @@ def test_the_orders_can_be_run(arg):
     spec = get('orders', arg)
     sweep.check_spec(spec)
     assert len({(cell['row'], cell['column']) for cell in spec.cells}) == len(spec.cells)
+
+
+@pytest.mark.parametrize(
+    ('file', 'args', 'tuning', 'fewest'),
+    [
+        ('levers', (), 30, 140),
+        ('cifar10', (None,), 36, 27),
+        ('cifar10', ('long',), 0, 4),
+        ('table1', ('digits_recalibrated',), 64, 80),
+        ('table4', ('digits_tuned',), 48, 48),
+    ],
+)
+def test_tables_that_tune_on_held_out_images(file, args, tuning, fewest):
+    spec = importlib.import_module(f'configs.tables.{file}').get_config(*args)
+    sweep.check_spec(spec)
+    runs = {needed_runs.run_name(r): r for cell in spec.cells for r in needed_runs.tuning_runs(spec, cell)}
+    assert len(runs) == tuning
+    assert all(run['evaluate_on'] == 'validation' and run['validation_examples'] for run in runs.values())
+    sharing = {
+        needed_runs.run_name(
+            needed_runs.final_runs({**spec, 'learning_rates': ()}, {**cell, 'tuned': {}}, {})[0]
+        )
+        for cell in spec.cells
+    }
+    assert len(sharing) * len(spec.seeds) == fewest
+    running = [cell for cell in spec.cells if needed_runs.cell_point(cell).endswith('_running')]
+    assert file in ('levers', 'table4') or len(running) * 2 == len(spec.cells)
 
 
 def test_the_table_with_the_papers_visits():
@@ -177,6 +204,37 @@ def test_four_trajectories_fill_the_columns():
 # --- Learning rates ---
 
 
+def test_lambda_is_tuned_together_with_the_learning_rate():
+    grid = {'detach': (0.2, 0.5), 'learning_rate': (1.0, 0.5)}
+    cells = [
+        table_files.cell(64, 'DEF', tuned=grid, method='def', ratio=64),
+        table_files.cell(1, 'SGD', method='sgd', ratio=1),
+    ]
+    spec = table_files.table(
+        '', table_files.digits_base(), cells, rows='ratio', learning_rates=(0.1,), seeds=(0,)
+    )
+    cell = spec.cells[0]
+    names = [needed_runs.run_name(run) for run in needed_runs.tuning_runs(spec, cell)]
+    pattern = 'method=def,ratio=64,learning_rate={},detach={},seed={}'
+    assert names == [pattern.format(rate, detach, 100) for rate in (1.0, 0.5) for detach in (0.2, 0.5)]
+    done = {pattern.format(1.0, 0.2, 100): result(0.9), pattern.format(0.5, 0.5, 100): result(0.8)}
+    assert needed_runs.cell_choice(spec, cell, done) is None
+    done |= {pattern.format(0.5, 0.2, 100): result(0.7), pattern.format(1.0, 0.5, 100): result(0.95)}
+    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 1.0, 'detach': 0.5}
+    assert [needed_runs.run_name(run) for run in needed_runs.final_runs(spec, cell, done)] == [
+        pattern.format(1.0, 0.5, 0)
+    ]
+    assert tables.tuned(spec, done).splitlines()[2:] == [
+        '| 64 | DEF, detach=0.2 | 65.00 | 45.00 |  |',
+        '| 64 | DEF, detach=0.5 | **70.00** | 55.00 |  |',
+        '| 1 | SGD |  |  | – |',
+    ]
+    with spec.unlocked():
+        spec.cells[0]['tuned'] = {'detatch': (0.1,)}
+    with pytest.raises(ValueError, match=r"'detatch', in a cell, is not a known key"):
+        sweep.check_spec(spec)
+
+
 def test_learning_rates_are_chosen_on_validation_data():
     tuning = {'validation_examples': 200, 'evaluate_on': 'validation'}
     spec = small_table(learning_rates=(0.1, 0.01), tuning=tuning)
@@ -189,7 +247,7 @@ def test_learning_rates_are_chosen_on_validation_data():
         run: result(0.5) | {'measure': measure, 'metrics': {'validation_loss_x': loss, 'train_loss': 0.1}}
         for run, loss in zip(names, (0.3, 0.2), strict=True)
     }
-    assert needed_runs.cell_rate(spec, cell, done) == 0.01  # the smaller loss
+    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 0.01}  # the smaller loss
     assert [needed_runs.run_name(run) for run in needed_runs.final_runs(spec, cell, done)] == [
         name('sgd', 1, 0.01, seed) for seed in (0, 1, 2)
     ]
@@ -202,14 +260,16 @@ def test_a_cell_keeps_the_rate_that_is_best_at_its_own_point():
     spec = small_table(learning_rates=(0.1, 0.01))
     sgd, def_, def_a = spec.cells
     done = {name('sgd', 1, 0.1, 100): result(0.5), name('sgd', 1, 0.01, 100): result(0.6)}
-    assert needed_runs.cell_rate(spec, sgd, done) == 0.01
-    assert needed_runs.cell_rate(spec, def_, done) is None and needed_runs.final_runs(spec, def_, done) == []
+    assert needed_runs.cell_choice(spec, sgd, done) == {'learning_rate': 0.01}
+    assert (
+        needed_runs.cell_choice(spec, def_, done) is None and needed_runs.final_runs(spec, def_, done) == []
+    )
 
     better_y, better_x = result(0.8), result(0.9)
     better_x['metrics']['test_accuracy_y'] = 0.1
     done |= {name('def', 64, 0.1, 100): better_y, name('def', 64, 0.01, 100): better_x}
-    assert needed_runs.cell_rate(spec, def_, done) == 0.1
-    assert needed_runs.cell_rate(spec, def_a, done) == 0.01
+    assert needed_runs.cell_choice(spec, def_, done) == {'learning_rate': 0.1}
+    assert needed_runs.cell_choice(spec, def_a, done) == {'learning_rate': 0.01}
 
 
 def test_among_equals_the_smaller_training_loss_and_never_a_diverged_run():
@@ -219,14 +279,14 @@ def test_among_equals_the_smaller_training_loss_and_never_a_diverged_run():
         name('sgd', 1, 0.1, 100): result(0.9, loss=0.2),
         name('sgd', 1, 0.01, 100): result(0.9, loss=0.1),
     }
-    assert needed_runs.cell_rate(spec, spec.cells[0], done) == 0.01
+    assert needed_runs.cell_choice(spec, spec.cells[0], done) == {'learning_rate': 0.01}
 
 
 def test_without_a_grid_the_cells_own_rate_or_the_bases():
     spec = small_table()
-    assert needed_runs.cell_rate(spec, spec.cells[0], {}) == spec.base.learning_rate
+    assert needed_runs.cell_choice(spec, spec.cells[0], {}) == {'learning_rate': spec.base.learning_rate}
     own = table_files.cell(1, 'SGD', method='sgd', learning_rate=0.7)
-    assert needed_runs.cell_rate(spec, own, {}) == 0.7
+    assert needed_runs.cell_choice(spec, own, {}) == {'learning_rate': 0.7}
 
 
 def test_what_is_missing_comes_in_order_and_shrinks_to_nothing():
@@ -305,7 +365,7 @@ def test_the_grid_shows_its_choice():
         name('sgd', 1, 0.01, 100): result(0.6),
         name('def', 64, 0.1, 100): result(0.3, status='diverged'),
     }
-    lines = tables.learning_rates(spec, done).splitlines()
+    lines = tables.tuned(spec, done).splitlines()
     assert lines[2:4] == ['| 1 | SGD | 50.00 | **60.00** |', '| 64 | DEF | diverges | – |']
 
 
