@@ -10,6 +10,7 @@ from def_jax.error_feedback import ErrorFeedbackState, detached_params, error_fe
 from def_jax.methods import METHODS, Method, get_method
 from def_jax.ownership import state_specs
 from def_jax.replication import assert_replicated
+from def_jax.spmd import spmd
 
 __version__ = '0.2.0'
 
@@ -37,6 +38,7 @@ __all__ = [
     'random_block',
     'random_k',
     'scaled',
+    'spmd',
     'state_specs',
     'theory',
 ]

@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -132,6 +132,79 @@ def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:
             f'{name}{path} has no residual in opt_state, which belongs to other parameters. Pass the state '
             'returned by optimizer.init(params).'
         )
+
+
+def check_structure(
+    name: str, tree: Any, like: str, expected: Any, remedy: str, is_leaf: Callable[[Any], bool] | None = None
+) -> None:
+    """Raises ValueError unless two trees have the same structure."""
+    given: Any = jax.tree.structure(tree, is_leaf=is_leaf)
+    if given != jax.tree.structure(expected):
+        raise ValueError(
+            f'{name} has the structure {given}, but {like} {jax.tree.structure(expected)}. {remedy}'
+        )
+
+
+def check_stacked(name: str, tree: Any, params: Any, num_workers: int) -> None:
+    """Raises ValueError unless a tree is like the parameters, with a leading axis over workers."""
+    check_structure(name, tree, 'params', params, 'Pass what value_and_grad of def_jax.spmd returns.')
+    for (path, x), p in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(params), strict=True):
+        if jnp.shape(x) != (num_workers, *p.shape):
+            raise ValueError(
+                f'{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(x)}, but must be '
+                f'{(num_workers, *p.shape)}: stacked over {num_workers} workers, as value_and_grad of '
+                'def_jax.spmd returns it.'
+            )
+
+
+def check_stacked_state(opt_state: Any, expected: Any, own: Any, num_workers: int) -> None:
+    """Raises ValueError unless a state is an optimizer's, stacked over that number of workers.
+
+    Args:
+        opt_state: the state.
+        expected: the optimizer's `init(params)`, of arrays or of `jax.ShapeDtypeStruct`.
+        own: like `expected`, of booleans: which leaves are stacked.
+        num_workers: K.
+    """
+    remedy = 'It is the state of another optimizer: pass that from init, and restore checkpoints into its structure.'
+    check_structure('opt_state', opt_state, "this optimizer's state", expected, remedy)
+    leaves = zip(
+        jax.tree_util.tree_leaves_with_path(opt_state),
+        jax.tree.leaves(expected),
+        jax.tree.leaves(own),
+        strict=True,
+    )
+    for (path, x), like, mine in leaves:
+        shape = (num_workers, *like.shape) if mine else like.shape
+        if jnp.shape(x) == shape:
+            continue
+        if mine and jnp.shape(x)[1:] == like.shape:
+            raise ValueError(
+                f'opt_state{jax.tree_util.keystr(path)} has {jnp.shape(x)[0]} workers, but the mesh has '
+                f'{num_workers}: it was made on another mesh. Pass it through def_jax.regroup first.'
+            )
+        raise ValueError(
+            f'opt_state{jax.tree_util.keystr(path)} has shape {jnp.shape(x)}, but must be {shape}: it '
+            'belongs to other parameters, or is not stacked over workers. Pass the state from init of the '
+            'same def_jax.spmd.'
+        )
+
+
+def check_divisible(name: str, shape: tuple[int, ...], spec: Any, mesh_shape: Mapping[str, int]) -> None:
+    """Raises ValueError unless the axes that a PartitionSpec names divide the dimensions of an array."""
+    if len(spec) > len(shape):
+        raise ValueError(
+            f'{name} has shape {shape}, but {spec} has {len(spec)} dimensions. Shorten it, or pass P().'
+        )
+    for dimension, (size, names) in enumerate(zip(shape, spec, strict=False)):
+        parts = 1
+        for axis in names if isinstance(names, tuple) else (names,):
+            parts *= mesh_shape[axis] if axis is not None else 1
+        if size % parts:
+            raise ValueError(
+                f'{name} has shape {shape}, and {spec} divides dimension {dimension} by {parts}, but {size} '
+                f'is no multiple of that. Shard another dimension, or pass P() for this parameter.'
+            )
 
 
 def _masked(given: list[tuple[Any, Any]], residual: Any) -> set[str]:

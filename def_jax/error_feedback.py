@@ -20,11 +20,11 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from def_jax import beyond
-from def_jax.beyond.base import Update
 from def_jax.checks import check_compressor, check_floating, check_seed, check_state, check_updates
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key, split
 from def_jax.ownership import link_states
+from def_jax.shards import WHOLE, Shards
 
 PyTree = Any
 
@@ -58,7 +58,7 @@ def error_feedback(
     average_every: int = 0,
     wire_dtype: DTypeLike = jnp.float32,
     skip_nonfinite: bool = False,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Sends a compressed part of the updates to all workers and keeps the rest for later steps.
 
     Make it the last stateful link of a chain; the optimizer before it stays local to each worker. Take
@@ -88,8 +88,8 @@ def error_feedback(
             of the preceding optimizer's state too.
 
     Returns:
-        An `optax.GradientTransformation` with state `ErrorFeedbackState`. Updates keep their dtypes; the
-        residual is always float32.
+        An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`. Updates keep their dtypes;
+        the residual is always float32. `def_jax.spmd` passes the extra argument `shards`.
 
     Raises:
         ValueError: if an argument is out of range or conflicts with another; in `init`, for parameters that
@@ -138,7 +138,7 @@ def error_feedback(
 
     pend = functools.partial(_pend, options)
 
-    def update_fn(updates, state, params=None):
+    def algorithm_1(shards, updates, state, params=None):
         del params
         pending = pend(updates, state.residual)  # line 7
         selection = compressor(state.key, state.step, pending)
@@ -146,7 +146,7 @@ def error_feedback(
         after = state._replace(
             step=state.step + 1, detach=jnp.asarray(first_detach, jnp.float32), residual=None
         )
-        step = beyond.Step(updates, state, after, pend, pending, selection)
+        step = beyond.Step(updates, state, after, pend, pending, selection, shards)
         # The rest of the block is the message's rounding error: zeros in float32. The barrier hides them from
         # XLA, which therefore takes the message before it overwrites the residual in place, without a copy.
         message = lax.optimization_barrier(options.encode(block, step))
@@ -155,7 +155,14 @@ def error_feedback(
         residual = selection.replace(step.pending, step.rest)  # line 8: p - C(p)
         return selection.place(mean, updates), step.after._replace(residual=residual)  # line 10
 
-    return optax.GradientTransformation(init_fn, _checked(options, options.wrap(update_fn, pend)))
+    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
+        del params, extra_args
+        _check_state(options, state)
+        shards.check_axis_name(axis_name)
+        step = options.wrap(functools.partial(algorithm_1, shards), pend)
+        return shards.map(step, updates, state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
@@ -239,15 +246,9 @@ def _pend(options: beyond.Option, updates: PyTree, residual: PyTree, taken: Any 
     return jax.tree.map(lambda u, r: u.astype(jnp.float32) + options.carry(r, taken), updates, residual)
 
 
-def _checked(options: beyond.Option, update: Update) -> Update:
-    """The update, after a check that the state is of this link and its options."""
-    fields = jax.eval_shape(options.init, {}).keys()
-
-    def checked(updates, state, params=None):
-        check_state(state, ErrorFeedbackState, fields)
-        return update(updates, state, params)
-
-    return checked
+def _check_state(options: beyond.Option, state: PyTree) -> None:
+    """Raises ValueError unless the state is of this link and its options."""
+    check_state(state, ErrorFeedbackState, jax.eval_shape(options.init, {}).keys())
 
 
 def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:

@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
+from def_jax.checks import check_structure
+from def_jax.shards import is_spec, spec_axes, specs_like
+
 PyTree = Any
 
-__all__ = ['is_link', 'link_states', 'own_leaves', 'state_specs']
+__all__ = ['is_link', 'link_states', 'own_leaves', 'state_specs', 'tree_of_specs']
 
 
 def is_link(node: Any) -> bool:
@@ -78,7 +81,8 @@ def state_specs(
         `axis_name`, since workers are stacked along a new leading axis; those of shared leaves do not.
 
     Raises:
-        ValueError: if the optimizer contains no link, or a spec names the workers' axis.
+        ValueError: if the optimizer contains no link, a spec names the workers' axis, or `param_specs` has
+            another structure than `params`.
 
     >>> import jax.numpy as jnp, optax, def_jax
     >>> chain = optax.chain(optax.trace(0.9), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
@@ -86,32 +90,31 @@ def state_specs(
     >>> tuple(specs[0].trace), tuple(specs[1].residual), tuple(specs[1].step)
     (('workers',), ('workers',), ())
     """
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-    for spec in jax.tree.leaves(param_specs, is_leaf=_is_spec):
-        if used := set(names) & set(jax.tree.leaves(tuple(spec))):
-            raise ValueError(
-                f'{param_specs=} names {sorted(used)}, the axis over workers, but all workers hold the same '
-                'parameters. Name only axes within a worker.'
-            )
-    if _is_spec(param_specs):
-        param_specs = jax.tree.map(lambda _: param_specs, params)
+    specs = tree_of_specs(param_specs, params, axis_name)
     state = jax.eval_shape(optimizer.init, params)
-    specs = optax.tree_map_params(
-        optimizer,
-        lambda _, spec: spec,
-        state,
-        param_specs,
-        transform_non_params=lambda _: P(),
-    )
 
     def stacked(own: bool, spec: P) -> P:
         return P(axis_name, *spec) if own else spec
 
-    return jax.tree.map(stacked, own_leaves(optimizer, params), specs)
+    return jax.tree.map(stacked, own_leaves(optimizer, params), specs_like(state, params, specs))
 
 
-def _is_spec(node: Any) -> bool:
-    return isinstance(node, P)
+def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[str, ...]) -> PyTree:
+    """The parameters' specs as a pytree like `params`, as `state_specs` takes them and checks them."""
+    names = {axis_name} if isinstance(axis_name, str) else set(axis_name)
+    for spec in jax.tree.leaves(param_specs, is_leaf=is_spec):
+        if not is_spec(spec):
+            raise ValueError(f'{param_specs=} holds {spec!r}, but its leaves must be PartitionSpecs.')
+        if used := names & spec_axes(spec):
+            raise ValueError(
+                f'{param_specs=} names {sorted(used)}, the axis over workers, but all workers hold the same '
+                'parameters. Name only axes within a worker.'
+            )
+    if is_spec(param_specs):
+        return jax.tree.map(lambda _: param_specs, params)
+    remedy = 'Give every parameter a PartitionSpec, or pass one PartitionSpec for all.'
+    check_structure('param_specs', param_specs, 'params', params, remedy, is_spec)
+    return param_specs
 
 
 def _own(node: PyTree) -> PyTree:

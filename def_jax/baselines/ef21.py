@@ -11,6 +11,7 @@ from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
 from def_jax.checks import check_compressor, check_floating, check_seed, check_state, is_number
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key
+from def_jax.shards import WHOLE, Shards
 
 PyTree = Any
 
@@ -31,7 +32,9 @@ class EF21State(NamedTuple):
         return ('local',)
 
 
-def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax.GradientTransformation:
+def ef21(
+    compressor: Compressor, axis_name: AxisName, *, seed: int = 0
+) -> optax.GradientTransformationExtraArgs:
     """Replaces the gradient with EF21's estimate: g_k <- g_k + C(∇f_k(x) - g_k), g = mean_k g_k.
 
     Make it the first link of a chain, with the gradient taken at the parameters themselves; momentum and
@@ -45,7 +48,7 @@ def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax
         seed: selects the blocks; must be the same on all workers.
 
     Returns:
-        An `optax.GradientTransformation` with state `EF21State`.
+        An `optax.GradientTransformationExtraArgs` with state `EF21State`.
 
     Raises:
         ValueError: if an argument is out of range; in `update`, if `axis_name` is not bound.
@@ -70,9 +73,7 @@ def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax
         local, mean = float32_zeros(params), float32_zeros(params)  # two: a step may donate its state
         return EF21State(jnp.zeros((), jnp.uint32), shared_key(seed), local, mean)
 
-    def update_fn(updates, state, params=None):
-        del params
-        check_state(state, EF21State)
+    def on_shards(updates, state):
         grads = float32_updates(updates, state.local)
 
         def first():
@@ -89,7 +90,13 @@ def ef21(compressor: Compressor, axis_name: AxisName, *, seed: int = 0) -> optax
         local, mean = lax.cond(state.step == 0, first, later)
         return cast_like(mean, updates), EF21State(state.step + 1, state.key, local, mean)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
+        del params, extra_args
+        check_state(state, EF21State)
+        shards.check_axis_name(axis_name)
+        return shards.map(on_shards, updates, state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 class GradientAverageState(NamedTuple):

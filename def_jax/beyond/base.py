@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from def_jax.compressors.base import Selection
+from def_jax.shards import Shards
 
 PyTree = Any
 Update = Callable[[PyTree, Any, PyTree], tuple[PyTree, Any]]  # updates, state, params -> updates, state
@@ -32,7 +33,12 @@ class Step(NamedTuple):
     pend: Pending  # line 7
     pending: PyTree  # like params, float32: p_k
     selection: Selection  # the coordinates that C keeps
+    shards: Shards  # of what this device holds a part
     rest: Any = None  # float32 [B]: the unsent rest of the block; set once the message is encoded
+
+    def energy(self, message: jax.Array) -> jax.Array:
+        """An estimate of this worker's ‖pending‖² from its message, or of another tree from its block."""
+        return self.shards.energy(self.selection, message, self.pending)
 
     def keep(self, **fields: PyTree) -> 'Step':
         """Stores an option's own fields in the new state."""

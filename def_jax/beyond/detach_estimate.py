@@ -59,12 +59,12 @@ class DetachEstimate(Option):
         return {'energy': jnp.zeros(2, jnp.float32)}
 
     def encode(self, message: jax.Array, step: Step) -> jax.Array:
-        energy = step.selection.energy(message.astype(jnp.float32))
+        energy = step.energy(message.astype(jnp.float32))
         return jnp.append(message, energy.astype(message.dtype))
 
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
         mean, own_energy = mean[:-1].astype(jnp.float32), mean[-1].astype(jnp.float32)
-        measured = jnp.stack([step.selection.energy(mean), own_energy])
+        measured = jnp.stack([step.energy(mean), own_energy])
         energy = _MEMORY * step.before.extra['energy'] + (1 - _MEMORY) * measured
         detach = best_detach(energy, num_workers(self._axis_name), step.selection.age_shares)
         return mean, step._replace(after=step.after._replace(detach=detach)).keep(energy=energy)

@@ -41,7 +41,7 @@ class Skipping(Option):
 
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
         """If the mean is not finite, treats only the old residual as pending and sends none of it."""
-        finite = _all_finite(mean)
+        finite = step.shards.all(_all_finite(mean))  # another device of this worker may have seen it
         residual = step.before.residual
         skipped = step.before.extra['skipped']
         held = step.before._replace(residual=None, extra=step.before.extra | {'skipped': skipped + 1})
