@@ -166,7 +166,7 @@ def check_stacked_state(opt_state: Any, expected: Any, own: Any, num_workers: in
         own: like `expected`, of booleans: which leaves are stacked.
         num_workers: K.
     """
-    remedy = 'It is the state of another optimizer: pass that from init, and restore checkpoints into its structure.'
+    remedy = 'It is the state of another optimizer: pass what init returns, or restore into that structure.'
     check_structure('opt_state', opt_state, "this optimizer's state", expected, remedy)
     leaves = zip(
         jax.tree_util.tree_leaves_with_path(opt_state),
@@ -181,7 +181,7 @@ def check_stacked_state(opt_state: Any, expected: Any, own: Any, num_workers: in
         if mine and jnp.shape(x)[1:] == like.shape:
             raise ValueError(
                 f'opt_state{jax.tree_util.keystr(path)} has {jnp.shape(x)[0]} workers, but the mesh has '
-                f'{num_workers}: it was made on another mesh. Pass it through def_jax.regroup first.'
+                f'{num_workers}: it was made on another mesh. Pass it through `regroup` of this def_jax.spmd.'
             )
         raise ValueError(
             f'opt_state{jax.tree_util.keystr(path)} has shape {jnp.shape(x)}, but must be {shape}: it '

@@ -17,7 +17,7 @@ from def_jax.shards import is_spec, spec_axes, specs_like
 
 PyTree = Any
 
-__all__ = ['is_link', 'link_states', 'own_leaves', 'state_specs', 'tree_of_specs']
+__all__ = ['check_specs', 'is_link', 'link_states', 'own_leaves', 'state_specs', 'tree_of_specs']
 
 
 def is_link(node: Any) -> bool:
@@ -55,9 +55,7 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
             'its start.'
         )
     # Floating-point scalars may differ too: some optimizers estimate step sizes from local gradients.
-    flags = optax.tree_map_params(
-        optimizer, lambda _: True, state, transform_non_params=lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-    )
+    flags = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.floating), state)
     return _own(flags)
 
 
@@ -101,6 +99,16 @@ def state_specs(
 
 def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[str, ...]) -> PyTree:
     """The parameters' specs as a pytree like `params`, as `state_specs` takes them and checks them."""
+    check_specs(param_specs, axis_name)
+    if is_spec(param_specs):
+        return jax.tree.map(lambda _: param_specs, params)
+    remedy = 'Give every parameter a PartitionSpec, or pass one PartitionSpec for all.'
+    check_structure('param_specs', param_specs, 'params', params, remedy, is_spec)
+    return param_specs
+
+
+def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
+    """Raises ValueError unless all leaves are PartitionSpecs and none names an axis over workers."""
     names = {axis_name} if isinstance(axis_name, str) else set(axis_name)
     for spec in jax.tree.leaves(param_specs, is_leaf=is_spec):
         if not is_spec(spec):
@@ -110,11 +118,6 @@ def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[st
                 f'{param_specs=} names {sorted(used)}, the axis over workers, but all workers hold the same '
                 'parameters. Name only axes within a worker.'
             )
-    if is_spec(param_specs):
-        return jax.tree.map(lambda _: param_specs, params)
-    remedy = 'Give every parameter a PartitionSpec, or pass one PartitionSpec for all.'
-    check_structure('param_specs', param_specs, 'params', params, remedy, is_spec)
-    return param_specs
 
 
 def _own(node: PyTree) -> PyTree:

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from def_jax.checks import check_divisible, check_stacked, check_stacked_state
 from def_jax.collectives import check_axis_name
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, output_params
-from def_jax.ownership import link_states, own_leaves, state_specs, tree_of_specs
+from def_jax.ownership import check_specs, link_states, own_leaves, state_specs, tree_of_specs
 from def_jax.shards import Shards, is_spec, spec_axes
 
 PyTree = Any
@@ -222,6 +222,53 @@ class Spmd:
         """PartitionSpecs of the state, see `def_jax.state_specs`: for checkpoints and for `jax.jit`."""
         return state_specs(self.optimizer, params, self._specs(params), self.axis_name)
 
+    def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
+        """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.
+
+        Args:
+            params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
+            num_workers: of the run that wrote the checkpoint, if it differs; see `regroup`.
+        """
+        size = self.num_workers if num_workers is None else num_workers
+        stacked_over = self.axis_name if size == self.num_workers else None
+
+        def leaf(x, mine, spec):
+            shape, spec = ((size, *x.shape), P(stacked_over, *spec[1:])) if mine else (x.shape, spec)
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(self.mesh, spec))
+
+        own = own_leaves(self.optimizer, params)
+        return jax.tree.map(leaf, jax.eval_shape(self.optimizer.init, params), own, self.state_specs(params))
+
+    def regroup(self, opt_state: PyTree, params: PyTree) -> PyTree:
+        """The state of a run with another number of workers, for this one's.
+
+        Every worker gets the mean of what the old workers had of their own: residuals, momenta. So x and y
+        stay where they were, y up to the rounding of a float32 mean; what the old workers differed in is lost.
+        If the number of workers is the same, so is the state, bit for bit.
+        """
+        own = own_leaves(self.optimizer, params)
+        sizes = {
+            jnp.shape(x)[:1]
+            for x, mine in zip(jax.tree.leaves(opt_state), jax.tree.leaves(own), strict=False)
+            if mine
+        }
+        (size,) = sizes.pop() if sizes else (self.num_workers,)
+        check_stacked_state(opt_state, jax.eval_shape(self.optimizer.init, params), own, size)
+        specs = self.state_specs(params)
+        if size == self.num_workers:
+            return self._place(opt_state, specs)
+
+        def mean(x):
+            return jnp.mean(x, axis=0, keepdims=True, dtype=jnp.float32).astype(x.dtype)
+
+        def regroup(state):
+            means = jax.tree.map(lambda x, mine: mean(x) if mine else x, state, own)
+            return jax.tree.map(
+                lambda x, mine: jnp.repeat(x, self.num_workers, axis=0) if mine else x, means, own
+            )
+
+        return jax.jit(lambda state: self._place(regroup(state), specs))(opt_state)
+
     def _map(self, worker: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """Maps a function over workers, and leaves each worker's devices to the compiler."""
         return jax.shard_map(
@@ -311,8 +358,9 @@ def _check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree
         raise ValueError(
             f'{axis_name=} must be an axis of the mesh, or a tuple of axes: it has {mesh.axis_names}.'
         )
+    check_specs(param_specs, axis_name)
     for spec in jax.tree.leaves(param_specs, is_leaf=is_spec):
-        if is_spec(spec) and (missing := spec_axes(spec) - set(mesh.axis_names)):
+        if missing := spec_axes(spec) - set(mesh.axis_names):
             raise ValueError(
                 f'{param_specs=} names {sorted(missing)}, but the mesh has {mesh.axis_names}. Name its axes, '
                 'or make the mesh with more.'

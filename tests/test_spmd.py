@@ -19,10 +19,14 @@ AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 LAYOUTS = {
     '2x4': ({'workers': 2, 'shard': 4}, 'workers', (P('shard'), P(), P(), P(), P())),
     '4x2': ({'workers': 4, 'shard': 2}, 'workers', (P(None, 'shard'), P('shard'), P('shard'), P(), P())),
-    '2x2x2': ({'workers': 2, 'data': 2, 'model': 2}, 'workers', (P('data', 'model'), P('model'), P('data'), P(), P())),
+    '2x2x2': (
+        {'workers': 2, 'data': 2, 'model': 2},
+        'workers',
+        (P('data', 'model'), P('model'), P('data'), P(), P()),
+    ),
     '(2x2)x2': ({'pod': 2, 'node': 2, 'shard': 2}, ('pod', 'node'), (P('shard'), P('shard'), P(), P(), P())),
     '8x1': ({'workers': 8}, 'workers', (P(),) * 5),
-}  # fmt: skip
+}
 SGD = optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=0.9)
 
 
@@ -49,8 +53,8 @@ def on_one_device(tree):
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
 
-def train(dist, num_steps, loss_fn=loss_fn, batches=None):
-    """x and y after 0, ..., T steps, each [T + 1, d], and the last state."""
+def train(dist, num_steps, loss_fn=loss_fn, batches=None, has_output=True):
+    """x and y after 0, ..., T steps, each [T + 1, d], and the last state; without an output, y is x."""
     batches = batches or mlp_data(dist.num_workers)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -59,7 +63,7 @@ def train(dist, num_steps, loss_fn=loss_fn, batches=None):
         updates, state = dist.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    output = jax.jit(dist.output_params)
+    output = jax.jit(dist.output_params) if has_output else lambda params, _: params
     params = jax.device_put([jnp.asarray(x) for x in INITIAL], dist.shardings)
     state = jax.jit(dist.init)(params)
     xs, ys = [], []
@@ -136,3 +140,297 @@ def test_equals_the_oracle(layout, kind, compressor, options):
     np.testing.assert_allclose(x, expected.x, **TOLERANCE)
     np.testing.assert_allclose(y, expected.y, **TOLERANCE)
     np.testing.assert_allclose(-residuals(state), expected.e[-1], **TOLERANCE)
+
+
+# --- Other optimizers and options: against vmap, with a compressor that cuts what the shards would ---------
+
+
+def cut_from_shards(layout, ratio):
+    """random_block(ratio) of every shard of whole tensors, or of the first of them, in one piece."""
+    _, _, specs = LAYOUTS[layout]
+    mesh = make_mesh(layout)
+    boxes = [
+        NamedSharding(mesh, spec).devices_indices_map(x.shape) for x, spec in zip(INITIAL, specs, strict=True)
+    ]
+    devices = mesh.devices.reshape(2, -1)[0] if layout == '2x4' else mesh.devices.reshape(-1)[:2]
+    places = [[leaf[device] for leaf in boxes] for device in devices]
+
+    def select(key, step, like):
+        leaves, treedef = jax.tree.flatten(like)
+
+        def shard(tree, place):
+            return [x[box] for x, box in zip(jax.tree.leaves(tree), place, strict=False)]
+
+        parts = [def_jax.random_block(ratio)(key, step, shard(leaves, place)) for place in places]
+        sizes = [part.take(shard(leaves, place)).size for part, place in zip(parts, places, strict=True)]
+
+        def take(tree):
+            return jnp.concatenate(
+                [part.take(shard(tree, place)) for part, place in zip(parts, places, strict=True)]
+            )
+
+        def replace(tree, message):
+            whole = jax.tree.leaves(tree)
+            messages = jnp.split(message, np.cumsum(sizes)[:-1])
+            for part, place, m in zip(parts, places, messages, strict=True):
+                new = part.replace(shard(whole, place), m)
+                whole = [x.at[box].set(n) for x, box, n in zip(whole, place, new, strict=False)]
+            return jax.tree.unflatten(treedef, whole)
+
+        def energy(message):
+            placed = replace(jax.tree.map(jnp.zeros_like, like), message)
+            counts = [
+                x[box].size // max(1, x[box].size // ratio) for x, box in zip(leaves, places[0], strict=False)
+            ]
+            return sum(r * jnp.sum(x**2) for r, x in zip(counts, jax.tree.leaves(placed), strict=True))
+
+        return parts[0]._replace(take=take, replace=replace, energy=energy)
+
+    return select
+
+
+def train_mapped(mapping, optimizer, num_steps, batches):
+    """x and y [T + 1, d] of workers that hold their parameters whole."""
+
+    def worker(batches):
+        def observe(params, state):
+            return flat(params), flat(def_jax.output_params(params, state, 'workers'))
+
+        def step(carry, batch):
+            params, state = carry
+            point = def_jax.detached_params(params, state)
+            updates, state = optimizer.update(jax.grad(loss_fn)(point, batch), state, point)
+            params = optax.apply_updates(params, updates)
+            return (params, state), observe(params, state)
+
+        params = [jnp.asarray(x) for x in INITIAL]
+        state = optimizer.init(params)
+        _, rest = jax.lax.scan(step, (params, state), batches)
+        return [jnp.concatenate([z[None], zs]) for z, zs in zip(observe(params, state), rest, strict=True)]
+
+    x, y = mapping(worker)([b[:, :num_steps] for b in batches])
+    return np.asarray(x)[0], np.asarray(y)[0]
+
+
+def vmapped(worker):
+    return jax.jit(jax.vmap(worker, axis_name='workers'))
+
+
+def pmapped(worker):
+    return jax.pmap(worker, axis_name='workers')
+
+
+def labelled(last_link):
+    """Muon for the matrices, and AdamW for the rest, of which the scale is not communicated by blocks."""
+    return optax.chain(
+        optax.partition(
+            {'matrix': optax.contrib.muon(0.02), 'vector': optax.adamw(0.01)},
+            ['matrix', 'matrix', 'vector', 'vector', 'vector'],
+        ),
+        optax.masked(last_link, [True, True, True, True, False]),
+        optax.masked(def_jax.all_reduce_mean('workers'), [False, False, False, False, True]),
+    )
+
+
+def chained(inner):
+    return lambda last_link: optax.chain(inner, last_link)
+
+
+def held(last_link):
+    return def_jax.hold_skipped(optax.chain(optax.sgd(0.02, momentum=0.9), last_link))
+
+
+NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
+
+
+@pytest.mark.parametrize(
+    ('layout', 'chain', 'options'),
+    [
+        ('2x4', chained(optax.adamw(0.01)), {'detach': 'auto', 'wire_dtype': jnp.bfloat16}),
+        ('4x2', chained(optax.sgd(0.02)), {'every': 2, 'outer': NESTEROV, 'detach': 1.0, 'decay': 0.9}),
+        ('2x4', labelled, {'detach': 0.5}),
+        ('2x4', held, {'skip_nonfinite': True}),
+    ],
+)
+def test_optimizers_and_options_do_on_shards_what_they_do_on_whole_tensors(layout, chain, options):
+    num_steps, ratio = 9, 3
+    num_workers = LAYOUTS[layout][0]['workers']
+    batches = [x.copy() for x in mlp_data(num_workers)]
+    if 'skip_nonfinite' in options:  # NaN in row 0 of W1's gradient: on one device of one worker
+        batches[0][1, 4, :, 0] = np.inf
+    dist = distributed(
+        layout, chain(def_jax.error_feedback(def_jax.random_block(ratio), 'workers', **options))
+    )
+    x, y, state = train(dist, num_steps, batches=batches)
+    whole = chain(def_jax.error_feedback(cut_from_shards(layout, ratio), 'workers', **options))
+    expected = train_mapped(vmapped, whole, num_steps, batches)
+    assert np.isfinite(x).all() and np.max(np.abs(x[-1] - x[0])) > 0.01
+    np.testing.assert_allclose(x, expected[0], **TOLERANCE)
+    np.testing.assert_allclose(y, expected[1], **TOLERANCE)
+    if 'skip_nonfinite' in options:
+        assert int(optax.tree.get(state, 'skipped')) == 1 and np.array_equal(x[4], x[5])
+
+
+def test_a_worker_of_one_device_trains_as_under_pmap():
+    optimizer = optax.chain(optax.adamw(0.01), feedback('8x1', def_jax.random_block(4), detach='auto'))
+    x, y, _ = train(distributed('8x1', optimizer), 9)
+    expected = train_mapped(pmapped, optimizer, 9, mlp_data(8))
+    np.testing.assert_allclose(x, expected[0], **TOLERANCE)
+    np.testing.assert_allclose(y, expected[1], **TOLERANCE)
+
+
+@pytest.mark.parametrize('sends_all', [def_jax.random_block(1), None])
+def test_where_all_is_sent_the_trajectory_is_dense(sends_all):
+    link = feedback('2x4', sends_all) if sends_all else def_jax.all_reduce_mean('workers')
+    optimizer = optax.chain(link, SGD) if sends_all is None else optax.chain(SGD, link)
+    dist = distributed('2x4', optimizer)
+    x = train(dist, 9, has_output=sends_all is not None)[0]
+    inputs, targets = (z.astype(np.float64) for z in mlp_data(2))
+    expected = reference.sgd(
+        np.asarray(flat(INITIAL)),
+        lambda theta, k, t: reference.mlp_gradient(theta, inputs[k, t], targets[k, t]),
+        LEARNING_RATES[:9],
+        num_workers=2,
+        momentum=0.9,
+    )
+    np.testing.assert_allclose(x, expected, **TOLERANCE)
+
+
+# --- What it refuses ---------------------------------------------------------------------------------------
+
+OPTIMIZER = optax.chain(optax.adam(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
+PARAMS = {'w': jnp.ones((8, 6)), 'b': jnp.ones(6)}
+
+
+def two_by_four(**arguments):
+    return def_jax.spmd(**{'optimizer': OPTIMIZER, 'mesh': make_mesh('2x4')} | arguments)
+
+
+def square_loss(params, batch):
+    return jnp.mean((batch @ params['w'] + params['b']) ** 2)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'mesh': 8}, 'mesh=8 must be a jax.sharding.Mesh'),
+        ({'axis_name': 'nodes'}, r"axis_name='nodes' must be an axis of the mesh.*'workers', 'shard'"),
+        ({'axis_name': None}, 'axis_name=None must be an axis of the mesh'),
+        ({'axis_name': ('workers', 'workers')}, 'must be a name'),
+        ({'param_specs': {'w': P('tensor')}}, r"names \['tensor'\], but the mesh has \('workers', 'shard'\)"),
+        ({'param_specs': P('workers')}, r"names \['workers'\], the axis over workers"),
+        ({'param_specs': {'w': 'shard'}}, "holds 'shard', but its leaves must be PartitionSpecs"),
+        (
+            {'mesh': jax.sharding.AbstractMesh((2,), ('workers',))},
+            'must be a jax.sharding.Mesh',
+        ),
+    ],
+)
+def test_arguments_are_checked_at_construction(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        two_by_four(**arguments)
+
+
+def test_a_mesh_of_two_types_of_axes_is_refused():
+    mesh = jax.make_mesh((2, 4), ('workers', 'shard'), axis_types=(AUTO, EXPLICIT))
+    with pytest.raises(ValueError, match='all Auto or all Explicit axes'):
+        two_by_four(mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    ('specs', 'message'),
+    [
+        ({'w': P('shard')}, 'param_specs has the structure .* but params'),
+        ({'w': P(None, 'shard'), 'b': P()}, r"params\['w'\] has shape \(8, 6\).*dimension 1 by 4, but 6 is"),
+        ({'w': P(), 'b': P(None, 'shard')}, r"params\['b'\] has shape \(6,\), but .* has 2 dimensions"),
+    ],
+)
+def test_specs_must_fit_the_parameters(specs, message):
+    with pytest.raises(ValueError, match=message):
+        two_by_four(param_specs=specs).init(PARAMS)
+
+
+def test_what_a_step_is_given_must_belong_together():
+    dist = two_by_four(param_specs={'w': P('shard'), 'b': P()})
+    shapes = jax.eval_shape(dist.init, PARAMS)
+    batch = jnp.ones((4, 8))
+    step = dist.value_and_grad(square_loss)
+    with pytest.raises(ValueError, match=r'batch has shape \(3, 8\).*among 2 workers'):
+        jax.eval_shape(step, PARAMS, shapes, jnp.ones((3, 8)))
+    with pytest.raises(ValueError, match=r"batch\['x'\] has shape \(\)"):
+        jax.eval_shape(step, PARAMS, shapes, {'x': jnp.float32(1)})
+    other = optax.chain(optax.sgd(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
+    with pytest.raises(ValueError, match=r'opt_state has the structure .* state of another optimizer'):
+        jax.eval_shape(step, PARAMS, jax.eval_shape(two_by_four(optimizer=other).init, PARAMS), batch)
+    four = def_jax.spmd(OPTIMIZER, make_mesh('4x2'))
+    with pytest.raises(
+        ValueError,
+        match=r'has 4 workers, but the mesh has 2: it was made on another mesh. Pass it through `regroup`',
+    ):
+        jax.eval_shape(step, PARAMS, jax.eval_shape(four.init, PARAMS), batch)
+    with pytest.raises(ValueError, match='belongs to other parameters, or is not stacked over workers'):
+        jax.eval_shape(step, PARAMS, OPTIMIZER.init(PARAMS), batch)
+    with pytest.raises(ValueError, match=r"grads\['b'\] has shape \(6,\), but must be \(2, 6\): stacked"):
+        jax.eval_shape(dist.update, PARAMS, shapes, PARAMS)
+    with pytest.raises(ValueError, match='grads has the structure'):
+        jax.eval_shape(dist.update, {'w': PARAMS['w']}, shapes, PARAMS)
+
+
+@pytest.mark.parametrize('axis_name', [None, 'shard'])
+def test_links_average_over_the_workers(axis_name):
+    link = def_jax.error_feedback(def_jax.random_block(2), axis_name)
+    dist = two_by_four(optimizer=optax.chain(optax.sgd(0.1), link))
+    state = jax.eval_shape(dist.init, PARAMS)
+    grads = jax.tree.map(lambda x: jnp.ones((2, *x.shape)), PARAMS)
+    with pytest.raises(
+        ValueError, match=f"axis_name={axis_name!r} of a link differs from axis_name='workers'"
+    ):
+        jax.eval_shape(dist.update, grads, state, PARAMS)
+
+
+def test_a_link_must_see_the_parameters_own_tensors():
+    dist = two_by_four(optimizer=optax.flatten(OPTIMIZER))
+    state = jax.eval_shape(dist.init, PARAMS)
+    grads = jax.tree.map(lambda x: jnp.ones((2, *x.shape)), PARAMS)
+    with pytest.raises(ValueError, match='no leaf of the parameters'):
+        jax.eval_shape(dist.update, grads, state, PARAMS)
+
+
+def test_an_optimizer_without_a_link_is_refused():
+    with pytest.raises(ValueError, match='holds no link that communicates'):
+        two_by_four(optimizer=optax.adam(0.1)).init(PARAMS)
+
+
+# --- Other meshes ------------------------------------------------------------------------------------------
+
+
+def saved_and_restored(tmp_path, dist, tree, params, num_workers):
+    orbax = pytest.importorskip('orbax.checkpoint')
+    with orbax.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / 'state', tree)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(tmp_path / 'state', dist.abstract_state(params, num_workers))
+
+
+@pytest.mark.parametrize(('sizes', 'keeps'), [((2, 4), True), ((2, 2), True), ((4, 2), False)])
+def test_state_goes_through_a_checkpoint_onto_another_mesh(tmp_path, sizes, keeps):
+    """Bit for bit onto one with as many workers; with others, y stays where it was."""
+    optimizer = optax.chain(optax.adamw(0.01), feedback('2x4', def_jax.random_block(4)))
+    dist = def_jax.spmd(optimizer, make_mesh('2x4'), [P('shard'), P(), P(), P(), P()])
+    _, _, state = train(dist, 3)
+    params = [jnp.asarray(x) for x in INITIAL]
+    mesh = jax.make_mesh(
+        sizes, ('workers', 'shard'), axis_types=(AUTO, AUTO), devices=jax.devices()[: np.prod(sizes)]
+    )
+    other = def_jax.spmd(optimizer, mesh, [P('shard'), P('shard') if sizes[1] == 2 else P(), P(), P(), P()])
+    restored = other.regroup(saved_and_restored(tmp_path, other, state, params, 2), params)
+    residual = optax.tree.get(restored, 'residual')[0]
+    assert residual.sharding == NamedSharding(mesh, P('workers', 'shard'))
+    if keeps:
+        jax.tree.map(np.testing.assert_array_equal, restored, state)
+    else:
+        np.testing.assert_array_equal(optax.tree.get(restored, 'key'), optax.tree.get(state, 'key'))
+        assert residual.shape == (4, 4, 6)
+    before, after = dist.output_params(params, state), other.output_params(params, restored)
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)

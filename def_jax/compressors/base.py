@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from def_jax.compressors.orders import AGE_SHARES
 
@@ -67,20 +69,38 @@ def typed_key(key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(key, impl=_GENERATOR)
 
 
-def message_size(compressor: Compressor, params: PyTree) -> int:
+def message_size(
+    compressor: Compressor,
+    params: PyTree,
+    mesh: Mesh | AbstractMesh | None = None,
+    param_specs: PyTree = P(),  # noqa: B008
+) -> int:
     """Number of elements B that one step sends for `params`; nothing is computed.
 
     Args:
         compressor: any compressor of this module.
         params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
+        mesh: with `param_specs` as for `def_jax.spmd`, if a worker is several devices.
+        param_specs: a PartitionSpec for all parameters, or a pytree of them.
 
     Returns:
-        B, the size of the message of one worker.
+        B, the size of the message of one worker; with a mesh, of one device.
 
-    >>> import jax.numpy as jnp, def_jax
-    >>> message_size(def_jax.random_block(64), {'w': jnp.ones((512, 10)), 'b': jnp.ones(10)})
+    >>> import jax, jax.numpy as jnp, def_jax
+    >>> params = {'w': jnp.ones((512, 10)), 'b': jnp.ones(10)}
+    >>> message_size(def_jax.random_block(64), params)
     81
+    >>> mesh = jax.sharding.AbstractMesh((2, 4), ('workers', 'shard'))
+    >>> message_size(def_jax.random_block(64), params, mesh, {'w': jax.P('shard'), 'b': jax.P()})
+    21
     """
+    if mesh is not None:
+
+        def shard(spec, tree):
+            sharding = NamedSharding(mesh, spec)
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(sharding.shard_shape(x.shape), x.dtype), tree)
+
+        params = jax.tree.map(shard, param_specs, params, is_leaf=lambda node: isinstance(node, P))
 
     def message(tree):
         return compressor(shared_key(0), jnp.uint32(0), tree).take(tree)
