@@ -243,7 +243,7 @@ class Spmd:
         """The state of a run with another number of workers, for this one's.
 
         Every worker gets the mean of what the old workers had of their own: residuals, momenta. So x and y
-        stay where they were, y up to the rounding of a float32 mean; what the old workers differed in is lost.
+        stay where they were, y up to the rounding of a float32 mean. Their differences from it are lost.
         If the number of workers is the same, so is the state, bit for bit.
         """
         own = own_leaves(self.optimizer, params)
