@@ -7,6 +7,8 @@ import jax
 import optax
 from jax import lax
 
+from def_jax.varying import OWN_PARAMS, check_not_summed
+
 PyTree = Any
 AxisName = str | Sequence[str] | None
 
@@ -45,6 +47,7 @@ def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:
 
     def update_fn(updates, state, params=None):
         del params
+        check_not_summed(updates, axis_name, OWN_PARAMS)
         return pmean(updates, axis_name), state
 
     return optax.GradientTransformation(lambda params: AllReduceMeanState(), update_fn)

@@ -25,6 +25,7 @@ from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key, split
 from def_jax.ownership import link_states
 from def_jax.shards import WHOLE, Shards
+from def_jax.varying import check_not_summed, check_shared, start_varying, vary_if_tracked, varying_axes
 
 PyTree = Any
 
@@ -128,10 +129,11 @@ def error_feedback(
 
     def init_fn(params) -> ErrorFeedbackState:
         check_floating(params, 'params')
+        residual = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)  # line 2
         return ErrorFeedbackState(
             step=jnp.zeros((), jnp.uint32),
             key=shared_key(seed),
-            residual=jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),  # line 2
+            residual=vary_if_tracked(residual, axis_name),
             detach=jnp.asarray(first_detach, jnp.float32),
             extra=options.init(params),
         )
@@ -159,6 +161,8 @@ def error_feedback(
         del params, extra_args
         _check_state(options, state)
         shards.check_axis_name(axis_name)
+        check_shared(state.key, 'the key', axis_name)
+        check_not_summed(updates, axis_name, 'def_jax.detached_params(params, opt_state)')
         step = options.wrap(functools.partial(algorithm_1, shards), pend)
         return shards.map(step, updates, state)
 
@@ -175,10 +179,13 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
 
     Returns:
         A pytree like `params`. No gradient flows through the residual, so the derivative with respect to
-        `params` is the identity: a loss may call this itself or be evaluated at the result.
+        `params` is the identity: a loss may call this itself or be evaluated at the result. Under
+        `jax.shard_map` with check_vma=True it must be the latter: JAX sums gradients with respect to what all
+        workers share.
 
     Raises:
-        ValueError: if `opt_state` holds no residual, or one whose shapes differ from those of `params`.
+        ValueError: if `opt_state` holds no residual, or one whose shapes differ from those of `params`; when
+            a gradient that would be summed over workers is traced.
 
     Source: Algorithm 1, line 6.
 
@@ -187,7 +194,9 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
     >>> def_jax.detached_params(jnp.zeros(2), state._replace(residual=jnp.array([1.0, 2.0]))).tolist()
     [0.5, 1.0]
     """
-    for state in feedback_states(opt_state, 'detached_params'):
+    states = feedback_states(opt_state, 'detached_params')
+    params = start_varying(params, varying_axes([state.residual for state in states]))
+    for state in states:
         residual = lax.stop_gradient(_arrange_like(params, state.residual))
         params = _add(params, residual, scale=state.detach)
     return params

@@ -28,9 +28,9 @@ HYPERS = [Hyper(*values) for values in itertools.product([0.0, 0.9], [0.0, 0.05]
 
 
 def vary(state, axis_name):
-    """As shard_map's types demand: what will differ between workers, though it starts from equal values."""
-    values = {name: optax.tree.get(state, name) for name in ('residual', 'trace')}
-    return optax.tree.set(state, **jax.lax.pcast(values, axis_name, to='varying'))
+    """As shard_map's types demand of a scan: what will differ between workers, though it starts equal."""
+    trace = optax.tree.get(state, 'trace')
+    return optax.tree.set(state, trace=jax.lax.pcast(trace, axis_name, to='varying'))
 
 
 def train(compressor, axis_name, batches, hyper, *, seed=0, average_every=0, varying=False):

@@ -12,6 +12,7 @@ from def_jax.checks import check_compressor, check_floating, check_seed, check_s
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key
 from def_jax.shards import WHOLE, Shards
+from def_jax.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
 
@@ -94,6 +95,7 @@ def ef21(
         del params, extra_args
         check_state(state, EF21State)
         shards.check_axis_name(axis_name)
+        check_not_summed(updates, axis_name, OWN_PARAMS)
         return shards.map(on_shards, updates, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -37,7 +37,7 @@ class Every(Option):
 
         def wait(updates, state, params):
             del params
-            nothing = jax.tree.map(jnp.zeros_like, updates)
+            nothing = jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), updates)  # of a type that all share
             return nothing, state._replace(step=state.step + 1, residual=pend(updates, state.residual))
 
         def send_or_wait(updates, state, params=None):

@@ -1,0 +1,112 @@
+"""What `jax.shard_map` knows with check_vma=True: the axes over which a value varies, by its type.
+
+Its gradients with respect to values that do not vary over workers are summed over them, which is what data
+parallelism without compression wants. A method that compresses needs each worker's own gradient, before that
+sum, so here the sum is an error.
+"""
+
+import functools
+from typing import Any
+
+import jax
+from jax import lax
+
+PyTree = Any
+
+__all__ = [
+    'OWN_PARAMS',
+    'check_not_summed',
+    'check_shared',
+    'start_varying',
+    'vary_if_tracked',
+    'varying_axes',
+]
+
+OWN_PARAMS = "jax.lax.pcast(params, axis_name, to='varying')"  # where methods without residuals differentiate
+
+
+def varying_axes(tree: PyTree) -> frozenset[str]:
+    """The axes over which leaves vary by their types: none unless shard_map checks them."""
+    return frozenset[str]().union(*map(_axes_of, jax.tree.leaves(tree)))
+
+
+def vary_if_tracked(tree: PyTree, axis_name: Any) -> PyTree:
+    """The tree, of a type that varies over `axis_name` where types say so."""
+    tracked = _tracked(axis_name)
+    return jax.tree.map(lambda x: _vary(tuple(tracked - _axes_of(x)), x), tree) if tracked else tree
+
+
+def start_varying(params: PyTree, axes: frozenset[str]) -> PyTree:
+    """Each worker's own copy of the parameters, whose gradient is its own.
+
+    Differentiating through the copy, back to the parameters that all share, raises ValueError.
+    """
+    return jax.tree.map(
+        lambda x: _own_copy(tuple(sorted(missing)), x) if (missing := axes - _axes_of(x)) else x, params
+    )
+
+
+def check_not_summed(updates: PyTree, axis_name: Any, point: str) -> None:
+    """Raises ValueError if the updates of all workers have been summed; `point` is where to differentiate."""
+    tracked = _tracked(axis_name)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        if tracked - _axes_of(leaf):
+            raise ValueError(
+                f'updates{jax.tree_util.keystr(path)} is the same on all workers: with check_vma=True, '
+                f'jax.shard_map has summed its gradient over {axis_name!r}. {_remedy(point)}'
+            )
+
+
+def check_shared(value: jax.Array, name: str, axis_name: Any) -> None:
+    """Raises ValueError if what all workers must share differs between them, as types tell."""
+    if _tracked(axis_name) & _axes_of(value):
+        raise ValueError(
+            f'{name} of opt_state differs between workers, by its type, but all must share it. Stack only '
+            "what is a worker's own: in_specs and out_specs of def_jax.state_specs(optimizer, params)."
+        )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _own_copy(axes: tuple[str, ...], x: jax.Array) -> jax.Array:
+    return _vary(axes, x)
+
+
+def _own_copy_forward(axes, x):
+    return _own_copy(axes, x), None
+
+
+def _own_copy_backward(axes, _, gradient):
+    del gradient
+    raise ValueError(
+        'detached_params: the gradient is taken with respect to parameters that all workers share, and with '
+        f'check_vma=True jax.shard_map would sum it over {axes}. '
+        + _remedy('def_jax.detached_params(params, opt_state)')
+    )
+
+
+_own_copy.defvjp(_own_copy_forward, _own_copy_backward)
+
+
+def _remedy(point: str) -> str:
+    return f"Take it at a point of the worker's own: jax.grad(loss_fn)(point, batch) with point = {point}."
+
+
+def _vary(axes: tuple[str, ...], x: Any) -> Any:
+    return lax.pcast(x, axes, to='varying') if axes else x
+
+
+def _tracked(axis_name: Any) -> frozenset[str]:
+    """The workers' axes, if types here tell what varies over them."""
+    if axis_name is None:
+        return frozenset()
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    try:
+        return frozenset(names) & varying_axes([lax.axis_index(name) for name in names])
+    except NameError:  # not mapped here
+        return frozenset()
+
+
+def _axes_of(x: Any) -> frozenset[str]:
+    kind = jax.typeof(x)
+    kind = getattr(kind, 'manual_axis_type', None)  # before JAX 0.10 it is `vma` itself
+    return kind.varying if kind is not None else getattr(jax.typeof(x), 'vma', frozenset())
