@@ -3,7 +3,7 @@
 SAEF with P = 0, PSync (CSER with H = 1, C2 = 0) and DEF with λ = 1 follow the same trajectory, and so do DEF
 and DEF-A. In the paper's tables they differ only in the point that is evaluated. The methods after those of
 the paper are systems published by others, as settings of `error_feedback`; `every` sets their number of local
-steps.
+steps. The last ones are the baselines, which are no such settings.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import optax
 
-from def_jax import compressors
-from def_jax.baselines.ef21 import ef21
+from def_jax import baselines, compressors
+from def_jax.baselines.cser import cser_of_ratio
 from def_jax.beyond.averaging import Averaging
 from def_jax.checks import look_up
 from def_jax.collectives import AxisName, all_reduce_mean
@@ -34,33 +34,43 @@ class Method:
         answer: the point that it outputs: 'x', the parameters; 'y', `output_params`; 'own', each worker's own
             model x + r_k.
         kind: what is communicated: 'error_feedback', the compressed updates, after the optimizer; 'dense',
-            the gradients; 'ef21', the compressed change of the gradients. The last two precede the momentum,
-            which is then the same on all workers.
+            the gradients; 'ef21', the compressed change of the gradients; 'baseline', the gradients or their
+            average in a form of its own. All but the first precede the optimizer, which is then the same on
+            all workers.
         detach: λ if the method fixes it, None if it is a hyper-parameter.
         averages: whether residuals are averaged over workers every P steps.
         single_worker: whether it is defined only for a single worker, with C(x) = x / ratio.
         sends: arguments of `compressor` that the method fixes.
         fixes: arguments of `error_feedback` that the method fixes, besides λ.
+        link: the transformation that communicates, if it is not `error_feedback`.
+        takes: the arguments of `link` that are hyper-parameters, besides `axis_name` and `seed`.
     """
 
     title: str
     answer: Point
-    kind: Literal['error_feedback', 'dense', 'ef21'] = 'error_feedback'
+    kind: Literal['error_feedback', 'dense', 'ef21', 'baseline'] = 'error_feedback'
     detach: float | None = None
     averages: bool = False
     single_worker: bool = False
     sends: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    link: Callable[..., optax.GradientTransformation] | None = None
+    takes: tuple[str, ...] = ()
 
     @property
     def _path(self) -> tuple[Any, ...]:
         """Methods with equal ones follow the same trajectory."""
-        return self.kind, self.detach, self.single_worker, self.sends, self.fixes
+        return self.kind, self.detach, self.single_worker, self.sends, self.fixes, self.link
 
     @property
     def detach_is_free(self) -> bool:
         """Whether λ is a hyper-parameter."""
         return self.kind == 'error_feedback' and self.detach is None
+
+    @property
+    def ratio_is_free(self) -> bool:
+        """Whether what is sent depends on the ratio."""
+        return self.kind != 'dense' and (self.kind != 'baseline' or 'ratio' in self.takes)
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -93,6 +103,10 @@ class Method:
         >>> compressor = METHODS['def'].compressor(64, order='shuffled')
         """
         settings: dict[str, Any] = {'ratio': ratio, 'granularity': granularity, **options, **self.sends}
+        if self.kind == 'baseline' or 'ratio' in self.takes:
+            del settings['ratio']
+            _check_unused(settings, f'{self.title} chooses what it sends itself')
+            return compressors.identity()
         ratio, granularity = settings.pop('ratio'), settings.pop('granularity')
         if granularity not in ('tensor', 'model', 'element'):
             raise ValueError(
@@ -100,7 +114,7 @@ class Method:
                 "model) or 'element' (random elements)."
             )
         if granularity == 'element':
-            _check_unused(settings, compressors.random_block, f'{granularity=} draws individual elements')
+            _check_unused(settings, f'{granularity=} draws individual elements')
             chosen = compressors.random_k(ratio)
         else:
             chosen = compressors.random_block(ratio, granularity=granularity, **settings)
@@ -131,7 +145,8 @@ class Method:
             detach: λ or 'auto', if the method leaves it free.
             average_every: period P of the residual averages; methods without them ignore it.
             seed: selects the blocks.
-            **options: further options of `error_feedback`, for the methods that use it.
+            **options: further options of `error_feedback`, for the methods that use it, or what the method
+                `takes`, such as `ratio` and `rank`.
 
         Returns:
             The chain.
@@ -148,26 +163,45 @@ class Method:
                 f'{detach=} estimates λ, but {self.title} fixes it or has none. Pass a number, or use DEF.'
             )
         Averaging(average_every, axis_name)  # checks the argument even if the method does not average
-        if self.kind == 'error_feedback':
-            link = error_feedback(
-                compressor,
-                axis_name,
-                seed=seed,
-                detach=detach if self.detach is None else self.detach,
-                average_every=average_every if self.averages else 0,
-                **{**options, **self.fixes},
-            )
-            return optax.chain(local, shared, link)
-        _check_unused(options, error_feedback, f'{self.title} has no error feedback')
-        link = all_reduce_mean(axis_name) if self.kind == 'dense' else ef21(compressor, axis_name, seed=seed)
-        return optax.chain(local, link, shared)
+        if self.link is not None:
+            own = {name: options.pop(name) for name in self.takes if name in options}
+            if 'compressor' in self.takes:
+                own['compressor'] = compressor
+            if 'seed' in inspect.signature(self.link).parameters:
+                own['seed'] = seed
+            _check_unused(options, f'{self.title} does not use it')
+            link = self.link(axis_name=axis_name, **own)
+            after = self.kind == 'error_feedback'
+            return optax.chain(local, shared, link) if after else optax.chain(local, link, shared)
+        if unused := {name: options.pop(name) for name in options.keys() & _OWN}:
+            _check_unused(unused, f'{self.title} does not use it')
+        link = error_feedback(
+            compressor,
+            axis_name,
+            seed=seed,
+            detach=detach if self.detach is None else self.detach,
+            average_every=average_every if self.averages else 0,
+            **{**options, **self.fixes},
+        )
+        return optax.chain(local, shared, link)
 
 
-def _check_unused(options: dict[str, Any], function: Callable, reason: str) -> None:
+def _parameters(*functions: Callable) -> dict[str, inspect.Parameter]:
+    return {name: p for function in functions for name, p in inspect.signature(function).parameters.items()}
+
+
+# What only the baselines use, and every option that a method may leave unused.
+_OWN = {'rank', 'chunk', 'freeze_after'}
+_OPTIONS = _parameters(
+    *(baselines.powersgd, baselines.demo, baselines.onebit_adam),
+    *(compressors.random_block, error_feedback),
+)
+
+
+def _check_unused(options: dict[str, Any], reason: str) -> None:
     """Raises ValueError if any of `options`, which have no effect here, is not at its default."""
-    parameters = inspect.signature(function).parameters
     for name, value in options.items():
-        default = look_up('option', name, parameters).default
+        default = look_up('option', name, _OPTIONS).default
         shown = getattr(default, '__name__', default)  # a dtype's name
         if value not in (default, shown):
             raise ValueError(f'{name}={value!r} has no effect, since {reason}. Set {name}={shown}.')
@@ -177,13 +211,13 @@ def _check_unused(options: dict[str, Any], function: Callable, reason: str) -> N
 _OUTER = optax.sgd(0.7, momentum=0.9, nesterov=True)
 
 METHODS: dict[str, Method] = {
-    'sgd': Method('SGD', 'x', kind='dense'),
+    'sgd': Method('SGD', 'x', kind='dense', link=all_reduce_mean),
     'ef': Method('EF', 'x', detach=0.0),
     'saef': Method('SAEF', 'x', detach=1.0, averages=True),
     'psync': Method('PSync', 'own', detach=1.0),
     'def': Method('DEF', 'y'),
     'def_a': Method('DEF-A', 'x'),
-    'ef21': Method('EF21', 'x', kind='ef21'),
+    'ef21': Method('EF21', 'x', kind='ef21', link=baselines.ef21, takes=('compressor',)),
     'sgd_ia': Method('SGD-IA', 'x', detach=1.0, single_worker=True),
     'local_sgd': Method('Local SGD', 'y', detach=1.0, sends={'ratio': 1}),
     'diloco': Method('DiLoCo', 'x', detach=1.0, sends={'ratio': 1}, fixes={'outer': _OUTER}),
@@ -192,6 +226,15 @@ METHODS: dict[str, Method] = {
     ),
     'sparta': Method('SPARTA', 'y', detach=1.0, sends={'granularity': 'element'}),
     'random_replicator': Method('random replicator', 'x', detach=0.0, fixes={'decay': 0.999}),
+    'cser': Method('CSER', 'own', detach=1.0, link=cser_of_ratio, takes=('ratio', 'every')),
+    'powersgd': Method('PowerSGD', 'x', kind='baseline', link=baselines.powersgd, takes=('ratio', 'rank')),
+    'top_k': Method('top-k', 'x', kind='baseline', link=baselines.top_k, takes=('ratio',)),
+    'demo': Method('DeMo', 'x', kind='baseline', link=baselines.demo, takes=('ratio', 'chunk')),
+    'sign_ef': Method('EF-signSGD', 'x', kind='baseline', link=baselines.sign_ef),
+    'onebit_adam': Method(
+        '1-bit Adam', 'x', kind='baseline', link=baselines.onebit_adam, takes=('freeze_after',)
+    ),
+    'ef21_sgdm': Method('EF21-SGDM', 'x', kind='ef21', link=baselines.ef21_sgdm, takes=('compressor',)),
 }
 
 

@@ -30,6 +30,13 @@ COLORS = {
     'Streaming DiLoCo': '#E7298A',
     'SPARTA': '#66A61E',
     'random replicator': '#7570B3',
+    'CSER': '#1B9E77',
+    'PowerSGD': '#B2182B',
+    'top-k': '#4D4D4D',
+    'DeMo': '#D6604D',
+    'EF-signSGD': '#2166AC',
+    '1-bit Adam': '#92C5DE',
+    'EF21-SGDM': '#5AAE61',
 }
 OTHER = '#7F7F7F'  # a point that is not the answer of any method
 

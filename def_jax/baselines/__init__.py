@@ -1,6 +1,7 @@
 """Methods that DEF is compared with, as optax transformations."""
 
 from def_jax.baselines.base import ResidualState
+from def_jax.baselines.cser import cser
 from def_jax.baselines.demo import demo
 from def_jax.baselines.ef21 import EF21State, ef21, ef21_sgdm
 from def_jax.baselines.onebit_adam import OneBitAdamState, onebit_adam
@@ -12,6 +13,7 @@ __all__ = [
     'EF21State',
     'OneBitAdamState',
     'ResidualState',
+    'cser',
     'demo',
     'ef21',
     'ef21_sgdm',

@@ -76,7 +76,7 @@ def powersgd(
         drawn = [
             jax.random.normal(jax.random.fold_in(key, i), (matrix_shape(shape)[1], _rank(columns, shape)))
             if factored(columns, shape)
-            else jnp.zeros((0, 0), jnp.float32)
+            else jnp.zeros((), jnp.float32)  # a place in the tree that checkpoints can store
             for i, shape in enumerate(shapes)
         ]
         return jax.tree.unflatten(treedef, drawn)
@@ -85,7 +85,7 @@ def powersgd(
         leaves, treedef = jax.tree.flatten(pending)
         carried = jax.tree.leaves(carry)
         matrices = {
-            i: leaf.reshape(matrix_shape(leaf.shape)) for i, leaf in enumerate(leaves) if carried[i].size
+            i: leaf.reshape(matrix_shape(leaf.shape)) for i, leaf in enumerate(leaves) if carried[i].ndim
         }
         whole = {i: leaf for i, leaf in enumerate(leaves) if i not in matrices}
         first = {i: matrix @ carried[i] for i, matrix in matrices.items()}, whole

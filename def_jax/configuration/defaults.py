@@ -32,6 +32,9 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.decay = 1.0  # multiplies the residual at every step
     config.average_every = 0  # SAEF's period P: steps between averages of the residuals; 0 means never
     config.wire_dtype = 'float32'  # dtype of the message: float32, bfloat16, float16
+    config.rank = 0  # of PowerSGD's factors; 0 for the largest that sends no more than `ratio` allows
+    config.chunk = 64  # the longest edge of a chunk that DeMo transforms
+    config.freeze_after = 100  # dense steps of 1-bit Adam, after which its second moment is frozen
     config.skip_nonfinite = False  # all workers skip a step in which any update is NaN or infinite
 
     # Workers. Each has its own device or shares one (virtual workers: same trajectory, fewer devices).

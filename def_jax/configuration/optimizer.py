@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from def_jax import error_feedback, get_method, random_block
+from def_jax import baselines, error_feedback, get_method, random_block
 from def_jax.collectives import AxisName
 from def_jax.compressors import Compressor
 from def_jax.configuration.factories import Factory, find
@@ -25,12 +25,15 @@ __all__ = [
     'make_schedule',
 ]
 
-_NOT_KEYS = {'axis_name', 'compressor', 'outer', 'seed'}
+_NOT_KEYS = {'axis_name', 'compressor', 'outer', 'seed', 'momentum_decay', 'b1', 'b2', 'eps'}
+_BASELINES = (baselines.powersgd, baselines.demo, baselines.onebit_adam)
 LIBRARY_KEYS = tuple(
-    name
-    for function in (random_block, error_feedback)
-    for name in inspect.signature(function).parameters
-    if name not in _NOT_KEYS
+    dict.fromkeys(
+        name
+        for function in (random_block, error_feedback, *_BASELINES)
+        for name in inspect.signature(function).parameters
+        if name not in _NOT_KEYS
+    )
 )
 
 
@@ -128,7 +131,11 @@ def make_optimizer(
     Raises:
         ValueError: if the library or the optimizer rejects a key.
     """
-    options = _arguments(error_feedback, config)
+    method, options = get_method(config['method']), _arguments(error_feedback, config)
+    for baseline in _BASELINES:
+        options |= _arguments(baseline, config)
+    if 'ratio' not in method.takes:
+        del options['ratio']
     if config['auto_detach']:
         options['detach'] = 'auto'
     factory = find_optimizer(config)
@@ -139,7 +146,7 @@ def make_optimizer(
         weight_decay=config['weight_decay'],
         momentum=config['momentum'],
     )
-    return get_method(config['method']).optimizer(
+    return method.optimizer(
         local, shared, axis_name, make_compressor(config), seed=seed, **options
     )
 

@@ -53,7 +53,7 @@ def _factory(names: Iterable[str]) -> Field:
 
 
 _OPTIONS = Field((ml_collections.ConfigDict, dict), lambda value: True, 'a dict of arguments of the factory')
-_LIBRARY = Field((object,), lambda value: True, 'a value that def_jax.random_block or error_feedback accepts')
+_LIBRARY = Field((object,), lambda value: True, 'a value that the library accepts')
 
 FIELDS: dict[str, Field] = {
     'method': _one_of(METHODS),

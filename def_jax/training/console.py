@@ -33,10 +33,12 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
         config.allocation != 'proportional'
     )
     sent_part = ', '.join([f'ratio {config.ratio:g}', drawn[config.granularity], *past])
+    own = ', '.join(f'{key} {config[key]:g}' for key in method.takes if key != 'compressor' and config[key])
     how = {
         'dense': 'dense',
         'ef21': sent_part,
-        'error_feedback': f'{sent_part}, λ={detach}',
+        'error_feedback': f'{own or sent_part}, λ={detach}',
+        'baseline': own or 'one bit an element',
     }[method.kind]
     evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())
     lines = {

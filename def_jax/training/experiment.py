@@ -20,6 +20,7 @@ from def_jax.data.dataset import Dataset, Split
 from def_jax.launch import processes
 from def_jax.launch.devices import worker_devices
 from def_jax.tasks.base import Task
+from def_jax.traffic import traffic
 from def_jax.training.measure import Measure
 
 __all__ = ['DEVICE_AXIS', 'VIRTUAL_AXIS', 'Communication', 'Experiment', 'build']
@@ -119,7 +120,8 @@ class Communication:
 
     num_params: int  # d
     message_size: int  # B
-    dense_first: bool = False  # whether the first step sends d instead of B
+    dense_steps: int = 0  # how many steps at the start send d instead of B
+    always: int = 0  # elements that every step sends besides
     average_every: int = 0  # steps between additional messages of d; 0 for never
     every: int = 1  # steps per message
     element_bytes: int = 4  # bytes per element of a message
@@ -127,7 +129,7 @@ class Communication:
     @property
     def true_ratio(self) -> float:
         """d / B. Lower than the nominal ratio, since even a small tensor sends at least one element."""
-        return self.num_params / self.message_size
+        return self.num_params / (self.message_size + self.every * self.always)
 
     @property
     def bytes_per_step(self) -> int:
@@ -140,23 +142,27 @@ class Communication:
     def megabytes_sent(self, steps: int) -> float:
         """Megabytes that a worker has sent after `steps` steps."""
         sent = steps // self.every * self.bytes_per_step
-        if self.dense_first and steps:
-            sent += self.dense_bytes_per_step - self.bytes_per_step
+        sent += min(steps, self.dense_steps) * (self.dense_bytes_per_step - self.bytes_per_step)
+        sent += steps * self.element_bytes * self.always
         if self.average_every:
             sent += steps // self.average_every * self.dense_bytes_per_step
         return sent / 1e6
 
     @classmethod
     def of(cls, experiment: Experiment, params: Any) -> 'Communication':
-        method = experiment.method
+        config, method = experiment.config, experiment.method
+        num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+        if 'compressor' not in method.takes and method.link is not None:
+            always, message = _words(config, params)
+            dense_steps = config.freeze_after if 'freeze_after' in method.takes else 0
+            return cls(num_params, message, dense_steps, always, every=config.every)
         return cls(
-            num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
-            message_size=compressors.message_size(experiment.compressor, params)
-            + int(experiment.config.auto_detach),
-            dense_first=method.kind == 'ef21',
-            average_every=experiment.config.average_every if method.averages else 0,
-            every=experiment.config.every,
-            element_bytes=jnp.dtype(experiment.config.wire_dtype).itemsize,
+            num_params=num_params,
+            message_size=compressors.message_size(experiment.compressor, params) + int(config.auto_detach),
+            dense_steps=int(method.kind == 'ef21'),
+            average_every=config.average_every if method.averages else 0,
+            every=config.every,
+            element_bytes=jnp.dtype(config.wire_dtype).itemsize,
         )
 
 
@@ -200,6 +206,18 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
     )
+
+
+def _words(config, params: Any) -> tuple[int, int]:
+    """What an update sends in any case, and what besides in a step with a message, in words of 32 bits."""
+    found = traffic(
+        make_optimizer(config, config.learning_rate, DEVICE_AXIS, config.seed), params, DEVICE_AXIS
+    )
+    always = sum(message.words for message in found.always)
+    branches = [[sum(message.words for message in sent) for sent in branch] for branch in found.branches]
+    if config.every == 1:  # conditionals are between dense first steps and the others
+        return 0, always + sum(map(min, branches))
+    return always, sum(map(max, branches))
 
 
 def _num_steps(config, steps_per_epoch: int) -> int:

@@ -136,7 +136,7 @@ def _curve(log: MetricLog, measure: Measure) -> list[dict[str, Any]]:
 
 def _title(experiment: Experiment) -> str:
     config = experiment.config
-    ratio = f' at ratio {config.ratio:g}' if experiment.method.kind != 'dense' else ''
+    ratio = f' at ratio {config.ratio:g}' if experiment.method.ratio_is_free else ''
     return (
         f'{experiment.method.title}{ratio}: {config.model} on {config.dataset}, {config.num_workers} workers'
     )

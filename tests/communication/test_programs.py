@@ -65,9 +65,11 @@ def test_options_past_the_paper_are_counted(data_dir, changes, elements, bytes_e
     [
         ({}, 0, 0),
         ({}, 7, 7 * 10),
-        ({'dense_first': True}, 0, 0),  # EF21 starts with a whole gradient
-        ({'dense_first': True}, 7, 100 + 6 * 10),
+        ({'dense_steps': 1}, 0, 0),  # EF21 starts with a whole gradient
+        ({'dense_steps': 1}, 7, 100 + 6 * 10),
         ({'average_every': 3}, 7, 7 * 10 + 2 * 100),  # SAEF averages the residuals
+        ({'dense_steps': 5}, 7, 5 * 100 + 2 * 10),  # 1-bit Adam starts dense
+        ({'every': 3, 'always': 4}, 7, 7 * 4 + 2 * 10),  # CSER
     ],
 )
 def test_dense_messages_are_counted(options, steps, elements):
@@ -80,6 +82,7 @@ def test_methods_with_dense_messages(data_dir):
         run = experiment.build(fixtures.tiny_config(data_dir, **changes))
         return experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
 
-    assert (of(method='ef21').dense_first, of(method='def').dense_first) == (True, False)
+    assert (of(method='ef21').dense_steps, of(method='def').dense_steps) == (1, 0)
+    assert of(method='onebit_adam', freeze_after=7).dense_steps == 7
     assert of(method='saef', average_every=5).average_every == 5
     assert of(method='def', average_every=5).average_every == 0  # which has no use for it
