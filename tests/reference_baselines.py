@@ -215,3 +215,37 @@ def ef21_sgdm(masks: Sequence[np.ndarray], averaging: float) -> Exchange:
         return g.mean(0)
 
     return exchange
+
+
+def cser(
+    x0: np.ndarray,
+    gradient: Gradient,
+    c1: Sequence[np.ndarray],
+    c2: Sequence[np.ndarray],
+    learning_rate: Sequence[float],
+    *,
+    every: int,
+    num_workers: int,
+    momentum: float = 0.0,
+) -> np.ndarray:
+    """The workers' models [T + 1, K, d] in CSER (Xie et al., 2020, Algorithm 2 with PSync, Algorithm 1).
+
+    `c1` holds the masks of the resets, `c2` those of every step.
+    """
+
+    def partially_synchronised(vectors, mask):
+        left = vectors - mask * vectors
+        return (mask * vectors).mean(0) + left, left
+
+    models = np.stack([np.array(x0, np.float64)] * num_workers)
+    errors, m = np.zeros_like(models), np.zeros_like(models)
+    history = [models]
+    for t, eta in enumerate(learning_rate):
+        m = momentum * m + np.stack([gradient(models[k], k, t) for k in range(num_workers)])
+        step, left = partially_synchronised(eta * m, c2[t])
+        models, errors = models - step, errors - left
+        if (t + 1) % every == 0:
+            synchronised, left = partially_synchronised(errors, c1[(t + 1) // every - 1])
+            models, errors = models - errors + synchronised, left
+        history.append(models)
+    return np.stack(history)

@@ -122,6 +122,35 @@ def test_methods_that_share_a_run_differ_in_the_point_only():
     assert methods.trajectory('saef', 10) == 'saef' and methods.trajectory('psync', 10) == 'psync'
 
 
+@pytest.mark.parametrize(
+    ('name', 'options', 'message'),
+    [
+        ('def', {'rank': 2}, 'rank=2 has no effect, since DEF does not use it. Set rank=0.'),
+        ('sgd', {'every': 4}, 'every=4 has no effect, since SGD does not use it. Set every=1.'),
+        ('powersgd', {'chunk': 8}, 'chunk=8 has no effect, since PowerSGD does not use it. Set chunk=64.'),
+        ('demo', {'decay': 0.9}, 'decay=0.9 has no effect, since DeMo does not use it. Set decay=1.0.'),
+        ('top_k', {'skip_nonfinite': True}, 'skip_nonfinite=True has no effect, since top-k does not use it'),
+        (
+            'cser',
+            {'wire_dtype': 'bfloat16'},
+            "wire_dtype='bfloat16' has no effect, since CSER does not",
+        ),
+        ('sign_ef', {'detach': 'auto'}, "detach='auto' estimates λ, but EF-signSGD fixes it or has none"),
+    ],
+)
+def test_an_option_that_a_method_does_not_use(name, options, message):
+    method = methods.METHODS[name]
+    own = {'ratio': RATIO} if 'ratio' in method.takes else {}
+    with pytest.raises(ValueError, match=message):
+        method.optimizer(optax.identity(), optax.sgd(0.1), None, method.compressor(RATIO), **own, **options)
+
+
+@pytest.mark.parametrize('name', ['powersgd', 'sign_ef', 'cser'])
+def test_a_method_that_chooses_what_it_sends_has_no_blocks(name):
+    with pytest.raises(ValueError, match=r"order='shuffled' has no effect, since .* chooses what it sends"):
+        methods.METHODS[name].compressor(RATIO, order='shuffled')
+
+
 def test_unknown_trajectory():
     with pytest.raises(ValueError, match=r"method='deff' is unknown; .* Did you mean 'def'\?"):
         methods.trajectory('deff')

@@ -1,0 +1,75 @@
+"""What an update sends, as traced, against sizes worked out by hand and against the compiled program."""
+
+import hlo
+import jax.numpy as jnp
+import optax
+import pytest
+
+import def_jax
+from def_jax import baselines
+from def_jax.communication import collectives
+from def_jax.traffic import Message, traffic
+
+PARAMS = {'w': jnp.zeros((64, 32)), 'b': jnp.zeros(64)}
+
+
+def sent(link, axis_name='workers'):
+    return traffic(optax.chain(link, optax.sgd(0.1)), PARAMS, axis_name)
+
+
+@pytest.mark.parametrize(
+    ('link', 'operation', 'words'),
+    [
+        # 64 coefficients of the matrix as one chunk of 64 · 32 and 2 of the vector, each with its index.
+        (baselines.demo(16, 'workers'), 'all-gather', 2 * (64 + 2)),
+        (baselines.top_k(16, 'workers'), 'all-gather', 2 * (64 + 2)),
+        # One bit of each of 2,112 elements, and two magnitudes.
+        (baselines.sign_ef('workers'), 'all-gather', 66 + 2),
+    ],
+)
+def test_a_gathered_message(link, operation, words):
+    assert sent(link) == ((Message(operation, words),), ())
+    assert words * 4 * 15 == sent(link).always[0].wire_bytes(16)
+
+
+def test_powersgd_reduces_twice():
+    messages = sent(baselines.powersgd(16, 'workers', rank=2)).always
+    assert messages == (Message('all-reduce', 2 * 64 + 64), Message('all-reduce', 2 * 32))
+    assert messages[1].wire_bytes(4) == 1.5 * 4 * 64
+
+
+def test_the_steps_of_onebit_adam():
+    """Dense at first; then 32 times less, as its paper says, but for a magnitude for every tensor."""
+    (branches,) = sent(baselines.onebit_adam('workers')).branches
+    words = sorted(sum(message.words for message in branch) for branch in branches)
+    assert words == [66 + 2, 64 * 32 + 64]
+
+
+def test_cser_sends_twice_in_some_steps():
+    link = baselines.cser(def_jax.random_block(4), def_jax.random_block(16), 'workers', every=3)
+    assert sent(link) == ((Message('all-reduce', 132),), (((), (Message('all-reduce', 528),)),))
+
+
+def test_nothing_is_sent_without_an_axis():
+    assert sent(baselines.powersgd(16, None), None) == ((), ())
+
+
+@pytest.mark.parametrize(
+    'link',
+    [
+        *(baselines.powersgd(16, 'workers', rank=2), baselines.top_k(16, 'workers')),
+        *(baselines.demo(16, 'workers'), baselines.sign_ef('workers'), def_jax.random_block(64)),
+    ],
+    ids=['powersgd', 'top_k', 'demo', 'sign_ef', 'def'],
+)
+@pytest.mark.usefixtures('full_optimization')
+def test_the_compiled_program_sends_no_more(link):
+    """The HLO of a step holds the collectives of the trace; the result of a gather counts all workers."""
+    if not isinstance(link, optax.GradientTransformation):
+        link = def_jax.error_feedback(link, 'workers')
+    optimizer, step = hlo.with_gradient(link, point='none')
+    compiled = collectives(hlo.compile_pmapped(optimizer, step, 4, hlo.BATCH).as_text())
+    expected = traffic(link, hlo.make_params(), 'workers').always
+    shares = {'all-reduce': 1, 'all-gather': 4}
+    found = [(c.operation, c.elements // shares[c.operation]) for c in compiled]
+    assert sorted(found) == sorted((message.operation, message.words) for message in expected)
