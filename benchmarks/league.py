@@ -187,7 +187,7 @@ def stacked_data(seeds: tuple[int, ...], tuning: bool) -> tuple[Any, Data]:
 
 
 def tuned(contender: Contender, runs: Callable) -> tuple[float, dict[float, float]]:
-    """The rate with the lowest validation loss, a mean over two seeds, and the loss of all that were tried."""
+    """The rate with the lowest validation loss, a mean over two seeds, and those of all that were tried."""
     tried: dict[float, float] = {}
     grid = [contender.rate * factor for factor in (0.1, 0.3, 1, 3, 10)]
     for _ in range(4):

@@ -6,6 +6,12 @@ NAN, INF = math.nan, math.inf
 COUNT_FROM_0 = [1.5, '1', True, None, -1]
 COUNT_FROM_1 = [*COUNT_FROM_0, 0]
 OPTIONS = [1, None, 'b2=0.95', ('b2', 0.95)]
+# Methods that use a key, where that of configs/digits.py does not.
+USED_BY = {
+    'rank': {'method': 'powersgd'},
+    'chunk': {'method': 'demo'},
+    'freeze_after': {'method': 'onebit_adam'},
+}
 REFUSED = {
     'method': [3, None, 'dfe', '', 'DEF'],
     'ratio': ['64', None, True, 0, 0.5, -64, NAN, INF],
@@ -74,9 +80,9 @@ ACCEPTED = {
     'skip_nonfinite': [True, False],
     'every': [1, 10],
     'decay': [0, 0.95, 1],
-    'rank': [0],
-    'chunk': [64],
-    'freeze_after': [100],
+    'rank': [0, 1, 8],
+    'chunk': [1, 64],
+    'freeze_after': [1, 100],
     'num_workers': [1, 2, 128],
     'workers_per_device': [1, 2, 16],
     'sequential_workers': [True, False],

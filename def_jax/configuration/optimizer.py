@@ -146,9 +146,7 @@ def make_optimizer(
         weight_decay=config['weight_decay'],
         momentum=config['momentum'],
     )
-    return method.optimizer(
-        local, shared, axis_name, make_compressor(config), seed=seed, **options
-    )
+    return method.optimizer(local, shared, axis_name, make_compressor(config), seed=seed, **options)
 
 
 def _check_effect(factory: Factory, config: Mapping[str, Any], key: str, default: Any) -> None:

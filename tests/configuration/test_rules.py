@@ -8,7 +8,7 @@ import re
 import hypothesis
 import ml_collections
 import pytest
-from configuration_values import ACCEPTED, REFUSED
+from configuration_values import ACCEPTED, REFUSED, USED_BY
 from hypothesis import strategies as st
 
 import configs
@@ -56,14 +56,14 @@ def test_the_cases_cover_every_key():
 
 @pytest.mark.parametrize(('key', 'value'), cases(REFUSED))
 def test_impossible_values_are_refused(key, value):
-    message = refusal(changed(**{key: value}))
+    message = refusal(changed(**USED_BY.get(key, {}) | {key: value}))
     allowed = f'{FIELDS[key].allowed}.' if key not in LIBRARY_KEYS else ''
     assert message.startswith(f'config.{key}={value!r} must be {allowed}')
 
 
 @pytest.mark.parametrize(('key', 'value'), cases(ACCEPTED))
 def test_possible_values_are_accepted(key, value):
-    check_config(changed(**{key: value}))
+    check_config(changed(**USED_BY.get(key, {}) | {key: value}))
 
 
 def test_every_method_is_accepted():
