@@ -75,6 +75,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         base,
         fixed[:2] + cells(16) + fixed[2:] + cells(64),
         rows='ratio',
-        learning_tuned=RATES,
         tuning={'validation_examples': 200, 'evaluate_on': 'validation'},
     )
