@@ -220,7 +220,9 @@ def restored(folder: Path, run: experiment.Experiment) -> steps.TrainState:
 def records(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without the figures that measure time."""
     timeless = metrics.read(folder / 'metrics.jsonl')
-    return [{k: v for k, v in r.items() if k not in ('seconds', 'images_per_second')} for r in timeless]
+    return [
+        {k: v for k, v in r.items() if k != 'seconds' and not k.endswith('_per_second')} for r in timeless
+    ]
 
 
 def assert_same_bits(actual, expected):

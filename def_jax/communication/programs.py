@@ -53,7 +53,7 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     test_batches = list(
         experiment.test_batches(config.evaluate_on, evaluation.EXAMPLES_PER_DEVICE, len(experiment.devices))
     )
-    evaluations = -(-config.num_epochs // config.eval_every_epochs)
+    evaluations = experiment.num_evaluations
     sums = len(test_batches) * evaluations * sum(point != 'own' for point in points)
 
     def program(name: str, step: Any, arguments: tuple, executions: int) -> Program:

@@ -69,6 +69,7 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.batch_size = 128
     config.accumulate = 1
     config.num_epochs = 280
+    config.num_steps = 0  # the run's length in steps; 0 means num_epochs
     config.learning_rate = 0.1
     config.schedule = 'drops'
     config.schedule_options = {}
@@ -82,6 +83,7 @@ def get_defaults() -> ml_collections.ConfigDict:
     # Output. A checkpoint is written at every evaluation, which is on the split evaluate_on: test, or
     # validation, for every choice that is made by comparing runs.
     config.eval_every_epochs = 20
+    config.eval_every_steps = 0  # 0 means eval_every_epochs
     config.evaluate_on = 'test'
     config.log_every_steps = 20
     config.evaluate_train_examples = 0  # first training examples on which x and y are evaluated, too

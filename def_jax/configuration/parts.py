@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from def_jax.configuration.factories import Factory, find
 from def_jax.data.dataset import Dataset
 from def_jax.data.factories import FACTORIES
-from def_jax.models import MODELS
+from def_jax.models import LANGUAGE_MODELS, MODELS
 from def_jax.tasks import TASKS
 from def_jax.tasks.base import Task
 
@@ -26,7 +26,7 @@ def find_model(config: Mapping[str, Any]) -> Factory:
     Raises:
         ValueError: if there is none, or it cannot compute in `compute_dtype`.
     """
-    factory = find('model', config, MODELS)
+    factory = find('model', config, {**MODELS, **LANGUAGE_MODELS})
     if config['compute_dtype'] != 'float32' and not factory.takes('dtype'):
         raise ValueError(
             f'compute_dtype={config["compute_dtype"]!r} has no effect on {factory}, which takes no dtype. '

@@ -17,7 +17,7 @@ from def_jax.configuration.schedules import SCHEDULES
 from def_jax.data.factories import FACTORIES
 from def_jax.data.in_memory import check_batch_size
 from def_jax.methods import METHODS, get_method
-from def_jax.models import MODELS
+from def_jax.models import LANGUAGE_MODELS, MODELS
 from def_jax.tasks import TASKS
 
 __all__ = ['FIELDS', 'check_config']
@@ -71,12 +71,13 @@ FIELDS: dict[str, Field] = {
     'train_examples': _integer(0),
     'validation_examples': _integer(0),
     'test_examples': _integer(0),
-    'model': _factory(MODELS),
+    'model': _factory([*MODELS, *LANGUAGE_MODELS]),
     'model_options': _OPTIONS,
     'compute_dtype': _one_of(('float32', 'bfloat16')),
     'batch_size': _integer(1),
     'accumulate': _integer(1),
     'num_epochs': _integer(1),
+    'num_steps': _integer(0),
     'learning_rate': _number(lambda value: value > 0, 'a number > 0'),
     'schedule': _factory(SCHEDULES),
     'schedule_options': _OPTIONS,
@@ -94,6 +95,7 @@ FIELDS: dict[str, Field] = {
     'weight_decay': _number(lambda value: value >= 0, 'a number >= 0'),
     'seed': Field((int,), lambda value: 0 <= value < 2**32, 'an integer in [0, 2**32)'),
     'eval_every_epochs': _integer(1),
+    'eval_every_steps': _integer(0),
     'evaluate_on': _one_of(('test', 'validation')),
     'log_every_steps': _integer(1),
     'evaluate_train_examples': _integer(0),

@@ -46,6 +46,7 @@ class Dataset:
             that it takes.
         unit: what is counted, in the plural: 'images', 'tokens'.
         units_per_example: how many of them an example has.
+        about: what a result records of the data, e.g. their version and checksums; JSON.
     """
 
     train: Split
@@ -55,6 +56,7 @@ class Dataset:
     model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unit: str = 'examples'
     units_per_example: int = 1
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def limited(
         self, *, train_examples: int = 0, validation_examples: int = 0, test_examples: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from def_jax.data import image_folder, in_memory, streaming
 from def_jax.data.catalogue import DATASETS, get_dataset_spec
 from def_jax.data.dataset import Dataset
+from def_jax.data.text.catalogue import TEXTS, open_text
 
 __all__ = ['FACTORIES', 'open_images']
 
@@ -34,5 +35,6 @@ def open_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> Da
 
 FACTORIES: Mapping[str, Callable[..., Dataset]] = {
     **{name: functools.partial(open_images, name) for name in DATASETS},
+    **{name: functools.partial(open_text, name) for name in TEXTS},
     'image_folder': image_folder.open_image_folder,
 }

@@ -10,13 +10,14 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from def_jax.data.catalogue import DatasetSpec, get_dataset_spec
 
 __all__ = [
+    'Examples',
     'Split',
     'check_batch_size',
     'epoch_permutation',
@@ -27,6 +28,16 @@ __all__ = [
     'test_batches',
     'train_batch',
 ]
+
+
+class Examples(Protocol):
+    """Examples that can be read in any order."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at these positions, int64 [...], as arrays [..., *shape of the part]."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +74,7 @@ class Split:
         return Split({name: array[start:stop] for name, array in self.arrays.items()})
 
     def take(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at these positions, int64 [...], as arrays [..., *shape of the part]."""
+        """The examples at these positions, see `Examples`."""
         return {name: array[positions] for name, array in self.arrays.items()}
 
     def train_batches(self, *, first_step: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
@@ -212,7 +223,7 @@ _cached_permutation = functools.lru_cache(maxsize=2)(epoch_permutation)
 
 
 def train_batch(
-    split: Split,
+    split: Examples,
     *,
     seed: int,
     step: int,
@@ -252,7 +263,7 @@ def train_batch(
 
 
 def test_batches(
-    split: Split, *, batch_size: int, num_workers: int, workers: Sequence[int] | None = None
+    split: Examples, *, batch_size: int, num_workers: int, workers: Sequence[int] | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns the batches of one pass over a split, all of the same shape.
 

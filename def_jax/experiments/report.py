@@ -92,7 +92,7 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
     parts = [
         f'# {table["title"]}',
         f'{base["model"]} on {base["dataset"]}, {base["num_workers"]} workers, batch {base["batch_size"]} in '
-        f'all, {base["num_epochs"]} epochs, where a row does not say otherwise. {figures}, mean ± sample '
+        f'all, {_length(base)}, where a row does not say otherwise. {figures}, mean ± sample '
         f'standard deviation over seeds {seeds}; the best compressed method of a row is bold. A run diverges '
         'if its loss becomes NaN or infinite, or stays within 5 % of that of guessing.',
         tables.compared(rows, cells),
@@ -140,6 +140,10 @@ def _settings_parts(cells: list[Cell], output: Path) -> list[str]:
 def _drawn(cells: list[Cell]) -> str:
     """What the plots show of the cells, as a sentence begins."""
     return _sentence(' or '.join(dict.fromkeys(cell.measure.axis for cell in cells))).removesuffix(', %')
+
+
+def _length(base: Mapping[str, Any]) -> str:
+    return f'{base["num_steps"]:,} steps' if base.get('num_steps') else f'{base["num_epochs"]} epochs'
 
 
 def _sentence(text: str) -> str:

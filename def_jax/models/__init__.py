@@ -17,9 +17,17 @@ from def_jax.models.preactivation import (
     wrn_28_10,
 )
 from def_jax.models.resnet import BasicBlock, Bottleneck, ResNet, resnet8, resnet50, resnet110_basic
+from def_jax.models.transformer import (
+    Transformer,
+    transformer_1m,
+    transformer_11m,
+    transformer_85m,
+    transformer_115k,
+)
 from def_jax.models.vgg import VGG, vgg16, vgg_digits, vgg_small
 
 __all__ = [
+    'LANGUAGE_MODELS',
     'MODELS',
     'VGG',
     'BasicBlock',
@@ -29,11 +37,16 @@ __all__ = [
     'PreactivationBottleneck',
     'PreactivationResNet',
     'ResNet',
+    'Transformer',
     'get_model',
     'resnet8',
     'resnet50',
     'resnet110',
     'resnet110_basic',
+    'transformer_1m',
+    'transformer_11m',
+    'transformer_85m',
+    'transformer_115k',
     'vgg16',
     'vgg_digits',
     'vgg_small',
@@ -54,6 +67,13 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     'wrn_10_1': wrn_10_1,
     # From He et al.
     'resnet110_basic': resnet110_basic,
+}
+
+LANGUAGE_MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    'transformer_115k': transformer_115k,
+    'transformer_1m': transformer_1m,
+    'transformer_11m': transformer_11m,
+    'transformer_85m': transformer_85m,
 }
 
 

@@ -4,7 +4,11 @@ from collections.abc import Callable, Mapping
 
 from def_jax.tasks.base import Task
 from def_jax.tasks.classification import image_classification
+from def_jax.tasks.language_modelling import language_modelling
 
 __all__ = ['TASKS']
 
-TASKS: Mapping[str, Callable[..., Task]] = {'image_classification': image_classification}
+TASKS: Mapping[str, Callable[..., Task]] = {
+    'image_classification': image_classification,
+    'language_modelling': language_modelling,
+}

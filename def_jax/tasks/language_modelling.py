@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from def_jax.data.dataset import Dataset
 from def_jax.data.text.corpus import START, VOCAB_SIZE
+from def_jax.data.text.windows import Windows
 from def_jax.models.transformer import Transformer
 from def_jax.tasks.base import Batch, GenerativeTask
 
 PyTree = Any
 
-__all__ = ['LanguageModelling', 'sample']
+__all__ = ['LanguageModelling', 'language_modelling', 'sample']
 
 _SAMPLE_LENGTH, _SAMPLE_TEMPERATURE = 600, 0.8
 
@@ -83,6 +85,15 @@ class LanguageModelling(GenerativeTask):
         real = (batch['segments'] > 0).astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['targets'])
         return losses * real, real
+
+
+def language_modelling(model: Transformer, dataset: Dataset) -> LanguageModelling:
+    """The task of a configuration; ValueError unless the data set is text and the model fits it."""
+    if not isinstance(dataset.train, Windows):
+        raise ValueError('its data set must be text. Choose another --config.task or --config.dataset.')
+    if not isinstance(model, Transformer):
+        raise ValueError('its model must be a Transformer. Choose another --config.task or --config.model.')
+    return LanguageModelling(model, dataset.train.context)
 
 
 def sample(

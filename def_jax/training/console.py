@@ -46,7 +46,7 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
         'workers': f'{config.num_workers} on {devices}, total batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',
-        'steps': f'{experiment.num_steps:,} in {config.num_epochs} epochs',
+        'steps': f'{experiment.num_steps:,} in {experiment.num_epochs:{_decimals(experiment)}} epochs',
         'sent per step': f'{sent.message_size:,} elements, {_bytes(sent.bytes_per_step)} per worker, '
         f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
     }
@@ -75,7 +75,8 @@ class Progress:
             rich.progress.TimeRemainingColumn(compact=True),
         )
         self._bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
-        self._epochs, self._steps = experiment.config.num_epochs, experiment.num_steps
+        self._steps, self._decimals = experiment.num_steps, _decimals(experiment)
+        self._epochs = f'{experiment.num_epochs:{self._decimals}}'
         self._unit = experiment.dataset.unit
         self._next_line = time.monotonic()
         self._task = self._bar.add_task('', total=experiment.num_steps, completed=start, epoch='', figures='')
@@ -99,7 +100,7 @@ class Progress:
                     f'{record["megabytes_sent"]:.1f} MB sent',
                 ]
             )
-            fields = {'epoch': f'{record["epoch"]:.0f}/{self._epochs}', 'figures': figures}
+            fields = {'epoch': f'{record["epoch"]:{self._decimals}}/{self._epochs}', 'figures': figures}
             if self._bar.disable and time.monotonic() > self._next_line:
                 self.note(f'epoch {fields["epoch"]}  step {step:,}/{self._steps:,}  {figures}')
         self._bar.update(self._task, completed=step, **fields)
@@ -127,7 +128,7 @@ def show_result(console: rich.console.Console, result: dict[str, Any]) -> None:
     console.print(table)
     if result.get('sample'):
         console.print('[bold]a sample:[/]', highlight=False)
-        console.print(result['sample'], highlight=False, markup=False)
+        console.print(result['sample'], highlight=False, markup=False, soft_wrap=True)
     sent, dense = communication['megabytes_sent'], communication['megabytes_dense']
     console.print(
         f'training loss {metrics["train_loss"]:.4f}; {sent:,.1f} MB sent per worker, dense SGD {dense:,.1f} '
@@ -140,6 +141,11 @@ def show_result(console: rich.console.Console, result: dict[str, Any]) -> None:
 def process_console() -> rich.console.Console:
     """The console of process 0; other processes stay silent."""
     return rich.console.Console(quiet=jax.process_index() != 0)
+
+
+def _decimals(experiment: Experiment) -> str:
+    """The format of a number of epochs, with decimals where the run ends within one."""
+    return '.0f' if experiment.num_epochs.is_integer() else '.2f'
 
 
 def _bytes(count: int) -> str:

@@ -49,6 +49,21 @@ class Experiment:
         return self.make_optimizer(self.config.seed)
 
     @property
+    def steps_per_evaluation(self) -> int:
+        """After how many steps x and y are evaluated and a checkpoint is written."""
+        return self.config.eval_every_steps or self.config.eval_every_epochs * self.steps_per_epoch
+
+    @property
+    def num_epochs(self) -> float:
+        """The run's length in epochs, which need not be whole."""
+        return self.num_steps / self.steps_per_epoch
+
+    @property
+    def num_evaluations(self) -> int:
+        """How often they are in the whole run: the last step's is one of them."""
+        return -(-self.num_steps // self.steps_per_evaluation)
+
+    @property
     def workers_shape(self) -> tuple[int, ...]:
         """Leading axes of everything that differs between workers: [K], or [devices, virtual workers]."""
         virtual = self.config.workers_per_device
@@ -221,11 +236,11 @@ def _words(config, params: Any) -> tuple[int, int]:
 
 
 def _num_steps(config, steps_per_epoch: int) -> int:
-    num_steps = steps_per_epoch * config.num_epochs
+    num_steps = config.num_steps or steps_per_epoch * config.num_epochs
     if num_steps >= 2**31:
         raise ValueError(
-            f'num_epochs={config.num_epochs} gives {num_steps} steps, but they are counted in 32 '
-            'bits: there must be fewer than 2**31.'
+            f'num_epochs={config.num_epochs}, num_steps={config.num_steps} gives {num_steps} steps, but they '
+            'are counted in 32 bits: there must be fewer than 2**31.'
         )
     return num_steps
 

@@ -156,7 +156,7 @@ def _restored(experiment: Experiment, run: Path, checkpoints: Checkpoints) -> st
         raise ValueError(
             f'the latest checkpoint of {run} is from step {start}, but with config.batch_size='
             f'{experiment.config.batch_size} the run has only {experiment.num_steps} steps. Choose a smaller '
-            'batch or more --config.num_epochs in another --workdir.'
+            'batch, or more --config.num_epochs or --config.num_steps, in another --workdir.'
         )
     return state
 
@@ -192,7 +192,7 @@ def _run(
             _show(window.report(), progress)
             window.add(metrics)
             done = step + 1
-            evaluation_due = done % (config.eval_every_epochs * experiment.steps_per_epoch) == 0
+            evaluation_due = done % experiment.steps_per_evaluation == 0
             evaluation_due |= done == experiment.num_steps
             if check_replicas and (evaluation_due or done % config.check_replicas_every == 0):
                 check_replicas(state, done)

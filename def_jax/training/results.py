@@ -59,8 +59,9 @@ def write(
     tests = [record for record in log.records if measure.key('x') in record]
     last = tests[-1] if tests else {}
     final = {name: value for name, value in last.items() if name.startswith(_SPLITS)}
-    last_epoch = steps_done - experiment.steps_per_epoch
-    losses = [record['loss'] for record in log.records if 'loss' in record and record['step'] > last_epoch]
+    # The training loss is that of the last epoch, or since the last but one evaluation if that is shorter.
+    last_part = steps_done - min(experiment.steps_per_epoch, experiment.steps_per_evaluation)
+    losses = [record['loss'] for record in log.records if 'loss' in record and record['step'] > last_part]
     result = {
         'title': _title(experiment),
         'points': list(experiment.method.points),
@@ -86,6 +87,7 @@ def write(
             'megabytes_sent': communication.megabytes_sent(steps_done),
             'megabytes_dense': steps_done * communication.dense_bytes_per_step / 1e6,
         },
+        'data': dict(experiment.dataset.about),
         'sample': sample,
         'curve': _curve(log, measure),
         'diagnostics': [record for record in log.records if 'variance' in record],

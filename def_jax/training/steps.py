@@ -130,6 +130,7 @@ def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, d
     traffic.
     """
     points = experiment.method.points
+    has_statistics = bool(jax.tree.leaves(experiment.abstract_variables['batch_stats']))
 
     def outputs(state: TrainState) -> tuple[dict, dict]:
         params, own = {'x': state.params}, {}
@@ -137,10 +138,13 @@ def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, d
             params['y'] = output_params(state.params, state.opt_state, experiment.axis_name)
         if 'own' in points:
             own['own'] = detached_params(state.params, state.opt_state)  # λ = 1: x + r_k
-        batch_stats = lax.pmean(state.batch_stats, experiment.axis_name)
+        batch_stats = lax.pmean(state.batch_stats, experiment.axis_name) if has_statistics else {}
         return {point: {'params': p, 'batch_stats': batch_stats} for point, p in params.items()}, own
 
-    return on_workers(outputs, experiment, in_axes=(worker_axes(experiment),), out_axes=(None, 0))
+    axes = worker_axes(experiment)
+    if not has_statistics and not jax.tree.leaves(axes.opt_state):
+        return jax.jit(outputs)  # nothing is a worker's own, so there is nothing to map over
+    return on_workers(outputs, experiment, in_axes=(axes,), out_axes=(None, 0))
 
 
 def make_batch_statistics(

@@ -205,9 +205,9 @@ def test_a_part_of_a_split(windows):
 
 def test_a_batch_that_does_not_fit(windows):
     with pytest.raises(ValueError, match='batch_size=3 must be a multiple of num_workers=2'):
-        windows.train_batches(seed=0, first_step=0, batch_size=3, num_workers=2)
+        first_batches(windows, batch_size=3, num_workers=2)
     with pytest.raises(ValueError, match='batch_size=8 must be between 1 and'):
-        windows.train_batches(seed=0, first_step=0, batch_size=8, num_workers=2)
+        first_batches(windows, batch_size=8, num_workers=2)
 
 
 # The catalogue.

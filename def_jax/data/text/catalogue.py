@@ -10,10 +10,11 @@ from typing import Any
 
 from def_jax.checks import look_up
 from def_jax.data import in_memory
+from def_jax.data.dataset import Dataset
 from def_jax.data.text import corpus
 from def_jax.data.text.windows import Windows
 
-__all__ = ['TEXTS', 'TextSpec', 'load_windows']
+__all__ = ['TEXTS', 'TextSpec', 'load_windows', 'open_text']
 
 _ROLES = ('train', 'validation', 'test')
 
@@ -80,6 +81,23 @@ def load_windows(
         Windows(read(role, split), context) for role, split in zip(_ROLES, spec.splits, strict=True)
     )
     return train, validation, test
+
+
+def open_text(name: str, data_dir: str | os.PathLike[str] | None = None, *, context: int = 64) -> Dataset:
+    """Opens a text data set of the catalogue; the arguments and errors are those of `load_windows`."""
+    spec, splits = TEXTS[name], load_windows(name, context, data_dir)
+    train, validation, test = splits
+    about = {role: split.corpus.about for role, split in zip(_ROLES, splits, strict=True)}
+    return Dataset(
+        train=train,
+        validation=validation,
+        test=test,
+        spec=spec,
+        about={'name': spec.tfds_name, **about},
+        model_options={'vocab_size': corpus.VOCAB_SIZE},
+        unit='tokens',
+        units_per_example=context,
+    )
 
 
 def _corpus(builder: Any, spec: TextSpec, role: str, split: str) -> corpus.Corpus:

@@ -42,6 +42,11 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.text)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """Which corpus it is."""
+        return {'bytes': len(self.text), 'documents': len(self.ends), 'sha256': self.checksum}
+
 
 def write_corpus(folder: Path, documents: Iterable[bytes]) -> None:
     """Writes documents as a corpus; a folder that exists is complete, however the program ends.
@@ -71,7 +76,7 @@ def write_corpus(folder: Path, documents: Iterable[bytes]) -> None:
                     size += len(document)
                     ends.append(size)
         np.save(temporary / _ENDS, np.array(ends, np.int64))
-        about = {'format': 1, 'bytes': size, 'documents': len(ends), 'sha256': digest.hexdigest()}
+        about = {'bytes': size, 'documents': len(ends), 'sha256': digest.hexdigest()}
         (temporary / _ABOUT).write_text(json.dumps(about), encoding='utf-8')
         with contextlib.suppress(OSError):  # another process has written the folder: use that one
             os.rename(temporary, folder)
@@ -87,12 +92,12 @@ def open_corpus(folder: Path) -> Corpus:
         ValueError: if its files do not fit together.
     """
     about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding='utf-8'))
-    ends, size = np.load(folder / _ENDS), (folder / _BYTES).stat().st_size
+    size = (folder / _BYTES).stat().st_size
+    ends = np.load(folder / _ENDS, mmap_mode='r' if size else None)  # an empty file cannot be mapped
     if about['bytes'] != size or about['documents'] != len(ends):
         raise ValueError(
             f'{folder} has {size} bytes in {len(ends)} documents, but {_ABOUT} says {about["bytes"]} in '
             f'{about["documents"]}. Delete that folder; it is written again.'
         )
-    # An empty file cannot be mapped.
     text = np.memmap(folder / _BYTES, np.uint8, 'r') if size else np.zeros(0, np.uint8)
     return Corpus(text, ends, about['sha256'])

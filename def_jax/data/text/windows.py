@@ -8,7 +8,8 @@ Training batches depend only on the seed and the step, like those of images.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Windows:
         targets_at = (self.start + positions)[..., None] * self.context + np.arange(self.context)
         real = targets_at < len(text)
         documents = np.searchsorted(ends, targets_at, side='right')
-        starts = np.append(0, ends)[documents] == targets_at  # also where padding begins
+        starts = (targets_at == 0) | (ends[documents - 1] == targets_at)  # also where padding begins
         before = text[np.minimum(np.maximum(targets_at, 1), len(text)) - 1]
         return {
             'tokens': np.where(starts | ~real, START, before).astype(np.int32),
@@ -69,74 +70,10 @@ class Windows:
             'segments': np.where(real, documents - documents[..., :1] + 1, 0).astype(np.int32),
         }
 
-    def train_batches(
-        self,
-        *,
-        seed: int,
-        first_step: int,
-        batch_size: int,
-        num_workers: int,
-        workers: Sequence[int] | None = None,
-    ) -> Iterator[Batch]:
-        """The batches of `first_step` and all later steps; every epoch visits the windows in another order.
+    def train_batches(self, *, first_step: int, **options: Any) -> Iterator[Batch]:
+        """The batches of `first_step` and all later steps, see `in_memory.train_batch`."""
+        return (in_memory.train_batch(self, step=step, **options) for step in itertools.count(first_step))
 
-        Args:
-            seed: the run's seed.
-            first_step: the step, from 0 and counted over all epochs.
-            batch_size: windows per step, over all workers.
-            num_workers: the number of workers, K; b = batch_size / K.
-            workers: the workers that this process feeds, k of them; None for all.
-
-        Returns:
-            An endless iterator of batches, each of which depends only on the arguments. No window appears
-            twice in an epoch.
-
-        Raises:
-            ValueError: if the batch does not divide evenly among the workers or exceeds the split, or the
-                seed or the step is negative.
-        """
-        in_memory.check_batch_size(batch_size, num_workers)
-        steps_per_epoch = in_memory.steps_per_epoch(len(self), batch_size)
-
-        def batches() -> Iterator[Batch]:
-            first_epoch, start = divmod(first_step, steps_per_epoch)
-            for epoch in itertools.count(first_epoch):
-                order = in_memory.epoch_permutation(seed, epoch, len(self))
-                for position in range(start, steps_per_epoch):
-                    chosen = order[position * batch_size : (position + 1) * batch_size]
-                    yield self.take(_rows(chosen, num_workers, workers))
-                start = 0
-
-        return batches()
-
-    def test_batches(
-        self, *, batch_size: int, num_workers: int, workers: Sequence[int] | None = None
-    ) -> Iterator[Batch]:
-        """One pass over the split, in batches of the same shape.
-
-        Args:
-            batch_size: windows per batch, over all workers.
-            num_workers: the number of workers, K; b = batch_size / K.
-            workers: the workers that this process feeds, k of them; None for all.
-
-        Returns:
-            An iterator of batches with `mask`, float32 [k, b]: over all workers, it is 1 exactly once for
-            every window, and 0 for windows that fill the last batch.
-
-        Raises:
-            ValueError: if the batch does not divide evenly among the workers.
-        """
-        in_memory.check_batch_size(batch_size, num_workers)
-
-        def batch(start: int) -> Batch:
-            chosen = _rows(np.arange(start, start + batch_size), num_workers, workers)
-            mask = chosen < len(self)
-            return self.take(np.where(mask, chosen, 0)) | {'mask': mask.astype(np.float32)}
-
-        return map(batch, range(0, len(self), batch_size))
-
-
-def _rows(indices: np.ndarray, num_workers: int, workers: Sequence[int] | None) -> np.ndarray:
-    """The share of each of this process's workers, [k, b]."""
-    rows = indices.reshape(num_workers, -1)
-    return rows if workers is None else rows[list(workers)]
+    def test_batches(self, **options: Any) -> Iterator[Batch]:
+        """One pass over the split, see `in_memory.test_batches`."""
+        return in_memory.test_batches(self, **options)
