@@ -212,7 +212,7 @@ def test_mutated_command_lines_would_train_or_are_refused_in_one_line(
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        ({'num_epochs': 2**31}, r'config\.num_epochs=2147483648 gives .* steps'),
+        ({'num_epochs': 2**31}, r'config\.num_epochs=2147483648 or num_steps=0 gives .* steps'),
         ({'num_workers': 10**9, 'batch_size': 10**9}, '1000000000 fake devices .* more than this CPU'),
         ({'model': 'vgg16'}, r'images\.shape=.* multiples of 32'),
     ],
