@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-WORKDIR ?= runs/digits
+CONFIG  ?= digits
+WORKDIR ?= runs/$(CONFIG)
 ARGS   ?=
 # The full suite keeps two cores busy; a selection through ARGS starts faster in one process.
 PROCESSES ?= $(if $(ARGS),0,2)
@@ -20,8 +21,8 @@ READY := $(VENV)/.ready
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-train: $(READY)  ## Train DEF at ratio 64 on digits with 16 fake devices; pass flags as ARGS="--config.method=sgd".
-	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR) $(ARGS)
+train: $(READY)  ## Train DEF on digits with 16 fake devices, or CONFIG=language; pass flags as ARGS="--config.method=sgd".
+	$(BIN)/python train.py --config=configs/$(CONFIG).py --workdir=$(WORKDIR) $(ARGS)
 
 test: $(READY)  ## Run all but the slow tests; pass flags as ARGS="-k name".
 	$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --dist loadfile $(ARGS)

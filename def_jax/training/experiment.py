@@ -239,8 +239,8 @@ def _num_steps(config, steps_per_epoch: int) -> int:
     num_steps = config.num_steps or steps_per_epoch * config.num_epochs
     if num_steps >= 2**31:
         raise ValueError(
-            f'num_epochs={config.num_epochs} or num_steps={config.num_steps} gives {num_steps} steps, but they '
-            'are counted in 32 bits: there must be fewer than 2**31.'
+            f'num_epochs={config.num_epochs} or num_steps={config.num_steps} gives {num_steps} steps, but '
+            'they are counted in 32 bits: there must be fewer than 2**31.'
         )
     return num_steps
 
