@@ -10,13 +10,13 @@ PROCESSES ?= $(if $(ARGS),0,2)
 
 RESULTS := $(patsubst %/,%,$(dir $(wildcard results/*/runs.jsonl results/*/*/runs.jsonl)))
 REPRODUCED ?= table1 table4 figure3 beyond
-BENCHMARKS ?= optimizer_stage scaling workers loop startup
+BENCHMARKS ?= optimizer_stage compilation scaling workers loop startup
 THEORY ?= step_size distance averaging stability figure3
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test test-slow lint docs docs-test theory tables reproduce notebooks bench bench-cluster faults clean
+.PHONY: help train test test-slow lint docs docs-test theory tables reproduce notebooks bench bench-gpu bench-cluster faults clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ notebooks: $(READY)  ## Run the notebooks and save their outputs.
 bench: $(READY)  ## Benchmark the optimizer stage, its scaling, the training loop and startup; 20 minutes on 2 cores.
 	@for section in $(BENCHMARKS); do \
 	  $(BIN)/python -m benchmarks.$$section --output=results/benchmarks/$$section.md || exit 1; done
+
+bench-gpu: $(READY)  ## Benchmark the stage, compilation and whole steps on this machine's accelerator; under 10 minutes.
+	$(BIN)/python -m benchmarks.gpu --output=results/benchmarks/gpu.md
 
 bench-cluster: $(READY)  ## As root: DEF, dense JAX and PyTorch (TORCH=a Python that has it) on a shaped network; 10 minutes.
 	$(BIN)/python -m benchmarks.cluster --output=results/benchmarks $(if $(TORCH),--torch_python=$(TORCH))

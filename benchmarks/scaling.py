@@ -27,8 +27,6 @@ _PARAMETERS = [((80, 80), 16), ((250, 256), 16), ((800, 800), 16), ((2500, 2560)
 _RATIOS = [1, 4, 16, 64, 256, 1024, 4096, 16384]
 _RATIO_SHAPE = ((1024, 1024), 10)
 _TENSORS = [((1024, 1000), 10), ((320, 320), 100), ((128, 80), 1000)]
-# Its random generator is unrolled for every tensor and takes minutes to compile for 1,000.
-_NOT_FOR_MANY_TENSORS, _MANY = 'random-k', 1000
 
 PyTree = Any
 
@@ -65,8 +63,6 @@ def _by_tensors() -> Iterator[Row]:
 def _row(label: str, tree: PyTree, ratio: float) -> Row:
     grads = jax.tree.map(lambda x: 0.01 * x, tree)
     optimizers, choices = peers.by_selection(ratio), peers.selections(ratio)
-    if len(tree) >= _MANY:
-        del optimizers[_NOT_FOR_MANY_TENSORS], choices[_NOT_FOR_MANY_TENSORS]
     return Row(
         label,
         {name: stage(optimizer, tree, grads) for name, optimizer in optimizers.items()},

@@ -109,12 +109,13 @@ def _all_finite(tree: PyTree) -> jax.Array:
 
     x is finite if the bits of |x|, read as an integer, are below those of infinity. On CPUs, XLA fuses a
     reduction with the computation of x only over a leading axis of at most 32, where it needs no tree of
-    partial results. A sum, a logical and, or a maximum over more would first write all of x to memory.
+    partial results; 16 is faster than 8 or 32. A sum, a logical and, or a maximum over more would first write
+    all of x to memory.
     """
 
     def largest(leaf):
         bits = lax.bitcast_convert_type(jnp.abs(leaf.astype(jnp.float32)), jnp.int32)
-        rows = bits.reshape(math.gcd(leaf.size, 32), -1)
+        rows = bits.reshape(math.gcd(leaf.size, 16), -1)
         return rows.max(axis=0, initial=0).max(initial=0)
 
     infinity = np.float32(np.inf).view(np.int32)

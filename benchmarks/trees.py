@@ -1,0 +1,50 @@
+"""The networks whose parameters the benchmarks update."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from def_jax.models import get_model
+from def_jax.models.transformer import Transformer
+
+__all__ = ['NETWORKS', 'Network']
+
+PyTree = Any
+
+
+class Network(NamedTuple):
+    """A network, and the shape of the batch that its parameters are initialised for."""
+
+    title: str
+    model: nn.Module
+    batch: tuple[int, ...]  # of images, [B, H, W, C], or of tokens, [B, L]
+
+    @property
+    def has_images(self) -> bool:
+        return len(self.batch) == 4
+
+    def inputs(self) -> jax.Array:
+        return jnp.zeros(self.batch, jnp.float32 if self.has_images else jnp.int32)
+
+    def variables(self) -> PyTree:
+        options = {'train': False} if self.has_images else {}
+        return jax.jit(lambda key: self.model.init(key, self.inputs(), **options))(jax.random.key(0))
+
+
+def _transformer(vocab_size: int, num_layers: int, width: int) -> Transformer:
+    return Transformer(
+        vocab_size=vocab_size, num_layers=num_layers, width=width, num_heads=width // 64, context=1024
+    )
+
+
+NETWORKS = {
+    'vgg16': Network('VGG-16', get_model('vgg16', 10), (2, 32, 32, 3)),
+    'resnet50': Network('ResNet-50', get_model('resnet50', 1000), (2, 224, 224, 3)),
+    # GPT-2's vocabulary, whose size 50,257 only few ratios divide.
+    'transformer': Network('Transformer of width 384', _transformer(50_257, 6, 384), (1, 128)),
+    'gpt2': Network("Transformer of GPT-2's shape", _transformer(50_257, 12, 768), (1, 128)),
+    'digits': Network('Small VGG for digits', get_model('vgg_digits', 10), (2, 8, 8, 1)),
+    'tiny_transformer': Network('Tiny transformer', _transformer(257, 1, 64), (1, 16)),
+}
