@@ -132,13 +132,12 @@ def test_positions_restart_with_each_document():
     assert positions.tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5]]
 
 
-def test_initial_outputs_have_the_same_scale_in_every_size():
-    """So the initial loss is near log V, whatever the size."""
-    for width, layers in ((16, 1), (64, 4)):
-        model = Transformer(vocab_size=64, num_layers=layers, width=width, num_heads=2, context=CONTEXT)
-        tokens = np.random.default_rng(0).integers(0, 64, (8, CONTEXT))
-        logits, _ = jax.jit(model.init_with_output)(jax.random.key(0), tokens)
-        assert 0.7 < float(logits.std()) < 1.4
+def test_initial_logits_have_about_unit_variance():
+    """So the initial loss is near log V."""
+    model = Transformer(vocab_size=64, num_layers=2, width=64, num_heads=2, context=CONTEXT)
+    tokens = np.random.default_rng(0).integers(0, 64, (8, CONTEXT))
+    logits, _ = jax.jit(model.init_with_output)(jax.random.key(0), tokens)
+    assert 0.7 < float(logits.std()) < 1.4
 
 
 def test_bfloat16_computes_nearly_the_same_from_float32_parameters():
