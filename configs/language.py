@@ -3,7 +3,7 @@
 Table:    none; AdamW inside DEF at ratio 16, 8 workers of 4 sequences
 Command:  make train CONFIG=language, or python train.py --config=configs/language.py --workdir=runs/language
 Expected: test loss of x and y about 1.44 nats per byte (2.08 bits), a sampled text; about 4 minutes
-Variants: --config.method=sgd --config.learning_rate=0.016 and --config.optimizer_options.b1=0.9 (dense AdamW),
+Variants: --config.method=sgd --config.learning_rate=0.016 --config.optimizer_options.b1=0.9 (dense AdamW),
           --config.dataset=tiny_shakespeare (needs a network once), --config.model=transformer_11m
           --config.dataset_options.context=256, --config.model_options.remat=True, ...
 
