@@ -10,14 +10,13 @@ Run again with the same flags to resume. On several machines, start one process 
 """
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from def_jax.launch import command_line, processes
 from def_jax.launch.exits import EXIT_CODES
 
 __doc__ = f'{__doc__}\n{EXIT_CODES}'  # --help prints it
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'File with get_config(), e.g. configs/digits.py.')
+_CONFIG = command_line.define_config('File with get_config(), e.g. configs/digits.py.')
 _WORKDIR = flags.DEFINE_string(
     'workdir',
     None,

@@ -17,6 +17,7 @@ from absl import flags
 
 from configs import digits
 from def_jax import METHODS
+from def_jax.configuration import arguments
 
 COMPRESSED = {'ef': 'EF', 'saef': 'SAEF', 'psync': 'PSync', 'def': 'DEF', 'def_a': 'DEF-A'}
 RATES = (0.1, 0.05, 0.01)  # the paper's candidates
@@ -55,7 +56,7 @@ def cell(
             statistics, the suffix '_running' selects the running ones. Empty for the method's own answer.
         tuned: candidates by key, tuned together with the learning rate; a key 'learning_rate' replaces the
             table's candidates.
-        **settings: overrides of the base configuration.
+        **settings: overrides of the base configuration; a key such as 'optimizer_options.b2' sets one option.
 
     Returns:
         The cell.
@@ -108,7 +109,7 @@ def table(
     Returns:
         The description.
     """
-    return ml_collections.ConfigDict(
+    description = ml_collections.ConfigDict(
         {
             'title': title,
             'rows': rows,
@@ -119,7 +120,8 @@ def table(
             'tuning_seed': tuning_seed,
             'tuning': dict(tuning or {}),
         }
-    ).lock()
+    )
+    return arguments.lock(description)
 
 
 def by_ratio(sgd: str, paper: Mapping[int, Sequence[str]]) -> list[dict[str, Any]]:
@@ -145,7 +147,7 @@ def selected(
     """Gives a table's description another title and keeps only the cells that `keep` accepts."""
     spec = spec.unlock()
     spec.title, spec.cells = title, tuple(c for c in spec.cells if keep(c))
-    return spec.lock()
+    return arguments.lock(spec)
 
 
 def variant(arg: str | None, *names: str) -> str:

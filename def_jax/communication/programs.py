@@ -8,7 +8,6 @@ import jax
 import rich.console
 import rich.table
 from absl import app, flags
-from ml_collections import config_flags
 
 from def_jax.communication import Collective, collectives
 from def_jax.launch import command_line
@@ -95,6 +94,6 @@ def _main(argv: list[str]) -> int:
 
 def run() -> None:
     """The program `python -m def_jax.communication`."""
-    config_flag = config_flags.DEFINE_config_file('config', None, 'As for train.py.')
+    config_flag = command_line.define_config('As for train.py.')
     flags.mark_flag_as_required('config')
     app.run(_main, flags_parser=command_line.config_flags_parser('communication', config_flag))

@@ -14,7 +14,7 @@ from absl import flags
 
 from def_jax.checks import nearest
 
-__all__ = ['override', 'parse']
+__all__ = ['lock', 'override', 'parse']
 
 _PARSERS: dict[type, Callable[[str], Any]] = {
     bool: lambda text: {'true': True, 'false': False}[text.lower()],
@@ -58,7 +58,20 @@ def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
 def override(config: ml_collections.ConfigDict, arg: str | None) -> ml_collections.ConfigDict:
     """Applies the settings in `arg`, see `parse`, and locks the configuration; ends every get_config."""
     config.update(parse(arg, config))
-    return config.lock()
+    return lock(config)
+
+
+def lock(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Locks a configuration, so that misspelt keys are noticed, except for the arguments of factories.
+
+    >>> config = lock(ml_collections.ConfigDict({'seed': 0, 'optimizer_options': {}}))
+    >>> config.optimizer_options.b2 = 0.95
+    """
+    config.lock()
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            value.unlock() if key.endswith('_options') else lock(value)
+    return config
 
 
 def _value(key: str, text: str, kind: type) -> Any:

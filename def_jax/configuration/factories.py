@@ -80,6 +80,7 @@ def find(
     table: Mapping[str, Callable[..., Any]],
     *,
     required: Collection[str] = (),
+    keys: Mapping[str, Any] | None = None,
 ) -> Factory:
     """Finds the factory that `config[key]` names, and checks the names of its options.
 
@@ -88,12 +89,15 @@ def find(
         config: a configuration; `config[f'{key}_options']` holds the options.
         table: the factories that have a name.
         required: the arguments that every factory of this kind must take.
+        keys: further keys of the configuration that are arguments of some factories, with the values that
+            they keep if this one does not take them.
 
     Returns:
         The factory.
 
     Raises:
-        ValueError: if there is none, or it does not take what is required or one of the options.
+        ValueError: if there is none, it does not take what is required or one of the options, or a key has
+            no effect.
 
     >>> import ml_collections
     >>> config = ml_collections.ConfigDict({'model': 'fractions:Fraction', 'model_options': {'numerator': 3}})
@@ -107,9 +111,18 @@ def find(
     for argument in required:
         if not factory.takes(argument):
             raise ValueError(f'{factory} must take the argument {argument!r}; it takes {_list(arguments)}.')
+    keys = keys or {}
+    for other, unused in keys.items():
+        value = tuple(config[other]) if isinstance(config[other], list) else config[other]
+        if not factory.takes(other) and value != unused:
+            raise ValueError(
+                f'{other}={value!r} has no effect on {factory}, which takes no argument of that name. Set '
+                f'{other}={unused}, or see --config.{key}_options.'
+            )
+    for argument in (*required, *keys):
         if argument in options:
-            raise ValueError(f'{key}_options.{argument} cannot be set: the trainer passes {argument!r}.')
-    free = [argument for argument in arguments if argument not in required]
+            raise ValueError(f'{key}_options.{argument} cannot be set: config.{argument} is passed.')
+    free = [argument for argument in arguments if argument not in (*required, *keys)]
     for option in options:
         if not factory.takes(option):
             raise ValueError(
@@ -167,9 +180,9 @@ def _described(value: Any) -> str:
 
 
 def _said(error: Exception) -> str:
-    """An error in one line; with its place unless it is a ValueError, which speaks for itself."""
+    """An error in one line, with its place unless it speaks for itself."""
     text = ' '.join(str(error).split())
-    if isinstance(error, ValueError) and text:
+    if isinstance(error, (ValueError, ImportError)) and text:
         return text
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename[:1] != '<']
     return f'{type(error).__name__}: {text}, {frames[-1].filename}:{frames[-1].lineno}'

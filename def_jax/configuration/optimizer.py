@@ -61,21 +61,14 @@ OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
 
 def find_optimizer(config: Mapping[str, Any]) -> Factory:
     """The factory of the optimizer; ValueError if there is none or a key has no effect on it."""
-    factory = find('optimizer', config, OPTIMIZERS, required=['learning_rate'])
-    if config['weight_decay'] and factory.function is not sgd and not factory.takes('weight_decay'):
-        raise ValueError(
-            f'weight_decay={config["weight_decay"]} has no effect on {factory}, which takes no argument of '
-            'that name. Set weight_decay=0.'
-        )
-    _check_effect(factory, config, 'momentum', 0.9)
-    return factory
+    keys = {'momentum': 0.9} if config['optimizer'] == 'sgd' else {'momentum': 0.9, 'weight_decay': 0}
+    return find('optimizer', config, OPTIMIZERS, required=['learning_rate'], keys=keys)
 
 
 def find_schedule(config: Mapping[str, Any]) -> Factory:
     """The factory of the schedule; ValueError if there is none or a key has no effect on it."""
-    factory = find('schedule', config, SCHEDULES, required=['learning_rate', 'num_steps'])
-    _check_effect(factory, config, 'learning_rate_drops', (0.5, 0.75))
-    return factory
+    required, keys = ['learning_rate', 'num_steps'], {'learning_rate_drops': (0.5, 0.75)}
+    return find('schedule', config, SCHEDULES, required=required, keys=keys)
 
 
 def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
@@ -147,16 +140,6 @@ def make_optimizer(
         momentum=config['momentum'],
     )
     return method.optimizer(local, shared, axis_name, make_compressor(config), seed=seed, **options)
-
-
-def _check_effect(factory: Factory, config: Mapping[str, Any], key: str, default: Any) -> None:
-    """Raises ValueError if a key that the factory does not take is not at its default."""
-    value = config[key]
-    if not factory.takes(key) and (tuple(value) if isinstance(default, tuple) else value) != default:
-        raise ValueError(
-            f'{key}={value!r} has no effect on {factory}, which takes no argument of that name. Leave it at '
-            f'{default}, or see --config.{factory.key}_options.'
-        )
 
 
 def _arguments(function: Callable, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from def_jax.checks import look_up
+from def_jax.configuration import arguments
 from def_jax.experiments.finished_runs import Results, figure
 from def_jax.methods import METHODS, trajectory
 from def_jax.training.measure import Measure
@@ -167,7 +168,7 @@ def shard(spec: ml_collections.ConfigDict, part: str) -> ml_collections.ConfigDi
     spec.cells = tuple(
         cell for group in list(groups.values())[int(index) - 1 :: int(count)] for cell in group
     )
-    return spec.lock()
+    return arguments.lock(spec)
 
 
 def _run(cell: Mapping[str, Any], choice: Run, seed: int) -> Run:

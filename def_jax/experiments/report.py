@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from def_jax.experiments import cells as cells_lib
 from def_jax.experiments import finished_runs, needed_runs, plots, tables
@@ -188,7 +187,7 @@ def _refuse(reason: object) -> int:
 
 
 if __name__ == '__main__':
-    config_flag = config_flags.DEFINE_config_file('config', None, 'A table; defaults to that of the folder.')
+    config_flag = command_line.define_config('A table; defaults to that of the folder.')
     flags.DEFINE_string('workdir', None, 'Folder of a sweep, or a folder of run folders.')
     flags.DEFINE_string('output', None, 'Folder for the tables and plots; defaults to the workdir.')
     flags.mark_flag_as_required('workdir')

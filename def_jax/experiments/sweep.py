@@ -12,6 +12,7 @@ each, --shard=1/3, 2/3 and 3/3; put their run folders into one folder for the re
 import contextlib
 import functools
 import json
+import operator
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +22,9 @@ import ml_collections
 import rich.console
 import rich.progress
 from absl import app, flags
-from ml_collections import config_flags
 
 from def_jax.checks import nearest
+from def_jax.configuration import arguments
 from def_jax.configuration.rules import check_config
 from def_jax.experiments import finished_runs
 from def_jax.experiments.needed_runs import Run, check_table, final_runs, missing_runs, shard, tuning_runs
@@ -47,7 +48,8 @@ def check_spec(spec: ml_collections.ConfigDict) -> None:
         *(('a cell', settings) for settings in settings_of_cells),
     ]:
         for key in settings:
-            if key not in spec.base:
+            root, dot, _ = key.partition('.')
+            if root not in spec.base or (dot and not root.endswith('_options')):
                 raise ValueError(f'{key!r}, in {place}, is not a known key.{nearest(key, spec.base)}')
     for config in _configs(spec):
         check_config(config)
@@ -147,9 +149,11 @@ def _configs(spec: ml_collections.ConfigDict) -> list[ml_collections.ConfigDict]
 
 
 def _config(spec: ml_collections.ConfigDict, run: Run) -> ml_collections.ConfigDict:
-    config = spec.base.copy_and_resolve_references()
-    config.update(run)
-    return config
+    config = spec.base.copy_and_resolve_references().unlock()
+    for key, value in run.items():
+        *parents, name = key.split('.')  # 'optimizer_options.b2'
+        functools.reduce(operator.getitem, parents, config)[name] = value
+    return arguments.lock(config)
 
 
 def _progress(console: rich.console.Console) -> rich.progress.Progress:
@@ -209,7 +213,7 @@ def _refuse(reason: object) -> int:
 
 
 if __name__ == '__main__':
-    config_flag = config_flags.DEFINE_config_file('config', None, 'A table, e.g. configs/tables/table1.py.')
+    config_flag = command_line.define_config('A table, e.g. configs/tables/table1.py.')
     flags.DEFINE_string('workdir', None, 'Folder of the sweep, with one subfolder per run.')
     flags.DEFINE_integer('processes', 1, 'Processes here, which divide the GPUs and the runs.', lower_bound=1)
     flags.DEFINE_string('shard', '1/1', 'The part of the table to train, e.g. 2/3.')

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,12 +13,14 @@ from typing import Any
 import jax
 import ml_collections
 from absl import flags, logging
+from ml_collections import config_flags
 
 from def_jax.launch import interruption, output, processes, supervision
 from def_jax.launch.exits import EndedError, ExitCode
 
 __all__ = [
     'config_flags_parser',
+    'define_config',
     'exit_code',
     'exit_code_of_several',
     'refuse',
@@ -54,12 +57,19 @@ def set_environment(workdir: str, *, fake_devices: bool) -> None:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
+def define_config(text: str) -> flags.FlagHolder:
+    """The flag --config=FILE, and --config.key=value for its keys and for new ones where it is not locked."""
+    return config_flags.DEFINE_config_file(
+        'config', None, text, lock_config=False, accept_new_attributes=True
+    )
+
+
 def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
     """Returns a `flags_parser` for `absl.app.run` that reports any error in one line and exits.
 
     Args:
         program: the name that prefixes the line.
-        config: what `config_flags.DEFINE_config_file` returned. The file may contain anything.
+        config: what `define_config` returned. The file may contain anything.
 
     Returns:
         A function from the command line to the program's name; it rejects positional arguments.
@@ -105,6 +115,10 @@ def _allowed(reason: str, flag: str) -> str:
     for phrase, allowed in _CONVERSIONS.items():
         if phrase in reason:
             return f'{reason[: reason.index(phrase)].rstrip(": (")} must be {allowed}'
+    if locked := re.search(r'Key "(\w+)" does not exist.* the config is locked\.', reason):
+        meant = re.search(r'Did you mean "\w+"', reason)
+        hint = f' {meant[0]}?' if meant else ''
+        return f'{locked[1]!r} in a flag --{flag}.KEY=VALUE: that is not a known key.{hint}'
     if 'invalid syntax' in reason or reason.strip("'").isidentifier():
         return f'{reason} in a flag --{flag}.KEY=VALUE: that is not a known key'
     return reason

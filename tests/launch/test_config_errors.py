@@ -18,14 +18,16 @@ import ml_collections
 def get_config(arg=None):
     config = ml_collections.ConfigDict({'ratio': 64.0, 'name': 'a'})
     BODY
-    return config
+    return config.lock()
 """
 
 
 def parse(*argv):
     """What `train.py` makes of flags: the configuration."""
     argv, values = ['train.py', *argv], flags.FlagValues()
-    config = config_flags.DEFINE_config_file('config', None, '', flag_values=values)
+    config = config_flags.DEFINE_config_file(
+        'config', None, '', flag_values=values, lock_config=False, accept_new_attributes=True
+    )
     with mock.patch.object(flags, 'FLAGS', values), mock.patch.object(sys, 'argv', argv):
         command_line.config_flags_parser('train.py', config)(argv)
     return config.value

@@ -145,7 +145,9 @@ def test_mutated_configurations_would_train_or_are_refused_in_one_line(starting,
 def parsed(argv):
     """What train.py's parser makes of a command line: the configuration and the folder."""
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file('config', None, '', flag_values=values)
+    config = config_flags.DEFINE_config_file(
+        'config', None, '', flag_values=values, lock_config=False, accept_new_attributes=True
+    )
     workdir = flags.DEFINE_string('workdir', None, '', flag_values=values)
     flags.mark_flags_as_required(['config', 'workdir'], flag_values=values)
     with mock.patch.object(flags, 'FLAGS', values), mock.patch.object(sys, 'argv', argv):
