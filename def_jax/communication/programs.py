@@ -60,7 +60,8 @@ def programs(experiment: Experiment) -> Iterator[Program]:
         return Program(name, collectives(hlo), executions)
 
     yield program('train step', steps.make_train_step(experiment), (state, batch), experiment.num_steps)
-    yield program('y, BatchNorm', outputs, (state,), evaluations)
+    name = 'y, BatchNorm' if jax.tree.leaves(state.batch_stats) else 'y'
+    yield program(name, outputs, (state,), evaluations)
     yield program('test sums', steps.make_eval_step(experiment), (variables, test_batches[0]), sums)
 
 

@@ -1,5 +1,6 @@
 """The compiled steps, one program on every worker: initialise, train, evaluate."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -251,13 +252,22 @@ def worker_axes(experiment: Experiment) -> TrainState:
         return 0 if any(jax.tree.leaves(node)) else None
 
     opt_axes = jax.tree.map(axis, own, is_leaf=lambda node: isinstance(node, (bool, dict)))
-    return TrainState(step=None, key=None, params=None, batch_stats=0, opt_state=opt_axes)
+    stats_axis = axis(jax.tree.map(lambda _: True, experiment.abstract_variables['batch_stats']))
+    return TrainState(step=None, key=None, params=None, batch_stats=stats_axis, opt_state=opt_axes)
 
 
 def on_workers(
     function: Callable, experiment: Experiment, *, in_axes, out_axes, donate_argnums=()
 ) -> Callable:
     """Maps a function over workers: one per device, or several virtual ones."""
+    if not jax.tree.leaves(in_axes):  # pmap needs an argument with an axis over workers
+        mapped = on_workers(
+            lambda _, *args: function(*args), experiment, in_axes=(0, *in_axes), out_axes=out_axes
+        )
+        rows = np.zeros(experiment.local_workers_shape)
+        bound: Any = functools.partial(mapped, rows)
+        bound.lower = functools.partial(mapped.lower, rows)  # type: ignore[attr-defined]
+        return bound
     if experiment.config.workers_per_device > 1:
         function = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=VIRTUAL_AXIS)
     return jax.pmap(

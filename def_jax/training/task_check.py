@@ -72,7 +72,9 @@ def _check_sums(experiment: Experiment, name: str, variables: Any) -> None:
     with np.errstate(all='ignore'):
         metrics = experiment.task.metrics(ones)
     if (headline := experiment.task.headline.name) not in metrics:
-        raise ValueError(f'{name}: metrics has no {headline!r}, the headline metric; it has {sorted(metrics)}.')
+        raise ValueError(
+            f'{name}: metrics lacks {headline!r}, the headline metric; it has {sorted(metrics)}.'
+        )
     position = [path[-1].key == 'mask' for path, _ in jax.tree_util.tree_leaves_with_path((variables, batch))]
     dependent = _dependent(jaxpr.jaxpr, position.index(True))
     for key, depends in zip(sorted(sums), dependent, strict=True):

@@ -1,0 +1,133 @@
+"""A task, a model and a data set that are not the library's own, trained without touching it."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+import sklearn.metrics
+import training_fixtures as fixtures
+
+from configs.tables import tables as table_files
+from def_jax.communication import programs
+from def_jax.experiments import report, sweep
+from def_jax.training import experiment, loop, metrics, steps
+from examples.own_task import config as own_config
+
+
+def config_of(**changes):
+    config = own_config.get_config()
+    config.update({'num_epochs': 4, 'eval_every_epochs': 1} | changes)
+    return config
+
+
+ADAMW = {'optimizer': 'adamw', 'optimizer_options': {'b2': 0.95}, 'schedule': 'cosine', 'learning_rate': 0.01}
+MUON = {'optimizer': 'muon', 'schedule': 'wsd', 'learning_rate': 0.01, 'num_workers': 2}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """An uninterrupted run, and what it printed."""
+    folder = tmp_path_factory.mktemp('own_task') / 'run'
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    config = config_of(**ADAMW, diagnostics_every=20, evaluate_train_examples=100)
+    result = fixtures.train(config, folder, console)
+    return folder, config, result, console.file.getvalue()
+
+
+def test_what_is_reported_is_the_tasks(run):
+    folder, _, result, printed = run
+    assert result['measure'] == {
+        'split': 'test', 'metric': 'r2', 'greater_is_better': True, 'percent': False
+    }  # fmt: skip
+    keys = {key for record in metrics.read(folder / 'metrics.jsonl') for key in record}
+    assert {'test_r2_x', 'test_r2_y', 'test_loss_x', 'train_r2_y', 'mean_absolute_error'} <= keys
+    assert {'patients_per_second', 'variance', 'distance'} <= keys
+    assert not [key for key in keys if 'accuracy' in key or 'images' in key]
+    for words in ('test r2', 'test loss', 'patients/s', '354 training and 88 test and 100 train examples'):
+        assert words in printed
+    assert 'accuracy' not in printed and 'BatchNorm' not in printed
+    for name in ('curves.png', 'diagnostics.png'):
+        assert (folder / name).stat().st_size > 10_000
+
+
+def test_the_metric_is_that_of_scikit_learn_on_every_example(run):
+    folder, config, result, _ = run
+    built = experiment.build(config)
+    state = fixtures.restored(folder, built)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf), state.params)
+    for name, split in (('test', built.dataset.test), ('train', built.dataset.train.part(0, 100))):
+        predicted = built.task.model.apply({'params': params}, split.arrays['features'])
+        expected = sklearn.metrics.r2_score(split.arrays['target'], predicted)
+        assert result['metrics'][f'{name}_r2_x'] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize('changes', [ADAMW, MUON], ids=['adamw', 'muon'])
+def test_killed_and_resumed_it_ends_bit_for_bit_where_it_would_have(tmp_path, changes):
+    config = config_of(**changes)
+    expected = fixtures.train(config, tmp_path / 'undisturbed')
+    with fixtures.killed(loop.Checkpoints, 'save', when=2):
+        fixtures.train(config, tmp_path / 'killed')
+    resumed = fixtures.train(config, tmp_path / 'killed')
+    assert fixtures.records(tmp_path / 'killed') == fixtures.records(tmp_path / 'undisturbed')
+    built = experiment.build(config)
+    states = [fixtures.restored(tmp_path / name, built) for name in ('killed', 'undisturbed')]
+    fixtures.assert_same_bits(*map(fixtures.shards, states))
+    del resumed['metrics']['seconds'], expected['metrics']['seconds']
+    assert resumed['metrics'] == expected['metrics']
+    hash(steps.worker_axes(built))  # as pmap does with several processes
+
+
+def test_it_goes_on_with_half_the_workers(tmp_path):
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    with fixtures.killed(loop.Checkpoints, 'save', when=2):
+        fixtures.train(config_of(**ADAMW), tmp_path / 'run')
+    result = fixtures.train(config_of(**ADAMW, num_workers=2), tmp_path / 'run', console)
+    assert result['status'] == 'finished'
+    assert 'workers: 4 before, 2 now; each receives the mean' in console.file.getvalue()
+
+
+def test_a_step_sends_the_message_and_nothing_else():
+    built = experiment.build(config_of(**ADAMW))
+    train_step, output, sums = programs.programs(built)
+    sent = experiment.Communication.of(built, jax.eval_shape(steps.make_init(built)).params)
+    assert [collective.elements for collective in train_step.collectives] == [sent.message_size]
+    assert (output.name, output.elements) == ('y', sent.num_params)
+    assert sums.elements == 4
+
+
+def test_accumulated_gradients_give_the_same_run(tmp_path, run):
+    result = fixtures.train(config_of(**ADAMW, accumulate=4), tmp_path / 'run')
+    for point in ('x', 'y'):
+        expected = run[2]['metrics'][f'test_loss_{point}']
+        assert result['metrics'][f'test_loss_{point}'] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_sweep_tunes_on_validation_data_and_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.jax, 'clear_caches', lambda: None)
+    cells = [
+        table_files.cell(1, 'AdamW', method='sgd', ratio=1),
+        table_files.cell(8, 'DEF', method='def', ratio=8, **{'optimizer_options.b2': 0.9}),
+    ]
+    tuning = {'validation_examples': 60, 'evaluate_on': 'validation'}
+    table = table_files.table(
+        'Own', config_of(**ADAMW, num_epochs=2), cells, rows='ratio', seeds=(0,), learning_rates=(0.02, 0.01),
+        tuning=tuning,
+    )  # fmt: skip
+    sweep.sweep(table, tmp_path / 'sweep', rich.console.Console(quiet=True))
+    report.report(tmp_path / 'sweep', tmp_path / 'report')
+    page = (tmp_path / 'report' / 'README.md').read_text()
+    assert 'Test r2, mean ± sample' in page and "Validation r2 at the cell's point on seed 100" in page
+    assert 'accuracy' not in page and '%' not in page.split('A run diverges')[0]
+    runs = [json.loads(line) for line in (tmp_path / 'report' / 'runs.jsonl').read_text().splitlines()]
+    assert {run['config']['optimizer_options']['b2'] for run in runs} == {0.95, 0.9}
+    tuned = [run for run in runs if run['config']['seed'] == 100]
+    assert len(tuned) == 4 and all('validation_r2_x' in run['metrics'] for run in tuned)
+
+
+def test_statistics_are_not_recalibrated_where_there_are_none(tmp_path):
+    with pytest.raises(ValueError, match=r'recalibrate_batches=2 needs BatchNorm statistics'):
+        fixtures.train(config_of(recalibrate_batches=2), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
