@@ -110,14 +110,18 @@ def draw_band(axes: Any, x: Sequence[float], samples: Sequence[Sequence[float]],
 
 
 def log_y(axes: Any) -> None:
-    """Makes the y axis logarithmic, with limits that fit the lines; bands may be clipped."""
-    axes.set_yscale('log', nonpositive='mask')
+    """Makes the y axis logarithmic, with limits that fit the lines; bands may be clipped.
+
+    The axis stays linear if no line has a positive value.
+    """
     heights = np.concatenate([np.atleast_1d(line.get_ydata()) for line in axes.lines] or [np.ones(1)])
     heights = heights[heights > 0]
-    if heights.size:
-        low, high = heights.min(), heights.max()
-        margin = max(1.1, (high / low) ** 0.08)
-        axes.set_ylim(low / margin, high * margin)
+    if not heights.size:
+        return
+    axes.set_yscale('log', nonpositive='mask')
+    low, high = heights.min(), heights.max()
+    margin = max(1.1, (high / low) ** 0.08)
+    axes.set_ylim(low / margin, high * margin)
     plain_log(axes.yaxis)
 
 

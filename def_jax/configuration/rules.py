@@ -53,7 +53,11 @@ def _factory(names: Iterable[str]) -> Field:
 
 
 _OPTIONS = Field((ml_collections.ConfigDict, dict), lambda value: True, 'a dict of arguments of the factory')
-_LIBRARY = Field((object,), lambda value: True, 'a value that the library accepts')
+_LIBRARY = Field(
+    (object,),
+    lambda value: not isinstance(value, ml_collections.ConfigDict),  # which would span several lines
+    'a value that the library accepts',
+)
 
 FIELDS: dict[str, Field] = {
     'method': _one_of(METHODS),

@@ -36,6 +36,8 @@ def open_image_folder(
     """
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
         raise ValueError(f'{image_size=} must be a positive number of pixels.')
+    if not os.path.isdir(folder):
+        raise ValueError(f'folder={str(folder)!r} is not a folder.')
     tfds = in_memory.import_tfds()
     try:
         builder = tfds.ImageFolder(os.fspath(folder), shape=(None, None, 3))
