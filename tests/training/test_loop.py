@@ -140,7 +140,8 @@ def test_a_finished_run_is_reported_again_not_trained_again(recorded, tmp_path):
     (folder / 'result.json').write_text(json.dumps(recorded.result | {'environment': elsewhere}))
     before = {name: (folder / name).read_bytes() for name in ('metrics.jsonl', 'result.json', 'config.json')}
     screen = io.StringIO()
-    with mock.patch.object(in_memory, 'train_batch', side_effect=AssertionError('trains')):
+    trains = mock.Mock(side_effect=AssertionError('trains'))
+    with mock.patch.object(steps, 'make_train_step', return_value=trains):
         result = fixtures.train(recorded.config, folder, rich.console.Console(file=screen, width=200))
     assert result == recorded.result | {'environment': elsewhere}
     assert before == {name: (folder / name).read_bytes() for name in before}
@@ -237,7 +238,7 @@ def test_more_images_than_there_are_are_refused_before_anything_is_written(data_
         ({'validation_examples': 801}, 'config.train_examples=200 must be at most 199'),
         (
             {'evaluate_on': 'validation'},
-            r"config.evaluate_on='validation' needs a validation split, and 'digits'",
+            r"config.evaluate_on='validation' needs a validation split, and the data set has none",
         ),
     ],
 )
@@ -259,7 +260,7 @@ def test_a_run_is_evaluated_on_what_it_does_not_train_on(data_dir, tmp_path, rec
         [r['loss'] for r in fixtures.records(f) if 'loss' in r] for f in (tmp_path / 'run', recorded.folder)
     ]
     assert losses[0] == losses[1]
-    held_out = experiment.build(config).evaluated
+    held_out = experiment.build(config).evaluated['validation']
     full, _ = in_memory.load_dataset('digits', data_dir)
     np.testing.assert_array_equal(held_out.arrays['image'], full.arrays['image'][200:])
     correct = 800 * result['metrics']['validation_accuracy_x']
