@@ -21,7 +21,7 @@ from tensorboardX.proto import event_pb2
 import def_jax
 from def_jax import METHODS, train
 from def_jax.data import in_memory
-from def_jax.training import experiment, loop
+from def_jax.training import experiment, loop, steps
 
 EVALUATIONS = [5, 10, 15, 20]
 
