@@ -107,6 +107,21 @@ def test_help_is_no_error(train):
             ],
             ['sweep: config.tuning_seed=100 must not be in config.seeds=(100,)'],
         ),
+        (
+            'sweep',
+            ['--config=configs/tables/table1.py', '--shard=2', '--workdir=NEW'],
+            ['sweep: --shard=2 must be I/N'],
+        ),
+        (
+            'sweep',
+            [
+                '--config=configs/tables/table1.py',
+                '--config.base.workers_per_device=1',
+                '--processes=2',
+                '--workdir=NEW',
+            ],
+            ['sweep: 16 devices are needed', '--config.base.workers_per_device', 'has 1 (cpu)'],
+        ),
         ('report', ['--workdir=NEW'], ['report: ', 'NEW contains no finished run']),
     ],
 )
@@ -197,3 +212,23 @@ def test_sgd_runs_and_keeps_what_it_compiled(environment, tmp_path):
     assert list((tmp_path / 'run' / 'compilation_cache').iterdir())
     sent = json.loads((tmp_path / 'run' / 'result.json').read_text())['communication']
     assert sent['message_size'] == sent['num_params']
+
+
+@pytest.mark.slow
+def test_processes_of_a_sweep_share_its_runs(environment, tmp_path):
+    flags = ['--config=configs/tables/table1.py:digits', '--processes=2', '--shard=1/21']
+    flags += ['--config.seeds=(0,)', '--config.learning_rates=()', f'--workdir={tmp_path / "sweep"}']
+    flags += [
+        '--config.base.num_epochs=1',
+        '--config.base.train_examples=128',
+        '--config.base.test_examples=10',
+    ]
+    command = [sys.executable, '-m', 'def_jax.experiments.sweep', *flags]
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert [line.split(': ')[0] for line in lines[:-1]] == [
+        '1/1  method=sgd,ratio=1,learning_rate=0.1,seed=0'
+    ]
+    assert lines[-1].startswith('all runs of part 1/21 are done')
+    assert len(json.loads((tmp_path / 'sweep' / 'sweep.json').read_text())['cells']) == 31
