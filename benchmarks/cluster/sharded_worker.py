@@ -1,0 +1,128 @@
+"""One node of `benchmarks.sharded`: a process with several CPU devices, connected to the other by gloo."""
+
+import os
+
+os.environ.setdefault('NPROC', '8')  # threads for the devices' collectives on few cores
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import def_jax
+from benchmarks.cluster import timing
+from def_jax.communication import collectives
+
+LEARNING_RATE = 1e-4  # nothing is learned; values only have to stay finite and normal
+
+
+def loss_fn(params, batch):
+    x = batch
+    for weights in params[:-1]:
+        x = jax.nn.relu(x @ weights)
+    return jnp.mean((x @ params[-1] - batch) ** 2)
+
+
+class Variant:
+    """A compiled step, the state that it carries, and what its program holds and sends."""
+
+    def __init__(self, step, state, batch, nodes):
+        self._state, self._batch = state, batch
+        self._step = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+        memory, sent = self._step.memory_analysis(), collectives(self._step.as_text())
+        across = [c for c in sent if c.crosses(nodes)]
+        self.program = {
+            'held': memory.argument_size_in_bytes,
+            'temporary': memory.temp_size_in_bytes,
+            'between': sum(c.bytes for c in across),
+            'within': sum(c.bytes for c in sent) - sum(c.bytes for c in across),
+        }
+
+    def __call__(self) -> None:
+        self._state = self._step(self._state, self._batch)
+        jax.block_until_ready(self._state)
+
+
+def make_steps(job, mesh, params):
+    """For each variant, its step and the sharded state that it carries; AdamW in all."""
+    inner = optax.adamw(LEARNING_RATE)
+
+    def place(axes):
+        """The parameters, the first axis of every matrix sharded."""
+        return jax.tree.map(lambda x: global_array(x, NamedSharding(mesh, P(axes))), params)
+
+    def fsdp():
+        optimizer, start = inner, place(('nodes', 'devices'))
+
+        def step(state, batch):
+            params, opt_state = state
+            updates, opt_state = optimizer.update(jax.grad(loss_fn)(params, batch), opt_state, params)
+            params = optax.apply_updates(params, updates)
+            return jax.lax.with_sharding_constraint(
+                params, jax.tree.map(lambda x: x.sharding, start)
+            ), opt_state
+
+        return step, (start, jax.jit(optimizer.init)(start))
+
+    def across(link, before):
+        optimizer = optax.chain(inner, link) if before else optax.chain(link, inner)
+        dist = def_jax.spmd(optimizer, mesh, P('devices'), axis_name='nodes')
+
+        def step(state, batch):
+            params, opt_state = state
+            _, grads = dist.value_and_grad(loss_fn)(params, opt_state, batch)
+            updates, opt_state = dist.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        start = place('devices')
+        return step, (start, jax.jit(dist.init)(start))
+
+    def feedback(ratio):
+        return across(def_jax.error_feedback(def_jax.random_block(ratio), 'nodes'), before=True)
+
+    return {
+        'fsdp': fsdp,
+        'dense': functools.partial(across, def_jax.all_reduce_mean('nodes'), before=False),
+        'def16': functools.partial(feedback, 16),
+        'def64': functools.partial(feedback, 64),
+    }
+
+
+def global_array(x, sharding):
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def main() -> None:
+    job = timing.read_job()
+    jax.config.update('jax_num_cpu_devices', job['devices'])
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    jax.distributed.initialize(job['address'], job['num_workers'], job['worker'])
+    shape = (job['num_workers'], job['devices'])
+    mesh = jax.make_mesh(shape, ('nodes', 'devices'), axis_types=(AxisType.Auto,) * 2)
+    rng = np.random.default_rng(0)
+    params = [
+        (rng.standard_normal(pair, np.float32) * (2 / pair[0]) ** 0.5).astype(np.float32)
+        for pair in itertools.pairwise(job['sizes'])
+    ]
+    examples = rng.standard_normal((job['batch'], job['sizes'][0]), np.float32)
+    batch = global_array(examples, NamedSharding(mesh, P(('nodes', 'devices'))))
+    nodes = np.repeat(np.arange(shape[0]), shape[1]).tolist()
+    steps = make_steps(job, mesh, params)
+    variants = {name: Variant(*steps[name](), batch, nodes) for name in job['variants']}
+    ones = global_array(np.ones(shape, np.float32), NamedSharding(mesh, P('nodes', 'devices')))
+    total = jax.jit(jnp.sum)
+    found = timing.measure(variants, lambda: jax.block_until_ready(total(ones)), job)
+    for name, variant in variants.items():
+        found[name]['hlo'] = variant.program
+    count = sum(x.size for x in params)
+    timing.write_report(job, {'variants': found, 'params': count, 'version': jax.__version__})
+    jax.distributed.shutdown()
+
+
+if __name__ == '__main__':
+    main()
