@@ -296,6 +296,52 @@ def test_where_all_is_sent_the_trajectory_is_dense(sends_all):
     np.testing.assert_allclose(x, expected, **TOLERANCE)
 
 
+# --- Functions for mapped code, on every worker -------------------------------------------------------------
+
+
+def test_diagnostics_run_on_every_worker():
+    dist = distributed('2x4', optax.chain(optax.adam(0.01), feedback('2x4', def_jax.random_block(4))))
+    params = jax.device_put([jnp.asarray(x) for x in INITIAL], dist.shardings)
+    _, _, state = train(dist, 3, has_output=False)
+
+    def observe(params, state, batch):
+        def_jax.assert_replicated((params, optax.tree.get(state, 'key')), 'workers')
+        _, inputs = jax.value_and_grad(lambda x: jnp.sum(x**2))(batch)
+        return def_jax.diagnostics.error_statistics(state, 'workers'), inputs
+
+    statistics, doubled = jax.jit(dist.map(observe))(params, state, jnp.arange(4.0))
+    jax.effects_barrier()
+    own = residuals(state).astype(np.float64)
+    np.testing.assert_allclose(statistics['error'], [np.sum(own**2) / 2] * 2, rtol=1e-5)
+    np.testing.assert_allclose(statistics['mean_error'], [np.sum(own.mean(0) ** 2)] * 2, rtol=1e-5)
+    np.testing.assert_array_equal(doubled, [[0, 2], [4, 6]])
+    def_jax.assert_replicated((params, state), None)  # copies of the same shard, of every array
+
+
+def test_copies_of_one_shard_that_differ_are_found():
+    sharding = NamedSharding(make_mesh('2x4'), P('shard'))
+    shards = [np.full(2, n % 4 + (n == 6)) for n in range(8)]  # of node 2, the third device's
+    copies = [jax.device_put(x, device) for x, device in zip(shards, jax.devices(), strict=True)]
+    w = jax.make_array_from_single_device_arrays((8,), sharding, copies)
+    with pytest.raises(ValueError, match='the workers do not agree on w'):
+        def_jax.assert_replicated({'w': w}, None)
+
+
+def test_auxiliary_values_are_stacked():
+    dist = distributed('2x4', optax.chain(optax.sgd(0.1), feedback('2x4', def_jax.random_block(4))))
+
+    def with_rows(params, batch):
+        return loss_fn(params, batch), {'rows': jnp.float32(batch[0].shape[0])}
+
+    params = [jnp.asarray(x) for x in INITIAL]
+    batch = [x[:, 0].reshape(-1, x.shape[-1]) for x in mlp_data(2)]
+    shapes = jax.eval_shape(
+        dist.value_and_grad(with_rows, has_aux=True), params, jax.eval_shape(dist.init, params), batch
+    )
+    (losses, aux), grads = shapes
+    assert losses.shape == aux['rows'].shape == (2,) and grads[0].shape == (2, 4, 6)
+
+
 # --- What it refuses ---------------------------------------------------------------------------------------
 
 OPTIMIZER = optax.chain(optax.adam(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
