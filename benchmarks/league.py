@@ -8,6 +8,7 @@ Learning rates are chosen by the loss on 200 held-out training images, each meth
 that grows until the best is not at its edge. Then five seeds train on all 1,000 images and are tested on 797.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -43,11 +44,14 @@ class Contender(NamedTuple):
     ratio: float = 1
     blocks: dict[str, Any] = {}  # noqa: RUF012  arguments of the compressor
     options: dict[str, Any] = {}  # noqa: RUF012  of the method's optimizer
+    link: dict[str, Any] = {}  # noqa: RUF012  other arguments of the method's own link
     momentum: float = 0.9
     rate: float = 0.1  # in the middle of the grid
 
     def optimizer(self, learning_rate: Any) -> optax.GradientTransformation:
         method = def_jax.get_method(self.method)
+        if self.link:
+            method = dataclasses.replace(method, link=functools.partial(method.link, **self.link))
         own = {'ratio': self.ratio} if 'ratio' in method.takes else {}
         return method.optimizer(
             optax.identity(),
@@ -63,7 +67,7 @@ def contenders(ratio: int) -> list[Contender]:
     """The methods whose messages follow the ratio."""
     ours = {'order': 'shuffled', 'allocation': 'balanced'}
     return [
-        Contender('DEF, ours', 'def', ratio, ours, {'detach': 'auto'}, 0.0, 0.5),
+        Contender('DEF, ours', 'def', ratio, ours, {'detach': 'auto'}, momentum=0.0, rate=0.5),
         Contender('DEF (paper)', 'def', ratio),
         Contender('EF', 'ef', ratio, rate=0.03),
         Contender('top-k', 'top_k', ratio),
@@ -82,7 +86,14 @@ CONTENDERS = [
     *contenders(16),
     Contender('PowerSGD', 'powersgd', 16),
     Contender('EF-signSGD', 'sign_ef'),
-    Contender('1-bit Adam', 'onebit_adam', options={'freeze_after': 120}, momentum=0.0, rate=0.003),
+    Contender(
+        '1-bit Adam',
+        'onebit_adam',
+        options={'freeze_after': 120},
+        link={'eps': 1e-4},
+        momentum=0.0,
+        rate=0.003,
+    ),
     *contenders(64),
 ]
 
@@ -236,9 +247,11 @@ def costs(contender: Contender) -> dict[str, Any]:
     }
 
 
-def measured() -> Iterator[dict[str, Any]]:
-    """One record per contender."""
+def measured(only: list[str]) -> Iterator[dict[str, Any]]:
+    """One record per contender, or for those of the given titles."""
     for contender in CONTENDERS:
+        if only and contender.title not in only:
+            continue
         runs = make_runs(contender)
         rate, tried = tuned(contender, runs)
         curves = np.asarray(runs(np.full(LANES, rate, np.float32), *stacked_data(SEEDS, False)))
@@ -247,7 +260,12 @@ def measured() -> Iterator[dict[str, Any]]:
             'title': contender.title,
             'method': contender.method,
             'ratio': contender.ratio if not contender.options.get('every') else contender.options['every'],
-            'settings': {**contender.blocks, **contender.options, 'momentum': contender.momentum},
+            'settings': {
+                **contender.blocks,
+                **contender.options,
+                **contender.link,
+                'momentum': contender.momentum,
+            },
             'rate': rate,
             'tried': tried,
             **costs(contender),
@@ -260,15 +278,21 @@ def measured() -> Iterator[dict[str, Any]]:
 def main(_) -> None:
     folder = Path(flags.FLAGS.output)
     folder.mkdir(parents=True, exist_ok=True)
-    records = []
-    for record in measured():
+    path = folder / 'league.json'
+    records = {_name(record): record for record in json.loads(path.read_text())} if path.exists() else {}
+    for record in measured(flags.FLAGS.only):
         final = [accuracy[-1] for accuracy in record['accuracy']]
         print(record['title'], record['ratio'], record['rate'], np.mean(final), file=sys.stderr, flush=True)
-        records.append(record)
-        lines = ',\n'.join(json.dumps(record, ensure_ascii=False) for record in records)
-        (folder / 'league.json').write_text(f'[\n{lines}\n]\n')
+        records[_name(record)] = record
+        lines = ',\n'.join(json.dumps(record, ensure_ascii=False) for record in records.values())
+        path.write_text(f'[\n{lines}\n]\n')
+
+
+def _name(record: dict[str, Any]) -> str:
+    return f'{record["title"]} at {record["ratio"]}'
 
 
 if __name__ == '__main__':
     flags.DEFINE_string('output', 'results/league', 'Folder of league.json.')
+    flags.DEFINE_list('only', [], 'Titles of the contenders to measure; the others keep their records.')
     app.run(main)

@@ -39,7 +39,8 @@ def onebit_adam(
     For `freeze_after` steps the gradients are averaged in full and both moments are updated. Then worker k
     adds its gradient to the momentum that all share, m_k = b1·m + (1 - b1)·g_k, and sends the sign of every
     element of m_k plus its residual, with the root mean square of each tensor; the mean of these is the next
-    m. As in the authors' code, moments are not corrected for their bias. Their exchange in two phases, in
+    m. As in the authors' code, moments are not corrected for their bias, and a parameter that had no gradient
+    before does not move. Their exchange in two phases, in
     which a server compresses the mean a second time, is replaced by one all-gather: the mean is exact, and
     the received bytes grow with the number of workers.
 
@@ -104,7 +105,9 @@ def onebit_adam(
             return mu, state.nu, jax.tree.map(jnp.subtract, own, sent)
 
         mu, nu, residual = lax.cond(state.step < freeze_after, dense, compressed)
-        update = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        # A sign has the magnitude of its tensor even where there has been no gradient, as at a pixel that is
+        # always black. The authors' code has a mask for such parameters; they stay where they are.
+        update = jax.tree.map(lambda m, v: jnp.where(v > 0, m / (jnp.sqrt(v) + eps), 0), mu, nu)
         return cast_like(update, updates), OneBitAdamState(state.step + 1, mu, nu, residual)
 
     return optax.GradientTransformation(init_fn, update_fn)
