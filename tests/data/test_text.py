@@ -213,6 +213,12 @@ def test_a_batch_that_does_not_fit(windows):
 # The catalogue.
 
 
+def test_tfds_has_these_data_sets(tmp_path):
+    tfds = in_memory.import_tfds()
+    for spec in catalogue.TEXTS.values():
+        assert spec.feature in tfds.builder(spec.tfds_name, data_dir=tmp_path).info.features
+
+
 def test_bytes_are_written_once(data_dir):
     with mock.patch.object(corpus, 'write_corpus', side_effect=AssertionError):
         train, *_ = catalogue.load_windows('python_stdlib', 7, data_dir)

@@ -41,7 +41,7 @@ TEXTS: Mapping[str, TextSpec] = {
     for spec in (
         TextSpec('python_stdlib', f'python_stdlib/{platform.python_version()}'),
         TextSpec('tiny_shakespeare', 'tiny_shakespeare'),
-        TextSpec('wiki40b', 'wiki40b/en'),
+        TextSpec('pg19', 'pg19', feature='book_text'),
         TextSpec('lm1b', 'lm1b', splits=('train[1%:]', 'train[:1%]', 'test')),
     )
 }
@@ -68,7 +68,7 @@ def load_windows(
         ValueError: if the name is unknown, the context is not positive, the data set lacks the feature, a
             split has no text, or the bytes cannot be written.
     """
-    spec = look_up('dataset', text, TEXTS) if isinstance(text, str) else text
+    spec = _spec(text)
     if not isinstance(context, int) or isinstance(context, bool) or context < 1:
         raise ValueError(f'{context=} must be a positive integer: the length of a window, in bytes.')
     builder = in_memory.prepared_builder(in_memory.import_tfds(), spec, data_dir)
@@ -83,9 +83,12 @@ def load_windows(
     return train, validation, test
 
 
-def open_text(name: str, data_dir: str | os.PathLike[str] | None = None, *, context: int = 64) -> Dataset:
-    """Opens a text data set of the catalogue; the arguments and errors are those of `load_windows`."""
-    spec, splits = TEXTS[name], load_windows(name, context, data_dir)
+def open_text(
+    text: TextSpec | str, data_dir: str | os.PathLike[str] | None = None, *, context: int = 64
+) -> Dataset:
+    """Opens a text data set for the trainer; the arguments and errors are those of `load_windows`."""
+    spec = _spec(text)
+    splits = load_windows(spec, context, data_dir)
     train, validation, test = splits
     about = {role: split.corpus.about for role, split in zip(_ROLES, splits, strict=True)}
     return Dataset(
@@ -98,6 +101,10 @@ def open_text(name: str, data_dir: str | os.PathLike[str] | None = None, *, cont
         unit='tokens',
         units_per_example=context,
     )
+
+
+def _spec(text: TextSpec | str) -> TextSpec:
+    return look_up('dataset', text, TEXTS) if isinstance(text, str) else text
 
 
 def _corpus(builder: Any, spec: TextSpec, role: str, split: str) -> corpus.Corpus:
