@@ -61,6 +61,7 @@ def report(workdir: Path, output: Path, table: Mapping[str, Any] | None = None) 
             tables.diagnostics(found),
             '![Variance, residuals, distance to y and the best λ along the runs](diagnostics.png)',
         ]
+    parts += _samples_parts(found)
     parts += ['## Machine and commit', _environment(found)]
     parts += [f'Written by `python -m def_jax.experiments.report --workdir={shlex.quote(str(output))}`.']
     (output / 'README.md').write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
@@ -147,6 +148,19 @@ def _length(base: Mapping[str, Any]) -> str:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _samples_parts(found: Results) -> list[str]:
+    """What the models generate at the end of the first run of each title."""
+    samples: dict[str, str] = {}
+    for result in found.values():
+        if result.get('sample'):
+            samples.setdefault(result['title'], result['sample'])
+    parts = ['## Samples']
+    for title, sample in samples.items():
+        lines = [f'    {line}'.rstrip() for line in sample.splitlines()]  # a code block, whatever is in it
+        parts += [f'{title}:', '\n'.join(lines)]
+    return parts if samples else []
 
 
 def _environment(found: Results) -> str:

@@ -90,6 +90,17 @@ def test_a_diverged_run_is_reported_not_averaged(tmp_path):
 # --- Files ---
 
 
+def test_what_models_generate_is_shown_once_a_title(tmp_path):
+    write(tmp_path, *(result(seed, 0.9) | {'sample': f'def f():\n  ``` {seed}'} for seed in (0, 1)))
+    report.report(tmp_path, tmp_path)
+    page = (tmp_path / 'README.md').read_text()
+    assert (
+        '## Samples\n\nDEF at ratio 64: vgg_digits on digits, 16 workers:\n\n    def f():\n      ``` 0\n\n'
+        in page
+    )
+    assert '``` 1' not in page
+
+
 def test_runs_are_kept_in_one_file_that_the_page_can_be_written_from(tmp_path):
     runs, kept = tmp_path / 'runs', tmp_path / 'kept'
     write(runs, result(0, 0.90), result(1, 0.92))
