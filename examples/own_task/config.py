@@ -1,7 +1,7 @@
 """DEF on a task of our own. Nothing is downloaded, and it takes seconds.
 
 Command:  python train.py --config=examples/own_task/config.py --workdir=runs/diabetes
-Expected: an R² of about 0.36 on the test patients, at x and at y; linear regression has 0.34.
+Expected: an R² of 0.35 on the test patients, at x and at y; linear regression has 0.34.
 Variants: --config.optimizer=adamw --config.learning_rate=0.01, --config.model_options.width=64, ...
 """
 
@@ -22,7 +22,7 @@ def get_config(arg=None):
     config.fake_devices = True
 
     config.batch_size = 32
-    config.num_epochs = 15
+    config.num_epochs = 30
     config.learning_rate = 0.005
     config.weight_decay = 0.01
     config.eval_every_epochs = 5
