@@ -28,7 +28,10 @@ myst_heading_anchors = 3
 suppress_warnings = ['myst.header']  # pages that programs write have no title
 nitpicky = True
 nitpick_ignore_regex = [
-    ('py:class', r'(jax|numpy|optax|collections|typing)\..*'),  # CI has no network to look other projects' names up
+    (
+        'py:class',
+        r'(jax|numpy|optax|collections|typing)\..*',
+    ),  # CI has no network to look other projects' names up
     ('py:exc', '.*'),
     ('py:obj', '.*'),  # in docstrings, `name` may be anything: it becomes a link where it is a public name
 ]

@@ -119,3 +119,36 @@ def test_a_flag_says_what_is_allowed(capsys, flag, line):
     with pytest.raises(SystemExit):
         parse(f'--config={digits.__file__}', flag)
     assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('flag', 'value'),
+    [
+        ('--config.optimizer_options.b2=0.95', {'b2': 0.95}),
+        ('--config.optimizer_options.nesterov=true', {'nesterov': True}),
+        ('--config.optimizer_options.mu_dtype=bfloat16', {'mu_dtype': 'bfloat16'}),
+        ("--config.optimizer_options={'b1': 0.8}", {'b1': 0.8}),
+    ],
+)
+def test_an_option_of_a_factory_is_set_by_a_flag(flag, value):
+    config = parse(f'--config={digits.__file__}', '--config.optimizer=adamw', flag)
+    assert config.optimizer_options.to_dict() == value
+    check_config(config)
+
+
+def test_a_wrong_option_of_a_factory_is_refused():
+    config = parse(
+        f'--config={digits.__file__}', '--config.optimizer=adamw', '--config.optimizer_options.b=1'
+    )
+    with pytest.raises(
+        ValueError, match=r"config.optimizer_options.b is not an option of optimizer='adamw', w"
+    ):
+        check_config(config)
+
+
+def test_an_unknown_key_is_named_without_listing_all(capsys):
+    with pytest.raises(SystemExit):
+        parse(f'--config={digits.__file__}', '--config.metod=def')
+    error = capsys.readouterr().err
+    assert '\'metod\' in a flag --config.KEY=VALUE: that is not a known key. Did you mean "method"?' in error
+    assert len(error) < 200
