@@ -16,7 +16,7 @@ THEORY ?= step_size distance averaging stability figure3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test test-slow lint docs docs-test theory tables reproduce notebooks bench bench-gpu bench-cluster faults clean
+.PHONY: help train test test-slow lint docs docs-test theory tables reproduce notebooks bench bench-gpu bench-cluster bench-accuracy faults clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,11 @@ bench-gpu: $(READY)  ## Benchmark the stage, compilation and whole steps on this
 
 bench-cluster: $(READY)  ## As root: DEF, dense JAX and PyTorch (TORCH=a Python that has it) on a shaped network; 10 minutes.
 	$(BIN)/python -m benchmarks.cluster --output=results/benchmarks $(if $(TORCH),--torch_python=$(TORCH))
+
+bench-accuracy: $(READY)  ## As root: accuracy against seconds on a slow network, with DATA=TFDS's folder; hours, resumable.
+	$(BIN)/python -m benchmarks.time_to_accuracy --output=results/benchmarks $(if $(DATA),--data_dir=$(DATA)) \
+	  $(if $(TORCH),--torch_python=$(TORCH) --variant=dense --variant=def64 --variant=def256 --variant=best64 \
+	  --variant=best256 --variant=ddp --variant=ddp_fp16 --variant=ddp_powersgd)
 
 faults: $(READY)  ## Long reliability tests: kill and resume runs 25 and 20 times, change the workers, watch an hour-long run.
 	$(BIN)/python tests/faults/kills.py --output=results/reliability

@@ -1,0 +1,159 @@
+"""Test accuracy against seconds on a slow network: DEF, dense JAX and PyTorch side by side.
+
+    python -m benchmarks.time_to_accuracy --data_dir=DIR --output=results/benchmarks
+
+Four processes (--workers), each in its own network namespace (root and iproute2 needed), train the same
+network on CIFAR-10, read through TFDS from --data_dir, in the same order of images. PyTorch, an optional
+peer, is taken from --torch_python. Runs take turns on the machine. Each is a line of time_to_accuracy.jsonl,
+with its whole curve; started again with the same flags, the program goes on with the runs that are missing.
+The accuracies of a run do not depend on the bandwidth: whole runs are made at the first --bandwidth, and at
+the others --timed_steps are timed. A learning rate is to be chosen with --validation, which trains without
+the last tenth of the training images and tests on it. Writes time_to_accuracy.md and .png.
+"""
+
+import importlib.util
+import itertools
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks import timing
+from benchmarks.cluster.network import Unavailable, check_available, network
+from benchmarks.cluster.processes import WorkerFailed, run_workers
+from benchmarks.time_to_accuracy import page
+from benchmarks.time_to_accuracy.workload import SIZES
+from def_jax.data.in_memory import load_dataset
+
+_DATA = flags.DEFINE_string('data_dir', None, "TFDS's folder; by default TFDS_DATA_DIR or TFDS's own.")
+_BANDWIDTHS = flags.DEFINE_multi_string(
+    'bandwidth', ['1gbit', '100mbit'], "In tc's notation, of each interface."
+)
+_VARIANTS = flags.DEFINE_multi_enum(
+    'variant', ['dense', 'def64', 'def256', 'best64', 'best256'], list(page.TITLES), 'What to train with.'
+)
+_SEEDS = flags.DEFINE_multi_integer('seed', [0, 1, 2], 'Order of the images and draws of blocks.')
+_WORKERS = flags.DEFINE_integer('workers', 4, 'Number of workers.', lower_bound=2, upper_bound=250)
+_BATCH = flags.DEFINE_integer('batch', 32, 'Images a worker and step.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 7800, 'Steps of a run; 390 are an epoch.', lower_bound=1)
+_TIMED = flags.DEFINE_integer('timed_steps', 100, 'Steps at the other bandwidths.', lower_bound=1)
+_EVALUATIONS = flags.DEFINE_integer('evaluations', 40, 'Evaluations of a run.', lower_bound=1)
+_RATE = flags.DEFINE_float('learning_rate', 0.05, 'Peak rate with momentum; ten times that without.')
+_SIZE = flags.DEFINE_enum('size', 'full', list(SIZES), 'Of the network.')
+_IMAGES = flags.DEFINE_integer('train_images', None, 'Train on the first of them only.')
+_VALIDATION = flags.DEFINE_bool('validation', False, 'Test on the last tenth of the training images instead.')
+_TIMEOUT = flags.DEFINE_float('timeout', 4 * 3600, 'Seconds after which a run is abandoned.')
+_TORCH = flags.DEFINE_string(
+    'torch_python', None, 'A Python with PyTorch, for the DDP variants; by default this one, if it has it.'
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder of the results.', required=True)
+
+
+def main(_) -> int:
+    runs_file = Path(_OUTPUT.value, 'time_to_accuracy.jsonl')
+    runs_file.parent.mkdir(parents=True, exist_ok=True)
+    failed = {v: 'no PyTorch: give --torch_python' for v in _VARIANTS.value if _python(v) is None}
+    wanted = [settings for settings in _wanted() if settings['variant'] not in failed]
+    known = [json.loads(line) for line in runs_file.read_text().splitlines()] if runs_file.exists() else []
+    done = [run for run in known if run['settings'] in wanted]
+    missing = [settings for settings in wanted if all(run['settings'] != settings for run in done)]
+    try:
+        if missing:
+            check_available()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+        with tempfile.TemporaryDirectory(prefix='def_jax-accuracy-') as folder:
+            data = _export(Path(folder)) if missing else ''
+            for settings in missing:
+                run = _run(settings, data, failed)
+                if run:
+                    done.append(run)
+                    with runs_file.open('a') as file:
+                        file.write(json.dumps(run) + '\n')
+    except (Unavailable, WorkerFailed, FileNotFoundError) as error:
+        print(f'time_to_accuracy: {error}', file=sys.stderr)
+        return 2
+    page.draw(done, runs_file.with_suffix('.png'))
+    sections = page.sections(done, failed, picture=runs_file.with_suffix('.png').name)
+    timing.write_page(str(runs_file.with_suffix('.md')), 'python -m benchmarks.time_to_accuracy', sections)
+    return 0
+
+
+def _wanted():
+    """The settings of every run, whole ones first, seed by seed."""
+    orders = itertools.product(enumerate(_BANDWIDTHS.value), _SEEDS.value, _VARIANTS.value)
+    for (index, bandwidth), seed, variant in orders:
+        if index and seed != _SEEDS.value[0]:
+            continue  # one seed tells the time of a step
+        yield {
+            'variant': variant,
+            'seed': seed,
+            'bandwidth': bandwidth,
+            'workers': _WORKERS.value,
+            'batch': _BATCH.value,
+            'size': _SIZE.value,
+            'learning_rate': _RATE.value,
+            'num_steps': _STEPS.value,
+            'run_steps': min(_STEPS.value, _TIMED.value) if index else _STEPS.value,
+            'eval_every': max(1, _STEPS.value // _EVALUATIONS.value),
+            'train_images': _IMAGES.value,
+            'validation': _VALIDATION.value,
+        }
+
+
+def _python(variant: str) -> str | None:
+    """The Python that runs a variant's workers; None if there is no PyTorch for it."""
+    if not variant.startswith('ddp'):
+        return sys.executable
+    return _TORCH.value or (sys.executable if importlib.util.find_spec('torch') else None)
+
+
+def _export(folder: Path) -> str:
+    """The images as a file that workers of either framework can read."""
+    train, test = load_dataset('cifar10', _DATA.value)
+    if _VALIDATION.value:
+        cut = len(train) - len(train) // 10
+        train, test = train.part(0, cut), train.part(cut, len(train))
+    train = train.part(0, _IMAGES.value or len(train))
+    path = folder / 'cifar10.npz'
+    np.savez(
+        path,
+        train_images=train.arrays['image'],
+        train_labels=train.arrays['label'],
+        test_images=test.arrays['image'],
+        test_labels=test.arrays['label'],
+    )
+    return str(path)
+
+
+def _run(settings: dict[str, Any], data: str, failed: dict[str, str]) -> dict[str, Any] | None:
+    """One run, or None if it is a peer's that cannot run here."""
+    is_torch = settings['variant'].startswith('ddp')
+    module = f'benchmarks.time_to_accuracy.{"torch" if is_torch else "jax"}_worker'
+    try:
+        with network(settings['workers'], settings['bandwidth']) as cluster:
+            reports = run_workers(
+                cluster, _python(settings['variant']), module, settings | {'data': data}, _TIMEOUT.value
+            )
+    except WorkerFailed as error:
+        if not is_torch:
+            raise
+        failed[settings['variant']] = str(error).splitlines()[0][:200]
+        return None
+    name = f'{settings["variant"]}, seed {settings["seed"]}, {settings["bandwidth"]}'
+    print(f'{name}: {reports[0]["curve"][-1]}', file=sys.stderr, flush=True)
+    # A step ends when the slowest worker's does; the clocks differ by what a worker waits for its input.
+    seconds = np.max([report.pop('seconds') for report in reports], axis=0)
+    curve = [point | {'seconds': float(seconds[: point['step']].sum())} for point in reports[0].pop('curve')]
+    machine = {'step_seconds': float(np.median(seconds)), 'load': os.getloadavg()[0]}
+    return {'settings': settings, 'curve': curve} | reports[0] | machine
+
+
+if __name__ == '__main__':
+    app.run(main)

@@ -1,0 +1,142 @@
+"""One JAX worker of a run: dense SGD or DEF, by the variant's name."""
+
+import itertools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import def_jax
+from benchmarks.cluster import timing
+from benchmarks.cluster.jax_worker import AXIS, on_workers, place
+from benchmarks.time_to_accuracy.workload import NUM_CLASSES, SIZES, learning_rates, patches, train
+
+_TIMED_ALONE = 10  # steps without communication
+
+
+def init_params(size: str, num_patches: int, patch_size: int):
+    """Gaussian weights of variance 2 / inputs, and of the last layer 0.01², biases of zero."""
+    features, hidden = SIZES[size]
+    widths = [num_patches * features, *hidden, NUM_CLASSES]
+    pairs = [(patch_size, features), *itertools.pairwise(widths)]
+    keys = jax.random.split(jax.random.key(0), len(pairs))
+    scales = [*((2 / inputs) ** 0.5 for inputs, _ in pairs[:-1]), 0.01]
+    return [
+        {'w': scale * jax.random.normal(key, pair), 'b': jnp.zeros(pair[1])}
+        for key, pair, scale in zip(keys, pairs, scales, strict=True)
+    ]
+
+
+def logits_of(params, inputs):
+    """inputs [B, patches, patch size] to logits [B, classes]."""
+    x = jax.nn.relu(inputs @ params[0]['w'] + params[0]['b']).reshape(len(inputs), -1)
+    for layer in params[1:-1]:
+        x = jax.nn.relu(x @ layer['w'] + layer['b'])
+    return x @ params[-1]['w'] + params[-1]['b']
+
+
+def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransformation:
+    """By the variant: 'dense'; 'def64', the paper's; 'best64', as docs/beyond.md advises."""
+    variant, rates = job['variant'], jnp.asarray(learning_rates(job), jnp.float32)
+    sgd = optax.sgd(lambda count: rates[count], momentum=0.9)
+    if variant == 'dense':
+        return optax.chain(def_jax.all_reduce_mean(axis_name), sgd)
+    if variant.startswith('def'):
+        block = def_jax.random_block(int(variant.removeprefix('def')))
+        return optax.chain(sgd, def_jax.error_feedback(block, axis_name, seed=job['seed']))
+    ratio = int(variant.removeprefix('best'))
+    block = def_jax.random_block(ratio, order='shuffled', allocation='balanced')
+    plain = optax.sgd(lambda count: 10 * rates[count])  # what momentum 0.9 amounts to in the long run
+    return optax.chain(plain, def_jax.error_feedback(block, axis_name, seed=job['seed'], detach='auto'))
+
+
+def make_step(job: dict, axis_name: str | None):
+    """A worker's step, a function of (params, opt_state) and a batch, and the optimizer."""
+    optimizer, detaches = make_optimizer(job, axis_name), job['variant'] != 'dense'
+
+    def loss_fn(params, inputs, labels):
+        logits = logits_of(params, inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(state, inputs, labels):
+        params, opt_state = state
+        point = def_jax.detached_params(params, opt_state) if detaches else params
+        updates, opt_state = optimizer.update(jax.grad(loss_fn)(point, inputs, labels), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return jax.jit(on_workers(step), donate_argnums=0), optimizer
+
+
+def make_evaluate(job: dict):
+    """A function of the state to the test accuracy of x and, for DEF, of y; each worker counts a part."""
+    data = np.load(job['data'])
+    share = slice(job['worker'], None, job['num_workers'])
+    images, labels = data['test_images'][share], data['test_labels'][share]
+    inputs, total = place(patches(images)), len(data['test_labels'])
+    detaches = job['variant'] != 'dense'
+
+    def correct(params, inputs, labels):
+        return lax.psum(jnp.sum(jnp.argmax(logits_of(params, inputs), axis=-1) == labels), AXIS)
+
+    def accuracies(state, inputs, labels):
+        params, opt_state = state
+        found = {'x': correct(params, inputs, labels)}
+        if detaches:
+            found['y'] = correct(def_jax.output_params(params, opt_state, AXIS), inputs, labels)
+        return found
+
+    mapped = jax.jit(on_workers(accuracies))
+    padded = np.full(-(-total // job['num_workers']), -1, np.int32)  # the same shape on every worker
+    padded[: len(labels)] = labels
+    if len(labels) < len(padded):
+        inputs = place(np.concatenate([patches(images), patches(images[:1])]))
+    where = place(padded)
+
+    def evaluate(state) -> dict[str, float]:
+        found = mapped(state, inputs, where)
+        return {name: 100 * float(count.addressable_shards[0].data) / total for name, count in found.items()}
+
+    return evaluate
+
+
+def seconds_alone(job: dict, params, batch) -> float:
+    """The median time of a step that does not communicate, while all workers run it."""
+    step, optimizer = make_step(job, None)
+    state, seconds = place((params, optimizer.init(params))), []
+    for _ in range(_TIMED_ALONE):
+        start = time.perf_counter()
+        state = jax.block_until_ready(step(state, *batch))
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:]))
+
+
+def main() -> None:
+    job = timing.read_job()
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    jax.distributed.initialize(job['address'], job['num_workers'], job['worker'])
+    example = patches(np.load(job['data'])['test_images'][:1])
+    params = init_params(job['size'], *example.shape[1:])
+    step, optimizer = make_step(job, AXIS)
+    holder = [place((params, optimizer.init(params)))]
+    evaluate = make_evaluate(job)
+
+    inputs = np.zeros((job['batch'], *example.shape[1:]), np.float32)
+    batch = place(inputs), place(np.zeros(job['batch'], np.int32))
+    alone = seconds_alone(job, params, batch)
+    step = step.lower(holder[0], *batch).compile()  # not on the clock
+
+    def advance(inputs, labels, index):
+        del index
+        holder[0] = jax.block_until_ready(step(holder[0], place(inputs), place(labels)))
+
+    found = train(job, advance, lambda: evaluate(holder[0]))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    timing.write_report(job, found | {'params': size, 'alone': alone, 'version': jax.__version__})
+    jax.distributed.shutdown()
+
+
+if __name__ == '__main__':
+    main()

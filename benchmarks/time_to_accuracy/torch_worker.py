@@ -1,0 +1,69 @@
+"""One PyTorch worker of a run: DistributedDataParallel over gloo, dense or with its own hooks."""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.cluster import timing
+from benchmarks.time_to_accuracy.workload import NUM_CLASSES, SIZES, learning_rates, patches, train
+
+
+def make_model(size: str, num_patches: int, patch_size: int) -> nn.Module:
+    """The network of jax_worker, with initial weights of the same distribution."""
+    torch.manual_seed(0)
+    features, hidden = SIZES[size]
+    layers, inputs = [nn.Linear(patch_size, features), nn.ReLU(), nn.Flatten()], num_patches * features
+    for width in hidden:
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
+        inputs = width
+    model = nn.Sequential(*layers, nn.Linear(inputs, NUM_CLASSES))
+    for layer in (module for module in model if isinstance(module, nn.Linear)):
+        nn.init.normal_(layer.weight, std=(2 / layer.in_features) ** 0.5)
+        nn.init.zeros_(layer.bias)
+    nn.init.normal_(model[-1].weight, std=0.01)
+    return model
+
+
+def main() -> None:
+    job = timing.read_job()
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        'gloo', init_method=f'tcp://{job["address"]}', rank=job['worker'], world_size=job['num_workers']
+    )
+    data, share = np.load(job['data']), slice(job['worker'], None, job['num_workers'])
+    test_inputs = torch.from_numpy(patches(data['test_images'][share]))
+    test_labels = torch.from_numpy(data['test_labels'][share]).long()
+    # Under gloo, PowerSGD's callbacks deadlock if there are several buckets, so use a single one.
+    bucket = {'bucket_cap_mb': 10_000} if job['variant'] == 'ddp_powersgd' else {}
+    model = DistributedDataParallel(make_model(job['size'], *test_inputs.shape[1:]), **bucket)
+    if job['variant'] == 'ddp_fp16':
+        model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    if job['variant'] == 'ddp_powersgd':
+        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2)
+        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    optimizer = torch.optim.SGD(model.parameters(), job['learning_rate'], momentum=0.9)
+    loss_fn, rates = nn.CrossEntropyLoss(), learning_rates(job)
+
+    def step(inputs, labels, index):
+        optimizer.param_groups[0]['lr'] = float(rates[index])
+        optimizer.zero_grad(set_to_none=False)
+        loss_fn(model(torch.from_numpy(inputs)), torch.from_numpy(labels).long()).backward()
+        optimizer.step()
+
+    def evaluate():
+        with torch.no_grad():
+            correct = (model.module(test_inputs).argmax(dim=-1) == test_labels).sum().double()
+        dist.all_reduce(correct)
+        return {'x': 100 * float(correct) / len(data['test_labels'])}
+
+    found = train(job, step, evaluate)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    timing.write_report(job, found | {'params': count, 'version': torch.__version__})
+    dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main()

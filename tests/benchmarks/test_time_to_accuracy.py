@@ -1,0 +1,116 @@
+"""Accuracy against seconds: what both frameworks share, and what the page makes of the runs."""
+
+import numpy as np
+import pytest
+
+from benchmarks.time_to_accuracy import page, workload
+
+
+def make_images(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), np.uint8)
+
+
+def test_patches_hold_the_pixels_of_a_square():
+    images = make_images(2)
+    found = workload.patches(images)
+    assert found.shape == (2, 64, 48) and found.dtype == np.float32
+    square = images[1, 4:8, 8:12].reshape(-1)  # the second row of squares, the third in it
+    expected = (square / 255 - workload._MEAN) / workload._STD
+    np.testing.assert_allclose(found[1, 8 + 2], expected, rtol=1e-5)
+
+
+def test_workers_divide_an_epoch_and_every_seed_has_its_order():
+    labels = np.arange(24)
+
+    def epoch(worker, seed=0):
+        options = {'batch': 3, 'seed': seed, 'worker': worker, 'num_workers': 2}
+        stream = workload.batches(make_images(24), labels, **options)
+        return np.concatenate([next(stream)[1] for _ in range(4)])
+
+    np.testing.assert_array_equal(np.sort(np.concatenate([epoch(0), epoch(1)])), labels)
+    np.testing.assert_array_equal(epoch(0), epoch(0))
+    assert (epoch(0) != epoch(0, seed=1)).any()
+
+
+def test_images_are_augmented_alike_on_every_call():
+    images, labels = make_images(8), np.zeros(8)
+    options = {'batch': 4, 'seed': 0, 'worker': 1, 'num_workers': 2}
+    first, again = (next(workload.batches(images, labels, **options))[0] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_zero():
+    rates = workload.learning_rates({'num_steps': 100, 'learning_rate': 0.5})
+    assert rates.shape == (100,) and rates.max() == rates[5] == rates[4] == 0.5
+    assert np.all(np.diff(rates[:5]) > 0) and np.all(np.diff(rates[5:]) < 0) and rates[-1] < 0.001
+
+
+def test_the_clock_runs_during_steps_alone(tmp_path):
+    np.savez(tmp_path / 'd.npz', train_images=make_images(8), train_labels=np.zeros(8))
+    job = {'data': tmp_path / 'd.npz', 'batch': 2, 'seed': 0, 'worker': 0, 'num_workers': 1}
+    seen: list[int] = []
+    found = workload.train(
+        job | {'run_steps': 5, 'eval_every': 2},
+        lambda inputs, labels, index: seen.append(index),
+        lambda: {'x': float(len(seen))},
+    )
+    assert seen == list(range(5)) and len(found['seconds']) == 5
+    assert [(point['step'], point['x']) for point in found['curve']] == [(2, 2.0), (4, 4.0), (5, 5.0)]
+    assert found['curve'][-1]['seconds'] == sum(found['seconds'])
+
+
+# --- The page ---
+
+
+def run(variant, seed, seconds, accuracies, bandwidth='1gbit', **fields):
+    """A run with the accuracies of x after every step, and the same of y for DEF."""
+    points = zip(range(1, len(accuracies) + 1), accuracies, strict=True)
+    names = ('x',) if variant == 'dense' else ('x', 'y')
+    curve = [{'step': n, 'seconds': n * seconds} | dict.fromkeys(names, a) for n, a in points]
+    settings = {'variant': variant, 'seed': seed, 'bandwidth': bandwidth, 'workers': 4, 'batch': 1}
+    settings |= {'num_steps': 3, 'train_images': None, 'learning_rate': 0.1, 'validation': False}
+    return {'settings': settings, 'curve': curve, 'params': 4096, 'step_seconds': seconds} | fields
+
+
+@pytest.fixture
+def runs():
+    whole = [run('dense', seed, 2.0, [50, 70, 80 + seed], alone=1.0) for seed in (0, 1)]
+    whole += [run('def64', seed, 0.5, [40, 79.9, 80 + seed], alone=0.4) for seed in (0, 1)]
+    slow = [
+        run('dense', 0, 20.0, [50], '100mbit', alone=1.0),
+        run('def64', 0, 1.0, [40], '100mbit', alone=0.4),
+    ]
+    return whole + slow
+
+
+def test_a_curve_is_scaled_to_the_bandwidth_at_which_steps_were_timed(runs):
+    assert page.times_of(runs[0], runs[0]) == [2.0, 4.0, 6.0]
+    assert page.times_of(runs[0], runs[4]) == [20.0, 40.0, 60.0]
+
+
+def test_the_first_point_that_reaches_the_target_counts():
+    assert page.time_to(70, [1, 2, 3, 4], [60, 71, 69, 80]) == 2
+    assert page.time_to(90, [1, 2], [60, 71]) is None
+
+
+def test_the_table_compares_with_dense_jax(runs):
+    # The target is 80.5 - 1: dense SGD needs 6 s, DEF 1 s and, for y, one all-reduce of 4,096 elements.
+    fast, slow = ''.join(page.sections(runs, {'ddp': 'no PyTorch'}, 'p.png')).split('## ')[1:]
+    assert 'seconds to 79.5 %' in fast
+    assert '| SGD, dense JAX | 2 | 80.50 ± 0.71 | 2000 | 1000 (-50%) | 6.0 ± 0.0 | 0 | 1.00' in fast
+    assert '| DEF, ratio 64 | 2 | 80.50 ± 0.71 | 500 |' in fast and '| 6.00 (6.00 to 6.00) |' in fast
+    assert '| DEF, ratio 64, x | 2 |' in fast
+    assert '| 60.0 ± 0.0 | 0 | 1.00' in slow and '| 30.00 (30.00 to 30.00) |' in slow
+    assert 'PyTorch DDP, dense: not measured, no PyTorch' in slow
+
+
+def test_what_does_not_reach_the_target_is_counted(runs):
+    for point in runs[3]['curve']:
+        point['y'] = 60.0
+    row = next(r for r in page.sections(runs, {}, '')[2].splitlines() if r.startswith('| DEF, ratio 64 |'))
+    assert row.split(' | ')[-2:] == ['1', '6.00 |']
+
+
+def test_the_picture_has_a_panel_for_each_bandwidth(runs, tmp_path):
+    page.draw(runs, tmp_path / 'p.png')
+    assert (tmp_path / 'p.png').stat().st_size > 1000
