@@ -131,7 +131,6 @@ def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, d
     traffic.
     """
     points = experiment.method.points
-    has_statistics = bool(jax.tree.leaves(experiment.abstract_variables['batch_stats']))
 
     def outputs(state: TrainState) -> tuple[dict, dict]:
         params, own = {'x': state.params}, {}
@@ -139,13 +138,10 @@ def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, d
             params['y'] = output_params(state.params, state.opt_state, experiment.axis_name)
         if 'own' in points:
             own['own'] = detached_params(state.params, state.opt_state)  # λ = 1: x + r_k
-        batch_stats = lax.pmean(state.batch_stats, experiment.axis_name) if has_statistics else {}
+        batch_stats = lax.pmean(state.batch_stats, experiment.axis_name)
         return {point: {'params': p, 'batch_stats': batch_stats} for point, p in params.items()}, own
 
-    axes = worker_axes(experiment)
-    if not has_statistics and not jax.tree.leaves(axes.opt_state):
-        return jax.jit(outputs)  # nothing is a worker's own, so there is nothing to map over
-    return on_workers(outputs, experiment, in_axes=(axes,), out_axes=(None, 0))
+    return on_workers(outputs, experiment, in_axes=(worker_axes(experiment),), out_axes=(None, 0))
 
 
 def make_batch_statistics(

@@ -112,10 +112,10 @@ def test_a_sweep_tunes_on_validation_data_and_is_reported(tmp_path, monkeypatch)
         table_files.cell(8, 'DEF', method='def', ratio=8, **{'optimizer_options.b2': 0.9}),
     ]
     tuning = {'validation_examples': 60, 'evaluate_on': 'validation'}
-    table = table_files.table(
-        'Own', config_of(**ADAMW, num_epochs=2), cells, rows='ratio', seeds=(0,), learning_rates=(0.02, 0.01),
-        tuning=tuning,
-    )  # fmt: skip
+    base = config_of(**ADAMW, check_replicas_every=5)
+    options = {'seeds': (0,), 'learning_rates': (0.02, 0.01), 'tuning': tuning}
+    base.num_epochs = 2
+    table = table_files.table('Own', base, cells, rows='ratio', **options)
     sweep.sweep(table, tmp_path / 'sweep', rich.console.Console(quiet=True))
     report.report(tmp_path / 'sweep', tmp_path / 'report')
     page = (tmp_path / 'report' / 'README.md').read_text()
