@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 _RECORD = 'config.json'
+_PARTIAL = '.partial'
 
 # Keys that may change when a run resumes: they affect its output, not its trajectory.
 _FREE_KEYS = (
@@ -39,9 +41,6 @@ _WORKER_KEYS = ('num_workers', 'workers_per_device')
 _BATCH_KEY = 'batch_size'
 
 _PATTERN = {'*', '?', '['}
-
-# What may exist before the configuration: the rest of a killed start, and other processes' compilation cache.
-_EARLY = (f'{_RECORD}.partial', 'compilation_cache')
 
 
 class InUseError(ValueError):
@@ -86,6 +85,8 @@ def claim(
         )
     path = workdir / _RECORD
     ours = _settings(config)
+    # Listed before looking for the configuration: another process of a sweep may be claiming the folder now.
+    foreign = [file for file in workdir.iterdir() if not _is_early(file)] if workdir.is_dir() else []
     if path.exists():
         theirs = _read(path)
         free = _free_keys(theirs, ours, other_workers=other_workers)
@@ -94,7 +95,7 @@ def claim(
                 f'workdir={str(workdir)!r} holds a run with another configuration ({changes}). '
                 'Choose another --workdir, or use the same configuration to resume that run.'
             )
-    elif workdir.is_dir() and any(file.name not in _EARLY for file in workdir.iterdir()):
+    elif foreign:
         raise ValueError(
             f'workdir={str(workdir)!r} holds files that are not a run. Choose an empty or new folder.'
         )
@@ -165,10 +166,15 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` as JSON atomically: a reader sees the old file or the new one."""
-    partial = _partial(path)
-    partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-    sync(partial)  # otherwise a power cut may leave an empty file under the new name
-    os.replace(partial, path)
+    # A name of its own, since processes of a sweep write the same files.
+    partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}{_PARTIAL}')
+    try:
+        partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+        sync(partial)  # otherwise a power cut may leave an empty file under the new name
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def sync(path: Path) -> None:
@@ -180,8 +186,10 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + '.partial')
+def _is_early(file: Path) -> bool:
+    """Whether a file may exist before the configuration: a killed start's, or others' compilation cache."""
+    unfinished = file.name.startswith(_RECORD) and file.name.endswith(_PARTIAL)
+    return unfinished or file.name == 'compilation_cache'
 
 
 def _read(record: Path) -> dict[str, Any]:

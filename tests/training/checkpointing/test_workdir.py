@@ -248,8 +248,41 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, target
         patch.setattr(target, name, crash)
         workdir.write_json(path, {'new': 2})
     assert json.loads(path.read_text()) == {'old': 1}
-    workdir.write_json(path, {'new': 2})  # what the crash left behind is in nobody's way
+    workdir.write_json(path, {'new': 2})
     assert json.loads(path.read_text()) == {'new': 2}
+    assert os.listdir(tmp_path) == ['file.json']  # and nothing is left behind
+
+
+def test_two_processes_may_write_a_file_at_once(tmp_path, monkeypatch):
+    path, replace = tmp_path / 'file.json', os.replace
+
+    def replace_after_another_process(*paths):
+        monkeypatch.setattr(os, 'replace', replace)
+        workdir.write_json(path, 'theirs')
+        replace(*paths)
+
+    monkeypatch.setattr(os, 'replace', replace_after_another_process)
+    workdir.write_json(path, 'ours')
+    assert json.loads(path.read_text()) == 'ours' and os.listdir(tmp_path) == ['file.json']
+
+
+@pytest.mark.parametrize('before', ['looking', 'listing'])
+def test_two_processes_of_a_sweep_may_claim_its_folder_at_once(tmp_path, monkeypatch, before):
+    """The other one claims it and writes its table while this one looks what is there."""
+    folder, looked_at = tmp_path / 'sweep', {'looking': 'exists', 'listing': 'is_dir'}[before]
+    look = getattr(Path, looked_at)
+
+    def claimed_first(path, **options):
+        result = look(path, **options)
+        if path == (folder if before == 'listing' else folder / 'config.json'):
+            monkeypatch.setattr(Path, looked_at, look)
+            workdir.claim(folder, config())
+            workdir.write_json(folder / 'sweep.json', {})
+        return result
+
+    monkeypatch.setattr(Path, looked_at, claimed_first)
+    assert workdir.claim(folder, config()) == folder
+    assert sorted(os.listdir(folder)) == ['config.json', 'sweep.json']
 
 
 def test_content_that_is_not_json_leaves_the_old_file(tmp_path):
