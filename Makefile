@@ -66,6 +66,7 @@ bench-gpu: $(READY)  ## Benchmark the stage, compilation and whole steps on this
 
 bench-cluster: $(READY)  ## As root: DEF, dense JAX and PyTorch (TORCH=a Python that has it) on a shaped network; 10 minutes.
 	$(BIN)/python -m benchmarks.cluster --output=results/benchmarks $(if $(TORCH),--torch_python=$(TORCH))
+	$(BIN)/python -m benchmarks.sharded --output=results/benchmarks/sharded.md
 
 bench-accuracy: $(READY)  ## As root: accuracy against seconds on a slow network, with DATA=TFDS's folder; hours, resumable.
 	$(BIN)/python -m benchmarks.time_to_accuracy --output=results/benchmarks $(if $(DATA),--data_dir=$(DATA)) \

@@ -6,6 +6,7 @@ Runs two nodes (--nodes), a process each with two CPU devices (--devices), in ne
 bridge that is shaped to each --bandwidth; needs root and iproute2.
 """
 
+import os
 import signal
 import sys
 
@@ -74,8 +75,9 @@ def _introduction() -> str:
         'a bridge. AdamW; the variants take turns in the same processes. Time: median over nodes and steps, '
         "with quartiles. Bytes between nodes: those that the kernel counts at a node's interface, and those "
         "that a device passes to the program's collectives. Memory: a device's arguments (parameters, state, "
-        'batch) and temporaries. All nodes share the cores of one machine, which lengthens compute but not '
-        'what the network takes.\n'
+        'batch) and temporaries. All nodes share the cores of one machine, which lengthens compute and what '
+        'devices exchange within a node, but not what the network takes. The load average was '
+        f'{os.getloadavg()[1]:.0f} on {os.cpu_count()} cores.\n'
     )
 
 

@@ -94,7 +94,9 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@pytest.mark.parametrize(
+    'name', [name if name != 'frozen' else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS]
+)
 def test_types_change_no_value(name):
     expected = run(OPTIMIZERS[name], outside, check_vma=False)
     actual = run(OPTIMIZERS[name], outside, check_vma=True)
