@@ -175,6 +175,13 @@ def test_any_selection_is_updated_in_place(name):
     assert memory.alias_size_in_bytes >= 3 * 4 * model_size
 
 
+@pytest.mark.parametrize('ratio', [37, 64])
+def test_a_model_of_one_tensor_is_updated_in_place(ratio):
+    """As with optax.flatten; its message is not made by a concatenation."""
+    compiled = compile_stage(def_jax.random_block(ratio), jnp.ones((250, 130)))
+    assert copies_of(compiled, 250 * 130) == 0
+
+
 def kernels(hlo):
     """The distinct fusions of a program, and the number of its instructions."""
     hlo = re.sub(r', (?:metadata|backend_config|frontend_attributes)=.*', '', hlo)

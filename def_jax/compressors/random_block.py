@@ -85,7 +85,13 @@ def random_block(
 
         def take(tree):
             leaves = zip(blocks, jax.tree.leaves(tree), places, strict=True)
-            return concatenate([block.take(x, first) for block, x, (first, _) in leaves])
+            taken = [block.take(x, first) for block, x, (first, _) in leaves]
+            if len(taken) != 1:
+                return concatenate(taken)
+            # Nothing to concatenate: XLA would take the block anew wherever the message is used, after the
+            # tensor has been overwritten, and save that by a copy. It cannot see through an unknown start.
+            (block,), ((_, begin),) = blocks, places
+            return lax.dynamic_slice(concatenate([*taken, jnp.zeros(1)]), [begin], [block.size])
 
         def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
