@@ -126,7 +126,7 @@ def residuals(state):
         ('2x4', AUTO, def_jax.random_block(4), {}),
         ('4x2', EXPLICIT, def_jax.random_block(4, order='shuffled'), {'average_every': 3}),
         ('2x2x2', AUTO, def_jax.random_block(3, allocation='balanced'), {'detach': 1.0}),
-        ('(2x2)x2', EXPLICIT, def_jax.random_k(4), {}),
+        pytest.param('(2x2)x2', EXPLICIT, def_jax.random_k(4), {}, marks=pytest.mark.slow),
         pytest.param(
             *('2x2x2', EXPLICIT, def_jax.random_block(4, granularity='model', order='cyclic'), {}),
             marks=pytest.mark.slow,
@@ -297,6 +297,40 @@ def test_where_all_is_sent_the_trajectory_is_dense(sends_all):
         momentum=0.9,
     )
     np.testing.assert_allclose(x, expected, **TOLERANCE)
+
+
+def test_ef21_cuts_its_blocks_from_shards():
+    compressor = def_jax.random_block(4)
+    dist = distributed('2x4', optax.chain(def_jax.ef21(compressor, 'workers'), SGD))
+    x = train(dist, 9, has_output=False)[0]
+    inputs, targets = (z.astype(np.float64) for z in mlp_data(2))
+    expected = reference.ef21(
+        np.asarray(flat(INITIAL)),
+        lambda theta, k, t: reference.mlp_gradient(theta, inputs[k, t], targets[k, t]),
+        shard_masks('2x4', compressor, 9),
+        LEARNING_RATES[:9],
+        num_workers=2,
+        momentum=0.9,
+    )
+    np.testing.assert_allclose(x, expected, **TOLERANCE)
+
+
+def test_links_that_know_no_shards_see_whole_tensors():
+    optimizer = optax.chain(def_jax.baselines.powersgd(4, 'workers', rank=1), optax.sgd(0.02, momentum=0.9))
+    x = train(distributed('2x4', optimizer), 5, has_output=False)[0]
+
+    def worker(batches):
+        def step(carry, batch):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss_fn)(params, batch), state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), flat(params)
+
+        params = [jnp.asarray(z) for z in INITIAL]
+        return jax.lax.scan(step, (params, optimizer.init(params)), batches)[1]
+
+    expected = vmapped(worker)([z[:, :5] for z in mlp_data(2)])
+    np.testing.assert_allclose(x[1:], expected[0], **TOLERANCE)
 
 
 # --- Functions for mapped code, on every worker -------------------------------------------------------------

@@ -89,7 +89,10 @@ MESSAGE = 2 * SHARD // RATIO + BIAS // RATIO  # every device of a worker sends t
     [
         (optax.sgd(0.1, momentum=0.9), {}, 0),
         (optax.contrib.muon(0.1), {'detach': 'auto'}, 1),
-        (optax.adam(0.1), {'skip_nonfinite': True, 'wire_dtype': jnp.bfloat16, 'every': 1}, 0),
+        pytest.param(
+            *(optax.adam(0.1), {'skip_nonfinite': True, 'wire_dtype': jnp.bfloat16}, 0),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_between_workers_only_the_block_of_a_devices_shards(inner, options, extra):

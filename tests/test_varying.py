@@ -94,8 +94,11 @@ OPTIMIZERS = {
 }
 
 
+SLOW = ('auto', 'frozen')
+
+
 @pytest.mark.parametrize(
-    'name', [name if name != 'frozen' else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS]
+    'name', [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in OPTIMIZERS]
 )
 def test_types_change_no_value(name):
     expected = run(OPTIMIZERS[name], outside, check_vma=False)
