@@ -122,13 +122,24 @@ def test_updates_that_were_summed_are_refused():
         run(optax.chain(optax.sgd(0.1), feedback()), at_params, check_vma=True)
 
 
-@pytest.mark.parametrize(
-    'link', [def_jax.all_reduce_mean('workers'), def_jax.ef21(def_jax.random_block(2), 'workers')]
-)
-def test_links_without_a_detached_point_name_another(link):
-    optimizer = optax.chain(link, optax.sgd(0.1))
+BLOCK = def_jax.random_block(2)
+LINKS = {
+    'dense': def_jax.all_reduce_mean('workers'),
+    'ef21': def_jax.ef21(BLOCK, 'workers'),
+    'ef21_sgdm': def_jax.baselines.ef21_sgdm(BLOCK, 'workers'),
+    'powersgd': def_jax.baselines.powersgd(4, 'workers', rank=1),
+    'onebit_adam': def_jax.baselines.onebit_adam('workers', freeze_after=2),
+}
+
+
+@pytest.mark.parametrize('name', LINKS)
+def test_links_without_a_detached_point_name_another(name):
     with pytest.raises(ValueError, match=r"with point = jax.lax.pcast\(params, axis_name, to='varying'\)"):
-        run(optimizer, at_params, check_vma=True)
+        run(optax.chain(LINKS[name], optax.sgd(0.1)), at_params, check_vma=True)
+
+
+def test_at_that_point_types_change_no_value():
+    optimizer = optax.chain(LINKS['ef21'], optax.sgd(0.1))
     expected = run(optimizer, at_params, check_vma=False)
     actual = run(optimizer, at_own_params, check_vma=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)

@@ -18,6 +18,7 @@ from jax import lax
 from def_jax.checks import check_floating, check_state, check_updates
 from def_jax.collectives import AxisName, all_gather, check_axis_name
 from def_jax.compressors.base import split
+from def_jax.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
 
@@ -86,6 +87,7 @@ def feedback(
     def update_fn(updates, state, params=None):
         del params
         check_state(state, ResidualState)
+        check_not_summed(updates, axis_name, OWN_PARAMS)
         given = float32_updates(updates, state.residual)
         waiting = jax.tree.map(lambda u, r: u + decay * r, given, state.residual)
         update, sent, carry = exchange(waiting, state.carry)

@@ -150,6 +150,7 @@ def ef21_sgdm(
 
     def update_fn(updates, state, params=None):
         del params
+        check_not_summed(updates, axis_name, OWN_PARAMS)  # the average hides it
         weight = jnp.where(state.step == 0, 1.0, averaging)
         average = jax.tree.map(
             lambda v, g: v + weight * (g - v), state.average, float32_updates(updates, state.average)

@@ -11,6 +11,7 @@ from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
 from def_jax.baselines.signs import exchange_signs
 from def_jax.checks import check_floating, check_number, check_state
 from def_jax.collectives import AxisName, check_axis_name, pmean
+from def_jax.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
 
@@ -90,6 +91,7 @@ def onebit_adam(
     def update_fn(updates, state, params=None):
         del params
         check_state(state, OneBitAdamState)
+        check_not_summed(updates, axis_name, OWN_PARAMS)
         grads = float32_updates(updates, state.residual)
 
         def dense():
