@@ -11,7 +11,7 @@ PROCESSES ?= $(if $(ARGS),0,2)
 RESULTS := $(patsubst %/,%,$(dir $(wildcard results/*/runs.jsonl results/*/*/runs.jsonl)))
 REPRODUCED ?= table1 table4 figure3 beyond
 BENCHMARKS ?= optimizer_stage compilation scaling workers loop startup
-THEORY ?= step_size distance averaging stability figure3
+THEORY ?= step_size distance averaging stability figure3 without_batchnorm
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

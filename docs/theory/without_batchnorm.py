@@ -82,8 +82,8 @@ def course(seed, rate, ratio):
         x, y = (jax.tree.map(lambda leaf: leaf[0], params) for params in (state[0], y_of(state)))
         return state, jnp.stack([accuracy(x), accuracy(y)])
 
-    epochs = [jax.random.permutation(key, 1000)[:896] for key in jax.random.split(keys[1], STEPS // 7)]
-    chosen = jnp.stack(epochs).reshape(STEPS // EVERY, EVERY, WORKERS, BATCH)
+    shuffled = jax.vmap(lambda key: jax.random.permutation(key, 1000))(jax.random.split(keys[1], STEPS // 7))
+    chosen = shuffled[:, : 7 * WORKERS * BATCH].reshape(STEPS // EVERY, EVERY, WORKERS, BATCH)
     return jax.lax.scan(stretch, jax.vmap(init)(jnp.arange(WORKERS)), chosen)[1]
 
 
