@@ -7,7 +7,7 @@ import jax
 import optax
 from jax import lax
 
-from def_jax.varying import OWN_PARAMS, check_not_summed
+from def_jax.mapping.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
 AxisName = str | Sequence[str] | None

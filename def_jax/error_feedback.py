@@ -23,9 +23,15 @@ from def_jax import beyond
 from def_jax.checks import check_compressor, check_floating, check_seed, check_state, check_updates
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key, split
+from def_jax.mapping.shards import WHOLE, Shards
+from def_jax.mapping.varying import (
+    check_not_summed,
+    check_shared,
+    start_varying,
+    vary_if_tracked,
+    varying_axes,
+)
 from def_jax.ownership import link_states
-from def_jax.shards import WHOLE, Shards
-from def_jax.varying import check_not_summed, check_shared, start_varying, vary_if_tracked, varying_axes
 
 PyTree = Any
 

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from def_jax.checks import check_structure
-from def_jax.shards import is_spec, spec_axes, specs_like
+from def_jax.mapping.shards import is_spec, spec_axes, specs_like
 
 PyTree = Any
 

@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 from def_jax.checks import check_divisible, check_stacked, check_stacked_state
 from def_jax.collectives import check_axis_name
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, output_params
+from def_jax.mapping.shards import Shards, is_spec, spec_axes
 from def_jax.ownership import check_specs, link_states, own_leaves, state_specs, tree_of_specs
-from def_jax.shards import Shards, is_spec, spec_axes
 
 PyTree = Any
 

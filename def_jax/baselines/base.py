@@ -18,7 +18,7 @@ from jax import lax
 from def_jax.checks import check_floating, check_state, check_updates
 from def_jax.collectives import AxisName, all_gather, check_axis_name
 from def_jax.compressors.base import split
-from def_jax.varying import OWN_PARAMS, check_not_summed
+from def_jax.mapping.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
 

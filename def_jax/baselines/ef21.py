@@ -11,8 +11,8 @@ from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
 from def_jax.checks import check_compressor, check_floating, check_seed, check_state, is_number
 from def_jax.collectives import AxisName, check_axis_name, pmean
 from def_jax.compressors import Compressor, shared_key
-from def_jax.shards import WHOLE, Shards
-from def_jax.varying import OWN_PARAMS, check_not_summed
+from def_jax.mapping.shards import WHOLE, Shards
+from def_jax.mapping.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
 

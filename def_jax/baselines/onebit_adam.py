@@ -11,7 +11,7 @@ from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
 from def_jax.baselines.signs import exchange_signs
 from def_jax.checks import check_floating, check_number, check_state
 from def_jax.collectives import AxisName, check_axis_name, pmean
-from def_jax.varying import OWN_PARAMS, check_not_summed
+from def_jax.mapping.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
 

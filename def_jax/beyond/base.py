@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from def_jax.compressors.base import Selection
-from def_jax.shards import Shards
+from def_jax.mapping.shards import Shards
 
 PyTree = Any
 Update = Callable[[PyTree, Any, PyTree], tuple[PyTree, Any]]  # updates, state, params -> updates, state

@@ -5,7 +5,7 @@ A block that lies anywhere in a sharded tensor is the exception: to cut it out, 
 tensor. So a link that cuts blocks maps itself over the worker's devices, too, and cuts from each shard.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from def_jax.collectives import AxisName
 from def_jax.compressors.base import Selection
 
 PyTree = Any
+AxisName = str | Sequence[str] | None
 
 __all__ = ['WHOLE', 'Shards', 'is_spec', 'reshard', 'spec_axes']
 
