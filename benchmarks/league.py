@@ -81,6 +81,15 @@ def contenders(ratio: int) -> list[Contender]:
     ]
 
 
+def without_momentum(known: list[Contender]) -> list[Contender]:
+    """The same methods with plain SGD, the setting of ours, and rates of η / (1 - μ)."""
+    return [
+        contender._replace(title=f'{contender.title}, no momentum', momentum=0.0, rate=5 * contender.rate)
+        for contender in known
+        if contender.momentum and contender.title != 'EF'
+    ]
+
+
 CONTENDERS = [
     Contender('SGD', 'sgd'),
     *contenders(16),
@@ -96,6 +105,7 @@ CONTENDERS = [
     ),
     *contenders(64),
 ]
+CONTENDERS += without_momentum(CONTENDERS)
 
 
 class Data(NamedTuple):
