@@ -84,7 +84,7 @@ def contenders(ratio: int) -> list[Contender]:
 def without_momentum(known: list[Contender]) -> list[Contender]:
     """The same methods with plain SGD, the setting of ours, and rates of η / (1 - μ)."""
     return [
-        contender._replace(title=f'{contender.title}, no momentum', momentum=0.0, rate=5 * contender.rate)
+        contender._replace(title=f'{contender.title} (no momentum)', momentum=0.0, rate=5 * contender.rate)
         for contender in known
         if contender.momentum and contender.title != 'EF'
     ]
