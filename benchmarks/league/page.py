@@ -1,6 +1,6 @@
 """The page of the league: its table and its picture, from league.json.
 
-python -m benchmarks.league_page --output=results/league
+python -m benchmarks.league.page --output=results/league
 """
 
 import json
@@ -11,7 +11,7 @@ import numpy as np
 from absl import app, flags
 from scipy import stats
 
-from benchmarks.league import STEPS
+from benchmarks.league.contenders import STEPS
 from def_jax import markdown, pictures
 from def_jax.methods import METHODS
 

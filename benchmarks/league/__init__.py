@@ -1,0 +1,1 @@
+"""Every method at the bytes of the others."""
