@@ -197,7 +197,7 @@ def measured(only: list[str]) -> Iterator[dict[str, Any]]:
         yield {
             'title': contender.title,
             'method': contender.method,
-            'ratio': contender.ratio if not contender.options.get('every') else contender.options['every'],
+            'ratio': contender.ratio if contender.ratio > 1 else contender.options.get('every', 1),
             'settings': {
                 **contender.blocks,
                 **contender.options,

@@ -16,7 +16,7 @@ from def_jax import markdown, pictures
 from def_jax.methods import METHODS
 
 PICTURE = 'frontier.png'
-LABELLED = ('SGD', 'DeMo', 'top-k', 'PowerSGD', 'EF-signSGD', '1-bit Adam')
+LABELLED = ('SGD', 'DeMo', 'PowerSGD')
 OURS = 'DEF, ours'
 HEADER = [
     *('method', 'message, bytes a step', 'on the wire', 'below dense', 'test accuracy, %', 'test loss'),
