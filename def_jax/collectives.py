@@ -7,6 +7,7 @@ import jax
 import optax
 from jax import lax
 
+from def_jax.mapping.shards import WHOLE, Shards
 from def_jax.mapping.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
@@ -23,14 +24,14 @@ __all__ = [
 ]
 
 
-def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:
+def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformationExtraArgs:
     """Averages the updates over workers, uncompressed: the baseline that `error_feedback` replaces.
 
     Args:
         axis_name: the axis over workers, a tuple of axes, or None for a single worker.
 
     Returns:
-        An `optax.GradientTransformation` with an empty state.
+        An `optax.GradientTransformationExtraArgs` with an empty state.
 
     Raises:
         ValueError: if `axis_name` is not a name; in `update`, if it is not bound.
@@ -45,12 +46,13 @@ def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformation:
     """
     check_axis_name(axis_name)
 
-    def update_fn(updates, state, params=None):
-        del params
+    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
+        del params, extra_args
+        shards.check_axis_name(axis_name)
         check_not_summed(updates, axis_name, OWN_PARAMS)
         return pmean(updates, axis_name), state
 
-    return optax.GradientTransformation(lambda params: AllReduceMeanState(), update_fn)
+    return optax.GradientTransformationExtraArgs(lambda params: AllReduceMeanState(), update_fn)
 
 
 class AllReduceMeanState(NamedTuple):

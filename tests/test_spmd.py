@@ -460,8 +460,17 @@ def test_what_a_step_is_given_must_belong_together():
 
 
 @pytest.mark.parametrize('axis_name', [None, 'shard'])
-def test_links_average_over_the_workers(axis_name):
-    link = def_jax.error_feedback(def_jax.random_block(2), axis_name)
+@pytest.mark.parametrize(
+    'make',
+    [
+        functools.partial(def_jax.error_feedback, def_jax.random_block(2)),
+        functools.partial(def_jax.ef21, def_jax.random_block(2)),
+        def_jax.all_reduce_mean,
+    ],
+    ids=['error_feedback', 'ef21', 'all_reduce_mean'],
+)
+def test_links_average_over_the_workers(make, axis_name):
+    link = make(axis_name)
     dist = two_by_four(optimizer=optax.chain(optax.sgd(0.1), link))
     state = jax.eval_shape(dist.init, PARAMS)
     grads = jax.tree.map(lambda x: jnp.ones((2, *x.shape)), PARAMS)
