@@ -64,9 +64,8 @@ def test_the_metric_is_that_of_scikit_learn_on_every_example(run):
         assert result['metrics'][f'{name}_r2_x'] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize('changes', [ADAMW, MUON], ids=['adamw', 'muon'])
-def test_killed_and_resumed_it_ends_bit_for_bit_where_it_would_have(tmp_path, changes):
-    config = config_of(**changes)
+def test_killed_and_resumed_it_ends_bit_for_bit_where_it_would_have(tmp_path):
+    config = config_of(**MUON)  # which leaves the biases to Adam
     expected = fixtures.train(config, tmp_path / 'undisturbed')
     with fixtures.killed(loop.Checkpoints, 'save', when=2):
         fixtures.train(config, tmp_path / 'killed')
@@ -83,8 +82,8 @@ def test_killed_and_resumed_it_ends_bit_for_bit_where_it_would_have(tmp_path, ch
 def test_it_goes_on_with_half_the_workers(tmp_path):
     console = rich.console.Console(file=io.StringIO(), width=200)
     with fixtures.killed(loop.Checkpoints, 'save', when=2):
-        fixtures.train(config_of(**ADAMW), tmp_path / 'run')
-    result = fixtures.train(config_of(**ADAMW, num_workers=2), tmp_path / 'run', console)
+        fixtures.train(config_of(**MUON | {'num_workers': 4}), tmp_path / 'run')
+    result = fixtures.train(config_of(**MUON), tmp_path / 'run', console)
     assert result['status'] == 'finished'
     assert 'workers: 4 before, 2 now; each receives the mean' in console.file.getvalue()
 
