@@ -106,7 +106,7 @@ ACCEPTED = {
     'num_steps': [0, 1000],
     'learning_rate': [1, 1e-9, 5.0],
     'schedule': ['drops', 'cosine', 'wsd'],
-    'schedule_options': [{}, {'learning_rate_drops': (0.5,)}],
+    'schedule_options': [{}],
     'learning_rate_drops': [(), (0.5,), [0.1, 0.2, 0.3]],
     'optimizer': ['sgd', 'adamw', 'lion', 'muon', 'optax:adamw'],
     'optimizer_options': [{}, {'nesterov': True}],
