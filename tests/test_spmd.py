@@ -251,8 +251,8 @@ NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
     [
         ('2x4', chained(optax.adamw(0.01)), {'detach': 'auto', 'wire_dtype': jnp.bfloat16}),
         ('4x2', chained(optax.sgd(0.02)), {'every': 2, 'outer': NESTEROV, 'detach': 1.0, 'decay': 0.9}),
-        ('2x4', labelled, {'detach': 0.5}),
-        ('2x4', held, {'skip_nonfinite': True}),
+        pytest.param('2x4', labelled, {'detach': 0.5}, marks=pytest.mark.slow),
+        pytest.param('2x4', held, {'skip_nonfinite': True}, marks=pytest.mark.slow),
     ],
 )
 def test_optimizers_and_options_do_on_shards_what_they_do_on_whole_tensors(layout, chain, options):
@@ -299,6 +299,7 @@ def test_where_all_is_sent_the_trajectory_is_dense(sends_all):
     np.testing.assert_allclose(x, expected, **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_ef21_cuts_its_blocks_from_shards():
     compressor = def_jax.random_block(4)
     dist = distributed('2x4', optax.chain(def_jax.ef21(compressor, 'workers'), SGD))

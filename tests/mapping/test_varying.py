@@ -94,7 +94,7 @@ OPTIMIZERS = {
 }
 
 
-SLOW = ('auto', 'frozen')
+SLOW = ('auto', 'frozen', 'masked')
 
 
 @pytest.mark.parametrize(
