@@ -40,8 +40,8 @@ def cases(table):
 @pytest.mark.parametrize('name', [module.name for module in pkgutil.iter_modules(configs.__path__)])
 def test_configuration_files_are_complete(name):
     file = importlib.import_module(f'configs.{name}')
-    if not hasattr(file, 'get_config'):
-        pytest.skip('not a configuration')
+    if name == 'claims' or not hasattr(file, 'get_config'):  # of a page; of a folder
+        pytest.skip('not a configuration of a run')
     config = file.get_config()
     if 'method' not in config:
         pytest.skip('not the configuration of a run')
