@@ -11,6 +11,8 @@ from def_jax.error_feedback import error_feedback
 
 __all__ = ['def_adamw', 'def_sgd']
 
+_NESTEROV = optax.sgd(0.3, momentum=0.8, nesterov=True)
+
 
 def def_adamw(
     learning_rate: optax.ScalarOrSchedule,
@@ -18,24 +20,27 @@ def def_adamw(
     axis_name: AxisName,
     *,
     b1: float = 0.0,
-    b2: float = 0.99,
+    b2: float = 0.995,
     eps: float = 1e-8,
     weight_decay: float = 1e-4,
     mask: Any | Callable[[optax.Params], Any] | None = None,
-    detach: float | Literal['auto'] = 0.3,
+    detach: float | Literal['auto'] = 0.2,
+    outer: optax.GradientTransformation | None = _NESTEROV,
     order: str = 'shuffled',
     allocation: str = 'balanced',
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """AdamW with detached error feedback, for transformers.
 
-    The moments stay on the worker, and their defaults are not those of dense AdamW. There is no first moment,
-    since the residual accumulates updates as momentum accumulates gradients, and both delay them. The second
-    moment averages over more steps than is usual for transformers, since a worker's gradient is noisier than
-    the mean gradient.
+    The moments stay on the worker, and the defaults are not those of dense AdamW. There is no first moment:
+    the residual already accumulates, and both delay. The momentum is in `outer` instead, where it averages
+    what all workers sent, costs no communication, and is the same on all. The second moment averages over
+    more steps than is usual for transformers, since a worker's gradient is noisier than the mean gradient.
+    docs/adamw.md has the evidence, one small transformer, and what is lost against dense AdamW.
 
     Args:
-        learning_rate: η, a number or an optax schedule. Start from dense AdamW's.
+        learning_rate: η, a number or an optax schedule. Start from dense AdamW's; times the rate of `outer`
+            over 1 - μ, which is 1.5, it is the distance per step.
         ratio: compression ratio of `random_block`, a number >= 1.
         axis_name: the axis over workers, see `error_feedback`.
         b1: decay of the first moment; 0 keeps no buffer.
@@ -44,6 +49,7 @@ def def_adamw(
         weight_decay: decoupled weight decay. Pass `detached_params(params, state)` to `update` as `params`.
         mask: which leaves decay, a pytree of booleans or a function of the parameters, see `optax.adamw`.
         detach: λ in [0, 1], or 'auto', see `error_feedback`.
+        outer: applies the mean message, see `error_feedback`; Nesterov momentum, or None for none.
         order: order of the blocks, see `random_block`.
         allocation: lengths of the blocks, see `random_block`.
         seed: selects the blocks; must be the same on all workers.
@@ -57,7 +63,7 @@ def def_adamw(
     Source: Algorithm 1 with AdamW (Loshchilov & Hutter, 2019) in place of Eq. 11.
 
     >>> import jax.numpy as jnp, def_jax
-    >>> optimizer = def_jax.def_adamw(4e-3, ratio=16, axis_name='workers', weight_decay=0.1)
+    >>> optimizer = def_jax.def_adamw(1e-3, ratio=16, axis_name='workers', weight_decay=0.1)
     >>> state = optimizer.init(jnp.zeros(3))
     """
     without_first_moment = isinstance(b1, (int, float)) and b1 == 0
@@ -68,7 +74,7 @@ def def_adamw(
         else optax.scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
-        error_feedback(blocks, axis_name, seed=seed, detach=detach),
+        error_feedback(blocks, axis_name, seed=seed, detach=detach, outer=outer),
     )
 
 

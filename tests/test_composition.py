@@ -115,9 +115,10 @@ def test_no_momentum_keeps_no_buffer():
 def test_def_adamw_is_the_chain(b1):
     mask = {'b': False, 's': False, 'w': True}
     blocks = def_jax.random_block(4, order='shuffled', allocation='balanced')
+    nesterov = optax.sgd(0.3, momentum=0.8, nesterov=True)
     by_hand = optax.chain(
-        optax.adamw(0.1, b1=b1, b2=0.99, weight_decay=0.3, mask=mask),
-        def_jax.error_feedback(blocks, 'workers', detach=0.3, seed=3),
+        optax.adamw(0.1, b1=b1, b2=0.995, weight_decay=0.3, mask=mask),
+        def_jax.error_feedback(blocks, 'workers', detach=0.2, seed=3, outer=nesterov),
     )
     alias = def_jax.def_adamw(0.1, 4, 'workers', b1=b1, weight_decay=0.3, mask=mask, seed=3)
     params, targets = make_params(), make_targets()

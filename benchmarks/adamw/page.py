@@ -1,0 +1,112 @@
+"""The page of the runs: a table of all, and loss against steps and against bytes."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.adamw import network
+from def_jax import markdown, pictures
+
+__all__ = ['write']
+
+_BEGIN, _END = '<!-- runs -->', '<!-- end of runs -->'
+_DRAWN = '33k'  # the model of the picture
+Run = dict[str, Any]
+
+
+def write(runs: Sequence[Run], page: Path) -> None:
+    """Replaces the table between two marks of the page and draws the picture beside it."""
+    head, _, rest = page.read_text().partition(_BEGIN)
+    _, _, tail = rest.partition(_END)
+    page.write_text(f'{head}{_BEGIN}\n{_table(runs)}\n{_END}{tail}')
+    _draw(runs, page.with_suffix('.png'))
+
+
+def _table(runs: Sequence[Run]) -> str:
+    head = [
+        'model',
+        'steps',
+        'seed',
+        'method',
+        'rate',
+        'b1',
+        'b2',
+        'λ',
+        'outer',
+        'true ratio',
+        'x',
+        'y',
+        'test y',
+    ]
+    return markdown.table([head, *(_row(run) for run in sorted(runs, key=_order))])
+
+
+def _order(run: Run) -> tuple:
+    loss = run['val'].get('y', run['val']['x'])
+    return run['model'], run['steps'], run['true_ratio'] > 1, run['true_ratio'] > 32, loss
+
+
+def _row(run: Run) -> Iterator[str]:
+    yield from (run['model'], f'{run["steps"]:,}', str(run['seed']), _method(run))
+    yield from (f'{run["lr"]:g}', f'{run["b1"]:g}', f'{run["b2"]:g}')
+    dense = run['method'] == 'dense'
+    yield '' if dense else f'{run["detach"]:g}'
+    yield '' if dense or not run['outer_mu'] else f'{run["outer_lr"]:g}, {run["outer_mu"]:g}'
+    yield f'{run["true_ratio"]:.1f}'
+    yield f'{run["val"]["x"]:.3f}'
+    yield f'{run["val"]["y"]:.3f}' if 'y' in run['val'] else ''
+    test = run.get('test_loss')
+    yield f'{test.get("y", test["x"]):.3f}' if test else ''
+
+
+def _method(run: Run) -> str:
+    if run['method'] == 'dense':
+        return f'dense {"AdamW" if run["inner"] == "adamw" else "Muon"}'
+    if run['identity']:
+        return 'updates averaged' if run['every'] == 1 else f'whole, every {run["every"]} steps'
+    name = f'blocks, {run["order"]}, {run["allocation"]}'
+    name += '' if run['inner'] == 'adamw' else ', Muon'
+    name += '' if run['v'] == 'own' else ", the mean gradient's second moment"
+    return name + ('' if run['decay'] == 1 else f', decay {run["decay"]:g}')
+
+
+def _draw(runs: Sequence[Run], path: Path) -> None:
+    """The best run of each method and ratio among the longest ones of the model."""
+    drawn = [run for run in runs if run['model'] == _DRAWN and run['ratio'] > 1]
+    longest = [run for run in drawn if run['steps'] == max(r['steps'] for r in drawn)]
+    best = {_label(run): run for run in sorted(longest, key=lambda r: -r['val']['x'])}
+    with pictures.panels(path, 1, 2) as axes:
+        ratios = sorted({run['ratio'] for run in best.values()})
+        for label, run in sorted(best.items()):
+            style = {'color': pictures.COLORS['SGD' if run['method'] == 'dense' else 'DiLoCo']}
+            if label.startswith('DEF'):
+                style = pictures.variant_style(
+                    pictures.COLORS['DEF'], ratios.index(run['ratio']), len(ratios)
+                )
+            steps = 50 * (1 + np.arange(len(run['train'])))
+            axes[0, 0].plot(steps, run['train'], label=label, **style)
+            axes[0, 1].plot(steps * _megabytes(run), run['train'], label=label, **style)
+        for panel, name in zip(axes[0], ('steps', 'MB sent by a worker'), strict=True):
+            panel.set(xlabel=name, ylabel='training loss, nats a byte')
+            pictures.log_y(panel)
+        axes[0, 1].set_xscale('log')
+        axes[0, 0].legend()
+
+
+def _label(run: Run) -> str:
+    if run['method'] == 'dense':
+        return 'dense AdamW'
+    return f'DiLoCo, H = {run["every"]}' if run['identity'] else f'DEF at {run["ratio"]:g}'
+
+
+def _megabytes(run: Run) -> float:
+    """Sent by a worker in one step: float32, the message alone."""
+    params = network.init(network.SIZES[run['model']], 0)
+    number = sum(np.size(x) for x in _leaves(params))
+    return 4e-6 * number / run['true_ratio']
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return [leaf for part in tree.values() for leaf in _leaves(part)] if isinstance(tree, dict) else [tree]

@@ -1,0 +1,32 @@
+"""The running Python's standard library as bytes, split by file into train, validation and test."""
+
+import hashlib
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ['split', 'windows']
+
+_LEFT_OUT = ('site-packages', 'test/', 'idlelib/idle_test', 'lib2to3/tests')
+
+
+def split() -> Mapping[str, np.ndarray]:
+    """The bytes of each split, uint8 [n]; a hash of its path puts a file into one of them."""
+    root = Path(sysconfig.get_paths()['stdlib'])
+    parts: dict[str, list[bytes]] = {'train': [], 'validation': [], 'test': []}
+    for path in sorted(root.rglob('*.py')):
+        name = path.relative_to(root).as_posix()
+        if name.startswith(_LEFT_OUT) or '/test/' in name or '/tests/' in name:
+            continue
+        digit = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10
+        part = {0: 'test', 1: 'validation'}.get(digit, 'train')
+        parts[part].append(path.read_bytes() + b'\x00')
+    return {name: np.frombuffer(b''.join(files), np.uint8) for name, files in parts.items()}
+
+
+def windows(text: np.ndarray, number: int, context: int) -> np.ndarray:
+    """Windows for evaluation, always the same: uint8 [number, context + 1]."""
+    starts = np.random.default_rng(5).integers(0, len(text) - context - 1, number)
+    return text[starts[:, None] + np.arange(context + 1)]

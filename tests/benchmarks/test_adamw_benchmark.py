@@ -1,0 +1,87 @@
+"""The benchmark of AdamW under DEF: its optimizer is def_adamw, and its runs can be repeated."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import def_jax
+from benchmarks.adamw import network, page, text
+from benchmarks.adamw.settings import Setting, chain
+
+RUNS = Path(__file__).parents[2] / 'results/benchmarks/adamw.jsonl'
+ALIAS = Setting(lr=1e-3, b1=0.0, b2=0.995, wd=0.1, steps=10, ratio=4)
+RATES = {'learning_rate': jnp.float32(0.3), 'momentum': jnp.float32(0.8)}
+
+
+def with_rates(state):
+    """The link's state with λ and the outer rates of `def_adamw`, which the benchmark keeps in the state."""
+    link = state[-1]
+    outer = link.extra['outer']._replace(hyperparams=RATES)
+    return (*state[:-1], link._replace(detach=jnp.float32(0.2), extra={**link.extra, 'outer': outer}))
+
+
+def test_the_optimizer_is_def_adamw():
+    hyper = {name: getattr(ALIAS, name) for name in ('lr', 'b1', 'b2', 'wd')}
+    benchmarked = chain(ALIAS, hyper)[0]
+    schedule = optax.warmup_cosine_decay_schedule(0.0, ALIAS.lr, 1, ALIAS.steps)
+    alias = def_jax.def_adamw(schedule, 4, 'workers', weight_decay=0.1, mask={'b': False, 'w': True})
+    params = {'b': jnp.ones(6), 'w': jnp.ones((8, 6))}
+    targets = jax.tree.map(lambda x: np.random.default_rng(0).normal(size=(2, 5, *x.shape)), params)
+
+    def train(optimizer, prepare):
+        def step(carry, target):
+            x, state = carry
+            point = def_jax.detached_params(x, state)
+            updates, after = optimizer.update(jax.tree.map(jnp.subtract, point, target), state, point)
+            return (optax.apply_updates(x, updates), prepare(after)), None
+
+        def worker(targets):
+            return jax.lax.scan(step, (params, prepare(optimizer.init(params))), targets)[0][0]
+
+        return jax.jit(jax.vmap(worker, axis_name='workers'))(jax.tree.map(jnp.float32, targets))
+
+    actual, expected = train(benchmarked, with_rates), train(alias, lambda state: state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), actual, expected)
+    assert not np.allclose(actual['w'], 1.0)
+
+
+def test_an_untrained_network_knows_little():
+    size = network.SIZES['33k']
+    params = network.init(size, 0)
+    assert sum(x.size for x in jax.tree.leaves(params)) == 33_184
+    tokens = np.random.default_rng(0).integers(0, 256, (2, size.context + 1)).astype(np.uint8)
+    loss = network.losses(size, params, tokens)
+    assert loss.shape == (2, size.context)
+    assert abs(float(loss.mean()) - np.log(256)) < 1
+
+    def first(tokens):  # causal: what follows does not change it
+        return np.asarray(network.losses(size, params, tokens)[:, : size.context // 2])
+
+    later = tokens.copy()
+    later[:, size.context // 2 + 1] += 1
+    np.testing.assert_array_equal(first(tokens), first(later))
+
+
+def test_no_file_is_in_two_splits_and_windows_are_repeatable():
+    parts = text.split()
+    assert set(parts) == {'train', 'validation', 'test'}
+    assert len(parts['train']) > 5 * len(parts['validation'])
+    first, second = (text.windows(parts['test'], 4, 32) for _ in range(2))
+    assert first.shape == (4, 33)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_page_has_a_row_for_every_run_and_the_runs_name_their_settings(tmp_path):
+    lines = [json.loads(line) for line in RUNS.read_text().splitlines()]
+    settings = [Setting.of(line) for line in lines]
+    assert len(set(settings)) == len(settings)
+    (tmp_path / 'adamw.md').write_text('before\n<!-- runs -->\nold\n<!-- end of runs -->\nafter\n')
+    page.write(lines, tmp_path / 'adamw.md')
+    written = (tmp_path / 'adamw.md').read_text()
+    assert written.startswith('before') and written.endswith('after\n') and 'old' not in written
+    assert written.count('\n| ') == 2 + len(lines)
+    assert (tmp_path / 'adamw.png').stat().st_size > 1000
