@@ -7,9 +7,9 @@ from def_jax.beyond.skipping import hold_skipped
 from def_jax.collectives import all_reduce_mean
 from def_jax.compressors import identity, message_size, random_block, random_k, scaled
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, error_feedback, output_params
+from def_jax.mapping.replication import assert_replicated
 from def_jax.methods import METHODS, Method, get_method
 from def_jax.ownership import state_specs
-from def_jax.replication import assert_replicated
 from def_jax.spmd import spmd
 
 __version__ = '0.2.0'

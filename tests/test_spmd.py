@@ -1,4 +1,4 @@
-"""Workers of several devices: the NumPy oracle with its blocks in the devices' shards, and the errors."""
+"""Workers of several devices: the NumPy oracle with its blocks in the devices' shards, and other meshes."""
 
 import functools
 
@@ -8,41 +8,15 @@ import numpy as np
 import optax
 import pytest
 import reference
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data
+from sharded_workers import AUTO, EXPLICIT, LAYOUTS, distributed, feedback, make_mesh
 
 import def_jax
 
-AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 NUM_STEPS = 20
-# Mesh, axes over workers, and specs of W1 [4, 6], W2 [6, 3], b1 [6], b2 [3] and a scale.
-LAYOUTS = {
-    '2x4': ({'workers': 2, 'shard': 4}, 'workers', (P('shard'), P(), P(), P(), P())),
-    '4x2': ({'workers': 4, 'shard': 2}, 'workers', (P(None, 'shard'), P('shard'), P('shard'), P(), P())),
-    '2x2x2': (
-        {'workers': 2, 'data': 2, 'model': 2},
-        'workers',
-        (P('data', 'model'), P('model'), P('data'), P(), P()),
-    ),
-    '(2x2)x2': ({'pod': 2, 'node': 2, 'shard': 2}, ('pod', 'node'), (P('shard'), P('shard'), P(), P(), P())),
-    '8x1': ({'workers': 8}, 'workers', (P(),) * 5),
-}
 SGD = optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=0.9)
-
-
-def make_mesh(layout, kind=AUTO):
-    sizes, _, _ = LAYOUTS[layout]
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(kind,) * len(sizes))
-
-
-def distributed(layout, optimizer, kind=AUTO):
-    _, axis_name, specs = LAYOUTS[layout]
-    return def_jax.spmd(optimizer, make_mesh(layout, kind), list(specs), axis_name)
-
-
-def feedback(layout, compressor, **options):
-    return def_jax.error_feedback(compressor, LAYOUTS[layout][1], **options)
 
 
 def gathered_loss(params, batch):
@@ -378,120 +352,6 @@ def test_auxiliary_values_are_stacked():
     )
     (losses, aux), grads = shapes
     assert losses.shape == aux['rows'].shape == (2,) and grads[0].shape == (2, 4, 6)
-
-
-# --- What it refuses ---------------------------------------------------------------------------------------
-
-OPTIMIZER = optax.chain(optax.adam(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
-PARAMS = {'w': jnp.ones((8, 6)), 'b': jnp.ones(6)}
-
-
-def two_by_four(**arguments):
-    return def_jax.spmd(**{'optimizer': OPTIMIZER, 'mesh': make_mesh('2x4')} | arguments)
-
-
-def square_loss(params, batch):
-    return jnp.mean((batch @ params['w'] + params['b']) ** 2)
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        ({'mesh': 8}, 'mesh=8 must be a jax.sharding.Mesh'),
-        ({'axis_name': 'nodes'}, r"axis_name='nodes' must be an axis of the mesh.*'workers', 'shard'"),
-        ({'axis_name': None}, 'axis_name=None must be an axis of the mesh'),
-        ({'axis_name': ('workers', 'workers')}, 'must be a name'),
-        ({'param_specs': {'w': P('tensor')}}, r"names \['tensor'\], but the mesh has \('workers', 'shard'\)"),
-        ({'param_specs': P('workers')}, r"names \['workers'\], the axis over workers"),
-        ({'param_specs': {'w': 'shard'}}, "holds 'shard', but its leaves must be PartitionSpecs"),
-        (
-            {'mesh': jax.sharding.AbstractMesh((2,), ('workers',))},
-            'must be a jax.sharding.Mesh',
-        ),
-    ],
-)
-def test_arguments_are_checked_at_construction(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        two_by_four(**arguments)
-
-
-def test_a_mesh_of_two_types_of_axes_is_refused():
-    mesh = jax.make_mesh((2, 4), ('workers', 'shard'), axis_types=(AUTO, EXPLICIT))
-    with pytest.raises(ValueError, match='all Auto or all Explicit axes'):
-        two_by_four(mesh=mesh)
-
-
-@pytest.mark.parametrize(
-    ('specs', 'message'),
-    [
-        ({'w': P('shard')}, 'param_specs has the structure .* but params'),
-        ({'w': P(None, 'shard'), 'b': P()}, r"params\['w'\] has shape \(8, 6\).*dimension 1 by 4, but 6 is"),
-        ({'w': P(), 'b': P(None, 'shard')}, r"params\['b'\] has shape \(6,\), but .* has 2 dimensions"),
-    ],
-)
-def test_specs_must_fit_the_parameters(specs, message):
-    with pytest.raises(ValueError, match=message):
-        two_by_four(param_specs=specs).init(PARAMS)
-
-
-def test_what_a_step_is_given_must_belong_together():
-    dist = two_by_four(param_specs={'w': P('shard'), 'b': P()})
-    shapes = jax.eval_shape(dist.init, PARAMS)
-    batch = jnp.ones((4, 8))
-    step = dist.value_and_grad(square_loss)
-    with pytest.raises(ValueError, match=r'batch has shape \(3, 8\).*among 2 workers'):
-        jax.eval_shape(step, PARAMS, shapes, jnp.ones((3, 8)))
-    with pytest.raises(ValueError, match=r"batch\['x'\] has shape \(\)"):
-        jax.eval_shape(step, PARAMS, shapes, {'x': jnp.float32(1)})
-    other = optax.chain(optax.sgd(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
-    with pytest.raises(ValueError, match=r'opt_state has the structure .* state of another optimizer'):
-        jax.eval_shape(step, PARAMS, jax.eval_shape(two_by_four(optimizer=other).init, PARAMS), batch)
-    four = def_jax.spmd(OPTIMIZER, make_mesh('4x2'))
-    with pytest.raises(
-        ValueError,
-        match=r'has 4 workers, but the mesh has 2: it was made on another mesh. Pass it through `regroup`',
-    ):
-        jax.eval_shape(step, PARAMS, jax.eval_shape(four.init, PARAMS), batch)
-    with pytest.raises(ValueError, match='belongs to other parameters, or is not stacked over workers'):
-        jax.eval_shape(step, PARAMS, OPTIMIZER.init(PARAMS), batch)
-    with pytest.raises(ValueError, match=r"grads\['b'\] has shape \(6,\), but must be \(2, 6\): stacked"):
-        jax.eval_shape(dist.update, PARAMS, shapes, PARAMS)
-    with pytest.raises(ValueError, match='grads has the structure'):
-        jax.eval_shape(dist.update, {'w': PARAMS['w']}, shapes, PARAMS)
-
-
-@pytest.mark.parametrize('axis_name', [None, 'shard'])
-@pytest.mark.parametrize(
-    'make',
-    [
-        functools.partial(def_jax.error_feedback, def_jax.random_block(2)),
-        functools.partial(def_jax.ef21, def_jax.random_block(2)),
-        def_jax.all_reduce_mean,
-    ],
-    ids=['error_feedback', 'ef21', 'all_reduce_mean'],
-)
-def test_links_average_over_the_workers(make, axis_name):
-    link = make(axis_name)
-    dist = two_by_four(optimizer=optax.chain(optax.sgd(0.1), link))
-    state = jax.eval_shape(dist.init, PARAMS)
-    grads = jax.tree.map(lambda x: jnp.ones((2, *x.shape)), PARAMS)
-    with pytest.raises(
-        ValueError, match=f"axis_name={axis_name!r} of a link differs from axis_name='workers'"
-    ):
-        jax.eval_shape(dist.update, grads, state, PARAMS)
-
-
-def test_a_link_must_see_the_parameters_own_tensors():
-    dist = two_by_four(optimizer=optax.flatten(OPTIMIZER))
-    state = jax.eval_shape(dist.init, PARAMS)
-    grads = jax.tree.map(lambda x: jnp.ones((2, *x.shape)), PARAMS)
-    with pytest.raises(ValueError, match='no leaf of the parameters'):
-        jax.eval_shape(dist.update, grads, state, PARAMS)
-
-
-def test_an_optimizer_without_a_link_is_refused():
-    with pytest.raises(ValueError, match='holds no link that communicates'):
-        two_by_four(optimizer=optax.adam(0.1)).init(PARAMS)
 
 
 # --- Other meshes ------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from jax import lax
 from def_jax.checks import check_floating, check_state, check_updates
 from def_jax.collectives import AxisName, all_gather, check_axis_name
 from def_jax.compressors.base import split
+from def_jax.mapping.shards import WHOLE, Shards
 from def_jax.mapping.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
@@ -63,7 +64,7 @@ def feedback(
     *,
     init_carry: Callable[[PyTree], PyTree] = lambda params: (),
     decay: float = 1.0,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Error feedback around an exchange: pending ← updates + decay·residual, residual ← pending - sent.
 
     Args:
@@ -73,7 +74,7 @@ def feedback(
         decay: factor of the residual.
 
     Returns:
-        An `optax.GradientTransformation` with state `ResidualState`. Updates keep their dtypes.
+        An `optax.GradientTransformationExtraArgs` with state `ResidualState`. Updates keep their dtypes.
 
     Raises:
         ValueError: if `axis_name` is not a name; in `init` and `update` as `error_feedback` does.
@@ -84,9 +85,10 @@ def feedback(
         check_floating(params, 'params')
         return ResidualState(float32_zeros(params), init_carry(params))
 
-    def update_fn(updates, state, params=None):
-        del params
+    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
+        del params, extra_args
         check_state(state, ResidualState)
+        shards.check_axis_name(axis_name)
         check_not_summed(updates, axis_name, OWN_PARAMS)
         given = float32_updates(updates, state.residual)
         waiting = jax.tree.map(lambda u, r: u + decay * r, given, state.residual)
@@ -94,7 +96,7 @@ def feedback(
         residual = jax.tree.map(jnp.subtract, waiting, sent)
         return cast_like(update, updates), ResidualState(residual, carry)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def float32_updates(updates: PyTree, like: PyTree) -> PyTree:

@@ -10,6 +10,7 @@ from def_jax.collectives import AxisName, pmean
 from def_jax.compressors import Compressor, random_block
 from def_jax.compressors.base import typed_key
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback
+from def_jax.mapping.shards import WHOLE, Shards
 
 PyTree = Any
 
@@ -66,8 +67,10 @@ def cser(
     check_compressor(update_compressor)
     link = error_feedback(compressor, axis_name, seed=seed, detach=1.0, every=every)
 
-    def update_fn(updates, state, params=None):
+    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
+        del extra_args
         check_state(state, ErrorFeedbackState)
+        shards.check_axis_name(axis_name)
         # Another key than the link's own: C₁ and C₂ draw independently.
         key = jax.random.key_data(jax.random.fold_in(typed_key(state.key), 1))
         selection = update_compressor(key, state.step, updates)
@@ -76,7 +79,7 @@ def cser(
         reset, state = link.update(rest, state, params)
         return selection.add(reset, pmean(message, axis_name)), state
 
-    return optax.GradientTransformation(link.init, update_fn)
+    return optax.GradientTransformationExtraArgs(link.init, update_fn)
 
 
 def cser_of_ratio(

@@ -11,6 +11,7 @@ from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
 from def_jax.baselines.signs import exchange_signs
 from def_jax.checks import check_floating, check_number, check_state
 from def_jax.collectives import AxisName, check_axis_name, pmean
+from def_jax.mapping.shards import WHOLE, Shards
 from def_jax.mapping.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
@@ -40,10 +41,10 @@ def onebit_adam(
     For `freeze_after` steps the gradients are averaged in full and both moments are updated. Then worker k
     adds its gradient to the momentum that all share, m_k = b1·m + (1 - b1)·g_k, and sends the sign of every
     element of m_k plus its residual, with the root mean square of each tensor; the mean of these is the next
-    m. As in the authors' code, moments are not corrected for their bias, and a parameter that had no gradient
-    before does not move. Their exchange in two phases, in
-    which a server compresses the mean a second time, is replaced by one all-gather: the mean is exact, and
-    the received bytes grow with the number of workers.
+    m. As in the authors' code, the moments are not corrected for bias, and a parameter that had no gradient
+    before the freeze does not move. Their exchange has two phases, with a server that compresses the mean
+    again; here it is one all-gather, so the mean is exact and the received bytes grow with the number of
+    workers.
 
     Make it the first link of a chain, with the gradient taken at the parameters, and let
     `optax.scale_by_learning_rate` follow, without another momentum.
@@ -88,9 +89,10 @@ def onebit_adam(
         mu, nu, residual = (float32_zeros(params) for _ in range(3))
         return OneBitAdamState(jnp.zeros((), jnp.uint32), mu, nu, residual)
 
-    def update_fn(updates, state, params=None):
-        del params
+    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
+        del params, extra_args
         check_state(state, OneBitAdamState)
+        shards.check_axis_name(axis_name)
         check_not_summed(updates, axis_name, OWN_PARAMS)
         grads = float32_updates(updates, state.residual)
 
@@ -112,4 +114,4 @@ def onebit_adam(
         update = jax.tree.map(lambda m, v: jnp.where(v > 0, m / (jnp.sqrt(v) + eps), 0), mu, nu)
         return cast_like(update, updates), OneBitAdamState(state.step + 1, mu, nu, residual)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

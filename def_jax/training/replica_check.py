@@ -8,7 +8,7 @@ import numpy as np
 
 from def_jax.launch import processes
 from def_jax.launch.exits import EndedError, ExitCode
-from def_jax.replication import checksums, leaf_names
+from def_jax.mapping.replication import checksums, leaf_names
 from def_jax.training import steps
 from def_jax.training.checkpointing.regrouping import Layout
 from def_jax.training.experiment import Experiment

@@ -140,7 +140,7 @@ MUTATIONS = [
         'jnp.sum(words * odd, dtype=jnp.uint32)',
         'jnp.sum(words, dtype=jnp.uint32)',
         'test_replicas.py::test_checksums_see_bits_places_and_keys',
-        'test_replication.py::test_checksums_see_bits_places_and_keys',
+        'mapping/test_replication.py::test_checksums_see_bits_places_and_keys',
     ),
     Mutation(
         'the crops at the far border are never made',

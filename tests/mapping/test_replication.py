@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import def_jax
-from def_jax import replication
 from def_jax.data import in_memory
+from def_jax.mapping import replication
 from def_jax.training import experiment, loop, steps
 from def_jax.training import replica_check as training_replicas
 
