@@ -34,7 +34,7 @@ COLORS = {
     'PowerSGD': '#B2182B',
     'top-k': '#4D4D4D',
     'DeMo': '#D6604D',
-    'EF-signSGD': '#2166AC',
+    'EF-signSGD': '#17BECF',
     '1-bit Adam': '#92C5DE',
     'EF21-SGDM': '#5AAE61',
 }

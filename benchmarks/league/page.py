@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
-from scipy import stats
 
 from benchmarks.league.contenders import STEPS
 from def_jax import markdown, pictures
+from def_jax.experiments.statistics import mean_std, paired_difference
 from def_jax.methods import METHODS
 
 PICTURE = 'frontier.png'
-LABELLED = ('SGD', 'DeMo', 'PowerSGD')
 OURS = 'DEF, ours'
 HEADER = [
     *('method', 'message, bytes a step', 'on the wire', 'below dense', 'test accuracy, %', 'test loss'),
@@ -46,24 +45,18 @@ def frontier(records: list[Record]) -> list[Record]:
     return found
 
 
-def interval(differences: np.ndarray) -> str:
-    """Mean and 95 % interval of Student's t for paired differences, one per seed."""
-    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    return f'{differences.mean():+.2f} [{differences.mean() - half:+.2f}, {differences.mean() + half:+.2f}]'
-
-
 def line(record: Record, ours: Record | None, dense: float, on_frontier: bool) -> list[str]:
     accuracy, loss = final(record, 'accuracy'), final(record, 'test_loss')
-    compared = '' if ours is None or ours is record else interval(accuracy - final(ours, 'accuracy'))
+    difference = paired_difference(accuracy, final(ours, 'accuracy')) if ours else None
     title = f'**{record["title"]}**' if on_frontier else record['title']
     return [
         title,
         f'{record["payload"]:,.0f}',
         f'{record["wire"]:,.0f}',
         f'{dense / record["wire"]:.1f}',
-        f'{accuracy.mean():.2f} ± {accuracy.std(ddof=1):.2f}',
-        f'{loss.mean():.3f} ± {loss.std(ddof=1):.3f}',
-        compared,
+        mean_std(accuracy, 2),
+        mean_std(loss, 3),
+        '' if difference is None or ours is record else difference.text(),
         f'{record["own_state"]:g} + {record["shared_state"]:g}',
         f'{record["rate"]:g}',
     ]
@@ -90,8 +83,8 @@ def color(record: Record) -> str:
 def draw(records: list[Record], path: Path) -> None:
     """Test loss against bytes sent: along the run, and at the end with the frontier."""
     best, titles = frontier(records), dict.fromkeys(METHODS[record['method']].title for record in records)
-    with pictures.panels(path, 1, 2) as axes:
-        along, end = axes[0]
+    with pictures.panels(path, 2, 1) as axes:
+        along, end = axes[:, 0]
         for record in records:
             losses = np.array(record['test_loss'])
             sent = record['wire'] * STEPS / 1e6 * np.arange(1, losses.shape[1] + 1) / losses.shape[1]
@@ -100,9 +93,9 @@ def draw(records: list[Record], path: Path) -> None:
             marker = {'DEF, ours': '*', 'SGD': 's'}.get(record['title'], 'o')
             mean, spread = losses[:, -1].mean(), losses[:, -1].std(ddof=1)
             end.errorbar(sent[-1], mean, spread, fmt=marker, color=color(record), linewidth=0.8)
-            if record in best or record['title'] in LABELLED:
-                place = {'xytext': (3, 3), 'textcoords': 'offset points', 'size': 6}
-                end.annotate(record['title'], (sent[-1], mean), **place)
+            if record in best or record['title'] == 'SGD':
+                place = {'xytext': (-2, -5), 'textcoords': 'offset points', 'size': 7}
+                end.annotate(record['title'], (sent[-1], mean), va='top', **place)
         sent = [record['wire'] * STEPS / 1e6 for record in best]
         end.plot(sent, [final(record, 'test_loss').mean() for record in best], 'k--', linewidth=0.8)
         for panel in (along, end):
@@ -114,7 +107,8 @@ def draw(records: list[Record], path: Path) -> None:
         end.set_title('at the end; dashed: the frontier')
         for title in titles:
             along.plot([], [], color=pictures.COLORS[title], label=title)
-        along.figure.legend(loc='outside lower center', ncol=6, fontsize=6)
+        end.set_ylim(bottom=0.6 * end.get_ylim()[0])  # for the labels of the frontier
+        along.figure.legend(loc='outside lower center', ncol=4, fontsize=7)
 
 
 def main(_) -> None:
