@@ -3,7 +3,8 @@
 Table:    none; AdamW inside DEF at ratio 16, 8 workers of 4 sequences
 Command:  make train CONFIG=language, or python train.py --config=configs/language.py --workdir=runs/language
 Expected: test loss of x and y about 1.44 nats per byte (2.08 bits), a sampled text; about 4 minutes
-Variants: --config.method=sgd --config.learning_rate=0.016 --config.optimizer_options.b1=0.9 (dense AdamW),
+Variants: --config.method=sgd --config.outer= --config.learning_rate=0.016 --config.optimizer_options.b1=0.9
+          --config.optimizer_options.b2=0.95 (dense AdamW),
           --config.dataset=tiny_shakespeare (needs a network once), --config.model=transformer_11m
           --config.dataset_options.context=256, --config.model_options.remat=True, ...
 
@@ -28,7 +29,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.ratio = 16
     config.order = 'shuffled'
     config.allocation = 'balanced'
-    config.detach = 0.3
+    config.detach = 0.2
+    config.outer = 'sgd'
+    config.outer_options = {'learning_rate': 0.3, 'momentum': 0.8, 'nesterov': True}
 
     # On CPUs, fake devices compute plain matrix products, which are faster than the batched ones of virtual
     # workers (workers_per_device).
@@ -44,7 +47,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.batch_size = 32
     config.num_steps = 3000
     config.optimizer = 'adamw'
-    config.optimizer_options = {'b1': 0.0, 'b2': 0.99}
+    config.optimizer_options = {'b1': 0.0, 'b2': 0.995}
     config.weight_decay = 0.1
     config.learning_rate = 0.02
     config.schedule = 'cosine'

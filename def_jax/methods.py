@@ -68,6 +68,11 @@ class Method:
         return self.kind == 'error_feedback' and self.detach is None
 
     @property
+    def outer_is_free(self) -> bool:
+        """Whether the optimizer that applies the mean message is a hyper-parameter."""
+        return self.kind == 'error_feedback' and self.link is None and 'outer' not in self.fixes
+
+    @property
     def ratio_is_free(self) -> bool:
         """Whether what is sent depends on the ratio."""
         return self.kind != 'dense' and (self.kind != 'baseline' or 'ratio' in self.takes)

@@ -31,6 +31,8 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.every = 1  # steps per message; workers take local steps in between
     config.decay = 1.0  # multiplies the residual at every step
     config.average_every = 0  # SAEF's period P: steps between averages of the residuals; 0 means never
+    config.outer = ''  # optimizer that applies the mean message: empty to add it, else as `optimizer` below
+    config.outer_options = {}  # of `outer`, e.g. learning_rate and momentum
     config.wire_dtype = 'float32'  # dtype of the message: float32, bfloat16, float16
     config.rank = 0  # of PowerSGD's factors; 0 for the largest that sends no more than `ratio` allows
     config.chunk = 64  # the longest edge of a chunk that DeMo transforms

@@ -19,6 +19,7 @@ __all__ = [
     'LIBRARY_KEYS',
     'OPTIMIZERS',
     'find_optimizer',
+    'find_outer',
     'find_schedule',
     'make_compressor',
     'make_optimizer',
@@ -63,6 +64,18 @@ def find_optimizer(config: Mapping[str, Any]) -> Factory:
     """The factory of the optimizer; ValueError if there is none or a key has no effect on it."""
     keys = {'momentum': 0.9} if config['optimizer'] == 'sgd' else {'momentum': 0.9, 'weight_decay': 0}
     return find('optimizer', config, OPTIMIZERS, required=['learning_rate'], keys=keys)
+
+
+def find_outer(config: Mapping[str, Any]) -> Factory | None:
+    """The factory of the outer optimizer, if there is one; ValueError if it has no effect on the method."""
+    if not config['outer']:
+        return None
+    if not get_method(config['method']).outer_is_free:
+        raise ValueError(
+            f'outer={config["outer"]!r} has no effect on method={config["method"]!r}, which fixes it or '
+            "sends no updates. Set outer=''."
+        )
+    return find('outer', config, OPTIMIZERS)
 
 
 def find_schedule(config: Mapping[str, Any]) -> Factory:
@@ -131,6 +144,8 @@ def make_optimizer(
         del options['ratio']
     if config['auto_detach']:
         options['detach'] = 'auto'
+    if outer := find_outer(config):
+        options['outer'] = outer.make(optax.GradientTransformation, required={})
     factory = find_optimizer(config)
     local = optax.add_decayed_weights(config['weight_decay']) if factory.function is sgd else optax.identity()
     shared = factory.make(

@@ -45,11 +45,14 @@ def _one_of(names: Iterable[str]) -> Field:
     return Field((str,), lambda value: value in names, f'one of {", ".join(names)}', names)
 
 
-def _factory(names: Iterable[str]) -> Field:
-    """A name, or an import path, which `factories` checks."""
+def _factory(names: Iterable[str], empty: bool = False) -> Field:
+    """A name, or an import path, which `factories` checks; or empty, where there may be none."""
     names = tuple(names)
     allowed = f'one of {", ".join(names)}, or an import path such as my_package.my_module:factory'
-    return Field((str,), lambda value: value in names or ':' in value, allowed, names)
+    allowed += ', or empty for none' if empty else ''
+    return Field(
+        (str,), lambda value: value in names or ':' in value or (empty and not value), allowed, names
+    )
 
 
 _OPTIONS = Field((ml_collections.ConfigDict, dict), lambda value: True, 'a dict of arguments of the factory')
@@ -62,6 +65,8 @@ _LIBRARY = Field(
 FIELDS: dict[str, Field] = {
     'method': _one_of(METHODS),
     **dict.fromkeys(LIBRARY_KEYS, _LIBRARY),
+    'outer': _factory(OPTIMIZERS, empty=True),
+    'outer_options': _OPTIONS,
     'auto_detach': Field((bool,), lambda value: True, 'True or False'),
     'num_workers': _integer(1),
     'workers_per_device': _integer(1),

@@ -22,6 +22,42 @@ def config_of(optimizer, **options):
     return ml_collections.ConfigDict(digits.get_config().to_dict() | changes)
 
 
+OUTER = {'learning_rate': 0.3, 'momentum': 0.8, 'nesterov': True}
+
+
+def test_the_outer_optimizer_gets_the_mean_message():
+    config = config_of('sgd')
+    config.update({'outer': 'sgd', 'outer_options': OUTER, 'weight_decay': 0.0, 'momentum': 0.0})
+    outer = optax.sgd(0.3, momentum=0.8, nesterov=True)
+    link = def_jax.error_feedback(def_jax.random_block(4), None, detach=DETACH, outer=outer)
+    trajectories = []
+    for optimizer in (make_optimizer(config, RATE, None, 0), optax.chain(optax.sgd(RATE), link)):
+        point = jnp.linspace(-1, 1, 8)
+        state = optimizer.init(point)
+        for _ in range(STEPS):
+            updates, state = optimizer.update(point, state, point)
+            point = optax.apply_updates(point, updates)
+        trajectories.append(point)
+    np.testing.assert_array_equal(*trajectories)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'outer': 'sgd'}, "outer='sgd' needs the option 'learning_rate'"),
+        (
+            {'outer': 'sgd', 'method': 'diloco'},
+            "outer='sgd' has no effect on method='diloco', which fixes it",
+        ),
+        ({'outer': 'sgd', 'method': 'sgd'}, "outer='sgd' has no effect on method='sgd'"),
+    ],
+)
+def test_an_outer_optimizer_must_be_used_and_complete(changes, message):
+    config = ml_collections.ConfigDict(digits.get_config().to_dict() | changes)
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(config, RATE, None, 0)
+
+
 class AdamW:
     """Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, Algorithm 2."""
 
