@@ -10,7 +10,7 @@ from def_jax.collectives import AxisName
 
 PyTree = Any
 
-__all__ = ['Message', 'Traffic', 'traffic']
+__all__ = ['Message', 'Traffic', 'inner_programs', 'traffic']
 
 _OPERATIONS = {'psum': 'all-reduce', 'psum_invariant': 'all-reduce', 'all_gather': 'all-gather'}
 
@@ -64,22 +64,23 @@ def _messages(jaxpr: Any, *, into_branches: bool) -> Iterator[Message]:
             words = sum(-(-x.aval.size * x.aval.dtype.itemsize // 4) for x in equation.invars)
             yield Message(_OPERATIONS[name], words)
         elif name != 'cond' or into_branches:
-            for inner in _inner(equation):
+            for inner in inner_programs(equation):
                 yield from _messages(inner, into_branches=into_branches)
 
 
 def _branches(jaxpr: Any) -> Iterator[tuple[tuple[Message, ...], ...]]:
     for equation in jaxpr.eqns:
         if equation.primitive.name == 'cond':
-            sent = tuple(tuple(_messages(inner, into_branches=True)) for inner in _inner(equation))
+            sent = tuple(tuple(_messages(inner, into_branches=True)) for inner in inner_programs(equation))
             if any(sent):
                 yield sent
         else:
-            for inner in _inner(equation):
+            for inner in inner_programs(equation):
                 yield from _branches(inner)
 
 
-def _inner(equation: Any) -> list[Any]:
+def inner_programs(equation: Any) -> list[Any]:
+    """The programs that an equation of a traced program runs: of a call, a branch or a loop."""
     found = []
     for value in equation.params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):

@@ -4,14 +4,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from def_jax.beyond.base import Option, Step
+from def_jax.traffic import inner_programs
 
 PyTree = Any
 
 __all__ = ['Outer']
+
+_VECTOR = jax.ShapeDtypeStruct((7,), jnp.float32)  # stands for a block
+# Primitives whose results have the shape of their arguments, and whose elements influence each other.
+_MIXING = {'sort', 'rev', 'fft', 'cumsum', 'cumprod', 'cummax', 'cummin', 'cumlogsumexp', 'gather'}
 
 
 class Outer(Option):
@@ -59,23 +63,32 @@ class Outer(Option):
 
 
 def _check_elementwise(outer: optax.GradientTransformation) -> None:
-    """Raises ValueError if elements influence each other or the parameters are needed."""
-    with jax.ensure_compile_time_eval():
-        try:
-            found = []
-            for other in (1.0, 1e3):
-                gradient = jnp.array([1.0, other])
-                state = outer.init(jnp.zeros(2))
-                for _ in range(2):
-                    update, state = outer.update(gradient, state)
-                found.append(float(update[0]))
-        except ValueError as error:  # from optax, for transformations that need the parameters
-            raise ValueError(
-                f'outer cannot be applied to a single block ({error}). It must not need the parameters: '
-                'leave weight decay to the optimizer before error_feedback.'
-            ) from error
-    if not np.isclose(found[0], found[1]):
+    """Raises ValueError if elements influence each other or the parameters are needed.
+
+    Reads a traced update and computes nothing: arrays would start JAX before a program has set its devices.
+    """
+    try:
+        program = jax.make_jaxpr(lambda x: outer.update(x, outer.init(jnp.zeros_like(x)))[0])(_VECTOR)
+    except ValueError as error:  # from optax, for transformations that need the parameters
+        raise ValueError(
+            f'outer cannot be applied to a single block ({error}). It must not need the parameters: '
+            'leave weight decay to the optimizer before error_feedback.'
+        ) from error
+    if _mixes(program.jaxpr):
         raise ValueError(
             'outer must be elementwise, since it sees one block at a time: no global-norm clipping, no '
             'trust ratio, no orthogonalisation. optax.sgd and optax.adam are elementwise.'
         )
+
+
+def _mixes(program: Any) -> bool:
+    """Whether an element of a result may depend on other elements: reductions, sorting, slicing, ..."""
+    for equation in program.eqns:
+        if inner := inner_programs(equation):
+            if any(map(_mixes, inner)):
+                return True
+        elif any(value.aval.shape for value in equation.invars):
+            results = [value.aval.shape for value in equation.outvars]
+            if equation.primitive.name in _MIXING or any(shape != _VECTOR.shape for shape in results):
+                return True
+    return False

@@ -1,5 +1,9 @@
 """Other people's systems as settings of `error_feedback`, each against an oracle of its own."""
 
+import os
+import subprocess
+import sys
+
 import hlo
 import jax
 import jax.numpy as jnp
@@ -139,6 +143,7 @@ def test_a_decayed_residual_survives_a_skipped_step():
         ({'decay': 1.5}, r'decay=1.5 must be a number in \[0, 1\]'),
         ({'outer': 0.7}, 'outer=0.7 must be an optax.GradientTransformation'),
         ({'outer': optax.clip_by_global_norm(1.0)}, 'outer must be elementwise'),
+        ({'outer': optax.stateless(lambda u, _: jnp.cumsum(u))}, 'outer must be elementwise'),
         ({'outer': optax.adamw(0.1)}, 'outer cannot be applied to a single block'),
         ({'every': 2, 'average_every': 3}, 'every=2 and average_every=3 cannot be combined'),
         ({'every': 2, 'skip_nonfinite': True}, 'every=2 and skip_nonfinite=True cannot be combined'),
@@ -147,3 +152,16 @@ def test_a_decayed_residual_survives_a_skipped_step():
 def test_impossible_options(options, message):
     with pytest.raises(ValueError, match=message):
         def_jax.error_feedback(def_jax.random_block(4), None, **options)
+
+
+def test_devices_can_be_set_after_the_methods_are_built():
+    """A command line builds its optimizer to check it, and then asks JAX for its devices."""
+    program = (
+        'import def_jax, jax, optax\n'
+        'for method in def_jax.METHODS.values():\n'
+        "    options = {'ratio': 4} if 'ratio' in method.takes else {}\n"
+        "    method.optimizer(optax.identity(), optax.sgd(0.1), 'workers', def_jax.identity(), **options)\n"
+        "jax.config.update('jax_num_cpu_devices', 3)\n"
+        'assert jax.device_count() == 3\n'
+    )
+    subprocess.run([sys.executable, '-c', program], check=True, env=os.environ | {'XLA_FLAGS': ''})
