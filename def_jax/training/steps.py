@@ -15,8 +15,8 @@ from def_jax import diagnostics
 from def_jax.error_feedback import detached_params, output_params
 from def_jax.models.layers import STATISTICS_MOMENTUM
 from def_jax.ownership import own_leaves
+from def_jax.tasks.gradients import accumulated_value_and_grad
 from def_jax.training.experiment import DEVICE_AXIS, VIRTUAL_AXIS, Experiment
-from def_jax.training.gradients import accumulated_value_and_grad
 
 __all__ = [
     'TrainState',

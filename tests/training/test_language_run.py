@@ -105,7 +105,7 @@ def test_killed_and_resumed_equals_undisturbed(run, data_dir, tmp_path):
 
 
 def test_a_state_of_which_nothing_is_a_workers_own_has_outputs(data_dir):
-    dense = experiment.build(tiny_config(data_dir, method='sgd'))
+    dense = experiment.build(tiny_config(data_dir, method='sgd', outer=''))
     state = fixtures.steps.make_init(dense)()
     points, own = fixtures.steps.make_outputs(dense)(state)
     assert (points.keys(), own) == ({'x'}, {})
