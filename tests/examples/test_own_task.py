@@ -104,6 +104,7 @@ def test_accumulated_gradients_give_the_same_run(tmp_path, run):
         assert result['metrics'][f'test_loss_{point}'] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sweep_tunes_on_validation_data_and_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.jax, 'clear_caches', lambda: None)
     cells = [

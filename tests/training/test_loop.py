@@ -175,8 +175,9 @@ def method_config(data_dir, method):
 
 # Of the methods that are settings of error feedback, one with an outer optimizer and one of random elements.
 TRAINED = [name for name in METHODS if name not in ('local_sgd', 'streaming_diloco', 'random_replicator')]
-# DEF's is the recorded run; EF and SGD-IA differ from it in a number and in the compressor only.
-SLOW = ('def', 'ef', 'sgd_ia', 'top_k', 'sign_ef', 'ef21_sgdm', 'cser')
+# DEF's is the recorded run, which DEF-A shares; EF and SGD-IA differ from it in a number and in the
+# compressor only. PSync's is SAEF's.
+SLOW = ('def', 'def_a', 'ef', 'psync', 'sgd_ia', 'top_k', 'sign_ef', 'ef21_sgdm', 'cser')
 
 
 @pytest.mark.parametrize(
