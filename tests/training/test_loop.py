@@ -177,7 +177,21 @@ def method_config(data_dir, method):
 TRAINED = [name for name in METHODS if name not in ('local_sgd', 'streaming_diloco', 'random_replicator')]
 # DEF's is the recorded run, which DEF-A shares; EF and SGD-IA differ from it in a number and in the
 # compressor only. PSync's is SAEF's.
-SLOW = ('def', 'def_a', 'ef', 'psync', 'sgd_ia', 'top_k', 'sign_ef', 'ef21_sgdm', 'cser')
+SLOW = {
+    'def',
+    'def_a',
+    'ef',
+    'psync',
+    'sgd_ia',
+    'sparta',
+    'top_k',
+    'sign_ef',
+    'powersgd',
+    'demo',
+    'ef21',
+    'ef21_sgdm',
+    'cser',
+}
 
 
 @pytest.mark.parametrize(
