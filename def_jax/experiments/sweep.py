@@ -16,6 +16,7 @@ import operator
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import ml_collections
@@ -29,6 +30,8 @@ from def_jax.configuration.rules import check_config
 from def_jax.experiments import finished_runs
 from def_jax.experiments.needed_runs import Run, check_table, final_runs, missing_runs, shard, tuning_runs
 from def_jax.launch import command_line, devices, supervision
+from def_jax.training import results
+from def_jax.training.checkpointing import workdir
 from def_jax.training.measure import Measure
 
 __all__ = ['check_spec', 'check_sweep', 'sweep']
@@ -102,13 +105,8 @@ def _sweep(
     folder: str | os.PathLike,
     console: rich.console.Console,
 ) -> None:
-    # These import TensorFlow, so the environment must be set first.
-    from def_jax.training import loop
-    from def_jax.training.checkpointing import workdir
-
     root = workdir.claim(folder, spec.base)
     workdir.write_json(root / 'sweep.json', json.loads(spec.to_json()))
-    quiet = rich.console.Console(quiet=True)
     elsewhere: set[str] = set()  # runs that another process of this sweep is training
     with _progress(console) as bar:
         task = bar.add_task('')
@@ -122,11 +120,10 @@ def _sweep(
             bar.update(task, description=name)
             started = time.monotonic()
             try:
-                result = loop.train_and_evaluate(_config(spec, run), root / name, quiet)
-                measure, metrics = Measure.of(result), result['metrics']
-                outcome = '  '.join(f'{p} {measure.text(metrics[measure.key(p)])}' for p in result['points'])
-            except loop.DivergedError as error:
-                outcome = f'diverged at step {error.step}'
+                with _held(root, name):
+                    if results.read(root / name):
+                        continue  # another process has finished it since
+                    outcome = _outcome(_config(spec, run), root / name)
             except workdir.InUseError:
                 elsewhere.add(name)
                 continue
@@ -137,6 +134,28 @@ def _sweep(
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def _held(root: Path, name: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps a run to this process, from asking whether it is finished until its result is written.
+
+    The lock of the run's own folder is taken later, when the data is loaded.
+    """
+    lock = root / 'locks' / name
+    lock.mkdir(parents=True, exist_ok=True)
+    return workdir.locked(lock)
+
+
+def _outcome(config: ml_collections.ConfigDict, folder: Path) -> str:
+    """Trains a run; returns what its line says of it."""
+    from def_jax.training import loop  # imports TensorFlow, so the environment must be set first
+
+    try:
+        result = loop.train_and_evaluate(config, folder, rich.console.Console(quiet=True))
+    except loop.DivergedError as error:
+        return f'diverged at step {error.step}'
+    measure, metrics = Measure.of(result), result['metrics']
+    return '  '.join(f'{p} {measure.text(metrics[measure.key(p)])}' for p in result['points'])
 
 
 def _configs(spec: ml_collections.ConfigDict) -> list[ml_collections.ConfigDict]:

@@ -113,6 +113,23 @@ def test_a_run_of_another_process_is_left_alone_until_it_is_done(spec, trained, 
     assert len(waits) == 1
 
 
+@pytest.mark.slow
+def test_a_run_that_another_process_has_just_finished_is_not_repeated(spec, trained, tmp_path, monkeypatch):
+    with spec.unlocked():
+        spec.learning_rates, spec.seeds, spec.cells = (), (0,), spec.cells[:1]
+    held = sweep._held
+
+    def finished_meanwhile(root, name):
+        run = spec.base.copy_and_resolve_references()
+        run.update({'method': 'sgd', 'ratio': 1, 'learning_rate': 0.1, 'seed': 0})
+        loop.train_and_evaluate(run, root / name, CONSOLE)
+        return held(root, name)
+
+    monkeypatch.setattr(sweep, '_held', finished_meanwhile)
+    sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
+    assert trained == ['method=sgd,ratio=1,learning_rate=0.1,seed=0']
+
+
 def test_a_diverged_run_is_a_result(spec, trained, tmp_path):
     with spec.unlocked():
         spec.learning_rates, spec.seeds = (), (0,)
