@@ -29,6 +29,7 @@ def _table(runs: Sequence[Run]) -> str:
         'model',
         'steps',
         'seed',
+        'K × sequences',
         'method',
         'rate',
         'b1',
@@ -49,7 +50,8 @@ def _order(run: Run) -> tuple:
 
 
 def _row(run: Run) -> Iterator[str]:
-    yield from (run['model'], f'{run["steps"]:,}', str(run['seed']), _method(run))
+    yield from (run['model'], f'{run["steps"]:,}', str(run['seed']))
+    yield from (f'{run.get("workers", 8)} × {run.get("sequences", 4)}', _method(run))
     yield from (f'{run["lr"]:g}', f'{run["b1"]:g}', f'{run["b2"]:g}')
     dense = run['method'] == 'dense'
     yield '' if dense else f'{run["detach"]:g}'

@@ -21,7 +21,7 @@ class Setting:
 
     `identity` sends everything, every `every` steps; otherwise `random_block` sends one element in `ratio`.
     `v` is whose second moment divides: each worker's own, or that of the mean gradient, which an oracle
-    communicates at every step.
+    communicates at every step. Each of the `workers` takes `sequences` at a step.
     """
 
     note: str = ''
@@ -46,6 +46,8 @@ class Setting:
     outer_mu: float = 0.0
     identity: bool = False
     v: Literal['own', 'oracle'] = 'own'
+    workers: int = 8
+    sequences: int = 4
     test: bool = False
 
     @classmethod

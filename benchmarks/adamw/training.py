@@ -1,4 +1,4 @@
-"""Trains by a setting: K = 8 workers on one device, of 4 sequences each."""
+"""Trains by a setting, with all workers on one device."""
 
 import dataclasses
 import functools
@@ -18,9 +18,8 @@ from benchmarks.adamw.settings import Setting, chain, inner
 from def_jax.compressors import shared_key
 from def_jax.ownership import own_leaves
 
-__all__ = ['NUM_WORKERS', 'run']
+__all__ = ['run']
 
-NUM_WORKERS, LOCAL_BATCH = 8, 4
 _LONGEST = max(size.context for size in network.SIZES.values())  # all sizes draw the same places
 _HYPER = ('lr', 'b1', 'b2', 'wd')
 _EVALUATIONS, _WINDOWS, _LAST_WINDOWS, _TEST_WINDOWS, _AT_ONCE = 5, 512, 4096, 8192, 256
@@ -51,7 +50,7 @@ def run(setting: Setting) -> dict[str, Any]:
     hyper = {name: jnp.float32(getattr(setting, name)) for name in _HYPER}
     train = jnp.asarray(_split()['train'])
     starts = np.random.default_rng([17, setting.seed]).integers(
-        0, len(train) - _LONGEST - 1, (setting.steps, NUM_WORKERS, LOCAL_BATCH)
+        0, len(train) - _LONGEST - 1, (setting.steps, setting.workers, setting.sequences)
     )
     losses, curve = [], []
     for step in range(1, setting.steps + 1):
@@ -129,7 +128,7 @@ def _compile(structure: Setting) -> _Programs:
     own = own_leaves(optimizer, params)
     axes = jax.tree.map(lambda is_own: 0 if is_own else None, own)
     state = jax.tree.map(
-        lambda is_own, x: jnp.stack([x] * NUM_WORKERS) if is_own else x, own, optimizer.init(params)
+        lambda is_own, x: jnp.stack([x] * structure.workers) if is_own else x, own, optimizer.init(params)
     )
 
     def worker(params, state, words, starts, hyper):
