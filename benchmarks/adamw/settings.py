@@ -129,7 +129,12 @@ def _adam(setting: Setting, b1: Any, b2: Any) -> optax.GradientTransformation:
 def _muon(beta: Any) -> optax.GradientTransformation:
     """Muon scaled by 0.2·√max(m, n) for an m × n matrix, so that AdamW's rates fit (Liu et al., 2025)."""
     match = optax.stateless(lambda u, _: jax.tree.map(lambda x: x * 0.2 * max(x.shape) ** 0.5, u))
-    return optax.chain(optax.contrib.scale_by_muon(beta=beta), match)
+    muon = optax.contrib.scale_by_muon(beta=beta, weight_dimension_numbers=_as_matrices)
+    return optax.chain(muon, match)
+
+
+def _as_matrices(updates: PyTree) -> PyTree:
+    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), updates)
 
 
 def _is_hidden_matrix(params: PyTree) -> PyTree:
