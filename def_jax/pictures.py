@@ -18,6 +18,9 @@ __all__ = ['COLORS', 'direct_labels', 'draw_band', 'log_y', 'panels', 'plain_log
 # By a method's title; based on the colour-blind-safe palette of Okabe and Ito.
 COLORS = {
     'SGD': '#000000',
+    'dense AdamW': '#000000',
+    'dense Lion': '#000000',
+    'dense Muon': '#000000',
     'EF': '#D55E00',
     'SAEF': '#E69F00',
     'PSync': '#009E73',

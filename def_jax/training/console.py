@@ -42,7 +42,7 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
     }[method.kind]
     evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())
     lines = {
-        'method': f'{method.title} ({how})',
+        'method': f'{experiment.title} ({how})',
         'workers': f'{config.num_workers} on {devices}, total batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',

@@ -28,6 +28,8 @@ __all__ = ['DEVICE_AXIS', 'VIRTUAL_AXIS', 'Communication', 'Experiment', 'build'
 DEVICE_AXIS = 'workers'
 VIRTUAL_AXIS = 'virtual_workers'
 
+_TITLES = {'adamw': 'AdamW', 'lion': 'Lion', 'muon': 'Muon'}
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -47,6 +49,23 @@ class Experiment:
     @property
     def optimizer(self) -> optax.GradientTransformation:
         return self.make_optimizer(self.config.seed)
+
+    @property
+    def title(self) -> str:
+        """The method's, with the optimizer unless that is SGD: 'DEF', 'DEF with AdamW', 'dense AdamW'."""
+        name = self.config.optimizer
+        if name == 'sgd':
+            return self.method.title
+        optimizer = _TITLES.get(name, name.rpartition(':')[2])
+        dense = self.method.kind == 'dense'
+        return f'dense {optimizer}' if dense else f'{self.method.title} with {optimizer}'
+
+    @property
+    def answers(self) -> dict[methods.Point, str]:
+        """By point, the titles of the methods that this run serves."""
+        if self.method.kind == 'dense':
+            return {'x': self.title}
+        return self.method.answers(self.config.average_every)
 
     @property
     def steps_per_evaluation(self) -> int:

@@ -65,7 +65,7 @@ def write(
     result = {
         'title': _title(experiment),
         'points': list(experiment.method.points),
-        'answers': experiment.method.answers(experiment.config.average_every),
+        'answers': experiment.answers,
         'measure': measure.to_json(),
         'guessing_loss': experiment.task.guessing_loss,
         'status': 'diverged' if diverged else 'finished',
@@ -139,9 +139,7 @@ def _curve(log: MetricLog, measure: Measure) -> list[dict[str, Any]]:
 def _title(experiment: Experiment) -> str:
     config = experiment.config
     ratio = f' at ratio {config.ratio:g}' if experiment.method.ratio_is_free else ''
-    return (
-        f'{experiment.method.title}{ratio}: {config.model} on {config.dataset}, {config.num_workers} workers'
-    )
+    return f'{experiment.title}{ratio}: {config.model} on {config.dataset}, {config.num_workers} workers'
 
 
 def _environment(experiment: Experiment) -> dict[str, Any]:

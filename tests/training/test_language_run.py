@@ -11,7 +11,9 @@ import small_stdlib
 import training_fixtures as fixtures
 
 from configs import language
+from configs.tables import language as language_table
 from def_jax.data import in_memory
+from def_jax.experiments import report, sweep
 from def_jax.training import experiment
 
 TINY = {
@@ -69,6 +71,15 @@ def test_lengths_are_given_in_steps(run):
     assert '13 in 1.44 epochs' in printed
 
 
+def test_titles_name_the_optimizer(run, data_dir):
+    _, result, printed = run
+    assert result['title'].startswith('DEF with AdamW at ratio 16: transformer_115k on python_stdlib')
+    assert 'DEF with AdamW (ratio 16' in printed
+    muon = {'optimizer': 'muon', 'optimizer_options': {}}
+    dense = experiment.build(tiny_config(data_dir, method='sgd', outer='', **muon))
+    assert dense.title == 'dense Muon' and dense.answers == {'x': 'dense Muon'}
+
+
 def test_speed_is_in_tokens(run):
     folder, _, printed = run
     assert 'tokens/s' in printed
@@ -102,6 +113,33 @@ def test_killed_and_resumed_equals_undisturbed(run, data_dir, tmp_path):
     fixtures.assert_same_bits(*states)
     assert fixtures.records(tmp_path / 'run') == fixtures.records(folder)
     assert resumed['sample'] == result['sample']
+
+
+@pytest.mark.slow
+def test_it_goes_on_with_other_workers(data_dir, tmp_path):
+    with fixtures.killed(in_memory, 'train_batch', when=8):
+        fixtures.train(tiny_config(data_dir), tmp_path)
+    before = experiment.build(tiny_config(data_dir))
+    y = fixtures.steps.make_outputs(before)(fixtures.restored(tmp_path, before))[0]['y']['params']
+    after = experiment.build(tiny_config(data_dir, num_workers=4))
+    regrouped = fixtures.steps.make_outputs(after)(fixtures.restored(tmp_path, after))[0]['y']['params']
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), y, regrouped)
+    result = fixtures.train(tiny_config(data_dir, num_workers=4), tmp_path)
+    assert [r['step'] for r in fixtures.records(tmp_path) if 'test_loss_x' in r] == [5, 10, 13]
+    assert result['config']['num_workers'] == 4 and result['sample']
+
+
+@pytest.mark.slow
+def test_a_table_of_losses_is_swept_and_reported(data_dir, tmp_path):
+    spec = language_table.get_config()
+    with spec.unlocked():
+        spec.base, spec.seeds = tiny_config(data_dir, num_steps=5), (0,)
+        spec.cells = (dict(spec.cells[1]) | {'tuned': {'learning_rate': (0.01, 0.1)}},)
+    sweep.sweep(spec, tmp_path, rich.console.Console(quiet=True))
+    report.report(tmp_path, tmp_path)
+    page = (tmp_path / 'README.md').read_text()
+    assert '| ratio |  | DEF |' in page and '. Test loss, mean' in page and 'ccuracy' not in page
+    assert 'Validation loss at the cell' in page
 
 
 def test_a_state_of_which_nothing_is_a_workers_own_has_outputs(data_dir):
