@@ -67,9 +67,10 @@ def _method(run: Run) -> str:
     if run['method'] == 'dense':
         return f'dense {"AdamW" if run["inner"] == "adamw" else "Muon"}'
     if run['identity']:
-        return 'updates averaged' if run['every'] == 1 else f'whole, every {run["every"]} steps'
+        every = 'updates averaged' if run['every'] == 1 else f'whole, every {run["every"]} steps'
+        return every + ('' if run['inner'] == 'adamw' else ', Muon')
     name = f'blocks, {run["order"]}, {run["allocation"]}'
-    name += '' if run['inner'] == 'adamw' else ', Muon'
+    name += {'adamw': '', 'muon': ', Muon', 'muon_outside': ', Muon outside'}[run['inner']]
     name += '' if run['v'] == 'own' else ", the mean gradient's second moment"
     return name + ('' if run['decay'] == 1 else f', decay {run["decay"]:g}')
 

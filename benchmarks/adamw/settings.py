@@ -10,7 +10,7 @@ import optax
 
 import def_jax
 
-__all__ = ['Setting', 'chain', 'inner']
+__all__ = ['Setting', 'applied', 'chain', 'inner']
 
 PyTree = Any
 
@@ -21,7 +21,8 @@ class Setting:
 
     `identity` sends everything, every `every` steps; otherwise `random_block` sends one element in `ratio`.
     `v` is whose second moment divides: each worker's own, or that of the mean gradient, which an oracle
-    communicates at every step. Each of the `workers` takes `sequences` at a step.
+    communicates at every step. Each of the `workers` takes `sequences` at a step. With `muon_outside`, the
+    workers have AdamW, and the mean messages of hidden matrices are orthogonalised.
     """
 
     note: str = ''
@@ -29,7 +30,7 @@ class Setting:
     steps: int = 1200
     seed: int = 0
     method: Literal['dense', 'def'] = 'def'
-    inner: Literal['adamw', 'muon'] = 'adamw'
+    inner: Literal['adamw', 'muon', 'muon_outside'] = 'adamw'
     lr: float = 8e-3
     b1: float = 0.9
     b2: float = 0.95
@@ -104,6 +105,21 @@ def chain(setting: Setting, hyper: Mapping[str, Any]) -> tuple[optax.GradientTra
         compressor, 'workers', detach=0.5, every=setting.every, decay=setting.decay, outer=outer
     )
     return optax.chain(inner(setting, hyper), link), compressor
+
+
+def applied(setting: Setting, updates: PyTree) -> PyTree:
+    """What the parameters receive: the link's updates, or with Muon outside those of equal norm whose
+    nonzero singular values are equal. Rows or columns that were not sent stay zero."""
+    if setting.inner != 'muon_outside':
+        return updates
+    muon = _muon(0.0)
+
+    def orthogonalised(u: jax.Array) -> jax.Array:
+        o, _ = muon.update(u, muon.init(u))
+        return o * jnp.linalg.norm(u) / (jnp.linalg.norm(o) + 1e-12)
+
+    labels = _is_hidden_matrix(updates)
+    return jax.tree.map(lambda kind, u: orthogonalised(u) if kind == 'muon' else u, labels, updates)
 
 
 def _adam(setting: Setting, b1: Any, b2: Any) -> optax.GradientTransformation:

@@ -14,7 +14,7 @@ import optax
 
 import def_jax
 from benchmarks.adamw import network, text
-from benchmarks.adamw.settings import Setting, chain, inner
+from benchmarks.adamw.settings import Setting, applied, chain, inner
 from def_jax.compressors import shared_key
 from def_jax.ownership import own_leaves
 
@@ -136,6 +136,7 @@ def _compile(structure: Setting) -> _Programs:
         loss, grads = value_and_grad(point, take(words, starts))
         updates, after = chain(structure, hyper)[0].update(grads, state, point)
         link = after[-1]._replace(detach=state[-1].detach)
+        updates = applied(structure, updates)
         return optax.apply_updates(params, updates), (*after[:-1], link), jax.lax.pmean(loss, 'workers')
 
     mapped = functools.partial(jax.vmap, axis_name='workers')  # what all share is not mapped
