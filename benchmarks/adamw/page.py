@@ -8,20 +8,56 @@ import numpy as np
 
 from benchmarks.adamw import network
 from def_jax import markdown, pictures
+from def_jax.experiments import statistics
 
 __all__ = ['write']
 
-_BEGIN, _END = '<!-- runs -->', '<!-- end of runs -->'
-_DRAWN = '33k'  # the model of the picture
+_BEGIN, _END = '<!-- {} -->', '<!-- end of {} -->'
+_DRAWN = '115k'  # the model of the picture
+_CHOSEN_ON = 0  # the seed on whose validation loss settings were chosen
 Run = dict[str, Any]
 
 
 def write(runs: Sequence[Run], page: Path) -> None:
-    """Replaces the table between two marks of the page and draws the picture beside it."""
-    head, _, rest = page.read_text().partition(_BEGIN)
-    _, _, tail = rest.partition(_END)
-    page.write_text(f'{head}{_BEGIN}\n{_table(runs)}\n{_END}{tail}')
+    """Replaces the tables between marks of the page and draws the picture beside it."""
+    content = page.read_text()
+    for name, table in (('against dense', _against_dense(runs)), ('runs', _table(runs))):
+        begin, end = _BEGIN.format(name), _END.format(name)
+        head, _, rest = content.partition(begin)
+        _, _, tail = rest.partition(end)
+        content = f'{head}{begin}\n{table}\n{end}{tail}'
+    page.write_text(content)
     _draw(runs, page.with_suffix('.png'))
+
+
+def _against_dense(runs: Sequence[Run]) -> str:
+    """Test losses of the seeds that served no choice, and paired differences to dense AdamW and Muon."""
+    rows = [['model', 'steps', 'K × sequences', 'method', 'seeds', 'test loss', 'dense AdamW', 'behind']]
+    tested: dict[tuple, dict[int, float]] = {}
+    for run in runs:
+        if run['seed'] != _CHOSEN_ON and (losses := run.get('test_loss')):
+            tested.setdefault(_group(run), {})[run['seed']] = losses.get('y', losses['x'])
+    for (model, steps, workers, sequences, label), losses in sorted(tested.items()):
+        batch = workers * sequences
+        dense = next(
+            (
+                of
+                for (m, s, k, n, name), of in tested.items()
+                if (m, s, k * n, name) == (model, steps, batch, 'dense AdamW')
+            ),
+            {},
+        )
+        behind = None if label == 'dense AdamW' else statistics.paired_difference(losses, dense)
+        if behind:
+            seeds = sorted(losses.keys() & dense.keys())
+            both = [statistics.mean_std([of[seed] for seed in seeds], 3) for of in (losses, dense)]
+            text = [model, f'{steps:,}', f'{workers} × {sequences}', label, ', '.join(map(str, seeds)), *both]
+            rows.append([*text, behind.text(3)])
+    return markdown.table(rows)
+
+
+def _group(run: Run) -> tuple:
+    return run['model'], run['steps'], run.get('workers', 8), run.get('sequences', 4), _label(run)
 
 
 def _table(runs: Sequence[Run]) -> str:
@@ -77,7 +113,7 @@ def _method(run: Run) -> str:
 
 def _draw(runs: Sequence[Run], path: Path) -> None:
     """The best run of each method and ratio among the longest ones of the model."""
-    drawn = [run for run in runs if run['model'] == _DRAWN and run['ratio'] > 1]
+    drawn = [run for run in runs if run['model'] == _DRAWN]
     longest = [run for run in drawn if run['steps'] == max(r['steps'] for r in drawn)]
     best = {_label(run): run for run in sorted(longest, key=lambda r: -r['val']['x'])}
     with pictures.panels(path, 1, 2) as axes:
@@ -99,9 +135,12 @@ def _draw(runs: Sequence[Run], path: Path) -> None:
 
 
 def _label(run: Run) -> str:
+    inner = {'adamw': 'AdamW', 'muon': 'Muon', 'muon_outside': 'Muon outside'}[run['inner']]
     if run['method'] == 'dense':
-        return 'dense AdamW'
-    return f'DiLoCo, H = {run["every"]}' if run['identity'] else f'DEF at {run["ratio"]:g}'
+        return f'dense {inner}'
+    if run['identity']:
+        return 'updates averaged' if run['every'] == 1 else f'DiLoCo, H = {run["every"]}'
+    return f'DEF at {run["ratio"]:g}' + ('' if inner == 'AdamW' else f', {inner}')
 
 
 def _megabytes(run: Run) -> float:

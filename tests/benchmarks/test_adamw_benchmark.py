@@ -79,9 +79,12 @@ def test_the_page_has_a_row_for_every_run_and_the_runs_name_their_settings(tmp_p
     lines = [json.loads(line) for line in RUNS.read_text().splitlines()]
     settings = [Setting.of(line) for line in lines]
     assert len(set(settings)) == len(settings)
-    (tmp_path / 'adamw.md').write_text('before\n<!-- runs -->\nold\n<!-- end of runs -->\nafter\n')
+    marks = [f'<!-- {name} -->\nold\n<!-- end of {name} -->\n' for name in ('against dense', 'runs')]
+    (tmp_path / 'adamw.md').write_text(f'before\n{"between".join(marks)}after\n')
     page.write(lines, tmp_path / 'adamw.md')
     written = (tmp_path / 'adamw.md').read_text()
     assert written.startswith('before') and written.endswith('after\n') and 'old' not in written
-    assert written.count('\n| ') == 2 + len(lines)
+    differences, rows = written.split('between')
+    assert rows.count('\n| ') == 2 + len(lines)
+    assert '| 33k | 5,000 | 8 × 4 | DEF at 16 | 1, 2, 3 | 1.545 ± 0.006 | 1.536 ± 0.005 |' in differences
     assert (tmp_path / 'adamw.png').stat().st_size > 1000
