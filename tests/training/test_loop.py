@@ -173,14 +173,12 @@ def method_config(data_dir, method):
     return fixtures.tiny_config(data_dir, method=method, **workers)
 
 
-# Of the methods that are settings of error feedback, one with an outer optimizer and one of random elements.
-TRAINED = [name for name in METHODS if name not in ('local_sgd', 'streaming_diloco', 'random_replicator')]
 # One of each kind: dense, error feedback, with an outer optimizer, a baseline. The others are slow tests.
 QUICK = ('sgd', 'saef', 'diloco', 'onebit_adam')
 
 
 @pytest.mark.parametrize(
-    'method', [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in TRAINED]
+    'method', [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in METHODS]
 )
 def test_every_method_trains(method, recorded, data_dir, tmp_path):
     config = method_config(data_dir, method)
@@ -191,7 +189,7 @@ def test_every_method_trains(method, recorded, data_dir, tmp_path):
         f'test_accuracy_{point}' for point in (*points, *(('own_std',) if 'own' in points else ()))
     }
     assert ('y' in points) == (METHODS[method].kind == 'error_feedback')
-    dense = method in ('sgd', 'sgd_ia', 'diloco')
+    dense = method in ('sgd', 'sgd_ia', 'local_sgd', 'diloco')
     size = result['communication']['message_size']
     if METHODS[method].kind == 'baseline' or method == 'cser':  # counted in tests/test_traffic.py
         assert size < fixtures.NUM_PARAMS / 2
