@@ -98,8 +98,7 @@ class _BareLoop:
         run = experiment.build(config)
         self._step, self._state = steps.make_train_step(run), steps.make_init(run)()
         self._batch = next(run.train_batches(0))
-        place = steps.on_workers(lambda batch: batch, run, in_axes=0, out_axes=0)
-        self._resident = place(self._batch)
+        self._resident = run.workers.place(self._batch)
         for resident in (True, False):
             self.window(resident=resident)
 

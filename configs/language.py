@@ -7,6 +7,7 @@ Variants: --config.method=sgd --config.outer= --config.learning_rate=0.016 --con
           --config.optimizer_options.b2=0.95 (dense AdamW),
           --config.dataset=tiny_shakespeare (needs a network once), --config.model=transformer_11m
           --config.dataset_options.context=256, --config.model_options.remat=True, ...
+          --config.num_workers=2 --config.shards_per_worker=4 (workers of four devices, sharded inside)
 
 The optimizer has no first moment, since the residuals do its work, and a rate above that of dense AdamW; see
 docs/how_to/language.md. --config.optimizer=muon, lion and others work as well, with rates of their own.

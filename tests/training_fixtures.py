@@ -53,9 +53,9 @@ _OUTPUT_KEYS = {
 _RELEVANT_KEYS = {
     'make_init': (
         *('model', 'method', 'detach', 'auto_detach', 'skip_nonfinite'),
-        *('num_workers', 'workers_per_device', 'seed'),
+        *('num_workers', 'workers_per_device', 'shards_per_worker', 'seed'),
     ),
-    'make_eval_step': ('num_workers', 'workers_per_device'),
+    'make_eval_step': ('num_workers', 'workers_per_device', 'shards_per_worker'),
 }
 
 

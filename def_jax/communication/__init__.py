@@ -3,7 +3,8 @@
     python -m def_jax.communication --config=configs/digits.py --config.ratio=256
 
 compiles what train.py would run, without training, and prints what each worker passes to the collectives of
-every program; see `def_jax.communication.programs`.
+every program; see `def_jax.communication.programs`. If workers are several devices (shards_per_worker), it
+prints what a device passes, between workers and inside its own apart.
 """
 
 import math

@@ -12,7 +12,7 @@ from absl import app, flags
 from def_jax.communication import Collective, collectives
 from def_jax.launch import command_line
 from def_jax.training import evaluation, steps
-from def_jax.training.experiment import Communication, Experiment, build
+from def_jax.training.experiment import Experiment, build
 
 __all__ = ['Program', 'programs', 'run']
 
@@ -21,18 +21,24 @@ class Program(NamedTuple):
     """One of the programs that a run executes."""
 
     name: str
-    collectives: list[Collective]
+    collectives: list[Collective]  # between workers
     executions: int  # in a whole run
+    inside: list[Collective]  # those among a worker's devices, if these are several
 
     @property
     def elements(self) -> int:
-        """Elements that a worker passes to the collectives in one execution."""
+        """Elements that a device passes to the collectives between workers in one execution."""
         return sum(collective.elements for collective in self.collectives)
 
     @property
     def bytes(self) -> int:
         """The same in bytes."""
         return sum(collective.bytes for collective in self.collectives)
+
+    @property
+    def bytes_inside(self) -> int:
+        """Bytes that a device passes to the collectives inside its worker in one execution."""
+        return sum(collective.bytes for collective in self.inside)
 
 
 def programs(experiment: Experiment) -> Iterator[Program]:
@@ -42,41 +48,52 @@ def programs(experiment: Experiment) -> Iterator[Program]:
         experiment: the run.
 
     Yields:
-        The programs, with what they send and how often they run. Virtual workers share a device, so averages
-        among them do not appear.
+        The programs, with what each device sends, between workers and inside its own, and how often they
+        run. Virtual workers share a device, so averages among them do not appear.
     """
     config, points = experiment.config, experiment.method.points
-    state, batch = jax.eval_shape(steps.make_init(experiment)), next(experiment.train_batches(0))
+    workers = experiment.workers
+    state = workers.abstract(jax.eval_shape(steps.make_init(experiment)), steps.worker_axes(experiment))
+    batch = workers.place(next(experiment.train_batches(0)))
     outputs = steps.make_outputs(experiment)
-    variables = jax.eval_shape(outputs, state)[0]['x']
-    test_batches = list(
-        experiment.test_batches(config.evaluate_on, evaluation.EXAMPLES_PER_DEVICE, len(experiment.devices))
-    )
-    evaluations = experiment.num_evaluations
+    variables = workers.abstract(jax.eval_shape(outputs, state)[0]['x'], None)
+    test_batches = list(evaluation.batches(experiment, config.evaluate_on))
+    evaluations, each = experiment.num_evaluations, workers.devices_per_row
+    worker_of = [device // each for device in range(len(workers.devices))]
     sums = len(test_batches) * evaluations * sum(point != 'own' for point in points)
 
     def program(name: str, step: Any, arguments: tuple, executions: int) -> Program:
-        hlo = step.lower(*arguments).compile().as_text()
-        return Program(name, collectives(hlo), executions)
+        found = collectives(step.lower(*arguments).compile().as_text())
+        between, inside = ([c for c in found if c.crosses(worker_of) == crosses] for crosses in (True, False))
+        return Program(name, between, executions, inside)
 
     yield program('train step', steps.make_train_step(experiment), (state, batch), experiment.num_steps)
     name = 'y, BatchNorm' if jax.tree.leaves(state.batch_stats) else 'y'
     yield program(name, outputs, (state,), evaluations)
-    yield program('test sums', steps.make_eval_step(experiment), (variables, test_batches[0]), sums)
+    test_batch = workers.place(test_batches[0])
+    yield program('test sums', steps.make_eval_step(experiment), (variables, test_batch), sums)
 
 
 def _show(console: rich.console.Console, experiment: Experiment) -> None:
-    table = rich.table.Table(title=f'{experiment.method.title}: what a worker sends', title_justify='left')
-    for heading in ('program', 'collectives', 'elements', 'bytes', 'executions', 'MB per run'):
+    sharded = experiment.workers.devices_per_row > 1
+    sender = 'a device' if sharded else 'a worker'
+    table = rich.table.Table(title=f'{experiment.method.title}: what {sender} sends', title_justify='left')
+    sent = ('elements between', 'bytes between', 'bytes inside') if sharded else ('elements', 'bytes')
+    total = 'MB between per run' if sharded else 'MB per run'
+    for heading in ('program', 'collectives', *sent, 'executions', total):
         table.add_column(heading, justify='left' if heading == 'program' else 'right')
+
+    def add(name: str, count: int | None, elements: int, size: int, inside: int | None, executions: int):
+        figures = (count, elements, size, *((inside,) if sharded else ()), executions)
+        megabytes = f'{size * executions / 1e6:,.2f}'
+        table.add_row(name, *('' if figure is None else f'{figure:,}' for figure in figures), megabytes)
+
     for program in programs(experiment):
-        figures = (len(program.collectives), program.elements, program.bytes, program.executions)
-        megabytes = program.bytes * program.executions / 1e6
-        table.add_row(program.name, *(f'{figure:,}' for figure in figures), f'{megabytes:,.2f}')
-    dense = Communication.of(experiment, jax.eval_shape(steps.make_init(experiment)).params)
-    total = f'{dense.dense_bytes_per_step * experiment.num_steps / 1e6:,.2f}'
-    counts = (dense.num_params, dense.dense_bytes_per_step, experiment.num_steps)
-    table.add_row('train step, SGD', '', *(f'{count:,}' for count in counts), total)
+        count = len(program.collectives) + len(program.inside)
+        add(program.name, count, program.elements, program.bytes, program.bytes_inside, program.executions)
+    params = experiment.workers.part(jax.eval_shape(steps.make_init(experiment)).params)
+    dense = sum(leaf.size for leaf in jax.tree.leaves(params))
+    add('train step, SGD', None, dense, 4 * dense, None, experiment.num_steps)
     console.print(table)
 
 

@@ -41,9 +41,11 @@ def get_defaults() -> ml_collections.ConfigDict:
 
     # Workers. Each has its own device or shares one (virtual workers: same trajectory, fewer devices).
     # sequential_workers computes the gradients of a device's virtual workers one after another: convolutions
-    # stay ordinary instead of grouped. fake_devices simulates the devices on this CPU.
+    # stay ordinary instead of grouped. With shards_per_worker above 1, a worker is that many devices, which
+    # divide its matrices and its examples among them (FSDP). fake_devices simulates the devices on this CPU.
     config.num_workers = 16
     config.workers_per_device = 1
+    config.shards_per_worker = 1
     config.sequential_workers = False
     config.fake_devices = False
 

@@ -70,6 +70,7 @@ FIELDS: dict[str, Field] = {
     'auto_detach': Field((bool,), lambda value: True, 'True or False'),
     'num_workers': _integer(1),
     'workers_per_device': _integer(1),
+    'shards_per_worker': _integer(1),
     'sequential_workers': Field((bool,), lambda value: True, 'True or False'),
     'fake_devices': Field((bool,), lambda value: True, 'True or False'),
     'task': _factory(TASKS),
@@ -154,6 +155,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         message = str(error).replace("detach='auto'", 'auto_detach=True')
         raise ValueError(f'config.{message}') from error
     _check_workers(config)
+    _check_shards(config)
 
 
 def _check_accumulate(config: ml_collections.ConfigDict) -> None:
@@ -182,4 +184,28 @@ def _check_workers(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f'config.diagnostics_every={config.diagnostics_every} needs at least two workers, since it '
             'measures how they differ. Set --config.diagnostics_every=0, or increase --config.num_workers.'
+        )
+
+
+def _check_shards(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError unless workers of several devices can run the method and share their examples."""
+    shards, method = config.shards_per_worker, get_method(config.method)
+    if shards == 1:
+        return
+    given = f'config.shards_per_worker={shards}'
+    if config.workers_per_device > 1:
+        raise ValueError(
+            f'{given} needs devices of its own for each worker, but config.workers_per_device='
+            f'{config.workers_per_device}. Set --config.workers_per_device=1 or --config.shards_per_worker=1.'
+        )
+    if method.link is not None and method.kind not in ('dense', 'ef21'):
+        raise ValueError(
+            f'{given} divides tensors among devices, but config.method={config.method!r} compresses whole '
+            'ones. Set --config.shards_per_worker=1, or choose a method that sends blocks, e.g. def.'
+        )
+    if (share := config.batch_size // config.num_workers // config.accumulate) % shards:
+        raise ValueError(
+            f'{given} must divide the {share} examples of which a worker takes a gradient, batch_size='
+            f'{config.batch_size} / num_workers={config.num_workers} / accumulate={config.accumulate}. '
+            'Change --config.batch_size or --config.shards_per_worker.'
         )

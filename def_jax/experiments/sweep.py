@@ -30,7 +30,7 @@ from def_jax.configuration.rules import check_config
 from def_jax.experiments import finished_runs
 from def_jax.experiments.needed_runs import Run, check_table, final_runs, missing_runs, shard, tuning_runs
 from def_jax.launch import command_line, devices, supervision
-from def_jax.training import results
+from def_jax.training import results, workers
 from def_jax.training.checkpointing import workdir
 from def_jax.training.measure import Measure
 
@@ -86,8 +86,8 @@ def check_sweep(spec: ml_collections.ConfigDict, part: str) -> None:
     with _hints_of_a_sweep():
         check_spec(shard(spec, part))
         # Start with the largest number: JAX cannot add fake devices later.
-        most = max(_configs(spec), key=lambda config: config.num_workers // config.workers_per_device)
-        devices.worker_devices(most.num_workers // most.workers_per_device, fake=most.fake_devices)
+        most = max(_configs(spec), key=workers.num_devices)
+        devices.worker_devices(workers.num_devices(most), fake=most.fake_devices)
 
 
 @contextlib.contextmanager

@@ -11,13 +11,14 @@ from def_jax.launch import processes
 __all__ = ['divided_gpus', 'worker_devices']
 
 MOST_FAKE_DEVICES = 1024
+_WHENCE = 'config.num_workers / config.workers_per_device * config.shards_per_worker'
 
 
 def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
     """The first `num_devices` devices; with several processes, an equal number from each.
 
     Args:
-        num_devices: how many; K with one worker per device.
+        num_devices: how many; K if each worker is one device.
         fake: simulate the devices on this CPU. Only effective before JAX is first used in the process.
 
     Returns:
@@ -31,10 +32,10 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
     """
     if fake and num_devices > MOST_FAKE_DEVICES:
         raise ValueError(
-            f'{num_devices} fake devices (config.num_workers / config.workers_per_device) are more than this '
-            f'CPU can simulate; the limit is {MOST_FAKE_DEVICES}. Increase --config.workers_per_device.'
+            f'{num_devices} fake devices ({_WHENCE}) are more than this CPU can simulate; the limit is '
+            f'{MOST_FAKE_DEVICES}. Increase --config.workers_per_device, or lower --config.shards_per_worker.'
         )
-    needed = f'{num_devices} devices are needed (config.num_workers / config.workers_per_device)'
+    needed = f'{num_devices} devices are needed ({_WHENCE})'
     if not fake:
         _check_platform()
     num_processes = processes.count() if fake else jax.process_count()
@@ -42,7 +43,7 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
     if rest:
         raise ValueError(
             f'{needed}, and they must divide among the {num_processes} processes. Change '
-            '--config.num_workers or --config.workers_per_device.'
+            '--config.num_workers, --config.workers_per_device or --config.shards_per_worker.'
         )
     if fake:
         try:
@@ -61,8 +62,8 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
         )
     raise ValueError(
         f'{needed}, but this machine has {len(devices)} ({devices[0].platform}). Lower '
-        '--config.num_workers, put several workers on a device with --config.workers_per_device, or simulate '
-        'devices on the CPU with --config.fake_devices=True.'
+        '--config.num_workers or --config.shards_per_worker, put several workers on a device with '
+        '--config.workers_per_device, or simulate devices on the CPU with --config.fake_devices=True.'
     )
 
 

@@ -13,7 +13,9 @@ PyTree = Any
 __all__ = ['accumulated_value_and_grad']
 
 
-def accumulated_value_and_grad(loss: Callable[..., Any], accumulate: int = 1) -> Callable[..., Any]:
+def accumulated_value_and_grad(
+    loss: Callable[..., Any], accumulate: int = 1, lay_out: Callable[[Batch], Batch] = lambda part: part
+) -> Callable[..., Any]:
     """The loss of a batch, its metrics and statistics, and its gradient, over one part of it at a time.
 
     Args:
@@ -23,6 +25,7 @@ def accumulated_value_and_grad(loss: Callable[..., Any], accumulate: int = 1) ->
             which equal those of the whole batch if the loss is a mean over its examples and these do not
             interact, as they do in BatchNorm; its statistics pass from part to part. Each part draws from a
             key of its own.
+        lay_out: divides a part among the devices of a worker that has several.
 
     Returns:
         A function like `jax.value_and_grad(loss, has_aux=True)`.
@@ -34,7 +37,10 @@ def accumulated_value_and_grad(loss: Callable[..., Any], accumulate: int = 1) ->
     def accumulated(params: PyTree, batch_stats: PyTree, batch: Batch, key: jax.Array) -> PyTree:
         def part(carry: PyTree, inputs: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
             totals, batch_stats = carry
-            (value, (figures, batch_stats)), grads = value_and_grad(params, batch_stats, *inputs)
+            examples, key = inputs
+            (value, (figures, batch_stats)), grads = value_and_grad(
+                params, batch_stats, lay_out(examples), key
+            )
             return (jax.tree.map(jnp.add, totals, (value, figures, grads)), batch_stats), None
 
         parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)

@@ -22,6 +22,7 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
     device = experiment.devices[0]
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
     devices = f'{len(experiment.devices)} {kind} device(s)'
+    each = f' of {config.shards_per_worker} devices each' if config.shards_per_worker > 1 else ''
     free = 'auto' if config.auto_detach else f'{config.detach:g}'
     detach = free if method.detach is None else f'{method.detach:g}'
     drawn = {
@@ -43,7 +44,7 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
     evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())
     lines = {
         'method': f'{experiment.title} ({how})',
-        'workers': f'{config.num_workers} on {devices}, total batch {config.batch_size}',
+        'workers': f'{config.num_workers}{each} on {devices}, total batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',
         'steps': f'{experiment.num_steps:,} in {experiment.num_epochs:{_decimals(experiment)}} epochs',

@@ -1,7 +1,7 @@
 """The metrics of the task at every point of a method: x, y, and each worker's own model."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from def_jax.launch.exits import EndedError, ExitCode
 from def_jax.training import steps
 from def_jax.training.experiment import Experiment
 
-__all__ = ['EXAMPLES_PER_DEVICE', 'DivergedError', 'make_evaluate']
+__all__ = ['EXAMPLES_PER_DEVICE', 'DivergedError', 'batches', 'make_evaluate']
 
 EXAMPLES_PER_DEVICE = 100
 
@@ -44,21 +44,21 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
     are those on training examples, in evaluation mode. Every example counts exactly once. The function raises
     DivergedError if a loss is not finite.
     """
-    outputs, num_devices = steps.make_outputs(experiment), len(experiment.devices)
-    eval_steps = {'own': steps.make_own_eval_step(experiment)}
-    eval_step = steps.make_eval_step(experiment)
+    outputs, workers = steps.make_outputs(experiment), experiment.workers
+    eval_step, own_eval_step = steps.make_eval_step(experiment), steps.make_own_eval_step(experiment)
 
     def sums(split: str, point: str, variables: dict) -> dict[str, np.ndarray]:
         """Sums over the split: [] for a shared model, [K] for the workers' own."""
-        ways = 1 if point == 'own' else num_devices
         totals = []
-        for batch in experiment.test_batches(split, EXAMPLES_PER_DEVICE, ways):
+        for batch in batches(experiment, split, whole=point == 'own'):
             if point == 'own':
-                batch = {name: x[0] for name, x in batch.items()}
-            totals.append(jax.device_get(eval_steps.get(point, eval_step)(variables, batch)))
+                total = own_eval_step(variables, {name: x[0] for name, x in batch.items()})
+                totals.append({name: workers.local(x) for name, x in total.items()})
+            else:
+                totals.append(jax.device_get(eval_step(variables, workers.place(batch))))
         summed = {name: np.sum([total[name] for total in totals], axis=0) for name in totals[0]}
         if point == 'own':
-            summed = {name: processes.gather(x, experiment.devices) for name, x in summed.items()}
+            summed = {name: processes.gather(x, workers.heads) for name, x in summed.items()}
         return {name: x.reshape(-1) for name, x in summed.items()}
 
     recalibrated = _make_recalibrated(experiment)
@@ -80,6 +80,13 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
         return record
 
     return evaluate
+
+
+def batches(experiment: Experiment, split: str, *, whole: bool = False) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of an evaluation: `whole` for workers that each see all of a batch, else their rows."""
+    workers = experiment.workers
+    examples = EXAMPLES_PER_DEVICE * workers.devices_per_row
+    return experiment.test_batches(split, examples, 1 if whole else len(workers.heads))
 
 
 def _figures(
@@ -108,9 +115,10 @@ def _make_recalibrated(experiment: Experiment) -> Callable[[steps.TrainState, di
     def recalibrated(state: steps.TrainState, points: dict[str, dict]) -> dict[str, dict]:
         totals: dict[str, Any] = {}
         for batch in itertools.islice(experiment.train_batches(int(state.step)), num_batches):
+            placed = experiment.workers.place(batch)
             for point, variables in points.items():
                 measure = own if point == 'own' else shared
-                measured = steps.settled(experiment, measure(state, variables['params'], batch))
+                measured = steps.settled(experiment, measure(state, variables['params'], placed))
                 total = totals.get(point)
                 totals[point] = measured if total is None else jax.tree.map(jnp.add, total, measured)
         means = {point: jax.tree.map(lambda s: s / num_batches, total) for point, total in totals.items()}

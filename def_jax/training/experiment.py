@@ -17,16 +17,12 @@ from def_jax.configuration.parts import make_dataset, make_task
 from def_jax.configuration.rules import check_config
 from def_jax.data import in_memory
 from def_jax.data.dataset import Dataset, Split
-from def_jax.launch import processes
-from def_jax.launch.devices import worker_devices
 from def_jax.tasks.base import Task
 from def_jax.traffic import traffic
 from def_jax.training.measure import Measure
+from def_jax.training.workers import AXIS, Workers, make_workers
 
-__all__ = ['DEVICE_AXIS', 'VIRTUAL_AXIS', 'Communication', 'Experiment', 'build']
-
-DEVICE_AXIS = 'workers'
-VIRTUAL_AXIS = 'virtual_workers'
+__all__ = ['Communication', 'Experiment', 'build']
 
 _TITLES = {'adamw': 'AdamW', 'lion': 'Lion', 'muon': 'Muon'}
 
@@ -42,7 +38,7 @@ class Experiment:
     schedule: optax.Schedule
     make_optimizer: Callable[[Any], optax.GradientTransformation]  # from a seed, which may be traced
     compressor: compressors.Compressor
-    devices: list[jax.Device]
+    workers: Workers
     steps_per_epoch: int
     num_steps: int
 
@@ -83,30 +79,18 @@ class Experiment:
         return -(-self.num_steps // self.steps_per_evaluation)
 
     @property
-    def workers_shape(self) -> tuple[int, ...]:
-        """Leading axes of everything that differs between workers: [K], or [devices, virtual workers]."""
-        virtual = self.config.workers_per_device
-        return (len(self.devices), virtual) if virtual > 1 else (len(self.devices),)
-
-    @property
-    def rows(self) -> list[int]:
-        """The indices of this process's devices in `devices`."""
-        return processes.rows(self.devices)
-
-    @property
-    def local_workers_shape(self) -> tuple[int, ...]:
-        """`workers_shape` for this process's rows: the leading axes of what pmap takes and returns here."""
-        return (len(self.rows), *self.workers_shape[1:])
+    def devices(self) -> list[jax.Device]:
+        return self.workers.devices
 
     def train_batches(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """This process's batches from `first_step` on, with leading axes `local_workers_shape`; endless."""
-        virtual, shape = self.config.workers_per_device, self.local_workers_shape
+        """This process's batches from `first_step` on, with leading axes `workers.local_shape`; endless."""
+        virtual, shape = self.config.workers_per_device, self.workers.local_shape
         batches = self.dataset.train.train_batches(
             seed=self.config.seed,
             first_step=first_step,
             batch_size=self.config.batch_size,
             num_workers=self.config.num_workers,
-            workers=[row * virtual + i for row in self.rows for i in range(virtual)],
+            workers=[row * virtual + i for row in self.workers.rows for i in range(virtual)],
         )
         for batch in batches:
             yield {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
@@ -122,12 +106,12 @@ class Experiment:
     def test_batches(self, split: str, examples_per_way: int, ways: int) -> Iterator[dict[str, np.ndarray]]:
         """One pass over a split of `evaluated`, in batches [ways, examples_per_way, ...] with a mask.
 
-        With one way per device, they are this process's rows of the batches.
+        With one way per row of workers, they are this process's rows of the batches.
         """
         return self.evaluated[split].test_batches(
             batch_size=examples_per_way * ways,
             num_workers=ways,
-            workers=self.rows if ways == len(self.devices) else None,
+            workers=self.workers.rows if ways == len(self.workers.heads) else None,
         )
 
     @property
@@ -140,15 +124,12 @@ class Experiment:
         """Shapes and dtypes of the task's variables; compiles nothing."""
         return jax.eval_shape(lambda: self.task.init(jax.random.key(0)))
 
-    @property
-    def axis_name(self) -> str | tuple[str, str]:
-        return _axis_name(self.config)
-
 
 @dataclasses.dataclass(frozen=True)
 class Communication:
     """What one worker passes to the all-reduce in training, in elements; dense ones are float32.
 
+    A worker of several devices passes what these do together: a vector that all of them hold counts for each.
     Evaluations are not included: the mean residual, d, for y, and BatchNorm's statistics.
     """
 
@@ -186,13 +167,15 @@ class Communication:
     def of(cls, experiment: Experiment, params: Any) -> 'Communication':
         config, method = experiment.config, experiment.method
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+        part, devices = experiment.workers.part(params), experiment.workers.devices_per_row
         if 'compressor' not in method.takes and method.link is not None:
-            always, message = _words(config, params)
+            always, message = (devices * words for words in _words(config, part))
             dense_steps = config.freeze_after if 'freeze_after' in method.takes else 0
             return cls(num_params, message, dense_steps, always, every=config.every)
+        message = compressors.message_size(experiment.compressor, part) + int(config.auto_detach)
         return cls(
             num_params=num_params,
-            message_size=compressors.message_size(experiment.compressor, params) + int(config.auto_detach),
+            message_size=devices * message,
             dense_steps=int(method.kind == 'ef21'),
             average_every=config.average_every if method.averages else 0,
             every=config.every,
@@ -214,7 +197,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         FileNotFoundError: if the data set is not prepared and cannot be downloaded.
     """
     check_config(config)
-    devices = worker_devices(config.num_workers // config.workers_per_device, fake=config.fake_devices)
+    workers = make_workers(config)
     try:
         dataset = make_dataset(config)
         steps_per_epoch = in_memory.steps_per_epoch(len(dataset.train), config.batch_size)
@@ -225,7 +208,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         raise ValueError(f'config.{error}') from error
 
     def optimizer(seed: Any) -> optax.GradientTransformation:
-        chain = make_optimizer(config, schedule, _axis_name(config), seed)
+        chain = make_optimizer(config, schedule, workers.axis_name, seed)
         return hold_skipped(chain) if config.skip_nonfinite else chain
 
     return Experiment(
@@ -236,7 +219,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         schedule=schedule,
         make_optimizer=optimizer,
         compressor=make_compressor(config),
-        devices=devices,
+        workers=workers,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
     )
@@ -244,9 +227,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
 
 def _words(config, params: Any) -> tuple[int, int]:
     """What an update sends in any case, and what besides in a step with a message, in words of 32 bits."""
-    found = traffic(
-        make_optimizer(config, config.learning_rate, DEVICE_AXIS, config.seed), params, DEVICE_AXIS
-    )
+    found = traffic(make_optimizer(config, config.learning_rate, AXIS, config.seed), params, AXIS)
     always = sum(message.words for message in found.always)
     branches = [[sum(message.words for message in sent) for sent in branch] for branch in found.branches]
     if config.every == 1:  # conditionals are between dense first steps and the others
@@ -262,7 +243,3 @@ def _num_steps(config, steps_per_epoch: int) -> int:
             'they are counted in 32 bits: there must be fewer than 2**31.'
         )
     return num_steps
-
-
-def _axis_name(config) -> str | tuple[str, str]:
-    return (DEVICE_AXIS, VIRTUAL_AXIS) if config.workers_per_device > 1 else DEVICE_AXIS

@@ -21,7 +21,7 @@ from def_jax.training.checkpointing import workdir
 from def_jax.training.checkpointing.checkpoints import Checkpoints
 from def_jax.training.checkpointing.regrouping import Layout
 from def_jax.training.evaluation import DivergedError, make_evaluate
-from def_jax.training.experiment import DEVICE_AXIS, Communication, Experiment, build
+from def_jax.training.experiment import Communication, Experiment, build
 from def_jax.training.measure import Measure
 from def_jax.training.metrics import MetricLog
 from def_jax.training.replica_check import ReplicasDifferError
@@ -116,7 +116,7 @@ def _sample(experiment: Experiment, state: steps.TrainState) -> str | None:
     if not isinstance(experiment.task, GenerativeTask):
         return None
     points, _ = steps.settled(experiment, steps.make_outputs(experiment)(state))
-    params = jax.device_get(points.get('y', points['x'])['params'])
+    params = experiment.workers.fetch(points.get('y', points['x'])['params'])
     return experiment.task.sample(params, jax.random.key(experiment.config.seed))
 
 
@@ -177,9 +177,8 @@ def _run(
     check_replicas = replica_check.make_check(experiment) if config.check_replicas_every else None
     start = int(state.step)
     window = _Window(experiment, communication, log, start)
-    place = prefetch.make_place(experiment.devices, DEVICE_AXIS)
     with (
-        prefetch.ahead(experiment.train_batches(start), place) as batches,
+        prefetch.ahead(experiment.train_batches(start), experiment.workers.place) as batches,
         console_lib.Progress(console, experiment, start) as progress,
     ):
         for step, batch in zip(range(start, experiment.num_steps), batches, strict=False):
@@ -255,7 +254,7 @@ class _Window:
     def suspend(self, done: int) -> None:
         """Records what is pending after `done` steps, so that a resumed run can complete the record."""
         self._finite_losses(done)
-        values = [{name: np.asarray(x, np.float32).tolist() for name, x in m.items()} for m in self._pending]
+        values = [{name: self._local(x).tolist() for name, x in m.items()} for m in self._pending]
         if values:
             self._log.write({'step': done, 'pending': values} | self.position(done))
 
@@ -312,16 +311,21 @@ class _Window:
         carried, measured = self._pending[: self._carried], self._pending[self._carried :]
         rows = [np.asarray(metrics[name], np.float32).reshape(-1) for metrics in carried]
         if measured:
-            own = np.stack([np.asarray(metrics[name], np.float32) for metrics in measured], axis=1)
-            every = processes.gather(own, self._experiment.devices)  # [devices, steps, ...]
+            own = np.stack([self._local(metrics[name]) for metrics in measured], axis=1)
+            every = processes.gather(own, self._experiment.workers.heads)  # [rows, steps, ...]
             rows.extend(np.moveaxis(every, 1, 0).reshape(len(measured), -1))
         return np.stack(rows) if rows else np.zeros((0, 1), np.float32)
+
+    def _local(self, x: Any) -> np.ndarray:
+        """This process's rows of a metric; carried-over values are from all workers, and lists."""
+        local = self._experiment.workers.local(x) if isinstance(x, jax.Array) else x
+        return np.asarray(local, np.float32)
 
 
 def _diagnostics_record(step: int, figures: dict, own: dict, experiment: Experiment) -> dict[str, Any]:
     record = {name: float(value) for name, value in jax.device_get(figures).items()}
     for name, value in own.items():
-        every = processes.gather(np.asarray(value), experiment.devices)
+        every = experiment.workers.gather(value)
         record |= {name: float(np.mean(every)), f'{name}_std': float(np.std(every))}
     return {'step': step} | record
 

@@ -46,23 +46,25 @@ def make_check(experiment: Experiment) -> Callable[[steps.TrainState, int], None
     def own_checksums(state: steps.TrainState) -> jax.Array:
         return checksums(shared(state))
 
-    axes = steps.worker_axes(experiment)
-    on_workers = steps.on_workers(own_checksums, experiment, in_axes=(axes,), out_axes=0)
+    workers = experiment.workers
+    on_devices = workers.map_devices(own_checksums, in_axes=(steps.worker_axes(experiment),))
 
     def check(state: steps.TrainState, step: int) -> None:
-        # [devices, leaves], or [devices, virtual workers, leaves]
-        sums = processes.gather(np.asarray(on_workers(state)), experiment.devices)
-        sums = sums.reshape(len(experiment.devices), -1, sums.shape[-1])[:, 0]
-        usual = np.array([np.bincount(column).argmax() for column in _ranks(sums)])
-        differs = np.stack(_ranks(sums), axis=1) != usual
+        sums = processes.gather(workers.local(on_devices(state)), workers.devices)  # [devices, leaves]
+        leaves = jax.tree.leaves(shared(state))
+        differs = np.zeros(sums.shape, bool)
+        for column, leaf in enumerate(leaves):
+            for group in workers.groups(leaf):
+                differs[group, column] = _unusual(sums[group, column])
         if differs.any():
             names = leaf_names(shared(state))
-            leaves = [name for name, wrong in zip(names, differs.any(axis=0), strict=True) if wrong]
-            raise ReplicasDifferError(step, leaves, np.flatnonzero(differs.any(axis=1)).tolist())
+            named = [names[column] for column in np.flatnonzero(differs.any(axis=0))]
+            raise ReplicasDifferError(step, named, np.flatnonzero(differs.any(axis=1)).tolist())
 
     return check
 
 
-def _ranks(sums: np.ndarray) -> list[np.ndarray]:
-    """For each leaf, its checksums [devices] as small integers, equal where the checksums are."""
-    return [np.unique(column, return_inverse=True)[1] for column in sums.T]
+def _unusual(sums: np.ndarray) -> np.ndarray:
+    """Which checksums of a group of devices differ from what most of them have, bool [devices]."""
+    _, ranks = np.unique(sums, return_inverse=True)
+    return ranks != np.bincount(ranks).argmax()

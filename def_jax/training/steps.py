@@ -16,7 +16,8 @@ from def_jax.error_feedback import detached_params, output_params
 from def_jax.models.layers import STATISTICS_MOMENTUM
 from def_jax.ownership import own_leaves
 from def_jax.tasks.gradients import accumulated_value_and_grad
-from def_jax.training.experiment import DEVICE_AXIS, VIRTUAL_AXIS, Experiment
+from def_jax.training.experiment import Experiment
+from def_jax.training.workers import AXIS
 
 __all__ = [
     'TrainState',
@@ -27,7 +28,6 @@ __all__ = [
     'make_outputs',
     'make_own_eval_step',
     'make_train_step',
-    'on_workers',
     'settled',
     'worker_axes',
 ]
@@ -41,7 +41,8 @@ class TrainState:
 
     Values that are the same on all workers are stored once: the step, the key, the parameters, and the
     optimizer's step and key. Values that differ have a leading axis of K workers, or axes [devices, virtual
-    workers]: BatchNorm's statistics, the momentum, the residual.
+    workers]: BatchNorm's statistics, the momentum, the residual. If a worker is several devices, its matrices
+    and their moments are divided among these.
     """
 
     step: PyTree  # int32 []
@@ -54,7 +55,7 @@ class TrainState:
 def make_init(experiment: Experiment) -> Callable[[], TrainState]:
     """Returns a function that creates the state at step 0, already on the workers' devices."""
 
-    def init(_, seed) -> TrainState:
+    def init(seed) -> TrainState:
         params_key, augment_key = jax.random.split(jax.random.key(seed))
         variables = experiment.task.init(params_key)
         return TrainState(
@@ -65,8 +66,8 @@ def make_init(experiment: Experiment) -> Callable[[], TrainState]:
             opt_state=experiment.make_optimizer(seed).init(variables['params']),
         )
 
-    initialise = on_workers(init, experiment, in_axes=(0, None), out_axes=worker_axes(experiment))
-    return lambda: initialise(np.zeros(experiment.local_workers_shape), np.uint32(experiment.config.seed))
+    initialise = experiment.workers.map(init, in_axes=(None,), out_axes=worker_axes(experiment))
+    return functools.partial(initialise, np.uint32(experiment.config.seed))
 
 
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
@@ -77,7 +78,8 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     [K], False if all workers skipped the step. With virtual workers, [K] becomes [devices, virtual workers].
     """
     detaches, axes = experiment.method.kind == 'error_feedback', worker_axes(experiment)
-    skips, optimizer = experiment.config.skip_nonfinite, experiment.optimizer
+    skips, workers = experiment.config.skip_nonfinite, experiment.workers
+    optimizer = optax.with_extra_args_support(experiment.optimizer)
 
     value_and_grad = _one_worker(_value_and_grad(experiment), experiment)
 
@@ -86,10 +88,12 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
         (loss, (figures, batch_stats)), grads = value_and_grad(
             point, state.batch_stats, batch, _step_key(experiment, state)
         )
+        grads = workers.lay_out(grads)
         if skips:  # a non-finite loss may have a finite gradient
             grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
         # Weight decay, too, is evaluated at the detached point.
-        updates, opt_state = optimizer.update(grads, state.opt_state, point)
+        shards = workers.shards(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, point, shards=shards)
         params = optax.apply_updates(state.params, updates)
         metrics = {'loss': loss} | figures
         if skips:
@@ -98,7 +102,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
             metrics['taken'] = taken
         return TrainState(state.step + 1, state.key, params, batch_stats, opt_state), metrics
 
-    return on_workers(train_step, experiment, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
+    return workers.map(train_step, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
 
 
 def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[dict, dict]]:
@@ -112,14 +116,14 @@ def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[
 
     def diagnose(state: TrainState, batch: dict) -> tuple[dict, dict]:
         _, grads = value_and_grad(state.params, state.batch_stats, batch, _step_key(experiment, state))
-        figures = diagnostics.gradient_statistics(grads, experiment.axis_name)
+        figures = diagnostics.gradient_statistics(grads, experiment.workers.axis_name)
         own = {}
         if experiment.method.kind == 'error_feedback':
-            figures |= diagnostics.error_statistics(state.opt_state, experiment.axis_name)
+            figures |= diagnostics.error_statistics(state.opt_state, experiment.workers.axis_name)
             own['detach_optimum_own'] = figures.pop('detach_optimum_own')
         return figures, own
 
-    return on_workers(diagnose, experiment, in_axes=(worker_axes(experiment), 0), out_axes=(None, 0))
+    return experiment.workers.map(diagnose, in_axes=(worker_axes(experiment), 0), out_axes=(None, 0))
 
 
 def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, dict]]:
@@ -135,13 +139,13 @@ def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, d
     def outputs(state: TrainState) -> tuple[dict, dict]:
         params, own = {'x': state.params}, {}
         if 'y' in points:
-            params['y'] = output_params(state.params, state.opt_state, experiment.axis_name)
+            params['y'] = output_params(state.params, state.opt_state, experiment.workers.axis_name)
         if 'own' in points:
             own['own'] = detached_params(state.params, state.opt_state)  # λ = 1: x + r_k
-        batch_stats = lax.pmean(state.batch_stats, experiment.axis_name)
+        batch_stats = lax.pmean(state.batch_stats, experiment.workers.axis_name)
         return {point: {'params': p, 'batch_stats': batch_stats} for point, p in params.items()}, own
 
-    return on_workers(outputs, experiment, in_axes=(worker_axes(experiment),), out_axes=(None, 0))
+    return experiment.workers.map(outputs, in_axes=(worker_axes(experiment),), out_axes=(None, 0))
 
 
 def make_batch_statistics(
@@ -159,24 +163,22 @@ def make_batch_statistics(
         nothing = jax.tree.map(jnp.zeros_like, state.batch_stats)
         _, (_, decayed) = loss(params, nothing, batch, _step_key(experiment, state))
         measured = jax.tree.map(lambda s: s / (1 - STATISTICS_MOMENTUM), decayed)
-        return lax.pmean(measured, experiment.axis_name)
+        return lax.pmean(measured, experiment.workers.axis_name)
 
     in_axes = (worker_axes(experiment), 0 if own else None, 0)
-    return on_workers(statistics, experiment, in_axes=in_axes, out_axes=None)
+    return experiment.workers.map(statistics, in_axes=in_axes, out_axes=None)
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     """Returns a function from variables and a test batch to sums over its examples on all devices.
 
-    The batch has arrays [D, b, ...] and mask [D, b], 0 on padding, for D devices; the sums are
-    those of `Task.test_sums`, float32 [].
+    The batch has arrays [D, b, ...] and mask [D, b], 0 on padding, for D devices, or workers of several
+    devices; the sums are those of `Task.test_sums`, float32 [].
     """
-    return jax.pmap(
-        lambda variables, batch: lax.psum(experiment.task.test_sums(variables, batch), DEVICE_AXIS),
-        axis_name=DEVICE_AXIS,
+    return experiment.workers.map_rows(
+        lambda variables, batch: lax.psum(experiment.task.test_sums(variables, batch), AXIS),
         in_axes=(None, 0),
         out_axes=None,
-        devices=experiment.devices,
     )
 
 
@@ -187,7 +189,7 @@ def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     """
     axes = {'params': 0, 'batch_stats': None}
     test_sums = _one_worker(experiment.task.test_sums, experiment)
-    return on_workers(test_sums, experiment, in_axes=(axes, None), out_axes=0)
+    return experiment.workers.map(test_sums, in_axes=(axes, None), out_axes=0)
 
 
 def _one_worker(function: Callable, experiment: Experiment) -> Callable:
@@ -227,13 +229,14 @@ def _num_skipped(opt_state: PyTree) -> jax.Array:
 
 
 def _value_and_grad(experiment: Experiment) -> Callable:
-    return accumulated_value_and_grad(experiment.task.loss, experiment.config.accumulate)
+    lay_out = experiment.workers.lay_out_examples
+    return accumulated_value_and_grad(experiment.task.loss, experiment.config.accumulate, lay_out)
 
 
 def _step_key(experiment: Experiment, state: TrainState) -> jax.Array:
     """A key for this step and worker."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    return jax.random.fold_in(key, lax.axis_index(experiment.axis_name))
+    return jax.random.fold_in(key, lax.axis_index(experiment.workers.axis_name))
 
 
 def worker_axes(experiment: Experiment) -> TrainState:
@@ -250,30 +253,6 @@ def worker_axes(experiment: Experiment) -> TrainState:
     opt_axes = jax.tree.map(axis, own, is_leaf=lambda node: isinstance(node, (bool, dict)))
     stats_axis = axis(jax.tree.map(lambda _: True, experiment.abstract_variables['batch_stats']))
     return TrainState(step=None, key=None, params=None, batch_stats=stats_axis, opt_state=opt_axes)
-
-
-def on_workers(
-    function: Callable, experiment: Experiment, *, in_axes, out_axes, donate_argnums=()
-) -> Callable:
-    """Maps a function over workers: one per device, or several virtual ones."""
-    if not jax.tree.leaves(in_axes):  # pmap needs an argument with an axis over workers
-        mapped = on_workers(
-            lambda _, *args: function(*args), experiment, in_axes=(0, *in_axes), out_axes=out_axes
-        )
-        rows = np.zeros(experiment.local_workers_shape)
-        bound: Any = functools.partial(mapped, rows)
-        bound.lower = functools.partial(mapped.lower, rows)  # type: ignore[attr-defined]
-        return bound
-    if experiment.config.workers_per_device > 1:
-        function = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=VIRTUAL_AXIS)
-    return jax.pmap(
-        function,
-        axis_name=DEVICE_AXIS,
-        in_axes=in_axes,
-        out_axes=out_axes,
-        donate_argnums=donate_argnums,
-        devices=experiment.devices,
-    )
 
 
 def settled(experiment: Experiment, outputs: PyTree) -> PyTree:

@@ -20,7 +20,8 @@ def check(experiment: Experiment) -> None:
 
     Raises:
         ValueError: if the batches do not fit the model, the loss or a sum is no scalar, a required sum is
-            missing, a sum ignores the mask, BatchNorm is to be recalibrated but the model has none.
+            missing, a sum ignores the mask, BatchNorm is to be recalibrated but the model has none, or a
+            worker's devices can share no parameter.
     """
     config = experiment.config
     name = f'config.task={config.task!r}'
@@ -34,12 +35,24 @@ def check(experiment: Experiment) -> None:
             f'config.recalibrate_batches={config.recalibrate_batches} needs BatchNorm statistics, and the '
             'model has none. Set --config.recalibrate_batches=0.'
         )
+    _check_shards(experiment, variables['params'])
     _check_loss(experiment, name, variables)
     _check_sums(experiment, name, variables)
 
 
+def _check_shards(experiment: Experiment, params: Any) -> None:
+    shards, part = experiment.config.shards_per_worker, experiment.workers.part(params)
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (params, part)]
+    if shards > 1 and shapes[0] == shapes[1]:
+        raise ValueError(
+            f'config.shards_per_worker={shards} divides no dimension of any matrix of config.model='
+            f'{experiment.config.model!r}, so every device would hold all of it. Choose a divisor of its '
+            'width, or --config.shards_per_worker=1.'
+        )
+
+
 def _check_loss(experiment: Experiment, name: str, variables: Any) -> None:
-    task, batch = experiment.task, _one_worker(next(experiment.train_batches(0)), experiment.workers_shape)
+    task, batch = experiment.task, _one_worker(next(experiment.train_batches(0)), experiment.workers.shape)
     key = jax.eval_shape(lambda: jax.random.key(0))
     returned = _traced(
         f'{name}: loss fails on a training batch of {_shapes(batch)}',
@@ -60,7 +73,7 @@ def _check_loss(experiment: Experiment, name: str, variables: Any) -> None:
 
 def _check_sums(experiment: Experiment, name: str, variables: Any) -> None:
     split = experiment.config.evaluate_on
-    batch = _one_worker(next(experiment.test_batches(split, 1, len(experiment.devices))), (1,))
+    batch = _one_worker(next(experiment.test_batches(split, 1, len(experiment.workers.heads))), (1,))
     jaxpr, sums = _traced(
         f'{name}: test_sums fails on a batch of {_shapes(batch)}',
         lambda: jax.make_jaxpr(experiment.task.test_sums, return_shape=True)(variables, batch),

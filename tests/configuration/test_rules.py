@@ -127,6 +127,23 @@ def test_workers_must_share_devices_evenly(workers_per_device):
     assert f'config.workers_per_device={workers_per_device} does not divide config.num_workers=16' in message
 
 
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'workers_per_device': 2}, 'config.workers_per_device=2. Set --config.workers_per_device=1'),
+        ({'method': 'powersgd'}, "config.method='powersgd' compresses whole ones"),
+        ({'method': 'cser'}, "config.method='cser' compresses whole ones"),
+        ({'batch_size': 48}, 'must divide the 3 examples of which a worker takes a gradient'),
+        ({'accumulate': 8}, 'must divide the 1 examples'),
+    ],
+    ids=str,
+)
+def test_workers_of_several_devices_refuse_what_they_cannot_run(changes, words):
+    message = refusal(changed(shards_per_worker=2, **changes))
+    assert message.startswith('config.shards_per_worker=2 ') and words in message
+    check_config(changed(shards_per_worker=2))
+
+
 @pytest.mark.parametrize('granularity', ['model', 'element'])
 def test_only_blocks_of_tensors_are_allocated(granularity):
     message = refusal(changed(granularity=granularity, allocation='balanced'))

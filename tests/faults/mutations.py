@@ -166,7 +166,7 @@ MUTATIONS = [
     ),
     Mutation(
         'all workers of the trainer augment alike',
-        'return jax.random.fold_in(key, lax.axis_index(experiment.axis_name))',
+        'return jax.random.fold_in(key, lax.axis_index(experiment.workers.axis_name))',
         'return key',
         'test_trainer.py::test_three_steps_equal_a_loop_over_the_library',
         'training/test_loop.py::test_three_steps_equal_a_loop_over_the_library',
@@ -174,10 +174,14 @@ MUTATIONS = [
     ),
     Mutation(
         'the trainer takes weight decay at x',
-        'optimizer.update(grads, state.opt_state, point)',
-        'optimizer.update(grads, state.opt_state, state.params)',
+        'optimizer.update(grads, state.opt_state, point, shards=shards)',
+        'optimizer.update(grads, state.opt_state, state.params, shards=shards)',
         'test_trainer.py::test_gradient_and_weight_decay_are_taken_at_the_detached_point[0]',
         'training/test_loop.py::test_gradient_and_weight_decay_are_taken_at_the_detached_point[0]',
+        (
+            'optimizer.update(grads, state.opt_state, point)',
+            'optimizer.update(grads, state.opt_state, state.params)',
+        ),
     ),
     Mutation(
         'a resumed run starts with the first batches again',

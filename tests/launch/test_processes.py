@@ -17,6 +17,7 @@ import pytest
 from faults import processes as launched
 
 from def_jax.launch import devices, processes
+from def_jax.training.workers import ShardedWorkers
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
@@ -90,6 +91,12 @@ def test_workers_are_shared_out_among_processes(monkeypatch):
         devices.worker_devices(3, fake=False)
     with pytest.raises(ValueError, match='8 devices are needed'):
         devices.worker_devices(8, fake=False)
+
+
+def test_a_worker_lies_within_a_process():
+    owners = [mock.Mock(process_index=i // 3) for i in range(6)]
+    with pytest.raises(ValueError, match=r'config\.shards_per_worker=2: all devices of a worker must belong'):
+        ShardedWorkers(owners, 2)
 
 
 # --- A process and the parent that watches it ---
@@ -257,3 +264,20 @@ def test_two_processes_train_as_one_and_end_and_resume_together(environment, tmp
     assert len(early) > 9
     for record, expected in early:
         assert record == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_process_is_a_worker_of_two_devices(environment, tmp_path):
+    """A pair that was killed ends where one that was left alone does, bit for bit; one process ends near."""
+    flags = [*SHORT, '--config.num_workers=2', '--config.shards_per_worker=2', '--config.num_epochs=3']
+    killed, alone, single = (tmp_path / name for name in ('killed', 'alone', 'single'))
+    pair = launched.start_several(killed, flags, environment)
+    assert launched.wait_for(pair[0], lambda: launched.checkpoint_steps(killed))
+    assert launched.kill(pair[1])
+    assert pair[0].wait(timeout=60) == 6
+    for folder, count in ((killed, 2), (alone, 2), (single, 1)):
+        group = launched.start_several(folder, flags, environment, count)
+        assert [process.wait(timeout=600) for process in group] == [0] * count, logs(folder)
+    assert launched.differences(killed, alone) == []
+    for step in (4, 8):
+        assert_close(alone, single, step, 1e-6)

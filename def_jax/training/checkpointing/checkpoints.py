@@ -96,7 +96,8 @@ class Checkpoints:
         step, state = int(state.step), self._layout.spread(state)
         content = {
             'step': step,
-            'workers': list(self._layout.workers),
+            'workers': list(self._layout.shape),
+            'shards': self._layout.shards,
             'batch_size': self._layout.batch_size,
             'settings': self._settings,
             'metrics': list(seal) if seal else None,
@@ -219,7 +220,7 @@ class Checkpoints:
     def _read(self, path: Path, step: int, like: TrainState) -> TrainState:
         content, shapes = self._verified(path, step, like)
         workers = tuple(content['workers'])
-        if in_place := workers == self._layout.workers:
+        if in_place := workers == self._layout.shape:
             target = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._layout.spread(like))
         else:  # every process reads all rows as NumPy arrays; broadcast targets take no memory
             target = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)
@@ -228,7 +229,8 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore raise many types on a damaged file
             raise DamagedError(f'its arrays cannot be read: {_reason(error)}') from error
         self.seal = Seal(*content['metrics']) if content['metrics'] else None
-        self.notes = regrouping.describe(workers, content['batch_size'], self._layout)
+        shards = content.get('shards', 1)  # those of earlier versions are whole
+        self.notes = regrouping.describe(workers, content['batch_size'], self._layout, shards)
         if not in_place:
             state = regrouping.regrouped(state, workers, self._layout)
         return self._layout.own_rows(state, like)

@@ -21,7 +21,8 @@ NAME = 'manifest.json'
 FORMAT = 2  # 2: adds the settings and the seal of the metrics
 _CHUNK = 1 << 20
 
-# 'format', 'version', 'step', 'workers', 'batch_size', 'settings', 'metrics', 'leaves', 'files', 'checksum'
+# 'format', 'version', 'step', 'workers', 'shards', 'batch_size', 'settings', 'metrics', 'leaves', 'files',
+# 'checksum'
 Manifest = dict[str, Any]
 
 
@@ -34,7 +35,7 @@ def write(folder: Path, content: Manifest) -> None:
 
     Args:
         folder: the checkpoint's folder.
-        content: the entries 'step', 'workers', 'batch_size', 'settings', 'metrics', 'leaves'.
+        content: the entries 'step', 'workers', 'shards', 'batch_size', 'settings', 'metrics', 'leaves'.
     """
     content = {'format': FORMAT, 'version': def_jax.__version__} | content | {'files': _checksums(folder)}
     content['checksum'] = _checksum_of(content)

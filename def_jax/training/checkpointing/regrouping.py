@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from def_jax.launch import processes
 from def_jax.training import steps
-from def_jax.training.experiment import DEVICE_AXIS, Experiment
+from def_jax.training.experiment import Experiment
+from def_jax.training.workers import Workers
+from def_jax.training.workers.base import map_prefix
 
 __all__ = ['Layout', 'describe', 'regrouped']
 
@@ -27,54 +27,41 @@ PyTree = Any
 class Layout:
     """How the workers of a run are arranged in its state."""
 
-    workers: tuple[int, ...]  # leading axes of per-worker arrays: [K], or [devices, virtual]
-    own: steps.TrainState  # True for per-worker arrays, False for shared ones
+    workers: Workers
+    axes: steps.TrainState  # 0 for per-worker arrays, None for shared ones
     batch_size: int
-    devices: list[jax.Device]  # of all processes
 
     @classmethod
     def of(cls, experiment: Experiment) -> 'Layout':
-        own = jax.tree.map(lambda axis: axis == 0, steps.worker_axes(experiment), is_leaf=_is_axis)
-        return cls(experiment.workers_shape, own, experiment.config.batch_size, experiment.devices)
+        return cls(experiment.workers, steps.worker_axes(experiment), experiment.config.batch_size)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Leading axes of per-worker arrays: [K], or [devices, virtual]."""
+        return self.workers.shape
+
+    @property
+    def shards(self) -> int:
+        """The number of devices of a worker, if these are several."""
+        return self.workers.devices_per_row
 
     def map(self, function, *trees: PyTree) -> PyTree:
         """`function(own, *leaves)` over the leaves of states of this layout."""
-        # `own` is a tree prefix of a state: one value covers a whole subtree, e.g. all parameters.
-        return jax.tree.map(
-            lambda own, *subtrees: jax.tree.map(lambda *leaves: function(own, *leaves), *subtrees),
-            self.own,
-            *trees,
-        )
+        return map_prefix(function, self.axes, *trees)
 
     def spread(self, state: PyTree) -> PyTree:
         """The rows of all processes as one state of global arrays, without copying."""
-        mesh = Mesh(np.array(self.devices), (DEVICE_AXIS,))
-
-        def array(own, leaf):
-            shape = (*self.workers, *leaf.shape[len(self.workers) :]) if own else leaf.shape
-            sharding = NamedSharding(mesh, PartitionSpec(DEVICE_AXIS) if own else PartitionSpec())
-            shards = [shard.data for shard in leaf.addressable_shards]
-            return jax.make_array_from_single_device_arrays(shape, sharding, shards)
-
-        return self.map(array, state)
+        return self.workers.spread(state, self.axes)
 
     def own_rows(self, state: PyTree, like: PyTree) -> PyTree:
         """This process's rows of a spread state or of NumPy arrays, placed like `like`."""
-        rows = processes.rows(self.devices)
-
-        def array(own, leaf, to):
-            if isinstance(leaf, np.ndarray):
-                return jax.device_put(leaf[rows] if own else leaf, to.sharding)
-            shards = [shard.data for shard in leaf.addressable_shards]
-            return jax.make_array_from_single_device_arrays(to.shape, to.sharding, shards)
-
-        return self.map(array, state, like)
+        return self.workers.own_rows(state, like, self.axes)
 
     def shapes(self, like: PyTree, workers: tuple[int, ...]) -> PyTree:
         """The shapes and dtypes that `like`, a state of this layout, would have with other workers."""
 
         def shape(own, leaf):
-            rest = leaf.shape[len(self.workers) :] if own else leaf.shape
+            rest = leaf.shape[len(self.shape) :] if own else leaf.shape
             return jax.ShapeDtypeStruct((*workers, *rest) if own else rest, leaf.dtype)
 
         return self.map(shape, like)
@@ -91,41 +78,40 @@ def regrouped(state: PyTree, workers: tuple[int, ...], layout: Layout) -> PyTree
     Returns:
         A state of NumPy arrays. If the number of workers is unchanged, only the leading axes differ.
     """
-    rank, same_number = len(workers), math.prod(workers) == math.prod(layout.workers)
+    rank, same_number = len(workers), math.prod(workers) == math.prod(layout.shape)
 
     def regroup(own, leaf):
         if not own:
             return leaf
         rest = leaf.shape[rank:]
         if same_number:
-            return leaf.reshape(*layout.workers, *rest)
+            return leaf.reshape(*layout.shape, *rest)
         mean = leaf.mean(tuple(range(rank)), dtype=np.float64).astype(leaf.dtype)
-        return np.broadcast_to(mean, (*layout.workers, *rest))
+        return np.broadcast_to(mean, (*layout.shape, *rest))
 
     return layout.map(regroup, state)
 
 
-def describe(workers: tuple[int, ...], batch_size: int, layout: Layout) -> list[str]:
+def describe(workers: tuple[int, ...], batch_size: int, layout: Layout, shards: int = 1) -> list[str]:
     """What restoring changes in a state saved with other workers or another batch size, one line each."""
-    old, new = math.prod(workers), math.prod(layout.workers)
+    old, new = math.prod(workers), math.prod(layout.shape)
     lines = []
     if old != new:
         lines.append(
             f'workers: {old} before, {new} now; each receives the mean of the {old} residuals, momenta '
             'and statistics; parameters unchanged'
         )
-    elif workers != layout.workers:
-        places = ' x '.join(map(str, layout.workers)) + (
-            ' devices x virtual' if len(layout.workers) > 1 else ''
-        )
+    elif workers != layout.shape:
+        places = ' x '.join(map(str, layout.shape)) + (' devices x virtual' if len(layout.shape) > 1 else '')
         lines.append(f'workers: the same {old}, now as {places} workers; the state is unchanged')
+    if shards != layout.shards:
+        lines.append(
+            f'devices a worker: {shards} before, {layout.shards} now; the state is unchanged, blocks are cut '
+            'from other shards'
+        )
     if batch_size != layout.batch_size:
         lines.append(
             f'batch: {batch_size} examples before, {layout.batch_size} now; step numbers continue, epochs '
             'count by the new batch'
         )
     return lines
-
-
-def _is_axis(node: Any) -> bool:
-    return node is None or node == 0

@@ -37,7 +37,7 @@ _FREE_KEYS = (
 )
 # Keys that define the workers of a resumed run; its state is regrouped for them. The batch size may change
 # only together with the number of workers, which must divide it.
-_WORKER_KEYS = ('num_workers', 'workers_per_device')
+_WORKER_KEYS = ('num_workers', 'workers_per_device', 'shards_per_worker')
 _BATCH_KEY = 'batch_size'
 
 _PATTERN = {'*', '?', '['}

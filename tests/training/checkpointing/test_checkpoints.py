@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.data import in_memory, prefetch
-from def_jax.training import experiment, plots, results, steps
+from def_jax.data import in_memory
+from def_jax.training import plots, results, steps
 from def_jax.training.checkpointing import checkpoints
 
 # --- Interrupted equals uninterrupted ---
@@ -132,7 +132,7 @@ def test_training_goes_on_from_a_restored_state(recorded, saved):
     batch = in_memory.train_batch(
         recorded.experiment.dataset.train, seed=0, step=9, batch_size=40, num_workers=fixtures.NUM_WORKERS
     )
-    place = prefetch.make_place(recorded.experiment.devices, experiment.DEVICE_AXIS)
+    place = recorded.experiment.workers.place
     train_step = steps.make_train_step(recorded.experiment)
     state, _ = train_step(fixtures.restored(saved, recorded.experiment), place(batch))
     fixtures.assert_same_bits(fixtures.shards(state), recorded.states[10])

@@ -55,7 +55,7 @@ def by_worker(tree, shape):
 
 def output(state, run):
     """y in float64, flattened."""
-    residual = by_worker(fixtures.residual(state), run.workers_shape)
+    residual = by_worker(fixtures.residual(state), run.workers.shape)
     y = jax.tree.map(lambda x, r: np.float64(x) + r.mean(0), state.params, residual)
     return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(y)])
 
@@ -68,7 +68,7 @@ CHANGES = [((8, 1), (4, 1)), ((4, 1), (8, 1)), ((8, 1), (3, 1)), ((16, 2), (1, 1
 def test_the_state_is_that_of_the_mean_worker(data_dir, old, new):
     old_run, new_run = (build(config_of(data_dir, *workers)) for workers in (old, new))
     before, layout = filled(old_run), regrouping.Layout.of(new_run)
-    after = regrouping.regrouped(before, old_run.workers_shape, layout)
+    after = regrouping.regrouped(before, old_run.workers.shape, layout)
     shapes = jax.eval_shape(steps.make_init(new_run))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), shapes
@@ -78,12 +78,12 @@ def test_the_state_is_that_of_the_mean_worker(data_dir, old, new):
     drift = np.abs(output(after, new_run) - output(before, old_run)).max()
     assert drift <= np.finfo(np.float32).eps * np.abs(output(before, old_run)).max()
     for part in (fixtures.residual, fixtures.momentum, lambda state: state.batch_stats):
-        of_old = by_worker(part(before), old_run.workers_shape)
-        of_new = by_worker(part(after), new_run.workers_shape)
+        of_old = by_worker(part(before), old_run.workers.shape)
+        of_new = by_worker(part(after), new_run.workers.shape)
         for a, b in zip(jax.tree.leaves(of_old), jax.tree.leaves(of_new), strict=True):
             assert len(b) == new[0] and (b == b[0]).all()
             np.testing.assert_array_equal(b[0], np.float32(a.mean(0)))
-    (note,) = regrouping.describe(old_run.workers_shape, layout.batch_size, layout)
+    (note,) = regrouping.describe(old_run.workers.shape, layout.batch_size, layout)
     assert f'workers: {old[0]} before, {new[0]} now' in note and 'mean' in note
 
 
@@ -91,7 +91,7 @@ def test_the_state_is_that_of_the_mean_worker(data_dir, old, new):
 def test_on_other_devices_the_same_workers_keep_every_bit(data_dir, old, new):
     old_run, new_run = (build(config_of(data_dir, *workers)) for workers in (old, new))
     before, layout = filled(old_run), regrouping.Layout.of(new_run)
-    after = regrouping.regrouped(before, old_run.workers_shape, layout)
+    after = regrouping.regrouped(before, old_run.workers.shape, layout)
 
     def flat(state):
         return [leaf.ravel() for leaf in jax.tree.leaves(state)]
@@ -100,7 +100,7 @@ def test_on_other_devices_the_same_workers_keep_every_bit(data_dir, old, new):
     assert jax.tree.map(np.shape, after) == jax.tree.map(
         lambda leaf: leaf.shape, jax.eval_shape(steps.make_init(new_run))
     )
-    (note,) = regrouping.describe(old_run.workers_shape, layout.batch_size, layout)
+    (note,) = regrouping.describe(old_run.workers.shape, layout.batch_size, layout)
     assert 'the same 8' in note and 'unchanged' in note
 
 
@@ -184,7 +184,7 @@ def test_the_same_batch_gives_the_same_images_at_every_step(data_dir):
 
 def test_layouts_name_what_differs_between_workers(data_dir):
     layout = regrouping.Layout.of(build(config_of(data_dir, 4)))
-    assert layout.workers == (4,)
-    own = layout.own
-    assert (own.step, own.key, own.params, own.batch_stats) == (False, False, False, True)
-    assert all(jax.tree.leaves(fixtures.residual(own))) and all(jax.tree.leaves(fixtures.momentum(own)))
+    assert layout.shape == (4,)
+    axes = layout.axes
+    assert (axes.step, axes.key, axes.params, axes.batch_stats) == (None, None, None, 0)
+    assert jax.tree.leaves((fixtures.residual(axes), fixtures.momentum(axes))) == [0, 0]
