@@ -47,8 +47,15 @@ PyTree = Any
 class Stage:
     """One variant of a computation, as a function from state to state, and the seconds it took."""
 
-    def __init__(self, step: Callable[[PyTree], PyTree], state: PyTree, *, programs: Sequence[Any] = ()):
-        self._step, self._state = step, state
+    def __init__(
+        self,
+        step: Callable[[PyTree], PyTree],
+        state: PyTree,
+        *,
+        programs: Sequence[Any] = (),
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._step, self._state, self._clock = step, state, clock
         self.programs = programs  # the compiled programs that make up the step
         self._calls: int | None = None
         self.seconds: list[float] = []
@@ -63,11 +70,11 @@ class Stage:
         self.seconds.append(self._wait(calls) / calls)
 
     def _wait(self, calls: int) -> float:
-        start = time.perf_counter()
+        start = self._clock()
         for _ in range(calls):
             self._state = self._step(self._state)
         jax.block_until_ready(self._state)
-        return time.perf_counter() - start
+        return self._clock() - start
 
     @property
     def median(self) -> float:

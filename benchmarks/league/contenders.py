@@ -1,16 +1,21 @@
-"""The methods that are compared, with their settings."""
+"""A method with its settings, and what a problem lets them train on."""
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 
 import def_jax
+from benchmarks.league.narrow import narrow
+from def_jax.methods import Method
 
-__all__ = ['CONTENDERS', 'STEPS', 'WORKERS', 'Contender']
+__all__ = ['WORKERS', 'Contender', 'Problem', 'answer', 'gradient_point', 'narrower']
 
-WORKERS, STEPS = 8, 800
+WORKERS = 8
+PyTree = Any
 
 
 class Contender(NamedTuple):
@@ -19,67 +24,72 @@ class Contender(NamedTuple):
     title: str
     method: str
     ratio: float = 1
-    blocks: dict[str, Any] = {}  # noqa: RUF012  arguments of the compressor
-    options: dict[str, Any] = {}  # noqa: RUF012  of the method's optimizer
-    link: dict[str, Any] = {}  # noqa: RUF012  other arguments of the method's own link
-    momentum: float = 0.9
-    rate: float = 0.1  # in the middle of the grid
+    blocks: Mapping[str, Any] = {}  # arguments of the compressor
+    options: Mapping[str, Any] = {}  # of the method's optimizer
+    link: Mapping[str, Any] = {}  # other arguments of the method's own link
+    outer: Mapping[str, Any] = {}  # of SGD on the mean messages, where that is an option
+    inner: Mapping[str, Any] = {'momentum': 0.9}  # of the problem's optimizer
+    rate: float = 0.1  # in the middle of the first grid
+    levels: int = 0  # of integers in the message; 0 for floats
 
-    def optimizer(self, learning_rate: Any) -> optax.GradientTransformation:
+    @property
+    def nominal(self) -> float:
+        """How many times fewer bytes than dense it is meant to send; 1 if it has no such setting."""
+        local_steps = 'every' not in def_jax.get_method(self.method).takes
+        return self.ratio * (self.options.get('every', 1) if local_steps else 1)
+
+    def optimizer(
+        self, inner: optax.GradientTransformation, axis_name: str | None = 'workers'
+    ) -> optax.GradientTransformation:
+        """The method's chain with `inner` before or after its communication."""
         method = def_jax.get_method(self.method)
         if self.link:
             method = dataclasses.replace(method, link=functools.partial(method.link, **self.link))
-        own = {'ratio': self.ratio} if 'ratio' in method.takes else {}
-        return method.optimizer(
-            optax.identity(),
-            optax.sgd(learning_rate, momentum=self.momentum or None),
-            'workers',
-            method.compressor(self.ratio, **self.blocks),
-            **own,
-            **self.options,
-        )
+        own: dict[str, Any] = {'ratio': self.ratio} if 'ratio' in method.takes else {}
+        if self.outer:
+            own['outer'] = optax.sgd(**self.outer)
+        compressor = method.compressor(self.ratio, **self.blocks)
+        if self.levels:
+            compressor = narrow(compressor, self.levels, axis_name)
+        return method.optimizer(optax.identity(), inner, axis_name, compressor, **own, **self.options)
 
 
-def contenders(ratio: int) -> list[Contender]:
-    """The methods whose messages follow the ratio."""
-    ours = {'order': 'shuffled', 'allocation': 'balanced'}
+class Problem(NamedTuple):
+    """What the contenders train on.
+
+    `train(contender)` is a function of rates [n] and seeds [n], and whether to evaluate on held-out training
+    data, to curves [n, metrics, points]: the training loss, the loss and, if there is one, the accuracy.
+    """
+
+    contenders: Sequence[Contender]
+    params: PyTree  # of one seed, for their shapes
+    steps: int
+    inner: Callable[..., optax.GradientTransformation]  # of the rate and a contender's `inner`
+    train: Callable[[Contender], Callable[[Sequence[float], Sequence[int], bool], np.ndarray]]
+    grid: Sequence[float]  # factors of a contender's rate that are tried first
+    tuning_seeds: Sequence[int]
+    seeds: Sequence[int]
+    metrics: Sequence[str] = ('train_loss', 'test_loss', 'accuracy')
+
+
+def narrower(ours: Contender) -> list[Contender]:
+    """The same with narrower numbers in larger blocks, at the same bytes."""
+    halves = {'ratio': ours.ratio / 2, 'options': {**ours.options, 'wire_dtype': 'bfloat16'}}
+    quarters = {'ratio': ours.ratio / 4}
     return [
-        Contender('DEF, ours', 'def', ratio, ours, {'detach': 'auto'}, momentum=0.0, rate=0.5),
-        Contender('DEF (paper)', 'def', ratio),
-        Contender('EF', 'ef', ratio, rate=0.03),
-        Contender('top-k', 'top_k', ratio),
-        Contender('DeMo', 'demo', ratio, momentum=0.0, rate=0.003),
-        Contender('CSER', 'cser', ratio, options={'every': 8}),
-        Contender('EF21-SGDM', 'ef21_sgdm', ratio, momentum=0.0, rate=0.5),
-        Contender('Local SGD', 'local_sgd', options={'every': ratio}),
-        Contender('DiLoCo', 'diloco', options={'every': ratio}),
-        Contender('SPARTA', 'sparta', ratio),
-        Contender('random replicator', 'random_replicator', ratio, momentum=0.0, rate=0.5),
+        ours._replace(title=f'{ours.title}, bfloat16', **halves),
+        ours._replace(title=f'{ours.title}, 31 levels', levels=127 // WORKERS, **quarters),
+        ours._replace(title=f'{ours.title}, signs', levels=1, **quarters),
     ]
 
 
-def without_momentum(known: list[Contender]) -> list[Contender]:
-    """The same methods with plain SGD, the setting of ours, and rates of η / (1 - μ)."""
-    return [
-        contender._replace(title=f'{contender.title} (no momentum)', momentum=0.0, rate=5 * contender.rate)
-        for contender in known
-        if contender.momentum and contender.title != 'EF'
-    ]
+def answer(method: Method, params: PyTree, state: PyTree) -> PyTree:
+    """The point that the method outputs."""
+    if method.answer == 'y':
+        return def_jax.output_params(params, state, 'workers')
+    return def_jax.detached_params(params, state) if method.answer == 'own' else params
 
 
-CONTENDERS = [
-    Contender('SGD', 'sgd'),
-    *contenders(16),
-    Contender('PowerSGD', 'powersgd', 16),
-    Contender('EF-signSGD', 'sign_ef'),
-    Contender(
-        '1-bit Adam',
-        'onebit_adam',
-        options={'freeze_after': 120},
-        link={'eps': 1e-4},
-        momentum=0.0,
-        rate=0.003,
-    ),
-    *contenders(64),
-]
-CONTENDERS += without_momentum(CONTENDERS)
+def gradient_point(method: Method, params: PyTree, state: PyTree) -> PyTree:
+    """Where the method takes its gradient."""
+    return def_jax.detached_params(params, state) if method.kind == 'error_feedback' else params

@@ -1,26 +1,25 @@
-"""The page of the league: its table and its picture, from league.json.
+"""The page of the league: its tables and its pictures, from the records.
 
 python -m benchmarks.league.page --output=results/league
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 
-from benchmarks.league.contenders import STEPS
+from benchmarks.league.costs import kept
+from benchmarks.league.problems import PROBLEMS, Problem
 from def_jax import markdown, pictures
 from def_jax.experiments.statistics import mean_std, paired_difference
 from def_jax.methods import METHODS
 
-PICTURE = 'frontier.png'
 OURS = 'DEF, ours'
-HEADER = [
-    *('method', 'message, bytes a step', 'on the wire', 'below dense', 'test accuracy, %', 'test loss'),
-    *('against DEF, ours', 'state: own + shared', 'learning rate'),
-]
+MORE_SEEDS = 'perceptron_20_seeds'
+STAGES_OF = 'transformer'  # the problem whose contenders benchmarks/league/stage.py times
 
 Record = dict[str, Any]
 
@@ -35,6 +34,11 @@ def group(record: Record) -> int:
     return min((1, 16, 64), key=lambda ratio: abs(np.log(record['dense'] / record['payload'] / ratio)))
 
 
+def prototype(record: Record) -> bool:
+    """Whether only the benchmark can run it."""
+    return 'levels' in record['settings']
+
+
 def frontier(records: list[Record]) -> list[Record]:
     """Those that no other beats in both bytes on the wire and mean test loss, cheapest first."""
     best, found = np.inf, []
@@ -45,34 +49,55 @@ def frontier(records: list[Record]) -> list[Record]:
     return found
 
 
-def line(record: Record, ours: Record | None, dense: float, on_frontier: bool) -> list[str]:
-    accuracy, loss = final(record, 'accuracy'), final(record, 'test_loss')
-    difference = paired_difference(accuracy, final(ours, 'accuracy')) if ours else None
-    title = f'**{record["title"]}**' if on_frontier else record['title']
-    return [
-        title,
-        f'{record["payload"]:,.0f}',
-        f'{record["wire"]:,.0f}',
-        f'{dense / record["wire"]:.1f}',
-        mean_std(accuracy, 2),
-        mean_std(loss, 3),
-        '' if difference is None or ours is record else difference.text(),
-        f'{record["own_state"]:g} + {record["shared_state"]:g}',
-        f'{record["rate"]:g}',
-    ]
+def against(record: Record, ours: Record | None, name: str, digits: int) -> str:
+    """The difference of the last values, with its interval; nothing against itself."""
+    if ours is None or ours is record:
+        return ''
+    return paired_difference(final(record, name), final(ours, name)).text(digits)
 
 
-def tables(records: list[Record]) -> str:
-    """One table for each nominal ratio; methods on the frontier are in bold."""
+def table(problem: Problem, records: list[Record], rows: list[Record], stages: dict[str, float]) -> str:
+    """`rows` by loss, against ours among `records`; of all that the trainer has, the frontier is in bold.
+
+    `stages` has the time of a method's optimizer stage by title; empty for a problem without that column.
+    """
+    best = frontier([r for r in records if not prototype(r)])
     dense = next(r for r in records if r['method'] == 'sgd')['wire']
-    best, parts = frontier(records), []
+    ours = {group(r): r for r in records if r['title'] == OURS}
+    accuracy = 'accuracy' in problem.metrics
+    states = {(c.title, c.nominal): kept(problem, c) for c in problem.contenders}
+
+    def cells(r: Record) -> Iterator[tuple[str, str]]:
+        yield 'method', f'**{r["title"]}**' if r in best else r['title']
+        yield 'message, bytes a step', f'{r["payload"]:,.0f}'
+        yield 'on the wire', f'{r["wire"]:,.0f}'
+        yield 'below dense', f'{dense / r["wire"]:.1f}'
+        if accuracy:
+            yield 'test accuracy, %', mean_std(final(r, 'accuracy'), 2)
+            yield 'against DEF, ours', against(r, ours.get(group(r)), 'accuracy', 2)
+        yield 'test loss', mean_std(final(r, 'test_loss'), 3)
+        yield 'against DEF, ours', against(r, ours.get(group(r)), 'test_loss', 3)
+        yield 'state: own + shared', f'{r["own_state"]:g} + {r["shared_state"]:g}'
+        yield 'kept at a restart', ' + '.join(part or '–' for part in states[r['title'], r['ratio']])
+        if stages:
+            yield 'stage', f'{stages[r["title"]]:g}' if r['title'] in stages else ''
+        yield 'learning rate', f'{r["rate"]:g}'
+
+    lines = [list(cells(r)) for r in sorted(rows, key=lambda r: final(r, 'test_loss').mean())]
+    if not lines:
+        return ''
+    return markdown.table([[name for name, _ in lines[0]], *([text for _, text in line] for line in lines)])
+
+
+def tables(problem: Problem, records: list[Record], stages: dict[str, float]) -> str:
+    """One table for each nominal ratio, and the prototypes apart."""
+    parts = []
     for ratio in (1, 16, 64):
         of_ratio = [r for r in records if group(r) == ratio]
-        of_ratio.sort(key=lambda r: final(r, 'test_loss').mean())
-        ours = next((r for r in of_ratio if r['title'] == OURS), None)
-        lines = [line(r, ours, dense, r in best) for r in of_ratio]
         parts.append(f'### About 1/{ratio} of the dense bytes' if ratio > 1 else '### Dense')
-        parts.append(markdown.table([HEADER, *lines]))
+        parts.append(table(problem, records, [r for r in of_ratio if not prototype(r)], stages))
+        if prototypes := [r for r in of_ratio if prototype(r)]:
+            parts += ['Prototypes:', table(problem, records, prototypes, stages)]
     return '\n\n'.join(parts)
 
 
@@ -80,23 +105,28 @@ def color(record: Record) -> str:
     return pictures.COLORS[METHODS[record['method']].title]
 
 
-def draw(records: list[Record], path: Path) -> None:
-    """Test loss against bytes sent: along the run, and at the end with the frontier."""
-    best, titles = frontier(records), dict.fromkeys(METHODS[record['method']].title for record in records)
+def draw(records: list[Record], steps: int, path: Path) -> None:
+    """Test loss against bytes sent, of each method's best variant: along the run, and at the end."""
+    shown = {}
+    for record in sorted(records, key=lambda r: -final(r, 'test_loss').mean()):
+        shown[record['method'], group(record)] = record
+    best, titles = frontier(records), dict.fromkeys(METHODS[method].title for method, _ in shown)
     with pictures.panels(path, 2, 1) as axes:
         along, end = axes[:, 0]
-        for record in records:
+        for record in shown.values():
             losses = np.array(record['test_loss'])
-            sent = record['wire'] * STEPS / 1e6 * np.arange(1, losses.shape[1] + 1) / losses.shape[1]
-            style = {'linewidth': 1.6 if record['title'] == OURS else 0.8, 'color': color(record)}
+            sent = record['wire'] * steps / 1e6 * np.arange(1, losses.shape[1] + 1) / losses.shape[1]
+            style = {'linewidth': 1.6 if record['title'].startswith(OURS) else 0.8, 'color': color(record)}
             along.plot(sent, losses.mean(0), **style)
-            marker = {'DEF, ours': '*', 'SGD': 's'}.get(record['title'], 'o')
+            marker = '*' if record['title'].startswith(OURS) else 's' if record['method'] == 'sgd' else 'o'
             mean, spread = losses[:, -1].mean(), losses[:, -1].std(ddof=1)
             end.errorbar(sent[-1], mean, spread, fmt=marker, color=color(record), linewidth=0.8)
-            if record in best or record['title'] == 'SGD':
-                place = {'xytext': (-2, -5), 'textcoords': 'offset points', 'size': 7}
-                end.annotate(record['title'], (sent[-1], mean), va='top', **place)
-        sent = [record['wire'] * STEPS / 1e6 for record in best]
+        named = [*best, *(r for r in shown.values() if r['method'] == 'sgd' and r not in best)]
+        for i, record in enumerate(named):
+            place = {'xytext': (-2, -5 - 9 * (i % 2)), 'textcoords': 'offset points', 'size': 7}
+            at = record['wire'] * steps / 1e6, final(record, 'test_loss').mean()
+            end.annotate(record['title'], at, va='top', **place)
+        sent = [record['wire'] * steps / 1e6 for record in best]
         end.plot(sent, [final(record, 'test_loss').mean() for record in best], 'k--', linewidth=0.8)
         for panel in (along, end):
             panel.set_xscale('log')
@@ -107,20 +137,31 @@ def draw(records: list[Record], path: Path) -> None:
         end.set_title('at the end; dashed: the frontier')
         for title in titles:
             along.plot([], [], color=pictures.COLORS[title], label=title)
-        end.set_ylim(bottom=0.6 * end.get_ylim()[0])  # for the labels of the frontier
+        end.set_ylim(bottom=0.45 * end.get_ylim()[0])  # for the labels of the frontier
         along.figure.legend(loc='outside lower center', ncol=4, fontsize=7)
+
+
+def write(page: Path, name: str, tables: str) -> None:
+    """Replaces what the page has between two marks."""
+    before, begin, rest = page.read_text().partition(f'<!-- {name} -->\n')
+    _, end, after = rest.partition(f'<!-- end of {name} -->\n')
+    page.write_text(f'{before}{begin}\n{tables}\n{end}{after}')
 
 
 def main(_) -> None:
     folder = Path(flags.FLAGS.output)
-    records = json.loads((folder / 'league.json').read_text())
-    draw(records, folder / PICTURE)
     page = folder / 'README.md'
-    before, _, after = page.read_text().partition('<!-- tables -->\n')
-    after = after.partition('<!-- end -->\n')[2]
-    page.write_text(f'{before}<!-- tables -->\n\n{tables(records)}\n<!-- end -->\n{after}')
+    for name, problem in PROBLEMS.items():
+        if (path := folder / f'{name}.json').exists():
+            records = json.loads(path.read_text())
+            stages = json.loads((folder / 'stage.json').read_text()) if name == STAGES_OF else {}
+            draw([r for r in records if not prototype(r)], problem.steps, folder / f'{name}.png')
+            write(page, name, tables(problem, records, stages))
+    if (path := folder / f'{MORE_SEEDS}.json').exists():
+        records = json.loads(path.read_text())
+        write(page, MORE_SEEDS, table(PROBLEMS['perceptron'], records, records, {}))
 
 
 if __name__ == '__main__':
-    flags.DEFINE_string('output', 'results/league', 'Folder with league.json and README.md.')
+    flags.DEFINE_string('output', 'results/league', 'Folder with the records and README.md.')
     app.run(main)

@@ -8,9 +8,9 @@ Expected: see results/league/README.md.
 
 Learning rates are chosen on validation data, each method's from candidates of its own: those around the best
 on that perceptron, which benchmarks/league found on wider grids. The rate of a method whose update is a sign
-or is divided by a root mean square has another scale. Methods run without momentum where that was better
-there. `ratio` counts the bytes that a worker passes to the collectives; what a gather costs on the wire is
-another column of the page. SAEF without averages and PSync share their runs.
+or is divided by a root mean square has another scale. PowerSGD, EF-signSGD and, at 64, top-k are without
+momentum, which was clearly better there. `ratio` counts the bytes that a worker passes to the collectives;
+what a gather costs on the wire is another column of the page. SAEF without averages and PSync share runs.
 """
 
 import ml_collections

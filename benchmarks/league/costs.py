@@ -1,0 +1,72 @@
+"""What a contender sends and keeps, read from its update before it is compiled."""
+
+from typing import Any
+
+import jax
+
+import def_jax
+from benchmarks.league.contenders import WORKERS, Contender, Problem
+from def_jax.ownership import own_leaves
+from def_jax.traffic import traffic
+
+__all__ = ['costs', 'kept']
+
+# Fields of states, as the page's legend names them.
+_LETTERS = {
+    'trace': 'm',
+    'mu': 'm',
+    'nu': 'v',
+    'residual': 'r',
+    'carry': 'q',
+    'average': 'a',
+    'local': 'g',
+    'mean': 'g',
+}
+
+
+def costs(problem: Problem, contender: Contender) -> dict[str, Any]:
+    """Bytes a step, as passed to the collectives and as sent on a ring, and the optimizer's state."""
+    params, method, steps = problem.params, def_jax.get_method(contender.method), problem.steps
+    size = sum(x.size for x in jax.tree.leaves(params))
+    optimizer = contender.optimizer(problem.inner(0.1, **contender.inner))
+    found = traffic(optimizer, params, 'workers')
+    every = contender.options.get('every', 1)
+    if contender.levels:  # the block is int8, beside a scale for each tensor
+        block = max(found.always, key=lambda message: message.words)
+        scales = block._replace(words=len(jax.tree.leaves(params)))
+        found = found._replace(always=(block._replace(words=-(-block.words // 4)), scales))
+
+    def total(measure):
+        always = sum(map(measure, found.always))
+        steady = [[sum(map(measure, sent)) for sent in branch] for branch in found.branches]
+        if every > 1:
+            return always + sum(map(max, steady)) / every
+        dense = contender.options.get('freeze_after', int(method.kind == 'ef21'))
+        return always + sum(
+            (dense * max(branch) + (steps - dense) * min(branch)) / steps for branch in steady
+        )
+
+    state = jax.eval_shape(optimizer.init, params)
+    own = own_leaves(optimizer, params)
+    kept = [(x.size / size, mine) for x, mine in zip(*map(jax.tree.leaves, (state, own)), strict=True)]
+    return {
+        'payload': total(lambda message: 4 * message.words),
+        'wire': total(lambda message: message.wire_bytes(WORKERS)),
+        'dense': 4 * size,
+        'own_state': round(sum(share for share, mine in kept if mine), 2),
+        'shared_state': round(sum(share for share, mine in kept if not mine), 2),
+    }
+
+
+def kept(problem: Problem, contender: Contender) -> tuple[str, str]:
+    """What a checkpoint holds of the optimizer besides scalars: a worker's own, and what all share."""
+    optimizer = contender.optimizer(problem.inner(0.1, **contender.inner))
+    state = jax.eval_shape(optimizer.init, problem.params)
+    own = jax.tree.leaves(own_leaves(optimizer, problem.params))
+    found: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    for (path, leaf), mine in zip(jax.tree_util.tree_leaves_with_path(state), own, strict=True):
+        names = [getattr(part, 'name', getattr(part, 'key', None)) for part in path]
+        field = next((_LETTERS[name] for name in names if name in _LETTERS), None)
+        if field and leaf.ndim:
+            found[mine]['o' if 'outer' in names else field] = None
+    return ' '.join(found[True]), ' '.join(found[False])

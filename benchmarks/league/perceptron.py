@@ -1,0 +1,201 @@
+"""A perceptron on scikit-learn's digits, all seeds in one program: minutes of CPU time for all methods.
+
+8 workers of 8 images, 800 steps. Tuned on 200 held-out training images with two seeds that are not used
+again; then five seeds train on all 1,000 images and are tested on 797.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import sklearn.datasets
+
+import def_jax
+from benchmarks.league.contenders import WORKERS, Contender, Problem, answer, gradient_point, narrower
+from def_jax.data.digits.digits import split_indices
+
+__all__ = ['PERCEPTRON']
+
+STEPS, BATCH, POINTS = 800, 8, 20
+WIDTHS = (64, 64, 64, 10)
+LANES = 5  # runs side by side in one program
+VALIDATION, PADDED = 200, 1000
+
+
+class Data(NamedTuple):
+    """What one run sees. Evaluated images are padded; padding has weight 0."""
+
+    images: np.ndarray  # float32 [T, K, b, 64]
+    labels: np.ndarray  # int32 [T, K, b]
+    test_images: np.ndarray  # float32 [PADDED, 64]
+    test_labels: np.ndarray
+    weights: np.ndarray  # float32 [PADDED], sums to 1
+
+
+def make_data(seed: int, *, tuning: bool) -> Data:
+    """Batches of shuffled epochs, shifted at random by up to a pixel; tested on what is held out."""
+    digits = sklearn.datasets.load_digits()
+    train, test = split_indices()
+    if tuning:
+        train, test = train[:-VALIDATION], train[-VALIDATION:]
+    rng = np.random.default_rng(seed)
+    epochs = -(-STEPS * WORKERS * BATCH // len(train))
+    order = np.concatenate([rng.permutation(train) for _ in range(epochs)])[: STEPS * WORKERS * BATCH]
+    padded = np.pad(digits.images / 16, ((0, 0), (1, 1), (1, 1)))
+    rows, columns = (rng.integers(0, 3, len(order))[:, None] + np.arange(8) for _ in range(2))
+    images = padded[order[:, None, None], rows[:, :, None], columns[:, None, :]]
+    shape = (STEPS, WORKERS, BATCH)
+    weights = np.zeros(PADDED)
+    weights[: len(test)] = 1 / len(test)
+    places = np.resize(test, PADDED)
+    return Data(
+        images.reshape(*shape, 64).astype(np.float32),
+        digits.target[order].reshape(shape).astype(np.int32),
+        (digits.images[places] / 16).reshape(PADDED, 64).astype(np.float32),
+        digits.target[places].astype(np.int32),
+        weights.astype(np.float32),
+    )
+
+
+def make_params(seed: int) -> dict[str, Any]:
+    rng, layers = np.random.default_rng(seed + 1000), {}
+    for i, (n, m) in enumerate(itertools.pairwise(WIDTHS)):
+        layers[f'w{i}'] = (np.sqrt(2 / n) * rng.normal(size=(n, m))).astype(np.float32)
+        layers[f'b{i}'] = np.zeros(m, np.float32)
+    return layers
+
+
+def logits(params, images):
+    for i in range(len(WIDTHS) - 1):
+        images = images @ params[f'w{i}'] + params[f'b{i}']
+        images = images if i == len(WIDTHS) - 2 else jax.nn.relu(images)
+    return images
+
+
+def loss_fn(params, images, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels)
+
+
+def sgd(rate: Any, momentum: float) -> optax.GradientTransformation:
+    """SGD with a cosine decay."""
+    return optax.sgd(optax.cosine_decay_schedule(rate, STEPS), momentum=momentum or None)
+
+
+def train(contender: Contender) -> Callable[[Sequence[float], Sequence[int], bool], np.ndarray]:
+    """See `Problem`; a program trains `LANES` runs at a time."""
+    program = make_program(contender)
+
+    def run(rates, seeds, tuning):
+        found = []
+        for i in range(0, len(rates), LANES):
+            lanes = np.resize(np.float32(rates[i : i + LANES]), LANES)
+            stacked = stacked_data(tuple(np.resize(seeds[i : i + LANES], LANES).tolist()), tuning)
+            found.append(np.asarray(program(lanes, *stacked))[: len(rates) - i])
+        return np.concatenate(found)
+
+    return run
+
+
+def make_program(contender: Contender) -> Callable:
+    """A compiled function of rates [LANES], parameters and data, stacked, to curves [LANES, 3, POINTS]."""
+    method = def_jax.get_method(contender.method)
+
+    def worker(rate, params, data):
+        optimizer = contender.optimizer(sgd(rate, **contender.inner))
+
+        def step(carry, batch):
+            params, state = carry
+            point = gradient_point(method, params, state)
+            loss, grads = jax.value_and_grad(lambda p: loss_fn(p, *batch).mean())(point)
+            updates, state = optimizer.update(grads, state, point)
+            return (optax.apply_updates(params, updates), state), loss
+
+        def segment(carry, batches):
+            carry, losses = jax.lax.scan(step, carry, batches)
+            found = answer(method, *carry)
+            correct = logits(found, data.test_images).argmax(-1) == data.test_labels
+            test_loss = loss_fn(found, data.test_images, data.test_labels)
+            return carry, jnp.stack([losses.mean(), data.weights @ test_loss, data.weights @ correct])
+
+        batches = (data.images, data.labels)
+        batches = jax.tree.map(lambda x: x.reshape(POINTS, -1, *x.shape[1:]), batches)
+        _, curves = jax.lax.scan(segment, (params, optimizer.init(params)), batches)
+        return jax.lax.pmean(curves.T, 'workers')
+
+    own = Data(1, 1, None, None, None)
+    workers = jax.vmap(worker, in_axes=(None, None, own), out_axes=None, axis_name='workers')
+    return jax.jit(jax.vmap(workers))
+
+
+@functools.cache
+def stacked_data(seeds: tuple[int, ...], tuning: bool) -> tuple[Any, Data]:
+    runs = [(make_params(seed), make_data(seed, tuning=tuning)) for seed in seeds]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *runs)
+
+
+def without_momentum(known: Sequence[Contender]) -> list[Contender]:
+    """The same methods with plain SGD, the setting of ours, and rates of η / (1 - μ)."""
+    return [
+        contender._replace(
+            title=f'{contender.title} (no momentum)', inner={'momentum': 0.0}, rate=5 * contender.rate
+        )
+        for contender in known
+        if contender.inner['momentum'] and contender.title != 'EF'
+    ]
+
+
+def contenders(ratio: int) -> list[Contender]:
+    """The methods whose messages follow the ratio; Streaming DiLoCo has four fragments."""
+    plain = {'inner': {'momentum': 0.0}}
+    return [
+        Contender('DEF, ours', 'def', ratio, OURS, {'detach': 'auto'}, **plain, rate=0.5),
+        Contender('DEF (paper)', 'def', ratio),
+        Contender('SAEF', 'saef', ratio),
+        Contender('PSync', 'psync', ratio),
+        Contender('EF', 'ef', ratio, rate=0.03),
+        Contender('top-k', 'top_k', ratio),
+        Contender('DeMo', 'demo', ratio, **plain, rate=0.003),
+        Contender('CSER', 'cser', ratio, options={'every': 8}),
+        Contender('EF21-SGDM', 'ef21_sgdm', ratio, **plain, rate=0.5),
+        Contender('Local SGD', 'local_sgd', options={'every': ratio}),
+        Contender('DiLoCo', 'diloco', options={'every': ratio}),
+        Contender('Streaming DiLoCo', 'streaming_diloco', 4, options={'every': ratio // 4}),
+        Contender('SPARTA', 'sparta', ratio),
+        Contender('random replicator', 'random_replicator', ratio, **plain, rate=0.5),
+    ]
+
+
+OURS = {'order': 'shuffled', 'allocation': 'balanced'}
+CONTENDERS = [
+    Contender('SGD', 'sgd'),
+    *contenders(16),
+    Contender('PowerSGD', 'powersgd', 16),
+    Contender('EF-signSGD', 'sign_ef'),
+    Contender(
+        '1-bit Adam',
+        'onebit_adam',
+        options={'freeze_after': 120},
+        link={'eps': 1e-4},
+        inner={'momentum': 0.0},
+        rate=0.003,
+    ),
+    *contenders(64),
+]
+CONTENDERS += without_momentum(CONTENDERS)
+CONTENDERS += [variant for ratio in (16, 64) for variant in narrower(contenders(ratio)[0])]
+
+PERCEPTRON = Problem(
+    CONTENDERS,
+    make_params(0),
+    STEPS,
+    sgd,
+    train,
+    grid=(0.1, 0.3, 1, 3, 10),
+    tuning_seeds=(100, 101),
+    seeds=(0, 1, 2, 3, 4),
+)
