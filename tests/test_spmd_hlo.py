@@ -120,8 +120,10 @@ def test_no_parameter_is_gathered_that_plain_fsdp_would_not_gather():
     [
         (optax.sgd(0.1, momentum=0.9), {}),
         (optax.adam(0.1), {'detach': 'auto'}),
+        pytest.param(optax.sgd(0.1, momentum=0.9), {'decay': 0.99}, marks=pytest.mark.slow),
         pytest.param(
-            *(optax.sgd(0.1), {'decay': 0.99, 'outer': optax.sgd(0.7, momentum=0.9)}), marks=pytest.mark.slow
+            *(optax.sgd(0.1, momentum=0.9), {'outer': optax.sgd(0.7, momentum=0.9, nesterov=True)}),
+            marks=pytest.mark.slow,
         ),
     ],
 )
