@@ -1,12 +1,13 @@
 """Means over workers and gathers from them: under pmap, vmap, shard_map, a tuple of axes, or none."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax import lax
 
+from def_jax.checks import check_state
 from def_jax.mapping.shards import WHOLE, Shards
 from def_jax.mapping.varying import OWN_PARAMS, check_not_summed
 
@@ -19,6 +20,7 @@ __all__ = [
     'all_gather',
     'all_reduce_mean',
     'check_axis_name',
+    'check_call',
     'num_workers',
     'pmean',
 ]
@@ -62,6 +64,32 @@ class AllReduceMeanState(NamedTuple):
     def per_worker(self) -> tuple[str, ...]:
         """The fields that differ between workers, see `ownership`."""
         return ()
+
+
+def check_call(
+    updates: PyTree,
+    state: Any,
+    expected: type,
+    axis_name: AxisName,
+    shards: Shards,
+    *,
+    point: str = OWN_PARAMS,
+    fields: Iterable[str] = (),
+) -> None:
+    """What a link with a state of its own checks first in its `update`.
+
+    Args:
+        updates: as given; they must be the worker's own, see `check_not_summed` for `point`.
+        state: as given; it must be an `expected`, with those `fields` of options, see `check_state`.
+        axis_name: the link's axis over workers.
+        shards: as passed by `def_jax.spmd`, over the same axis.
+
+    Raises:
+        ValueError: if one of them is not.
+    """
+    check_state(state, expected, fields)
+    shards.check_axis_name(axis_name)
+    check_not_summed(updates, axis_name, point)
 
 
 def pmean(tree: PyTree, axis_name: AxisName) -> PyTree:

@@ -20,12 +20,11 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from def_jax import beyond
-from def_jax.checks import check_compressor, check_floating, check_seed, check_state, check_updates
-from def_jax.collectives import AxisName, check_axis_name, pmean
+from def_jax.checks import check_compressor, check_floating, check_seed, check_updates
+from def_jax.collectives import AxisName, check_axis_name, check_call, pmean
 from def_jax.compressors import Compressor, shared_key, split
 from def_jax.mapping.shards import WHOLE, Shards
 from def_jax.mapping.varying import (
-    check_not_summed,
     check_shared,
     start_varying,
     vary_if_tracked,
@@ -36,6 +35,8 @@ from def_jax.ownership import link_states
 PyTree = Any
 
 __all__ = ['ErrorFeedbackState', 'detached_params', 'error_feedback', 'feedback_states', 'output_params']
+
+_POINT = 'def_jax.detached_params(params, opt_state)'  # where to take the gradient
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -133,17 +134,6 @@ def error_feedback(
     )
     first_detach = 1.0 if isinstance(detach, str) else detach
 
-    def init_fn(params) -> ErrorFeedbackState:
-        check_floating(params, 'params')
-        residual = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)  # line 2
-        return ErrorFeedbackState(
-            step=jnp.zeros((), jnp.uint32),
-            key=shared_key(seed),
-            residual=vary_if_tracked(residual, axis_name),
-            detach=jnp.asarray(first_detach, jnp.float32),
-            extra=options.init(params),
-        )
-
     pend = functools.partial(_pend, options)
 
     def algorithm_1(shards, updates, state, params=None):
@@ -165,13 +155,13 @@ def error_feedback(
 
     def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
         del params, extra_args
-        _check_state(options, state)
-        shards.check_axis_name(axis_name)
+        fields = jax.eval_shape(options.init, {}).keys()
+        check_call(updates, state, ErrorFeedbackState, axis_name, shards, point=_POINT, fields=fields)
         check_shared(state.key, 'the key', axis_name)
-        check_not_summed(updates, axis_name, 'def_jax.detached_params(params, opt_state)')
         step = options.wrap(functools.partial(algorithm_1, shards), pend)
         return shards.map(step, updates, state)
 
+    init_fn = functools.partial(_init, options, axis_name, seed, first_detach)
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
@@ -254,16 +244,25 @@ def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
     )
 
 
+def _init(
+    options: beyond.Option, axis_name: AxisName, seed: int, detach: float, params: PyTree
+) -> ErrorFeedbackState:
+    check_floating(params, 'params')
+    residual = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)  # line 2
+    return ErrorFeedbackState(
+        step=jnp.zeros((), jnp.uint32),
+        key=shared_key(seed),
+        residual=vary_if_tracked(residual, axis_name),
+        detach=jnp.asarray(detach, jnp.float32),
+        extra=options.init(params),
+    )
+
+
 def _pend(options: beyond.Option, updates: PyTree, residual: PyTree, taken: Any = True) -> PyTree:
     """Line 7, after a check that nothing is broadcast or lost; see `beyond.base.Pending`."""
     check_updates(updates, residual)
     check_floating(updates, 'updates')
     return jax.tree.map(lambda u, r: u.astype(jnp.float32) + options.carry(r, taken), updates, residual)
-
-
-def _check_state(options: beyond.Option, state: PyTree) -> None:
-    """Raises ValueError unless the state is of this link and its options."""
-    check_state(state, ErrorFeedbackState, jax.eval_shape(options.init, {}).keys())
 
 
 def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.checks import check_floating, check_state, check_updates
-from def_jax.collectives import AxisName, all_gather, check_axis_name
+from def_jax.checks import check_floating, check_updates
+from def_jax.collectives import AxisName, all_gather, check_axis_name, check_call
 from def_jax.compressors.base import split
 from def_jax.mapping.shards import WHOLE, Shards
-from def_jax.mapping.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
 
@@ -87,9 +86,7 @@ def feedback(
 
     def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
         del params, extra_args
-        check_state(state, ResidualState)
-        shards.check_axis_name(axis_name)
-        check_not_summed(updates, axis_name, OWN_PARAMS)
+        check_call(updates, state, ResidualState, axis_name, shards)
         given = float32_updates(updates, state.residual)
         waiting = jax.tree.map(lambda u, r: u + decay * r, given, state.residual)
         update, sent, carry = exchange(waiting, state.carry)

@@ -8,8 +8,8 @@ import optax
 from jax import lax
 
 from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
-from def_jax.checks import check_compressor, check_floating, check_seed, check_state, is_number
-from def_jax.collectives import AxisName, check_axis_name, pmean
+from def_jax.checks import check_compressor, check_floating, check_seed, is_number
+from def_jax.collectives import AxisName, check_axis_name, check_call, pmean
 from def_jax.compressors import Compressor, shared_key
 from def_jax.mapping.shards import WHOLE, Shards
 from def_jax.mapping.varying import OWN_PARAMS, check_not_summed
@@ -93,9 +93,7 @@ def ef21(
 
     def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
         del params, extra_args
-        check_state(state, EF21State)
-        shards.check_axis_name(axis_name)
-        check_not_summed(updates, axis_name, OWN_PARAMS)
+        check_call(updates, state, EF21State, axis_name, shards)
         return shards.map(on_shards, updates, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -9,10 +9,9 @@ from jax import lax
 
 from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
 from def_jax.baselines.signs import exchange_signs
-from def_jax.checks import check_floating, check_number, check_state
-from def_jax.collectives import AxisName, check_axis_name, pmean
+from def_jax.checks import check_floating, check_number
+from def_jax.collectives import AxisName, check_axis_name, check_call, pmean
 from def_jax.mapping.shards import WHOLE, Shards
-from def_jax.mapping.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
 
@@ -91,9 +90,7 @@ def onebit_adam(
 
     def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
         del params, extra_args
-        check_state(state, OneBitAdamState)
-        shards.check_axis_name(axis_name)
-        check_not_summed(updates, axis_name, OWN_PARAMS)
+        check_call(updates, state, OneBitAdamState, axis_name, shards)
         grads = float32_updates(updates, state.residual)
 
         def dense():
