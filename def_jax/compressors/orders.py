@@ -6,10 +6,13 @@ waits R steps on average and sometimes many times that: the wait is geometric. I
 same ('cyclic').
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 __all__ = ['AGE_SHARES', 'ORDERS', 'check_order', 'draw_places']
 
@@ -42,40 +45,39 @@ def draw_places(order: str, key: jax.Array, step: jax.Array, counts: Any) -> jax
     Returns:
         uint32 [L], each below its count. Over keys every block is equally likely at every step.
     """
-    leaves = jnp.arange(len(counts))
+    leaves, counts = jnp.arange(len(counts), dtype=jnp.uint32), jnp.asarray(counts, jnp.uint32)
     if order == 'random':
-        step_key = jax.random.fold_in(key, step)
-        return jax.vmap(
-            lambda leaf, count: jax.random.randint(jax.random.fold_in(step_key, leaf), (), 0, count)
-        )(leaves, counts).astype(jnp.uint32)
-
-    def place(leaf, count):
-        leaf_key, position = jax.random.fold_in(key, leaf), step % count
-        if order == 'shuffled':
-            leaf_key = jax.random.fold_in(leaf_key, step // count)
-            position = _permuted(leaf_key, position, count)
-        # The random offset makes every block equally likely, whatever the permutation.
-        offset = jax.random.randint(jax.random.fold_in(leaf_key, 0), (), 0, count).astype(jnp.uint32)
-        return (position + offset) % count
-
-    return jax.vmap(place)(leaves, jnp.asarray(counts, jnp.uint32))
+        return _draw(key, [step, leaves], counts)
+    position = step % counts
+    if order == 'cyclic':
+        offset = _draw(key, [leaves, 0], counts)
+    else:
+        keys = _fold(key, [leaves, step // counts])  # of the round
+        swaps = np.arange(_SWAPS, dtype=np.uint32)[:, None]
+        # One draw for the offset and all pivots, which differ in what is folded in.
+        purpose, index = np.r_[[[0]], 0 * swaps + 1], np.r_[[[0]], swaps]
+        offset, *pivots = _draw(keys, [purpose], counts, index)
+        position = _permuted(jnp.stack(pivots), _words(_fold(keys, [2, swaps])), position, counts)
+    # The random offset makes every block equally likely, whatever the permutation.
+    return (position + offset) % counts
 
 
-def _permuted(key: jax.Array, position: jax.Array, size: jax.Array) -> jax.Array:
+def _permuted(pivots: jax.Array, salts: jax.Array, position: jax.Array, size: jax.Array) -> jax.Array:
     """Entry `position` of a random permutation of 0 … size - 1, all uint32, without the other entries.
 
     Source: Hoang, Morris and Rogaway, "An Enciphering Scheme Based on a Card Shuffle", 2012 (swap-or-not).
-    Each round pairs every entry with its mirror image about a random pivot and swaps the pair or not, by a
-    bit that both ends of the pair compute alike; so any size is permuted, whatever the bits are.
+    Each round, one of `pivots` and `salts` [rounds, ...], pairs every entry with its mirror image about a
+    random pivot below the size and swaps the pair or not, by a bit that both ends of the pair compute alike;
+    so any size is permuted, whatever the bits are.
     """
-    pivot_key, salt_key = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
-    pivots = jax.random.randint(pivot_key, (_SWAPS,), 0, size).astype(jnp.uint32)
-    salts = jax.random.bits(salt_key, (_SWAPS,), jnp.uint32)
-    for pivot, salt in zip(pivots, salts, strict=True):
+
+    def swap(position, drawn):
+        pivot, salt = drawn
         mirrored = (pivot + size - position) % size
         swapped = _mixed(jnp.maximum(position, mirrored) ^ salt) & 1
-        position = jnp.where(swapped, mirrored, position)
-    return position
+        return jnp.where(swapped, mirrored, position), None
+
+    return lax.scan(swap, position, (pivots, salts))[0]
 
 
 def _mixed(bits: jax.Array) -> jax.Array:
@@ -83,3 +85,33 @@ def _mixed(bits: jax.Array) -> jax.Array:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
     return bits ^ (bits >> 16)
+
+
+def _draw(key: jax.Array, path: Sequence[Any], counts: jax.Array, index: Any = 0) -> jax.Array:
+    """An integer below each count, uint32 like counts and path: element `index` of `jax.random.randint`.
+
+    That draws from a key into which everything in `path` was folded. It splits the key in two and makes its
+    bits by folding in the index, too, so that a single loop computes all, and XLA compiles one threefry.
+    """
+    half = np.arange(2, dtype=np.uint32).reshape(2, *[1] * max(map(np.ndim, [*path, counts, index])))
+    high, low = _words(_fold(key, [*path, half, index], counts.shape))
+    wrapped = jnp.uint32(2**16) % counts
+    wrapped = wrapped * wrapped % counts
+    return (high % counts * wrapped + low % counts) % counts
+
+
+def _fold(key: jax.Array, path: Sequence[Any], shape: Sequence[int] = ()) -> jax.Array:
+    """Typed keys: all of `path`, uint32, folded into the key one after the other, broadcast."""
+    shape = jnp.broadcast_shapes(key.shape, shape, *map(jnp.shape, path))
+    rows = jnp.stack([jnp.broadcast_to(jnp.asarray(data, jnp.uint32), shape).reshape(-1) for data in path])
+    fold = jax.vmap(jax.random.fold_in)
+    keys, _ = lax.scan(
+        lambda keys, data: (fold(keys, data), None), jnp.broadcast_to(key, shape).reshape(-1), rows
+    )
+    return keys.reshape(shape)
+
+
+def _words(keys: jax.Array) -> jax.Array:
+    """The 32 random bits of a key, as threefry makes them of two words."""
+    words = jax.random.key_data(keys)
+    return words[..., 0] ^ words[..., 1]

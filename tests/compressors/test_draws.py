@@ -28,20 +28,21 @@ RANDINT = jax.random.randint
 
 @contextlib.contextmanager
 def single_draws(value, seen):
-    """A draw of one integer is `value`; the bounds of the draw are added to `seen`."""
+    """The first integer drawn for each tensor is `value`, pivots aside; the counts are added to `seen`."""
+    draw = orders._draw
 
-    def randint(key, shape, minval, maxval, dtype=int):
-        if shape != ():
-            return RANDINT(key, shape, minval, maxval, dtype)
-        jax.debug.callback(lambda low, high: seen.add((int(low), int(high))), minval, maxval)
-        return jnp.asarray(value).astype(dtype)
+    def drawn(key, path, counts, index=0):
+        jax.debug.callback(lambda counts: seen.update(counts.tolist()), counts)
+        others = draw(key, path, counts, index)
+        first = jnp.full_like(counts, value)
+        return first if others.ndim == 1 else others.at[0].set(first)
 
-    with mock.patch.object(jax.random, 'randint', randint):
+    with mock.patch.object(orders, '_draw', drawn):
         yield
 
 
 def enumerated(compressor, shapes, count, step=0):
-    """What is sent for each of the values 0 … count - 1 that a draw may have: 0/1 [count, n]; the bounds."""
+    """What is sent for each of the values 0 … count - 1 that a draw may have: 0/1 [count, n]; the counts."""
     seen = set()
 
     def sent(value):
@@ -60,7 +61,7 @@ def test_each_coordinate_is_sent_by_the_same_number_of_draws(shape, ratio):
     block = Block.of(shape, *block_sizes([n], ratio))
     count = block.num_tiles
     sent, seen = enumerated(def_jax.random_block(ratio), [shape], count)
-    assert seen == {(0, count)}
+    assert seen == {count}
     assert set(np.unique(sent)) <= {0.0, 1.0}
     np.testing.assert_array_equal(sent.sum(axis=0), 1)
     assert np.all(sent.sum(axis=1) <= block.size)
@@ -91,13 +92,13 @@ def test_what_a_block_does_not_own_is_zero_in_the_message_and_unchanged_in_the_t
 @pytest.mark.parametrize('step', [0, 3])
 def test_every_place_is_equally_likely_at_every_step(order, shape, count, step):
     sent, seen = enumerated(def_jax.random_block(4, order=order), [shape], count, step)
-    assert seen == {(0, count)} and len(np.unique(sent, axis=0)) == count
+    assert seen == {count} and len(np.unique(sent, axis=0)) == count
 
 
 def test_the_block_of_the_whole_model_is_one_run():
     shapes = [(5, 5), (3,), (), (4, 2)]  # 37 elements: runs of 10, the last of 7
     sent, seen = enumerated(def_jax.random_block(4, granularity='model'), shapes, 4)
-    assert seen == {(0, 4)}
+    assert seen == {4}
     runs = [np.flatnonzero(mask).tolist() for mask in sent]
     assert runs == [list(range(at, min(at + 10, 37))) for at in (0, 10, 20, 30)]
 
@@ -128,29 +129,49 @@ def test_each_element_is_sent_by_the_same_number_of_draws(shape):
     assert len(np.unique(masks, axis=0)) == len(draws) or n % size  # drawn independently
 
 
-@pytest.mark.parametrize(
-    ('compressor', 'draws'),  # of a place for each leaf; also of pivots; of all places at once
-    [
-        (def_jax.random_block(4), len(TWINS)),
-        (def_jax.random_block(4, order='shuffled'), 2 * len(TWINS)),
-        (def_jax.random_k(4), 1),
-    ],
-    ids=['random', 'shuffled', 'random_k'],
-)
-def test_no_two_draws_share_a_key(compressor, draws):
+@pytest.mark.parametrize(('order', 'words'), [('random', 2), ('cyclic', 2), ('shuffled', 2 * 17 + 16)])
+def test_no_two_draws_share_a_key(order, words):
     """So that steps (or rounds of four steps), leaves and seeds are independent of each other."""
+    keys, of_words = [], orders._words
+
+    def recorded(of_draw):
+        data = jax.random.key_data(of_draw).reshape(-1, 2)
+        jax.debug.callback(lambda data: keys.extend(map(tuple, data.tolist())), data)
+        return of_words(of_draw)
+
+    compressor = def_jax.random_block(4, order=order)
+    draw = jax.jit(lambda seed, step: compress(compressor, TWINS, step, jax.random.PRNGKey(seed)))
+    steps = (0,) if order == 'cyclic' else (0, 4, 8)  # one round is repeated
+    with mock.patch.object(orders, '_words', recorded):
+        for seed, step in itertools.product(range(3), steps):
+            draw(seed, step)
+    jax.effects_barrier()
+    assert len(keys) == len(set(keys)) == 3 * len(steps) * words * len(TWINS)
+
+
+def test_elements_are_drawn_with_a_key_for_each_step():
     keys = []
 
     def randint(key, shape, *bounds):
         jax.debug.callback(lambda key: keys.append(tuple(key.tolist())), jax.random.key_data(key))
         return RANDINT(key, shape, *bounds)
 
-    draw = jax.jit(lambda seed, step: compress(compressor, TWINS, step, jax.random.PRNGKey(seed)))
+    draw = jax.jit(lambda seed, step: compress(def_jax.random_k(4), TWINS, step, jax.random.PRNGKey(seed)))
     with mock.patch.object(jax.random, 'randint', randint):
         for seed, step in itertools.product(range(3), (0, 4, 8)):
             draw(seed, step)
     jax.effects_barrier()
-    assert len(keys) == len(set(keys)) == 3 * 3 * draws
+    assert len(keys) == len(set(keys)) == 3 * 3
+
+
+@pytest.mark.parametrize('shape', [(), (5,)])
+def test_a_draw_is_that_of_jax(shape):
+    """Published trajectories rest on it: `jax.random.randint` of a key into which the path was folded."""
+    counts = jnp.arange(1, 1 + max(1, *shape, 1), dtype=jnp.uint32).reshape(shape) * 1_000_003
+    key = jax.random.key(3, impl='threefry2x32')
+    folded = jax.random.fold_in(jax.random.fold_in(key, 7), 11)
+    expected = [jax.random.randint(folded, (4,), 0, count)[2] for count in counts.reshape(-1)]
+    np.testing.assert_array_equal(orders._draw(key, [7, 11], counts, 2).reshape(-1), jnp.stack(expected))
 
 
 @pytest.mark.parametrize('name', ['random_block', 'random_k'])
@@ -173,13 +194,9 @@ def test_all_permutations_of_four_blocks_are_equally_likely():
     permutations = {p: i for i, p in enumerate(itertools.permutations(range(4)))}
 
     def one_round(pivot, bits):
-        with (
-            mock.patch.object(orders, '_SWAPS', 1),
-            mock.patch.object(orders, '_mixed', lambda entry: bits[entry]),
-            mock.patch.object(jax.random, 'bits', lambda key, shape, dtype: jnp.zeros(shape, dtype)),
-            mock.patch.object(jax.random, 'randint', lambda key, shape, *bounds: pivot[None]),
-        ):
-            return orders._permuted(jax.random.key(0), jnp.arange(4, dtype=jnp.uint32), jnp.uint32(4))
+        with mock.patch.object(orders, '_mixed', lambda entry: bits[entry]):
+            of_all = jnp.full((1, 4), pivot), jnp.zeros((1, 4), jnp.uint32)
+            return orders._permuted(*of_all, jnp.arange(4, dtype=jnp.uint32), jnp.uint32(4))
 
     pivots, bits = np.arange(4, dtype=np.uint32), np.array([*itertools.product((0, 1), repeat=4)], np.uint32)
     of_bits = jax.vmap(one_round, (None, 0))
