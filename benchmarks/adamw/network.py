@@ -23,12 +23,17 @@ class Size:
     context: int
 
 
-SIZES = {'33k': Size(2, 32, 2, 32), '115k': Size(2, 64, 4, 64)}
+SIZES = {
+    '33k': Size(2, 32, 2, 32),
+    '115k': Size(2, 64, 4, 64),
+    '1m': Size(5, 128, 4, 64),
+    '11m': Size(6, 384, 6, 64),
+}
 
 
 def init(size: Size, seed: int) -> PyTree:
     """The initial parameters; the head is the transposed embedding."""
-    keys = iter(jax.random.split(jax.random.PRNGKey(seed), 16))
+    keys = iter(jax.random.split(jax.random.PRNGKey(seed), 1 + 4 * size.layers))
     d, deep = size.width, np.sqrt(2 * size.layers)
 
     def normal(shape, scale):
