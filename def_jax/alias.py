@@ -36,7 +36,7 @@ def def_adamw(
     the residual already accumulates, and both delay. The momentum is in `outer` instead, where it averages
     what all workers sent, costs no communication, and is the same on all. The second moment averages over
     more steps than is usual for transformers, since a worker's gradient is noisier than the mean gradient.
-    docs/adamw.md has the evidence, one small transformer, and what is lost against dense AdamW.
+    docs/adamw.md has the evidence, two small transformers, and what is lost against dense AdamW.
 
     Args:
         learning_rate: η, a number or an optax schedule. Start from dense AdamW's; times the rate of `outer`
