@@ -93,6 +93,7 @@ VARIANTS = {
     'auto': (None, {'detach': 'auto'}),
     'bfloat16': (0.9, {'wire_dtype': jnp.bfloat16}),
     'skipping': (0.9, {'skip_nonfinite': True}),
+    'outer': (None, {'outer': optax.sgd(0.3, momentum=0.8, nesterov=True)}),
 }
 
 
