@@ -145,6 +145,8 @@ def write(page: Path, name: str, tables: str) -> None:
     """Replaces what the page has between two marks."""
     before, begin, rest = page.read_text().partition(f'<!-- {name} -->\n')
     _, end, after = rest.partition(f'<!-- end of {name} -->\n')
+    if not (begin and end):
+        raise ValueError(f'{page} has no marks {name!r}.')
     page.write_text(f'{before}{begin}\n{tables}\n{end}{after}')
 
 
