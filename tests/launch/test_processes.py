@@ -264,18 +264,3 @@ def test_two_processes_train_as_one_and_end_and_resume_together(environment, tmp
     assert len(early) > 9
     for record, expected in early:
         assert record == pytest.approx(expected, rel=1e-4, abs=1e-6)
-
-
-@pytest.mark.slow
-def test_a_process_is_a_worker_of_two_devices(environment, tmp_path):
-    """A pair that was killed ends where one that was left alone does, bit for bit."""
-    flags = [*SHORT, '--config.num_workers=2', '--config.shards_per_worker=2', '--config.num_epochs=3']
-    killed, alone = tmp_path / 'killed', tmp_path / 'alone'
-    pair = launched.start_several(killed, flags, environment)
-    assert launched.wait_for(pair[0], lambda: launched.checkpoint_steps(killed))
-    assert launched.kill(pair[1])
-    assert pair[0].wait(timeout=60) == 6
-    for folder in (killed, alone):
-        pair = launched.start_several(folder, flags, environment)
-        assert [process.wait(timeout=600) for process in pair] == [0, 0], logs(folder)
-    assert launched.differences(killed, alone) == []

@@ -94,10 +94,8 @@ def test_blocks_are_those_of_a_loop_over_the_library(data_dir):
 @pytest.mark.parametrize(
     ('shards', 'changes'),
     [
-        (4, {'ratio': 1, 'num_workers': 1}),
         (2, {'ratio': 1, 'accumulate': 2, 'batch_size': 8, 'skip_nonfinite': True}),
         (2, {'method': 'sgd', 'outer': ''}),
-        (2, {'method': 'ef21', 'outer': '', 'ratio': 1}),
         (2, {'method': 'saef', 'ratio': 1, 'average_every': 2, 'outer': ''}),
         (2, {'method': 'diloco', 'every': 2, 'outer': ''}),
     ],
@@ -176,7 +174,6 @@ def test_killed_and_resumed_equals_undisturbed(run, data_dir, tmp_path):
     ('changes', 'note'),
     [
         ({'shards_per_worker': 1}, 'devices a worker: 2 before, 1 now; the state is unchanged'),
-        ({'shards_per_worker': 4}, 'devices a worker: 2 before, 4 now'),
         ({'shards_per_worker': 1, 'workers_per_device': 2}, 'the same 2, now as 1 x 2 devices x virtual'),
         ({'num_workers': 4}, 'workers: 2 before, 4 now; each receives the mean'),
     ],
