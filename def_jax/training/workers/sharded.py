@@ -30,10 +30,10 @@ def shard_spec(shape: tuple[int, ...], shards: int) -> P:
     Vectors and scalars lie whole on each device, as does a tensor of which no dimension is a multiple of
     `shards`. A moment of the optimizer has its parameter's shape, and so lies where it does.
 
-    >>> shard_spec((64, 256), 4), shard_spec((255, 64), 4), shard_spec((64,), 4)
-    (PartitionSpec(None, 'shard'), PartitionSpec(None, 'shard'), PartitionSpec())
-    >>> shard_spec((64, 64), 4)  # the first of equals
-    PartitionSpec('shard',)
+    >>> [tuple(shard_spec(shape, 4)) for shape in ((64, 256), (255, 64), (64,))]
+    [(None, 'shard'), (None, 'shard'), ()]
+    >>> tuple(shard_spec((64, 64), 4))  # the first of equals
+    ('shard',)
     """
     divisible = [axis for axis, size in enumerate(shape) if size and size % shards == 0]
     if len(shape) < 2 or not divisible:
