@@ -64,10 +64,11 @@ class ShardedWorkers(Workers):
                 'Start fewer processes, or lower --config.shards_per_worker.'
             )
         self._mesh = Mesh(grid, (AXIS, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2)
+        self._batch_sharding = NamedSharding(self._mesh, P(AXIS, SHARD_AXIS))
 
     def map(self, function: Callable, *, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
         def worker(*args):
-            args = map_prefix(lambda own, x: lax.squeeze(x, [0]) if own else x, in_axes, args)
+            args = _of_one_worker(in_axes, args)
             return map_prefix(lambda own, x: lax.expand_dims(x, [0]) if own else x, out_axes, function(*args))
 
         mapped = jax.shard_map(
@@ -91,7 +92,7 @@ class ShardedWorkers(Workers):
 
     def map_devices(self, function: Callable, *, in_axes: Any) -> Callable:
         def device(*args):
-            args = map_prefix(lambda own, x: lax.squeeze(x, [0]) if own else x, in_axes, args)
+            args = _of_one_worker(in_axes, args)
             return jax.tree.map(lambda x: lax.expand_dims(x, [0]), function(*args))
 
         def mapped(*args):
@@ -106,8 +107,7 @@ class ShardedWorkers(Workers):
 
     def place(self, batch: PyTree) -> PyTree:
         """The examples of each worker, the second axis, are divided among its devices."""
-        sharding = NamedSharding(self._mesh, P(AXIS, SHARD_AXIS))
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._batch_sharding, x), batch)
 
     def local(self, x: jax.Array) -> np.ndarray:
         rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
@@ -167,6 +167,11 @@ class ShardedWorkers(Workers):
 
     def _sharding(self, own: bool, x: Any) -> NamedSharding:
         return NamedSharding(self._mesh, self._spec(own, x))
+
+
+def _of_one_worker(axes: PyTree, tree: PyTree) -> PyTree:
+    """Without the axis over workers, which has length 1 within a mapped function."""
+    return map_prefix(lambda own, x: lax.squeeze(x, [0]) if own else x, axes, tree)
 
 
 def _over_workers(axes: PyTree) -> PyTree:

@@ -33,6 +33,7 @@ class WholeWorkers(Workers):
         self.shape = (len(devices), virtual) if virtual > 1 else (len(devices),)
         self.axis_name = (AXIS, VIRTUAL_AXIS) if virtual > 1 else AXIS
         self._virtual = virtual
+        self._place = prefetch.make_place(devices, AXIS)
 
     def map(self, function: Callable, *, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
         if not jax.tree.leaves(in_axes):  # vmap and pmap need an argument with an axis over workers
@@ -52,7 +53,7 @@ class WholeWorkers(Workers):
         return _bound(mapped, np.zeros(len(self.rows)))
 
     def place(self, batch: PyTree) -> PyTree:
-        return prefetch.make_place(self.devices, AXIS)(batch)
+        return self._place(batch)
 
     def local(self, x: jax.Array) -> np.ndarray:
         return np.asarray(x)
