@@ -13,14 +13,20 @@ import matplotlib.ticker
 import numpy as np
 import PIL.Image
 
-__all__ = ['COLORS', 'direct_labels', 'draw_band', 'log_y', 'panels', 'plain_log', 'variant_style']
+__all__ = [
+    'COLORS',
+    'color_of',
+    'direct_labels',
+    'draw_band',
+    'log_y',
+    'panels',
+    'plain_log',
+    'variant_style',
+]
 
 # By a method's title; based on the colour-blind-safe palette of Okabe and Ito.
 COLORS = {
     'SGD': '#000000',
-    'dense AdamW': '#000000',
-    'dense Lion': '#000000',
-    'dense Muon': '#000000',
     'EF': '#D55E00',
     'SAEF': '#E69F00',
     'PSync': '#009E73',
@@ -41,7 +47,7 @@ COLORS = {
     '1-bit Adam': '#92C5DE',
     'EF21-SGDM': '#5AAE61',
 }
-OTHER = '#7F7F7F'  # a point that is not the answer of any method
+_OTHER = '#7F7F7F'  # a point that is not the answer of any method
 
 _PANEL = (2.9, 2.2)  # inches: text is still 5 pt with two panels printed half a page wide
 _STYLE: dict[Any, Any] = {
@@ -83,6 +89,15 @@ def panels(path: Path, rows: int, columns: int, title: str = '') -> Iterator[np.
     # A palette reduces the file to a third of its size.
     PIL.Image.open(drawn).convert('RGB').quantize(_PALETTE).save(partial, optimize=True)
     partial.replace(path)
+
+
+def color_of(title: str) -> str:
+    """The colour of what a run of that title answers; dense training is SGD's, whatever the optimizer.
+
+    >>> color_of('dense AdamW') == COLORS['SGD']
+    True
+    """
+    return COLORS['SGD'] if title.startswith('dense ') else COLORS.get(title, _OTHER)
 
 
 def variant_style(color: str, index: int, count: int) -> dict[str, Any]:

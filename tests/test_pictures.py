@@ -9,8 +9,7 @@ from def_jax import METHODS, pictures
 
 def test_every_method_has_a_colour_of_its_own():
     assert {method.title for method in METHODS.values()} <= set(pictures.COLORS)
-    colors = {title: color for title, color in pictures.COLORS.items() if not title.startswith('dense ')}
-    assert len(set(colors.values())) == len(colors)  # dense training is black, whatever the optimizer
+    assert len(set(pictures.COLORS.values())) == len(pictures.COLORS)
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
     styles = {}
     for method in dict.fromkeys(methods.values()):
         columns = [column for column, other in methods.items() if other == method]
-        color = pictures.COLORS.get(method, pictures.OTHER)
+        color = pictures.color_of(method)
         for index, column in enumerate(columns):
             styles[column] = pictures.variant_style(color, index, len(columns))
     return styles

@@ -48,7 +48,7 @@ def plot_curves(
         tests = [record for record in records if measure.key('x') in record]
         for point in ('x', 'y', 'own'):
             if tests and measure.key(point) in tests[0]:
-                color = pictures.COLORS.get(answers.get(point, ''), pictures.OTHER)
+                color = pictures.color_of(answers.get(point, ''))
                 draw_measure(error, [tests], measure, point, color=color, label=point_name(point, answers))
         measure_axis(error, measure)
         if error.lines:
