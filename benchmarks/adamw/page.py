@@ -12,9 +12,10 @@ from def_jax.experiments import statistics
 
 __all__ = ['write']
 
-_BEGIN, _END = '<!-- {} -->', '<!-- end of {} -->'
 _DRAWN = '115k'  # the model of the picture
 _CHOSEN_ON = 0  # the seed on whose validation loss settings were chosen
+_DENSE = 'dense AdamW'
+_INNER = {'adamw': 'AdamW', 'muon': 'Muon', 'muon_outside': 'Muon outside'}
 Run = dict[str, Any]
 
 
@@ -22,33 +23,23 @@ def write(runs: Sequence[Run], page: Path) -> None:
     """Replaces the tables between marks of the page and draws the picture beside it."""
     content = page.read_text()
     for name, table in (('against dense', _against_dense(runs)), ('runs', _table(runs))):
-        begin, end = _BEGIN.format(name), _END.format(name)
-        head, _, rest = content.partition(begin)
-        _, _, tail = rest.partition(end)
-        content = f'{head}{begin}\n{table}\n{end}{tail}'
+        content = markdown.replaced(content, f'<!-- {name} -->', f'<!-- end of {name} -->', table)
     page.write_text(content)
     _draw(runs, page.with_suffix('.png'))
 
 
 def _against_dense(runs: Sequence[Run]) -> str:
-    """Test losses of the seeds that served no choice, and paired differences to dense AdamW and Muon."""
+    """Test losses of the seeds that served no choice, paired with dense AdamW on as many sequences."""
     rows = [['model', 'steps', 'K × sequences', 'method', 'seeds', 'test loss', 'dense AdamW', 'behind']]
     tested: dict[tuple, dict[int, float]] = {}
     for run in runs:
         if run['seed'] != _CHOSEN_ON and (losses := run.get('test_loss')):
             tested.setdefault(_group(run), {})[run['seed']] = losses.get('y', losses['x'])
+    of_dense = {(m, s, k * n): of for (m, s, k, n, name), of in tested.items() if name == _DENSE}
     for (model, steps, workers, sequences, label), losses in sorted(tested.items()):
-        batch = workers * sequences
-        dense = next(
-            (
-                of
-                for (m, s, k, n, name), of in tested.items()
-                if (m, s, k * n, name) == (model, steps, batch, 'dense AdamW')
-            ),
-            {},
-        )
-        behind = None if label == 'dense AdamW' else statistics.paired_difference(losses, dense)
-        if behind:
+        dense = of_dense.get((model, steps, workers * sequences), {})
+        behind = statistics.paired_difference(losses, dense)
+        if behind and label != _DENSE:
             seeds = sorted(losses.keys() & dense.keys())
             both = [statistics.mean_std([of[seed] for seed in seeds], 3) for of in (losses, dense)]
             text = [model, f'{steps:,}', f'{workers} × {sequences}', label, ', '.join(map(str, seeds)), *both]
@@ -101,12 +92,12 @@ def _row(run: Run) -> Iterator[str]:
 
 def _method(run: Run) -> str:
     if run['method'] == 'dense':
-        return f'dense {"AdamW" if run["inner"] == "adamw" else "Muon"}'
+        return f'dense {_INNER[run["inner"]]}'
     if run['identity']:
         every = 'updates averaged' if run['every'] == 1 else f'whole, every {run["every"]} steps'
         return every + ('' if run['inner'] == 'adamw' else ', Muon')
     name = f'blocks, {run["order"]}, {run["allocation"]}'
-    name += {'adamw': '', 'muon': ', Muon', 'muon_outside': ', Muon outside'}[run['inner']]
+    name += '' if run['inner'] == 'adamw' else f', {_INNER[run["inner"]]}'
     name += '' if run['v'] == 'own' else ", the mean gradient's second moment"
     return name + ('' if run['decay'] == 1 else f', decay {run["decay"]:g}')
 
@@ -135,7 +126,7 @@ def _draw(runs: Sequence[Run], path: Path) -> None:
 
 
 def _label(run: Run) -> str:
-    inner = {'adamw': 'AdamW', 'muon': 'Muon', 'muon_outside': 'Muon outside'}[run['inner']]
+    inner = _INNER[run['inner']]
     if run['method'] == 'dense':
         return f'dense {inner}'
     if run['identity']:

@@ -142,12 +142,9 @@ def draw(records: list[Record], steps: int, path: Path) -> None:
 
 
 def write(page: Path, name: str, tables: str) -> None:
-    """Replaces what the page has between two marks."""
-    before, begin, rest = page.read_text().partition(f'<!-- {name} -->\n')
-    _, end, after = rest.partition(f'<!-- end of {name} -->\n')
-    if not (begin and end):
-        raise ValueError(f'{page} has no marks {name!r}.')
-    page.write_text(f'{before}{begin}\n{tables}\n{end}{after}')
+    """Replaces what the page has between the marks of that name."""
+    marks = f'<!-- {name} -->', f'<!-- end of {name} -->'
+    page.write_text(markdown.replaced(page.read_text(), *marks, tables.strip()))
 
 
 def main(_) -> None:

@@ -123,13 +123,7 @@ def page(text: str, written: str) -> str:
     <BLANKLINE>
     <!-- end --> after
     """
-    before, start, rest = text.partition(_START)
-    _, end, after = rest.partition(_END)
-    if not (start and end):
-        raise ValueError(
-            f'the page needs the lines {_START!r} and {_END!r}, between which the tables belong.'
-        )
-    return f'{before}{_START}\n\n{written}\n\n{_END}{after}'
+    return markdown.replaced(text, _START, _END, written)
 
 
 def _line(claim: Claim, cell_of: Any) -> list[str]:
