@@ -16,7 +16,12 @@ def get_defaults() -> ml_collections.ConfigDict:
     ('def', 64.0, 16)
     """
     config = ml_collections.ConfigDict()
+    for set_section in (_set_method, _set_workers, _set_parts, _set_optimization, _set_output):
+        set_section(config)
+    return config
 
+
+def _set_method(config: ml_collections.ConfigDict) -> None:
     # Method. One element in `ratio` is sent. granularity: a block of every tensor (tensor), one block of the
     # whole model (model) or random elements (element). order: blocks are drawn independently, as in the paper
     # (random), or each is sent once per round (shuffled, cyclic). allocation: every tensor sends the same
@@ -39,6 +44,8 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.freeze_after = 100  # dense steps of 1-bit Adam, after which its second moment is frozen
     config.skip_nonfinite = False  # all workers skip a step in which any update is NaN or infinite
 
+
+def _set_workers(config: ml_collections.ConfigDict) -> None:
     # Workers. Each has its own device or shares one (virtual workers: same trajectory, fewer devices).
     # sequential_workers computes the gradients of a device's virtual workers one after another: convolutions
     # stay ordinary instead of grouped. With shards_per_worker above 1, a worker is that many devices, which
@@ -49,6 +56,8 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.sequential_workers = False
     config.fake_devices = False
 
+
+def _set_parts(config: ml_collections.ConfigDict) -> None:
     # Task, data set and model, each by name or by import path, my_package.my_module:factory. The arguments
     # of a factory are in its …_options, e.g. --config.dataset_options.folder=images. data_dir is where TFDS
     # stores data sets; empty for TFDS's default. train_examples and test_examples limit a split to its first
@@ -66,6 +75,8 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.model_options = {}
     config.compute_dtype = 'float32'  # dtype of the network: float32, bfloat16; parameters stay float32
 
+
+def _set_optimization(config: ml_collections.ConfigDict) -> None:
     # Optimization. batch_size is the global batch size, over all workers; each worker takes the gradient of
     # its share in `accumulate` equal parts, which saves memory. optimizer: sgd, adamw, lion, muon or an
     # import path. schedule: drops, cosine (after a warm-up), wsd (warm-up, stable, decay) or an import path.
@@ -84,6 +95,8 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.weight_decay = 5e-4
     config.seed = 0
 
+
+def _set_output(config: ml_collections.ConfigDict) -> None:
     # Output. A checkpoint is written at every evaluation, which is on the split evaluate_on: test, or
     # validation, for every choice that is made by comparing runs.
     config.eval_every_epochs = 20
@@ -95,5 +108,3 @@ def get_defaults() -> ml_collections.ConfigDict:
     config.diagnostics_every = 0  # steps between measurements of def_jax.diagnostics; 0 means never
     config.check_replicas_every = 0  # steps between comparisons of the workers' copies; 0 means never
     config.keep_checkpoints = 2
-
-    return config

@@ -155,7 +155,7 @@ MUTATIONS = [
         '(len(images), 2), 0, 2 * padding + 1)',
         '(len(images), 2), 0, 2 * padding)',
         'test_input_pipeline.py::test_augment_draws_every_crop_and_flip_alike',
-        'data/test_in_memory.py::test_augment_makes_every_crop_and_flip',
+        'data/test_augmentation.py::test_augment_makes_every_crop_and_flip',
     ),
     Mutation(
         'crops of ImageNet never show the whole image',
