@@ -74,6 +74,7 @@ def test_the_table_with_the_papers_visits():
 def test_the_smaller_cifar10_table():
     sweep.check_spec(get('beyond', 'cifar10_small'))
     sweep.check_spec(get('momentum', 'cifar10_small'))
+    sweep.check_spec(get('league', 'cifar10_small'))
     spec = get('table1', 'cifar10_small')
     sweep.check_spec(spec)
     assert {cell['row'] for cell in spec.cells} == {'1', '64', '256'}
