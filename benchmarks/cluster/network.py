@@ -42,9 +42,9 @@ def check_available() -> None:
 
 
 class Network:
-    """The namespaces of one run of the program."""
+    """The namespaces of one run of the program; without a rate, interfaces are not shaped."""
 
-    def __init__(self, num_workers: int, rate: str):
+    def __init__(self, num_workers: int, rate: str | None):
         self.num_workers, self.rate = num_workers, rate
         self.owner = f'{PREFIX}-{os.getpid()}'
 
@@ -77,13 +77,13 @@ class Network:
             _run('ip', '-n', name, 'addr', 'add', f'{self.address(worker)}/16', 'dev', INTERFACE)
             for link in ('lo', INTERFACE):
                 _run('ip', '-n', name, 'link', 'set', link, 'up')
-            for owner, device in ((name, INTERFACE), (switch, port)):
+            for owner, device in ((name, INTERFACE), (switch, port)) if self.rate else ():
                 shape = ['rate', self.rate, 'burst', '256kb', 'latency', '50ms']
                 _run('tc', '-n', owner, 'qdisc', 'add', 'dev', device, 'root', 'tbf', *shape)
 
 
 @contextlib.contextmanager
-def network(num_workers: int, rate: str) -> Iterator[Network]:
+def network(num_workers: int, rate: str | None) -> Iterator[Network]:
     """The cluster's network, removed on exit, however the program ends."""
     made = Network(num_workers, rate)
     remove_leftovers()

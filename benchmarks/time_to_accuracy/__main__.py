@@ -4,11 +4,13 @@
 
 Four processes (--workers), each in its own network namespace (root and iproute2 needed), train the same
 network on CIFAR-10, read through TFDS from --data_dir, in the same order of images. PyTorch, an optional
-peer, is taken from --torch_python. Runs take turns on the machine. Each is a line of time_to_accuracy.jsonl,
-with its whole curve; started again with the same flags, the program goes on with the runs that are missing.
-The accuracies of a run do not depend on the bandwidth: whole runs are made at the first --bandwidth, and at
-the others --timed_steps are timed. A learning rate is to be chosen with --validation, which trains without
-the last tenth of the training images and tests on it. Writes time_to_accuracy.md and .png.
+peer, is taken from --torch_python. The accuracies of a run do not depend on the bandwidth, so whole runs, one
+for each --seed and --variant, are made on a network that is not shaped; on a network of each --bandwidth,
+--timed_steps of every variant are timed, in turn. Only these need a machine that does nothing else. A run is
+a line of time_to_accuracy.jsonl, with its whole curve: the program makes those that are missing, and the page
+has all that differ in variant, seed and bandwidth alone. A learning rate is to be chosen with --validation,
+which trains without the last tenth of the training images and tests on it. Writes time_to_accuracy.md and
+.png.
 """
 
 import importlib.util
@@ -18,6 +20,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from benchmarks import timing
 from benchmarks.cluster.network import Unavailable, check_available, network
 from benchmarks.cluster.processes import WorkerFailed, run_workers
 from benchmarks.time_to_accuracy import page
-from benchmarks.time_to_accuracy.workload import SIZES
+from benchmarks.time_to_accuracy.workload import RATES, SIZES
 from def_jax.data.in_memory import load_dataset
 
 _DATA = flags.DEFINE_string('data_dir', None, "TFDS's folder; by default TFDS_DATA_DIR or TFDS's own.")
@@ -42,9 +45,9 @@ _SEEDS = flags.DEFINE_multi_integer('seed', [0, 1, 2], 'Order of the images and 
 _WORKERS = flags.DEFINE_integer('workers', 4, 'Number of workers.', lower_bound=2, upper_bound=250)
 _BATCH = flags.DEFINE_integer('batch', 32, 'Images a worker and step.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', 7800, 'Steps of a run; 390 are an epoch.', lower_bound=1)
-_TIMED = flags.DEFINE_integer('timed_steps', 100, 'Steps at the other bandwidths.', lower_bound=1)
+_TIMED = flags.DEFINE_integer('timed_steps', 100, 'Steps at each bandwidth.', lower_bound=10)
 _EVALUATIONS = flags.DEFINE_integer('evaluations', 40, 'Evaluations of a run.', lower_bound=1)
-_RATE = flags.DEFINE_float('learning_rate', 0.05, 'Peak rate with momentum; ten times that without.')
+_RATE = flags.DEFINE_float('learning_rate', None, "Peak rate of every variant; by default each one's own.")
 _SIZE = flags.DEFINE_enum('size', 'full', list(SIZES), 'Of the network.')
 _IMAGES = flags.DEFINE_integer('train_images', None, 'Train on the first of them only.')
 _VALIDATION = flags.DEFINE_bool('validation', False, 'Test on the last tenth of the training images instead.')
@@ -54,6 +57,8 @@ _TORCH = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder of the results.', required=True)
 
+_FIRST = 5  # steps that open connections and are not timed
+
 
 def main(_) -> int:
     runs_file = Path(_OUTPUT.value, 'time_to_accuracy.jsonl')
@@ -61,7 +66,7 @@ def main(_) -> int:
     failed = {v: 'no PyTorch: give --torch_python' for v in _VARIANTS.value if _python(v) is None}
     wanted = [settings for settings in _wanted() if settings['variant'] not in failed]
     known = [json.loads(line) for line in runs_file.read_text().splitlines()] if runs_file.exists() else []
-    done = [run for run in known if run['settings'] in wanted]
+    done = [run for run in known if run['settings'] == _like(run['settings'])]
     missing = [settings for settings in wanted if all(run['settings'] != settings for run in done)]
     try:
         if missing:
@@ -85,26 +90,35 @@ def main(_) -> int:
     return 0
 
 
-def _wanted():
-    """The settings of every run, whole ones first, seed by seed."""
-    orders = itertools.product(enumerate(_BANDWIDTHS.value), _SEEDS.value, _VARIANTS.value)
-    for (index, bandwidth), seed, variant in orders:
-        if index and seed != _SEEDS.value[0]:
-            continue  # one seed tells the time of a step
-        yield {
-            'variant': variant,
-            'seed': seed,
-            'bandwidth': bandwidth,
-            'workers': _WORKERS.value,
-            'batch': _BATCH.value,
-            'size': _SIZE.value,
-            'learning_rate': _RATE.value,
-            'num_steps': _STEPS.value,
-            'run_steps': min(_STEPS.value, _TIMED.value) if index else _STEPS.value,
-            'eval_every': max(1, _STEPS.value // _EVALUATIONS.value),
-            'train_images': _IMAGES.value,
-            'validation': _VALIDATION.value,
-        }
+def _wanted() -> Iterator[dict[str, Any]]:
+    """The settings of every run: whole ones, seed by seed, then those that are timed."""
+    whole = itertools.product([''], _SEEDS.value, _VARIANTS.value)
+    timed = itertools.product(_BANDWIDTHS.value, _SEEDS.value[:1], _VARIANTS.value)
+    for bandwidth, seed, variant in itertools.chain(whole, timed):
+        yield _settings(variant, seed, bandwidth)
+
+
+def _settings(variant: str, seed: int, bandwidth: str) -> dict[str, Any]:
+    """Of one run; a whole one has no bandwidth."""
+    return {
+        'variant': variant,
+        'seed': seed,
+        'bandwidth': bandwidth,
+        'workers': _WORKERS.value,
+        'batch': _BATCH.value,
+        'size': _SIZE.value,
+        'learning_rate': _RATE.value or RATES[variant],
+        'num_steps': _STEPS.value,
+        'run_steps': _TIMED.value if bandwidth else _STEPS.value,
+        'eval_every': max(1, _STEPS.value // _EVALUATIONS.value),
+        'train_images': _IMAGES.value,
+        'validation': _VALIDATION.value,
+    }
+
+
+def _like(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the flags say of a run of that variant, seed and bandwidth: those on the page."""
+    return _settings(*(settings[name] for name in ('variant', 'seed', 'bandwidth')))
 
 
 def _python(variant: str) -> str | None:
@@ -137,7 +151,7 @@ def _run(settings: dict[str, Any], data: str, failed: dict[str, str]) -> dict[st
     is_torch = settings['variant'].startswith('ddp')
     module = f'benchmarks.time_to_accuracy.{"torch" if is_torch else "jax"}_worker'
     try:
-        with network(settings['workers'], settings['bandwidth']) as cluster:
+        with network(settings['workers'], settings['bandwidth'] or None) as cluster:
             reports = run_workers(
                 cluster, _python(settings['variant']), module, settings | {'data': data}, _TIMEOUT.value
             )
@@ -146,13 +160,17 @@ def _run(settings: dict[str, Any], data: str, failed: dict[str, str]) -> dict[st
             raise
         failed[settings['variant']] = str(error).splitlines()[0][:200]
         return None
-    name = f'{settings["variant"]}, seed {settings["seed"]}, {settings["bandwidth"]}'
+    name = f'{settings["variant"]}, seed {settings["seed"]}, {settings["bandwidth"] or "whole"}'
     print(f'{name}: {reports[0]["curve"][-1]}', file=sys.stderr, flush=True)
     # A step ends when the slowest worker's does; the clocks differ by what a worker waits for its input.
     seconds = np.max([report.pop('seconds') for report in reports], axis=0)
-    curve = [point | {'seconds': float(seconds[: point['step']].sum())} for point in reports[0].pop('curve')]
-    machine = {'step_seconds': float(np.median(seconds)), 'load': os.getloadavg()[0]}
-    return {'settings': settings, 'curve': curve} | reports[0] | machine
+    steady = seconds[_FIRST:]
+    machine = {
+        'step_seconds': float(steady.mean()),
+        'standard_error': float(steady.std(ddof=1) / len(steady) ** 0.5),
+        'load': os.getloadavg()[0],
+    }
+    return {'settings': settings, 'curve': reports[0].pop('curve')} | reports[0] | machine
 
 
 if __name__ == '__main__':

@@ -49,7 +49,7 @@ def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransforma
         return optax.chain(sgd, def_jax.error_feedback(block, axis_name, seed=job['seed']))
     ratio = int(variant.removeprefix('best'))
     block = def_jax.random_block(ratio, order='shuffled', allocation='balanced')
-    plain = optax.sgd(lambda count: 10 * rates[count])  # what momentum 0.9 amounts to in the long run
+    plain = optax.sgd(lambda count: rates[count])
     return optax.chain(plain, def_jax.error_feedback(block, axis_name, seed=job['seed'], detach='auto'))
 
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import timing
 from def_jax import pictures
+from def_jax.experiments.statistics import mean_std, paired_difference
 from def_jax.plan import Plan, parse_bandwidth
 
-__all__ = ['TITLES', 'draw', 'sections', 'time_to', 'times_of']
+__all__ = ['TITLES', 'Timed', 'draw', 'sections', 'timed']
 
 TITLES = {
     'dense': 'SGD, dense JAX',
@@ -22,24 +23,45 @@ TITLES = {
     'ddp_fp16': 'PyTorch DDP, fp16 hook',
     'ddp_powersgd': 'PyTorch DDP, PowerSGD hook, rank 4',
 }
-# 97.5 % quantile of Student's t by degrees of freedom.
-_STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 _BELOW = 1.0  # points below dense SGD's final accuracy: the target
 
 Run = dict[str, Any]
 
 
-def times_of(run: Run, timed: Run) -> list[float]:
-    """The seconds of every point of a run's curve, at the bandwidth of the run that was timed."""
-    if timed is run:
-        return [point['seconds'] for point in run['curve']]
-    return [point['step'] * timed['step_seconds'] for point in run['curve']]
+class Timed(NamedTuple):
+    """What the runs say of one variant, read at one point, at one bandwidth."""
+
+    curves: dict[int, np.ndarray]  # by seed, accuracies [evaluations]
+    steps: np.ndarray  # of the evaluations
+    run: Run  # that was timed
+    constant: float  # seconds, once: y's all-reduce
+
+    def seconds(self) -> np.ndarray:
+        """Of training up to every evaluation."""
+        return self.steps * self.run['step_seconds'] + self.constant
+
+    def times_to(self, target: float) -> dict[int, float | None]:
+        """By seed, the seconds at the first evaluation that reaches the target; None if none does."""
+        found = {}
+        for seed, accuracies in self.curves.items():
+            reached = np.flatnonzero(accuracies >= target)
+            found[seed] = float(self.seconds()[reached[0]]) if reached.size else None
+        return found
 
 
-def time_to(target: float, seconds: Sequence[float], accuracies: Sequence[float]) -> float | None:
-    """The seconds at the first point that reaches the target; None if none does."""
-    reached = [s for s, accuracy in zip(seconds, accuracies, strict=True) if accuracy >= target]
-    return reached[0] if reached else None
+def timed(runs: Sequence[Run], variant: str, point: str, bandwidth: str) -> Timed | None:
+    """None unless the variant has whole runs and was timed at that bandwidth."""
+    of_variant = [run for run in runs if run['settings']['variant'] == variant]
+    whole = [r for r in of_variant if not r['settings']['bandwidth'] and point in r['curve'][0]]
+    clocked = [r for r in of_variant if r['settings']['bandwidth'] == bandwidth]
+    if not whole or not clocked:
+        return None
+    return Timed(
+        {r['settings']['seed']: np.array([p[point] for p in r['curve']]) for r in whole},
+        np.array([p['step'] for p in whole[0]['curve']]),
+        clocked[0],
+        _plan(clocked[0], bandwidth).all_reduce(clocked[0]['params']) if point == 'y' else 0.0,
+    )
 
 
 def sections(runs: Sequence[Run], failed: dict[str, str], picture: str) -> list[str]:
@@ -50,17 +72,19 @@ def sections(runs: Sequence[Run], failed: dict[str, str], picture: str) -> list[
     images = settings['train_images'] or 'all'
     texts = [
         f'{settings["workers"]} workers of {settings["batch"]} images each, {settings["num_steps"]:,} steps '
-        f'on {images} training images of CIFAR-10, {runs[0]["params"]:,} parameters; peak learning rate '
-        f'{settings["learning_rate"]:g} with momentum 0.9, ten times that without; warm-up and cosine. '
+        f'on {images} training images of CIFAR-10, {runs[0]["params"]:,} parameters; warm-up and cosine. '
         f'{"Validation" if settings["validation"] else "Test"} accuracy in %, mean ± standard deviation over '
-        'seeds. Seconds are those of training: the slowest worker of every step, without evaluations, input '
-        'and compilation; y counts one dense all-reduce more, at its end. The target is what dense SGD ends '
-        f'at, less {_BELOW:g} point. A ratio is that of dense JAX to the variant, its 95 % interval from the '
-        'seeds. All workers share the cores and the memory of one machine, which lengthens every step alike '
-        'and so lowers the ratios. DEF is read at y, DEF-A is the same run read at x.\n',
+        'seeds. Accuracies do not depend on the network: whole runs were made on an unshaped one, and the '
+        'time of a step, the mean of those of the slowest worker with its standard error, at each bandwidth. '
+        'Seconds are steps times that, without evaluations, input and compilation; y counts one dense '
+        f'all-reduce more, at its end. The target is what dense SGD ends at, less {_BELOW:g} point. A ratio '
+        'is that of dense JAX to the variant; its 95 % interval has the spread of the seeds, where there are '
+        'several, and that of the steps. All workers share the cores and the memory of one machine, which '
+        'lengthens every step alike and so lowers the ratios. DEF is read at y, DEF-A is the same run at '
+        'x.\n',
         f'![Accuracy against seconds]({picture})\n',
     ]
-    for bandwidth in dict.fromkeys(run['settings']['bandwidth'] for run in runs):
+    for bandwidth in _bandwidths(runs):
         texts.append(f'## {bandwidth}\n\n{_table(runs, bandwidth)}')
     lines = [f'- {TITLES[name]}: not measured, {why}\n' for name, why in failed.items()]
     return [*texts, ''.join(lines)]
@@ -68,20 +92,25 @@ def sections(runs: Sequence[Run], failed: dict[str, str], picture: str) -> list[
 
 def draw(runs: Sequence[Run], path: Path) -> None:
     """Accuracy against seconds, a panel for each bandwidth."""
-    bandwidths = list(dict.fromkeys(run['settings']['bandwidth'] for run in runs))
+    bandwidths = _bandwidths(runs)
     with pictures.panels(path, 1, max(1, len(bandwidths))) as grid:
         for axes, bandwidth in zip(grid[0], bandwidths, strict=False):
             for variant, point, label, color in _lines(runs):
-                whole, timed = _whole(runs, variant), _timed(runs, variant, bandwidth)
-                if timed and point in whole[0]['curve'][0]:
-                    seconds = np.mean([times_of(run, _own(run, timed)) for run in whole], axis=0)
-                    accuracies = np.array([[p[point] for p in run['curve']] for run in whole]).T
-                    pictures.draw_band(axes, list(seconds), list(accuracies), label=label, color=color)
+                if found := timed(runs, variant, point, bandwidth):
+                    accuracies = np.array(list(found.curves.values())).T
+                    pictures.draw_band(
+                        axes, list(found.seconds()), list(accuracies), label=label, color=color
+                    )
             axes.set_title(bandwidth)
             axes.set_xscale('log')
             axes.set_xlabel('seconds of training')
             axes.set_ylabel('accuracy, %')
             pictures.direct_labels(axes)
+
+
+def _bandwidths(runs: Sequence[Run]) -> list[str]:
+    named = dict.fromkeys(run['settings']['bandwidth'] for run in runs)
+    return [bandwidth for bandwidth in named if bandwidth]
 
 
 def _lines(runs: Sequence[Run]):
@@ -95,63 +124,39 @@ def _lines(runs: Sequence[Run]):
             yield variant, 'x', f'{variant}, x', pictures.COLORS['DEF-A']
 
 
-def _whole(runs: Sequence[Run], variant: str) -> list[Run]:
-    return _timed(runs, variant, runs[0]['settings']['bandwidth'])
-
-
-def _timed(runs: Sequence[Run], variant: str, bandwidth: str) -> list[Run]:
-    return [
-        run
-        for run in runs
-        if run['settings']['variant'] == variant and run['settings']['bandwidth'] == bandwidth
-    ]
-
-
-def _own(run: Run, timed: Sequence[Run]) -> Run:
-    """The run itself if it was made at this bandwidth, else the one that was timed there."""
-    return run if any(run is other for other in timed) else timed[0]
-
-
 def _table(runs: Sequence[Run], bandwidth: str) -> str:
-    dense = _whole(runs, 'dense')
-    target = np.mean([run['curve'][-1]['x'] for run in dense]) - _BELOW if dense else np.inf
-    rows, base = [], _times(runs, 'dense', 'x', bandwidth, target)
+    base = timed(runs, 'dense', 'x', bandwidth)
+    target = np.mean([curve[-1] for curve in base.curves.values()]) - _BELOW if base else np.inf
+    rows = []
     for variant, point, _, _ in _lines(runs):
-        whole, timed = _whole(runs, variant), _timed(runs, variant, bandwidth)
-        if not whole or not timed or point not in whole[0]['curve'][0]:
+        found = timed(runs, variant, point, bandwidth)
+        if found is None:
             continue
-        times = _times(runs, variant, point, bandwidth, target)
-        finals = [run['curve'][-1][point] for run in whole]
-        step = float(np.median([run['step_seconds'] for run in timed]))
+        times = found.times_to(target)
+        run, reached = found.run, [t for t in times.values() if t is not None]
         rows.append(
             [
                 TITLES[variant] + ('' if point == 'y' or not variant.startswith(('def', 'best')) else ', x'),
-                len(whole),
-                _mean_std(finals),
-                f'{1e3 * step:.0f}',
-                _predicted(timed[0], bandwidth),
-                _mean_std([t for t in times.values() if t is not None], 1),
-                sum(t is None for t in times.values()),
-                _ratio(base, times),
+                f'{run["settings"]["learning_rate"]:g}',
+                len(times),
+                mean_std([curve[-1] for curve in found.curves.values()], 2),
+                f'{1e3 * run["step_seconds"]:.0f} ± {1e3 * run["standard_error"]:.0f}',
+                _predicted(run, bandwidth),
+                mean_std(reached, 0) if reached else '',
+                len(times) - len(reached),
+                '1.00' if variant == 'dense' else _ratio(base, found, target) if base else '',
             ]
         )
-    columns = ['variant', 'seeds', 'final accuracy', 'ms a step', 'predicted by def_jax.plan']
+    columns = [
+        'variant',
+        'learning rate',
+        'seeds',
+        'final accuracy',
+        'ms a step',
+        'predicted by def_jax.plan',
+    ]
     columns += [f'seconds to {target:.1f} %', 'seeds that do not reach it', 'times as fast as dense JAX']
     return timing.table(columns, rows)
-
-
-def _times(
-    runs: Sequence[Run], variant: str, point: str, bandwidth: str, target: float
-) -> dict[int, float | None]:
-    """By seed, the seconds to the target."""
-    timed, found = _timed(runs, variant, bandwidth), {}
-    for run in _whole(runs, variant) if timed else ():
-        seconds = times_of(run, _own(run, timed))
-        reached = time_to(target, seconds, [p[point] for p in run['curve']])
-        if reached is not None and point == 'y':
-            reached += _plan(run, bandwidth).all_reduce(run['params'])
-        found[run['settings']['seed']] = reached
-    return found
 
 
 def _plan(run: Run, bandwidth: str) -> Plan:
@@ -173,21 +178,25 @@ def _predicted(run: Run, bandwidth: str) -> str:
     return f'{1e3 * seconds:.0f} ({seconds / run["step_seconds"] - 1:+.0%})'
 
 
-def _mean_std(values: Sequence[float], digits: int = 2) -> str:
-    if not values:
+def _ratio(base: Timed, found: Timed, target: float) -> str:
+    """The mean ratio of the times to the target, and its interval from their logarithms.
+
+    Paired over the seeds of which both reach the target; a single seed has only the spread of the steps.
+    """
+    logs = [
+        {seed: np.log(t) for seed, t in side.times_to(target).items() if t is not None}
+        for side in (base, found)
+    ]
+    difference = paired_difference(*logs)
+    if difference is None:
         return ''
-    spread = f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else ''
-    return f'{np.mean(values):.{digits}f}{spread}'
+    half = 1.96 * float(np.hypot(_relative(base.run), _relative(found.run)))
+    if difference.num_pairs > 1:
+        half = float(np.hypot(half, difference.interval()[1] - difference.mean))
+    ratios = np.exp(difference.mean + np.array([0, -half, half]))
+    return '{:.2f} ({:.2f} to {:.2f})'.format(*ratios)
 
 
-def _ratio(base: dict[int, float | None], times: dict[int, float | None]) -> str:
-    """The mean ratio over seeds that both reach the target, with its interval from their logarithms."""
-    both = [(base[s], t) for s, t in times.items() if t is not None and base.get(s) is not None]
-    if not both:
-        return ''
-    logs = np.log([b / t for b, t in both])
-    text = f'{np.exp(logs.mean()):.2f}'
-    if len(logs) - 1 in _STUDENT:
-        half = _STUDENT[len(logs) - 1] * np.std(logs, ddof=1) / np.sqrt(len(logs))
-        text += f' ({np.exp(logs.mean() - half):.2f} to {np.exp(logs.mean() + half):.2f})'
-    return text
+def _relative(run: Run) -> float:
+    """The standard error of a step's time, relative to it."""
+    return run['standard_error'] / run['step_seconds']

@@ -4,7 +4,7 @@ Command:  python -m def_jax.experiments.sweep --config=configs/tables/league.py:
           (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs)
           python -m def_jax.experiments.report --workdir=runs/league --output=results/league/digits
 Variants: :digits, without the methods that were far behind on a perceptron, and with four methods at 64;
-          :cifar10_small, the same on 4,000 CIFAR-10 images with that VGG, 10 epochs.
+          :cifar10_small, the same on 4,000 CIFAR-10 images with that VGG, 10 epochs, 4 to tune.
 Expected: see results/league/README.md.
 
 Learning rates are chosen on validation data, each method's from candidates of its own: those around the best
@@ -103,7 +103,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The table; `arg` is empty or a variant, see above."""
     name = tables.variant(arg, *SMALL)
     # 1-bit Adam freezes its second moment after about 15 % of the steps.
-    make_base, freeze_after, where, held_out = SMALL.get(name, FULL)
+    make_base, freeze_after, where, tuning = SMALL.get(name, FULL)
     cells = fixed(freeze_after) + at_ratio(16) + at_ratio(64)
     if name:
         cells = [cell for cell in cells if cell['column'] in AT_64 or cell['row'] != '64']
@@ -113,12 +113,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         make_base(),
         cells,
         rows='ratio',
-        tuning={'validation_examples': held_out, 'evaluate_on': 'validation'},
+        tuning={'evaluate_on': 'validation'} | tuning,
     )
 
 
-FULL = cifar10.get_config, 11_700, 'CIFAR-10', 5000
+FULL = cifar10.get_config, 11_700, 'CIFAR-10', {'validation_examples': 5000}
+SHORT = {'validation_examples': 500, 'num_epochs': 4, 'eval_every_epochs': 4}
 SMALL = {
-    'digits': (digits, 68, "scikit-learn's digits", 200),
-    'cifar10_small': (cifar10_small, 93, 'CIFAR-10, reduced', 500),
+    'digits': (digits, 68, "scikit-learn's digits", {'validation_examples': 200}),
+    'cifar10_small': (cifar10_small, 93, 'CIFAR-10, reduced', SHORT),
 }

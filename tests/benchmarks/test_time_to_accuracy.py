@@ -56,51 +56,50 @@ def test_the_clock_runs_during_steps_alone(tmp_path):
     )
     assert seen == list(range(5)) and len(found['seconds']) == 5
     assert [(point['step'], point['x']) for point in found['curve']] == [(2, 2.0), (4, 4.0), (5, 5.0)]
-    assert found['curve'][-1]['seconds'] == sum(found['seconds'])
 
 
 # --- The page ---
 
 
-def run(variant, seed, seconds, accuracies, bandwidth='1gbit', **fields):
+def run(variant, seed, accuracies, bandwidth='', **fields):
     """A run with the accuracies of x after every step, and the same of y for DEF."""
-    points = zip(range(1, len(accuracies) + 1), accuracies, strict=True)
     names = ('x',) if variant == 'dense' else ('x', 'y')
-    curve = [{'step': n, 'seconds': n * seconds} | dict.fromkeys(names, a) for n, a in points]
+    curve = [{'step': n} | dict.fromkeys(names, a) for n, a in enumerate(accuracies, 1)]
     settings = {'variant': variant, 'seed': seed, 'bandwidth': bandwidth, 'workers': 4, 'batch': 1}
     settings |= {'num_steps': 3, 'train_images': None, 'learning_rate': 0.1, 'validation': False}
-    return {'settings': settings, 'curve': curve, 'params': 4096, 'step_seconds': seconds} | fields
+    return {'settings': settings, 'curve': curve, 'params': 4096} | fields
+
+
+def clocked(variant, bandwidth, seconds, alone):
+    return run(variant, 0, [50], bandwidth, step_seconds=seconds, standard_error=0.01 * seconds, alone=alone)
 
 
 @pytest.fixture
 def runs():
-    whole = [run('dense', seed, 2.0, [50, 70, 80 + seed], alone=1.0) for seed in (0, 1)]
-    whole += [run('def64', seed, 0.5, [40, 79.9, 80 + seed], alone=0.4) for seed in (0, 1)]
-    slow = [
-        run('dense', 0, 20.0, [50], '100mbit', alone=1.0),
-        run('def64', 0, 1.0, [40], '100mbit', alone=0.4),
-    ]
-    return whole + slow
+    whole = [run('dense', seed, [50, 70, 80 + seed]) for seed in (0, 1)]
+    whole += [run('def64', seed, [40, 79.9, 80 + seed]) for seed in (0, 1)]
+    fast = [clocked('dense', '1gbit', 2.0, 1.0), clocked('def64', '1gbit', 0.5, 0.4)]
+    slow = [clocked('dense', '100mbit', 20.0, 1.0), clocked('def64', '100mbit', 1.0, 0.4)]
+    return whole + fast + slow
 
 
-def test_a_curve_is_scaled_to_the_bandwidth_at_which_steps_were_timed(runs):
-    assert page.times_of(runs[0], runs[0]) == [2.0, 4.0, 6.0]
-    assert page.times_of(runs[0], runs[4]) == [20.0, 40.0, 60.0]
-
-
-def test_the_first_point_that_reaches_the_target_counts():
-    assert page.time_to(70, [1, 2, 3, 4], [60, 71, 69, 80]) == 2
-    assert page.time_to(90, [1, 2], [60, 71]) is None
+def test_a_curve_gets_its_seconds_from_the_steps_timed_at_a_bandwidth(runs):
+    found = page.timed(runs, 'dense', 'x', '100mbit')
+    np.testing.assert_allclose(found.seconds(), [20.0, 40.0, 60.0])
+    assert found.times_to(75) == {0: 60.0, 1: 60.0} and found.times_to(80.5) == {0: None, 1: 60.0}
+    assert page.timed(runs, 'dense', 'y', '1gbit') is None
 
 
 def test_the_table_compares_with_dense_jax(runs):
     # The target is 80.5 - 1: dense SGD needs 6 s, DEF 1 s and, for y, one all-reduce of 4,096 elements.
     fast, slow = ''.join(page.sections(runs, {'ddp': 'no PyTorch'}, 'p.png')).split('## ')[1:]
     assert 'seconds to 79.5 %' in fast
-    assert '| SGD, dense JAX | 2 | 80.50 ± 0.71 | 2000 | 1000 (-50%) | 6.0 ± 0.0 | 0 | 1.00' in fast
-    assert '| DEF, ratio 64 | 2 | 80.50 ± 0.71 | 500 |' in fast and '| 6.00 (6.00 to 6.00) |' in fast
-    assert '| DEF, ratio 64, x | 2 |' in fast
-    assert '| 60.0 ± 0.0 | 0 | 1.00' in slow and '| 30.00 (30.00 to 30.00) |' in slow
+    assert '| SGD, dense JAX | 0.1 | 2 | 80.50 ± 0.71 | 2000 ± 20 | 1000 (-50%) | 6 ± 0 | 0 | 1.00' in fast
+    # exp(1.96 · √2 · 0.01) is 1.028.
+    assert '| DEF, ratio 64 | 0.1 | 2 | 80.50 ± 0.71 | 500 ± 5 |' in fast
+    assert '| 6.00 (5.83 to 6.17) |' in fast
+    assert '| DEF, ratio 64, x | 0.1 | 2 |' in fast
+    assert '| 60 ± 0 | 0 | 1.00 |' in slow and '| 30.00 (29.18 to 30.84) |' in slow
     assert 'PyTorch DDP, dense: not measured, no PyTorch' in slow
 
 
@@ -108,7 +107,7 @@ def test_what_does_not_reach_the_target_is_counted(runs):
     for point in runs[3]['curve']:
         point['y'] = 60.0
     row = next(r for r in page.sections(runs, {}, '')[2].splitlines() if r.startswith('| DEF, ratio 64 |'))
-    assert row.split(' | ')[-2:] == ['1', '6.00 |']
+    assert row.split(' | ')[-2:] == ['1', '6.00 (5.83 to 6.17) |']
 
 
 def test_the_picture_has_a_panel_for_each_bandwidth(runs, tmp_path):
