@@ -50,8 +50,7 @@ def digits() -> ml_collections.ConfigDict:
 def cifar10_small() -> ml_collections.ConfigDict:
     """Real images at the cost of digits: 8 workers, 620 steps, 18 k parameters."""
     base = cifar10.get_config()
-    base.num_workers = base.workers_per_device = 8
-    base.sequential_workers = True  # grouped convolutions are slow on CPUs
+    base.num_workers, base.fake_devices = 8, True  # virtual workers' convolutions are slow on CPUs
     base.batch_size = 64
     base.model = 'vgg_digits'
     base.train_examples, base.test_examples = 4000, 2000
