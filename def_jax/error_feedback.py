@@ -136,30 +136,34 @@ def error_feedback(
 
     pend = functools.partial(_pend, options)
 
-    def algorithm_1(shards, updates, state, params=None):
-        del params
+    def algorithm_1(shards, updates, state):
         pending = pend(updates, state.residual)  # line 7
-        selection = compressor(state.key, state.step, pending)
-        block = selection.take(pending)  # line 8: C(p)
-        after = state._replace(
-            step=state.step + 1, detach=jnp.asarray(first_detach, jnp.float32), residual=None
-        )
-        step = beyond.Step(updates, state, after, pend, pending, selection, shards)
-        # The rest of the block is the message's rounding error: zeros in float32. The barrier hides them from
-        # XLA, which therefore takes the message before it overwrites the residual in place, without a copy.
-        message = lax.optimization_barrier(options.encode(block, step))
-        step = step._replace(rest=block - message[: block.size].astype(jnp.float32))
-        mean, step = options.decode(pmean(message, axis_name), step)  # line 9
-        residual = selection.replace(step.pending, step.rest)  # line 8: p - C(p)
-        return selection.place(mean, updates), step.after._replace(residual=residual)  # line 10
+        selection = compressor(state.key, options.messages(state.step), pending)
+
+        def send(pending, state):
+            block = selection.take(pending)  # line 8: C(p)
+            after = state._replace(
+                step=state.step + 1, detach=jnp.asarray(first_detach, jnp.float32), residual=None
+            )
+            step = beyond.Step(updates, state, after, pend, pending, selection, shards)
+            # The rest of the block is the message's rounding error: zeros in float32. The barrier hides them
+            # from XLA, which therefore takes the message before it overwrites the residual in place, without
+            # a copy.
+            message = lax.optimization_barrier(options.encode(block, step))
+            step = step._replace(rest=block - message[: block.size].astype(jnp.float32))
+            mean, step = options.decode(pmean(message, axis_name), step)  # line 9
+            residual = selection.replace(step.pending, step.rest)  # line 8: p - C(p)
+            return mean, step.after._replace(residual=residual)
+
+        mean, after = options.wrap(send, selection)(pending, state)
+        return selection.place(mean, updates), after  # line 10
 
     def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
         del params, extra_args
         fields = jax.eval_shape(options.init, {}).keys()
         check_call(updates, state, ErrorFeedbackState, axis_name, shards, point=_POINT, fields=fields)
         check_shared(state.key, 'the key', axis_name)
-        step = options.wrap(functools.partial(algorithm_1, shards), pend)
-        return shards.map(step, updates, state)
+        return shards.map(functools.partial(algorithm_1, shards), updates, state)
 
     init_fn = functools.partial(_init, options, axis_name, seed, first_detach)
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

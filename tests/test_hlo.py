@@ -94,11 +94,16 @@ VARIANTS = {
     'bfloat16': (0.9, {'wire_dtype': jnp.bfloat16}),
     'skipping': (0.9, {'skip_nonfinite': True}),
     'outer': (None, {'outer': optax.sgd(0.3, momentum=0.8, nesterov=True)}),
+    'every': (0.9, {'every': 4}),
 }
 
 
 @pytest.mark.parametrize(
-    ('variant', 'num_workers'), [*((variant, 2) for variant in VARIANTS), ('plain', None), ('skipping', None)]
+    ('variant', 'num_workers'),
+    [
+        *((variant, 2) for variant in VARIANTS),
+        *((variant, None) for variant in ('plain', 'skipping', 'every')),
+    ],
 )
 def test_update_happens_in_place(variant, num_workers):
     """The gradients are arguments: what is counted belongs to the optimizer, not to the backward pass."""
@@ -116,8 +121,8 @@ def test_update_happens_in_place(variant, num_workers):
         compiled = lowered.compile()
     else:
         compiled = compile_pmapped(optimizer, step, num_workers, params, donate=(0, 1))
-    # Both large leaves are copied in one case: a choice by a scalar, with the axis of workers that pmap adds.
-    copies = 2 if (variant, num_workers) == ('skipping', 2) else 0
+    # A choice by a scalar copies both large leaves, with the axis of workers that pmap adds.
+    copies = 2 if variant in ('skipping', 'every') and num_workers else 0
     assert copies_of(compiled, LARGE) == copies
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < 4 * MODEL_SIZE * (0.25 + (copies > 0))
@@ -125,7 +130,7 @@ def test_update_happens_in_place(variant, num_workers):
     assert memory.alias_size_in_bytes >= donated * 4 * MODEL_SIZE
 
 
-@pytest.mark.parametrize('variant', ['plain', 'no momentum', 'auto'])
+@pytest.mark.parametrize('variant', ['plain', 'no momentum', 'auto', 'every'])
 def test_a_step_with_the_detached_point_copies_nothing(variant):
     """The residual is read twice, by the point and by the update, and overwritten in place all the same.
 

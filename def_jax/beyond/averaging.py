@@ -6,8 +6,9 @@ import jax
 import optax
 from jax import lax
 
-from def_jax.beyond.base import Option, Pending, Update
+from def_jax.beyond.base import Option, Send
 from def_jax.collectives import AxisName, pmean
+from def_jax.compressors.base import Selection
 
 PyTree = Any
 
@@ -30,14 +31,14 @@ class Averaging(Option):
         self.wanted = average_every > 0
         self._period, self._axis_name = average_every, axis_name
 
-    def wrap(self, update: Update, pend: Pending) -> Update:
-        del pend
+    def wrap(self, send: Send, selection: Selection) -> Send:
+        del selection
 
-        def averaged(updates, state, params=None):
-            updates, after = update(updates, state, params)
+        def averaged(pending, state):
+            mean, after = send(pending, state)
             # A step dropped by `skip_nonfinite` does not count, so it must not repeat an average.
             due = (after.step % self._period == 0) & (after.step != state.step)
-            return updates, after._replace(residual=lax.cond(due, self._mean, _unchanged, after.residual))
+            return mean, after._replace(residual=lax.cond(due, self._mean, _unchanged, after.residual))
 
         return averaged
 

@@ -13,9 +13,9 @@ from def_jax.compressors.base import Selection
 from def_jax.mapping.shards import Shards
 
 PyTree = Any
-Update = Callable[[PyTree, Any, PyTree], tuple[PyTree, Any]]  # updates, state, params -> updates, state
+Send = Callable[[PyTree, Any], tuple[jax.Array, Any]]  # pending, state -> mean message, new state
 
-__all__ = ['Option', 'Pending', 'Step', 'Together', 'Update']
+__all__ = ['Option', 'Pending', 'Send', 'Step', 'Together']
 
 
 class Pending(Protocol):
@@ -72,10 +72,14 @@ class Option:
         """Undoes `encode` on the mean over workers; returns it and the step, updated with what it tells."""
         return mean, step
 
-    def wrap(self, update: Update, pend: Pending) -> Update:
-        """Wraps the whole step."""
-        del pend
-        return update
+    def messages(self, step: jax.Array) -> jax.Array:
+        """How many messages were sent before a step, uint32 []: it selects the blocks."""
+        return step
+
+    def wrap(self, send: Send, selection: Selection) -> Send:
+        """Wraps lines 8 and 9, the exchange of a message; the mean that it returns is float32 [B]."""
+        del selection
+        return send
 
 
 class Together(Option):
@@ -103,7 +107,12 @@ class Together(Option):
             mean, step = option.decode(mean, step)
         return mean, step
 
-    def wrap(self, update: Update, pend: Pending) -> Update:
+    def messages(self, step: jax.Array) -> jax.Array:
         for option in self._options:
-            update = option.wrap(update, pend)
-        return update
+            step = option.messages(step)
+        return step
+
+    def wrap(self, send: Send, selection: Selection) -> Send:
+        for option in self._options:
+            send = option.wrap(send, selection)
+        return send

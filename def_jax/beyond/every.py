@@ -1,14 +1,11 @@
 """Local steps: one message every H steps, with no communication in between."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from def_jax.beyond.base import Option, Pending, Update
-
-PyTree = Any
+from def_jax.beyond.base import Option, Send
+from def_jax.compressors.base import Selection
 
 __all__ = ['Every']
 
@@ -16,7 +13,8 @@ __all__ = ['Every']
 class Every(Option):
     """Sends a message every `every` steps; in between, updates accumulate in the residual and x is constant.
 
-    The collective is in a branch of a conditional that only sending steps take. The number of messages sent
+    The collective is in a branch of a conditional that only sending steps take. XLA updates the residual in
+    place in both branches; a waiting step's own memory is a message of zeros. The number of messages sent
     selects the blocks, so a round of blocks is a round of messages.
 
     Raises:
@@ -30,18 +28,18 @@ class Every(Option):
             raise ValueError(f'{every=} must be an integer in [1, 2**31): the number of steps per message.')
         self.wanted, self._every = every > 1, every
 
-    def wrap(self, update: Update, pend: Pending) -> Update:
-        def send(updates, state, params):
-            updates, after = update(updates, state._replace(step=state.step // self._every), params)
-            return updates, after._replace(step=state.step + 1)
+    def messages(self, step: jax.Array) -> jax.Array:
+        return step // self._every
 
-        def wait(updates, state, params):
-            del params
-            nothing = jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), updates)  # of a type that all share
-            return nothing, state._replace(step=state.step + 1, residual=pend(updates, state.residual))
+    def wrap(self, send: Send, selection: Selection) -> Send:
+        def wait(pending, state):
+            message = jax.eval_shape(selection.take, pending)
+            nothing = jnp.zeros(message.shape, message.dtype)  # of a type that all workers share
+            return nothing, state._replace(step=state.step + 1, residual=pending)
 
-        def send_or_wait(updates, state, params=None):
+        def send_or_wait(pending, state):
             due = (state.step + 1) % self._every == 0
-            return lax.cond(due, send, wait, updates, state, params)
+            # Only the pending tree goes in: with the old residual beside it, XLA would keep both in memory.
+            return lax.cond(due, send, wait, pending, state._replace(residual=None))
 
         return send_or_wait

@@ -125,6 +125,46 @@ def test_between_messages_no_collective_runs():
     assert not hlo.results(text[text.index('\nENTRY') :], 'all-reduce')
 
 
+def test_interrupted_after_any_step_is_uninterrupted():
+    """A message every third step: the state alone says how many steps are left until the next one."""
+    num_steps = 10
+    blocks = def_jax.random_block(4, order='shuffled')
+    options = {
+        'every': 3,
+        'detach': 'auto',
+        'decay': 0.9,
+        'outer': optax.sgd(momentum=0.9, learning_rate=0.7),
+    }
+
+    def begin():
+        link = def_jax.error_feedback(blocks, 'workers', **options)
+        optimizer = optax.chain(optax.sgd(RATE, momentum=0.9), link)
+
+        def step(params, state, batch):
+            grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        start = jax.tree.map(jnp.asarray, INITIAL)
+        start = start, optimizer.init(start)
+        stacked = jax.tree.map(lambda z: jnp.broadcast_to(z, (NUM_WORKERS, *z.shape)), start)
+        return jax.pmap(step, axis_name='workers'), stacked
+
+    def run(interrupt):
+        step, carry = begin()
+        for t in range(num_steps):
+            carry = step(*interrupt(carry), jax.tree.map(lambda z, t=t: z[:, t], data()))
+            yield jax.tree.map(np.asarray, carry)
+
+    def restored(carry):
+        """In the structure of another process's optimizer."""
+        return jax.tree.unflatten(jax.tree.structure(begin()[1]), map(np.array, jax.tree.leaves(carry)))
+
+    courses = zip(run(lambda carry: carry), run(restored), strict=True)
+    for uninterrupted, interrupted in courses:
+        jax.tree.map(np.testing.assert_array_equal, interrupted, uninterrupted)
+
+
 def test_a_decayed_residual_survives_a_skipped_step():
     optimizer = def_jax.error_feedback(def_jax.random_block(4), None, decay=0.5, skip_nonfinite=True)
     state = optimizer.init(jnp.zeros(8))._replace(residual=jnp.arange(8.0))
