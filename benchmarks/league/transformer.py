@@ -134,6 +134,10 @@ def contenders(ratio: int) -> list[Contender]:
         Contender('Streaming DiLoCo', 'streaming_diloco', 4, options=fragment, inner=ADAM, rate=0.004),
         Contender('random replicator', 'random_replicator', ratio, inner=WITHOUT_FIRST, rate=0.008),
         Contender('CSER', 'cser', ratio, options={'every': 8}, inner=ADAM, rate=0.008),
+        # Without a first moment, as ours.
+        Contender('Local AdamW (b1 = 0)', 'local_sgd', options=every, inner=WITHOUT_FIRST, rate=0.02),
+        Contender('DEF (paper), AdamW (b1 = 0)', 'def', ratio, inner=WITHOUT_FIRST, rate=0.02),
+        Contender('SPARTA (b1 = 0)', 'sparta', ratio, inner=WITHOUT_FIRST, rate=0.02),
     ]
 
 
