@@ -45,8 +45,12 @@ class Skipping(Option):
         residual = step.before.residual
         skipped = step.before.extra['skipped']
         held = step.before._replace(residual=None, extra=step.before.extra | {'skipped': skipped + 1})
-        dropped = (jnp.zeros_like(mean), step.selection.take(residual), held)
-        mean, rest, after = optax.tree.where(finite, (mean, step.rest, step.after), dropped)
+        mean, after = optax.tree.where(finite, (mean, step.after), (jnp.zeros_like(mean), held))
+        # Computed within the kernel that puts it back, the rest would slow down every element of the tensor.
+        # XLA computes nothing into or out of a conditional, and copies no more than the block.
+        rest = lax.cond(
+            finite, lambda rest, _: rest, lambda _, old: old, step.rest, step.selection.take(residual)
+        )
         # Selecting between `pending` and the residual would keep both in memory. Selecting the updates fuses
         # with the in-place update of the residual; r + -0.0 is r, bit for bit.
         updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), step.updates)
