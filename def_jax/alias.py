@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from def_jax.collectives import AxisName
 from def_jax.compressors import random_block
@@ -28,6 +30,7 @@ def def_adamw(
     outer: optax.GradientTransformation | None = _NESTEROV,
     order: str = 'shuffled',
     allocation: str = 'balanced',
+    wire_dtype: DTypeLike = jnp.float32,
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """AdamW with detached error feedback, for transformers.
@@ -52,6 +55,8 @@ def def_adamw(
         outer: applies the mean message, see `error_feedback`; Nesterov momentum, or None for none.
         order: order of the blocks, see `random_block`.
         allocation: lengths of the blocks, see `random_block`.
+        wire_dtype: dtype of the messages, see `error_feedback`. In int8, blocks four times as large take the
+            same bytes: ratio 16 sends what 64 does in float32.
         seed: selects the blocks; must be the same on all workers.
 
     Returns:
@@ -74,7 +79,7 @@ def def_adamw(
         else optax.scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
-        error_feedback(blocks, axis_name, seed=seed, detach=detach, outer=outer),
+        error_feedback(blocks, axis_name, seed=seed, detach=detach, outer=outer, wire_dtype=wire_dtype),
     )
 
 
@@ -88,6 +93,7 @@ def def_sgd(
     detach: float | Literal['auto'] = 0.3,
     order: str = 'random',
     allocation: str = 'proportional',
+    wire_dtype: DTypeLike = jnp.float32,
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """Momentum SGD with detached error feedback, the paper's optimizer.
@@ -103,6 +109,8 @@ def def_sgd(
         detach: λ in [0, 1], or 'auto', see `error_feedback`.
         order: order of the blocks, see `random_block`: 'random' as in the paper, 'shuffled' or 'cyclic'.
         allocation: lengths of the blocks, see `random_block`: 'proportional' as in the paper, or 'balanced'.
+        wire_dtype: dtype of the messages, see `error_feedback`. In int8, blocks four times as large take the
+            same bytes: ratio 16 sends what 64 does in float32.
         seed: selects the blocks; must be the same on all workers.
 
     Returns:
@@ -123,5 +131,5 @@ def def_sgd(
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=momentum),
-        error_feedback(blocks, axis_name, seed=seed, detach=detach),
+        error_feedback(blocks, axis_name, seed=seed, detach=detach, wire_dtype=wire_dtype),
     )

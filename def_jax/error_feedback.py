@@ -88,8 +88,9 @@ def error_feedback(
             gradient. None means `optax.sgd(1.0)`. See `beyond.outer`.
         average_every: steps between averages of the residuals over workers, each a dense all-reduce; 0 means
             never. SAEF's period.
-        wire_dtype: float dtype of the messages, e.g. `jnp.bfloat16` to halve the bytes. A worker's rounding
-            error stays in its residual and is sent later; only rounding in the all-reduce itself is lost.
+        wire_dtype: dtype of the messages: a float type, e.g. `jnp.bfloat16` to halve the bytes, or `jnp.int8`
+            to quarter them, with at most 127 workers; see `beyond.integers`. A worker's rounding error stays
+            in its residual and is sent later; only rounding in an all-reduce of floats is lost.
         skip_nonfinite: if any worker's update contains NaN or infinity, all workers skip that step: the
             updates are zero, the residual and `step` do not change, and the count `skipped` increases by one.
             NaN is signalled in-band, at no extra cost. Wrap the chain in `hold_skipped` to keep the step out
@@ -124,6 +125,7 @@ def error_feedback(
     check_seed(seed)
     options = beyond.options(
         axis_name,
+        compressor,
         detach=detach,
         every=every,
         decay=decay,
@@ -151,7 +153,8 @@ def error_feedback(
             # a copy.
             message = lax.optimization_barrier(options.encode(block, step))
             step = step._replace(rest=block - message[: block.size].astype(jnp.float32))
-            mean, step = options.decode(pmean(message, axis_name), step)  # line 9
+            mean, step = options.unpack(pmean(options.pack(message, step), axis_name), step)  # line 9
+            mean, step = options.decode(mean, step)
             residual = selection.replace(step.pending, step.rest)  # line 8: p - C(p)
             return mean, step.after._replace(residual=residual)
 

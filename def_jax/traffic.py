@@ -34,13 +34,16 @@ class Traffic(NamedTuple):
     branches: tuple[tuple[tuple[Message, ...], ...], ...]  # for each conditional, what each branch sends
 
 
-def traffic(optimizer: optax.GradientTransformation, params: PyTree, axis_name: AxisName) -> Traffic:
+def traffic(
+    optimizer: optax.GradientTransformation, params: PyTree, axis_name: AxisName, num_workers: int = 2
+) -> Traffic:
     """Traces one update; nothing is compiled or computed.
 
     Args:
         optimizer: a transformation that communicates over `axis_name`.
         params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
         axis_name: a name, a tuple of names, or None.
+        num_workers: along each name. Only the length of integer messages depends on it, by a little.
 
     Returns:
         The messages. Those of nested conditionals count as sent in the outer one's branch.
@@ -54,7 +57,7 @@ def traffic(optimizer: optax.GradientTransformation, params: PyTree, axis_name: 
     def update(params):
         return optimizer.update(params, optimizer.init(params), params)
 
-    jaxpr = jax.make_jaxpr(update, axis_env=[(name, 2) for name in names])(params).jaxpr
+    jaxpr = jax.make_jaxpr(update, axis_env=[(name, num_workers) for name in names])(params).jaxpr
     return Traffic(tuple(_messages(jaxpr, into_branches=False)), tuple(_branches(jaxpr)))
 
 

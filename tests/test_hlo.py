@@ -91,7 +91,7 @@ VARIANTS = {
     'plain': (0.9, {}),
     'no momentum': (None, {}),
     'auto': (None, {'detach': 'auto'}),
-    'bfloat16': (0.9, {'wire_dtype': jnp.bfloat16}),
+    'int8': (0.9, {'wire_dtype': jnp.int8}),
     'skipping': (0.9, {'skip_nonfinite': True}),
     'outer': (None, {'outer': optax.sgd(0.3, momentum=0.8, nesterov=True)}),
     'every': (0.9, {'every': 4}),

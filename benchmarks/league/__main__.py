@@ -48,7 +48,7 @@ def measured(problem: Problem, contender: Contender) -> dict[str, Any]:
     run = problem.train(contender)
     rate, tried = tuned(problem, contender, run)
     curves = run([rate] * len(problem.seeds), problem.seeds, False)
-    extra = {name: value for name in ('outer', 'levels') if (value := getattr(contender, name))}
+    extra = {'outer': contender.outer} if contender.outer else {}
     settings = {**contender.blocks, **contender.options, **contender.link, **contender.inner}
     return {
         'title': contender.title,

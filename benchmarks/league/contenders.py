@@ -9,7 +9,6 @@ import numpy as np
 import optax
 
 import def_jax
-from benchmarks.league.narrow import narrow
 from def_jax.methods import Method
 
 __all__ = ['WORKERS', 'Contender', 'Problem', 'answer', 'gradient_point', 'narrower']
@@ -30,7 +29,6 @@ class Contender(NamedTuple):
     outer: Mapping[str, Any] = {}  # of SGD on the mean messages, where that is an option
     inner: Mapping[str, Any] = {'momentum': 0.9}  # of the problem's optimizer
     rate: float = 0.1  # in the middle of the first grid
-    levels: int = 0  # of integers in the message; 0 for floats
 
     @property
     def nominal(self) -> float:
@@ -49,8 +47,6 @@ class Contender(NamedTuple):
         if self.outer:
             own['outer'] = optax.sgd(**self.outer)
         compressor = method.compressor(self.ratio, **self.blocks)
-        if self.levels:
-            compressor = narrow(compressor, self.levels, axis_name)
         return method.optimizer(optax.identity(), inner, axis_name, compressor, **own, **self.options)
 
 
@@ -74,12 +70,13 @@ class Problem(NamedTuple):
 
 def narrower(ours: Contender) -> list[Contender]:
     """The same with narrower numbers in larger blocks, at the same bytes."""
-    halves = {'ratio': ours.ratio / 2, 'options': {**ours.options, 'wire_dtype': 'bfloat16'}}
-    quarters = {'ratio': ours.ratio / 4}
     return [
-        ours._replace(title=f'{ours.title}, bfloat16', **halves),
-        ours._replace(title=f'{ours.title}, 31 levels', levels=127 // WORKERS, **quarters),
-        ours._replace(title=f'{ours.title}, signs', levels=1, **quarters),
+        ours._replace(
+            title=f'{ours.title}, {wire_dtype}',
+            ratio=ours.ratio / times,
+            options={**ours.options, 'wire_dtype': wire_dtype},
+        )
+        for wire_dtype, times in (('bfloat16', 2), ('int8', 4))
     ]
 
 

@@ -29,12 +29,8 @@ def costs(problem: Problem, contender: Contender) -> dict[str, Any]:
     params, method, steps = problem.params, def_jax.get_method(contender.method), problem.steps
     size = sum(x.size for x in jax.tree.leaves(params))
     optimizer = contender.optimizer(problem.inner(0.1, **contender.inner))
-    found = traffic(optimizer, params, 'workers')
+    found = traffic(optimizer, params, 'workers', WORKERS)
     every = contender.options.get('every', 1)
-    if contender.levels:  # the block is int8, beside a scale for each tensor
-        block = max(found.always, key=lambda message: message.words)
-        scales = block._replace(words=len(jax.tree.leaves(params)))
-        found = found._replace(always=(block._replace(words=-(-block.words // 4)), scales))
 
     def total(measure):
         always = sum(map(measure, found.always))

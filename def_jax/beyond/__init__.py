@@ -10,16 +10,19 @@ from def_jax.beyond.base import Option, Step, Together
 from def_jax.beyond.decay import Decay
 from def_jax.beyond.detach_estimate import DetachEstimate
 from def_jax.beyond.every import Every
+from def_jax.beyond.integers import Integers
 from def_jax.beyond.outer import Outer
 from def_jax.beyond.skipping import Skipping
 from def_jax.beyond.wire_dtype import WireDtype
 from def_jax.collectives import AxisName
+from def_jax.compressors import Compressor
 
 __all__ = ['Option', 'Step', 'options']
 
 
 def options(
     axis_name: AxisName,
+    compressor: Compressor,
     *,
     detach: float | Literal['auto'],
     every: int,
@@ -37,11 +40,13 @@ def options(
     Raises:
         ValueError: if an argument is out of range, or two of them conflict.
     """
+    estimate = DetachEstimate(detach, axis_name, wire_dtype)
     known = [
         Skipping(skip_nonfinite),
         Outer(outer),
         WireDtype(wire_dtype),
-        DetachEstimate(detach, axis_name, wire_dtype),
+        Integers(wire_dtype, axis_name, compressor, numbers=int(estimate.wanted)),
+        estimate,
         Decay(decay),
         Averaging(average_every, axis_name),
         Every(every),

@@ -64,9 +64,18 @@ class Option:
         return residual
 
     def encode(self, message: jax.Array, step: Step) -> jax.Array:
-        """The message, [B] or longer, as it is sent."""
+        """The message, [B] or longer, whose first B elements leave the residual."""
         del step
         return message
+
+    def pack(self, message: jax.Array, step: Step) -> jax.Array:
+        """The encoded message as it travels, once `step.rest` is known."""
+        del step
+        return message
+
+    def unpack(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
+        """Undoes `pack` on the mean over workers, before `decode`."""
+        return mean, step
 
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
         """Undoes `encode` on the mean over workers; returns it and the step, updated with what it tells."""
@@ -105,6 +114,16 @@ class Together(Option):
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
         for option in reversed(self._options):
             mean, step = option.decode(mean, step)
+        return mean, step
+
+    def pack(self, message: jax.Array, step: Step) -> jax.Array:
+        for option in self._options:
+            message = option.pack(message, step)
+        return message
+
+    def unpack(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
+        for option in reversed(self._options):
+            mean, step = option.unpack(mean, step)
         return mean, step
 
     def messages(self, step: jax.Array) -> jax.Array:

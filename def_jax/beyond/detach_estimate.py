@@ -48,7 +48,7 @@ class DetachEstimate(Option):
         self.wanted, self._axis_name = isinstance(detach, str) and detach == 'auto', axis_name
         if not self.wanted:
             check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice; or 'auto'")
-        elif jnp.dtype(wire_dtype).itemsize < 4 and jnp.finfo(wire_dtype).nexp < 8:
+        elif jnp.issubdtype(wire_dtype, jnp.floating) and jnp.finfo(wire_dtype).nexp < 8:
             raise ValueError(
                 f"{wire_dtype=} is too narrow for the squared norm that detach='auto' sends. Use float32 or "
                 'bfloat16, or a number for detach.'
@@ -79,7 +79,7 @@ def best_detach(energy: jax.Array, num_workers: int, age_shares: Sequence[float]
         age_shares: the residual's signal and noise, as fractions of those of the block that is sent.
 
     Returns:
-        float32 [], in [1/K, 1]; 1 for a single worker, whose own error is e_t, and until something is sent.
+        float32 [], in [1/K, 1]; 1/K until something is sent; 1 for a single worker, whose error is e_t.
 
     Source: Section 3.2, below Eq. 9.
 
@@ -93,4 +93,5 @@ def best_detach(energy: jax.Array, num_workers: int, age_shares: Sequence[float]
     signal = jnp.maximum(messages - noise, 0)
     signal, noise = age_shares[0] * signal, age_shares[1] * noise
     total = signal + noise
-    return jnp.where(total > 0, (signal + noise / num_workers) / jnp.where(total > 0, total, 1), 1)
+    best = (signal + noise / num_workers) / jnp.where(total > 0, total, 1)
+    return jnp.where(total > 0, best, 1 / num_workers)

@@ -10,24 +10,25 @@ __all__ = ['WireDtype']
 
 
 class WireDtype(Option):
-    """Sends messages as `wire_dtype`. Only rounding in the all-reduce's sum is lost.
+    """Sends messages as floats of `wire_dtype`. Only rounding in the all-reduce's sum is lost.
 
     Raises:
-        ValueError: unless `wire_dtype` is a float type of at most 32 bits.
+        ValueError: unless `wire_dtype` is a float type of at most 32 bits, or int8, for `Integers`.
     """
 
     def __init__(self, wire_dtype: DTypeLike):
         try:
             dtype = jnp.dtype(wire_dtype)
-            well_formed = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 4
+            floating = jnp.issubdtype(dtype, jnp.floating)
+            well_formed = dtype == jnp.int8 or (floating and dtype.itemsize <= 4)
         except TypeError:
             well_formed = False
         if not well_formed:
             raise ValueError(
-                f'{wire_dtype=} must be a float type of at most 32 bits: float32 (the default), bfloat16 or '
-                'float16, or a float8 type if the backend can reduce it.'
+                f'{wire_dtype=} must be a float type of at most 32 bits, or int8: float32 (the default), '
+                'bfloat16, int8 or float16, or a float8 type if the backend can reduce it.'
             )
-        self.wanted, self._dtype = dtype != jnp.float32, dtype
+        self.wanted, self._dtype = floating and dtype != jnp.float32, dtype
 
     def encode(self, message: jax.Array, step: Step) -> jax.Array:
         del step

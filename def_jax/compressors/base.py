@@ -26,6 +26,7 @@ __all__ = [
     'Selection',
     'concatenate',
     'message_size',
+    'num_parts',
     'sampled_energy',
     'shared_key',
     'split',
@@ -42,6 +43,8 @@ class Selection(NamedTuple):
     # message -> float32 [], an estimate of ‖tree‖² if every coordinate were like those that were taken
     energy: Callable[[jax.Array], jax.Array]
     age_shares: tuple[float, float] = AGE_SHARES['random']
+    # message -> the blocks of all tensors, which it holds one after the other, or itself
+    parts: Callable[[jax.Array], Sequence[jax.Array]] = lambda message: [message]
 
     def place(self, message: jax.Array, like: PyTree) -> PyTree:
         """The message at its place in zeros of `like`'s shapes and dtypes."""
@@ -102,10 +105,20 @@ def message_size(
 
         params = jax.tree.map(shard, param_specs, params, is_leaf=lambda node: isinstance(node, P))
 
-    def message(tree):
-        return compressor(shared_key(0), jnp.uint32(0), tree).take(tree)
+    return sum(part.size for part in _parts(compressor, params))
 
-    return jax.eval_shape(message, params).size
+
+def num_parts(compressor: Compressor, params: PyTree) -> int:
+    """Number of parts of a message, see `Selection.parts`; nothing is computed."""
+    return len(_parts(compressor, params))
+
+
+def _parts(compressor: Compressor, params: PyTree) -> Sequence[jax.ShapeDtypeStruct]:
+    def parts(tree):
+        selection = compressor(shared_key(0), jnp.uint32(0), tree)
+        return selection.parts(selection.take(tree))
+
+    return jax.eval_shape(parts, params)
 
 
 def sampled_energy(

@@ -101,7 +101,7 @@ def random_block(
             )
 
         energy = sampled_energy([block.num_tiles for block in blocks], parts)
-        return Selection(take, replace, energy, orders.AGE_SHARES[order])
+        return Selection(take, replace, energy, orders.AGE_SHARES[order], parts)
 
     def select_run(key, step, like) -> Selection:
         n = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like))

@@ -59,11 +59,14 @@ def random_k(ratio: float) -> Compressor:
 
         def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
-            placed = zip(cells, leaves, split(message, counts), drawn, strict=True)
+            placed = zip(cells, leaves, parts(message), drawn, strict=True)
             return jax.tree.unflatten(treedef, [cell.replace(x, m, place) for cell, x, m, place in placed])
 
-        energy = sampled_energy([cell.size for cell in cells], lambda message: split(message, counts))
-        return Selection(take, replace, energy)
+        def parts(message):
+            return split(message, counts)
+
+        energy = sampled_energy([cell.size for cell in cells], parts)
+        return Selection(take, replace, energy, parts=parts)
 
     return select
 

@@ -34,7 +34,11 @@ def scaled(delta: float) -> Compressor:
         )
 
     def select(key, step, like) -> Selection:
-        del key, step, like
+        del key, step
+        sizes = [x.size for x in jax.tree.leaves(like)]
+
+        def parts(message):
+            return split(message, sizes)
 
         def take(tree):
             return concatenate(
@@ -43,12 +47,14 @@ def scaled(delta: float) -> Compressor:
 
         def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
-            parts = split(message, [x.size for x in leaves])
-            changes = [m.reshape(x.shape) - delta * x for x, m in zip(leaves, parts, strict=True)]
+            changes = [m.reshape(x.shape) - delta * x for x, m in zip(leaves, parts(message), strict=True)]
             placed = [(x + change).astype(x.dtype) for x, change in zip(leaves, changes, strict=True)]
             return jax.tree.unflatten(treedef, placed)
 
-        return Selection(take, replace, lambda message: jnp.vdot(message, message) / delta**2)
+        def energy(message):
+            return jnp.vdot(message, message) / delta**2
+
+        return Selection(take, replace, energy, parts=parts)
 
     return select
 

@@ -38,7 +38,7 @@ def _set_method(config: ml_collections.ConfigDict) -> None:
     config.average_every = 0  # SAEF's period P: steps between averages of the residuals; 0 means never
     config.outer = ''  # optimizer that applies the mean message: empty to add it, else as `optimizer` below
     config.outer_options = {}  # of `outer`, e.g. learning_rate and momentum
-    config.wire_dtype = 'float32'  # dtype of the message: float32, bfloat16, float16
+    config.wire_dtype = 'float32'  # dtype of the message: float32, bfloat16, float16, int8
     config.rank = 0  # of PowerSGD's factors; 0 for the largest that sends no more than `ratio` allows
     config.chunk = 64  # the longest edge of a chunk that DeMo transforms
     config.freeze_after = 100  # dense steps of 1-bit Adam, after which its second moment is frozen

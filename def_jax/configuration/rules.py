@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import ml_collections
 
+from def_jax.beyond.integers import check_levels
 from def_jax.checks import nearest
 from def_jax.configuration.optimizer import LIBRARY_KEYS, OPTIMIZERS, find_schedule, make_optimizer
 from def_jax.configuration.parts import find_dataset, find_model, find_task
@@ -148,6 +150,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         for find in (find_task, find_dataset, find_model, find_schedule):
             find(config)
         make_optimizer(config, config.learning_rate, 'workers', config.seed)
+        if jnp.dtype(config.wire_dtype) == jnp.int8:
+            check_levels(config.num_workers)
         check_batch_size(config.batch_size, config.num_workers)
         _check_accumulate(config)
     except ValueError as error:

@@ -67,6 +67,10 @@ class Shards(NamedTuple):
         """Whether a condition, bool [], holds on all devices of this worker."""
         return lax.pmin(flag.astype(jnp.int32), self.axes) > 0 if self.axes else flag
 
+    def mean(self, x: jax.Array) -> jax.Array:
+        """The mean over the devices of this worker."""
+        return lax.pmean(x, self.axes) if self.axes else x
+
     def energy(self, selection: Selection, message: jax.Array, like: PyTree) -> jax.Array:
         """`selection.energy` of all shards together; `like` is the tree of this device's shards."""
         if not self.axes:

@@ -36,7 +36,7 @@ class Plan:
         latency: of one message between neighbours.
         overlap: fraction of a dense all-reduce hidden behind the computation, in [0, 1].
         overhead: extra time of the compressed update over the dense one.
-        element_bytes: bytes per element on the wire: 4, or 2 for bfloat16; applies to dense SGD too.
+        element_bytes: bytes per element on the wire: 4, 2 in bfloat16, 1 in int8; also of dense SGD.
         evaluate_every: steps between evaluations of y, each a dense all-reduce; 0 for only the final one.
         num_steps: steps in the run, over which the cost of the final y is spread.
 

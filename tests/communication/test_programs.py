@@ -47,7 +47,8 @@ def test_a_step_sends_the_message_at_every_granularity(data_dir, granularity):
     ('changes', 'elements', 'bytes_each'),
     [
         ({'auto_detach': True, 'skip_nonfinite': True}, fixtures.MESSAGE_SIZE + 1, 4),
-        ({'wire_dtype': 'float16'}, fixtures.MESSAGE_SIZE, 2),
+        # Two digits for each tensor and for the energy, and a flag.
+        ({'wire_dtype': 'int8', 'auto_detach': True}, fixtures.MESSAGE_SIZE + 2 * (5 + 1) + 1, 1),
     ],
     ids=str,
 )

@@ -178,6 +178,11 @@ def test_an_automatic_detach_needs_the_range_of_float32():
     check_config(changed(wire_dtype='bfloat16', auto_detach=True))
 
 
+def test_int8_adds_the_integers_of_at_most_127_workers():
+    message = refusal(changed(wire_dtype='int8', num_workers=128, batch_size=128))
+    assert message.startswith("config.wire_dtype='int8' adds") and '128 workers' in message
+
+
 def test_a_method_for_one_worker_refuses_several():
     message = refusal(changed(method='sgd_ia'))
     assert "config.method='sgd_ia'" in message and 'config.num_workers=16' in message

@@ -61,8 +61,8 @@ MUTATIONS = [
     ),
     Mutation(
         'the message is one element longer than it need be',
-        'options.decode(pmean(message, axis_name), step)',
-        'options.decode(pmean(jnp.append(message, 0), axis_name)[:-1], step)',
+        'pmean(options.pack(message, step), axis_name)',
+        'pmean(jnp.append(options.pack(message, step), 0), axis_name)[:-1]',
         'test_hlo.py::test_one_all_reduce_of_the_message[64-2-tensor]',
         'test_hlo.py::test_one_all_reduce_of_the_message[tensor-8-64]',
         (

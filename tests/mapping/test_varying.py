@@ -75,8 +75,8 @@ def run(optimizer, gradient, check_vma, num_steps=3, specs=None):
 NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
 OPTIMIZERS = {
     'auto': optax.chain(optax.adamw(0.01), feedback(detach='auto', outer=NESTEROV)),
-    'skipping': def_jax.hold_skipped(
-        optax.chain(optax.sgd(0.1, momentum=0.9), feedback(skip_nonfinite=True))
+    'skipping, int8': def_jax.hold_skipped(
+        optax.chain(optax.sgd(0.1, momentum=0.9), feedback(skip_nonfinite=True, wire_dtype=jnp.int8))
     ),
     'every': optax.chain(optax.sgd(0.1), feedback(every=2, decay=0.9)),
     # The bias is not communicated in blocks, and a link of its own averages it.

@@ -1,0 +1,228 @@
+"""Messages of small integers, against an oracle in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from perceptron import INITIAL, loss_fn, mlp_data
+from sharded_workers import distributed, feedback
+
+import def_jax
+from def_jax.beyond.integers import loading
+from def_jax.communication import collectives
+
+RATIO, NUM_STEPS = 4, 12
+SHAPES = {'a': (8, 6), 'b': (4,), 'c': ()}
+SCALES = {'a': 1e-3, 'b': 50.0, 'c': 1e-6}
+BLOCKS = def_jax.random_block(RATIO, order='cyclic')
+RUN = def_jax.random_block(RATIO, granularity='model', order='shuffled')
+
+
+def link(compressor=BLOCKS, axis_name='workers', **options):
+    return def_jax.error_feedback(compressor, axis_name, wire_dtype=jnp.int8, **options)
+
+
+def make_params():
+    return {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+
+
+def make_updates(num_workers, num_steps=NUM_STEPS):
+    """Updates [K, T, ...], of workers that differ in size; one is zero at first."""
+    rng = np.random.default_rng(num_workers + 1)
+    sizes = {name: scale * rng.uniform(0.5, 2, num_workers) for name, scale in SCALES.items()}
+    updates = {
+        name: np.einsum('k,k...->k...', sizes[name], rng.normal(size=(num_workers, num_steps, *shape)))
+        for name, shape in SHAPES.items()
+    }
+    updates['b'][0, :2] = 0
+    return jax.tree.map(np.float32, updates)
+
+
+def steps(updates, compressor=BLOCKS, **options):
+    """What arrived, and the residual and the shared state after each step, [K, T, ...]."""
+
+    def worker(updates):
+        def step(state, u):
+            arrived, state = link(compressor, **options).update(u, state)
+            return state, (arrived, state.residual, state.extra)
+
+        return jax.lax.scan(step, link(compressor, **options).init(make_params()), updates)[1]
+
+    found = jax.jit(jax.vmap(worker, axis_name='workers'))(updates)
+    return jax.tree.map(np.asarray, found)
+
+
+def masks(compressor, num_steps=NUM_STEPS):
+    """0/1 for each coordinate, like the parameters, [T, ...]."""
+    ones = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
+
+    def at(step):
+        selection = compressor(jax.random.PRNGKey(0), step, ones)
+        return selection.place(selection.take(ones), ones)
+
+    return jax.tree.map(np.asarray, jax.vmap(at)(jnp.arange(num_steps, dtype=jnp.uint32)))
+
+
+def oracle(updates, sent):
+    """One tensor: what arrived [T, ...], the residuals [T, K, ...] and the mean squares [T], in float64.
+
+    Updates are [K, T, ...]. A report has as many levels as digits of base 2·L + 1 that hold nine bits.
+    """
+    num_workers, num_steps = updates.shape[:2]
+    levels = 127 // num_workers
+    num_digits = next(n for n in range(1, 10) if (2 * levels + 1) ** n >= 2**9)
+    top = (2 * levels + 1) ** num_digits - 1
+    loading = 1.72 * np.sqrt(np.log2(2 * levels + 1)) - 0.93
+    residual, square, found = np.zeros_like(updates[:, 0], np.float64), 0.0, []
+    for t in range(num_steps):
+        pending, chosen = updates[:, t] + residual, sent[t] > 0
+        block, unit = pending[:, chosen], loading * np.sqrt(square) / levels
+        counts = np.clip(np.round(block / unit), -levels, levels) if square else 0 * block
+        own = np.mean(block**2, axis=1)
+        with np.errstate(divide='ignore'):
+            report = own / square / 16 if square else (np.log2(own) + 64) / 96
+        report = np.mean(np.round(np.clip(report, 0, 1) * top) / top)
+        first = 2 ** (96 * report - 64) if report > 0 else 0.0
+        square = 0.75 * square + 0.25 * 16 * report * square if square else first
+        arrived, residual = np.zeros_like(pending[0]), pending.copy()
+        arrived[chosen] = unit * np.mean(counts, axis=0)
+        residual[:, chosen] -= unit * counts
+        found.append((arrived, residual, square))
+    return tuple(map(np.stack, zip(*found, strict=True)))
+
+
+@pytest.mark.parametrize('num_workers', [1, 8, 64])
+def test_the_oracle(num_workers):
+    """What arrives is the mean of what left the residuals, at integers of a unit that all workers know."""
+    updates, sent = make_updates(num_workers), masks(BLOCKS)
+    arrived, residual, extra = steps(updates)
+    for i, (name, scale) in enumerate(SCALES.items()):
+        assert np.all(arrived[name] == arrived[name][0])
+        assert np.all(extra['wire_squares'] == extra['wire_squares'][0])
+        expected = oracle(updates[name], sent[name])
+        found = arrived[name][0], np.moveaxis(residual[name], 0, 1), extra['wire_squares'][0, :, i]
+        np.testing.assert_allclose(found[2], expected[2], rtol=1e-5)
+        for ours, theirs in zip(found[:2], expected[:2], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * scale)
+        before = np.concatenate([np.zeros_like(found[1][:1]), found[1][:-1]])
+        left = before + np.moveaxis(updates[name], 0, 1) - found[1]
+        np.testing.assert_allclose(left.mean(1, dtype=np.float64), found[0], rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize('levels', [1, 3, 15, 127])
+def test_the_unit_suits_a_gaussian(levels):
+    """No other multiple of the root mean square leaves 2 % less to round and to clip."""
+    x = np.linspace(0, 10, 20001)
+
+    def error(unit):
+        return np.sum(np.exp(-(x**2) / 2) * (x - unit * np.minimum(np.round(x / unit), levels)) ** 2)
+
+    ours = loading(levels) / levels
+    assert error(ours) <= 1.02 * min(error(factor * ours) for factor in np.linspace(0.7, 1.4, 50))
+
+
+@pytest.mark.parametrize('compressor', [BLOCKS, RUN, def_jax.random_k(RATIO), def_jax.identity()])
+def test_units_are_found_in_a_few_messages(compressor):
+    """By 64 workers, with -1, 0 and 1, of blocks of any size: at best, 19 % of a Gaussian is left."""
+    sizes = jnp.array([1e-8, 1e-2, 1e3])
+    updates = np.random.default_rng(0).normal(size=(64, 6, 640)).astype(np.float32)
+
+    def worker(size, updates):
+        def step(state, u):
+            selection = compressor(state.key, state.step, u)
+            before = selection.take(size * u + state.residual)
+            _, state = link(compressor).update(size * u, state)
+            left = selection.take(state.residual)
+            return state, jnp.sum(left**2) / jnp.sum(before**2)
+
+        return jax.lax.scan(step, link(compressor).init(jnp.zeros(640)), updates)[1]
+
+    workers = jax.vmap(worker, in_axes=(None, 0), axis_name='workers')
+    left = jax.jit(jax.vmap(workers, in_axes=(0, None)))(sizes, updates).mean(axis=1)
+    np.testing.assert_allclose(left[:, 0], 1, rtol=1e-5)  # the first message only tells the size
+    assert left[:, 3:].max() < 0.3
+
+
+@pytest.mark.parametrize(('skip', 'broken'), [(True, np.inf), (False, np.nan)])
+def test_what_is_not_finite_reaches_all_workers(skip, broken):
+    updates = make_updates(3)
+    updates['a'][1, 4, 0, 0] = broken
+    arrived, residual, extra = steps(updates, def_jax.identity(), skip_nonfinite=skip, detach='auto')
+    if not skip:
+        assert all(np.isnan(arrived[name][:, 4]).all() for name in SHAPES)
+        return
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((arrived, residual, extra)))
+    assert all(np.all(arrived[name][:, 4] == 0) for name in SHAPES)
+    assert extra['skipped'][:, -1].tolist() == [1, 1, 1]
+    np.testing.assert_array_equal(extra['wire_squares'][:, 4], extra['wire_squares'][:, 3])
+
+
+def test_one_all_reduce_of_int8():
+    """The block, two digits for each tensor and for the energy of 'auto', and a flag; the sum is exact."""
+    num_workers, params = 8, {'w': jnp.zeros((64, 32)), 'b': jnp.zeros(64)}
+    optimizer = link(def_jax.random_block(RATIO), detach='auto', skip_nonfinite=True)
+    state = jax.vmap(lambda _: optimizer.init(params))(jnp.arange(num_workers))
+    state = state._replace(extra=state.extra | {'wire_squares': jnp.ones((num_workers, 3))})
+    updates = {
+        name: jax.random.normal(jax.random.key(0), (num_workers, *x.shape)) for name, x in params.items()
+    }
+    step = jax.pmap(optimizer.update, axis_name='workers').lower(updates, state).compile()
+    (sent,) = collectives(step.as_text())
+    size = (64 * 32 + 64) // RATIO + 2 * 3 + 1
+    assert (sent.operation, sent.elements, sent.bytes) == ('all-reduce', size, size)
+    arrived, state = step(updates, state)
+    for name in params:
+        left = np.mean(updates[name] - state.residual[name], axis=0)
+        np.testing.assert_allclose(arrived[name], np.broadcast_to(left, arrived[name].shape), atol=1e-6)
+        assert np.any(left)
+
+
+def test_too_many_workers():
+    for num_workers in (127, 128):
+        updates = {name: jnp.zeros((num_workers, *shape)) for name, shape in SHAPES.items()}
+        update = jax.vmap(
+            lambda u: link(detach='auto').update(u, link(detach='auto').init(make_params()))[0],
+            axis_name='workers',
+        )
+        if num_workers == 127:
+            jax.eval_shape(update, updates)
+        else:
+            with pytest.raises(ValueError, match=r'8 bits.* but there are 128 workers'):
+                jax.eval_shape(update, updates)
+
+
+def test_workers_of_several_devices():
+    """y moves by the mean update: what leaves the residuals arrives. All devices know the same units."""
+    layout = '2x4'
+    last_link = feedback(layout, def_jax.random_block(2), wire_dtype='int8', detach='auto')
+    dist = distributed(layout, optax.chain(optax.sgd(0.05), last_link))
+
+    @jax.jit
+    def step(params, state, batch):
+        _, grads = dist.value_and_grad(loss_fn)(params, state, batch)
+        updates, state = dist.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return params, state, dist.output_params(params, state), jax.tree.map(lambda g: g.mean(0), grads)
+
+    params = jax.device_put([jnp.asarray(x) for x in INITIAL], dist.shardings)
+    state, y = jax.jit(dist.init)(params), list(INITIAL)
+    for t in range(4):
+        batch = [x[:, t].reshape(-1, x.shape[-1]) for x in mlp_data(2)]
+        params, state, after, grads = step(params, state, batch)
+        for old, new, gradient in zip(y, after, grads, strict=True):
+            np.testing.assert_allclose(new, old - 0.05 * np.asarray(gradient), rtol=0, atol=1e-6)
+        y = jax.tree.map(np.asarray, after)
+    assert all(np.any(np.asarray(x) != first) for x, first in zip(params, INITIAL, strict=True))
+    squares = optax.tree.get(state, 'wire_squares')
+    assert len({np.asarray(shard.data).tobytes() for shard in squares.addressable_shards}) == 1
+
+
+def test_between_messages_the_units_rest():
+    optimizer = link(def_jax.random_block(2), None, every=2)
+    state, known = optimizer.init(jnp.zeros(8)), []
+    for _ in range(4):
+        arrived, state = optimizer.update(jnp.arange(8.0), state)
+        known.append(float(state.extra['wire_squares'][0]))
+    assert known[0] == 0 < known[1] == known[2] != known[3]
+    assert np.any(arrived)
