@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
@@ -30,7 +29,7 @@ def def_adamw(
     outer: optax.GradientTransformation | None = _NESTEROV,
     order: str = 'shuffled',
     allocation: str = 'balanced',
-    wire_dtype: DTypeLike = jnp.float32,
+    wire_dtype: DTypeLike = 'float32',
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """AdamW with detached error feedback, for transformers.
@@ -55,8 +54,9 @@ def def_adamw(
         outer: applies the mean message, see `error_feedback`; Nesterov momentum, or None for none.
         order: order of the blocks, see `random_block`.
         allocation: lengths of the blocks, see `random_block`.
-        wire_dtype: dtype of the messages, see `error_feedback`. In int8, blocks four times as large take the
-            same bytes: ratio 16 sends what 64 does in float32.
+        wire_dtype: dtype of the messages, see `error_feedback`. In 'int8', blocks four times as large take
+            the same bytes: ratio 16 sends what 64 does in float32. `optax.inject_hyperparams` would take
+            `jnp.int8`, which can be called, for a schedule.
         seed: selects the blocks; must be the same on all workers.
 
     Returns:
@@ -93,7 +93,7 @@ def def_sgd(
     detach: float | Literal['auto'] = 0.3,
     order: str = 'random',
     allocation: str = 'proportional',
-    wire_dtype: DTypeLike = jnp.float32,
+    wire_dtype: DTypeLike = 'float32',
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """Momentum SGD with detached error feedback, the paper's optimizer.
@@ -109,8 +109,9 @@ def def_sgd(
         detach: λ in [0, 1], or 'auto', see `error_feedback`.
         order: order of the blocks, see `random_block`: 'random' as in the paper, 'shuffled' or 'cyclic'.
         allocation: lengths of the blocks, see `random_block`: 'proportional' as in the paper, or 'balanced'.
-        wire_dtype: dtype of the messages, see `error_feedback`. In int8, blocks four times as large take the
-            same bytes: ratio 16 sends what 64 does in float32.
+        wire_dtype: dtype of the messages, see `error_feedback`. In 'int8', blocks four times as large take
+            the same bytes: ratio 16 sends what 64 does in float32. `optax.inject_hyperparams` would take
+            `jnp.int8`, which can be called, for a schedule.
         seed: selects the blocks; must be the same on all workers.
 
     Returns:

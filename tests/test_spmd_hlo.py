@@ -90,7 +90,8 @@ MESSAGE = 2 * SHARD // RATIO + BIAS // RATIO  # every device of a worker sends t
         (optax.sgd(0.1, momentum=0.9), {}, 0),
         (optax.contrib.muon(0.1), {'detach': 'auto'}, 1),
         pytest.param(
-            *(optax.adam(0.1), {'skip_nonfinite': True, 'wire_dtype': jnp.bfloat16}, 0),
+            # Two digits for each of three tensors, and a flag.
+            *(optax.adam(0.1), {'skip_nonfinite': True, 'wire_dtype': jnp.int8}, 2 * 3 + 1),
             marks=pytest.mark.slow,
         ),
     ],

@@ -34,11 +34,6 @@ def group(record: Record) -> int:
     return min((1, 16, 64), key=lambda ratio: abs(np.log(record['dense'] / record['payload'] / ratio)))
 
 
-def prototype(record: Record) -> bool:
-    """Whether only the benchmark can run it."""
-    return 'levels' in record['settings']
-
-
 def frontier(records: list[Record]) -> list[Record]:
     """Those that no other beats in both bytes on the wire and mean test loss, cheapest first."""
     best, found = np.inf, []
@@ -57,11 +52,11 @@ def against(record: Record, ours: Record | None, name: str, digits: int) -> str:
 
 
 def table(problem: Problem, records: list[Record], rows: list[Record], stages: dict[str, float]) -> str:
-    """`rows` by loss, against ours among `records`; of all that the trainer has, the frontier is in bold.
+    """`rows` by loss, against ours among `records`, whose frontier is in bold.
 
     `stages` has the time of a method's optimizer stage by title; empty for a problem without that column.
     """
-    best = frontier([r for r in records if not prototype(r)])
+    best = frontier(records)
     dense = next(r for r in records if r['method'] == 'sgd')['wire']
     ours = {group(r): r for r in records if r['title'] == OURS}
     accuracy = 'accuracy' in problem.metrics
@@ -90,14 +85,12 @@ def table(problem: Problem, records: list[Record], rows: list[Record], stages: d
 
 
 def tables(problem: Problem, records: list[Record], stages: dict[str, float]) -> str:
-    """One table for each nominal ratio, and the prototypes apart."""
+    """One table for each nominal ratio."""
     parts = []
     for ratio in (1, 16, 64):
         of_ratio = [r for r in records if group(r) == ratio]
         parts.append(f'### About 1/{ratio} of the dense bytes' if ratio > 1 else '### Dense')
-        parts.append(table(problem, records, [r for r in of_ratio if not prototype(r)], stages))
-        if prototypes := [r for r in of_ratio if prototype(r)]:
-            parts += ['Prototypes:', table(problem, records, prototypes, stages)]
+        parts.append(table(problem, records, of_ratio, stages))
     return '\n\n'.join(parts)
 
 
@@ -141,6 +134,12 @@ def draw(records: list[Record], steps: int, path: Path) -> None:
         along.figure.legend(loc='outside lower center', ncol=4, fontsize=7)
 
 
+def read(path: Path, problem: Problem) -> list[Record]:
+    """The records of the problem's contenders; others are of contenders that are gone."""
+    known = {(c.title, c.nominal) for c in problem.contenders}
+    return [r for r in json.loads(path.read_text()) if (r['title'], r['ratio']) in known]
+
+
 def write(page: Path, name: str, tables: str) -> None:
     """Replaces what the page has between the marks of that name."""
     marks = f'<!-- {name} -->', f'<!-- end of {name} -->'
@@ -152,13 +151,14 @@ def main(_) -> None:
     page = folder / 'README.md'
     for name, problem in PROBLEMS.items():
         if (path := folder / f'{name}.json').exists():
-            records = json.loads(path.read_text())
+            records = read(path, problem)
             stages = json.loads((folder / 'stage.json').read_text()) if name == STAGES_OF else {}
-            draw([r for r in records if not prototype(r)], problem.steps, folder / f'{name}.png')
+            draw(records, problem.steps, folder / f'{name}.png')
             write(page, name, tables(problem, records, stages))
     if (path := folder / f'{MORE_SEEDS}.json').exists():
-        records = json.loads(path.read_text())
-        write(page, MORE_SEEDS, table(PROBLEMS['perceptron'], records, records, {}))
+        problem = PROBLEMS['perceptron']
+        records = read(path, problem)
+        write(page, MORE_SEEDS, table(problem, records, records, {}))
 
 
 if __name__ == '__main__':
