@@ -98,6 +98,7 @@ def _method(run: Run) -> str:
         return every + ('' if run['inner'] == 'adamw' else ', Muon')
     name = f'blocks, {run["order"]}, {run["allocation"]}'
     name += '' if run['inner'] == 'adamw' else f', {_INNER[run["inner"]]}'
+    name += _narrow(run)
     name += '' if run['v'] == 'own' else ", the mean gradient's second moment"
     return name + ('' if run['decay'] == 1 else f', decay {run["decay"]:g}')
 
@@ -108,13 +109,11 @@ def _draw(runs: Sequence[Run], path: Path) -> None:
     longest = [run for run in drawn if run['steps'] == max(r['steps'] for r in drawn)]
     best = {_label(run): run for run in sorted(longest, key=lambda r: -r['val']['x'])}
     with pictures.panels(path, 1, 2) as axes:
-        ratios = sorted({run['ratio'] for run in best.values()})
+        ours = sorted(label for label in best if label.startswith('DEF'))
         for label, run in sorted(best.items()):
             style = {'color': pictures.COLORS['SGD' if run['method'] == 'dense' else 'DiLoCo']}
-            if label.startswith('DEF'):
-                style = pictures.variant_style(
-                    pictures.COLORS['DEF'], ratios.index(run['ratio']), len(ratios)
-                )
+            if label in ours:
+                style = pictures.variant_style(pictures.COLORS['DEF'], ours.index(label), len(ours))
             steps = 50 * (1 + np.arange(len(run['train'])))
             axes[0, 0].plot(steps, run['train'], label=label, **style)
             axes[0, 1].plot(steps * _megabytes(run), run['train'], label=label, **style)
@@ -131,11 +130,20 @@ def _label(run: Run) -> str:
         return f'dense {inner}'
     if run['identity']:
         return 'updates averaged' if run['every'] == 1 else f'DiLoCo, H = {run["every"]}'
-    return f'DEF at {run["ratio"]:g}' + ('' if inner == 'AdamW' else f', {inner}')
+    return f'DEF at {_nominal(run):g}' + ('' if inner == 'AdamW' else f', {inner}') + _narrow(run)
+
+
+def _nominal(run: Run) -> float:
+    """The ratio of bytes that was asked for."""
+    return run['ratio'] * (4 if _narrow(run) else 1)
+
+
+def _narrow(run: Run) -> str:
+    return ', int8' if run.get('wire_dtype') == 'int8' else ''
 
 
 def _megabytes(run: Run) -> float:
-    """Sent by a worker in one step: float32, the message alone."""
+    """Sent by a worker in one step: the message alone."""
     params = network.init(network.SIZES[run['model']], 0)
     number = sum(np.size(x) for x in _leaves(params))
     return 4e-6 * number / run['true_ratio']

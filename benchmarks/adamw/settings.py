@@ -49,6 +49,7 @@ class Setting:
     v: Literal['own', 'oracle'] = 'own'
     workers: int = 8
     sequences: int = 4
+    wire_dtype: str = 'float32'
     test: bool = False
 
     @classmethod
@@ -102,7 +103,13 @@ def chain(setting: Setting, hyper: Mapping[str, Any]) -> tuple[optax.GradientTra
     compressor = def_jax.identity() if setting.identity else blocks
     outer = optax.inject_hyperparams(optax.sgd, static_args=('nesterov',))(1.0, 0.5, nesterov=True)
     link = def_jax.error_feedback(
-        compressor, 'workers', detach=0.5, every=setting.every, decay=setting.decay, outer=outer
+        compressor,
+        'workers',
+        detach=0.5,
+        every=setting.every,
+        decay=setting.decay,
+        outer=outer,
+        wire_dtype=setting.wire_dtype,
     )
     return optax.chain(inner(setting, hyper), link), compressor
 

@@ -15,7 +15,8 @@ import optax
 import def_jax
 from benchmarks.adamw import network, text
 from benchmarks.adamw.settings import Setting, applied, chain, inner
-from def_jax.compressors import shared_key
+from def_jax.beyond.integers import added_size
+from def_jax.compressors import num_parts, shared_key
 from def_jax.ownership import own_leaves
 
 __all__ = ['run']
@@ -32,7 +33,7 @@ class _Programs(NamedTuple):
     points: Callable[[PyTree, PyTree], dict[str, PyTree]]  # x and y
     losses: Callable
     state: PyTree
-    true_ratio: float
+    true_ratio: float  # of bytes, dense over sent
 
 
 @functools.cache
@@ -145,5 +146,12 @@ def _compile(structure: Setting) -> _Programs:
         mapped(lambda p, s: def_jax.output_params(p, s, 'workers'), in_axes=(None, axes), out_axes=None)
     )
     number = sum(x.size for x in jax.tree.leaves(params))
-    ratio = structure.every * number / def_jax.message_size(compressor, params)
+    ratio = structure.every * 4 * number / _message_bytes(structure, compressor, params)
     return _Programs(step, lambda x, s: {'x': x, 'y': output(x, s)}, losses, state, ratio)
+
+
+def _message_bytes(structure: Setting, compressor: def_jax.Compressor, params: PyTree) -> int:
+    size, dtype = def_jax.message_size(compressor, params), jnp.dtype(structure.wire_dtype)
+    if dtype == jnp.int8:
+        size += added_size(structure.workers, num_parts(compressor, params))
+    return size * dtype.itemsize
