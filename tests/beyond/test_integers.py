@@ -122,7 +122,7 @@ def test_the_unit_suits_a_gaussian(levels):
     assert error(ours) <= 1.02 * min(error(factor * ours) for factor in np.linspace(0.7, 1.4, 50))
 
 
-@pytest.mark.parametrize('compressor', [BLOCKS, RUN, def_jax.random_k(RATIO), def_jax.identity()])
+@pytest.mark.parametrize('compressor', [RUN, def_jax.random_k(RATIO), def_jax.identity()])
 def test_units_are_found_in_a_few_messages(compressor):
     """By 64 workers, with -1, 0 and 1, of blocks of any size: at best, 19 % of a Gaussian is left."""
     sizes = jnp.array([1e-8, 1e-2, 1e3])
@@ -179,17 +179,10 @@ def test_one_all_reduce_of_int8():
 
 
 def test_too_many_workers():
-    for num_workers in (127, 128):
-        updates = {name: jnp.zeros((num_workers, *shape)) for name, shape in SHAPES.items()}
-        update = jax.vmap(
-            lambda u: link(detach='auto').update(u, link(detach='auto').init(make_params()))[0],
-            axis_name='workers',
-        )
-        if num_workers == 127:
-            jax.eval_shape(update, updates)
-        else:
-            with pytest.raises(ValueError, match=r'8 bits.* but there are 128 workers'):
-                jax.eval_shape(update, updates)
+    update = jax.vmap(lambda u: link().update(u, link().init(u))[0], axis_name='workers')
+    assert jax.eval_shape(update, jnp.zeros((127, 4))).shape == (127, 4)
+    with pytest.raises(ValueError, match=r'8 bits.* but there are 128 workers'):
+        jax.eval_shape(update, jnp.zeros((128, 4)))
 
 
 def test_workers_of_several_devices():
@@ -220,9 +213,9 @@ def test_workers_of_several_devices():
 
 def test_between_messages_the_units_rest():
     optimizer = link(def_jax.random_block(2), None, every=2)
-    state, known = optimizer.init(jnp.zeros(8)), []
+    update, state, known = jax.jit(optimizer.update), optimizer.init(jnp.zeros(8)), []
     for _ in range(4):
-        arrived, state = optimizer.update(jnp.arange(8.0), state)
+        arrived, state = update(jnp.arange(8.0), state)
         known.append(float(state.extra['wire_squares'][0]))
     assert known[0] == 0 < known[1] == known[2] != known[3]
     assert np.any(arrived)
