@@ -16,7 +16,7 @@ import def_jax
 from benchmarks.adamw import network, text
 from benchmarks.adamw.settings import Setting, applied, chain, inner
 from def_jax.beyond.integers import added_size
-from def_jax.compressors import num_parts, shared_key
+from def_jax.compressors import Compressor, num_parts, shared_key
 from def_jax.ownership import own_leaves
 
 __all__ = ['run']
@@ -150,7 +150,7 @@ def _compile(structure: Setting) -> _Programs:
     return _Programs(step, lambda x, s: {'x': x, 'y': output(x, s)}, losses, state, ratio)
 
 
-def _message_bytes(structure: Setting, compressor: def_jax.Compressor, params: PyTree) -> int:
+def _message_bytes(structure: Setting, compressor: Compressor, params: PyTree) -> int:
     size, dtype = def_jax.message_size(compressor, params), jnp.dtype(structure.wire_dtype)
     if dtype == jnp.int8:
         size += added_size(structure.workers, num_parts(compressor, params))
