@@ -24,12 +24,12 @@ def rates(*candidates: float) -> dict[str, tuple[float, ...]]:
     return {'learning_rate': candidates}
 
 
-MOMENTUM = rates(0.03, 0.1, 0.3)  # momentum SGD on what was exchanged
-LOCAL = rates(0.03, 0.1)  # momentum SGD within each worker
-PLAIN = rates(0.1, 0.3, 1.0)  # no momentum
-AVERAGED = rates(0.1, 0.3)  # a decaying average of gradients
-SIGNS = rates(0.003, 0.01, 0.03)  # every element of the update has the same size
-ADAM = rates(0.001, 0.003)
+MOMENTUM = rates(0.01, 0.03, 0.1, 0.3)  # momentum SGD on what was exchanged
+LOCAL = rates(0.03, 0.1, 0.3)  # momentum SGD within each worker
+PLAIN = rates(0.1, 0.3, 1.0, 3.0)  # no momentum
+AVERAGED = rates(0.1, 0.3, 1.0)  # a decaying average of gradients
+SIGNS = rates(0.003, 0.01, 0.03, 0.1)  # every element of the update has the same size
+ADAM = rates(0.001, 0.003, 0.01)
 
 FAR_BEHIND = ('EF', 'EF21-SGDM')
 AT_64 = ('DEF, ours', 'DEF (paper)', 'top-k (no momentum)', 'DeMo')
