@@ -130,8 +130,9 @@ def draw(records: list[Record], steps: int, path: Path) -> None:
         end.set_title('at the end; dashed: the frontier')
         for title in titles:
             along.plot([], [], color=pictures.COLORS[title], label=title)
-        end.set_ylim(bottom=0.45 * end.get_ylim()[0])  # for the labels of the frontier
-        along.figure.legend(loc='outside lower center', ncol=4, fontsize=7)
+        low, high = end.get_ylim()
+        end.set_ylim(bottom=low * (low / high) ** 0.4)  # room for the labels of the frontier
+        along.figure.legend(loc='outside lower center', ncol=3, fontsize=7)
 
 
 def read(path: Path, problem: Problem) -> list[Record]:
