@@ -11,8 +11,6 @@ USED_BY = {
     'rank': {'method': 'powersgd'},
     'chunk': {'method': 'demo'},
     'freeze_after': {'method': 'onebit_adam'},
-    'outer': {'outer_options': {'learning_rate': 0.7}},
-    'outer_options': {'outer': 'sgd'},
 }
 REFUSED = {
     'method': [3, None, 'dfe', '', 'DEF'],
@@ -114,8 +112,8 @@ ACCEPTED = {
     'schedule': ['drops', 'cosine', 'wsd'],
     'schedule_options': [{}],
     'learning_rate_drops': [(), (0.5,), [0.1, 0.2, 0.3]],
-    'outer': ['sgd'],
-    'outer_options': [{'learning_rate': 0.7}],
+    'outer': [''],
+    'outer_options': [{}, {'learning_rate': 0.7}],
     'optimizer': ['sgd', 'adamw', 'lion', 'muon', 'optax:adamw'],
     'optimizer_options': [{}, {'nesterov': True}],
     'momentum': [0, 0.0, 0.99],

@@ -69,8 +69,6 @@ def find_optimizer(config: Mapping[str, Any]) -> Factory:
 def find_outer(config: Mapping[str, Any]) -> Factory | None:
     """The factory of the outer optimizer, if there is one; ValueError if it has no effect on the method."""
     if not config['outer']:
-        if options := dict(config['outer_options']):
-            raise ValueError(f'outer_options={options} have no effect without an outer optimizer. Set outer.')
         return None
     if not get_method(config['method']).outer_is_free:
         raise ValueError(

@@ -49,7 +49,6 @@ def test_the_outer_optimizer_gets_the_mean_message():
             {'outer': 'sgd', 'method': 'diloco'},
             "outer='sgd' has no effect on method='diloco', which fixes it",
         ),
-        ({'outer_options': OUTER}, 'outer_options={.*} have no effect without an outer optimizer'),
         ({'outer': 'sgd', 'method': 'sgd'}, "outer='sgd' has no effect on method='sgd'"),
     ],
 )
