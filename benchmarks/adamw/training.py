@@ -15,8 +15,8 @@ import optax
 import def_jax
 from benchmarks.adamw import network, text
 from benchmarks.adamw.settings import Setting, applied, chain, inner
-from def_jax.beyond.integers import added_size
-from def_jax.compressors import Compressor, num_parts, shared_key
+from def_jax.beyond.integers import sent_size
+from def_jax.compressors import shared_key
 from def_jax.ownership import own_leaves
 
 __all__ = ['run']
@@ -146,12 +146,6 @@ def _compile(structure: Setting) -> _Programs:
         mapped(lambda p, s: def_jax.output_params(p, s, 'workers'), in_axes=(None, axes), out_axes=None)
     )
     number = sum(x.size for x in jax.tree.leaves(params))
-    ratio = structure.every * 4 * number / _message_bytes(structure, compressor, params)
+    sent = sent_size(compressor, params, structure.wire_dtype, structure.workers)
+    ratio = structure.every * 4 * number / (sent * jnp.dtype(structure.wire_dtype).itemsize)
     return _Programs(step, lambda x, s: {'x': x, 'y': output(x, s)}, losses, state, ratio)
-
-
-def _message_bytes(structure: Setting, compressor: Compressor, params: PyTree) -> int:
-    size, dtype = def_jax.message_size(compressor, params), jnp.dtype(structure.wire_dtype)
-    if dtype == jnp.int8:
-        size += added_size(structure.workers, num_parts(compressor, params))
-    return size * dtype.itemsize

@@ -18,11 +18,11 @@ from jax.typing import DTypeLike
 
 from def_jax.beyond.base import Option, Step
 from def_jax.collectives import AxisName, num_workers
-from def_jax.compressors.base import Compressor, concatenate, num_parts
+from def_jax.compressors.base import Compressor, concatenate, message_size, num_parts
 
 PyTree = Any
 
-__all__ = ['Integers', 'added_size', 'check_levels', 'loading']
+__all__ = ['Integers', 'check_levels', 'loading', 'sent_size']
 
 _MEMORY = 0.75  # weight of the past in the running means
 _LARGEST = 16.0  # times the running mean: what is larger is reported as that
@@ -111,13 +111,22 @@ def check_levels(workers: int) -> int:
     return 127 // workers
 
 
-def added_size(workers: int, reports: int) -> int:
-    """By how many elements a message of K workers is longer than its block.
+def sent_size(
+    compressor: Compressor, params: PyTree, wire_dtype: DTypeLike, workers: int, numbers: int = 0
+) -> int:
+    """How many elements of `wire_dtype` a message of K workers has: the block, and what is sent with it.
 
-    >>> added_size(8, reports=6)
-    13
+    `numbers` are those that other options append, see `Integers`.
+
+    >>> import jax, def_jax
+    >>> params = [jax.ShapeDtypeStruct(shape, 'float32') for shape in ((512, 10), (10,))]
+    >>> [sent_size(def_jax.random_block(64), params, dtype, workers=8) for dtype in ('float32', 'int8')]
+    [81, 86]
     """
-    return reports * _num_digits(check_levels(workers)) + 1
+    added = numbers
+    if jnp.dtype(wire_dtype) == jnp.int8:  # reports as digits, and whether the block is finite
+        added = (num_parts(compressor, params) + numbers) * _num_digits(check_levels(workers)) + 1
+    return message_size(compressor, params) + added
 
 
 def loading(levels: int) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from def_jax import compressors, hold_skipped, methods
-from def_jax.beyond.integers import added_size
+from def_jax.beyond.integers import sent_size
 from def_jax.configuration.optimizer import make_compressor, make_optimizer, make_schedule
 from def_jax.configuration.parts import make_dataset, make_task
 from def_jax.configuration.rules import check_config
@@ -173,16 +173,15 @@ class Communication:
             always, message = (devices * words for words in _words(config, part))
             dense_steps = config.freeze_after if 'freeze_after' in method.takes else 0
             return cls(num_params, message, dense_steps, always, every=config.every)
-        wire_dtype, added = jnp.dtype(config.wire_dtype), int(config.auto_detach)
-        if wire_dtype == jnp.int8:
-            added = added_size(config.num_workers, compressors.num_parts(experiment.compressor, part) + added)
+        numbers = int(config.auto_detach)
+        message = sent_size(experiment.compressor, part, config.wire_dtype, config.num_workers, numbers)
         return cls(
             num_params=num_params,
-            message_size=devices * (compressors.message_size(experiment.compressor, part) + added),
+            message_size=devices * message,
             dense_steps=int(method.kind == 'ef21'),
             average_every=config.average_every if method.averages else 0,
             every=config.every,
-            element_bytes=wire_dtype.itemsize,
+            element_bytes=jnp.dtype(config.wire_dtype).itemsize,
         )
 
 
