@@ -5,6 +5,7 @@ features of the image go through two hidden layers. It is made of matrix product
 gradients takes longer than computing them.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -80,9 +81,11 @@ def train(
 ) -> dict[str, Any]:
     """Trains one run and keeps its curve. The clock runs during steps, not during evaluations or input.
 
+    A run that is timed has all its batches ready: a worker that must wait for another's would count that.
+
     Args:
         job: `data`, an .npz file of train_images, train_labels and others; `batch`, `seed`, `worker`,
-            `num_workers`, `run_steps` and `eval_every`.
+            `num_workers`, `run_steps`, `eval_every` and `bandwidth`, empty unless the run is timed.
         step: trains on a batch, given the number of steps before, and returns when the step is done.
         evaluate: test accuracies by name.
 
@@ -92,8 +95,8 @@ def train(
     data, seconds, curve = np.load(job['data']), [], []
     names = ('batch', 'seed', 'worker', 'num_workers')
     stream = batches(data['train_images'], data['train_labels'], **{name: job[name] for name in names})
-    for index in range(job['run_steps']):
-        inputs, labels = next(stream)
+    stream = itertools.islice(stream, job['run_steps'])
+    for index, (inputs, labels) in enumerate(list(stream) if job['bandwidth'] else stream):
         start = time.perf_counter()
         step(inputs, labels, index)
         seconds.append(time.perf_counter() - start)

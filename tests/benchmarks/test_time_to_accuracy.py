@@ -50,7 +50,7 @@ def test_the_clock_runs_during_steps_alone(tmp_path):
     job = {'data': tmp_path / 'd.npz', 'batch': 2, 'seed': 0, 'worker': 0, 'num_workers': 1}
     seen: list[int] = []
     found = workload.train(
-        job | {'run_steps': 5, 'eval_every': 2},
+        job | {'run_steps': 5, 'eval_every': 2, 'bandwidth': ''},
         lambda inputs, labels, index: seen.append(index),
         lambda: {'x': float(len(seen))},
     )
