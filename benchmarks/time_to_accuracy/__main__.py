@@ -9,8 +9,8 @@ for each --seed and --variant, are made on a network that is not shaped; on a ne
 --timed_steps of every variant are timed, in turn. Only these need a machine that does nothing else. A run is
 a line of time_to_accuracy.jsonl, with its whole curve: the program makes those that are missing, and the page
 has all that differ in variant, seed and bandwidth alone. A learning rate is to be chosen with --validation,
-which trains without the last tenth of the training images and tests on it. Writes time_to_accuracy.md and
-.png.
+which trains without the last tenth of the training images, tests on it and times nothing. Writes
+time_to_accuracy.md and .png.
 """
 
 import importlib.util
@@ -92,8 +92,9 @@ def main(_) -> int:
 
 def _wanted() -> Iterator[dict[str, Any]]:
     """The settings of every run: whole ones, seed by seed, then those that are timed."""
+    bandwidths = [] if _VALIDATION.value else _BANDWIDTHS.value
     whole = itertools.product([''], _SEEDS.value, _VARIANTS.value)
-    timed = itertools.product(_BANDWIDTHS.value, _SEEDS.value[:1], _VARIANTS.value)
+    timed = itertools.product(bandwidths, _SEEDS.value[:1], _VARIANTS.value)
     for bandwidth, seed, variant in itertools.chain(whole, timed):
         yield _settings(variant, seed, bandwidth)
 
