@@ -169,7 +169,7 @@ def _plan(run: Run, bandwidth: str) -> Plan:
 
 
 def _predicted(run: Run, bandwidth: str) -> str:
-    """The plan's time of a step, from that of a step without communication."""
+    """The plan's time of a step, from that of one that sends nothing, when all workers have ended it."""
     if 'alone' not in run:
         return ''
     variant, plan = run['settings']['variant'], _plan(run, bandwidth)
