@@ -36,7 +36,7 @@ from def_jax.data.in_memory import load_dataset
 
 _DATA = flags.DEFINE_string('data_dir', None, "TFDS's folder; by default TFDS_DATA_DIR or TFDS's own.")
 _BANDWIDTHS = flags.DEFINE_multi_string(
-    'bandwidth', ['1gbit', '100mbit'], "In tc's notation, of each interface."
+    'bandwidth', ['1gbit', '100mbit'], "In tc's notation, of each interface; empty to time nothing."
 )
 _VARIANTS = flags.DEFINE_multi_enum(
     'variant', ['dense', 'def64', 'def256', 'best64', 'best256'], list(page.TITLES), 'What to train with.'
@@ -44,9 +44,9 @@ _VARIANTS = flags.DEFINE_multi_enum(
 _SEEDS = flags.DEFINE_multi_integer('seed', [0, 1, 2], 'Order of the images and draws of blocks.')
 _WORKERS = flags.DEFINE_integer('workers', 4, 'Number of workers.', lower_bound=2, upper_bound=250)
 _BATCH = flags.DEFINE_integer('batch', 32, 'Images a worker and step.', lower_bound=1)
-_STEPS = flags.DEFINE_integer('steps', 7800, 'Steps of a run; 390 are an epoch.', lower_bound=1)
-_TIMED = flags.DEFINE_integer('timed_steps', 100, 'Steps at each bandwidth.', lower_bound=10)
-_EVALUATIONS = flags.DEFINE_integer('evaluations', 40, 'Evaluations of a run.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 1560, 'Steps of a run; 390 are an epoch.', lower_bound=1)
+_TIMED = flags.DEFINE_integer('timed_steps', 60, 'Steps at each bandwidth.', lower_bound=10)
+_EVALUATIONS = flags.DEFINE_integer('evaluations', 26, 'Evaluations of a run.', lower_bound=1)
 _RATE = flags.DEFINE_float('learning_rate', None, "Peak rate of every variant; by default each one's own.")
 _SIZE = flags.DEFINE_enum('size', 'full', list(SIZES), 'Of the network.')
 _IMAGES = flags.DEFINE_integer('train_images', None, 'Train on the first of them only.')
@@ -92,7 +92,7 @@ def main(_) -> int:
 
 def _wanted() -> Iterator[dict[str, Any]]:
     """The settings of every run: whole ones, seed by seed, then those that are timed."""
-    bandwidths = [] if _VALIDATION.value else _BANDWIDTHS.value
+    bandwidths = [] if _VALIDATION.value else filter(None, _BANDWIDTHS.value)
     whole = itertools.product([''], _SEEDS.value, _VARIANTS.value)
     timed = itertools.product(bandwidths, _SEEDS.value[:1], _VARIANTS.value)
     for bandwidth, seed, variant in itertools.chain(whole, timed):
