@@ -25,8 +25,9 @@ def rates(*candidates: float) -> dict[str, tuple[float, ...]]:
 
 
 MOMENTUM = rates(0.01, 0.03, 0.1, 0.3)  # momentum SGD on what was exchanged
-LOCAL = rates(0.03, 0.1, 0.3)  # momentum SGD within each worker
+LOCAL = rates(0.01, 0.03, 0.1, 0.3)  # momentum SGD within each worker
 PLAIN = rates(0.1, 0.3, 1.0, 3.0)  # no momentum
+SIGN_EF = rates(0.3, 1.0, 3.0, 10.0)  # the same, of signs times their mean size
 AVERAGED = rates(0.1, 0.3, 1.0)  # a decaying average of gradients
 SIGNS = rates(0.003, 0.01, 0.03, 0.1)  # every element of the update has the same size
 ADAM = rates(0.001, 0.003, 0.01)
@@ -62,12 +63,12 @@ def cifar10_small() -> ml_collections.ConfigDict:
 
 def fixed(freeze_after: int) -> list[dict]:
     """The methods whose message does not follow the ratio, or cannot reach 64."""
-    plain, adam = {'tuned': PLAIN, 'momentum': 0.0}, {'tuned': ADAM, 'momentum': 0.0}
+    plain, adam, sign_ef = ({'tuned': tuned, 'momentum': 0.0} for tuned in (PLAIN, ADAM, SIGN_EF))
     return [
         tables.cell(1, 'SGD', tuned=MOMENTUM, method='sgd', ratio=1),
         tables.cell(1, 'SGD (no momentum)', method='sgd', ratio=1, **plain),
         tables.cell(16, 'PowerSGD (no momentum)', method='powersgd', ratio=16, **plain),
-        tables.cell(32, 'EF-signSGD (no momentum)', method='sign_ef', ratio=1, **plain),
+        tables.cell(32, 'EF-signSGD (no momentum)', method='sign_ef', ratio=1, **sign_ef),
         tables.cell(32, '1-bit Adam', method='onebit_adam', ratio=1, freeze_after=freeze_after, **adam),
     ]
 
