@@ -45,7 +45,7 @@ _SEEDS = flags.DEFINE_multi_integer('seed', [0, 1, 2], 'Order of the images and 
 _WORKERS = flags.DEFINE_integer('workers', 4, 'Number of workers.', lower_bound=2, upper_bound=250)
 _BATCH = flags.DEFINE_integer('batch', 32, 'Images a worker and step.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', 1560, 'Steps of a run; 390 are an epoch.', lower_bound=1)
-_TIMED = flags.DEFINE_integer('timed_steps', 60, 'Steps at each bandwidth.', lower_bound=10)
+_TIMED = flags.DEFINE_integer('timed_steps', 30, 'Steps at each bandwidth.', lower_bound=10)
 _EVALUATIONS = flags.DEFINE_integer('evaluations', 26, 'Evaluations of a run.', lower_bound=1)
 _RATE = flags.DEFINE_float('learning_rate', None, "Peak rate of every variant; by default each one's own.")
 _SIZE = flags.DEFINE_enum('size', 'full', list(SIZES), 'Of the network.')
