@@ -232,8 +232,8 @@ def test_powersgd_of_several_workers_is_that_of_their_mean():
         _, state = link.update(grads, link.init(params))
         return link.update(grads, state)[0]
 
-    several = jax.vmap(functools.partial(run, 'workers'), axis_name='workers')(grads)
-    one = run(None, jax.tree.map(lambda g: g.mean(0), grads))
+    several = jax.jit(jax.vmap(functools.partial(run, 'workers'), axis_name='workers'))(grads)
+    one = jax.jit(functools.partial(run, None))(jax.tree.map(lambda g: g.mean(0), grads))
     for a, b in zip(jax.tree.leaves(several), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(a[0], b, atol=1e-5)
 
