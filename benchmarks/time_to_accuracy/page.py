@@ -91,12 +91,12 @@ def sections(runs: Sequence[Run], failed: dict[str, str], picture: str) -> list[
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Accuracy against seconds, a panel for each bandwidth."""
+    """Accuracy against seconds, DEF's at y, a panel for each bandwidth."""
     bandwidths = _bandwidths(runs)
     with pictures.panels(path, 1, max(1, len(bandwidths))) as grid:
         for axes, bandwidth in zip(grid[0], bandwidths, strict=False):
             for variant, point, label, color in _lines(runs):
-                if found := timed(runs, variant, point, bandwidth):
+                if (found := timed(runs, variant, point, bandwidth)) and not label.endswith(', x'):
                     accuracies = np.array(list(found.curves.values())).T
                     pictures.draw_band(
                         axes, list(found.seconds()), list(accuracies), label=label, color=color
