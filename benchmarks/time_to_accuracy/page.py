@@ -96,7 +96,8 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     with pictures.panels(path, 1, max(1, len(bandwidths))) as grid:
         for axes, bandwidth in zip(grid[0], bandwidths, strict=False):
             for variant, point, label, color in _lines(runs):
-                if (found := timed(runs, variant, point, bandwidth)) and not label.endswith(', x'):
+                found = timed(runs, variant, point, bandwidth)
+                if found and label == variant:
                     accuracies = np.array(list(found.curves.values())).T
                     pictures.draw_band(
                         axes, list(found.seconds()), list(accuracies), label=label, color=color
