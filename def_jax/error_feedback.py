@@ -136,40 +136,48 @@ def error_feedback(
     )
     first_detach = 1.0 if isinstance(detach, str) else detach
 
-    pend = functools.partial(_pend, options)
-
-    def algorithm_1(shards, updates, state):
-        pending = pend(updates, state.residual)  # line 7
-        selection = compressor(state.key, options.messages(state.step), pending)
-
-        def send(pending, state):
-            block = selection.take(pending)  # line 8: C(p)
-            after = state._replace(
-                step=state.step + 1, detach=jnp.asarray(first_detach, jnp.float32), residual=None
-            )
-            step = beyond.Step(updates, state, after, pend, pending, selection, shards)
-            # The rest of the block is the message's rounding error: zeros in float32. The barrier hides them
-            # from XLA, which therefore takes the message before it overwrites the residual in place, without
-            # a copy.
-            message = lax.optimization_barrier(options.encode(block, step))
-            step = step._replace(rest=block - message[: block.size].astype(jnp.float32))
-            mean, step = options.unpack(pmean(options.pack(message, step), axis_name), step)  # line 9
-            mean, step = options.decode(mean, step)
-            residual = selection.replace(step.pending, step.rest)  # line 8: p - C(p)
-            return mean, step.after._replace(residual=residual)
-
-        mean, after = options.wrap(send, selection)(pending, state)
-        return selection.place(mean, updates), after  # line 10
-
     def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
         del params, extra_args
         fields = jax.eval_shape(options.init, {}).keys()
         check_call(updates, state, ErrorFeedbackState, axis_name, shards, point=_POINT, fields=fields)
         check_shared(state.key, 'the key', axis_name)
-        return shards.map(functools.partial(algorithm_1, shards), updates, state)
+        one_step = functools.partial(_algorithm_1, compressor, options, axis_name, first_detach, shards)
+        return shards.map(one_step, updates, state)
 
     init_fn = functools.partial(_init, options, axis_name, seed, first_detach)
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _algorithm_1(
+    compressor: Compressor,
+    options: beyond.Option,
+    axis_name: AxisName,
+    detach: float,
+    shards: Shards,
+    updates: PyTree,
+    state: ErrorFeedbackState,
+) -> tuple[PyTree, ErrorFeedbackState]:
+    """Lines 7 to 10: the updates of x, and the state after them; the options of `def_jax.beyond` join in."""
+    pend = functools.partial(_pend, options)
+    pending = pend(updates, state.residual)  # line 7
+    selection = compressor(state.key, options.messages(state.step), pending)
+
+    def send(pending, state):
+        block = selection.take(pending)  # line 8: C(p)
+        after = state._replace(step=state.step + 1, detach=jnp.asarray(detach, jnp.float32), residual=None)
+        step = beyond.Step(updates, state, after, pend, pending, selection, shards)
+        # The rest of the block is the message's rounding error: zeros in float32. The barrier hides them
+        # from XLA, which therefore takes the message before it overwrites the residual in place, without
+        # a copy.
+        message = lax.optimization_barrier(options.encode(block, step))
+        step = step._replace(rest=block - message[: block.size].astype(jnp.float32))
+        mean, step = options.unpack(pmean(options.pack(message, step), axis_name), step)  # line 9
+        mean, step = options.decode(mean, step)
+        residual = selection.replace(step.pending, step.rest)  # line 8: p - C(p)
+        return mean, step.after._replace(residual=residual)
+
+    mean, after = options.wrap(send, selection)(pending, state)
+    return selection.place(mean, updates), after  # line 10
 
 
 def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:

@@ -77,14 +77,15 @@ def relu(x):
 
 
 def numpy_vgg(variables, x, layers):
-    """Runs the 'conv' and 'pool' layers, then the mean and the dense layers, in evaluation mode."""
+    """Runs 'conv', 'conv/2' and 'pool' layers, then the mean and dense layers, in evaluation mode."""
     network, index = in_float64(variables), 0
     for layer in layers:
         if layer == 'pool':
             batch, height, width, channels = x.shape
             x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
             continue
-        x = relu(network.norm(network.conv(x, index), index))
+        stride = 2 if layer == 'conv/2' else 1
+        x = relu(network.norm(network.conv(x, index, stride), index))
         index += 1
     x, last = x.mean(axis=(1, 2)), sum(name.startswith('Dense') for name in network.params) - 1
     for index in range(last):

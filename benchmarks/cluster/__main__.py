@@ -37,7 +37,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'Folder for cluster.md and cluster
 
 # Each tuple is a job: its variants take turns within the same processes.
 _LOCAL = ('compute', 'local_sgd', 'local_def64', 'local_def64_m0')  # also run by one worker at a time
-_JAX = (*_LOCAL, 'dense', 'def64', 'def64_m0', 'def256', 'def_a64_bf16')
+_JAX = (*_LOCAL, 'dense', 'def64', 'def64_m0', 'def256', 'def256_m0', 'def_a64_bf16')
 _TORCH_JOBS = (('compute', 'local_sgd', 'ddp', 'ddp_fp16'), ('compute', 'ddp_powersgd'))
 
 

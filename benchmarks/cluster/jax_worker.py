@@ -146,6 +146,7 @@ def make_steps(job: dict, loss_fn):
         'def64': feedback(64),
         'def64_m0': feedback(64, sgd=plain),
         'def256': feedback(256),
+        'def256_m0': feedback(256, sgd=plain),
         'def_a64_bf16': feedback(64, wire_dtype=jnp.bfloat16),
     }
 

@@ -19,6 +19,7 @@ _TITLES = {
     'def64': 'DEF, ratio 64',
     'def64_m0': 'DEF, ratio 64, no momentum',
     'def256': 'DEF, ratio 256',
+    'def256_m0': 'DEF, ratio 256, no momentum',
     'def_a64_bf16': 'DEF, ratio 64, bfloat16',
     'ddp': 'PyTorch DDP, dense',
     'ddp_fp16': 'PyTorch DDP, fp16 hook',
@@ -152,6 +153,8 @@ def _targets(found: dict[str, Any], *, communication_bound: bool) -> str:
 
     rest = ours - compute
     add("communication + update at 64, over dense JAX's", rest / (dense - compute), 1 / 20, False)
+    least = draw('jax', 'def256_m0') - compute
+    add('the same at 256 without momentum', least / (dense - compute), 1 / 20, False)
     wire, dense_wire = ours - ours_local, dense - local
     add("communication alone at 64, over dense JAX's", wire / dense_wire, 1 / 20, False)
     own, dense_own = (

@@ -24,7 +24,7 @@ from def_jax.models.transformer import (
     transformer_85m,
     transformer_115k,
 )
-from def_jax.models.vgg import VGG, vgg16, vgg_digits, vgg_small
+from def_jax.models.vgg import VGG, vgg16, vgg_digits, vgg_small, vgg_strided
 
 __all__ = [
     'LANGUAGE_MODELS',
@@ -50,6 +50,7 @@ __all__ = [
     'vgg16',
     'vgg_digits',
     'vgg_small',
+    'vgg_strided',
     'wrn_10_1',
     'wrn_28_10',
 ]
@@ -63,6 +64,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     # Small networks of the same kinds, for CPUs.
     'vgg_digits': vgg_digits,
     'vgg_small': vgg_small,
+    'vgg_strided': vgg_strided,
     'resnet8': resnet8,
     'wrn_10_1': wrn_10_1,
     # From He et al.

@@ -14,11 +14,11 @@ from jax.typing import DTypeLike
 
 from def_jax.models import layers
 
-__all__ = ['VGG', 'vgg16', 'vgg_digits', 'vgg_small']
+__all__ = ['VGG', 'vgg16', 'vgg_digits', 'vgg_small', 'vgg_strided']
 
 
 class VGG(nn.Module):
-    """Stages of 3×3 convolutions with max pooling in between, a global mean and dense layers.
+    """Stages of 3×3 convolutions, each at half the resolution of the last; a global mean and dense layers.
 
     Batch normalisation and ReLU follow each convolution. Batch statistics are local to each worker.
 
@@ -26,6 +26,8 @@ class VGG(nn.Module):
         stages: the widths of each stage's convolutions. A 2×2 max pooling separates consecutive stages, so
             an empty last stage, `()`, adds a final pooling.
         num_classes: the number of logits.
+        strided: whether, instead of the pooling, the first convolution of each stage after the first has
+            stride 2, which costs a quarter of the time on a CPU.
         hidden: the widths of the dense layers before the last one. Each is preceded by dropout at rate 0.5
             and followed by ReLU.
         convolution_init: the initialisation of the convolutions, which decides whether they have biases.
@@ -35,6 +37,7 @@ class VGG(nn.Module):
 
     stages: Sequence[Sequence[int]]
     num_classes: int
+    strided: bool = False
     hidden: Sequence[int] = ()
     convolution_init: layers.LayerInit = layers.he_fan_in
     dense_init: layers.LayerInit = layers.small_normal
@@ -60,10 +63,11 @@ class VGG(nn.Module):
         layers.check_images(images, halvings=len(self.stages) - 1)
         x = images
         for index, widths in enumerate(self.stages):
-            if index > 0:
+            if index > 0 and not self.strided:
                 x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
-            for width in widths:
-                x = layers.convolution(x, width, init=self.convolution_init, dtype=self.dtype)
+            for position, width in enumerate(widths):
+                stride = 2 if self.strided and index > 0 and position == 0 else 1
+                x = layers.convolution(x, width, stride=stride, init=self.convolution_init, dtype=self.dtype)
                 x = nn.relu(layers.batch_norm(x, train=train, dtype=self.dtype))
         x = jnp.mean(x, axis=(1, 2))
         for width in self.hidden:
@@ -88,3 +92,7 @@ vgg_digits = functools.partial(VGG, stages=((8, 8), (16, 16), (32, 32)))
 
 # 73 k parameters in 20 leaves, for CIFAR on a CPU; 32×32 images reach the global mean as 8×8.
 vgg_small = functools.partial(VGG, stages=((16, 16), (32, 32), (64, 64)))
+
+# 71 k parameters in 17 leaves, at a sixth of the cost; 32×32 images reach the global mean as 4×4. Strides
+# replace pooling as in Springenberg et al., "Striving for Simplicity: The All Convolutional Net", 2015.
+vgg_strided = functools.partial(VGG, stages=((), (16,), (32, 32), (64, 64)), strided=True)

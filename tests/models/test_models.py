@@ -45,6 +45,7 @@ IMAGE_SHAPES = {
     'wrn_28_10': (32, 32, 3),
     'resnet50': (224, 224, 3),
     'vgg_small': (32, 32, 3),
+    'vgg_strided': (32, 32, 3),
     'resnet8': (32, 32, 3),
     'wrn_10_1': (32, 32, 3),
 }
@@ -69,6 +70,7 @@ SIZES = {
     'resnet110_basic': ({10: 1_727_962, 100: 1_733_812}, 329, 8_096),
     'vgg_digits': ({10: 18_482}, 20, 224),
     'vgg_small': ({10: 72_954}, 20, 448),
+    'vgg_strided': ({10: 70_618}, 17, 416),
     'resnet8': ({10: 75_290}, 23, 480),
     'wrn_10_1': ({10: 77_850}, 25, 480),
 }
@@ -117,6 +119,7 @@ def equations(program):
         (((3,),), 'conv', {}),
         (((3, 4), (5,)), 'conv conv pool conv', {}),
         (((3,), (4, 2), ()), 'conv pool conv conv pool', {}),
+        (((), (3,), (4, 2)), 'conv/2 conv/2 conv', {'strided': True}),
         (((3,),), 'conv', {'convolution_init': layers.torch_default, 'hidden': (5, 4)}),
     ],
 )
@@ -258,6 +261,7 @@ TRAINING_SIZES = [
     pytest.param('vgg16', (32, 32, 3), marks=pytest.mark.slow),
     ('vgg_digits', (8, 8, 1)),
     pytest.param('vgg_small', (8, 8, 3), marks=pytest.mark.slow),
+    ('vgg_strided', (16, 16, 3)),
     ('resnet8', (8, 8, 1)),
     ('wrn_10_1', (8, 8, 1)),
     pytest.param('resnet110', (8, 8, 3), marks=pytest.mark.slow),
