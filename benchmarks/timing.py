@@ -27,6 +27,7 @@ __all__ = [
     'TRIAD_PASSES',
     'Stage',
     'alternate',
+    'commit',
     'compile_stage',
     'compiled',
     'copy_limit',
@@ -161,17 +162,17 @@ def write_page(output: str | None, command: str, sections: Sequence[str]) -> Non
 def _machine() -> str:
     return (
         f'{jax.default_backend().upper()}: {_device()}, {platform.machine()}; jax {jax.__version__}, Python '
-        f'{platform.python_version()}; commit {_commit()}.'
+        f'{platform.python_version()}; commit {commit()}.'
     )
 
 
-def _commit() -> str:
-    """The commit, and whether anything differs from it except in results, where the benchmarks write."""
-    commit, changes = (
+def commit() -> str:
+    """The current commit, and whether anything but results, where benchmarks write, differs from it."""
+    name, changes = (
         subprocess.run(['git', *command], capture_output=True, text=True).stdout.strip()
         for command in (['describe', '--always'], ['status', '--porcelain', '--', ':!results'])
     )
-    return f'{commit or "unknown"}{"-dirty" if changes else ""}'
+    return f'{name or "unknown"}{"-dirty" if changes else ""}'
 
 
 def _device() -> str:

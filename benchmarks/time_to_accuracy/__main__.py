@@ -170,6 +170,7 @@ def _run(settings: dict[str, Any], data: str, failed: dict[str, str]) -> dict[st
         'step_seconds': float(steady.mean()),
         'standard_error': float(steady.std(ddof=1) / len(steady) ** 0.5),
         'load': os.getloadavg()[0],
+        'commit': timing.commit(),
     }
     return {'settings': settings, 'curve': reports[0].pop('curve')} | reports[0] | machine
 

@@ -81,7 +81,7 @@ def sections(runs: Sequence[Run], failed: dict[str, str], picture: str) -> list[
         'is that of dense JAX to the variant; its 95 % interval has the spread of the seeds, where there are '
         'several, and that of the steps. All workers share the cores and the memory of one machine, which '
         'lengthens every step alike and so lowers the ratios. DEF is read at y, DEF-A is the same run at '
-        'x.\n',
+        f'x. {_commits(runs)}\n',
         f'![Accuracy against seconds]({picture})\n',
     ]
     for bandwidth in _bandwidths(runs):
@@ -107,6 +107,13 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             axes.set_xlabel('seconds of training')
             axes.set_ylabel('accuracy, %')
             pictures.direct_labels(axes)
+
+
+def _commits(runs: Sequence[Run]) -> str:
+    named: dict[str, list[str]] = {'Whole runs': [], 'Timed steps': []}
+    for run in runs:
+        named['Timed steps' if run['settings']['bandwidth'] else 'Whole runs'].append(run['commit'])
+    return ' '.join(f'{what}: commit {", ".join(dict.fromkeys(of))}.' for what, of in named.items() if of)
 
 
 def _bandwidths(runs: Sequence[Run]) -> list[str]:
