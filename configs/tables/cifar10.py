@@ -29,7 +29,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     long = tables.variant(arg, 'long')
     base = cifar10.get_config()
     base.update(
-        {'model': 'vgg_strided', 'fake_devices': True, 'recalibrate_batches': 8, 'eval_every_epochs': 10}
+        {
+            'model': 'vgg_strided',
+            'fake_devices': True,
+            'recalibrate_batches': 8,
+            'evaluate_train_examples': 10_000,
+            'eval_every_epochs': 10,
+        }
     )
     cells = [tables.cell(1, 'SGD', method='sgd', ratio=1)]
     if long:

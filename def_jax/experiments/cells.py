@@ -50,6 +50,20 @@ class Cell(NamedTuple):
         return dict(zip(done, self.figures, strict=True))
 
     @property
+    def train_loss(self) -> list[float]:
+        """The last epoch's training loss of each seed that has one."""
+        return self._known('train_loss')
+
+    @property
+    def point_loss(self) -> list[float]:
+        """The loss on training examples at the cell's point, of each seed that evaluated it."""
+        return self._known(f'train_loss_{self.point}')
+
+    def _known(self, metric: str) -> list[float]:
+        values = [result['metrics'].get(metric) for result in self.results]
+        return [value for value in values if value is not None]
+
+    @property
     def averaged(self) -> bool:
         """Whether there is a mean to compare: at least one seed is done, and none diverged."""
         return bool(self.figures) and not self.diverged

@@ -89,6 +89,7 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
     (output / 'table.csv').write_text(tables.comma_separated(cells), encoding='utf-8')
     with_curves = plots.plot_curves(output / 'curves.png', rows, cells)
     with_rows = plots.plot_rows(output / 'rows.png', rows, cells)
+    evaluated = any(cell.point_loss for cell in cells)
     parts = [
         f'# {table["title"]}',
         f'{base["model"]} on {base["dataset"]}, {base["num_workers"]} workers, batch {base["batch_size"]} in '
@@ -103,7 +104,8 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
         '## What was sent',
         'Visits per block are steps / true ratio; the true ratio is below the nominal one because a small '
         'tensor sends at least one element. MB are what one worker hands to the all-reduce. The training '
-        "loss is the last epoch's, at the method's detached points.",
+        "loss is the last epoch's, at the method's detached points"
+        + ("; that at the cell's point is evaluated on training examples." if evaluated else '.'),
         tables.traffic(rows, cells),
     ]
     if tried := tables.tuned(table, found):

@@ -83,13 +83,15 @@ def differences(rows: str, cells: list[Cell]) -> str:
 
 
 def traffic(rows: str, cells: list[Cell]) -> str:
-    """The communication and the training loss of the runs of each cell."""
-    lines = [[rows, 'method', 'learning rate', 'training loss', 'true ratio', 'visits per block', 'MB sent']]
-    lines += [
-        [cell.row, cell.column, f'{cell.learning_rate:g}', _train_loss(cell, 3), *_sent(cell, 2)]
-        for cell in cells
-        if cell.results
+    """The communication and the training loss of the runs of each cell; the loss at its point, if known."""
+    also = ['at its point'] if any(cell.point_loss for cell in cells) else []
+    lines = [
+        [rows, 'method', 'learning rate', 'training loss', *also, 'true ratio', 'visits per block', 'MB sent']
     ]
+    for cell in cells:
+        if cell.results:
+            losses = [_losses(cell.train_loss, 3), _losses(cell.point_loss, 3)][: 1 + len(also)]
+            lines.append([cell.row, cell.column, f'{cell.learning_rate:g}', *losses, *_sent(cell, 2)])
     return markdown.table(lines)
 
 
@@ -109,7 +111,7 @@ def settings(cells: list[Cell]) -> str:
     ]
     for cell in cells:
         seeds = ', '.join(str(result['config']['seed']) for result in cell.results)
-        lines.append([cell.row, seeds, cell.column, cell.text, _train_loss(cell, 4), *_sent(cell, 1)])
+        lines.append([cell.row, seeds, cell.column, cell.text, _losses(cell.train_loss, 4), *_sent(cell, 1)])
     return markdown.table(lines)
 
 
@@ -188,8 +190,7 @@ def _sent(cell: Cell, digits: int) -> list[str]:
     ]
 
 
-def _train_loss(cell: Cell, digits: int) -> str:
-    losses = [r['metrics']['train_loss'] for r in cell.results if r['metrics']['train_loss'] is not None]
+def _losses(losses: list[float], digits: int) -> str:
     return mean_std(losses, digits) if losses else ''
 
 

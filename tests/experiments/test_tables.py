@@ -216,6 +216,14 @@ def test_traffic_lists_what_ran():
     assert len(lines) == 3 and lines[2] == '| 1 | SGD | 0.1 | 0.500 | 62.0 | 31.6 | 2.30 |'
 
 
+def test_traffic_has_the_training_loss_at_each_point_where_runs_evaluated_it():
+    run = result(0.9)
+    run['metrics'] |= {'train_loss_y': 0.25, 'train_loss_x': 0.125}
+    heading, _, sgd, def_, def_a = tables.traffic('ratio', filled(run)).splitlines()
+    assert heading.split(' | ')[3:5] == ['training loss', 'at its point']
+    assert [row.split(' | ')[4] for row in (sgd, def_, def_a)] == ['', '0.250', '0.125']
+
+
 def test_the_grid_shows_its_choice():
     spec = small_table(learning_rates=(0.1, 0.01))
     done = {
