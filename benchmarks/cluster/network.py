@@ -20,6 +20,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from def_jax.plan import parse_bandwidth
+
 PREFIX = 'defjax-cluster'
 INTERFACE = 'eth0'
 HEADERS = 66  # header bytes counted in every packet: Ethernet 14, IP 20, TCP 32
@@ -78,8 +80,17 @@ class Network:
             for link in ('lo', INTERFACE):
                 _run('ip', '-n', name, 'link', 'set', link, 'up')
             for owner, device in ((name, INTERFACE), (switch, port)) if self.rate else ():
-                shape = ['rate', self.rate, 'burst', '256kb', 'latency', '50ms']
+                shape = ['rate', self.rate, 'burst', f'{burst(self.rate)}b', 'latency', '50ms']
                 _run('tc', '-n', owner, 'qdisc', 'add', 'dev', device, 'root', 'tbf', *shape)
+
+
+def burst(rate: str) -> int:
+    """Bytes that pass a shaped interface at once after a pause: those of 2 ms, and at least some packets.
+
+    A pause, such as a step's computation, fills the bucket. Were it as large as a message, the message would
+    pass as if the network were not shaped.
+    """
+    return max(10_000, round(0.002 * parse_bandwidth(rate) / 8))
 
 
 @contextlib.contextmanager

@@ -177,6 +177,11 @@ def test_bytes_and_the_plan_are_set_against_what_was_measured(results):
     assert ours[1:3] == ['15', '16']  # 12 + 2 + 80 / 64 + 0.1
 
 
+def test_no_message_passes_in_one_burst():
+    assert (network.burst('1gbit'), network.burst('100mbit')) == (250_000, 25_000)  # 2 ms
+    assert network.burst('1mbit') >= 2 * 1514  # else the shaper drops whole packets
+
+
 # --- What is refused ---
 
 
