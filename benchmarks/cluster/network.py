@@ -20,8 +20,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from def_jax.plan import parse_bandwidth
-
 PREFIX = 'defjax-cluster'
 INTERFACE = 'eth0'
 HEADERS = 66  # header bytes counted in every packet: Ethernet 14, IP 20, TCP 32
@@ -90,6 +88,8 @@ def burst(rate: str) -> int:
     A pause, such as a step's computation, fills the bucket. Were it as large as a message, the message would
     pass as if the network were not shaped.
     """
+    from def_jax.plan import parse_bandwidth  # PyTorch's workers, which import this module, have no JAX
+
     return max(10_000, round(0.002 * parse_bandwidth(rate) / 8))
 
 

@@ -182,6 +182,12 @@ def test_no_message_passes_in_one_burst():
     assert network.burst('1mbit') >= 2 * 1514  # else the shaper drops whole packets
 
 
+def test_what_pytorchs_workers_import_needs_no_jax():
+    modules = 'cluster.timing', 'cluster.workloads', 'time_to_accuracy.workload'
+    imports = '; '.join(f'import benchmarks.{module}' for module in modules)
+    subprocess.run([sys.executable, '-c', f"import sys; sys.modules['jax'] = None; {imports}"], check=True)
+
+
 # --- What is refused ---
 
 
