@@ -26,22 +26,22 @@ class VGG(nn.Module):
         stages: the widths of each stage's convolutions. A 2×2 max pooling separates consecutive stages, so
             an empty last stage, `()`, adds a final pooling.
         num_classes: the number of logits.
-        strided: whether, instead of the pooling, the first convolution of each stage after the first has
-            stride 2, which costs a quarter of the time on a CPU.
         hidden: the widths of the dense layers before the last one. Each is preceded by dropout at rate 0.5
             and followed by ReLU.
         convolution_init: the initialisation of the convolutions, which decides whether they have biases.
         dense_init: the initialisation of the dense layers.
         dtype: the dtype of the computation. Parameters, statistics and logits are float32.
+        strided: whether the first convolution of each stage after the first has stride 2, in place of the
+            pooling.
     """
 
     stages: Sequence[Sequence[int]]
     num_classes: int
-    strided: bool = False
     hidden: Sequence[int] = ()
     convolution_init: layers.LayerInit = layers.he_fan_in
     dense_init: layers.LayerInit = layers.small_normal
     dtype: DTypeLike = jnp.float32
+    strided: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
