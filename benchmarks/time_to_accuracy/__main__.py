@@ -124,7 +124,7 @@ def _like(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _python(variant: str) -> str | None:
     """The Python that runs a variant's workers; None if there is no PyTorch for it."""
-    if not variant.startswith('ddp'):
+    if not page.is_peer(variant):
         return sys.executable
     return _TORCH.value or (sys.executable if importlib.util.find_spec('torch') else None)
 
@@ -149,7 +149,7 @@ def _export(folder: Path) -> str:
 
 def _run(settings: dict[str, Any], data: str, failed: dict[str, str]) -> dict[str, Any] | None:
     """One run, or None if it is a peer's that cannot run here."""
-    is_torch = settings['variant'].startswith('ddp')
+    is_torch = page.is_peer(settings['variant'])
     module = f'benchmarks.time_to_accuracy.{"torch" if is_torch else "jax"}_worker'
     try:
         with network(settings['workers'], settings['bandwidth'] or None) as cluster:

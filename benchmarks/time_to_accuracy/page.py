@@ -11,7 +11,7 @@ from def_jax import pictures
 from def_jax.experiments.statistics import mean_std, paired_difference
 from def_jax.plan import Plan, parse_bandwidth
 
-__all__ = ['TITLES', 'Timed', 'draw', 'sections', 'timed']
+__all__ = ['TITLES', 'Timed', 'draw', 'is_peer', 'sections', 'timed']
 
 TITLES = {
     'dense': 'SGD, dense JAX',
@@ -26,6 +26,11 @@ TITLES = {
 _BELOW = 1.0  # points below dense SGD's final accuracy: the target
 
 Run = dict[str, Any]
+
+
+def is_peer(variant: str) -> bool:
+    """Whether PyTorch trains it."""
+    return variant.startswith('ddp')
 
 
 class Timed(NamedTuple):
@@ -81,8 +86,7 @@ def sections(runs: Sequence[Run], failed: dict[str, str], picture: str) -> list[
         "is that of dense JAX, or of PyTorch's fastest that always reaches the target, to the variant; "
         'its 95 % interval has the spread of the seeds, where there are several, and that of the steps. All '
         'workers share the cores and the memory of one machine, which lengthens every step alike and so '
-        'lowers the ratios. DEF is read at y, DEF-A is the same run at '
-        f'x. {_commits(runs)}\n',
+        f'lowers the ratios. DEF is read at y, DEF-A is the same run at x. {_commits(runs)}\n',
         f'![Accuracy against seconds]({picture})\n',
     ]
     for bandwidth in _bandwidths(runs):
@@ -175,7 +179,7 @@ def _best_peer(runs: Sequence[Run], bandwidth: str, target: float) -> str:
     """PyTorch's variant that is first at the target, of those that reach it with every seed; '' if none."""
     means = {}
     for variant in TITLES:
-        if variant.startswith('ddp') and (found := timed(runs, variant, 'x', bandwidth)):
+        if is_peer(variant) and (found := timed(runs, variant, 'x', bandwidth)):
             times = list(found.times_to(target).values())
             if None not in times:
                 means[variant] = np.mean(times)

@@ -84,14 +84,14 @@ def differences(rows: str, cells: list[Cell]) -> str:
 
 def traffic(rows: str, cells: list[Cell]) -> str:
     """The communication and the training loss of the runs of each cell; the loss at its point, if known."""
-    also = ['at its point'] if any(cell.point_loss for cell in cells) else []
-    lines = [
-        [rows, 'method', 'learning rate', 'training loss', *also, 'true ratio', 'visits per block', 'MB sent']
-    ]
+    evaluated = any(cell.point_loss for cell in cells)
+    losses = ['training loss', 'at its point'] if evaluated else ['training loss']
+    lines = [[rows, 'method', 'learning rate', *losses, 'true ratio', 'visits per block', 'MB sent']]
     for cell in cells:
         if cell.results:
-            losses = [_losses(cell.train_loss, 3), _losses(cell.point_loss, 3)][: 1 + len(also)]
-            lines.append([cell.row, cell.column, f'{cell.learning_rate:g}', *losses, *_sent(cell, 2)])
+            known = [cell.train_loss, cell.point_loss] if evaluated else [cell.train_loss]
+            shown = [_losses(seeds, 3) for seeds in known]
+            lines.append([cell.row, cell.column, f'{cell.learning_rate:g}', *shown, *_sent(cell, 2)])
     return markdown.table(lines)
 
 
