@@ -40,6 +40,7 @@ def test_the_orders_can_be_run(arg):
     ('file', 'args', 'tuning', 'fewest'),
     [
         ('levers', (), 30, 140),
+        ('levers', ('cifar10_small',), 57, 90),
         ('cifar10', (None,), 36, 27),
         ('cifar10', ('long',), 0, 4),
         ('table1', ('digits_recalibrated',), 64, 80),
