@@ -71,6 +71,11 @@ def test_what_the_package_imports_is_what_it_requires():
     assert declared - imported <= {'tensorflow-cpu', 'importlib-resources'}
 
 
+def test_jax_for_gpus_is_the_same_jax():
+    (jax,) = (line for line in PROJECT['dependencies'] if line.startswith('jax'))
+    assert PROJECT['optional-dependencies']['cuda'] == [jax.replace('jax', 'jax[cuda12]')]
+
+
 @pytest.mark.parametrize('name', ['digits', 'cifar10', 'cifar100', 'imagenet'])
 def test_a_configuration_file_can_be_copied_alone(name):
     modules = {module.split('.')[0] for module in imports(ROOT / 'configs' / f'{name}.py')}

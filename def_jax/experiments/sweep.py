@@ -5,7 +5,7 @@
 Finished runs are skipped and interrupted ones resumed, so the same command continues after a kill. A run
 belongs to one process at a time: --processes=8 starts eight, each with its own GPU, and other machines join
 with the same command and a folder on a shared file system. Machines without one take a part of the table
-each, --shard=1/3, 2/3 and 3/3; put their run folders into one folder for the report.
+each, --shard=1/3, 2/3 and 3/3; then copy the run folders of all into the workdir of one.
 `def_jax.launch.exits` lists the exit codes. A run that diverges counts as a result, and the sweep continues.
 """
 
@@ -224,7 +224,10 @@ def _conclude(folder: str, part: str) -> None:
     if part == '1/1':
         print(f'all runs are done; next, run python -m def_jax.experiments.report --workdir={folder}')
     else:
-        print(f'all runs of part {part} are done; collect the run folders of all parts in one for the report')
+        print(
+            f'all runs of part {part} are done; next, copy the run folders of the other parts into {folder} '
+            'and run this command there without --shard'
+        )
 
 
 def _refuse(reason: object) -> int:

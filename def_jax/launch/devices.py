@@ -1,5 +1,6 @@
 """The devices that host the workers: accelerators, or fake devices on this CPU."""
 
+import itertools
 import os
 import subprocess
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from def_jax.launch import processes
 __all__ = ['divided_gpus', 'worker_devices']
 
 MOST_FAKE_DEVICES = 1024
-_WHENCE = 'config.num_workers / config.workers_per_device * config.shards_per_worker'
+_WHENCE = '--config.num_workers / --config.workers_per_device * --config.shards_per_worker'
 
 
 def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
@@ -25,7 +26,8 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
         The devices, in JAX's order.
 
     Raises:
-        ValueError: if there are too few, too many to simulate, or they do not divide among the processes.
+        ValueError: if there are too few, too many to simulate, or they do not divide among the processes; if
+            this machine has GPUs, but JAX was installed for CPUs.
 
     >>> len(worker_devices(1, fake=True))
     1
@@ -104,8 +106,15 @@ def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
     """The GPUs that JAX would see, by index or identifier."""
     if environment.get('JAX_PLATFORMS') == 'cpu':
         return []
-    if (named := environment.get('CUDA_VISIBLE_DEVICES')) is not None:
-        return [gpu.strip() for gpu in named.split(',') if gpu.strip()]
+    named = environment.get('CUDA_VISIBLE_DEVICES')
+    if named is None:
+        return _installed_gpus()
+    # CUDA takes the names up to the first that is none, such as -1, which hides all GPUs.
+    return list(itertools.takewhile(lambda gpu: gpu and gpu != '-1', map(str.strip, named.split(','))))
+
+
+def _installed_gpus() -> list[str]:
+    """The NVIDIA GPUs of this machine, by index."""
     query = ['nvidia-smi', '--query-gpu=index', '--format=csv,noheader']
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
@@ -114,12 +123,18 @@ def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 def _check_platform() -> None:
-    """Raises ValueError if JAX cannot initialise the platform that JAX_PLATFORMS selects."""
+    """Raises ValueError if JAX cannot use the platform that JAX_PLATFORMS selects, or GPUs that are here."""
     try:
-        jax.devices()
+        platform = jax.devices()[0].platform
     except (AssertionError, RuntimeError) as error:  # JAX asserts that it knows at least one of the platforms
         reason = str(error).split('\n')[0] or 'no such device was found'
         raise ValueError(
             f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS")!r} cannot be used ({reason}). Unset it, or '
             'simulate devices on the CPU with --config.fake_devices=True.'
         ) from error
+    chosen = 'cpu' in (jax.config.jax_platforms or '')
+    if platform == 'cpu' and not chosen and _visible_gpus(os.environ) and (gpus := _installed_gpus()):
+        raise ValueError(
+            f'this machine has NVIDIA GPUs ({len(gpus)}), but JAX sees none. Install it with pip install '
+            "'.[training,cuda]' from a checkout, or train on the CPU with JAX_PLATFORMS=cpu."
+        )

@@ -52,6 +52,7 @@ def nvidia_smi(monkeypatch, output):
         ({}, '0\n1\n2\n3\n4\n', 2, ['0,1', '2,3']),
         ({'CUDA_VISIBLE_DEVICES': '5, GPU-8932f937,7'}, '0\n1\n', 3, ['5', 'GPU-8932f937', '7']),
         ({'CUDA_VISIBLE_DEVICES': ''}, '0\n1\n', 2, [None, None]),
+        ({'CUDA_VISIBLE_DEVICES': '-1'}, '0\n1\n', 2, [None, None]),
         ({'JAX_PLATFORMS': 'cpu'}, '0\n', 2, [None, None]),
         ({}, None, 2, [None, None]),
     ],
@@ -66,3 +67,31 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     nvidia_smi(monkeypatch, '0\n1\n')
     with pytest.raises(ValueError, match=r'--processes=3 is more than the 2 GPUs of this machine'):
         devices.divided_gpus(3, {})
+
+
+@pytest.mark.parametrize(
+    ('platforms', 'hidden', 'output', 'refused'),
+    [
+        (None, None, '0\n1\n', True),
+        ('cpu', None, '0\n1\n', False),  # chosen
+        (None, '', '0\n1\n', False),
+        (None, '0', None, False),  # set, but there is no GPU
+    ],
+)
+def test_gpus_that_this_jax_cannot_use_are_refused(monkeypatch, platforms, hidden, output, refused):
+    """As with `pip install .` alone on a machine with GPUs: JAX would train on the CPU."""
+    nvidia_smi(monkeypatch, output)
+    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if hidden is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
+    before = jax.config.jax_platforms
+    jax.config.update('jax_platforms', platforms)
+    try:
+        if refused:
+            with pytest.raises(ValueError, match=r'has NVIDIA GPUs \(2\), but JAX sees none.*training,cuda'):
+                devices.worker_devices(1, fake=False)
+        else:
+            assert devices.worker_devices(1, fake=False)[0].platform == 'cpu'
+    finally:
+        jax.config.update('jax_platforms', before)
