@@ -27,7 +27,7 @@ _TITLES = {
 }
 _MODEL_TITLES = {
     'mlp': 'An MLP whose communication dominates',
-    'vgg16': 'VGG-16',
+    'vgg16': 'VGG-16 with one dense layer',
     'mlp_tiny': 'A tiny MLP',
 }
 

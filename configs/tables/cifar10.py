@@ -21,7 +21,7 @@ from configs.tables import momentum, tables
 
 RATES = (0.1, 0.05, 0.02, 0.01)
 WITHOUT_MOMENTUM = (1.0, 0.5, 0.2, 0.1)  # η / (1 - μ)
-TUNING = {'validation_examples': 5000, 'evaluate_on': 'validation', 'num_epochs': 6, 'eval_every_epochs': 6}
+TUNING = tables.HELD_OUT_CIFAR | {'num_epochs': 6, 'eval_every_epochs': 6}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

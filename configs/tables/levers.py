@@ -37,12 +37,7 @@ REDUCED = {
     'rates': {0.9: (0.1, 0.05, 0.02), 0.0: (1.0, 0.5, 0.2)},
     'detach': (0.1, 0.3, 0.5),
 }
-HELD_OUT = {
-    'validation_examples': 5000,
-    'evaluate_on': 'validation',
-    'num_epochs': 10,
-    'eval_every_epochs': 10,
-}
+TUNING = tables.HELD_OUT_CIFAR | {'num_epochs': 10, 'eval_every_epochs': 10}
 
 
 def lever(row: str, plan: dict, **settings) -> list[dict]:
@@ -81,7 +76,7 @@ def reduced() -> ml_collections.ConfigDict:
         rows='setting',
         learning_rates=REDUCED['rates'][0.9],
         seeds=tuple(range(10, 20)),
-        tuning=HELD_OUT,
+        tuning=TUNING,
     )
 
 

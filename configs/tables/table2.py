@@ -1,7 +1,7 @@
 """Table 2: test accuracy of ResNet-50 on ImageNet by method and ratio, 16 workers.
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/table2.py --workdir=runs/table2
-          (100 epochs a run; 57 runs to tune learning rates, then 19 to 31; docs/paper_tables.md has the hours,
+          (100 epochs a run; 57 runs to tune, then 19 to 31. docs/paper_tables.md has the hours,
           configs/imagenet.py explains how to prepare the data)
 Variants: :digits, the same ratios on scikit-learn's digits, for 2 CPU cores.
 Expected: the numbers below.

@@ -1,7 +1,7 @@
 """Table 3: test accuracy of three networks on CIFAR-10 and CIFAR-100 by method, ratio 64, 16 workers.
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/table3.py --workdir=runs/table3
-          (200 epochs a run; 72 runs to tune learning rates, then 72 to 108; docs/paper_tables.md has the hours)
+          (200 epochs a run; 72 runs to tune, then 72 to 108; docs/paper_tables.md has the hours)
 Variants: :digits, small networks of the same kinds on scikit-learn's digits, for 2 CPU cores.
 Expected: the numbers below.
 """

@@ -22,6 +22,7 @@ from def_jax.configuration import arguments
 COMPRESSED = {'ef': 'EF', 'saef': 'SAEF', 'psync': 'PSync', 'def': 'DEF', 'def_a': 'DEF-A'}
 RATES = (0.1, 0.05, 0.01)  # the paper's candidates
 HELD_OUT_DIGITS = {'validation_examples': 200, 'evaluate_on': 'validation'}
+HELD_OUT_CIFAR = {'validation_examples': 5000, 'evaluate_on': 'validation'}
 
 
 def digits_base() -> ml_collections.ConfigDict:

@@ -45,6 +45,7 @@ def test_the_orders_can_be_run(arg):
         ('cifar10', ('long',), 0, 4),
         ('table1', ('digits_recalibrated',), 64, 80),
         ('table4', ('digits_tuned',), 48, 48),
+        ('table4', ('tuned',), 18, 18),
     ],
 )
 def test_tables_that_tune_on_held_out_images(file, args, tuning, fewest):
