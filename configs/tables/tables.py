@@ -90,7 +90,7 @@ def table(
     rows: str,
     learning_rates: tuple[float, ...] = (),
     seeds: tuple[int, ...] = (0, 1, 2),
-    tuning_seed: int = 100,
+    tuning_seeds: tuple[int, ...] = (100,),
     tuning: Mapping[str, Any] | None = None,
 ) -> ml_collections.ConfigDict:
     """The complete, locked description of a table.
@@ -103,7 +103,7 @@ def table(
         learning_rates: candidates for each cell, which uses the one with the best headline metric at its
             point (ties: the smallest training loss). If empty, each cell uses its own rate or the base's.
         seeds: the seeds of the runs that are averaged.
-        tuning_seed: the seed of the runs that select the learning rate; not in `seeds`.
+        tuning_seeds: the seeds of the runs that select the learning rate, by their mean; none is in `seeds`.
         tuning: what these runs change in the base configuration, e.g. `{'validation_examples': 200,
             'evaluate_on': 'validation'}` to make the choice on held-out training examples.
 
@@ -118,7 +118,7 @@ def table(
             'cells': tuple(dict(c) for c in cells),
             'learning_rates': learning_rates,
             'seeds': seeds,
-            'tuning_seed': tuning_seed,
+            'tuning_seeds': tuning_seeds,
             'tuning': dict(tuning or {}),
         }
     )

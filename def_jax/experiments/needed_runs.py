@@ -5,6 +5,7 @@ A table is data: the configuration from a file in configs/tables, or the sweep.j
 
 import itertools
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from def_jax.training.measure import Measure
 __all__ = [
     'Run',
     'all_runs',
+    'candidates',
     'cell_choice',
     'cell_point',
     'check_table',
@@ -31,7 +33,7 @@ __all__ = [
 
 Run = dict[str, Any]  # overrides of the base configuration
 
-_TABLE = ('title', 'rows', 'base', 'cells', 'learning_rates', 'seeds', 'tuning_seed')
+_TABLE = ('title', 'rows', 'base', 'cells', 'learning_rates', 'seeds', 'tuning_seeds')
 _BASE = ('model', 'dataset', 'num_workers', 'batch_size', 'num_epochs', 'learning_rate')
 _HINT = (
     'Use a file like configs/tables/table1.py or the sweep.json of a sweep; for a single configuration, '
@@ -50,7 +52,11 @@ def check_table(table: Any, source: str) -> None:
     try:
         _check_keys(table, _TABLE, source)
         _check_keys(table['base'], _BASE, f'base in {source}')
-        [*table['seeds'], *table['learning_rates']]  # a TypeError where one is no list
+        [
+            *table['seeds'],
+            *table['learning_rates'],
+            *table['tuning_seeds'],
+        ]  # a TypeError where one is no list
         for cell in table['cells']:
             _check_keys(cell, _CELL, f'a cell in {source}')
             _check_keys(cell['settings'], ('method',), f'settings of a cell in {source}')
@@ -76,16 +82,22 @@ def run_name(run: Run) -> str:
     return ','.join(f'{key}={value}' for key, value in run.items())
 
 
-def tuning_runs(spec: Mapping[str, Any], cell: Mapping[str, Any]) -> list[Run]:
-    """The runs that select a cell's settings: one for each candidate, all with the tuning seed.
+def candidates(spec: Mapping[str, Any], cell: Mapping[str, Any]) -> list[tuple[Run, list[Run]]]:
+    """What is tried for a cell: settings, and a run of them for each of the tuning seeds.
 
-    The candidates are the table's learning rates, and what the cell's `tuned` adds or replaces: every
+    The settings are the table's learning rates, and what the cell's `tuned` adds or replaces: every
     combination. The table's `tuning` holds what these runs do differently, e.g. evaluate on validation data.
     """
     tuning = dict(sorted(spec.get('tuning', {}).items()))
     grid = {'learning_rate': spec['learning_rates'], **cell.get('tuned', {})}
-    candidates = (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
-    return [_run(cell, candidate, spec['tuning_seed']) | tuning for candidate in candidates]
+    tried = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    seeds = spec['tuning_seeds']
+    return [(settings, [_run(cell, settings, seed) | tuning for seed in seeds]) for settings in tried]
+
+
+def tuning_runs(spec: Mapping[str, Any], cell: Mapping[str, Any]) -> list[Run]:
+    """The runs of all candidates of a cell."""
+    return [run for _, runs in candidates(spec, cell) for run in runs]
 
 
 def cell_choice(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Results) -> Run | None:
@@ -97,24 +109,25 @@ def cell_choice(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Resul
         results: the results of finished runs, by name.
 
     Returns:
-        Those of the run with the best headline metric at the cell's point; ties are broken by the smallest
-        training loss. Diverged runs rank last.
+        The candidate with the best headline metric at the cell's point, on average over the tuning seeds;
+        ties are broken by the smallest training loss. Those with a run that diverged rank last.
     """
-    runs = tuning_runs(spec, cell)
-    if not runs:
+    tried = candidates(spec, cell)
+    if not tried:
         return {'learning_rate': cell['settings'].get('learning_rate', spec['base']['learning_rate'])}
-    if any(run_name(run) not in results for run in runs):
+    if any(run_name(run) not in results for _, runs in tried for run in runs):
         return None
     point = cell_point(cell)
 
-    def merit(run: Run) -> tuple[float, float]:
-        result = results[run_name(run)]
-        if result['status'] != 'finished':
-            return -math.inf, -run['learning_rate']
-        return Measure.of(result).merit(figure(result, point)), -result['metrics']['train_loss']
+    def merit(candidate: tuple[Run, list[Run]]) -> tuple[float, float]:
+        settings, runs = candidate
+        done = [results[run_name(run)] for run in runs]
+        if any(result['status'] != 'finished' for result in done):
+            return -math.inf, -settings['learning_rate']
+        merits = [Measure.of(result).merit(figure(result, point)) for result in done]
+        return statistics.mean(merits), -statistics.mean(result['metrics']['train_loss'] for result in done)
 
-    best = max(runs, key=merit)
-    return {key: best[key] for key in ('learning_rate', *cell.get('tuned', {}))}
+    return max(tried, key=merit)[0]
 
 
 def cell_point(cell: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ of a sweep, so the same command works on it.
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,8 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
     if tried := tables.tuned(table, found):
         parts += [
             '## Learning rates',
-            f"{_sentence(tables.tuned_on(table, found))} at the cell's point on seed {table['tuning_seed']}, "
-            'which is in no average above; the best is bold and used.',
+            f"{_sentence(tables.tuned_on(table, found))} at the cell's point {_seeds(table['tuning_seeds'])} "
+            'in no average above; the best is bold and used.',
             tried,
         ]
     return parts
@@ -146,6 +146,12 @@ def _drawn(cells: list[Cell]) -> str:
 
 def _length(base: Mapping[str, Any]) -> str:
     return f'{base["num_steps"]:,} steps' if base.get('num_steps') else f'{base["num_epochs"]} epochs'
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f'on seed {seeds[0]}, which is'
+    return f'on average over seeds {", ".join(map(str, seeds))}, which are'
 
 
 def _sentence(text: str) -> str:

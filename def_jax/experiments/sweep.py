@@ -41,10 +41,13 @@ _POLL_SECONDS = 5
 
 def check_spec(spec: ml_collections.ConfigDict) -> None:
     """Raises ValueError unless every run of the table has a valid configuration."""
-    if spec.tuning_seed in spec.seeds:
-        raise ValueError(f'config.tuning_seed={spec.tuning_seed} must not be in config.seeds={spec.seeds}.')
-    if not spec.seeds or not spec.cells:
-        raise ValueError('config.seeds and config.cells must not be empty.')
+    if set(spec.tuning_seeds) & set(spec.seeds):
+        raise ValueError(
+            f'config.tuning_seeds={spec.tuning_seeds} and config.seeds={spec.seeds} must have no seed in '
+            'common.'
+        )
+    if not spec.seeds or not spec.cells or not spec.tuning_seeds:
+        raise ValueError('config.seeds, config.cells and config.tuning_seeds must not be empty.')
     settings_of_cells = [cell['settings'] | cell.get('tuned', {}) for cell in spec.cells]
     for place, settings in [
         ('tuning', spec.tuning),

@@ -118,20 +118,23 @@ def settings(cells: list[Cell]) -> str:
 def tuned(table: Mapping[str, Any], found: Results) -> str:
     """The headline metric of everything tried for a cell, a learning rate a column; the choice is in bold.
 
+    It is the mean over the tuning seeds that are done.
+
     Empty for a table that tunes nothing.
     """
-    runs = [needed_runs.tuning_runs(table, cell) for cell in table['cells']]
-    rates = list(dict.fromkeys(run['learning_rate'] for of_cell in runs for run in of_cell))
+    tried = [needed_runs.candidates(table, cell) for cell in table['cells']]
+    rates = list(dict.fromkeys(settings['learning_rate'] for of_cell in tried for settings, _ in of_cell))
     lines = [[table['rows'], 'method', *(f'{rate:g}' for rate in rates)]]
-    for cell, of_cell in zip(table['cells'], runs, strict=True):
-        others = [key for key in cell.get('tuned', {}) if key != 'learning_rate']
+    for cell, of_cell in zip(table['cells'], tried, strict=True):
         choice = needed_runs.cell_choice(table, cell, found)
         by_line: dict[str, dict[float, str]] = {}
-        for run in of_cell:
-            text = _tried(found.get(needed_runs.run_name(run)), needed_runs.cell_point(cell))
-            chosen = choice is not None and all(run[key] == value for key, value in choice.items())
-            line = ', '.join([cell['column'], *(f'{key}={run[key]}' for key in others)])
-            by_line.setdefault(line, {})[run['learning_rate']] = f'**{text}**' if chosen else text
+        for settings, runs in of_cell:
+            done = [found[name] for name in map(needed_runs.run_name, runs) if name in found]
+            text = _tried(done, needed_runs.cell_point(cell))
+            others = (f'{key}={value}' for key, value in settings.items() if key != 'learning_rate')
+            line = ', '.join([cell['column'], *others])
+            shown = f'**{text}**' if settings == choice else text
+            by_line.setdefault(line, {})[settings['learning_rate']] = shown
         lines += [
             [cell['row'], line, *(texts.get(rate, '') for rate in rates)] for line, texts in by_line.items()
         ]
@@ -198,7 +201,9 @@ def _mean(records: Iterable[Mapping[str, float]], key: str) -> float:
     return float(np.mean([record[key] for record in records if key in record]))
 
 
-def _tried(result: dict[str, Any] | None, point: str) -> str:
-    if result is None:
+def _tried(done: list[dict[str, Any]], point: str) -> str:
+    if not done:
         return '–'
-    return 'diverges' if diverged(result) else f'{figure(result, point):.{Measure.of(result).digits}f}'
+    if any(diverged(result) for result in done):
+        return 'diverges'
+    return f'{np.mean([figure(result, point) for result in done]):.{Measure.of(done[0]).digits}f}'

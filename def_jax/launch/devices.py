@@ -132,7 +132,7 @@ def _check_platform() -> None:
             f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS")!r} cannot be used ({reason}). Unset it, or '
             'simulate devices on the CPU with --config.fake_devices=True.'
         ) from error
-    chosen = 'cpu' in (jax.config.jax_platforms or '')
+    chosen = 'cpu' in (jax.config.jax_platforms or '')  # type: ignore[attr-defined]
     if platform == 'cpu' and not chosen and _visible_gpus(os.environ) and (gpus := _installed_gpus()):
         raise ValueError(
             f'this machine has NVIDIA GPUs ({len(gpus)}), but JAX sees none. Install it with pip install '

@@ -39,7 +39,7 @@ def test_the_orders_can_be_run(arg):
 @pytest.mark.parametrize(
     ('file', 'args', 'tuning', 'fewest'),
     [
-        ('levers', (), 30, 140),
+        ('levers', (), 90, 140),
         ('levers', ('cifar10_small',), 57, 90),
         ('cifar10', (None,), 36, 27),
         ('cifar10', ('long',), 0, 4),
@@ -102,7 +102,7 @@ def test_the_papers_settings():
 )
 def test_the_number_of_runs_that_the_page_names(file, tuning, fewest, most):
     spec = get(file)
-    one_rate = {'learning_rates': (0.1,), 'tuning_seed': 100}
+    one_rate = {'learning_rates': (0.1,), 'tuning_seeds': (100,)}
     sharing = collections.Counter(
         needed_runs.run_name(needed_runs.tuning_runs(one_rate, cell)[0]) for cell in spec.cells
     )

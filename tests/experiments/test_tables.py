@@ -93,6 +93,22 @@ def test_lambda_is_tuned_together_with_the_learning_rate():
         sweep.check_spec(spec)
 
 
+def test_candidates_are_compared_by_their_mean_over_the_tuning_seeds():
+    spec = small_table(learning_rates=(0.1, 0.01), seeds=(0,), tuning_seeds=(100, 101))
+    cell = spec.cells[0]
+    names = [name('sgd', 1, rate, seed) for rate in (0.1, 0.01) for seed in (100, 101)]
+    assert [needed_runs.run_name(run) for run in needed_runs.tuning_runs(spec, cell)] == names
+    done = {run: result(accuracy) for run, accuracy in zip(names[:3], (0.9, 0.6, 0.8), strict=True)}
+    assert needed_runs.cell_choice(spec, cell, done) is None
+    assert '| 1 | SGD | 75.00 | 80.00 |' in tables.tuned(spec, done)
+    done[names[3]] = result(0.8)
+    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 0.01}
+    assert '| 1 | SGD | 75.00 | **80.00** |' in tables.tuned(spec, done)
+    done[names[2]] = result(0.8, status='diverged')  # one seed is enough to rank last
+    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 0.1}
+    assert '| 1 | SGD | **75.00** | diverges |' in tables.tuned(spec, done)
+
+
 def test_learning_rates_are_chosen_on_validation_data():
     tuning = {'validation_examples': 200, 'evaluate_on': 'validation'}
     spec = small_table(learning_rates=(0.1, 0.01), tuning=tuning)
@@ -258,8 +274,12 @@ def test_no_finished_run():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'tuning_seed': 1}, r'config.tuning_seed=1 must not be in config.seeds=\(0, 1, 2\)'),
-        ({'seeds': ()}, 'config.seeds and config.cells must not be empty'),
+        (
+            {'tuning_seeds': (1, 9)},
+            r'tuning_seeds=\(1, 9\) and config.seeds=\(0, 1, 2\) must have no seed in',
+        ),
+        ({'tuning_seeds': ()}, 'config.seeds, config.cells and config.tuning_seeds must not be empty'),
+        ({'seeds': ()}, 'config.seeds, config.cells and config.tuning_seeds must not be empty'),
         (
             {'cells': ({'row': '', 'column': '', 'paper': '', 'settings': {'metod': 'ef'}},)},
             "'metod', in a cell, is not a known key. Did you mean 'method'?",

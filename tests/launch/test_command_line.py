@@ -105,7 +105,7 @@ def test_help_is_no_error(train):
                 '--config.seeds=(100,)',
                 '--workdir=NEW',
             ],
-            ['sweep: config.tuning_seed=100 must not be in config.seeds=(100,)'],
+            ['sweep: config.tuning_seeds=(100,) and config.seeds=(100,) must have no seed in common'],
         ),
         (
             'sweep',
