@@ -127,39 +127,52 @@ def page(text: str, written: str) -> str:
 
 
 def _line(claim: Claim, cell_of: Any) -> list[str]:
-    ours = cell_of(claim.ours)
+    ours, our_edge = cell_of(claim.ours)
     link = f'[{ours.text}]({claim.ours.folder}/README.md)'
     if claim.against is None:
         verdict = 'holds' if ours.diverged == len(ours.results) else 'does not hold'
-        return [claim.text, claim.paper, link, '', str(len(ours.results)), verdict, claim.limits]
-    theirs = cell_of(claim.against)
+        limits = _limits(claim, {'first': our_edge})
+        return [claim.text, claim.paper, link, '', str(len(ours.results)), verdict, limits]
+    theirs, their_edge = cell_of(claim.against)
     difference = paired_difference(ours.by_seed, theirs.by_seed)
     if difference is None:
         raise ValueError(f'{claim.text!r} compares cells that share no seed.')
-    compared = f'{link} against {theirs.text}'
-    verdict = outcome(claim.expected, difference)
     return [
         claim.text,
         claim.paper,
-        compared,
+        f'{link} against {theirs.text}',
         difference.text(),
         str(difference.num_pairs),
-        verdict,
-        claim.limits,
+        outcome(claim.expected, difference),
+        _limits(claim, {'first': our_edge, 'second': their_edge}),
     ]
 
 
-def _cell(cells_in: Any, results: Path, source: Source) -> Cell:
-    for cell in cells_in(results / source.folder):
+def _limits(claim: Claim, edges: dict[str, bool]) -> str:
+    at_the_edge = ' and '.join(place for place, edge in edges.items() if edge)
+    return '; '.join(filter(None, [claim.limits, at_the_edge and f'{at_the_edge} at the edge']))
+
+
+def _cell(cells_in: Any, results: Path, source: Source) -> tuple[Cell, bool]:
+    for cell, at_the_edge in cells_in(results / source.folder):
         if (cell.row, cell.column) == (source.row, source.column) and cell.results:
-            return cell
+            return cell, at_the_edge
     raise ValueError(f'{source} names no cell with finished runs.')
 
 
-def _cells(folder: Path) -> list[Cell]:
+def _cells(folder: Path) -> list[tuple[Cell, bool]]:
+    """The cells of a table, and whether the learning rate of each is the smallest or largest of its grid."""
     table = json.loads((folder / 'sweep.json').read_text(encoding='utf-8'))
     needed_runs.check_table(table, str(folder / 'sweep.json'))
-    return cells_lib.of_table(table, finished_runs.read(folder))
+    cells = cells_lib.of_table(table, finished_runs.read(folder))
+    rates = (
+        [settings['learning_rate'] for settings, _ in needed_runs.candidates(table, cell)]
+        for cell in table['cells']
+    )
+    return [
+        (cell, bool(tried) and cell.learning_rate in (min(tried), max(tried)))
+        for cell, tried in zip(cells, rates, strict=True)
+    ]
 
 
 def main(argv: list[str]) -> int:
