@@ -9,7 +9,7 @@ ARGS   ?=
 PROCESSES ?= $(if $(ARGS),0,2)
 
 RESULTS := $(patsubst %/,%,$(dir $(wildcard results/*/runs.jsonl results/*/*/runs.jsonl)))
-REPRODUCED ?= table1 table4 figure3 beyond
+REPRODUCED ?= table1.py:digits_recalibrated table4.py:digits_tuned figure3.py:digits beyond.py:digits
 BENCHMARKS ?= optimizer_stage compilation scaling workers loop startup
 THEORY ?= step_size distance averaging stability figure3 without_batchnorm
 
@@ -51,8 +51,9 @@ tables: $(READY)  ## Regenerate every page and plot under results/ from its runs
 
 reproduce: $(READY)  ## Rerun the digits experiments from scratch in runs/ and report them; takes hours on 2 cores.
 	@for table in $(REPRODUCED); do \
-	  $(BIN)/python -m def_jax.experiments.sweep --config=configs/tables/$$table.py:digits --workdir=runs/$${table}_digits && \
-	  $(BIN)/python -m def_jax.experiments.report --workdir=runs/$${table}_digits || exit 1; done
+	  workdir=runs/$$(echo $$table | sed 's/[.]py:/_/') && \
+	  $(BIN)/python -m def_jax.experiments.sweep --config=configs/tables/$$table --workdir=$$workdir && \
+	  $(BIN)/python -m def_jax.experiments.report --workdir=$$workdir || exit 1; done
 
 notebooks: $(READY)  ## Run the notebooks and save their outputs.
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
