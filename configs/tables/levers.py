@@ -2,7 +2,7 @@
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/levers.py --workdir=runs/levers
           python -m def_jax.experiments.report --workdir=runs/levers --output=results/beyond/levers_digits
-          (ratio 1024 on digits, on 2 CPU cores; 270 runs to tune and 140 to 180 more, half a minute each on a
+          (ratio 1024 on digits, on 2 CPU cores; 285 runs to tune and 140 to 180 more, half a minute each on a
           quiet machine)
 Variants: :cifar10_small, ratio 16 and the paper's setting at ratio 2, a VGG with 71 k parameters on 10,000
           CIFAR-10 images, 2,340 steps, all test images; 57 short runs to tune and 90 more, 2 minutes each.
@@ -29,7 +29,7 @@ LEVERS = {
 DIGITS = {
     'ratio': 1024,
     'points': ('y', 'x'),
-    'rates': {0.9: (0.2, 0.1, 0.05, 0.02, 0.01), 0.0: (2.0, 1.0, 0.5, 0.2)},  # by momentum μ
+    'rates': {0.9: (0.2, 0.1, 0.05, 0.02, 0.01), 0.0: (2.0, 1.0, 0.5, 0.2, 0.1)},  # by μ
     'detach': (0.2, 0.3, 0.5, 0.7),
 }
 REDUCED = {

@@ -39,7 +39,7 @@ def test_the_orders_can_be_run(arg):
 @pytest.mark.parametrize(
     ('file', 'args', 'tuning', 'fewest'),
     [
-        ('levers', (), 270, 140),
+        ('levers', (), 285, 140),
         ('levers', ('cifar10_small',), 57, 90),
         ('cifar10', (None,), 36, 27),
         ('cifar10', ('long',), 0, 4),
