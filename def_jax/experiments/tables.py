@@ -123,7 +123,7 @@ def tuned(table: Mapping[str, Any], found: Results) -> str:
     Empty for a table that tunes nothing.
     """
     tried = [needed_runs.candidates(table, cell) for cell in table['cells']]
-    rates = list(dict.fromkeys(settings['learning_rate'] for of_cell in tried for settings, _ in of_cell))
+    rates = sorted({settings['learning_rate'] for of_cell in tried for settings, _ in of_cell}, reverse=True)
     lines = [[table['rows'], 'method', *(f'{rate:g}' for rate in rates)]]
     for cell, of_cell in zip(table['cells'], tried, strict=True):
         choice = needed_runs.cell_choice(table, cell, found)
