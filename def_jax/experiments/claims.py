@@ -161,18 +161,21 @@ def _cell(cells_in: Any, results: Path, source: Source) -> tuple[Cell, bool]:
 
 
 def _cells(folder: Path) -> list[tuple[Cell, bool]]:
-    """The cells of a table, and whether the learning rate of each is the smallest or largest of its grid."""
+    """The cells of a table, and whether something chosen for each is the least or most that was tried."""
     table = json.loads((folder / 'sweep.json').read_text(encoding='utf-8'))
     needed_runs.check_table(table, str(folder / 'sweep.json'))
-    cells = cells_lib.of_table(table, finished_runs.read(folder))
-    rates = (
-        [settings['learning_rate'] for settings, _ in needed_runs.candidates(table, cell)]
-        for cell in table['cells']
-    )
-    return [
-        (cell, bool(tried) and cell.learning_rate in (min(tried), max(tried)))
-        for cell, tried in zip(cells, rates, strict=True)
-    ]
+    found = finished_runs.read(folder)
+    described = zip(cells_lib.of_table(table, found), table['cells'], strict=True)
+    return [(cell, _at_the_edge(table, description, found)) for cell, description in described]
+
+
+def _at_the_edge(table: Any, cell: Any, found: finished_runs.Results) -> bool:
+    tried = [settings for settings, _ in needed_runs.candidates(table, cell)]
+    choice = needed_runs.cell_choice(table, cell, found) if tried else None
+    if choice is None:
+        return False
+    grid = {key: [settings[key] for settings in tried] for key in choice}
+    return any(value in (min(grid[key]), max(grid[key])) for key, value in choice.items())
 
 
 def main(argv: list[str]) -> int:
