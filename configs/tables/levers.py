@@ -26,10 +26,11 @@ LEVERS = {
     'λ from the messages': {'auto_detach': True},
     'no momentum': {'momentum': 0.0},
 }
+# Learning rates by momentum μ: without it, η / (1 - μ).
 DIGITS = {
     'ratio': 1024,
     'points': ('y', 'x'),
-    'rates': {0.9: (0.2, 0.1, 0.05, 0.02, 0.01), 0.0: (2.0, 1.0, 0.5, 0.2, 0.1)},  # by μ
+    'rates': {0.9: (0.2, 0.1, 0.05, 0.02, 0.01), 0.0: (2.0, 1.0, 0.5, 0.2, 0.1)},
     'detach': (0.2, 0.3, 0.5, 0.7),
 }
 REDUCED = {
