@@ -142,10 +142,15 @@ def final_runs(spec: Mapping[str, Any], cell: Mapping[str, Any], results: Result
 
 
 def all_runs(spec: Mapping[str, Any], done: Results) -> dict[str, Run]:
-    """The runs known to be needed for a table, by name; those that select settings come first."""
+    """The runs known to be needed for a table, by name.
+
+    Those that select settings come first; then one seed after another, so that a sweep which is interrupted
+    leaves whole tables of fewer seeds.
+    """
     cells = spec['cells']
     runs = [run for cell in cells for run in tuning_runs(spec, cell)]
-    runs += [run for cell in cells for run in final_runs(spec, cell, done)]
+    known = [final for cell in cells if (final := final_runs(spec, cell, done))]
+    runs += [run for of_a_seed in zip(*known, strict=True) for run in of_a_seed]
     return {run_name(run): run for run in runs}
 
 

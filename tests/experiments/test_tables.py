@@ -171,6 +171,7 @@ def test_what_is_missing_comes_in_order_and_shrinks_to_nothing():
         done[first] = result(0.9)
     assert len(seen) == len(set(seen)) == 4 + 2 * 3  # the grid, then three seeds of two trajectories
     assert all(n.endswith('seed=100') for n in seen[:4])
+    assert [n.rsplit('=')[-1] for n in seen[4:]] == list('001122')  # one seed after another
 
 
 # --- Cells ---
