@@ -45,8 +45,8 @@ CIFAR10_SMALL = {
 DIGITS_VISITS = {'num_epochs': 6272, 'eval_every_epochs': 448}
 # digits_recalibrated: where the largest of the rates for all rows was chosen.
 BEYOND_THE_EDGE = {
-    ('16', 'SAEF'): (0.2,),
-    ('16', 'PSync'): (0.2,),
+    ('16', 'SAEF'): (0.5, 0.2),
+    ('16', 'PSync'): (0.5, 0.2),
     ('64', 'DEF'): (0.5,),
     ('64', 'DEF-A'): (0.5,),
 }
