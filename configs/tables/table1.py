@@ -8,8 +8,8 @@ Variants: :digits, scikit-learn's digits with a small VGG, for 2 CPU cores; adds
           paper's table.
           :digits_recalibrated, :digits with BatchNorm recalibrated in every column and running statistics
           beside it, training losses evaluated at x and y, rates chosen on held-out training images with
-          three seeds, 0.005 added, and 0.2 for SGD and DEF, 0.0025 for the others, where one seed had chosen
-          the edge; 240 runs to tune, then 5 seeds: 80 to 130 more.
+          three seeds, 0.005 added, and 0.2 for SGD and DEF, 0.0025 for the others; 249 runs to tune, then
+          5 seeds: 80 to 130 more.
           :digits_visits, row 1024 of :digits with 22 times as many steps, so each block is visited as often
           as in the paper, 76 times; without EF, at the learning rates that :digits selected for that row.
           :cifar10_small, 10,000 CIFAR-10 images, a VGG with 73 k parameters, 30 epochs, ratios 64 and 256,
