@@ -2,12 +2,12 @@
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/cifar10.py --workdir=runs/cifar10
           python -m def_jax.experiments.report --workdir=runs/cifar10 --output=results/cifar10
-          (50,000 images, 30 epochs, 11,700 steps: some 10 minutes a run on a core, so --processes=2. 42 short
-          runs to tune, then 27 to 39: 3 hours or more; it resumes after a kill. On one GPU, add
+          (50,000 images, 30 epochs, 11,700 steps: some 10 minutes a run on a core, so --processes=2. 43 short
+          runs to tune, then 27 to 42: 3 hours or more; it resumes after a kill. On one GPU, add
           --config.base.fake_devices=False --config.base.workers_per_device=16
           --config.base.sequential_workers=True)
 Variants: :long, one seed of the paper's 200 epochs for SGD and DEF at 64, 256 and 1024, at the authors' rate.
-Expected: not run yet.
+Expected: results/cifar10, so far the runs to tune and the first others.
 
 The network, `vgg_strided`, costs a sixth of `vgg_small`. Learning rates are tuned alike for every row, in 6
 epochs, on 5,000 training images that these runs do not train on: four candidates, and larger ones where the
@@ -52,8 +52,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ]
     for cell in cells:
         cell['tuned'] = {'learning_rate': (*LARGER.get(cell['column'], ()), *RATES)}
-    for ratio in (256, 1024):
-        cells += momentum.balanced(ratio, tuned={'learning_rate': WITHOUT_MOMENTUM})
+    for ratio, larger in ((256, (4.0,)), (1024, ())):
+        cells += momentum.balanced(ratio, tuned={'learning_rate': (*larger, *WITHOUT_MOMENTUM)})
     title = 'CIFAR-10, VGG with 71 k parameters, 30 epochs'
     return tables.table(title, base, tables.with_running(cells), rows='ratio', tuning=TUNING)
 
