@@ -21,7 +21,7 @@ READY := $(VENV)/.ready
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-train: $(READY)  ## Train DEF on digits with 16 fake devices, or CONFIG=language; pass flags as ARGS="--config.method=sgd".
+train: $(READY)  ## Train DEF on digits with 16 fake devices, or CONFIG=language; pass flags as WORKDIR=runs/sgd ARGS="--config.method=sgd".
 	$(BIN)/python train.py --config=configs/$(CONFIG).py --workdir=$(WORKDIR) $(ARGS)
 
 test: $(READY)  ## Run all but the slow tests; pass flags as ARGS="-k name".

@@ -55,8 +55,8 @@ def def_adamw(
         order: order of the blocks, see `random_block`.
         allocation: lengths of the blocks, see `random_block`.
         wire_dtype: dtype of the messages, see `error_feedback`. In 'int8', blocks four times as large take
-            the same bytes: ratio 16 sends what 64 does in float32. `optax.inject_hyperparams` would take
-            `jnp.int8`, which can be called, for a schedule.
+            the same bytes: ratio 16 sends what 64 does in float32. Under `optax.inject_hyperparams`, pass
+            the name: it takes whatever can be called, as `jnp.int8` can, for a schedule.
         seed: selects the blocks; must be the same on all workers.
 
     Returns:
@@ -110,8 +110,8 @@ def def_sgd(
         order: order of the blocks, see `random_block`: 'random' as in the paper, 'shuffled' or 'cyclic'.
         allocation: lengths of the blocks, see `random_block`: 'proportional' as in the paper, or 'balanced'.
         wire_dtype: dtype of the messages, see `error_feedback`. In 'int8', blocks four times as large take
-            the same bytes: ratio 16 sends what 64 does in float32. `optax.inject_hyperparams` would take
-            `jnp.int8`, which can be called, for a schedule.
+            the same bytes: ratio 16 sends what 64 does in float32. Under `optax.inject_hyperparams`, pass
+            the name: it takes whatever can be called, as `jnp.int8` can, for a schedule.
         seed: selects the blocks; must be the same on all workers.
 
     Returns:

@@ -70,8 +70,8 @@ def error_feedback(
     """Sends a compressed part of the updates to all workers and keeps the rest for later steps.
 
     Make it the last stateful link of a chain; the optimizer before it stays local to each worker. Take
-    gradients at `detached_params`. The parameters are then the output of DEF-A, and `output_params` returns
-    that of DEF.
+    gradients at `detached_params`, and pass that point to `update` as `params`. The parameters are then the
+    output of DEF-A, and `output_params` returns that of DEF.
 
     Args:
         compressor: selects the part to send, e.g. `random_block(ratio=64)`.
@@ -115,8 +115,9 @@ def error_feedback(
     ...     def_jax.error_feedback(def_jax.random_block(ratio=4), axis_name=None))
     >>> params = jnp.ones(8)
     >>> state = optimizer.init(params)
-    >>> grads = jax.grad(lambda x: jnp.sum(x**2))(def_jax.detached_params(params, state))
-    >>> updates, state = optimizer.update(grads, state, params)
+    >>> point = def_jax.detached_params(params, state)
+    >>> grads = jax.grad(lambda x: jnp.sum(x**2))(point)
+    >>> updates, state = optimizer.update(grads, state, point)
     >>> int(jnp.sum(updates != 0))  # a quarter is applied, the rest kept for later
     2
     """

@@ -165,7 +165,7 @@ class Method:
         """
         if isinstance(detach, str) and not self.detach_is_free:
             raise ValueError(
-                f'{detach=} estimates λ, but {self.title} fixes it or has none. Pass a number, or use DEF.'
+                f'{detach=} estimates λ, but {self.title} fixes it or has none. Keep the default, or use DEF.'
             )
         Averaging(average_every, axis_name)  # checks the argument even if the method does not average
         if self.link is not None:

@@ -3,7 +3,7 @@
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/beyond.py:digits --workdir=runs/beyond
           (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs)
           python -m def_jax.experiments.report --workdir=runs/beyond --output=results/beyond/digits
-Variants: :digits; :cifar10_small, the shuffled columns at ratios 64 and 256 for table1.py:cifar10_small.
+Variants: :digits.
 Expected: 'shuffled' has a lower training loss at 256 and 1024; at 1024 it beats independent draws and is one
           point below SGD.
 
@@ -15,7 +15,7 @@ import itertools
 import ml_collections
 
 from configs import cifar10
-from configs.tables import table1, tables
+from configs.tables import tables
 
 RATIOS = (256, 1024, 4096)
 ORDERS = ('random', 'shuffled')
@@ -31,10 +31,10 @@ def sgd_cells() -> list[dict]:
     ]
 
 
-def def_cells(ratios=RATIOS, orders=ORDERS) -> list[dict]:
+def def_cells() -> list[dict]:
     """One row per ratio: the paper's DEF and DEF-A, each change alone, and both together."""
     result = []
-    for ratio, order, (method, (title, point)) in itertools.product(ratios, orders, POINTS.items()):
+    for ratio, order, (method, (title, point)) in itertools.product(RATIOS, ORDERS, POINTS.items()):
         settings = {'method': method, 'ratio': ratio, 'order': order}
         paper = order == 'random'
         name = f'{title} (paper)' if paper else f'{title}, shuffled, running'
@@ -46,20 +46,12 @@ def def_cells(ratios=RATIOS, orders=ORDERS) -> list[dict]:
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The table; `arg` is empty or a variant, see above."""
-    name = tables.variant(arg, 'digits', 'cifar10_small')
-    where = {
-        '': 'CIFAR-10',
-        'digits': "scikit-learn's digits",
-        'cifar10_small': 'CIFAR-10 (JPEG copy), reduced',
-    }
-    title = f'Past the paper on {where[name]}: the order of the blocks, and BatchNorm recalibrated'
-    base = tables.digits_base() if name == 'digits' else tables.one_gpu(cifar10.get_config())
-    base.recalibrate_batches = 8
-    if name == 'cifar10_small':
-        base.update(table1.CIFAR10_SMALL)
-        cells = def_cells((64, 256), orders=('shuffled',))
-        return tables.table(title, base, cells, rows='ratio', seeds=(0,))
-    if name == 'digits':
+    if tables.variant(arg, 'digits'):
+        base, where = tables.digits_base(), "scikit-learn's digits"
         base.eval_every_epochs = 40
+    else:
+        base, where = tables.one_gpu(cifar10.get_config()), 'CIFAR-10'
+    base.recalibrate_batches = 8
+    title = f'Past the paper on {where}: the order of the blocks, and BatchNorm recalibrated'
     cells = sgd_cells() + def_cells()
     return tables.table(title, base, cells, rows='ratio', learning_rates=tables.RATES, seeds=SEEDS)

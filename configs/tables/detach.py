@@ -3,7 +3,7 @@
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/detach.py:digits --workdir=runs/detach
           (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs)
           python -m def_jax.experiments.report --workdir=runs/detach --output=results/beyond/detach_digits
-Variants: :digits; :cifar10_small, the setup of table1.py:cifar10_small for 10 epochs with balanced blocks.
+Variants: :digits; :cifar10_small, the setup of momentum.py:cifar10_small for 10 epochs with balanced blocks.
 Expected: 'auto' is within 0.3 points of each column's best λ, except at learning rate 0.1 on digits and at
           ratio 64 on CIFAR-10; its training loss is the lowest or close to it.
           Sending messages in bfloat16 makes no difference.
@@ -12,7 +12,7 @@ Expected: 'auto' is within 0.3 points of each column's best λ, except at learni
 import ml_collections
 
 from configs import cifar10
-from configs.tables import momentum, table1, tables
+from configs.tables import momentum, tables
 
 GRID = (0.1, 0.3, 0.6, 1.0)
 COLUMNS = {
@@ -45,7 +45,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         base.eval_every_epochs = 40
         columns, where = COLUMNS | DIGITS, "scikit-learn's digits"
     if name == 'cifar10_small':
-        base.update(table1.CIFAR10_SMALL | {'num_epochs': 10, 'eval_every_epochs': 10})
+        base.update(tables.REDUCED_CIFAR | {'num_epochs': 10, 'eval_every_epochs': 10})
         columns, where = CIFAR10_SMALL, 'CIFAR-10 (JPEG copy), reduced, 10 epochs'
     cells = []
     for column, settings in columns.items():

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import ml_collections
 
 from configs import cifar10
-from configs.tables import table1, tables
+from configs.tables import tables
 
 LEVERS = {
     'shuffled': {'order': 'shuffled'},
@@ -64,7 +64,7 @@ def rows(plan: dict) -> list[dict]:
 def reduced() -> ml_collections.ConfigDict:
     """The table on CIFAR-10, reduced."""
     base = cifar10.get_config()
-    base.update(table1.CIFAR10_SMALL)
+    base.update(tables.REDUCED_CIFAR)
     base.update({'model': 'vgg_strided', 'test_examples': 10_000, 'recalibrate_batches': 8})
     base.eval_every_epochs = base.num_epochs
     plain = {'learning_rate': REDUCED['rates'][0.0]}

@@ -12,8 +12,6 @@ Variants: :digits, scikit-learn's digits with a small VGG, for 2 CPU cores; adds
           5 seeds: 80 to 130 more.
           :digits_visits, row 1024 of :digits with 22 times as many steps, so each block is visited as often
           as in the paper, 76 times; without EF, at the learning rates that :digits selected for that row.
-          :cifar10_small, 10,000 CIFAR-10 images, a VGG with 73 k parameters, 30 epochs, ratios 64 and 256,
-          the authors' learning rates and one seed, for 2 CPU cores.
 Expected: the numbers below.
 """
 
@@ -30,17 +28,6 @@ PAPER = {
     512: ('diverge', '87.83 ± 0.36', '86.47 ± 0.14', '93.24 ± 0.08', '93.25 ± 0.18'),
     1024: ('diverge', '85.46 ± 0.80', '84.27 ± 0.33', '93.03 ± 0.15', '93.06 ± 0.09'),
 }
-# 2,340 steps. One device per worker uses both cores of a small machine; virtual workers are slower here.
-CIFAR10_SMALL = {
-    'fake_devices': True,
-    'workers_per_device': 1,
-    'sequential_workers': False,
-    'model': 'vgg_small',
-    'train_examples': 10_000,
-    'test_examples': 2_000,
-    'num_epochs': 30,
-    'eval_every_epochs': 2,
-}
 # 43,904 steps at a true ratio of 577.6; the paper's 78,000 steps visit each block 76 times at ratio 1024.
 DIGITS_VISITS = {'num_epochs': 6272, 'eval_every_epochs': 448}
 # digits_recalibrated: where the largest of the rates for all rows was chosen.
@@ -55,7 +42,7 @@ DIGITS_RATES = {'SGD': 0.05, 'SAEF': 0.01, 'PSync': 0.01, 'DEF': 0.05, 'DEF-A': 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The table; `arg` is empty or a variant, see above."""
-    name = tables.variant(arg, 'digits', 'digits_recalibrated', 'digits_visits', 'cifar10_small')
+    name = tables.variant(arg, 'digits', 'digits_recalibrated', 'digits_visits')
     cells = tables.by_ratio(SGD, PAPER)
     if name == 'digits':
         cells += [tables.cell(ratio, 'EF21', method='ef21', ratio=ratio) for ratio in PAPER]
@@ -89,12 +76,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         title = "Table 1 on scikit-learn's digits: ratio 1024 with the paper's 76 visits per block"
         return tables.table(title, base, cells, rows='ratio')
     base = tables.one_gpu(cifar10.get_config())
-    if name == 'cifar10_small':
-        base.update(CIFAR10_SMALL)
-        cells = [cell for cell in cells if cell['row'] in ('1', '64', '256')]
-        for cell in cells:
-            cell['settings']['learning_rate'] = 0.01 if cell['column'] == 'EF' else 0.05
-        title = 'Table 1 on CIFAR-10 (JPEG copy), reduced: test accuracy by method and ratio'
-        return tables.table(title, base, cells, rows='ratio', seeds=(0,))
     title = 'Table 1: test accuracy of VGG-16 on CIFAR-10 by method and ratio'
     return tables.table(title, base, cells, rows='ratio', learning_rates=tables.RATES)

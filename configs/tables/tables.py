@@ -23,6 +23,17 @@ COMPRESSED = {'ef': 'EF', 'saef': 'SAEF', 'psync': 'PSync', 'def': 'DEF', 'def_a
 RATES = (0.1, 0.05, 0.01)  # the paper's candidates
 HELD_OUT_DIGITS = {'validation_examples': 200, 'evaluate_on': 'validation'}
 HELD_OUT_CIFAR = {'validation_examples': 5000, 'evaluate_on': 'validation'}
+# 2,340 steps. One device per worker uses both cores of a small machine; virtual workers are slower here.
+REDUCED_CIFAR = {
+    'fake_devices': True,
+    'workers_per_device': 1,
+    'sequential_workers': False,
+    'model': 'vgg_small',
+    'train_examples': 10_000,
+    'test_examples': 2_000,
+    'num_epochs': 30,
+    'eval_every_epochs': 2,
+}
 
 
 def digits_base() -> ml_collections.ConfigDict:

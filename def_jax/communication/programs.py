@@ -1,20 +1,15 @@
 """What a run sends, verified: compiles each program that it executes and reads the collectives in its HLO."""
 
-import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import rich.console
-import rich.table
-from absl import app, flags
 
 from def_jax.communication import Collective, collectives
-from def_jax.launch import command_line
 from def_jax.training import evaluation, steps
-from def_jax.training.experiment import Experiment, build
+from def_jax.training.experiment import Experiment
 
-__all__ = ['Program', 'programs', 'run']
+__all__ = ['Program', 'programs']
 
 
 class Program(NamedTuple):
@@ -72,46 +67,3 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     yield program(name, outputs, (state,), evaluations)
     test_batch = workers.place(test_batches[0])
     yield program('test sums', steps.make_eval_step(experiment), (variables, test_batch), sums)
-
-
-def _show(console: rich.console.Console, experiment: Experiment) -> None:
-    sharded = experiment.workers.devices_per_row > 1
-    sender = 'a device' if sharded else 'a worker'
-    table = rich.table.Table(title=f'{experiment.method.title}: what {sender} sends', title_justify='left')
-    sent = ('elements between', 'bytes between', 'bytes inside') if sharded else ('elements', 'bytes')
-    total = 'MB between per run' if sharded else 'MB per run'
-    for heading in ('program', 'collectives', *sent, 'executions', total):
-        table.add_column(heading, justify='left' if heading == 'program' else 'right')
-
-    def add(name: str, count: int | None, elements: int, size: int, inside: int | None, executions: int):
-        figures = (count, elements, size, *((inside,) if sharded else ()), executions)
-        megabytes = f'{size * executions / 1e6:,.2f}'
-        table.add_row(name, *('' if figure is None else f'{figure:,}' for figure in figures), megabytes)
-
-    for program in programs(experiment):
-        count = len(program.collectives) + len(program.inside)
-        add(program.name, count, program.elements, program.bytes, program.bytes_inside, program.executions)
-    params = experiment.workers.part(jax.eval_shape(steps.make_init(experiment)).params)
-    dense = sum(leaf.size for leaf in jax.tree.leaves(params))
-    add('train step, SGD', None, dense, 4 * dense, None, experiment.num_steps)
-    console.print(table)
-
-
-def _main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        return command_line.refuse('communication', f'unexpected arguments {argv[1:]}')
-    config = flags.FLAGS.config
-    with tempfile.TemporaryDirectory() as folder:
-        command_line.set_environment(folder, fake_devices=config.get('fake_devices', False))
-        try:
-            _show(rich.console.Console(), build(config))
-        except (ValueError, FileNotFoundError) as error:
-            return command_line.refuse('communication', error)
-    return 0
-
-
-def run() -> None:
-    """The program `python -m def_jax.communication`."""
-    config_flag = command_line.define_config('As for train.py.')
-    flags.mark_flag_as_required('config')
-    app.run(_main, flags_parser=command_line.config_flags_parser('communication', config_flag))

@@ -6,6 +6,7 @@ A claim compares two cells of tables under results/. Its outcome follows from it
 that are the same for all claims.
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -26,6 +27,10 @@ from def_jax.launch import command_line
 __all__ = ['Claim', 'Source', 'outcome', 'page', 'tables']
 
 Expected = Literal['equal', 'ahead', 'diverges']
+_COLUMNS = ('claim', 'the paper', 'here', 'difference [95 % interval]', 'seeds', 'outcome', 'limits')
+_OUTCOME = _COLUMNS.index('outcome')
+_COUNTED = {'holds': 'hold', 'does not hold': 'do not', 'open': 'remain open'}
+_NO_WIDTH = 1e-4  # in points; accuracies are float32, and what is below is rounding
 _START, _END = '<!-- written by def_jax.experiments.claims -->', '<!-- end -->'
 
 
@@ -63,14 +68,17 @@ def outcome(expected: Expected, difference: Difference) -> str:
     """'holds', 'does not hold' or 'open', from the difference to the cell that a claim compares with.
 
     'equal' holds if the two are equivalent within `MARGIN`, and does not if the 95 % interval has no value
-    within it. 'ahead' holds if the 95 % interval is above zero, and does not if it is below zero or the two
-    are equivalent.
+    within it. 'ahead' holds if the 95 % interval is above zero; if it is not, 'ahead' does not hold where the
+    interval is below zero or the two are equivalent. Seeds that all happen to differ by the same amount
+    decide nothing: their interval has no width.
 
     >>> outcome('ahead', paired_difference([3.0, 3.1, 2.9], [1.0, 1.0, 1.0]))
     'holds'
     >>> outcome('equal', paired_difference([3.0, 1.1, 2.0], [1.0, 1.0, 1.0]))
     'open'
     """
+    if difference.mean and difference.standard_error < _NO_WIDTH:
+        return 'open'
     low, high = difference.interval()
     if expected == 'equal':
         if difference.equivalent():
@@ -97,9 +105,11 @@ def tables(claims: Iterable[tuple[str, Sequence[Claim]]], results: Path) -> str:
     cell_of = functools.partial(_cell, functools.cache(_cells), results)
     parts = []
     for heading, group in claims:
-        lines = [['claim', 'the paper', 'here', 'difference [95 % interval]', 'seeds', 'outcome', 'limits']]
+        lines = [list(_COLUMNS)]
         lines += [_line(claim, cell_of) for claim in group]
-        parts += [f'## {heading}', markdown.table(lines)]
+        verdicts = collections.Counter(line[_OUTCOME] for line in lines[1:])
+        counts = ', '.join(f'{verdicts[verdict]} {text}' for verdict, text in _COUNTED.items())
+        parts += [f'## {heading}', f'Of {len(group)} claims, {counts}.', markdown.table(lines)]
     return '\n\n'.join(parts)
 
 

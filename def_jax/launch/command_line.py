@@ -27,6 +27,8 @@ __all__ = [
     'set_environment',
 ]
 
+flags.disclaim_key_flags()  # --config belongs to the program that defines it, whose --help then lists it
+
 _CONVERSIONS = {
     'could not convert string to float': 'a number',
     'invalid literal for int()': 'an integer',

@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         kind = str if field.name == 'bandwidth' else field.type
         required = field.default is dataclasses.MISSING
         default = None if required else field.default
-        parser.add_argument(*names, type=kind, required=required, default=default, help=_HELP[field.name])
+        text = _HELP[field.name] + ('' if required else f' (default: {default:g})')
+        parser.add_argument(*names, type=kind, required=required, default=default, help=text)
     parser.add_argument('--output', help='PNG file for a plot of the speed-up')
     values = vars(parser.parse_args(argv))
     output = values.pop('output')

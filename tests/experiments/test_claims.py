@@ -34,6 +34,8 @@ def test_the_committed_page_and_the_short_form_follow_from_the_runs():
         (2.0, 0.1, 'does not hold', 'holds'),
         (-2.0, 0.1, 'does not hold', 'does not hold'),
         (-2.0, 1.0, 'open', 'open'),
+        (0.25, 0.0, 'open', 'open'),  # no width
+        (0.0, 0.0, 'holds', 'does not hold'),
     ],
 )
 def test_outcomes(mean, error, equal, ahead):
