@@ -18,12 +18,19 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-def check_number(name: str, value: Any, low: float, high: float, hint: str) -> None:
-    """Raises ValueError unless `value` is a number in [low, high], or traced."""
+def check_number(name: str, value: Any, low: float, high: float, hint: str, *, below: bool = False) -> None:
+    """Raises ValueError unless `value` is a number in [low, high], with `below` in [low, high), or traced."""
     if isinstance(value, jax.Array):  # optax.inject_hyperparams traces numbers: no value to check yet
         return
-    if not is_number(value) or not low <= value <= high:
-        raise ValueError(f'{name}={value!r} must be a number in [{low}, {high}] ({hint}).')
+    if not is_number(value) or not low <= value <= high or (below and value == high):
+        end = ')' if below else ']'
+        raise ValueError(f'{name}={value!r} must be a number in [{low}, {high}{end} ({hint}).')
+
+
+def check_integer(name: str, value: Any, low: int, hint: str, *, bits: int = 31) -> None:
+    """Raises ValueError unless `value` is a Python integer in [low, 2**bits)."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**bits:
+        raise ValueError(f'{name}={value!r} must be an integer in [{low}, 2**{bits}): {hint}.')
 
 
 def check_ratio(ratio: Any) -> None:

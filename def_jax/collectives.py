@@ -1,6 +1,6 @@
 """Means over workers and gathers from them: under pmap, vmap, shard_map, a tuple of axes, or none."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,10 +9,9 @@ from jax import lax
 
 from def_jax.checks import check_state
 from def_jax.mapping.shards import WHOLE, Shards
-from def_jax.mapping.varying import OWN_PARAMS, check_not_summed
+from def_jax.mapping.varying import OWN_PARAMS, AxisName, axis_names, check_not_summed, varying_axes
 
 PyTree = Any
-AxisName = str | Sequence[str] | None
 
 __all__ = [
     'AllReduceMeanState',
@@ -97,7 +96,7 @@ def pmean(tree: PyTree, axis_name: AxisName) -> PyTree:
     if axis_name is None:
         return tree
     try:
-        return lax.pmean(tree, axis_name if isinstance(axis_name, str) else tuple(axis_name))
+        return lax.pmean(tree, axis_names(axis_name))
     except NameError as error:
         raise _not_bound(axis_name) from error
 
@@ -106,22 +105,15 @@ def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
     """The arrays of all workers, stacked along a new first axis [K, ...]; [1, ...] for `axis_name=None`."""
     if axis_name is None:
         return x[None]
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
     gathered = x
     try:
-        for name in reversed(names):
+        for name in reversed(axis_names(axis_name)):
             # Where types say what varies over workers, the result must be known not to.
-            typed = {'to': 'invarying'} if name in _varying_axes(gathered) else {}
+            typed = {'to': 'invarying'} if name in varying_axes([gathered]) else {}
             gathered = lax.all_gather(gathered, name, **typed)
     except NameError as error:
         raise _not_bound(axis_name) from error
     return gathered.reshape(-1, *x.shape)
-
-
-def _varying_axes(x: jax.Array) -> frozenset[str]:
-    """The axes over which shard_map with check_vma takes x to differ; JAX has renamed this part of a type."""
-    marked = getattr(jax.typeof(x), 'manual_axis_type', jax.typeof(x))
-    return getattr(marked, 'varying', getattr(marked, 'vma', frozenset()))
 
 
 def _not_bound(axis_name: AxisName) -> ValueError:
@@ -135,7 +127,7 @@ def num_workers(axis_name: AxisName) -> int:
     """K, the size of the axis over workers; 1 for None."""
     if axis_name is None:
         return 1
-    return lax.axis_size(axis_name if isinstance(axis_name, str) else tuple(axis_name))
+    return lax.axis_size(axis_names(axis_name))
 
 
 def check_axis_name(axis_name: Any) -> None:

@@ -13,8 +13,6 @@ import optax
 
 from def_jax.collectives import AxisName, check_axis_name, num_workers, pmean
 from def_jax.error_feedback import feedback_states
-from def_jax.theory import compression_delta as compression_delta
-from def_jax.theory import convergence_bound as convergence_bound
 
 PyTree = Any
 

@@ -310,8 +310,10 @@ def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
 def _add(params: PyTree, residual: PyTree, scale: Any) -> PyTree:
     check_updates(params, residual, 'params')
 
-    def add(x, r):
-        masked = isinstance(r, optax.MaskedNode)  # optax.masked: this leaf is not communicated here
-        return x if masked else (x + scale * r).astype(x.dtype)
+    def masked(r):
+        return isinstance(r, optax.MaskedNode)  # optax.masked: what is below is not communicated here
 
-    return jax.tree.map(add, params, residual)
+    def add(r, x):
+        return x if masked(r) else (x + scale * r).astype(x.dtype)
+
+    return jax.tree.map(add, residual, params, is_leaf=masked)

@@ -91,7 +91,7 @@ class Method:
         return {m.answer: m.title for m in METHODS.values() if m._path == self._path}
 
     def compressor(self, ratio: float, granularity: str = 'tensor', **options: Any) -> compressors.Compressor:
-        """The compressor that this method uses at `ratio`; arguments in `sends` are replaced.
+        """The compressor that this method uses at `ratio`.
 
         Args:
             ratio: one element in `ratio` is sent; methods that send everything ignore it.
@@ -103,11 +103,15 @@ class Method:
             The compressor.
 
         Raises:
-            ValueError: if an argument is out of range.
+            ValueError: if an argument is out of range or has no effect on the method.
 
         >>> compressor = METHODS['def'].compressor(64, order='shuffled')
         """
-        settings: dict[str, Any] = {'ratio': ratio, 'granularity': granularity, **options, **self.sends}
+        settings: dict[str, Any] = {'granularity': granularity, **options}
+        _check_unused(
+            {name: settings[name] for name in settings.keys() & self.sends}, f'{self.title} fixes it'
+        )
+        settings = {'ratio': ratio, **settings, **self.sends}
         if self.kind == 'baseline' or 'ratio' in self.takes:
             del settings['ratio']
             _check_unused(settings, f'{self.title} chooses what it sends itself')
@@ -180,6 +184,7 @@ class Method:
             return optax.chain(local, shared, link) if after else optax.chain(local, link, shared)
         if unused := {name: options.pop(name) for name in options.keys() & _OWN}:
             _check_unused(unused, f'{self.title} does not use it')
+        _check_unused({name: options[name] for name in options.keys() & self.fixes}, f'{self.title} fixes it')
         link = error_feedback(
             compressor,
             axis_name,

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from def_jax.checks import check_structure
 from def_jax.mapping.shards import is_spec, spec_axes, specs_like
+from def_jax.mapping.varying import axis_names
 
 PyTree = Any
 
@@ -40,8 +41,11 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
     Returns:
         A pytree like `optimizer.init(params)` of Python booleans, True where workers differ.
 
+    Integers and booleans outside the links count as shared: they must not depend on gradients, which differ.
+
     Raises:
-        ValueError: if the optimizer contains no link.
+        ValueError: if the optimizer contains no link, or `optax.apply_if_finite`, whose counts depend on
+            gradients.
 
     >>> import jax.numpy as jnp, def_jax
     >>> own_leaves(def_jax.ef21(def_jax.random_block(2), None), jnp.zeros(4))
@@ -53,6 +57,12 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
             'the optimizer holds no link that communicates, so its workers would drift apart. Add '
             'def_jax.error_feedback(...) at the end of the chain, or def_jax.all_reduce_mean(...) at '
             'its start.'
+        )
+    finite = jax.tree.leaves(state, is_leaf=_applies_if_finite)
+    if any(map(_applies_if_finite, finite)):
+        raise ValueError(
+            'optax.apply_if_finite decides on each worker for itself, so workers would drift apart. Pass '
+            'skip_nonfinite=True to def_jax.error_feedback instead: it skips the step on all of them.'
         )
     # Floating-point scalars may differ too: some optimizers estimate step sizes from local gradients.
     flags = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.floating), state)
@@ -109,7 +119,7 @@ def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[st
 
 def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
     """Raises ValueError unless all leaves are PartitionSpecs and none names an axis over workers."""
-    names = {axis_name} if isinstance(axis_name, str) else set(axis_name)
+    names = set(axis_names(axis_name))
     for spec in jax.tree.leaves(param_specs, is_leaf=is_spec):
         if not is_spec(spec):
             raise ValueError(f'{param_specs=} holds {spec!r}, but its leaves must be PartitionSpecs.')
@@ -118,6 +128,10 @@ def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
                 f'{param_specs=} names {sorted(used)}, the axis over workers, but all workers hold the same '
                 'parameters. Name only axes within a worker.'
             )
+
+
+def _applies_if_finite(state: PyTree) -> bool:
+    return isinstance(state, optax.ApplyIfFiniteState)
 
 
 def _own(node: PyTree) -> PyTree:

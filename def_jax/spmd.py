@@ -21,6 +21,7 @@ from def_jax.checks import check_divisible, check_stacked, check_stacked_state
 from def_jax.collectives import check_axis_name
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, output_params
 from def_jax.mapping.shards import Shards, is_spec, spec_axes
+from def_jax.mapping.varying import axis_names
 from def_jax.ownership import check_specs, link_states, own_leaves, state_specs, tree_of_specs
 
 PyTree = Any
@@ -94,7 +95,7 @@ class Spmd:
         self.optimizer = optax.with_extra_args_support(optimizer)
         self.mesh, self.axis_name = mesh, axis_name
         self.param_specs = param_specs
-        self._names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+        self._names = axis_names(axis_name)
 
     @property
     def num_workers(self) -> int:
@@ -353,7 +354,7 @@ def _check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree
         raise ValueError(
             f"{mesh=} must be a jax.sharding.Mesh, e.g. jax.make_mesh((2, 4), ('workers', 'shard'))."
         )
-    names = {axis_name} if isinstance(axis_name, str) else set(axis_name or ())
+    names = set(axis_names(axis_name))
     if not names or names - set(mesh.axis_names):
         raise ValueError(
             f'{axis_name=} must be an axis of the mesh, or a tuple of axes: it has {mesh.axis_names}.'

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from def_jax.collectives import AxisName
+from def_jax.mapping.varying import AxisName, axis_names
 
 PyTree = Any
 
@@ -52,12 +52,13 @@ def traffic(
     >>> traffic(def_jax.baselines.top_k(8, 'workers'), jnp.zeros(64), 'workers').always
     (Message(operation='all-gather', words=8),)
     """
-    names = () if axis_name is None else (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
 
     def update(params):
         return optimizer.update(params, optimizer.init(params), params)
 
-    jaxpr = jax.make_jaxpr(update, axis_env=[(name, num_workers) for name in names])(params).jaxpr
+    jaxpr = jax.make_jaxpr(update, axis_env=[(name, num_workers) for name in axis_names(axis_name)])(
+        params
+    ).jaxpr
     return Traffic(tuple(_messages(jaxpr, into_branches=False)), tuple(_branches(jaxpr)))
 
 

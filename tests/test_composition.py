@@ -206,6 +206,16 @@ def test_multi_transform():
         chex.assert_trees_all_close((subtree(x, names), subtree(y, names)), expected, **CLOSE)
 
 
+def test_a_mask_may_name_a_whole_branch():
+    params = {'a': jnp.ones(8), 'b': {'c': jnp.ones(8), 'd': jnp.ones(2)}}
+    link = optax.masked(def_jax.error_feedback(def_jax.random_block(4), None), {'a': True, 'b': False})
+    _, state = link.update(params, link.init(params), params)
+    points = (def_jax.detached_params(params, state), def_jax.output_params(params, state, None))
+    for point in points:
+        chex.assert_trees_all_equal(point['b'], params['b'])
+        assert jnp.sum(point['a'] != params['a']) == 6  # two were sent
+
+
 def test_multi_steps_equals_a_hand_accumulated_gradient():
     """Within an accumulation the point stays; the residual, the block and λ move at the emitting call."""
     chain = optax.chain(sgd(), feedback())

@@ -135,6 +135,7 @@ def test_methods_that_share_a_run_differ_in_the_point_only():
             {'wire_dtype': 'bfloat16'},
             "wire_dtype='bfloat16' has no effect, since CSER does not",
         ),
+        ('random_replicator', {'decay': 0.95}, 'decay=0.95 has no effect, since random replicator fixes it'),
         ('sign_ef', {'detach': 'auto'}, "detach='auto' estimates λ, but EF-signSGD fixes it or has none"),
     ],
 )
@@ -149,6 +150,14 @@ def test_an_option_that_a_method_does_not_use(name, options, message):
 def test_a_method_that_chooses_what_it_sends_has_no_blocks(name):
     with pytest.raises(ValueError, match=r"order='shuffled' has no effect, since .* chooses what it sends"):
         methods.METHODS[name].compressor(RATIO, order='shuffled')
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'), [('sparta', {'granularity': 'model'}), ('streaming_diloco', {'order': 'shuffled'})]
+)
+def test_a_choice_of_the_method_cannot_be_changed(name, options):
+    with pytest.raises(ValueError, match=r'has no effect, since .* fixes it. Set'):
+        methods.METHODS[name].compressor(RATIO, **options)
 
 
 def test_unknown_trajectory():

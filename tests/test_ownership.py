@@ -55,6 +55,12 @@ def states(optimizer):
     return jax.jit(jax.vmap(worker, axis_name='workers'))(grads)
 
 
+def test_what_each_worker_would_skip_for_itself_is_refused():
+    optimizer = optax.chain(optax.apply_if_finite(optax.sgd(0.1), 5), feedback())
+    with pytest.raises(ValueError, match=r'apply_if_finite decides on each worker .* skip_nonfinite=True'):
+        own_leaves(optimizer, PARAMS)
+
+
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_what_differs_is_called_own(name):
     optimizer = OPTIMIZERS[name]

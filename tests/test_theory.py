@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import def_jax
-from def_jax import diagnostics, theory
+from def_jax import theory
 
 PROGRAMS = Path(__file__).resolve().parents[1] / 'docs' / 'theory'
 CONDITION = {'smoothness': 2.0, 'num_workers': 16, 'detach': 0.3, 'delta': 1 / 64}
@@ -121,8 +121,3 @@ def test_the_counterexample_breaks_the_stated_condition(monkeypatch):
 def test_delta_counts_what_is_sent():
     params = {'w': jnp.zeros((64, 8)), 'b': jnp.zeros(10)}
     assert theory.compression_delta(def_jax.random_block(64), params) == (8 + 1) / 522
-
-
-def test_theory_stays_importable_from_diagnostics():
-    assert diagnostics.convergence_bound is theory.convergence_bound
-    assert diagnostics.compression_delta is theory.compression_delta

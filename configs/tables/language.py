@@ -7,7 +7,8 @@ Variants: none.
 Expected: see docs/adamw.md, which compares the two at more steps.
 
 Learning rates are tuned alike for every row, on validation text with a seed of its own. Test text serves no
-choice.
+choice here; the settings of the optimizer were chosen in benchmarks/adamw, six of whose validation files are
+among the 56 test files.
 """
 
 import ml_collections

@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from def_jax.baselines.base import Exchanged, all_gather_sparse, feedback, matrix_shape, num_kept
-from def_jax.checks import check_number, check_ratio
+from def_jax.checks import check_integer, check_number, check_ratio
 from def_jax.collectives import AxisName
 
 PyTree = Any
@@ -60,9 +60,9 @@ def demo(
     ([1.0, 1.0, 1.0, 1.0], [-0.5, -0.5, -0.5, 1.5])
     """
     check_ratio(ratio)
-    check_number('momentum_decay', momentum_decay, 0, 1, 'β: the share of the momentum kept per step')
-    if not isinstance(chunk, int) or isinstance(chunk, bool) or not 1 <= chunk < 2**16:
-        raise ValueError(f'{chunk=} must be an integer in [1, 2**16): the longest edge of a chunk.')
+    hint = 'β: the share of the momentum kept per step'
+    check_number('momentum_decay', momentum_decay, 0, 1, hint, below=True)
+    check_integer('chunk', chunk, 1, 'the longest edge of a chunk', bits=16)
 
     def exchange(pending, carry):
         leaves, treedef = jax.tree.flatten(pending)

@@ -9,7 +9,7 @@ from jax import lax
 
 from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
 from def_jax.baselines.signs import exchange_signs
-from def_jax.checks import check_floating, check_number
+from def_jax.checks import check_floating, check_integer, check_number
 from def_jax.collectives import AxisName, check_axis_name, check_call, pmean
 from def_jax.mapping.shards import WHOLE, Shards
 
@@ -51,8 +51,8 @@ def onebit_adam(
     Args:
         axis_name: the axis over workers, a tuple of axes, or None for a single worker.
         freeze_after: the number of dense steps at the start; the authors use 15 to 20% of a run.
-        b1: decay of the momentum.
-        b2: decay of the second moment.
+        b1: decay of the momentum, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
         eps: added to the denominator.
 
     Returns:
@@ -74,13 +74,9 @@ def onebit_adam(
     True
     """
     check_axis_name(axis_name)
-    if not isinstance(freeze_after, int) or isinstance(freeze_after, bool) or not 1 <= freeze_after < 2**31:
-        raise ValueError(
-            f'{freeze_after=} must be an integer in [1, 2**31): the dense steps before the second moment is '
-            'frozen.'
-        )
-    check_number('b1', b1, 0, 1, 'decay of the momentum')
-    check_number('b2', b2, 0, 1, 'decay of the second moment')
+    check_integer('freeze_after', freeze_after, 1, 'the dense steps before the second moment is frozen')
+    check_number('b1', b1, 0, 1, 'decay of the momentum', below=True)
+    check_number('b2', b2, 0, 1, 'decay of the second moment', below=True)
     check_number('eps', eps, 0, 1, 'added to the denominator')
 
     def init_fn(params) -> OneBitAdamState:

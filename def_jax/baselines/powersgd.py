@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from def_jax.baselines.base import Exchanged, feedback, matrix_shape, ravel, unravel
-from def_jax.checks import check_ratio, check_seed
+from def_jax.checks import check_integer, check_ratio, check_seed
 from def_jax.collectives import AxisName, pmean
 from def_jax.compressors import shared_key
 from def_jax.compressors.base import typed_key
@@ -62,10 +62,7 @@ def powersgd(
     """
     check_ratio(ratio)
     check_seed(seed)
-    if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < 2**31:
-        raise ValueError(
-            f'{rank=} must be an integer in [0, 2**31): the columns of a factor, 0 to derive it from ratio.'
-        )
+    check_integer('rank', rank, 0, 'the columns of a factor, 0 to derive it from ratio')
 
     def init_carry(params):
         leaves, treedef = jax.tree.flatten(params)

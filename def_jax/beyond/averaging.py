@@ -7,6 +7,7 @@ import optax
 from jax import lax
 
 from def_jax.beyond.base import Option, Send
+from def_jax.checks import check_integer
 from def_jax.collectives import AxisName, pmean
 from def_jax.compressors.base import Selection
 
@@ -23,11 +24,7 @@ class Averaging(Option):
     """
 
     def __init__(self, average_every: int, axis_name: AxisName):
-        whole = isinstance(average_every, int) and not isinstance(average_every, bool)
-        if not whole or not 0 <= average_every < 2**31:
-            raise ValueError(
-                f'{average_every=} must be an integer in [0, 2**31): a number of steps, 0 for never.'
-            )
+        check_integer('average_every', average_every, 0, 'a number of steps, 0 for never')
         self.wanted = average_every > 0
         self._period, self._axis_name = average_every, axis_name
 

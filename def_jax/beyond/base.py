@@ -96,7 +96,6 @@ class Together(Option):
 
     def __init__(self, options: Sequence[Option]):
         self._options = options
-        self.wanted = bool(options)
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         return {name: field for option in self._options for name, field in option.init(params).items()}

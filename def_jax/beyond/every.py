@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from def_jax.beyond.base import Option, Send
+from def_jax.checks import check_integer
 from def_jax.compressors.base import Selection
 
 __all__ = ['Every']
@@ -24,8 +25,7 @@ class Every(Option):
     """
 
     def __init__(self, every: int):
-        if not isinstance(every, int) or isinstance(every, bool) or not 1 <= every < 2**31:
-            raise ValueError(f'{every=} must be an integer in [1, 2**31): the number of steps per message.')
+        check_integer('every', every, 1, 'the number of steps per message')
         self.wanted, self._every = every > 1, every
 
     def messages(self, step: jax.Array) -> jax.Array:

@@ -22,7 +22,9 @@ class Outer(Option):
     """Applies the mean message through `outer`, treating it as a negated gradient.
 
     Adds the state of `outer` to the state, under that name. Like the parameters, it is the same on all
-    workers; only its entries for the current block are read and written.
+    workers; only its entries for the current block are read and written. What is not elementwise in it, such
+    as the count of Adam's bias correction, advances with every message, and a block's moments only with its
+    own: choose an outer optimizer without bias correction.
 
     Raises:
         ValueError: unless `outer` is an elementwise `optax.GradientTransformation` that needs no parameters.
@@ -77,7 +79,7 @@ def _check_elementwise(outer: optax.GradientTransformation) -> None:
     if _mixes(program.jaxpr):
         raise ValueError(
             'outer must be elementwise, since it sees one block at a time: no global-norm clipping, no '
-            'trust ratio, no orthogonalisation. optax.sgd and optax.adam are elementwise.'
+            'trust ratio, no orthogonalisation. optax.sgd, with momentum or without, is elementwise.'
         )
 
 

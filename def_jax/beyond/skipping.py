@@ -72,7 +72,8 @@ def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTrans
         An `optax.GradientTransformationExtraArgs` with the same state.
 
     Raises:
-        ValueError: in `update`, if no `error_feedback` in the state skips steps.
+        ValueError: in `init`, if `optimizer` contains `optax.MultiSteps`, whose accumulator would keep a NaN
+            that is held back; in `update`, if no `error_feedback` in the state skips steps.
 
     >>> import jax.numpy as jnp, optax, def_jax
     >>> optimizer = def_jax.hold_skipped(optax.chain(
@@ -85,6 +86,16 @@ def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTrans
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
+    def init_fn(params):
+        state = optimizer.init(params)
+        leaves = jax.tree.leaves(state, is_leaf=_accumulates)
+        if any(map(_accumulates, leaves)):
+            raise ValueError(
+                'hold_skipped: optax.MultiSteps would keep a NaN in its accumulated gradients. Accumulate '
+                'gradients before the optimizer, as in docs/how_to/own_optimizer.md.'
+            )
+        return state
+
     def update_fn(updates, state, params=None, **extra_args):
         updates, new_state = optimizer.update(updates, state, params, **extra_args)
         taken = jnp.array(_counts(state)) == jnp.array(_counts(new_state))
@@ -94,7 +105,11 @@ def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTrans
 
         return updates, jax.tree.map(hold, new_state, state, is_leaf=is_link)
 
-    return optax.GradientTransformationExtraArgs(optimizer.init, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _accumulates(state: PyTree) -> bool:
+    return isinstance(state, optax.MultiStepsState)
 
 
 def _counts(opt_state: PyTree) -> list[jax.Array]:

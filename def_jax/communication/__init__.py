@@ -42,6 +42,19 @@ class Collective(NamedTuple):
         groups = self.groups or (tuple(range(len(workers))),)
         return any(len({workers[device] for device in group}) > 1 for group in groups)
 
+    def passed(self, num_devices: int) -> 'Collective':
+        """The same with what each of the devices passes to it instead of what each gets.
+
+        >>> Collective('all-gather', 8, 32).passed(4).elements
+        2
+        """
+        size = len(self.groups[0]) if self.groups else num_devices
+        if self.operation == 'all-gather':
+            return self._replace(elements=self.elements // size, bytes=self.bytes // size)
+        if self.operation == 'reduce-scatter':
+            return self._replace(elements=self.elements * size, bytes=self.bytes * size)
+        return self
+
 
 def collectives(hlo: str) -> list[Collective]:
     """The collectives of a compiled program, in order.

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from def_jax.checks import check_number
+
 __all__ = ['SCHEDULES', 'cosine', 'drops', 'wsd']
 
 
@@ -48,7 +50,7 @@ def cosine(
     [0.1, 1.0, 1.0, 0.5, 0.0]
     """
     start = _warmup_steps(warmup, num_steps)
-    _check_share('final', final, 0, 1)
+    check_number('final', final, 0, 1, 'the last rate as a share of the largest')
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         done = jnp.clip((step - start) / max(num_steps - start, 1), 0, 1)
@@ -83,8 +85,8 @@ def wsd(
     [0.1, 1.0, 1.0, 0.5, 0.0]
     """
     start = _warmup_steps(warmup, num_steps)
-    _check_share('final', final, 0, 1)
-    _check_share('decay', decay, 0, 1)
+    check_number('final', final, 0, 1, 'the last rate as a share of the largest')
+    check_number('decay', decay, 0, 1, 'a share of the run')
     if warmup + decay > 1:
         raise ValueError(f'{warmup=} and {decay=} add up to more than 1, the length of the run.')
     end = max(round(decay * num_steps), 1)
@@ -97,18 +99,13 @@ def wsd(
 
 
 def _warmup_steps(warmup: float, num_steps: int) -> int:
-    _check_share('warmup', warmup, 0, 1)
+    check_number('warmup', warmup, 0, 1, 'a share of the run')
     return round(warmup * num_steps)
 
 
 def _rise(step: jax.typing.ArrayLike, warmup_steps: int) -> jax.Array:
     """From 1 / warmup_steps at step 0 to 1: no step is lost to a rate of zero."""
     return jnp.minimum((step + 1) / max(warmup_steps, 1), 1)
-
-
-def _check_share(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f'{name}={value!r} must be a number in [{low}, {high}].')
 
 
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {'drops': drops, 'cosine': cosine, 'wsd': wsd}

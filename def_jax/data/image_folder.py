@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from def_jax.checks import check_integer
 from def_jax.data import in_memory
 from def_jax.data.catalogue import DatasetSpec
 from def_jax.data.dataset import Dataset
@@ -34,8 +35,7 @@ def open_image_folder(
     Raises:
         ValueError: if the image size is not positive, or the folder lacks a split, a class or images.
     """
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-        raise ValueError(f'{image_size=} must be a positive number of pixels.')
+    check_integer('image_size', image_size, 1, 'the edge of an image, in pixels')
     if not os.path.isdir(folder):
         raise ValueError(f'folder={str(folder)!r} is not a folder.')
     tfds = in_memory.import_tfds()

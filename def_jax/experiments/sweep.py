@@ -28,8 +28,16 @@ from def_jax.checks import nearest
 from def_jax.configuration import arguments
 from def_jax.configuration.rules import check_config
 from def_jax.experiments import finished_runs
-from def_jax.experiments.needed_runs import Run, check_table, final_runs, missing_runs, shard, tuning_runs
-from def_jax.launch import command_line, devices, supervision
+from def_jax.experiments.needed_runs import (
+    Run,
+    candidates,
+    check_table,
+    final_runs,
+    missing_runs,
+    shard,
+    tuning_runs,
+)
+from def_jax.launch import command_line, devices, interruption, supervision
 from def_jax.training import results, workers
 from def_jax.training.checkpointing import workdir
 from def_jax.training.measure import Measure
@@ -48,9 +56,14 @@ def check_spec(spec: ml_collections.ConfigDict) -> None:
         )
     if not spec.seeds or not spec.cells or not spec.tuning_seeds:
         raise ValueError('config.seeds, config.cells and config.tuning_seeds must not be empty.')
+    if any(cell.get('tuned') and not candidates(spec, cell) for cell in spec.cells):
+        raise ValueError(
+            "a cell's tuned settings need learning rates to be tried with: give config.learning_rates, or "
+            "'learning_rate' in tuned."
+        )
     settings_of_cells = [cell['settings'] | cell.get('tuned', {}) for cell in spec.cells]
     for place, settings in [
-        ('tuning', spec.tuning),
+        ('tuning', spec.get('tuning', {})),
         *(('a cell', settings) for settings in settings_of_cells),
     ]:
         for key in settings:
@@ -77,7 +90,7 @@ def sweep(
 
     Raises:
         ValueError: if the table, the folder or a run in it cannot be used. Finished runs are kept.
-        EndedError: if a run is interrupted, or its workers disagree.
+        EndedError: if a run or the sweep is interrupted, or workers disagree.
     """
     check_sweep(spec, part)
     with _hints_of_a_sweep():
@@ -137,6 +150,8 @@ def _sweep(
                 highlight=False,
                 soft_wrap=True,
             )
+            if signal := interruption.unheeded():
+                raise interruption.InterruptedSweepError(signal)
 
 
 def _held(root: Path, name: str) -> contextlib.AbstractContextManager[None]:

@@ -13,7 +13,15 @@ from typing import Any
 
 from def_jax.launch.exits import EndedError, ExitCode
 
-__all__ = ['SIGNALS', 'InterruptedRunError', 'Watch', 'ending_at_once', 'watch']
+__all__ = [
+    'SIGNALS',
+    'InterruptedRunError',
+    'InterruptedSweepError',
+    'Watch',
+    'ending_at_once',
+    'unheeded',
+    'watch',
+]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _END = b'\0'  # no signal has this number
@@ -32,6 +40,15 @@ class InterruptedRunError(EndedError):
         self.step = step
 
 
+class InterruptedSweepError(EndedError):
+    """A signal came too late to interrupt a run, and ended the sweep after it."""
+
+    exit_code = ExitCode.STOPPED
+
+    def __init__(self, name: str):
+        super().__init__(f'stopped by {name} between two runs. Run the same command again to go on.')
+
+
 class Watch:
     """Records whether a signal has arrived, and which one."""
 
@@ -39,6 +56,7 @@ class Watch:
 
 
 _watched: Watch | None = None
+_unheeded: str | None = None
 
 
 @contextlib.contextmanager
@@ -52,8 +70,8 @@ def watch() -> Iterator[Watch]:
     ...     print(seen.name)
     SIGTERM
     """
-    global _watched
-    seen = Watch()
+    global _watched, _unheeded
+    seen, _unheeded = Watch(), None
     if threading.current_thread() is not threading.main_thread():
         yield seen
         return
@@ -67,9 +85,15 @@ def watch() -> Iterator[Watch]:
     _watched = seen
     try:
         yield seen
+        _unheeded = seen.name
     finally:
         _watched = None
         restore()
+
+
+def unheeded() -> str | None:
+    """The signal that came too late to stop what the last `watch` watched, which ended by itself."""
+    return _unheeded
 
 
 @contextlib.contextmanager

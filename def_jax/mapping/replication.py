@@ -5,6 +5,7 @@ differs between workers, a forgotten reduction or a bit flip in one device's mem
 apart unnoticed. The checks here compare a uint32 checksum of every leaf across workers.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -67,7 +68,7 @@ def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
             f'{axis_name=} is not bound here. Call assert_replicated under jax.pmap(..., axis_name=...), '
             'jax.vmap or jax.shard_map with that name, or outside these with axis_name=None.'
         ) from error
-    jax.debug.callback(_Raiser(names), largest[: len(names)] != ~largest[len(names) :])
+    jax.debug.callback(functools.partial(_raise_if, names), largest[: len(names)] != ~largest[len(names) :])
 
 
 def checksums(tree: PyTree) -> jax.Array:
@@ -94,18 +95,8 @@ def leaf_names(tree: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator='.') or 'the array' for path, _ in paths]
 
 
-class _Raiser:
-    """The callback of one `assert_replicated`."""
-
-    def __init__(self, names: list[str]):
-        self._names = names
-
-    def __call__(self, differ: np.ndarray) -> None:
-        _raise_if(self._names, np.asarray(differ))
-
-
 def _raise_if(names: list[str], differ: np.ndarray) -> None:
-    wrong = [name for name, differs in zip(names, differ, strict=True) if differs]
+    wrong = [name for name, differs in zip(names, np.asarray(differ), strict=True) if differs]
     if wrong:
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
         raise ValueError(

@@ -5,7 +5,7 @@ A block that lies anywhere in a sharded tensor is the exception: to cut it out, 
 tensor. So a link that cuts blocks maps itself over the worker's devices, too, and cuts from each shard.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +14,9 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from def_jax.compressors.base import Selection
+from def_jax.mapping.varying import AxisName, axis_names
 
 PyTree = Any
-AxisName = str | Sequence[str] | None
 
 __all__ = ['WHOLE', 'Shards', 'is_spec', 'reshard', 'spec_axes']
 
@@ -34,7 +34,7 @@ class Shards(NamedTuple):
 
     def check_axis_name(self, axis_name: AxisName) -> None:
         """Raises ValueError unless a link averages over the workers, and over nothing else."""
-        if self.workers is not None and _names(axis_name) != _names(self.workers):
+        if self.workers is not None and axis_names(axis_name) != axis_names(self.workers):
             raise ValueError(
                 f'{axis_name=} of a link differs from axis_name={self.workers!r} of def_jax.spmd, which maps '
                 'it over workers. Pass the same to both.'
@@ -152,9 +152,3 @@ def spec_axes(spec: P) -> set[str]:
     ['a', 'b', 'c']
     """
     return {name for name in jax.tree.leaves(tuple(spec)) if isinstance(name, str)}
-
-
-def _names(axis_name: AxisName) -> tuple[str, ...]:
-    if axis_name is None:
-        return ()
-    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)

@@ -6,15 +6,19 @@ sum, so here the sum is an error.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax import lax
 
 PyTree = Any
+AxisName = str | Sequence[str] | None
 
 __all__ = [
     'OWN_PARAMS',
+    'AxisName',
+    'axis_names',
     'check_not_summed',
     'check_shared',
     'start_varying',
@@ -25,12 +29,19 @@ __all__ = [
 OWN_PARAMS = "jax.lax.pcast(params, axis_name, to='varying')"  # where methods without residuals differentiate
 
 
+def axis_names(axis_name: AxisName) -> tuple[str, ...]:
+    """The axes over workers as a tuple: one for a name, none for None."""
+    if axis_name is None:
+        return ()
+    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+
+
 def varying_axes(tree: PyTree) -> frozenset[str]:
     """The axes over which leaves vary by their types: none unless shard_map checks them."""
     return frozenset[str]().union(*map(_axes_of, jax.tree.leaves(tree)))
 
 
-def vary_if_tracked(tree: PyTree, axis_name: Any) -> PyTree:
+def vary_if_tracked(tree: PyTree, axis_name: AxisName) -> PyTree:
     """The tree, of a type that varies over `axis_name` where types say so."""
     tracked = _tracked(axis_name)
     return jax.tree.map(lambda x: _vary(tuple(tracked - _axes_of(x)), x), tree) if tracked else tree
@@ -46,7 +57,7 @@ def start_varying(params: PyTree, axes: frozenset[str]) -> PyTree:
     )
 
 
-def check_not_summed(updates: PyTree, axis_name: Any, point: str) -> None:
+def check_not_summed(updates: PyTree, axis_name: AxisName, point: str) -> None:
     """Raises ValueError if the updates of all workers have been summed; `point` is where to differentiate."""
     tracked = _tracked(axis_name)
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
@@ -57,7 +68,7 @@ def check_not_summed(updates: PyTree, axis_name: Any, point: str) -> None:
             )
 
 
-def check_shared(value: jax.Array, name: str, axis_name: Any) -> None:
+def check_shared(value: jax.Array, name: str, axis_name: AxisName) -> None:
     """Raises ValueError if what all workers must share differs between them, as types tell."""
     if _tracked(axis_name) & _axes_of(value):
         raise ValueError(
@@ -95,11 +106,11 @@ def _vary(axes: tuple[str, ...], x: Any) -> Any:
     return lax.pcast(x, axes, to='varying') if axes else x
 
 
-def _tracked(axis_name: Any) -> frozenset[str]:
+def _tracked(axis_name: AxisName) -> frozenset[str]:
     """The workers' axes, if types here tell what varies over them."""
     if axis_name is None:
         return frozenset()
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    names = axis_names(axis_name)
     try:
         return frozenset(names) & varying_axes([lax.axis_index(name) for name in names])
     except NameError:  # not mapped here

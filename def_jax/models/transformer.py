@@ -13,6 +13,8 @@ from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 
+from def_jax.checks import check_integer
+
 __all__ = [
     'Transformer',
     'segment_positions',
@@ -65,9 +67,7 @@ class Transformer(nn.Module):
 
     def __post_init__(self):
         for name in ('vocab_size', 'num_layers', 'width', 'num_heads', 'context'):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f'{name}={value!r} must be a positive integer.')
+            check_integer(name, getattr(self, name), 1, 'a size of the network')
         if self.width % (2 * self.num_heads):
             raise ValueError(
                 f'width={self.width} must be a multiple of 2 * num_heads={2 * self.num_heads}: every head '

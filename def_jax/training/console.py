@@ -48,7 +48,7 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',
         'steps': f'{experiment.num_steps:,} in {experiment.num_epochs:{_decimals(experiment)}} epochs',
-        'sent per step': f'{sent.message_size:,} elements, {_bytes(sent.bytes_per_step)} per worker, '
+        'sent per step': f'{_bytes(sent.bytes_per_step)} per worker, '
         f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
     }
     if method.kind != 'dense':
@@ -131,9 +131,10 @@ def show_result(console: rich.console.Console, result: dict[str, Any]) -> None:
         console.print('[bold]a sample:[/]', highlight=False)
         console.print(result['sample'], highlight=False, markup=False, soft_wrap=True)
     sent, dense = communication['megabytes_sent'], communication['megabytes_dense']
+    factor = f' ({dense / sent:.1f} times)' if sent else ''  # a short run may send no message
     console.print(
         f'training loss {metrics["train_loss"]:.4f}; {sent:,.1f} MB sent per worker, dense SGD {dense:,.1f} '
-        f'MB ({dense / sent:.1f} times); {metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps',
+        f'MB{factor}; {metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps',
         highlight=False,
         soft_wrap=True,
     )

@@ -144,12 +144,17 @@ class Communication:
 
     @property
     def true_ratio(self) -> float:
-        """d / B. Lower than the nominal ratio, since even a small tensor sends at least one element."""
-        return self.num_params / (self.message_size + self.every * self.always)
+        """d over the mean elements of a step; below the nominal ratio where tensors are small."""
+        return self.every * self.num_params / (self.message_size + self.every * self.always)
+
+    @property
+    def bytes_per_message(self) -> int:
+        return self.element_bytes * self.message_size
 
     @property
     def bytes_per_step(self) -> int:
-        return self.element_bytes * self.message_size
+        """On average over steps with and without a message."""
+        return round(self.bytes_per_message / self.every + self.element_bytes * self.always)
 
     @property
     def dense_bytes_per_step(self) -> int:
@@ -157,8 +162,8 @@ class Communication:
 
     def megabytes_sent(self, steps: int) -> float:
         """Megabytes that a worker has sent after `steps` steps."""
-        sent = steps // self.every * self.bytes_per_step
-        sent += min(steps, self.dense_steps) * (self.dense_bytes_per_step - self.bytes_per_step)
+        sent = steps // self.every * self.bytes_per_message
+        sent += min(steps, self.dense_steps) * (self.dense_bytes_per_step - self.bytes_per_message)
         sent += steps * self.element_bytes * self.always
         if self.average_every:
             sent += steps // self.average_every * self.dense_bytes_per_step

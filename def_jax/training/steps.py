@@ -13,7 +13,6 @@ from jax import custom_batching, lax
 
 from def_jax import diagnostics
 from def_jax.error_feedback import detached_params, output_params
-from def_jax.models.layers import STATISTICS_MOMENTUM
 from def_jax.ownership import own_leaves
 from def_jax.tasks.gradients import accumulated_value_and_grad
 from def_jax.training.experiment import Experiment
@@ -160,9 +159,13 @@ def make_batch_statistics(
     loss = _one_worker(experiment.task.loss, experiment)
 
     def statistics(state: TrainState, params: PyTree, batch: dict) -> PyTree:
-        nothing = jax.tree.map(jnp.zeros_like, state.batch_stats)
-        _, (_, decayed) = loss(params, nothing, batch, _step_key(experiment, state))
-        measured = jax.tree.map(lambda s: s / (1 - STATISTICS_MOMENTUM), decayed)
+        def updated(running: PyTree) -> PyTree:
+            return loss(params, running, batch, _step_key(experiment, state))[1][1]
+
+        # running statistics become m·running + (1 - m)·measured; the derivative is m, whatever the model's is
+        nothing, one = (jax.tree.map(make, state.batch_stats) for make in (jnp.zeros_like, jnp.ones_like))
+        decayed, momentum = jax.jvp(updated, (nothing,), (one,))
+        measured = jax.tree.map(lambda s, m: s / (1 - m), decayed, momentum)
         return lax.pmean(measured, experiment.workers.axis_name)
 
     in_axes = (worker_axes(experiment), 0 if own else None, 0)

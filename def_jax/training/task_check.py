@@ -88,8 +88,8 @@ def _check_sums(experiment: Experiment, name: str, variables: Any) -> None:
         raise ValueError(
             f'{name}: metrics lacks {headline!r}, the headline metric; it has {sorted(metrics)}.'
         )
-    position = [path[-1].key == 'mask' for path, _ in jax.tree_util.tree_leaves_with_path((variables, batch))]
-    dependent = _dependent(jaxpr.jaxpr, position.index(True))
+    position = len(jax.tree.leaves(variables)) + sorted(batch).index('mask')
+    dependent = _dependent(jaxpr.jaxpr, position)
     for key, depends in zip(sorted(sums), dependent, strict=True):
         if not depends:
             raise ValueError(

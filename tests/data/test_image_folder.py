@@ -65,7 +65,7 @@ def test_the_description_is_measured_on_the_training_images(dataset):
 @pytest.mark.parametrize(
     ('path', 'size', 'message'),
     [
-        ('', 0, 'image_size=0 must be a positive number of pixels'),
+        ('', 0, r'image_size=0 must be an integer in \[1, '),
         ('missing', 8, "folder='.*missing' is not a folder"),
         ('train', 8, r"folder='.*train' has no images in train/CLASS/ and test/CLASS/"),
     ],

@@ -229,7 +229,7 @@ def test_data_sets_that_cannot_be_opened(data_dir):
     with pytest.raises(ValueError, match=r"dataset='python_stdlip'.*'python_stdlib'"):
         catalogue.load_windows('python_stdlip', CONTEXT, data_dir)
     for context in (0, 2.0, True):
-        with pytest.raises(ValueError, match=f'context={context} must be a positive integer'):
+        with pytest.raises(ValueError, match=rf'context={context} must be an integer in \[1, '):
             catalogue.load_windows('python_stdlib', context, data_dir)
     stdlib_spec = catalogue.TEXTS['python_stdlib']
     with pytest.raises(ValueError, match=r"'code' has no feature 'code'; it has \['path', 'text'\]"):
@@ -254,7 +254,7 @@ def test_a_disk_that_is_full(data_dir):
     with (
         mock.patch.object(Path, 'exists', return_value=False),
         mock.patch.object(corpus, 'write_corpus', side_effect=full),
-        pytest.raises(ValueError, match=r'cannot be written to .*bytes/train .No space left on device.'),
+        pytest.raises(ValueError, match=r'cannot be written to .*train_text_train .No space left on device.'),
     ):
         catalogue._corpus(*_prepared(data_dir), 'train', 'train')
 

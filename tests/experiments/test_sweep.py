@@ -1,6 +1,7 @@
 """The sweep: all runs of a table, none of them twice, whatever happened before."""
 
 import json
+import signal
 
 import pytest
 import rich.console
@@ -8,6 +9,7 @@ import training_fixtures as fixtures
 
 from configs.tables import tables as table_files
 from def_jax.experiments import finished_runs, report, sweep
+from def_jax.launch import interruption
 from def_jax.training import loop
 from def_jax.training.checkpointing import workdir
 
@@ -175,6 +177,26 @@ def test_a_signal_ends_the_sweep_and_not_only_the_run_at_hand(spec, trained, tmp
     with pytest.raises(loop.InterruptedRunError) as error:
         sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
     assert len(trained) == 1 and error.value.exit_code == 4
+
+
+def test_a_signal_after_the_last_step_of_a_run_ends_the_sweep(spec, trained, tmp_path, monkeypatch):
+    def outcome(config, run):
+        trained.append(run.name)
+        with interruption.watch():  # as the loop does, which finishes a run in its last step
+            signal.raise_signal(signal.SIGTERM)
+        return ''
+
+    monkeypatch.setattr(sweep, '_outcome', outcome)
+    with pytest.raises(interruption.InterruptedSweepError, match='SIGTERM between two runs') as error:
+        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
+    assert len(trained) == 1 and error.value.exit_code == 4
+
+
+def test_what_is_tuned_needs_learning_rates(spec, tmp_path):
+    spec = spec.unlock()
+    spec.learning_rates, spec.cells[1]['tuned'] = (), {'detach': (0.1, 0.3)}
+    with pytest.raises(ValueError, match=r"tuned settings need learning rates .* 'learning_rate' in tuned"):
+        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
 
 
 def test_too_few_devices_are_noticed_before_a_folder_is_claimed(spec, tmp_path):

@@ -11,6 +11,7 @@ import training_fixtures as fixtures
 
 from def_jax.data import augmentation
 from def_jax.data.catalogue import get_dataset_spec
+from def_jax.models import layers
 from def_jax.training import experiment, loop, steps
 
 DATASET = get_dataset_spec('digits')
@@ -145,7 +146,10 @@ def test_both_output_points_are_the_same_on_all_devices(recorded, step):
 
 
 @pytest.mark.parametrize('num_batches', [3])
-def test_statistics_are_measured_anew_at_each_point(recorded, random_state, data_dir, num_batches):
+def test_statistics_are_measured_anew_at_each_point(
+    recorded, random_state, data_dir, num_batches, monkeypatch
+):
+    monkeypatch.setattr(layers, 'STATISTICS_MOMENTUM', 0.99)  # whatever the model's is
     config = fixtures.tiny_config(data_dir, recalibrate_batches=num_batches, workers_per_device=1)
     run = experiment.build(config)
     record = loop.make_evaluate(run)(fixtures.placed(random_state, run), 20)

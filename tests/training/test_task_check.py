@@ -98,6 +98,24 @@ def test_a_task_that_is_right_is_accepted(built):
     task_check.check(built)
 
 
+def listed(self, key):
+    variables = Regression.init(self, key)
+    return variables | {'params': [variables['params'], {'mask': jnp.zeros(2)}]}
+
+
+def loss_of_listed(self, params, *others):
+    loss, (metrics, batch_stats) = Regression.loss(self, params[0], *others)
+    return loss + params[1]['mask'].sum(), (metrics, batch_stats)
+
+
+def sums_of_listed(self, variables, batch):
+    return Regression.test_sums(self, variables | {'params': variables['params'][0]}, batch)
+
+
+def test_parameters_in_a_list_one_of_which_is_called_mask(built):
+    task_check.check(changed(built, init=listed, loss=loss_of_listed, test_sums=sums_of_listed))
+
+
 def test_a_split_needs_arrays_of_one_length():
     from def_jax.data.in_memory import Split
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from def_jax.checks import look_up
+from def_jax.checks import check_integer, look_up
 from def_jax.data import in_memory
 from def_jax.data.dataset import Dataset
 from def_jax.data.text import corpus
@@ -69,8 +69,7 @@ def load_windows(
             split has no text, or the bytes cannot be written.
     """
     spec = _spec(text)
-    if not isinstance(context, int) or isinstance(context, bool) or context < 1:
-        raise ValueError(f'{context=} must be a positive integer: the length of a window, in bytes.')
+    check_integer('context', context, 1, 'the length of a window, in bytes')
     builder = in_memory.prepared_builder(in_memory.import_tfds(), spec, data_dir)
     if spec.feature not in builder.info.features:
         raise ValueError(
@@ -110,7 +109,7 @@ def _spec(text: TextSpec | str) -> TextSpec:
 def _corpus(builder: Any, spec: TextSpec, role: str, split: str) -> corpus.Corpus:
     """The bytes of a split, written if this is the first time that they are needed."""
     tfds = in_memory.import_tfds()
-    folder = Path(builder.data_path) / 'bytes' / role
+    folder = Path(builder.data_path) / 'bytes' / f'{role}_{spec.feature}_{split}'  # of other specs, too
     if not folder.exists():
         examples = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
         try:

@@ -200,7 +200,7 @@ class Checkpoints:
             sync(self._folder)
             shutil.rmtree(replaced, ignore_errors=True)
             for old in [s for s in self.steps() if s <= step][: -self._keep]:
-                shutil.rmtree(self._folder / str(old))
+                shutil.rmtree(self._folder / str(old), ignore_errors=True)  # the next save tries again
         except Exception as error:
             self._fail(step, error)
 
