@@ -1,0 +1,8 @@
+"""Moved: `python -m def_jax.experiments.sweep`."""
+
+import sys
+
+from def_jax.launch import command_line
+
+if __name__ == '__main__':
+    sys.exit(command_line.refuse('sweep', 'this command is now python -m def_jax.experiments.sweep'))
