@@ -8,7 +8,7 @@ Command:  python -m def_jax.experiments.sweep --config=configs/tables/cifar10.py
           --config.base.sequential_workers=True)
 Variants: :long, one seed of the paper's 200 epochs for SGD and DEF at 64, 256 and 1024, at the authors' rate.
 Expected: DEF is 8 to 10 points ahead of EF, SAEF and PSync, and 3 (at 64) and 6 (at 256) behind SGD; ours at
-          256 ends where DEF does at 64.
+          256 ends near DEF at 64.
 
 The network, `vgg_strided`, costs a sixth of `vgg_small`. Learning rates are tuned alike for every row, in 6
 epochs, on 5,000 training images that these runs do not train on: four candidates, and larger ones where the
