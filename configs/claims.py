@@ -48,6 +48,12 @@ def _table1(
     ]
 
 
+def _diverges(folder: str, ratio: int, limits: str) -> Claim:
+    """The paper's 'diverges' in EF's column."""
+    source = Source(folder, str(ratio), 'EF')
+    return Claim(f'EF diverges at {ratio}', 'diverges', source, None, 'diverges', limits)
+
+
 def _table4(ratio: int, column: str, limits: dict[float, str]) -> list[Claim]:
     """λ = 0.3 is better than each of the others; the paper has ratio 64 alone."""
     paper = {detach: numbers[0] for detach, numbers in table4.PAPER.items()} if ratio == 64 else {}
@@ -68,14 +74,7 @@ DIGITS = [
     *(claim for ratio in table1.PAPER for claim in _table1(TABLE1, ratio)),
     *_table1(VISITS, 1024, ('SAEF', 'PSync'), "the paper's 76 visits a block; running BatchNorm statistics"),
     *(
-        Claim(
-            f'EF diverges at {ratio}',
-            'diverges',
-            Source(TABLE1, str(ratio), 'EF'),
-            None,
-            'diverges',
-            'at its best rate, 0.01 or 0.005; at 0.1 and 0.05 it diverges here, too',
-        )
+        _diverges(TABLE1, ratio, 'at its best rate, 0.01 or 0.005; at 0.1 and 0.05 it diverges here, too')
         for ratio in (256, 512, 1024)
     ),
     *(
@@ -104,14 +103,7 @@ CIFAR = [
         'ahead',
         VISITED[64],
     ),
-    Claim(
-        'EF diverges at 256',
-        'diverges',
-        Source(CIFAR10, '256', 'EF'),
-        None,
-        'diverges',
-        'at its best rate, 0.02; at 0.1 it diverges here, too',
-    ),
+    _diverges(CIFAR10, 256, 'at its best rate, 0.02; at 0.1 it diverges here, too'),
 ]
 
 

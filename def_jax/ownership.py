@@ -18,7 +18,7 @@ from def_jax.mapping.varying import axis_names
 
 PyTree = Any
 
-__all__ = ['check_specs', 'is_link', 'link_states', 'own_leaves', 'state_specs', 'tree_of_specs']
+__all__ = ['check_specs', 'holds', 'is_link', 'link_states', 'own_leaves', 'state_specs', 'tree_of_specs']
 
 
 def is_link(node: Any) -> bool:
@@ -58,8 +58,7 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
             'def_jax.error_feedback(...) at the end of the chain, or def_jax.all_reduce_mean(...) at '
             'its start.'
         )
-    finite = jax.tree.leaves(state, is_leaf=_applies_if_finite)
-    if any(map(_applies_if_finite, finite)):
+    if holds(state, optax.ApplyIfFiniteState):
         raise ValueError(
             'optax.apply_if_finite decides on each worker for itself, so workers would drift apart. Pass '
             'skip_nonfinite=True to def_jax.error_feedback instead: it skips the step on all of them.'
@@ -130,8 +129,10 @@ def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
             )
 
 
-def _applies_if_finite(state: PyTree) -> bool:
-    return isinstance(state, optax.ApplyIfFiniteState)
+def holds(opt_state: PyTree, kind: type) -> bool:
+    """Whether a state of this type is anywhere in an optimizer's state."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+    return any(isinstance(node, kind) for node in nodes)
 
 
 def _own(node: PyTree) -> PyTree:

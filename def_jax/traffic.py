@@ -56,9 +56,8 @@ def traffic(
     def update(params):
         return optimizer.update(params, optimizer.init(params), params)
 
-    jaxpr = jax.make_jaxpr(update, axis_env=[(name, num_workers) for name in axis_names(axis_name)])(
-        params
-    ).jaxpr
+    axes = [(name, num_workers) for name in axis_names(axis_name)]
+    jaxpr = jax.make_jaxpr(update, axis_env=axes)(params).jaxpr
     return Traffic(tuple(_messages(jaxpr, into_branches=False)), tuple(_branches(jaxpr)))
 
 

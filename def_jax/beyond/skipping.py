@@ -11,7 +11,7 @@ from jax import lax
 
 from def_jax.beyond.base import Option, Step
 from def_jax.checks import check_flag
-from def_jax.ownership import is_link, link_states
+from def_jax.ownership import holds, is_link, link_states
 
 PyTree = Any
 
@@ -88,8 +88,7 @@ def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTrans
 
     def init_fn(params):
         state = optimizer.init(params)
-        leaves = jax.tree.leaves(state, is_leaf=_accumulates)
-        if any(map(_accumulates, leaves)):
+        if holds(state, optax.MultiStepsState):
             raise ValueError(
                 'hold_skipped: optax.MultiSteps would keep a NaN in its accumulated gradients. Accumulate '
                 'gradients before the optimizer, as in docs/how_to/own_optimizer.md.'
@@ -106,10 +105,6 @@ def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTrans
         return updates, jax.tree.map(hold, new_state, state, is_leaf=is_link)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _accumulates(state: PyTree) -> bool:
-    return isinstance(state, optax.MultiStepsState)
 
 
 def _counts(opt_state: PyTree) -> list[jax.Array]:

@@ -48,7 +48,7 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',
         'steps': f'{experiment.num_steps:,} in {experiment.num_epochs:{_decimals(experiment)}} epochs',
-        'sent per step': f'{sent.bytes_per_step // sent.element_bytes:,} elements, '
+        'sent per step': f'{round(sent.elements_per_step):,} elements, '
         f'{_bytes(sent.bytes_per_step)} per worker, '
         f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
     }

@@ -145,7 +145,12 @@ class Communication:
     @property
     def true_ratio(self) -> float:
         """d over the mean elements of a step; below the nominal ratio where tensors are small."""
-        return self.every * self.num_params / (self.message_size + self.every * self.always)
+        return self.num_params / self.elements_per_step
+
+    @property
+    def elements_per_step(self) -> float:
+        """On average over steps with and without a message."""
+        return self.message_size / self.every + self.always
 
     @property
     def bytes_per_message(self) -> int:
@@ -153,8 +158,7 @@ class Communication:
 
     @property
     def bytes_per_step(self) -> int:
-        """On average over steps with and without a message."""
-        return round(self.bytes_per_message / self.every + self.element_bytes * self.always)
+        return round(self.element_bytes * self.elements_per_step)
 
     @property
     def dense_bytes_per_step(self) -> int:

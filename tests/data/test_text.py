@@ -254,7 +254,7 @@ def test_a_disk_that_is_full(data_dir):
     with (
         mock.patch.object(Path, 'exists', return_value=False),
         mock.patch.object(corpus, 'write_corpus', side_effect=full),
-        pytest.raises(ValueError, match=r'cannot be written to .*train_text_train .No space left on device.'),
+        pytest.raises(ValueError, match=r'written to .*bytes/train_text_train .No space left on device.'),
     ):
         catalogue._corpus(*_prepared(data_dir), 'train', 'train')
 

@@ -191,9 +191,9 @@ def test_remat_needs_less_memory(gradients):
     [
         ({'width': 10, 'num_heads': 4}, r'width=10 must be a multiple of 2 \* num_heads=8: every head'),
         ({'width': 6, 'num_heads': 2}, r'width=6 must be a multiple of 2 \* num_heads=4'),
-        ({'num_layers': 0}, 'num_layers=0 must be an integer in .1, '),
-        ({'vocab_size': 2.5}, 'vocab_size=2.5 must be an integer in .1, '),
-        ({'context': True}, 'context=True must be an integer in .1, '),
+        ({'num_layers': 0}, r'num_layers=0 must be an integer in \[1, '),
+        ({'vocab_size': 2.5}, r'vocab_size=2.5 must be an integer in \[1, '),
+        ({'context': True}, r'context=True must be an integer in \[1, '),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_at_construction(changes, message):

@@ -165,7 +165,7 @@ def test_a_state_of_which_nothing_is_a_workers_own_has_outputs(data_dir):
         ({'model_options': {'wdith': 8}}, r"^config\.model_options\.wdith .*Did you mean 'width'"),
         (
             {'dataset_options': {'context': 0}},
-            r"^config\.dataset='python_stdlib' .*context=0 must be an integer",
+            r"^config\.dataset='python_stdlib' .*context=0 must be an integer in \[1, ",
         ),
         ({'batch_size': 1000}, r'^config\.batch_size=1000 must be between 1 and num_examples=39'),
         (
