@@ -29,7 +29,7 @@ __all__ = ['Claim', 'Source', 'outcome', 'page', 'tables']
 Expected = Literal['equal', 'ahead', 'diverges']
 _COLUMNS = ('claim', 'the paper', 'here', 'difference [95 % interval]', 'seeds', 'outcome', 'limits')
 _OUTCOME = _COLUMNS.index('outcome')
-_COUNTED = {'holds': 'hold', 'does not hold': 'do not', 'open': 'remain open'}
+_VERDICTS = ('holds', 'does not hold', 'open')
 _NO_WIDTH = 1e-4  # in points; accuracies are float32, and what is below is rounding
 _START, _END = '<!-- written by def_jax.experiments.claims -->', '<!-- end -->'
 
@@ -108,8 +108,8 @@ def tables(claims: Iterable[tuple[str, Sequence[Claim]]], results: Path) -> str:
         lines = [list(_COLUMNS)]
         lines += [_line(claim, cell_of) for claim in group]
         verdicts = collections.Counter(line[_OUTCOME] for line in lines[1:])
-        counts = ', '.join(f'{verdicts[verdict]} {text}' for verdict, text in _COUNTED.items())
-        parts += [f'## {heading}', f'Of {len(group)} claims, {counts}.', markdown.table(lines)]
+        counts = ', '.join(f'{verdict} {verdicts[verdict]}' for verdict in _VERDICTS)
+        parts += [f'## {heading}', f'Outcomes of {len(group)} claims: {counts}.', markdown.table(lines)]
     return '\n\n'.join(parts)
 
 
