@@ -9,7 +9,7 @@ import functools
 
 import ml_collections
 
-from configs.tables import table1, table4, tables
+from configs.tables import levers, table1, table4, tables
 from def_jax.experiments.claims import Claim, Source
 
 TABLE1, VISITS, CIFAR10 = 'table1_digits_recalibrated', 'table1_digits_visits', 'cifar10'
@@ -110,7 +110,7 @@ CIFAR = [
 def _alone(folder: str, data: str, limits: str = '') -> list[Claim]:
     """All four levers against each alone, and each alone against the paper's setting, at y."""
     claims = []
-    for row in ('shuffled', 'balanced', 'λ from the messages', 'no momentum'):
+    for row in levers.LEVERS:
         ours, lever, paper = (Source(folder, name, 'y') for name in (ALL_FOUR, row, PAPER))
         claims += [
             Claim(f'{data}: ours is ahead of {row} alone, y', '', ours, lever, 'ahead', limits),
