@@ -8,6 +8,7 @@ for CPUs and for tests.
 """
 
 import functools
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import app, flags
+from jax import lax
 
 import def_jax
 from benchmarks import peers, timing
@@ -129,32 +131,38 @@ def _stage_table(name: str, scale: _Scale, deadline: float) -> str:
 
 
 def _virtual_workers_table(scale: _Scale) -> str:
-    """A convolutional gradient of one batch, divided among workers that share the device."""
+    """A convolutional gradient of one batch, divided among workers that share the device, in both forms."""
     network, (batch, _) = NETWORKS[scale.images], scale.batch
     variables, images = network.variables(), _ones(network, batch)
 
     def gradient(params, images):
         return jax.grad(functools.partial(_image_loss, network, variables))(params, images)
 
+    def mapped(points, images):
+        return (jax.vmap(gradient)(points, images),)
+
+    def in_sequence(points, images):
+        return (lax.map(lambda own: gradient(*own), (points, images)),)
+
     rows, base = [], None
     for workers in scale.workers:
 
-        def step(points, images=images, workers=workers):
-            split = images.reshape(workers, -1, *images.shape[1:])
-            return (jax.vmap(gradient)(points, split),)
+        def points(workers=workers):
+            return jax.tree.map(lambda x: jnp.stack([x] * workers), variables['params'])
 
-        points = jax.tree.map(lambda x, n=workers: jnp.stack([x] * n), variables['params'])
-        measured = timing.compile_stage(step, (points,))
-        timing.alternate([measured], rounds=_ROUNDS.value, seconds=_SECONDS.value / len(scale.workers))
-        base = base or measured.median
-        rows.append(
-            [workers, batch // workers, f'{1e3 * measured.median:.2f}', f'{measured.median / base:.2f}']
-        )
+        split = images.reshape(workers, -1, *images.shape[1:])
+        forms = [timing.compile_stage(form, (points(),), split) for form in (mapped, in_sequence)]
+        timing.alternate(forms, rounds=_ROUNDS.value, seconds=_SECONDS.value / len(scale.workers))
+        base = base or forms[0].median
+        figures = [(f'{1e3 * form.median:.2f}', f'{form.median / base:.2f}') for form in forms]
+        rows.append([workers, batch // workers, *itertools.chain(*figures)])
     title = (
         f'## Virtual workers: the gradient of {network.title} on {batch} images\n\n'
-        'Workers with points of their own on one device, under `vmap`, which makes grouped convolutions.\n\n'
+        'Workers with points of their own on one device: under `vmap`, which makes grouped convolutions, and '
+        'one after another, as with `--config.sequential_workers=True`. Ratios are to one worker.\n\n'
     )
-    return title + timing.table(['workers', 'images each', 'ms', 'ratio to one worker'], rows)
+    columns = ['workers', 'images each', 'ms, vmap', 'ratio', 'ms, in sequence', 'ratio']
+    return title + timing.table(columns, rows)
 
 
 def _steps_table(scale: _Scale) -> str:

@@ -1,7 +1,8 @@
 """Beyond the paper: λ*(t) estimated from the messages ('auto') against a grid of fixed λ, without momentum.
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/detach.py:digits --workdir=runs/detach
-          (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs)
+          (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs: 81 runs,
+          about half a GPU hour each)
           python -m def_jax.experiments.report --workdir=runs/detach --output=results/beyond/detach_digits
 Variants: :digits; :cifar10_small, the setup of momentum.py:cifar10_small for 10 epochs with balanced blocks.
 Expected: 'auto' is within 0.3 points of each column's best λ, except at learning rate 0.1 on digits and at
@@ -37,7 +38,7 @@ NARROW = ('256, 16 workers', '1024, 16 workers')  # columns whose messages are a
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The table; `arg` is empty or a variant, see above."""
     name = tables.variant(arg, 'digits', 'cifar10_small')
-    base = tables.digits_base() if name == 'digits' else tables.one_gpu(cifar10.get_config())
+    base = tables.digits_base() if name == 'digits' else tables.on_one_device(cifar10.get_config())
     base.recalibrate_batches = 8
     base.learning_rate = 0.5
     columns, where = COLUMNS, 'CIFAR-10'

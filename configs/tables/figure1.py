@@ -1,8 +1,8 @@
-"""Figure 1: accuracy and training loss of VGG-16 on CIFAR-10 during training, ratios 64 and 256.
+r"""Figure 1: accuracy and training loss of VGG-16 on CIFAR-10 during training, ratios 64 and 256.
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/table1.py --workdir=runs/table1
-          python -m def_jax.experiments.report --config=configs/tables/figure1.py \\
-              --workdir=runs/table1 --output=runs/figure1
+          python -m def_jax.experiments.report --config=configs/tables/figure1.py --workdir=runs/table1 \
+            --output=runs/figure1
           The figure uses runs of that table; a sweep of this file trains only the runs of the figure.
 Variants: :digits, scikit-learn's digits, for 2 CPU cores.
 Expected: DEF is ahead of the other compressed methods in accuracy and training loss; EF diverges at 256.

@@ -1,8 +1,8 @@
-"""Figure 2: accuracy and training loss of ResNet-50 on ImageNet during training, ratios 64 and 256.
+r"""Figure 2: accuracy and training loss of ResNet-50 on ImageNet during training, ratios 64 and 256.
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/table2.py --workdir=runs/table2
-          python -m def_jax.experiments.report --config=configs/tables/figure2.py \\
-              --workdir=runs/table2 --output=runs/figure2
+          python -m def_jax.experiments.report --config=configs/tables/figure2.py --workdir=runs/table2 \
+            --output=runs/figure2
           The figure uses runs of that table; a sweep of this file trains only the runs of the figure.
 Variants: :digits, scikit-learn's digits, for 2 CPU cores.
 Expected: DEF is ahead of the other compressed methods in accuracy and training loss.

@@ -1,8 +1,9 @@
-"""Beyond the paper: DEF without momentum, and a larger share of the message for small tensors.
+r"""Beyond the paper: DEF without momentum, and a larger share of the message for small tensors.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/momentum.py:digits
-              --workdir=runs/momentum
-          (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs)
+Command:  python -m def_jax.experiments.sweep --config=configs/tables/momentum.py:digits \
+            --workdir=runs/momentum
+          (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs: 50 runs,
+          about half a GPU hour each)
           python -m def_jax.experiments.report --workdir=runs/momentum --output=results/beyond/momentum_digits
 Variants: :digits; :cifar10_small, a VGG with 73 k parameters on 10,000 CIFAR-10 images, for 2 CPU cores.
 Expected: ours matches the accuracy of the paper's DEF at four times the ratio or more; SGD is as good without
@@ -51,7 +52,7 @@ def sgd(**settings) -> list[dict]:
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The table; `arg` is empty or a variant, see above."""
     name = tables.variant(arg, 'digits', 'cifar10_small')
-    base = tables.digits_base() if name == 'digits' else tables.one_gpu(cifar10.get_config())
+    base = tables.digits_base() if name == 'digits' else tables.on_one_device(cifar10.get_config())
     base.recalibrate_batches = 8
     if name == 'digits':
         base.eval_every_epochs = 40

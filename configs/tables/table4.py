@@ -1,7 +1,8 @@
 """Table 4: test accuracy of DEF and DEF-A by λ, VGG-16 on CIFAR-10, ratio 64, 16 workers.
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/table4.py --workdir=runs/table4
-          (200 epochs a run, 18 runs at the authors' learning rate; docs/paper_tables.md has the hours)
+          (200 epochs; 18 runs at the authors' learning rate, about half a GPU hour each; docs/paper_tables.md
+          says what this estimate rests on)
 Variants: :digits, scikit-learn's digits with λ from 0 to 1, for 2 CPU cores.
           :digits_tuned, :digits with the learning rate of every λ chosen on held-out training images.
           :tuned, the table itself with rates chosen in that way; 18 runs to tune, then 18 to 36.
@@ -45,6 +46,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         options = tuned if name == 'digits_tuned' else {}
         return tables.table(title, tables.digits_base(), both, rows='λ', **options)
     title = 'Table 4: test accuracy of VGG-16 on CIFAR-10 by λ, ratio 64'
-    base = tables.one_gpu(cifar10.get_config())
+    base = tables.on_one_device(cifar10.get_config())
     tuned = {'learning_rates': tables.RATES, 'tuning': tables.HELD_OUT_CIFAR}
     return tables.table(title, base, cells(tuple(PAPER)), rows='λ', **(tuned if name else {}))

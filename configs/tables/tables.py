@@ -23,11 +23,11 @@ COMPRESSED = {'ef': 'EF', 'saef': 'SAEF', 'psync': 'PSync', 'def': 'DEF', 'def_a
 RATES = (0.1, 0.05, 0.01)  # the paper's candidates
 HELD_OUT_DIGITS = {'validation_examples': 200, 'evaluate_on': 'validation'}
 HELD_OUT_CIFAR = {'validation_examples': 5000, 'evaluate_on': 'validation'}
+HELD_OUT_IMAGENET = {'validation_examples': 50_000, 'evaluate_on': 'validation'}
 # 2,340 steps. One device per worker uses both cores of a small machine; virtual workers are slower here.
 REDUCED_CIFAR = {
     'fake_devices': True,
     'workers_per_device': 1,
-    'sequential_workers': False,
     'model': 'vgg_small',
     'train_examples': 10_000,
     'test_examples': 2_000,
@@ -38,15 +38,12 @@ REDUCED_CIFAR = {
 
 def digits_base() -> ml_collections.ConfigDict:
     """scikit-learn's digits with all 16 workers on one device, which is fastest on few CPU cores."""
-    base = digits.get_config()
-    base.workers_per_device = base.num_workers
-    return base
+    return on_one_device(digits.get_config())
 
 
-def one_gpu(base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A base configuration with all workers on one GPU: a table is many runs, and each needs only one."""
+def on_one_device(base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A base configuration with all workers on one device: a table is many runs, and each needs one GPU."""
     base.workers_per_device = base.num_workers
-    base.sequential_workers = True
     return base
 
 

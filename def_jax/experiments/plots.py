@@ -149,11 +149,16 @@ def _measure(cells: Sequence[Cell]) -> Measure:
 
 
 def _has_network(cell: Cell) -> bool:
-    """Whether seconds reflect communication cost; fake devices share one memory."""
+    """Whether seconds reflect communication cost; the devices that simulate workers share one memory."""
     return all(
-        not result['config']['fake_devices'] and result['environment']['num_devices'] > 1
+        not result['config']['fake_devices'] and _devices_are_apart(result['environment'])
         for result in cell.results
     )
+
+
+def _devices_are_apart(environment: Mapping[str, Any]) -> bool:
+    on_one_cpu = environment['device'].endswith('(cpu)') and environment.get('num_processes', 1) == 1
+    return environment['num_devices'] > 1 and not on_one_cpu
 
 
 def _is_number(name: str) -> bool:

@@ -14,6 +14,7 @@ import functools
 import json
 import operator
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ from def_jax.training import results, workers
 from def_jax.training.checkpointing import workdir
 from def_jax.training.measure import Measure
 
-__all__ = ['check_spec', 'check_sweep', 'sweep']
+__all__ = ['check_spec', 'check_sweep', 'configs', 'sweep']
 
 _POLL_SECONDS = 5
 
@@ -70,7 +71,7 @@ def check_spec(spec: ml_collections.ConfigDict) -> None:
             root, dot, _ = key.partition('.')
             if root not in spec.base or (dot and not root.endswith('_options')):
                 raise ValueError(f'{key!r}, in {place}, is not a known key.{nearest(key, spec.base)}')
-    for config in _configs(spec):
+    for config in configs(spec):
         check_config(config)
 
 
@@ -93,26 +94,40 @@ def sweep(
         EndedError: if a run or the sweep is interrupted, or workers disagree.
     """
     check_sweep(spec, part)
-    with _hints_of_a_sweep():
+    with _hints_of_a_sweep(spec):
         _sweep(spec, shard(spec, part), folder, console)
 
 
 def check_sweep(spec: ml_collections.ConfigDict, part: str) -> None:
     """Raises ValueError, before a folder is claimed, if the table or a device that it needs is not there."""
-    with _hints_of_a_sweep():
+    with _hints_of_a_sweep(spec):
         check_spec(shard(spec, part))
         # Start with the largest number: JAX cannot add fake devices later.
-        most = max(_configs(spec), key=workers.num_devices)
+        most = max(configs(spec), key=workers.num_devices)
         devices.worker_devices(workers.num_devices(most), fake=most.fake_devices)
 
 
+def _check_data(spec: ml_collections.ConfigDict) -> None:
+    """Raises ValueError if a data set is missing; downloads and prepares it where it can be."""
+    from def_jax.training import experiment  # imports TensorFlow, so the environment must be set first
+
+    one_each = {f'{config.dataset} {config.dataset_options}': config for config in configs(spec)}
+    with _hints_of_a_sweep(spec):
+        for config in one_each.values():
+            experiment.build(config)
+
+
 @contextlib.contextmanager
-def _hints_of_a_sweep() -> Iterator[None]:
-    """Makes errors of a run name the flags of the sweep, which holds the configuration in config.base."""
+def _hints_of_a_sweep(spec: ml_collections.ConfigDict) -> Iterator[None]:
+    """Makes errors of a run name the keys of the sweep, which holds the configuration in config.base."""
+
+    def of_the_sweep(key: re.Match) -> str:
+        return f'config.base.{key[1]}' if key[1] in spec.base else key[0]
+
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
-        raise ValueError(str(error).replace('--config.', '--config.base.')) from error
+        raise ValueError(re.sub(r'\bconfig\.(\w+)', of_the_sweep, str(error))) from error
 
 
 def _sweep(
@@ -176,7 +191,7 @@ def _outcome(config: ml_collections.ConfigDict, folder: Path) -> str:
     return '  '.join(f'{p} {measure.text(metrics[measure.key(p)])}' for p in result['points'])
 
 
-def _configs(spec: ml_collections.ConfigDict) -> list[ml_collections.ConfigDict]:
+def configs(spec: ml_collections.ConfigDict) -> list[ml_collections.ConfigDict]:
     """The configurations of all runs whose learning rate is known."""
     return [
         _config(spec, run)
@@ -224,18 +239,33 @@ def main(argv: list[str]) -> int:
         sweep(spec, folder, console, part)
 
     if count == 1:
+        _suggest_processes(spec, environments[0])
         code = start(functools.partial(train, rich.console.Console()), environments[0])
     else:
-        check = functools.partial(check_sweep, spec, part)
+
+        def check() -> None:
+            check_sweep(spec, part)
+            _check_data(spec)
+
         quiet = functools.partial(
             train, rich.console.Console(force_terminal=False)
         )  # one bar each is too many
-        # One process reports what is wrong with the table or the GPUs, before all of them would.
+        # One process reports what is wrong with the table, the GPUs or the data, before all of them would.
         code = supervision.supervised('sweep', lambda: start(check, environments[0]))
         code = code or supervision.side_by_side(
             'sweep', [functools.partial(start, quiet, environment) for environment in environments]
         )
     return code or command_line.exit_code('sweep', lambda: _conclude(folder, part))
+
+
+def _suggest_processes(spec: ml_collections.ConfigDict, environment: dict[str, str]) -> None:
+    """Says so if runs of the table could be trained side by side on the GPUs of this machine."""
+    gpus, needed = environment.get('CUDA_VISIBLE_DEVICES', '').count(',') + 1, workers.num_devices(spec.base)
+    if gpus >= 2 * needed:
+        print(
+            f'sweep: {needed} of {gpus} GPUs are used; --processes={gpus // needed} trains as many runs '
+            'side by side'
+        )
 
 
 def _conclude(folder: str, part: str) -> None:

@@ -1,5 +1,6 @@
 """The devices that host the workers: accelerators, or fake devices on this CPU."""
 
+import glob
 import itertools
 import os
 import subprocess
@@ -12,6 +13,7 @@ from def_jax.launch import processes
 __all__ = ['divided_gpus', 'worker_devices']
 
 MOST_FAKE_DEVICES = 1024
+_DEVICE_FILES = '/dev/nvidia[0-9]*'
 _WHENCE = '--config.num_workers / --config.workers_per_device * --config.shards_per_worker'
 
 
@@ -118,8 +120,10 @@ def _installed_gpus() -> list[str]:
     query = ['nvidia-smi', '--query-gpu=index', '--format=csv,noheader']
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-    except (OSError, subprocess.CalledProcessError):  # no driver, or no GPU
+    except subprocess.CalledProcessError:  # no driver
         return []
+    except OSError:  # some containers have the GPUs, but not the program
+        return [str(index) for index, _ in enumerate(glob.glob(_DEVICE_FILES))]
 
 
 def _check_platform() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.tables import tables as table_files
-from def_jax.experiments import cells, finished_runs, report, tables
+from def_jax.experiments import cells, finished_runs, plots, report, tables
 from def_jax.training import results
 
 ROOT = Path(__file__).parents[2]
@@ -144,6 +144,23 @@ def test_committed_tables_are_those_of_the_committed_runs(folder, tmp_path, monk
     assert {path.name for path in folder.glob('*.png')} <= set(drawn)
     if (folder / 'table.csv').exists():
         assert (tmp_path / folder.name / 'table.csv').read_text() == (folder / 'table.csv').read_text()
+
+
+@pytest.mark.parametrize(
+    ('environment', 'drawn'),
+    [
+        ({'device': 'NVIDIA H100 (gpu)', 'num_devices': 8}, True),
+        ({'device': 'cpu (cpu)', 'num_devices': 4, 'num_processes': 4}, True),
+        ({'device': 'cpu (cpu)', 'num_devices': 16}, False),  # JAX_NUM_CPU_DEVICES=16
+    ],
+)
+def test_seconds_are_an_axis_only_where_devices_are_apart(tmp_path, monkeypatch, environment, drawn):
+    run, drawn_against = result(0, 0.9, fake_devices=False), []
+    run['environment'] |= environment
+    run['curve'] = [record | {'seconds': record['epoch']} for record in run['curve']]
+    monkeypatch.setattr(plots, 'measure_axis', lambda axes, measure, x='epoch': drawn_against.append(x))
+    plots.plot_curves(tmp_path / 'curves.png', 'ratio', cells.of_table(a_table(), {NAME: run}))
+    assert ('seconds' in drawn_against) == drawn
 
 
 def test_results_are_few_files_with_short_names():

@@ -207,6 +207,16 @@ def test_too_few_devices_are_noticed_before_a_folder_is_claimed(spec, tmp_path):
     assert not (tmp_path / 'sweep').exists()
 
 
+def test_remedies_name_keys_that_a_sweep_has(spec, tmp_path):
+    spec.base.workers_per_device = 3
+    with pytest.raises(ValueError, match=r'config\.base\.workers_per_device=3 .*config\.base\.num_workers=4'):
+        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
+    with spec.unlocked():
+        spec.base.workers_per_device, spec.seeds = 1, ()
+    with pytest.raises(ValueError, match=r'config\.seeds, config\.cells and config\.tuning_seeds must'):
+        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
+
+
 def test_a_sweep_cannot_go_on_with_other_workers(spec, tmp_path, monkeypatch):
     """Its table would mix them; a single run can, see test_regrouping.py."""
     monkeypatch.setattr(sweep, 'missing_runs', lambda spec, done: {})

@@ -10,6 +10,7 @@ from test_tables import name
 
 from configs.tables import table1, table4
 from def_jax.experiments import needed_runs, sweep
+from def_jax.training import workers
 
 FIGURES = ('figure1', 'figure2', 'figure3')
 FILES = ('table1', 'table2', 'table3', 'table4', *FIGURES, 'beyond', 'detach', 'momentum')
@@ -27,6 +28,13 @@ def test_every_run_of_every_table_can_be_run(file, arg):
     assert spec.base.num_workers == 16 and spec.is_locked
     assert len({(cell['row'], cell['column']) for cell in spec.cells}) == len(spec.cells)
     json.loads(spec.to_json())  # as sweep.json holds it
+
+
+@pytest.mark.parametrize('file', [*FILES, 'league'])
+def test_every_run_of_the_full_tables_needs_one_gpu_and_has_ordinary_convolutions_there(file):
+    for config in sweep.configs(get(file)):
+        assert workers.num_devices(config) == 1
+        assert config.workers_per_device == 1 or config.sequential_workers
 
 
 @pytest.mark.parametrize('arg', [None, 'detach'])
@@ -94,7 +102,14 @@ def test_the_papers_settings():
 
 @pytest.mark.parametrize(
     ('file', 'tuning', 'fewest', 'most'),
-    [('table1', 48, 48, 78), ('table2', 57, 19, 31), ('table3', 72, 72, 108), ('table4', 0, 18, 18)],
+    [
+        ('table1', 48, 48, 78),
+        ('table2', 57, 19, 31),
+        ('table3', 72, 72, 108),
+        ('table4', 0, 18, 18),
+        ('figure3', 0, 6, 6),
+        ('beyond', 21, 35, 100),
+    ],
 )
 def test_the_number_of_runs_that_the_page_names(file, tuning, fewest, most):
     spec = get(file)
@@ -102,9 +117,9 @@ def test_the_number_of_runs_that_the_page_names(file, tuning, fewest, most):
     sharing = collections.Counter(
         needed_runs.run_name(needed_runs.tuning_runs(one_rate, cell)[0]) for cell in spec.cells
     )
-    assert (
-        len({needed_runs.run_name(r) for c in spec.cells for r in needed_runs.tuning_runs(spec, c)}) == tuning
-    )
+    runs = {needed_runs.run_name(r): r for c in spec.cells for r in needed_runs.tuning_runs(spec, c)}
+    assert len(runs) == tuning
+    assert all(run['evaluate_on'] == 'validation' and run['validation_examples'] for run in runs.values())
     assert len(sharing) * len(spec.seeds) == fewest
     rates = len(spec.learning_rates) or 1
     assert sum(min(cells, rates) for cells in sharing.values()) * len(spec.seeds) == most
@@ -141,5 +156,6 @@ def test_four_trajectories_fill_the_columns():
         for run in needed_runs.tuning_runs(table1.get_config(), cell)
         if run['learning_rate'] == 0.1
     }
-    at_64 = {name(method, 64, 0.1, 100) for method in ('ef', 'saef', 'def')}
+    held_out = ',evaluate_on=validation,validation_examples=5000'
+    at_64 = {name(method, 64, 0.1, 100) + held_out for method in ('ef', 'saef', 'def')}
     assert at_64 <= runs and len(runs) == 1 + 3 * 5

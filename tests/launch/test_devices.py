@@ -44,6 +44,14 @@ def nvidia_smi(monkeypatch, output):
     monkeypatch.setattr(subprocess, 'run', run)
 
 
+@pytest.fixture(autouse=True)
+def device_files(tmp_path, monkeypatch):
+    """Those of two GPUs, as in a container that has no nvidia-smi."""
+    for name in ('nvidia3', 'nvidia10', 'nvidiactl', 'nvidia-uvm'):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(devices, '_DEVICE_FILES', f'{tmp_path}/nvidia[0-9]*')
+
+
 @pytest.mark.parametrize(
     ('environment', 'output', 'processes', 'expected'),
     [
@@ -54,7 +62,7 @@ def nvidia_smi(monkeypatch, output):
         ({'CUDA_VISIBLE_DEVICES': ''}, '0\n1\n', 2, [None, None]),
         ({'CUDA_VISIBLE_DEVICES': '-1'}, '0\n1\n', 2, [None, None]),
         ({'JAX_PLATFORMS': 'cpu'}, '0\n', 2, [None, None]),
-        ({}, None, 2, [None, None]),
+        ({}, None, 2, ['0', '1']),
     ],
 )
 def test_each_process_gets_gpus_of_its_own(monkeypatch, environment, output, processes, expected):
@@ -75,7 +83,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         (None, None, '0\n1\n', True),
         ('cpu', None, '0\n1\n', False),  # chosen
         (None, '', '0\n1\n', False),
-        (None, '0', None, False),  # set, but there is no GPU
+        (None, '0', '', False),  # set, but there is no GPU
     ],
 )
 def test_gpus_that_this_jax_cannot_use_are_refused(monkeypatch, platforms, hidden, output, refused):
