@@ -33,7 +33,7 @@ DIGITS = {
     'points': ('y', 'x'),
     'rates': {0.9: (0.2, 0.1, 0.05, 0.02, 0.01), 0.0: (2.0, 1.0, 0.5, 0.2, 0.1)},
     'detach': (0.2, 0.3, 0.5, 0.7),
-    'beyond': {},
+    'beyond': {"the paper's DEF": {'learning_rate': (0.005,), 'detach': (0.85, 1.0)}},  # chose an edge
 }
 REDUCED = {
     'ratio': 16,
