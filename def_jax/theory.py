@@ -47,12 +47,12 @@ def compression_delta(compressor: Compressor, params: PyTree) -> float:
 
 
 def largest_learning_rate(*, smoothness: float, num_workers: int, detach: float, delta: float) -> float:
-    """The largest learning rate for which the proof of Theorem 4.3 holds, about δ / (4·B₂·L) for small δ.
+    """The largest learning rate that the proof of Theorem 4.3 allows, about δ / (4·B₂·L) for small δ.
 
     The theorem asks for η ≤ 1/(4L) alone. Its Lemma A.2 also needs B₃ = (1-δ)(1+1/β)·2B₂²η²L² ≤ δ/2, with
     β = √((1-δ/2)/(1-δ)) - 1 and B₂ = ``|1/K-λ| + (K-1)/K``. Eq. 42 writes β where B₃ has 1 + 1/β, so that
-    1/(4L) appears to imply it. Solved for η, it is η ≤ √(δ/4 · β / ((1-δ)(1+β))) / (B₂·L). One worker with
-    λ = 1 has B₂ = 0, and 1/(4L) remains.
+    1/(4L) appears to imply it. Solved for η, it is η ≤ √(δ/4 · β / ((1-δ)(1+β))) / (B₂·L). Another β than
+    the paper's would allow up to 1.22 times that. One worker with λ = 1 has B₂ = 0, and 1/(4L) remains.
 
     Args:
         smoothness: L.

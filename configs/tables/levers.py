@@ -2,7 +2,7 @@
 
 Command:  python -m def_jax.experiments.sweep --config=configs/tables/levers.py --workdir=runs/levers
           python -m def_jax.experiments.report --workdir=runs/levers --output=results/beyond/levers_digits
-          (ratio 1024 on digits, on 2 CPU cores; 285 runs to tune and 140 to 180 more, half a minute each on a
+          (ratio 1024 on digits, on 2 CPU cores; 333 runs to tune and 140 to 180 more, half a minute each on a
           quiet machine)
 Variants: :cifar10_small, ratio 16 and the paper's setting at ratio 2, a VGG with 71 k parameters on 10,000
           CIFAR-10 images, 2,340 steps, all test images; 122 short runs to tune and 90 more, 2 minutes each.

@@ -67,17 +67,16 @@ class Claim:
 def outcome(expected: Expected, difference: Difference) -> str:
     """'holds', 'does not hold' or 'open', from the difference to the cell that a claim compares with.
 
-    'equal' holds if the two are equivalent within `MARGIN`, and does not if the 95 % interval has no value
-    within it. 'ahead' holds if the 95 % interval is above zero; if it is not, 'ahead' does not hold where the
-    interval is below zero or the two are equivalent. Seeds that all happen to differ by the same amount
-    decide nothing: their interval has no width.
+    'equal' holds if the two are equivalent within `MARGIN`, and does not if the 95 % interval lies entirely
+    outside it. 'ahead' holds if the 95 % interval is above zero, and does not if it is below. Seeds that all
+    happen to differ by the same amount decide nothing: their interval has no width.
 
     >>> outcome('ahead', paired_difference([3.0, 3.1, 2.9], [1.0, 1.0, 1.0]))
     'holds'
     >>> outcome('equal', paired_difference([3.0, 1.1, 2.0], [1.0, 1.0, 1.0]))
     'open'
     """
-    if difference.mean and difference.standard_error < _NO_WIDTH:
+    if not _decides(difference):
         return 'open'
     low, high = difference.interval()
     if expected == 'equal':
@@ -86,7 +85,11 @@ def outcome(expected: Expected, difference: Difference) -> str:
         return 'does not hold' if low > MARGIN or high < -MARGIN else 'open'
     if low > 0:
         return 'holds'
-    return 'does not hold' if high < 0 or difference.equivalent() else 'open'
+    return 'does not hold' if high < 0 else 'open'
+
+
+def _decides(difference: Difference) -> bool:
+    return not difference.mean or not difference.standard_error < _NO_WIDTH
 
 
 def tables(claims: Iterable[tuple[str, Sequence[Claim]]], results: Path) -> str:
@@ -141,26 +144,31 @@ def _line(claim: Claim, cell_of: Any) -> list[str]:
     link = f'[{ours.text}]({claim.ours.folder}/README.md)'
     if claim.against is None:
         verdict = 'holds' if ours.diverged == len(ours.results) else 'does not hold'
-        limits = _limits(claim, {'first': our_edge})
+        limits = _limits(claim.limits, {'first': our_edge})
         return [claim.text, claim.paper, link, '', str(len(ours.results)), verdict, limits]
     theirs, their_edge = cell_of(claim.against)
     difference = paired_difference(ours.by_seed, theirs.by_seed)
     if difference is None:
         raise ValueError(f'{claim.text!r} compares cells that share no seed.')
+    verdict = outcome(claim.expected, difference)
+    close = (
+        (claim.expected, verdict) == ('ahead', 'open') and _decides(difference) and difference.equivalent()
+    )
+    limits = '; '.join(filter(None, [claim.limits, f'equal within {MARGIN:g} points' if close else '']))
     return [
         claim.text,
         claim.paper,
         f'{link} against {theirs.text}',
         difference.text(),
         str(difference.num_pairs),
-        outcome(claim.expected, difference),
-        _limits(claim, {'first': our_edge, 'second': their_edge}),
+        verdict,
+        _limits(limits, {'first': our_edge, 'second': their_edge}),
     ]
 
 
-def _limits(claim: Claim, edges: dict[str, bool]) -> str:
+def _limits(limits: str, edges: dict[str, bool]) -> str:
     at_the_edge = ' and '.join(place for place, edge in edges.items() if edge)
-    return '; '.join(filter(None, [claim.limits, at_the_edge and f'{at_the_edge} at the edge']))
+    return '; '.join(filter(None, [limits, at_the_edge and f'{at_the_edge} at the edge']))
 
 
 def _cell(cells_in: Any, results: Path, source: Source) -> tuple[Cell, bool]:

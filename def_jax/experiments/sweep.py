@@ -93,18 +93,26 @@ def sweep(
         ValueError: if the table, the folder or a run in it cannot be used. Finished runs are kept.
         EndedError: if a run or the sweep is interrupted, or workers disagree.
     """
-    check_sweep(spec, part)
+    needed = check_sweep(spec, part)
+    if jax.default_backend() == 'gpu' and (here := jax.local_device_count()) >= 2 * needed:
+        console.print(
+            f'{needed} of {here} GPUs are used; --processes, or more of them, trains runs side by side'
+        )
     with _hints_of_a_sweep(spec):
         _sweep(spec, shard(spec, part), folder, console)
 
 
-def check_sweep(spec: ml_collections.ConfigDict, part: str) -> None:
-    """Raises ValueError, before a folder is claimed, if the table or a device that it needs is not there."""
+def check_sweep(spec: ml_collections.ConfigDict, part: str) -> int:
+    """How many devices a run needs at most.
+
+    Raises:
+        ValueError: before a folder is claimed, if the table or a device that it needs is not there.
+    """
     with _hints_of_a_sweep(spec):
         check_spec(shard(spec, part))
         # Start with the largest number: JAX cannot add fake devices later.
         most = max(configs(spec), key=workers.num_devices)
-        devices.worker_devices(workers.num_devices(most), fake=most.fake_devices)
+        return len(devices.worker_devices(workers.num_devices(most), fake=most.fake_devices))
 
 
 def _check_data(spec: ml_collections.ConfigDict) -> None:
@@ -239,7 +247,6 @@ def main(argv: list[str]) -> int:
         sweep(spec, folder, console, part)
 
     if count == 1:
-        _suggest_processes(spec, environments[0])
         code = start(functools.partial(train, rich.console.Console()), environments[0])
     else:
 
@@ -256,16 +263,6 @@ def main(argv: list[str]) -> int:
             'sweep', [functools.partial(start, quiet, environment) for environment in environments]
         )
     return code or command_line.exit_code('sweep', lambda: _conclude(folder, part))
-
-
-def _suggest_processes(spec: ml_collections.ConfigDict, environment: dict[str, str]) -> None:
-    """Says so if runs of the table could be trained side by side on the GPUs of this machine."""
-    gpus, needed = environment.get('CUDA_VISIBLE_DEVICES', '').count(',') + 1, workers.num_devices(spec.base)
-    if gpus >= 2 * needed:
-        print(
-            f'sweep: {needed} of {gpus} GPUs are used; --processes={gpus // needed} trains as many runs '
-            'side by side'
-        )
 
 
 def _conclude(folder: str, part: str) -> None:

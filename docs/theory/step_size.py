@@ -78,9 +78,9 @@ def main():
         largest = theory.largest_learning_rate(
             smoothness=1, num_workers=NUM_WORKERS, detach=DETACH, delta=1 / ratio
         )
-        rates = [1 / 16, 1 / 8, 1 / 4]
-        if ratio <= 256:  # at 1024 its steps would take too long
-            rates.insert(0, largest)
+        # At 1024 the steps of the largest rate would take too long.
+        rates = [1 / 64, 1 / 32] if ratio == 1024 else [largest]
+        rates += [1 / 16, 1 / 8, 1 / 4]
         measured = []
         for rate in rates:
             num_steps = round((40 if rate == largest else 1000 if ratio == 1024 else 500) / rate)

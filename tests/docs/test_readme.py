@@ -93,5 +93,20 @@ def test_the_tables_are_those_of_the_results():
         assert len(shown) >= 3 * 6 and shown.items() <= page.items()
 
 
+def test_the_columns_of_ours_and_table_4_are_those_of_the_results():
+    ours = {'ours, y': 'DEF, ours, balanced', 'ours, x': 'DEF-A, ours, balanced'}
+    here = {row['ratio']: row for row in table(ROOT / 'results/cifar10/README.md', '| ratio |  |')}
+    site = ROOT / 'docs/paper_tables.md'
+    for row in table(site, '| ratio | visits'):
+        assert all(row[short] == here[row['ratio']][name] for short, name in ours.items())
+    found = table(ROOT / 'results/table4_digits_tuned/README.md', '| λ |  |')
+    by_detach, papers = ({r['λ']: r for r in found if r[''] == whose} for whose in ('ours', 'paper'))
+    at_64, paper, at_256 = table(site, '| λ | 0 |')
+    for detach in ('0', '0.1', '0.2', '0.3', '0.4', '0.6', '0.8', '1'):
+        row = by_detach[f'{float(detach)}']
+        assert (at_64[detach], at_256[detach]) == (row['DEF'], row['DEF, ratio 256'])
+        assert paper[detach] == papers.get(detach, {'DEF': ''})['DEF']
+
+
 def test_readme_is_short():
     assert len((ROOT / 'README.md').read_text().splitlines()) <= 150

@@ -1,5 +1,6 @@
 """The sweep: all runs of a table, none of them twice, whatever happened before."""
 
+import io
 import json
 import signal
 
@@ -205,6 +206,16 @@ def test_too_few_devices_are_noticed_before_a_folder_is_claimed(spec, tmp_path):
     with pytest.raises(ValueError, match=r'40 devices are needed .* --config.base.workers_per_device'):
         sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
     assert not (tmp_path / 'sweep').exists()
+
+
+@pytest.mark.parametrize(('gpus', 'said'), [(7, ''), (8, '4 of 8 GPUs are used; --processes')])
+def test_gpus_that_stay_idle_are_mentioned(spec, tmp_path, monkeypatch, gpus, said):
+    monkeypatch.setattr(sweep.jax, 'default_backend', lambda: 'gpu')
+    monkeypatch.setattr(sweep.jax, 'local_device_count', lambda: gpus)
+    monkeypatch.setattr(sweep, 'missing_runs', lambda spec, done: {})
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    sweep.sweep(spec, tmp_path / 'sweep', console)
+    assert console.file.getvalue().startswith(said) and bool(said) == ('GPUs' in console.file.getvalue())
 
 
 def test_remedies_name_keys_that_a_sweep_has(spec, tmp_path):

@@ -47,7 +47,7 @@ def test_the_orders_can_be_run(arg):
 @pytest.mark.parametrize(
     ('file', 'args', 'tuning', 'fewest'),
     [
-        ('levers', (), 285, 140),
+        ('levers', (), 333, 140),
         ('levers', ('cifar10_small',), 122, 90),
         ('cifar10', (None,), 43, 27),
         ('cifar10', ('long',), 0, 4),

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 from faults import processes
 
@@ -134,6 +136,16 @@ def test_sweep_and_report_refuse_in_one_line(environment, tmp_path, program, arg
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_process_of_a_sweep_reports_missing_data(environment, tmp_path):
+    flags = ['--config=configs/tables/table2.py', '--config.base.fake_devices=True', '--processes=2']
+    flags += [f'--config.base.data_dir={tmp_path / "data"}', f'--workdir={tmp_path / "sweep"}']
+    command = [sys.executable, '-m', 'def_jax.experiments.sweep', *flags]
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.count("sweep: Data set 'imagenet2012' is not in") == 1
+    assert '--config.base.data_dir, to DIR.' in process.stderr and list(tmp_path.iterdir()) == []
+
+
 # --- Runs ---
 
 
@@ -212,6 +224,32 @@ def test_sgd_runs_and_keeps_what_it_compiled(environment, tmp_path):
     assert list((tmp_path / 'run' / 'compilation_cache').iterdir())
     sent = json.loads((tmp_path / 'run' / 'result.json').read_text())['communication']
     assert sent['message_size'] == sent['num_params']
+
+
+@pytest.mark.slow
+def test_table_1_starts_on_cpu_cores_as_its_page_says(environment, tmp_path):
+    """Its network on 16 fake devices, one run, on noise in the shape of CIFAR-10."""
+    for split, count in (('train', 16), ('test', 2)):
+        for number in range(count):
+            path = tmp_path / 'images' / split / 'noise' / f'{number}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+            PIL.Image.fromarray(noise).save(path)
+    flags = ['--config.base.fake_devices=True', '--config.base.workers_per_device=1']  # docs/paper_tables.md
+    flags += [
+        '--shard=1/16',
+        '--config.seeds=(0,)',
+        '--config.learning_rates=()',
+        '--config.base.num_epochs=1',
+    ]
+    flags += ['--config.base.batch_size=16', '--config.base.dataset=image_folder']
+    flags += [f'--config.base.dataset_options.folder={tmp_path / "images"}']
+    command = [sys.executable, '-m', 'def_jax.experiments.sweep', '--config=configs/tables/table1.py', *flags]
+    command += [f'--workdir={tmp_path / "sweep"}']
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr
+    (result,) = (tmp_path / 'sweep').glob('*/result.json')
+    assert json.loads(result.read_text())['environment']['num_devices'] == 16
 
 
 @pytest.mark.slow
