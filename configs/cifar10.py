@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.ratio = 64
 
     config.num_workers = 16
-    config.sequential_workers = True  # grouped convolutions are slow
+    config.sequential_workers = True  # under vmap, their convolutions would be grouped
 
     config.dataset = 'cifar10'
     config.model = 'vgg16'

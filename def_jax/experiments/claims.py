@@ -144,7 +144,7 @@ def _line(claim: Claim, cell_of: Any) -> list[str]:
     link = f'[{ours.text}]({claim.ours.folder}/README.md)'
     if claim.against is None:
         verdict = 'holds' if ours.diverged == len(ours.results) else 'does not hold'
-        limits = _limits(claim.limits, {'first': our_edge})
+        limits = _joined(claim.limits, _edges(first=our_edge))
         return [claim.text, claim.paper, link, '', str(len(ours.results)), verdict, limits]
     theirs, their_edge = cell_of(claim.against)
     difference = paired_difference(ours.by_seed, theirs.by_seed)
@@ -154,7 +154,6 @@ def _line(claim: Claim, cell_of: Any) -> list[str]:
     close = (
         (claim.expected, verdict) == ('ahead', 'open') and _decides(difference) and difference.equivalent()
     )
-    limits = '; '.join(filter(None, [claim.limits, f'equal within {MARGIN:g} points' if close else '']))
     return [
         claim.text,
         claim.paper,
@@ -162,13 +161,21 @@ def _line(claim: Claim, cell_of: Any) -> list[str]:
         difference.text(),
         str(difference.num_pairs),
         verdict,
-        _limits(limits, {'first': our_edge, 'second': their_edge}),
+        _joined(
+            claim.limits,
+            f'equal within {MARGIN:g} points' if close else '',
+            _edges(first=our_edge, second=their_edge),
+        ),
     ]
 
 
-def _limits(limits: str, edges: dict[str, bool]) -> str:
-    at_the_edge = ' and '.join(place for place, edge in edges.items() if edge)
-    return '; '.join(filter(None, [limits, at_the_edge and f'{at_the_edge} at the edge']))
+def _edges(**at_the_edge: bool) -> str:
+    places = ' and '.join(place for place, edge in at_the_edge.items() if edge)
+    return places and f'{places} at the edge'
+
+
+def _joined(*limits: str) -> str:
+    return '; '.join(filter(None, limits))
 
 
 def _cell(cells_in: Any, results: Path, source: Source) -> tuple[Cell, bool]:

@@ -103,7 +103,7 @@ def sweep(
 
 
 def check_sweep(spec: ml_collections.ConfigDict, part: str) -> int:
-    """How many devices a run needs at most.
+    """Checks a part of a table, and returns how many devices a run of the table needs at most.
 
     Raises:
         ValueError: before a folder is claimed, if the table or a device that it needs is not there.
@@ -252,7 +252,7 @@ def main(argv: list[str]) -> int:
 
         def check() -> None:
             check_sweep(spec, part)
-            _check_data(spec)
+            _check_data(shard(spec, part))
 
         quiet = functools.partial(
             train, rich.console.Console(force_terminal=False)
