@@ -6,7 +6,8 @@
     python docs/theory/figure3.py runs/figure3_recalibrated
 
 A run reports x and y with BatchNorm's running statistics and with statistics recalibrated at x and at y.
-Without an argument, the picture is drawn from the curves of the committed runs.
+Without an argument, the picture is drawn from the curves of the committed runs. The table compares x and y on
+CIFAR-10 as well, in the runs of configs/tables/cifar10.py before the first drop of the rate.
 """
 
 import json
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import reporting
+
+from def_jax.experiments import finished_runs
 
 COMMITTED = reporting.RESULTS / 'figure3_runs.json'
 STATISTICS = {'running': '_running', 'recalibrated': ''}
@@ -34,6 +37,12 @@ def collect(folder):
     COMMITTED.write_text(json.dumps(runs) + '\n')
 
 
+def on_cifar10(ratio):
+    """The curves of the committed runs on CIFAR-10, at the rate that held-out images chose for x and y."""
+    runs = finished_runs.read(reporting.RESULTS.parent / 'cifar10')
+    return [runs[f'method=def,ratio={ratio},learning_rate=0.1,seed={seed}']['curve'] for seed in range(3)]
+
+
 def main():
     if len(sys.argv) > 1:
         collect(Path(sys.argv[1]))
@@ -41,31 +50,43 @@ def main():
     figure, axes = reporting.panels(len(by_ratio) * len(STATISTICS), sharey=True)
     rows = []
     for panels, (ratio, runs) in zip(np.split(axes, len(by_ratio)), by_ratio.items(), strict=True):
-        rows += [[ratio, *row] for row in compared(runs, ratio, panels)]
-    header = ['ratio', 'epoch', *(f'{of}, {name}' for name in STATISTICS for of in ('x', 'y', 'x - y'))]
-    reporting.publish('figure3', figure, header, rows, seeds=len(runs))
+        draw(runs, ratio, panels)
+        rows += [['digits', ratio, *row] for row in compared(runs, WINDOWS)]
+    for ratio in by_ratio:
+        rows += [['CIFAR-10', ratio, *row] for row in compared(on_cifar10(ratio), {'10': (10, 10)})]
+    header = ['data', 'ratio', 'epoch']
+    header += [f'{of}, {name}' for name in STATISTICS for of in ('x', 'y', 'x - y')]
+    reporting.publish('figure3', figure, header, rows, seeds=3)
 
 
-def compared(runs, ratio, panels):
-    """The rows of a ratio, drawn in a panel for each kind of statistics."""
-    epochs = [record['epoch'] for record in runs[0]]
-
-    def accuracy(point, suffix):
-        return np.array([[100 * r[f'test_accuracy_{point}{suffix}'] for r in run] for run in runs]).T
-
-    def over(accuracies, first, last):
-        return accuracies[epochs.index(first) : epochs.index(last) + 1].mean(0)
-
-    columns = []
+def draw(runs, ratio, panels):
+    """Draws the runs of a ratio, in a panel for each kind of statistics."""
     for panel, (statistics, suffix) in zip(panels, STATISTICS.items(), strict=True):
-        x, y = accuracy('x', suffix), accuracy('y', suffix)
-        reporting.band(panel, epochs, 100 - x, 'x: DEF-A', color=reporting.X)
-        reporting.band(panel, epochs, 100 - y, 'y: DEF', color=reporting.Y)
+        for point, label, color in (('x', 'x: DEF-A', reporting.X), ('y', 'y: DEF', reporting.Y)):
+            epochs, accuracies = accuracy(runs, point, suffix)
+            reporting.band(panel, epochs, 100 - accuracies, label, color=color)
         panel.set(title=f'ratio {ratio}, {statistics}', xlabel='epoch', ylabel='test error, %', yscale='log')
         panel.legend()
-        columns += [[reporting.mean_std(over(v, *window)) for window in WINDOWS.values()] for v in (x, y)]
-        columns += [[reporting.interval(over(x - y, *window)) for window in WINDOWS.values()]]
-    return zip(WINDOWS, *columns, strict=True)
+
+
+def compared(runs, windows):
+    """For each window of epochs, x, y and x - y with both kinds of statistics."""
+    for name, (first, last) in windows.items():
+        row = [name]
+        for suffix in STATISTICS.values():
+            means = []
+            for point in ('x', 'y'):
+                epochs, accuracies = accuracy(runs, point, suffix)
+                means.append(accuracies[epochs.index(first) : epochs.index(last) + 1].mean(0))
+            row += [*map(reporting.mean_std, means), reporting.interval(means[0] - means[1])]
+        yield row
+
+
+def accuracy(runs, point, suffix):
+    """The epochs of the evaluations, and the test accuracy there in %, [evaluations, seeds]."""
+    key = f'test_accuracy_{point}{suffix}'
+    epochs = [record['epoch'] for record in runs[0] if key in record]
+    return epochs, np.array([[100 * record[key] for record in run if key in record] for run in runs]).T
 
 
 if __name__ == '__main__':
