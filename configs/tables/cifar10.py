@@ -5,7 +5,8 @@ Command:  python -m def_jax.experiments.sweep --config=configs/tables/cifar10.py
           (50,000 images, 30 epochs, 11,700 steps: some 10 minutes a run on a core, so --processes=2. 43 short
           runs to tune, then 27 to 42: 3 hours or more; it resumes after a kill. On one GPU, add
           --config.base.fake_devices=False --config.base.workers_per_device=16)
-Variants: :long, one seed of the paper's 200 epochs for SGD and DEF at 64, 256 and 1024, at the authors' rate.
+Variants: :long, one seed of the paper's 200 epochs for SGD and DEF at 64, 256 and 1024, at the authors' rate;
+          4 runs, an hour each.
 Expected: DEF is 8 to 10 points ahead of EF, SAEF and PSync, and 3 (at 64) and 6 (at 256) behind SGD; ours at
           256 ends near DEF at 64.
 
