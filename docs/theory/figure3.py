@@ -37,9 +37,8 @@ def collect(folder):
     COMMITTED.write_text(json.dumps(runs) + '\n')
 
 
-def on_cifar10(ratio):
-    """The curves of the committed runs on CIFAR-10, at the rate that held-out images chose for x and y."""
-    runs = finished_runs.read(reporting.RESULTS.parent / 'cifar10')
+def on_cifar10(runs, ratio):
+    """The curves of a ratio on CIFAR-10, at the rate that held-out images chose for x and y."""
     return [runs[f'method=def,ratio={ratio},learning_rate=0.1,seed={seed}']['curve'] for seed in range(3)]
 
 
@@ -52,8 +51,9 @@ def main():
     for panels, (ratio, runs) in zip(np.split(axes, len(by_ratio)), by_ratio.items(), strict=True):
         draw(runs, ratio, panels)
         rows += [['digits', ratio, *row] for row in compared(runs, WINDOWS)]
+    cifar10 = finished_runs.read(reporting.RESULTS.parent / 'cifar10')
     for ratio in by_ratio:
-        rows += [['CIFAR-10', ratio, *row] for row in compared(on_cifar10(ratio), {'10': (10, 10)})]
+        rows += [['CIFAR-10', ratio, *row] for row in compared(on_cifar10(cifar10, ratio), {'10': (10, 10)})]
     header = ['data', 'ratio', 'epoch']
     header += [f'{of}, {name}' for name in STATISTICS for of in ('x', 'y', 'x - y')]
     reporting.publish('figure3', figure, header, rows, seeds=3)
