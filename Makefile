@@ -40,20 +40,20 @@ docs: $(READY)  ## Build the documentation in docs/_build/html; warnings and bro
 	@echo 'Open docs/_build/html/index.html'
 
 docs-test: $(READY)  ## Run the examples in docstrings.
-	$(BIN)/python -m pytest --doctest-modules def_jax configs
+	$(BIN)/python -m pytest --doctest-modules def_jax paper configs docs/theory/bounds.py
 
 theory: $(READY)  ## Run the programs behind docs/theory: print tables, write plots to results/theory; takes minutes.
 	@for program in $(THEORY); do echo "$$program"; $(BIN)/python docs/theory/$$program.py || exit 1; done
 
 tables: $(READY)  ## Regenerate every page and plot under results/ from its runs.jsonl.
-	@for folder in $(RESULTS); do $(BIN)/python -m def_jax.experiments.report --workdir=$$folder || exit 1; done
-	$(BIN)/python -m def_jax.experiments.claims
+	@for folder in $(RESULTS); do $(BIN)/python -m paper.report --workdir=$$folder || exit 1; done
+	$(BIN)/python -m paper.claims
 
 reproduce: $(READY)  ## Rerun the digits experiments from scratch in runs/ and report them; takes hours on 2 cores.
 	@for table in $(REPRODUCED); do \
 	  workdir=runs/$$(echo $$table | sed 's/[.]py:/_/') && \
-	  $(BIN)/python -m def_jax.experiments.sweep --config=configs/tables/$$table --workdir=$$workdir && \
-	  $(BIN)/python -m def_jax.experiments.report --workdir=$$workdir || exit 1; done
+	  $(BIN)/python -m paper.sweep --config=configs/tables/$$table --workdir=$$workdir && \
+	  $(BIN)/python -m paper.report --workdir=$$workdir || exit 1; done
 
 notebooks: $(READY)  ## Run the notebooks and save their outputs.
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb

@@ -19,7 +19,7 @@ from absl import app, flags
 
 from benchmarks import timing
 from benchmarks.runs import WINDOW, make_config
-from def_jax.launch import command_line
+from def_jax.trainer.launch import command_line
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Markdown file for the table; only printed if not given.')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'How often the trainer and the bare step run.', lower_bound=1)
@@ -78,7 +78,7 @@ def _trainer_windows(config: ml_collections.ConfigDict, run: Path) -> list[float
     """Seconds per step between consecutive records of a run; compilation precedes the first record."""
     import rich.console
 
-    from def_jax.training import loop, metrics
+    from def_jax.trainer import loop, metrics
 
     with open(os.devnull, 'w') as nothing:
         loop.train_and_evaluate(config, run, rich.console.Console(file=nothing))
@@ -93,7 +93,7 @@ class _BareLoop:
     """The trainer's compiled step and nothing else."""
 
     def __init__(self, config: ml_collections.ConfigDict):
-        from def_jax.training import experiment, steps
+        from def_jax.trainer import experiment, steps
 
         run = experiment.build(config)
         self._step, self._state = steps.make_train_step(run), steps.make_init(run)()

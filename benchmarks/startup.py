@@ -21,7 +21,7 @@ from absl import app, flags
 
 from benchmarks import timing
 from benchmarks.runs import SMALL_CIFAR10, make_config
-from def_jax.training import metrics
+from def_jax.trainer import metrics
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Markdown file for the table; only printed if not given.')
 _STARTS = flags.DEFINE_integer('starts', 3, 'How often a run is started and resumed.', lower_bound=1)

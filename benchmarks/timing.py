@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax import markdown
+from def_jax.tools import markdown
 
 __all__ = [
     'TRIAD_PASSES',

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from def_jax.models import get_model
-from def_jax.models.transformer import Transformer
+from def_jax.trainer.models import get_model
+from def_jax.trainer.models.transformer import Transformer
 
 __all__ = ['NETWORKS', 'Network']
 

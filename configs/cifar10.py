@@ -28,11 +28,11 @@ for EF; so does this file, by the method after the colon.
 
 import ml_collections
 
-from def_jax.configuration import arguments, defaults
+from def_jax.trainer.configuration import arguments, defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """The complete configuration; def_jax/configuration/defaults.py explains every key.
+    """The complete configuration; def_jax/trainer/configuration/defaults.py explains every key.
 
     Args:
         arg: settings, e.g. 'model=resnet110,method=ef,ratio=256'; see above.

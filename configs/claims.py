@@ -1,6 +1,6 @@
 """The claims of the paper and of this project that committed runs can decide.
 
-Command:  python -m def_jax.experiments.claims --config=configs/claims.py --output=results/claims.md
+Command:  python -m paper.claims --config=configs/claims.py --output=results/claims.md
 Expected: the committed page, word for word; `make tables` writes it as well. The text around the tables is
           the page's own.
 """
@@ -10,7 +10,7 @@ import functools
 import ml_collections
 
 from configs.tables import levers, table1, table4, tables
-from def_jax.experiments.claims import Claim, Source
+from paper.claims import Claim, Source
 
 TABLE1, VISITS, CIFAR10 = 'table1_digits_recalibrated', 'table1_digits_visits', 'cifar10'
 TABLE4, LEVERS, REDUCED = 'table4_digits_tuned', 'beyond/levers_digits', 'beyond/levers_cifar10_small'

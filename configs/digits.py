@@ -10,11 +10,11 @@ To train on your own terms, copy this file: python -m def_jax.train --config=min
 
 import ml_collections
 
-from def_jax.configuration import arguments, defaults
+from def_jax.trainer.configuration import arguments, defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """The complete configuration; def_jax/configuration/defaults.py explains every key.
+    """The complete configuration; def_jax/trainer/configuration/defaults.py explains every key.
 
     Args:
         arg: settings, e.g. 'method=ef,ratio=256'; see above.

@@ -23,11 +23,11 @@ The data set must be prepared by TFDS as ArrayRecord files; docs/paper_tables.md
 
 import ml_collections
 
-from def_jax.configuration import arguments, defaults
+from def_jax.trainer.configuration import arguments, defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """The complete configuration; def_jax/configuration/defaults.py explains every key.
+    """The complete configuration; def_jax/trainer/configuration/defaults.py explains every key.
 
     Args:
         arg: settings, e.g. 'ratio=256,workers_per_device=4'; see above.

@@ -15,11 +15,11 @@ docs/how_to/language.md. --config.optimizer=muon, lion and others work as well, 
 
 import ml_collections
 
-from def_jax.configuration import arguments, defaults
+from def_jax.trainer.configuration import arguments, defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """The complete configuration; def_jax/configuration/defaults.py explains every key.
+    """The complete configuration; def_jax/trainer/configuration/defaults.py explains every key.
 
     Args:
         arg: settings, e.g. 'method=ef,ratio=64'; see above.

@@ -1,16 +1,19 @@
 """def_jax: communication-efficient data-parallel training with Detached Error Feedback, for optax."""
 
-from def_jax import baselines, beyond, compressors, diagnostics, theory
+from def_jax import baselines, beyond, compressors, diagnostics
 from def_jax.alias import def_adamw, def_sgd
 from def_jax.baselines import EF21State, ef21
 from def_jax.beyond.skipping import hold_skipped
-from def_jax.collectives import all_reduce_mean
 from def_jax.compressors import identity, message_size, random_block, random_k, scaled
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, error_feedback, output_params
-from def_jax.mapping.replication import assert_replicated
+from def_jax.mesh.collectives import all_reduce_mean
+from def_jax.mesh.ownership import state_specs
+from def_jax.mesh.replication import assert_replicated
+from def_jax.mesh.spmd import spmd
 from def_jax.methods import METHODS, Method, get_method
-from def_jax.ownership import state_specs
-from def_jax.spmd import spmd
+from def_jax.moved import announce
+
+announce()
 
 __version__ = '0.2.0'
 
@@ -40,5 +43,4 @@ __all__ = [
     'scaled',
     'spmd',
     'state_specs',
-    'theory',
 ]

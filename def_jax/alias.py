@@ -6,9 +6,9 @@ from typing import Any, Literal
 import optax
 from jax.typing import DTypeLike
 
-from def_jax.collectives import AxisName
 from def_jax.compressors import random_block
 from def_jax.error_feedback import error_feedback
+from def_jax.mesh.collectives import AxisName
 
 __all__ = ['def_adamw', 'def_sgd']
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from def_jax.collectives import AxisName, check_axis_name, num_workers, pmean
 from def_jax.error_feedback import feedback_states
+from def_jax.mesh.collectives import AxisName, check_axis_name, num_workers, pmean
 
 PyTree = Any
 

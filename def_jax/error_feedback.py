@@ -21,16 +21,16 @@ from jax.typing import DTypeLike
 
 from def_jax import beyond
 from def_jax.checks import check_compressor, check_floating, check_seed, check_updates
-from def_jax.collectives import AxisName, check_axis_name, check_call, pmean
 from def_jax.compressors import Compressor, shared_key, split
-from def_jax.mapping.shards import WHOLE, Shards
-from def_jax.mapping.varying import (
+from def_jax.mesh.collectives import AxisName, check_axis_name, check_call, pmean
+from def_jax.mesh.ownership import link_states
+from def_jax.mesh.shards import WHOLE, Shards
+from def_jax.mesh.varying import (
     check_shared,
     start_varying,
     vary_if_tracked,
     varying_axes,
 )
-from def_jax.ownership import link_states
 
 PyTree = Any
 

@@ -17,8 +17,8 @@ from def_jax import baselines, compressors
 from def_jax.baselines.cser import cser_of_ratio
 from def_jax.beyond.averaging import Averaging
 from def_jax.checks import look_up
-from def_jax.collectives import AxisName, all_reduce_mean
 from def_jax.error_feedback import error_feedback
+from def_jax.mesh.collectives import AxisName, all_reduce_mean
 
 __all__ = ['METHODS', 'Method', 'Point', 'get_method', 'trajectory']
 

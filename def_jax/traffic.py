@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from def_jax.mapping.varying import AxisName, axis_names
+from def_jax.mesh.varying import AxisName, axis_names
 
 PyTree = Any
 

@@ -3,7 +3,8 @@
     python -m def_jax.train --config=mine.py --workdir=runs/mine --config.ratio=256
 
 The configuration file defines get_config(); those in configs/ are examples to copy, and
-def_jax/configuration/defaults.py explains every key. In a checkout, `python train.py` is the same program.
+def_jax/trainer/configuration/defaults.py explains every key. In a checkout, `python train.py` is the same
+program.
 
 Run again with the same flags to resume. On several machines, start one process on each with --num_processes,
 --process_id and --coordinator_address; under srun, mpirun and on TPU pods these are found.
@@ -11,8 +12,8 @@ Run again with the same flags to resume. On several machines, start one process 
 
 from absl import app, flags
 
-from def_jax.launch import command_line, processes
-from def_jax.launch.exits import EXIT_CODES
+from def_jax.trainer.launch import command_line, processes
+from def_jax.trainer.launch.exits import EXIT_CODES
 
 __doc__ = f'{__doc__}\n{EXIT_CODES}'  # --help prints it
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
 
     def run() -> None:
         # After the environment is set: this imports TensorFlow.
-        from def_jax.training import loop
+        from def_jax.trainer import loop
 
         loop.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
 

@@ -18,7 +18,7 @@
 # If a process dies, the others end by themselves (exit code 6).
 srun --kill-on-bad-exit=0 .venv/bin/python train.py "$@"
 code=$?
-if [ $code -eq 4 ]; then  # ExitCode.STOPPED in def_jax/launch/exits.py
+if [ $code -eq 4 ]; then  # ExitCode.STOPPED in def_jax/trainer/launch/exits.py
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code

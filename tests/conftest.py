@@ -62,7 +62,7 @@ def recorded(data_dir):
 @pytest.fixture(scope='session')
 def environment(tmp_path_factory):
     """A user's environment, without what the suite sets; runs share the data and what they compile."""
-    from def_jax.data import in_memory
+    from def_jax.trainer.data import in_memory
 
     folder = tmp_path_factory.mktemp('command_line')
     in_memory.load_dataset('digits', folder / 'data')

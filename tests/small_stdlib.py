@@ -4,8 +4,8 @@ import functools
 from pathlib import Path
 from unittest import mock
 
-from def_jax.data import in_memory
-from def_jax.data.text import catalogue, stdlib
+from def_jax.trainer.data import in_memory
+from def_jax.trainer.data.text import catalogue, stdlib
 
 FILES = {
     **{

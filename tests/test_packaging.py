@@ -12,7 +12,7 @@ import pytest
 
 import def_jax
 from def_jax import train
-from def_jax.launch.exits import ExitCode
+from def_jax.trainer.launch.exits import ExitCode
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']

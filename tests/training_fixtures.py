@@ -19,10 +19,9 @@ import optax
 import rich.console
 
 from configs import digits
-from def_jax import models
-from def_jax.data import augmentation, in_memory, prefetch
-from def_jax.training import experiment, loop, metrics, steps
-from def_jax.training.checkpointing import checkpoints, regrouping, workdir
+from def_jax.trainer import experiment, loop, metrics, models, steps
+from def_jax.trainer.checkpointing import checkpoints, regrouping, workdir
+from def_jax.trainer.data import augmentation, in_memory, prefetch
 
 NUM_WORKERS = 4
 STEPS_PER_EPOCH = 5

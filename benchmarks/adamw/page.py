@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.adamw import network
-from def_jax import markdown, pictures
-from def_jax.experiments import statistics
+from def_jax.tools import markdown, pictures
+from paper import statistics
 
 __all__ = ['write']
 

@@ -17,7 +17,7 @@ from benchmarks.adamw import network, text
 from benchmarks.adamw.settings import Setting, applied, chain, inner
 from def_jax.beyond.integers import sent_size
 from def_jax.compressors import shared_key
-from def_jax.ownership import own_leaves
+from def_jax.mesh.ownership import own_leaves
 
 __all__ = ['run']
 

@@ -13,7 +13,7 @@ from jax import lax
 import def_jax
 from benchmarks.cluster import timing
 from benchmarks.cluster.workloads import LEARNING_RATE, MLP_SIZES, NUM_CLASSES, VGG16_STAGES, VGG_IMAGE
-from def_jax.communication import collectives
+from def_jax.mesh.hlo import collectives
 
 AXIS = 'workers'
 
@@ -42,7 +42,7 @@ def make_model(job: dict):
 
 
 def _make_vgg16(key):
-    from def_jax.models import VGG
+    from def_jax.trainer.models import VGG
 
     model = VGG(stages=(*VGG16_STAGES, ()), num_classes=NUM_CLASSES)  # as in torch_worker: one dense layer
     variables = jax.jit(functools.partial(model.init, train=False))(key, jnp.zeros((1, *VGG_IMAGE)))

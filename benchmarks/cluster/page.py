@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.cluster.network import HEADERS
 from benchmarks.cluster.processes import ALLOCATOR
-from def_jax.plan import Plan, parse_bandwidth
+from def_jax.tools.plan import Plan, parse_bandwidth
 
 __all__ = ['merged', 'ring_bytes', 'sections']
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import def_jax
 from benchmarks.cluster import timing
-from def_jax.communication import collectives
+from def_jax.mesh.hlo import collectives
 
 LEARNING_RATE = 1e-4  # nothing is learned; values only have to stay finite and normal
 

@@ -6,7 +6,7 @@ import jax
 
 import def_jax
 from benchmarks.league.contenders import WORKERS, Contender, Problem
-from def_jax.ownership import own_leaves
+from def_jax.mesh.ownership import own_leaves
 from def_jax.traffic import traffic
 
 __all__ = ['costs', 'kept']

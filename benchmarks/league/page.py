@@ -13,9 +13,9 @@ from absl import app, flags
 
 from benchmarks.league.costs import kept
 from benchmarks.league.problems import PROBLEMS, Problem
-from def_jax import markdown, pictures
-from def_jax.experiments.statistics import mean_std, paired_difference
 from def_jax.methods import METHODS
+from def_jax.tools import markdown, pictures
+from paper.statistics import mean_std, paired_difference
 
 OURS = 'DEF, ours'
 MORE_SEEDS = 'perceptron_20_seeds'

@@ -17,7 +17,7 @@ import optax
 from benchmarks.adamw import network, text
 from benchmarks.league.contenders import WORKERS, Contender, Problem, answer, gradient_point, narrower
 from def_jax import get_method
-from def_jax.ownership import own_leaves
+from def_jax.mesh.ownership import own_leaves
 
 __all__ = ['TRANSFORMER']
 

@@ -32,7 +32,7 @@ from benchmarks.cluster.network import Unavailable, check_available, network
 from benchmarks.cluster.processes import WorkerFailed, run_workers
 from benchmarks.time_to_accuracy import page
 from benchmarks.time_to_accuracy.workload import RATES, SIZES
-from def_jax.data.in_memory import load_dataset
+from def_jax.trainer.data.in_memory import load_dataset
 
 _DATA = flags.DEFINE_string('data_dir', None, "TFDS's folder; by default TFDS_DATA_DIR or TFDS's own.")
 _BANDWIDTHS = flags.DEFINE_multi_string(

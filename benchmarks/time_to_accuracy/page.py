@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import timing
-from def_jax import pictures
-from def_jax.experiments.statistics import mean_std, paired_difference
-from def_jax.plan import Plan, parse_bandwidth
+from def_jax.tools import pictures
+from def_jax.tools.plan import Plan, parse_bandwidth
+from paper.statistics import mean_std, paired_difference
 
 __all__ = ['TITLES', 'Timed', 'draw', 'is_peer', 'sections', 'timed']
 

@@ -1,9 +1,9 @@
 """Beyond the paper: blocks sent once per round and recalibrated BatchNorm statistics, against its DEF.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/beyond.py:digits --workdir=runs/beyond
+Command:  python -m paper.sweep --config=configs/tables/beyond.py:digits --workdir=runs/beyond
           (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs: 21 runs to
           tune, then 35 to 100 more, about half a GPU hour each)
-          python -m def_jax.experiments.report --workdir=runs/beyond --output=results/beyond/digits
+          python -m paper.report --workdir=runs/beyond --output=results/beyond/digits
 Variants: :digits.
 Expected: 'shuffled' has a lower training loss at 256 and 1024; at 1024 it beats independent draws and is one
           point below SGD.

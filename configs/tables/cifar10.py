@@ -1,7 +1,7 @@
 """All of CIFAR-10 on two CPU cores: the paper's methods at 64 and 256, and the project's own at 256 and 1024.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/cifar10.py --workdir=runs/cifar10
-          python -m def_jax.experiments.report --workdir=runs/cifar10 --output=results/cifar10
+Command:  python -m paper.sweep --config=configs/tables/cifar10.py --workdir=runs/cifar10
+          python -m paper.report --workdir=runs/cifar10 --output=results/cifar10
           (50,000 images, 30 epochs, 11,700 steps: some 10 minutes a run on a core, so --processes=2. 43 short
           runs to tune, then 27 to 42: 3 hours or more; it resumes after a kill. On one GPU, add
           --config.base.fake_devices=False --config.base.workers_per_device=16)

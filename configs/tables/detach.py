@@ -1,9 +1,9 @@
 """Beyond the paper: λ*(t) estimated from the messages ('auto') against a grid of fixed λ, without momentum.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/detach.py:digits --workdir=runs/detach
+Command:  python -m paper.sweep --config=configs/tables/detach.py:digits --workdir=runs/detach
           (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs: 81 runs,
           about half a GPU hour each)
-          python -m def_jax.experiments.report --workdir=runs/detach --output=results/beyond/detach_digits
+          python -m paper.report --workdir=runs/detach --output=results/beyond/detach_digits
 Variants: :digits; :cifar10_small, the setup of momentum.py:cifar10_small for 10 epochs with balanced blocks.
 Expected: 'auto' is within 0.3 points of each column's best λ, except at learning rate 0.1 on digits and at
           ratio 64 on CIFAR-10; its training loss is the lowest or close to it.

@@ -1,7 +1,7 @@
 r"""Figure 1: accuracy and training loss of VGG-16 on CIFAR-10 during training, ratios 64 and 256.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/table1.py --workdir=runs/table1
-          python -m def_jax.experiments.report --config=configs/tables/figure1.py --workdir=runs/table1 \
+Command:  python -m paper.sweep --config=configs/tables/table1.py --workdir=runs/table1
+          python -m paper.report --config=configs/tables/figure1.py --workdir=runs/table1 \
             --output=runs/figure1
           The figure uses runs of that table; a sweep of this file trains only the runs of the figure.
 Variants: :digits, scikit-learn's digits, for 2 CPU cores.

@@ -1,7 +1,7 @@
 r"""Figure 2: accuracy and training loss of ResNet-50 on ImageNet during training, ratios 64 and 256.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/table2.py --workdir=runs/table2
-          python -m def_jax.experiments.report --config=configs/tables/figure2.py --workdir=runs/table2 \
+Command:  python -m paper.sweep --config=configs/tables/table2.py --workdir=runs/table2
+          python -m paper.report --config=configs/tables/figure2.py --workdir=runs/table2 \
             --output=runs/figure2
           The figure uses runs of that table; a sweep of this file trains only the runs of the figure.
 Variants: :digits, scikit-learn's digits, for 2 CPU cores.

@@ -1,7 +1,7 @@
 """Figure 3: DEF-A against DEF and SGD during training, VGG-16 on CIFAR-10, ratio 64.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/figure3.py --workdir=runs/figure3
-          python -m def_jax.experiments.report --workdir=runs/figure3
+Command:  python -m paper.sweep --config=configs/tables/figure3.py --workdir=runs/figure3
+          python -m paper.report --workdir=runs/figure3
           (6 runs of 200 epochs at the authors' learning rate, about half a GPU hour each)
 Variants: :digits, scikit-learn's digits at ratios 64 and 256, for 2 CPU cores.
 Expected: DEF-A is about 15 points ahead of DEF before the first learning-rate drop, and ahead of SGD; the

@@ -1,7 +1,7 @@
 """AdamW with and without DEF on the source of Python's standard library, at the bytes of 1/16 and 1/64.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/language.py --workdir=runs/language
-          python -m def_jax.experiments.report --workdir=runs/language --output=results/language/table
+Command:  python -m paper.sweep --config=configs/tables/language.py --workdir=runs/language
+          python -m paper.report --workdir=runs/language --output=results/language/table
           (on 2 CPU cores; 10 short runs to tune, then 9, four minutes each: an hour)
 Variants: none.
 Expected: see docs/adamw.md, which compares the two at more steps.

@@ -1,9 +1,9 @@
 """The league: every method at the bytes of the others, 16 and 64 times below dense.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/league.py:digits --workdir=runs/league
+Command:  python -m paper.sweep --config=configs/tables/league.py:digits --workdir=runs/league
           (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs: 119 runs to
           tune, then 96 or more, half a GPU hour each or longer)
-          python -m def_jax.experiments.report --workdir=runs/league --output=results/league/digits
+          python -m paper.report --workdir=runs/league --output=results/league/digits
 Variants: :digits, without the methods that were far behind on a perceptron, and with four methods at 64;
           :cifar10_small, the same on 4,000 CIFAR-10 images with that VGG, 10 epochs, 4 to tune.
 Expected: see results/league/README.md.

@@ -1,7 +1,7 @@
 """Beyond the paper: each lever alone, both sides tuned on held-out training images.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/levers.py --workdir=runs/levers
-          python -m def_jax.experiments.report --workdir=runs/levers --output=results/beyond/levers_digits
+Command:  python -m paper.sweep --config=configs/tables/levers.py --workdir=runs/levers
+          python -m paper.report --workdir=runs/levers --output=results/beyond/levers_digits
           (ratio 1024 on digits, on 2 CPU cores; 333 runs to tune and 140 to 180 more, half a minute each on a
           quiet machine)
 Variants: :cifar10_small, ratio 16 and the paper's setting at ratio 2, a VGG with 71 k parameters on 10,000

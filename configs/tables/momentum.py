@@ -1,10 +1,10 @@
 r"""Beyond the paper: DEF without momentum, and a larger share of the message for small tensors.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/momentum.py:digits \
+Command:  python -m paper.sweep --config=configs/tables/momentum.py:digits \
             --workdir=runs/momentum
           (scikit-learn's digits, 2 CPU cores; without ':digits', CIFAR-10 with VGG-16, on GPUs: 50 runs,
           about half a GPU hour each)
-          python -m def_jax.experiments.report --workdir=runs/momentum --output=results/beyond/momentum_digits
+          python -m paper.report --workdir=runs/momentum --output=results/beyond/momentum_digits
 Variants: :digits; :cifar10_small, a VGG with 73 k parameters on 10,000 CIFAR-10 images, for 2 CPU cores.
 Expected: ours matches the accuracy of the paper's DEF at four times the ratio or more; SGD is as good without
           momentum as with it.

@@ -1,6 +1,6 @@
 """Table 1: test accuracy of VGG-16 on CIFAR-10 by method and ratio, 16 workers.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/table1.py --workdir=runs/table1
+Command:  python -m paper.sweep --config=configs/tables/table1.py --workdir=runs/table1
           (on one GPU; on eight, add --processes=8; to see it start on CPU cores, choose another workdir and
           add --config.base.fake_devices=True --config.base.workers_per_device=1.
           200 epochs; 48 runs to tune learning rates on held-out training images, then 48 to 78 more, about

@@ -1,6 +1,6 @@
 """Table 2: test accuracy of ResNet-50 on ImageNet by method and ratio, 16 workers.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/table2.py --workdir=runs/table2
+Command:  python -m paper.sweep --config=configs/tables/table2.py --workdir=runs/table2
           (100 epochs; 57 runs to tune on held-out training images, then 19 to 31, about 85 GPU hours each;
           docs/paper_tables.md says what this estimate rests on, and how to prepare the data)
 Variants: :digits, the same ratios on scikit-learn's digits, for 2 CPU cores.

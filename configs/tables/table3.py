@@ -1,6 +1,6 @@
 """Table 3: test accuracy of three networks on CIFAR-10 and CIFAR-100 by method, ratio 64, 16 workers.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/table3.py --workdir=runs/table3
+Command:  python -m paper.sweep --config=configs/tables/table3.py --workdir=runs/table3
           (200 epochs; 72 runs to tune on held-out training images, then 72 to 108; about 0.5, 2 and 9 GPU
           hours each for the three networks; docs/paper_tables.md says what this estimate rests on)
 Variants: :digits, small networks of the same kinds on scikit-learn's digits, for 2 CPU cores.

@@ -1,6 +1,6 @@
 """Table 4: test accuracy of DEF and DEF-A by λ, VGG-16 on CIFAR-10, ratio 64, 16 workers.
 
-Command:  python -m def_jax.experiments.sweep --config=configs/tables/table4.py --workdir=runs/table4
+Command:  python -m paper.sweep --config=configs/tables/table4.py --workdir=runs/table4
           (200 epochs; 18 runs at the authors' learning rate, about half a GPU hour each; docs/paper_tables.md
           says what this estimate rests on)
 Variants: :digits, scikit-learn's digits with λ from 0 to 1, for 2 CPU cores.

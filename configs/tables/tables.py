@@ -1,8 +1,8 @@
 """The format of a table: a base configuration, and cells with the overrides of each run.
 
-    python -m def_jax.experiments.sweep  --config=configs/tables/table1.py        --workdir=runs/table1
-    python -m def_jax.experiments.sweep  --config=configs/tables/table1.py:digits --workdir=runs/table1_digits
-    python -m def_jax.experiments.report --workdir=runs/table1_digits
+    python -m paper.sweep  --config=configs/tables/table1.py        --workdir=runs/table1
+    python -m paper.sweep  --config=configs/tables/table1.py:digits --workdir=runs/table1_digits
+    python -m paper.report --workdir=runs/table1_digits
 
 On eight GPUs, add --processes=8: a run needs one GPU. docs/paper_tables.md says how long a table takes. The
 name after the colon selects a smaller variant. Keys of the base configuration are set like
@@ -17,7 +17,7 @@ from absl import flags
 
 from configs import digits
 from def_jax import METHODS
-from def_jax.configuration import arguments
+from def_jax.trainer.configuration import arguments
 
 COMPRESSED = {'ef': 'EF', 'saef': 'SAEF', 'psync': 'PSync', 'def': 'DEF', 'def_a': 'DEF-A'}
 RATES = (0.1, 0.05, 0.01)  # the paper's candidates

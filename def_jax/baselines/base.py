@@ -16,9 +16,9 @@ import optax
 from jax import lax
 
 from def_jax.checks import check_floating, check_updates
-from def_jax.collectives import AxisName, all_gather, check_axis_name, check_call
 from def_jax.compressors.base import split
-from def_jax.mapping.shards import WHOLE, Shards
+from def_jax.mesh.collectives import AxisName, all_gather, check_axis_name, check_call
+from def_jax.mesh.shards import WHOLE, Shards
 
 PyTree = Any
 

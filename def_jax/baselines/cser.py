@@ -6,11 +6,11 @@ import jax
 import optax
 
 from def_jax.checks import check_compressor, check_ratio, check_state, is_number
-from def_jax.collectives import AxisName, pmean
 from def_jax.compressors import Compressor, random_block
 from def_jax.compressors.base import typed_key
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback
-from def_jax.mapping.shards import WHOLE, Shards
+from def_jax.mesh.collectives import AxisName, pmean
+from def_jax.mesh.shards import WHOLE, Shards
 
 PyTree = Any
 

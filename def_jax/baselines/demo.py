@@ -10,7 +10,7 @@ from jax import lax
 
 from def_jax.baselines.base import Exchanged, all_gather_sparse, feedback, matrix_shape, num_kept
 from def_jax.checks import check_integer, check_number, check_ratio
-from def_jax.collectives import AxisName
+from def_jax.mesh.collectives import AxisName
 
 PyTree = Any
 

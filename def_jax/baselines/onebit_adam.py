@@ -10,8 +10,8 @@ from jax import lax
 from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
 from def_jax.baselines.signs import exchange_signs
 from def_jax.checks import check_floating, check_integer, check_number
-from def_jax.collectives import AxisName, check_axis_name, check_call, pmean
-from def_jax.mapping.shards import WHOLE, Shards
+from def_jax.mesh.collectives import AxisName, check_axis_name, check_call, pmean
+from def_jax.mesh.shards import WHOLE, Shards
 
 PyTree = Any
 

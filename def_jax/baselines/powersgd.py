@@ -9,9 +9,9 @@ import optax
 
 from def_jax.baselines.base import Exchanged, feedback, matrix_shape, ravel, unravel
 from def_jax.checks import check_integer, check_ratio, check_seed
-from def_jax.collectives import AxisName, pmean
 from def_jax.compressors import shared_key
 from def_jax.compressors.base import typed_key
+from def_jax.mesh.collectives import AxisName, pmean
 
 PyTree = Any
 

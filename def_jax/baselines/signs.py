@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from def_jax.baselines.base import Exchanged, feedback, ravel, unravel
-from def_jax.collectives import AxisName, all_gather
+from def_jax.mesh.collectives import AxisName, all_gather
 
 PyTree = Any
 

@@ -14,8 +14,8 @@ from def_jax.beyond.integers import Integers
 from def_jax.beyond.outer import Outer
 from def_jax.beyond.skipping import Skipping
 from def_jax.beyond.wire_dtype import WireDtype
-from def_jax.collectives import AxisName
 from def_jax.compressors import Compressor
+from def_jax.mesh.collectives import AxisName
 
 __all__ = ['Option', 'Step', 'options']
 

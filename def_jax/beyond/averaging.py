@@ -8,8 +8,8 @@ from jax import lax
 
 from def_jax.beyond.base import Option, Send
 from def_jax.checks import check_integer
-from def_jax.collectives import AxisName, pmean
 from def_jax.compressors.base import Selection
+from def_jax.mesh.collectives import AxisName, pmean
 
 PyTree = Any
 

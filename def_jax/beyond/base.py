@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from def_jax.compressors.base import Selection
-from def_jax.mapping.shards import Shards
+from def_jax.mesh.shards import Shards
 
 PyTree = Any
 Send = Callable[[PyTree, Any], tuple[jax.Array, Any]]  # pending, state -> mean message, new state

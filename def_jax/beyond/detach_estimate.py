@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 
 from def_jax.beyond.base import Option, Step
 from def_jax.checks import check_number
-from def_jax.collectives import AxisName, num_workers
+from def_jax.mesh.collectives import AxisName, num_workers
 
 PyTree = Any
 

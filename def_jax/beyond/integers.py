@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from def_jax.beyond.base import Option, Step
-from def_jax.collectives import AxisName, num_workers
 from def_jax.compressors.base import Compressor, concatenate, message_size, num_parts
+from def_jax.mesh.collectives import AxisName, num_workers
 
 PyTree = Any
 

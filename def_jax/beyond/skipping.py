@@ -11,7 +11,7 @@ from jax import lax
 
 from def_jax.beyond.base import Option, Step
 from def_jax.checks import check_flag
-from def_jax.ownership import holds, is_link, link_states
+from def_jax.mesh.ownership import holds, is_link, link_states
 
 PyTree = Any
 

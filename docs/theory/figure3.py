@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import reporting
 
-from def_jax.experiments import finished_runs
+from paper import finished_runs
 
 COMMITTED = reporting.RESULTS / 'figure3_runs.json'
 STATISTICS = {'running': '_running', 'recalibrated': ''}

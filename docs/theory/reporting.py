@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.figure
 import numpy as np
 
-from def_jax.experiments.statistics import paired_difference
+from paper.statistics import paired_difference
 
 RESULTS = Path(__file__).resolve().parents[2] / 'results' / 'theory'
 

@@ -10,6 +10,7 @@ and their mean y lies in between, where the gradient is large.
 
 import functools
 
+import bounds
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,6 @@ import optax
 import reporting
 
 import def_jax
-from def_jax import theory
 
 NUM_WORKERS, DETACH, SEEDS = 4, 1.0, 3
 NOISE = {64: 1e-10, 256: 1e-10, 1024: 1e-12}  # variance of a coordinate of the gradient, by ratio
@@ -54,7 +54,7 @@ def squared_gradients(seed, learning_rate, *, ratio, num_steps):
 def worst(ratio, learning_rate, num_steps):
     """The largest mean squared gradient, over horizons T, over the right-hand side of Eq. 17, by seed."""
     size, steps = ratio, np.arange(1, num_steps + 1)
-    allowed = theory.right_hand_side(
+    allowed = bounds.right_hand_side(
         initial_gap=2 * size,  # F(0) - min F
         learning_rate=learning_rate,
         num_steps=steps,
@@ -75,7 +75,7 @@ def main():
     figure, (axes,) = reporting.panels(1)
     rows = []
     for ratio in NOISE:
-        largest = theory.largest_learning_rate(
+        largest = bounds.largest_learning_rate(
             smoothness=1, num_workers=NUM_WORKERS, detach=DETACH, delta=1 / ratio
         )
         # At 1024 the steps of the largest rate would take too long.

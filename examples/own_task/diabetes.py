@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import sklearn.datasets
 
-from def_jax.data.dataset import Dataset
-from def_jax.data.in_memory import Split
-from def_jax.tasks.base import Metric, Task
+from def_jax.trainer.data.dataset import Dataset
+from def_jax.trainer.data.in_memory import Split
+from def_jax.trainer.tasks.base import Metric, Task
 
 
 class Perceptron(nn.Module):

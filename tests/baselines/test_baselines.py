@@ -14,9 +14,10 @@ from jax.sharding import PartitionSpec as P
 from perceptron import INITIAL, TOLERANCE, flat, loss_fn, multipliers
 
 import def_jax
-from def_jax import baselines, ownership
+from def_jax import baselines
 from def_jax.baselines.demo import cosines
 from def_jax.compressors import Selection
+from def_jax.mesh import ownership
 
 NUM_WORKERS, NUM_STEPS, MOMENTUM = 4, 30, 0.9
 RATES = np.where(np.arange(NUM_STEPS) < 20, 0.02, 0.002)

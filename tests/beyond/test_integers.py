@@ -10,7 +10,7 @@ from sharded_workers import distributed, feedback
 
 import def_jax
 from def_jax.beyond.integers import loading
-from def_jax.communication import collectives
+from def_jax.mesh.hlo import collectives
 
 RATIO, NUM_STEPS = 4, 12
 SHAPES = {'a': (8, 6), 'b': (4,), 'c': ()}

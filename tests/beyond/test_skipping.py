@@ -12,7 +12,7 @@ import training_fixtures as fixtures
 from hlo import all_reduces, make_params
 
 import def_jax
-from def_jax.training import experiment, loop, steps
+from def_jax.trainer import experiment, loop, steps
 
 NUM_WORKERS = 4
 SHAPES = {'w': (8, 8), 'b': (3,), 'scale': ()}

@@ -10,7 +10,7 @@ from compressing import compress
 
 import def_jax
 from def_jax.compressors.allocations import _divisors, block_sizes
-from def_jax.models import get_model
+from def_jax.trainer.models import get_model
 
 VGG = jax.eval_shape(
     lambda key: get_model('vgg16', 10).init(key, jnp.zeros((1, 32, 32, 3)), train=False)['params'],

@@ -16,7 +16,7 @@ from def_jax.compressors import orders
 from def_jax.compressors.allocations import block_sizes
 from def_jax.compressors.blocks import Block
 from def_jax.compressors.random_k import _Cells
-from def_jax.models import get_model
+from def_jax.trainer.models import get_model
 
 SHAPES = [(3, 3, 8, 16), (7, 11), (10,), (1000,), (6, 6), (), (0, 3)]
 RATIOS = [1, 3, 64, 1000, 1.5]

@@ -11,10 +11,9 @@ import sklearn.metrics
 import training_fixtures as fixtures
 
 from configs.tables import tables as table_files
-from def_jax.communication import programs
-from def_jax.experiments import report, sweep
-from def_jax.training import experiment, loop, metrics, steps
+from def_jax.trainer import experiment, loop, metrics, programs, steps
 from examples.own_task import config as own_config
+from paper import report, sweep
 
 
 def config_of(**changes):

@@ -20,10 +20,10 @@ import jax
 import numpy as np
 
 from configs import digits
-from def_jax.training import steps
-from def_jax.training.checkpointing import checkpoints, regrouping, workdir
-from def_jax.training.evaluation import make_evaluate
-from def_jax.training.experiment import Experiment, build
+from def_jax.trainer import steps
+from def_jax.trainer.checkpointing import checkpoints, regrouping, workdir
+from def_jax.trainer.evaluation import make_evaluate
+from def_jax.trainer.experiment import Experiment, build
 
 # K, its workers on a device, and K' with its own.
 CHANGES = [((8, 1), (4, 1)), ((4, 1), (8, 1)), ((8, 1), (3, 1)), ((16, 1), (1, 1)), ((16, 1), (16, 4))]

@@ -1,0 +1,154 @@
+"""A worker of several devices, each of which holds a shard of every tensor.
+
+`def_jax.spmd` maps a step over workers and leaves it to the compiler how a worker's devices share the work.
+A block that lies anywhere in a sharded tensor is the exception: to cut it out, the compiler would gather the
+tensor. So a link that cuts blocks maps itself over the worker's devices, too, and cuts from each shard.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from def_jax.compressors.base import Selection
+from def_jax.mesh.varying import AxisName, axis_names
+
+PyTree = Any
+
+__all__ = ['WHOLE', 'Shards', 'is_spec', 'reshard', 'spec_axes']
+
+
+class Shards(NamedTuple):
+    """How a worker's devices share its tensors; the default is a worker of one device.
+
+    `spmd` passes it to the links of a chain as the extra argument `shards` of their `update`.
+    """
+
+    workers: AxisName = None  # the mesh axes over workers
+    axes: tuple[str, ...] = ()  # the mesh axes over a worker's devices
+    sizes: tuple[int, ...] = ()  # of `axes`
+    specs: PyTree = P()  # PartitionSpecs like params, which name only `axes`
+
+    def check_axis_name(self, axis_name: AxisName) -> None:
+        """Raises ValueError unless a link averages over the workers, and over nothing else."""
+        if self.workers is not None and axis_names(axis_name) != axis_names(self.workers):
+            raise ValueError(
+                f'{axis_name=} of a link differs from axis_name={self.workers!r} of def_jax.spmd, which maps '
+                'it over workers. Pass the same to both.'
+            )
+
+    def map(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+        """`update(updates, state)` of a link, on every shard.
+
+        Args:
+            update: what the link does with tensors that one device holds whole.
+            updates: like params; leaves may be missing, where `optax.masked` hides them.
+            state: the link's state.
+
+        Returns:
+            The new updates and state.
+
+        Raises:
+            ValueError: if `updates` has leaves that are no leaves of the parameters.
+        """
+        if not self.axes:
+            return update(updates, state)
+        update_specs = self._specs_of(updates)
+        specs = (update_specs, specs_like(state, updates, update_specs))
+        mapped = jax.shard_map(
+            update, axis_names=set(self.axes), in_specs=specs, out_specs=specs, check_vma=False
+        )
+        return mapped(*reshard((updates, state), specs))
+
+    def all(self, flag: jax.Array) -> jax.Array:
+        """Whether a condition, bool [], holds on all devices of this worker."""
+        return lax.pmin(flag.astype(jnp.int32), self.axes) > 0 if self.axes else flag
+
+    def mean(self, x: jax.Array) -> jax.Array:
+        """The mean over the devices of this worker."""
+        return lax.pmean(x, self.axes) if self.axes else x
+
+    def energy(self, selection: Selection, message: jax.Array, like: PyTree) -> jax.Array:
+        """`selection.energy` of all shards together; `like` is the tree of this device's shards."""
+        if not self.axes:
+            return selection.energy(message)
+        # A tensor that r devices hold counts once: each contributes 1/r of its energy.
+        weights = jax.tree.map(
+            lambda x, spec: jnp.full(x.shape, self._copies(spec) ** -0.5, jnp.float32),
+            like,
+            self._specs_of(like),
+        )
+        return lax.psum(selection.energy(message * selection.take(weights)), self.axes)
+
+    def _copies(self, spec: P) -> int:
+        used, copies = spec_axes(spec), 1
+        for name, size in zip(self.axes, self.sizes, strict=True):
+            copies *= 1 if name in used else size
+        return copies
+
+    def _specs_of(self, tree: PyTree) -> PyTree:
+        """The specs of a tree that has all leaves of the parameters or some of them."""
+        known = dict(jax.tree_util.tree_leaves_with_path(self.specs, is_leaf=is_spec))
+
+        def spec(path, _):
+            if path not in known:
+                raise ValueError(
+                    f'def_jax.spmd: a link got updates{jax.tree_util.keystr(path)}, which is no leaf of the '
+                    'parameters. Under spmd, transformations before it must keep their structure: no '
+                    'optax.flatten.'
+                )
+            return known[path]
+
+        return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+WHOLE = Shards()
+
+
+def reshard(tree: PyTree, specs: PyTree) -> PyTree:
+    """The tree with the sharding of `specs` where axes are Explicit, where JAX does not do it by itself."""
+    if not jax.sharding.get_abstract_mesh().explicit_axes:
+        return tree
+    return jax.tree.map(jax.sharding.reshard, tree, specs)
+
+
+def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
+    """The specs of an optimizer's state: a leaf is sharded as the parameter of its name and shape.
+
+    Args:
+        tree: the state, of arrays or of `jax.ShapeDtypeStruct`. A leaf's path ends in that of its parameter.
+        params: the same of the parameters.
+        specs: PartitionSpecs like `params`.
+
+    Returns:
+        PartitionSpecs like `tree`; `P()` for leaves that are like no parameter.
+
+    >>> import optax
+    >>> adam = jax.eval_shape(optax.scale_by_adam().init, {'w': jnp.zeros(4)})
+    >>> tuple(specs_like(adam, {'w': jnp.zeros(4)}, {'w': P('shard')}).mu['w'])
+    ('shard',)
+    """
+    shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    known = dict(jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec))
+
+    def spec(path, leaf):
+        ends = (path[start:] for start in range(len(path) + 1))
+        return next((known[end] for end in ends if shapes.get(end) == leaf.shape), P())
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def is_spec(node: Any) -> bool:
+    return isinstance(node, P)
+
+
+def spec_axes(spec: P) -> set[str]:
+    """The names of mesh axes in a PartitionSpec.
+
+    >>> sorted(spec_axes(P(('a', 'b'), None, 'c')))
+    ['a', 'b', 'c']
+    """
+    return {name for name in jax.tree.leaves(tuple(spec)) if isinstance(name, str)}

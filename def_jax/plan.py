@@ -1,0 +1,8 @@
+"""`python -m def_jax.plan` says whether compression pays on your network: `def_jax.tools.plan`."""
+
+import sys
+
+from def_jax.tools.plan.__main__ import main
+
+if __name__ == '__main__':
+    sys.exit(main())

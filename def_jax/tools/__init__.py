@@ -1,0 +1,1 @@
+"""Programs and helpers beside the library: they read what it compiles, and plan what it would save."""

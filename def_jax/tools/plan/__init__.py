@@ -1,0 +1,168 @@
+"""Whether compression pays off: predicts the time of a step from the model's size and the network.
+
+    python -m def_jax.plan --params=25.6e6 --step-time=0.12 --bandwidth=10gbit --workers=64
+
+prints the time of a step and the speed-up over dense SGD for each ratio, and the smallest ratio that pays
+off. This is a model, not a measurement. It assumes that a ring all-reduce of n bytes over K workers takes
+
+    2 (K - 1) / K · n / bandwidth  +  2 (K - 1) · latency,
+
+and that a step first computes and then communicates. (`overlap` is the fraction of a dense all-reduce hidden
+behind the backward pass. The message of error feedback needs the whole gradient, so none of it is hidden.)
+"""
+
+import dataclasses
+import math
+import re
+
+from def_jax.checks import check_number, check_ratio
+from def_jax.tools import markdown
+
+__all__ = ['Plan', 'draw', 'parse_bandwidth', 'table']
+
+_WORTH = 1.05  # a smaller speed-up is not worth the change
+_UNITS = {'k': 1e3, 'm': 1e6, 'g': 1e9, 't': 1e12}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A cluster and a model. All times are in seconds.
+
+    Attributes:
+        params: d, the number of elements in the model.
+        step_time: computation time of a step on one worker, without communication.
+        bandwidth: of a worker's link, in bits per second.
+        workers: K.
+        latency: of one message between neighbours.
+        overlap: fraction of a dense all-reduce hidden behind the computation, in [0, 1].
+        overhead: extra time of the compressed update over the dense one.
+        element_bytes: bytes per element on the wire: 4, 2 in bfloat16, 1 in int8; also of dense SGD.
+        evaluate_every: steps between evaluations of y, each a dense all-reduce; 0 for only the final one.
+        num_steps: steps in the run, over which the cost of the final y is spread.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    >>> plan = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64)
+    >>> round(plan.dense_step(), 3), round(plan.step(ratio=64), 3), round(plan.speed_up(64), 2)
+    (0.288, 0.129, 2.23)
+    """
+
+    params: float
+    step_time: float
+    bandwidth: float
+    workers: int
+    latency: float = 50e-6
+    overlap: float = 0.0
+    overhead: float = 0.0
+    element_bytes: int = 4
+    evaluate_every: int = 0
+    num_steps: int = 100_000
+
+    def __post_init__(self) -> None:
+        # The limits keep every time finite and positive.
+        check_number('params', self.params, 1, 1e18, 'elements in the model')
+        check_number('step_time', self.step_time, 1e-9, 1e9, 'seconds of computation')
+        check_number('bandwidth', self.bandwidth, 1, 1e18, 'bits per second')
+        check_number('workers', self.workers, 1, 1e9, 'K')
+        check_number('latency', self.latency, 0, 1e9, 'seconds per message')
+        check_number('overlap', self.overlap, 0, 1, 'fraction of a dense all-reduce that is hidden')
+        check_number('overhead', self.overhead, 0, 1e9, 'seconds per step')
+        check_number('element_bytes', self.element_bytes, 1, 8, 'bytes per element')
+        check_number('evaluate_every', self.evaluate_every, 0, 1e18, 'steps, 0 for never')
+        check_number('num_steps', self.num_steps, 1, 1e18, 'steps in the run')
+
+    def all_reduce(self, elements: float) -> float:
+        """Time of a ring all-reduce of `elements` elements."""
+        bits = 8 * self.element_bytes * elements
+        hops = self.workers - 1
+        return 2 * hops / self.workers * bits / self.bandwidth + 2 * hops * self.latency
+
+    def dense_step(self) -> float:
+        """Time of a step of uncompressed SGD."""
+        return self.step_time + (1 - self.overlap) * self.all_reduce(self.params)
+
+    def step(self, ratio: float) -> float:
+        """Time of a step of error feedback, including its share of the evaluations and of the final y."""
+        check_ratio(ratio)
+        outputs = 1 + (self.num_steps // self.evaluate_every if self.evaluate_every else 0)
+        dense_share = outputs * self.all_reduce(self.params) / self.num_steps
+        return self.step_time + self.overhead + self.all_reduce(self.params / ratio) + dense_share
+
+    def speed_up(self, ratio: float) -> float:
+        """The speed-up of error feedback over dense SGD."""
+        return self.dense_step() / self.step(ratio)
+
+    def break_even(self) -> float:
+        """The smallest ratio at which error feedback is no slower than dense SGD; infinity if none is."""
+        spare = self.dense_step() - self.step(math.nextafter(math.inf, 0)) if self.workers > 1 else 0.0
+        whole = self.all_reduce(self.params) - self.all_reduce(0)  # the part that shrinks with the ratio
+        return max(1.0, whole / spare) if spare > 0 else math.inf
+
+    def verdict(self) -> str:
+        """A short verdict on whether compression pays off."""
+        best, share = self.speed_up(1024), 1 - self.step_time / self.dense_step()
+        if best < _WORTH:
+            return (
+                f'Compression is not worth it here: communication is {100 * share:.0f} % of a dense step, '
+                f'and even ratio 1024 is only {best:.2f} times as fast.'
+            )
+        ratio = next(r for r in (2**i for i in range(11)) if self.speed_up(r) >= 0.9 * best)
+        return (
+            f'Communication is {100 * share:.0f} % of a dense step. Ratio {ratio} is '
+            f'{self.speed_up(ratio):.2f} times as fast as dense SGD; no ratio exceeds {best:.2f} times.'
+        )
+
+
+def parse_bandwidth(text: str) -> float:
+    """Bits per second from '10gbit', '800mbit' or '2.5e9'.
+
+    Raises:
+        ValueError: if the text is not a bandwidth.
+
+    >>> parse_bandwidth('10gbit')
+    10000000000.0
+    """
+    match = re.fullmatch(r'([\d.]+(?:e\d+)?)\s*(?:([kmgt])(?:bit|bps)?)?', str(text).strip().lower())
+    try:
+        return float(match[1]) * _UNITS.get(match[2], 1.0)  # type: ignore[index]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"bandwidth={text!r} must be in bits per second, such as '10gbit', '800mbit' or '1e9'."
+        ) from None
+
+
+def table(plan: Plan, ratios: tuple[int, ...] = (1, 16, 64, 256, 1024)) -> str:
+    """The plan as a Markdown table: one row for dense SGD and one per ratio."""
+    rows = [('dense SGD', plan.dense_step())] + [(f'ratio {r}', plan.step(r)) for r in ratios]
+    lines = [['', 'step, ms', 'communication, ms', 'speed-up']]
+    for name, seconds in rows:
+        rest = 1e3 * (seconds - plan.step_time)
+        lines.append([name, f'{1e3 * seconds:.2f}', f'{rest:.2f}', f'{plan.dense_step() / seconds:.2f}'])
+    return markdown.table(lines)
+
+
+def draw(plan: Plan, path: str) -> None:
+    """Plots the speed-up against the bandwidth for each ratio, and against the workers at ratio 64."""
+    import matplotlib.figure  # from the extra 'training'; the rest of the library does not need it
+
+    figure = matplotlib.figure.Figure(figsize=(11, 4), layout='constrained')
+    by_bandwidth, by_workers = figure.subplots(1, 2)
+    bandwidths = [10 ** (8 + i / 10) for i in range(41)]
+    for ratio in (16, 64, 256, 1024):
+        speed_ups = [dataclasses.replace(plan, bandwidth=b).speed_up(ratio) for b in bandwidths]
+        by_bandwidth.plot([b / 1e9 for b in bandwidths], speed_ups, label=f'ratio {ratio}')
+    workers = [2**i for i in range(1, 13)]
+    for bandwidth in (1e9, 10e9, 100e9, 400e9):
+        plans = [dataclasses.replace(plan, workers=k, bandwidth=bandwidth) for k in workers]
+        by_workers.plot(workers, [p.speed_up(64) for p in plans], label=f'{bandwidth / 1e9:g} Gbit/s')
+    by_bandwidth.set(xlabel='bandwidth (Gbit/s)', title=f'{plan.workers:g} workers')
+    by_workers.set(xlabel='workers', title='ratio 64')
+    for axes in (by_bandwidth, by_workers):
+        axes.set(xscale='log', yscale='log', ylabel='speed-up over dense SGD')
+        axes.axhline(1, color='black', linewidth=0.8)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize='small')
+    size, milliseconds = f'{plan.params:,.0f} parameters', f'{1e3 * plan.step_time:g} ms per step'
+    figure.suptitle(f'Predicted, not measured: {size}, {milliseconds}')
+    figure.savefig(path, dpi=120)

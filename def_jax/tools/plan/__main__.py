@@ -1,0 +1,60 @@
+"""The program `python -m def_jax.plan`. Exits with 0, or with 2 and a one-line error for invalid input."""
+
+import argparse
+import dataclasses
+import math
+import os
+import sys
+from typing import NoReturn
+
+from def_jax.tools import plan as plan_lib
+
+_HELP = {
+    'params': 'number of model parameters, e.g. 25.6e6',
+    'step_time': 'seconds of computation per step on a worker, without communication',
+    'bandwidth': "bandwidth of a worker's link: '10gbit', '800mbit', or a number in bits per second",
+    'workers': 'number of workers',
+    'latency': 'latency of one message between neighbours, in seconds',
+    'overlap': 'fraction of the dense all-reduce that overlaps with computation',
+    'overhead': 'extra seconds per step for the compressed update',
+    'element_bytes': 'bytes per element on the wire',
+    'evaluate_every': 'steps between evaluations of y; 0 evaluates once, at the end',
+    'num_steps': 'number of steps of the run',
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'plan: {message} (--help lists the flags)\n')  # one line, without the usage message
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _Parser(prog='python -m def_jax.plan', description=plan_lib.__doc__, allow_abbrev=False)
+    for field in dataclasses.fields(plan_lib.Plan):
+        names = dict.fromkeys((f'--{field.name.replace("_", "-")}', f'--{field.name}'))
+        kind = str if field.name == 'bandwidth' else field.type
+        required = field.default is dataclasses.MISSING
+        default = None if required else field.default
+        text = _HELP[field.name] + ('' if required else f' (default: {default:g})')
+        parser.add_argument(*names, type=kind, required=required, default=default, help=text)
+    parser.add_argument('--output', help='PNG file for a plot of the speed-up')
+    values = vars(parser.parse_args(argv))
+    output = values.pop('output')
+    try:
+        bandwidth = plan_lib.parse_bandwidth(values['bandwidth'])
+        plan = plan_lib.Plan(**values | {'bandwidth': bandwidth})
+        if output and os.path.isdir(output):  # matplotlib would write a file named '.png' there
+            raise ValueError(f'{output=} is a folder; name a file, such as plan.png.')
+        if output:
+            plan_lib.draw(plan, output)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f'plan: {" ".join(str(error).split())}\n')
+    least = plan.break_even()
+    print(plan_lib.table(plan), '', plan.verdict(), sep='\n')
+    pays = f'At least as fast as dense SGD from ratio {least:.2f} up.'
+    print(pays if math.isfinite(least) else 'No ratio pays off.')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""Checkpoints of the whole state: every worker's residual, momentum and BatchNorm statistics.
+
+The data position is not stored: batches, permutations and augmentation are functions of the step and the
+seed.
+
+This replaces orbax's CheckpointManager, which renames a step to its final name before a manifest with
+checksums of its files can be added. Here, orbax writes the arrays to `checkpoints/STEP.partial` while
+training continues; then the manifest is added, and only then is the folder renamed. A kill at any moment
+leaves earlier checkpoints intact and at most one partial checkpoint, which the next save removes.
+
+With several processes, each writes its own rows and the first does everything else, in one shared folder.
+"""
+
+import contextlib
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from def_jax.trainer.checkpointing import manifest, regrouping
+from def_jax.trainer.checkpointing.manifest import DamagedError
+from def_jax.trainer.checkpointing.regrouping import Layout
+from def_jax.trainer.checkpointing.workdir import describe_differences, sync
+from def_jax.trainer.launch import processes
+from def_jax.trainer.launch.exits import LostProcessError
+from def_jax.trainer.metrics import Seal
+from def_jax.trainer.steps import TrainState
+
+__all__ = ['Checkpoints']
+
+_ARRAYS = 'state'
+_PARTIAL, _REPLACED = '.partial', '.replaced'
+
+
+class Checkpoints:
+    """The checkpoints of one run, of which the newest `keep` are kept.
+
+    Args:
+        workdir: the run's folder.
+        keep: how many checkpoints to keep.
+        layout: how the run's workers are arranged in its state.
+        settings: the settings that the state depends on, see `workdir.bound_settings`.
+    """
+
+    def __init__(self, workdir: Path, keep: int, layout: Layout, settings: dict[str, Any]):
+        self._folder, self._keep, self._layout = workdir / 'checkpoints', keep, layout
+        self._settings = settings
+        self._identity = _identity(workdir)
+        self._checkpointer = ocp.StandardCheckpointer()
+        self._commit: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._newest: int | None = None  # the newest checkpoint known to be good
+        self.notes: list[str] = []  # what `restore` changed in the state, one line each
+        self.seal: Seal | None = None  # of the metrics that belong to the restored state
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if not _is_loss(error):  # on a loss, the last save would wait for a dead process
+            self.close()
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, including damaged ones, in ascending order."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._folder.iterdir() if _is_step(path.name))
+
+    def check_room(self, state: TrainState) -> None:
+        """Raises ValueError if the disk has no room for one more checkpoint."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        folder = self._folder if self._folder.exists() else self._folder.parent
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise ValueError(
+                f'{folder} has {free / 1e6:,.1f} MB free, and a checkpoint of this run takes '
+                f'{needed / 1e6:,.1f} MB. Free some space, or choose a --workdir on another disk.'
+            )
+
+    def save(self, state: TrainState, seal: Seal | None = None) -> None:
+        """Starts saving the state. Complete once `wait` or `close` returns, or when the next save starts.
+
+        Args:
+            state: the state.
+            seal: the seal of the metrics up to this state, if there are any.
+
+        Raises:
+            ValueError: if this or the previous checkpoint cannot be written; earlier ones are kept.
+        """
+        step, state = int(state.step), self._layout.spread(state)
+        content = {
+            'step': step,
+            'workers': list(self._layout.shape),
+            'shards': self._layout.shards,
+            'batch_size': self._layout.batch_size,
+            'settings': self._settings,
+            'metrics': list(seal) if seal else None,
+            'leaves': manifest.leaves_of(state),
+        }
+        if processes.agree(step == self._newest or self._is_there(content)):
+            return
+        self.wait()
+        try:
+            if not self._is_in_place():  # otherwise orbax would create a new folder of that name
+                raise FileNotFoundError('the folder is gone')
+            if processes.is_first():
+                self._remove_remains()
+            self._checkpointer.save(self._partial(step) / _ARRAYS, state)  # returns once it has a copy
+        except Exception as error:  # orbax and tensorstore raise many types on a full disk
+            self._fail(step, error)
+            self.wait()
+        self._newest = step
+        self._commit = threading.Thread(target=self._finish, args=(step, content), name='checkpoint')
+        self._commit.start()
+
+    def restore(self, like: TrainState) -> TrainState:
+        """Restores the newest good checkpoint; skips damaged ones with a warning that names both.
+
+        Args:
+            like: a state of the same experiment, which provides shapes, dtypes and placement.
+
+        Returns:
+            The state, on the devices of `like`: bit for bit as saved or, if saved with different workers,
+            regrouped as described in `notes`. `like` itself if there is no checkpoint.
+
+        Raises:
+            ValueError: if there are checkpoints but none can be used.
+        """
+        damages = []
+        for step in reversed(self.steps()):
+            path = self._folder / str(step)
+            try:
+                state = self._read(path, step, like)
+            except DamagedError as error:
+                damages.append(f'checkpoint {path} cannot be used ({error})')
+                continue
+            for damage in damages:
+                logging.warning('%s; continuing from %s, step %s', damage, path, step)
+            self._newest = step
+            return state
+        if damages:
+            raise ValueError(
+                '; '.join(damages) + '. There is no other checkpoint. Restore a good one, or choose another '
+                '--workdir to start from scratch.'
+            )
+        return like
+
+    def wait(self) -> None:
+        """Waits for the last save.
+
+        Raises:
+            ValueError: if the checkpoint could not be written.
+            LostProcessError: if another process did not write its part.
+        """
+        if self._commit is not None:
+            self._commit.join()
+            self._commit = None
+        if self._failure is not None:
+            failure, self._failure, self._newest = self._failure, None, None
+            if _is_loss(failure):
+                raise LostProcessError(_reason(failure)) from failure
+            remedy = 'free some space' if self._is_in_place() else 'rename the folder back'
+            raise ValueError(
+                f'no checkpoint could be written to {self._folder} ({_reason(failure)}). The earlier ones '
+                f'are kept; {remedy}, then run the same command again to resume.'
+            ) from failure
+
+    def close(self) -> None:
+        """Waits for the last save and releases all resources.
+
+        Raises:
+            ValueError: if the last save could not be written.
+        """
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def _finish(self, step: int, content: manifest.Manifest) -> None:
+        """Completes a save in its own thread: waits for the arrays, adds the manifest, renames the folder."""
+        partial, final = self._partial(step), self._folder / str(step)
+        try:
+            self._checkpointer.wait_until_finished()
+            if not processes.is_first():
+                return
+            if self._checkpointer.metadata(partial / _ARRAYS).item_metadata is None:
+                # Orbax silently skips steps whose files it does not find.
+                raise ValueError('orbax wrote an incomplete checkpoint')
+            manifest.write(partial, content)
+            replaced = final.with_name(final.name + _REPLACED)
+            if final.exists():  # damaged, otherwise it would have been restored
+                os.replace(final, replaced)
+            os.replace(partial, final)
+            sync(self._folder)
+            shutil.rmtree(replaced, ignore_errors=True)
+            for old in [s for s in self.steps() if s <= step][: -self._keep]:
+                shutil.rmtree(self._folder / str(old), ignore_errors=True)  # the next save tries again
+        except Exception as error:
+            self._fail(step, error)
+
+    def _is_in_place(self) -> bool:
+        """Whether the run's folder is still the one it started in: neither renamed nor removed."""
+        return _identity(self._folder.parent) == self._identity
+
+    def _fail(self, step: int, error: Exception) -> None:
+        self._failure = error
+        if processes.is_first():
+            shutil.rmtree(self._partial(step), ignore_errors=True)  # frees space on a full disk
+            if not self._is_in_place():
+                with contextlib.suppress(OSError):  # recreated by orbax where the folder was
+                    self._folder.rmdir()
+                    self._folder.parent.rmdir()
+
+    def _read(self, path: Path, step: int, like: TrainState) -> TrainState:
+        content, shapes = self._verified(path, step, like)
+        workers = tuple(content['workers'])
+        if in_place := workers == self._layout.shape:
+            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._layout.spread(like))
+        else:  # every process reads all rows as NumPy arrays; broadcast targets take no memory
+            target = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)
+        try:
+            state = self._checkpointer.restore(path / _ARRAYS, target)
+        except Exception as error:  # orbax and tensorstore raise many types on a damaged file
+            raise DamagedError(f'its arrays cannot be read: {_reason(error)}') from error
+        self.seal = Seal(*content['metrics']) if content['metrics'] else None
+        shards = content.get('shards', 1)  # those of earlier versions are whole
+        self.notes = regrouping.describe(workers, content['batch_size'], self._layout, shards)
+        if not in_place:
+            state = regrouping.regrouped(state, workers, self._layout)
+        return self._layout.own_rows(state, like)
+
+    def _verified(self, path: Path, step: int, like: TrainState) -> tuple[manifest.Manifest, TrainState]:
+        """The manifest of a checkpoint that all processes verified, and the shapes of its arrays."""
+        content, shapes, damage = {}, like, None
+        try:
+            content = manifest.read_verified(path, step)
+            if changes := describe_differences(content['settings'], self._settings):
+                raise DamagedError(f'it belongs to a run with another configuration: {changes}')
+            shapes = self._layout.shapes(like, tuple(content['workers']))
+            _check_leaves(content['leaves'], manifest.leaves_of(shapes))
+        except DamagedError as error:
+            damage = error
+        if processes.anywhere(damage is not None):
+            raise damage or DamagedError('another process cannot read it')
+        return content, shapes
+
+    def _is_there(self, content: manifest.Manifest) -> bool:
+        """Whether a good checkpoint with the manifest entries `content` already exists."""
+        step = content['step']
+        try:
+            found = manifest.read_verified(self._folder / str(step), step)
+        except DamagedError:
+            return False
+        return found | content == found
+
+    def _partial(self, step: int) -> Path:
+        return self._folder / f'{step}{_PARTIAL}'
+
+    def _remove_remains(self) -> None:
+        """Creates the folder, and removes what a kill left in it."""
+        self._folder.mkdir(exist_ok=True)
+        for path in self._folder.iterdir():
+            if path.name.endswith((_PARTIAL, _REPLACED)):
+                shutil.rmtree(path)
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Whether an error is due to another process; orbax raises TimeoutError if one does not respond."""
+    told = LostProcessError, jax.errors.JaxRuntimeError, TimeoutError
+    return jax.process_count() > 1 and isinstance(error, told)
+
+
+def _check_leaves(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises DamagedError if a checkpoint's arrays do not match those of the run."""
+    for name in [*wanted, *saved]:
+        if saved.get(name) != wanted.get(name):
+            there, here = (_shape(leaves.get(name)) for leaves in (saved, wanted))
+            raise DamagedError(f'it belongs to another model or method: {name} is {there} there, {here} here')
+
+
+def _shape(leaf: list | None) -> str:
+    return 'missing' if leaf is None else f'{leaf[0]}{leaf[1]}'
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Identifies a folder regardless of its name; None if it does not exist."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdigit()
+
+
+def _reason(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

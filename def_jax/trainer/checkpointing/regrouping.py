@@ -1,0 +1,117 @@
+"""Resumes a run of K workers with a different number K' of workers.
+
+Every new worker receives the mean of the K workers' residuals, momenta and BatchNorm statistics; everything
+that the workers share is preserved bit for bit. So x is unchanged, and y = x + mean residual up to the
+rounding of one float32 mean. The K deviations from the mean are discarded. They add up to zero and belong to
+shares of the data that no longer exist; SAEF discards the same at each of its averaging steps.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from def_jax.trainer import steps
+from def_jax.trainer.experiment import Experiment
+from def_jax.trainer.workers import Workers
+from def_jax.trainer.workers.base import map_prefix
+
+__all__ = ['Layout', 'describe', 'regrouped']
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the workers of a run are arranged in its state."""
+
+    workers: Workers
+    axes: steps.TrainState  # 0 for per-worker arrays, None for shared ones
+    batch_size: int
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> 'Layout':
+        return cls(experiment.workers, steps.worker_axes(experiment), experiment.config.batch_size)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Leading axes of per-worker arrays: [K], or [devices, virtual]."""
+        return self.workers.shape
+
+    @property
+    def shards(self) -> int:
+        """The number of devices of a worker, if these are several."""
+        return self.workers.devices_per_row
+
+    def map(self, function, *trees: PyTree) -> PyTree:
+        """`function(own, *leaves)` over the leaves of states of this layout."""
+        return map_prefix(function, self.axes, *trees)
+
+    def spread(self, state: PyTree) -> PyTree:
+        """The rows of all processes as one state of global arrays, without copying."""
+        return self.workers.spread(state, self.axes)
+
+    def own_rows(self, state: PyTree, like: PyTree) -> PyTree:
+        """This process's rows of a spread state or of NumPy arrays, placed like `like`."""
+        return self.workers.own_rows(state, like, self.axes)
+
+    def shapes(self, like: PyTree, workers: tuple[int, ...]) -> PyTree:
+        """The shapes and dtypes that `like`, a state of this layout, would have with other workers."""
+
+        def shape(own, leaf):
+            rest = leaf.shape[len(self.shape) :] if own else leaf.shape
+            return jax.ShapeDtypeStruct((*workers, *rest) if own else rest, leaf.dtype)
+
+        return self.map(shape, like)
+
+
+def regrouped(state: PyTree, workers: tuple[int, ...], layout: Layout) -> PyTree:
+    """Converts a state to a layout with other workers.
+
+    Args:
+        state: a state of NumPy arrays; per-worker arrays have leading axes `workers`.
+        workers: the current leading axes.
+        layout: the target layout.
+
+    Returns:
+        A state of NumPy arrays. If the number of workers is unchanged, only the leading axes differ.
+    """
+    rank, same_number = len(workers), math.prod(workers) == math.prod(layout.shape)
+
+    def regroup(own, leaf):
+        if not own:
+            return leaf
+        rest = leaf.shape[rank:]
+        if same_number:
+            return leaf.reshape(*layout.shape, *rest)
+        mean = leaf.mean(tuple(range(rank)), dtype=np.float64).astype(leaf.dtype)
+        return np.broadcast_to(mean, (*layout.shape, *rest))
+
+    return layout.map(regroup, state)
+
+
+def describe(workers: tuple[int, ...], batch_size: int, layout: Layout, shards: int = 1) -> list[str]:
+    """What restoring changes in a state saved with other workers or another batch size, one line each."""
+    old, new = math.prod(workers), math.prod(layout.shape)
+    lines = []
+    if old != new:
+        lines.append(
+            f'workers: {old} before, {new} now; each receives the mean of the {old} residuals, momenta '
+            'and statistics; parameters unchanged'
+        )
+    elif workers != layout.shape:
+        places = ' x '.join(map(str, layout.shape)) + (' devices x virtual' if len(layout.shape) > 1 else '')
+        lines.append(f'workers: the same {old}, now as {places} workers; the state is unchanged')
+    if shards != layout.shards:
+        lines.append(
+            f'devices a worker: {shards} before, {layout.shards} now; the state is unchanged, blocks are cut '
+            'from other shards'
+        )
+    if batch_size != layout.batch_size:
+        lines.append(
+            f'batch: {batch_size} examples before, {layout.batch_size} now; step numbers continue, epochs '
+            'count by the new batch'
+        )
+    return lines

@@ -1,0 +1,63 @@
+"""What a compiled program sends, read from its HLO.
+
+    python -m def_jax.communication --config=configs/digits.py --config.ratio=256
+
+compiles what train.py would run, without training, and prints what each worker passes to the collectives of
+every program; see `def_jax.trainer.programs`. If workers are several devices (shards_per_worker), it
+prints what a device passes, between workers and inside its own apart.
+"""
+
+import tempfile
+
+import jax
+import rich.console
+import rich.table
+from absl import app, flags
+
+from def_jax.trainer import steps
+from def_jax.trainer.experiment import Experiment, build
+from def_jax.trainer.launch import command_line
+from def_jax.trainer.programs import programs
+
+
+def _show(console: rich.console.Console, experiment: Experiment) -> None:
+    sharded = experiment.workers.devices_per_row > 1
+    sender = 'a device' if sharded else 'a worker'
+    table = rich.table.Table(title=f'{experiment.method.title}: what {sender} sends', title_justify='left')
+    sent = ('elements between', 'bytes between', 'bytes inside') if sharded else ('elements', 'bytes')
+    total = 'MB between per run' if sharded else 'MB per run'
+    for heading in ('program', 'collectives', *sent, 'executions', total):
+        table.add_column(heading, justify='left' if heading == 'program' else 'right')
+
+    def add(name: str, count: int | None, elements: int, size: int, inside: int | None, executions: int):
+        figures = (count, elements, size, *((inside,) if sharded else ()), executions)
+        megabytes = f'{size * executions / 1e6:,.2f}'
+        table.add_row(name, *('' if figure is None else f'{figure:,}' for figure in figures), megabytes)
+
+    for program in programs(experiment):
+        count = len(program.collectives) + len(program.inside)
+        add(program.name, count, program.elements, program.bytes, program.bytes_inside, program.executions)
+    params = experiment.workers.part(jax.eval_shape(steps.make_init(experiment)).params)
+    dense = sum(leaf.size for leaf in jax.tree.leaves(params))
+    add('train step, SGD', None, dense, 4 * dense, None, experiment.num_steps)
+    console.print(table)
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        return command_line.refuse('communication', f'unexpected arguments {argv[1:]}')
+    config = flags.FLAGS.config
+    with tempfile.TemporaryDirectory() as folder:
+        command_line.set_environment(folder, fake_devices=config.get('fake_devices', False))
+        try:
+            _show(rich.console.Console(), build(config))
+        except (ValueError, FileNotFoundError) as error:
+            return command_line.refuse('communication', error)
+    return 0
+
+
+def run() -> int:
+    """Reads the command line; exits with 0, or with 2 and one line about what is wrong."""
+    config_flag = command_line.define_config('As for train.py.')
+    flags.mark_flag_as_required('config')
+    return app.run(main, flags_parser=command_line.config_flags_parser('communication', config_flag))

@@ -1,0 +1,158 @@
+"""What a run prints: a description at the start, a progress bar, a table at the end."""
+
+import time
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+import rich.table
+
+from def_jax.trainer.experiment import Communication, Experiment
+from def_jax.trainer.measure import Measure
+
+__all__ = ['Progress', 'describe', 'point_name', 'process_console', 'show_result']
+
+_SECONDS_PER_LINE = 30
+
+
+def describe(console: rich.console.Console, experiment: Experiment, communication: Communication) -> None:
+    """Prints devices, workers, parameters and what a step sends compared with dense SGD."""
+    config, method, sent = experiment.config, experiment.method, communication
+    device = experiment.devices[0]
+    kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
+    devices = f'{len(experiment.devices)} {kind} device(s)'
+    each = f' of {config.shards_per_worker} devices each' if config.shards_per_worker > 1 else ''
+    free = 'auto' if config.auto_detach else f'{config.detach:g}'
+    detach = free if method.detach is None else f'{method.detach:g}'
+    drawn = {
+        'tensor': 'one block per tensor',
+        'model': 'one block of the model',
+        'element': 'random elements',
+    }
+    past = [config.order] * (config.order != 'random') + [config.allocation] * (
+        config.allocation != 'proportional'
+    )
+    sent_part = ', '.join([f'ratio {config.ratio:g}', drawn[config.granularity], *past])
+    own = ', '.join(f'{key} {config[key]:g}' for key in method.takes if key != 'compressor' and config[key])
+    how = {
+        'dense': 'dense',
+        'ef21': sent_part,
+        'error_feedback': f'{own or sent_part}, λ={detach}',
+        'baseline': own or 'one bit an element',
+    }[method.kind]
+    evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())
+    lines = {
+        'method': f'{experiment.title} ({how})',
+        'workers': f'{config.num_workers}{each} on {devices}, total batch {config.batch_size}',
+        'model': f'{config.model}, {sent.num_params:,} parameters',
+        'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',
+        'steps': f'{experiment.num_steps:,} in {experiment.num_epochs:{_decimals(experiment)}} epochs',
+        'sent per step': f'{round(sent.elements_per_step):,} elements, '
+        f'{_bytes(sent.bytes_per_step)} per worker, '
+        f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
+    }
+    if method.kind != 'dense':
+        lines['visits per block'] = f'{experiment.num_steps / sent.true_ratio:,.1f} (steps / true ratio)'
+    for name, text in lines.items():
+        console.print(f'[bold]{name + ":":<18}[/] {text}', highlight=False, soft_wrap=True)
+
+
+def point_name(point: str, answers: dict[str, str]) -> str:
+    """A point's name in tables and plots: what it is, and which method outputs it."""
+    names = {'x': 'x', 'y': 'y = x + mean residual', 'own': "x + r_k, each worker's own"}
+    return names[point] + (f' ({answers[point]})' if point in answers else '')
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere an occasional line, to keep logs short."""
+
+    def __init__(self, console: rich.console.Console, experiment: Experiment, start: int):
+        self._console = console
+        columns = (
+            rich.progress.TextColumn('epoch {task.fields[epoch]}'),
+            rich.progress.BarColumn(bar_width=None),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn('{task.fields[figures]}'),
+            rich.progress.TimeRemainingColumn(compact=True),
+        )
+        self._bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
+        self._steps, self._decimals = experiment.num_steps, _decimals(experiment)
+        self._epochs = f'{experiment.num_epochs:{self._decimals}}'
+        self._unit = experiment.dataset.unit
+        self._next_line = time.monotonic()
+        self._task = self._bar.add_task('', total=experiment.num_steps, completed=start, epoch='', figures='')
+
+    def __enter__(self) -> 'Progress':
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, record: dict[str, Any] | None = None) -> None:
+        """Moves the bar to `step`; a training record updates the figures beside it."""
+        fields: dict[str, Any] = {}
+        if record:
+            figures = '  '.join(
+                [
+                    f'loss {record["loss"]:.3f}',
+                    f'lr {record["learning_rate"]:g}',
+                    f'{record[f"{self._unit}_per_second"]:,.0f} {self._unit}/s',
+                    f'{record["megabytes_sent"]:.1f} MB sent',
+                ]
+            )
+            fields = {'epoch': f'{record["epoch"]:{self._decimals}}/{self._epochs}', 'figures': figures}
+            if self._bar.disable and time.monotonic() > self._next_line:
+                self.note(f'epoch {fields["epoch"]}  step {step:,}/{self._steps:,}  {figures}')
+        self._bar.update(self._task, completed=step, **fields)
+
+    def note(self, text: str) -> None:
+        """Prints a permanent line above the bar."""
+        self._next_line = time.monotonic() + _SECONDS_PER_LINE
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def show_result(console: rich.console.Console, result: dict[str, Any]) -> None:
+    """Prints the table at the end of a run: the metrics at each point, traffic and time."""
+    metrics, communication = result['metrics'], result['communication']
+    measure = Measure.of(result)
+    others = list(measure.others(metrics, 'x'))
+    table = rich.table.Table(
+        title=f'{result["title"]}, seed {result["config"]["seed"]}', title_justify='left'
+    )
+    for heading in ('', measure.title, *others):
+        table.add_column(heading, justify='left' if not heading else 'right')
+    for point in result['points']:
+        value, spread = metrics[measure.key(point)], metrics.get(f'{measure.key(point)}_std')
+        figures = [f'{metric:.4f}' for metric in measure.others(metrics, point).values()]
+        table.add_row(point_name(point, result['answers']), measure.text(value, spread), *figures)
+    console.print(table)
+    if result.get('sample'):
+        console.print('[bold]a sample:[/]', highlight=False)
+        console.print(result['sample'], highlight=False, markup=False, soft_wrap=True)
+    sent, dense = communication['megabytes_sent'], communication['megabytes_dense']
+    factor = f' ({dense / sent:.1f} times)' if sent else ''  # a short run may send no message
+    console.print(
+        f'training loss {metrics["train_loss"]:.4f}; {sent:,.1f} MB sent per worker, dense SGD {dense:,.1f} '
+        f'MB{factor}; {metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps',
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def process_console() -> rich.console.Console:
+    """The console of process 0; other processes stay silent."""
+    return rich.console.Console(quiet=jax.process_index() != 0)
+
+
+def _decimals(experiment: Experiment) -> str:
+    """The format of a number of epochs, with decimals where the run ends within one."""
+    return '.0f' if experiment.num_epochs.is_integer() else '.2f'
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (('MB', 1e6), ('kB', 1e3)):
+        if count >= size:
+            return f'{count / size:.2f} {unit}'
+    return f'{count} B'

@@ -1,0 +1,79 @@
+"""Image preprocessing on the device: random crops and flips for training, standardisation for all images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from def_jax.trainer.data.catalogue import DatasetSpec
+
+__all__ = ['augment', 'standardise']
+
+
+def augment(key: jax.Array, images: jax.Array, spec: DatasetSpec) -> jax.Array:
+    """Crops and flips each training image at random, then standardises it.
+
+    Images are padded with zero pixels, as in torchvision's `RandomCrop`, so the padding becomes -mean / std.
+
+    Args:
+        key: a PRNG key; workers with the same key make the same crops.
+        images: uint8 [B, H, W, C].
+        spec: the data set's description; static under `jax.jit`.
+
+    Returns:
+        float32 [B, H, W, C].
+
+    Raises:
+        ValueError: if the images do not match the description.
+
+    >>> from def_jax.trainer.data.catalogue import get_dataset_spec
+    >>> images = np.zeros((4, 8, 8, 1), np.uint8)
+    >>> augment(jax.random.key(0), images, get_dataset_spec('digits')).shape
+    (4, 8, 8, 1)
+    """
+    _check_images(images, spec)
+    padding = spec.crop_padding
+    crop_key, flip_key = jax.random.split(key)
+    corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), spec.image_shape)
+
+    images = jax.vmap(crop)(padded, corners)
+    if spec.flip:
+        flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(flipped, images[:, :, ::-1], images)
+    return standardise(images, spec)
+
+
+def standardise(images: jax.Array, spec: DatasetSpec) -> jax.Array:
+    """Scales pixels to mean 0 and standard deviation 1 over the data set, as for test images.
+
+    Args:
+        images: uint8 [B, H, W, C].
+        spec: the data set's description; static under `jax.jit`.
+
+    Returns:
+        float32 [B, H, W, C].
+
+    Raises:
+        ValueError: if the images do not match the description.
+
+    >>> from def_jax.trainer.data.catalogue import get_dataset_spec
+    >>> images = np.full((1, 8, 8, 1), 255, np.uint8)
+    >>> round(float(standardise(images, get_dataset_spec('digits')).max()), 2)
+    2.02
+    """
+    _check_images(images, spec)
+    mean, std = jnp.float32(spec.mean), jnp.float32(spec.std)
+    return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
+
+
+def _check_images(images: jax.Array, spec: DatasetSpec) -> None:
+    """Raises ValueError for images that would be scaled or broadcast wrongly."""
+    if images.dtype != np.uint8 or images.shape[1:] != spec.image_shape:
+        wanted = f'uint8 [B, {", ".join(map(str, spec.image_shape))}]'
+        raise ValueError(
+            f'{images.dtype=}, {images.shape=} must be {wanted} for data set {spec.name!r}, '
+            'with the pixels as loaded.'
+        )

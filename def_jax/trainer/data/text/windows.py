@@ -1,0 +1,79 @@
+"""Batches of a corpus: windows of consecutive bytes, in which documents are told apart.
+
+The corpus is cut into windows of `context` bytes, so documents are packed without gaps and only the last
+window has padding. Every byte of the corpus is predicted exactly once, from the byte before its window and
+those that precede it in its window and document; the first byte of a document follows the mark START.
+Training batches depend only on the seed and the step, like those of images.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from def_jax.trainer.data import in_memory
+from def_jax.trainer.data.text.corpus import START, Corpus
+
+__all__ = ['Windows']
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Windows:
+    """A split of a text data set, whose examples are windows of the corpus.
+
+    A batch holds, int32 [k, b, context]: `tokens`, what the model sees; `targets`, the byte that follows
+    each; `segments`, the number of the document in its window, from 1, and 0 on padding.
+
+    Attributes:
+        corpus: the text.
+        context: the length of a window, in bytes.
+        start: the number of the first window to use.
+        stop: the number after the last; None for all.
+
+    >>> corpus = Corpus(np.frombuffer(b'abcdeXY', np.uint8), np.array([5, 7]))
+    >>> windows = Windows(corpus, context=4).take(np.array([0, 1]))
+    >>> windows['tokens'].tolist() == [[START, *b'abc'], [*b'd', START, *b'X', START]]
+    True
+    >>> windows['targets'].tolist() == [[*b'abcd'], [*b'eXY', START]]
+    True
+    >>> windows['segments'].tolist()
+    [[1, 1, 1, 1], [1, 2, 2, 0]]
+    """
+
+    corpus: Corpus
+    context: int
+    start: int = 0
+    stop: int | None = None
+
+    def __len__(self) -> int:
+        return (-(-len(self.corpus) // self.context) if self.stop is None else self.stop) - self.start
+
+    def part(self, start: int, stop: int) -> 'Windows':
+        """The windows at positions `start` to `stop` - 1 of this split."""
+        return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
+
+    def take(self, positions: np.ndarray) -> Batch:
+        """The windows at these positions of the split, int64 [...], as arrays [..., context]."""
+        text, ends = self.corpus.text, self.corpus.ends
+        targets_at = (self.start + positions)[..., None] * self.context + np.arange(self.context)
+        real = targets_at < len(text)
+        documents = np.searchsorted(ends, targets_at, side='right')
+        starts = (targets_at == 0) | (ends[documents - 1] == targets_at)  # also where padding begins
+        before = text[np.minimum(np.maximum(targets_at, 1), len(text)) - 1]
+        return {
+            'tokens': np.where(starts | ~real, START, before).astype(np.int32),
+            'targets': np.where(real, text[np.minimum(targets_at, len(text) - 1)], START).astype(np.int32),
+            'segments': np.where(real, documents - documents[..., :1] + 1, 0).astype(np.int32),
+        }
+
+    def train_batches(self, *, first_step: int, **options: Any) -> Iterator[Batch]:
+        """The batches of `first_step` and all later steps, see `in_memory.train_batch`."""
+        return (in_memory.train_batch(self, step=step, **options) for step in itertools.count(first_step))
+
+    def test_batches(self, **options: Any) -> Iterator[Batch]:
+        """One pass over the split, see `in_memory.test_batches`."""
+        return in_memory.test_batches(self, **options)

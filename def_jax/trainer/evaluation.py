@@ -1,0 +1,127 @@
+"""The metrics of the task at every point of a method: x, y, and each worker's own model."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from def_jax.trainer import steps
+from def_jax.trainer.experiment import Experiment
+from def_jax.trainer.launch import processes
+from def_jax.trainer.launch.exits import EndedError, ExitCode
+
+__all__ = ['EXAMPLES_PER_DEVICE', 'DivergedError', 'batches', 'make_evaluate']
+
+EXAMPLES_PER_DEVICE = 100
+
+
+class DivergedError(EndedError):
+    """The loss of a worker, or on the split that is evaluated, became NaN or infinite."""
+
+    exit_code = ExitCode.DIVERGED
+
+    def __init__(self, step: int, worker: int | None, loss: float, split: str = 'test'):
+        where = f'worker {worker}' if worker is not None else f'the {split} set'
+        super().__init__(
+            f'the loss of {where} is {loss} at step {step}. The last good checkpoint is kept. Try a smaller '
+            '--config.learning_rate or --config.ratio; instead of --config.method=ef try def, whose detached '
+            'point keeps high ratios stable.'
+        )
+        self.step, self.worker = step, worker
+
+
+def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], dict[str, Any]]:
+    """Returns a function from a state and its step to a record of the metrics on `config.evaluate_on`.
+
+    The record has `test_loss_x`, the task's other metrics such as `test_accuracy_x`, and likewise for each
+    point of the method; on validation data they are called `validation_loss_x` and so on. For 'own', each
+    worker's own model, they are means over workers, and `test_accuracy_own_std` is the headline metric's
+    standard deviation. If BatchNorm's statistics are recalibrated, `test_accuracy_x_running` and so on are
+    the values with the running statistics. With `config.evaluate_train_examples`, `train_loss_x` and so on
+    are those on training examples, in evaluation mode. Every example counts exactly once. The function raises
+    DivergedError if a loss is not finite.
+    """
+    outputs, workers = steps.make_outputs(experiment), experiment.workers
+    eval_step, own_eval_step = steps.make_eval_step(experiment), steps.make_own_eval_step(experiment)
+
+    def sums(split: str, point: str, variables: dict) -> dict[str, np.ndarray]:
+        """Sums over the split: [] for a shared model, [K] for the workers' own."""
+        totals = []
+        for batch in batches(experiment, split, whole=point == 'own'):
+            if point == 'own':
+                total = own_eval_step(variables, {name: x[0] for name, x in batch.items()})
+                totals.append({name: workers.local(x) for name, x in total.items()})
+            else:
+                totals.append(jax.device_get(eval_step(variables, workers.place(batch))))
+        summed = {name: np.sum([total[name] for total in totals], axis=0) for name in totals[0]}
+        if point == 'own':
+            summed = {name: processes.gather(x, workers.heads) for name, x in summed.items()}
+        return {name: x.reshape(-1) for name, x in summed.items()}
+
+    recalibrated = _make_recalibrated(experiment)
+
+    def evaluate(state: steps.TrainState, step: int) -> dict[str, Any]:
+        record: dict[str, Any] = {'step': step}
+        points, own = steps.settled(experiment, outputs(state))
+        batch_stats = points['x']['batch_stats']
+        points |= {point: {'params': params, 'batch_stats': batch_stats} for point, params in own.items()}
+        for point, variables in recalibrated(state, points).items():
+            for split in experiment.evaluated:
+                total = sums(split, point, variables)
+                if not np.isfinite(total['loss']).all():
+                    raise DivergedError(step, None, float(total['loss'].sum()), split)
+                record |= _figures(experiment, split, point, point, total)
+                if experiment.config.recalibrate_batches:
+                    total = sums(split, point, points[point])
+                    record |= _figures(experiment, split, point, f'{point}_running', total)
+        return record
+
+    return evaluate
+
+
+def batches(experiment: Experiment, split: str, *, whole: bool = False) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of an evaluation: `whole` for workers that each see all of a batch, else their rows."""
+    workers = experiment.workers
+    examples = EXAMPLES_PER_DEVICE * workers.devices_per_row
+    return experiment.test_batches(split, examples, 1 if whole else len(workers.heads))
+
+
+def _figures(
+    experiment: Experiment, split: str, point: str, name: str, total: dict[str, np.ndarray]
+) -> dict[str, float]:
+    """The metrics of a record, from the sums over a split."""
+    metrics = experiment.task.metrics(total)
+    figures = {f'{split}_{key}_{name}': np.mean(value) for key, value in metrics.items()}
+    if point == 'own':
+        headline = experiment.task.headline.name
+        figures[f'{split}_{headline}_{name}_std'] = np.std(metrics[headline])
+    return {key: float(value) for key, value in figures.items()}
+
+
+def _make_recalibrated(experiment: Experiment) -> Callable[[steps.TrainState, dict], dict]:
+    """Returns a function that recalibrates the BatchNorm statistics at each point of a state.
+
+    The running statistics come from the detached points of past steps; at high ratios, y has moved away from
+    those. The new ones are means over the next `recalibrate_batches` training batches.
+    """
+    num_batches = experiment.config.recalibrate_batches
+    if not num_batches:
+        return lambda state, points: points
+    shared, own = steps.make_batch_statistics(experiment), steps.make_batch_statistics(experiment, own=True)
+
+    def recalibrated(state: steps.TrainState, points: dict[str, dict]) -> dict[str, dict]:
+        totals: dict[str, Any] = {}
+        for batch in itertools.islice(experiment.train_batches(int(state.step)), num_batches):
+            placed = experiment.workers.place(batch)
+            for point, variables in points.items():
+                measure = own if point == 'own' else shared
+                measured = steps.settled(experiment, measure(state, variables['params'], placed))
+                total = totals.get(point)
+                totals[point] = measured if total is None else jax.tree.map(jnp.add, total, measured)
+        means = {point: jax.tree.map(lambda s: s / num_batches, total) for point, total in totals.items()}
+        return {point: variables | {'batch_stats': means[point]} for point, variables in points.items()}
+
+    return recalibrated

@@ -1,0 +1,256 @@
+"""What a configuration describes: task, data set, optimizer, workers and number of steps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from def_jax import compressors, hold_skipped, methods
+from def_jax.beyond.integers import sent_size
+from def_jax.traffic import traffic
+from def_jax.trainer.configuration.optimizer import make_compressor, make_optimizer, make_schedule
+from def_jax.trainer.configuration.parts import make_dataset, make_task
+from def_jax.trainer.configuration.rules import check_config
+from def_jax.trainer.data import in_memory
+from def_jax.trainer.data.dataset import Dataset, Split
+from def_jax.trainer.measure import Measure
+from def_jax.trainer.tasks.base import Task
+from def_jax.trainer.workers import AXIS, Workers, make_workers
+
+__all__ = ['Communication', 'Experiment', 'build']
+
+_TITLES = {'adamw': 'AdamW', 'lion': 'Lion', 'muon': 'Muon'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run, ready to start. Immutable: the state lives in `TrainState`."""
+
+    config: ml_collections.FrozenConfigDict
+    method: methods.Method
+    dataset: Dataset
+    task: Task
+    schedule: optax.Schedule
+    make_optimizer: Callable[[Any], optax.GradientTransformation]  # from a seed, which may be traced
+    compressor: compressors.Compressor
+    workers: Workers
+    steps_per_epoch: int
+    num_steps: int
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        return self.make_optimizer(self.config.seed)
+
+    @property
+    def title(self) -> str:
+        """The method's, with the optimizer unless that is SGD: 'DEF', 'DEF with AdamW', 'dense AdamW'."""
+        name = self.config.optimizer
+        if name == 'sgd':
+            return self.method.title
+        optimizer = _TITLES.get(name, name.rpartition(':')[2])
+        dense = self.method.kind == 'dense'
+        return f'dense {optimizer}' if dense else f'{self.method.title} with {optimizer}'
+
+    @property
+    def answers(self) -> dict[methods.Point, str]:
+        """By point, the titles of the methods that this run serves."""
+        if self.method.kind == 'dense':
+            return {'x': self.title}
+        return self.method.answers(self.config.average_every)
+
+    @property
+    def steps_per_evaluation(self) -> int:
+        """After how many steps x and y are evaluated and a checkpoint is written."""
+        return self.config.eval_every_steps or self.config.eval_every_epochs * self.steps_per_epoch
+
+    @property
+    def num_epochs(self) -> float:
+        """The run's length in epochs, which need not be whole."""
+        return self.num_steps / self.steps_per_epoch
+
+    @property
+    def num_evaluations(self) -> int:
+        """How often they are in the whole run: the last step's is one of them."""
+        return -(-self.num_steps // self.steps_per_evaluation)
+
+    @property
+    def devices(self) -> list[jax.Device]:
+        return self.workers.devices
+
+    def train_batches(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's batches from `first_step` on, with leading axes `workers.local_shape`; endless."""
+        virtual, shape = self.config.workers_per_device, self.workers.local_shape
+        batches = self.dataset.train.train_batches(
+            seed=self.config.seed,
+            first_step=first_step,
+            batch_size=self.config.batch_size,
+            num_workers=self.config.num_workers,
+            workers=[row * virtual + i for row in self.workers.rows for i in range(virtual)],
+        )
+        for batch in batches:
+            yield {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
+
+    @property
+    def evaluated(self) -> dict[str, Split]:
+        """The splits that are evaluated, by name; the first is that of `measure`."""
+        splits = {self.config.evaluate_on: self.dataset.evaluated(self.config.evaluate_on)}
+        if count := self.config.evaluate_train_examples:
+            splits['train'] = self.dataset.train.part(0, count)
+        return splits
+
+    def test_batches(self, split: str, examples_per_way: int, ways: int) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over a split of `evaluated`, in batches [ways, examples_per_way, ...] with a mask.
+
+        With one way per row of workers, they are this process's rows of the batches.
+        """
+        return self.evaluated[split].test_batches(
+            batch_size=examples_per_way * ways,
+            num_workers=ways,
+            workers=self.workers.rows if ways == len(self.workers.heads) else None,
+        )
+
+    @property
+    def measure(self) -> Measure:
+        """What the run's points are compared by."""
+        return Measure(self.config.evaluate_on, self.task.headline)
+
+    @functools.cached_property
+    def abstract_variables(self) -> Any:
+        """Shapes and dtypes of the task's variables; compiles nothing."""
+        return jax.eval_shape(lambda: self.task.init(jax.random.key(0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Communication:
+    """What one worker passes to the all-reduce in training, in elements; dense ones are float32.
+
+    A worker of several devices passes what these do together: a vector that all of them hold counts for each.
+    Evaluations are not included: the mean residual, d, for y, and BatchNorm's statistics.
+    """
+
+    num_params: int  # d
+    message_size: int  # B
+    dense_steps: int = 0  # how many steps at the start send d instead of B
+    always: int = 0  # elements that every step sends besides
+    average_every: int = 0  # steps between additional messages of d; 0 for never
+    every: int = 1  # steps per message
+    element_bytes: int = 4  # bytes per element of a message
+
+    @property
+    def true_ratio(self) -> float:
+        """d over the mean elements of a step; below the nominal ratio where tensors are small."""
+        return self.num_params / self.elements_per_step
+
+    @property
+    def elements_per_step(self) -> float:
+        """On average over steps with and without a message."""
+        return self.message_size / self.every + self.always
+
+    @property
+    def bytes_per_message(self) -> int:
+        return self.element_bytes * self.message_size
+
+    @property
+    def bytes_per_step(self) -> int:
+        return round(self.element_bytes * self.elements_per_step)
+
+    @property
+    def dense_bytes_per_step(self) -> int:
+        return 4 * self.num_params
+
+    def megabytes_sent(self, steps: int) -> float:
+        """Megabytes that a worker has sent after `steps` steps."""
+        sent = steps // self.every * self.bytes_per_message
+        sent += min(steps, self.dense_steps) * (self.dense_bytes_per_step - self.bytes_per_message)
+        sent += steps * self.element_bytes * self.always
+        if self.average_every:
+            sent += steps // self.average_every * self.dense_bytes_per_step
+        return sent / 1e6
+
+    @classmethod
+    def of(cls, experiment: Experiment, params: Any) -> 'Communication':
+        config, method = experiment.config, experiment.method
+        num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+        part, devices = experiment.workers.part(params), experiment.workers.devices_per_row
+        if 'compressor' not in method.takes and method.link is not None:
+            always, message = (devices * words for words in _words(config, part))
+            dense_steps = config.freeze_after if 'freeze_after' in method.takes else 0
+            return cls(num_params, message, dense_steps, always, every=config.every)
+        numbers = int(config.auto_detach)
+        message = sent_size(experiment.compressor, part, config.wire_dtype, config.num_workers, numbers)
+        return cls(
+            num_params=num_params,
+            message_size=devices * message,
+            dense_steps=int(method.kind == 'ef21'),
+            average_every=config.average_every if method.averages else 0,
+            every=config.every,
+            element_bytes=jnp.dtype(config.wire_dtype).itemsize,
+        )
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+    """Checks the configuration, finds the devices, loads the data and builds the optimizer.
+
+    Args:
+        config: a complete configuration.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        ValueError: if the configuration cannot be run.
+        FileNotFoundError: if the data set is not prepared and cannot be downloaded.
+    """
+    check_config(config)
+    workers = make_workers(config)
+    try:
+        dataset = make_dataset(config)
+        steps_per_epoch = in_memory.steps_per_epoch(len(dataset.train), config.batch_size)
+        task = make_task(config, dataset)
+        num_steps = _num_steps(config, steps_per_epoch)
+        schedule = make_schedule(config, num_steps)
+    except ValueError as error:
+        raise ValueError(f'config.{error}') from error
+
+    def optimizer(seed: Any) -> optax.GradientTransformation:
+        chain = make_optimizer(config, schedule, workers.axis_name, seed)
+        return hold_skipped(chain) if config.skip_nonfinite else chain
+
+    return Experiment(
+        config=ml_collections.FrozenConfigDict(config),
+        method=methods.get_method(config.method),
+        dataset=dataset,
+        task=task,
+        schedule=schedule,
+        make_optimizer=optimizer,
+        compressor=make_compressor(config),
+        workers=workers,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+    )
+
+
+def _words(config, params: Any) -> tuple[int, int]:
+    """What an update sends in any case, and what besides in a step with a message, in words of 32 bits."""
+    found = traffic(make_optimizer(config, config.learning_rate, AXIS, config.seed), params, AXIS)
+    always = sum(message.words for message in found.always)
+    branches = [[sum(message.words for message in sent) for sent in branch] for branch in found.branches]
+    if config.every == 1:  # conditionals are between dense first steps and the others
+        return 0, always + sum(map(min, branches))
+    return always, sum(map(max, branches))
+
+
+def _num_steps(config, steps_per_epoch: int) -> int:
+    num_steps = config.num_steps or steps_per_epoch * config.num_epochs
+    if num_steps >= 2**31:
+        raise ValueError(
+            f'num_epochs={config.num_epochs} or num_steps={config.num_steps} gives {num_steps} steps, but '
+            'they are counted in 32 bits: there must be fewer than 2**31.'
+        )
+    return num_steps

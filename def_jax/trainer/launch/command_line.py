@@ -1,0 +1,189 @@
+"""Shared by all programs: environment setup, flags with a configuration file, one-line errors.
+
+`def_jax.trainer.launch.exits` lists the exit codes.
+"""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
+
+from def_jax.trainer.launch import interruption, output, processes, supervision
+from def_jax.trainer.launch.exits import EndedError, ExitCode
+
+__all__ = [
+    'config_flags_parser',
+    'define_config',
+    'exit_code',
+    'exit_code_of_several',
+    'refuse',
+    'set_environment',
+]
+
+flags.disclaim_key_flags()  # --config belongs to the program that defines it, whose --help then lists it
+
+_CONVERSIONS = {
+    'could not convert string to float': 'a number',
+    'invalid literal for int()': 'an integer',
+    "'Non-boolean argument to boolean flag'": 'true or false',
+}
+
+
+def set_environment(workdir: str, *, fake_devices: bool) -> None:
+    """Sets up TensorFlow and JAX; call before either is used.
+
+    Args:
+        workdir: receives JAX's compilation cache, so a resumed run does not recompile. If
+            JAX_COMPILATION_CACHE_DIR is set, it takes precedence.
+        fake_devices: whether the devices are simulated on this CPU.
+    """
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow only reads the data; silence its logs
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)
+        output.hush_orbax()
+    if fake_devices:
+        # More threads than cores, so fake devices waiting for each other cannot exhaust the thread pool.
+        os.environ.setdefault('NPROC', '16')
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        jax.config.update(
+            'jax_compilation_cache_dir', os.path.join(os.path.expanduser(workdir), 'compilation_cache')
+        )
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+def define_config(text: str) -> flags.FlagHolder:
+    """The flag --config=FILE, and --config.key=value for its keys and for new ones where it is not locked."""
+    return config_flags.DEFINE_config_file(
+        'config', None, text, lock_config=False, accept_new_attributes=True
+    )
+
+
+def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
+    """Returns a `flags_parser` for `absl.app.run` that reports any error in one line and exits.
+
+    Args:
+        program: the name that prefixes the line.
+        config: what `define_config` returned. The file may contain anything.
+
+    Returns:
+        A function from the command line to the program's name; it rejects positional arguments.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+            if flags.FLAGS[config.name].present and not isinstance(config.value, ml_collections.ConfigDict):
+                getattr(config.value, 'keys', None)  # a file that failed to load raises on first use
+                kind = type(config.value).__name__
+                raise TypeError(f'get_config() in --{config.name} returned {kind}, not a ConfigDict')
+        except Exception as error:
+            sys.exit(refuse(program, _config_error(error, config.name)))
+        if len(rest) > 1:
+            reason = f'unexpected arguments {rest[1:]}; pass settings as --config.key=value'
+            sys.exit(refuse(program, reason))
+        return rest
+
+    return parse
+
+
+def _config_error(error: BaseException, flag: str) -> str:
+    """Describes an error in the command line, or in a configuration file with its location."""
+    chain = [error]  # config_flags wraps what a file raises, and absl wraps it again
+    while inner := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(inner)
+    for one in chain:
+        if isinstance(one, SyntaxError) and one.filename != '<unknown>':  # a key's, not a file's
+            return f'{one.filename}:{one.lineno}: SyntaxError: {one.msg}'
+        places = [
+            f'{frame.f_code.co_filename}:{line}'
+            for frame, line in traceback.walk_tb(one.__traceback__)
+            if frame.f_globals['__name__'] == f'{flag}_config'  # config_flags' name for the loaded file
+        ]
+        if places and not isinstance(one, flags.Error):  # an error in the text after the colon
+            return f'{places[-1]}: {type(one).__name__}: {_one_line(one)}'
+    return f'{_allowed(_one_line(error), flag)} (--help lists the flags)'
+
+
+def _allowed(reason: str, flag: str) -> str:
+    """What a flag may be, where Python's reason only tells what could not be converted."""
+    for phrase, allowed in _CONVERSIONS.items():
+        if phrase in reason:
+            return f'{reason[: reason.index(phrase)].rstrip(": (")} must be {allowed}'
+    if locked := re.search(r'Key "(\w+)" does not exist.* the config is locked\.', reason):
+        meant = re.search(r'Did you mean "\w+"', reason)
+        hint = f' {meant[0]}?' if meant else ''
+        return f'{locked[1]!r} in a flag --{flag}.KEY=VALUE: that is not a known key.{hint}'
+    if 'invalid syntax' in reason or reason.strip("'").isidentifier():
+        return f'{reason} in a flag --{flag}.KEY=VALUE: that is not a known key'
+    return reason
+
+
+def _one_line(error: BaseException) -> str:
+    while error.args and isinstance(error.args[0], Exception):  # config_flags nests exceptions this way
+        error = error.args[0]
+    quoted = isinstance(error, LookupError) and error.args and isinstance(error.args[0], str)
+    return ' '.join(str(error.args[0] if quoted else error).split())
+
+
+def exit_code(program: str, run: Callable[[], Any]) -> int:
+    """Calls `run` and converts its outcome to an exit code.
+
+    Args:
+        program: the name that prefixes an error line.
+        run: the program's work. SIGTERM, SIGHUP and Ctrl-C end the process, see `interruption`.
+
+    Returns:
+        The exit code; if it is nonzero, the reason has been printed in one line.
+    """
+    with output.lasting(program):
+        try:
+            with interruption.ending_at_once(program):
+                run()
+        except EndedError as error:
+            print(f'{program}: {error}', file=sys.stderr)
+            return error.exit_code
+        except (ValueError, OSError) as error:
+            return refuse(program, _one_line(error))
+        return ExitCode.FINISHED
+
+
+def exit_code_of_several(
+    program: str, run: Callable[[], Any], place: processes.Place, *, fake_devices: bool
+) -> int:
+    """Like `exit_code`, for one of several processes: joins the others and reports a lost process.
+
+    Args:
+        program: the name that prefixes an error line.
+        run: the program's work.
+        place: which of the processes this is.
+        fake_devices: whether the devices are simulated on CPUs.
+
+    Returns:
+        The exit code.
+    """
+
+    def joined() -> int:
+        try:
+            processes.connect(place, fake_devices=fake_devices)
+        except ValueError as error:
+            return refuse(program, _one_line(error))
+        code = exit_code(program, run)
+        if code not in (ExitCode.REFUSED, ExitCode.PROCESS_LOST):  # all processes share the other outcomes
+            processes.disconnect()
+        return code
+
+    return supervision.supervised(program, joined)
+
+
+def refuse(program: str, reason: object) -> int:
+    """Prints why the program exits without having changed anything; returns the exit code."""
+    print(f'{program}: {reason}', file=sys.stderr)
+    return ExitCode.REFUSED

@@ -1,0 +1,144 @@
+"""The devices that host the workers: accelerators, or fake devices on this CPU."""
+
+import glob
+import itertools
+import os
+import subprocess
+from collections.abc import Mapping
+
+import jax
+
+from def_jax.trainer.launch import processes
+
+__all__ = ['divided_gpus', 'worker_devices']
+
+MOST_FAKE_DEVICES = 1024
+_DEVICE_FILES = '/dev/nvidia[0-9]*'
+_WHENCE = '--config.num_workers / --config.workers_per_device * --config.shards_per_worker'
+
+
+def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
+    """The first `num_devices` devices; with several processes, an equal number from each.
+
+    Args:
+        num_devices: how many; K if each worker is one device.
+        fake: simulate the devices on this CPU. Only effective before JAX is first used in the process.
+
+    Returns:
+        The devices, in JAX's order.
+
+    Raises:
+        ValueError: if there are too few, too many to simulate, or they do not divide among the processes; if
+            this machine has GPUs, but JAX was installed for CPUs.
+
+    >>> len(worker_devices(1, fake=True))
+    1
+    """
+    if fake and num_devices > MOST_FAKE_DEVICES:
+        raise ValueError(
+            f'{num_devices} fake devices ({_WHENCE}) are more than this CPU can simulate; the limit is '
+            f'{MOST_FAKE_DEVICES}. Increase --config.workers_per_device, or lower --config.shards_per_worker.'
+        )
+    needed = f'{num_devices} devices are needed ({_WHENCE})'
+    if not fake:
+        _check_platform()
+    num_processes = processes.count() if fake else jax.process_count()
+    share, rest = divmod(num_devices, num_processes)
+    if rest:
+        raise ValueError(
+            f'{needed}, and they must divide among the {num_processes} processes. Change '
+            '--config.num_workers, --config.workers_per_device or --config.shards_per_worker.'
+        )
+    if fake:
+        try:
+            jax.config.update('jax_platforms', 'cpu')
+            jax.config.update('jax_num_cpu_devices', share)
+        except RuntimeError:
+            pass  # JAX is already running; the check below decides whether it has enough devices
+    devices = jax.devices()
+    of_processes = [processes.rows(devices, process) for process in range(num_processes)]
+    if all(len(rows) >= share for rows in of_processes):
+        return [devices[row] for row in sorted(row for rows in of_processes for row in rows[:share])]
+    if fake:
+        raise ValueError(
+            f'{needed}, but JAX is already running with {len(devices)}. Start a new process with '
+            'JAX_NUM_CPU_DEVICES and XLA_FLAGS unset.'
+        )
+    raise ValueError(
+        f'{needed}, but this machine has {len(devices)} ({devices[0].platform}). Lower '
+        '--config.num_workers or --config.shards_per_worker, put several workers on a device with '
+        '--config.workers_per_device, or simulate devices on the CPU with --config.fake_devices=True.'
+    )
+
+
+def divided_gpus(num_processes: int, environment: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
+    """Environment variables that give each of several independent processes GPUs of its own.
+
+    JAX uses all GPUs that it sees, and reserves most of their memory. JAX is not started here.
+
+    Args:
+        num_processes: how many processes share this machine.
+        environment: the environment variables; CUDA_VISIBLE_DEVICES limits the GPUs.
+
+    Returns:
+        The variables to set in each process before JAX is first used; none on a machine without NVIDIA GPUs.
+
+    Raises:
+        ValueError: if there are fewer GPUs than processes.
+
+    >>> divided_gpus(2, {'CUDA_VISIBLE_DEVICES': '0,1,6,7'})
+    [{'CUDA_VISIBLE_DEVICES': '0,1'}, {'CUDA_VISIBLE_DEVICES': '6,7'}]
+    """
+    gpus = _visible_gpus(environment)
+    if not gpus:
+        return [{} for _ in range(num_processes)]
+    if num_processes > len(gpus):
+        raise ValueError(
+            f'--processes={num_processes} is more than the {len(gpus)} GPUs of this machine; each process '
+            'needs one.'
+        )
+    share = len(gpus) // num_processes
+    return [
+        {'CUDA_VISIBLE_DEVICES': ','.join(gpus[share * process : share * (process + 1)])}
+        for process in range(num_processes)
+    ]
+
+
+def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that JAX would see, by index or identifier."""
+    if environment.get('JAX_PLATFORMS') == 'cpu':
+        return []
+    named = environment.get('CUDA_VISIBLE_DEVICES')
+    if named is None:
+        return _installed_gpus()
+    # CUDA takes the names up to the first that is none, such as -1, which hides all GPUs.
+    return list(itertools.takewhile(lambda gpu: gpu and gpu != '-1', map(str.strip, named.split(','))))
+
+
+def _installed_gpus() -> list[str]:
+    """The NVIDIA GPUs of this machine, by index."""
+    query = ['nvidia-smi', '--query-gpu=index', '--format=csv,noheader']
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+    except subprocess.CalledProcessError:  # no driver
+        return []
+    except OSError:  # some containers have the GPUs, but not the program
+        return [str(index) for index, _ in enumerate(glob.glob(_DEVICE_FILES))]
+
+
+def _check_platform() -> None:
+    """Raises ValueError if JAX cannot use the platform that JAX_PLATFORMS selects, or GPUs that are here."""
+    try:
+        platform = jax.devices()[0].platform
+    except (AssertionError, RuntimeError) as error:  # JAX asserts that it knows at least one of the platforms
+        reason = str(error).split('\n')[0] or 'no such device was found'
+        raise ValueError(
+            f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS")!r} cannot be used ({reason}). Unset it, or '
+            'simulate devices on the CPU with --config.fake_devices=True.'
+        ) from error
+    chosen = 'cpu' in (jax.config.jax_platforms or '')  # type: ignore[attr-defined]
+    if platform == 'cpu' and not chosen and _visible_gpus(os.environ) and (gpus := _installed_gpus()):
+        raise ValueError(
+            f'this machine has NVIDIA GPUs ({len(gpus)}), but JAX sees none. Install it with pip install '
+            "'.[training,cuda]' from a checkout, or train on the CPU with JAX_PLATFORMS=cpu."
+        )

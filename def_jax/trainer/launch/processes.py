@@ -1,0 +1,216 @@
+"""Multi-process training, one process per machine or per GPU, through `jax.distributed`.
+
+Under pmap, a process feeds and sees only the rows of its own devices; anything all processes must know or
+decide together goes through this module. With a single process, these functions cost nothing.
+"""
+
+import contextlib
+import dataclasses
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from def_jax.trainer.launch.exits import LostProcessError
+
+__all__ = [
+    'Place',
+    'agree',
+    'anywhere',
+    'connect',
+    'count',
+    'disconnect',
+    'find',
+    'gather',
+    'is_first',
+    'meet',
+    'naming_the_lost',
+    'rows',
+]
+
+# A process that sends no heartbeat for this long is considered lost, and the others exit.
+HEARTBEAT_SECONDS = 30
+
+_MPI, _SLURM = ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'), ('SLURM_STEP_NUM_TASKS', 'SLURM_PROCID')
+_count = 1  # needed before JAX starts, to divide fake devices among the processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The identity of this process among the processes of a run.
+
+    Attributes:
+        address: host:port of process 0; None if JAX reads it from the environment.
+        count: the number of processes; None as above.
+        index: the index of this process, from 0; None as above.
+    """
+
+    address: str | None
+    count: int | None
+    index: int | None
+
+
+def find(
+    address: str | None, count: int | None, index: int | None, environment: Mapping[str, str] = os.environ
+) -> Place | None:
+    """The place given by the flags, or else by SLURM's srun, Open MPI's mpirun or a TPU pod.
+
+    Args:
+        address: host:port of process 0.
+        count: the number of processes.
+        index: the index of this process.
+        environment: the environment variables, which the launchers set.
+
+    Returns:
+        The place; None for a single process.
+
+    Raises:
+        ValueError: if only some of the three are given, or one is out of range.
+
+    >>> find('10.0.0.1:1234', 2, 0, {})
+    Place(address='10.0.0.1:1234', count=2, index=0)
+    >>> find(None, None, None, {'SLURM_STEP_NUM_TASKS': '4', 'SLURM_PROCID': '3'})
+    Place(address=None, count=4, index=3)
+    """
+    given = {'coordinator_address': address, 'num_processes': count, 'process_id': index}
+    if any(value is not None for value in given.values()):
+        return _checked(given)
+    for size, rank in (_SLURM, _MPI):
+        if int(environment.get(size, 1)) > 1 and rank in environment:
+            return Place(None, int(environment[size]), int(environment[rank]))
+    if ',' in environment.get('TPU_WORKER_HOSTNAMES', ''):
+        return Place(None, None, None)
+    return None
+
+
+def _checked(given: dict[str, Any]) -> Place | None:
+    address, count, index = given.values()
+    if missing := [f'--{name}' for name, value in given.items() if value is None]:
+        raise ValueError(
+            f'{" and ".join(missing)} must be given too: all processes of a run take the same '
+            '--coordinator_address=HOST:PORT and --num_processes, and each its own --process_id, from 0.'
+        )
+    host, _, port = address.rpartition(':')
+    if not host or not port.isdecimal():
+        raise ValueError(
+            f'--coordinator_address={address} must be HOST:PORT, where all processes can reach process 0.'
+        )
+    if count < 1 or not 0 <= index < count:
+        raise ValueError(
+            f'--process_id={index} must be in 0 … --num_processes - 1, and --num_processes={count} must be '
+            'at least 1.'
+        )
+    return Place(address, count, index) if count > 1 else None
+
+
+def connect(place: Place, *, fake_devices: bool) -> None:
+    """Joins the other processes; call before JAX is first used.
+
+    Args:
+        place: what `find` returned.
+        fake_devices: whether the devices are simulated on CPUs.
+
+    Raises:
+        ValueError: if the address cannot be used. If the others never join, JAX's runtime aborts.
+    """
+    global _count
+    if fake_devices:
+        jax.config.update('jax_platforms', 'cpu')
+        jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    try:
+        if place.address and place.index == 0:
+            _check_port(int(place.address.rpartition(':')[2]))
+        jax.distributed.initialize(
+            place.address,
+            place.count,
+            place.index,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f'cannot join the processes at {place.address or "the address given by the launcher"} ({error}). '
+            'The port must be free on the machine of process 0 and reachable from the others.'
+        ) from error
+    _count = place.count or jax.process_count()
+
+
+def _check_port(port: int) -> None:
+    """Raises OSError if process 0 cannot listen on the port, which may crash JAX's runtime."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    socket.create_server(('', port), family=family, dualstack_ipv6=both).close()
+
+
+def disconnect() -> None:
+    """Waits for all processes to get here, then disconnects."""
+    jax.distributed.shutdown()
+
+
+def count() -> int:
+    """The number of processes that `connect` joined."""
+    return _count
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes the run's files and shows progress."""
+    return jax.process_index() == 0
+
+
+def rows(devices: list[jax.Device], process: int | None = None) -> list[int]:
+    """The indices into `devices` of those that belong to a process, by default this one."""
+    process = jax.process_index() if process is None else process
+    return [place for place, device in enumerate(devices) if device.process_index == process]
+
+
+def gather(values: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
+    """Gathers the rows of all processes.
+
+    Args:
+        values: an array [local devices, ...], of the same shape and dtype in all processes.
+        devices: the devices of all processes.
+
+    Returns:
+        An array [devices, ...], the same in all processes.
+    """
+    if jax.process_count() == 1:
+        return values
+    everyone = np.asarray(multihost_utils.process_allgather(values))
+    gathered = np.empty((len(devices), *values.shape[1:]), values.dtype)
+    for process, part in enumerate(everyone):
+        gathered[rows(devices, process)] = part
+    return gathered
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set in any process; every process must call this."""
+    return bool(jax.process_count() > 1 and _flags(flag).any()) or flag
+
+
+def meet(where: str) -> None:
+    """Waits until all processes have reached this point."""
+    multihost_utils.sync_global_devices(where)
+
+
+def agree(flag: bool) -> bool:
+    """The first process's flag, for decisions that one process makes; every process must call this."""
+    return bool(_flags(flag)[0]) if jax.process_count() > 1 else flag
+
+
+@contextlib.contextmanager
+def naming_the_lost() -> Iterator[None]:
+    """Converts the error of a collective whose peer died during the call into LostProcessError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise LostProcessError(str(error).split('\n')[0]) from error
+
+
+def _flags(flag: bool) -> np.ndarray:
+    return np.asarray(multihost_utils.process_allgather(np.array(flag))).reshape(-1)

@@ -1,0 +1,118 @@
+"""Supervises child processes from their parent, which reports a reason and an exit code.
+
+When a process of a run dies, JAX's runtime aborts the others, bypassing every `except` and `finally`.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from def_jax.trainer.launch import interruption
+from def_jax.trainer.launch.exits import LostProcessError
+
+__all__ = ['die_with_parent', 'side_by_side', 'supervised']
+
+_KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_LIBC = ctypes.CDLL(None)
+
+
+def supervised(program: str, run: Callable[[], int]) -> int:
+    """Calls `run` in a child process and waits for it; call before JAX starts its devices.
+
+    SIGTERM, SIGHUP and Ctrl-C are forwarded to the child. On Linux, the child dies if this process is killed.
+
+    Args:
+        program: the name that prefixes an error line.
+        run: the work; returns its exit code.
+
+    Returns:
+        The exit code: the one `run` returned; that of `LostProcessError` if the runtime aborted the child; or
+        128 + the number of any other signal that ended it.
+    """
+    child = _started(run)
+    _pass_on([child], *interruption.SIGNALS)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGABRT:
+        lost = LostProcessError("aborted by JAX's runtime, which printed the reason above")
+        print(f'{program}: {lost}', file=sys.stderr)
+        return lost.exit_code
+    return _exit_code(program, status)
+
+
+def side_by_side(program: str, runs: Iterable[Callable[[], int]]) -> int:
+    """Like `supervised`, for several children that work independently of each other.
+
+    Args:
+        program: the name that prefixes an error line.
+        runs: the work of each child; returns its exit code.
+
+    Returns:
+        Once all children have ended: 0 if each returned 0, else the first other exit code.
+    """
+    children = [_started(run) for run in runs]
+    _pass_on(children, *interruption.SIGNALS)
+    codes = []
+    while children:
+        _, status = os.waitpid(children[0], 0)
+        del children[0]  # its number may be given to another process from now on
+        codes.append(_exit_code(program, status))
+    return next(filter(None, codes), 0)
+
+
+def _started(run: Callable[[], int]) -> int:
+    """The process id of a child that runs `run`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _work(run)
+    return child
+
+
+def _exit_code(program: str, status: int) -> int:
+    """The exit code of a child that has ended; if a signal ended it, the reason is printed."""
+    if not os.WIFSIGNALED(status):
+        return os.waitstatus_to_exitcode(status)
+    number = os.WTERMSIG(status)
+    print(f'{program}: killed by {signal.Signals(number).name}.', file=sys.stderr)
+    return 128 + number
+
+
+def die_with_parent() -> None:
+    """Arranges for this process to be killed when its parent exits; Linux only."""
+    if sys.platform == 'linux':
+        _LIBC.prctl(_KILL_WITH_PARENT, signal.SIGKILL)
+
+
+def _work(run: Callable[[], int]) -> None:
+    """Runs the child, then skips atexit handlers, which would block on dead peers."""
+    code = 1
+    try:
+        os.setpgid(0, 0)  # otherwise Ctrl-C would reach it twice
+        die_with_parent()
+        faulthandler.disable()  # the runtime's own message is more useful than a Python traceback
+        code = run()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _pass_on(children: list[int], *numbers: int) -> None:
+    def pass_on(number: int, frame: Any) -> None:
+        del frame
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):  # one that has ended
+                os.kill(child, number)
+
+    for number in numbers:
+        signal.signal(number, pass_on)

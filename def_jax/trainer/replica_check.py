@@ -1,0 +1,70 @@
+"""The trainer's check that parameters, keys and step counts are the same on all devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from def_jax.mesh.replication import checksums, leaf_names
+from def_jax.trainer import steps
+from def_jax.trainer.checkpointing.regrouping import Layout
+from def_jax.trainer.experiment import Experiment
+from def_jax.trainer.launch import processes
+from def_jax.trainer.launch.exits import EndedError, ExitCode
+
+__all__ = ['ReplicasDifferError', 'make_check']
+
+
+class ReplicasDifferError(EndedError):
+    """The devices hold different copies of values that all workers share."""
+
+    exit_code = ExitCode.REPLICAS_DIFFER
+
+    def __init__(self, step: int, leaves: list[str], workers: list[int]):
+        more = f' and {len(leaves) - 1} more' if len(leaves) > 1 else ''
+        super().__init__(
+            f'after step {step} the workers do not agree on {leaves[0]}{more}: device(s) '
+            f'{", ".join(map(str, workers))} differ from the rest. Earlier checkpoints are kept, and running '
+            'again resumes from a single copy. If the error recurs at the same step, a key or a reduction '
+            'differs between workers; otherwise, suspect the memory of these devices.'
+        )
+        self.step, self.leaves, self.workers = step, leaves, workers
+
+
+def make_check(experiment: Experiment) -> Callable[[steps.TrainState, int], None]:
+    """Returns a function of a state and its step that raises ReplicasDifferError if copies differ.
+
+    Each device computes the checksums of its own copies: even an array that is stored once for all workers
+    has a copy on every device. Only a few bytes per device are sent to the host.
+    """
+    layout = Layout.of(experiment)
+
+    def shared(state: steps.TrainState) -> Any:
+        return layout.map(lambda own, leaf: None if own else leaf, state)
+
+    def own_checksums(state: steps.TrainState) -> jax.Array:
+        return checksums(shared(state))
+
+    workers = experiment.workers
+    on_devices = workers.map_devices(own_checksums, in_axes=(steps.worker_axes(experiment),))
+
+    def check(state: steps.TrainState, step: int) -> None:
+        sums = processes.gather(workers.local(on_devices(state)), workers.devices)  # [devices, leaves]
+        leaves = jax.tree.leaves(shared(state))
+        differs = np.zeros(sums.shape, bool)
+        for column, leaf in enumerate(leaves):
+            for group in workers.groups(leaf):
+                differs[group, column] = _unusual(sums[group, column])
+        if differs.any():
+            names = leaf_names(shared(state))
+            named = [names[column] for column in np.flatnonzero(differs.any(axis=0))]
+            raise ReplicasDifferError(step, named, np.flatnonzero(differs.any(axis=1)).tolist())
+
+    return check
+
+
+def _unusual(sums: np.ndarray) -> np.ndarray:
+    """Which checksums of a group of devices differ from what most of them have, bool [devices]."""
+    _, ranks = np.unique(sums, return_inverse=True)
+    return ranks != np.bincount(ranks).argmax()

@@ -1,0 +1,169 @@
+"""result.json: the configuration, environment and results of a run."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import def_jax
+from def_jax.trainer.checkpointing.workdir import write_json
+from def_jax.trainer.experiment import Communication, Experiment
+from def_jax.trainer.measure import Measure
+from def_jax.trainer.metrics import MetricLog
+
+__all__ = ['is_whole', 'read', 'write']
+
+_SPLITS = ('test_', 'validation_', 'train_')  # how the names of metrics begin
+
+# What tables and plots read from a result, whichever version of the trainer wrote it.
+_PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
+    'title': (str, ()),
+    'points': (list, ()),
+    'answers': (dict, ()),
+    'status': (str, ()),
+    'metrics': (dict, ('train_loss',)),
+    'communication': (dict, ('true_ratio', 'visits_per_block', 'megabytes_sent')),
+    'curve': (list, ()),
+    'config': (dict, ('method', 'ratio', 'seed', 'dataset', 'fake_devices', 'learning_rate')),
+    'environment': (dict, ('python', 'packages', 'device', 'num_devices', 'commit')),
+}
+
+
+def write(
+    run: Path,
+    experiment: Experiment,
+    communication: Communication,
+    log: MetricLog,
+    diverged: Any = None,
+    sample: str | None = None,
+) -> dict[str, Any]:
+    """Writes result.json into the run's folder.
+
+    Args:
+        run: the run's folder.
+        experiment: the run's experiment.
+        communication: the communication of one step.
+        log: the run's records.
+        diverged: the DivergedError that ended the run, or None if it finished.
+        sample: what the trained model generates, if it generates anything.
+
+    Returns:
+        The content written.
+    """
+    steps_done = diverged.step if diverged else experiment.num_steps
+    measure = experiment.measure
+    tests = [record for record in log.records if measure.key('x') in record]
+    last = tests[-1] if tests else {}
+    final = {name: value for name, value in last.items() if name.startswith(_SPLITS)}
+    # The training loss is that of the last epoch, or since the last but one evaluation if that is shorter.
+    last_part = steps_done - min(experiment.steps_per_epoch, experiment.steps_per_evaluation)
+    losses = [record['loss'] for record in log.records if 'loss' in record and record['step'] > last_part]
+    result = {
+        'title': _title(experiment),
+        'points': list(experiment.method.points),
+        'answers': experiment.answers,
+        'measure': measure.to_json(),
+        'guessing_loss': experiment.task.guessing_loss,
+        'status': 'diverged' if diverged else 'finished',
+        'diverged': {'step': diverged.step, 'worker': diverged.worker} if diverged else None,
+        'metrics': final
+        | {
+            'train_loss': sum(losses) / len(losses) if losses else None,
+            'steps': steps_done,
+            'skipped': sum(record.get('skipped', 0) for record in log.records),
+            'seconds': log.last('seconds'),
+        },
+        'communication': {
+            'num_params': communication.num_params,
+            'message_size': communication.message_size,
+            'true_ratio': communication.true_ratio,
+            'visits_per_block': steps_done / communication.true_ratio,
+            'bytes_per_step': communication.bytes_per_step,
+            'dense_bytes_per_step': communication.dense_bytes_per_step,
+            'megabytes_sent': communication.megabytes_sent(steps_done),
+            'megabytes_dense': steps_done * communication.dense_bytes_per_step / 1e6,
+        },
+        'data': dict(experiment.dataset.about),
+        'sample': sample,
+        'curve': _curve(log, measure),
+        'diagnostics': [record for record in log.records if 'variance' in record],
+        'config': json.loads(experiment.config.to_json()),
+        'environment': _environment(experiment),
+    }
+    write_json(run / 'result.json', result)
+    return result
+
+
+def read(run: Path) -> dict[str, Any] | None:
+    """The result of a run that finished or diverged; None if it is missing or incomplete."""
+    try:
+        result = json.loads((run / 'result.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return result if is_whole(result) else None
+
+
+def is_whole(result: Any) -> bool:
+    """Whether `result` has everything that tables and plots read from a result.json."""
+    try:
+        parts = all(
+            isinstance(result[part], kind) and all(name in result[part] for name in names)
+            for part, (kind, names) in _PARTS.items()
+        )
+        sent = [result['communication'][name] for name in _PARTS['communication'][1]]
+        measure = Measure.of(result)
+        points = [result['metrics'].get(measure.key(point)) for point in result['points']]
+        measured = [*points, result['metrics']['train_loss']] if result['status'] == 'finished' else []
+        packages = isinstance(result['environment']['packages'], dict)
+        return parts and packages and all(isinstance(figure, (int, float)) for figure in sent + measured)
+    except (LookupError, TypeError, AttributeError):
+        return False
+
+
+def _curve(log: MetricLog, measure: Measure) -> list[dict[str, Any]]:
+    """The records of evaluations, each with the mean training loss since the previous one."""
+    curve, losses = [], []
+    for record in log.records:
+        if 'loss' in record:
+            losses.append(record['loss'])
+        if measure.key('x') in record:
+            curve.append(record | {'train_loss': sum(losses) / len(losses) if losses else None})
+            losses = []
+    return curve
+
+
+def _title(experiment: Experiment) -> str:
+    config = experiment.config
+    ratio = f' at ratio {config.ratio:g}' if experiment.method.ratio_is_free else ''
+    return f'{experiment.title}{ratio}: {config.model} on {config.dataset}, {config.num_workers} workers'
+
+
+def _environment(experiment: Experiment) -> dict[str, Any]:
+    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
+    device = experiment.devices[0]
+    return {
+        'python': platform.python_version(),
+        'def_jax': def_jax.__version__,
+        'packages': {name: importlib.metadata.version(name) for name in packages},
+        'device': f'{device.device_kind} ({device.platform})',
+        'num_devices': len(experiment.devices),
+        'num_processes': jax.process_count(),
+        'commit': _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, plus '+' if it has local changes; None outside a git checkout."""
+    git = ['git', '-C', str(Path(def_jax.__file__).parent)]
+    try:
+        commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            [*git, 'status', '--porcelain', '--untracked-files=no'], capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ('+' if status.stdout.strip() else '')

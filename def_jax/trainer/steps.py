@@ -1,0 +1,266 @@
+"""The compiled steps, one program on every worker: initialise, train, evaluate."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import custom_batching, lax
+
+from def_jax import diagnostics
+from def_jax.error_feedback import detached_params, output_params
+from def_jax.mesh.ownership import own_leaves
+from def_jax.trainer.experiment import Experiment
+from def_jax.trainer.tasks.gradients import accumulated_value_and_grad
+from def_jax.trainer.workers import AXIS
+
+__all__ = [
+    'TrainState',
+    'make_batch_statistics',
+    'make_diagnose',
+    'make_eval_step',
+    'make_init',
+    'make_outputs',
+    'make_own_eval_step',
+    'make_train_step',
+    'settled',
+    'worker_axes',
+]
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a run carries from step to step.
+
+    Values that are the same on all workers are stored once: the step, the key, the parameters, and the
+    optimizer's step and key. Values that differ have a leading axis of K workers, or axes [devices, virtual
+    workers]: BatchNorm's statistics, the momentum, the residual. If a worker is several devices, its matrices
+    and their moments are divided among these.
+    """
+
+    step: PyTree  # int32 []
+    key: PyTree  # uint32 [2], for augmentation
+    params: PyTree  # x
+    batch_stats: PyTree  # [K, ...]
+    opt_state: PyTree  # [K, ...] where it differs between workers
+
+
+def make_init(experiment: Experiment) -> Callable[[], TrainState]:
+    """Returns a function that creates the state at step 0, already on the workers' devices."""
+
+    def init(seed) -> TrainState:
+        params_key, augment_key = jax.random.split(jax.random.key(seed))
+        variables = experiment.task.init(params_key)
+        return TrainState(
+            step=jnp.int32(0),
+            key=jax.random.key_data(augment_key),
+            params=variables['params'],
+            batch_stats=variables['batch_stats'],
+            opt_state=experiment.make_optimizer(seed).init(variables['params']),
+        )
+
+    initialise = experiment.workers.map(init, in_axes=(None,), out_axes=worker_axes(experiment))
+    return functools.partial(initialise, np.uint32(experiment.config.seed))
+
+
+def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """Returns the train step of Algorithm 1, lines 4 to 10; it donates the state.
+
+    The step maps a state and a batch (arrays [K, b, ...]) to the new state and each worker's metrics: the
+    loss and those of the task at the detached point, float32 [K], and with `skip_nonfinite` also taken, bool
+    [K], False if all workers skipped the step. With virtual workers, [K] becomes [devices, virtual workers].
+    """
+    detaches, axes = experiment.method.kind == 'error_feedback', worker_axes(experiment)
+    skips, workers = experiment.config.skip_nonfinite, experiment.workers
+    optimizer = optax.with_extra_args_support(experiment.optimizer)
+
+    value_and_grad = _one_worker(_value_and_grad(experiment), experiment)
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        point = detached_params(state.params, state.opt_state) if detaches else state.params
+        (loss, (figures, batch_stats)), grads = value_and_grad(
+            point, state.batch_stats, batch, _step_key(experiment, state)
+        )
+        grads = workers.lay_out(grads)
+        if skips:  # a non-finite loss may have a finite gradient
+            grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
+        # Weight decay, too, is evaluated at the detached point.
+        shards = workers.shards(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, point, shards=shards)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {'loss': loss} | figures
+        if skips:
+            taken = _num_skipped(opt_state) == _num_skipped(state.opt_state)
+            batch_stats = optax.tree.where(taken, batch_stats, state.batch_stats)
+            metrics['taken'] = taken
+        return TrainState(state.step + 1, state.key, params, batch_stats, opt_state), metrics
+
+    return workers.map(train_step, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
+
+
+def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[dict, dict]]:
+    """Returns a function from a state and a training batch to the quantities of `def_jax.diagnostics`.
+
+    The first of its two dicts holds those common to all workers, float32 []; the second holds each worker's
+    own, `detach_optimum_own`, float32 [K]. Gradients are taken at x, on the batch.
+    """
+
+    value_and_grad = _one_worker(_value_and_grad(experiment), experiment)
+
+    def diagnose(state: TrainState, batch: dict) -> tuple[dict, dict]:
+        _, grads = value_and_grad(state.params, state.batch_stats, batch, _step_key(experiment, state))
+        figures = diagnostics.gradient_statistics(grads, experiment.workers.axis_name)
+        own = {}
+        if experiment.method.kind == 'error_feedback':
+            figures |= diagnostics.error_statistics(state.opt_state, experiment.workers.axis_name)
+            own['detach_optimum_own'] = figures.pop('detach_optimum_own')
+        return figures, own
+
+    return experiment.workers.map(diagnose, in_axes=(worker_axes(experiment), 0), out_axes=(None, 0))
+
+
+def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, dict]]:
+    """Returns a function from a state to the variables at each of the method's points.
+
+    The first of its two dicts holds the variables at 'x' and 'y'; the second, with the worker axis, the
+    parameters at 'own', each worker's own model. BatchNorm's running statistics do not affect training and
+    are updated linearly, so averaging them over workers here equals averaging them at every step, without the
+    traffic.
+    """
+    points = experiment.method.points
+
+    def outputs(state: TrainState) -> tuple[dict, dict]:
+        params, own = {'x': state.params}, {}
+        if 'y' in points:
+            params['y'] = output_params(state.params, state.opt_state, experiment.workers.axis_name)
+        if 'own' in points:
+            own['own'] = detached_params(state.params, state.opt_state)  # λ = 1: x + r_k
+        batch_stats = lax.pmean(state.batch_stats, experiment.workers.axis_name)
+        return {point: {'params': p, 'batch_stats': batch_stats} for point, p in params.items()}, own
+
+    return experiment.workers.map(outputs, in_axes=(worker_axes(experiment),), out_axes=(None, 0))
+
+
+def make_batch_statistics(
+    experiment: Experiment, *, own: bool = False
+) -> Callable[[TrainState, PyTree, dict], PyTree]:
+    """Returns a function from a state, parameters and a training batch to the batch's BatchNorm statistics.
+
+    The batch is augmented as in training, each worker normalises its own share, and the statistics are
+    averaged over workers. With `own`, the parameters have the worker axis.
+    """
+
+    loss = _one_worker(experiment.task.loss, experiment)
+
+    def statistics(state: TrainState, params: PyTree, batch: dict) -> PyTree:
+        def updated(running: PyTree) -> PyTree:
+            return loss(params, running, batch, _step_key(experiment, state))[1][1]
+
+        # running statistics become m·running + (1 - m)·measured; the derivative is m, whatever the model's is
+        nothing, one = (jax.tree.map(make, state.batch_stats) for make in (jnp.zeros_like, jnp.ones_like))
+        decayed, momentum = jax.jvp(updated, (nothing,), (one,))
+        measured = jax.tree.map(lambda s, m: s / (1 - m), decayed, momentum)
+        return lax.pmean(measured, experiment.workers.axis_name)
+
+    in_axes = (worker_axes(experiment), 0 if own else None, 0)
+    return experiment.workers.map(statistics, in_axes=in_axes, out_axes=None)
+
+
+def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
+    """Returns a function from variables and a test batch to sums over its examples on all devices.
+
+    The batch has arrays [D, b, ...] and mask [D, b], 0 on padding, for D devices, or workers of several
+    devices; the sums are those of `Task.test_sums`, float32 [].
+    """
+    return experiment.workers.map_rows(
+        lambda variables, batch: lax.psum(experiment.task.test_sums(variables, batch), AXIS),
+        in_axes=(None, 0),
+        out_axes=None,
+    )
+
+
+def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
+    """Like `make_eval_step`, for variables with the worker axis: each worker's model sees the whole batch.
+
+    The batch has arrays [b, ...]; the sums are float32 [K].
+    """
+    axes = {'params': 0, 'batch_stats': None}
+    test_sums = _one_worker(experiment.task.test_sums, experiment)
+    return experiment.workers.map(test_sums, in_axes=(axes, None), out_axes=0)
+
+
+def _one_worker(function: Callable, experiment: Experiment) -> Callable:
+    """A function of one worker, without collectives, as the configuration runs it for virtual workers.
+
+    `vmap` makes their convolutions grouped ones, which are slow. In sequence, each worker's convolutions stay
+    ordinary, and only the update, which has the collective, is mapped.
+    """
+    if not experiment.config.sequential_workers:
+        return function
+    # On CPUs, XLA compiles convolutions inside a loop to slow code.
+    unroll = experiment.devices[0].platform == 'cpu'
+
+    @custom_batching.custom_vmap
+    def one_worker(*args):
+        return function(*args)
+
+    @one_worker.def_vmap
+    def in_sequence(axis_size, in_batched, *args):
+        leaves, structure = jax.tree.flatten(args)
+        batched = jax.tree.leaves(in_batched)
+
+        def step(carry, rows):
+            rows = iter(rows)
+            own = [next(rows) if b else leaf for leaf, b in zip(leaves, batched, strict=True)]
+            return carry, function(*jax.tree.unflatten(structure, own))
+
+        rows = [leaf for leaf, b in zip(leaves, batched, strict=True) if b]
+        _, outputs = lax.scan(step, None, rows, length=axis_size, unroll=unroll)
+        return outputs, jax.tree.map(lambda _: True, outputs)
+
+    return one_worker
+
+
+def _num_skipped(opt_state: PyTree) -> jax.Array:
+    return optax.tree.get(opt_state, 'skipped')
+
+
+def _value_and_grad(experiment: Experiment) -> Callable:
+    lay_out = experiment.workers.lay_out_examples
+    return accumulated_value_and_grad(experiment.task.loss, experiment.config.accumulate, lay_out)
+
+
+def _step_key(experiment: Experiment, state: TrainState) -> jax.Array:
+    """A key for this step and worker."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    return jax.random.fold_in(key, lax.axis_index(experiment.workers.axis_name))
+
+
+def worker_axes(experiment: Experiment) -> TrainState:
+    """The worker axis of each part of a TrainState, 0 or None: in_axes and out_axes of every step.
+
+    A single value stands for a whole tree like the parameters. With several processes pmap hashes the axes,
+    so they contain no dict: one that holds anything of a worker's own belongs to the worker as a whole.
+    """
+    own = own_leaves(experiment.optimizer, experiment.abstract_variables['params'])
+
+    def axis(node: PyTree) -> int | None:
+        return 0 if any(jax.tree.leaves(node)) else None
+
+    opt_axes = jax.tree.map(axis, own, is_leaf=lambda node: isinstance(node, (bool, dict)))
+    stats_axis = axis(jax.tree.map(lambda _: True, experiment.abstract_variables['batch_stats']))
+    return TrainState(step=None, key=None, params=None, batch_stats=stats_axis, opt_state=opt_axes)
+
+
+def settled(experiment: Experiment, outputs: PyTree) -> PyTree:
+    """The outputs of a step; on fake devices, blocks until they are ready.
+
+    Collectives of fake devices that run ahead can starve each other on few cores.
+    """
+    return jax.block_until_ready(outputs) if experiment.config.fake_devices else outputs

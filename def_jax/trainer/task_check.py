@@ -1,0 +1,132 @@
+"""Whether a task does what the trainer relies on, from its shapes alone: nothing is compiled."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from def_jax.trainer.experiment import Experiment
+
+__all__ = ['check']
+
+
+def check(experiment: Experiment) -> None:
+    """Raises ValueError unless the task, the model and the data set of an experiment fit together.
+
+    Args:
+        experiment: the run.
+
+    Raises:
+        ValueError: if the batches do not fit the model, the loss or a sum is no scalar, a required sum is
+            missing, a sum ignores the mask, BatchNorm is to be recalibrated but the model has none, or a
+            worker's devices can share no parameter.
+    """
+    config = experiment.config
+    name = f'config.task={config.task!r}'
+    variables = _traced(
+        f'config.model={config.model!r} cannot be initialised', lambda: experiment.abstract_variables
+    )
+    if not isinstance(variables, Mapping) or variables.keys() != {'params', 'batch_stats'}:
+        raise ValueError(f"{name}: init must return a dict of 'params' and 'batch_stats', which may be {{}}.")
+    if config.recalibrate_batches and not jax.tree.leaves(variables['batch_stats']):
+        raise ValueError(
+            f'config.recalibrate_batches={config.recalibrate_batches} needs BatchNorm statistics, and the '
+            'model has none. Set --config.recalibrate_batches=0.'
+        )
+    _check_shards(experiment, variables['params'])
+    _check_loss(experiment, name, variables)
+    _check_sums(experiment, name, variables)
+
+
+def _check_shards(experiment: Experiment, params: Any) -> None:
+    shards, part = experiment.config.shards_per_worker, experiment.workers.part(params)
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (params, part)]
+    if shards > 1 and shapes[0] == shapes[1]:
+        raise ValueError(
+            f'config.shards_per_worker={shards} divides no dimension of any matrix of config.model='
+            f'{experiment.config.model!r}, so every device would hold all of it. Choose a divisor of its '
+            'width, or --config.shards_per_worker=1.'
+        )
+
+
+def _check_loss(experiment: Experiment, name: str, variables: Any) -> None:
+    task, batch = experiment.task, _one_worker(next(experiment.train_batches(0)), experiment.workers.shape)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    returned = _traced(
+        f'{name}: loss fails on a training batch of {_shapes(batch)}',
+        lambda: jax.eval_shape(task.loss, variables['params'], variables['batch_stats'], batch, key),
+    )
+    try:
+        loss, (figures, batch_stats) = returned
+        scalars = {'loss': loss, **figures}
+    except (TypeError, ValueError):
+        raise ValueError(f'{name}: loss must return (loss, (metrics, batch_stats)).') from None
+    _check_scalars(name, 'loss', scalars)
+    if 'loss' in figures or 'taken' in figures:
+        raise ValueError(f"{name}: metrics of loss must not be called 'loss' or 'taken'.")
+    shapes = [jax.tree.map(jnp.shape, stats) for stats in (batch_stats, variables['batch_stats'])]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f'{name}: loss must return statistics of the shapes that init returns.')
+
+
+def _check_sums(experiment: Experiment, name: str, variables: Any) -> None:
+    split = experiment.config.evaluate_on
+    batch = _one_worker(next(experiment.test_batches(split, 1, len(experiment.workers.heads))), (1,))
+    jaxpr, sums = _traced(
+        f'{name}: test_sums fails on a batch of {_shapes(batch)}',
+        lambda: jax.make_jaxpr(experiment.task.test_sums, return_shape=True)(variables, batch),
+    )
+    if not isinstance(sums, dict) or not sums.keys() >= {'loss', 'count'}:
+        raise ValueError(f"{name}: test_sums must return a dict with 'loss' and 'count'.")
+    _check_scalars(name, 'test_sums', sums)
+    ones = {key: np.ones((), np.float32) for key in sums}
+    with np.errstate(all='ignore'):
+        metrics = experiment.task.metrics(ones)
+    if (headline := experiment.task.headline.name) not in metrics:
+        raise ValueError(
+            f'{name}: metrics lacks {headline!r}, the headline metric; it has {sorted(metrics)}.'
+        )
+    position = len(jax.tree.leaves(variables)) + sorted(batch).index('mask')
+    dependent = _dependent(jaxpr.jaxpr, position)
+    for key, depends in zip(sorted(sums), dependent, strict=True):
+        if not depends:
+            raise ValueError(
+                f"{name}: the sum {key!r} of test_sums ignores batch['mask'], so padding would count. "
+                'Multiply what is summed by the mask.'
+            )
+
+
+def _dependent(jaxpr: Any, index: int) -> list[bool]:
+    """Which outputs of a program may depend on its input number `index`."""
+    reached = {jaxpr.invars[index]}
+    for equation in jaxpr.eqns:
+        if any(isinstance(value, jax.extend.core.Var) and value in reached for value in equation.invars):
+            reached.update(equation.outvars)
+    return [isinstance(value, jax.extend.core.Var) and value in reached for value in jaxpr.outvars]
+
+
+def _check_scalars(name: str, function: str, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        shape, dtype = getattr(value, 'shape', None), getattr(value, 'dtype', None)
+        if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f'{name}: {key!r} of {function} must be a float [], but is {dtype}{list(shape or [])}.'
+            )
+
+
+def _one_worker(batch: dict[str, np.ndarray], workers: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of one worker's part of a batch."""
+    return {name: jax.ShapeDtypeStruct(x.shape[len(workers) :], x.dtype) for name, x in batch.items()}
+
+
+def _shapes(batch: Mapping[str, jax.ShapeDtypeStruct]) -> str:
+    return ', '.join(f'{name} {each.dtype}{list(each.shape)}' for name, each in batch.items())
+
+
+def _traced(what: str, trace: Callable[[], Any]) -> Any:
+    try:
+        return trace()
+    except Exception as error:  # it may be anyone's code
+        raise ValueError(f'{what}: {" ".join(str(error).split())[:500] or type(error).__name__}') from error

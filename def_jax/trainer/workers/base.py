@@ -1,0 +1,139 @@
+"""What steps, evaluation and checkpoints ask of the workers, whichever way these lie on devices."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from def_jax.mesh.shards import WHOLE, Shards
+from def_jax.trainer.launch import processes
+
+PyTree = Any
+
+__all__ = ['AXIS', 'Workers', 'map_prefix']
+
+AXIS = 'workers'  # the mapped axis over workers, or over the devices that host several
+
+
+class Workers(abc.ABC):
+    """The workers of a run on its devices.
+
+    Whatever differs between workers has leading axes `shape`, one row for each place along the first; what
+    all share has none. A tree of axes says which is which: 0 for a worker's own, None for what all share, and
+    one of them may stand for a whole subtree.
+
+    Attributes:
+        devices: those of all processes, row by row.
+        heads: the first device of each row.
+        shape: the leading axes of everything that differs between workers.
+        axis_name: the mapped axis over workers, or a tuple of axes.
+    """
+
+    devices: list[jax.Device]
+    heads: list[jax.Device]
+    shape: tuple[int, ...]
+    axis_name: str | tuple[str, ...] = AXIS
+
+    @property
+    def rows(self) -> list[int]:
+        """The indices of this process's rows."""
+        return processes.rows(self.heads)
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        """`shape` for this process's rows: the leading axes of its batches and of what `local` returns."""
+        return (len(self.rows), *self.shape[1:])
+
+    @property
+    def devices_per_row(self) -> int:
+        return len(self.devices) // len(self.heads)
+
+    @abc.abstractmethod
+    def map(self, function: Callable, *, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
+        """Compiles a function that runs on every worker, with collectives over `axis_name`.
+
+        Args:
+            function: what one worker does with its own values and those that all share.
+            in_axes: a tuple of trees of axes, one for each argument.
+            out_axes: that of the result. Values without an axis must be the same on all workers.
+            donate_argnums: arguments whose memory the result may take over.
+
+        Returns:
+            A function with a method `lower`. Its arguments lie where `place` and its own results do.
+        """
+
+    @abc.abstractmethod
+    def map_rows(self, function: Callable, *, in_axes: Any, out_axes: Any) -> Callable:
+        """Like `map`, for rows instead of workers: virtual workers of a device share one. For evaluation."""
+
+    @abc.abstractmethod
+    def map_devices(self, function: Callable, *, in_axes: Any) -> Callable:
+        """Compiles a function that runs on every device, with what it holds, without collectives.
+
+        Returns:
+            A function whose results are stacked over devices, an axis in front.
+        """
+
+    @abc.abstractmethod
+    def place(self, batch: PyTree) -> PyTree:
+        """This process's part of a batch, NumPy arrays with leading axes `local_shape`, on its devices."""
+
+    @abc.abstractmethod
+    def local(self, x: jax.Array) -> np.ndarray:
+        """This process's rows of an array that `map`, `map_rows` or `map_devices` stacked."""
+
+    def gather(self, x: jax.Array) -> np.ndarray:
+        """The rows of all processes; every process must call this."""
+        return processes.gather(self.local(x), self.heads)
+
+    @abc.abstractmethod
+    def fetch(self, tree: PyTree) -> PyTree:
+        """What all workers share, whole, as NumPy arrays."""
+
+    @abc.abstractmethod
+    def spread(self, tree: PyTree, axes: PyTree) -> PyTree:
+        """The rows of all processes as global arrays with leading axes `shape`, without copying."""
+
+    @abc.abstractmethod
+    def own_rows(self, tree: PyTree, like: PyTree, axes: PyTree) -> PyTree:
+        """The inverse of `spread`, for its results and for NumPy arrays; placed like `like`."""
+
+    def abstract(self, tree: PyTree, axes: PyTree) -> PyTree:
+        """Shapes and dtypes as `map` lowers them: with shardings, if these are not known from the axes."""
+        del axes
+        return tree
+
+    # --- What a worker's devices share ---
+
+    def shards(self, params: PyTree) -> Shards:
+        """How a worker's devices share the parameters, for the optimizer's extra argument of that name."""
+        del params
+        return WHOLE
+
+    def lay_out(self, tree: PyTree) -> PyTree:
+        """Within `map`: values like the parameters, on the devices that hold these."""
+        return tree
+
+    def lay_out_examples(self, batch: PyTree) -> PyTree:
+        """Within `map`: a part of a worker's batch, divided among its devices."""
+        return batch
+
+    def part(self, params: PyTree) -> PyTree:
+        """Shapes and dtypes of what a device holds of a worker's parameters."""
+        return params
+
+    def groups(self, leaf: Any) -> list[list[int]]:
+        """The indices of the devices that hold the same part of a tensor that all workers share."""
+        del leaf
+        return [list(range(len(self.devices)))]
+
+
+def map_prefix(function: Callable, axes: PyTree, *trees: PyTree) -> PyTree:
+    """`function(own, *leaves)` over the leaves of trees, where `axes` may be a prefix of these."""
+
+    def subtree(axis, *subtrees):
+        return jax.tree.map(lambda *leaves: function(axis == 0, *leaves), *subtrees)
+
+    return jax.tree.map(subtree, axes, *trees, is_leaf=lambda node: node is None or node == 0)

@@ -1,0 +1,181 @@
+"""Workers of several devices: FSDP inside each, error feedback across, as in `def_jax.spmd`.
+
+A mesh has an axis over workers and one over the devices of each. A step is mapped over workers alone; the
+compiler divides it among a worker's devices, which hold a shard of every matrix and a part of the batch. The
+optimizer's link cuts its block from each shard, see `def_jax.mesh.shards`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from def_jax.mesh.shards import Shards
+from def_jax.trainer.workers.base import AXIS, Workers, map_prefix
+
+PyTree = Any
+
+__all__ = ['SHARD_AXIS', 'ShardedWorkers', 'shard_spec']
+
+SHARD_AXIS = 'shard'
+
+
+def shard_spec(shape: tuple[int, ...], shards: int) -> P:
+    """How a worker's devices share a tensor: a matrix by the largest dimension that divides, else not at all.
+
+    Vectors and scalars lie whole on each device, as does a tensor of which no dimension is a multiple of
+    `shards`. A moment of the optimizer has its parameter's shape, and so lies where it does.
+
+    >>> [tuple(shard_spec(shape, 4)) for shape in ((64, 256), (255, 64), (64,))]
+    [(None, 'shard'), (None, 'shard'), ()]
+    >>> tuple(shard_spec((64, 64), 4))  # the first of equals
+    ('shard',)
+    """
+    divisible = [axis for axis, size in enumerate(shape) if size and size % shards == 0]
+    if len(shape) < 2 or not divisible:
+        return P()
+    largest = max(divisible, key=lambda axis: (shape[axis], -axis))
+    return P(*(None,) * largest, SHARD_AXIS)
+
+
+class ShardedWorkers(Workers):
+    """Workers that are `shards` devices each.
+
+    Args:
+        devices: those of all processes, worker by worker.
+        shards: the number of devices of a worker.
+
+    Raises:
+        ValueError: if a worker has devices of several processes.
+    """
+
+    def __init__(self, devices: list[jax.Device], shards: int):
+        self.devices, self.heads = devices, devices[::shards]
+        self.shape = (len(self.heads),)
+        self._shards = shards
+        grid = np.array(devices).reshape(-1, shards)
+        if any(len({device.process_index for device in row}) > 1 for row in grid):
+            raise ValueError(
+                f'config.shards_per_worker={shards}: all devices of a worker must belong to one process. '
+                'Start fewer processes, or lower --config.shards_per_worker.'
+            )
+        self._mesh = Mesh(grid, (AXIS, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2)
+        self._batch_sharding = NamedSharding(self._mesh, P(AXIS, SHARD_AXIS))
+
+    def map(self, function: Callable, *, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
+        def worker(*args):
+            args = _of_one_worker(in_axes, args)
+            return map_prefix(lambda own, x: lax.expand_dims(x, [0]) if own else x, out_axes, function(*args))
+
+        mapped = jax.shard_map(
+            worker,
+            mesh=self._mesh,
+            axis_names={AXIS},
+            in_specs=_over_workers(in_axes),
+            out_specs=_over_workers(out_axes),
+            check_vma=False,
+        )
+
+        def placed(own, x):
+            return lax.with_sharding_constraint(x, self._sharding(own, x))
+
+        return jax.jit(
+            lambda *args: map_prefix(placed, out_axes, mapped(*args)), donate_argnums=donate_argnums
+        )
+
+    def map_rows(self, function: Callable, *, in_axes: Any, out_axes: Any) -> Callable:
+        return self.map(function, in_axes=in_axes, out_axes=out_axes)
+
+    def map_devices(self, function: Callable, *, in_axes: Any) -> Callable:
+        def device(*args):
+            args = _of_one_worker(in_axes, args)
+            return jax.tree.map(lambda x: lax.expand_dims(x, [0]), function(*args))
+
+        def mapped(*args):
+            in_specs = map_prefix(self._spec, in_axes, args)
+            out_specs = P((AXIS, SHARD_AXIS))
+            each = jax.shard_map(
+                device, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+            )
+            return each(*args)
+
+        return jax.jit(mapped)
+
+    def place(self, batch: PyTree) -> PyTree:
+        """The examples of each worker, the second axis, are divided among its devices."""
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._batch_sharding, x), batch)
+
+    def local(self, x: jax.Array) -> np.ndarray:
+        rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+    def fetch(self, tree: PyTree) -> PyTree:
+        def whole(x):
+            result = np.empty(x.shape, x.dtype)
+            for shard in x.addressable_shards:  # a process holds all shards of its workers
+                result[shard.index] = shard.data
+            return result
+
+        return jax.tree.map(whole, tree)
+
+    def spread(self, tree: PyTree, axes: PyTree) -> PyTree:
+        del axes
+        return tree
+
+    def own_rows(self, tree: PyTree, like: PyTree, axes: PyTree) -> PyTree:
+        del axes
+        return jax.tree.map(
+            lambda x, to: jax.device_put(x, to.sharding) if isinstance(x, np.ndarray) else x, tree, like
+        )
+
+    def abstract(self, tree: PyTree, axes: PyTree) -> PyTree:
+        def leaf(own, x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding(own, x))
+
+        return map_prefix(leaf, axes, tree)
+
+    def shards(self, params: PyTree) -> Shards:
+        specs = jax.tree.map(lambda x: shard_spec(x.shape, self._shards), params)
+        return Shards(AXIS, (SHARD_AXIS,), (self._shards,), specs)
+
+    def lay_out(self, tree: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda x: lax.with_sharding_constraint(x, shard_spec(x.shape, self._shards)), tree
+        )
+
+    def lay_out_examples(self, batch: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, P(SHARD_AXIS)), batch)
+
+    def part(self, params: PyTree) -> PyTree:
+        def shape(x):
+            return NamedSharding(self._mesh, shard_spec(x.shape, self._shards)).shard_shape(x.shape)
+
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype), params)
+
+    def groups(self, leaf: Any) -> list[list[int]]:
+        everyone = list(range(len(self.devices)))
+        if SHARD_AXIS not in shard_spec(leaf.shape, self._shards):
+            return [everyone]
+        return [everyone[place :: self._shards] for place in range(self._shards)]
+
+    def _spec(self, own: bool, x: Any) -> P:
+        return P(AXIS, *shard_spec(x.shape[1:], self._shards)) if own else shard_spec(x.shape, self._shards)
+
+    def _sharding(self, own: bool, x: Any) -> NamedSharding:
+        return NamedSharding(self._mesh, self._spec(own, x))
+
+
+def _of_one_worker(axes: PyTree, tree: PyTree) -> PyTree:
+    """Without the axis over workers, which has length 1 within a mapped function."""
+    return map_prefix(lambda own, x: lax.squeeze(x, [0]) if own else x, axes, tree)
+
+
+def _over_workers(axes: PyTree) -> PyTree:
+    """The specs of a tree of axes, which name only the workers' axis."""
+    return jax.tree.map(
+        lambda axis: P() if axis is None else P(AXIS), axes, is_leaf=lambda node: node is None or node == 0
+    )

@@ -1,0 +1,101 @@
+"""Workers of one device, or several virtual workers on each: mapped by `jax.pmap`."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from def_jax.trainer.data import prefetch
+from def_jax.trainer.launch import processes
+from def_jax.trainer.workers.base import AXIS, Workers, map_prefix
+
+PyTree = Any
+
+__all__ = ['VIRTUAL_AXIS', 'WholeWorkers']
+
+VIRTUAL_AXIS = 'virtual_workers'
+
+
+class WholeWorkers(Workers):
+    """Workers that hold their tensors whole.
+
+    Args:
+        devices: those of all processes.
+        virtual: how many workers share a device; their axis comes second where there are several.
+    """
+
+    def __init__(self, devices: list[jax.Device], virtual: int = 1):
+        self.devices = self.heads = devices
+        self.shape = (len(devices), virtual) if virtual > 1 else (len(devices),)
+        self.axis_name = (AXIS, VIRTUAL_AXIS) if virtual > 1 else AXIS
+        self._virtual = virtual
+        self._place = prefetch.make_place(devices, AXIS)
+
+    def map(self, function: Callable, *, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
+        if not jax.tree.leaves(in_axes):  # vmap and pmap need an argument with an axis over workers
+            mapped = self.map(lambda _, *args: function(*args), in_axes=(0, *in_axes), out_axes=out_axes)
+            return _bound(mapped, np.zeros(self.local_shape))
+        if self._virtual > 1:
+            function = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=VIRTUAL_AXIS)
+        return self._pmap(function, in_axes, out_axes, donate_argnums)
+
+    def map_rows(self, function: Callable, *, in_axes: Any, out_axes: Any) -> Callable:
+        return self._pmap(function, in_axes, out_axes)
+
+    def map_devices(self, function: Callable, *, in_axes: Any) -> Callable:
+        if jax.tree.leaves(in_axes):
+            return self._pmap(function, in_axes, 0)
+        mapped = self._pmap(lambda _, *args: function(*args), (0, *in_axes), 0)
+        return _bound(mapped, np.zeros(len(self.rows)))
+
+    def place(self, batch: PyTree) -> PyTree:
+        return self._place(batch)
+
+    def local(self, x: jax.Array) -> np.ndarray:
+        return np.asarray(x)
+
+    def fetch(self, tree: PyTree) -> PyTree:
+        return jax.device_get(tree)
+
+    def spread(self, tree: PyTree, axes: PyTree) -> PyTree:
+        mesh = Mesh(np.array(self.devices), (AXIS,))
+
+        def array(own, leaf):
+            shape = (*self.shape, *leaf.shape[len(self.shape) :]) if own else leaf.shape
+            shards = [shard.data for shard in leaf.addressable_shards]
+            sharding = NamedSharding(mesh, P(AXIS) if own else P())
+            return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+        return map_prefix(array, axes, tree)
+
+    def own_rows(self, tree: PyTree, like: PyTree, axes: PyTree) -> PyTree:
+        rows = processes.rows(self.devices)
+
+        def array(own, leaf, to):
+            if isinstance(leaf, np.ndarray):
+                return jax.device_put(leaf[rows] if own else leaf, to.sharding)
+            shards = [shard.data for shard in leaf.addressable_shards]
+            return jax.make_array_from_single_device_arrays(to.shape, to.sharding, shards)
+
+        return map_prefix(array, axes, tree, like)
+
+    def _pmap(self, function: Callable, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
+        return jax.pmap(
+            function,
+            axis_name=AXIS,
+            in_axes=in_axes,
+            out_axes=out_axes,
+            donate_argnums=donate_argnums,
+            devices=self.devices,
+        )
+
+
+def _bound(mapped: Any, rows: np.ndarray) -> Callable:
+    """The mapped function with its first argument given."""
+    bound: Any = functools.partial(mapped, rows)
+    bound.lower = functools.partial(mapped.lower, rows)
+    return bound

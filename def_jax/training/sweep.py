@@ -1,8 +1,0 @@
-"""Moved: `python -m def_jax.experiments.sweep`."""
-
-import sys
-
-from def_jax.launch import command_line
-
-if __name__ == '__main__':
-    sys.exit(command_line.refuse('sweep', 'this command is now python -m def_jax.experiments.sweep'))

@@ -1,0 +1,124 @@
+"""Theorem 4.3: the corrected condition, the bound, and a run that breaks the condition as stated."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import bounds
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import def_jax
+
+PROGRAMS = Path(__file__).resolve().parents[2] / 'docs' / 'theory'
+
+CONDITION = {'smoothness': 2.0, 'num_workers': 16, 'detach': 0.3, 'delta': 1 / 64}
+SETTING = CONDITION | {
+    'initial_gap': 2.0,
+    'learning_rate': 0.001,
+    'num_steps': 10**5,
+    'variance': 0.3,
+    'second_moment': 1.0,
+}
+
+
+def program(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+    spec = importlib.util.spec_from_file_location(name, PROGRAMS / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def b3(learning_rate, smoothness, num_workers, detach, delta):
+    beta = -1 + math.sqrt((1 - delta / 2) / (1 - delta))
+    b2 = abs(1 / num_workers - detach) + (num_workers - 1) / num_workers
+    return (1 - delta) * (1 + 1 / beta) * 2 * b2**2 * learning_rate**2 * smoothness**2
+
+
+@pytest.mark.parametrize('delta', [0.5, 1 / 16, 1 / 1024])
+@pytest.mark.parametrize(('num_workers', 'detach'), [(4, 1.0), (16, 0.3), (16, 0.0), (1, 0.5)])
+def test_the_largest_rate_makes_b3_half_of_delta(num_workers, detach, delta):
+    condition = {'smoothness': 2.0, 'num_workers': num_workers, 'detach': detach, 'delta': delta}
+    rate = bounds.largest_learning_rate(**condition)
+    assert rate <= 1 / 8
+    if rate < 1 / 8:
+        np.testing.assert_allclose(b3(rate, **condition), delta / 2, rtol=1e-9)
+    else:
+        assert b3(rate, **condition) <= delta / 2
+
+
+@pytest.mark.parametrize('delta', [1e-3, 1e-9, 1e-20])
+def test_for_small_delta_the_largest_rate_is_delta_over_4_b2_l(delta):
+    b2 = 0.3 - 1 / 16 + 15 / 16
+    rate = bounds.largest_learning_rate(**CONDITION | {'delta': delta})
+    np.testing.assert_allclose(rate, delta / (4 * b2 * 2.0), rtol=1e-3)
+
+
+@pytest.mark.parametrize('setting', [{'num_workers': 1, 'detach': 1.0}, {'delta': 1}])
+def test_without_an_error_at_y_the_descent_alone_limits_the_rate(setting):
+    assert bounds.largest_learning_rate(**CONDITION | setting) == 1 / 8
+
+
+def test_bound_is_equation_17_term_by_term():
+    descent, noise = 4 * 2.0 / (0.001 * 10**5), 2 * 0.001 * 2.0 * 0.3 / 16
+    k, detach, delta = 16, 0.3, 1 / 64
+    spread = (k - 1) / k**2 * 0.3 + (1 / k - detach) ** 2 * 0.3 + 2 * (1 - detach) ** 2 * 1.0
+    last = 4 * 0.001**2 * 2.0**2 * spread / (np.sqrt((1 - delta / 2) / (1 - delta)) - 1) ** 2
+    np.testing.assert_allclose(bounds.convergence_bound(**SETTING).value, descent + noise + last)
+
+
+def test_compression_costs_nothing_in_the_cases_of_the_paper():
+    uncompressed = bounds.convergence_bound(**SETTING | {'delta': 1})
+    # Remark 4.5 (1): with one worker and λ = 1 the last term vanishes at any ratio.
+    single = {'num_workers': 1, 'detach': 1.0}
+    np.testing.assert_allclose(
+        bounds.convergence_bound(**SETTING | single).value,
+        bounds.convergence_bound(**SETTING | single | {'delta': 1}).value,
+    )
+    assert uncompressed.value < bounds.convergence_bound(**SETTING).value
+
+
+def test_a_bound_above_the_second_moment_is_vacuous():
+    bound = bounds.convergence_bound(**SETTING | {'learning_rate': 0.0016})
+    assert bound.value > 1 and bound.vacuous
+    assert not bounds.convergence_bound(**SETTING | {'detach': 0.9}).vacuous
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('detach', 1.1),
+        ('delta', 0.0),
+        ('num_workers', 0),
+        ('smoothness', -1.0),
+        ('num_steps', 0),
+        ('initial_gap', -1.0),
+        ('variance', -1.0),
+        ('second_moment', -1.0),
+        ('learning_rate', 0),
+    ],
+)
+def test_bound_outside_its_conditions(name, value):
+    with pytest.raises(ValueError, match=f'{name}={value} must be a number in'):
+        bounds.convergence_bound(**SETTING | {name: value})
+
+
+def test_a_rate_that_the_paper_allows_and_its_proof_does_not():
+    stated = 1 / (4 * 2.0)
+    with pytest.raises(ValueError, match=r'learning_rate=0\.125 must be .*0\.0016.*lower it, or raise delta'):
+        bounds.convergence_bound(**SETTING | {'learning_rate': stated})
+
+
+def test_the_counterexample_breaks_the_stated_condition(monkeypatch):
+    worst = program('step_size', monkeypatch).worst
+    assert min(worst(256, 1 / 4, 1000)) > 1  # η = 1/(4L)
+    assert max(worst(64, 1 / 16, 1000)) < 1
+
+
+def test_delta_counts_what_is_sent():
+    params = {'w': jnp.zeros((64, 8)), 'b': jnp.zeros(10)}
+    assert bounds.compression_delta(def_jax.random_block(64), params) == (8 + 1) / 522

@@ -1,0 +1,138 @@
+"""Which leaves of an optimizer's state are a worker's own: shared ones must agree after real steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import def_jax
+from def_jax.mesh.ownership import own_leaves
+
+NUM_WORKERS, NUM_STEPS = 3, 4
+PARAMS = {'w': jnp.ones((4, 8)), 'b': jnp.ones(8)}
+
+
+def feedback(**options):
+    return def_jax.error_feedback(def_jax.random_block(4), 'workers', **options)
+
+
+OPTIMIZERS = {
+    'momentum': optax.chain(optax.sgd(0.1, momentum=0.9), feedback()),
+    'adamw, auto, outer': optax.chain(
+        optax.adamw(optax.linear_schedule(0.1, 0, 9)), feedback(detach='auto', outer=optax.adam(0.1))
+    ),
+    'skipping': def_jax.hold_skipped(optax.chain(optax.lion(0.01), feedback(skip_nonfinite=True))),
+    'injected': optax.chain(optax.inject_hyperparams(optax.adam)(0.1), feedback()),
+    'a step size of its own': optax.chain(optax.contrib.prodigy(0.1), feedback()),
+    'masked': optax.chain(optax.sgd(0.1, momentum=0.9), optax.masked(feedback(), {'w': True, 'b': False})),
+    'two links': optax.multi_transform(
+        {
+            'a': optax.chain(optax.sgd(0.1, momentum=0.9), feedback()),
+            'b': optax.chain(optax.adam(0.1), feedback()),
+        },
+        {'w': 'a', 'b': 'b'},
+    ),
+    'accumulated': optax.MultiSteps(optax.chain(optax.adam(0.1), feedback()), 2).gradient_transformation(),
+    'dense': optax.chain(optax.trace(0.5), def_jax.all_reduce_mean('workers'), optax.adam(0.1)),
+    'ef21': optax.chain(def_jax.ef21(def_jax.random_block(2), 'workers'), optax.sgd(0.1, momentum=0.9)),
+}
+
+
+def states(optimizer):
+    """The state of every worker after some steps with gradients of its own."""
+
+    def worker(grads):
+        def step(state, grads):
+            return optimizer.update(grads, state, PARAMS)[1], None
+
+        return jax.lax.scan(step, optimizer.init(PARAMS), grads)[0]
+
+    rng = np.random.default_rng(0)
+    shape = (NUM_WORKERS, NUM_STEPS)
+    grads = jax.tree.map(lambda x: rng.normal(size=(*shape, *x.shape)).astype(np.float32), PARAMS)
+    return jax.jit(jax.vmap(worker, axis_name='workers'))(grads)
+
+
+def test_what_each_worker_would_skip_for_itself_is_refused():
+    optimizer = optax.chain(optax.apply_if_finite(optax.sgd(0.1), 5), feedback())
+    with pytest.raises(ValueError, match=r'apply_if_finite decides on each worker .* skip_nonfinite=True'):
+        own_leaves(optimizer, PARAMS)
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_what_differs_is_called_own(name):
+    optimizer = OPTIMIZERS[name]
+    own, state = own_leaves(optimizer, PARAMS), states(optimizer)
+    assert jax.tree.structure(own) == jax.tree.structure(state)
+    for (path, mine), leaf in zip(
+        jax.tree_util.tree_leaves_with_path(own), jax.tree.leaves(state), strict=True
+    ):
+        agree = np.array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+        assert mine or agree, f'{jax.tree_util.keystr(path)} differs between workers, but counts as shared'
+
+
+@pytest.mark.parametrize(
+    ('name', 'fields', 'expected'),
+    [
+        ('momentum', ('trace', 'residual'), True),
+        ('adamw, auto, outer', ('residual',), True),
+        ('adamw, auto, outer', ('energy', 'detach', 'step', 'key'), False),
+        ('dense', ('mu', 'nu'), False),
+        ('ef21', ('local',), True),
+        ('ef21', ('mean', 'trace'), False),
+        ('accumulated', ('acc_grads',), True),
+    ],
+)
+def test_what_is_shared_is_not_stored_for_every_worker(name, fields, expected):
+    own = own_leaves(OPTIMIZERS[name], PARAMS)
+    for field in fields:
+        assert set(jax.tree.leaves(optax.tree.get(own, field))) == {expected}, field
+
+
+def test_specs_within_and_across_workers():
+    specs = def_jax.state_specs(
+        OPTIMIZERS['momentum'], PARAMS, {'w': P('model', None), 'b': P()}, axis_name=('nodes', 'devices')
+    )
+    workers = ('nodes', 'devices')
+    assert optax.tree.get(specs, 'trace') == {'w': P(workers, 'model', None), 'b': P(workers)}
+    assert optax.tree.get(specs, 'residual') == {'w': P(workers, 'model', None), 'b': P(workers)}
+    assert optax.tree.get(specs, 'key') == P()
+
+
+def test_a_shard_map_with_these_specs_trains_as_vmap_does():
+    optimizer = OPTIMIZERS['momentum']
+    specs = def_jax.state_specs(optimizer, PARAMS)
+    own = own_leaves(optimizer, PARAMS)
+    mesh = jax.sharding.Mesh(jax.devices()[:NUM_WORKERS], ('workers',))
+
+    def update(state, grads):
+        state = jax.tree.map(lambda x, mine: x[0] if mine else x, state, own)
+        updates, state = optimizer.update(jax.tree.map(lambda g: g[0], grads), state, PARAMS)
+        return updates, jax.tree.map(lambda x, mine: x[None] if mine else x, state, own)
+
+    step = jax.jit(
+        jax.shard_map(
+            update, mesh=mesh, in_specs=(specs, P('workers')), out_specs=(P(), specs), check_vma=False
+        )
+    )
+    first = optimizer.init(PARAMS)
+    state = jax.tree.map(lambda x, mine: jnp.stack([x] * NUM_WORKERS) if mine else x, first, own)
+    grads = jax.tree.map(lambda x: jnp.arange(1.0, 1 + NUM_WORKERS * x.size).reshape(-1, *x.shape), PARAMS)
+    for _ in range(2):
+        updates, state = step(state, grads)
+
+    def reference(grads):
+        state = first
+        for _ in range(2):
+            updates, state = optimizer.update(grads, state, PARAMS)
+        return updates, optax.tree.get(state, 'residual')
+
+    expected = jax.jit(jax.vmap(reference, axis_name='workers'))(grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[0], rtol=1e-6), updates, expected[0])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        optax.tree.get(state, 'residual'),
+        expected[1],
+    )

@@ -1,0 +1,261 @@
+"""Copies that should agree: every bit that differs on one worker is found, and its leaf is named."""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import training_fixtures as fixtures
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import def_jax
+from def_jax.mesh import replication
+from def_jax.trainer import experiment, loop, steps
+from def_jax.trainer import replica_check as training_replicas
+from def_jax.trainer.data import in_memory
+
+WORKERS = 4
+
+
+def mapped(function, kind):
+    """The function on four workers under pmap, vmap or shard_map; its argument has a leading axis of them."""
+    if kind == 'pmap':
+        return jax.pmap(function, axis_name='workers', devices=jax.devices()[:WORKERS])
+    if kind == 'vmap':
+        return jax.vmap(function, axis_name='workers')
+    if kind == 'jit(vmap)':
+        return jax.jit(jax.vmap(function, axis_name='workers'))
+    mesh = Mesh(jax.devices()[:WORKERS], ('workers',))
+
+    def unstacked(tree):
+        function(jax.tree.map(lambda x: x[0], tree))
+        return jnp.zeros(1)
+
+    return jax.jit(
+        jax.shard_map(unstacked, mesh=mesh, in_specs=P('workers'), out_specs=P('workers'), check_vma=False)
+    )
+
+
+MAPS = ['pmap', 'vmap', 'jit(vmap)', 'shard_map']
+
+
+# Programs by the shapes of what they check: compiled once.
+@functools.cache
+def check(kind):
+    return mapped(lambda tree: def_jax.assert_replicated(tree, 'workers'), kind)
+
+
+@pytest.fixture
+def differing(monkeypatch):
+    """A function from a way to map and a tree to the leaves that differ, without the error about them.
+
+    JAX keeps the error of a compiled program and raises it again at every later barrier, and on exit.
+    """
+    found = []
+
+    def note(names, differ):
+        found.append([name for name, differs in zip(names, differ, strict=True) if differs])
+
+    monkeypatch.setattr(replication, '_raise_if', note)
+
+    def differing(kind, tree):
+        found.clear()
+        jax.block_until_ready(check(kind)(tree))
+        jax.effects_barrier()
+        assert found and all(names == found[0] for names in found)
+        return found[0]
+
+    return differing
+
+
+def stacked():
+    tree = {
+        'params': {'w': np.linspace(-1, 1, 6, dtype=np.float32), 'b': np.float32([0.0])},
+        'step': np.int32(7),
+    }
+    return jax.tree.map(lambda x: np.broadcast_to(x, (WORKERS, *x.shape)).copy(), tree)
+
+
+@pytest.mark.parametrize('kind', MAPS)
+def test_one_flipped_bit_on_one_worker_is_found_and_named(kind, differing):
+    agree, differ = stacked(), stacked()
+    differ['params']['w'].view(np.uint32)[2, 5] ^= 1
+    assert differing(kind, agree) == []
+    assert differing(kind, differ) == ['params.w']
+
+
+def test_the_error_names_three_leaves_and_counts_the_others():
+    tree = {name: np.arange(2.0) for name in 'abcde'} | {'c': np.ones(2)}
+    with pytest.raises(ValueError, match=r'^the workers do not agree on a, b, d and 1 more: their copies'):
+        jax.vmap(lambda tree: def_jax.assert_replicated(tree, 'workers'), axis_name='workers')(tree)
+
+
+PROGRAM = """
+import chex, jax, jax.numpy as jnp
+chex.set_n_cpu_devices(2)
+import def_jax
+check = jax.pmap(lambda x: def_jax.assert_replicated({'w': x}, 'workers'), axis_name='workers')
+check(jnp.ones(2))
+jax.effects_barrier()
+print('agreed', flush=True)
+check(jnp.arange(2.0))
+jax.effects_barrier()
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_program_ends_the_process_with_the_error():
+    command = [sys.executable, '-c', PROGRAM]
+    process = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert process.returncode != 0 and process.stdout == 'agreed\n'
+    assert 'ValueError: the workers do not agree on w: ' in process.stderr
+
+
+def test_without_an_axis_the_copies_on_the_devices_are_compared():
+    tree = {
+        'w': unequal_copies(np.float32([1, 2]), worker=1),
+        'b': jnp.ones(3),
+        'n': 5,
+        'k': jax.random.key(0),
+    }
+    assert np.array_equal(np.asarray(tree['w']), [1, 2])  # reading shows one copy
+    with pytest.raises(ValueError, match='do not agree on w: '):
+        def_jax.assert_replicated(tree, None)
+    tree['w'] = jax.device_put(np.float32([1, 2]), tree['w'].sharding)
+    def_jax.assert_replicated(tree, None)
+    parts = jax.device_put(np.arange(WORKERS), NamedSharding(tree['w'].sharding.mesh, P('workers')))
+    def_jax.assert_replicated(parts, None)  # parts of one array are no copies
+
+
+def unequal_copies(value, worker, change=lambda x: x + 1):
+    """An array that is stored as the same on four devices, of which one holds another value."""
+    mesh = Mesh(jax.devices()[:WORKERS], ('workers',))
+    values = [change(value) if k == worker else value for k in range(WORKERS)]
+    copies = [jax.device_put(v, device) for v, device in zip(values, mesh.devices, strict=True)]
+    return jax.make_array_from_single_device_arrays(value.shape, NamedSharding(mesh, P()), copies)
+
+
+def test_a_worker_with_a_key_of_its_own_is_caught_in_another_loop(differing):
+    """The loop of README, with a seed for each worker: the mistake that this function is for."""
+    optimizer = optax.chain(optax.sgd(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
+    state = jax.pmap(lambda _: optimizer.init(jnp.zeros(8)), devices=jax.devices()[:WORKERS])(
+        np.arange(WORKERS)
+    )
+    key = optax.tree.get(state, 'key')
+    bad = optax.tree.set(state, key=np.asarray(key) + np.arange(WORKERS, dtype=np.uint32)[:, None])
+
+    def shared(state):
+        return {name: optax.tree.get(state, name) for name in ('key', 'step')}
+
+    assert differing('pmap', shared(state)) == []
+    assert differing('pmap', shared(bad)) == ['key']
+
+
+def test_an_axis_that_is_not_bound_is_named():
+    with pytest.raises(ValueError, match="axis_name='workers' is not bound here"):
+        def_jax.assert_replicated(jnp.ones(2), 'workers')
+    with pytest.raises(ValueError, match='axis_name=3 must be'):
+        def_jax.assert_replicated(jnp.ones(2), 3)
+    def_jax.assert_replicated({}, 'workers')  # nothing to compare
+
+
+# --- checksums ---
+
+DTYPES = ['float32', 'bfloat16', 'int8', 'uint32', 'bool', 'complex64']
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_any_change_of_one_element_changes_the_checksum(dtype):
+    x = np.arange(12).reshape(3, 4) % 2
+    others = [np.where(np.arange(12).reshape(3, 4) == place, 1 - x, x) for place in range(12)]
+    sums = jax.vmap(lambda x: replication.checksums([x])[0])(jnp.asarray(np.stack([x, *others]), dtype))
+    assert int(sums[0]) not in sums[1:].tolist()
+
+
+def test_checksums_see_bits_places_and_keys():
+    def checksum(x):
+        return int(replication.checksums([x])[0])
+
+    assert checksum(jnp.float32([0.0])) != checksum(jnp.float32([-0.0]))
+    assert checksum(jnp.float32([1, 2])) != checksum(jnp.float32([2, 1]))
+    assert checksum(jnp.float32([np.nan])) == checksum(jnp.float32([np.nan]))
+    assert checksum(jax.random.key(0)) != checksum(jax.random.key(1))
+    assert checksum(jnp.zeros((0,))) == 0
+    assert replication.checksums({}).shape == (0,)
+
+
+# --- The trainer ---
+
+
+def with_unequal(leaf_of, worker=2):
+    """Poisons a state: one worker's copy of a leaf differs in its last bit."""
+
+    def flip(value):
+        return (np.ascontiguousarray(value).view(np.uint32) ^ 1).view(value.dtype).reshape(value.shape)
+
+    def poison(state):
+        target = leaf_of(state)
+
+        def replace(leaf):
+            return unequal_copies(np.asarray(leaf), worker, flip) if leaf is target else leaf
+
+        return jax.tree.map(replace, state)
+
+    return poison
+
+
+# Evaluations, each with a checkpoint, come every 5 steps.
+@pytest.mark.parametrize(
+    ('leaf_of', 'name'),
+    [
+        (lambda state: optax.tree.get(state.opt_state, 'key'), 'opt_state.2.key'),
+        (lambda state: state.key, 'key'),
+        (lambda state: state.params['Dense_0']['bias'], 'params.Dense_0.bias'),
+    ],
+)
+def test_a_planted_difference_stops_the_run_with_its_name(data_dir, tmp_path, leaf_of, name):
+    config = fixtures.tiny_config(data_dir, check_replicas_every=2)
+    with (
+        fixtures.poisoned_state(4, with_unequal(leaf_of)),
+        pytest.raises(loop.ReplicasDifferError) as error,
+    ):
+        fixtures.train(config, tmp_path)
+    assert error.value.step == 4 and error.value.workers == [2] and error.value.leaves == [name]
+    assert f'do not agree on {name}: device(s) 2' in str(error.value)
+
+
+def test_no_checkpoint_is_made_of_workers_that_differ(data_dir, tmp_path):
+    """A checkpoint takes one copy and would hide it: the check comes before, whatever its period."""
+    config = fixtures.tiny_config(data_dir, check_replicas_every=1000)
+    poison = with_unequal(lambda state: optax.tree.get(state.opt_state, 'key'))
+    with fixtures.poisoned_state(3, poison), pytest.raises(loop.ReplicasDifferError) as error:
+        fixtures.train(config, tmp_path)
+    # Different blocks in the steps since have made the parameters differ as well.
+    assert error.value.step == 5 and len(error.value.leaves) > 1
+    assert not (tmp_path / 'checkpoints').exists()
+
+
+@pytest.mark.parametrize('period', [0, 2])
+def test_a_check_that_is_off_is_not_even_made(data_dir, tmp_path, monkeypatch, period):
+    made = []
+    monkeypatch.setattr(training_replicas, 'make_check', lambda run: made.append(run) or (lambda *_: None))
+    with fixtures.killed(in_memory, 'train_batch', when=3):
+        fixtures.train(fixtures.tiny_config(data_dir, check_replicas_every=period), tmp_path)
+    assert len(made) == bool(period)
+
+
+def test_virtual_workers_are_checked_by_device(data_dir):
+    run = experiment.build(fixtures.tiny_config(data_dir, workers_per_device=2))
+    check_replicas, state = training_replicas.make_check(run), steps.make_init(run)()
+    check_replicas(state, 0)
+    values = [np.asarray(state.key), np.asarray(state.key) + np.uint32(1)]
+    copies = [jax.device_put(v, device) for v, device in zip(values, run.devices, strict=True)]
+    bad = jax.make_array_from_single_device_arrays((2,), state.key.sharding, copies)
+    with pytest.raises(loop.ReplicasDifferError, match='do not agree on key'):
+        check_replicas(state.replace(key=bad), 0)

@@ -1,0 +1,147 @@
+"""What the compiled step of workers of several devices communicates and copies, read from its HLO."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from hlo import copies_of
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import def_jax
+from def_jax.mesh.hlo import collectives
+
+pytestmark = pytest.mark.usefixtures('full_optimization')
+
+SPECS = {'in': P('shard'), 'out': P(None, 'shard'), 'bias': P()}
+SHAPES = {'in': (256, 128), 'out': (128, 256), 'bias': (128,)}
+SHARD, BIAS, RATIO = 256 * 128 // 4, 128, 16  # elements that a device holds of each matrix, and of the bias
+WORKERS = [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+@functools.cache
+def make_mesh():
+    return jax.make_mesh((2, 4), ('workers', 'shard'), axis_types=(AxisType.Auto,) * 2)
+
+
+def shapes_of(tree, specs):
+    def shape(x, spec):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(make_mesh(), spec))
+
+    return jax.tree.map(shape, tree, specs)
+
+
+def make_params():
+    return {name: jnp.ones(shape) for name, shape in SHAPES.items()}
+
+
+def loss_fn(params, batch):
+    return jnp.mean((jnp.tanh(batch @ params['in'] + params['bias']) @ params['out']) ** 2)
+
+
+BATCH = shapes_of(jnp.ones((16, 256)), P(('workers', 'shard')))
+
+
+def compile_loop(inner, with_gradient=True, **options):
+    """A whole step, or the update alone with gradients as its arguments."""
+    feedback = def_jax.error_feedback(def_jax.random_block(RATIO), 'workers', **options)
+    dist = def_jax.spmd(optax.chain(inner, feedback), make_mesh(), SPECS)
+
+    def step(params, state, data):
+        grads = dist.value_and_grad(loss_fn)(params, state, data)[1] if with_gradient else data
+        updates, state = dist.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = shapes_of(jax.eval_shape(dist.init, make_params()), dist.state_specs(make_params()))
+    stacked = {name: jnp.ones((2, *shape)) for name, shape in SHAPES.items()}
+    grads = shapes_of(stacked, {name: P('workers', *spec) for name, spec in SPECS.items()})
+    arguments = shapes_of(make_params(), SPECS), state, BATCH if with_gradient else grads
+    return jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
+
+
+def compile_plain(inner):
+    """FSDP over the same mesh with the dense gradient: the loop to which nothing was added."""
+
+    def step(params, state, batch):
+        updates, state = inner.update(jax.grad(loss_fn)(params, batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.eval_shape(inner.init, make_params())
+    specs = optax.tree_map_params(inner, lambda _, s: s, state, SPECS, transform_non_params=lambda _: P())
+    arguments = shapes_of(make_params(), SPECS), shapes_of(state, specs), BATCH
+    return jax.jit(step).lower(*arguments).compile()
+
+
+def split(compiled):
+    """The collectives between workers, and those within."""
+    found = collectives(compiled.as_text())
+    return [c for c in found if c.crosses(WORKERS)], [c for c in found if not c.crosses(WORKERS)]
+
+
+MESSAGE = 2 * SHARD // RATIO + BIAS // RATIO  # every device of a worker sends the bias's block
+
+
+@pytest.mark.parametrize(
+    ('inner', 'options', 'extra'),
+    [
+        (optax.sgd(0.1, momentum=0.9), {}, 0),
+        (optax.contrib.muon(0.1), {'detach': 'auto'}, 1),
+        pytest.param(
+            # Two digits for each of three tensors, and a flag.
+            *(optax.adam(0.1), {'skip_nonfinite': True, 'wire_dtype': jnp.int8}, 2 * 3 + 1),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_between_workers_only_the_block_of_a_devices_shards(inner, options, extra):
+    between, _ = split(compile_loop(inner, **options))
+    assert [(c.operation, c.elements) for c in between] == [('all-reduce', MESSAGE + extra)]
+    assert sorted(map(sorted, between[0].groups)) == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    sent = def_jax.message_size(def_jax.random_block(RATIO), make_params(), make_mesh(), SPECS)
+    assert sent == MESSAGE
+
+
+def test_no_parameter_is_gathered_that_plain_fsdp_would_not_gather():
+    inner = optax.sgd(0.1, momentum=0.9)
+    _, within = split(compile_loop(inner))
+    plain = collectives(compile_plain(inner).as_text())
+    gathered, plainly = (
+        sorted(c.elements for c in found if c.operation == 'all-gather') for found in (within, plain)
+    )
+    assert gathered == plainly and max(gathered) == math.prod(SHAPES['in'])
+    dense = [c for c in plain if c.crosses(WORKERS)]
+    assert sum(c.elements for c in dense) >= 2 * SHARD + BIAS  # what the message replaces
+
+
+@pytest.mark.parametrize(
+    ('inner', 'options'),
+    [
+        (optax.sgd(0.1, momentum=0.9), {}),
+        (optax.adam(0.1), {'detach': 'auto'}),
+        pytest.param(optax.sgd(0.1, momentum=0.9), {'decay': 0.99}, marks=pytest.mark.slow),
+        pytest.param(
+            *(optax.sgd(0.1, momentum=0.9), {'outer': optax.sgd(0.7, momentum=0.9, nesterov=True)}),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_update_copies_nothing_and_gathers_nothing(inner, options):
+    compiled = compile_loop(inner, with_gradient=False, **options)
+    assert copies_of(compiled, SHARD // 2) == 0
+    between, within = split(compiled)
+    assert [c.operation for c in between] == ['all-reduce']
+    assert sum(c.elements for c in within) == (
+        2 if 'detach' in options else 0
+    )  # λ's two energies, summed over a worker
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 2 * SHARD * 0.25
+
+
+def test_between_messages_nothing_crosses():
+    """The collective lies in a branch that one step in four takes."""
+    compiled = compile_loop(optax.sgd(0.1), every=4)
+    hlo = compiled.as_text()
+    at_every_step = collectives(hlo[hlo.index('\nENTRY') :])
+    assert len(split(compiled)[0]) == 1 and not any(c.crosses(WORKERS) for c in at_every_step)

@@ -1,0 +1,180 @@
+"""shard_map with check_vma=True: gradients that JAX would sum over workers are errors; all else runs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import def_jax
+from def_jax.mesh.ownership import own_leaves
+
+NUM_WORKERS = 4
+PARAMS = {'w': jnp.ones((4, 8)), 'b': jnp.ones(8)}
+BATCH = np.random.default_rng(0).normal(size=(NUM_WORKERS, 3, 4)).astype(np.float32)
+
+
+def loss_fn(params, batch):
+    return jnp.mean((batch @ params['w'] + params['b']) ** 2)
+
+
+def outside(params, state, batch):
+    return jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
+
+
+def inside(params, state, batch):
+    return jax.grad(lambda p: loss_fn(def_jax.detached_params(p, state), batch))(params)
+
+
+def at_params(params, state, batch):
+    del state
+    return jax.grad(loss_fn)(params, batch)
+
+
+def at_own_params(params, state, batch):
+    del state
+    return jax.grad(loss_fn)(jax.lax.pcast(params, 'workers', to='varying'), batch)
+
+
+def feedback(**options):
+    return def_jax.error_feedback(def_jax.random_block(4), 'workers', **options)
+
+
+def run(optimizer, gradient, check_vma, num_steps=3, specs=None):
+    """Parameters after some steps, each of which is one call of a mapped function."""
+    mesh = jax.sharding.Mesh(jax.devices()[:NUM_WORKERS], ('workers',))
+    own = own_leaves(optimizer, PARAMS)
+    specs = specs or def_jax.state_specs(optimizer, PARAMS)
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), specs, P('workers')),
+        out_specs=(P(), specs),
+        check_vma=check_vma,
+    )
+    def step(params, state, batch):
+        state = jax.tree.map(lambda x, mine: x[0] if mine else x, state, own)
+        grads = gradient(params, state, batch[0])
+        updates, state = optimizer.update(grads, state, params)
+        state = jax.tree.map(lambda x, mine: x[None] if mine else x, state, own)
+        return optax.apply_updates(params, updates), state
+
+    first = optimizer.init(PARAMS)
+    state = jax.tree.map(lambda x, mine: jnp.stack([x] * NUM_WORKERS) if mine else x, first, own)
+    params = PARAMS
+    for _ in range(num_steps):
+        params, state = step(params, state, BATCH)
+    return params
+
+
+NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
+OPTIMIZERS = {
+    'auto': optax.chain(optax.adamw(0.01), feedback(detach='auto', outer=NESTEROV)),
+    'skipping, int8': def_jax.hold_skipped(
+        optax.chain(optax.sgd(0.1, momentum=0.9), feedback(skip_nonfinite=True, wire_dtype=jnp.int8))
+    ),
+    'every': optax.chain(optax.sgd(0.1), feedback(every=2, decay=0.9)),
+    # The bias is not communicated in blocks, and a link of its own averages it.
+    'masked': optax.chain(
+        optax.sgd(0.1, momentum=0.9),
+        optax.masked(feedback(average_every=2), {'w': True, 'b': False}),
+        optax.masked(def_jax.all_reduce_mean('workers'), {'w': False, 'b': True}),
+    ),
+    'frozen': optax.chain(
+        optax.partition(
+            {'train': optax.sgd(0.1), 'freeze': optax.set_to_zero()}, {'w': 'train', 'b': 'freeze'}
+        ),
+        feedback(),
+    ),
+}
+
+
+SLOW = ('auto', 'frozen', 'masked')
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in OPTIMIZERS]
+)
+def test_types_change_no_value(name):
+    expected = run(OPTIMIZERS[name], outside, check_vma=False)
+    actual = run(OPTIMIZERS[name], outside, check_vma=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)
+    assert not np.array_equal(actual['w'], PARAMS['w'])
+
+
+@pytest.mark.parametrize('name', ['auto', 'masked'])
+def test_a_gradient_that_would_be_summed_is_refused(name):
+    with pytest.raises(
+        ValueError, match=r'detached_params: the gradient is taken with respect to parameters'
+    ):
+        run(OPTIMIZERS[name], inside, check_vma=True)
+    assert jax.tree.leaves(run(OPTIMIZERS[name], inside, check_vma=False))  # where JAX sums nothing
+
+
+def test_updates_that_were_summed_are_refused():
+    message = r"updates\['b'\] is the same on all workers: .*with point = def_jax.detached_params"
+    with pytest.raises(ValueError, match=message):
+        run(optax.chain(optax.sgd(0.1), feedback()), at_params, check_vma=True)
+
+
+BLOCK = def_jax.random_block(2)
+LINKS = {
+    'dense': def_jax.all_reduce_mean('workers'),
+    'ef21': def_jax.ef21(BLOCK, 'workers'),
+    'ef21_sgdm': def_jax.baselines.ef21_sgdm(BLOCK, 'workers'),
+    'powersgd': def_jax.baselines.powersgd(4, 'workers', rank=1),
+    'onebit_adam': def_jax.baselines.onebit_adam('workers', freeze_after=2),
+}
+
+
+@pytest.mark.parametrize('name', LINKS)
+def test_links_without_a_detached_point_name_another(name):
+    with pytest.raises(ValueError, match=r"with point = jax.lax.pcast\(params, axis_name, to='varying'\)"):
+        run(optax.chain(LINKS[name], optax.sgd(0.1)), at_params, check_vma=True)
+
+
+def test_at_that_point_types_change_no_value():
+    optimizer = optax.chain(LINKS['ef21'], optax.sgd(0.1))
+    expected = run(optimizer, at_params, check_vma=False)
+    actual = run(optimizer, at_own_params, check_vma=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)
+
+
+def test_a_state_that_is_stacked_as_a_whole_is_refused():
+    optimizer = optax.chain(optax.sgd(0.1), feedback())
+    mesh = jax.sharding.Mesh(jax.devices()[:NUM_WORKERS], ('workers',))
+
+    def step(params, state, batch):
+        state = jax.tree.map(lambda x: x[0], state)
+        updates, state = optimizer.update(outside(params, state, batch[0]), state, params)
+        return optax.apply_updates(params, updates), jax.tree.map(lambda x: x[None], state)
+
+    specs = (P(), P('workers'), P('workers'))
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=specs[:2])
+    stacked = jax.tree.map(lambda x: jnp.stack([x] * NUM_WORKERS), optimizer.init(PARAMS))
+    with pytest.raises(ValueError, match='the key of opt_state differs between workers'):
+        jax.eval_shape(mapped, PARAMS, stacked, BATCH)
+
+
+def test_the_first_state_varies_where_it_will():
+    """So that a step inside the same mapped function is told apart from one that summed its gradient."""
+    optimizer = optax.chain(optax.sgd(0.1), feedback())
+    mesh = jax.sharding.Mesh(jax.devices()[:NUM_WORKERS], ('workers',))
+
+    def first_step(gradient, params, batch):
+        state = optimizer.init(params)
+        updates, _ = optimizer.update(gradient(params, state, batch[0]), state, params)
+        return optax.apply_updates(params, updates)
+
+    def mapped(gradient):
+        step = functools.partial(first_step, gradient)
+        return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P('workers')), out_specs=P()))
+
+    assert not np.array_equal(mapped(outside)(PARAMS, BATCH)['w'], PARAMS['w'])
+    with pytest.raises(ValueError, match='detached_params: the gradient is taken'):
+        mapped(inside)(PARAMS, BATCH)

@@ -1,0 +1,161 @@
+"""The files of configs/tables: every run of theirs is valid, and there are as many as the pages say."""
+
+import collections
+import importlib
+import json
+
+import pytest
+from absl import flags
+from test_tables import name
+
+from configs.tables import table1, table4
+from def_jax.trainer import workers
+from paper import needed_runs, sweep
+
+FIGURES = ('figure1', 'figure2', 'figure3')
+FILES = ('table1', 'table2', 'table3', 'table4', *FIGURES, 'beyond', 'detach', 'momentum')
+
+
+def get(file, arg=None):
+    return importlib.import_module(f'configs.tables.{file}').get_config(arg)
+
+
+@pytest.mark.parametrize('arg', [None, 'digits'])
+@pytest.mark.parametrize('file', FILES)
+def test_every_run_of_every_table_can_be_run(file, arg):
+    spec = get(file, arg)
+    sweep.check_spec(spec)
+    assert spec.base.num_workers == 16 and spec.is_locked
+    assert len({(cell['row'], cell['column']) for cell in spec.cells}) == len(spec.cells)
+    json.loads(spec.to_json())  # as sweep.json holds it
+
+
+@pytest.mark.parametrize('file', [*FILES, 'league'])
+def test_every_run_of_the_full_tables_needs_one_gpu_and_has_ordinary_convolutions_there(file):
+    for config in sweep.configs(get(file)):
+        assert workers.num_devices(config) == 1
+        assert config.workers_per_device == 1 or config.sequential_workers
+
+
+@pytest.mark.parametrize('arg', [None, 'detach'])
+def test_the_orders_can_be_run(arg):
+    spec = get('orders', arg)
+    sweep.check_spec(spec)
+    assert len({(cell['row'], cell['column']) for cell in spec.cells}) == len(spec.cells)
+
+
+@pytest.mark.parametrize(
+    ('file', 'args', 'tuning', 'fewest'),
+    [
+        ('levers', (), 333, 140),
+        ('levers', ('cifar10_small',), 122, 90),
+        ('cifar10', (None,), 43, 27),
+        ('cifar10', ('long',), 0, 4),
+        ('table1', ('digits_recalibrated',), 249, 80),
+        ('table4', ('digits_tuned',), 48, 48),
+        ('table4', ('tuned',), 18, 18),
+    ],
+)
+def test_tables_that_tune_on_held_out_images(file, args, tuning, fewest):
+    spec = importlib.import_module(f'configs.tables.{file}').get_config(*args)
+    sweep.check_spec(spec)
+    runs = {needed_runs.run_name(r): r for cell in spec.cells for r in needed_runs.tuning_runs(spec, cell)}
+    assert len(runs) == tuning
+    assert all(run['evaluate_on'] == 'validation' and run['validation_examples'] for run in runs.values())
+    sharing = {
+        needed_runs.run_name(
+            needed_runs.final_runs({**spec, 'learning_rates': ()}, {**cell, 'tuned': {}}, {})[0]
+        )
+        for cell in spec.cells
+    }
+    assert len(sharing) * len(spec.seeds) == fewest
+    running = [cell for cell in spec.cells if needed_runs.cell_point(cell).endswith('_running')]
+    assert file in ('levers', 'table4') or len(running) * 2 == len(spec.cells)
+
+
+def test_the_table_with_the_papers_visits():
+    spec = get('table1', 'digits_visits')
+    sweep.check_spec(spec)
+    steps_per_epoch, true_ratio = 1000 // spec.base.batch_size, 577.5625  # of result.json at 1024
+    assert spec.base.num_epochs * steps_per_epoch / true_ratio == pytest.approx(78_000 / 1024, rel=0.005)
+    assert {cell['row'] for cell in spec.cells} == {'1', '1024'}
+
+
+@pytest.mark.parametrize('file', ['momentum', 'detach', 'league'])
+def test_the_smaller_cifar10_tables(file):
+    sweep.check_spec(get(file, 'cifar10_small'))
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_unknown_variant(file):
+    with pytest.raises(flags.IllegalFlagValueError, match="'digit' must be a variant: one of digits"):
+        get(file, 'digit')
+
+
+def test_the_papers_settings():
+    base = table1.get_config().base
+    settings = (base.model, base.dataset, base.batch_size, base.num_epochs, base.momentum, base.weight_decay)
+    assert settings == ('vgg16', 'cifar10', 128, 200, 0.9, 5e-4)
+    assert get('table2').base.num_epochs == 100 and get('table2').base.learning_rate_drops == (0.3, 0.6, 0.9)
+    assert {cell['settings']['detach'] for cell in get('table4').cells} == set(table4.PAPER)
+
+
+@pytest.mark.parametrize(
+    ('file', 'tuning', 'fewest', 'most'),
+    [
+        ('table1', 48, 48, 78),
+        ('table2', 57, 19, 31),
+        ('table3', 72, 72, 108),
+        ('table4', 0, 18, 18),
+        ('figure3', 0, 6, 6),
+        ('beyond', 21, 35, 100),
+    ],
+)
+def test_the_number_of_runs_that_the_page_names(file, tuning, fewest, most):
+    spec = get(file)
+    one_rate = {'learning_rates': (0.1,), 'tuning_seeds': (100,)}
+    sharing = collections.Counter(
+        needed_runs.run_name(needed_runs.tuning_runs(one_rate, cell)[0]) for cell in spec.cells
+    )
+    runs = {needed_runs.run_name(r): r for c in spec.cells for r in needed_runs.tuning_runs(spec, c)}
+    assert len(runs) == tuning
+    assert all(run['evaluate_on'] == 'validation' and run['validation_examples'] for run in runs.values())
+    assert len(sharing) * len(spec.seeds) == fewest
+    rates = len(spec.learning_rates) or 1
+    assert sum(min(cells, rates) for cells in sharing.values()) * len(spec.seeds) == most
+
+
+@pytest.mark.parametrize('count', [1, 3, 16])
+def test_shards_divide_the_runs_of_a_table(count):
+    spec = table1.get_config()
+    shards = [needed_runs.shard(spec, f'{i}/{count}') for i in range(1, count + 1)]
+    runs = [set(needed_runs.all_runs(part, {})) for part in shards]
+    assert set.union(*runs) == set(needed_runs.all_runs(spec, {}))
+    assert sum(map(len, runs)) == len(set.union(*runs))
+    assert max(map(len, runs)) - min(map(len, runs)) <= len(spec.learning_rates)
+    assert sorted(c['row'] + c['column'] for part in shards for c in part.cells) == sorted(
+        cell['row'] + cell['column'] for cell in spec.cells
+    )
+
+
+@pytest.mark.parametrize('part', ['', '1', '0/2', '3/2', '1/0', '-1/2', '1/2/3', 'a/b'])
+def test_a_shard_of_another_form_is_refused(part):
+    with pytest.raises(ValueError, match=rf'--shard={part} must be I/N with I from 1 to N'):
+        needed_runs.shard(table1.get_config(), part)
+
+
+def test_more_shards_than_there_are_trajectories_are_refused():
+    with pytest.raises(ValueError, match=r'--shard=1/17: this table can be divided into at most 16 parts'):
+        needed_runs.shard(table1.get_config(), '1/17')
+
+
+def test_four_trajectories_fill_the_columns():
+    runs = {
+        needed_runs.run_name(run)
+        for cell in table1.get_config().cells
+        for run in needed_runs.tuning_runs(table1.get_config(), cell)
+        if run['learning_rate'] == 0.1
+    }
+    held_out = ',evaluate_on=validation,validation_examples=5000'
+    at_64 = {name(method, 64, 0.1, 100) + held_out for method in ('ef', 'saef', 'def')}
+    assert at_64 <= runs and len(runs) == 1 + 3 * 5

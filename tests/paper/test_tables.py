@@ -1,0 +1,296 @@
+"""The paper's tables: their files, the runs that they ask for, and how their cells are filled."""
+
+import csv
+import io
+import math
+
+import pytest
+
+from configs.tables import tables as table_files
+from paper import cells as cells_lib
+from paper import needed_runs, plots, sweep, tables
+
+
+def result(accuracy, *, loss=0.5, status='finished', seed=0):
+    return {
+        'status': status,
+        'metrics': {'test_accuracy_x': accuracy, 'test_accuracy_y': accuracy - 0.25, 'train_loss': loss},
+        'communication': {'true_ratio': 62.0, 'visits_per_block': 31.6, 'megabytes_sent': 2.3},
+        'config': {'dataset': 'digits', 'seed': seed},
+    }
+
+
+def small_table(**options):
+    cells = [
+        table_files.cell(1, 'SGD', '93.76', method='sgd', ratio=1),
+        table_files.cell(64, 'DEF', '93.75', method='def', ratio=64),
+        table_files.cell(64, 'DEF-A', method='def_a', ratio=64),
+    ]
+    return table_files.table('A table', table_files.digits_base(), cells, rows='ratio', **options)
+
+
+def name(method, ratio, rate, seed):
+    return f'method={method},ratio={ratio},learning_rate={rate},seed={seed}'
+
+
+@pytest.mark.parametrize(
+    ('rows', 'drawn'), [(('16', '64', '256'), True), (('16', '64'), False), (('vgg', '64', '256'), False)]
+)
+def test_rows_that_are_numbers_are_drawn(tmp_path, rows, drawn):
+    cells = [table_files.cell(row, 'DEF', method='def', ratio=i) for i, row in enumerate(rows, start=1)]
+    spec = table_files.table('', table_files.digits_base(), cells, rows='ratio', seeds=(0,))
+    done = {name('def', i, 0.1, 0): result(0.9) for i in range(1, len(rows) + 1)}
+    assert plots.plot_rows(tmp_path / 'rows.png', 'ratio', cells_lib.of_table(spec, done)) == drawn
+    assert (tmp_path / 'rows.png').exists() == drawn
+
+
+# --- Learning rates ---
+
+
+def test_a_cell_may_take_another_point_of_its_method():
+    cells = [table_files.cell(64, 'y', method='def'), table_files.cell(64, 'x', point='x', method='def')]
+    spec = table_files.table('', table_files.digits_base(), cells, rows='ratio', learning_rates=(0.1, 0.01))
+    assert [needed_runs.cell_point(cell) for cell in spec.cells] == ['y', 'x']
+    done = {
+        needed_runs.run_name(run): result(0.9)
+        for cell in cells
+        for run in [*needed_runs.tuning_runs(spec, cell), *needed_runs.final_runs(spec, cell, {})]
+    }
+    done['method=def,learning_rate=0.01,seed=100']['metrics']['test_accuracy_y'] = 0.95  # best for y alone
+    assert [needed_runs.cell_choice(spec, cell, done)['learning_rate'] for cell in spec.cells] == [0.01, 0.1]
+    done |= {f'method=def,learning_rate={rate},seed=0': result(0.9) for rate in (0.1, 0.01)}
+    assert [entry.text[:5] for entry in cells_lib.of_table(spec, done)] == ['65.00', '90.00']
+
+
+def test_lambda_is_tuned_together_with_the_learning_rate():
+    grid = {'detach': (0.2, 0.5), 'learning_rate': (1.0, 0.5)}
+    cells = [
+        table_files.cell(64, 'DEF', tuned=grid, method='def', ratio=64),
+        table_files.cell(1, 'SGD', method='sgd', ratio=1),
+    ]
+    spec = table_files.table(
+        '', table_files.digits_base(), cells, rows='ratio', learning_rates=(0.1,), seeds=(0,)
+    )
+    cell = spec.cells[0]
+    names = [needed_runs.run_name(run) for run in needed_runs.tuning_runs(spec, cell)]
+    pattern = 'method=def,ratio=64,learning_rate={},detach={},seed={}'
+    assert names == [pattern.format(rate, detach, 100) for rate in (1.0, 0.5) for detach in (0.2, 0.5)]
+    done = {pattern.format(1.0, 0.2, 100): result(0.9), pattern.format(0.5, 0.5, 100): result(0.8)}
+    assert needed_runs.cell_choice(spec, cell, done) is None
+    done |= {pattern.format(0.5, 0.2, 100): result(0.7), pattern.format(1.0, 0.5, 100): result(0.95)}
+    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 1.0, 'detach': 0.5}
+    assert [needed_runs.run_name(run) for run in needed_runs.final_runs(spec, cell, done)] == [
+        pattern.format(1.0, 0.5, 0)
+    ]
+    assert tables.tuned(spec, done).splitlines()[2:] == [
+        '| 64 | DEF, detach=0.2 | 65.00 | 45.00 |  |',
+        '| 64 | DEF, detach=0.5 | **70.00** | 55.00 |  |',
+        '| 1 | SGD |  |  | – |',
+    ]
+    with spec.unlocked():
+        spec.cells[0]['tuned'] = {'detatch': (0.1,)}
+    with pytest.raises(ValueError, match=r"'detatch', in a cell, is not a known key"):
+        sweep.check_spec(spec)
+
+
+def test_candidates_are_compared_by_their_mean_over_the_tuning_seeds():
+    spec = small_table(learning_rates=(0.1, 0.01), seeds=(0,), tuning_seeds=(100, 101))
+    cell = spec.cells[0]
+    names = [name('sgd', 1, rate, seed) for rate in (0.1, 0.01) for seed in (100, 101)]
+    assert [needed_runs.run_name(run) for run in needed_runs.tuning_runs(spec, cell)] == names
+    done = {run: result(accuracy) for run, accuracy in zip(names[:3], (0.9, 0.6, 0.8), strict=True)}
+    assert needed_runs.cell_choice(spec, cell, done) is None
+    assert '| 1 | SGD | 75.00 | 80.00 |' in tables.tuned(spec, done)
+    done[names[3]] = result(0.8)
+    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 0.01}
+    assert '| 1 | SGD | 75.00 | **80.00** |' in tables.tuned(spec, done)
+    done[names[2]] = result(0.8, status='diverged')  # one seed is enough to rank last
+    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 0.1}
+    assert '| 1 | SGD | **75.00** | diverges |' in tables.tuned(spec, done)
+
+
+def test_learning_rates_are_chosen_on_validation_data():
+    tuning = {'validation_examples': 200, 'evaluate_on': 'validation'}
+    spec = small_table(learning_rates=(0.1, 0.01), tuning=tuning)
+    sweep.check_spec(spec)
+    cell = spec.cells[0]
+    names = [needed_runs.run_name(run) for run in needed_runs.tuning_runs(spec, cell)]
+    assert names[0] == name('sgd', 1, 0.1, 100) + ',evaluate_on=validation,validation_examples=200'
+    measure = {'split': 'validation', 'metric': 'loss', 'greater_is_better': False, 'percent': False}
+    done = {
+        run: result(0.5) | {'measure': measure, 'metrics': {'validation_loss_x': loss, 'train_loss': 0.1}}
+        for run, loss in zip(names, (0.3, 0.2), strict=True)
+    }
+    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 0.01}  # the smaller loss
+    assert [needed_runs.run_name(run) for run in needed_runs.final_runs(spec, cell, done)] == [
+        name('sgd', 1, 0.01, seed) for seed in (0, 1, 2)
+    ]
+    assert tables.tuned_on(spec, done) == 'validation loss'
+    with pytest.raises(ValueError, match="'validation_example', in tuning, is not a known key"):
+        sweep.check_spec(small_table(tuning={'validation_example': 3}))
+
+
+def test_a_cell_keeps_the_rate_that_is_best_at_its_own_point():
+    spec = small_table(learning_rates=(0.1, 0.01))
+    sgd, def_, def_a = spec.cells
+    done = {name('sgd', 1, 0.1, 100): result(0.5), name('sgd', 1, 0.01, 100): result(0.6)}
+    assert needed_runs.cell_choice(spec, sgd, done) == {'learning_rate': 0.01}
+    assert (
+        needed_runs.cell_choice(spec, def_, done) is None and needed_runs.final_runs(spec, def_, done) == []
+    )
+
+    better_y, better_x = result(0.8), result(0.9)
+    better_x['metrics']['test_accuracy_y'] = 0.1
+    done |= {name('def', 64, 0.1, 100): better_y, name('def', 64, 0.01, 100): better_x}
+    assert needed_runs.cell_choice(spec, def_, done) == {'learning_rate': 0.1}
+    assert needed_runs.cell_choice(spec, def_a, done) == {'learning_rate': 0.01}
+
+
+def test_among_equals_the_smaller_training_loss_and_never_a_diverged_run():
+    spec = small_table(learning_rates=(0.2, 0.1, 0.01))
+    done = {
+        name('sgd', 1, 0.2, 100): result(0.99, status='diverged'),
+        name('sgd', 1, 0.1, 100): result(0.9, loss=0.2),
+        name('sgd', 1, 0.01, 100): result(0.9, loss=0.1),
+    }
+    assert needed_runs.cell_choice(spec, spec.cells[0], done) == {'learning_rate': 0.01}
+
+
+def test_without_a_grid_the_cells_own_rate_or_the_bases():
+    spec = small_table()
+    assert needed_runs.cell_choice(spec, spec.cells[0], {}) == {'learning_rate': spec.base.learning_rate}
+    own = table_files.cell(1, 'SGD', method='sgd', learning_rate=0.7)
+    assert needed_runs.cell_choice(spec, own, {}) == {'learning_rate': 0.7}
+
+
+def test_what_is_missing_comes_in_order_and_shrinks_to_nothing():
+    spec, done, seen = small_table(learning_rates=(0.1, 0.01)), {}, []
+    while missing := needed_runs.missing_runs(spec, done):
+        first = next(iter(missing))
+        seen.append(first)
+        done[first] = result(0.9)
+    assert len(seen) == len(set(seen)) == 4 + 2 * 3  # the grid, then three seeds of two trajectories
+    assert all(n.endswith('seed=100') for n in seen[:4])
+    assert [n.rsplit('=')[-1] for n in seen[4:]] == list('001122')  # one seed after another
+
+
+# --- Cells ---
+
+
+def filled(*results):
+    spec = small_table()
+    done = {name('def', 64, 0.1, seed): r for seed, r in enumerate(results)}
+    return cells_lib.of_table(spec, done | {name('sgd', 1, 0.1, 0): result(0.99)})
+
+
+@pytest.mark.parametrize(
+    ('results', 'text'),
+    [
+        ([], '–'),
+        ([result(0.90)], '90.00 (1 of 3)'),
+        ([result(0.90), result(0.92), result(0.91)], '91.00 ± 1.00'),
+        ([result(0.90), result(0.92, status='diverged')], 'diverges (1 of 2)'),
+        ([result(0.90, loss=0.96 * math.log(10))], 'diverges'),
+        ([result(0.90, loss=0.94 * math.log(10))], '90.00 (1 of 3)'),
+    ],
+)
+def test_text_of_a_cell(results, text):
+    _, def_, def_a = filled(*results)
+    assert def_a.text == text
+    assert (def_.text == text) == (not results or def_.diverged > 0)  # else another point of the same runs
+
+
+def test_ours_stands_above_the_papers_and_the_best_is_bold():
+    text = tables.compared('ratio', filled(result(0.90), result(0.92), result(0.91)))
+    assert text.splitlines() == [
+        '| ratio |  | SGD | DEF | DEF-A |',
+        '| --- | --- | --- | --- | --- |',
+        '| 1 | ours | 99.00 (1 of 3) |  |  |',
+        '|  | paper | 93.76 |  |  |',
+        '| 64 | ours |  | 66.00 ± 1.00 | **91.00 ± 1.00** |',
+        '|  | paper |  | 93.75 |  |',
+    ]
+
+
+def test_csv():
+    rows = list(
+        csv.DictReader(io.StringIO(tables.comma_separated(filled(result(0.90), result(0.92, seed=1)))))
+    )
+    assert rows[2] == {
+        'row': '64',
+        'column': 'DEF-A',
+        'mean': '91.0000',
+        'std': '1.4142',
+        'seeds': '0 1',
+        'diverged': '0',
+        'learning_rate': '0.1',
+        'paper': '',
+    }
+
+
+def test_traffic_lists_what_ran():
+    lines = tables.traffic('ratio', filled()).splitlines()
+    assert len(lines) == 3 and lines[2] == '| 1 | SGD | 0.1 | 0.500 | 62.0 | 31.6 | 2.30 |'
+
+
+def test_traffic_has_the_training_loss_at_each_point_where_runs_evaluated_it():
+    run = result(0.9)
+    run['metrics'] |= {'train_loss_y': 0.25, 'train_loss_x': 0.125}
+    heading, _, sgd, def_, def_a = tables.traffic('ratio', filled(run)).splitlines()
+    assert heading.split(' | ')[3:5] == ['training loss', 'at its point']
+    assert [row.split(' | ')[4] for row in (sgd, def_, def_a)] == ['', '0.250', '0.125']
+
+
+def test_the_grid_shows_its_choice():
+    spec = small_table(learning_rates=(0.1, 0.01))
+    done = {
+        name('sgd', 1, 0.1, 100): result(0.5),
+        name('sgd', 1, 0.01, 100): result(0.6),
+        name('def', 64, 0.1, 100): result(0.3, status='diverged'),
+    }
+    lines = tables.tuned(spec, done).splitlines()
+    assert lines[2:4] == ['| 1 | SGD | 50.00 | **60.00** |', '| 64 | DEF | diverges | – |']
+
+
+def test_diagnostics_are_means_over_the_run():
+    gradient = {'variance': 6.0, 'second_moment': 2.0}
+    error = {'error': 4.0, 'mean_error': 2.0, 'detach_optimum': 0.5, 'detach_optimum_own': 0.4}
+    error |= {'distance_ef': 2.0, 'distance': 1.0}
+    start = gradient | dict.fromkeys(error, 0.0)
+    twice = gradient | {name: 2 * value for name, value in error.items()}
+    runs = {'def': result(0.9) | {'diagnostics': [start, gradient | error, twice]}, 'plain': result(0.9)}
+    lines = tables.diagnostics(runs | {'sgd': result(0.9) | {'diagnostics': [gradient]}}).splitlines()
+    assert lines[3:] == ['| def | 3 | 3.00 | 2.00 | 0.75 | 0.60 | 2.00 |', '| sgd | 1 | 3.00 |  |  |  |  |']
+    assert tables.diagnostics({'plain': result(0.9)}) == ''
+
+
+def test_no_finished_run():
+    with pytest.raises(ValueError, match='no run of the table is done'):
+        cells_lib.of_table(small_table(), {})
+
+
+# --- Bad tables ---
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {'tuning_seeds': (1, 9)},
+            r'tuning_seeds=\(1, 9\) and config.seeds=\(0, 1, 2\) must have no seed in',
+        ),
+        ({'tuning_seeds': ()}, 'config.seeds, config.cells and config.tuning_seeds must not be empty'),
+        ({'seeds': ()}, 'config.seeds, config.cells and config.tuning_seeds must not be empty'),
+        (
+            {'cells': ({'row': '', 'column': '', 'paper': '', 'settings': {'metod': 'ef'}},)},
+            "'metod', in a cell, is not a known key. Did you mean 'method'?",
+        ),
+        ({'learning_rates': (0.1, -1.0)}, 'config.learning_rate=-1.0 must be a number > 0'),
+    ],
+)
+def test_impossible_tables(changes, message):
+    spec = small_table()
+    with spec.unlocked():
+        spec.update(changes)
+    with pytest.raises(ValueError, match=message):
+        sweep.check_spec(spec)

@@ -1,0 +1,48 @@
+"""Collectives of any program: which devices exchange data, and whether they are of one worker."""
+
+import pytest
+
+from def_jax.mesh.hlo import collectives
+from def_jax.tools.communication import main
+
+LINE = 'r = f32[8]{0} all-reduce(x), channel_id=1, replica_groups='
+ACROSS = ((0, 4), (1, 5), (2, 6), (3, 7))
+WITHIN = ((0, 1, 2, 3), (4, 5, 6, 7))
+
+
+@pytest.mark.parametrize(
+    ('written', 'groups'),
+    [
+        ('{{0,4},{1,5},{2,6},{3,7}}, use_global_device_ids=true', ACROSS),
+        ('[4,2]<=[2,4]T(1,0), to_apply=%add', ACROSS),
+        ('[2,4]<=[8]', WITHIN),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, use_global_device_ids=true", ACROSS),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", WITHIN),
+        # The mesh's devices in another order: its axis of four is the shards, then the workers.
+        ("mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", WITHIN),
+        ("mesh['axis_0'=1,'axis_1'=4,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_2'}", ACROSS),
+        ('{}', ()),
+    ],
+)
+def test_groups_in_every_form(written, groups):
+    (collective,) = collectives(LINE + written)
+    assert tuple(map(tuple, map(sorted, collective.groups))) == groups
+    assert collective.crosses([0] * 4 + [1] * 4) == (groups != WITHIN)
+
+
+@pytest.mark.parametrize('written', ["mesh['a'=8] {'a':(1)2}", '<=?', "mesh['a'=8] {'b'}"])
+def test_groups_in_an_unknown_form_are_refused(written):
+    with pytest.raises(ValueError, match='unknown form'):
+        collectives(LINE + written)
+
+
+def test_the_program_sums_within_and_between(tmp_path, capsys):
+    file = tmp_path / 'step.txt'
+    file.write_text('\n'.join([LINE + '[4,2]<=[2,4]T(1,0)', LINE + '[2,4]<=[8]', LINE + '[2,4]<=[8]']))
+    assert main([str(file), '--workers=0,0,0,0,1,1,1,1']) == 0
+    table = capsys.readouterr().out
+    assert '| between workers | all-reduce | 1 | 8 | 32 |' in table
+    assert '| within a worker | all-reduce | 2 | 16 | 64 |' in table
+    assert main([str(file), '--workers=0,1']) == 2
+    assert 'has 2 devices, but the program has device 7' in capsys.readouterr().err
+    assert main([str(tmp_path / 'none.txt'), '--workers=0,1']) == 2

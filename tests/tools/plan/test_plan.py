@@ -1,0 +1,136 @@
+"""The plan of a cluster: a ring all-reduce by hand, limits, and when it says that none pays."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import pytest
+
+from def_jax.tools import plan as plan_lib
+from def_jax.tools.plan import Plan, parse_bandwidth
+from def_jax.tools.plan.__main__ import main
+
+SLOW = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64, latency=0.0)
+FAST = dataclasses.replace(SLOW, bandwidth=800e9, overlap=0.9)
+
+
+def test_a_ring_all_reduce_by_hand():
+    """Each of 4 workers sends 6 quarters of 1,000 float32 at 32 kbit/s, in 6 messages of 10 ms."""
+    plan = Plan(params=1000, step_time=1e-9, bandwidth=32e3, workers=4, latency=0.01)
+    assert plan.all_reduce(1000) == pytest.approx(6 * (250 * 32 / 32e3 + 0.01))
+    assert plan.dense_step() == pytest.approx(plan.all_reduce(1000))
+
+
+def test_a_step_has_its_share_of_evaluations_and_of_the_final_output():
+    plan = dataclasses.replace(SLOW, num_steps=1000, evaluate_every=100)
+    without = SLOW.step_time + SLOW.all_reduce(SLOW.params / 64)
+    assert plan.step(64) == pytest.approx(without + 11 / 1000 * SLOW.all_reduce(SLOW.params))
+    assert dataclasses.replace(plan, overhead=0.5).step(64) == pytest.approx(plan.step(64) + 0.5)
+
+
+def test_limits():
+    speed_ups = [SLOW.speed_up(ratio) for ratio in (1, 4, 16, 64, 256, 1024)]
+    assert speed_ups == sorted(speed_ups) and speed_ups[0] < 1 < speed_ups[-1]
+    assert speed_ups[-1] < SLOW.dense_step() / SLOW.step_time
+    assert SLOW.speed_up(64) > dataclasses.replace(SLOW, overlap=0.5).speed_up(64)
+    assert dataclasses.replace(SLOW, element_bytes=2).all_reduce(1e6) == SLOW.all_reduce(1e6) / 2
+    alone = dataclasses.replace(SLOW, workers=1)
+    assert alone.dense_step() == alone.step(64) == alone.step_time and alone.break_even() == math.inf
+
+
+@pytest.mark.parametrize('changes', [{}, {'overhead': 0.05}, {'overlap': 0.8}, {'latency': 1e-4}], ids=str)
+def test_at_the_break_even_ratio_both_take_the_same_time(changes):
+    plan = dataclasses.replace(SLOW, **changes)
+    assert plan.step(plan.break_even()) == pytest.approx(plan.dense_step())
+    assert plan.break_even() > 1
+
+
+def test_it_says_when_compression_does_not_pay():
+    assert 'not worth it' in FAST.verdict() and 'times as fast' in SLOW.verdict()
+    assert 'not worth it' not in SLOW.verdict()
+    slower = dataclasses.replace(FAST, overhead=0.01)
+    assert slower.break_even() == math.inf and 'not worth it' in slower.verdict()
+
+
+@pytest.mark.parametrize(
+    ('text', 'bits'), [('10gbit', 10e9), ('800 mbit', 8e8), ('1e9', 1e9), ('2.5Gbps', 2.5e9), ('56k', 56e3)]
+)
+def test_bandwidths(text, bits):
+    assert parse_bandwidth(text) == bits
+
+
+@pytest.mark.parametrize('text', ['', 'fast', '10 GB', 'gbit', '-1gbit', '1.2.3', None])
+def test_no_bandwidth(text):
+    with pytest.raises(ValueError, match=r"bandwidth=.* must be in bits per second, such as '10gbit'"):
+        parse_bandwidth(text)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [(f.name, bad) for f in dataclasses.fields(Plan) for bad in (-1, math.nan, math.inf, 1e300, '64', None)]
+    + [('overlap', 2), ('step_time', 0)],
+)
+def test_impossible_values(field, value):
+    with pytest.raises(ValueError, match=rf'{field}=.* must be a number in'):
+        dataclasses.replace(SLOW, **{field: value})
+
+
+def test_the_extremes_that_are_allowed_have_finite_times():
+    slowest = Plan(
+        params=1e18, step_time=1e9, bandwidth=1, workers=10**9, latency=1e9, overhead=1e9, element_bytes=8
+    )
+    fastest = Plan(
+        params=1, step_time=1e-9, bandwidth=1e18, workers=1, latency=0, evaluate_every=1, num_steps=1
+    )
+    for plan in (slowest, fastest):
+        assert all(math.isfinite(x) and x > 0 for x in (plan.dense_step(), plan.step(1e6), plan.speed_up(64)))
+        assert 'nan' not in plan_lib.table(plan) + plan.verdict()
+
+
+FLAGS = ['--params=25.6e6', '--step-time=0.12', '--workers=64', '--bandwidth=10gbit']
+
+
+def test_the_command_line(tmp_path):
+    command = [sys.executable, '-m', 'def_jax.plan', *FLAGS, f'--output={tmp_path / "plan.png"}']
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert plan_lib.table(dataclasses.replace(SLOW, latency=50e-6)) in process.stdout
+    assert (tmp_path / 'plan.png').stat().st_size > 0
+
+
+def test_both_spellings_of_a_flag(capsys):
+    assert main([*FLAGS, '--num-steps=10', '--evaluate_every=5']) == 0
+    plan = dataclasses.replace(SLOW, latency=50e-6, num_steps=10, evaluate_every=5)
+    assert plan_lib.table(plan) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('flag', 'line'),
+    [
+        ('--bandwidth=fast', "plan: bandwidth='fast' must be in bits per second"),
+        ('--params=inf', 'plan: params=inf must be a number in [1, '),
+        ('--step-time=0', 'plan: step_time=0.0 must be a number in [1e-09, '),
+        ('--workers=0', 'plan: workers=0 must be a number in [1, '),
+        ('--workers=4.5', "plan: argument --workers: invalid int value: '4.5'"),
+        ('--wrokers=4', 'plan: unrecognized arguments: --wrokers=4'),
+        ('--worker=4', 'plan: unrecognized arguments: --worker=4'),
+        ('stray', 'plan: unrecognized arguments: stray'),
+        ('--output=x.foo', "plan: Format 'foo' is not supported"),
+        ('--output=.', "plan: output='.' is a folder"),
+        ('--output=no/such/folder/x.png', 'plan: [Errno 2] No such file or directory'),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, monkeypatch, capsys, flag, line):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([*FLAGS, flag])
+    output = capsys.readouterr()
+    assert end.value.code == 2 and output.err.startswith(line), output.err
+    assert output.err.count('\n') == 1 and not output.out and not list(tmp_path.iterdir())
+
+
+def test_what_is_required_is_named(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(FLAGS[:2])
+    assert end.value.code == 2 and '--bandwidth, --workers' in capsys.readouterr().err

@@ -1,0 +1,34 @@
+"""What every picture shares: the methods' colours, bands, labels that do not overlap."""
+
+import matplotlib.figure
+import numpy as np
+import pytest
+
+from def_jax import METHODS
+from def_jax.tools import pictures
+
+
+def test_every_method_has_a_colour_of_its_own():
+    assert {method.title for method in METHODS.values()} <= set(pictures.COLORS)
+    assert len(set(pictures.COLORS.values())) == len(pictures.COLORS)
+
+
+@pytest.fixture
+def axes():
+    return matplotlib.figure.Figure().subplots()
+
+
+def test_a_band_of_one_standard_deviation(axes):
+    pictures.draw_band(axes, [1, 2], [[1.0, 3.0], [4.0, 4.0]])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [2, 4])
+    heights = axes.collections[0].get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([heights.min(), heights.max()], [2 - 2**0.5, 4])
+
+
+def test_labels_stand_apart_at_the_right_end_of_their_lines(axes):
+    for name, height in (('a', 1.0), ('b', 1.001), ('c', 2.0)):
+        axes.plot([3, 2, 1], [height, 0, 0], label=name)  # drawn from right to left
+    pictures.direct_labels(axes)
+    heights = {text.get_text(): text.xyann[1] for text in axes.texts}
+    assert list(heights) == ['a', 'b', 'c'] and np.diff(list(heights.values())).min() > 0.09
+    assert all(text.xy[0] > 0.9 for text in axes.texts)

@@ -1,0 +1,190 @@
+"""A run of K workers goes on with K': x as it was, y to rounding, momentum and statistics by their mean."""
+
+import io
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+import training_fixtures as fixtures
+
+from def_jax.trainer import loop, steps
+from def_jax.trainer.checkpointing import regrouping
+from def_jax.trainer.experiment import build
+
+STEP = 7
+
+
+def config_of(data_dir, workers, per_device=1, **changes):
+    batch = round(40 / workers) * workers
+    changes = {'average_every': 0, 'num_workers': workers, 'workers_per_device': per_device} | changes
+    return fixtures.tiny_config(data_dir, **{'batch_size': batch} | changes)
+
+
+def filled(run):
+    """A state, on the host, in which nothing is zero and no two workers agree."""
+    random = np.random.default_rng(run.config.num_workers)
+
+    def fill(leaf):
+        if leaf.dtype != np.float32:
+            return np.full(leaf.shape, STEP, leaf.dtype)
+        return random.normal(size=leaf.shape).astype(np.float32)
+
+    return jax.tree.map(fill, jax.eval_shape(steps.make_init(run)))
+
+
+def through_a_checkpoint(state, run, new_run, folder):
+    """The state as it is restored by other workers, and the notes."""
+    manager = fixtures.manager_of(folder, run)
+    manager.save(fixtures.placed(state, run))
+    manager.close()
+    manager = fixtures.manager_of(folder, new_run)
+    try:
+        return manager.restore(steps.make_init(new_run)()), manager.notes
+    finally:
+        manager.close()
+
+
+def by_worker(tree, shape):
+    """Arrays [K, ...] as float64."""
+    return jax.tree.map(lambda a: np.float64(a).reshape(-1, *a.shape[len(shape) :]), tree)
+
+
+def output(state, run):
+    """y in float64, flattened."""
+    residual = by_worker(fixtures.residual(state), run.workers.shape)
+    y = jax.tree.map(lambda x, r: np.float64(x) + r.mean(0), state.params, residual)
+    return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(y)])
+
+
+# From K workers to K', each with the number on a device: fewer, more, no divisor, one, fake to virtual.
+CHANGES = [((8, 1), (4, 1)), ((4, 1), (8, 1)), ((8, 1), (3, 1)), ((16, 2), (1, 1)), ((8, 1), (16, 4))]
+
+
+@pytest.mark.parametrize(('old', 'new'), CHANGES, ids=lambda value: f'{value[0]}' if value else None)
+def test_the_state_is_that_of_the_mean_worker(data_dir, old, new):
+    old_run, new_run = (build(config_of(data_dir, *workers)) for workers in (old, new))
+    before, layout = filled(old_run), regrouping.Layout.of(new_run)
+    after = regrouping.regrouped(before, old_run.workers.shape, layout)
+    shapes = jax.eval_shape(steps.make_init(new_run))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), shapes
+    )
+    for shared in ('step', 'key', 'params'):
+        fixtures.assert_same_bits(getattr(after, shared), getattr(before, shared))
+    drift = np.abs(output(after, new_run) - output(before, old_run)).max()
+    assert drift <= np.finfo(np.float32).eps * np.abs(output(before, old_run)).max()
+    for part in (fixtures.residual, fixtures.momentum, lambda state: state.batch_stats):
+        of_old = by_worker(part(before), old_run.workers.shape)
+        of_new = by_worker(part(after), new_run.workers.shape)
+        for a, b in zip(jax.tree.leaves(of_old), jax.tree.leaves(of_new), strict=True):
+            assert len(b) == new[0] and (b == b[0]).all()
+            np.testing.assert_array_equal(b[0], np.float32(a.mean(0)))
+    (note,) = regrouping.describe(old_run.workers.shape, layout.batch_size, layout)
+    assert f'workers: {old[0]} before, {new[0]} now' in note and 'mean' in note
+
+
+@pytest.mark.parametrize(('old', 'new'), [((8, 1), (8, 4)), ((8, 4), (8, 1)), ((8, 2), (8, 4))])
+def test_on_other_devices_the_same_workers_keep_every_bit(data_dir, old, new):
+    old_run, new_run = (build(config_of(data_dir, *workers)) for workers in (old, new))
+    before, layout = filled(old_run), regrouping.Layout.of(new_run)
+    after = regrouping.regrouped(before, old_run.workers.shape, layout)
+
+    def flat(state):
+        return [leaf.ravel() for leaf in jax.tree.leaves(state)]
+
+    fixtures.assert_same_bits(flat(after), flat(before))
+    assert jax.tree.map(np.shape, after) == jax.tree.map(
+        lambda leaf: leaf.shape, jax.eval_shape(steps.make_init(new_run))
+    )
+    (note,) = regrouping.describe(old_run.workers.shape, layout.batch_size, layout)
+    assert 'the same 8' in note and 'unchanged' in note
+
+
+def test_ef21_keeps_its_sum(data_dir):
+    """g = mean_k g_k, on which EF21 rests, holds for the new workers too."""
+    old_run, new_run = (build(config_of(data_dir, workers, method='ef21')) for workers in (4, 2))
+    before = filled(old_run)
+    links = [
+        link._replace(mean=jax.tree.map(lambda g: g.mean(0), link.local)) if hasattr(link, 'local') else link
+        for link in before.opt_state
+    ]
+    before = before.replace(opt_state=tuple(links))
+    after = regrouping.regrouped(before, (4,), regrouping.Layout.of(new_run))
+    (state,) = (link for link in after.opt_state if hasattr(link, 'local'))
+    for local, mean in zip(jax.tree.leaves(state.local), jax.tree.leaves(state.mean), strict=True):
+        np.testing.assert_allclose(local, np.broadcast_to(mean, local.shape), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('new', [(3, 1), (16, 4)])
+def test_a_checkpoint_is_restored_by_other_workers_where_they_are(data_dir, tmp_path, new):
+    old_run, new_run = (build(config_of(data_dir, *workers)) for workers in ((8, 1), new))
+    before = filled(old_run)
+    placed, notes = through_a_checkpoint(before, old_run, new_run, tmp_path)
+    like = steps.make_init(new_run)()
+    assert jax.tree.map(lambda x: (x.shape, x.sharding), placed) == jax.tree.map(
+        lambda x: (x.shape, x.sharding), like
+    )
+    expected = regrouping.regrouped(before, (8,), regrouping.Layout.of(new_run))
+    fixtures.assert_same_bits(jax.device_get(placed), expected)
+    assert f'workers: 8 before, {new[0]} now' in notes[0]
+    if new == (3, 1):  # y as an evaluation computes it, in float32 on the devices
+        y = jax.device_get(steps.make_outputs(new_run)(placed)[0]['y']['params'])
+        y = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(y)])
+        np.testing.assert_allclose(y, output(before, old_run), rtol=0, atol=4e-7 * np.abs(y).max())
+
+
+# --- The whole trainer ---
+
+
+@pytest.fixture(scope='module')
+def stopped(data_dir, tmp_path_factory):
+    """A run of four workers that was stopped by a signal after 7 steps, with losses not yet recorded."""
+    folder = tmp_path_factory.mktemp('stopped')
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(loop.InterruptedRunError):
+        fixtures.signalled(patch, signal.SIGTERM, STEP - 1)
+        fixtures.train(config_of(data_dir, 4), folder)
+    return folder
+
+
+def test_a_run_goes_on_with_other_workers_and_says_so(data_dir, stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / 'run')
+    console = rich.console.Console(record=True, width=300, file=io.StringIO())
+    result = fixtures.train(config_of(data_dir, 3), folder, console)
+    text = console.export_text()
+    assert 'resuming at step 7' in text
+    assert 'workers: 4 before, 3 now; each receives the mean of the 4 residuals, momenta and' in text
+    assert 'batch: 40 examples before, 39 now; step numbers continue' in text
+    assert (result['config']['num_workers'], result['config']['batch_size']) == (3, 39)
+    assert json.loads((folder / 'config.json').read_text())['num_workers'] == 3
+    training = [r['step'] for r in fixtures.records(folder) if 'loss' in r]
+    assert training == [3, 5, 6, 9, 10, 12, 15, 18, 20]
+    assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == ['15', '20']
+
+
+def test_a_batch_with_which_the_run_is_over_is_refused(data_dir, stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / 'run')
+    before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    with pytest.raises(
+        ValueError, match=r'is from step 7, but with config\.batch_size=150 .* has only 4 steps'
+    ):
+        fixtures.train(config_of(data_dir, 3, batch_size=150), folder)
+    assert before == {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_the_same_batch_gives_the_same_images_at_every_step(data_dir):
+    few, many = (build(config_of(data_dir, workers)) for workers in (2, 8))
+    for _, a, b in zip(range(3), few.train_batches(STEP), many.train_batches(STEP), strict=False):
+        assert a['image'].shape[:2] == (2, 20) and b['image'].shape[:2] == (8, 5)
+        np.testing.assert_array_equal(a['image'].reshape(b['image'].shape), b['image'])
+
+
+def test_layouts_name_what_differs_between_workers(data_dir):
+    layout = regrouping.Layout.of(build(config_of(data_dir, 4)))
+    assert layout.shape == (4,)
+    axes = layout.axes
+    assert (axes.step, axes.key, axes.params, axes.batch_stats) == (None, None, None, 0)
+    assert jax.tree.leaves((fixtures.residual(axes), fixtures.momentum(axes))) == [0, 0]

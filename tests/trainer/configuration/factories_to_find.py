@@ -1,0 +1,59 @@
+"""What configurations name by import path in tests."""
+
+import optax
+
+from def_jax.trainer.data.dataset import Dataset
+from def_jax.trainer.data.in_memory import Split
+from def_jax.trainer.tasks.base import Task
+
+NUMBER = 3
+
+
+def no_rate(b1=0.9):
+    return optax.adam(0.1, b1)
+
+
+def decayed(learning_rate, momentum, weight_decay, scale=1.0):
+    """An optimizer that takes the trainer's keys."""
+    return optax.chain(optax.add_decayed_weights(scale * weight_decay), optax.sgd(learning_rate, momentum))
+
+
+def no_optimizer(learning_rate):
+    return learning_rate
+
+
+def failing(learning_rate, depth=1):
+    return [1, 2, 3][depth + 5]
+
+
+def refusing(learning_rate, depth=1):
+    raise ValueError(f'{depth=} must be even.')
+
+
+def no_schedule(learning_rate, num_steps):
+    return None
+
+
+def schedule_of_vectors(learning_rate, num_steps):
+    return lambda step: learning_rate * (step + optax.tree.zeros_like([1.0, 2.0])[0]) * [1, 2]
+
+
+def needs_depth(depth):
+    return depth
+
+
+def no_task(model, dataset):
+    return model
+
+
+def no_dataset():
+    return Split({'input': [1, 2]})
+
+
+def dataset_without_labels(size=64):
+    split = Split({'input': list(range(size))})
+    return Dataset(train=split, test=split)
+
+
+class NotATask(Task):
+    """Lacks what a task must have."""

@@ -1,0 +1,87 @@
+"""What stands behind the colon of --config=FILE:key=value: parsing, errors, keys that decide about others."""
+
+import ml_collections
+import pytest
+from absl import flags
+
+from configs import cifar10, cifar100, digits
+from def_jax.trainer.configuration import arguments
+from def_jax.trainer.configuration.rules import FIELDS, check_config
+
+CONFIG = ml_collections.ConfigDict(
+    {'method': 'def', 'ratio': 64, 'detach': 0.3, 'fake_devices': True, 'data_dir': '', 'drops': (0.5, 0.75)}
+)
+
+
+@pytest.mark.parametrize('arg', [None, ''])
+def test_nothing_behind_the_colon(arg):
+    assert arguments.parse(arg, CONFIG) == {}
+
+
+@pytest.mark.parametrize(
+    ('arg', 'settings'),
+    [
+        ('method=ef', {'method': 'ef'}),
+        ('ratio=256,method=ef', {'ratio': 256, 'method': 'ef'}),
+        ('detach=1', {'detach': 1.0}),
+        ('detach=1e-1', {'detach': 0.1}),
+        ('fake_devices=False', {'fake_devices': False}),
+        ('fake_devices=true', {'fake_devices': True}),
+        ('data_dir=/data/a=b', {'data_dir': '/data/a=b'}),
+        ('data_dir=', {'data_dir': ''}),
+    ],
+)
+def test_settings_have_the_type_of_the_key(arg, settings):
+    parsed = arguments.parse(arg, CONFIG)
+    assert parsed == settings
+    assert [type(value) for value in parsed.values()] == [type(CONFIG[key]) for key in settings]
+
+
+@pytest.mark.parametrize(
+    ('arg', 'message'),
+    [
+        ('metod=ef', "'metod' in 'metod=ef' is not a known key. Did you mean 'method'?"),
+        ('ratio=4,colour=red', "'colour' in 'ratio=4,colour=red' is not a known key."),
+        ('ef', "'ef' in 'ef' must have the form key=value."),
+        ('ratio=4,', "'' in 'ratio=4,' must have the form key=value."),
+        ('ratio=4,ratio=8', "'ratio' in 'ratio=4,ratio=8' is given twice."),
+        ('ratio=4.5', "ratio='4.5' must be of type int."),
+        ('ratio=', "ratio='' must be of type int."),
+        ('detach=half', "detach='half' must be of type float."),
+        ('fake_devices=1', "fake_devices='1' must be of type bool."),
+        ('drops=0.5', "'drops' is a tuple and cannot be set after the colon; use --config.drops=VALUE."),
+    ],
+)
+def test_errors(arg, message):
+    with pytest.raises(flags.IllegalFlagValueError) as error:
+        arguments.parse(arg, CONFIG)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize('file', [digits, cifar10, cifar100])
+def test_every_file_takes_settings(file):
+    plain, changed = file.get_config(), file.get_config('model=resnet110,ratio=256,dataset=digits')
+    for config in (plain, changed):
+        check_config(config)
+        assert set(config) == set(FIELDS)
+        assert config.is_locked
+    differences = {key for key in FIELDS if plain[key] != changed[key]}
+    assert differences == {'model', 'ratio', 'dataset'} - ({'dataset'} if file is digits else set())
+    assert (changed.model, changed.ratio, changed.dataset) == ('resnet110', 256, 'digits')
+    with pytest.raises(flags.IllegalFlagValueError, match="Did you mean 'ratio'"):
+        file.get_config('ratoi=4')
+
+
+@pytest.mark.parametrize('file', [cifar10, cifar100])
+def test_ef_has_its_own_learning_rate(file):
+    rates = [
+        file.get_config(arg).learning_rate
+        for arg in (None, 'method=saef', 'method=ef', 'method=ef,learning_rate=0.2', 'learning_rate=0.2')
+    ]
+    assert rates == [0.05, 0.05, 0.01, 0.2, 0.2]
+
+
+def test_cifar100_differs_from_cifar10_by_the_data_set():
+    first, second = cifar10.get_config('ratio=16'), cifar100.get_config('ratio=16')
+    assert {key for key in FIELDS if first[key] != second[key]} == {'dataset'}
+    assert (first.dataset, second.dataset) == ('cifar10', 'cifar100')

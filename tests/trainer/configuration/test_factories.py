@@ -1,0 +1,186 @@
+"""What a configuration names is found and called, or refused in one line that says what to do."""
+
+import jax.numpy as jnp
+import ml_collections
+import pytest
+from trainer.configuration import factories_to_find
+
+from configs import digits
+from def_jax.trainer.configuration import factories, parts
+from def_jax.trainer.configuration.optimizer import make_optimizer, make_schedule
+from def_jax.trainer.configuration.rules import check_config
+
+HERE = 'trainer.configuration.factories_to_find'
+
+
+def changed(**changes):
+    return ml_collections.ConfigDict(digits.get_config().to_dict() | changes)
+
+
+def test_a_name_a_path_and_options():
+    config = {'part': 'fractions:Fraction', 'part_options': {'numerator': 3}}
+    assert factories.find('part', config, {}).make(object, required={'denominator': 4}) == 3 / 4
+    config = {'part': 'half', 'part_options': {}}
+    table = {'half': lambda numerator: numerator / 2}
+    made = factories.find('part', config, table).make(float, required={'numerator': 3}, unused=5)
+    assert made == 1.5  # what it does not take is not passed
+
+
+def test_options_come_before_what_is_offered():
+    config = {'part': f'{HERE}:needs_depth', 'part_options': {'depth': 3}}
+    assert factories.find('part', config, {}).make(int, required={}, depth=2) == 3
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'optimizer': 'adamww'}, r"config.optimizer='adamww' must be one of sgd, .* Did you mean 'adamw'\?"),
+        (
+            {'model': 'nothing.here:net'},
+            r"config.model='nothing.here:net': the module 'nothing.here' cannot be "
+            r"imported \(No module named 'nothing'\). Start the program in the folder that holds it",
+        ),
+        ({'model': ':net'}, r"config.model=':net': the module '' cannot be imported"),
+        ({'task': f'{HERE}:no_tsk'}, rf"the module '{HERE}' has no 'no_tsk'. Did you mean 'no_task'\?"),
+        ({'dataset': f'{HERE}:NUMBER'}, rf"config.dataset='{HERE}:NUMBER' must be callable, but is int 3"),
+        (
+            {'optimizer': f'{HERE}:no_rate', 'weight_decay': 0},
+            "must take the argument 'learning_rate'; it takes b1",
+        ),
+        ({'task': f'{HERE}:needs_depth'}, "must take the argument 'model'; it takes depth"),
+        (
+            {'schedule': f'{HERE}:failing'},
+            "must take the argument 'num_steps'; it takes learning_rate, depth",
+        ),
+        (
+            {'optimizer': f'{HERE}:no_optimizer', 'weight_decay': 0},
+            f"config.optimizer='{HERE}:no_optimizer' must return optax.*GradientTransformation.*, but",
+        ),
+        (
+            {'optimizer': f'{HERE}:failing', 'weight_decay': 0},
+            rf"config.optimizer='{HERE}:failing': IndexError: list index out of range, .*find.py:26",
+        ),
+        (
+            {'optimizer': f'{HERE}:refusing', 'weight_decay': 0, 'optimizer_options': {'depth': 3}},
+            r"refusing' with optimizer_options={'depth': 3}: depth=3 must be even\.",
+        ),
+        (
+            {'optimizer': 'adamw', 'optimizer_options': {'beta2': 0.9}},
+            r"config.optimizer_options.beta2 is not an option of optimizer='adamw', which takes b1,",
+        ),
+        ({'optimizer': 'sgd', 'optimizer_options': {'nesterof': True}}, r"Did you mean 'nesterov'\?"),
+        (
+            {'optimizer_options': {'learning_rate': 1.0}},
+            'learning_rate cannot be set: config.learning_rate is passed',
+        ),
+        (
+            {'optimizer_options': {'momentum': 0.5}},
+            'optimizer_options.momentum cannot be set: config.momentum is',
+        ),
+        (
+            {'optimizer': 'adamw', 'momentum': 0.5},
+            "momentum=0.5 has no effect on optimizer='adamw'.* Set momentum=0.9",
+        ),
+        (
+            {'optimizer': 'optax:adam'},
+            "weight_decay=0.0005 has no effect on optimizer='optax:adam'.* weight_decay=0,",
+        ),
+        (
+            {'schedule': 'cosine', 'learning_rate_drops': (0.5,)},
+            r"learning_rate_drops=\(0.5,\) has no effect on schedule='cosine'",
+        ),
+        (
+            {'model': f'{HERE}:needs_depth', 'compute_dtype': 'bfloat16'},
+            "compute_dtype='bfloat16' has no effect on model=.*, which takes no dtype",
+        ),
+        (
+            {'accumulate': 3},
+            'config.accumulate=3 must divide the 8 examples of a worker, batch_size=128 / num_',
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_the_configuration(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check_config(changed(**changes))
+    assert str(error.value).startswith('config.') and '\n' not in str(error.value)
+
+
+def make_dataset(config):
+    return parts.make_dataset(config)
+
+
+@pytest.mark.parametrize(
+    ('make', 'changes', 'message'),
+    [
+        (
+            make_dataset,
+            {'dataset': f'{HERE}:no_dataset'},
+            'must return def_jax.trainer.data.dataset.Dataset, but returned Split',
+        ),
+        (
+            make_dataset,
+            {'dataset': f'{HERE}:needs_depth'},
+            "needs the option 'depth': set --config.dataset_options.depth",
+        ),
+        (
+            make_dataset,
+            {'dataset': 'image_folder'},
+            "needs the option 'folder': set --config.dataset_options.folder",
+        ),
+        (
+            make_dataset,
+            {'dataset': f'{HERE}:dataset_without_labels', 'evaluate_train_examples': 65},
+            'evaluate_train_examples=65 must be at most 64',
+        ),
+        (
+            make_dataset,
+            {'dataset': f'{HERE}:dataset_without_labels', 'evaluate_on': 'validation'},
+            'the data set has none of its own. Hold out training examples',
+        ),
+        (
+            lambda config: make_schedule(config, 100),
+            {'schedule': f'{HERE}:no_schedule'},
+            'must return a function of the step, but returned None',
+        ),
+        (
+            lambda config: make_schedule(config, 100),
+            {'schedule': f'{HERE}:schedule_of_vectors'},
+            'schedule.*TypeError',
+        ),
+        (
+            lambda config: make_schedule(config, 100),
+            {'schedule': 'wsd', 'schedule_options': {'warmup': 0.9}},
+            "schedule='wsd' .*: warmup=0.9 and decay=0.2 add up to more than 1, the length of the run",
+        ),
+        (
+            lambda config: make_schedule(config, 100),
+            {'schedule': 'cosine', 'schedule_options': {'warmup': 20}},
+            r'warmup=20 must be a number in \[0, 1\]',
+        ),
+    ],
+)
+def test_what_fails_is_refused_in_one_line(make, changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make(changed(**changes))
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({}, "task='image_classification': its data set must have images with labels"),
+        ({'task': f'{HERE}:no_task'}, 'must return def_jax.trainer.tasks.base.Task, but returned'),
+        ({'task': f'{HERE}:NotATask'}, "must take the argument 'model'"),
+    ],
+)
+def test_a_task_must_fit_its_data_set(changes, message):
+    config = changed(model='builtins:dict', **changes)
+    with pytest.raises(ValueError, match=message):
+        parts.make_task(config, factories_to_find.dataset_without_labels())
+
+
+def test_an_optimizer_by_path_gets_what_it_takes():
+    config = changed(optimizer=f'{HERE}:decayed', weight_decay=0.5, optimizer_options={'scale': 2.0})
+    optimizer, params = make_optimizer(config, 0.1, None, 0), {'w': jnp.float32(3.0)}
+    updates, _ = optimizer.update({'w': jnp.float32(0)}, optimizer.init(params), params)
+    assert updates['w'] == pytest.approx(-0.1 * 2.0 * 0.5 * 3.0)

@@ -1,0 +1,111 @@
+"""Augmentation and standardisation, against NumPy."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from def_jax.trainer.data import augmentation
+from def_jax.trainer.data.catalogue import DATASETS, DatasetSpec
+
+# Neither square nor grey, so that no two axes can be taken for each other.
+SPEC = DatasetSpec(
+    name='toy',
+    tfds_name='toy',
+    image_shape=(6, 5, 2),
+    num_classes=3,
+    mean=(0.3, 0.6),
+    std=(0.2, 0.5),
+    crop_padding=2,
+    flip=True,
+)
+
+
+def random_images(num_images, spec=SPEC):
+    return np.random.default_rng(0).integers(1, 256, (num_images, *spec.image_shape), np.uint8)
+
+
+def numpy_crops(images, spec):
+    """Every crop and flip of each image, standardised: float32 [choices, B, H, W, C]."""
+    height, width, _ = spec.image_shape
+    padding = spec.crop_padding
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    offsets = range(2 * padding + 1)
+    crops = [padded[:, i : i + height, j : j + width] for i in offsets for j in offsets]
+    if spec.flip:
+        crops += [crop[:, :, ::-1] for crop in crops]
+    return ((np.stack(crops) / 255 - np.array(spec.mean)) / np.array(spec.std)).astype(np.float32)
+
+
+@pytest.mark.parametrize('spec', [SPEC, DATASETS['digits'], dataclasses.replace(SPEC, flip=False)])
+def test_augment_makes_every_crop_and_flip(spec, monkeypatch):
+    """One image for each way in which the draws of the corner and of the mirror can come out."""
+    offsets = range(2 * spec.crop_padding + 1)
+    choices = [*itertools.product((False, True)[: 1 + spec.flip], offsets, offsets)]
+    images, corners = random_images(len(choices), spec), np.array([choice[1:] for choice in choices])
+
+    def randint(key, shape, low, high):
+        assert (shape, low, high) == (corners.shape, 0, len(offsets))
+        return jnp.asarray(corners)
+
+    def bernoulli(key, shape):  # a half, unless another probability is given
+        return jnp.asarray([choice[0] for choice in choices]).reshape(shape)
+
+    monkeypatch.setattr(jax.random, 'randint', randint)
+    monkeypatch.setattr(jax.random, 'bernoulli', bernoulli)
+    augmented = np.asarray(augmentation.augment(jax.random.key(1), images, spec))
+
+    assert augmented.dtype == np.float32
+    crops = numpy_crops(images, spec)
+    expected = [crops[choice, choice] for choice in range(len(choices))]
+    np.testing.assert_allclose(augmented, np.stack(expected), atol=1e-5)
+
+
+def test_augment_pads_with_black():
+    spec = dataclasses.replace(SPEC, crop_padding=9)  # many crops show nothing of the image
+    images = np.full((64, *SPEC.image_shape), 255, np.uint8)
+    augmented = np.asarray(augmentation.augment(jax.random.key(0), images, spec))
+    for channel in range(2):
+        values = np.unique(augmented[..., channel].round(4))
+        expected = (np.array([0, 1]) - spec.mean[channel]) / spec.std[channel]
+        np.testing.assert_allclose(values, expected, atol=1e-4)
+
+
+def test_augment_is_a_function_of_the_key_also_under_jit():
+    images = random_images(50)
+    augment = functools.partial(augmentation.augment, images=images, spec=SPEC)
+    first, again, other = (augment(jax.random.key(seed)) for seed in (0, 0, 1))
+    jitted = jax.jit(augmentation.augment, static_argnames='spec')(jax.random.key(0), images, SPEC)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(first, jitted, atol=1e-6)
+    assert not np.allclose(first, other)
+
+
+def test_standardise_equals_numpy():
+    images = random_images(4)
+    expected = (images / 255 - np.array(SPEC.mean)) / np.array(SPEC.std)
+    standardised = augmentation.standardise(images, SPEC)
+    assert standardised.dtype == np.float32
+    np.testing.assert_allclose(standardised, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'images',
+    [
+        np.zeros((4, 6, 5, 2), np.float32),
+        np.zeros((4, 5, 6, 2), np.uint8),
+        np.zeros((4, 6, 5, 1), np.uint8),
+        np.zeros((6, 5, 2), np.uint8),
+        np.zeros((2, 4, 6, 5, 2), np.uint8),
+    ],
+)
+def test_image_errors(images):
+    message = r"images.dtype=.*, images.shape=.* must be uint8 \[B, 6, 5, 2\] for data set 'toy'"
+    with pytest.raises(ValueError, match=message):
+        augmentation.standardise(images, SPEC)
+    with pytest.raises(ValueError, match=message):
+        augmentation.augment(jax.random.key(0), images, SPEC)

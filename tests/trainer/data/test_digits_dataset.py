@@ -1,0 +1,104 @@
+"""The digits data set: scikit-learn's images, byte for byte, in a split that never changes."""
+
+import zlib
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import tensorflow_datasets as tfds
+
+from def_jax.trainer.data.catalogue import DATASETS
+from def_jax.trainer.data.digits.digits import Digits, split_indices
+from def_jax.trainer.data.in_memory import load_dataset
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp('tensorflow_datasets')
+
+
+@pytest.fixture(scope='session')
+def splits(data_dir):
+    return load_dataset('digits', data_dir)
+
+
+@pytest.fixture(scope='session')
+def sklearn_digits():
+    """Pixels, as bytes, to label. The images are all different, so the pixels name an image."""
+    digits = sklearn.datasets.load_digits()
+    pairs = {
+        (15 * image).astype(np.uint8).tobytes(): int(label)
+        for image, label in zip(digits.images, digits.target, strict=True)
+    }
+    assert len(pairs) == 1797
+    return pairs
+
+
+def as_pairs(split):
+    return {
+        image.tobytes(): int(label)
+        for image, label in zip(split.arrays['image'], split.arrays['label'], strict=True)
+    }
+
+
+def test_sizes_and_types(splits):
+    for split, size in zip(splits, (1000, 797), strict=True):
+        assert (split.arrays['image'].shape, split.arrays['image'].dtype) == ((size, 8, 8, 1), np.uint8)
+        assert (split.arrays['label'].shape, split.arrays['label'].dtype) == ((size,), np.int32)
+        assert (split.arrays['image'].min(), split.arrays['image'].max()) == (0, 240)
+
+
+def test_union_is_sklearn_byte_for_byte(splits, sklearn_digits):
+    train, test = map(as_pairs, splits)
+    assert train.keys().isdisjoint(test.keys())
+    assert train | test == sklearn_digits
+
+
+def test_split_is_stratified(splits):
+    train, test = (np.bincount(split.arrays['label'], minlength=10) for split in splits)
+    assert np.abs(train - (train + test) * 1000 / 1797).max() < 1
+
+
+def test_split_is_the_published_one(splits):
+    train, test = split_indices()
+    assert zlib.crc32(np.sort(test).astype('<i4').tobytes()) == 3668016001
+    assert sorted([*train, *test]) == list(range(1797))
+
+    images = sklearn.datasets.load_digits().images
+    expected = {(15 * images[index]).astype(np.uint8).tobytes() for index in test}
+    assert as_pairs(splits[1]).keys() == expected
+
+
+def test_order_is_the_same_at_every_preparation(splits, tmp_path):
+    for split, again in zip(splits, load_dataset('digits', tmp_path), strict=True):
+        np.testing.assert_array_equal(split.arrays['image'], again.arrays['image'])
+        np.testing.assert_array_equal(split.arrays['label'], again.arrays['label'])
+    # TFDS's own shuffle at preparation, from the examples' keys: classes are mixed.
+    assert len(set(splits[0].arrays['label'][:50].tolist())) == 10
+    # A seed means the same batches everywhere only while this order stays.
+    assert zlib.crc32(splits[0].arrays['label'].astype('<i4').tobytes()) == 3458140105
+
+
+def test_prepared_copy_is_reused(splits, data_dir, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError('prepared again')
+
+    monkeypatch.setattr(Digits, '_generate_examples', fail)
+    train, _ = load_dataset(DATASETS['digits'], data_dir)
+    np.testing.assert_array_equal(train.arrays['label'], splits[0].arrays['label'])
+
+
+def test_tfds_knows_it_by_name(splits, data_dir):
+    info = tfds.builder('digits', data_dir=data_dir).info
+    assert info.supervised_keys == ('image', 'label')
+    assert (info.splits['train'].num_examples, info.splits['test'].num_examples) == (1000, 797)
+    assert str(info.version) == '1.0.0'
+    assert '1,797' in info.description
+    assert 'Alpaydin' in info.citation
+    assert info.homepage.startswith('https://archive.ics.uci.edu/')
+
+
+def test_mean_and_std_are_those_of_the_training_images(splits):
+    pixels = splits[0].arrays['image'] / 255
+    np.testing.assert_allclose(DATASETS['digits'].mean, pixels.mean((0, 1, 2)), atol=5e-5)
+    np.testing.assert_allclose(DATASETS['digits'].std, pixels.std((0, 1, 2)), atol=5e-5)

@@ -1,0 +1,87 @@
+"""A folder of images, a subfolder per class: generated files, found in a fixed order, trained on."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import training_fixtures as fixtures
+
+from configs import digits
+from def_jax.trainer import experiment
+from def_jax.trainer.data import image_folder
+
+COLORS = {'blue': (10, 20, 200), 'green': (10, 180, 30), 'red': (220, 20, 10)}
+SIZES = [(8, 8), (12, 8), (8, 16), (20, 20)]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """24 training and 9 test images of three colours, with a grey frame that the crop removes."""
+    root = tmp_path_factory.mktemp('images')
+    for split, count in (('train', 8), ('test', 3)):
+        for label, color in COLORS.items():
+            (root / split / label).mkdir(parents=True)
+            for number in range(count):
+                height, width = SIZES[number % len(SIZES)]
+                pixels = np.full((height, width, 3), 128, np.uint8)
+                side = min(height, width)
+                top, left = (height - side) // 2, (width - side) // 2
+                pixels[top : top + side, left : left + side] = np.array(color) + number
+                PIL.Image.fromarray(pixels).save(root / split / label / f'{number}.png')
+    return root
+
+
+@pytest.fixture(scope='module')
+def dataset(folder):
+    return image_folder.open_image_folder(folder, 8)
+
+
+def test_every_image_is_there_resized_and_cropped(dataset):
+    for split, count in ((dataset.train, 8), (dataset.test, 3)):
+        assert split.arrays['image'].shape == (3 * count, 8, 8, 3)
+        assert split.arrays['image'].dtype == np.uint8 and split.arrays['label'].dtype == np.int32
+        found = set()
+        for image, label in zip(split.arrays['image'], split.arrays['label'], strict=True):
+            assert len(np.unique(image.reshape(-1, 3), axis=0)) == 1  # the frame is gone
+            number = int(image[0, 0, 0]) - list(COLORS.values())[label][0]
+            np.testing.assert_array_equal(image[0, 0], np.array(list(COLORS.values())[label]) + number)
+            found.add((int(label), number))
+        assert len(found) == 3 * count
+
+
+def test_the_order_is_fixed_and_mixes_the_classes(folder, dataset):
+    again = image_folder.open_image_folder(folder, 8)
+    np.testing.assert_array_equal(dataset.train.arrays['image'], again.train.arrays['image'])
+    held_out = dataset.limited(validation_examples=8).validation
+    assert set(held_out.arrays['label']) == {0, 1, 2}
+
+
+def test_the_description_is_measured_on_the_training_images(dataset):
+    pixels = dataset.train.arrays['image'] / 255
+    np.testing.assert_allclose(dataset.spec.mean, pixels.mean((0, 1, 2)))
+    np.testing.assert_allclose(dataset.spec.std, pixels.std((0, 1, 2)))
+    assert dataset.spec.num_classes == 3 and dataset.spec.image_shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ('path', 'size', 'message'),
+    [
+        ('', 0, r'image_size=0 must be an integer in \[1, '),
+        ('missing', 8, "folder='.*missing' is not a folder"),
+        ('train', 8, r"folder='.*train' has no images in train/CLASS/ and test/CLASS/"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_refused(folder, path, size, message):
+    with pytest.raises(ValueError, match=message) as error:
+        image_folder.open_image_folder(folder / path, size)
+    assert '\n' not in str(error.value)
+
+
+def test_it_is_trained_on(folder, data_dir, tmp_path):
+    config = digits.get_config()
+    config.update(
+        {'dataset': 'image_folder', 'num_workers': 2, 'batch_size': 12, 'num_epochs': 6, 'ratio': 4}
+    )
+    config.update({'eval_every_epochs': 6, 'dataset_options': {'folder': str(folder), 'image_size': 8}})
+    result = fixtures.train(config, tmp_path / 'run')
+    assert result['measure']['metric'] == 'accuracy' and 'test_accuracy_x' in result['metrics']
+    assert experiment.build(config).task.model.num_classes == 3

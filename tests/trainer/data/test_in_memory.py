@@ -1,0 +1,299 @@
+"""Input pipeline: batches as pure functions of the step, reading, errors."""
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_augmentation import SPEC
+
+from def_jax.trainer.data import in_memory
+from def_jax.trainer.data.catalogue import DATASETS, get_dataset_spec
+from def_jax.trainer.data.in_memory import Split, load_dataset, train_batch
+
+CIFAR10_DIRS = [
+    Path(path)
+    for path in (
+        os.environ.get('TFDS_DATA_DIR'),
+        Path(__file__).resolve().parents[4] / 'shared' / 'tensorflow_datasets',
+    )
+    if path and (Path(path) / 'cifar10').is_dir()
+]
+
+
+def numbered_split(num_examples):
+    """A split whose images and labels say which example they are."""
+    labels = np.arange(num_examples, dtype=np.int32)
+    images = np.broadcast_to(labels.astype(np.uint8)[:, None, None, None], (num_examples, 2, 2, 1))
+    return Split({'image': images, 'label': labels})
+
+
+@pytest.fixture(scope='session')
+def digits_dir(tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp('tensorflow_datasets')
+    load_dataset('digits', data_dir)
+    return data_dir
+
+
+# --- The order of training images ---
+
+
+def test_permutation_depends_on_seed_and_epoch_alone():
+    order = functools.partial(in_memory.epoch_permutation, num_examples=100)
+    assert sorted(order(3, 4)) == list(range(100))
+    np.testing.assert_array_equal(order(3, 4), order(3, 4))
+    orders = {tuple(order(seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16  # (0, 1) and (1, 0) differ, too
+
+
+def test_an_epoch_visits_every_image_at_most_once():
+    split = numbered_split(23)
+    for epoch in range(3):
+        batches = [
+            train_batch(split, seed=0, step=step, batch_size=6, num_workers=3)
+            for step in range(3 * epoch, 3 * epoch + 3)
+        ]
+        seen = np.concatenate([batch['label'].ravel() for batch in batches])
+        assert len(set(seen.tolist())) == len(seen) == 18
+
+
+def test_an_epoch_visits_every_image_where_batches_fill_it():
+    split = numbered_split(24)
+    batches = [train_batch(split, seed=1, step=step, batch_size=8, num_workers=2) for step in range(6)]
+    first, second = (
+        np.concatenate([batch['label'].ravel() for batch in part]) for part in (batches[:3], batches[3:])
+    )
+    assert sorted(first) == sorted(second) == list(range(24))
+    assert list(first) != list(second)
+
+
+def test_train_batch_shapes_types_and_pairs():
+    batch = train_batch(numbered_split(20), seed=0, step=0, batch_size=12, num_workers=4)
+    assert (batch['image'].shape, batch['image'].dtype) == ((4, 3, 2, 2, 1), np.uint8)
+    assert (batch['label'].shape, batch['label'].dtype) == ((4, 3), np.int32)
+    np.testing.assert_array_equal(batch['image'][..., 0, 0, 0], batch['label'])
+
+
+def test_train_batch_is_a_pure_function_of_the_step():
+    split = numbered_split(20)
+
+    def label(step):
+        return train_batch(split, seed=5, step=step, batch_size=6, num_workers=2)['label']
+
+    forwards = [label(step).copy() for step in range(12)]
+    label(2)[:] = -1  # a caller's changes to a batch stay its own
+    in_memory._cached_permutation.cache_clear()  # as in a new process
+    backwards = [label(step) for step in reversed(range(12))]
+    np.testing.assert_array_equal(forwards, backwards[::-1])
+
+
+def test_the_number_of_workers_does_not_change_the_batch():
+    one, four = (train_batch(numbered_split(20), seed=0, step=1, batch_size=8, num_workers=k) for k in (1, 4))
+    np.testing.assert_array_equal(one['label'].ravel(), four['label'].ravel())
+
+
+def test_a_permutation_is_drawn_once_an_epoch():
+    in_memory._cached_permutation.cache_clear()
+    for step in range(9):
+        train_batch(numbered_split(24), seed=0, step=step, batch_size=8, num_workers=2)
+    assert in_memory._cached_permutation.cache_info().misses == 3
+
+
+# --- Test batches ---
+
+
+@pytest.mark.parametrize(('num_examples', 'batch_size'), [(23, 8), (24, 8), (3, 8), (9, 4)])
+def test_test_batches_count_every_image_once(num_examples, batch_size):
+    split = numbered_split(num_examples)
+    batches = list(in_memory.test_batches(split, batch_size=batch_size, num_workers=4))
+
+    assert len(batches) == -(-num_examples // batch_size)
+    for batch in batches:
+        assert batch['image'].shape == (4, batch_size // 4, 2, 2, 1)
+        assert batch['label'].shape == batch['mask'].shape == (4, batch_size // 4)
+        assert [batch[key].dtype for key in ('image', 'label', 'mask')] == [np.uint8, np.int32, np.float32]
+        np.testing.assert_array_equal(batch['image'][..., 0, 0, 0], batch['label'])
+    counted = [label for batch in batches for label in batch['label'][batch['mask'] == 1]]
+    assert counted == list(range(num_examples))
+    assert sum(batch['mask'].sum() for batch in batches) == num_examples
+
+
+# --- Reading ---
+
+
+def test_importing_the_module_is_quick():
+    code = (
+        'import sys, def_jax.trainer.data.in_memory, def_jax.trainer.models; '
+        'print(sorted({"tensorflow", "tensorflow_datasets", "sklearn"} & set(sys.modules)))'
+    )
+    root = Path(__file__).resolve().parents[3]
+    result = subprocess.run(
+        [sys.executable, '-c', code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == '[]'
+
+
+@pytest.mark.skipif(not CIFAR10_DIRS, reason='no prepared copy of CIFAR-10')
+def test_cifar10():
+    splits = load_dataset('cifar10', CIFAR10_DIRS[0])
+    for split, size in zip(splits, (50_000, 10_000), strict=True):
+        assert (split.arrays['image'].shape, split.arrays['image'].dtype) == ((size, 32, 32, 3), np.uint8)
+        assert split.arrays['label'].dtype == np.int32
+        assert np.bincount(split.arrays['label']).tolist() == [size // 10] * 10
+    grey = np.arange(256) / 255
+    for channel, (mean, std) in enumerate(
+        zip(DATASETS['cifar10'].mean, DATASETS['cifar10'].std, strict=True)
+    ):
+        share = np.bincount(splits[0].arrays['image'][..., channel].ravel(), minlength=256) / (
+            50_000 * 32 * 32
+        )
+        # The figures are those of the official PNG files. Of a JPEG copy, TensorFlow's fast decoder
+        # makes the red and blue means 0.005 too small.
+        assert abs(share @ grey - mean) < 6e-3
+        assert abs((share @ (grey - mean) ** 2) ** 0.5 - std) < 3e-3
+
+
+@pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
+def test_cifar_is_as_tfds_describes_it(name):
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data():
+        features = tfds.builder(DATASETS[name].tfds_name).info.features
+    assert features['image'].shape == DATASETS[name].image_shape
+    assert features['label'].num_classes == DATASETS[name].num_classes
+
+
+def fail_to_prepare(self, **kwargs):
+    raise ConnectionError('no route to host')
+
+
+def test_absent_data_set(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', fail_to_prepare)
+    with pytest.raises(FileNotFoundError) as error:
+        load_dataset('cifar10', tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"Data set 'cifar10' is not in {tmp_path}/cifar10/3.")
+    for part in (
+        '(ConnectionError: no route to host)',
+        "tfds.load('cifar10', data_dir='DIR')",
+        'TFDS_DATA_DIR',
+        '--config.data_dir',
+    ):
+        assert part in message
+    assert isinstance(error.value.__cause__, ConnectionError)
+
+
+def test_another_process_prepares_it_first(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    prepare = tfds.core.DatasetBuilder.download_and_prepare
+
+    def lose_the_race(self):
+        prepare(self)
+        raise FileExistsError(self.data_path)
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', lose_the_race)
+    train, test = load_dataset('digits', tmp_path)
+    assert (len(train.arrays['label']), len(test.arrays['label'])) == (1000, 797)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('image_shape', (28, 28, 1), r"image_shape=\(28, 28, 1\) of .*'digits' must be \(8, 8, 1\), as in "),
+        ('num_classes', 7, r"num_classes=7 of data set 'digits' must be 10, as in .*digits/1\.0\.0"),
+    ],
+)
+def test_data_set_that_is_not_as_described(digits_dir, field, value, message):
+    spec = dataclasses.replace(DATASETS['digits'], **{field: value})
+    with pytest.raises(ValueError, match=message):
+        load_dataset(spec, digits_dir)
+
+
+@pytest.mark.parametrize(
+    ('features', 'splits', 'message'),
+    [
+        (
+            {'image', 'objects'},
+            {'train', 'test'},
+            r"features \['image', 'label'\], .* \['image', 'objects'\]",
+        ),
+        (
+            {'image', 'label'},
+            {'train', 'validation'},
+            r"splits \['test', 'train'\], .* \['train', 'validation'\]",
+        ),
+    ],
+)
+def test_data_set_that_lacks_a_part(features, splits, message):
+    class Info:
+        pass
+
+    builder, builder.info, builder.data_path = Info(), Info(), '/data/toy/1.0.0'
+    builder.info.features, builder.info.splits = dict.fromkeys(features), dict.fromkeys(splits)
+    with pytest.raises(ValueError, match=message):
+        in_memory._check_builder(builder, SPEC)
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        (
+            'cifar-10',
+            r"dataset='cifar-10' is unknown; .* cifar10, cifar100, imagenet2012\. Did you mean 'cifar10'\?",
+        ),
+        (
+            'mnist',
+            r"dataset='mnist' is unknown; it must be one of digits, cifar10, cifar100, imagenet2012\.$",
+        ),
+    ],
+)
+def test_unknown_data_set(name, message):
+    with pytest.raises(ValueError, match=message):
+        get_dataset_spec(name)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(name)
+
+
+# --- Arguments ---
+
+
+@pytest.mark.parametrize('make', [train_batch, in_memory.test_batches])
+@pytest.mark.parametrize(
+    ('batch_size', 'num_workers', 'message'),
+    [
+        (10, 4, r'batch_size=10 must be a multiple of num_workers=4; the nearest is 8\.'),
+        (3, 16, r'batch_size=3 must be a multiple of num_workers=16; the nearest is 16\.'),
+        (0, 4, r'batch_size=0 must be a multiple of num_workers=4; the nearest is 4\.'),
+        (8, 0, r'num_workers=0 must be at least 1\.'),
+    ],
+)
+def test_batch_size_errors(make, batch_size, num_workers, message):
+    arguments = {'seed': 0, 'step': 0} if make is train_batch else {}
+    with pytest.raises(ValueError, match=message):
+        make(numbered_split(20), batch_size=batch_size, num_workers=num_workers, **arguments)
+
+
+@pytest.mark.parametrize('batch_size', [0, 21, -4])
+def test_steps_per_epoch_errors(batch_size):
+    with pytest.raises(ValueError, match=rf'batch_size={batch_size} must be between 1 and num_examples=20'):
+        in_memory.steps_per_epoch(20, batch_size)
+
+
+def test_steps_per_epoch():
+    assert [in_memory.steps_per_epoch(20, size) for size in (1, 6, 10, 20)] == [20, 3, 2, 1]
+    with pytest.raises(ValueError, match='must be between 1 and num_examples=20'):
+        train_batch(numbered_split(20), seed=0, step=0, batch_size=24, num_workers=4)
+
+
+def test_negative_seed_and_step():
+    with pytest.raises(ValueError, match=r'seed=-1 and epoch=0 must not be negative'):
+        train_batch(numbered_split(20), seed=-1, step=0, batch_size=4, num_workers=2)
+    with pytest.raises(ValueError, match=r'seed=0 and epoch=-1 must not be negative'):
+        train_batch(numbered_split(20), seed=0, step=-1, batch_size=4, num_workers=2)

@@ -1,0 +1,69 @@
+"""Batches made ahead: in order, on the devices, no thread left behind."""
+
+import itertools
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from def_jax.trainer.data import prefetch
+
+
+def batch_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith('batches')]
+
+
+@pytest.mark.parametrize('depth', [1, 2, 5])
+@pytest.mark.parametrize('count', [0, 1, 7])
+def test_all_batches_in_order(count, depth):
+    with prefetch.ahead(iter(range(count)), lambda x: 10 * x, depth) as batches:
+        assert list(batches) == [10 * i for i in range(count)]
+
+
+def test_made_ahead_by_a_thread_but_no_further_than_asked():
+    made, second = [], threading.Event()
+
+    def place(batch):
+        made.append(batch)
+        if batch == 2:
+            second.set()
+        return threading.current_thread().name
+
+    with prefetch.ahead(itertools.count(), place, depth=2) as batches:
+        assert next(batches).startswith('batches')
+        assert second.wait(10)  # nobody has asked for it
+    assert made == [0, 1, 2]
+
+
+def test_no_thread_is_left():
+    with prefetch.ahead(itertools.count(), lambda x: x) as batches:
+        next(batches)
+        assert batch_threads()
+    assert not batch_threads()
+    with pytest.raises(KeyboardInterrupt), prefetch.ahead(itertools.count(), lambda x: x) as batches:
+        raise KeyboardInterrupt
+    assert not batch_threads()
+
+
+def test_error_comes_with_its_batch():
+    def batches():
+        yield 1
+        raise OSError('unreadable')
+
+    with prefetch.ahead(batches(), lambda x: x, depth=3) as ready:
+        assert next(ready) == 1
+        with pytest.raises(OSError, match='unreadable'):
+            next(ready)
+
+
+@pytest.mark.parametrize('shape', [(4, 3), (4, 2, 3)])
+def test_placed_where_pmap_wants_it(shape):
+    devices = jax.devices()[:4]
+    batch = {'label': np.arange(np.prod(shape)).reshape(shape).astype(np.int32)}
+    placed = prefetch.make_place(devices, 'workers')(batch)
+    step = jax.pmap(lambda batch: batch, axis_name='workers', devices=devices)
+    returned = step(placed)['label']
+    assert placed['label'].sharding.is_equivalent_to(returned.sharding, len(shape))
+    np.testing.assert_array_equal(returned, batch['label'])
+    assert placed['label'].shape == shape

@@ -1,0 +1,317 @@
+"""Streaming: batches as pure functions of the step, over real files and at ImageNet's size; crops; errors."""
+
+import dataclasses
+import io
+import itertools
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from mocked_records import OneByOne
+
+from def_jax.trainer.data import augmentation, in_memory, streaming
+from def_jax.trainer.data.streaming import IMAGENET
+
+NUM_EXAMPLES = 23
+SPEC = dataclasses.replace(
+    IMAGENET, name='toy', tfds_name='toy_imagenet', image_shape=(8, 8, 3), num_classes=NUM_EXAMPLES
+)
+
+
+class ToyImagenet(tfds.core.GeneratorBasedBuilder):
+    """JPEG files of many sizes; the label says which example it is, and so does the brightness."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+        features = {
+            'image': tfds.features.Image(encoding_format='jpeg'),
+            'label': tfds.features.ClassLabel(num_classes=NUM_EXAMPLES),
+            'file_name': tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {'train': self._generate_examples(), 'validation': self._generate_examples()}
+
+    def _generate_examples(self):
+        for number in range(NUM_EXAMPLES):
+            height, width = 16 + number, 40 - number
+            ramp = np.linspace(10 * number, 10 * number + 6, width)  # so that crops of one image differ
+            image = np.broadcast_to(ramp.round().astype(np.uint8)[None, :, None], (height, width, 3))
+            yield number, {'image': np.array(image), 'label': number, 'file_name': str(number)}
+
+
+def prepare(data_dir, file_format):
+    tfds.builder('toy_imagenet', data_dir=data_dir, file_format=file_format).download_and_prepare()
+    return data_dir
+
+
+@pytest.fixture(scope='module')
+def array_record_dir(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp('array_record'), 'array_record')
+
+
+@pytest.fixture(scope='module')
+def splits(array_record_dir):
+    return streaming.open_dataset(SPEC, array_record_dir)
+
+
+def batches(split, count, **changes):
+    arguments = {'seed': 3, 'first_step': 0, 'batch_size': 6, 'num_workers': 3} | changes
+    return list(itertools.islice(streaming.train_batches(split, **arguments), count))
+
+
+def assert_same(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+# --- Training batches ---
+
+
+def test_the_order_is_that_of_data_in_memory(splits):
+    train, _ = splits
+    assert len(train) == NUM_EXAMPLES
+    # Files are not in the order in which examples were made.
+    labels = np.array(
+        [int(train.parse(record)['label']) for record in train.records.__getitems__([*range(23)])]
+    )
+    memory = in_memory.Split({'label': labels.astype(np.int32)})
+    assert sorted(labels) == list(range(NUM_EXAMPLES))
+
+    streamed = batches(train, 7)  # two epochs of three steps, and one more
+
+    for step, batch in enumerate(streamed):
+        expected = in_memory.train_batch(memory, seed=3, step=step, batch_size=6, num_workers=3)
+        np.testing.assert_array_equal(batch['label'], expected['label'])
+        assert (batch['image'].shape, batch['image'].dtype) == ((3, 2, 8, 8, 3), np.uint8)
+        assert (batch['label'].shape, batch['label'].dtype) == ((3, 2), np.int32)
+        np.testing.assert_array_equal((batch['image'].mean(axis=(2, 3, 4)) + 2) // 10, batch['label'])
+
+
+@pytest.mark.parametrize('first_step', [1, 3])
+def test_resuming_at_any_step_gives_the_same_batches(splits, first_step):
+    train, _ = splits
+    assert_same(batches(train, 7 - first_step, first_step=first_step), batches(train, 7)[first_step:])
+
+
+def test_a_part_holds_the_examples_at_its_positions(splits):
+    train, _ = splits
+    whole, part = (
+        [int(x) for b in streaming.test_batches(s, batch_size=1, num_workers=1) for x in b['label'].flat]
+        for s in (train, train.part(5, 20).part(2, 9))
+    )
+    assert part == whole[7:14]
+    assert {int(x) for b in batches(train.part(7, 14), 1) for x in b['label'].flat} < set(part)
+
+
+def test_processes_read_their_workers_of_the_same_batches(splits):
+    train, _ = splits
+    whole = batches(train, 4)
+    parts = [batches(train, 4, workers=workers) for workers in ([0], [1, 2])]
+    joined = [
+        {name: np.concatenate([part[name] for part in step_parts]) for name in ('image', 'label')}
+        for step_parts in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole)
+
+
+def test_the_number_of_workers_does_not_change_the_batch(splits):
+    train, _ = splits
+    one, three = (batches(train, 4, num_workers=num_workers) for num_workers in (1, 3))
+    flat = [
+        [{name: x.reshape(6, *x.shape[2:]) for name, x in batch.items()} for batch in run]
+        for run in (one, three)
+    ]
+    assert_same(*flat)
+
+
+def test_seeds_and_epochs_differ(splits):
+    train, _ = splits
+
+    def images_by_label(run):
+        return {
+            label: image
+            for batch in run
+            for label, image in zip(batch['label'].ravel(), batch['image'].reshape(-1, 8, 8, 3), strict=True)
+        }
+
+    first, second = (images_by_label(batches(train, 3, first_step=step)) for step in (0, 3))
+    other = images_by_label(batches(train, 3, seed=4))
+    for run in (second, other):
+        assert list(run) != list(first)
+        common = first.keys() & run.keys()
+        assert not all(np.array_equal(first[label], run[label]) for label in common)
+
+
+# --- Test batches ---
+
+
+@pytest.mark.parametrize(('batch_size', 'num_batches'), [(6, 4), (24, 1)])
+def test_test_batches_count_every_image_once(splits, batch_size, num_batches):
+    _, test = splits
+    made = list(streaming.test_batches(test, batch_size=batch_size, num_workers=3))
+    parts = [
+        list(streaming.test_batches(test, batch_size=batch_size, num_workers=3, workers=[w]))
+        for w in range(3)
+    ]
+
+    assert len(made) == num_batches
+    for batch in made:
+        assert batch['image'].shape == (3, batch_size // 3, 8, 8, 3)
+        assert [batch[key].dtype for key in ('image', 'label', 'mask')] == [np.uint8, np.int32, np.float32]
+    counted = [label for batch in made for label in batch['label'][batch['mask'] == 1]]
+    assert sorted(counted) == list(range(NUM_EXAMPLES))
+    joined = [
+        {name: np.concatenate([p[name] for p in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(joined, made)
+
+
+@pytest.mark.parametrize('shape', [(300, 400), (400, 300), (100, 90)])
+def test_center_crop_equals_pil(shape):
+    rng = np.random.default_rng(0)
+    smooth = PIL.Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(shape[::-1])
+    file = io.BytesIO()
+    smooth.save(file, 'jpeg', quality=95)
+    image = PIL.Image.open(file)
+    height, width = (256 * side // min(shape) for side in shape)
+    top, left = (height - 224) // 2, (width - 224) // 2
+    resized = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+    expected = np.asarray(resized.crop((left, top, left + 224, top + 224)), int)
+
+    cropped = streaming._center_crop(tf.constant(file.getvalue()), None, 224).numpy()
+
+    assert (cropped.shape, cropped.dtype) == ((224, 224, 3), np.uint8)
+    assert abs(cropped - expected).mean() < 0.5
+    assert abs(cropped - expected).max() <= 6
+
+
+# --- Crops ---
+
+
+def torchvision_box(uniform, height, width):
+    """Top, left, height and width, as torchvision's RandomResizedCrop makes them of ten pairs of numbers and
+    two more; the first pair that fits counts."""
+    for share, shape in zip(uniform[:10], uniform[10:20], strict=True):
+        area = height * width * (0.08 + share * (1 - 0.08))
+        ratio = np.exp(np.log(3 / 4) + shape * (np.log(4 / 3) - np.log(3 / 4)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(uniform[20] * (height - h + 1)), int(uniform[21] * (width - w + 1)), h, w
+    raise AssertionError('none fits')
+
+
+def boxes(height, width, count):
+    seeds = tf.stack([tf.zeros(count, tf.int64), tf.range(count, dtype=tf.int64)], axis=1)
+    size = tf.constant(height), tf.constant(width)
+    return tf.vectorized_map(lambda seed: streaming._random_box(*size, seed), seeds).numpy()
+
+
+@pytest.mark.parametrize(('height', 'width'), [(300, 400), (100, 64)])
+def test_random_boxes_are_torchvisions(height, width, monkeypatch):
+    draws = np.random.default_rng(0).uniform(size=(40, 22)).astype(np.float32)
+    draws[:2, :10], draws[2:5, 10:20] = [[0], [0.5]], [[0], [0.5], [0.999]]
+    draws[5:8, :5] = 0.999  # almost the whole area: mostly, a later pair is taken
+    for uniform in draws:
+        monkeypatch.setattr(tf.random, 'stateless_uniform', lambda *_, u=uniform, **options: tf.constant(u))
+        box = streaming._random_box(tf.constant(height), tf.constant(width), tf.constant([0, 1], tf.int64))
+        assert tuple(box.numpy()) == torchvision_box(uniform, height, width)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(300, 400), (9, 200), (1, 1)])
+def test_random_boxes_are_inside(height, width):
+    top, left, box_height, box_width = boxes(height, width, 1000).T
+    assert min(box_height.min(), box_width.min()) >= 1
+    assert min(top.min(), left.min()) >= 0
+    assert (top + box_height).max() <= height and (left + box_width).max() <= width
+
+
+@pytest.mark.parametrize(
+    ('height', 'width', 'box'), [(10, 400, (0, 193, 10, 13)), (400, 10, (193, 0, 13, 10))]
+)
+def test_of_narrow_images_the_centre_is_taken(height, width, box):
+    # 8 % of the area do not fit with any of the ratios.
+    made = streaming._random_box(tf.constant(height), tf.constant(width), tf.constant([0, 1], tf.int64))
+    assert np.abs(made.numpy() - box).max() <= 1
+
+
+# --- ImageNet ---
+
+
+def test_imagenet_at_its_size():
+    with (
+        tfds.testing.mock_data(num_examples=5),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(tfds.core.DatasetBuilder, 'is_prepared', lambda self: True)
+        train, test = (dataclasses.replace(s, records=OneByOne(s.records)) for s in streaming.open_dataset())
+        assert len(train) == len(test) == 5
+        whole = batches(train, 3, batch_size=4, num_workers=2)
+        resumed = batches(train, 1, batch_size=4, num_workers=2, first_step=2)
+        tested = list(streaming.test_batches(test, batch_size=4, num_workers=2))
+
+    assert_same(resumed, whole[2:])
+    assert len(tested) == 2 and sum(batch['mask'].sum() for batch in tested) == 5
+    for batch in whole + tested:
+        assert (batch['image'].shape, batch['image'].dtype) == ((2, 2, 224, 224, 3), np.uint8)
+        assert batch['label'].max() < IMAGENET.num_classes
+    augmented = augmentation.augment(jax.random.key(0), whole[0]['image'][0], IMAGENET)
+    plain = np.asarray(augmentation.standardise(whole[0]['image'][0], IMAGENET))
+    for image, original in zip(np.asarray(augmented), plain, strict=True):
+        assert any(np.allclose(image, choice, atol=1e-5) for choice in (original, original[:, ::-1]))
+
+
+# --- Errors ---
+
+
+def test_absent_data_set(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        streaming.open_dataset(IMAGENET, tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"Data set 'imagenet2012' is not in {tmp_path}/imagenet2012/5.")
+    for part in (
+        'DIR/downloads/manual',
+        'tfds build imagenet2012',
+        '--file_format=array_record',
+        'TFDS_DATA_DIR',
+    ):
+        assert part in message
+
+
+def test_files_that_can_be_read_in_order_only(tmp_path):
+    prepare(tmp_path, 'tfrecord')
+    with pytest.raises(ValueError, match=r"'toy' .* must be ArrayRecord files, .* `tfds convert_format"):
+        streaming.open_dataset(SPEC, tmp_path)
+
+
+def test_data_set_that_is_not_as_described(array_record_dir):
+    spec = dataclasses.replace(SPEC, num_classes=7)
+    with pytest.raises(ValueError, match=r"num_classes=7 of data set 'toy' must be 23, as in .*toy_imagenet"):
+        streaming.open_dataset(spec, array_record_dir)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'batch_size': 7}, r'batch_size=7 must be a multiple of num_workers=3; the nearest is 6\.'),
+        ({'batch_size': 24}, r'batch_size=24 must be between 1 and num_examples=23'),
+        ({'num_workers': 0}, r'num_workers=0 must be at least 1\.'),
+        ({'workers': [3]}, r'workers=\[3\] must be one or more of the workers 0 … 2\.'),
+        ({'workers': []}, r'workers=\[\] must be one or more of the workers 0 … 2\.'),
+        ({'seed': -1}, r'seed=-1 and first_step=0 must not be negative\.'),
+        ({'first_step': -1}, r'seed=3 and first_step=-1 must not be negative\.'),
+    ],
+)
+def test_argument_errors(splits, changes, message):
+    arguments = {'seed': 3, 'first_step': 0, 'batch_size': 6, 'num_workers': 3} | changes
+    with pytest.raises(ValueError, match=message):  # at once, not with the first batch
+        streaming.train_batches(splits[0], **arguments)

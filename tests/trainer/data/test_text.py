@@ -1,0 +1,264 @@
+"""Text: the standard library as a data set, bytes on disk, windows that pack documents."""
+
+import errno
+import itertools
+import os
+import sysconfig
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import small_stdlib
+
+from def_jax.trainer.data import in_memory
+from def_jax.trainer.data.text import catalogue, corpus, stdlib
+from def_jax.trainer.data.text.corpus import START, Corpus
+from def_jax.trainer.data.text.windows import Windows
+
+DOCUMENTS = (b'a', b'bcdefgh', 'ü'.encode(), b'ijklmnopqrst', b'uvw')  # 25 bytes
+CONTEXT = 4
+
+
+def corpus_of(*documents):
+    text = np.frombuffer(b''.join(documents), np.uint8)
+    return Corpus(text, np.cumsum([len(document) for document in documents]))
+
+
+@pytest.fixture
+def windows():
+    return Windows(corpus_of(*DOCUMENTS), CONTEXT)
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+    return small_stdlib.prepared(tmp_path_factory.getbasetemp())
+
+
+# The standard library.
+
+
+def test_the_library_is_text_without_tests_packages_and_build_files(data_dir):
+    splits = catalogue.load_windows('python_stdlib', CONTEXT, data_dir)
+    documents = [
+        bytes(document).decode()
+        for split in splits
+        for document in np.split(split.corpus.text, split.corpus.ends)[:-1]
+    ]
+    names = ('abc', 'bdb', 'cmd', 'json/decoder', 'datetime', 'operator', 'shutil')
+    latin, ast = '# -*- coding: latin-1 -*-\n# ü\n', small_stdlib.FILES['ast.py'].decode()
+    assert sorted(documents) == sorted([*(f'# {name}\n' for name in names), latin, ast])
+
+
+def test_a_file_keeps_its_split():
+    names = ('abc.py', 'json/decoder.py', 'datetime.py', 'shutil.py', 'operator.py')
+    assert [stdlib.split_of(name) for name in names] == ['train', 'train', 'test', 'test', 'validation']
+
+
+def test_this_pythons_library_is_split_by_file():
+    files = stdlib.stdlib_files(Path(sysconfig.get_path('stdlib')))
+    assert 300 < len(files) < 1000
+    assert {'abc.py', 'json/decoder.py', 'os.py'} <= files.keys()
+    assert not any(path.startswith(('test/', 'site-packages/', 'idlelib/')) for path in files)
+    sizes = {split: 0 for split in ('train', 'validation', 'test')}
+    for path, file in files.items():
+        sizes[stdlib.split_of(path)] += file.stat().st_size
+    assert sizes['train'] > 4_000_000
+    assert min(sizes['validation'], sizes['test']) > 200_000
+
+
+def test_a_folder_without_modules(tmp_path):
+    with pytest.raises(ValueError, match=f'{tmp_path} has no Python modules. Use another data set'):
+        stdlib.stdlib_files(tmp_path)
+
+
+# Bytes on disk.
+
+
+def test_what_is_written_is_read(tmp_path):
+    corpus.write_corpus(tmp_path / 'bytes' / 'train', [*DOCUMENTS[:2], b'', *DOCUMENTS[2:]])
+    opened = corpus.open_corpus(tmp_path / 'bytes' / 'train')
+    assert bytes(opened.text) == b''.join(DOCUMENTS)
+    assert opened.ends.tolist() == [1, 8, 10, 22, 25]
+    assert len(opened.checksum) == 64
+    assert isinstance(opened.text, np.memmap)
+
+
+def test_the_first_to_finish_wins(tmp_path):
+    def slow():
+        yield b'slow'
+        corpus.write_corpus(tmp_path / 'train', [b'fast'])
+
+    corpus.write_corpus(tmp_path / 'train', slow())
+    assert bytes(corpus.open_corpus(tmp_path / 'train').text) == b'fast'
+    assert os.listdir(tmp_path) == ['train']
+
+
+def test_an_interrupted_writer_leaves_nothing(tmp_path):
+    def interrupted():
+        yield b'text'
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        corpus.write_corpus(tmp_path / 'train', interrupted())
+    assert os.listdir(tmp_path) == []
+
+
+def test_text_that_is_not_utf8(tmp_path):
+    with pytest.raises(ValueError, match=r'document 1 of .*train holds the byte 0xFF, so it is not UTF-8'):
+        corpus.write_corpus(tmp_path / 'train', [b'a', b'b\xff'])
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_truncated_file(tmp_path):
+    corpus.write_corpus(tmp_path / 'train', DOCUMENTS)
+    with (tmp_path / 'train' / 'bytes.bin').open('ab') as file:
+        file.truncate(20)
+    with pytest.raises(ValueError, match=r'has 20 bytes in 5 documents, but about.json says 25 in 5. Delete'):
+        corpus.open_corpus(tmp_path / 'train')
+
+
+# Windows.
+
+
+def slow_windows(documents, context):
+    """Token by token: (what the model sees, what follows, document) in rows of `context`."""
+    rows = []
+    for number, document in enumerate(documents):
+        rows += [(b, a, number) for b, a in zip([START, *document], document, strict=False)]
+    return [rows[i : i + context] for i in range(0, len(rows), context)]
+
+
+def test_windows_are_those_of_a_slow_program(windows):
+    expected, taken = slow_windows(DOCUMENTS, CONTEXT), windows.take(np.arange(len(windows)))
+    assert len(windows) == len(expected) == 7
+    for row, window in enumerate(expected):
+        real = len(window)
+        assert taken['tokens'][row, :real].tolist() == [token for token, _, _ in window]
+        assert taken['targets'][row, :real].tolist() == [target for _, target, _ in window]
+        segments = [number - window[0][2] + 1 for _, _, number in window]
+        assert taken['segments'][row].tolist() == segments + [0] * (CONTEXT - real)
+    assert taken['tokens'].dtype == taken['targets'].dtype == taken['segments'].dtype == np.int32
+
+
+def test_an_epoch_visits_every_window_once_in_an_order_of_its_own(windows):
+    batches = list(
+        itertools.islice(
+            windows.train_batches(seed=0, first_step=0, batch_size=1, num_workers=1), 2 * len(windows)
+        )
+    )
+    every = sorted(windows.take(np.arange(len(windows)))['targets'].tolist())
+    epochs = [[batch['targets'][0, 0].tolist() for batch in part] for part in (batches[:7], batches[7:])]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == every
+    assert epochs[0] != epochs[1]
+
+
+def first_batches(windows, count=5, **changes):
+    options = {'seed': 3, 'first_step': 0, 'batch_size': 4, 'num_workers': 4} | changes
+    return list(itertools.islice(windows.train_batches(**options), count))
+
+
+def assert_same(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_batches_depend_only_on_the_seed_and_the_step(windows):
+    batches = first_batches(windows)
+    assert_same(first_batches(windows, count=3, first_step=2), batches[2:])
+    others = first_batches(windows, seed=4)
+    assert any((a['targets'] != b['targets']).any() for a, b in zip(batches, others, strict=True))
+
+
+def test_processes_read_their_workers_shares_of_the_same_batches(windows):
+    def joined(shares):
+        return [
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for parts in zip(*shares, strict=True)
+        ]
+
+    whole = first_batches(windows)
+    assert whole[0]['tokens'].shape == (4, 1, CONTEXT)
+    for split in ([[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 1, 2], [3]]):
+        assert_same(joined([first_batches(windows, workers=workers) for workers in split]), whole)
+    test = list(windows.test_batches(batch_size=4, num_workers=4))
+    shares = [windows.test_batches(batch_size=4, num_workers=4, workers=w) for w in ([0, 1], [2, 3])]
+    assert_same(joined(shares), test)
+
+
+def test_one_pass_over_a_split_masks_what_fills_the_last_batch(windows):
+    batches = list(windows.test_batches(batch_size=4, num_workers=2))
+    assert [batch['mask'].tolist() for batch in batches] == [[[1, 1], [1, 1]], [[1, 1], [1, 0]]]
+    rows = np.concatenate([batch['targets'][batch['mask'] == 1] for batch in batches])
+    np.testing.assert_array_equal(rows, windows.take(np.arange(7))['targets'])
+
+
+def test_a_part_of_a_split(windows):
+    part = windows.part(1, 6).part(1, 3)
+    assert len(part) == 2
+    assert_same([part.take(np.arange(2))], [windows.take(np.arange(2, 4))])
+    assert len(list(part.test_batches(batch_size=1, num_workers=1))) == 2
+
+
+def test_a_batch_that_does_not_fit(windows):
+    with pytest.raises(ValueError, match='batch_size=3 must be a multiple of num_workers=2'):
+        first_batches(windows, batch_size=3, num_workers=2)
+    with pytest.raises(ValueError, match='batch_size=8 must be between 1 and'):
+        first_batches(windows, batch_size=8, num_workers=2)
+
+
+# The catalogue.
+
+
+def test_tfds_has_these_data_sets(tmp_path):
+    tfds = in_memory.import_tfds()
+    for spec in catalogue.TEXTS.values():
+        assert spec.feature in tfds.builder(spec.tfds_name, data_dir=tmp_path).info.features
+
+
+def test_bytes_are_written_once(data_dir):
+    with mock.patch.object(corpus, 'write_corpus', side_effect=AssertionError):
+        train, *_ = catalogue.load_windows('python_stdlib', 7, data_dir)
+    assert train.context == 7
+
+
+def test_data_sets_that_cannot_be_opened(data_dir):
+    with pytest.raises(ValueError, match=r"dataset='python_stdlip'.*'python_stdlib'"):
+        catalogue.load_windows('python_stdlip', CONTEXT, data_dir)
+    for context in (0, 2.0, True):
+        with pytest.raises(ValueError, match=rf'context={context} must be an integer in \[1, '):
+            catalogue.load_windows('python_stdlib', context, data_dir)
+    stdlib_spec = catalogue.TEXTS['python_stdlib']
+    with pytest.raises(ValueError, match=r"'code' has no feature 'code'; it has \['path', 'text'\]"):
+        catalogue.load_windows(
+            catalogue.TextSpec('code', stdlib_spec.tfds_name, feature='code'), CONTEXT, data_dir
+        )
+
+
+def test_a_split_without_text(data_dir, tmp_path):
+    builder = mock.Mock(data_path=str(tmp_path), info=mock.Mock(features={'text': None}))
+    builder.as_dataset.return_value = iter(())
+    with (
+        mock.patch.object(in_memory, 'prepared_builder', return_value=builder),
+        mock.patch.object(in_memory.import_tfds(), 'as_numpy', lambda dataset: dataset),
+        pytest.raises(ValueError, match=r"split 'train' of data set 'python_stdlib' in .* has no text"),
+    ):
+        catalogue.load_windows('python_stdlib', CONTEXT, tmp_path)
+
+
+def test_a_disk_that_is_full(data_dir):
+    full = OSError(errno.ENOSPC, 'No space left on device')
+    with (
+        mock.patch.object(Path, 'exists', return_value=False),
+        mock.patch.object(corpus, 'write_corpus', side_effect=full),
+        pytest.raises(ValueError, match=r'written to .*bytes/train_text_train .No space left on device.'),
+    ):
+        catalogue._corpus(*_prepared(data_dir), 'train', 'train')
+
+
+def _prepared(data_dir):
+    spec = catalogue.TEXTS['python_stdlib']
+    return in_memory.prepared_builder(in_memory.import_tfds(), spec, data_dir), spec

@@ -1,0 +1,154 @@
+"""A configuration file may contain anything: what is wrong with it is said in one line, with its place."""
+
+import sys
+from contextlib import nullcontext
+from unittest import mock
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs import digits
+from def_jax.trainer.configuration.rules import check_config
+from def_jax.trainer.launch import command_line
+
+CONFIG = """
+import ml_collections
+
+def get_config(arg=None):
+    config = ml_collections.ConfigDict({'ratio': 64.0, 'name': 'a'})
+    BODY
+    return config.lock()
+"""
+
+
+def parse(*argv):
+    """What `train.py` makes of flags: the configuration."""
+    argv, values = ['train.py', *argv], flags.FlagValues()
+    config = config_flags.DEFINE_config_file(
+        'config', None, '', flag_values=values, lock_config=False, accept_new_attributes=True
+    )
+    with mock.patch.object(flags, 'FLAGS', values), mock.patch.object(sys, 'argv', argv):
+        command_line.config_flags_parser('train.py', config)(argv)
+    return config.value
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """From the content of a file and further flags to the line that refuses them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(
+        sys.modules, 'config_config', None
+    )  # or config_flags adds to what it has loaded before
+    monkeypatch.delitem(sys.modules, 'config_config')
+
+    def line(content, *rest):
+        (tmp_path / 'file.py').write_bytes(content)
+        with pytest.raises(SystemExit) as end:
+            parse('--config=file.py', *rest)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and error.startswith('train.py: ') and error.count('\n') == 1, error
+        return error.removeprefix('train.py: ').rstrip('\n')
+
+    return line
+
+
+@pytest.mark.parametrize(
+    ('body', 'line'),
+    [
+        ('1 / 0', 'file.py:6: ZeroDivisionError: division by zero'),
+        ('config.ratoi += 1', 'file.py:6: AttributeError: \'ratoi\' Did you mean "ratio"'),
+        ("int('x')", "file.py:6: ValueError: invalid literal for int() with base 10: 'x'"),
+        ('len(3)', "file.py:6: TypeError: object of type 'int' has no len()"),
+        ("open('missing.txt')", 'file.py:6: FileNotFoundError: [Errno 2] No such file'),
+        ('import nothing_of_this_name', "file.py:6: ModuleNotFoundError: No module named 'nothing_of"),
+        ("raise RuntimeError('two\\nlines')", 'file.py:6: RuntimeError: two lines'),
+        ("assert False, 'no'", 'file.py:6: AssertionError: no'),
+        ('return 3', 'get_config() in --config returned int, not a ConfigDict'),
+        ("return {'ratio': 64}", 'get_config() in --config returned dict, not a ConfigDict'),
+        ('return None', 'get_config() in --config returned NoneType, not a ConfigDict'),
+    ],
+)
+def test_an_error_in_get_config_has_its_line(refused, body, line):
+    assert line in refused(CONFIG.replace('BODY', body).encode())
+
+
+@pytest.mark.parametrize(
+    ('content', 'line'),
+    [
+        (b'# def_jax\n\nTrains with **one** line.\n', 'file.py:3: SyntaxError: invalid syntax'),
+        (b'def get_config():\nreturn 1\n', 'file.py:2: SyntaxError: expected an indented block'),
+        (b'x = 1\n\xff\xfe\n', 'SyntaxError: '),
+        (b'\0\0\0', 'null bytes'),
+        (b'', "has no attribute 'get_config'"),
+        (b'def get_config(a, b, c): pass\n', 'get_config() missing 3 required positional arguments'),
+    ],
+)
+def test_what_is_no_configuration_is_refused_in_one_line(refused, content, line):
+    assert line in refused(content)
+
+
+@pytest.mark.parametrize(
+    'flag', ['--config.ratio=abc', '--config.ratoi=8', '--confg.ratio=8', '--config.ratio']
+)
+def test_a_wrong_flag_is_named(refused, flag):
+    assert flag.split('=')[0].split('.')[-1].lstrip('-') in refused(CONFIG.replace('BODY', '').encode(), flag)
+
+
+@pytest.mark.parametrize(
+    ('ratio', 'rule'), [('1.5', None), ('256', None), ('inf', 'must be'), ('0.5', 'must be')]
+)
+def test_a_ratio_may_be_a_fraction_and_hears_the_rule(ratio, rule):
+    config = parse(f'--config={digits.__file__}', f'--config.ratio={ratio}')
+    assert config.ratio == float(ratio)
+    with pytest.raises(ValueError, match=f'config.ratio={float(ratio)} {rule}') if rule else nullcontext():
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ('flag', 'line'),
+    [
+        ('--config.ratio=abc', '--config.ratio=abc must be a number ('),
+        ('--config.num_workers=4.0', '--config.num_workers=4.0 must be an integer ('),
+        ('--config.auto_detach=yes', '--config.auto_detach=yes must be true or false ('),
+        ('--config.lock=3', "'lock' in a flag --config.KEY=VALUE: that is not a known key"),
+        ('--config.=3', 'in a flag --config.KEY=VALUE: that is not a known key'),
+    ],
+)
+def test_a_flag_says_what_is_allowed(capsys, flag, line):
+    with pytest.raises(SystemExit):
+        parse(f'--config={digits.__file__}', flag)
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('flag', 'value'),
+    [
+        ('--config.optimizer_options.b2=0.95', {'b2': 0.95}),
+        ('--config.optimizer_options.nesterov=true', {'nesterov': True}),
+        ('--config.optimizer_options.mu_dtype=bfloat16', {'mu_dtype': 'bfloat16'}),
+        ("--config.optimizer_options={'b1': 0.8}", {'b1': 0.8}),
+    ],
+)
+def test_an_option_of_a_factory_is_set_by_a_flag(flag, value):
+    config = parse(f'--config={digits.__file__}', '--config.optimizer=adamw', flag)
+    assert config.optimizer_options.to_dict() == value
+    check_config(config)
+
+
+def test_a_wrong_option_of_a_factory_is_refused():
+    config = parse(
+        f'--config={digits.__file__}', '--config.optimizer=adamw', '--config.optimizer_options.b=1'
+    )
+    with pytest.raises(
+        ValueError, match=r"config.optimizer_options.b is not an option of optimizer='adamw', w"
+    ):
+        check_config(config)
+
+
+def test_an_unknown_key_is_named_without_listing_all(capsys):
+    with pytest.raises(SystemExit):
+        parse(f'--config={digits.__file__}', '--config.metod=def')
+    error = capsys.readouterr().err
+    assert '\'metod\' in a flag --config.KEY=VALUE: that is not a known key. Did you mean "method"?' in error
+    assert len(error) < 200

@@ -1,0 +1,105 @@
+"""Devices that JAX cannot start are refused in one line; GPUs are divided among processes."""
+
+import subprocess
+
+import jax
+import pytest
+
+from def_jax.trainer.launch import devices
+
+
+@pytest.mark.parametrize(
+    ('error', 'reason'),
+    [
+        (AssertionError(), 'no such device was found'),
+        (
+            RuntimeError("Unable to initialize backend 'rocm': ...\nmore"),
+            "Unable to initialize backend 'rocm'",
+        ),
+    ],
+)
+def test_a_platform_that_is_not_here_is_refused_in_one_line(monkeypatch, error, reason):
+    """As with JAX_PLATFORMS=cuda on a machine without a GPU."""
+
+    def fail():
+        raise error
+
+    monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+    monkeypatch.setattr(jax, 'devices', fail)
+    with pytest.raises(
+        ValueError, match=f"JAX_PLATFORMS='cuda' cannot be used .{reason}.*Unset it, or"
+    ) as line:
+        devices.worker_devices(1, fake=False)
+    assert '\n' not in str(line.value)
+
+
+def nvidia_smi(monkeypatch, output):
+    """The program prints `output`; None for a machine that does not have it."""
+
+    def run(command, **options):
+        if output is None:
+            raise FileNotFoundError(command[0])
+        return subprocess.CompletedProcess(command, 0, output, '')
+
+    monkeypatch.setattr(subprocess, 'run', run)
+
+
+@pytest.fixture(autouse=True)
+def device_files(tmp_path, monkeypatch):
+    """Those of two GPUs, as in a container that has no nvidia-smi."""
+    for name in ('nvidia3', 'nvidia10', 'nvidiactl', 'nvidia-uvm'):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(devices, '_DEVICE_FILES', f'{tmp_path}/nvidia[0-9]*')
+
+
+@pytest.mark.parametrize(
+    ('environment', 'output', 'processes', 'expected'),
+    [
+        ({}, '0\n1\n2\n3\n', 4, ['0', '1', '2', '3']),
+        ({}, '0\n1\n2\n3\n', 1, ['0,1,2,3']),
+        ({}, '0\n1\n2\n3\n4\n', 2, ['0,1', '2,3']),
+        ({'CUDA_VISIBLE_DEVICES': '5, GPU-8932f937,7'}, '0\n1\n', 3, ['5', 'GPU-8932f937', '7']),
+        ({'CUDA_VISIBLE_DEVICES': ''}, '0\n1\n', 2, [None, None]),
+        ({'CUDA_VISIBLE_DEVICES': '-1'}, '0\n1\n', 2, [None, None]),
+        ({'JAX_PLATFORMS': 'cpu'}, '0\n', 2, [None, None]),
+        ({}, None, 2, ['0', '1']),
+    ],
+)
+def test_each_process_gets_gpus_of_its_own(monkeypatch, environment, output, processes, expected):
+    nvidia_smi(monkeypatch, output)
+    shares = devices.divided_gpus(processes, environment)
+    assert [share.get('CUDA_VISIBLE_DEVICES') for share in shares] == expected
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    nvidia_smi(monkeypatch, '0\n1\n')
+    with pytest.raises(ValueError, match=r'--processes=3 is more than the 2 GPUs of this machine'):
+        devices.divided_gpus(3, {})
+
+
+@pytest.mark.parametrize(
+    ('platforms', 'hidden', 'output', 'refused'),
+    [
+        (None, None, '0\n1\n', True),
+        ('cpu', None, '0\n1\n', False),  # chosen
+        (None, '', '0\n1\n', False),
+        (None, '0', '', False),  # set, but there is no GPU
+    ],
+)
+def test_gpus_that_this_jax_cannot_use_are_refused(monkeypatch, platforms, hidden, output, refused):
+    """As with `pip install .` alone on a machine with GPUs: JAX would train on the CPU."""
+    nvidia_smi(monkeypatch, output)
+    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if hidden is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
+    before = jax.config.jax_platforms
+    jax.config.update('jax_platforms', platforms)
+    try:
+        if refused:
+            with pytest.raises(ValueError, match=r'has NVIDIA GPUs \(2\), but JAX sees none.*training,cuda'):
+                devices.worker_devices(1, fake=False)
+        else:
+            assert devices.worker_devices(1, fake=False)[0].platform == 'cpu'
+    finally:
+        jax.config.update('jax_platforms', before)

@@ -1,0 +1,188 @@
+"""SIGTERM and Ctrl-C: the state goes into a checkpoint and the run ends, to be resumed bit for bit."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import training_fixtures as fixtures
+
+from def_jax.trainer import loop, steps
+from def_jax.trainer.launch import command_line, interruption
+from def_jax.trainer.launch.exits import EndedError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Python's own handlers, however the suite was started; they must be back in place after each test."""
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    after = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert after == usual
+
+
+# Records are due every 3 steps and evaluations every 5: after 7 and 8 steps something is pending.
+@pytest.mark.parametrize(
+    ('number', 'done'), [(signal.SIGTERM, 1), (signal.SIGHUP, 5), (signal.SIGTERM, 7), (signal.SIGINT, 9)]
+)
+def test_a_signal_ends_the_run_with_a_checkpoint_of_its_step(recorded, tmp_path, monkeypatch, number, done):
+    fixtures.signalled(monkeypatch, number, done - 1)
+    with pytest.raises(loop.InterruptedRunError) as error:
+        fixtures.train(recorded.config, tmp_path)
+    assert f'stopped by {number.name} after step {done}; a checkpoint was saved' in str(error.value)
+    assert str(done) in os.listdir(tmp_path / 'checkpoints')
+    state = fixtures.restored(tmp_path, recorded.experiment)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[done])
+
+
+def whole_records(folder):
+    return [record for record in fixtures.records(folder) if 'pending' not in record]
+
+
+@pytest.mark.parametrize('moments', [(7, 8), (1, 4)])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(recorded, tmp_path, monkeypatch, moments):
+    for done in moments:
+        with monkeypatch.context() as patch, pytest.raises(loop.InterruptedRunError):
+            fixtures.signalled(patch, signal.SIGTERM, done - 1)
+            fixtures.train(recorded.config, tmp_path)
+    result = fixtures.train(recorded.config, tmp_path)
+    state = fixtures.restored(tmp_path, recorded.experiment)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[-1])
+    # Every record is the mean over the same steps, also the one that was pending when the signal came.
+    assert whole_records(tmp_path) == fixtures.records(recorded.folder)
+    assert result['metrics']['train_loss'] == recorded.result['metrics']['train_loss']
+    assert len(result['curve']) == len(recorded.result['curve'])
+    assert steps.make_train_step(recorded.experiment).traces() == 1
+
+
+def test_a_loss_that_is_not_finite_is_not_saved_on_the_way_out(recorded, tmp_path, monkeypatch):
+    fixtures.signalled(monkeypatch, signal.SIGTERM, 6)
+    with fixtures.poisoned_batch(step=6, worker=1), pytest.raises(loop.DivergedError):
+        fixtures.train(recorded.config, tmp_path)
+    assert os.listdir(tmp_path / 'checkpoints') == ['5']
+
+
+def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(recorded, tmp_path, monkeypatch):
+    fixtures.signalled(monkeypatch, signal.SIGTERM, fixtures.NUM_STEPS - 1)
+    assert fixtures.train(recorded.config, tmp_path)['status'] == 'finished'
+
+
+# --- watch ---
+
+
+def test_the_second_signal_acts_at_once():
+    with pytest.raises(KeyboardInterrupt), interruption.watch() as seen:
+        signal.raise_signal(signal.SIGINT)
+        assert seen.name == 'SIGINT'
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruption.watch() as seen:
+        signal.raise_signal(signal.SIGINT)
+    assert seen.name is None and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def watch():
+        with interruption.watch() as signals:
+            seen.append((signals.name, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    thread.join()
+    assert seen == [(None, before)]
+
+
+# --- In a program ---
+
+PROGRAM = """
+import contextlib, hashlib, sys
+from def_jax.trainer.launch import interruption
+watch = interruption.watch if sys.argv[1] == 'training' else contextlib.nullcontext
+with interruption.ending_at_once('train.py'), watch():
+    print('ready', flush=True)
+    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)  # as XLA or a download: minutes without Python
+"""
+
+
+@pytest.mark.parametrize(
+    ('phase', 'numbers', 'last'),
+    [
+        ('starting', [signal.SIGHUP], 'SIGHUP'),
+        ('training', [signal.SIGINT, signal.SIGINT], 'SIGINT'),
+    ],
+)
+def test_a_signal_is_answered_at_once_whatever_is_running(phase, numbers, last):
+    command = [sys.executable, '-c', PROGRAM, phase]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout.readline() == b'ready\n'
+        for number in numbers[:-1]:
+            process.send_signal(number)
+            line = process.stderr.readline().decode()
+            assert line.startswith(f'train.py: {number.name}: stopping with a checkpoint after this step')
+        process.send_signal(numbers[-1])
+        assert process.wait(timeout=60) == 4
+        error = process.stderr.read().decode()
+        assert error == f'train.py: stopped by {last}. Run the same command again to resume.\n'
+
+
+def test_ctrl_c_in_the_first_second_ends_without_a_traceback(monkeypatch):
+    """While train.py imports, nothing has begun that an exception would have to undo."""
+    handlers = []
+    monkeypatch.setattr(runpy, 'run_module', lambda *args, **options: handlers.append(signal.getsignal(2)))
+    runpy.run_path(str(ROOT / 'train.py'), run_name='__main__')
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert handlers == [signal.SIG_DFL]
+
+
+# --- Exit codes ---
+
+
+class Ended(EndedError):
+    exit_code = 77
+
+
+def raising(error):
+    def run():
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('run', 'code', 'line'),
+    [
+        (lambda: None, 0, ''),
+        (raising(ValueError('a\nb')), 2, 'train.py: a b\n'),
+        (raising(OSError(28, 'No space left on device', 'metrics.jsonl')), 2, 'No space left on device'),
+        (raising(loop.DivergedError(7, 1, float('nan'))), 3, 'worker 1 is nan at step 7'),
+        (raising(loop.InterruptedRunError('SIGTERM', 7)), 4, 'stopped by SIGTERM after step 7'),
+        (raising(loop.ReplicasDifferError(7, ['key'], [1])), 5, 'the workers do not agree on key'),
+        (raising(Ended('why')), 77, 'train.py: why\n'),
+    ],
+)
+def test_every_ending_has_its_exit_code_and_one_line(capsys, run, code, line):
+    assert command_line.exit_code('train.py', run) == code
+    error = capsys.readouterr().err
+    assert line in error and error.count('\n') == (1 if code else 0)
+
+
+def test_what_is_no_foreseen_ending_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        command_line.exit_code('train.py', lambda: 1 / 0)

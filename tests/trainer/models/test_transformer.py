@@ -1,0 +1,214 @@
+"""The transformer: sizes, arithmetic against NumPy, documents that do not see each other, options, errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from def_jax.trainer.models import transformer
+from def_jax.trainer.models.transformer import Transformer
+
+VOCAB, LAYERS, WIDTH, HEADS, CONTEXT = 13, 2, 8, 2, 16
+TINY = functools.partial(
+    Transformer, vocab_size=VOCAB, num_layers=LAYERS, width=WIDTH, num_heads=HEADS, context=CONTEXT
+)
+
+
+def random_params(model, seed=0):
+    """Parameters of a size that matters; the scales of the norms are not 1."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))['params']
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.7, leaf.shape), leaf.dtype), shapes)
+
+
+def random_tokens(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, VOCAB, shape).astype(np.int32)
+
+
+def numpy_transformer(params, tokens):
+    """Logits [L, V] of one document, token by token in float64, written from the papers."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    size = WIDTH // HEADS
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale['scale']
+
+    def rotate(x, position):
+        """Components i and i + size / 2 as a complex number, times exp(1j · position · angle)."""
+        angles = position * 10_000.0 ** (-2 * np.arange(size // 2) / size)
+        z = (x[: size // 2] + 1j * x[size // 2 :]) * np.exp(1j * angles)
+        return np.concatenate([z.real, z.imag])
+
+    def gelu(x):
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+    x = p['embedding']['embedding'][tokens] * np.sqrt(WIDTH)
+    for layer in range(LAYERS):
+        block = p[f'block_{layer}']
+        y = norm(x, block['attention_norm'])
+        query, key, value = (
+            (y @ block[name]['kernel']).reshape(len(tokens), HEADS, size)
+            for name in ('query', 'key', 'value')
+        )
+        mixed = np.zeros_like(value)
+        for head in range(HEADS):
+            for i in range(len(tokens)):
+                scores = np.array(
+                    [
+                        rotate(query[i, head], i) @ rotate(key[j, head], j) / np.sqrt(size)
+                        for j in range(i + 1)
+                    ]
+                )
+                weights = np.exp(scores - scores.max())
+                mixed[i, head] = weights / weights.sum() @ value[: i + 1, head]
+        x = x + mixed.reshape(len(tokens), WIDTH) @ block['attention_output']['kernel']
+        y = norm(x, block['mlp_norm'])
+        x = x + gelu(y @ block['mlp_input']['kernel']) @ block['mlp_output']['kernel']
+    head = p['head']['kernel'] if 'head' in p else p['embedding']['embedding'].T
+    return norm(x, p['norm']) @ head
+
+
+@pytest.mark.parametrize(
+    ('name', 'tied', 'count'),
+    [
+        ('transformer_115k', True, 115_008),
+        ('transformer_115k', False, 115_008 + 64 * 256),
+        ('transformer_1m', True, 1_017_216),
+        ('transformer_11m', True, 10_720_128),
+        ('transformer_85m', True, 85_150_464),
+    ],
+)
+def test_number_of_parameters(name, tied, count):
+    model = getattr(transformer, name)(vocab_size=256, tied=tied)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes['params'])) == count
+    assert not any('bias' in jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(shapes))
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_logits_are_those_of_numpy(tied):
+    model, tokens = TINY(tied=tied), random_tokens((3, 7))
+    params = random_params(model)
+    logits = jax.jit(model.apply)({'params': params}, tokens)
+    assert logits.dtype == jnp.float32
+    expected = [numpy_transformer(params, row) for row in tokens]
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_packed_documents_are_computed_as_if_each_were_alone():
+    model = TINY()
+    params = random_params(model)
+    documents = [random_tokens(length, seed=length) for length in (5, 1, 4)]
+    packed = np.concatenate(documents)[None]
+    segments = np.repeat([1, 2, 3], [5, 1, 4])[None]
+    apply = jax.jit(model.apply)
+    logits = apply({'params': params}, packed, segments)[0]
+    expected = np.concatenate([numpy_transformer(params, document) for document in documents])
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    unaware = apply({'params': params}, packed, np.ones_like(segments))[0]
+    assert not np.allclose(unaware[5:], expected[5:], atol=0.1)  # so the segments matter
+
+
+def test_a_token_influences_only_itself_and_later_ones_of_its_document():
+    model = TINY()
+    params, segments = random_params(model), np.repeat([4, 2, 9], [3, 4, 2])[None]
+    tokens = random_tokens((1, 9))
+    apply = jax.jit(model.apply)
+    before = apply({'params': params}, tokens, segments)[0]
+    for position in range(9):
+        changed = tokens.copy()
+        changed[0, position] = (changed[0, position] + 1) % VOCAB
+        after = apply({'params': params}, changed, segments)[0]
+        influenced = np.flatnonzero((np.asarray(before) != np.asarray(after)).any(-1)).tolist()
+        end = int(np.searchsorted([3, 7, 9], position, side='right'))
+        assert influenced == list(range(position, [3, 7, 9][end]))
+
+
+def test_positions_restart_with_each_document():
+    starts, positions = transformer.segment_positions(jnp.array([[3, 3, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]))
+    assert starts.tolist() == [[0, 0, 2, 2, 2, 5], [0] * 6]
+    assert positions.tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5]]
+
+
+def test_initial_logits_have_about_unit_variance():
+    """So the initial loss is near log V."""
+    model = Transformer(vocab_size=64, num_layers=2, width=64, num_heads=2, context=CONTEXT)
+    tokens = np.random.default_rng(0).integers(0, 64, (8, CONTEXT))
+    logits, _ = jax.jit(model.init_with_output)(jax.random.key(0), tokens)
+    assert 0.7 < float(logits.std()) < 1.4
+
+
+def test_bfloat16_computes_nearly_the_same_from_float32_parameters():
+    tokens, low = random_tokens((2, 9)), TINY(dtype=jnp.bfloat16)
+    exact, variables = jax.jit(TINY().init_with_output)(jax.random.key(0), tokens)
+    shapes = jax.eval_shape(lambda: low.init(jax.random.key(0), tokens))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
+    apply = jax.jit(functools.partial(low.apply, capture_intermediates=True))
+    logits, captured = apply(variables, tokens)
+    assert logits.dtype == jnp.float32
+    assert captured['intermediates']['block_0']['__call__'][0].dtype == jnp.bfloat16
+    difference = float(jnp.abs(logits - exact).max())
+    assert 0 < difference < 0.1
+
+
+@pytest.fixture(scope='module')
+def gradients():
+    """The compiled gradient of a loss, with and without remat, and the arguments."""
+    sizes = {'vocab_size': 32, 'num_layers': 3, 'width': 16, 'num_heads': 2, 'context': 64}
+    tokens = np.random.default_rng(0).integers(0, 32, (8, 64))
+    params = jax.jit(Transformer(**sizes).init)(jax.random.key(0), tokens)['params']
+
+    def compiled(remat):
+        model = Transformer(**sizes, remat=remat)
+
+        def loss(params, tokens):
+            return -jax.nn.log_softmax(model.apply({'params': params}, tokens))[..., 0].mean()
+
+        # XLA for CPUs drops the barriers that keep the recomputation behind the forward pass, see the class.
+        options = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
+        return jax.jit(jax.value_and_grad(loss)).lower(params, tokens).compile(compiler_options=options)
+
+    return {remat: compiled(remat) for remat in (False, True)}, params, tokens
+
+
+def test_remat_changes_no_number(gradients):
+    compiled, params, tokens = gradients
+    plain, remat = (compiled[remat](params, tokens) for remat in (False, True))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_remat_needs_less_memory(gradients):
+    compiled, *_ = gradients
+    plain, remat = (compiled[remat].memory_analysis().temp_size_in_bytes for remat in (False, True))
+    assert remat < 0.6 * plain
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'width': 10, 'num_heads': 4}, r'width=10 must be a multiple of 2 \* num_heads=8: every head'),
+        ({'width': 6, 'num_heads': 2}, r'width=6 must be a multiple of 2 \* num_heads=4'),
+        ({'num_layers': 0}, r'num_layers=0 must be an integer in \[1, '),
+        ({'vocab_size': 2.5}, r'vocab_size=2.5 must be an integer in \[1, '),
+        ({'context': True}, r'context=True must be an integer in \[1, '),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_at_construction(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TINY(**changes)
+
+
+@pytest.mark.parametrize(
+    ('tokens', 'message'),
+    [
+        (jnp.zeros((1, 17), jnp.int32), 'sequences of 17 tokens are longer than the context=16 of the model'),
+        (jnp.zeros((1, 4)), 'tokens.dtype=dtype.*float32.* must be .* of integers'),
+        (jnp.zeros(4, jnp.int32), r'tokens.shape=\(4,\)'),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(tokens, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: TINY().init(jax.random.key(0), tokens))

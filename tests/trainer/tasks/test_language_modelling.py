@@ -1,0 +1,137 @@
+"""Language modelling: what is counted, and what is written."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from def_jax.trainer.data.text.corpus import START, Corpus
+from def_jax.trainer.data.text.windows import Windows
+from def_jax.trainer.models.transformer import Transformer
+from def_jax.trainer.tasks.language_modelling import LanguageModelling, sample
+
+CONTEXT = 8
+MODEL = Transformer(vocab_size=256, num_layers=1, width=8, num_heads=2, context=CONTEXT)
+DOCUMENTS = (b'import jax\n', b'x', b'for i in range(3):\n    print(i)\n')
+
+
+@pytest.fixture(scope='module')
+def windows():
+    """Seven windows; the last has padding, and windows 1, 2 hold parts of two and three documents."""
+    text = b''.join(DOCUMENTS)
+    return Windows(Corpus(np.frombuffer(text, np.uint8), np.cumsum([len(d) for d in DOCUMENTS])), CONTEXT)
+
+
+@pytest.fixture(scope='module')
+def task():
+    return LanguageModelling(MODEL, CONTEXT)
+
+
+@pytest.fixture(scope='module')
+def variables(task):
+    return jax.jit(task.init)(jax.random.key(0))
+
+
+@functools.cache
+def last_logits(scale):
+    """A function from a text of at most CONTEXT tokens to the logits of the next byte."""
+    params = jax.tree.map(lambda x: scale * x, LanguageModelling(MODEL, CONTEXT).init(jax.random.key(0)))
+    apply = jax.jit(MODEL.apply)
+
+    def logits(text):
+        padded = np.zeros((1, CONTEXT), np.int32)
+        padded[0, : len(text)] = text
+        return np.asarray(apply({'params': params['params']}, padded)[0, len(text) - 1], np.float64)
+
+    return logits
+
+
+@pytest.fixture(scope='module')
+def nats():
+    """The negative log-probability of every byte of the documents, computed from each piece alone."""
+    losses, position, logits = [], 0, last_logits(1)
+    for document in DOCUMENTS:
+        pieces, start = [], 0
+        while start < len(document):
+            length = min(len(document) - start, CONTEXT - position % CONTEXT)
+            pieces.append((start, document[start : start + length]))
+            start, position = start + length, position + length
+        for start, piece in pieces:
+            inputs = [document[start - 1] if start else START, *piece]
+            for i, byte in enumerate(piece):
+                row = logits(inputs[: i + 1])
+                losses.append(np.log(np.exp(row).sum()) - row[byte])
+    return np.array(losses)
+
+
+def test_every_byte_counts_once_whatever_the_batch(task, variables, windows, nats):
+    test_sums = jax.jit(task.test_sums)
+    for batch_size in (3, 7):
+        batches = windows.test_batches(batch_size=batch_size, num_workers=1)
+        sums = [test_sums(variables, {k: x[0] for k, x in batch.items()}) for batch in batches]
+        assert sum(float(s['count']) for s in sums) == len(windows.corpus) == 44
+        total = sum(float(s['loss']) for s in sums)
+        np.testing.assert_allclose(total, nats.sum(), rtol=1e-5)
+
+
+def test_the_training_loss_is_the_mean_over_the_bytes_of_a_batch(task, variables, windows, nats):
+    batch = windows.take(np.arange(4, 6))  # 16 bytes, of which 4 are padding
+    loss, (figures, batch_stats) = jax.jit(task.loss)(variables['params'], {}, batch, jax.random.key(0))
+    np.testing.assert_allclose(loss, nats[32:].mean(), rtol=1e-5)
+    assert (figures, batch_stats) == ({}, {})
+
+
+def test_metrics_of_the_sums(task):
+    sums = {'loss': np.array([2.0, 3.0]) * math.log(2) * 8, 'count': np.array([8.0, 8.0])}
+    metrics = task.metrics(sums)
+    assert metrics.keys() == {'loss', 'bits_per_byte', 'perplexity'}
+    np.testing.assert_allclose(metrics['loss'], [2 * math.log(2), 3 * math.log(2)])
+    np.testing.assert_allclose(metrics['bits_per_byte'], [2, 3])
+    np.testing.assert_allclose(metrics['perplexity'], [4, 8])
+    assert task.guessing_loss == math.log(256)
+
+
+def test_greedy_samples_are_the_most_probable_bytes(variables):
+    params = jax.tree.map(lambda x: 3 * x, variables['params'])  # far from uniform
+    written = sample(MODEL, params, jax.random.key(0), 12, temperature=0)
+    text = [START]
+    for _ in range(12):
+        logits = last_logits(3)(text[-CONTEXT:])
+        text.append(int(logits[:START].argmax()))
+    assert list(written) == text[1:]
+
+
+def test_samples_depend_on_the_key_alone_and_hold_no_mark(variables):
+    def write(seed, temperature=1.0):
+        return sample(MODEL, variables['params'], jax.random.key(seed), 200, temperature)
+
+    assert write(0) == write(0) != write(1)
+    assert len(write(0)) == 200
+    assert START not in write(0, temperature=100.0)
+
+
+@pytest.mark.parametrize(
+    ('length', 'temperature'), [(0, 1.0), (1, -1.0), (1, float('nan')), (1, float('inf'))]
+)
+def test_samples_that_cannot_be_drawn(variables, length, temperature):
+    with pytest.raises(ValueError, match=f'length={length} must be at least 1 and temperature={temperature}'):
+        sample(MODEL, variables['params'], jax.random.key(0), length, temperature)
+
+
+def test_models_that_do_not_fit_the_data_are_refused():
+    with pytest.raises(
+        ValueError, match='vocab_size=255 of the model must be at least 256, the number of bytes'
+    ):
+        LanguageModelling(MODEL.clone(vocab_size=255), CONTEXT)
+    with pytest.raises(
+        ValueError, match='context=9 of the data set must be at most 8, the context of the model'
+    ):
+        LanguageModelling(MODEL, 9)
+
+
+def test_what_a_run_shows_can_be_printed(task, variables):
+    text = task.sample(variables['params'], jax.random.key(0))
+    assert '\N{REPLACEMENT CHARACTER}' in text  # an untrained model writes any bytes
+    assert all(character.isprintable() or character in '\n\t' for character in text)

@@ -1,0 +1,189 @@
+"""Evaluation: which points, with which BatchNorm statistics, and every test image exactly once."""
+
+import dataclasses
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+import training_fixtures as fixtures
+
+from def_jax.trainer import experiment, loop, steps
+from def_jax.trainer.data import augmentation
+from def_jax.trainer.data.catalogue import get_dataset_spec
+from def_jax.trainer.models import layers
+
+DATASET = get_dataset_spec('digits')
+
+
+@pytest.fixture(scope='module')
+def random_state(recorded):
+    """A state whose x, y and every worker's own model answer differently, and each with every class."""
+    rng = np.random.default_rng(0)
+
+    def noise(leaf):
+        return rng.normal(size=leaf.shape).astype(np.float32)
+
+    state = fixtures.gathered(recorded.states[-1])
+    params = jax.tree.map(noise, state.params)
+    params['Dense_0']['bias'] *= 0  # what varies from image to image decides
+    *links, link = state.opt_state
+    link = link._replace(residual=jax.tree.map(lambda r: noise(r) / 2, link.residual))
+    stats = jax.tree.map(lambda s: np.exp(noise(s) / 4) * s, state.batch_stats)
+    return state.replace(params=params, opt_state=(*links, link), batch_stats=stats)
+
+
+@pytest.fixture(scope='module')
+def plain_evaluation(recorded):
+    """A function from variables to accuracy and mean loss, in NumPy but for the network, on one device."""
+    test = recorded.experiment.dataset.test
+    pixels = (test.arrays['image'] / np.float32(255) - np.float32(DATASET.mean)) / np.float32(DATASET.std)
+    logits_of = jax.jit(lambda variables, x: recorded.experiment.task.model.apply(variables, x, train=False))
+
+    def evaluate(params, batch_stats, count=797):
+        logits = np.asarray(logits_of({'params': params, 'batch_stats': batch_stats}, pixels), np.float64)
+        labels = test.arrays['label'][:count]
+        logits = logits[:count]
+        log_sum = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
+        loss = np.mean(log_sum - logits[np.arange(count), labels])
+        return int((logits.argmax(1) == labels).sum()), loss
+
+    return evaluate
+
+
+def points_of(state):
+    """The parameters at x and y, and the statistics, by NumPy alone; `state` as gathered on the host."""
+    means = jax.tree.map(lambda r: r.mean(0, dtype=np.float64).astype(np.float32), fixtures.residual(state))
+    return {'x': state.params, 'y': jax.tree.map(np.add, state.params, means)}
+
+
+def mean_stats(state):
+    return jax.tree.map(lambda s: s.mean(0, dtype=np.float64).astype(np.float32), state.batch_stats)
+
+
+def test_records_of_a_run_equal_a_plain_evaluation(recorded, plain_evaluation):
+    records = [r for r in fixtures.records(recorded.folder) if 'test_accuracy_x' in r]
+    assert [r['step'] for r in records] == [5, 10, 15, 20]
+    for record in records:
+        state = fixtures.gathered(recorded.states[record['step']])
+        for point, params in points_of(state).items():
+            correct, loss = plain_evaluation(params, mean_stats(state))
+            assert round(record[f'test_accuracy_{point}'] * 797) == correct
+            assert record[f'test_loss_{point}'] == pytest.approx(loss, rel=1e-5)
+
+
+# 400 images fill the four devices' batches once.
+@pytest.mark.parametrize('count', [797, 1, 400, 401])
+def test_every_image_counts_once(recorded, random_state, plain_evaluation, count):
+    full = recorded.experiment.dataset.test
+    test = full.part(0, count)
+    dataset = dataclasses.replace(recorded.experiment.dataset, test=test)
+    run = dataclasses.replace(recorded.experiment, dataset=dataset)
+    record = loop.make_evaluate(run)(fixtures.placed(random_state, run), 20)
+    for point, params in points_of(random_state).items():
+        correct, loss = plain_evaluation(params, mean_stats(random_state), count)
+        assert record[f'test_accuracy_{point}'] == pytest.approx(correct / count, rel=1e-6)
+        assert record[f'test_loss_{point}'] == pytest.approx(loss, rel=1e-5)
+    if count == 797:  # the test could tell
+        assert record['test_accuracy_x'] != record['test_accuracy_y']
+
+
+def test_statistics_are_averaged_over_workers(recorded, random_state):
+    outputs, _ = steps.make_outputs(recorded.experiment)(fixtures.placed(random_state, recorded.experiment))
+    assert outputs.keys() == {'x', 'y'}
+    for variables in outputs.values():
+        chex.assert_trees_all_close(variables['batch_stats'], mean_stats(random_state), rtol=1e-6)
+    with pytest.raises(AssertionError):  # no worker's own are like that
+        own = jax.tree.map(lambda s: s[0], random_state.batch_stats)
+        chex.assert_trees_all_close(outputs['x']['batch_stats'], own, rtol=1e-2)
+
+
+@pytest.mark.parametrize('workers_per_device', [2])
+def test_the_number_of_devices_does_not_matter(recorded, random_state, data_dir, workers_per_device):
+    one_a_device = recorded.experiment
+    several = experiment.build(fixtures.tiny_config(data_dir, workers_per_device=workers_per_device))
+    expected, record = (
+        loop.make_evaluate(run)(fixtures.placed(random_state, run), 7) for run in (one_a_device, several)
+    )
+    assert record == pytest.approx(expected, rel=1e-5)
+    for point in ('x', 'y'):
+        assert record[f'test_accuracy_{point}'] == expected[f'test_accuracy_{point}']
+
+
+def test_every_workers_own_model_sees_the_whole_test_set(recorded, random_state, plain_evaluation, data_dir):
+    run = experiment.build(fixtures.tiny_config(data_dir, method='psync'))
+    *links, link = random_state.opt_state
+    state = random_state.replace(opt_state=(*links, link._replace(detach=np.float32(1))))
+    record = loop.make_evaluate(run)(fixtures.placed(state, run), 7)
+    own = [
+        plain_evaluation(
+            jax.tree.map(lambda x, r, k=k: x + r[k], state.params, fixtures.residual(state)),
+            mean_stats(state),
+        )
+        for k in range(fixtures.NUM_WORKERS)
+    ]
+    accuracies = np.array([correct for correct, _ in own]) / 797
+    assert len(set(accuracies)) > 2  # the test could tell
+    assert record['test_accuracy_own'] == pytest.approx(accuracies.mean(), rel=1e-6)
+    assert record['test_accuracy_own_std'] == pytest.approx(accuracies.std(), rel=1e-4)
+    assert record['test_loss_own'] == pytest.approx(np.mean([loss for _, loss in own]), rel=1e-5)
+
+
+@pytest.mark.parametrize('step', [0, 1, 8, 20])
+def test_both_output_points_are_the_same_on_all_devices(recorded, step):
+    state = fixtures.gathered(recorded.states[step])
+    outputs, _ = steps.make_outputs(recorded.experiment)(fixtures.placed(state, recorded.experiment))
+    for leaf in jax.tree.leaves(outputs):
+        assert len({part.tobytes() for part in fixtures.shards(leaf)}) == 1
+    mean_residual = jax.tree.map(lambda r: np.mean(r, axis=0), fixtures.residual(state))
+    y = jax.tree.map(np.add, state.params, mean_residual)
+    chex.assert_trees_all_equal(outputs['x']['params'], state.params)
+    chex.assert_trees_all_close(outputs['y']['params'], y, rtol=1e-6, atol=1e-7)
+
+
+# --- Recalibration ---
+
+
+@pytest.mark.parametrize('num_batches', [3])
+def test_statistics_are_measured_anew_at_each_point(
+    recorded, random_state, data_dir, num_batches, monkeypatch
+):
+    monkeypatch.setattr(layers, 'STATISTICS_MOMENTUM', 0.99)  # whatever the model's is
+    config = fixtures.tiny_config(data_dir, recalibrate_batches=num_batches, workers_per_device=1)
+    run = experiment.build(config)
+    record = loop.make_evaluate(run)(fixtures.placed(random_state, run), 20)
+    for point, params in points_of(random_state).items():
+        stats = measured_statistics(run, random_state, params, num_batches)
+        expected = evaluated(run, params, stats)
+        assert record[f'test_loss_{point}'] == pytest.approx(expected, rel=1e-4)
+        running = evaluated(run, params, mean_stats(random_state))
+        assert expected != pytest.approx(running, rel=1e-2)
+        assert record[f'test_loss_{point}_running'] == pytest.approx(running, rel=1e-4)
+
+
+def measured_statistics(run, state, params, num_batches):
+    """Each worker's mean and variance of what enters the one BatchNorm, averaged over workers and batches."""
+    found = []
+    for batch, _ in zip(run.train_batches(int(state.step)), range(num_batches), strict=False):
+        for worker in range(run.config.num_workers):
+            key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+            images = augmentation.augment(jax.random.fold_in(key, worker), batch['image'][worker], DATASET)
+            maps = jax.lax.conv_general_dilated(
+                images,
+                params['Conv_0']['kernel'],
+                (1, 1),
+                'SAME',
+                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            )
+            found.append((np.mean(maps, (0, 1, 2)), np.var(maps, (0, 1, 2))))
+    mean, var = np.mean(found, axis=0)
+    return {'BatchNorm_0': {'mean': mean, 'var': var}}
+
+
+def evaluated(run, params, batch_stats):
+    images = augmentation.standardise(run.dataset.test.arrays['image'], DATASET)
+    logits = run.task.model.apply({'params': params, 'batch_stats': batch_stats}, images, train=False)
+    return float(
+        optax.softmax_cross_entropy_with_integer_labels(logits, run.dataset.test.arrays['label']).mean()
+    )

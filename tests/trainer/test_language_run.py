@@ -1,0 +1,190 @@
+"""A language model in the trainer: what a run reports, and that one that was killed ends where others do."""
+
+import io
+import math
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+import small_stdlib
+import training_fixtures as fixtures
+
+from configs import language
+from configs.tables import language as language_table
+from def_jax.trainer import experiment
+from def_jax.trainer.data import in_memory
+from paper import report, sweep
+
+TINY = {
+    'num_workers': 2,
+    'dataset_options': {'context': 16},
+    'model_options': {'num_layers': 1, 'width': 8, 'num_heads': 2, 'context': 16},
+    'test_examples': 0,
+    'batch_size': 4,
+    'num_steps': 13,  # the data have 9 steps an epoch
+    'eval_every_steps': 5,
+    'log_every_steps': 4,
+}
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    return small_stdlib.prepared(tmp_path_factory.getbasetemp())
+
+
+def tiny_config(data_dir, **changes):
+    config = language.get_config()
+    with config.unlocked():
+        for key, value in (TINY | {'data_dir': str(data_dir)} | changes).items():
+            config[key] = value  # options are replaced, not added
+    return config
+
+
+@pytest.fixture(scope='module')
+def run(data_dir, tmp_path_factory):
+    """A run's folder, its result and what it printed."""
+    folder, printed = tmp_path_factory.mktemp('language') / 'run', io.StringIO()
+    console = rich.console.Console(file=printed, width=200)
+    result = fixtures.train(tiny_config(data_dir), folder, console)
+    return folder, result, printed.getvalue()
+
+
+def test_x_and_y_are_judged_by_nats_bits_and_perplexity_per_byte(run):
+    metrics = run[1]['metrics']
+    for point in ('x', 'y'):
+        loss = metrics[f'test_loss_{point}']
+        assert 3 < loss < math.log(256) + 1
+        assert metrics[f'test_bits_per_byte_{point}'] == pytest.approx(loss / math.log(2))
+        assert metrics[f'test_perplexity_{point}'] == pytest.approx(math.exp(loss))
+    assert not any('accuracy' in name for name in metrics)
+    assert run[1]['measure']['metric'] == 'loss'
+
+
+def test_lengths_are_given_in_steps(run):
+    folder, result, printed = run
+    records = fixtures.records(folder)
+    assert [r['step'] for r in records if 'test_loss_x' in r] == [5, 10, 13]
+    assert result['metrics']['steps'] == 13
+    losses = [r['loss'] for r in records if 'loss' in r and r['step'] > 13 - 5]
+    assert result['metrics']['train_loss'] == pytest.approx(np.mean(losses))
+    assert '13 in 1.44 epochs' in printed
+
+
+def test_titles_name_the_optimizer(run, data_dir):
+    _, result, printed = run
+    assert result['title'].startswith('DEF with AdamW at ratio 16: transformer_115k on python_stdlib')
+    assert 'DEF with AdamW (ratio 16' in printed
+    muon = {'optimizer': 'muon', 'optimizer_options': {}}
+    dense = experiment.build(tiny_config(data_dir, method='sgd', outer='', **muon))
+    assert dense.title == 'dense Muon' and dense.answers == {'x': 'dense Muon'}
+
+
+def test_speed_is_in_tokens(run):
+    folder, _, printed = run
+    assert 'tokens/s' in printed
+    assert any('tokens_per_second' in r for r in fixtures.metrics.read(folder / 'metrics.jsonl'))
+
+
+def test_the_result_names_the_text(run, data_dir):
+    about = run[1]['data']
+    train = experiment.build(tiny_config(data_dir)).dataset.train.corpus
+    assert about['train'] == {'bytes': len(train), 'documents': len(train.ends), 'sha256': train.checksum}
+    assert about.keys() == {'name', 'train', 'validation', 'test'}
+    assert about['name'].startswith('python_stdlib/3.')
+
+
+def test_the_result_has_a_text_that_y_wrote(run, data_dir):
+    folder, result, printed = run
+    assert ''.join(result['sample'].split()) in ''.join(printed.split())
+    of_run = experiment.build(tiny_config(data_dir))
+    state = fixtures.restored(folder, of_run)
+    points, _ = fixtures.steps.make_outputs(of_run)(state)
+    assert of_run.task.sample(jax.device_get(points['y']['params']), jax.random.key(0)) == result['sample']
+
+
+def test_killed_and_resumed_equals_undisturbed(run, data_dir, tmp_path):
+    folder, result, _ = run
+    with fixtures.killed(in_memory, 'train_batch', when=8):
+        fixtures.train(tiny_config(data_dir), tmp_path / 'run')
+    resumed = fixtures.train(tiny_config(data_dir), tmp_path / 'run')
+    of_run = experiment.build(tiny_config(data_dir))
+    states = [fixtures.shards(fixtures.restored(each, of_run)) for each in (tmp_path / 'run', folder)]
+    fixtures.assert_same_bits(*states)
+    assert fixtures.records(tmp_path / 'run') == fixtures.records(folder)
+    assert resumed['sample'] == result['sample']
+
+
+@pytest.mark.slow
+def test_it_goes_on_with_other_workers(data_dir, tmp_path):
+    with fixtures.killed(in_memory, 'train_batch', when=8):
+        fixtures.train(tiny_config(data_dir), tmp_path)
+    before = experiment.build(tiny_config(data_dir))
+    y = fixtures.steps.make_outputs(before)(fixtures.restored(tmp_path, before))[0]['y']['params']
+    after = experiment.build(tiny_config(data_dir, num_workers=4))
+    regrouped = fixtures.steps.make_outputs(after)(fixtures.restored(tmp_path, after))[0]['y']['params']
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), y, regrouped)
+    result = fixtures.train(tiny_config(data_dir, num_workers=4), tmp_path)
+    assert [r['step'] for r in fixtures.records(tmp_path) if 'test_loss_x' in r] == [5, 10, 13]
+    assert result['config']['num_workers'] == 4 and result['sample']
+
+
+@pytest.mark.slow
+def test_a_table_of_losses_is_swept_and_reported(data_dir, tmp_path):
+    spec = language_table.get_config()
+    with spec.unlocked():
+        spec.base, spec.seeds = tiny_config(data_dir, num_steps=5), (0,)
+        spec.cells = (dict(spec.cells[1]) | {'tuned': {'learning_rate': (0.01, 0.1)}},)
+    sweep.sweep(spec, tmp_path, rich.console.Console(quiet=True))
+    report.report(tmp_path, tmp_path)
+    page = (tmp_path / 'README.md').read_text()
+    assert '| ratio |  | DEF |' in page and '. Test loss, mean' in page and 'ccuracy' not in page
+    assert 'Validation loss at the cell' in page
+
+
+def test_a_state_of_which_nothing_is_a_workers_own_has_outputs(data_dir):
+    dense = experiment.build(tiny_config(data_dir, method='sgd', outer=''))
+    state = fixtures.steps.make_init(dense)()
+    points, own = fixtures.steps.make_outputs(dense)(state)
+    assert (points.keys(), own) == ({'x'}, {})
+    fixtures.assert_same_bits(points['x']['params'], state.params)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {'model_options': {'width': 10, 'num_heads': 4}},
+            r"^config\.model='transformer_115k' .*width=10 must be",
+        ),
+        (
+            {'model_options': {'vocab_size': 100}},
+            r'^config\.task=.*vocab_size=100 of the model must be at least 256',
+        ),
+        ({'model_options': {'context': 8}}, r'^config\.task=.*context=16 of the data set must be at most 8'),
+        ({'model_options': {'wdith': 8}}, r"^config\.model_options\.wdith .*Did you mean 'width'"),
+        (
+            {'dataset_options': {'context': 0}},
+            r"^config\.dataset='python_stdlib' .*context=0 must be an integer in \[1, ",
+        ),
+        ({'batch_size': 1000}, r'^config\.batch_size=1000 must be between 1 and num_examples=39'),
+        (
+            {'dataset_options': {'context': 10**6}},
+            r'^config\.batch_size=4 must be between 1 and num_examples=1:',
+        ),
+        (
+            {'model': 'vgg_digits', 'model_options': {}},
+            r"^config\.model='vgg_digits' needs the option 'num_classes'",
+        ),
+        (
+            {'dataset': 'digits', 'dataset_options': {}},
+            r"^config\.model='transformer_115k' needs the option 'vocab",
+        ),
+        ({'task': 'image_classification'}, r'^config\.task=.*must have images with labels'),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_in_one_line(data_dir, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        fixtures.train(tiny_config(data_dir, **changes), tmp_path / 'run')
+    assert '\n' not in str(caught.value)
+    assert not (tmp_path / 'run').exists()

@@ -1,0 +1,339 @@
+"""The trainer on a tiny configuration: files, methods, divergence, virtual workers."""
+
+import io
+import json
+import re
+import shutil
+import struct
+from pathlib import Path
+from unittest import mock
+
+import chex
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import pytest
+import rich.console
+import training_fixtures as fixtures
+from tensorboardX.proto import event_pb2
+
+import def_jax
+from def_jax import METHODS, train
+from def_jax.trainer import experiment, loop, steps
+from def_jax.trainer.data import in_memory
+
+EVALUATIONS = [5, 10, 15, 20]
+
+
+# --- The files of a run ---
+
+
+def test_a_run_leaves_these_files_and_no_others(recorded):
+    files = {'config.json', 'curves.png', 'lock', 'metrics.jsonl', 'result.json'}
+    assert {path.name for path in recorded.folder.iterdir()} == files | {'checkpoints', 'tensorboard'}
+    assert {path.name for path in (recorded.folder / 'checkpoints').iterdir()} == {'15', '20'}
+    config = json.loads((recorded.folder / 'config.json').read_text())
+    assert config == json.loads(recorded.config.to_json())
+
+
+def test_metrics_are_recorded_when_due(recorded):
+    records = fixtures.records(recorded.folder)
+    assert [r['step'] for r in records if 'loss' in r] == [3, 5, 6, 9, 10, 12, 15, 18, 20]
+    tests = [r for r in records if 'test_accuracy_x' in r]
+    assert [r['step'] for r in tests] == EVALUATIONS
+    points = {'test_accuracy_x', 'test_accuracy_y', 'test_loss_x', 'test_loss_y'}
+    assert all(r.keys() == {'step', 'epoch', 'megabytes_sent'} | points for r in tests)
+    for record in records:
+        assert record['epoch'] == record['step'] / fixtures.STEPS_PER_EPOCH
+        assert record['megabytes_sent'] == pytest.approx(record['step'] * 4 * fixtures.MESSAGE_SIZE / 1e6)
+
+
+def test_a_training_record_is_the_mean_since_the_last(recorded):
+    losses, begin = np.stack(recorded.losses), 0
+    for record in fixtures.records(recorded.folder):
+        if 'loss' in record:
+            assert record['loss'] == pytest.approx(losses[begin : record['step']].mean(), rel=1e-6)
+            begin = record['step']
+
+
+def test_tensorboard_holds_the_same_figures(recorded):
+    found = {}
+    for path in (recorded.folder / 'tensorboard').iterdir():
+        data, position = path.read_bytes(), 0
+        while position < len(data):  # records of length, 4 bytes, event, 4 bytes
+            (length,) = struct.unpack_from('<Q', data, position)
+            event = event_pb2.Event.FromString(data[position + 12 : position + 12 + length])
+            found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+            position += 16 + length
+    expected = {
+        (record['step'], name): value
+        for record in map(json.loads, (recorded.folder / 'metrics.jsonl').read_text().splitlines())
+        for name, value in record.items()
+        if name != 'step'
+    }
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_curves_are_a_picture(recorded):
+    picture = matplotlib.image.imread(recorded.folder / 'curves.png')
+    height, width = picture.shape[:2]
+    assert height > 200 and width > 500
+    assert picture[..., :3].std() > 0.05  # not blank
+
+
+def test_result_says_what_was_run_and_what_came_out(recorded):
+    result = recorded.result
+    assert result == json.loads((recorded.folder / 'result.json').read_text())
+    assert (result['status'], result['diverged']) == ('finished', None)
+    assert all(word in result['title'] for word in ('DEF', 'ratio 8', 'vgg_digits', 'digits', '4 workers'))
+    assert result['config'] == json.loads(recorded.config.to_json())
+    last = fixtures.records(recorded.folder)[-1]
+    for name in ('test_accuracy_x', 'test_accuracy_y', 'test_loss_x', 'test_loss_y'):
+        assert result['metrics'][name] == last[name]
+    assert result['metrics']['steps'] == fixtures.NUM_STEPS
+    assert result['metrics']['seconds'] > 0
+    last_epoch = [r['loss'] for r in fixtures.records(recorded.folder) if r['step'] > 15 and 'loss' in r]
+    assert result['metrics']['train_loss'] == pytest.approx(np.mean(last_epoch))
+
+
+def test_result_says_what_was_sent(recorded):
+    sent = recorded.result['communication']
+    assert sent == pytest.approx(
+        {
+            'num_params': fixtures.NUM_PARAMS,
+            'message_size': fixtures.MESSAGE_SIZE,
+            'true_ratio': fixtures.NUM_PARAMS / fixtures.MESSAGE_SIZE,
+            'visits_per_block': fixtures.NUM_STEPS * fixtures.MESSAGE_SIZE / fixtures.NUM_PARAMS,
+            'bytes_per_step': 4 * fixtures.MESSAGE_SIZE,
+            'dense_bytes_per_step': 4 * fixtures.NUM_PARAMS,
+            'megabytes_sent': fixtures.NUM_STEPS * 4 * fixtures.MESSAGE_SIZE / 1e6,
+            'megabytes_dense': fixtures.NUM_STEPS * 4 * fixtures.NUM_PARAMS / 1e6,
+        }
+    )
+
+
+def test_the_result_holds_the_curve(recorded):
+    curve = recorded.result['curve']
+    records = fixtures.records(recorded.folder)
+    assert [point['step'] for point in curve] == [5, 10, 15, 20]
+    for point, before in zip(curve, (0, 5, 10, 15), strict=True):
+        losses = [r['loss'] for r in records if 'loss' in r and before < r['step'] <= point['step']]
+        assert point['train_loss'] == pytest.approx(np.mean(losses))
+        test = next(r for r in records if 'test_loss_y' in r and r['step'] == point['step'])
+        assert test.items() <= point.items() and point['seconds'] > 0
+
+
+def test_result_says_with_what_it_was_made(recorded):
+    environment = recorded.result['environment']
+    assert environment['def_jax'] == def_jax.__version__
+    assert environment['packages']['jax'] == jax.__version__
+    assert environment['packages']['numpy'] == np.__version__
+    assert environment['num_devices'] == fixtures.NUM_WORKERS
+    if (Path(def_jax.__file__).parents[1] / '.git').exists():
+        assert re.fullmatch(r'[0-9a-f]{40}\+?', environment['commit'])
+
+
+def test_a_finished_run_is_reported_again_not_trained_again(recorded, tmp_path):
+    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
+    elsewhere = recorded.result['environment'] | {'device': 'another machine'}
+    (folder / 'result.json').write_text(json.dumps(recorded.result | {'environment': elsewhere}))
+    before = {name: (folder / name).read_bytes() for name in ('metrics.jsonl', 'result.json', 'config.json')}
+    screen = io.StringIO()
+    trains = mock.Mock(side_effect=AssertionError('trains'))
+    with mock.patch.object(steps, 'make_train_step', return_value=trains):
+        result = fixtures.train(recorded.config, folder, rich.console.Console(file=screen, width=200))
+    assert result == recorded.result | {'environment': elsewhere}
+    assert before == {name: (folder / name).read_bytes() for name in before}
+    assert 'resuming at step 20' in screen.getvalue()
+    assert f'{100 * result["metrics"]["test_accuracy_y"]:.2f} %' in screen.getvalue()
+
+
+def test_compute_dtype_is_that_of_the_network_alone(data_dir):
+    run = experiment.build(fixtures.tiny_config(data_dir, compute_dtype='bfloat16'))
+    variables = run.task.init(jax.random.key(0))
+    batch = next(run.train_batches(0))
+    batch = {name: x[0] for name, x in batch.items()}
+
+    def loss(params):
+        return run.task.loss(params, variables['batch_stats'], batch, jax.random.key(0))[0]
+
+    program, (value, grads) = jax.make_jaxpr(jax.value_and_grad(loss), return_shape=True)(variables['params'])
+    assert 'bf16' in str(program)
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, value, grads))} == {jnp.dtype('float32')}
+
+
+# --- Every method ---
+
+
+def method_config(data_dir, method):
+    workers = {'num_workers': 1} if METHODS[method].single_worker else {}
+    if method == 'onebit_adam':
+        workers = {'freeze_after': 3, 'learning_rate': 1e-3, 'momentum': 0.0}
+    return fixtures.tiny_config(data_dir, method=method, **workers)
+
+
+# One of each kind: dense, error feedback, with an outer optimizer, a baseline. The others are slow tests.
+QUICK = ('sgd', 'saef', 'diloco', 'onebit_adam')
+
+
+@pytest.mark.parametrize(
+    'method', [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in METHODS]
+)
+def test_every_method_trains(method, recorded, data_dir, tmp_path):
+    config = method_config(data_dir, method)
+    result = fixtures.train(config, tmp_path / 'run')
+    assert result['status'] == 'finished'
+    records, points = fixtures.records(tmp_path / 'run'), METHODS[method].points
+    assert {name for record in records for name in record if name.startswith('test_accuracy_')} == {
+        f'test_accuracy_{point}' for point in (*points, *(('own_std',) if 'own' in points else ()))
+    }
+    assert ('y' in points) == (METHODS[method].kind == 'error_feedback')
+    dense = method in ('sgd', 'sgd_ia', 'local_sgd', 'diloco')
+    size = result['communication']['message_size']
+    if METHODS[method].kind == 'baseline' or method == 'cser':  # counted in tests/test_traffic.py
+        assert size < fixtures.NUM_PARAMS / 2
+    else:
+        assert size == (fixtures.NUM_PARAMS if dense else fixtures.MESSAGE_SIZE)
+    assert result['metrics']['train_loss'] < 3
+    if method == 'def_a':  # the same run as DEF's; the two differ in the point that is their answer
+        assert records == fixtures.records(recorded.folder)
+    state = fixtures.restored(tmp_path / 'run', experiment.build(config))
+    if method == 'saef':  # the last step averages the residuals
+        for leaf in jax.tree.leaves(fixtures.residual(state)):
+            np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+
+
+# --- Virtual workers, and what is communicated ---
+
+
+@pytest.mark.parametrize(('workers_per_device', 'sequential'), [(2, False), (4, True)])
+def test_virtual_workers_give_the_same_trajectory(
+    recorded, data_dir, tmp_path, workers_per_device, sequential
+):
+    changes = {'workers_per_device': workers_per_device, 'sequential_workers': sequential}
+    config = fixtures.tiny_config(data_dir, **changes)
+    result = fixtures.train(config, tmp_path / 'run')
+    assert result['environment']['num_devices'] == fixtures.NUM_WORKERS // workers_per_device
+    expected = fixtures.records(recorded.folder)
+    for ours, theirs in zip(fixtures.records(tmp_path / 'run'), expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=2e-3)
+    state = fixtures.restored(tmp_path / 'run', experiment.build(config))
+    expected = fixtures.gathered(recorded.states[-1])
+    reshaped = jax.tree.map(lambda a, b: np.reshape(a, b.shape), state, expected)
+    chex.assert_trees_all_close(reshaped, expected, rtol=1e-4, atol=1e-5)
+
+
+# --- Divergence, and what cannot be run ---
+
+
+@pytest.mark.parametrize('key', ['train_examples', 'test_examples'])
+def test_more_images_than_there_are_are_refused_before_anything_is_written(data_dir, tmp_path, key):
+    with pytest.raises(ValueError, match=rf'config\.{key}=2000 must be at most (1000|797)'):
+        fixtures.train(fixtures.tiny_config(data_dir, **{key: 2000}), tmp_path / 'run')
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'validation_examples': 1000}, 'config.validation_examples=1000 must be less than 1000'),
+        ({'validation_examples': 801}, 'config.train_examples=200 must be at most 199'),
+        (
+            {'evaluate_on': 'validation'},
+            r"config.evaluate_on='validation' needs a validation split, and the data set has none",
+        ),
+    ],
+)
+def test_examples_that_cannot_be_held_out_are_refused_before_anything_is_written(
+    data_dir, tmp_path, changes, message
+):
+    with pytest.raises(ValueError, match=message):
+        fixtures.train(fixtures.tiny_config(data_dir, **changes), tmp_path / 'run')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_evaluated_on_what_it_does_not_train_on(data_dir, tmp_path, recorded):
+    config = fixtures.tiny_config(data_dir, validation_examples=800, evaluate_on='validation')
+    result = fixtures.train(config, tmp_path / 'run')
+    assert result['measure']['split'] == 'validation'
+    assert not any(name.startswith('test_') for record in result['curve'] for name in record)
+    # The same training examples: the trajectory of a run that is evaluated on the test split.
+    losses = [
+        [r['loss'] for r in fixtures.records(f) if 'loss' in r] for f in (tmp_path / 'run', recorded.folder)
+    ]
+    assert losses[0] == losses[1]
+    held_out = experiment.build(config).evaluated['validation']
+    full, _ = in_memory.load_dataset('digits', data_dir)
+    np.testing.assert_array_equal(held_out.arrays['image'], full.arrays['image'][200:])
+    correct = 800 * result['metrics']['validation_accuracy_x']
+    assert correct == pytest.approx(round(correct), abs=1e-3)
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(data_dir, tmp_path):
+    with pytest.raises(ValueError, match=r'batch_size=204 must be between 1 and num_examples=200'):
+        fixtures.train(fixtures.tiny_config(data_dir, batch_size=204), tmp_path / 'run')
+    assert list(tmp_path.iterdir()) == []
+
+
+def diverged_run(config, folder):
+    with pytest.raises(loop.DivergedError) as error:
+        fixtures.train(config, folder)
+    result = json.loads((folder / 'result.json').read_text())
+    assert result['status'] == 'diverged'
+    assert result['diverged'] == {'step': error.value.step, 'worker': error.value.worker}
+    assert result['metrics']['steps'] == error.value.step
+    assert 'Try a smaller --config.learning_rate' in str(error.value) and '\n' not in str(error.value)
+    return error.value
+
+
+def test_a_nan_loss_names_step_and_worker_and_keeps_the_last_good_checkpoint(recorded, tmp_path):
+    folder = tmp_path / 'run'
+    with fixtures.poisoned_batch(step=7, worker=2):
+        error = diverged_run(recorded.config, folder)
+    assert (error.step, error.worker) == (7, 2)
+    assert 'the loss of worker 2 is nan at step 7' in str(error)
+    assert fixtures.records(folder) == [r for r in fixtures.records(recorded.folder) if r['step'] <= 6]
+    state = fixtures.restored(folder, recorded.experiment)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[5])
+    # Without the poison the run goes on from there as if nothing had been.
+    assert fixtures.train(recorded.config, folder)['status'] == 'finished'
+    assert fixtures.records(folder) == fixtures.records(recorded.folder)
+
+
+def test_a_nan_in_one_residual_is_noticed_at_the_next_step(recorded, tmp_path):
+    def poison(state):
+        *links, link = state.opt_state
+        residual = jax.tree.map(lambda r: fixtures.nan_like(r, where=1), link.residual)
+        return state.replace(opt_state=(*links, link._replace(residual=residual)))
+
+    with fixtures.poisoned_state(9, poison):
+        error = diverged_run(recorded.config, tmp_path / 'run')
+    assert (error.step, error.worker) == (9, 1)
+    assert int(fixtures.restored(tmp_path / 'run', recorded.experiment).step) == 5
+
+
+def test_a_nan_on_the_test_set_is_never_checkpointed(recorded, tmp_path):
+    def poison(state):
+        return state.replace(params=jax.tree.map(fixtures.nan_like, state.params))
+
+    with fixtures.poisoned_state(10, poison):
+        error = diverged_run(recorded.config, tmp_path / 'run')
+    assert (error.step, error.worker) == (10, None)
+    assert 'the loss of the test set is nan at step 10' in str(error)
+    state = fixtures.restored(tmp_path / 'run', recorded.experiment)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[5])
+
+
+def test_divergence_is_exit_code_3_and_a_hint(data_dir, tmp_path, capsys, monkeypatch):
+    config = fixtures.tiny_config(data_dir, learning_rate=1e30)
+    monkeypatch.setattr(train, '_CONFIG', mock.Mock(value=config))
+    monkeypatch.setattr(train, '_WORKDIR', mock.Mock(value=str(tmp_path / 'run')))
+    for flag in ('_ADDRESS', '_COUNT', '_INDEX'):
+        monkeypatch.setattr(train, flag, mock.Mock(value=None))
+    assert train.main(['train.py']) == 3
+    message = capsys.readouterr().err
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+    where = 'the loss of worker {worker} is nan at step {step}.'.format(**result['diverged'])
+    assert message.startswith(f'train.py: {where}') and message.count('\n') == 1
+    assert result['status'] == 'diverged'

@@ -1,0 +1,196 @@
+"""metrics.jsonl and TensorBoard: complete up to each checkpoint, and a full disk is an error."""
+
+import json
+import resource
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from def_jax.trainer import metrics
+from def_jax.trainer.metrics import MetricLog
+
+STEPS = (3, 5, 6, 9)
+
+
+def record(step):
+    return {'step': step, 'loss': 1 / (step + 3)}
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Makes logs of a folder, and closes them at the end."""
+    logs = []
+
+    def make(resume_step=0, seal=None, **options):
+        logs.append(MetricLog(tmp_path, resume_step, seal, **options))
+        return logs[-1]
+
+    yield make
+    for made in logs:
+        made.close()
+
+
+@pytest.fixture
+def seals(tmp_path, log):
+    """A folder with records, and the seal of each step's checkpoint."""
+    first, made = log(), {}
+    for step in STEPS:
+        first.write(record(step))
+        made[step] = first.seal()
+    first.close()
+    return made
+
+
+def steps_of(folder):
+    return [r['step'] for r in metrics.read(folder / 'metrics.jsonl')]
+
+
+def test_records_are_lines_of_json_that_keep_every_digit(tmp_path, seals):
+    lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [record(step) for step in STEPS]
+    assert metrics.read(tmp_path / 'metrics.jsonl') == [record(step) for step in STEPS]
+
+
+@pytest.mark.parametrize(('step', 'kept'), [(5, [3, 5]), (6, [3, 5, 6]), (9, [3, 5, 6, 9])])
+def test_a_resumed_log_forgets_what_comes_after_its_checkpoint(tmp_path, log, seals, step, kept):
+    resumed = log(step, seals[step])
+    assert [r['step'] for r in resumed.records] == kept
+    assert metrics.read(tmp_path / 'metrics.jsonl') == resumed.records
+    resumed.write(record(10))
+    assert steps_of(tmp_path) == [*kept, 10]
+    again = log(10, resumed.seal())
+    assert [r['step'] for r in again.records] == [*kept, 10]
+
+
+def test_a_run_that_starts_forgets_everything(tmp_path, log, seals):
+    assert log().records == [] == steps_of(tmp_path)
+
+
+def test_who_does_not_write_leaves_the_files_alone(tmp_path, log, seals):
+    before = (tmp_path / 'metrics.jsonl').read_bytes()
+    other = log(5, seals[5], writes=False)
+    other.write(record(7))
+    assert ([r['step'] for r in other.records], other.seal()) == ([3, 5, 7], None)
+    assert (tmp_path / 'metrics.jsonl').read_bytes() == before
+
+
+def gone(path):
+    path.unlink()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def another_figure(path):
+    path.write_bytes(path.read_bytes().replace(b'0.125', b'0.925'))
+
+
+def a_bit(path):
+    path.write_bytes(path.read_bytes().replace(b'loss', b'\xffoss', 1))
+
+
+@pytest.mark.parametrize(
+    ('damage', 'reason'),
+    [
+        (gone, r'cannot be read \(No such file or directory\)'),
+        (cut, r'ends after \d+ of \d+ bytes'),
+        (another_figure, 'was changed'),
+        (a_bit, 'was changed'),
+    ],
+)
+def test_a_sealed_record_cannot_be_lost_unseen(tmp_path, log, seals, damage, reason):
+    path = tmp_path / 'metrics.jsonl'
+    damage(path)
+    before = path.exists() and path.read_bytes()
+    with pytest.raises(ValueError, match=f'metrics.jsonl {reason}, so records before .* step 9') as error:
+        log(9, seals[9])
+    assert '\n' not in str(error.value)
+    assert (path.exists() and path.read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    'rest',
+    [
+        b'',
+        b'{',
+        b'{"step": 12',
+        b'{"step": 12, "loss": 0.5',
+        b'\0\0',
+        b'5',
+        b'{}',
+        b'[]',
+        b'[' * 100_000,
+        b'\xff"',
+    ],
+)
+def test_what_is_no_record_is_dropped(tmp_path, log, seals, rest):
+    path = tmp_path / 'metrics.jsonl'
+    path.write_bytes(path.read_bytes() + rest + b'\n' + json.dumps(record(12)).encode())
+    assert steps_of(tmp_path) == [*STEPS, 12]
+    log(9, seals[9]).write(record(20))
+    assert steps_of(tmp_path) == [*STEPS, 20]
+
+
+def test_every_record_is_on_disk_when_it_has_been_written(tmp_path, log):
+    written = log()
+    for step in (1, 2):
+        written.write(record(step))
+        assert metrics.read(tmp_path / 'metrics.jsonl')[-1] == record(step)
+
+
+def test_last_finds_the_newest_value(log, seals):
+    resumed = log(6, seals[6])
+    resumed.write({'step': 8, 'test_loss': 2.0})
+    assert (resumed.last('loss'), resumed.last('test_loss'), resumed.last('seconds')) == (1 / 9, 2.0, 0.0)
+
+
+def events_of(path):
+    """The events of a file of TFRecords: length, its checksum, data, its checksum."""
+    content, events = path.read_bytes(), []
+    while content:
+        size = int.from_bytes(content[:8], 'little')
+        events.append(event_pb2.Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    return events
+
+
+def test_tensorboard_gets_each_figure_and_hides_what_a_resumed_run_repeats(tmp_path, log, seals):
+    resumed = log(5, seals[5])
+    resumed.write({'step': 6, 'loss': 0.5, 'pending': [{}]})
+    resumed.close()
+    first, second = sorted((tmp_path / 'tensorboard').iterdir())
+    assert [e.step for e in events_of(first) if e.summary.value] == list(STEPS)
+    _, start, event = events_of(second)
+    assert (start.session_log.status, start.step) == (event_pb2.SessionLog.START, 6)
+    (value,) = event.summary.value
+    assert (event.step, value.tag, value.simple_value) == (6, 'loss', 0.5)
+
+
+# --- A full disk ---
+
+
+@pytest.fixture
+def small_files():
+    """Files may not grow beyond 2,000 bytes, as on a disk that is full; Python ignores the signal for it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def fill(full):
+    for step in range(1, 1000):
+        full.write(record(step))
+        full.seal()
+
+
+def test_a_disk_that_fills_is_an_error_and_closing_waits_for_nobody(tmp_path, log, small_files):
+    full = log()
+    with pytest.raises(
+        ValueError, match=r'metrics\.jsonl or the tensorboard .* cannot be written .*free some space'
+    ) as error:
+        fill(full)
+    assert '\n' not in str(error.value)
+    full.close()
+    assert len(steps_of(tmp_path)) > 5

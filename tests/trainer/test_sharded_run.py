@@ -1,0 +1,253 @@
+"""Workers of several devices in the trainer: the trajectory of whole workers, and everything a run does."""
+
+import io
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+import rich.console
+import small_stdlib
+import training_fixtures as fixtures
+from jax.sharding import AxisType
+from test_language_run import tiny_config
+
+import def_jax
+from def_jax.trainer import experiment, loop, programs, replica_check, steps
+from def_jax.trainer.data import in_memory
+from def_jax.trainer.workers.sharded import shard_spec
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    return small_stdlib.prepared(tmp_path_factory.getbasetemp())
+
+
+def sharded(data_dir, shards=2, **changes):
+    """Momentum SGD, since Adam's first steps turn the rounding of small gradients into signs."""
+    usual = {'optimizer': 'sgd', 'optimizer_options': {}, 'learning_rate': 0.1, 'schedule': 'drops'}
+    return tiny_config(data_dir, shards_per_worker=shards, **(usual | changes))
+
+
+def trained(config, number=3):
+    """An experiment, its state after some steps, and the losses."""
+    run = experiment.build(config)
+    state, train_step, losses = steps.make_init(run)(), steps.make_train_step(run), []
+    for _, batch in zip(range(number), run.train_batches(0), strict=False):
+        state, metrics = train_step(state, run.workers.place(batch))
+        losses.append(np.asarray(jax.block_until_ready(metrics)['loss']))
+    return run, state, np.array(losses)
+
+
+def assert_close(state, expected):
+    def close(a, b):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-6)
+
+    jax.tree.map(close, state, expected)
+
+
+def assert_alike(data_dir, shards, changes):
+    run, state, losses = trained(sharded(data_dir, shards, **changes))
+    _, expected, expected_losses = trained(sharded(data_dir, 1, **changes))
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    assert_close(state, expected)
+    return run, state
+
+
+def test_the_trajectory_is_that_of_whole_workers(data_dir):
+    """Blocks are cut from shards, so that is so where all is sent."""
+    run, state = assert_alike(data_dir, 2, {'ratio': 1})
+    kernel = state.params['block_0']['mlp_input']['kernel']
+    assert kernel.addressable_shards[0].data.shape == (8, 16) and kernel.shape == (8, 32)
+    residual = fixtures.residual(state)['block_0']['mlp_input']['kernel']
+    assert residual.addressable_shards[0].data.shape == (1, 8, 16) and residual.shape == (2, 8, 32)
+    assert len(run.devices) == 4
+
+
+@pytest.mark.slow
+def test_blocks_are_those_of_a_loop_over_the_library(data_dir):
+    run, state, losses = trained(sharded(data_dir, ratio=4, auto_detach=True))
+    params = steps.make_init(run)().params
+    mesh = jax.make_mesh((2, 2), ('workers', 'shard'), (AxisType.Auto,) * 2, devices=run.devices)
+    dist = def_jax.spmd(run.optimizer, mesh, jax.tree.map(lambda x: shard_spec(x.shape, 2), params))
+
+    def loss_fn(params, batch):
+        return run.task.loss(params, {}, batch, jax.random.key(0))[0]
+
+    @jax.jit
+    def step(params, opt_state, batch):
+        losses, grads = dist.value_and_grad(loss_fn)(params, opt_state, batch)
+        updates, opt_state = dist.update(grads, opt_state, params)
+        return losses, optax.apply_updates(params, updates), opt_state
+
+    opt_state = dist.init(params)
+    for expected, batch in zip(losses, run.train_batches(0), strict=False):
+        batch = {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
+        found, params, opt_state = jax.block_until_ready(step(params, opt_state, batch))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert_close((state.params, state.opt_state), (params, opt_state))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('shards', 'changes'),
+    [
+        (2, {'ratio': 1, 'accumulate': 2, 'batch_size': 8, 'skip_nonfinite': True}),
+        (2, {'method': 'sgd', 'outer': ''}),
+        (2, {'method': 'saef', 'ratio': 1, 'average_every': 2, 'outer': ''}),
+        (2, {'method': 'diloco', 'every': 2, 'outer': ''}),
+    ],
+    ids=str,
+)
+def test_every_kind_of_method_follows_whole_workers(data_dir, shards, changes):
+    assert_alike(data_dir, shards, changes)
+
+
+@pytest.mark.slow
+def test_batch_normalisation_is_over_the_whole_worker(tmp_path_factory):
+    with fixtures.tiny_network(tmp_path_factory) as digits_dir:
+        whole, parts = (
+            trained(fixtures.tiny_config(digits_dir, shards_per_worker=shards, ratio=1))[1:]
+            for shards in (1, 2)
+        )
+    np.testing.assert_allclose(parts[1], whole[1], rtol=1e-5)
+    assert_close(parts[0], whole[0])
+
+
+@pytest.fixture(scope='module')
+def run(data_dir, tmp_path_factory):
+    """A run with everything on: its configuration, folder, result and what it printed."""
+    config = full_config(data_dir)
+    folder, printed = tmp_path_factory.mktemp('sharded') / 'run', io.StringIO()
+    result = fixtures.train(config, folder, rich.console.Console(file=printed, width=200))
+    return config, folder, result, printed.getvalue()
+
+
+def full_config(data_dir, **changes):
+    """The settings of configs/language.py, AdamW among them, with 2 workers of 2 devices."""
+    workers = {'shards_per_worker': 2, 'batch_size': 8, 'auto_detach': True}
+    more = {'check_replicas_every': 4, 'diagnostics_every': 5, 'evaluate_train_examples': 3}
+    return tiny_config(data_dir, **(workers | more | changes))
+
+
+@pytest.mark.slow
+def test_a_run_reports_what_others_do(run):
+    _, folder, result, printed = run
+    assert result['environment']['num_devices'] == 4
+    assert '2 of 2 devices each on 4' in printed and result['sample']
+    for point in ('x', 'y'):
+        assert result['metrics'][f'test_loss_{point}'] > 0 and f'train_loss_{point}' in result['metrics']
+    assert [record['step'] for record in result['diagnostics']] == [0, 5, 10]
+    assert all(record['detach_optimum_own_std'] >= 0 for record in result['diagnostics'])
+    assert (folder / 'diagnostics.png').exists()
+
+
+@pytest.mark.slow
+def test_each_workers_own_model_is_evaluated(data_dir, tmp_path):
+    """SAEF's third point, on whole workers and on sharded ones."""
+    changes = {'method': 'psync', 'ratio': 1, 'outer': '', 'num_steps': 2}
+    sharded_run, whole_run = (
+        fixtures.train(sharded(data_dir, shards, **changes), tmp_path / f'{shards}')['metrics']
+        for shards in (2, 1)
+    )
+    for name in ('test_loss_own', 'test_loss_own_std', 'test_loss_x', 'test_loss_y'):
+        assert sharded_run[name] == pytest.approx(whole_run[name], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_undisturbed(run, data_dir, tmp_path):
+    config, folder, result, _ = run
+    with fixtures.killed(in_memory, 'train_batch', when=9):
+        fixtures.train(full_config(data_dir), tmp_path / 'run')
+    resumed = fixtures.train(full_config(data_dir), tmp_path / 'run')
+    of_run = experiment.build(config)
+    states = [fixtures.shards(fixtures.restored(each, of_run)) for each in (tmp_path / 'run', folder)]
+    fixtures.assert_same_bits(*states)
+    assert fixtures.records(tmp_path / 'run') == fixtures.records(folder)
+    assert resumed['sample'] == result['sample']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('changes', 'note'),
+    [
+        ({'shards_per_worker': 1}, 'devices a worker: 2 before, 1 now; the state is unchanged'),
+        ({'shards_per_worker': 1, 'workers_per_device': 2}, 'the same 2, now as 1 x 2 devices x virtual'),
+        ({'num_workers': 4}, 'workers: 2 before, 4 now; each receives the mean'),
+    ],
+    ids=str,
+)
+def test_a_run_resumes_on_other_workers(run, data_dir, tmp_path, changes, note):
+    """The same workers on other devices keep the state bit for bit; others get the mean of the old ones."""
+    config, finished, _, _ = run
+    folder = shutil.copytree(finished, tmp_path / 'run')
+    shutil.rmtree(folder / 'checkpoints' / '13')  # the last
+    before = fixtures.restored(folder, experiment.build(config))
+    other = full_config(data_dir, **changes)
+    after = fixtures.restored(folder, experiment.build(other))
+    assert int(after.step) == 10
+    fixtures.assert_same_bits(jax.device_get(after.params), jax.device_get(before.params))
+    if 'num_workers' not in changes:
+        before, after = (jax.tree.map(flat, jax.device_get(state)) for state in (before, after))
+        fixtures.assert_same_bits(after, before)
+    printed = io.StringIO()
+    fixtures.train(other, folder, rich.console.Console(file=printed, width=200))
+    assert note in printed.getvalue()
+
+
+def flat(x):
+    return np.ravel(x)  # virtual workers have two axes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('leaf', ['mlp_input.kernel', 'mlp_norm.scale'])
+def test_a_device_that_differs_is_found(data_dir, leaf):
+    """A kernel is sharded inside each worker, a scale lies whole on each device."""
+    run, state, _ = trained(sharded(data_dir, num_workers=4, batch_size=8), 1)
+    check = replica_check.make_check(run)
+    check(state, 1)
+
+    def corrupted(path, x):
+        if not jax.tree_util.keystr(path, simple=True, separator='.').endswith(leaf):
+            return x
+        copies = [shard.data for shard in sorted(x.addressable_shards, key=lambda s: s.device.id)]
+        copies[3] += 1
+        return jax.make_array_from_single_device_arrays(x.shape, x.sharding, copies)
+
+    bad = jax.tree_util.tree_map_with_path(corrupted, state.params)
+    with pytest.raises(loop.ReplicasDifferError, match=rf'{leaf}: device\(s\) 3 differ'):
+        check(state.replace(params=bad), 1)
+
+
+@pytest.mark.slow
+def test_a_worker_of_which_nothing_can_be_shared_is_refused(data_dir, tmp_path):
+    config = tiny_config(data_dir, shards_per_worker=3, num_workers=1, batch_size=3)
+    with pytest.raises(ValueError, match=r'^config\.shards_per_worker=3 divides no dimension') as caught:
+        fixtures.train(config, tmp_path / 'run')
+    assert '\n' not in str(caught.value) and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_between_workers_goes_the_message_and_nothing_else(data_dir, full_optimization):
+    run = experiment.build(sharded(data_dir, num_workers=2, ratio=4, outer=''))
+    state = jax.eval_shape(steps.make_init(run))
+    sent = experiment.Communication.of(run, state.params)
+    train_step, outputs, test_sums = programs.programs(run)
+    assert [c.operation for c in train_step.collectives] == ['all-reduce']
+    assert 2 * train_step.elements == sent.message_size  # of the two devices of a worker
+    params = jax.tree.leaves(run.workers.part(state.params))
+    assert outputs.elements == sum(leaf.size for leaf in params) and outputs.bytes_inside == 0
+    assert test_sums.elements == 2
+    # Inside, every sharded parameter is gathered, at most once for each pass, and gradients are summed.
+    gathered = [c.elements for c in train_step.inside if c.operation == 'all-gather']
+    sharded_leaves = sum(leaf.size for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1)
+    assert 0 < sum(gathered) <= 2 * sharded_leaves
+    assert train_step.bytes_inside > train_step.bytes
+
+
+@pytest.mark.slow
+def test_dense_gradients_are_sent_by_shards(data_dir, full_optimization):
+    run = experiment.build(sharded(data_dir, num_workers=2, method='sgd', outer=''))
+    sent = experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+    assert 2 * next(programs.programs(run)).elements == sent.message_size >= sent.num_params

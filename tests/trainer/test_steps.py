@@ -1,0 +1,143 @@
+"""The train step: against the library without the trainer, worker by worker."""
+
+import itertools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import training_fixtures as fixtures
+
+import def_jax
+from def_jax.trainer import experiment, loop, steps
+from def_jax.trainer.data import augmentation, in_memory
+
+
+def test_parameters_stay_the_same_on_all_devices(recorded):
+    for state in recorded.states:
+        shared = state.replace(batch_stats=(), opt_state=())
+        for parts in jax.tree.leaves(shared, is_leaf=lambda node: isinstance(node, list)):
+            assert len(parts) == fixtures.NUM_WORKERS
+            assert len({part.tobytes() for part in parts}) == 1
+    # What they are made of does differ.
+    for tree in (fixtures.residual, fixtures.momentum, lambda s: s.batch_stats):
+        for parts in jax.tree.leaves(tree(recorded.states[9]), is_leaf=lambda node: isinstance(node, list)):
+            assert len({part.tobytes() for part in parts}) == fixtures.NUM_WORKERS
+
+
+def test_a_record_is_fetched_while_the_next_step_computes(recorded, tmp_path, monkeypatch):
+    dispatched, fetched = [], {}
+    make_train_step, write = steps.make_train_step, loop.MetricLog.write
+
+    def dispatching(run):
+        train_step = make_train_step(run)
+        return lambda state, batch: dispatched.append(1) or train_step(state, batch)
+
+    def writing(log, record):
+        if 'loss' in record:
+            fetched[record['step']] = len(dispatched)
+        write(log, record)
+
+    monkeypatch.setattr(steps, 'make_train_step', dispatching)
+    monkeypatch.setattr(loop.MetricLog, 'write', writing)
+    fixtures.train(recorded.config, tmp_path / 'run')
+    assert fetched == {3: 4, 5: 5, 6: 7, 9: 10, 10: 10, 12: 13, 15: 15, 18: 19, 20: 20}
+
+
+def test_the_train_step_is_traced_once(recorded):
+    assert len(recorded.losses) == fixtures.NUM_STEPS
+    assert steps.make_train_step(recorded.experiment).traces() == 1
+
+
+@pytest.mark.parametrize('sequential', [False, True])
+def test_sequential_workers_have_ordinary_convolutions(data_dir, sequential):
+    config = fixtures.tiny_config(data_dir, workers_per_device=4, sequential_workers=sequential)
+    run = experiment.build(config)
+    state = jax.eval_shape(steps.make_init(run))
+    batch = next(run.train_batches(0))
+    program = steps.make_train_step(run).lower(state, batch).as_text()
+    groups = {int(count) for count in re.findall(r'(?:feature|batch)_group_count = (\d+)', program)}
+    assert groups == ({1} if sequential else {1, 4})
+
+
+def test_the_learning_rate_drops_after_half_and_three_quarters(recorded):
+    states, rates = [fixtures.gathered(state) for state in recorded.states], []
+    for before, after in itertools.pairwise(states):
+        old, new = fixtures.residual(before)['Conv_0']['kernel'], fixtures.residual(after)['Conv_0']['kernel']
+        step = fixtures.momentum(after)['Conv_0']['kernel'] * (new != 0)  # what was not sent: r' = r - η·m'
+        rates.append(np.sum((old - new) * step) / np.sum(step**2))
+    np.testing.assert_allclose(rates, [0.1] * 10 + [0.01] * 5 + [0.001] * 5, rtol=1e-2)
+    recorded_rates = {r['step']: r['learning_rate'] for r in fixtures.records(recorded.folder) if 'loss' in r}
+    assert recorded_rates == pytest.approx({step: rates[step - 1] for step in recorded_rates}, rel=1e-2)
+
+
+@pytest.fixture(scope='module')
+def worker_gradient(recorded):
+    """A function from a point to one worker's loss and gradient, on one device and without the loop."""
+    run, config = recorded.experiment, recorded.config
+
+    @jax.jit
+    def value_and_grad(point, batch_stats, image, label, step, worker):
+        _, key = jax.random.split(jax.random.key(config.seed))
+        key = jax.random.fold_in(jax.random.fold_in(key, step), worker)
+        images = augmentation.augment(key, image, run.dataset.spec)
+
+        def loss(params):
+            variables = {'params': params, 'batch_stats': batch_stats}
+            logits, _ = run.task.model.apply(variables, images, train=True, mutable=['batch_stats'])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+        return jax.value_and_grad(loss)(point)
+
+    def of(point, state, step, worker):
+        batch = in_memory.train_batch(run.dataset.train, seed=0, step=step, batch_size=40, num_workers=4)
+        stats = jax.tree.map(lambda s: s[worker], state.batch_stats)
+        return value_and_grad(point, stats, batch['image'][worker], batch['label'][worker], step, worker)
+
+    return of
+
+
+@pytest.mark.parametrize('worker', range(fixtures.NUM_WORKERS))
+def test_gradient_and_weight_decay_are_taken_at_the_detached_point(recorded, worker_gradient, worker):
+    before, after = (fixtures.gathered(recorded.states[step]) for step in (8, 9))
+    x = before.params
+    r = jax.tree.map(lambda leaf: leaf[worker], fixtures.residual(before))
+    detached = jax.tree.map(lambda x, r: x + 0.3 * r, x, r)
+    decay = recorded.config.weight_decay
+
+    def new_momentum(gradient_point, decay_point):
+        _, grads = worker_gradient(gradient_point, before, 8, worker)
+        old = jax.tree.map(lambda m: m[worker], fixtures.momentum(before))
+        return jax.tree.map(lambda m, g, p: 0.9 * m + g + decay * p, old, grads, decay_point)
+
+    momentum = jax.tree.map(lambda m: m[worker], fixtures.momentum(after))
+    chex.assert_trees_all_close(momentum, new_momentum(detached, detached), rtol=1e-4, atol=1e-6)
+    for wrong in ((x, detached), (detached, x)):  # which the tolerance can tell apart
+        with pytest.raises(AssertionError, match='not approximately equal'):
+            chex.assert_trees_all_close(momentum, new_momentum(*wrong), rtol=1e-4, atol=1e-6)
+    loss, _ = worker_gradient(detached, before, 8, worker)
+    assert recorded.losses[8][worker] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_three_steps_equal_a_loop_over_the_library(recorded, worker_gradient):
+    states = [fixtures.gathered(state) for state in recorded.states[:4]]
+    optimizer = optax.chain(
+        optax.add_decayed_weights(recorded.config.weight_decay),
+        optax.sgd(0.1, momentum=0.9),
+        def_jax.error_feedback(def_jax.random_block(8), 'k', seed=recorded.config.seed, detach=0.3),
+    )
+    params = states[0].params
+    local = [optimizer.init(params) for _ in range(fixtures.NUM_WORKERS)]
+    update = jax.jit(jax.vmap(optimizer.update, axis_name='k'))
+    for step in range(3):
+        points = [def_jax.detached_params(params, opt_state) for opt_state in local]
+        grads = [worker_gradient(p, states[step], step, k)[1] for k, p in enumerate(points)]
+        stack = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) for trees in (grads, local, points)]
+        updates, opt_state = update(*stack)
+        params = optax.apply_updates(params, jax.tree.map(lambda u: u[0], updates))
+        local = [jax.tree.map(lambda leaf, k=k: leaf[k], opt_state) for k in range(fixtures.NUM_WORKERS)]
+    chex.assert_trees_all_close(params, states[3].params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(opt_state[-1].residual, fixtures.residual(states[3]), rtol=1e-4, atol=1e-6)
