@@ -1,11 +1,13 @@
 """What the programs of this folder share: mean ± standard deviation, 95 % intervals, tables, pictures."""
 
 import json
+import sys
 from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[2]))  # `paper` is not installed
 from paper.statistics import paired_difference
 
 RESULTS = Path(__file__).resolve().parents[2] / 'results' / 'theory'

@@ -39,7 +39,7 @@ def tables(notebook):
 def test_a_notebook_runs_and_shows_what_was_committed(path, tmp_path):
     unset = ('JAX_NUM_CPU_DEVICES', 'JAX_PLATFORMS')
     environment = {name: value for name, value in os.environ.items() if name not in unset}
-    environment |= {'PYTHONPATH': str(ROOT), 'JUPYTER_CONFIG_DIR': str(tmp_path), 'IPYTHONDIR': str(tmp_path)}
+    environment |= {'JUPYTER_CONFIG_DIR': str(tmp_path), 'IPYTHONDIR': str(tmp_path)}
     executed = tmp_path / path.name
     command = [sys.executable, '-c', EXECUTE, str(path), str(executed)]
     process = subprocess.run(command, cwd=path.parent, env=environment, capture_output=True, text=True)
