@@ -103,7 +103,7 @@ def def_sgd(
         ratio: compression ratio of `random_block`, a number >= 1.
         axis_name: the axis over workers, see `error_feedback`.
         momentum: μ in Eq. 11; 0 or None keeps no buffer. At high ratios, DEF learns faster with η / (1 - μ)
-            and no momentum than with η and μ; see docs/beyond.md.
+            and no momentum than with η and μ; see docs/how_to/past_the_paper.md.
         weight_decay: coefficient of the L2 penalty. Pass `detached_params(params, state)` to `update` as
             `params`, since the paper evaluates the penalty's gradient at the detached point too.
         detach: λ in [0, 1], or 'auto', see `error_feedback`.

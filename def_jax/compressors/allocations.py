@@ -7,7 +7,7 @@ one update. Over all tensors Σ R·E is to be small for a message of Σ n / R el
     R is proportional to √(n / E).
 
 The norms of the tensors' updates differ far less than their sizes do. With one E for all, small tensors send
-a larger share than large ones: R proportional to √n, the least Σ R. See docs/beyond.md for what it brings.
+a larger share than large ones: R proportional to √n, the least Σ R. See docs/lab.md for what it brings.
 """
 
 import functools
