@@ -62,9 +62,9 @@ def make_data(seed: int, *, tuning: bool) -> Data:
     )
 
 
-def make_params(seed: int) -> dict[str, Any]:
+def make_params(seed: int, widths: Sequence[int] = WIDTHS) -> dict[str, Any]:
     rng, layers = np.random.default_rng(seed + 1000), {}
-    for i, (n, m) in enumerate(itertools.pairwise(WIDTHS)):
+    for i, (n, m) in enumerate(itertools.pairwise(widths)):
         layers[f'w{i}'] = (np.sqrt(2 / n) * rng.normal(size=(n, m))).astype(np.float32)
         layers[f'b{i}'] = np.zeros(m, np.float32)
     return layers

@@ -1,0 +1,1 @@
+"""The map: where DEF equals SGD, by the capacity of the network."""

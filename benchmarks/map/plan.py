@@ -1,0 +1,91 @@
+"""What the map compares, in the order in which it is run."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from benchmarks.league.contenders import Contender
+
+__all__ = ['BASE', 'FACTOR', 'PARTS', 'SEEDS', 'TUNING_SEEDS', 'Cell', 'cells']
+
+BASE, FACTOR = 0.1, 1.4  # rates are BASE · FACTOR^k
+TUNING_SEEDS = tuple(range(100, 104))
+SEEDS = tuple(range(20))
+_SHUFFLED, _BALANCED = {'order': 'shuffled'}, {'allocation': 'balanced'}
+_AUTO, _INT8, _PLAIN = {'detach': 'auto'}, {'wire_dtype': 'int8'}, {'momentum': 0.0}
+
+
+class Cell(NamedTuple):
+    """A contender at a width, and the points for each of which its rate is chosen."""
+
+    width: int
+    contender: Contender
+    points: tuple[str, ...]
+
+
+def _sgd() -> Contender:
+    return Contender('SGD', 'sgd', rate=0.14)
+
+
+def _def(title: str, bytes_of: float, **changes) -> Contender:
+    """DEF at the bytes of a ratio in float32: int8 has blocks four times as large."""
+    narrow = 'wire_dtype' in changes.get('options', {})
+    ratio = bytes_of / 4 if narrow else bytes_of
+    start = 1.5 if changes.get('inner') == _PLAIN else 0.1
+    return Contender(title, 'def', ratio, rate=start, **changes)
+
+
+def paper(ratio: float) -> Contender:
+    return _def('DEF (paper)', ratio)
+
+
+def detached(ratio: float, detach: float | str) -> Contender:
+    """The paper's DEF with another λ."""
+    if detach == 0.3:
+        return paper(ratio)
+    title = f'λ = {detach:g}' if isinstance(detach, float) else 'λ from the messages'
+    return _def(title, ratio, options={'detach': detach})
+
+
+def ours(ratio: float) -> Contender:
+    return _def('DEF, ours', ratio, blocks=_SHUFFLED | _BALANCED, options=_AUTO, inner=_PLAIN)
+
+
+def ours_int8(ratio: float) -> Contender:
+    return _def('DEF, ours, int8', ratio, blocks=_SHUFFLED | _BALANCED, options=_AUTO | _INT8, inner=_PLAIN)
+
+
+def changes(ratio: float) -> list[Contender]:
+    """What separates the paper's DEF from ours, each alone, and some together."""
+    both = _SHUFFLED | _BALANCED
+    return [
+        _def('int8', ratio, options=_INT8),
+        _def('no momentum', ratio, inner=_PLAIN),
+        _def('shuffled', ratio, blocks=_SHUFFLED),
+        _def('balanced', ratio, blocks=_BALANCED),
+        _def('ours with momentum', ratio, blocks=both, options=_AUTO),
+        _def('ours with momentum, int8', ratio, blocks=both, options=_AUTO | _INT8),
+        _def('ours with λ = 0.3', ratio, blocks=both, inner=_PLAIN),
+        _def('ours with λ = 0.3, int8', ratio, blocks=both, options=_INT8, inner=_PLAIN),
+    ]
+
+
+_FIRST = [_sgd(), paper(64), ours(64), ours_int8(64), paper(16), detached(64, 1.0), ours(16)]
+_ALL_POINTS = [detached(ratio, λ) for ratio in (64, 16) for λ in (0.0, 0.3, 1.0, 'auto')]
+_AT_256 = [paper(256), detached(256, 1.0), ours(256), ours_int8(256)]
+_REST = [detached(16, 1.0), ours_int8(16)]
+# A part: widths, contenders, points.
+PARTS = {
+    'map': ((64, 192, 384, 96, 32, 16), _FIRST, ('y',)),
+    'changes': ((192, 64), changes(64), ('y',)),
+    'outputs': ((64, 192), _ALL_POINTS, ('x', 'y', 'own')),
+    'rest': ((64, 192, 384, 96, 32, 16), _AT_256 + _REST, ('y',)),
+    'wide': ((768,), _FIRST + _AT_256 + _REST, ('y',)),
+}
+
+
+def cells(part: str) -> Iterator[Cell]:
+    """The cells of a part, in order."""
+    widths, contenders, points = PARTS[part]
+    for width in widths:
+        for contender in contenders:
+            yield Cell(width, contender, points if contender.method == 'def' else ('x',))
