@@ -7,8 +7,9 @@ steps. The last ones are the baselines, which are no such settings.
 """
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import optax
@@ -20,7 +21,7 @@ from def_jax.checks import look_up
 from def_jax.error_feedback import error_feedback
 from def_jax.mesh.collectives import AxisName, all_reduce_mean
 
-__all__ = ['METHODS', 'Method', 'Point', 'get_method', 'trajectory']
+__all__ = ['METHODS', 'OPTIONS', 'Method', 'Point', 'get_method', 'trajectory']
 
 Point = Literal['x', 'y', 'own']
 
@@ -43,7 +44,8 @@ class Method:
         sends: arguments of `compressor` that the method fixes.
         fixes: arguments of `error_feedback` that the method fixes, besides λ.
         link: the transformation that communicates, if it is not `error_feedback`.
-        takes: the arguments of `link` that are hyper-parameters, besides `axis_name` and `seed`.
+        takes: the arguments of `link` that are hyper-parameters.
+        opens_dense: how many steps at the start send everything: a number, or the option that holds it.
     """
 
     title: str
@@ -56,6 +58,26 @@ class Method:
     fixes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     link: Callable[..., optax.GradientTransformation] | None = None
     takes: tuple[str, ...] = ()
+    opens_dense: int | str = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The hyper-parameters of the communication, with their defaults."""
+        if self.link is not None:
+            return _defaults(self.link, self.takes)
+        free = {'detach': self.detach is None, 'average_every': self.averages}
+        found = _defaults(error_feedback)
+        return {name: found[name] for name in found if free.get(name, name not in self.fixes)}
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether a `Compressor` selects what it sends."""
+        return self.link is None or 'compressor' in _parameters(self.link)
+
+    def dense_steps(self, options: Mapping[str, Any]) -> int:
+        """How many steps at the start send everything, given its hyper-parameters."""
+        opening = self.opens_dense
+        return options.get(opening, self.options[opening]) if isinstance(opening, str) else opening
 
     @property
     def _path(self) -> tuple[Any, ...]:
@@ -111,11 +133,10 @@ class Method:
         _check_unused(
             {name: settings[name] for name in settings.keys() & self.sends}, f'{self.title} fixes it'
         )
-        settings = {'ratio': ratio, **settings, **self.sends}
-        if self.kind == 'baseline' or 'ratio' in self.takes:
-            del settings['ratio']
+        if not self.has_blocks and self.kind != 'dense':
             _check_unused(settings, f'{self.title} chooses what it sends itself')
             return compressors.identity()
+        settings = {'ratio': ratio, **settings, **self.sends}
         ratio, granularity = settings.pop('ratio'), settings.pop('granularity')
         if granularity not in ('tensor', 'model', 'element'):
             raise ValueError(
@@ -138,8 +159,6 @@ class Method:
         axis_name: AxisName,
         compressor: compressors.Compressor,
         *,
-        detach: float | Literal['auto'] = 0.3,
-        average_every: int = 0,
         seed: int = 0,
         **options: Any,
     ) -> optax.GradientTransformation:
@@ -151,11 +170,9 @@ class Method:
                 otherwise it follows the communication and is the same on all workers.
             axis_name: the axis over workers.
             compressor: selects what is sent; see the method `compressor`.
-            detach: λ or 'auto', if the method leaves it free.
-            average_every: period P of the residual averages; methods without them ignore it.
             seed: selects the blocks.
-            **options: further options of `error_feedback`, for the methods that use it, or what the method
-                `takes`, such as `ratio` and `rank`.
+            **options: hyper-parameters of the communication, see the property `options`. Methods without them
+                ignore `detach`, `average_every` and `ratio`; others must be at their defaults.
 
         Returns:
             The chain.
@@ -167,51 +184,46 @@ class Method:
         >>> optimizer = METHODS['ef'].optimizer(
         ...     optax.add_decayed_weights(5e-4), optax.sgd(0.1), 'workers', random_block(256))
         """
+        detach, own = options.get('detach'), self.options
         if isinstance(detach, str) and not self.detach_is_free:
             raise ValueError(
                 f'{detach=} estimates λ, but {self.title} fixes it or has none. Keep the default, or use DEF.'
             )
-        Averaging(average_every, axis_name)  # checks the argument even if the method does not average
-        if self.link is not None:
-            own = {name: options.pop(name) for name in self.takes if name in options}
-            if 'compressor' in self.takes:
-                own['compressor'] = compressor
-            if 'seed' in inspect.signature(self.link).parameters:
-                own['seed'] = seed
-            _check_unused(options, f'{self.title} does not use it')
-            link = self.link(axis_name=axis_name, **own)
-            after = self.kind == 'error_feedback'
-            return optax.chain(local, shared, link) if after else optax.chain(local, link, shared)
-        if unused := {name: options.pop(name) for name in options.keys() & _OWN}:
-            _check_unused(unused, f'{self.title} does not use it')
-        _check_unused({name: options[name] for name in options.keys() & self.fixes}, f'{self.title} fixes it')
-        link = error_feedback(
-            compressor,
-            axis_name,
-            seed=seed,
-            detach=detach if self.detach is None else self.detach,
-            average_every=average_every if self.averages else 0,
-            **{**options, **self.fixes},
-        )
-        return optax.chain(local, shared, link)
+        Averaging(options.get('average_every', 0), axis_name)  # checked even if the method does not average
+        unused = {name: value for name, value in options.items() if name not in {*own, *_IGNORED}}
+        fixed = {name: unused.pop(name) for name in unused.keys() & self.fixes}
+        _check_unused(fixed, f'{self.title} fixes it')
+        _check_unused(unused, f'{self.title} does not use it')
+        chosen = {**{name: value for name, value in options.items() if name in own}, **self.fixes}
+        given: dict[str, Any] = {'axis_name': axis_name, 'compressor': compressor, 'seed': seed}
+        if self.detach is not None:
+            given['detach'] = self.detach
+        make: Callable = self.link or error_feedback
+        link = make(**{name: value for name, value in given.items() if name in _parameters(make)}, **chosen)
+        after = self.kind == 'error_feedback'
+        return optax.chain(local, shared, link) if after else optax.chain(local, link, shared)
 
 
-def _parameters(*functions: Callable) -> dict[str, inspect.Parameter]:
-    return {name: p for function in functions for name, p in inspect.signature(function).parameters.items()}
+_IGNORED = ('detach', 'average_every', 'ratio')  # by methods without them, since every run has them
 
 
-# What only the baselines use, and every option that a method may leave unused.
-_OWN = {'rank', 'chunk', 'freeze_after'}
-_OPTIONS = _parameters(
-    *(baselines.powersgd, baselines.demo, baselines.onebit_adam),
-    *(compressors.random_block, error_feedback),
-)
+@functools.cache
+def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
-def _check_unused(options: dict[str, Any], reason: str) -> None:
-    """Raises ValueError if any of `options`, which have no effect here, is not at its default."""
-    for name, value in options.items():
-        default = look_up('option', name, _OPTIONS).default
+def _defaults(function: Callable, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """The defaults of a function's arguments: of `names`, or else of all keywords but the seed."""
+    found = _parameters(function)
+    if names is None:
+        names = [n for n, p in found.items() if p.kind is p.KEYWORD_ONLY and n != 'seed']
+    return {name: found[name].default for name in names}
+
+
+def _check_unused(given: Mapping[str, Any], reason: str) -> None:
+    """Raises ValueError if any of these options, which have no effect here, is not at its default."""
+    for name, value in given.items():
+        default = look_up('option', name, OPTIONS)
         shown = getattr(default, '__name__', default)  # a dtype's name
         if value not in (default, shown):
             raise ValueError(f'{name}={value!r} has no effect, since {reason}. Set {name}={shown}.')
@@ -227,7 +239,7 @@ METHODS: dict[str, Method] = {
     'psync': Method('PSync', 'own', detach=1.0),
     'def': Method('DEF', 'y'),
     'def_a': Method('DEF-A', 'x'),
-    'ef21': Method('EF21', 'x', kind='ef21', link=baselines.ef21, takes=('compressor',)),
+    'ef21': Method('EF21', 'x', kind='ef21', link=baselines.ef21, opens_dense=1),
     'sgd_ia': Method('SGD-IA', 'x', detach=1.0, single_worker=True),
     'local_sgd': Method('Local SGD', 'y', detach=1.0, sends={'ratio': 1}),
     'diloco': Method('DiLoCo', 'x', detach=1.0, sends={'ratio': 1}, fixes={'outer': _OUTER}),
@@ -242,10 +254,19 @@ METHODS: dict[str, Method] = {
     'demo': Method('DeMo', 'x', kind='baseline', link=baselines.demo, takes=('ratio', 'chunk')),
     'sign_ef': Method('EF-signSGD', 'x', kind='baseline', link=baselines.sign_ef),
     'onebit_adam': Method(
-        '1-bit Adam', 'x', kind='baseline', link=baselines.onebit_adam, takes=('freeze_after',)
+        *('1-bit Adam', 'x', 'baseline'),
+        link=baselines.onebit_adam,
+        takes=('freeze_after',),
+        opens_dense='freeze_after',
     ),
-    'ef21_sgdm': Method('EF21-SGDM', 'x', kind='ef21', link=baselines.ef21_sgdm, takes=('compressor',)),
+    'ef21_sgdm': Method('EF21-SGDM', 'x', kind='ef21', link=baselines.ef21_sgdm, opens_dense=1),
 }
+
+
+# Every hyper-parameter of the methods and of the blocks that they send, with its default; `ratio` has none.
+OPTIONS: dict[str, Any] = {'ratio': None, **_defaults(compressors.random_block), **_defaults(error_feedback)}
+for _method in METHODS.values():
+    OPTIONS |= {name: value for name, value in _method.options.items() if name not in OPTIONS}
 
 
 def get_method(name: str) -> Method:

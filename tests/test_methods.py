@@ -141,9 +141,10 @@ def test_methods_that_share_a_run_differ_in_the_point_only():
 )
 def test_an_option_that_a_method_does_not_use(name, options, message):
     method = methods.METHODS[name]
-    own = {'ratio': RATIO} if 'ratio' in method.takes else {}
     with pytest.raises(ValueError, match=message):
-        method.optimizer(optax.identity(), optax.sgd(0.1), None, method.compressor(RATIO), **own, **options)
+        method.optimizer(
+            optax.identity(), optax.sgd(0.1), None, method.compressor(RATIO), ratio=RATIO, **options
+        )
 
 
 @pytest.mark.parametrize('name', ['powersgd', 'sign_ef', 'cser'])

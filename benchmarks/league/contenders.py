@@ -43,11 +43,11 @@ class Contender(NamedTuple):
         method = def_jax.get_method(self.method)
         if self.link:
             method = dataclasses.replace(method, link=functools.partial(method.link, **self.link))
-        own: dict[str, Any] = {'ratio': self.ratio} if 'ratio' in method.takes else {}
+        options = {'ratio': self.ratio, **self.options}
         if self.outer:
-            own['outer'] = optax.sgd(**self.outer)
+            options['outer'] = optax.sgd(**self.outer)
         compressor = method.compressor(self.ratio, **self.blocks)
-        return method.optimizer(optax.identity(), inner, axis_name, compressor, **own, **self.options)
+        return method.optimizer(optax.identity(), inner, axis_name, compressor, **options)
 
 
 class Problem(NamedTuple):

@@ -37,7 +37,7 @@ def costs(problem: Problem, contender: Contender) -> dict[str, Any]:
         steady = [[sum(map(measure, sent)) for sent in branch] for branch in found.branches]
         if every > 1:
             return always + sum(map(max, steady)) / every
-        dense = contender.options.get('freeze_after', int(method.kind == 'ef21'))
+        dense = method.dense_steps(contender.options)
         return always + sum(
             (dense * max(branch) + (steps - dense) * min(branch)) / steps for branch in steady
         )

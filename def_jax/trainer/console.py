@@ -34,7 +34,7 @@ def describe(console: rich.console.Console, experiment: Experiment, communicatio
         config.allocation != 'proportional'
     )
     sent_part = ', '.join([f'ratio {config.ratio:g}', drawn[config.granularity], *past])
-    own = ', '.join(f'{key} {config[key]:g}' for key in method.takes if key != 'compressor' and config[key])
+    own = ', '.join(f'{key} {config[key]:g}' for key in method.takes if config[key])
     how = {
         'dense': 'dense',
         'ef21': sent_part,

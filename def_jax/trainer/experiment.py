@@ -178,16 +178,15 @@ class Communication:
         config, method = experiment.config, experiment.method
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         part, devices = experiment.workers.part(params), experiment.workers.devices_per_row
-        if 'compressor' not in method.takes and method.link is not None:
+        if not method.has_blocks and method.kind != 'dense':
             always, message = (devices * words for words in _words(config, part))
-            dense_steps = config.freeze_after if 'freeze_after' in method.takes else 0
-            return cls(num_params, message, dense_steps, always, every=config.every)
+            return cls(num_params, message, method.dense_steps(config), always, every=config.every)
         numbers = int(config.auto_detach)
         message = sent_size(experiment.compressor, part, config.wire_dtype, config.num_workers, numbers)
         return cls(
             num_params=num_params,
             message_size=devices * message,
-            dense_steps=int(method.kind == 'ef21'),
+            dense_steps=method.dense_steps(config),
             average_every=config.average_every if method.averages else 0,
             every=config.every,
             element_bytes=jnp.dtype(config.wire_dtype).itemsize,

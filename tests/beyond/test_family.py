@@ -199,8 +199,7 @@ def test_devices_can_be_set_after_the_methods_are_built():
     program = (
         'import def_jax, jax, optax\n'
         'for method in def_jax.METHODS.values():\n'
-        "    options = {'ratio': 4} if 'ratio' in method.takes else {}\n"
-        "    method.optimizer(optax.identity(), optax.sgd(0.1), 'workers', def_jax.identity(), **options)\n"
+        "    method.optimizer(optax.identity(), optax.sgd(0.1), 'workers', def_jax.identity(), ratio=4)\n"
         "jax.config.update('jax_num_cpu_devices', 3)\n"
         'assert jax.device_count() == 3\n'
     )

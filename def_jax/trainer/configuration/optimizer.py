@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from def_jax import baselines, error_feedback, get_method, random_block
+from def_jax import get_method, random_block
 from def_jax.compressors import Compressor
 from def_jax.mesh.collectives import AxisName
+from def_jax.methods import OPTIONS
 from def_jax.trainer.configuration.factories import Factory, find
 from def_jax.trainer.configuration.schedules import SCHEDULES
 
@@ -26,16 +27,7 @@ __all__ = [
     'make_schedule',
 ]
 
-_NOT_KEYS = {'axis_name', 'compressor', 'outer', 'seed', 'momentum_decay', 'b1', 'b2', 'eps'}
-_BASELINES = (baselines.powersgd, baselines.demo, baselines.onebit_adam)
-LIBRARY_KEYS = tuple(
-    dict.fromkeys(
-        name
-        for function in (random_block, error_feedback, *_BASELINES)
-        for name in inspect.signature(function).parameters
-        if name not in _NOT_KEYS
-    )
-)
+LIBRARY_KEYS = tuple(name for name in OPTIONS if name != 'outer')
 
 
 def sgd(
@@ -112,7 +104,8 @@ def make_compressor(config: Mapping[str, Any]) -> Compressor:
     Raises:
         ValueError: if the library rejects a key.
     """
-    return get_method(config['method']).compressor(**_arguments(random_block, config))
+    arguments = inspect.signature(random_block).parameters
+    return get_method(config['method']).compressor(**{key: config[key] for key in arguments})
 
 
 def make_optimizer(
@@ -137,11 +130,9 @@ def make_optimizer(
     Raises:
         ValueError: if the library or the optimizer rejects a key.
     """
-    method, options = get_method(config['method']), _arguments(error_feedback, config)
-    for baseline in _BASELINES:
-        options |= _arguments(baseline, config)
-    if 'ratio' not in method.takes:
-        del options['ratio']
+    method = get_method(config['method'])
+    blocks = inspect.signature(random_block).parameters.keys() - {'ratio'}
+    options = {key: config[key] for key in LIBRARY_KEYS if key not in blocks}
     if config['auto_detach']:
         options['detach'] = 'auto'
     if outer := find_outer(config):
@@ -155,7 +146,3 @@ def make_optimizer(
         momentum=config['momentum'],
     )
     return method.optimizer(local, shared, axis_name, make_compressor(config), seed=seed, **options)
-
-
-def _arguments(function: Callable, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in LIBRARY_KEYS if key in inspect.signature(function).parameters}
