@@ -86,7 +86,8 @@ def _train_and_evaluate(
         state = _restored(experiment, run, checkpoints)
         communication = Communication.of(experiment, state.params)
         start = int(state.step)
-        log = MetricLog(run, start, checkpoints.seal, writes=processes.is_first())
+        evaluated = experiment.measure.key('x')
+        log = MetricLog(run, start, checkpoints.seal, evaluated=evaluated, writes=processes.is_first())
         try:
             if processes.is_first():
                 workdir.record(run, experiment.config)
@@ -94,6 +95,7 @@ def _train_and_evaluate(
             for line in [f'resuming at step {start:,}', *checkpoints.notes] if start else []:
                 console.print(line, highlight=False, soft_wrap=True)
             state = _run(experiment, communication, state, log, checkpoints, console, signals)
+            log.seal()
         except DivergedError as error:
             if processes.is_first():
                 results.write(run, experiment, communication, log, diverged=error)
@@ -144,7 +146,7 @@ def _restored(experiment: Experiment, run: Path, checkpoints: Checkpoints) -> st
     checkpoints.check_room(state)
     state = checkpoints.restore(state)
     start = int(state.step)
-    # An evaluation's checkpoint is complete before the next evaluation's begins.
+    # An evaluation's checkpoint is complete before the next evaluation begins.
     evaluated = experiment.measure.key('x')
     evaluations = sum(evaluated in record for record in metrics.read(run / 'metrics.jsonl'))
     if not start and evaluations > 1:
@@ -177,34 +179,47 @@ def _run(
     check_replicas = replica_check.make_check(experiment) if config.check_replicas_every else None
     start = int(state.step)
     window = _Window(experiment, communication, log, start)
+
+    def is_due(done: int) -> bool:
+        return done % experiment.steps_per_evaluation == 0 or done == experiment.num_steps
+
+    def evaluated(state: steps.TrainState, done: int) -> None:
+        """Records the evaluation of a state that has been saved: one that fails loses no step."""
+        try:
+            record = evaluate(state, done)
+        except DivergedError:
+            checkpoints.discard()
+            raise
+        log.write(record | window.position(done))
+        progress.note(_line(experiment.measure, record, window.position(done)))
+        window.restart()
+        checkpoints.wait()
+
     with (
         prefetch.ahead(experiment.train_batches(start), experiment.workers.place) as batches,
         console_lib.Progress(console, experiment, start) as progress,
     ):
+        if start and is_due(start) and processes.agree(not log.is_evaluated(start)):
+            evaluated(state, start)
         for step, batch in zip(range(start, experiment.num_steps), batches, strict=False):
             if diagnose and step % config.diagnostics_every == 0:
                 _show(window.report(), progress)  # to keep the records in order
                 log.write(_diagnostics_record(step, *diagnose(state, batch), experiment))
-            state, metrics = train_step(state, batch)
-            steps.settled(experiment, metrics)
+            state, measured = train_step(state, batch)
+            steps.settled(experiment, measured)
             # Fetch the record of the previous step while the devices compute this one.
             _show(window.report(), progress)
-            window.add(metrics)
+            window.add(measured)
             done = step + 1
-            evaluation_due = done % experiment.steps_per_evaluation == 0
-            evaluation_due |= done == experiment.num_steps
+            evaluation_due = is_due(done)
             if check_replicas and (evaluation_due or done % config.check_replicas_every == 0):
                 check_replicas(state, done)
             if record_due := evaluation_due or done % config.log_every_steps == 0:
                 window.end(done)
             if evaluation_due:
                 _show(window.report(), progress)
-                record = evaluate(state, done)
-                checkpoints.wait()  # a second evaluation on record implies a complete checkpoint
-                log.write(record | window.position(done))
                 checkpoints.save(state, log.seal())
-                progress.note(_line(experiment.measure, record, window.position(done)))
-                window.restart()
+                evaluated(state, done)
             # Several processes must stop at the same step, so they ask each other when a record is due.
             meets = done < experiment.num_steps and (record_due or jax.process_count() == 1)
             if meets and processes.anywhere(signals.name is not None):
@@ -244,8 +259,8 @@ class _Window:
         self._carried = 0  # how many of them an earlier process measured
         self._started = time.perf_counter()
 
-    def add(self, metrics: dict[str, jax.Array]) -> None:
-        self._pending.append(metrics)
+    def add(self, measured: dict[str, jax.Array]) -> None:
+        self._pending.append(measured)
 
     def end(self, done: int) -> None:
         """Makes the record up to step `done`, the last one added, due; `report` it before the next step."""
@@ -309,9 +324,9 @@ class _Window:
     def _values(self, name: str) -> np.ndarray:
         """Float32 [steps, K]. Carried-over values are from all workers, new ones from this process's."""
         carried, measured = self._pending[: self._carried], self._pending[self._carried :]
-        rows = [np.asarray(metrics[name], np.float32).reshape(-1) for metrics in carried]
+        rows = [np.asarray(values[name], np.float32).reshape(-1) for values in carried]
         if measured:
-            own = np.stack([self._local(metrics[name]) for metrics in measured], axis=1)
+            own = np.stack([self._local(values[name]) for values in measured], axis=1)
             every = processes.gather(own, self._experiment.workers.heads)  # [rows, steps, ...]
             rows.extend(np.moveaxis(every, 1, 0).reshape(len(measured), -1))
         return np.stack(rows) if rows else np.zeros((0, 1), np.float32)

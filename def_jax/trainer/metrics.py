@@ -1,13 +1,14 @@
 """Metrics of a run as they are measured: metrics.jsonl, one record per line, and TensorBoard scalars."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import socket
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import tensorboardX
 from tensorboardX import summary
@@ -19,7 +20,7 @@ _FLUSH_SECONDS = 30
 
 
 class Seal(NamedTuple):
-    """The extent of metrics.jsonl at a checkpoint, which stores it; a resumed run continues from there."""
+    """The extent of metrics.jsonl at a checkpoint, which stores it."""
 
     size: int  # bytes
     checksum: str  # SHA-256 of those bytes
@@ -28,31 +29,43 @@ class Seal(NamedTuple):
 class MetricLog:
     """Appends records to `metrics.jsonl` and to TensorBoard.
 
-    A resumed run truncates the file to the part sealed by its checkpoint, so the final file is the same as
-    without the interruption.
+    A resumed run truncates the file to the part sealed by its checkpoint and the evaluation of that step,
+    which follows it, so the final file is the same as without the interruption. If `metrics.jsonl` is
+    deleted, replaced or cut during the run, the next seal writes it again.
 
     Args:
         workdir: the run's folder.
         resume_step: the number of steps already done.
         seal: the checkpoint's seal; None for a new run.
+        evaluated: a figure that only the record of an evaluation has.
         writes: whether to write; if not, as in all processes but the first, records are only kept in memory.
 
     Raises:
         ValueError: if a sealed record is missing or was changed, or if a file cannot be written.
     """
 
-    def __init__(self, workdir: Path, resume_step: int, seal: Seal | None = None, *, writes: bool = True):
-        self._path = workdir / 'metrics.jsonl'
-        sealed = _sealed(self._path, seal, resume_step) if seal else b''
-        self._digest = hashlib.sha256(sealed)
-        self._size = len(sealed)
-        self.records: list[dict[str, Any]] = _records(sealed)
+    def __init__(
+        self,
+        workdir: Path,
+        resume_step: int,
+        seal: Seal | None = None,
+        *,
+        evaluated: str = '',
+        writes: bool = True,
+    ):
+        self._path, self._evaluated = workdir / 'metrics.jsonl', evaluated
+        self._content = bytearray(_sealed(self._path, seal, resume_step) if seal else b'')
+        self.records: list[dict[str, Any]] = _records(self._content)
+        if seal:
+            self._take_evaluation(resume_step)
         self._writes = writes
         if not writes:
             return
         try:
-            self._file = self._path.open('ab')
-            self._file.truncate(self._size)
+            # Relative to the open folder, which may be renamed.
+            self._folder = os.open(workdir, os.O_RDONLY)
+            self._file = self._open('ab')
+            self._file.truncate(len(self._content))
             self._board = _Board(workdir / 'tensorboard', resume_step + 1)
         except OSError as error:
             raise _unwritable(self._path, error) from error
@@ -73,19 +86,27 @@ class MetricLog:
             self._board.write(record)
         except OSError as error:
             raise self._failed(error) from error
-        self._digest.update(line)
-        self._size += len(line)
+        self._content += line
 
     def seal(self) -> Seal | None:
         """Makes all records survive a power cut; returns the seal to store in a checkpoint."""
         if not self._writes:
             return None
         try:
+            if not self._is_in_place():
+                self._file.close()
+                self._file = self._open('wb')
+                self._file.write(self._content)
+                self._file.flush()
             os.fsync(self._file.fileno())
             self._board.flush()
         except OSError as error:
             raise self._failed(error) from error
-        return Seal(self._size, self._digest.hexdigest())
+        return Seal(len(self._content), hashlib.sha256(self._content).hexdigest())
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the evaluation after `step` steps is on record."""
+        return any(self._evaluated in record and record['step'] == step for record in self.records)
 
     def pending(self, step: int) -> list[dict[str, Any]]:
         """What a run interrupted after `step` steps had measured but not yet recorded."""
@@ -110,6 +131,32 @@ class MetricLog:
             self._board.close()
         except OSError as error:
             raise self._failed(error) from error
+        self._writes = False
+        os.close(self._folder)
+
+    def _take_evaluation(self, step: int) -> None:
+        """Keeps the first record after the seal if it is complete and that of the evaluation of this step."""
+        with self._path.open('rb') as file:
+            file.seek(len(self._content))
+            line = file.readline()
+        for record in _records(line):
+            if line.endswith(b'\n') and record['step'] == step and self._evaluated in record:
+                self._content += line
+                self.records.append(record)
+
+    def _open(self, mode: str) -> BinaryIO:
+        return open(self._path.name, mode, opener=functools.partial(os.open, dir_fd=self._folder))  # type: ignore[return-value]
+
+    def _is_in_place(self) -> bool:
+        """Whether the file's name still leads to what was written, or the whole folder was deleted."""
+        if not os.fstat(self._folder).st_nlink:
+            return True
+        ours = os.fstat(self._file.fileno())
+        try:
+            found = os.stat(self._path.name, dir_fd=self._folder)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(ours, found) and found.st_size == len(self._content)
 
     def _failed(self, error: OSError) -> ValueError:
         """Stops writing and returns the error to raise."""
@@ -117,6 +164,7 @@ class MetricLog:
         for file in (self._file, self._board):
             with contextlib.suppress(OSError):
                 file.close()
+        os.close(self._folder)
         return _unwritable(self._path, error)
 
 
@@ -159,7 +207,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return _records(path.read_bytes()) if path.exists() else []
 
 
-def _records(content: bytes) -> list[dict[str, Any]]:
+def _records(content: bytes | bytearray) -> list[dict[str, Any]]:
     records = []
     for line in content.splitlines():
         try:

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -62,6 +63,17 @@ def test_a_resumed_log_forgets_what_comes_after_its_checkpoint(tmp_path, log, se
     assert [r['step'] for r in again.records] == [*kept, 10]
 
 
+def test_the_evaluation_of_a_checkpoint_follows_its_seal_and_is_kept(tmp_path, log, seals):
+    path = tmp_path / 'metrics.jsonl'
+    evaluation = json.dumps({'step': 9, 'accuracy': 0.5}).encode() + b'\n'
+    for rest, kept in ((evaluation, 1), (evaluation[:-1], 0), (evaluation.replace(b'9', b'8'), 0)):
+        path.write_bytes(path.read_bytes()[: seals[9].size] + rest + b'{"step": 12}\n')
+        resumed = log(9, seals[9], evaluated='accuracy')
+        assert resumed.is_evaluated(9) == kept
+        assert steps_of(tmp_path) == [*STEPS, *[9] * kept]
+        resumed.close()
+
+
 def test_a_run_that_starts_forgets_everything(tmp_path, log, seals):
     assert log().records == [] == steps_of(tmp_path)
 
@@ -107,6 +119,30 @@ def test_a_sealed_record_cannot_be_lost_unseen(tmp_path, log, seals, damage, rea
         log(9, seals[9])
     assert '\n' not in str(error.value)
     assert (path.exists() and path.read_bytes()) == before
+
+
+@pytest.mark.parametrize('damage', [gone, cut, lambda path: (gone(path), path.write_bytes(b'another'))])
+def test_a_log_that_is_deleted_during_the_run_is_written_again(tmp_path, log, damage):
+    written = log()
+    written.write(record(3))
+    damage(tmp_path / 'metrics.jsonl')
+    written.write(record(5))
+    seal = written.seal()
+    assert steps_of(tmp_path) == [3, 5] == [r['step'] for r in log(5, seal).records]
+
+
+def test_a_log_is_written_again_in_its_own_folder_alone(tmp_path, log):
+    written = log()
+    written.write(record(3))
+    moved = tmp_path.with_name(f'{tmp_path.name}-moved')
+    tmp_path.rename(moved)
+    tmp_path.mkdir()
+    (moved / 'metrics.jsonl').unlink()
+    written.seal()
+    assert (steps_of(moved), list(tmp_path.iterdir())) == ([3], [])
+    shutil.rmtree(moved)
+    written.seal()  # what else the run writes reports it
+    assert not moved.exists()
 
 
 @pytest.mark.parametrize(

@@ -151,13 +151,37 @@ class Checkpoints:
             )
         return like
 
+    def discard(self) -> None:
+        """Removes the last checkpoint that was saved, whose state turned out to be useless."""
+        self._join()
+        if processes.is_first() and self._newest is not None:
+            shutil.rmtree(self._folder / str(self._newest))
+        self._newest = None
+
     def wait(self) -> None:
-        """Waits for the last save.
+        """Waits for the last save, then removes the checkpoints that are no longer kept.
 
         Raises:
             ValueError: if the checkpoint could not be written.
             LostProcessError: if another process did not write its part.
         """
+        self._join()
+        if self._newest is not None and processes.is_first() and self._is_in_place():
+            for old in [step for step in self.steps() if step <= self._newest][: -self._keep]:
+                shutil.rmtree(self._folder / str(old), ignore_errors=True)  # the next wait tries again
+
+    def close(self) -> None:
+        """Waits for the last save and releases all resources.
+
+        Raises:
+            ValueError: if the last save could not be written.
+        """
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def _join(self) -> None:
         if self._commit is not None:
             self._commit.join()
             self._commit = None
@@ -170,17 +194,6 @@ class Checkpoints:
                 f'no checkpoint could be written to {self._folder} ({_reason(failure)}). The earlier ones '
                 f'are kept; {remedy}, then run the same command again to resume.'
             ) from failure
-
-    def close(self) -> None:
-        """Waits for the last save and releases all resources.
-
-        Raises:
-            ValueError: if the last save could not be written.
-        """
-        try:
-            self.wait()
-        finally:
-            self._checkpointer.close()
 
     def _finish(self, step: int, content: manifest.Manifest) -> None:
         """Completes a save in its own thread: waits for the arrays, adds the manifest, renames the folder."""
@@ -199,8 +212,6 @@ class Checkpoints:
             os.replace(partial, final)
             sync(self._folder)
             shutil.rmtree(replaced, ignore_errors=True)
-            for old in [s for s in self.steps() if s <= step][: -self._keep]:
-                shutil.rmtree(self._folder / str(old), ignore_errors=True)  # the next save tries again
         except Exception as error:
             self._fail(step, error)
 

@@ -27,15 +27,16 @@ def assert_equals_uninterrupted(recorded, folder, result):
     assert {path.name for path in (folder / 'checkpoints').iterdir()} == {'15', '20'}
 
 
-# Evaluations, each followed by a checkpoint, come after 5, 10, 15 and 20 steps; each goes over the test
+# Evaluations, each after a checkpoint, come after 5, 10, 15 and 20 steps; each goes over the test
 # images twice, for x and for y.
 INTERRUPTIONS = {
     'before the first step': (in_memory, 'train_batch', 0),
     'after the first checkpoint': (in_memory, 'train_batch', 5),
     'between checkpoints': (in_memory, 'train_batch', 13),
+    'in the first evaluation': (in_memory, 'test_batches', 1),
     'in the second evaluation, of y': (in_memory, 'test_batches', 3),
     'in the last evaluation, of x': (in_memory, 'test_batches', 6),
-    'between an evaluation and its checkpoint': (checkpoints.Checkpoints, 'save', 1),
+    'before the checkpoint of the second evaluation': (checkpoints.Checkpoints, 'save', 1),
     'after the last checkpoint': (results, 'write', 0),
     'before the curves are drawn': (plots, 'plot_curves', 0),
 }
@@ -46,6 +47,8 @@ def test_interrupted_equals_uninterrupted(recorded, tmp_path, moment):
     target, name, when = INTERRUPTIONS[moment]
     with fixtures.killed(target, name, when=when):
         fixtures.train(recorded.config, tmp_path / 'run')
+    if 'first evaluation' in moment:
+        assert [p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()] == ['5']
     result = fixtures.train(recorded.config, tmp_path / 'run')
     assert_equals_uninterrupted(recorded, tmp_path / 'run', result)
     assert steps.make_train_step(recorded.experiment).traces() == 1  # a restored state lies where it did
