@@ -11,13 +11,13 @@ from paper.claims import Claim, Source
 from paper.statistics import Difference
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADINGS = {  # by README's name of the data
+HEADINGS = {  # by the name of the data in docs/results.md
     'CIFAR-10': "The paper's Table 1 on CIFAR-10",
     'digits': "The paper's Table 1 on digits",
     'a transformer, 115 k, Python source': 'AdamW on text',
     'the same': 'AdamW on text',
 }
-IN_FULL = {  # by README's short form
+IN_FULL = {  # by the short form in docs/results.md
     'past the paper: DEF with four changes (shuffled, balanced, λ estimated, no momentum) is ahead of the '
     "paper's setting at 256": "ours, balanced, is ahead of the paper's DEF at 256",
     "past the paper: at 256 it equals the paper's setting at 64": (
@@ -34,7 +34,7 @@ IN_FULL = {  # by README's short form
     'past the paper: it equals SGD at 1024': (
         'digits: ours (shuffled, balanced, λ from the messages, no momentum) equals SGD at 1024, y'
     ),
-    '[`def_adamw`](docs/adamw.md), 5,000 steps with 8 workers, ends within 0.03 nats a byte of tuned AdamW '
+    '[`def_adamw`](adamw.md), 5,000 steps with 8 workers, ends within 0.03 nats a byte of tuned AdamW '
     'at 16, 0.08 at 64': '`def_adamw` ends within 0.03 of tuned AdamW at 16, 0.08 at 64',
     'in int8 (`wire_dtype`), at the bytes of 64, it ends within 0.03': (
         'at the bytes of 64, in int8 at ratio 16, it ends within 0.03'
@@ -45,8 +45,8 @@ IN_FULL = {  # by README's short form
 def test_the_committed_page_and_the_short_form_follow_from_the_runs():
     text = (ROOT / 'results' / 'claims.md').read_text(encoding='utf-8')
     assert claims.page(text, claims.tables(committed.get_config().claims, ROOT / 'results')) == text
-    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-    short = readme.partition('| claim |')[2].partition('\n\n')[0]
+    results = (ROOT / 'docs' / 'results.md').read_text(encoding='utf-8')
+    short = results.partition('| claim |')[2].partition('\n\n')[0]
     rows = [row.strip('| ').split(' | ') for row in short.splitlines()[2:]]
     assert len(rows) >= 6
     for claim, data, *numbers in rows:  # the difference and its interval, seeds and outcome
