@@ -30,7 +30,8 @@ def names_of(page):
 def test_the_program_of_readme_shows_what_it_says(capsys):
     """At one rate, error feedback diverges and DEF ends where dense training does."""
     names_of('README.md')
-    dense, without, detached = (float(line.rpartition(' ')[2]) for line in capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr().out.splitlines()
+    dense, without, detached = (float(line.rpartition(' ')[2]) for line in printed)
     assert detached < 1.2 * dense < 0.1
     assert not without < 1
 
@@ -114,9 +115,10 @@ def test_the_sentences_of_the_front_page_are_those_of_the_results(front):
     kept, of = (float(cells[ratio, 'ours', name].split()[0]) for ratio, name in (('64', 'DEF'), ('1', 'SGD')))
     assert f"At 1/64 DEF keeps {kept:.1f} of SGD's {of:.1f} %" in text
     page = (ROOT / 'results/benchmarks/time_to_accuracy.md').read_text()
-    ours = r'\| DEF, bytes of ratio 64 in int8, [^|]*momentum \|.*?\| (\d+\.\d+) \(\d+\.\d+ to'
-    fast, slow = (float(times) for times in re.findall(ours, page))
-    assert f'{fast:.1f} times as fast as dense JAX at 1 Gbit/s, {slow:.0f} times at 100 Mbit/s' in text
+    ours = r'\| DEF, bytes of ratio 64 in int8, [^|]*momentum \|.*?\| (\d+\.\d+) \((\d+\.\d+) to (\d+\.\d+)\)'
+    (fast, *of_fast), (slow, *of_slow) = (map(float, found) for found in re.findall(ours, page))
+    assert '{:.1f} [{:.1f}, {:.1f}] times as fast as dense JAX at 1 Gbit/s'.format(fast, *of_fast) in text
+    assert '{:.0f} [{:.0f}, {:.0f}] at 100 Mbit/s'.format(slow, *of_slow) in text
 
 
 def allows(function, *args, **kwargs):
