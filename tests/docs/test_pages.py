@@ -40,3 +40,12 @@ def test_links_and_pictures_are_there(document):
         assert (document.parent / target).exists(), f'{document.name} links to {target}'
     tests = {path.name for path in (DOCS.parent / 'tests').rglob('*.py')}
     assert set(re.findall(r'\btest_\w+\.py', text)) <= tests
+
+
+@pytest.mark.parametrize('document', DOCUMENTS, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_paragraphs_are_short(document):
+    """At most 90 words, tables and code aside; aim at 60."""
+    prose = re.sub(r'```.*?```', '', document.read_text(), flags=re.DOTALL)
+    parts = re.split(r'\n\s*\n|\n(?=[-*|] )|\n\d+\. ', prose)
+    long = [' '.join(part.split()[:8]) for part in parts if len(part.split()) > 90 and part.strip()[0] != '|']
+    assert not long
