@@ -49,6 +49,15 @@ class Cell(NamedTuple):
         done = [result['config']['seed'] for result in self.results if not diverged(result)]
         return dict(zip(done, self.figures, strict=True))
 
+    def shares_runs(self, other: 'Cell') -> bool:
+        """Whether both cells are points of the same runs."""
+        return [result['config'] for result in self.results] == [r['config'] for r in other.results]
+
+    def at(self, point: str) -> 'Cell':
+        """The same runs at another point that they were evaluated at."""
+        done = [result for result in self.results if not diverged(result)]
+        return self._replace(point=point, figures=[figure(result, point) for result in done])
+
     @property
     def train_loss(self) -> list[float]:
         """The last epoch's training loss of each seed that has one."""

@@ -6,13 +6,12 @@ A claim compares two cells of tables under results/. Its outcome follows from it
 that are the same for all claims.
 """
 
-import collections
 import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -22,25 +21,38 @@ from def_jax.trainer.launch import command_line
 from paper import cells as cells_lib
 from paper import finished_runs, needed_runs
 from paper.cells import Cell
-from paper.statistics import MARGIN, Difference, paired_difference
+from paper.statistics import MARGIN, Difference, holm, seed_difference
 
 __all__ = ['Claim', 'Source', 'outcome', 'page', 'tables']
 
 Expected = Literal['equal', 'ahead', 'diverges']
-_COLUMNS = ('claim', 'the paper', 'here', 'difference [95 % interval]', 'seeds', 'outcome', 'limits')
+_COLUMNS = ('claim', 'the paper', 'here', 'tuned', 'difference [95 % interval]', 'seeds', 'outcome', 'limits')
 _OUTCOME = _COLUMNS.index('outcome')
 _VERDICTS = ('holds', 'does not hold', 'open')
+_UNCORRECTED = 'not after Holm'
 _NO_WIDTH = 1e-4  # in points; accuracies are float32, and what is below is rounding
 _START, _END = '<!-- written by paper.claims -->', '<!-- end -->'
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A cell of a committed table: a folder under results/, a row and a column."""
+    """A cell of a committed table: a folder under results/, a row and a column.
+
+    With `point`, its runs are measured at another point than the one that its rate was chosen at.
+    """
 
     folder: str
     row: str
     column: str
+    point: str = ''
+
+
+class Found(NamedTuple):
+    """A cell with its runs."""
+
+    cell: Cell
+    at_the_edge: bool  # whether something chosen for it is the least or most that was tried
+    tuned: str  # how many candidates on how many seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +83,9 @@ def outcome(expected: Expected, difference: Difference) -> str:
     outside it. 'ahead' holds if the 95 % interval is above zero, and does not if it is below. Seeds that all
     happen to differ by the same amount decide nothing: their interval has no width.
 
-    >>> outcome('ahead', paired_difference([3.0, 3.1, 2.9], [1.0, 1.0, 1.0]))
+    >>> outcome('ahead', seed_difference([3.0, 3.1, 2.9], [1.0, 1.0, 1.0]))
     'holds'
-    >>> outcome('equal', paired_difference([3.0, 1.1, 2.0], [1.0, 1.0, 1.0]))
+    >>> outcome('equal', seed_difference([3.0, 1.1, 2.0], [1.0, 1.0, 1.0]))
     'open'
     """
     if not _decides(difference):
@@ -106,14 +118,33 @@ def tables(claims: Iterable[tuple[str, Sequence[Claim]]], results: Path) -> str:
         ValueError: if a claim names a cell that is not there.
     """
     cell_of = functools.partial(_cell, functools.cache(_cells), results)
-    parts = []
+    parts, claims = [], [(heading, list(group)) for heading, group in claims]
+    leads = {claim: lead for _, group in claims for claim in group if (lead := _lead(claim, cell_of))}
+    certain = dict(zip(leads, holm([lead.p_value for lead in leads.values()]), strict=True))
     for heading, group in claims:
         lines = [list(_COLUMNS)]
-        lines += [_line(claim, cell_of) for claim in group]
-        verdicts = collections.Counter(line[_OUTCOME] for line in lines[1:])
-        counts = ', '.join(f'{verdict} {verdicts[verdict]}' for verdict in _VERDICTS)
+        lines += [_line(claim, cell_of, certain.get(claim, True)) for claim in group]
+        counts = ', '.join(_counted(verdict, lines[1:]) for verdict in _VERDICTS)
         parts += [f'## {heading}', f'Outcomes of {len(group)} claims: {counts}.', markdown.table(lines)]
     return '\n\n'.join(parts)
+
+
+def _counted(verdict: str, lines: list[list[str]]) -> str:
+    verdicts = [line[_OUTCOME] for line in lines if line[_OUTCOME].startswith(verdict)]
+    uncorrected = sum(_UNCORRECTED in each for each in verdicts)
+    return f'{verdict} {len(verdicts)}' + (f' ({uncorrected} {_UNCORRECTED})' if uncorrected else '')
+
+
+def _lead(claim: Claim, cell_of: Any) -> Difference | None:
+    """The difference that decides a claim of a lead, for Holm's correction; None for other claims."""
+    if claim.expected != 'ahead' or claim.against is None:
+        return None
+    difference = _difference(cell_of(claim.ours).cell, cell_of(claim.against).cell)
+    return difference if difference and _decides(difference) else None
+
+
+def _difference(ours: Cell, theirs: Cell) -> Difference | None:
+    return seed_difference(ours.by_seed, theirs.by_seed, same_runs=ours.shares_runs(theirs))
 
 
 def page(text: str, written: str) -> str:
@@ -139,15 +170,16 @@ def page(text: str, written: str) -> str:
     return markdown.replaced(text, _START, _END, written)
 
 
-def _line(claim: Claim, cell_of: Any) -> list[str]:
-    ours, our_edge = cell_of(claim.ours)
+def _line(claim: Claim, cell_of: Any, certain: bool) -> list[str]:
+    """The line of a claim; `certain` is whether a lead passes Holm's correction over the page."""
+    ours, our_edge, our_tuning = cell_of(claim.ours)
     link = f'[{ours.text}]({claim.ours.folder}/README.md)'
     if claim.against is None:
         verdict = 'holds' if ours.diverged == len(ours.results) else 'does not hold'
         limits = _joined(claim.limits, _edges(first=our_edge))
-        return [claim.text, claim.paper, link, '', str(len(ours.results)), verdict, limits]
-    theirs, their_edge = cell_of(claim.against)
-    difference = paired_difference(ours.by_seed, theirs.by_seed)
+        return [claim.text, claim.paper, link, our_tuning, '', str(len(ours.results)), verdict, limits]
+    theirs, their_edge, their_tuning = cell_of(claim.against)
+    difference = _difference(ours, theirs)
     if difference is None:
         raise ValueError(f'{claim.text!r} compares cells that share no seed.')
     verdict = outcome(claim.expected, difference)
@@ -158,9 +190,10 @@ def _line(claim: Claim, cell_of: Any) -> list[str]:
         claim.text,
         claim.paper,
         f'{link} against {theirs.text}',
+        our_tuning if our_tuning == their_tuning else f'{our_tuning}, {their_tuning}',
         difference.text(),
-        str(difference.num_pairs),
-        verdict,
+        str(difference.num_seeds),
+        verdict if certain or verdict == 'open' else f'{verdict}, {_UNCORRECTED}',
         _joined(
             claim.limits,
             f'equal within {MARGIN:g} points' if close else '',
@@ -178,20 +211,29 @@ def _joined(*limits: str) -> str:
     return '; '.join(filter(None, limits))
 
 
-def _cell(cells_in: Any, results: Path, source: Source) -> tuple[Cell, bool]:
-    for cell, at_the_edge in cells_in(results / source.folder):
+def _cell(cells_in: Any, results: Path, source: Source) -> Found:
+    for found in cells_in(results / source.folder):
+        cell = found.cell
         if (cell.row, cell.column) == (source.row, source.column) and cell.results:
-            return cell, at_the_edge
+            return found._replace(cell=cell.at(source.point)) if source.point else found
     raise ValueError(f'{source} names no cell with finished runs.')
 
 
-def _cells(folder: Path) -> list[tuple[Cell, bool]]:
-    """The cells of a table, and whether something chosen for each is the least or most that was tried."""
+def _cells(folder: Path) -> list[Found]:
+    """The cells of a table."""
     table = json.loads((folder / 'sweep.json').read_text(encoding='utf-8'))
     needed_runs.check_table(table, str(folder / 'sweep.json'))
     found = finished_runs.read(folder)
     described = zip(cells_lib.of_table(table, found), table['cells'], strict=True)
-    return [(cell, _at_the_edge(table, description, found)) for cell, description in described]
+    return [
+        Found(cell, _at_the_edge(table, description, found), _tuned(table, description))
+        for cell, description in described
+    ]
+
+
+def _tuned(table: Any, cell: Any) -> str:
+    tried = needed_runs.candidates(table, cell)
+    return f'{len(tried)} × {len(table["tuning_seeds"])}' if tried else 'no'
 
 
 def _at_the_edge(table: Any, cell: Any, found: finished_runs.Results) -> bool:

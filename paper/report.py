@@ -23,6 +23,7 @@ from paper import cells as cells_lib
 from paper import finished_runs, needed_runs, plots, tables
 from paper.cells import Cell
 from paper.finished_runs import Results
+from paper.statistics import PAIRED
 
 __all__ = ['report']
 
@@ -123,8 +124,9 @@ def _differences_parts(rows: str, cells: list[Cell]) -> list[str]:
         return []
     return [
         '## Differences from SGD',
-        "Paired by seed, in the unit of the table; the interval is Student's t. 'Yes': two one-sided t tests "
-        'at 5 % show that the means differ by less.',
+        f'In the unit of the table. Intervals are paired by seed from {PAIRED} seeds on, and where both are '
+        "points of the same runs; with fewer seeds they are Welch's. 'Yes': two one-sided t tests at 5 % "
+        'show that the means differ by less.',
         differences,
     ]
 

@@ -13,7 +13,7 @@ from def_jax.trainer.measure import Measure
 from paper import needed_runs
 from paper.cells import Cell, diverged
 from paper.finished_runs import Results, figure
-from paper.statistics import MARGIN, mean_std, paired_difference
+from paper.statistics import MARGIN, mean_std, seed_difference
 
 __all__ = [
     'comma_separated',
@@ -70,15 +70,17 @@ def comma_separated(cells: list[Cell]) -> str:
 
 
 def differences(rows: str, cells: list[Cell]) -> str:
-    """Each cell against SGD, paired by seed; empty without SGD, or where no cell shares two seeds with it."""
+    """Each cell against SGD; empty without SGD, or where no cell shares two seeds with it."""
     baselines = [cell for cell in cells if cell.method == 'SGD' and cell.averaged][:1]
     lines = [[rows, 'method', 'difference [95 % interval]', 'seeds', f'within {MARGIN:g} points']]
     for sgd, cell in itertools.product(baselines, cells):
-        pairs = paired_difference(cell.by_seed, sgd.by_seed) if cell.averaged and cell is not sgd else None
-        if pairs and pairs.num_pairs > 1:
-            within = ('yes' if pairs.equivalent() else 'not shown') if cell.measure.metric.percent else ''
-            text = pairs.text(cell.measure.digits)
-            lines.append([cell.row, cell.column, text, str(pairs.num_pairs), within])
+        if not cell.averaged or cell is sgd:
+            continue
+        found = seed_difference(cell.by_seed, sgd.by_seed, same_runs=cell.shares_runs(sgd))
+        if found and found.num_seeds > 1:
+            within = ('yes' if found.equivalent() else 'not shown') if cell.measure.metric.percent else ''
+            text = found.text(cell.measure.digits)
+            lines.append([cell.row, cell.column, text, str(found.num_seeds), within])
     return markdown.table(lines) if len(lines) > 1 else ''
 
 

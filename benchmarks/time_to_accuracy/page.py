@@ -218,7 +218,7 @@ def _ratio(base: Timed, found: Timed, target: float) -> str:
     if difference is None:
         return ''
     half = 1.96 * float(np.hypot(_relative(base.run), _relative(found.run)))
-    if difference.num_pairs > 1:
+    if difference.num_seeds > 1:
         half = float(np.hypot(half, difference.interval()[1] - difference.mean))
     ratios = np.exp(difference.mean + np.array([0, -half, half]))
     return '{:.2f} ({:.2f} to {:.2f})'.format(*ratios)

@@ -71,12 +71,12 @@ def test_the_committed_page_and_the_short_form_follow_from_the_runs():
     ],
 )
 def test_outcomes(mean, error, equal, ahead):
-    difference = Difference(mean, error, 4)
+    difference = Difference(mean, error, 4, 3)
     assert (claims.outcome('equal', difference), claims.outcome('ahead', difference)) == (equal, ahead)
 
 
 def test_one_seed_decides_nothing():
-    assert claims.outcome('ahead', Difference(20.0, float('nan'), 1)) == 'open'
+    assert claims.outcome('ahead', Difference(20.0, float('nan'), 1, 0)) == 'open'
 
 
 @pytest.mark.parametrize('source', [Source('table1_digits', '65', 'DEF'), Source('table1_digits', '64', 'D')])

@@ -1,4 +1,4 @@
-"""Paired intervals and equivalence, against SciPy's own tests and numbers worked by hand."""
+"""Intervals, equivalence and Holm's correction, against SciPy's own tests and numbers worked by hand."""
 
 import math
 
@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from paper.statistics import mean_std, paired_difference
+from paper.statistics import holm, mean_std, paired_difference, seed_difference
 
 OURS = {0: 98.2, 1: 98.9, 2: 97.4, 3: 98.6}
 THEIRS = {0: 98.8, 1: 98.7, 2: 98.1, 3: 98.9}
+SAMPLES = list(OURS.values()), list(THEIRS.values())
 
 
 def test_the_interval_is_that_of_the_paired_t_test():
     difference = paired_difference(OURS, THEIRS)
-    test = stats.ttest_rel(list(OURS.values()), list(THEIRS.values()))
+    test = stats.ttest_rel(*SAMPLES)
     for confidence in (0.9, 0.95):
         expected = test.confidence_interval(confidence)
         assert difference.interval(confidence) == pytest.approx((expected.low, expected.high))
@@ -23,14 +24,30 @@ def test_the_interval_is_that_of_the_paired_t_test():
 
 @pytest.mark.parametrize('margin', [0.2, 0.5, 0.9, 1.0, 3.0])
 def test_equivalence_is_two_one_sided_tests_at_5_percent(margin):
-    differences = np.array(list(OURS.values())) - np.array(list(THEIRS.values()))
+    differences = np.subtract(*SAMPLES)
     above = stats.ttest_1samp(differences, -margin, alternative='greater').pvalue
     below = stats.ttest_1samp(differences, margin, alternative='less').pvalue
     assert paired_difference(OURS, THEIRS).equivalent(margin) == (max(above, below) < 0.05)
 
 
+def test_few_seeds_have_welch_intervals_and_the_points_of_a_run_paired_ones():
+    difference, test = seed_difference(OURS, THEIRS), stats.ttest_ind(*SAMPLES, equal_var=False)
+    assert difference.interval() == pytest.approx((*test.confidence_interval(),))
+    assert difference.p_value == pytest.approx(test.pvalue)
+    paired = paired_difference(OURS, THEIRS)
+    assert paired.p_value == pytest.approx(stats.ttest_rel(*SAMPLES).pvalue)
+    assert seed_difference(OURS, THEIRS, same_runs=True) == paired
+    five = OURS | {4: 98.0}, THEIRS | {4: 98.5}
+    assert seed_difference(*five) == paired_difference(*five) != paired
+
+
+def test_holm_stops_at_the_first_that_fails():
+    assert holm([0.001, 0.04, 0.03, 0.01]) == [True, False, False, True]  # 0.03 > 0.05 / 2
+    assert holm([]) == []
+
+
 def test_only_common_seeds_are_compared():
-    assert paired_difference(OURS, {2: 97.0, 7: 1.0}) == pytest.approx((0.4, math.nan, 1), nan_ok=True)
+    assert paired_difference(OURS, {2: 97.0, 7: 1.0}) == pytest.approx((0.4, math.nan, 1, 0), nan_ok=True)
     assert paired_difference(OURS, {7: 1.0}) is None
 
 
