@@ -24,7 +24,7 @@ __all__ = ['PERCEPTRON']
 STEPS, BATCH, POINTS = 800, 8, 20
 WIDTHS = (64, 64, 64, 10)
 LANES = 5  # runs side by side in one program
-VALIDATION, PADDED = 200, 1000
+VALIDATION, FOLDS, PADDED = 200, 5, 1000
 
 
 class Data(NamedTuple):
@@ -37,12 +37,19 @@ class Data(NamedTuple):
     weights: np.ndarray  # float32 [PADDED], sums to 1
 
 
-def make_data(seed: int, *, tuning: bool) -> Data:
-    """Batches of shuffled epochs, shifted at random by up to a pixel; tested on what is held out."""
-    digits = sklearn.datasets.load_digits()
+def split(*, tuning: bool, fold: int = FOLDS - 1) -> tuple[np.ndarray, np.ndarray]:
+    """The images to train and to test on; to tune, the test images are a fold of the training images."""
     train, test = split_indices()
     if tuning:
-        train, test = train[:-VALIDATION], train[-VALIDATION:]
+        held_out = slice(VALIDATION * fold, VALIDATION * (fold + 1))
+        train, test = np.delete(train, held_out), train[held_out]
+    return train, test
+
+
+def make_data(seed: int, *, tuning: bool, fold: int = FOLDS - 1) -> Data:
+    """Batches of shuffled epochs, shifted at random by up to a pixel; tested on what is held out."""
+    digits = sklearn.datasets.load_digits()
+    train, test = split(tuning=tuning, fold=fold)
     rng = np.random.default_rng(seed)
     epochs = -(-STEPS * WORKERS * BATCH // len(train))
     order = np.concatenate([rng.permutation(train) for _ in range(epochs)])[: STEPS * WORKERS * BATCH]

@@ -18,7 +18,6 @@ import def_jax
 from benchmarks.league import perceptron
 from benchmarks.league.contenders import Contender, gradient_point
 from def_jax.error_feedback import feedback_states
-from def_jax.trainer.data.digits.digits import split_indices
 
 __all__ = ['POINTS', 'train', 'visits']
 
@@ -28,9 +27,10 @@ PyTree = Any
 
 
 def train(contender: Contender, width: int) -> Callable[[float, int, bool], dict[str, Any]]:
-    """A function of a rate, a seed and whether to train on 800 images and evaluate on 200 held-out ones.
+    """A function of a rate, a seed and whether to train on 800 images and evaluate on the other 200.
 
-    It returns the record of a run: metrics by point, and the course of the training loss.
+    These are one of five folds, chosen by the seed. It returns the record of a run: metrics by point, and the
+    course of the training loss.
     """
     program = _program(contender)
 
@@ -111,19 +111,19 @@ def _rounded(value: float, digits: int) -> float | None:
     return float(f'{value:.{digits}g}') if np.isfinite(value) else None
 
 
-@functools.lru_cache(maxsize=24)
+@functools.lru_cache(maxsize=30)
 def _arguments(seed: int, width: int, tuning: bool) -> tuple[Any, ...]:
-    data = perceptron.make_data(seed, tuning=tuning)
+    fold = seed % perceptron.FOLDS
+    data = perceptron.make_data(seed, tuning=tuning, fold=fold)
     params = perceptron.make_params(seed, (64, width, width, 10))
-    return np.asarray(jax.random.PRNGKey(seed)), params, data, *_train_images(tuning)
+    return np.asarray(jax.random.PRNGKey(seed)), params, data, *_train_images(tuning, fold * tuning)
 
 
 @functools.cache
-def _train_images(tuning: bool) -> tuple[np.ndarray, np.ndarray]:
+def _train_images(tuning: bool, fold: int) -> tuple[np.ndarray, np.ndarray]:
     """The training images at all shifts by up to a pixel, float32 [9·n, 64], and their labels."""
     digits = sklearn.datasets.load_digits()
-    places, _ = split_indices()
-    places = places[: -perceptron.VALIDATION] if tuning else places
+    places, _ = perceptron.split(tuning=tuning, fold=fold)
     padded = np.pad(digits.images[places] / 16, ((0, 0), (1, 1), (1, 1)))
     shifts = [padded[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
     return (
