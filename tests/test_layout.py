@@ -1,0 +1,71 @@
+"""The layout says what is what: imports only point downwards, in no circle, and the library stands alone."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ('library', 'tools', 'trainer', 'paper')  # each may import those before it
+DOORS = {'def_jax.plan': 'tools', 'def_jax.communication': 'trainer', 'def_jax.train': 'trainer'}
+LIBRARY = ('compressors', 'beyond', 'baselines', 'mesh')  # its folders
+SHAPES = 'def_jax.trainer.models'  # real networks, on which the compressors are tested
+MODULES = {
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
+    for folder in ('def_jax', 'paper')
+    for path in (ROOT / folder).rglob('*.py')
+}
+
+
+def room(module):
+    top, _, rest = module.partition('.')
+    inner = rest.partition('.')[0]
+    return DOORS.get(module) or (top if top == 'paper' else inner if inner in ROOMS else 'library')
+
+
+def imports(path):
+    """The modules of this project that a file imports, at its top or within functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f'{path} has a relative import'
+            names = [f'{node.module}.{alias.name}' for alias in node.names]
+        else:
+            continue
+        for name in names:
+            while name and name not in MODULES:
+                name = name.rpartition('.')[0]
+            if name:
+                yield name
+
+
+GRAPH = {module: set(imports(path)) - {module} for module, path in MODULES.items()}
+
+
+@pytest.mark.parametrize('upper', ROOMS)
+def test_imports_only_point_downwards(upper):
+    allowed = ROOMS[: ROOMS.index(upper) + 1]
+    mine = [module for module in GRAPH if room(module) == upper]
+    assert len(mine) > 5
+    upwards = [(m, other) for m in mine for other in GRAPH[m] if room(other) not in allowed]
+    assert not upwards
+
+
+def test_imports_have_no_circle():
+    try:
+        graphlib.TopologicalSorter(GRAPH).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(' -> '.join(error.args[1]))
+
+
+def test_the_tests_of_the_library_need_the_library_alone():
+    """Deleting tools/, trainer/ and paper/ leaves them as they are."""
+    tests = ROOT / 'tests'
+    files = [path for folder in LIBRARY for path in (tests / folder).glob('test_*.py')]
+    files += [
+        tests / f'test_{name}.py' for name in ('error_feedback', 'methods', 'diagnostics', 'traffic', 'hlo')
+    ]
+    above = [(path.name, other) for path in files for other in imports(path) if room(other) != 'library']
+    assert len(files) > 20 and {other for _, other in above} <= {SHAPES}, above
