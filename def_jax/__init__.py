@@ -15,7 +15,7 @@ from def_jax.moved import announce
 
 announce()
 
-__version__ = '0.2.0'
+__version__ = '0.3.0'
 
 __all__ = [
     'METHODS',
