@@ -192,8 +192,8 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
     Returns:
         A pytree like `params`. No gradient flows through the residual, so the derivative with respect to
         `params` is the identity: a loss may call this itself or be evaluated at the result. Under
-        `jax.shard_map` with check_vma=True it must be the latter: JAX sums gradients with respect to what all
-        workers share.
+        `jax.shard_map` with check_vma=True it must be the latter: JAX sums gradients with respect to
+        replicated values.
 
     Raises:
         ValueError: if `opt_state` holds no residual, or one whose shapes differ from those of `params`; when

@@ -20,7 +20,7 @@ class Setting:
     """One run: a line of the runs holds these and what came of them.
 
     `identity` sends everything, every `every` steps; otherwise `random_block` sends one element in `ratio`.
-    `v` is whose second moment divides: each worker's own, or that of the mean gradient, which an oracle
+    `v` is whose second moment divides: per-worker, or that of the mean gradient, which an oracle
     communicates at every step. Each of the `workers` takes `sequences` at a step. With `muon_outside`, the
     workers have AdamW, and the mean messages of hidden matrices are orthogonalised.
     """

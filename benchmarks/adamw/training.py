@@ -140,7 +140,7 @@ def _compile(structure: Setting) -> _Programs:
         updates = applied(structure, updates)
         return optax.apply_updates(params, updates), (*after[:-1], link), jax.lax.pmean(loss, 'workers')
 
-    mapped = functools.partial(jax.vmap, axis_name='workers')  # what all share is not mapped
+    mapped = functools.partial(jax.vmap, axis_name='workers')  # replicated arguments are not mapped
     step = jax.jit(mapped(worker, in_axes=(None, axes, None, 0, None), out_axes=(None, axes, None)))
     output = jax.jit(
         mapped(lambda p, s: def_jax.output_params(p, s, 'workers'), in_axes=(None, axes), out_axes=None)

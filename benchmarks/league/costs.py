@@ -55,7 +55,7 @@ def costs(problem: Problem, contender: Contender) -> dict[str, Any]:
 
 
 def kept(problem: Problem, contender: Contender) -> tuple[str, str]:
-    """What a checkpoint holds of the optimizer besides scalars: a worker's own, and what all share."""
+    """What a checkpoint holds of the optimizer besides scalars: per-worker and replicated."""
     optimizer = contender.optimizer(problem.inner(0.1, **contender.inner))
     state = jax.eval_shape(optimizer.init, problem.params)
     own = jax.tree.leaves(own_leaves(optimizer, problem.params))

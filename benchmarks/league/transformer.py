@@ -108,7 +108,7 @@ def make_programs(contender: Contender) -> tuple[Callable, Callable, PyTree]:
 
     mapped = functools.partial(
         jax.vmap, axis_name='workers', axis_size=WORKERS
-    )  # what all share is not mapped
+    )  # replicated arguments are not mapped
     step = mapped(worker, in_axes=(None, axes, None, 0, None), out_axes=(None, axes, None))
     loss = mapped(evaluated, in_axes=(None, axes, None), out_axes=None)
     return jax.jit(step), jax.jit(loss), state

@@ -100,7 +100,7 @@ def ef21(
 
 
 class GradientAverageState(NamedTuple):
-    """State of the average before `ef21_sgdm`'s difference; a worker's own, as all that precedes a link."""
+    """State of the average before `ef21_sgdm`'s difference; per-worker, as is all that precedes a link."""
 
     step: jax.Array  # uint32 [], number of updates so far
     average: PyTree  # like params, float32: v_k

@@ -38,7 +38,7 @@ def onebit_adam(
     """Adam whose messages shrink to one bit an element once its second moment is frozen.
 
     For `freeze_after` steps the gradients are averaged in full and both moments are updated. Then worker k
-    adds its gradient to the momentum that all share, m_k = b1·m + (1 - b1)·g_k, and sends the sign of every
+    adds its gradient to the replicated momentum, m_k = b1·m + (1 - b1)·g_k, and sends the sign of every
     element of m_k plus its residual, with the root mean square of each tensor; the mean of these is the next
     m. As in the authors' code, the moments are not corrected for bias, and a parameter that had no gradient
     before the freeze does not move. Their exchange has two phases, with a server that compresses the mean

@@ -17,7 +17,7 @@ PyTree = Any
 
 __all__ = ['select_run']
 
-_CHEAP = 1024  # elements: what is no longer is moved at no cost, whatever the run
+_CHEAP = 1024  # elements: up to here, moving a whole leaf costs next to nothing
 
 
 class _Window(NamedTuple):

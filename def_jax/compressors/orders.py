@@ -1,4 +1,4 @@
-"""Which block of a tensor is sent when: drawn anew every step, or every block once a round.
+"""Which block of a tensor is sent when: redrawn at every step, or each block once a round.
 
 A tensor has R blocks, and each of its coordinates lies in one of them. With independent draws a coordinate
 waits R steps on average and sometimes many times that: the wait is geometric. In rounds it waits at most

@@ -33,7 +33,7 @@ def random_block(
     n, which holds for power-of-two ratios on almost every layer, R = n / (n // ratio). Otherwise the tiles
     are those whose size and number are nearest to n // ratio and the ratio, and the last along an axis is
     shorter: the message has room for a whole tile, so `message_size` is slightly above Σ n / R. A tensor
-    smaller than the ratio sends one element. R is an integer: a ratio below 3 may be met poorly.
+    smaller than the ratio sends one element. R is an integer, so ratios below 3 are coarse.
 
     Args:
         ratio: compression ratio, a number >= 1; 1 sends everything.
@@ -88,7 +88,7 @@ def random_block(
             taken = [block.take(x, first) for block, x, (first, _) in leaves]
             if len(taken) != 1:
                 return concatenate(taken)
-            # Nothing to concatenate: XLA would take the block anew wherever the message is used, after the
+            # Nothing to concatenate: XLA would take the block again wherever the message is used, after the
             # tensor has been overwritten, and save that by a copy. It cannot see through an unknown start.
             (block,), ((_, begin),) = blocks, places
             return lax.dynamic_slice(concatenate([*taken, jnp.zeros(1)]), [begin], [block.size])

@@ -27,7 +27,7 @@ def random_k(ratio: float) -> Compressor:
     tensor, those at its end are shorter: if the place that is drawn lies outside, the cell sends a zero.
 
     Args:
-        ratio: compression ratio, a number >= 1. R is an integer: a ratio below 3 may be met poorly.
+        ratio: compression ratio, a number >= 1. R is an integer, so ratios below 3 are coarse.
 
     Returns:
         The compressor.

@@ -78,7 +78,7 @@ def check_call(
     """What a link with a state of its own checks first in its `update`.
 
     Args:
-        updates: as given; they must be the worker's own, see `check_not_summed` for `point`.
+        updates: as given; they must be per-worker, see `check_not_summed` for `point`.
         state: as given; it must be an `expected`, with those `fields` of options, see `check_state`.
         axis_name: the link's axis over workers.
         shards: as passed by `def_jax.spmd`, over the same axis.

@@ -1,4 +1,4 @@
-"""Which leaves of an optimizer's state belong to one worker, and which all workers share.
+"""Which leaves of an optimizer's state are per-worker, and which are replicated.
 
 A *link* is a transformation that communicates. The `per_worker` property of its state names the fields that
 differ between workers. Transformations before a link in a chain see only local gradients, so their state

@@ -80,9 +80,8 @@ def spmd(
 class Spmd:
     """What `spmd` returns: an optimizer's functions on global arrays.
 
-    State and gradients are *stacked over workers*: what is a worker's own has a leading axis of size K, the
-    number of workers, which is sharded over the workers' mesh axis. Parameters are not; all workers share
-    them.
+    State and gradients are *stacked over workers*: per-worker values have a leading axis of size K, the
+    number of workers, which is sharded over the workers' mesh axis. Parameters are not: they are replicated.
     """
 
     def __init__(
@@ -153,7 +152,7 @@ class Spmd:
     def map(self, function: Callable) -> Callable:
         """A function that runs `function(params, state, batch)` on every worker, with results stacked.
 
-        `params` are the shared parameters, `state` is the worker's own optimizer state, and collectives over
+        `params` are the replicated parameters, `state` is the worker's optimizer state, and collectives over
         `axis_name` may be used, so that functions for mapped code run here: `def_jax.diagnostics`,
         `def_jax.assert_replicated`.
 

@@ -1,7 +1,7 @@
 """What `jax.shard_map` knows with check_vma=True: the axes over which a value varies, by its type.
 
 Its gradients with respect to values that do not vary over workers are summed over them, which is what data
-parallelism without compression wants. A method that compresses needs each worker's own gradient, before that
+parallelism without compression wants. A method that compresses needs per-worker gradients, before that
 sum, so here the sum is an error.
 """
 
@@ -48,9 +48,9 @@ def vary_if_tracked(tree: PyTree, axis_name: AxisName) -> PyTree:
 
 
 def start_varying(params: PyTree, axes: frozenset[str]) -> PyTree:
-    """Each worker's own copy of the parameters, whose gradient is its own.
+    """A per-worker copy of the parameters, whose gradient is per-worker, too.
 
-    Differentiating through the copy, back to the parameters that all share, raises ValueError.
+    Differentiating through the copy, back to the replicated parameters, raises ValueError.
     """
     return jax.tree.map(
         lambda x: _own_copy(tuple(sorted(missing)), x) if (missing := axes - _axes_of(x)) else x, params
@@ -69,11 +69,11 @@ def check_not_summed(updates: PyTree, axis_name: AxisName, point: str) -> None:
 
 
 def check_shared(value: jax.Array, name: str, axis_name: AxisName) -> None:
-    """Raises ValueError if what all workers must share differs between them, as types tell."""
+    """Raises ValueError if a value that must be replicated varies between workers, as types tell."""
     if _tracked(axis_name) & _axes_of(value):
         raise ValueError(
-            f'{name} of opt_state differs between workers, by its type, but all must share it. Stack only '
-            "what is a worker's own: in_specs and out_specs of def_jax.state_specs(optimizer, params)."
+            f'{name} of opt_state differs between workers, by its type, but must be replicated. Stack only '
+            'per-worker leaves: in_specs and out_specs of def_jax.state_specs(optimizer, params).'
         )
 
 
@@ -89,7 +89,7 @@ def _own_copy_forward(axes, x):
 def _own_copy_backward(axes, _, gradient):
     del gradient
     raise ValueError(
-        'detached_params: the gradient is taken with respect to parameters that all workers share, and with '
+        'detached_params: the gradient is taken with respect to replicated parameters, and with '
         f'check_vma=True jax.shard_map would sum it over {axes}. '
         + _remedy('def_jax.detached_params(params, opt_state)')
     )
@@ -99,7 +99,7 @@ _own_copy.defvjp(_own_copy_forward, _own_copy_backward)
 
 
 def _remedy(point: str) -> str:
-    return f"Take it at a point of the worker's own: jax.grad(loss_fn)(point, batch) with point = {point}."
+    return f'Take it at a per-worker point: jax.grad(loss_fn)(point, batch) with point = {point}.'
 
 
 def _vary(axes: tuple[str, ...], x: Any) -> Any:

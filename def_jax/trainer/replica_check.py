@@ -17,7 +17,7 @@ __all__ = ['ReplicasDifferError', 'make_check']
 
 
 class ReplicasDifferError(EndedError):
-    """The devices hold different copies of values that all workers share."""
+    """The devices hold different copies of replicated values."""
 
     exit_code = ExitCode.REPLICAS_DIFFER
 

@@ -246,7 +246,7 @@ def worker_axes(experiment: Experiment) -> TrainState:
     """The worker axis of each part of a TrainState, 0 or None: in_axes and out_axes of every step.
 
     A single value stands for a whole tree like the parameters. With several processes pmap hashes the axes,
-    so they contain no dict: one that holds anything of a worker's own belongs to the worker as a whole.
+    so they contain no dict: one that holds anything per-worker is per-worker as a whole.
     """
     own = own_leaves(experiment.optimizer, experiment.abstract_variables['params'])
 

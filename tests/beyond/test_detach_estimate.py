@@ -1,4 +1,4 @@
-"""λ*(t) from the messages: equal to what the diagnostics measure from all residuals, and sent for nothing."""
+"""λ*(t) from the messages: equal to the diagnostics' from all residuals, and sent at no extra cost."""
 
 import jax
 import jax.numpy as jnp

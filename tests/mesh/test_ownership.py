@@ -1,4 +1,4 @@
-"""Which leaves of an optimizer's state are a worker's own: shared ones must agree after real steps."""
+"""Which leaves of an optimizer's state are per-worker: replicated ones must agree after real steps."""
 
 import jax
 import jax.numpy as jnp

@@ -110,7 +110,7 @@ def test_types_change_no_value(name):
 @pytest.mark.parametrize('name', ['auto', 'masked'])
 def test_a_gradient_that_would_be_summed_is_refused(name):
     with pytest.raises(
-        ValueError, match=r'detached_params: the gradient is taken with respect to parameters'
+        ValueError, match=r'detached_params: the gradient is taken with respect to replicated parameters'
     ):
         run(OPTIMIZERS[name], inside, check_vma=True)
     assert jax.tree.leaves(run(OPTIMIZERS[name], inside, check_vma=False))  # where JAX sums nothing

@@ -94,7 +94,7 @@ def test_statistics_are_averaged_over_workers(recorded, random_state):
     assert outputs.keys() == {'x', 'y'}
     for variables in outputs.values():
         chex.assert_trees_all_close(variables['batch_stats'], mean_stats(random_state), rtol=1e-6)
-    with pytest.raises(AssertionError):  # no worker's own are like that
+    with pytest.raises(AssertionError):  # no per-worker statistics are like that
         own = jax.tree.map(lambda s: s[0], random_state.batch_stats)
         chex.assert_trees_all_close(outputs['x']['batch_stats'], own, rtol=1e-2)
 
@@ -146,7 +146,7 @@ def test_both_output_points_are_the_same_on_all_devices(recorded, step):
 
 
 @pytest.mark.parametrize('num_batches', [3])
-def test_statistics_are_measured_anew_at_each_point(
+def test_statistics_are_recalibrated_at_each_point(
     recorded, random_state, data_dir, num_batches, monkeypatch
 ):
     monkeypatch.setattr(layers, 'STATISTICS_MOMENTUM', 0.99)  # whatever the model's is

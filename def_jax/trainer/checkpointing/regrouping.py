@@ -1,7 +1,7 @@
 """Resumes a run of K workers with a different number K' of workers.
 
 Every new worker receives the mean of the K workers' residuals, momenta and BatchNorm statistics; everything
-that the workers share is preserved bit for bit. So x is unchanged, and y = x + mean residual up to the
+that is replicated is preserved bit for bit. So x is unchanged, and y = x + mean residual up to the
 rounding of one float32 mean. The K deviations from the mean are discarded. They add up to zero and belong to
 shares of the data that no longer exist; SAEF discards the same at each of its averaging steps.
 """

@@ -20,8 +20,8 @@ AXIS = 'workers'  # the mapped axis over workers, or over the devices that host 
 class Workers(abc.ABC):
     """The workers of a run on its devices.
 
-    Whatever differs between workers has leading axes `shape`, one row for each place along the first; what
-    all share has none. A tree of axes says which is which: 0 for a worker's own, None for what all share, and
+    Per-worker values have leading axes `shape`, one row for each place along the first; replicated ones have
+    none. A tree of axes says which is which: 0 for per-worker, None for replicated, and
     one of them may stand for a whole subtree.
 
     Attributes:
@@ -55,7 +55,7 @@ class Workers(abc.ABC):
         """Compiles a function that runs on every worker, with collectives over `axis_name`.
 
         Args:
-            function: what one worker does with its own values and those that all share.
+            function: what one worker does with its own values and the replicated ones.
             in_axes: a tuple of trees of axes, one for each argument.
             out_axes: that of the result. Values without an axis must be the same on all workers.
             donate_argnums: arguments whose memory the result may take over.
@@ -90,7 +90,7 @@ class Workers(abc.ABC):
 
     @abc.abstractmethod
     def fetch(self, tree: PyTree) -> PyTree:
-        """What all workers share, whole, as NumPy arrays."""
+        """Replicated values, whole, as NumPy arrays."""
 
     @abc.abstractmethod
     def spread(self, tree: PyTree, axes: PyTree) -> PyTree:
@@ -125,7 +125,7 @@ class Workers(abc.ABC):
         return params
 
     def groups(self, leaf: Any) -> list[list[int]]:
-        """The indices of the devices that hold the same part of a tensor that all workers share."""
+        """The indices of the devices that hold the same part of a replicated tensor."""
         del leaf
         return [list(range(len(self.devices)))]
 

@@ -316,18 +316,18 @@ def test_a_checkpoint_is_not_certified_where_orbax_has_left_parts_out(recorded, 
     assert os.listdir(folder / 'checkpoints') == []
 
 
-@pytest.mark.parametrize('made_anew', [False, True])
-def test_a_folder_that_was_renamed_is_neither_made_anew_nor_called_full(recorded, saved, tmp_path, made_anew):
+@pytest.mark.parametrize('recreated', [False, True])
+def test_a_folder_that_was_renamed_is_neither_recreated_nor_called_full(recorded, saved, tmp_path, recreated):
     folder = shutil.copytree(saved, tmp_path / 'run')
     manager = fixtures.manager_of(folder, recorded.experiment)
     folder.rename(tmp_path / 'elsewhere')
-    if made_anew:
+    if recreated:
         folder.mkdir()
     with pytest.raises(ValueError, match=r'the folder is gone.* rename the folder back, then') as error:
         manager.save(state_at(recorded, 11))
     assert '\n' not in str(error.value)
     manager.close()
-    assert not (folder / 'checkpoints').exists() and folder.exists() == made_anew
+    assert not (folder / 'checkpoints').exists() and folder.exists() == recreated
     assert sorted(os.listdir(tmp_path / 'elsewhere' / 'checkpoints')) == ['7', '9']
 
 

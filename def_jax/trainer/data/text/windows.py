@@ -1,4 +1,4 @@
-"""Batches of a corpus: windows of consecutive bytes, in which documents are told apart.
+"""Batches of a corpus: windows of consecutive bytes, in which documents are kept apart.
 
 The corpus is cut into windows of `context` bytes, so documents are packed without gaps and only the last
 window has padding. Every byte of the corpus is predicted exactly once, from the byte before its window and
