@@ -1,6 +1,6 @@
 """What a worker passes to the collectives in one update, read from the program before it is compiled."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +19,12 @@ class Message(NamedTuple):
     """What one collective takes from a worker."""
 
     operation: str  # 'all-reduce' or 'all-gather'
-    words: int  # of 32 bits
+    bytes: int
 
     def wire_bytes(self, num_workers: int) -> float:
         """Bytes sent on a ring of K workers: 2·(K - 1)/K of a message to reduce it, K - 1 to gather it."""
         hops = num_workers - 1
-        return 4 * self.words * hops * (2 / num_workers if self.operation == 'all-reduce' else 1)
+        return self.bytes * hops * (2 / num_workers if self.operation == 'all-reduce' else 1)
 
 
 class Traffic(NamedTuple):
@@ -32,6 +32,19 @@ class Traffic(NamedTuple):
 
     always: tuple[Message, ...]  # sent at every step
     branches: tuple[tuple[tuple[Message, ...], ...], ...]  # for each conditional, what each branch sends
+
+    def sizes(
+        self, every: int = 1, measure: Callable[[Message], Any] = lambda message: message.bytes
+    ) -> tuple[Any, Any, Any]:
+        """Bytes, or another measure, of what every step sends, of a message, and of a dense first message.
+
+        With `every` above 1, a message is what a step sends besides in one step of so many. Otherwise every
+        step sends one, and what tells steps apart is that some methods begin with dense ones.
+        """
+        always = sum(map(measure, self.always))
+        branches = [[sum(map(measure, sent)) for sent in branch] for branch in self.branches]
+        largest, smallest = sum(map(max, branches)), sum(map(min, branches))
+        return (always, largest, largest) if every > 1 else (0, always + smallest, always + largest)
 
 
 def traffic(
@@ -50,7 +63,7 @@ def traffic(
 
     >>> import jax.numpy as jnp, def_jax
     >>> traffic(def_jax.baselines.top_k(8, 'workers'), jnp.zeros(64), 'workers').always
-    (Message(operation='all-gather', words=8),)
+    (Message(operation='all-gather', bytes=32),)
     """
 
     def update(params):
@@ -64,8 +77,8 @@ def traffic(
 def _messages(jaxpr: Any, *, into_branches: bool) -> Iterator[Message]:
     for equation in jaxpr.eqns:
         if (name := equation.primitive.name) in _OPERATIONS:
-            words = sum(-(-x.aval.size * x.aval.dtype.itemsize // 4) for x in equation.invars)
-            yield Message(_OPERATIONS[name], words)
+            size = sum(x.aval.size * x.aval.dtype.itemsize for x in equation.invars)
+            yield Message(_OPERATIONS[name], size)
         elif name != 'cond' or into_branches:
             for inner in inner_programs(equation):
                 yield from _messages(inner, into_branches=into_branches)

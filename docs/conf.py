@@ -13,8 +13,10 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 from docutils import nodes  # noqa: E402
+from sphinx.util.docutils import SphinxDirective  # noqa: E402
 
 import def_jax  # noqa: E402
+from def_jax.trainer.configuration.defaults import SECTIONS  # noqa: E402
 
 project = 'def_jax'
 copyright = 'the def_jax authors'
@@ -60,5 +62,22 @@ def keep_together(app, doctree):
             text.parent.replace(text, nodes.Text(joined))
 
 
+class ConfigurationKeys(SphinxDirective):
+    """A table of every key of a training configuration, from its entry in def_jax.trainer.configuration."""
+
+    def run(self):
+        changes = {'never': '', 'always': 'yes', 'regroups': 'yes', 'with_workers': 'with `num_workers`'}
+        lines = []
+        for title, keys in SECTIONS.items():
+            lines += ['', f'**{title}**', '', '| key | default | meaning | may change on resumption |']
+            lines += ['|---|---|---|---|']
+            lines += [
+                f'| `{name}` | `{key.default!r}` | {key.help} | {changes[key.change]} |'
+                for name, key in keys.items()
+            ]
+        return self.parse_text_to_nodes('\n'.join(lines))
+
+
 def setup(app):
+    app.add_directive('configuration-keys', ConfigurationKeys)
     app.connect('doctree-read', keep_together)

@@ -11,6 +11,7 @@ continues.
 """
 
 import contextlib
+import copy
 import functools
 import json
 import operator
@@ -210,7 +211,7 @@ def configs(spec: ml_collections.ConfigDict) -> list[ml_collections.ConfigDict]:
 
 
 def _config(spec: ml_collections.ConfigDict, run: Run) -> ml_collections.ConfigDict:
-    config = spec.base.copy_and_resolve_references().unlock()
+    config = copy.deepcopy(spec.base).unlock()
     for key, value in run.items():
         *parents, name = key.split('.')  # 'optimizer_options.b2'
         functools.reduce(operator.getitem, parents, config)[name] = value

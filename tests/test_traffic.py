@@ -28,26 +28,25 @@ def sent(link, axis_name='workers'):
     ],
 )
 def test_a_gathered_message(link, operation, words):
-    assert sent(link) == ((Message(operation, words),), ())
+    assert sent(link) == ((Message(operation, 4 * words),), ())
     assert words * 4 * 15 == sent(link).always[0].wire_bytes(16)
 
 
 def test_powersgd_reduces_twice():
     messages = sent(baselines.powersgd(16, 'workers', rank=2)).always
-    assert messages == (Message('all-reduce', 2 * 64 + 64), Message('all-reduce', 2 * 32))
+    assert messages == (Message('all-reduce', 4 * (2 * 64 + 64)), Message('all-reduce', 4 * 2 * 32))
     assert messages[1].wire_bytes(4) == 1.5 * 4 * 64
 
 
 def test_the_steps_of_onebit_adam():
     """Dense at first; then 32 times less, as its paper says, but for a magnitude for every tensor."""
-    (branches,) = sent(baselines.onebit_adam('workers')).branches
-    words = sorted(sum(message.words for message in branch) for branch in branches)
-    assert words == [66 + 2, 64 * 32 + 64]
+    assert sent(baselines.onebit_adam('workers')).sizes() == (0, 4 * (66 + 2), 4 * (64 * 32 + 64))
 
 
 def test_cser_sends_twice_in_some_steps():
     link = baselines.cser(def_jax.random_block(4), def_jax.random_block(16), 'workers', every=3)
-    assert sent(link) == ((Message('all-reduce', 132),), (((), (Message('all-reduce', 528),)),))
+    assert sent(link) == ((Message('all-reduce', 4 * 132),), (((), (Message('all-reduce', 4 * 528),)),))
+    assert sent(link).sizes(every=3)[:2] == (4 * 132, 4 * 528)
 
 
 def test_nothing_is_sent_without_an_axis():
@@ -70,5 +69,5 @@ def test_the_compiled_program_sends_no_more(link):
     optimizer, step = hlo.with_gradient(link, point='none')
     compiled = collectives(hlo.compile_pmapped(optimizer, step, 4, hlo.BATCH).as_text())
     expected = traffic(link, hlo.make_params(), 'workers').always
-    found = [(c.operation, c.passed(4).elements) for c in compiled]
-    assert sorted(found) == sorted((message.operation, message.words) for message in expected)
+    found = [(c.operation, c.passed(4).bytes) for c in compiled]
+    assert sorted(found) == sorted((message.operation, message.bytes) for message in expected)

@@ -51,7 +51,7 @@ _OUTPUT_KEYS = {
 }
 _RELEVANT_KEYS = {
     'make_init': (
-        *('model', 'method', 'detach', 'auto_detach', 'skip_nonfinite'),
+        *('model', 'method', 'detach', 'skip_nonfinite'),
         *('num_workers', 'workers_per_device', 'shards_per_worker', 'seed'),
     ),
     'make_eval_step': ('num_workers', 'workers_per_device', 'shards_per_worker'),

@@ -97,8 +97,8 @@ def inner(setting: Setting, hyper: Mapping[str, Any]) -> optax.GradientTransform
     )
 
 
-def chain(setting: Setting, hyper: Mapping[str, Any]) -> tuple[optax.GradientTransformation, Any]:
-    """The optimizer of one worker with its link, whose λ and outer rates are in the state; the compressor."""
+def chain(setting: Setting, hyper: Mapping[str, Any]) -> optax.GradientTransformation:
+    """The optimizer of one worker with its link, whose λ and outer rates are in the state."""
     blocks = def_jax.random_block(setting.ratio, order=setting.order, allocation=setting.allocation)
     compressor = def_jax.identity() if setting.identity else blocks
     outer = optax.inject_hyperparams(optax.sgd, static_args=('nesterov',))(1.0, 0.5, nesterov=True)
@@ -111,7 +111,7 @@ def chain(setting: Setting, hyper: Mapping[str, Any]) -> tuple[optax.GradientTra
         outer=outer,
         wire_dtype=setting.wire_dtype,
     )
-    return optax.chain(inner(setting, hyper), link), compressor
+    return optax.chain(inner(setting, hyper), link)
 
 
 def applied(setting: Setting, updates: PyTree) -> PyTree:

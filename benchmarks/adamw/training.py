@@ -15,9 +15,9 @@ import optax
 import def_jax
 from benchmarks.adamw import network, text
 from benchmarks.adamw.settings import Setting, applied, chain, inner
-from def_jax.beyond.integers import sent_size
 from def_jax.compressors import shared_key
 from def_jax.mesh.ownership import own_leaves
+from def_jax.traffic import traffic
 
 __all__ = ['run']
 
@@ -125,7 +125,7 @@ def _compile(structure: Setting) -> _Programs:
 
         return _Programs(dense, lambda x, _: {'x': x}, losses, inner(structure, zeros).init(params), 1.0)
 
-    optimizer, compressor = chain(structure, zeros)
+    optimizer = chain(structure, zeros)
     own = own_leaves(optimizer, params)
     axes = jax.tree.map(lambda is_own: 0 if is_own else None, own)
     state = jax.tree.map(
@@ -135,7 +135,7 @@ def _compile(structure: Setting) -> _Programs:
     def worker(params, state, words, starts, hyper):
         point = def_jax.detached_params(params, state)
         loss, grads = value_and_grad(point, take(words, starts))
-        updates, after = chain(structure, hyper)[0].update(grads, state, point)
+        updates, after = chain(structure, hyper).update(grads, state, point)
         link = after[-1]._replace(detach=state[-1].detach)
         updates = applied(structure, updates)
         return optax.apply_updates(params, updates), (*after[:-1], link), jax.lax.pmean(loss, 'workers')
@@ -146,6 +146,6 @@ def _compile(structure: Setting) -> _Programs:
         mapped(lambda p, s: def_jax.output_params(p, s, 'workers'), in_axes=(None, axes), out_axes=None)
     )
     number = sum(x.size for x in jax.tree.leaves(params))
-    sent = sent_size(compressor, params, structure.wire_dtype, structure.workers)
-    ratio = structure.every * 4 * number / (sent * jnp.dtype(structure.wire_dtype).itemsize)
+    always, message, _ = traffic(optimizer, params, 'workers', structure.workers).sizes(structure.every)
+    ratio = 4 * number / (always + message / structure.every)
     return _Programs(step, lambda x, s: {'x': x, 'y': output(x, s)}, losses, state, ratio)

@@ -31,22 +31,17 @@ def costs(problem: Problem, contender: Contender) -> dict[str, Any]:
     optimizer = contender.optimizer(problem.inner(0.1, **contender.inner))
     found = traffic(optimizer, params, 'workers', WORKERS)
     every = contender.options.get('every', 1)
+    first = method.dense_steps(contender.options)
 
     def total(measure):
-        always = sum(map(measure, found.always))
-        steady = [[sum(map(measure, sent)) for sent in branch] for branch in found.branches]
-        if every > 1:
-            return always + sum(map(max, steady)) / every
-        dense = method.dense_steps(contender.options)
-        return always + sum(
-            (dense * max(branch) + (steps - dense) * min(branch)) / steps for branch in steady
-        )
+        always, message, dense = found.sizes(every, measure)
+        return always + message / every + (dense - message) * first / steps
 
     state = jax.eval_shape(optimizer.init, params)
     own = own_leaves(optimizer, params)
     kept = [(x.size / size, mine) for x, mine in zip(*map(jax.tree.leaves, (state, own)), strict=True)]
     return {
-        'payload': total(lambda message: 4 * message.words),
+        'payload': total(lambda message: message.bytes),
         'wire': total(lambda message: message.wire_bytes(WORKERS)),
         'dense': 4 * size,
         'own_state': round(sum(share for share, mine in kept if mine), 2),

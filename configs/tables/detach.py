@@ -54,7 +54,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         if 'num_workers' in settings:
             ours['workers_per_device'] = settings['num_workers']
         for detach in GRID:
-            cells.append(tables.cell(detach, column, **ours | {'auto_detach': False, 'detach': detach}))
+            cells.append(tables.cell(detach, column, **ours | {'detach': detach}))
         cells.append(tables.cell('auto', column, **ours))
         if column in NARROW:
             cells.append(tables.cell('auto, bfloat16', column, **ours | {'wire_dtype': 'bfloat16'}))

@@ -24,7 +24,7 @@ from configs.tables import tables
 LEVERS = {
     'shuffled': {'order': 'shuffled'},
     'balanced': {'allocation': 'balanced'},
-    'λ from the messages': {'auto_detach': True},
+    'λ from the messages': {'detach': 'auto'},
     'no momentum': {'momentum': 0.0},
 }
 # Learning rates by momentum μ: without it, η / (1 - μ).
@@ -61,7 +61,7 @@ def grid(title: str, plan: dict, momentum: float = 0.9, detach: bool = False) ->
 
 def row(title: str, plan: dict, points: Sequence[str], **settings) -> list[dict]:
     """A row at some points, with λ tuned unless it comes from the messages."""
-    tuned = grid(title, plan, settings.get('momentum', 0.9), not settings.get('auto_detach'))
+    tuned = grid(title, plan, settings.get('momentum', 0.9), 'detach' not in settings)
     settings = {'method': 'def', 'ratio': plan['ratio']} | settings
     return [tables.cell(title, point, tuned=tuned, point=point, **settings) for point in points]
 

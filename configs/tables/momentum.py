@@ -19,7 +19,7 @@ import ml_collections
 from configs import cifar10
 from configs.tables import beyond, tables
 
-OURS = {'method': 'def', 'order': 'shuffled', 'auto_detach': True, 'momentum': 0.0}
+OURS = {'method': 'def', 'order': 'shuffled', 'detach': 'auto', 'momentum': 0.0}
 RATES = (1.0, 0.5, 0.1)  # approximately η / (1 - μ) for the paper's rates
 
 

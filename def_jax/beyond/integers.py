@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from def_jax.beyond.base import Option, Step
-from def_jax.compressors.base import Compressor, concatenate, message_size, num_parts
+from def_jax.compressors.base import Compressor, concatenate, num_parts
 from def_jax.mesh.collectives import AxisName, num_workers
 
 PyTree = Any
 
-__all__ = ['Integers', 'check_levels', 'loading', 'sent_size']
+__all__ = ['Integers', 'check_levels', 'loading']
 
 _MEMORY = 0.75  # weight of the past in the running means
 _LARGEST = 16.0  # times the running mean: what is larger is reported as that
@@ -109,24 +109,6 @@ def check_levels(workers: int) -> int:
             f'but there are {workers} workers. Use bfloat16.'
         )
     return 127 // workers
-
-
-def sent_size(
-    compressor: Compressor, params: PyTree, wire_dtype: DTypeLike, workers: int, numbers: int = 0
-) -> int:
-    """How many elements of `wire_dtype` a message of K workers has: the block, and what is sent with it.
-
-    `numbers` are those that other options append, see `Integers`.
-
-    >>> import jax, def_jax
-    >>> params = [jax.ShapeDtypeStruct(shape, 'float32') for shape in ((512, 10), (10,))]
-    >>> [sent_size(def_jax.random_block(64), params, dtype, workers=8) for dtype in ('float32', 'int8')]
-    [81, 86]
-    """
-    added = numbers
-    if jnp.dtype(wire_dtype) == jnp.int8:  # reports as digits, and whether the block is finite
-        added = (num_parts(compressor, params) + numbers) * _num_digits(check_levels(workers)) + 1
-    return message_size(compressor, params) + added
 
 
 def loading(levels: int) -> float:

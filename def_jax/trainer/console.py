@@ -8,7 +8,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from def_jax.trainer.experiment import Communication, Experiment
+from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.measure import Measure
 
 __all__ = ['Progress', 'describe', 'point_name', 'process_console', 'show_result']
@@ -16,15 +16,15 @@ __all__ = ['Progress', 'describe', 'point_name', 'process_console', 'show_result
 _SECONDS_PER_LINE = 30
 
 
-def describe(console: rich.console.Console, experiment: Experiment, communication: Communication) -> None:
+def describe(console: rich.console.Console, experiment: Experiment) -> None:
     """Prints devices, workers, parameters and what a step sends compared with dense SGD."""
-    config, method, sent = experiment.config, experiment.method, communication
+    config, method, sent = experiment.config, experiment.method, experiment.communication
     device = experiment.devices[0]
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
     devices = f'{len(experiment.devices)} {kind} device(s)'
     each = f' of {config.shards_per_worker} devices each' if config.shards_per_worker > 1 else ''
-    free = 'auto' if config.auto_detach else f'{config.detach:g}'
-    detach = free if method.detach is None else f'{method.detach:g}'
+    detach = config.detach if method.detach is None else method.detach
+    detach = detach if detach == 'auto' else f'{detach:g}'
     drawn = {
         'tensor': 'one block per tensor',
         'model': 'one block of the model',

@@ -11,10 +11,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from def_jax import compressors, hold_skipped, methods
-from def_jax.beyond.integers import sent_size
+from def_jax import hold_skipped, methods
 from def_jax.traffic import traffic
-from def_jax.trainer.configuration.optimizer import make_compressor, make_optimizer, make_schedule
+from def_jax.trainer.configuration.optimizer import make_optimizer, make_schedule
 from def_jax.trainer.configuration.parts import make_dataset, make_task
 from def_jax.trainer.configuration.rules import check_config
 from def_jax.trainer.data import in_memory
@@ -29,6 +28,54 @@ _TITLES = {'adamw': 'AdamW', 'lion': 'Lion', 'muon': 'Muon'}
 
 
 @dataclasses.dataclass(frozen=True)
+class Communication:
+    """What one worker passes to the all-reduce in training, in elements; dense ones are float32.
+
+    A worker of several devices passes what these do together: a vector that all of them hold counts for each.
+    Evaluations are not included: the mean residual, d, for y, and BatchNorm's statistics.
+    """
+
+    num_params: int  # d
+    message_size: int  # B
+    dense_steps: int = 0  # how many steps at the start send d instead of B
+    always: int = 0  # elements that every step sends besides
+    average_every: int = 0  # steps between additional messages of d; 0 for never
+    every: int = 1  # steps per message
+    element_bytes: int = 4  # bytes per element of a message
+
+    @property
+    def true_ratio(self) -> float:
+        """d over the mean elements of a step; below the nominal ratio where tensors are small."""
+        return self.num_params / self.elements_per_step
+
+    @property
+    def elements_per_step(self) -> float:
+        """On average over steps with and without a message."""
+        return self.message_size / self.every + self.always
+
+    @property
+    def bytes_per_message(self) -> int:
+        return self.element_bytes * self.message_size
+
+    @property
+    def bytes_per_step(self) -> int:
+        return round(self.element_bytes * self.elements_per_step)
+
+    @property
+    def dense_bytes_per_step(self) -> int:
+        return 4 * self.num_params
+
+    def megabytes_sent(self, steps: int) -> float:
+        """Megabytes that a worker has sent after `steps` steps."""
+        sent = steps // self.every * self.bytes_per_message
+        sent += min(steps, self.dense_steps) * (self.dense_bytes_per_step - self.bytes_per_message)
+        sent += steps * self.element_bytes * self.always
+        if self.average_every:
+            sent += steps // self.average_every * self.dense_bytes_per_step
+        return sent / 1e6
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """A run, ready to start. Immutable: the state lives in `TrainState`."""
 
@@ -38,12 +85,11 @@ class Experiment:
     task: Task
     schedule: optax.Schedule
     make_optimizer: Callable[[Any], optax.GradientTransformation]  # from a seed, which may be traced
-    compressor: compressors.Compressor
     workers: Workers
     steps_per_epoch: int
     num_steps: int
 
-    @property
+    @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
         return self.make_optimizer(self.config.seed)
 
@@ -125,71 +171,23 @@ class Experiment:
         """Shapes and dtypes of the task's variables; compiles nothing."""
         return jax.eval_shape(lambda: self.task.init(jax.random.key(0)))
 
-
-@dataclasses.dataclass(frozen=True)
-class Communication:
-    """What one worker passes to the all-reduce in training, in elements; dense ones are float32.
-
-    A worker of several devices passes what these do together: a vector that all of them hold counts for each.
-    Evaluations are not included: the mean residual, d, for y, and BatchNorm's statistics.
-    """
-
-    num_params: int  # d
-    message_size: int  # B
-    dense_steps: int = 0  # how many steps at the start send d instead of B
-    always: int = 0  # elements that every step sends besides
-    average_every: int = 0  # steps between additional messages of d; 0 for never
-    every: int = 1  # steps per message
-    element_bytes: int = 4  # bytes per element of a message
-
-    @property
-    def true_ratio(self) -> float:
-        """d over the mean elements of a step; below the nominal ratio where tensors are small."""
-        return self.num_params / self.elements_per_step
-
-    @property
-    def elements_per_step(self) -> float:
-        """On average over steps with and without a message."""
-        return self.message_size / self.every + self.always
-
-    @property
-    def bytes_per_message(self) -> int:
-        return self.element_bytes * self.message_size
-
-    @property
-    def bytes_per_step(self) -> int:
-        return round(self.element_bytes * self.elements_per_step)
-
-    @property
-    def dense_bytes_per_step(self) -> int:
-        return 4 * self.num_params
-
-    def megabytes_sent(self, steps: int) -> float:
-        """Megabytes that a worker has sent after `steps` steps."""
-        sent = steps // self.every * self.bytes_per_message
-        sent += min(steps, self.dense_steps) * (self.dense_bytes_per_step - self.bytes_per_message)
-        sent += steps * self.element_bytes * self.always
-        if self.average_every:
-            sent += steps // self.average_every * self.dense_bytes_per_step
-        return sent / 1e6
-
-    @classmethod
-    def of(cls, experiment: Experiment, params: Any) -> 'Communication':
-        config, method = experiment.config, experiment.method
-        num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-        part, devices = experiment.workers.part(params), experiment.workers.devices_per_row
-        if not method.has_blocks and method.kind != 'dense':
-            always, message = (devices * words for words in _words(config, part))
-            return cls(num_params, message, method.dense_steps(config), always, every=config.every)
-        numbers = int(config.auto_detach)
-        message = sent_size(experiment.compressor, part, config.wire_dtype, config.num_workers, numbers)
-        return cls(
-            num_params=num_params,
-            message_size=devices * message,
-            dense_steps=method.dense_steps(config),
-            average_every=config.average_every if method.averages else 0,
+    @functools.cached_property
+    def communication(self) -> Communication:
+        """What training sends; traces one update, so an optimizer that cannot make one raises."""
+        config, params = self.config, self.abstract_variables['params']
+        # The averages, every P steps, are counted apart.
+        optimizer = make_optimizer({**config, 'average_every': 0}, config.learning_rate, AXIS, config.seed)
+        found = traffic(optimizer, self.workers.part(params), AXIS, config.num_workers)
+        element = jnp.dtype(config.wire_dtype).itemsize
+        always, message, _ = found.sizes(config.every, lambda message: -(-message.bytes // element))
+        return Communication(
+            num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
+            message_size=self.workers.devices_per_row * message,
+            dense_steps=self.method.dense_steps(config),
+            always=self.workers.devices_per_row * always,
+            average_every=config.average_every if self.method.averages else 0,
             every=config.every,
-            element_bytes=jnp.dtype(config.wire_dtype).itemsize,
+            element_bytes=element,
         )
 
 
@@ -228,21 +226,10 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         task=task,
         schedule=schedule,
         make_optimizer=optimizer,
-        compressor=make_compressor(config),
         workers=workers,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
     )
-
-
-def _words(config, params: Any) -> tuple[int, int]:
-    """What an update sends in any case, and what besides in a step with a message, in words of 32 bits."""
-    found = traffic(make_optimizer(config, config.learning_rate, AXIS, config.seed), params, AXIS)
-    always = sum(message.words for message in found.always)
-    branches = [[sum(message.words for message in sent) for sent in branch] for branch in found.branches]
-    if config.every == 1:  # conditionals are between dense first steps and the others
-        return 0, always + sum(map(min, branches))
-    return always, sum(map(max, branches))
 
 
 def _num_steps(config, steps_per_epoch: int) -> int:

@@ -18,7 +18,7 @@ from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.checkpointing.regrouping import Layout
 from def_jax.trainer.data import prefetch
 from def_jax.trainer.evaluation import DivergedError, make_evaluate
-from def_jax.trainer.experiment import Communication, Experiment, build
+from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import interruption, processes
 from def_jax.trainer.launch.interruption import InterruptedRunError
 from def_jax.trainer.measure import Measure
@@ -84,27 +84,26 @@ def _train_and_evaluate(
     layout, settings = Layout.of(experiment), workdir.bound_settings(config)
     with Checkpoints(run, config.keep_checkpoints, layout, settings) as checkpoints:
         state = _restored(experiment, run, checkpoints)
-        communication = Communication.of(experiment, state.params)
         start = int(state.step)
         evaluated = experiment.measure.key('x')
         log = MetricLog(run, start, checkpoints.seal, evaluated=evaluated, writes=processes.is_first())
         try:
             if processes.is_first():
                 workdir.record(run, experiment.config)
-            console_lib.describe(console, experiment, communication)
+            console_lib.describe(console, experiment)
             for line in [f'resuming at step {start:,}', *checkpoints.notes] if start else []:
                 console.print(line, highlight=False, soft_wrap=True)
-            state = _run(experiment, communication, state, log, checkpoints, console, signals)
+            state = _run(experiment, state, log, checkpoints, console, signals)
             log.seal()
         except DivergedError as error:
             if processes.is_first():
-                results.write(run, experiment, communication, log, diverged=error)
+                results.write(run, experiment, log, diverged=error)
             raise
         finally:
             log.close()
         sample = _sample(experiment, state)
         if processes.is_first():
-            _conclude(run, experiment, communication, log, start, sample)
+            _conclude(run, experiment, log, start, sample)
     processes.meet('the result is written')
     result = results.read(run) or {}
     console_lib.show_result(console, result)
@@ -125,7 +124,6 @@ def _sample(experiment: Experiment, state: steps.TrainState) -> str | None:
 def _conclude(
     run: Path,
     experiment: Experiment,
-    communication: Communication,
     log: MetricLog,
     start: int,
     sample: str | None,
@@ -134,7 +132,7 @@ def _conclude(
     # A run that had already finished keeps its result, which names the machine and commit it ran on.
     result = results.read(run) if start == experiment.num_steps else None
     if result is None or result['status'] != 'finished':
-        result = results.write(run, experiment, communication, log, sample=sample)
+        result = results.write(run, experiment, log, sample=sample)
     plots.plot_curves(run / 'curves.png', log.records, result['title'], result['answers'], experiment.measure)
     if experiment.config.diagnostics_every:
         plots.plot_diagnostics(run / 'diagnostics.png', log.records, result['title'])
@@ -165,7 +163,6 @@ def _restored(experiment: Experiment, run: Path, checkpoints: Checkpoints) -> st
 
 def _run(
     experiment: Experiment,
-    communication: Communication,
     state: steps.TrainState,
     log: MetricLog,
     checkpoints: Checkpoints,
@@ -178,7 +175,7 @@ def _run(
     diagnose = steps.make_diagnose(experiment) if config.diagnostics_every else None
     check_replicas = replica_check.make_check(experiment) if config.check_replicas_every else None
     start = int(state.step)
-    window = _Window(experiment, communication, log, start)
+    window = _Window(experiment, log, start)
 
     def is_due(done: int) -> bool:
         return done % experiment.steps_per_evaluation == 0 or done == experiment.num_steps
@@ -242,8 +239,8 @@ def _show(record: dict[str, Any] | None, progress: console_lib.Progress) -> None
 class _Window:
     """The training metrics since the last record, kept on the devices until the next record is due."""
 
-    def __init__(self, experiment: Experiment, communication: Communication, log: MetricLog, start: int):
-        self._experiment, self._communication, self._log = experiment, communication, log
+    def __init__(self, experiment: Experiment, log: MetricLog, start: int):
+        self._experiment, self._log = experiment, log
         self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
         self._pending: list[dict[str, Any]] = []
         self._end: int | None = None
@@ -277,7 +274,7 @@ class _Window:
         """Where the run stands after `done` steps: epochs, megabytes sent per worker, seconds."""
         return {
             'epoch': done / self._experiment.steps_per_epoch,
-            'megabytes_sent': self._communication.megabytes_sent(done),
+            'megabytes_sent': self._experiment.communication.megabytes_sent(done),
             'seconds': self._earlier_seconds + time.perf_counter() - self._opened,
         }
 

@@ -11,7 +11,7 @@ import jax
 
 import def_jax
 from def_jax.trainer.checkpointing.workdir import write_json
-from def_jax.trainer.experiment import Communication, Experiment
+from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.measure import Measure
 from def_jax.trainer.metrics import MetricLog
 
@@ -36,7 +36,6 @@ _PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
 def write(
     run: Path,
     experiment: Experiment,
-    communication: Communication,
     log: MetricLog,
     diverged: Any = None,
     sample: str | None = None,
@@ -46,7 +45,6 @@ def write(
     Args:
         run: the run's folder.
         experiment: the run's experiment.
-        communication: the communication of one step.
         log: the run's records.
         diverged: the DivergedError that ended the run, or None if it finished.
         sample: what the trained model generates, if it generates anything.
@@ -55,7 +53,7 @@ def write(
         The content written.
     """
     steps_done = diverged.step if diverged else experiment.num_steps
-    measure = experiment.measure
+    measure, sent = experiment.measure, experiment.communication
     tests = [record for record in log.records if measure.key('x') in record]
     last = tests[-1] if tests else {}
     final = {name: value for name, value in last.items() if name.startswith(_SPLITS)}
@@ -78,14 +76,14 @@ def write(
             'seconds': log.last('seconds'),
         },
         'communication': {
-            'num_params': communication.num_params,
-            'message_size': communication.message_size,
-            'true_ratio': communication.true_ratio,
-            'visits_per_block': steps_done / communication.true_ratio,
-            'bytes_per_step': communication.bytes_per_step,
-            'dense_bytes_per_step': communication.dense_bytes_per_step,
-            'megabytes_sent': communication.megabytes_sent(steps_done),
-            'megabytes_dense': steps_done * communication.dense_bytes_per_step / 1e6,
+            'num_params': sent.num_params,
+            'message_size': sent.message_size,
+            'true_ratio': sent.true_ratio,
+            'visits_per_block': steps_done / sent.true_ratio,
+            'bytes_per_step': sent.bytes_per_step,
+            'dense_bytes_per_step': sent.dense_bytes_per_step,
+            'megabytes_sent': sent.megabytes_sent(steps_done),
+            'megabytes_dense': steps_done * sent.dense_bytes_per_step / 1e6,
         },
         'data': dict(experiment.dataset.about),
         'sample': sample,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from def_jax.trainer.configuration.factories import said
 from def_jax.trainer.experiment import Experiment
 
 __all__ = ['check']
@@ -20,8 +21,8 @@ def check(experiment: Experiment) -> None:
 
     Raises:
         ValueError: if the batches do not fit the model, the loss or a sum is no scalar, a required sum is
-            missing, a sum ignores the mask, BatchNorm is to be recalibrated but the model has none, or a
-            worker's devices can share no parameter.
+            missing, a sum ignores the mask, BatchNorm is to be recalibrated but the model has none, the
+            optimizer cannot make an update, or a worker's devices can share no parameter.
     """
     config = experiment.config
     name = f'config.task={config.task!r}'
@@ -35,6 +36,8 @@ def check(experiment: Experiment) -> None:
             f'config.recalibrate_batches={config.recalibrate_batches} needs BatchNorm statistics, and the '
             'model has none. Set --config.recalibrate_batches=0.'
         )
+    optimizer = f'config.optimizer={config.optimizer!r} with {dict(config.optimizer_options)}'
+    _traced(f'{optimizer} cannot make an update', lambda: experiment.communication)
     _check_shards(experiment, variables['params'])
     _check_loss(experiment, name, variables)
     _check_sums(experiment, name, variables)
@@ -129,4 +132,4 @@ def _traced(what: str, trace: Callable[[], Any]) -> Any:
     try:
         return trace()
     except Exception as error:  # it may be anyone's code
-        raise ValueError(f'{what}: {" ".join(str(error).split())[:500] or type(error).__name__}') from error
+        raise ValueError(f'{what}: {said(error)}') from error

@@ -26,7 +26,7 @@ def with_rates(state):
 
 def test_the_optimizer_is_def_adamw():
     hyper = {name: getattr(ALIAS, name) for name in ('lr', 'b1', 'b2', 'wd')}
-    benchmarked = chain(ALIAS, hyper)[0]
+    benchmarked = chain(ALIAS, hyper)
     schedule = optax.warmup_cosine_decay_schedule(0.0, ALIAS.lr, 1, ALIAS.steps)
     alias = def_jax.def_adamw(schedule, 4, 'workers', weight_decay=0.1, mask={'b': False, 'w': True})
     params = {'b': jnp.ones(6), 'w': jnp.ones((8, 6))}

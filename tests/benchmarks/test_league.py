@@ -26,8 +26,8 @@ SIZE = 64 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10
             0,
         ),
         (Contender('', 'powersgd', 16), 64 + 64 + 64 + 2 * 64 + 10 + 64 + 64 + 10, 7 / 4),
-        # int8: in bytes, two digits for each of six tensors, and a flag; in words, rounded up.
-        (Contender('', 'sparta', 16, options={'wire_dtype': 'int8'}), -(-(561 + 6 * 2 + 1) // 4), 7 / 4),
+        # int8: in bytes, two digits for each of six tensors, and a flag.
+        (Contender('', 'sparta', 16, options={'wire_dtype': 'int8'}), (561 + 6 * 2 + 1) / 4, 7 / 4),
     ],
 )
 def test_bytes_a_step(contender, payload, hops):

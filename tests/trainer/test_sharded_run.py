@@ -67,7 +67,7 @@ def test_the_trajectory_is_that_of_whole_workers(data_dir):
 
 @pytest.mark.slow
 def test_blocks_are_those_of_a_loop_over_the_library(data_dir):
-    run, state, losses = trained(sharded(data_dir, ratio=4, auto_detach=True))
+    run, state, losses = trained(sharded(data_dir, ratio=4, detach='auto'))
     params = steps.make_init(run)().params
     mesh = jax.make_mesh((2, 2), ('workers', 'shard'), (AxisType.Auto,) * 2, devices=run.devices)
     dist = def_jax.spmd(run.optimizer, mesh, jax.tree.map(lambda x: shard_spec(x.shape, 2), params))
@@ -126,7 +126,7 @@ def run(data_dir, tmp_path_factory):
 
 def full_config(data_dir, **changes):
     """The settings of configs/language.py, AdamW among them, with 2 workers of 2 devices."""
-    workers = {'shards_per_worker': 2, 'batch_size': 8, 'auto_detach': True}
+    workers = {'shards_per_worker': 2, 'batch_size': 8, 'detach': 'auto'}
     more = {'check_replicas_every': 4, 'diagnostics_every': 5, 'evaluate_train_examples': 3}
     return tiny_config(data_dir, **(workers | more | changes))
 
@@ -232,7 +232,7 @@ def test_a_worker_of_which_nothing_can_be_shared_is_refused(data_dir, tmp_path):
 def test_between_workers_goes_the_message_and_nothing_else(data_dir, full_optimization):
     run = experiment.build(sharded(data_dir, num_workers=2, ratio=4, outer=''))
     state = jax.eval_shape(steps.make_init(run))
-    sent = experiment.Communication.of(run, state.params)
+    sent = run.communication
     train_step, outputs, test_sums = programs.programs(run)
     assert [c.operation for c in train_step.collectives] == ['all-reduce']
     assert 2 * train_step.elements == sent.message_size  # of the two devices of a worker
@@ -249,5 +249,5 @@ def test_between_workers_goes_the_message_and_nothing_else(data_dir, full_optimi
 @pytest.mark.slow
 def test_dense_gradients_are_sent_by_shards(data_dir, full_optimization):
     run = experiment.build(sharded(data_dir, num_workers=2, method='sgd', outer=''))
-    sent = experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+    sent = run.communication
     assert 2 * next(programs.programs(run)).elements == sent.message_size >= sent.num_params

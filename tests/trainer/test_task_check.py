@@ -94,6 +94,22 @@ def test_what_is_wrong_is_said_in_one_line(built, methods, message):
     assert '\n' not in str(error.value) and str(error.value).startswith('config.task=')
 
 
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'optimizer': 'adamw', 'momentum': 0.9, 'optimizer_options': {'b1': 'foo'}},
+        {'outer': 'sgd', 'outer_options': {'learning_rate': 'foo'}},
+    ],
+    ids=['optimizer', 'outer'],
+)
+def test_an_optimizer_that_cannot_make_an_update(changes):
+    config = own_config.get_config()
+    config.update(changes)
+    with pytest.raises(ValueError, match="'foo'} cannot make an update: ") as error:
+        task_check.check(experiment.build(config))
+    assert '\n' not in str(error.value) and str(error.value).startswith(f'config.{next(iter(changes))}=')
+
+
 def test_a_task_that_is_right_is_accepted(built):
     task_check.check(built)
 

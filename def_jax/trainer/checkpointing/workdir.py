@@ -11,6 +11,8 @@ from typing import Any
 
 import ml_collections
 
+from def_jax.trainer.configuration.defaults import KEYS
+
 __all__ = [
     'InUseError',
     'bound_settings',
@@ -24,21 +26,6 @@ __all__ = [
 
 _RECORD = 'config.json'
 _PARTIAL = '.partial'
-
-# Keys that may change when a run resumes: they affect its output, not its trajectory.
-_FREE_KEYS = (
-    'check_replicas_every',
-    'data_dir',
-    'diagnostics_every',
-    'fake_devices',
-    'keep_checkpoints',
-    'log_every_steps',
-    'sequential_workers',
-)
-# Keys that define the workers of a resumed run; its state is regrouped for them. The batch size may change
-# only together with the number of workers, which must divide it.
-_WORKER_KEYS = ('num_workers', 'workers_per_device', 'shards_per_worker')
-_BATCH_KEY = 'batch_size'
 
 _PATTERN = {'*', '?', '['}
 
@@ -124,8 +111,7 @@ def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def bound_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The settings that a run's state depends on: all that may not change on resumption."""
-    free = (*_FREE_KEYS, *_WORKER_KEYS, _BATCH_KEY)
-    return {key: value for key, value in _settings(config).items() if key not in free}
+    return {name: value for name, value in _settings(config).items() if KEYS[name].change == 'never'}
 
 
 def describe_differences(theirs: dict[str, Any], ours: dict[str, Any], free: Collection[str] = ()) -> str:
@@ -134,12 +120,13 @@ def describe_differences(theirs: dict[str, Any], ours: dict[str, Any], free: Col
     return ', '.join(f'{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here' for key in keys)
 
 
-def _free_keys(theirs: dict[str, Any], ours: dict[str, Any], *, other_workers: bool) -> tuple[str, ...]:
+def _free_keys(theirs: dict[str, Any], ours: dict[str, Any], *, other_workers: bool) -> set[str]:
     """The keys that may differ when a run resumes with a different configuration."""
-    if not other_workers:
-        return _FREE_KEYS
-    same_number = theirs.get('num_workers') == ours.get('num_workers')
-    return (*_FREE_KEYS, *_WORKER_KEYS, *([] if same_number else [_BATCH_KEY]))
+    changes = {'always'}
+    if other_workers:
+        same_number = theirs.get('num_workers') == ours.get('num_workers')
+        changes |= {'regroups'} if same_number else {'regroups', 'with_workers'}
+    return {name for name, key in KEYS.items() if key.change in changes}
 
 
 @contextlib.contextmanager

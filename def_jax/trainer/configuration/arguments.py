@@ -16,11 +16,21 @@ from def_jax.checks import nearest
 
 __all__ = ['lock', 'override', 'parse']
 
+
+def _literal(text: str) -> Any:
+    """A number if it is one, otherwise a word: of a key that takes both."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 _PARSERS: dict[type, Callable[[str], Any]] = {
     bool: lambda text: {'true': True, 'false': False}[text.lower()],
     int: int,
     float: float,
     str: str,
+    object: _literal,
 }
 
 
@@ -51,7 +61,7 @@ def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
             raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} is not a known key.{nearest(key, config)}')
         if key in settings:
             raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} is given twice.')
-        settings[key] = _value(key, text, type(config[key]))
+        settings[key] = _value(key, text, config.get_type(key))
     return settings
 
 

@@ -15,7 +15,7 @@ import ml_collections
 
 from def_jax.checks import nearest
 
-__all__ = ['Factory', 'find']
+__all__ = ['Factory', 'find', 'said']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Factory:
             raise  # data that are missing, with their own remedy
         except Exception as error:  # it may be anyone's code
             options = f' with {self.key}_options={dict(self.options)}' if self.options else ''
-            raise ValueError(f'{self}{options}: {_said(error)}') from error
+            raise ValueError(f'{self}{options}: {said(error)}') from error
         if not isinstance(made, kind):
             kinds = kind if isinstance(kind, tuple) else (kind,)
             wanted = ' or '.join(f'{one.__module__}.{one.__qualname__}' for one in kinds)
@@ -139,7 +139,7 @@ def _imported(key: str, name: str, table: Mapping[str, Any]) -> Callable[..., An
         module = importlib.import_module(module_name)
     except Exception as error:  # it may be anyone's code
         raise ValueError(
-            f'{key}={name!r}: the module {module_name!r} cannot be imported ({_said(error)}). Start the '
+            f'{key}={name!r}: the module {module_name!r} cannot be imported ({said(error)}). Start the '
             'program in the folder that holds it, or set PYTHONPATH.'
         ) from error
     try:
@@ -179,7 +179,7 @@ def _described(value: Any) -> str:
     return f'{type(value).__name__} {value!r}'.split('\n')[0][:100]
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """An error in one line, with its place unless it speaks for itself."""
     text = ' '.join(str(error).split())
     if isinstance(error, (ValueError, ImportError)) and text:

@@ -1,8 +1,7 @@
 """Builds the optimizer of a configuration, passing keys to the library's arguments by name."""
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,46 +9,13 @@ import jax.numpy as jnp
 import optax
 
 from def_jax import get_method, random_block
-from def_jax.compressors import Compressor
 from def_jax.mesh.collectives import AxisName
-from def_jax.methods import OPTIONS
-from def_jax.trainer.configuration.factories import Factory, find
+from def_jax.trainer.configuration.defaults import KEYS
+from def_jax.trainer.configuration.factories import Factory, find, said
+from def_jax.trainer.configuration.optimizers import OPTIMIZERS, sgd
 from def_jax.trainer.configuration.schedules import SCHEDULES
 
-__all__ = [
-    'LIBRARY_KEYS',
-    'OPTIMIZERS',
-    'find_optimizer',
-    'find_outer',
-    'find_schedule',
-    'make_compressor',
-    'make_optimizer',
-    'make_schedule',
-]
-
-LIBRARY_KEYS = tuple(name for name in OPTIONS if name != 'outer')
-
-
-def sgd(
-    learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, nesterov: bool = False
-) -> optax.GradientTransformation:
-    """SGD with momentum, Eq. 11. `make_optimizer` adds the penalty to the gradient, as in the paper."""
-    return optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)  # None allocates no buffer
-
-
-@functools.wraps(optax.contrib.muon)
-def muon(learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, **options: Any):
-    """optax's Muon, with weight decay also for the parameters that it leaves to Adam."""
-    options.setdefault('adam_weight_decay', weight_decay)
-    return optax.contrib.muon(learning_rate, weight_decay=weight_decay, **options)
-
-
-OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
-    'sgd': sgd,
-    'adamw': optax.adamw,
-    'lion': optax.lion,
-    'muon': muon,
-}
+__all__ = ['find_optimizer', 'find_outer', 'find_schedule', 'make_optimizer', 'make_schedule']
 
 
 def find_optimizer(config: Mapping[str, Any]) -> Factory:
@@ -59,8 +25,10 @@ def find_optimizer(config: Mapping[str, Any]) -> Factory:
 
 
 def find_outer(config: Mapping[str, Any]) -> Factory | None:
-    """The factory of the outer optimizer, if there is one; ValueError if it has no effect on the method."""
+    """The factory of the outer optimizer, if there is one; ValueError if it or its options have no effect."""
     if not config['outer']:
+        if options := dict(config['outer_options']):
+            raise ValueError(f'outer_options={options} has no effect without outer.')
         return None
     if not get_method(config['method']).outer_is_free:
         raise ValueError(
@@ -98,16 +66,6 @@ def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
     return schedule
 
 
-def make_compressor(config: Mapping[str, Any]) -> Compressor:
-    """The compressor of a configuration.
-
-    Raises:
-        ValueError: if the library rejects a key.
-    """
-    arguments = inspect.signature(random_block).parameters
-    return get_method(config['method']).compressor(**{key: config[key] for key in arguments})
-
-
 def make_optimizer(
     config: Mapping[str, Any], learning_rate: optax.ScalarOrSchedule, axis_name: AxisName, seed: Any
 ) -> optax.GradientTransformation:
@@ -131,10 +89,9 @@ def make_optimizer(
         ValueError: if the library or the optimizer rejects a key.
     """
     method = get_method(config['method'])
-    blocks = inspect.signature(random_block).parameters.keys() - {'ratio'}
-    options = {key: config[key] for key in LIBRARY_KEYS if key not in blocks}
-    if config['auto_detach']:
-        options['detach'] = 'auto'
+    given = {name: config[name] for name, key in KEYS.items() if key.is_librarys}
+    sent = {name: given[name] for name in inspect.signature(random_block).parameters}
+    options = {name: given[name] for name in given if name not in sent or name == 'ratio'}
     if outer := find_outer(config):
         options['outer'] = outer.make(optax.GradientTransformation, required={})
     factory = find_optimizer(config)
@@ -145,4 +102,10 @@ def make_optimizer(
         weight_decay=config['weight_decay'],
         momentum=config['momentum'],
     )
-    return method.optimizer(local, shared, axis_name, make_compressor(config), seed=seed, **options)
+    compressor = method.compressor(**sent)
+    try:
+        return method.optimizer(local, shared, axis_name, compressor, seed=seed, **options)
+    except (TypeError, AttributeError) as error:  # the library tries the outer optimizer
+        raise ValueError(
+            f'{outer} with {dict(config["outer_options"])} cannot make an update: {said(error)}'
+        ) from error

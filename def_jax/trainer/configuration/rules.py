@@ -4,118 +4,20 @@ Only the library validates keys that are its arguments: the optimizer is constru
 argument is reported as one about the key.
 """
 
-import sys
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
-
 import jax.numpy as jnp
 import ml_collections
 
 from def_jax.beyond.integers import check_levels
 from def_jax.checks import nearest
-from def_jax.methods import METHODS, get_method
-from def_jax.trainer.configuration.optimizer import LIBRARY_KEYS, OPTIMIZERS, find_schedule, make_optimizer
+from def_jax.methods import get_method
+from def_jax.trainer.configuration.defaults import KEYS
+from def_jax.trainer.configuration.optimizer import find_schedule, make_optimizer
 from def_jax.trainer.configuration.parts import find_dataset, find_model, find_task
-from def_jax.trainer.configuration.schedules import SCHEDULES
-from def_jax.trainer.data.factories import FACTORIES
 from def_jax.trainer.data.in_memory import check_batch_size
-from def_jax.trainer.models import LANGUAGE_MODELS, MODELS
-from def_jax.trainer.tasks import TASKS
 
-__all__ = ['FIELDS', 'check_config']
+__all__ = ['check_config']
 
-
-class Field(NamedTuple):
-    """What one configuration key may hold."""
-
-    types: tuple[type, ...]
-    valid: Callable[[Any], bool]
-    allowed: str
-    names: tuple[str, ...] = ()  # the choices, if the values are names
-
-
-def _integer(low: int) -> Field:
-    return Field((int,), lambda value: value >= low, f'an integer >= {low}')
-
-
-def _number(valid: Callable[[float], bool], allowed: str) -> Field:
-    return Field((int, float), lambda value: abs(value) <= sys.float_info.max and valid(value), allowed)
-
-
-def _one_of(names: Iterable[str]) -> Field:
-    names = tuple(names)
-    return Field((str,), lambda value: value in names, f'one of {", ".join(names)}', names)
-
-
-def _factory(names: Iterable[str], empty: bool = False) -> Field:
-    """A name, or an import path, which `factories` checks; or empty, where there may be none."""
-    names = tuple(names)
-    allowed = f'one of {", ".join(names)}, or an import path such as my_package.my_module:factory'
-    allowed += ', or empty for none' if empty else ''
-    return Field(
-        (str,), lambda value: value in names or ':' in value or (empty and not value), allowed, names
-    )
-
-
-_OPTIONS = Field((ml_collections.ConfigDict, dict), lambda value: True, 'a dict of arguments of the factory')
-_LIBRARY = Field(
-    (object,),
-    lambda value: not isinstance(value, ml_collections.ConfigDict),  # which would span several lines
-    'a value that the library accepts',
-)
-
-FIELDS: dict[str, Field] = {
-    'method': _one_of(METHODS),
-    **dict.fromkeys(LIBRARY_KEYS, _LIBRARY),
-    'outer': _factory(OPTIMIZERS, empty=True),
-    'outer_options': _OPTIONS,
-    'auto_detach': Field((bool,), lambda value: True, 'True or False'),
-    'num_workers': _integer(1),
-    'workers_per_device': _integer(1),
-    'shards_per_worker': _integer(1),
-    'sequential_workers': Field((bool,), lambda value: True, 'True or False'),
-    'fake_devices': Field((bool,), lambda value: True, 'True or False'),
-    'task': _factory(TASKS),
-    'task_options': _OPTIONS,
-    'dataset': _factory(FACTORIES),
-    'dataset_options': _OPTIONS,
-    'data_dir': Field((str,), lambda value: True, "a path, or empty for TFDS's default"),
-    'train_examples': _integer(0),
-    'validation_examples': _integer(0),
-    'test_examples': _integer(0),
-    'model': _factory([*MODELS, *LANGUAGE_MODELS]),
-    'model_options': _OPTIONS,
-    'compute_dtype': _one_of(('float32', 'bfloat16')),
-    'batch_size': _integer(1),
-    'accumulate': _integer(1),
-    'num_epochs': _integer(1),
-    'num_steps': _integer(0),
-    'learning_rate': _number(lambda value: value > 0, 'a number > 0'),
-    'schedule': _factory(SCHEDULES),
-    'schedule_options': _OPTIONS,
-    'learning_rate_drops': Field(
-        (tuple, list),
-        lambda drops: (
-            all(isinstance(d, (int, float)) and 0 < d < 1 for d in drops)
-            and list(drops) == sorted(set(drops))
-        ),
-        'increasing fractions of the run, each in (0, 1), e.g. (0.5, 0.75)',
-    ),
-    'optimizer': _factory(OPTIMIZERS),
-    'optimizer_options': _OPTIONS,
-    'momentum': _number(lambda value: 0 <= value < 1, 'a number in [0, 1)'),
-    'weight_decay': _number(lambda value: value >= 0, 'a number >= 0'),
-    'seed': Field((int,), lambda value: 0 <= value < 2**32, 'an integer in [0, 2**32)'),
-    'eval_every_epochs': _integer(1),
-    'eval_every_steps': _integer(0),
-    'evaluate_on': _one_of(('test', 'validation')),
-    'log_every_steps': _integer(1),
-    'evaluate_train_examples': _integer(0),
-    'recalibrate_batches': _integer(0),
-    'diagnostics_every': _integer(0),
-    'check_replicas_every': _integer(0),
-    'keep_checkpoints': _integer(1),
-}
+_FORMER = {'auto_detach': ' It is a value of another key now: --config.detach=auto.'}
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -134,18 +36,17 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     Traceback (most recent call last):
     ValueError: config.batch_size=100 must be a multiple of num_workers=16; the nearest is 96.
     """
-    for key in config:
-        if key not in FIELDS:
-            raise ValueError(f'config.{key} is not a known key.{nearest(key, FIELDS)}')
-    for key, field in FIELDS.items():
-        if key not in config:
-            raise ValueError(f'config.{key} is missing; it must be {field.allowed}.')
-        value = config[key]
-        numeric = bool not in field.types and object not in field.types
-        well_typed = isinstance(value, field.types) and not (numeric and isinstance(value, bool))
-        if not well_typed or not field.valid(value):
+    for name in config:
+        if name not in KEYS:
+            hint = _FORMER.get(name) or nearest(name, KEYS)
+            raise ValueError(f'config.{name} is not a known key.{hint}')
+    for name, key in KEYS.items():
+        if name not in config:
+            raise ValueError(f'config.{name} is missing; it must be {key.allowed}.')
+        value = config[name]
+        if not key.accepts(value):
             shown = repr(value).replace('\n', ' ').strip()  # a nested configuration spans several lines
-            raise ValueError(f'config.{key}={shown} must be {field.allowed}.{nearest(value, field.names)}')
+            raise ValueError(f'config.{name}={shown} must be {key.allowed}.{nearest(value, key.names)}')
     try:
         for find in (find_task, find_dataset, find_model, find_schedule):
             find(config)
@@ -155,9 +56,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         check_batch_size(config.batch_size, config.num_workers)
         _check_accumulate(config)
     except ValueError as error:
-        # In a configuration, the key auto_detach stands for this argument.
-        message = str(error).replace("detach='auto'", 'auto_detach=True')
-        raise ValueError(f'config.{message}') from error
+        raise ValueError(f'config.{error}') from error
     _check_workers(config)
     _check_shards(config)
 

@@ -1,10 +1,9 @@
 """What the compiled programs of a run send, for every method and granularity."""
 
-import jax
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.trainer import experiment, programs, steps
+from def_jax.trainer import experiment, programs
 
 
 @pytest.mark.parametrize(
@@ -17,7 +16,7 @@ def test_a_step_all_reduces_the_message_and_nothing_else(data_dir, method, worke
     run = experiment.build(config)
     compiled = programs.programs(run)
     train_step = next(compiled)
-    sent = experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+    sent = run.communication
     assert {c.operation for c in train_step.collectives} == {'all-reduce'}
     dense = [fixtures.NUM_PARAMS] * (method in ('ef21', 'saef'))  # in branches that are seldom taken
     sizes = [c.elements for c in train_step.collectives]
@@ -34,7 +33,7 @@ def test_a_step_all_reduces_the_message_and_nothing_else(data_dir, method, worke
 @pytest.mark.parametrize('granularity', ['model', 'element'])
 def test_a_step_sends_the_message_at_every_granularity(data_dir, granularity):
     run = experiment.build(fixtures.tiny_config(data_dir, granularity=granularity))
-    sent = experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+    sent = run.communication
     # Eight runs cover the model; the last is shorter.
     sizes = {'model': -(-fixtures.NUM_PARAMS // 8), 'element': fixtures.MESSAGE_SIZE}
     assert sent.message_size == sizes[granularity]
@@ -45,15 +44,15 @@ def test_a_step_sends_the_message_at_every_granularity(data_dir, granularity):
 @pytest.mark.parametrize(
     ('changes', 'elements', 'bytes_each'),
     [
-        ({'auto_detach': True, 'skip_nonfinite': True}, fixtures.MESSAGE_SIZE + 1, 4),
+        ({'detach': 'auto', 'skip_nonfinite': True}, fixtures.MESSAGE_SIZE + 1, 4),
         # Two digits for each tensor and for the energy, and a flag.
-        ({'wire_dtype': 'int8', 'auto_detach': True}, fixtures.MESSAGE_SIZE + 2 * (5 + 1) + 1, 1),
+        ({'wire_dtype': 'int8', 'detach': 'auto'}, fixtures.MESSAGE_SIZE + 2 * (5 + 1) + 1, 1),
     ],
     ids=str,
 )
 def test_options_past_the_paper_are_counted(data_dir, changes, elements, bytes_each):
     run = experiment.build(fixtures.tiny_config(data_dir, **changes))
-    sent = experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+    sent = run.communication
     (collective,) = next(programs.programs(run)).collectives
     assert (collective.elements, collective.bytes) == (elements, elements * bytes_each)
     assert (sent.message_size, sent.bytes_per_step) == (elements, elements * bytes_each)
@@ -90,7 +89,7 @@ def test_ratio_and_bytes_are_those_of_a_step(options, elements):
 def test_methods_with_dense_messages(data_dir):
     def of(**changes):
         run = experiment.build(fixtures.tiny_config(data_dir, **changes))
-        return experiment.Communication.of(run, jax.eval_shape(steps.make_init(run)).params)
+        return run.communication
 
     assert (of(method='ef21').dense_steps, of(method='def').dense_steps) == (1, 0)
     assert of(method='onebit_adam', freeze_after=7).dense_steps == 7

@@ -6,7 +6,8 @@ from absl import flags
 
 from configs import cifar10, cifar100, digits
 from def_jax.trainer.configuration import arguments
-from def_jax.trainer.configuration.rules import FIELDS, check_config
+from def_jax.trainer.configuration.defaults import KEYS
+from def_jax.trainer.configuration.rules import check_config
 
 CONFIG = ml_collections.ConfigDict(
     {'method': 'def', 'ratio': 64, 'detach': 0.3, 'fake_devices': True, 'data_dir': '', 'drops': (0.5, 0.75)}
@@ -63,9 +64,9 @@ def test_every_file_takes_settings(file):
     plain, changed = file.get_config(), file.get_config('model=resnet110,ratio=256,dataset=digits')
     for config in (plain, changed):
         check_config(config)
-        assert set(config) == set(FIELDS)
+        assert set(config) == set(KEYS)
         assert config.is_locked
-    differences = {key for key in FIELDS if plain[key] != changed[key]}
+    differences = {key for key in KEYS if plain[key] != changed[key]}
     assert differences == {'model', 'ratio', 'dataset'} - ({'dataset'} if file is digits else set())
     assert (changed.model, changed.ratio, changed.dataset) == ('resnet110', 256, 'digits')
     with pytest.raises(flags.IllegalFlagValueError, match="Did you mean 'ratio'"):
@@ -83,5 +84,5 @@ def test_ef_has_its_own_learning_rate(file):
 
 def test_cifar100_differs_from_cifar10_by_the_data_set():
     first, second = cifar10.get_config('ratio=16'), cifar100.get_config('ratio=16')
-    assert {key for key in FIELDS if first[key] != second[key]} == {'dataset'}
+    assert {key for key in KEYS if first[key] != second[key]} == {'dataset'}
     assert (first.dataset, second.dataset) == ('cifar10', 'cifar100')

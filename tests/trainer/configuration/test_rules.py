@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import configs
 from configs import digits
 from def_jax import METHODS
-from def_jax.trainer.configuration.optimizer import LIBRARY_KEYS
-from def_jax.trainer.configuration.rules import FIELDS, check_config
+from def_jax.trainer.configuration.defaults import KEYS
+from def_jax.trainer.configuration.rules import check_config
 
 
 def changed(removed=(), **changes):
@@ -46,20 +46,20 @@ def test_configuration_files_are_complete(name):
     if 'method' not in config:
         pytest.skip('not the configuration of a run')
     check_config(config)
-    assert set(config) == set(FIELDS)
+    assert set(config) == set(KEYS)
     assert config.is_locked
     config.seed = 5
     assert file.get_config().seed == 0  # every call makes a new one
 
 
 def test_the_cases_cover_every_key():
-    assert set(REFUSED) == set(ACCEPTED) == set(FIELDS)
+    assert set(REFUSED) == set(ACCEPTED) == set(KEYS)
 
 
 @pytest.mark.parametrize(('key', 'value'), cases(REFUSED))
 def test_impossible_values_are_refused(key, value):
     message = refusal(changed(**USED_BY.get(key, {}) | {key: value}))
-    allowed = f'{FIELDS[key].allowed}.' if key not in LIBRARY_KEYS else ''
+    allowed = f'{KEYS[key].allowed}.' if not KEYS[key].is_librarys else ''
     assert message.startswith(f'config.{key}={value!r} must be {allowed}')
 
 
@@ -78,16 +78,16 @@ def test_an_integer_that_no_float_can_hold_is_no_crash():
         assert f'config.{key}=' in refusal(changed(**{key: 10**400}))
 
 
-@pytest.mark.parametrize('key', FIELDS)
+@pytest.mark.parametrize('key', KEYS)
 def test_missing_keys_are_named(key):
     message = refusal(changed(removed=[key]))
-    assert message == f'config.{key} is missing; it must be {FIELDS[key].allowed}.'
+    assert message == f'config.{key} is missing; it must be {KEYS[key].allowed}.'
 
 
-@pytest.mark.parametrize('key', FIELDS)
+@pytest.mark.parametrize('key', KEYS)
 def test_unknown_keys_suggest_the_nearest(key):
     misspelt = key[:-2] + key[:-3:-1]  # the last two letters changed places
-    (near,) = difflib.get_close_matches(misspelt, FIELDS, n=1)
+    (near,) = difflib.get_close_matches(misspelt, KEYS, n=1)
     message = refusal(changed(**{misspelt: 1}))
     assert message == f'config.{misspelt} is not a known key. Did you mean {near!r}?'
 
@@ -167,15 +167,29 @@ def test_options_of_error_feedback_need_it(method, key, value):
 
 @pytest.mark.parametrize('method', [name for name in METHODS if name not in ('def', 'def_a', 'sgd_ia')])
 def test_only_a_free_detach_can_be_automatic(method):
-    message = refusal(changed(method=method, auto_detach=True))
-    assert 'config.auto_detach=True' in message and METHODS[method].title in message
-    check_config(changed(method='def_a', auto_detach=True))
+    message = refusal(changed(method=method, detach='auto'))
+    assert "config.detach='auto'" in message and METHODS[method].title in message
+    check_config(changed(method='def_a', detach='auto'))
 
 
 def test_an_automatic_detach_needs_the_range_of_float32():
-    message = refusal(changed(wire_dtype='float16', auto_detach=True))
-    assert "config.wire_dtype='float16'" in message and 'auto_detach=True' in message
-    check_config(changed(wire_dtype='bfloat16', auto_detach=True))
+    message = refusal(changed(wire_dtype='float16', detach='auto'))
+    assert "config.wire_dtype='float16'" in message and "detach='auto'" in message
+    check_config(changed(wire_dtype='bfloat16', detach='auto'))
+
+
+def test_a_key_of_an_earlier_version_says_where_it_went():
+    message = refusal(changed(auto_detach=True))
+    assert (
+        message
+        == 'config.auto_detach is not a known key. It is a value of another key now: --config.detach=auto.'
+    )
+
+
+def test_options_of_an_outer_optimizer_need_one():
+    assert refusal(changed(outer_options={'nosuch': 1})) == (
+        "config.outer_options={'nosuch': 1} has no effect without outer."
+    )
 
 
 def test_int8_adds_the_integers_of_at_most_127_workers():
@@ -205,7 +219,7 @@ VALUES = st.one_of(
     st.binary(max_size=4),
     st.lists(st.floats() | st.integers(0, 2) | st.text(max_size=2), max_size=3),
 )
-KEYS = st.sampled_from(list(FIELDS)) | st.text('abcdefghijklmnopqrstuvwxyz_', min_size=1, max_size=8)
+NAMES = st.sampled_from(list(KEYS)) | st.text('abcdefghijklmnopqrstuvwxyz_', min_size=1, max_size=8)
 
 
 @hypothesis.settings(
@@ -216,8 +230,8 @@ KEYS = st.sampled_from(list(FIELDS)) | st.text('abcdefghijklmnopqrstuvwxyz_', mi
     suppress_health_check=[hypothesis.HealthCheck.too_slow],  # on a busy machine
 )
 @hypothesis.given(
-    changes=st.dictionaries(KEYS, VALUES, max_size=3),
-    removed=st.sets(st.sampled_from(list(FIELDS)), max_size=1),
+    changes=st.dictionaries(NAMES, VALUES, max_size=3),
+    removed=st.sets(st.sampled_from(list(KEYS)), max_size=1),
 )
 def test_any_configuration_is_accepted_or_refused_in_one_line(changes, removed):
     try:
@@ -228,4 +242,4 @@ def test_any_configuration_is_accepted_or_refused_in_one_line(changes, removed):
         assert message.startswith('config.')
         assert set(re.findall(r'config\.(\w+)', message)) & {*changes, *removed}
     else:
-        assert not removed - changes.keys() and changes.keys() <= FIELDS.keys()
+        assert not removed - changes.keys() and changes.keys() <= KEYS.keys()

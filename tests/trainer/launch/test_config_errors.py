@@ -105,12 +105,25 @@ def test_a_ratio_may_be_a_fraction_and_hears_the_rule(ratio, rule):
         check_config(config)
 
 
+@pytest.mark.parametrize(('value', 'detach'), [('auto', 'auto'), ('0.2', 0.2), ('1', 1)])
+def test_detach_is_a_number_or_a_word(value, detach):
+    flag, behind = (
+        parse(*arguments)
+        for arguments in (
+            (f'--config={digits.__file__}', f'--config.detach={value}'),
+            (f'--config={digits.__file__}:detach={value}',),
+        )
+    )
+    assert flag.detach == behind.detach == detach
+    check_config(flag)
+
+
 @pytest.mark.parametrize(
     ('flag', 'line'),
     [
         ('--config.ratio=abc', '--config.ratio=abc must be a number ('),
         ('--config.num_workers=4.0', '--config.num_workers=4.0 must be an integer ('),
-        ('--config.auto_detach=yes', '--config.auto_detach=yes must be true or false ('),
+        ('--config.fake_devices=yes', '--config.fake_devices=yes must be true or false ('),
         ('--config.lock=3', "'lock' in a flag --config.KEY=VALUE: that is not a known key"),
         ('--config.=3', 'in a flag --config.KEY=VALUE: that is not a known key'),
     ],
