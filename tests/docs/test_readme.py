@@ -142,6 +142,27 @@ def test_what_readme_says_of_the_methods_is_what_they_allow(name):
     assert said['messages in int8'] == allows(method.optimizer, *arguments, wire_dtype='int8')
 
 
+def rows_of_runs(text):
+    """The cells of every table row with a mean and a standard deviation."""
+    lines = [line for line in text.splitlines() if line.startswith('|') and '±' in line]
+    return [[cell.strip(' *') for cell in line.split('|')[1:-1]] for line in lines]
+
+
+@pytest.mark.parametrize(('part', 'column'), [('1/16', 1), ('1/64', 3)])
+def test_the_league_is_that_of_the_results(part, column):
+    """Of each method the runs with or without momentum, whichever have the higher accuracy."""
+    league = (ROOT / 'results/league/README.md').read_text().partition('## The perceptron')[2]
+    section = league.partition(f'### About {part}')[2].partition('\n### ')[0]
+    runs = {}
+    for name, *_, accuracy, _, _, loss in (row[:8] for row in rows_of_runs(section)):
+        runs.setdefault(name.removesuffix(' (no momentum)'), []).append((accuracy, loss))
+    shown = rows_of_runs((ROOT / 'docs/results.md').read_text().partition('## The league')[2])
+    shown = {row[0]: tuple(row[column : column + 2]) for row in shown if row[column]}
+    assert len(shown) > 12
+    for name, row in shown.items():
+        assert row in runs[name] and row[0][:5] == max(accuracy for accuracy, _ in runs[name])[:5]
+
+
 def test_the_columns_of_ours_and_table_4_are_those_of_the_results():
     ours = {'ours, y': 'DEF, ours, balanced', 'ours, x': 'DEF-A, ours, balanced'}
     here = {row['ratio']: row for row in table(ROOT / 'results/cifar10/README.md', '| ratio |  |')}
