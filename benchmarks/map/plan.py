@@ -20,6 +20,7 @@ class Cell(NamedTuple):
     width: int
     contender: Contender
     points: tuple[str, ...]
+    likely: bool  # whether all rates that other tuning seeds might have chosen are trained, too
 
 
 def _sgd() -> Contender:
@@ -73,19 +74,24 @@ _FIRST = [_sgd(), paper(64), ours(64), ours_int8(64), paper(16), detached(64, 1.
 _ALL_POINTS = [detached(ratio, λ) for ratio in (64, 16) for λ in (0.0, 0.3, 1.0, 'auto')]
 _AT_256 = [paper(256), detached(256, 1.0), ours(256), ours_int8(256)]
 _REST = [detached(16, 1.0), ours_int8(16)]
-# A part: widths, contenders, points.
+# A part: widths, contenders, points, whether all likely rates are trained. What matters most comes first.
 PARTS = {
-    'map': ((64, 192, 96, 32, 384, 16), _FIRST, ('y',)),
-    'changes': ((192, 64), changes(64), ('y',)),
-    'outputs': ((64, 192), _ALL_POINTS, ('x', 'y', 'own')),
-    'rest': ((64, 192, 384, 96, 32, 16), _AT_256 + _REST, ('y',)),
-    'wide': ((768,), _FIRST + _AT_256 + _REST, ('y',)),
+    'map': ((64, 192, 32), _FIRST, ('y',), False),
+    'wide': ((384,), _FIRST[:2], ('y',), False),
+    'rates': ((192, 64), _FIRST[1:4], ('y',), True),
+    'wide_ours': ((384,), _FIRST[2:4], ('y',), False),
+    'between': ((96, 16), _FIRST, ('y',), False),
+    'wide_rest': ((384,), _FIRST[4:], ('y',), False),
+    'changes': ((192, 64), changes(64), ('y',), False),
+    'outputs': ((64, 192), _ALL_POINTS, ('x', 'y', 'own'), False),
+    'rest': ((64, 192, 384, 96, 32, 16), _AT_256 + _REST, ('y',), False),
+    'widest': ((768,), _FIRST + _AT_256 + _REST, ('y',), False),
 }
 
 
 def cells(part: str) -> Iterator[Cell]:
     """The cells of a part, in order."""
-    widths, contenders, points = PARTS[part]
+    widths, contenders, points, likely = PARTS[part]
     for width in widths:
         for contender in contenders:
-            yield Cell(width, contender, points if contender.method == 'def' else ('x',))
+            yield Cell(width, contender, points if contender.method == 'def' else ('x',), likely)

@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if long:
         for ratio in (64, 256, 1024):
             cells += [tables.cell(ratio, title, method=name, ratio=ratio) for name, title in _DEF.items()]
-        title = "CIFAR-10, VGG with 71 k parameters, the paper's 200 epochs"
+        title = "CIFAR-10, five convolutions of 71 k parameters, the paper's 200 epochs"
         return tables.table(title, base, tables.with_running(cells), rows='ratio', seeds=(0,))
     base.num_epochs = 30
     for ratio in (64, 256):
@@ -55,7 +55,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         cell['tuned'] = {'learning_rate': (*LARGER.get(cell['column'], ()), *RATES)}
     for ratio, larger in ((256, (4.0,)), (1024, ())):
         cells += momentum.balanced(ratio, tuned={'learning_rate': (*larger, *WITHOUT_MOMENTUM)})
-    title = 'CIFAR-10, VGG with 71 k parameters, 30 epochs'
+    title = 'CIFAR-10, five convolutions of 71 k parameters, 30 epochs'
     return tables.table(title, base, tables.with_running(cells), rows='ratio', tuning=TUNING)
 
 

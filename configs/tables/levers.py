@@ -4,8 +4,9 @@ Command:  python -m paper.sweep --config=configs/tables/levers.py --workdir=runs
           python -m paper.report --workdir=runs/levers --output=results/beyond/levers_digits
           (ratio 1024 on digits, on 2 CPU cores; 333 runs to tune and 140 to 180 more, half a minute each on a
           quiet machine)
-Variants: :cifar10_small, ratio 16 and the paper's setting at ratio 2, a VGG with 71 k parameters on 10,000
-          CIFAR-10 images, 2,340 steps, all test images; 122 short runs to tune and 90 more, 2 minutes each.
+Variants: :cifar10_small, ratio 16 and the paper's setting at ratio 2, five convolutions of 71 k parameters on
+          10,000 CIFAR-10 images, 2,340 steps, all test images; 122 short runs to tune and 90 more, 2 minutes
+          each.
 Expected: on digits, 'ours' is ahead of the paper's DEF and of each lever alone, and 0.7 points behind SGD; on
           CIFAR-10, 6 points ahead of the paper's DEF at 16, one ahead of it at 2, and one behind SGD.
 

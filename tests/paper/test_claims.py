@@ -1,12 +1,14 @@
 """The page of claims says what the committed runs say."""
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs import claims as committed
-from paper import claims
+from paper import cells, claims, finished_runs
 from paper.claims import Claim, Source
 from paper.statistics import Difference
 
@@ -89,3 +91,26 @@ def test_a_cell_that_is_not_there_is_refused(source):
 def test_a_page_without_marks_is_refused():
     with pytest.raises(ValueError, match='the page needs the lines'):
         claims.page('# A page', 'tables')
+
+
+def test_the_gap_to_sgd_is_in_training():
+    """What the pages say of the reason, from the runs on CIFAR-10."""
+    folder = ROOT / 'results' / 'cifar10'
+    table = json.loads((folder / 'sweep.json').read_text(encoding='utf-8'))
+    done = [cell for cell in cells.of_table(table, finished_runs.read(folder)) if cell.results]
+    sgd, *others = [cell for cell in done if not cell.point.endswith('_running')]
+    test = np.array([cell.mean - sgd.mean for cell in others])
+    train = np.array([training_accuracy(cell) - training_accuracy(sgd) for cell in others])
+    slope, correlation = test @ train / (train @ train), np.corrcoef(test, train)[0, 1]
+    visits = [np.log(cell.results[0]['communication']['visits_per_block']) for cell in others]
+    said = f'{slope:.2f} times the gap in training accuracy, r = {correlation:.3f}'
+    assert (len(others), said) == (14, '0.94 times the gap in training accuracy, r = 0.998')
+    assert f'{np.corrcoef(test, visits)[0, 1]:.2f}' == '0.05'
+    for page in ('docs/paper_tables.md', 'results/claims.md'):
+        text = ' '.join((ROOT / page).read_text(encoding='utf-8').split())
+        assert said in text
+        assert f'{training_accuracy(sgd):.1f} %' in text
+
+
+def training_accuracy(cell):
+    return 100 * np.mean([result['metrics'][f'train_accuracy_{cell.point}'] for result in cell.results])
