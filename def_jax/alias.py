@@ -7,6 +7,8 @@ import optax
 from jax.typing import DTypeLike
 
 from def_jax.compressors import random_block
+from def_jax.compressors.allocations import Allocation
+from def_jax.compressors.orders import Order
 from def_jax.error_feedback import error_feedback
 from def_jax.mesh.collectives import AxisName
 
@@ -27,8 +29,8 @@ def def_adamw(
     mask: Any | Callable[[optax.Params], Any] | None = None,
     detach: float | Literal['auto'] = 0.2,
     outer: optax.GradientTransformation | None = _NESTEROV,
-    order: str = 'shuffled',
-    allocation: str = 'balanced',
+    order: Order = 'shuffled',
+    allocation: Allocation = 'balanced',
     wire_dtype: DTypeLike = 'float32',
     seed: int = 0,
 ) -> optax.GradientTransformation:
@@ -91,8 +93,8 @@ def def_sgd(
     momentum: float | None = 0.9,
     weight_decay: float = 0.0,
     detach: float | Literal['auto'] = 0.3,
-    order: str = 'random',
-    allocation: str = 'proportional',
+    order: Order = 'random',
+    allocation: Allocation = 'proportional',
     wire_dtype: DTypeLike = 'float32',
     seed: int = 0,
 ) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""Argument checks, made once, when an optimizer is constructed."""
+"""Checks of arguments, states and trees that several modules share, each rule in one place."""
 
 import difflib
 import sys
@@ -77,17 +77,6 @@ def check_flag(name: str, value: Any) -> None:
     """Raises ValueError unless `value` is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f'{name}={value!r} must be True or False.')
-
-
-def check_compressor(compressor: Any) -> None:
-    """Raises ValueError unless `compressor` is a compressor, as opposed to the function that makes one."""
-    name = getattr(compressor, '__name__', '')
-    if not callable(compressor):
-        raise ValueError(f'{compressor=} must be a compressor such as def_jax.random_block(ratio=64).')
-    if getattr(compressor, '__module__', '').startswith('def_jax.compressors') and not name.startswith(
-        'select'
-    ):
-        raise ValueError(f'compressor={name} must be called first, as in def_jax.{name}(ratio=64).')
 
 
 def check_floating(tree: Any, name: str) -> None:

@@ -20,8 +20,8 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from def_jax import beyond
-from def_jax.checks import check_compressor, check_floating, check_seed, check_updates
-from def_jax.compressors import Compressor, shared_key, split
+from def_jax.checks import check_floating, check_seed, check_updates
+from def_jax.compressors import Compressor, check_compressor, shared_key, split
 from def_jax.mesh.collectives import AxisName, check_axis_name, check_call, pmean
 from def_jax.mesh.ownership import link_states
 from def_jax.mesh.shards import WHOLE, Shards
@@ -151,7 +151,7 @@ def error_feedback(
 
 def _algorithm_1(
     compressor: Compressor,
-    options: beyond.Option,
+    options: beyond.Options,
     axis_name: AxisName,
     detach: float,
     shards: Shards,
@@ -159,20 +159,21 @@ def _algorithm_1(
     state: ErrorFeedbackState,
 ) -> tuple[PyTree, ErrorFeedbackState]:
     """Lines 7 to 10: the updates of x, and the state after them; the options of `def_jax.beyond` join in."""
-    pend = functools.partial(_pend, options)
-    pending = pend(updates, state.residual)  # line 7
+    carried = options.carry(state.residual)
+    pending = _pend(updates, carried)  # line 7
     selection = compressor(state.key, options.messages(state.step), pending)
 
     def send(pending, state):
         block = selection.take(pending)  # line 8: C(p)
         after = state._replace(step=state.step + 1, detach=jnp.asarray(detach, jnp.float32), residual=None)
-        step = beyond.Step(updates, state, after, pend, pending, selection, shards)
+        step = beyond.Step(updates, state, after, carried, pending, selection, shards)
         # The rest of the block is the message's rounding error: zeros in float32. The barrier hides them
         # from XLA, which therefore takes the message before it overwrites the residual in place, without
         # a copy.
-        message = lax.optimization_barrier(options.encode(block, step))
-        step = step._replace(rest=block - message[: block.size].astype(jnp.float32))
-        mean, step = options.unpack(pmean(options.pack(message, step), axis_name), step)  # line 9
+        message = lax.optimization_barrier(options.encode(options.wire.round(block, step), step))
+        step = step._replace(rest=block - message[: block.size])
+        mean = pmean(options.wire.pack(message, step), axis_name)  # line 9
+        mean, step = options.wire.unpack(mean, step)
         mean, step = options.decode(mean, step)
         residual = selection.replace(step.pending, step.rest)  # line 8: p - C(p)
         return mean, step.after._replace(residual=residual)
@@ -261,7 +262,7 @@ def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
 
 
 def _init(
-    options: beyond.Option, axis_name: AxisName, seed: int, detach: float, params: PyTree
+    options: beyond.Options, axis_name: AxisName, seed: int, detach: float, params: PyTree
 ) -> ErrorFeedbackState:
     check_floating(params, 'params')
     residual = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)  # line 2
@@ -274,11 +275,11 @@ def _init(
     )
 
 
-def _pend(options: beyond.Option, updates: PyTree, residual: PyTree, taken: Any = True) -> PyTree:
-    """Line 7, after a check that nothing is broadcast or lost; see `beyond.base.Pending`."""
+def _pend(updates: PyTree, residual: PyTree) -> PyTree:
+    """Line 7, after a check that nothing is broadcast or lost."""
     check_updates(updates, residual)
     check_floating(updates, 'updates')
-    return jax.tree.map(lambda u, r: u.astype(jnp.float32) + options.carry(r, taken), updates, residual)
+    return beyond.add_updates(updates, residual)
 
 
 def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:

@@ -112,7 +112,9 @@ class Method:
             return {self.answer: self.title}
         return {m.answer: m.title for m in METHODS.values() if m._path == self._path}
 
-    def compressor(self, ratio: float, granularity: str = 'tensor', **options: Any) -> compressors.Compressor:
+    def compressor(
+        self, ratio: float, granularity: compressors.Granularity = 'tensor', **options: Any
+    ) -> compressors.Compressor:
         """The compressor that this method uses at `ratio`.
 
         Args:

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import optax
 
-from def_jax.checks import check_compressor, check_ratio, check_state, is_number
-from def_jax.compressors import Compressor, random_block
+from def_jax.checks import check_ratio, check_state, is_number
+from def_jax.compressors import Compressor, check_compressor, random_block
 from def_jax.compressors.base import typed_key
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback
 from def_jax.mesh.collectives import AxisName, pmean

@@ -8,8 +8,8 @@ import optax
 from jax import lax
 
 from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
-from def_jax.checks import check_compressor, check_floating, check_seed, is_number
-from def_jax.compressors import Compressor, shared_key
+from def_jax.checks import check_floating, check_seed, is_number
+from def_jax.compressors import Compressor, check_compressor, shared_key
 from def_jax.mesh.collectives import AxisName, check_axis_name, check_call, pmean
 from def_jax.mesh.shards import WHOLE, Shards
 from def_jax.mesh.varying import OWN_PARAMS, check_not_summed

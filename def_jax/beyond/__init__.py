@@ -2,22 +2,23 @@
 
 from typing import Literal
 
+import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
 from def_jax.beyond.averaging import Averaging
-from def_jax.beyond.base import Option, Step, Together
+from def_jax.beyond.base import Options, Step, add_updates
 from def_jax.beyond.decay import Decay
 from def_jax.beyond.detach_estimate import DetachEstimate
 from def_jax.beyond.every import Every
+from def_jax.beyond.floats import Floats, check_wire_dtype
 from def_jax.beyond.integers import Integers
 from def_jax.beyond.outer import Outer
 from def_jax.beyond.skipping import Skipping
-from def_jax.beyond.wire_dtype import WireDtype
 from def_jax.compressors import Compressor
 from def_jax.mesh.collectives import AxisName
 
-__all__ = ['Option', 'Step', 'options']
+__all__ = ['Options', 'Step', 'add_updates', 'options']
 
 
 def options(
@@ -31,7 +32,7 @@ def options(
     average_every: int,
     wire_dtype: DTypeLike,
     skip_nonfinite: bool,
-) -> Option:
+) -> Options:
     """The options beyond Algorithm 1 that the arguments of `error_feedback` select.
 
     `Skipping` comes first and therefore decodes last: a skipped step discards what the other options learned
@@ -40,16 +41,15 @@ def options(
     Raises:
         ValueError: if an argument is out of range, or two of them conflict.
     """
-    estimate = DetachEstimate(detach, axis_name, wire_dtype)
+    dtype = check_wire_dtype(wire_dtype)
+    estimate = DetachEstimate(detach, axis_name, dtype, compressor)
     known = [
         Skipping(skip_nonfinite),
         Outer(outer),
-        WireDtype(wire_dtype),
-        Integers(wire_dtype, axis_name, compressor, numbers=int(estimate.wanted)),
-        estimate,
         Decay(decay),
         Averaging(average_every, axis_name),
         Every(every),
+        estimate,
     ]
     if every > 1 and (average_every or skip_nonfinite):
         other = f'{average_every=}' if average_every else f'{skip_nonfinite=}'
@@ -57,4 +57,6 @@ def options(
             f'{every=} and {other} cannot be combined: workers do not communicate between messages. '
             'Set every=1, or leave the other at its default.'
         )
-    return Together([option for option in known if option.wanted])
+    numbers = int(estimate.wanted)  # that travel beside the block
+    wire = Integers(axis_name, compressor, numbers) if dtype == jnp.int8 else Floats(dtype)
+    return Options([option for option in known if option.wanted], wire)

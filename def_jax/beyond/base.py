@@ -1,13 +1,15 @@
 """The seam between Algorithm 1 and everything that the paper does not have.
 
-`error_feedback` calls the hooks of a single `Option`. Each file in this folder holds one, and `Together`
-combines several. Without any option, what remains is Algorithm 1.
+`error_feedback` calls the hooks of `Options`: those of each option in turn, and those of the one `Wire`,
+which says how a block travels. Each file in this folder holds one of them. Without any option, what remains
+is Algorithm 1.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from def_jax.compressors.base import Selection
 from def_jax.mesh.shards import Shards
@@ -15,13 +17,12 @@ from def_jax.mesh.shards import Shards
 PyTree = Any
 Send = Callable[[PyTree, Any], tuple[jax.Array, Any]]  # pending, state -> mean message, new state
 
-__all__ = ['Option', 'Pending', 'Send', 'Step', 'Together']
+__all__ = ['Option', 'Options', 'Send', 'Step', 'Wire', 'add_updates']
 
 
-class Pending(Protocol):
-    """Line 7: updates plus residual. If `taken`, bool [], is False, the step is dropped; see `carry`."""
-
-    def __call__(self, updates: PyTree, residual: PyTree, taken: bool | jax.Array = True) -> PyTree: ...
+def add_updates(updates: PyTree, carried: PyTree) -> PyTree:
+    """Line 7 in float32, leaf by leaf."""
+    return jax.tree.map(lambda u, r: u.astype(jnp.float32) + r, updates, carried)
 
 
 class Step(NamedTuple):
@@ -30,15 +31,11 @@ class Step(NamedTuple):
     updates: PyTree  # worker k's, from the optimizer before this link
     before: Any  # the state before the step, an `ErrorFeedbackState`
     after: Any  # the state after it; its residual is not yet known, hence None
-    pend: Pending  # line 7
+    carried: PyTree  # like params, float32: the residual before the updates are added
     pending: PyTree  # like params, float32: p_k
     selection: Selection  # the coordinates that C keeps
     shards: Shards  # of what this device holds a part
     rest: Any = None  # float32 [B]: the unsent rest of the block; set once the message is encoded
-
-    def energy(self, message: jax.Array) -> jax.Array:
-        """An estimate of this worker's ‖pending‖² from its message, or of another tree from its block."""
-        return self.shards.energy(self.selection, message, self.pending)
 
     def keep(self, **fields: PyTree) -> 'Step':
         """Stores an option's own fields in the new state."""
@@ -58,24 +55,14 @@ class Option:
         del params
         return {}
 
-    def carry(self, residual: jax.Array, taken: bool | jax.Array) -> jax.Array:
-        """One tensor's residual as carried into a step, before the update is added."""
-        del taken
+    def carry(self, residual: PyTree) -> PyTree:
+        """The residual as carried into a step, before the updates are added."""
         return residual
 
     def encode(self, message: jax.Array, step: Step) -> jax.Array:
-        """The message, [B] or longer, whose first B elements leave the residual."""
+        """The message, float32 [B] or longer, whose first B elements leave the residual."""
         del step
         return message
-
-    def pack(self, message: jax.Array, step: Step) -> jax.Array:
-        """The encoded message as it travels, once `step.rest` is known."""
-        del step
-        return message
-
-    def unpack(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
-        """Undoes `pack` on the mean over workers, before `decode`."""
-        return mean, step
 
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
         """Undoes `encode` on the mean over workers; returns it and the step, updated with what it tells."""
@@ -91,18 +78,40 @@ class Option:
         return send
 
 
-class Together(Option):
-    """Several options as one: the first encodes a message first and decodes it last."""
-
-    def __init__(self, options: Sequence[Option]):
-        self._options = options
+class Wire:
+    """How a block travels: the type of its elements, and what rounding keeps back."""
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
-        return {name: field for option in self._options for name, field in option.init(params).items()}
+        """The fields that it adds to `ErrorFeedbackState.extra`, the same on all workers."""
+        del params
+        return {}
 
-    def carry(self, residual: jax.Array, taken: bool | jax.Array) -> jax.Array:
+    def round(self, block: jax.Array, step: Step) -> jax.Array:
+        """What of the block, float32 [B], can travel and leaves the residual: float32 [B]."""
+        raise NotImplementedError
+
+    def pack(self, message: jax.Array, step: Step) -> jax.Array:
+        """The message as it travels, from the rounded block and the numbers that options append to it."""
+        raise NotImplementedError
+
+    def unpack(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
+        """Undoes `pack` on the mean over workers, or on one worker's: float32."""
+        raise NotImplementedError
+
+
+class Options(Option):
+    """Several options as one, and the wire: the first option encodes a message first and decodes it last."""
+
+    def __init__(self, options: Sequence[Option], wire: Wire):
+        self._options, self.wire = options, wire
+
+    def init(self, params: PyTree) -> dict[str, PyTree]:
+        parts: list[Option | Wire] = [*self._options, self.wire]
+        return {name: field for part in parts for name, field in part.init(params).items()}
+
+    def carry(self, residual: PyTree) -> PyTree:
         for option in self._options:
-            residual = option.carry(residual, taken)
+            residual = option.carry(residual)
         return residual
 
     def encode(self, message: jax.Array, step: Step) -> jax.Array:
@@ -113,16 +122,6 @@ class Together(Option):
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
         for option in reversed(self._options):
             mean, step = option.decode(mean, step)
-        return mean, step
-
-    def pack(self, message: jax.Array, step: Step) -> jax.Array:
-        for option in self._options:
-            message = option.pack(message, step)
-        return message
-
-    def unpack(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
-        for option in reversed(self._options):
-            mean, step = option.unpack(mean, step)
         return mean, step
 
     def messages(self, step: jax.Array) -> jax.Array:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from def_jax.beyond.base import Option
 from def_jax.checks import check_number
@@ -24,7 +23,5 @@ class Decay(Option):
         check_number('decay', decay, 0, 1, 'the fraction of the residual kept per step; 1 keeps all')
         self.wanted, self._decay = not isinstance(decay, (int, float)) or decay != 1, decay
 
-    def carry(self, residual: jax.Array, taken: bool | jax.Array) -> jax.Array:
-        if taken is True:
-            return self._decay * residual
-        return jnp.where(taken, self._decay, 1.0) * residual
+    def carry(self, residual: PyTree) -> PyTree:
+        return jax.tree.map(lambda r: self._decay * r, residual)

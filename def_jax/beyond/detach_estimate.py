@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from def_jax.beyond.base import Option, Step
+from def_jax.beyond.base import Option, Send, Step
 from def_jax.checks import check_number
+from def_jax.compressors.base import Compressor, Selection
 from def_jax.mesh.collectives import AxisName, num_workers
 
 PyTree = Any
@@ -34,7 +35,7 @@ _MEMORY = 0.98  # weight of the past in the running means, which average about f
 
 
 class DetachEstimate(Option):
-    """Sets λ after every step.
+    """Sets λ after every step, to 1/K until the first message has arrived.
 
     Adds `energy`, float32 [2], to the state: running means of ‖mean_k message‖² and mean_k ‖message‖², scaled
     from the message to all coordinates. Both start at zero; the bias cancels in their ratio.
@@ -44,8 +45,15 @@ class DetachEstimate(Option):
             type, overflows on the squared norm of a message.
     """
 
-    def __init__(self, detach: float | Literal['auto'], axis_name: AxisName, wire_dtype: DTypeLike):
-        self.wanted, self._axis_name = isinstance(detach, str) and detach == 'auto', axis_name
+    def __init__(
+        self,
+        detach: float | Literal['auto'],
+        axis_name: AxisName,
+        wire_dtype: DTypeLike,
+        compressor: Compressor,
+    ):
+        self.wanted = isinstance(detach, str) and detach == 'auto'
+        self._axis_name, self._compressor = axis_name, compressor
         if not self.wanted:
             check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice; or 'auto'")
         elif jnp.issubdtype(wire_dtype, jnp.floating) and jnp.finfo(wire_dtype).nexp < 8:
@@ -59,15 +67,27 @@ class DetachEstimate(Option):
         return {'energy': jnp.zeros(2, jnp.float32)}
 
     def encode(self, message: jax.Array, step: Step) -> jax.Array:
-        energy = step.energy(message.astype(jnp.float32))
-        return jnp.append(message, energy.astype(message.dtype))
+        return jnp.append(message, self._energy(message, step))
 
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
-        mean, own_energy = mean[:-1].astype(jnp.float32), mean[-1].astype(jnp.float32)
-        measured = jnp.stack([step.energy(mean), own_energy])
-        energy = _MEMORY * step.before.extra['energy'] + (1 - _MEMORY) * measured
-        detach = best_detach(energy, num_workers(self._axis_name), step.selection.age_shares)
-        return mean, step._replace(after=step.after._replace(detach=detach)).keep(energy=energy)
+        mean, own_energy = mean[:-1], mean[-1]
+        measured = jnp.stack([self._energy(mean, step), own_energy])
+        return mean, step.keep(energy=_MEMORY * step.before.extra['energy'] + (1 - _MEMORY) * measured)
+
+    def wrap(self, send: Send, selection: Selection) -> Send:
+        """Outside of `Every`, so that a step without a message has its λ, too."""
+        del selection
+
+        def estimated(pending, state):
+            mean, after = send(pending, state)
+            workers, energy = num_workers(self._axis_name), after.extra['energy']
+            return mean, after._replace(detach=best_detach(energy, workers, self._compressor.age_shares))
+
+        return estimated
+
+    def _energy(self, block: jax.Array, step: Step) -> jax.Array:
+        """An estimate of the squared norm of the tree that a block, float32 [B], was taken from."""
+        return step.shards.energy(self._compressor, step.selection, block, step.pending)
 
 
 def best_detach(energy: jax.Array, num_workers: int, age_shares: Sequence[float]) -> jax.Array:

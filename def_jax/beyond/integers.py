@@ -5,7 +5,7 @@ units of its tensor, which all workers must know before they send. So each messa
 square of each tensor's block, relative to a running mean of the reports before it, which the workers share;
 the next unit follows from that mean. What rounding and clipping take from a block stays in the residual.
 
-A report travels as digits of base 2·L + 1, one int8 each. The mean of a digit over workers is exact, hence so
+A report travels as digits of base 2·L + 1, one int8 each. The sum of a digit over workers is exact, hence so
 is that of the report.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+import numpy as np
 
-from def_jax.beyond.base import Option, Step
-from def_jax.compressors.base import Compressor, concatenate, num_parts
+from def_jax.beyond.base import Step, Wire
+from def_jax.compressors.base import Compressor, concatenate
 from def_jax.mesh.collectives import AxisName, num_workers
 
 PyTree = Any
@@ -30,7 +30,7 @@ _LOW, _HIGH = -64.0, 32.0  # powers of two: the range of what is reported for th
 _BITS = 9  # in which a report travels
 
 
-class Integers(Option):
+class Integers(Wire):
     """Sends messages as int8.
 
     Adds `wire_squares`, float32 [parts + numbers], to the state: for each tensor, or whatever else the
@@ -42,40 +42,42 @@ class Integers(Option):
         ValueError: in `update`, for more than 127 workers.
     """
 
-    def __init__(self, wire_dtype: DTypeLike, axis_name: AxisName, compressor: Compressor, numbers: int):
-        self.wanted = jnp.dtype(wire_dtype) == jnp.int8
+    def __init__(self, axis_name: AxisName, compressor: Compressor, numbers: int):
         self._axis_name, self._compressor, self._numbers = axis_name, compressor, numbers
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
-        return {'wire_squares': jnp.zeros(num_parts(self._compressor, params) + self._numbers, jnp.float32)}
+        return {'wire_squares': jnp.zeros(len(self._compressor.parts(params)) + self._numbers, jnp.float32)}
 
-    def encode(self, message: jax.Array, step: Step) -> jax.Array:
-        """The nearest integers times the units, still in float32."""
-        units = self._units(message, step)
-        return jnp.where(jnp.isfinite(message), self._counts(message, units) * units, jnp.nan)
+    def round(self, block: jax.Array, step: Step) -> jax.Array:
+        """The nearest integers times the units."""
+        units = self._units(step)
+        return jnp.where(jnp.isfinite(block), self._counts(block, units) * units, jnp.nan)
 
     def pack(self, message: jax.Array, step: Step) -> jax.Array:
         """The integers, the reports, and an element that is not zero if the block is not finite."""
         rounded, numbers = jnp.split(message, [step.rest.size])
-        parts = step.selection.parts(rounded + step.rest)
+        parts = self._compressor.split(rounded + step.rest, step.pending)
         squares = [jnp.vdot(part, part)[None] / max(1, part.size) for part in parts]
         own, known = concatenate([*squares, numbers]), step.before.extra['wire_squares']
         place = (jnp.log2(own) - _LOW) / (_HIGH - _LOW)
         report = jnp.where(known > 0, own / jnp.where(known > 0, known, 1) / _LARGEST, place)
-        counts = self._counts(rounded, self._units(rounded, step))
+        counts = self._counts(rounded, self._units(step))
         broken = jnp.any(jnp.isnan(own))[None]
         packed = [counts, _digits(jnp.where(broken, 0, report), self._levels), broken]
         return jnp.concatenate([x.astype(jnp.int8) for x in packed])
 
     def unpack(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
-        known, size = step.before.extra['wire_squares'], step.rest.size
-        counts, digits, broken = jnp.split(mean.astype(jnp.float32), [size, mean.size - 1])
-        report = _fractions(digits, self._levels)
+        known, workers = step.before.extra['wire_squares'], num_workers(self._axis_name)
+        size = sum(part.size for part in self._compressor.parts(step.pending))
+        # XLA may divide a sum by K as a product with a rounded 1 / K: the sum itself is an integer again.
+        sums = jnp.round(mean.astype(jnp.float32) * workers)
+        counts, digits, broken = jnp.split(sums, [size, mean.size - 1])
+        counts, report = counts / workers, _fractions(digits, self._levels, workers)
         first = jnp.where(report > 0, jnp.exp2(_LOW + (_HIGH - _LOW) * report), 0)
         now = jnp.where(known > 0, _LARGEST * report * known, first)
         running = jnp.where(known > 0, _MEMORY * known + (1 - _MEMORY) * now, now)
         numbers = now[known.size - self._numbers :]
-        mean = concatenate([counts * self._units(counts, step), numbers])
+        mean = concatenate([counts * self._units(step), numbers])
         step = step.keep(wire_squares=step.shards.mean(running))
         return jnp.where(broken > 0, jnp.nan, mean), step
 
@@ -83,11 +85,11 @@ class Integers(Option):
     def _levels(self) -> int:
         return check_levels(num_workers(self._axis_name))
 
-    def _units(self, block: jax.Array, step: Step) -> jax.Array:
+    def _units(self, step: Step) -> jax.Array:
         """What an integer counts at each place of the block: float32 [B], zero where it is not known."""
         units = jnp.sqrt(step.before.extra['wire_squares']) * (loading(self._levels) / self._levels)
-        parts = jax.eval_shape(step.selection.parts, block)
-        return concatenate([jnp.full(part.shape, units[i]) for i, part in enumerate(parts)])
+        parts = self._compressor.parts(step.pending)
+        return concatenate([jnp.full(part.size, units[i]) for i, part in enumerate(parts)])
 
     def _counts(self, block: jax.Array, units: jax.Array) -> jax.Array:
         """The block in units, rounded and clipped, as float32."""
@@ -133,8 +135,9 @@ def _digits(fractions: jax.Array, levels: int) -> jax.Array:
     return jnp.concatenate([whole // base**i % base - levels for i in range(count)]).astype(jnp.float32)
 
 
-def _fractions(digits: jax.Array, levels: int) -> jax.Array:
-    """Undoes `_digits`, also of means over workers: float32 [n]."""
+def _fractions(digits: jax.Array, levels: int, workers: int) -> jax.Array:
+    """Undoes `_digits`, of the sum over workers, to their mean: float32 [n], 0 only where all are."""
     base, count = 2 * levels + 1, _num_digits(levels)
-    places = jnp.array([base**i for i in range(count)], jnp.float32)
-    return places @ (digits.reshape(count, -1) + levels) / (base**count - 1)
+    places = np.array([base**i for i in range(count)], np.int32)
+    whole = places @ (digits.astype(jnp.int32).reshape(count, -1) + levels * workers)
+    return whole.astype(jnp.float32) / (workers * (base**count - 1))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.beyond.base import Option, Step
+from def_jax.beyond.base import Option, Step, add_updates
 from def_jax.checks import check_flag
 from def_jax.mesh.ownership import holds, is_link, link_states
 
@@ -54,7 +54,8 @@ class Skipping(Option):
         # Selecting between `pending` and the residual would keep both in memory. Selecting the updates fuses
         # with the in-place update of the residual; r + -0.0 is r, bit for bit.
         updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), step.updates)
-        pending = step.pend(updates, residual, taken=finite)
+        carried = jax.tree.map(lambda new, old: jnp.where(finite, new, old), step.carried, residual)
+        pending = add_updates(updates, carried)
         return mean, step._replace(pending=pending, rest=rest, after=after)
 
 

@@ -1,16 +1,26 @@
 """What is sent in one step: a linear compressor C, a file each. `base` says what a compressor is."""
 
-from def_jax.compressors.base import Compressor, Selection, message_size, num_parts, shared_key, split
-from def_jax.compressors.random_block import random_block
+from def_jax.compressors.base import (
+    Compressor,
+    Part,
+    Selection,
+    check_compressor,
+    message_size,
+    shared_key,
+    split,
+)
+from def_jax.compressors.random_block import Granularity, random_block
 from def_jax.compressors.random_k import random_k
 from def_jax.compressors.scaled import identity, scaled
 
 __all__ = [
     'Compressor',
+    'Granularity',
+    'Part',
     'Selection',
+    'check_compressor',
     'identity',
     'message_size',
-    'num_parts',
     'random_block',
     'random_k',
     'scaled',

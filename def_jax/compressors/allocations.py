@@ -14,10 +14,12 @@ import functools
 import heapq
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
-__all__ = ['ALLOCATIONS', 'block_sizes', 'check_allocation']
+__all__ = ['ALLOCATIONS', 'Allocation', 'block_sizes', 'check_allocation']
 
-ALLOCATIONS = ('proportional', 'balanced')
+Allocation = Literal['proportional', 'balanced']
+ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 
 
 def check_allocation(allocation: str, granularity: str) -> None:
@@ -34,7 +36,7 @@ def check_allocation(allocation: str, granularity: str) -> None:
         )
 
 
-def block_sizes(sizes: Sequence[int], ratio: float, allocation: str = 'proportional') -> list[int]:
+def block_sizes(sizes: Sequence[int], ratio: float, allocation: Allocation = 'proportional') -> list[int]:
     """The number of elements that every tensor sends.
 
     Args:

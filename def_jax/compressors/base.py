@@ -1,12 +1,13 @@
 """Linear compressors: which coordinates of a pytree travel in one step.
 
-A compressor C of the paper is, here, a function `select(key, step, like)` that returns a `Selection`:
+A compressor C of the paper is a `Compressor`. Called with key, step and shapes it returns a `Selection`:
 `take` packs the coordinates that C keeps into one message, `replace` puts a message in their place. The
 choice depends on the shared key, the step and the shapes, never on the values nor on the worker: hence
 C(a) + C(b) = C(a + b) (Assumption 3.3), the messages of all workers line up, and one all-reduce of the
 message averages C over the workers without sending an index.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,11 +24,12 @@ PyTree = Any
 
 __all__ = [
     'Compressor',
+    'Part',
     'Selection',
+    'check_compressor',
     'concatenate',
     'message_size',
-    'num_parts',
-    'sampled_energy',
+    'part_places',
     'shared_key',
     'split',
     'typed_key',
@@ -40,11 +42,6 @@ class Selection(NamedTuple):
     take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [B]
     # tree x, message -> x - C(x) + the message at its place
     replace: Callable[[PyTree, jax.Array], PyTree]
-    # message -> float32 [], an estimate of ‖tree‖² if every coordinate were like those that were taken
-    energy: Callable[[jax.Array], jax.Array]
-    age_shares: tuple[float, float] = AGE_SHARES['random']
-    # message -> the blocks of all tensors, which it holds one after the other, or itself
-    parts: Callable[[jax.Array], Sequence[jax.Array]] = lambda message: [message]
 
     def place(self, message: jax.Array, like: PyTree) -> PyTree:
         """The message at its place in zeros of `like`'s shapes and dtypes."""
@@ -55,7 +52,49 @@ class Selection(NamedTuple):
         return self.replace(tree, self.take(tree) + message)
 
 
-Compressor = Callable[[jax.Array, jax.Array, PyTree], Selection]  # shared key, step, like
+class Part(NamedTuple):
+    """The block of one tensor, or of several, as a part of the message."""
+
+    size: int  # in elements
+    weight: float  # times its squared norm is an unbiased estimate of the tensor's
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressor:
+    """A linear compressor C. Call it with the shared key, the step and a tree to get its `Selection`."""
+
+    select: Callable[[jax.Array, jax.Array, PyTree], Selection]  # shared key, step, like
+    parts: Callable[[PyTree], Sequence[Part]]  # like -> what a message holds, one part after the other
+    # The residual's mean squared age and mean age, as shares of those of the block that is sent.
+    age_shares: tuple[float, float] = AGE_SHARES['random']
+
+    def __call__(self, key: jax.Array, step: jax.Array, like: PyTree) -> Selection:
+        return self.select(key, step, like)
+
+    def split(self, message: jax.Array, like: PyTree) -> list[jax.Array]:
+        """The parts of a message, [B], for trees like `like`."""
+        sizes = [part.size for part in self.parts(like)]
+        places = zip(part_places(sizes), sizes, strict=True)
+        return [lax.dynamic_slice(message, [begin], [size]) for (_, begin), size in places]
+
+    def energy(self, message: jax.Array, like: PyTree) -> jax.Array:
+        """An unbiased estimate of ‖tree‖² from its message, float32 [B]."""
+        weights = jnp.array([part.weight for part in self.parts(like)], jnp.float32)
+        squares = [jnp.vdot(part, part) for part in self.split(message, like)]
+        return jnp.vdot(jnp.array(squares), weights) if squares else jnp.float32(0)
+
+
+def check_compressor(compressor: Any) -> None:
+    """Raises ValueError unless it is a `Compressor`, as opposed to a function that makes one."""
+    if isinstance(compressor, Compressor):
+        return
+    if getattr(compressor, '__module__', '').startswith('def_jax.compressors'):
+        name = compressor.__name__
+        raise ValueError(f'compressor={name} must be called first, as in def_jax.{name}(ratio=64).')
+    raise ValueError(
+        f'{compressor=} must be a compressor such as def_jax.random_block(ratio=64). Wrap a function of your '
+        'own in def_jax.compressors.Compressor(select, parts).'
+    )
 
 
 # The generator is named and not JAX's default: under vmap the 'rbg' generators draw other numbers for each
@@ -105,36 +144,21 @@ def message_size(
 
         params = jax.tree.map(shard, param_specs, params, is_leaf=lambda node: isinstance(node, P))
 
-    return sum(part.size for part in _parts(compressor, params))
-
-
-def num_parts(compressor: Compressor, params: PyTree) -> int:
-    """Number of parts of a message, see `Selection.parts`; nothing is computed."""
-    return len(_parts(compressor, params))
-
-
-def _parts(compressor: Compressor, params: PyTree) -> Sequence[jax.ShapeDtypeStruct]:
-    def parts(tree):
-        selection = compressor(shared_key(0), jnp.uint32(0), tree)
-        return selection.parts(selection.take(tree))
-
-    return jax.eval_shape(parts, params)
-
-
-def sampled_energy(
-    counts: Sequence[int], parts: Callable[[jax.Array], Sequence[jax.Array]]
-) -> Callable[[jax.Array], jax.Array]:
-    """`Selection.energy` of tensors that send one coordinate in `counts`, in `parts` of the message."""
-
-    def energy(message):
-        squares = [jnp.vdot(part, part) for part in parts(message)]
-        return jnp.vdot(jnp.array(squares), jnp.array(counts)) if squares else jnp.float32(0)
-
-    return energy
+    return sum(part.size for part in compressor.parts(params))
 
 
 def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate([jnp.zeros(0, jnp.float32), *parts])
+
+
+def part_places(sizes: Sequence[int]) -> list[jax.Array]:
+    """For parts of a message of these sizes, each one's index and where it begins, uint32 [2].
+
+    XLA compiles a kernel once for all leaves of a shape if it differs in nothing but its arguments. Behind
+    the barrier a leaf's index and its place in the message are arguments, not constants built into it.
+    """
+    begins = np.cumsum([0, *sizes[:-1]])[: len(sizes)]
+    return lax.optimization_barrier([jnp.array(pair, jnp.uint32) for pair in enumerate(begins)])
 
 
 def split(message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:

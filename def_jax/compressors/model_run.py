@@ -10,8 +10,9 @@ from jax import lax
 
 from def_jax.checks import check_indexable
 from def_jax.compressors import orders
-from def_jax.compressors.base import Selection, sampled_energy, typed_key
+from def_jax.compressors.base import Selection, typed_key
 from def_jax.compressors.blocks import Block, read_after
+from def_jax.compressors.orders import Order
 
 PyTree = Any
 
@@ -82,8 +83,8 @@ class _Window(NamedTuple):
         return lax.dynamic_slice_in_dim(x, place, self.num_slices, self.axis)
 
 
-def select_run(order: str, size: int, key: jax.Array, step: jax.Array, like: PyTree) -> Selection:
-    """One of R runs of `size` elements or so that cover the model. The last may be shorter.
+def select_run(order: Order, block: Block, key: jax.Array, step: jax.Array, like: PyTree) -> Selection:
+    """One of R runs that cover the model, as `block` covers all of its elements. The last may be shorter.
 
     The model's elements are in leaf order, and a leaf's in slices along its window's axis. Windows of all
     leaves are laid over each other in a line as long as the run with room at both ends for what falls outside
@@ -91,8 +92,7 @@ def select_run(order: str, size: int, key: jax.Array, step: jax.Array, like: PyT
     """
     shapes = [leaf.shape or (1,) for leaf in jax.tree.leaves(like)]
     lengths = [math.prod(shape) for shape in shapes]
-    n = sum(lengths)
-    block = Block.of((n,), size)
+    (n,) = block.tensor
     check_indexable([(block.tensor, block.num_tiles)])
     run = block.size
     drawn = orders.draw_places(order, typed_key(key), step, np.array([block.num_tiles], np.int32))
@@ -137,5 +137,4 @@ def select_run(order: str, size: int, key: jax.Array, step: jax.Array, like: PyT
             leaves[leaf] = window.replace(x.reshape(window.leaf), place, values, own).reshape(x.shape)
         return jax.tree.unflatten(treedef, leaves)
 
-    energy = sampled_energy([block.num_tiles], lambda message: [message])
-    return Selection(take, replace, energy, orders.AGE_SHARES[order])
+    return Selection(take, replace)

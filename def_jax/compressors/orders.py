@@ -7,16 +7,17 @@ same ('cyclic').
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ['AGE_SHARES', 'ORDERS', 'check_order', 'draw_places']
+__all__ = ['AGE_SHARES', 'ORDERS', 'Order', 'check_order', 'draw_places']
 
-ORDERS = ('random', 'shuffled', 'cyclic')
+Order = Literal['random', 'shuffled', 'cyclic']
+ORDERS: tuple[str, ...] = get_args(Order)
 # Means over the residual of age² and of age, as shares of those of the block that is sent. A coordinate that
 # waits w steps between two sendings has every age up to w once, so they are E[w³]/3 to E[w²]·E[w] and E[w²]/2
 # to E[w]²; w is geometric, R plus the difference of two uniform places in a round, or R.

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +12,21 @@ from jax import lax
 
 from def_jax.checks import check_indexable, check_ratio
 from def_jax.compressors import model_run, orders
-from def_jax.compressors.allocations import block_sizes, check_allocation
-from def_jax.compressors.base import Compressor, Selection, concatenate, sampled_energy, typed_key
+from def_jax.compressors.allocations import Allocation, block_sizes, check_allocation
+from def_jax.compressors.base import Compressor, Part, Selection, concatenate, part_places, typed_key
 from def_jax.compressors.blocks import Block
 
-__all__ = ['random_block']
+__all__ = ['Granularity', 'random_block']
+
+Granularity = Literal['tensor', 'model']
 
 
 def random_block(
     ratio: float,
     *,
-    granularity: str = 'tensor',
-    order: str = 'random',
-    allocation: str = 'proportional',
+    granularity: Granularity = 'tensor',
+    order: orders.Order = 'random',
+    allocation: Allocation = 'proportional',
 ) -> Compressor:
     """Random block-wise gradient sparsification (RBGS): one block per tensor, at a shared random place.
 
@@ -71,17 +74,16 @@ def random_block(
     orders.check_order(order)
     check_allocation(allocation, granularity)
 
-    def select_blocks(key, step, like) -> Selection:
+    def blocks_of(like) -> list[Block]:
         shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
+        if granularity == 'model':
+            shapes = [(sum(map(math.prod, shapes)),)]
         sizes = block_sizes([math.prod(shape) for shape in shapes], ratio, allocation)
-        blocks = [Block.of(shape, size) for shape, size in zip(shapes, sizes, strict=True)]
-        places = _draw_places(order, key, step, blocks)
+        return [Block.of(shape, size) for shape, size in zip(shapes, sizes, strict=True)]
 
-        def parts(message):
-            return [
-                lax.dynamic_slice(message, [begin], [block.size])
-                for block, (_, begin) in zip(blocks, places, strict=True)
-            ]
+    def select_blocks(key, step, like) -> Selection:
+        blocks = blocks_of(like)
+        places = _draw_places(order, key, step, blocks)
 
         def take(tree):
             leaves = zip(blocks, jax.tree.leaves(tree), places, strict=True)
@@ -95,19 +97,22 @@ def random_block(
 
         def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
-            placed = zip(blocks, leaves, parts(message), places, strict=True)
-            return jax.tree.unflatten(
-                treedef, [block.replace(x, m, first) for block, x, m, (first, _) in placed]
-            )
+            placed = []
+            for block, x, (first, begin) in zip(blocks, leaves, places, strict=True):
+                placed.append(block.replace(x, lax.dynamic_slice(message, [begin], [block.size]), first))
+            return jax.tree.unflatten(treedef, placed)
 
-        energy = sampled_energy([block.num_tiles for block in blocks], parts)
-        return Selection(take, replace, energy, orders.AGE_SHARES[order], parts)
+        return Selection(take, replace)
 
     def select_run(key, step, like) -> Selection:
-        n = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like))
-        return model_run.select_run(order, block_sizes([n], ratio)[0], key, step, like)
+        (run,) = blocks_of(like)
+        return model_run.select_run(order, run, key, step, like)
 
-    return select_blocks if granularity == 'tensor' else select_run
+    def parts(like) -> list[Part]:
+        return [Part(block.size, block.num_tiles) for block in blocks_of(like)]
+
+    select = select_blocks if granularity == 'tensor' else select_run
+    return Compressor(select, parts, orders.AGE_SHARES[order])
 
 
 def _draw_places(
@@ -133,9 +138,5 @@ def _draw_places(
     )
     below = table([np.cumprod((1, *grid[:0:-1]))[::-1] for grid in grids])
     first = drawn[:, None] // below % table(grids) * table(shapes)
-    begin = np.cumsum([0, *(block.size for block in blocks[:-1])])
-    # XLA compiles a kernel once for all leaves of a shape if it differs in nothing but its arguments. Behind
-    # the barrier a leaf's row and its place in the message are arguments, not constants built into it.
-    known = lax.optimization_barrier([jnp.array(pair, jnp.uint32) for pair in enumerate(begin)])
     row = functools.partial(lax.dynamic_index_in_dim, first, keepdims=False, allow_negative_indices=False)
-    return [(row(leaf), begin) for leaf, begin in known]
+    return [(row(leaf), begin) for leaf, begin in part_places([block.size for block in blocks])]

@@ -10,7 +10,7 @@ import numpy as np
 
 from def_jax.checks import check_indexable, check_ratio
 from def_jax.compressors.allocations import block_sizes
-from def_jax.compressors.base import Compressor, Selection, concatenate, sampled_energy, split, typed_key
+from def_jax.compressors.base import Compressor, Part, Selection, concatenate, split, typed_key
 from def_jax.compressors.blocks import Block
 
 __all__ = ['random_k']
@@ -44,12 +44,18 @@ def random_k(ratio: float) -> Compressor:
     """
     check_ratio(ratio)
 
-    def select(key, step, like) -> Selection:
+    def cells_of(like) -> list[_Cells]:
         shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
-        sizes = [math.prod(shape) for shape in shapes]
+        counts = block_sizes([math.prod(shape) for shape in shapes], ratio)
+        return [_Cells.of(*leaf) for leaf in zip(shapes, counts, strict=True)]
+
+    def parts(like) -> list[Part]:
+        return [Part(cell.num_cells, cell.size) for cell in cells_of(like)]
+
+    def select(key, step, like) -> Selection:
+        sizes = [leaf.size for leaf in jax.tree.leaves(like)]
         check_indexable(((size,), size) for size in sizes)  # elements are gathered by int32
-        counts = block_sizes(sizes, ratio)
-        cells = [_Cells.of(*leaf) for leaf in zip(shapes, counts, strict=True)]
+        cells = cells_of(like)
         drawn = _draw_places(jax.random.fold_in(typed_key(key), step), cells)
         counts = [cell.num_cells for cell in cells]
 
@@ -59,16 +65,12 @@ def random_k(ratio: float) -> Compressor:
 
         def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
-            placed = zip(cells, leaves, parts(message), drawn, strict=True)
+            placed = zip(cells, leaves, split(message, counts), drawn, strict=True)
             return jax.tree.unflatten(treedef, [cell.replace(x, m, place) for cell, x, m, place in placed])
 
-        def parts(message):
-            return split(message, counts)
+        return Selection(take, replace)
 
-        energy = sampled_energy([cell.size for cell in cells], parts)
-        return Selection(take, replace, energy, parts=parts)
-
-    return select
+    return Compressor(select, parts)
 
 
 class _Cells(NamedTuple):

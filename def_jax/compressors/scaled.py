@@ -1,10 +1,12 @@
 """Compressors that send everything: shrunk, or as it is."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from def_jax.checks import is_number
-from def_jax.compressors.base import Compressor, Selection, concatenate, split
+from def_jax.compressors.base import Compressor, Part, Selection, concatenate, split
 
 __all__ = ['identity', 'scaled']
 
@@ -33,12 +35,12 @@ def scaled(delta: float) -> Compressor:
             f'{delta=} must be a number in (0, 1], the share of the update that is applied each step.'
         )
 
+    def parts(like) -> list[Part]:
+        return [Part(math.prod(x.shape), delta**-2) for x in jax.tree.leaves(like)]
+
     def select(key, step, like) -> Selection:
         del key, step
         sizes = [x.size for x in jax.tree.leaves(like)]
-
-        def parts(message):
-            return split(message, sizes)
 
         def take(tree):
             return concatenate(
@@ -47,16 +49,15 @@ def scaled(delta: float) -> Compressor:
 
         def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
-            changes = [m.reshape(x.shape) - delta * x for x, m in zip(leaves, parts(message), strict=True)]
+            changes = [
+                m.reshape(x.shape) - delta * x for x, m in zip(leaves, split(message, sizes), strict=True)
+            ]
             placed = [(x + change).astype(x.dtype) for x, change in zip(leaves, changes, strict=True)]
             return jax.tree.unflatten(treedef, placed)
 
-        def energy(message):
-            return jnp.vdot(message, message) / delta**2
+        return Selection(take, replace)
 
-        return Selection(take, replace, energy, parts=parts)
-
-    return select
+    return Compressor(select, parts)
 
 
 def identity() -> Compressor:

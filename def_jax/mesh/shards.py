@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from def_jax.compressors.base import Selection
+from def_jax.compressors.base import Compressor, Selection
 from def_jax.mesh.varying import AxisName, axis_names
 
 PyTree = Any
@@ -71,17 +71,19 @@ class Shards(NamedTuple):
         """The mean over the devices of this worker."""
         return lax.pmean(x, self.axes) if self.axes else x
 
-    def energy(self, selection: Selection, message: jax.Array, like: PyTree) -> jax.Array:
-        """`selection.energy` of all shards together; `like` is the tree of this device's shards."""
+    def energy(
+        self, compressor: Compressor, selection: Selection, message: jax.Array, like: PyTree
+    ) -> jax.Array:
+        """`compressor.energy` of all shards together; `like` is the tree of this device's shards."""
         if not self.axes:
-            return selection.energy(message)
+            return compressor.energy(message, like)
         # A tensor that r devices hold counts once: each contributes 1/r of its energy.
         weights = jax.tree.map(
             lambda x, spec: jnp.full(x.shape, self._copies(spec) ** -0.5, jnp.float32),
             like,
             self._specs_of(like),
         )
-        return lax.psum(selection.energy(message * selection.take(weights)), self.axes)
+        return lax.psum(compressor.energy(message * selection.take(weights), like), self.axes)
 
     def _copies(self, spec: P) -> int:
         used, copies = spec_axes(spec), 1

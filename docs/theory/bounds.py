@@ -8,10 +8,8 @@ gradient and M² a bound on the squared norm of the full one (Assumptions 3.1 an
 import math
 from typing import Any, NamedTuple
 
-import jax
-
 from def_jax.checks import check_number
-from def_jax.compressors import Compressor, message_size
+from def_jax.compressors import Compressor
 
 PyTree = Any
 
@@ -28,7 +26,10 @@ class Bound(NamedTuple):
 
 
 def compression_delta(compressor: Compressor, params: PyTree) -> float:
-    """The compressor's δ in Assumption 4.2: the fraction B / d of the elements sent per step.
+    """The compressor's δ in Assumption 4.2: the probability 1 / R that an element is sent.
+
+    It is that of the tensor with the most blocks, R, since the assumption is about every x. A message may
+    hold more than 1 / R of the elements, where the last block of a tensor is shorter than the others.
 
     Args:
         compressor: a compressor that selects some of the elements, such as `random_block`.
@@ -40,10 +41,10 @@ def compression_delta(compressor: Compressor, params: PyTree) -> float:
     Source: Assumption 4.2.
 
     >>> import jax.numpy as jnp, def_jax
-    >>> compression_delta(def_jax.random_block(4), jnp.zeros(8))
+    >>> compression_delta(def_jax.random_block(3), jnp.zeros(10))  # blocks of 3, 3, 3 and 1
     0.25
     """
-    return message_size(compressor, params) / sum(leaf.size for leaf in jax.tree.leaves(params))
+    return min(1 / part.weight for part in compressor.parts(params) if part.size)
 
 
 def largest_learning_rate(*, smoothness: float, num_workers: int, detach: float, delta: float) -> float:

@@ -16,7 +16,7 @@ from perceptron import INITIAL, TOLERANCE, flat, loss_fn, multipliers
 import def_jax
 from def_jax import baselines
 from def_jax.baselines.demo import cosines
-from def_jax.compressors import Selection
+from def_jax.compressors import Compressor, Part, Selection
 from def_jax.mesh import ownership
 
 NUM_WORKERS, NUM_STEPS, MOMENTUM = 4, 30, 0.9
@@ -334,7 +334,9 @@ def test_ef21_stalls_on_noise_and_its_momentum_does_not():
     def top_1(key, step, like):  # one worker: it need not be linear
         del key, step
         place = jnp.argmax(jnp.abs(like))
-        return Selection(lambda x: x[place][None], lambda x, m: x.at[place].set(m[0]), jnp.sum)
+        return Selection(lambda x: x[place][None], lambda x, m: x.at[place].set(m[0]))
+
+    compressor = Compressor(top_1, lambda like: [Part(1, like.size)])
 
     def distance(link):
         def step(carry, draw):
@@ -348,6 +350,6 @@ def test_ef21_stalls_on_noise_and_its_momentum_does_not():
             jnp.mean(jax.jit(lambda: jax.lax.scan(step, (start, link.init(start)), draws)[1])()[10000:])
         )
 
-    assert distance(def_jax.ef21(top_1, None)) > 5 * distance(
-        baselines.ef21_sgdm(top_1, None, averaging=0.02)
+    assert distance(def_jax.ef21(compressor, None)) > 5 * distance(
+        baselines.ef21_sgdm(compressor, None, averaging=0.02)
     )

@@ -73,8 +73,8 @@ def test_every_compressor_estimates_the_squared_norm_without_bias(compressor):
     @jax.jit
     @jax.vmap
     def energy(step):
-        selection = compressor(jax.random.PRNGKey(0), step, tree)
-        return selection.energy(selection.take(tree))
+        message = compressor(jax.random.PRNGKey(0), step, tree).take(tree)
+        return compressor.energy(message, tree)
 
     expected = sum(i * i * np.prod(shape) for i, shape in enumerate(SHAPES.values(), start=1))
     energies = energy(jnp.arange(32 * 33, dtype=jnp.uint32))
@@ -99,6 +99,20 @@ def test_the_limits(num_workers):
     assert float(best_detach(jnp.zeros(2), num_workers, (1, 1))) == 1 / num_workers  # nothing was sent yet
     # Rounding may make the averaged message the longer one.
     assert float(best_detach(jnp.array([1.0001, 1.0]), num_workers, (1, 1))) == 1
+
+
+def test_until_the_first_message_it_is_one_over_the_workers():
+    """Local steps gather residuals that are mostly noise: the mean of K workers' holds 1/K of it."""
+    link = def_jax.error_feedback(def_jax.random_block(2), 'workers', detach='auto', every=3)
+
+    def worker(noise):
+        step = lambda state, u: (link.update(u, state)[1], link.update(u, state)[1].detach)  # noqa: E731
+        return jax.lax.scan(step, link.init(jnp.zeros(8)), noise)[1]
+
+    noise = np.random.default_rng(0).normal(size=(4, 6, 8)).astype(np.float32)
+    used = np.asarray(jax.jit(jax.vmap(worker, axis_name='workers'))(noise))
+    assert np.all(used == used[0])
+    assert used[0, :2].tolist() == [0.25, 0.25] and 0.25 < used[0, 2] == used[0, 3]
 
 
 def test_a_message_is_one_element_longer_and_travels_alone():

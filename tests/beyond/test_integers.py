@@ -9,8 +9,11 @@ from perceptron import INITIAL, loss_fn, mlp_data
 from sharded_workers import distributed, feedback
 
 import def_jax
+from def_jax.beyond import integers
+from def_jax.beyond.base import Step
 from def_jax.beyond.integers import loading
 from def_jax.mesh.hlo import collectives
+from def_jax.mesh.shards import WHOLE
 
 RATIO, NUM_STEPS = 4, 12
 SHAPES = {'a': (8, 6), 'b': (4,), 'c': ()}
@@ -176,6 +179,28 @@ def test_one_all_reduce_of_int8():
         left = np.mean(updates[name] - state.residual[name], axis=0)
         np.testing.assert_allclose(arrived[name], np.broadcast_to(left, arrived[name].shape), atol=1e-6)
         assert np.any(left)
+
+
+@pytest.mark.parametrize('divided', [lambda total, k: total / k, lambda total, k: total * (1 / k)])
+def test_a_mean_is_exact_for_any_number_of_workers(divided, monkeypatch):
+    """However XLA divides by K. All zeros are reported as zero: what is not known stays so."""
+    wire = integers.Integers('workers', def_jax.identity(), numbers=0)
+    state = link().init(jnp.zeros(5))
+    for num_workers in range(1, 128):
+        monkeypatch.setattr(integers, 'num_workers', lambda _, k=num_workers: k)
+        levels = 127 // num_workers
+        num_digits = next(n for n in range(1, 10) if (2 * levels + 1) ** n >= 2**9)
+        for least, whole in ((-levels, 0.0), (levels, 1.0)):
+            counts = np.array([-levels, -1, 0, 1, levels]) * num_workers + np.array([1, 1, 0, -1, 0])
+            total = np.r_[counts, [least * num_workers] * num_digits, 0].astype(np.float32)
+            for known, expected in ((1.0, 0.75 + 0.25 * 16 * whole), (0.0, 2.0**32 if whole else 0.0)):
+                before = state._replace(extra={'wire_squares': jnp.full(1, known)})
+                step = Step(None, before, before, None, jnp.zeros(5), None, WHOLE)
+                mean, step = wire.unpack(divided(total, np.float32(num_workers)), step)
+                unit = known * loading(levels) / levels
+                np.testing.assert_allclose(mean, counts / num_workers * unit, rtol=1e-6)
+                square = float(step.after.extra['wire_squares'][0])
+                assert square == pytest.approx(expected, rel=1e-6, abs=0)
 
 
 def test_too_many_workers():

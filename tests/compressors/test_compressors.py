@@ -220,9 +220,9 @@ def test_energy_of_blocks_that_are_cut_short_is_unbiased():
     assert any(axis % edge for axis, edge in zip(block.tensor, block.shape, strict=True))
 
     def estimate(place):
+        compressor = def_jax.random_block(4)
         with mock.patch.object(orders, 'draw_places', lambda *_: place[None]):
-            selection = def_jax.random_block(4)(KEY, jnp.uint32(0), x)
-        return selection.energy(selection.take(x))
+            return compressor.energy(compressor(KEY, jnp.uint32(0), x).take(x), x)
 
     estimates = jax.vmap(estimate)(jnp.arange(block.num_tiles, dtype=jnp.uint32))
     assert float(jnp.mean(estimates)) == pytest.approx(float(jnp.sum(x**2)), rel=1e-5)
@@ -274,10 +274,10 @@ def test_energy_of_elements_is_unbiased(shape):
     cells = _Cells.of(shape, *block_sizes([x.size], 4))
 
     def estimate(places):
+        compressor = def_jax.random_k(4)
         with mock.patch.object(jax.random, 'randint', lambda *_: places):
-            selection = def_jax.random_k(4)(KEY, jnp.uint32(0), x)
-        message = selection.take(x)
-        return selection.energy(message), jnp.sum(message != 0)
+            message = compressor(KEY, jnp.uint32(0), x).take(x)
+        return compressor.energy(message, x), jnp.sum(message != 0)
 
     places = jnp.array([*itertools.product(range(cells.size), repeat=cells.num_cells)], jnp.uint32)
     estimates, sent = jax.jit(jax.vmap(estimate))(places)

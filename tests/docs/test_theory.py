@@ -119,6 +119,7 @@ def test_the_counterexample_breaks_the_stated_condition(monkeypatch):
     assert max(worst(64, 1 / 16, 1000)) < 1
 
 
-def test_delta_counts_what_is_sent():
-    params = {'w': jnp.zeros((64, 8)), 'b': jnp.zeros(10)}
-    assert bounds.compression_delta(def_jax.random_block(64), params) == (8 + 1) / 522
+@pytest.mark.parametrize(('ratio', 'shapes', 'blocks'), [(3, [10], 4), (64, [512, 10], 64), (4, [0, 8], 4)])
+def test_delta_is_the_least_probability_of_an_element(ratio, shapes, blocks):
+    params = [jnp.zeros(shape) for shape in shapes]
+    assert bounds.compression_delta(def_jax.random_block(ratio), params) == 1 / blocks

@@ -32,8 +32,8 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     Mutation(
         'what was left behind is forgotten (line 7)',
-        'u.astype(jnp.float32) + options.carry(r, taken)',
-        'u.astype(jnp.float32)',
+        '_pend(updates, carried)  # line 7',
+        'optax.tree.cast(updates, jnp.float32)  # line 7',
         'test_error_feedback.py::test_vmap_equals_oracle[4-tensor-4]',
         'test_error_feedback.py::test_vmap_equals_oracle[tensor-64-4]',
         ('return update.astype(jnp.float32) + residual', 'return update.astype(jnp.float32)'),
@@ -61,8 +61,8 @@ MUTATIONS = [
     ),
     Mutation(
         'the message is one element longer than it need be',
-        'pmean(options.pack(message, step), axis_name)',
-        'pmean(jnp.append(options.pack(message, step), 0), axis_name)[:-1]',
+        'pmean(options.wire.pack(message, step), axis_name)',
+        'pmean(jnp.append(options.wire.pack(message, step), 0), axis_name)[:-1]',
         'test_hlo.py::test_one_all_reduce_of_the_message[64-2-tensor]',
         'test_hlo.py::test_one_all_reduce_of_the_message[tensor-8-64]',
         (
@@ -72,7 +72,7 @@ MUTATIONS = [
     ),
     Mutation(
         'what rounding takes from a narrow message is lost',
-        'rest=block - message[: block.size].astype(jnp.float32)',
+        'rest=block - message[: block.size]',
         'rest=jnp.zeros_like(block)',
         'test_wire_dtype.py::test_sent_and_kept_restore_what_was_pending_bit_for_bit',
         'beyond/test_wire_dtype.py::test_sent_and_kept_restore_what_was_pending_bit_for_bit',

@@ -14,6 +14,7 @@ from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_da
 from sharded_workers import AUTO, EXPLICIT, LAYOUTS, distributed, feedback, make_mesh
 
 import def_jax
+from def_jax.compressors import Compressor
 
 NUM_STEPS = 20
 SGD = optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=0.9)
@@ -132,12 +133,20 @@ def cut_from_shards(layout, ratio):
     devices = mesh.devices.reshape(2, -1)[0] if layout == '2x4' else mesh.devices.reshape(-1)[:2]
     places = [[leaf[device] for leaf in boxes] for device in devices]
 
+    def shard(tree, place):
+        return [x[box] for x, box in zip(jax.tree.leaves(tree), place, strict=False)]
+
+    def parts_of(like):  # what several devices hold counts once
+        found = []
+        for place in places:
+            shards = jax.eval_shape(lambda tree, place=place: shard(tree, place), like)
+            for leaf, part in enumerate(def_jax.random_block(ratio).parts(shards)):
+                copies = sum(other[leaf] == place[leaf] for other in places)
+                found.append(part._replace(weight=part.weight / copies))
+        return found
+
     def select(key, step, like):
         leaves, treedef = jax.tree.flatten(like)
-
-        def shard(tree, place):
-            return [x[box] for x, box in zip(jax.tree.leaves(tree), place, strict=False)]
-
         parts = [def_jax.random_block(ratio)(key, step, shard(leaves, place)) for place in places]
         sizes = [part.take(shard(leaves, place)).size for part, place in zip(parts, places, strict=True)]
 
@@ -154,16 +163,9 @@ def cut_from_shards(layout, ratio):
                 whole = [x.at[box].set(n) for x, box, n in zip(whole, place, new, strict=False)]
             return jax.tree.unflatten(treedef, whole)
 
-        def energy(message):
-            placed = replace(jax.tree.map(jnp.zeros_like, like), message)
-            counts = [
-                x[box].size // max(1, x[box].size // ratio) for x, box in zip(leaves, places[0], strict=False)
-            ]
-            return sum(r * jnp.sum(x**2) for r, x in zip(counts, jax.tree.leaves(placed), strict=True))
+        return parts[0]._replace(take=take, replace=replace)
 
-        return parts[0]._replace(take=take, replace=replace, energy=energy)
-
-    return select
+    return Compressor(select, parts_of)
 
 
 def train_mapped(mapping, optimizer, num_steps, batches):
