@@ -7,12 +7,13 @@ compiles what the trainer would run.
 import sys
 
 from def_jax.tools import communication
+from def_jax.tools.extras import needs_training
 
 
 def main() -> int:
     if any(argument.lstrip('-').startswith('config') for argument in sys.argv[1:]):
-        from def_jax.trainer.communication import run  # needs the extra 'training'
-
+        with needs_training('communication'):
+            from def_jax.trainer.communication import run
         return run()
     return communication.main()
 

@@ -10,10 +10,13 @@ Run again with the same flags to resume. On several machines, start one process 
 --process_id and --coordinator_address; under srun, mpirun and on TPU pods these are found.
 """
 
-from absl import app, flags
+from def_jax.tools.extras import needs_training
 
-from def_jax.trainer.launch import command_line, processes
-from def_jax.trainer.launch.exits import EXIT_CODES
+with needs_training('train'):
+    from absl import app, flags
+
+    from def_jax.trainer.launch import command_line, processes
+    from def_jax.trainer.launch.exits import EXIT_CODES
 
 __doc__ = f'{__doc__}\n{EXIT_CODES}'  # --help prints it
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 os.environ.setdefault('NPROC', '16')  # threads for eight fake devices on few cores
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,5 +136,5 @@ def main(num_steps=300):
 
 
 if __name__ == '__main__':
-    chex.set_n_cpu_devices(NODES * DEVICES_PER_NODE)
+    jax.config.update('jax_num_cpu_devices', NODES * DEVICES_PER_NODE)
     main()

@@ -7,7 +7,6 @@ A comment on each changed line shows what it was before.
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,5 +70,5 @@ def main(num_steps=600):
 
 
 if __name__ == '__main__':
-    chex.set_n_cpu_devices(NUM_WORKERS)
+    jax.config.update('jax_num_cpu_devices', NUM_WORKERS)
     main()

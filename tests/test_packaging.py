@@ -1,6 +1,7 @@
 """What a user installs: names, requirements, versions. .ci/wheel builds the wheel and tries it."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -31,6 +32,23 @@ print(*{name.split('.')[0] for name in set(sys.modules) - before} - {'def_jax'})
 """
 
 
+# Programs in an environment without the packages of the extra `training`.
+BARE = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(['flax', 'matplotlib', 'ml_collections', 'rich']))
+plan = '--params=1e6 --step-time=0.1 --bandwidth=1gbit --workers=4'.split()
+for module, *arguments in (
+    ('train', '--config=mine.py'), ('plan', *plan), ('plan', *plan, '--output=plan.png'),
+    ('communication', '--config=mine.py'), ('communication', '--help'),
+):
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(f'def_jax.{module}', run_name='__main__')
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
+"""
+
+
 def imports(file):
     """The modules that a file imports, at its top or within functions."""
     for node in ast.walk(ast.parse(file.read_text())):
@@ -54,6 +72,27 @@ def test_importing_the_library_imports_nothing_beside_jax_and_optax():
     command = [sys.executable, '-c', IMPORTS]
     process = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert process.stdout.split() == []
+
+
+def test_programs_name_the_extra_that_they_need(tmp_path):
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, '-c', BARE], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    remedy = "is not installed; it comes with pip install 'def_jax[training]'"
+    expected = [f'train: ml_collections {remedy}', '2', '0', f'plan: matplotlib {remedy}', '2']
+    assert process.stderr.splitlines() == [*expected, f'communication: rich {remedy}', '2', '0']
+    assert 'times as fast' in process.stdout and '--workers=0,0,0,0,1,1,1,1' in process.stdout
+
+
+def test_examples_need_nothing_else():
+    third_party = {
+        module.split('.')[0] for file in (ROOT / 'examples').glob('*.py') for module in imports(file)
+    }
+    distributions = metadata.packages_distributions()
+    third_party -= set(sys.stdlib_module_names) | {'def_jax'}
+    declared = required(PROJECT['dependencies'] + PROJECT['optional-dependencies']['training'])
+    assert {name.lower() for module in third_party for name in distributions[module]} - {'numpy'} <= declared
 
 
 def test_what_the_package_imports_is_what_it_requires():

@@ -1,9 +1,13 @@
-"""What a program of your own sends, within workers and between them, from a file with its HLO.
+"""What a compiled program sends, within workers and between them.
 
     python -m def_jax.communication step.txt --workers=0,0,0,0,1,1,1,1
 
-The file is `step.lower(...).compile().as_text()`. The worker of each device, in the mesh's order, tells data
-that stays within a worker from data that crosses between workers.
+reads the HLO of a program of your own, `step.lower(...).compile().as_text()`. The worker of each device, in
+the mesh's order, tells data that stays within a worker from data that crosses between workers.
+
+    python -m def_jax.communication --config=configs/digits.py --config.ratio=256
+
+compiles what the trainer would run, without training; it needs the extra `training`.
 """
 
 import argparse
@@ -33,7 +37,7 @@ def summary(hlo: str, workers: Sequence[int]) -> str:
     | between workers | all-reduce | 1 | 8 | 32 |
     """
     sums: dict[tuple[str, str], list[int]] = {}
-    for collective in collectives(hlo):
+    for collective in (found.passed(len(workers)) for found in collectives(hlo)):
         if (largest := max((max(group) for group in collective.groups), default=0)) >= len(workers):
             raise ValueError(
                 f'workers={list(workers)} has {len(workers)} devices, but the program has device {largest}. '
@@ -49,7 +53,12 @@ def summary(hlo: str, workers: Sequence[int]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table, or one line about what is wrong."""
-    parser = argparse.ArgumentParser(prog='python -m def_jax.communication', description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog='python -m def_jax.communication',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument('file', type=Path, help='optimised HLO, as text')
     parser.add_argument('--workers', required=True, help="each device's worker, e.g. 0,0,0,0,1,1,1,1")
     given = parser.parse_args(arguments)

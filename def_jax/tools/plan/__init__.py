@@ -115,20 +115,23 @@ class Plan:
 
 
 def parse_bandwidth(text: str) -> float:
-    """Bits per second from '10gbit', '800mbit' or '2.5e9'.
+    """Bits per second from '10gbit', '800mbit' or '2.5e9', or from bytes: '10GB/s', with a capital B.
 
     Raises:
         ValueError: if the text is not a bandwidth.
 
-    >>> parse_bandwidth('10gbit')
-    10000000000.0
+    >>> parse_bandwidth('10gbit'), parse_bandwidth('10 GBps')
+    (10000000000.0, 80000000000.0)
     """
-    match = re.fullmatch(r'([\d.]+(?:e\d+)?)\s*(?:([kmgt])(?:bit|bps)?)?', str(text).strip().lower())
+    unit = r'(?:([kmgtKMGT])?((?i:bits?)(?:/s)?|b(?:ps|/s)|B(?:ps|/s))?)?'
+    match = re.fullmatch(rf'([\d.]+(?:[eE]\d+)?)\s*{unit}', str(text).strip())
     try:
-        return float(match[1]) * _UNITS.get(match[2], 1.0)  # type: ignore[index]
+        scale = _UNITS.get((match[2] or '').lower(), 1.0)  # type: ignore[index]
+        return float(match[1]) * scale * (8 if match[3] in ('Bps', 'B/s') else 1)  # type: ignore[index]
     except (TypeError, ValueError):
         raise ValueError(
-            f"bandwidth={text!r} must be in bits per second, such as '10gbit', '800mbit' or '1e9'."
+            f"bandwidth={text!r} must be in bits per second, such as '10gbit', '800mbit' or '1e9', or in "
+            "bytes per second, such as '10GB/s'."
         ) from None
 
 

@@ -8,11 +8,12 @@ import sys
 from typing import NoReturn
 
 from def_jax.tools import plan as plan_lib
+from def_jax.tools.extras import needs_training
 
 _HELP = {
     'params': 'number of model parameters, e.g. 25.6e6',
     'step_time': 'seconds of computation per step on a worker, without communication',
-    'bandwidth': "bandwidth of a worker's link: '10gbit', '800mbit', or a number in bits per second",
+    'bandwidth': "bandwidth of a worker's link: '10gbit', '10GB/s', or a number in bits per second",
     'workers': 'number of workers',
     'latency': 'latency of one message between neighbours, in seconds',
     'overlap': 'fraction of the dense all-reduce that overlaps with computation',
@@ -46,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         if output and os.path.isdir(output):  # matplotlib would write a file named '.png' there
             raise ValueError(f'{output=} is a folder; name a file, such as plan.png.')
         if output:
-            plan_lib.draw(plan, output)
+            with needs_training('plan'):
+                plan_lib.draw(plan, output)
     except (ValueError, OSError) as error:
         parser.exit(2, f'plan: {" ".join(str(error).split())}\n')
     least = plan.break_even()

@@ -1,4 +1,4 @@
-"""A folder of images, a subfolder per class, as a data set in memory."""
+"""A folder of images, a subfolder per class, or any images of TFDS, as a data set in memory."""
 
 import os
 from typing import Any
@@ -10,7 +10,7 @@ from def_jax.trainer.data import in_memory
 from def_jax.trainer.data.catalogue import DatasetSpec
 from def_jax.trainer.data.dataset import Dataset
 
-__all__ = ['open_image_folder']
+__all__ = ['open_image_folder', 'open_tfds_images']
 
 _SHUFFLE_SEED = 0  # of the order of the examples, which else would be that of the classes
 
@@ -49,12 +49,56 @@ def open_image_folder(
             f'folder={str(folder)!r} has no images in {" and ".join(f"{name}/CLASS/" for name in missing)}; '
             f'it has {", ".join(sorted(found)) or "none at all"}. Put JPEG or PNG files there.'
         )
-    splits = {name: _read(tfds, builder, name, image_size) for name in found}
+    name = os.path.basename(os.path.abspath(folder))
+    return _dataset(name, builder, {split: split for split in found}, image_size, crop_padding, flip)
+
+
+def open_tfds_images(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    image_size: int = 32,
+    train: str = 'train',
+    validation: str = '',
+    test: str = 'test',
+    crop_padding: int = 4,
+    flip: bool = True,
+) -> Dataset:
+    """Reads images of TFDS, with the features `image` and `label`, by their name in TFDS.
+
+    Args:
+        name: such as 'mnist', with its configuration if it has several.
+        data_dir: TFDS's directory of prepared data sets, see `in_memory.load_dataset`.
+        image_size: see `open_image_folder`, as `crop_padding` and `flip`.
+        train: the training split, which may be a slice such as 'train[:90%]'; likewise `test`, and
+            `validation`, which may be empty for none.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: if a feature or a split is missing, or the image size is not positive.
+        FileNotFoundError: if the data set is missing and cannot be prepared.
+    """
+    check_integer('image_size', image_size, 1, 'the edge of an image, in pixels')
+    builder = in_memory.prepared_builder(name, data_dir)
+    if not {'image', 'label'} <= set(builder.info.features):
+        raise ValueError(
+            f'{name=} must have the features image and label, but has {sorted(builder.info.features)}.'
+        )
+    splits = {'train': train, 'validation': validation, 'test': test}
+    return _dataset(name, builder, {k: v for k, v in splits.items() if v}, image_size, crop_padding, flip)
+
+
+def _dataset(
+    name: str, builder: Any, names: dict[str, str], image_size: int, crop_padding: int, flip: bool
+) -> Dataset:
+    splits = {role: _read(builder, split, image_size) for role, split in names.items()}
     pixels = splits['train'].arrays['image'] / 255
     spec = DatasetSpec(
-        name=os.path.basename(os.path.abspath(folder)),
-        tfds_name='image_folder',
-        image_shape=(image_size, image_size, 3),
+        name=name,
+        tfds_name=builder.name,
+        image_shape=pixels.shape[1:],
         num_classes=builder.info.features['label'].num_classes,
         mean=tuple(pixels.mean((0, 1, 2)).tolist()),
         std=tuple(np.maximum(pixels.std((0, 1, 2)), 1 / 255).tolist()),
@@ -71,7 +115,7 @@ def open_image_folder(
     )
 
 
-def _read(tfds: Any, builder: Any, name: str, size: int) -> in_memory.Split:
+def _read(builder: Any, split: str, size: int) -> in_memory.Split:
     """One split in a fixed order."""
     import tensorflow as tf
 
@@ -82,8 +126,9 @@ def _read(tfds: Any, builder: Any, name: str, size: int) -> in_memory.Split:
         image = tf.image.resize_with_crop_or_pad(tf.image.resize(image, resized, antialias=True), size, size)
         return example | {'image': tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)}
 
-    examples = list(tfds.as_numpy(builder.as_dataset(split=name).map(cropped)))
-    examples.sort(key=lambda example: (example['label'], example['image/filename']))
+    data = builder.as_dataset(split=split, shuffle_files=False).map(cropped)
+    examples = list(in_memory.import_tfds().as_numpy(data))
+    examples.sort(key=lambda example: (example['label'], example.get('image/filename', b'')))
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(examples))
     return in_memory.Split(
         {

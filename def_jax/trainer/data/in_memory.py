@@ -108,7 +108,7 @@ def load_dataset(
     """
     spec = get_dataset_spec(dataset) if isinstance(dataset, str) else dataset
     tfds = import_tfds()
-    builder = prepared_builder(tfds, spec, data_dir)
+    builder = prepared_builder(spec.tfds_name, data_dir)
     _check_builder(builder, spec)
 
     def read(split: str) -> Split:
@@ -133,21 +133,22 @@ def import_tfds() -> Any:
     return tfds
 
 
-def prepared_builder(tfds: Any, spec: Any, data_dir: str | os.PathLike[str] | None) -> Any:
+def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     """Returns a TFDS builder whose files exist, or raises FileNotFoundError with the remedy."""
-    builder = tfds.builder(spec.tfds_name, data_dir=data_dir)
+    tfds = import_tfds()
+    builder = tfds.builder(name, data_dir=data_dir)
     try:
         builder.download_and_prepare()  # does nothing where the files exist
     except Exception as error:
         # When several processes start together, the first to finish wins: use its files.
-        builder = tfds.builder(spec.tfds_name, data_dir=data_dir)
+        builder = tfds.builder(name, data_dir=data_dir)
         if not builder.is_prepared():
             raise FileNotFoundError(
-                f'Data set {spec.name!r} is not in {builder.data_path} and could not be prepared there '
+                f'Data set {name!r} is not in {builder.data_path} and could not be prepared there '
                 f'({type(error).__name__}: {error}). If this machine has no network, run `python -c "import '
-                f"tensorflow_datasets as tfds; tfds.load('{spec.tfds_name}', data_dir='DIR')\"` on one that "
-                f'does, copy DIR/{spec.tfds_name} here, and set the environment variable TFDS_DATA_DIR, or '
-                f'--config.data_dir, to the folder that contains {spec.tfds_name}.'
+                f"tensorflow_datasets as tfds; tfds.load('{name}', data_dir='DIR')\"` on one that does, copy "
+                f'DIR/{name} here, and set the environment variable TFDS_DATA_DIR, or --config.data_dir, to '
+                f'the folder that contains {name}.'
             ) from error
     return builder
 

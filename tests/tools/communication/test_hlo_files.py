@@ -46,3 +46,12 @@ def test_the_program_sums_within_and_between(tmp_path, capsys):
     assert main([str(file), '--workers=0,1']) == 2
     assert 'has 2 devices, but the program has device 7' in capsys.readouterr().err
     assert main([str(tmp_path / 'none.txt'), '--workers=0,1']) == 2
+
+
+def test_what_a_device_passes_not_what_it_gets(tmp_path, capsys):
+    file = tmp_path / 'step.txt'
+    gathers = 'r = f32[8]{0} all-gather(x), replica_groups={{0,1}}\n'
+    file.write_text(gathers + 'r = f32[4]{0} reduce-scatter(x), replica_groups={{0,1}}')
+    assert main([str(file), '--workers=0,1']) == 0
+    table = capsys.readouterr().out
+    assert '| all-gather | 1 | 4 | 16 |' in table and '| reduce-scatter | 1 | 8 | 32 |' in table

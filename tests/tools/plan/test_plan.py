@@ -54,7 +54,11 @@ def test_it_says_when_compression_does_not_pay():
 
 
 @pytest.mark.parametrize(
-    ('text', 'bits'), [('10gbit', 10e9), ('800 mbit', 8e8), ('1e9', 1e9), ('2.5Gbps', 2.5e9), ('56k', 56e3)]
+    ('text', 'bits'),
+    [
+        *(('10gbit', 10e9), ('800 mbit', 8e8), ('1e9', 1e9), ('2.5Gbps', 2.5e9), ('56k', 56e3)),
+        *(('1 Gb/s', 1e9), ('10GBps', 80e9), ('10 GB/s', 80e9)),
+    ],
 )
 def test_bandwidths(text, bits):
     assert parse_bandwidth(text) == bits

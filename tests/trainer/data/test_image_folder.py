@@ -76,6 +76,12 @@ def test_a_folder_that_cannot_be_read_is_refused(folder, path, size, message):
     assert '\n' not in str(error.value)
 
 
+def test_any_images_of_tfds_by_their_name(data_dir):
+    dataset = image_folder.open_tfds_images('digits', data_dir, image_size=4, test='test[:100]')
+    assert dataset.train.arrays['image'].shape == (1000, 4, 4, 1) and len(dataset.test) == 100
+    assert dataset.spec.num_classes == 10 and dataset.validation is None
+
+
 def test_it_is_trained_on(folder, data_dir, tmp_path):
     config = digits.get_config()
     config.update(

@@ -14,6 +14,7 @@ import small_stdlib
 from def_jax.trainer.data import in_memory
 from def_jax.trainer.data.text import catalogue, corpus, stdlib
 from def_jax.trainer.data.text.corpus import START, Corpus
+from def_jax.trainer.data.text.folder import open_text_folder
 from def_jax.trainer.data.text.windows import Windows
 
 DOCUMENTS = (b'a', b'bcdefgh', 'ü'.encode(), b'ijklmnopqrst', b'uvw')  # 25 bytes
@@ -52,7 +53,7 @@ def test_the_library_is_text_without_tests_packages_and_build_files(data_dir):
 
 def test_a_file_keeps_its_split():
     names = ('abc.py', 'json/decoder.py', 'datetime.py', 'shutil.py', 'operator.py')
-    assert [stdlib.split_of(name) for name in names] == ['train', 'train', 'test', 'test', 'validation']
+    assert [corpus.split_of(name) for name in names] == ['train', 'train', 'test', 'test', 'validation']
 
 
 def test_this_pythons_library_is_split_by_file():
@@ -62,7 +63,7 @@ def test_this_pythons_library_is_split_by_file():
     assert not any(path.startswith(('test/', 'site-packages/', 'idlelib/')) for path in files)
     sizes = {split: 0 for split in ('train', 'validation', 'test')}
     for path, file in files.items():
-        sizes[stdlib.split_of(path)] += file.stat().st_size
+        sizes[corpus.split_of(path)] += file.stat().st_size
     assert sizes['train'] > 4_000_000
     assert min(sizes['validation'], sizes['test']) > 200_000
 
@@ -261,4 +262,53 @@ def test_a_disk_that_is_full(data_dir):
 
 def _prepared(data_dir):
     spec = catalogue.TEXTS['python_stdlib']
-    return in_memory.prepared_builder(in_memory.import_tfds(), spec, data_dir), spec
+    return in_memory.prepared_builder(spec.tfds_name, data_dir), spec
+
+
+# Text of one's own, and any of TFDS.
+
+
+def written(root, **documents):
+    for name, text in documents.items():
+        file = root / f'{name}.txt'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(text)
+    return root
+
+
+def test_a_folder_is_divided_by_the_paths_of_its_files(tmp_path):
+    texts = {f'{folder}/{number}': f'{number} λ'.encode() for folder in 'ab' for number in range(20)}
+    root = written(tmp_path / 'texts', **texts)
+    written(root, **{'.hidden/1': b'no'})
+    dataset = open_text_folder(root, context=4)
+    splits = (dataset.train, dataset.validation, dataset.test)
+    assert sum(split.corpus.about['documents'] for split in splits) == len(texts)
+    for name, split in zip(('train', 'validation', 'test'), splits, strict=True):
+        names = [name_ for name_ in sorted(f'{key}.txt' for key in texts) if corpus.split_of(name_) == name]
+        assert bytes(split.corpus.text) == b''.join(texts[each.removesuffix('.txt')] for each in names)
+    more = open_text_folder(written(root, c=b'another'), context=4)
+    after = (more.train, more.validation, more.test)
+    assert sum(x.corpus.about != y.corpus.about for x, y in zip(splits, after, strict=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ('documents', 'message'),
+    [
+        ({}, "path='.*texts' is not a folder"),
+        ({'a': b'text'}, 'has no text for .*: its 1 files are divided by a hash'),
+        (
+            {'a': b'caf\xe9'},
+            r"'.*a.txt' is not UTF-8 \('utf-8' codec can't decode byte 0xe9.*Convert",
+        ),
+    ],
+)
+def test_a_folder_of_text_that_cannot_be_read_is_refused(tmp_path, documents, message):
+    with pytest.raises(ValueError, match=message) as error:
+        open_text_folder(written(tmp_path / 'texts', **documents))
+    assert '\n' not in str(error.value)
+
+
+def test_any_text_of_tfds_by_its_name(data_dir):
+    name = catalogue.TEXTS['python_stdlib'].tfds_name
+    dataset = catalogue.open_tfds_text(name, data_dir, context=CONTEXT, validation='train[:50%]')
+    assert 0 < len(dataset.validation) < len(dataset.train)

@@ -12,11 +12,9 @@ from def_jax.checks import check_integer, look_up
 from def_jax.trainer.data import in_memory
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.data.text import corpus
-from def_jax.trainer.data.text.windows import Windows
+from def_jax.trainer.data.text.windows import ROLES, Windows, dataset_of_windows
 
-__all__ = ['TEXTS', 'TextSpec', 'load_windows', 'open_text']
-
-_ROLES = ('train', 'validation', 'test')
+__all__ = ['TEXTS', 'TextSpec', 'load_windows', 'open_text', 'open_tfds_text']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +68,14 @@ def load_windows(
     """
     spec = _spec(text)
     check_integer('context', context, 1, 'the length of a window, in bytes')
-    builder = in_memory.prepared_builder(in_memory.import_tfds(), spec, data_dir)
+    builder = in_memory.prepared_builder(spec.tfds_name, data_dir)
     if spec.feature not in builder.info.features:
         raise ValueError(
             f'Data set {spec.name!r} has no feature {spec.feature!r}; it has {sorted(builder.info.features)}.'
         )
     read = functools.partial(_corpus, builder, spec)
     train, validation, test = (
-        Windows(read(role, split), context) for role, split in zip(_ROLES, spec.splits, strict=True)
+        Windows(read(role, split), context) for role, split in zip(ROLES, spec.splits, strict=True)
     )
     return train, validation, test
 
@@ -87,19 +85,21 @@ def open_text(
 ) -> Dataset:
     """Opens a text data set for the trainer; the arguments and errors are those of `load_windows`."""
     spec = _spec(text)
-    splits = load_windows(spec, context, data_dir)
-    train, validation, test = splits
-    about = {role: split.corpus.about for role, split in zip(_ROLES, splits, strict=True)}
-    return Dataset(
-        train=train,
-        validation=validation,
-        test=test,
-        spec=spec,
-        about={'name': spec.tfds_name, **about},
-        model_options={'vocab_size': corpus.VOCAB_SIZE},
-        unit='tokens',
-        units_per_example=context,
-    )
+    return dataset_of_windows(spec.tfds_name, load_windows(spec, context, data_dir))
+
+
+def open_tfds_text(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    feature: str = 'text',
+    train: str = 'train',
+    validation: str = 'validation',
+    test: str = 'test',
+    context: int = 64,
+) -> Dataset:
+    """Opens any text of TFDS by its name; the splits may be slices, such as 'train[:1%]'."""
+    return open_text(TextSpec(name, name, feature, (train, validation, test)), data_dir, context=context)
 
 
 def _spec(text: TextSpec | str) -> TextSpec:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ['START', 'VOCAB_SIZE', 'Corpus', 'open_corpus', 'write_corpus']
+__all__ = ['START', 'VOCAB_SIZE', 'Corpus', 'open_corpus', 'split_of', 'write_corpus']
 
 VOCAB_SIZE = 256
 START = 0xFF  # precedes a document; a byte that UTF-8 never uses
@@ -101,3 +101,13 @@ def open_corpus(folder: Path) -> Corpus:
         )
     text = np.memmap(folder / _BYTES, np.uint8, 'r') if size else np.zeros(0, np.uint8)
     return Corpus(text, ends, about['sha256'])
+
+
+def split_of(path: str) -> str:
+    """The split of a file, from a hash of its path: it does not depend on other files.
+
+    >>> split_of('json/decoder.py')
+    'train'
+    """
+    bucket = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], 'big') % 10
+    return {0: 'validation', 1: 'test'}.get(bucket, 'train')

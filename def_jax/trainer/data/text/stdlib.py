@@ -1,6 +1,5 @@
 """TFDS builder for the source code of Python's standard library: text that needs no download."""
 
-import hashlib
 import platform
 import sysconfig
 import tokenize
@@ -10,7 +9,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-__all__ = ['PythonStdlib', 'split_of', 'stdlib_files']
+from def_jax.trainer.data.text.corpus import split_of
+
+__all__ = ['PythonStdlib', 'stdlib_files']
 
 _DESCRIPTION = """\
 The modules of the standard library of the Python that runs this, one file per example, without tests and
@@ -99,13 +100,3 @@ def stdlib_files(folder: Path) -> dict[str, Path]:
             f'{folder} has no Python modules. Use another data set, or a Python that has its sources.'
         )
     return files
-
-
-def split_of(path: str) -> str:
-    """The split of a file, from a hash of its path: a file keeps its split in every version of Python.
-
-    >>> split_of('json/decoder.py')
-    'train'
-    """
-    bucket = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], 'big') % 10
-    return {0: 'validation', 1: 'test'}.get(bucket, 'train')

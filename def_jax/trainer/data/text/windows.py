@@ -8,15 +8,18 @@ Training batches depend only on the seed and the step, like those of images.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from def_jax.trainer.data import in_memory
-from def_jax.trainer.data.text.corpus import START, Corpus
+from def_jax.trainer.data.dataset import Dataset
+from def_jax.trainer.data.text.corpus import START, VOCAB_SIZE, Corpus
 
-__all__ = ['Windows']
+__all__ = ['ROLES', 'Windows', 'dataset_of_windows']
+
+ROLES = ('train', 'validation', 'test')
 
 Batch = dict[str, np.ndarray]
 
@@ -77,3 +80,17 @@ class Windows:
     def test_batches(self, **options: Any) -> Iterator[Batch]:
         """One pass over the split, see `in_memory.test_batches`."""
         return in_memory.test_batches(self, **options)
+
+
+def dataset_of_windows(name: str, splits: Sequence[Windows]) -> Dataset:
+    """A text data set of splits in the order of `ROLES`."""
+    train, validation, test = splits
+    return Dataset(
+        train=train,
+        validation=validation,
+        test=test,
+        about={'name': name, **{role: split.corpus.about for role, split in zip(ROLES, splits, strict=True)}},
+        model_options={'vocab_size': VOCAB_SIZE},
+        unit='tokens',
+        units_per_example=train.context,
+    )
