@@ -261,6 +261,9 @@ METHODS: dict[str, Method] = {
         takes=('freeze_after',),
         opens_dense='freeze_after',
     ),
+    'sparse_loco': Method(
+        'SparseLoCo', 'x', detach=1.0, link=baselines.sparse_loco, takes=('ratio', 'every', 'chunk')
+    ),
     'ef21_sgdm': Method('EF21-SGDM', 'x', kind='ef21', link=baselines.ef21_sgdm, opens_dense=1),
 }
 

@@ -249,3 +249,61 @@ def cser(
             models, errors = models - errors + synchronised, left
         history.append(models)
     return np.stack(history)
+
+
+def sparse_loco(
+    x0: np.ndarray,
+    gradient: Gradient,
+    learning_rate: Sequence[float],
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    num_workers: int,
+    ratio: float,
+    chunk: int,
+    every: int,
+    momentum: float,
+    decay: float = 0.95,
+) -> np.ndarray:
+    """x [T + 1, d] of SparseLoCo (Sarfi et al., 2025, Algorithm 1, α = 1) with momentum SGD inside.
+
+    Chunks, top-k and the quantiser as in its code (github.com/tplr-ai/SparseLoCo): four bins over six
+    standard deviations, and a lookup table of the means of the bins, tensor by tensor.
+    """
+
+    def edge(n, most):
+        return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
+
+    def compressed(e):
+        rows, columns = (int(np.prod(e.shape[:-1])), e.shape[-1]) if e.ndim > 1 else (1, e.size)
+        matrix = e.reshape(rows, columns)
+        h, w = (edge(rows, chunk), edge(columns, chunk)) if e.ndim > 1 else (1, edge(columns, chunk**2))
+        k = min(h * w, max(1, int(h * w * 32 // 18 // ratio)))
+        chosen = []
+        for i in range(0, rows, h):
+            for j in range(0, columns, w):
+                block = matrix[i : i + h, j : j + w]
+                for place in np.argsort(-np.abs(block), axis=None, kind='stable')[:k]:
+                    chosen.append((i + place // w, j + place % w))
+        values = np.array([matrix[place] for place in chosen])
+        centred = values - values.mean()
+        scale = 6 * np.linalg.norm(centred) / np.sqrt(max(1, len(values) - 1)) / 4 or 1.0
+        codes = np.clip(np.round(centred / scale) + 2, 0, 3)
+        sent = np.zeros_like(matrix)
+        for place, code in zip(chosen, codes, strict=True):
+            sent[place] = values[codes == code].mean()
+        return sent.reshape(e.shape)
+
+    x, xs = np.array(x0, np.float64), [np.array(x0, np.float64)]
+    local, m, e = (np.zeros((num_workers, x.size)) for _ in range(3))
+    local += x
+    for t, eta in enumerate(learning_rate):
+        for k in range(num_workers):
+            m[k] = momentum * m[k] + gradient(local[k], k, t)
+            local[k] -= eta * m[k]
+        if (t + 1) % every == 0:
+            e = decay * e + (x - local)
+            sent = np.stack([np.concatenate([compressed(p).ravel() for p in _tensors(w, shapes)]) for w in e])
+            e, x = e - sent, x - sent.mean(0)
+            local[:] = x
+        xs.append(x)
+    return np.stack(xs)

@@ -7,12 +7,14 @@ from def_jax.baselines.ef21 import EF21State, ef21, ef21_sgdm
 from def_jax.baselines.onebit_adam import OneBitAdamState, onebit_adam
 from def_jax.baselines.powersgd import powersgd
 from def_jax.baselines.signs import sign_ef
+from def_jax.baselines.sparse_loco import SparseLoCoState, sparse_loco
 from def_jax.baselines.top_k import top_k
 
 __all__ = [
     'EF21State',
     'OneBitAdamState',
     'ResidualState',
+    'SparseLoCoState',
     'cser',
     'demo',
     'ef21',
@@ -20,5 +22,6 @@ __all__ = [
     'onebit_adam',
     'powersgd',
     'sign_ef',
+    'sparse_loco',
     'top_k',
 ]

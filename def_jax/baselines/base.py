@@ -27,12 +27,18 @@ __all__ = [
     'ResidualState',
     'all_gather_sparse',
     'cast_like',
+    'chunk_shape',
     'feedback',
     'float32_updates',
     'float32_zeros',
+    'from_chunks',
+    'largest',
     'matrix_shape',
     'num_kept',
+    'pack',
     'ravel',
+    'to_chunks',
+    'unpack',
     'unravel',
 ]
 
@@ -135,6 +141,47 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return math.prod(shape[:-1]), shape[-1]
 
 
+def chunk_shape(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
+    """The edges of a tensor's chunks as a matrix: the largest divisors of its axes up to `chunk`.
+
+    >>> chunk_shape((3, 3, 16, 32), 64), chunk_shape((96,), 64)
+    ((48, 32), (1, 48))
+    """
+    rows, columns = matrix_shape(shape) if shape else (1, 1)
+    return _largest_divisor(rows, chunk), _largest_divisor(columns, chunk)
+
+
+def to_chunks(x: jax.Array, chunk: int) -> jax.Array:
+    """The chunks of a tensor, see `chunk_shape`: [chunks, elements]."""
+    down, height, across, width = _grid(x.shape, chunk)
+    blocks = x.reshape(down, height, across, width).swapaxes(1, 2)
+    return blocks.reshape(down * across, height * width)
+
+
+def from_chunks(chunks: jax.Array, shape: tuple[int, ...], chunk: int) -> jax.Array:
+    """Undoes `to_chunks`."""
+    down, height, across, width = _grid(shape, chunk)
+    return chunks.reshape(down, across, height, width).swapaxes(1, 2).reshape(shape)
+
+
+def _grid(shape: tuple[int, ...], chunk: int) -> tuple[int, int, int, int]:
+    """Chunks down, rows of a chunk, chunks across, columns of a chunk."""
+    rows, columns = matrix_shape(shape) if shape else (1, 1)
+    height, width = chunk_shape(shape, chunk)
+    return rows // height, height, columns // width, width
+
+
+def _largest_divisor(n: int, most: int) -> int:
+    return max((d for d in range(1, min(n, most) + 1) if n % d == 0), default=1)
+
+
+def largest(chunks: jax.Array, count: int) -> jax.Array:
+    """The places of the `count` elements of largest magnitude in every chunk, [chunks, count]."""
+    if not chunks.size:
+        return jnp.zeros((len(chunks), 0), jnp.int32)
+    return lax.top_k(jnp.abs(chunks), count)[1]
+
+
 def num_kept(size: int, ratio: float) -> int:
     """How many of `size` elements fit in 1 / ratio of their bytes, where each travels with its index.
 
@@ -170,3 +217,19 @@ def all_gather_sparse(
     gathered = all_gather(message, axis_name)
     zeros = jnp.zeros(size, jnp.float32)
     return lax.fori_loop(0, len(gathered), add, (zeros, zeros))
+
+
+def pack(values: jax.Array, bits: int) -> jax.Array:
+    """Numbers of so many bits in words of 32: [n] -> uint32 [⌈n·bits / 32⌉]. `bits` divides 32."""
+    fit = 32 // bits
+    padded = jnp.pad(values.astype(jnp.uint32), (0, -len(values) % fit)).reshape(-1, fit)
+    return jnp.sum(padded << _shifts(bits), axis=1, dtype=jnp.uint32)
+
+
+def unpack(words: jax.Array, bits: int, size: int) -> jax.Array:
+    """Undoes `pack`: uint32 [size]."""
+    return (words[:, None] >> _shifts(bits) & jnp.uint32(2**bits - 1)).reshape(-1)[:size]
+
+
+def _shifts(bits: int) -> jax.Array:
+    return jnp.arange(0, 32, bits, dtype=jnp.uint32)

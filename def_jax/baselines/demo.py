@@ -6,15 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
-from def_jax.baselines.base import Exchanged, all_gather_sparse, feedback, matrix_shape, num_kept
+from def_jax.baselines.base import (
+    Exchanged,
+    all_gather_sparse,
+    chunk_shape,
+    feedback,
+    from_chunks,
+    largest,
+    num_kept,
+    to_chunks,
+)
 from def_jax.checks import check_integer, check_number, check_ratio
 from def_jax.mesh.collectives import AxisName
 
 PyTree = Any
 
-__all__ = ['chunk_shape', 'cosines', 'demo']
+__all__ = ['cosines', 'demo']
 
 
 def demo(
@@ -66,9 +74,14 @@ def demo(
 
     def exchange(pending, carry):
         leaves, treedef = jax.tree.flatten(pending)
-        coefficients = [_chunks(leaf, chunk) for leaf in leaves]  # [chunks, size] each
+        coefficients = [_transformed(leaf, chunk) for leaf in leaves]  # [chunks, size] each
         starts = np.cumsum([0, *(c.size for c in coefficients)])
-        chosen = [_largest(c, ratio) + start for c, start in zip(coefficients, starts, strict=False)]
+        chosen = [
+            (
+                start + largest(c, num_kept(c.shape[1], ratio)) + c.shape[1] * np.arange(len(c))[:, None]
+            ).ravel()
+            for c, start in zip(coefficients, starts, strict=False)
+        ]
         indices = jnp.concatenate([jnp.zeros(0, jnp.int32), *chosen])
         whole = jnp.concatenate([jnp.zeros(0, jnp.float32), *(c.reshape(-1) for c in coefficients)])
         values = whole[indices]
@@ -79,23 +92,13 @@ def demo(
                 vector[start : start + c.size].reshape(c.shape)
                 for c, start in zip(coefficients, starts, strict=False)
             ]
-            return [_unchunk(part, leaf.shape, chunk) for part, leaf in zip(parts, leaves, strict=True)]
+            return [_restored(part, leaf.shape, chunk) for part, leaf in zip(parts, leaves, strict=True)]
 
         sent = decoded(jnp.zeros_like(whole).at[indices].set(values))
         update = [jnp.sign(x) for x in decoded(totals / jnp.maximum(counts, 1))]
         return Exchanged(jax.tree.unflatten(treedef, update), jax.tree.unflatten(treedef, sent), carry)
 
     return feedback(axis_name, exchange, decay=momentum_decay)
-
-
-def chunk_shape(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
-    """The edges of a tensor's chunks as a matrix: the largest divisors of its axes up to `chunk`.
-
-    >>> chunk_shape((3, 3, 16, 32), 64), chunk_shape((96,), 64)
-    ((48, 32), (1, 48))
-    """
-    rows, columns = matrix_shape(shape) if shape else (1, 1)
-    return _largest_divisor(rows, chunk), _largest_divisor(columns, chunk)
 
 
 def cosines(size: int) -> np.ndarray:
@@ -106,35 +109,14 @@ def cosines(size: int) -> np.ndarray:
     return waves.astype(np.float32)
 
 
-def _largest_divisor(n: int, most: int) -> int:
-    return max((d for d in range(1, min(n, most) + 1) if n % d == 0), default=1)
-
-
-def _grid(shape: tuple[int, ...], chunk: int) -> tuple[int, int, int, int]:
-    """Chunks down, rows of a chunk, chunks across, columns of a chunk."""
-    rows, columns = matrix_shape(shape) if shape else (1, 1)
-    height, width = chunk_shape(shape, chunk)
-    return rows // height, height, columns // width, width
-
-
-def _chunks(x: jax.Array, chunk: int) -> jax.Array:
+def _transformed(x: jax.Array, chunk: int) -> jax.Array:
     """The cosine transform of every chunk, [chunks, elements]."""
-    down, height, across, width = _grid(x.shape, chunk)
-    blocks = x.reshape(down, height, across, width)
-    transformed = jnp.einsum('yhxw,fh,gw->yxfg', blocks, cosines(height), cosines(width))
-    return transformed.reshape(down * across, height * width)
+    height, width = chunk_shape(x.shape, chunk)
+    blocks = to_chunks(x, chunk).reshape(-1, height, width)
+    return jnp.einsum('chw,fh,gw->cfg', blocks, cosines(height), cosines(width)).reshape(-1, height * width)
 
 
-def _unchunk(coefficients: jax.Array, shape: tuple[int, ...], chunk: int) -> jax.Array:
-    down, height, across, width = _grid(shape, chunk)
-    transformed = coefficients.reshape(down, across, height, width)
-    return jnp.einsum('yxfg,fh,gw->yhxw', transformed, cosines(height), cosines(width)).reshape(shape)
-
-
-def _largest(coefficients: jax.Array, ratio: float) -> jax.Array:
-    """Indices of the k largest coefficients of every chunk, in the flattened array."""
-    count, size = coefficients.shape
-    if not coefficients.size:
-        return jnp.zeros(0, jnp.int32)
-    within = lax.top_k(jnp.abs(coefficients), num_kept(size, ratio))[1]
-    return (within + size * jnp.arange(count)[:, None]).reshape(-1)
+def _restored(coefficients: jax.Array, shape: tuple[int, ...], chunk: int) -> jax.Array:
+    height, width = chunk_shape(shape, chunk)
+    blocks = coefficients.reshape(-1, height, width)
+    return from_chunks(jnp.einsum('cfg,fh,gw->chw', blocks, cosines(height), cosines(width)), shape, chunk)

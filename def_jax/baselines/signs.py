@@ -8,14 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.baselines.base import Exchanged, feedback, ravel, unravel
+from def_jax.baselines.base import Exchanged, feedback, pack, ravel, unpack, unravel
 from def_jax.mesh.collectives import AxisName, all_gather
 
 PyTree = Any
 
 __all__ = ['exchange_signs', 'sign_ef']
-
-_WORD = 32  # bits
 
 
 def sign_ef(axis_name: AxisName) -> optax.GradientTransformation:
@@ -72,28 +70,16 @@ def exchange_signs(
     leaves = jax.tree.leaves(pending)
     magnitudes = jnp.array([magnitude(leaf) if leaf.size else 0.0 for leaf in leaves], jnp.float32)
     whole = ravel(pending)
-    message = jnp.concatenate([_packed(whole >= 0), lax.bitcast_convert_type(magnitudes, jnp.uint32)])
+    message = jnp.concatenate([pack(whole >= 0, 1), lax.bitcast_convert_type(magnitudes, jnp.uint32)])
     words = len(message) - len(leaves)
 
     def decoded(message):
         each = lax.bitcast_convert_type(message[words:], jnp.float32)
         scale = ravel([jnp.broadcast_to(m, leaf.shape) for m, leaf in zip(each, leaves, strict=True)])
-        return jnp.where(_unpacked(message[:words], whole.size), scale, -scale)
+        return jnp.where(unpack(message[:words], 1, whole.size) == 1, scale, -scale)
 
     gathered = all_gather(message, axis_name)
     total = lax.fori_loop(
         1, len(gathered), lambda k, total: total + decoded(gathered[k]), decoded(gathered[0])
     )
     return unravel(total / len(gathered), pending), unravel(decoded(message), pending)
-
-
-def _packed(bits: jax.Array) -> jax.Array:
-    """bool [n] -> uint32 [⌈n / 32⌉]."""
-    padded = jnp.pad(bits, (0, -len(bits) % _WORD)).reshape(-1, _WORD).astype(jnp.uint32)
-    return jnp.sum(padded << jnp.arange(_WORD, dtype=jnp.uint32), axis=1, dtype=jnp.uint32)
-
-
-def _unpacked(words: jax.Array, size: int) -> jax.Array:
-    """Undoes `_packed`."""
-    bits = words[:, None] >> jnp.arange(_WORD, dtype=jnp.uint32) & 1
-    return bits.reshape(-1)[:size] == 1
