@@ -13,8 +13,6 @@ from paper.cells import Cell
 
 __all__ = ['plot_curves', 'plot_diagnostics', 'plot_rows']
 
-_MOST_LABELS = 10  # more do not fit beside a panel
-
 
 def plot_curves(path: Path, rows: str, cells: list[Cell]) -> bool:
     """Plots the headline metric and training loss over the course of the runs, for each row of a table.
@@ -44,15 +42,15 @@ def plot_curves(path: Path, rows: str, cells: list[Cell]) -> bool:
     measure = _measure(cells)
     with pictures.panels(path, len(drawn), 3 if network else 2) as grid:
         for axes, (row, in_row) in zip(grid, drawn.items(), strict=True):
-            for cell in alone + in_row:
-                if not (cell.figures and (seeds := _same_length(cell))):
-                    continue
+            shown = [cell for cell in alone + in_row if cell.figures and _same_length(cell)]
+            names = _names(shown)
+            for cell in shown:
+                seeds = _same_length(cell)
                 tests = [_with(records, cell.measure.key('x')) for records in seeds]
-                style = styles[cell.column]
+                losses = [_with(records, 'train_loss') for records in seeds]
+                style = styles[cell.column] if cell.column in names else pictures.BACKGROUND
                 draw_measure(axes[0], tests, cell.measure, cell.point, **style)
-                draw_loss(
-                    axes[1], [_with(records, 'train_loss') for records in seeds], **style, label=cell.column
-                )
+                draw_loss(axes[1], losses, **style, label=names.get(cell.column))
                 if network:
                     draw_measure(axes[2], tests, cell.measure, cell.point, 'seconds', **style)
             measure_axis(axes[0], measure)
@@ -60,7 +58,7 @@ def plot_curves(path: Path, rows: str, cells: list[Cell]) -> bool:
             if network:
                 measure_axis(axes[2], measure, 'seconds')
             axes[0].set_title(f'{rows} {row}', loc='left')
-            _name_lines(axes[1])
+            pictures.direct_labels(axes[1])
     return True
 
 
@@ -90,17 +88,18 @@ def plot_rows(path: Path, rows: str, cells: list[Cell]) -> bool:
     if rows == 'ratio':
         panels['MB sent by a worker'] = lambda cell: cell.results[0]['communication']['megabytes_sent']
     panels[rows] = lambda cell: positions[cell.row]
-    styles, measure = _styles(cells), _measure(cells)
+    styles, measure, labels = _styles(cells), _measure(cells), _names(cells)
     with pictures.panels(path, 1, len(panels)) as (grid,):
         for axes, (label, place) in zip(grid, panels.items(), strict=True):
             for column, of_column in columns.items():
-                _draw_column(axes, of_column, place, styles[column] | {'label': column})
+                style = styles[column] if column in labels else pictures.BACKGROUND
+                _draw_column(axes, of_column, place, style | {'label': labels.get(column)})
             measure_axis(axes, measure, label)
             if rows == 'ratio':
                 axes.set_xscale('log')
                 pictures.plain_log(axes.xaxis)
         grid[-1].set_xticks(list(positions.values()), [name.replace(', ', '\n') for name in positions])
-        _name_lines(grid[-1])
+        pictures.direct_labels(grid[-1])
     return True
 
 
@@ -131,6 +130,19 @@ def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         for index, column in enumerate(columns):
             styles[column] = pictures.variant_style(color, index, len(columns))
     return styles
+
+
+def _names(cells: Sequence[Cell]) -> dict[str, str]:
+    """The labels of the columns that are drawn in colour: the best on average over their rows.
+
+    Those read with BatchNorm's running statistics come after all others.
+    """
+    ranks: dict[str, tuple[bool, float]] = {}
+    for cell in cells:
+        if cell.column not in ranks and cell.averaged:
+            merits = [c.measure.merit(c.mean) for c in cells if c.column == cell.column and c.averaged]
+            ranks[cell.column] = cell.point.endswith('_running'), -sum(merits) / len(merits)
+    return {column: column for column in sorted(ranks, key=ranks.__getitem__)[: pictures.MOST_NAMES]}
 
 
 def _same_length(cell: Cell) -> list[Sequence[Mapping[str, Any]]]:
@@ -191,11 +203,3 @@ def _draw_column(axes: Any, cells: list[Cell], place: Callable[[Cell], float], s
         if not _is_number(cell.row):
             mean = cell.measure.drawn(cell.mean)
             axes.errorbar(place(cell), mean, cell.std, color=style['color'], marker='D', linewidth=0.8)
-
-
-def _name_lines(axes: Any) -> None:
-    """Labels a panel's lines at their ends, or in a legend beside it if there are too many."""
-    if len(axes.get_legend_handles_labels()[1]) <= _MOST_LABELS:
-        pictures.direct_labels(axes)
-    else:
-        axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))

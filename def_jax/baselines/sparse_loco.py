@@ -1,5 +1,6 @@
 """SparseLoCo: local steps, then the largest two-bit entries of what they and earlier rounds have left."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ def sparse_loco(
         axis_name: the axis over workers, a tuple of axes, or None for a single worker.
         every: H, steps per message.
         error_decay: β in [0, 1], the factor of the error before a round's steps are added.
-        chunk: the longest edge of a chunk, at most 256.
+        chunk: the longest edge of a chunk, below 256.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with state `SparseLoCoState`.
@@ -129,7 +130,8 @@ def sparse_loco(
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), moved), moved, error
 
         step = state.drift.step + 1
-        update, residual, error = lax.cond(step % every == 0, send, wait, moved, state.error)
+        due = functools.partial(lax.cond, step % every == 0, send, wait) if every > 1 else send
+        update, residual, error = due(moved, state.error)
         drift = state.drift._replace(step=step, residual=residual)
         return cast_like(update, updates), SparseLoCoState(drift, error)
 
@@ -167,7 +169,8 @@ def _encoded(
         for x, code, at, level in zip(chunks, *parts, strict=True):
             rows, columns, taken = jnp.arange(len(x))[:, None], at.reshape(len(x), -1), level[code]
             taken = taken.reshape(columns.shape)
-            found.append(jnp.zeros_like(x).at[rows, columns].set(taken, unique_indices=True))
+            zeros = jnp.zeros(x.shape, jnp.float32)
+            found.append(zeros.at[rows, columns].set(taken, unique_indices=True))
         return found
 
     return jnp.concatenate(sections), decoded

@@ -14,7 +14,9 @@ import numpy as np
 import PIL.Image
 
 __all__ = [
+    'BACKGROUND',
     'COLORS',
+    'MOST_NAMES',
     'color_of',
     'direct_labels',
     'draw_band',
@@ -24,7 +26,8 @@ __all__ = [
     'variant_style',
 ]
 
-# By a method's title; based on the colour-blind-safe palette of Okabe and Ito.
+# By a method's title: the palette of Okabe and Ito, and three of Tol's, told apart by the colour-blind. Other
+# methods are dark grey, and lines without a label, which come after the first six, light grey.
 COLORS = {
     'SGD': '#000000',
     'EF': '#D55E00',
@@ -33,21 +36,13 @@ COLORS = {
     'DEF': '#0072B2',
     'DEF-A': '#CC79A7',
     'EF21': '#56B4E9',
-    'SGD-IA': '#8C6D31',
-    'Local SGD': '#6A51A3',
-    'DiLoCo': '#A6761D',
-    'Streaming DiLoCo': '#E7298A',
-    'SPARTA': '#66A61E',
-    'random replicator': '#7570B3',
-    'CSER': '#1B9E77',
-    'PowerSGD': '#B2182B',
-    'top-k': '#4D4D4D',
-    'DeMo': '#D6604D',
-    'EF-signSGD': '#17BECF',
-    '1-bit Adam': '#92C5DE',
-    'EF21-SGDM': '#5AAE61',
+    'PowerSGD': '#882255',
+    '1-bit Adam': '#332288',
+    'DiLoCo': '#999933',
 }
-_OTHER = '#7F7F7F'  # a point that is not the answer of any method
+_OTHER = '#666666'
+BACKGROUND: dict[str, Any] = {'color': '#C4C4C4', 'linewidth': 0.7, 'zorder': 1}
+MOST_NAMES = 6  # lines of a panel with a label
 
 _PANEL = (2.9, 2.2)  # inches: text is still 5 pt with two panels printed half a page wide
 _STYLE: dict[Any, Any] = {
@@ -72,7 +67,7 @@ _DPI = 140
 _PALETTE = 128  # colours of a PNG
 _DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 _FEW = 15  # lines of at most this many points also get markers
-_LABEL_GAP = 0.1  # minimum distance between two line labels, as a fraction of the panel's height
+_LABEL_GAP = 0.11  # minimum distance between two line labels, as a fraction of the panel's height
 
 
 @contextlib.contextmanager
@@ -103,7 +98,7 @@ def color_of(title: str) -> str:
 def variant_style(color: str, index: int, count: int) -> dict[str, Any]:
     """The style of one of `count` lines that share a method's colour: increasingly light, varying dashes."""
     red, green, blue = matplotlib.colors.to_rgb(color)
-    light = 0.45 * index / max(1, count - 1)
+    light = 0.4 * index / max(1, count - 1)
     mixed = tuple(c + light * (1 - c) for c in (red, green, blue))
     return {'color': mixed, 'linestyle': _DASHES[index % len(_DASHES)]}
 
@@ -160,13 +155,14 @@ def direct_labels(axes: Any) -> None:
     order = np.argsort(ends[:, 1])
     for index, height in zip(order, _spread(ends[order, 1]), strict=True):
         color = lines[index].get_color()
+        dark = tuple(0.7 * c for c in matplotlib.colors.to_rgb(color))  # text is thinner than its line looks
         axes.annotate(
             lines[index].get_label(),
             xy=ends[index],
             xycoords='axes fraction',
             xytext=(1.07, height),
             textcoords='axes fraction',
-            color=color,
+            color=dark,
             fontsize=8,
             va='center',
             arrowprops=_LEADER | {'color': color},

@@ -64,4 +64,4 @@ def test_a_message_has_the_bytes_of_its_ratio(ratio):
     ((_, (message,)),) = (sorted(branch, key=len) for branch in found.branches)
     assert not found.always and message.operation == 'all-gather'
     elements = sum(x.size for x in jax.tree.leaves(params))
-    assert 0.95 * elements / ratio < message.words - 2 * 4 <= elements / ratio + 1
+    assert 0.95 * elements / ratio < message.bytes / 4 - 2 * 4 <= elements / ratio + 1

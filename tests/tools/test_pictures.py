@@ -1,5 +1,8 @@
 """What every picture shares: the methods' colours, bands, labels that do not overlap."""
 
+from itertools import combinations
+
+import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 import pytest
@@ -8,9 +11,15 @@ from def_jax import METHODS
 from def_jax.tools import pictures
 
 
-def test_every_method_has_a_colour_of_its_own():
-    assert {method.title for method in METHODS.values()} <= set(pictures.COLORS)
-    assert len(set(pictures.COLORS.values())) == len(pictures.COLORS)
+# What a deuteranope sees of linear RGB (Viénot et al., 1999).
+DEUTERANOPE = np.array([[0.2927, 0.7073, 0], [0.2927, 0.7073, 0], [-0.0223, 0.0223, 1]])
+
+
+def test_the_methods_colours_are_told_apart_by_the_colour_blind():
+    assert set(pictures.COLORS) <= {method.title for method in METHODS.values()}
+    seen = [DEUTERANOPE @ np.array(matplotlib.colors.to_rgb(c)) ** 2.2 for c in pictures.COLORS.values()]
+    apart = [np.abs(a.clip(0) ** (1 / 2.2) - b.clip(0) ** (1 / 2.2)).max() for a, b in combinations(seen, 2)]
+    assert min(apart) > 0.14
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ _METHOD = {
     'rank': library(
         OPTIONS['rank'], "of PowerSGD's factors; 0 for the largest that sends no more than `ratio` allows"
     ),
-    'chunk': library(OPTIONS['chunk'], 'the longest edge of a chunk that DeMo transforms'),
+    'chunk': library(OPTIONS['chunk'], 'the longest edge of a chunk of DeMo or SparseLoCo'),
     'freeze_after': library(
         OPTIONS['freeze_after'], 'dense steps of 1-bit Adam, after which its second moment is frozen'
     ),
