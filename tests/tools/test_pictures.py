@@ -10,7 +10,6 @@ import pytest
 from def_jax import METHODS
 from def_jax.tools import pictures
 
-
 # What a deuteranope sees of linear RGB (Viénot et al., 1999).
 DEUTERANOPE = np.array([[0.2927, 0.7073, 0], [0.2927, 0.7073, 0], [-0.0223, 0.0223, 1]])
 
