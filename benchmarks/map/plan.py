@@ -76,12 +76,12 @@ _AT_256 = [paper(256), detached(256, 1.0), ours(256), ours_int8(256)]
 _REST = [detached(16, 1.0), ours_int8(16)]
 # A part: widths, contenders, points, whether all likely rates are trained. What matters most comes first.
 PARTS = {
-    'map': ((64, 192, 32), _FIRST, ('y',), False),
+    'first': ((64, 192, 32, 96), _FIRST[:4], ('y',), False),
     'wide': ((384,), _FIRST[:2], ('y',), False),
     'rates': ((192, 64), _FIRST[1:4], ('y',), True),
     'wide_ours': ((384,), _FIRST[2:4], ('y',), False),
-    'between': ((96, 16), _FIRST, ('y',), False),
-    'wide_rest': ((384,), _FIRST[4:], ('y',), False),
+    'more': ((64, 192, 96, 32, 384), _FIRST[4:], ('y',), False),
+    'narrow': ((16,), _FIRST, ('y',), False),
     'changes': ((192, 64), changes(64), ('y',), False),
     'outputs': ((64, 192), _ALL_POINTS, ('x', 'y', 'own'), False),
     'rest': ((64, 192, 384, 96, 32, 16), _AT_256 + _REST, ('y',), False),
