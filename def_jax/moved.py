@@ -13,7 +13,6 @@ _MOVED = {
     'configuration': 'def_jax.trainer.configuration',
     'data': 'def_jax.trainer.data',
     'experiments': 'paper, which is not installed: run python -m paper.sweep in a checkout',
-    'launch': 'def_jax.trainer.launch',
     'mapping': 'def_jax.mesh',
     'markdown': 'def_jax.tools.markdown',
     'models': 'def_jax.trainer.models',

@@ -1,0 +1,501 @@
+"""Training that goes on while workers die and return, on JAX's coordination service.
+
+x lies on every worker, and what dies with one is its residual alone. The survivors keep theirs and go on with
+a mesh of those who live; a newcomer receives x and everything replicated from a survivor, and the mean of the
+others' per-worker state, so that y = x + mean_k r_k stays where it is.
+
+`jax.experimental.multihost_utils.live_devices` is the engine. JAX calls it unstable; here it was tested with
+gloo on CPUs alone. Process 0 holds the coordination service, and its death ends all.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import def_jax
+from def_jax.error_feedback import ErrorFeedbackState
+from def_jax.mesh.ownership import link_states, own_leaves, state_specs, tree_of_specs
+from def_jax.mesh.spmd import Spmd, spmd
+
+PyTree = Any
+
+__all__ = ['SHARD_AXIS', 'GivenUpError', 'RefusedError', 'Team', 'TooFewError', 'initialize']
+
+SHARD_AXIS = 'shard'
+LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `def_jax.launch`
+_SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
+_MOST_RETRIES = 10  # of a step that failed though nobody has died
+_PAUSE = 0.2  # seconds between two looks at who lives
+
+
+class GivenUpError(RuntimeError):
+    """The others have given this process up, as after a freeze; it must write nothing and end."""
+
+
+class RefusedError(ValueError):
+    """This process does not run what the others run."""
+
+
+class TooFewError(RuntimeError):
+    """There were fewer workers than `min_workers` for longer than `patience`."""
+
+
+def initialize(
+    address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    local_devices: int = 1,
+    heartbeat_seconds: int = 10,
+    cpu: bool = False,
+) -> None:
+    """Joins the other processes, or joins them again; call before JAX starts its devices.
+
+    Args:
+        address: host:port of process 0; like the next two, by default what `python -m def_jax.launch` says.
+        num_processes: the number of processes when all live.
+        process_id: which of them this is, from 0.
+        local_devices: devices that this process trains on; only for CPUs.
+        heartbeat_seconds: after how many seconds without a sign of life a process is given up.
+        cpu: train on CPUs, with gloo.
+    """
+    if cpu:
+        # Without the limit, a process that freezes holds up the others until it thaws.
+        limit = f'--xla_cpu_collective_timeout_seconds={heartbeat_seconds}'
+        os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {limit}'.strip()
+        jax.config.update('jax_platforms', 'cpu')
+        jax.config.update('jax_num_cpu_devices', local_devices * _SPARE)
+        jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    jax.config.update('jax_enable_recoverability', True)
+    if address is None:
+        address, num_processes, process_id = (
+            convert(os.environ[name]) for name, convert in zip(LAUNCHED, (str, int, int), strict=True)
+        )
+    jax.distributed.initialize(
+        address, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Those who live, as all of them see it."""
+
+    incarnations: tuple[tuple[int, int], ...]  # of each process
+    dist: Spmd
+    rows: list[int]  # the workers of this process
+    local: list[jax.Device]  # its devices, in the mesh's order
+    processes: list[int]  # of the workers, in the mesh's order
+
+    @property
+    def num_workers(self) -> int:
+        return self.dist.num_workers
+
+    def sharding(self, *spec: Any) -> NamedSharding:
+        return NamedSharding(self.dist.mesh, P(*spec))
+
+
+class _Joined(NamedTuple):
+    """Who computes, and from what."""
+
+    group: _Group
+    step: int
+    state: Any  # parameters and optimizer state, arrays on the group's mesh
+
+
+class Team:
+    """The workers of all processes, and the state of this process's own.
+
+    Every process makes a team from the same arguments and calls its methods in the same order. A newcomer
+    does, too; its state and its step are replaced by the others'.
+
+    Args:
+        optimizer: a chain with a link, as for `def_jax.spmd`.
+        params: the first parameters, or a checkpoint's: a pytree of NumPy arrays, the same in all processes.
+        opt_state: a checkpoint's state, stacked over workers, as `fetch` returned it; None for a new one. If
+            the number of workers differs, every worker gets the mean of what is per-worker.
+        step: how many steps `params` and `opt_state` have had.
+        workers: how many workers each process has.
+        shards: how many devices each worker is; `param_specs` may name the axis 'shard'.
+        param_specs: as for `def_jax.spmd`.
+        axis_name: the mesh axis over workers.
+        min_workers: with fewer, all wait.
+        patience: for how many seconds, before `TooFewError` is raised.
+        identity: what all processes must have in common, such as the configuration as text.
+        note: is called with a line about each death and each return.
+    """
+
+    def __init__(
+        self,
+        optimizer: optax.GradientTransformation,
+        params: PyTree,
+        opt_state: PyTree | None = None,
+        *,
+        step: int = 0,
+        workers: int = 1,
+        shards: int = 1,
+        param_specs: PyTree = P(),  # noqa: B008
+        axis_name: str = 'workers',
+        min_workers: int = 1,
+        patience: float = 600.0,
+        identity: str = '',
+        note: Callable[[str], None] = print,
+    ):
+        self.step = step
+        self.changes: list[tuple[int, int]] = []  # (step, workers from there on)
+        self._optimizer, self._axis, self._shards = optimizer, axis_name, shards
+        self._specs = tree_of_specs(param_specs, params, axis_name)
+        self._workers, self._min_workers, self._patience, self._note = workers, min_workers, patience, note
+        self._own = own_leaves(optimizer, params)
+        self._owns = jax.tree.map(lambda _: False, params), self._own
+        self._state_specs = self._specs, state_specs(optimizer, params, self._specs, axis_name)
+        self._refused = self._closes = False
+        text = f'{identity} {def_jax.__version__} {jax.__version__} {jax.tree.map(np.shape, params)}'
+        self._identity = zlib.crc32(text.encode())
+        self._first = params, opt_state
+        self._state: tuple[PyTree, PyTree] | None = None  # after the last step that all have done
+        self._admitted: _Group | None = None  # who did it; the state is on this group's mesh
+        self._group: _Group | None = None  # who lives now
+        self._programs: dict[Any, dict[Any, Callable]] = {}  # compiled, by group
+        self._norms = np.zeros(0)  # of the residuals, by worker
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers took part in the last step."""
+        return self._admitted.num_workers if self._admitted else 0
+
+    @property
+    def local_params(self) -> PyTree:
+        """The parameters after the last step, or this process's shards of them, as NumPy arrays."""
+        params = self._state[0] if self._state else self._first[0]
+        return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data), params)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the first of those who live, which reports."""
+        return self._group is not None and min(self._group.processes) == jax.process_index()
+
+    def run(self, function: Callable, batch: Callable[[int, list[int], int], PyTree]) -> PyTree:
+        """One step of training: repeated until all who live have done it.
+
+        Args:
+            function: `function(dist, params, opt_state, batch)` returns the new parameters and state, and
+                results of any kind, which every process receives whole; `dist` is the `def_jax.Spmd` of those
+                who live. It is compiled once for each set of them.
+            batch: `batch(step, workers, num_workers)` returns NumPy arrays with the examples of these
+                workers, all of one size, one worker after the other along the leading axis.
+
+        Returns:
+            The results as NumPy arrays.
+
+        Raises:
+            GivenUpError, RefusedError, TooFewError: see there.
+        """
+        before = self.num_workers
+        self._state, (results, self._norms) = self._together(function, batch, trains=True)
+        if self.num_workers != before:
+            self.changes.append((self.step, self.num_workers))
+        self.step += 1
+        return results
+
+    def look(self, function: Callable, batch: Callable | None = None) -> PyTree:
+        """Like `run`, for a function that returns results alone, as an evaluation does; after a first `run`.
+
+        Newcomers join in a `run`: call this after it, so that all who live call the same.
+        """
+        if self._admitted is None:
+            raise ValueError(
+                'look and fetch need a step: call run before, and look after it, in all processes.'
+            )
+        return self._together(function, batch or (lambda *_: ()), trains=False)[1]
+
+    def fetch(self) -> tuple[PyTree, PyTree]:
+        """Parameters and stacked state as NumPy arrays in every process, for a checkpoint."""
+        return self.look(_all)
+
+    def close(self) -> None:
+        """In process 0, waits until all others have ended: the coordination service ends with it."""
+        self._closes = True
+        while jax.process_index() == 0 and len(self._group.incarnations if self._group else ()) > 1:
+            with (
+                contextlib.suppress(multihost_utils.ProcessFailureError),
+                multihost_utils.live_devices(jax.devices()),
+            ):
+                pass
+            self._group = self._known()
+
+    # --- Who lives ---
+
+    def _together(self, function: Callable, batch: Callable, *, trains: bool) -> tuple[Any, Any]:
+        """The state after `function` and its results, once it has succeeded on all who live."""
+        waiting, retries = time.monotonic(), 0
+        while True:
+            group, joined, done, data = self._known(), None, None, None
+            if group is not None and group is self._admitted:
+                data = batch(self.step, group.rows, group.num_workers)  # may raise here, where nobody waits
+            try:
+                with multihost_utils.live_devices(jax.devices()):
+                    group = group or self._known()
+                    assert group is not None
+                    if group.num_workers >= self._min_workers and (joined := self._join(group, trains)):
+                        data = data or batch(joined.step, joined.group.rows, joined.group.num_workers)
+                        done = self._computed(joined, function, data, trains)
+            except multihost_utils.ProcessFailureError:
+                continue  # `_known` says who
+            except jax.errors.JaxRuntimeError as error:
+                retries += 1
+                self._say(f'repeated: {str(error).splitlines()[0]}')
+                if retries > _MOST_RETRIES:
+                    raise
+                continue
+            if self._refused:
+                raise RefusedError(
+                    f'process {jax.process_index()} runs another version, configuration, seed or data than '
+                    'the others. Start it with what they have.'
+                )
+            if joined is not None and done is not None:
+                self.step, self._state, self._admitted = joined.step, joined.state, joined.group
+                return done
+            if joined is not None:
+                continue  # compiled
+            if time.monotonic() - waiting > self._patience:
+                raise TooFewError(
+                    f'{group.num_workers} workers after step {self.step}, fewer than {self._min_workers} for '
+                    f'{self._patience:.0f} s.'
+                )
+            time.sleep(_PAUSE)
+
+    def _known(self) -> _Group | None:
+        """Those who meet next, as all were told at the end of the last meeting; None before the first."""
+        found = multihost_utils.live_devices.devices
+        if found is None:
+            return None
+        incarnations = tuple(sorted({device.process_index: n for device, n in found.items()}.items()))
+        before = self._group
+        if before is None or before.incarnations != incarnations:
+            if jax.process_index() not in dict(incarnations):
+                raise GivenUpError(
+                    f'the other processes have given up process {jax.process_index()} after step {self.step}.'
+                )
+            self._group = self._grouped(incarnations)
+            if before is not None and not self._closes:
+                self._report(before, self._group)
+        return self._group
+
+    def _grouped(self, incarnations: tuple[tuple[int, int], ...]) -> _Group:
+        """The mesh of processes. It follows from their incarnations, so all have the same."""
+        alive = [process for process, _ in incarnations]
+        devices = {p: [device for device in jax.devices() if device.process_index == p] for p in alive}
+        size = self._workers * self._shards
+        if devices[alive[0]][0].platform == 'cpu':
+            # gloo keeps its communicators by the order of devices, also those with a process that has died.
+            digest = hashlib.sha256(repr(incarnations).encode()).digest()
+            chance = np.random.default_rng(int.from_bytes(digest[:8], 'little'))
+            alive = [alive[place] for place in chance.permutation(len(alive))]
+            for process in alive:
+                first = size * int(chance.integers(len(devices[process]) // size))
+                devices[process] = devices[process][first:]
+        grid = np.array([devices[process][:size] for process in alive]).reshape(-1, self._shards)
+        mesh = Mesh(grid, (self._axis, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2)
+        processes = [device.process_index for device in grid[:, 0]]
+        rows = [row for row, process in enumerate(processes) if process == jax.process_index()]
+        local = [device for row in rows for device in grid[row]]
+        dist = spmd(self._optimizer, mesh, self._specs, self._axis)
+        return _Group(incarnations, dist, rows, local, processes)
+
+    def _report(self, before: _Group, now: _Group) -> None:
+        then, today = dict(before.incarnations), dict(now.incarnations)
+        died = [process for process, n in then.items() if today.get(process) != n]
+        came = [process for process, n in today.items() if then.get(process) != n]
+        count = f'{before.num_workers} -> {now.num_workers} workers'
+        if died:
+            norms = zip(before.processes, self._norms, strict=False)
+            lost = [f'{norm / before.num_workers:.3g}' for process, norm in norms if process in died]
+            self._say(
+                f'{_names(died)} died, {count}; of y is lost a residual of norm {" and ".join(lost) or "0"}; '
+                f'{_names(then.keys() - set(died))} went on'
+            )
+        if came:
+            self._say(f'{_names(came)} joined, {count}')
+
+    def _say(self, line: str) -> None:
+        if self.leads:
+            self._note(f'step {self.step}: {line}')
+
+    # --- What they have ---
+
+    def _join(self, group: _Group, trains: bool) -> '_Joined | None':
+        """The state on the mesh after newcomers got theirs; None for who has to wait for a step, or leave."""
+        before = self._admitted
+        if before is group:
+            return _Joined(group, self.step, self._state)
+        if before is not None and set(group.incarnations) <= set(before.incarnations):
+            return _Joined(group, self.step, self._moved(group))  # survivors among themselves
+        state = self._first_state(group) if self._state is None else self._moved(group)
+        trained, steps, identities, training, *sums = self._roll_call(group, state, trains).T
+        valid = trained == trained.max()
+        valid &= steps == steps[valid].max()
+        leader = min(np.flatnonzero(valid), key=lambda row: group.processes[row])
+        if refused := [group.processes[row] for row in np.flatnonzero(identities != identities[leader])]:
+            self._refused = jax.process_index() in refused
+            self._say(f'{_names(refused)} refused: another version, configuration, seed or data')
+            return None
+        if any(len(set(column[valid])) > 1 for column in sums):
+            raise RuntimeError(
+                f'step {self.step}: parameters differ among {_names(group.processes)}. End all.'
+            )
+        if not training[leader]:  # newcomers wait for a step of training
+            if before is None:
+                return None
+            survivors = tuple(one for one in group.incarnations if one in before.incarnations)
+            group = before if survivors == before.incarnations else self._grouped(survivors)
+            return _Joined(group, self.step, self._moved(group))
+        if not valid.all():
+            state = self._given(group, state, valid, np.arange(len(valid)) == leader)
+        return _Joined(group, int(steps[leader]), state)
+
+    def _first_state(self, group: _Group) -> tuple[PyTree, PyTree]:
+        """The arguments of the team on the mesh."""
+        params, opt_state = self._first
+        if opt_state is None:
+            opt_state = self._optimizer.init(jax.tree.map(jnp.asarray, params))
+            opt_state = jax.tree.map(lambda x, own: x[None] if own else x, opt_state, self._own)
+
+        def place(x, own, spec):
+            x = _for_workers(np.asarray(x), group.num_workers) if own else np.asarray(x)
+            return jax.make_array_from_callback(x.shape, group.sharding(*spec), lambda index: x[index])
+
+        return jax.tree.map(place, (params, opt_state), self._owns, self._state_specs)
+
+    def _moved(self, group: _Group) -> tuple[PyTree, PyTree]:
+        """This process's part of the state on another mesh."""
+        assert self._admitted is not None
+        places = self._admitted.local
+
+        def move(x, own, spec):
+            parts = {shard.device: shard.data for shard in x.addressable_shards}
+            arrays = [jax.device_put(parts[old], new) for old, new in zip(places, group.local, strict=True)]
+            shape = (group.num_workers, *x.shape[1:]) if own else x.shape
+            return jax.make_array_from_single_device_arrays(shape, group.sharding(*spec), arrays)
+
+        return jax.tree.map(move, self._state, self._owns, self._state_specs)
+
+    def _roll_call(self, group: _Group, state: tuple[PyTree, PyTree], trains: bool) -> np.ndarray:
+        """Uint32 [K, 4 + shards]: has trained, step, identity, trains now, checksums of replicated values."""
+        sums = dict.fromkeys(group.local, 0)
+        for x, own in zip(jax.tree.leaves(state), jax.tree.leaves(self._owns), strict=True):
+            for shard in () if own else x.addressable_shards:
+                sums[shard.device] = zlib.crc32(np.asarray(shard.data).tobytes(), sums[shard.device])
+        own = np.array([self._admitted is not None, self.step, self._identity, trains], np.uint32)
+        rows = np.array(list(sums.values()), np.uint32).reshape(-1, self._shards)
+        calls = _divided(group, np.concatenate([np.broadcast_to(own, (len(rows), 4)), rows], axis=1))
+        gathered = jax.jit(lambda x: _everywhere(group, x))(calls)
+        return np.asarray(gathered.addressable_shards[0].data)
+
+    def _given(self, group: _Group, state: PyTree, valid: np.ndarray, leads: np.ndarray) -> PyTree:
+        """The state after the workers that are not valid received theirs from the others."""
+
+        def give(valid, leads, state):
+            def leaf(x, own):
+                averages = own and jnp.issubdtype(x.dtype, jnp.floating)
+                given = _mean(x, valid, self._axis) if averages else _copied(x, leads, self._axis)
+                return jnp.where(valid[0], x, given)
+
+            return jax.tree.map(leaf, state, self._owns)
+
+        axis, specs = P(self._axis), self._state_specs
+        mapped = jax.shard_map(
+            give, mesh=group.dist.mesh, in_specs=(axis, axis, specs), out_specs=specs, check_vma=False
+        )
+        flags = [_divided(group, flag[group.rows]) for flag in (valid, leads)]
+        programs = self._compiled(group)
+        return programs.setdefault('give', jax.jit(mapped))(*flags, state)
+
+    # --- What they compute ---
+
+    def _computed(self, joined: '_Joined', function: Callable, data: PyTree, trains: bool) -> Any:
+        group = joined.group
+
+        def train(params, opt_state, batch):
+            params, opt_state, results = function(group.dist, params, opt_state, batch)
+            norms = group.dist.map(_residual_norm)(params, opt_state)
+            return (params, opt_state), _everywhere(group, (results, norms))
+
+        def look(params, opt_state, batch):
+            return (), _everywhere(group, function(group.dist, params, opt_state, batch))
+
+        # Not donated: if the step fails, it is repeated from the same state.
+        arguments = *joined.state, jax.tree.map(lambda x: _divided(group, np.asarray(x)), data)
+        programs = self._compiled(group)
+        if function not in programs:
+            # In a meeting of its own: others that are faster would wait for a collective, and give up.
+            programs[function] = jax.jit(train if trains else look).lower(*arguments).compile()
+            return None
+        after, results = jax.block_until_ready(programs[function](*arguments))
+        return after, jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data), results)
+
+    def _compiled(self, group: _Group) -> dict[Any, Callable]:
+        """The programs of a group; those of groups that will not meet again are dropped."""
+        kept = {one.incarnations for one in (self._admitted, self._group, group) if one}
+        self._programs = {one: made for one, made in self._programs.items() if one in kept}
+        return self._programs.setdefault(group.incarnations, {})
+
+
+def _all(dist: Spmd, params: PyTree, opt_state: PyTree, batch: Any) -> tuple[PyTree, PyTree]:
+    del dist, batch
+    return params, opt_state
+
+
+def _residual_norm(params: PyTree, state: PyTree) -> jax.Array:
+    del params
+    residuals = [link.residual for link in link_states(state) if isinstance(link, ErrorFeedbackState)]
+    return optax.tree.norm(residuals) if residuals else jnp.float32(0)
+
+
+def _everywhere(group: _Group, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, group.sharding()), tree)
+
+
+def _divided(group: _Group, rows: np.ndarray) -> jax.Array:
+    """An array of all workers, of which these are the rows of this process's."""
+    return jax.make_array_from_process_local_data(group.sharding(group.dist.axis_name), rows)
+
+
+def _for_workers(x: np.ndarray, num_workers: int) -> np.ndarray:
+    """The rows of a checkpoint or, for another number of workers, their mean for each."""
+    if len(x) == num_workers:
+        return x
+    mean = x.mean(axis=0, dtype=np.float64) if np.issubdtype(x.dtype, np.inexact) else x[0]
+    return np.broadcast_to(np.asarray(mean, x.dtype), (num_workers, *x.shape[1:]))
+
+
+def _mean(x: jax.Array, valid: jax.Array, axis: str) -> jax.Array:
+    total = lax.psum(jnp.where(valid[0], x.astype(jnp.float32), 0), axis)
+    return (total / lax.psum(valid[0].astype(jnp.float32), axis)).astype(x.dtype)
+
+
+def _copied(x: jax.Array, leads: jax.Array, axis: str) -> jax.Array:
+    """The leader's values, bit for bit."""
+    if x.dtype == jnp.bool_:
+        return _copied(x.astype(jnp.uint32), leads, axis).astype(jnp.bool_)
+    bits = lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * x.dtype.itemsize}'))
+    wide = bits.astype(jnp.uint32) if x.dtype.itemsize < 4 else bits
+    return lax.bitcast_convert_type(lax.psum(jnp.where(leads[0], wide, 0), axis).astype(bits.dtype), x.dtype)
+
+
+def _names(processes: Any) -> str:
+    processes = sorted(set(processes))
+    return f'process{"es" if len(processes) > 1 else ""} {", ".join(map(str, processes))}'
