@@ -251,7 +251,8 @@ class Team:
                     group = group or self._known()
                     assert group is not None
                     if group.num_workers >= self._min_workers and (joined := self._join(group, trains)):
-                        data = data or batch(joined.step, joined.group.rows, joined.group.num_workers)
+                        if data is None:
+                            data = batch(joined.step, joined.group.rows, joined.group.num_workers)
                         done = self._computed(joined, function, data, trains)
             except multihost_utils.ProcessFailureError:
                 continue  # `_known` says who
@@ -325,7 +326,7 @@ class Team:
             norms = zip(before.processes, self._norms, strict=False)
             lost = [f'{norm / before.num_workers:.3g}' for process, norm in norms if process in died]
             self._say(
-                f'{_names(died)} died, {count}; of y is lost a residual of norm {" and ".join(lost) or "0"}; '
+                f'{_names(died)} died, {count}; y loses a residual of norm {" and ".join(lost) or "0"}; '
                 f'{_names(then.keys() - set(died))} went on'
             )
         if came:

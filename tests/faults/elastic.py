@@ -27,7 +27,6 @@ sys.path.insert(0, str(ROOT))
 
 from def_jax.launch import Launcher  # noqa: E402
 
-PROCESSES = 8
 THAW_SECONDS = 15  # more than the heartbeat's 10
 COORDINATOR_FAULTS = (15, 40)  # the numbers of those that strike process 0
 
@@ -39,18 +38,25 @@ def main() -> int:
     parser.add_argument('--every', type=float, default=20, help='seconds between faults')
     parser.add_argument('--steps', type=int, default=1000, help='of each seed')
     parser.add_argument('--seeds', type=int, default=5, help='undisturbed ones')
+    parser.add_argument('--processes', type=int, default=8)
     parser.add_argument('--output', type=Path, required=True)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    report = {'every': arguments.every, 'steps': arguments.steps, 'processes': PROCESSES, 'runs': []}
+    report = {
+        'every': arguments.every,
+        'steps': arguments.steps,
+        'processes': arguments.processes,
+        'runs': [],
+    }
     with tempfile.TemporaryDirectory() as folder:
         save_digits(Path(folder) / 'digits.npz')
 
         def one(kind: str, seed: int, faults: 'Faults | None') -> None:
             run = Path(folder) / f'{kind}-{seed}'
-            least = PROCESSES if kind == 'restart' else 1
+            least = arguments.processes if kind == 'restart' else 1
             report['runs'].append(
-                {'kind': kind, 'seed': seed} | soaked(run, seed, arguments.steps, least, faults)
+                {'kind': kind, 'seed': seed}
+                | soaked(run, seed, arguments.steps, arguments.processes, least, faults)
             )
             (arguments.output / 'elastic.json').write_text(json.dumps(report) + '\n')
             print(json.dumps({k: v for k, v in report['runs'][-1].items() if k != 'faults'}), flush=True)
@@ -58,7 +64,11 @@ def main() -> int:
         for seed in range(arguments.seeds):
             one('undisturbed', seed, None)
         for kind, minutes in (('elastic', arguments.minutes), ('restart', arguments.restart_minutes)):
-            faults, seed, end = Faults(arguments.every), 0, time.monotonic() + 60 * minutes
+            faults, seed, end = (
+                Faults(arguments.every, arguments.processes),
+                0,
+                time.monotonic() + 60 * minutes,
+            )
             while time.monotonic() < end:
                 one(kind, seed, faults)
                 seed += 1
@@ -76,8 +86,8 @@ def save_digits(path: Path) -> None:
 class Faults:
     """Kills or freezes a process every so many seconds."""
 
-    def __init__(self, every: float):
-        self._every, self._chance, self.number = every, random.Random(0), 0
+    def __init__(self, every: float, count: int):
+        self._every, self._count, self._chance, self.number = every, count, random.Random(0), 0
         self.done: list[dict] = []
         self._next, self._thaw = 0.0, []
 
@@ -93,7 +103,7 @@ class Faults:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self._every
-        index = 0 if self.number in COORDINATOR_FAULTS else self._chance.randrange(1, PROCESSES)
+        index = 0 if self.number in COORDINATOR_FAULTS else self._chance.randrange(1, self._count)
         pid = launcher.pid(index)
         if pid is None:
             return
@@ -110,27 +120,25 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def soaked(run: Path, seed: int, steps: int, least: int, faults: Faults | None) -> dict:
+def soaked(run: Path, seed: int, steps: int, count: int, least: int, faults: Faults | None) -> dict:
     """Trains a seed, under faults or not; what happened."""
     run.mkdir()
     worker = [sys.executable, str(ROOT / 'tests' / 'faults' / 'elastic_worker.py')]
     command = [*worker, str(run), str(seed), str(steps), str(least)]
     os.environ['PYTHONPATH'] = str(ROOT)
-    launcher = Launcher(command, PROCESSES, restarts=50, pause=0.5, log=str(run / 'log'))
+    launcher = Launcher(command, count, restarts=50, pause=0.5, log=str(run / 'log'))
     began = time.time()
     if faults:
         faults.start()
     code = launcher.run((lambda: faults.strike(launcher)) if faults else lambda: None)
     seconds = time.time() - began
-    lines = [read(run / f'steps-{process}.jsonl') for process in range(PROCESSES)]
+    lines = [read(run / f'steps-{process}.jsonl') for process in range(count)]
     done = faults.done if faults else []
     return {
         'code': code,
         'seconds': seconds,
         'loss': {
-            p: json.loads((run / f'end-{p}').read_text())
-            for p in range(PROCESSES)
-            if (run / f'end-{p}').exists()
+            p: json.loads((run / f'end-{p}').read_text()) for p in range(count) if (run / f'end-{p}').exists()
         },
         'steps recorded': sum('step' in line for line in lines[0]),
         'last step': max(line['step'] for line in lines[0] if 'step' in line),
@@ -138,7 +146,7 @@ def soaked(run: Path, seed: int, steps: int, least: int, faults: Faults | None) 
         'notes': [line['note'] for line in lines[0] if 'note' in line],
         'seconds between steps': gaps(lines[0]),
         'y moved': [[line['step'], line['workers'], line['moved']] for line in changes(lines[0])],
-        'faults': [fault | cost(fault['time'], lines[0]) for fault in done],
+        'faults': [fault | cost(fault['time'], lines[0], count) for fault in done],
     }
 
 
@@ -181,7 +189,7 @@ def changes(lines: list[dict]) -> list[dict]:
     return [line for line in steps if id(line) in before and before[id(line)]['workers'] != line['workers']]
 
 
-def cost(when: float, lines: list[dict]) -> dict:
+def cost(when: float, lines: list[dict], count: int) -> dict:
     """What a fault cost: steps repeated, and seconds without a step when it struck and when it was mended."""
     steps = [line for line in lines if 'step' in line]
     before = [line for line in steps if line['time'] <= when]
@@ -189,9 +197,7 @@ def cost(when: float, lines: list[dict]) -> dict:
     if not before or not after:
         return {}
     first = next((line for line in after if line['workers'] < before[-1]['workers']), after[0])
-    back = next(
-        (line for line in after if line['workers'] == PROCESSES and line['time'] > first['time']), None
-    )
+    back = next((line for line in after if line['workers'] == count and line['time'] > first['time']), None)
     place = steps.index(first)
     found = {
         'seconds until the others went on': first['time'] - steps[place - 1]['time'],

@@ -36,6 +36,7 @@ __all__ = [
 HEARTBEAT_SECONDS = 30
 
 _MPI, _SLURM = ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'), ('SLURM_STEP_NUM_TASKS', 'SLURM_PROCID')
+_LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # by `def_jax.launch`
 _count = 1  # needed before JAX starts, to divide fake devices among the processes
 
 
@@ -57,7 +58,7 @@ class Place:
 def find(
     address: str | None, count: int | None, index: int | None, environment: Mapping[str, str] = os.environ
 ) -> Place | None:
-    """The place given by the flags, or else by SLURM's srun, Open MPI's mpirun or a TPU pod.
+    """The place given by the flags, or else by `def_jax.launch`, srun, mpirun or a TPU pod.
 
     Args:
         address: host:port of process 0.
@@ -79,6 +80,9 @@ def find(
     given = {'coordinator_address': address, 'num_processes': count, 'process_id': index}
     if any(value is not None for value in given.values()):
         return _checked(given)
+    if all(name in environment for name in _LAUNCHED):
+        launched, size, rank = (environment[name] for name in _LAUNCHED)
+        return Place(launched, int(size), int(rank)) if int(size) > 1 else None
     for size, rank in (_SLURM, _MPI):
         if int(environment.get(size, 1)) > 1 and rank in environment:
             return Place(None, int(environment[size]), int(environment[rank]))

@@ -1,0 +1,195 @@
+"""Workers die and return: several processes on gloo, of which some are killed, frozen or something else."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Run:
+    """Processes of `elastic_worker.py`."""
+
+    def __init__(self, folder, count=3):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            self.address = f'127.0.0.1:{free.getsockname()[1]}'
+        self.folder, self.count, self.processes = folder, count, []
+
+    def start(self, index, *plan):
+        command = [
+            sys.executable,
+            ROOT / 'tests' / 'elastic_worker.py',
+            self.folder,
+            self.address,
+            self.count,
+        ]
+        environment = os.environ | {'PYTHONPATH': str(ROOT)}
+        arguments = [str(part) for part in (*command, index, *plan)]
+        with (self.folder / f'{index}.log').open('ab') as log:
+            process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
+        self.processes.append(process)
+        return process
+
+    def lines(self, index, kind='step'):
+        path = self.folder / f'{index}.jsonl'
+        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [line for line in found if kind in line]
+
+    def step(self, index):
+        return max((line['step'] for line in self.lines(index)), default=0)
+
+    def wait(self, condition, seconds=120):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.told()
+            time.sleep(0.05)
+
+    def finish(self, *processes, workers=3):
+        """Lets the run end once so many workers have made some steps; the first process goes last."""
+        self.wait(lambda: [line['workers'] for line in self.lines(0)[-5:]] == 5 * [workers])
+        (self.folder / 'stop').touch()
+        for process in reversed(processes):
+            self.ends(process)
+
+    def told(self):
+        return '\n'.join(path.read_text()[-1500:] for path in sorted(self.folder.iterdir()))
+
+    def ends(self, process, code=0, seconds=120):
+        assert process.wait(timeout=seconds) == code, self.told()
+
+    def assert_same_bits(self):
+        """After each step, all who made it have the same parameters."""
+        found = {}
+        for index in range(self.count):
+            for line in self.lines(index):
+                found.setdefault(line['step'], set()).add((line['workers'], line['bits']))
+        assert sorted(found) == list(range(1, max(found) + 1))  # no step is lost
+        assert all(len(kinds) == 1 for kinds in found.values())
+
+    def assert_y_stays_when_workers_come(self):
+        before = None
+        for line in self.lines(0):
+            if before and line['workers'] > before['workers']:
+                assert line['moved'] < 1e-5
+            before = line
+
+
+@pytest.fixture
+def run(tmp_path):
+    runs = []
+
+    def make(count=3):
+        runs.append(Run(tmp_path, count))
+        return runs[-1]
+
+    yield make
+    for made in runs:
+        for process in made.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+
+
+def test_a_worker_dies_and_returns(run):
+    three = run()
+    first, second, third = (three.start(index) for index in range(3))
+    three.wait(lambda: three.step(0) > 5)
+    third.kill()
+    three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
+    third = three.start(2)
+    three.finish(first, second, third)
+    three.assert_same_bits()
+    three.assert_y_stays_when_workers_come()
+    (changes,) = (line['end'] for line in three.lines(0, 'end'))
+    assert [workers for _, workers in changes] == [3, 2, 3]
+    died, joined = (line['note'] for line in three.lines(0, 'note'))
+    assert 'process 2 died, 3 -> 2 workers; y loses a residual of norm' in died
+    assert died.endswith('processes 0, 1 went on') and 'process 2 joined, 2 -> 3 workers' in joined
+    assert not three.lines(1, 'note')  # one process speaks
+    # who lived saw every step, and looked at every tenth
+    assert [line['step'] for line in three.lines(1)] == list(range(1, three.step(1) + 1))
+    assert [line['at'] for line in three.lines(1, 'looked')] == list(range(10, three.step(1) + 1, 10))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('where', ['trace:1', 'look:2', 'step:15', 'trace:2'])
+def test_a_worker_dies_at_a_bad_moment(run, where):
+    """While compiling, in an evaluation, before a step, and while compiling for another's admission."""
+    three = run()
+    first, second = three.start(0), three.start(1, f'die={where}')
+    third = three.start(2)
+    if where == 'trace:2':
+        three.wait(lambda: three.step(0) > 5)
+        third.kill()
+        third = three.start(2)
+    three.ends(second, -signal.SIGKILL)
+    second = three.start(1)
+    three.finish(first, second, third)
+    three.assert_same_bits()
+    three.assert_y_stays_when_workers_come()
+
+
+@pytest.mark.slow
+def test_two_die_at_once_and_return_before_it_was_noticed(run):
+    three = run()
+    first, second, third = (three.start(index) for index in range(3))
+    three.wait(lambda: three.step(0) > 5)
+    second.kill()
+    third.kill()
+    second, third = three.start(1), three.start(2)
+    three.finish(first, second, third)
+    three.assert_same_bits()
+    assert 'processes 1, 2 died, 3 -> ' in three.lines(0, 'note')[0]['note']
+
+
+@pytest.mark.slow
+def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(run):
+    three = run()
+    first, second, third = (three.start(index) for index in range(3))
+    three.wait(lambda: three.step(0) > 5)
+    third.send_signal(signal.SIGSTOP)
+    three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
+    before = len(three.lines(2))
+    third.send_signal(signal.SIGCONT)
+    assert third.wait(timeout=60) != 0
+    assert len(three.lines(2)) == before
+    third = three.start(2)
+    three.finish(first, second, third)
+    three.assert_same_bits()
+
+
+@pytest.mark.slow
+def test_a_newcomer_that_runs_something_else_is_refused(run):
+    three = run()
+    first, second, third = (three.start(index) for index in range(3))
+    three.wait(lambda: three.step(0) > 5)
+    third.kill()
+    third = three.start(2, 'seed=1')
+    three.ends(third, 7)
+    (line,) = three.lines(2, 'error')
+    assert line['error'] == 'RefusedError' and 'process 2 runs another version, configuration' in line['text']
+    three.finish(first, second, workers=2)
+    three.assert_same_bits()
+    assert any('process 2 refused' in line['note'] for line in three.lines(0, 'note'))
+
+
+@pytest.mark.slow
+def test_too_few_workers_wait_and_then_end(run):
+    three = run()
+    first, second, third = (three.start(index, 'least=2') for index in range(3))
+    three.wait(lambda: three.step(0) > 5)
+    third.kill()
+    three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
+    second.kill()
+    three.ends(first, 7)
+    (line,) = three.lines(0, 'error')
+    assert line['error'] == 'TooFewError' and '1 workers after step' in line['text']

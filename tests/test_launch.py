@@ -1,0 +1,92 @@
+"""`python -m def_jax.launch`: what dies is started again, within limits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from def_jax import launch
+
+# Only here does the launcher share a process with JAX.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
+TOLD = 'import os, sys, time; place = [os.environ[n] for n in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]; '
+
+
+@pytest.fixture
+def launched(tmp_path):
+    """Runs a program on several processes; its lives are lines of `lives`."""
+
+    def run(program, processes=3, meanwhile=lambda launcher: None, **options):
+        said = []
+        begin = TOLD + f'open({str(tmp_path / "lives")!r}, "a").write(place[1]); '
+        begin += f'life = open({str(tmp_path / "lives")!r}).read().count(place[1]); '
+        command = [sys.executable, '-c', begin + program]
+        launcher = launch.Launcher(command, processes, pause=0.01, say=said.append, **options)
+        code = launcher.run(lambda: meanwhile(launcher))
+        return code, (tmp_path / 'lives').read_text(), said
+
+    return run
+
+
+def test_each_process_learns_its_place_and_all_end(launched):
+    code, lives, said = launched('sys.exit(0 if place[0] == "3" else 9)')
+    assert (code, sorted(lives), said) == (0, ['0', '1', '2'], [])
+
+
+def test_what_dies_is_started_again(launched):
+    code, lives, said = launched('place[1] == "2" and life < 3 and os.kill(os.getpid(), 9); time.sleep(1)')
+    assert (code, sorted(lives)) == (0, ['0', '1', '2', '2', '2'])
+    assert all(line.startswith('process 2 died (SIGKILL) after') for line in said) and len(said) == 2
+
+
+def test_all_are_started_again_when_process_0_dies(launched):
+    code, lives, said = launched('place[1] == "0" and life < 2 and sys.exit(1); time.sleep(1)')
+    assert (code, lives.count('0')) == (0, 2)
+    assert min(lives.count('1'), lives.count('2')) >= 1  # they may be ended before they have written a line
+    assert 'process 0 died (exit code 1)' in said[0] and 'all are started again' in said[0]
+
+
+def test_too_many_deaths_are_an_end(launched):
+    code, lives, said = launched('place[1] == "1" and sys.exit(1); time.sleep(3)', restarts=2)
+    assert (code, lives.count('1')) == (1, 3)
+    assert said[-1] == 'process 1 died (exit code 1) 3 times in a row; it is not started again'
+
+
+@pytest.mark.parametrize('code', [2, 3, 4, 5])
+def test_what_ends_by_itself_is_not_started_again(launched, code):
+    assert launched(f'sys.exit({code})', processes=2)[:2] == (code, launched('0', processes=0)[1])
+
+
+def test_a_process_that_stays_stopped_is_killed(launched):
+    code, lives, said = launched(
+        'place[1] == "1" and life == 1 and os.kill(os.getpid(), 19); time.sleep(1)', frozen=0.3
+    )
+    assert (code, lives.count('1')) == (0, 2)
+    assert said[0] == 'process 1 has been stopped for 0.3 s and is killed'
+
+
+def test_others_are_ended_some_time_after_process_0(launched):
+    began = time.monotonic()
+    assert launched('time.sleep(60 * int(place[1]))', processes=2, frozen=0.5)[0] == 0
+    assert time.monotonic() - began < 30
+
+
+def test_sigterm_reaches_all_and_nothing_is_started_again(tmp_path):
+    program = TOLD + f'open({str(tmp_path)!r} + "/" + place[1], "w"); time.sleep(60)'
+    command = [sys.executable, '-m', 'def_jax.launch', '--processes=2', sys.executable, '-c', program]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while len(os.listdir(tmp_path)) < 2:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == -signal.SIGTERM % 256
+
+
+@pytest.mark.parametrize('arguments', [['--processes=0', 'x'], ['--processes=2'], ['x']])
+def test_a_wrong_command_line_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        launch.main(arguments)
+    assert '--processes' in capsys.readouterr().err
