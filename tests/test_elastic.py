@@ -53,12 +53,16 @@ class Run:
             assert time.monotonic() < deadline, self.told()
             time.sleep(0.05)
 
-    def finish(self, *processes, workers=3):
-        """Lets the run end once so many workers have made some steps; the first process goes last."""
-        self.wait(lambda: [line['workers'] for line in self.lines(0)[-5:]] == 5 * [workers])
+    def finish(self, *processes):
+        """Lets the run end once these processes have made a step together; the first ends last."""
+        self.wait(lambda: all(self.goes_on(index, processes) for index in range(len(processes))))
         (self.folder / 'stop').touch()
         for process in reversed(processes):
             self.ends(process)
+
+    def goes_on(self, index, processes):
+        last = (self.lines(index) or [{'pid': 0}])[-1]
+        return last['pid'] == processes[index].pid and last['workers'] == len(processes)
 
     def told(self):
         return '\n'.join(path.read_text()[-1500:] for path in sorted(self.folder.iterdir()))
@@ -177,7 +181,7 @@ def test_a_newcomer_that_runs_something_else_is_refused(run):
     three.ends(third, 7)
     (line,) = three.lines(2, 'error')
     assert line['error'] == 'RefusedError' and 'process 2 runs another version, configuration' in line['text']
-    three.finish(first, second, workers=2)
+    three.finish(first, second)
     three.assert_same_bits()
     assert any('process 2 refused' in line['note'] for line in three.lines(0, 'note'))
 

@@ -3,10 +3,14 @@
 The data position is not stored: batches, permutations and augmentation are functions of the step and the
 seed.
 
-This replaces orbax's CheckpointManager, which renames a step to its final name before a manifest with
-checksums of its files can be added. Here, orbax writes the arrays to `checkpoints/STEP.partial` while
-training continues; then the manifest is added, and only then is the folder renamed. A kill at any moment
-leaves earlier checkpoints intact and at most one partial checkpoint, which the next save removes.
+Here, orbax writes the arrays to `checkpoints/STEP.partial` while training continues; then the manifest is
+added, and only then is the folder renamed. A kill at any moment leaves earlier checkpoints intact and at most
+one partial checkpoint, which the next save removes.
+
+orbax's CheckpointManager, with a Composite of StandardSave and a JsonSave of the leaves' checksums, was tried
+(0.12.8) and broke promises. Behind a damaged newest checkpoint, `save` declines the next steps and returns
+False. In a folder that has been renamed, it creates the old one again. The checksums must be known when a
+save starts, so that training would wait for the whole state on the host.
 
 With several processes, each writes its own rows and the first does everything else, in one shared folder.
 """
