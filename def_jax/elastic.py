@@ -272,7 +272,9 @@ class Team:
                 return done
             if joined is not None:
                 continue  # compiled
-            if time.monotonic() - waiting > self._patience:
+            if group.num_workers >= self._min_workers:  # a newcomer was refused, or waits for a step
+                waiting = time.monotonic()
+            elif time.monotonic() - waiting > self._patience:
                 raise TooFewError(
                     f'{group.num_workers} workers after step {self.step}, fewer than {self._min_workers} for '
                     f'{self._patience:.0f} s.'

@@ -87,10 +87,7 @@ try:
         stops, y, y_after = team.run(train, batch)
         moved = None if y_before is None else float(np.abs(y - y_before).max())
         y_before = y_after
-        own = team.fetch()[1][-1].residual['w'] if 'fetch' in plan else ()
-        write(
-            step=team.step, workers=team.num_workers, bits=bits(team.local_params), moved=moved, own=len(own)
-        )
+        write(step=team.step, workers=team.num_workers, bits=bits(team.local_params), moved=moved)
         if team.step % 10 == 0:
             write(looked=float(team.look(norm, look_batch)), at=team.step)
         time.sleep(0.05)
