@@ -55,7 +55,7 @@ def sparse_loco(
 
     Make it the last link of a chain, and take gradients at `detached_params`, which is worker k's local
     model. Chunks are blocks of a matrix of at most `chunk` by `chunk` elements, and runs of a vector of at
-    most `chunk`². A tensor's values are quantised to four levels at distances of 1.5 standard deviations; a
+    most `chunk` squared. A tensor's values are quantised to four levels at distances of 1.5 standard deviations; a
     level stands for the mean of the values that it took.
 
     Args:
