@@ -54,9 +54,9 @@ def sparse_loco(
     outer momentum.
 
     Make it the last link of a chain, and take gradients at `detached_params`, which is worker k's local
-    model. Chunks are blocks of a matrix of at most `chunk` by `chunk` elements, and runs of a vector of at
-    most `chunk` squared. A tensor's values are quantised to four levels at distances of 1.5 standard deviations; a
-    level stands for the mean of the values that it took.
+    model. Chunks are blocks of a matrix of at most `chunk` by `chunk` elements, and runs of a vector of
+    at most `chunk` squared. A tensor's values are quantised to four levels at distances of 1.5 standard
+    deviations; a level stands for the mean of the values that it took.
 
     Args:
         ratio: bytes of a chunk over the bytes that a worker sends of it, a number >= 1. A value and its place
