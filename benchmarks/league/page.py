@@ -4,7 +4,7 @@ python -m benchmarks.league.page --output=results/league
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,31 +94,28 @@ def tables(problem: Problem, records: list[Record], stages: dict[str, float]) ->
     return '\n\n'.join(parts)
 
 
-def color(record: Record) -> str:
-    return pictures.COLORS[METHODS[record['method']].title]
-
-
 def draw(records: list[Record], steps: int, path: Path) -> None:
     """Test loss against bytes sent, of each method's best variant: along the run, and at the end."""
     shown = {}
     for record in sorted(records, key=lambda r: -final(r, 'test_loss').mean()):
         shown[record['method'], group(record)] = record
-    best, titles = frontier(records), dict.fromkeys(METHODS[method].title for method, _ in shown)
+    best, named = frontier(records), _named(shown.values())
     with pictures.panels(path, 2, 1) as axes:
         along, end = axes[:, 0]
         for record in shown.values():
+            title, ours = METHODS[record['method']].title, record['title'].startswith(OURS)
+            style = {'color': pictures.COLORS[title]} if title in named else pictures.BACKGROUND
             losses = np.array(record['test_loss'])
             sent = record['wire'] * steps / 1e6 * np.arange(1, losses.shape[1] + 1) / losses.shape[1]
-            style = {'linewidth': 1.6 if record['title'].startswith(OURS) else 0.8, 'color': color(record)}
-            along.plot(sent, losses.mean(0), **style)
-            marker = '*' if record['title'].startswith(OURS) else 's' if record['method'] == 'sgd' else 'o'
+            along.plot(sent, losses.mean(0), **style | {'linewidth': 1.6 if ours else 0.8})
+            marker = '*' if ours else 's' if record['method'] == 'sgd' else 'o'
             mean, spread = losses[:, -1].mean(), losses[:, -1].std(ddof=1)
-            end.errorbar(sent[-1], mean, spread, fmt=marker, color=color(record), linewidth=0.8)
-        named = [*best, *(r for r in shown.values() if r['method'] == 'sgd' and r not in best)]
-        for i, record in enumerate(named):
+            end.errorbar(sent[-1], mean, spread, fmt=marker, **style | {'linewidth': 0.8})
+        labelled = [*best, *(r for r in shown.values() if r['method'] == 'sgd' and r not in best)]
+        for i, record in enumerate(labelled):
             place = {'xytext': (-2, -5 - 9 * (i % 2)), 'textcoords': 'offset points', 'size': 7}
             at = record['wire'] * steps / 1e6, final(record, 'test_loss').mean()
-            end.annotate(record['title'], at, va='top', **place)
+            end.annotate(_label(record), at, va='top', **place)
         sent = [record['wire'] * steps / 1e6 for record in best]
         end.plot(sent, [final(record, 'test_loss').mean() for record in best], 'k--', linewidth=0.8)
         for panel in (along, end):
@@ -128,11 +125,27 @@ def draw(records: list[Record], steps: int, path: Path) -> None:
         along.set_ylabel('test loss')
         along.set_title('along the run')
         end.set_title('at the end; dashed: the frontier')
-        for title in titles:
+        for title in named:
             along.plot([], [], color=pictures.COLORS[title], label=title)
+        along.plot([], [], label='others', **pictures.BACKGROUND)
         low, high = end.get_ylim()
         end.set_ylim(bottom=low * (low / high) ** 0.4)  # room for the labels of the frontier
-        along.figure.legend(loc='outside lower center', ncol=3, fontsize=7)
+        along.figure.legend(loc='outside lower center', ncol=4, fontsize=7)
+
+
+def _named(records: Iterable[Record]) -> list[str]:
+    """The methods drawn in colour: SGD, DEF, and the best of the others that have a colour."""
+    best = sorted(records, key=lambda r: (r['method'] not in ('sgd', 'def'), final(r, 'test_loss').mean()))
+    titles = dict.fromkeys(METHODS[record['method']].title for record in best)
+    return [title for title in titles if title in pictures.COLORS][: pictures.MOST_NAMES]
+
+
+def _label(record: Record) -> str:
+    """The record's name in the picture, e.g. 'DEF at 1/64, int8'."""
+    title = record['title'].removesuffix(' (no momentum)')
+    if not title.startswith('DEF'):
+        return 'dense' if record['method'] == 'sgd' else title
+    return f'DEF at 1/{group(record)}' + title.removeprefix('DEF, ours').removeprefix('DEF (paper)')
 
 
 def read(path: Path, problem: Problem) -> list[Record]:

@@ -40,14 +40,22 @@ def logits_of(params, inputs):
 
 
 def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransformation:
-    """By the variant: 'dense'; 'def64', the paper's; 'best64', as docs/methods.md advises.
+    """By the variant: 'def64', the paper's; 'best64', as docs/methods.md advises; or one of the rivals.
 
     'best64' sends blocks four times as large in int8: the bytes of ratio 64.
     """
     variant, rates = job['variant'], jnp.asarray(learning_rates(job), jnp.float32)
     sgd = optax.sgd(lambda count: rates[count], momentum=0.9)
-    if variant == 'dense':
-        return optax.chain(def_jax.all_reduce_mean(axis_name), sgd)
+    rivals = {
+        'dense': lambda: def_jax.all_reduce_mean(axis_name),
+        'jax_fp16': lambda: optax.chain(
+            _cast(jnp.float16), def_jax.all_reduce_mean(axis_name), _cast(jnp.float32)
+        ),
+        'jax_powersgd': lambda: def_jax.baselines.powersgd(1, axis_name, rank=4),
+        'jax_top_k64': lambda: def_jax.baselines.top_k(64, axis_name),
+    }
+    if variant in rivals:
+        return optax.chain(rivals[variant](), sgd)
     if variant.startswith('def'):
         block = def_jax.random_block(int(variant.removeprefix('def')))
         return optax.chain(sgd, def_jax.error_feedback(block, axis_name, seed=job['seed']))
@@ -59,9 +67,17 @@ def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransforma
     )
 
 
+def _cast(dtype) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, params: optax.tree.cast(updates, dtype))
+
+
+def _detaches(job: dict) -> bool:
+    return job['variant'].startswith(('def', 'best'))
+
+
 def make_step(job: dict, axis_name: str | None):
     """A worker's step, a function of (params, opt_state) and a batch, and the optimizer."""
-    optimizer, detaches = make_optimizer(job, axis_name), job['variant'] != 'dense'
+    optimizer, detaches = make_optimizer(job, axis_name), _detaches(job)
 
     def loss_fn(params, inputs, labels):
         logits = logits_of(params, inputs)
@@ -82,7 +98,7 @@ def make_evaluate(job: dict):
     share = slice(job['worker'], None, job['num_workers'])
     images, labels = data['test_images'][share], data['test_labels'][share]
     inputs, total = place(patches(images)), len(data['test_labels'])
-    detaches = job['variant'] != 'dense'
+    detaches = _detaches(job)
 
     def correct(params, inputs, labels):
         return lax.psum(jnp.sum(jnp.argmax(logits_of(params, inputs), axis=-1) == labels), AXIS)

@@ -1,6 +1,6 @@
 """The page and the picture of accuracy against seconds, made from the runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,21 @@ TITLES = {
     'def256': 'DEF, ratio 256',
     'best64': 'DEF, bytes of ratio 64 in int8, balanced, shuffled, λ auto, no momentum',
     'best256': 'DEF, bytes of ratio 256 in int8, balanced, shuffled, λ auto, no momentum',
+    'jax_fp16': 'fp16 gradients in JAX',
+    'jax_powersgd': 'PowerSGD in JAX, rank 4',
+    'jax_top_k64': 'top-k in JAX, bytes of ratio 64',
     'ddp': 'PyTorch DDP, dense',
     'ddp_fp16': 'PyTorch DDP, fp16 hook',
     'ddp_powersgd': 'PyTorch DDP, PowerSGD hook, rank 4',
+}
+# What the picture names; the other variants are grey.
+_LABELS = {
+    'dense': ('dense', 'SGD', '-'),
+    'def64': ('DEF at 1/64', 'DEF', '--'),
+    'best64': ('DEF at 1/64, int8', 'DEF', '-'),
+    'jax_powersgd': ('PowerSGD', 'PowerSGD', '-'),
+    'ddp_fp16': ('PyTorch fp16', 'SGD', '--'),
+    'ddp_powersgd': ('PyTorch PowerSGD', 'PowerSGD', '--'),
 }
 _BELOW = 1.0  # points below dense SGD's final accuracy: the target
 
@@ -86,7 +98,10 @@ def sections(runs: Sequence[Run], failed: dict[str, str], picture: str) -> list[
         "is that of dense JAX, or of PyTorch's fastest that always reaches the target, to the variant; "
         'its 95 % interval has the spread of the seeds, where there are several, and that of the steps. All '
         'workers share the cores and the memory of one machine, which lengthens every step alike and so '
-        f'lowers the ratios. DEF is read at y, DEF-A is the same run at x. {_commits(runs)}\n',
+        'lowers the ratios. A ratio to PyTorch is one of two frameworks on this machine as well as of two '
+        "methods: of its PowerSGD's step the wire takes a few ms, the rest is gradient, hook and gloo. "
+        'Accuracies end in a cosine, so that every crossing lies in the last quarter, and a ratio is nearly '
+        f'that of the steps. DEF is read at y, DEF-A is the same run at x. {_commits(runs)}\n',
         f'![Accuracy against seconds]({picture})\n',
     ]
     for bandwidth in _bandwidths(runs):
@@ -100,18 +115,19 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     bandwidths = _bandwidths(runs)
     with pictures.panels(path, 1, max(1, len(bandwidths))) as grid:
         for axes, bandwidth in zip(grid[0], bandwidths, strict=False):
-            for variant, point, label, color in _lines(runs):
+            for variant, point in _lines(runs):
                 found = timed(runs, variant, point, bandwidth)
-                if found and label == variant:
-                    accuracies = np.array(list(found.curves.values())).T
-                    pictures.draw_band(
-                        axes, list(found.seconds()), list(accuracies), label=label, color=color
-                    )
-            axes.set_title(bandwidth)
+                if found and point == _answer(variant):
+                    accuracies, style = np.array(list(found.curves.values())).T, pictures.BACKGROUND
+                    if variant in _LABELS:
+                        label, method, dashes = _LABELS[variant]
+                        style = {'label': label, 'color': pictures.COLORS[method], 'linestyle': dashes}
+                    pictures.draw_band(axes, list(found.seconds()), list(accuracies), marker=None, **style)
+            axes.set_title(bandwidth.replace('gbit', ' Gbit/s').replace('mbit', ' Mbit/s'))
             axes.set_xscale('log')
             axes.set_xlabel('seconds of training')
             axes.set_ylabel('accuracy, %')
-            pictures.direct_labels(axes)
+        pictures.direct_labels(grid[0, -1])
 
 
 def _commits(runs: Sequence[Run]) -> str:
@@ -126,15 +142,16 @@ def _bandwidths(runs: Sequence[Run]) -> list[str]:
     return [bandwidth for bandwidth in named if bandwidth]
 
 
-def _lines(runs: Sequence[Run]):
-    """Variant, point of evaluation, label and colour of each line."""
-    named = {'dense': 'SGD', 'ddp': 'SGD', 'ddp_fp16': 'SGD', 'ddp_powersgd': 'PowerSGD'}
-    for variant in dict.fromkeys(run['settings']['variant'] for run in runs):
-        if variant in named:
-            yield variant, 'x', variant, pictures.COLORS[named[variant]]
-        else:
-            yield variant, 'y', variant, pictures.COLORS['DEF']
-            yield variant, 'x', f'{variant}, x', pictures.COLORS['DEF-A']
+def _answer(variant: str) -> str:
+    """The point that the variant outputs."""
+    return 'y' if variant.startswith(('def', 'best')) else 'x'
+
+
+def _lines(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+    """Variant and point of evaluation of each line of the table."""
+    done = {run['settings']['variant'] for run in runs}
+    for variant in filter(done.__contains__, TITLES):
+        yield from ((variant, point) for point in dict.fromkeys((_answer(variant), 'x')))
 
 
 def _table(runs: Sequence[Run], bandwidth: str) -> str:
@@ -142,7 +159,7 @@ def _table(runs: Sequence[Run], bandwidth: str) -> str:
     target = np.mean([curve[-1] for curve in base.curves.values()]) - _BELOW if base else np.inf
     peer, rows = _best_peer(runs, bandwidth, target), []
     rival = timed(runs, peer, 'x', bandwidth) if peer else None
-    for variant, point, _, _ in _lines(runs):
+    for variant, point in _lines(runs):
         found = timed(runs, variant, point, bandwidth)
         if found is None:
             continue
@@ -150,7 +167,7 @@ def _table(runs: Sequence[Run], bandwidth: str) -> str:
         run, reached = found.run, [t for t in times.values() if t is not None]
         rows.append(
             [
-                TITLES[variant] + ('' if point == 'y' or not variant.startswith(('def', 'best')) else ', x'),
+                TITLES[variant] + ('' if point == _answer(variant) else ', x'),
                 f'{run["settings"]["learning_rate"]:g}',
                 len(times),
                 mean_std([curve[-1] for curve in found.curves.values()], 2),
@@ -197,7 +214,7 @@ def _plan(run: Run, bandwidth: str) -> Plan:
 
 def _predicted(run: Run, bandwidth: str) -> str:
     """The plan's time of a step, from that of one that sends nothing, when all workers have ended it."""
-    if 'alone' not in run:
+    if 'alone' not in run or run['settings']['variant'].startswith('jax'):
         return ''
     variant, plan = run['settings']['variant'], _plan(run, bandwidth)
     ratio = 1 if variant == 'dense' else int(''.join(c for c in variant if c.isdigit()))

@@ -20,13 +20,17 @@ PATCH = 4
 SIZES = {'full': (64, (1024, 1024)), 'tiny': (8, (256,))}
 # Peak rates, with momentum 0.9 but for 'best…'. They were chosen by runs of 780 steps with --validation and
 # --seed=100, from 0.025, 0.05, 0.1 and, for 'dense' and PowerSGD, 0.2, where these diverge; for 'best…' from
-# 0.2, 0.4, 0.8 and 1.6, where they do. PyTorch's dense and fp16 have that of 'dense'.
+# 0.2, 0.4, 0.8 and 1.6, where they do. PyTorch's dense and fp16 have that of 'dense'; those of 'jax…' are not
+# tuned: fp16 and PowerSGD have PyTorch's, and top-k DEF's.
 RATES = {
     'dense': 0.1,
     'def64': 0.05,
     'def256': 0.05,
     'best64': 0.8,
     'best256': 0.8,
+    'jax_fp16': 0.1,
+    'jax_powersgd': 0.05,
+    'jax_top_k64': 0.05,
     'ddp': 0.1,
     'ddp_fp16': 0.1,
     'ddp_powersgd': 0.05,

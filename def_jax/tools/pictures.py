@@ -16,7 +16,10 @@ import PIL.Image
 __all__ = [
     'BACKGROUND',
     'COLORS',
+    'DPI',
     'MOST_NAMES',
+    'PANEL',
+    'STYLE',
     'color_of',
     'direct_labels',
     'draw_band',
@@ -44,8 +47,8 @@ _OTHER = '#666666'
 BACKGROUND: dict[str, Any] = {'color': '#C4C4C4', 'linewidth': 0.7, 'zorder': 1}
 MOST_NAMES = 6  # lines of a panel with a label
 
-_PANEL = (2.9, 2.2)  # inches: text is still 5 pt with two panels printed half a page wide
-_STYLE: dict[Any, Any] = {
+PANEL = (2.9, 2.2)  # inches: text is still 5 pt with two panels printed half a page wide
+STYLE: dict[Any, Any] = {
     'font.size': 9,
     'axes.titlesize': 9,
     'figure.titlesize': 9,
@@ -63,7 +66,7 @@ _STYLE: dict[Any, Any] = {
     'grid.linewidth': 0.5,
 }
 _LEADER = {'arrowstyle': '-', 'linewidth': 0.5, 'shrinkA': 1, 'shrinkB': 1, 'relpos': (0, 0.5)}
-_DPI = 140
+DPI = 140
 _PALETTE = 128  # colours of a PNG
 _DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 _FEW = 15  # lines of at most this many points also get markers
@@ -73,13 +76,13 @@ _LABEL_GAP = 0.11  # minimum distance between two line labels, as a fraction of 
 @contextlib.contextmanager
 def panels(path: Path, rows: int, columns: int, title: str = '') -> Iterator[np.ndarray]:
     """Yields axes [rows, columns] to draw on; writes the PNG atomically when the block ends."""
-    with matplotlib.rc_context(_STYLE):
-        size = (max(1.5, columns) * _PANEL[0], rows * _PANEL[1])
+    with matplotlib.rc_context(STYLE):
+        size = (max(1.5, columns) * PANEL[0], rows * PANEL[1])
         figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
         yield figure.subplots(rows, columns, squeeze=False)
         figure.suptitle(title)
         drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=_DPI)
+        figure.savefig(drawn, dpi=DPI)
     partial = path.with_name('partial-' + path.name)
     # A palette reduces the file to a third of its size.
     PIL.Image.open(drawn).convert('RGB').quantize(_PALETTE).save(partial, optimize=True)

@@ -4,16 +4,19 @@ import json
 import sys
 from pathlib import Path
 
+import matplotlib
 import matplotlib.figure
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[2]))  # `paper` is not installed
+from def_jax.tools import pictures
 from paper.statistics import paired_difference
 
 RESULTS = Path(__file__).resolve().parents[2] / 'results' / 'theory'
 
 # One colour for the same thing in every picture.
-X, Y, EF, BOUND = 'tab:blue', 'tab:orange', 'tab:green', 'black'
+X, Y, EF, BOUND = (pictures.COLORS[title] for title in ('DEF-A', 'DEF', 'EF', 'SGD'))
+matplotlib.rcParams.update(pictures.STYLE)
 
 
 def mean_std(values):
@@ -36,12 +39,15 @@ def band(axes, x, values, label, **style):
 
 
 def panels(count, **kwargs):
-    """A figure and its row of axes."""
-    figure = matplotlib.figure.Figure(figsize=(4.2 * count, 3.4), layout='constrained')
-    axes = figure.subplots(1, count, squeeze=False, **kwargs)[0]
-    for each in axes:
-        each.grid(alpha=0.3)
-    return figure, axes
+    """A figure and its axes, at most two in a row."""
+    columns = min(2, count)
+    rows = -(-count // columns)
+    size = max(1.5, columns) * pictures.PANEL[0], rows * pictures.PANEL[1]
+    figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    for each in axes.flat[count:]:
+        each.set_visible(False)
+    return figure, axes.flat[:count]
 
 
 def publish(name, figure, header, rows, **setting):
@@ -52,7 +58,7 @@ def publish(name, figure, header, rows, **setting):
             '| ' + ' | '.join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) + ' |'
         )
     RESULTS.mkdir(parents=True, exist_ok=True)
-    figure.savefig(RESULTS / f'{name}.png', dpi=150)
+    figure.savefig(RESULTS / f'{name}.png', dpi=pictures.DPI)
     table = [dict(zip(header, row, strict=True)) for row in rows]
     (RESULTS / f'{name}.json').write_text(
         json.dumps({**setting, 'table': table}, indent=1, ensure_ascii=False) + '\n'

@@ -14,6 +14,7 @@ behind the backward pass. The message of error feedback needs the whole gradient
 import dataclasses
 import math
 import re
+from pathlib import Path
 
 from def_jax.checks import check_number, check_ratio
 from def_jax.tools import markdown
@@ -147,25 +148,27 @@ def table(plan: Plan, ratios: tuple[int, ...] = (1, 16, 64, 256, 1024)) -> str:
 
 def draw(plan: Plan, path: str) -> None:
     """Plots the speed-up against the bandwidth for each ratio, and against the workers at ratio 64."""
-    import matplotlib.figure  # from the extra 'training'; the rest of the library does not need it
+    from def_jax.tools import pictures  # with matplotlib, which the rest of the library does not need
 
-    figure = matplotlib.figure.Figure(figsize=(11, 4), layout='constrained')
-    by_bandwidth, by_workers = figure.subplots(1, 2)
-    bandwidths = [10 ** (8 + i / 10) for i in range(41)]
-    for ratio in (16, 64, 256, 1024):
-        speed_ups = [dataclasses.replace(plan, bandwidth=b).speed_up(ratio) for b in bandwidths]
-        by_bandwidth.plot([b / 1e9 for b in bandwidths], speed_ups, label=f'ratio {ratio}')
-    workers = [2**i for i in range(1, 13)]
-    for bandwidth in (1e9, 10e9, 100e9, 400e9):
-        plans = [dataclasses.replace(plan, workers=k, bandwidth=bandwidth) for k in workers]
-        by_workers.plot(workers, [p.speed_up(64) for p in plans], label=f'{bandwidth / 1e9:g} Gbit/s')
-    by_bandwidth.set(xlabel='bandwidth (Gbit/s)', title=f'{plan.workers:g} workers')
-    by_workers.set(xlabel='workers', title='ratio 64')
-    for axes in (by_bandwidth, by_workers):
-        axes.set(xscale='log', yscale='log', ylabel='speed-up over dense SGD')
-        axes.axhline(1, color='black', linewidth=0.8)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize='small')
     size, milliseconds = f'{plan.params:,.0f} parameters', f'{1e3 * plan.step_time:g} ms per step'
-    figure.suptitle(f'Predicted, not measured: {size}, {milliseconds}')
-    figure.savefig(path, dpi=120)
+    title = f'Predicted, not measured: {size}, {milliseconds}'
+    with pictures.panels(Path(path), 1, 2, title) as ((by_bandwidth, by_workers),):
+        bandwidths, ratios = [10 ** (8 + i / 10) for i in range(41)], (16, 64, 256, 1024)
+        for i, ratio in enumerate(ratios):
+            speed_ups = [dataclasses.replace(plan, bandwidth=b).speed_up(ratio) for b in bandwidths]
+            style = pictures.variant_style(pictures.COLORS['DEF'], i, len(ratios))
+            by_bandwidth.plot([b / 1e9 for b in bandwidths], speed_ups, label=f'1/{ratio}', **style)
+        workers, lines = [2**i for i in range(1, 13)], (1e9, 10e9, 100e9, 400e9)
+        for i, bandwidth in enumerate(lines):
+            plans = [dataclasses.replace(plan, workers=k, bandwidth=bandwidth) for k in workers]
+            style = pictures.variant_style(pictures.COLORS['DEF'], i, len(lines))
+            label = f'{bandwidth / 1e9:g} Gbit/s'
+            by_workers.plot(workers, [p.speed_up(64) for p in plans], label=label, **style)
+        by_bandwidth.set(xlabel='bandwidth, Gbit/s', title=f'{plan.workers:g} workers')
+        by_workers.set(xlabel='workers', title='1/64 of the elements')
+        for axes in (by_bandwidth, by_workers):
+            axes.set(xscale='log', ylabel='speed-up over dense SGD')
+            pictures.log_y(axes)
+            axes.axhline(1, color=pictures.COLORS['SGD'], linewidth=0.8)
+        by_bandwidth.legend()
+        by_workers.legend(loc='center')
