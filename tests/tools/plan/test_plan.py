@@ -120,7 +120,7 @@ def test_both_spellings_of_a_flag(capsys):
         ('--wrokers=4', 'plan: unrecognized arguments: --wrokers=4'),
         ('--worker=4', 'plan: unrecognized arguments: --worker=4'),
         ('stray', 'plan: unrecognized arguments: stray'),
-        ('--output=x.foo', "plan: Format 'foo' is not supported"),
+        ('--output=x.foo', 'plan: unknown file extension: .foo'),
         ('--output=.', "plan: output='.' is a folder"),
         ('--output=no/such/folder/x.png', 'plan: [Errno 2] No such file or directory'),
     ],
