@@ -10,7 +10,7 @@ from def_jax.mesh.varying import AxisName, axis_names
 
 PyTree = Any
 
-__all__ = ['Message', 'Traffic', 'inner_programs', 'traffic']
+__all__ = ['Message', 'Traffic', 'inner_programs', 'traffic', 'traffic_of']
 
 _OPERATIONS = {'psum': 'all-reduce', 'psum_invariant': 'all-reduce', 'all_gather': 'all-gather'}
 
@@ -70,29 +70,38 @@ def traffic(
         return optimizer.update(params, optimizer.init(params), params)
 
     axes = [(name, num_workers) for name in axis_names(axis_name)]
-    jaxpr = jax.make_jaxpr(update, axis_env=axes)(params).jaxpr
-    return Traffic(tuple(_messages(jaxpr, into_branches=False)), tuple(_branches(jaxpr)))
+    return traffic_of(jax.make_jaxpr(update, axis_env=axes)(params).jaxpr, axis_name)
 
 
-def _messages(jaxpr: Any, *, into_branches: bool) -> Iterator[Message]:
+def traffic_of(program: Any, axis_name: AxisName) -> Traffic:
+    """The messages over an axis, or a tuple of axes, of a program that has been traced."""
+    axes = set(axis_names(axis_name))
+    return Traffic(tuple(_messages(program, axes, into_branches=False)), tuple(_branches(program, axes)))
+
+
+def _messages(jaxpr: Any, axes: set[str], *, into_branches: bool) -> Iterator[Message]:
     for equation in jaxpr.eqns:
         if (name := equation.primitive.name) in _OPERATIONS:
+            if not axes & set(axis_names(equation.params.get('axes') or equation.params['axis_name'])):
+                continue
             size = sum(x.aval.size * x.aval.dtype.itemsize for x in equation.invars)
             yield Message(_OPERATIONS[name], size)
         elif name != 'cond' or into_branches:
             for inner in inner_programs(equation):
-                yield from _messages(inner, into_branches=into_branches)
+                yield from _messages(inner, axes, into_branches=into_branches)
 
 
-def _branches(jaxpr: Any) -> Iterator[tuple[tuple[Message, ...], ...]]:
+def _branches(jaxpr: Any, axes: set[str]) -> Iterator[tuple[tuple[Message, ...], ...]]:
     for equation in jaxpr.eqns:
         if equation.primitive.name == 'cond':
-            sent = tuple(tuple(_messages(inner, into_branches=True)) for inner in inner_programs(equation))
+            sent = tuple(
+                tuple(_messages(inner, axes, into_branches=True)) for inner in inner_programs(equation)
+            )
             if any(sent):
                 yield sent
         else:
             for inner in inner_programs(equation):
-                yield from _branches(inner)
+                yield from _branches(inner, axes)
 
 
 def inner_programs(equation: Any) -> list[Any]:

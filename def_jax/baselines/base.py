@@ -93,6 +93,9 @@ def feedback(
     def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
         del params, extra_args
         check_call(updates, state, ResidualState, axis_name, shards)
+        return shards.whole(one_step, updates, state)
+
+    def one_step(updates, state):
         given = float32_updates(updates, state.residual)
         waiting = jax.tree.map(lambda u, r: u + decay * r, given, state.residual)
         update, sent, carry = exchange(waiting, state.carry)

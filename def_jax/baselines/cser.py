@@ -68,15 +68,18 @@ def cser(
     link = error_feedback(compressor, axis_name, seed=seed, detach=1.0, every=every)
 
     def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
-        del extra_args
+        del params, extra_args
         check_state(state, ErrorFeedbackState)
         shards.check_axis_name(axis_name)
+        return shards.whole(one_step, updates, state)
+
+    def one_step(updates, state):
         # Another key than the link's own: C₁ and C₂ draw independently.
         key = jax.random.key_data(jax.random.fold_in(typed_key(state.key), 1))
         selection = update_compressor(key, state.step, updates)
         message = selection.take(updates)
         rest = selection.replace(updates, 0 * message)
-        reset, state = link.update(rest, state, params)
+        reset, state = link.update(rest, state)
         return selection.add(reset, pmean(message, axis_name)), state
 
     return optax.GradientTransformationExtraArgs(link.init, update_fn)

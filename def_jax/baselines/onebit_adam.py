@@ -87,6 +87,9 @@ def onebit_adam(
     def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
         del params, extra_args
         check_call(updates, state, OneBitAdamState, axis_name, shards)
+        return shards.whole(one_step, updates, state)
+
+    def one_step(updates, state):
         grads = float32_updates(updates, state.residual)
 
         def dense():

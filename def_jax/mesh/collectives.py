@@ -1,6 +1,6 @@
 """Means over workers and gathers from them: under pmap, vmap, shard_map, a tuple of axes, or none."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ __all__ = [
     'check_call',
     'num_workers',
     'pmean',
+    'psum',
 ]
 
 
@@ -51,7 +52,7 @@ def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformationExtraArg
         del params, extra_args
         shards.check_axis_name(axis_name)
         check_not_summed(updates, axis_name, OWN_PARAMS)
-        return pmean(updates, axis_name), state
+        return shards.whole(lambda updates, state: (pmean(updates, axis_name), state), updates, state)
 
     return optax.GradientTransformationExtraArgs(lambda params: AllReduceMeanState(), update_fn)
 
@@ -92,21 +93,31 @@ def check_call(
 
 
 def pmean(tree: PyTree, axis_name: AxisName) -> PyTree:
-    """The mean over workers; the tree itself for `axis_name=None`, a single worker."""
-    if axis_name is None:
-        return tree
+    """The mean over workers; the tree itself for a single worker."""
+    return _reduced(lax.pmean, tree, axis_name)
+
+
+def psum(tree: PyTree, axis_name: AxisName) -> PyTree:
+    """The sum over workers; the tree itself for a single worker."""
+    return _reduced(lax.psum, tree, axis_name)
+
+
+def _reduced(reduce: Callable, tree: PyTree, axis_name: AxisName) -> PyTree:
     try:
-        return lax.pmean(tree, axis_names(axis_name))
+        # XLA's partitioner cannot reduce over one worker of several devices.
+        if num_workers(axis_name) == 1 and not varying_axes(tree):
+            return tree
+        return reduce(tree, axis_names(axis_name))
     except NameError as error:
         raise _not_bound(axis_name) from error
 
 
 def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
     """The arrays of all workers, stacked along a new first axis [K, ...]; [1, ...] for `axis_name=None`."""
-    if axis_name is None:
-        return x[None]
     gathered = x
     try:
+        if num_workers(axis_name) == 1 and not varying_axes([x]):
+            return x[None]
         for name in reversed(axis_names(axis_name)):
             # Where types say what varies over workers, the result must be known not to.
             typed = {'to': 'invarying'} if name in varying_axes([gathered]) else {}

@@ -15,6 +15,7 @@ _BITS |= dict.fromkeys(('f32', 's32', 'u32'), 32)
 _BITS |= dict.fromkeys(('f64', 's64', 'u64', 'c64'), 64)
 _OPERATIONS = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast'
 _COLLECTIVE = re.compile(rf'= (.*?) ({_OPERATIONS})(?:-start)?\((.*)')
+_NAME = re.compile(r'op_name="([^"]*)"')
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 
 
@@ -25,6 +26,7 @@ class Collective(NamedTuple):
     elements: int  # in all its results together
     bytes: int
     groups: tuple[tuple[int, ...], ...] = ()  # of devices that exchange data; empty for one group of all
+    name: str = ''  # what it computes, as JAX named it: of functions, or of an argument
 
     def crosses(self, workers: Sequence[int]) -> bool:
         """Whether data moves between workers, given each device's worker.
@@ -62,7 +64,7 @@ def collectives(hlo: str) -> list[Collective]:
         ValueError: if a result has a type of unknown size, or groups are written in an unknown form.
 
     >>> collectives('ROOT r = (f32[3,2]{1,0}, bf16[]) all-reduce(x, y), replica_groups={{0,1}}')
-    [Collective(operation='all-reduce', elements=7, bytes=26, groups=((0, 1),))]
+    [Collective(operation='all-reduce', elements=7, bytes=26, groups=((0, 1),), name='')]
     """
     found = []
     for result, operation, rest in _COLLECTIVE.findall(hlo):
@@ -72,5 +74,8 @@ def collectives(hlo: str) -> list[Collective]:
                 raise ValueError(f'{operation} of {kind} in the HLO: the size of this type is unknown.')
             count = math.prod(int(n) for n in dims.split(',') if n)
             elements, bits = elements + count, bits + count * _BITS[kind]
-        found.append(Collective(operation, elements, bits // 8, replica_groups(rest)))
+        named = _NAME.search(rest)
+        found.append(
+            Collective(operation, elements, bits // 8, replica_groups(rest), named[1] if named else '')
+        )
     return found

@@ -11,14 +11,30 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import keystr
 
-from def_jax.checks import check_structure
 from def_jax.mesh.shards import is_spec, spec_axes, specs_like
 from def_jax.mesh.varying import axis_names
 
 PyTree = Any
 
-__all__ = ['check_specs', 'holds', 'is_link', 'link_states', 'own_leaves', 'state_specs', 'tree_of_specs']
+_STRUCTURES = (
+    'Give every parameter a PartitionSpec, or one to a subtree or to all. If only one of the two trees wraps '
+    'its arrays, unwrap it: flax.nnx.as_pure(...) or flax.linen.unbox(...).'
+)
+
+__all__ = [
+    'abstract_state',
+    'check_specs',
+    'holds',
+    'is_link',
+    'link_states',
+    'own_leaves',
+    'spec_leaves',
+    'state_specs',
+    'tree_of_specs',
+    'with_specs',
+]
 
 
 def is_link(node: Any) -> bool:
@@ -51,7 +67,7 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
     >>> own_leaves(def_jax.ef21(def_jax.random_block(2), None), jnp.zeros(4))
     EF21State(step=False, key=False, local=True, mean=False)
     """
-    state = jax.eval_shape(optimizer.init, params)
+    state = abstract_state(optimizer, params)
     if not link_states(state):
         raise ValueError(
             'the optimizer holds no link that communicates, so its workers would drift apart. Add '
@@ -98,7 +114,7 @@ def state_specs(
     (('workers',), ('workers',), ())
     """
     specs = tree_of_specs(param_specs, params, axis_name)
-    state = jax.eval_shape(optimizer.init, params)
+    state = abstract_state(optimizer, params)
 
     def stacked(own: bool, spec: P) -> P:
         return P(axis_name, *spec) if own else spec
@@ -107,26 +123,90 @@ def state_specs(
 
 
 def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[str, ...]) -> PyTree:
-    """The parameters' specs as a pytree like `params`, as `state_specs` takes them and checks them."""
+    """The parameters' specs as a pytree like `params`.
+
+    Args:
+        param_specs: PartitionSpecs, NamedShardings or None, which is `P()`. Each stands for all parameters
+            below its path, so that one is enough for all, and a box around a parameter does not matter.
+        params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
+        axis_name: the mesh axis over workers, or a tuple of axes.
+
+    Raises:
+        ValueError: if a parameter has no spec, a spec no parameter, or `check_specs` refuses one.
+
+    >>> params = {'a': {'w': jnp.ones(4)}, 'b': jnp.ones(2)}
+    >>> specs = tree_of_specs({'a': P('shard'), 'b': None}, params, 'workers')
+    >>> tuple(specs['a']['w']), tuple(specs['b'])
+    (('shard',), ())
+    """
     check_specs(param_specs, axis_name)
-    if is_spec(param_specs):
-        return jax.tree.map(lambda _: param_specs, params)
-    remedy = 'Give every parameter a PartitionSpec, or pass one PartitionSpec for all.'
-    check_structure('param_specs', param_specs, 'params', params, remedy, is_spec)
-    return param_specs
+    places = jax.tree_util.tree_leaves_with_path(with_specs(param_specs), is_leaf=is_spec)
+    specs = {_names(path): spec for path, spec in places}
+    used = set()
+
+    def spec(path, _):
+        names = _names(path)
+        starts = [names[:end] for end in range(len(names) + 1) if names[:end] in specs]
+        if not starts:
+            raise ValueError(f'params{keystr(path)} has no PartitionSpec in param_specs. {_STRUCTURES}')
+        used.add(starts[-1])
+        return specs[starts[-1]]
+
+    tree = jax.tree_util.tree_map_with_path(spec, params)
+    for path, given in places:
+        if spec_axes(given) and _names(path) not in used:
+            raise ValueError(f'param_specs{keystr(path)} is no parameter and holds none. {_STRUCTURES}')
+    return tree
+
+
+def with_specs(param_specs: PyTree) -> PyTree:
+    """The tree with PartitionSpecs in place of NamedShardings and None."""
+
+    def spec(leaf):
+        return P() if leaf is None else getattr(leaf, 'spec', leaf)
+
+    return jax.tree.map(spec, param_specs, is_leaf=_is_spec_leaf)
+
+
+def spec_leaves(param_specs: PyTree) -> list[Any]:
+    return jax.tree.leaves(with_specs(param_specs), is_leaf=is_spec)
+
+
+def _is_spec_leaf(node: Any) -> bool:
+    return node is None or is_spec(node) or isinstance(node, jax.sharding.Sharding)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """A path by names, whatever kinds of nodes it passes."""
+    return tuple(keystr((entry,), simple=True) for entry in path)
 
 
 def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
-    """Raises ValueError unless all leaves are PartitionSpecs and none names an axis over workers."""
+    """Raises ValueError unless all leaves are specs and none names an axis over workers."""
     names = set(axis_names(axis_name))
-    for spec in jax.tree.leaves(param_specs, is_leaf=is_spec):
+    for spec in spec_leaves(param_specs):
         if not is_spec(spec):
-            raise ValueError(f'{param_specs=} holds {spec!r}, but its leaves must be PartitionSpecs.')
+            raise ValueError(
+                f'{param_specs=} holds {spec!r}, but its leaves must be PartitionSpecs, NamedShardings or '
+                'None.'
+            )
+        if P.UNCONSTRAINED in spec:
+            raise ValueError(
+                f'{param_specs=} has P.UNCONSTRAINED, but blocks are cut from shards that are known. Name an '
+                'axis or None for every dimension.'
+            )
         if used := names & spec_axes(spec):
             raise ValueError(
                 f'{param_specs=} names {sorted(used)}, the axis over workers, but all workers hold the same '
                 'parameters. Name only axes within a worker.'
             )
+
+
+def abstract_state(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
+    """Shapes and dtypes of `optimizer.init(params)`, wherever the parameters lie."""
+    return jax.eval_shape(
+        optimizer.init, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    )
 
 
 def holds(opt_state: PyTree, kind: type) -> bool:
@@ -143,11 +223,14 @@ def _own(node: PyTree) -> PyTree:
             for name, field in node._asdict().items()
         }
         return node._replace(**fields)
+    if isinstance(node, bool):
+        return node
+    if isinstance(node, (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)):
+        # Set by schedules and by hand, never by gradients.
+        return jax.tree.map(lambda _: False, node)._replace(inner_state=_own(node.inner_state))
     if type(node) is tuple and any(links := [bool(link_states(part)) for part in node]):
         last = len(links) - 1 - links[::-1].index(True)
         shared = [jax.tree.map(lambda _: False, part) for part in node[last + 1 :]]
         return (*map(_own, node[: last + 1]), *shared)
-    if not link_states(node):
-        return node
     children, treedef = jax.tree.flatten(node, is_leaf=lambda child: child is not node)
     return jax.tree.unflatten(treedef, [_own(child) for child in children])

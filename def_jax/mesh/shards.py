@@ -18,7 +18,31 @@ from def_jax.mesh.varying import AxisName, axis_names
 
 PyTree = Any
 
-__all__ = ['WHOLE', 'Shards', 'is_spec', 'reshard', 'spec_axes']
+__all__ = ['WHOLE', 'Shards', 'Tape', 'is_spec', 'spec_axes', 'specs_like']
+
+
+class Tape:
+    """What the links of an optimizer returned in one update, in order, to be returned again in a second.
+
+    `def_jax.spmd` runs what lies before the links at each worker's detached point, and what lies after them
+    at x. The two updates share what the links did in the first.
+    """
+
+    def __init__(self):
+        self.results: list[Any] = []
+        self._again: int | None = None
+
+    def rewind(self, results: list[Any]) -> None:
+        """From now on, links return these."""
+        self.results, self._again = results, 0
+
+    def run(self, link: Callable[[], Any]) -> Any:
+        """What a link returns; in a second update, what it returned in the first."""
+        if self._again is None:
+            self.results.append(link())
+            return self.results[-1]
+        self._again += 1
+        return self.results[self._again - 1]
 
 
 class Shards(NamedTuple):
@@ -31,6 +55,11 @@ class Shards(NamedTuple):
     axes: tuple[str, ...] = ()  # the mesh axes over a worker's devices
     sizes: tuple[int, ...] = ()  # of `axes`
     specs: PyTree = P()  # PartitionSpecs like params, which name only `axes`
+    tape: Tape | None = None  # records what the links return
+
+    def whole(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+        """`update(updates, state)` of a link that sees whole tensors."""
+        return self.tape.run(lambda: update(updates, state)) if self.tape else update(updates, state)
 
     def check_axis_name(self, axis_name: AxisName) -> None:
         """Raises ValueError unless a link averages over the workers, and over nothing else."""
@@ -55,13 +84,13 @@ class Shards(NamedTuple):
             ValueError: if `updates` has leaves that are no leaves of the parameters.
         """
         if not self.axes:
-            return update(updates, state)
+            return self.whole(update, updates, state)
         update_specs = self._specs_of(updates)
         specs = (update_specs, specs_like(state, updates, update_specs))
         mapped = jax.shard_map(
             update, axis_names=set(self.axes), in_specs=specs, out_specs=specs, check_vma=False
         )
-        return mapped(*reshard((updates, state), specs))
+        return self.whole(mapped, updates, state)
 
     def all(self, flag: jax.Array) -> jax.Array:
         """Whether a condition, bool [], holds on all devices of this worker."""
@@ -110,13 +139,6 @@ class Shards(NamedTuple):
 WHOLE = Shards()
 
 
-def reshard(tree: PyTree, specs: PyTree) -> PyTree:
-    """The tree with the sharding of `specs` where axes are Explicit, where JAX does not do it by itself."""
-    if not jax.sharding.get_abstract_mesh().explicit_axes:
-        return tree
-    return jax.tree.map(jax.sharding.reshard, tree, specs)
-
-
 def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
     """The specs of an optimizer's state: a leaf is sharded as the parameter of its name and shape.
 
@@ -138,7 +160,8 @@ def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
 
     def spec(path, leaf):
         ends = (path[start:] for start in range(len(path) + 1))
-        return next((known[end] for end in ends if shapes.get(end) == leaf.shape), P())
+        alike = next((known[end] for end in ends if shapes.get(end) == leaf.shape), P())
+        return alike if jnp.issubdtype(leaf.dtype, jnp.floating) else P()  # a key may have a tensor's shape
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 

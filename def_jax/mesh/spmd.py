@@ -6,23 +6,34 @@ optimizer. Each device holds the residual of its own shards, cuts its block from
 the devices at the same place in the other workers: one all-reduce a step, as long as a device's block.
 """
 
-import math
+import collections
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
-from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from def_jax.checks import check_divisible, check_stacked, check_stacked_state
+from def_jax.checks import check_divisible, check_floating, check_integer, check_stacked, check_stacked_state
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, output_params
+from def_jax.mesh import accumulation, after_link, at_points, crossing
 from def_jax.mesh.collectives import check_axis_name
-from def_jax.mesh.ownership import check_specs, link_states, own_leaves, state_specs, tree_of_specs
-from def_jax.mesh.shards import Shards, is_spec, spec_axes
-from def_jax.mesh.varying import axis_names
+from def_jax.mesh.eager import compiled_once, remembered, signature
+from def_jax.mesh.hlo import Collective
+from def_jax.mesh.ownership import (
+    abstract_state,
+    link_states,
+    own_leaves,
+    state_specs,
+    tree_of_specs,
+    with_specs,
+)
+from def_jax.mesh.regrouping import num_stacked, regroup
+from def_jax.mesh.shards import Shards, is_spec
+from def_jax.mesh.trained import combined, like, trained
+from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
 
 PyTree = Any
 
@@ -34,6 +45,8 @@ def spmd(
     mesh: Mesh,
     param_specs: PyTree = P(),  # noqa: B008
     axis_name: str | tuple[str, ...] = 'workers',
+    *,
+    accumulate: int = 1,
 ) -> 'Spmd':
     """An optimizer that communicates, on a mesh whose workers are one device each or several.
 
@@ -49,8 +62,12 @@ def spmd(
         mesh: axes over workers, and any number of axes over the devices within a worker. Its axes are all
             Auto or all Explicit.
         param_specs: how a worker's devices share the parameters: a PartitionSpec for all, or a pytree of them
-            like the parameters. They name only axes within a worker.
+            like the parameters or a prefix of these; NamedShardings and None are taken as well. They name
+            only axes within a worker.
         axis_name: the mesh axis over workers, or a tuple of axes.
+        accumulate: calls of `update` per step of the optimizer, which takes the mean of their gradients and
+            sends its message at the last of them; updates are zero at the others. In place of
+            `optax.MultiSteps`.
 
     Returns:
         The functions, see `Spmd`.
@@ -73,16 +90,23 @@ def spmd(
     2
     """
     check_axis_name(axis_name)
-    _check_mesh(mesh, axis_name, param_specs)
-    return Spmd(optimizer, mesh, param_specs, axis_name)
+    check_integer('accumulate', accumulate, 1, 'calls of update per step')
+    check_mesh(mesh, axis_name, param_specs)
+    return Spmd(optimizer, mesh, param_specs, axis_name, accumulate)
 
 
-class Spmd:
+class Spmd(optax.GradientTransformationExtraArgs):
     """What `spmd` returns: an optimizer's functions on global arrays.
 
     State and gradients are *stacked over workers*: per-worker values have a leading axis of size K, the
     number of workers, which is sharded over the workers' mesh axis. Parameters are not: they are replicated.
+    Leaves of the parameters that are no floating-point arrays (functions, integers) are not trained.
+
+    It is an optax transformation itself, for what takes one: `TrainState.create(tx=...)`.
     """
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls, cls.init, cls.update)  # methods, which hide these fields
 
     def __init__(
         self,
@@ -90,21 +114,38 @@ class Spmd:
         mesh: Mesh,
         param_specs: PyTree,
         axis_name: str | tuple[str, ...],
+        accumulate: int = 1,
     ):
-        self.optimizer = optax.with_extra_args_support(optimizer)
-        self.mesh, self.axis_name = mesh, axis_name
-        self.param_specs = param_specs
-        self._names = axis_names(axis_name)
+        self.optimizer = self._inner = optax.with_extra_args_support(optimizer)
+        if accumulate > 1:  # for its state; `update` decides for all workers at once when to send
+            self.optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
+        self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
+        self._workers, self._accumulate = WorkerMesh(mesh, axis_name), accumulate
+        self._programs: collections.OrderedDict[Any, Callable] = collections.OrderedDict()
+        self._params: PyTree = None  # abstract: those of the last update that was traced, for `check`
+        self._compiled = {
+            name: compiled_once(getattr(self, name))
+            for name in ('_init', '_map', '_update', '_output_params', '_regroup')
+        }
+
+    __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__  # not a tuple's
+
+    def __iter__(self):
+        raise ValueError(
+            'def_jax.spmd takes gradients stacked over workers; beside it in optax.chain, a transformation '
+            'sees those of all workers at once, and a global norm is too large. Put it into the chain: '
+            'def_jax.spmd(optax.chain(optax.clip_by_global_norm(1.0), ..., link), mesh).'
+        )
 
     @property
     def num_workers(self) -> int:
         """K."""
-        return math.prod(self.mesh.shape[name] for name in self._names)
+        return self._workers.num_workers
 
     @property
     def shardings(self) -> PyTree:
         """The parameters' shardings, like `param_specs`: for `jax.device_put` and `jax.jit`."""
-        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self.param_specs, is_leaf=is_spec)
+        return self._workers.shardings(with_specs(self.param_specs))
 
     def init(self, params: PyTree) -> PyTree:
         """The first state, stacked over workers and sharded as `state_specs` says.
@@ -113,15 +154,14 @@ class Spmd:
             params: a pytree of arrays; their sharding need not be that of `param_specs` yet.
 
         Raises:
-            ValueError: if `param_specs` has another structure, or a dimension does not divide.
+            ValueError: if a parameter has no spec, or a dimension does not divide.
         """
+        params = trained(params)
+        return self._compiled['_init'](self._workers.place(params, self._specs(params)))
 
-        def worker(params):
-            return self._stack(self.optimizer.init(params), own_leaves(self.optimizer, params))
-
-        params = self._place(params, self._specs(params))
-        mapped = self._map(worker, (P(),), self._prefixes(params))
-        return jax.jit(lambda p: self._place(mapped(p), self.state_specs(p)))(params)
+    def _init(self, params):
+        init = self._workers.map(self.optimizer.init, (False,), own_leaves(self.optimizer, params))
+        return self._workers.auto(init, self.state_specs(params))(params)
 
     def value_and_grad(self, loss_fn: Callable, has_aux: bool = False) -> Callable:
         """A function that gives every worker's loss and gradient, taken at its own detached point.
@@ -138,89 +178,200 @@ class Spmd:
 
         Source: Algorithm 1, lines 4 to 6.
         """
+        gradient = jax.value_and_grad(loss_fn, has_aux=has_aux)
+        return self._remembered((signature(loss_fn), has_aux), gradient, (1,), ())
 
-        def worker(params, state, batch):
-            return jax.value_and_grad(loss_fn, has_aux=has_aux)(self._point(params, state), batch)
+    def at_points(
+        self, grad_fn: Callable, split: tuple[int, ...] = (1,), keys: tuple[int, ...] = ()
+    ) -> Callable:
+        """Any gradient function of yours, run on every worker at its own detached point.
 
-        def losses_and_grads(params, opt_state, batch):
-            losses, grads = self.map(worker)(params, opt_state, batch)
-            specs = jax.tree.map(lambda spec: P(self.axis_name, *spec), self._specs(params), is_leaf=is_spec)
-            return losses, self._place(grads, specs)
+        Args:
+            grad_fn: takes the parameters first, e.g. `jax.value_and_grad(loss_fn, has_aux=True)`, and then
+                whatever arguments it likes.
+            split: positions of the arguments whose arrays are divided among the workers, by their leading
+                axis.
+            keys: positions of PRNG keys, or trees of them, which are folded with the worker's number.
 
-        return losses_and_grads
+        Returns:
+            A function of `params, opt_state, *args, **kwargs`, the arguments of `grad_fn` after the first.
+            What is in neither `split` nor `keys` is the same for all workers. Results are stacked over
+            workers.
+
+        Outside of `jax.jit`, it is compiled once for each `grad_fn` and the variables that this reads from
+        around it; arguments that are no arrays are part of the program. It is mapped by `jax.vmap`, or if it
+        has convolutions by `jax.shard_map`: see `def_jax.mesh.at_points`.
+
+        Source: Algorithm 1, lines 4 to 6.
+
+        >>> import jax, jax.numpy as jnp, def_jax
+        >>> dist = def_jax.spmd(def_jax.def_sgd(0.1, 2, 'workers'), jax.make_mesh((1,), ('workers',)))
+        >>> params = jnp.ones(4)
+        >>> grad_fn = jax.grad(lambda w, rows, power: jnp.mean((rows @ w) ** power))
+        >>> dist.at_points(grad_fn)(params, dist.init(params), jnp.ones((8, 4)), power=2).shape
+        (1, 4)
+        """
+        at_points.check_arguments(split, keys)
+        return self._remembered((signature(grad_fn), split, keys), grad_fn, split, keys)
+
+    def _remembered(self, key, grad_fn, split, keys):
+        """Where it was asked for before, the function that may be compiled already."""
+        run = functools.partial(self._at_points, grad_fn, split, keys)
+        return remembered(self._programs, key, lambda: compiled_once(run))
+
+    def _at_points(self, grad_fn, split, keys, params, opt_state, *args, **kwargs):
+        weights = trained(params)
+        opt_state = self._checked_state(opt_state, weights)
+        own, specs = own_leaves(self.optimizer, weights), self._stacked_specs(weights)
+        axes = jax.tree.map(lambda mine: 0 if mine else None, own)
+        points = jax.vmap(self._point, in_axes=(None, axes), axis_size=self.num_workers)
+        points = self._workers.auto(points, specs)(
+            self._workers.place(weights, self._specs(weights)), opt_state
+        )
+
+        def at_point(point, *args, **kwargs):
+            return grad_fn(combined(params, point), *args, **kwargs)
+
+        results = at_points.run(self._workers, at_point, points, args, kwargs, split, keys)
+        return at_points.placed_gradients(self._workers, results, points, specs)
 
     def map(self, function: Callable) -> Callable:
         """A function that runs `function(params, state, batch)` on every worker, with results stacked.
 
         `params` are the replicated parameters, `state` is the worker's optimizer state, and collectives over
         `axis_name` may be used, so that functions for mapped code run here: `def_jax.diagnostics`,
-        `def_jax.assert_replicated`.
+        `def_jax.assert_replicated`. All axes of the mesh are Auto inside.
 
         Returns:
             A function of params, opt_state and batch. The batch may be left out; the leading axes of its
             arrays are divided among the workers.
         """
+        run = functools.partial(self._map, function)
+        return remembered(self._programs, signature(function), lambda: compiled_once(run))
 
-        def worker(params, state, *batch):
-            state = self._unstack(state, own_leaves(self.optimizer, params))
-            return jax.tree.map(lambda x: lax.expand_dims(x, [0]), function(params, state, *batch))
+    def _map(self, function, params, opt_state, *batch):
+        weights = trained(params)
+        opt_state = self._checked_state(opt_state, weights)
+        divided = at_points.divide(self._workers, batch, 'batch')
+        own = False, own_leaves(self.optimizer, weights), *(True for _ in batch)
+        mapped = self._workers.map(function, own, True)
+        weights = self._workers.place(weights, self._specs(weights))
+        if self._workers.explicit:
+            mapped = self._workers.auto(mapped, P(self.axis_name))
+        return mapped(weights, opt_state, *divided)
 
-        def mapped(params, opt_state, *batch):
-            self._check_state(opt_state, params)
-            in_specs = (P(), self._prefixes(params), *(P(self.axis_name) for _ in batch))
-            params = self._place(params, self._specs(params))
-            run = self._map(worker, in_specs, P(self.axis_name))
-            return jax.jit(run)(params, opt_state, *self._divide(batch))
-
-        return mapped
-
-    def update(self, grads: PyTree, opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+    def update(
+        self, grads: PyTree, opt_state: PyTree, params: PyTree, **extra_args: Any
+    ) -> tuple[PyTree, PyTree]:
         """One step of the optimizer, with the message that its link sends.
 
         Args:
-            grads: stacked over workers, as `value_and_grad` returns them.
+            grads: stacked over workers, as `value_and_grad` and `at_points` return them.
             opt_state: from `init` or the step before.
-            params: the shared parameters x. The optimizer sees the detached point, at which weight decay is
-                taken.
+            params: the replicated parameters x. Transformations before the link see the detached point, at which
+                weight decay is taken; those after or around it see x.
+            extra_args: of the optimizer, the same for all workers, e.g. `value=losses.mean()`.
 
         Returns:
             The updates, to be added to the parameters, and the new state.
 
+        Raises:
+            ValueError: if arguments do not belong together; if a transformation would make the copies of x
+                drift apart, or keeps the link from sending by shards.
+
         Source: Algorithm 1, lines 7 to 10.
         """
-        self._check_state(opt_state, params)
-        check_stacked('grads', grads, params, self.num_workers)
-        specs, own = self._specs(params), own_leaves(self.optimizer, params)
-        shards = self._shards(specs)
+        params = trained(params)
+        check_stacked('grads', grads := like(params, grads), params, self.num_workers)
+        opt_state = self._checked_state(opt_state, params)
+        params, grads = self._workers.place(
+            (params, grads), (self._specs(params), self._stacked_specs(params))
+        )
+        return self._compiled['_update'](grads, opt_state, params, extra_args)
 
-        def worker(grads, state, params):
-            state, grads = self._unstack(state, own), jax.tree.map(lambda g: lax.squeeze(g, [0]), grads)
+    def _update(self, grads, opt_state, params, extra_args):
+        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        if self._accumulate == 1:
+            return self._send(grads, opt_state, params, extra_args)
+        send = functools.partial(self._send, params=params, extra_args=extra_args)
+        zeros = self._workers.place(optax.tree.zeros_like(params), self._specs(params))
+        return accumulation.update(send, self._accumulate, grads, opt_state, zeros)
+
+    def _send(self, grads, opt_state, params, extra_args):
+        specs, own = self._specs(params), own_leaves(self._inner, params)
+        shards = Shards(
+            self.axis_name, tuple(self._workers.inside), tuple(self._workers.inside.values()), specs
+        )
+        arrays = {name: x for name, x in extra_args.items() if not callable(x)}
+        others = {name: x for name, x in extra_args.items() if callable(x)}
+
+        def worker(grads, state, params, arrays):
             point = self._point(params, state)
-            updates, state = self.optimizer.update(grads, state, point, shards=shards)
-            return updates, self._stack(state, own)
+            return after_link.update(self._inner, grads, state, point, params, shards, arrays | others)
 
-        prefixes = self._prefixes(params)
-        mapped = self._map(worker, (P(self.axis_name), prefixes, P()), (P(), prefixes))
-        placed = (specs, self.state_specs(params))
-        return jax.jit(lambda *args: self._place(mapped(*args), placed))(grads, opt_state, params)
+        mapped = self._workers.map(worker, (True, own, False, False), (False, own))
+        placed = specs, state_specs(self._inner, params, specs, self.axis_name)
+        return self._workers.auto(mapped, placed)(grads, opt_state, params, arrays)
 
     def output_params(self, params: PyTree, opt_state: PyTree) -> PyTree:
         """DEF's output y = x + mean_k r_k, sharded like the parameters; one dense all-reduce across workers.
 
         Source: Algorithm 1, line 13.
         """
-        self._check_state(opt_state, params)
-        specs, own = self._specs(params), own_leaves(self.optimizer, params)
+        weights = trained(params)
+        opt_state = self._checked_state(opt_state, weights)
+        weights = self._workers.place(weights, self._specs(weights))
+        return combined(params, self._compiled['_output_params'](weights, opt_state))
 
-        def worker(params, state):
-            return output_params(params, self._unstack(state, own), self.axis_name)
+    def _output_params(self, params, opt_state):
+        output = functools.partial(output_params, axis_name=self.axis_name)
+        mapped = self._workers.map(output, (False, own_leaves(self.optimizer, params)), False)
+        return self._workers.auto(mapped, self._specs(params))(params, opt_state)
 
-        mapped = self._map(worker, (P(), self._prefixes(params)), P())
-        return jax.jit(lambda p, s: self._place(mapped(p, s), specs))(params, opt_state)
+    def mean(self, tree: PyTree) -> PyTree:
+        """The mean over workers of floating-point values that `at_points` or `map` returned."""
+        check_floating(tree, 'tree')
+        return jax.tree.map(lambda x: x.mean(0), tree)
 
     def state_specs(self, params: PyTree) -> PyTree:
-        """PartitionSpecs of the state, see `def_jax.state_specs`: for checkpoints and for `jax.jit`."""
+        """PartitionSpecs of the state, see `def_jax.state_specs`: for checkpoints and for `jax.shard_map`."""
+        params = trained(params)
         return state_specs(self.optimizer, params, self._specs(params), self.axis_name)
+
+    def state_shardings(self, params: PyTree) -> PyTree:
+        """The state's shardings, for out_shardings of `jax.jit` and for `jax.device_put`."""
+        return self._workers.shardings(self.state_specs(params))
+
+    def check(self, compiled: Any, params: PyTree = None, besides: int = 256) -> list[Collective]:
+        """Raises if a compiled step passes more between workers than the message.
+
+        Args:
+            compiled: `step.lower(...).compile()` of a step that calls `update`.
+            params: arrays or `jax.ShapeDtypeStruct`, if `update` was traced for others since.
+            besides: bytes that the step may pass in addition, for means of losses and metrics.
+
+        Returns:
+            The collectives between workers, with what a device passes to each. One in a branch counts as if
+            it ran at every step.
+
+        Raises:
+            ValueError: if they pass more, with sizes by kind, the largest collectives and the cure.
+        """
+        params = self._params if params is None else trained(params)
+        if params is None:
+            raise ValueError('no update of this def_jax.spmd was traced yet: pass params.')
+        specs = self._stacked_specs(params), self.state_specs(params), self._specs(params)
+        state = self.abstract_state(params)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_workers, *x.shape), x.dtype), params)
+        given = jax.tree.map(
+            lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
+            (shapes, state, params),
+            self._workers.shardings(specs),
+        )
+        program = jax.make_jaxpr(functools.partial(self._update, extra_args={}))(*given)
+        return crossing.check(
+            compiled, self._workers, crossing.message_bytes(program, self.axis_name), besides
+        )
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
         """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.
@@ -229,6 +380,7 @@ class Spmd:
             params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
             num_workers: of the run that wrote the checkpoint, if it differs; see `regroup`.
         """
+        params = trained(params)
         size = self.num_workers if num_workers is None else num_workers
         stacked_over = self.axis_name if size == self.num_workers else None
 
@@ -237,63 +389,32 @@ class Spmd:
             return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(self.mesh, spec))
 
         own = own_leaves(self.optimizer, params)
-        return jax.tree.map(leaf, jax.eval_shape(self.optimizer.init, params), own, self.state_specs(params))
+        return jax.tree.map(leaf, abstract_state(self.optimizer, params), own, self.state_specs(params))
 
-    def regroup(self, opt_state: PyTree, params: PyTree) -> PyTree:
-        """The state of a run with another number of workers, for this one's.
+    def regroup(self, params: PyTree, opt_state: PyTree) -> PyTree:
+        """The state of a run with another number of workers, for this one's; see `def_jax.mesh.regrouping`.
 
-        Every worker gets the mean of what the old workers had of their own: residuals, momenta. So x and y
-        stay where they were, y up to the rounding of a float32 mean. Their differences from it are lost.
-        If the number of workers is the same, so is the state, bit for bit.
+        The arrays may lie anywhere: on the mesh of that run, on this one, or in the host's memory.
         """
-        own = own_leaves(self.optimizer, params)
-        sizes = {
-            jnp.shape(x)[:1]
-            for x, mine in zip(jax.tree.leaves(opt_state), jax.tree.leaves(own), strict=False)
-            if mine
-        }
-        (size,) = sizes.pop() if sizes else (self.num_workers,)
-        check_stacked_state(opt_state, jax.eval_shape(self.optimizer.init, params), own, size)
-        specs = self.state_specs(params)
+        if link_states(params):
+            raise ValueError('regroup takes params first and opt_state second, as output_params does.')
+        params = trained(params)
+        own, specs = own_leaves(self.optimizer, params), self.state_specs(params)
+        size = num_stacked(opt_state, own, self.num_workers)
+        check_stacked_state(opt_state, abstract_state(self.optimizer, params), own, size)
         if size == self.num_workers:
-            return self._place(opt_state, specs)
+            return self._workers.place(opt_state, specs)
+        whole = jax.tree.map(lambda mine, spec: P(None, *spec[1:]) if mine else spec, own, specs)
+        return self._compiled['_regroup'](self._workers.place(opt_state, whole), params, size)
 
-        def mean(x):
-            return jnp.mean(x, axis=0, keepdims=True, dtype=jnp.float32).astype(x.dtype)
-
-        def regroup(state):
-            means = jax.tree.map(lambda x, mine: mean(x) if mine else x, state, own)
-            return jax.tree.map(
-                lambda x, mine: jnp.repeat(x, self.num_workers, axis=0) if mine else x, means, own
-            )
-
-        return jax.jit(lambda state: self._place(regroup(state), specs))(opt_state)
-
-    def _map(self, worker: Callable, in_specs: Any, out_specs: Any) -> Callable:
-        """Maps a function over workers, and leaves each worker's devices to the compiler."""
-        return jax.shard_map(
-            worker,
-            mesh=self.mesh,
-            axis_names=set(self._names),
-            in_specs=in_specs,
-            out_specs=out_specs,
-            check_vma=False,
-        )
-
-    def _stack(self, state: PyTree, own: PyTree) -> PyTree:
-        """A worker's state with an axis for its place among the workers, inside a mapped function."""
-        return jax.tree.map(lambda x, mine: lax.expand_dims(x, [0]) if mine else x, state, own)
-
-    def _unstack(self, state: PyTree, own: PyTree) -> PyTree:
-        return jax.tree.map(lambda x, mine: lax.squeeze(x, [0]) if mine else x, state, own)
+    def _regroup(self, opt_state, params, size):
+        own = own_leaves(self.optimizer, params)
+        means = functools.partial(regroup, own=own, before=(size,), after=(self.num_workers,))
+        return self._workers.auto(means, self.state_specs(params))(opt_state)
 
     def _point(self, params: PyTree, state: PyTree) -> PyTree:
         detached = any(isinstance(link, ErrorFeedbackState) for link in link_states(state))
         return detached_params(params, state) if detached else params
-
-    def _shards(self, specs: PyTree) -> Shards:
-        inside = {n: size for n, size in self.mesh.shape.items() if n not in self._names}
-        return Shards(self.axis_name, tuple(inside), tuple(inside.values()), specs)
 
     def _specs(self, params: PyTree) -> PyTree:
         """The specs as a pytree like the parameters, every dimension checked."""
@@ -304,69 +425,11 @@ class Spmd:
             check_divisible(f'params{jax.tree_util.keystr(path)}', leaf.shape, spec, self.mesh.shape)
         return specs
 
-    def _prefixes(self, params: PyTree) -> PyTree:
-        """Specs of the state that name only the workers' axis."""
-        own = own_leaves(self.optimizer, params)
-        return jax.tree.map(lambda mine: P(self.axis_name) if mine else P(), own)
+    def _stacked_specs(self, params: PyTree) -> PyTree:
+        return jax.tree.map(lambda spec: P(self.axis_name, *spec), self._specs(params), is_leaf=is_spec)
 
-    def _place(self, tree: PyTree, specs: PyTree) -> PyTree:
-        """Constrains or reshards the arrays of `tree`."""
-        explicit = AxisType.Explicit in self.mesh.axis_types
-
-        def place(x, spec):
-            to = NamedSharding(self.mesh, spec)
-            return jax.sharding.reshard(x, to) if explicit else lax.with_sharding_constraint(x, to)
-
-        return jax.tree.map(place, tree, specs)
-
-    def _divide(self, batch: PyTree) -> PyTree:
-        """The batch, checked; on Explicit axes, with its leading axis sharded over the workers."""
-        for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-            shape = jnp.shape(leaf)
-            if not shape or shape[0] % self.num_workers:
-                raise ValueError(
-                    f'batch{jax.tree_util.keystr(path[1:])} has shape {shape}, but its leading axis is '
-                    f'divided among {self.num_workers} workers, so that many must divide it. Repeat what all '
-                    'workers need, or let loss_fn close over it.'
-                )
-        if AxisType.Explicit not in self.mesh.axis_types:
-            return batch
-        return jax.tree.map(self._sharded_over_workers, batch)
-
-    def _sharded_over_workers(self, x: Any) -> jax.Array:
-        spec = jax.typeof(x).sharding.spec
-        if (
-            spec
-            and tuple(spec[0] if isinstance(spec[0], tuple) else (spec[0],))[: len(self._names)]
-            == self._names
-        ):
-            return x
-        return jax.sharding.reshard(x, NamedSharding(self.mesh, P(self.axis_name)))
-
-    def _check_state(self, opt_state: PyTree, params: PyTree) -> None:
-        expected = jax.eval_shape(self.optimizer.init, params)
-        check_stacked_state(opt_state, expected, own_leaves(self.optimizer, params), self.num_workers)
-
-
-def _check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree) -> None:
-    if not isinstance(mesh, Mesh):
-        raise ValueError(
-            f"{mesh=} must be a jax.sharding.Mesh, e.g. jax.make_mesh((2, 4), ('workers', 'shard'))."
-        )
-    names = set(axis_names(axis_name))
-    if not names or names - set(mesh.axis_names):
-        raise ValueError(
-            f'{axis_name=} must be an axis of the mesh, or a tuple of axes: it has {mesh.axis_names}.'
-        )
-    check_specs(param_specs, axis_name)
-    for spec in jax.tree.leaves(param_specs, is_leaf=is_spec):
-        if missing := spec_axes(spec) - set(mesh.axis_names):
-            raise ValueError(
-                f'{param_specs=} names {sorted(missing)}, but the mesh has {mesh.axis_names}. Name its axes, '
-                'or make the mesh with more.'
-            )
-    if len(set(mesh.axis_types)) > 1 or AxisType.Manual in mesh.axis_types:
-        raise ValueError(
-            f'the mesh has axes of types {mesh.axis_types}; make it with all Auto or all Explicit axes: '
-            'jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n).'
-        )
+    def _checked_state(self, opt_state: PyTree, params: PyTree) -> PyTree:
+        """The state, where `state_specs` says: resharded, if it is known to lie elsewhere."""
+        expected, own = abstract_state(self.optimizer, params), own_leaves(self.optimizer, params)
+        check_stacked_state(opt_state, expected, own, self.num_workers)
+        return self._workers.place(opt_state, self.state_specs(params))

@@ -13,6 +13,7 @@ from jax import custom_batching, lax
 
 from def_jax import diagnostics
 from def_jax.error_feedback import detached_params, output_params
+from def_jax.mesh.collectives import pmean, psum
 from def_jax.mesh.ownership import own_leaves
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.tasks.gradients import accumulated_value_and_grad
@@ -141,7 +142,7 @@ def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, d
             params['y'] = output_params(state.params, state.opt_state, experiment.workers.axis_name)
         if 'own' in points:
             own['own'] = detached_params(state.params, state.opt_state)  # λ = 1: x + r_k
-        batch_stats = lax.pmean(state.batch_stats, experiment.workers.axis_name)
+        batch_stats = pmean(state.batch_stats, experiment.workers.axis_name)
         return {point: {'params': p, 'batch_stats': batch_stats} for point, p in params.items()}, own
 
     return experiment.workers.map(outputs, in_axes=(worker_axes(experiment),), out_axes=(None, 0))
@@ -166,7 +167,7 @@ def make_batch_statistics(
         nothing, one = (jax.tree.map(make, state.batch_stats) for make in (jnp.zeros_like, jnp.ones_like))
         decayed, momentum = jax.jvp(updated, (nothing,), (one,))
         measured = jax.tree.map(lambda s, m: s / (1 - m), decayed, momentum)
-        return lax.pmean(measured, experiment.workers.axis_name)
+        return pmean(measured, experiment.workers.axis_name)
 
     in_axes = (worker_axes(experiment), 0 if own else None, 0)
     return experiment.workers.map(statistics, in_axes=in_axes, out_axes=None)
@@ -179,7 +180,7 @@ def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     devices; the sums are those of `Task.test_sums`, float32 [].
     """
     return experiment.workers.map_rows(
-        lambda variables, batch: lax.psum(experiment.task.test_sums(variables, batch), AXIS),
+        lambda variables, batch: psum(experiment.task.test_sums(variables, batch), AXIS),
         in_axes=(None, 0),
         out_axes=None,
     )

@@ -378,7 +378,7 @@ def test_state_goes_through_a_checkpoint_onto_another_mesh(tmp_path, sizes, keep
         sizes, ('workers', 'shard'), axis_types=(AUTO, AUTO), devices=jax.devices()[: np.prod(sizes)]
     )
     other = def_jax.spmd(optimizer, mesh, [P('shard'), P('shard') if sizes[1] == 2 else P(), P(), P(), P()])
-    restored = other.regroup(saved_and_restored(tmp_path, other, state, params, 2), params)
+    restored = other.regroup(params, saved_and_restored(tmp_path, other, state, params, 2))
     residual = optax.tree.get(restored, 'residual')[0]
     assert residual.sharding == NamedSharding(mesh, P('workers', 'shard'))
     if keeps:

@@ -38,6 +38,7 @@ def square_loss(params, batch):
         ({'param_specs': {'w': P('tensor')}}, r"names \['tensor'\], but the mesh has \('workers', 'shard'\)"),
         ({'param_specs': P('workers')}, r"names \['workers'\], the axis over workers"),
         ({'param_specs': {'w': 'shard'}}, "holds 'shard', but its leaves must be PartitionSpecs"),
+        ({'param_specs': {'w': P(P.UNCONSTRAINED)}}, 'has P.UNCONSTRAINED.*Name an axis or None'),
         (
             {'mesh': jax.sharding.AbstractMesh((2,), ('workers',))},
             'must be a jax.sharding.Mesh',
@@ -58,7 +59,9 @@ def test_a_mesh_of_two_types_of_axes_is_refused():
 @pytest.mark.parametrize(
     ('specs', 'message'),
     [
-        ({'w': P('shard')}, 'param_specs has the structure .* but params'),
+        ({'w': P('shard')}, r"^params\['b'\] has no PartitionSpec in param_specs.*nnx.as_pure"),
+        ({'w': {'kernel': P('shard')}, 'b': P()}, r"^params\['w'\] has no PartitionSpec"),
+        ({'w': P(), 'b': None, 'c': P('shard')}, r"^param_specs\['c'\] is no parameter"),
         ({'w': P(None, 'shard'), 'b': P()}, r"params\['w'\] has shape \(8, 6\).*dimension 1 by 4, but 6 is"),
         ({'w': P(), 'b': P(None, 'shard')}, r"params\['b'\] has shape \(6,\), but .* has 2 dimensions"),
     ],

@@ -11,8 +11,8 @@ import math
 from typing import Any
 
 import jax
-import numpy as np
 
+from def_jax.mesh.regrouping import regroup
 from def_jax.trainer import steps
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.workers import Workers
@@ -78,18 +78,8 @@ def regrouped(state: PyTree, workers: tuple[int, ...], layout: Layout) -> PyTree
     Returns:
         A state of NumPy arrays. If the number of workers is unchanged, only the leading axes differ.
     """
-    rank, same_number = len(workers), math.prod(workers) == math.prod(layout.shape)
-
-    def regroup(own, leaf):
-        if not own:
-            return leaf
-        rest = leaf.shape[rank:]
-        if same_number:
-            return leaf.reshape(*layout.shape, *rest)
-        mean = leaf.mean(tuple(range(rank)), dtype=np.float64).astype(leaf.dtype)
-        return np.broadcast_to(mean, (*layout.shape, *rest))
-
-    return layout.map(regroup, state)
+    own = jax.tree.map(lambda axis: axis == 0, layout.axes, is_leaf=lambda node: node is None or node == 0)
+    return regroup(state, own, workers, layout.shape)
 
 
 def describe(workers: tuple[int, ...], batch_size: int, layout: Layout, shards: int = 1) -> list[str]:

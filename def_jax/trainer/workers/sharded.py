@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.shards import Shards
+from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.trainer.workers.base import AXIS, Workers, map_prefix
 
 PyTree = Any
@@ -63,43 +64,31 @@ class ShardedWorkers(Workers):
                 f'config.shards_per_worker={shards}: all devices of a worker must belong to one process. '
                 'Start fewer processes, or lower --config.shards_per_worker.'
             )
-        self._mesh = Mesh(grid, (AXIS, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2)
-        self._batch_sharding = NamedSharding(self._mesh, P(AXIS, SHARD_AXIS))
+        self._mesh = WorkerMesh(Mesh(grid, (AXIS, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2), AXIS)
+        self._batch_sharding = self._mesh.shardings(P(AXIS, SHARD_AXIS))
 
     def map(self, function: Callable, *, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
-        def worker(*args):
-            args = _of_one_worker(in_axes, args)
-            return map_prefix(lambda own, x: lax.expand_dims(x, [0]) if own else x, out_axes, function(*args))
+        mapped = self._mesh.map(function, _own(in_axes), _own(out_axes))
 
-        mapped = jax.shard_map(
-            worker,
-            mesh=self._mesh,
-            axis_names={AXIS},
-            in_specs=_over_workers(in_axes),
-            out_specs=_over_workers(out_axes),
-            check_vma=False,
-        )
+        def placed(*args):
+            results = mapped(*args)
+            return self._mesh.place(results, map_prefix(self._spec, out_axes, results))
 
-        def placed(own, x):
-            return lax.with_sharding_constraint(x, self._sharding(own, x))
-
-        return jax.jit(
-            lambda *args: map_prefix(placed, out_axes, mapped(*args)), donate_argnums=donate_argnums
-        )
+        return jax.jit(placed, donate_argnums=donate_argnums)
 
     def map_rows(self, function: Callable, *, in_axes: Any, out_axes: Any) -> Callable:
         return self.map(function, in_axes=in_axes, out_axes=out_axes)
 
     def map_devices(self, function: Callable, *, in_axes: Any) -> Callable:
         def device(*args):
-            args = _of_one_worker(in_axes, args)
+            args = map_prefix(lambda own, x: lax.squeeze(x, [0]) if own else x, in_axes, args)
             return jax.tree.map(lambda x: lax.expand_dims(x, [0]), function(*args))
 
         def mapped(*args):
             in_specs = map_prefix(self._spec, in_axes, args)
             out_specs = P((AXIS, SHARD_AXIS))
             each = jax.shard_map(
-                device, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+                device, mesh=self._mesh.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
             )
             return each(*args)
 
@@ -152,7 +141,7 @@ class ShardedWorkers(Workers):
 
     def part(self, params: PyTree) -> PyTree:
         def shape(x):
-            return NamedSharding(self._mesh, shard_spec(x.shape, self._shards)).shard_shape(x.shape)
+            return self._mesh.shardings(shard_spec(x.shape, self._shards)).shard_shape(x.shape)
 
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype), params)
 
@@ -166,16 +155,9 @@ class ShardedWorkers(Workers):
         return P(AXIS, *shard_spec(x.shape[1:], self._shards)) if own else shard_spec(x.shape, self._shards)
 
     def _sharding(self, own: bool, x: Any) -> NamedSharding:
-        return NamedSharding(self._mesh, self._spec(own, x))
+        return self._mesh.shardings(self._spec(own, x))
 
 
-def _of_one_worker(axes: PyTree, tree: PyTree) -> PyTree:
-    """Without the axis over workers, which has length 1 within a mapped function."""
-    return map_prefix(lambda own, x: lax.squeeze(x, [0]) if own else x, axes, tree)
-
-
-def _over_workers(axes: PyTree) -> PyTree:
-    """The specs of a tree of axes, which name only the workers' axis."""
-    return jax.tree.map(
-        lambda axis: P() if axis is None else P(AXIS), axes, is_leaf=lambda node: node is None or node == 0
-    )
+def _own(axes: PyTree) -> PyTree:
+    """A tree of axes as booleans."""
+    return jax.tree.map(lambda axis: axis == 0, axes, is_leaf=lambda node: node is None or node == 0)

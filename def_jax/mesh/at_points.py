@@ -1,0 +1,156 @@
+"""A function of one worker, such as a gradient, run on all of them at once.
+
+It is mapped by `jax.vmap`, which leaves every mesh axis but the workers' to it: its sharding constraints, its
+own `jax.shard_map`, its Explicit axes. `vmap` turns convolutions into grouped ones, which are slow, so a
+function that has convolutions is mapped by `jax.shard_map` instead, in which constraints name axes within a
+worker alone and an inner `jax.shard_map` takes no mesh.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import jaxpr_as_fun
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from def_jax.mesh.worker_mesh import WorkerMesh
+from def_jax.traffic import inner_programs
+
+PyTree = Any
+
+__all__ = ['check_arguments', 'divide', 'placed_gradients', 'run']
+
+
+def check_arguments(split: tuple[int, ...], keys: tuple[int, ...]) -> None:
+    """Raises ValueError unless both are positions of arguments after the first, and disjoint."""
+    for name, places in (('split', split), ('keys', keys)):
+        if not isinstance(places, tuple) or not all(isinstance(i, int) and i > 0 for i in places):
+            raise ValueError(
+                f'{name}={places!r} must be a tuple of positions in the arguments of the function, from 1: '
+                'argument 0 are the parameters.'
+            )
+    if both := sorted(set(split) & set(keys)):
+        raise ValueError(f'{split=} and {keys=} both name argument {both[0]}: it is divided, or it is a key.')
+
+
+def run(
+    workers: WorkerMesh,
+    function: Callable,
+    points: PyTree,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    split: tuple[int, ...],
+    keys: tuple[int, ...],
+) -> PyTree:
+    """`function(point, *args, **kwargs)` of every worker, with results stacked.
+
+    Args:
+        workers: how the mesh divides into workers.
+        function: what one worker does.
+        points: stacked over workers.
+        args: those of `split` are divided among the workers, those of `keys` folded with the worker's number.
+        kwargs: the same for all.
+        split: positions, 1 for the first of `args`.
+        keys: likewise.
+    """
+    given = dict(enumerate(args, start=1))
+    if missing := sorted(set(split + keys) - set(given)):
+        raise ValueError(
+            f'{split=} and {keys=} name argument {missing[0]}, but there are {len(args)} after 0.'
+        )
+    divided = {i: divide(workers, given[i], f'argument {i}' if len(args) > 1 else 'batch') for i in split}
+    numbers = workers.place(jnp.arange(workers.num_workers), P(workers.axis_name))
+
+    def worker(point, divided, number):
+        folded = {i: jax.tree.map(lambda key: jax.random.fold_in(key, number), given[i]) for i in keys}
+        return function(point, *(given | divided | folded).values(), **kwargs)
+
+    return _on_workers(workers, worker, points, divided, numbers)
+
+
+def _on_workers(workers: WorkerMesh, worker: Callable, *stacked: PyTree) -> PyTree:
+    """The results of all workers, stacked; the arguments are."""
+    mapped = jax.vmap(worker, spmd_axis_name=workers.axis_name, axis_size=workers.num_workers)
+    with _context(workers):
+        try:
+            program, shapes = jax.make_jaxpr(mapped, return_shape=True)(*stacked)
+        except Exception as error:
+            if 'spmd_axis_name' in str(error) or type(error).__name__ == 'DuplicateSpecError':
+                raise ValueError(
+                    f'a sharding constraint of the function names {workers.axis_name!r}, the axis over '
+                    f'workers: each runs it on its own part, so it may name {sorted(workers.inside)} alone.'
+                ) from error
+            raise
+        if _has_convolutions(program.jaxpr):
+            return workers.map(worker, (True,) * len(stacked), True)(*stacked)
+        leaves = jaxpr_as_fun(program)(*jax.tree.leaves(stacked))
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
+    """A batch whose leading axis is divided among the workers: [n, ...] becomes [K, n / K, ...].
+
+    Raises:
+        ValueError: if an array has no leading axis, or one that K does not divide.
+    """
+    size = workers.num_workers
+
+    def part(path, x):
+        shape = jnp.shape(x)
+        if not shape or shape[0] % size:
+            raise ValueError(
+                f'{name}{jax.tree_util.keystr(path)} has shape {shape}, but its leading axis is divided '
+                f'among {size} workers, so that many must divide it. Repeat what all workers need, or let '
+                'loss_fn close over it.'
+            )
+        parts = (size, shape[0] // size, *shape[1:])
+        if not workers.explicit:
+            free = (P.UNCONSTRAINED,) * len(shape)
+            return lax.with_sharding_constraint(
+                jnp.reshape(x, parts), NamedSharding(workers.mesh, P(workers.axis_name, *free))
+            )
+        x = x if isinstance(x, jax.core.Tracer) else workers.place(x, P(workers.axis_name))
+        first, *rest = (*jax.typeof(x).sharding.spec, *[None] * len(shape))[: len(shape)]
+        axes = first if isinstance(first, tuple) else (first,)
+        if axes[: len(workers.names)] != workers.names:
+            x, axes, rest = workers.place(x, P(workers.axis_name)), workers.names, []
+        within = axes[len(workers.names) :] or None
+        to = NamedSharding(workers.mesh, P(workers.axis_name, within, *rest))
+        return lax.reshape(x, parts, out_sharding=to)
+
+    return jax.tree_util.tree_map_with_path(part, batch)
+
+
+def placed_gradients(workers: WorkerMesh, results: PyTree, points: PyTree, specs: PyTree) -> PyTree:
+    """The results, of which every part that is like the points is sharded as `specs` says."""
+    structure: Any = jax.tree.structure(points)
+    shapes = [x.shape for x in jax.tree.leaves(points)]
+
+    def is_gradient(node):
+        return (
+            jax.tree.structure(node) == structure and [jnp.shape(x) for x in jax.tree.leaves(node)] == shapes
+        )
+
+    def place(node):
+        return workers.place(node, specs) if is_gradient(node) else node
+
+    return jax.tree.map(place, results, is_leaf=is_gradient)
+
+
+def _context(workers: WorkerMesh) -> Any:
+    """The mesh for the PartitionSpecs that a function names, as it is within a `jax.shard_map`."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh)
+    return contextlib.nullcontext()
+
+
+def _has_convolutions(program: Any) -> bool:
+    return any(
+        equation.primitive.name == 'conv_general_dilated'
+        or any(map(_has_convolutions, inner_programs(equation)))
+        for equation in program.eqns
+    )

@@ -1,0 +1,84 @@
+"""Whether a compiled step passes more between workers than the message, read from its HLO."""
+
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import keystr
+
+from def_jax.mesh.hlo import Collective, collectives
+from def_jax.mesh.ownership import is_link
+from def_jax.mesh.shards import spec_axes
+from def_jax.mesh.varying import AxisName
+from def_jax.mesh.worker_mesh import WorkerMesh
+from def_jax.traffic import traffic_of
+
+PyTree = Any
+
+__all__ = ['check', 'crossing', 'message_bytes']
+
+
+def crossing(compiled: Any, workers: WorkerMesh) -> list[Collective]:
+    """What a device passes to the collectives between workers, in the order of the program."""
+    of_devices = workers.worker_of_devices()
+    found = [c.passed(len(of_devices)) for c in collectives(compiled.as_text())]
+    return [c for c in found if c.crosses(of_devices)]
+
+
+def message_bytes(program: Any, axis_name: AxisName) -> int:
+    """What a device passes to collectives over the workers in a traced update, in all its branches."""
+    sent = traffic_of(program.jaxpr, axis_name)
+    branches = [message for taken in sent.branches for branch in taken for message in branch]
+    return sum(message.bytes for message in (*sent.always, *branches))
+
+
+def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> list[Collective]:
+    """`crossing`, if that is no more than `message` bytes and `besides`.
+
+    Raises:
+        ValueError: if it is more, with the largest collectives, the arguments that cause them and the cure.
+    """
+    found = crossing(compiled, workers)
+    if (total := sum(c.bytes for c in found)) <= message + besides:
+        return found
+    kinds = {c.operation: sum(d.bytes for d in found if d.operation == c.operation) for c in found}
+    largest = sorted(found, key=lambda c: -c.bytes)[:3]
+    raise ValueError(
+        f'at every step a device passes {total:,} bytes to other workers, but the message has {message:,} '
+        f'(and besides={besides} are allowed for means of losses): '
+        + ', '.join(f'{size:,} by {kind}' for kind, size in kinds.items())
+        + '. The largest: '
+        + '; '.join(f'{c.operation} of {c.bytes:,} bytes{_where(c)}' for c in largest)
+        + '. '
+        + _cure(compiled, workers)
+    )
+
+
+def _where(collective: Collective) -> str:
+    return f' ({collective.name})' if collective.name else ''
+
+
+def _cure(compiled: Any, workers: WorkerMesh) -> str:
+    for verb, tree in (('returns', compiled.out_info), ('takes', _inputs(compiled))):
+        for path, state in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_link):
+            for name in state.per_worker if is_link(state) else ():
+                for below, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, name)):
+                    if not spec_axes(getattr(leaf.sharding, 'spec', P())) & set(workers.names):
+                        return (
+                            f'The step {verb} {keystr(path)}.{name}{keystr(below)}, and more state, '
+                            'whole on every device. Give jax.jit out_shardings, and jax.device_put, the '
+                            'state_shardings(params) of this def_jax.spmd.'
+                        )
+    return (
+        'Take gradients with value_and_grad or at_points of this def_jax.spmd, pass them to its update as '
+        'they are, and average only scalars over workers.'
+    )
+
+
+def _inputs(compiled: Any) -> PyTree:
+    shardings = jax.tree.leaves(compiled.input_shardings)
+    infos, treedef = jax.tree.flatten(compiled.args_info)
+    return jax.tree.unflatten(
+        treedef,
+        [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to) for x, to in zip(infos, shardings, strict=True)],
+    )

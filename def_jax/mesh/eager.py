@@ -1,0 +1,88 @@
+"""Functions for use inside `jax.jit` that are compiled, once, where they are called outside of it."""
+
+import collections
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ['compiled_once', 'signature']
+
+_KEPT = 8  # compiled programs for each function, and what they hold on to
+
+
+def compiled_once(function: Callable) -> Callable:
+    """The function, compiled at its first call with arguments of these structures, shapes and dtypes.
+
+    Arguments that are no arrays (flags, functions) are part of the program. Within another trace the function
+    is traced along, and nothing is kept.
+
+    >>> double = compiled_once(lambda x, times: x * times)
+    >>> int(double(np.int32(4), times=2)), int(double(np.int32(5), times=3))
+    (8, 15)
+    """
+    programs: collections.OrderedDict[Any, Callable] = collections.OrderedDict()
+
+    def call(*args, **kwargs):
+        leaves, treedef = jax.tree.flatten((args, kwargs))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return function(*args, **kwargs)
+        dynamic = [isinstance(leaf, (jax.Array, np.ndarray, np.generic)) for leaf in leaves]
+        static = [None if d else leaf for d, leaf in zip(dynamic, leaves, strict=True)]
+        arrays = [leaf for d, leaf in zip(dynamic, leaves, strict=True) if d]
+
+        def program(arrays):
+            given = iter(arrays)
+            whole = [next(given) if d else s for d, s in zip(dynamic, static, strict=True)]
+            args, kwargs = jax.tree.unflatten(treedef, whole)
+            return function(*args, **kwargs)
+
+        key = treedef, tuple(dynamic), tuple((type(leaf), leaf) for leaf in static)  # True is not 1
+        return remembered(programs, key, lambda: jax.jit(program))(arrays)
+
+    return call
+
+
+def remembered(programs: collections.OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    """`programs[key]`, made if it is missing; the least recently used is dropped when there are too many."""
+    try:
+        programs[key] = programs.pop(key) if key in programs else make()
+    except TypeError:  # a key that cannot be hashed
+        return make()
+    if len(programs) > _KEPT:
+        programs.popitem(last=False)
+    return programs[key]
+
+
+class _Same:
+    """A value as a key: equal to itself alone. It is kept alive, so that no other value takes its place."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def signature(function: Callable) -> Any:
+    """A key that differs if the function does, or a variable that it reads from around it.
+
+    >>> scale = 2
+    >>> def loss(x):
+    ...     return scale * x
+    >>> before = signature(loss)
+    >>> scale = 3
+    >>> before == signature(loss)
+    False
+    """
+    try:
+        outside = inspect.getclosurevars(getattr(function, '__wrapped__', function))
+    except TypeError:  # no Python function: an object that can be called
+        return _Same(function)
+    values = (*outside.nonlocals.values(), *outside.globals.values())
+    return (_Same(function), *map(_Same, values))

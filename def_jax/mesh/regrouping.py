@@ -1,0 +1,50 @@
+"""The state of a run with another number of workers."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+__all__ = ['num_stacked', 'regroup']
+
+
+def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int, ...]) -> PyTree:
+    """Gives every worker the mean of what the old workers had.
+
+    So x stays where it is, and y up to the rounding of a float32 mean. The differences from the mean are
+    lost; they add up to zero. If the number of workers is the same, all values are, bit for bit.
+
+    Args:
+        tree: arrays of JAX or of NumPy.
+        own: booleans like `tree`, or a prefix of it: which arrays are per-worker.
+        before: their leading axes, [K] or e.g. [devices, virtual workers].
+        after: those that they shall have.
+
+    Returns:
+        A tree of the same kind of arrays.
+
+    >>> regroup({'step': np.uint32(3), 'm': np.array([[1.0], [3.0]])}, {'step': False, 'm': True}, (2,), (3,))
+    {'step': np.uint32(3), 'm': array([[2.],
+           [2.],
+           [2.]])}
+    """
+    same = math.prod(before) == math.prod(after)
+
+    def leaf(x):
+        shape = (*after, *x.shape[len(before) :])
+        if same:
+            return x.reshape(shape)
+        mean = x.mean(tuple(range(len(before))), dtype=np.float32).astype(x.dtype)
+        return (jnp if isinstance(x, jax.Array) else np).broadcast_to(mean, shape)
+
+    return jax.tree.map(lambda mine, part: jax.tree.map(leaf, part) if mine else part, own, tree)
+
+
+def num_stacked(tree: PyTree, own: PyTree, otherwise: int) -> int:
+    """The number of workers over which a tree is stacked, by its first per-worker array, if it has one."""
+    arrays = zip(jax.tree.leaves(tree), jax.tree.leaves(own), strict=False)
+    return next((np.shape(x)[0] for x, mine in arrays if mine and np.ndim(x)), otherwise)

@@ -1,0 +1,41 @@
+"""The part of a model that is trained: its floating-point arrays, not its functions and flags."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+__all__ = ['combined', 'like', 'trained']
+
+
+def trained(model: PyTree) -> PyTree:
+    """The model with None in place of what is no floating-point or complex array.
+
+    >>> trained({'w': jnp.ones(2), 'activation': jnp.tanh})
+    {'activation': None, 'w': Array([1., 1.], dtype=float32)}
+    """
+
+    def leaf(x):
+        dtype = getattr(x, 'dtype', None)
+        return x if dtype is not None and jnp.issubdtype(dtype, jnp.inexact) else None
+
+    return jax.tree.map(leaf, model)
+
+
+def combined(model: PyTree, params: PyTree) -> PyTree:
+    """The model with other parameters, like those of `trained`."""
+    return jax.tree.map(lambda p, x: x if p is None else p, params, model, is_leaf=_is_none)
+
+
+def like(params: PyTree, tree: PyTree) -> PyTree:
+    """A tree like the model without what has no parameter, such as the gradients of integers."""
+    try:
+        return jax.tree.map(lambda p, x: None if p is None else x, params, tree, is_leaf=_is_none)
+    except ValueError:  # another structure: whoever uses it says so
+        return tree
+
+
+def _is_none(x: Any) -> bool:
+    return x is None

@@ -1,0 +1,146 @@
+"""A mesh that is divided into workers, and functions mapped over these.
+
+A worker is a slice of the mesh: one device, or several that share its tensors. `map` runs a function on every
+worker and leaves it to the compiler how a worker's devices share the work.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from def_jax.mesh.ownership import check_specs, spec_leaves
+from def_jax.mesh.shards import is_spec, spec_axes
+from def_jax.mesh.varying import axis_names
+
+PyTree = Any
+
+__all__ = ['WorkerMesh', 'check_mesh']
+
+
+class WorkerMesh:
+    """What `def_jax.spmd` and the trainer know of a mesh.
+
+    What is per-worker has a leading axis of size K, the number of workers, which lies on the workers' mesh
+    axis; what is replicated has none. A tree of booleans says which is which, True for per-worker; one of
+    them may stand for a whole subtree.
+
+    Args:
+        mesh: its axes are all Auto or all Explicit.
+        axis_name: the mesh axis over workers, or a tuple of axes.
+    """
+
+    def __init__(self, mesh: Mesh, axis_name: str | tuple[str, ...]):
+        self.mesh, self.axis_name, self.names = mesh, axis_name, axis_names(axis_name)
+        self.explicit = AxisType.Explicit in mesh.axis_types
+        self._auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+        self.inside = {name: size for name, size in mesh.shape.items() if name not in self.names}
+
+    @property
+    def num_workers(self) -> int:
+        """K."""
+        return math.prod(self.mesh.shape[name] for name in self.names)
+
+    def worker_of_devices(self) -> list[int]:
+        """The worker of each device, in the mesh's order."""
+        places = np.indices(self.mesh.devices.shape).reshape(self.mesh.devices.ndim, -1)
+        order = [self.mesh.axis_names.index(name) for name in self.names]
+        sizes = [self.mesh.shape[name] for name in self.names]
+        return np.ravel_multi_index([places[axis] for axis in order], sizes).tolist()
+
+    def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree) -> Callable:
+        """A function of global arrays that runs `function` on every worker.
+
+        Args:
+            function: what a worker does with its own values and with those that all share; collectives over
+                `axis_name` may be used.
+            own_in: a tree of booleans for each argument.
+            own_out: that of the result. What is replicated must be the same on all workers.
+        """
+
+        def worker(*args):
+            unstacked = _each(lambda mine, x: lax.squeeze(x, [0]) if mine else x, own_in, args)
+            return _each(
+                lambda mine, x: lax.expand_dims(x, [0]) if mine else x, own_out, function(*unstacked)
+            )
+
+        def mapped(*args):
+            context = jax.sharding.get_abstract_mesh()
+            return jax.shard_map(
+                worker,
+                mesh=self._auto if context == self._auto.abstract_mesh else self.mesh,
+                axis_names=set(self.names),
+                in_specs=self._over_workers(own_in),
+                out_specs=self._over_workers(own_out),
+                check_vma=False,
+            )(*args)
+
+        return mapped
+
+    def auto(self, function: Callable, specs: PyTree) -> Callable:
+        """The function with all axes Auto inside, and its results sharded as a tree of specs says.
+
+        On Explicit axes every operation would have to say how its result is sharded, and what optimizers and
+        compressors do does not.
+        """
+
+        def placed(*args):
+            if not self.explicit:
+                return self.place(function(*args), specs)
+            return jax.sharding.auto_axes(
+                function, axes=self.mesh.axis_names, out_sharding=self.shardings(specs)
+            )(*args)
+
+        return placed
+
+    def place(self, tree: PyTree, specs: PyTree) -> PyTree:
+        """The arrays with these shardings: moved if they are concrete, wherever they lie."""
+
+        def place(x, to):
+            if not isinstance(x, jax.core.Tracer):
+                return jax.device_put(x, to)
+            return jax.sharding.reshard(x, to) if self.explicit else lax.with_sharding_constraint(x, to)
+
+        return jax.tree.map(place, tree, self.shardings(specs))
+
+    def shardings(self, specs: PyTree) -> PyTree:
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=is_spec)
+
+    def _over_workers(self, own: PyTree) -> PyTree:
+        """Specs that name only the workers' axis."""
+        return jax.tree.map(lambda mine: P(self.axis_name) if mine else P(), own)
+
+
+def _each(function: Callable, own: PyTree, tree: PyTree) -> PyTree:
+    """`function(mine, leaf)` over the leaves of a tree, of which `own` is a prefix."""
+    return jax.tree.map(lambda mine, part: jax.tree.map(lambda x: function(mine, x), part), own, tree)
+
+
+def check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree) -> None:
+    """Raises ValueError unless the mesh has these axes over workers, and those that the specs name."""
+    if not isinstance(mesh, Mesh):
+        raise ValueError(
+            f"{mesh=} must be a jax.sharding.Mesh, e.g. jax.make_mesh((2, 4), ('workers', 'shard'))."
+        )
+    names = set(axis_names(axis_name))
+    if not names or names - set(mesh.axis_names):
+        raise ValueError(
+            f'{axis_name=} must be an axis of the mesh, or a tuple of axes: it has {mesh.axis_names}.'
+        )
+    check_specs(param_specs, axis_name)
+    for spec in spec_leaves(param_specs):
+        if missing := spec_axes(spec) - set(mesh.axis_names):
+            raise ValueError(
+                f'{param_specs=} names {sorted(missing)}, but the mesh has {mesh.axis_names}. Name its axes, '
+                'or make the mesh with more.'
+            )
+    if len(set(mesh.axis_types)) > 1 or AxisType.Manual in mesh.axis_types:
+        raise ValueError(
+            f'the mesh has axes of types {mesh.axis_types}; make it with all Auto or all Explicit axes: '
+            'jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n).'
+        )

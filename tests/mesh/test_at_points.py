@@ -1,0 +1,337 @@
+"""Gradient functions of other people's trainers on every worker, and what their steps send."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training.train_state import TrainState
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from sharded_workers import AUTO, EXPLICIT
+
+import def_jax
+
+SPECS = {'in': P(None, 'shard'), 'out': P('shard')}
+BATCH = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+
+
+def make_params():
+    rng = np.random.default_rng(1)
+    return {
+        'in': jnp.asarray(rng.normal(size=(8, 64)), jnp.float32),
+        'out': jnp.asarray(rng.normal(size=(64, 8)), jnp.float32),
+    }
+
+
+def link(**options):
+    return def_jax.error_feedback(def_jax.random_block(4), 'workers', **options)
+
+
+def spmd(optimizer=None, kind=AUTO, specs=SPECS, **options):
+    mesh = jax.make_mesh((2, 4), ('workers', 'shard'), axis_types=(kind,) * 2)
+    return def_jax.spmd(
+        optimizer or optax.chain(optax.sgd(0.01, momentum=0.9), link()), mesh, specs, **options
+    )
+
+
+def loss_fn(params, batch):
+    return jnp.mean((jnp.tanh(batch @ params['in']) @ params['out'] - batch) ** 2)
+
+
+def constrained(mesh):
+    """The loss of a model that says how its activations lie, as MaxText's do."""
+
+    def loss(params, batch):
+        hidden = jnp.tanh(batch @ params['in'])
+        hidden = lax.with_sharding_constraint(hidden, NamedSharding(mesh, P(None, 'shard')))
+        return jnp.mean((hidden @ params['out'] - batch) ** 2)
+
+    return loss
+
+
+def mapped(mesh):
+    """A model with tensor parallelism of its own."""
+
+    def loss(params, batch):
+        def layer(w_in, w_out, batch):
+            return lax.psum(jnp.tanh(batch @ w_in) @ w_out, 'shard')
+
+        specs = (P(None, 'shard'), P('shard'), P())
+        predicted = jax.shard_map(layer, mesh=mesh, in_specs=specs, out_specs=P())(
+            params['in'], params['out'], batch
+        )
+        return jnp.mean((predicted - batch) ** 2)
+
+    return loss
+
+
+def explicit(mesh):
+    def loss(params, batch):
+        hidden = jnp.tanh(jnp.dot(batch, params['in'], out_sharding=P(None, 'shard')))
+        return jnp.mean((jnp.dot(hidden, params['out'], out_sharding=P()) - batch) ** 2)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ('kind', 'make'), [(AUTO, constrained), (AUTO, mapped), (EXPLICIT, mapped), (EXPLICIT, explicit)]
+)
+def test_models_that_place_their_own_arrays(kind, make):
+    dist = spmd(kind=kind)
+    params = jax.device_put(make_params(), dist.shardings)
+    state = dist.init(params)
+    losses, grads = jax.jit(dist.value_and_grad(make(dist.mesh)))(params, state, BATCH)
+    for k, part in enumerate(BATCH.reshape(2, 8, 8)):
+        loss, grad = jax.value_and_grad(loss_fn)(make_params(), part)
+        np.testing.assert_allclose(np.asarray(losses)[k], loss, rtol=1e-5)
+        jax.tree.map(
+            lambda a, b, k=k: np.testing.assert_allclose(np.asarray(a)[k], b, rtol=1e-4, atol=1e-6),
+            grads,
+            grad,
+        )
+    assert grads['in'].sharding.spec == P('workers', None, 'shard')
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_a_constraint_that_names_the_workers_is_refused(kind):
+    dist = spmd(kind=kind)
+    params = jax.device_put(make_params(), dist.shardings)
+
+    def loss(params, batch):
+        to = NamedSharding(dist.mesh, P('workers'))
+        batch = lax.with_sharding_constraint(batch, to) if kind == AUTO else jax.sharding.reshard(batch, to)
+        return jnp.mean(batch) * jnp.mean(params['in'])
+
+    with pytest.raises(
+        ValueError, match=r"^a sharding constraint of the function names 'workers'.*\['shard'\] alone"
+    ):
+        jax.eval_shape(dist.value_and_grad(loss), params, dist.init(params), BATCH)
+
+
+def test_any_arguments_keys_and_auxiliary_values():
+    dist = spmd()
+    params = jax.device_put(make_params(), dist.shardings)
+    state = dist.init(params)
+
+    def loss(params, scale, batch, keys, *, train):
+        noise = jax.random.normal(keys['noise'], ()) if train else 0.0
+        return scale * loss_fn(params, batch['x']), {'noise': noise, 'rows': jnp.float32(len(batch['x']))}
+
+    grad_fn = dist.at_points(jax.value_and_grad(loss, has_aux=True), split=(2,), keys=(3,))
+    key = jax.random.key(3)
+    (losses, aux), grads = grad_fn(params, state, jnp.float32(2), {'x': BATCH}, {'noise': key}, train=True)
+    assert aux['rows'].tolist() == [8, 8] and grads['in'].shape == (2, 8, 64)
+    expected = [jax.random.normal(jax.random.fold_in(key, k), ()) for k in range(2)]
+    np.testing.assert_allclose(aux['noise'], expected)
+    (_, aux), _ = grad_fn(params, state, jnp.float32(2), {'x': BATCH}, {'noise': key}, train=False)
+    assert not np.any(aux['noise'])
+    np.testing.assert_allclose(dist.mean({'loss': losses})['loss'], np.mean(losses))
+    with pytest.raises(ValueError, match='is int32, but must be a floating-point array'):
+        dist.mean({'correct': jnp.ones(2, jnp.int32)})
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'split': (0,)}, r'split=\(0,\) must be a tuple of positions'),
+        ({'split': 1}, 'split=1 must be a tuple'),
+        ({'split': (1,), 'keys': (1,)}, 'both name argument 1'),
+    ],
+)
+def test_positions_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        spmd().at_points(jax.grad(loss_fn), **arguments)
+
+
+def test_convolutions_stay_ordinary():
+    """Under vmap they would be grouped by worker."""
+    dist = spmd(specs=P())
+    params = {'kernel': jnp.ones((3, 3, 2, 4)) / 10}
+
+    def loss(params, images):
+        out = lax.conv_general_dilated(
+            images, params['kernel'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        )
+        return jnp.mean(out**2)
+
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 2)).astype(np.float32)
+    state = dist.init(params)
+    program = jax.jit(dist.value_and_grad(loss)).lower(params, state, images)
+    assert (
+        'feature_group_count = 2' not in program.as_text()
+        and 'batch_group_count = 2' not in program.as_text()
+    )
+    losses, _ = dist.value_and_grad(loss)(params, state, images)
+    np.testing.assert_allclose(losses, [loss(params, part) for part in np.split(images, 2)], rtol=1e-5)
+
+
+# --- In other people's trainers -----------------------------------------------------------------------------
+
+
+def step_of(dist):
+    def step(params, state, batch):
+        losses, grads = dist.value_and_grad(loss_fn)(params, state, batch)
+        updates, state = dist.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, losses.mean()
+
+    return step
+
+
+def compiled(dist, out_shardings=None):
+    params = jax.device_put(make_params(), dist.shardings)
+    state = dist.init(params)
+    step = jax.jit(step_of(dist), out_shardings=out_shardings)
+    return step.lower(params, state, BATCH).compile(), params, state
+
+
+def test_the_message_alone_crosses_workers():
+    dist = spmd()
+    program, params, _ = compiled(dist)
+    found = dist.check(program)
+    message = def_jax.message_size(def_jax.random_block(4), params, dist.mesh, SPECS)
+    assert sum(c.elements for c in found) == message + 1  # and the mean of the losses
+    with pytest.raises(
+        ValueError, match=rf'passes {4 * message + 4:,} bytes .* the message has {4 * message:,}'
+    ):
+        dist.check(program, besides=0)
+
+
+def test_state_that_is_not_sharded_over_workers_is_found():
+    dist = spmd()
+    whole = NamedSharding(dist.mesh, P())
+    shardings = dist.shardings, jax.tree.map(lambda _: whole, dist.state_specs(make_params())), whole
+    program, _, _ = compiled(dist, shardings)
+    with pytest.raises(
+        ValueError, match=r"by all-gather.*returns .*residual\['in'\].*state_shardings\(params\)"
+    ):
+        dist.check(program)
+    dist.check(compiled(dist, (dist.shardings, dist.state_shardings(make_params()), whole))[0])
+
+
+def test_state_known_to_be_replicated_is_resharded():
+    dist = spmd()
+    params = jax.device_put(make_params(), dist.shardings)
+    state = jax.device_put(dist.init(params), NamedSharding(dist.mesh, P()))
+    _, grads = dist.value_and_grad(loss_fn)(params, state, BATCH)
+    _, state = dist.update(grads, state, params)
+    assert state[-1].residual['in'].sharding.spec == P('workers', None, 'shard')
+
+
+def test_a_dense_gradient_is_found():
+    dist = spmd()
+
+    def step(params, state, batch):
+        losses, grads = dist.value_and_grad(loss_fn)(params, state, batch)
+        norm = optax.tree.norm(dist.mean(grads))
+        updates, state = dist.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, losses.mean(), norm
+
+    params = jax.device_put(make_params(), dist.shardings)
+    program = jax.jit(step).lower(params, dist.init(params), BATCH).compile()
+    with pytest.raises(ValueError, match=r'all-reduce of .* bytes.*average only scalars'):
+        dist.check(program)
+
+
+def test_a_chain_around_it_is_refused():
+    with pytest.raises(ValueError, match=r'a global norm is too large\. Put it into the chain'):
+        optax.chain(optax.clip_by_global_norm(1.0), spmd())
+
+
+def test_accumulation_sends_once():
+    chain = optax.chain(optax.sgd(0.1, momentum=0.9), link())
+    dist, plain = spmd(chain, accumulate=3), spmd(chain)
+    params = jax.device_put(make_params(), dist.shardings)
+    state, expected = dist.init(params), plain.init(params)
+    rng = np.random.default_rng(0)
+    grads = [
+        jax.tree.map(lambda p: rng.normal(size=(2, *p.shape)).astype(np.float32), params) for _ in range(6)
+    ]
+    step = jax.jit(dist.update)
+    for n, grad in enumerate(grads):
+        updates, state = jax.block_until_ready(step(grad, state, params))
+        if n % 3 < 2:
+            assert not np.any(updates['in'])
+    for three in (grads[:3], grads[3:]):
+        mean = jax.tree.map(lambda *g: sum(g) / 3, *three)
+        wanted, expected = jax.block_until_ready(plain.update(mean, expected, params))
+    np.testing.assert_allclose(updates['in'], wanted['in'], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        state.inner_opt_state[-1].residual['in'], expected[-1].residual['in'], rtol=1e-4, atol=1e-6
+    )
+    shapes = jax.tree.map(lambda p: jnp.ones((2, *p.shape)), params)
+    dist.check(step.lower(shapes, state, params).compile(), params)
+
+
+def test_in_a_train_state():
+    dist = spmd(specs=P())
+    model = nn.Dense(8)
+    params = model.init(jax.random.key(0), BATCH)['params']
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=dist)
+
+    @jax.jit
+    def train_step(state, batch):
+        def loss(params, batch):
+            return jnp.mean((state.apply_fn({'params': params}, batch) - batch) ** 2)
+
+        losses, grads = state.tx.value_and_grad(loss)(state.params, state.opt_state, batch)
+        return state.apply_gradients(grads=grads), losses.mean()
+
+    losses = []
+    for _ in range(5):
+        state, loss = jax.block_until_ready(train_step(state, BATCH))
+        losses.append(loss)
+    assert losses[-1] < losses[0] and spmd() != dist
+
+
+@pytest.mark.parametrize('form', ['prefix', 'shardings', 'metadata'])
+def test_specs_as_the_ecosystem_has_them(form):
+    def init(*names):
+        return nn.with_partitioning(nn.initializers.ones, names)
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(16, kernel_init=init(None, 'shard'), use_bias=False, name='in')(x)
+            return nn.Dense(8, kernel_init=init('shard', None), use_bias=False, name='out')(x)
+
+    boxed = jax.eval_shape(Model().init, jax.random.key(0), BATCH)['params']
+    specs = nn.get_partition_spec(boxed)
+    params = nn.unbox(Model().init(jax.random.key(0), BATCH)['params'])
+    if form == 'prefix':
+        specs = {'in': specs['in']['kernel'], 'out': specs['out']['kernel']}
+    mesh = jax.make_mesh((2, 4), ('workers', 'shard'), axis_types=(AUTO, AUTO))
+    if form == 'shardings':
+        specs = jax.tree.map(
+            lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
+        )
+    dist = def_jax.spmd(optax.chain(optax.adam(0.1), link()), mesh, specs)
+    state = dist.init(params)
+    assert state[-1].residual['in']['kernel'].sharding.spec == P('workers', None, 'shard')
+    if form == 'metadata':  # and boxes around the parameters themselves
+        boxes = Model().init(jax.random.key(0), BATCH)['params']
+        state = dist.init(boxes)
+        assert state[-1].residual['out']['kernel'].value.sharding.spec == P('workers', 'shard')
+
+
+def test_leaves_that_are_not_trained_pass_through():
+    dist = spmd(specs={'in': P(None, 'shard'), 'out': P('shard'), 'activation': P(), 'count': P()})
+    model = make_params() | {'activation': jnp.tanh, 'count': jnp.int32(3)}
+
+    def loss(model, batch):
+        return (
+            jnp.mean((model['activation'](batch @ model['in']) @ model['out'] - batch) ** 2) * model['count']
+        )
+
+    def grad_fn(model, batch):
+        params = {name: model[name] for name in SPECS}
+        return jax.value_and_grad(lambda params: loss(model | params, batch))(params)
+
+    state = dist.init(model)
+    losses, grads = dist.at_points(grad_fn)(model, state, BATCH)
+    updates, state = dist.update(grads | {'activation': None, 'count': None}, state, model)
+    assert updates['activation'] is None and updates['count'] is None and np.any(updates['in'])
+    assert dist.output_params(model, state)['activation'] is jnp.tanh
+    np.testing.assert_allclose(losses[0], 3 * loss_fn(make_params(), BATCH[:8]), rtol=1e-5)

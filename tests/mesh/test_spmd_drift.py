@@ -1,0 +1,267 @@
+"""What follows a link, or lies around it, sees x: copies of x stay alike, or the optimizer is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+from sharded_workers import AUTO, EXPLICIT
+
+import def_jax
+
+PARAMS = {'w': jnp.linspace(0.5, 1.5, 32).reshape(8, 4), 'b': jnp.full(4, 0.1)}
+SPECS = {'w': P('shard'), 'b': P()}
+BATCH = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+
+
+def loss_fn(params, batch):
+    return jnp.mean((jnp.tanh(batch @ params['w'] + params['b']) - 1) ** 2)
+
+
+def explicit_loss(params, batch):
+    return loss_fn(jax.sharding.reshard(params, P()), batch)
+
+
+def link(**options):
+    return def_jax.error_feedback(def_jax.random_block(2), 'workers', **options)
+
+
+def spmd(optimizer, kind=AUTO, sizes=(2, 4), specs=SPECS, **options):
+    mesh = jax.make_mesh(
+        sizes, ('workers', 'shard'), axis_types=(kind,) * 2, devices=jax.devices()[: np.prod(sizes)]
+    )
+    return def_jax.spmd(optimizer, mesh, specs, **options)
+
+
+def train(dist, steps=4, params=PARAMS, loss_fn=loss_fn, **extra):
+    params = jax.device_put(params, dist.shardings)
+    state = dist.init(params)
+
+    @jax.jit
+    def step(params, state):
+        losses, grads = dist.value_and_grad(loss_fn)(
+            params, state, jax.device_put(BATCH, dist._workers.shardings(P('workers')))
+        )
+        updates, state = dist.update(grads, state, params, **(extra and {'value': losses.mean()}))
+        return optax.apply_updates(params, updates), state, losses
+
+    for _ in range(steps):
+        params, state, losses = jax.block_until_ready(step(params, state))
+    return params, state, losses
+
+
+def sgd():
+    return optax.sgd(0.3, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    'optimizer',
+    [
+        optax.chain(sgd(), link(), optax.add_decayed_weights(-0.1)),
+        optax.contrib.schedule_free(optax.chain(sgd(), link()), 0.3),
+        optax.chain(sgd(), link(), optax.keep_params_nonnegative()),
+        optax.chain(sgd(), link(), optax.scale_by_trust_ratio()),
+        optax.chain(
+            def_jax.hold_skipped(optax.chain(sgd(), link(skip_nonfinite=True))), optax.scale_by_trust_ratio()
+        ),
+    ],
+    ids=['decay', 'schedule_free', 'nonnegative', 'trust_ratio', 'held'],
+)  # fmt: skip
+def test_copies_of_x_do_not_drift_apart(optimizer):
+    params, _, _ = train(spmd(optimizer))
+    def_jax.assert_replicated(params, None)
+
+
+def test_what_follows_the_link_is_taken_at_x():
+    rate = 0.05
+    dist = spmd(optax.chain(sgd(), link(detach=1.0), optax.add_decayed_weights(-rate)))
+    plain = spmd(optax.chain(sgd(), link(detach=1.0)))
+    params, state, _ = train(dist, 3)
+    grads = jax.tree.map(lambda p: jnp.ones((2, *p.shape)), params)
+    updates, _ = dist.update(grads, state, params)
+    sent, _ = plain.update(grads, (state[0], state[1]), params)
+    jax.tree.map(
+        lambda u, s, x: np.testing.assert_allclose(u, s - rate * x, rtol=1e-5, atol=1e-7),
+        updates,
+        sent,
+        params,
+    )
+
+
+def test_before_the_link_it_is_the_detached_point():
+    dist = spmd(
+        optax.chain(optax.add_decayed_weights(0.5), optax.scale(-1.0), link(detach=1.0), optax.identity())
+    )
+    state = dist.init(PARAMS)
+    zeros = jax.tree.map(lambda p: jnp.zeros((2, *p.shape)), PARAMS)
+    _, state = dist.update(zeros, state, PARAMS)
+    before = state[2].residual['w']
+    _, state = dist.update(zeros, state, PARAMS)
+    pending = before - 0.5 * (PARAMS['w'] + before)
+    kept = np.asarray(state[2].residual['w'])
+    assert np.all((kept == 0) | np.isclose(kept, pending, rtol=1e-6)) and np.any(kept != 0)
+
+
+@pytest.mark.parametrize(
+    ('optimizer', 'message'),
+    [
+        (optax.masked(optax.chain(sgd(), link()), {'w': True, 'b': False}), r"^updates\['b'\] would differ"),
+        (optax.contrib.mechanize(optax.chain(sgd(), link())), 'would differ between workers'),
+        (optax.MultiSteps(optax.chain(sgd(), link()), 2), 'keeps the extra argument `shards`.*accumulate='),
+        (
+            optax.MultiSteps(
+                optax.chain(sgd(), link()), 2, should_skip_update_fn=optax.skip_not_finite
+            ).gradient_transformation(),
+            'keeps the extra argument `shards`|lies in a branch',
+        ),
+        (optax.apply_if_finite(optax.chain(sgd(), link()), 2), 'skip_nonfinite=True'),
+        (
+            optax.transforms.conditionally_transform(optax.chain(sgd(), link()), lambda step: step > 1),
+            'would differ between workers',
+        ),
+        (
+            optax.GradientTransformationExtraArgs(
+                link().init,
+                lambda u, s, p=None, **extra: jax.lax.cond(
+                    jnp.any(u['b'] > 0),
+                    lambda: link().update(u, s, p, **extra),
+                    lambda: (u, s),
+                ),
+            ),
+            'would differ between workers',
+        ),
+    ],
+    ids=['masked', 'mechanize', 'MultiSteps', 'skipping', 'apply_if_finite', 'conditionally', 'cond'],
+)  # fmt: skip
+def test_what_would_drift_or_wait_is_refused_at_trace(optimizer, message):
+    with pytest.raises(ValueError, match=message):
+        dist = spmd(optimizer)
+        shapes = jax.eval_shape(dist.init, PARAMS)
+        jax.eval_shape(dist.update, jax.tree.map(lambda p: jnp.ones((2, *p.shape)), PARAMS), shapes, PARAMS)
+
+
+# --- Both kinds of axes, one worker, extra arguments --------------------------------------------------------
+
+
+BASELINES = {
+    'int8': optax.chain(sgd(), link(wire_dtype='int8')),
+    'cser': optax.chain(
+        sgd(), def_jax.baselines.cser(def_jax.random_block(2), def_jax.random_block(4), 'workers')
+    ),
+    'powersgd': optax.chain(def_jax.baselines.powersgd(2, 'workers'), sgd()),
+    'top_k': optax.chain(def_jax.baselines.top_k(2, 'workers'), sgd()),
+    'sign_ef': optax.chain(def_jax.baselines.sign_ef('workers'), sgd()),
+    'onebit_adam': optax.chain(def_jax.baselines.onebit_adam('workers', freeze_after=2), optax.scale(-0.1)),
+    'muon': optax.chain(optax.contrib.muon(0.1), link()),
+    'prodigy': optax.chain(optax.contrib.prodigy(1.0), link()),
+    'dadapt_adamw': optax.chain(optax.contrib.dadapt_adamw(1.0), link()),
+    'demo': optax.chain(def_jax.baselines.demo(2, 'workers'), sgd()),
+}
+
+
+@pytest.mark.parametrize(
+    'name', [n if n in ('int8', 'prodigy') else pytest.param(n, marks=pytest.mark.slow) for n in BASELINES]
+)
+def test_explicit_axes_train_as_auto_axes_do(name):
+    optimizer = BASELINES[name]
+    auto, _, _ = train(spmd(optimizer), 2)
+    explicit, _, losses = train(spmd(optimizer, EXPLICIT), 2, loss_fn=explicit_loss)
+    assert np.all(np.isfinite(losses))
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5), auto, explicit)
+
+
+def test_functions_for_mapped_code_run_on_explicit_axes():
+    dist = spmd(BASELINES['int8'], EXPLICIT)
+    params, state, _ = train(dist, 1, loss_fn=explicit_loss)
+    statistics = dist.map(lambda p, s: def_jax.diagnostics.error_statistics(s, 'workers'))(params, state)
+    assert np.all(np.asarray(statistics['error']) > [0, 0])
+
+    def check(params, state):
+        def_jax.assert_replicated(params, 'workers')
+        return jnp.zeros(())
+
+    dist.map(check)(params, state)
+    jax.effects_barrier()
+
+
+@pytest.mark.parametrize('name', ['int8', 'powersgd', 'onebit_adam', 'dense'])
+def test_a_single_worker_of_several_devices(name):
+    dense = optax.chain(def_jax.all_reduce_mean('workers'), sgd())
+    dist = spmd(BASELINES.get(name, dense), sizes=(1, 4))
+    params, state, _ = train(dist, 2)
+    if name == 'int8':
+        dist.output_params(params, state)
+        dist.map(lambda p, s: def_jax.diagnostics.error_statistics(s, 'workers'))(params, state)
+
+
+def test_extra_arguments_reach_the_optimizer():
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=1.0)
+    dist = spmd(optax.chain(sgd(), link(), plateau))
+    params, state, _ = train(dist, 5, value=True)
+    assert optax.tree.get(state, 'scale') < 1
+    def_jax.assert_replicated(params, None)
+
+
+def test_a_learning_rate_set_by_hand():
+    dist = spmd(
+        optax.inject_hyperparams(def_jax.def_adamw, static_args=('ratio', 'seed'))(
+            0.1, ratio=2, axis_name='workers'
+        )
+    )
+    state = dist.init(PARAMS)
+    grads = jax.tree.map(lambda p: jnp.ones((2, *p.shape)), PARAMS)
+    state.hyperparams['learning_rate'] = jnp.float32(0)
+    updates, _ = dist.update(grads, state, PARAMS)
+    assert not np.any(updates['w'])
+
+
+# --- Placement and compilation ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_arrays_may_lie_anywhere(kind):
+    """States restored as NumPy arrays, gradients and parameters on one device, states of another mesh."""
+    mesh = jax.make_mesh((8,), ('workers',), axis_types=(kind,))
+    for dist in (def_jax.spmd(optax.chain(sgd(), link()), mesh), spmd(optax.chain(sgd(), link()), kind)):
+        params = jax.device_put(PARAMS, dist.shardings)
+        state = jax.tree.map(np.asarray, dist.init(params))
+        _, grads = dist.value_and_grad(explicit_loss if kind == EXPLICIT else loss_fn)(params, state, BATCH)
+        grads = jax.device_put(jax.tree.map(np.asarray, grads), jax.devices()[0])
+        updates, state = dist.update(grads, state, jax.tree.map(np.asarray, PARAMS))
+        assert np.any(updates['w'])
+        assert state[-1].residual['w'].sharding.spec[0] == 'workers'
+    four = spmd(optax.chain(sgd(), link()), kind, (4, 2))
+    for where in (state, jax.tree.map(np.asarray, state)):
+        grouped = four.regroup(PARAMS, where)
+        mean = np.mean(state[-1].residual['w'], axis=0)
+        np.testing.assert_allclose(grouped[-1].residual['w'], np.stack([mean] * 4), rtol=1e-6, atol=1e-7)
+
+
+def test_a_key_is_not_a_parameter_of_its_shape():
+    optimizer = optax.chain(sgd(), link())
+    specs = def_jax.state_specs(optimizer, jnp.ones(2), P('shard'))
+    assert specs[-1].key == P() and specs[-1].residual == P('workers', 'shard')
+    dist = spmd(optimizer, sizes=(2, 2), specs=P('shard'))
+    params, state = jnp.ones(2), dist.init(jnp.ones(2))
+    updates, _ = dist.update(jnp.ones((2, 2)), state, params)
+    assert updates.shape == (2,)
+
+
+def test_eager_calls_compile_once():
+    dist, traces = spmd(optax.chain(sgd(), link())), []
+    params = jax.device_put(PARAMS, dist.shardings)
+    state = dist.init(params)
+    scale = 1.0
+
+    def loss(params, batch):
+        traces.append(scale)
+        return scale * loss_fn(params, batch)
+
+    losses = {}
+    for scale in (1.0, 1.0, 3.0):
+        values, grads = dist.value_and_grad(loss)(params, state, BATCH)
+        losses[scale] = float(values[0])
+        dist.update(grads, state, params)
+    assert losses[3.0] == pytest.approx(3 * losses[1.0], rel=1e-5) and len(traces) <= 4
+    assert set(traces) == {1.0, 3.0}
