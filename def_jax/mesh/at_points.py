@@ -84,8 +84,12 @@ def _on_workers(workers: WorkerMesh, worker: Callable, *stacked: PyTree) -> PyTr
                     f'a sharding constraint of the function names {workers.axis_name!r}, the axis over '
                     f'workers: each runs it on its own part, so it may name {sorted(workers.inside)} alone.'
                 ) from error
-            raise
-        if _has_convolutions(program.jaxpr):
+            if type(error).__name__ != 'ShardingTypeError':
+                raise
+            program = (
+                None  # a convolution whose groups Explicit axes cannot follow, or another such operation
+            )
+        if program is None or _has_convolutions(program.jaxpr):
             return workers.map(worker, (True,) * len(stacked), True)(*stacked)
         leaves = jaxpr_as_fun(program)(*jax.tree.leaves(stacked))
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)

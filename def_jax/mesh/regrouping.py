@@ -28,9 +28,9 @@ def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int
         A tree of the same kind of arrays.
 
     >>> regroup({'step': np.uint32(3), 'm': np.array([[1.0], [3.0]])}, {'step': False, 'm': True}, (2,), (3,))
-    {'step': np.uint32(3), 'm': array([[2.],
+    {'m': array([[2.],
            [2.],
-           [2.]])}
+           [2.]]), 'step': np.uint32(3)}
     """
     same = math.prod(before) == math.prod(after)
 
@@ -38,8 +38,9 @@ def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int
         shape = (*after, *x.shape[len(before) :])
         if same:
             return x.reshape(shape)
-        mean = x.mean(tuple(range(len(before))), dtype=np.float32).astype(x.dtype)
-        return (jnp if isinstance(x, jax.Array) else np).broadcast_to(mean, shape)
+        library, wide = (jnp, np.float32) if isinstance(x, jax.Array) else (np, np.float64)
+        mean = x.mean(tuple(range(len(before))), dtype=wide).astype(x.dtype)
+        return library.broadcast_to(mean, shape)
 
     return jax.tree.map(lambda mine, part: jax.tree.map(leaf, part) if mine else part, own, tree)
 

@@ -268,8 +268,8 @@ class Spmd(optax.GradientTransformationExtraArgs):
         Args:
             grads: stacked over workers, as `value_and_grad` and `at_points` return them.
             opt_state: from `init` or the step before.
-            params: the replicated parameters x. Transformations before the link see the detached point, at which
-                weight decay is taken; those after or around it see x.
+            params: the replicated parameters x. Transformations before the link see the detached point, at
+                which weight decay is taken; those after or around it see x.
             extra_args: of the optimizer, the same for all workers, e.g. `value=losses.mean()`.
 
         Returns:

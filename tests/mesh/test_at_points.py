@@ -1,12 +1,10 @@
 """Gradient functions of other people's trainers on every worker, and what their steps send."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax.training.train_state import TrainState
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -266,10 +264,11 @@ def test_accumulation_sends_once():
 
 
 def test_in_a_train_state():
+    nn, train_state = pytest.importorskip('flax.linen'), pytest.importorskip('flax.training.train_state')
     dist = spmd(specs=P())
     model = nn.Dense(8)
     params = model.init(jax.random.key(0), BATCH)['params']
-    state = TrainState.create(apply_fn=model.apply, params=params, tx=dist)
+    state = train_state.TrainState.create(apply_fn=model.apply, params=params, tx=dist)
 
     @jax.jit
     def train_step(state, batch):
@@ -288,6 +287,8 @@ def test_in_a_train_state():
 
 @pytest.mark.parametrize('form', ['prefix', 'shardings', 'metadata'])
 def test_specs_as_the_ecosystem_has_them(form):
+    nn = pytest.importorskip('flax.linen')
+
     def init(*names):
         return nn.with_partitioning(nn.initializers.ones, names)
 

@@ -1,0 +1,136 @@
+"""Detached error feedback for Flax NNX: the optimizer of a model whose gradients are per-worker.
+
+Needs flax, which `import def_jax` does not; import this module by its name.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from def_jax.mesh.spmd import Spmd
+
+PyTree = Any
+
+__all__ = ['Optimizer']
+
+
+class Optimizer(nnx.Optimizer):
+    """An `nnx.Optimizer` whose transformation is that of `def_jax.spmd`.
+
+    `update(model, grads)` is that of `nnx.Optimizer`.
+
+    Args:
+        model: an NNX module. Its parameters are x.
+        tx: from `def_jax.spmd`.
+        wrt: which variables are trained.
+
+    Raises:
+        TypeError: if `tx` is not from `def_jax.spmd`.
+
+    >>> import def_jax, def_jax.nnx
+    >>> mesh = jax.make_mesh((1,), ('workers',))
+    >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    >>> tx = def_jax.spmd(def_jax.def_sgd(0.1, 2, 'workers'), mesh)
+    >>> optimizer = def_jax.nnx.Optimizer(model, tx, wrt=nnx.Param)
+    >>> loss_fn = lambda model, rows: jnp.mean(model(rows) ** 2)
+    >>> loss, grads = optimizer.value_and_grad(loss_fn)(model, jnp.ones((8, 4)))
+    >>> updates = optimizer.update(model, grads)
+    >>> loss.shape, optimizer.output_model(model)(jnp.ones((1, 4))).shape
+    ((), (1, 2))
+    """
+
+    def __init__(self, model: nnx.Module, tx: Spmd, *, wrt: Any = nnx.Param):
+        if not isinstance(tx, Spmd):
+            raise TypeError(f'{tx=} must come from def_jax.spmd(optimizer, mesh), which knows the workers.')
+        super().__init__(model, tx, wrt=wrt)
+
+    def value_and_grad(
+        self, loss_fn: Callable, *, has_aux: bool = False, split: tuple[int, ...] = (1,)
+    ) -> Callable:
+        """As `nnx.value_and_grad(loss_fn, has_aux=has_aux)`, with every worker's gradient at its own point.
+
+        Args:
+            loss_fn: `loss_fn(model, *args, **kwargs)`, a worker's loss on its own part of the arguments.
+            has_aux: whether it returns a pair, the loss and auxiliary values.
+            split: positions of the arguments whose leading axes are divided among the workers.
+
+        Returns:
+            A function of the same arguments, which returns the mean loss and the gradients, for `update`.
+            Random numbers, of the model or of an `nnx.Rngs` among the arguments, differ by worker. Other
+            variables that `loss_fn` changes are averaged if they are floating-point, like BatchNorm's
+            statistics. Auxiliary scalars are averaged, rows of the batch concatenated, others stacked over workers.
+        """
+        return lambda model, *args, **kwargs: self._value_and_grad(
+            loss_fn, has_aux, split, model, args, kwargs
+        )
+
+    def _value_and_grad(self, loss_fn, has_aux, split, model, args, kwargs):
+        streams = {i: arg for i, arg in enumerate(args, start=1) if isinstance(arg, nnx.Rngs)}
+        graph, *states = nnx.split((model, streams), self.wrt, nnx.RngKey, ...)
+        _, keys, rest = nnx.as_pure(states)
+        others = {i: arg for i, arg in enumerate(args, start=1) if i not in streams}
+        numbers = list(others)
+
+        def grad_fn(point, keys, rest, *others):
+            def loss(point):
+                given, rngs = nnx.merge(graph, nnx.State({0: point}), keys, rest)
+                whole = dict(zip(numbers, others, strict=True)) | rngs
+                result = loss_fn(given, *(whole[i] for i in sorted(whole)), **kwargs)
+                value, aux = result if has_aux else (result, None)
+                changed = nnx.state((given, rngs), nnx.Not(nnx.Any(self.wrt, nnx.RngKey)))
+                return value, (aux, nnx.as_pure(changed))
+
+            return jax.value_and_grad(loss, has_aux=True)(point)
+
+        divided = tuple(3 + numbers.index(i) for i in split)
+        run = self.tx.at_points(grad_fn, split=divided, keys=(1,))
+        (values, (aux, changed)), grads = run(
+            _params(model, self.wrt), nnx.as_pure(self.opt_state), keys, rest, *others.values()
+        )
+        nnx.update((model, streams), jax.tree.map(_agreed, changed))
+        rows = {jnp.shape(x)[0] // self.tx.num_workers for i in split for x in jax.tree.leaves(others[i])}
+        aux = jax.tree.map(lambda x: self._joined(x, rows), aux)
+        grads = jax.tree.map(
+            lambda variable, grad: variable.replace(grad),
+            nnx.state(model, self.wrt),
+            grads,
+            is_leaf=_is_variable,
+        )
+        return ((values.mean(), aux) if has_aux else values.mean()), grads
+
+    def _joined(self, x: jax.Array, rows: set[int]) -> jax.Array:
+        if x.ndim == 1:
+            return _agreed(x)
+        if x.shape[1] not in rows:
+            return x
+        to = NamedSharding(self.tx.mesh, P(self.tx.axis_name))
+        return lax.reshape(
+            x,
+            (x.shape[0] * x.shape[1], *x.shape[2:]),
+            out_sharding=to if jax.typeof(x).sharding.spec[0] else None,
+        )
+
+    def output_model(self, model: nnx.Module) -> nnx.Module:
+        """A copy of the model at DEF's output y; costs one dense all-reduce across workers."""
+        output = nnx.clone(model)
+        nnx.update(output, self.tx.output_params(_params(model, self.wrt), nnx.as_pure(self.opt_state)))
+        return output
+
+
+def _params(model: nnx.Module, wrt: Any) -> PyTree:
+    return nnx.as_pure(nnx.state(model, wrt))
+
+
+def _agreed(x: jax.Array) -> jax.Array:
+    """The mean of what workers computed, or what they have in common, like counts."""
+    return x.mean(0) if jnp.issubdtype(x.dtype, jnp.floating) else x[0]
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
