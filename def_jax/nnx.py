@@ -64,7 +64,7 @@ class Optimizer(nnx.Optimizer):
             A function of the same arguments, which returns the mean loss and the gradients, for `update`.
             Random numbers, of the model or of an `nnx.Rngs` among the arguments, differ by worker. Other
             variables that `loss_fn` changes are averaged if they are floating-point, like BatchNorm's
-            statistics. Auxiliary scalars are averaged, rows of the batch concatenated, others stacked over workers.
+            statistics. Auxiliary scalars are averaged, rows of the batch concatenated, others stacked.
         """
         return lambda model, *args, **kwargs: self._value_and_grad(
             loss_fn, has_aux, split, model, args, kwargs

@@ -38,7 +38,7 @@ def loss_fn(params, batch):
 
 def create_train_state():
     params = CNN().init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))['params']
-    tx = optax.sgd(0.1, momentum=0.9)
+    tx = optax.adamw(0.005, b1=0.0)
     tx = optax.chain(tx, def_jax.error_feedback(def_jax.random_block(16), 'workers'))  # was: nothing
     mesh = jax.make_mesh((4,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))  # was: nothing
     tx = def_jax.spmd(tx, mesh)  # was: nothing
