@@ -119,6 +119,9 @@ def sparse_loco(
     def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
         del params, extra_args
         check_call(updates, state, SparseLoCoState, axis_name, shards, point=_POINT)
+        return shards.whole(one_step, updates, state)
+
+    def one_step(updates, state):
         residual = state.drift.residual
         moved = jax.tree.map(jnp.add, residual, float32_updates(updates, residual))
 
