@@ -1,4 +1,4 @@
-"""A transformer in bfloat16 with Explicit axes: FSDP and tensor parallel within a worker, DEF between workers.
+"""A transformer in bfloat16 with Explicit axes: FSDP and tensor parallel inside a worker, DEF between them.
 
     python examples/explicit_transformer.py
 
