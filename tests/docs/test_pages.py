@@ -49,3 +49,11 @@ def test_paragraphs_are_short(document):
     parts = re.split(r'\n\s*\n|\n(?=[-*|] )|\n\d+\. ', prose)
     long = [' '.join(part.split()[:8]) for part in parts if len(part.split()) > 90 and part.strip()[0] != '|']
     assert not long
+
+
+def test_the_examples_change_as_many_lines_as_the_page_says():
+    page = (DOCS / 'how_to/your_trainer.md').read_text()
+    rows = re.findall(r'\(\.\./\.\./(examples/\w+\.py)\) \| (\d+) \|', page)
+    assert len(rows) >= 5
+    for example, lines in rows:
+        assert (DOCS.parent / example).read_text().count('# was: ') == int(lines), example
