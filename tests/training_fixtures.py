@@ -93,7 +93,9 @@ class Shared:
         settings = run.config.to_dict()
         relevant = _RELEVANT_KEYS.get(self._maker.__name__, settings.keys() - _OUTPUT_KEYS)
         settings = {key: settings[key] for key in relevant}
-        return json.dumps(settings, sort_keys=True)
+        # What decides on the state's structure, such as the momentum, is not listed: the structure itself is.
+        state = jax.eval_shape(run.optimizer.init, run.abstract_variables['params'])
+        return json.dumps(settings, sort_keys=True) + str(jax.tree.structure(state))
 
 
 _makers = {name: Shared(getattr(steps, name)) for name in steps.__all__ if name.startswith('make_')}

@@ -204,6 +204,15 @@ def test_every_method_trains(method, recorded, data_dir, tmp_path):
             np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
 
 
+def test_runs_whose_states_differ_share_no_first_state(data_dir):
+    """The suite's own: a run with momentum began with the state of one without, whichever came first."""
+    for momentum in (0.9, 0.0):
+        run = experiment.build(fixtures.tiny_config(data_dir, method='onebit_adam', momentum=momentum))
+        state = jax.eval_shape(steps.make_init(run))
+        expected = jax.eval_shape(run.optimizer.init, run.abstract_variables['params'])
+        assert jax.tree.structure(state.opt_state) == jax.tree.structure(expected)
+
+
 # --- Virtual workers, and what is communicated ---
 
 
