@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from def_jax.trainer.models import get_model
+from def_jax.trainer.models import MODELS
 from def_jax.trainer.models.transformer import Transformer
 
 __all__ = ['NETWORKS', 'Network']
@@ -40,11 +40,11 @@ def _transformer(vocab_size: int, num_layers: int, width: int) -> Transformer:
 
 
 NETWORKS = {
-    'vgg16': Network('VGG-16', get_model('vgg16', 10), (2, 32, 32, 3)),
-    'resnet50': Network('ResNet-50', get_model('resnet50', 1000), (2, 224, 224, 3)),
+    'vgg16': Network('VGG-16', MODELS['vgg16'](num_classes=10), (2, 32, 32, 3)),
+    'resnet50': Network('ResNet-50', MODELS['resnet50'](num_classes=1000), (2, 224, 224, 3)),
     # GPT-2's vocabulary, whose size 50,257 only few ratios divide.
     'transformer': Network('Transformer of width 384', _transformer(50_257, 6, 384), (1, 128)),
     'gpt2': Network("Transformer of GPT-2's shape", _transformer(50_257, 12, 768), (1, 128)),
-    'digits': Network('Small VGG for digits', get_model('vgg_digits', 10), (2, 8, 8, 1)),
+    'digits': Network('Small VGG for digits', MODELS['vgg_digits'](num_classes=10), (2, 8, 8, 1)),
     'tiny_transformer': Network('Tiny transformer', _transformer(257, 1, 64), (1, 16)),
 }

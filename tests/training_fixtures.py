@@ -21,7 +21,8 @@ import rich.console
 from configs import digits
 from def_jax.trainer import experiment, loop, metrics, models, steps
 from def_jax.trainer.checkpointing import checkpoints, regrouping, workdir
-from def_jax.trainer.data import augmentation, in_memory, prefetch
+from def_jax.trainer.data import augmentation, in_memory, order, prefetch
+from def_jax.trainer.models import vgg
 
 NUM_WORKERS = 4
 STEPS_PER_EPOCH = 5
@@ -40,7 +41,7 @@ TINY = {
 }
 NUM_PARAMS = 72 + 8 + 8 + 80 + 10  # of the network below: convolution, batch normalisation, dense layer
 MESSAGE_SIZE = 9 + 1 + 1 + 10 + 1  # an eighth of every tensor, at least one element
-_tiny_vgg = functools.partial(models.VGG, stages=((8,),))
+_tiny_vgg = functools.partial(vgg.VGG, stages=((8,),))
 _OUTPUT_KEYS = {
     'diagnostics_every',
     'eval_every_epochs',
@@ -282,7 +283,7 @@ def killed(target, name, *, when):
 @contextlib.contextmanager
 def poisoned_batch(step, worker):
     """An impossible label in one worker's batch: its loss, and nothing else, becomes NaN."""
-    train_batch = in_memory.train_batch
+    train_batch = order.train_batch
 
     def poisoned(*args, **kwargs):
         batch = train_batch(*args, **kwargs)
@@ -290,7 +291,7 @@ def poisoned_batch(step, worker):
             batch['label'][worker] = 99
         return batch
 
-    with mock.patch.object(in_memory, 'train_batch', poisoned):
+    with mock.patch.object(order, 'train_batch', poisoned):
         yield
 
 
@@ -320,7 +321,7 @@ def nan_like(leaf, where=...):
 
 def signalled(monkeypatch, number, step):
     """The signal arrives as the batch of that step, from 0, is handed to the loop; only once."""
-    train_batch, ahead, made, sent = in_memory.train_batch, prefetch.ahead, [], []
+    train_batch, ahead, made, sent = order.train_batch, prefetch.ahead, [], []
 
     def recording(*args, **kwargs):
         made.append(kwargs['step'])
@@ -338,5 +339,5 @@ def signalled(monkeypatch, number, step):
             signal.raise_signal(number)
         return batch
 
-    monkeypatch.setattr(in_memory, 'train_batch', recording)
+    monkeypatch.setattr(order, 'train_batch', recording)
     monkeypatch.setattr(prefetch, 'ahead', signalling)

@@ -42,7 +42,7 @@ def make_model(job: dict):
 
 
 def _make_vgg16(key):
-    from def_jax.trainer.models import VGG
+    from def_jax.trainer.models.vgg import VGG
 
     model = VGG(stages=(*VGG16_STAGES, ()), num_classes=NUM_CLASSES)  # as in torch_worker: one dense layer
     variables = jax.jit(functools.partial(model.init, train=False))(key, jnp.zeros((1, *VGG_IMAGE)))

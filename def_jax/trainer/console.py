@@ -42,12 +42,13 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
         'baseline': own or 'one bit an element',
     }[method.kind]
     evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())
+    epochs = f'{experiment.num_epochs:{_decimals(experiment.num_epochs)}}'
     lines = {
         'method': f'{experiment.title} ({how})',
         'workers': f'{config.num_workers}{each} on {devices}, total batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',
-        'steps': f'{experiment.num_steps:,} in {experiment.num_epochs:{_decimals(experiment)}} epochs',
+        'steps': f'{experiment.num_steps:,} in {epochs} epochs',
         'sent per step': f'{round(sent.elements_per_step):,} elements, '
         f'{_bytes(sent.bytes_per_step)} per worker, '
         f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
@@ -77,7 +78,7 @@ class Progress:
             rich.progress.TimeRemainingColumn(compact=True),
         )
         self._bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
-        self._steps, self._decimals = experiment.num_steps, _decimals(experiment)
+        self._steps, self._decimals = experiment.num_steps, _decimals(experiment.num_epochs)
         self._epochs = f'{experiment.num_epochs:{self._decimals}}'
         self._unit = experiment.dataset.unit
         self._next_line = time.monotonic()
@@ -146,9 +147,9 @@ def process_console() -> rich.console.Console:
     return rich.console.Console(quiet=jax.process_index() != 0)
 
 
-def _decimals(experiment: Experiment) -> str:
+def _decimals(num_epochs: float) -> str:
     """The format of a number of epochs, with decimals where the run ends within one."""
-    return '.0f' if experiment.num_epochs.is_integer() else '.2f'
+    return '.0f' if num_epochs.is_integer() else '.2f'
 
 
 def _bytes(count: int) -> str:

@@ -16,7 +16,7 @@ from def_jax.traffic import traffic
 from def_jax.trainer.configuration.optimizer import make_optimizer, make_schedule
 from def_jax.trainer.configuration.parts import make_dataset, make_task
 from def_jax.trainer.configuration.rules import check_config
-from def_jax.trainer.data import in_memory
+from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset, Split
 from def_jax.trainer.measure import Measure
 from def_jax.trainer.tasks.base import Task
@@ -208,7 +208,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     workers = make_workers(config)
     try:
         dataset = make_dataset(config)
-        steps_per_epoch = in_memory.steps_per_epoch(len(dataset.train), config.batch_size)
+        steps_per_epoch = order.steps_per_epoch(len(dataset.train), config.batch_size)
         task = make_task(config, dataset)
         num_steps = _num_steps(config, steps_per_epoch)
         schedule = make_schedule(config, num_steps)

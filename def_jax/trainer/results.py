@@ -90,7 +90,7 @@ def write(
         'curve': _curve(log, measure),
         'diagnostics': [record for record in log.records if 'variance' in record],
         'config': json.loads(experiment.config.to_json()),
-        'environment': _environment(experiment),
+        'environment': _environment(experiment.devices),
     }
     write_json(run / 'result.json', result)
     return result
@@ -140,15 +140,15 @@ def _title(experiment: Experiment) -> str:
     return f'{experiment.title}{ratio}: {config.model} on {config.dataset}, {config.num_workers} workers'
 
 
-def _environment(experiment: Experiment) -> dict[str, Any]:
+def _environment(devices: list[jax.Device]) -> dict[str, Any]:
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
-    device = experiment.devices[0]
+    device = devices[0]
     return {
         'python': platform.python_version(),
         'def_jax': def_jax.__version__,
         'packages': {name: importlib.metadata.version(name) for name in packages},
         'device': f'{device.device_kind} ({device.platform})',
-        'num_devices': len(experiment.devices),
+        'num_devices': len(devices),
         'num_processes': jax.process_count(),
         'commit': _commit(),
     }

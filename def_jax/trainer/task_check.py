@@ -9,8 +9,11 @@ import numpy as np
 
 from def_jax.trainer.configuration.factories import said
 from def_jax.trainer.experiment import Experiment
+from def_jax.trainer.tasks.base import Task
 
 __all__ = ['check']
+
+_Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def check(experiment: Experiment) -> None:
@@ -38,24 +41,26 @@ def check(experiment: Experiment) -> None:
         )
     optimizer = f'config.optimizer={config.optimizer!r} with {dict(config.optimizer_options)}'
     _traced(f'{optimizer} cannot make an update', lambda: experiment.communication)
-    _check_shards(experiment, variables['params'])
-    _check_loss(experiment, name, variables)
-    _check_sums(experiment, name, variables)
+    workers, task = experiment.workers, experiment.task
+    if config.shards_per_worker > 1:
+        _check_shards(config, variables['params'], workers.part(variables['params']))
+    batch = _one_worker(next(experiment.train_batches(0)), workers.shape)
+    _check_loss(task, name, variables, batch)
+    batch = _one_worker(next(experiment.test_batches(config.evaluate_on, 1, len(workers.heads))), (1,))
+    _check_sums(task, name, variables, batch)
 
 
-def _check_shards(experiment: Experiment, params: Any) -> None:
-    shards, part = experiment.config.shards_per_worker, experiment.workers.part(params)
+def _check_shards(config: Mapping[str, Any], params: Any, part: Any) -> None:
     shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (params, part)]
-    if shards > 1 and shapes[0] == shapes[1]:
+    if shapes[0] == shapes[1]:
         raise ValueError(
-            f'config.shards_per_worker={shards} divides no dimension of any matrix of config.model='
-            f'{experiment.config.model!r}, so every device would hold all of it. Choose a divisor of its '
-            'width, or --config.shards_per_worker=1.'
+            f'config.shards_per_worker={config["shards_per_worker"]} divides no dimension of any matrix of '
+            f'config.model={config["model"]!r}, so every device would hold all of it. Choose a divisor of '
+            'its width, or --config.shards_per_worker=1.'
         )
 
 
-def _check_loss(experiment: Experiment, name: str, variables: Any) -> None:
-    task, batch = experiment.task, _one_worker(next(experiment.train_batches(0)), experiment.workers.shape)
+def _check_loss(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
     key = jax.eval_shape(lambda: jax.random.key(0))
     returned = _traced(
         f'{name}: loss fails on a training batch of {_shapes(batch)}',
@@ -74,20 +79,18 @@ def _check_loss(experiment: Experiment, name: str, variables: Any) -> None:
         raise ValueError(f'{name}: loss must return statistics of the shapes that init returns.')
 
 
-def _check_sums(experiment: Experiment, name: str, variables: Any) -> None:
-    split = experiment.config.evaluate_on
-    batch = _one_worker(next(experiment.test_batches(split, 1, len(experiment.workers.heads))), (1,))
+def _check_sums(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
     jaxpr, sums = _traced(
         f'{name}: test_sums fails on a batch of {_shapes(batch)}',
-        lambda: jax.make_jaxpr(experiment.task.test_sums, return_shape=True)(variables, batch),
+        lambda: jax.make_jaxpr(task.test_sums, return_shape=True)(variables, batch),
     )
     if not isinstance(sums, dict) or not sums.keys() >= {'loss', 'count'}:
         raise ValueError(f"{name}: test_sums must return a dict with 'loss' and 'count'.")
     _check_scalars(name, 'test_sums', sums)
     ones = {key: np.ones((), np.float32) for key in sums}
     with np.errstate(all='ignore'):
-        metrics = experiment.task.metrics(ones)
-    if (headline := experiment.task.headline.name) not in metrics:
+        metrics = task.metrics(ones)
+    if (headline := task.headline.name) not in metrics:
         raise ValueError(
             f'{name}: metrics lacks {headline!r}, the headline metric; it has {sorted(metrics)}.'
         )
@@ -119,12 +122,12 @@ def _check_scalars(name: str, function: str, values: Mapping[str, Any]) -> None:
             )
 
 
-def _one_worker(batch: dict[str, np.ndarray], workers: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+def _one_worker(batch: dict[str, np.ndarray], workers: tuple[int, ...]) -> _Shapes:
     """The shapes of one worker's part of a batch."""
     return {name: jax.ShapeDtypeStruct(x.shape[len(workers) :], x.dtype) for name, x in batch.items()}
 
 
-def _shapes(batch: Mapping[str, jax.ShapeDtypeStruct]) -> str:
+def _shapes(batch: _Shapes) -> str:
     return ', '.join(f'{name} {each.dtype}{list(each.shape)}' for name, each in batch.items())
 
 

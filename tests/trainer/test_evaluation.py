@@ -11,10 +11,10 @@ import training_fixtures as fixtures
 
 from def_jax.trainer import experiment, loop, steps
 from def_jax.trainer.data import augmentation
-from def_jax.trainer.data.catalogue import get_dataset_spec
+from def_jax.trainer.data.catalogue import DATASETS
 from def_jax.trainer.models import layers
 
-DATASET = get_dataset_spec('digits')
+DATASET = DATASETS['digits']
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ import training_fixtures as fixtures
 from configs import language
 from configs.tables import language as language_table
 from def_jax.trainer import experiment
-from def_jax.trainer.data import in_memory
+from def_jax.trainer.data import order
 from paper import report, sweep
 
 TINY = {
@@ -105,7 +105,7 @@ def test_the_result_has_a_text_that_y_wrote(run, data_dir):
 
 def test_killed_and_resumed_equals_undisturbed(run, data_dir, tmp_path):
     folder, result, _ = run
-    with fixtures.killed(in_memory, 'train_batch', when=8):
+    with fixtures.killed(order, 'train_batch', when=8):
         fixtures.train(tiny_config(data_dir), tmp_path / 'run')
     resumed = fixtures.train(tiny_config(data_dir), tmp_path / 'run')
     of_run = experiment.build(tiny_config(data_dir))
@@ -117,7 +117,7 @@ def test_killed_and_resumed_equals_undisturbed(run, data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_it_goes_on_with_other_workers(data_dir, tmp_path):
-    with fixtures.killed(in_memory, 'train_batch', when=8):
+    with fixtures.killed(order, 'train_batch', when=8):
         fixtures.train(tiny_config(data_dir), tmp_path)
     before = experiment.build(tiny_config(data_dir))
     y = fixtures.steps.make_outputs(before)(fixtures.restored(tmp_path, before))[0]['y']['params']

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.trainer import experiment, loop, replica_check, steps
-from def_jax.trainer.data import in_memory
+from def_jax.trainer.data import order
 
 
 def with_unequal(leaf_of, worker=2):
@@ -65,7 +65,7 @@ def test_no_checkpoint_is_made_of_workers_that_differ(data_dir, tmp_path):
 def test_a_check_that_is_off_is_not_even_made(data_dir, tmp_path, monkeypatch, period):
     made = []
     monkeypatch.setattr(replica_check, 'make_check', lambda run: made.append(run) or (lambda *_: None))
-    with fixtures.killed(in_memory, 'train_batch', when=3):
+    with fixtures.killed(order, 'train_batch', when=3):
         fixtures.train(fixtures.tiny_config(data_dir, check_replicas_every=period), tmp_path)
     assert len(made) == bool(period)
 

@@ -15,7 +15,7 @@ from test_language_run import tiny_config
 
 import def_jax
 from def_jax.trainer import experiment, loop, programs, replica_check, steps
-from def_jax.trainer.data import in_memory
+from def_jax.trainer.data import order
 from def_jax.trainer.workers.sharded import shard_spec
 
 
@@ -158,7 +158,7 @@ def test_each_workers_own_model_is_evaluated(data_dir, tmp_path):
 @pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(run, data_dir, tmp_path):
     config, folder, result, _ = run
-    with fixtures.killed(in_memory, 'train_batch', when=9):
+    with fixtures.killed(order, 'train_batch', when=9):
         fixtures.train(full_config(data_dir), tmp_path / 'run')
     resumed = fixtures.train(full_config(data_dir), tmp_path / 'run')
     of_run = experiment.build(config)

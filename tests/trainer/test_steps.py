@@ -13,7 +13,7 @@ import training_fixtures as fixtures
 
 import def_jax
 from def_jax.trainer import experiment, loop, steps
-from def_jax.trainer.data import augmentation, in_memory
+from def_jax.trainer.data import augmentation, order
 
 
 def test_parameters_stay_the_same_on_all_devices(recorded):
@@ -93,7 +93,7 @@ def worker_gradient(recorded):
         return jax.value_and_grad(loss)(point)
 
     def of(point, state, step, worker):
-        batch = in_memory.train_batch(run.dataset.train, seed=0, step=step, batch_size=40, num_workers=4)
+        batch = order.train_batch(run.dataset.train, seed=0, step=step, batch_size=40, num_workers=4)
         stats = jax.tree.map(lambda s: s[worker], state.batch_stats)
         return value_and_grad(point, stats, batch['image'][worker], batch['label'][worker], step, worker)
 

@@ -72,5 +72,9 @@ def make_task(config: Mapping[str, Any], dataset: Dataset) -> Task:
         ValueError: if a factory fails, or returns something else.
     """
     offered = {**dataset.model_options, 'dtype': jnp.dtype(config['compute_dtype'])}
+    if (num_classes := {**offered, **config['model_options']}.get('num_classes', 1)) < 1:
+        raise ValueError(
+            f'{num_classes=} of the model must be at least 1: the number of labels in the data set.'
+        )
     model = find_model(config).make(object, required={}, **offered)
     return find_task(config).make(Task, required={'model': model, 'dataset': dataset})

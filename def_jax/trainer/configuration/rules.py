@@ -13,7 +13,7 @@ from def_jax.methods import get_method
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.optimizer import find_schedule, make_optimizer
 from def_jax.trainer.configuration.parts import find_dataset, find_model, find_task
-from def_jax.trainer.data.in_memory import check_batch_size
+from def_jax.trainer.data.order import check_batch_size
 
 __all__ = ['check_config']
 

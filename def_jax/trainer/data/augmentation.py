@@ -25,9 +25,9 @@ def augment(key: jax.Array, images: jax.Array, spec: DatasetSpec) -> jax.Array:
     Raises:
         ValueError: if the images do not match the description.
 
-    >>> from def_jax.trainer.data.catalogue import get_dataset_spec
+    >>> from def_jax.trainer.data.catalogue import DATASETS
     >>> images = np.zeros((4, 8, 8, 1), np.uint8)
-    >>> augment(jax.random.key(0), images, get_dataset_spec('digits')).shape
+    >>> augment(jax.random.key(0), images, DATASETS['digits']).shape
     (4, 8, 8, 1)
     """
     _check_images(images, spec)
@@ -59,9 +59,9 @@ def standardise(images: jax.Array, spec: DatasetSpec) -> jax.Array:
     Raises:
         ValueError: if the images do not match the description.
 
-    >>> from def_jax.trainer.data.catalogue import get_dataset_spec
+    >>> from def_jax.trainer.data.catalogue import DATASETS
     >>> images = np.full((1, 8, 8, 1), 255, np.uint8)
-    >>> round(float(standardise(images, get_dataset_spec('digits')).max()), 2)
+    >>> round(float(standardise(images, DATASETS['digits']).max()), 2)
     2.02
     """
     _check_images(images, spec)

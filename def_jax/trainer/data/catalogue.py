@@ -1,20 +1,17 @@
-"""What the input pipelines need to know about each data set."""
+"""What the input pipelines need to know about each image data set."""
 
 import dataclasses
 from collections.abc import Mapping
 
-from def_jax.checks import look_up
-
-__all__ = ['DATASETS', 'DatasetSpec', 'get_dataset_spec']
+__all__ = ['DATASETS', 'DatasetSpec']
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """What the input pipeline needs to know about a data set.
+    """What the input pipeline needs to know about a data set of images.
 
     Attributes:
-        name: its name in `DATASETS`.
-        tfds_name: its name in TFDS.
+        name: its name in TFDS.
         image_shape: (H, W, C).
         num_classes: the number of labels.
         mean: each channel's mean over the training images, with pixels scaled to [0, 1].
@@ -25,7 +22,6 @@ class DatasetSpec:
     """
 
     name: str
-    tfds_name: str
     image_shape: tuple[int, int, int]
     num_classes: int
     mean: tuple[float, ...]
@@ -35,67 +31,18 @@ class DatasetSpec:
     streamed: bool = False
 
 
+_CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DATASETS: Mapping[str, DatasetSpec] = {
     spec.name: spec
     for spec in (
+        DatasetSpec('digits', (8, 8, 1), 10, (0.2869,), (0.3535,), crop_padding=1, flip=False),
+        DatasetSpec('cifar10', (32, 32, 3), 10, *_CIFAR10, crop_padding=4, flip=True),
+        DatasetSpec('cifar100', (32, 32, 3), 100, *_CIFAR100, crop_padding=4, flip=True),
+        # The random resized crop is made when the files are read.
         DatasetSpec(
-            name='digits',
-            tfds_name='digits',
-            image_shape=(8, 8, 1),
-            num_classes=10,
-            mean=(0.2869,),
-            std=(0.3535,),
-            crop_padding=1,
-            flip=False,
-        ),
-        DatasetSpec(
-            name='cifar10',
-            tfds_name='cifar10',
-            image_shape=(32, 32, 3),
-            num_classes=10,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            crop_padding=4,
-            flip=True,
-        ),
-        DatasetSpec(
-            name='cifar100',
-            tfds_name='cifar100',
-            image_shape=(32, 32, 3),
-            num_classes=100,
-            mean=(0.5071, 0.4865, 0.4409),
-            std=(0.2673, 0.2564, 0.2762),
-            crop_padding=4,
-            flip=True,
-        ),
-        DatasetSpec(
-            name='imagenet2012',
-            tfds_name='imagenet2012',
-            image_shape=(224, 224, 3),
-            num_classes=1000,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            crop_padding=0,  # the random resized crop is made when the files are read
-            flip=True,
-            streamed=True,
+            'imagenet2012', (224, 224, 3), 1000, *_IMAGENET, crop_padding=0, flip=True, streamed=True
         ),
     )
 }
-
-
-def get_dataset_spec(name: str) -> DatasetSpec:
-    """Looks up a data set in `DATASETS`.
-
-    Args:
-        name: a key of `DATASETS`.
-
-    Returns:
-        The data set's description.
-
-    Raises:
-        ValueError: if the name is unknown.
-
-    >>> get_dataset_spec('cifar10').image_shape
-    (32, 32, 3)
-    """
-    return look_up('dataset', name, DATASETS)

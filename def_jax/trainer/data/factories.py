@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from def_jax.trainer.data import image_folder, in_memory, streaming
-from def_jax.trainer.data.catalogue import DATASETS, get_dataset_spec
+from def_jax.trainer.data.catalogue import DATASETS
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.data.text.catalogue import TEXTS, open_text, open_tfds_text
 from def_jax.trainer.data.text.folder import open_text_folder
@@ -14,20 +14,8 @@ __all__ = ['FACTORIES', 'open_images']
 
 
 def open_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Opens an image data set of the catalogue: in memory if it fits, otherwise streamed during training.
-
-    Args:
-        name: a key of `DATASETS`.
-        data_dir: TFDS's directory of prepared data sets, see `in_memory.load_dataset`.
-
-    Returns:
-        The data set.
-
-    Raises:
-        ValueError: if the name is unknown, or the files do not match the catalogue.
-        FileNotFoundError: if the data set is not prepared and cannot be downloaded.
-    """
-    spec = get_dataset_spec(name)
+    """Opens an image data set of the catalogue: in memory if it fits, otherwise streamed during training."""
+    spec = DATASETS[name]
     train, test = (streaming.open_dataset if spec.streamed else in_memory.load_dataset)(spec, data_dir)
     return Dataset(
         train=train, test=test, spec=spec, model_options={'num_classes': spec.num_classes}, unit='images'

@@ -97,7 +97,6 @@ def _dataset(
     pixels = splits['train'].arrays['image'] / 255
     spec = DatasetSpec(
         name=name,
-        tfds_name=builder.name,
         image_shape=pixels.shape[1:],
         num_classes=builder.info.features['label'].num_classes,
         mean=tuple(pixels.mean((0, 1, 2)).tolist()),

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 __all__ = [
     'STATISTICS_MOMENTUM',
+    'Block',
     'Layer',
     'LayerInit',
     'batch_norm',
@@ -29,6 +30,22 @@ Layer = Callable[..., jax.Array]
 
 # Maps a layer's fan-in to the initialisers of its kernel and bias; None for a layer without bias.
 LayerInit = Callable[[int], tuple[nn.initializers.Initializer, nn.initializers.Initializer | None]]
+
+
+class Block(nn.Module):
+    """What the blocks of residual networks have in common.
+
+    Attributes:
+        width: the number of inner channels, and of those that come out unless the block says otherwise.
+        stride: the factor by which the height and width shrink.
+        convolve: applies a convolution, given a width, a kernel size and a stride.
+        normalise: applies batch normalisation.
+    """
+
+    width: int
+    stride: int
+    convolve: Layer
+    normalise: Layer
 
 
 def he_fan_in(fan_in: int) -> tuple[nn.initializers.Initializer, None]:

@@ -54,19 +54,12 @@ class PreactivationResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Computes the logits.
+        """Logits, float32 [B, num_classes], of standardised images.
 
         Args:
-            images: standardised images, float [B, H, W, C]; H and W are multiples of
-                2 ** (len(stage_sizes) - 1).
+            images: float [B, H, W, C]; H and W are multiples of 2 ** (len(stage_sizes) - 1).
             train: whether to normalise with the batch statistics and update the running ones (collection
-                `batch_stats`, which must then be mutable), or to normalise with the running ones.
-
-        Returns:
-            Logits, float32 [B, num_classes].
-
-        Raises:
-            ValueError: if the images have the wrong rank, type or size.
+                `batch_stats`, then mutable), or to normalise with the running ones.
         """
         layers.check_images(images, halvings=len(self.stage_sizes) - 1)
         convolve = functools.partial(layers.convolution, init=self.convolution_init, dtype=self.dtype)
@@ -81,23 +74,12 @@ class PreactivationResNet(nn.Module):
         return logits.astype(jnp.float32)
 
 
-class PreactivationBlock(nn.Module):
+class PreactivationBlock(layers.Block):
     """Normalisation, ReLU and a 3×3 convolution, twice, with a shortcut.
 
     If the block changes the shape, the shortcut is a 1×1 convolution of the first ReLU's output, as in the
     code of Zagoruyko and Komodakis; otherwise it is the block's input.
-
-    Attributes:
-        width: the number of channels that come out.
-        stride: the stride of the first convolution.
-        convolve: applies a convolution, given a width, a kernel size and a stride.
-        normalise: applies batch normalisation.
     """
-
-    width: int
-    stride: int
-    convolve: layers.Layer
-    normalise: layers.Layer
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -109,23 +91,12 @@ class PreactivationBlock(nn.Module):
         return shortcut + y
 
 
-class LateStrideBlock(nn.Module):
+class LateStrideBlock(layers.Block):
     """`PreactivationBlock` as in the code of DEF's authors.
 
     The second convolution is the strided one, so the first runs at full size, and the shortcut projects the
     block's input, before normalisation and ReLU.
-
-    Attributes:
-        width: the number of channels that come out.
-        stride: the stride of the second convolution.
-        convolve: applies a convolution, given a width, a kernel size and a stride.
-        normalise: applies batch normalisation.
     """
-
-    width: int
-    stride: int
-    convolve: layers.Layer
-    normalise: layers.Layer
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -136,22 +107,11 @@ class LateStrideBlock(nn.Module):
         return shortcut + y
 
 
-class PreactivationBottleneck(nn.Module):
+class PreactivationBottleneck(layers.Block):
     """1×1, 3×3 and 1×1 convolutions, each preceded by normalisation and ReLU, with a shortcut.
 
     If the block changes the shape, the shortcut is a 1×1 convolution of the block's input.
-
-    Attributes:
-        width: the number of inner channels; the output has 4 * width.
-        stride: the stride of the 3×3 convolution.
-        convolve: applies a convolution, given a width, a kernel size and a stride.
-        normalise: applies batch normalisation.
     """
-
-    width: int
-    stride: int
-    convolve: layers.Layer
-    normalise: layers.Layer
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

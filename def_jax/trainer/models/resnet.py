@@ -47,19 +47,13 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Computes the logits.
+        """Logits, float32 [B, num_classes], of standardised images.
 
         Args:
-            images: standardised images, float [B, H, W, C]; H and W are multiples of
-                2 ** (len(stage_sizes) - 1), or of 2 ** (len(stage_sizes) + 1) with `large_images`.
+            images: float [B, H, W, C]; H and W are multiples of 2 ** (len(stage_sizes) - 1), or of
+                2 ** (len(stage_sizes) + 1) with `large_images`.
             train: whether to normalise with the batch statistics and update the running ones (collection
-                `batch_stats`, which must then be mutable), or to normalise with the running ones.
-
-        Returns:
-            Logits, float32 [B, num_classes].
-
-        Raises:
-            ValueError: if the images have the wrong rank, type or size.
+                `batch_stats`, then mutable), or to normalise with the running ones.
         """
         layers.check_images(images, halvings=len(self.stage_sizes) - 1 + 2 * self.large_images)
         convolve = functools.partial(layers.convolution, init=self.convolution_init, dtype=self.dtype)
@@ -77,22 +71,11 @@ class ResNet(nn.Module):
         return logits.astype(jnp.float32)
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(layers.Block):
     """Two 3×3 convolutions with a parameter-free shortcut, option A of He et al.
 
     If the block changes the shape, the shortcut takes every `stride`-th pixel and appends zero channels.
-
-    Attributes:
-        width: the number of output channels, at least the number of input channels.
-        stride: the stride of the first convolution.
-        convolve: applies a convolution, given a width, a kernel size and a stride.
-        normalise: applies batch normalisation.
     """
-
-    width: int
-    stride: int
-    convolve: layers.Layer
-    normalise: layers.Layer
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -104,23 +87,12 @@ class BasicBlock(nn.Module):
         return nn.relu(shortcut + y)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(layers.Block):
     """1×1, 3×3 and 1×1 convolutions with a shortcut that is projected if the shapes differ, option B.
 
     The 3×3 convolution is strided, rather than the first 1×1 one, which would skip three pixels in four: this
     is torchvision's "version 1.5".
-
-    Attributes:
-        width: the number of inner channels; the output has 4 * width.
-        stride: the stride of the 3×3 convolution.
-        convolve: applies a convolution, given a width, a kernel size and a stride.
-        normalise: applies batch normalisation.
     """
-
-    width: int
-    stride: int
-    convolve: layers.Layer
-    normalise: layers.Layer
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -45,20 +45,12 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Computes the logits.
+        """Logits, float32 [B, num_classes], of standardised images.
 
         Args:
-            images: standardised images, float [B, H, W, C]; H and W are multiples of
-                2 ** (len(stages) - 1).
+            images: float [B, H, W, C]; H and W are multiples of 2 ** (len(stages) - 1).
             train: whether to normalise with the batch statistics and update the running ones (collection
-                `batch_stats`, which must then be mutable), or to normalise with the running ones. With
-                `hidden`, it also enables dropout, which needs a PRNG key named 'dropout'.
-
-        Returns:
-            Logits, float32 [B, num_classes].
-
-        Raises:
-            ValueError: if the images have the wrong rank, type or size.
+                `batch_stats`, then mutable), and to apply dropout, or to normalise with the running ones.
         """
         layers.check_images(images, halvings=len(self.stages) - 1)
         x = images

@@ -10,7 +10,7 @@ import training_fixtures as fixtures
 
 from def_jax.trainer import plots, results, steps
 from def_jax.trainer.checkpointing import checkpoints
-from def_jax.trainer.data import in_memory
+from def_jax.trainer.data import order
 
 # --- Interrupted equals uninterrupted ---
 
@@ -30,12 +30,12 @@ def assert_equals_uninterrupted(recorded, folder, result):
 # Evaluations, each after a checkpoint, come after 5, 10, 15 and 20 steps; each goes over the test
 # images twice, for x and for y.
 INTERRUPTIONS = {
-    'before the first step': (in_memory, 'train_batch', 0),
-    'after the first checkpoint': (in_memory, 'train_batch', 5),
-    'between checkpoints': (in_memory, 'train_batch', 13),
-    'in the first evaluation': (in_memory, 'test_batches', 1),
-    'in the second evaluation, of y': (in_memory, 'test_batches', 3),
-    'in the last evaluation, of x': (in_memory, 'test_batches', 6),
+    'before the first step': (order, 'train_batch', 0),
+    'after the first checkpoint': (order, 'train_batch', 5),
+    'between checkpoints': (order, 'train_batch', 13),
+    'in the first evaluation': (order, 'test_batches', 1),
+    'in the second evaluation, of y': (order, 'test_batches', 3),
+    'in the last evaluation, of x': (order, 'test_batches', 6),
     'before the checkpoint of the second evaluation': (checkpoints.Checkpoints, 'save', 1),
     'after the last checkpoint': (results, 'write', 0),
     'before the curves are drawn': (plots, 'plot_curves', 0),
@@ -56,14 +56,14 @@ def test_interrupted_equals_uninterrupted(recorded, tmp_path, moment):
 
 def test_interrupted_twice_equals_uninterrupted(recorded, tmp_path):
     for when in (7, 6):  # the second time counted from the checkpoint of step 5
-        with fixtures.killed(in_memory, 'train_batch', when=when):
+        with fixtures.killed(order, 'train_batch', when=when):
             fixtures.train(recorded.config, tmp_path / 'run')
     result = fixtures.train(recorded.config, tmp_path / 'run')
     assert_equals_uninterrupted(recorded, tmp_path / 'run', result)
 
 
 def test_output_settings_may_change_between_two_starts(recorded, data_dir, tmp_path):
-    with fixtures.killed(in_memory, 'train_batch', when=12):
+    with fixtures.killed(order, 'train_batch', when=12):
         fixtures.train(recorded.config, tmp_path / 'run')
     config = fixtures.tiny_config(data_dir, log_every_steps=1, keep_checkpoints=1)
     fixtures.train(config, tmp_path / 'run')
@@ -87,7 +87,7 @@ def test_a_lost_result_is_made_again(recorded, tmp_path, damage):
 def test_diagnostics_of_an_interrupted_run_equal_those_of_an_uninterrupted_one(recorded, data_dir, tmp_path):
     config = fixtures.tiny_config(data_dir, diagnostics_every=5)
     fixtures.train(config, tmp_path / 'whole')
-    with fixtures.killed(in_memory, 'train_batch', when=7):  # after the diagnostics of step 5
+    with fixtures.killed(order, 'train_batch', when=7):  # after the diagnostics of step 5
         fixtures.train(config, tmp_path / 'run')
     fixtures.train(config, tmp_path / 'run')
     whole = fixtures.records(tmp_path / 'whole')
@@ -132,7 +132,7 @@ def test_workers_keep_their_own_residuals(recorded, saved):
 
 
 def test_training_goes_on_from_a_restored_state(recorded, saved):
-    batch = in_memory.train_batch(
+    batch = order.train_batch(
         recorded.experiment.dataset.train, seed=0, step=9, batch_size=40, num_workers=fixtures.NUM_WORKERS
     )
     place = recorded.experiment.workers.place

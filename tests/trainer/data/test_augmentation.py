@@ -15,7 +15,6 @@ from def_jax.trainer.data.catalogue import DATASETS, DatasetSpec
 # Neither square nor grey, so that no two axes can be taken for each other.
 SPEC = DatasetSpec(
     name='toy',
-    tfds_name='toy',
     image_shape=(6, 5, 2),
     num_classes=3,
     mean=(0.3, 0.6),

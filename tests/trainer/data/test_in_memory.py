@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from test_augmentation import SPEC
 
-from def_jax.trainer.data import in_memory
-from def_jax.trainer.data.catalogue import DATASETS, get_dataset_spec
-from def_jax.trainer.data.in_memory import Split, load_dataset, train_batch
+from def_jax.trainer.data import in_memory, order
+from def_jax.trainer.data.catalogue import DATASETS
+from def_jax.trainer.data.in_memory import Split, load_dataset
+from def_jax.trainer.data.order import train_batch
 
 CIFAR10_DIRS = [
     Path(path)
@@ -43,10 +44,10 @@ def digits_dir(tmp_path_factory):
 
 
 def test_permutation_depends_on_seed_and_epoch_alone():
-    order = functools.partial(in_memory.epoch_permutation, num_examples=100)
-    assert sorted(order(3, 4)) == list(range(100))
-    np.testing.assert_array_equal(order(3, 4), order(3, 4))
-    orders = {tuple(order(seed, epoch)) for seed in range(4) for epoch in range(4)}
+    permuted = functools.partial(order.epoch_permutation, num_examples=100)
+    assert sorted(permuted(3, 4)) == list(range(100))
+    np.testing.assert_array_equal(permuted(3, 4), permuted(3, 4))
+    orders = {tuple(permuted(seed, epoch)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16  # (0, 1) and (1, 0) differ, too
 
 
@@ -86,7 +87,7 @@ def test_train_batch_is_a_pure_function_of_the_step():
 
     forwards = [label(step).copy() for step in range(12)]
     label(2)[:] = -1  # a caller's changes to a batch stay its own
-    in_memory._cached_permutation.cache_clear()  # as in a new process
+    order._cached_permutation.cache_clear()  # as in a new process
     backwards = [label(step) for step in reversed(range(12))]
     np.testing.assert_array_equal(forwards, backwards[::-1])
 
@@ -97,10 +98,10 @@ def test_the_number_of_workers_does_not_change_the_batch():
 
 
 def test_a_permutation_is_drawn_once_an_epoch():
-    in_memory._cached_permutation.cache_clear()
+    order._cached_permutation.cache_clear()
     for step in range(9):
         train_batch(numbered_split(24), seed=0, step=step, batch_size=8, num_workers=2)
-    assert in_memory._cached_permutation.cache_info().misses == 3
+    assert order._cached_permutation.cache_info().misses == 3
 
 
 # --- Test batches ---
@@ -109,7 +110,7 @@ def test_a_permutation_is_drawn_once_an_epoch():
 @pytest.mark.parametrize(('num_examples', 'batch_size'), [(23, 8), (24, 8), (3, 8), (9, 4)])
 def test_test_batches_count_every_image_once(num_examples, batch_size):
     split = numbered_split(num_examples)
-    batches = list(in_memory.test_batches(split, batch_size=batch_size, num_workers=4))
+    batches = list(split.test_batches(batch_size=batch_size, num_workers=4))
 
     assert len(batches) == -(-num_examples // batch_size)
     for batch in batches:
@@ -162,7 +163,7 @@ def test_cifar_is_as_tfds_describes_it(name):
     import tensorflow_datasets as tfds
 
     with tfds.testing.mock_data():
-        features = tfds.builder(DATASETS[name].tfds_name).info.features
+        features = tfds.builder(name).info.features
     assert features['image'].shape == DATASETS[name].image_shape
     assert features['label'].num_classes == DATASETS[name].num_classes
 
@@ -256,15 +257,13 @@ def test_data_set_that_lacks_a_part(features, splits, message):
 )
 def test_unknown_data_set(name, message):
     with pytest.raises(ValueError, match=message):
-        get_dataset_spec(name)
-    with pytest.raises(ValueError, match=message):
         load_dataset(name)
 
 
 # --- Arguments ---
 
 
-@pytest.mark.parametrize('make', [train_batch, in_memory.test_batches])
+@pytest.mark.parametrize('make', [train_batch, Split.test_batches])
 @pytest.mark.parametrize(
     ('batch_size', 'num_workers', 'message'),
     [
@@ -283,17 +282,17 @@ def test_batch_size_errors(make, batch_size, num_workers, message):
 @pytest.mark.parametrize('batch_size', [0, 21, -4])
 def test_steps_per_epoch_errors(batch_size):
     with pytest.raises(ValueError, match=rf'batch_size={batch_size} must be between 1 and num_examples=20'):
-        in_memory.steps_per_epoch(20, batch_size)
+        order.steps_per_epoch(20, batch_size)
 
 
 def test_steps_per_epoch():
-    assert [in_memory.steps_per_epoch(20, size) for size in (1, 6, 10, 20)] == [20, 3, 2, 1]
+    assert [order.steps_per_epoch(20, size) for size in (1, 6, 10, 20)] == [20, 3, 2, 1]
     with pytest.raises(ValueError, match='must be between 1 and num_examples=20'):
         train_batch(numbered_split(20), seed=0, step=0, batch_size=24, num_workers=4)
 
 
 def test_negative_seed_and_step():
-    with pytest.raises(ValueError, match=r'seed=-1 and epoch=0 must not be negative'):
+    with pytest.raises(ValueError, match=r'seed=-1 and step=0 must not be negative'):
         train_batch(numbered_split(20), seed=-1, step=0, batch_size=4, num_workers=2)
-    with pytest.raises(ValueError, match=r'seed=0 and epoch=-1 must not be negative'):
+    with pytest.raises(ValueError, match=r'seed=0 and step=-1 must not be negative'):
         train_batch(numbered_split(20), seed=0, step=-1, batch_size=4, num_workers=2)

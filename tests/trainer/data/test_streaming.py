@@ -12,13 +12,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from mocked_records import OneByOne
 
-from def_jax.trainer.data import augmentation, in_memory, streaming
+from def_jax.trainer.data import augmentation, in_memory, order, streaming
 from def_jax.trainer.data.streaming import IMAGENET
 
 NUM_EXAMPLES = 23
-SPEC = dataclasses.replace(
-    IMAGENET, name='toy', tfds_name='toy_imagenet', image_shape=(8, 8, 3), num_classes=NUM_EXAMPLES
-)
+SPEC = dataclasses.replace(IMAGENET, name='toy_imagenet', image_shape=(8, 8, 3), num_classes=NUM_EXAMPLES)
 
 
 class ToyImagenet(tfds.core.GeneratorBasedBuilder):
@@ -63,7 +61,7 @@ def splits(array_record_dir):
 
 def batches(split, count, **changes):
     arguments = {'seed': 3, 'first_step': 0, 'batch_size': 6, 'num_workers': 3} | changes
-    return list(itertools.islice(streaming.train_batches(split, **arguments), count))
+    return list(itertools.islice(split.train_batches(**arguments), count))
 
 
 def assert_same(actual, expected):
@@ -89,7 +87,7 @@ def test_the_order_is_that_of_data_in_memory(splits):
     streamed = batches(train, 7)  # two epochs of three steps, and one more
 
     for step, batch in enumerate(streamed):
-        expected = in_memory.train_batch(memory, seed=3, step=step, batch_size=6, num_workers=3)
+        expected = order.train_batch(memory, seed=3, step=step, batch_size=6, num_workers=3)
         np.testing.assert_array_equal(batch['label'], expected['label'])
         assert (batch['image'].shape, batch['image'].dtype) == ((3, 2, 8, 8, 3), np.uint8)
         assert (batch['label'].shape, batch['label'].dtype) == ((3, 2), np.int32)
@@ -105,7 +103,7 @@ def test_resuming_at_any_step_gives_the_same_batches(splits, first_step):
 def test_a_part_holds_the_examples_at_its_positions(splits):
     train, _ = splits
     whole, part = (
-        [int(x) for b in streaming.test_batches(s, batch_size=1, num_workers=1) for x in b['label'].flat]
+        [int(x) for b in s.test_batches(batch_size=1, num_workers=1) for x in b['label'].flat]
         for s in (train, train.part(5, 20).part(2, 9))
     )
     assert part == whole[7:14]
@@ -157,11 +155,8 @@ def test_seeds_and_epochs_differ(splits):
 @pytest.mark.parametrize(('batch_size', 'num_batches'), [(6, 4), (24, 1)])
 def test_test_batches_count_every_image_once(splits, batch_size, num_batches):
     _, test = splits
-    made = list(streaming.test_batches(test, batch_size=batch_size, num_workers=3))
-    parts = [
-        list(streaming.test_batches(test, batch_size=batch_size, num_workers=3, workers=[w]))
-        for w in range(3)
-    ]
+    made = list(test.test_batches(batch_size=batch_size, num_workers=3))
+    parts = [list(test.test_batches(batch_size=batch_size, num_workers=3, workers=[w])) for w in range(3)]
 
     assert len(made) == num_batches
     for batch in made:
@@ -257,7 +252,7 @@ def test_imagenet_at_its_size():
         assert len(train) == len(test) == 5
         whole = batches(train, 3, batch_size=4, num_workers=2)
         resumed = batches(train, 1, batch_size=4, num_workers=2, first_step=2)
-        tested = list(streaming.test_batches(test, batch_size=4, num_workers=2))
+        tested = list(test.test_batches(batch_size=4, num_workers=2))
 
     assert_same(resumed, whole[2:])
     assert len(tested) == 2 and sum(batch['mask'].sum() for batch in tested) == 5
@@ -289,13 +284,13 @@ def test_absent_data_set(tmp_path):
 
 def test_files_that_can_be_read_in_order_only(tmp_path):
     prepare(tmp_path, 'tfrecord')
-    with pytest.raises(ValueError, match=r"'toy' .* must be ArrayRecord files, .* `tfds convert_format"):
+    with pytest.raises(ValueError, match=r'must be ArrayRecord files, .* `tfds convert_format'):
         streaming.open_dataset(SPEC, tmp_path)
 
 
 def test_data_set_that_is_not_as_described(array_record_dir):
     spec = dataclasses.replace(SPEC, num_classes=7)
-    with pytest.raises(ValueError, match=r"num_classes=7 of data set 'toy' must be 23, as in .*toy_imagenet"):
+    with pytest.raises(ValueError, match=r'num_classes=7 of .* must be 23, as in .*toy_imagenet'):
         streaming.open_dataset(spec, array_record_dir)
 
 
@@ -307,11 +302,11 @@ def test_data_set_that_is_not_as_described(array_record_dir):
         ({'num_workers': 0}, r'num_workers=0 must be at least 1\.'),
         ({'workers': [3]}, r'workers=\[3\] must be one or more of the workers 0 … 2\.'),
         ({'workers': []}, r'workers=\[\] must be one or more of the workers 0 … 2\.'),
-        ({'seed': -1}, r'seed=-1 and first_step=0 must not be negative\.'),
-        ({'first_step': -1}, r'seed=3 and first_step=-1 must not be negative\.'),
+        ({'seed': -1}, r'seed=-1 and step=0 must not be negative\.'),
+        ({'first_step': -1}, r'seed=3 and step=-1 must not be negative\.'),
     ],
 )
 def test_argument_errors(splits, changes, message):
     arguments = {'seed': 3, 'first_step': 0, 'batch_size': 6, 'num_workers': 3} | changes
     with pytest.raises(ValueError, match=message):  # at once, not with the first batch
-        streaming.train_batches(splits[0], **arguments)
+        splits[0].train_batches(**arguments)

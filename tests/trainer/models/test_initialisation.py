@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from def_jax.trainer.models import VGG, get_model
+from def_jax.trainer.models import MODELS
+from def_jax.trainer.models.vgg import VGG
 
 
 def he_fan_in(kernel):
@@ -43,7 +44,7 @@ STARTS = {
 def test_initialisation(name):
     of_convolutions, of_dense, has_bias = STARTS[name]
     small = {'stages': ((32, 64),)} if 'vgg' in name else {'stage_sizes': (1, 1), 'width': 32}
-    model = get_model(name, 200).clone(**small)  # a smaller network, initialised as the named one
+    model = MODELS[name](num_classes=200).clone(**small)  # a smaller network, initialised as the named one
     variables = jax.jit(functools.partial(model.init, train=False))(
         jax.random.key(0), jnp.zeros((1, 8, 8, 32))
     )

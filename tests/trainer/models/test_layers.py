@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from def_jax.trainer.models import get_model, layers
+from def_jax.trainer.models import MODELS, layers
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_only_on_cpus_are_small_convolutions_matrix_products(monkeypatch, backen
 
 def test_a_network_starts_at_the_loss_of_guessing():
     images = jax.random.normal(jax.random.key(1), (16, 8, 8, 1))
-    model = get_model('vgg_digits', 10)
+    model = MODELS['vgg_digits'](num_classes=10)
     init = jax.jit(model.init_with_output, static_argnames='train')
     logits, _ = init(jax.random.key(0), images, train=True)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(16) % 10).mean()

@@ -23,19 +23,15 @@ from reference_networks import (
     windows,
 )
 
-from def_jax.trainer.models import (
-    MODELS,
-    VGG,
-    BasicBlock,
-    Bottleneck,
+from def_jax.trainer.models import MODELS, layers
+from def_jax.trainer.models.preactivation import (
     LateStrideBlock,
     PreactivationBlock,
     PreactivationBottleneck,
     PreactivationResNet,
-    ResNet,
-    get_model,
-    layers,
 )
+from def_jax.trainer.models.resnet import BasicBlock, Bottleneck, ResNet
+from def_jax.trainer.models.vgg import VGG
 
 IMAGE_SHAPES = {
     'vgg16': (32, 32, 3),
@@ -53,7 +49,7 @@ IMAGE_SHAPES = {
 
 @functools.cache
 def named_shapes(name, num_classes=10):
-    return init_shapes(get_model(name, num_classes), IMAGE_SHAPES[name])
+    return init_shapes(MODELS[name](num_classes=num_classes), IMAGE_SHAPES[name])
 
 
 # --- Sizes ---
@@ -88,7 +84,7 @@ def test_parameter_counts(name):
 
 @pytest.mark.parametrize('name', IMAGE_SHAPES)
 def test_shapes_and_types(name):
-    model = get_model(name, 10, dtype=jnp.bfloat16)
+    model = MODELS[name](num_classes=10, dtype=jnp.bfloat16)
     variables = init_shapes(model, IMAGE_SHAPES[name])
     images = jax.ShapeDtypeStruct((5, *IMAGE_SHAPES[name]), jnp.float32)
 
@@ -183,12 +179,12 @@ def test_preactivation_resnet_equals_numpy(block, numpy_block, init):
 
 
 def test_stages_of_the_named_networks():
-    assert get_model('vgg_digits', 10).stages == ((8, 8), (16, 16), (32, 32))
-    stages = get_model('vgg16', 10).stages
+    assert MODELS['vgg_digits'](num_classes=10).stages == ((8, 8), (16, 16), (32, 32))
+    stages = MODELS['vgg16'](num_classes=10).stages
     assert sum(stages, ()) == (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
     assert [len(stage) for stage in stages] == [2, 2, 3, 3, 3, 0]  # five poolings, one of them last
     blocks = {'resnet110': PreactivationBottleneck, 'wrn_28_10': LateStrideBlock, 'resnet50': Bottleneck}
-    assert {name: get_model(name, 10).block for name in blocks} == blocks
+    assert {name: MODELS[name](num_classes=10).block for name in blocks} == blocks
 
 
 # --- Dropout ---
@@ -285,7 +281,7 @@ def he_initialised(model, image_shape):
 
 @pytest.mark.parametrize(('name', 'image_shape'), TRAINING_SIZES)
 def test_three_training_steps(name, image_shape):
-    model, optimizer = get_model(name, 10), optax.sgd(0.1)
+    model, optimizer = MODELS[name](num_classes=10), optax.sgd(0.1)
     images, labels = jax.random.normal(jax.random.key(1), (2, *image_shape)), jnp.arange(2)
 
     @jax.jit
@@ -331,47 +327,17 @@ def test_every_model_is_tested():
 
 
 @pytest.mark.parametrize(
-    ('name', 'num_classes', 'message'),
-    [
-        (
-            'vgg-16',
-            10,
-            r"model='vgg-16' is unknown; .* vgg16, resnet110, .* Did you mean 'vgg16'\?",
-        ),
-        ('transformer', 10, r"model='transformer' is unknown; .* resnet50, .* resnet110_basic\.$"),
-        (None, 10, r'model=None is unknown'),
-        ('vgg16', 0, r'num_classes=0 must be at least 1'),
-    ],
-)
-def test_get_model_errors(name, num_classes, message):
-    with pytest.raises(ValueError, match=message):
-        get_model(name, num_classes)
-
-
-@pytest.mark.parametrize(
     ('name', 'shape', 'dtype', 'message'),
     [
-        ('vgg16', (2, 28, 28, 3), jnp.float32, r'multiples of 32, since the network halves them 5 times'),
-        ('vgg16', (2, 32, 48, 3), jnp.float32, r'multiples of 32'),
-        ('vgg16', (2, 48, 32, 3), jnp.float32, r'multiples of 32'),
-        ('resnet110', (2, 30, 32, 3), jnp.float32, r'multiples of 4, since .* halves them 2 times'),
-        ('wrn_28_10', (2, 32, 34, 3), jnp.float32, r'multiples of 4, since .* halves them 2 times'),
-        (
-            'resnet50',
-            (2, 224, 200, 3),
-            jnp.float32,
-            r'multiples of 32, since the network halves them 5 times',
-        ),
+        ('vgg16', (2, 48, 32, 3), jnp.float32, r'multiples of 32, since the network halves them 5 times'),
+        ('resnet110', (2, 32, 30, 3), jnp.float32, r'multiples of 4, since .* halves them 2 times'),
         ('resnet50', (224, 224, 3), jnp.float32, r'images\.shape=\(224, 224, 3\) must have four axes'),
         ('wrn_28_10', (2, 32, 32, 3), jnp.uint8, r'images\.dtype=.*uint8.* standardise the images first'),
-        ('vgg_digits', (2, 6, 6, 1), jnp.float32, r'images\.shape=\(2, 6, 6, 1\) .* multiples of 4'),
         ('vgg_digits', (2, 0, 8, 1), jnp.float32, r'multiples of 4'),
-        ('vgg_digits', (8, 8, 1), jnp.float32, r'images\.shape=\(8, 8, 1\) must have four axes'),
-        ('vgg_digits', (2, 8, 8, 1), jnp.uint8, r'images\.dtype=.*uint8.* standardise the images first'),
     ],
 )
 def test_image_errors(name, shape, dtype, message):
-    model, variables = get_model(name, 10), named_shapes(name)
+    model, variables = MODELS[name](num_classes=10), named_shapes(name)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(
             lambda v, x: model.apply(v, x, train=False), variables, jax.ShapeDtypeStruct(shape, dtype)

@@ -9,11 +9,11 @@ import optax
 import pytest
 
 from def_jax.trainer.data import augmentation
-from def_jax.trainer.data.catalogue import get_dataset_spec
-from def_jax.trainer.models import VGG
+from def_jax.trainer.data.catalogue import DATASETS
+from def_jax.trainer.models.vgg import VGG
 from def_jax.trainer.tasks.classification import ImageClassification
 
-SPEC = get_dataset_spec('digits')
+SPEC = DATASETS['digits']
 UNAUGMENTED = dataclasses.replace(SPEC, crop_padding=0, flip=False)
 
 

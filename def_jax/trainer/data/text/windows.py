@@ -7,14 +7,12 @@ Training batches depend only on the seed and the step, like those of images.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from def_jax.trainer.data import in_memory
 from def_jax.trainer.data.dataset import Dataset
+from def_jax.trainer.data.order import Readable
 from def_jax.trainer.data.text.corpus import START, VOCAB_SIZE, Corpus
 
 __all__ = ['ROLES', 'Windows', 'dataset_of_windows']
@@ -25,7 +23,7 @@ Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Windows:
+class Windows(Readable):
     """A split of a text data set, whose examples are windows of the corpus.
 
     A batch holds, int32 [k, b, context]: `tokens`, what the model sees; `targets`, the byte that follows
@@ -72,14 +70,6 @@ class Windows:
             'targets': np.where(real, text[np.minimum(targets_at, len(text) - 1)], START).astype(np.int32),
             'segments': np.where(real, documents - documents[..., :1] + 1, 0).astype(np.int32),
         }
-
-    def train_batches(self, *, first_step: int, **options: Any) -> Iterator[Batch]:
-        """The batches of `first_step` and all later steps, see `in_memory.train_batch`."""
-        return (in_memory.train_batch(self, step=step, **options) for step in itertools.count(first_step))
-
-    def test_batches(self, **options: Any) -> Iterator[Batch]:
-        """One pass over the split, see `in_memory.test_batches`."""
-        return in_memory.test_batches(self, **options)
 
 
 def dataset_of_windows(name: str, splits: Sequence[Windows]) -> Dataset:

@@ -1,0 +1,152 @@
+"""Which examples a batch holds: a function of the seed and the step alone, wherever the examples are stored.
+
+So an interrupted run resumes at any step without a saved iterator, and each of several processes reads only
+the examples of its own workers.
+"""
+
+import abc
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+__all__ = [
+    'Readable',
+    'check_batch_size',
+    'epoch_permutation',
+    'steps_per_epoch',
+    'test_batches',
+    'test_positions',
+    'train_batch',
+    'train_positions',
+]
+
+
+def check_batch_size(batch_size: int, num_workers: int) -> None:
+    """Raises ValueError unless every worker gets the same, positive number of examples."""
+    if num_workers < 1:
+        raise ValueError(f'{num_workers=} must be at least 1.')
+    if batch_size < 1 or batch_size % num_workers:
+        nearest = max(1, round(batch_size / num_workers)) * num_workers
+        raise ValueError(f'{batch_size=} must be a multiple of {num_workers=}; the nearest is {nearest}.')
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """The number of full batches in an epoch; the remaining examples are dropped.
+
+    Raises:
+        ValueError: if an epoch does not fill one batch.
+
+    >>> steps_per_epoch(1000, 128)
+    7
+    """
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(
+            f'{batch_size=} must be between 1 and {num_examples=}: it counts the examples of all workers '
+            'in one step, and an epoch needs at least one step.'
+        )
+    return num_examples // batch_size
+
+
+def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """The order in which an epoch visits the training examples: a permutation of 0 … N-1, int64 [N].
+
+    >>> sorted(epoch_permutation(seed=0, epoch=3, num_examples=5).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    return np.random.default_rng((seed, epoch)).permutation(num_examples)
+
+
+# Shuffling once per epoch, not once per step, makes the cost of a step that of its batch.
+_cached_permutation = functools.lru_cache(maxsize=2)(epoch_permutation)
+
+
+def train_positions(
+    num_examples: int,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    num_workers: int,
+    workers: Sequence[int] | None = None,
+) -> tuple[int, np.ndarray]:
+    """The epoch of a training step, and the positions of the examples in its batch.
+
+    Args:
+        num_examples: the size of the split.
+        seed: the run's seed.
+        step: the step, from 0 and counted over all epochs.
+        batch_size: examples per step, over all workers.
+        num_workers: the number of workers, K; b = batch_size / K.
+        workers: the workers that this process feeds, k of them; None for all.
+
+    Returns:
+        The epoch and positions, int64 [k, b]: rows `workers` of the batch of all. No position appears twice
+        in an epoch.
+
+    Raises:
+        ValueError: if the batch does not divide evenly among the workers or exceeds the split, a worker does
+            not exist, or the seed or the step is negative.
+    """
+    rows, steps = _rows(batch_size, num_workers, workers), steps_per_epoch(num_examples, batch_size)
+    if seed < 0 or step < 0:
+        raise ValueError(f'{seed=} and {step=} must not be negative.')
+    epoch, place = divmod(step, steps)
+    batch = _cached_permutation(seed, epoch, num_examples)[place * batch_size :][:batch_size]
+    return epoch, batch.reshape(num_workers, -1)[rows]
+
+
+def test_positions(
+    num_examples: int, *, batch_size: int, num_workers: int, workers: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """The positions of one pass over a split, int64 [k, b] each; those from `num_examples` on are padding.
+
+    Raises:
+        ValueError: if the batch does not divide evenly among the workers, or a worker does not exist.
+    """
+    rows = _rows(batch_size, num_workers, workers)
+    starts = range(0, num_examples, batch_size)
+    return [np.arange(start, start + batch_size).reshape(num_workers, -1)[rows] for start in starts]
+
+
+def _rows(batch_size: int, num_workers: int, workers: Sequence[int] | None) -> list[int]:
+    check_batch_size(batch_size, num_workers)
+    rows = list(range(num_workers)) if workers is None else list(workers)
+    if not rows or not all(0 <= row < num_workers for row in rows):
+        raise ValueError(f'{workers=} must be one or more of the workers 0 … {num_workers - 1}.')
+    return rows
+
+
+def train_batch(split: 'Readable', **options) -> dict[str, np.ndarray]:
+    """The training batch of a step: arrays [k, b, ...]; the options are those of `train_positions`."""
+    return split.take(train_positions(len(split), **options)[1])
+
+
+def test_batches(split: 'Readable', **options) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of one pass, see `test_positions`; `mask`, float32 [k, b], is 0 on padding in the last."""
+
+    def batch(positions: np.ndarray) -> dict[str, np.ndarray]:
+        real = positions < len(split)
+        return split.take(np.where(real, positions, 0)) | {'mask': real.astype(np.float32)}
+
+    return map(batch, test_positions(len(split), **options))
+
+
+class Readable(abc.ABC):
+    """A split whose examples can be read in any order."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def take(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at these positions, int64 [...], as arrays [..., *shape of the part]."""
+
+    def train_batches(self, *, first_step: int, **options) -> Iterator[dict[str, np.ndarray]]:
+        """The batches of `first_step` and all later steps, see `train_batch`."""
+        return (train_batch(self, step=step, **options) for step in itertools.count(first_step))
+
+    def test_batches(self, **options) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over the split, see the function `test_batches`."""
+        return test_batches(self, **options)
