@@ -33,5 +33,5 @@ def prepared(folder: Path) -> Path:
         (library / name).write_bytes(text)
     in_memory.import_tfds()  # which asks for Python's paths itself
     with mock.patch.object(stdlib.sysconfig, 'get_path', lambda name: str(library)):
-        catalogue.load_windows('python_stdlib', 4, data_dir)
+        catalogue.TEXTS['python_stdlib'](data_dir, context=4)
     return data_dir

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from def_jax.trainer.data import image_folder, in_memory, streaming
 from def_jax.trainer.data.catalogue import DATASETS
 from def_jax.trainer.data.dataset import Dataset
-from def_jax.trainer.data.text.catalogue import TEXTS, open_text, open_tfds_text
+from def_jax.trainer.data.text.catalogue import TEXTS, open_text
 from def_jax.trainer.data.text.folder import open_text_folder
 
 __all__ = ['FACTORIES', 'open_images']
@@ -24,9 +24,9 @@ def open_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> Da
 
 FACTORIES: Mapping[str, Callable[..., Dataset]] = {
     **{name: functools.partial(open_images, name) for name in DATASETS},
-    **{name: functools.partial(open_text, name) for name in TEXTS},
+    **TEXTS,
     'image_folder': image_folder.open_image_folder,
     'text_folder': open_text_folder,
     'tfds_images': image_folder.open_tfds_images,
-    'tfds_text': open_tfds_text,
+    'tfds_text': open_text,
 }

@@ -19,6 +19,7 @@ from def_jax.trainer.data.text.windows import Windows
 
 DOCUMENTS = (b'a', b'bcdefgh', 'ü'.encode(), b'ijklmnopqrst', b'uvw')  # 25 bytes
 CONTEXT = 4
+STDLIB = catalogue.TEXTS['python_stdlib']
 
 
 def corpus_of(*documents):
@@ -40,7 +41,8 @@ def data_dir(tmp_path_factory):
 
 
 def test_the_library_is_text_without_tests_packages_and_build_files(data_dir):
-    splits = catalogue.load_windows('python_stdlib', CONTEXT, data_dir)
+    dataset = STDLIB(data_dir, context=CONTEXT)
+    splits = (dataset.train, dataset.validation, dataset.test)
     documents = [
         bytes(document).decode()
         for split in splits
@@ -216,27 +218,22 @@ def test_a_batch_that_does_not_fit(windows):
 
 def test_tfds_has_these_data_sets(tmp_path):
     tfds = in_memory.import_tfds()
-    for spec in catalogue.TEXTS.values():
-        assert spec.feature in tfds.builder(spec.tfds_name, data_dir=tmp_path).info.features
+    for text in catalogue.TEXTS.values():
+        features = tfds.builder(text.args[0], data_dir=tmp_path).info.features
+        assert text.keywords.get('feature', 'text') in features
 
 
 def test_bytes_are_written_once(data_dir):
     with mock.patch.object(corpus, 'write_corpus', side_effect=AssertionError):
-        train, *_ = catalogue.load_windows('python_stdlib', 7, data_dir)
-    assert train.context == 7
+        assert STDLIB(data_dir, context=7).train.context == 7
 
 
 def test_data_sets_that_cannot_be_opened(data_dir):
-    with pytest.raises(ValueError, match=r"dataset='python_stdlip'.*'python_stdlib'"):
-        catalogue.load_windows('python_stdlip', CONTEXT, data_dir)
     for context in (0, 2.0, True):
         with pytest.raises(ValueError, match=rf'context={context} must be an integer in \[1, '):
-            catalogue.load_windows('python_stdlib', context, data_dir)
-    stdlib_spec = catalogue.TEXTS['python_stdlib']
-    with pytest.raises(ValueError, match=r"'code' has no feature 'code'; it has \['path', 'text'\]"):
-        catalogue.load_windows(
-            catalogue.TextSpec('code', stdlib_spec.tfds_name, feature='code'), CONTEXT, data_dir
-        )
+            STDLIB(data_dir, context=context)
+    with pytest.raises(ValueError, match=r"has no feature 'code'; it has \['path', 'text'\]"):
+        STDLIB(data_dir, feature='code')
 
 
 def test_a_split_without_text(data_dir, tmp_path):
@@ -245,9 +242,9 @@ def test_a_split_without_text(data_dir, tmp_path):
     with (
         mock.patch.object(in_memory, 'prepared_builder', return_value=builder),
         mock.patch.object(in_memory.import_tfds(), 'as_numpy', lambda dataset: dataset),
-        pytest.raises(ValueError, match=r"split 'train' of data set 'python_stdlib' in .* has no text"),
+        pytest.raises(ValueError, match=r"split 'train' of data set 'python_stdlib/.*' in .* has no text"),
     ):
-        catalogue.load_windows('python_stdlib', CONTEXT, tmp_path)
+        STDLIB(tmp_path)
 
 
 def test_a_disk_that_is_full(data_dir):
@@ -257,12 +254,7 @@ def test_a_disk_that_is_full(data_dir):
         mock.patch.object(corpus, 'write_corpus', side_effect=full),
         pytest.raises(ValueError, match=r'written to .*bytes/train_text_train .No space left on device.'),
     ):
-        catalogue._corpus(*_prepared(data_dir), 'train', 'train')
-
-
-def _prepared(data_dir):
-    spec = catalogue.TEXTS['python_stdlib']
-    return in_memory.prepared_builder(spec.tfds_name, data_dir), spec
+        STDLIB(data_dir)
 
 
 # Text of one's own, and any of TFDS.
@@ -309,6 +301,5 @@ def test_a_folder_of_text_that_cannot_be_read_is_refused(tmp_path, documents, me
 
 
 def test_any_text_of_tfds_by_its_name(data_dir):
-    name = catalogue.TEXTS['python_stdlib'].tfds_name
-    dataset = catalogue.open_tfds_text(name, data_dir, context=CONTEXT, validation='train[:50%]')
+    dataset = catalogue.open_text(STDLIB.args[0], data_dir, context=CONTEXT, validation='train[:50%]')
     assert 0 < len(dataset.validation) < len(dataset.train)
