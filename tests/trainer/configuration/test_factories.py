@@ -105,55 +105,55 @@ def test_what_cannot_be_used_is_refused_with_the_configuration(changes, message)
     assert str(error.value).startswith('config.') and '\n' not in str(error.value)
 
 
-def make_dataset(config):
-    return parts.make_dataset(config)
+def schedule_of(config):
+    return make_schedule(config, 100)
 
 
 @pytest.mark.parametrize(
     ('make', 'changes', 'message'),
     [
         (
-            make_dataset,
+            parts.make_dataset,
             {'dataset': f'{HERE}:no_dataset'},
             'must return def_jax.trainer.data.dataset.Dataset, but returned Split',
         ),
         (
-            make_dataset,
+            parts.make_dataset,
             {'dataset': f'{HERE}:needs_depth'},
             "needs the option 'depth': set --config.dataset_options.depth",
         ),
         (
-            make_dataset,
+            parts.make_dataset,
             {'dataset': 'image_folder'},
             "needs the option 'folder': set --config.dataset_options.folder",
         ),
         (
-            make_dataset,
+            parts.make_dataset,
             {'dataset': f'{HERE}:dataset_without_labels', 'evaluate_train_examples': 65},
             'evaluate_train_examples=65 must be at most 64',
         ),
         (
-            make_dataset,
+            parts.make_dataset,
             {'dataset': f'{HERE}:dataset_without_labels', 'evaluate_on': 'validation'},
             'the data set has none of its own. Hold out training examples',
         ),
         (
-            lambda config: make_schedule(config, 100),
+            schedule_of,
             {'schedule': f'{HERE}:no_schedule'},
             'must return a function of the step, but returned None',
         ),
         (
-            lambda config: make_schedule(config, 100),
+            schedule_of,
             {'schedule': f'{HERE}:schedule_of_vectors'},
             'schedule.*TypeError',
         ),
         (
-            lambda config: make_schedule(config, 100),
+            schedule_of,
             {'schedule': 'wsd', 'schedule_options': {'warmup': 0.9}},
             "schedule='wsd' .*: warmup=0.9 and decay=0.2 add up to more than 1, the length of the run",
         ),
         (
-            lambda config: make_schedule(config, 100),
+            schedule_of,
             {'schedule': 'cosine', 'schedule_options': {'warmup': 20}},
             r'warmup=20 must be a number in \[0, 1\]',
         ),
@@ -171,6 +171,7 @@ def test_what_fails_is_refused_in_one_line(make, changes, message):
         ({}, "task='image_classification': its data set must have images with labels"),
         ({'task': f'{HERE}:no_task'}, 'must return def_jax.trainer.tasks.base.Task, but returned'),
         ({'task': f'{HERE}:NotATask'}, "must take the argument 'model'"),
+        ({'model_options': {'num_classes': 0}}, 'num_classes=0 of the model must be at least 1'),
     ],
 )
 def test_a_task_must_fit_its_data_set(changes, message):

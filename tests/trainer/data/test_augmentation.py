@@ -14,13 +14,7 @@ from def_jax.trainer.data.catalogue import DATASETS, DatasetSpec
 
 # Neither square nor grey, so that no two axes can be taken for each other.
 SPEC = DatasetSpec(
-    name='toy',
-    image_shape=(6, 5, 2),
-    num_classes=3,
-    mean=(0.3, 0.6),
-    std=(0.2, 0.5),
-    crop_padding=2,
-    flip=True,
+    'toy', image_shape=(6, 5, 2), num_classes=3, mean=(0.3, 0.6), std=(0.2, 0.5), crop_padding=2, flip=True
 )
 
 
@@ -97,9 +91,7 @@ def test_standardise_equals_numpy():
     [
         np.zeros((4, 6, 5, 2), np.float32),
         np.zeros((4, 5, 6, 2), np.uint8),
-        np.zeros((4, 6, 5, 1), np.uint8),
         np.zeros((6, 5, 2), np.uint8),
-        np.zeros((2, 4, 6, 5, 2), np.uint8),
     ],
 )
 def test_image_errors(images):

@@ -5,7 +5,6 @@ import zlib
 import numpy as np
 import pytest
 import sklearn.datasets
-import tensorflow_datasets as tfds
 
 from def_jax.trainer.data.catalogue import DATASETS
 from def_jax.trainer.data.digits.digits import Digits, split_indices
@@ -86,16 +85,6 @@ def test_prepared_copy_is_reused(splits, data_dir, monkeypatch):
     monkeypatch.setattr(Digits, '_generate_examples', fail)
     train, _ = load_dataset(DATASETS['digits'], data_dir)
     np.testing.assert_array_equal(train.arrays['label'], splits[0].arrays['label'])
-
-
-def test_tfds_knows_it_by_name(splits, data_dir):
-    info = tfds.builder('digits', data_dir=data_dir).info
-    assert info.supervised_keys == ('image', 'label')
-    assert (info.splits['train'].num_examples, info.splits['test'].num_examples) == (1000, 797)
-    assert str(info.version) == '1.0.0'
-    assert '1,797' in info.description
-    assert 'Alpaydin' in info.citation
-    assert info.homepage.startswith('https://archive.ics.uci.edu/')
 
 
 def test_mean_and_std_are_those_of_the_training_images(splits):

@@ -51,32 +51,21 @@ def test_permutation_depends_on_seed_and_epoch_alone():
     assert len(orders) == 16  # (0, 1) and (1, 0) differ, too
 
 
-def test_an_epoch_visits_every_image_at_most_once():
-    split = numbered_split(23)
+@pytest.mark.parametrize('num_examples', [23, 24])
+def test_an_epoch_visits_every_image_at_most_once(num_examples):
+    split, orders = numbered_split(num_examples), []
     for epoch in range(3):
         batches = [
-            train_batch(split, seed=0, step=step, batch_size=6, num_workers=3)
-            for step in range(3 * epoch, 3 * epoch + 3)
+            train_batch(split, seed=0, step=step, batch_size=8, num_workers=4)
+            for step in range(num_examples // 8 * epoch, num_examples // 8 * (epoch + 1))
         ]
-        seen = np.concatenate([batch['label'].ravel() for batch in batches])
-        assert len(set(seen.tolist())) == len(seen) == 18
-
-
-def test_an_epoch_visits_every_image_where_batches_fill_it():
-    split = numbered_split(24)
-    batches = [train_batch(split, seed=1, step=step, batch_size=8, num_workers=2) for step in range(6)]
-    first, second = (
-        np.concatenate([batch['label'].ravel() for batch in part]) for part in (batches[:3], batches[3:])
-    )
-    assert sorted(first) == sorted(second) == list(range(24))
-    assert list(first) != list(second)
-
-
-def test_train_batch_shapes_types_and_pairs():
-    batch = train_batch(numbered_split(20), seed=0, step=0, batch_size=12, num_workers=4)
-    assert (batch['image'].shape, batch['image'].dtype) == ((4, 3, 2, 2, 1), np.uint8)
-    assert (batch['label'].shape, batch['label'].dtype) == ((4, 3), np.int32)
-    np.testing.assert_array_equal(batch['image'][..., 0, 0, 0], batch['label'])
+        for batch in batches:
+            assert (batch['image'].shape, batch['image'].dtype) == ((4, 2, 2, 2, 1), np.uint8)
+            assert (batch['label'].shape, batch['label'].dtype) == ((4, 2), np.int32)
+            np.testing.assert_array_equal(batch['image'][..., 0, 0, 0], batch['label'])
+        orders.append([label for batch in batches for label in batch['label'].ravel()])
+        assert len(set(orders[-1])) == len(orders[-1]) == num_examples // 8 * 8
+    assert orders[0] != orders[1] != orders[2]
 
 
 def test_train_batch_is_a_pure_function_of_the_step():
@@ -180,12 +169,8 @@ def test_absent_data_set(tmp_path, monkeypatch):
         load_dataset('cifar10', tmp_path)
     message = str(error.value)
     assert message.startswith(f"Data set 'cifar10' is not in {tmp_path}/cifar10/3.")
-    for part in (
-        '(ConnectionError: no route to host)',
-        "tfds.load('cifar10', data_dir='DIR')",
-        'TFDS_DATA_DIR',
-        '--config.data_dir',
-    ):
+    load = "tfds.load('cifar10', data_dir='DIR')"
+    for part in ('(ConnectionError: no route to host)', load, 'TFDS_DATA_DIR', '--config.data_dir'):
         assert part in message
     assert isinstance(error.value.__cause__, ConnectionError)
 
@@ -223,13 +208,9 @@ def test_data_set_that_is_not_as_described(digits_dir, field, value, message):
         (
             {'image', 'objects'},
             {'train', 'test'},
-            r"features \['image', 'label'\], .* \['image', 'objects'\]",
+            r"features \['image', 'label'\], .*'objects'\]",
         ),
-        (
-            {'image', 'label'},
-            {'train', 'validation'},
-            r"splits \['test', 'train'\], .* \['train', 'validation'\]",
-        ),
+        ({'image', 'label'}, {'train'}, r"splits \['test', 'train'\], .* \['train'\]"),
     ],
 )
 def test_data_set_that_lacks_a_part(features, splits, message):
@@ -242,22 +223,10 @@ def test_data_set_that_lacks_a_part(features, splits, message):
         in_memory._check_builder(builder, SPEC)
 
 
-@pytest.mark.parametrize(
-    ('name', 'message'),
-    [
-        (
-            'cifar-10',
-            r"dataset='cifar-10' is unknown; .* cifar10, cifar100, imagenet2012\. Did you mean 'cifar10'\?",
-        ),
-        (
-            'mnist',
-            r"dataset='mnist' is unknown; it must be one of digits, cifar10, cifar100, imagenet2012\.$",
-        ),
-    ],
-)
-def test_unknown_data_set(name, message):
+def test_unknown_data_set():
+    message = r"dataset='cifar-10' is unknown; .* cifar10, cifar100, imagenet2012\. Did you mean 'cifar10'\?"
     with pytest.raises(ValueError, match=message):
-        load_dataset(name)
+        load_dataset('cifar-10')
 
 
 # --- Arguments ---
@@ -280,15 +249,10 @@ def test_batch_size_errors(make, batch_size, num_workers, message):
 
 
 @pytest.mark.parametrize('batch_size', [0, 21, -4])
-def test_steps_per_epoch_errors(batch_size):
+def test_steps_per_epoch(batch_size):
+    assert [order.steps_per_epoch(20, size) for size in (1, 6, 10, 20)] == [20, 3, 2, 1]
     with pytest.raises(ValueError, match=rf'batch_size={batch_size} must be between 1 and num_examples=20'):
         order.steps_per_epoch(20, batch_size)
-
-
-def test_steps_per_epoch():
-    assert [order.steps_per_epoch(20, size) for size in (1, 6, 10, 20)] == [20, 3, 2, 1]
-    with pytest.raises(ValueError, match='must be between 1 and num_examples=20'):
-        train_batch(numbered_split(20), seed=0, step=0, batch_size=24, num_workers=4)
 
 
 def test_negative_seed_and_step():

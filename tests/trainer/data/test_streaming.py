@@ -121,16 +121,6 @@ def test_processes_read_their_workers_of_the_same_batches(splits):
     assert_same(joined, whole)
 
 
-def test_the_number_of_workers_does_not_change_the_batch(splits):
-    train, _ = splits
-    one, three = (batches(train, 4, num_workers=num_workers) for num_workers in (1, 3))
-    flat = [
-        [{name: x.reshape(6, *x.shape[2:]) for name, x in batch.items()} for batch in run]
-        for run in (one, three)
-    ]
-    assert_same(*flat)
-
-
 def test_seeds_and_epochs_differ(splits):
     train, _ = splits
 
@@ -273,12 +263,7 @@ def test_absent_data_set(tmp_path):
         streaming.open_dataset(IMAGENET, tmp_path)
     message = str(error.value)
     assert message.startswith(f"Data set 'imagenet2012' is not in {tmp_path}/imagenet2012/5.")
-    for part in (
-        'DIR/downloads/manual',
-        'tfds build imagenet2012',
-        '--file_format=array_record',
-        'TFDS_DATA_DIR',
-    ):
+    for part in ('DIR/downloads/manual', 'tfds build imagenet2012 --data_dir=DIR --file_format=array_record'):
         assert part in message
 
 
@@ -297,13 +282,10 @@ def test_data_set_that_is_not_as_described(array_record_dir):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'batch_size': 7}, r'batch_size=7 must be a multiple of num_workers=3; the nearest is 6\.'),
         ({'batch_size': 24}, r'batch_size=24 must be between 1 and num_examples=23'),
-        ({'num_workers': 0}, r'num_workers=0 must be at least 1\.'),
         ({'workers': [3]}, r'workers=\[3\] must be one or more of the workers 0 … 2\.'),
         ({'workers': []}, r'workers=\[\] must be one or more of the workers 0 … 2\.'),
         ({'seed': -1}, r'seed=-1 and step=0 must not be negative\.'),
-        ({'first_step': -1}, r'seed=3 and step=-1 must not be negative\.'),
     ],
 )
 def test_argument_errors(splits, changes, message):

@@ -1,7 +1,6 @@
 """A configuration file may contain anything: what is wrong with it is said in one line, with its place."""
 
 import sys
-from contextlib import nullcontext
 from unittest import mock
 
 import pytest
@@ -58,14 +57,10 @@ def refused(tmp_path, monkeypatch, capsys):
     [
         ('1 / 0', 'file.py:6: ZeroDivisionError: division by zero'),
         ('config.ratoi += 1', 'file.py:6: AttributeError: \'ratoi\' Did you mean "ratio"'),
-        ("int('x')", "file.py:6: ValueError: invalid literal for int() with base 10: 'x'"),
-        ('len(3)', "file.py:6: TypeError: object of type 'int' has no len()"),
         ("open('missing.txt')", 'file.py:6: FileNotFoundError: [Errno 2] No such file'),
         ('import nothing_of_this_name', "file.py:6: ModuleNotFoundError: No module named 'nothing_of"),
         ("raise RuntimeError('two\\nlines')", 'file.py:6: RuntimeError: two lines'),
-        ("assert False, 'no'", 'file.py:6: AssertionError: no'),
         ('return 3', 'get_config() in --config returned int, not a ConfigDict'),
-        ("return {'ratio': 64}", 'get_config() in --config returned dict, not a ConfigDict'),
         ('return None', 'get_config() in --config returned NoneType, not a ConfigDict'),
     ],
 )
@@ -93,16 +88,6 @@ def test_what_is_no_configuration_is_refused_in_one_line(refused, content, line)
 )
 def test_a_wrong_flag_is_named(refused, flag):
     assert flag.split('=')[0].split('.')[-1].lstrip('-') in refused(CONFIG.replace('BODY', '').encode(), flag)
-
-
-@pytest.mark.parametrize(
-    ('ratio', 'rule'), [('1.5', None), ('256', None), ('inf', 'must be'), ('0.5', 'must be')]
-)
-def test_a_ratio_may_be_a_fraction_and_hears_the_rule(ratio, rule):
-    config = parse(f'--config={digits.__file__}', f'--config.ratio={ratio}')
-    assert config.ratio == float(ratio)
-    with pytest.raises(ValueError, match=f'config.ratio={float(ratio)} {rule}') if rule else nullcontext():
-        check_config(config)
 
 
 @pytest.mark.parametrize(('value', 'detach'), [('auto', 'auto'), ('0.2', 0.2), ('1', 1)])
@@ -147,16 +132,6 @@ def test_an_option_of_a_factory_is_set_by_a_flag(flag, value):
     config = parse(f'--config={digits.__file__}', '--config.optimizer=adamw', flag)
     assert config.optimizer_options.to_dict() == value
     check_config(config)
-
-
-def test_a_wrong_option_of_a_factory_is_refused():
-    config = parse(
-        f'--config={digits.__file__}', '--config.optimizer=adamw', '--config.optimizer_options.b=1'
-    )
-    with pytest.raises(
-        ValueError, match=r"config.optimizer_options.b is not an option of optimizer='adamw', w"
-    ):
-        check_config(config)
 
 
 def test_an_unknown_key_is_named_without_listing_all(capsys):

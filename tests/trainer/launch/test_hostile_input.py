@@ -1,9 +1,8 @@
-"""Input that nobody gives on purpose: mutated configurations and command lines, odd trees, huge sizes."""
+"""Input that nobody gives on purpose: mutated command lines, odd trees, huge sizes."""
 
 import functools
 import pickle
 import random
-import re
 import shutil
 import string
 import subprocess
@@ -13,7 +12,6 @@ from unittest import mock
 import hypothesis
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 import rich.console
@@ -32,7 +30,7 @@ from def_jax.trainer import experiment, loop, steps, task_check
 from def_jax.trainer.data import in_memory, streaming
 from def_jax.trainer.launch import command_line
 
-NUM_MUTATED = 400  # configurations, and as many command lines
+NUM_MUTATED = 300
 
 
 class Started(Exception):
@@ -91,30 +89,6 @@ VALUES += [
 ]
 
 
-BASE = digits.get_config().to_dict() | {'num_workers': 4}
-
-
-def mutated(chance):
-    """Settings of the digits run, one to three of them changed, removed or added."""
-    settings = BASE
-    for _ in range(chance.randint(1, 3)):
-        settings = dict(settings)
-        key, kind = chance.choice(list(settings)), chance.random()
-        if kind < 0.2:
-            settings[key] = chance.choice(VALUES)
-        elif kind < 0.65:
-            settings[key] = chance.choice(ACCEPTED.get(key, [0]))
-        elif kind < 0.75:
-            settings[key] = chance.choice(REFUSED.get(key, [0]))
-        elif kind < 0.85:
-            del settings[key]
-        elif kind < 0.95:
-            settings[key + chance.choice(string.ascii_lowercase)] = settings.pop(key)
-        elif isinstance(settings[key], (int, float)):
-            settings[key] = settings[key] * chance.choice([-1, 1000, 10**12, 0.37])
-    return settings
-
-
 def outcome(config, folder):
     """'would train', or the line that refuses."""
     try:
@@ -123,24 +97,6 @@ def outcome(config, folder):
         return 'would train'
     except (ValueError, OSError) as error:
         return ' '.join(str(error).split()) if isinstance(error, OSError) else str(error)
-
-
-def test_mutated_configurations_would_train_or_are_refused_in_one_line(starting, tmp_path):
-    chance, outcomes = random.Random(0), []
-    held = tmp_path / 'held'  # an earlier run, whose folder half of them ask for
-    with pytest.raises(Started):
-        loop.train_and_evaluate(ml_collections.ConfigDict(BASE), held)
-    for number in range(NUM_MUTATED):
-        before, folder = contents(tmp_path), held if number % 2 else tmp_path / str(number)
-        line = outcome(ml_collections.ConfigDict(mutated(chance)), folder)
-        outcomes.append(line)
-        if line != 'would train':
-            assert contents(tmp_path) == before, line
-            assert '\n' not in line
-            assert re.search(r'config\.\w+|workdir=|batch_size=|images\.shape=|Data set', line), line
-        elif folder != held:
-            shutil.rmtree(folder)
-    assert 'would train' in outcomes and len(set(outcomes)) > 1
 
 
 def parsed(argv):

@@ -55,12 +55,8 @@ def numpy_transformer(params, tokens):
         mixed = np.zeros_like(value)
         for head in range(HEADS):
             for i in range(len(tokens)):
-                scores = np.array(
-                    [
-                        rotate(query[i, head], i) @ rotate(key[j, head], j) / np.sqrt(size)
-                        for j in range(i + 1)
-                    ]
-                )
+                rotated = [rotate(key[j, head], j) for j in range(i + 1)]
+                scores = np.array(rotated) @ rotate(query[i, head], i) / np.sqrt(size)
                 weights = np.exp(scores - scores.max())
                 mixed[i, head] = weights / weights.sum() @ value[: i + 1, head]
         x = x + mixed.reshape(len(tokens), WIDTH) @ block['attention_output']['kernel']
@@ -126,12 +122,6 @@ def test_a_token_influences_only_itself_and_later_ones_of_its_document():
         assert influenced == list(range(position, [3, 7, 9][end]))
 
 
-def test_positions_restart_with_each_document():
-    starts, positions = transformer.segment_positions(jnp.array([[3, 3, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]))
-    assert starts.tolist() == [[0, 0, 2, 2, 2, 5], [0] * 6]
-    assert positions.tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5]]
-
-
 def test_initial_logits_have_about_unit_variance():
     """So the initial loss is near log V."""
     model = Transformer(vocab_size=64, num_layers=2, width=64, num_heads=2, context=CONTEXT)
@@ -190,9 +180,7 @@ def test_remat_needs_less_memory(gradients):
     ('changes', 'message'),
     [
         ({'width': 10, 'num_heads': 4}, r'width=10 must be a multiple of 2 \* num_heads=8: every head'),
-        ({'width': 6, 'num_heads': 2}, r'width=6 must be a multiple of 2 \* num_heads=4'),
         ({'num_layers': 0}, r'num_layers=0 must be an integer in \[1, '),
-        ({'vocab_size': 2.5}, r'vocab_size=2.5 must be an integer in \[1, '),
         ({'context': True}, r'context=True must be an integer in \[1, '),
     ],
 )
