@@ -57,9 +57,10 @@ class DetachEstimate(Option):
         if not self.wanted:
             check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice; or 'auto'")
         elif jnp.issubdtype(wire_dtype, jnp.floating) and jnp.finfo(wire_dtype).nexp < 8:
+            name = jnp.dtype(wire_dtype).name
             raise ValueError(
-                f"wire_dtype={jnp.dtype(wire_dtype).name!r} is too narrow for the squared norm that detach='auto' sends. Use float32 or "
-                'bfloat16, or a number for detach.'
+                f"wire_dtype={name!r} is too narrow for the squared norm that detach='auto' sends. Use "
+                'float32 or bfloat16, or a number for detach.'
             )
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
