@@ -32,6 +32,7 @@ def def_adamw(
     order: Order = 'shuffled',
     allocation: Allocation = 'balanced',
     wire_dtype: DTypeLike = 'float32',
+    overlap: bool = False,
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """AdamW with detached error feedback, for transformers.
@@ -59,6 +60,7 @@ def def_adamw(
         wire_dtype: dtype of the messages, see `error_feedback`. In 'int8', blocks four times as large take
             the same bytes: ratio 16 sends what 64 does in float32. Under `optax.inject_hyperparams`, pass
             the name: it takes whatever can be called, as `jnp.int8` can, for a schedule.
+        overlap: messages travel while the next gradient is computed, see `error_feedback`.
         seed: selects the blocks; must be the same on all workers.
 
     Returns:
@@ -81,7 +83,15 @@ def def_adamw(
         else optax.scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
-        error_feedback(blocks, axis_name, seed=seed, detach=detach, outer=outer, wire_dtype=wire_dtype),
+        error_feedback(
+            blocks,
+            axis_name,
+            seed=seed,
+            detach=detach,
+            outer=outer,
+            wire_dtype=wire_dtype,
+            overlap=overlap,
+        ),
     )
 
 
@@ -96,6 +106,7 @@ def def_sgd(
     order: Order = 'random',
     allocation: Allocation = 'proportional',
     wire_dtype: DTypeLike = 'float32',
+    overlap: bool = False,
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """Momentum SGD with detached error feedback, the paper's optimizer.
@@ -114,6 +125,7 @@ def def_sgd(
         wire_dtype: dtype of the messages, see `error_feedback`. In 'int8', blocks four times as large take
             the same bytes: ratio 16 sends what 64 does in float32. Under `optax.inject_hyperparams`, pass
             the name: it takes whatever can be called, as `jnp.int8` can, for a schedule.
+        overlap: messages travel while the next gradient is computed, see `error_feedback`.
         seed: selects the blocks; must be the same on all workers.
 
     Returns:
@@ -134,5 +146,5 @@ def def_sgd(
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=momentum),
-        error_feedback(blocks, axis_name, seed=seed, detach=detach, wire_dtype=wire_dtype),
+        error_feedback(blocks, axis_name, seed=seed, detach=detach, wire_dtype=wire_dtype, overlap=overlap),
     )

@@ -40,18 +40,24 @@ _POINT = 'def_jax.detached_params(params, opt_state)'  # where to take the gradi
 
 
 class ErrorFeedbackState(NamedTuple):
-    """State of `error_feedback`. The residual differs between workers; the other fields do not."""
+    """State of `error_feedback`. The residual differs between workers; other fields do not, but for one."""
 
     step: jax.Array  # uint32 [], number of updates so far
     key: jax.Array  # uint32 [2], shared by all workers; selects the blocks
     residual: PyTree  # like params, float32: r_k = -e_k
     detach: jax.Array  # float32 [], λ
-    extra: dict[str, PyTree]  # state of the options in `def_jax.beyond`; empty if none is used
+    # State of the options in `def_jax.beyond`; empty if none is used. Only `left_out` is per-worker.
+    extra: dict[str, PyTree]
 
     @property
     def per_worker(self) -> tuple[str, ...]:
-        """The fields that differ between workers, see `ownership`."""
-        return ('residual',)
+        """The fields that differ between workers, and entries of `extra`; see `ownership`."""
+        return ('residual', 'left_out')
+
+    @property
+    def left_out(self) -> PyTree:
+        """Whether this worker's last update was left out; empty but with `overlap` and `skip_nonfinite`."""
+        return self.extra.get('left_out', ())
 
 
 def error_feedback(
@@ -66,6 +72,7 @@ def error_feedback(
     average_every: int = 0,
     wire_dtype: DTypeLike = jnp.float32,
     skip_nonfinite: bool = False,
+    overlap: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Sends a compressed part of the updates to all workers and keeps the rest for later steps.
 
@@ -95,6 +102,9 @@ def error_feedback(
             updates are zero, the residual and `step` do not change, and the count `skipped` increases by one.
             NaN is signalled in-band, at no extra cost. Wrap the chain in `hold_skipped` to keep the step out
             of the preceding optimizer's state too.
+        overlap: a step sends what waited before it, so that the network works while the gradient is computed;
+            x is one step behind. See `beyond.overlap`. With `skip_nonfinite`, a worker leaves out its own
+            update, and the next message of all workers.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`. Updates keep their dtypes;
@@ -134,7 +144,9 @@ def error_feedback(
         average_every=average_every,
         wire_dtype=wire_dtype,
         skip_nonfinite=skip_nonfinite,
+        overlap=overlap,
     )
+    algorithm = beyond.overlapped if overlap else _algorithm_1
     first_detach = 1.0 if isinstance(detach, str) else detach
 
     def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
@@ -142,7 +154,7 @@ def error_feedback(
         fields = jax.eval_shape(options.init, {}).keys()
         check_call(updates, state, ErrorFeedbackState, axis_name, shards, point=_POINT, fields=fields)
         check_shared(state.key, 'the key', axis_name)
-        one_step = functools.partial(_algorithm_1, compressor, options, axis_name, first_detach, shards)
+        one_step = functools.partial(algorithm, compressor, options, axis_name, first_detach, shards)
         return shards.map(one_step, updates, state)
 
     init_fn = functools.partial(_init, options, axis_name, seed, first_detach)
@@ -160,26 +172,19 @@ def _algorithm_1(
 ) -> tuple[PyTree, ErrorFeedbackState]:
     """Lines 7 to 10: the updates of x, and the state after them; the options of `def_jax.beyond` join in."""
     carried = options.carry(state.residual)
-    pending = _pend(updates, carried)  # line 7
+    pending = beyond.pend(updates, carried)  # line 7
     selection = compressor(state.key, options.messages(state.step), pending)
 
     def send(pending, state):
-        block = selection.take(pending)  # line 8: C(p)
         after = state._replace(step=state.step + 1, detach=jnp.asarray(detach, jnp.float32), residual=None)
         step = beyond.Step(updates, state, after, carried, pending, selection, shards)
-        # The rest of the block is the message's rounding error: zeros in float32. The barrier hides them
-        # from XLA, which therefore takes the message before it overwrites the residual in place, without
-        # a copy.
-        message = lax.optimization_barrier(options.encode(options.wire.round(block, step), step))
-        step = step._replace(rest=block - message[: block.size])
-        mean = pmean(options.wire.pack(message, step), axis_name)  # line 9
-        mean, step = options.wire.unpack(mean, step)
-        mean, step = options.decode(mean, step)
+        block = selection.take(pending)  # line 8: C(p)
+        mean, step = beyond.exchange(options, block, step, axis_name)  # line 9
         residual = selection.replace(step.pending, step.rest)  # line 8: p - C(p)
         return mean, step.after._replace(residual=residual)
 
     mean, after = options.wrap(send, selection)(pending, state)
-    return selection.place(mean, updates), after  # line 10
+    return selection.place(mean, updates), options.finish(state, after)  # line 10
 
 
 def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
@@ -273,13 +278,6 @@ def _init(
         detach=jnp.asarray(detach, jnp.float32),
         extra=options.init(params),
     )
-
-
-def _pend(updates: PyTree, residual: PyTree) -> PyTree:
-    """Line 7, after a check that nothing is broadcast or lost."""
-    check_updates(updates, residual)
-    check_floating(updates, 'updates')
-    return beyond.add_updates(updates, residual)
 
 
 def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:

@@ -132,3 +132,41 @@ def decayed_feedback(
         momenta = (1 - mask) * momenta
         trace.append(x)
     return np.stack(trace)
+
+
+def in_flight(
+    x0: np.ndarray,
+    gradient: Callable[[np.ndarray, int, int], np.ndarray],
+    masks: Sequence[np.ndarray],
+    learning_rate: Sequence[float],
+    *,
+    num_workers: int,
+    detach: float = 0.3,
+    momentum: float = 0.9,
+    decay: float = 1.0,
+    every: int = 1,
+    average_every: int = 0,
+    outer: tuple[float, float] = (1.0, 0.0),
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, y [T + 1, d] and residuals [T + 1, K, d], if messages travel while the next gradient is computed.
+
+    A message is taken at the end of a step, and stays in the residual r until it arrives in the next. Signs
+    are those of optax: updates are added. `outer` is the rate and the momentum with which x moves.
+    """
+    x, velocity = np.array(x0, np.float64), np.zeros_like(x0, np.float64)
+    r, m, f = (np.zeros((num_workers, *x.shape)) for _ in range(3))
+    mask = np.zeros_like(x)  # of what is in flight
+    found = [(x, x, r)]
+    for t, eta in enumerate(learning_rate):
+        grads = np.stack([gradient(x + detach * r[k], k, t) for k in range(num_workers)])
+        m = momentum * m + grads
+        waiting = r - f
+        velocity = np.where(mask, outer[1] * velocity + f.mean(0), velocity)
+        x = x + mask * outer[0] * velocity
+        r = decay * waiting - eta * m
+        if average_every and (t + 1) % average_every == 0:
+            r = np.stack([r.mean(0)] * num_workers)
+        mask = masks[t // every] if (t + 1) % every == 0 else np.zeros_like(x)
+        f = mask * r
+        found.append((x, x + r.mean(0), r))
+    return tuple(map(np.stack, zip(*found, strict=True)))

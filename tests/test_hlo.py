@@ -95,6 +95,7 @@ VARIANTS = {
     'skipping': (0.9, {'skip_nonfinite': True}),
     'outer': (None, {'outer': optax.sgd(0.3, momentum=0.8, nesterov=True)}),
     'every': (0.9, {'every': 4}),
+    'overlap': (0.9, {'overlap': True}),
 }
 
 
@@ -130,7 +131,7 @@ def test_update_happens_in_place(variant, num_workers):
     assert memory.alias_size_in_bytes >= donated * 4 * MODEL_SIZE
 
 
-@pytest.mark.parametrize('variant', ['plain', 'no momentum', 'auto', 'every'])
+@pytest.mark.parametrize('variant', ['plain', 'no momentum', 'auto', 'every', 'overlap'])
 def test_a_step_with_the_detached_point_copies_nothing(variant):
     """The residual is read twice, by the point and by the update, and overwritten in place all the same.
 

@@ -7,18 +7,20 @@ import optax
 from jax.typing import DTypeLike
 
 from def_jax.beyond.averaging import Averaging
-from def_jax.beyond.base import Options, Step, add_updates
+from def_jax.beyond.base import Options, Step, exchange, pend
 from def_jax.beyond.decay import Decay
 from def_jax.beyond.detach_estimate import DetachEstimate
 from def_jax.beyond.every import Every
 from def_jax.beyond.floats import Floats, check_wire_dtype
 from def_jax.beyond.integers import Integers
 from def_jax.beyond.outer import Outer
+from def_jax.beyond.overlap import overlapped
 from def_jax.beyond.skipping import Skipping
+from def_jax.checks import check_flag
 from def_jax.compressors import Compressor
 from def_jax.mesh.collectives import AxisName
 
-__all__ = ['Options', 'Step', 'add_updates', 'options']
+__all__ = ['Options', 'Step', 'exchange', 'options', 'overlapped', 'pend']
 
 
 def options(
@@ -32,6 +34,7 @@ def options(
     average_every: int,
     wire_dtype: DTypeLike,
     skip_nonfinite: bool,
+    overlap: bool,
 ) -> Options:
     """The options beyond Algorithm 1 that the arguments of `error_feedback` select.
 
@@ -44,13 +47,14 @@ def options(
     dtype = check_wire_dtype(wire_dtype)
     estimate = DetachEstimate(detach, axis_name, dtype, compressor)
     known = [
-        Skipping(skip_nonfinite),
+        Skipping(skip_nonfinite, axis_name, overlap),
         Outer(outer),
+        estimate,
         Decay(decay),
         Averaging(average_every, axis_name),
         Every(every),
-        estimate,
     ]
+    check_flag('overlap', overlap)
     if every > 1 and (average_every or skip_nonfinite):
         other = f'{average_every=}' if average_every else f'{skip_nonfinite=}'
         raise ValueError(

@@ -6,9 +6,8 @@ import jax
 import optax
 from jax import lax
 
-from def_jax.beyond.base import Option, Send
+from def_jax.beyond.base import Option
 from def_jax.checks import check_integer
-from def_jax.compressors.base import Selection
 from def_jax.mesh.collectives import AxisName, pmean
 
 PyTree = Any
@@ -28,16 +27,10 @@ class Averaging(Option):
         self.wanted = average_every > 0
         self._period, self._axis_name = average_every, axis_name
 
-    def wrap(self, send: Send, selection: Selection) -> Send:
-        del selection
-
-        def averaged(pending, state):
-            mean, after = send(pending, state)
-            # A step dropped by `skip_nonfinite` does not count, so it must not repeat an average.
-            due = (after.step % self._period == 0) & (after.step != state.step)
-            return mean, after._replace(residual=lax.cond(due, self._mean, _unchanged, after.residual))
-
-        return averaged
+    def finish(self, before: Any, after: Any) -> Any:
+        # A step dropped by `skip_nonfinite` does not count, so it must not repeat an average.
+        due = (after.step % self._period == 0) & (after.step != before.step)
+        return after._replace(residual=lax.cond(due, self._mean, _unchanged, after.residual))
 
     def _mean(self, residual: PyTree) -> PyTree:
         # Adding 0·r marks the mean as varying over workers, like the other branch, as shard_map requires.

@@ -10,18 +10,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from def_jax.checks import check_floating, check_updates
 from def_jax.compressors.base import Selection
+from def_jax.mesh.collectives import AxisName, pmean
 from def_jax.mesh.shards import Shards
 
 PyTree = Any
 Send = Callable[[PyTree, Any], tuple[jax.Array, Any]]  # pending, state -> mean message, new state
 
-__all__ = ['Option', 'Options', 'Send', 'Step', 'Wire', 'add_updates']
+__all__ = ['Option', 'Options', 'Send', 'Step', 'Wire', 'exchange', 'pend']
 
 
-def add_updates(updates: PyTree, carried: PyTree) -> PyTree:
-    """Line 7 in float32, leaf by leaf."""
+def pend(updates: PyTree, carried: PyTree) -> PyTree:
+    """Line 7 in float32, after a check that nothing is broadcast or lost."""
+    check_updates(updates, carried)
+    check_floating(updates, 'updates')
     return jax.tree.map(lambda u, r: u.astype(jnp.float32) + r, updates, carried)
 
 
@@ -71,6 +76,16 @@ class Option:
     def messages(self, step: jax.Array) -> jax.Array:
         """How many messages were sent before a step, uint32 []: it selects the blocks."""
         return step
+
+    def admit(self, updates: PyTree, after: Any, shards: Shards) -> tuple[PyTree, Any]:
+        """With `overlap`: what of the updates is added, once the message before them has arrived."""
+        del shards
+        return updates, after
+
+    def finish(self, before: Any, after: Any) -> Any:
+        """The state at the end of a step, whether or not a message was sent in it."""
+        del before
+        return after
 
     def wrap(self, send: Send, selection: Selection) -> Send:
         """Wraps lines 8 and 9, the exchange of a message; the mean that it returns is float32 [B]."""
@@ -129,7 +144,29 @@ class Options(Option):
             step = option.messages(step)
         return step
 
+    def admit(self, updates: PyTree, after: Any, shards: Shards) -> tuple[PyTree, Any]:
+        for option in self._options:
+            updates, after = option.admit(updates, after, shards)
+        return updates, after
+
+    def finish(self, before: Any, after: Any) -> Any:
+        for option in self._options:
+            after = option.finish(before, after)
+        return after
+
     def wrap(self, send: Send, selection: Selection) -> Send:
         for option in self._options:
             send = option.wrap(send, selection)
         return send
+
+
+def exchange(options: Options, block: jax.Array, step: Step, axis_name: AxisName) -> tuple[jax.Array, Step]:
+    """Line 9: the mean block, float32 [B], and the step, which knows the rest of the block.
+
+    The rest is the message's rounding error: zeros in float32. The barrier hides them from XLA, which
+    therefore takes the message before it overwrites the residual in place, without a copy.
+    """
+    message = lax.optimization_barrier(options.encode(options.wire.round(block, step), step))
+    step = step._replace(rest=block - message[: block.size])
+    mean = pmean(options.wire.pack(message, step), axis_name)
+    return options.decode(*options.wire.unpack(mean, step))

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from def_jax.beyond.base import Option, Send, Step
+from def_jax.beyond.base import Option, Step
 from def_jax.checks import check_number
-from def_jax.compressors.base import Compressor, Selection
+from def_jax.compressors.base import Compressor
 from def_jax.mesh.collectives import AxisName, num_workers
 
 PyTree = Any
@@ -75,16 +75,10 @@ class DetachEstimate(Option):
         measured = jnp.stack([self._energy(mean, step), own_energy])
         return mean, step.keep(energy=_MEMORY * step.before.extra['energy'] + (1 - _MEMORY) * measured)
 
-    def wrap(self, send: Send, selection: Selection) -> Send:
-        """Outside of `Every`, so that a step without a message has its λ, too."""
-        del selection
-
-        def estimated(pending, state):
-            mean, after = send(pending, state)
-            workers, energy = num_workers(self._axis_name), after.extra['energy']
-            return mean, after._replace(detach=best_detach(energy, workers, self._compressor.age_shares))
-
-        return estimated
+    def finish(self, before: Any, after: Any) -> Any:
+        del before
+        workers, energy = num_workers(self._axis_name), after.extra['energy']
+        return after._replace(detach=best_detach(energy, workers, self._compressor.age_shares))
 
     def _energy(self, block: jax.Array, step: Step) -> jax.Array:
         """An estimate of the squared norm of the tree that a block, float32 [B], was taken from."""

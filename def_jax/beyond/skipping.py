@@ -9,9 +9,12 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.beyond.base import Option, Step, add_updates
+from def_jax.beyond.base import Option, Step, pend
 from def_jax.checks import check_flag
+from def_jax.mesh.collectives import AxisName
 from def_jax.mesh.ownership import holds, is_link, link_states
+from def_jax.mesh.shards import Shards
+from def_jax.mesh.varying import vary_if_tracked
 
 PyTree = Any
 
@@ -28,16 +31,26 @@ class Skipping(Option):
         ValueError: unless `skip_nonfinite` is True or False.
     """
 
-    def __init__(self, skip_nonfinite: bool):
+    def __init__(self, skip_nonfinite: bool, axis_name: AxisName, overlap: bool):
         check_flag('skip_nonfinite', skip_nonfinite)
-        self.wanted = bool(skip_nonfinite)
+        self.wanted, self._axis_name, self._overlap = bool(skip_nonfinite), axis_name, overlap
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         del params
-        return {'skipped': jnp.zeros((), jnp.uint32)}
+        fields = {'skipped': jnp.zeros((), jnp.uint32)}
+        # Whether this worker's last update was left out: the next message tells the others.
+        left_out = {'left_out': vary_if_tracked(jnp.zeros((), bool), self._axis_name)}
+        return fields | left_out if self._overlap else fields
 
     def encode(self, message: jax.Array, step: Step) -> jax.Array:
-        return jnp.where(_all_finite(step.updates), message, jnp.nan)
+        finite = ~step.before.extra['left_out'] if self._overlap else _all_finite(step.updates)
+        return jnp.where(finite, message, jnp.nan)
+
+    def admit(self, updates: PyTree, after: Any, shards: Shards) -> tuple[PyTree, Any]:
+        """A worker leaves out its own update if it is not finite: the others' are in their residuals."""
+        finite = shards.all(_all_finite(updates))
+        updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
+        return updates, after._replace(extra=after.extra | {'left_out': ~finite})
 
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
         """If the mean is not finite, treats only the old residual as pending and sends none of it."""
@@ -55,7 +68,7 @@ class Skipping(Option):
         # with the in-place update of the residual; r + -0.0 is r, bit for bit.
         updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), step.updates)
         carried = jax.tree.map(lambda new, old: jnp.where(finite, new, old), step.carried, residual)
-        pending = add_updates(updates, carried)
+        pending = pend(updates, carried)
         return mean, step._replace(pending=pending, rest=rest, after=after)
 
 
@@ -98,10 +111,16 @@ def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTrans
 
     def update_fn(updates, state, params=None, **extra_args):
         updates, new_state = optimizer.update(updates, state, params, **extra_args)
-        taken = jnp.array(_counts(state)) == jnp.array(_counts(new_state))
+        together = jnp.all(jnp.array(_counts(state)) == jnp.array(_counts(new_state)))
+        extras = [link.extra for link in link_states(new_state) if hasattr(link, 'extra')]
+        # With `overlap`, each worker for itself: what workers share, such as counts, must advance on all.
+        alone = [~extra['left_out'] for extra in extras if 'left_out' in extra]
+        taken = jnp.all(jnp.array(alone)) if alone else together
 
         def hold(new, old):  # error_feedback has already chosen, and its count must advance
-            return new if is_link(new) else optax.tree.where(jnp.all(taken), new, old)
+            if is_link(new) or (alone and not jnp.issubdtype(new.dtype, jnp.floating)):
+                return new
+            return optax.tree.where(taken, new, old)
 
         return updates, jax.tree.map(hold, new_state, state, is_leaf=is_link)
 

@@ -59,7 +59,7 @@ class Block(NamedTuple):
         """x with `values`, float32 [size], in place of the tile's own elements. XLA writes the tile only."""
         start, tile = self._start(first), values.reshape(self.shape).astype(x.dtype)
         if self._cut_short:
-            x = read_after(values, x)
+            x = read_after(values[0], x)
             tile = self._where_own(first, tile, lax.dynamic_slice(x, start, self.shape))
         return lax.dynamic_update_slice(x, tile, start)
 
@@ -80,12 +80,12 @@ class Block(NamedTuple):
 
 
 def read_after(values: jax.Array, x: jax.Array) -> jax.Array:
-    """x, to be read once the float32 `values` [≥ 1], which are to replace a part of it, are computed.
+    """x, once the float32 `values` are computed: of its shape, or one number for all of it.
 
     Were x in memory earlier, XLA would write it over what the values are computed from, and save that by a
     copy. A shifted sign bit is less than 2, which XLA does not know.
     """
-    computed = (lax.bitcast_convert_type(values[0], jnp.uint32) >> 31) < 2
+    computed = (lax.bitcast_convert_type(values, jnp.uint32) >> 31) < 2
     return jnp.where(computed, x, jnp.zeros_like(x))
 
 

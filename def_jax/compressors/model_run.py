@@ -74,7 +74,7 @@ class _Window(NamedTuple):
         def like_leaf(window):
             return jnp.moveaxis(window.reshape(self.num_slices, *others), 0, self.axis)
 
-        x = read_after(values, x)
+        x = read_after(values[0], x)
         positions = like_leaf(jnp.arange(self.size, dtype=jnp.uint32))
         window = jnp.where(own(positions), like_leaf(values).astype(x.dtype), self._slices(x, place))
         return lax.dynamic_update_slice_in_dim(x, window, place, self.axis)

@@ -218,11 +218,11 @@ def holds(opt_state: PyTree, kind: type) -> bool:
 def _own(node: PyTree) -> PyTree:
     """Flags as given outside chains, False after the last link of a chain, as declared within a link."""
     if is_link(node):
-        fields = {
-            name: jax.tree.map(lambda _, own=name in node.per_worker: own, field)
-            for name, field in node._asdict().items()
-        }
-        return node._replace(**fields)
+        named = [jax.tree_util.GetAttrKey(name) for name in node.per_worker]
+        entries = [jax.tree_util.DictKey(name) for name in node.per_worker]
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path[0] in named or path[1:2] in [(entry,) for entry in entries], node
+        )
     if isinstance(node, bool):
         return node
     if isinstance(node, (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)):

@@ -32,7 +32,7 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     Mutation(
         'what was left behind is forgotten (line 7)',
-        '_pend(updates, carried)  # line 7',
+        'beyond.pend(updates, carried)  # line 7',
         'optax.tree.cast(updates, jnp.float32)  # line 7',
         'test_error_feedback.py::test_vmap_equals_oracle[4-tensor-4]',
         'test_error_feedback.py::test_vmap_equals_oracle[tensor-64-4]',

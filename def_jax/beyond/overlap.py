@@ -1,0 +1,60 @@
+"""Messages in flight: the network works while the next gradient is computed, for `overlap=True`.
+
+Algorithm 1 adds an update to what waits (line 7), and then sends a block and waits for it (lines 8 to 10).
+Here a step ends after line 7, and the next one begins with lines 8 to 10. So what a step sends is known when
+it begins, and its all-reduce depends on nothing that the step computes:
+
+    f_k      block of r_k           C as of the step before; in flight while the gradient is computed
+    x     += mean_k f_k             lines 9 and 10
+    r_k   += u_k - f_k              line 8, and line 7 of the next message
+
+What is in flight stays in r_k until it has arrived. So y = x + mean_k r_k moves by the mean update at every
+step (Eq. 8), the detached point x + λ·r_k contains the worker's own message, and the state is that of
+Algorithm 1: what is in flight is not stored, but taken from r_k, which nobody has changed since. Only x is
+one step behind.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from def_jax.beyond.base import Options, Step, exchange, pend
+from def_jax.compressors.base import Compressor, Selection
+from def_jax.compressors.blocks import read_after
+from def_jax.mesh.collectives import AxisName
+from def_jax.mesh.shards import Shards
+
+PyTree = Any
+
+__all__ = ['overlapped']
+
+_BLOCK = Selection(take=lambda block: block, replace=lambda _, block: block)  # all of a block
+
+
+def overlapped(
+    compressor: Compressor,
+    options: Options,
+    axis_name: AxisName,
+    detach: float,
+    shards: Shards,
+    updates: PyTree,
+    state: Any,
+) -> tuple[PyTree, Any]:
+    """The updates of x, and the state after them, as `_algorithm_1` of `error_feedback` returns them."""
+    residual, last = state.residual, state.step - 1  # at first, a message of zeros
+    selection = compressor(state.key, options.messages(last), residual)
+
+    def send(block, before):
+        after = before._replace(step=before.step + 1, detach=jnp.asarray(detach, jnp.float32), residual=None)
+        step = Step(updates, before._replace(residual=residual), after, residual, residual, selection, shards)
+        mean, step = exchange(options, block, step, axis_name)
+        return mean, step.after._replace(residual=step.rest)
+
+    # The options see the block alone, and a state as of the step before.
+    mean, after = options.wrap(send, _BLOCK)(selection.take(residual), state._replace(step=last))
+    updates, after = options.admit(updates, after, shards)
+    pending, fresh = pend(updates, options.carry(residual)), selection.take(updates)
+    residual = selection.replace(pending, fresh + options.carry(after.residual))
+    after = after._replace(step=after.step + 1, residual=residual)
+    # Moved before the gradient has read them, the parameters would be copied.
+    return selection.place(read_after(fresh, mean), updates), options.finish(state, after)

@@ -1,0 +1,261 @@
+"""Messages in flight, against an oracle in NumPy under every mapping, and what must hold with each option."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+import reference_family
+from jax.sharding import PartitionSpec as P
+from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data, multipliers
+from sharded_workers import AUTO, EXPLICIT, distributed, feedback
+
+import def_jax
+
+BLOCKS = def_jax.random_block(4, order='shuffled')
+OUTER = (0.7, 0.5)
+
+
+def chain(compressor=BLOCKS, axis_name='workers', *, momentum=0.9, outer=None, **options):
+    """SGD and a link whose messages are in flight; `outer` is a rate and a momentum, as for the oracle."""
+    rate, outer_momentum = outer or OUTER
+    outer = outer and optax.sgd(rate, momentum=outer_momentum)
+    return optax.chain(
+        optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=momentum),
+        def_jax.error_feedback(compressor, axis_name, overlap=True, outer=outer, **options),
+    )
+
+
+def train(optimizer, batches, axis_name='workers', varying=False):
+    """One worker's x, y and residual after 0, ..., T steps: each [T + 1, d]."""
+
+    def observe(params, state):
+        y = def_jax.output_params(params, state, axis_name)
+        return flat(params), flat(y), flat(optax.tree.get(state, 'residual'))
+
+    def step(carry, batch):
+        params, state = carry
+        grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), observe(params, state)
+
+    params = jax.tree.map(jnp.asarray, INITIAL)
+    state = optimizer.init(params)
+    if varying:  # as shard_map's types demand of a scan
+        trace = jax.lax.pcast(optax.tree.get(state, 'trace'), axis_name, to='varying')
+        state = optax.tree.set(state, trace=trace)
+    _, rest = jax.lax.scan(step, (params, state), batches)
+    return tuple(jnp.concatenate([z[None], zs]) for z, zs in zip(observe(params, state), rest, strict=True))
+
+
+def assert_equals_oracle(actual, masks, **settings):
+    """`actual` holds x, y and residual as [K, T + 1, d]."""
+    x, y, residual = map(np.asarray, actual)
+    inputs, targets = (z.astype(np.float64) for z in mlp_data(len(x)))
+    expected = reference_family.in_flight(
+        np.asarray(flat(INITIAL)),
+        lambda theta, k, t: reference.mlp_gradient(theta, inputs[k, t], targets[k, t]),
+        masks,
+        LEARNING_RATES[: x.shape[1] - 1],
+        num_workers=len(x),
+        **settings,
+    )
+    assert np.all(x == x[0]) and np.all(y == y[0])
+    np.testing.assert_allclose(x[0], expected[0], **TOLERANCE)
+    np.testing.assert_allclose(y[0], expected[1], **TOLERANCE)
+    np.testing.assert_allclose(residual, np.moveaxis(expected[2], 1, 0), **TOLERANCE)
+    assert np.max(np.abs(x[0, -1] - x[0, 0])) > 0.1
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'detach': 1.0, 'average_every': 3},
+        {'every': 3, 'decay': 0.9},
+        {'outer': OUTER, 'detach': 0.0},
+        {'outer': OUTER, 'every': 2, 'decay': 0.95},
+    ],
+)
+def test_vmap_equals_the_oracle(options):
+    run = jax.jit(jax.vmap(functools.partial(train, chain(**options)), axis_name='workers'))
+    assert_equals_oracle(run(mlp_data(4)), multipliers(BLOCKS), **options)
+
+
+def test_pmap_equals_the_oracle():
+    run = jax.pmap(functools.partial(train, chain(decay=0.9)), axis_name='workers')
+    assert_equals_oracle(run(mlp_data(8)), multipliers(BLOCKS), decay=0.9)
+
+
+def test_one_worker_equals_the_oracle():
+    found = jax.jit(functools.partial(train, chain(axis_name=None), axis_name=None))(
+        [z[0] for z in mlp_data(1)]
+    )
+    assert_equals_oracle([z[None] for z in found], multipliers(BLOCKS))
+
+
+@pytest.mark.parametrize('check_vma', [True, False])
+def test_shard_map_equals_the_oracle(check_vma):
+    mesh = jax.sharding.Mesh(jax.devices()[:4], ('workers',))
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=P('workers'), out_specs=P('workers'), check_vma=check_vma
+    )
+    def run(batches):
+        found = train(chain(every=2), [z[0] for z in batches], varying=check_vma)
+        return [z[None] for z in found]
+
+    assert_equals_oracle(run(mlp_data(4)), multipliers(BLOCKS), every=2)
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_spmd_equals_the_oracle(kind):
+    """Workers of one device: that shards change nothing but the blocks is the compressors' matter."""
+    dist = distributed('8x1', chain(decay=0.95), kind)
+
+    @jax.jit
+    def step(params, state, batch):
+        _, grads = dist.value_and_grad(loss_fn)(params, state, batch)
+        updates, state = dist.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.device_put([jnp.asarray(x) for x in INITIAL], dist.shardings)
+    state, found = jax.jit(dist.init)(params), []
+    for t in range(9):
+        y = dist.output_params(params, state)
+        residual = [np.asarray(r).reshape(8, -1) for r in optax.tree.get(state, 'residual')]
+        found.append([*(np.stack([flat(jax.device_get(z))] * 8) for z in (params, y)), np.hstack(residual)])
+        params, state = step(params, state, [z[:, t].reshape(-1, z.shape[-1]) for z in mlp_data(8)])
+    actual = [np.stack(z, axis=1) for z in zip(*found, strict=True)]
+    assert_equals_oracle(actual, multipliers(BLOCKS), decay=0.95)
+
+
+def test_workers_of_several_devices_move_y_by_the_mean_update():
+    """Eq. 8, with int8, 'auto' and a worker whose update is not finite: it is left out on all its devices."""
+    layout = '2x4'
+    link = feedback(
+        layout, def_jax.random_block(2), overlap=True, wire_dtype='int8', detach='auto', skip_nonfinite=True
+    )
+    dist = distributed(layout, def_jax.hold_skipped(optax.chain(optax.sgd(0.05, momentum=0.5), link)))
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = dist.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return params, state, dist.output_params(params, state)
+
+    params = jax.device_put([jnp.asarray(x) for x in INITIAL], dist.shardings)
+    state, y, momentum = jax.jit(dist.init)(params), list(INITIAL), [0 * x for x in INITIAL]
+    rng = np.random.default_rng(0)
+    for t in range(6):
+        grads = [rng.normal(size=(2, *np.shape(x))).astype(np.float32) for x in INITIAL]
+        sent = [g.copy() for g in grads]
+        if t == 3:
+            sent[0][1, 2, 3] = np.nan
+        params, state, after = step(params, state, sent)
+        lives = np.array([1, t != 3]).astype(np.float32)
+        for i, (old, new, g) in enumerate(zip(y, after, grads, strict=True)):
+            lives_like = lives.reshape(2, *[1] * old.ndim)
+            fresh = 0.5 * momentum[i] + g
+            momentum[i] = np.where(lives_like > 0, fresh, momentum[i])
+            np.testing.assert_allclose(new, old - 0.05 * np.mean(fresh * lives_like, 0), rtol=0, atol=1e-5)
+        y = jax.tree.map(np.asarray, after)
+        assert optax.tree.get(state, 'left_out').tolist() == [False, t == 3]
+        assert int(optax.tree.get(state, 'skipped')) == (t > 3)  # the others hear of it with the next message
+    assert all(np.any(np.asarray(x) != first) for x, first in zip(params, INITIAL, strict=True))
+
+
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'wire_dtype': 'bfloat16', 'detach': 'auto'}, {'wire_dtype': 'int8'}, {'decay': 0.9, 'every': 3}],
+)
+def test_x_is_the_plain_one_a_step_later(options):
+    """Where updates do not depend on the point."""
+    updates = np.random.default_rng(0).normal(size=(4, 12, 24)).astype(np.float32)
+
+    def run(link):
+        def worker(updates):
+            def step(carry, u):
+                x, state = carry
+                u, state = link.update(u, state)
+                return (x + u, state), (x + u, state.detach)
+
+            return jax.lax.scan(step, (jnp.zeros(24), link.init(jnp.zeros(24))), updates)[1]
+
+        return jax.jit(jax.vmap(worker, axis_name='workers'))(updates)
+
+    make = functools.partial(def_jax.error_feedback, BLOCKS, 'workers', **options)
+    (x, detach), (later, detach_later) = run(make()), run(make(overlap=True))
+    # A fused product and sum may round once less.
+    np.testing.assert_allclose(later[:, 1:], x[:, :-1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(detach_later[:, 1:], detach[:, :-1], rtol=0, atol=1e-6)
+    assert not np.any(later[:, 0]) and np.any(x[:, -2])
+
+
+def test_a_worker_leaves_out_its_own_update():
+    """The others' updates of that step count; the next message of all is lost, and sent again."""
+    link = def_jax.error_feedback(
+        def_jax.random_block(2, order='cyclic'), 'workers', overlap=True, skip_nonfinite=True
+    )
+    optimizer = def_jax.hold_skipped(optax.chain(optax.trace(0.5), link))
+    updates = np.ones((2, 5, 4), np.float32)
+    updates[1, 1, 0] = np.inf
+
+    def worker(updates):
+        def step(carry, u):
+            x, state = carry
+            u, state = optimizer.update(u, state)
+            x = x + u
+            return (x, state), (u, def_jax.output_params(x, state, 'workers'), state[0].trace, state[1].step)
+
+        return jax.lax.scan(step, (jnp.zeros(4), optimizer.init(jnp.zeros(4))), updates)[1]
+
+    arrived, y, trace, count = map(np.asarray, jax.jit(jax.vmap(worker, axis_name='workers'))(updates))
+    assert count[0].tolist() == [1, 2, 2, 3, 4]
+    assert np.any(arrived[0, 1]) and not np.any(arrived[0, 2]) and np.any(arrived[0, 3])
+    assert trace[:, :3, 0].tolist() == [[1, 1.5, 1.75], [1, 1, 1.5]]
+    moved = np.cumsum(np.mean([[1, 1.5, 1.75], [1, 0, 1.5]], axis=0))
+    np.testing.assert_allclose(y[0, :3], np.repeat(moved[:, None], 4, axis=1), rtol=1e-6)
+
+
+def test_masked_leaves_and_the_aliases():
+    params = {'w': jnp.ones((4, 4)), 'b': jnp.ones(4)}
+    link = def_jax.error_feedback(BLOCKS, None, overlap=True)
+    masked = optax.chain(optax.sgd(1.0), optax.masked(link, {'w': True, 'b': False}))
+    updates, _ = masked.update(params, masked.init(params), params)
+    assert not np.any(updates['w']) and np.all(updates['b'] == -1)
+    for make in (def_jax.def_sgd, def_jax.def_adamw):
+        optimizer = make(0.1, 4, None, overlap=True)
+        state = optimizer.init(params)
+        first, state = optimizer.update(params, state, params)
+        second, _ = optimizer.update(params, state, params)
+        assert not any(map(np.any, first.values())) and all(map(np.any, second.values()))
+
+
+@pytest.mark.parametrize(
+    'options', [{}, {'wire_dtype': 'int8', 'detach': 'auto'}, {'outer': OUTER, 'every': 2}]
+)
+def test_the_message_needs_nothing_that_the_step_computes(options):
+    """Followed through the traced program, from the gradients on, to the one all-reduce."""
+    optimizer, params = chain(**options), [jnp.asarray(x) for x in INITIAL]
+    update = jax.make_jaxpr(lambda grads, state: optimizer.update(grads, state), axis_env=[('workers', 4)])
+    program = update(params, optimizer.init(params)).jaxpr
+    late, reached = set(program.invars[: len(params)]), []
+    for equation in program.eqns:
+        needs = any(value in late for value in equation.invars if not hasattr(value, 'val'))
+        if any('psum' in str(part) for part in (equation.primitive, *equation.params.values())):
+            reached.append(needs)
+        elif needs:
+            late.update(equation.outvars)
+    assert reached == [False]
+
+
+def test_overlap_must_be_a_flag():
+    with pytest.raises(ValueError, match=re.escape("overlap='yes' must be True or False")):
+        def_jax.error_feedback(BLOCKS, None, overlap='yes')
