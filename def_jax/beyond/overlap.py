@@ -23,6 +23,7 @@ from def_jax.compressors.base import Compressor, Selection
 from def_jax.compressors.blocks import read_after
 from def_jax.mesh.collectives import AxisName
 from def_jax.mesh.shards import Shards
+from def_jax.mesh.varying import varying_axes
 
 PyTree = Any
 
@@ -56,5 +57,7 @@ def overlapped(
     pending, fresh = pend(updates, options.carry(residual)), selection.take(updates)
     residual = selection.replace(pending, fresh + options.carry(after.residual))
     after = after._replace(step=after.step + 1, residual=residual)
-    # Moved before the gradient has read them, the parameters would be copied.
-    return selection.place(read_after(fresh, mean), updates), options.finish(state, after)
+    # Moved before the gradient has read them, the parameters would be copied. But where types say what varies
+    # over workers (check_vma=True), x must not depend on what does.
+    arrived = mean if varying_axes([fresh]) else read_after(fresh, mean)
+    return selection.place(arrived, updates), options.finish(state, after)
