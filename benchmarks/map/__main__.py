@@ -22,12 +22,10 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks.map import perceptron, plan
+from benchmarks.map import choice, perceptron, plan
 
 Key = tuple[Any, ...]  # see `key`
 Records = dict[Key, dict[str, Any]]
-_LIMIT = 12  # times a grid may grow
-_LIKELY = 0.05  # share of the bootstrap's draws
 
 
 class Runs:
@@ -50,7 +48,7 @@ class Runs:
             'tuning': tuning,
         }
         if key(record) not in self.known:
-            record |= {'rate': float(f'{rate(k):.4g}')} | train(rate(k), seed, tuning)
+            record |= {'rate': float(f'{choice.rate(k):.4g}')} | train(choice.rate(k), seed, tuning)
             self.known[key(record)] = record
             with self.path.open('a', encoding='utf-8') as file:
                 file.write(json.dumps(record, ensure_ascii=False) + '\n')
@@ -67,55 +65,28 @@ def bytes_of(cell: plan.Cell) -> float:
     return contender.ratio * (4 if 'wire_dtype' in contender.options else 1)
 
 
-def rate(k: int) -> float:
-    return plan.BASE * plan.FACTOR**k
-
-
-def tune(losses: Callable[[int], np.ndarray], first: int) -> dict[int, np.ndarray]:
-    """Losses by k, one per tuning seed: around `first`, and on until the best has two neighbours."""
-    tried = {k: losses(k) for k in range(first - 1, first + 2)}
-    for _ in range(_LIMIT):
-        best = chosen(tried)
-        if min(tried) < best < max(tried):
-            return tried
-        beyond = best - 1 if best == min(tried) else best + 1
-        tried[beyond] = losses(beyond)
-    raise ValueError(f'no best rate within {sorted(map(rate, tried))}')
-
-
-def chosen(tried: dict[int, np.ndarray]) -> int:
-    """The k with the lowest mean loss."""
-    return min(tried, key=lambda k: tried[k].mean())
-
-
-def shares(tried: dict[int, np.ndarray], draws: int = 2000) -> dict[int, float]:
-    """How often each k would be chosen by as many tuning seeds, drawn again from these: a bootstrap."""
-    rates, losses = list(tried), np.stack(list(tried.values()))
-    drawn = np.random.default_rng(0).integers(0, losses.shape[1], (draws, losses.shape[1]))
-    best = losses[:, drawn].mean(-1).argmin(0)
-    return {k: float(np.mean(best == i)) for i, k in enumerate(rates)}
-
-
 def run_cell(cell: plan.Cell, runs: Runs) -> Iterable[str]:
     """Tunes for each point and trains the fresh seeds at what was chosen; says what it found."""
     train = perceptron.train(cell.contender, cell.width)
     get = functools.partial(runs.get, cell, train)
-    first = round(np.log(cell.contender.rate / plan.BASE) / np.log(plan.FACTOR))
+    first = choice.nearest(cell.contender.rate)
 
     def losses(point: str, k: int) -> np.ndarray:
         found = [get(k, seed, tuning=True)['loss'][point] for seed in plan.TUNING_SEEDS]
         return np.nan_to_num(np.array(found, float), nan=np.inf, posinf=np.inf)
 
     for point in cell.points:
-        tried = tune(functools.partial(losses, point), first)
-        likely = [k for k, share in shares(tried).items() if share >= _LIKELY] if cell.likely else []
-        for k in dict.fromkeys([chosen(tried), *likely]):
+        tried = choice.tune(functools.partial(losses, point), first)
+        likely = (
+            [k for k, share in choice.shares(tried).items() if share >= choice.LIKELY] if cell.likely else []
+        )
+        for k in dict.fromkeys([choice.chosen(tried), *likely]):
             records = [get(k, seed, tuning=False) for seed in plan.SEEDS]
             means = [
                 np.mean(np.array([r[name][point] for r in records], float))
                 for name in ('error', 'train_error')
             ]
-            yield f'{point} at {rate(k):.3g}: error {means[0]:.2f}, in training {means[1]:.2f}'
+            yield f'{point} at {choice.rate(k):.3g}: error {means[0]:.2f}, in training {means[1]:.2f}'
 
 
 def main(_) -> None:

@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 from benchmarks.league.contenders import Contender
 
-__all__ = ['BASE', 'FACTOR', 'PARTS', 'SEEDS', 'TUNING_SEEDS', 'Cell', 'cells']
+__all__ = ['PARTS', 'SEEDS', 'TUNING_SEEDS', 'Cell', 'cells']
 
-BASE, FACTOR = 0.1, 1.4  # rates are BASE · FACTOR^k
 TUNING_SEEDS = tuple(range(100, 110))  # two for each fold of the training images
 SEEDS = tuple(range(20))
 _SHUFFLED, _BALANCED = {'order': 'shuffled'}, {'allocation': 'balanced'}
