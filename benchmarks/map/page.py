@@ -17,7 +17,7 @@ from benchmarks.map import choice, plan
 from def_jax.tools import markdown, pictures
 from paper.statistics import mean_std, paired_difference
 
-__all__ = ['Cell', 'law', 'read', 'tables']
+__all__ = ['Cell', 'law', 'read', 'tables', 'written']
 
 SGD = 'SGD', 1
 MARKERS = {'DEF (paper)': 'o', 'λ = 1': 'v', 'DEF, ours': 's', 'DEF, ours, int8': '*'}
@@ -72,7 +72,7 @@ def read(path: Path) -> dict[int, dict[tuple[str, float], Cell]]:
         cell = Cell(*key, whole, fresh)
         if len(whole) == len(losses) and min(whole) < cell.k < max(whole) and cell.k in fresh:
             found.setdefault(cell.width, {})[cell.title, cell.bytes_of] = cell
-    return {width: found[width] for width in sorted(found) if SGD in found[width]}
+    return {w: found[w] for w in sorted(found) if SGD in found[w] and len(found[w]) > 1}
 
 
 def _whole(by_seed: dict[int, Any], *, tuning: bool) -> bool:
@@ -218,12 +218,15 @@ def draw(cells: dict[int, dict[tuple[str, float], Cell]], path: Path) -> None:
                 by_gap.errorbar(training - cell.of('train_error').mean(), point, (high - low) / 2, **style)
         for panel, label in (
             (by_sgd, "SGD's training error, %"),
-            (by_gap, 'DEF − SGD, training accuracy, points'),
+            (by_gap, 'DEF − SGD, training, points'),
         ):
             panel.axhline(0, color='black', linewidth=0.8)
             panel.set_xlabel(label)
         by_sgd.set_xscale('log')
-        by_sgd.set_ylabel('DEF − SGD, test accuracy, points')
+        ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10) if by_sgd.get_xlim()[0] <= t <= by_sgd.get_xlim()[1]]
+        by_sgd.set_xticks(ticks, labels=[f'{t:g}' for t in ticks])
+        by_sgd.minorticks_off()
+        by_sgd.set_ylabel('DEF − SGD, test, points')
         low, _ = by_gap.get_xlim()
         by_gap.plot([low, 0], [low * law(cells).slope, 0], '--', color='gray', linewidth=0.8, zorder=1)
         for title, marker in MARKERS.items():
@@ -235,15 +238,17 @@ def draw(cells: dict[int, dict[tuple[str, float], Cell]], path: Path) -> None:
         bar.minorticks_off()
 
 
+def written(text: str, cells: dict[int, dict[tuple[str, float], Cell]]) -> str:
+    """The page with its tables replaced."""
+    marks = '<!-- written by benchmarks.map.page -->', '<!-- end -->'
+    return markdown.replaced(text, *marks, tables(cells))
+
+
 def main(_) -> None:
     folder = Path(flags.FLAGS.output)
-    cells = read(folder / 'runs.jsonl')
+    cells, page = read(folder / 'runs.jsonl'), folder / 'README.md'
     draw(cells, folder / 'map.png')
-    page = folder / 'README.md'
-    marks = '<!-- written by benchmarks.map.page -->', '<!-- end -->'
-    page.write_text(
-        markdown.replaced(page.read_text(encoding='utf-8'), *marks, tables(cells)), encoding='utf-8'
-    )
+    page.write_text(written(page.read_text(encoding='utf-8'), cells), encoding='utf-8')
 
 
 if __name__ == '__main__':

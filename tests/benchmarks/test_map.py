@@ -1,0 +1,49 @@
+"""The map trains what the league trains, its page follows from its runs, and rates are chosen as it says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.league import perceptron as league
+from benchmarks.map import choice, page, perceptron, plan
+
+RESULTS = Path(__file__).parents[2] / 'results' / 'map'
+
+
+@pytest.mark.parametrize('contender', [plan.PARTS['first'][1][0], plan.paper(64)], ids=lambda c: c.title)
+def test_a_run_is_the_leagues(contender):
+    """At the league's width and block seed; SGD's single worker has the images of all eight."""
+    record = perceptron.train(contender, 64)(0.1, 0, False)
+    ((train, test, accuracy),) = league.train(contender)([0.1], [0], False)[:, :, -1:].tolist()
+    point = 'y' if contender.method == 'def' else 'x'
+    assert record['course'][-1] == pytest.approx(train[0], abs=2e-3)
+    assert record['loss'][point] == pytest.approx(test[0], abs=2e-3)
+    assert 100 - record['error'][point] == pytest.approx(100 * accuracy[0], abs=0.3)
+
+
+def test_folds_divide_the_training_images():
+    train, _ = league.split(tuning=False)
+    folds = [league.split(tuning=True, fold=fold) for fold in range(league.FOLDS)]
+    assert np.array_equal(np.sort(np.concatenate([held_out for _, held_out in folds])), np.sort(train))
+    assert all(not set(kept) & set(held_out) and len(kept) == 800 for kept, held_out in folds)
+
+
+def test_the_grid_grows_until_the_best_has_neighbours():
+    tried = choice.tune(lambda k: np.array([abs(k - 4.0), np.inf if k < 0 else 1.0]), 0)
+    assert sorted(tried) == [-1, 0, 1, 2, 3, 4, 5] and choice.chosen(tried) == 4
+
+
+def test_shares_tell_how_certain_a_choice_is():
+    certain = choice.shares({0: np.full(10, 1.0), 1: np.full(10, 2.0)})
+    open_ = choice.shares({0: np.arange(10.0), 1: np.arange(10.0)[::-1] + 0.01})
+    assert certain == {0: 1.0, 1: 0.0}
+    assert open_[0] == pytest.approx(0.5, abs=0.05) and sum(open_.values()) == 1
+
+
+def test_the_committed_page_follows_from_the_runs():
+    text = (RESULTS / 'README.md').read_text(encoding='utf-8')
+    cells = page.read(RESULTS / 'runs.jsonl')
+    assert page.written(text, cells) == text
+    found = page.law(cells)
+    assert f'{found.slope:.2f} [{found.low:.2f}, {found.high:.2f}] times' in text
