@@ -2,14 +2,16 @@
 
 Command:  python -m paper.sweep --config=configs/tables/map.py --workdir=runs/map_cifar10
           python -m paper.report --workdir=runs/map_cifar10 --output=results/map/cifar10
-          (75 runs to tune, a quarter as long, and 125 more; 10 minutes to some hours each on a core, by width.
-          On one GPU, add --config.base.fake_devices=False --config.base.workers_per_device=16)
-Expected: not run. On digits (results/map) the gap falls as SGD comes closer to zero training error; a gap that
-          stays where SGD reaches it would refute that.
+          (45 runs to tune, a quarter as long, and 75 more; 10 minutes a run on a core for the first row, and
+          about four times as long for each next one. On one GPU, add --config.base.fake_devices=False
+          --config.base.workers_per_device=16)
+Variants: :images, the first network on 2,000 and 10,000 images.
+Expected: not run. On digits (results/map) the gap falls as SGD comes closer to zero training error; a gap
+          that stays where SGD reaches it would refute that.
 
-`vgg_strided` of 71 k parameters and twice and four times as wide, on 50,000 images; the first also on 2,000 and
-10,000. All runs have 11,700 steps. Three rates around each method's best in results/cifar10 are tried, on
-images that the runs do not train on; extend a row whose choice is at an edge. λ = 1 is measured at y.
+`vgg_strided` of 71 k parameters, twice and four times as wide; 11,700 steps throughout, at the bytes of 64.
+Three rates around each method's best in results/cifar10 are tried, on images that these runs do not train on;
+extend a row whose choice is at an edge. λ = 1 is measured at y. BatchNorm is recalibrated.
 """
 
 import functools
@@ -18,35 +20,56 @@ import ml_collections
 
 from configs import cifar10
 from configs.tables import momentum, tables
-from def_jax.trainer.models import VGG
+from def_jax.trainer.models.vgg import VGG
 
 STEPS, BATCH = 11_700, 128
 twice = functools.partial(VGG, stages=((), (32,), (64, 64), (128, 128)), strided=True)
 four_times = functools.partial(VGG, stages=((), (64,), (128, 128), (256, 256)), strided=True)
-ROWS = {  # model and training images
-    '2,000 images': ('vgg_strided', 2_000),
-    '10,000 images': ('vgg_strided', 10_000),
-    '50,000 images': ('vgg_strided', 50_000),
-    '×2 wide': ('configs.tables.map:twice', 50_000),
-    '×4 wide': ('configs.tables.map:four_times', 50_000),
+WIDTHS = {
+    '71 k': {'model': 'vgg_strided'},
+    'twice as wide': {'model': 'configs.tables.map:twice'},
+    'four times as wide': {'model': 'configs.tables.map:four_times'},
 }
+IMAGES = {f'{n:,} images': {'train_examples': n, 'evaluate_train_examples': n} for n in (2_000, 10_000)}
 
 
-def cells(row: str) -> list[dict]:
+def cells(row: str, **settings) -> list[dict]:
     """SGD and four methods at the bytes of 64."""
-    model, images = ROWS[row]
-    kept = images - images // 10  # a tenth is held out to tune
-    sizes = {'model': model, 'train_examples': images, 'num_epochs': round(STEPS * BATCH / images)}
+    epochs = STEPS // (settings.get('train_examples', 50_000) // BATCH)
 
-    def cell(column: str, rates: tuple[float, ...], **settings) -> dict:
-        return tables.cell(row, column, tuned={'learning_rate': rates}, **sizes, **settings)
+    def cell(column: str, *rates: float, **own) -> dict:
+        length = {'num_epochs': epochs, 'eval_every_epochs': epochs}
+        return tables.cell(row, column, tuned={'learning_rate': rates}, **settings, **length, **own)
 
-    del kept
     ours = momentum.OURS | {'allocation': 'balanced'}
     return [
-        cell('SGD', (0.4, 0.2, 0.1), method='sgd', ratio=1),
-        cell('DEF (paper)', (0.2, 0.1, 0.05), method='def', ratio=64),
-        cell('λ = 1 at y', (0.1, 0.05, 0.025), method='saef', ratio=64, point='y'),
-        cell('DEF, ours', (2.0, 1.0, 0.5), method='def', ratio=64, **ours),
-        cell('DEF, ours, int8', (2.0, 1.0, 0.5), method='def', ratio=16, wire_dtype='int8', **ours),
+        cell('SGD', 0.4, 0.2, 0.1, method='sgd', ratio=1),
+        cell('DEF (paper)', 0.2, 0.1, 0.05, method='def', ratio=64),
+        cell('λ = 1 at y', 0.1, 0.05, 0.025, method='saef', ratio=64, point='y'),
+        cell('DEF, ours', 2.0, 1.0, 0.5, ratio=64, **ours),
+        cell('DEF, ours, int8', 2.0, 1.0, 0.5, ratio=16, wire_dtype='int8', **ours),
     ]
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The table; `arg` is empty or a variant, see above."""
+    images = tables.variant(arg, 'images')
+    base = cifar10.get_config()
+    base.update(
+        {
+            'model': 'vgg_strided',
+            'fake_devices': True,
+            'recalibrate_batches': 8,
+            'evaluate_train_examples': 10_000,
+        }
+    )
+    held_out = {'validation_examples': 200} if images else tables.HELD_OUT_CIFAR
+    tuning = {'evaluate_on': 'validation', 'num_steps': STEPS // 4, 'evaluate_train_examples': 0} | held_out
+    return tables.table(
+        'The map on CIFAR-10 (JPEG copy), at the bytes of 64',
+        base,
+        [c for row, settings in (IMAGES if images else WIDTHS).items() for c in cells(row, **settings)],
+        rows='network' if not images else 'images',
+        seeds=(0, 1, 2, 3, 4),
+        tuning=tuning,
+    )
