@@ -164,9 +164,11 @@ def exchange(options: Options, block: jax.Array, step: Step, axis_name: AxisName
     """Line 9: the mean block, float32 [B], and the step, which knows the rest of the block.
 
     The rest is the message's rounding error: zeros in float32. The barrier hides them from XLA, which
-    therefore takes the message before it overwrites the residual in place, without a copy.
+    therefore takes the message before it overwrites the residual in place, without a copy. On GPUs, XLA would
+    also take the block again in every kernel that puts the rest of it back.
     """
-    message = lax.optimization_barrier(options.encode(options.wire.round(block, step), step))
+    message = options.encode(options.wire.round(block, step), step)
+    block, message = lax.optimization_barrier((block, message))
     step = step._replace(rest=block - message[: block.size])
     mean = pmean(options.wire.pack(message, step), axis_name)
     return options.decode(*options.wire.unpack(mean, step))
