@@ -33,7 +33,7 @@ from def_jax.mesh.ownership import (
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.shards import Shards, is_spec
 from def_jax.mesh.trained import combined, like, trained
-from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
+from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh, in_memory
 
 PyTree = Any
 
@@ -307,7 +307,10 @@ class Spmd(optax.GradientTransformationExtraArgs):
 
         def worker(grads, state, params, arrays):
             point = self._point(params, state)
-            return after_link.update(self._inner, grads, state, point, params, shards, arrays | others)
+            updates, state = after_link.update(
+                self._inner, in_memory(grads), state, point, params, shards, arrays | others
+            )
+            return updates, in_memory(state)
 
         mapped = self._workers.map(worker, (True, own, False, False), (False, own))
         placed = specs, state_specs(self._inner, params, specs, self.axis_name)

@@ -20,7 +20,7 @@ from def_jax.mesh.varying import axis_names
 
 PyTree = Any
 
-__all__ = ['WorkerMesh', 'check_mesh']
+__all__ = ['WorkerMesh', 'check_mesh', 'in_memory']
 
 
 class WorkerMesh:
@@ -144,3 +144,18 @@ def check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree)
             f'the mesh has axes of types {mesh.axis_types}; make it with all Auto or all Explicit axes: '
             'jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n).'
         )
+
+
+def in_memory(tree: PyTree) -> PyTree:
+    """The tree, each leaf in memory as it is, on GPUs.
+
+    Without their worker's axis, which a bitcast removes and adds, XLA for GPUs does not see that moments are
+    results. It computes them again in every kernel that reads them, and copies the old ones for that. On CPUs
+    the barrier itself would make copies.
+    """
+    barrier = lax.optimization_barrier
+
+    def leaf(x):
+        return lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=lambda x: x)
+
+    return jax.tree.map(leaf, tree)
