@@ -9,6 +9,9 @@ off. This is a model, not a measurement. It assumes that a ring all-reduce of n 
 
 and that a step first computes and then communicates. (`overlap` is the fraction of a dense all-reduce hidden
 behind the backward pass. The message of error feedback needs the whole gradient, so none of it is hidden.)
+
+Without a measurement, `--device=h100 --flops=4.2e12` takes the least time that the device's peak rates allow,
+see `devices`.
 """
 
 import dataclasses

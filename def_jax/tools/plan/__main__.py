@@ -5,10 +5,11 @@ import dataclasses
 import math
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from def_jax.tools import plan as plan_lib
 from def_jax.tools.extras import needs_training
+from def_jax.tools.plan.devices import DEVICES, Device, get_device
 
 _HELP = {
     'params': 'number of model parameters, e.g. 25.6e6',
@@ -23,6 +24,8 @@ _HELP = {
     'num_steps': 'number of steps of the run',
 }
 
+_FLOPS = "operations of a worker's gradient, for --device: 6 · parameters · tokens for a transformer"
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -34,14 +37,23 @@ def main(argv: list[str] | None = None) -> int:
     for field in dataclasses.fields(plan_lib.Plan):
         names = dict.fromkeys((f'--{field.name.replace("_", "-")}', f'--{field.name}'))
         kind = str if field.name == 'bandwidth' else field.type
-        required = field.default is dataclasses.MISSING
-        default = None if required else field.default
-        text = _HELP[field.name] + ('' if required else f' (default: {default:g})')
-        parser.add_argument(*names, type=kind, required=required, default=default, help=text)
+        default = None if field.default is dataclasses.MISSING else field.default
+        text = _HELP[field.name] + ('' if default is None else f' (default: {default:g})')
+        parser.add_argument(*names, type=kind, default=default, help=text)
     parser.add_argument('--output', help='PNG file for a plot of the speed-up')
+    parser.add_argument(
+        '--device',
+        help=f'takes the peak rates of {", ".join(DEVICES)} for what is not measured',
+    )
+    parser.add_argument('--flops', type=float, help=_FLOPS)
     values = vars(parser.parse_args(argv))
-    output = values.pop('output')
+    output, name, flops = (values.pop(flag) for flag in ('output', 'device', 'flops'))
     try:
+        device = None if name is None else get_device(name)
+        if device is not None:
+            _bound(values, device, flops)
+        if missing := [f'--{field.replace("_", "-")}' for field in values if values[field] is None]:
+            parser.error(f'the following arguments are required: {", ".join(missing)}')
         bandwidth = plan_lib.parse_bandwidth(values['bandwidth'])
         plan = plan_lib.Plan(**values | {'bandwidth': bandwidth})
         if output and os.path.isdir(output):  # matplotlib would write a file named '.png' there
@@ -52,10 +64,25 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.exit(2, f'plan: {" ".join(str(error).split())}\n')
     least = plan.break_even()
+    if device is not None and flops is not None:
+        print(
+            f'At its peak ({device.source}) {device.title} computes a step in {1e3 * plan.step_time:.2f} ms. '
+            'That is a bound, not a prediction: the longer it takes, the less compression gains.\n'
+        )
     print(plan_lib.table(plan), '', plan.verdict(), sep='\n')
     pays = f'At least as fast as dense SGD from ratio {least:.2f} up.'
     print(pays if math.isfinite(least) else 'No ratio pays off.')
     return 0
+
+
+def _bound(values: dict[str, Any], device: Device, flops: float | None) -> None:
+    """Fills in what is not given: the least time that a step can take on the device, and its own link."""
+    if flops is not None:
+        if values['step_time'] is not None:
+            raise ValueError('--step-time and --flops exclude each other: what is measured needs no bound.')
+        values['step_time'] = device.step_time(values['params'] or 0, flops)
+    if values['bandwidth'] is None and device.link is not None:
+        values['bandwidth'] = str(device.link)
 
 
 if __name__ == '__main__':

@@ -2,14 +2,19 @@
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from def_jax.tools import plan as plan_lib
 from def_jax.tools.plan import Plan, parse_bandwidth
 from def_jax.tools.plan.__main__ import main
+from def_jax.tools.plan.devices import DEVICES
+
+ROOT = Path(__file__).resolve().parents[3]
 
 SLOW = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64, latency=0.0)
 FAST = dataclasses.replace(SLOW, bandwidth=800e9, overlap=0.9)
@@ -132,6 +137,48 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, monkeypatch, capsy
     output = capsys.readouterr()
     assert end.value.code == 2 and output.err.startswith(line), output.err
     assert output.err.count('\n') == 1 and not output.out and not list(tmp_path.iterdir())
+
+
+def test_a_device_bounds_the_step_and_has_a_link(capsys):
+    """989.4 TFLOP/s and NVLink's 3,600 Gbit/s; a small model is bound by its eight passes over memory."""
+    assert main(['--device=h100', '--flops=9.894e12', '--params=85e6', '--workers=8']) == 0
+    plan = Plan(params=85e6, step_time=0.01, bandwidth=3600e9, workers=8)
+    output = capsys.readouterr().out
+    assert plan_lib.table(plan) in output and 'a bound, not a prediction' in output
+    assert DEVICES['v5e'].step_time(1e9, 1e9) == pytest.approx(8 * 4e9 / 819e9)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'line'),
+    [
+        (['--device=h101', '--flops=1e12'], "plan: device='h101' is unknown; it must be one of h100, a100, "),
+        (['--device=h100'], 'plan: the following arguments are required: --step-time'),
+        (['--device=epyc', '--flops=1e9'], 'plan: the following arguments are required: --bandwidth'),
+        (['--device=h100', '--flops=-1'], 'plan: flops=-1.0 must be a number in [0, '),
+        (['--device=h100', '--flops=1', '--step-time=1'], 'plan: --step-time and --flops exclude each other'),
+    ],
+)
+def test_a_bound_that_cannot_be_had_is_refused_in_one_line(capsys, flags, line):
+    with pytest.raises(SystemExit) as end:
+        main(['--params=1e6', '--workers=4', *flags])
+    output = capsys.readouterr()
+    assert end.value.code == 2 and output.err.startswith(line) and output.err.count('\n') == 1, output.err
+
+
+@pytest.mark.parametrize(
+    ('title', 'flops'), [('An MLP', 6 * 12_590_080 * 16), ('VGG-16', 8 * 3 * 2 * 313.2e6)]
+)
+def test_the_measured_cluster_stays_above_its_bounds(title, flops):
+    """Four workers share two cores, so each has half of one; the gradients alone and steps at 1 Gbit/s."""
+    page = (
+        (ROOT / 'results/benchmarks/cluster.md').read_text().partition(f'## {title}')[2].partition('## ')[0]
+    )
+    params = int(re.search(r'([\d,]+) parameters', page)[1].replace(',', ''))
+    bound = DEVICES['epyc'].step_time(params, 2 * flops)
+    plan = Plan(params=params, step_time=bound, bandwidth=1e9, workers=4, latency=0.0)
+    for row, least in (('JAX, dense: pmean', plan.dense_step()), ('DEF, ratio 64 ', plan.step(64))):
+        measured, computed = re.search(rf'{row}.*?\| (\d+) \(.*?\| (\d+) \|', page).groups()
+        assert float(measured) > 1e3 * least and float(computed) > 1e3 * bound
 
 
 def test_what_is_required_is_named(capsys):
