@@ -194,12 +194,6 @@ class Experiment:
 def build(config: ml_collections.ConfigDict) -> Experiment:
     """Checks the configuration, finds the devices, loads the data and builds the optimizer.
 
-    Args:
-        config: a complete configuration.
-
-    Returns:
-        The experiment.
-
     Raises:
         ValueError: if the configuration cannot be run.
         FileNotFoundError: if the data set is not prepared and cannot be downloaded.

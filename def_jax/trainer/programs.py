@@ -39,12 +39,7 @@ class Program(NamedTuple):
 def programs(experiment: Experiment) -> Iterator[Program]:
     """Compiles, one after the other, the train step, the points to evaluate and the sums over a test batch.
 
-    Args:
-        experiment: the run.
-
-    Yields:
-        The programs, with what each device sends, between workers and inside its own, and how often they
-        run. Virtual workers share a device, so averages among them do not appear.
+    Virtual workers share a device, so averages among them do not appear.
     """
     config, points = experiment.config, experiment.method.points
     workers = experiment.workers

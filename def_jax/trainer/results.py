@@ -40,17 +40,10 @@ def write(
     diverged: Any = None,
     sample: str | None = None,
 ) -> dict[str, Any]:
-    """Writes result.json into the run's folder.
+    """Writes result.json into the run's folder, and returns its content.
 
-    Args:
-        run: the run's folder.
-        experiment: the run's experiment.
-        log: the run's records.
-        diverged: the DivergedError that ended the run, or None if it finished.
-        sample: what the trained model generates, if it generates anything.
-
-    Returns:
-        The content written.
+    `diverged` is the DivergedError that ended the run, or None if it finished; `sample`, what the trained
+    model generates, if it generates anything.
     """
     steps_done = diverged.step if diverged else experiment.num_steps
     measure, sent = experiment.measure, experiment.communication

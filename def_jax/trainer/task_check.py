@@ -19,9 +19,6 @@ _Shapes = Mapping[str, jax.ShapeDtypeStruct]
 def check(experiment: Experiment) -> None:
     """Raises ValueError unless the task, the model and the data set of an experiment fit together.
 
-    Args:
-        experiment: the run.
-
     Raises:
         ValueError: if the batches do not fit the model, the loss or a sum is no scalar, a required sum is
             missing, a sum ignores the mask, BatchNorm is to be recalibrated but the model has none, the

@@ -37,12 +37,7 @@ _PARSERS: dict[type, Callable[[str], Any]] = {
 def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Parses the settings in `arg`, each as the type of its key in `config`.
 
-    Args:
-        arg: 'key=value,key=value', the argument of get_config; None or '' for no settings.
-        config: a complete configuration, left unchanged.
-
-    Returns:
-        The settings, in the order of `arg`.
+    `arg` is 'key=value,key=value', the argument of get_config; None or '' for no settings.
 
     Raises:
         absl.flags.IllegalFlagValueError: if a setting has no value, a key is unknown or repeated, or a

@@ -39,18 +39,10 @@ class Factory:
         return argument in _arguments(self.function) or _takes_any(self.function)
 
     def make(self, kind: type | tuple[type, ...], *, required: Mapping[str, Any], **offered: Any) -> Any:
-        """Calls the factory.
+        """Calls the factory; ValueError if it fails, or returns something else than `kind`.
 
-        Args:
-            kind: what it must return.
-            required: arguments that it must take.
-            **offered: arguments that it gets if it takes them and the options do not set them.
-
-        Returns:
-            What it returned.
-
-        Raises:
-            ValueError: if it fails, or returns something else.
+        `required` are arguments that it must take; those `offered` it gets if it takes them and the options
+        do not set them.
         """
         taken = {name: value for name, value in offered.items() if self.takes(name)}
         arguments = {**taken, **self.options, **required}
@@ -91,9 +83,6 @@ def find(
         required: the arguments that every factory of this kind must take.
         keys: further keys of the configuration that are arguments of some factories, with the values that
             they keep if this one does not take them.
-
-    Returns:
-        The factory.
 
     Raises:
         ValueError: if there is none, it does not take what is required or one of the options, or a key has

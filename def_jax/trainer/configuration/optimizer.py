@@ -75,15 +75,8 @@ def make_optimizer(
     for `sgd` it is the gradient of the L2 penalty, Algorithm 1, line 6; all others get `weight_decay` as an
     argument, which in optax means decay by η · weight_decay apart from the gradient.
 
-    Args:
-        config: a configuration.
-        learning_rate: η.
-        axis_name: the axis over workers.
-        seed: selects the blocks. A traced seed is not compiled in, so runs that differ only in the seed share
-            their compiled programs.
-
-    Returns:
-        The optimizer.
+    `seed` selects the blocks. A traced seed is not compiled in, so runs that differ only in the seed share
+    their compiled programs.
 
     Raises:
         ValueError: if the library or the optimizer rejects a key.

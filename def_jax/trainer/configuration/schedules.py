@@ -37,12 +37,6 @@ def cosine(
         warmup: length of the warm-up, a fraction of the run.
         final: the rate at the end of the run, a fraction of the largest.
 
-    Returns:
-        The schedule.
-
-    Raises:
-        ValueError: if an argument is out of range.
-
     Source: Loshchilov and Hutter, "SGDR", 2017; the warm-up of Goyal et al., 2017.
 
     >>> schedule = cosine(1.0, 100, warmup=0.1)
@@ -72,11 +66,8 @@ def wsd(
         decay: length of the decay, a fraction of the run.
         final: the rate at the end of the run, a fraction of the constant one.
 
-    Returns:
-        The schedule.
-
     Raises:
-        ValueError: if an argument is out of range, or the parts are longer than the run.
+        ValueError: if the parts are longer than the run.
 
     Source: Hu et al., "MiniCPM", 2024, Section 4.
 

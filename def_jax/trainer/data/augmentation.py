@@ -16,11 +16,8 @@ def augment(key: jax.Array, images: jax.Array, spec: DatasetSpec) -> jax.Array:
 
     Args:
         key: a PRNG key; workers with the same key make the same crops.
-        images: uint8 [B, H, W, C].
+        images: uint8 [B, H, W, C]; they become float32.
         spec: the data set's description; static under `jax.jit`.
-
-    Returns:
-        float32 [B, H, W, C].
 
     Raises:
         ValueError: if the images do not match the description.
@@ -49,15 +46,7 @@ def augment(key: jax.Array, images: jax.Array, spec: DatasetSpec) -> jax.Array:
 def standardise(images: jax.Array, spec: DatasetSpec) -> jax.Array:
     """Scales pixels to mean 0 and standard deviation 1 over the data set, as for test images.
 
-    Args:
-        images: uint8 [B, H, W, C].
-        spec: the data set's description; static under `jax.jit`.
-
-    Returns:
-        float32 [B, H, W, C].
-
-    Raises:
-        ValueError: if the images do not match the description.
+    Maps uint8 [B, H, W, C] to float32, and raises ValueError if the images do not match the description.
 
     >>> from def_jax.trainer.data.catalogue import DATASETS
     >>> images = np.full((1, 8, 8, 1), 255, np.uint8)

@@ -66,15 +66,8 @@ def open_tfds_images(
 ) -> Dataset:
     """Reads images of TFDS, with the features `image` and `label`, by their name in TFDS.
 
-    Args:
-        name: such as 'mnist', with its configuration if it has several.
-        data_dir: TFDS's directory of prepared data sets, see `in_memory.load_dataset`.
-        image_size: see `open_image_folder`, as `crop_padding` and `flip`.
-        train: the training split, which may be a slice such as 'train[:90%]'; likewise `test`, and
-            `validation`, which may be empty for none.
-
-    Returns:
-        The data set.
+    Images are resized as by `open_image_folder`. Splits may be slices, such as 'train[:90%]', and
+    `validation` may be empty for none.
 
     Raises:
         ValueError: if a feature or a split is missing, or the image size is not positive.

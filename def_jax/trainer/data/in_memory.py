@@ -66,13 +66,9 @@ def load_dataset(
     `digits` comes with scikit-learn and needs no network. The order of examples is always the same.
 
     Args:
-        dataset: a name in `DATASETS`, or the description of any TFDS data set that has the features
-            `image` and `label` and the splits `train` and `test`.
+        dataset: a name in `DATASETS`, or a description of its own.
         data_dir: TFDS's directory of prepared data sets. None means TFDS's default: the environment variable
             TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-
-    Returns:
-        The training and test splits.
 
     Raises:
         FileNotFoundError: if the data set is missing and cannot be prepared.
@@ -128,15 +124,6 @@ def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
 def _check_builder(builder: Any, spec: DatasetSpec) -> None:
     """Raises ValueError if the prepared data set does not match its description."""
     features = builder.info.features
-    for kind, found, wanted in (
-        ('features', set(features), {'image', 'label'}),
-        ('splits', set(builder.info.splits), {'train', 'test'}),
-    ):
-        if not found >= wanted:
-            raise ValueError(
-                f'Data set {spec.name!r} must have the {kind} {sorted(wanted)}, but '
-                f'{builder.data_path} has {sorted(found)}. Delete the folder if it is incomplete.'
-            )
     for field, value in (
         ('image_shape', features['image'].shape),
         ('num_classes', features['label'].num_classes),

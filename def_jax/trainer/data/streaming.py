@@ -115,16 +115,7 @@ class StreamedSplit:
 def open_dataset(
     spec: DatasetSpec = IMAGENET, data_dir: str | os.PathLike[str] | None = None
 ) -> tuple[StreamedSplit, StreamedSplit]:
-    """Opens a data set that TFDS has prepared as ArrayRecord files.
-
-    Args:
-        spec: the description of a TFDS data set that has the features `image`, JPEG files, and `label`,
-            and the splits `train` and `validation`.
-        data_dir: TFDS's directory of prepared data sets. None means TFDS's default: the environment variable
-            TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-
-    Returns:
-        The training and validation splits.
+    """Opens the splits `train` and `validation` of a data set that TFDS has prepared as ArrayRecord files.
 
     Raises:
         FileNotFoundError: if the data set is not prepared.

@@ -98,11 +98,8 @@ def torch_default(fan_in: int) -> tuple[nn.initializers.Initializer, nn.initiali
 def check_images(images: jax.Array, *, halvings: int) -> None:
     """Raises ValueError for images that would fail deep inside a network or give silently wrong results.
 
-    Args:
-        images: what the network was called with.
-        halvings: how often the network halves the height and the width. Both must be even each time:
-            otherwise pooling drops the last row, and strided convolutions treat the two borders
-            differently.
+    A network halves the height and the width `halvings` times. Both must be even each time: otherwise pooling
+    drops the last row, and strided convolutions treat the two borders differently.
 
     Raises:
         ValueError: if the images are not float [B, H, W, C] with H and W multiples of 2 ** halvings.
@@ -134,16 +131,8 @@ def convolution(
 ) -> jax.Array:
     """Applies a convolution padded by `kernel // 2` zeros on each side; call it in a compact method.
 
-    Args:
-        x: float [B, H, W, C].
-        width: the number of output channels.
-        kernel: the height and width of the kernel, odd.
-        stride: the factor by which the height and width shrink.
-        init: the initialisation, which also decides whether there is a bias.
-        dtype: the dtype of the computation; parameters are float32.
-
-    Returns:
-        [B, H / stride, W / stride, width], of dtype `dtype`.
+    Maps float [B, H, W, C] to [B, H / stride, W / stride, width] of dtype `dtype`; parameters are float32.
+    `init` also decides whether there is a bias.
     """
     return nn.Conv(
         width,
@@ -182,15 +171,8 @@ def _convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
 def batch_norm(x: jax.Array, *, train: bool, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Applies batch normalisation; call it in a compact method.
 
-    The running statistics are exponential moving averages with momentum `STATISTICS_MOMENTUM`.
-
-    Args:
-        x: float [B, H, W, C].
-        train: whether to normalise with the batch statistics and update the running ones.
-        dtype: the dtype of the computation; parameters and statistics are float32.
-
-    Returns:
-        [B, H, W, C], of dtype `dtype`.
+    The running statistics are exponential moving averages with momentum `STATISTICS_MOMENTUM`; in training,
+    the batch statistics normalise and update them. Parameters and statistics are float32.
     """
     return nn.BatchNorm(
         use_running_average=not train, momentum=STATISTICS_MOMENTUM, epsilon=1e-5, dtype=dtype

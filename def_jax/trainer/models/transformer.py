@@ -140,10 +140,8 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
         """Maps hidden states [B, L, width] to hidden states.
 
-        Args:
-            x: hidden states [B, L, width].
-            mask: which keys a query sees, bool [B, 1, L, L].
-            rotation: cosines and sines, each float32 [B, L, 1, width / num_heads / 2].
+        `mask` is which keys a query sees, bool [B, 1, L, L]; `rotation`, cosines and sines, each float32
+        [B, L, 1, width / num_heads / 2].
         """
         width = x.shape[-1]
         heads = (*x.shape[:-1], self.num_heads, width // self.num_heads)
@@ -162,13 +160,7 @@ class Block(nn.Module):
 
 
 def segment_positions(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where the document of each token starts in its row, and the token's position in its document.
-
-    Args:
-        segments: integers [B, L]; consecutive equal ones are a document.
-
-    Returns:
-        Starts and positions, int32 [B, L].
+    """Where the document of each token starts in its row, and the token's position in it, int32 [B, L].
 
     >>> segment_positions(jnp.array([[1, 1, 2, 2, 2, 0]]))[1].tolist()
     [[0, 1, 0, 1, 2, 0]]

@@ -99,20 +99,10 @@ def language_modelling(model: Transformer, dataset: Dataset) -> LanguageModellin
 def sample(
     model: Transformer, params: PyTree, key: jax.Array, length: int, temperature: float = 1.0
 ) -> bytes:
-    """Writes a document, byte by byte.
+    """Writes `length` bytes, which need not be valid UTF-8; ValueError if an argument is out of range.
 
-    Args:
-        model: the model.
-        params: its parameters.
-        key: the PRNG key of the draws.
-        length: the number of bytes. The model sees the last `model.context` of them.
-        temperature: divides the logits; 0 takes the most probable byte.
-
-    Returns:
-        The bytes; they need not be valid UTF-8.
-
-    Raises:
-        ValueError: if the length is not positive or the temperature is negative.
+    The model sees the last `model.context` of them. `temperature` divides the logits; 0 takes the most
+    probable byte.
     """
     if length < 1 or not temperature >= 0 or math.isinf(temperature):
         raise ValueError(f'{length=} must be at least 1 and {temperature=} a number >= 0.')

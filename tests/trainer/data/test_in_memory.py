@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_augmentation import SPEC
 
-from def_jax.trainer.data import in_memory, order
+from def_jax.trainer.data import order
 from def_jax.trainer.data.catalogue import DATASETS
 from def_jax.trainer.data.in_memory import Split, load_dataset
 from def_jax.trainer.data.order import train_batch
@@ -200,27 +199,6 @@ def test_data_set_that_is_not_as_described(digits_dir, field, value, message):
     spec = dataclasses.replace(DATASETS['digits'], **{field: value})
     with pytest.raises(ValueError, match=message):
         load_dataset(spec, digits_dir)
-
-
-@pytest.mark.parametrize(
-    ('features', 'splits', 'message'),
-    [
-        (
-            {'image', 'objects'},
-            {'train', 'test'},
-            r"features \['image', 'label'\], .*'objects'\]",
-        ),
-        ({'image', 'label'}, {'train'}, r"splits \['test', 'train'\], .* \['train'\]"),
-    ],
-)
-def test_data_set_that_lacks_a_part(features, splits, message):
-    class Info:
-        pass
-
-    builder, builder.info, builder.data_path = Info(), Info(), '/data/toy/1.0.0'
-    builder.info.features, builder.info.splits = dict.fromkeys(features), dict.fromkeys(splits)
-    with pytest.raises(ValueError, match=message):
-        in_memory._check_builder(builder, SPEC)
 
 
 def test_unknown_data_set():

@@ -15,16 +15,6 @@ so that they use the range of a byte and lose nothing. The split into 1,000 trai
 images is stratified and fixed.
 """
 
-_CITATION = """\
-@misc{alpaydin1998optical,
-  author = {Alpaydin, Ethem and Kaynak, Cenk},
-  title = {Optical Recognition of Handwritten Digits},
-  year = {1998},
-  howpublished = {UCI Machine Learning Repository},
-  doi = {10.24432/C50P49},
-}
-"""
-
 _NUM_CLASSES = 10
 _NUM_TRAIN = 1000
 _GREY_SCALE = 15  # 16 grey levels above black, 16 · 15 = 240
@@ -48,7 +38,6 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             ),
             supervised_keys=('image', 'label'),
             homepage='https://archive.ics.uci.edu/dataset/80/',
-            citation=_CITATION,
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
@@ -67,14 +56,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def split_indices() -> tuple[np.ndarray, np.ndarray]:
-    """Returns the fixed split as positions in scikit-learn's `load_digits()`.
+    """The fixed split as positions in scikit-learn's `load_digits()`: int64 [1000] and int64 [797].
 
-    The split is stratified (each class has 9 to 11% of either part) and drawn by the call below. The tests
-    pin it with a checksum: if a scikit-learn release ever drew a different split, published numbers would no
-    longer be comparable and `VERSION` would have to change.
-
-    Returns:
-        Training positions int64 [1000] and test positions int64 [797], disjoint, in no particular order.
+    The tests pin it with a checksum: if a scikit-learn release ever drew a different split, published numbers
+    would no longer be comparable and `VERSION` would have to change.
     """
     labels = sklearn.datasets.load_digits().target
     train, test = sklearn.model_selection.train_test_split(

@@ -19,14 +19,6 @@ what distributions of Python leave out or ship apart. Files are assigned to the 
 path: about a tenth for validation, a tenth for testing.
 """
 
-_CITATION = """\
-@misc{python,
-  author = {{Python Software Foundation}},
-  title = {Python},
-  url = {https://www.python.org},
-}
-"""
-
 # Folders that are no part of the library, or that some distributions of Python leave out; pydoc_data is not
 # source code but documentation, in one file of 0.7 MB.
 _EXCLUDED = {
@@ -57,7 +49,6 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder):
             description=_DESCRIPTION,
             features=tfds.features.FeaturesDict({'path': tfds.features.Text(), 'text': tfds.features.Text()}),
             homepage='https://docs.python.org/3/library/',
-            citation=_CITATION,
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
@@ -78,12 +69,6 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder):
 
 def stdlib_files(folder: Path) -> dict[str, Path]:
     """The modules of a standard library, by their path relative to its folder, in order.
-
-    Args:
-        folder: the library's folder, as `sysconfig.get_path('stdlib')` names it.
-
-    Returns:
-        Relative paths with forward slashes, to paths.
 
     Raises:
         ValueError: if there are none, as where Python reads its library from a zip file.
