@@ -18,7 +18,7 @@ from def_jax.mesh.varying import vary_if_tracked
 
 PyTree = Any
 
-__all__ = ['Skipping', 'hold_skipped']
+__all__ = ['Skipping', 'hold_skipped', 'step_taken']
 
 
 class Skipping(Option):
@@ -111,13 +111,10 @@ def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTrans
 
     def update_fn(updates, state, params=None, **extra_args):
         updates, new_state = optimizer.update(updates, state, params, **extra_args)
-        together = jnp.all(jnp.array(_counts(state)) == jnp.array(_counts(new_state)))
-        extras = [link.extra for link in link_states(new_state) if hasattr(link, 'extra')]
-        # With `overlap`, each worker for itself: what workers share, such as counts, must advance on all.
-        alone = [~extra['left_out'] for extra in extras if 'left_out' in extra]
-        taken = jnp.all(jnp.array(alone)) if alone else together
+        taken, alone = step_taken(state, new_state)
 
         def hold(new, old):  # error_feedback has already chosen, and its count must advance
+            # What workers share, such as counts, must advance on all if it does on one.
             if is_link(new) or (alone and not jnp.issubdtype(new.dtype, jnp.floating)):
                 return new
             return optax.tree.where(taken, new, old)
@@ -127,9 +124,23 @@ def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTrans
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def step_taken(before: PyTree, after: PyTree) -> tuple[jax.Array, bool]:
+    """Whether a step's update counts, bool [], from the optimizer's states, and whether only for this worker.
+
+    With `overlap`, each worker decides for itself, since the others hear of it in the next step.
+    """
+    left_out = [extra['left_out'] for extra in _extras(after) if 'left_out' in extra]
+    if left_out:
+        return ~jnp.any(jnp.array(left_out)), True
+    return jnp.all(jnp.array(_counts(before)) == jnp.array(_counts(after))), False
+
+
+def _extras(opt_state: PyTree) -> list[dict[str, PyTree]]:
+    return [getattr(state, 'extra', {}) for state in link_states(opt_state)]
+
+
 def _counts(opt_state: PyTree) -> list[jax.Array]:
-    extras = [getattr(state, 'extra', {}) for state in link_states(opt_state)]
-    counts = [extra['skipped'] for extra in extras if 'skipped' in extra]
+    counts = [extra['skipped'] for extra in _extras(opt_state) if 'skipped' in extra]
     if not counts:
         raise ValueError(
             'hold_skipped: opt_state holds no residual of a def_jax.error_feedback that skips steps. Wrap a '

@@ -12,6 +12,7 @@ import optax
 from jax import custom_batching, lax
 
 from def_jax import diagnostics
+from def_jax.beyond.skipping import step_taken
 from def_jax.error_feedback import detached_params, output_params
 from def_jax.mesh.collectives import pmean, psum
 from def_jax.mesh.ownership import own_leaves
@@ -97,7 +98,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
         params = optax.apply_updates(state.params, updates)
         metrics = {'loss': loss} | figures
         if skips:
-            taken = _num_skipped(opt_state) == _num_skipped(state.opt_state)
+            taken, _ = step_taken(state.opt_state, opt_state)
             batch_stats = optax.tree.where(taken, batch_stats, state.batch_stats)
             metrics['taken'] = taken
         return TrainState(state.step + 1, state.key, params, batch_stats, opt_state), metrics
@@ -226,10 +227,6 @@ def _one_worker(function: Callable, experiment: Experiment) -> Callable:
         return outputs, jax.tree.map(lambda _: True, outputs)
 
     return one_worker
-
-
-def _num_skipped(opt_state: PyTree) -> jax.Array:
-    return optax.tree.get(opt_state, 'skipped')
 
 
 def _value_and_grad(experiment: Experiment) -> Callable:

@@ -65,6 +65,9 @@ _METHOD = {
     'skip_nonfinite': library(
         OPTIONS['skip_nonfinite'], 'all workers skip a step in which any update is NaN or infinite'
     ),
+    'overlap': library(
+        OPTIONS['overlap'], 'messages travel while the next gradient is computed; x is one step behind'
+    ),
 }
 _WORKERS = {
     'num_workers': integer(16, 1, 'K', 'regroups'),

@@ -13,6 +13,7 @@ import training_fixtures as fixtures
 
 from def_jax.trainer import loop, steps
 from def_jax.trainer.checkpointing import regrouping
+from def_jax.trainer.data import order
 from def_jax.trainer.experiment import build
 
 STEP = 7
@@ -188,3 +189,20 @@ def test_layouts_name_what_differs_between_workers(data_dir):
     axes = layout.axes
     assert (axes.step, axes.key, axes.params, axes.batch_stats) == (None, None, None, 0)
     assert jax.tree.leaves((fixtures.residual(axes), fixtures.momentum(axes))) == [0, 0]
+
+
+def test_messages_in_flight_survive_an_interruption_and_other_workers(data_dir, tmp_path):
+    """They are a part of the residual: nothing else is saved, and other workers send what they then hold."""
+    config = config_of(data_dir, 4, overlap=True, skip_nonfinite=True)
+    fixtures.train(config, tmp_path / 'whole')
+    with fixtures.killed(order, 'train_batch', when=7):
+        fixtures.train(config, tmp_path / 'run')
+    shutil.copytree(tmp_path / 'run', tmp_path / 'fewer')
+    fixtures.train(config, tmp_path / 'run')
+    assert fixtures.records(tmp_path / 'run') == fixtures.records(tmp_path / 'whole')
+    fewer = config_of(data_dir, 2, overlap=True, skip_nonfinite=True)
+    fixtures.train(fewer, tmp_path / 'fewer')
+    losses = [
+        [r['loss'] for r in fixtures.records(tmp_path / run) if 'loss' in r] for run in ('whole', 'fewer')
+    ]
+    assert len(losses[0]) == len(losses[1]) and losses[0][-1] != losses[1][-1] < losses[1][0]
