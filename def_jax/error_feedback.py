@@ -270,7 +270,7 @@ def _init(
     options: beyond.Options, axis_name: AxisName, seed: int, detach: float, params: PyTree
 ) -> ErrorFeedbackState:
     check_floating(params, 'params')
-    residual = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)  # line 2
+    residual = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)  # line 2
     return ErrorFeedbackState(
         step=jnp.zeros((), jnp.uint32),
         key=shared_key(seed),

@@ -6,7 +6,6 @@ function that has convolutions is mapped by `jax.shard_map` instead, in which co
 worker alone and an inner `jax.shard_map` takes no mesh.
 """
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,9 @@ from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.traffic import inner_programs
 
 PyTree = Any
+
+# What JAX says of a PartitionSpec for which there is no mesh.
+_WITHOUT_MESH = ('requires a non-empty mesh', 'not under a mesh context')
 
 __all__ = ['check_arguments', 'divide', 'placed_gradients', 'run']
 
@@ -75,24 +77,30 @@ def run(
 def _on_workers(workers: WorkerMesh, worker: Callable, *stacked: PyTree) -> PyTree:
     """The results of all workers, stacked; the arguments are."""
     mapped = jax.vmap(worker, spmd_axis_name=workers.axis_name, axis_size=workers.num_workers)
-    with _context(workers):
-        try:
-            program, shapes = jax.make_jaxpr(mapped, return_shape=True)(*stacked)
-        except Exception as error:
-            if 'spmd_axis_name' in str(error) or type(error).__name__ == 'DuplicateSpecError':
-                raise ValueError(
-                    f'a sharding constraint of the function names {workers.axis_name!r}, the axis over '
-                    f'workers: each runs it on its own part, so it may name {sorted(workers.inside)} alone.'
-                ) from error
-            if type(error).__name__ != 'ShardingTypeError':
-                raise
-            program = (
-                None  # a convolution whose groups Explicit axes cannot follow, or another such operation
-            )
-        if program is None or _has_convolutions(program.jaxpr):
-            return workers.map(worker, (True,) * len(stacked), True)(*stacked)
-        leaves = jaxpr_as_fun(program)(*jax.tree.leaves(stacked))
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    traced = _traced(workers, mapped, stacked)
+    if traced is None or _has_convolutions(traced[0].jaxpr):
+        return workers.map(worker, (True,) * len(stacked), True)(*stacked)
+    program, shapes = traced
+    return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(program)(*jax.tree.leaves(stacked)))
+
+
+def _traced(workers: WorkerMesh, mapped: Callable, stacked: tuple[PyTree, ...]) -> Any:
+    """The program, and the shapes of its results; None if `jax.vmap` cannot map it on Explicit axes."""
+    try:
+        return jax.make_jaxpr(mapped, return_shape=True)(*stacked)
+    except Exception as error:
+        kind, text = type(error).__name__, str(error)
+        if any(part in text for part in _WITHOUT_MESH) and jax.sharding.get_abstract_mesh().empty:
+            with jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh):  # as within a `jax.shard_map`
+                return _traced(workers, mapped, stacked)
+        if 'spmd_axis_name' in text or kind == 'DuplicateSpecError':
+            raise ValueError(
+                f'a sharding constraint of the function names {workers.axis_name!r}, the axis over workers: '
+                f'each runs it on its own part, so it may name {sorted(workers.inside)} alone.'
+            ) from error
+        if kind == 'ShardingTypeError':  # the groups of a convolution, for one
+            return None
+        raise
 
 
 def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
@@ -143,13 +151,6 @@ def placed_gradients(workers: WorkerMesh, results: PyTree, points: PyTree, specs
         return workers.place(node, specs) if is_gradient(node) else node
 
     return jax.tree.map(place, results, is_leaf=is_gradient)
-
-
-def _context(workers: WorkerMesh) -> Any:
-    """The mesh for the PartitionSpecs that a function names, as it is within a `jax.shard_map`."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh)
-    return contextlib.nullcontext()
 
 
 def _has_convolutions(program: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.compressors.base import Compressor, Selection
@@ -59,6 +60,7 @@ class Shards(NamedTuple):
 
     def whole(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
         """`update(updates, state)` of a link that sees whole tensors."""
+        update = _on_auto_axes(update, updates, state)
         return self.tape.run(lambda: update(updates, state)) if self.tape else update(updates, state)
 
     def check_axis_name(self, axis_name: AxisName) -> None:
@@ -137,6 +139,17 @@ class Shards(NamedTuple):
 
 
 WHOLE = Shards()
+
+
+def _on_auto_axes(update: Callable, updates: PyTree, state: PyTree) -> Callable:
+    """The update with Explicit axes Auto inside; its results lie as its arguments do."""
+    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (updates, state))
+    meshes = [to.mesh for to in jax.tree.leaves(shardings) if to.mesh.explicit_axes]
+    if not meshes:
+        return update
+    mesh = meshes[0]
+    placed = jax.tree.map(lambda to: NamedSharding(mesh, to.spec), shardings)
+    return jax.sharding.auto_axes(update, axes=mesh.explicit_axes, out_sharding=placed)
 
 
 def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
