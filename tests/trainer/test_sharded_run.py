@@ -95,7 +95,7 @@ def test_blocks_are_those_of_a_loop_over_the_library(data_dir):
     [
         (2, {'ratio': 1, 'accumulate': 2, 'batch_size': 8, 'skip_nonfinite': True}),
         (2, {'method': 'sgd', 'outer': ''}),
-        (2, {'method': 'saef', 'ratio': 1, 'average_every': 2, 'outer': ''}),
+        (2, {'method': 'saef', 'ratio': 1, 'average_every': 2, 'outer': '', 'outer_options': {}}),
         (2, {'method': 'diloco', 'every': 2, 'outer': ''}),
     ],
     ids=str,
@@ -146,7 +146,7 @@ def test_a_run_reports_what_others_do(run):
 @pytest.mark.slow
 def test_each_workers_own_model_is_evaluated(data_dir, tmp_path):
     """SAEF's third point, on whole workers and on sharded ones."""
-    changes = {'method': 'psync', 'ratio': 1, 'outer': '', 'num_steps': 2}
+    changes = {'method': 'psync', 'ratio': 1, 'outer': '', 'outer_options': {}, 'num_steps': 2}
     sharded_run, whole_run = (
         fixtures.train(sharded(data_dir, shards, **changes), tmp_path / f'{shards}')['metrics']
         for shards in (2, 1)
@@ -230,7 +230,7 @@ def test_a_worker_of_which_nothing_can_be_shared_is_refused(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_between_workers_goes_the_message_and_nothing_else(data_dir, full_optimization):
-    run = experiment.build(sharded(data_dir, num_workers=2, ratio=4, outer=''))
+    run = experiment.build(sharded(data_dir, num_workers=2, ratio=4, outer='', outer_options={}))
     state = jax.eval_shape(steps.make_init(run))
     sent = run.communication
     train_step, outputs, test_sums = programs.programs(run)

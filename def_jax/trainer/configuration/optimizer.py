@@ -26,11 +26,14 @@ def find_optimizer(config: Mapping[str, Any]) -> Factory:
 
 def find_outer(config: Mapping[str, Any]) -> Factory | None:
     """The factory of the outer optimizer, if there is one; ValueError if it or its options have no effect."""
+    free = get_method(config['method']).outer_is_free
     if not config['outer']:
-        if options := dict(config['outer_options']):
-            raise ValueError(f'outer_options={options} has no effect without outer.')
+        if free and (options := dict(config['outer_options'])):
+            raise ValueError(
+                f'outer_options={options} has no effect without outer. Set outer, or outer_options={{}}.'
+            )
         return None
-    if not get_method(config['method']).outer_is_free:
+    if not free:
         raise ValueError(
             f'outer={config["outer"]!r} has no effect on method={config["method"]!r}, which fixes it or '
             "sends no updates. Set outer=''."

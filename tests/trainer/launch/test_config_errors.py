@@ -126,6 +126,7 @@ def test_a_flag_says_what_is_allowed(capsys, flag, line):
         ('--config.optimizer_options.nesterov=true', {'nesterov': True}),
         ('--config.optimizer_options.mu_dtype=bfloat16', {'mu_dtype': 'bfloat16'}),
         ("--config.optimizer_options={'b1': 0.8}", {'b1': 0.8}),
+        ('--config.optimizer_options={}', {}),
     ],
 )
 def test_an_option_of_a_factory_is_set_by_a_flag(flag, value):
