@@ -13,7 +13,9 @@ import pytest
 
 from configs.digits import get_config
 from def_jax import METHODS
+from def_jax.trainer import experiment
 from def_jax.trainer.configuration.rules import check_config
+from def_jax.trainer.data import order
 
 ROOT = Path(__file__).parents[2]
 FRONT = ('README.md', 'docs/index.md')
@@ -140,6 +142,25 @@ def test_what_readme_says_of_the_methods_is_what_they_allow(name):
     compressor = method.compressor(1)
     arguments = (optax.identity(), optax.sgd(0.1), 'workers', compressor)
     assert said['messages in int8'] == allows(method.optimizer, *arguments, wire_dtype='int8')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['powersgd', 'diloco', 'top_k'])
+def test_what_readme_says_of_restarts(data_dir, tmp_path, name):
+    """Bit for bit with as many workers; with half of them, the checkpoint is restored."""
+    import training_fixtures as fixtures  # imports TensorFlow
+
+    changes = {'method': name} | ({'every': 2, 'ratio': 1.0} if name == 'diloco' else {})
+    config = fixtures.tiny_config(data_dir, **changes)
+    fixtures.train(config, tmp_path / 'whole')
+    with fixtures.killed(order, 'train_batch', when=13):
+        fixtures.train(config, tmp_path / 'killed')
+    fixtures.train(config, tmp_path / 'killed')
+    run = experiment.build(config)
+    whole, resumed = (fixtures.restored(tmp_path / folder, run) for folder in ('whole', 'killed'))
+    fixtures.assert_same_bits(whole, resumed)
+    half = fixtures.tiny_config(data_dir, num_workers=config.num_workers // 2, **changes)
+    assert int(fixtures.restored(tmp_path / 'killed', experiment.build(half)).step) == int(whole.step)
 
 
 def rows_of_runs(text):
