@@ -199,10 +199,14 @@ MUTATIONS = [
     ),
     Mutation(
         'other workers go on with the residual of the first',
-        'mean = leaf.mean(tuple(range(rank)), dtype=np.float64).astype(leaf.dtype)',
-        'mean = leaf.reshape(-1, *rest)[0]',
+        'mean = x.mean(tuple(range(len(before))), dtype=wide).astype(x.dtype)',
+        'mean = x[(0,) * len(before)]',
         'test_regrouping.py::test_the_state_is_that_of_the_mean_worker',
         'trainer/checkpointing/test_regrouping.py::test_the_state_is_that_of_the_mean_worker',
+        (
+            'mean = leaf.mean(tuple(range(rank)), dtype=np.float64).astype(leaf.dtype)',
+            'mean = leaf.reshape(-1, *rest)[0]',
+        ),
     ),
 ]
 

@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 from test_language_run import tiny_config
 
 import def_jax
-from def_jax.trainer import experiment, loop, programs, replica_check, steps
+from def_jax.trainer import evaluation, experiment, loop, programs, replica_check, steps
 from def_jax.trainer.data import order
 from def_jax.trainer.workers.sharded import shard_spec
 
@@ -63,6 +63,16 @@ def test_the_trajectory_is_that_of_whole_workers(data_dir):
     residual = fixtures.residual(state)['block_0']['mlp_input']['kernel']
     assert residual.addressable_shards[0].data.shape == (1, 8, 16) and residual.shape == (2, 8, 32)
     assert len(run.devices) == 4
+
+
+@pytest.mark.slow
+def test_a_single_worker_is_evaluated(data_dir):
+    """XLA cannot reduce over one worker of several devices: there is nothing to reduce."""
+    run, state, _ = trained(sharded(data_dir, num_workers=1, batch_size=4, method='def'), 1)
+    points, _ = steps.make_outputs(run)(state)
+    batch = run.workers.place(next(iter(evaluation.batches(run, 'test'))))
+    sums = steps.make_eval_step(run)(points['y'], batch)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(jax.device_get(sums)))
 
 
 @pytest.mark.slow
