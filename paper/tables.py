@@ -39,12 +39,10 @@ def compared(rows: str, cells: list[Cell]) -> str:
     lines = [[rows, '', *columns]]
     for row in dict.fromkeys(cell.row for cell in cells):
         by_column = {cell.column: cell for cell in cells if cell.row == row}
-        averaged = [cell for cell in by_column.values() if cell.averaged]
-        best = averaged[0].measure.best(cell.mean for cell in averaged) if averaged else None
+        compressed = [cell for cell in by_column.values() if cell.averaged and cell.method != 'SGD']
+        best = compressed[0].measure.best(cell.mean for cell in compressed) if len(compressed) > 1 else None
         texts = {
-            column: f'**{cell.text}**'
-            if len(by_column) > 1 and cell.averaged and cell.mean == best
-            else cell.text
+            column: f'**{cell.text}**' if cell in compressed and cell.mean == best else cell.text
             for column, cell in by_column.items()
         }
         lines.append([row, 'ours', *(texts.get(column, '') for column in columns)])
@@ -120,16 +118,17 @@ def settings(cells: list[Cell]) -> str:
 def tuned(table: Mapping[str, Any], found: Results) -> str:
     """The headline metric of everything tried for a cell, a learning rate a column; the choice is in bold.
 
-    It is the mean over the tuning seeds that are done.
+    It is the mean over the tuning seeds that are done. The runs of a line are its candidates times the seeds.
 
     Empty for a table that tunes nothing.
     """
     tried = [needed_runs.candidates(table, cell) for cell in table['cells']]
     rates = sorted({settings['learning_rate'] for of_cell in tried for settings, _ in of_cell}, reverse=True)
-    lines = [[table['rows'], 'method', *(f'{rate:g}' for rate in rates)]]
+    lines = [[table['rows'], 'method', 'runs', *(f'{rate:g}' for rate in rates)]]
     for cell, of_cell in zip(table['cells'], tried, strict=True):
         choice = needed_runs.cell_choice(table, cell, found)
         by_line: dict[str, dict[float, str]] = {}
+        count: dict[str, int] = {}
         for settings, runs in of_cell:
             done = [found[name] for name in map(needed_runs.run_name, runs) if name in found]
             text = _tried(done, needed_runs.cell_point(cell))
@@ -137,8 +136,10 @@ def tuned(table: Mapping[str, Any], found: Results) -> str:
             line = ', '.join([cell['column'], *others])
             shown = f'**{text}**' if settings == choice else text
             by_line.setdefault(line, {})[settings['learning_rate']] = shown
+            count[line] = count.get(line, 0) + len(runs)
         lines += [
-            [cell['row'], line, *(texts.get(rate, '') for rate in rates)] for line, texts in by_line.items()
+            [cell['row'], line, str(count[line]), *(texts.get(rate, '') for rate in rates)]
+            for line, texts in by_line.items()
         ]
     return markdown.table(lines) if rates else ''
 

@@ -77,6 +77,7 @@ def table(problem: Problem, records: list[Record], rows: list[Record], stages: d
         if stages:
             yield 'stage', f'{stages[r["title"]]:g}' if r['title'] in stages else ''
         yield 'learning rate', f'{r["rate"]:g}'
+        yield 'tuned', f'{len(r["tried"])} × {len(problem.tuning_seeds)}'
 
     lines = [list(cells(r)) for r in sorted(rows, key=lambda r: final(r, 'test_loss').mean())]
     if not lines:

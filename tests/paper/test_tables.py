@@ -83,9 +83,9 @@ def test_lambda_is_tuned_together_with_the_learning_rate():
         pattern.format(1.0, 0.5, 0)
     ]
     assert tables.tuned(spec, done).splitlines()[2:] == [
-        '| 64 | DEF, detach=0.2 | 65.00 | 45.00 |  |',
-        '| 64 | DEF, detach=0.5 | **70.00** | 55.00 |  |',
-        '| 1 | SGD |  |  | – |',
+        '| 64 | DEF, detach=0.2 | 2 | 65.00 | 45.00 |  |',
+        '| 64 | DEF, detach=0.5 | 2 | **70.00** | 55.00 |  |',
+        '| 1 | SGD | 1 |  |  | – |',
     ]
     with spec.unlocked():
         spec.cells[0]['tuned'] = {'detatch': (0.1,)}
@@ -100,13 +100,13 @@ def test_candidates_are_compared_by_their_mean_over_the_tuning_seeds():
     assert [needed_runs.run_name(run) for run in needed_runs.tuning_runs(spec, cell)] == names
     done = {run: result(accuracy) for run, accuracy in zip(names[:3], (0.9, 0.6, 0.8), strict=True)}
     assert needed_runs.cell_choice(spec, cell, done) is None
-    assert '| 1 | SGD | 75.00 | 80.00 |' in tables.tuned(spec, done)
+    assert '| 1 | SGD | 4 | 75.00 | 80.00 |' in tables.tuned(spec, done)
     done[names[3]] = result(0.8)
     assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 0.01}
-    assert '| 1 | SGD | 75.00 | **80.00** |' in tables.tuned(spec, done)
+    assert '| 1 | SGD | 4 | 75.00 | **80.00** |' in tables.tuned(spec, done)
     done[names[2]] = result(0.8, status='diverged')  # one seed is enough to rank last
     assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 0.1}
-    assert '| 1 | SGD | **75.00** | diverges |' in tables.tuned(spec, done)
+    assert '| 1 | SGD | 4 | **75.00** | diverges |' in tables.tuned(spec, done)
 
 
 def test_learning_rates_are_chosen_on_validation_data():
@@ -210,6 +210,8 @@ def test_ours_stands_above_the_papers_and_the_best_is_bold():
         '| 64 | ours |  | 66.00 ± 1.00 | **91.00 ± 1.00** |',
         '|  | paper |  | 93.75 |  |',
     ]
+    one_row = [cell._replace(row='64') for cell in filled(result(0.90), result(0.92))]
+    assert '| 64 | ours | 99.00 (1 of 3) |' in tables.compared('ratio', one_row)  # SGD is not compressed
 
 
 def test_csv():
@@ -249,7 +251,7 @@ def test_the_grid_shows_its_choice():
         name('def', 64, 0.1, 100): result(0.3, status='diverged'),
     }
     lines = tables.tuned(spec, done).splitlines()
-    assert lines[2:4] == ['| 1 | SGD | 50.00 | **60.00** |', '| 64 | DEF | diverges | – |']
+    assert lines[2:4] == ['| 1 | SGD | 2 | 50.00 | **60.00** |', '| 64 | DEF | 2 | diverges | – |']
 
 
 def test_diagnostics_are_means_over_the_run():
