@@ -8,7 +8,7 @@ ARGS   ?=
 # The full suite keeps two cores busy; a selection through ARGS starts faster in one process.
 PROCESSES ?= $(if $(ARGS),0,2)
 
-RESULTS := $(patsubst %/,%,$(dir $(wildcard results/*/runs.jsonl results/*/*/runs.jsonl)))
+RESULTS := $(patsubst %/README.md,%,$(shell grep -l 'python -m paper.report --workdir' results/*/README.md results/*/*/README.md))
 REPRODUCED ?= table1.py:digits_recalibrated table4.py:digits_tuned figure3.py:digits beyond.py:digits
 BENCHMARKS ?= optimizer_stage compilation scaling workers loop startup
 THEORY ?= step_size distance averaging stability figure3 without_batchnorm
