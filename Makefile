@@ -16,7 +16,9 @@ THEORY ?= step_size distance averaging stability figure3 without_batchnorm
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test test-slow lint docs docs-test theory tables reproduce notebooks bench bench-gpu bench-cluster bench-accuracy faults clean
+COMPILERS := .venv-accelerators
+
+.PHONY: help train test test-slow lint docs docs-test theory tables reproduce notebooks bench bench-gpu bench-compiled bench-cluster bench-accuracy faults clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +67,9 @@ bench: $(READY)  ## Benchmark the optimizer stage, its scaling, the training loo
 bench-gpu: $(READY)  ## Benchmark the stage, compilation and whole steps on this machine's accelerator; under 10 minutes.
 	$(BIN)/python -m benchmarks.gpu --output=results/benchmarks/gpu.md
 
+bench-compiled: $(COMPILERS)/.ready  ## Compile whole steps for H100 and TPU, without either; resumable, half an hour of CPU.
+	$(COMPILERS)/bin/python -m benchmarks.accelerators --output=results/benchmarks
+
 bench-cluster: $(READY)  ## As root: DEF, dense JAX and PyTorch (TORCH=a Python that has it) on a shaped network; 10 minutes.
 	$(BIN)/python -m benchmarks.cluster --output=results/benchmarks $(if $(TORCH),--torch_python=$(TORCH))
 	$(BIN)/python -m benchmarks.sharded --output=results/benchmarks/sharded.md
@@ -86,4 +91,12 @@ clean:  ## Remove the virtual environment and caches; keep runs.
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# XLA's compilers, of the version of the project's JAX: 450 MB, which `make test` does not need.
+$(COMPILERS)/.ready: $(READY)
+	$(PYTHON) -m venv $(COMPILERS)
+	version=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \
+	  $(COMPILERS)/bin/python -m pip install --quiet --disable-pip-version-check "jax[tpu]==$$version" \
+	  "jax-cuda12-plugin==$$version" "jax-cuda12-pjrt==$$version" nvidia-cuda-nvcc-cu12 -e . chex flax pytest
 	@touch $@

@@ -136,7 +136,7 @@ def _virtual_workers_table(scale: _Scale) -> str:
     variables, images = network.variables(), _ones(network, batch)
 
     def gradient(params, images):
-        return jax.grad(functools.partial(_image_loss, network, variables))(params, images)
+        return jax.grad(lambda p: network.loss(variables | {'params': p}, images))(params)
 
     def mapped(points, images):
         return (jax.vmap(gradient)(points, images),)
@@ -168,10 +168,7 @@ def _virtual_workers_table(scale: _Scale) -> str:
 def _steps_table(scale: _Scale) -> str:
     """Whole steps a second: gradient at the detached point, update."""
     rows = []
-    for name, batch, loss in (
-        (scale.images, scale.batch[0], _image_loss),
-        (scale.tokens, scale.batch[1], _token_loss),
-    ):
+    for name, batch in ((scale.images, scale.batch[0]), (scale.tokens, scale.batch[1])):
         network = NETWORKS[name]
         inputs = _ones(network, batch, scale.context)
         optimizers = {
@@ -180,7 +177,7 @@ def _steps_table(scale: _Scale) -> str:
         }
         base = None
         for label, optimizer in optimizers.items():
-            measured = _whole_step(network, loss, optimizer, inputs, detaches=label != 'momentum SGD')
+            measured = _whole_step(network, optimizer, inputs, detaches=label != 'momentum SGD')
             timing.alternate([measured], rounds=_ROUNDS.value, seconds=_SECONDS.value / len(optimizers))
             base = base or measured.median
             shape = ' × '.join(map(str, inputs.shape))
@@ -190,14 +187,12 @@ def _steps_table(scale: _Scale) -> str:
     return '## Steps a second of one worker, float32\n\n' + timing.table(columns, rows)
 
 
-def _whole_step(
-    network: Network, loss: Callable, optimizer, inputs: jax.Array, *, detaches: bool
-) -> timing.Stage:
+def _whole_step(network: Network, optimizer, inputs: jax.Array, *, detaches: bool) -> timing.Stage:
     variables = network.variables()
 
     def step(params, opt_state, inputs):
         point = def_jax.detached_params(params, opt_state) if detaches else params
-        grads = jax.grad(functools.partial(loss, network, variables))(point, inputs)
+        grads = jax.grad(lambda p: network.loss(variables | {'params': p}, inputs))(point)
         return update(optimizer, params, opt_state, grads)
 
     params = variables['params']
@@ -207,22 +202,6 @@ def _whole_step(
 def _ones(network: Network, batch: int, context: int = 0) -> jax.Array:
     example = network.batch[1:] if network.has_images else (context,)
     return jnp.ones((batch, *example), network.inputs().dtype)
-
-
-def _image_loss(network: Network, variables: PyTree, params: PyTree, images: jax.Array) -> jax.Array:
-    logits, _ = network.model.apply(
-        variables | {'params': params},
-        images,
-        train=True,
-        mutable=['batch_stats'],
-        rngs={'dropout': jax.random.key(0)},
-    )
-    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[:, 0])
-
-
-def _token_loss(network: Network, variables: PyTree, params: PyTree, tokens: jax.Array) -> jax.Array:
-    logits = network.model.apply(variables | {'params': params}, tokens)
-    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 0])
 
 
 if __name__ == '__main__':

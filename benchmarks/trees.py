@@ -32,6 +32,16 @@ class Network(NamedTuple):
         options = {'train': False} if self.has_images else {}
         return jax.jit(lambda key: self.model.init(key, self.inputs(), **options))(jax.random.key(0))
 
+    def loss(self, variables: PyTree, inputs: jax.Array) -> jax.Array:
+        """The mean cross-entropy of class or token 0 in training."""
+        if self.has_images:
+            logits, _ = self.model.apply(
+                variables, inputs, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)}
+            )
+        else:
+            logits = self.model.apply(variables, inputs)
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 0])
+
 
 def _transformer(vocab_size: int, num_layers: int, width: int) -> Transformer:
     return Transformer(
@@ -44,6 +54,7 @@ NETWORKS = {
     'resnet50': Network('ResNet-50', MODELS['resnet50'](num_classes=1000), (2, 224, 224, 3)),
     # GPT-2's vocabulary, whose size 50,257 only few ratios divide.
     'transformer': Network('Transformer of width 384', _transformer(50_257, 6, 384), (1, 128)),
+    'transformer_85m': Network('Transformer of 85 M parameters', _transformer(256, 12, 768), (1, 128)),
     'gpt2': Network("Transformer of GPT-2's shape", _transformer(50_257, 12, 768), (1, 128)),
     'digits': Network('Small VGG for digits', MODELS['vgg_digits'](num_classes=10), (2, 8, 8, 1)),
     'tiny_transformer': Network('Tiny transformer', _transformer(257, 1, 64), (1, 16)),

@@ -1,0 +1,70 @@
+"""Compiles whole steps for H100 and TPU without either, and writes what the programs hold to a page.
+
+    make bench-compiled
+
+or, where jax[tpu], jax-cuda12-plugin, jax-cuda12-pjrt and nvidia-cuda-nvcc-cu12 are installed,
+`python -m benchmarks.accelerators --output=results/benchmarks`. Every program's figures are kept in
+accelerators.json as soon as they are there; a second call goes on, and compiles what is missing.
+"""
+
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # there is no TPU to ask
+import jax
+from absl import app, flags
+
+from benchmarks.accelerators.page import page
+from benchmarks.accelerators.programs import MAPPINGS, OPTIMIZERS
+from benchmarks.accelerators.reading import read
+from benchmarks.accelerators.rows import ROWS, Row
+from benchmarks.accelerators.targets import TARGETS, Unavailable, get_target
+from benchmarks.trees import NETWORKS
+
+_OUTPUT = flags.DEFINE_string(
+    'output', 'results/benchmarks', 'Folder of accelerators.md and accelerators.json.'
+)
+_TARGETS = flags.DEFINE_multi_string('target', list(TARGETS), f'What to compile for: {", ".join(TARGETS)}.')
+_ONLY = flags.DEFINE_string('only', '', 'Compiles again the optimizers whose name contains this.')
+
+
+def main(_) -> int:
+    jax.config.update('jax_platforms', 'cpu')
+    folder = Path(_OUTPUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        devices = {name: get_target(name).devices() for name in _TARGETS.value}
+    except (Unavailable, ValueError) as error:
+        print(f'accelerators: {" ".join(str(error).split())}', file=sys.stderr)
+        return 2
+    path = folder / 'accelerators.json'
+    figures = json.loads(path.read_text()) if path.exists() else {}
+    for row in ROWS:
+        known = row.key in figures and not (_ONLY.value and _ONLY.value in row.optimizer)
+        if row.target in devices and not known:
+            figures[row.key] = _figures(row, devices[row.target])
+            path.write_text(json.dumps(figures, indent=0))
+            print(f'{row.key}: {figures[row.key]["seconds"]} s', file=sys.stderr, flush=True)
+    (folder / 'accelerators.md').write_text(page(figures))
+    return 0
+
+
+def _figures(row: Row, devices: list) -> dict:
+    target = get_target(row.target)
+    jax.clear_caches()
+    network = NETWORKS[row.network]
+    lowered = MAPPINGS[row.mapping](network, OPTIMIZERS[row.optimizer], devices, target.nodes)
+    sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(network.variables)['params'])]
+    shards = len(devices) // target.nodes if row.mapping.startswith('spmd') else 1
+    return read(lowered, target.options) | {
+        'devices': len(devices),
+        'model': 4 * sum(sizes) // shards,  # bytes of what a device holds of the parameters
+        'compiler': f'jax {jax.__version__}, {target.compiler} {importlib.metadata.version(target.compiler)}',
+    }
+
+
+if __name__ == '__main__':
+    app.run(main)

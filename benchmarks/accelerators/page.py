@@ -1,0 +1,171 @@
+"""The page: one table for each target, network and mapping, every optimizer beside the dense one."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.accelerators.rows import ROWS, Row
+from benchmarks.accelerators.targets import TARGETS
+from benchmarks.trees import NETWORKS
+from def_jax.mesh.hlo import Collective
+from def_jax.tools import markdown
+
+__all__ = ['misses', 'page']
+
+Figures = Mapping[str, Any]
+
+STAGE = 'optimizer stage'
+_MESSAGES, _COMPILE = 3, 2.0  # allowed besides dense training: temporary messages, times its compile time
+_COLUMNS = [
+    'optimizer',
+    'between workers',
+    'elements inside a worker, beyond dense',
+    'operations of the gradient meanwhile',
+    'copies above 1 MB, beyond dense',
+    'temporary MB, beyond dense (allowed)',
+    'bytes accessed, over dense',
+    'seconds to compile (over dense)',
+    'misses',
+]
+_HEADER = """\
+# Programs for H100 and TPU, compiled without either
+
+XLA's compilers for NVIDIA GPUs and TPUs need no device. `make bench-compiled` compiled what follows on
+CPUs with {versions}. Each table begins with dense training, with which the others are compared. Compiling
+shows what a program sends, copies and holds in memory. It cannot show time: no GPU or TPU has run these
+programs.
+
+- *Between workers*: collectives that cross workers, with dtype, elements of a device, groups × devices.
+- *Operations meanwhile*: of the gradient, scheduled between the start of a collective and its end.
+- *Allowed memory*: three messages in float32 and the detached point.
+- *Bytes accessed*: the compiler's own count, for TPUs only. The optimizer stage is one worker's update for
+  given gradients; the aim is 1.15 of momentum SGD from ratio 64 on, and 1.3 below.
+- *Seconds* are CPU time; the aim is twice dense training's. Rivals have no aims.
+"""
+
+
+def page(figures: Mapping[str, Figures]) -> str:
+    """The page in Markdown, of the rows that have figures."""
+    known = [row for row in ROWS if row.key in figures]
+    sections = [_HEADER.format(versions='; '.join(sorted({figures[row.key]['compiler'] for row in known})))]
+    for target, network, mapping in dict.fromkeys(row[:3] for row in known):
+        rows = [row for row in known if row[:3] == (target, network, mapping)]
+        title = f'## {TARGETS[target].title}: {NETWORKS[network].title}, {mapping}\n'
+        cells = [_cells(row, figures[row.key], figures.get(row.dense.key)) for row in rows]
+        sections += [title, _without_empty([_COLUMNS, *cells]) + '\n']
+    if len(known) < len(ROWS):
+        sections.append(
+            f'{len(known)} of {len(ROWS)} programs are compiled; the command goes on where it stopped.\n'
+        )
+    return '\n'.join([*sections, _CAUSES])
+
+
+def misses(row: Row, own: Figures, dense: Figures) -> list[str]:
+    """The aims that a row of ours misses, by name."""
+    if not row.optimizer.lower().startswith('def') or row.key == row.dense.key:
+        return []
+    between, within = _split(row, own)
+    found = {
+        'all-reduce': [c.operation for c in between.elements()] != ['all-reduce'] and row.mapping != STAGE,
+        'gathers': _totals(within)['all-gather'] > _totals(_split(row, dense)[1])['all-gather'],
+        'copies': _copied(own) > _copied(dense),
+        'memory': own['temporary'] - dense['temporary'] > _allowed(row, own),
+        'bytes': row.mapping == STAGE and own['bytes accessed'] > _byte_limit(row) * dense['bytes accessed'],
+        'compile time': own['seconds'] > _COMPILE * dense['seconds'],
+    }
+    return [name for name, missed in found.items() if missed]
+
+
+def _cells(row: Row, own: Figures, dense: Figures | None) -> list[str]:
+    dense = dense or own
+    between, within = _split(row, own)
+    base = row.key == row.dense.key
+    beyond = _totals(within) - (Counter() if base else _totals(_split(row, dense)[1]))
+    temporary = own['temporary'] - (0 if base else dense['temporary'])
+    accessed = own['bytes accessed'] and own['bytes accessed'] / dense['bytes accessed']
+    return [
+        row.optimizer,
+        _shown(between),
+        ', '.join(f'{kind} {elements:,}' for kind, elements in beyond.items()),
+        ', '.join(str(n) for n in own['hidden'])
+        if len(own['hidden']) < 5
+        else f'{sum(own["hidden"])} in all',
+        f'{_copied(own)} in all' if base else str(max(0, _copied(own) - _copied(dense))),
+        f'{temporary / 1e6:.1f}' + (' in all' if base else f' ({_allowed(row, own) / 1e6:.1f})'),
+        f'{accessed:.3f}' if accessed else '',
+        f'{own["seconds"]:.1f}' + ('' if base else f' ({own["seconds"] / dense["seconds"]:.1f})'),
+        ', '.join(misses(row, own, dense)),
+    ]
+
+
+def _split(row: Row, own: Figures) -> tuple[Counter[Collective], Counter[Collective]]:
+    """The collectives between workers, and those inside one."""
+    found = [
+        Collective(name, size, 0, _tuples(groups), dtype=dtype)
+        for name, dtype, size, groups in own['collectives']
+    ]
+    per_worker = own['devices'] // TARGETS[row.target].nodes if row.mapping.startswith('spmd') else 1
+    workers = [device // per_worker for device in range(own['devices'])]
+    between = Counter(c for c in found if c.crosses(workers))
+    return between, Counter(found) - between
+
+
+def _totals(found: Counter[Collective]) -> Counter[str]:
+    """How many elements collectives of each kind have; XLA combines several into one as it likes."""
+    totals: Counter[str] = Counter()
+    for collective in found.elements():
+        totals[collective.operation] += collective.elements
+    return totals
+
+
+def _tuples(groups: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(group) for group in groups)
+
+
+def _shown(found: Counter[Collective]) -> str:
+    def one(collective, times):
+        groups = collective.groups
+        shape = f' {len(groups)} × {len(groups[0])}' if groups else ''
+        of = f'{collective.operation} {collective.dtype}[{collective.elements:,}]{shape}'
+        return f'{times} {of}' if times > 1 else of
+
+    if len(found) > 3:
+        kinds = Counter(c.operation for c in found.elements())
+        total = sum(c.elements for c in found.elements())
+        return f'{", ".join(f"{n} {kind}" for kind, n in kinds.items())}: {total:,} elements'
+    return ', '.join(one(c, n) for c, n in found.items())
+
+
+def _copied(own: Figures) -> int:
+    return sum(own['copies'].values())
+
+
+def _allowed(row: Row, own: Figures) -> float:
+    """Bytes of temporary memory besides dense training's."""
+    ratio = re.search(r'1/(\d+)', row.optimizer)
+    message = own['model'] / int(ratio[1]) if ratio else 0.0
+    points = 0 if row.mapping == STAGE else 2 if 'virtual' in row.mapping else 1
+    return _MESSAGES * message + points * own['model']
+
+
+def _byte_limit(row: Row) -> float:
+    return 1.3 if any(f'1/{ratio},' in f'{row.optimizer},' for ratio in (10, 16)) else 1.15
+
+
+def _without_empty(rows: list[list[str]]) -> str:
+    """A table without the columns that are empty."""
+    kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    return markdown.table([[row[i] for i in kept] for row in rows])
+
+
+_CAUSES = """\
+## Causes
+
+- *copies* under `pmap` and `shard_map`: a loop that stacks its state over workers removes and adds an axis
+  by a `bitcast`. XLA for GPUs computes the momentum again in the `fusion` of every reader; a `copy` keeps the
+  old one for that. Under `spmd`, an `optimization_barrier` forbids it.
+- *copies* with `every`: both branches of the `conditional` take the residual, and each has a `copy` of it.
+- *copies* with `outer`: a `copy` of the outer momentum, for reasons that were not tested.
+- *compile time*, and *memory* of the stage on TPU: not tested either.
+"""

@@ -1,0 +1,48 @@
+"""Which programs are compiled: all settings on one network, and on the others what differs with them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from benchmarks.accelerators.programs import ADAMW, OPTIMIZERS, SGD
+
+__all__ = ['ROWS', 'Row']
+
+
+class Row(NamedTuple):
+    """One program."""
+
+    target: str
+    network: str
+    mapping: str
+    optimizer: str
+
+    @property
+    def key(self) -> str:
+        return ' | '.join(self)
+
+    @property
+    def dense(self) -> 'Row':
+        """The program that it is compared with."""
+        return self._replace(optimizer=ADAMW if 'adamw' in self.optimizer.lower() else SGD)
+
+
+def _rows(target: str, network: str, mapping: str, optimizers: Sequence[str]) -> list[Row]:
+    return [Row(target, network, mapping, name) for name in optimizers]
+
+
+_ALL = list(OPTIMIZERS)
+_NARROW = [SGD, 'DEF, 1/64', 'DEF, 1/64, bfloat16', 'DEF, 1/16, int8']
+
+ROWS: list[Row] = [
+    *_rows('h100', 'vgg16', 'shard_map', _ALL),
+    *_rows('h100', 'vgg16', 'pmap', [*_NARROW, "DEF, 1/64, detach='auto'"]),
+    *_rows('h100', 'vgg16', '2 virtual workers, vmap', [SGD, 'DEF, 1/64']),
+    *_rows('h100', 'vgg16', '2 virtual workers, in sequence', [SGD, 'DEF, 1/64']),
+    *_rows('h100', 'resnet50', 'shard_map', [SGD, 'DEF, 1/64', 'DEF, 1/16, int8']),
+    *_rows('h100', 'transformer_85m', 'shard_map', [ADAMW, 'def_adamw, 1/16', 'def_adamw, 1/16, int8']),
+    *_rows('h100x2', 'vgg16', 'spmd, FSDP inside', _NARROW),
+    *_rows('h100x2', 'transformer_85m', 'spmd, FSDP inside', [ADAMW, 'def_adamw, 1/16, int8']),
+    *_rows('v5e', 'vgg16', 'optimizer stage', [SGD, 'DEF, 1/10', *_NARROW[1:]]),
+    *_rows('v5e', 'vgg16', 'shard_map', [SGD, 'DEF, 1/64']),
+    *_rows('v5ex2', 'transformer_85m', 'spmd, FSDP inside', [ADAMW, 'def_adamw, 1/16, int8']),
+]

@@ -1,0 +1,151 @@
+"""Programs for absent accelerators: how HLO is read, what misses an aim; with the plugin, what is copied."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.accelerators import page, reading
+from benchmarks.accelerators.programs import MAPPINGS, OPTIMIZERS, SGD
+from benchmarks.accelerators.rows import ROWS, Row
+from benchmarks.accelerators.targets import TARGETS, Unavailable, get_target
+
+HLO = """
+%fused_add (p: f32[512,512]) -> f32[512,512] {
+  %inside = f32[512,512]{1,0} copy(%p)
+}
+ENTRY %main () -> f32[512,512] {
+  %start = bf16[600000]{0} all-reduce-start(%message)
+  %moved = bf16[600000]{0} copy(%x)
+  %large = f32[512,512]{1,0} copy(%y)
+  %small = f32[64]{0} copy(%y)
+  %product = f32[512,512]{1,0} fusion(%y), metadata={op_name="jit(step)/transpose(jvp(loss))/dot"}
+  %update = f32[512,512]{1,0} fusion(%product), metadata={op_name="jit(step)/add"}
+  %done = bf16[600000]{0} all-reduce-done(%start)
+}"""
+
+
+def test_a_program_is_read():
+    assert reading.copies(HLO, besides={600_000}) == {'f32[512,512]': 1}
+    assert reading.copies(HLO) == {'f32[512,512]': 1, 'bf16[600000]': 1}
+    assert reading.hidden(HLO) == [1]
+
+
+ROW = Row('h100', 'vgg16', 'shard_map', 'DEF, 1/64')
+FIGURES = {
+    'collectives': [['all-reduce', 'f32', 1000, []]],
+    'hidden': [0],
+    'copies': {'f32[512,512]': 1},
+    'temporary': 5_000_000,
+    'bytes accessed': None,
+    'seconds': 3.0,
+    'devices': 8,
+    'model': 4_000_000,
+    'compiler': 'jax 1',
+}
+DENSE = FIGURES | {'temporary': 1_000_000, 'seconds': 2.0}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'missed'),
+    [
+        ({}, []),
+        ({'collectives': [['all-reduce', 'f32', 1000, []]] * 2}, ['all-reduce']),
+        ({'copies': {'f32[512,512]': 2}}, ['copies']),
+        ({'temporary': 5_187_501}, ['memory']),
+        ({'seconds': 4.1}, ['compile time']),
+    ],
+)
+def test_what_misses_an_aim_is_named(changes, missed):
+    assert page.misses(ROW, FIGURES | changes, DENSE) == missed
+    written = page.page({ROW.dense.key: DENSE, ROW.key: FIGURES | changes})
+    assert f'| {", ".join(missed)} |' in written or not missed
+
+
+def test_a_gather_within_a_worker_and_bytes_of_the_stage():
+    row = Row('h100x2', 'vgg16', 'spmd, FSDP inside', 'DEF, 1/64')
+    groups = [list(range(8)), list(range(8, 16))]
+    dense = DENSE | {'devices': 16, 'collectives': [['all-gather', 'f32', 64, groups]]}
+    across = ['all-reduce', 'f32', 8, [[i, i + 8] for i in range(8)]]
+    own = dense | {'collectives': [across, *dense['collectives']]}
+    assert page.misses(row, own, dense) == []
+    gathers = own | {'collectives': [*own['collectives'], *dense['collectives']]}
+    assert page.misses(row, gathers, dense) == ['gathers']
+    stage = Row('v5e', 'vgg16', page.STAGE, 'DEF, 1/64')
+    dense = DENSE | {'bytes accessed': 100.0, 'collectives': []}
+    assert page.misses(stage, dense | {'bytes accessed': 114.0}, dense) == []
+    assert page.misses(stage, dense | {'bytes accessed': 116.0}, dense) == ['bytes']
+
+
+def test_every_row_has_its_dense_one_first():
+    keys = [row.key for row in ROWS]
+    assert len(keys) == len(set(keys))
+    assert all(keys.index(row.dense.key) <= keys.index(row.key) for row in ROWS)
+
+
+@pytest.mark.parametrize('name', TARGETS)
+def test_a_missing_compiler_is_named_with_its_remedy(name, monkeypatch):
+    def absent(**_):
+        raise NotImplementedError('topology not implemented')
+
+    monkeypatch.setattr('jax.experimental.topologies.get_topology_desc', absent)
+    with pytest.raises(Unavailable, match=r'cannot be compiled for \(topology .*make bench-compiled'):
+        get_target(name).devices()
+
+
+def test_an_unknown_target_is_refused_with_those_that_are_known():
+    with pytest.raises(
+        ValueError, match=r"target='h200' is unknown; it must be one of h100, h100x2, v5e, v5ex2"
+    ):
+        get_target('h200')
+
+
+class Matrices:
+    """A network of four matrices of 4 MB."""
+
+    batch, has_images = (2, 1024), True
+
+    def variables(self):
+        return {'params': {f'w{i}': jnp.zeros((1024, 1024)) for i in range(4)}}
+
+    def loss(self, variables, inputs):
+        for matrix in variables['params'].values():
+            inputs = jax.nn.relu(inputs @ matrix)
+        return jnp.mean(inputs**2)
+
+
+def compiled(row, target):
+    lowered = MAPPINGS[row.mapping](Matrices(), OPTIMIZERS[row.optimizer], target.devices(), target.nodes)
+    shards = 8 if row.mapping.startswith('spmd') else 1
+    figures = {'devices': 8 * target.nodes, 'model': 4 * 4 * 1024**2 // shards, 'seconds': 0.0}
+    return reading.read(lowered, target.options) | figures
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not importlib.util.find_spec('jax_cuda12_plugin'), reason='make bench-compiled installs the plugin'
+)
+@pytest.mark.parametrize(
+    ('target', 'mapping', 'optimizers'),
+    [
+        (
+            'h100',
+            'shard_map',
+            ['DEF, 1/64', 'DEF, 1/64, bfloat16', 'DEF, 1/16, int8', "DEF, 1/64, detach='auto'"],
+        ),
+        ('h100x2', 'spmd, FSDP inside', ['DEF, 1/64', 'DEF, 1/16, int8']),
+    ],
+)
+def test_on_an_h100_no_option_copies_more(target, mapping, optimizers):
+    """A loop that stacks its state copies the momentum; `spmd` nothing, thanks to its barriers.
+
+    Without the barrier of `exchange`, bfloat16, int8 and 'auto' copy every residual.
+    """
+    copied = {} if mapping.startswith('spmd') else {'f32[1,1024,1024]': 4}
+    rows = {name: Row(target, 'matrices', mapping, name) for name in [SGD, *optimizers]}
+    figures = {name: compiled(row, get_target(target)) for name, row in rows.items()}
+    assert figures[SGD]['copies'] == {}
+    for name in optimizers:
+        assert figures[name]['copies'] == copied, name
+        assert not set(page.misses(rows[name], figures[name], figures[SGD])) - {'copies'}, name
