@@ -169,7 +169,7 @@ MUTATIONS = [
         'return jax.random.fold_in(key, lax.axis_index(experiment.workers.axis_name))',
         'return key',
         'test_trainer.py::test_three_steps_equal_a_loop_over_the_library',
-        'trainer/test_loop.py::test_three_steps_equal_a_loop_over_the_library',
+        'trainer/test_steps.py::test_three_steps_equal_a_loop_over_the_library',
         ('key = jax.random.fold_in(key, lax.axis_index(experiment.axis_name))', 'pass'),
     ),
     Mutation(
@@ -177,7 +177,7 @@ MUTATIONS = [
         'optimizer.update(grads, state.opt_state, point, shards=shards)',
         'optimizer.update(grads, state.opt_state, state.params, shards=shards)',
         'test_trainer.py::test_gradient_and_weight_decay_are_taken_at_the_detached_point[0]',
-        'trainer/test_loop.py::test_gradient_and_weight_decay_are_taken_at_the_detached_point[0]',
+        'trainer/test_steps.py::test_gradient_and_weight_decay_are_taken_at_the_detached_point[0]',
         (
             'optimizer.update(grads, state.opt_state, point)',
             'optimizer.update(grads, state.opt_state, state.params)',
