@@ -33,8 +33,8 @@ class Contender(NamedTuple):
     @property
     def nominal(self) -> float:
         """How many times fewer bytes than dense it is meant to send; 1 if it has no such setting."""
-        local_steps = 'every' not in def_jax.get_method(self.method).takes
-        return self.ratio * (self.options.get('every', 1) if local_steps else 1)
+        counted = self.method == 'cser'  # whose ratio is that of all it sends, whatever H is
+        return self.ratio * (1 if counted else self.options.get('every', 1))
 
     def optimizer(
         self, inner: optax.GradientTransformation, axis_name: str | None = 'workers'

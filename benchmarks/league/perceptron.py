@@ -173,6 +173,7 @@ def contenders(ratio: int) -> list[Contender]:
         Contender('DiLoCo', 'diloco', options={'every': ratio}),
         Contender('Streaming DiLoCo', 'streaming_diloco', 4, options={'every': ratio // 4}),
         Contender('SPARTA', 'sparta', ratio),
+        Contender('SparseLoCo', 'sparse_loco', ratio / 4, options={'every': 4}),
         Contender('random replicator', 'random_replicator', ratio, **plain, rate=0.5),
     ]
 
