@@ -42,6 +42,7 @@ def variants() -> dict[str, optax.GradientTransformation]:
         'DEF, 1/64, no momentum': feedback(def_jax.random_block(64), momentum=None),
         'DEF, 1/64, bfloat16': feedback(def_jax.random_block(64), wire_dtype=jnp.bfloat16),
         'DEF, 1/64, skip_nonfinite': feedback(def_jax.random_block(64), skip_nonfinite=True),
+        'DEF, 1/64, overlap': feedback(def_jax.random_block(64), overlap=True),
         'DEF, block of 1/10': feedback(def_jax.random_block(10)),
         'DEF, block of 1/37': feedback(def_jax.random_block(37)),
         'DEF, block of 1/50': feedback(def_jax.random_block(50)),

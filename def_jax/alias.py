@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 
@@ -22,7 +24,7 @@ def def_adamw(
     ratio: float,
     axis_name: AxisName,
     *,
-    b1: float = 0.0,
+    b1: float | None = None,
     b2: float = 0.995,
     eps: float = 1e-8,
     weight_decay: float = 1e-4,
@@ -48,7 +50,8 @@ def def_adamw(
             over 1 - μ, which is 1.5, it is the distance per step.
         ratio: compression ratio of `random_block`, a number >= 1.
         axis_name: the axis over workers, see `error_feedback`.
-        b1: decay of the first moment; 0 keeps no buffer.
+        b1: decay of the first moment; 0 or None keeps no buffer. Under `optax.inject_hyperparams`, which
+            makes an array of every number, it must be None.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay. Pass `detached_params(params, state)` to `update` as `params`.
@@ -75,11 +78,10 @@ def def_adamw(
     >>> optimizer = def_jax.def_adamw(1e-3, ratio=16, axis_name='workers', weight_decay=0.1)
     >>> state = optimizer.init(jnp.zeros(3))
     """
-    without_first_moment = isinstance(b1, (int, float)) and b1 == 0
     blocks = random_block(ratio, order=order, allocation=allocation)
     return optax.chain(
         optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
-        if without_first_moment
+        if _is_none('b1', b1)
         else optax.scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
@@ -115,8 +117,9 @@ def def_sgd(
         learning_rate: η, a number or an optax schedule.
         ratio: compression ratio of `random_block`, a number >= 1.
         axis_name: the axis over workers, see `error_feedback`.
-        momentum: μ in Eq. 11; 0 or None keeps no buffer. At high ratios, DEF learns faster with η / (1 - μ)
-            and no momentum than with η and μ; see docs/how_to/past_the_paper.md.
+        momentum: μ in Eq. 11; 0 or None keeps no buffer. Under `optax.inject_hyperparams`, which makes an array
+            of every number, it must be None. At high ratios, DEF learns faster with η / (1 - μ) and no momentum
+            than with η and μ; see docs/how_to/past_the_paper.md.
         weight_decay: coefficient of the L2 penalty. Pass `detached_params(params, state)` to `update` as
             `params`, since the paper evaluates the penalty's gradient at the detached point too.
         detach: λ in [0, 1], or 'auto', see `error_feedback`.
@@ -140,11 +143,20 @@ def def_sgd(
     >>> optimizer = def_jax.def_sgd(0.1, ratio=64, axis_name='workers', weight_decay=5e-4)
     >>> state = optimizer.init(jnp.zeros(3))
     """
-    if isinstance(momentum, (int, float)) and momentum == 0:
-        momentum = None
+    momentum = None if _is_none('momentum', momentum) else momentum
     blocks = random_block(ratio, order=order, allocation=allocation)
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=momentum),
         error_feedback(blocks, axis_name, seed=seed, detach=detach, wire_dtype=wire_dtype, overlap=overlap),
     )
+
+
+def _is_none(name: str, decay: Any) -> bool:
+    """Whether moments with this decay need no buffer: if it is None or 0, which an array cannot tell."""
+    if isinstance(decay, jax.Array) and not isinstance(decay, jax.core.Tracer) and not np.any(decay):
+        raise ValueError(
+            f'{name}={decay} is an array, as optax.inject_hyperparams makes it of a number, and would keep a '
+            f"buffer of the model's size for nothing. Pass {name}=None, or static_args=({name!r},)."
+        )
+    return decay is None or (isinstance(decay, (int, float)) and decay == 0)

@@ -151,6 +151,30 @@ def test_inject_hyperparams_around_def_sgd():
     chex.assert_trees_all_close(actual, expected, **CLOSE)
 
 
+@pytest.mark.parametrize(('make', 'name'), [(def_jax.def_sgd, 'momentum'), (def_jax.def_adamw, 'b1')])
+def test_no_moment_under_inject_hyperparams_keeps_no_buffer(make, name):
+    params = make_params()
+    factory = optax.inject_hyperparams(make, static_args=('ratio',))
+    with pytest.raises(ValueError, match=rf'{name}=.* is an array.* Pass {name}=None, or static_args'):
+        factory(0.1, 4, None, **{name: 0.0}).init(params)
+    sizes = [
+        sum(x.size for x in jax.tree.leaves(init(params)) if x.size > 1)
+        for init in (factory(0.1, 4, None, **{name: None}).init, make(0.1, 4, None, **{name: 0.0}).init)
+    ]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize('ratio', [4, 3.3])
+def test_messages_of_one_tensor_are_float32_with_x64(ratio):
+    with jax.enable_x64(True):
+        link = def_jax.error_feedback(def_jax.random_block(ratio), None)
+        x = jnp.ones((10, 8), jnp.float32)
+        selection = def_jax.random_block(ratio)(link.init(x).key, jnp.uint32(0), x)
+        assert selection.take(x).dtype == jnp.float32
+        updates, state = link.update(x, link.init(x))
+        assert updates.dtype == state.residual.dtype == jnp.float32
+
+
 def test_detach_can_be_changed_on_the_way():
     """What is injected holds from the next update on, and is the λ of the point after it."""
     optimizer = INJECTED_DEF_SGD(learning_rate=0.1, ratio=4, axis_name=None, detach=0.0)

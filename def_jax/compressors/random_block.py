@@ -93,7 +93,7 @@ def random_block(
             # Nothing to concatenate: XLA would take the block again wherever the message is used, after the
             # tensor has been overwritten, and save that by a copy. It cannot see through an unknown start.
             (block,), ((_, begin),) = blocks, places
-            return lax.dynamic_slice(concatenate([*taken, jnp.zeros(1)]), [begin], [block.size])
+            return lax.dynamic_slice(concatenate([*taken, jnp.zeros(1, jnp.float32)]), [begin], [block.size])
 
         def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
