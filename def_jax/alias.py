@@ -117,9 +117,9 @@ def def_sgd(
         learning_rate: η, a number or an optax schedule.
         ratio: compression ratio of `random_block`, a number >= 1.
         axis_name: the axis over workers, see `error_feedback`.
-        momentum: μ in Eq. 11; 0 or None keeps no buffer. Under `optax.inject_hyperparams`, which makes an array
-            of every number, it must be None. At high ratios, DEF learns faster with η / (1 - μ) and no momentum
-            than with η and μ; see docs/how_to/past_the_paper.md.
+        momentum: μ in Eq. 11; 0 or None keeps no buffer. Under `optax.inject_hyperparams`, which makes an
+            array of every number, it must be None. At high ratios, DEF learns faster with η / (1 - μ) and no
+            momentum than with η and μ; see docs/how_to/past_the_paper.md.
         weight_decay: coefficient of the L2 penalty. Pass `detached_params(params, state)` to `update` as
             `params`, since the paper evaluates the penalty's gradient at the detached point too.
         detach: λ in [0, 1], or 'auto', see `error_feedback`.
