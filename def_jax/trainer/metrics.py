@@ -71,11 +71,7 @@ class MetricLog:
             raise _unwritable(self._path, error) from error
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends one record; `record['step']` is the number of steps done.
-
-        Raises:
-            ValueError: if it cannot be written, e.g. on a full disk.
-        """
+        """Appends one record; raises ValueError if it cannot be written, e.g. on a full disk."""
         self.records.append(record)
         if not self._writes:
             return
@@ -119,11 +115,7 @@ class MetricLog:
         return next((record[name] for record in reversed(self.records) if name in record), default)
 
     def close(self) -> None:
-        """Closes the files.
-
-        Raises:
-            ValueError: if the last events cannot be written.
-        """
+        """Closes the files; raises ValueError if the last events cannot be written."""
         if not self._writes:
             return
         try:

@@ -33,15 +33,7 @@ _DIAGNOSTICS = {
 def plot_curves(
     path: Path, records: list[dict[str, Any]], title: str, answers: dict[str, str], measure: Measure
 ) -> None:
-    """Plots the headline metric and the training loss over the course of one run.
-
-    Args:
-        path: the PNG to write.
-        records: the records of a `MetricLog`.
-        title: the title above the panels.
-        answers: for each point, the title of the method whose answer it is.
-        measure: what the points are compared by.
-    """
+    """Plots the headline metric and the training loss of a run; `answers` has the title for each point."""
     with pictures.panels(path, 1, 2, title) as ((error, loss),):
         draw_loss(loss, [[record for record in records if 'loss' in record]], 'loss', color='black')
         loss_axis(loss)
@@ -89,25 +81,15 @@ def _by_step(seeds: Sequence[Records]) -> Iterator[tuple[Mapping[str, Any], ...]
 
 
 def plot_diagnostics(path: Path, records: list[dict[str, Any]], title: str) -> None:
-    """Plots σ² and M²; for error feedback also residual norms, the distance of Eq. 9 and the optimal λ.
-
-    Args:
-        path: the PNG to write.
-        records: the records of a `MetricLog`.
-        title: the title above the panels.
-    """
+    """Plots σ² and M²; for error feedback also residual norms, the distance of Eq. 9 and the optimal λ."""
     measured = [record for record in records if 'variance' in record]
     draw_diagnostics(path, title, [([measured], {'color': pictures.COLORS['DEF']})])
 
 
 def draw_diagnostics(path: Path, title: str, settings: Sequence[tuple[Sequence[Records], dict]]) -> None:
-    """Like `plot_diagnostics`, for several settings, each averaged over its seeds.
+    """Like `plot_diagnostics`, for settings that are each averaged over seeds.
 
-    Args:
-        path: the PNG to write.
-        title: the title above the panels.
-        settings: for each setting, the diagnostics of every seed at the same steps, and its line style,
-            optionally with a label.
+    `settings` has the diagnostics of every seed, at the same steps, and a line style with or without a label.
     """
     known = {name for seeds, _ in settings for name in seeds[0][-1]}
     drawn = {label: pair for label, pair in _DIAGNOSTICS.items() if known >= set(pair)}

@@ -45,11 +45,7 @@ _PARTIAL, _REPLACED = '.partial', '.replaced'
 class Checkpoints:
     """The checkpoints of one run, of which the newest `keep` are kept.
 
-    Args:
-        workdir: the run's folder.
-        keep: how many checkpoints to keep.
-        layout: how the run's workers are arranged in its state.
-        settings: the settings that the state depends on, see `workdir.bound_settings`.
+    `settings` are those that the state depends on, see `workdir.bound_settings`.
     """
 
     def __init__(self, workdir: Path, keep: int, layout: Layout, settings: dict[str, Any]):
@@ -88,14 +84,10 @@ class Checkpoints:
             )
 
     def save(self, state: TrainState, seal: Seal | None = None) -> None:
-        """Starts saving the state. Complete once `wait` or `close` returns, or when the next save starts.
+        """Starts saving the state, with the seal of the metrics up to it.
 
-        Args:
-            state: the state.
-            seal: the seal of the metrics up to this state, if there are any.
-
-        Raises:
-            ValueError: if this or the previous checkpoint cannot be written; earlier ones are kept.
+        It is saved once `wait` or `close` returns, or when the next save starts. Raises ValueError if this or
+        the previous checkpoint cannot be written; earlier ones are kept.
         """
         step, state = int(state.step), self._layout.spread(state)
         content = {
@@ -126,15 +118,9 @@ class Checkpoints:
     def restore(self, like: TrainState) -> TrainState:
         """Restores the newest good checkpoint; skips damaged ones with a warning that names both.
 
-        Args:
-            like: a state of the same experiment, which provides shapes, dtypes and placement.
-
-        Returns:
-            The state, on the devices of `like`: bit for bit as saved or, if saved with different workers,
-            regrouped as described in `notes`. `like` itself if there is no checkpoint.
-
-        Raises:
-            ValueError: if there are checkpoints but none can be used.
+        The state lies where that of `like` does: bit for bit as saved or, if saved with different workers,
+        regrouped as described in `notes`. It is `like` itself if there is no checkpoint. Raises ValueError if
+        there are checkpoints but none can be used.
         """
         damages = []
         for step in reversed(self.steps()):
@@ -165,9 +151,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits for the last save, then removes the checkpoints that are no longer kept.
 
-        Raises:
-            ValueError: if the checkpoint could not be written.
-            LostProcessError: if another process did not write its part.
+        Raises ValueError if it could not be written, LostProcessError if another process lost its part.
         """
         self._join()
         if self._newest is not None and processes.is_first() and self._is_in_place():
@@ -175,11 +159,7 @@ class Checkpoints:
                 shutil.rmtree(self._folder / str(old), ignore_errors=True)  # the next wait tries again
 
     def close(self) -> None:
-        """Waits for the last save and releases all resources.
-
-        Raises:
-            ValueError: if the last save could not be written.
-        """
+        """Waits for the last save and releases all resources."""
         try:
             self.wait()
         finally:

@@ -19,7 +19,6 @@ __all__ = ['DamagedError', 'Manifest', 'leaves_of', 'read_verified', 'write']
 
 NAME = 'manifest.json'
 FORMAT = 2  # 2: adds the settings and the seal of the metrics
-_CHUNK = 1 << 20
 
 # 'format', 'version', 'step', 'workers', 'shards', 'batch_size', 'settings', 'metrics', 'leaves', 'files',
 # 'checksum'
@@ -31,12 +30,7 @@ class DamagedError(ValueError):
 
 
 def write(folder: Path, content: Manifest) -> None:
-    """Writes the manifest of a checkpoint whose other files are complete.
-
-    Args:
-        folder: the checkpoint's folder.
-        content: the entries 'step', 'workers', 'shards', 'batch_size', 'settings', 'metrics', 'leaves'.
-    """
+    """Writes the manifest of a checkpoint whose other files are complete."""
     content = {'format': FORMAT, 'version': def_jax.__version__} | content | {'files': _checksums(folder)}
     content['checksum'] = _checksum_of(content)
     with (folder / NAME).open('w', encoding='utf-8') as file:
@@ -46,18 +40,7 @@ def write(folder: Path, content: Manifest) -> None:
 
 
 def read_verified(folder: Path, step: int) -> Manifest:
-    """Reads the manifest of a checkpoint and verifies every file against it.
-
-    Args:
-        folder: the checkpoint's folder.
-        step: the step in the folder's name.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        DamagedError: if a file is missing or was changed; the message names it.
-    """
+    """The manifest of a step's checkpoint; raises DamagedError if a file is missing or was changed."""
     try:
         content = json.loads((folder / NAME).read_text(encoding='utf-8'))
         if content['format'] != FORMAT:
@@ -107,11 +90,8 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open('rb') as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _checksum_of(content: Manifest) -> str:

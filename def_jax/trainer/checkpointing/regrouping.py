@@ -68,15 +68,9 @@ class Layout:
 
 
 def regrouped(state: PyTree, workers: tuple[int, ...], layout: Layout) -> PyTree:
-    """Converts a state to a layout with other workers.
+    """A state of NumPy arrays whose per-worker ones have leading axes `workers`, in another layout.
 
-    Args:
-        state: a state of NumPy arrays; per-worker arrays have leading axes `workers`.
-        workers: the current leading axes.
-        layout: the target layout.
-
-    Returns:
-        A state of NumPy arrays. If the number of workers is unchanged, only the leading axes differ.
+    If the number of workers is unchanged, only the leading axes differ.
     """
     own = jax.tree.map(lambda axis: axis == 0, layout.axes, is_leaf=lambda node: node is None or node == 0)
     return regroup(state, own, workers, layout.shape)

@@ -43,18 +43,9 @@ def claim(
 ) -> Path:
     """Creates the folder for a run of `config`, or reuses the one an earlier start created.
 
-    Args:
-        workdir: the folder.
-        config: a checked configuration.
-        other_workers: whether a run may resume with another number of workers, or on other devices.
-        exists: whether another process of the same run has already claimed it.
-
-    Returns:
-        The folder's path.
-
-    Raises:
-        ValueError: if the folder belongs to a run with another configuration, holds other files, or cannot be
-            written to.
+    With `other_workers`, a run may resume with another number of workers, or on other devices. With `exists`,
+    another process of the run has claimed the folder. Raises ValueError if it belongs to a run with another
+    configuration, holds other files, or cannot be written to.
     """
     try:
         workdir = Path(workdir).expanduser().absolute()

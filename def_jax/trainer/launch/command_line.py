@@ -39,10 +39,8 @@ _CONVERSIONS = {
 def set_environment(workdir: str, *, fake_devices: bool) -> None:
     """Sets up TensorFlow and JAX; call before either is used.
 
-    Args:
-        workdir: receives JAX's compilation cache, so a resumed run does not recompile. If
-            JAX_COMPILATION_CACHE_DIR is set, it takes precedence.
-        fake_devices: whether the devices are simulated on this CPU.
+    `workdir` receives JAX's compilation cache, so that a resumed run does not recompile, unless
+    JAX_COMPILATION_CACHE_DIR is set.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow only reads the data; silence its logs
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
@@ -67,14 +65,9 @@ def define_config(text: str) -> flags.FlagHolder:
 
 
 def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
-    """Returns a `flags_parser` for `absl.app.run` that reports any error in one line and exits.
+    """A `flags_parser` for `absl.app.run` that reports any error in one line and exits.
 
-    Args:
-        program: the name that prefixes the line.
-        config: what `define_config` returned. The file may contain anything.
-
-    Returns:
-        A function from the command line to the program's name; it rejects positional arguments.
+    `config` is from `define_config`; its file may contain anything. Positional arguments are refused.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -134,14 +127,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def exit_code(program: str, run: Callable[[], Any]) -> int:
-    """Calls `run` and converts its outcome to an exit code.
+    """The exit code of `run`; if it is not 0, the reason was printed in one line that `program` prefixes.
 
-    Args:
-        program: the name that prefixes an error line.
-        run: the program's work. SIGTERM, SIGHUP and Ctrl-C end the process, see `interruption`.
-
-    Returns:
-        The exit code; if it is nonzero, the reason has been printed in one line.
+    SIGTERM, SIGHUP and Ctrl-C end the process, see `interruption`.
     """
     with output.lasting(program):
         try:
@@ -158,17 +146,7 @@ def exit_code(program: str, run: Callable[[], Any]) -> int:
 def exit_code_of_several(
     program: str, run: Callable[[], Any], place: processes.Place, *, fake_devices: bool
 ) -> int:
-    """Like `exit_code`, for one of several processes: joins the others and reports a lost process.
-
-    Args:
-        program: the name that prefixes an error line.
-        run: the program's work.
-        place: which of the processes this is.
-        fake_devices: whether the devices are simulated on CPUs.
-
-    Returns:
-        The exit code.
-    """
+    """Like `exit_code`, for one of several processes: joins the others and reports a lost process."""
 
     def joined() -> int:
         try:

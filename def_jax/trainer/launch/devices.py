@@ -18,14 +18,9 @@ _WHENCE = '--config.num_workers / --config.workers_per_device * --config.shards_
 
 
 def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
-    """The first `num_devices` devices; with several processes, an equal number from each.
+    """The first `num_devices` devices in JAX's order; with several processes, an equal number from each.
 
-    Args:
-        num_devices: how many; K if each worker is one device.
-        fake: simulate the devices on this CPU. Only effective before JAX is first used in the process.
-
-    Returns:
-        The devices, in JAX's order.
+    `fake` simulates them on this CPU, if JAX has not been used in the process.
 
     Raises:
         ValueError: if there are too few, too many to simulate, or they do not divide among the processes; if
@@ -74,17 +69,8 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
 def divided_gpus(num_processes: int, environment: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
     """Environment variables that give each of several independent processes GPUs of its own.
 
-    JAX uses all GPUs that it sees, and reserves most of their memory. JAX is not started here.
-
-    Args:
-        num_processes: how many processes share this machine.
-        environment: the environment variables; CUDA_VISIBLE_DEVICES limits the GPUs.
-
-    Returns:
-        The variables to set in each process before JAX is first used; none on a machine without NVIDIA GPUs.
-
-    Raises:
-        ValueError: if there are fewer GPUs than processes.
+    JAX uses all GPUs that it sees, and reserves most of their memory. JAX is not started here. Raises
+    ValueError if there are fewer GPUs than processes.
 
     >>> divided_gpus(2, {'CUDA_VISIBLE_DEVICES': '0,1,6,7'})
     [{'CUDA_VISIBLE_DEVICES': '0,1'}, {'CUDA_VISIBLE_DEVICES': '6,7'}]

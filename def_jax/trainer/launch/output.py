@@ -17,11 +17,7 @@ class Lasting:
     """A stream that discards its output, instead of raising, once writing fails.
 
     A pipe whose reader has exited, as in `train.py … | head -1`, a closed terminal or a full disk is no
-    reason to end a run.
-
-    Args:
-        stream: a stream with a file descriptor.
-        notice: printed to standard error when that happens; '' for nothing.
+    reason to end a run. `notice` is printed to standard error when that happens.
     """
 
     def __init__(self, stream: TextIO, notice: str):

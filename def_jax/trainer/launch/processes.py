@@ -42,17 +42,11 @@ _count = 1  # needed before JAX starts, to divide fake devices among the process
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The identity of this process among the processes of a run.
+    """The identity of this process among those of a run; None is what JAX reads from the environment."""
 
-    Attributes:
-        address: host:port of process 0; None if JAX reads it from the environment.
-        count: the number of processes; None as above.
-        index: the index of this process, from 0; None as above.
-    """
-
-    address: str | None
+    address: str | None  # host:port of process 0
     count: int | None
-    index: int | None
+    index: int | None  # from 0
 
 
 def find(
@@ -60,17 +54,7 @@ def find(
 ) -> Place | None:
     """The place given by the flags, or else by `def_jax.launch`, srun, mpirun or a TPU pod.
 
-    Args:
-        address: host:port of process 0.
-        count: the number of processes.
-        index: the index of this process.
-        environment: the environment variables, which the launchers set.
-
-    Returns:
-        The place; None for a single process.
-
-    Raises:
-        ValueError: if only some of the three are given, or one is out of range.
+    None for a single process. Raises ValueError if only some of the flags are given, or one is out of range.
 
     >>> find('10.0.0.1:1234', 2, 0, {})
     Place(address='10.0.0.1:1234', count=2, index=0)
@@ -114,12 +98,7 @@ def _checked(given: dict[str, Any]) -> Place | None:
 def connect(place: Place, *, fake_devices: bool) -> None:
     """Joins the other processes; call before JAX is first used.
 
-    Args:
-        place: what `find` returned.
-        fake_devices: whether the devices are simulated on CPUs.
-
-    Raises:
-        ValueError: if the address cannot be used. If the others never join, JAX's runtime aborts.
+    Raises ValueError if the address cannot be used. If the others never join, JAX's runtime aborts.
     """
     global _count
     if fake_devices:
@@ -172,15 +151,7 @@ def rows(devices: list[jax.Device], process: int | None = None) -> list[int]:
 
 
 def gather(values: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
-    """Gathers the rows of all processes.
-
-    Args:
-        values: an array [local devices, ...], of the same shape and dtype in all processes.
-        devices: the devices of all processes.
-
-    Returns:
-        An array [devices, ...], the same in all processes.
-    """
+    """The rows of all processes, [devices, ...], from an array [local devices, ...] of each."""
     if jax.process_count() == 1:
         return values
     everyone = np.asarray(multihost_utils.process_allgather(values))

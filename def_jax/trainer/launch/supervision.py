@@ -26,36 +26,17 @@ def supervised(program: str, run: Callable[[], int]) -> int:
 
     SIGTERM, SIGHUP and Ctrl-C are forwarded to the child. On Linux, the child dies if this process is killed.
 
-    Args:
-        program: the name that prefixes an error line.
-        run: the work; returns its exit code.
-
     Returns:
         The exit code: the one `run` returned; that of `LostProcessError` if the runtime aborted the child; or
-        128 + the number of any other signal that ended it.
+        128 + the number of any other signal that ended it. `program` prefixes the line with the reason.
     """
-    child = _started(run)
-    _pass_on([child], *interruption.SIGNALS)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGABRT:
-        lost = LostProcessError("aborted by JAX's runtime, which printed the reason above")
-        print(f'{program}: {lost}', file=sys.stderr)
-        return lost.exit_code
-    return _exit_code(program, status)
+    return side_by_side(program, [run])
 
 
 def side_by_side(program: str, runs: Iterable[Callable[[], int]]) -> int:
-    """Like `supervised`, for several children that work independently of each other.
-
-    Args:
-        program: the name that prefixes an error line.
-        runs: the work of each child; returns its exit code.
-
-    Returns:
-        Once all children have ended: 0 if each returned 0, else the first other exit code.
-    """
+    """Like `supervised`, for children that work independently; the first exit code that is not 0."""
     children = [_started(run) for run in runs]
-    _pass_on(children, *interruption.SIGNALS)
+    _pass_on(children)
     codes = []
     while children:
         _, status = os.waitpid(children[0], 0)
@@ -65,7 +46,6 @@ def side_by_side(program: str, runs: Iterable[Callable[[], int]]) -> int:
 
 
 def _started(run: Callable[[], int]) -> int:
-    """The process id of a child that runs `run`."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -75,10 +55,13 @@ def _started(run: Callable[[], int]) -> int:
 
 
 def _exit_code(program: str, status: int) -> int:
-    """The exit code of a child that has ended; if a signal ended it, the reason is printed."""
     if not os.WIFSIGNALED(status):
         return os.waitstatus_to_exitcode(status)
     number = os.WTERMSIG(status)
+    if number == signal.SIGABRT:
+        lost = LostProcessError("aborted by JAX's runtime, which printed the reason above")
+        print(f'{program}: {lost}', file=sys.stderr)
+        return lost.exit_code
     print(f'{program}: killed by {signal.Signals(number).name}.', file=sys.stderr)
     return 128 + number
 
@@ -107,12 +90,12 @@ def _work(run: Callable[[], int]) -> None:
         os._exit(code)
 
 
-def _pass_on(children: list[int], *numbers: int) -> None:
+def _pass_on(children: list[int]) -> None:
     def pass_on(number: int, frame: Any) -> None:
         del frame
         for child in children:
             with contextlib.suppress(ProcessLookupError):  # one that has ended
                 os.kill(child, number)
 
-    for number in numbers:
+    for number in interruption.SIGNALS:
         signal.signal(number, pass_on)
