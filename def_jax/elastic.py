@@ -158,7 +158,7 @@ class Team:
         self.changes: list[tuple[int, int]] = []  # (step, workers from there on)
         self._optimizer, self._axis, self._shards = optimizer, axis_name, shards
         self._specs = tree_of_specs(param_specs, params, axis_name)
-        self._workers, self._min_workers, self._patience, self._note = workers, min_workers, patience, note
+        self._workers, self.min_workers, self._patience, self._note = workers, min_workers, patience, note
         self._own = own_leaves(optimizer, params)
         self._owns = jax.tree.map(lambda _: False, params), self._own
         self._state_specs = self._specs, state_specs(optimizer, params, self._specs, axis_name)
@@ -250,7 +250,7 @@ class Team:
                 with multihost_utils.live_devices(jax.devices()):
                     group = group or self._known()
                     assert group is not None
-                    if group.num_workers >= self._min_workers and (joined := self._join(group, trains)):
+                    if group.num_workers >= self.min_workers and (joined := self._join(group, trains)):
                         if data is None:
                             data = batch(joined.step, joined.group.rows, joined.group.num_workers)
                         done = self._computed(joined, function, data, trains)
@@ -272,11 +272,11 @@ class Team:
                 return done
             if joined is not None:
                 continue  # compiled
-            if group.num_workers >= self._min_workers:  # a newcomer was refused, or waits for a step
+            if group.num_workers >= self.min_workers:  # a newcomer was refused, or waits for a step
                 waiting = time.monotonic()
             elif time.monotonic() - waiting > self._patience:
                 raise TooFewError(
-                    f'{group.num_workers} workers after step {self.step}, fewer than {self._min_workers} for '
+                    f'{group.num_workers} workers after step {self.step}, fewer than {self.min_workers} for '
                     f'{self._patience:.0f} s.'
                 )
             time.sleep(_PAUSE)

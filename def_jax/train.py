@@ -10,6 +10,8 @@ Run again with the same flags to resume. On several machines, start one process 
 --process_id and --coordinator_address; under srun, mpirun and on TPU pods these are found.
 """
 
+from typing import Any
+
 from def_jax.tools.extras import needs_training
 
 with needs_training('train'):
@@ -51,7 +53,18 @@ def main(argv: list[str]) -> int:
 
     if place is None:
         return command_line.exit_code('train.py', run)
-    return command_line.exit_code_of_several('train.py', run, place, fake_devices=fake_devices)
+    return command_line.exit_code_of_several(
+        'train.py',
+        run,
+        place,
+        fake_devices=fake_devices,
+        elastic_devices=num_devices(_CONFIG.value, place.count) if _CONFIG.value.get('elastic') else 0,
+    )
+
+
+def num_devices(config: Any, count: int | None) -> int:
+    """How many devices each of `count` processes trains on."""
+    return max(1, config.get('num_workers', 1) * config.get('shards_per_worker', 1) // (count or 1))
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ import rich.table
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.measure import Measure
 
-__all__ = ['Progress', 'describe', 'point_name', 'process_console', 'show_result']
+__all__ = ['Progress', 'describe', 'evaluation_line', 'point_name', 'process_console', 'show_result']
 
 _SECONDS_PER_LINE = 30
 
@@ -63,6 +63,19 @@ def point_name(point: str, answers: dict[str, str]) -> str:
     """A point's name in tables and plots: what it is, and which method outputs it."""
     names = {'x': 'x', 'y': 'y = x + mean residual', 'own': "x + r_k, each worker's own"}
     return names[point] + (f' ({answers[point]})' if point in answers else '')
+
+
+def evaluation_line(measure: Measure, record: dict[str, Any], position: dict[str, Any]) -> str:
+    """What is shown of an evaluation."""
+    figures = '  '.join(
+        f'{point} {measure.text(record[measure.key(point)])}'
+        for point in ('x', 'y', 'own')
+        if measure.key(point) in record
+    )
+    return (
+        f'epoch {position["epoch"]:6.1f}  step {record["step"]:7,}  {measure.title}  {figures}  '
+        f'{position["megabytes_sent"]:.1f} MB sent  {position["seconds"]:.0f} s'
+    )
 
 
 class Progress:

@@ -14,7 +14,7 @@ from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 from def_jax.trainer.tasks.base import Task
 
-__all__ = ['EXAMPLES_PER_DEVICE', 'DivergedError', 'batches', 'make_evaluate']
+__all__ = ['EXAMPLES_PER_DEVICE', 'DivergedError', 'batches', 'figures_of', 'make_evaluate']
 
 EXAMPLES_PER_DEVICE = 100
 
@@ -74,10 +74,10 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
                 total = sums(split, point, variables)
                 if not np.isfinite(total['loss']).all():
                     raise DivergedError(step, None, float(total['loss'].sum()), split)
-                record |= _figures(experiment.task, split, point, point, total)
+                record |= figures_of(experiment.task, split, point, point, total)
                 if experiment.config.recalibrate_batches:
                     total = sums(split, point, points[point])
-                    record |= _figures(experiment.task, split, point, f'{point}_running', total)
+                    record |= figures_of(experiment.task, split, point, f'{point}_running', total)
         return record
 
     return evaluate
@@ -90,7 +90,9 @@ def batches(experiment: Experiment, split: str, *, whole: bool = False) -> Itera
     return experiment.test_batches(split, examples, 1 if whole else len(workers.heads))
 
 
-def _figures(task: Task, split: str, point: str, name: str, total: dict[str, np.ndarray]) -> dict[str, float]:
+def figures_of(
+    task: Task, split: str, point: str, name: str, total: dict[str, np.ndarray]
+) -> dict[str, float]:
     """The metrics of a record, from the sums over a split."""
     metrics = task.metrics(total)
     figures = {f'{split}_{key}_{name}': np.mean(value) for key, value in metrics.items()}

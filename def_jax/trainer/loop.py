@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import rich.console
 
 from def_jax.trainer import console as console_lib
-from def_jax.trainer import metrics, plots, replica_check, results, steps, task_check
+from def_jax.trainer import elastic, metrics, plots, replica_check, results, steps, task_check
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.checkpointing.regrouping import Layout
@@ -21,10 +20,10 @@ from def_jax.trainer.evaluation import DivergedError, make_evaluate
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import interruption, processes
 from def_jax.trainer.launch.interruption import InterruptedRunError
-from def_jax.trainer.measure import Measure
 from def_jax.trainer.metrics import MetricLog
 from def_jax.trainer.replica_check import ReplicasDifferError
 from def_jax.trainer.tasks.base import GenerativeTask
+from def_jax.trainer.window import Window
 
 __all__ = ['DivergedError', 'InterruptedRunError', 'ReplicasDifferError', 'train_and_evaluate']
 
@@ -59,6 +58,10 @@ def train_and_evaluate(
     """
     with processes.naming_the_lost():
         experiment = build(config)
+        if config.elastic and jax.process_count() == 1:
+            raise ValueError(
+                'config.elastic=True needs several processes, see python -m def_jax.launch --help.'
+            )
         task_check.check(experiment)  # before anything is written
         console = console or console_lib.process_console()
         run = _claimed(folder, config)
@@ -73,6 +76,8 @@ def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Pa
         run = workdir.claim(folder, config, other_workers=True)
     processes.meet('the folder is claimed')
     if not processes.is_first():
+        if config.elastic:  # nobody waits for a newcomer
+            workdir.wait_for_record(folder)
         run = workdir.claim(folder, config, other_workers=True, exists=True)
     return run
 
@@ -81,8 +86,9 @@ def _train_and_evaluate(
     experiment: Experiment, run: Path, console: rich.console.Console, signals: interruption.Watch
 ) -> dict[str, Any]:
     config = experiment.config
-    layout, settings = Layout.of(experiment), workdir.bound_settings(config)
-    with Checkpoints(run, config.keep_checkpoints, layout, settings) as checkpoints:
+    layout = (elastic.WholeLayout if config.elastic else Layout).of(experiment)
+    settings = workdir.bound_settings(config)
+    with Checkpoints(run, config.keep_checkpoints, layout, settings, alone=config.elastic) as checkpoints:
         state = _restored(experiment, run, checkpoints)
         start = int(state.step)
         evaluated = experiment.measure.key('x')
@@ -93,7 +99,8 @@ def _train_and_evaluate(
             console_lib.describe(console, experiment)
             for line in [f'resuming at step {start:,}', *checkpoints.notes] if start else []:
                 console.print(line, highlight=False, soft_wrap=True)
-            state = _run(experiment, state, log, checkpoints, console, signals)
+            run_all = elastic.train if config.elastic else _run
+            state = run_all(experiment, state, log, checkpoints, console, signals)
             log.seal()
         except DivergedError as error:
             if processes.is_first():
@@ -104,6 +111,8 @@ def _train_and_evaluate(
         sample = _sample(experiment, state)
         if processes.is_first():
             _conclude(run, experiment, log, start, sample)
+        elif config.elastic:
+            return {}
     processes.meet('the result is written')
     result = results.read(run) or {}
     console_lib.show_result(console, result)
@@ -114,7 +123,7 @@ def _train_and_evaluate(
 
 def _sample(experiment: Experiment, state: steps.TrainState) -> str | None:
     """What the trained model generates, at y if the method has it; None if the task generates nothing."""
-    if not isinstance(experiment.task, GenerativeTask):
+    if not isinstance(experiment.task, GenerativeTask) or experiment.config.elastic:
         return None
     points, _ = steps.settled(experiment, steps.make_outputs(experiment)(state))
     params = experiment.workers.fetch(points.get('y', points['x'])['params'])
@@ -140,7 +149,7 @@ def _conclude(
 
 def _restored(experiment: Experiment, run: Path, checkpoints: Checkpoints) -> steps.TrainState:
     """The state to continue from, or a new one; raises ValueError if the folder's files allow neither."""
-    state = steps.make_init(experiment)()
+    state = elastic.first_state(experiment) if experiment.config.elastic else steps.make_init(experiment)()
     checkpoints.check_room(state)
     state = checkpoints.restore(state)
     start = int(state.step)
@@ -175,7 +184,7 @@ def _run(
     diagnose = steps.make_diagnose(experiment) if config.diagnostics_every else None
     check_replicas = replica_check.make_check(experiment) if config.check_replicas_every else None
     start = int(state.step)
-    window = _Window(experiment, log, start)
+    window = Window(experiment, log, start)
 
     def is_due(done: int) -> bool:
         return done % experiment.steps_per_evaluation == 0 or done == experiment.num_steps
@@ -188,7 +197,7 @@ def _run(
             checkpoints.discard()
             raise
         log.write(record | window.position(done))
-        progress.note(_line(experiment.measure, record, window.position(done)))
+        progress.note(console_lib.evaluation_line(experiment.measure, record, window.position(done)))
         window.restart()
         checkpoints.wait()
 
@@ -236,119 +245,9 @@ def _show(record: dict[str, Any] | None, progress: console_lib.Progress) -> None
         progress.note(f'up to step {record["step"]:,}: {skipped} step(s) skipped, an update was not finite')
 
 
-class _Window:
-    """The training metrics since the last record, kept on the devices until the next record is due."""
-
-    def __init__(self, experiment: Experiment, log: MetricLog, start: int):
-        self._experiment, self._log = experiment, log
-        self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
-        self._pending: list[dict[str, Any]] = []
-        self._end: int | None = None
-        self.restart()
-        # Values left by an interruption: float32, exact in JSON. With another number of workers they cannot
-        # enter the mean.
-        own = experiment.config.num_workers
-        self._pending = [values for values in log.pending(start) if np.size(values['loss']) == own]
-        self._carried = len(self._pending)
-
-    def restart(self) -> None:
-        self._pending = []
-        self._carried = 0  # how many of them an earlier process measured
-        self._started = time.perf_counter()
-
-    def add(self, measured: dict[str, jax.Array]) -> None:
-        self._pending.append(measured)
-
-    def end(self, done: int) -> None:
-        """Makes the record up to step `done`, the last one added, due; `report` it before the next step."""
-        self._end = done
-
-    def suspend(self, done: int) -> None:
-        """Records what is pending after `done` steps, so that a resumed run can complete the record."""
-        self._finite_losses(done)
-        values = [{name: self._local(x).tolist() for name, x in m.items()} for m in self._pending]
-        if values:
-            self._log.write({'step': done, 'pending': values} | self.position(done))
-
-    def position(self, done: int) -> dict[str, Any]:
-        """Where the run stands after `done` steps: epochs, megabytes sent per worker, seconds."""
-        return {
-            'epoch': done / self._experiment.steps_per_epoch,
-            'megabytes_sent': self._experiment.communication.megabytes_sent(done),
-            'seconds': self._earlier_seconds + time.perf_counter() - self._opened,
-        }
-
-    def report(self) -> dict[str, Any] | None:
-        """If a record is due, fetches the pending metrics, writes their means and returns the record."""
-        if self._end is None:
-            return None
-        done, self._end = self._end, None
-        losses, taken = self._finite_losses(done)
-        counted = taken if taken.any() else ~taken
-        dataset = self._experiment.dataset
-        units = (len(losses) - self._carried) * self._experiment.config.batch_size * dataset.units_per_example
-        record = {
-            'step': done,
-            'loss': float(losses[counted].mean()),
-            **{name: float(self._values(name).mean()) for name in self._figures()},
-            'learning_rate': float(self._experiment.schedule(done - 1)),
-            f'{dataset.unit}_per_second': units / (time.perf_counter() - self._started),
-        } | self.position(done)
-        if self._experiment.config.skip_nonfinite:
-            record['skipped'] = int((~taken).sum())
-        self._log.write(record)
-        self.restart()
-        return record
-
-    def _finite_losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pending losses, float32 [steps, K], and which steps were taken, bool [steps].
-
-        Raises DivergedError if the loss of a taken step is not finite or, if all were skipped, of any step.
-        """
-        losses = self._values('loss')
-        taken = np.array([np.all(m.get('taken', True)) for m in self._pending], bool)
-        counted = taken if taken.any() else ~taken
-        bad = np.argwhere(~np.isfinite(losses) & counted[:, None])
-        if bad.size:
-            row, worker = (int(i) for i in bad[0])
-            raise DivergedError(done - len(losses) + row, worker, float(losses[row, worker]))
-        return losses, taken
-
-    def _figures(self) -> list[str]:
-        """The task's own metrics of the training batches."""
-        return [name for name in self._pending[0] if name not in ('loss', 'taken')]
-
-    def _values(self, name: str) -> np.ndarray:
-        """Float32 [steps, K]. Carried-over values are from all workers, new ones from this process's."""
-        carried, measured = self._pending[: self._carried], self._pending[self._carried :]
-        rows = [np.asarray(values[name], np.float32).reshape(-1) for values in carried]
-        if measured:
-            own = np.stack([self._local(values[name]) for values in measured], axis=1)
-            every = processes.gather(own, self._experiment.workers.heads)  # [rows, steps, ...]
-            rows.extend(np.moveaxis(every, 1, 0).reshape(len(measured), -1))
-        return np.stack(rows) if rows else np.zeros((0, 1), np.float32)
-
-    def _local(self, x: Any) -> np.ndarray:
-        """This process's rows of a metric; carried-over values are from all workers, and lists."""
-        local = self._experiment.workers.local(x) if isinstance(x, jax.Array) else x
-        return np.asarray(local, np.float32)
-
-
 def _diagnostics_record(step: int, figures: dict, own: dict, experiment: Experiment) -> dict[str, Any]:
     record = {name: float(value) for name, value in jax.device_get(figures).items()}
     for name, value in own.items():
         every = experiment.workers.gather(value)
         record |= {name: float(np.mean(every)), f'{name}_std': float(np.std(every))}
     return {'step': step} | record
-
-
-def _line(measure: Measure, record: dict[str, Any], position: dict[str, Any]) -> str:
-    figures = '  '.join(
-        f'{point} {measure.text(record[measure.key(point)])}'
-        for point in ('x', 'y', 'own')
-        if measure.key(point) in record
-    )
-    return (
-        f'epoch {position["epoch"]:6.1f}  step {record["step"]:7,}  {measure.title}  {figures}  '
-        f'{position["megabytes_sent"]:.1f} MB sent  {position["seconds"]:.0f} s'
-    )

@@ -45,14 +45,21 @@ _PARTIAL, _REPLACED = '.partial', '.replaced'
 class Checkpoints:
     """The checkpoints of one run, of which the newest `keep` are kept.
 
-    `settings` are those that the state depends on, see `workdir.bound_settings`.
+    `settings` are those that the state depends on, see `workdir.bound_settings`. With `alone`, this process
+    has the whole state, as NumPy arrays, and asks no other.
     """
 
-    def __init__(self, workdir: Path, keep: int, layout: Layout, settings: dict[str, Any]):
+    def __init__(
+        self, workdir: Path, keep: int, layout: Layout, settings: dict[str, Any], *, alone: bool = False
+    ):
         self._folder, self._keep, self._layout = workdir / 'checkpoints', keep, layout
         self._settings = settings
         self._identity = _identity(workdir)
-        self._checkpointer = ocp.StandardCheckpointer()
+        self._alone, me = alone, jax.process_index()
+        options = {'primary_host': me, 'active_processes': {me}, 'barrier_sync_key_prefix': str(me)}
+        self._checkpointer = ocp.StandardCheckpointer(
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**(options if alone else {}))
+        )
         self._commit: threading.Thread | None = None
         self._failure: Exception | None = None
         self._newest: int | None = None  # the newest checkpoint known to be good
@@ -92,7 +99,7 @@ class Checkpoints:
         step, state = int(state.step), self._layout.spread(state)
         content = {
             'step': step,
-            'workers': list(self._layout.shape),
+            'workers': list(self._layout.shape_of(state)),
             'shards': self._layout.shards,
             'batch_size': self._layout.batch_size,
             'settings': self._settings,
@@ -215,7 +222,7 @@ class Checkpoints:
     def _read(self, path: Path, step: int, like: TrainState) -> TrainState:
         content, shapes = self._verified(path, step, like)
         workers = tuple(content['workers'])
-        if in_place := workers == self._layout.shape:
+        if in_place := workers == self._layout.shape and not self._alone:
             target = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._layout.spread(like))
         else:  # every process reads all rows as NumPy arrays; broadcast targets take no memory
             target = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)

@@ -20,9 +20,8 @@ __all__ = ['DamagedError', 'Manifest', 'leaves_of', 'read_verified', 'write']
 NAME = 'manifest.json'
 FORMAT = 2  # 2: adds the settings and the seal of the metrics
 
-# 'format', 'version', 'step', 'workers', 'shards', 'batch_size', 'settings', 'metrics', 'leaves', 'files',
-# 'checksum'
-Manifest = dict[str, Any]
+Manifest = dict[str, Any]  # also 'format', 'version', 'shards', 'metrics' and 'checksum'
+_ENTRIES = {'step': int, 'workers': list, 'batch_size': int, 'settings': dict, 'leaves': dict, 'files': dict}
 
 
 class DamagedError(ValueError):
@@ -57,6 +56,9 @@ def read_verified(folder: Path, step: int) -> Manifest:
         if isinstance(error, DamagedError):
             raise
         raise DamagedError(f'{NAME} cannot be read') from error
+    for name, kind in _ENTRIES.items():
+        if not isinstance(content.get(name), kind):
+            raise DamagedError(f'{NAME} has no {name}')
     if content['step'] != step:
         raise DamagedError(f'it was written at step {content["step"]}')
     _check_files(folder, content['files'])

@@ -49,6 +49,11 @@ class Layout:
         """`function(own, *leaves)` over the leaves of states of this layout."""
         return map_prefix(function, self.axes, *trees)
 
+    def shape_of(self, state: PyTree) -> tuple[int, ...]:
+        """The leading axes of per-worker arrays in `state`."""
+        del state
+        return self.shape
+
     def spread(self, state: PyTree) -> PyTree:
         """The rows of all processes as one state of global arrays, without copying."""
         return self.workers.spread(state, self.axes)

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,13 @@ def claim(
             'permissions, or choose another.'
         ) from error
     return workdir
+
+
+def wait_for_record(workdir: str | os.PathLike, seconds: float = 60) -> None:
+    """Waits until another process has claimed the folder, or it is clear that none does."""
+    path, end = Path(workdir).expanduser() / _RECORD, time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def record(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -176,7 +184,7 @@ def _read(record: Path) -> dict[str, Any]:
         if not isinstance(settings, dict):
             raise ValueError('it contains no settings')
         return settings
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f'{record} cannot be read ({error}), so it is unknown which run this folder holds. '
             'Restore that file or choose another --workdir.'

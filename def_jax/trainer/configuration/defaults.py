@@ -83,6 +83,11 @@ _WORKERS = {
         'stay ordinary instead of grouped',
         'always',
     ),
+    'elastic': flag(
+        'the run goes on while processes die and return; see "When workers come and go"', 'always'
+    ),
+    'min_workers': integer(1, 1, 'with fewer, an elastic run waits', 'always'),
+    'patience': integer(600, 0, 'for how many seconds it waits, before it ends with a checkpoint', 'always'),
     'fake_devices': flag('the devices are simulated on this CPU', 'always'),
 }
 _PARTS = {

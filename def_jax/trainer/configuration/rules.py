@@ -59,6 +59,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f'config.{error}') from error
     _check_workers(config)
     _check_shards(config)
+    _check_elastic(config)
 
 
 def _check_accumulate(config: ml_collections.ConfigDict) -> None:
@@ -111,4 +112,25 @@ def _check_shards(config: ml_collections.ConfigDict) -> None:
             f'{given} must divide the {share} examples of which a worker takes a gradient, batch_size='
             f'{config.batch_size} / num_workers={config.num_workers} / accumulate={config.accumulate}. '
             'Change --config.batch_size or --config.shards_per_worker.'
+        )
+
+
+def _check_elastic(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError unless a run whose workers come and go can do what the other keys say."""
+    if not config.elastic:
+        return
+    for key in ('diagnostics_every', 'check_replicas_every', 'recalibrate_batches', 'skip_nonfinite'):
+        if config[key]:
+            raise ValueError(
+                f'config.elastic=True has no {key}, but config.{key}={config[key]}. Set it to 0.'
+            )
+    if config.workers_per_device > 1:
+        raise ValueError(
+            'config.elastic=True needs a device for each worker, but config.workers_per_device='
+            f'{config.workers_per_device}. Set it to 1.'
+        )
+    if 'own' in get_method(config.method).points:
+        raise ValueError(
+            f'config.elastic=True evaluates what workers share, but config.method={config.method!r} gives '
+            'each worker a model of its own. Choose another method, e.g. def.'
         )

@@ -144,18 +144,23 @@ def exit_code(program: str, run: Callable[[], Any]) -> int:
 
 
 def exit_code_of_several(
-    program: str, run: Callable[[], Any], place: processes.Place, *, fake_devices: bool
+    program: str,
+    run: Callable[[], Any],
+    place: processes.Place,
+    *,
+    fake_devices: bool,
+    elastic_devices: int = 0,
 ) -> int:
     """Like `exit_code`, for one of several processes: joins the others and reports a lost process."""
 
     def joined() -> int:
         try:
-            processes.connect(place, fake_devices=fake_devices)
+            processes.connect(place, fake_devices=fake_devices, elastic_devices=elastic_devices)
         except ValueError as error:
             return refuse(program, _one_line(error))
         code = exit_code(program, run)
-        if code not in (ExitCode.REFUSED, ExitCode.PROCESS_LOST):  # all processes share the other outcomes
-            processes.disconnect()
+        if code not in (ExitCode.REFUSED, ExitCode.PROCESS_LOST) and not elastic_devices:
+            processes.disconnect()  # all processes share the other outcomes
         return code
 
     return supervision.supervised(program, joined)

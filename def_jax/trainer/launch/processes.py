@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from def_jax import elastic
 from def_jax.trainer.launch.exits import LostProcessError
 
 __all__ = [
@@ -34,9 +35,11 @@ __all__ = [
 
 # A process that sends no heartbeat for this long is considered lost, and the others exit.
 HEARTBEAT_SECONDS = 30
+ELASTIC_HEARTBEAT_SECONDS = 10
 
 _MPI, _SLURM = ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'), ('SLURM_STEP_NUM_TASKS', 'SLURM_PROCID')
 _LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # by `def_jax.launch`
+_alone = False  # in an elastic run
 _count = 1  # needed before JAX starts, to divide fake devices among the processes
 
 
@@ -95,18 +98,34 @@ def _checked(given: dict[str, Any]) -> Place | None:
     return Place(address, count, index) if count > 1 else None
 
 
-def connect(place: Place, *, fake_devices: bool) -> None:
+def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> None:
     """Joins the other processes; call before JAX is first used.
+
+    With `elastic_devices`, how many this process trains on, it may die and join again, and asks the others
+    through `def_jax.elastic` alone: what this module's functions tell of others is about this process.
 
     Raises ValueError if the address cannot be used. If the others never join, JAX's runtime aborts.
     """
-    global _count
+    global _count, _alone
     if fake_devices:
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     try:
         if place.address and place.index == 0:
             _check_port(int(place.address.rpartition(':')[2]))
+        if elastic_devices:
+            assert place.address is not None and place.count is not None and place.index is not None
+            elastic.initialize(
+                place.address,
+                place.count,
+                place.index,
+                local_devices=elastic_devices,
+                heartbeat_seconds=ELASTIC_HEARTBEAT_SECONDS,
+                cpu=fake_devices,
+            )
+            _count, _alone = place.count, True
+            jax.devices()  # with spare ones, before the workers are counted
+            return
         jax.distributed.initialize(
             place.address,
             place.count,
@@ -152,7 +171,7 @@ def rows(devices: list[jax.Device], process: int | None = None) -> list[int]:
 
 def gather(values: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
     """The rows of all processes, [devices, ...], from an array [local devices, ...] of each."""
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or _alone:
         return values
     everyone = np.asarray(multihost_utils.process_allgather(values))
     gathered = np.empty((len(devices), *values.shape[1:]), values.dtype)
@@ -163,17 +182,18 @@ def gather(values: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
 
 def anywhere(flag: bool) -> bool:
     """Whether the flag is set in any process; every process must call this."""
-    return bool(jax.process_count() > 1 and _flags(flag).any()) or flag
+    return bool(jax.process_count() > 1 and not _alone and _flags(flag).any()) or flag
 
 
 def meet(where: str) -> None:
     """Waits until all processes have reached this point."""
-    multihost_utils.sync_global_devices(where)
+    if not _alone:
+        multihost_utils.sync_global_devices(where)
 
 
 def agree(flag: bool) -> bool:
     """The first process's flag, for decisions that one process makes; every process must call this."""
-    return bool(_flags(flag)[0]) if jax.process_count() > 1 else flag
+    return bool(_flags(flag)[0]) if jax.process_count() > 1 and not _alone else flag
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import hashlib
 import json
 import logging as std_logging
 import os
@@ -127,6 +128,20 @@ def test_no_bit_of_the_manifest_can_change_unseen(saved, tmp_path):
         else:
             with pytest.raises(manifest.DamagedError):
                 manifest.read_verified(folder, 9)
+
+
+@pytest.mark.parametrize(
+    'change', [{'files': None}, {'files': [1]}, {'step': '9'}, {'workers': 4}, {'settings': None}]
+)
+def test_a_manifest_that_was_made_by_hand_is_not_believed(saved, tmp_path, change):
+    """Even if its checksum is right."""
+    folder = shutil.copytree(saved / 'checkpoints' / '9', tmp_path / '9')
+    content = json.loads((folder / 'manifest.json').read_text()) | change
+    del content['checksum']
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (folder / 'manifest.json').write_text(json.dumps(content | {'checksum': digest}))
+    with pytest.raises(manifest.DamagedError, match=f'manifest.json has no {next(iter(change))}'):
+        manifest.read_verified(folder, 9)
 
 
 def test_a_flipped_bit_in_the_arrays_is_not_restored(recorded, saved, tmp_path, warnings):

@@ -1,0 +1,291 @@
+"""`--config.elastic=True`: a run of several processes that goes on while some of them die and return.
+
+The loop of one's own of `def_jax.elastic`, with the task, data, records and checkpoints of `loop`. Process 0,
+which holds JAX's coordination service, writes the run's files.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich.console
+from jax import lax
+
+from def_jax import elastic
+from def_jax.error_feedback import detached_params
+from def_jax.mesh.spmd import Spmd
+from def_jax.trainer import console as console_lib
+from def_jax.trainer import steps
+from def_jax.trainer.checkpointing.checkpoints import Checkpoints
+from def_jax.trainer.checkpointing.regrouping import Layout
+from def_jax.trainer.evaluation import EXAMPLES_PER_DEVICE, DivergedError, figures_of
+from def_jax.trainer.experiment import Experiment
+from def_jax.trainer.launch import interruption, processes
+from def_jax.trainer.launch.exits import EndedError, LostProcessError
+from def_jax.trainer.launch.interruption import InterruptedRunError
+from def_jax.trainer.metrics import MetricLog
+from def_jax.trainer.tasks.gradients import accumulated_value_and_grad
+from def_jax.trainer.window import Window
+from def_jax.trainer.workers import AXIS
+from def_jax.trainer.workers.sharded import shard_spec
+from def_jax.trainer.workers.whole import WholeWorkers
+
+PyTree = Any
+
+__all__ = ['WholeLayout', 'first_state', 'train']
+
+
+_STEP, _STOPS = '_step', '_stops'  # beside the examples of a batch
+
+
+class WholeLayout(Layout):
+    """The layout of a state that one process holds whole, as NumPy arrays."""
+
+    def shape_of(self, state: PyTree) -> tuple[int, ...]:
+        shapes: list[tuple[int, ...]] = []
+        self.map(lambda own, leaf: shapes.append(np.shape(leaf)) if own else None, state)
+        return shapes[0][:1] if shapes else self.shape
+
+    def spread(self, state: PyTree) -> PyTree:
+        return state
+
+    def own_rows(self, state: PyTree, like: PyTree) -> PyTree:
+        del like
+        return state
+
+
+def first_state(experiment: Experiment) -> steps.TrainState:
+    """The state at step 0, as NumPy arrays; computed on one device of this process."""
+    workers = WholeWorkers(jax.local_devices()[:1])
+    own = jax.device_get(steps.make_init(dataclasses.replace(experiment, workers=workers))())
+    layout = WholeLayout.of(experiment)
+    return layout.map(lambda own, x: np.broadcast_to(x[0], (*layout.shape, *x.shape[1:])) if own else x, own)
+
+
+class _Statistics(NamedTuple):
+    """BatchNorm's, in front of the optimizer's state and per-worker like it."""
+
+    batch_stats: PyTree
+
+
+def train(
+    experiment: Experiment,
+    state: steps.TrainState,
+    log: MetricLog,
+    checkpoints: Checkpoints,
+    console: rich.console.Console,
+    signals: interruption.Watch,
+) -> steps.TrainState:
+    """Trains, evaluates and saves until the run's last step; returns the state after it, as NumPy arrays.
+
+    Args:
+        experiment: the run's, with all workers.
+        state: the state to continue from, as NumPy arrays.
+        log: the run's records.
+        checkpoints: made with a `WholeLayout`.
+        console: shows who dies and who comes.
+        signals: whether this process is to stop.
+
+    Raises:
+        DivergedError, InterruptedRunError: as in `loop`.
+        LostProcessError: if too few workers were left, after the state was saved.
+    """
+    run = _Run(experiment, state, log, checkpoints, console, signals)
+    try:
+        with console_lib.Progress(console, experiment, int(state.step)) as progress:
+            run.train(progress)
+        state = run.state()
+    except elastic.TooFewError as error:
+        run.save_rest()
+        run.team.close()
+        raise LostProcessError(str(error)) from error
+    except elastic.GivenUpError as error:
+        raise LostProcessError(str(error)) from error
+    except EndedError:  # in all processes
+        run.team.close()
+        raise
+    run.team.close()
+    return state
+
+
+class _Run:
+    def __init__(self, experiment, state, log, checkpoints, console, signals):
+        config = experiment.config
+        self._experiment, self._log, self._checkpoints, self._signals = experiment, log, checkpoints, signals
+        self._key = state.key
+        carry = optax.GradientTransformation(
+            lambda params: _Statistics(experiment.abstract_variables['batch_stats']),
+            lambda updates, state, params=None: (updates, state),
+        )
+        shards = config.shards_per_worker
+        self.team = elastic.Team(
+            optax.chain(carry, experiment.optimizer),
+            state.params,
+            (_Statistics(state.batch_stats), state.opt_state),
+            step=int(state.step),
+            workers=config.num_workers // processes.count(),
+            shards=shards,
+            param_specs=jax.tree.map(lambda x: shard_spec(np.shape(x), shards), state.params),
+            axis_name=AXIS,
+            min_workers=config.min_workers,
+            patience=config.patience,
+            identity=config.to_json(),
+            note=lambda line: console.print(line, highlight=False, soft_wrap=True),
+        )
+        self._batches = _Batches(experiment, signals)
+        self._train, self._sums = _make_train(experiment, state.key), _make_sums(experiment)
+        self._window = Window(experiment, log, int(state.step))
+
+    def train(self, progress: console_lib.Progress) -> None:
+        experiment, window = self._experiment, self._window
+        while self.team.step < experiment.num_steps:
+            measured, stops = self.team.run(self._train, self._batches)
+            done = self.team.step
+            finite = np.isfinite(measured['loss'])
+            if not finite.all():
+                raise DivergedError(done - 1, int(np.argmin(finite)), float(measured['loss'][~finite][0]))
+            # Of all workers, whose number may change within a record.
+            window.add({name: np.mean(values, keepdims=True) for name, values in measured.items()})
+            evaluates = done % experiment.steps_per_evaluation == 0 or done == experiment.num_steps
+            if evaluates or done % experiment.config.log_every_steps == 0:
+                window.end(done)
+                record = window.report()
+                progress.update(done, record)
+            if evaluates:
+                self._save()
+                record = self._evaluated(done)
+                self._log.write(record | window.position(done))
+                progress.note(console_lib.evaluation_line(experiment.measure, record, window.position(done)))
+                window.restart()
+                self._checkpoints.wait()
+            if stops and done < experiment.num_steps:
+                window.suspend(done)
+                self._save()
+                self._checkpoints.wait()
+                raise InterruptedRunError(self._signals.name or 'a signal to another process', done)
+
+    def state(self) -> steps.TrainState:
+        """Whole, as NumPy arrays; every process must call this."""
+        params, (statistics, opt_state) = self.team.fetch()
+        return steps.TrainState(
+            np.int32(self.team.step), self._key, params, statistics.batch_stats, opt_state
+        )
+
+    def save_rest(self) -> None:
+        """Saves what the few who are left have."""
+        self.team.min_workers = 1
+        self._save()
+        self._checkpoints.wait()
+
+    def _save(self) -> None:
+        state = self.state()
+        if processes.is_first():
+            self._checkpoints.save(state, self._log.seal())
+
+    def _evaluated(self, step: int) -> dict[str, float]:
+        record: dict[str, float] = {'step': step, 'workers': self.team.num_workers}
+        for split in self._experiment.evaluated:
+            for point, total in self._totals(split).items():
+                if not np.isfinite(total['loss']).all():
+                    self._checkpoints.discard()
+                    raise DivergedError(step, None, float(total['loss'].sum()), split)
+                record |= figures_of(self._experiment.task, split, point, point, total)
+        return record
+
+    def _totals(self, split: str) -> dict[str, dict[str, np.ndarray]]:
+        """By point, sums over a split; begun again if a worker dies meanwhile, since it had its share."""
+        while True:
+            count, totals = self.team.num_workers, []
+            examples = EXAMPLES_PER_DEVICE * self._experiment.config.shards_per_worker
+            for number in range(-(-len(self._experiment.evaluated[split]) // (count * examples))):
+                batch = functools.partial(self._test_batch, split, number, examples)
+                totals.append(self.team.look(self._sums, batch))
+            if self.team.num_workers == count:
+                return jax.tree.map(lambda *parts: np.sum(parts, axis=0).reshape(-1), *totals)
+
+    def _test_batch(
+        self, split: str, number: int, examples: int, step: int, workers: list[int], count: int
+    ) -> dict[str, np.ndarray]:
+        batches = self._experiment.evaluated[split].test_batches(
+            batch_size=examples * count, num_workers=count, workers=workers
+        )
+        # With fewer workers there are more batches than were counted, never fewer.
+        return _flat(next(itertools.islice(batches, number, None)))
+
+
+class _Batches:
+    """The training batches of this process's workers, whose number changes."""
+
+    def __init__(self, experiment: Experiment, signals: interruption.Watch):
+        self._experiment, self._signals = experiment, signals
+        self._place: tuple[int, tuple[int, ...], int] | None = None  # of the batch that is next
+        self._batches: Iterator[dict[str, np.ndarray]] = iter(())
+
+    def __call__(self, step: int, workers: list[int], count: int) -> dict[str, np.ndarray]:
+        config = self._experiment.config
+        if self._place != (step, tuple(workers), count):  # also if the step is repeated
+            part = config.accumulate * config.shards_per_worker
+            self._batches = self._experiment.dataset.train.train_batches(
+                seed=config.seed,
+                first_step=step,
+                batch_size=config.batch_size // (count * part) * count * part,
+                num_workers=count,
+                workers=workers,
+            )
+        self._place = step + 1, tuple(workers), count
+        batch = _flat(next(self._batches))
+        stops = np.full(len(workers), self._signals.name is not None)
+        return batch | {_STEP: np.full(len(workers), step, np.int32), _STOPS: stops}
+
+
+def _flat(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The examples of one worker after those of the other."""
+    return {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
+
+
+def _make_train(experiment: Experiment, key: PyTree) -> Callable:
+    """A step of Algorithm 1, lines 4 to 10, for `Team.run`."""
+    detaches = experiment.method.kind == 'error_feedback'
+    value_and_grad = accumulated_value_and_grad(experiment.task.loss, experiment.config.accumulate)
+
+    def worker(params: PyTree, state: PyTree, batch: dict) -> PyTree:
+        examples = {name: x for name, x in batch.items() if name not in (_STEP, _STOPS)}
+        point = detached_params(params, state) if detaches else params
+        own = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(key)), batch[_STEP][0])
+        own = jax.random.fold_in(own, lax.axis_index(AXIS))
+        (loss, (figures, batch_stats)), grads = value_and_grad(point, state[0].batch_stats, examples, own)
+        return {'loss': loss} | figures, batch_stats, grads
+
+    def train(dist: Spmd, params: PyTree, opt_state: PyTree, batch: dict) -> tuple[PyTree, PyTree, PyTree]:
+        metrics, batch_stats, grads = dist.map(worker)(params, opt_state, batch)
+        updates, opt_state = dist.update(grads, opt_state, params)
+        opt_state = (_Statistics(batch_stats), *opt_state[1:])
+        return optax.apply_updates(params, updates), opt_state, (metrics, batch[_STOPS].any())
+
+    return train
+
+
+def _make_sums(experiment: Experiment) -> Callable:
+    """By point, the sums of `Task.test_sums` over a test batch, for `Team.look`."""
+
+    def worker(params: PyTree, state: PyTree, batch: dict) -> dict[str, jax.Array]:
+        batch_stats = lax.pmean(state[0].batch_stats, AXIS)
+        return experiment.task.test_sums({'params': params, 'batch_stats': batch_stats}, batch)
+
+    def sums(dist: Spmd, params: PyTree, opt_state: PyTree, batch: dict) -> dict[str, dict[str, jax.Array]]:
+        points = {'x': params}
+        if 'y' in experiment.method.points:
+            points['y'] = dist.output_params(params, opt_state)
+        each = dist.map(worker)
+        return {
+            point: {name: x.sum(axis=0) for name, x in each(values, opt_state, batch).items()}
+            for point, values in points.items()
+        }
+
+    return sums

@@ -1,0 +1,112 @@
+"""Training metrics between two records."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from def_jax.trainer.evaluation import DivergedError
+from def_jax.trainer.experiment import Experiment
+from def_jax.trainer.launch import processes
+from def_jax.trainer.metrics import MetricLog
+
+__all__ = ['Window']
+
+
+class Window:
+    """The training metrics since the last record, kept on the devices until the next record is due."""
+
+    def __init__(self, experiment: Experiment, log: MetricLog, start: int):
+        self._experiment, self._log = experiment, log
+        self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
+        self._pending: list[dict[str, Any]] = []
+        self._end: int | None = None
+        self.restart()
+        # Values left by an interruption: float32, exact in JSON. With another number of workers they cannot
+        # enter the mean.
+        own = experiment.config.num_workers
+        self._pending = [values for values in log.pending(start) if np.size(values['loss']) == own]
+        self._carried = len(self._pending)
+
+    def restart(self) -> None:
+        self._pending = []
+        self._carried = 0  # how many of them an earlier process measured
+        self._started = time.perf_counter()
+
+    def add(self, measured: dict[str, jax.Array]) -> None:
+        self._pending.append(measured)
+
+    def end(self, done: int) -> None:
+        """Makes the record up to step `done`, the last one added, due; `report` it before the next step."""
+        self._end = done
+
+    def suspend(self, done: int) -> None:
+        """Records what is pending after `done` steps, so that a resumed run can complete the record."""
+        self._finite_losses(done)
+        values = [{name: self._local(x).tolist() for name, x in m.items()} for m in self._pending]
+        if values:
+            self._log.write({'step': done, 'pending': values} | self.position(done))
+
+    def position(self, done: int) -> dict[str, Any]:
+        """Where the run stands after `done` steps: epochs, megabytes sent per worker, seconds."""
+        return {
+            'epoch': done / self._experiment.steps_per_epoch,
+            'megabytes_sent': self._experiment.communication.megabytes_sent(done),
+            'seconds': self._earlier_seconds + time.perf_counter() - self._opened,
+        }
+
+    def report(self) -> dict[str, Any] | None:
+        """If a record is due, fetches the pending metrics, writes their means and returns the record."""
+        if self._end is None:
+            return None
+        done, self._end = self._end, None
+        losses, taken = self._finite_losses(done)
+        counted = taken if taken.any() else ~taken
+        dataset = self._experiment.dataset
+        units = (len(losses) - self._carried) * self._experiment.config.batch_size * dataset.units_per_example
+        record = {
+            'step': done,
+            'loss': float(losses[counted].mean()),
+            **{name: float(self._values(name).mean()) for name in self._figures()},
+            'learning_rate': float(self._experiment.schedule(done - 1)),
+            f'{dataset.unit}_per_second': units / (time.perf_counter() - self._started),
+        } | self.position(done)
+        if self._experiment.config.skip_nonfinite:
+            record['skipped'] = int((~taken).sum())
+        self._log.write(record)
+        self.restart()
+        return record
+
+    def _finite_losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pending losses, float32 [steps, K], and which steps were taken, bool [steps].
+
+        Raises DivergedError if the loss of a taken step is not finite or, if all were skipped, of any step.
+        """
+        losses = self._values('loss')
+        taken = np.array([np.all(m.get('taken', True)) for m in self._pending], bool)
+        counted = taken if taken.any() else ~taken
+        bad = np.argwhere(~np.isfinite(losses) & counted[:, None])
+        if bad.size:
+            row, worker = (int(i) for i in bad[0])
+            raise DivergedError(done - len(losses) + row, worker, float(losses[row, worker]))
+        return losses, taken
+
+    def _figures(self) -> list[str]:
+        """The task's own metrics of the training batches."""
+        return [name for name in self._pending[0] if name not in ('loss', 'taken')]
+
+    def _values(self, name: str) -> np.ndarray:
+        """Float32 [steps, K]. Carried-over values are from all workers, new ones from this process's."""
+        carried, measured = self._pending[: self._carried], self._pending[self._carried :]
+        rows = [np.asarray(values[name], np.float32).reshape(-1) for values in carried]
+        if measured:
+            own = np.stack([self._local(values[name]) for values in measured], axis=1)
+            every = processes.gather(own, self._experiment.workers.heads)  # [rows, steps, ...]
+            rows.extend(np.moveaxis(every, 1, 0).reshape(len(measured), -1))
+        return np.stack(rows) if rows else np.zeros((0, 1), np.float32)
+
+    def _local(self, x: Any) -> np.ndarray:
+        """This process's rows of a metric; carried-over values are from all workers, and lists."""
+        local = self._experiment.workers.local(x) if isinstance(x, jax.Array) else x
+        return np.asarray(local, np.float32)

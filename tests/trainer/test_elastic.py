@@ -1,0 +1,77 @@
+"""`--config.elastic=True`: a process of train.py dies and returns, and the run goes on."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import training_fixtures as fixtures
+from faults import processes
+
+from def_jax.launch import Launcher
+from def_jax.trainer import elastic, experiment, loop
+from def_jax.trainer.checkpointing.regrouping import Layout
+
+FLAGS = [
+    *('--config=configs/digits.py', '--config.elastic=True', '--config.num_workers=3'),
+    *('--config.workers_per_device=1', '--config.batch_size=96', '--config.num_steps=400'),
+    *('--config.eval_every_steps=40', '--config.log_every_steps=5', '--config.ratio=16'),
+]
+
+
+@pytest.mark.slow
+def test_a_process_dies_and_returns_and_the_run_resumes_as_any_other(tmp_path, monkeypatch):
+    """With --config.elastic=False, too, since its checkpoints are those of any run."""
+    monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+    monkeypatch.chdir(processes.ROOT)
+    run, said = tmp_path / 'run', []
+    command = [sys.executable, 'train.py', *FLAGS, f'--workdir={run}']
+    launcher = Launcher(command, 3, log=str(tmp_path / 'log'), say=said.append)
+
+    def kill():
+        if not said and processes.log_size(run):
+            processes.os.kill(launcher.pid(2), 9)
+            said.append('killed')
+
+    assert launcher.run(kill) == 0, (tmp_path / 'log-0.log').read_text()[-2000:]
+    assert 'process 2 died' in said[1]
+    log = (tmp_path / 'log-0.log').read_text()
+    assert re.search(r'process 2 died, 3 -> \d workers; y loses a residual of norm', log)
+    assert 'process 2 joined' in log
+    records = processes.records(run)
+    assert [r['step'] for r in records if 'loss' in r] == list(range(5, 401, 5))
+    assert [r['step'] for r in records if 'test_loss_x' in r] == list(range(40, 401, 40))
+    assert all(r['workers'] in (2, 3) for r in records if 'test_loss_x' in r)
+    result = json.loads((run / 'result.json').read_text())
+    assert result['status'] == 'finished' and result['metrics']['test_accuracy_x'] > 0.6
+    assert processes.final_state(run)['step'] == 400
+
+
+def test_the_first_state_is_that_of_any_run(recorded):
+    first = elastic.first_state(recorded.experiment)
+    fixtures.assert_same_bits(fixtures.gathered(recorded.states[0]), first)
+    layout = elastic.WholeLayout.of(recorded.experiment)
+    assert layout.shape_of(first) == Layout.of(recorded.experiment).shape == (fixtures.NUM_WORKERS,)
+    two = layout.map(lambda own, x: np.asarray(x)[:2] if own else x, first)
+    assert layout.shape_of(two) == (2,)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        ({'diagnostics_every': 5}, 'has no diagnostics_every'),
+        ({'skip_nonfinite': True}, 'has no skip_nonfinite'),
+        ({'workers_per_device': 2}, 'a device for each worker'),
+        ({'method': 'cser'}, 'a model of its own'),
+    ],
+)
+def test_what_an_elastic_run_cannot_do_is_refused(data_dir, changes, reason):
+    config = fixtures.tiny_config(data_dir, elastic=True, **changes)
+    with pytest.raises(ValueError, match=reason):
+        experiment.build(config)
+
+
+def test_a_run_of_one_process_says_that_elastic_needs_several(data_dir, tmp_path):
+    with pytest.raises(ValueError, match='needs several processes'):
+        loop.train_and_evaluate(fixtures.tiny_config(data_dir, elastic=True), tmp_path / 'run')
