@@ -79,11 +79,12 @@ bench-accuracy: $(READY)  ## As root: accuracy against seconds on a slow network
 	  $(if $(TORCH),--torch_python=$(TORCH) --variant=dense --variant=def64 --variant=def256 --variant=best64 \
 	  --variant=best256 --variant=ddp --variant=ddp_fp16 --variant=ddp_powersgd)
 
-faults: $(READY)  ## Long reliability tests: kill and resume runs 25 and 20 times, change the workers, watch an hour-long run.
+faults: $(READY)  ## Long reliability tests: kill and resume runs 25 and 20 times, change the workers, let them die and return, watch an hour-long run.
 	$(BIN)/python tests/faults/kills.py --output=results/reliability
 	$(BIN)/python tests/faults/kills.py --output=results/reliability --kills=20 --processes=2
 	$(BIN)/python tests/faults/workers.py --output=results/reliability
 	$(BIN)/python tests/faults/soak.py --output=results/reliability
+	$(BIN)/python tests/faults/elastic.py --output=results/reliability
 
 clean:  ## Remove the virtual environment and caches; keep runs.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
