@@ -30,18 +30,22 @@ def supervised(program: str, run: Callable[[], int]) -> int:
         The exit code: the one `run` returned; that of `LostProcessError` if the runtime aborted the child; or
         128 + the number of any other signal that ended it. `program` prefixes the line with the reason.
     """
-    return side_by_side(program, [run])
+    return _ended(program, [run], aborted_by_jax=True)
 
 
 def side_by_side(program: str, runs: Iterable[Callable[[], int]]) -> int:
     """Like `supervised`, for children that work independently; the first exit code that is not 0."""
+    return _ended(program, runs, aborted_by_jax=False)
+
+
+def _ended(program: str, runs: Iterable[Callable[[], int]], *, aborted_by_jax: bool) -> int:
     children = [_started(run) for run in runs]
     _pass_on(children)
     codes = []
     while children:
         _, status = os.waitpid(children[0], 0)
         del children[0]  # its number may be given to another process from now on
-        codes.append(_exit_code(program, status))
+        codes.append(_exit_code(program, status, aborted_by_jax))
     return next(filter(None, codes), 0)
 
 
@@ -54,11 +58,11 @@ def _started(run: Callable[[], int]) -> int:
     return child
 
 
-def _exit_code(program: str, status: int) -> int:
+def _exit_code(program: str, status: int, aborted_by_jax: bool) -> int:
     if not os.WIFSIGNALED(status):
         return os.waitstatus_to_exitcode(status)
     number = os.WTERMSIG(status)
-    if number == signal.SIGABRT:
+    if number == signal.SIGABRT and aborted_by_jax:
         lost = LostProcessError("aborted by JAX's runtime, which printed the reason above")
         print(f'{program}: {lost}', file=sys.stderr)
         return lost.exit_code
