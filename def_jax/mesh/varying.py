@@ -103,7 +103,11 @@ def _remedy(point: str) -> str:
 
 
 def _vary(axes: tuple[str, ...], x: Any) -> Any:
-    return lax.pcast(x, axes, to='varying') if axes else x
+    if not axes:
+        return x
+    if not hasattr(lax, 'pcast'):  # JAX 0.8
+        return lax.pvary(x, axes)  # type: ignore[attr-defined]
+    return lax.pcast(x, axes, to='varying')
 
 
 def _tracked(axis_name: AxisName) -> frozenset[str]:
