@@ -17,7 +17,6 @@ one step behind.
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 
 from def_jax.beyond.base import Options, Step, exchange, pend
 from def_jax.compressors.base import Compressor, Selection
@@ -55,9 +54,7 @@ def overlapped(
     # The options see the block alone, and a state as of the step before.
     mean, after = options.wrap(send, _BLOCK)(selection.take(residual), state._replace(step=last))
     updates, after = options.admit(updates, after, shards)
-    pending = pend(updates, options.carry(residual))
-    # On GPUs, XLA would take it again in every kernel that puts a part of it back.
-    fresh = lax.optimization_barrier(selection.take(updates))
+    pending, fresh = pend(updates, options.carry(residual)), selection.take(updates)
     residual = selection.replace(pending, fresh + options.carry(after.residual))
     after = after._replace(step=after.step + 1, residual=residual)
     # Moved before the gradient has read them, the parameters would be copied. But where types say what varies
