@@ -166,9 +166,9 @@ _CAUSES = """\
   by a `bitcast`. XLA for GPUs computes the momentum again in the `fusion` of every reader; a `copy` keeps the
   old one for that. Under `spmd`, an `optimization_barrier` forbids it.
 - *copies* with `every`: both branches of the `conditional` take the residual, and each has a `copy` of it.
-- *copies* with `overlap` (six matrices of 2048²): the `fusion` that puts a block back takes those of all tensors
-  again. An `optimization_barrier` removes the copies; but the all-reduce then starts after the gradient, and not
-  within it, so that there is none.
+- *copies* with `overlap` (six matrices of 2048²): the `fusion` that puts a block back takes those of all
+  tensors again. An `optimization_barrier` removes the copies, but the all-reduce then starts after the
+  gradient and not within it, so that there is none.
 - *copies* with `outer`: a `copy` of the outer momentum, for reasons that were not tested.
 - *compile time*, and *memory* of the stage on TPU: not tested either.
 """
