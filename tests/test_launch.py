@@ -24,6 +24,9 @@ def launched(tmp_path):
         said = []
         begin = TOLD + f'open({str(tmp_path / "lives")!r}, "a").write(place[1]); '
         begin += f'life = open({str(tmp_path / "lives")!r}).read().count(place[1]); '
+        # Waits until a process has been started so many times.
+        begin += f'lives = lambda who: open({str(tmp_path / "lives")!r}).read().count(who); '
+        begin += 'until = lambda who, n: [time.sleep(0.05) for _ in iter(lambda: lives(who) < n, False)]; '
         command = [sys.executable, '-c', begin + program]
         launcher = launch.Launcher(command, processes, pause=0.01, say=said.append, **options)
         code = launcher.run(lambda: meanwhile(launcher))
@@ -38,7 +41,7 @@ def test_each_process_learns_its_place_and_all_end(launched):
 
 
 def test_what_dies_is_started_again(launched):
-    code, lives, said = launched('place[1] == "2" and life < 3 and os.kill(os.getpid(), 9); time.sleep(1)')
+    code, lives, said = launched('place[1] == "2" and life < 3 and os.kill(os.getpid(), 9); until("2", 3)')
     assert (code, sorted(lives)) == (0, ['0', '1', '2', '2', '2'])
     assert all(line.startswith('process 2 died (SIGKILL) after') for line in said) and len(said) == 2
 
@@ -51,7 +54,7 @@ def test_all_are_started_again_when_process_0_dies(launched):
 
 
 def test_too_many_deaths_are_an_end(launched):
-    code, lives, said = launched('place[1] == "1" and sys.exit(1); time.sleep(3)', restarts=2)
+    code, lives, said = launched('place[1] == "1" and sys.exit(1); until("1", 3); time.sleep(2)', restarts=2)
     assert (code, lives.count('1')) == (1, 3)
     assert said[-1] == 'process 1 died (exit code 1) 3 times in a row; it is not started again'
 
@@ -63,7 +66,7 @@ def test_what_ends_by_itself_is_not_started_again(launched, code):
 
 def test_a_process_that_stays_stopped_is_killed(launched):
     code, lives, said = launched(
-        'place[1] == "1" and life == 1 and os.kill(os.getpid(), 19); time.sleep(1)', frozen=0.3
+        'place[1] == "1" and life == 1 and os.kill(os.getpid(), 19); until("1", 2)', frozen=0.3
     )
     assert (code, lives.count('1')) == (0, 2)
     assert said[0] == 'process 1 has been stopped for 0.3 s and is killed'
