@@ -103,6 +103,7 @@ def run(tmp_path):
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_worker_dies_and_returns(run):
     three = run()
     first, second, third = (three.start(index) for index in range(3))

@@ -11,6 +11,7 @@ from benchmarks.map import choice, page, perceptron, plan
 RESULTS = Path(__file__).parents[2] / 'results' / 'map'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('contender', [plan.PARTS['first'][1][0], plan.paper(64)], ids=lambda c: c.title)
 def test_a_run_is_the_leagues(contender):
     """At the league's width and block seed; SGD's single worker has the images of all eight."""

@@ -29,6 +29,7 @@ def names_of(page):
     return names
 
 
+@pytest.mark.slow
 def test_the_program_of_readme_shows_what_it_says(capsys):
     """At one rate, error feedback diverges and DEF ends where dense training does."""
     names_of('README.md')

@@ -1,17 +1,7 @@
-"""Training that goes on while workers die and return, on JAX's coordination service.
-
-x lies on every worker, and what dies with one is its residual alone. The survivors keep theirs and go on with
-a mesh of those who live; a newcomer receives x and everything replicated from a survivor, and the mean of the
-others' per-worker state, so that y = x + mean_k r_k stays where it is.
-
-`jax.experimental.multihost_utils.live_devices` is the engine. JAX calls it unstable; here it was tested with
-gloo on CPUs alone. Process 0 holds the coordination service, and its death ends all.
-"""
+"""The workers of all processes as one, whoever of them lives."""
 
 import contextlib
-import dataclasses
-import hashlib
-import os
+import functools
 import time
 import zlib
 from collections.abc import Callable
@@ -21,97 +11,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import def_jax
+from def_jax.elastic import transfer
+from def_jax.elastic.group import Group, Incarnations, divided, everywhere, grouped, names
+from def_jax.elastic.service import GivenUpError, RefusedError, TooFewError
 from def_jax.error_feedback import ErrorFeedbackState
 from def_jax.mesh.ownership import link_states, own_leaves, state_specs, tree_of_specs
 from def_jax.mesh.spmd import Spmd, spmd
 
 PyTree = Any
 
-__all__ = ['SHARD_AXIS', 'GivenUpError', 'RefusedError', 'Team', 'TooFewError', 'initialize']
+__all__ = ['Team']
 
-SHARD_AXIS = 'shard'
-LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `def_jax.launch`
-_SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
 _MOST_RETRIES = 10  # of a step that failed though nobody has died
 _PAUSE = 0.2  # seconds between two looks at who lives
-
-
-class GivenUpError(RuntimeError):
-    """The others have given this process up, as after a freeze; it must write nothing and end."""
-
-
-class RefusedError(ValueError):
-    """This process does not run what the others run."""
-
-
-class TooFewError(RuntimeError):
-    """There were fewer workers than `min_workers` for longer than `patience`."""
-
-
-def initialize(
-    address: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    *,
-    local_devices: int = 1,
-    heartbeat_seconds: int = 10,
-    cpu: bool = False,
-) -> None:
-    """Joins the other processes, or joins them again; call before JAX starts its devices.
-
-    Args:
-        address: host:port of process 0; like the next two, by default what `python -m def_jax.launch` says.
-        num_processes: the number of processes when all live.
-        process_id: which of them this is, from 0.
-        local_devices: devices that this process trains on; only for CPUs.
-        heartbeat_seconds: after how many seconds without a sign of life a process is given up.
-        cpu: train on CPUs, with gloo.
-    """
-    if cpu:
-        # Without the limit, a process that freezes holds up the others until it thaws.
-        limit = f'--xla_cpu_collective_timeout_seconds={heartbeat_seconds}'
-        os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {limit}'.strip()
-        jax.config.update('jax_platforms', 'cpu')
-        jax.config.update('jax_num_cpu_devices', local_devices * _SPARE)
-        jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    jax.config.update('jax_enable_recoverability', True)
-    if address is None:
-        address, num_processes, process_id = (
-            convert(os.environ[name]) for name, convert in zip(LAUNCHED, (str, int, int), strict=True)
-        )
-    jax.distributed.initialize(
-        address, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """Those who live, as all of them see it."""
-
-    incarnations: tuple[tuple[int, int], ...]  # of each process
-    dist: Spmd
-    rows: list[int]  # the workers of this process
-    local: list[jax.Device]  # its devices, in the mesh's order
-    processes: list[int]  # of the workers, in the mesh's order
-
-    @property
-    def num_workers(self) -> int:
-        return self.dist.num_workers
-
-    def sharding(self, *spec: Any) -> NamedSharding:
-        return NamedSharding(self.dist.mesh, P(*spec))
 
 
 class _Joined(NamedTuple):
     """Who computes, and from what."""
 
-    group: _Group
+    group: Group
     step: int
     state: Any  # parameters and optimizer state, arrays on the group's mesh
 
@@ -167,8 +89,8 @@ class Team:
         self._identity = zlib.crc32(text.encode())
         self._first = params, opt_state
         self._state: tuple[PyTree, PyTree] | None = None  # after the last step that all have done
-        self._admitted: _Group | None = None  # who did it; the state is on this group's mesh
-        self._group: _Group | None = None  # who lives now
+        self._admitted: Group | None = None  # who did it; the state is on this group's mesh
+        self._group: Group | None = None  # who lives now
         self._programs: dict[Any, dict[Any, Callable]] = {}  # compiled, by group
         self._norms = np.zeros(0)  # of the residuals, by worker
 
@@ -281,7 +203,7 @@ class Team:
                 )
             time.sleep(_PAUSE)
 
-    def _known(self) -> _Group | None:
+    def _known(self) -> Group | None:
         """Those who meet next, as all were told at the end of the last meeting; None before the first."""
         found = multihost_utils.live_devices.devices
         if found is None:
@@ -298,28 +220,13 @@ class Team:
                 self._report(before, self._group)
         return self._group
 
-    def _grouped(self, incarnations: tuple[tuple[int, int], ...]) -> _Group:
-        """The mesh of processes. It follows from their incarnations, so all have the same."""
-        alive = [process for process, _ in incarnations]
-        devices = {p: [device for device in jax.devices() if device.process_index == p] for p in alive}
-        size = self._workers * self._shards
-        if devices[alive[0]][0].platform == 'cpu':
-            # gloo keeps its communicators by the order of devices, also those with a process that has died.
-            digest = hashlib.sha256(repr(incarnations).encode()).digest()
-            chance = np.random.default_rng(int.from_bytes(digest[:8], 'little'))
-            alive = [alive[place] for place in chance.permutation(len(alive))]
-            for process in alive:
-                first = size * int(chance.integers(len(devices[process]) // size))
-                devices[process] = devices[process][first:]
-        grid = np.array([devices[process][:size] for process in alive]).reshape(-1, self._shards)
-        mesh = Mesh(grid, (self._axis, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2)
-        processes = [device.process_index for device in grid[:, 0]]
-        rows = [row for row, process in enumerate(processes) if process == jax.process_index()]
-        local = [device for row in rows for device in grid[row]]
-        dist = spmd(self._optimizer, mesh, self._specs, self._axis)
-        return _Group(incarnations, dist, rows, local, processes)
+    def _grouped(self, incarnations: Incarnations) -> Group:
+        def make_dist(mesh):
+            return spmd(self._optimizer, mesh, self._specs, self._axis)
 
-    def _report(self, before: _Group, now: _Group) -> None:
+        return grouped(incarnations, self._workers, self._shards, self._axis, make_dist)
+
+    def _report(self, before: Group, now: Group) -> None:
         then, today = dict(before.incarnations), dict(now.incarnations)
         died = [process for process, n in then.items() if today.get(process) != n]
         came = [process for process, n in today.items() if then.get(process) != n]
@@ -328,11 +235,11 @@ class Team:
             norms = zip(before.processes, self._norms, strict=False)
             lost = [f'{norm / before.num_workers:.3g}' for process, norm in norms if process in died]
             self._say(
-                f'{_names(died)} died, {count}; y loses a residual of norm {" and ".join(lost) or "0"}; '
-                f'{_names(then.keys() - set(died))} went on'
+                f'{names(died)} died, {count}; y loses a residual of norm {" and ".join(lost) or "0"}; '
+                f'{names(then.keys() - set(died))} went on'
             )
         if came:
-            self._say(f'{_names(came)} joined, {count}')
+            self._say(f'{names(came)} joined, {count}')
 
     def _say(self, line: str) -> None:
         if self.leads:
@@ -340,7 +247,7 @@ class Team:
 
     # --- What they have ---
 
-    def _join(self, group: _Group, trains: bool) -> '_Joined | None':
+    def _join(self, group: Group, trains: bool) -> '_Joined | None':
         """The state on the mesh after newcomers got theirs; None for who has to wait for a step, or leave."""
         before = self._admitted
         if before is group:
@@ -354,11 +261,11 @@ class Team:
         leader = min(np.flatnonzero(valid), key=lambda row: group.processes[row])
         if refused := [group.processes[row] for row in np.flatnonzero(identities != identities[leader])]:
             self._refused = jax.process_index() in refused
-            self._say(f'{_names(refused)} refused: another version, configuration, seed or data')
+            self._say(f'{names(refused)} refused: another version, configuration, seed or data')
             return None
         if any(len(set(column[valid])) > 1 for column in sums):
             raise RuntimeError(
-                f'step {self.step}: parameters differ among {_names(group.processes)}. End all.'
+                f'step {self.step}: parameters differ among {names(group.processes)}. End all.'
             )
         if not training[leader]:  # newcomers wait for a step of training
             if before is None:
@@ -370,7 +277,7 @@ class Team:
             state = self._given(group, state, valid, np.arange(len(valid)) == leader)
         return _Joined(group, int(steps[leader]), state)
 
-    def _first_state(self, group: _Group) -> tuple[PyTree, PyTree]:
+    def _first_state(self, group: Group) -> tuple[PyTree, PyTree]:
         """The arguments of the team on the mesh."""
         params, opt_state = self._first
         if opt_state is None:
@@ -378,12 +285,12 @@ class Team:
             opt_state = jax.tree.map(lambda x, own: x[None] if own else x, opt_state, self._own)
 
         def place(x, own, spec):
-            x = _for_workers(np.asarray(x), group.num_workers) if own else np.asarray(x)
+            x = transfer.for_workers(np.asarray(x), group.num_workers) if own else np.asarray(x)
             return jax.make_array_from_callback(x.shape, group.sharding(*spec), lambda index: x[index])
 
         return jax.tree.map(place, (params, opt_state), self._owns, self._state_specs)
 
-    def _moved(self, group: _Group) -> tuple[PyTree, PyTree]:
+    def _moved(self, group: Group) -> tuple[PyTree, PyTree]:
         """This process's part of the state on another mesh."""
         assert self._admitted is not None
         places = self._admitted.local
@@ -396,7 +303,7 @@ class Team:
 
         return jax.tree.map(move, self._state, self._owns, self._state_specs)
 
-    def _roll_call(self, group: _Group, state: tuple[PyTree, PyTree], trains: bool) -> np.ndarray:
+    def _roll_call(self, group: Group, state: tuple[PyTree, PyTree], trains: bool) -> np.ndarray:
         """Uint32 [K, 4 + shards]: has trained, step, identity, trains now, checksums of replicated values."""
         sums = dict.fromkeys(group.local, 0)
         for x, own in zip(jax.tree.leaves(state), jax.tree.leaves(self._owns), strict=True):
@@ -404,26 +311,22 @@ class Team:
                 sums[shard.device] = zlib.crc32(np.asarray(shard.data).tobytes(), sums[shard.device])
         own = np.array([self._admitted is not None, self.step, self._identity, trains], np.uint32)
         rows = np.array(list(sums.values()), np.uint32).reshape(-1, self._shards)
-        calls = _divided(group, np.concatenate([np.broadcast_to(own, (len(rows), 4)), rows], axis=1))
-        gathered = jax.jit(lambda x: _everywhere(group, x))(calls)
+        calls = divided(group, np.concatenate([np.broadcast_to(own, (len(rows), 4)), rows], axis=1))
+        gathered = jax.jit(lambda x: everywhere(group, x))(calls)
         return np.asarray(gathered.addressable_shards[0].data)
 
-    def _given(self, group: _Group, state: PyTree, valid: np.ndarray, leads: np.ndarray) -> PyTree:
+    def _given(self, group: Group, state: PyTree, valid: np.ndarray, leads: np.ndarray) -> PyTree:
         """The state after the workers that are not valid received theirs from the others."""
-
-        def give(valid, leads, state):
-            def leaf(x, own):
-                averages = own and jnp.issubdtype(x.dtype, jnp.floating)
-                given = _mean(x, valid, self._axis) if averages else _copied(x, leads, self._axis)
-                return jnp.where(valid[0], x, given)
-
-            return jax.tree.map(leaf, state, self._owns)
 
         axis, specs = P(self._axis), self._state_specs
         mapped = jax.shard_map(
-            give, mesh=group.dist.mesh, in_specs=(axis, axis, specs), out_specs=specs, check_vma=False
+            functools.partial(transfer.give, owns=self._owns, axis=self._axis),
+            mesh=group.dist.mesh,
+            in_specs=(axis, axis, specs),
+            out_specs=specs,
+            check_vma=False,
         )
-        flags = [_divided(group, flag[group.rows]) for flag in (valid, leads)]
+        flags = [divided(group, flag[group.rows]) for flag in (valid, leads)]
         programs = self._compiled(group)
         return programs.setdefault('give', jax.jit(mapped))(*flags, state)
 
@@ -435,13 +338,13 @@ class Team:
         def train(params, opt_state, batch):
             params, opt_state, results = function(group.dist, params, opt_state, batch)
             norms = group.dist.map(_residual_norm)(params, opt_state)
-            return (params, opt_state), _everywhere(group, (results, norms))
+            return (params, opt_state), everywhere(group, (results, norms))
 
         def look(params, opt_state, batch):
-            return (), _everywhere(group, function(group.dist, params, opt_state, batch))
+            return (), everywhere(group, function(group.dist, params, opt_state, batch))
 
         # Not donated: if the step fails, it is repeated from the same state.
-        arguments = *joined.state, jax.tree.map(lambda x: _divided(group, np.asarray(x)), data)
+        arguments = *joined.state, jax.tree.map(lambda x: divided(group, np.asarray(x)), data)
         programs = self._compiled(group)
         if function not in programs:
             # In a meeting of its own: others that are faster would wait for a collective, and give up.
@@ -450,7 +353,7 @@ class Team:
         after, results = jax.block_until_ready(programs[function](*arguments))
         return after, jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data), results)
 
-    def _compiled(self, group: _Group) -> dict[Any, Callable]:
+    def _compiled(self, group: Group) -> dict[Any, Callable]:
         """The programs of a group; those of groups that will not meet again are dropped."""
         kept = {one.incarnations for one in (self._admitted, self._group, group) if one}
         self._programs = {one: made for one, made in self._programs.items() if one in kept}
@@ -466,39 +369,3 @@ def _residual_norm(params: PyTree, state: PyTree) -> jax.Array:
     del params
     residuals = [link.residual for link in link_states(state) if isinstance(link, ErrorFeedbackState)]
     return optax.tree.norm(residuals) if residuals else jnp.float32(0)
-
-
-def _everywhere(group: _Group, tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, group.sharding()), tree)
-
-
-def _divided(group: _Group, rows: np.ndarray) -> jax.Array:
-    """An array of all workers, of which these are the rows of this process's."""
-    return jax.make_array_from_process_local_data(group.sharding(group.dist.axis_name), rows)
-
-
-def _for_workers(x: np.ndarray, num_workers: int) -> np.ndarray:
-    """The rows of a checkpoint or, for another number of workers, their mean for each."""
-    if len(x) == num_workers:
-        return x
-    mean = x.mean(axis=0, dtype=np.float64) if np.issubdtype(x.dtype, np.inexact) else x[0]
-    return np.broadcast_to(np.asarray(mean, x.dtype), (num_workers, *x.shape[1:]))
-
-
-def _mean(x: jax.Array, valid: jax.Array, axis: str) -> jax.Array:
-    total = lax.psum(jnp.where(valid[0], x.astype(jnp.float32), 0), axis)
-    return (total / lax.psum(valid[0].astype(jnp.float32), axis)).astype(x.dtype)
-
-
-def _copied(x: jax.Array, leads: jax.Array, axis: str) -> jax.Array:
-    """The leader's values, bit for bit."""
-    if x.dtype == jnp.bool_:
-        return _copied(x.astype(jnp.uint32), leads, axis).astype(jnp.bool_)
-    bits = lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * x.dtype.itemsize}'))
-    wide = bits.astype(jnp.uint32) if x.dtype.itemsize < 4 else bits
-    return lax.bitcast_convert_type(lax.psum(jnp.where(leads[0], wide, 0), axis).astype(bits.dtype), x.dtype)
-
-
-def _names(processes: Any) -> str:
-    processes = sorted(set(processes))
-    return f'process{"es" if len(processes) > 1 else ""} {", ".join(map(str, processes))}'

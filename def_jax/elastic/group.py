@@ -1,0 +1,80 @@
+"""Those who live, and their mesh."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from def_jax.mesh.spmd import Spmd
+
+PyTree = Any
+Incarnations = tuple[tuple[int, int], ...]  # process and incarnation, of each that lives
+
+__all__ = ['SHARD_AXIS', 'Group', 'Incarnations', 'divided', 'everywhere', 'grouped', 'names']
+
+SHARD_AXIS = 'shard'
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Those who live, as all of them see it."""
+
+    incarnations: Incarnations
+    dist: Spmd
+    rows: list[int]  # the workers of this process
+    local: list[jax.Device]  # its devices, in the mesh's order
+    processes: list[int]  # of the workers, in the mesh's order
+
+    @property
+    def num_workers(self) -> int:
+        return self.dist.num_workers
+
+    def sharding(self, *spec: Any) -> NamedSharding:
+        return NamedSharding(self.dist.mesh, P(*spec))
+
+
+def grouped(
+    incarnations: Incarnations,
+    workers: int,
+    shards: int,
+    axis_name: str,
+    make_dist: Callable[[Mesh], Spmd],
+) -> Group:
+    """The mesh of processes. It follows from their incarnations, so all have the same."""
+    alive = [process for process, _ in incarnations]
+    devices = {p: [device for device in jax.devices() if device.process_index == p] for p in alive}
+    size = workers * shards
+    if devices[alive[0]][0].platform == 'cpu':
+        # gloo keeps its communicators by the order of devices, also those with a process that has died.
+        digest = hashlib.sha256(repr(incarnations).encode()).digest()
+        chance = np.random.default_rng(int.from_bytes(digest[:8], 'little'))
+        alive = [alive[place] for place in chance.permutation(len(alive))]
+        for process in alive:
+            first = size * int(chance.integers(len(devices[process]) // size))
+            devices[process] = devices[process][first:]
+    grid = np.array([devices[process][:size] for process in alive]).reshape(-1, shards)
+    mesh = Mesh(grid, (axis_name, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2)
+    processes = [device.process_index for device in grid[:, 0]]
+    rows = [row for row, process in enumerate(processes) if process == jax.process_index()]
+    local = [device for row in rows for device in grid[row]]
+    return Group(incarnations, make_dist(mesh), rows, local, processes)
+
+
+def everywhere(group: Group, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, group.sharding()), tree)
+
+
+def divided(group: Group, rows: np.ndarray) -> jax.Array:
+    """An array of all workers, of which these are the rows of this process's."""
+    return jax.make_array_from_process_local_data(group.sharding(group.dist.axis_name), rows)
+
+
+def names(processes: Iterable[int]) -> str:
+    found = sorted(set(processes))
+    return f'process{"es" if len(found) > 1 else ""} {", ".join(map(str, found))}'

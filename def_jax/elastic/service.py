@@ -1,0 +1,58 @@
+"""A process and the others: how it joins them, and why it may have to leave."""
+
+import os
+
+import jax
+
+__all__ = ['LAUNCHED', 'SPARE', 'GivenUpError', 'RefusedError', 'TooFewError', 'initialize']
+
+LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `def_jax.launch`
+SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
+
+
+class GivenUpError(RuntimeError):
+    """The others have given this process up, as after a freeze; it must write nothing and end."""
+
+
+class RefusedError(ValueError):
+    """This process does not run what the others run."""
+
+
+class TooFewError(RuntimeError):
+    """There were fewer workers than `min_workers` for longer than `patience`."""
+
+
+def initialize(
+    address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    local_devices: int = 1,
+    heartbeat_seconds: int = 10,
+    cpu: bool = False,
+) -> None:
+    """Joins the other processes, or joins them again; call before JAX starts its devices.
+
+    Args:
+        address: host:port of process 0; like the next two, by default what `python -m def_jax.launch` says.
+        num_processes: the number of processes when all live.
+        process_id: which of them this is, from 0.
+        local_devices: devices that this process trains on; only for CPUs.
+        heartbeat_seconds: after how many seconds without a sign of life a process is given up.
+        cpu: train on CPUs, with gloo.
+    """
+    if cpu:
+        # Without the limit, a process that freezes holds up the others until it thaws.
+        limit = f'--xla_cpu_collective_timeout_seconds={heartbeat_seconds}'
+        os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {limit}'.strip()
+        jax.config.update('jax_platforms', 'cpu')
+        jax.config.update('jax_num_cpu_devices', local_devices * SPARE)
+        jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    jax.config.update('jax_enable_recoverability', True)
+    if address is None:
+        address, num_processes, process_id = (
+            convert(os.environ[name]) for name, convert in zip(LAUNCHED, (str, int, int), strict=True)
+        )
+    jax.distributed.initialize(
+        address, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
+    )
