@@ -180,9 +180,11 @@ class Experiment:
         found = traffic(optimizer, self.workers.part(params), AXIS, config.num_workers)
         element = jnp.dtype(config.wire_dtype).itemsize
         always, message, _ = found.sizes(config.every, lambda message: -(-message.bytes // element))
+        num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         return Communication(
-            num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
-            message_size=self.workers.devices_per_row * message,
+            num_params=num_params,
+            # A method of one worker has nobody to send to: what it applies at each step is everything.
+            message_size=self.workers.devices_per_row * message or num_params,
             dense_steps=self.method.dense_steps(config),
             always=self.workers.devices_per_row * always,
             average_every=config.average_every if self.method.averages else 0,

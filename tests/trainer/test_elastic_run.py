@@ -20,6 +20,8 @@ FLAGS = [
 ]
 
 
+# The launcher shares a process with JAX only here.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.slow
 def test_a_process_dies_and_returns_and_the_run_resumes_as_any_other(tmp_path, monkeypatch):
     """With --config.elastic=False, too, since its checkpoints are those of any run."""
