@@ -191,7 +191,8 @@ def test_every_method_trains(method, recorded, data_dir, tmp_path):
     assert ('y' in points) == (METHODS[method].kind == 'error_feedback')
     dense = method in ('sgd', 'sgd_ia', 'local_sgd', 'diloco')
     size = result['communication']['message_size']
-    if METHODS[method].kind == 'baseline' or method in ('cser', 'sparse_loco'):  # counted in tests/test_traffic.py
+    # What rivals send is counted in tests/test_traffic.py.
+    if METHODS[method].kind == 'baseline' or method in ('cser', 'sparse_loco'):
         assert size < fixtures.NUM_PARAMS / 2
     else:
         assert size == (fixtures.NUM_PARAMS if dense else fixtures.MESSAGE_SIZE)
