@@ -4,10 +4,10 @@ import os
 
 import jax
 
-__all__ = ['LAUNCHED', 'SPARE', 'GivenUpError', 'RefusedError', 'TooFewError', 'initialize']
+__all__ = ['LAUNCHED', 'GivenUpError', 'RefusedError', 'TooFewError', 'initialize']
 
 LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `def_jax.launch`
-SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
+_SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
 
 
 class GivenUpError(RuntimeError):
@@ -46,7 +46,7 @@ def initialize(
         limit = f'--xla_cpu_collective_timeout_seconds={heartbeat_seconds}'
         os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {limit}'.strip()
         jax.config.update('jax_platforms', 'cpu')
-        jax.config.update('jax_num_cpu_devices', local_devices * SPARE)
+        jax.config.update('jax_num_cpu_devices', local_devices * _SPARE)
         jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.config.update('jax_enable_recoverability', True)
     if address is None:

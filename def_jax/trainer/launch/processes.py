@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from def_jax import elastic
+from def_jax.elastic.service import LAUNCHED
 from def_jax.trainer.launch.exits import LostProcessError
 
 __all__ = [
@@ -38,7 +39,6 @@ HEARTBEAT_SECONDS = 30
 ELASTIC_HEARTBEAT_SECONDS = 10
 
 _MPI, _SLURM = ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'), ('SLURM_STEP_NUM_TASKS', 'SLURM_PROCID')
-_LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # by `def_jax.launch`
 _alone = False  # in an elastic run
 _count = 1  # needed before JAX starts, to divide fake devices among the processes
 
@@ -67,8 +67,8 @@ def find(
     given = {'coordinator_address': address, 'num_processes': count, 'process_id': index}
     if any(value is not None for value in given.values()):
         return _checked(given)
-    if all(name in environment for name in _LAUNCHED):
-        launched, size, rank = (environment[name] for name in _LAUNCHED)
+    if all(name in environment for name in LAUNCHED):
+        launched, size, rank = (environment[name] for name in LAUNCHED)
         return Place(launched, int(size), int(rank)) if int(size) > 1 else None
     for size, rank in (_SLURM, _MPI):
         if int(environment.get(size, 1)) > 1 and rank in environment:
