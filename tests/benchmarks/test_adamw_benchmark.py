@@ -1,18 +1,14 @@
 """The benchmark of AdamW under DEF: its optimizer is def_adamw, and its runs can be repeated."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import def_jax
-from benchmarks.adamw import network, page, text
+from benchmarks.adamw import network, text
 from benchmarks.adamw.settings import Setting, chain
 
-RUNS = Path(__file__).parents[2] / 'results/benchmarks/adamw.jsonl'
 ALIAS = Setting(lr=1e-3, b1=0.0, b2=0.995, wd=0.1, steps=10, ratio=4)
 RATES = {'learning_rate': jnp.float32(0.3), 'momentum': jnp.float32(0.8)}
 
@@ -54,12 +50,13 @@ def test_an_untrained_network_knows_little():
     params = network.init(size, 0)
     assert sum(x.size for x in jax.tree.leaves(params)) == 33_184
     tokens = np.random.default_rng(0).integers(0, 256, (2, size.context + 1)).astype(np.uint8)
-    loss = network.losses(size, params, tokens)
+    losses = jax.jit(lambda tokens: network.losses(size, params, tokens))
+    loss = losses(tokens)
     assert loss.shape == (2, size.context)
     assert abs(float(loss.mean()) - np.log(256)) < 1
 
     def first(tokens):  # causal: what follows does not change it
-        return np.asarray(network.losses(size, params, tokens)[:, : size.context // 2])
+        return np.asarray(losses(tokens)[:, : size.context // 2])
 
     later = tokens.copy()
     later[:, size.context // 2 + 1] += 1
@@ -73,18 +70,3 @@ def test_no_file_is_in_two_splits_and_windows_are_repeatable():
     first, second = (text.windows(parts['test'], 4, 32) for _ in range(2))
     assert first.shape == (4, 33)
     np.testing.assert_array_equal(first, second)
-
-
-def test_the_page_has_a_row_for_every_run_and_the_runs_name_their_settings(tmp_path):
-    lines = [json.loads(line) for line in RUNS.read_text().splitlines()]
-    settings = [Setting.of(line) for line in lines]
-    assert len(set(settings)) == len(settings)
-    marks = [f'<!-- {name} -->\nold\n<!-- end of {name} -->\n' for name in ('against dense', 'runs')]
-    (tmp_path / 'adamw.md').write_text(f'before\n{"between".join(marks)}after\n')
-    page.write(lines, tmp_path / 'adamw.md')
-    written = (tmp_path / 'adamw.md').read_text()
-    assert written.startswith('before') and written.endswith('after\n') and 'old' not in written
-    differences, rows = written.split('between')
-    assert rows.count('\n| ') == 2 + len(lines)
-    assert '| 33k | 5,000 | 8 × 4 | DEF at 16 | 1, 2, 3 | 1.545 ± 0.006 | 1.536 ± 0.005 |' in differences
-    assert (tmp_path / 'adamw.png').stat().st_size > 1000

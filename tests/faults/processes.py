@@ -25,6 +25,14 @@ def start(folder: Path, flags: list[str], environment: dict[str, str], name: str
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
+def ran(
+    flags: list[str], environment: dict[str, str], *program: str, seconds: float = 600
+) -> subprocess.CompletedProcess:
+    """A program, train.py if none is given, when it has ended; with what it printed."""
+    command = [sys.executable, *(program or ('train.py',)), *flags]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
+
+
 def start_several(
     folder: Path, flags: list[str], environment: dict[str, str], count: int = 2
 ) -> list[subprocess.Popen]:

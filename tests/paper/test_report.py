@@ -1,9 +1,8 @@
 """Pages of finished runs: means over seeds, one row a point, and clear errors for what cannot be read."""
 
+import importlib
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -63,30 +62,6 @@ def write(folder, *contents):
         path.write_text(json.dumps(content))
 
 
-def settings_of(folder):
-    return tables.settings(cells.of_settings(finished_runs.read(folder)))
-
-
-# --- Settings ---
-
-
-def test_mean_and_sample_deviation_over_seeds(tmp_path):
-    write(tmp_path, result(1, 0.92), result(0, 0.90))
-    x, y = settings_of(tmp_path).splitlines()[2:]
-    assert '| 0, 1 | x (DEF-A) | 91.00 ± 1.41 |' in x
-    assert '| y = x + mean residual (DEF) | 81.00 ± 1.41 |' in y
-
-
-def test_settings_do_not_share_a_row(tmp_path):
-    write(tmp_path, result(0, 0.90), result(0, 0.95, learning_rate=1.0))
-    assert len(settings_of(tmp_path).splitlines()) == 2 + 4
-
-
-def test_a_diverged_run_is_reported_not_averaged(tmp_path):
-    write(tmp_path, result(0, 0.90), result(1, 0.1, status='diverged'))
-    assert '| diverges (1 of 2) |' in settings_of(tmp_path)
-
-
 # --- Files ---
 
 
@@ -101,17 +76,14 @@ def test_what_models_generate_is_shown_once_a_title(tmp_path):
     assert '``` 1' not in page
 
 
-def test_runs_are_kept_in_one_file_that_the_page_can_be_written_from(tmp_path):
-    runs, kept = tmp_path / 'runs', tmp_path / 'kept'
-    write(runs, result(0, 0.90), result(1, 0.92))
-    report.report(runs, kept)
-    assert {path.name for path in kept.iterdir()} == {'README.md', 'runs.jsonl', 'curves.png'}
-    assert finished_runs.read(kept) == finished_runs.read(runs)
-    before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    for name in ('README.md', 'curves.png'):
-        (kept / name).unlink()
-    report.report(kept, kept)
-    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+def test_settings_have_rows_of_their_own_with_means_and_deviations_over_seeds(tmp_path):
+    runs = [result(1, 0.92), result(0, 0.90), result(0, 0.95, learning_rate=1.0)]
+    runs.append(result(1, 0.1, status='diverged', learning_rate=1.0))  # is reported, not averaged
+    write(tmp_path, *runs)
+    x, y, diverged, _ = tables.settings(cells.of_settings(finished_runs.read(tmp_path))).splitlines()[2:]
+    assert '| 0, 1 | x (DEF-A) | 91.00 ± 1.41 |' in x
+    assert '| y = x + mean residual (DEF) | 81.00 ± 1.41 |' in y
+    assert '| diverges (1 of 2) |' in diverged
 
 
 def test_run_folders_are_newer_than_the_file_beside_them(tmp_path):
@@ -178,41 +150,56 @@ def test_results_are_few_files_with_short_names():
 # --- What cannot be read ---
 
 
-def test_nothing_to_report(tmp_path):
+WHOLE = result(0, 0.9)
+DAMAGED = {
+    'cut in half': json.dumps(WHOLE)[:50].encode(),
+    'no keys': b'{"status": "finished"}',
+    'no object': b'5',
+    'not UTF-8': b'\xff\xfe',
+    'nested too deeply': b'[' * 100_000,
+}
+OTHERS = {
+    'no metrics': {'metrics': {}},
+    'metrics of no type': {'metrics': None},
+    'a figure that is none': {'metrics': WHOLE['metrics'] | {'test_accuracy_x': None}},
+    'a figure that is text': {'metrics': WHOLE['metrics'] | {'train_loss': 'x'}},
+    'a curve of another type': {'curve': 5},
+    'traffic that is none': {'communication': WHOLE['communication'] | {'true_ratio': None}},
+    'no packages': {'environment': WHOLE['environment'] | {'packages': None}},
+    'a setting that is missing': {
+        'config': {name: value for name, value in WHOLE['config'].items() if name != 'learning_rate'}
+    },
+}
+DAMAGED |= {name: json.dumps(WHOLE | changes).encode() for name, changes in OTHERS.items()}
+
+
+@pytest.mark.parametrize('content', DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_result_and_a_damaged_line_are_named(tmp_path, content):
     with pytest.raises(ValueError, match=r'contains no finished run. Train one first'):
         finished_runs.read(tmp_path)
-
-
-def damaged():
-    yield pytest.param(json.dumps(result(0, 0.9))[:50].encode(), id='cut in half')
-    yield pytest.param(b'{"status": "finished"}', id='no keys')
-    yield pytest.param(json.dumps(result(0, 0.9) | {'metrics': {}}).encode(), id='no metrics')
-    yield pytest.param(json.dumps(result(0, 0.9) | {'curve': 5}).encode(), id='another type')
-    yield pytest.param(b'5', id='no object')
-    yield pytest.param(b'\xff\xfe', id='not UTF-8')
-
-
-@pytest.mark.parametrize('content', damaged())
-def test_a_damaged_result_is_named(tmp_path, content):
-    write(tmp_path, result(0, 0.90))
+    assert results.is_whole(WHOLE)
+    write(tmp_path, WHOLE)
     (tmp_path / 'run0' / 'result.json').write_bytes(content)
     assert results.read(tmp_path / 'run0') is None
     with pytest.raises(ValueError, match=r'run0.result.json is incomplete. Delete it and restart its'):
-        finished_runs.read(tmp_path)
-    with pytest.raises(ValueError, match=r'is incomplete'):
         report.report(tmp_path, tmp_path / 'report')
     assert not (tmp_path / 'report').exists()
-
-
-@pytest.mark.parametrize('content', damaged())
-def test_a_damaged_line_is_named(tmp_path, content):
-    finished_runs.write(tmp_path, {'run0': result(0, 0.9)})
-    with (tmp_path / 'runs.jsonl').open('ab') as file:
+    kept = tmp_path / 'kept'
+    kept.mkdir()
+    finished_runs.write(kept, {'run0': WHOLE})
+    with (kept / 'runs.jsonl').open('ab') as file:
         file.write(content)
-    with pytest.raises(
-        ValueError, match=r'runs.jsonl, line 2, is not a complete result|runs.jsonl cannot be read'
-    ):
-        finished_runs.read(tmp_path)
+    message = r'runs.jsonl, line 2, is not a complete result|runs.jsonl cannot be read'
+    with pytest.raises(ValueError, match=message):
+        finished_runs.read(kept)
+
+
+def table_with(**changes):
+    """The JSON of a table in which some entries, of it or of its cell, are others."""
+    table = a_table()
+    for key, value in changes.items():
+        (table if key in table else table['cells'][0])[key] = value
+    return json.dumps(table).encode()
 
 
 @pytest.mark.parametrize(
@@ -220,15 +207,21 @@ def test_a_damaged_line_is_named(tmp_path, content):
     [
         (b'{"title": ', r'sweep.json cannot be read .* Restart the sweep'),
         (b'\xff', r'sweep.json cannot be read .* Restart the sweep'),
+        (b'[' * 100_000, r'sweep.json cannot be read'),
         (b'{"a": 1}', r'sweep.json is not a table: it has no title, rows, base, cells'),
         (b'[]', r'sweep.json is not a table'),
-        (json.dumps(a_table() | {'cells': 5}).encode(), r'sweep.json is not a table'),
-        (json.dumps(a_table() | {'cells': [{'row': 1}]}).encode(), r'a cell in .* has no column, paper, set'),
-        (json.dumps(a_table() | {'base': {}}).encode(), r'base in .* has no model, dataset'),
+        (table_with(cells=5), r'sweep.json is not a table'),
+        (table_with(cells=[{'row': 1}]), r'a cell in .* has no column, paper, set'),
+        (table_with(base={}), r'base in .* has no model, dataset'),
+        (table_with(seeds=3), 'is not a table'),
+        (table_with(learning_rates=3), 'is not a table'),
+        (table_with(row=[]), 'is not a table'),
+        (table_with(column={}), 'is not a table'),
+        (table_with(point=3), 'is not a table'),
     ],
 )
 def test_a_table_that_cannot_be_read(tmp_path, content, message):
-    write(tmp_path, result(0, 0.90))
+    write(tmp_path, WHOLE)
     (tmp_path / 'sweep.json').write_bytes(content)
     with pytest.raises(ValueError, match=message):
         report.report(tmp_path, tmp_path / 'report')
@@ -244,16 +237,6 @@ def test_a_point_that_was_not_evaluated(tmp_path):
 
 
 # --- Commands ---
-
-
-def command(module, *arguments):
-    return subprocess.run(
-        [sys.executable, '-m', module, *arguments],
-        cwd=ROOT,
-        env=os.environ | {'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_command_line_mistakes_are_one_line_each(tmp_path, monkeypatch, capsys):
@@ -274,46 +257,6 @@ def test_command_line_mistakes_are_one_line_each(tmp_path, monkeypatch, capsys):
 
 
 def test_a_command_that_moved_says_where():
-    process = command('def_jax.experiments.sweep', '--workdir=runs/x')
-    assert process.returncode == 1 and process.stdout == ''
-    assert 'def_jax.experiments moved to paper, which is not installed' in process.stderr
-
-
-@pytest.mark.parametrize(
-    'changes',
-    [
-        {'metrics': None},
-        {'metrics': {'test_accuracy_x': None, 'test_accuracy_y': 0.5, 'train_loss': 0.5}},
-        {'metrics': {'test_accuracy_x': 0.5, 'test_accuracy_y': 0.5, 'train_loss': 'x'}},
-        {'communication': {'true_ratio': None, 'visits_per_block': 31.6, 'megabytes_sent': 2.3}},
-        {'environment': result(0, 0.9)['environment'] | {'packages': None}},
-        {'config': {k: v for k, v in result(0, 0.9)['config'].items() if k != 'learning_rate'}},
-    ],
-)
-def test_a_result_whose_figures_are_none_is_not_whole(tmp_path, changes):
-    assert results.is_whole(result(0, 0.9))
-    write(tmp_path, result(0, 0.9) | changes)
-    with pytest.raises(ValueError, match='is incomplete'):
-        finished_runs.read(tmp_path)
-
-
-@pytest.mark.parametrize('name', ['run0/result.json', 'runs.jsonl', 'sweep.json'])
-def test_json_that_is_nested_too_deeply_is_refused(tmp_path, name):
-    if name == 'sweep.json':
-        write(tmp_path, result(0, 0.9))
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text('[' * 100_000)
-    with pytest.raises(ValueError, match=r'complete|cannot be read'):
-        report.report(tmp_path, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ('key', 'value'), [('seeds', 3), ('learning_rates', 3), ('row', []), ('column', {}), ('point', 3)]
-)
-def test_a_table_with_entries_of_another_type(tmp_path, key, value):
-    write(tmp_path, result(0, 0.9))
-    table = a_table()
-    (table if key in table else table['cells'][0])[key] = value
-    (tmp_path / 'sweep.json').write_text(json.dumps(table))
-    with pytest.raises(ValueError, match='is not a table'):
-        report.report(tmp_path, tmp_path)
+    message = 'def_jax.experiments moved to paper, which is not installed'
+    with pytest.raises(ModuleNotFoundError, match=message):
+        importlib.import_module('def_jax.experiments.sweep')

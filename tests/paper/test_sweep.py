@@ -7,6 +7,7 @@ import signal
 import pytest
 import rich.console
 import training_fixtures as fixtures
+from test_report import result as a_result
 
 from configs.tables import tables as table_files
 from def_jax.trainer import loop
@@ -15,11 +16,6 @@ from def_jax.trainer.launch import interruption
 from paper import finished_runs, report, sweep
 
 CONSOLE = rich.console.Console(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def programs_stay_compiled(monkeypatch):
-    monkeypatch.setattr(sweep.jax, 'clear_caches', lambda: None)
 
 
 @pytest.fixture
@@ -33,41 +29,51 @@ def spec(data_dir):
     return table_files.table('A table', base, cells, rows='ratio', learning_rates=(0.1, 0.01), seeds=(0, 1))
 
 
+def small(spec, **changes):
+    """The table without a grid of rates, and with one seed."""
+    spec = spec.copy_and_resolve_references().unlock()
+    spec.update({'learning_rates': (), 'seeds': (0,)} | changes)
+    return spec
+
+
 @pytest.fixture
 def trained(monkeypatch):
-    """The names of the runs that were trained, in order."""
-    names, original = [], loop.train_and_evaluate
+    """The names of the runs that were trained, in order; only seeming to be, at no cost."""
+    names = []
 
-    def counted(config, folder, console):
+    def train(config, folder, console):
         names.append(folder.name)
-        return original(config, folder, console)
+        with workdir.locked(workdir.claim(folder, config)):
+            made = a_result(config.seed, 0.9) | {'config': json.loads(config.to_json())}
+            workdir.write_json(folder / 'result.json', made)
+        return made
 
-    monkeypatch.setattr(loop, 'train_and_evaluate', counted)
+    monkeypatch.setattr(loop, 'train_and_evaluate', train)
     return names
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_where_it_was_killed_and_is_reported(spec, trained, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
+def test_a_sweep_goes_on_where_it_was_killed_and_is_reported(spec, tmp_path, monkeypatch):
+    folder, names, train = tmp_path / 'sweep', [], loop.train_and_evaluate
+    dies = True
 
-    folder, original = tmp_path / 'sweep', loop.train_and_evaluate
+    def counted(config, run, console):
+        if dies and len(names) == 5:
+            raise fixtures.Killed
+        names.append(run.name)
+        return train(config, run, console)
 
-    def killed(config, run, console):
-        if len(trained) == 5:
-            raise Killed
-        return original(config, run, console)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, 'train_and_evaluate', killed)
-        with pytest.raises(Killed):
-            sweep.sweep(spec, folder, CONSOLE)
+    monkeypatch.setattr(sweep.jax, 'clear_caches', lambda: None)  # programs stay compiled
+    monkeypatch.setattr(loop, 'train_and_evaluate', counted)
+    with pytest.raises(fixtures.Killed):
+        sweep.sweep(spec, folder, CONSOLE)
+    dies = False
     sweep.sweep(spec, folder, CONSOLE)
-    assert len(trained) == len(set(trained)) == len(list(folder.glob('*/result.json')))
-    assert 4 + 2 * 2 <= len(trained) <= 4 + 3 * 2  # DEF and DEF-A may keep different rates
+    assert len(names) == len(set(names)) == len(list(folder.glob('*/result.json')))
+    assert 4 + 2 * 2 <= len(names) <= 4 + 3 * 2  # DEF and DEF-A may keep different rates
 
     sweep.sweep(spec, folder, CONSOLE)
-    assert len(trained) == len(set(trained))
+    assert len(names) == len(set(names))
 
     report.report(folder, tmp_path / 'report')
     page = (tmp_path / 'report' / 'README.md').read_text()
@@ -85,7 +91,7 @@ def test_a_sweep_goes_on_where_it_was_killed_and_is_reported(spec, trained, tmp_
     assert len(kept) == 2 + 2 and all(name.startswith('method=sgd') for name in kept)
 
     # A result that was cut in half: the report names it, the sweep mends it without training.
-    cut = folder / trained[0] / 'result.json'
+    cut = folder / names[0] / 'result.json'
     whole = cut.read_text()
     cut.write_text(whole[:100])
     with pytest.raises(ValueError, match=r'result.json is incomplete. Delete it and restart its run'):
@@ -95,76 +101,60 @@ def test_a_sweep_goes_on_where_it_was_killed_and_is_reported(spec, trained, tmp_
 
 
 def test_a_run_of_another_process_is_left_alone_until_it_is_done(spec, trained, tmp_path, monkeypatch):
-    with spec.unlocked():
-        spec.learning_rates, spec.seeds, spec.cells = (), (0,), spec.cells[:2]
-    folder = tmp_path / 'sweep'
-    workdir.claim(folder, spec.base)
-    run = spec.base.copy_and_resolve_references()
-    run.update({'method': 'sgd', 'ratio': 1, 'learning_rate': 0.1, 'seed': 0})
-    first = workdir.claim(folder / 'method=sgd,ratio=1,learning_rate=0.1,seed=0', run)
-    lock = workdir.locked(first)
+    first, second = (f'method={m},learning_rate=0.1,seed=0' for m in ('sgd,ratio=1', 'def,ratio=8'))
+    spec = small(spec, cells=spec.cells[:2])
+    held, waits = sweep._held, []
+    lock = held(workdir.claim(tmp_path / 'sweep', spec.base), first)
     lock.__enter__()
-    waits = []
 
     def sleep(seconds):  # the other process dies while this one waits
         waits.append(seconds)
         lock.__exit__(None, None, None)
 
     monkeypatch.setattr(sweep.time, 'sleep', sleep)
-    sweep.sweep(spec, folder, CONSOLE)
-    assert trained == [first.name, 'method=def,ratio=8,learning_rate=0.1,seed=0', first.name]
-    assert len(waits) == 1
+    sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
+    assert trained == [second, first] and len(waits) == 1
 
-
-@pytest.mark.slow
-def test_a_run_that_another_process_has_just_finished_is_not_repeated(spec, trained, tmp_path, monkeypatch):
-    with spec.unlocked():
-        spec.learning_rates, spec.seeds, spec.cells = (), (0,), spec.cells[:1]
-    held = sweep._held
-
-    def finished_meanwhile(root, name):
-        run = spec.base.copy_and_resolve_references()
-        run.update({'method': 'sgd', 'ratio': 1, 'learning_rate': 0.1, 'seed': 0})
+    def finished_meanwhile(root, name):  # by another process: it is not repeated
+        run = sweep.configs(spec)[0]
         loop.train_and_evaluate(run, root / name, CONSOLE)
         return held(root, name)
 
     monkeypatch.setattr(sweep, '_held', finished_meanwhile)
-    sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
-    assert trained == ['method=sgd,ratio=1,learning_rate=0.1,seed=0']
+    trained.clear()
+    sweep.sweep(small(spec, cells=spec.cells[:1]), tmp_path / 'another', CONSOLE)
+    assert trained == [first]
 
 
-def test_a_diverged_run_is_a_result(spec, trained, tmp_path):
-    with spec.unlocked():
-        spec.learning_rates, spec.seeds = (), (0,)
-        spec.base.learning_rate, spec.base.weight_decay = 1e30, 1.0
+def test_a_diverged_run_is_a_result(spec, tmp_path):
+    """Of the trainer itself."""
+    spec = small(spec)
+    spec.base.learning_rate, spec.base.weight_decay = 1e30, 1.0
     sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
-    assert len(trained) == 2
+    assert len(list((tmp_path / 'sweep').glob('*/result.json'))) == 2
     report.report(tmp_path / 'sweep', tmp_path / 'sweep')
     assert '| 8 | ours |  | diverges | diverges |' in (tmp_path / 'sweep' / 'README.md').read_text()
 
 
 def test_a_folder_of_another_sweep_is_refused_and_a_longer_one_goes_on(spec, trained, tmp_path):
-    with spec.unlocked():
-        spec.learning_rates, spec.seeds, spec.cells = (), (0,), spec.cells[:1]
-    sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
-    with spec.unlocked():
-        spec.seeds = (0, 1)
-    sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
+    spec, folder = small(spec, cells=spec.cells[:1]), tmp_path / 'sweep'
+    sweep.sweep(spec, folder, CONSOLE)
+    spec.seeds = (0, 1)
+    sweep.sweep(spec, folder, CONSOLE)
     assert [name[-1] for name in trained] == ['0', '1']
-    with spec.unlocked():
-        spec.base.batch_size = 20
-    with pytest.raises(ValueError, match=r'a run with another configuration \(batch_size: 40 there, 20'):
-        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
-
-
-def test_a_run_of_another_configuration_in_the_folder(spec, tmp_path):
-    with spec.unlocked():
-        spec.learning_rates, spec.seeds, spec.cells = (), (0,), spec.cells[:1]
-    folder = tmp_path / 'sweep'
-    workdir.claim(folder, spec.base)
-    run = spec.base.copy_and_resolve_references()
-    run.update({'method': 'ef', 'ratio': 1})
-    workdir.claim(folder / 'method=sgd,ratio=1,learning_rate=0.1,seed=0', run)
+    for changes, words in (
+        ({'batch_size': 20}, r'a run with another configuration \(batch_size: 40 there, 20'),
+        # A table would mix them; a single run can go on with others, see test_regrouping.py.
+        ({'num_workers': 2}, r'another configuration .num_workers: 4 there, 2 here'),
+    ):
+        other = spec.copy_and_resolve_references()
+        other.base.update(changes)
+        with pytest.raises(ValueError, match=words):
+            sweep.sweep(other, folder, CONSOLE)
+    run = sweep.configs(spec)[0].copy_and_resolve_references().unlock()
+    run.method = 'ef'  # a run of another configuration lies in the folder
+    (workdir.claim(folder, spec.base) / trained[0] / 'config.json').write_text(run.to_json())
+    (folder / trained[0] / 'result.json').unlink()
     with pytest.raises(ValueError, match=r"a run with another configuration \(method: 'ef' there, 'sgd'"):
         sweep.sweep(spec, folder, CONSOLE)
 
@@ -225,13 +215,4 @@ def test_remedies_name_keys_that_a_sweep_has(spec, tmp_path):
     with spec.unlocked():
         spec.base.workers_per_device, spec.seeds = 1, ()
     with pytest.raises(ValueError, match=r'config\.seeds, config\.cells and config\.tuning_seeds must'):
-        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
-
-
-def test_a_sweep_cannot_go_on_with_other_workers(spec, tmp_path, monkeypatch):
-    """Its table would mix them; a single run can, see test_regrouping.py."""
-    monkeypatch.setattr(sweep, 'missing_runs', lambda spec, done: {})
-    sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
-    spec.base.num_workers, spec.base.batch_size = 2, 40
-    with pytest.raises(ValueError, match=r'another configuration .num_workers: 4 there, 2 here'):
         sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)

@@ -1,7 +1,5 @@
 """The paper's tables: their files, the runs that they ask for, and how their cells are filled."""
 
-import csv
-import io
 import math
 
 import pytest
@@ -131,35 +129,30 @@ def test_learning_rates_are_chosen_on_validation_data():
 
 
 def test_a_cell_keeps_the_rate_that_is_best_at_its_own_point():
-    spec = small_table(learning_rates=(0.1, 0.01))
+    spec = small_table(learning_rates=(0.1, 0.01, 0.2))
     sgd, def_, def_a = spec.cells
-    done = {name('sgd', 1, 0.1, 100): result(0.5), name('sgd', 1, 0.01, 100): result(0.6)}
+    done = {
+        name('sgd', 1, 0.1, 100): result(0.9, loss=0.2),
+        name('sgd', 1, 0.01, 100): result(0.9, loss=0.1),  # among equals, the smaller training loss
+        name('sgd', 1, 0.2, 100): result(0.99, status='diverged'),  # never
+    }
     assert needed_runs.cell_choice(spec, sgd, done) == {'learning_rate': 0.01}
-    assert (
-        needed_runs.cell_choice(spec, def_, done) is None and needed_runs.final_runs(spec, def_, done) == []
-    )
+    assert needed_runs.cell_choice(spec, def_, done) is None
+    assert needed_runs.final_runs(spec, def_, done) == []
 
     better_y, better_x = result(0.8), result(0.9)
     better_x['metrics']['test_accuracy_y'] = 0.1
     done |= {name('def', 64, 0.1, 100): better_y, name('def', 64, 0.01, 100): better_x}
+    done[name('def', 64, 0.2, 100)] = result(0.3, status='diverged')
     assert needed_runs.cell_choice(spec, def_, done) == {'learning_rate': 0.1}
     assert needed_runs.cell_choice(spec, def_a, done) == {'learning_rate': 0.01}
-
-
-def test_among_equals_the_smaller_training_loss_and_never_a_diverged_run():
-    spec = small_table(learning_rates=(0.2, 0.1, 0.01))
-    done = {
-        name('sgd', 1, 0.2, 100): result(0.99, status='diverged'),
-        name('sgd', 1, 0.1, 100): result(0.9, loss=0.2),
-        name('sgd', 1, 0.01, 100): result(0.9, loss=0.1),
-    }
-    assert needed_runs.cell_choice(spec, spec.cells[0], done) == {'learning_rate': 0.01}
-
-
-def test_without_a_grid_the_cells_own_rate_or_the_bases():
-    spec = small_table()
+    assert tables.tuned(spec, done).splitlines()[2:4] == [
+        '| 1 | SGD | 3 | diverges | 90.00 | **90.00** |',
+        '| 64 | DEF | 3 | diverges | **55.00** | 10.00 |',
+    ]
+    # Without a grid, the cell's own rate or the base's.
+    spec, own = small_table(), table_files.cell(1, 'SGD', method='sgd', learning_rate=0.7)
     assert needed_runs.cell_choice(spec, spec.cells[0], {}) == {'learning_rate': spec.base.learning_rate}
-    own = table_files.cell(1, 'SGD', method='sgd', learning_rate=0.7)
     assert needed_runs.cell_choice(spec, own, {}) == {'learning_rate': 0.7}
 
 
@@ -198,72 +191,6 @@ def test_text_of_a_cell(results, text):
     _, def_, def_a = filled(*results)
     assert def_a.text == text
     assert (def_.text == text) == (not results or def_.diverged > 0)  # else another point of the same runs
-
-
-def test_ours_stands_above_the_papers_and_the_best_is_bold():
-    text = tables.compared('ratio', filled(result(0.90), result(0.92), result(0.91)))
-    assert text.splitlines() == [
-        '| ratio |  | SGD | DEF | DEF-A |',
-        '| --- | --- | --- | --- | --- |',
-        '| 1 | ours | 99.00 (1 of 3) |  |  |',
-        '|  | paper | 93.76 |  |  |',
-        '| 64 | ours |  | 66.00 ± 1.00 | **91.00 ± 1.00** |',
-        '|  | paper |  | 93.75 |  |',
-    ]
-    one_row = [cell._replace(row='64') for cell in filled(result(0.90), result(0.92))]
-    assert '| 64 | ours | 99.00 (1 of 3) |' in tables.compared('ratio', one_row)  # SGD is not compressed
-
-
-def test_csv():
-    rows = list(
-        csv.DictReader(io.StringIO(tables.comma_separated(filled(result(0.90), result(0.92, seed=1)))))
-    )
-    assert rows[2] == {
-        'row': '64',
-        'column': 'DEF-A',
-        'mean': '91.0000',
-        'std': '1.4142',
-        'seeds': '0 1',
-        'diverged': '0',
-        'learning_rate': '0.1',
-        'paper': '',
-    }
-
-
-def test_traffic_lists_what_ran():
-    lines = tables.traffic('ratio', filled()).splitlines()
-    assert len(lines) == 3 and lines[2] == '| 1 | SGD | 0.1 | 0.500 | 62.0 | 31.6 | 2.30 |'
-
-
-def test_traffic_has_the_training_loss_at_each_point_where_runs_evaluated_it():
-    run = result(0.9)
-    run['metrics'] |= {'train_loss_y': 0.25, 'train_loss_x': 0.125}
-    heading, _, sgd, def_, def_a = tables.traffic('ratio', filled(run)).splitlines()
-    assert heading.split(' | ')[3:5] == ['training loss', 'at its point']
-    assert [row.split(' | ')[4] for row in (sgd, def_, def_a)] == ['', '0.250', '0.125']
-
-
-def test_the_grid_shows_its_choice():
-    spec = small_table(learning_rates=(0.1, 0.01))
-    done = {
-        name('sgd', 1, 0.1, 100): result(0.5),
-        name('sgd', 1, 0.01, 100): result(0.6),
-        name('def', 64, 0.1, 100): result(0.3, status='diverged'),
-    }
-    lines = tables.tuned(spec, done).splitlines()
-    assert lines[2:4] == ['| 1 | SGD | 2 | 50.00 | **60.00** |', '| 64 | DEF | 2 | diverges | – |']
-
-
-def test_diagnostics_are_means_over_the_run():
-    gradient = {'variance': 6.0, 'second_moment': 2.0}
-    error = {'error': 4.0, 'mean_error': 2.0, 'detach_optimum': 0.5, 'detach_optimum_own': 0.4}
-    error |= {'distance_ef': 2.0, 'distance': 1.0}
-    start = gradient | dict.fromkeys(error, 0.0)
-    twice = gradient | {name: 2 * value for name, value in error.items()}
-    runs = {'def': result(0.9) | {'diagnostics': [start, gradient | error, twice]}, 'plain': result(0.9)}
-    lines = tables.diagnostics(runs | {'sgd': result(0.9) | {'diagnostics': [gradient]}}).splitlines()
-    assert lines[3:] == ['| def | 3 | 3.00 | 2.00 | 0.75 | 0.60 | 2.00 |', '| sgd | 1 | 3.00 |  |  |  |  |']
-    assert tables.diagnostics({'plain': result(0.9)}) == ''
 
 
 def test_no_finished_run():
