@@ -18,7 +18,6 @@ stands the one with the running statistics.
 
 import ml_collections
 
-from configs import cifar10
 from configs.tables import momentum, tables
 
 RATES = (0.1, 0.05, 0.02, 0.01)
@@ -30,16 +29,7 @@ TUNING = tables.HELD_OUT_CIFAR | {'num_epochs': 6, 'eval_every_epochs': 6}
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The table; `arg` is empty or a variant, see above."""
     long = tables.variant(arg, 'long')
-    base = cifar10.get_config()
-    base.update(
-        {
-            'model': 'vgg_strided',
-            'fake_devices': True,
-            'recalibrate_batches': 8,
-            'evaluate_train_examples': 10_000,
-            'eval_every_epochs': 10,
-        }
-    )
+    base = tables.cifar10_base(tables.FAST_CIFAR, eval_every_epochs=10)
     cells = [tables.cell(1, 'SGD', method='sgd', ratio=1)]
     if long:
         for ratio in (64, 256, 1024):

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from configs import cifar10
 from configs.tables import tables
 
 LEVERS = {
@@ -79,9 +78,8 @@ def rows(plan: dict) -> list[dict]:
 
 def reduced() -> ml_collections.ConfigDict:
     """The table on CIFAR-10, reduced."""
-    base = cifar10.get_config()
-    base.update(tables.REDUCED_CIFAR)
-    base.update({'model': 'vgg_strided', 'test_examples': 10_000, 'recalibrate_batches': 8})
+    own = {'model': 'vgg_strided', 'test_examples': 10_000, 'recalibrate_batches': 8}
+    base = tables.cifar10_base(tables.REDUCED_CIFAR | own)
     base.eval_every_epochs = base.num_epochs
     cells = [  # SGD has no residual: its x is its y
         tables.cell('SGD', 'y', tuned=grid('SGD', REDUCED), point='x', method='sgd', ratio=1),

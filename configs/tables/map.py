@@ -18,7 +18,6 @@ import functools
 
 import ml_collections
 
-from configs import cifar10
 from configs.tables import momentum, tables
 from def_jax.trainer.models.vgg import VGG
 
@@ -54,20 +53,11 @@ def cells(row: str, **settings) -> list[dict]:
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The table; `arg` is empty or a variant, see above."""
     images = tables.variant(arg, 'images')
-    base = cifar10.get_config()
-    base.update(
-        {
-            'model': 'vgg_strided',
-            'fake_devices': True,
-            'recalibrate_batches': 8,
-            'evaluate_train_examples': 10_000,
-        }
-    )
     held_out = {'validation_examples': 200} if images else tables.HELD_OUT_CIFAR
     tuning = {'evaluate_on': 'validation', 'num_steps': STEPS // 4, 'evaluate_train_examples': 0} | held_out
     return tables.table(
         'The map on CIFAR-10 (JPEG copy), at the bytes of 64',
-        base,
+        tables.cifar10_base(tables.FAST_CIFAR),
         [c for row, settings in (IMAGES if images else WIDTHS).items() for c in cells(row, **settings)],
         rows='network' if not images else 'images',
         seeds=(0, 1, 2, 3, 4),

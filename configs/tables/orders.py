@@ -1,7 +1,7 @@
 """Beyond the paper: three block orders at ratio 1024, and λ with the shuffled order, on digits.
 
 Command:  python -m paper.sweep --config=configs/tables/orders.py --workdir=runs/orders
-          python -m paper.report --workdir=runs/orders --output=results/beyond/orders_digits
+          python -m paper.report --workdir=runs/orders --output=runs/orders
 Variants: :detach, rows by λ instead of order, at ratios 1024 and 256.
 Expected: 'shuffled' beats 'cyclic', and both beat independent draws; λ = 0.3 is best at ratio 1024.
 """
