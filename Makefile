@@ -10,7 +10,7 @@ PROCESSES ?= $(if $(ARGS),0,2)
 
 RESULTS := $(patsubst %/README.md,%,$(shell grep -l 'python -m paper.report --workdir' results/*/README.md results/*/*/README.md))
 REPRODUCED ?= table1.py:digits_recalibrated table4.py:digits_tuned figure3.py:digits beyond.py:digits
-BENCHMARKS ?= optimizer_stage compilation scaling workers loop startup
+BENCHMARKS ?= optimizer_stage loop
 THEORY ?= step_size distance averaging stability figure3 without_batchnorm
 
 BIN := $(VENV)/bin
@@ -60,12 +60,12 @@ reproduce: $(READY)  ## Rerun the digits experiments from scratch in runs/ and r
 notebooks: $(READY)  ## Run the notebooks and save their outputs.
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
-bench: $(READY)  ## Benchmark the optimizer stage, its scaling, the training loop and startup; 20 minutes on 2 cores.
+bench: $(READY)  ## Benchmark the optimizer stage and the training loop; 10 minutes on 2 cores.
 	@for section in $(BENCHMARKS); do \
 	  $(BIN)/python -m benchmarks.$$section --output=results/benchmarks/$$section.md || exit 1; done
 
-bench-gpu: $(READY)  ## Benchmark the stage, compilation and whole steps on this machine's accelerator; under 10 minutes.
-	$(BIN)/python -m benchmarks.gpu --output=results/benchmarks/gpu.md
+bench-gpu: $(READY)  ## Benchmark the optimizer stage on this machine's accelerator.
+	$(BIN)/python -m benchmarks.optimizer_stage --output=results/benchmarks/gpu.md
 
 bench-compiled: $(COMPILERS)/.ready  ## Compile whole steps for H100 and TPU, without either; resumable, half an hour of CPU.
 	$(COMPILERS)/bin/python -m benchmarks.accelerators --output=results/benchmarks

@@ -17,11 +17,12 @@ from typing import Any
 import ml_collections
 from absl import app, flags
 
-from benchmarks import timing
-from benchmarks.runs import WINDOW, make_config
+from benchmarks import pages
+from configs import cifar10, digits
+from def_jax.tools import markdown
 from def_jax.trainer.launch import command_line
 
-_OUTPUT = flags.DEFINE_string('output', None, 'Markdown file for the table; only printed if not given.')
+_OUTPUT = flags.DEFINE_string('output', 'results/benchmarks/loop.md', 'The page, whose table is replaced.')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'How often the trainer and the bare step run.', lower_bound=1)
 _DATA = flags.DEFINE_list('data', ['digits', 'cifar10'], 'Which data sets.')
 
@@ -30,24 +31,32 @@ _LOOPS = {
     'host': 'bare step, a new batch from the host each time',
     'trainer': 'trainer',
 }
+WINDOW = 20  # steps between records
+_SMALL = {'model': 'vgg_small', 'train_examples': 10_000, 'test_examples': 512, 'fake_devices': True}
+# Epochs of 7 and 78 steps, with a single evaluation, at the end.
+_RUNS = {'digits': (digits, 40, {}), 'cifar10': (cifar10, 1, _SMALL)}
+
+
+def make_config(name: str) -> ml_collections.ConfigDict:
+    """The configuration to measure."""
+    module, epochs, changes = _RUNS[name]
+    config = module.get_config()
+    config.update(changes | {'num_epochs': epochs, 'eval_every_epochs': epochs, 'log_every_steps': WINDOW})
+    return config
 
 
 def main(_) -> None:
-    rows, notes = [], []
+    rows: list[list[Any]] = []
     with tempfile.TemporaryDirectory(prefix='def_jax-loop-') as folder:
         command_line.set_environment(folder, fake_devices=True)
         for name in _DATA.value:
             try:
                 rows += _speeds(name, Path(folder))
             except FileNotFoundError:
-                notes.append(f'{name} is omitted because it is not prepared here; set TFDS_DATA_DIR.\n')
+                print(f'{name} is omitted because it is not prepared here; set TFDS_DATA_DIR.')
     columns = ['data', 'loop', 'steps per second', 'ms per step', 'relative to the bare step', 'target']
-    note = (
-        f'16 workers, batch 128, DEF at ratio 64; median over windows of {WINDOW} steps. Fake devices wait '
-        'for each other at every step, with and without the loop.'
-    )
-    sections = [f'## Steps per second\n\n{note}\n', timing.table(columns, rows), *notes]
-    timing.write_page(_OUTPUT.value, 'python -m benchmarks.loop', sections)
+    sections = {'origin': pages.origin('benchmarks.loop'), 'loop': markdown.table([columns, *rows])}
+    pages.write(_OUTPUT.value, sections)
 
 
 def _speeds(name: str, folder: Path) -> list[list[Any]]:

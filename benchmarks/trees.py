@@ -1,15 +1,21 @@
-"""The networks whose parameters the benchmarks update."""
+"""The networks whose parameters the benchmarks update, and their steps."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 
+import def_jax
+from benchmarks.optimizers import update
+from def_jax.error_feedback import ErrorFeedbackState
+from def_jax.mesh.ownership import link_states
 from def_jax.trainer.models import MODELS
 from def_jax.trainer.models.transformer import Transformer
 
-__all__ = ['NETWORKS', 'Network']
+__all__ = ['NETWORKS', 'Network', 'gradient', 'point', 'shapes', 'whole_step']
 
 PyTree = Any
 
@@ -43,6 +49,33 @@ class Network(NamedTuple):
         return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 0])
 
 
+def shapes(network: Network) -> tuple[PyTree, PyTree]:
+    """Shapes of the parameters, and of the other collections."""
+    variables = dict(jax.eval_shape(network.variables))
+    return variables.pop('params'), variables
+
+
+def whole_step(network: Network, optimizer: optax.GradientTransformation) -> Callable:
+    """A worker's step: (params, opt_state, other variables, batch) to new parameters and state."""
+
+    def step(params, opt_state, rest, batch):
+        grads = gradient(network, point(params, opt_state), rest, batch)
+        return update(optimizer, params, opt_state, grads)
+
+    return step
+
+
+def gradient(network: Network, point: PyTree, rest: PyTree, batch: jax.Array) -> PyTree:
+    """The gradient of the network's loss; `rest` are its other variables."""
+    return jax.grad(lambda p: network.loss(rest | {'params': p}, batch))(point)
+
+
+def point(params: PyTree, opt_state: PyTree) -> PyTree:
+    """Where an optimizer of that state takes its gradient."""
+    detached = any(isinstance(link, ErrorFeedbackState) for link in link_states(opt_state))
+    return def_jax.detached_params(params, opt_state) if detached else params
+
+
 def _transformer(vocab_size: int, num_layers: int, width: int) -> Transformer:
     return Transformer(
         vocab_size=vocab_size, num_layers=num_layers, width=width, num_heads=width // 64, context=1024
@@ -55,7 +88,4 @@ NETWORKS = {
     # GPT-2's vocabulary, whose size 50,257 only few ratios divide.
     'transformer': Network('Transformer of width 384', _transformer(50_257, 6, 384), (1, 128)),
     'transformer_85m': Network('Transformer of 85 M parameters', _transformer(256, 12, 768), (1, 128)),
-    'gpt2': Network("Transformer of GPT-2's shape", _transformer(50_257, 12, 768), (1, 128)),
-    'digits': Network('Small VGG for digits', MODELS['vgg_digits'](num_classes=10), (2, 8, 8, 1)),
-    'tiny_transformer': Network('Tiny transformer', _transformer(257, 1, 64), (1, 16)),
 }

@@ -17,11 +17,12 @@ os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # there is no TPU to ask
 import jax
 from absl import app, flags
 
-from benchmarks.accelerators.page import page
-from benchmarks.accelerators.programs import MAPPINGS, OPTIMIZERS
-from benchmarks.accelerators.reading import read
+from benchmarks.accelerators import page
+from benchmarks.accelerators.programs import MAPPINGS
 from benchmarks.accelerators.rows import ROWS, Row
 from benchmarks.accelerators.targets import TARGETS, Unavailable, get_target
+from benchmarks.hlo import read
+from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.trees import NETWORKS
 
 _OUTPUT = flags.DEFINE_string(
@@ -48,7 +49,7 @@ def main(_) -> int:
             figures[row.key] = _figures(row, devices[row.target])
             path.write_text(json.dumps(figures, indent=0))
             print(f'{row.key}: {figures[row.key]["seconds"]} s', file=sys.stderr, flush=True)
-    (folder / 'accelerators.md').write_text(page(figures))
+    page.write(folder)
     return 0
 
 

@@ -1,17 +1,20 @@
 """The page: one table for each target, network and mapping, every optimizer beside the dense one."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from benchmarks import pages
 from benchmarks.accelerators.rows import ROWS, Row
 from benchmarks.accelerators.targets import TARGETS
 from benchmarks.trees import NETWORKS
 from def_jax.mesh.hlo import Collective
 from def_jax.tools import markdown
 
-__all__ = ['misses', 'page']
+__all__ = ['misses', 'sections', 'write']
 
 Figures = Mapping[str, Any]
 
@@ -28,37 +31,29 @@ _COLUMNS = [
     'seconds to compile (over dense)',
     'misses',
 ]
-_HEADER = """\
-# Programs for H100 and TPU, compiled without either
-
-XLA's compilers for NVIDIA GPUs and TPUs need no device. `make bench-compiled` compiled what follows on
-CPUs with {versions}. Each table begins with dense training, with which the others are compared. Compiling
-shows what a program sends, copies and holds in memory. It cannot show time: no GPU or TPU has run these
-programs.
-
-- *Between workers*: collectives that cross workers, with dtype, elements of a device, groups × devices.
-- *Operations meanwhile*: of the gradient, scheduled between the start of a collective and its end.
-- *Allowed memory*: three messages in float32 and the detached point.
-- *Bytes accessed*: the compiler's own count, for TPUs only. The optimizer stage is one worker's update for
-  given gradients; the aim is 1.15 of momentum SGD from ratio 64 on, and 1.3 below.
-- *Seconds* are CPU time; the aim is twice dense training's. Rivals have no aims.
-"""
 
 
-def page(figures: Mapping[str, Figures]) -> str:
-    """The page in Markdown, of the rows that have figures."""
+def write(folder: Path) -> None:
+    """Writes the compilers and the tables of the page, of the rows that have figures."""
+    figures = json.loads((folder / 'accelerators.json').read_text())
+    pages.write(folder / 'accelerators.md', sections(figures))
+
+
+def sections(figures: Mapping[str, Figures]) -> dict[str, str]:
+    """The compilers, and a table for each target, network and mapping."""
     known = [row for row in ROWS if row.key in figures]
-    sections = [_HEADER.format(versions='; '.join(sorted({figures[row.key]['compiler'] for row in known})))]
+    tables = []
     for target, network, mapping in dict.fromkeys(row[:3] for row in known):
         rows = [row for row in known if row[:3] == (target, network, mapping)]
-        title = f'## {TARGETS[target].title}: {NETWORKS[network].title}, {mapping}\n'
+        tables.append(f'## {TARGETS[target].title}: {NETWORKS[network].title}, {mapping}\n')
         cells = [_cells(row, figures[row.key], figures.get(row.dense.key)) for row in rows]
-        sections += [title, _without_empty([_COLUMNS, *cells]) + '\n']
+        tables.append(_without_empty([_COLUMNS, *cells]) + '\n')
     if len(known) < len(ROWS):
-        sections.append(
-            f'{len(known)} of {len(ROWS)} programs are compiled; the command goes on where it stopped.\n'
+        tables.append(
+            f'{len(known)} of {len(ROWS)} programs are compiled; the command goes on where it stopped.'
         )
-    return '\n'.join([*sections, _CAUSES])
+    compilers = '; '.join(sorted({figures[row.key]['compiler'] for row in known}))
+    return {'compilers': f'Compiled on CPUs with {compilers}.', 'programs': '\n'.join(tables)}
 
 
 def misses(row: Row, own: Figures, dense: Figures) -> list[str]:
@@ -88,9 +83,7 @@ def _cells(row: Row, own: Figures, dense: Figures | None) -> list[str]:
         row.optimizer,
         _shown(between),
         ', '.join(f'{kind} {elements:,}' for kind, elements in beyond.items()),
-        ', '.join(str(n) for n in own['hidden'])
-        if len(own['hidden']) < 5
-        else f'{sum(own["hidden"])} in all',
+        ', '.join(map(str, own['hidden'])) if len(own['hidden']) < 5 else f'{sum(own["hidden"])} in all',
         f'{_copied(own)} in all' if base else str(max(0, _copied(own) - _copied(dense))),
         f'{temporary / 1e6:.1f}' + (' in all' if base else f' ({_allowed(row, own) / 1e6:.1f})'),
         f'{accessed:.3f}' if accessed else '',
@@ -157,18 +150,3 @@ def _without_empty(rows: list[list[str]]) -> str:
     """A table without the columns that are empty."""
     kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
     return markdown.table([[row[i] for i in kept] for row in rows])
-
-
-_CAUSES = """\
-## Causes
-
-- *copies* under `pmap` and `shard_map`: a loop that stacks its state over workers removes and adds an axis
-  by a `bitcast`. XLA for GPUs computes the momentum again in the `fusion` of every reader; a `copy` keeps the
-  old one for that. Under `spmd`, an `optimization_barrier` forbids it.
-- *copies* with `every`: both branches of the `conditional` take the residual, and each has a `copy` of it.
-- *copies* with `overlap` (six matrices of 2048²): the `fusion` that puts a block back takes those of all
-  tensors again. An `optimization_barrier` removes the copies, but the all-reduce then starts after the
-  gradient and not within it, so that there is none.
-- *copies* with `outer`: a `copy` of the outer momentum, for reasons that were not tested.
-- *compile time*, and *memory* of the stage on TPU: not tested either.
-"""

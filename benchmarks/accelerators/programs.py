@@ -13,98 +13,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import def_jax
-from benchmarks.stages import update
-from benchmarks.trees import Network
-from def_jax.error_feedback import ErrorFeedbackState
-from def_jax.mesh.ownership import link_states, own_leaves
+from benchmarks.optimizers import Make, update
+from benchmarks.trees import Network, gradient, point, shapes, whole_step
+from def_jax.mesh.ownership import own_leaves
 
-__all__ = ['ADAMW', 'MAPPINGS', 'OPTIMIZERS', 'SGD']
+__all__ = ['MAPPINGS']
 
 PyTree = Any
-AxisName = str | tuple[str, ...] | None
-Make = Callable[[AxisName], optax.GradientTransformation]
-
 WORKERS, VIRTUAL, SHARD = 'workers', 'virtual', 'shard'
-SGD, ADAMW = 'momentum SGD', 'AdamW'
-
-
-def _inner(name: str) -> optax.GradientTransformation:
-    return optax.sgd(0.1, momentum=0.9) if name == SGD else optax.adamw(1e-3)
-
-
-def _dense(name: str) -> Make:
-    def make(axis_name):
-        link = [def_jax.all_reduce_mean(axis_name)] if axis_name else []
-        return optax.chain(*link, _inner(name))
-
-    return make
-
-
-def _feedback(name: str = SGD, ratio: float = 64, blocks: dict | None = None, **options: Any) -> Make:
-    compressor = def_jax.random_block(ratio, **(blocks or {}))
-    return lambda axis_name: optax.chain(
-        _inner(name), def_jax.error_feedback(compressor, axis_name, **options)
-    )
-
-
-def _method(name: str, **options: Any) -> Make:
-    method = def_jax.get_method(name)
-    return lambda axis_name: method.optimizer(
-        optax.identity(), _inner(SGD), axis_name, method.compressor(64), **options
-    )
-
-
-_OUTER = optax.sgd(0.7, momentum=0.9, nesterov=True)
-# By name; the dense ones, with which the others are compared, come first.
-OPTIMIZERS: dict[str, Make] = {
-    SGD: _dense(SGD),
-    ADAMW: _dense(ADAMW),
-    **{f'DEF, 1/{ratio}': _feedback(ratio=ratio) for ratio in (10, 16, 64, 100, 1024)},
-    'DEF, 1/64, shuffled': _feedback(blocks={'order': 'shuffled'}),
-    'DEF, 1/64, balanced': _feedback(blocks={'allocation': 'balanced'}),
-    "DEF, 1/64, detach='auto'": _feedback(detach='auto'),
-    'DEF, 1/64, bfloat16': _feedback(wire_dtype='bfloat16'),
-    'DEF, 1/16, int8': _feedback(ratio=16, wire_dtype='int8'),
-    'DEF, 1/64, skip_nonfinite': _feedback(skip_nonfinite=True),
-    'DEF, 1/64, every=4': _feedback(every=4),
-    'DEF, 1/64, outer': _feedback(outer=_OUTER),
-    'DEF, 1/64, overlap': _feedback(overlap=True),
-    'DEF around AdamW, 1/64': _feedback(ADAMW, 64),
-    'def_adamw, 1/16': lambda axis_name: def_jax.def_adamw(1e-3, 16, axis_name),
-    'def_adamw, 1/16, int8': lambda axis_name: def_jax.def_adamw(1e-3, 16, axis_name, wire_dtype='int8'),
-    'PowerSGD, rank 4': _method('powersgd', rank=4),
-    'top-k, 1/64': _method('top_k', ratio=64),
-    'DeMo, 1/64': _method('demo', ratio=64),
-    'EF-signSGD': _method('sign_ef'),
-    'EF21, 1/64': _method('ef21'),
-    'CSER, 1/64': _method('cser', ratio=64),
-}
-
-
-def _step(network: Network, optimizer: optax.GradientTransformation) -> Callable:
-    def step(params, opt_state, rest, batch):
-        grads = _gradient(network, _point(params, opt_state), rest, batch)
-        return update(optimizer, params, opt_state, grads)
-
-    return step
-
-
-def _gradient(network: Network, point: PyTree, rest: PyTree, batch: jax.Array) -> PyTree:
-    return jax.grad(lambda p: network.loss(rest | {'params': p}, batch))(point)
-
-
-def _point(params: PyTree, opt_state: PyTree) -> PyTree:
-    detached = any(isinstance(link, ErrorFeedbackState) for link in link_states(opt_state))
-    return def_jax.detached_params(params, opt_state) if detached else params
 
 
 def _pmap(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> Any:
     del nodes
-    optimizer, (params, rest) = make(WORKERS), _variables(network)
+    optimizer, (params, rest) = make(WORKERS), shapes(network)
     own = own_leaves(optimizer, params)
     axes = jax.tree.map(lambda mine: 0 if mine else None, own)
     step = jax.pmap(
-        _step(network, optimizer),
+        whole_step(network, optimizer),
         axis_name=WORKERS,
         in_axes=(None, axes, None, 0),
         out_axes=(None, axes),
@@ -128,10 +53,10 @@ def _shard_map(
     """As docs/how_to/own_loop.md has it: what is a worker's own is stacked."""
     del nodes
     axis_name = (WORKERS, VIRTUAL) if virtual else WORKERS
-    optimizer, (params, rest) = make(axis_name), _variables(network)
+    optimizer, (params, rest) = make(axis_name), shapes(network)
     own = own_leaves(optimizer, params)
     specs = jax.tree.map(lambda mine: P(WORKERS) if mine else P(), own)
-    worker = _step(network, optimizer)
+    worker = whole_step(network, optimizer)
     if virtual:
         worker = _virtual(network, optimizer, own, virtual, sequential)
 
@@ -161,13 +86,13 @@ def _virtual(network: Network, optimizer, own: PyTree, virtual: int, sequential:
     axes = jax.tree.map(lambda mine: 0 if mine else None, own)
 
     def step(params, state, rest, batch):
-        points = jax.vmap(_point, (None, axes))(params, state)
+        points = jax.vmap(point, (None, axes))(params, state)
         batch = batch.reshape(virtual, -1, *batch.shape[1:])
-        gradient = functools.partial(_gradient, network)
+        of_worker = functools.partial(gradient, network)
         if sequential:
-            grads = lax.map(lambda pair: gradient(pair[0], rest, pair[1]), (points, batch))
+            grads = lax.map(lambda pair: of_worker(pair[0], rest, pair[1]), (points, batch))
         else:
-            grads = jax.vmap(gradient, (0, None, 0))(points, rest, batch)
+            grads = jax.vmap(of_worker, (0, None, 0))(points, rest, batch)
         mapped = jax.vmap(
             functools.partial(update, optimizer), (None, axes, 0), (None, axes), axis_name=VIRTUAL
         )
@@ -180,7 +105,7 @@ def _spmd(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> A
     """A worker is a node, which shards its model (FSDP)."""
     shape = (nodes, len(devices) // nodes)
     mesh = Mesh(np.array(devices).reshape(shape), (WORKERS, SHARD), axis_types=(AxisType.Auto,) * 2)
-    params, rest = _variables(network)
+    params, rest = shapes(network)
     param_specs = jax.tree.map(functools.partial(_shard_spec, shape[1]), params)
     dist = def_jax.spmd(make(WORKERS), mesh, param_specs)
 
@@ -201,7 +126,7 @@ def _spmd(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> A
 def _stage(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> Any:
     """The update of one worker alone, its gradients given: nothing is sent."""
     del nodes
-    optimizer, (params, _) = make(None), _variables(network)
+    optimizer, (params, _) = make(None), shapes(network)
     mesh = Mesh(np.array(devices[:1]), (WORKERS,))
     arguments = _placed(mesh, (params, jax.eval_shape(optimizer.init, params), params), P())
     return jax.jit(functools.partial(update, optimizer), donate_argnums=(0, 1)).lower(*arguments)
@@ -230,12 +155,6 @@ def _batch(network: Network, devices: int) -> jax.ShapeDtypeStruct:
     each, shape = (32, network.batch[1:]) if network.has_images else (4, (1024,))
     dtype = jnp.float32 if network.has_images else jnp.int32
     return jax.ShapeDtypeStruct((each * devices, *shape), dtype)
-
-
-def _variables(network: Network) -> tuple[PyTree, PyTree]:
-    """Shapes of the parameters, and of the other collections."""
-    variables = dict(jax.eval_shape(network.variables))
-    return variables.pop('params'), variables
 
 
 def _stacked(tree: PyTree, own: PyTree, count: int) -> PyTree:

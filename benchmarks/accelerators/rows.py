@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks.accelerators.programs import ADAMW, OPTIMIZERS, SGD
+from benchmarks.optimizers import ADAMW, OPTIMIZERS, SGD
 
 __all__ = ['ROWS', 'Row']
 

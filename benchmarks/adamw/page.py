@@ -1,14 +1,17 @@
 """The page of the runs: a table of all, and loss against steps and against bytes."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from benchmarks import pages, records
 from benchmarks.adamw import network
 from def_jax.tools import markdown, pictures
-from paper import statistics
+from paper.statistics import mean_std, seed_difference
 
 __all__ = ['write']
 
@@ -19,17 +22,15 @@ _INNER = {'adamw': 'AdamW', 'muon': 'Muon', 'muon_outside': 'Muon outside'}
 Run = dict[str, Any]
 
 
-def write(runs: Sequence[Run], page: Path) -> None:
-    """Replaces the tables between marks of the page and draws the picture beside it."""
-    content = page.read_text()
-    for name, table in (('against dense', _against_dense(runs)), ('runs', _table(runs))):
-        content = markdown.replaced(content, f'<!-- {name} -->', f'<!-- end of {name} -->', table)
-    page.write_text(content)
-    _draw(runs, page.with_suffix('.png'))
+def write(folder: Path) -> None:
+    """Writes the tables of the page, and the picture."""
+    runs = records.read(folder / 'adamw.jsonl')
+    pages.write(folder / 'adamw.md', {'against dense': _against_dense(runs), 'runs': _table(runs)})
+    _draw(runs, folder / 'adamw.png')
 
 
 def _against_dense(runs: Sequence[Run]) -> str:
-    """Test losses of the seeds that served no choice, paired with dense AdamW on as many sequences."""
+    """Test losses of the seeds that served no choice, against dense AdamW on as many sequences."""
     rows = [['model', 'steps', 'K × sequences', 'method', 'seeds', 'test loss', 'dense AdamW', 'behind']]
     tested: dict[tuple, dict[int, float]] = {}
     for run in runs:
@@ -38,10 +39,10 @@ def _against_dense(runs: Sequence[Run]) -> str:
     of_dense = {(m, s, k * n): of for (m, s, k, n, name), of in tested.items() if name == _DENSE}
     for (model, steps, workers, sequences, label), losses in sorted(tested.items()):
         dense = of_dense.get((model, steps, workers * sequences), {})
-        behind = statistics.paired_difference(losses, dense)
+        behind = seed_difference(losses, dense)
         if behind and label != _DENSE:
             seeds = sorted(losses.keys() & dense.keys())
-            both = [statistics.mean_std([of[seed] for seed in seeds], 3) for of in (losses, dense)]
+            both = [mean_std([of[seed] for seed in seeds], 3) for of in (losses, dense)]
             text = [model, f'{steps:,}', f'{workers} × {sequences}', label, ', '.join(map(str, seeds)), *both]
             rows.append([*text, behind.text(3)])
     return markdown.table(rows)
@@ -52,23 +53,8 @@ def _group(run: Run) -> tuple:
 
 
 def _table(runs: Sequence[Run]) -> str:
-    head = [
-        'model',
-        'steps',
-        'seed',
-        'K × sequences',
-        'method',
-        'rate',
-        'b1',
-        'b2',
-        'λ',
-        'outer',
-        'true ratio',
-        'x',
-        'y',
-        'test y',
-    ]
-    return markdown.table([head, *(_row(run) for run in sorted(runs, key=_order))])
+    head = 'model, steps, seed, K × sequences, method, rate, b1, b2, λ, outer, true ratio, x, y, test y'
+    return markdown.table([head.split(', '), *(_row(run) for run in sorted(runs, key=_order))])
 
 
 def _order(run: Run) -> tuple:
@@ -96,11 +82,8 @@ def _method(run: Run) -> str:
     if run['identity']:
         every = 'updates averaged' if run['every'] == 1 else f'whole, every {run["every"]} steps'
         return every + ('' if run['inner'] == 'adamw' else ', Muon')
-    name = f'blocks, {run["order"]}, {run["allocation"]}'
-    name += '' if run['inner'] == 'adamw' else f', {_INNER[run["inner"]]}'
-    name += _narrow(run)
-    name += '' if run['v'] == 'own' else ", the mean gradient's second moment"
-    return name + ('' if run['decay'] == 1 else f', decay {run["decay"]:g}')
+    muon = '' if run['inner'] == 'adamw' else f', {_INNER[run["inner"]]}'
+    return f'blocks, shuffled, balanced{muon}{_narrow(run)}'
 
 
 def _draw(runs: Sequence[Run], path: Path) -> None:
@@ -144,10 +127,5 @@ def _narrow(run: Run) -> str:
 
 def _megabytes(run: Run) -> float:
     """Sent by a worker in one step: the message alone."""
-    params = network.init(network.SIZES[run['model']], 0)
-    number = sum(np.size(x) for x in _leaves(params))
-    return 4e-6 * number / run['true_ratio']
-
-
-def _leaves(tree: Any) -> list[Any]:
-    return [leaf for part in tree.values() for leaf in _leaves(part)] if isinstance(tree, dict) else [tree]
+    params = jax.eval_shape(functools.partial(network.init, network.SIZES[run['model']]), 0)
+    return 4e-6 * sum(x.size for x in jax.tree.leaves(params)) / run['true_ratio']

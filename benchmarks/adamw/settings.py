@@ -1,17 +1,26 @@
-"""One run's settings, and the optimizer that they describe."""
+"""One run's settings, the optimizer that they describe, and the run."""
 
 import dataclasses
+import functools
+import platform
+import time
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import def_jax
+from benchmarks.adamw import network, training
+from benchmarks.workers import AXIS
+from def_jax.traffic import traffic
 
-__all__ = ['Setting', 'applied', 'chain', 'inner']
+__all__ = ['Setting', 'optimizer', 'run']
 
+_EVALUATIONS, _WINDOWS, _LAST_WINDOWS, _TEST_WINDOWS = 5, 512, 4096, 8192
+_FIRST_CHECK, _HOPELESS = 400, 3.5  # a run of so large a loss after so many steps is stopped
 PyTree = Any
 
 
@@ -19,10 +28,9 @@ PyTree = Any
 class Setting:
     """One run: a line of the runs holds these and what came of them.
 
-    `identity` sends everything, every `every` steps; otherwise `random_block` sends one element in `ratio`.
-    `v` is whose second moment divides: per-worker, or that of the mean gradient, which an oracle
-    communicates at every step. Each of the `workers` takes `sequences` at a step. With `muon_outside`, the
-    workers have AdamW, and the mean messages of hidden matrices are orthogonalised.
+    `identity` sends everything, every `every` steps; otherwise one element in `ratio`, in balanced rounds.
+    Each of the `workers` takes `sequences` at a step. With `muon_outside`, the workers have AdamW, and the
+    mean messages of hidden matrices are orthogonalised.
     """
 
     note: str = ''
@@ -34,19 +42,12 @@ class Setting:
     lr: float = 8e-3
     b1: float = 0.9
     b2: float = 0.95
-    eps: float = 1e-8
-    wd: float = 0.1
-    warmup: float = 0.1
     ratio: float = 16
-    order: str = 'shuffled'
-    allocation: str = 'balanced'
     detach: float = 0.1
     every: int = 1
-    decay: float = 1.0
     outer_lr: float = 1.0
     outer_mu: float = 0.0
     identity: bool = False
-    v: Literal['own', 'oracle'] = 'own'
     workers: int = 8
     sequences: int = 4
     wire_dtype: str = 'float32'
@@ -58,60 +59,71 @@ class Setting:
         names = {field.name for field in dataclasses.fields(cls)} - {'note'}
         return cls(**{name: value for name, value in line.items() if name in names})
 
-    @property
-    def structure(self) -> 'Setting':
-        """The same for all settings that one compiled program serves: the others are its arguments."""
-        return dataclasses.replace(
-            self,
-            note='',
-            seed=0,
-            lr=0.0,
-            b1=0.0,
-            b2=0.0,
-            wd=0.0,
-            detach=0.0,
-            outer_lr=0.0,
-            outer_mu=0.0,
-            test=False,
-        )
 
-
-class _Moments(NamedTuple):
-    count: jax.Array
-    mu: PyTree
-    nu: PyTree
-
-
-def inner(setting: Setting, hyper: Mapping[str, Any]) -> optax.GradientTransformation:
-    """AdamW or Muon with AdamW for what is no matrix; `hyper` holds lr, b1, b2 and wd."""
-    unit = optax.warmup_cosine_decay_schedule(0.0, 1.0, int(setting.warmup * setting.steps), setting.steps)
-    adam = _adam(setting, hyper['b1'], hyper['b2'])
+def inner(setting: Setting, rate: Any) -> optax.GradientTransformation:
+    """AdamW, or Muon with AdamW for what is no matrix."""
+    scale = optax.scale_by_adam(setting.b1, setting.b2)
     if setting.inner == 'muon':
-        adam = optax.multi_transform({'muon': _muon(hyper['b1']), 'adam': adam}, _is_hidden_matrix)
-    return optax.chain(
-        adam,
-        optax.add_decayed_weights(
-            hyper['wd'], mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
-        ),
-        optax.scale_by_learning_rate(lambda count: hyper['lr'] * unit(count)),
-    )
+        scale = optax.multi_transform({'muon': _muon(setting.b1), 'adam': scale}, _is_hidden_matrix)
+    return training.adamw(rate, setting.steps, scale)
 
 
-def chain(setting: Setting, hyper: Mapping[str, Any]) -> optax.GradientTransformation:
-    """The optimizer of one worker with its link, whose λ and outer rates are in the state."""
-    blocks = def_jax.random_block(setting.ratio, order=setting.order, allocation=setting.allocation)
-    compressor = def_jax.identity() if setting.identity else blocks
-    outer = optax.inject_hyperparams(optax.sgd, static_args=('nesterov',))(1.0, 0.5, nesterov=True)
+def optimizer(setting: Setting, rate: Any) -> optax.GradientTransformation:
+    """The optimizer of one worker, with its link."""
+    blocks = def_jax.random_block(setting.ratio, order='shuffled', allocation='balanced')
     link = def_jax.error_feedback(
-        compressor,
-        'workers',
-        detach=0.5,
+        def_jax.identity() if setting.identity else blocks,
+        AXIS,
+        seed=setting.seed,
+        detach=setting.detach,
         every=setting.every,
-        decay=setting.decay,
-        outer=outer,
+        outer=optax.sgd(setting.outer_lr, setting.outer_mu, nesterov=True) if setting.outer_mu else None,
         wire_dtype=setting.wire_dtype,
     )
-    return optax.chain(inner(setting, hyper), link)
+    return optax.chain(inner(setting, rate), link)
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    """Trains and evaluates; returns the settings with losses in nats a byte along the run and at its end.
+
+    Dense training is that of a single worker with the sequences of all.
+    """
+    begin, cpu_begin = time.time(), time.process_time()
+    points: dict[str, training.Point] = {'x': lambda params, _: params}
+    make, workers, point, ratio = functools.partial(inner, setting), 1, points['x'], 1.0
+    if setting.method == 'def':
+        make, workers, point = functools.partial(optimizer, setting), setting.workers, def_jax.detached_params
+        points['y'] = functools.partial(def_jax.output_params, axis_name=AXIS)
+        ratio = _true_ratio(setting)
+    size = network.SIZES[setting.model]
+    programs = training.make_programs(size, workers, make, point, points, functools.partial(applied, setting))
+    losses, curve, shape = [], [], (setting.steps, setting.workers, setting.sequences)
+    for trained, params, state in training.course(programs, setting.seed, setting.lr, shape, _EVALUATIONS):
+        losses += trained
+        number = _LAST_WINDOWS if len(losses) == setting.steps else _WINDOWS
+        curve.append([len(losses), training.evaluate(programs, params, state, 'validation', number)])
+        print(setting.note, *curve[-1], f'{time.time() - begin:.0f} s', flush=True)
+        if not (len(losses) <= _FIRST_CHECK or min(curve[-1][1].values()) <= _HOPELESS):
+            break
+    result = dataclasses.asdict(setting) | {
+        'true_ratio': ratio,
+        'python': platform.python_version(),
+        'val': curve[-1][1],
+        'curve': curve,
+        'train': [float(np.mean(losses[i : i + 50]).round(4)) for i in range(0, len(losses), 50)],
+        'seconds': round(time.time() - begin),
+        'cpu': round(time.process_time() - cpu_begin),
+    }
+    if setting.test:
+        result['test_loss'] = training.evaluate(programs, params, state, 'test', _TEST_WINDOWS)
+    return result
+
+
+def _true_ratio(setting: Setting) -> float:
+    """Of bytes, dense over sent."""
+    params = network.init(network.SIZES[setting.model], 0)
+    always, message, _ = traffic(optimizer(setting, 0.1), params, AXIS, setting.workers).sizes(setting.every)
+    return 4 * sum(x.size for x in jax.tree.leaves(params)) / (always + message / setting.every)
 
 
 def applied(setting: Setting, updates: PyTree) -> PyTree:
@@ -129,27 +141,7 @@ def applied(setting: Setting, updates: PyTree) -> PyTree:
     return jax.tree.map(lambda kind, u: orthogonalised(u) if kind == 'muon' else u, labels, updates)
 
 
-def _adam(setting: Setting, b1: Any, b2: Any) -> optax.GradientTransformation:
-    """optax.scale_by_adam, also with the mean gradient's second moment; b1 and b2 may be traced."""
-
-    def init(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return _Moments(jnp.zeros((), jnp.int32), zeros, zeros)
-
-    def update(grads, state, params=None):
-        del params
-        count = state.count + 1
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-        squared = jax.lax.pmean(grads, 'workers') if setting.v == 'oracle' else grads
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, squared)
-        first, second = 1 - b1**count, 1 - b2**count
-        scaled = jax.tree.map(lambda m, v: (m / first) / (jnp.sqrt(v / second) + setting.eps), mu, nu)
-        return scaled, _Moments(count, mu, nu)
-
-    return optax.GradientTransformation(init, update)
-
-
-def _muon(beta: Any) -> optax.GradientTransformation:
+def _muon(beta: float) -> optax.GradientTransformation:
     """Muon scaled by 0.2·√max(m, n) for an m × n matrix, so that AdamW's rates fit (Liu et al., 2025)."""
     match = optax.stateless(lambda u, _: jax.tree.map(lambda x: x * 0.2 * max(x.shape) ** 0.5, u))
     muon = optax.contrib.scale_by_muon(beta=beta, weight_dimension_numbers=_as_matrices)

@@ -9,17 +9,16 @@ cluster.md and, with the time of every step, cluster.json.
 
 import importlib.util
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
-from benchmarks import timing
+from benchmarks import pages
 from benchmarks.cluster import page
-from benchmarks.cluster.network import Unavailable, check_available, network
-from benchmarks.cluster.processes import WorkerFailed, run_workers
+from benchmarks.cluster.network import network
+from benchmarks.cluster.processes import WorkerFailed, guarded, run_workers
 from benchmarks.cluster.workloads import BATCH
 
 _BANDWIDTH = flags.DEFINE_string(
@@ -33,7 +32,7 @@ _TIMEOUT = flags.DEFINE_float('timeout', 600, 'Seconds after which a job is aban
 _TORCH = flags.DEFINE_string(
     'torch_python', None, 'A Python with PyTorch; by default this one, if it has it.'
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder for cluster.md and cluster.json.')
+_OUTPUT = flags.DEFINE_string('output', 'results/benchmarks', 'Folder of cluster.md and cluster.json.')
 
 # Each tuple is a job: its variants take turns within the same processes.
 _LOCAL = ('compute', 'local_sgd', 'local_def64', 'local_def64_m0')  # also run by one worker at a time
@@ -42,22 +41,18 @@ _TORCH_JOBS = (('compute', 'local_sgd', 'ddp', 'ddp_fp16'), ('compute', 'ddp_pow
 
 
 def main(_) -> int:
-    try:
-        check_available()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
-        with network(_WORKERS.value, _BANDWIDTH.value) as cluster:
-            results = {model: _measure(cluster, model) for model in _MODELS.value}
-    except (Unavailable, WorkerFailed) as error:
-        print(f'cluster: {error}', file=sys.stderr)
-        return 2
+    return guarded('cluster', _run)
+
+
+def _run() -> None:
+    with network(_WORKERS.value, _BANDWIDTH.value) as cluster:
+        results = {model: _measure(cluster, model) for model in _MODELS.value}
     settings = {'bandwidth': _BANDWIDTH.value, 'workers': _WORKERS.value}
-    sections = page.sections(settings, results)
-    output = f'{_OUTPUT.value}/cluster.md' if _OUTPUT.value else None
-    timing.write_page(output, 'python -m benchmarks.cluster', sections)
-    if _OUTPUT.value:
-        Path(_OUTPUT.value, 'cluster.json').write_text(json.dumps(settings | {'models': results}) + '\n')
-    return 0
+    folder = Path(_OUTPUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'cluster.json').write_text(json.dumps(settings | {'models': results}) + '\n')
+    page.write(folder)
+    pages.write(folder / 'cluster.md', {'origin': pages.origin('benchmarks.cluster')})
 
 
 def _measure(cluster, model: str) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """One JAX worker: a process with one CPU device, connected to the others by gloo."""
 
 import functools
-import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +10,8 @@ from jax import lax
 
 import def_jax
 from benchmarks.cluster import timing
+from benchmarks.cluster.jax_side import AXIS, Variant, meet, mlp, mlp_params, on_workers, place, start
 from benchmarks.cluster.workloads import LEARNING_RATE, MLP_SIZES, NUM_CLASSES, VGG16_STAGES, VGG_IMAGE
-from def_jax.mesh.hlo import collectives
-
-AXIS = 'workers'
 
 
 def make_model(job: dict):
@@ -23,20 +19,12 @@ def make_model(job: dict):
     key = jax.random.key(0)
     if job['model'] == 'vgg16':
         return _make_vgg16(key)
-    sizes = MLP_SIZES[job['model']]
-    keys = jax.random.split(key, len(sizes) - 1)
-    pairs = list(itertools.pairwise(sizes))
-    params = [
-        {'w': jax.random.normal(k, pair) * (2 / pair[0]) ** 0.5, 'b': jnp.zeros(pair[1])}
-        for k, pair in zip(keys, pairs, strict=True)
-    ]
+    params = mlp_params(key, MLP_SIZES[job['model']])
 
     def loss_fn(params, other, batch):
-        x, labels = batch
-        for layer in params[:-1]:
-            x = jax.nn.relu(x @ layer['w'] + layer['b'])
-        logits = x @ params[-1]['w'] + params[-1]['b']
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), other
+        inputs, labels = batch
+        losses = optax.softmax_cross_entropy_with_integer_labels(mlp(params, inputs), labels)
+        return losses.mean(), other
 
     return params, (), loss_fn
 
@@ -62,44 +50,6 @@ def make_batch(job: dict):
     shape = VGG_IMAGE if job['model'] == 'vgg16' else MLP_SIZES[job['model']][:1]
     inputs = rng.standard_normal((job['batch'], *shape), np.float32)
     return inputs, rng.integers(0, NUM_CLASSES, job['batch'], np.int32)
-
-
-def on_workers(function):
-    """Maps the function over workers, each with its own arrays.
-
-    To the program these are copies of one replicated array, which it never compares. Stacked over workers
-    instead, they would be copied into and out of the step.
-    """
-    mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
-    spec = jax.sharding.PartitionSpec()
-    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-
-
-def place(tree):
-    """This worker's arrays, as `on_workers` expects them."""
-    mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    (device,) = jax.local_devices()
-
-    def put(x):
-        x = jnp.array(x)  # variants donate their states, so they must not share arrays
-        return jax.make_array_from_single_device_arrays(x.shape, sharding, [jax.device_put(x, device)])
-
-    return jax.tree.map(put, tree)
-
-
-class Variant:
-    """A compiled step and the state that it carries."""
-
-    def __init__(self, step, state, batch):
-        self._state, self._batch = place(state), place(batch)
-        mapped = jax.jit(on_workers(step), donate_argnums=0)
-        self._step = mapped.lower(self._state, self._batch).compile()
-        self.hlo = self._step.as_text()
-
-    def __call__(self) -> None:
-        self._state = self._step(self._state, self._batch)
-        jax.block_until_ready(self._state)
 
 
 def make_steps(job: dict, loss_fn):
@@ -153,18 +103,17 @@ def make_steps(job: dict, loss_fn):
 
 def main() -> None:
     job = timing.read_job()
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    jax.distributed.initialize(job['address'], job['num_workers'], job['worker'])
+    start(job)
     params, other, loss_fn = make_model(job)
     batch = make_batch(job)
-    variants: dict[str, Any] = {}
-    for name, (step, init) in make_steps(job, loss_fn).items():
-        if name in job['variants']:
-            variants[name] = Variant(step, (params, init(params), other), batch)
-    ones, total = place(np.ones(1, np.float32)), jax.jit(on_workers(lambda x: lax.psum(x, AXIS)))
-    found = timing.measure(variants, lambda: jax.block_until_ready(total(ones)), job)
+    variants = {
+        name: Variant(on_workers(step), place((params, init(params), other)), place(batch))
+        for name, (step, init) in make_steps(job, loss_fn).items()
+        if name in job['variants']
+    }
+    found = timing.measure(variants, meet(), job)
     for name, variant in variants.items():
-        sent = collectives(variant.hlo)
+        sent = variant.sent()
         found[name]['hlo'] = {'all_reduces': len(sent), 'bytes': sum(c.bytes for c in sent)}
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     timing.write_report(job, {'variants': found, 'params': count, 'version': jax.__version__})

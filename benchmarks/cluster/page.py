@@ -1,15 +1,17 @@
 """The page of the cluster benchmark, made from the workers' reports."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import timing
+from benchmarks import pages
 from benchmarks.cluster.network import HEADERS
-from benchmarks.cluster.processes import ALLOCATOR
+from def_jax.tools import markdown
 from def_jax.tools.plan import Plan, parse_bandwidth
 
-__all__ = ['merged', 'ring_bytes', 'sections']
+__all__ = ['merged', 'ring_bytes', 'sections', 'write']
 
 _TITLES = {
     'local_sgd': 'JAX, no communication: momentum SGD',
@@ -54,36 +56,31 @@ def ring_bytes(message: float, workers: int, packets: float) -> float:
     return 2 * (workers - 1) / workers * message + HEADERS * packets
 
 
-def sections(settings: dict[str, Any], results: dict[str, Any]) -> list[str]:
-    """The page's sections, in Markdown."""
+def write(folder: Path) -> None:
+    """Writes the tables of the page."""
+    found = json.loads((folder / 'cluster.json').read_text())
+    pages.write(folder / 'cluster.md', sections(found, found['models']))
+
+
+def sections(settings: dict[str, Any], results: dict[str, Any]) -> dict[str, str]:
+    """The cluster, and the tables of each model."""
     workers, bandwidth = settings['workers'], settings['bandwidth']
-    texts = [
-        f'{workers} processes in network namespaces connected by a bridge, with every interface shaped to '
-        f'{bandwidth} in both directions. The variants of a framework take turns in the same processes; '
-        'figures are medians over workers and steps. Compute is the gradient alone, in the same processes; '
-        'communication + update is the rest of a step. Communication alone is the difference between a step '
-        'and the same step without communication. The workers share the cores and the memory of one machine, '
-        'so the update, which is memory-bound, takes longer than on separate machines; its time with one '
-        'worker at a time, while the others wait, is shown as well. On a CPU, XLA widens a bfloat16 '
-        "all-reduce to float32. Every worker's allocator keeps freed memory "
-        f'({ALLOCATOR}); otherwise each step would pay page faults for its temporaries.\n'
-    ]
+    texts = {'cluster': f'{workers} processes, every interface shaped to {bandwidth} in both directions.'}
     for model, found in results.items():
-        texts += [
+        parts = [
             f'## {_MODEL_TITLES[model]}: {found["jax"]["params"]:,} parameters, '
-            f'{found["batch"]} examples per worker\n',
+            f'{found["batch"]} examples per worker',
             _steps_table(found),
             _failures(found),
-            '### Targets\n',
-            _targets(found, communication_bound=model != 'vgg16'),
-            '### The update, with all workers at once and with one at a time\n',
+            '### The update, with all workers at once and with one at a time',
             _update_table(found),
-            "### Bytes sent per worker and step: the program's count and the kernel's\n",
+            "### Bytes sent per worker and step: the program's count and the kernel's",
             _bytes_table(found, workers),
-            '### `def_jax.plan` compared with the measurement\n',
+            '### `def_jax.plan` compared with the measurement',
             _plan_table(found, workers, parse_bandwidth(bandwidth)),
         ]
-    return [text for text in texts if text]
+        texts[model] = '\n\n'.join(filter(None, parts))
+    return texts
 
 
 def _median(found: dict[str, Any], framework: str, name: str) -> float:
@@ -127,50 +124,13 @@ def _steps_table(found: dict[str, Any]) -> str:
             ]
         )
     columns = ['variant', 'ms per step (quartiles)', 'compute', 'communication + update']
-    return timing.table([*columns, 'communication alone', 'speed-up over dense JAX'], rows)
+    return markdown.table([[*columns, 'communication alone', 'speed-up over dense JAX'], *rows])
 
 
 def _failures(found: dict[str, Any]) -> str:
     if 'torch' not in found and not found['failed']:
-        return 'PyTorch was not found: `pip install torch` into an environment and set --torch_python.\n'
-    return ''.join(f'{_TITLES[name]}: {reason}.\n' for name, reason in found['failed'].items())
-
-
-def _targets(found: dict[str, Any], *, communication_bound: bool) -> str:
-    """Each target with a 95 % interval, and whether it is met: not resolved if the interval contains it."""
-    draw = _Draws(found)
-    compute, dense, local = draw('jax', 'compute'), draw('jax', 'dense'), draw('jax', 'local_sgd')
-    ours, ours_local = draw('jax', 'def64'), draw('jax', 'local_def64')
-    rows = []
-
-    def add(what: str, values: np.ndarray, bound: float, at_least: bool) -> None:
-        low, middle, high = np.percentile(values, [2.5, 50, 97.5])
-        sign, met, missed = (
-            ('≥', low >= bound, high < bound) if at_least else ('≤', high <= bound, low > bound)
-        )
-        verdict = 'yes' if met else 'no' if missed else 'not resolved'
-        rows.append([what, f'{middle:.3f} ({low:.3f} to {high:.3f})', f'{sign} {bound:.3g}', verdict])
-
-    rest = ours - compute
-    add("communication + update at 64, over dense JAX's", rest / (dense - compute), 1 / 20, False)
-    least = draw('jax', 'def256_m0') - compute
-    add('the same at 256 without momentum', least / (dense - compute), 1 / 20, False)
-    wire, dense_wire = ours - ours_local, dense - local
-    add("communication alone at 64, over dense JAX's", wire / dense_wire, 1 / 20, False)
-    own, dense_own = (
-        draw('jax', f'{name}_alone') - draw('jax', 'compute_alone') for name in ('local_def64', 'local_sgd')
-    )
-    what = "communication, and the update one worker at a time, at 64, over dense JAX's"
-    add(what, (wire + own) / (dense_wire + dense_own), 1 / 20, False)
-    if communication_bound:
-        add('speed-up at 64', dense / ours, 3.6, True)
-        add('speed-up at 256', dense / draw('jax', 'def256'), 4.0, True)
-    peers = [name for name in found.get('torch', {}).get('variants', {}) if name.startswith('ddp')]
-    if peers:
-        best = min(peers, key=lambda name: _rest(found, 'torch', name))
-        what = f"communication + update at 64, over the best PyTorch peer's ({_TITLES[best]})"
-        add(what, rest / (draw('torch', best) - draw('torch', 'compute')), 0.5, False)
-    return timing.table(['what', 'measured (95 % by bootstrap over steps)', 'target', 'met'], rows)
+        return 'PyTorch was not found: `pip install torch` into an environment and set --torch_python.'
+    return '\n'.join(f'{_TITLES[name]}: {reason}.' for name, reason in found['failed'].items())
 
 
 def _update_table(found: dict[str, Any]) -> str:
@@ -181,18 +141,7 @@ def _update_table(found: dict[str, Any]) -> str:
         alone = _median(found, 'jax', f'{name}_alone') - _median(found, 'jax', 'compute_alone')
         rows.append([_TITLES[name], f'{1e3 * together:.1f}', f'{1e3 * alone:.1f}'])
     columns = ['variant', 'ms, all workers at once', 'ms, one worker at a time']
-    return timing.table(columns, rows)
-
-
-class _Draws:
-    """Medians of variants over resampled steps, 2,000 times."""
-
-    def __init__(self, found: dict[str, Any]):
-        self._found, self._generator = found, np.random.default_rng(0)
-
-    def __call__(self, framework: str, name: str) -> np.ndarray:
-        seconds = np.median(self._found[framework]['variants'][name]['seconds'], axis=0)  # over workers
-        return np.median(self._generator.choice(seconds, (2000, len(seconds))), axis=1)
+    return markdown.table([columns, *rows])
 
 
 def _bytes_table(found: dict[str, Any], workers: int) -> str:
@@ -212,7 +161,7 @@ def _bytes_table(found: dict[str, Any], workers: int) -> str:
             ]
         )
     columns = ['variant', 'all-reduces', 'their bytes (HLO)', 'sent by a ring, with headers']
-    return timing.table([*columns, 'counted by the kernel', 'ratio (target: within 10 %)'], rows)
+    return markdown.table([[*columns, 'counted by the kernel', 'ratio (target: within 10 %)'], *rows])
 
 
 def _plan_table(found: dict[str, Any], workers: int, bandwidth: float) -> str:
@@ -233,4 +182,4 @@ def _plan_table(found: dict[str, Any], workers: int, bandwidth: float) -> str:
         cells = f'{1e3 * seconds:.0f}', f'{1e3 * measured:.0f}', f'{100 * off:+.0f} %'
         rows.append([_TITLES[name], *cells, f'{speed_ups[0]:.2f}', f'{speed_ups[1]:.2f}'])
     columns = ['variant', 'predicted, ms', 'measured, ms', 'error (target: within 20 %)']
-    return timing.table([*columns, 'predicted speed-up', 'measured speed-up'], rows)
+    return markdown.table([[*columns, 'predicted speed-up', 'measured speed-up'], *rows])

@@ -3,14 +3,16 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster.network import INTERFACE, Network
+from benchmarks.cluster.network import INTERFACE, Network, Unavailable, check_available
 from def_jax.trainer.launch.supervision import die_with_parent
 
 # By default, glibc returns freed memory to the system and faults it in again, 4 KiB at a time.
@@ -21,6 +23,19 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 class WorkerFailed(Exception):
     """A worker ended early or took too long; the message contains the end of its output."""
+
+
+def guarded(program: str, work: Callable[[], None]) -> int:
+    """Does work that needs a network, which a signal ends like an exception; returns the exit code."""
+    try:
+        check_available()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+        work()
+    except (Unavailable, WorkerFailed, FileNotFoundError) as error:
+        print(f'{program}: {error}', file=sys.stderr)
+        return 2
+    return 0
 
 
 def run_workers(

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import def_jax
 from benchmarks.cluster import timing
-from def_jax.mesh.hlo import collectives
+from benchmarks.cluster.jax_side import Variant, start
 
 LEARNING_RATE = 1e-4  # nothing is learned; values only have to stay finite and normal
 
@@ -28,24 +28,16 @@ def loss_fn(params, batch):
     return jnp.mean((x @ params[-1] - batch) ** 2)
 
 
-class Variant:
-    """A compiled step, the state that it carries, and what its program holds and sends."""
-
-    def __init__(self, step, state, batch, nodes):
-        self._state, self._batch = state, batch
-        self._step = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-        memory, sent = self._step.memory_analysis(), collectives(self._step.as_text())
-        across = [c for c in sent if c.crosses(nodes)]
-        self.program = {
-            'held': memory.argument_size_in_bytes,
-            'temporary': memory.temp_size_in_bytes,
-            'between': sum(c.bytes for c in across),
-            'within': sum(c.bytes for c in sent) - sum(c.bytes for c in across),
-        }
-
-    def __call__(self) -> None:
-        self._state = self._step(self._state, self._batch)
-        jax.block_until_ready(self._state)
+def program(variant: Variant, nodes: list[int]) -> dict[str, int]:
+    """Bytes that a device holds and needs, and that it passes between the nodes and within one."""
+    memory, sent = variant.program.memory_analysis(), variant.sent()
+    between = sum(c.bytes for c in sent if c.crosses(nodes))
+    return {
+        'held': memory.argument_size_in_bytes,
+        'temporary': memory.temp_size_in_bytes,
+        'between': between,
+        'within': sum(c.bytes for c in sent) - between,
+    }
 
 
 def make_steps(job, mesh, params):
@@ -100,8 +92,7 @@ def global_array(x, sharding):
 def main() -> None:
     job = timing.read_job()
     jax.config.update('jax_num_cpu_devices', job['devices'])
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    jax.distributed.initialize(job['address'], job['num_workers'], job['worker'])
+    start(job)
     shape = (job['num_workers'], job['devices'])
     mesh = jax.make_mesh(shape, ('nodes', 'devices'), axis_types=(AxisType.Auto,) * 2)
     rng = np.random.default_rng(0)
@@ -113,12 +104,15 @@ def main() -> None:
     batch = global_array(examples, NamedSharding(mesh, P(('nodes', 'devices'))))
     nodes = np.repeat(np.arange(shape[0]), shape[1]).tolist()
     steps = make_steps(job, mesh, params)
-    variants = {name: Variant(*steps[name](), batch, nodes) for name in job['variants']}
+    variants = {}
+    for name in job['variants']:
+        step, state = steps[name]()
+        variants[name] = Variant(jax.jit(step, donate_argnums=0), state, batch)
     ones = global_array(np.ones(shape, np.float32), NamedSharding(mesh, P('nodes', 'devices')))
     total = jax.jit(jnp.sum)
     found = timing.measure(variants, lambda: jax.block_until_ready(total(ones)), job)
     for name, variant in variants.items():
-        found[name]['hlo'] = variant.program
+        found[name]['hlo'] = program(variant, nodes)
     count = sum(x.size for x in params)
     timing.write_report(job, {'variants': found, 'params': count, 'version': jax.__version__})
     jax.distributed.shutdown()

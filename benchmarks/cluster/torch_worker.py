@@ -37,19 +37,33 @@ def make_batch(job: dict) -> tuple[torch.Tensor, torch.Tensor]:
     return inputs, torch.randint(0, NUM_CLASSES, (job['batch'],), generator=generator)
 
 
+def start(job: dict) -> None:
+    """Connects this process to the other workers by gloo."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        'gloo', init_method=f'tcp://{job["address"]}', rank=job['worker'], world_size=job['num_workers']
+    )
+
+
+def data_parallel(model: nn.Module, name: str) -> DistributedDataParallel:
+    """The model under DDP: 'ddp', 'ddp_fp16' or 'ddp_powersgd'."""
+    # Under gloo, PowerSGD's callbacks deadlock if there are several buckets, so use a single one.
+    bucket = {'bucket_cap_mb': 10_000} if name == 'ddp_powersgd' else {}
+    model = DistributedDataParallel(model, **bucket)
+    if name == 'ddp_fp16':
+        model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    if name == 'ddp_powersgd':
+        # Rank 4, as its authors use for accuracy; the first steps are dense.
+        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2)
+        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    return model
+
+
 def make_step(name: str, job: dict, batch: tuple[torch.Tensor, torch.Tensor]):
     """One of 'compute', 'local_sgd', 'ddp', 'ddp_fp16', 'ddp_powersgd'."""
     model = make_model(job['model'])
     if name.startswith('ddp'):
-        # Under gloo, PowerSGD's callbacks deadlock if there are several buckets, so use a single one.
-        bucket = {'bucket_cap_mb': 10_000} if name == 'ddp_powersgd' else {}
-        model = DistributedDataParallel(model, **bucket)
-    if name == 'ddp_fp16':
-        model.register_comm_hook(None, default_hooks.fp16_compress_hook)
-    if name == 'ddp_powersgd':
-        # Rank 4, as its authors use for accuracy; the first steps, which are not counted, are dense.
-        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2)
-        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+        model = data_parallel(model, name)
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9)
     loss_fn, (inputs, labels) = nn.CrossEntropyLoss(), batch
 
@@ -64,10 +78,7 @@ def make_step(name: str, job: dict, batch: tuple[torch.Tensor, torch.Tensor]):
 
 def main() -> None:
     job = timing.read_job()
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo', init_method=f'tcp://{job["address"]}', rank=job['worker'], world_size=job['num_workers']
-    )
+    start(job)
     batch = make_batch(job)
     found = timing.measure({name: make_step(name, job, batch) for name in job['variants']}, dist.barrier, job)
     count = sum(parameter.numel() for parameter in make_model(job['model']).parameters())

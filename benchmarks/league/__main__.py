@@ -8,7 +8,6 @@ contenders for the trainer. Each method's learning rate is the best of a grid of
 that grows until the best is not at its edge. A contender whose record is there is not run again.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from benchmarks import grid, records
 from benchmarks.league.contenders import Contender
 from benchmarks.league.costs import costs
 from benchmarks.league.problems import PROBLEMS, Problem
@@ -26,20 +26,15 @@ from benchmarks.league.problems import PROBLEMS, Problem
 
 def tuned(problem: Problem, contender: Contender, run: Callable) -> tuple[float, dict[float, float]]:
     """The rate with the lowest held-out loss, a mean over seeds, and those of all that were tried."""
-    tried: dict[float, float] = {}
-    grid, seeds = [contender.rate * factor for factor in problem.grid], problem.tuning_seeds
-    for _ in range(8):
-        curves = run(np.repeat(grid, len(seeds)), np.tile(seeds, len(grid)), True)
-        losses = curves[:, 1, -1].reshape(len(grid), len(seeds)).mean(1)
-        losses = np.nan_to_num(losses, nan=np.inf, posinf=np.inf)
-        tried |= {float(f'{rate:.3g}'): float(loss) for rate, loss in zip(grid, losses, strict=True)}
-        rates = sorted(tried)
-        best = min(tried, key=tried.get)
-        if best not in (rates[0], rates[-1]):
-            break
-        more = len(problem.grid) // 2
-        grid = [best * (0.3**i if best == rates[0] else 3.0**i) for i in range(1, more + 1)]
-    return best, dict(sorted(tried.items()))
+    rates, seeds = grid.Grid(contender.rate, 10**0.5), problem.tuning_seeds
+
+    def losses(ks):
+        curves = run(np.repeat([rates.rate(k) for k in ks], len(seeds)), np.tile(seeds, len(ks)), True)
+        return curves[:, 1, -1].reshape(len(ks), len(seeds))
+
+    tried = grid.tune(losses, 0, problem.reach)
+    means = {float(f'{rates.rate(k):.3g}'): float(tried[k].mean()) for k in sorted(tried)}
+    return rates.rate(grid.chosen(tried)), means
 
 
 def measured(problem: Problem, contender: Contender) -> dict[str, Any]:
@@ -72,26 +67,21 @@ def main(_) -> None:
     problem, name, only = PROBLEMS[flags.FLAGS.problem], flags.FLAGS.problem, flags.FLAGS.only
     if seeds := flags.FLAGS.seeds:
         problem, name = problem._replace(seeds=range(seeds)), f'{name}_{seeds}_seeds'
-    folder = Path(flags.FLAGS.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f'{name}.json'
-    known = json.loads(path.read_text()) if path.exists() else []
-    records = {(record['title'], record['ratio']): record for record in known}
+    found = records.Records(Path(flags.FLAGS.output, f'{name}.jsonl'), lambda r: (r['title'], r['ratio']))
     for contender in problem.contenders:
-        key = contender.title, contender.nominal
-        if contender.title not in only if only else key in records:
+        known = found.get({'title': contender.title, 'ratio': contender.nominal})
+        if contender.title not in only if only else known:
             continue
-        records[key] = record = measured(problem, contender)
+        record = found.add(measured(problem, contender))
         jax.clear_caches()
         final = np.array(record['test_loss'])[:, -1].mean()
-        print(*key, record['rate'], f'{final:.4f}', record['cpu_seconds'], 's', file=sys.stderr, flush=True)
-        lines = ',\n'.join(json.dumps(record, ensure_ascii=False) for record in records.values())
-        path.write_text(f'[\n{lines}\n]\n')
+        shown = contender.title, contender.nominal, record['rate'], f'{final:.4f}', record['cpu_seconds'], 's'
+        print(*shown, file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':
     flags.DEFINE_enum('problem', 'perceptron', list(PROBLEMS), 'What the contenders train on.')
-    flags.DEFINE_string('output', 'results/league', 'Folder of the records, PROBLEM.json.')
-    flags.DEFINE_integer('seeds', 0, 'Seeds 0 to N - 1 instead of the usual, in PROBLEM_N_seeds.json.')
+    flags.DEFINE_string('output', 'results/league', 'Folder of the records, PROBLEM.jsonl.')
+    flags.DEFINE_integer('seeds', 0, 'Seeds 0 to N - 1 instead of the usual, in PROBLEM_N_seeds.jsonl.')
     flags.DEFINE_list('only', [], 'Titles of the contenders to run, again if their records are there.')
     app.run(main)

@@ -28,7 +28,7 @@ class Contender(NamedTuple):
     link: Mapping[str, Any] = {}  # other arguments of the method's own link
     outer: Mapping[str, Any] = {}  # of SGD on the mean messages, where that is an option
     inner: Mapping[str, Any] = {'momentum': 0.9}  # of the problem's optimizer
-    rate: float = 0.1  # in the middle of the first grid
+    rate: float = 0.1  # in the middle of the grid
 
     @property
     def nominal(self) -> float:
@@ -62,7 +62,7 @@ class Problem(NamedTuple):
     steps: int
     inner: Callable[..., optax.GradientTransformation]  # of the rate and a contender's `inner`
     train: Callable[[Contender], Callable[[Sequence[float], Sequence[int], bool], np.ndarray]]
-    grid: Sequence[float]  # factors of a contender's rate that are tried first
+    reach: int  # rates that are tried first on either side of a contender's
     tuning_seeds: Sequence[int]
     seeds: Sequence[int]
     metrics: Sequence[str] = ('train_loss', 'test_loss', 'accuracy')

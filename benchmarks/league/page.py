@@ -1,7 +1,4 @@
-"""The page of the league: its tables and its pictures, from the records.
-
-python -m benchmarks.league.page --output=results/league
-"""
+"""The page of the league: its tables and its pictures, from the records."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -9,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
 
+from benchmarks import pages, records
 from benchmarks.league.costs import kept
 from benchmarks.league.problems import PROBLEMS, Problem
 from def_jax.methods import METHODS
 from def_jax.tools import markdown, pictures
-from paper.statistics import mean_std, paired_difference
+from paper.statistics import mean_std, seed_difference
 
 OURS = 'DEF, ours'
 MORE_SEEDS = 'perceptron_20_seeds'
@@ -34,10 +31,10 @@ def group(record: Record) -> int:
     return min((1, 16, 64), key=lambda ratio: abs(np.log(record['dense'] / record['payload'] / ratio)))
 
 
-def frontier(records: list[Record]) -> list[Record]:
+def frontier(known: list[Record]) -> list[Record]:
     """Those that no other beats in both bytes on the wire and mean test loss, cheapest first."""
     best, found = np.inf, []
-    for record in sorted(records, key=lambda r: (r['wire'], final(r, 'test_loss').mean())):
+    for record in sorted(known, key=lambda r: (r['wire'], final(r, 'test_loss').mean())):
         if final(record, 'test_loss').mean() < best:
             best = final(record, 'test_loss').mean()
             found.append(record)
@@ -48,17 +45,17 @@ def against(record: Record, ours: Record | None, name: str, digits: int) -> str:
     """The difference of the last values, with its interval; nothing against itself."""
     if ours is None or ours is record:
         return ''
-    return paired_difference(final(record, name), final(ours, name)).text(digits)
+    return seed_difference(final(record, name), final(ours, name)).text(digits)
 
 
-def table(problem: Problem, records: list[Record], rows: list[Record], stages: dict[str, float]) -> str:
-    """`rows` by loss, against ours among `records`, whose frontier is in bold.
+def table(problem: Problem, known: list[Record], rows: list[Record], stages: dict[str, float]) -> str:
+    """`rows` by loss, against ours among `known`, whose frontier is in bold.
 
     `stages` has the time of a method's optimizer stage by title; empty for a problem without that column.
     """
-    best = frontier(records)
-    dense = next(r for r in records if r['method'] == 'sgd')['wire']
-    ours = {group(r): r for r in records if r['title'] == OURS}
+    best = frontier(known)
+    dense = next(r for r in known if r['method'] == 'sgd')['wire']
+    ours = {group(r): r for r in known if r['title'] == OURS}
     accuracy = 'accuracy' in problem.metrics
     states = {(c.title, c.nominal): kept(problem, c) for c in problem.contenders}
 
@@ -85,22 +82,22 @@ def table(problem: Problem, records: list[Record], rows: list[Record], stages: d
     return markdown.table([[name for name, _ in lines[0]], *([text for _, text in line] for line in lines)])
 
 
-def tables(problem: Problem, records: list[Record], stages: dict[str, float]) -> str:
+def tables(problem: Problem, known: list[Record], stages: dict[str, float]) -> str:
     """One table for each nominal ratio."""
     parts = []
     for ratio in (1, 16, 64):
-        of_ratio = [r for r in records if group(r) == ratio]
+        of_ratio = [r for r in known if group(r) == ratio]
         parts.append(f'### About 1/{ratio} of the dense bytes' if ratio > 1 else '### Dense')
-        parts.append(table(problem, records, of_ratio, stages))
+        parts.append(table(problem, known, of_ratio, stages))
     return '\n\n'.join(parts)
 
 
-def draw(records: list[Record], steps: int, path: Path) -> None:
+def draw(known: list[Record], steps: int, path: Path) -> None:
     """Test loss against bytes sent, of each method's best variant: along the run, and at the end."""
     shown = {}
-    for record in sorted(records, key=lambda r: -final(r, 'test_loss').mean()):
+    for record in sorted(known, key=lambda r: -final(r, 'test_loss').mean()):
         shown[record['method'], group(record)] = record
-    best, named = frontier(records), _named(shown.values())
+    best, named = frontier(known), _named(shown.values())
     with pictures.panels(path, 2, 1) as axes:
         along, end = axes[:, 0]
         for record in shown.values():
@@ -134,9 +131,9 @@ def draw(records: list[Record], steps: int, path: Path) -> None:
         along.figure.legend(loc='outside lower center', ncol=4, fontsize=7)
 
 
-def _named(records: Iterable[Record]) -> list[str]:
+def _named(known: Iterable[Record]) -> list[str]:
     """The methods drawn in colour: SGD, DEF, and the best of the others that have a colour."""
-    best = sorted(records, key=lambda r: (r['method'] not in ('sgd', 'def'), final(r, 'test_loss').mean()))
+    best = sorted(known, key=lambda r: (r['method'] not in ('sgd', 'def'), final(r, 'test_loss').mean()))
     titles = dict.fromkeys(METHODS[record['method']].title for record in best)
     return [title for title in titles if title in pictures.COLORS][: pictures.MOST_NAMES]
 
@@ -152,30 +149,17 @@ def _label(record: Record) -> str:
 def read(path: Path, problem: Problem) -> list[Record]:
     """The records of the problem's contenders; others are of contenders that are gone."""
     known = {(c.title, c.nominal) for c in problem.contenders}
-    return [r for r in json.loads(path.read_text()) if (r['title'], r['ratio']) in known]
+    return [r for r in records.read(path) if (r['title'], r['ratio']) in known]
 
 
-def write(page: Path, name: str, tables: str) -> None:
-    """Replaces what the page has between the marks of that name."""
-    marks = f'<!-- {name} -->', f'<!-- end of {name} -->'
-    page.write_text(markdown.replaced(page.read_text(), *marks, tables.strip()))
-
-
-def main(_) -> None:
-    folder = Path(flags.FLAGS.output)
-    page = folder / 'README.md'
+def write(folder: Path) -> None:
+    """Writes the tables of the page, and the pictures."""
+    sections = {}
     for name, problem in PROBLEMS.items():
-        if (path := folder / f'{name}.json').exists():
-            records = read(path, problem)
-            stages = json.loads((folder / 'stage.json').read_text()) if name == STAGES_OF else {}
-            draw(records, problem.steps, folder / f'{name}.png')
-            write(page, name, tables(problem, records, stages))
-    if (path := folder / f'{MORE_SEEDS}.json').exists():
-        problem = PROBLEMS['perceptron']
-        records = read(path, problem)
-        write(page, MORE_SEEDS, table(problem, records, records, {}))
-
-
-if __name__ == '__main__':
-    flags.DEFINE_string('output', 'results/league', 'Folder with the records and README.md.')
-    app.run(main)
+        of_problem = read(folder / f'{name}.jsonl', problem)
+        stages = json.loads((folder / 'stage.json').read_text()) if name == STAGES_OF else {}
+        draw(of_problem, problem.steps, folder / f'{name}.png')
+        sections[name] = tables(problem, of_problem, stages)
+    problem = PROBLEMS['perceptron']
+    more = read(folder / f'{MORE_SEEDS}.jsonl', problem)
+    pages.write(folder / 'README.md', sections | {MORE_SEEDS: table(problem, more, more, {})})

@@ -17,6 +17,7 @@ import sklearn.datasets
 
 import def_jax
 from benchmarks.league.contenders import WORKERS, Contender, Problem, answer, gradient_point, narrower
+from benchmarks.workers import train_step
 from def_jax.trainer.data.digits.digits import split_indices
 
 __all__ = ['PERCEPTRON']
@@ -108,19 +109,29 @@ def train(contender: Contender) -> Callable[[Sequence[float], Sequence[int], boo
     return run
 
 
+def make_step(contender: Contender, rate: Any) -> tuple[optax.GradientTransformation, Callable]:
+    """The optimizer, and a step for `scan`: ((params, state), batch) to both, and the loss."""
+    method = def_jax.get_method(contender.method)
+    optimizer = contender.optimizer(sgd(rate, **contender.inner))
+
+    def mean_loss(params, images, labels):
+        return loss_fn(params, images, labels).mean()
+
+    step = train_step(optimizer, mean_loss, functools.partial(gradient_point, method))
+
+    def scanned(carry, batch):
+        params, state, loss = step(*carry, *batch)
+        return (params, state), loss
+
+    return optimizer, scanned
+
+
 def make_program(contender: Contender) -> Callable:
     """A compiled function of rates [LANES], parameters and data, stacked, to curves [LANES, 3, POINTS]."""
     method = def_jax.get_method(contender.method)
 
     def worker(rate, params, data):
-        optimizer = contender.optimizer(sgd(rate, **contender.inner))
-
-        def step(carry, batch):
-            params, state = carry
-            point = gradient_point(method, params, state)
-            loss, grads = jax.value_and_grad(lambda p: loss_fn(p, *batch).mean())(point)
-            updates, state = optimizer.update(grads, state, point)
-            return (optax.apply_updates(params, updates), state), loss
+        optimizer, step = make_step(contender, rate)
 
         def segment(carry, batches):
             carry, losses = jax.lax.scan(step, carry, batches)
@@ -203,7 +214,7 @@ PERCEPTRON = Problem(
     STEPS,
     sgd,
     train,
-    grid=(0.1, 0.3, 1, 3, 10),
+    reach=2,
     tuning_seeds=(100, 101),
     seeds=(0, 1, 2, 3, 4),
 )

@@ -12,37 +12,25 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 from absl import app, flags
 
 from benchmarks import timing
 from benchmarks.league.transformer import CONTENDERS, inner
-from benchmarks.stages import update
 from benchmarks.trees import NETWORKS
-
-PyTree = Any
-
-
-def stage(optimizer: optax.GradientTransformation, params: PyTree, grads: PyTree) -> timing.Stage:
-    """As `stages.stage`, on the CPU's clock."""
-    state = jax.tree.map(jnp.copy, params), optimizer.init(params)
-    program = timing.compiled(functools.partial(update, optimizer), *state, grads, donate=[0, 1])
-    return timing.Stage(lambda state: program(*state, grads), state, clock=time.process_time)
 
 
 def main(_) -> None:
     params = NETWORKS['transformer'].variables()['params']
     grads = jax.tree.map(lambda x: 0.01 * jax.random.normal(jax.random.key(1), x.shape), params)
-    plain, path = stage(inner(0.01), params, grads), Path(flags.FLAGS.output) / 'stage.json'
+    measure = functools.partial(timing.stage, params=params, grads=grads, clock=time.process_time)
+    plain, path = measure(inner(0.01)), Path(flags.FLAGS.output) / 'stage.json'
     found: dict[str, float] = {}
     for contender in CONTENDERS:
         if (contender.nominal == 16 and contender.method != 'powersgd') or contender.method == 'sgd':
             continue
-        measured = stage(contender.optimizer(inner(0.01, **contender.inner), None), params, grads)
+        measured = measure(contender.optimizer(inner(0.01, **contender.inner), None))
         plain.seconds.clear()
         timing.alternate([plain, measured], rounds=flags.FLAGS.rounds, calls=1, seconds=flags.FLAGS.seconds)
         found[contender.title] = round(measured.median / plain.median, 2)

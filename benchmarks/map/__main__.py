@@ -11,94 +11,63 @@ every rate that tuning seeds drawn again would choose in 5 % of the cases or mor
 """
 
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks.map import choice, perceptron, plan
-
-Key = tuple[Any, ...]  # see `key`
-Records = dict[Key, dict[str, Any]]
-
-
-class Runs:
-    """The lines of runs.jsonl, and how to add one."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-        self.known: Records = {key(record): record for record in map(json.loads, lines)}
-
-    def get(self, cell: plan.Cell, train: Callable, k: int, seed: int, *, tuning: bool) -> dict[str, Any]:
-        """A run's record; trains it if it is not there."""
-        contender = cell.contender
-        record = {
-            'width': cell.width,
-            'title': contender.title,
-            'bytes_of': bytes_of(cell),
-            'k': k,
-            'seed': seed,
-            'tuning': tuning,
-        }
-        if key(record) not in self.known:
-            record |= {'rate': float(f'{choice.rate(k):.4g}')} | train(choice.rate(k), seed, tuning)
-            self.known[key(record)] = record
-            with self.path.open('a', encoding='utf-8') as file:
-                file.write(json.dumps(record, ensure_ascii=False) + '\n')
-        return self.known[key(record)]
+from benchmarks import grid
+from benchmarks.map import perceptron, plan
+from benchmarks.records import Record, Records
 
 
-def key(record: dict[str, Any]) -> Key:
-    return tuple(record[name] for name in ('width', 'title', 'bytes_of', 'k', 'seed', 'tuning'))
-
-
-def bytes_of(cell: plan.Cell) -> float:
-    """The ratio that sends as many bytes in float32."""
-    contender = cell.contender
-    return contender.ratio * (4 if 'wire_dtype' in contender.options else 1)
-
-
-def run_cell(cell: plan.Cell, runs: Runs) -> Iterable[str]:
+def run_cell(cell: plan.Cell, runs: Records) -> Iterable[str]:
     """Tunes for each point and trains the fresh seeds at what was chosen; says what it found."""
-    train = perceptron.train(cell.contender, cell.width)
-    get = functools.partial(runs.get, cell, train)
-    first = choice.nearest(cell.contender.rate)
+    get = functools.partial(_get, cell, perceptron.train(cell.contender, cell.width), runs)
 
-    def losses(point: str, k: int) -> np.ndarray:
-        found = [get(k, seed, tuning=True)['loss'][point] for seed in plan.TUNING_SEEDS]
-        return np.nan_to_num(np.array(found, float), nan=np.inf, posinf=np.inf)
+    def losses(point, ks):
+        tried = [[get(k, seed, tuning=True) for seed in plan.TUNING_SEEDS] for k in ks]
+        return [[np.inf if run['loss'][point] is None else run['loss'][point] for run in of] for of in tried]
 
     for point in cell.points:
-        tried = choice.tune(functools.partial(losses, point), first)
-        likely = (
-            [k for k, share in choice.shares(tried).items() if share >= choice.LIKELY] if cell.likely else []
-        )
-        for k in dict.fromkeys([choice.chosen(tried), *likely]):
-            records = [get(k, seed, tuning=False) for seed in plan.SEEDS]
-            means = [
-                np.mean(np.array([r[name][point] for r in records], float))
+        tried = grid.tune(functools.partial(losses, point), plan.RATES.nearest(cell.contender.rate))
+        likely = [k for k, share in grid.shares(tried).items() if share >= grid.LIKELY]
+        for k in dict.fromkeys([grid.chosen(tried), *(likely if cell.likely else [])]):
+            found = [get(k, seed, tuning=False) for seed in plan.SEEDS]
+            error, train = (
+                np.mean(np.array([run[name][point] for run in found], float))
                 for name in ('error', 'train_error')
-            ]
-            yield f'{point} at {choice.rate(k):.3g}: error {means[0]:.2f}, in training {means[1]:.2f}'
+            )
+            yield f'{point} at {plan.RATES.rate(k):.3g}: error {error:.2f}, in training {train:.2f}'
+
+
+def _get(cell: plan.Cell, train: Callable, runs: Records, k: int, seed: int, *, tuning: bool) -> Record:
+    """A run's record; trains it if it is not there."""
+    record = {
+        'width': cell.width,
+        'title': cell.contender.title,
+        'bytes_of': cell.bytes_of,
+        'k': k,
+        'seed': seed,
+        'tuning': tuning,
+    }
+    rate = plan.RATES.rate(k)
+    found = runs.get(record)
+    return found or runs.add(record | {'rate': float(f'{rate:.4g}')} | train(rate, seed, tuning))
 
 
 def main(_) -> None:
-    folder = Path(flags.FLAGS.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = Runs(folder / 'runs.jsonl')
+    runs = Records(Path(flags.FLAGS.output, 'runs.jsonl'), plan.key)
     for part in flags.FLAGS.parts or plan.PARTS:
         for cell in plan.cells(part):
             begin = time.process_time()
             for line in run_cell(cell, runs):
                 seconds = time.process_time() - begin
-                name = f'{cell.width} {cell.contender.title} {bytes_of(cell):g}'
+                name = f'{cell.width} {cell.contender.title} {cell.bytes_of:g}'
                 print(f'{name} {line}; {seconds:.0f} s', file=sys.stderr, flush=True)
             jax.clear_caches()
 

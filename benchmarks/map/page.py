@@ -1,23 +1,19 @@
-"""The page and the picture of the map, from its runs.
+"""The page and the picture of the map, from its runs."""
 
-python -m benchmarks.map.page --output=results/map
-"""
-
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.colors
 import numpy as np
-from absl import app, flags
 
+from benchmarks import grid, pages, records
 from benchmarks.league.perceptron import STEPS
-from benchmarks.map import choice, plan
+from benchmarks.map import plan
 from def_jax.tools import markdown, pictures
-from paper.statistics import mean_std, paired_difference
+from paper.statistics import Difference, mean_std, seed_difference
 
-__all__ = ['Cell', 'law', 'read', 'tables', 'written']
+__all__ = ['Cell', 'law', 'read', 'tables', 'write']
 
 SGD = 'SGD', 1
 MARKERS = {'DEF (paper)': 'o', 'λ = 1': 'v', 'DEF, ours': 's', 'DEF, ours, int8': '*'}
@@ -36,7 +32,7 @@ class Cell(NamedTuple):
 
     @property
     def k(self) -> int:
-        return choice.chosen(self.tried)
+        return grid.chosen(self.tried)
 
     @property
     def visits(self) -> float:
@@ -53,7 +49,7 @@ def read(path: Path) -> dict[int, dict[tuple[str, float], Cell]]:
     """The finished cells, by width and method, where SGD's is finished."""
     tried: dict[tuple, dict[int, dict[int, float]]] = {}
     runs: dict[tuple, dict[int, dict[int, Any]]] = {}
-    for record in map(json.loads, path.read_text(encoding='utf-8').splitlines()):
+    for record in records.read(path):
         key, k, seed = (record['width'], record['title'], record['bytes_of']), record['k'], record['seed']
         if record['tuning']:
             point = 'y' if 'y' in record['loss'] else 'x'
@@ -79,10 +75,11 @@ def _whole(by_seed: dict[int, Any], *, tuning: bool) -> bool:
     return set(by_seed) >= set(plan.TUNING_SEEDS if tuning else plan.SEEDS)
 
 
-def gap(cell: Cell, sgd: Cell) -> str:
+def gap(cell: Cell, sgd: Cell) -> Difference:
     """The difference in test accuracy to SGD, in points, paired by seed."""
-    difference = paired_difference(-cell.of('error'), -sgd.of('error'))
-    return difference.text() if difference else ''
+    found = seed_difference(-cell.of('error'), -sgd.of('error'))
+    assert found is not None, 'every cell has the seeds of the plan'
+    return found
 
 
 def with_choice(cell: Cell, sgd: Cell) -> str:
@@ -95,7 +92,7 @@ def with_choice(cell: Cell, sgd: Cell) -> str:
     fresh = rng.integers(0, len(plan.SEEDS), (DRAWS, len(plan.SEEDS)))
     errors, known = [], np.ones(DRAWS, bool)
     for each in (cell, sgd):
-        if any(s >= choice.LIKELY and k not in each.runs for k, s in choice.shares(each.tried).items()):
+        if any(s >= grid.LIKELY and k not in each.runs for k, s in grid.shares(each.tried).items()):
             return ''
         rates = list(each.tried)
         best = np.stack(list(each.tried.values()))[:, tuning].mean(-1).argmin(0)
@@ -147,7 +144,7 @@ def tables(cells: dict[int, dict[tuple[str, float], Cell]]) -> str:
     lines = []
     for width, of_width in cells.items():
         sgd = of_width[SGD]
-        texts = [gap(of_width[method], sgd) if method in of_width else '' for method in shown]
+        texts = [gap(of_width[method], sgd).text() if method in of_width else '' for method in shown]
         accuracies = [f'{100 - sgd.of(name).mean():.2f}' for name in ('error', 'train_error')]
         lines.append([f'{width} ({parameters(width):,})', *accuracies, *texts])
     return '\n\n'.join(
@@ -179,14 +176,14 @@ def _lines(of_width: dict[tuple[str, float], Cell]) -> Iterator[Sequence[str]]:
     sgd = of_width[SGD]
     for cell in of_width.values():
         losses = {k: cell.tried[k].mean() for k in sorted(cell.tried)}
-        texts = [f'{choice.rate(k):.3g}: {loss:.3f}' for k, loss in losses.items()]
+        texts = [f'{plan.RATES.rate(k):.3g}: {loss:.3f}' for k, loss in losses.items()]
         tried = ', '.join(
             f'**{text}**' if k == cell.k else text for k, text in zip(losses, texts, strict=True)
         )
         name = cell.title if cell is sgd else f'{cell.title}, {cell.bytes_of:g}'
         errors = [mean_std(cell.of(metric), 2) for metric in ('error', 'train_error')]
-        differences = ['', ''] if cell is sgd else [gap(cell, sgd), with_choice(cell, sgd)]
-        share = f'{100 * choice.shares(cell.tried)[cell.k]:.0f} %'
+        differences = ['', ''] if cell is sgd else [gap(cell, sgd).text(), with_choice(cell, sgd)]
+        share = f'{100 * grid.shares(cell.tried)[cell.k]:.0f} %'
         visits = '' if cell is sgd else f'{cell.visits:.3g}'
         yield [str(cell.width), name, visits, tried, share, *errors, *differences]
 
@@ -205,7 +202,7 @@ def draw(cells: dict[int, dict[tuple[str, float], Cell]], path: Path) -> None:
             for method in METHODS:
                 if (cell := of_width.get(method)) is None:
                     continue
-                low, high = paired_difference(-cell.of('error'), -sgd.of('error')).interval()
+                low, high = gap(cell, sgd).interval()
                 style = {
                     'fmt': MARKERS[cell.title],
                     'color': colors(norm(cell.visits)),
@@ -238,19 +235,8 @@ def draw(cells: dict[int, dict[tuple[str, float], Cell]], path: Path) -> None:
         bar.minorticks_off()
 
 
-def written(text: str, cells: dict[int, dict[tuple[str, float], Cell]]) -> str:
-    """The page with its tables replaced."""
-    marks = '<!-- written by benchmarks.map.page -->', '<!-- end -->'
-    return markdown.replaced(text, *marks, tables(cells))
-
-
-def main(_) -> None:
-    folder = Path(flags.FLAGS.output)
-    cells, page = read(folder / 'runs.jsonl'), folder / 'README.md'
+def write(folder: Path) -> None:
+    """Writes the tables of the page, and the picture."""
+    cells = read(folder / 'runs.jsonl')
     draw(cells, folder / 'map.png')
-    page.write_text(written(page.read_text(encoding='utf-8'), cells), encoding='utf-8')
-
-
-if __name__ == '__main__':
-    flags.DEFINE_string('output', 'results/map', 'Folder with runs.jsonl and README.md.')
-    app.run(main)
+    pages.write(folder / 'README.md', {'map': tables(cells)})

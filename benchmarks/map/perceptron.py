@@ -16,10 +16,10 @@ import sklearn.datasets
 
 import def_jax
 from benchmarks.league import perceptron
-from benchmarks.league.contenders import Contender, gradient_point
+from benchmarks.league.contenders import Contender
 from def_jax.error_feedback import feedback_states
 
-__all__ = ['POINTS', 'train', 'visits']
+__all__ = ['POINTS', 'train']
 
 POINTS = ('x', 'y', 'own')
 COURSE = 20  # training losses of a run that are kept
@@ -40,28 +40,16 @@ def train(contender: Contender, width: int) -> Callable[[float, int, bool], dict
     return run
 
 
-def visits(contender: Contender) -> float:
-    """How often a block is sent in a run."""
-    return perceptron.STEPS / contender.ratio
-
-
 def _program(contender: Contender) -> Callable:
     """Compiled: of a rate, a key, initial parameters and data, to metrics and the course of the loss."""
     method = def_jax.get_method(contender.method)
     has_residual = method.kind == 'error_feedback'
 
     def worker(rate, key, params, data, train_images, train_labels):
-        optimizer = contender.optimizer(perceptron.sgd(rate, **contender.inner))
+        optimizer, step = perceptron.make_step(contender, rate)
         state = optimizer.init(params)
         if has_residual:
             state = optax.tree.set(state, key=key)
-
-        def step(carry, batch):
-            params, state = carry
-            point = gradient_point(method, params, state)
-            loss, grads = jax.value_and_grad(lambda p: perceptron.loss_fn(p, *batch).mean())(point)
-            updates, state = optimizer.update(grads, state, point)
-            return (optax.apply_updates(params, updates), state), loss
 
         def evaluated(point):
             correct = perceptron.logits(point, data.test_images).argmax(-1) == data.test_labels

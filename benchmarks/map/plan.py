@@ -1,12 +1,14 @@
 """What the map compares, in the order in which it is run."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from benchmarks.grid import Grid
 from benchmarks.league.contenders import Contender
 
-__all__ = ['PARTS', 'SEEDS', 'TUNING_SEEDS', 'Cell', 'cells']
+__all__ = ['PARTS', 'RATES', 'SEEDS', 'TUNING_SEEDS', 'Cell', 'cells', 'key']
 
+RATES = Grid(0.1, 1.4)
 TUNING_SEEDS = tuple(range(100, 110))  # two for each fold of the training images
 SEEDS = tuple(range(20))
 _SHUFFLED, _BALANCED = {'order': 'shuffled'}, {'allocation': 'balanced'}
@@ -20,6 +22,16 @@ class Cell(NamedTuple):
     contender: Contender
     points: tuple[str, ...]
     likely: bool  # whether all rates that other tuning seeds might have chosen are trained, too
+
+    @property
+    def bytes_of(self) -> float:
+        """The ratio that sends as many bytes in float32."""
+        return self.contender.ratio * (4 if 'wire_dtype' in self.contender.options else 1)
+
+
+def key(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What identifies a run."""
+    return tuple(record[name] for name in ('width', 'title', 'bytes_of', 'k', 'seed', 'tuning'))
 
 
 def _sgd() -> Contender:

@@ -7,17 +7,15 @@ network on CIFAR-10, read through TFDS from --data_dir, in the same order of ima
 peer, is taken from --torch_python. The accuracies of a run do not depend on the bandwidth, so whole runs, one
 for each --seed and --variant, are made on a network that is not shaped; on a network of each --bandwidth,
 --timed_steps of every variant are timed, in turn. Only these need a machine that does nothing else. A run is
-a line of time_to_accuracy.jsonl, with its whole curve: the program makes those that are missing, and the page
-has all that differ in variant, seed and bandwidth alone. A learning rate is to be chosen with --validation,
-which trains without the last tenth of the training images, tests on it and times nothing. Writes
-time_to_accuracy.md and .png.
+a line of time_to_accuracy.jsonl, with its whole curve: the program makes those that are missing. A learning
+rate is to be chosen with --validation, which trains without the last tenth of the training images, tests on
+it and times nothing. Writes time_to_accuracy.md and .png.
 """
 
 import importlib.util
 import itertools
 import json
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -27,9 +25,10 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from benchmarks import timing
-from benchmarks.cluster.network import Unavailable, check_available, network
-from benchmarks.cluster.processes import WorkerFailed, run_workers
+from benchmarks import pages
+from benchmarks.cluster.network import network
+from benchmarks.cluster.processes import WorkerFailed, guarded, run_workers
+from benchmarks.records import Records
 from benchmarks.time_to_accuracy import page
 from benchmarks.time_to_accuracy.workload import RATES, SIZES
 from def_jax.trainer.data.in_memory import load_dataset
@@ -55,39 +54,36 @@ _TIMEOUT = flags.DEFINE_float('timeout', 4 * 3600, 'Seconds after which a run is
 _TORCH = flags.DEFINE_string(
     'torch_python', None, 'A Python with PyTorch, for the DDP variants; by default this one, if it has it.'
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder of the results.', required=True)
+_OUTPUT = flags.DEFINE_string('output', 'results/benchmarks', 'Folder of the runs and the page.')
 
 _FIRST = 5  # steps that open connections and are not timed
 
 
 def main(_) -> int:
-    runs_file = Path(_OUTPUT.value, 'time_to_accuracy.jsonl')
-    runs_file.parent.mkdir(parents=True, exist_ok=True)
-    failed = {v: 'no PyTorch: give --torch_python' for v in _VARIANTS.value if _python(v) is None}
-    wanted = [settings for settings in _wanted() if settings['variant'] not in failed]
-    known = [json.loads(line) for line in runs_file.read_text().splitlines()] if runs_file.exists() else []
-    done = [run for run in known if run['settings'] == _like(run['settings'])]
-    missing = [settings for settings in wanted if all(run['settings'] != settings for run in done)]
-    try:
-        if missing:
-            check_available()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
-        with tempfile.TemporaryDirectory(prefix='def_jax-accuracy-') as folder:
-            data = _export(Path(folder)) if missing else ''
-            for settings in missing:
-                run = _run(settings, data, failed)
-                if run:
-                    done.append(run)
-                    with runs_file.open('a') as file:
-                        file.write(json.dumps(run) + '\n')
-    except (Unavailable, WorkerFailed, FileNotFoundError) as error:
-        print(f'time_to_accuracy: {error}', file=sys.stderr)
-        return 2
-    page.draw(done, runs_file.with_suffix('.png'))
-    sections = page.sections(done, failed, picture=runs_file.with_suffix('.png').name)
-    timing.write_page(str(runs_file.with_suffix('.md')), 'python -m benchmarks.time_to_accuracy', sections)
-    return 0
+    return guarded('time_to_accuracy', _make_all)
+
+
+def _make_all() -> None:
+    """Makes the runs that are missing, but no peer's that cannot run here, and writes the page."""
+    folder = Path(_OUTPUT.value)
+    runs = Records(folder / 'time_to_accuracy.jsonl', lambda run: json.dumps(run['settings']))
+    failed = {variant for variant in _VARIANTS.value if _python(variant) is None}
+    missing = [settings for settings in _wanted() if runs.get({'settings': settings}) is None]
+    with tempfile.TemporaryDirectory(prefix='def_jax-accuracy-') as images:
+        data = _export(Path(images)) if missing else ''
+        for settings in missing:
+            if settings['variant'] in failed:
+                continue
+            try:
+                runs.add(_run(settings, data))
+            except WorkerFailed as error:
+                if not page.is_peer(settings['variant']):
+                    raise
+                failed.add(settings['variant'])
+                print(f'{settings["variant"]} is left out: {error}', file=sys.stderr)
+    page.write(folder)
+    origin = {'origin': pages.origin('benchmarks.time_to_accuracy')}
+    pages.write(folder / 'time_to_accuracy.md', origin)
 
 
 def _wanted() -> Iterator[dict[str, Any]]:
@@ -117,11 +113,6 @@ def _settings(variant: str, seed: int, bandwidth: str) -> dict[str, Any]:
     }
 
 
-def _like(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the flags say of a run of that variant, seed and bandwidth: those on the page."""
-    return _settings(*(settings[name] for name in ('variant', 'seed', 'bandwidth')))
-
-
 def _python(variant: str) -> str | None:
     """The Python that runs a variant's workers; None if there is no PyTorch for it."""
     if not page.is_peer(variant):
@@ -147,20 +138,17 @@ def _export(folder: Path) -> str:
     return str(path)
 
 
-def _run(settings: dict[str, Any], data: str, failed: dict[str, str]) -> dict[str, Any] | None:
-    """One run, or None if it is a peer's that cannot run here."""
-    is_torch = page.is_peer(settings['variant'])
-    module = f'benchmarks.time_to_accuracy.{"torch" if is_torch else "jax"}_worker'
-    try:
-        with network(settings['workers'], settings['bandwidth'] or None) as cluster:
-            reports = run_workers(
-                cluster, _python(settings['variant']), module, settings | {'data': data}, _TIMEOUT.value
-            )
-    except WorkerFailed as error:
-        if not is_torch:
-            raise
-        failed[settings['variant']] = str(error).splitlines()[0][:200]
-        return None
+def _run(settings: dict[str, Any], data: str) -> dict[str, Any]:
+    """One run.
+
+    Raises:
+        WorkerFailed: if it does not end.
+    """
+    framework = 'torch' if page.is_peer(settings['variant']) else 'jax'
+    module = f'benchmarks.time_to_accuracy.{framework}_worker'
+    with network(settings['workers'], settings['bandwidth'] or None) as cluster:
+        job, python = settings | {'data': data}, _python(settings['variant']) or sys.executable
+        reports = run_workers(cluster, python, module, job, _TIMEOUT.value)
     name = f'{settings["variant"]}, seed {settings["seed"]}, {settings["bandwidth"] or "whole"}'
     print(f'{name}: {reports[0]["curve"][-1]}', file=sys.stderr, flush=True)
     # A step ends when the slowest worker's does; the clocks differ by what a worker waits for its input.
@@ -170,7 +158,7 @@ def _run(settings: dict[str, Any], data: str, failed: dict[str, str]) -> dict[st
         'step_seconds': float(steady.mean()),
         'standard_error': float(steady.std(ddof=1) / len(steady) ** 0.5),
         'load': os.getloadavg()[0],
-        'commit': timing.commit(),
+        'commit': pages.commit(),
     }
     return {'settings': settings, 'curve': reports[0].pop('curve')} | reports[0] | machine
 

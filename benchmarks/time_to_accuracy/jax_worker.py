@@ -11,7 +11,7 @@ from jax import lax
 
 import def_jax
 from benchmarks.cluster import timing
-from benchmarks.cluster.jax_worker import AXIS, on_workers, place
+from benchmarks.cluster.jax_side import AXIS, meet, mlp, on_workers, place, start
 from benchmarks.time_to_accuracy.workload import NUM_CLASSES, SIZES, learning_rates, patches, train
 
 _COMPILES = 2  # the first steps without communication, not counted
@@ -34,9 +34,7 @@ def init_params(size: str, num_patches: int, patch_size: int):
 def logits_of(params, inputs):
     """inputs [B, patches, patch size] to logits [B, classes]."""
     x = jax.nn.relu(inputs @ params[0]['w'] + params[0]['b']).reshape(len(inputs), -1)
-    for layer in params[1:-1]:
-        x = jax.nn.relu(x @ layer['w'] + layer['b'])
-    return x @ params[-1]['w'] + params[-1]['b']
+    return mlp(params[1:], x)
 
 
 def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransformation:
@@ -89,7 +87,7 @@ def make_step(job: dict, axis_name: str | None):
         updates, opt_state = optimizer.update(jax.grad(loss_fn)(point, inputs, labels), opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    return jax.jit(on_workers(step), donate_argnums=0), optimizer
+    return on_workers(step), optimizer
 
 
 def make_evaluate(job: dict):
@@ -110,7 +108,7 @@ def make_evaluate(job: dict):
             found['y'] = correct(def_jax.output_params(params, opt_state, AXIS), inputs, labels)
         return found
 
-    mapped = jax.jit(on_workers(accuracies))
+    mapped = on_workers(accuracies, donate=False)
     padded = np.full(-(-total // job['num_workers']), -1, np.int32)  # the same shape on every worker
     padded[: len(labels)] = labels
     if len(labels) < len(padded):
@@ -127,20 +125,18 @@ def make_evaluate(job: dict):
 def seconds_alone(job: dict, params, batch) -> float:
     """The mean time of a step that sends nothing, after which the workers wait for each other."""
     step, optimizer = make_step(job, None)
-    meet = jax.jit(on_workers(lambda one: lax.psum(one, AXIS)))
-    state, one, seconds = place((params, optimizer.init(params))), place(np.float32(1)), []
+    state, barrier, seconds = place((params, optimizer.init(params))), meet(), []
     for _ in range(_TIMED_ALONE):
-        start = time.perf_counter()
+        begin = time.perf_counter()
         state = jax.block_until_ready(step(state, *batch))
-        jax.block_until_ready(meet(one))
-        seconds.append(time.perf_counter() - start)
+        barrier()
+        seconds.append(time.perf_counter() - begin)
     return float(np.mean(seconds[_COMPILES:]))
 
 
 def main() -> None:
     job = timing.read_job()
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    jax.distributed.initialize(job['address'], job['num_workers'], job['worker'])
+    start(job)
     example = patches(np.load(job['data'])['test_images'][:1])
     params = init_params(job['size'], *example.shape[1:])
     step, optimizer = make_step(job, AXIS)

@@ -1,17 +1,18 @@
 """The page and the picture of accuracy against seconds, made from the runs."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import timing
-from def_jax.tools import pictures
+from benchmarks import pages, records
+from def_jax.tools import markdown, pictures
 from def_jax.tools.plan import Plan, parse_bandwidth
-from paper.statistics import mean_std, paired_difference
+from paper.statistics import mean_std, seed_difference
 
-__all__ = ['TITLES', 'Timed', 'draw', 'is_peer', 'sections', 'timed']
+__all__ = ['TITLES', 'Timed', 'draw', 'is_peer', 'sections', 'timed', 'write']
 
 TITLES = {
     'dense': 'SGD, dense JAX',
@@ -81,33 +82,28 @@ def timed(runs: Sequence[Run], variant: str, point: str, bandwidth: str) -> Time
     )
 
 
-def sections(runs: Sequence[Run], failed: dict[str, str], picture: str) -> list[str]:
-    """The page's sections, in Markdown."""
+def write(folder: Path) -> None:
+    """Writes the tables of the page, and the picture, from the longest runs on test images."""
+    known = records.read(folder / 'time_to_accuracy.jsonl')
+    tested = [run for run in known if not run['settings']['validation']]
+    steps = max((run['settings']['num_steps'] for run in tested), default=0)
+    runs = [run for run in tested if run['settings']['num_steps'] == steps]
+    tried = Counter(run['settings']['variant'] for run in known if run['settings']['validation'])
+    draw(runs, folder / 'time_to_accuracy.png')
+    pages.write(folder / 'time_to_accuracy.md', sections(runs, tried))
+
+
+def sections(runs: Sequence[Run], tried: Mapping[str, int]) -> dict[str, str]:
+    """The runs, and the table of each bandwidth; `tried` is how many runs chose a variant's rate."""
     if not runs:
-        return ['No run has ended.\n']
+        return {'runs': 'No run has ended.'}
     settings = runs[0]['settings']
-    images = settings['train_images'] or 'all'
-    texts = [
-        f'{settings["workers"]} workers of {settings["batch"]} images each, {settings["num_steps"]:,} steps '
-        f'on {images} training images of CIFAR-10, {runs[0]["params"]:,} parameters; warm-up and cosine. '
-        f'{"Validation" if settings["validation"] else "Test"} accuracy in %, mean ± standard deviation over '
-        'seeds. Accuracies do not depend on the network: whole runs were made on an unshaped one, and the '
-        'time of a step, the mean of those of the slowest worker with its standard error, at each bandwidth. '
-        'Seconds are steps times that, without evaluations, input and compilation; y counts one dense '
-        f'all-reduce more, at its end. The target is what dense SGD ends at, less {_BELOW:g} point. A ratio '
-        "is that of dense JAX, or of PyTorch's fastest that always reaches the target, to the variant; "
-        'its 95 % interval has the spread of the seeds, where there are several, and that of the steps. All '
-        'workers share the cores and the memory of one machine, which lengthens every step alike and so '
-        'lowers the ratios. A ratio to PyTorch is one of two frameworks on this machine as well as of two '
-        "methods: of its PowerSGD's step the wire takes a few ms, the rest is gradient, hook and gloo. "
-        'Accuracies end in a cosine, so that every crossing lies in the last quarter, and a ratio is nearly '
-        f'that of the steps. DEF is read at y, DEF-A is the same run at x. {_commits(runs)}\n',
-        f'![Accuracy against seconds]({picture})\n',
-    ]
-    for bandwidth in _bandwidths(runs):
-        texts.append(f'## {bandwidth}\n\n{_table(runs, bandwidth)}')
-    lines = [f'- {TITLES[name]}: not measured, {why}\n' for name, why in failed.items()]
-    return [*texts, ''.join(lines)]
+    texts = {
+        'runs': f'{settings["workers"]} workers of {settings["batch"]} images each, '
+        f'{settings["num_steps"]:,} steps on {settings["train_images"] or "all"} training images of '
+        f'CIFAR-10, {runs[0]["params"]:,} parameters. {_commits(runs)}'
+    }
+    return texts | {b: f'## {b}\n\n{_table(runs, b, tried)}' for b in _bandwidths(runs)}
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
@@ -154,7 +150,7 @@ def _lines(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
         yield from ((variant, point) for point in dict.fromkeys((_answer(variant), 'x')))
 
 
-def _table(runs: Sequence[Run], bandwidth: str) -> str:
+def _table(runs: Sequence[Run], bandwidth: str, tried: Mapping[str, int]) -> str:
     base = timed(runs, 'dense', 'x', bandwidth)
     target = np.mean([curve[-1] for curve in base.curves.values()]) - _BELOW if base else np.inf
     peer, rows = _best_peer(runs, bandwidth, target), []
@@ -169,6 +165,7 @@ def _table(runs: Sequence[Run], bandwidth: str) -> str:
             [
                 TITLES[variant] + ('' if point == _answer(variant) else ', x'),
                 f'{run["settings"]["learning_rate"]:g}',
+                tried.get(variant, 0),
                 len(times),
                 mean_std([curve[-1] for curve in found.curves.values()], 2),
                 f'{1e3 * run["step_seconds"]:.0f} ± {1e3 * run["standard_error"]:.0f}',
@@ -182,6 +179,7 @@ def _table(runs: Sequence[Run], bandwidth: str) -> str:
     columns = [
         'variant',
         'learning rate',
+        'runs to tune it',
         'seeds',
         'final accuracy',
         'ms a step',
@@ -189,7 +187,7 @@ def _table(runs: Sequence[Run], bandwidth: str) -> str:
     ]
     columns += [f'seconds to {target:.1f} %', 'seeds that do not reach it', 'times as fast as dense JAX']
     columns += [f'as {TITLES[peer]}'] if peer else []
-    return timing.table(columns, rows)
+    return markdown.table([columns, *rows])
 
 
 def _best_peer(runs: Sequence[Run], bandwidth: str, target: float) -> str:
@@ -223,22 +221,23 @@ def _predicted(run: Run, bandwidth: str) -> str:
 
 
 def _ratio(base: Timed, found: Timed, target: float) -> str:
-    """The mean ratio of the times to the target, and its interval from their logarithms.
+    """The mean ratio of the times to the target, and from three seeds on its interval from their logarithms.
 
-    Paired over the seeds of which both reach the target; a single seed has only the spread of the steps.
+    Over the seeds of which both reach the target.
     """
     logs = [
         {seed: np.log(t) for seed, t in side.times_to(target).items() if t is not None}
         for side in (base, found)
     ]
-    difference = paired_difference(*logs)
+    difference = seed_difference(*logs)
     if difference is None:
         return ''
-    half = 1.96 * float(np.hypot(_relative(base.run), _relative(found.run)))
-    if difference.num_seeds > 1:
-        half = float(np.hypot(half, difference.interval()[1] - difference.mean))
-    ratios = np.exp(difference.mean + np.array([0, -half, half]))
-    return '{:.2f} ({:.2f} to {:.2f})'.format(*ratios)
+    if difference.num_seeds < 3:
+        return f'{np.exp(difference.mean):.2f}'
+    of_steps = 1.96 * float(np.hypot(_relative(base.run), _relative(found.run)))
+    half = float(np.hypot(of_steps, difference.interval()[1] - difference.mean))
+    low, high = np.exp(difference.mean - half), np.exp(difference.mean + half)
+    return f'{np.exp(difference.mean):.2f} [{low:.2f}, {high:.2f}]'
 
 
 def _relative(run: Run) -> float:

@@ -4,10 +4,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
-from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.cluster import timing
+from benchmarks.cluster.torch_worker import data_parallel, start
 from benchmarks.time_to_accuracy.workload import NUM_CLASSES, SIZES, learning_rates, patches, train
 
 
@@ -29,21 +28,11 @@ def make_model(size: str, num_patches: int, patch_size: int) -> nn.Module:
 
 def main() -> None:
     job = timing.read_job()
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo', init_method=f'tcp://{job["address"]}', rank=job['worker'], world_size=job['num_workers']
-    )
+    start(job)
     data, share = np.load(job['data']), slice(job['worker'], None, job['num_workers'])
     test_inputs = torch.from_numpy(patches(data['test_images'][share]))
     test_labels = torch.from_numpy(data['test_labels'][share]).long()
-    # Under gloo, PowerSGD's callbacks deadlock if there are several buckets, so use a single one.
-    bucket = {'bucket_cap_mb': 10_000} if job['variant'] == 'ddp_powersgd' else {}
-    model = DistributedDataParallel(make_model(job['size'], *test_inputs.shape[1:]), **bucket)
-    if job['variant'] == 'ddp_fp16':
-        model.register_comm_hook(None, default_hooks.fp16_compress_hook)
-    if job['variant'] == 'ddp_powersgd':
-        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2)
-        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    model = data_parallel(make_model(job['size'], *test_inputs.shape[1:]), job['variant'])
     optimizer = torch.optim.SGD(model.parameters(), job['learning_rate'], momentum=0.9)
     loss_fn, rates = nn.CrossEntropyLoss(), learning_rates(job)
 

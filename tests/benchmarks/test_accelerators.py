@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.accelerators import page, reading
-from benchmarks.accelerators.programs import MAPPINGS, OPTIMIZERS, SGD
+from benchmarks import hlo as reading
+from benchmarks.accelerators import page
+from benchmarks.accelerators.programs import MAPPINGS
 from benchmarks.accelerators.rows import ROWS, Row
 from benchmarks.accelerators.targets import TARGETS, Unavailable, get_target
+from benchmarks.optimizers import OPTIMIZERS, SGD
 
 HLO = """
 %fused_add (p: f32[512,512]) -> f32[512,512] {
@@ -59,7 +61,7 @@ DENSE = FIGURES | {'temporary': 1_000_000, 'seconds': 2.0}
 )
 def test_what_misses_an_aim_is_named(changes, missed):
     assert page.misses(ROW, FIGURES | changes, DENSE) == missed
-    written = page.page({ROW.dense.key: DENSE, ROW.key: FIGURES | changes})
+    written = page.sections({ROW.dense.key: DENSE, ROW.key: FIGURES | changes})['programs']
     assert f'| {", ".join(missed)} |' in written or not missed
 
 

@@ -1,5 +1,8 @@
 """The benchmark of AdamW under DEF: its optimizer is def_adamw, and its runs can be repeated."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,40 +10,31 @@ import optax
 
 import def_jax
 from benchmarks.adamw import network, text
-from benchmarks.adamw.settings import Setting, chain
+from benchmarks.adamw.settings import Setting, optimizer
 
-ALIAS = Setting(lr=1e-3, b1=0.0, b2=0.995, wd=0.1, steps=10, ratio=4)
-RATES = {'learning_rate': jnp.float32(0.3), 'momentum': jnp.float32(0.8)}
-
-
-def with_rates(state):
-    """The link's state with λ and the outer rates of `def_adamw`, which the benchmark keeps in the state."""
-    link = state[-1]
-    outer = link.extra['outer']._replace(hyperparams=RATES)
-    return (*state[:-1], link._replace(detach=jnp.float32(0.2), extra={**link.extra, 'outer': outer}))
+RUNS = Path(__file__).parents[2] / 'results/benchmarks/adamw.jsonl'
+ALIAS = Setting(lr=1e-3, b1=0.0, b2=0.995, steps=10, ratio=4, detach=0.2, outer_lr=0.3, outer_mu=0.8)
 
 
 def test_the_optimizer_is_def_adamw():
-    hyper = {name: getattr(ALIAS, name) for name in ('lr', 'b1', 'b2', 'wd')}
-    benchmarked = chain(ALIAS, hyper)
     schedule = optax.warmup_cosine_decay_schedule(0.0, ALIAS.lr, 1, ALIAS.steps)
     alias = def_jax.def_adamw(schedule, 4, 'workers', weight_decay=0.1, mask={'b': False, 'w': True})
     params = {'b': jnp.ones(6), 'w': jnp.ones((8, 6))}
     targets = jax.tree.map(lambda x: np.random.default_rng(0).normal(size=(2, 5, *x.shape)), params)
 
-    def train(optimizer, prepare):
+    def train(optimizer):
         def step(carry, target):
             x, state = carry
             point = def_jax.detached_params(x, state)
             updates, after = optimizer.update(jax.tree.map(jnp.subtract, point, target), state, point)
-            return (optax.apply_updates(x, updates), prepare(after)), None
+            return (optax.apply_updates(x, updates), after), None
 
         def worker(targets):
-            return jax.lax.scan(step, (params, prepare(optimizer.init(params))), targets)[0][0]
+            return jax.lax.scan(step, (params, optimizer.init(params)), targets)[0][0]
 
         return jax.jit(jax.vmap(worker, axis_name='workers'))(jax.tree.map(jnp.float32, targets))
 
-    actual, expected = train(benchmarked, with_rates), train(alias, lambda state: state)
+    actual, expected = train(optimizer(ALIAS, ALIAS.lr)), train(alias)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), actual, expected)
     assert not np.allclose(actual['w'], 1.0)
 
@@ -70,3 +64,8 @@ def test_no_file_is_in_two_splits_and_windows_are_repeatable():
     first, second = (text.windows(parts['test'], 4, 32) for _ in range(2))
     assert first.shape == (4, 33)
     np.testing.assert_array_equal(first, second)
+
+
+def test_every_run_names_its_settings():
+    settings = [Setting.of(json.loads(line)) for line in RUNS.read_text().splitlines()]
+    assert len(set(settings)) == len(settings)

@@ -115,7 +115,7 @@ def test_a_small_cluster_is_measured_and_removed(tmp_path):
     if not possible():
         pytest.skip('no root, no iproute2, or no network namespaces')
     process = run(*TINY, f'--output={tmp_path}', stdout=subprocess.PIPE)
-    out, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert not left_behind(process)
     found = json.loads((tmp_path / 'cluster.json').read_text())
@@ -128,7 +128,8 @@ def test_a_small_cluster_is_measured_and_removed(tmp_path):
         assert expected <= variant['tx_bytes'] <= 1.02 * expected + 2000
     assert np.shape(variants['local_def64_m0_alone']['seconds']) == (2, 4)
     assert variants['compute']['hlo']['all_reduces'] == variants['local_def64']['hlo']['all_reduces'] == 0
-    assert 'DEF, ratio 64' in out and '--model=mlp_tiny' in (tmp_path / 'cluster.md').read_text()
+    written = (tmp_path / 'cluster.md').read_text()
+    assert 'DEF, ratio 64' in written and '--model=mlp_tiny' in written
 
 
 @pytest.mark.slow

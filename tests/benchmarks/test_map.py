@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import grid
 from benchmarks.league import perceptron as league
-from benchmarks.map import choice, page, perceptron, plan
+from benchmarks.map import page, perceptron, plan
 
 RESULTS = Path(__file__).parents[2] / 'results' / 'map'
 
@@ -31,20 +32,18 @@ def test_folds_divide_the_training_images():
 
 
 def test_the_grid_grows_until_the_best_has_neighbours():
-    tried = choice.tune(lambda k: np.array([abs(k - 4.0), np.inf if k < 0 else 1.0]), 0)
-    assert sorted(tried) == [-1, 0, 1, 2, 3, 4, 5] and choice.chosen(tried) == 4
+    tried = grid.tune(lambda ks: [[abs(k - 4.0), np.inf if k < 0 else 1.0] for k in ks], 0)
+    assert sorted(tried) == [-1, 0, 1, 2, 3, 4, 5] and grid.chosen(tried) == 4
 
 
 def test_shares_tell_how_certain_a_choice_is():
-    certain = choice.shares({0: np.full(10, 1.0), 1: np.full(10, 2.0)})
-    open_ = choice.shares({0: np.arange(10.0), 1: np.arange(10.0)[::-1] + 0.01})
+    certain = grid.shares({0: np.full(10, 1.0), 1: np.full(10, 2.0)})
+    open_ = grid.shares({0: np.arange(10.0), 1: np.arange(10.0)[::-1] + 0.01})
     assert certain == {0: 1.0, 1: 0.0}
     assert open_[0] == pytest.approx(0.5, abs=0.05) and sum(open_.values()) == 1
 
 
-def test_the_committed_page_follows_from_the_runs():
+def test_the_law_on_the_page_is_that_of_the_runs():
     text = (RESULTS / 'README.md').read_text(encoding='utf-8')
-    cells = page.read(RESULTS / 'runs.jsonl')
-    assert page.written(text, cells) == text
-    found = page.law(cells)
+    found = page.law(page.read(RESULTS / 'runs.jsonl'))
     assert f'{found.slope:.2f} [{found.low:.2f}, {found.high:.2f}] times' in text

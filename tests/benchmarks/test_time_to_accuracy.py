@@ -1,4 +1,4 @@
-"""Accuracy against seconds: what both frameworks share; of the page, see test_pages.py."""
+"""Accuracy against seconds: what both frameworks share; of the page, see test_benchmark_pages.py."""
 
 import numpy as np
 

@@ -118,7 +118,7 @@ def test_the_sentences_of_the_front_page_are_those_of_the_results(front):
     kept, of = (float(cells[ratio, 'ours', name].split()[0]) for ratio, name in (('64', 'DEF'), ('1', 'SGD')))
     assert f"At 1/64 DEF keeps {kept:.1f} of SGD's {of:.1f} %" in text
     page = (ROOT / 'results/benchmarks/time_to_accuracy.md').read_text()
-    ours = r'\| DEF, bytes of ratio 64 in int8, [^|]*momentum \|.*?\| (\d+\.\d+) \((\d+\.\d+) to (\d+\.\d+)\)'
+    ours = r'\| DEF, bytes of ratio 64 in int8, [^|]*momentum \|.*?\| (\d+\.\d+) \[(\d+\.\d+), (\d+\.\d+)\]'
     (fast, *of_fast), (slow, *of_slow) = (map(float, found) for found in re.findall(ours, page))
     assert '{:.1f} [{:.1f}, {:.1f}] times as fast as dense JAX at 1 Gbit/s'.format(fast, *of_fast) in text
     assert '{:.0f} [{:.0f}, {:.0f}] at 100 Mbit/s'.format(slow, *of_slow) in text

@@ -143,7 +143,7 @@ def test_results_are_few_files_with_short_names():
     tracked = subprocess.run(
         ['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True
     ).stdout.splitlines()
-    assert len([path for path in tracked if path.startswith('results/')]) <= 155
+    assert len([path for path in tracked if path.startswith('results/')]) <= 150
     assert max(map(len, tracked), default=0) <= 100
 
 

@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from collections.abc import Set
 from typing import Any
 
 from def_jax.mesh.hlo import collectives
@@ -57,12 +58,13 @@ def hidden(hlo: str) -> list[int]:
     return counts
 
 
-def copies(hlo: str, besides: set[int] = frozenset()) -> dict[str, int]:  # type: ignore[assignment]
-    """The arrays of at least `LARGE` bytes that a program copies in memory: how often, by type and shape.
+def copies(hlo: str, besides: Set[int] = frozenset(), smallest: int = LARGE) -> dict[str, int]:
+    """The arrays of at least `smallest` bytes that a program copies in memory: how often, by type and shape.
 
     Args:
         hlo: of the compiled program.
         besides: numbers of elements that do not count: of messages.
+        smallest: in bytes.
 
     >>> copies('ENTRY %main {\\n  %c = f32[512,1024]{1,0} copy(%x)')
     {'f32[512,1024]': 1}
@@ -75,7 +77,7 @@ def copies(hlo: str, besides: set[int] = frozenset()) -> dict[str, int]:  # type
         found = re.match(r'\s*(ROOT )?\S+ = (\w+)\[([\d,]*)\]\S* copy\(', line)
         if found and (found[1] or not fused):
             elements = math.prod(int(n) for n in found[3].split(',') if n)
-            if elements * _SIZES.get(found[2], 8) >= LARGE and elements not in besides:
+            if elements * _SIZES.get(found[2], 8) >= smallest and elements not in besides:
                 shape = f'{found[2]}[{found[3]}]'
                 counts[shape] = counts.get(shape, 0) + 1
     return counts

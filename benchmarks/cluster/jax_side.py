@@ -1,0 +1,85 @@
+"""What the JAX workers of all jobs share: the start of a process, a worker's arrays, compiled variants."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from def_jax.mesh.hlo import Collective, collectives
+
+__all__ = ['AXIS', 'Variant', 'meet', 'mlp', 'mlp_params', 'on_workers', 'place', 'start']
+
+AXIS = 'workers'
+PyTree = Any
+
+
+def start(job: dict[str, Any]) -> None:
+    """Connects this process to the other workers by gloo."""
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    jax.distributed.initialize(job['address'], job['num_workers'], job['worker'])
+
+
+def on_workers(function: Callable, *, donate: bool = True) -> Any:
+    """A jitted function of all workers, each with its own arrays; it donates its first argument.
+
+    To the program these are copies of one replicated array, which it never compares. Stacked over workers
+    instead, they would be copied into and out of the step.
+    """
+    mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
+    spec = jax.sharding.PartitionSpec()
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+
+def place(tree: PyTree) -> PyTree:
+    """This worker's arrays, as `on_workers` expects them."""
+    mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    (device,) = jax.local_devices()
+
+    def put(x):
+        x = jnp.array(x)  # variants donate their states, so they must not share arrays
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, [jax.device_put(x, device)])
+
+    return jax.tree.map(put, tree)
+
+
+def meet() -> Callable[[], None]:
+    """A barrier: a function that returns when all workers have called it."""
+    total, ones = on_workers(lambda x: lax.psum(x, AXIS), donate=False), place(np.ones(1, np.float32))
+    return lambda: jax.block_until_ready(total(ones))
+
+
+class Variant:
+    """A compiled step (state, batch) -> state, the state that it carries, and what its program sends."""
+
+    def __init__(self, step: Any, state: PyTree, batch: PyTree):
+        self._state, self._batch = state, batch
+        self.program = step.lower(state, batch).compile()
+
+    def __call__(self) -> None:
+        self._state = self.program(self._state, self._batch)
+        jax.block_until_ready(self._state)
+
+    def sent(self) -> list[Collective]:
+        return collectives(self.program.as_text())
+
+
+def mlp_params(key: jax.Array, sizes: Sequence[int]) -> list[dict[str, jax.Array]]:
+    """Weights of variance 2 / inputs, and biases of zero."""
+    pairs = list(itertools.pairwise(sizes))
+    return [
+        {'w': jax.random.normal(k, pair) * (2 / pair[0]) ** 0.5, 'b': jnp.zeros(pair[1])}
+        for k, pair in zip(jax.random.split(key, len(pairs)), pairs, strict=True)
+    ]
+
+
+def mlp(params: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
+    """Layers with ReLU between them; x is [B, inputs]."""
+    for layer in params[:-1]:
+        x = jax.nn.relu(x @ layer['w'] + layer['b'])
+    return x @ params[-1]['w'] + params[-1]['b']

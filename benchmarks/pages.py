@@ -1,0 +1,93 @@
+"""One way to write a page: what programs write stands between marks, and people write the rest.
+
+    python -m benchmarks.pages           # rewrites every page and picture whose records are under results/
+    python -m benchmarks.pages map
+
+A section of a page lies between `<!-- NAME -->` and `<!-- end of NAME -->`.
+"""
+
+import importlib
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from absl import app, flags
+
+from def_jax.tools import markdown
+
+__all__ = ['SUBJECTS', 'commit', 'marked', 'origin', 'write']
+
+# Modules with a function `write` of the folder of their records.
+SUBJECTS = {
+    'league': 'league',
+    'map': 'map',
+    'adamw': 'benchmarks',
+    'cluster': 'benchmarks',
+    'time_to_accuracy': 'benchmarks',
+    'accelerators': 'benchmarks',
+}
+
+
+def write(output: str | Path, sections: Mapping[str, str]) -> None:
+    """Replaces sections of a page; one that is not there yet is made of them alone."""
+    page = Path(output)
+    if page.exists():
+        page.write_text(marked(page.read_text(encoding='utf-8'), sections), encoding='utf-8')
+        return
+    page.parent.mkdir(parents=True, exist_ok=True)
+    empty = '\n\n'.join(f'<!-- {name} --><!-- end of {name} -->' for name in sections)
+    page.write_text(marked(empty, sections) + '\n', encoding='utf-8')
+
+
+def marked(text: str, sections: Mapping[str, str]) -> str:
+    """The text of a page with these sections.
+
+    Raises:
+        ValueError: if the page has no marks of that name.
+    """
+    for name, section in sections.items():
+        text = markdown.replaced(text, f'<!-- {name} -->', f'<!-- end of {name} -->', section.strip())
+    return text
+
+
+def origin(program: str) -> str:
+    """The command that is running, the machine and the commit; without the path of this machine's PyTorch."""
+    shown = [shlex.quote(a) for a in sys.argv[1:] if not a.startswith('--torch_python')]
+    return (
+        f'`{" ".join(["python -m", program, *shown])}`\n\n'
+        f'{jax.default_backend().upper()}: {_device()}, {platform.machine()}; jax {jax.__version__}, Python '
+        f'{platform.python_version()}; commit {commit()}.'
+    )
+
+
+def commit() -> str:
+    """The current commit, and whether anything but results, where benchmarks write, differs from it."""
+    name, changes = (
+        subprocess.run(['git', *command], capture_output=True, text=True).stdout.strip()
+        for command in (['describe', '--always'], ['status', '--porcelain', '--', ':!results'])
+    )
+    return f'{name or "unknown"}{"-dirty" if changes else ""}'
+
+
+def _device() -> str:
+    if jax.default_backend() != 'cpu':
+        return f'{len(jax.devices())} × {jax.devices()[0].device_kind}'
+    information = Path('/proc/cpuinfo')
+    names = re.findall(r'model name\s*: (.*)', information.read_text()) if information.exists() else []
+    return f'{os.cpu_count()} cores of {names[0] if names else platform.processor()}'
+
+
+def main(argv: list[str]) -> None:
+    for name in argv[1:] or SUBJECTS:
+        importlib.import_module(f'benchmarks.{name}.page').write(Path(flags.FLAGS.results, SUBJECTS[name]))
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('results', 'results', 'Folder of the committed records and pages.')
+    app.run(main)
