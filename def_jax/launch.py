@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-__all__ = ['Launcher', 'main']
+__all__ = ['Launcher', 'die_with_parent', 'main']
 
 _ENDED = (0, 2, 3, 4, 5)  # finished, refused, diverged, stopped, copies differ
 _HEALTHY_SECONDS = 60  # after which a death is the first one again
@@ -156,7 +156,7 @@ class Launcher:
                 env=os.environ | place,
                 stdout=out,
                 stderr=out,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
                 process_group=0,  # Ctrl-C reaches this program, which passes it on
             )
         self._born[index] = time.monotonic()
@@ -178,7 +178,8 @@ def _is_stopped(pid: int) -> bool:
         return False
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Arranges for this process to be killed when its parent exits; Linux only."""
     if sys.platform == 'linux':
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

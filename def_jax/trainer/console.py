@@ -19,9 +19,9 @@ _SECONDS_PER_LINE = 30
 def describe(console: rich.console.Console, experiment: Experiment) -> None:
     """Prints devices, workers, parameters and what a step sends compared with dense SGD."""
     config, method, sent = experiment.config, experiment.method, experiment.communication
-    device = experiment.devices[0]
+    device = experiment.workers.devices[0]
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
-    devices = f'{len(experiment.devices)} {kind} device(s)'
+    devices = f'{len(experiment.workers.devices)} {kind} device(s)'
     each = f' of {config.shards_per_worker} devices each' if config.shards_per_worker > 1 else ''
     detach = config.detach if method.detach is None else method.detach
     detach = detach if detach == 'auto' else f'{detach:g}'
@@ -81,7 +81,9 @@ def evaluation_line(measure: Measure, record: dict[str, Any], position: dict[str
 class Progress:
     """A progress bar on a terminal; elsewhere an occasional line, to keep logs short."""
 
-    def __init__(self, console: rich.console.Console, experiment: Experiment, start: int):
+    def __init__(
+        self, console: rich.console.Console, start: int, num_steps: int, num_epochs: float, unit: str
+    ):
         self._console = console
         columns = (
             rich.progress.TextColumn('epoch {task.fields[epoch]}'),
@@ -91,11 +93,10 @@ class Progress:
             rich.progress.TimeRemainingColumn(compact=True),
         )
         self._bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
-        self._steps, self._decimals = experiment.num_steps, _decimals(experiment.num_epochs)
-        self._epochs = f'{experiment.num_epochs:{self._decimals}}'
-        self._unit = experiment.dataset.unit
+        self._steps, self._unit, self._decimals = num_steps, unit, _decimals(num_epochs)
+        self._epochs = f'{num_epochs:{self._decimals}}'
         self._next_line = time.monotonic()
-        self._task = self._bar.add_task('', total=experiment.num_steps, completed=start, epoch='', figures='')
+        self._task = self._bar.add_task('', total=num_steps, completed=start, epoch='', figures='')
 
     def __enter__(self) -> 'Progress':
         self._bar.start()

@@ -4,42 +4,40 @@ The loop of one's own of `def_jax.elastic`, with the task, data, records and che
 which holds JAX's coordination service, writes the run's files.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import rich.console
 from jax import lax
 
 from def_jax import elastic
 from def_jax.error_feedback import detached_params
+from def_jax.mesh.regrouping import num_stacked
 from def_jax.mesh.spmd import Spmd
-from def_jax.trainer import console as console_lib
 from def_jax.trainer import steps
-from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.checkpointing.regrouping import Layout
-from def_jax.trainer.evaluation import EXAMPLES_PER_DEVICE, DivergedError, figures_of
-from def_jax.trainer.experiment import Experiment
+from def_jax.trainer.data.dataset import Split
+from def_jax.trainer.evaluation import DivergedError, check_finite, figures_of
+from def_jax.trainer.experiment import EXAMPLES_PER_DEVICE, Experiment
 from def_jax.trainer.launch import interruption, processes
 from def_jax.trainer.launch.exits import EndedError, LostProcessError
-from def_jax.trainer.launch.interruption import InterruptedRunError
-from def_jax.trainer.metrics import MetricLog
+from def_jax.trainer.state import TrainState
+from def_jax.trainer.tasks.base import Task
 from def_jax.trainer.tasks.gradients import accumulated_value_and_grad
-from def_jax.trainer.window import Window
 from def_jax.trainer.workers import AXIS
 from def_jax.trainer.workers.sharded import shard_spec
 from def_jax.trainer.workers.whole import WholeWorkers
 
 PyTree = Any
 
-__all__ = ['WholeLayout', 'first_state', 'train']
-
+__all__ = ['WholeLayout', 'crew', 'first_state']
 
 _STEP, _STOPS = '_step', '_stops'  # beside the examples of a batch
 
@@ -48,9 +46,8 @@ class WholeLayout(Layout):
     """The layout of a state that one process holds whole, as NumPy arrays."""
 
     def shape_of(self, state: PyTree) -> tuple[int, ...]:
-        shapes: list[tuple[int, ...]] = []
-        self.map(lambda own, leaf: shapes.append(np.shape(leaf)) if own else None, state)
-        return shapes[0][:1] if shapes else self.shape
+        own = self.map(lambda own, leaf: own, state)
+        return (num_stacked(state, own, self.shape[0]),)
 
     def spread(self, state: PyTree) -> PyTree:
         return state
@@ -60,7 +57,7 @@ class WholeLayout(Layout):
         return state
 
 
-def first_state(experiment: Experiment) -> steps.TrainState:
+def first_state(experiment: Experiment) -> TrainState:
     """The state at step 0, as NumPy arrays; computed on one device of this process."""
     workers = WholeWorkers(jax.local_devices()[:1])
     own = jax.device_get(steps.make_init(dataclasses.replace(experiment, workers=workers))())
@@ -74,51 +71,56 @@ class _Statistics(NamedTuple):
     batch_stats: PyTree
 
 
-def train(
+@contextlib.contextmanager
+def crew(
     experiment: Experiment,
-    state: steps.TrainState,
-    log: MetricLog,
-    checkpoints: Checkpoints,
-    console: rich.console.Console,
+    state: TrainState,
+    save: Callable[..., None],
+    note: Callable[[str], None],
     signals: interruption.Watch,
-) -> steps.TrainState:
-    """Trains, evaluates and saves until the run's last step; returns the state after it, as NumPy arrays.
+) -> Iterator['_Crew']:
+    """Within the block, the workers of all processes, for the loop.
 
     Args:
         experiment: the run's, with all workers.
         state: the state to continue from, as NumPy arrays.
-        log: the run's records.
-        checkpoints: made with a `WholeLayout`.
-        console: shows who dies and who comes.
+        save: `save(state, wait=True)` writes a checkpoint that `WholeLayout` describes.
+        note: shows a line about who dies and who comes.
         signals: whether this process is to stop.
 
     Raises:
-        DivergedError, InterruptedRunError: as in `loop`.
         LostProcessError: if too few workers were left, after the state was saved.
     """
-    run = _Run(experiment, state, log, checkpoints, console, signals)
+    made = _Crew(experiment, state, note, signals)
     try:
-        with console_lib.Progress(console, experiment, int(state.step)) as progress:
-            run.train(progress)
-        state = run.state()
+        yield made
     except elastic.TooFewError as error:
-        run.save_rest()
-        run.team.close()
+        made.team.min_workers = 1  # what the few who are left have
+        save(made.state(), wait=True)
+        made.team.close()
         raise LostProcessError(str(error)) from error
     except elastic.GivenUpError as error:
         raise LostProcessError(str(error)) from error
     except EndedError:  # in all processes
-        run.team.close()
+        made.team.close()
         raise
-    run.team.close()
-    return state
+    made.team.close()
 
 
-class _Run:
-    def __init__(self, experiment, state, log, checkpoints, console, signals):
+class _Crew:
+    """Those who live; steps and evaluations are repeated without those who die meanwhile."""
+
+    diagnose = check_replicas = None  # see `rules`
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        state: TrainState,
+        note: Callable[[str], None],
+        signals: interruption.Watch,
+    ):
         config = experiment.config
-        self._experiment, self._log, self._checkpoints, self._signals = experiment, log, checkpoints, signals
-        self._key = state.key
+        self._experiment, self._key, self._stops = experiment, state.key, False
         carry = optax.GradientTransformation(
             lambda params: _Statistics(experiment.abstract_variables['batch_stats']),
             lambda updates, state, params=None: (updates, state),
@@ -136,67 +138,43 @@ class _Run:
             min_workers=config.min_workers,
             patience=config.patience,
             identity=config.to_json(),
-            note=lambda line: console.print(line, highlight=False, soft_wrap=True),
+            note=note,
         )
-        self._batches = _Batches(experiment, signals)
-        self._train, self._sums = _make_train(experiment, state.key), _make_sums(experiment)
-        self._window = Window(experiment, log, int(state.step))
+        self._batches = _Batches(experiment.dataset.train, config, signals)
+        self._train = _make_train(experiment, state.key)
+        self._sums = _make_sums(experiment.task, experiment.method.points)
 
-    def train(self, progress: console_lib.Progress) -> None:
-        experiment, window = self._experiment, self._window
-        while self.team.step < experiment.num_steps:
-            measured, stops = self.team.run(self._train, self._batches)
-            done = self.team.step
-            finite = np.isfinite(measured['loss'])
-            if not finite.all():
-                raise DivergedError(done - 1, int(np.argmin(finite)), float(measured['loss'][~finite][0]))
-            # Of all workers, whose number may change within a record.
-            window.add({name: np.mean(values, keepdims=True) for name, values in measured.items()})
-            evaluates = done % experiment.steps_per_evaluation == 0 or done == experiment.num_steps
-            if evaluates or done % experiment.config.log_every_steps == 0:
-                window.end(done)
-                record = window.report()
-                progress.update(done, record)
-            if evaluates:
-                self._save()
-                record = self._evaluated(done)
-                self._log.write(record | window.position(done))
-                progress.note(console_lib.evaluation_line(experiment.measure, record, window.position(done)))
-                window.restart()
-                self._checkpoints.wait()
-            if stops and done < experiment.num_steps:
-                window.suspend(done)
-                self._save()
-                self._checkpoints.wait()
-                raise InterruptedRunError(self._signals.name or 'a signal to another process', done)
+    @property
+    def step(self) -> int:
+        return self.team.step
 
-    def state(self) -> steps.TrainState:
-        """Whole, as NumPy arrays; every process must call this."""
-        params, (statistics, opt_state) = self.team.fetch()
-        return steps.TrainState(
-            np.int32(self.team.step), self._key, params, statistics.batch_stats, opt_state
-        )
+    def train(self) -> dict[str, np.ndarray]:
+        measured, self._stops = self.team.run(self._train, self._batches)
+        finite = np.isfinite(measured['loss'])
+        if not finite.all():
+            raise DivergedError(self.step - 1, int(np.argmin(finite)), float(measured['loss'][~finite][0]))
+        # Of all workers, whose number may change within a record.
+        return {name: np.mean(values, keepdims=True) for name, values in measured.items()}
 
-    def save_rest(self) -> None:
-        """Saves what the few who are left have."""
-        self.team.min_workers = 1
-        self._save()
-        self._checkpoints.wait()
-
-    def _save(self) -> None:
-        state = self.state()
-        if processes.is_first():
-            self._checkpoints.save(state, self._log.seal())
-
-    def _evaluated(self, step: int) -> dict[str, float]:
-        record: dict[str, float] = {'step': step, 'workers': self.team.num_workers}
+    def evaluate(self) -> dict[str, Any]:
+        record: dict[str, Any] = {'step': self.step, 'workers': self.team.num_workers}
         for split in self._experiment.evaluated:
             for point, total in self._totals(split).items():
-                if not np.isfinite(total['loss']).all():
-                    self._checkpoints.discard()
-                    raise DivergedError(step, None, float(total['loss'].sum()), split)
+                check_finite(self.step, split, total)
                 record |= figures_of(self._experiment.task, split, point, point, total)
         return record
+
+    def state(self) -> TrainState:
+        """Whole, as NumPy arrays; every process must call this."""
+        params, (statistics, opt_state) = self.team.fetch()
+        return TrainState(np.int32(self.step), self._key, params, statistics.batch_stats, opt_state)
+
+    def stops(self, signalled: bool, *, reports: bool) -> bool:
+        del signalled, reports  # all were told with the step
+        return bool(self._stops)
+
+    def sample(self) -> None:
+        return None
 
     def _totals(self, split: str) -> dict[str, dict[str, np.ndarray]]:
         """By point, sums over a split; begun again if a worker dies meanwhile, since it had its share."""
@@ -222,19 +200,19 @@ class _Run:
 class _Batches:
     """The training batches of this process's workers, whose number changes."""
 
-    def __init__(self, experiment: Experiment, signals: interruption.Watch):
-        self._experiment, self._signals = experiment, signals
+    def __init__(self, split: Split, config: Mapping[str, Any], signals: interruption.Watch):
+        self._split, self._config, self._signals = split, config, signals
         self._place: tuple[int, tuple[int, ...], int] | None = None  # of the batch that is next
         self._batches: Iterator[dict[str, np.ndarray]] = iter(())
 
     def __call__(self, step: int, workers: list[int], count: int) -> dict[str, np.ndarray]:
-        config = self._experiment.config
+        config = self._config
         if self._place != (step, tuple(workers), count):  # also if the step is repeated
-            part = config.accumulate * config.shards_per_worker
-            self._batches = self._experiment.dataset.train.train_batches(
-                seed=config.seed,
+            part = config['accumulate'] * config['shards_per_worker']
+            self._batches = self._split.train_batches(
+                seed=config['seed'],
                 first_step=step,
-                batch_size=config.batch_size // (count * part) * count * part,
+                batch_size=config['batch_size'] // (count * part) * count * part,
                 num_workers=count,
                 workers=workers,
             )
@@ -271,21 +249,21 @@ def _make_train(experiment: Experiment, key: PyTree) -> Callable:
     return train
 
 
-def _make_sums(experiment: Experiment) -> Callable:
+def _make_sums(task: Task, points: Collection[str]) -> Callable:
     """By point, the sums of `Task.test_sums` over a test batch, for `Team.look`."""
 
     def worker(params: PyTree, state: PyTree, batch: dict) -> dict[str, jax.Array]:
         batch_stats = lax.pmean(state[0].batch_stats, AXIS)
-        return experiment.task.test_sums({'params': params, 'batch_stats': batch_stats}, batch)
+        return task.test_sums({'params': params, 'batch_stats': batch_stats}, batch)
 
     def sums(dist: Spmd, params: PyTree, opt_state: PyTree, batch: dict) -> dict[str, dict[str, jax.Array]]:
-        points = {'x': params}
-        if 'y' in experiment.method.points:
-            points['y'] = dist.output_params(params, opt_state)
+        variables = {'x': params}
+        if 'y' in points:
+            variables['y'] = dist.output_params(params, opt_state)
         each = dist.map(worker)
         return {
             point: {name: x.sum(axis=0) for name, x in each(values, opt_state, batch).items()}
-            for point, values in points.items()
+            for point, values in variables.items()
         }
 
     return sums

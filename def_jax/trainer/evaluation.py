@@ -1,7 +1,7 @@
 """The metrics of the task at every point of a method: x, y, and each worker's own model."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,9 +14,7 @@ from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 from def_jax.trainer.tasks.base import Task
 
-__all__ = ['EXAMPLES_PER_DEVICE', 'DivergedError', 'batches', 'figures_of', 'make_evaluate']
-
-EXAMPLES_PER_DEVICE = 100
+__all__ = ['DivergedError', 'check_finite', 'figures_of', 'make_evaluate']
 
 
 class DivergedError(EndedError):
@@ -51,7 +49,7 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
     def sums(split: str, point: str, variables: dict) -> dict[str, np.ndarray]:
         """Sums over the split: [] for a shared model, [K] for the workers' own."""
         totals = []
-        for batch in batches(experiment, split, whole=point == 'own'):
+        for batch in experiment.test_batches(split, whole=point == 'own'):
             if point == 'own':
                 total = own_eval_step(variables, {name: x[0] for name, x in batch.items()})
                 totals.append({name: workers.local(x) for name, x in total.items()})
@@ -66,14 +64,13 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
 
     def evaluate(state: steps.TrainState, step: int) -> dict[str, Any]:
         record: dict[str, Any] = {'step': step}
-        points, own = steps.settled(experiment, outputs(state))
+        points, own = workers.settled(outputs(state))
         batch_stats = points['x']['batch_stats']
         points |= {point: {'params': params, 'batch_stats': batch_stats} for point, params in own.items()}
         for point, variables in recalibrated(state, points).items():
             for split in experiment.evaluated:
                 total = sums(split, point, variables)
-                if not np.isfinite(total['loss']).all():
-                    raise DivergedError(step, None, float(total['loss'].sum()), split)
+                check_finite(step, split, total)
                 record |= figures_of(experiment.task, split, point, point, total)
                 if experiment.config.recalibrate_batches:
                     total = sums(split, point, points[point])
@@ -83,11 +80,10 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
     return evaluate
 
 
-def batches(experiment: Experiment, split: str, *, whole: bool = False) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of an evaluation: `whole` for workers that each see all of a batch, else their rows."""
-    workers = experiment.workers
-    examples = EXAMPLES_PER_DEVICE * workers.devices_per_row
-    return experiment.test_batches(split, examples, 1 if whole else len(workers.heads))
+def check_finite(step: int, split: str, total: dict[str, np.ndarray]) -> None:
+    """Raises DivergedError unless the loss over a split is finite."""
+    if not np.isfinite(total['loss']).all():
+        raise DivergedError(step, None, float(total['loss'].sum()), split)
 
 
 def figures_of(
@@ -108,7 +104,7 @@ def _make_recalibrated(experiment: Experiment) -> Callable[[steps.TrainState, di
     The running statistics come from the detached points of past steps; at high ratios, y has moved away from
     those. The new ones are means over the next `recalibrate_batches` training batches.
     """
-    num_batches = experiment.config.recalibrate_batches
+    num_batches, workers = experiment.config.recalibrate_batches, experiment.workers
     if not num_batches:
         return lambda state, points: points
     shared, own = steps.make_batch_statistics(experiment), steps.make_batch_statistics(experiment, own=True)
@@ -116,10 +112,10 @@ def _make_recalibrated(experiment: Experiment) -> Callable[[steps.TrainState, di
     def recalibrated(state: steps.TrainState, points: dict[str, dict]) -> dict[str, dict]:
         totals: dict[str, Any] = {}
         for batch in itertools.islice(experiment.train_batches(int(state.step)), num_batches):
-            placed = experiment.workers.place(batch)
+            placed = workers.place(batch)
             for point, variables in points.items():
                 measure = own if point == 'own' else shared
-                measured = steps.settled(experiment, measure(state, variables['params'], placed))
+                measured = workers.settled(measure(state, variables['params'], placed))
                 total = totals.get(point)
                 totals[point] = measured if total is None else jax.tree.map(jnp.add, total, measured)
         means = {point: jax.tree.map(lambda s: s / num_batches, total) for point, total in totals.items()}

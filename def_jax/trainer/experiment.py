@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,11 +19,13 @@ from def_jax.trainer.configuration.rules import check_config
 from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset, Split
 from def_jax.trainer.measure import Measure
+from def_jax.trainer.state import TrainState, worker_axes
 from def_jax.trainer.tasks.base import Task
 from def_jax.trainer.workers import AXIS, Workers, make_workers
 
-__all__ = ['Communication', 'Experiment', 'build']
+__all__ = ['EXAMPLES_PER_DEVICE', 'Communication', 'Experiment', 'build']
 
+EXAMPLES_PER_DEVICE = 100  # of an evaluation
 _TITLES = {'adamw': 'AdamW', 'lion': 'Lion', 'muon': 'Muon'}
 
 
@@ -84,14 +86,10 @@ class Experiment:
     dataset: Dataset
     task: Task
     schedule: optax.Schedule
-    make_optimizer: Callable[[Any], optax.GradientTransformation]  # from a seed, which may be traced
+    optimizer: optax.GradientTransformation
     workers: Workers
     steps_per_epoch: int
     num_steps: int
-
-    @functools.cached_property
-    def optimizer(self) -> optax.GradientTransformation:
-        return self.make_optimizer(self.config.seed)
 
     @property
     def title(self) -> str:
@@ -125,10 +123,6 @@ class Experiment:
         """How often they are in the whole run: the last step's is one of them."""
         return -(-self.num_steps // self.steps_per_evaluation)
 
-    @property
-    def devices(self) -> list[jax.Device]:
-        return self.workers.devices
-
     def train_batches(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's batches from `first_step` on, with leading axes `workers.local_shape`; endless."""
         virtual, shape = self.config.workers_per_device, self.workers.local_shape
@@ -150,15 +144,18 @@ class Experiment:
             splits['train'] = self.dataset.train.part(0, count)
         return splits
 
-    def test_batches(self, split: str, examples_per_way: int, ways: int) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over a split of `evaluated`, in batches [ways, examples_per_way, ...] with a mask.
+    def test_batches(
+        self, split: str, examples_per_device: int = EXAMPLES_PER_DEVICE, *, whole: bool = False
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over a split of `evaluated`: arrays [rows, examples, ...] of this process, with a mask.
 
-        With one way per row of workers, they are this process's rows of the batches.
+        With `whole`, arrays [1, examples, ...] for workers that each see all of a batch.
         """
+        rows = 1 if whole else len(self.workers.heads)
         return self.evaluated[split].test_batches(
-            batch_size=examples_per_way * ways,
-            num_workers=ways,
-            workers=self.workers.rows if ways == len(self.workers.heads) else None,
+            batch_size=examples_per_device * self.workers.devices_per_row * rows,
+            num_workers=rows,
+            workers=None if whole else self.workers.rows,
         )
 
     @property
@@ -172,11 +169,16 @@ class Experiment:
         return jax.eval_shape(lambda: self.task.init(jax.random.key(0)))
 
     @functools.cached_property
+    def axes(self) -> TrainState:
+        """Which parts of the state are per-worker, see `worker_axes`."""
+        return worker_axes(self.optimizer, self.abstract_variables)
+
+    @functools.cached_property
     def communication(self) -> Communication:
         """What training sends; traces one update, so an optimizer that cannot make one raises."""
         config, params = self.config, self.abstract_variables['params']
         # The averages, every P steps, are counted apart.
-        optimizer = make_optimizer({**config, 'average_every': 0}, config.learning_rate, AXIS, config.seed)
+        optimizer = make_optimizer({**config, 'average_every': 0}, config.learning_rate, AXIS)
         found = traffic(optimizer, self.workers.part(params), AXIS, config.num_workers)
         element = jnp.dtype(config.wire_dtype).itemsize
         always, message, _ = found.sizes(config.every, lambda message: -(-message.bytes // element))
@@ -210,18 +212,14 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         schedule = make_schedule(config, num_steps)
     except ValueError as error:
         raise ValueError(f'config.{error}') from error
-
-    def optimizer(seed: Any) -> optax.GradientTransformation:
-        chain = make_optimizer(config, schedule, workers.axis_name, seed)
-        return hold_skipped(chain) if config.skip_nonfinite else chain
-
+    optimizer = make_optimizer(config, schedule, workers.axis_name)
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
         method=methods.get_method(config.method),
         dataset=dataset,
         task=task,
         schedule=schedule,
-        make_optimizer=optimizer,
+        optimizer=hold_skipped(optimizer) if config.skip_nonfinite else optimizer,
         workers=workers,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,

@@ -2,16 +2,16 @@
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import ml_collections
-import numpy as np
 import rich.console
 
 from def_jax.trainer import console as console_lib
-from def_jax.trainer import elastic, metrics, plots, replica_check, results, steps, task_check
+from def_jax.trainer import elastic, metrics, plots, results, steps
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.checkpointing.regrouping import Layout
@@ -21,9 +21,12 @@ from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import interruption, processes
 from def_jax.trainer.launch.interruption import InterruptedRunError
 from def_jax.trainer.metrics import MetricLog
-from def_jax.trainer.replica_check import ReplicasDifferError
+from def_jax.trainer.state import TrainState
+from def_jax.trainer.tasks import check as task_check
 from def_jax.trainer.tasks.base import GenerativeTask
 from def_jax.trainer.window import Window
+from def_jax.trainer.workers import replicas
+from def_jax.trainer.workers.replicas import ReplicasDifferError
 
 __all__ = ['DivergedError', 'InterruptedRunError', 'ReplicasDifferError', 'train_and_evaluate']
 
@@ -67,7 +70,18 @@ def train_and_evaluate(
         run = _claimed(folder, config)
         lock = workdir.locked(run) if processes.is_first() else contextlib.nullcontext()
         with lock, interruption.watch() as signals:  # until here nothing is lost by stopping at once
-            return _train_and_evaluate(experiment, run, console, signals)
+            layout = (elastic.WholeLayout if config.elastic else Layout).of(experiment)
+            settings, keep = workdir.bound_settings(config), config.keep_checkpoints
+            with Checkpoints(run, keep, layout, settings, alone=config.elastic) as checkpoints:
+                _Run(experiment, run, checkpoints, console, signals).train_and_evaluate()
+            if config.elastic and not processes.is_first():
+                return {}
+            processes.meet('the result is written')
+            result = results.read(run) or {}
+            console_lib.show_result(console, result)
+            files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
+            console.print(f'written to {run}: {files}', highlight=False, soft_wrap=True)
+            return result
 
 
 def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Path:
@@ -82,159 +96,189 @@ def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Pa
     return run
 
 
-def _train_and_evaluate(
-    experiment: Experiment, run: Path, console: rich.console.Console, signals: interruption.Watch
-) -> dict[str, Any]:
-    config = experiment.config
-    layout = (elastic.WholeLayout if config.elastic else Layout).of(experiment)
-    settings = workdir.bound_settings(config)
-    with Checkpoints(run, config.keep_checkpoints, layout, settings, alone=config.elastic) as checkpoints:
-        state = _restored(experiment, run, checkpoints)
-        start = int(state.step)
-        evaluated = experiment.measure.key('x')
-        log = MetricLog(run, start, checkpoints.seal, evaluated=evaluated, writes=processes.is_first())
+class Crew(Protocol):
+    """The workers of a run as the loop uses them, with their state."""
+
+    @property
+    def step(self) -> int:
+        """How many are done."""
+
+    @property
+    def diagnose(self) -> Callable[[], dict[str, Any]] | None:
+        """Measures the quantities of `def_jax.diagnostics` on the next batch; None if that is off."""
+
+    @property
+    def check_replicas(self) -> Callable[[], None] | None:
+        """Raises ReplicasDifferError if copies differ; None if it is off."""
+
+    def train(self) -> dict[str, Any]:
+        """A step; returns each worker's metrics, on the devices."""
+
+    def evaluate(self) -> dict[str, Any]:
+        """A record of the metrics at every point of the method."""
+
+    def state(self) -> TrainState:
+        """What a checkpoint holds."""
+
+    def stops(self, signalled: bool, *, reports: bool) -> bool:
+        """Whether the run ends here because a process of it got a signal; all processes agree."""
+
+    def sample(self) -> str | None:
+        """What the trained model generates, at y if the method has it; None if the task generates nothing."""
+
+
+class _Run:
+    """A run in its folder.
+
+    Raises:
+        ValueError: at construction, if the folder's files do not allow it to go on.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        checkpoints: Checkpoints,
+        console: rich.console.Console,
+        signals: interruption.Watch,
+    ):
+        self._experiment, self._folder, self._checkpoints = experiment, folder, checkpoints
+        self._console, self._signals = console, signals
+        self._evaluated = experiment.measure.key('x')  # a figure that only the record of an evaluation has
+        self._first_state = self._restored()
+        self._start, first = int(self._first_state.step), processes.is_first()
+        self._log = MetricLog(folder, self._start, checkpoints.seal, evaluated=self._evaluated, writes=first)
+
+    def train_and_evaluate(self) -> None:
+        """Trains to the last step; the first process writes the result."""
         try:
             if processes.is_first():
-                workdir.record(run, experiment.config)
-            console_lib.describe(console, experiment)
-            for line in [f'resuming at step {start:,}', *checkpoints.notes] if start else []:
-                console.print(line, highlight=False, soft_wrap=True)
-            run_all = elastic.train if config.elastic else _run
-            state = run_all(experiment, state, log, checkpoints, console, signals)
-            log.seal()
+                workdir.record(self._folder, self._experiment.config)
+            console_lib.describe(self._console, self._experiment)
+            resumed = [f'resuming at step {self._start:,}', *self._checkpoints.notes]
+            for line in resumed if self._start else []:
+                self._say(line)
+            with self._crew() as crew:
+                self._train(crew)
+            self._log.seal()
         except DivergedError as error:
             if processes.is_first():
-                results.write(run, experiment, log, diverged=error)
+                results.write(self._folder, self._experiment, self._log, diverged=error)
             raise
         finally:
-            log.close()
-        sample = _sample(experiment, state)
+            self._log.close()
+        sample = crew.sample()
         if processes.is_first():
-            _conclude(run, experiment, log, start, sample)
-        elif config.elastic:
-            return {}
-    processes.meet('the result is written')
-    result = results.read(run) or {}
-    console_lib.show_result(console, result)
-    files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
-    console.print(f'written to {run}: {files}', highlight=False, soft_wrap=True)
-    return result
+            self._conclude(sample)
 
+    def _restored(self) -> TrainState:
+        """The state to continue from, or a new one."""
+        experiment, folder, config = self._experiment, self._folder, self._experiment.config
+        state = elastic.first_state(experiment) if config.elastic else steps.make_init(experiment)()
+        self._checkpoints.check_room(state)
+        state = self._checkpoints.restore(state)
+        start = int(state.step)
+        # An evaluation's checkpoint is complete before the next evaluation begins.
+        records = metrics.read(folder / 'metrics.jsonl')
+        evaluations = sum(self._evaluated in record for record in records)
+        if not start and evaluations > 1:
+            raise ValueError(
+                f'the checkpoints of {folder} are missing, but it has the records of {evaluations} '
+                'evaluations. Restore the folder checkpoints, or choose another --workdir to start over.'
+            )
+        if start > experiment.num_steps:
+            raise ValueError(
+                f'the latest checkpoint of {folder} is from step {start}, but with config.batch_size='
+                f'{config.batch_size} the run has only {experiment.num_steps} steps. Choose a '
+                'smaller batch, or more --config.num_epochs or --config.num_steps, in another --workdir.'
+            )
+        return state
 
-def _sample(experiment: Experiment, state: steps.TrainState) -> str | None:
-    """What the trained model generates, at y if the method has it; None if the task generates nothing."""
-    if not isinstance(experiment.task, GenerativeTask) or experiment.config.elastic:
-        return None
-    points, _ = steps.settled(experiment, steps.make_outputs(experiment)(state))
-    params = experiment.workers.fetch(points.get('y', points['x'])['params'])
-    return experiment.task.sample(params, jax.random.key(experiment.config.seed))
+    @contextlib.contextmanager
+    def _crew(self) -> Iterator[Crew]:
+        experiment, state = self._experiment, self._first_state
+        if experiment.config.elastic:
+            with elastic.crew(experiment, state, self._save, self._say, self._signals) as crew:
+                yield crew
+        else:
+            batches = experiment.train_batches(self._start)
+            with prefetch.ahead(batches, experiment.workers.place) as placed:
+                yield _Standing(experiment, state, placed)
 
+    def _train(self, crew: Crew) -> None:
+        """Trains, evaluates and saves until the run's last step."""
+        experiment, config, last = self._experiment, self._experiment.config, self._experiment.num_steps
+        window = Window(experiment, self._log, self._start)
 
-def _conclude(
-    run: Path,
-    experiment: Experiment,
-    log: MetricLog,
-    start: int,
-    sample: str | None,
-) -> None:
-    """Writes the result and the plots of a run that has reached its end."""
-    # A run that had already finished keeps its result, which names the machine and commit it ran on.
-    result = results.read(run) if start == experiment.num_steps else None
-    if result is None or result['status'] != 'finished':
-        result = results.write(run, experiment, log, sample=sample)
-    plots.plot_curves(run / 'curves.png', log.records, result['title'], result['answers'], experiment.measure)
-    if experiment.config.diagnostics_every:
-        plots.plot_diagnostics(run / 'diagnostics.png', log.records, result['title'])
+        def is_due(done: int) -> bool:
+            return done % experiment.steps_per_evaluation == 0 or done == last
 
+        length = last, experiment.num_epochs, experiment.dataset.unit
+        with console_lib.Progress(self._console, self._start, *length) as progress:
+            if is_due(self._start) and self._lacks_evaluation():
+                self._evaluate(crew, window, progress)
+            while crew.step < last:
+                if crew.diagnose and crew.step % config.diagnostics_every == 0:
+                    _show(window.report(), progress)  # to keep the records in order
+                    self._log.write(crew.diagnose())
+                measured = crew.train()
+                done = crew.step
+                # Fetch the record of the previous step while the devices compute this one.
+                _show(window.report(), progress)
+                window.add(measured)
+                if crew.check_replicas and (is_due(done) or done % config.check_replicas_every == 0):
+                    crew.check_replicas()
+                if reports := is_due(done) or done % config.log_every_steps == 0:
+                    window.end(done)
+                if is_due(done):
+                    _show(window.report(), progress)
+                    self._save(crew.state())
+                    self._evaluate(crew, window, progress)
+                if done < last and crew.stops(self._signals.name is not None, reports=reports):
+                    _show(window.report(), progress)
+                    window.suspend(done)
+                    self._save(crew.state(), wait=True)
+                    raise InterruptedRunError(self._signals.name or 'a signal to another process', done)
 
-def _restored(experiment: Experiment, run: Path, checkpoints: Checkpoints) -> steps.TrainState:
-    """The state to continue from, or a new one; raises ValueError if the folder's files allow neither."""
-    state = elastic.first_state(experiment) if experiment.config.elastic else steps.make_init(experiment)()
-    checkpoints.check_room(state)
-    state = checkpoints.restore(state)
-    start = int(state.step)
-    # An evaluation's checkpoint is complete before the next evaluation begins.
-    evaluated = experiment.measure.key('x')
-    evaluations = sum(evaluated in record for record in metrics.read(run / 'metrics.jsonl'))
-    if not start and evaluations > 1:
-        raise ValueError(
-            f'the checkpoints of {run} are missing, but it has the records of {evaluations} evaluations. '
-            'Restore the folder checkpoints, or choose another --workdir to start over.'
-        )
-    if start > experiment.num_steps:
-        raise ValueError(
-            f'the latest checkpoint of {run} is from step {start}, but with config.batch_size='
-            f'{experiment.config.batch_size} the run has only {experiment.num_steps} steps. Choose a smaller '
-            'batch, or more --config.num_epochs or --config.num_steps, in another --workdir.'
-        )
-    return state
+    def _lacks_evaluation(self) -> bool:
+        """Whether the state that was restored may still have to be evaluated; all processes agree."""
+        # Those who come and go meet at a step, and cannot evaluate before their first.
+        if not self._start or self._experiment.config.elastic:
+            return False
+        return processes.agree(not self._log.is_evaluated(self._start))
 
-
-def _run(
-    experiment: Experiment,
-    state: steps.TrainState,
-    log: MetricLog,
-    checkpoints: Checkpoints,
-    console: rich.console.Console,
-    signals: interruption.Watch,
-) -> steps.TrainState:
-    """Trains, evaluates and saves until the run's last step; returns the state after it."""
-    config = experiment.config
-    train_step, evaluate = steps.make_train_step(experiment), make_evaluate(experiment)
-    diagnose = steps.make_diagnose(experiment) if config.diagnostics_every else None
-    check_replicas = replica_check.make_check(experiment) if config.check_replicas_every else None
-    start = int(state.step)
-    window = Window(experiment, log, start)
-
-    def is_due(done: int) -> bool:
-        return done % experiment.steps_per_evaluation == 0 or done == experiment.num_steps
-
-    def evaluated(state: steps.TrainState, done: int) -> None:
+    def _evaluate(self, crew: Crew, window: Window, progress: console_lib.Progress) -> None:
         """Records the evaluation of a state that has been saved: one that fails loses no step."""
         try:
-            record = evaluate(state, done)
+            record = crew.evaluate()
         except DivergedError:
-            checkpoints.discard()
+            self._checkpoints.discard()
             raise
-        log.write(record | window.position(done))
-        progress.note(console_lib.evaluation_line(experiment.measure, record, window.position(done)))
+        position = window.position(crew.step)
+        self._log.write(record | position)
+        progress.note(console_lib.evaluation_line(self._experiment.measure, record, position))
         window.restart()
-        checkpoints.wait()
+        self._checkpoints.wait()
 
-    with (
-        prefetch.ahead(experiment.train_batches(start), experiment.workers.place) as batches,
-        console_lib.Progress(console, experiment, start) as progress,
-    ):
-        if start and is_due(start) and processes.agree(not log.is_evaluated(start)):
-            evaluated(state, start)
-        for step, batch in zip(range(start, experiment.num_steps), batches, strict=False):
-            if diagnose and step % config.diagnostics_every == 0:
-                _show(window.report(), progress)  # to keep the records in order
-                log.write(_diagnostics_record(step, *diagnose(state, batch), experiment))
-            state, measured = train_step(state, batch)
-            steps.settled(experiment, measured)
-            # Fetch the record of the previous step while the devices compute this one.
-            _show(window.report(), progress)
-            window.add(measured)
-            done = step + 1
-            evaluation_due = is_due(done)
-            if check_replicas and (evaluation_due or done % config.check_replicas_every == 0):
-                check_replicas(state, done)
-            if record_due := evaluation_due or done % config.log_every_steps == 0:
-                window.end(done)
-            if evaluation_due:
-                _show(window.report(), progress)
-                checkpoints.save(state, log.seal())
-                evaluated(state, done)
-            # Several processes must stop at the same step, so they ask each other when a record is due.
-            meets = done < experiment.num_steps and (record_due or jax.process_count() == 1)
-            if meets and processes.anywhere(signals.name is not None):
-                _show(window.report(), progress)
-                window.suspend(done)
-                checkpoints.save(state, log.seal())
-                checkpoints.wait()
-                raise InterruptedRunError(signals.name or 'a signal to another process', done)
-    return state
+    def _save(self, state: TrainState, *, wait: bool = False) -> None:
+        self._checkpoints.save(state, self._log.seal())
+        if wait:
+            self._checkpoints.wait()
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _conclude(self, sample: str | None) -> None:
+        """Writes the result and the plots of a run that has reached its end."""
+        experiment, folder, records = self._experiment, self._folder, self._log.records
+        # A run that had already finished keeps its result, which names the machine and commit it ran on.
+        result = results.read(folder) if self._start == experiment.num_steps else None
+        if result is None or result['status'] != 'finished':
+            result = results.write(folder, experiment, self._log, sample=sample)
+        title, answers = result['title'], result['answers']
+        plots.plot_curves(folder / 'curves.png', records, title, answers, experiment.measure)
+        if experiment.config.diagnostics_every:
+            plots.plot_diagnostics(folder / 'diagnostics.png', records, title)
 
 
 def _show(record: dict[str, Any] | None, progress: console_lib.Progress) -> None:
@@ -245,9 +289,55 @@ def _show(record: dict[str, Any] | None, progress: console_lib.Progress) -> None
         progress.note(f'up to step {record["step"]:,}: {skipped} step(s) skipped, an update was not finite')
 
 
-def _diagnostics_record(step: int, figures: dict, own: dict, experiment: Experiment) -> dict[str, Any]:
-    record = {name: float(value) for name, value in jax.device_get(figures).items()}
-    for name, value in own.items():
-        every = experiment.workers.gather(value)
-        record |= {name: float(np.mean(every)), f'{name}_std': float(np.std(every))}
-    return {'step': step} | record
+class _Standing:
+    """A crew that is the same from the first step to the last: a step is a program on all devices."""
+
+    def __init__(self, experiment: Experiment, state: TrainState, batches: Iterator[dict]):
+        config = experiment.config
+        self.step = int(state.step)
+        self._experiment, self._state, self._batches = experiment, state, batches
+        self._workers = experiment.workers
+        self._train_step, self._evaluate = steps.make_train_step(experiment), make_evaluate(experiment)
+        self._batch: dict | None = None  # the next, if it has been looked at
+        self.diagnose = self.check_replicas = None
+        if config.diagnostics_every:
+            self._figures, self.diagnose = steps.make_diagnose(experiment), self._diagnose
+        if config.check_replicas_every:
+            check = replicas.make_check(self._workers, experiment.axes)
+            self.check_replicas = lambda: check(self._state, self.step)
+
+    def train(self) -> dict[str, Any]:
+        batch, self._batch = self._next(), None
+        self._state, measured = self._train_step(self._state, batch)
+        self.step += 1
+        return self._workers.settled(measured)
+
+    def evaluate(self) -> dict[str, Any]:
+        return self._evaluate(self._state, self.step)
+
+    def state(self) -> TrainState:
+        return self._state
+
+    def stops(self, signalled: bool, *, reports: bool) -> bool:
+        # Several processes must stop at the same step, so they ask each other when a record is due.
+        return (reports or jax.process_count() == 1) and processes.anywhere(signalled)
+
+    def sample(self) -> str | None:
+        task = self._experiment.task
+        if not isinstance(task, GenerativeTask):
+            return None
+        points, _ = self._workers.settled(steps.make_outputs(self._experiment)(self._state))
+        params = self._workers.fetch(points.get('y', points['x'])['params'])
+        return task.sample(params, jax.random.key(self._experiment.config.seed))
+
+    def _next(self) -> dict:
+        self._batch = next(self._batches) if self._batch is None else self._batch
+        return self._batch
+
+    def _diagnose(self) -> dict[str, Any]:
+        figures, own = self._figures(self._state, self._next())
+        record = {name: float(value) for name, value in jax.device_get(figures).items()}
+        for name, value in own.items():
+            every = self._workers.gather(value)
+            record |= {name: float(every.mean()), f'{name}_std': float(every.std())}
+        return {'step': self.step} | record

@@ -46,7 +46,9 @@ def write(
     model generates, if it generates anything.
     """
     steps_done = diverged.step if diverged else experiment.num_steps
-    measure, sent = experiment.measure, experiment.communication
+    config, measure, sent = experiment.config, experiment.measure, experiment.communication
+    ratio = f' at ratio {config.ratio:g}' if experiment.method.ratio_is_free else ''
+    title = f'{experiment.title}{ratio}: {config.model} on {config.dataset}, {config.num_workers} workers'
     tests = [record for record in log.records if measure.key('x') in record]
     last = tests[-1] if tests else {}
     final = {name: value for name, value in last.items() if name.startswith(_SPLITS)}
@@ -54,7 +56,7 @@ def write(
     last_part = steps_done - min(experiment.steps_per_epoch, experiment.steps_per_evaluation)
     losses = [record['loss'] for record in log.records if 'loss' in record and record['step'] > last_part]
     result = {
-        'title': _title(experiment),
+        'title': title,
         'points': list(experiment.method.points),
         'answers': experiment.answers,
         'measure': measure.to_json(),
@@ -82,8 +84,8 @@ def write(
         'sample': sample,
         'curve': _curve(log, measure),
         'diagnostics': [record for record in log.records if 'variance' in record],
-        'config': json.loads(experiment.config.to_json()),
-        'environment': _environment(experiment.devices),
+        'config': json.loads(config.to_json()),
+        'environment': _environment(experiment.workers.devices),
     }
     write_json(run / 'result.json', result)
     return result
@@ -125,12 +127,6 @@ def _curve(log: MetricLog, measure: Measure) -> list[dict[str, Any]]:
             curve.append(record | {'train_loss': sum(losses) / len(losses) if losses else None})
             losses = []
     return curve
-
-
-def _title(experiment: Experiment) -> str:
-    config = experiment.config
-    ratio = f' at ratio {config.ratio:g}' if experiment.method.ratio_is_free else ''
-    return f'{experiment.title}{ratio}: {config.model} on {config.dataset}, {config.num_workers} workers'
 
 
 def _environment(devices: list[jax.Device]) -> dict[str, Any]:

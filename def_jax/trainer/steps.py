@@ -4,21 +4,21 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import custom_batching, lax
+from jax import lax
 
 from def_jax import diagnostics
 from def_jax.beyond.skipping import step_taken
 from def_jax.error_feedback import detached_params, output_params
-from def_jax.mesh.collectives import pmean, psum
-from def_jax.mesh.ownership import own_leaves
+from def_jax.mesh.collectives import AxisName, pmean, psum
 from def_jax.trainer.experiment import Experiment
+from def_jax.trainer.state import TrainState
+from def_jax.trainer.tasks.base import Task
 from def_jax.trainer.tasks.gradients import accumulated_value_and_grad
-from def_jax.trainer.workers import AXIS
+from def_jax.trainer.workers import AXIS, Workers
 
 __all__ = [
     'TrainState',
@@ -29,28 +29,9 @@ __all__ = [
     'make_outputs',
     'make_own_eval_step',
     'make_train_step',
-    'settled',
-    'worker_axes',
 ]
 
 PyTree = Any
-
-
-@flax.struct.dataclass
-class TrainState:
-    """Everything that a run carries from step to step.
-
-    Values that are the same on all workers are stored once: the step, the key, the parameters, and the
-    optimizer's step and key. Values that differ have a leading axis of K workers, or axes [devices, virtual
-    workers]: BatchNorm's statistics, the momentum, the residual. If a worker is several devices, its matrices
-    and their moments are divided among these.
-    """
-
-    step: PyTree  # int32 []
-    key: PyTree  # uint32 [2], for augmentation
-    params: PyTree  # x
-    batch_stats: PyTree  # [K, ...]
-    opt_state: PyTree  # [K, ...] where it differs between workers
 
 
 def make_init(experiment: Experiment) -> Callable[[], TrainState]:
@@ -64,10 +45,10 @@ def make_init(experiment: Experiment) -> Callable[[], TrainState]:
             key=jax.random.key_data(augment_key),
             params=variables['params'],
             batch_stats=variables['batch_stats'],
-            opt_state=experiment.make_optimizer(seed).init(variables['params']),
+            opt_state=experiment.optimizer.init(variables['params']),
         )
 
-    initialise = experiment.workers.map(init, in_axes=(None,), out_axes=worker_axes(experiment))
+    initialise = experiment.workers.map(init, in_axes=(None,), out_axes=experiment.axes)
     return functools.partial(initialise, np.uint32(experiment.config.seed))
 
 
@@ -78,17 +59,16 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     loss and those of the task at the detached point, float32 [K], and with `skip_nonfinite` also taken, bool
     [K], False if all workers skipped the step. With virtual workers, [K] becomes [devices, virtual workers].
     """
-    detaches, axes = experiment.method.kind == 'error_feedback', worker_axes(experiment)
+    detaches, axes = experiment.method.kind == 'error_feedback', experiment.axes
     skips, workers = experiment.config.skip_nonfinite, experiment.workers
     optimizer = optax.with_extra_args_support(experiment.optimizer)
 
-    value_and_grad = _one_worker(_value_and_grad(experiment), experiment)
+    value_and_grad = _value_and_grad(experiment.task, workers, experiment.config.accumulate)
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         point = detached_params(state.params, state.opt_state) if detaches else state.params
-        (loss, (figures, batch_stats)), grads = value_and_grad(
-            point, state.batch_stats, batch, _step_key(experiment, state)
-        )
+        key = _step_key(state, workers.axis_name)
+        (loss, (figures, batch_stats)), grads = value_and_grad(point, state.batch_stats, batch, key)
         grads = workers.lay_out(grads)
         if skips:  # a non-finite loss may have a finite gradient
             grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
@@ -113,18 +93,19 @@ def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[
     own, `detach_optimum_own`, float32 [K]. Gradients are taken at x, on the batch.
     """
 
-    value_and_grad = _one_worker(_value_and_grad(experiment), experiment)
+    workers, axis_name = experiment.workers, experiment.workers.axis_name
+    value_and_grad = _value_and_grad(experiment.task, workers, experiment.config.accumulate)
 
     def diagnose(state: TrainState, batch: dict) -> tuple[dict, dict]:
-        _, grads = value_and_grad(state.params, state.batch_stats, batch, _step_key(experiment, state))
-        figures = diagnostics.gradient_statistics(grads, experiment.workers.axis_name)
+        _, grads = value_and_grad(state.params, state.batch_stats, batch, _step_key(state, axis_name))
+        figures = diagnostics.gradient_statistics(grads, axis_name)
         own = {}
         if experiment.method.kind == 'error_feedback':
-            figures |= diagnostics.error_statistics(state.opt_state, experiment.workers.axis_name)
+            figures |= diagnostics.error_statistics(state.opt_state, axis_name)
             own['detach_optimum_own'] = figures.pop('detach_optimum_own')
         return figures, own
 
-    return experiment.workers.map(diagnose, in_axes=(worker_axes(experiment), 0), out_axes=(None, 0))
+    return workers.map(diagnose, in_axes=(experiment.axes, 0), out_axes=(None, 0))
 
 
 def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, dict]]:
@@ -146,7 +127,7 @@ def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, d
         batch_stats = pmean(state.batch_stats, experiment.workers.axis_name)
         return {point: {'params': p, 'batch_stats': batch_stats} for point, p in params.items()}, own
 
-    return experiment.workers.map(outputs, in_axes=(worker_axes(experiment),), out_axes=(None, 0))
+    return experiment.workers.map(outputs, in_axes=(experiment.axes,), out_axes=(None, 0))
 
 
 def make_batch_statistics(
@@ -158,20 +139,25 @@ def make_batch_statistics(
     averaged over workers. With `own`, the parameters have the worker axis.
     """
 
-    loss = _one_worker(experiment.task.loss, experiment)
+    task, workers = experiment.task, experiment.workers
 
-    def statistics(state: TrainState, params: PyTree, batch: dict) -> PyTree:
+    def measured(params: PyTree, batch_stats: PyTree, batch: dict, key: jax.Array) -> PyTree:
         def updated(running: PyTree) -> PyTree:
-            return loss(params, running, batch, _step_key(experiment, state))[1][1]
+            return task.loss(params, running, batch, key)[1][1]
 
         # running statistics become m·running + (1 - m)·measured; the derivative is m, whatever the model's is
-        nothing, one = (jax.tree.map(make, state.batch_stats) for make in (jnp.zeros_like, jnp.ones_like))
+        nothing, one = (jax.tree.map(make, batch_stats) for make in (jnp.zeros_like, jnp.ones_like))
         decayed, momentum = jax.jvp(updated, (nothing,), (one,))
-        measured = jax.tree.map(lambda s, m: s / (1 - m), decayed, momentum)
-        return pmean(measured, experiment.workers.axis_name)
+        return jax.tree.map(lambda s, m: s / (1 - m), decayed, momentum)
 
-    in_axes = (worker_axes(experiment), 0 if own else None, 0)
-    return experiment.workers.map(statistics, in_axes=in_axes, out_axes=None)
+    of_worker = workers.one_worker(measured)
+
+    def statistics(state: TrainState, params: PyTree, batch: dict) -> PyTree:
+        key = _step_key(state, workers.axis_name)
+        return pmean(of_worker(params, state.batch_stats, batch, key), workers.axis_name)
+
+    in_axes = (experiment.axes, 0 if own else None, 0)
+    return workers.map(statistics, in_axes=in_axes, out_axes=None)
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
@@ -193,72 +179,16 @@ def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     The batch has arrays [b, ...]; the sums are float32 [K].
     """
     axes = {'params': 0, 'batch_stats': None}
-    test_sums = _one_worker(experiment.task.test_sums, experiment)
+    test_sums = experiment.workers.one_worker(experiment.task.test_sums)
     return experiment.workers.map(test_sums, in_axes=(axes, None), out_axes=0)
 
 
-def _one_worker(function: Callable, experiment: Experiment) -> Callable:
-    """A function of one worker, without collectives, as the configuration runs it for virtual workers.
-
-    `vmap` makes their convolutions grouped ones, which are slow. In sequence, each worker's convolutions stay
-    ordinary, and only the update, which has the collective, is mapped.
-    """
-    if not experiment.config.sequential_workers:
-        return function
-    # On CPUs, XLA compiles convolutions inside a loop to slow code.
-    unroll = experiment.devices[0].platform == 'cpu'
-
-    @custom_batching.custom_vmap
-    def one_worker(*args):
-        return function(*args)
-
-    @one_worker.def_vmap
-    def in_sequence(axis_size, in_batched, *args):
-        leaves, structure = jax.tree.flatten(args)
-        batched = jax.tree.leaves(in_batched)
-
-        def step(carry, rows):
-            rows = iter(rows)
-            own = [next(rows) if b else leaf for leaf, b in zip(leaves, batched, strict=True)]
-            return carry, function(*jax.tree.unflatten(structure, own))
-
-        rows = [leaf for leaf, b in zip(leaves, batched, strict=True) if b]
-        _, outputs = lax.scan(step, None, rows, length=axis_size, unroll=unroll)
-        return outputs, jax.tree.map(lambda _: True, outputs)
-
-    return one_worker
+def _value_and_grad(task: Task, workers: Workers, accumulate: int) -> Callable:
+    gradient = accumulated_value_and_grad(task.loss, accumulate, workers.lay_out_examples)
+    return workers.one_worker(gradient)
 
 
-def _value_and_grad(experiment: Experiment) -> Callable:
-    lay_out = experiment.workers.lay_out_examples
-    return accumulated_value_and_grad(experiment.task.loss, experiment.config.accumulate, lay_out)
-
-
-def _step_key(experiment: Experiment, state: TrainState) -> jax.Array:
+def _step_key(state: TrainState, axis_name: AxisName) -> jax.Array:
     """A key for this step and worker."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    return jax.random.fold_in(key, lax.axis_index(experiment.workers.axis_name))
-
-
-def worker_axes(experiment: Experiment) -> TrainState:
-    """The worker axis of each part of a TrainState, 0 or None: in_axes and out_axes of every step.
-
-    A single value stands for a whole tree like the parameters. With several processes pmap hashes the axes,
-    so they contain no dict: one that holds anything per-worker is per-worker as a whole.
-    """
-    own = own_leaves(experiment.optimizer, experiment.abstract_variables['params'])
-
-    def axis(node: PyTree) -> int | None:
-        return 0 if any(jax.tree.leaves(node)) else None
-
-    opt_axes = jax.tree.map(axis, own, is_leaf=lambda node: isinstance(node, (bool, dict)))
-    stats_axis = axis(jax.tree.map(lambda _: True, experiment.abstract_variables['batch_stats']))
-    return TrainState(step=None, key=None, params=None, batch_stats=stats_axis, opt_state=opt_axes)
-
-
-def settled(experiment: Experiment, outputs: PyTree) -> PyTree:
-    """The outputs of a step; on fake devices, blocks until they are ready.
-
-    Collectives of fake devices that run ahead can starve each other on few cores.
-    """
-    return jax.block_until_ready(outputs) if experiment.config.fake_devices else outputs
+    return jax.random.fold_in(key, lax.axis_index(axis_name))

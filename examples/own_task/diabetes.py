@@ -9,7 +9,7 @@ import numpy as np
 import sklearn.datasets
 
 from def_jax.trainer.data.dataset import Dataset
-from def_jax.trainer.data.in_memory import Split
+from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.tasks.base import Metric, Task
 
 
@@ -58,7 +58,7 @@ def diabetes(test_share: float = 0.2) -> Dataset:
     order = np.random.default_rng(0).permutation(len(target))
     features = features[order] / features.std(axis=0)
     target = (target[order] - target.mean()) / target.std()
-    data = Split({'features': features.astype(np.float32), 'target': target.astype(np.float32)})
+    data = Arrays({'features': features.astype(np.float32), 'target': target.astype(np.float32)})
     first = round(len(data) * (1 - test_share))
     return Dataset(train=data.part(0, first), test=data.part(first, len(data)), unit='patients')
 

@@ -11,7 +11,7 @@ import sklearn.metrics
 import training_fixtures as fixtures
 
 from configs.tables import tables as table_files
-from def_jax.trainer import experiment, loop, metrics, programs, steps
+from def_jax.trainer import communication, experiment, loop, metrics
 from examples.own_task import config as own_config
 from paper import report, sweep
 
@@ -75,7 +75,7 @@ def test_killed_and_resumed_it_ends_bit_for_bit_where_it_would_have(tmp_path):
     fixtures.assert_same_bits(*map(fixtures.shards, states))
     del resumed['metrics']['seconds'], expected['metrics']['seconds']
     assert resumed['metrics'] == expected['metrics']
-    hash(steps.worker_axes(built))  # as pmap does with several processes
+    hash(built.axes)  # as pmap does with several processes
 
 
 def test_it_goes_on_with_half_the_workers(tmp_path):
@@ -89,7 +89,7 @@ def test_it_goes_on_with_half_the_workers(tmp_path):
 
 def test_a_step_sends_the_message_and_nothing_else():
     built = experiment.build(config_of(**ADAMW))
-    train_step, output, sums = programs.programs(built)
+    train_step, output, sums = communication.programs(built)
     sent = built.communication
     assert [collective.elements for collective in train_step.collectives] == [sent.message_size]
     assert (output.name, output.elements) == ('y', sent.num_params)

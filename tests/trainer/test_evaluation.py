@@ -145,12 +145,14 @@ def test_both_output_points_are_the_same_on_all_devices(recorded, step):
 # --- Recalibration ---
 
 
-@pytest.mark.parametrize('num_batches', [3])
+@pytest.mark.parametrize(
+    ('num_batches', 'virtual'), [(3, {}), (1, {'workers_per_device': 4, 'sequential_workers': True})]
+)
 def test_statistics_are_recalibrated_at_each_point(
-    recorded, random_state, data_dir, num_batches, monkeypatch
+    recorded, random_state, data_dir, num_batches, virtual, monkeypatch
 ):
     monkeypatch.setattr(layers, 'STATISTICS_MOMENTUM', 0.99)  # whatever the model's is
-    config = fixtures.tiny_config(data_dir, recalibrate_batches=num_batches, workers_per_device=1)
+    config = fixtures.tiny_config(data_dir, recalibrate_batches=num_batches, **virtual)
     run = experiment.build(config)
     record = loop.make_evaluate(run)(fixtures.placed(random_state, run), 20)
     for point, params in points_of(random_state).items():
@@ -166,9 +168,10 @@ def measured_statistics(run, state, params, num_batches):
     """Each worker's mean and variance of what enters the one BatchNorm, averaged over workers and batches."""
     found = []
     for batch, _ in zip(run.train_batches(int(state.step)), range(num_batches), strict=False):
+        images_of = batch['image'].reshape(run.config.num_workers, -1, *batch['image'].shape[-3:])
         for worker in range(run.config.num_workers):
             key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-            images = augmentation.augment(jax.random.fold_in(key, worker), batch['image'][worker], DATASET)
+            images = augmentation.augment(jax.random.fold_in(key, worker), images_of[worker], DATASET)
             maps = jax.lax.conv_general_dilated(
                 images,
                 params['Conv_0']['kernel'],

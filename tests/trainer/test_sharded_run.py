@@ -14,8 +14,9 @@ from jax.sharding import AxisType
 from test_language_run import tiny_config
 
 import def_jax
-from def_jax.trainer import evaluation, experiment, loop, programs, replica_check, steps
+from def_jax.trainer import communication, experiment, loop, steps
 from def_jax.trainer.data import order
+from def_jax.trainer.workers import replicas
 from def_jax.trainer.workers.sharded import shard_spec
 
 
@@ -62,7 +63,7 @@ def test_the_trajectory_is_that_of_whole_workers(data_dir):
     assert kernel.addressable_shards[0].data.shape == (8, 16) and kernel.shape == (8, 32)
     residual = fixtures.residual(state)['block_0']['mlp_input']['kernel']
     assert residual.addressable_shards[0].data.shape == (1, 8, 16) and residual.shape == (2, 8, 32)
-    assert len(run.devices) == 4
+    assert len(run.workers.devices) == 4
 
 
 @pytest.mark.slow
@@ -70,7 +71,7 @@ def test_a_single_worker_is_evaluated(data_dir):
     """XLA cannot reduce over one worker of several devices: there is nothing to reduce."""
     run, state, _ = trained(sharded(data_dir, num_workers=1, batch_size=4, method='def'), 1)
     points, _ = steps.make_outputs(run)(state)
-    batch = run.workers.place(next(iter(evaluation.batches(run, 'test'))))
+    batch = run.workers.place(next(run.test_batches('test')))
     sums = steps.make_eval_step(run)(points['y'], batch)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(jax.device_get(sums)))
 
@@ -79,7 +80,7 @@ def test_a_single_worker_is_evaluated(data_dir):
 def test_blocks_are_those_of_a_loop_over_the_library(data_dir):
     run, state, losses = trained(sharded(data_dir, ratio=4, detach='auto'))
     params = steps.make_init(run)().params
-    mesh = jax.make_mesh((2, 2), ('workers', 'shard'), (AxisType.Auto,) * 2, devices=run.devices)
+    mesh = jax.make_mesh((2, 2), ('workers', 'shard'), (AxisType.Auto,) * 2, devices=run.workers.devices)
     dist = def_jax.spmd(run.optimizer, mesh, jax.tree.map(lambda x: shard_spec(x.shape, 2), params))
 
     def loss_fn(params, batch):
@@ -215,7 +216,7 @@ def flat(x):
 def test_a_device_that_differs_is_found(data_dir, leaf):
     """A kernel is sharded inside each worker, a scale lies whole on each device."""
     run, state, _ = trained(sharded(data_dir, num_workers=4, batch_size=8), 1)
-    check = replica_check.make_check(run)
+    check = replicas.make_check(run.workers, run.axes)
     check(state, 1)
 
     def corrupted(path, x):
@@ -243,7 +244,7 @@ def test_between_workers_goes_the_message_and_nothing_else(data_dir, full_optimi
     run = experiment.build(sharded(data_dir, num_workers=2, ratio=4, outer='', outer_options={}))
     state = jax.eval_shape(steps.make_init(run))
     sent = run.communication
-    train_step, outputs, test_sums = programs.programs(run)
+    train_step, outputs, test_sums = communication.programs(run)
     assert [c.operation for c in train_step.collectives] == ['all-reduce']
     assert 2 * train_step.elements == sent.message_size  # of the two devices of a worker
     params = jax.tree.leaves(run.workers.part(state.params))
@@ -260,4 +261,4 @@ def test_between_workers_goes_the_message_and_nothing_else(data_dir, full_optimi
 def test_dense_gradients_are_sent_by_shards(data_dir, full_optimization):
     run = experiment.build(sharded(data_dir, num_workers=2, method='sgd', outer=''))
     sent = run.communication
-    assert 2 * next(programs.programs(run)).elements == sent.message_size >= sent.num_params
+    assert 2 * next(communication.programs(run)).elements == sent.message_size >= sent.num_params

@@ -34,7 +34,7 @@ from def_jax.trainer.checkpointing.workdir import describe_differences, sync
 from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import LostProcessError
 from def_jax.trainer.metrics import Seal
-from def_jax.trainer.steps import TrainState
+from def_jax.trainer.state import TrainState
 
 __all__ = ['Checkpoints']
 
@@ -96,6 +96,8 @@ class Checkpoints:
         It is saved once `wait` or `close` returns, or when the next save starts. Raises ValueError if this or
         the previous checkpoint cannot be written; earlier ones are kept.
         """
+        if self._alone and not processes.is_first():
+            return
         step, state = int(state.step), self._layout.spread(state)
         content = {
             'step': step,

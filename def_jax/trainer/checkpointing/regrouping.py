@@ -13,10 +13,9 @@ from typing import Any
 import jax
 
 from def_jax.mesh.regrouping import regroup
-from def_jax.trainer import steps
 from def_jax.trainer.experiment import Experiment
-from def_jax.trainer.workers import Workers
-from def_jax.trainer.workers.base import map_prefix
+from def_jax.trainer.state import TrainState
+from def_jax.trainer.workers.base import Workers, map_prefix, owns
 
 __all__ = ['Layout', 'describe', 'regrouped']
 
@@ -28,12 +27,12 @@ class Layout:
     """How the workers of a run are arranged in its state."""
 
     workers: Workers
-    axes: steps.TrainState  # 0 for per-worker arrays, None for shared ones
+    axes: TrainState  # 0 for per-worker arrays, None for shared ones
     batch_size: int
 
     @classmethod
     def of(cls, experiment: Experiment) -> 'Layout':
-        return cls(experiment.workers, steps.worker_axes(experiment), experiment.config.batch_size)
+        return cls(experiment.workers, experiment.axes, experiment.config.batch_size)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,8 +76,7 @@ def regrouped(state: PyTree, workers: tuple[int, ...], layout: Layout) -> PyTree
 
     If the number of workers is unchanged, only the leading axes differ.
     """
-    own = jax.tree.map(lambda axis: axis == 0, layout.axes, is_leaf=lambda node: node is None or node == 0)
-    return regroup(state, own, workers, layout.shape)
+    return regroup(state, owns(layout.axes), workers, layout.shape)
 
 
 def describe(workers: tuple[int, ...], batch_size: int, layout: Layout, shards: int = 1) -> list[str]:

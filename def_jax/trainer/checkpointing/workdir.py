@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from def_jax.trainer.configuration.defaults import KEYS
+from def_jax.trainer.configuration.defaults import KEYS, get_defaults
 
 __all__ = [
     'InUseError',
@@ -115,8 +115,19 @@ def bound_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def describe_differences(theirs: dict[str, Any], ours: dict[str, Any], free: Collection[str] = ()) -> str:
     """Which settings differ, and how; an empty string if none do."""
+    theirs = _todays(theirs, ours)
     keys = sorted(k for k in ours.keys() | theirs.keys() if k not in free and ours.get(k) != theirs.get(k))
     return ', '.join(f'{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here' for key in keys)
+
+
+def _todays(settings: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """The settings with today's keys, if version 0.2 wrote them: `auto_detach` is a value of `detach` now."""
+    if 'auto_detach' not in settings:
+        return settings
+    defaults = _settings(get_defaults())  # of keys that came later
+    kept = {name: value for name, value in settings.items() if name != 'auto_detach'}
+    detach = {'detach': 'auto'} if settings['auto_detach'] else {}
+    return {name: defaults[name] for name in ours} | kept | detach
 
 
 def _free_keys(theirs: dict[str, Any], ours: dict[str, Any], *, other_workers: bool) -> set[str]:

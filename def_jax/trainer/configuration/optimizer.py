@@ -20,7 +20,9 @@ __all__ = ['find_optimizer', 'find_outer', 'find_schedule', 'make_optimizer', 'm
 
 def find_optimizer(config: Mapping[str, Any]) -> Factory:
     """The factory of the optimizer; ValueError if there is none or a key has no effect on it."""
-    keys = {'momentum': 0.9} if config['optimizer'] == 'sgd' else {'momentum': 0.9, 'weight_decay': 0}
+    keys = {'momentum': KEYS['momentum'].default}
+    if config['optimizer'] != 'sgd':
+        keys['weight_decay'] = 0
     return find('optimizer', config, OPTIMIZERS, required=['learning_rate'], keys=keys)
 
 
@@ -43,7 +45,8 @@ def find_outer(config: Mapping[str, Any]) -> Factory | None:
 
 def find_schedule(config: Mapping[str, Any]) -> Factory:
     """The factory of the schedule; ValueError if there is none or a key has no effect on it."""
-    required, keys = ['learning_rate', 'num_steps'], {'learning_rate_drops': (0.5, 0.75)}
+    required, name = ['learning_rate', 'num_steps'], 'learning_rate_drops'
+    keys = {name: KEYS[name].default}
     return find('schedule', config, SCHEDULES, required=required, keys=keys)
 
 
@@ -70,16 +73,13 @@ def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: Mapping[str, Any], learning_rate: optax.ScalarOrSchedule, axis_name: AxisName, seed: Any
+    config: Mapping[str, Any], learning_rate: optax.ScalarOrSchedule, axis_name: AxisName
 ) -> optax.GradientTransformation:
     """The configured optimizer and the communication of the configured method.
 
     Weight decay is taken where the gradient is, since the train step passes the detached point as `params`:
     for `sgd` it is the gradient of the L2 penalty, Algorithm 1, line 6; all others get `weight_decay` as an
     argument, which in optax means decay by η · weight_decay apart from the gradient.
-
-    `seed` selects the blocks. A traced seed is not compiled in, so runs that differ only in the seed share
-    their compiled programs.
 
     Raises:
         ValueError: if the library or the optimizer rejects a key.
@@ -100,7 +100,7 @@ def make_optimizer(
     )
     compressor = method.compressor(**sent)
     try:
-        return method.optimizer(local, shared, axis_name, compressor, seed=seed, **options)
+        return method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **options)
     except (TypeError, AttributeError) as error:  # the library tries the outer optimizer
         raise ValueError(
             f'{outer} with {dict(config["outer_options"])} cannot make an update: {said(error)}'

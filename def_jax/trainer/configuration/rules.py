@@ -50,7 +50,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     try:
         for find in (find_task, find_dataset, find_model, find_schedule):
             find(config)
-        make_optimizer(config, config.learning_rate, 'workers', config.seed)
+        make_optimizer(config, config.learning_rate, 'workers')
         if jnp.dtype(config.wire_dtype) == jnp.int8:
             check_levels(config.num_workers)
         check_batch_size(config.batch_size, config.num_workers)

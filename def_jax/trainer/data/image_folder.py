@@ -107,7 +107,7 @@ def _dataset(
     )
 
 
-def _read(builder: Any, split: str, size: int) -> in_memory.Split:
+def _read(builder: Any, split: str, size: int) -> in_memory.Arrays:
     """One split in a fixed order."""
     import tensorflow as tf
 
@@ -122,7 +122,7 @@ def _read(builder: Any, split: str, size: int) -> in_memory.Split:
     examples = list(in_memory.import_tfds().as_numpy(data))
     examples.sort(key=lambda example: (example['label'], example.get('image/filename', b'')))
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(examples))
-    return in_memory.Split(
+    return in_memory.Arrays(
         {
             'image': np.stack([examples[i]['image'] for i in order]),
             'label': np.array([examples[i]['label'] for i in order], np.int32),

@@ -12,11 +12,11 @@ from def_jax.checks import look_up
 from def_jax.trainer.data.catalogue import DATASETS, DatasetSpec
 from def_jax.trainer.data.order import Readable
 
-__all__ = ['Split', 'import_tfds', 'load_dataset', 'prepared_builder']
+__all__ = ['Arrays', 'import_tfds', 'load_dataset', 'prepared_builder']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Split(Readable):
+class Arrays(Readable):
     """The examples of one split, in a fixed order.
 
     Attributes:
@@ -26,7 +26,7 @@ class Split(Readable):
     Raises:
         ValueError: at construction, if the arrays differ in length, there are none, or one is called `mask`.
 
-    >>> split = Split({'input': np.zeros((6, 3)), 'target': np.arange(6)})
+    >>> split = Arrays({'input': np.zeros((6, 3)), 'target': np.arange(6)})
     >>> len(split), split.part(2, 4).arrays['target'].tolist()
     (6, [2, 3])
     >>> batches = split.train_batches(seed=0, first_step=0, batch_size=4, num_workers=2)
@@ -49,9 +49,9 @@ class Split(Readable):
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
-    def part(self, start: int, stop: int) -> 'Split':
+    def part(self, start: int, stop: int) -> 'Arrays':
         """The examples at positions `start` to `stop` - 1."""
-        return Split({name: array[start:stop] for name, array in self.arrays.items()})
+        return Arrays({name: array[start:stop] for name, array in self.arrays.items()})
 
     def take(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at these positions, int64 [...]."""
@@ -60,7 +60,7 @@ class Split(Readable):
 
 def load_dataset(
     dataset: DatasetSpec | str, data_dir: str | os.PathLike[str] | None = None
-) -> tuple[Split, Split]:
+) -> tuple[Arrays, Arrays]:
     """Reads a data set into memory through TFDS, downloading and preparing it if necessary.
 
     `digits` comes with scikit-learn and needs no network. The order of examples is always the same.
@@ -79,10 +79,10 @@ def load_dataset(
     builder = prepared_builder(spec.name, data_dir)
     _check_builder(builder, spec)
 
-    def read(split: str) -> Split:
+    def read(split: str) -> Arrays:
         # batch_size=-1 makes the whole split one batch.
         data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
-        return Split({'image': data['image'], 'label': data['label'].astype(np.int32)})
+        return Arrays({'image': data['image'], 'label': data['label'].astype(np.int32)})
 
     return read('train'), read('test')
 

@@ -1,16 +1,12 @@
-"""Prepares batches and places them on the devices while these are busy with earlier steps."""
+"""Prepares batches while the devices are busy with earlier steps."""
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-__all__ = ['ahead', 'make_place']
+__all__ = ['ahead']
 
 
 @contextlib.contextmanager
@@ -48,16 +44,3 @@ def ahead(batches: Iterator[Any], place: Callable[[Any], Any], depth: int = 2) -
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def make_place(devices: Sequence[jax.Device], axis_name: str) -> Callable[[Any], Any]:
-    """Returns a function that places a batch as pmap over `devices` expects it, leading axis over devices.
-
-    With several processes, each passes its own rows.
-
-    >>> place = make_place(jax.devices()[:1], 'workers')
-    >>> place({'label': np.zeros((1, 3))})['label'].shape
-    (1, 3)
-    """
-    sharding = NamedSharding(Mesh(np.array(devices), (axis_name,)), PartitionSpec(axis_name))
-    return lambda batch: jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -4,7 +4,6 @@ When a process of a run dies, JAX's runtime aborts the others, bypassing every `
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import os
 import signal
@@ -12,13 +11,11 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from def_jax.launch import die_with_parent
 from def_jax.trainer.launch import interruption
 from def_jax.trainer.launch.exits import LostProcessError
 
-__all__ = ['die_with_parent', 'side_by_side', 'supervised']
-
-_KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-_LIBC = ctypes.CDLL(None)
+__all__ = ['side_by_side', 'supervised']
 
 
 def supervised(program: str, run: Callable[[], int]) -> int:
@@ -68,12 +65,6 @@ def _exit_code(program: str, status: int, aborted_by_jax: bool) -> int:
         return lost.exit_code
     print(f'{program}: killed by {signal.Signals(number).name}.', file=sys.stderr)
     return 128 + number
-
-
-def die_with_parent() -> None:
-    """Arranges for this process to be killed when its parent exits; Linux only."""
-    if sys.platform == 'linux':
-        _LIBC.prctl(_KILL_WITH_PARENT, signal.SIGKILL)
 
 
 def _work(run: Callable[[], int]) -> None:

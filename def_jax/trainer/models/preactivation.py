@@ -6,14 +6,12 @@ DEF's authors; the docstrings of the blocks describe where they differ from thes
 """
 
 import functools
-from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 
 from def_jax.trainer.models import layers
+from def_jax.trainer.models.resnet import ResNet
 
 __all__ = [
     'LateStrideBlock',
@@ -25,53 +23,7 @@ __all__ = [
     'wrn_28_10',
 ]
 
-STEM_WIDTH = 16
-
-
-class PreactivationResNet(nn.Module):
-    """A 3×3 convolution, stages of pre-activation blocks, a global mean and a dense layer.
-
-    Every stage after the first doubles the width and halves the image. Normalisation and ReLU precede the
-    mean and every convolution except the first. Batch statistics are local to each worker.
-
-    Attributes:
-        block: one of this module's blocks.
-        stage_sizes: the number of blocks in each stage.
-        width: the number of channels inside the blocks of the first stage.
-        num_classes: the number of logits.
-        convolution_init: the initialisation of the convolutions, which decides whether they have biases.
-        dense_init: the initialisation of the dense layer.
-        dtype: the dtype of the computation. Parameters, statistics and logits are float32.
-    """
-
-    block: Callable[..., nn.Module]
-    stage_sizes: Sequence[int]
-    width: int
-    num_classes: int
-    convolution_init: layers.LayerInit = layers.he_fan_in
-    dense_init: layers.LayerInit = layers.small_normal
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Logits, float32 [B, num_classes], of standardised images.
-
-        Args:
-            images: float [B, H, W, C]; H and W are multiples of 2 ** (len(stage_sizes) - 1).
-            train: whether to normalise with the batch statistics and update the running ones (collection
-                `batch_stats`, then mutable), or to normalise with the running ones.
-        """
-        layers.check_images(images, halvings=len(self.stage_sizes) - 1)
-        convolve = functools.partial(layers.convolution, init=self.convolution_init, dtype=self.dtype)
-        normalise = functools.partial(layers.batch_norm, train=train, dtype=self.dtype)
-        x = convolve(images, STEM_WIDTH)
-        for stage, num_blocks in enumerate(self.stage_sizes):
-            for index in range(num_blocks):
-                stride = 2 if stage > 0 and index == 0 else 1
-                x = self.block(self.width * 2**stage, stride, convolve, normalise)(x)
-        x = jnp.mean(nn.relu(normalise(x)), axis=(1, 2))
-        logits = layers.dense(x, self.num_classes, init=self.dense_init, dtype=self.dtype)
-        return logits.astype(jnp.float32)
+PreactivationResNet = functools.partial(ResNet, preactivated=True, stem_width=16)
 
 
 class PreactivationBlock(layers.Block):

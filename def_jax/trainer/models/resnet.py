@@ -1,4 +1,4 @@
-"""Residual networks with post-activation blocks: ResNet-50 for ImageNet and He et al.'s CIFAR networks.
+"""Residual networks; with post-activation blocks, ResNet-50 for ImageNet and He et al.'s CIFAR networks.
 
 Source: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", 2016; `resnet50` is
 torchvision's, as in the code of DEF's authors.
@@ -20,18 +20,20 @@ __all__ = ['BasicBlock', 'Bottleneck', 'ResNet', 'resnet8', 'resnet50', 'resnet1
 class ResNet(nn.Module):
     """A stem, stages of residual blocks, a global mean and a dense layer.
 
-    The first stage keeps the stem's width and size; each later stage doubles the width and halves the image.
-    Batch normalisation follows every convolution, so none has a bias. Batch statistics are local to each
-    worker.
+    The first stage keeps the stem's size; each later stage doubles the width and halves the image. Batch
+    statistics are local to each worker.
 
     Attributes:
-        block: `BasicBlock` or `Bottleneck`.
+        block: one of this module's blocks, or of `preactivation`.
         stage_sizes: the number of blocks in each stage.
-        width: the number of channels in the stem and inside the blocks of the first stage.
+        width: the number of channels inside the blocks of the first stage.
         num_classes: the number of logits.
+        stem_width: the number of channels in the stem; None for `width`.
+        preactivated: whether normalisation and ReLU precede the mean and every convolution but the first,
+            or follow every convolution.
         large_images: whether the stem is a 7×7 convolution and a 3×3 max pooling, which each halve the
             image, or a 3×3 convolution, which preserves its size.
-        convolution_init: the initialisation of the convolutions.
+        convolution_init: the initialisation of the convolutions, which decides whether they have biases.
         dense_init: the initialisation of the dense layer.
         dtype: the dtype of the computation. Parameters, statistics and logits are float32.
     """
@@ -40,6 +42,8 @@ class ResNet(nn.Module):
     stage_sizes: Sequence[int]
     width: int
     num_classes: int
+    stem_width: int | None = None
+    preactivated: bool = False
     large_images: bool = False
     convolution_init: layers.LayerInit = layers.he_fan_in
     dense_init: layers.LayerInit = layers.small_normal
@@ -59,13 +63,17 @@ class ResNet(nn.Module):
         convolve = functools.partial(layers.convolution, init=self.convolution_init, dtype=self.dtype)
         normalise = functools.partial(layers.batch_norm, train=train, dtype=self.dtype)
         kernel, stride = (7, 2) if self.large_images else (3, 1)
-        x = nn.relu(normalise(convolve(images, self.width, kernel, stride)))
+        x = convolve(images, self.stem_width or self.width, kernel, stride)
+        if not self.preactivated:
+            x = nn.relu(normalise(x))
         if self.large_images:
             x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, num_blocks in enumerate(self.stage_sizes):
             for index in range(num_blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
                 x = self.block(self.width * 2**stage, stride, convolve, normalise)(x)
+        if self.preactivated:
+            x = nn.relu(normalise(x))
         x = jnp.mean(x, axis=(1, 2))
         logits = layers.dense(x, self.num_classes, init=self.dense_init, dtype=self.dtype)
         return logits.astype(jnp.float32)

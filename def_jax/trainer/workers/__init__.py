@@ -25,4 +25,4 @@ def make_workers(config: Mapping[str, Any]) -> Workers:
     devices = worker_devices(num_devices(config), fake=config['fake_devices'])
     if config['shards_per_worker'] > 1:
         return ShardedWorkers(devices, config['shards_per_worker'])
-    return WholeWorkers(devices, config['workers_per_device'])
+    return WholeWorkers(devices, config['workers_per_device'], sequential=config['sequential_workers'])

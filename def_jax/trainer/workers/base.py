@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from def_jax.mesh.shards import WHOLE, Shards
 from def_jax.trainer.launch import processes
 
 PyTree = Any
 
-__all__ = ['AXIS', 'Workers', 'map_prefix']
+__all__ = ['AXIS', 'Workers', 'map_prefix', 'owns']
 
 AXIS = 'workers'  # the mapped axis over workers, or over the devices that host several
 
@@ -35,6 +36,7 @@ class Workers(abc.ABC):
     heads: list[jax.Device]
     shape: tuple[int, ...]
     axis_name: str | tuple[str, ...] = AXIS
+    _batch_sharding: NamedSharding
 
     @property
     def rows(self) -> list[int]:
@@ -76,9 +78,20 @@ class Workers(abc.ABC):
             A function whose results are stacked over devices, an axis in front.
         """
 
-    @abc.abstractmethod
+    def one_worker(self, function: Callable) -> Callable:
+        """A function of one worker, without collectives, for use inside `map`."""
+        return function
+
     def place(self, batch: PyTree) -> PyTree:
         """This process's part of a batch, NumPy arrays with leading axes `local_shape`, on its devices."""
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._batch_sharding, x), batch)
+
+    def settled(self, outputs: PyTree) -> PyTree:
+        """What `map` returned; on CPUs, blocks until it is ready.
+
+        Collectives of fake devices that run ahead can starve each other on few cores.
+        """
+        return jax.block_until_ready(outputs) if self.devices[0].platform == 'cpu' else outputs
 
     @abc.abstractmethod
     def local(self, x: jax.Array) -> np.ndarray:
@@ -137,3 +150,8 @@ def map_prefix(function: Callable, axes: PyTree, *trees: PyTree) -> PyTree:
         return jax.tree.map(lambda *leaves: function(axis == 0, *leaves), *subtrees)
 
     return jax.tree.map(subtree, axes, *trees, is_leaf=lambda node: node is None or node == 0)
+
+
+def owns(axes: PyTree) -> PyTree:
+    """A tree of axes as booleans, True for per-worker."""
+    return jax.tree.map(lambda axis: axis == 0, axes, is_leaf=lambda node: node is None or node == 0)

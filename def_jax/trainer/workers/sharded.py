@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.shards import Shards
 from def_jax.mesh.worker_mesh import WorkerMesh
-from def_jax.trainer.workers.base import AXIS, Workers, map_prefix
+from def_jax.trainer.workers.base import AXIS, Workers, map_prefix, owns
 
 PyTree = Any
 
@@ -65,10 +65,11 @@ class ShardedWorkers(Workers):
                 'Start fewer processes, or lower --config.shards_per_worker.'
             )
         self._mesh = WorkerMesh(Mesh(grid, (AXIS, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2), AXIS)
+        # The examples of each worker, the second axis, are divided among its devices.
         self._batch_sharding = self._mesh.shardings(P(AXIS, SHARD_AXIS))
 
     def map(self, function: Callable, *, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
-        mapped = self._mesh.map(function, _own(in_axes), _own(out_axes))
+        mapped = self._mesh.map(function, owns(in_axes), owns(out_axes))
 
         def placed(*args):
             results = mapped(*args)
@@ -93,10 +94,6 @@ class ShardedWorkers(Workers):
             return each(*args)
 
         return jax.jit(mapped)
-
-    def place(self, batch: PyTree) -> PyTree:
-        """The examples of each worker, the second axis, are divided among its devices."""
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._batch_sharding, x), batch)
 
     def local(self, x: jax.Array) -> np.ndarray:
         rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
@@ -156,8 +153,3 @@ class ShardedWorkers(Workers):
 
     def _sharding(self, own: bool, x: Any) -> NamedSharding:
         return self._mesh.shardings(self._spec(own, x))
-
-
-def _own(axes: PyTree) -> PyTree:
-    """A tree of axes as booleans."""
-    return jax.tree.map(lambda axis: axis == 0, axes, is_leaf=lambda node: node is None or node == 0)

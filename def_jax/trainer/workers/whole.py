@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import custom_batching, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from def_jax.trainer.data import prefetch
 from def_jax.trainer.launch import processes
 from def_jax.trainer.workers.base import AXIS, Workers, map_prefix
 
@@ -26,14 +26,16 @@ class WholeWorkers(Workers):
     Args:
         devices: those of all processes.
         virtual: how many workers share a device; their axis comes second where there are several.
+        sequential: whether a device computes the gradients of its workers one after another.
     """
 
-    def __init__(self, devices: list[jax.Device], virtual: int = 1):
+    def __init__(self, devices: list[jax.Device], virtual: int = 1, *, sequential: bool = False):
         self.devices = self.heads = devices
         self.shape = (len(devices), virtual) if virtual > 1 else (len(devices),)
         self.axis_name = (AXIS, VIRTUAL_AXIS) if virtual > 1 else AXIS
-        self._virtual = virtual
-        self._place = prefetch.make_place(devices, AXIS)
+        self._virtual, self._sequential = virtual, sequential
+        self._mesh = Mesh(np.array(devices), (AXIS,))
+        self._batch_sharding = NamedSharding(self._mesh, P(AXIS))
 
     def map(self, function: Callable, *, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
         if not jax.tree.leaves(in_axes):  # vmap and pmap need an argument with an axis over workers
@@ -52,8 +54,10 @@ class WholeWorkers(Workers):
         mapped = self._pmap(lambda _, *args: function(*args), (0, *in_axes), 0)
         return _bound(mapped, np.zeros(len(self.rows)))
 
-    def place(self, batch: PyTree) -> PyTree:
-        return self._place(batch)
+    def one_worker(self, function: Callable) -> Callable:
+        # On CPUs, XLA compiles convolutions inside a loop to slow code.
+        unroll = self.devices[0].platform == 'cpu'
+        return _in_sequence(function, unroll=unroll) if self._sequential else function
 
     def local(self, x: jax.Array) -> np.ndarray:
         return np.asarray(x)
@@ -62,12 +66,10 @@ class WholeWorkers(Workers):
         return jax.device_get(tree)
 
     def spread(self, tree: PyTree, axes: PyTree) -> PyTree:
-        mesh = Mesh(np.array(self.devices), (AXIS,))
-
         def array(own, leaf):
             shape = (*self.shape, *leaf.shape[len(self.shape) :]) if own else leaf.shape
             shards = [shard.data for shard in leaf.addressable_shards]
-            sharding = NamedSharding(mesh, P(AXIS) if own else P())
+            sharding = NamedSharding(self._mesh, P(AXIS) if own else P())
             return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
         return map_prefix(array, axes, tree)
@@ -99,3 +101,31 @@ def _bound(mapped: Any, rows: np.ndarray) -> Callable:
     bound: Any = functools.partial(mapped, rows)
     bound.lower = functools.partial(mapped.lower, rows)
     return bound
+
+
+def _in_sequence(function: Callable, *, unroll: bool) -> Callable:
+    """A function that `vmap` calls for one worker after the other.
+
+    `vmap` makes convolutions grouped ones, which are slow. In sequence they stay ordinary, and only the
+    update, which has the collective, is mapped.
+    """
+
+    @custom_batching.custom_vmap
+    def one_worker(*args):
+        return function(*args)
+
+    @one_worker.def_vmap
+    def in_sequence(axis_size, in_batched, *args):
+        leaves, structure = jax.tree.flatten(args)
+        batched = jax.tree.leaves(in_batched)
+
+        def step(carry, rows):
+            rows = iter(rows)
+            own = [next(rows) if b else leaf for leaf, b in zip(leaves, batched, strict=True)]
+            return carry, function(*jax.tree.unflatten(structure, own))
+
+        rows = [leaf for leaf, b in zip(leaves, batched, strict=True) if b]
+        _, outputs = lax.scan(step, None, rows, length=axis_size, unroll=unroll)
+        return outputs, jax.tree.map(lambda _: True, outputs)
+
+    return one_worker

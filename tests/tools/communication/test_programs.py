@@ -3,7 +3,7 @@
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.trainer import experiment, programs
+from def_jax.trainer import communication, experiment
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from def_jax.trainer import experiment, programs
 def test_a_step_all_reduces_the_message_and_nothing_else(data_dir, method, workers_per_device):
     config = fixtures.tiny_config(data_dir, method=method, workers_per_device=workers_per_device)
     run = experiment.build(config)
-    compiled = programs.programs(run)
+    compiled = communication.programs(run)
     train_step = next(compiled)
     sent = run.communication
     assert {c.operation for c in train_step.collectives} == {'all-reduce'}
@@ -37,7 +37,7 @@ def test_a_step_sends_the_message_at_every_granularity(data_dir, granularity):
     # Eight runs cover the model; the last is shorter.
     sizes = {'model': -(-fixtures.NUM_PARAMS // 8), 'element': fixtures.MESSAGE_SIZE}
     assert sent.message_size == sizes[granularity]
-    train_step = next(programs.programs(run))
+    train_step = next(communication.programs(run))
     assert [c.elements for c in train_step.collectives] == [sent.message_size]
 
 
@@ -53,7 +53,7 @@ def test_a_step_sends_the_message_at_every_granularity(data_dir, granularity):
 def test_options_past_the_paper_are_counted(data_dir, changes, elements, bytes_each):
     run = experiment.build(fixtures.tiny_config(data_dir, **changes))
     sent = run.communication
-    (collective,) = next(programs.programs(run)).collectives
+    (collective,) = next(communication.programs(run)).collectives
     assert (collective.elements, collective.bytes) == (elements, elements * bytes_each)
     assert (sent.message_size, sent.bytes_per_step) == (elements, elements * bytes_each)
     assert sent.megabytes_sent(3) == pytest.approx(3 * elements * bytes_each / 1e6)

@@ -3,7 +3,7 @@
 import optax
 
 from def_jax.trainer.data.dataset import Dataset
-from def_jax.trainer.data.in_memory import Split
+from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.tasks.base import Task
 
 NUMBER = 3
@@ -47,11 +47,11 @@ def no_task(model, dataset):
 
 
 def no_dataset():
-    return Split({'input': [1, 2]})
+    return Arrays({'input': [1, 2]})
 
 
 def dataset_without_labels(size=64):
-    split = Split({'input': list(range(size))})
+    split = Arrays({'input': list(range(size))})
     return Dataset(train=split, test=split)
 
 

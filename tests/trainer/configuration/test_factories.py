@@ -115,7 +115,7 @@ def schedule_of(config):
         (
             parts.make_dataset,
             {'dataset': f'{HERE}:no_dataset'},
-            'must return def_jax.trainer.data.dataset.Dataset, but returned Split',
+            'must return def_jax.trainer.data.dataset.Dataset, but returned Arrays',
         ),
         (
             parts.make_dataset,
@@ -182,6 +182,6 @@ def test_a_task_must_fit_its_data_set(changes, message):
 
 def test_an_optimizer_by_path_gets_what_it_takes():
     config = changed(optimizer=f'{HERE}:decayed', weight_decay=0.5, optimizer_options={'scale': 2.0})
-    optimizer, params = make_optimizer(config, 0.1, None, 0), {'w': jnp.float32(3.0)}
+    optimizer, params = make_optimizer(config, 0.1, None), {'w': jnp.float32(3.0)}
     updates, _ = optimizer.update({'w': jnp.float32(0)}, optimizer.init(params), params)
     assert updates['w'] == pytest.approx(-0.1 * 2.0 * 0.5 * 3.0)

@@ -31,7 +31,7 @@ def test_the_outer_optimizer_gets_the_mean_message():
     outer = optax.sgd(0.3, momentum=0.8, nesterov=True)
     link = def_jax.error_feedback(def_jax.random_block(4), None, detach=DETACH, outer=outer)
     trajectories = []
-    for optimizer in (make_optimizer(config, RATE, None, 0), optax.chain(optax.sgd(RATE), link)):
+    for optimizer in (make_optimizer(config, RATE, None), optax.chain(optax.sgd(RATE), link)):
         point = jnp.linspace(-1, 1, 8)
         state = optimizer.init(point)
         for _ in range(STEPS):
@@ -55,7 +55,7 @@ def test_the_outer_optimizer_gets_the_mean_message():
 def test_an_outer_optimizer_must_be_used_and_complete(changes, message):
     config = ml_collections.ConfigDict(digits.get_config().to_dict() | changes)
     with pytest.raises(ValueError, match=message):
-        make_optimizer(config, RATE, None, 0)
+        make_optimizer(config, RATE, None)
 
 
 class AdamW:
@@ -104,7 +104,7 @@ class PenalisedSGD:
     ],
 )
 def test_the_output_moves_by_the_mean_of_what_the_workers_would_do_at_their_points(name, options, oracle):
-    optimizer = make_optimizer(config_of(name, **options), RATE, 'workers', 0)
+    optimizer = make_optimizer(config_of(name, **options), RATE, 'workers')
     target = np.random.default_rng(0).normal(size=(WORKERS, 8)).astype(np.float32)
 
     def step(params, state, target):
@@ -132,7 +132,7 @@ def test_the_output_moves_by_the_mean_of_what_the_workers_would_do_at_their_poin
 def test_muon_decays_matrices_and_vectors():
     config = config_of('muon', ns_steps=3)
     config.ratio = 1
-    optimizer = make_optimizer(config, RATE, None, 0)
+    optimizer = make_optimizer(config, RATE, None)
     params = {'matrix': jnp.full((4, 6), 2.0), 'vector': jnp.full(6, 3.0)}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     for name, parameter in params.items():

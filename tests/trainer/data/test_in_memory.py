@@ -12,7 +12,7 @@ import pytest
 
 from def_jax.trainer.data import order
 from def_jax.trainer.data.catalogue import DATASETS
-from def_jax.trainer.data.in_memory import Split, load_dataset
+from def_jax.trainer.data.in_memory import Arrays, load_dataset
 from def_jax.trainer.data.order import train_batch
 
 CIFAR10_DIRS = [
@@ -29,7 +29,7 @@ def numbered_split(num_examples):
     """A split whose images and labels say which example they are."""
     labels = np.arange(num_examples, dtype=np.int32)
     images = np.broadcast_to(labels.astype(np.uint8)[:, None, None, None], (num_examples, 2, 2, 1))
-    return Split({'image': images, 'label': labels})
+    return Arrays({'image': images, 'label': labels})
 
 
 @pytest.fixture(scope='session')
@@ -210,7 +210,7 @@ def test_unknown_data_set():
 # --- Arguments ---
 
 
-@pytest.mark.parametrize('make', [train_batch, Split.test_batches])
+@pytest.mark.parametrize('make', [train_batch, Arrays.test_batches])
 @pytest.mark.parametrize(
     ('batch_size', 'num_workers', 'message'),
     [

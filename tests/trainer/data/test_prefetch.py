@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from def_jax.trainer.data import prefetch
+from def_jax.trainer.workers import WholeWorkers
 
 
 def batch_threads():
@@ -61,7 +62,7 @@ def test_error_comes_with_its_batch():
 def test_placed_where_pmap_wants_it(shape):
     devices = jax.devices()[:4]
     batch = {'label': np.arange(np.prod(shape)).reshape(shape).astype(np.int32)}
-    placed = prefetch.make_place(devices, 'workers')(batch)
+    placed = WholeWorkers(devices).place(batch)
     step = jax.pmap(lambda batch: batch, axis_name='workers', devices=devices)
     returned = step(placed)['label']
     assert placed['label'].sharding.is_equivalent_to(returned.sharding, len(shape))

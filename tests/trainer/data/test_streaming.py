@@ -81,7 +81,7 @@ def test_the_order_is_that_of_data_in_memory(splits):
     labels = np.array(
         [int(train.parse(record)['label']) for record in train.records.__getitems__([*range(23)])]
     )
-    memory = in_memory.Split({'label': labels.astype(np.int32)})
+    memory = in_memory.Arrays({'label': labels.astype(np.int32)})
     assert sorted(labels) == list(range(NUM_EXAMPLES))
 
     streamed = batches(train, 7)  # two epochs of three steps, and one more

@@ -26,9 +26,10 @@ from configs import digits
 from def_jax.compressors import orders
 from def_jax.compressors.blocks import Block
 from def_jax.compressors.random_block import _draw_places
-from def_jax.trainer import experiment, loop, steps, task_check
+from def_jax.trainer import experiment, loop, steps
 from def_jax.trainer.data import in_memory, streaming
 from def_jax.trainer.launch import command_line
+from def_jax.trainer.tasks import check as task_check
 
 NUM_MUTATED = 300
 

@@ -8,8 +8,9 @@ import training_fixtures as fixtures
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from def_jax.trainer import experiment, loop, replica_check, steps
+from def_jax.trainer import experiment, loop, steps
 from def_jax.trainer.data import order
+from def_jax.trainer.workers import replicas
 
 
 def with_unequal(leaf_of, worker=2):
@@ -64,7 +65,7 @@ def test_no_checkpoint_is_made_of_workers_that_differ(data_dir, tmp_path):
 @pytest.mark.parametrize('period', [0, 2])
 def test_a_check_that_is_off_is_not_even_made(data_dir, tmp_path, monkeypatch, period):
     made = []
-    monkeypatch.setattr(replica_check, 'make_check', lambda run: made.append(run) or (lambda *_: None))
+    monkeypatch.setattr(replicas, 'make_check', lambda *of: made.append(of) or (lambda *_: None))
     with fixtures.killed(order, 'train_batch', when=3):
         fixtures.train(fixtures.tiny_config(data_dir, check_replicas_every=period), tmp_path)
     assert len(made) == bool(period)
@@ -72,10 +73,10 @@ def test_a_check_that_is_off_is_not_even_made(data_dir, tmp_path, monkeypatch, p
 
 def test_virtual_workers_are_checked_by_device(data_dir):
     run = experiment.build(fixtures.tiny_config(data_dir, workers_per_device=2))
-    check_replicas, state = replica_check.make_check(run), steps.make_init(run)()
+    check_replicas, state = replicas.make_check(run.workers, run.axes), steps.make_init(run)()
     check_replicas(state, 0)
     values = [np.asarray(state.key), np.asarray(state.key) + np.uint32(1)]
-    copies = [jax.device_put(v, device) for v, device in zip(values, run.devices, strict=True)]
+    copies = [jax.device_put(v, device) for v, device in zip(values, run.workers.devices, strict=True)]
     bad = jax.make_array_from_single_device_arrays((2,), state.key.sharding, copies)
     with pytest.raises(loop.ReplicasDifferError, match='do not agree on key'):
         check_replicas(state.replace(key=bad), 0)

@@ -43,7 +43,7 @@ def check(experiment: Experiment) -> None:
         _check_shards(config, variables['params'], workers.part(variables['params']))
     batch = _one_worker(next(experiment.train_batches(0)), workers.shape)
     _check_loss(task, name, variables, batch)
-    batch = _one_worker(next(experiment.test_batches(config.evaluate_on, 1, len(workers.heads))), (1,))
+    batch = _one_worker(next(experiment.test_batches(config.evaluate_on, 1)), (1,))
     _check_sums(task, name, variables, batch)
 
 

@@ -7,11 +7,10 @@ import jax
 import numpy as np
 
 from def_jax.mesh.replication import checksums, leaf_names
-from def_jax.trainer import steps
-from def_jax.trainer.checkpointing.regrouping import Layout
-from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import EndedError, ExitCode
+from def_jax.trainer.state import TrainState
+from def_jax.trainer.workers.base import Workers, map_prefix
 
 __all__ = ['ReplicasDifferError', 'make_check']
 
@@ -32,24 +31,23 @@ class ReplicasDifferError(EndedError):
         self.step, self.leaves, self.workers = step, leaves, workers
 
 
-def make_check(experiment: Experiment) -> Callable[[steps.TrainState, int], None]:
+def make_check(workers: Workers, axes: TrainState) -> Callable[[TrainState, int], None]:
     """Returns a function of a state and its step that raises ReplicasDifferError if copies differ.
 
-    Each device computes the checksums of its own copies: even an array that is stored once for all workers
-    has a copy on every device. Only a few bytes per device are sent to the host.
+    `axes` are those of the state, see `worker_axes`. Each device computes the checksums of its own copies:
+    even an array that is stored once for all workers has a copy on every device. Only a few bytes per device
+    are sent to the host.
     """
-    layout = Layout.of(experiment)
 
-    def shared(state: steps.TrainState) -> Any:
-        return layout.map(lambda own, leaf: None if own else leaf, state)
+    def shared(state: TrainState) -> Any:
+        return map_prefix(lambda own, leaf: None if own else leaf, axes, state)
 
-    def own_checksums(state: steps.TrainState) -> jax.Array:
+    def own_checksums(state: TrainState) -> jax.Array:
         return checksums(shared(state))
 
-    workers = experiment.workers
-    on_devices = workers.map_devices(own_checksums, in_axes=(steps.worker_axes(experiment),))
+    on_devices = workers.map_devices(own_checksums, in_axes=(axes,))
 
-    def check(state: steps.TrainState, step: int) -> None:
+    def check(state: TrainState, step: int) -> None:
         sums = processes.gather(workers.local(on_devices(state)), workers.devices)  # [devices, leaves]
         leaves = jax.tree.leaves(shared(state))
         differs = np.zeros(sums.shape, bool)

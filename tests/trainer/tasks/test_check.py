@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from def_jax.trainer import experiment, task_check
+from def_jax.trainer import experiment
+from def_jax.trainer.tasks import check as task_check
 from def_jax.trainer.tasks.base import Metric
 from examples.own_task import config as own_config
 from examples.own_task.diabetes import Regression
@@ -133,8 +134,8 @@ def test_parameters_in_a_list_one_of_which_is_called_mask(built):
 
 
 def test_a_split_needs_arrays_of_one_length():
-    from def_jax.trainer.data.in_memory import Split
+    from def_jax.trainer.data.in_memory import Arrays
 
     for arrays in ({'a': np.zeros(3), 'b': np.zeros(4)}, {}, {'a': np.zeros(3), 'mask': np.zeros(3)}):
         with pytest.raises(ValueError, match='must have one length, and names other than mask'):
-            Split(arrays)
+            Arrays(arrays)
