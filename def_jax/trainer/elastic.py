@@ -1,7 +1,7 @@
 """`--config.elastic=True`: a run of several processes that goes on while some of them die and return.
 
-The loop of one's own of `def_jax.elastic`, with the task, data, records and checkpoints of `loop`. Process 0,
-which holds JAX's coordination service, writes the run's files.
+The crew of `loop` here is a `def_jax.elastic.Team`. Process 0, which holds JAX's coordination service, writes
+the run's files.
 """
 
 import contextlib

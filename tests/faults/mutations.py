@@ -166,7 +166,7 @@ MUTATIONS = [
     ),
     Mutation(
         'all workers of the trainer augment alike',
-        'return jax.random.fold_in(key, lax.axis_index(experiment.workers.axis_name))',
+        'return jax.random.fold_in(key, lax.axis_index(axis_name))',
         'return key',
         'test_trainer.py::test_three_steps_equal_a_loop_over_the_library',
         'trainer/test_steps.py::test_three_steps_equal_a_loop_over_the_library',
@@ -185,7 +185,7 @@ MUTATIONS = [
     ),
     Mutation(
         'a resumed run starts with the first batches again',
-        'experiment.train_batches(start)',
+        'experiment.train_batches(self._start)',
         'experiment.train_batches(0)',
         'test_checkpoints.py::test_interrupted_twice_equals_uninterrupted',
         'trainer/checkpointing/test_checkpoints.py::test_interrupted_twice_equals_uninterrupted',

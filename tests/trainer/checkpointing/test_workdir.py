@@ -164,6 +164,22 @@ def test_keys_of_another_version_count_as_a_difference(tmp_path):
         workdir.claim(run, config())
 
 
+@pytest.mark.parametrize('detach', [0.3, 'auto'])
+def test_a_run_of_version_0_2_goes_on(tmp_path, detach):
+    run, ours = workdir.claim(tmp_path / 'run', config(detach=detach)), config(detach=detach)
+    settings = json.loads((run / 'config.json').read_text())
+    for later in ('elastic', 'min_workers', 'patience', 'overlap'):
+        del settings[later]
+    settings |= {'detach': 0.3, 'auto_detach': detach == 'auto'}
+    (run / 'config.json').write_text(json.dumps(settings))
+    assert workdir.claim(run, ours) == run
+    with pytest.raises(ValueError, match=rf'detach: {detach!r} there, 0\.1 here'):
+        workdir.claim(run, config(detach=0.1))
+    bound = workdir.bound_settings(ours)  # what a checkpoint records
+    earlier = {name: value for name, value in settings.items() if name in {*bound, 'auto_detach'}}
+    assert not workdir.describe_differences(earlier, bound)
+
+
 def test_foreign_files_are_left_alone(tmp_path):
     (tmp_path / 'thesis.tex').write_text('precious')
     with pytest.raises(ValueError, match='holds files that are not a run') as error:
