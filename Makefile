@@ -50,6 +50,7 @@ theory: $(READY)  ## Run the programs behind docs/theory: print tables, write pl
 tables: $(READY)  ## Regenerate every page and plot under results/ from its runs.jsonl.
 	@for folder in $(RESULTS); do $(BIN)/python -m paper.report --workdir=$$folder || exit 1; done
 	$(BIN)/python -m paper.claims
+	$(BIN)/python -m benchmarks.pages
 
 reproduce: $(READY)  ## Rerun the digits experiments from scratch in runs/ and report them; takes hours on 2 cores.
 	@for table in $(REPRODUCED); do \

@@ -2,7 +2,7 @@
 
     python -m benchmarks.time_to_accuracy --data_dir=DIR --output=results/benchmarks
 
-Four processes (--workers), each in its own network namespace (root and iproute2 needed), train the same
+Four processes, each in its own network namespace (root and iproute2 needed), train the same
 network on CIFAR-10, read through TFDS from --data_dir, in the same order of images. PyTorch, an optional
 peer, is taken from --torch_python. The accuracies of a run do not depend on the bandwidth, so whole runs, one
 for each --seed and --variant, are made on a network that is not shaped; on a network of each --bandwidth,
@@ -30,7 +30,7 @@ from benchmarks.cluster.network import network
 from benchmarks.cluster.processes import WorkerFailed, guarded, run_workers
 from benchmarks.records import Records
 from benchmarks.time_to_accuracy import page
-from benchmarks.time_to_accuracy.workload import RATES, SIZES
+from benchmarks.time_to_accuracy.workload import RATES
 from def_jax.trainer.data.in_memory import load_dataset
 
 _DATA = flags.DEFINE_string('data_dir', None, "TFDS's folder; by default TFDS_DATA_DIR or TFDS's own.")
@@ -41,14 +41,9 @@ _VARIANTS = flags.DEFINE_multi_enum(
     'variant', ['dense', 'def64', 'def256', 'best64', 'best256'], list(page.TITLES), 'What to train with.'
 )
 _SEEDS = flags.DEFINE_multi_integer('seed', [0, 1, 2], 'Order of the images and draws of blocks.')
-_WORKERS = flags.DEFINE_integer('workers', 4, 'Number of workers.', lower_bound=2, upper_bound=250)
-_BATCH = flags.DEFINE_integer('batch', 32, 'Images a worker and step.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', 1560, 'Steps of a run; 390 are an epoch.', lower_bound=1)
 _TIMED = flags.DEFINE_integer('timed_steps', 30, 'Steps at each bandwidth.', lower_bound=10)
-_EVALUATIONS = flags.DEFINE_integer('evaluations', 26, 'Evaluations of a run.', lower_bound=1)
 _RATE = flags.DEFINE_float('learning_rate', None, "Peak rate of every variant; by default each one's own.")
-_SIZE = flags.DEFINE_enum('size', 'full', list(SIZES), 'Of the network.')
-_IMAGES = flags.DEFINE_integer('train_images', None, 'Train on the first of them only.')
 _VALIDATION = flags.DEFINE_bool('validation', False, 'Test on the last tenth of the training images instead.')
 _TIMEOUT = flags.DEFINE_float('timeout', 4 * 3600, 'Seconds after which a run is abandoned.')
 _TORCH = flags.DEFINE_string(
@@ -66,7 +61,7 @@ def main(_) -> int:
 def _make_all() -> None:
     """Makes the runs that are missing, but no peer's that cannot run here, and writes the page."""
     folder = Path(_OUTPUT.value)
-    runs = Records(folder / 'time_to_accuracy.jsonl', lambda run: json.dumps(run['settings']))
+    runs = Records(folder / 'time_to_accuracy.jsonl', lambda run: json.dumps(run['settings'], sort_keys=True))
     failed = {variant for variant in _VARIANTS.value if _python(variant) is None}
     missing = [settings for settings in _wanted() if runs.get({'settings': settings}) is None]
     with tempfile.TemporaryDirectory(prefix='def_jax-accuracy-') as images:
@@ -101,14 +96,14 @@ def _settings(variant: str, seed: int, bandwidth: str) -> dict[str, Any]:
         'variant': variant,
         'seed': seed,
         'bandwidth': bandwidth,
-        'workers': _WORKERS.value,
-        'batch': _BATCH.value,
-        'size': _SIZE.value,
+        'workers': 4,
+        'batch': 32,
+        'size': 'full',
         'learning_rate': _RATE.value or RATES[variant],
         'num_steps': _STEPS.value,
         'run_steps': _TIMED.value if bandwidth else _STEPS.value,
-        'eval_every': max(1, _STEPS.value // _EVALUATIONS.value),
-        'train_images': _IMAGES.value,
+        'eval_every': max(1, _STEPS.value // 26),
+        'train_images': None,  # all
         'validation': _VALIDATION.value,
     }
 
@@ -126,7 +121,6 @@ def _export(folder: Path) -> str:
     if _VALIDATION.value:
         cut = len(train) - len(train) // 10
         train, test = train.part(0, cut), train.part(cut, len(train))
-    train = train.part(0, _IMAGES.value or len(train))
     path = folder / 'cifar10.npz'
     np.savez(
         path,

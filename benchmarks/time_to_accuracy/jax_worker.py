@@ -12,17 +12,16 @@ from jax import lax
 import def_jax
 from benchmarks.cluster import timing
 from benchmarks.cluster.jax_side import AXIS, meet, mlp, on_workers, place, start
-from benchmarks.time_to_accuracy.workload import NUM_CLASSES, SIZES, learning_rates, patches, train
+from benchmarks.time_to_accuracy.workload import FEATURES, HIDDEN, NUM_CLASSES, learning_rates, patches, train
 
 _COMPILES = 2  # the first steps without communication, not counted
 _TIMED_ALONE = 30 + _COMPILES
 
 
-def init_params(size: str, num_patches: int, patch_size: int):
+def init_params(num_patches: int, patch_size: int):
     """Gaussian weights of variance 2 / inputs, and of the last layer 0.01², biases of zero."""
-    features, hidden = SIZES[size]
-    widths = [num_patches * features, *hidden, NUM_CLASSES]
-    pairs = [(patch_size, features), *itertools.pairwise(widths)]
+    widths = [num_patches * FEATURES, *HIDDEN, NUM_CLASSES]
+    pairs = [(patch_size, FEATURES), *itertools.pairwise(widths)]
     keys = jax.random.split(jax.random.key(0), len(pairs))
     scales = [*((2 / inputs) ** 0.5 for inputs, _ in pairs[:-1]), 0.01]
     return [
@@ -138,7 +137,7 @@ def main() -> None:
     job = timing.read_job()
     start(job)
     example = patches(np.load(job['data'])['test_images'][:1])
-    params = init_params(job['size'], *example.shape[1:])
+    params = init_params(*example.shape[1:])
     step, optimizer = make_step(job, AXIS)
     holder = [place((params, optimizer.init(params)))]
     evaluate = make_evaluate(job)

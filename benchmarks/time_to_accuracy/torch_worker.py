@@ -7,15 +7,14 @@ from torch import nn
 
 from benchmarks.cluster import timing
 from benchmarks.cluster.torch_worker import data_parallel, start
-from benchmarks.time_to_accuracy.workload import NUM_CLASSES, SIZES, learning_rates, patches, train
+from benchmarks.time_to_accuracy.workload import FEATURES, HIDDEN, NUM_CLASSES, learning_rates, patches, train
 
 
-def make_model(size: str, num_patches: int, patch_size: int) -> nn.Module:
+def make_model(num_patches: int, patch_size: int) -> nn.Module:
     """The network of jax_worker, with initial weights of the same distribution."""
     torch.manual_seed(0)
-    features, hidden = SIZES[size]
-    layers, inputs = [nn.Linear(patch_size, features), nn.ReLU(), nn.Flatten()], num_patches * features
-    for width in hidden:
+    layers, inputs = [nn.Linear(patch_size, FEATURES), nn.ReLU(), nn.Flatten()], num_patches * FEATURES
+    for width in HIDDEN:
         layers += [nn.Linear(inputs, width), nn.ReLU()]
         inputs = width
     model = nn.Sequential(*layers, nn.Linear(inputs, NUM_CLASSES))
@@ -32,7 +31,7 @@ def main() -> None:
     data, share = np.load(job['data']), slice(job['worker'], None, job['num_workers'])
     test_inputs = torch.from_numpy(patches(data['test_images'][share]))
     test_labels = torch.from_numpy(data['test_labels'][share]).long()
-    model = data_parallel(make_model(job['size'], *test_inputs.shape[1:]), job['variant'])
+    model = data_parallel(make_model(*test_inputs.shape[1:]), job['variant'])
     optimizer = torch.optim.SGD(model.parameters(), job['learning_rate'], momentum=0.9)
     loss_fn, rates = nn.CrossEntropyLoss(), learning_rates(job)
 

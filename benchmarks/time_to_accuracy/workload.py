@@ -12,12 +12,21 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ['NUM_CLASSES', 'PATCH', 'RATES', 'SIZES', 'batches', 'learning_rates', 'patches', 'train']
+__all__ = [
+    'FEATURES',
+    'HIDDEN',
+    'NUM_CLASSES',
+    'PATCH',
+    'RATES',
+    'batches',
+    'learning_rates',
+    'patches',
+    'train',
+]
 
 NUM_CLASSES = 10
 PATCH = 4
-# Features of a patch, and the hidden layers: 5.3 M parameters, and 0.15 M for tests.
-SIZES = {'full': (64, (1024, 1024)), 'tiny': (8, (256,))}
+FEATURES, HIDDEN = 64, (1024, 1024)  # of a patch, and the hidden layers: 5.3 M parameters
 # Peak rates, with momentum 0.9 but for 'best…'. They were chosen by runs of 780 steps with --validation and
 # --seed=100, from 0.025, 0.05, 0.1 and, for 'dense' and PowerSGD, 0.2, where these diverge; for 'best…' from
 # 0.2, 0.4, 0.8 and 1.6, where they do. PyTorch's dense and fp16 have that of 'dense'; those of 'jax…' are not
