@@ -27,7 +27,7 @@ from benchmarks.records import Record, Records
 
 def run_cell(cell: plan.Cell, runs: Records) -> Iterable[str]:
     """Tunes for each point and trains the fresh seeds at what was chosen; says what it found."""
-    get = functools.partial(_get, cell, perceptron.train(cell.contender, cell.width), runs)
+    get = functools.partial(_get, cell, perceptron.train(cell.contender, cell.width, cell.workers), runs)
 
     def losses(point, ks):
         tried = [[get(k, seed, tuning=True) for seed in plan.TUNING_SEEDS] for k in ks]
@@ -55,6 +55,8 @@ def _get(cell: plan.Cell, train: Callable, runs: Records, k: int, seed: int, *, 
         'seed': seed,
         'tuning': tuning,
     }
+    if cell.workers != plan.WORKERS:
+        record['workers'] = cell.workers
     rate = plan.RATES.rate(k)
     found = runs.get(record)
     return found or runs.add(record | {'rate': float(f'{rate:.4g}')} | train(rate, seed, tuning))
@@ -67,7 +69,7 @@ def main(_) -> None:
             begin = time.process_time()
             for line in run_cell(cell, runs):
                 seconds = time.process_time() - begin
-                name = f'{cell.width} {cell.contender.title} {cell.bytes_of:g}'
+                name = f'{cell.workers} × {cell.width} {cell.contender.title} {cell.bytes_of:g}'
                 print(f'{name} {line}; {seconds:.0f} s', file=sys.stderr, flush=True)
             jax.clear_caches()
 

@@ -50,6 +50,8 @@ def read(path: Path) -> dict[int, dict[tuple[str, float], Cell]]:
     tried: dict[tuple, dict[int, dict[int, float]]] = {}
     runs: dict[tuple, dict[int, dict[int, Any]]] = {}
     for record in records.read(path):
+        if 'workers' in record:  # than the league's, a question of its own
+            continue
         key, k, seed = (record['width'], record['title'], record['bytes_of']), record['k'], record['seed']
         if record['tuning']:
             point = 'y' if 'y' in record['loss'] else 'x'

@@ -26,7 +26,7 @@ COURSE = 20  # training losses of a run that are kept
 PyTree = Any
 
 
-def train(contender: Contender, width: int) -> Callable[[float, int, bool], dict[str, Any]]:
+def train(contender: Contender, width: int, workers: int = 8) -> Callable[[float, int, bool], dict[str, Any]]:
     """A function of a rate, a seed and whether to train on 800 images and evaluate on the other 200.
 
     These are one of five folds, chosen by the seed. It returns the record of a run: metrics by point, and the
@@ -35,7 +35,7 @@ def train(contender: Contender, width: int) -> Callable[[float, int, bool], dict
     program = _program(contender)
 
     def run(rate, seed, tuning):
-        return _record(jax.tree.map(np.asarray, program(rate, *_arguments(seed, width, tuning))))
+        return _record(jax.tree.map(np.asarray, program(rate, *_arguments(seed, width, workers, tuning))))
 
     return run
 
@@ -100,9 +100,11 @@ def _rounded(value: float, digits: int) -> float | None:
 
 
 @functools.lru_cache(maxsize=30)
-def _arguments(seed: int, width: int, tuning: bool) -> tuple[Any, ...]:
+def _arguments(seed: int, width: int, workers: int, tuning: bool) -> tuple[Any, ...]:
     fold = seed % perceptron.FOLDS
     data = perceptron.make_data(seed, tuning=tuning, fold=fold)
+    images, labels = (x.reshape(len(x), workers, -1, *x.shape[3:]) for x in (data.images, data.labels))
+    data = data._replace(images=images, labels=labels)
     params = perceptron.make_params(seed, (64, width, width, 10))
     return np.asarray(jax.random.PRNGKey(seed)), params, data, *_train_images(tuning, fold * tuning)
 

@@ -1,12 +1,13 @@
 """What the map compares, in the order in which it is run."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from benchmarks.grid import Grid
-from benchmarks.league.contenders import Contender
+from benchmarks.league.contenders import WORKERS, Contender
 
-__all__ = ['PARTS', 'RATES', 'SEEDS', 'TUNING_SEEDS', 'Cell', 'cells', 'key']
+__all__ = ['PARTS', 'RATES', 'SEEDS', 'TUNING_SEEDS', 'WORKERS', 'Cell', 'cells', 'key']
 
 RATES = Grid(0.1, 1.4)
 TUNING_SEEDS = tuple(range(100, 110))  # two for each fold of the training images
@@ -22,6 +23,7 @@ class Cell(NamedTuple):
     contender: Contender
     points: tuple[str, ...]
     likely: bool  # whether all rates that other tuning seeds might have chosen are trained, too
+    workers: int = WORKERS  # of 64 images in all
 
     @property
     def bytes_of(self) -> float:
@@ -31,7 +33,8 @@ class Cell(NamedTuple):
 
 def key(record: dict[str, Any]) -> tuple[Any, ...]:
     """What identifies a run."""
-    return tuple(record[name] for name in ('width', 'title', 'bytes_of', 'k', 'seed', 'tuning'))
+    names = ('width', 'title', 'bytes_of', 'k', 'seed', 'tuning')
+    return (*(record[name] for name in names), record.get('workers', WORKERS))
 
 
 def _sgd() -> Contender:
@@ -81,12 +84,25 @@ def changes(ratio: float) -> list[Contender]:
     ]
 
 
+def in_flight(ratio: float) -> list[Contender]:
+    """The same three, with each message a step later."""
+    later = {'overlap': True}
+    both = _SHUFFLED | _BALANCED
+    return [
+        _def('DEF (paper), overlap', ratio, options=later),
+        _def('DEF, ours, overlap', ratio, blocks=both, options=_AUTO | later, inner=_PLAIN),
+        _def('DEF, ours, int8, overlap', ratio, blocks=both, options=_AUTO | _INT8 | later, inner=_PLAIN),
+    ]
+
+
 _FIRST = [_sgd(), paper(64), ours(64), ours_int8(64), paper(16), detached(64, 1.0), ours(16)]
 _ALL_POINTS = [detached(ratio, λ) for ratio in (64, 16) for λ in (0.0, 0.3, 1.0, 'auto')]
 _AT_256 = [paper(256), detached(256, 1.0), ours(256), ours_int8(256)]
 _REST = [detached(16, 1.0), ours_int8(16)]
-# A part: widths, contenders, points, whether all likely rates are trained. What matters most comes first.
-PARTS = {
+_OF_WORKERS = [paper(64), ours_int8(64), detached(64, 0.0), ours(64)]
+# A part: widths, contenders, points, whether all likely rates are trained, and numbers of workers where they
+# are not the league's. What matters most comes first.
+PARTS: dict[str, tuple] = {
     'first': ((64, 192, 32, 96), _FIRST[:4], ('y',), False),
     'wide': ((384,), _FIRST[:2], ('y',), False),
     'rates': ((192, 64), _FIRST[1:4], ('y',), True),
@@ -94,6 +110,8 @@ PARTS = {
     'more': ((64, 192, 96, 32, 384), _FIRST[4:], ('y',), False),
     'narrow': ((16,), _FIRST, ('y',), False),
     'changes': ((192, 64), changes(64), ('y',), False),
+    'overlap': ((64, 192), [*in_flight(64), *in_flight(16)], ('y',), False),
+    'workers': ((64,), _OF_WORKERS, ('y',), False, (32, 2, 64, 16, 4)),
     'outputs': ((64, 192), _ALL_POINTS, ('x', 'y', 'own'), False),
     'rest': ((64, 192, 384, 96, 32, 16), _AT_256 + _REST, ('y',), False),
     'widest': ((768,), _FIRST + _AT_256 + _REST, ('y',), False),
@@ -102,7 +120,6 @@ PARTS = {
 
 def cells(part: str) -> Iterator[Cell]:
     """The cells of a part, in order."""
-    widths, contenders, points, likely = PARTS[part]
-    for width in widths:
-        for contender in contenders:
-            yield Cell(width, contender, points if contender.method == 'def' else ('x',), likely)
+    widths, contenders, points, likely, *workers = PARTS[part]
+    for width, contender, count in itertools.product(widths, contenders, *workers or [(WORKERS,)]):
+        yield Cell(width, contender, points if contender.method == 'def' else ('x',), likely, count)
