@@ -55,6 +55,11 @@ class ErrorFeedbackState(NamedTuple):
         return ('residual', 'left_out')
 
     @property
+    def numbers(self) -> tuple[str, ...]:
+        """The entries of `extra` that are like no parameter, whatever its shape; see `mesh.shards`."""
+        return ('energy', 'wire_squares')
+
+    @property
     def left_out(self) -> PyTree:
         """Whether this worker's last update was left out; empty but with `overlap` and `skip_nonfinite`."""
         return self.extra.get('left_out', ())

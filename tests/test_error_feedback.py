@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data, multipliers
 
 import def_jax
+from def_jax.mesh.varying import vary_if_tracked
 
 
 class Hyper(NamedTuple):
@@ -30,7 +31,7 @@ HYPERS = [Hyper(*values) for values in itertools.product([0.0, 0.9], [0.0, 0.05]
 def vary(state, axis_name):
     """As shard_map's types demand of a scan: what will differ between workers, though it starts equal."""
     trace = optax.tree.get(state, 'trace')
-    return optax.tree.set(state, trace=jax.lax.pcast(trace, axis_name, to='varying'))
+    return optax.tree.set(state, trace=vary_if_tracked(trace, axis_name))
 
 
 def train(compressor, axis_name, batches, hyper, *, seed=0, average_every=0, varying=False):

@@ -235,4 +235,4 @@ def unpack(words: jax.Array, bits: int, size: int) -> jax.Array:
 
 
 def _shifts(bits: int) -> jax.Array:
-    return jnp.arange(0, 32, bits, dtype=jnp.uint32)
+    return jnp.arange(0, 32, bits, dtype=jnp.uint32)[None]

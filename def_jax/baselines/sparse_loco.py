@@ -152,7 +152,7 @@ def _encoded(
     sizes = [x.size for x in values]
 
     def joined(parts, dtype):
-        return jnp.concatenate([jnp.zeros(0, dtype), *(part.ravel() for part in parts)])
+        return jnp.concatenate([jnp.zeros(0, dtype), *(part.ravel().astype(dtype) for part in parts)])
 
     def apart(words, bits):
         return split(unpack(words, bits, sum(sizes)), sizes)
@@ -186,5 +186,7 @@ def _quantised(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     scale = _RANGE / _LEVELS * jnp.sqrt(jnp.sum(centred**2) / max(1, n - 1))
     # The levels are not symmetric, and the paper's Δ has the opposite sign of the updates.
     codes = jnp.clip(jnp.round(-centred / jnp.where(scale > 0, scale, 1)) + _LEVELS // 2, 0, _LEVELS - 1)
-    taken = codes[:, None] == jnp.arange(_LEVELS)
-    return codes, jnp.sum(jnp.where(taken, values[:, None], 0), 0) / jnp.maximum(1, taken.sum(0))
+    taken = codes[:, None] == jnp.arange(_LEVELS, dtype=codes.dtype)[None]
+    return codes, jnp.sum(jnp.where(taken, values[:, None], 0), 0) / jnp.maximum(
+        1, taken.sum(0, dtype=values.dtype)
+    )

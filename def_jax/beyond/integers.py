@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from def_jax.beyond.base import Step, Wire
 from def_jax.compressors.base import Compressor, concatenate
@@ -36,7 +35,9 @@ class Integers(Wire):
     Adds `wire_squares`, float32 [parts + numbers], to the state: for each tensor, or whatever else the
     compressor's `parts` are, a running mean over workers and messages of the mean square of a worker's block;
     and then one of each positive number that other options append to the message. Zero stands for not known:
-    of the first block that is not zero, only the mean square is sent, as a logarithm.
+    of the first block that is not zero, only the mean square is sent, as a logarithm. The mean finds any
+    size whose square is a float32, within a hundred messages at worst. What is smaller waits in the residual
+    until it is not; a block whose squares overflow, from elements of about 1e18 on, counts as not finite.
 
     Raises:
         ValueError: in `update`, for more than 127 workers.
@@ -60,9 +61,11 @@ class Integers(Wire):
         squares = [jnp.vdot(part, part)[None] / max(1, part.size) for part in parts]
         own, known = concatenate([*squares, numbers]), step.before.extra['wire_squares']
         place = (jnp.log2(own) - _LOW) / (_HIGH - _LOW)
+        # Only what is zero is reported as zero: from the least report on, the unit shrinks to what is there.
+        place = jnp.where(own > 0, jnp.maximum(place, 1 / _largest_report(self._levels)), 0)
         report = jnp.where(known > 0, own / jnp.where(known > 0, known, 1) / _LARGEST, place)
         counts = self._counts(rounded, self._units(step))
-        broken = jnp.any(jnp.isnan(own))[None]
+        broken = jnp.any(~jnp.isfinite(own))[None]
         packed = [counts, _digits(jnp.where(broken, 0, report), self._levels), broken]
         return jnp.concatenate([x.astype(jnp.int8) for x in packed])
 
@@ -128,16 +131,20 @@ def _num_digits(levels: int) -> int:
     return math.ceil(_BITS / math.log2(2 * levels + 1))
 
 
+def _largest_report(levels: int) -> int:
+    return (2 * levels + 1) ** _num_digits(levels) - 1
+
+
 def _digits(fractions: jax.Array, levels: int) -> jax.Array:
     """Numbers [n], clipped to [0, 1], as digits in [-levels, levels], lowest first: float32 [digits · n]."""
     base, count = 2 * levels + 1, _num_digits(levels)
-    whole = jnp.round(jnp.clip(fractions, 0, 1) * (base**count - 1)).astype(jnp.int32)
+    whole = jnp.round(jnp.clip(fractions, 0, 1) * _largest_report(levels)).astype(jnp.int32)
     return jnp.concatenate([whole // base**i % base - levels for i in range(count)]).astype(jnp.float32)
 
 
 def _fractions(digits: jax.Array, levels: int, workers: int) -> jax.Array:
     """Undoes `_digits`, of the sum over workers, to their mean: float32 [n], 0 only where all are."""
     base, count = 2 * levels + 1, _num_digits(levels)
-    places = np.array([base**i for i in range(count)], np.int32)
+    places = jnp.array([base**i for i in range(count)], jnp.int32)
     whole = places @ (digits.astype(jnp.int32).reshape(count, -1) + levels * workers)
-    return whole.astype(jnp.float32) / (workers * (base**count - 1))
+    return whole.astype(jnp.float32) / (workers * _largest_report(levels))

@@ -96,6 +96,7 @@ def _draw(key: jax.Array, path: Sequence[Any], counts: jax.Array, index: Any = 0
     """
     half = np.arange(2, dtype=np.uint32).reshape(2, *[1] * max(map(np.ndim, [*path, counts, index])))
     high, low = _words(_fold(key, [*path, half, index], counts.shape))
+    counts = jnp.broadcast_to(counts, low.shape)  # users may have forbidden to promote ranks
     wrapped = jnp.uint32(2**16) % counts
     wrapped = wrapped * wrapped % counts
     return (high % counts * wrapped + low % counts) % counts

@@ -68,7 +68,7 @@ def update(
     tape = Tape()
     extra_args = extra_args | {'shards': shards._replace(tape=tape)}
     updates, new_state = optimizer.update(grads, state, point, **extra_args)
-    if len(tape.results) < len(link_states(state)):
+    if len(link_states(tape.states)) < len(link_states(state)):
         raise ValueError(
             'a wrapper of the optimizer keeps the extra argument `shards` from the link, which would then '
             'send whole tensors. ' + _REMEDY

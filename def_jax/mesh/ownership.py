@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import keystr
+from jax.tree_util import DictKey, GetAttrKey, keystr
 
 from def_jax.mesh.shards import is_spec, spec_axes, specs_like
 from def_jax.mesh.varying import axis_names
@@ -218,11 +218,9 @@ def holds(opt_state: PyTree, kind: type) -> bool:
 def _own(node: PyTree) -> PyTree:
     """Flags as given outside chains, False after the last link of a chain, as declared within a link."""
     if is_link(node):
-        named = [jax.tree_util.GetAttrKey(name) for name in node.per_worker]
-        entries = [jax.tree_util.DictKey(name) for name in node.per_worker]
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: path[0] in named or path[1:2] in [(entry,) for entry in entries], node
-        )
+        named = [GetAttrKey(name) for name in node.per_worker]
+        entries = [(GetAttrKey('extra'), DictKey(name)) for name in node.per_worker]
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[0] in named or path[:2] in entries, node)
     if isinstance(node, bool):
         return node
     if isinstance(node, (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)):

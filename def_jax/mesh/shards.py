@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import DictKey, GetAttrKey
 
 from def_jax.compressors.base import Compressor, Selection
 from def_jax.mesh.varying import AxisName, axis_names
@@ -31,15 +32,17 @@ class Tape:
 
     def __init__(self):
         self.results: list[Any] = []
+        self.states: list[Any] = []  # before the update: one may hold several links
         self._again: int | None = None
 
     def rewind(self, results: list[Any]) -> None:
         """From now on, links return these."""
         self.results, self._again = results, 0
 
-    def run(self, link: Callable[[], Any]) -> Any:
+    def run(self, link: Callable[[], Any], state: Any) -> Any:
         """What a link returns; in a second update, what it returned in the first."""
         if self._again is None:
+            self.states.append(state)
             self.results.append(link())
             return self.results[-1]
         self._again += 1
@@ -61,7 +64,7 @@ class Shards(NamedTuple):
     def whole(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
         """`update(updates, state)` of a link that sees whole tensors."""
         update = _on_auto_axes(update, updates, state)
-        return self.tape.run(lambda: update(updates, state)) if self.tape else update(updates, state)
+        return self.tape.run(lambda: update(updates, state), state) if self.tape else update(updates, state)
 
     def check_axis_name(self, axis_name: AxisName) -> None:
         """Raises ValueError unless a link averages over the workers, and over nothing else."""
@@ -156,7 +159,8 @@ def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
     """The specs of an optimizer's state: a leaf is sharded as the parameter of its name and shape.
 
     Args:
-        tree: the state, of arrays or of `jax.ShapeDtypeStruct`. A leaf's path ends in that of its parameter.
+        tree: the state, of arrays or of `jax.ShapeDtypeStruct`. A leaf's path ends in that of its parameter,
+            which for a single array is empty. Of a link, the entries of `extra` in `numbers` are like none.
         params: the same of the parameters.
         specs: PartitionSpecs like `params`.
 
@@ -176,7 +180,13 @@ def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
         alike = next((known[end] for end in ends if shapes.get(end) == leaf.shape), P())
         return alike if jnp.issubdtype(leaf.dtype, jnp.floating) else P()  # a key may have a tensor's shape
 
-    return jax.tree_util.tree_map_with_path(spec, tree)
+    def part(path, node):
+        numbers = [(GetAttrKey('extra'), DictKey(name)) for name in getattr(node, 'numbers', ())]
+        return jax.tree_util.tree_map_with_path(
+            lambda rest, leaf: P() if rest[:2] in numbers else spec(path + rest, leaf), node
+        )
+
+    return jax.tree_util.tree_map_with_path(part, tree, is_leaf=lambda node: hasattr(node, 'numbers'))
 
 
 def is_spec(node: Any) -> bool:

@@ -421,6 +421,11 @@ class Spmd(optax.GradientTransformationExtraArgs):
 
     def _specs(self, params: PyTree) -> PyTree:
         """The specs as a pytree like the parameters, every dimension checked."""
+        if isinstance(params, optax.LookaheadParams):
+            raise ValueError(
+                'optax.lookahead goes around def_jax.spmd, not into it: optax.lookahead(def_jax.spmd(...), '
+                '...). Take gradients at params.fast with opt_state.fast_state.'
+            )
         specs = tree_of_specs(self.param_specs, params, self.axis_name)
         for (path, leaf), spec in zip(
             jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(specs, is_leaf=is_spec), strict=True

@@ -26,7 +26,10 @@ __all__ = [
     'varying_axes',
 ]
 
-OWN_PARAMS = "jax.lax.pcast(params, axis_name, to='varying')"  # where methods without residuals differentiate
+# Where methods without residuals differentiate; JAX 0.8 has `pvary` where `pcast` came later.
+OWN_PARAMS = "jax.lax.pcast(params, axis_name, to='varying')"
+if not hasattr(lax, 'pcast'):
+    OWN_PARAMS = 'jax.lax.pvary(params, axis_name)'
 
 
 def axis_names(axis_name: AxisName) -> tuple[str, ...]:

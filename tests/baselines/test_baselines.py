@@ -18,6 +18,7 @@ from def_jax import baselines
 from def_jax.baselines.demo import cosines
 from def_jax.compressors import Compressor, Part, Selection
 from def_jax.mesh import ownership
+from def_jax.mesh.varying import vary_if_tracked
 
 NUM_WORKERS, NUM_STEPS, MOMENTUM = 4, 30, 0.9
 RATES = np.where(np.arange(NUM_STEPS) < 20, 0.02, 0.002)
@@ -131,9 +132,7 @@ def on_shards(name, axis_name, check_vma):
     def worker(grads):
         grads = jax.tree.map(lambda g: g[0], grads)
         state = link.init(params)
-        state = jax.tree.map(
-            lambda x, mine: jax.lax.pcast(x, 'workers', to='varying') if mine else x, state, own
-        )
+        state = jax.tree.map(lambda x, mine: vary_if_tracked(x, 'workers') if mine else x, state, own)
         _, state = link.update(grads, state)
         return link.update(grads, state)[0]
 

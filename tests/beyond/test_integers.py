@@ -147,6 +147,28 @@ def test_units_are_found_in_a_few_messages(compressor):
     assert left[:, 3:].max() < 0.3
 
 
+def test_the_ends_of_the_range():
+    """Updates of 1e-14 are sent like any, if later; squares that overflow are not finite, at once."""
+    sizes = np.float32([1e-14, 1e15, 1e20])
+    updates = np.random.default_rng(0).normal(size=(2, 60, 64)).astype(np.float32)
+
+    def worker(size, updates):
+        def step(state, u):
+            arrived, state = link().update(size * u, state)
+            return state, (arrived, state.residual)
+
+        return jax.lax.scan(step, link().init(jnp.zeros(64)), updates)[1]
+
+    workers = jax.vmap(worker, in_axes=(None, 0), axis_name='workers')
+    arrived, residual = jax.jit(jax.vmap(workers, in_axes=(0, None)))(sizes, updates)
+    for i in (0, 1):
+        assert np.std(residual[i, :, 40:] / sizes[i]) < 3 and np.any(arrived[i])
+        left = np.sum(updates, 1, np.float64) - np.asarray(residual[i, :, -1], np.float64) / sizes[i]
+        went = np.sum(np.asarray(arrived[i, 0], np.float64) / sizes[i], 0)
+        np.testing.assert_allclose(went, left.mean(0), atol=1e-3)
+    assert np.isnan(arrived[2, :, 0]).sum() == 2 * 64 // RATIO
+
+
 @pytest.mark.parametrize(('skip', 'broken'), [(True, np.inf), (False, np.nan)])
 def test_what_is_not_finite_reaches_all_workers(skip, broken):
     updates = make_updates(3)

@@ -15,6 +15,7 @@ from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_da
 from sharded_workers import AUTO, EXPLICIT, distributed, feedback
 
 import def_jax
+from def_jax.mesh.varying import vary_if_tracked
 
 BLOCKS = def_jax.random_block(4, order='shuffled')
 OUTER = (0.7, 0.5)
@@ -47,7 +48,7 @@ def train(optimizer, batches, axis_name='workers', varying=False):
     params = jax.tree.map(jnp.asarray, INITIAL)
     state = optimizer.init(params)
     if varying:  # as shard_map's types demand of a scan
-        trace = jax.lax.pcast(optax.tree.get(state, 'trace'), axis_name, to='varying')
+        trace = vary_if_tracked(optax.tree.get(state, 'trace'), axis_name)
         state = optax.tree.set(state, trace=trace)
     _, rest = jax.lax.scan(step, (params, state), batches)
     return tuple(jnp.concatenate([z[None], zs]) for z, zs in zip(observe(params, state), rest, strict=True))

@@ -203,6 +203,27 @@ def test_extra_arguments_reach_the_optimizer():
     def_jax.assert_replicated(params, None)
 
 
+def test_lookahead_goes_around_it():
+    dist = spmd(optax.chain(sgd(), link()))
+    optimizer = optax.lookahead(dist, sync_period=2, slow_step_size=0.5)
+    params = optax.LookaheadParams.init_synced(jax.device_put(PARAMS, dist.shardings))
+    with pytest.raises(ValueError, match='lookahead goes around'):
+        dist.init(params)
+
+    @jax.jit
+    def step(params, state):
+        _, grads = dist.value_and_grad(loss_fn)(params.fast, state.fast_state, BATCH)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    (once, state), start = step(params, optimizer.init(params)), params.slow
+    twice, _ = step(once, state)
+    assert not np.array_equal(once.fast['w'], start['w'])
+    np.testing.assert_array_equal(once.slow['w'], start['w'])
+    np.testing.assert_allclose(twice.slow['w'], twice.fast['w'], rtol=1e-6)
+    def_jax.assert_replicated(twice, None)
+
+
 def test_a_learning_rate_set_by_hand():
     dist = spmd(
         optax.inject_hyperparams(def_jax.def_adamw, static_args=('ratio', 'seed'))(
@@ -238,14 +259,18 @@ def test_arrays_may_lie_anywhere(kind):
         np.testing.assert_allclose(grouped[-1].residual['w'], np.stack([mean] * 4), rtol=1e-6, atol=1e-7)
 
 
-def test_a_key_is_not_a_parameter_of_its_shape():
-    optimizer = optax.chain(sgd(), link())
-    specs = def_jax.state_specs(optimizer, jnp.ones(2), P('shard'))
-    assert specs[-1].key == P() and specs[-1].residual == P('workers', 'shard')
+@pytest.mark.parametrize('params', [jnp.ones(2), {'energy': jnp.ones(2)}], ids=['bare', 'namesake'])
+def test_a_number_is_not_a_parameter_of_its_shape(params):
+    """Nor of its name: the key, the energy of 'auto' and the units of int8 are whole on every device."""
+    optimizer = optax.chain(sgd(), link(detach='auto', wire_dtype='int8', outer=optax.sgd(1.0, 0.9)))
+    specs = def_jax.state_specs(optimizer, params, P('shard'))
+    state = specs[-1]
+    assert {state.key, state.extra['energy'], state.extra['wire_squares']} == {P()}
+    assert jax.tree.leaves(state.residual) == [P('workers', 'shard')]
+    assert jax.tree.leaves(state.extra['outer']) == [P('shard')]
     dist = spmd(optimizer, sizes=(2, 2), specs=P('shard'))
-    params, state = jnp.ones(2), dist.init(jnp.ones(2))
-    updates, _ = dist.update(jnp.ones((2, 2)), state, params)
-    assert updates.shape == (2,)
+    stacked = jax.tree.map(lambda p: jnp.ones((2, *p.shape)), params)
+    jax.eval_shape(dist.update, stacked, jax.eval_shape(dist.init, params), params)
 
 
 def test_eager_calls_compile_once():

@@ -145,6 +145,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises:
         InUseError: if another process holds the folder.
+        ValueError: if its file system has no locks.
     """
     try:
         file = (workdir / 'lock').open('a')
@@ -158,6 +159,11 @@ def locked(workdir: Path) -> Iterator[None]:
                 f'workdir={str(workdir)!r} is in use by another process. Wait for it, or choose another '
                 '--workdir.'
             ) from None
+        except OSError as error:  # NFS or Lustre, as they are sometimes mounted
+            raise ValueError(
+                f'workdir={str(workdir)!r} is on a file system without locks ({error}), where two runs could '
+                'write into one folder. Choose another --workdir, or mount it with locks (Lustre: -o flock).'
+            ) from error
         yield
 
 

@@ -50,6 +50,22 @@ def test_two_processes_do_not_share_a_folder_and_a_killed_one_frees_it(tmp_path)
         pass
 
 
+@pytest.mark.parametrize('code', [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, code):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(workdir.fcntl, 'flock', flock)
+    with (
+        pytest.raises(
+            ValueError, match=r'is on a file system without locks .* Choose another --workdir'
+        ) as error,
+        workdir.locked(tmp_path),
+    ):
+        pass
+    assert not isinstance(error.value, workdir.InUseError)  # a sweep would wait for it
+
+
 # --- claim ---
 
 

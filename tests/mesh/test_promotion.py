@@ -1,0 +1,65 @@
+"""Ranks and dtypes are never promoted in silence, so users may forbid both."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+from sharded_workers import AUTO, EXPLICIT
+
+import def_jax
+
+PARAMS = {'w': jnp.ones((8, 4)), 'b': jnp.ones(4)}
+SHUFFLED = {'order': 'shuffled', 'allocation': 'balanced'}
+# Every option of a block and of the link, several at once where they can be combined.
+OPTIONS = [
+    ({}, {'detach': 'auto', 'wire_dtype': 'int8', 'skip_nonfinite': True}),
+    (SHUFFLED, {'detach': 'auto', 'wire_dtype': jnp.bfloat16, 'decay': 0.9, 'average_every': 3}),
+    ({'granularity': 'model', 'order': 'cyclic'}, {'every': 2, 'outer': optax.sgd(0.7, 0.9, nesterov=True)}),
+    ({'granularity': 'model', **SHUFFLED, 'allocation': 'proportional'}, {'overlap': True, 'detach': 'auto'}),
+    ({'granularity': 'element'}, {'overlap': True, 'skip_nonfinite': True}),
+]
+OPTIMIZERS = [
+    def_jax.METHODS['def'].optimizer(
+        optax.identity(),
+        optax.sgd(0.1, 0.9),
+        'workers',
+        def_jax.METHODS['def'].compressor(3, **blocks),
+        **link,
+    )
+    for blocks, link in OPTIONS
+]
+METHODS = [name for name, method in def_jax.METHODS.items() if method.link is not None]
+
+
+def method_optimizer(name):
+    method = def_jax.METHODS[name]
+    chosen = {'ratio': 2, 'chunk': 4, 'freeze_after': 2} | ({'every': 2} if name == 'sparse_loco' else {})
+    options = {option: value for option, value in chosen.items() if option in method.options}
+    return method.optimizer(optax.identity(), optax.sgd(0.1, 0.9), 'workers', method.compressor(2), **options)
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_all_that_sends_traces_without_promotion(kind):
+    mesh = jax.make_mesh((2, 4), ('workers', 'shard'), axis_types=(kind, kind))
+
+    def loss_fn(params, batch):
+        whole = jax.sharding.reshard(params, P()) if kind == EXPLICIT else params
+        return jnp.mean((batch @ whole['w'] + whole['b'][None]) ** 2)
+
+    def step(dist, params, batch):
+        state = dist.init(params)
+        _, grads = dist.value_and_grad(loss_fn)(params, state, batch)
+        updates, state = dist.update(grads, state, params)
+        if isinstance(state[-1], def_jax.ErrorFeedbackState):
+            dist.output_params(params, state)
+        return optax.apply_updates(params, updates)
+
+    baselines = map(method_optimizer, METHODS) if kind == AUTO else ()
+    with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
+        for optimizer in [*OPTIMIZERS, *baselines]:
+            dist = def_jax.spmd(optimizer, mesh, {'w': P('shard'), 'b': None})
+            params = jax.device_put(PARAMS, dist.shardings)
+            jax.eval_shape(functools.partial(step, dist), params, jnp.ones((4, 8)))
