@@ -86,6 +86,14 @@ def make_steps(job: dict, loss_fn):
 
         return step, optimizer.init
 
+    def message(state, batch):
+        del batch
+        params, block, other = state
+        return params, lax.pmean(block, AXIS), other
+
+    def block(params):
+        return jnp.zeros(def_jax.message_size(def_jax.random_block(64), params))
+
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
     return {
         'compute': (compute, zeros),
@@ -98,6 +106,8 @@ def make_steps(job: dict, loss_fn):
         'def256': feedback(256),
         'def256_m0': feedback(256, sgd=plain),
         'def_a64_bf16': feedback(64, wire_dtype=jnp.bfloat16),
+        'def64_overlap': feedback(64, overlap=True),
+        'message64': (message, block),
     }
 
 

@@ -1,0 +1,137 @@
+"""Messages in flight on a slow network: a step takes the longer of gradient and message, or their sum.
+
+    python -m benchmarks.hiding --output=results/benchmarks
+
+Runs two processes (--workers) in network namespaces, whose interfaces are shaped so that a message takes a
+quarter, half, once and twice as long as the gradient (--share); needs root and iproute2. Leave the machine
+idle. Writes hiding.md and hiding.png.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks import timing
+from benchmarks.cluster.network import Unavailable, check_available, network
+from benchmarks.cluster.page import ring_bytes
+from benchmarks.cluster.processes import WorkerFailed, run_workers
+from def_jax.tools import pictures
+
+_SHARES = flags.DEFINE_multi_float(
+    'share', [0.25, 0.5, 1, 2], "A message's time over the gradient's, when nothing else runs."
+)
+_WORKERS = flags.DEFINE_integer('workers', 2, 'Number of workers.', lower_bound=2, upper_bound=250)
+_BATCH = flags.DEFINE_integer('batch', 64, 'Examples of a worker.', lower_bound=1)
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'How many turns each variant takes.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 3, 'Steps per turn.', lower_bound=1)
+_TIMEOUT = flags.DEFINE_float('timeout', 600, 'Seconds after which a network is abandoned.')
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder for hiding.md and hiding.png.')
+
+_STEPS_OF = {
+    'local_def64': 'gradient and optimizer alone',
+    'message64': 'message alone',
+    'def64': 'without `overlap`',
+    'def64_overlap': 'with it',
+}
+_COLUMNS = [
+    'message over gradient, aimed at',
+    'network',
+    *_STEPS_OF.values(),
+    'over the longer of the two',
+    'times as fast as without',
+]
+
+
+def main(_) -> int:
+    try:
+        check_available()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+        report, seconds = _measure(None)
+        sent = ring_bytes(_message(report), _WORKERS.value, packets=0)
+        rates = {s: sent / (s * np.median(seconds['local_def64'])) for s in _SHARES.value}
+        found = {share: (rate, _measure(f'{8 * rate:.0f}bit')[1]) for share, rate in rates.items()}
+    except (Unavailable, WorkerFailed) as error:
+        print(f'hiding: {error}', file=sys.stderr)
+        return 2
+    output = _OUTPUT.value and str(Path(_OUTPUT.value, 'hiding.md'))
+    timing.write_page(output, 'python -m benchmarks.hiding', [_introduction(report), _table(found)])
+    if output:
+        _draw(found, Path(output).with_suffix('.png'))
+    return 0
+
+
+def _measure(rate: str | None) -> tuple[dict, dict[str, np.ndarray]]:
+    """A worker's report, and for every variant the seconds [steps] of the slowest worker."""
+    job = {
+        'model': 'mlp',
+        'batch': _BATCH.value,
+        'rounds': _ROUNDS.value,
+        'warm_up': 1,
+        'steps': _STEPS.value,
+        'variants': list(_STEPS_OF),
+        'alone': (),
+    }
+    with network(_WORKERS.value, rate) as cluster:
+        module = 'benchmarks.cluster.jax_worker'
+        reports = run_workers(cluster, sys.executable, module, job, _TIMEOUT.value)
+    seconds = {name: [report['variants'][name]['seconds'] for report in reports] for name in _STEPS_OF}
+    return reports[0], {name: np.max(s, 0) for name, s in seconds.items()}
+
+
+def _message(report: dict) -> float:
+    """Bytes."""
+    return report['variants']['message64']['hlo']['bytes']
+
+
+def _introduction(report: dict) -> str:
+    return (
+        f'{_WORKERS.value} processes in network namespaces, on {os.cpu_count()} cores; an MLP of '
+        f'{report["params"]:,} parameters, {_BATCH.value} examples a worker, momentum SGD and DEF at '
+        f'64: a message of {_message(report) / 1e3:.0f} kB. Milliseconds: the median over '
+        'steps of the slowest worker, with quartiles; all variants take turns in the same processes. '
+        f'The load average was {os.getloadavg()[0]:.1f} at the end.\n'
+    )
+
+
+def _table(found: dict) -> str:
+    rows = []
+    for share, (rate, seconds) in found.items():
+        middle = {name: np.median(s) for name, s in seconds.items()}
+        bound = max(middle['local_def64'], middle['message64'])
+        times = [
+            '{:.0f} ({:.0f} to {:.0f})'.format(*1e3 * np.quantile(seconds[name], [0.5, 0.25, 0.75]))
+            for name in _STEPS_OF
+        ]
+        ratios = middle['def64_overlap'] / bound, middle['def64'] / middle['def64_overlap']
+        network = f'{8e-6 * rate:.0f} Mbit/s'
+        rows.append([f'{share:g}', network, *times, *(f'{ratio:.2f}' for ratio in ratios)])
+    return timing.table(_COLUMNS, rows)
+
+
+def _draw(found: dict, path: Path) -> None:
+    """Steps over the gradient's time, by the message's."""
+    middle = [{name: np.median(s) for name, s in seconds.items()} for _, seconds in found.values()]
+    x = [m['message64'] / m['local_def64'] for m in middle]
+    with pictures.panels(path, 1, 1) as axes:
+        panel = axes[0, 0]
+        line = np.linspace(0, 1.1 * max(x))
+        panel.plot(line, 1 + line, ':', color='#666666', label='sum')
+        panel.plot(line, np.maximum(1, line), '--', color='#666666', label='longer of the two')
+        for name, label, color in (
+            ('def64', 'without overlap', '#D55E00'),
+            ('def64_overlap', 'overlap=True', '#0072B2'),
+        ):
+            panel.plot(x, [m[name] / m['local_def64'] for m in middle], 'o', color=color, label=label)
+        panel.set_xlabel('message over gradient')
+        panel.set_ylabel('step over gradient')
+        panel.set_ylim(0)
+        panel.legend()
+
+
+if __name__ == '__main__':
+    app.run(main)
