@@ -1,25 +1,24 @@
 """Messages in flight on a slow network: a step takes the longer of gradient and message, or their sum.
 
-    python -m benchmarks.hiding --output=results/benchmarks
+    python -m benchmarks.hiding --output=results/benchmarks/hiding.md
 
 Runs two processes (--workers) in network namespaces, whose interfaces are shaped so that a message takes a
 quarter, half, once and twice as long as the gradient (--share); needs root and iproute2. Leave the machine
-idle. Writes hiding.md and hiding.png.
+idle.
 """
 
 import os
-import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags
 
-from benchmarks import timing
-from benchmarks.cluster.network import Unavailable, check_available, network
+from benchmarks import pages
+from benchmarks.cluster.network import network
 from benchmarks.cluster.page import ring_bytes
-from benchmarks.cluster.processes import WorkerFailed, run_workers
-from def_jax.tools import pictures
+from benchmarks.cluster.processes import guarded, run_workers
+from def_jax.tools import markdown, pictures
 
 _SHARES = flags.DEFINE_multi_float(
     'share', [0.25, 0.5, 1, 2], "A message's time over the gradient's, when nothing else runs."
@@ -29,7 +28,9 @@ _BATCH = flags.DEFINE_integer('batch', 64, 'Examples of a worker.', lower_bound=
 _ROUNDS = flags.DEFINE_integer('rounds', 7, 'How many turns each variant takes.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', 3, 'Steps per turn.', lower_bound=1)
 _TIMEOUT = flags.DEFINE_float('timeout', 600, 'Seconds after which a network is abandoned.')
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder for hiding.md and hiding.png.')
+_OUTPUT = flags.DEFINE_string(
+    'output', 'results/benchmarks/hiding.md', 'The page, whose tables are replaced; its picture is beside it.'
+)
 
 _STEPS_OF = {
     'local_def64': 'gradient and optimizer alone',
@@ -47,22 +48,22 @@ _COLUMNS = [
 
 
 def main(_) -> int:
-    try:
-        check_available()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
-        report, seconds = _measure(None)
-        sent = ring_bytes(_message(report), _WORKERS.value, packets=0)
-        rates = {s: sent / (s * np.median(seconds['local_def64'])) for s in _SHARES.value}
-        found = {share: (rate, _measure(f'{8 * rate:.0f}bit')[1]) for share, rate in rates.items()}
-    except (Unavailable, WorkerFailed) as error:
-        print(f'hiding: {error}', file=sys.stderr)
-        return 2
-    output = _OUTPUT.value and str(Path(_OUTPUT.value, 'hiding.md'))
-    timing.write_page(output, 'python -m benchmarks.hiding', [_introduction(report), _table(found)])
-    if output:
-        _draw(found, Path(output).with_suffix('.png'))
-    return 0
+    return guarded('hiding', _run)
+
+
+def _run() -> None:
+    report, seconds = _measure(None)
+    message = report['variants']['message64']['hlo']['bytes']
+    sent = ring_bytes(message, _WORKERS.value, packets=0)
+    rates = {s: sent / (s * np.median(seconds['local_def64'])) for s in _SHARES.value}
+    found = {share: (rate, _measure(f'{8 * rate:.0f}bit')[1]) for share, rate in rates.items()}
+    text = (
+        f'{pages.origin("benchmarks.hiding")}\n\n{_WORKERS.value} processes on {os.cpu_count()} cores; an MLP '
+        f'of {report["params"]:,} parameters, {_BATCH.value} examples a worker, and a message of '
+        f'{message / 1e3:.0f} kB. Load average {os.getloadavg()[0]:.1f}.'
+    )
+    pages.write(_OUTPUT.value, {'hiding': _table(found), 'origin': text})
+    _draw(found, Path(_OUTPUT.value).with_suffix('.png'))
 
 
 def _measure(rate: str | None) -> tuple[dict, dict[str, np.ndarray]]:
@@ -83,23 +84,8 @@ def _measure(rate: str | None) -> tuple[dict, dict[str, np.ndarray]]:
     return reports[0], {name: np.max(s, 0) for name, s in seconds.items()}
 
 
-def _message(report: dict) -> float:
-    """Bytes."""
-    return report['variants']['message64']['hlo']['bytes']
-
-
-def _introduction(report: dict) -> str:
-    return (
-        f'{_WORKERS.value} processes in network namespaces, on {os.cpu_count()} cores; an MLP of '
-        f'{report["params"]:,} parameters, {_BATCH.value} examples a worker, momentum SGD and DEF at '
-        f'64: a message of {_message(report) / 1e3:.0f} kB. Milliseconds: the median over '
-        'steps of the slowest worker, with quartiles; all variants take turns in the same processes. '
-        f'The load average was {os.getloadavg()[0]:.1f} at the end.\n'
-    )
-
-
 def _table(found: dict) -> str:
-    rows = []
+    rows = [_COLUMNS]
     for share, (rate, seconds) in found.items():
         middle = {name: np.median(s) for name, s in seconds.items()}
         bound = max(middle['local_def64'], middle['message64'])
@@ -110,7 +96,7 @@ def _table(found: dict) -> str:
         ratios = middle['def64_overlap'] / bound, middle['def64'] / middle['def64_overlap']
         network = f'{8e-6 * rate:.0f} Mbit/s'
         rows.append([f'{share:g}', network, *times, *(f'{ratio:.2f}' for ratio in ratios)])
-    return timing.table(_COLUMNS, rows)
+    return markdown.table(rows)
 
 
 def _draw(found: dict, path: Path) -> None:

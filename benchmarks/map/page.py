@@ -2,123 +2,40 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.colors
 import numpy as np
 
-from benchmarks import grid, pages, records
-from benchmarks.league.perceptron import STEPS
-from benchmarks.map import plan
+from benchmarks import grid, pages
+from benchmarks.map import plan, questions
+from benchmarks.map.cells import DRAWS, SGD, Cell, Cells, gap, read, with_choice
 from def_jax.tools import markdown, pictures
-from paper.statistics import Difference, mean_std, seed_difference
+from paper.statistics import mean_std
 
-__all__ = ['Cell', 'law', 'read', 'tables', 'write']
+__all__ = ['law', 'tables', 'widths', 'write']
 
-SGD = 'SGD', 1
 MARKERS = {'DEF (paper)': 'o', 'λ = 1': 'v', 'DEF, ours': 's', 'DEF, ours, int8': '*'}
 METHODS = [(title, ratio) for ratio in (16, 64, 256) for title in MARKERS]
-DRAWS = 4000  # of a bootstrap
 
 
-class Cell(NamedTuple):
-    """A method at a width, with its losses on held-out images and its runs with fresh seeds, by k."""
-
-    width: int
-    title: str
-    bytes_of: float
-    tried: dict[int, np.ndarray]
-    runs: dict[int, list[dict[str, Any]]]
-
-    @property
-    def k(self) -> int:
-        return grid.chosen(self.tried)
-
-    @property
-    def visits(self) -> float:
-        """How often a block is sent in a run; in int8, blocks are four times as large."""
-        return STEPS / self.bytes_of * (4 if 'int8' in self.title else 1)
-
-    def of(self, name: str, k: int | None = None) -> np.ndarray:
-        """A metric of the fresh seeds at the method's answer: y, and SGD's x."""
-        point = 'x' if self.title == SGD[0] else 'y'
-        return np.array([run[name][point] for run in self.runs[self.k if k is None else k]], float)
-
-
-def read(path: Path) -> dict[int, dict[tuple[str, float], Cell]]:
-    """The finished cells, by width and method, where SGD's is finished."""
-    tried: dict[tuple, dict[int, dict[int, float]]] = {}
-    runs: dict[tuple, dict[int, dict[int, Any]]] = {}
-    for record in records.read(path):
-        if 'workers' in record:  # than the league's, a question of its own
-            continue
-        key, k, seed = (record['width'], record['title'], record['bytes_of']), record['k'], record['seed']
-        if record['tuning']:
-            point = 'y' if 'y' in record['loss'] else 'x'
-            loss = record['loss'][point]
-            tried.setdefault(key, {}).setdefault(k, {})[seed] = np.inf if loss is None else loss
-        else:
-            runs.setdefault(key, {}).setdefault(k, {})[seed] = record
-    found: dict[int, dict[tuple[str, float], Cell]] = {}
-    for key, losses in tried.items():
-        whole = {
-            k: np.array([of[s] for s in sorted(of)]) for k, of in losses.items() if _whole(of, tuning=True)
-        }
-        fresh = {
-            k: [of[s] for s in plan.SEEDS] for k, of in runs.get(key, {}).items() if _whole(of, tuning=False)
-        }
-        cell = Cell(*key, whole, fresh)
-        if len(whole) == len(losses) and min(whole) < cell.k < max(whole) and cell.k in fresh:
-            found.setdefault(cell.width, {})[cell.title, cell.bytes_of] = cell
-    return {w: found[w] for w in sorted(found) if SGD in found[w] and len(found[w]) > 1}
-
-
-def _whole(by_seed: dict[int, Any], *, tuning: bool) -> bool:
-    return set(by_seed) >= set(plan.TUNING_SEEDS if tuning else plan.SEEDS)
-
-
-def gap(cell: Cell, sgd: Cell) -> Difference:
-    """The difference in test accuracy to SGD, in points, paired by seed."""
-    found = seed_difference(-cell.of('error'), -sgd.of('error'))
-    assert found is not None, 'every cell has the seeds of the plan'
-    return found
-
-
-def with_choice(cell: Cell, sgd: Cell) -> str:
-    """The interval of the same difference over fresh seeds and the choice of both rates, by a bootstrap.
-
-    Empty while a rate that tuning seeds, drawn again, would choose in 5 % of the cases or more has no runs.
-    """
-    rng = np.random.default_rng(0)
-    tuning = rng.integers(0, len(plan.TUNING_SEEDS), (DRAWS, len(plan.TUNING_SEEDS)))
-    fresh = rng.integers(0, len(plan.SEEDS), (DRAWS, len(plan.SEEDS)))
-    errors, known = [], np.ones(DRAWS, bool)
-    for each in (cell, sgd):
-        if any(s >= grid.LIKELY and k not in each.runs for k, s in grid.shares(each.tried).items()):
-            return ''
-        rates = list(each.tried)
-        best = np.stack(list(each.tried.values()))[:, tuning].mean(-1).argmin(0)
-        of_rate = np.stack(
-            [each.of('error', k) if k in each.runs else np.full(len(plan.SEEDS), np.nan) for k in rates]
-        )
-        errors.append(of_rate[best[:, None], fresh].mean(1))
-        known &= ~np.isnan(errors[-1])
-    drawn = (errors[1] - errors[0])[known]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return f'[{low:+.2f}, {high:+.2f}]'
+def widths(path: Path) -> Cells:
+    """The finished cells of widths at which SGD is finished, and something to compare with it."""
+    return {width: of for width, of in read(path).items() if SGD in of and len(of) > 1}
 
 
 class Law(NamedTuple):
-    """The test gap as a multiple of the training gap."""
+    """The test gap as a multiple of the training gap, and as a power of SGD's training error."""
 
     slope: float
     low: float
     high: float
     correlation: float
     count: int
+    powers: dict[tuple[str, float], tuple[float, float, float, int]]  # exponent, interval, number of widths
 
 
-def law(cells: dict[int, dict[tuple[str, float], Cell]]) -> Law:
+def law(cells: Cells) -> Law:
     """Fitted through the origin over all compressed cells; the interval draws the fresh seeds again."""
     rng, pairs = np.random.default_rng(0), []
     for of_width in cells.values():
@@ -131,30 +48,60 @@ def law(cells: dict[int, dict[tuple[str, float], Cell]]) -> Law:
     slopes = [_slope(test[:, seeds].mean(1), train[:, seeds].mean(1)) for seeds in drawn]
     low, high = np.quantile(slopes, [0.025, 0.975])
     both = test.mean(1), train.mean(1)
-    return Law(_slope(*both), float(low), float(high), float(np.corrcoef(*both)[0, 1]), len(pairs))
+    return Law(
+        _slope(*both), float(low), float(high), float(np.corrcoef(*both)[0, 1]), len(pairs), _powers(cells)
+    )
+
+
+def _powers(cells: Cells) -> dict[tuple[str, float], tuple[float, float, float, int]]:
+    """Of methods that are behind at three widths or more: the exponent of their gap, a line in logarithms."""
+    rng, found = np.random.default_rng(0), {}
+    drawn = rng.integers(0, len(plan.SEEDS), (DRAWS, len(plan.SEEDS)))
+    drawn = np.concatenate([np.arange(len(plan.SEEDS))[None], drawn])  # the seeds themselves come first
+    for method in METHODS:
+        pairs = [
+            (of[method].of('error'), of[SGD].of('error'), of[SGD].of('train_error'))
+            for of in cells.values()
+            if method in of
+        ]
+        gaps = [(a - b)[drawn].mean(1) for a, b, _ in pairs]
+        if len(pairs) < 3 or min(g[0] for g in gaps) <= 0:
+            continue
+        x = np.log([t[drawn].mean(1) for *_, t in pairs])  # [widths, draws]
+        y = np.log(np.maximum(gaps, 0.01))  # a hundredth of a point, where a draw has none
+        x, y = x - x.mean(0), y - y.mean(0)
+        exponents = (x * y).sum(0) / (x * x).sum(0)
+        found[method] = exponents[0], *np.quantile(exponents[1:], [0.025, 0.975]), len(pairs)
+    return found
 
 
 def _slope(test: np.ndarray, train: np.ndarray) -> float:
     return float(test @ train / (train @ train))
 
 
-def tables(cells: dict[int, dict[tuple[str, float], Cell]]) -> str:
+def tables(cells: Cells) -> str:
     """The differences by width, the law, and every cell with its rates."""
     found = law(cells)
-    shown = [m for m in METHODS if any(m in of_width for of_width in cells.values())]
-    head = ['width (parameters)', 'SGD, test', 'SGD, in training', *(f'{t}, {r:g}' for t, r in shown)]
-    lines = []
-    for width, of_width in cells.items():
-        sgd = of_width[SGD]
-        texts = [gap(of_width[method], sgd).text() if method in of_width else '' for method in shown]
-        accuracies = [f'{100 - sgd.of(name).mean():.2f}' for name in ('error', 'train_error')]
-        lines.append([f'{width} ({parameters(width):,})', *accuracies, *texts])
+    sgd = [of_width[SGD] for of_width in cells.values()]
+    lines = [['width (parameters)', *(f'{width} ({parameters(width):,})' for width in cells)]]
+    for name, of in (('SGD, test', 'error'), ('SGD, in training', 'train_error')):
+        lines.append([name, *(f'{100 - cell.of(of).mean():.2f}' for cell in sgd)])
+    for method in METHODS:
+        texts = [gap(of[method], of[SGD]).text() if method in of else '' for of in cells.values()]
+        if any(texts):
+            lines.append([f'{method[0]}, {method[1]:g}', *texts])
     return '\n\n'.join(
         [
-            markdown.table([head, *lines]),
+            markdown.table(lines),
             f'Over the {found.count} compressed cells, the gap in test accuracy is {found.slope:.2f} '
             f'[{found.low:.2f}, {found.high:.2f}] times the gap in training accuracy, r = '
             f'{found.correlation:.2f}.',
+            "As a power of SGD's training error, the gap goes with (methods that are behind at every width): "
+            + '; '.join(
+                f'{title} at {ratio:g} {power:.2f} [{low:.2f}, {high:.2f}], {count} widths'
+                for (title, ratio), (power, low, high, count) in found.powers.items()
+            )
+            + '.',
             '### Every cell',
             markdown.table([_HEAD, *(line for of_width in cells.values() for line in _lines(of_width))]),
         ]
@@ -194,7 +141,7 @@ def parameters(width: int) -> int:
     return sum(n * m + m for n, m in ((64, width), (width, width), (width, 10)))
 
 
-def draw(cells: dict[int, dict[tuple[str, float], Cell]], path: Path) -> None:
+def draw(cells: Cells, path: Path) -> None:
     """The gap in test accuracy against SGD's training error, and against the gap in training accuracy."""
     colors, norm = matplotlib.colormaps['viridis_r'], matplotlib.colors.LogNorm(3, 60)
     with pictures.panels(path, 1, 2) as axes:
@@ -239,6 +186,7 @@ def draw(cells: dict[int, dict[tuple[str, float], Cell]], path: Path) -> None:
 
 def write(folder: Path) -> None:
     """Writes the tables of the page, and the picture."""
-    cells = read(folder / 'runs.jsonl')
+    path = folder / 'runs.jsonl'
+    cells = widths(path)
     draw(cells, folder / 'map.png')
-    pages.write(folder / 'README.md', {'map': tables(cells)})
+    pages.write(folder / 'README.md', {'map': tables(cells)} | questions.sections(path))

@@ -105,7 +105,7 @@ _OF_WORKERS = [paper(64), ours_int8(64), detached(64, 0.0), ours(64)]
 PARTS: dict[str, tuple] = {
     'first': ((64, 192, 32, 96), _FIRST[:4], ('y',), False),
     'wide': ((384,), _FIRST[:2], ('y',), False),
-    'rates': ((192, 64), _FIRST[1:4], ('y',), True),
+    'rates': ((96, 64, 192, 32, 384), _FIRST[:4], ('y',), True),
     'wide_ours': ((384,), _FIRST[2:4], ('y',), False),
     'more': ((64, 192, 96, 32, 384), _FIRST[4:], ('y',), False),
     'narrow': ((16,), _FIRST, ('y',), False),

@@ -45,5 +45,5 @@ def test_shares_tell_how_certain_a_choice_is():
 
 def test_the_law_on_the_page_is_that_of_the_runs():
     text = (RESULTS / 'README.md').read_text(encoding='utf-8')
-    found = page.law(page.read(RESULTS / 'runs.jsonl'))
+    found = page.law(page.widths(RESULTS / 'runs.jsonl'))
     assert f'{found.slope:.2f} [{found.low:.2f}, {found.high:.2f}] times' in text

@@ -1,0 +1,80 @@
+"""What the map asks besides the width: where λ helps, what each change buys, delay, workers."""
+
+import itertools
+from pathlib import Path
+
+from benchmarks.map import plan
+from benchmarks.map.cells import SGD, Cells, gap, read
+from def_jax.tools import markdown
+
+__all__ = ['sections']
+
+_DETACHED = [plan.detached(ratio, λ) for ratio in (64, 16) for λ in (0.0, 0.3, 1.0, 'auto')]
+
+
+def sections(path: Path) -> dict[str, str]:
+    """Tables by the name of their section."""
+    cells = read(path)
+    return {
+        'changes': _changes(cells),
+        'overlap': _overlap(cells),
+        'outputs': _outputs(path),
+        'workers': _workers(path, cells),
+    }
+
+
+def _changes(cells: Cells) -> str:
+    """Each change of the paper's setting, minus that setting, by width."""
+    settings = [*plan.changes(64), plan.ours(64), plan.ours_int8(64)]
+    return _contrasts(cells, [(s.title, (s.title, 64), (plan.paper(64).title, 64)) for s in settings])
+
+
+def _overlap(cells: Cells) -> str:
+    """The same setting with `overlap=True`, minus without."""
+    plain = (plan.paper, plan.ours, plan.ours_int8)
+    lines = []
+    for ratio in (16, 64):
+        for make, later in zip(plain, plan.in_flight(ratio), strict=True):
+            title = make(ratio).title
+            lines.append((f'{title}, {ratio}', (later.title, ratio), (title, ratio)))
+    return _contrasts(cells, lines)
+
+
+def _contrasts(cells: Cells, lines: list) -> str:
+    """Differences of two methods in points, by width, where both are finished."""
+    widths = [w for w, of in cells.items() if any(a in of and b in of for _, a, b in lines)]
+    rows = [['', *(f'width {w}' for w in widths)]]
+    for name, ours, theirs in lines:
+        found = [(cells[w].get(ours), cells[w].get(theirs)) for w in widths]
+        rows.append([name, *('' if None in pair else gap(*pair).text() for pair in found)])
+    return markdown.table(rows)
+
+
+def _outputs(path: Path) -> str:
+    """DEF minus SGD by λ, at x, y and the workers' own models, each at its own best rate."""
+    by_point = {point: read(path, point=point) for point in ('x', 'y', 'own')}
+    rows = [['width', 'ratio', 'λ', *by_point, 'y − x', 'own − y']]
+    for width, setting in itertools.product(plan.PARTS['outputs'][0], _DETACHED):
+        found = [cells[width].get((setting.title, setting.ratio)) for cells in by_point.values()]
+        if None in found:
+            continue
+        x, y, own = found
+        gaps = [gap(cell, by_point['y'][width][SGD]).text() for cell in found]
+        between = gap(y, x).text(), gap(own, y).text()
+        λ = setting.options.get('detach', 0.3)
+        rows.append([str(width), f'{setting.ratio:g}', str(λ), *gaps, *between])
+    return markdown.table(rows)
+
+
+def _workers(path: Path, cells: Cells) -> str:
+    """DEF minus SGD by the number of workers who share a batch of 64 images."""
+    counts = sorted({*plan.PARTS['workers'][-1], plan.WORKERS})
+    of_counts = {count: read(path, workers=count) for count in counts}
+    (width,), settings, *_ = plan.PARTS['workers']
+    rows = [['workers × images', *(f'{s.title}, 64' for s in settings)]]
+    for count, found in of_counts.items():
+        of = found.get(width, {})
+        keys = [(s.title, 64) for s in settings]
+        texts = [gap(of[key], cells[width][SGD]).text() if key in of else '' for key in keys]
+        rows.append([f'{count} × {64 // count}', *texts])
+    return markdown.table(rows)
