@@ -58,8 +58,8 @@ def _run() -> None:
     rates = {s: sent / (s * np.median(seconds['local_def64'])) for s in _SHARES.value}
     found = {share: (rate, _measure(f'{8 * rate:.0f}bit')[1]) for share, rate in rates.items()}
     text = (
-        f'{pages.origin("benchmarks.hiding")}\n\n{_WORKERS.value} processes on {os.cpu_count()} cores; an MLP '
-        f'of {report["params"]:,} parameters, {_BATCH.value} examples a worker, and a message of '
+        f'{pages.origin("benchmarks.hiding")}\n\n{_WORKERS.value} processes on {os.cpu_count()} cores; an '
+        f'MLP of {report["params"]:,} parameters, {_BATCH.value} examples a worker, and a message of '
         f'{message / 1e3:.0f} kB. Load average {os.getloadavg()[0]:.1f}.'
     )
     pages.write(_OUTPUT.value, {'hiding': _table(found), 'origin': text})
@@ -94,8 +94,9 @@ def _table(found: dict) -> str:
             for name in _STEPS_OF
         ]
         ratios = middle['def64_overlap'] / bound, middle['def64'] / middle['def64_overlap']
-        network = f'{8e-6 * rate:.0f} Mbit/s'
-        rows.append([f'{share:g}', network, *times, *(f'{ratio:.2f}' for ratio in ratios)])
+        rows.append(
+            [f'{share:g}', f'{8e-6 * rate:.0f} Mbit/s', *times, *(f'{ratio:.2f}' for ratio in ratios)]
+        )
     return markdown.table(rows)
 
 

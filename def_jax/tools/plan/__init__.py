@@ -8,7 +8,8 @@ off. This is a model, not a measurement. It assumes that a ring all-reduce of n 
     2 (K - 1) / K · n / bandwidth  +  2 (K - 1) · latency,
 
 and that a step first computes and then communicates. (`overlap` is the fraction of a dense all-reduce hidden
-behind the backward pass. The message of error feedback needs the whole gradient, so none of it is hidden.)
+behind the backward pass. The message of error feedback needs the whole gradient, so none of it is hidden,
+unless it is `in_flight` while the next gradient is computed: then a step takes the longer of the two.)
 
 Without a measurement, `--device=h100 --flops=4.2e12` takes the least time that the device's peak rates allow,
 see `devices`.
@@ -39,6 +40,7 @@ class Plan:
         workers: K.
         latency: of one message between neighbours.
         overlap: fraction of a dense all-reduce hidden behind the computation, in [0, 1].
+        in_flight: whether a message travels while the next gradient is computed, `error_feedback`'s `overlap`.
         overhead: extra time of the compressed update over the dense one.
         element_bytes: bytes per element on the wire: 4, 2 in bfloat16, 1 in int8; also of dense SGD.
         evaluate_every: steps between evaluations of y, each a dense all-reduce; 0 for only the final one.
@@ -62,6 +64,7 @@ class Plan:
     element_bytes: int = 4
     evaluate_every: int = 0
     num_steps: int = 100_000
+    in_flight: bool = False
 
     def __post_init__(self) -> None:
         # The limits keep every time finite and positive.
@@ -91,7 +94,9 @@ class Plan:
         check_ratio(ratio)
         outputs = 1 + (self.num_steps // self.evaluate_every if self.evaluate_every else 0)
         dense_share = outputs * self.all_reduce(self.params) / self.num_steps
-        return self.step_time + self.overhead + self.all_reduce(self.params / ratio) + dense_share
+        message = self.all_reduce(self.params / ratio)
+        both = max(self.step_time, message) if self.in_flight else self.step_time + message
+        return both + self.overhead + dense_share
 
     def speed_up(self, ratio: float) -> float:
         """The speed-up of error feedback over dense SGD."""
@@ -99,9 +104,12 @@ class Plan:
 
     def break_even(self) -> float:
         """The smallest ratio at which error feedback is no slower than dense SGD; infinity if none is."""
+        shortest = self.all_reduce(0)
         spare = self.dense_step() - self.step(math.nextafter(math.inf, 0)) if self.workers > 1 else 0.0
-        whole = self.all_reduce(self.params) - self.all_reduce(0)  # the part that shrinks with the ratio
-        return max(1.0, whole / spare) if spare > 0 else math.inf
+        if spare <= 0:
+            return math.inf
+        room = spare + max(0.0, self.step_time - shortest if self.in_flight else 0.0)  # of a longer message
+        return max(1.0, (self.all_reduce(self.params) - shortest) / room)
 
     def verdict(self) -> str:
         """A short verdict on whether compression pays off."""

@@ -22,6 +22,7 @@ _HELP = {
     'element_bytes': 'bytes per element on the wire',
     'evaluate_every': 'steps between evaluations of y; 0 evaluates once, at the end',
     'num_steps': 'number of steps of the run',
+    'in_flight': 'messages travel while the next gradient is computed (overlap=True)',
 }
 
 _FLOPS = "operations of a worker's gradient, for --device: 6 · parameters · tokens for a transformer"
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = _Parser(prog='python -m def_jax.plan', description=plan_lib.__doc__, allow_abbrev=False)
     for field in dataclasses.fields(plan_lib.Plan):
         names = dict.fromkeys((f'--{field.name.replace("_", "-")}', f'--{field.name}'))
+        if field.type is bool:
+            parser.add_argument(*names, action='store_true', help=_HELP[field.name])
+            continue
         kind = str if field.name == 'bandwidth' else field.type
         default = None if field.default is dataclasses.MISSING else field.default
         text = _HELP[field.name] + ('' if default is None else f' (default: {default:g})')

@@ -41,10 +41,17 @@ def test_limits():
     assert SLOW.speed_up(64) > dataclasses.replace(SLOW, overlap=0.5).speed_up(64)
     assert dataclasses.replace(SLOW, element_bytes=2).all_reduce(1e6) == SLOW.all_reduce(1e6) / 2
     alone = dataclasses.replace(SLOW, workers=1)
+    in_flight = dataclasses.replace(SLOW, in_flight=True)
+    longer = [max(SLOW.step_time, SLOW.all_reduce(SLOW.params / ratio)) for ratio in (64, 1)]
+    assert [in_flight.step(64), in_flight.step(1)] == pytest.approx(longer, rel=1e-4)
     assert alone.dense_step() == alone.step(64) == alone.step_time and alone.break_even() == math.inf
 
 
-@pytest.mark.parametrize('changes', [{}, {'overhead': 0.05}, {'overlap': 0.8}, {'latency': 1e-4}], ids=str)
+@pytest.mark.parametrize(
+    'changes',
+    [{}, {'overhead': 0.05}, {'overlap': 0.8}, {'latency': 1e-4}, {'in_flight': True, 'overhead': 0.15}],
+    ids=str,
+)
 def test_at_the_break_even_ratio_both_take_the_same_time(changes):
     plan = dataclasses.replace(SLOW, **changes)
     assert plan.step(plan.break_even()) == pytest.approx(plan.dense_step())
