@@ -20,7 +20,7 @@ import math
 import re
 from pathlib import Path
 
-from def_jax.checks import check_number, check_ratio
+from def_jax.checks import check_flag, check_number, check_ratio
 from def_jax.tools import markdown
 
 __all__ = ['Plan', 'draw', 'parse_bandwidth', 'table']
@@ -40,7 +40,7 @@ class Plan:
         workers: K.
         latency: of one message between neighbours.
         overlap: fraction of a dense all-reduce hidden behind the computation, in [0, 1].
-        in_flight: whether a message travels while the next gradient is computed, `error_feedback`'s `overlap`.
+        in_flight: whether a message travels while the next gradient is computed, as `overlap=True` has it.
         overhead: extra time of the compressed update over the dense one.
         element_bytes: bytes per element on the wire: 4, 2 in bfloat16, 1 in int8; also of dense SGD.
         evaluate_every: steps between evaluations of y, each a dense all-reduce; 0 for only the final one.
@@ -78,6 +78,7 @@ class Plan:
         check_number('element_bytes', self.element_bytes, 1, 8, 'bytes per element')
         check_number('evaluate_every', self.evaluate_every, 0, 1e18, 'steps, 0 for never')
         check_number('num_steps', self.num_steps, 1, 1e18, 'steps in the run')
+        check_flag('in_flight', self.in_flight)
 
     def all_reduce(self, elements: float) -> float:
         """Time of a ring all-reduce of `elements` elements."""
