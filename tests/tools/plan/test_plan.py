@@ -88,7 +88,7 @@ def test_no_bandwidth(text):
     + [('overlap', 2), ('step_time', 0)],
 )
 def test_impossible_values(field, value):
-    with pytest.raises(ValueError, match=rf'{field}=.* must be a number in'):
+    with pytest.raises(ValueError, match=rf'{field}=.* must be (a number in|True or False)'):
         dataclasses.replace(SLOW, **{field: value})
 
 
