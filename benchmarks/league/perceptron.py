@@ -18,7 +18,7 @@ import sklearn.datasets
 import def_jax
 from benchmarks.league.contenders import WORKERS, Contender, Problem, answer, gradient_point, narrower
 from benchmarks.workers import train_step
-from def_jax.trainer.data.digits.digits import split_indices
+from def_jax.trainer.data.digits import split_indices
 
 __all__ = ['PERCEPTRON']
 

@@ -16,7 +16,6 @@ __all__ = [
     'check_batch_size',
     'epoch_permutation',
     'steps_per_epoch',
-    'test_batches',
     'test_positions',
     'train_batch',
     'train_positions',
@@ -123,16 +122,6 @@ def train_batch(split: 'Readable', **options) -> dict[str, np.ndarray]:
     return split.take(train_positions(len(split), **options)[1])
 
 
-def test_batches(split: 'Readable', **options) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of one pass, see `test_positions`; `mask`, float32 [k, b], is 0 on padding in the last."""
-
-    def batch(positions: np.ndarray) -> dict[str, np.ndarray]:
-        real = positions < len(split)
-        return split.take(np.where(real, positions, 0)) | {'mask': real.astype(np.float32)}
-
-    return map(batch, test_positions(len(split), **options))
-
-
 class Readable(abc.ABC):
     """A split whose examples can be read in any order."""
 
@@ -148,5 +137,10 @@ class Readable(abc.ABC):
         return (train_batch(self, step=step, **options) for step in itertools.count(first_step))
 
     def test_batches(self, **options) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over the split, see the function `test_batches`."""
-        return test_batches(self, **options)
+        """One pass, see `test_positions`; `mask`, float32 [k, b], is 0 on padding in the last batch."""
+
+        def batch(positions: np.ndarray) -> dict[str, np.ndarray]:
+            real = positions < len(self)
+            return self.take(np.where(real, positions, 0)) | {'mask': real.astype(np.float32)}
+
+        return map(batch, test_positions(len(self), **options))

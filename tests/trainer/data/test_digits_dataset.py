@@ -7,7 +7,7 @@ import pytest
 import sklearn.datasets
 
 from def_jax.trainer.data.catalogue import DATASETS
-from def_jax.trainer.data.digits.digits import Digits, split_indices
+from def_jax.trainer.data.digits import Digits, split_indices
 from def_jax.trainer.data.in_memory import load_dataset
 
 

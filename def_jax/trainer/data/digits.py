@@ -1,4 +1,7 @@
-"""TFDS builder for scikit-learn's 8×8 handwritten digits: real images, with nothing to download."""
+"""TFDS builder for scikit-learn's 8×8 handwritten digits: real images, with nothing to download.
+
+Importing this registers `digits`.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +10,8 @@ import numpy as np
 import sklearn.datasets
 import sklearn.model_selection
 import tensorflow_datasets as tfds
+
+__all__ = ['Digits', 'split_indices']
 
 _DESCRIPTION = """\
 The 1,797 handwritten digits that come with scikit-learn: 8x8 grey images in 10 classes, the test
