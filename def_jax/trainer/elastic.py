@@ -37,7 +37,7 @@ from def_jax.trainer.workers.whole import WholeWorkers
 
 PyTree = Any
 
-__all__ = ['WholeLayout', 'crew', 'first_state']
+__all__ = ['Crew', 'WholeLayout', 'crew', 'first_state']
 
 _STEP, _STOPS = '_step', '_stops'  # beside the examples of a batch
 
@@ -71,44 +71,8 @@ class _Statistics(NamedTuple):
     batch_stats: PyTree
 
 
-@contextlib.contextmanager
-def crew(
-    experiment: Experiment,
-    state: TrainState,
-    save: Callable[..., None],
-    note: Callable[[str], None],
-    signals: interruption.Watch,
-) -> Iterator['_Crew']:
-    """Within the block, the workers of all processes, for the loop.
-
-    Args:
-        experiment: the run's, with all workers.
-        state: the state to continue from, as NumPy arrays.
-        save: `save(state, wait=True)` writes a checkpoint that `WholeLayout` describes.
-        note: shows a line about who dies and who comes.
-        signals: whether this process is to stop.
-
-    Raises:
-        LostProcessError: if too few workers were left, after the state was saved.
-    """
-    made = _Crew(experiment, state, note, signals)
-    try:
-        yield made
-    except elastic.TooFewError as error:
-        made.team.min_workers = 1  # what the few who are left have
-        save(made.state(), wait=True)
-        made.team.close()
-        raise LostProcessError(str(error)) from error
-    except elastic.GivenUpError as error:
-        raise LostProcessError(str(error)) from error
-    except EndedError:  # in all processes
-        made.team.close()
-        raise
-    made.team.close()
-
-
-class _Crew:
-    """Those who live; steps and evaluations are repeated without those who die meanwhile."""
+class Crew:
+    """The workers who live, for the loop; what they do is repeated without those who die meanwhile."""
 
     diagnose = check_replicas = None  # see `rules`
 
@@ -195,6 +159,42 @@ class _Crew:
         )
         # With fewer workers there are more batches than were counted, never fewer.
         return _flat(next(itertools.islice(batches, number, None)))
+
+
+@contextlib.contextmanager
+def crew(
+    experiment: Experiment,
+    state: TrainState,
+    save: Callable[..., None],
+    note: Callable[[str], None],
+    signals: interruption.Watch,
+) -> Iterator[Crew]:
+    """Within the block, the workers of all processes, for the loop.
+
+    Args:
+        experiment: the run's, with all workers.
+        state: the state to continue from, as NumPy arrays.
+        save: `save(state, wait=True)` writes a checkpoint that `WholeLayout` describes.
+        note: shows a line about who dies and who comes.
+        signals: whether this process is to stop.
+
+    Raises:
+        LostProcessError: if too few workers were left, after the state was saved.
+    """
+    made = Crew(experiment, state, note, signals)
+    try:
+        yield made
+    except elastic.TooFewError as error:
+        made.team.min_workers = 1  # what the few who are left have
+        save(made.state(), wait=True)
+        made.team.close()
+        raise LostProcessError(str(error)) from error
+    except elastic.GivenUpError as error:
+        raise LostProcessError(str(error)) from error
+    except EndedError:  # in all processes
+        made.team.close()
+        raise
+    made.team.close()
 
 
 class _Batches:

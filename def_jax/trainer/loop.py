@@ -2,9 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import ml_collections
@@ -96,37 +96,6 @@ def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Pa
     return run
 
 
-class Crew(Protocol):
-    """The workers of a run as the loop uses them, with their state."""
-
-    @property
-    def step(self) -> int:
-        """How many are done."""
-
-    @property
-    def diagnose(self) -> Callable[[], dict[str, Any]] | None:
-        """Measures the quantities of `def_jax.diagnostics` on the next batch; None if that is off."""
-
-    @property
-    def check_replicas(self) -> Callable[[], None] | None:
-        """Raises ReplicasDifferError if copies differ; None if it is off."""
-
-    def train(self) -> dict[str, Any]:
-        """A step; returns each worker's metrics, on the devices."""
-
-    def evaluate(self) -> dict[str, Any]:
-        """A record of the metrics at every point of the method."""
-
-    def state(self) -> TrainState:
-        """What a checkpoint holds."""
-
-    def stops(self, signalled: bool, *, reports: bool) -> bool:
-        """Whether the run ends here because a process of it got a signal; all processes agree."""
-
-    def sample(self) -> str | None:
-        """What the trained model generates, at y if the method has it; None if the task generates nothing."""
-
-
 class _Run:
     """A run in its folder.
 
@@ -195,7 +164,7 @@ class _Run:
         return state
 
     @contextlib.contextmanager
-    def _crew(self) -> Iterator[Crew]:
+    def _crew(self) -> Iterator['_Crew']:
         experiment, state = self._experiment, self._first_state
         if experiment.config.elastic:
             with elastic.crew(experiment, state, self._save, self._say, self._signals) as crew:
@@ -205,7 +174,7 @@ class _Run:
             with prefetch.ahead(batches, experiment.workers.place) as placed:
                 yield _Standing(experiment, state, placed)
 
-    def _train(self, crew: Crew) -> None:
+    def _train(self, crew: '_Crew') -> None:
         """Trains, evaluates and saves until the run's last step."""
         experiment, config, last = self._experiment, self._experiment.config, self._experiment.num_steps
         window = Window(experiment, self._log, self._start)
@@ -247,7 +216,7 @@ class _Run:
             return False
         return processes.agree(not self._log.is_evaluated(self._start))
 
-    def _evaluate(self, crew: Crew, window: Window, progress: console_lib.Progress) -> None:
+    def _evaluate(self, crew: '_Crew', window: Window, progress: console_lib.Progress) -> None:
         """Records the evaluation of a state that has been saved: one that fails loses no step."""
         try:
             record = crew.evaluate()
@@ -290,7 +259,13 @@ def _show(record: dict[str, Any] | None, progress: console_lib.Progress) -> None
 
 
 class _Standing:
-    """A crew that is the same from the first step to the last: a step is a program on all devices."""
+    """The workers of a run as the loop uses them: the same from the first step to the last.
+
+    Attributes:
+        step: how many steps are done.
+        diagnose: measures the quantities of `def_jax.diagnostics` on the next batch; None if that is off.
+        check_replicas: raises ReplicasDifferError if copies differ; None if that is off.
+    """
 
     def __init__(self, experiment: Experiment, state: TrainState, batches: Iterator[dict]):
         config = experiment.config
@@ -307,22 +282,27 @@ class _Standing:
             self.check_replicas = lambda: check(self._state, self.step)
 
     def train(self) -> dict[str, Any]:
+        """A step; returns each worker's metrics, on the devices."""
         batch, self._batch = self._next(), None
         self._state, measured = self._train_step(self._state, batch)
         self.step += 1
         return self._workers.settled(measured)
 
     def evaluate(self) -> dict[str, Any]:
+        """A record of the metrics at every point of the method."""
         return self._evaluate(self._state, self.step)
 
     def state(self) -> TrainState:
+        """What a checkpoint holds."""
         return self._state
 
     def stops(self, signalled: bool, *, reports: bool) -> bool:
+        """Whether the run ends here because a process of it got a signal; all processes agree."""
         # Several processes must stop at the same step, so they ask each other when a record is due.
         return (reports or jax.process_count() == 1) and processes.anywhere(signalled)
 
     def sample(self) -> str | None:
+        """What the trained model generates, at y if the method has it; None if the task generates nothing."""
         task = self._experiment.task
         if not isinstance(task, GenerativeTask):
             return None
@@ -341,3 +321,6 @@ class _Standing:
             every = self._workers.gather(value)
             record |= {name: float(every.mean()), f'{name}_std': float(every.std())}
         return {'step': self.step} | record
+
+
+_Crew = _Standing | elastic.Crew

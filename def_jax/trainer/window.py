@@ -34,7 +34,7 @@ class Window:
         self._carried = 0  # how many of them an earlier process measured
         self._started = time.perf_counter()
 
-    def add(self, measured: dict[str, jax.Array]) -> None:
+    def add(self, measured: dict[str, Any]) -> None:
         self._pending.append(measured)
 
     def end(self, done: int) -> None:
