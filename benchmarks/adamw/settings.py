@@ -68,6 +68,11 @@ def inner(setting: Setting, rate: Any) -> optax.GradientTransformation:
     return training.adamw(rate, setting.steps, scale)
 
 
+def dense(setting: Setting, rate: Any) -> optax.GradientTransformation:
+    """The optimizer on the mean gradient."""
+    return optax.chain(def_jax.all_reduce_mean(AXIS), inner(setting, rate))
+
+
 def optimizer(setting: Setting, rate: Any) -> optax.GradientTransformation:
     """The optimizer of one worker, with its link."""
     blocks = def_jax.random_block(setting.ratio, order='shuffled', allocation='balanced')
@@ -84,19 +89,19 @@ def optimizer(setting: Setting, rate: Any) -> optax.GradientTransformation:
 
 
 def run(setting: Setting) -> dict[str, Any]:
-    """Trains and evaluates; returns the settings with losses in nats a byte along the run and at its end.
-
-    Dense training is that of a single worker with the sequences of all.
-    """
+    """Trains and evaluates; returns the settings with losses in nats a byte along the run and at its end."""
     begin, cpu_begin = time.time(), time.process_time()
     points: dict[str, training.Point] = {'x': lambda params, _: params}
-    make, workers, point, ratio = functools.partial(inner, setting), 1, points['x'], 1.0
+    make, point, ratio = functools.partial(dense, setting), points['x'], 1.0
     if setting.method == 'def':
-        make, workers, point = functools.partial(optimizer, setting), setting.workers, def_jax.detached_params
+        make, point, ratio = (
+            functools.partial(optimizer, setting),
+            def_jax.detached_params,
+            _true_ratio(setting),
+        )
         points['y'] = functools.partial(def_jax.output_params, axis_name=AXIS)
-        ratio = _true_ratio(setting)
-    size = network.SIZES[setting.model]
-    programs = training.make_programs(size, workers, make, point, points, functools.partial(applied, setting))
+    size, after = network.SIZES[setting.model], functools.partial(applied, setting)
+    programs = training.make_programs(size, setting.workers, make, point, points, after)
     losses, curve, shape = [], [], (setting.steps, setting.workers, setting.sequences)
     for trained, params, state in training.course(programs, setting.seed, setting.lr, shape, _EVALUATIONS):
         losses += trained

@@ -25,7 +25,6 @@ class Programs(NamedTuple):
     step: Callable  # (params, state, text, starts [workers, sequences], rate) -> params, state, loss
     losses: Callable  # (params, state, windows) -> the loss by point
     state: PyTree
-    workers: int
 
 
 def adamw(
@@ -76,7 +75,7 @@ def make_programs(
     axes = own_axes(optimizer(0.1), params)
     step = mapped(worker, workers, (None, axes, None, 0, None), (None, axes, None))
     evaluated = mapped(losses, workers, (None, axes, None))
-    return Programs(size, step, evaluated, stacked(optimizer(0.1), params, workers), workers)
+    return Programs(size, step, evaluated, stacked(optimizer(0.1), params, workers))
 
 
 def course(
@@ -84,15 +83,14 @@ def course(
 ) -> Iterator[tuple[list[float], PyTree, PyTree]]:
     """Trains; after each of `parts` of the steps, the batches' losses since, the parameters and the state.
 
-    `shape` is steps, workers and sequences, which the programs' workers divide.
+    `shape` is steps, workers and sequences.
     """
     words, params = jnp.asarray(text.split()['train']), network.init(programs.size, seed)
     state = programs.state
     for segment in np.split(text.starts(seed, shape), parts):
         trained = []
         for starts in segment:
-            divided = starts.reshape(programs.workers, -1)
-            params, state, loss = programs.step(params, state, words, divided, rate)
+            params, state, loss = programs.step(params, state, words, starts, rate)
             trained.append(loss)
         yield [float(loss) for loss in trained], params, state
 
