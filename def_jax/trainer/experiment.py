@@ -145,15 +145,16 @@ class Experiment:
         return splits
 
     def test_batches(
-        self, split: str, examples_per_device: int = EXAMPLES_PER_DEVICE, *, whole: bool = False
+        self, split: str, examples_per_device: int | None = None, *, whole: bool = False
     ) -> Iterator[dict[str, np.ndarray]]:
         """One pass over a split of `evaluated`: arrays [rows, examples, ...] of this process, with a mask.
 
-        With `whole`, arrays [1, examples, ...] for workers that each see all of a batch.
+        With `whole`, arrays [1, examples, ...] for workers that each see all of a batch. `examples_per_device`
+        is `EXAMPLES_PER_DEVICE` unless it is given.
         """
         rows = 1 if whole else len(self.workers.heads)
         return self.evaluated[split].test_batches(
-            batch_size=examples_per_device * self.workers.devices_per_row * rows,
+            batch_size=(examples_per_device or EXAMPLES_PER_DEVICE) * self.workers.devices_per_row * rows,
             num_workers=rows,
             workers=None if whole else self.workers.rows,
         )

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from mocked_records import OneByOne
 
 from configs import imagenet
-from def_jax.trainer import evaluation, loop
+from def_jax.trainer import experiment, loop
 from def_jax.trainer.data import streaming
 
 SETTINGS = (
@@ -31,7 +31,7 @@ def test_resnet50_steps_on_mock_data_with_virtual_workers(tmp_path):
         tfds.testing.mock_data(num_examples=8),
         mock.patch.object(tfds.core.DatasetBuilder, 'is_prepared', lambda self: True),
         mock.patch.object(streaming, 'open_dataset', open_mocked),
-        mock.patch.object(evaluation, 'EXAMPLES_PER_DEVICE', 2),
+        mock.patch.object(experiment, 'EXAMPLES_PER_DEVICE', 2),
     ):
         config = imagenet.get_config(SETTINGS)
         result = loop.train_and_evaluate(config, tmp_path / 'run', rich.console.Console(quiet=True))
