@@ -149,8 +149,8 @@ class Experiment:
     ) -> Iterator[dict[str, np.ndarray]]:
         """One pass over a split of `evaluated`: arrays [rows, examples, ...] of this process, with a mask.
 
-        With `whole`, arrays [1, examples, ...] for workers that each see all of a batch. `examples_per_device`
-        is `EXAMPLES_PER_DEVICE` unless it is given.
+        With `whole`, arrays [1, examples, ...] for workers that each see all of a batch. The default of
+        `examples_per_device` is `EXAMPLES_PER_DEVICE`.
         """
         rows = 1 if whole else len(self.workers.heads)
         return self.evaluated[split].test_batches(
