@@ -3,6 +3,7 @@
 import atexit
 import importlib.util
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -59,17 +60,24 @@ def recorded(data_dir):
     return training_fixtures.recorded_run(data_dir)
 
 
+@pytest.fixture
+def small_files():
+    """Limits the bytes of a file, as on a disk that is full; Python ignores the signal for it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 @pytest.fixture(scope='session')
 def environment(tmp_path_factory):
     """A user's environment, without what the suite sets; runs share the data and what they compile."""
-    from def_jax.trainer.data import in_memory
+    import training_fixtures
 
     folder = tmp_path_factory.mktemp('command_line')
-    in_memory.load_dataset('digits', folder / 'data')
     unset = ('JAX_NUM_CPU_DEVICES', 'NPROC')
     return {name: value for name, value in os.environ.items() if name not in unset} | {
         'JAX_PLATFORMS': 'cpu',
-        'TFDS_DATA_DIR': str(folder / 'data'),
+        'TFDS_DATA_DIR': str(training_fixtures.prepared_digits(tmp_path_factory.getbasetemp())),
         'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'XLA_FLAGS': '--xla_backend_optimization_level=0',  # these runs compile longer than they train

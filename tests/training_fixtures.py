@@ -113,7 +113,7 @@ def _counting(augment):
 @contextlib.contextmanager
 def tiny_network(tmp_path_factory):
     """A small network stands in for vgg_digits, and runs share their steps. Yields the data's folder."""
-    data_dir = _prepared_digits(tmp_path_factory.getbasetemp())
+    data_dir = prepared_digits(tmp_path_factory.getbasetemp())
     with (
         mock.patch.dict(models.MODELS, vgg_digits=_tiny_vgg),
         mock.patch.multiple(steps, **_makers),
@@ -123,7 +123,8 @@ def tiny_network(tmp_path_factory):
 
 
 @functools.cache
-def _prepared_digits(basetemp):
+def prepared_digits(basetemp: Path) -> Path:
+    """TFDS's folder, with the digits."""
     data_dir = basetemp / 'trainer_data'
     in_memory.load_dataset('digits', data_dir)
     return data_dir
@@ -208,6 +209,19 @@ def manager_of(folder: Path, run: experiment.Experiment, keep: int = 2) -> check
     return checkpoints.Checkpoints(
         folder, keep, regrouping.Layout.of(run), workdir.bound_settings(run.config)
     )
+
+
+def save(folder: Path, recorded: RecordedRun, *numbers: int) -> None:
+    """Adds the checkpoints of some steps of the recorded run to a folder."""
+    manager = manager_of(folder, recorded.experiment)
+    for step in numbers:
+        manager.save(placed(gathered(recorded.states[step]), recorded.experiment))
+    manager.close()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The files below a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
 def restored(folder: Path, run: experiment.Experiment) -> steps.TrainState:

@@ -61,14 +61,15 @@ def test_x_and_y_are_judged_by_nats_bits_and_perplexity_per_byte(run):
     assert run[1]['measure']['metric'] == 'loss'
 
 
-def test_lengths_are_given_in_steps(run):
+def test_lengths_are_given_in_steps_and_speed_in_tokens(run):
     folder, result, printed = run
     records = fixtures.records(folder)
     assert [r['step'] for r in records if 'test_loss_x' in r] == [5, 10, 13]
     assert result['metrics']['steps'] == 13
     losses = [r['loss'] for r in records if 'loss' in r and r['step'] > 13 - 5]
     assert result['metrics']['train_loss'] == pytest.approx(np.mean(losses))
-    assert '13 in 1.44 epochs' in printed
+    assert '13 in 1.44 epochs' in printed and 'tokens/s' in printed
+    assert any('tokens_per_second' in r for r in fixtures.metrics.read(folder / 'metrics.jsonl'))
 
 
 def test_titles_name_the_optimizer(run, data_dir):
@@ -78,12 +79,6 @@ def test_titles_name_the_optimizer(run, data_dir):
     muon = {'optimizer': 'muon', 'optimizer_options': {}}
     dense = experiment.build(tiny_config(data_dir, method='sgd', outer='', **muon))
     assert dense.title == 'dense Muon' and dense.answers == {'x': 'dense Muon'}
-
-
-def test_speed_is_in_tokens(run):
-    folder, _, printed = run
-    assert 'tokens/s' in printed
-    assert any('tokens_per_second' in r for r in fixtures.metrics.read(folder / 'metrics.jsonl'))
 
 
 def test_the_result_names_the_text(run, data_dir):
@@ -116,20 +111,6 @@ def test_killed_and_resumed_equals_undisturbed(run, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_goes_on_with_other_workers(data_dir, tmp_path):
-    with fixtures.killed(order, 'train_batch', when=8):
-        fixtures.train(tiny_config(data_dir), tmp_path)
-    before = experiment.build(tiny_config(data_dir))
-    y = fixtures.steps.make_outputs(before)(fixtures.restored(tmp_path, before))[0]['y']['params']
-    after = experiment.build(tiny_config(data_dir, num_workers=4))
-    regrouped = fixtures.steps.make_outputs(after)(fixtures.restored(tmp_path, after))[0]['y']['params']
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), y, regrouped)
-    result = fixtures.train(tiny_config(data_dir, num_workers=4), tmp_path)
-    assert [r['step'] for r in fixtures.records(tmp_path) if 'test_loss_x' in r] == [5, 10, 13]
-    assert result['config']['num_workers'] == 4 and result['sample']
-
-
-@pytest.mark.slow
 def test_a_table_of_losses_is_swept_and_reported(data_dir, tmp_path):
     spec = language_table.get_config()
     with spec.unlocked():
@@ -153,38 +134,20 @@ def test_a_state_of_which_nothing_is_a_workers_own_has_outputs(data_dir):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (
-            {'model_options': {'width': 10, 'num_heads': 4}},
-            r"^config\.model='transformer_115k' .*width=10 must be",
-        ),
-        (
-            {'model_options': {'vocab_size': 100}},
-            r'^config\.task=.*vocab_size=100 of the model must be at least 256',
-        ),
-        ({'model_options': {'context': 8}}, r'^config\.task=.*context=16 of the data set must be at most 8'),
-        ({'model_options': {'wdith': 8}}, r"^config\.model_options\.wdith .*Did you mean 'width'"),
-        (
-            {'dataset_options': {'context': 0}},
-            r"^config\.dataset='python_stdlib' .*context=0 must be an integer in \[1, ",
-        ),
-        ({'batch_size': 1000}, r'^config\.batch_size=1000 must be between 1 and num_examples=39'),
-        (
-            {'dataset_options': {'context': 10**6}},
-            r'^config\.batch_size=4 must be between 1 and num_examples=1:',
-        ),
-        (
-            {'model': 'vgg_digits', 'model_options': {}},
-            r"^config\.model='vgg_digits' needs the option 'num_classes'",
-        ),
-        (
-            {'dataset': 'digits', 'dataset_options': {}},
-            r"^config\.model='transformer_115k' needs the option 'vocab",
-        ),
-        ({'task': 'image_classification'}, r'^config\.task=.*must have images with labels'),
+        ({'model_options': {'width': 10, 'num_heads': 4}}, "model='transformer_115k' .*width=10 must be"),
+        ({'model_options': {'vocab_size': 100}}, 'task=.*vocab_size=100 of the model must be at least 256'),
+        ({'model_options': {'context': 8}}, 'task=.*context=16 of the data set must be at most 8'),
+        ({'model_options': {'wdith': 8}}, r"model_options\.wdith .*Did you mean 'width'"),
+        ({'dataset_options': {'context': 0}}, r"dataset='python_stdlib' .*context=0 must be .* \[1, "),
+        ({'dataset_options': {'context': 10**6}}, 'batch_size=4 must be between 1 and num_examples=1:'),
+        ({'batch_size': 1000}, 'batch_size=1000 must be between 1 and num_examples=39'),
+        ({'model': 'vgg_digits', 'model_options': {}}, "model='vgg_digits' needs the option 'num_classes'"),
+        ({'dataset': 'digits', 'dataset_options': {}}, "'transformer_115k' needs the option 'vocab"),
+        ({'task': 'image_classification'}, 'task=.*must have images with labels'),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_in_one_line(data_dir, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=rf'^config\..*{message}') as caught:
         fixtures.train(tiny_config(data_dir, **changes), tmp_path / 'run')
     assert '\n' not in str(caught.value)
     assert not (tmp_path / 'run').exists()

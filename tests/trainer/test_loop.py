@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-import struct
 from pathlib import Path
 from unittest import mock
 
@@ -16,15 +15,11 @@ import numpy as np
 import pytest
 import rich.console
 import training_fixtures as fixtures
-from tensorboardX.proto import event_pb2
 
 import def_jax
 from def_jax import METHODS, train
 from def_jax.trainer import experiment, loop, steps
 from def_jax.trainer.data import in_memory
-
-EVALUATIONS = [5, 10, 15, 20]
-
 
 # --- The files of a run ---
 
@@ -39,92 +34,56 @@ def test_a_run_leaves_these_files_and_no_others(recorded):
 
 def test_metrics_are_recorded_when_due(recorded):
     records = fixtures.records(recorded.folder)
-    assert [r['step'] for r in records if 'loss' in r] == [3, 5, 6, 9, 10, 12, 15, 18, 20]
-    tests = [r for r in records if 'test_accuracy_x' in r]
-    assert [r['step'] for r in tests] == EVALUATIONS
+    losses, begin = np.stack(recorded.losses), 0
+    training, tests = ([r for r in records if name in r] for name in ('loss', 'test_accuracy_x'))
+    assert [r['step'] for r in training] == [3, 5, 6, 9, 10, 12, 15, 18, 20]
+    for record in training:  # the mean since the last
+        assert record['loss'] == pytest.approx(losses[begin : record['step']].mean(), rel=1e-6)
+        begin = record['step']
+    assert [r['step'] for r in tests] == [5, 10, 15, 20]
     points = {'test_accuracy_x', 'test_accuracy_y', 'test_loss_x', 'test_loss_y'}
     assert all(r.keys() == {'step', 'epoch', 'megabytes_sent'} | points for r in tests)
     for record in records:
         assert record['epoch'] == record['step'] / fixtures.STEPS_PER_EPOCH
         assert record['megabytes_sent'] == pytest.approx(record['step'] * 4 * fixtures.MESSAGE_SIZE / 1e6)
-
-
-def test_a_training_record_is_the_mean_since_the_last(recorded):
-    losses, begin = np.stack(recorded.losses), 0
-    for record in fixtures.records(recorded.folder):
-        if 'loss' in record:
-            assert record['loss'] == pytest.approx(losses[begin : record['step']].mean(), rel=1e-6)
-            begin = record['step']
-
-
-def test_tensorboard_holds_the_same_figures(recorded):
-    found = {}
-    for path in (recorded.folder / 'tensorboard').iterdir():
-        data, position = path.read_bytes(), 0
-        while position < len(data):  # records of length, 4 bytes, event, 4 bytes
-            (length,) = struct.unpack_from('<Q', data, position)
-            event = event_pb2.Event.FromString(data[position + 12 : position + 12 + length])
-            found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
-            position += 16 + length
-    expected = {
-        (record['step'], name): value
-        for record in map(json.loads, (recorded.folder / 'metrics.jsonl').read_text().splitlines())
-        for name, value in record.items()
-        if name != 'step'
-    }
-    assert found == pytest.approx(expected, rel=1e-6)
-
-
-def test_curves_are_a_picture(recorded):
     picture = matplotlib.image.imread(recorded.folder / 'curves.png')
-    height, width = picture.shape[:2]
-    assert height > 200 and width > 500
+    assert picture.shape[0] > 200 and picture.shape[1] > 500
     assert picture[..., :3].std() > 0.05  # not blank
 
 
 def test_result_says_what_was_run_and_what_came_out(recorded):
-    result = recorded.result
+    result, records = recorded.result, fixtures.records(recorded.folder)
     assert result == json.loads((recorded.folder / 'result.json').read_text())
     assert (result['status'], result['diverged']) == ('finished', None)
     assert all(word in result['title'] for word in ('DEF', 'ratio 8', 'vgg_digits', 'digits', '4 workers'))
     assert result['config'] == json.loads(recorded.config.to_json())
-    last = fixtures.records(recorded.folder)[-1]
     for name in ('test_accuracy_x', 'test_accuracy_y', 'test_loss_x', 'test_loss_y'):
-        assert result['metrics'][name] == last[name]
+        assert result['metrics'][name] == records[-1][name]
     assert result['metrics']['steps'] == fixtures.NUM_STEPS
     assert result['metrics']['seconds'] > 0
-    last_epoch = [r['loss'] for r in fixtures.records(recorded.folder) if r['step'] > 15 and 'loss' in r]
-    assert result['metrics']['train_loss'] == pytest.approx(np.mean(last_epoch))
-
-
-def test_result_says_what_was_sent(recorded):
-    sent = recorded.result['communication']
-    assert sent == pytest.approx(
-        {
-            'num_params': fixtures.NUM_PARAMS,
-            'message_size': fixtures.MESSAGE_SIZE,
-            'true_ratio': fixtures.NUM_PARAMS / fixtures.MESSAGE_SIZE,
-            'visits_per_block': fixtures.NUM_STEPS * fixtures.MESSAGE_SIZE / fixtures.NUM_PARAMS,
-            'bytes_per_step': 4 * fixtures.MESSAGE_SIZE,
-            'dense_bytes_per_step': 4 * fixtures.NUM_PARAMS,
-            'megabytes_sent': fixtures.NUM_STEPS * 4 * fixtures.MESSAGE_SIZE / 1e6,
-            'megabytes_dense': fixtures.NUM_STEPS * 4 * fixtures.NUM_PARAMS / 1e6,
-        }
-    )
-
-
-def test_the_result_holds_the_curve(recorded):
-    curve = recorded.result['curve']
-    records = fixtures.records(recorded.folder)
-    assert [point['step'] for point in curve] == [5, 10, 15, 20]
-    for point, before in zip(curve, (0, 5, 10, 15), strict=True):
+    assert [point['step'] for point in result['curve']] == [5, 10, 15, 20]
+    for point, before in zip(result['curve'], (0, 5, 10, 15), strict=True):
         losses = [r['loss'] for r in records if 'loss' in r and before < r['step'] <= point['step']]
         assert point['train_loss'] == pytest.approx(np.mean(losses))
         test = next(r for r in records if 'test_loss_y' in r and r['step'] == point['step'])
         assert test.items() <= point.items() and point['seconds'] > 0
+    assert result['metrics']['train_loss'] == result['curve'][-1]['train_loss']  # of the last epoch
 
 
-def test_result_says_with_what_it_was_made(recorded):
+def test_result_says_what_was_sent_and_with_what_it_was_made(recorded):
+    whole, message = fixtures.NUM_PARAMS, fixtures.MESSAGE_SIZE
+    assert recorded.result['communication'] == pytest.approx(
+        {
+            'num_params': whole,
+            'message_size': message,
+            'true_ratio': whole / message,
+            'visits_per_block': fixtures.NUM_STEPS * message / whole,
+            'bytes_per_step': 4 * message,
+            'dense_bytes_per_step': 4 * whole,
+            'megabytes_sent': fixtures.NUM_STEPS * 4 * message / 1e6,
+            'megabytes_dense': fixtures.NUM_STEPS * 4 * whole / 1e6,
+        }
+    )
     environment = recorded.result['environment']
     assert environment['def_jax'] == def_jax.__version__
     assert environment['packages']['jax'] == jax.__version__
@@ -166,22 +125,18 @@ def test_compute_dtype_is_that_of_the_network_alone(data_dir):
 # --- Every method ---
 
 
-def method_config(data_dir, method):
-    workers = {'num_workers': 1} if METHODS[method].single_worker else {}
-    if method == 'onebit_adam':
-        workers = {'freeze_after': 3, 'learning_rate': 1e-3, 'momentum': 0.0}
-    return fixtures.tiny_config(data_dir, method=method, **workers)
-
-
-# One of each kind: dense, error feedback, with an outer optimizer, a baseline. The others are slow tests.
-QUICK = ('sgd', 'saef', 'diloco', 'onebit_adam')
+# DEF is the recorded run; besides, one of its kind and a baseline. The others are slow tests.
+QUICK = ('saef', 'onebit_adam')
 
 
 @pytest.mark.parametrize(
     'method', [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in METHODS]
 )
 def test_every_method_trains(method, recorded, data_dir, tmp_path):
-    config = method_config(data_dir, method)
+    changes = {'num_workers': 1} if METHODS[method].single_worker else {}
+    if method == 'onebit_adam':
+        changes = {'freeze_after': 3, 'learning_rate': 1e-3, 'momentum': 0.0}
+    config = fixtures.tiny_config(data_dir, method=method, **changes)
     result = fixtures.train(config, tmp_path / 'run')
     assert result['status'] == 'finished'
     records, points = fixtures.records(tmp_path / 'run'), METHODS[method].points
@@ -217,7 +172,9 @@ def test_runs_whose_states_differ_share_no_first_state(data_dir):
 # --- Virtual workers, and what is communicated ---
 
 
-@pytest.mark.parametrize(('workers_per_device', 'sequential'), [(2, False), (4, True)])
+@pytest.mark.parametrize(
+    ('workers_per_device', 'sequential'), [pytest.param(2, False, marks=pytest.mark.slow), (4, True)]
+)
 def test_virtual_workers_give_the_same_trajectory(
     recorded, data_dir, tmp_path, workers_per_device, sequential
 ):
@@ -237,25 +194,18 @@ def test_virtual_workers_give_the_same_trajectory(
 # --- Divergence, and what cannot be run ---
 
 
-@pytest.mark.parametrize('key', ['train_examples', 'test_examples'])
-def test_more_images_than_there_are_are_refused_before_anything_is_written(data_dir, tmp_path, key):
-    with pytest.raises(ValueError, match=rf'config\.{key}=2000 must be at most (1000|797)'):
-        fixtures.train(fixtures.tiny_config(data_dir, **{key: 2000}), tmp_path / 'run')
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
+        ({'train_examples': 2000}, r'config\.train_examples=2000 must be at most 1000'),
+        ({'test_examples': 2000}, r'config\.test_examples=2000 must be at most 797'),
+        ({'batch_size': 204}, r'batch_size=204 must be between 1 and num_examples=200'),
         ({'validation_examples': 1000}, 'config.validation_examples=1000 must be less than 1000'),
         ({'validation_examples': 801}, 'config.train_examples=200 must be at most 199'),
-        (
-            {'evaluate_on': 'validation'},
-            r"config.evaluate_on='validation' needs a validation split, and the data set has none",
-        ),
+        ({'evaluate_on': 'validation'}, 'needs a validation split, and the data set has none'),
     ],
 )
-def test_examples_that_cannot_be_held_out_are_refused_before_anything_is_written(
+def test_examples_that_are_not_there_are_refused_before_anything_is_written(
     data_dir, tmp_path, changes, message
 ):
     with pytest.raises(ValueError, match=message):
@@ -278,12 +228,6 @@ def test_a_run_is_evaluated_on_what_it_does_not_train_on(data_dir, tmp_path, rec
     np.testing.assert_array_equal(held_out.arrays['image'], full.arrays['image'][200:])
     correct = 800 * result['metrics']['validation_accuracy_x']
     assert correct == pytest.approx(round(correct), abs=1e-3)
-
-
-def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(data_dir, tmp_path):
-    with pytest.raises(ValueError, match=r'batch_size=204 must be between 1 and num_examples=200'):
-        fixtures.train(fixtures.tiny_config(data_dir, batch_size=204), tmp_path / 'run')
-    assert list(tmp_path.iterdir()) == []
 
 
 def diverged_run(config, folder):

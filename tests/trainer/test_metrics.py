@@ -1,7 +1,6 @@
 """metrics.jsonl and TensorBoard: complete up to each checkpoint, and a full disk is an error."""
 
 import json
-import resource
 import shutil
 
 import pytest
@@ -46,12 +45,6 @@ def steps_of(folder):
     return [r['step'] for r in metrics.read(folder / 'metrics.jsonl')]
 
 
-def test_records_are_lines_of_json_that_keep_every_digit(tmp_path, seals):
-    lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [record(step) for step in STEPS]
-    assert metrics.read(tmp_path / 'metrics.jsonl') == [record(step) for step in STEPS]
-
-
 @pytest.mark.parametrize(('step', 'kept'), [(5, [3, 5]), (6, [3, 5, 6]), (9, [3, 5, 6, 9])])
 def test_a_resumed_log_forgets_what_comes_after_its_checkpoint(tmp_path, log, seals, step, kept):
     resumed = log(step, seals[step])
@@ -74,8 +67,14 @@ def test_the_evaluation_of_a_checkpoint_follows_its_seal_and_is_kept(tmp_path, l
         resumed.close()
 
 
-def test_a_run_that_starts_forgets_everything(tmp_path, log, seals):
-    assert log().records == [] == steps_of(tmp_path)
+def test_every_record_is_a_line_on_disk_that_keeps_every_digit(tmp_path, log, seals):
+    lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [record(step) for step in STEPS]
+    resumed = log(6, seals[6])
+    resumed.write({'step': 8, 'test_loss': 2.0})
+    assert metrics.read(tmp_path / 'metrics.jsonl')[-1] == {'step': 8, 'test_loss': 2.0}  # at once
+    assert (resumed.last('loss'), resumed.last('test_loss'), resumed.last('seconds')) == (1 / 9, 2.0, 0.0)
+    assert log().records == [] == steps_of(tmp_path)  # a run that starts forgets everything
 
 
 def test_who_does_not_write_leaves_the_files_alone(tmp_path, log, seals):
@@ -168,19 +167,6 @@ def test_what_is_no_record_is_dropped(tmp_path, log, seals, rest):
     assert steps_of(tmp_path) == [*STEPS, 20]
 
 
-def test_every_record_is_on_disk_when_it_has_been_written(tmp_path, log):
-    written = log()
-    for step in (1, 2):
-        written.write(record(step))
-        assert metrics.read(tmp_path / 'metrics.jsonl')[-1] == record(step)
-
-
-def test_last_finds_the_newest_value(log, seals):
-    resumed = log(6, seals[6])
-    resumed.write({'step': 8, 'test_loss': 2.0})
-    assert (resumed.last('loss'), resumed.last('test_loss'), resumed.last('seconds')) == (1 / 9, 2.0, 0.0)
-
-
 def events_of(path):
     """The events of a file of TFRecords: length, its checksum, data, its checksum."""
     content, events = path.read_bytes(), []
@@ -206,15 +192,6 @@ def test_tensorboard_gets_each_figure_and_hides_what_a_resumed_run_repeats(tmp_p
 # --- A full disk ---
 
 
-@pytest.fixture
-def small_files():
-    """Files may not grow beyond 2,000 bytes, as on a disk that is full; Python ignores the signal for it."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def fill(full):
     for step in range(1, 1000):
         full.write(record(step))
@@ -223,6 +200,7 @@ def fill(full):
 
 def test_a_disk_that_fills_is_an_error_and_closing_waits_for_nobody(tmp_path, log, small_files):
     full = log()
+    small_files(2000)
     with pytest.raises(
         ValueError, match=r'metrics\.jsonl or the tensorboard .* cannot be written .*free some space'
     ) as error:

@@ -47,11 +47,6 @@ def test_a_record_is_fetched_while_the_next_step_computes(recorded, tmp_path, mo
     assert fetched == {3: 4, 5: 5, 6: 7, 9: 10, 10: 10, 12: 13, 15: 15, 18: 19, 20: 20}
 
 
-def test_the_train_step_is_traced_once(recorded):
-    assert len(recorded.losses) == fixtures.NUM_STEPS
-    assert steps.make_train_step(recorded.experiment).traces() == 1
-
-
 @pytest.mark.parametrize('sequential', [False, True])
 def test_sequential_workers_have_ordinary_convolutions(data_dir, sequential):
     config = fixtures.tiny_config(data_dir, workers_per_device=4, sequential_workers=sequential)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging as std_logging
 import os
-import resource
 import shutil
 import sys
 import threading
@@ -19,7 +18,7 @@ import pytest
 import training_fixtures as fixtures
 from absl import logging
 
-from def_jax.trainer import experiment, loop, steps
+from def_jax.trainer import experiment, steps
 from def_jax.trainer.checkpointing import checkpoints, manifest, regrouping, workdir
 from def_jax.trainer.launch import output
 
@@ -27,17 +26,6 @@ from def_jax.trainer.launch import output
 ignore_abandoned_writes = pytest.mark.filterwarnings(
     'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::pytest.PytestUnhandledThreadExceptionWarning'
 )
-
-
-@pytest.fixture(scope='module')
-def saved(recorded, tmp_path_factory):
-    """A folder with the checkpoints of steps 7 and 9."""
-    folder = tmp_path_factory.mktemp('saved')
-    manager = fixtures.manager_of(folder, recorded.experiment)
-    for step in (7, 9):
-        manager.save(state_at(recorded, step))
-    manager.close()
-    return folder
 
 
 @pytest.fixture
@@ -48,21 +36,9 @@ def warnings(monkeypatch):
     return lines
 
 
-def state_at(recorded, step):
-    return fixtures.placed(fixtures.gathered(recorded.states[step]), recorded.experiment)
-
-
-def files_of(folder):
-    return sorted(path.relative_to(folder) for path in folder.rglob('*') if path.is_file())
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
-
-
 def complete(folder):
     """All but a partial checkpoint: after a failure, threads of tensorstore may still write to one."""
-    return {path: data for path, data in contents(folder).items() if '.partial/' not in str(path)}
+    return {path: data for path, data in fixtures.contents(folder).items() if '.partial/' not in str(path)}
 
 
 def truncate(path):
@@ -102,15 +78,16 @@ def assert_falls_back(recorded, folder, warnings):
 
 @pytest.mark.parametrize('damage', DAMAGES)
 def test_damage_to_any_one_file_is_noticed(recorded, saved, tmp_path, warnings, damage):
-    files = files_of(saved / 'checkpoints' / '9')
-    assert len(files) > 5 and Path('manifest.json') in files
-    for number, path in enumerate(files):
+    """Also a flipped bit in the arrays, which orbax alone restores without a word."""
+    sizes = {path: len(data) for path, data in fixtures.contents(saved / 'checkpoints' / '9').items()}
+    assert len(sizes) > 5 and Path('manifest.json') in sizes
+    for number, path in enumerate(sizes):
         folder = shutil.copytree(saved / 'checkpoints' / '9', tmp_path / str(number))
         damage(folder / path)
         with pytest.raises(manifest.DamagedError):
             manifest.read_verified(folder, 9)
     folder = shutil.copytree(saved, tmp_path / 'run')
-    damage(folder / 'checkpoints' / '9' / files[-1])
+    damage(folder / 'checkpoints' / '9' / max(sizes, key=sizes.get))
     assert_falls_back(recorded, folder, warnings)
 
 
@@ -144,32 +121,19 @@ def test_a_manifest_that_was_made_by_hand_is_not_believed(saved, tmp_path, chang
         manifest.read_verified(folder, 9)
 
 
-def test_a_flipped_bit_in_the_arrays_is_not_restored(recorded, saved, tmp_path, warnings):
-    """What orbax alone restores without a word."""
-    folder = shutil.copytree(saved, tmp_path / 'run')
-    arrays = max((folder / 'checkpoints' / '9').rglob('*'), key=lambda path: path.stat().st_size)
-    flip_a_bit(arrays)
-    assert_falls_back(recorded, folder, warnings)
+def delete(files):
+    """Of a checkpoint, those that a slice of all names."""
 
+    def damage(folder):
+        for path in sorted(fixtures.contents(folder))[files]:
+            (folder / path).unlink()
 
-def half_deleted(folder):
-    for path in files_of(folder)[::2]:
-        (folder / path).unlink()
-
-
-def emptied(folder):
-    shutil.rmtree(folder)
-    folder.mkdir()
+    return damage
 
 
 def of_another_format(folder):
     content = json.loads((folder / 'manifest.json').read_text()) | {'format': 99}
     (folder / 'manifest.json').write_text(json.dumps(content))
-
-
-def without_a_manifest(folder):
-    """As an earlier version wrote them."""
-    (folder / 'manifest.json').unlink()
 
 
 def of_another_step(folder):
@@ -180,10 +144,9 @@ def of_another_step(folder):
 @pytest.mark.parametrize(
     ('damage', 'reason'),
     [
-        (half_deleted, 'it has no manifest.json|is missing'),
-        (emptied, 'it has no manifest.json: incomplete, or from a version that wrote none'),
+        (delete(slice(0, None, 2)), 'it has no manifest.json|is missing'),
+        (delete(slice(None)), 'it has no manifest.json: incomplete, or from a version that wrote none'),
         (of_another_format, 'its format is 99, but this version reads 2; def_jax .* wrote it and can finish'),
-        (without_a_manifest, 'it has no manifest.json'),
         (of_another_step, 'it was written at step 7'),
     ],
 )
@@ -192,29 +155,11 @@ def test_the_newest_good_checkpoint_is_taken(recorded, saved, tmp_path, warnings
     damage(folder / 'checkpoints' / '9')
     assert_falls_back(recorded, folder, warnings)
     shutil.rmtree(folder / 'checkpoints' / '7')
-    before = contents(folder)
+    before = fixtures.contents(folder)
     with pytest.raises(ValueError, match=f'checkpoints/9 cannot be used .*({reason}).* no other') as error:
         fixtures.restored(folder, recorded.experiment)
     assert '\n' not in str(error.value) and 'another --workdir to start from scratch' in str(error.value)
-    assert contents(folder) == before
-
-
-@pytest.mark.parametrize(
-    ('changes', 'difference'),
-    [
-        ({'method': 'sgd'}, r'opt_state.* is missing there|opt_state.* is .* there, missing here'),
-        ({'model': 'vgg_small', 'dataset': 'digits'}, r'params\..* there, .* here'),
-    ],
-)
-def test_a_checkpoint_with_other_arrays_is_refused(recorded, saved, data_dir, changes, difference):
-    """As after a change of the library, whatever the configuration says."""
-    other = experiment.build(fixtures.tiny_config(data_dir, **changes))
-    settings = workdir.bound_settings(recorded.config)
-    manager = checkpoints.Checkpoints(saved, 2, regrouping.Layout.of(other), settings)
-    with pytest.raises(ValueError, match=f'another model or method: .*({difference})') as error:
-        manager.restore(jax.eval_shape(steps.make_init(other)))
-    manager.close()
-    assert '\n' not in str(error.value)
+    assert fixtures.contents(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -227,32 +172,24 @@ def test_a_checkpoint_with_other_arrays_is_refused(recorded, saved, data_dir, ch
             {'order': 'cyclic', 'learning_rate': 0.2},
             "learning_rate: 0.1 there, 0.2 here, order: 'random' there",
         ),
+        # Whatever the configuration says, as after a change of the library.
+        ({'method': 'sgd'}, r'opt_state.* is missing there|opt_state.* is .* there, missing here'),
+        ({'model': 'vgg_small', 'dataset': 'digits'}, r'params\..* there, .* here'),
     ],
 )
-def test_a_checkpoint_of_another_configuration_is_refused(saved, data_dir, changes, difference):
+def test_a_checkpoint_of_another_configuration_or_with_other_arrays_is_refused(
+    recorded, saved, data_dir, changes, difference
+):
     """Also where its arrays have the same names and shapes, and were copied into the run's folder."""
     other = experiment.build(fixtures.tiny_config(data_dir, **changes))
-    manager = fixtures.manager_of(saved, other)
-    with pytest.raises(ValueError, match=f'cannot be used .*with another configuration: {difference}'):
+    arrays = 'there|' in difference or 'params' in difference
+    settings = workdir.bound_settings((recorded if arrays else other).config)
+    manager = checkpoints.Checkpoints(saved, 2, regrouping.Layout.of(other), settings)
+    where = 'another model or method: .*' if arrays else 'cannot be used .*with another configuration: '
+    with pytest.raises(ValueError, match=f'{where}({difference})') as error:
         manager.restore(jax.eval_shape(steps.make_init(other)))
     manager.close()
-
-
-def test_keys_that_shape_only_the_output_are_not_bound(recorded, saved, data_dir):
-    other = experiment.build(fixtures.tiny_config(data_dir, log_every_steps=1, keep_checkpoints=9))
-    fixtures.assert_same_bits(fixtures.shards(fixtures.restored(saved, other)), recorded.states[9])
-
-
-@pytest.mark.parametrize('damage', [lambda content: content[:-800], lambda content: b'\n5\n[]\n{}\n\xff'])
-def test_a_lost_record_is_not_passed_over(recorded, tmp_path, damage):
-    """Or the accuracy of an earlier step is reported as that of the last."""
-    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
-    (folder / 'result.json').unlink()
-    (folder / 'metrics.jsonl').write_bytes(damage((folder / 'metrics.jsonl').read_bytes()))
-    before = contents(folder)
-    with pytest.raises(ValueError, match=r'before the checkpoint of step 20 are lost\. Restore that file'):
-        fixtures.train(recorded.config, folder)
-    assert contents(folder).items() >= before.items()
+    assert '\n' not in str(error.value)
 
 
 def test_a_run_goes_on_from_the_good_checkpoint_and_replaces_the_damaged_one(recorded, tmp_path, warnings):
@@ -267,23 +204,48 @@ def test_a_run_goes_on_from_the_good_checkpoint_and_replaces_the_damaged_one(rec
     assert fixtures.records(folder) == fixtures.records(recorded.folder)
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_stops_and_is_left_as_it_was(recorded, tmp_path):
-    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
-    for step in (15, 20):
-        truncate(folder / 'checkpoints' / str(step) / 'manifest.json')
-    before = contents(folder)
-    with pytest.raises(ValueError, match=r'checkpoints/20 cannot be used.*checkpoints/15 cannot be used'):
-        fixtures.train(recorded.config, folder)
-    assert contents(folder).items() >= before.items()
+def lose_records(folder):
+    """Or the accuracy of an earlier step would be reported as that of the last."""
+    (folder / 'result.json').unlink()
+    (folder / 'metrics.jsonl').write_bytes((folder / 'metrics.jsonl').read_bytes()[:-800])
 
 
-def test_a_run_whose_checkpoints_are_gone_does_not_start_from_zero(recorded, tmp_path):
-    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
+def replace_records(folder):
+    (folder / 'metrics.jsonl').write_bytes(b'\n5\n[]\n{}\n\xff')
+
+
+def damage_all(folder):
+    for step in ('15', '20'):
+        truncate(folder / 'checkpoints' / step / 'manifest.json')
+
+
+def lose_all(folder):
     shutil.rmtree(folder / 'checkpoints')
-    before = contents(folder)
-    with pytest.raises(ValueError, match='are missing, but it has the records of 4 evaluations'):
+
+
+def fill_the_disk(folder):
+    mock.patch.object(checkpoints.shutil, 'disk_usage', lambda path: mock.Mock(free=99)).start()
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (lose_records, r'before the checkpoint of step 20 are lost\. Restore that file'),
+        (replace_records, r'before the checkpoint of step 20 are lost\. Restore that file'),
+        (damage_all, r'checkpoints/20 cannot be used.*checkpoints/15 cannot be used'),
+        (lose_all, 'are missing, but it has the records of 4 evaluations'),
+        (fill_the_disk, r'has 0.0 MB free, and a checkpoint of this run takes 0\.0 MB'),
+    ],
+)
+def test_a_run_that_cannot_go_on_is_refused_and_left_as_it_was(recorded, tmp_path, damage, message):
+    """It does not start from zero."""
+    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
+    damage(folder)
+    before = fixtures.contents(folder)
+    with pytest.raises(ValueError, match=message):
         fixtures.train(recorded.config, folder)
-    assert contents(folder).items() >= before.items()
+    mock.patch.stopall()
+    assert fixtures.contents(folder).items() >= before.items()
 
 
 # --- What a kill leaves ---
@@ -292,12 +254,13 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_from_zero(recorded, tmp
 def test_what_a_kill_leaves_of_a_checkpoint_is_not_taken_for_one(recorded, saved, tmp_path, warnings):
     folder = shutil.copytree(saved, tmp_path / 'run')
     (folder / 'checkpoints' / '9').rename(folder / 'checkpoints' / '9.partial')
+    late = folder / 'checkpoints' / '11.partial' / 'state.orbax-checkpoint-tmp' / 'd'
+    late.mkdir(parents=True)
+    (late / 'block').write_bytes(b'written by a thread that had not heard of a failure')
     state = fixtures.restored(folder, recorded.experiment)
     fixtures.assert_same_bits(fixtures.shards(state), recorded.states[7])
     assert not warnings  # nothing is wrong
-    manager = fixtures.manager_of(folder, recorded.experiment)
-    manager.save(state_at(recorded, 9))
-    manager.close()
+    fixtures.save(folder, recorded, 9)
     assert sorted(os.listdir(folder / 'checkpoints')) == ['7', '9']
 
 
@@ -307,7 +270,7 @@ def test_a_kill_before_the_manifest_leaves_no_checkpoint(recorded, saved, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(os, 'replace', lambda *paths: (_ for _ in ()).throw(OSError('killed')))
         patch.setattr(checkpoints.shutil, 'rmtree', lambda *args, **options: None)  # a kill tidies nothing up
-        manager.save(state_at(recorded, 11))
+        manager.save(fixtures.placed(fixtures.gathered(recorded.states[11]), recorded.experiment))
         with pytest.raises(ValueError, match='killed'):
             manager.close()
     assert {'7', '9'} < set(os.listdir(folder / 'checkpoints'))
@@ -323,7 +286,7 @@ def test_a_checkpoint_is_not_certified_where_orbax_has_left_parts_out(recorded, 
     folder = tmp_path / 'a[1]'
     folder.mkdir()
     manager = fixtures.manager_of(folder, recorded.experiment)
-    manager.save(state_at(recorded, 9))
+    manager.save(fixtures.placed(fixtures.gathered(recorded.states[9]), recorded.experiment))
     with pytest.raises(
         ValueError, match=r'no checkpoint could be written to .* \(orbax wrote an incomplete checkpoint\)'
     ):
@@ -339,7 +302,7 @@ def test_a_folder_that_was_renamed_is_neither_recreated_nor_called_full(recorded
     if recreated:
         folder.mkdir()
     with pytest.raises(ValueError, match=r'the folder is gone.* rename the folder back, then') as error:
-        manager.save(state_at(recorded, 11))
+        manager.save(fixtures.placed(fixtures.gathered(recorded.states[11]), recorded.experiment))
     assert '\n' not in str(error.value)
     manager.close()
     assert not (folder / 'checkpoints').exists() and folder.exists() == recreated
@@ -347,14 +310,6 @@ def test_a_folder_that_was_renamed_is_neither_recreated_nor_called_full(recorded
 
 
 # --- A full disk, and one that cannot be written to ---
-
-
-@pytest.fixture
-def small_files():
-    """Files may not grow beyond a kilobyte, as on a disk that is full; Python ignores the signal for it."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture
@@ -374,10 +329,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
     recorded, saved, tmp_path, small_files, hushed, capfd
 ):
     folder = shutil.copytree(saved, tmp_path / 'run')
-    before = contents(folder)
+    before = fixtures.contents(folder)
     manager = fixtures.manager_of(folder, recorded.experiment)
-    state = state_at(recorded, 11)
-    small_files()
+    state = fixtures.placed(fixtures.gathered(recorded.states[11]), recorded.experiment)
+    small_files(1000)
     with pytest.raises(
         ValueError, match=r'no checkpoint could be written to .*earlier ones are kept'
     ) as error:
@@ -388,23 +343,3 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
     del error
     gc.collect()
     assert capfd.readouterr().err == ''
-
-
-def test_a_save_after_a_failed_one_removes_what_that_left(recorded, saved, tmp_path):
-    folder = shutil.copytree(saved, tmp_path / 'run')
-    late = folder / 'checkpoints' / '11.partial' / 'state.orbax-checkpoint-tmp' / 'd'
-    late.mkdir(parents=True)
-    (late / 'block').write_bytes(b'written by a thread that had not heard of the failure')
-    manager = fixtures.manager_of(folder, recorded.experiment)
-    manager.save(state_at(recorded, 12))
-    manager.close()
-    assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == ['12', '9']
-
-
-def test_a_disk_without_room_for_a_checkpoint_is_told_at_the_start(recorded, tmp_path, monkeypatch):
-    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
-    before = contents(folder)
-    monkeypatch.setattr(checkpoints.shutil, 'disk_usage', lambda path: mock.Mock(free=99))
-    with pytest.raises(ValueError, match=r'has 0.0 MB free, and a checkpoint of this run takes 0\.0 MB'):
-        loop.train_and_evaluate(recorded.config, folder)
-    assert contents(folder).items() >= before.items()

@@ -31,37 +31,32 @@ def test_options_come_before_what_is_offered():
     assert factories.find('part', config, {}).make(int, required={}, depth=2) == 3
 
 
+def made_by(name, **changes):
+    """An optimizer of factories_to_find.py, which decays nothing."""
+    return {'optimizer': f'{HERE}:{name}', 'weight_decay': 0, **changes}
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
         ({'optimizer': 'adamww'}, r"config.optimizer='adamww' must be one of sgd, .* Did you mean 'adamw'\?"),
         (
             {'model': 'nothing.here:net'},
-            r"config.model='nothing.here:net': the module 'nothing.here' cannot be "
-            r"imported \(No module named 'nothing'\). Start the program in the folder that holds it",
+            r"'nothing.here' cannot be imported \(No module named 'nothing'\). Start",
         ),
         ({'model': ':net'}, r"config.model=':net': the module '' cannot be imported"),
         ({'task': f'{HERE}:no_tsk'}, rf"the module '{HERE}' has no 'no_tsk'. Did you mean 'no_task'\?"),
         ({'dataset': f'{HERE}:NUMBER'}, rf"config.dataset='{HERE}:NUMBER' must be callable, but is int 3"),
-        (
-            {'optimizer': f'{HERE}:no_rate', 'weight_decay': 0},
-            "must take the argument 'learning_rate'; it takes b1",
-        ),
+        (made_by('no_rate'), "must take the argument 'learning_rate'; it takes b1"),
         ({'task': f'{HERE}:needs_depth'}, "must take the argument 'model'; it takes depth"),
         (
             {'schedule': f'{HERE}:failing'},
             "must take the argument 'num_steps'; it takes learning_rate, depth",
         ),
+        (made_by('no_optimizer'), "no_optimizer' must return optax.*GradientTransformation.*, but"),
+        (made_by('failing'), rf"'{HERE}:failing': IndexError: list index out of range, .*find.py:26"),
         (
-            {'optimizer': f'{HERE}:no_optimizer', 'weight_decay': 0},
-            f"config.optimizer='{HERE}:no_optimizer' must return optax.*GradientTransformation.*, but",
-        ),
-        (
-            {'optimizer': f'{HERE}:failing', 'weight_decay': 0},
-            rf"config.optimizer='{HERE}:failing': IndexError: list index out of range, .*find.py:26",
-        ),
-        (
-            {'optimizer': f'{HERE}:refusing', 'weight_decay': 0, 'optimizer_options': {'depth': 3}},
+            made_by('refusing', optimizer_options={'depth': 3}),
             r"refusing' with optimizer_options={'depth': 3}: depth=3 must be even\.",
         ),
         (
@@ -69,34 +64,22 @@ def test_options_come_before_what_is_offered():
             r"config.optimizer_options.beta2 is not an option of optimizer='adamw', which takes b1,",
         ),
         ({'optimizer': 'sgd', 'optimizer_options': {'nesterof': True}}, r"Did you mean 'nesterov'\?"),
-        (
-            {'optimizer_options': {'learning_rate': 1.0}},
-            'learning_rate cannot be set: config.learning_rate is passed',
-        ),
+        ({'optimizer_options': {'learning_rate': 1.0}}, 'cannot be set: config.learning_rate is passed'),
         (
             {'optimizer_options': {'momentum': 0.5}},
-            'optimizer_options.momentum cannot be set: config.momentum is',
+            'optimizer_options.momentum cannot be set: config.momentum',
         ),
-        (
-            {'optimizer': 'adamw', 'momentum': 0.5},
-            "momentum=0.5 has no effect on optimizer='adamw'.* Set momentum=0.9",
-        ),
+        ({'optimizer': 'adamw', 'momentum': 0.5}, "no effect on optimizer='adamw'.* Set momentum=0.9"),
         (
             {'optimizer': 'optax:adam'},
-            "weight_decay=0.0005 has no effect on optimizer='optax:adam'.* weight_decay=0,",
+            "weight_decay=0.0005 has no effect on optimizer='optax:adam'.* Set weight",
         ),
-        (
-            {'schedule': 'cosine', 'learning_rate_drops': (0.5,)},
-            r"learning_rate_drops=\(0.5,\) has no effect on schedule='cosine'",
-        ),
+        ({'schedule': 'cosine', 'learning_rate_drops': (0.5,)}, "has no effect on schedule='cosine'"),
         (
             {'model': f'{HERE}:needs_depth', 'compute_dtype': 'bfloat16'},
             "compute_dtype='bfloat16' has no effect on model=.*, which takes no dtype",
         ),
-        (
-            {'accumulate': 3},
-            'config.accumulate=3 must divide the 8 examples of a worker, batch_size=128 / num_',
-        ),
+        ({'accumulate': 3}, 'must divide the 8 examples of a worker, batch_size=128 / num_'),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_configuration(changes, message):
@@ -109,54 +92,33 @@ def schedule_of(config):
     return make_schedule(config, 100)
 
 
+UNLABELLED = {'dataset': f'{HERE}:dataset_without_labels'}
+
+
 @pytest.mark.parametrize(
     ('make', 'changes', 'message'),
     [
-        (
-            parts.make_dataset,
-            {'dataset': f'{HERE}:no_dataset'},
-            'must return def_jax.trainer.data.dataset.Dataset, but returned Arrays',
-        ),
+        (parts.make_dataset, {'dataset': f'{HERE}:no_dataset'}, 'must return .*Dataset, but returned Arrays'),
         (
             parts.make_dataset,
             {'dataset': f'{HERE}:needs_depth'},
-            "needs the option 'depth': set --config.dataset_options.depth",
+            "'depth': set --config.dataset_options.depth",
         ),
+        (parts.make_dataset, {'dataset': 'image_folder'}, "'folder': set --config.dataset_options.folder"),
+        (parts.make_dataset, UNLABELLED | {'evaluate_train_examples': 65}, '=65 must be at most 64'),
         (
             parts.make_dataset,
-            {'dataset': 'image_folder'},
-            "needs the option 'folder': set --config.dataset_options.folder",
+            UNLABELLED | {'evaluate_on': 'validation'},
+            'none of its own. Hold out training',
         ),
-        (
-            parts.make_dataset,
-            {'dataset': f'{HERE}:dataset_without_labels', 'evaluate_train_examples': 65},
-            'evaluate_train_examples=65 must be at most 64',
-        ),
-        (
-            parts.make_dataset,
-            {'dataset': f'{HERE}:dataset_without_labels', 'evaluate_on': 'validation'},
-            'the data set has none of its own. Hold out training examples',
-        ),
-        (
-            schedule_of,
-            {'schedule': f'{HERE}:no_schedule'},
-            'must return a function of the step, but returned None',
-        ),
-        (
-            schedule_of,
-            {'schedule': f'{HERE}:schedule_of_vectors'},
-            'schedule.*TypeError',
-        ),
+        (schedule_of, {'schedule': f'{HERE}:no_schedule'}, 'a function of the step, but returned None'),
+        (schedule_of, {'schedule': f'{HERE}:schedule_of_vectors'}, 'schedule.*TypeError'),
         (
             schedule_of,
             {'schedule': 'wsd', 'schedule_options': {'warmup': 0.9}},
-            "schedule='wsd' .*: warmup=0.9 and decay=0.2 add up to more than 1, the length of the run",
+            "'wsd' .*: warmup=0.9 and decay=0.2 add up to more than 1, the length of the run",
         ),
-        (
-            schedule_of,
-            {'schedule': 'cosine', 'schedule_options': {'warmup': 20}},
-            r'warmup=20 must be a number in \[0, 1\]',
-        ),
+        (schedule_of, {'schedule': 'cosine', 'schedule_options': {'warmup': 20}}, r'=20 must be .* \[0, 1\]'),
     ],
 )
 def test_what_fails_is_refused_in_one_line(make, changes, message):

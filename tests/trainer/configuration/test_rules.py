@@ -65,12 +65,10 @@ def test_impossible_values_are_refused(key, value):
         check_config(changed(**{key: suggestion[1]}))
 
 
-@pytest.mark.parametrize(('key', 'value'), cases(ACCEPTED))
-def test_possible_values_are_accepted(key, value):
-    check_config(changed(**USED_BY.get(key, {}) | {key: value}))
-
-
-def test_every_method_is_accepted():
+def test_possible_values_and_every_method_are_accepted():
+    for key, values in ACCEPTED.items():
+        for value in values:
+            check_config(changed(**USED_BY.get(key, {}) | {key: value}))
     for name, method in METHODS.items():
         check_config(changed(method=name, num_workers=1 if method.single_worker else 16))
 
@@ -80,18 +78,13 @@ def test_an_integer_that_no_float_can_hold_is_no_crash():
         assert f'config.{key}=' in refusal(changed(**{key: 10**400}))
 
 
-@pytest.mark.parametrize('key', KEYS)
-def test_missing_keys_are_named(key):
-    message = refusal(changed(removed=[key]))
-    assert message == f'config.{key} is missing; it must be {KEYS[key].allowed}.'
-
-
-@pytest.mark.parametrize('key', KEYS)
-def test_unknown_keys_suggest_the_nearest(key):
-    misspelt = key[:-2] + key[:-3:-1]  # the last two letters changed places
-    (near,) = difflib.get_close_matches(misspelt, KEYS, n=1)
-    message = refusal(changed(**{misspelt: 1}))
-    assert message == f'config.{misspelt} is not a known key. Did you mean {near!r}?'
+def test_missing_and_unknown_keys_are_named_with_what_is_allowed_or_near():
+    for key in KEYS:
+        assert refusal(changed(removed=[key])) == f'config.{key} is missing; it must be {KEYS[key].allowed}.'
+        misspelt = key[:-2] + key[:-3:-1]  # the last two letters changed places
+        (near,) = difflib.get_close_matches(misspelt, KEYS, n=1)
+        message = refusal(changed(**{misspelt: 1}))
+        assert message == f'config.{misspelt} is not a known key. Did you mean {near!r}?'
     assert refusal(changed(zzz=1)) == 'config.zzz is not a known key.'
 
 
@@ -105,7 +98,7 @@ def test_a_batch_that_does_not_divide_suggests_one_that_does(batch_size, num_wor
     check_config(changed(batch_size=nearest, num_workers=num_workers))
 
 
-SHARDS = {'shards_per_worker': 2}
+SHARDS, NARROW, SKIPS = {'shards_per_worker': 2}, {'wire_dtype': 'bfloat16'}, {'skip_nonfinite': True}
 
 
 @pytest.mark.parametrize(
@@ -113,11 +106,7 @@ SHARDS = {'shards_per_worker': 2}
     [
         ({'workers_per_device': 3}, 'workers_per_device=3 does not divide config.num_workers=16', {}),
         ({'workers_per_device': 32}, 'workers_per_device=32 does not divide config.num_workers=16', {}),
-        (
-            SHARDS | {'workers_per_device': 2},
-            'workers_per_device=2. Set --config.workers_per_device=1',
-            SHARDS,
-        ),
+        (SHARDS | {'workers_per_device': 2}, '=2. Set --config.workers_per_device=1', SHARDS),
         (SHARDS | {'method': 'powersgd'}, "config.method='powersgd' compresses whole ones", SHARDS),
         (SHARDS | {'method': 'cser'}, "config.method='cser' compresses whole ones", SHARDS),
         (SHARDS | {'batch_size': 48}, 'divide the 3 examples of which a worker takes a gradient', SHARDS),
@@ -126,22 +115,14 @@ SHARDS = {'shards_per_worker': 2}
         ({'allocation': 'balanced', 'granularity': 'element'}, "config.allocation='balanced' ", {}),
         ({'order': 'shuffled', 'granularity': 'element'}, "config.order='shuffled' ", {'order': 'shuffled'}),
         ({'order': 'cyclic', 'granularity': 'element'}, "config.order='cyclic' ", {'granularity': 'model'}),
-        (
-            {'wire_dtype': 'bfloat16', 'method': 'sgd'},
-            'since SGD does not use it',
-            {'wire_dtype': 'bfloat16'},
-        ),
-        ({'wire_dtype': 'bfloat16', 'method': 'ef21'}, 'since EF21 does not use it', {'method': 'ef21'}),
-        ({'skip_nonfinite': True, 'method': 'sgd'}, 'since SGD does not use it', {'skip_nonfinite': True}),
+        (NARROW | {'method': 'sgd'}, 'since SGD does not use it', NARROW),
+        (NARROW | {'method': 'ef21'}, 'since EF21 does not use it', {'method': 'ef21'}),
+        (SKIPS | {'method': 'sgd'}, 'since SGD does not use it', SKIPS),
         ({'wire_dtype': 'float16', 'detach': 'auto'}, "wire_dtype='float16'", {'wire_dtype': 'float16'}),
         ({'wire_dtype': 'int8', 'num_workers': 128}, '128 workers', {'wire_dtype': 'int8'}),
         ({'method': 'sgd_ia'}, 'config.num_workers=16', {'method': 'sgd_ia', 'num_workers': 1}),
         ({'diagnostics_every': 5, 'num_workers': 1}, 'diagnostics_every=5', {'diagnostics_every': 5}),
-        (
-            {'auto_detach': True},
-            'It is a value of another key now: --config.detach=auto.',
-            {'detach': 'auto'},
-        ),
+        ({'auto_detach': True}, 'another key now: --config.detach=auto.', {'detach': 'auto'}),
         ({'outer_options': {'nosuch': 1}}, "outer_options={'nosuch': 1} has no effect without outer.", {}),
         *(
             ({'method': name, 'detach': 'auto'}, f"config.detach='auto' estimates λ, but {method.title}", {})

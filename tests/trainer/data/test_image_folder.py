@@ -3,7 +3,6 @@
 import numpy as np
 import PIL.Image
 import pytest
-import training_fixtures as fixtures
 
 from configs import digits
 from def_jax.trainer import experiment
@@ -82,12 +81,11 @@ def test_any_images_of_tfds_by_their_name(data_dir):
     assert dataset.spec.num_classes == 10 and dataset.validation is None
 
 
-def test_it_is_trained_on(folder, data_dir, tmp_path):
+def test_a_run_takes_it(folder):
+    """That it is trained on, see test_command_line.py."""
     config = digits.get_config()
-    config.update(
-        {'dataset': 'image_folder', 'num_workers': 2, 'batch_size': 12, 'num_epochs': 6, 'ratio': 4}
-    )
-    config.update({'eval_every_epochs': 6, 'dataset_options': {'folder': str(folder), 'image_size': 8}})
-    result = fixtures.train(config, tmp_path / 'run')
-    assert result['measure']['metric'] == 'accuracy' and 'test_accuracy_x' in result['metrics']
-    assert experiment.build(config).task.model.num_classes == 3
+    config.update({'dataset': 'image_folder', 'num_workers': 2, 'batch_size': 12})
+    config.dataset_options = {'folder': str(folder), 'image_size': 8}
+    run = experiment.build(config)
+    assert run.task.model.num_classes == 3 and run.measure.metric.name == 'accuracy'
+    assert next(run.train_batches(0))['image'].shape == (2, 6, 8, 8, 3)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import training_fixtures as fixtures
 
 from def_jax.trainer.data import order
 from def_jax.trainer.data.catalogue import DATASETS
@@ -32,22 +33,19 @@ def numbered_split(num_examples):
     return Arrays({'image': images, 'label': labels})
 
 
-@pytest.fixture(scope='session')
-def digits_dir(tmp_path_factory):
-    data_dir = tmp_path_factory.mktemp('tensorflow_datasets')
-    load_dataset('digits', data_dir)
-    return data_dir
-
-
 # --- The order of training images ---
 
 
-def test_permutation_depends_on_seed_and_epoch_alone():
+def test_permutation_depends_on_seed_and_epoch_alone_and_is_drawn_once():
     permuted = functools.partial(order.epoch_permutation, num_examples=100)
     assert sorted(permuted(3, 4)) == list(range(100))
     np.testing.assert_array_equal(permuted(3, 4), permuted(3, 4))
     orders = {tuple(permuted(seed, epoch)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16  # (0, 1) and (1, 0) differ, too
+    order._cached_permutation.cache_clear()
+    for step in range(9):
+        train_batch(numbered_split(24), seed=0, step=step, batch_size=8, num_workers=2)
+    assert order._cached_permutation.cache_info().misses == 3
 
 
 @pytest.mark.parametrize('num_examples', [23, 24])
@@ -68,28 +66,19 @@ def test_an_epoch_visits_every_image_at_most_once(num_examples):
 
 
 def test_train_batch_is_a_pure_function_of_the_step():
-    split = numbered_split(20)
+    def labels(step, **options):
+        options = {'seed': 5, 'batch_size': 8, 'num_workers': 4} | options
+        return train_batch(numbered_split(20), step=step, **options)['label']
 
-    def label(step):
-        return train_batch(split, seed=5, step=step, batch_size=6, num_workers=2)['label']
-
-    forwards = [label(step).copy() for step in range(12)]
-    label(2)[:] = -1  # a caller's changes to a batch stay its own
+    forwards = [labels(step).copy() for step in range(12)]
+    labels(2)[:] = -1  # a caller's changes to a batch stay its own
     order._cached_permutation.cache_clear()  # as in a new process
-    backwards = [label(step) for step in reversed(range(12))]
+    backwards = [labels(step) for step in reversed(range(12))]
     np.testing.assert_array_equal(forwards, backwards[::-1])
-
-
-def test_the_number_of_workers_does_not_change_the_batch():
-    one, four = (train_batch(numbered_split(20), seed=0, step=1, batch_size=8, num_workers=k) for k in (1, 4))
-    np.testing.assert_array_equal(one['label'].ravel(), four['label'].ravel())
-
-
-def test_a_permutation_is_drawn_once_an_epoch():
-    order._cached_permutation.cache_clear()
-    for step in range(9):
-        train_batch(numbered_split(24), seed=0, step=step, batch_size=8, num_workers=2)
-    assert order._cached_permutation.cache_info().misses == 3
+    # Fewer workers divide the same batch, and a process reads the share of its own.
+    np.testing.assert_array_equal(labels(7, num_workers=1).ravel(), forwards[7].ravel())
+    for split in ([[0], [1], [2], [3]], [[0, 1, 2], [3]]):
+        np.testing.assert_array_equal(np.concatenate([labels(7, workers=w) for w in split]), forwards[7])
 
 
 # --- Test batches ---
@@ -126,6 +115,7 @@ def test_importing_the_module_is_quick():
     assert result.stdout.strip() == '[]'
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CIFAR10_DIRS, reason='no prepared copy of CIFAR-10')
 def test_cifar10():
     splits = load_dataset('cifar10', CIFAR10_DIRS[0])
@@ -174,20 +164,6 @@ def test_absent_data_set(tmp_path, monkeypatch):
     assert isinstance(error.value.__cause__, ConnectionError)
 
 
-def test_another_process_prepares_it_first(tmp_path, monkeypatch):
-    import tensorflow_datasets as tfds
-
-    prepare = tfds.core.DatasetBuilder.download_and_prepare
-
-    def lose_the_race(self):
-        prepare(self)
-        raise FileExistsError(self.data_path)
-
-    monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', lose_the_race)
-    train, test = load_dataset('digits', tmp_path)
-    assert (len(train.arrays['label']), len(test.arrays['label'])) == (1000, 797)
-
-
 @pytest.mark.parametrize(
     ('field', 'value', 'message'),
     [
@@ -195,46 +171,45 @@ def test_another_process_prepares_it_first(tmp_path, monkeypatch):
         ('num_classes', 7, r"num_classes=7 of data set 'digits' must be 10, as in .*digits/1\.0\.0"),
     ],
 )
-def test_data_set_that_is_not_as_described(digits_dir, field, value, message):
+def test_data_set_that_is_not_as_described(tmp_path_factory, field, value, message):
     spec = dataclasses.replace(DATASETS['digits'], **{field: value})
     with pytest.raises(ValueError, match=message):
-        load_dataset(spec, digits_dir)
-
-
-def test_unknown_data_set():
-    message = r"dataset='cifar-10' is unknown; .* cifar10, cifar100, imagenet2012\. Did you mean 'cifar10'\?"
-    with pytest.raises(ValueError, match=message):
+        load_dataset(spec, fixtures.prepared_digits(tmp_path_factory.getbasetemp()))
+    with pytest.raises(ValueError, match=r"dataset='cifar-10' is unknown; .* Did you mean 'cifar10'\?"):
         load_dataset('cifar-10')
 
 
 # --- Arguments ---
 
 
-@pytest.mark.parametrize('make', [train_batch, Arrays.test_batches])
 @pytest.mark.parametrize(
-    ('batch_size', 'num_workers', 'message'),
+    ('changes', 'message'),
     [
-        (10, 4, r'batch_size=10 must be a multiple of num_workers=4; the nearest is 8\.'),
-        (3, 16, r'batch_size=3 must be a multiple of num_workers=16; the nearest is 16\.'),
-        (0, 4, r'batch_size=0 must be a multiple of num_workers=4; the nearest is 4\.'),
-        (8, 0, r'num_workers=0 must be at least 1\.'),
+        ({'batch_size': 10}, r'batch_size=10 must be a multiple of num_workers=4; the nearest is 8\.'),
+        ({'batch_size': 0}, r'batch_size=0 must be a multiple of num_workers=4; the nearest is 4\.'),
+        (
+            {'batch_size': 3, 'num_workers': 16},
+            r'batch_size=3 must be a multiple of num_workers=16; the nearest is 16\.',
+        ),
+        ({'num_workers': 0}, r'num_workers=0 must be at least 1\.'),
+        ({'batch_size': 24}, 'batch_size=24 must be between 1 and num_examples=20'),
+        ({'seed': -1}, r'seed=-1 and step=0 must not be negative'),
+        ({'step': -1}, r'seed=0 and step=-1 must not be negative'),
+        ({'workers': [4]}, r'workers=\[4\] must be one or more of the workers 0 … 3\.'),
     ],
 )
-def test_batch_size_errors(make, batch_size, num_workers, message):
-    arguments = {'seed': 0, 'step': 0} if make is train_batch else {}
+def test_argument_errors(changes, message):
+    arguments = {'seed': 0, 'step': 0, 'batch_size': 8, 'num_workers': 4} | changes
     with pytest.raises(ValueError, match=message):
-        make(numbered_split(20), batch_size=batch_size, num_workers=num_workers, **arguments)
+        train_batch(numbered_split(20), **arguments)
+    if 'multiple' in message:
+        del arguments['seed'], arguments['step']
+        with pytest.raises(ValueError, match=message):
+            numbered_split(20).test_batches(**arguments)
 
 
-@pytest.mark.parametrize('batch_size', [0, 21, -4])
-def test_steps_per_epoch(batch_size):
+def test_steps_per_epoch():
     assert [order.steps_per_epoch(20, size) for size in (1, 6, 10, 20)] == [20, 3, 2, 1]
-    with pytest.raises(ValueError, match=rf'batch_size={batch_size} must be between 1 and num_examples=20'):
-        order.steps_per_epoch(20, batch_size)
-
-
-def test_negative_seed_and_step():
-    with pytest.raises(ValueError, match=r'seed=-1 and step=0 must not be negative'):
-        train_batch(numbered_split(20), seed=-1, step=0, batch_size=4, num_workers=2)
-    with pytest.raises(ValueError, match=r'seed=0 and step=-1 must not be negative'):
-        train_batch(numbered_split(20), seed=0, step=-1, batch_size=4, num_workers=2)
+    for size in (0, 21, -4):
+        with pytest.raises(ValueError, match=rf'batch_size={size} must be between 1 and num_examples=20'):
+            order.steps_per_epoch(20, size)

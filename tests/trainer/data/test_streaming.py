@@ -94,10 +94,20 @@ def test_the_order_is_that_of_data_in_memory(splits):
         np.testing.assert_array_equal((batch['image'].mean(axis=(2, 3, 4)) + 2) // 10, batch['label'])
 
 
-@pytest.mark.parametrize('first_step', [1, 3])
-def test_resuming_at_any_step_gives_the_same_batches(splits, first_step):
+def joined(parts):
+    """The batches of all workers, from those of each process."""
+    return [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+
+
+def test_resuming_at_any_step_and_in_any_processes_gives_the_same_batches(splits):
     train, _ = splits
-    assert_same(batches(train, 7 - first_step, first_step=first_step), batches(train, 7)[first_step:])
+    whole = batches(train, 7)
+    assert_same(batches(train, 6, first_step=1), whole[1:])
+    parts = [batches(train, 4, first_step=3, workers=workers) for workers in ([0], [1, 2])]
+    assert_same(joined(parts), whole[3:])
 
 
 def test_a_part_holds_the_examples_at_its_positions(splits):
@@ -108,17 +118,6 @@ def test_a_part_holds_the_examples_at_its_positions(splits):
     )
     assert part == whole[7:14]
     assert {int(x) for b in batches(train.part(7, 14), 1) for x in b['label'].flat} < set(part)
-
-
-def test_processes_read_their_workers_of_the_same_batches(splits):
-    train, _ = splits
-    whole = batches(train, 4)
-    parts = [batches(train, 4, workers=workers) for workers in ([0], [1, 2])]
-    joined = [
-        {name: np.concatenate([part[name] for part in step_parts]) for name in ('image', 'label')}
-        for step_parts in zip(*parts, strict=True)
-    ]
-    assert_same(joined, whole)
 
 
 def test_seeds_and_epochs_differ(splits):
@@ -154,11 +153,7 @@ def test_test_batches_count_every_image_once(splits, batch_size, num_batches):
         assert [batch[key].dtype for key in ('image', 'label', 'mask')] == [np.uint8, np.int32, np.float32]
     counted = [label for batch in made for label in batch['label'][batch['mask'] == 1]]
     assert sorted(counted) == list(range(NUM_EXAMPLES))
-    joined = [
-        {name: np.concatenate([p[name] for p in step]) for name in step[0]}
-        for step in zip(*parts, strict=True)
-    ]
-    assert_same(joined, made)
+    assert_same(joined(parts), made)
 
 
 @pytest.mark.parametrize('shape', [(300, 400), (400, 300), (100, 90)])
@@ -258,25 +253,18 @@ def test_imagenet_at_its_size():
 # --- Errors ---
 
 
-def test_absent_data_set(tmp_path):
+def test_data_sets_that_are_absent_not_as_described_or_can_be_read_in_order_only(array_record_dir, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         streaming.open_dataset(IMAGENET, tmp_path)
     message = str(error.value)
     assert message.startswith(f"Data set 'imagenet2012' is not in {tmp_path}/imagenet2012/5.")
     for part in ('DIR/downloads/manual', 'tfds build imagenet2012 --data_dir=DIR --file_format=array_record'):
         assert part in message
-
-
-def test_files_that_can_be_read_in_order_only(tmp_path):
+    with pytest.raises(ValueError, match=r'num_classes=7 of .* must be 23, as in .*toy_imagenet'):
+        streaming.open_dataset(dataclasses.replace(SPEC, num_classes=7), array_record_dir)
     prepare(tmp_path, 'tfrecord')
     with pytest.raises(ValueError, match=r'must be ArrayRecord files, .* `tfds convert_format'):
         streaming.open_dataset(SPEC, tmp_path)
-
-
-def test_data_set_that_is_not_as_described(array_record_dir):
-    spec = dataclasses.replace(SPEC, num_classes=7)
-    with pytest.raises(ValueError, match=r'num_classes=7 of .* must be 23, as in .*toy_imagenet'):
-        streaming.open_dataset(spec, array_record_dir)
 
 
 @pytest.mark.parametrize(

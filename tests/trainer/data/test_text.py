@@ -1,7 +1,6 @@
 """Text: the standard library as a data set, bytes on disk, windows that pack documents."""
 
 import errno
-import itertools
 import os
 import sysconfig
 from pathlib import Path
@@ -53,24 +52,18 @@ def test_the_library_is_text_without_tests_packages_and_build_files(data_dir):
     assert sorted(documents) == sorted([*(f'# {name}\n' for name in names), latin, ast])
 
 
-def test_a_file_keeps_its_split():
-    names = ('abc.py', 'json/decoder.py', 'datetime.py', 'shutil.py', 'operator.py')
-    assert [corpus.split_of(name) for name in names] == ['train', 'train', 'test', 'test', 'validation']
-
-
-def test_this_pythons_library_is_split_by_file():
+def test_this_pythons_library_is_split_by_file(tmp_path):
     files = stdlib.stdlib_files(Path(sysconfig.get_path('stdlib')))
     assert 300 < len(files) < 1000
     assert {'abc.py', 'json/decoder.py', 'os.py'} <= files.keys()
     assert not any(path.startswith(('test/', 'site-packages/', 'idlelib/')) for path in files)
-    sizes = {split: 0 for split in ('train', 'validation', 'test')}
+    names = ('abc.py', 'json/decoder.py', 'datetime.py', 'shutil.py', 'operator.py')  # each keeps its split
+    assert [corpus.split_of(name) for name in names] == ['train', 'train', 'test', 'test', 'validation']
+    sizes = dict.fromkeys(('train', 'validation', 'test'), 0)
     for path, file in files.items():
         sizes[corpus.split_of(path)] += file.stat().st_size
     assert sizes['train'] > 4_000_000
     assert min(sizes['validation'], sizes['test']) > 200_000
-
-
-def test_a_folder_without_modules(tmp_path):
     with pytest.raises(ValueError, match=f'{tmp_path} has no Python modules. Use another data set'):
         stdlib.stdlib_files(tmp_path)
 
@@ -97,19 +90,25 @@ def test_the_first_to_finish_wins(tmp_path):
     assert os.listdir(tmp_path) == ['train']
 
 
-def test_an_interrupted_writer_leaves_nothing(tmp_path):
-    def interrupted():
-        yield b'text'
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        corpus.write_corpus(tmp_path / 'train', interrupted())
-    assert os.listdir(tmp_path) == []
+def interrupted():
+    yield b'text'
+    raise KeyboardInterrupt
 
 
-def test_text_that_is_not_utf8(tmp_path):
-    with pytest.raises(ValueError, match=r'document 1 of .*train holds the byte 0xFF, so it is not UTF-8'):
-        corpus.write_corpus(tmp_path / 'train', [b'a', b'b\xff'])
+@pytest.mark.parametrize(
+    ('documents', 'error', 'message'),
+    [
+        (interrupted(), KeyboardInterrupt, '^$'),
+        (
+            [b'a', b'b\xff'],
+            ValueError,
+            r'document 1 of .*train holds the byte 0xFF, so it is not UTF-8',
+        ),
+    ],
+)
+def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path, documents, error, message):
+    with pytest.raises(error, match=message):
+        corpus.write_corpus(tmp_path / 'train', documents)
     assert os.listdir(tmp_path) == []
 
 
@@ -144,73 +143,12 @@ def test_windows_are_those_of_a_slow_program(windows):
     assert taken['tokens'].dtype == taken['targets'].dtype == taken['segments'].dtype == np.int32
 
 
-def test_an_epoch_visits_every_window_once_in_an_order_of_its_own(windows):
-    batches = list(
-        itertools.islice(
-            windows.train_batches(seed=0, first_step=0, batch_size=1, num_workers=1), 2 * len(windows)
-        )
-    )
-    every = sorted(windows.take(np.arange(len(windows)))['targets'].tolist())
-    epochs = [[batch['targets'][0, 0].tolist() for batch in part] for part in (batches[:7], batches[7:])]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == every
-    assert epochs[0] != epochs[1]
-
-
-def first_batches(windows, count=5, **changes):
-    options = {'seed': 3, 'first_step': 0, 'batch_size': 4, 'num_workers': 4} | changes
-    return list(itertools.islice(windows.train_batches(**options), count))
-
-
-def assert_same(batches, expected):
-    assert len(batches) == len(expected)
-    for batch, other in zip(batches, expected, strict=True):
-        assert batch.keys() == other.keys()
-        for name in batch:
-            np.testing.assert_array_equal(batch[name], other[name])
-
-
-def test_batches_depend_only_on_the_seed_and_the_step(windows):
-    batches = first_batches(windows)
-    assert_same(first_batches(windows, count=3, first_step=2), batches[2:])
-    others = first_batches(windows, seed=4)
-    assert any((a['targets'] != b['targets']).any() for a, b in zip(batches, others, strict=True))
-
-
-def test_processes_read_their_workers_shares_of_the_same_batches(windows):
-    def joined(shares):
-        return [
-            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            for parts in zip(*shares, strict=True)
-        ]
-
-    whole = first_batches(windows)
-    assert whole[0]['tokens'].shape == (4, 1, CONTEXT)
-    for split in ([[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 1, 2], [3]]):
-        assert_same(joined([first_batches(windows, workers=workers) for workers in split]), whole)
-    test = list(windows.test_batches(batch_size=4, num_workers=4))
-    shares = [windows.test_batches(batch_size=4, num_workers=4, workers=w) for w in ([0, 1], [2, 3])]
-    assert_same(joined(shares), test)
-
-
-def test_one_pass_over_a_split_masks_what_fills_the_last_batch(windows):
-    batches = list(windows.test_batches(batch_size=4, num_workers=2))
-    assert [batch['mask'].tolist() for batch in batches] == [[[1, 1], [1, 1]], [[1, 1], [1, 0]]]
-    rows = np.concatenate([batch['targets'][batch['mask'] == 1] for batch in batches])
-    np.testing.assert_array_equal(rows, windows.take(np.arange(7))['targets'])
-
-
-def test_a_part_of_a_split(windows):
+def test_a_part_of_a_split_is_batched_as_any_other(windows):
     part = windows.part(1, 6).part(1, 3)
     assert len(part) == 2
-    assert_same([part.take(np.arange(2))], [windows.take(np.arange(2, 4))])
-    assert len(list(part.test_batches(batch_size=1, num_workers=1))) == 2
-
-
-def test_a_batch_that_does_not_fit(windows):
-    with pytest.raises(ValueError, match='batch_size=3 must be a multiple of num_workers=2'):
-        first_batches(windows, batch_size=3, num_workers=2)
-    with pytest.raises(ValueError, match='batch_size=8 must be between 1 and'):
-        first_batches(windows, batch_size=8, num_workers=2)
+    (batch,) = part.test_batches(batch_size=2, num_workers=2)
+    for name, rows in windows.take(np.arange(2, 4)).items():
+        np.testing.assert_array_equal(batch[name][:, 0], rows)
 
 
 # The catalogue.
@@ -221,11 +159,6 @@ def test_tfds_has_these_data_sets(tmp_path):
     for text in catalogue.TEXTS.values():
         features = tfds.builder(text.args[0], data_dir=tmp_path).info.features
         assert text.keywords.get('feature', 'text') in features
-
-
-def test_bytes_are_written_once(data_dir):
-    with mock.patch.object(corpus, 'write_corpus', side_effect=AssertionError):
-        assert STDLIB(data_dir, context=7).train.context == 7
 
 
 def test_data_sets_that_cannot_be_opened(data_dir):
@@ -300,6 +233,8 @@ def test_a_folder_of_text_that_cannot_be_read_is_refused(tmp_path, documents, me
     assert '\n' not in str(error.value)
 
 
-def test_any_text_of_tfds_by_its_name(data_dir):
+def test_any_text_of_tfds_by_its_name_whose_bytes_are_written_once(data_dir):
     dataset = catalogue.open_text(STDLIB.args[0], data_dir, context=CONTEXT, validation='train[:50%]')
     assert 0 < len(dataset.validation) < len(dataset.train)
+    with mock.patch.object(corpus, 'write_corpus', side_effect=AssertionError):
+        assert STDLIB(data_dir, context=7).train.context == 7

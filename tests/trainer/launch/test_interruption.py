@@ -32,35 +32,25 @@ def handlers():
     assert after == usual
 
 
-# Records are due every 3 steps and evaluations every 5: after 7 and 8 steps something is pending.
-@pytest.mark.parametrize(
-    ('number', 'done'), [(signal.SIGTERM, 1), (signal.SIGHUP, 5), (signal.SIGTERM, 7), (signal.SIGINT, 9)]
-)
-def test_a_signal_ends_the_run_with_a_checkpoint_of_its_step(recorded, tmp_path, monkeypatch, number, done):
-    fixtures.signalled(monkeypatch, number, done - 1)
-    with pytest.raises(loop.InterruptedRunError) as error:
-        fixtures.train(recorded.config, tmp_path)
-    assert f'stopped by {number.name} after step {done}; a checkpoint was saved' in str(error.value)
-    assert str(done) in os.listdir(tmp_path / 'checkpoints')
-    state = fixtures.restored(tmp_path, recorded.experiment)
-    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[done])
-
-
-def whole_records(folder):
-    return [record for record in fixtures.records(folder) if 'pending' not in record]
-
-
-@pytest.mark.parametrize('moments', [(7, 8), (1, 4)])
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(recorded, tmp_path, monkeypatch, moments):
-    for done in moments:
-        with monkeypatch.context() as patch, pytest.raises(loop.InterruptedRunError):
-            fixtures.signalled(patch, signal.SIGTERM, done - 1)
+def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_one_does(
+    recorded, tmp_path, monkeypatch
+):
+    """Records are due every 3 steps and evaluations every 5: after 4, 7 and 8 steps something is pending."""
+    signals = {1: signal.SIGTERM, 4: signal.SIGTERM, 5: signal.SIGHUP, 7: signal.SIGTERM, 8: signal.SIGINT}
+    for done, number in signals.items():
+        with monkeypatch.context() as patch, pytest.raises(loop.InterruptedRunError) as error:
+            fixtures.signalled(patch, number, done - 1)
             fixtures.train(recorded.config, tmp_path)
+        assert f'stopped by {number.name} after step {done}; a checkpoint was saved' in str(error.value)
+        assert str(done) in os.listdir(tmp_path / 'checkpoints')
+        state = fixtures.restored(tmp_path, recorded.experiment)
+        fixtures.assert_same_bits(fixtures.shards(state), recorded.states[done])
     result = fixtures.train(recorded.config, tmp_path)
     state = fixtures.restored(tmp_path, recorded.experiment)
     fixtures.assert_same_bits(fixtures.shards(state), recorded.states[-1])
     # Every record is the mean over the same steps, also the one that was pending when the signal came.
-    assert whole_records(tmp_path) == fixtures.records(recorded.folder)
+    records = [record for record in fixtures.records(tmp_path) if 'pending' not in record]
+    assert records == fixtures.records(recorded.folder)
     assert result['metrics']['train_loss'] == recorded.result['metrics']['train_loss']
     assert len(result['curve']) == len(recorded.result['curve'])
     assert steps.make_train_step(recorded.experiment).traces() == 1
@@ -79,13 +69,6 @@ def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(recorded, 
 
 
 # --- watch ---
-
-
-def test_the_second_signal_acts_at_once():
-    with pytest.raises(KeyboardInterrupt), interruption.watch() as seen:
-        signal.raise_signal(signal.SIGINT)
-        assert seen.name == 'SIGINT'
-        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
@@ -181,8 +164,5 @@ def test_every_ending_has_its_exit_code_and_one_line(capsys, run, code, line):
     assert command_line.exit_code('train.py', run) == code
     error = capsys.readouterr().err
     assert line in error and error.count('\n') == (1 if code else 0)
-
-
-def test_what_is_no_foreseen_ending_is_not_hidden():
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # what nobody has foreseen is not hidden
         command_line.exit_code('train.py', lambda: 1 / 0)

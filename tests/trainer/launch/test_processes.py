@@ -19,7 +19,6 @@ from faults import processes as launched
 from def_jax.trainer.launch import devices, processes
 from def_jax.trainer.workers import ShardedWorkers
 
-ROOT = Path(__file__).resolve().parents[3]
 SHORT = [
     '--config=configs/digits.py',
     *('--config.num_workers=4', '--config.workers_per_device=1', '--config.train_examples=256'),
@@ -102,60 +101,48 @@ def test_a_worker_lies_within_a_process():
 # --- A process and the parent that watches it ---
 
 
-def supervised(body):
-    """A script that runs `body` under supervision, as a process."""
-    script = 'import os, signal, sys, time\nfrom def_jax.trainer.launch import supervision\n'
-    script += f'def run():\n{body}\n'
-    script += "sys.exit(supervision.supervised('program', run))"
-    command = [sys.executable, '-c', script]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-@pytest.mark.parametrize(
-    ('body', 'code', 'words'),
-    [
-        ('    return 0', 0, ''),
-        ('    return 3', 3, ''),
-        ('    raise SystemExit(5)', 5, ''),
-        ('    raise KeyError(1)', 1, 'KeyError: 1'),
-        ('    os.abort()', 6, 'program: aborted by JAX'),
-        ('    os.kill(os.getpid(), signal.SIGKILL)', 137, 'program: killed by SIGKILL'),
-    ],
-)
-def test_how_a_supervised_process_ends(body, code, words):
-    process = supervised(body)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code and words in errors
-    assert bool(errors) == bool(words)
-
-
-@pytest.mark.parametrize(
-    ('bodies', 'code', 'errors'),
-    [
-        (['return 0', 'return 0'], 0, ''),
-        (['return 0', 'return 4', 'return 2'], 4, ''),
-        (['os.abort()', 'time.sleep(0.5); print("went on"); return 0'], 134, 'program: killed by SIGABRT.\n'),
-    ],
-)
-def test_children_side_by_side_do_not_end_each_other(bodies, code, errors):
-    script = 'import os, sys, time\nfrom def_jax.trainer.launch import supervision\n'
-    script += ''.join(f'def run{i}():\n    {body}\n' for i, body in enumerate(bodies))
+def script(supervisor, *bodies):
+    """A program whose functions are watched by their parent."""
+    lines = ['import os, signal, sys, time', 'from def_jax.trainer.launch import supervision']
+    lines += [f'def run{i}():\n{textwrap.indent(body, "    ")}' for i, body in enumerate(bodies)]
     runs = ', '.join(f'run{i}' for i in range(len(bodies)))
-    script += f"sys.exit(supervision.side_by_side('program', [{runs}]))"
-    process = subprocess.run(
-        [sys.executable, '-c', script], cwd=ROOT, text=True, capture_output=True, timeout=60
-    )
-    assert (process.returncode, process.stderr) == (code, errors)
-    assert ('went on' in process.stdout) == ('went on' in script)
+    runs = runs if supervisor == 'supervised' else f'[{runs}]'
+    return '\n'.join([*lines, f"sys.exit(supervision.{supervisor}('program', {runs}))"])
+
+
+@pytest.mark.parametrize(
+    ('supervisor', 'bodies', 'code', 'words'),
+    [
+        ('supervised', ['return 0'], 0, ''),
+        ('supervised', ['return 3'], 3, ''),
+        ('supervised', ['raise SystemExit(5)'], 5, ''),
+        ('supervised', ['raise KeyError(1)'], 1, 'KeyError: 1'),
+        ('supervised', ['os.abort()'], 6, 'program: aborted by JAX'),
+        ('supervised', ['os.kill(os.getpid(), signal.SIGKILL)'], 137, 'program: killed by SIGKILL'),
+        ('side_by_side', ['return 0', 'return 0'], 0, ''),
+        ('side_by_side', ['return 0', 'return 4', 'return 2'], 4, ''),
+        (
+            'side_by_side',
+            ['os.abort()', 'time.sleep(0.5); print("went on"); return 0'],
+            134,
+            'program: killed by SIGABRT.\n',
+        ),
+    ],
+)
+def test_how_watched_processes_end(forked, supervisor, bodies, code, words):
+    process = forked(script(supervisor, *bodies))
+    assert process.returncode == code and words in process.stderr
+    assert bool(process.stderr) == bool(words)
+    assert ('went on' in process.stdout) == any('went on' in body for body in bodies)
 
 
 def test_signals_are_passed_on_and_a_killed_parent_takes_its_child_along():
-    body = textwrap.indent(
+    body = (
         'signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))\n'
-        'print(os.getpid(), flush=True)\nfor _ in range(600): time.sleep(0.1)\nreturn 0',
-        '    ',
+        'print(os.getpid(), flush=True)\nfor _ in range(600): time.sleep(0.1)\nreturn 0'
     )
-    process = supervised(body)
+    command = [sys.executable, '-c', script('supervised', body)]
+    process = subprocess.Popen(command, cwd=launched.ROOT, text=True, stdout=subprocess.PIPE)
     child = int(process.stdout.readline())
     assert child != process.pid
     time.sleep(0.5)  # the parent sets up its handlers after the fork
@@ -163,13 +150,10 @@ def test_signals_are_passed_on_and_a_killed_parent_takes_its_child_along():
     assert process.stdout.readline() == 'told\n'
     process.kill()
     process.communicate(timeout=60)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and Path(f'/proc/{child}/stat').exists():
-        if Path(f'/proc/{child}/stat').read_text().split()[2] == 'Z':
-            break
+    stat, deadline = Path(f'/proc/{child}/stat'), time.monotonic() + 30
+    while stat.exists() and stat.read_text().split()[2] != 'Z':
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    else:
-        assert not Path(f'/proc/{child}').exists()
 
 
 # --- Runs ---
@@ -185,14 +169,6 @@ def test_an_address_that_is_taken_is_refused(environment, tmp_path):
     last = (tmp_path / 'run.log').read_text().splitlines()[-1]
     assert last.startswith('train.py: cannot join the processes at localhost:')
     assert not (tmp_path / 'run').exists()
-
-
-def test_flags_of_several_processes_are_checked(environment, tmp_path):
-    process = launched.start(tmp_path / 'run', [*SHORT, '--num_processes=2'], environment)
-    assert process.wait(timeout=120) == 2
-    text = (tmp_path / 'run.log').read_text()
-    assert text.startswith('train.py: --coordinator_address and --process_id must be given')
-    assert text.count('\n') == 1
 
 
 def under_srun(folder, environment):

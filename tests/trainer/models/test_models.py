@@ -109,6 +109,14 @@ def equations(program):
                 yield from equations(inner)
 
 
+def evaluated(model, image_shape):
+    """Random variables and images, and what the model makes of them."""
+    variables = random_variables(model, image_shape)
+    images = np.random.default_rng(1).normal(size=(3, *image_shape)).astype(np.float32)
+    logits = jax.jit(functools.partial(model.apply, train=False))(variables, images)
+    return variables, images, logits
+
+
 @pytest.mark.parametrize(
     ('stages', 'order', 'options'),
     [
@@ -121,11 +129,7 @@ def equations(program):
 )
 def test_vgg_equals_numpy(stages, order, options):
     model = VGG(stages=stages, num_classes=6, **options)
-    variables = random_variables(model, (8, 4, 2))
-    images = np.random.default_rng(1).normal(size=(3, 8, 4, 2)).astype(np.float32)
-
-    logits = model.apply(variables, images, train=False)
-
+    variables, images, logits = evaluated(model, (8, 4, 2))
     expected = numpy_vgg(variables, images.astype(np.float64), order.split())
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -139,11 +143,7 @@ def test_vgg_equals_numpy(stages, order, options):
 )
 def test_resnet_equals_numpy(block, numpy_block, stage_sizes, large_images):
     model = ResNet(block, stage_sizes, width=4, num_classes=6, large_images=large_images)
-    variables = random_variables(model, (16, 8, 2))
-    images = np.random.default_rng(1).normal(size=(3, 16, 8, 2)).astype(np.float32)
-
-    logits = model.apply(variables, images, train=False)
-
+    variables, images, logits = evaluated(model, (16, 8, 2))
     network = in_float64(variables)
     x = relu(network.norm(network.conv(images.astype(np.float64), 0, stride=1 + large_images), 0))
     if large_images:
@@ -154,22 +154,17 @@ def test_resnet_equals_numpy(block, numpy_block, stage_sizes, large_images):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
 
 
-@pytest.mark.parametrize('init', [layers.he_fan_in, layers.torch_default])
 @pytest.mark.parametrize(
-    ('block', 'numpy_block'),
+    ('block', 'numpy_block', 'init'),
     [
-        (PreactivationBlock, numpy_preactivation_block),
-        (LateStrideBlock, numpy_late_stride_block),
-        (PreactivationBottleneck, numpy_preactivation_bottleneck),
+        (PreactivationBlock, numpy_preactivation_block, layers.he_fan_in),
+        (LateStrideBlock, numpy_late_stride_block, layers.torch_default),  # whose convolutions have biases
+        (PreactivationBottleneck, numpy_preactivation_bottleneck, layers.he_fan_in),
     ],
 )
 def test_preactivation_resnet_equals_numpy(block, numpy_block, init):
     model = PreactivationResNet(block, (2, 1, 1), width=4, num_classes=6, convolution_init=init)
-    variables = random_variables(model, (8, 4, 2))
-    images = np.random.default_rng(1).normal(size=(3, 8, 4, 2)).astype(np.float32)
-
-    logits = model.apply(variables, images, train=False)
-
+    variables, images, logits = evaluated(model, (8, 4, 2))
     network = in_float64(variables)
     x = network.conv(images.astype(np.float64), 0)
     for index, stride in enumerate((1, 1, 2, 2)):
@@ -216,7 +211,7 @@ def test_dropout_halves_what_enters_each_hidden_layer():
 # --- Statistics ---
 
 
-def test_batch_stats_move_in_training_only():
+def test_batch_stats_move_and_are_of_the_batch_in_training_only():
     model = VGG(stages=((4,),), num_classes=3)
     variables = random_variables(model, (4, 4, 2))
     images = np.random.default_rng(1).normal(size=(16, 4, 4, 2)).astype(np.float32)
@@ -231,35 +226,30 @@ def test_batch_stats_move_in_training_only():
         np.testing.assert_allclose(trained['batch_stats']['BatchNorm_0'][name], moved, rtol=1e-4)
         np.testing.assert_array_equal(evaluated['batch_stats']['BatchNorm_0'][name], old[name])
 
-
-def test_training_normalises_by_the_batch():
-    model = VGG(stages=((4,),), num_classes=3)
-    variables = random_variables(model, (4, 4, 2))
     other = variables | {'batch_stats': jax.tree.map(lambda leaf: leaf + 1, variables['batch_stats'])}
-    images = np.random.default_rng(1).normal(size=(16, 4, 4, 2)).astype(np.float32)
-
-    def logits(variables, train):
-        return model.apply(variables, images, train=train, mutable=['batch_stats'])[0]
-
-    np.testing.assert_array_equal(logits(variables, train=True), logits(other, train=True))
-    assert not np.allclose(logits(variables, train=False), logits(other, train=False))
+    for train in (True, False):  # in training, a batch is normalised by its own
+        one, two = (model.apply(v, images, train=train, mutable=True)[0] for v in (variables, other))
+        assert np.array_equal(one, two) if train else not np.allclose(one, two)
 
 
 # --- Training ---
 
-# Large enough that the last stage normalises more than two numbers a channel.
-TRAINING_SIZES = [
-    pytest.param('vgg16', (32, 32, 3), marks=pytest.mark.slow),
-    ('vgg_digits', (8, 8, 1)),
-    pytest.param('vgg_small', (8, 8, 3), marks=pytest.mark.slow),
-    ('vgg_strided', (16, 16, 3)),
-    ('resnet8', (8, 8, 1)),
-    ('wrn_10_1', (8, 8, 1)),
-    pytest.param('resnet110', (8, 8, 3), marks=pytest.mark.slow),
-    pytest.param('resnet110_basic', (8, 8, 3), marks=pytest.mark.slow),
-    pytest.param('wrn_28_10', (8, 8, 3), marks=pytest.mark.slow),
-    pytest.param('resnet50', (224, 224, 3), marks=pytest.mark.slow),
-]
+# The named networks with fewer and narrower stages, and images on which the last stage still normalises more
+# than two numbers a channel. Those of one kind with another are slow tests.
+SMALL = {'stage_sizes': (1, 1, 1), 'width': 16}
+TRAINED = {
+    'vgg_digits': ((8, 8, 1), {}),
+    'vgg_strided': ((16, 16, 3), {}),
+    'resnet8': ((8, 8, 1), {}),
+    'wrn_10_1': ((8, 8, 1), {}),
+    'vgg16': ((8, 8, 3), {'stages': ((8, 8), (16,), ()), 'hidden': (8, 8)}),
+    'vgg_small': ((8, 8, 3), {}),
+    'resnet110': ((8, 8, 3), SMALL),
+    'resnet110_basic': ((8, 8, 3), SMALL),
+    'wrn_28_10': ((8, 8, 3), SMALL),
+    'resnet50': ((64, 64, 3), SMALL),
+}
+FAST = ('vgg_digits', 'vgg_strided', 'resnet8', 'wrn_10_1')
 
 
 def he_initialised(model, image_shape):
@@ -274,9 +264,12 @@ def he_initialised(model, image_shape):
     return jax.tree_util.tree_map_with_path(fill, init_shapes(model, image_shape))
 
 
-@pytest.mark.parametrize(('name', 'image_shape'), TRAINING_SIZES)
-def test_three_training_steps(name, image_shape):
-    model, optimizer = MODELS[name](num_classes=10), optax.sgd(0.1)
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in TRAINED]
+)
+def test_three_training_steps(name):
+    image_shape, smaller = TRAINED[name]
+    model, optimizer = MODELS[name](num_classes=10, **smaller), optax.sgd(0.1)
     images, labels = jax.random.normal(jax.random.key(1), (2, *image_shape)), jnp.arange(2)
 
     @jax.jit
@@ -316,9 +309,7 @@ def test_three_training_steps(name, image_shape):
 
 
 def test_every_model_is_tested():
-    assert set(MODELS) == set(IMAGE_SHAPES) == set(SIZES)
-    trained = {getattr(entry, 'values', entry)[0] for entry in TRAINING_SIZES}
-    assert trained == set(MODELS)
+    assert set(MODELS) == set(IMAGE_SHAPES) == set(SIZES) == set(TRAINED)
 
 
 @pytest.mark.parametrize(

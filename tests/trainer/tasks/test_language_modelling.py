@@ -37,7 +37,8 @@ def variables(task):
 @functools.cache
 def last_logits(scale):
     """A function from a text of at most CONTEXT tokens to the logits of the next byte."""
-    params = jax.tree.map(lambda x: scale * x, LanguageModelling(MODEL, CONTEXT).init(jax.random.key(0)))
+    init = jax.jit(LanguageModelling(MODEL, CONTEXT).init)
+    params = jax.tree.map(lambda x: scale * x, init(jax.random.key(0)))
     apply = jax.jit(MODEL.apply)
 
     def logits(text):
