@@ -137,12 +137,14 @@ def test_ruff_is_pinned_once():
 
 
 def test_the_supported_pythons_are_tested():
-    """In the classifiers, in the workflow and in `requires-python`."""
+    """In the classifiers, in the workflow and in `requires-python`; one more for the library alone."""
     minors = [int(c.rpartition('.')[2]) for c in PROJECT['classifiers'] if ':: 3.' in c]
     workflow = (ROOT / '.github/workflows/ci.yml').read_text()
     tested = re.search(r'python: \[(.*)\]', workflow)[1]
     assert [f"'3.{minor}'" for minor in minors] == tested.split(', ')
-    assert PROJECT['requires-python'] == f'>=3.{min(minors)},<3.{max(minors) + 1}'
+    newest = int(re.search(r"python-version: '3.(\d+)'", workflow)[1])
+    assert newest == max(minors) + 1
+    assert PROJECT['requires-python'] == f'>=3.{min(minors)},<3.{newest + 1}'
 
 
 def test_help_lists_the_exit_codes():

@@ -77,6 +77,35 @@ def test_local_sgd():
     assert_close(trained(optimizer), expected(family.momentum_sgd(RATE, 0.9), family.local_sgd(EVERY)))
 
 
+def test_streaming_diloco_is_torchfts():
+    """What torchft records of two fragments in turn, with a fixed gradient, no delay and no mixing.
+
+    A model of two numbers: inner rate 1, gradients of 2, outer rate 2, a fragment every third step. Source:
+    revision 73dafea of pytorch/torchft, the first of the mocked updates of its regression test.
+    """
+    link = def_jax.error_feedback(
+        def_jax.random_block(2, order='cyclic'), 'workers', detach=1.0, every=3, outer=optax.sgd(2.0)
+    )
+    optimizer = optax.chain(optax.sgd(1.0), link)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jnp.full(2, 2.0), state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (params, params + state[1].residual)
+
+    def worker(params):
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=12)[1]
+
+    shared, own = map(np.asarray, jax.jit(jax.vmap(worker, axis_name='workers'))(jnp.ones((2, 2))))
+    for k in range(2):
+        turns = np.argsort(shared[k, 2])  # the fragment that went first, at the third step
+        first, second = own[k][:, turns].T.tolist()
+        assert first == [-1, -3, -11, -13, -15, -17, -19, -21, -35, -37, -39, -41]
+        assert second == [-1, -3, -5, -7, -9, -23, -25, -27, -29, -31, -33, -47]
+        assert shared[k][2::3, turns].tolist() == [[-11, 1], [-11, -23], [-35, -23], [-35, -47]]
+
+
 def test_diloco():
     optimizer, _ = named('diloco', optax.adam(0.01), every=EVERY)
     assert_close(trained(optimizer), expected(family.adam(0.01), family.diloco(EVERY, **OUTER)))
