@@ -6,7 +6,7 @@ import time
 from collections.abc import Set
 from typing import Any
 
-from def_jax.mesh.hlo import collectives
+from def_jax.traffic.hlo import collectives
 
 __all__ = ['LARGE', 'copies', 'hidden', 'read']
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 import def_jax
 from benchmarks.optimizers import update
 from def_jax.error_feedback import ErrorFeedbackState
-from def_jax.mesh.ownership import link_states
+from def_jax.mesh.link import link_states
 from def_jax.trainer.models import MODELS
 from def_jax.trainer.models.transformer import Transformer
 

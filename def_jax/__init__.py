@@ -2,11 +2,10 @@
 
 from def_jax import baselines, beyond, compressors, diagnostics
 from def_jax.alias import def_adamw, def_sgd
-from def_jax.baselines import EF21State, ef21
+from def_jax.baselines import EF21State, all_reduce_mean, ef21
 from def_jax.beyond.skipping import hold_skipped
 from def_jax.compressors import identity, message_size, random_block, random_k, scaled
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, error_feedback, output_params
-from def_jax.mesh.collectives import all_reduce_mean
 from def_jax.mesh.ownership import state_specs
 from def_jax.mesh.replication import assert_replicated
 from def_jax.mesh.spmd import spmd

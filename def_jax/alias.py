@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
+from def_jax.beyond import PAPER_DETACH
 from def_jax.compressors import random_block
 from def_jax.compressors.allocations import Allocation
 from def_jax.compressors.orders import Order
@@ -60,14 +61,9 @@ def def_adamw(
         outer: applies the mean message, see `error_feedback`; Nesterov momentum, or None for none.
         order: order of the blocks, see `random_block`.
         allocation: lengths of the blocks, see `random_block`.
-        wire_dtype: dtype of the messages, see `error_feedback`. In 'int8', blocks four times as large take
-            the same bytes: ratio 16 sends what 64 does in float32. Under `optax.inject_hyperparams`, pass
-            the name: it takes whatever can be called, as `jnp.int8` can, for a schedule.
-        overlap: messages travel while the next gradient is computed, see `error_feedback`.
-        seed: selects the blocks; must be the same on all workers.
-
-    Returns:
-        An `optax.GradientTransformation`.
+        wire_dtype: see `def_sgd`.
+        overlap: see `error_feedback`.
+        seed: see `error_feedback`.
 
     Raises:
         ValueError: if an argument of the compression is out of range.
@@ -104,7 +100,7 @@ def def_sgd(
     *,
     momentum: float | None = 0.9,
     weight_decay: float = 0.0,
-    detach: float | Literal['auto'] = 0.3,
+    detach: float | Literal['auto'] = PAPER_DETACH,
     order: Order = 'random',
     allocation: Allocation = 'proportional',
     wire_dtype: DTypeLike = 'float32',
@@ -130,9 +126,6 @@ def def_sgd(
             the name: it takes whatever can be called, as `jnp.int8` can, for a schedule.
         overlap: messages travel while the next gradient is computed, see `error_feedback`.
         seed: selects the blocks; must be the same on all workers.
-
-    Returns:
-        An `optax.GradientTransformation`.
 
     Raises:
         ValueError: if an argument is out of range.

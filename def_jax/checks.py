@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -31,6 +31,13 @@ def check_integer(name: str, value: Any, low: int, hint: str, *, bits: int = 31)
     """Raises ValueError unless `value` is a Python integer in [low, 2**bits)."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**bits:
         raise ValueError(f'{name}={value!r} must be an integer in [{low}, 2**{bits}): {hint}.')
+
+
+def check_choice(name: str, value: Any, meanings: Mapping[str, str]) -> None:
+    """Raises ValueError unless `value` is one of the choices, each given with its meaning."""
+    if value not in list(meanings):
+        *others, last = [f'{choice!r} ({meaning})' for choice, meaning in meanings.items()]
+        raise ValueError(f'{name}={value!r} must be {", ".join(others)} or {last}.')
 
 
 def check_ratio(ratio: Any) -> None:
@@ -81,8 +88,8 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_floating(tree: Any, name: str) -> None:
     """Raises ValueError for leaves that a float32 residual cannot hold, or that cannot take its values."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype, where = getattr(leaf, 'dtype', None), f'{name}{jax.tree_util.keystr(path)}'
+    for path, leaf in named_leaves(tree):
+        dtype, where = getattr(leaf, 'dtype', None), f'{name}{path}'
         if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
                 f'{where} is {dtype}, but residuals are float32 and would lose its imaginary part. Store '
@@ -95,46 +102,35 @@ def check_floating(tree: Any, name: str) -> None:
             )
 
 
-def check_state(state: Any, expected: type, fields: Iterable[str] = ()) -> None:
-    """Raises ValueError unless a link's state is of its own kind and has the fields of its options."""
+def check_state(state: Any, expected: type) -> None:
+    """Raises ValueError unless a link's state is of its own kind."""
     if not isinstance(state, expected):
         raise ValueError(
             f'state is a {type(state).__name__}, but must be {expected.__name__}, as init of the same link '
             'returns it. The state of a chain belongs to the chain.'
         )
-    if missing := sorted(set(fields) - set(getattr(state, 'extra', {}))):
-        raise ValueError(
-            f'state lacks {", ".join(missing)}: it was made with other options. Pass the state returned by '
-            'init of this optimizer.'
-        )
 
 
 def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:
     """Raises ValueError unless a tree has exactly the residual's structure and shapes; never broadcasts."""
-    given, kept = (jax.tree_util.tree_leaves_with_path(tree) for tree in (updates, residual))
-    shapes = [
-        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves} for leaves in (given, kept)
-    ]
-    for path in shapes[1]:
-        if shapes[0].get(path) != shapes[1][path]:
-            found = shapes[0].get(path, 'missing')
+    given, kept = ({path: jnp.shape(x) for path, x in named_leaves(tree)} for tree in (updates, residual))
+    for path, shape in kept.items():
+        if given.get(path) != shape:
             raise ValueError(
-                f'{name}{path} is {found}, but the residual in opt_state is {shapes[1][path]}: it belongs to '
-                'other parameters, or is stacked over workers. Pass the state returned by '
+                f'{name}{path} is {given.get(path, "missing")}, but the residual in opt_state is {shape}: it '
+                'belongs to other parameters, or is stacked over workers. Pass the state returned by '
                 'optimizer.init(params); if workers are stacked, call this inside the mapped function.'
             )
-    for path in shapes[0].keys() - shapes[1].keys() - _masked(given, residual):
+    for path in given.keys() - kept.keys() - _masked(updates, residual):
         raise ValueError(
             f'{name}{path} has no residual in opt_state, which belongs to other parameters. Pass the state '
             'returned by optimizer.init(params).'
         )
 
 
-def check_structure(
-    name: str, tree: Any, like: str, expected: Any, remedy: str, is_leaf: Callable[[Any], bool] | None = None
-) -> None:
+def check_structure(name: str, tree: Any, like: str, expected: Any, remedy: str) -> None:
     """Raises ValueError unless two trees have the same structure."""
-    given: Any = jax.tree.structure(tree, is_leaf=is_leaf)
+    given: Any = jax.tree.structure(tree)
     if given != jax.tree.structure(expected):
         raise ValueError(
             f'{name} has the structure {given}, but {like} {jax.tree.structure(expected)}. {remedy}'
@@ -144,10 +140,10 @@ def check_structure(
 def check_stacked(name: str, tree: Any, params: Any, num_workers: int) -> None:
     """Raises ValueError unless a tree is like the parameters, with a leading axis over workers."""
     check_structure(name, tree, 'params', params, 'Pass what value_and_grad of def_jax.spmd returns.')
-    for (path, x), p in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(params), strict=True):
+    for (path, x), p in zip(named_leaves(tree), jax.tree.leaves(params), strict=True):
         if jnp.shape(x) != (num_workers, *p.shape):
             raise ValueError(
-                f'{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(x)}, but must be '
+                f'{name}{path} has shape {jnp.shape(x)}, but must be '
                 f'{(num_workers, *p.shape)}: stacked over {num_workers} workers, as value_and_grad of '
                 'def_jax.spmd returns it.'
             )
@@ -164,52 +160,35 @@ def check_stacked_state(opt_state: Any, expected: Any, own: Any, num_workers: in
     """
     remedy = 'It is the state of another optimizer: pass what init returns, or restore into that structure.'
     check_structure('opt_state', opt_state, "this optimizer's state", expected, remedy)
-    leaves = zip(
-        jax.tree_util.tree_leaves_with_path(opt_state),
-        jax.tree.leaves(expected),
-        jax.tree.leaves(own),
-        strict=True,
-    )
-    for (path, x), like, mine in leaves:
+    leaves = named_leaves(opt_state), jax.tree.leaves(expected), jax.tree.leaves(own)
+    for (path, x), like, mine in zip(*leaves, strict=True):
         shape = (num_workers, *like.shape) if mine else like.shape
         if jnp.shape(x) == shape:
             continue
         if mine and jnp.shape(x)[1:] == like.shape:
             raise ValueError(
-                f'opt_state{jax.tree_util.keystr(path)} has {jnp.shape(x)[0]} workers, but the mesh has '
+                f'opt_state{path} has {jnp.shape(x)[0]} workers, but the mesh has '
                 f'{num_workers}: it was made on another mesh. Pass it through `regroup` of this def_jax.spmd.'
             )
         raise ValueError(
-            f'opt_state{jax.tree_util.keystr(path)} has shape {jnp.shape(x)}, but must be {shape}: it '
+            f'opt_state{path} has shape {jnp.shape(x)}, but must be {shape}: it '
             'belongs to other parameters, or is not stacked over workers. Pass the state from init of the '
             'same def_jax.spmd.'
         )
 
 
-def check_divisible(name: str, shape: tuple[int, ...], spec: Any, mesh_shape: Mapping[str, int]) -> None:
-    """Raises ValueError unless the axes that a PartitionSpec names divide the dimensions of an array."""
-    if len(spec) > len(shape):
-        raise ValueError(
-            f'{name} has shape {shape}, but {spec} has {len(spec)} dimensions. Shorten it, or pass P().'
-        )
-    for dimension, (size, names) in enumerate(zip(shape, spec, strict=False)):
-        parts = 1
-        for axis in names if isinstance(names, tuple) else (names,):
-            parts *= mesh_shape[axis] if axis is not None else 1
-        if size % parts:
-            raise ValueError(
-                f'{name} has shape {shape}, and {spec} divides dimension {dimension} by {parts}, but {size} '
-                f'is no multiple of that. Shard another dimension, or pass P() for this parameter.'
-            )
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Leaves with their paths, as errors write these: ['w'][0]."""
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _masked(given: list[tuple[Any, Any]], residual: Any) -> set[str]:
+def _masked(updates: Any, residual: Any) -> set[str]:
     """The paths of leaves that optax.masked leaves to others: below a MaskedNode of the residual."""
     places = jax.tree_util.tree_leaves_with_path(residual, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     masked = [path for path, leaf in places if isinstance(leaf, optax.MaskedNode)]
     return {
         jax.tree_util.keystr(path)
-        for path, _ in given
+        for path, _ in jax.tree_util.tree_leaves_with_path(updates)
         if any(path[: len(start)] == start for start in masked)
     }
 

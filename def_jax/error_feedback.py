@@ -20,23 +20,17 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from def_jax import beyond
-from def_jax.checks import check_floating, check_seed, check_updates
-from def_jax.compressors import Compressor, check_compressor, shared_key, split
-from def_jax.mesh.collectives import AxisName, check_axis_name, check_call, pmean
-from def_jax.mesh.ownership import link_states
-from def_jax.mesh.shards import WHOLE, Shards
-from def_jax.mesh.varying import (
-    check_shared,
-    start_varying,
-    vary_if_tracked,
-    varying_axes,
-)
+from def_jax.checks import check_seed, check_updates, named_leaves
+from def_jax.compressors import Compressor, check_compressor, shared_key
+from def_jax.compressors.base import unravel
+from def_jax.mesh.collectives import AxisName, check_axis_name, pmean
+from def_jax.mesh.link import float32_zeros, link, link_states
+from def_jax.mesh.shards import Shards
+from def_jax.mesh.varying import DETACHED, check_shared, start_varying, vary_if_tracked, varying_axes
 
 PyTree = Any
 
 __all__ = ['ErrorFeedbackState', 'detached_params', 'error_feedback', 'feedback_states', 'output_params']
-
-_POINT = 'def_jax.detached_params(params, opt_state)'  # where to take the gradient
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -56,7 +50,7 @@ class ErrorFeedbackState(NamedTuple):
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The entries of `extra` that are like no parameter, whatever its shape; see `mesh.shards`."""
+        """The entries of `extra` that are like no parameter, whatever its shape; see `mesh.specs`."""
         return ('energy', 'wire_squares')
 
     @property
@@ -70,7 +64,7 @@ def error_feedback(
     axis_name: AxisName,
     *,
     seed: int = 0,
-    detach: float | Literal['auto'] = 0.3,
+    detach: float | Literal['auto'] = beyond.PAPER_DETACH,
     every: int = 1,
     decay: float = 1.0,
     outer: optax.GradientTransformation | None = None,
@@ -137,7 +131,6 @@ def error_feedback(
     2
     """
     check_compressor(compressor)
-    check_axis_name(axis_name)
     check_seed(seed)
     options = beyond.options(
         axis_name,
@@ -154,16 +147,13 @@ def error_feedback(
     algorithm = beyond.overlapped if overlap else _algorithm_1
     first_detach = 1.0 if isinstance(detach, str) else detach
 
-    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
-        del params, extra_args
-        fields = jax.eval_shape(options.init, {}).keys()
-        check_call(updates, state, ErrorFeedbackState, axis_name, shards, point=_POINT, fields=fields)
+    def step(updates, state, shards):
+        options.check(state)
         check_shared(state.key, 'the key', axis_name)
-        one_step = functools.partial(algorithm, compressor, options, axis_name, first_detach, shards)
-        return shards.map(one_step, updates, state)
+        return algorithm(compressor, options, axis_name, first_detach, shards, updates, state)
 
-    init_fn = functools.partial(_init, options, axis_name, seed, first_detach)
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    init = functools.partial(_init, options, axis_name, seed, first_detach)
+    return link(init, step, axis_name, ErrorFeedbackState, point=DETACHED, by_shards=True)
 
 
 def _algorithm_1(
@@ -274,8 +264,7 @@ def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
 def _init(
     options: beyond.Options, axis_name: AxisName, seed: int, detach: float, params: PyTree
 ) -> ErrorFeedbackState:
-    check_floating(params, 'params')
-    residual = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)  # line 2
+    residual = float32_zeros(params)  # line 2
     return ErrorFeedbackState(
         step=jnp.zeros((), jnp.uint32),
         key=shared_key(seed),
@@ -288,9 +277,7 @@ def _init(
 def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:
     seen: set[str] = set()
     for state in states:
-        paths = {
-            jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.residual)
-        }
+        paths = {path for path, _ in named_leaves(state.residual)}
         if both := sorted(seen & paths):
             raise ValueError(
                 f'{caller}: two error_feedback links act on {both[0] or "the parameters"}. Keep one of '
@@ -301,13 +288,9 @@ def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:
 
 def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
     """The residual in the structure of `params`, with `optax.flatten` undone."""
-    leaves, treedef = jax.tree.flatten(params)
-    sizes = [leaf.size for leaf in leaves]
-    if isinstance(residual, (jax.Array, np.ndarray)) and residual.size == sum(sizes):
-        parts = split(jnp.reshape(residual, -1), sizes)
-        return jax.tree.unflatten(
-            treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-        )
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if isinstance(residual, (jax.Array, np.ndarray)) and residual.size == size:
+        return unravel(jnp.reshape(residual, -1), params)
     return residual
 
 

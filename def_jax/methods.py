@@ -17,9 +17,9 @@ import optax
 from def_jax import baselines, compressors
 from def_jax.baselines.cser import cser_of_ratio
 from def_jax.beyond.averaging import Averaging
-from def_jax.checks import look_up
+from def_jax.checks import check_choice, look_up
 from def_jax.error_feedback import error_feedback
-from def_jax.mesh.collectives import AxisName, all_reduce_mean
+from def_jax.mesh.collectives import AxisName
 
 __all__ = ['METHODS', 'OPTIONS', 'Method', 'Point', 'get_method', 'trajectory']
 
@@ -69,11 +69,6 @@ class Method:
         found = _defaults(error_feedback)
         return {name: found[name] for name in found if free.get(name, name not in self.fixes)}
 
-    @property
-    def has_blocks(self) -> bool:
-        """Whether a `Compressor` selects what it sends."""
-        return self.link is None or 'compressor' in _parameters(self.link)
-
     def dense_steps(self, options: Mapping[str, Any]) -> int:
         """How many steps at the start send everything, given its hyper-parameters."""
         opening = self.opens_dense
@@ -83,16 +78,6 @@ class Method:
     def _path(self) -> tuple[Any, ...]:
         """Methods with equal ones follow the same trajectory."""
         return self.kind, self.detach, self.single_worker, self.sends, self.fixes, self.link
-
-    @property
-    def detach_is_free(self) -> bool:
-        """Whether λ is a hyper-parameter."""
-        return self.kind == 'error_feedback' and self.detach is None
-
-    @property
-    def outer_is_free(self) -> bool:
-        """Whether the optimizer that applies the mean message is a hyper-parameter."""
-        return self.kind == 'error_feedback' and self.link is None and 'outer' not in self.fixes
 
     @property
     def ratio_is_free(self) -> bool:
@@ -113,7 +98,10 @@ class Method:
         return {m.answer: m.title for m in METHODS.values() if m._path == self._path}
 
     def compressor(
-        self, ratio: float, granularity: compressors.Granularity = 'tensor', **options: Any
+        self,
+        ratio: float,
+        granularity: compressors.Granularity | Literal['element'] = 'tensor',
+        **options: Any,
     ) -> compressors.Compressor:
         """The compressor that this method uses at `ratio`.
 
@@ -122,9 +110,6 @@ class Method:
             granularity: what is drawn at random: 'tensor', one block per tensor; 'model', one block of the
                 whole model; 'element', individual elements of every tensor, `random_k`.
             **options: further options of `random_block`, such as `order`; `random_k` has none.
-
-        Returns:
-            The compressor.
 
         Raises:
             ValueError: if an argument is out of range or has no effect on the method.
@@ -135,16 +120,18 @@ class Method:
         _check_unused(
             {name: settings[name] for name in settings.keys() & self.sends}, f'{self.title} fixes it'
         )
-        if not self.has_blocks and self.kind != 'dense':
+        has_blocks = self.link is None or 'compressor' in _parameters(self.link)
+        if not has_blocks and self.kind != 'dense':
             _check_unused(settings, f'{self.title} chooses what it sends itself')
             return compressors.identity()
         settings = {'ratio': ratio, **settings, **self.sends}
         ratio, granularity = settings.pop('ratio'), settings.pop('granularity')
-        if granularity not in ('tensor', 'model', 'element'):
-            raise ValueError(
-                f"{granularity=} must be 'tensor' (one block per tensor), 'model' (one block of the whole "
-                "model) or 'element' (random elements)."
-            )
+        meanings = {
+            'tensor': 'one block per tensor',
+            'model': 'one block of the whole model',
+            'element': 'random elements',
+        }
+        check_choice('granularity', granularity, meanings)
         if granularity == 'element':
             _check_unused(settings, f'{granularity=} draws individual elements')
             chosen = compressors.random_k(ratio)
@@ -176,9 +163,6 @@ class Method:
             **options: hyper-parameters of the communication, see the property `options`. Methods without them
                 ignore `detach`, `average_every` and `ratio`; others must be at their defaults.
 
-        Returns:
-            The chain.
-
         Raises:
             ValueError: if an argument is out of range or has no effect on the method.
 
@@ -187,7 +171,7 @@ class Method:
         ...     optax.add_decayed_weights(5e-4), optax.sgd(0.1), 'workers', random_block(256))
         """
         detach, own = options.get('detach'), self.options
-        if isinstance(detach, str) and not self.detach_is_free:
+        if isinstance(detach, str) and 'detach' not in own:
             raise ValueError(
                 f'{detach=} estimates λ, but {self.title} fixes it or has none. Keep the default, or use DEF.'
             )
@@ -235,7 +219,7 @@ def _check_unused(given: Mapping[str, Any], reason: str) -> None:
 _OUTER = optax.sgd(0.7, momentum=0.9, nesterov=True)
 
 METHODS: dict[str, Method] = {
-    'sgd': Method('SGD', 'x', kind='dense', link=all_reduce_mean),
+    'sgd': Method('SGD', 'x', kind='dense', link=baselines.all_reduce_mean),
     'ef': Method('EF', 'x', detach=0.0),
     'saef': Method('SAEF', 'x', detach=1.0, averages=True),
     'psync': Method('PSync', 'own', detach=1.0),
@@ -279,9 +263,6 @@ def get_method(name: str) -> Method:
 
     Args:
         name: a key of `METHODS`.
-
-    Returns:
-        The method.
 
     Raises:
         ValueError: if there is no method of that name.

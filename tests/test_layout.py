@@ -2,13 +2,17 @@
 
 import ast
 import graphlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ('library', 'tools', 'trainer', 'paper')  # each may import those before it
-DOORS = {'def_jax.plan': 'tools', 'def_jax.communication': 'trainer', 'def_jax.train': 'trainer'}
+ROOMS = ('library', 'extras', 'tools', 'trainer', 'paper')  # each may import those before it
+EXTRAS = ('elastic', 'nnx')  # of the library's needs, but imported by name
+DOORS = dict.fromkeys(('def_jax.plan', 'def_jax.launch'), 'tools')
+DOORS |= dict.fromkeys(('def_jax.communication', 'def_jax.train'), 'trainer')
 LIBRARY = ('compressors', 'beyond', 'baselines', 'mesh')  # its folders
 MODULES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
@@ -20,7 +24,9 @@ MODULES = {
 def room(module):
     top, _, rest = module.partition('.')
     inner = rest.partition('.')[0]
-    return DOORS.get(module) or (top if top == 'paper' else inner if inner in ROOMS else 'library')
+    if module in DOORS or inner in EXTRAS:
+        return DOORS.get(module, 'extras')
+    return top if top == 'paper' else inner if inner in ROOMS else 'library'
 
 
 def imports(path):
@@ -41,6 +47,12 @@ def imports(path):
 
 
 GRAPH = {module: set(imports(path)) - {module} for module, path in MODULES.items()}
+
+
+def test_the_library_is_what_its_import_loads():
+    program = 'import sys, def_jax; print(*(name for name in sys.modules if name.startswith("def_jax")))'
+    loaded = subprocess.check_output([sys.executable, '-c', program], cwd=ROOT, text=True).split()
+    assert set(loaded) == {module for module in MODULES if room(module) == 'library'}
 
 
 @pytest.mark.parametrize('upper', ROOMS)

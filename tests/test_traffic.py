@@ -7,8 +7,8 @@ import pytest
 
 import def_jax
 from def_jax import baselines
-from def_jax.mesh.hlo import collectives
 from def_jax.traffic import Message, traffic
+from def_jax.traffic.hlo import collectives
 
 PARAMS = {'w': jnp.zeros((64, 32)), 'b': jnp.zeros(64)}
 

@@ -11,8 +11,8 @@ from benchmarks import pages
 from benchmarks.accelerators.rows import ROWS, Row
 from benchmarks.accelerators.targets import TARGETS
 from benchmarks.trees import NETWORKS
-from def_jax.mesh.hlo import Collective
 from def_jax.tools import markdown
+from def_jax.traffic.hlo import Collective
 
 __all__ = ['misses', 'sections', 'write']
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from def_jax.mesh.hlo import Collective, collectives
+from def_jax.traffic.hlo import Collective, collectives
 
 __all__ = ['AXIS', 'Variant', 'meet', 'mlp', 'mlp_params', 'on_workers', 'place', 'start']
 

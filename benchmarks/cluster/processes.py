@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cluster.network import INTERFACE, Network, Unavailable, check_available
-from def_jax.launch import die_with_parent
+from def_jax.tools.launch import die_with_parent
 
 # By default, glibc returns freed memory to the system and faults it in again, 4 KiB at a time.
 _KEPT = 1 << 32

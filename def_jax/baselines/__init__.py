@@ -3,6 +3,7 @@
 from def_jax.baselines.base import ResidualState
 from def_jax.baselines.cser import cser
 from def_jax.baselines.demo import demo
+from def_jax.baselines.dense import all_reduce_mean
 from def_jax.baselines.ef21 import EF21State, ef21, ef21_sgdm
 from def_jax.baselines.onebit_adam import OneBitAdamState, onebit_adam
 from def_jax.baselines.powersgd import powersgd
@@ -15,6 +16,7 @@ __all__ = [
     'OneBitAdamState',
     'ResidualState',
     'SparseLoCoState',
+    'all_reduce_mean',
     'cser',
     'demo',
     'ef21',

@@ -15,10 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.checks import check_floating, check_updates
-from def_jax.compressors.base import split
-from def_jax.mesh.collectives import AxisName, all_gather, check_axis_name, check_call
-from def_jax.mesh.shards import WHOLE, Shards
+from def_jax.mesh.collectives import AxisName, all_gather
+from def_jax.mesh.link import float32_updates, float32_zeros, link
 
 PyTree = Any
 
@@ -26,20 +24,15 @@ __all__ = [
     'Exchanged',
     'ResidualState',
     'all_gather_sparse',
-    'cast_like',
     'chunk_shape',
     'feedback',
-    'float32_updates',
-    'float32_zeros',
     'from_chunks',
     'largest',
     'matrix_shape',
     'num_kept',
     'pack',
-    'ravel',
     'to_chunks',
     'unpack',
-    'unravel',
 ]
 
 
@@ -51,7 +44,6 @@ class ResidualState(NamedTuple):
 
     @property
     def per_worker(self) -> tuple[str, ...]:
-        """The fields that differ between workers, see `ownership`."""
         return ('residual',)
 
 
@@ -84,55 +76,18 @@ def feedback(
     Raises:
         ValueError: if `axis_name` is not a name; in `init` and `update` as `error_feedback` does.
     """
-    check_axis_name(axis_name)
 
-    def init_fn(params) -> ResidualState:
-        check_floating(params, 'params')
+    def init(params):
         return ResidualState(float32_zeros(params), init_carry(params))
 
-    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
-        del params, extra_args
-        check_call(updates, state, ResidualState, axis_name, shards)
-        return shards.whole(one_step, updates, state)
-
-    def one_step(updates, state):
+    def step(updates, state, shards):
+        del shards
         given = float32_updates(updates, state.residual)
         waiting = jax.tree.map(lambda u, r: u + decay * r, given, state.residual)
         update, sent, carry = exchange(waiting, state.carry)
-        residual = jax.tree.map(jnp.subtract, waiting, sent)
-        return cast_like(update, updates), ResidualState(residual, carry)
+        return update, ResidualState(jax.tree.map(jnp.subtract, waiting, sent), carry)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def float32_updates(updates: PyTree, like: PyTree) -> PyTree:
-    """The updates in float32, after a check that they have the shapes of `like`, a part of the state."""
-    check_updates(updates, like)
-    check_floating(updates, 'updates')
-    return jax.tree.map(lambda u: u.astype(jnp.float32), updates)
-
-
-def float32_zeros(params: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-
-
-def cast_like(tree: PyTree, like: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
-
-
-def ravel(tree: PyTree) -> jax.Array:
-    """All elements in leaf order, float32 [n]."""
-    parts = [leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
-    return jnp.concatenate([jnp.zeros(0, jnp.float32), *parts])
-
-
-def unravel(vector: jax.Array, like: PyTree) -> PyTree:
-    """Undoes `ravel`."""
-    leaves, treedef = jax.tree.flatten(like)
-    parts = split(vector, [leaf.size for leaf in leaves])
-    return jax.tree.unflatten(
-        treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-    )
+    return link(init, step, axis_name, ResidualState)
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -141,7 +96,7 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     >>> matrix_shape((3, 3, 16, 32))
     (144, 32)
     """
-    return math.prod(shape[:-1]), shape[-1]
+    return math.prod(shape[:-1]), shape[-1] if shape else 1
 
 
 def chunk_shape(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
@@ -150,7 +105,7 @@ def chunk_shape(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
     >>> chunk_shape((3, 3, 16, 32), 64), chunk_shape((96,), 64)
     ((48, 32), (1, 48))
     """
-    rows, columns = matrix_shape(shape) if shape else (1, 1)
+    rows, columns = matrix_shape(shape)
     return _largest_divisor(rows, chunk), _largest_divisor(columns, chunk)
 
 
@@ -169,7 +124,7 @@ def from_chunks(chunks: jax.Array, shape: tuple[int, ...], chunk: int) -> jax.Ar
 
 def _grid(shape: tuple[int, ...], chunk: int) -> tuple[int, int, int, int]:
     """Chunks down, rows of a chunk, chunks across, columns of a chunk."""
-    rows, columns = matrix_shape(shape) if shape else (1, 1)
+    rows, columns = matrix_shape(shape)
     height, width = chunk_shape(shape, chunk)
     return rows // height, height, columns // width, width
 

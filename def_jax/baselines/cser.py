@@ -1,18 +1,15 @@
 """CSER: every step sends a part of the updates, every H steps a part of what has accumulated since."""
 
-from typing import Any
-
 import jax
 import optax
 
-from def_jax.checks import check_ratio, check_state, is_number
+from def_jax.checks import check_ratio, is_number
 from def_jax.compressors import Compressor, check_compressor, random_block
 from def_jax.compressors.base import typed_key
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback
 from def_jax.mesh.collectives import AxisName, pmean
-from def_jax.mesh.shards import WHOLE, Shards
-
-PyTree = Any
+from def_jax.mesh.link import link
+from def_jax.mesh.varying import DETACHED
 
 __all__ = ['cser', 'cser_of_ratio']
 
@@ -65,24 +62,19 @@ def cser(
     2
     """
     check_compressor(update_compressor)
-    link = error_feedback(compressor, axis_name, seed=seed, detach=1.0, every=every)
+    resets = error_feedback(compressor, axis_name, seed=seed, detach=1.0, every=every)
 
-    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
-        del params, extra_args
-        check_state(state, ErrorFeedbackState)
-        shards.check_axis_name(axis_name)
-        return shards.whole(one_step, updates, state)
-
-    def one_step(updates, state):
+    def step(updates, state, shards):
+        del shards
         # Another key than the link's own: C₁ and C₂ draw independently.
         key = jax.random.key_data(jax.random.fold_in(typed_key(state.key), 1))
         selection = update_compressor(key, state.step, updates)
         message = selection.take(updates)
         rest = selection.replace(updates, 0 * message)
-        reset, state = link.update(rest, state)
+        reset, state = resets.update(rest, state)
         return selection.add(reset, pmean(message, axis_name)), state
 
-    return optax.GradientTransformationExtraArgs(link.init, update_fn)
+    return link(resets.init, step, axis_name, ErrorFeedbackState, point=DETACHED)
 
 
 def cser_of_ratio(

@@ -18,6 +18,7 @@ from def_jax.baselines.base import (
     to_chunks,
 )
 from def_jax.checks import check_integer, check_number, check_ratio
+from def_jax.compressors.base import ravel, unravel
 from def_jax.mesh.collectives import AxisName
 
 PyTree = Any
@@ -83,16 +84,13 @@ def demo(
             for c, start in zip(coefficients, starts, strict=False)
         ]
         indices = jnp.concatenate([jnp.zeros(0, jnp.int32), *chosen])
-        whole = jnp.concatenate([jnp.zeros(0, jnp.float32), *(c.reshape(-1) for c in coefficients)])
+        whole = ravel(coefficients)
         values = whole[indices]
         totals, counts = all_gather_sparse(values, indices, whole.size, axis_name)
 
         def decoded(vector):
-            parts = [
-                vector[start : start + c.size].reshape(c.shape)
-                for c, start in zip(coefficients, starts, strict=False)
-            ]
-            return [_restored(part, leaf.shape, chunk) for part, leaf in zip(parts, leaves, strict=True)]
+            parts = zip(unravel(vector, coefficients), leaves, strict=True)
+            return [_restored(part, leaf.shape, chunk) for part, leaf in parts]
 
         sent = decoded(jnp.zeros_like(whole).at[indices].set(values))
         update = [jnp.sign(x) for x in decoded(totals / jnp.maximum(counts, 1))]

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
-from def_jax.checks import check_floating, check_seed, is_number
+from def_jax.checks import check_seed, is_number
 from def_jax.compressors import Compressor, check_compressor, shared_key
-from def_jax.mesh.collectives import AxisName, check_axis_name, check_call, pmean
-from def_jax.mesh.shards import WHOLE, Shards
+from def_jax.mesh.collectives import AxisName, pmean
+from def_jax.mesh.link import float32_updates, float32_zeros, link
 from def_jax.mesh.varying import OWN_PARAMS, check_not_summed
 
 PyTree = Any
@@ -29,7 +28,6 @@ class EF21State(NamedTuple):
 
     @property
     def per_worker(self) -> tuple[str, ...]:
-        """The fields that differ between workers, see `ownership`."""
         return ('local',)
 
 
@@ -66,15 +64,14 @@ def ef21(
     [-1.0, -1.0, -1.0, -1.0]
     """
     check_compressor(compressor)
-    check_axis_name(axis_name)
     check_seed(seed)
 
-    def init_fn(params) -> EF21State:
-        check_floating(params, 'params')
+    def init(params):
         local, mean = float32_zeros(params), float32_zeros(params)  # two: a step may donate its state
         return EF21State(jnp.zeros((), jnp.uint32), shared_key(seed), local, mean)
 
-    def on_shards(updates, state):
+    def step(updates, state, shards):
+        del shards
         grads = float32_updates(updates, state.local)
 
         def first():
@@ -89,14 +86,9 @@ def ef21(
             return local, selection.add(state.mean, pmean(message, axis_name))
 
         local, mean = lax.cond(state.step == 0, first, later)
-        return cast_like(mean, updates), EF21State(state.step + 1, state.key, local, mean)
+        return mean, EF21State(state.step + 1, state.key, local, mean)
 
-    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
-        del params, extra_args
-        check_call(updates, state, EF21State, axis_name, shards)
-        return shards.map(on_shards, updates, state)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return link(init, step, axis_name, EF21State, by_shards=True)
 
 
 class GradientAverageState(NamedTuple):
@@ -143,7 +135,6 @@ def ef21_sgdm(
         raise ValueError(f'{averaging=} must be a number in (0, 1]: η, the weight of the newest gradient.')
 
     def init_fn(params) -> GradientAverageState:
-        check_floating(params, 'params')
         return GradientAverageState(jnp.zeros((), jnp.uint32), float32_zeros(params))
 
     def update_fn(updates, state, params=None):
@@ -153,7 +144,9 @@ def ef21_sgdm(
         average = jax.tree.map(
             lambda v, g: v + weight * (g - v), state.average, float32_updates(updates, state.average)
         )
-        return cast_like(average, updates), GradientAverageState(state.step + 1, average)
+        return jax.tree.map(lambda x, u: x.astype(u.dtype), average, updates), GradientAverageState(
+            state.step + 1, average
+        )
 
     return optax.chain(
         optax.GradientTransformation(init_fn, update_fn), ef21(compressor, axis_name, seed=seed)

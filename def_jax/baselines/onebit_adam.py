@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.baselines.base import cast_like, float32_updates, float32_zeros
 from def_jax.baselines.signs import exchange_signs
-from def_jax.checks import check_floating, check_integer, check_number
-from def_jax.mesh.collectives import AxisName, check_axis_name, check_call, pmean
-from def_jax.mesh.shards import WHOLE, Shards
+from def_jax.checks import check_integer, check_number
+from def_jax.mesh.collectives import AxisName, pmean
+from def_jax.mesh.link import float32_updates, float32_zeros, link
 
 PyTree = Any
 
@@ -28,7 +27,6 @@ class OneBitAdamState(NamedTuple):
 
     @property
     def per_worker(self) -> tuple[str, ...]:
-        """The fields that differ between workers, see `ownership`."""
         return ('residual',)
 
 
@@ -73,23 +71,17 @@ def onebit_adam(
     >>> bool(state.mu[0] == -state.mu[1])  # both have the magnitude of their tensor
     True
     """
-    check_axis_name(axis_name)
     check_integer('freeze_after', freeze_after, 1, 'the dense steps before the second moment is frozen')
     check_number('b1', b1, 0, 1, 'decay of the momentum', below=True)
     check_number('b2', b2, 0, 1, 'decay of the second moment', below=True)
     check_number('eps', eps, 0, 1, 'added to the denominator')
 
-    def init_fn(params) -> OneBitAdamState:
-        check_floating(params, 'params')
+    def init(params):
         mu, nu, residual = (float32_zeros(params) for _ in range(3))
         return OneBitAdamState(jnp.zeros((), jnp.uint32), mu, nu, residual)
 
-    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
-        del params, extra_args
-        check_call(updates, state, OneBitAdamState, axis_name, shards)
-        return shards.whole(one_step, updates, state)
-
-    def one_step(updates, state):
+    def step(updates, state, shards):
+        del shards
         grads = float32_updates(updates, state.residual)
 
         def dense():
@@ -108,6 +100,6 @@ def onebit_adam(
         # A sign has the magnitude of its tensor even where there has been no gradient, as at a pixel that is
         # always black. The authors' code has a mask for such parameters; they stay where they are.
         update = jax.tree.map(lambda m, v: jnp.where(v > 0, m / (jnp.sqrt(v) + eps), 0), mu, nu)
-        return cast_like(update, updates), OneBitAdamState(state.step + 1, mu, nu, residual)
+        return update, OneBitAdamState(state.step + 1, mu, nu, residual)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return link(init, step, axis_name, OneBitAdamState)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.baselines.base import Exchanged, feedback, pack, ravel, unpack, unravel
+from def_jax.baselines.base import Exchanged, feedback, pack, unpack
+from def_jax.compressors.base import ravel, unravel
 from def_jax.mesh.collectives import AxisName, all_gather
 
 PyTree = Any

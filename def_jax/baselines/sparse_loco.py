@@ -12,9 +12,7 @@ from jax import lax
 from def_jax.baselines.base import (
     Exchanged,
     ResidualState,
-    cast_like,
     feedback,
-    float32_updates,
     from_chunks,
     largest,
     pack,
@@ -24,14 +22,14 @@ from def_jax.baselines.base import (
 from def_jax.checks import check_integer, check_number, check_ratio
 from def_jax.compressors import identity, split
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback
-from def_jax.mesh.collectives import AxisName, all_gather, check_call
-from def_jax.mesh.shards import WHOLE, Shards
+from def_jax.mesh.collectives import AxisName, all_gather
+from def_jax.mesh.link import float32_updates, link
+from def_jax.mesh.varying import DETACHED
 
 PyTree = Any
 
 __all__ = ['SparseLoCoState', 'sparse_loco']
 
-_POINT = 'def_jax.detached_params(params, opt_state)'  # where to take the gradient
 _BITS, _INDEX_BITS = 2, 16  # of a value, and of its place in a chunk
 _LEVELS, _RANGE = 4, 6.0  # of the quantiser, and the standard deviations that they span
 
@@ -111,34 +109,30 @@ def sparse_loco(
         return Exchanged(tree([x / len(gathered) for x in total]), tree(decoded(message)), carry)
 
     accumulate = error_feedback(identity(), None, detach=1.0)  # its state alone: nothing is sent
-    link = feedback(axis_name, exchange, decay=error_decay)
+    messages = feedback(axis_name, exchange, decay=error_decay)
 
-    def init_fn(params) -> SparseLoCoState:
-        return SparseLoCoState(accumulate.init(params), link.init(params))
+    def init(params):
+        return SparseLoCoState(accumulate.init(params), messages.init(params))
 
-    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
-        del params, extra_args
-        check_call(updates, state, SparseLoCoState, axis_name, shards, point=_POINT)
-        return shards.whole(one_step, updates, state)
-
-    def one_step(updates, state):
+    def step(updates, state, shards):
+        del shards
         residual = state.drift.residual
         moved = jax.tree.map(jnp.add, residual, float32_updates(updates, residual))
 
         def send(moved, error):
-            update, error = link.update(moved, error)
+            update, error = messages.update(moved, error)
             return update, jax.tree.map(lambda x: 0 * x, moved), error  # which still vary over workers
 
         def wait(moved, error):
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), moved), moved, error
 
-        step = state.drift.step + 1
-        due = functools.partial(lax.cond, step % every == 0, send, wait) if every > 1 else send
+        count = state.drift.step + 1
+        due = functools.partial(lax.cond, count % every == 0, send, wait) if every > 1 else send
         update, residual, error = due(moved, state.error)
-        drift = state.drift._replace(step=step, residual=residual)
-        return cast_like(update, updates), SparseLoCoState(drift, error)
+        drift = state.drift._replace(step=count, residual=residual)
+        return update, SparseLoCoState(drift, error)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return link(init, step, axis_name, SparseLoCoState, point=DETACHED)
 
 
 def _encoded(

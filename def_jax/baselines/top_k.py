@@ -8,8 +8,9 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.baselines.base import Exchanged, all_gather_sparse, feedback, num_kept, ravel, unravel
+from def_jax.baselines.base import Exchanged, all_gather_sparse, feedback, num_kept
 from def_jax.checks import check_indexable, check_ratio
+from def_jax.compressors.base import ravel, unravel
 from def_jax.mesh.collectives import AxisName, num_workers
 
 __all__ = ['top_k']

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from def_jax.beyond.averaging import Averaging
 from def_jax.beyond.base import Options, Step, exchange, pend
 from def_jax.beyond.decay import Decay
-from def_jax.beyond.detach_estimate import DetachEstimate
+from def_jax.beyond.detach_estimate import PAPER_DETACH, DetachEstimate
 from def_jax.beyond.every import Every
 from def_jax.beyond.floats import Floats, check_wire_dtype
 from def_jax.beyond.integers import Integers
@@ -20,7 +20,7 @@ from def_jax.checks import check_flag
 from def_jax.compressors import Compressor
 from def_jax.mesh.collectives import AxisName
 
-__all__ = ['Options', 'Step', 'exchange', 'options', 'overlapped', 'pend']
+__all__ = ['PAPER_DETACH', 'Options', 'Step', 'exchange', 'options', 'overlapped', 'pend']
 
 
 def options(

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import optax
 from jax import lax
 
@@ -30,12 +29,8 @@ class Averaging(Option):
     def finish(self, before: Any, after: Any) -> Any:
         # A step dropped by `skip_nonfinite` does not count, so it must not repeat an average.
         due = (after.step % self._period == 0) & (after.step != before.step)
-        return after._replace(residual=lax.cond(due, self._mean, _unchanged, after.residual))
+        return after._replace(residual=lax.cond(due, self._mean, lambda r: r, after.residual))
 
     def _mean(self, residual: PyTree) -> PyTree:
         # Adding 0·r marks the mean as varying over workers, like the other branch, as shard_map requires.
         return optax.tree.add_scale(pmean(residual, self._axis_name), 0, residual)
-
-
-def _unchanged(residual: PyTree) -> PyTree:
-    return jax.tree.map(lambda r: r, residual)

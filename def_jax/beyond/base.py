@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from def_jax.checks import check_floating, check_updates
 from def_jax.compressors.base import Selection
 from def_jax.mesh.collectives import AxisName, pmean
+from def_jax.mesh.link import float32_updates
 from def_jax.mesh.shards import Shards
 
 PyTree = Any
@@ -25,9 +25,7 @@ __all__ = ['Option', 'Options', 'Send', 'Step', 'Wire', 'exchange', 'pend']
 
 def pend(updates: PyTree, carried: PyTree) -> PyTree:
     """Line 7 in float32, after a check that nothing is broadcast or lost."""
-    check_updates(updates, carried)
-    check_floating(updates, 'updates')
-    return jax.tree.map(lambda u, r: u.astype(jnp.float32) + r, updates, carried)
+    return jax.tree.map(jnp.add, float32_updates(updates, carried), carried)
 
 
 class Step(NamedTuple):
@@ -123,6 +121,14 @@ class Options(Option):
     def init(self, params: PyTree) -> dict[str, PyTree]:
         parts: list[Option | Wire] = [*self._options, self.wire]
         return {name: field for part in parts for name, field in part.init(params).items()}
+
+    def check(self, state: Any) -> None:
+        """Raises ValueError unless a link's state has the fields of its options."""
+        if missing := sorted(set(jax.eval_shape(self.init, {})) - set(state.extra)):
+            raise ValueError(
+                f'state lacks {", ".join(missing)}: it was made with other options. Pass the state returned '
+                'by init of this optimizer.'
+            )
 
     def carry(self, residual: PyTree) -> PyTree:
         for option in self._options:

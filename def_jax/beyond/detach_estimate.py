@@ -29,7 +29,9 @@ from def_jax.mesh.collectives import AxisName, num_workers
 
 PyTree = Any
 
-__all__ = ['DetachEstimate', 'best_detach']
+__all__ = ['PAPER_DETACH', 'DetachEstimate', 'best_detach']
+
+PAPER_DETACH = 0.3  # the λ of the paper's tables, and this library's default
 
 _MEMORY = 0.98  # weight of the past in the running means, which average about fifty messages
 
@@ -55,7 +57,8 @@ class DetachEstimate(Option):
         self.wanted = isinstance(detach, str) and detach == 'auto'
         self._axis_name, self._compressor = axis_name, compressor
         if not self.wanted:
-            check_number('detach', detach, 0, 1, "λ: 0 is error feedback, 0.3 the paper's choice; or 'auto'")
+            hint = f"λ: 0 is error feedback, {PAPER_DETACH} the paper's choice; or 'auto'"
+            check_number('detach', detach, 0, 1, hint)
         elif jnp.issubdtype(wire_dtype, jnp.floating) and jnp.finfo(wire_dtype).nexp < 8:
             name = jnp.dtype(wire_dtype).name
             raise ValueError(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from def_jax.beyond.base import Option, Step
-from def_jax.traffic import inner_programs
+from def_jax.mesh.link import float32_zeros
+from def_jax.traffic.traced import inner_programs
 
 PyTree = Any
 
@@ -45,8 +46,7 @@ class Outer(Option):
         self._outer = outer
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-        return {'outer': self._outer.init(zeros)}
+        return {'outer': self._outer.init(float32_zeros(params))}
 
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
         whole, selection = step.before.extra['outer'], step.selection

@@ -12,7 +12,8 @@ from jax import lax
 from def_jax.beyond.base import Option, Step, pend
 from def_jax.checks import check_flag
 from def_jax.mesh.collectives import AxisName
-from def_jax.mesh.ownership import holds, is_link, link_states
+from def_jax.mesh.link import is_link, link_states
+from def_jax.mesh.ownership import holds
 from def_jax.mesh.shards import Shards
 from def_jax.mesh.varying import vary_if_tracked
 

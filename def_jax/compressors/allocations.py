@@ -14,21 +14,22 @@ import functools
 import heapq
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
-__all__ = ['ALLOCATIONS', 'Allocation', 'block_sizes', 'check_allocation']
+from def_jax.checks import check_choice
+
+__all__ = ['Allocation', 'block_sizes', 'check_allocation']
 
 Allocation = Literal['proportional', 'balanced']
-ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 
 
-def check_allocation(allocation: str, granularity: str) -> None:
+def check_allocation(allocation: Allocation, granularity: Literal['tensor', 'model']) -> None:
     """Raises ValueError unless blocks of that granularity can be allocated so."""
-    if allocation not in ALLOCATIONS:
-        raise ValueError(
-            f"{allocation=} must be 'proportional' (every tensor sends the same share) or 'balanced' (small "
-            'tensors send a larger one).'
-        )
+    meanings = {
+        'proportional': 'every tensor sends the same share',
+        'balanced': 'small tensors send a larger one',
+    }
+    check_choice('allocation', allocation, meanings)
     if allocation != 'proportional' and granularity != 'tensor':
         raise ValueError(
             f'{allocation=} divides the message among tensors, but with {granularity=} there is one block of '

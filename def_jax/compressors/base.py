@@ -30,9 +30,11 @@ __all__ = [
     'concatenate',
     'message_size',
     'part_places',
+    'ravel',
     'shared_key',
     'split',
     'typed_key',
+    'unravel',
 ]
 
 
@@ -166,3 +168,17 @@ def split(message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
     return [
         lax.slice_in_dim(message, int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True)
     ]
+
+
+def ravel(tree: PyTree) -> jax.Array:
+    """All elements in leaf order, float32 [n]."""
+    return concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)])
+
+
+def unravel(vector: jax.Array, like: PyTree) -> PyTree:
+    """Undoes `ravel`: a vector [n] in the structure and shapes of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    parts = split(vector, [leaf.size for leaf in leaves])
+    return jax.tree.unflatten(
+        treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )

@@ -7,17 +7,18 @@ same ('cyclic').
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ['AGE_SHARES', 'ORDERS', 'Order', 'check_order', 'draw_places']
+from def_jax.checks import check_choice
+
+__all__ = ['AGE_SHARES', 'Order', 'check_order', 'draw_places']
 
 Order = Literal['random', 'shuffled', 'cyclic']
-ORDERS: tuple[str, ...] = get_args(Order)
 # Means over the residual of age² and of age, as shares of those of the block that is sent. A coordinate that
 # waits w steps between two sendings has every age up to w once, so they are E[w³]/3 to E[w²]·E[w] and E[w²]/2
 # to E[w]²; w is geometric, R plus the difference of two uniform places in a round, or R.
@@ -25,20 +26,18 @@ AGE_SHARES = {'random': (1.0, 1.0), 'shuffled': (3 / 7, 7 / 12), 'cyclic': (1 / 
 _SWAPS = 16  # rounds of the swap-or-not shuffle; each halves what is left of an entry's first place
 
 
-def check_order(order: str) -> None:
+def check_order(order: Order) -> None:
     """Raises ValueError unless blocks can be sent in that order."""
-    if order not in ORDERS:
-        raise ValueError(
-            f"{order=} must be 'random' (independent draws), 'shuffled' (every block once a round, in a new "
-            "order each) or 'cyclic' (in the same order)."
-        )
+    shuffled = 'every block once a round, in a new order each'
+    meanings = {'random': 'independent draws', 'shuffled': shuffled, 'cyclic': 'in the same order'}
+    check_choice('order', order, meanings)
 
 
-def draw_places(order: str, key: jax.Array, step: jax.Array, counts: Any) -> jax.Array:
+def draw_places(order: Order, key: jax.Array, step: jax.Array, counts: Any) -> jax.Array:
     """Which block of every tensor is sent at one step. O(1) work and memory a tensor, and no sort.
 
     Args:
-        order: one of `ORDERS`.
+        order: see `random_block`.
         key: the shared typed key.
         step: uint32 [], steps so far.
         counts: int32 [L], R for each of L tensors, the number of its blocks: a round sends each once.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from def_jax.checks import check_indexable, check_ratio
+from def_jax.checks import check_choice, check_indexable, check_ratio
 from def_jax.compressors import model_run, orders
 from def_jax.compressors.allocations import Allocation, block_sizes, check_allocation
 from def_jax.compressors.base import Compressor, Part, Selection, concatenate, part_places, typed_key
@@ -52,9 +52,6 @@ def random_block(
             above; 'balanced' gives small tensors a larger share and large ones a smaller, in a message of
             about the same length: R is roughly proportional to √n, see `allocations`.
 
-    Returns:
-        The compressor.
-
     Raises:
         ValueError: if `ratio` is not a number >= 1, or `granularity`, `order` or `allocation` is unknown.
 
@@ -69,8 +66,7 @@ def random_block(
     2
     """
     check_ratio(ratio)
-    if granularity not in ('tensor', 'model'):
-        raise ValueError(f"{granularity=} must be 'tensor' (a block of every leaf) or 'model' (one of all).")
+    check_choice('granularity', granularity, {'tensor': 'a block of every leaf', 'model': 'one of all'})
     orders.check_order(order)
     check_allocation(allocation, granularity)
 
@@ -116,7 +112,7 @@ def random_block(
 
 
 def _draw_places(
-    order: str, key: jax.Array, step: jax.Array, blocks: Sequence[Block]
+    order: orders.Order, key: jax.Array, step: jax.Array, blocks: Sequence[Block]
 ) -> list[tuple[jax.Array, jax.Array]]:
     """Where every tensor's block lies at one step, from the shared key and the leaf's index.
 

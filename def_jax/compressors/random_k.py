@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +27,6 @@ def random_k(ratio: float) -> Compressor:
 
     Args:
         ratio: compression ratio, a number >= 1. R is an integer, so ratios below 3 are coarse.
-
-    Returns:
-        The compressor.
 
     Raises:
         ValueError: if `ratio` is not a number >= 1.
@@ -73,11 +69,8 @@ def random_k(ratio: float) -> Compressor:
     return Compressor(select, parts)
 
 
-class _Cells(NamedTuple):
-    """Cells that cover a tensor, seen as a matrix; a place is an index below `size` for each cell."""
-
-    matrix: tuple[int, int]
-    cell: tuple[int, int]
+class _Cells(Block):
+    """Tiles of a tensor, seen as a matrix, each of which sends one element: its place is an index below R."""
 
     @classmethod
     def of(cls, shape: tuple[int, ...], count: int) -> '_Cells':
@@ -90,35 +83,25 @@ class _Cells(NamedTuple):
         return cls((rows, columns), (height, width))
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """The number of cells along rows and columns."""
-        (rows, columns), (height, width) = self.matrix, self.cell
-        return -(-rows // max(1, height)), -(-columns // max(1, width))
-
-    @property
     def num_cells(self) -> int:
+        """How many elements are sent; none of an empty tensor."""
         return math.prod(self.grid)
-
-    @property
-    def size(self) -> int:
-        """R, the number of elements of a cell."""
-        return math.prod(self.cell)
 
     def take(self, x: jax.Array, places: jax.Array) -> jax.Array:
         """The element at its place in each cell, float32 [num_cells]; zero where outside of the tensor."""
         inside, at = jnp.ones(self.grid, bool), []
-        within = divmod(places.reshape(self.grid), np.uint32(max(1, self.cell[1])))
-        for axis, edge in enumerate(self.matrix):
-            begin = np.arange(self.grid[axis], dtype=np.uint32) * np.uint32(self.cell[axis])
+        within = divmod(places.reshape(self.grid), np.uint32(max(1, self.shape[1])))
+        for axis, edge in enumerate(self.tensor):
+            begin = np.arange(self.grid[axis], dtype=np.uint32) * np.uint32(self.shape[axis])
             index = jnp.expand_dims(begin, 1 - axis) + within[axis]
             inside = inside & (index < edge)
             at.append(jnp.minimum(index, np.uint32(max(1, edge) - 1)))
-        taken = x.reshape(self.matrix).at[at[0], at[1]].get(mode='promise_in_bounds')
+        taken = x.reshape(self.tensor).at[at[0], at[1]].get(mode='promise_in_bounds')
         return jnp.where(inside, taken.astype(jnp.float32), 0).reshape(-1)
 
     def replace(self, x: jax.Array, values: jax.Array, places: jax.Array) -> jax.Array:
         """x with `values`, float32 [num_cells], at the places of the cells."""
-        height, width = self.cell
+        height, width = self.shape
         position = jnp.arange(self.size, dtype=jnp.uint32).reshape(1, height, 1, width)
         chosen = self._spread(position, x) == self._spread(self._by_cell(places), x)
         return jnp.where(chosen, self._spread(self._by_cell(values).astype(x.dtype), x), x)
@@ -128,7 +111,7 @@ class _Cells(NamedTuple):
 
     def _spread(self, x: jax.Array, like: jax.Array) -> jax.Array:
         """x [rows of cells or 1, height or 1, columns of cells or 1, width or 1], broadcast to the tensor."""
-        (down, across), (height, width), (rows, columns) = self.grid, self.cell, self.matrix
+        (down, across), (height, width), (rows, columns) = self.grid, self.shape, self.tensor
         spread = jnp.broadcast_to(x, (down, height, across, width)).reshape(down * height, across * width)
         return spread[:rows, :columns].reshape(like.shape)
 

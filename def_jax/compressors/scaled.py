@@ -14,11 +14,10 @@ __all__ = ['identity', 'scaled']
 def scaled(delta: float) -> Compressor:
     """C(x) = δ·x: sends everything, shrunk. With one worker and λ = 1, x is SGD with iterate averaging.
 
+    Its message holds every element, so it saves no traffic.
+
     Args:
         delta: δ, in (0, 1].
-
-    Returns:
-        The compressor; its message holds every element, so it saves no traffic.
 
     Raises:
         ValueError: if `delta` is not in (0, 1].
@@ -62,9 +61,6 @@ def scaled(delta: float) -> Compressor:
 
 def identity() -> Compressor:
     """C(x) = x: everything is sent, the residual stays zero.
-
-    Returns:
-        The compressor of uncompressed SGD.
 
     >>> import jax.numpy as jnp, def_jax
     >>> def_jax.message_size(identity(), jnp.ones((3, 4)))

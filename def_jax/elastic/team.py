@@ -19,7 +19,10 @@ from def_jax.elastic import transfer
 from def_jax.elastic.group import Group, Incarnations, divided, everywhere, grouped, names
 from def_jax.elastic.service import GivenUpError, RefusedError, TooFewError
 from def_jax.error_feedback import ErrorFeedbackState
-from def_jax.mesh.ownership import link_states, own_leaves, state_specs, tree_of_specs
+from def_jax.mesh.link import link_states
+from def_jax.mesh.ownership import own_leaves, state_specs
+from def_jax.mesh.regrouping import num_stacked, regroup
+from def_jax.mesh.specs import tree_of_specs
 from def_jax.mesh.spmd import Spmd, spmd
 
 PyTree = Any
@@ -119,9 +122,6 @@ class Team:
                 who live. It is compiled once for each set of them.
             batch: `batch(step, workers, num_workers)` returns NumPy arrays with the examples of these
                 workers, all of one size, one worker after the other along the leading axis.
-
-        Returns:
-            The results as NumPy arrays.
 
         Raises:
             GivenUpError, RefusedError, TooFewError: see there.
@@ -284,11 +284,14 @@ class Team:
             opt_state = self._optimizer.init(jax.tree.map(jnp.asarray, params))
             opt_state = jax.tree.map(lambda x, own: x[None] if own else x, opt_state, self._own)
 
-        def place(x, own, spec):
-            x = transfer.for_workers(np.asarray(x), group.num_workers) if own else np.asarray(x)
+        before = num_stacked(opt_state, self._own, group.num_workers)
+        state = jax.tree.map(np.asarray, (params, opt_state))
+        state = regroup(state, self._owns, (before,), (group.num_workers,))
+
+        def place(x, spec):
             return jax.make_array_from_callback(x.shape, group.sharding(*spec), lambda index: x[index])
 
-        return jax.tree.map(place, (params, opt_state), self._owns, self._state_specs)
+        return jax.tree.map(place, state, self._state_specs)
 
     def _moved(self, group: Group) -> tuple[PyTree, PyTree]:
         """This process's part of the state on another mesh."""

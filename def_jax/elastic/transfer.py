@@ -1,15 +1,18 @@
-"""What a newcomer receives: the leader's replicated values, and the mean of the others' per-worker ones."""
+"""What a newcomer receives: the leader's replicated values, and the mean of the others' per-worker ones.
+
+The mean is that of `mesh.regrouping`, which a checkpoint of another number of workers takes, too; here it is
+over those who live.
+"""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 PyTree = Any
 
-__all__ = ['for_workers', 'give']
+__all__ = ['give']
 
 
 def give(valid: jax.Array, leads: jax.Array, state: PyTree, owns: PyTree, axis: str) -> PyTree:
@@ -24,19 +27,9 @@ def give(valid: jax.Array, leads: jax.Array, state: PyTree, owns: PyTree, axis: 
     """
 
     def leaf(x, own):
-        averages = own and jnp.issubdtype(x.dtype, jnp.floating)
-        given = _mean(x, valid, axis) if averages else _copied(x, leads, axis)
-        return jnp.where(valid[0], x, given)
+        return jnp.where(valid[0], x, _mean(x, valid, axis) if own else _copied(x, leads, axis))
 
     return jax.tree.map(leaf, state, owns)
-
-
-def for_workers(x: np.ndarray, num_workers: int) -> np.ndarray:
-    """The rows of a checkpoint or, for another number of workers, their mean for each."""
-    if len(x) == num_workers:
-        return x
-    mean = x.mean(axis=0, dtype=np.float64) if np.issubdtype(x.dtype, np.inexact) else x[0]
-    return np.broadcast_to(np.asarray(mean, x.dtype), (num_workers, *x.shape[1:]))
 
 
 def _mean(x: jax.Array, valid: jax.Array, axis: str) -> jax.Array:

@@ -1,95 +1,23 @@
 """Means over workers and gathers from them: under pmap, vmap, shard_map, a tuple of axes, or none."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
-import optax
 from jax import lax
 
-from def_jax.checks import check_state
-from def_jax.mesh.shards import WHOLE, Shards
-from def_jax.mesh.varying import OWN_PARAMS, AxisName, axis_names, check_not_summed, varying_axes
+from def_jax.mesh.varying import AxisName, axis_names, varying_axes
 
 PyTree = Any
 
 __all__ = [
-    'AllReduceMeanState',
     'AxisName',
     'all_gather',
-    'all_reduce_mean',
     'check_axis_name',
-    'check_call',
     'num_workers',
     'pmean',
     'psum',
 ]
-
-
-def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformationExtraArgs:
-    """Averages the updates over workers, uncompressed: the baseline that `error_feedback` replaces.
-
-    Args:
-        axis_name: the axis over workers, a tuple of axes, or None for a single worker.
-
-    Returns:
-        An `optax.GradientTransformationExtraArgs` with an empty state.
-
-    Raises:
-        ValueError: if `axis_name` is not a name; in `update`, if it is not bound.
-
-    Source: Eq. 2.
-
-    >>> import jax, jax.numpy as jnp, def_jax
-    >>> mean = def_jax.all_reduce_mean('workers')
-    >>> average = jax.vmap(lambda g: mean.update(g, mean.init(g))[0], axis_name='workers')
-    >>> average(jnp.array([1.0, 3.0])).tolist()
-    [2.0, 2.0]
-    """
-    check_axis_name(axis_name)
-
-    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
-        del params, extra_args
-        shards.check_axis_name(axis_name)
-        check_not_summed(updates, axis_name, OWN_PARAMS)
-        return shards.whole(lambda updates, state: (pmean(updates, axis_name), state), updates, state)
-
-    return optax.GradientTransformationExtraArgs(lambda params: AllReduceMeanState(), update_fn)
-
-
-class AllReduceMeanState(NamedTuple):
-    """State of `all_reduce_mean`: empty. It marks the point in a chain from which the workers agree."""
-
-    @property
-    def per_worker(self) -> tuple[str, ...]:
-        """The fields that differ between workers, see `ownership`."""
-        return ()
-
-
-def check_call(
-    updates: PyTree,
-    state: Any,
-    expected: type,
-    axis_name: AxisName,
-    shards: Shards,
-    *,
-    point: str = OWN_PARAMS,
-    fields: Iterable[str] = (),
-) -> None:
-    """What a link with a state of its own checks first in its `update`.
-
-    Args:
-        updates: as given; they must be per-worker, see `check_not_summed` for `point`.
-        state: as given; it must be an `expected`, with those `fields` of options, see `check_state`.
-        axis_name: the link's axis over workers.
-        shards: as passed by `def_jax.spmd`, over the same axis.
-
-    Raises:
-        ValueError: if one of them is not.
-    """
-    check_state(state, expected, fields)
-    shards.check_axis_name(axis_name)
-    check_not_summed(updates, axis_name, point)
 
 
 def pmean(tree: PyTree, axis_name: AxisName) -> PyTree:

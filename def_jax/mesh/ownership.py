@@ -1,8 +1,8 @@
 """Which leaves of an optimizer's state are per-worker, and which are replicated.
 
-A *link* is a transformation that communicates. The `per_worker` property of its state names the fields that
-differ between workers. Transformations before a link in a chain see only local gradients, so their state
-belongs to one worker; transformations after it see only values on which all workers agree.
+The `per_worker` property of a link's state names the fields that differ between workers. Transformations
+before a link in a chain see only local gradients, so their state belongs to one worker; transformations after
+it see only values on which all workers agree.
 """
 
 from typing import Any
@@ -11,40 +11,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import DictKey, GetAttrKey, keystr
+from jax.tree_util import DictKey, GetAttrKey
 
-from def_jax.mesh.shards import is_spec, spec_axes, specs_like
-from def_jax.mesh.varying import axis_names
+from def_jax.mesh.link import is_link, link_states
+from def_jax.mesh.specs import specs_like, tree_of_specs
 
 PyTree = Any
 
-_STRUCTURES = (
-    'Give every parameter a PartitionSpec, or one to a subtree or to all. If only one of the two trees wraps '
-    'its arrays, unwrap it: flax.nnx.as_pure(...) or flax.linen.unbox(...).'
-)
-
 __all__ = [
     'abstract_state',
-    'check_specs',
     'holds',
-    'is_link',
-    'link_states',
     'own_leaves',
-    'spec_leaves',
     'state_specs',
-    'tree_of_specs',
-    'with_specs',
 ]
-
-
-def is_link(node: Any) -> bool:
-    """Whether a node of an optimizer's state belongs to a link that communicates."""
-    return isinstance(node, tuple) and hasattr(node, 'per_worker')
-
-
-def link_states(opt_state: PyTree) -> list[Any]:
-    """The states of all links in an optimizer's state, in order."""
-    return [node for node in jax.tree.leaves(opt_state, is_leaf=is_link) if is_link(node)]
 
 
 def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
@@ -120,86 +99,6 @@ def state_specs(
         return P(axis_name, *spec) if own else spec
 
     return jax.tree.map(stacked, own_leaves(optimizer, params), specs_like(state, params, specs))
-
-
-def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[str, ...]) -> PyTree:
-    """The parameters' specs as a pytree like `params`.
-
-    Args:
-        param_specs: PartitionSpecs, NamedShardings or None, which is `P()`. Each stands for all parameters
-            below its path, so that one is enough for all, and a box around a parameter does not matter.
-        params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
-        axis_name: the mesh axis over workers, or a tuple of axes.
-
-    Raises:
-        ValueError: if a parameter has no spec, a spec no parameter, or `check_specs` refuses one.
-
-    >>> params = {'a': {'w': jnp.ones(4)}, 'b': jnp.ones(2)}
-    >>> specs = tree_of_specs({'a': P('shard'), 'b': None}, params, 'workers')
-    >>> tuple(specs['a']['w']), tuple(specs['b'])
-    (('shard',), ())
-    """
-    check_specs(param_specs, axis_name)
-    places = jax.tree_util.tree_leaves_with_path(with_specs(param_specs), is_leaf=is_spec)
-    specs = {_names(path): spec for path, spec in places}
-    used = set()
-
-    def spec(path, _):
-        names = _names(path)
-        starts = [names[:end] for end in range(len(names) + 1) if names[:end] in specs]
-        if not starts:
-            raise ValueError(f'params{keystr(path)} has no PartitionSpec in param_specs. {_STRUCTURES}')
-        used.add(starts[-1])
-        return specs[starts[-1]]
-
-    tree = jax.tree_util.tree_map_with_path(spec, params)
-    for path, given in places:
-        if spec_axes(given) and _names(path) not in used:
-            raise ValueError(f'param_specs{keystr(path)} is no parameter and holds none. {_STRUCTURES}')
-    return tree
-
-
-def with_specs(param_specs: PyTree) -> PyTree:
-    """The tree with PartitionSpecs in place of NamedShardings and None."""
-
-    def spec(leaf):
-        return P() if leaf is None else getattr(leaf, 'spec', leaf)
-
-    return jax.tree.map(spec, param_specs, is_leaf=_is_spec_leaf)
-
-
-def spec_leaves(param_specs: PyTree) -> list[Any]:
-    return jax.tree.leaves(with_specs(param_specs), is_leaf=is_spec)
-
-
-def _is_spec_leaf(node: Any) -> bool:
-    return node is None or is_spec(node) or isinstance(node, jax.sharding.Sharding)
-
-
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """A path by names, whatever kinds of nodes it passes."""
-    return tuple(keystr((entry,), simple=True) for entry in path)
-
-
-def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
-    """Raises ValueError unless all leaves are specs and none names an axis over workers."""
-    names = set(axis_names(axis_name))
-    for spec in spec_leaves(param_specs):
-        if not is_spec(spec):
-            raise ValueError(
-                f'{param_specs=} holds {spec!r}, but its leaves must be PartitionSpecs, NamedShardings or '
-                'None.'
-            )
-        if P.UNCONSTRAINED in spec:
-            raise ValueError(
-                f'{param_specs=} has P.UNCONSTRAINED, but blocks are cut from shards that are known. Name an '
-                'axis or None for every dimension.'
-            )
-        if used := names & spec_axes(spec):
-            raise ValueError(
-                f'{param_specs=} names {sorted(used)}, the axis over workers, but all workers hold the same '
-                'parameters. Name only axes within a worker.'
-            )
 
 
 def abstract_state(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:

@@ -24,9 +24,6 @@ def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int
         before: their leading axes, [K] or e.g. [devices, virtual workers].
         after: those that they shall have.
 
-    Returns:
-        A tree of the same kind of arrays.
-
     >>> regroup({'step': np.uint32(3), 'm': np.array([[1.0], [3.0]])}, {'step': False, 'm': True}, (2,), (3,))
     {'m': array([[2.],
            [2.],

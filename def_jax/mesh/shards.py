@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import DictKey, GetAttrKey
 
 from def_jax.compressors.base import Compressor, Selection
+from def_jax.mesh.specs import is_spec, spec_axes, specs_like
 from def_jax.mesh.varying import AxisName, axis_names
 
 PyTree = Any
 
-__all__ = ['WHOLE', 'Shards', 'Tape', 'is_spec', 'spec_axes', 'specs_like']
+__all__ = ['WHOLE', 'Shards', 'Tape']
 
 
 class Tape:
@@ -81,9 +81,6 @@ class Shards(NamedTuple):
             update: what the link does with tensors that one device holds whole.
             updates: like params; leaves may be missing, where `optax.masked` hides them.
             state: the link's state.
-
-        Returns:
-            The new updates and state.
 
         Raises:
             ValueError: if `updates` has leaves that are no leaves of the parameters.
@@ -153,50 +150,3 @@ def _on_auto_axes(update: Callable, updates: PyTree, state: PyTree) -> Callable:
     mesh = meshes[0]
     placed = jax.tree.map(lambda to: NamedSharding(mesh, to.spec), shardings)
     return jax.sharding.auto_axes(update, axes=mesh.explicit_axes, out_sharding=placed)
-
-
-def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
-    """The specs of an optimizer's state: a leaf is sharded as the parameter of its name and shape.
-
-    Args:
-        tree: the state, of arrays or of `jax.ShapeDtypeStruct`. A leaf's path ends in that of its parameter,
-            which for a single array is empty. Of a link, the entries of `extra` in `numbers` are like none.
-        params: the same of the parameters.
-        specs: PartitionSpecs like `params`.
-
-    Returns:
-        PartitionSpecs like `tree`; `P()` for leaves that are like no parameter.
-
-    >>> import optax
-    >>> adam = jax.eval_shape(optax.scale_by_adam().init, {'w': jnp.zeros(4)})
-    >>> tuple(specs_like(adam, {'w': jnp.zeros(4)}, {'w': P('shard')}).mu['w'])
-    ('shard',)
-    """
-    shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    known = dict(jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec))
-
-    def spec(path, leaf):
-        ends = (path[start:] for start in range(len(path) + 1))
-        alike = next((known[end] for end in ends if shapes.get(end) == leaf.shape), P())
-        return alike if jnp.issubdtype(leaf.dtype, jnp.floating) else P()  # a key may have a tensor's shape
-
-    def part(path, node):
-        numbers = [(GetAttrKey('extra'), DictKey(name)) for name in getattr(node, 'numbers', ())]
-        return jax.tree_util.tree_map_with_path(
-            lambda rest, leaf: P() if rest[:2] in numbers else spec(path + rest, leaf), node
-        )
-
-    return jax.tree_util.tree_map_with_path(part, tree, is_leaf=lambda node: hasattr(node, 'numbers'))
-
-
-def is_spec(node: Any) -> bool:
-    return isinstance(node, P)
-
-
-def spec_axes(spec: P) -> set[str]:
-    """The names of mesh axes in a PartitionSpec.
-
-    >>> sorted(spec_axes(P(('a', 'b'), None, 'c')))
-    ['a', 'b', 'c']
-    """
-    return {name for name in jax.tree.leaves(tuple(spec)) if isinstance(name, str)}

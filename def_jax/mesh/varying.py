@@ -12,10 +12,13 @@ from typing import Any
 import jax
 from jax import lax
 
+from def_jax.checks import named_leaves
+
 PyTree = Any
 AxisName = str | Sequence[str] | None
 
 __all__ = [
+    'DETACHED',
     'OWN_PARAMS',
     'AxisName',
     'axis_names',
@@ -26,7 +29,8 @@ __all__ = [
     'varying_axes',
 ]
 
-# Where methods without residuals differentiate; JAX 0.8 has `pvary` where `pcast` came later.
+# Where to take the gradient: with error feedback after the optimizer, and without; JAX 0.8 has `pvary` alone.
+DETACHED = 'def_jax.detached_params(params, opt_state)'
 OWN_PARAMS = "jax.lax.pcast(params, axis_name, to='varying')"
 if not hasattr(lax, 'pcast'):
     OWN_PARAMS = 'jax.lax.pvary(params, axis_name)'
@@ -63,10 +67,10 @@ def start_varying(params: PyTree, axes: frozenset[str]) -> PyTree:
 def check_not_summed(updates: PyTree, axis_name: AxisName, point: str) -> None:
     """Raises ValueError if the updates of all workers have been summed; `point` is where to differentiate."""
     tracked = _tracked(axis_name)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+    for path, leaf in named_leaves(updates):
         if tracked - _axes_of(leaf):
             raise ValueError(
-                f'updates{jax.tree_util.keystr(path)} is the same on all workers: with check_vma=True, '
+                f'updates{path} is the same on all workers: with check_vma=True, '
                 f'jax.shard_map has summed its gradient over {axis_name!r}. {_remedy(point)}'
             )
 
@@ -93,8 +97,7 @@ def _own_copy_backward(axes, _, gradient):
     del gradient
     raise ValueError(
         'detached_params: the gradient is taken with respect to replicated parameters, and with '
-        f'check_vma=True jax.shard_map would sum it over {axes}. '
-        + _remedy('def_jax.detached_params(params, opt_state)')
+        f'check_vma=True jax.shard_map would sum it over {axes}. ' + _remedy(DETACHED)
     )
 
 

@@ -14,8 +14,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from def_jax.mesh.ownership import check_specs, spec_leaves
-from def_jax.mesh.shards import is_spec, spec_axes
+from def_jax.mesh.specs import check_specs, is_spec, spec_axes, spec_leaves
 from def_jax.mesh.varying import axis_names
 
 PyTree = Any
@@ -107,6 +106,12 @@ class WorkerMesh:
             return jax.sharding.reshard(x, to) if self.explicit else lax.with_sharding_constraint(x, to)
 
         return jax.tree.map(place, tree, self.shardings(specs))
+
+    def abstract(self, tree: PyTree, specs: PyTree) -> PyTree:
+        """Shapes and dtypes of the arrays, with these shardings."""
+        return jax.tree.map(
+            lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, self.shardings(specs)
+        )
 
     def shardings(self, specs: PyTree) -> PyTree:
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=is_spec)

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from def_jax.mesh.hlo import collectives
 from def_jax.tools import markdown
+from def_jax.traffic.hlo import collectives
 
 __all__ = ['main', 'summary']
 

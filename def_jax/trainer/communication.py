@@ -16,7 +16,7 @@ import rich.console
 import rich.table
 from absl import app, flags
 
-from def_jax.mesh.hlo import Collective, collectives
+from def_jax.traffic.hlo import Collective, collectives
 from def_jax.trainer import steps
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import command_line

@@ -26,10 +26,14 @@ class Bound(NamedTuple):
 
 
 def compression_delta(compressor: Compressor, params: PyTree) -> float:
-    """The compressor's δ in Assumption 4.2: the probability 1 / R that an element is sent.
+    """δ in Assumption 4.2, E‖C(x) - x‖² ≤ (1-δ)·‖x‖²: the probability that an element is sent.
 
-    It is that of the tensor with the most blocks, R, since the assumption is about every x. A message may
-    hold more than 1 / R of the elements, where the last block of a tensor is shorter than the others.
+    A tensor is cut into R tiles, and each is drawn with probability 1 / R. Element i lies in exactly one, so
+    E‖C(x) - x‖² = Σ_i (1 - 1/R)·x_i² = (1 - 1/R)·‖x‖² for every x, however long the tiles are. Of several
+    tensors, that with the most tiles decides, since the assumption is about every x.
+
+    It is not the share B / d for which the message has room, which is larger where the last tile is shorter:
+    10 elements in tiles of 3, 3, 3 and 1 have a message of 3, but a draw sends 10 / 4 = 2.5 on average.
 
     Args:
         compressor: a compressor that selects some of the elements, such as `random_block`.

@@ -12,8 +12,8 @@ import def_jax
 from def_jax.beyond import integers
 from def_jax.beyond.base import Step
 from def_jax.beyond.integers import loading
-from def_jax.mesh.hlo import collectives
 from def_jax.mesh.shards import WHOLE
+from def_jax.traffic.hlo import collectives
 
 RATIO, NUM_STEPS = 4, 12
 SHAPES = {'a': (8, 6), 'b': (4,), 'c': ()}

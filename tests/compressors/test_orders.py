@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+from typing import get_args
 
 import chex
 import jax
@@ -125,7 +126,7 @@ def test_ages_of_the_residual_as_shares_of_those_of_the_block_that_is_sent():
         'shuffled': ((blocks + places[:, None] - places).ravel(), np.ones(blocks**2)),
         'cyclic': (np.array([blocks]), np.ones(1)),
     }
-    for order in orders.ORDERS:
+    for order in get_args(orders.Order):
         w, share = np.float64(waits[order][0]), waits[order][1] / waits[order][1].sum()
         mean_age = (share @ (w * (w + 1) / 2)) / (share @ w)
         mean_square = (share @ (w * (w + 1) * (2 * w + 1) / 6)) / (share @ w)

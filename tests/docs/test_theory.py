@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import bounds
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -123,3 +124,19 @@ def test_the_counterexample_breaks_the_stated_condition(monkeypatch):
 def test_delta_is_the_least_probability_of_an_element(ratio, shapes, blocks):
     params = [jnp.zeros(shape) for shape in shapes]
     assert bounds.compression_delta(def_jax.random_block(ratio), params) == 1 / blocks
+
+
+@pytest.mark.parametrize('place', [0, 9, None])  # in a tile of three elements, in that of one, everywhere
+def test_delta_is_what_draws_leave_of_any_tensor(place):
+    """Ten elements at ratio 3: the message has room for three, but a draw sends a quarter on average."""
+    compressor, key = def_jax.random_block(3), jax.random.PRNGKey(0)
+    x = jax.random.normal(key, (10,)) if place is None else jnp.zeros(10).at[place].set(1.0)
+
+    def left(step):
+        selection = compressor(key, step, x)
+        return jnp.sum((x - selection.place(selection.take(x), x)) ** 2) / jnp.sum(x**2)
+
+    lost = jax.vmap(left)(jnp.arange(20_000, dtype=jnp.uint32))
+    error = 4 * lost.std() / len(lost) ** 0.5
+    assert abs(1 - lost.mean() - bounds.compression_delta(compressor, x)) < error < 0.015
+    assert def_jax.message_size(compressor, x) / x.size == pytest.approx(0.3)

@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from def_jax.launch import Launcher  # noqa: E402
+from def_jax.tools.launch import Launcher  # noqa: E402
 
 THAW_SECONDS = 15  # more than the heartbeat's 10
 COORDINATOR_FAULTS = (15, 40)  # the numbers of those that strike process 0

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import def_jax
-from def_jax.mesh.hlo import collectives
+from def_jax.traffic.hlo import collectives
 
 pytestmark = pytest.mark.usefixtures('full_optimization')
 

@@ -9,7 +9,7 @@ import pytest
 import training_fixtures as fixtures
 from faults import processes
 
-from def_jax.launch import Launcher
+from def_jax.tools.launch import Launcher
 from def_jax.trainer import elastic, experiment, loop
 from def_jax.trainer.checkpointing.regrouping import Layout
 

@@ -28,7 +28,7 @@ def find_optimizer(config: Mapping[str, Any]) -> Factory:
 
 def find_outer(config: Mapping[str, Any]) -> Factory | None:
     """The factory of the outer optimizer, if there is one; ValueError if it or its options have no effect."""
-    free = get_method(config['method']).outer_is_free
+    free = 'outer' in get_method(config['method']).options
     if not config['outer']:
         if free and (options := dict(config['outer_options'])):
             raise ValueError(

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from def_jax.launch import die_with_parent
+from def_jax.tools.launch import die_with_parent
 from def_jax.trainer.launch import interruption
 from def_jax.trainer.launch.exits import LostProcessError
 

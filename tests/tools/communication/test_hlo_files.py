@@ -2,8 +2,8 @@
 
 import pytest
 
-from def_jax.mesh.hlo import collectives
 from def_jax.tools.communication import main
+from def_jax.traffic.hlo import collectives
 
 LINE = 'r = f32[8]{0} all-reduce(x), channel_id=1, replica_groups='
 ACROSS = ((0, 4), (1, 5), (2, 6), (3, 7))

@@ -127,7 +127,7 @@ SHARDS, NARROW, SKIPS = {'shards_per_worker': 2}, {'wire_dtype': 'bfloat16'}, {'
         *(
             ({'method': name, 'detach': 'auto'}, f"config.detach='auto' estimates λ, but {method.title}", {})
             for name, method in METHODS.items()
-            if not method.detach_is_free
+            if 'detach' not in method.options
         ),
     ],
     ids=str,

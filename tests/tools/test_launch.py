@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from def_jax import launch
+from def_jax.tools import launch
 
 # Only here does the launcher share a process with JAX.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')

@@ -6,12 +6,12 @@ import jax
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr
 
-from def_jax.mesh.hlo import Collective, collectives
-from def_jax.mesh.ownership import is_link
-from def_jax.mesh.shards import spec_axes
+from def_jax.mesh.link import is_link
+from def_jax.mesh.specs import spec_axes
 from def_jax.mesh.varying import AxisName
 from def_jax.mesh.worker_mesh import WorkerMesh
-from def_jax.traffic import traffic_of
+from def_jax.traffic.hlo import Collective, collectives
+from def_jax.traffic.traced import traffic_of
 
 PyTree = Any
 

@@ -6,34 +6,28 @@ optimizer. Each device holds the residual of its own shards, cuts its block from
 the devices at the same place in the other workers: one all-reduce a step, as long as a device's block.
 """
 
-import collections
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from def_jax.checks import check_divisible, check_floating, check_integer, check_stacked, check_stacked_state
+from def_jax.checks import check_floating, check_integer, check_stacked, check_stacked_state
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, output_params
-from def_jax.mesh import accumulation, after_link, at_points, crossing
 from def_jax.mesh.collectives import check_axis_name
-from def_jax.mesh.eager import compiled_once, remembered, signature
-from def_jax.mesh.hlo import Collective
-from def_jax.mesh.ownership import (
-    abstract_state,
-    link_states,
-    own_leaves,
-    state_specs,
-    tree_of_specs,
-    with_specs,
-)
+from def_jax.mesh.link import link_states
+from def_jax.mesh.ownership import abstract_state, own_leaves, state_specs
 from def_jax.mesh.regrouping import num_stacked, regroup
-from def_jax.mesh.shards import Shards, is_spec
-from def_jax.mesh.trained import combined, like, trained
-from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh, in_memory
+from def_jax.mesh.specs import check_divisible, is_spec, tree_of_specs, with_specs
+from def_jax.mesh.spmd import accumulation, after_link, at_points
+from def_jax.mesh.spmd.eager import Recent, compiled_once, signature
+from def_jax.mesh.spmd.trained import combined, like, trained
+from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
+from def_jax.traffic import crossing
+from def_jax.traffic.hlo import Collective
 
 PyTree = Any
 
@@ -68,9 +62,6 @@ def spmd(
         accumulate: calls of `update` per step of the optimizer, which takes the mean of their gradients and
             sends its message at the last of them; updates are zero at the others. In place of
             `optax.MultiSteps`.
-
-    Returns:
-        The functions, see `Spmd`.
 
     Raises:
         ValueError: if the mesh lacks an axis or mixes types of axes, or a spec names the workers' axis.
@@ -121,11 +112,11 @@ class Spmd(optax.GradientTransformationExtraArgs):
             self.optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
         self._workers, self._accumulate = WorkerMesh(mesh, axis_name), accumulate
-        self._programs: collections.OrderedDict[Any, Callable] = collections.OrderedDict()
+        self._programs = Recent()
         self._params: PyTree = None  # abstract: those of the last update that was traced, for `check`
         self._compiled = {
             name: compiled_once(getattr(self, name))
-            for name in ('_init', '_map', '_update', '_output_params', '_regroup')
+            for name in ('_init', '_update', '_output_params', '_regroup')
         }
 
     __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__  # not a tuple's
@@ -179,7 +170,8 @@ class Spmd(optax.GradientTransformationExtraArgs):
         Source: Algorithm 1, lines 4 to 6.
         """
         gradient = jax.value_and_grad(loss_fn, has_aux=has_aux)
-        return self._remembered((signature(loss_fn), has_aux), gradient, (1,), ())
+        run = functools.partial(self._at_points, gradient, (1,), ())
+        return self._remembered((signature(loss_fn), has_aux), run)
 
     def at_points(
         self, grad_fn: Callable, split: tuple[int, ...] = (1,), keys: tuple[int, ...] = ()
@@ -199,8 +191,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
             workers.
 
         Outside of `jax.jit`, it is compiled once for each `grad_fn` and the variables that this reads from
-        around it; arguments that are no arrays are part of the program. It is mapped by `jax.vmap`, or if it
-        has convolutions by `jax.shard_map`: see `def_jax.mesh.at_points`.
+        around it; arguments that are no arrays are part of the program. `mesh.spmd.at_points` maps it.
 
         Source: Algorithm 1, lines 4 to 6.
 
@@ -212,22 +203,19 @@ class Spmd(optax.GradientTransformationExtraArgs):
         (1, 4)
         """
         at_points.check_arguments(split, keys)
-        return self._remembered((signature(grad_fn), split, keys), grad_fn, split, keys)
-
-    def _remembered(self, key, grad_fn, split, keys):
-        """Where it was asked for before, the function that may be compiled already."""
         run = functools.partial(self._at_points, grad_fn, split, keys)
-        return remembered(self._programs, key, lambda: compiled_once(run))
+        return self._remembered((signature(grad_fn), split, keys), run)
+
+    def _remembered(self, key, run):
+        """Where it was asked for before, the function that may be compiled already."""
+        return self._programs.get(key, lambda: compiled_once(run))
 
     def _at_points(self, grad_fn, split, keys, params, opt_state, *args, **kwargs):
-        weights = trained(params)
-        opt_state = self._checked_state(opt_state, weights)
+        weights, opt_state = self._placed(params, opt_state)
         own, specs = own_leaves(self.optimizer, weights), self._stacked_specs(weights)
         axes = jax.tree.map(lambda mine: 0 if mine else None, own)
         points = jax.vmap(self._point, in_axes=(None, axes), axis_size=self.num_workers)
-        points = self._workers.auto(points, specs)(
-            self._workers.place(weights, self._specs(weights)), opt_state
-        )
+        points = self._workers.auto(points, specs)(weights, opt_state)
 
         def at_point(point, *args, **kwargs):
             return grad_fn(combined(params, point), *args, **kwargs)
@@ -246,16 +234,13 @@ class Spmd(optax.GradientTransformationExtraArgs):
             A function of params, opt_state and batch. The batch may be left out; the leading axes of its
             arrays are divided among the workers.
         """
-        run = functools.partial(self._map, function)
-        return remembered(self._programs, signature(function), lambda: compiled_once(run))
+        return self._remembered(signature(function), functools.partial(self._map, function))
 
     def _map(self, function, params, opt_state, *batch):
-        weights = trained(params)
-        opt_state = self._checked_state(opt_state, weights)
+        weights, opt_state = self._placed(params, opt_state)
         divided = at_points.divide(self._workers, batch, 'batch')
         own = False, own_leaves(self.optimizer, weights), *(True for _ in batch)
         mapped = self._workers.map(function, own, True)
-        weights = self._workers.place(weights, self._specs(weights))
         if self._workers.explicit:
             mapped = self._workers.auto(mapped, P(self.axis_name))
         return mapped(weights, opt_state, *divided)
@@ -272,58 +257,36 @@ class Spmd(optax.GradientTransformationExtraArgs):
                 which weight decay is taken; those after or around it see x.
             extra_args: of the optimizer, the same for all workers, e.g. `value=losses.mean()`.
 
-        Returns:
-            The updates, to be added to the parameters, and the new state.
-
         Raises:
             ValueError: if arguments do not belong together; if a transformation would make the copies of x
                 drift apart, or keeps the link from sending by shards.
 
         Source: Algorithm 1, lines 7 to 10.
         """
-        params = trained(params)
+        params, opt_state = self._placed(params, opt_state)
         check_stacked('grads', grads := like(params, grads), params, self.num_workers)
-        opt_state = self._checked_state(opt_state, params)
-        params, grads = self._workers.place(
-            (params, grads), (self._specs(params), self._stacked_specs(params))
-        )
+        grads = self._workers.place(grads, self._stacked_specs(params))
         return self._compiled['_update'](grads, opt_state, params, extra_args)
 
     def _update(self, grads, opt_state, params, extra_args):
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        specs = self._specs(params)
+
+        def send(grads, opt_state):
+            arguments = grads, opt_state, params, extra_args
+            return after_link.run(self._workers, self._inner, self._point, specs, *arguments)
+
         if self._accumulate == 1:
-            return self._send(grads, opt_state, params, extra_args)
-        send = functools.partial(self._send, params=params, extra_args=extra_args)
-        zeros = self._workers.place(optax.tree.zeros_like(params), self._specs(params))
+            return send(grads, opt_state)
+        zeros = self._workers.place(optax.tree.zeros_like(params), specs)
         return accumulation.update(send, self._accumulate, grads, opt_state, zeros)
-
-    def _send(self, grads, opt_state, params, extra_args):
-        specs, own = self._specs(params), own_leaves(self._inner, params)
-        shards = Shards(
-            self.axis_name, tuple(self._workers.inside), tuple(self._workers.inside.values()), specs
-        )
-        arrays = {name: x for name, x in extra_args.items() if not callable(x)}
-        others = {name: x for name, x in extra_args.items() if callable(x)}
-
-        def worker(grads, state, params, arrays):
-            point = self._point(params, state)
-            updates, state = after_link.update(
-                self._inner, in_memory(grads), state, point, params, shards, arrays | others
-            )
-            return updates, in_memory(state)
-
-        mapped = self._workers.map(worker, (True, own, False, False), (False, own))
-        placed = specs, state_specs(self._inner, params, specs, self.axis_name)
-        return self._workers.auto(mapped, placed)(grads, opt_state, params, arrays)
 
     def output_params(self, params: PyTree, opt_state: PyTree) -> PyTree:
         """DEF's output y = x + mean_k r_k, sharded like the parameters; one dense all-reduce across workers.
 
         Source: Algorithm 1, line 13.
         """
-        weights = trained(params)
-        opt_state = self._checked_state(opt_state, weights)
-        weights = self._workers.place(weights, self._specs(weights))
+        weights, opt_state = self._placed(params, opt_state)
         return combined(params, self._compiled['_output_params'](weights, opt_state))
 
     def _output_params(self, params, opt_state):
@@ -363,18 +326,12 @@ class Spmd(optax.GradientTransformationExtraArgs):
         params = self._params if params is None else trained(params)
         if params is None:
             raise ValueError('no update of this def_jax.spmd was traced yet: pass params.')
-        specs = self._stacked_specs(params), self.state_specs(params), self._specs(params)
-        state = self.abstract_state(params)
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_workers, *x.shape), x.dtype), params)
-        given = jax.tree.map(
-            lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
-            (shapes, state, params),
-            self._workers.shardings(specs),
-        )
-        program = jax.make_jaxpr(functools.partial(self._update, extra_args={}))(*given)
-        return crossing.check(
-            compiled, self._workers, crossing.message_bytes(program, self.axis_name), besides
-        )
+        stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_workers, *x.shape), x.dtype), params)
+        shapes = self._workers.abstract((stacked, params), (self._stacked_specs(params), self._specs(params)))
+        update = functools.partial(self._update, extra_args={})
+        program = jax.make_jaxpr(update)(shapes[0], self.abstract_state(params), shapes[1])
+        message = crossing.message_bytes(program, self.axis_name)
+        return crossing.check(compiled, self._workers, message, besides)
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
         """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.
@@ -388,8 +345,9 @@ class Spmd(optax.GradientTransformationExtraArgs):
         stacked_over = self.axis_name if size == self.num_workers else None
 
         def leaf(x, mine, spec):
-            shape, spec = ((size, *x.shape), P(stacked_over, *spec[1:])) if mine else (x.shape, spec)
-            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(self.mesh, spec))
+            if mine:
+                x, spec = jax.ShapeDtypeStruct((size, *x.shape), x.dtype), P(stacked_over, *spec[1:])
+            return self._workers.abstract(x, spec)
 
         own = own_leaves(self.optimizer, params)
         return jax.tree.map(leaf, abstract_state(self.optimizer, params), own, self.state_specs(params))
@@ -402,13 +360,12 @@ class Spmd(optax.GradientTransformationExtraArgs):
         if link_states(params):
             raise ValueError('regroup takes params first and opt_state second, as output_params does.')
         params = trained(params)
-        own, specs = own_leaves(self.optimizer, params), self.state_specs(params)
+        own = own_leaves(self.optimizer, params)
         size = num_stacked(opt_state, own, self.num_workers)
         check_stacked_state(opt_state, abstract_state(self.optimizer, params), own, size)
-        if size == self.num_workers:
-            return self._workers.place(opt_state, specs)
-        whole = jax.tree.map(lambda mine, spec: P(None, *spec[1:]) if mine else spec, own, specs)
-        return self._compiled['_regroup'](self._workers.place(opt_state, whole), params, size)
+        specs = jax.tree.map(lambda x: x.sharding.spec, self.abstract_state(params, size))
+        opt_state = self._workers.place(opt_state, specs)
+        return opt_state if size == self.num_workers else self._compiled['_regroup'](opt_state, params, size)
 
     def _regroup(self, opt_state, params, size):
         own = own_leaves(self.optimizer, params)
@@ -420,24 +377,22 @@ class Spmd(optax.GradientTransformationExtraArgs):
         return detached_params(params, state) if detached else params
 
     def _specs(self, params: PyTree) -> PyTree:
-        """The specs as a pytree like the parameters, every dimension checked."""
         if isinstance(params, optax.LookaheadParams):
             raise ValueError(
                 'optax.lookahead goes around def_jax.spmd, not into it: optax.lookahead(def_jax.spmd(...), '
                 '...). Take gradients at params.fast with opt_state.fast_state.'
             )
         specs = tree_of_specs(self.param_specs, params, self.axis_name)
-        for (path, leaf), spec in zip(
-            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(specs, is_leaf=is_spec), strict=True
-        ):
-            check_divisible(f'params{jax.tree_util.keystr(path)}', leaf.shape, spec, self.mesh.shape)
+        check_divisible(params, specs, self.mesh.shape)
         return specs
 
     def _stacked_specs(self, params: PyTree) -> PyTree:
         return jax.tree.map(lambda spec: P(self.axis_name, *spec), self._specs(params), is_leaf=is_spec)
 
-    def _checked_state(self, opt_state: PyTree, params: PyTree) -> PyTree:
-        """The state, where `state_specs` says: resharded, if it is known to lie elsewhere."""
+    def _placed(self, params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
+        """What is trained, and the checked state, where their specs say: moved if known to lie elsewhere."""
+        params = trained(params)
         expected, own = abstract_state(self.optimizer, params), own_leaves(self.optimizer, params)
         check_stacked_state(opt_state, expected, own, self.num_workers)
-        return self._workers.place(opt_state, self.state_specs(params))
+        opt_state = self._workers.place(opt_state, self.state_specs(params))
+        return self._workers.place(params, self._specs(params)), opt_state

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.worker_mesh import WorkerMesh
-from def_jax.traffic import inner_programs
+from def_jax.traffic.traced import inner_programs
 
 PyTree = Any
 

@@ -6,20 +6,23 @@ lies around it, is given x. What depends on a worker's values even so, like a st
 gradient, is refused: the workers' copies of x would drift apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import optax
 from jax.extend.core import jaxpr_as_fun
 
-from def_jax.mesh.ownership import is_link, link_states, own_leaves
+from def_jax.checks import named_leaves
+from def_jax.mesh.link import is_link, link_states
+from def_jax.mesh.ownership import own_leaves, state_specs
 from def_jax.mesh.shards import Shards, Tape
-from def_jax.traffic import inner_programs
+from def_jax.mesh.worker_mesh import WorkerMesh, in_memory
+from def_jax.traffic.traced import inner_programs
 
 PyTree = Any
 
-__all__ = ['depends_on', 'update']
+__all__ = ['depends_on', 'run', 'update']
 
 _REMEDY = (
     'Put the wrapper around the transformations before the link. In place of optax.MultiSteps, pass '
@@ -36,6 +39,38 @@ _CALLS = (
     'remat',
     'checkpoint',
 )
+
+
+def run(
+    workers: WorkerMesh,
+    optimizer: optax.GradientTransformationExtraArgs,
+    point: Callable[[PyTree, PyTree], PyTree],
+    specs: PyTree,
+    grads: PyTree,
+    state: PyTree,
+    params: PyTree,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, PyTree]:
+    """`update` on all workers, over which `grads` and the per-worker leaves of `state` are stacked.
+
+    Args:
+        workers: how the mesh divides into workers.
+        point: a worker's detached point, from the parameters and its state.
+        specs: of the parameters.
+    """
+    own, inside = own_leaves(optimizer, params), workers.inside
+    shards = Shards(workers.axis_name, tuple(inside), tuple(inside.values()), specs)
+    arrays = {name: x for name, x in extra_args.items() if not callable(x)}
+    others = {name: x for name, x in extra_args.items() if callable(x)}
+
+    def worker(grads, state, params, arrays):
+        given = in_memory(grads), state, point(params, state), params
+        updates, state = update(optimizer, *given, shards, arrays | others)
+        return updates, in_memory(state)
+
+    mapped = workers.map(worker, (True, own, False, False), (False, own))
+    placed = specs, state_specs(optimizer, params, specs, workers.axis_name)
+    return workers.auto(mapped, placed)(grads, state, params, arrays)
 
 
 def update(
@@ -57,9 +92,6 @@ def update(
         params: x.
         shards: how a worker's devices share the parameters.
         extra_args: the same on all workers.
-
-    Returns:
-        The updates, the same on all workers, and the worker's new state.
 
     Raises:
         ValueError: if a link lies in a branch or gets no `shards`; if updates or replicated state would
@@ -141,17 +173,9 @@ def depends_on(program: Any, inputs: Sequence[bool]) -> list[bool]:
 
 def _check_agreement(differ: tuple[PyTree, PyTree], own: PyTree) -> None:
     updates, state = differ
-    wrong = [
-        f'updates{jax.tree_util.keystr(path)}'
-        for path, d in jax.tree_util.tree_leaves_with_path(updates)
-        if d
-    ]
     replicated = jax.tree.map(lambda d, mine: d and not mine, state, own)
-    wrong += [
-        f'opt_state{jax.tree_util.keystr(path)}'
-        for path, d in jax.tree_util.tree_leaves_with_path(replicated)
-        if d
-    ]
+    wrong = [f'updates{path}' for path, d in named_leaves(updates) if d]
+    wrong += [f'opt_state{path}' for path, d in named_leaves(replicated) if d]
     if wrong:
         raise ValueError(
             f"{wrong[0]} would differ between workers: it depends on a worker's own gradient or state, other "

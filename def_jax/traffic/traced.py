@@ -1,7 +1,7 @@
 """What a worker passes to the collectives in one update, read from the program before it is compiled."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
@@ -12,13 +12,18 @@ PyTree = Any
 
 __all__ = ['Message', 'Traffic', 'inner_programs', 'traffic', 'traffic_of']
 
-_OPERATIONS = {'psum': 'all-reduce', 'psum_invariant': 'all-reduce', 'all_gather': 'all-gather'}
+Operation = Literal['all-reduce', 'all-gather']
+_OPERATIONS: dict[str, Operation] = {
+    'psum': 'all-reduce',
+    'psum_invariant': 'all-reduce',
+    'all_gather': 'all-gather',
+}
 
 
 class Message(NamedTuple):
     """What one collective takes from a worker."""
 
-    operation: str  # 'all-reduce' or 'all-gather'
+    operation: Operation
     bytes: int
 
     def wire_bytes(self, num_workers: int) -> float:

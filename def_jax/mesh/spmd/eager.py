@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ['compiled_once', 'signature']
+__all__ = ['Recent', 'compiled_once', 'signature']
 
 _KEPT = 8  # compiled programs for each function, and what they hold on to
 
@@ -23,7 +23,7 @@ def compiled_once(function: Callable) -> Callable:
     >>> int(double(np.int32(4), times=2)), int(double(np.int32(5), times=3))
     (8, 15)
     """
-    programs: collections.OrderedDict[Any, Callable] = collections.OrderedDict()
+    programs = Recent()
 
     def call(*args, **kwargs):
         leaves, treedef = jax.tree.flatten((args, kwargs))
@@ -40,20 +40,26 @@ def compiled_once(function: Callable) -> Callable:
             return function(*args, **kwargs)
 
         key = treedef, tuple(dynamic), tuple((type(leaf), leaf) for leaf in static)  # True is not 1
-        return remembered(programs, key, lambda: jax.jit(program))(arrays)
+        return programs.get(key, lambda: jax.jit(program))(arrays)
 
     return call
 
 
-def remembered(programs: collections.OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
-    """`programs[key]`, made if it is missing; the least recently used is dropped when there are too many."""
-    try:
-        programs[key] = programs.pop(key) if key in programs else make()
-    except TypeError:  # a key that cannot be hashed
-        return make()
-    if len(programs) > _KEPT:
-        programs.popitem(last=False)
-    return programs[key]
+class Recent:
+    """The most recently used of what was made, by key."""
+
+    def __init__(self):
+        self._made: collections.OrderedDict[Any, Any] = collections.OrderedDict()
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made for this key; made now if it is missing."""
+        try:
+            self._made[key] = self._made.pop(key) if key in self._made else make()
+        except TypeError:  # a key that cannot be hashed
+            return make()
+        if len(self._made) > _KEPT:
+            self._made.popitem(last=False)
+        return self._made[key]
 
 
 class _Same:

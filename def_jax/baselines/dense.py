@@ -1,0 +1,46 @@
+"""Dense data parallelism: the mean of the workers' gradients."""
+
+from typing import NamedTuple
+
+import optax
+
+from def_jax.mesh.collectives import AxisName, pmean
+from def_jax.mesh.link import link
+
+__all__ = ['AllReduceMeanState', 'all_reduce_mean']
+
+
+class AllReduceMeanState(NamedTuple):
+    """State of `all_reduce_mean`: empty. It marks the point in a chain from which the workers agree."""
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        return ()
+
+
+def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformationExtraArgs:
+    """Averages the updates over workers, uncompressed: the baseline that `error_feedback` replaces.
+
+    Args:
+        axis_name: the axis over workers, a tuple of axes, or None for a single worker.
+
+    Returns:
+        An `optax.GradientTransformationExtraArgs` with an empty state.
+
+    Raises:
+        ValueError: if `axis_name` is not a name; in `update`, if it is not bound.
+
+    Source: Eq. 2.
+
+    >>> import jax, jax.numpy as jnp, def_jax
+    >>> mean = def_jax.all_reduce_mean('workers')
+    >>> average = jax.vmap(lambda g: mean.update(g, mean.init(g))[0], axis_name='workers')
+    >>> average(jnp.array([1.0, 3.0])).tolist()
+    [2.0, 2.0]
+    """
+
+    def step(updates, state, shards):
+        del shards
+        return pmean(updates, axis_name), state
+
+    return link(lambda params: AllReduceMeanState(), step, axis_name)

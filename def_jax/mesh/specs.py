@@ -1,0 +1,176 @@
+"""PartitionSpecs of the parameters, in whatever form they are given, and of what is like the parameters."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import DictKey, GetAttrKey, keystr
+
+from def_jax.checks import named_leaves
+from def_jax.mesh.varying import axis_names
+
+PyTree = Any
+
+_STRUCTURES = (
+    'Give every parameter a PartitionSpec, or one to a subtree or to all. If only one of the two trees wraps '
+    'its arrays, unwrap it: flax.nnx.as_pure(...) or flax.linen.unbox(...).'
+)
+
+__all__ = [
+    'check_divisible',
+    'check_specs',
+    'is_spec',
+    'spec_axes',
+    'spec_leaves',
+    'specs_like',
+    'tree_of_specs',
+    'with_specs',
+]
+
+
+def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[str, ...]) -> PyTree:
+    """The parameters' specs as a pytree like `params`.
+
+    Args:
+        param_specs: PartitionSpecs, NamedShardings or None, which is `P()`. Each stands for all parameters
+            below its path, so that one is enough for all, and a box around a parameter does not matter.
+        params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
+        axis_name: the mesh axis over workers, or a tuple of axes.
+
+    Raises:
+        ValueError: if a parameter has no spec, a spec no parameter, or `check_specs` refuses one.
+
+    >>> params = {'a': {'w': jnp.ones(4)}, 'b': jnp.ones(2)}
+    >>> specs = tree_of_specs({'a': P('shard'), 'b': None}, params, 'workers')
+    >>> tuple(specs['a']['w']), tuple(specs['b'])
+    (('shard',), ())
+    """
+    check_specs(param_specs, axis_name)
+    places = jax.tree_util.tree_leaves_with_path(with_specs(param_specs), is_leaf=is_spec)
+    specs = {_names(path): spec for path, spec in places}
+    used = set()
+
+    def spec(path, _):
+        names = _names(path)
+        starts = [names[:end] for end in range(len(names) + 1) if names[:end] in specs]
+        if not starts:
+            raise ValueError(f'params{keystr(path)} has no PartitionSpec in param_specs. {_STRUCTURES}')
+        used.add(starts[-1])
+        return specs[starts[-1]]
+
+    tree = jax.tree_util.tree_map_with_path(spec, params)
+    for path, given in places:
+        if spec_axes(given) and _names(path) not in used:
+            raise ValueError(f'param_specs{keystr(path)} is no parameter and holds none. {_STRUCTURES}')
+    return tree
+
+
+def with_specs(param_specs: PyTree) -> PyTree:
+    """The tree with PartitionSpecs in place of NamedShardings and None."""
+
+    def spec(leaf):
+        return P() if leaf is None else getattr(leaf, 'spec', leaf)
+
+    return jax.tree.map(spec, param_specs, is_leaf=_is_spec_leaf)
+
+
+def spec_leaves(param_specs: PyTree) -> list[Any]:
+    return jax.tree.leaves(with_specs(param_specs), is_leaf=is_spec)
+
+
+def _is_spec_leaf(node: Any) -> bool:
+    return node is None or is_spec(node) or isinstance(node, jax.sharding.Sharding)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """A path by names, whatever kinds of nodes it passes."""
+    return tuple(keystr((entry,), simple=True) for entry in path)
+
+
+def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
+    """Raises ValueError unless all leaves are specs and none names an axis over workers."""
+    names = set(axis_names(axis_name))
+    for spec in spec_leaves(param_specs):
+        if not is_spec(spec):
+            raise ValueError(
+                f'{param_specs=} holds {spec!r}, but its leaves must be PartitionSpecs, NamedShardings or '
+                'None.'
+            )
+        if P.UNCONSTRAINED in spec:
+            raise ValueError(
+                f'{param_specs=} has P.UNCONSTRAINED, but blocks are cut from shards that are known. Name an '
+                'axis or None for every dimension.'
+            )
+        if used := names & spec_axes(spec):
+            raise ValueError(
+                f'{param_specs=} names {sorted(used)}, the axis over workers, but all workers hold the same '
+                'parameters. Name only axes within a worker.'
+            )
+
+
+def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
+    """The specs of an optimizer's state: a leaf is sharded as the parameter of its name and shape.
+
+    Args:
+        tree: the state, of arrays or of `jax.ShapeDtypeStruct`. A leaf's path ends in that of its parameter,
+            which for a single array is empty. Of a link, the entries of `extra` in `numbers` are like none.
+        params: the same of the parameters.
+        specs: PartitionSpecs like `params`.
+
+    Returns:
+        PartitionSpecs like `tree`; `P()` for leaves that are like no parameter.
+
+    >>> import optax
+    >>> adam = jax.eval_shape(optax.scale_by_adam().init, {'w': jnp.zeros(4)})
+    >>> tuple(specs_like(adam, {'w': jnp.zeros(4)}, {'w': P('shard')}).mu['w'])
+    ('shard',)
+    """
+    shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    known = dict(jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec))
+
+    def spec(path, leaf):
+        ends = (path[start:] for start in range(len(path) + 1))
+        alike = next((known[end] for end in ends if shapes.get(end) == leaf.shape), P())
+        return alike if jnp.issubdtype(leaf.dtype, jnp.floating) else P()  # a key may have a tensor's shape
+
+    def part(path, node):
+        numbers = [(GetAttrKey('extra'), DictKey(name)) for name in getattr(node, 'numbers', ())]
+        return jax.tree_util.tree_map_with_path(
+            lambda rest, leaf: P() if rest[:2] in numbers else spec(path + rest, leaf), node
+        )
+
+    return jax.tree_util.tree_map_with_path(part, tree, is_leaf=lambda node: hasattr(node, 'numbers'))
+
+
+def check_divisible(params: PyTree, specs: PyTree, mesh_shape: Mapping[str, int]) -> None:
+    """Raises ValueError unless the axes that the specs name divide the parameters' dimensions."""
+    leaves = zip(named_leaves(params), jax.tree.leaves(specs, is_leaf=is_spec), strict=True)
+    for (path, leaf), spec in leaves:
+        name, shape = f'params{path}', leaf.shape
+        if len(spec) > len(shape):
+            raise ValueError(
+                f'{name} has shape {shape}, but {spec} has {len(spec)} dimensions. Shorten it, or pass P().'
+            )
+        for dimension, (size, names) in enumerate(zip(shape, spec, strict=False)):
+            parts = math.prod(mesh_shape[axis] for axis in spec_axes(P(names)))
+            if size % parts:
+                raise ValueError(
+                    f'{name} has shape {shape}, and {spec} divides dimension {dimension} by {parts}, but '
+                    f'{size} is no multiple of that. Shard another dimension, or pass P() for this parameter.'
+                )
+
+
+def is_spec(node: Any) -> bool:
+    return isinstance(node, P)
+
+
+def spec_axes(spec: P) -> set[str]:
+    """The names of mesh axes in a PartitionSpec.
+
+    >>> sorted(spec_axes(P(('a', 'b'), None, 'c')))
+    ['a', 'b', 'c']
+    """
+    return {name for name in jax.tree.leaves(tuple(spec)) if isinstance(name, str)}

@@ -1,0 +1,212 @@
+"""Starts the processes of a run on this machine, and starts those that die again.
+
+    python -m def_jax.launch --processes=8 python train.py --config=my.py --workdir=run --config.elastic=True
+
+Each process is told its place by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which
+`train.py` and `def_jax.elastic.initialize` read. One that dies, or stays frozen, is started again after a
+pause that doubles from death to death. Process 0 holds JAX's coordination service: when it dies, all are
+started again, and continue from their last checkpoint. A process that ends by itself, with an exit code of
+`train.py --help` other than 6, is not.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+__all__ = ['Launcher', 'die_with_parent', 'main']
+
+_ENDED = (0, 2, 3, 4, 5)  # finished, refused, diverged, stopped, copies differ
+_HEALTHY_SECONDS = 60  # after which a death is the first one again
+_LONGEST_PAUSE = 60
+_LIBC = ctypes.CDLL(None)
+
+
+class Launcher:
+    """The processes of a run.
+
+    Args:
+        command: what each of them runs.
+        processes: how many.
+        restarts: how many deaths of one process in a row, each within a minute of its start, are too many.
+        frozen: after how many seconds a process that is stopped (SIGSTOP) counts as dead.
+        pause: seconds before the first restart; doubled for each further death in a row.
+        log: the standard output and error of process I go to LOG-I.log; None for this program's.
+        say: is called with a line about each death and each start.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        processes: int,
+        *,
+        restarts: int = 10,
+        frozen: float = 30.0,
+        pause: float = 1.0,
+        log: str | None = None,
+        say: Callable[[str], None] = lambda line: print(f'launch: {line}', file=sys.stderr, flush=True),
+    ):
+        self._command, self._count, self._log, self._say = list(command), processes, log, say
+        self._restarts, self._frozen, self._pause = restarts, frozen, pause
+        self._alive: dict[int, subprocess.Popen] = {}
+        self._born: dict[int, float] = {}
+        self._deaths = dict.fromkeys(range(processes), 0)  # in a row
+        self._due: dict[int, float] = {}  # when those that died are started again
+        self._stopped: dict[int, float] = {}  # since when
+        self._codes: dict[int, int] = {}  # of those that ended by themselves
+        self._ended = 0.0  # when one of them last did
+        self._signal: int | None = None
+
+    def pid(self, index: int) -> int | None:
+        """The process id of a process that lives."""
+        child = self._alive.get(index)
+        return child.pid if child else None
+
+    def run(self, meanwhile: Callable[[], None] = lambda: None) -> int:
+        """Runs until all processes have ended; calls `meanwhile` ten times a second.
+
+        Returns:
+            0, or the first other code that a process ended with.
+        """
+        self._start_all()
+        while self._alive or self._due:
+            meanwhile()
+            for index, child in list(self._alive.items()):
+                self._look_after(index, child)
+            if 0 in self._codes:  # the others cannot go on without it
+                self._due.clear()
+                if time.monotonic() > self._ended + self._frozen:
+                    self._end_all()
+            for index, due in list(self._due.items()):
+                if time.monotonic() >= due and index in self._due:
+                    self._start(index)
+            time.sleep(0.1)
+        return next(filter(None, self._codes.values()), 0)
+
+    def stop(self, number: int) -> None:
+        """Passes a signal on to all, and starts none again."""
+        self._signal = number
+        self._due.clear()
+        for child in self._alive.values():
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(number)
+
+    def _look_after(self, index: int, child: subprocess.Popen) -> None:
+        if self._alive.get(index) is not child:  # ended with process 0
+            return
+        if (code := child.poll()) is None:
+            self._end_if_frozen(index, child)
+            return
+        del self._alive[index]
+        self._stopped.pop(index, None)
+        if code in _ENDED or self._signal is not None:
+            self._codes[index], self._ended = code, time.monotonic()
+            return
+        how = f'exit code {code}' if code >= 0 else signal.Signals(-code).name
+        lived = time.monotonic() - self._born[index]
+        self._deaths[index] = 1 if lived > _HEALTHY_SECONDS else self._deaths[index] + 1
+        if self._deaths[index] > self._restarts:
+            self._say(
+                f'process {index} died ({how}) {self._deaths[index]} times in a row; it is not started again'
+            )
+            self._codes[index], self._ended = code if code > 0 else 128 - code, time.monotonic()
+            return
+        pause = min(_LONGEST_PAUSE, self._pause * 2 ** (self._deaths[index] - 1))
+        if index:
+            self._say(f'process {index} died ({how}) after {lived:.0f} s; it is started again in {pause:g} s')
+            self._due[index] = time.monotonic() + pause
+            return
+        self._say(f'process 0 died ({how}) after {lived:.0f} s; all are started again in {pause:g} s')
+        self._end_all()
+        time.sleep(pause)
+        self._start_all()
+
+    def _end_if_frozen(self, index: int, child: subprocess.Popen) -> None:
+        if not _is_stopped(child.pid):
+            self._stopped.pop(index, None)
+        elif time.monotonic() - self._stopped.setdefault(index, time.monotonic()) > self._frozen:
+            self._say(f'process {index} has been stopped for {self._frozen:g} s and is killed')
+            child.kill()
+
+    def _start_all(self) -> None:
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            self._address = f'127.0.0.1:{free.getsockname()[1]}'
+        self._codes.clear()
+        for index in range(self._count):
+            self._start(index)
+
+    def _start(self, index: int) -> None:
+        self._due.pop(index, None)
+        place = {
+            'JAX_COORDINATOR_ADDRESS': self._address,
+            'JAX_NUM_PROCESSES': str(self._count),
+            'JAX_PROCESS_ID': str(index),
+        }
+        with contextlib.ExitStack() as stack:
+            out = stack.enter_context(open(f'{self._log}-{index}.log', 'ab')) if self._log else None
+            self._alive[index] = subprocess.Popen(
+                self._command,
+                env=os.environ | place,
+                stdout=out,
+                stderr=out,
+                preexec_fn=die_with_parent,
+                process_group=0,  # Ctrl-C reaches this program, which passes it on
+            )
+        self._born[index] = time.monotonic()
+
+    def _end_all(self) -> None:
+        self._due.clear()
+        for child in self._alive.values():
+            child.kill()
+            child.wait()
+        self._alive.clear()
+        self._stopped.clear()
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f'/proc/{pid}/stat', 'rb') as file:
+            return file.read().rpartition(b')')[2].split()[0] == b'T'
+    except OSError:
+        return False
+
+
+def die_with_parent() -> None:
+    """Arranges for this process to be killed when its parent exits; Linux only."""
+    if sys.platform == 'linux':
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m def_jax.launch',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--processes', type=int, required=True)
+    parser.add_argument(
+        '--restarts', type=int, default=10, help='deaths of a process in a row before it is left'
+    )
+    parser.add_argument('--frozen', type=float, default=30, help='seconds until a stopped process is killed')
+    parser.add_argument('--log', help='write the output of process I to LOG-I.log')
+    parser.add_argument('command', nargs=argparse.REMAINDER, help='the program and its flags')
+    given = parser.parse_args(arguments)
+    if given.processes < 1 or not given.command:
+        parser.error('--processes must be at least 1, and a command must follow, e.g. python train.py …')
+    launcher = Launcher(
+        given.command, given.processes, restarts=given.restarts, frozen=given.frozen, log=given.log
+    )
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: launcher.stop(number))
+    return launcher.run()
+
+
+if __name__ == '__main__':
+    sys.exit(main())
