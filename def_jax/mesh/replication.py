@@ -120,12 +120,9 @@ def _words(leaf: Any) -> jax.Array:
         x = jax.random.key_data(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag])
-    if x.dtype == jnp.bool_ or x.dtype.itemsize == 1:
-        return x.astype(jnp.uint32) if x.dtype == jnp.bool_ else _bits(x, jnp.uint8)
-    return _bits(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
-
-
-def _bits(x: jax.Array, word: Any) -> jax.Array:
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint32)
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
     return lax.bitcast_convert_type(x, word).astype(jnp.uint32)
 
 

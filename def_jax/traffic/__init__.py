@@ -1,5 +1,5 @@
 """What a step sends: read from its trace (`traced`) or from the compiled program (`hlo`, `crossing`)."""
 
-from def_jax.traffic.traced import Message, Traffic, inner_programs, traffic, traffic_of
+from def_jax.traffic.traced import Message, Traffic, traffic
 
-__all__ = ['Message', 'Traffic', 'inner_programs', 'traffic', 'traffic_of']
+__all__ = ['Message', 'Traffic', 'traffic']
