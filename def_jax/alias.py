@@ -52,7 +52,8 @@ def def_adamw(
         ratio: compression ratio of `random_block`, a number >= 1.
         axis_name: the axis over workers, see `error_feedback`.
         b1: decay of the first moment; 0 or None keeps no buffer. Under `optax.inject_hyperparams`, which
-            makes an array of every number, it must be None.
+            makes an array of every number, it must be None: `init` refuses an array of 0, but under
+            `jax.jit` it cannot see the value, and keeps a buffer of the model's size.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay. Pass `detached_params(params, state)` to `update` as `params`.
@@ -114,8 +115,9 @@ def def_sgd(
         ratio: compression ratio of `random_block`, a number >= 1.
         axis_name: the axis over workers, see `error_feedback`.
         momentum: μ in Eq. 11; 0 or None keeps no buffer. Under `optax.inject_hyperparams`, which makes an
-            array of every number, it must be None. At high ratios, DEF learns faster with η / (1 - μ) and no
-            momentum than with η and μ; see docs/how_to/past_the_paper.md.
+            array of every number, it must be None: `init` refuses an array of 0, but under `jax.jit` it
+            cannot see the value, and keeps a buffer of the model's size. At high ratios, DEF learns faster
+            with η / (1 - μ) and no momentum than with η and μ; see docs/how_to/past_the_paper.md.
         weight_decay: coefficient of the L2 penalty. Pass `detached_params(params, state)` to `update` as
             `params`, since the paper evaluates the penalty's gradient at the detached point too.
         detach: λ in [0, 1], or 'auto', see `error_feedback`.

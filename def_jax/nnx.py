@@ -106,7 +106,7 @@ class Optimizer(nnx.Optimizer):
 
     def _joined(self, x: jax.Array, rows: set[int]) -> jax.Array:
         if x.ndim == 1:
-            return _agreed(x)
+            return x.mean(0)
         if x.shape[1] not in rows:
             return x
         to = NamedSharding(self.tx.mesh, P(self.tx.axis_name))
@@ -129,7 +129,7 @@ def _params(model: nnx.Module, wrt: Any) -> PyTree:
 
 def _agreed(x: jax.Array) -> jax.Array:
     """The mean of what workers computed, or what they have in common, like counts."""
-    return x.mean(0) if jnp.issubdtype(x.dtype, jnp.floating) else x[0]
+    return x.mean(0) if jnp.issubdtype(x.dtype, jnp.floating) else x.max(0)  # x[0] fails on Explicit axes
 
 
 def _is_variable(node: Any) -> bool:

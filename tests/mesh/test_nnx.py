@@ -1,0 +1,48 @@
+"""Flax NNX: random numbers differ by worker, statistics and auxiliary values agree, on both kinds of axes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sharded_workers import AUTO, EXPLICIT
+
+import def_jax
+
+nnx = pytest.importorskip('flax.nnx')
+ROWS = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.norm, self.dense = nnx.BatchNorm(6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, rows):
+        return self.dense(self.dropout(self.norm(rows)))
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_a_step_on_both_kinds_of_axes(kind):
+    from def_jax.nnx import Optimizer
+
+    mesh = jax.make_mesh((2,), ('workers',), axis_types=(kind,), devices=jax.devices()[:2])
+    link = def_jax.error_feedback(def_jax.random_block(2), 'workers')
+    model = Model(nnx.Rngs(0))
+    optimizer = Optimizer(model, def_jax.spmd(optax.chain(optax.sgd(0.1), link), mesh), wrt=nnx.Param)
+
+    def loss_fn(model, rows):
+        outputs = model(rows)
+        return jnp.mean(outputs**2), {'positive': jnp.sum(rows > 0), 'outputs': outputs}
+
+    @nnx.jit
+    def step(model, optimizer, rows):
+        (_, aux), grads = optimizer.value_and_grad(loss_fn, has_aux=True)(model, rows)
+        optimizer.update(model, grads)
+        return aux
+
+    aux = step(model, optimizer, ROWS)
+    assert aux['positive'] == np.sum(ROWS > 0) / 2  # the mean, of integers too, not the first worker's
+    assert aux['outputs'].shape == (8, 2)
+    np.testing.assert_allclose(model.norm.mean[...], 0.01 * ROWS.mean(0), rtol=1e-5)
+    assert int(model.dropout.rngs.count[...]) == 1
