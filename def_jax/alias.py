@@ -13,7 +13,7 @@ from def_jax.compressors import random_block
 from def_jax.compressors.allocations import Allocation
 from def_jax.compressors.orders import Order
 from def_jax.error_feedback import error_feedback
-from def_jax.mesh.collectives import AxisName
+from def_jax.types import AxisName
 
 __all__ = ['def_adamw', 'def_sgd']
 

@@ -5,16 +5,13 @@ of `error_feedback`: e_t is the mean of the workers' errors e_k = -r_k, σ² the
 gradient, and M² the squared norm of the full gradient (Assumptions 3.1 and 3.2).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from def_jax.error_feedback import feedback_states
-from def_jax.mesh.collectives import AxisName, check_axis_name, num_workers, pmean
-
-PyTree = Any
+from def_jax.mesh.collectives import check_axis_name, num_workers, pmean
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['error_statistics', 'gradient_statistics']
 

@@ -23,12 +23,11 @@ from def_jax import beyond
 from def_jax.checks import check_seed, check_updates, named_leaves
 from def_jax.compressors import Compressor, check_compressor, shared_key
 from def_jax.compressors.base import unravel
-from def_jax.mesh.collectives import AxisName, check_axis_name, pmean
+from def_jax.mesh.collectives import check_axis_name, pmean
 from def_jax.mesh.link import float32_zeros, link, link_states
 from def_jax.mesh.shards import Shards
 from def_jax.mesh.varying import DETACHED, check_shared, start_varying, vary_if_tracked, varying_axes
-
-PyTree = Any
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['ErrorFeedbackState', 'detached_params', 'error_feedback', 'feedback_states', 'output_params']
 

@@ -19,7 +19,7 @@ from def_jax.baselines.cser import cser_of_ratio
 from def_jax.beyond.averaging import Averaging
 from def_jax.checks import check_choice, look_up
 from def_jax.error_feedback import error_feedback
-from def_jax.mesh.collectives import AxisName
+from def_jax.types import AxisName
 
 __all__ = ['METHODS', 'OPTIONS', 'Method', 'Point', 'get_method', 'trajectory']
 

@@ -14,8 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.spmd import Spmd
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['Optimizer']
 

@@ -8,17 +8,16 @@ forget; `feedback` adds the residual around it.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.mesh.collectives import AxisName, all_gather
+from def_jax.mesh.collectives import all_gather
 from def_jax.mesh.link import float32_updates, float32_zeros, link
-
-PyTree = Any
+from def_jax.types import AxisName, PyTree
 
 __all__ = [
     'Exchanged',

@@ -7,9 +7,10 @@ from def_jax.checks import check_ratio, is_number
 from def_jax.compressors import Compressor, check_compressor, random_block
 from def_jax.compressors.base import typed_key
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback
-from def_jax.mesh.collectives import AxisName, pmean
+from def_jax.mesh.collectives import pmean
 from def_jax.mesh.link import link
 from def_jax.mesh.varying import DETACHED
+from def_jax.types import AxisName
 
 __all__ = ['cser', 'cser_of_ratio']
 

@@ -1,7 +1,5 @@
 """DeMo: each worker sends the largest cosine coefficients of its momentum, and all apply the sign."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +17,7 @@ from def_jax.baselines.base import (
 )
 from def_jax.checks import check_integer, check_number, check_ratio
 from def_jax.compressors.base import ravel, unravel
-from def_jax.mesh.collectives import AxisName
-
-PyTree = Any
+from def_jax.types import AxisName
 
 __all__ = ['cosines', 'demo']
 

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import optax
 
-from def_jax.mesh.collectives import AxisName, pmean
+from def_jax.mesh.collectives import pmean
 from def_jax.mesh.link import link
+from def_jax.types import AxisName
 
 __all__ = ['AllReduceMeanState', 'all_reduce_mean']
 

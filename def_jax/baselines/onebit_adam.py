@@ -1,6 +1,6 @@
 """1-bit Adam: dense Adam first; then the second moment is frozen, and momenta travel as signs."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,9 @@ from jax import lax
 
 from def_jax.baselines.signs import exchange_signs
 from def_jax.checks import check_integer, check_number
-from def_jax.mesh.collectives import AxisName, pmean
+from def_jax.mesh.collectives import pmean
 from def_jax.mesh.link import float32_updates, float32_zeros, link
-
-PyTree = Any
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['OneBitAdamState', 'onebit_adam']
 

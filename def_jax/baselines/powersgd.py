@@ -1,7 +1,6 @@
 """PowerSGD: the workers agree on a low-rank approximation of their mean gradient by one power iteration."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,8 @@ from def_jax.baselines.base import Exchanged, feedback, matrix_shape
 from def_jax.checks import check_integer, check_ratio, check_seed
 from def_jax.compressors import shared_key
 from def_jax.compressors.base import ravel, typed_key, unravel
-from def_jax.mesh.collectives import AxisName, pmean
-
-PyTree = Any
+from def_jax.mesh.collectives import pmean
+from def_jax.types import AxisName
 
 __all__ = ['factored', 'powersgd', 'rank_of_ratio']
 

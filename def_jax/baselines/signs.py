@@ -1,7 +1,6 @@
 """One bit an element: signs packed into words, with one magnitude a tensor."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,8 @@ from jax import lax
 
 from def_jax.baselines.base import Exchanged, feedback, pack, unpack
 from def_jax.compressors.base import ravel, unravel
-from def_jax.mesh.collectives import AxisName, all_gather
-
-PyTree = Any
+from def_jax.mesh.collectives import all_gather
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['exchange_signs', 'sign_ef']
 

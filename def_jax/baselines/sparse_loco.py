@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,10 @@ from def_jax.baselines.base import (
 from def_jax.checks import check_integer, check_number, check_ratio
 from def_jax.compressors import identity, split
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback
-from def_jax.mesh.collectives import AxisName, all_gather
+from def_jax.mesh.collectives import all_gather
 from def_jax.mesh.link import float32_updates, link
 from def_jax.mesh.varying import DETACHED
-
-PyTree = Any
+from def_jax.types import AxisName
 
 __all__ = ['SparseLoCoState', 'sparse_loco']
 

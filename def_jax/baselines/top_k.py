@@ -11,7 +11,8 @@ from jax import lax
 from def_jax.baselines.base import Exchanged, all_gather_sparse, feedback, num_kept
 from def_jax.checks import check_indexable, check_ratio
 from def_jax.compressors.base import ravel, unravel
-from def_jax.mesh.collectives import AxisName, num_workers
+from def_jax.mesh.collectives import num_workers
+from def_jax.types import AxisName
 
 __all__ = ['top_k']
 

@@ -18,7 +18,7 @@ from def_jax.beyond.overlap import overlapped
 from def_jax.beyond.skipping import Skipping
 from def_jax.checks import check_flag
 from def_jax.compressors import Compressor
-from def_jax.mesh.collectives import AxisName
+from def_jax.types import AxisName
 
 __all__ = ['PAPER_DETACH', 'Options', 'Step', 'exchange', 'options', 'overlapped', 'pend']
 

@@ -7,9 +7,8 @@ from jax import lax
 
 from def_jax.beyond.base import Option
 from def_jax.checks import check_integer
-from def_jax.mesh.collectives import AxisName, pmean
-
-PyTree = Any
+from def_jax.mesh.collectives import pmean
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['Averaging']
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from def_jax.compressors.base import Selection
-from def_jax.mesh.collectives import AxisName, pmean
+from def_jax.mesh.collectives import pmean
 from def_jax.mesh.link import float32_updates
 from def_jax.mesh.shards import Shards
+from def_jax.types import AxisName, PyTree
 
-PyTree = Any
 Send = Callable[[PyTree, Any], tuple[jax.Array, Any]]  # pending, state -> mean message, new state
 
 __all__ = ['Option', 'Options', 'Send', 'Step', 'Wire', 'exchange', 'pend']

@@ -1,13 +1,10 @@
 """A decaying residual: the longer an update waits, the less it counts."""
 
-from typing import Any
-
 import jax
 
 from def_jax.beyond.base import Option
 from def_jax.checks import check_number
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['Decay']
 

@@ -25,9 +25,8 @@ from jax.typing import DTypeLike
 from def_jax.beyond.base import Option, Step
 from def_jax.checks import check_number
 from def_jax.compressors.base import Compressor
-from def_jax.mesh.collectives import AxisName, num_workers
-
-PyTree = Any
+from def_jax.mesh.collectives import num_workers
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['PAPER_DETACH', 'DetachEstimate', 'best_detach']
 

@@ -10,16 +10,14 @@ is that of the report.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from def_jax.beyond.base import Step, Wire
 from def_jax.compressors.base import Compressor, concatenate
-from def_jax.mesh.collectives import AxisName, num_workers
-
-PyTree = Any
+from def_jax.mesh.collectives import num_workers
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['Integers', 'check_levels', 'loading']
 

@@ -9,8 +9,7 @@ import optax
 from def_jax.beyond.base import Option, Step
 from def_jax.mesh.link import float32_zeros
 from def_jax.traffic.traced import inner_programs
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['Outer']
 

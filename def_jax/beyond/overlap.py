@@ -21,11 +21,9 @@ import jax.numpy as jnp
 from def_jax.beyond.base import Options, Step, exchange, pend
 from def_jax.compressors.base import Compressor, Selection
 from def_jax.compressors.blocks import read_after
-from def_jax.mesh.collectives import AxisName
 from def_jax.mesh.shards import Shards
 from def_jax.mesh.varying import varying_axes
-
-PyTree = Any
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['overlapped']
 

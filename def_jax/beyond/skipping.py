@@ -11,13 +11,11 @@ from jax import lax
 
 from def_jax.beyond.base import Option, Step, pend
 from def_jax.checks import check_flag
-from def_jax.mesh.collectives import AxisName
 from def_jax.mesh.link import is_link, link_states
 from def_jax.mesh.ownership import holds
 from def_jax.mesh.shards import Shards
 from def_jax.mesh.varying import vary_if_tracked
-
-PyTree = Any
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['Skipping', 'hold_skipped', 'step_taken']
 

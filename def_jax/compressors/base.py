@@ -19,8 +19,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.compressors.orders import AGE_SHARES
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = [
     'Compressor',

@@ -13,8 +13,7 @@ from def_jax.compressors import orders
 from def_jax.compressors.base import Selection, typed_key
 from def_jax.compressors.blocks import Block, read_after
 from def_jax.compressors.orders import Order
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['select_run']
 

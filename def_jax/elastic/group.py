@@ -12,8 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.spmd import Spmd
+from def_jax.types import PyTree
 
-PyTree = Any
 Incarnations = tuple[tuple[int, int], ...]  # process and incarnation, of each that lives
 
 __all__ = ['SHARD_AXIS', 'Group', 'Incarnations', 'divided', 'everywhere', 'grouped', 'names']

@@ -24,8 +24,7 @@ from def_jax.mesh.ownership import own_leaves, state_specs
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.specs import tree_of_specs
 from def_jax.mesh.spmd import Spmd, spmd
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['Team']
 

@@ -4,13 +4,11 @@ The mean is that of `mesh.regrouping`, which a checkpoint of another number of w
 over those who live.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['give']
 

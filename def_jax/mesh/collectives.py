@@ -6,12 +6,10 @@ from typing import Any
 import jax
 from jax import lax
 
-from def_jax.mesh.varying import AxisName, axis_names, varying_axes
-
-PyTree = Any
+from def_jax.mesh.varying import axis_names, varying_axes
+from def_jax.types import AxisName, PyTree
 
 __all__ = [
-    'AxisName',
     'all_gather',
     'check_axis_name',
     'num_workers',

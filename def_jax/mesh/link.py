@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from def_jax.checks import check_floating, check_state, check_updates
-from def_jax.mesh.collectives import AxisName, check_axis_name
+from def_jax.mesh.collectives import check_axis_name
 from def_jax.mesh.shards import WHOLE, Shards
 from def_jax.mesh.varying import OWN_PARAMS, check_not_summed
-
-PyTree = Any
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['float32_updates', 'float32_zeros', 'is_link', 'link', 'link_states']
 

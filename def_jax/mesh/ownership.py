@@ -5,8 +5,6 @@ before a link in a chain see only local gradients, so their state belongs to one
 it see only values on which all workers agree.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,8 +13,7 @@ from jax.tree_util import DictKey, GetAttrKey
 
 from def_jax.mesh.link import is_link, link_states
 from def_jax.mesh.specs import specs_like, tree_of_specs
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = [
     'abstract_state',

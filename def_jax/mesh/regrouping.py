@@ -1,13 +1,12 @@
 """The state of a run with another number of workers."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['num_stacked', 'regroup']
 

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from def_jax.mesh.collectives import AxisName, check_axis_name
-
-PyTree = Any
+from def_jax.mesh.collectives import check_axis_name
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['assert_replicated', 'checksums', 'leaf_names']
 

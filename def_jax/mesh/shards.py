@@ -16,9 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from def_jax.compressors.base import Compressor, Selection
 from def_jax.mesh.specs import is_spec, spec_axes, specs_like
-from def_jax.mesh.varying import AxisName, axis_names
-
-PyTree = Any
+from def_jax.mesh.varying import axis_names
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['WHOLE', 'Shards', 'Tape']
 

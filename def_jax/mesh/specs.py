@@ -11,8 +11,7 @@ from jax.tree_util import DictKey, GetAttrKey, keystr
 
 from def_jax.checks import named_leaves
 from def_jax.mesh.varying import axis_names
-
-PyTree = Any
+from def_jax.types import PyTree
 
 _STRUCTURES = (
     'Give every parameter a PartitionSpec, or one to a subtree or to all. If only one of the two trees wraps '

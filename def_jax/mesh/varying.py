@@ -6,21 +6,17 @@ sum, so here the sum is an error.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax import lax
 
 from def_jax.checks import named_leaves
-
-PyTree = Any
-AxisName = str | Sequence[str] | None
+from def_jax.types import AxisName, PyTree
 
 __all__ = [
     'DETACHED',
     'OWN_PARAMS',
-    'AxisName',
     'axis_names',
     'check_not_summed',
     'check_shared',

@@ -16,8 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.specs import check_specs, is_spec, spec_axes, spec_leaves
 from def_jax.mesh.varying import axis_names
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['WorkerMesh', 'check_mesh', 'in_memory']
 

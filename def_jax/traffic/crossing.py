@@ -8,12 +8,10 @@ from jax.tree_util import keystr
 
 from def_jax.mesh.link import is_link
 from def_jax.mesh.specs import spec_axes
-from def_jax.mesh.varying import AxisName
 from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.traffic.hlo import Collective, collectives
 from def_jax.traffic.traced import traffic_of
-
-PyTree = Any
+from def_jax.types import AxisName, PyTree
 
 __all__ = ['check', 'crossing', 'message_bytes']
 

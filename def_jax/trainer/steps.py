@@ -13,12 +13,13 @@ from jax import lax
 from def_jax import diagnostics
 from def_jax.beyond.skipping import step_taken
 from def_jax.error_feedback import detached_params, output_params
-from def_jax.mesh.collectives import AxisName, pmean, psum
+from def_jax.mesh.collectives import pmean, psum
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks.base import Task
 from def_jax.trainer.tasks.gradients import accumulated_value_and_grad
 from def_jax.trainer.workers import AXIS, Workers
+from def_jax.types import AxisName
 
 __all__ = [
     'TrainState',

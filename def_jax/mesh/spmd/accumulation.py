@@ -1,13 +1,12 @@
 """Several gradients for a message: what `optax.MultiSteps` does, decided for all workers at once."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
 from jax import lax
 
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['update']
 

@@ -19,8 +19,7 @@ from def_jax.mesh.ownership import own_leaves, state_specs
 from def_jax.mesh.shards import Shards, Tape
 from def_jax.mesh.worker_mesh import WorkerMesh, in_memory
 from def_jax.traffic.traced import inner_programs
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['depends_on', 'run', 'update']
 

@@ -18,8 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.traffic.traced import inner_programs
-
-PyTree = Any
+from def_jax.types import PyTree
 
 # What JAX says of a PartitionSpec for which there is no mesh.
 _WITHOUT_MESH = ('requires a non-empty mesh', 'not under a mesh context')

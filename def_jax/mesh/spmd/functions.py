@@ -28,8 +28,7 @@ from def_jax.mesh.spmd.trained import combined, like, trained
 from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
 from def_jax.traffic import crossing
 from def_jax.traffic.hlo import Collective
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['Spmd', 'spmd']
 

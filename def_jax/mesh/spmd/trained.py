@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['combined', 'like', 'trained']
 

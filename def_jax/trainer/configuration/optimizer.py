@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from def_jax import get_method, random_block
-from def_jax.mesh.collectives import AxisName
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.factories import Factory, find, said
 from def_jax.trainer.configuration.optimizers import OPTIMIZERS, sgd
 from def_jax.trainer.configuration.schedules import SCHEDULES
+from def_jax.types import AxisName
 
 __all__ = ['find_optimizer', 'find_outer', 'find_schedule', 'make_optimizer', 'make_schedule']
 
