@@ -149,18 +149,21 @@ def num_kept(size: int, ratio: float) -> int:
 
 
 def all_gather_sparse(
-    values: jax.Array, indices: jax.Array, size: int, axis_name: AxisName
-) -> tuple[jax.Array, jax.Array]:
-    """Sums over workers of what each has chosen, and how many workers have chosen it: two arrays [size].
+    whole: jax.Array, indices: jax.Array, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sums over workers of the elements that each has chosen, how many have chosen it, and worker k's own.
 
     Args:
-        values: float32 [B], worker k's.
-        indices: [B], their places, each at most once; below `size`.
-        size: number of places.
+        whole: float32 [n], of which worker k sends some elements.
+        indices: [B], their places, each at most once.
         axis_name: the axis over workers.
+
+    Returns:
+        Three arrays, float32 [n], with zeros elsewhere; all but the last are the same on all workers.
 
     Source: the exchange of sparse tensors by all-gather, e.g. Lin et al. (2018). A message is 2·B words.
     """
+    values = whole[indices]
     message = jnp.concatenate([lax.bitcast_convert_type(values, jnp.uint32), indices.astype(jnp.uint32)])
 
     def add(worker, sums):
@@ -172,8 +175,9 @@ def all_gather_sparse(
         return totals.add(chosen, unique_indices=True), counts.add(1.0, unique_indices=True)
 
     gathered = all_gather(message, axis_name)
-    zeros = jnp.zeros(size, jnp.float32)
-    return lax.fori_loop(0, len(gathered), add, (zeros, zeros))
+    zeros = jnp.zeros(whole.size, jnp.float32)
+    sums = lax.fori_loop(0, len(gathered), add, (zeros, zeros))
+    return *sums, jnp.zeros_like(whole).at[indices].set(values)
 
 
 def pack(values: jax.Array, bits: int) -> jax.Array:

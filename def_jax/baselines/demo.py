@@ -80,15 +80,13 @@ def demo(
             for c, start in zip(coefficients, starts, strict=False)
         ]
         indices = jnp.concatenate([jnp.zeros(0, jnp.int32), *chosen])
-        whole = ravel(coefficients)
-        values = whole[indices]
-        totals, counts = all_gather_sparse(values, indices, whole.size, axis_name)
+        totals, counts, own = all_gather_sparse(ravel(coefficients), indices, axis_name)
 
         def decoded(vector):
             parts = zip(unravel(vector, coefficients), leaves, strict=True)
             return [_restored(part, leaf.shape, chunk) for part, leaf in parts]
 
-        sent = decoded(jnp.zeros_like(whole).at[indices].set(values))
+        sent = decoded(own)
         update = [jnp.sign(x) for x in decoded(totals / jnp.maximum(counts, 1))]
         return Exchanged(jax.tree.unflatten(treedef, update), jax.tree.unflatten(treedef, sent), carry)
 

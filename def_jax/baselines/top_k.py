@@ -58,10 +58,7 @@ def top_k(ratio: float, axis_name: AxisName) -> optax.GradientTransformation:
         indices = jnp.concatenate(
             [jnp.zeros(0, jnp.int32), *(i + start for i, start in zip(chosen, starts, strict=False))]
         )
-        whole = ravel(pending)
-        values = whole[indices]
-        total, _ = all_gather_sparse(values, indices, whole.size, axis_name)
-        sent = jnp.zeros_like(whole).at[indices].set(values)
+        total, _, sent = all_gather_sparse(ravel(pending), indices, axis_name)
         return Exchanged(unravel(total / num_workers(axis_name), pending), unravel(sent, pending), carry)
 
     return feedback(axis_name, exchange)
