@@ -5,7 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import reference
+
+import def_jax
+from def_jax.mesh.varying import vary_if_tracked
 
 NUM_STEPS = 50
 LEARNING_RATES = np.where(np.arange(NUM_STEPS) < 30, 0.02, 0.002)  # one drop
@@ -15,6 +19,7 @@ LEARNING_RATES = np.where(np.arange(NUM_STEPS) < 30, 0.02, 0.002)  # one drop
 TOLERANCE = dict(rtol=0, atol=5e-6)
 RNG = np.random.default_rng(0)
 INITIAL = tuple(0.5 * RNG.normal(size=shape).astype(np.float32) for shape in reference.MLP_SHAPES)
+START = np.concatenate([np.ravel(x) for x in INITIAL]).astype(np.float64)  # for the oracles
 mlp_data = functools.partial(reference.mlp_data, num_steps=NUM_STEPS)
 
 
@@ -26,6 +31,61 @@ def loss_fn(params, batch):
     w1, w2, b1, b2, scale = params
     inputs, targets = batch
     return 0.5 * jnp.mean(jnp.sum((scale * (jnp.tanh(inputs @ w1 + b1) @ w2 + b2) - targets) ** 2, axis=1))
+
+
+def gradient(num_workers, num_steps=NUM_STEPS):
+    """The gradient of each worker at each step, as oracles take it."""
+    inputs, targets = (x.astype(np.float64) for x in mlp_data(num_workers, num_steps=num_steps))
+    return lambda theta, k, t: reference.mlp_gradient(theta, inputs[k, t], targets[k, t])
+
+
+def learning_rate(step):
+    return jnp.asarray(LEARNING_RATES, jnp.float32)[step]
+
+
+def at_x(params, state):
+    """The point of methods without feedback."""
+    del state
+    return params
+
+
+def x_y_residual(axis_name='workers'):
+    """What `train` observes of error feedback, each [d]."""
+
+    def observe(params, state):
+        y = def_jax.output_params(params, state, axis_name)
+        return flat(params), flat(y), flat(optax.tree.get(state, 'residual'))
+
+    return observe
+
+
+def train(optimizer, batches, observe, *, point=def_jax.detached_params, varying=None):
+    """What one worker observes after 0, ..., T steps of the loop of the README: each [T + 1, ...].
+
+    `varying` is the axis over workers under shard_map's types, which demand of a scan that what will differ
+    between workers is marked though it starts equal.
+    """
+
+    def step(carry, batch):
+        params, state = carry
+        at = point(params, state)
+        updates, state = optimizer.update(jax.grad(loss_fn)(at, batch), state, at)
+        params = optax.apply_updates(params, updates)
+        return (params, state), observe(params, state)
+
+    params = jax.tree.map(jnp.asarray, INITIAL)
+    state = optimizer.init(params)
+    if varying:
+        trace = optax.tree.get(state, 'trace')
+        state = optax.tree.set(state, trace=vary_if_tracked(trace, varying))
+    first = observe(params, state)
+    _, rest = jax.lax.scan(step, (params, state), batches)
+    return jax.tree.map(lambda z, zs: jnp.concatenate([z[None], zs]), first, rest)
+
+
+def vmapped(worker, batches, *args):
+    """A worker's function on all of them at once, jitted."""
+    return jax.jit(jax.vmap(lambda own: worker(own, *args), axis_name='workers'))(batches)
 
 
 @functools.cache

@@ -10,13 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import perceptron
 import pytest
 import reference
 from jax.sharding import PartitionSpec as P
-from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data, multipliers
+from perceptron import (
+    INITIAL,
+    LEARNING_RATES,
+    START,
+    TOLERANCE,
+    flat,
+    gradient,
+    learning_rate,
+    loss_fn,
+    mlp_data,
+    multipliers,
+    x_y_residual,
+)
 
 import def_jax
-from def_jax.mesh.varying import vary_if_tracked
 
 
 class Hyper(NamedTuple):
@@ -28,38 +40,15 @@ class Hyper(NamedTuple):
 HYPERS = [Hyper(*values) for values in itertools.product([0.0, 0.9], [0.0, 0.05], [0.0, 0.3, 1.0])]
 
 
-def vary(state, axis_name):
-    """As shard_map's types demand of a scan: what will differ between workers, though it starts equal."""
-    trace = optax.tree.get(state, 'trace')
-    return optax.tree.set(state, trace=vary_if_tracked(trace, axis_name))
-
-
-def train(compressor, axis_name, batches, hyper, *, seed=0, average_every=0, varying=False):
-    """One worker's x, y and residual after 0, ..., T steps: each [T + 1, d]. The step of the README."""
+def train(compressor, axis_name, batches, hyper, *, varying=None, **options):
+    """One worker's x, y and residual after 0, ..., T steps: each [T + 1, d]."""
     momentum, weight_decay, detach = hyper
     optimizer = optax.chain(
         optax.add_decayed_weights(weight_decay),
-        optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=momentum),
-        def_jax.error_feedback(compressor, axis_name, seed=seed, detach=detach, average_every=average_every),
+        optax.sgd(learning_rate, momentum=momentum),
+        def_jax.error_feedback(compressor, axis_name, detach=detach, **options),
     )
-
-    def observe(params, state):
-        y = def_jax.output_params(params, state, axis_name)
-        return flat(params), flat(y), flat(optax.tree.get(state, 'residual'))
-
-    def step(carry, batch):
-        params, state = carry
-        point = def_jax.detached_params(params, state)
-        grads = jax.grad(loss_fn)(point, batch)
-        updates, state = optimizer.update(grads, state, point)
-        params = optax.apply_updates(params, updates)
-        return (params, state), observe(params, state)
-
-    params = jax.tree.map(jnp.asarray, INITIAL)
-    state = optimizer.init(params)
-    state = vary(state, axis_name) if varying else state
-    _, rest = jax.lax.scan(step, (params, state), batches)
-    return tuple(jnp.concatenate([z[None], zs]) for z, zs in zip(observe(params, state), rest, strict=True))
+    return perceptron.train(optimizer, batches, x_y_residual(axis_name), varying=varying)
 
 
 def vmapped(compressor, num_workers, hypers, **kwargs):
@@ -70,20 +59,15 @@ def vmapped(compressor, num_workers, hypers, **kwargs):
     return jax.jit(jax.vmap(workers, in_axes=(None, 0)))(mlp_data(num_workers), stacked)
 
 
-def oracle_arguments(compressor, num_workers, seed=0):
-    inputs, targets = (x.astype(np.float64) for x in mlp_data(num_workers))
-
-    def gradient(theta, k, t):
-        return reference.mlp_gradient(theta, inputs[k, t], targets[k, t])
-
-    return np.asarray(flat(INITIAL)), gradient, multipliers(compressor, seed), LEARNING_RATES
-
-
 def assert_equals_oracle(actual, compressor, hyper, *, seed=0, average_every=0):
     """`actual` holds x, y and residual as [K, T + 1, d]."""
     x, y, residual = (np.asarray(z) for z in actual)
-    arguments, settings = oracle_arguments(compressor, len(x), seed), Hyper(*map(float, hyper))._asdict()
-    expected = reference.algorithm_1(*arguments, num_workers=len(x), average_every=average_every, **settings)
+    expected = reference.algorithm_1(
+        *(START, gradient(len(x)), multipliers(compressor, seed), LEARNING_RATES),
+        num_workers=len(x),
+        average_every=average_every,
+        **Hyper(*map(float, hyper))._asdict(),
+    )
     for worker in range(len(x)):
         np.testing.assert_allclose(x[worker], expected.x, **TOLERANCE)
         np.testing.assert_allclose(y[worker], expected.y, **TOLERANCE)
@@ -108,30 +92,27 @@ BLOCK_4, BLOCK_64, MODEL_4 = (COMPRESSORS[name] for name in ('tensor-4', 'tensor
 def test_gradient_of_the_oracle():
     batch = tuple(x[0, 0] for x in mlp_data(1))
     expected = flat(jax.grad(loss_fn)(jax.tree.map(jnp.asarray, INITIAL), batch))
-    actual = reference.mlp_gradient(np.asarray(flat(INITIAL), np.float64), *batch)
+    actual = reference.mlp_gradient(START, *batch)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ('name', 'num_workers'),
+    ('name', 'num_workers', 'average_every'),
     [
-        *(('tensor-4', 1), ('tensor-4', 8), ('tensor-64', 4)),
-        *(('model-4', 4), ('model-64', 2)),
+        *(('tensor-4', 1, 0), ('tensor-4', 8, 0), ('tensor-4', 4, 7)),
+        *(('tensor-64', 4, 0), ('model-4', 4, 0), ('model-64', 2, 0)),
     ],
 )
-def test_vmap_equals_oracle(name, num_workers):
-    actual = vmapped(COMPRESSORS[name], num_workers, HYPERS)
+def test_vmap_equals_oracle(name, num_workers, average_every):
+    actual = vmapped(COMPRESSORS[name], num_workers, HYPERS, average_every=average_every)
     for i, hyper in enumerate(HYPERS):
-        assert_equals_oracle([z[i] for z in actual], COMPRESSORS[name], hyper)
+        found = [z[i] for z in actual]
+        assert_equals_oracle(found, COMPRESSORS[name], hyper, average_every=average_every)
 
 
 @pytest.mark.parametrize(
     ('compressor', 'num_workers', 'seed', 'average_every'),
-    [
-        (BLOCK_4, 8, 0, 0),
-        (MODEL_4, 4, 1, 3),
-        (def_jax.random_k(4), 2, 0, 1),
-    ],
+    [(BLOCK_4, 8, 0, 0), (MODEL_4, 4, 1, 3), (def_jax.random_k(4), 2, 0, 1)],
 )
 def test_pmap_equals_oracle(compressor, num_workers, seed, average_every):
     worker = functools.partial(train, compressor, 'workers', seed=seed, average_every=average_every)
@@ -158,9 +139,8 @@ def test_shard_map_equals_oracle(compressor, num_workers, average_every, check_v
     )
     def workers(batches, hyper):
         own = jax.tree.map(lambda x: x[0], batches)
-        x, y, residual = train(
-            compressor, 'workers', own, hyper, average_every=average_every, varying=check_vma
-        )
+        options = {'average_every': average_every, 'varying': check_vma and 'workers'}
+        x, y, residual = train(compressor, 'workers', own, hyper, **options)
         return x, y, residual[None]
 
     for hyper in (Hyper(0.9, 0.05, 0.3), Hyper(0.0, 0.0, 1.0)):
@@ -187,38 +167,19 @@ def test_tuple_of_axes_is_one_flat_axis(axes):
     assert_equals_oracle([z.reshape(8, *z.shape[2:]) for z in actual], BLOCK_4, Hyper(), average_every=4)
 
 
-@pytest.mark.parametrize('period', [7, 51])
-def test_average_every_equals_oracle(period):
-    hypers = [Hyper(detach=1.0), Hyper(detach=0.3)]
-    actual = vmapped(BLOCK_4, 4, hypers, average_every=period)
-    for i, hyper in enumerate(hypers):
-        assert_equals_oracle([z[i] for z in actual], BLOCK_4, hyper, average_every=period)
-
-
 # --- Relations between the methods ------------------------------------------------------------------------
 
 
 def momentum_sgd(num_workers):
-    """x [T + 1, d] of uncompressed momentum SGD, from optax alone: the gradient is the mean over workers."""
-    optimizer = optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=0.9)
-
-    def step(carry, batches):
-        params, state = carry
-        grads = jax.grad(lambda p: jnp.mean(jax.vmap(loss_fn, in_axes=(None, 0))(p, batches)))(params)
-        updates, state = optimizer.update(grads, state)
-        params = optax.apply_updates(params, updates)
-        return (params, state), flat(params)
-
-    batches = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), mlp_data(num_workers))
-    start = INITIAL, optimizer.init(INITIAL)
-    xs = jax.jit(lambda: jax.lax.scan(step, start, batches)[1])()
-    return np.concatenate([flat(INITIAL)[None], xs])
+    """x [T + 1, d] of uncompressed momentum SGD."""
+    arguments = START, gradient(num_workers), LEARNING_RATES
+    return reference.sgd(*arguments, num_workers=num_workers, momentum=0.9)
 
 
-@pytest.mark.parametrize('name', ['tensor-64'])
-def test_detach_one_is_cser_without_gradient_synchronisation(name):
-    x, _, residual = vmapped(COMPRESSORS[name], 4, [Hyper(detach=1.0)])
-    models = reference.cser(*oracle_arguments(COMPRESSORS[name], 4), num_workers=4, momentum=0.9)
+def test_detach_one_is_cser_without_gradient_synchronisation():
+    x, _, residual = vmapped(BLOCK_64, 4, [Hyper(detach=1.0)])
+    arguments = START, gradient(4), multipliers(BLOCK_64), LEARNING_RATES
+    models = reference.cser(*arguments, num_workers=4, momentum=0.9)
     np.testing.assert_allclose(np.swapaxes((x + residual)[0], 0, 1), models, **TOLERANCE)
 
 
@@ -230,22 +191,20 @@ def test_ratio_one_is_uncompressed(compressor):
     np.testing.assert_allclose(x[0, 0], momentum_sgd(4), **TOLERANCE)
 
 
-@pytest.mark.parametrize('name', ['tensor-64'])
-def test_one_worker_and_detach_one_outputs_momentum_sgd(name):
-    _, y, _ = vmapped(COMPRESSORS[name], 1, [Hyper(detach=1.0)])
+@pytest.mark.parametrize(
+    ('compressor', 'num_workers', 'average_every'),
+    [(BLOCK_64, 1, 0), (BLOCK_4, 4, 1)],
+    ids=['one worker', 'SAEF that averages at every step'],
+)
+def test_at_detach_one_the_output_is_momentum_sgd(compressor, num_workers, average_every):
+    _, y, _ = vmapped(compressor, num_workers, [Hyper(detach=1.0)], average_every=average_every)
+    np.testing.assert_allclose(y[0, 0], momentum_sgd(num_workers), **TOLERANCE)
+
+
+def test_scaled_is_sgd_with_iterate_averaging():
+    x, y, _ = vmapped(def_jax.scaled(0.05), 1, [Hyper(detach=1.0)])
     np.testing.assert_allclose(y[0, 0], momentum_sgd(1), **TOLERANCE)
-
-
-@pytest.mark.parametrize('delta', [0.05])
-def test_scaled_is_sgd_with_iterate_averaging(delta):
-    x, y, _ = vmapped(def_jax.scaled(delta), 1, [Hyper(detach=1.0)])
-    np.testing.assert_allclose(y[0, 0], momentum_sgd(1), **TOLERANCE)
-    np.testing.assert_allclose(x[0, 0], reference.iterate_average(momentum_sgd(1), delta), **TOLERANCE)
-
-
-def test_saef_averaging_every_step_outputs_momentum_sgd():
-    _, y, _ = vmapped(BLOCK_4, 4, [Hyper(detach=1.0)], average_every=1)
-    np.testing.assert_allclose(y[0, 0], momentum_sgd(4), **TOLERANCE)
+    np.testing.assert_allclose(x[0, 0], reference.iterate_average(momentum_sgd(1), 0.05), **TOLERANCE)
 
 
 INNER = {
@@ -278,7 +237,7 @@ def test_output_moves_by_the_mean_update(name):
     assert_same_bits_on_every_device(x)
     u = np.asarray(u, np.float64)
     assert np.max(np.std(u, axis=0)) > 1e-3  # the workers do differ
-    path = np.asarray(flat(INITIAL)) + np.cumsum(np.mean(u, axis=0), axis=0)
+    path = START + np.cumsum(np.mean(u, axis=0), axis=0)
     np.testing.assert_allclose(y[0], path, **TOLERANCE)
 
 

@@ -6,7 +6,19 @@ import numpy as np
 import optax
 import pytest
 import reference
-from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data, multipliers
+from perceptron import (
+    LEARNING_RATES,
+    START,
+    TOLERANCE,
+    at_x,
+    flat,
+    gradient,
+    learning_rate,
+    mlp_data,
+    multipliers,
+    train,
+    vmapped,
+)
 
 import def_jax
 from def_jax import methods
@@ -19,7 +31,7 @@ def trained(name, num_workers, granularity='tensor', average_every=0):
     method = def_jax.get_method(name)
     optimizer = method.optimizer(
         optax.add_decayed_weights(WEIGHT_DECAY),
-        optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=MOMENTUM),
+        optax.sgd(learning_rate, momentum=MOMENTUM),
         'workers',
         method.compressor(RATIO, granularity),
         detach=DETACH,
@@ -35,54 +47,38 @@ def trained(name, num_workers, granularity='tensor', average_every=0):
             found['own'] = jax.tree.map(jnp.add, params, residual)
         return {point: flat(found[point]) for point in method.points}
 
-    def step(carry, batch):
-        params, state = carry
-        point = def_jax.detached_params(params, state) if feeds_back else params
-        updates, state = optimizer.update(jax.grad(loss_fn)(point, batch), state, point)
-        params = optax.apply_updates(params, updates)
-        return (params, state), points(params, state)
-
-    def worker(batches):
-        params = jax.tree.map(jnp.asarray, INITIAL)
-        start = (params, optimizer.init(params))
-        _, rest = jax.lax.scan(step, start, batches)
-        return jax.tree.map(lambda first, later: jnp.concatenate([first[None], later]), points(*start), rest)
-
-    return jax.jit(jax.vmap(worker, axis_name='workers'))(mlp_data(num_workers))
+    point = def_jax.detached_params if feeds_back else at_x
+    return vmapped(lambda batches: train(optimizer, batches, points, point=point), mlp_data(num_workers))
 
 
 def oracle(name, num_workers, granularity='tensor', average_every=0):
     """The answer of the method, [K, T + 1, d] or, where workers share it, [T + 1, d]."""
-    inputs, targets = (x.astype(np.float64) for x in mlp_data(num_workers))
-    start = np.asarray(flat(INITIAL), np.float64)
     blocks = {name: def_jax.random_block(RATIO, granularity=name) for name in ('tensor', 'model')}
     masks = multipliers((blocks | {'element': def_jax.random_k(RATIO)})[granularity])
     settings = {'num_workers': num_workers, 'momentum': MOMENTUM, 'weight_decay': WEIGHT_DECAY}
-
-    def gradient(theta, k, t):
-        return reference.mlp_gradient(theta, inputs[k, t], targets[k, t])
+    problem = START, gradient(num_workers)
 
     def algorithm_1(detach, period=0):
         return reference.algorithm_1(
-            start, gradient, masks, LEARNING_RATES, detach=detach, average_every=period, **settings
+            *problem, masks, LEARNING_RATES, detach=detach, average_every=period, **settings
         )
 
-    if name == 'sgd':
-        return reference.sgd(start, gradient, LEARNING_RATES, **settings)
-    if name == 'ef21':
-        return reference.ef21(start, gradient, masks, LEARNING_RATES, **settings)
-    if name == 'sgd_ia':
-        return reference.iterate_average(
-            reference.sgd(start, gradient, LEARNING_RATES, **settings), 1 / RATIO
-        )
-    if name == 'psync':
+    def sgd():
+        return reference.sgd(*problem, LEARNING_RATES, **settings)
+
+    def psync():
         path = algorithm_1(1.0)
         return (path.x[:, None] - path.e).swapaxes(0, 1)
+
     return {
+        'sgd': sgd,
         'ef': lambda: algorithm_1(0.0).x,
         'saef': lambda: algorithm_1(1.0, average_every).x,
+        'psync': psync,
         'def': lambda: algorithm_1(DETACH).y,
         'def_a': lambda: algorithm_1(DETACH).x,
+        'ef21': lambda: reference.ef21(*problem, masks, LEARNING_RATES, **settings),
+        'sgd_ia': lambda: reference.iterate_average(sgd(), 1 / RATIO),
     }[name]()
 
 

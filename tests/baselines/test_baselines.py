@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import perceptron
 import pytest
 import reference
 import reference_baselines as oracles
 import scipy.fft
 from jax.sharding import PartitionSpec as P
-from perceptron import INITIAL, TOLERANCE, flat, loss_fn, multipliers
+from perceptron import INITIAL, START, TOLERANCE, at_x, flat, gradient, multipliers
 
 import def_jax
 from def_jax import baselines
@@ -59,38 +60,24 @@ CASES = {
 }
 
 
-def data(num_workers=NUM_WORKERS):
-    return reference.mlp_data(num_workers, NUM_STEPS)
+def data():
+    return reference.mlp_data(NUM_WORKERS, NUM_STEPS)
 
 
 def train(name, axis_name, batches):
     """One worker's x after 0, ..., T steps: [T + 1, d]."""
     link, _, momentum = CASES[name]
-    schedule = jnp.asarray(RATES, jnp.float32)
-    optimizer = optax.chain(link(axis_name), optax.sgd(lambda step: schedule[step], momentum or None))
-
-    def step(carry, batch):
-        params, state = carry
-        updates, state = optimizer.update(jax.grad(loss_fn)(params, batch), state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), flat(params)
-
-    params = jax.tree.map(jnp.asarray, INITIAL)
-    state = optimizer.init(params)
-    _, rest = jax.lax.scan(step, (params, state), batches)
-    return jnp.concatenate([flat(params)[None], rest])
+    optimizer = optax.chain(
+        link(axis_name), optax.sgd(lambda step: jnp.asarray(RATES, jnp.float32)[step], momentum or None)
+    )
+    return perceptron.train(optimizer, batches, lambda params, state: flat(params), point=at_x)
 
 
 @functools.cache
-def expected(name, num_workers=NUM_WORKERS):
-    inputs, targets = (x.astype(np.float64) for x in data(num_workers))
-
-    def gradient(theta, k, t):
-        return reference.mlp_gradient(theta, inputs[k, t], targets[k, t])
-
+def expected(name):
     _, oracle, momentum = CASES[name]
-    start = np.asarray(flat(INITIAL))
-    return oracles.train(start, gradient, oracle(), RATES, num_workers=num_workers, momentum=momentum)
+    problem = START, gradient(NUM_WORKERS, NUM_STEPS), oracle(), RATES
+    return oracles.train(*problem, num_workers=NUM_WORKERS, momentum=momentum)
 
 
 def assert_equal_everywhere(x, oracle):

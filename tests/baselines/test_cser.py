@@ -7,7 +7,7 @@ import optax
 import pytest
 import reference
 import reference_baselines as oracles
-from perceptron import INITIAL, TOLERANCE, flat, loss_fn, multipliers
+from perceptron import INITIAL, START, TOLERANCE, flat, gradient, multipliers, train, vmapped
 
 import def_jax
 from def_jax import baselines
@@ -25,19 +25,11 @@ def own_models(link):
     """Every worker's model x + r_k: [T + 1, K, d]."""
     optimizer = optax.chain(optax.sgd(RATE, momentum=0.9), link)
 
-    def step(carry, batch):
-        params, state = carry
-        own = def_jax.detached_params(params, state)
-        updates, state = optimizer.update(jax.grad(loss_fn)(own, batch), state, own)
-        params = optax.apply_updates(params, updates)
-        return (params, state), flat(def_jax.detached_params(params, state))
+    def own(params, state):
+        return flat(def_jax.detached_params(params, state))
 
-    def worker(batches):
-        params = jax.tree.map(jnp.asarray, INITIAL)
-        _, own = jax.lax.scan(step, (params, optimizer.init(params)), batches)
-        return jnp.concatenate([flat(params)[None], own])
-
-    return np.moveaxis(np.asarray(jax.jit(jax.vmap(worker, axis_name='workers'))(data())), 0, 1)
+    models = vmapped(lambda batches: train(optimizer, batches, own), data())
+    return np.moveaxis(np.asarray(models), 0, 1)
 
 
 def update_masks(compressor):
@@ -55,10 +47,9 @@ def update_masks(compressor):
 @pytest.mark.parametrize('every', [1, 4])
 def test_cser_equals_oracle(every):
     c1, c2 = def_jax.random_block(2), def_jax.random_block(4, order='shuffled')
-    inputs, targets = (x.astype(np.float64) for x in data())
     expected = oracles.cser(
-        np.asarray(flat(INITIAL)),
-        lambda theta, k, t: reference.mlp_gradient(theta, inputs[k, t], targets[k, t]),
+        START,
+        gradient(NUM_WORKERS, NUM_STEPS),
         multipliers(c1, num_steps=NUM_STEPS),
         update_masks(c2),
         [RATE] * NUM_STEPS,

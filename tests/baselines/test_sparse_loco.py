@@ -7,41 +7,19 @@ import optax
 import pytest
 import reference
 import reference_baselines as oracles
-from perceptron import INITIAL, TOLERANCE, flat, loss_fn
+from perceptron import START, TOLERANCE, flat, gradient, train
 
-import def_jax
 from def_jax import baselines
 from def_jax.traffic import traffic
 
 NUM_WORKERS, NUM_STEPS, RATE, MOMENTUM, CHUNK = 4, 24, 0.03, 0.9, 2
 
 
-def data():
-    return reference.mlp_data(NUM_WORKERS, NUM_STEPS)
-
-
-def worker(link, batches):
-    """One worker's x after 0, ..., T steps: [T + 1, d]."""
-    optimizer = optax.chain(optax.sgd(RATE, momentum=MOMENTUM), link)
-
-    def step(carry, batch):
-        params, state = carry
-        own = def_jax.detached_params(params, state)
-        updates, state = optimizer.update(jax.grad(loss_fn)(own, batch), state, own)
-        params = optax.apply_updates(params, updates)
-        return (params, state), flat(params)
-
-    params = jax.tree.map(jnp.asarray, INITIAL)
-    _, rest = jax.lax.scan(step, (params, optimizer.init(params)), batches)
-    return jnp.concatenate([flat(params)[None], rest])
-
-
 @pytest.mark.parametrize(('every', 'ratio'), [(1, 4), (3, 2), (4, 1)])
 def test_sparse_loco_equals_oracle(every, ratio):
-    inputs, targets = (x.astype(np.float64) for x in data())
     expected = oracles.sparse_loco(
-        np.asarray(flat(INITIAL)),
-        lambda theta, k, t: reference.mlp_gradient(theta, inputs[k, t], targets[k, t]),
+        START,
+        gradient(NUM_WORKERS, NUM_STEPS),
         [RATE] * NUM_STEPS,
         reference.MLP_SHAPES,
         num_workers=NUM_WORKERS,
@@ -51,7 +29,12 @@ def test_sparse_loco_equals_oracle(every, ratio):
         momentum=MOMENTUM,
     )
     link = baselines.sparse_loco(ratio, 'workers', every=every, chunk=CHUNK)
-    found = np.asarray(jax.pmap(lambda batch: worker(link, batch), axis_name='workers')(data()))
+    optimizer = optax.chain(optax.sgd(RATE, momentum=MOMENTUM), link)
+
+    def worker(batches):
+        return train(optimizer, batches, lambda params, state: flat(params))
+
+    found = jax.pmap(worker, axis_name='workers')(reference.mlp_data(NUM_WORKERS, NUM_STEPS))
     np.testing.assert_allclose(found[0], expected, **TOLERANCE)
     np.testing.assert_array_equal(found, np.broadcast_to(found[0], found.shape))
     assert np.ptp(np.diff(expected, axis=0)[every - 1 :: every], axis=0).max() > 1e-2

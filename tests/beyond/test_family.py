@@ -12,21 +12,17 @@ import optax
 import pytest
 import reference
 import reference_family as family
-from perceptron import INITIAL, TOLERANCE, flat, loss_fn, multipliers
+from perceptron import INITIAL, START, TOLERANCE, flat, gradient, loss_fn, multipliers, train, vmapped
 
 import def_jax
 
 NUM_WORKERS, NUM_STEPS, EVERY, RATE = 3, 24, 4, 0.05
 OUTER = dict(learning_rate=0.7, momentum=0.9)
+GRADIENT = gradient(NUM_WORKERS, NUM_STEPS)
 
 
 def data():
     return reference.mlp_data(NUM_WORKERS, NUM_STEPS)
-
-
-def gradient(theta, k, t):
-    inputs, targets = (x.astype(np.float64) for x in data())
-    return reference.mlp_gradient(theta, inputs[k, t], targets[k, t])
 
 
 def named(name, inner, ratio=4, **options):
@@ -36,34 +32,20 @@ def named(name, inner, ratio=4, **options):
     return method.optimizer(optax.identity(), inner, 'workers', compressor, **options), compressor
 
 
+def x_and_own(params, state):
+    return flat(params), flat(jax.tree.map(jnp.add, params, optax.tree.get(state, 'residual')))
+
+
 def trained(optimizer):
     """x [T + 1, d] and every worker's own model x + r_k [T + 1, K, d]."""
-
-    def observe(params, state):
-        own = jax.tree.map(jnp.add, params, optax.tree.get(state, 'residual'))
-        return flat(params), flat(own)
-
-    def step(carry, batch):
-        params, state = carry
-        grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), observe(params, state)
-
-    def worker(batches):
-        params = jax.tree.map(jnp.asarray, INITIAL)
-        start = params, optimizer.init(params)
-        _, rest = jax.lax.scan(step, start, batches)
-        return jax.tree.map(lambda z, zs: jnp.concatenate([z[None], zs]), observe(*start), rest)
-
-    x, own = jax.jit(jax.vmap(worker, axis_name='workers'))(data())
+    x, own = vmapped(lambda batches: train(optimizer, batches, x_and_own), data())
     np.testing.assert_array_equal(x, np.broadcast_to(x[0], x.shape))
     return np.asarray(x[0]), np.moveaxis(np.asarray(own), 0, 1)
 
 
 def expected(inner, synchronise):
     return family.local_training(
-        np.asarray(flat(INITIAL)), gradient, inner, synchronise, num_workers=NUM_WORKERS, num_steps=NUM_STEPS
+        START, GRADIENT, inner, synchronise, num_workers=NUM_WORKERS, num_steps=NUM_STEPS
     )
 
 
@@ -128,16 +110,11 @@ def test_sparta():
 
 def test_random_replicator():
     optimizer, blocks = named('random_replicator', optax.sgd(RATE))
-    x, _ = trained(optimizer)
+    masks = multipliers(blocks, num_steps=NUM_STEPS)
     oracle = family.decayed_feedback(
-        np.asarray(flat(INITIAL)),
-        gradient,
-        multipliers(blocks, num_steps=NUM_STEPS),
-        learning_rate=RATE,
-        decay=0.999,
-        num_workers=NUM_WORKERS,
+        START, GRADIENT, masks, learning_rate=RATE, decay=0.999, num_workers=NUM_WORKERS
     )
-    np.testing.assert_allclose(x, oracle, **TOLERANCE)
+    np.testing.assert_allclose(trained(optimizer)[0], oracle, **TOLERANCE)
 
 
 def test_an_outer_step_of_one_is_no_outer_step():

@@ -7,15 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import perceptron
 import pytest
-import reference
 import reference_family
 from jax.sharding import PartitionSpec as P
-from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data, multipliers
+from perceptron import (
+    INITIAL,
+    LEARNING_RATES,
+    START,
+    TOLERANCE,
+    flat,
+    gradient,
+    learning_rate,
+    loss_fn,
+    mlp_data,
+    multipliers,
+    vmapped,
+    x_y_residual,
+)
 from sharded_workers import AUTO, EXPLICIT, distributed, feedback
 
 import def_jax
-from def_jax.mesh.varying import vary_if_tracked
 
 BLOCKS = def_jax.random_block(4, order='shuffled')
 OUTER = (0.7, 0.5)
@@ -26,43 +38,20 @@ def chain(compressor=BLOCKS, axis_name='workers', *, momentum=0.9, outer=None, *
     rate, outer_momentum = outer or OUTER
     outer = outer and optax.sgd(rate, momentum=outer_momentum)
     return optax.chain(
-        optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=momentum),
+        optax.sgd(learning_rate, momentum=momentum),
         def_jax.error_feedback(compressor, axis_name, overlap=True, outer=outer, **options),
     )
 
 
-def train(optimizer, batches, axis_name='workers', varying=False):
-    """One worker's x, y and residual after 0, ..., T steps: each [T + 1, d]."""
-
-    def observe(params, state):
-        y = def_jax.output_params(params, state, axis_name)
-        return flat(params), flat(y), flat(optax.tree.get(state, 'residual'))
-
-    def step(carry, batch):
-        params, state = carry
-        grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), observe(params, state)
-
-    params = jax.tree.map(jnp.asarray, INITIAL)
-    state = optimizer.init(params)
-    if varying:  # as shard_map's types demand of a scan
-        trace = vary_if_tracked(optax.tree.get(state, 'trace'), axis_name)
-        state = optax.tree.set(state, trace=trace)
-    _, rest = jax.lax.scan(step, (params, state), batches)
-    return tuple(jnp.concatenate([z[None], zs]) for z, zs in zip(observe(params, state), rest, strict=True))
+def train(optimizer, batches, axis_name='workers', **options):
+    return perceptron.train(optimizer, batches, x_y_residual(axis_name), **options)
 
 
 def assert_equals_oracle(actual, masks, **settings):
     """`actual` holds x, y and residual as [K, T + 1, d]."""
     x, y, residual = map(np.asarray, actual)
-    inputs, targets = (z.astype(np.float64) for z in mlp_data(len(x)))
     expected = reference_family.in_flight(
-        np.asarray(flat(INITIAL)),
-        lambda theta, k, t: reference.mlp_gradient(theta, inputs[k, t], targets[k, t]),
-        masks,
-        LEARNING_RATES[: x.shape[1] - 1],
+        *(START, gradient(len(x)), masks, LEARNING_RATES[: x.shape[1] - 1]),
         num_workers=len(x),
         **settings,
     )
@@ -84,8 +73,8 @@ def assert_equals_oracle(actual, masks, **settings):
     ],
 )
 def test_vmap_equals_the_oracle(options):
-    run = jax.jit(jax.vmap(functools.partial(train, chain(**options)), axis_name='workers'))
-    assert_equals_oracle(run(mlp_data(4)), multipliers(BLOCKS), **options)
+    found = vmapped(functools.partial(train, chain(**options)), mlp_data(4))
+    assert_equals_oracle(found, multipliers(BLOCKS), **options)
 
 
 def test_pmap_equals_the_oracle():
@@ -109,7 +98,7 @@ def test_shard_map_equals_the_oracle(check_vma):
         jax.shard_map, mesh=mesh, in_specs=P('workers'), out_specs=P('workers'), check_vma=check_vma
     )
     def run(batches):
-        found = train(chain(every=2), [z[0] for z in batches], varying=check_vma)
+        found = train(chain(every=2), [z[0] for z in batches], varying=check_vma and 'workers')
         return [z[None] for z in found]
 
     assert_equals_oracle(run(mlp_data(4)), multipliers(BLOCKS), every=2)
