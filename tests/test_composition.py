@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import perceptron
 import pytest
 import reference
+from perceptron import LEARNING_RATES, START, TOLERANCE, learning_rate, mlp_data, multipliers, x_y_residual
 
 import def_jax
 
@@ -63,128 +65,119 @@ def subtree(tree, names):
     return {name: tree[name] for name in names}
 
 
-# --- Before the feedback in a chain -----------------------------------------------------------------------
+# --- In a chain, and other ways to write one ---------------------------------------------------------------
 
 
 def test_clipping_and_schedule_before_the_feedback():
     """Gradient clipping is local to the worker; trajectories equal the oracle with clipped gradients."""
-    rates = np.linspace(0.1, 0.01, NUM_STEPS)
-    schedule = optax.linear_schedule(0.1, 0.01, NUM_STEPS - 1)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(schedule, momentum=0.9), feedback())
-    params, targets = make_params(), make_targets()
-    x, y, _ = train(optimizer, params, targets)
-
-    def flat(tree, lead=0):
-        return np.concatenate([np.reshape(leaf, (*leaf.shape[:lead], -1)) for leaf in tree.values()], axis=-1)
+    gradient, norms = perceptron.gradient(NUM_WORKERS), []
 
     def clipped(point, k, t):
-        g = point - flat(targets, 2)[k, t]
-        return g / max(1.0, np.linalg.norm(g))
+        g = gradient(point, k, t)
+        norms.append(np.linalg.norm(g))
+        return g / max(1.0, norms[-1])
 
-    select = def_jax.random_block(4)
-    ones = jax.tree.map(jnp.ones_like, params)
-    chosen = [select(jax.random.PRNGKey(0), jnp.uint32(t), ones) for t in range(NUM_STEPS)]
-    masks = [flat(c.place(c.take(ones), ones)) for c in chosen]
-    expected = reference.algorithm_1(
-        flat(params), clipped, masks, rates, num_workers=NUM_WORKERS, detach=0.3, momentum=0.9
+    inner = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(learning_rate, momentum=0.9))
+    optimizer = optax.chain(inner, feedback())
+    x, y, _ = perceptron.vmapped(
+        lambda batches: perceptron.train(optimizer, batches, x_y_residual()), mlp_data(NUM_WORKERS)
     )
+    problem = START, clipped, multipliers(def_jax.random_block(4)), LEARNING_RATES
+    expected = reference.algorithm_1(*problem, num_workers=NUM_WORKERS, detach=0.3, momentum=0.9)
     for worker in range(NUM_WORKERS):
-        np.testing.assert_allclose(flat(x, 2)[worker], expected.x[1:], **CLOSE)
-        np.testing.assert_allclose(flat(y, 2)[worker], expected.y[1:], **CLOSE)
+        np.testing.assert_allclose(x[worker], expected.x, **TOLERANCE)
+        np.testing.assert_allclose(y[worker], expected.y, **TOLERANCE)
+    assert min(norms) < 1 < max(norms)
 
 
-def test_def_sgd_is_the_chain():
-    options = {'order': 'shuffled', 'allocation': 'balanced'}
-    link = def_jax.error_feedback(def_jax.random_block(4, **options), 'workers', detach=0.5, seed=3)
-    by_hand = optax.chain(optax.add_decayed_weights(0.1), sgd(), link)
-    alias = def_jax.def_sgd(0.1, 4, 'workers', momentum=0.9, weight_decay=0.1, detach=0.5, seed=3, **options)
-    params, targets = make_params(), make_targets()
-    chex.assert_trees_all_equal(train(alias, params, targets), train(by_hand, params, targets))
-
-
-def test_no_momentum_keeps_no_buffer():
-    params, targets = make_params(), make_targets()
-    for momentum in (None, 0):
-        alias = def_jax.def_sgd(0.1, 4, 'workers', momentum=momentum)
-        assert not optax.tree.get_all_with_path(alias.init(params), 'trace')
-    expected = train(optax.chain(optax.sgd(0.1), feedback()), params, targets)[:2]
-    chex.assert_trees_all_equal(train(alias, params, targets)[:2], expected)
-
-
-@pytest.mark.parametrize('b1', [0.9, 0, 0.0])
-def test_def_adamw_is_the_chain(b1):
-    mask = {'b': False, 's': False, 'w': True}
+def adamw_by_hand(b1):
     blocks = def_jax.random_block(4, order='shuffled', allocation='balanced')
-    nesterov = optax.sgd(0.3, momentum=0.8, nesterov=True)
-    by_hand = optax.chain(
-        optax.adamw(0.1, b1=b1, b2=0.995, weight_decay=0.3, mask=mask),
-        def_jax.error_feedback(blocks, 'workers', detach=0.2, seed=3, outer=nesterov),
-    )
-    alias = def_jax.def_adamw(0.1, 4, 'workers', b1=b1, weight_decay=0.3, mask=mask, seed=3)
+    outer = optax.sgd(0.3, momentum=0.8, nesterov=True)
+    link = def_jax.error_feedback(blocks, 'workers', detach=0.2, seed=3, outer=outer)
+    return optax.chain(optax.adamw(0.1, b1=b1, b2=0.995, weight_decay=0.3, mask=MATRICES), link)
+
+
+def injected(factory, *args, static=('ratio', 'seed', 'axis_name'), **kwargs):
+    return optax.inject_hyperparams(factory, static_args=static)(*args, **kwargs)
+
+
+MATRICES = {'b': False, 's': False, 'w': True}
+FALLING = optax.linear_schedule(0.1, 0.01, NUM_STEPS)
+ARGUMENTS = dict(ratio=4, axis_name='workers', weight_decay=0.01, detach=0.5, seed=2)
+BLOCKS = {'order': 'shuffled', 'allocation': 'balanced'}
+PAIRS = {
+    'def_sgd': (
+        def_jax.def_sgd(0.1, 4, 'workers', momentum=0.9, weight_decay=0.1, detach=0.5, seed=3, **BLOCKS),
+        optax.chain(
+            *(optax.add_decayed_weights(0.1), sgd()),
+            def_jax.error_feedback(def_jax.random_block(4, **BLOCKS), 'workers', detach=0.5, seed=3),
+        ),
+    ),
+    'no momentum': (
+        def_jax.def_sgd(0.1, 4, 'workers', momentum=None),
+        optax.chain(optax.sgd(0.1), feedback()),
+    ),
+    **{
+        f'def_adamw, b1={b1!r}': (
+            def_jax.def_adamw(0.1, 4, 'workers', b1=b1, weight_decay=0.3, mask=MATRICES, seed=3),
+            adamw_by_hand(b1),
+        )
+        for b1 in (0.9, 0)
+    },
+    'injected': (
+        optax.chain(injected(optax.sgd, learning_rate=FALLING, momentum=0.9, static=()), feedback()),
+        optax.chain(optax.sgd(FALLING, momentum=0.9), feedback()),
+    ),
+    'injected def_sgd': (
+        injected(def_jax.def_sgd, FALLING, **ARGUMENTS),
+        def_jax.def_sgd(FALLING, **ARGUMENTS),
+    ),
+    'injected def_adamw': (
+        injected(def_jax.def_adamw, FALLING, **ARGUMENTS),
+        def_jax.def_adamw(FALLING, **ARGUMENTS),
+    ),
+    'flatten': (
+        optax.flatten(optax.chain(sgd(), feedback())),
+        optax.chain(sgd(), def_jax.error_feedback(def_jax.random_block(4, granularity='model'), 'workers')),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', PAIRS)
+def test_two_ways_to_write_one_optimizer(name):
     params, targets = make_params(), make_targets()
-    assert bool(optax.tree.get_all_with_path(alias.init(params), 'mu')) == bool(b1)
-    actual, expected = train(alias, params, targets)[:2], train(by_hand, params, targets)[:2]
-    chex.assert_trees_all_close(actual, expected, **CLOSE)
-
-
-# --- inject_hyperparams -----------------------------------------------------------------------------------
-
-
-def test_inject_hyperparams_around_the_inner_optimizer():
-    schedule = optax.linear_schedule(0.1, 0.01, NUM_STEPS)
-    injected = optax.inject_hyperparams(optax.sgd)(learning_rate=schedule, momentum=0.9)
-    params, targets = make_params(), make_targets()
-    actual = train(optax.chain(injected, feedback()), params, targets)[:2]
-    expected = train(optax.chain(optax.sgd(schedule, momentum=0.9), feedback()), params, targets)[:2]
-    chex.assert_trees_all_close(actual, expected, **CLOSE)
-
-
-INJECTED_DEF_SGD = optax.inject_hyperparams(def_jax.def_sgd, static_args=('ratio', 'seed', 'axis_name'))
-
-
-def test_inject_hyperparams_around_def_sgd():
-    schedule = optax.linear_schedule(0.1, 0.01, NUM_STEPS)
-    arguments = dict(ratio=4, axis_name='workers', weight_decay=0.01, detach=0.5, seed=2)
-    params, targets = make_params(), make_targets()
-    actual = train(INJECTED_DEF_SGD(learning_rate=schedule, **arguments), params, targets)[:2]
-    expected = train(def_jax.def_sgd(schedule, **arguments), params, targets)[:2]
-    chex.assert_trees_all_close(actual, expected, **CLOSE)
+    found, expected = (train(optimizer, params, targets)[:2] for optimizer in PAIRS[name])
+    chex.assert_trees_all_close(found, expected, **CLOSE)
 
 
 @pytest.mark.parametrize(('make', 'name'), [(def_jax.def_sgd, 'momentum'), (def_jax.def_adamw, 'b1')])
-def test_no_moment_under_inject_hyperparams_keeps_no_buffer(make, name):
-    params = make_params()
+def test_no_moment_keeps_no_buffer(make, name):
+    """Nor under inject_hyperparams, where a moment of 0.0 would be an array."""
+    params, buffer = make_params(), 'trace' if name == 'momentum' else 'mu'
     factory = optax.inject_hyperparams(make, static_args=('ratio',))
     with pytest.raises(ValueError, match=rf'{name}=.* is an array.* Pass {name}=None, or static_args'):
         factory(0.1, 4, None, **{name: 0.0}).init(params)
-    sizes = [
-        sum(x.size for x in jax.tree.leaves(init(params)) if x.size > 1)
-        for init in (factory(0.1, 4, None, **{name: None}).init, make(0.1, 4, None, **{name: 0.0}).init)
-    ]
-    assert sizes[0] == sizes[1]
-
-
-@pytest.mark.parametrize('ratio', [4, 3.3])
-def test_messages_of_one_tensor_are_float32_with_x64(ratio):
-    with jax.enable_x64(True):
-        link = def_jax.error_feedback(def_jax.random_block(ratio), None)
-        x = jnp.ones((10, 8), jnp.float32)
-        selection = def_jax.random_block(ratio)(link.init(x).key, jnp.uint32(0), x)
-        assert selection.take(x).dtype == jnp.float32
-        updates, state = link.update(x, link.init(x))
-        assert updates.dtype == state.residual.dtype == jnp.float32
+    for optimizer in (
+        *(make(0.1, 4, None, **{name: value}) for value in (0, 0.0, None)),
+        factory(0.1, 4, None, **{name: None}),
+    ):
+        state = jax.eval_shape(optimizer.init, params)
+        assert not jax.tree.leaves(optax.tree.get_all_with_path(state, buffer))
+    state = jax.eval_shape(make(0.1, 4, None, **{name: 0.9}).init, params)
+    assert jax.tree.leaves(optax.tree.get(state, buffer))
 
 
 def test_detach_can_be_changed_on_the_way():
     """What is injected holds from the next update on, and is the λ of the point after it."""
-    optimizer = INJECTED_DEF_SGD(learning_rate=0.1, ratio=4, axis_name=None, detach=0.0)
+    optimizer = injected(def_jax.def_sgd, 0.1, ratio=4, axis_name=None, detach=0.0)
     params = {'w': jnp.ones(8)}
     state = optimizer.init(params)
-    updates, state = jax.jit(optimizer.update)(params, state, params)
+    update = jax.jit(optimizer.update)
+    updates, state = update(params, state, params)
     residual = optax.tree.get(state, 'residual')['w']
     chex.assert_trees_all_equal(def_jax.detached_params(params, state), params)
     state.hyperparams['detach'] = jnp.float32(1.0)
-    _, state = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, updates), state, params)
+    _, state = update(jax.tree.map(jnp.zeros_like, updates), state, params)
     after = optax.tree.get(state, 'residual')['w']
     assert np.any(residual) and np.any(after)
     chex.assert_trees_all_equal(def_jax.detached_params(params, state), {'w': 1.0 + after})
@@ -233,7 +226,7 @@ def test_multi_transform():
 def test_a_mask_may_name_a_whole_branch():
     params = {'a': jnp.ones(8), 'b': {'c': jnp.ones(8), 'd': jnp.ones(2)}}
     link = optax.masked(def_jax.error_feedback(def_jax.random_block(4), None), {'a': True, 'b': False})
-    _, state = link.update(params, link.init(params), params)
+    _, state = jax.jit(link.update)(params, link.init(params), params)
     points = (def_jax.detached_params(params, state), def_jax.output_params(params, state, None))
     for point in points:
         chex.assert_trees_all_equal(point['b'], params['b'])
@@ -255,21 +248,12 @@ def test_multi_steps_equals_a_hand_accumulated_gradient():
         chex.assert_trees_all_equal(optax.tree.get(state, name), optax.tree.get(expected, name))
 
 
-def test_flatten_is_one_block_of_the_whole_tree():
-    params, targets = make_params(), make_targets()
-    x, y, _ = train(optax.flatten(optax.chain(sgd(), feedback())), params, targets)
-    optimizer = optax.chain(
-        sgd(), def_jax.error_feedback(def_jax.random_block(4, granularity='model'), 'workers')
-    )
-    chex.assert_trees_all_close((x, y), train(optimizer, params, targets)[:2], **CLOSE)
-
-
 @pytest.mark.parametrize('wrap', [optax.flatten, lambda optimizer: optimizer], ids=['flatten', 'plain'])
 @pytest.mark.parametrize('shape', [(3, 4), (1, 12), ()], ids=str)
 def test_parameters_that_are_a_single_array(shape, wrap):
     optimizer = wrap(optax.chain(sgd(), feedback(axis_name=None)))
     params = jnp.ones(shape)
-    updates, state = optimizer.update(params, optimizer.init(params), params)
+    updates, state = jax.jit(optimizer.update)(params, optimizer.init(params), params)
     point, y = def_jax.detached_params(params, state), def_jax.output_params(params, state, None)
     chex.assert_shape((updates, point, y), shape)
     np.testing.assert_allclose(optax.apply_updates(y, updates), jnp.full(shape, 0.9), rtol=1e-6)
@@ -287,21 +271,44 @@ def test_fields_are_found_in_a_chain():
 # --- Dtypes and odd leaves --------------------------------------------------------------------------------
 
 
-def test_updates_keep_their_dtypes_and_the_residual_is_float32():
+@pytest.mark.parametrize(
+    'optimizer',
+    [
+        optax.chain(sgd(), feedback(axis_name=None)),
+        def_jax.def_sgd(FALLING, 4, None, weight_decay=0.1),
+        def_jax.def_adamw(0.1, 4, None),
+    ],
+    ids=['chain', 'def_sgd', 'def_adamw'],
+)
+def test_updates_keep_their_dtypes_and_the_residual_is_float32(optimizer):
     params = make_params(jnp.bfloat16) | {'s': jnp.float32(1.0), 'b': jnp.ones(6, jnp.float16)}
-    optimizer = optax.chain(sgd(), feedback(axis_name=None))
 
-    def run(params, state):
-        point = def_jax.detached_params(params, state)
-        updates, state = optimizer.update(point, state, point)
-        return point, updates, state, def_jax.output_params(params, state, None)
+    def run(params):
+        before = optimizer.init(params)
+        point = def_jax.detached_params(params, before)
+        updates, state = optimizer.update(point, before, point)
+        return point, updates, def_jax.output_params(params, state, None), before, state
 
-    before = optimizer.init(params)
-    point, updates, state, y = jax.jit(run)(params, before)
-    for tree in (point, updates, y):
+    *like_params, before, state = jax.eval_shape(run, params)
+    for tree in like_params:
         chex.assert_trees_all_equal_shapes_and_dtypes(tree, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
     chex.assert_trees_all_equal_dtypes(optax.tree.get(state, 'residual'), jax.tree.map(jnp.float32, params))
+
+
+@pytest.mark.parametrize('ratio', [4, 3.3])
+def test_messages_of_one_tensor_are_float32_with_x64(ratio):
+    with jax.enable_x64(True):
+        compressor = def_jax.random_block(ratio)
+        link = def_jax.error_feedback(compressor, None)
+
+        def run(x):
+            state = link.init(x)
+            message = compressor(state.key, jnp.uint32(0), x).take(x)
+            updates, state = link.update(x, state)
+            return message, updates, state.residual
+
+        chex.assert_type(jax.eval_shape(run, jnp.ones((10, 8), jnp.float32)), jnp.float32)
 
 
 def test_residual_of_bfloat16_parameters_does_not_lose_small_updates():
@@ -392,13 +399,3 @@ def test_pmap_compiles_once():
         carry = once(*carry, jax.tree.map(lambda leaf, t=t: leaf[:, t], targets))
     expected = train(optimizer, params, targets)[0]
     chex.assert_trees_all_close(carry[0], jax.tree.map(lambda leaf: leaf[:, 3], expected), **CLOSE)
-
-
-def test_eval_shape_of_the_whole_step():
-    optimizer, params = def_jax.def_sgd(0.1, 64, None, weight_decay=0.1), make_params()
-
-    def whole(params):
-        return step(optimizer, params, optimizer.init(params), params)
-
-    abstract = jax.eval_shape(whole, jax.eval_shape(lambda: params))
-    chex.assert_trees_all_equal_shapes_and_dtypes(abstract, whole(params))

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import re
 from typing import NamedTuple
 
@@ -252,7 +253,7 @@ def test_state():
     chex.assert_trees_all_equal(state.key, jax.random.PRNGKey(5))
     chex.assert_trees_all_equal(state.step, jnp.uint32(0), strict=True)
     chex.assert_trees_all_equal(state.detach, jnp.float32(0.25), strict=True)
-    updates, after = feedback.update(params, state)
+    updates, after = jax.jit(feedback.update)(params, state)
     chex.assert_trees_all_equal_shapes_and_dtypes((state, params), (after, updates))
     chex.assert_trees_all_equal(after._replace(residual=0), state._replace(step=jnp.uint32(1), residual=0))
 
@@ -287,12 +288,21 @@ IMPOSSIBLE = {
         [3, (), ('a', 1), ('a', None), ('a', 'a')],
         r'must be a name .*, a tuple of different names',
     ),
-    'detach': ([-0.1, 1.5, float('nan'), '0.3', True, None], r'must be a number in \[0, 1\]'),
+    'detach': ([-0.1, 1.5, math.nan, '0.3', 'automatic', '', True, None], r'must be a number in \[0, 1\]'),
+    'seed': ([1.0, '0', False, None, -1, 2**32, 2**64], r'must be an integer in \[0, 2\*\*32\), the same'),
     'average_every': (
         [-1, 2.0, True, None, 10**30],
         r'must be an integer in \[0, 2\*\*31\): a number of steps, 0 for never',
     ),
-    'seed': ([1.0, '0', False, None, -1, 2**32, 2**64], r'must be an integer in \[0, 2\*\*32\), the same'),
+    'every': ([0, 2.0, 10**30], r'must be an integer in \[1, 2\*\*31\)'),
+    'decay': ([1.5], r'must be a number in \[0, 1\]'),
+    'outer': ([0.7], 'must be an optax.GradientTransformation'),
+    'wire_dtype': (
+        [jnp.int16, jnp.uint8, jnp.float64, 'float', 'f33', None, 16, math.pi],
+        'must be a float type of at most 32 bits, or int8',
+    ),
+    'skip_nonfinite': ([1, 'yes', None], 'must be True or False'),
+    'overlap': (['yes'], 'must be True or False'),
 }
 
 
@@ -309,6 +319,25 @@ def test_impossible_arguments(name, value):
             def_jax.all_reduce_mean(value)
         with pytest.raises(ValueError, match=message):
             def_jax.output_params(jnp.ones(4), (), value)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'outer': optax.clip_by_global_norm(1.0)}, 'outer must be elementwise'),
+        ({'outer': optax.stateless(lambda u, _: jnp.cumsum(u))}, 'outer must be elementwise'),
+        ({'outer': optax.adamw(0.1)}, 'outer cannot be applied to a single block'),
+        ({'every': 2, 'average_every': 3}, 'every=2 and average_every=3 cannot be combined'),
+        ({'every': 2, 'skip_nonfinite': True}, 'every=2 and skip_nonfinite=True cannot be combined'),
+        *(
+            ({'detach': 'auto', 'wire_dtype': narrow}, "too narrow for the squared norm that detach='auto'")
+            for narrow in (jnp.float16, jnp.float8_e5m2)
+        ),
+    ],
+)
+def test_impossible_combinations(options, message):
+    with pytest.raises(ValueError, match=message):
+        def_jax.error_feedback(BLOCK_4, None, **options)
 
 
 @pytest.mark.parametrize('axis_name', ['workers', ('devices', 'workers')])

@@ -35,19 +35,36 @@ def test_one_all_reduce_of_the_message(granularity, num_workers, ratio):
     assert all_reduces(def_jax.error_feedback(compressor, 'workers'), num_workers) == [[size]]
 
 
-def test_gradient_through_the_detached_point_adds_no_collective():
-    last_link, message = feedback(), [def_jax.message_size(def_jax.random_block(64), make_params())]
-    assert all_reduces(last_link, 4, point='inside') == [message]
-    assert all_reduces(last_link, 4, point='outside') == [message]
+MESSAGE = def_jax.message_size(def_jax.random_block(64), make_params())
+
+
+@pytest.mark.parametrize(
+    ('options', 'point', 'longer'),
+    [
+        ({}, 'inside', 0),
+        ({}, 'outside', 0),
+        ({'skip_nonfinite': True}, 'inside', 0),
+        ({'detach': 'auto'}, 'inside', 1),
+    ],
+)
+def test_neither_the_point_nor_news_adds_a_collective(options, point, longer):
+    """The gradient goes through the detached point; NaN travels in the message, an energy at its end."""
+    assert all_reduces(feedback(**options), 4, point=point) == [[MESSAGE + longer]]
+
+
+def test_between_messages_no_collective_runs():
+    """The all-reduce of the message lies in a branch that only sending steps take."""
+    hlo = compile_pmapped(*with_gradient(feedback(every=4)), 4, BATCH).as_text()
+    assert results(hlo, 'all-reduce') == [[MESSAGE]]
+    assert not results(hlo[hlo.index('\nENTRY') :], 'all-reduce')
 
 
 def test_averaging_the_residual_adds_one_dense_all_reduce_under_a_condition():
     """SAEF's step holds the message and, in one branch of a conditional, the whole residual."""
     hlo = compile_pmapped(*with_gradient(feedback(average_every=10)), 4, BATCH).as_text()
-    message = [def_jax.message_size(def_jax.random_block(64), make_params())]
-    dense = [sizes for sizes in results(hlo, 'all-reduce') if sizes != message]
+    dense = [sizes for sizes in results(hlo, 'all-reduce') if sizes != [MESSAGE]]
     assert len(dense) == 1 and sum(dense[0]) == MODEL_SIZE
-    assert results(hlo[hlo.index('\nENTRY') :], 'all-reduce') == [message]  # what runs at every step
+    assert results(hlo[hlo.index('\nENTRY') :], 'all-reduce') == [[MESSAGE]]  # what runs at every step
 
 
 @pytest.mark.parametrize('compressor', [None, def_jax.identity()])
@@ -59,19 +76,17 @@ def test_dense_baseline_sends_the_model(compressor):
     assert len(found) == 1 and sum(found[0]) == MODEL_SIZE
 
 
-def test_output_params_is_one_dense_all_reduce():
-    def output(params, state, _):
-        return def_jax.output_params(params, state, 'workers')
-
-    found = results(compile_pmapped(feedback(), output, 4, jnp.ones(1)).as_text(), 'all-reduce')
-    assert len(found) == 1 and sum(found[0]) == MODEL_SIZE
-
-
-def test_detached_params_communicates_nothing():
-    def detached(params, state, _):
-        return def_jax.detached_params(params, state)
-
-    assert not results(compile_pmapped(feedback(), detached, 4, jnp.ones(1)).as_text(), 'all-reduce')
+@pytest.mark.parametrize(
+    ('read', 'size'),
+    [
+        (lambda params, state, _: def_jax.output_params(params, state, 'workers'), MODEL_SIZE),
+        (lambda params, state, _: def_jax.detached_params(params, state), 0),
+    ],
+    ids=['output_params', 'detached_params'],
+)
+def test_the_output_is_one_dense_all_reduce_and_the_detached_point_none(read, size):
+    found = results(compile_pmapped(feedback(), read, 4, jnp.ones(1)).as_text(), 'all-reduce')
+    assert len(found) == (size > 0) and sum(map(sum, found)) == size
 
 
 def test_multi_steps_sends_the_message_at_every_call():
@@ -82,8 +97,7 @@ def test_multi_steps_sends_the_message_at_every_call():
         return optimizer.update(grads, state, params)
 
     hlo = compile_pmapped(optimizer, step, 2, make_params()).as_text()
-    message = [def_jax.message_size(def_jax.random_block(64), make_params())]
-    assert results(hlo[hlo.index('\nENTRY') :], 'all-reduce') == [message]
+    assert results(hlo[hlo.index('\nENTRY') :], 'all-reduce') == [[MESSAGE]]
 
 
 # Options of the last link, and no momentum before it: each has its own reasons for a copy.

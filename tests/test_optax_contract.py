@@ -1,4 +1,4 @@
-"""What optax asks of its own optimizers, asked of `def_sgd` and `def_adamw` with a single worker."""
+"""What optax asks of its own optimizers, asked of `def_sgd` and `def_adamw`; see also test_composition.py."""
 
 import functools
 
@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 import def_jax
 
-STATIC = ('ratio', 'seed')
 OPTIMIZERS = {
     'def_sgd': functools.partial(def_jax.def_sgd, ratio=2, axis_name=None),
     'def_adamw': functools.partial(def_jax.def_adamw, ratio=2, axis_name=None, weight_decay=0.0),
@@ -46,49 +45,6 @@ def test_converges(name, loss, minimum):
 
     for answer in run(jnp.array([-0.5, 1.0])):
         np.testing.assert_allclose(answer, minimum, atol=0.02)
-
-
-@pytest.mark.parametrize('name', OPTIMIZERS)
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_dtypes_and_shapes_are_kept(name, dtype):
-    """Of updates and of the state, whether under jit or not, with a rate that is a number or a schedule."""
-    params = {'w': jnp.ones((4, 3), dtype), 's': jnp.ones((), dtype)}
-    for rate in (0.1, optax.constant_schedule(0.1)):
-        optimizer = OPTIMIZERS[name](rate)
-        state = optimizer.init(params)
-        updates, after = optimizer.update(params, state, params)
-        compiled, _ = jax.jit(optimizer.update)(params, state, params)
-        for tree, like in ((updates, params), (compiled, params), (after, state)):
-            assert jax.tree.map(lambda x: (x.shape, x.dtype), tree) == jax.tree.map(
-                lambda x: (x.shape, x.dtype), like
-            )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.01), updates, compiled)
-
-
-@pytest.mark.parametrize('name', OPTIMIZERS)
-def test_injected_hyperparameters_change_nothing(name):
-    params, rate = {'w': jnp.linspace(-1, 1, 8)}, 0.1
-    factory = getattr(def_jax, name)
-    injected = optax.inject_hyperparams(factory, static_args=STATIC)(rate, ratio=2, axis_name=None)
-    plain = factory(rate, ratio=2, axis_name=None)
-    states = injected.init(params), plain.init(params)
-    for _ in range(3):
-        given, kept = injected.update(params, states[0], params)
-        wanted, expected = plain.update(params, states[1], params)
-        states = kept, expected
-        np.testing.assert_allclose(given['w'], wanted['w'], rtol=1e-5)
-
-
-@pytest.mark.parametrize('name', OPTIMIZERS)
-def test_accumulated_gradients_are_one(name):
-    optimizer, params = OPTIMIZERS[name](0.1), {'w': jnp.linspace(-1, 1, 8)}
-    several = optax.MultiSteps(optimizer, 2)
-    state = several.init(params)
-    first, state = several.update({'w': jnp.ones(8)}, state, params)
-    second, state = several.update({'w': 3 * jnp.ones(8)}, state, params)
-    wanted, _ = optimizer.update({'w': 2 * jnp.ones(8)}, optimizer.init(params), params)
-    assert not np.any(first['w'])
-    np.testing.assert_allclose(second['w'], wanted['w'], rtol=1e-6)
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)

@@ -58,9 +58,18 @@ def imports(file):
             yield node.module
 
 
-def required(requirements):
-    """The names of the distributions, without their versions."""
-    return {re.match(r'[\w-]+', line)[0].lower().replace('_', '-') for line in requirements}
+def distributions(folder):
+    """The distributions that a folder's files import, by the names under which they are required."""
+    modules = {module.split('.')[0] for file in folder.rglob('*.py') for module in imports(file)}
+    found = metadata.packages_distributions()
+    third_party = modules - set(sys.stdlib_module_names) - {'def_jax', 'examples', 'configs'}
+    return {name.lower().replace('_', '-') for module in third_party for name in found.get(module, [module])}
+
+
+DECLARED = {
+    re.match(r'[\w-]+', line)[0].lower().replace('_', '-')
+    for line in PROJECT['dependencies'] + PROJECT['optional-dependencies']['training']
+}
 
 
 def test_every_public_name_is_there():
@@ -85,32 +94,13 @@ def test_programs_name_the_extra_that_they_need(tmp_path):
     assert 'times as fast' in process.stdout and '--workers=0,0,0,0,1,1,1,1' in process.stdout
 
 
-def test_examples_need_nothing_else():
-    said = {'numpy', 'keras', 'equinox'}  # the latter two in the example that is about it, by its docstring
-    third_party = {
-        module.split('.')[0] for file in (ROOT / 'examples').glob('*.py') for module in imports(file)
-    }
-    distributions = metadata.packages_distributions()
-    third_party -= set(sys.stdlib_module_names) | {'def_jax'}
-    declared = required(PROJECT['dependencies'] + PROJECT['optional-dependencies']['training'])
-    assert {
-        name.lower() for module in third_party for name in distributions.get(module, [module])
-    } <= declared | said
-
-
-def test_what_the_package_imports_is_what_it_requires():
-    third_party = {
-        module.split('.')[0]
-        for file in (ROOT / 'def_jax').rglob('*.py')
-        for module in imports(file)
-        if module.split('.')[0] not in sys.stdlib_module_names | {'def_jax'}
-    }
-    distributions = metadata.packages_distributions()
-    imported = {name.lower().replace('_', '-') for module in third_party for name in distributions[module]}
-    declared = required(PROJECT['dependencies'] + PROJECT['optional-dependencies']['training'])
-    assert imported - {'numpy'} <= declared  # JAX requires NumPy
+def test_what_the_package_and_the_examples_import_is_what_it_requires():
+    imported = distributions(ROOT / 'def_jax')
+    assert imported - {'numpy'} <= DECLARED  # JAX requires NumPy
     # TensorFlow and importlib_resources are what TFDS needs and does not declare.
-    assert declared - imported <= {'tensorflow-cpu', 'importlib-resources'}
+    assert DECLARED - imported <= {'tensorflow-cpu', 'importlib-resources'}
+    # Two examples are about these, as their docstrings say.
+    assert distributions(ROOT / 'examples') <= DECLARED | {'numpy', 'keras', 'equinox'}
 
 
 def test_jax_for_gpus_is_the_same_jax():

@@ -11,15 +11,12 @@ import pytest
 import reference
 import reference_baselines as oracles
 import scipy.fft
-from jax.sharding import PartitionSpec as P
 from perceptron import INITIAL, START, TOLERANCE, at_x, flat, gradient, multipliers
 
 import def_jax
 from def_jax import baselines
 from def_jax.baselines.demo import cosines
 from def_jax.compressors import Compressor, Part, Selection
-from def_jax.mesh import ownership
-from def_jax.mesh.varying import vary_if_tracked
 
 NUM_WORKERS, NUM_STEPS, MOMENTUM = 4, 30, 0.9
 RATES = np.where(np.arange(NUM_STEPS) < 20, 0.02, 0.002)
@@ -108,41 +105,6 @@ def grads_of(num_workers=NUM_WORKERS):
     params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     grads = {name: rng.normal(size=(num_workers, *x.shape)).astype(np.float32) for name, x in params.items()}
     return params, grads
-
-
-def on_shards(name, axis_name, check_vma):
-    """Two steps of the link in a shard_map whose result is declared equal on all workers."""
-    params, grads = grads_of()
-    link = CASES[name][0](axis_name)
-    own = ownership.own_leaves(link, params)
-
-    def worker(grads):
-        grads = jax.tree.map(lambda g: g[0], grads)
-        state = link.init(params)
-        state = jax.tree.map(lambda x, mine: vary_if_tracked(x, 'workers') if mine else x, state, own)
-        _, state = link.update(grads, state)
-        return link.update(grads, state)[0]
-
-    mesh = jax.sharding.Mesh(jax.devices()[:NUM_WORKERS], ('workers',))
-    mapped = jax.shard_map(worker, mesh=mesh, in_specs=P('workers'), out_specs=P(), check_vma=check_vma)
-    return jax.jit(mapped)(grads)
-
-
-@pytest.mark.parametrize('name', CASES)
-def test_shard_map_agrees_with_vmap(name):
-    """With check_vma, JAX proves from the types that all workers get the same update."""
-    params, grads = grads_of()
-    link = CASES[name][0]('workers')
-
-    def worker(grads):
-        _, state = link.update(grads, link.init(params))
-        return link.update(grads, state)[0]
-
-    expected = jax.jit(jax.vmap(worker, axis_name='workers'))(grads)
-    for leaf, other in zip(
-        jax.tree.leaves(on_shards(name, 'workers', True)), jax.tree.leaves(expected), strict=True
-    ):
-        np.testing.assert_allclose(leaf, other[0], rtol=1e-5, atol=1e-6)
 
 
 def test_an_axis_that_is_not_bound():

@@ -4,12 +4,10 @@ import os
 import subprocess
 import sys
 
-import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 import reference
 import reference_family as family
 from perceptron import INITIAL, START, TOLERANCE, flat, gradient, loss_fn, multipliers, train, vmapped
@@ -123,24 +121,11 @@ def test_an_outer_step_of_one_is_no_outer_step():
     assert_close(trained(stepped), trained(plain))
 
 
-def test_between_messages_no_collective_runs():
-    """The all-reduce of the message lies in a branch that only sending steps take."""
-    text = hlo.compile_pmapped(*hlo.with_gradient(hlo.feedback(every=4)), 4, hlo.BATCH).as_text()
-    size = def_jax.message_size(def_jax.random_block(64), hlo.make_params())
-    assert hlo.results(text, 'all-reduce') == [[size]]
-    assert not hlo.results(text[text.index('\nENTRY') :], 'all-reduce')
-
-
 def test_interrupted_after_any_step_is_uninterrupted():
     """A message every third step: the state alone says how many steps are left until the next one."""
     num_steps = 10
     blocks = def_jax.random_block(4, order='shuffled')
-    options = {
-        'every': 3,
-        'detach': 'auto',
-        'decay': 0.9,
-        'outer': optax.sgd(momentum=0.9, learning_rate=0.7),
-    }
+    options = {'every': 3, 'detach': 'auto', 'decay': 0.9, 'outer': optax.sgd(0.7, momentum=0.9)}
 
     def begin():
         link = def_jax.error_feedback(blocks, 'workers', **options)
@@ -174,30 +159,11 @@ def test_interrupted_after_any_step_is_uninterrupted():
 def test_a_decayed_residual_survives_a_skipped_step():
     optimizer = def_jax.error_feedback(def_jax.random_block(4), None, decay=0.5, skip_nonfinite=True)
     state = optimizer.init(jnp.zeros(8))._replace(residual=jnp.arange(8.0))
-    _, after = optimizer.update(jnp.full(8, jnp.nan), state)
+    update = jax.jit(optimizer.update)
+    _, after = update(jnp.full(8, jnp.nan), state)
     np.testing.assert_array_equal(after.residual, jnp.arange(8.0))
-    _, after = optimizer.update(jnp.zeros(8), state)
+    _, after = update(jnp.zeros(8), state)
     assert float(jnp.abs(after.residual).max()) <= 3.5
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        ({'every': 0}, r'every=0 must be an integer in \[1, 2\*\*31\)'),
-        ({'every': 10**30}, r'must be an integer in \[1, 2\*\*31\)'),
-        ({'every': 2.0}, r'every=2.0 must be an integer in \[1, '),
-        ({'decay': 1.5}, r'decay=1.5 must be a number in \[0, 1\]'),
-        ({'outer': 0.7}, 'outer=0.7 must be an optax.GradientTransformation'),
-        ({'outer': optax.clip_by_global_norm(1.0)}, 'outer must be elementwise'),
-        ({'outer': optax.stateless(lambda u, _: jnp.cumsum(u))}, 'outer must be elementwise'),
-        ({'outer': optax.adamw(0.1)}, 'outer cannot be applied to a single block'),
-        ({'every': 2, 'average_every': 3}, 'every=2 and average_every=3 cannot be combined'),
-        ({'every': 2, 'skip_nonfinite': True}, 'every=2 and skip_nonfinite=True cannot be combined'),
-    ],
-)
-def test_impossible_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        def_jax.error_feedback(def_jax.random_block(4), None, **options)
 
 
 def test_devices_can_be_set_after_the_methods_are_built():

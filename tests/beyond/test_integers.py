@@ -3,10 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from perceptron import INITIAL, loss_fn, mlp_data
-from sharded_workers import distributed, feedback
 
 import def_jax
 from def_jax.beyond import integers
@@ -230,32 +227,6 @@ def test_too_many_workers():
     assert jax.eval_shape(update, jnp.zeros((127, 4))).shape == (127, 4)
     with pytest.raises(ValueError, match=r'8 bits.* but there are 128 workers'):
         jax.eval_shape(update, jnp.zeros((128, 4)))
-
-
-def test_workers_of_several_devices():
-    """y moves by the mean update: what leaves the residuals arrives. All devices know the same units."""
-    layout = '2x4'
-    last_link = feedback(layout, def_jax.random_block(2), wire_dtype='int8', detach='auto')
-    dist = distributed(layout, optax.chain(optax.sgd(0.05), last_link))
-
-    @jax.jit
-    def step(params, state, batch):
-        _, grads = dist.value_and_grad(loss_fn)(params, state, batch)
-        updates, state = dist.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        return params, state, dist.output_params(params, state), jax.tree.map(lambda g: g.mean(0), grads)
-
-    params = jax.device_put([jnp.asarray(x) for x in INITIAL], dist.shardings)
-    state, y = jax.jit(dist.init)(params), list(INITIAL)
-    for t in range(4):
-        batch = [x[:, t].reshape(-1, x.shape[-1]) for x in mlp_data(2)]
-        params, state, after, grads = step(params, state, batch)
-        for old, new, gradient in zip(y, after, grads, strict=True):
-            np.testing.assert_allclose(new, old - 0.05 * np.asarray(gradient), rtol=0, atol=1e-6)
-        y = jax.tree.map(np.asarray, after)
-    assert all(np.any(np.asarray(x) != first) for x, first in zip(params, INITIAL, strict=True))
-    squares = optax.tree.get(state, 'wire_squares')
-    assert len({np.asarray(shard.data).tobytes() for shard in squares.addressable_shards}) == 1
 
 
 def test_between_messages_the_units_rest():

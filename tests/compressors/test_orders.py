@@ -1,16 +1,14 @@
 """Orders of blocks: every block once a round, bounded waits, uniform places, nothing stored."""
 
 import functools
-import itertools
 import re
 from typing import get_args
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compressing import KEY, compress, ones_like
+from compressing import compress, ones_like
 
 import def_jax
 from def_jax.compressors import orders
@@ -54,29 +52,6 @@ def test_the_longest_wait(order, bound, name):
         assert set(waits) == {BLOCKS[name]}
 
 
-@pytest.mark.parametrize('order', IN_ROUNDS)
-def test_a_round_without_updates_empties_the_residual(order):
-    """The contraction over a round: what waited at its start has all been sent at its end."""
-    params = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
-    link = def_jax.error_feedback(def_jax.random_block(RATIO, order=order), 'workers')
-    residual = jax.tree.map(lambda x: jax.random.normal(KEY, (2, *x.shape)), params)
-
-    @functools.partial(jax.vmap, axis_name='workers')
-    def after_a_round(residual):
-        def step(state, _):
-            updates, state = link.update(params, state)
-            return state, updates
-
-        start = link.init(params)._replace(residual=residual)
-        state, updates = jax.lax.scan(step, start, length=max(BLOCKS.values()))
-        return state.residual, jax.tree.map(lambda u: u.sum(axis=0), updates)
-
-    left, arrived = jax.jit(after_a_round)(residual)
-    chex.assert_trees_all_equal(left, jax.tree.map(jnp.zeros_like, left))
-    mean = jax.tree.map(lambda r: jnp.broadcast_to(r.mean(axis=0), r.shape), residual)
-    chex.assert_trees_all_close(arrived, mean, atol=1e-6)
-
-
 def test_a_permutation_of_any_size():
     permute, rng = (
         jax.jit(jax.vmap(orders._permuted, in_axes=(None, None, 0, None))),
@@ -91,17 +66,6 @@ def test_a_permutation_of_any_size():
         for order in drawn:
             np.testing.assert_array_equal(np.sort(order), np.arange(size))
         assert len({order.tobytes() for order in drawn}) > (1 if size > 1 else 0)
-
-
-def test_rounds_tensors_and_keys_have_orders_of_their_own():
-    compressor, pair = def_jax.random_block(64, order='shuffled'), ones_like([(64,), (64,)])
-    draw = jax.jit(jax.vmap(lambda key, step: compress(compressor, pair, step, key), in_axes=(None, 0)))
-    steps = jnp.arange(128, dtype=jnp.uint32)
-    first, second = (np.asarray(mask).argmax(axis=1) for mask in draw(KEY, steps))
-    other = np.asarray(draw(jax.random.PRNGKey(8), steps)[0]).argmax(axis=1)
-    drawn = [first[:64], first[64:], second[:64], second[64:], other[:64], other[64:]]
-    for a, b in itertools.combinations(drawn, 2):
-        assert len(np.unique((a - b) % 64)) > 1  # not even up to a rotation
 
 
 def test_the_whole_model_in_rounds():

@@ -6,18 +6,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import perceptron
 import pytest
 import reference
+import reference_baselines as oracles
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from perceptron import INITIAL, LEARNING_RATES, TOLERANCE, flat, loss_fn, mlp_data
+from perceptron import (
+    INITIAL,
+    LEARNING_RATES,
+    START,
+    TOLERANCE,
+    flat,
+    gradient,
+    learning_rate,
+    loss_fn,
+    mlp_data,
+    vmapped,
+    x_y_residual,
+)
 from sharded_workers import AUTO, EXPLICIT, LAYOUTS, distributed, feedback, make_mesh
 
 import def_jax
 from def_jax.compressors import Compressor
 
 NUM_STEPS = 20
-SGD = optax.sgd(lambda step: jnp.asarray(LEARNING_RATES, jnp.float32)[step], momentum=0.9)
+SGD = optax.sgd(learning_rate, momentum=0.9)
 
 
 def gathered_loss(params, batch):
@@ -41,15 +55,13 @@ def train(dist, num_steps, loss_fn=loss_fn, batches=None, has_output=True):
 
     output = jax.jit(dist.output_params) if has_output else lambda params, _: params
     params = jax.device_put([jnp.asarray(x) for x in INITIAL], dist.shardings)
-    state = jax.jit(dist.init)(params)
-    xs, ys = [], []
+    state, found = jax.jit(dist.init)(params), []
     for t in range(num_steps + 1):
-        xs.append(flat(on_one_device(params)))
-        ys.append(flat(on_one_device(output(params, state))))
+        found.append([flat(on_one_device(z)) for z in (params, output(params, state))])
         if t < num_steps:
             batch = [x[:, t].reshape(-1, x.shape[-1]) for x in batches]
             params, state = step(params, state, batch)
-    return np.stack(xs), np.stack(ys), state
+    return *np.stack(found, axis=1), state
 
 
 def shard_masks(layout, compressor, num_steps):
@@ -72,24 +84,6 @@ def shard_masks(layout, compressor, num_steps):
     return np.concatenate([mask.reshape(num_steps, -1) for mask in tiled], axis=1).astype(np.float64)
 
 
-def oracle(layout, compressor, num_steps, **settings):
-    num_workers = {'2x4': 2, '4x2': 4, '2x2x2': 2, '(2x2)x2': 4, '8x1': 8}[layout]
-    inputs, targets = (x.astype(np.float64) for x in mlp_data(num_workers))
-
-    def gradient(theta, k, t):
-        return reference.mlp_gradient(theta, inputs[k, t], targets[k, t])
-
-    masks = shard_masks(layout, compressor, num_steps)
-    return reference.algorithm_1(
-        np.asarray(flat(INITIAL)),
-        gradient,
-        masks,
-        LEARNING_RATES[:num_steps],
-        num_workers=num_workers,
-        **settings,
-    )
-
-
 def residuals(state):
     own = on_one_device(optax.tree.get(state, 'residual'))
     return np.concatenate([np.reshape(x, (len(x), -1)) for x in own], axis=1)
@@ -109,12 +103,19 @@ def residuals(state):
     ],
 )  # fmt: skip
 def test_equals_the_oracle(layout, kind, compressor, options):
+    """Weight decay before the link is taken at the detached point, also if another link follows."""
     decay = 0.05
-    optimizer = optax.chain(optax.add_decayed_weights(decay), SGD, feedback(layout, compressor, **options))
+    link = feedback(layout, compressor, **options)
+    optimizer = optax.chain(optax.add_decayed_weights(decay), SGD, link, optax.identity())
     loss = gathered_loss if kind == EXPLICIT else loss_fn
-    x, y, state = train(distributed(layout, optimizer, kind), NUM_STEPS, loss)
-    settings = {'detach': 0.3, 'momentum': 0.9, 'weight_decay': decay} | options
-    expected = oracle(layout, compressor, NUM_STEPS, **settings)
+    dist = distributed(layout, optimizer, kind)
+    x, y, state = train(dist, NUM_STEPS, loss)
+    expected = reference.algorithm_1(
+        *(START, gradient(dist.num_workers), shard_masks(layout, compressor, NUM_STEPS)),
+        LEARNING_RATES[:NUM_STEPS],
+        num_workers=dist.num_workers,
+        **{'detach': 0.3, 'momentum': 0.9, 'weight_decay': decay} | options,
+    )
     np.testing.assert_allclose(x, expected.x, **TOLERANCE)
     np.testing.assert_allclose(y, expected.y, **TOLERANCE)
     np.testing.assert_allclose(-residuals(state), expected.e[-1], **TOLERANCE)
@@ -168,37 +169,6 @@ def cut_from_shards(layout, ratio):
     return Compressor(select, parts_of)
 
 
-def train_mapped(mapping, optimizer, num_steps, batches):
-    """x and y [T + 1, d] of workers that hold their parameters whole."""
-
-    def worker(batches):
-        def observe(params, state):
-            return flat(params), flat(def_jax.output_params(params, state, 'workers'))
-
-        def step(carry, batch):
-            params, state = carry
-            point = def_jax.detached_params(params, state)
-            updates, state = optimizer.update(jax.grad(loss_fn)(point, batch), state, point)
-            params = optax.apply_updates(params, updates)
-            return (params, state), observe(params, state)
-
-        params = [jnp.asarray(x) for x in INITIAL]
-        state = optimizer.init(params)
-        _, rest = jax.lax.scan(step, (params, state), batches)
-        return [jnp.concatenate([z[None], zs]) for z, zs in zip(observe(params, state), rest, strict=True)]
-
-    x, y = mapping(worker)([b[:, :num_steps] for b in batches])
-    return np.asarray(x)[0], np.asarray(y)[0]
-
-
-def vmapped(worker):
-    return jax.jit(jax.vmap(worker, axis_name='workers'))
-
-
-def pmapped(worker):
-    return jax.pmap(worker, axis_name='workers')
-
-
 def labelled(last_link):
     """Muon for the matrices, and AdamW for the rest, of which the scale is not communicated by blocks."""
     return optax.chain(
@@ -225,6 +195,7 @@ NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
 @pytest.mark.parametrize(
     ('layout', 'chain', 'options'),
     [
+        ('8x1', chained(optax.adamw(0.01)), {'detach': 'auto'}),
         ('2x4', chained(optax.adamw(0.01)), {'detach': 'auto', 'wire_dtype': jnp.bfloat16}),
         ('4x2', chained(optax.sgd(0.02)), {'every': 2, 'outer': NESTEROV, 'detach': 1.0, 'decay': 0.9}),
         pytest.param('2x4', labelled, {'detach': 0.5}, marks=pytest.mark.slow),
@@ -241,82 +212,56 @@ def test_optimizers_and_options_do_on_shards_what_they_do_on_whole_tensors(layou
         layout, chain(def_jax.error_feedback(def_jax.random_block(ratio), 'workers', **options))
     )
     x, y, state = train(dist, num_steps, batches=batches)
-    whole = chain(def_jax.error_feedback(cut_from_shards(layout, ratio), 'workers', **options))
-    expected = train_mapped(vmapped, whole, num_steps, batches)
+    cut = def_jax.random_block(ratio) if layout == '8x1' else cut_from_shards(layout, ratio)
+    whole = chain(def_jax.error_feedback(cut, 'workers', **options))
+    steps = [z[:, :num_steps] for z in batches]
+    expected = vmapped(lambda own: perceptron.train(whole, own, x_y_residual()), steps)
     assert np.isfinite(x).all() and np.max(np.abs(x[-1] - x[0])) > 0.01
-    np.testing.assert_allclose(x, expected[0], **TOLERANCE)
-    np.testing.assert_allclose(y, expected[1], **TOLERANCE)
+    np.testing.assert_allclose(x, expected[0][0], **TOLERANCE)
+    np.testing.assert_allclose(y, expected[1][0], **TOLERANCE)
     if 'skip_nonfinite' in options:
         assert int(optax.tree.get(state, 'skipped')) == 1 and np.array_equal(x[4], x[5])
 
 
-def test_a_worker_of_one_device_trains_as_under_pmap():
-    optimizer = optax.chain(optax.adamw(0.01), feedback('8x1', def_jax.random_block(4), detach='auto'))
-    x, y, _ = train(distributed('8x1', optimizer), 9)
-    expected = train_mapped(pmapped, optimizer, 9, mlp_data(8))
-    np.testing.assert_allclose(x, expected[0], **TOLERANCE)
-    np.testing.assert_allclose(y, expected[1], **TOLERANCE)
+POWERSGD = def_jax.baselines.powersgd(4, 'workers', rank=1)  # knows no shards, and sees whole tensors
 
 
-@pytest.mark.parametrize('sends_all', [def_jax.random_block(1), None])
-def test_where_all_is_sent_the_trajectory_is_dense(sends_all):
-    link = feedback('2x4', sends_all) if sends_all else def_jax.all_reduce_mean('workers')
-    optimizer = optax.chain(link, SGD) if sends_all is None else optax.chain(SGD, link)
-    dist = distributed('2x4', optimizer)
-    x = train(dist, 9, has_output=sends_all is not None)[0]
-    inputs, targets = (z.astype(np.float64) for z in mlp_data(2))
-    expected = reference.sgd(
-        np.asarray(flat(INITIAL)),
-        lambda theta, k, t: reference.mlp_gradient(theta, inputs[k, t], targets[k, t]),
-        LEARNING_RATES[:9],
-        num_workers=2,
-        momentum=0.9,
-    )
-    np.testing.assert_allclose(x, expected, **TOLERANCE)
+def first_factors():
+    return [np.asarray(q, np.float64) for q in POWERSGD.init([jnp.asarray(x) for x in INITIAL]).carry]
 
 
-@pytest.mark.slow
-def test_ef21_cuts_its_blocks_from_shards():
-    compressor = def_jax.random_block(4)
-    dist = distributed('2x4', optax.chain(def_jax.ef21(compressor, 'workers'), SGD))
-    x = train(dist, 9, has_output=False)[0]
-    inputs, targets = (z.astype(np.float64) for z in mlp_data(2))
-    expected = reference.ef21(
-        np.asarray(flat(INITIAL)),
-        lambda theta, k, t: reference.mlp_gradient(theta, inputs[k, t], targets[k, t]),
-        shard_masks('2x4', compressor, 9),
-        LEARNING_RATES[:9],
-        num_workers=2,
-        momentum=0.9,
-    )
-    np.testing.assert_allclose(x, expected, **TOLERANCE)
-
-
-def test_links_that_know_no_shards_see_whole_tensors():
-    optimizer = optax.chain(def_jax.baselines.powersgd(4, 'workers', rank=1), optax.sgd(0.02, momentum=0.9))
-    x = train(distributed('2x4', optimizer), 5, has_output=False)[0]
-
-    def worker(batches):
-        def step(carry, batch):
-            params, state = carry
-            updates, state = optimizer.update(jax.grad(loss_fn)(params, batch), state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, state), flat(params)
-
-        params = [jnp.asarray(z) for z in INITIAL]
-        return jax.lax.scan(step, (params, optimizer.init(params)), batches)[1]
-
-    expected = vmapped(worker)([z[:, :5] for z in mlp_data(2)])
-    np.testing.assert_allclose(x[1:], expected[0], **TOLERANCE)
+@pytest.mark.parametrize(
+    ('link', 'oracle'),
+    [
+        (def_jax.all_reduce_mean('workers'), lambda: lambda grads: grads.mean(0)),
+        # It knows no shards and sees whole tensors.
+        (
+            POWERSGD,
+            lambda: oracles.powersgd(reference.MLP_SHAPES, 1, map(np.array, POWERSGD.init(INITIAL).carry)),
+        ),
+        pytest.param(
+            def_jax.ef21(def_jax.random_block(4), 'workers'),
+            lambda: oracles.ef21_sgdm(shard_masks('2x4', def_jax.random_block(4), 9), averaging=1.0),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=['dense', 'powersgd', 'ef21'],
+)
+def test_other_links_equal_their_oracles(link, oracle):
+    x = train(distributed('2x4', optax.chain(link, SGD)), 9, has_output=False)[0]
+    problem = START, gradient(2), oracle(), LEARNING_RATES[:9]
+    np.testing.assert_allclose(x, oracles.train(*problem, num_workers=2, momentum=0.9), **TOLERANCE)
 
 
 # --- Functions for mapped code, on every worker -------------------------------------------------------------
 
 
-def test_diagnostics_run_on_every_worker():
-    dist = distributed('2x4', optax.chain(optax.adam(0.01), feedback('2x4', def_jax.random_block(4))))
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_diagnostics_run_on_every_worker(kind):
+    last_link = feedback('2x4', def_jax.random_block(4))
+    dist = distributed('2x4', optax.chain(optax.adam(0.01), last_link), kind)
     params = jax.device_put([jnp.asarray(x) for x in INITIAL], dist.shardings)
-    _, _, state = train(dist, 3, has_output=False)
+    _, _, state = train(dist, 3, gathered_loss if kind == EXPLICIT else loss_fn, has_output=False)
 
     def observe(params, state, batch):
         def_jax.assert_replicated((params, optax.tree.get(state, 'key')), 'workers')
@@ -339,21 +284,6 @@ def test_copies_of_one_shard_that_differ_are_found():
     w = jax.make_array_from_single_device_arrays((8,), sharding, copies)
     with pytest.raises(ValueError, match='the workers do not agree on w'):
         def_jax.assert_replicated({'w': w}, None)
-
-
-def test_auxiliary_values_are_stacked():
-    dist = distributed('2x4', optax.chain(optax.sgd(0.1), feedback('2x4', def_jax.random_block(4))))
-
-    def with_rows(params, batch):
-        return loss_fn(params, batch), {'rows': jnp.float32(batch[0].shape[0])}
-
-    params = [jnp.asarray(x) for x in INITIAL]
-    batch = [x[:, 0].reshape(-1, x.shape[-1]) for x in mlp_data(2)]
-    shapes = jax.eval_shape(
-        dist.value_and_grad(with_rows, has_aux=True), params, jax.eval_shape(dist.init, params), batch
-    )
-    (losses, aux), grads = shapes
-    assert losses.shape == aux['rows'].shape == (2,) and grads[0].shape == (2, 4, 6)
 
 
 # --- Other meshes ------------------------------------------------------------------------------------------

@@ -45,11 +45,11 @@ def feedback(**options):
     return def_jax.error_feedback(def_jax.random_block(4), 'workers', **options)
 
 
-def run(optimizer, gradient, check_vma, num_steps=3, specs=None):
+def run(optimizer, gradient, check_vma, num_steps=3):
     """Parameters after some steps, each of which is one call of a mapped function."""
     mesh = jax.sharding.Mesh(jax.devices()[:NUM_WORKERS], ('workers',))
     own = own_leaves(optimizer, PARAMS)
-    specs = specs or def_jax.state_specs(optimizer, PARAMS)
+    specs = def_jax.state_specs(optimizer, PARAMS)
 
     @jax.jit
     @functools.partial(
@@ -97,16 +97,43 @@ OPTIMIZERS = {
 }
 
 
+BLOCK = def_jax.random_block(2)
+LINKS = {
+    'dense': def_jax.all_reduce_mean('workers'),
+    'ef21': def_jax.ef21(BLOCK, 'workers'),
+    'ef21_sgdm': def_jax.baselines.ef21_sgdm(BLOCK, 'workers'),
+    'powersgd': def_jax.baselines.powersgd(4, 'workers', rank=1),
+    'top_k': def_jax.baselines.top_k(4, 'workers'),
+    'demo': def_jax.baselines.demo(2, 'workers', chunk=2),
+    'sign_ef': def_jax.baselines.sign_ef('workers'),
+    'onebit_adam': def_jax.baselines.onebit_adam('workers', freeze_after=2),
+}
 SLOW = ('auto', 'frozen', 'masked')
 
 
+def vmapped(optimizer, gradient, num_steps=3):
+    def worker(batch):
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(gradient(params, state, batch), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (PARAMS, optimizer.init(PARAMS)), length=num_steps)[0][0]
+
+    params = jax.jit(jax.vmap(worker, axis_name='workers'))(BATCH)
+    return jax.tree.map(lambda x: x[0], params)
+
+
 @pytest.mark.parametrize(
-    'name', [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in OPTIMIZERS]
+    'name', [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in [*OPTIMIZERS, *LINKS]]
 )
-def test_types_change_no_value(name):
-    expected = run(OPTIMIZERS[name], outside, check_vma=False)
-    actual = run(OPTIMIZERS[name], outside, check_vma=True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)
+def test_a_shard_map_with_its_specs_and_types_trains_as_vmap_does(name):
+    """JAX proves from the types that all workers get the same parameters."""
+    optimizer, points = OPTIMIZERS.get(name), (outside, outside)
+    if name in LINKS:
+        optimizer, points = optax.chain(LINKS[name], optax.sgd(0.1)), (at_own_params, at_params)
+    actual, expected = run(optimizer, points[0], check_vma=True), vmapped(optimizer, points[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
     assert not np.array_equal(actual['w'], PARAMS['w'])
 
 
@@ -116,7 +143,7 @@ def test_a_gradient_that_would_be_summed_is_refused(name):
         ValueError, match=r'detached_params: the gradient is taken with respect to replicated parameters'
     ):
         run(OPTIMIZERS[name], inside, check_vma=True)
-    assert jax.tree.leaves(run(OPTIMIZERS[name], inside, check_vma=False))  # where JAX sums nothing
+    assert jax.tree.leaves(run(OPTIMIZERS[name], inside, check_vma=False, num_steps=1))  # nothing is summed
 
 
 def test_updates_that_were_summed_are_refused():
@@ -125,27 +152,10 @@ def test_updates_that_were_summed_are_refused():
         run(optax.chain(optax.sgd(0.1), feedback()), at_params, check_vma=True)
 
 
-BLOCK = def_jax.random_block(2)
-LINKS = {
-    'dense': def_jax.all_reduce_mean('workers'),
-    'ef21': def_jax.ef21(BLOCK, 'workers'),
-    'ef21_sgdm': def_jax.baselines.ef21_sgdm(BLOCK, 'workers'),
-    'powersgd': def_jax.baselines.powersgd(4, 'workers', rank=1),
-    'onebit_adam': def_jax.baselines.onebit_adam('workers', freeze_after=2),
-}
-
-
 @pytest.mark.parametrize('name', LINKS)
 def test_links_without_a_detached_point_name_another(name):
     with pytest.raises(ValueError, match=re.escape(f'with point = {OWN_PARAMS}')):
         run(optax.chain(LINKS[name], optax.sgd(0.1)), at_params, check_vma=True)
-
-
-def test_at_that_point_types_change_no_value():
-    optimizer = optax.chain(LINKS['ef21'], optax.sgd(0.1))
-    expected = run(optimizer, at_params, check_vma=False)
-    actual = run(optimizer, at_own_params, check_vma=True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)
 
 
 def test_a_state_that_is_stacked_as_a_whole_is_refused():

@@ -9,7 +9,7 @@ from def_jax.trainer import communication, experiment
 @pytest.mark.parametrize(
     # EF, PSync and DEF-A compile to what DEF does.
     ('method', 'workers_per_device'),
-    [('sgd', 1), ('saef', 1), ('def', 1), ('ef21', 1), ('def', 2)],
+    [('sgd', 1), ('saef', 1), ('ef21', 1), ('def', 2)],
 )
 def test_a_step_all_reduces_the_message_and_nothing_else(data_dir, method, workers_per_device):
     config = fixtures.tiny_config(data_dir, method=method, workers_per_device=workers_per_device)
@@ -30,27 +30,21 @@ def test_a_step_all_reduces_the_message_and_nothing_else(data_dir, method, worke
         assert test_sums.elements == 3 and outputs.executions == 4
 
 
-@pytest.mark.parametrize('granularity', ['model', 'element'])
-def test_a_step_sends_the_message_at_every_granularity(data_dir, granularity):
-    run = experiment.build(fixtures.tiny_config(data_dir, granularity=granularity))
-    sent = run.communication
-    # Eight runs cover the model; the last is shorter.
-    sizes = {'model': -(-fixtures.NUM_PARAMS // 8), 'element': fixtures.MESSAGE_SIZE}
-    assert sent.message_size == sizes[granularity]
-    train_step = next(communication.programs(run))
-    assert [c.elements for c in train_step.collectives] == [sent.message_size]
+# Eight runs cover the model; the last is shorter.
+RUN = -(-fixtures.NUM_PARAMS // 8)
 
 
 @pytest.mark.parametrize(
     ('changes', 'elements', 'bytes_each'),
     [
-        ({'detach': 'auto', 'skip_nonfinite': True}, fixtures.MESSAGE_SIZE + 1, 4),
+        ({'granularity': 'model', 'detach': 'auto', 'skip_nonfinite': True}, RUN + 1, 4),
+        ({'granularity': 'element'}, fixtures.MESSAGE_SIZE, 4),
         # Two digits for each tensor and for the energy, and a flag.
         ({'wire_dtype': 'int8', 'detach': 'auto'}, fixtures.MESSAGE_SIZE + 2 * (5 + 1) + 1, 1),
     ],
     ids=str,
 )
-def test_options_past_the_paper_are_counted(data_dir, changes, elements, bytes_each):
+def test_granularities_and_options_are_counted(data_dir, changes, elements, bytes_each):
     run = experiment.build(fixtures.tiny_config(data_dir, **changes))
     sent = run.communication
     (collective,) = next(communication.programs(run)).collectives
