@@ -10,6 +10,8 @@ import reference
 
 import def_jax
 from def_jax.mesh.varying import vary_if_tracked
+from def_jax.compressors import shared_key
+from def_jax.compressors.base import typed_key
 
 NUM_STEPS = 50
 LEARNING_RATES = np.where(np.arange(NUM_STEPS) < 30, 0.02, 0.002)  # one drop
@@ -89,12 +91,14 @@ def vmapped(worker, batches, *args):
 
 
 @functools.cache
-def multipliers(compressor, seed=0, num_steps=NUM_STEPS):
-    """What multiplies p at every step, as the oracle takes it: [T, d]."""
-    ones = jax.tree.map(jnp.ones_like, INITIAL)
+def multipliers(compressor, seed=0, num_steps=NUM_STEPS, folded=False):
+    """What multiplies p at every step, as the oracle takes it: [T, d]. `folded`: in CSER's second draw."""
+    ones, key = jax.tree.map(jnp.ones_like, INITIAL), jax.random.PRNGKey(seed)
+    if folded:
+        key = jax.random.key_data(jax.random.fold_in(typed_key(shared_key(seed)), 1))
 
     def at(step):
-        selection = compressor(jax.random.PRNGKey(seed), step, ones)
+        selection = compressor(key, step, ones)
         return flat(selection.place(selection.take(ones), ones))
 
     return np.asarray(jax.jit(jax.vmap(at))(jnp.arange(num_steps, dtype=jnp.uint32)), np.float64)

@@ -259,22 +259,13 @@ def test_parameters_that_are_a_single_array(shape, wrap):
     np.testing.assert_allclose(optax.apply_updates(y, updates), jnp.full(shape, 0.9), rtol=1e-6)
 
 
-def test_fields_are_found_in_a_chain():
-    params = make_params()
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1), feedback(detach=0.25))
-    for wrapped in (optimizer, optax.MultiSteps(optimizer, 2)):
-        state = wrapped.init(params)
-        chex.assert_trees_all_equal_shapes(optax.tree.get(state, 'residual'), params)
-        assert optax.tree.get(state, 'detach') == 0.25
-
-
 # --- Dtypes and odd leaves --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     'optimizer',
     [
-        optax.chain(sgd(), feedback(axis_name=None)),
+        optax.chain(sgd(), feedback(axis_name=None, average_every=2)),
         def_jax.def_sgd(FALLING, 4, None, weight_decay=0.1),
         def_jax.def_adamw(0.1, 4, None),
     ],
@@ -309,17 +300,6 @@ def test_messages_of_one_tensor_are_float32_with_x64(ratio):
             return message, updates, state.residual
 
         chex.assert_type(jax.eval_shape(run, jnp.ones((10, 8), jnp.float32)), jnp.float32)
-
-
-def test_residual_of_bfloat16_parameters_does_not_lose_small_updates():
-    """400 updates of 2^-10 add up exactly; a bfloat16 residual would stop growing at 256 of them."""
-    params, optimizer = jnp.zeros(1024, jnp.bfloat16), optax.chain(optax.sgd(2.0**-10), feedback(1024, None))
-
-    def body(state, _):
-        return optimizer.update(jnp.ones_like(params), state)[1], None
-
-    state, _ = jax.lax.scan(body, optimizer.init(params), length=400)
-    assert optax.tree.get(state, 'residual').min() == -400 / 1024
 
 
 def test_points_of_bfloat16_parameters_are_rounded_once():
@@ -371,18 +351,6 @@ def test_workers_draw_the_same_blocks_with_any_random_generator(implementation, 
 
 
 # --- Compiled once ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(('dtype', 'average_every'), [(jnp.float32, 0), (jnp.bfloat16, 2)])
-def test_jit_compiles_once(dtype, average_every):
-    optimizer = optax.chain(sgd(), feedback(axis_name=None, average_every=average_every))
-    params = make_params(dtype)
-    chex.clear_trace_counter()
-    once = jax.jit(chex.assert_max_traces(lambda *carry: step(optimizer, *carry), n=1))
-    carry = (params, optimizer.init(params))
-    for _ in range(4):
-        carry = once(*carry, params)
-    assert optax.tree.get(carry[1], 'residual')['w'].dtype == jnp.float32
 
 
 def test_pmap_compiles_once():

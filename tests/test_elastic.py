@@ -25,19 +25,20 @@ class Run:
         self.folder, self.count, self.processes = folder, count, []
 
     def start(self, index, *plan):
-        command = [
-            sys.executable,
-            ROOT / 'tests' / 'elastic_worker.py',
-            self.folder,
-            self.address,
-            self.count,
-        ]
+        program = ROOT / 'tests' / 'elastic_worker.py'
+        command = [sys.executable, program, self.folder, self.address, self.count, index, *plan]
         environment = os.environ | {'PYTHONPATH': str(ROOT)}
-        arguments = [str(part) for part in (*command, index, *plan)]
+        arguments = [str(part) for part in command]
         with (self.folder / f'{index}.log').open('ab') as log:
             process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
         self.processes.append(process)
         return process
+
+    def start_all(self, *plan):
+        """All processes, which have made some steps together."""
+        processes = [self.start(index, *plan) for index in range(self.count)]
+        self.wait(lambda: self.step(0) > 5)
+        return processes
 
     def lines(self, index, kind='step'):
         path = self.folder / f'{index}.jsonl'
@@ -106,8 +107,7 @@ def run(tmp_path):
 @pytest.mark.slow
 def test_a_worker_dies_and_returns(run):
     three = run()
-    first, second, third = (three.start(index) for index in range(3))
-    three.wait(lambda: three.step(0) > 5)
+    first, second, third = three.start_all()
     third.kill()
     three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
     third = three.start(2)
@@ -146,8 +146,7 @@ def test_a_worker_dies_at_a_bad_moment(run, where):
 @pytest.mark.slow
 def test_two_die_at_once_and_return_before_it_was_noticed(run):
     three = run()
-    first, second, third = (three.start(index) for index in range(3))
-    three.wait(lambda: three.step(0) > 5)
+    first, second, third = three.start_all()
     second.kill()
     third.kill()
     second, third = three.start(1), three.start(2)
@@ -159,8 +158,7 @@ def test_two_die_at_once_and_return_before_it_was_noticed(run):
 @pytest.mark.slow
 def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(run):
     three = run()
-    first, second, third = (three.start(index) for index in range(3))
-    three.wait(lambda: three.step(0) > 5)
+    first, second, third = three.start_all()
     third.send_signal(signal.SIGSTOP)
     three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
     before = len(three.lines(2))
@@ -175,8 +173,7 @@ def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(run):
 @pytest.mark.slow
 def test_a_newcomer_that_runs_something_else_is_refused(run):
     three = run()
-    first, second, third = (three.start(index) for index in range(3))
-    three.wait(lambda: three.step(0) > 5)
+    first, second, third = three.start_all()
     third.kill()
     third = three.start(2, 'seed=1')
     three.ends(third, 7)
@@ -190,8 +187,7 @@ def test_a_newcomer_that_runs_something_else_is_refused(run):
 @pytest.mark.slow
 def test_too_few_workers_wait_and_then_end(run):
     three = run()
-    first, second, third = (three.start(index, 'least=2') for index in range(3))
-    three.wait(lambda: three.step(0) > 5)
+    first, second, third = three.start_all('least=2')
     third.kill()
     three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
     second.kill()

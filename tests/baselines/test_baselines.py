@@ -10,12 +10,10 @@ import perceptron
 import pytest
 import reference
 import reference_baselines as oracles
-import scipy.fft
 from perceptron import INITIAL, START, TOLERANCE, at_x, flat, gradient, multipliers
 
 import def_jax
 from def_jax import baselines
-from def_jax.baselines.demo import cosines
 from def_jax.compressors import Compressor, Part, Selection
 
 NUM_WORKERS, NUM_STEPS, MOMENTUM = 4, 30, 0.9
@@ -98,15 +96,6 @@ def test_devices_with_virtual_workers_equal_oracle(name):
     assert_equal_everywhere(np.reshape(x, (NUM_WORKERS, *x.shape[2:])), expected(name))
 
 
-def grads_of(num_workers=NUM_WORKERS):
-    """Gradients [K, ...] of one step, and parameters, with tensors of every rank."""
-    rng = np.random.default_rng(5)
-    shapes = {'b': (6,), 'k': (2, 3, 4), 's': (), 'w': (16, 12)}
-    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-    grads = {name: rng.normal(size=(num_workers, *x.shape)).astype(np.float32) for name, x in params.items()}
-    return params, grads
-
-
 def test_an_axis_that_is_not_bound():
     for link in (baselines.sign_ef('nobody'), baselines.powersgd(4, 'nobody')):
         with pytest.raises(ValueError, match="axis_name='nobody' is not bound here"):
@@ -172,21 +161,6 @@ def test_powersgd_converges_to_the_best_approximation():
     assert np.linalg.norm(cold - best) > 0.1
 
 
-def test_powersgd_of_several_workers_is_that_of_their_mean():
-    """Lemma 3 of Vogels et al. (2019): the result is the same as on one worker with all the data."""
-    params, grads = grads_of()
-
-    def run(axis_name, grads):
-        link = baselines.powersgd(1, axis_name, rank=1)
-        _, state = link.update(grads, link.init(params))
-        return link.update(grads, state)[0]
-
-    several = jax.jit(jax.vmap(functools.partial(run, 'workers'), axis_name='workers'))(grads)
-    one = jax.jit(functools.partial(run, None))(jax.tree.map(lambda g: g.mean(0), grads))
-    for a, b in zip(jax.tree.leaves(several), jax.tree.leaves(one), strict=True):
-        np.testing.assert_allclose(a[0], b, atol=1e-5)
-
-
 def descend(link, gradient, start, rates, *, remember=True):
     """x after gradient descent on three workers; without memory, the residual is lost at every step."""
 
@@ -233,44 +207,6 @@ def test_sign_descent_stands_still_without_its_memory():
     alone = descend(link, gradient, start, rates[:100], remember=False)
     np.testing.assert_allclose(alone.sum(), 2, atol=1e-4)
     assert np.abs(descend(link, gradient, start, rates)).max() < 0.05
-
-
-def test_onebit_adam_freezes_its_second_moment_after_dense_steps():
-    """As in the authors' code: Adam without bias correction first; then the second moment no longer changes,
-    and the momentum keeps the mean of the workers' signs (Tang et al., 2021, Algorithm 1).
-    """
-    params, grads = grads_of()
-    link = baselines.onebit_adam('workers', freeze_after=2)
-
-    def worker(grads):
-        state, found = link.init(params), []
-        for _ in range(4):
-            _, state = link.update(grads, state)
-            found.append((state.mu['w'], state.nu['w'], state.residual['w']))
-        return found
-
-    (_, (mu, nu, rest), (_, nu_3, rest_3), (mu_4, nu_4, _)) = jax.jit(jax.vmap(worker, axis_name='workers'))(
-        grads
-    )
-    mean = np.mean(grads['w'], axis=0)
-    np.testing.assert_allclose(mu[0], (1 - 0.9**2) * mean, atol=1e-6)
-    np.testing.assert_allclose(nu[0], (1 - 0.999**2) * mean**2, atol=1e-6)
-    assert np.all(nu_3 == nu) and np.all(nu_4 == nu) and not np.any(rest) and np.any(rest_3)
-    assert len(np.unique(mu_4[0])) <= 2**NUM_WORKERS  # sums of four signs, each with its worker's magnitude
-
-
-def test_demo_takes_one_wave_out_of_the_momentum():
-    """A gradient that is a single wave of the cosine transform is sent as one coefficient and leaves nothing
-    behind; the update is its sign (demo.py: sub_(transmit_grad), sign_()).
-    """
-    wave = scipy.fft.idctn(np.eye(1, 64, 11).reshape(8, 8), norm='ortho').astype(np.float32)
-    gradient = jnp.asarray(np.kron(np.array([[1.0, -3.0]]), wave))  # two chunks
-    link = baselines.demo(32, None, chunk=8)
-    update, state = link.update(gradient, link.init(gradient))
-    np.testing.assert_allclose(state.residual, 0, atol=1e-6)
-    there = np.abs(gradient) > 1e-6
-    np.testing.assert_array_equal(update[there], np.sign(gradient)[there])
-    np.testing.assert_allclose(cosines(8), scipy.fft.dct(np.eye(8), axis=0, norm='ortho'), atol=1e-6)
 
 
 def test_ef21_stalls_on_noise_and_its_momentum_does_not():

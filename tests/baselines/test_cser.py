@@ -1,18 +1,14 @@
 """CSER in full against its own oracle, and its special cases."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import reference
 import reference_baselines as oracles
-from perceptron import INITIAL, START, TOLERANCE, flat, gradient, multipliers, train, vmapped
+from perceptron import START, TOLERANCE, flat, gradient, multipliers, train, vmapped
 
 import def_jax
 from def_jax import baselines
-from def_jax.compressors import shared_key
-from def_jax.compressors.base import typed_key
 
 NUM_WORKERS, NUM_STEPS, RATE = 3, 24, 0.03
 
@@ -32,18 +28,6 @@ def own_models(link):
     return np.moveaxis(np.asarray(models), 0, 1)
 
 
-def update_masks(compressor):
-    """The masks of C₂, drawn with a key of its own."""
-    ones = jax.tree.map(jnp.ones_like, INITIAL)
-    key = jax.random.key_data(jax.random.fold_in(typed_key(shared_key(0)), 1))
-
-    def at(step):
-        selection = compressor(key, step, ones)
-        return flat(selection.place(selection.take(ones), ones))
-
-    return np.asarray(jax.vmap(at)(jnp.arange(NUM_STEPS, dtype=jnp.uint32)), np.float64)
-
-
 @pytest.mark.parametrize('every', [1, 4])
 def test_cser_equals_oracle(every):
     c1, c2 = def_jax.random_block(2), def_jax.random_block(4, order='shuffled')
@@ -51,7 +35,7 @@ def test_cser_equals_oracle(every):
         START,
         gradient(NUM_WORKERS, NUM_STEPS),
         multipliers(c1, num_steps=NUM_STEPS),
-        update_masks(c2),
+        multipliers(c2, num_steps=NUM_STEPS, folded=True),
         [RATE] * NUM_STEPS,
         every=every,
         num_workers=NUM_WORKERS,

@@ -15,7 +15,7 @@ from def_jax.traffic import traffic
 NUM_WORKERS, NUM_STEPS, RATE, MOMENTUM, CHUNK = 4, 24, 0.03, 0.9, 2
 
 
-@pytest.mark.parametrize(('every', 'ratio'), [(1, 4), (3, 2), (4, 1)])
+@pytest.mark.parametrize(('every', 'ratio'), [(1, 4), (4, 1)])
 def test_sparse_loco_equals_oracle(every, ratio):
     expected = oracles.sparse_loco(
         START,

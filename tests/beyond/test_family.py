@@ -141,18 +141,13 @@ def test_interrupted_after_any_step_is_uninterrupted():
         stacked = jax.tree.map(lambda z: jnp.broadcast_to(z, (NUM_WORKERS, *z.shape)), start)
         return jax.pmap(step, axis_name='workers'), stacked
 
-    def run(interrupt):
-        step, carry = begin()
-        for t in range(num_steps):
-            carry = step(*interrupt(carry), jax.tree.map(lambda z, t=t: z[:, t], data()))
-            yield jax.tree.map(np.asarray, carry)
-
-    def restored(carry):
-        """In the structure of another process's optimizer."""
-        return jax.tree.unflatten(jax.tree.structure(begin()[1]), map(np.array, jax.tree.leaves(carry)))
-
-    courses = zip(run(lambda carry: carry), run(restored), strict=True)
-    for uninterrupted, interrupted in courses:
+    (step, start), (_, of_another_process) = begin(), begin()
+    uninterrupted = interrupted = start
+    for t in range(num_steps):
+        batch = jax.tree.map(lambda z, t=t: z[:, t], data())
+        uninterrupted = step(*uninterrupted, batch)
+        saved = map(np.array, jax.tree.leaves(interrupted))
+        interrupted = step(*jax.tree.unflatten(jax.tree.structure(of_another_process), saved), batch)
         jax.tree.map(np.testing.assert_array_equal, interrupted, uninterrupted)
 
 

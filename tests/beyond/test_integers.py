@@ -61,7 +61,7 @@ def masks(compressor, num_steps=NUM_STEPS):
         selection = compressor(jax.random.PRNGKey(0), step, ones)
         return selection.place(selection.take(ones), ones)
 
-    return jax.tree.map(np.asarray, jax.vmap(at)(jnp.arange(num_steps, dtype=jnp.uint32)))
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(at))(jnp.arange(num_steps, dtype=jnp.uint32)))
 
 
 def oracle(updates, sent):

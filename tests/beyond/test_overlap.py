@@ -15,16 +15,14 @@ from perceptron import (
     LEARNING_RATES,
     START,
     TOLERANCE,
-    flat,
     gradient,
     learning_rate,
-    loss_fn,
     mlp_data,
     multipliers,
     vmapped,
     x_y_residual,
 )
-from sharded_workers import EXPLICIT, distributed, feedback
+from sharded_workers import distributed, feedback
 
 import def_jax
 
@@ -100,27 +98,6 @@ def test_shard_map_equals_the_oracle(check_vma):
         return [z[None] for z in found]
 
     assert_equals_oracle(run(mlp_data(4)), multipliers(BLOCKS), every=2)
-
-
-def test_spmd_equals_the_oracle():
-    """Workers of one device: that shards change nothing but the blocks is the compressors' matter."""
-    dist = distributed('8x1', chain(decay=0.95), EXPLICIT)
-
-    @jax.jit
-    def step(params, state, batch):
-        _, grads = dist.value_and_grad(loss_fn)(params, state, batch)
-        updates, state = dist.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = jax.device_put([jnp.asarray(x) for x in INITIAL], dist.shardings)
-    state, found = jax.jit(dist.init)(params), []
-    for t in range(9):
-        y = dist.output_params(params, state)
-        residual = [np.asarray(r).reshape(8, -1) for r in optax.tree.get(state, 'residual')]
-        found.append([*(np.stack([flat(jax.device_get(z))] * 8) for z in (params, y)), np.hstack(residual)])
-        params, state = step(params, state, [z[:, t].reshape(-1, z.shape[-1]) for z in mlp_data(8)])
-    actual = [np.stack(z, axis=1) for z in zip(*found, strict=True)]
-    assert_equals_oracle(actual, multipliers(BLOCKS), decay=0.95)
 
 
 @pytest.mark.parametrize('overlap', [True, False])

@@ -88,15 +88,3 @@ def test_every_tensor_is_sent_in_rounds_of_its_own():
     for leaf, blocks in enumerate(rounds):
         for first in range(0, len(sent) - blocks + 1, blocks):
             np.testing.assert_array_equal(sum(masks[leaf] for masks in sent[first : first + blocks]), 1)
-
-
-@pytest.mark.parametrize(
-    ('options', 'words'),
-    [
-        ({'allocation': 'equal'}, r"allocation='equal' must be 'proportional' .* or 'balanced'"),
-        ({'allocation': 'balanced', 'granularity': 'model'}, r"granularity='model' there is one block"),
-    ],
-)
-def test_refusals(options, words):
-    with pytest.raises(ValueError, match=words):
-        def_jax.random_block(64, **options)

@@ -231,16 +231,32 @@ def test_possible_ratio(make, ratio):
     assert def_jax.message_size(make(ratio), jnp.ones(16)) == max(1, 16 // ratio)
 
 
-@pytest.mark.parametrize('granularity', ['leaf', '', None, 0])
-def test_unknown_granularity(granularity):
-    with pytest.raises(ValueError, match=r"granularity=.* must be 'tensor' .* or 'model'"):
-        def_jax.random_block(4, granularity=granularity)
-
-
-@pytest.mark.parametrize('delta', [0, -0.1, 1.1, math.nan, math.inf, '0.5', True, None])
-def test_impossible_delta(delta):
-    with pytest.raises(ValueError, match=r'delta=.* must be a number in \(0, 1\]'):
-        def_jax.scaled(delta)
+@pytest.mark.parametrize(
+    ('make', 'options', 'words'),
+    [
+        *(
+            (def_jax.random_block, {'ratio': 4, name: value}, rf'{name}=.* must be {allowed}')
+            for name, values, allowed in (
+                ('granularity', ('leaf', '', None, 0), "'tensor' .* or 'model'"),
+                ('order', ('sorted', '', None, 0), "'random' .*'shuffled' .* or 'cyclic'"),
+                ('allocation', ('equal',), "'proportional' .* or 'balanced'"),
+            )
+            for value in values
+        ),
+        (
+            def_jax.random_block,
+            {'ratio': 4, 'allocation': 'balanced', 'granularity': 'model'},
+            "granularity='model' there is one block",
+        ),
+        *(
+            (def_jax.scaled, {'delta': delta}, r'delta=.* must be a number in \(0, 1\]')
+            for delta in (0, -0.1, 1.1, math.nan, math.inf, '0.5', True, None)
+        ),
+    ],
+)
+def test_impossible_options(make, options, words):
+    with pytest.raises(ValueError, match=words):
+        make(**options)
 
 
 @pytest.mark.parametrize('shape', [(11,), (7, 2)])

@@ -100,9 +100,3 @@ def test_ages_of_the_residual_as_shares_of_those_of_the_block_that_is_sent():
         assert mean_square / blocks**2 == pytest.approx(
             {'random': 2, 'shuffled': 1 / 2, 'cyclic': 1 / 3}[order], rel=0.01
         )
-
-
-@pytest.mark.parametrize('order', ['sorted', '', None, 0])
-def test_unknown_order(order):
-    with pytest.raises(ValueError, match=r"order=.* must be 'random' .*'shuffled' .* or 'cyclic'"):
-        def_jax.random_block(4, order=order)

@@ -11,7 +11,8 @@ import def_jax
 
 DOCS = Path(__file__).parents[2] / 'docs'
 PAGES = [page for page in sorted(DOCS.rglob('*.md')) if '```python' in page.read_text()]
-PAGES.remove(DOCS / 'index.md')  # README's program, which test_readme.py runs
+for page in ('index.md', 'how_to/own_loop.md'):  # which test_readme.py runs
+    PAGES.remove(DOCS / page)
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
@@ -56,4 +57,4 @@ def test_the_examples_change_as_many_lines_as_the_page_says():
     rows = re.findall(r'\(\.\./\.\./(examples/\w+\.py)\) \| (\d+) \|', page)
     assert len(rows) >= 5
     for example, lines in rows:
-        assert (DOCS.parent / example).read_text().count('# was: ') == int(lines), example
+        assert (DOCS.parent / example).read_text().count('# was: ') == int(lines) <= 8, example

@@ -21,12 +21,6 @@ REACHES = {
 }
 
 
-@pytest.mark.parametrize('name', REACHES)
-def test_at_most_eight_lines_change(name):
-    changed = [line for line in (EXAMPLES / f'{name}.py').read_text().splitlines() if '# was: ' in line]
-    assert 3 <= len(changed) <= 8
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('name', REACHES)
 def test_it_learns(name):

@@ -263,28 +263,6 @@ def test_accumulation_sends_once():
     dist.check(step.lower(shapes, state, params).compile(), params)
 
 
-def test_in_a_train_state():
-    nn, train_state = pytest.importorskip('flax.linen'), pytest.importorskip('flax.training.train_state')
-    dist = spmd(specs=P())
-    model = nn.Dense(8)
-    params = model.init(jax.random.key(0), BATCH)['params']
-    state = train_state.TrainState.create(apply_fn=model.apply, params=params, tx=dist)
-
-    @jax.jit
-    def train_step(state, batch):
-        def loss(params, batch):
-            return jnp.mean((state.apply_fn({'params': params}, batch) - batch) ** 2)
-
-        losses, grads = state.tx.value_and_grad(loss)(state.params, state.opt_state, batch)
-        return state.apply_gradients(grads=grads), losses.mean()
-
-    losses = []
-    for _ in range(5):
-        state, loss = jax.block_until_ready(train_step(state, BATCH))
-        losses.append(loss)
-    assert losses[-1] < losses[0] and spmd() != dist
-
-
 @pytest.mark.parametrize('form', ['prefix', 'shardings', 'metadata'])
 def test_specs_as_the_ecosystem_has_them(form):
     nn = pytest.importorskip('flax.linen')

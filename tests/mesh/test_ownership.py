@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import def_jax
@@ -99,3 +100,19 @@ def test_specs_within_and_across_workers():
     assert optax.tree.get(specs, 'trace') == {'w': P(workers, 'model', None), 'b': P(workers)}
     assert optax.tree.get(specs, 'residual') == {'w': P(workers, 'model', None), 'b': P(workers)}
     assert optax.tree.get(specs, 'key') == P()
+
+
+@pytest.mark.parametrize('make', [def_jax.def_sgd, def_jax.def_adamw])
+def test_updates_and_state_lie_where_the_parameters_do(make):
+    """Without a mapped axis, as optax asks of its own optimizers."""
+    mesh = jax.make_mesh((2,), ('x',), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    optimizer = make(0.1, ratio=2, axis_name=None)
+    with jax.set_mesh(mesh):
+        params = jax.device_put({'w': jnp.ones((8, 4))}, NamedSharding(mesh, P('x')))
+        state = jax.jit(optimizer.init)(params)
+        updates, after = jax.jit(optimizer.update)(params, state, params)
+    specs = [
+        jax.tree.map(lambda x: jax.typeof(x).sharding.spec, tree) for tree in (params, updates, state, after)
+    ]
+    assert specs[0] == specs[1] and specs[2] == specs[3]
+    assert optax.tree.get(specs[2], 'residual')['w'] == P('x', None)

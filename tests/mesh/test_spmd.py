@@ -198,6 +198,7 @@ NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
         ('8x1', chained(optax.adamw(0.01)), {'detach': 'auto'}),
         ('2x4', chained(optax.adamw(0.01)), {'detach': 'auto', 'wire_dtype': jnp.bfloat16}),
         ('4x2', chained(optax.sgd(0.02)), {'every': 2, 'outer': NESTEROV, 'detach': 1.0, 'decay': 0.9}),
+        ('2x4', chained(optax.sgd(0.02, momentum=0.9)), {'overlap': True, 'decay': 0.9}),
         pytest.param('2x4', labelled, {'detach': 0.5}, marks=pytest.mark.slow),
         pytest.param('2x4', held, {'skip_nonfinite': True}, marks=pytest.mark.slow),
     ],

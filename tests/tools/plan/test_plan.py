@@ -3,8 +3,6 @@
 import dataclasses
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -107,18 +105,12 @@ def test_the_extremes_that_are_allowed_have_finite_times():
 FLAGS = ['--params=25.6e6', '--step-time=0.12', '--workers=64', '--bandwidth=10gbit']
 
 
-def test_the_command_line(tmp_path):
-    command = [sys.executable, '-m', 'def_jax.plan', *FLAGS, f'--output={tmp_path / "plan.png"}']
-    process = subprocess.run(command, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    assert plan_lib.table(dataclasses.replace(SLOW, latency=50e-6)) in process.stdout
-    assert (tmp_path / 'plan.png').stat().st_size > 0
-
-
-def test_both_spellings_of_a_flag(capsys):
-    assert main([*FLAGS, '--num-steps=10', '--evaluate_every=5']) == 0
+def test_the_command_line_and_both_spellings_of_a_flag(tmp_path, capsys):
+    picture = tmp_path / 'plan.png'
+    assert main([*FLAGS, '--num-steps=10', '--evaluate_every=5', f'--output={picture}']) == 0
     plan = dataclasses.replace(SLOW, latency=50e-6, num_steps=10, evaluate_every=5)
     assert plan_lib.table(plan) in capsys.readouterr().out
+    assert picture.stat().st_size > 0
 
 
 @pytest.mark.parametrize(
