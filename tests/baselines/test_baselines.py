@@ -1,4 +1,4 @@
-"""The baselines: trajectories against NumPy oracles under every mapping, and what a step sends."""
+"""The baselines: trajectories against NumPy oracles, and what they refuse. Types: mesh/test_varying.py."""
 
 import functools
 
@@ -14,7 +14,6 @@ from perceptron import INITIAL, START, TOLERANCE, at_x, flat, gradient, multipli
 
 import def_jax
 from def_jax import baselines
-from def_jax.compressors import Compressor, Part, Selection
 
 NUM_WORKERS, NUM_STEPS, MOMENTUM = 4, 30, 0.9
 RATES = np.where(np.arange(NUM_STEPS) < 20, 0.02, 0.002)
@@ -141,9 +140,6 @@ def test_updates_keep_their_dtypes_and_shapes_are_checked(name):
         jax.eval_shape(lambda: link.update(params | {'b': jnp.ones(3)}, link.init(params)))
 
 
-# --- Facts from the methods' own papers and code ----------------------------------------------------------
-
-
 def test_powersgd_converges_to_the_best_approximation():
     """For a fixed matrix, the steps are subspace iterations and reach the best of that rank (Theorem I of
     Vogels et al., 2019): the warm start is what makes one iteration per step enough.
@@ -159,81 +155,3 @@ def test_powersgd_converges_to_the_best_approximation():
     np.testing.assert_allclose(update, best, atol=1e-5)
     cold, _ = link.update(matrix, first)
     assert np.linalg.norm(cold - best) > 0.1
-
-
-def descend(link, gradient, start, rates, *, remember=True):
-    """x after gradient descent on three workers; without memory, the residual is lost at every step."""
-
-    def worker(k):
-        first = link.init(start)
-
-        def step(carry, rate):
-            x, state = carry
-            update, state = link.update(gradient(x, k), state)
-            return (x - rate * update, state if remember else first), None
-
-        return jax.lax.scan(step, (start, first), rates)[0][0]
-
-    return jax.jit(jax.vmap(worker, axis_name='workers'))(jnp.arange(3))[0]
-
-
-def test_top_k_diverges_without_its_memory():
-    """Example 1 of Beznosikov et al. (2020): on three workers with f_k = ⟨a_k, x⟩² + ‖x‖²/4, top-1 alone
-    multiplies x by 1 + 11·η/6 at every step; with memory, which Stich et al. (2018) add, x goes to zero.
-    """
-    vectors = jnp.array([[-3.0, 2, 2], [2, -3, 2], [2, 2, -3]])
-    rates, start = jnp.full(200, 0.01), jnp.ones(3)
-
-    def gradient(x, k):
-        return 2 * (vectors[k] @ x) * vectors[k] + x / 2
-
-    link = baselines.top_k(1.5, 'workers')  # one of three elements
-    alone = descend(link, gradient, start, rates[:20], remember=False)
-    np.testing.assert_allclose(alone, (1 + 11 * 0.01 / 6) ** 20, rtol=1e-4)
-    assert np.abs(descend(link, gradient, start, jnp.full(2000, 0.01))).max() < 1e-2
-
-
-def test_sign_descent_stands_still_without_its_memory():
-    """Counterexample 2 of Karimireddy et al. (2019): f = ε·|x₁ + x₂| + |x₁ - x₂| has subgradients whose sign
-    is always ±(1, -1), so that signSGD never changes x₁ + x₂; EF-signSGD converges.
-    """
-
-    def gradient(x, k):
-        del k
-        return 0.5 * jnp.sign(x[0] + x[1]) * jnp.ones(2) + jnp.sign(x[0] - x[1]) * jnp.array([1.0, -1.0])
-
-    start, rates = jnp.array([1.5123, 0.4877]), 0.1 / jnp.sqrt(jnp.arange(1, 2001))
-    link = baselines.sign_ef('workers')
-    alone = descend(link, gradient, start, rates[:100], remember=False)
-    np.testing.assert_allclose(alone.sum(), 2, atol=1e-4)
-    assert np.abs(descend(link, gradient, start, rates)).max() < 0.05
-
-
-def test_ef21_stalls_on_noise_and_its_momentum_does_not():
-    """Theorem 1 of Fatkhullin et al. (2023): with top-1 and noise of mean zero, EF21 on stochastic gradients
-    stays away from the solution of a quadratic at any step size; with momentum it gets closer as η shrinks.
-    """
-    noise = 3 * jnp.array([[2.0, 0.0], [0.0, 1.0], [-2.0, -1.0]])  # mean zero
-
-    def top_1(key, step, like):  # one worker: it need not be linear
-        del key, step
-        place = jnp.argmax(jnp.abs(like))
-        return Selection(lambda x: x[place][None], lambda x, m: x.at[place].set(m[0]))
-
-    compressor = Compressor(top_1, lambda like: [Part(1, like.size)])
-
-    def distance(link):
-        def step(carry, draw):
-            x, state = carry
-            update, state = link.update(x + noise[draw], state)
-            return (x - 0.002 * update, state), jnp.sum(x**2)
-
-        draws = jax.random.randint(jax.random.key(0), (20000,), 0, 3)
-        start = jnp.array([0.0, -0.1])
-        return float(
-            jnp.mean(jax.jit(lambda: jax.lax.scan(step, (start, link.init(start)), draws)[1])()[10000:])
-        )
-
-    assert distance(def_jax.ef21(compressor, None)) > 5 * distance(
-        baselines.ef21_sgdm(compressor, None, averaging=0.02)
-    )

@@ -265,32 +265,19 @@ def test_accumulation_sends_once():
 
 @pytest.mark.parametrize('form', ['prefix', 'shardings', 'metadata'])
 def test_specs_as_the_ecosystem_has_them(form):
+    """One for a whole branch, shardings in their place, and Flax's boxes, also around the parameters."""
     nn = pytest.importorskip('flax.linen')
-
-    def init(*names):
-        return nn.with_partitioning(nn.initializers.ones, names)
-
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = nn.Dense(16, kernel_init=init(None, 'shard'), use_bias=False, name='in')(x)
-            return nn.Dense(8, kernel_init=init('shard', None), use_bias=False, name='out')(x)
-
-    boxed = jax.eval_shape(Model().init, jax.random.key(0), BATCH)['params']
-    specs = nn.get_partition_spec(boxed)
-    params = nn.unbox(Model().init(jax.random.key(0), BATCH)['params'])
-    if form == 'prefix':
-        specs = {'in': specs['in']['kernel'], 'out': specs['out']['kernel']}
-    mesh = jax.make_mesh((2, 4), ('workers', 'shard'), axis_types=(AUTO, AUTO))
-    if form == 'shardings':
-        specs = jax.tree.map(
-            lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
-        )
-    dist = def_jax.spmd(optax.chain(optax.adam(0.1), link()), mesh, specs)
+    params = {name: {'kernel': x} for name, x in make_params().items()}
+    boxes = {name: {'kernel': nn.Partitioned(x, tuple(SPECS[name]))} for name, x in make_params().items()}
+    specs = {
+        'prefix': SPECS,
+        'shardings': {name: {'kernel': NamedSharding(spmd().mesh, spec)} for name, spec in SPECS.items()},
+        'metadata': nn.get_partition_spec(boxes),
+    }
+    dist = spmd(optax.chain(optax.adam(0.1), link()), specs=specs[form])
     state = dist.init(params)
     assert state[-1].residual['in']['kernel'].sharding.spec == P('workers', None, 'shard')
-    if form == 'metadata':  # and boxes around the parameters themselves
-        boxes = Model().init(jax.random.key(0), BATCH)['params']
+    if form == 'metadata':
         state = dist.init(boxes)
         assert state[-1].residual['out']['kernel'].value.sharding.spec == P('workers', 'shard')
 
