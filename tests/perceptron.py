@@ -9,9 +9,9 @@ import optax
 import reference
 
 import def_jax
-from def_jax.mesh.varying import vary_if_tracked
 from def_jax.compressors import shared_key
 from def_jax.compressors.base import typed_key
+from def_jax.mesh.varying import vary_if_tracked
 
 NUM_STEPS = 50
 LEARNING_RATES = np.where(np.arange(NUM_STEPS) < 30, 0.02, 0.002)  # one drop
