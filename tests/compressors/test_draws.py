@@ -174,21 +174,6 @@ def test_a_draw_is_that_of_jax(shape):
     np.testing.assert_array_equal(orders._draw(key, [7, 11], counts, 2).reshape(-1), jnp.stack(expected))
 
 
-@pytest.mark.parametrize('name', ['random_block', 'random_k'])
-def test_neither_values_nor_workers_matter(name):
-    compressor = getattr(def_jax, name)(3)
-
-    def on_worker(tree):
-        selection = compressor(KEY, jnp.uint32(3), tree)
-        return selection.place(jnp.ones_like(selection.take(tree)), tree)
-
-    values = [1e3 * jax.random.normal(KEY, (4, *x.shape)) for x in TWINS]
-    of_workers = jax.jit(jax.vmap(on_worker, axis_name='workers'))(values)
-    expected = jax.jit(lambda: compress(compressor, TWINS, 3))()
-    for ours, one in zip(of_workers, expected, strict=True):
-        np.testing.assert_array_equal(ours, np.broadcast_to(one, ours.shape))
-
-
 def test_all_permutations_of_four_blocks_are_equally_likely():
     """One round of the shuffle for every pivot and every way of its bits; all rounds are a power of that."""
     permutations = {p: i for i, p in enumerate(itertools.permutations(range(4)))}

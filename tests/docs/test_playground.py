@@ -119,20 +119,3 @@ def test_every_slider_moves_the_picture(tmp_path):
     pictures, again = in_browser(script, tmp_path)
     assert pictures.keys() - {'first', 'other_seed'} == DEFAULT.keys() - {'seed'}
     assert again == pictures['first'] and len(set(pictures.values())) == len(pictures)
-
-
-def test_the_figure_says_when_a_run_diverges_and_when_all_is_sent(tmp_path):
-    script = """
-        const set = (name, index) => {
-          const input = document.querySelector(`.playground input[name=${name}]`);
-          input.value = index;
-          input.dispatchEvent(new Event('input'));
-          return document.querySelector('.playground .summary').textContent;
-        };
-        const all = set('ratio', 0);
-        set('ratio', 4), set('detach', 0), set('momentum', 9);
-        return [all, set('learningRate', 19)];
-    """
-    everything, diverged = in_browser(script, tmp_path)
-    assert 'Everything is sent' in everything
-    assert diverged.startswith('Diverges')

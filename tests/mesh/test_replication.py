@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -135,22 +134,6 @@ def unequal_copies(value, worker):
     values = [value + 1 if k == worker else value for k in range(WORKERS)]
     copies = [jax.device_put(v, device) for v, device in zip(values, mesh.devices, strict=True)]
     return jax.make_array_from_single_device_arrays(value.shape, NamedSharding(mesh, P()), copies)
-
-
-def test_a_worker_with_a_key_of_its_own_is_caught_in_another_loop(differing):
-    """A loop of one's own, with a seed for each worker: the mistake that this function is for."""
-    optimizer = optax.chain(optax.sgd(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
-    state = jax.pmap(lambda _: optimizer.init(jnp.zeros(8)), devices=jax.devices()[:WORKERS])(
-        np.arange(WORKERS)
-    )
-    key = optax.tree.get(state, 'key')
-    bad = optax.tree.set(state, key=np.asarray(key) + np.arange(WORKERS, dtype=np.uint32)[:, None])
-
-    def shared(state):
-        return {name: optax.tree.get(state, name) for name in ('key', 'step')}
-
-    assert differing('pmap', shared(state)) == []
-    assert differing('pmap', shared(bad)) == ['key']
 
 
 def test_an_axis_that_is_not_bound_is_named():
