@@ -11,7 +11,6 @@ and every record of the metrics.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -46,11 +45,8 @@ def main() -> int:
         report = torture(
             Path(folder), arguments.kills, arguments.seed, arguments.longest, arguments.processes
         )
-    print(json.dumps(report, indent=2))
-    if arguments.output:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        name = 'kills' if arguments.processes == 1 else f'kills-{arguments.processes}-processes'
-        (arguments.output / f'{name}.json').write_text(json.dumps(report, indent=2) + '\n')
+    name = 'kills' if arguments.processes == 1 else f'kills-{arguments.processes}-processes'
+    processes.save(report, arguments.output, f'{name}.json')
     return 0 if not report['differences'] and not report['other ways to end'] else 1
 
 

@@ -1,5 +1,6 @@
 """train.py as a process of its own: started, watched, killed; and what it leaves, bit for bit."""
 
+import json
 import os
 import signal
 import socket
@@ -85,6 +86,14 @@ def kill(process: subprocess.Popen) -> bool:
     """SIGKILL; False if the process had ended before."""
     process.kill()
     return process.wait() == -signal.SIGKILL
+
+
+def save(report: Any, folder: Path | None, name: str) -> None:
+    """Prints a report, and writes it to a file of the folder, if one is given."""
+    print(json.dumps(report, indent=2))
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(report, indent=2) + '\n')
 
 
 def final_state(folder: Path) -> dict[str, np.ndarray]:

@@ -7,7 +7,6 @@ K'. workers.json holds whether x is the same, the largest change of y, and the a
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from def_jax.trainer import steps
 from def_jax.trainer.checkpointing import checkpoints, regrouping, workdir
 from def_jax.trainer.evaluation import make_evaluate
 from def_jax.trainer.experiment import Experiment, build
+from tests.faults import processes
 
 # K, its workers on a device, and K' with its own.
 CHANGES = [((8, 1), (4, 1)), ((4, 1), (8, 1)), ((8, 1), (3, 1)), ((16, 1), (1, 1)), ((16, 1), (16, 4))]
@@ -37,10 +37,7 @@ def main() -> int:
     build(config_of(16, 1))  # as many fake devices as any of them needs
     with tempfile.TemporaryDirectory() as folder:
         rows = [measured(old, new, Path(folder)) for old, new in CHANGES]
-    print(json.dumps(rows, indent=1))
-    if arguments.output:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        (arguments.output / 'workers.json').write_text(json.dumps(rows, indent=1) + '\n')
+    processes.save(rows, arguments.output, 'workers.json')
     return 0
 
 

@@ -65,17 +65,6 @@ def write(folder, *contents):
 # --- Files ---
 
 
-def test_what_models_generate_is_shown_once_a_title(tmp_path):
-    write(tmp_path, *(result(seed, 0.9) | {'sample': f'def f():\n  ``` {seed}'} for seed in (0, 1)))
-    report.report(tmp_path, tmp_path)
-    page = (tmp_path / 'README.md').read_text()
-    assert (
-        '## Samples\n\nDEF at ratio 64: vgg_digits on digits, 16 workers:\n\n    def f():\n      ``` 0\n\n'
-        in page
-    )
-    assert '``` 1' not in page
-
-
 def test_settings_have_rows_of_their_own_with_means_and_deviations_over_seeds(tmp_path):
     runs = [result(1, 0.92), result(0, 0.90), result(0, 0.95, learning_rate=1.0)]
     runs.append(result(1, 0.1, status='diverged', learning_rate=1.0))  # is reported, not averaged

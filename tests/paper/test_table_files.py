@@ -43,37 +43,6 @@ def test_every_run_of_the_full_tables_needs_one_gpu_and_has_ordinary_convolution
         assert config.workers_per_device == 1 or config.sequential_workers
 
 
-@pytest.mark.parametrize(
-    ('file', 'args', 'tuning', 'fewest'),
-    [
-        ('levers', (), 333, 140),
-        ('levers', ('cifar10_small',), 122, 90),
-        ('cifar10', (None,), 43, 27),
-        ('cifar10', ('long',), 0, 4),
-        ('map', (None,), 45, 75),
-        ('map', ('images',), 30, 50),
-        ('table1', ('digits_recalibrated',), 249, 80),
-        ('table4', ('digits_tuned',), 48, 48),
-        ('table4', ('tuned',), 18, 18),
-    ],
-)
-def test_tables_that_tune_on_held_out_images(file, args, tuning, fewest):
-    spec = importlib.import_module(f'configs.tables.{file}').get_config(*args)
-    sweep.check_spec(spec)
-    runs = {needed_runs.run_name(r): r for cell in spec.cells for r in needed_runs.tuning_runs(spec, cell)}
-    assert len(runs) == tuning
-    assert all(run['evaluate_on'] == 'validation' and run['validation_examples'] for run in runs.values())
-    sharing = {
-        needed_runs.run_name(
-            needed_runs.final_runs({**spec, 'learning_rates': ()}, {**cell, 'tuned': {}}, {})[0]
-        )
-        for cell in spec.cells
-    }
-    assert len(sharing) * len(spec.seeds) == fewest
-    running = [cell for cell in spec.cells if needed_runs.cell_point(cell).endswith('_running')]
-    assert file in ('levers', 'table4', 'map') or len(running) * 2 == len(spec.cells)
-
-
 def test_the_table_with_the_papers_visits():
     spec = get('table1', 'digits_visits')
     sweep.check_spec(spec)
@@ -91,28 +60,43 @@ def test_the_papers_settings():
 
 
 @pytest.mark.parametrize(
-    ('file', 'tuning', 'fewest', 'most'),
+    ('file', 'args', 'tuning', 'fewest', 'most'),
     [
-        ('table1', 48, 48, 78),
-        ('table2', 57, 19, 31),
-        ('table3', 72, 72, 108),
-        ('table4', 0, 18, 18),
-        ('figure3', 0, 6, 6),
-        ('beyond', 21, 35, 100),
+        ('table1', (), 48, 48, 78),
+        ('table1', ('digits_recalibrated',), 249, 80, None),
+        ('table2', (), 57, 19, 31),
+        ('table3', (), 72, 72, 108),
+        ('table4', (), 0, 18, 18),
+        ('table4', ('digits_tuned',), 48, 48, None),
+        ('table4', ('tuned',), 18, 18, None),
+        ('figure3', (), 0, 6, 6),
+        ('beyond', (), 21, 35, 100),
+        ('levers', (), 333, 140, None),
+        ('levers', ('cifar10_small',), 122, 90, None),
+        ('cifar10', (), 43, 27, None),
+        ('cifar10', ('long',), 0, 4, None),
+        ('map', (), 45, 75, None),
+        ('map', ('images',), 30, 50, None),
     ],
 )
-def test_the_number_of_runs_that_the_page_names(file, tuning, fewest, most):
-    spec = get(file)
-    one_rate = {'learning_rates': (0.1,), 'tuning_seeds': (100,)}
-    sharing = collections.Counter(
-        needed_runs.run_name(needed_runs.tuning_runs(one_rate, cell)[0]) for cell in spec.cells
-    )
+def test_the_number_of_runs_that_the_page_names(file, args, tuning, fewest, most):
+    spec = get(file, *args)
+    sweep.check_spec(spec)
     runs = {needed_runs.run_name(r): r for c in spec.cells for r in needed_runs.tuning_runs(spec, c)}
     assert len(runs) == tuning
     assert all(run['evaluate_on'] == 'validation' and run['validation_examples'] for run in runs.values())
+    one_rate = {**spec, 'learning_rates': ()}
+    sharing = collections.Counter(
+        needed_runs.run_name(needed_runs.final_runs(one_rate, {**cell, 'tuned': {}}, {})[0])
+        for cell in spec.cells
+    )
     assert len(sharing) * len(spec.seeds) == fewest
     rates = len(spec.learning_rates) or 1
-    assert sum(min(cells, rates) for cells in sharing.values()) * len(spec.seeds) == most
+    if most:
+        assert sum(min(cells, rates) for cells in sharing.values()) * len(spec.seeds) == most
+    running = [cell for cell in spec.cells if needed_runs.cell_point(cell).endswith('_running')]
+    if file == 'cifar10' or args == ('digits_recalibrated',):
+        assert len(running) * 2 == len(spec.cells)
 
 
 @pytest.mark.parametrize('count', [1, 3, 16])

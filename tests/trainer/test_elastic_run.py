@@ -13,10 +13,12 @@ from def_jax.tools.launch import Launcher
 from def_jax.trainer import elastic, experiment, loop
 from def_jax.trainer.checkpointing.regrouping import Layout
 
+# The survivor waits for the other, however fast the steps are; fewer go on in tests/test_elastic.py.
 FLAGS = [
     *('--config=configs/digits.py', '--config.elastic=True', '--config.num_workers=2'),
-    *('--config.workers_per_device=1', '--config.batch_size=96', '--config.num_steps=300'),
-    *('--config.eval_every_steps=100', '--config.log_every_steps=5', '--config.ratio=16'),
+    *('--config.min_workers=2', '--config.workers_per_device=1', '--config.batch_size=96'),
+    *('--config.num_steps=120', '--config.eval_every_steps=40', '--config.log_every_steps=5'),
+    '--config.ratio=16',
 ]
 
 
@@ -40,15 +42,15 @@ def test_a_process_dies_and_returns_and_the_run_resumes_as_any_other(environment
     assert launcher.run(kill) == 0, (tmp_path / 'log-0.log').read_text()[-2000:]
     assert 'process 1 died' in said[1]
     log = (tmp_path / 'log-0.log').read_text()
-    assert re.search(r'process 1 died, 2 -> 1 workers; y loses a residual of norm', log)
+    assert re.search(r'process 1 died, 2 -> 2 workers; y loses a residual of norm', log)
     assert 'process 1 joined' in log
     records = processes.records(run)
-    assert [r['step'] for r in records if 'loss' in r] == list(range(5, 301, 5))
-    tests = {r['step']: r['workers'] for r in records if 'test_loss_x' in r}
-    assert list(tests) == [100, 200, 300] and set(tests.values()) <= {1, 2}
+    assert [r['step'] for r in records if 'loss' in r] == list(range(5, 121, 5))
+    tests = [(r['step'], r['workers']) for r in records if 'test_loss_x' in r]
+    assert tests == [(40, 2), (80, 2), (120, 2)]
     result = json.loads((run / 'result.json').read_text())
     assert result['status'] == 'finished' and result['metrics']['test_accuracy_x'] > 0.6
-    assert processes.final_state(run)['step'] == 300
+    assert processes.final_state(run)['step'] == 120
 
 
 def test_the_first_state_is_that_of_any_run(recorded):

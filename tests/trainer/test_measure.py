@@ -4,20 +4,10 @@ import pytest
 
 from def_jax.trainer.measure import Measure
 from def_jax.trainer.tasks.base import Metric
-from paper import cells, tables
 
 ACCURACY = Measure('test', Metric('accuracy', greater_is_better=True, percent=True))
 LOSS = Measure('validation', Metric('loss'))
 R2 = Measure('test', Metric('r2', greater_is_better=True))
-
-
-@pytest.mark.parametrize('measure', [ACCURACY, LOSS, R2])
-def test_it_is_in_the_result(measure):
-    assert Measure.of({'measure': measure.to_json()}) == measure
-
-
-def test_results_from_before_there_was_a_choice_hold_test_accuracies():
-    assert Measure.of({}) == ACCURACY
 
 
 @pytest.mark.parametrize(
@@ -33,6 +23,8 @@ def test_how_it_is_shown(measure, key, heading, axis, text, drawn, logarithmic):
     assert measure.text(0.75, 0.005) == text
     assert measure.drawn(measure.shown(0.75)) == pytest.approx(drawn)
     assert measure.logarithmic == logarithmic
+    assert Measure.of({'measure': measure.to_json()}) == measure  # as a result has it
+    assert Measure.of({}) == ACCURACY  # results from before there was a choice
 
 
 def test_which_is_better():
@@ -44,14 +36,3 @@ def test_the_other_metrics_at_a_point():
     record = {'test_accuracy_x': 0.5, 'test_loss_x': 1.0, 'test_loss_y': 2.0, 'test_loss_x_running': 3.0}
     record |= {'train_loss_x': 4.0, 'validation_loss_x': 5.0, 'test_bits_per_byte_x': 6.0}
     assert ACCURACY.others(record, 'x') == {'test loss': 1.0, 'test bits per byte': 6.0}
-
-
-@pytest.mark.parametrize(('measure', 'best'), [(LOSS, 'DEF'), (R2, 'EF')])
-def test_the_best_of_a_row_is_bold_whichever_way_is_better(measure, best):
-    results = [{'measure': measure.to_json()}]
-    row = [
-        cells.Cell('64', title, title, 'x', '', 0.1, results, [figure], 1)
-        for title, figure in (('EF', 0.3), ('DEF', 0.2))
-    ]
-    (line,) = [line for line in tables.compared('ratio', row).splitlines() if 'ours' in line]
-    assert f'**{ {"EF": 0.3, "DEF": 0.2}[best]:.4f}**' in line and line.count('**') == 2

@@ -19,13 +19,13 @@ from def_jax.trainer.data import order
 # checkpoint, come after 5, 10, 15 and 20 steps; each goes over the test images twice, for x and for y.
 INTERRUPTIONS = {
     'before the first step': (order, 'train_batch', 0),
-    'in the first evaluation': (order, 'test_batches', 1),
+    'in the first evaluation': (order, 'test_positions', 1),
     'after the first checkpoint': (order, 'train_batch', 1),
     'before the second checkpoint': (checkpoints.Checkpoints, 'save', 0),
-    'in the second evaluation, of y': (order, 'test_batches', 1),
+    'in the second evaluation, of y': (order, 'test_positions', 1),
     'between checkpoints': (order, 'train_batch', 4),
     'before the next one, again': (order, 'train_batch', 3),
-    'in the last evaluation, of x': (order, 'test_batches', 4),
+    'in the last evaluation, of x': (order, 'test_positions', 4),
     'after the last checkpoint': (results, 'write', 0),
     'before the curves are drawn': (plots, 'plot_curves', 0),
 }

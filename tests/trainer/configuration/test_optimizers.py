@@ -134,7 +134,9 @@ def test_muon_decays_matrices_and_vectors():
     config.ratio = 1
     optimizer = make_optimizer(config, RATE, None)
     params = {'matrix': jnp.full((4, 6), 2.0), 'vector': jnp.full(6, 3.0)}
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
     for name, parameter in params.items():
         np.testing.assert_allclose(updates[name], -RATE * DECAY * parameter, rtol=1e-6)
 

@@ -103,6 +103,7 @@ def test_test_batches_count_every_image_once(num_examples, batch_size):
 # --- Reading ---
 
 
+@pytest.mark.slow
 def test_importing_the_module_is_quick():
     code = (
         'import sys, def_jax.trainer.data.in_memory, def_jax.trainer.models; '

@@ -90,10 +90,6 @@ def test_workers_are_shared_out_among_processes(monkeypatch):
         devices.worker_devices(3, fake=False)
     with pytest.raises(ValueError, match='8 devices are needed'):
         devices.worker_devices(8, fake=False)
-
-
-def test_a_worker_lies_within_a_process():
-    owners = [mock.Mock(process_index=i // 3) for i in range(6)]
     with pytest.raises(ValueError, match=r'config\.shards_per_worker=2: all devices of a worker must belong'):
         ShardedWorkers(owners, 2)
 

@@ -73,17 +73,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize('name', SIZES)
-def test_parameter_counts(name):
-    counts, num_leaves, num_statistics = SIZES[name]
-    for num_classes, count in counts.items():
-        variables = named_shapes(name, num_classes)
-        params = jax.tree.leaves(variables['params'])
-        assert (sum(leaf.size for leaf in params), len(params)) == (count, num_leaves)
-        assert sum(leaf.size for leaf in jax.tree.leaves(variables['batch_stats'])) == num_statistics
-
-
-@pytest.mark.parametrize('name', IMAGE_SHAPES)
-def test_shapes_and_types(name):
+def test_sizes_and_types(name):
     model = MODELS[name](num_classes=10, dtype=jnp.bfloat16)
     variables = init_shapes(model, IMAGE_SHAPES[name])
     images = jax.ShapeDtypeStruct((5, *IMAGE_SHAPES[name]), jnp.float32)
@@ -96,6 +86,18 @@ def test_shapes_and_types(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
     products = [e for e in equations(program) if e.primitive.name in ('conv_general_dilated', 'dot_general')]
     assert {operand.aval.dtype for e in products for operand in e.invars} == {jnp.dtype('bfloat16')}
+
+    counts, num_leaves, num_statistics = SIZES[name]
+    params = variables['params']
+    size, dense = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, last_layer(params)))
+    assert {classes: size + dense // 10 * (classes - 10) for classes in counts} == counts
+    assert len(jax.tree.leaves(params)) == num_leaves
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables['batch_stats'])) == num_statistics
+
+
+def last_layer(params):
+    """The dense layer that makes the logits: its size is proportional to the number of classes."""
+    return params[max(name for name in params if name.startswith('Dense'))]
 
 
 def equations(program):
@@ -185,10 +187,11 @@ def test_dropout_halves_what_enters_each_hidden_layer():
     images = np.random.default_rng(1).normal(size=(16, 4, 4, 2)).astype(np.float32)
     variables = random_variables(model, (4, 4, 2))
 
+    options = {'train': True, 'mutable': True, 'capture_intermediates': True}
+    apply = jax.jit(functools.partial(model.apply, variables, images, **options))
+
     def captured(key):
-        _, mutated = model.apply(
-            variables, images, train=True, rngs={'dropout': key}, mutable=True, capture_intermediates=True
-        )
+        _, mutated = apply(rngs={'dropout': key})
         return {
             name: np.asarray(calls['__call__'][0])
             for name, calls in mutated['intermediates'].items()

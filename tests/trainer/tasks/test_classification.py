@@ -63,7 +63,7 @@ def test_dropout_draws_by_the_key_of_the_step_and_of_the_worker(batch):
 def test_nothing_is_dropped_in_evaluation(batch):
     task, variables, _ = make_task(SPEC, hidden=(8,))
 
-    sums = task.test_sums(variables, batch)
+    sums = jax.jit(task.test_sums)(variables, batch)
 
     images = augmentation.standardise(batch['image'], SPEC)
     logits = task.model.apply(variables, images, train=False)[:3]
