@@ -35,24 +35,24 @@ SUBJECTS = {
 
 
 def write(output: str | Path, sections: Mapping[str, str]) -> None:
-    """Replaces sections of a page; one that is not there yet is made of them alone."""
+    """Replaces sections of a page, or adds those at its end that it does not have."""
     page = Path(output)
-    if page.exists():
-        page.write_text(marked(page.read_text(encoding='utf-8'), sections), encoding='utf-8')
-        return
     page.parent.mkdir(parents=True, exist_ok=True)
-    empty = '\n\n'.join(f'<!-- {name} --><!-- end of {name} -->' for name in sections)
-    page.write_text(marked(empty, sections) + '\n', encoding='utf-8')
+    text = page.read_text(encoding='utf-8') if page.exists() else ''
+    page.write_text(marked(text, sections), encoding='utf-8')
 
 
 def marked(text: str, sections: Mapping[str, str]) -> str:
     """The text of a page with these sections.
 
     Raises:
-        ValueError: if the page has no marks of that name.
+        ValueError: if a section of the page has no end.
     """
     for name, section in sections.items():
-        text = markdown.replaced(text, f'<!-- {name} -->', f'<!-- end of {name} -->', section.strip())
+        begin, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
+        if begin not in text:
+            text = f'{text}\n{begin}{end}\n'.lstrip()
+        text = markdown.replaced(text, begin, end, section.strip())
     return text
 
 

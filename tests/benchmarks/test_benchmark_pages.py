@@ -27,11 +27,12 @@ def test_a_page_keeps_what_stands_between_its_sections(tmp_path):
     page = tmp_path / 'page.md'
     pages.write(page, {'a': 'one', 'b': 'two'})
     page.write_text('# Title\n\n' + page.read_text())
-    pages.write(page, {'b': 'three'})
-    assert (
-        page.read_text().startswith('# Title') and 'one' in page.read_text() and 'two' not in page.read_text()
-    )
-    with pytest.raises(ValueError, match='<!-- c -->'):
+    pages.write(page, {'b': 'three', 'c': 'four'})
+    written = page.read_text()
+    assert written.startswith('# Title') and 'one' in written and 'two' not in written
+    assert written.endswith('four\n\n<!-- end of c -->\n')
+    page.write_text(written.replace('<!-- end of c -->', ''))
+    with pytest.raises(ValueError, match='<!-- end of c -->'):
         pages.write(page, {'c': ''})
 
 
