@@ -120,6 +120,12 @@ def compiled(row, target):
     return reading.read(lowered, target.options) | figures
 
 
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_every_row_can_be_built(name):
+    """What takes minutes to compile does not end in a missing argument."""
+    assert jax.eval_shape(OPTIMIZERS[name]('workers').init, Matrices().variables()['params'])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not importlib.util.find_spec('jax_cuda12_plugin'), reason='make bench-compiled installs the plugin'
