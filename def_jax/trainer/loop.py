@@ -199,8 +199,9 @@ class _Run:
                     crew.check_replicas()
                 if reports := is_due(done) or done % config.log_every_steps == 0:
                     window.end(done)
-                if is_due(done):
+                if is_due(done) or config.elastic:  # whose next step may be its last
                     _show(window.report(), progress)
+                if is_due(done):
                     self._save(crew.state())
                     self._evaluate(crew, window, progress)
                 if done < last and crew.stops(self._signals.name is not None, reports=reports):
