@@ -26,7 +26,7 @@ from sharded_workers import distributed, feedback
 
 import def_jax
 
-BLOCKS = def_jax.random_block(4, order='shuffled')
+BLOCKS = def_jax.random_block(4, order='cyclic')
 OUTER = (0.7, 0.5)
 
 
