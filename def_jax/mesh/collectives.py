@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from def_jax.mesh.varying import axis_names, varying_axes
@@ -45,12 +46,20 @@ def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
         if num_workers(axis_name) == 1 and not varying_axes([x]):
             return x[None]
         for name in reversed(axis_names(axis_name)):
-            # Where types say what varies over workers, the result must be known not to.
-            typed = {'to': 'invarying'} if name in varying_axes([gathered]) else {}
-            gathered = lax.all_gather(gathered, name, **typed)
+            gather = _gather_tracked if name in varying_axes([gathered]) else lax.all_gather
+            gathered = gather(gathered, name)
     except NameError as error:
         raise _not_bound(axis_name) from error
     return gathered.reshape(-1, *x.shape)
+
+
+def _gather_tracked(x: jax.Array, name: str) -> jax.Array:
+    """Where types say what varies over workers, the result must be known not to."""
+    if jax.__version_info__ >= (0, 10):
+        return lax.all_gather(x, name, to='invarying')
+    # Older versions only know it of sums.
+    places = jnp.arange(lax.axis_size(name)).reshape(-1, *[1] * x.ndim)
+    return lax.psum(jnp.where(places == lax.axis_index(name), x[None], jnp.zeros((), x.dtype)), name)
 
 
 def _not_bound(axis_name: AxisName) -> ValueError:
