@@ -147,21 +147,20 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_is_not(finished, envi
 
 
 @pytest.mark.slow
-def test_sgd_keeps_what_it_compiled_and_goes_on_when_nobody_reads_its_output(environment, tmp_path):
+def test_a_run_keeps_what_it_compiled_and_goes_on_when_nobody_reads_its_output(environment, tmp_path):
     """`train.py … | head -1`, where standard output is ASCII."""
-    flags = [*SHORT, '--config.method=sgd', '--config.num_epochs=1', f'--workdir={tmp_path / "run"}']
+    flags = [*SHORT, '--config.num_epochs=2', f'--workdir={tmp_path / "run"}']
     environment = {name: value for name, value in environment.items() if 'JAX_COMPILATION' not in name}
     environment |= {'PYTHONIOENCODING': 'ascii'}
     command, pipe = [sys.executable, 'train.py', *flags], subprocess.PIPE
     with subprocess.Popen(command, cwd=processes.ROOT, env=environment, stdout=pipe, stderr=pipe) as process:
-        assert process.stdout.readline().isascii()
+        assert b'?=0.3' in process.stdout.readline()
         process.stdout.close()
         assert process.wait(timeout=300) == 0
         line = b'train.py: standard output can no longer be written to; continuing without it.\n'
         assert process.stderr.read() == line
     assert list((tmp_path / 'run' / 'compilation_cache').iterdir())
-    sent = json.loads((tmp_path / 'run' / 'result.json').read_text())['communication']
-    assert sent['message_size'] == sent['num_params']
+    assert (tmp_path / 'run' / 'result.json').exists()
 
 
 @pytest.mark.slow
@@ -181,8 +180,8 @@ def test_table_1_starts_on_cpu_cores_as_its_page_says(environment, tmp_path):
     process = processes.ran([*flags, f'--workdir={tmp_path / "sweep"}'], environment, '-m', 'paper.sweep')
     assert process.returncode == 0, process.stderr
     *lines, last = process.stdout.splitlines()
-    assert [line.split(': ')[0] for line in lines] == ['1/1  method=sgd,ratio=1,learning_rate=0.1,seed=0']
+    assert [line.split(': ')[0] for line in lines] == ['1/1  method=sgd,ratio=1,learning_rate=0.05,seed=0']
     assert last.startswith('all runs of part 1/16 are done')
     (result,) = (tmp_path / 'sweep').glob('*/result.json')
     assert json.loads(result.read_text())['environment']['num_devices'] == 16
-    assert len(json.loads((tmp_path / 'sweep' / 'sweep.json').read_text())['cells']) == 16
+    assert len(json.loads((tmp_path / 'sweep' / 'sweep.json').read_text())['cells']) == 26
