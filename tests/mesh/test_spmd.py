@@ -169,15 +169,20 @@ def cut_from_shards(layout, ratio):
     return Compressor(select, parts_of)
 
 
+def each(*values):
+    """A value for each parameter, in a tree of any kind."""
+    return lambda params: jax.tree.unflatten(jax.tree.structure(params), values)
+
+
 def labelled(last_link):
     """Muon for the matrices, and AdamW for the rest, of which the scale is not communicated by blocks."""
     return optax.chain(
         optax.partition(
             {'matrix': optax.contrib.muon(0.02), 'vector': optax.adamw(0.01)},
-            ['matrix', 'matrix', 'vector', 'vector', 'vector'],
+            each('matrix', 'matrix', 'vector', 'vector', 'vector'),
         ),
-        optax.masked(last_link, [True, True, True, True, False]),
-        optax.masked(def_jax.all_reduce_mean('workers'), [False, False, False, False, True]),
+        optax.masked(last_link, each(True, True, True, True, False)),
+        optax.masked(def_jax.all_reduce_mean('workers'), each(False, False, False, False, True)),
     )
 
 
