@@ -86,7 +86,7 @@ def _virtual(network: Network, optimizer, own: PyTree, virtual: int, sequential:
     axes = jax.tree.map(lambda mine: 0 if mine else None, own)
 
     def step(params, state, rest, batch):
-        points = jax.vmap(point, (None, axes))(params, state)
+        points = jax.vmap(point, (None, axes), axis_size=virtual)(params, state)
         batch = batch.reshape(virtual, -1, *batch.shape[1:])
         of_worker = functools.partial(gradient, network)
         if sequential:

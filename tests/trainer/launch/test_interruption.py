@@ -36,6 +36,8 @@ def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_o
     recorded, tmp_path, monkeypatch
 ):
     """Records are due every 3 steps and evaluations every 5: after 4, 7 and 8 steps something is pending."""
+    train_step = steps.make_train_step(recorded.experiment)
+    traced = train_step.traces()  # by this run and those of other files that share its program
     signals = {1: signal.SIGTERM, 4: signal.SIGTERM, 5: signal.SIGHUP, 7: signal.SIGTERM, 8: signal.SIGINT}
     for done, number in signals.items():
         with monkeypatch.context() as patch, pytest.raises(loop.InterruptedRunError) as error:
@@ -53,7 +55,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_o
     assert records == fixtures.records(recorded.folder)
     assert result['metrics']['train_loss'] == recorded.result['metrics']['train_loss']
     assert len(result['curve']) == len(recorded.result['curve'])
-    assert steps.make_train_step(recorded.experiment).traces() == 1
+    assert train_step.traces() == traced > 0
 
 
 def test_a_loss_that_is_not_finite_is_not_saved_on_the_way_out(recorded, tmp_path, monkeypatch):
