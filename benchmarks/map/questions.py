@@ -46,7 +46,9 @@ def _contrasts(cells: Cells, lines: list) -> str:
     rows = [['', *(f'width {w}' for w in widths)]]
     for name, ours, theirs in lines:
         found = [(cells[w].get(ours), cells[w].get(theirs)) for w in widths]
-        rows.append([name, *('' if None in pair else gap(*pair).text() for pair in found)])
+        texts = ['' if None in pair else gap(*pair).text() for pair in found]
+        if any(texts):
+            rows.append([name, *texts])
     return markdown.table(rows)
 
 
