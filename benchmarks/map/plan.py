@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.grid import Grid
 from benchmarks.league.contenders import WORKERS, Contender
+from def_jax.beyond import PAPER_DETACH
 
 __all__ = ['PARTS', 'RATES', 'SEEDS', 'TUNING_SEEDS', 'WORKERS', 'Cell', 'cells', 'key']
 
@@ -55,7 +56,7 @@ def paper(ratio: float) -> Contender:
 
 def detached(ratio: float, detach: float | str) -> Contender:
     """The paper's DEF with another λ."""
-    if detach == 0.3:
+    if detach == PAPER_DETACH:
         return paper(ratio)
     title = f'λ = {detach:g}' if isinstance(detach, float) else 'λ from the messages'
     found = _def(title, ratio, options={'detach': detach})
@@ -85,19 +86,16 @@ def changes(ratio: float) -> list[Contender]:
     ]
 
 
-def in_flight(ratio: float) -> list[Contender]:
-    """The same three, with each message a step later."""
-    later = {'overlap': True}
-    both = _SHUFFLED | _BALANCED
+def in_flight(ratio: float) -> list[tuple[Contender, Contender]]:
+    """The paper's setting and ours, each beside the same with its messages a step later."""
+    settings = paper(ratio), ours(ratio), ours_int8(ratio)
     return [
-        _def('DEF (paper), overlap', ratio, options=later),
-        _def('DEF, ours, overlap', ratio, blocks=both, options=_AUTO | later, inner=_PLAIN),
-        _def('DEF, ours, int8, overlap', ratio, blocks=both, options=_AUTO | _INT8 | later, inner=_PLAIN),
+        (c, c._replace(title=f'{c.title}, overlap', options={**c.options, 'overlap': True})) for c in settings
     ]
 
 
 _FIRST = [_sgd(), paper(64), ours(64), ours_int8(64), paper(16), detached(64, 1.0), ours(16)]
-_ALL_POINTS = [detached(ratio, λ) for ratio in (64, 16) for λ in (0.0, 0.3, 1.0, 'auto')]
+_ALL_POINTS = [detached(ratio, λ) for ratio in (64, 16) for λ in (0.0, PAPER_DETACH, 1.0, 'auto')]
 _AT_256 = [paper(256), detached(256, 1.0), ours(256), ours_int8(256)]
 _REST = [detached(16, 1.0), ours_int8(16)]
 _OF_WORKERS = [paper(64), ours_int8(64), detached(64, 0.0), ours(64)]
@@ -111,7 +109,7 @@ PARTS: dict[str, tuple] = {
     'more': ((64, 192, 96, 32, 384), _FIRST[4:], ('y',), False),
     'narrow': ((16,), _FIRST, ('y',), False),
     'changes': ((192, 64), changes(64), ('y',), False),
-    'overlap': ((64, 192), [*in_flight(64), *in_flight(16)], ('y',), False),
+    'overlap': ((64, 192), [later for ratio in (64, 16) for _, later in in_flight(ratio)], ('y',), False),
     'workers': ((64,), _OF_WORKERS, ('y',), False, (32, 2, 64, 16, 4)),
     'outputs': ((64, 192), _ALL_POINTS, ('x', 'y', 'own'), False),
     'rest': ((64, 192, 384, 96, 32, 16), _AT_256 + _REST, ('y',), False),

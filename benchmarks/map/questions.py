@@ -5,11 +5,10 @@ from pathlib import Path
 
 from benchmarks.map import plan
 from benchmarks.map.cells import SGD, Cells, gap, read
+from def_jax.beyond import PAPER_DETACH
 from def_jax.tools import markdown
 
 __all__ = ['sections']
-
-_DETACHED = [plan.detached(ratio, λ) for ratio in (64, 16) for λ in (0.0, 0.3, 1.0, 'auto')]
 
 
 def sections(path: Path) -> dict[str, str]:
@@ -31,12 +30,11 @@ def _changes(cells: Cells) -> str:
 
 def _overlap(cells: Cells) -> str:
     """The same setting with `overlap=True`, minus without."""
-    plain = (plan.paper, plan.ours, plan.ours_int8)
-    lines = []
-    for ratio in (16, 64):
-        for make, later in zip(plain, plan.in_flight(ratio), strict=True):
-            title = make(ratio).title
-            lines.append((f'{title}, {ratio}', (later.title, ratio), (title, ratio)))
+    lines = [
+        (f'{plain.title}, {ratio}', (later.title, ratio), (plain.title, ratio))
+        for ratio in (16, 64)
+        for plain, later in plan.in_flight(ratio)
+    ]
     return _contrasts(cells, lines)
 
 
@@ -56,14 +54,14 @@ def _outputs(path: Path) -> str:
     """DEF minus SGD by λ, at x, y and the workers' own models, each at its own best rate."""
     by_point = {point: read(path, point=point) for point in ('x', 'y', 'own')}
     rows = [['width', 'ratio', 'λ', *by_point, 'y − x', 'own − y']]
-    for width, setting in itertools.product(plan.PARTS['outputs'][0], _DETACHED):
+    for width, setting in itertools.product(*plan.PARTS['outputs'][:2]):
         found = [cells[width].get((setting.title, setting.ratio)) for cells in by_point.values()]
         if None in found:
             continue
         x, y, own = found
         gaps = [gap(cell, by_point['y'][width][SGD]).text() for cell in found]
         between = gap(y, x).text(), gap(own, y).text()
-        λ = setting.options.get('detach', 0.3)
+        λ = setting.options.get('detach', PAPER_DETACH)
         rows.append([str(width), f'{setting.ratio:g}', str(λ), *gaps, *between])
     return markdown.table(rows)
 
