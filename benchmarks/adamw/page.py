@@ -18,24 +18,33 @@ __all__ = ['write']
 _DRAWN = '115k'  # the model of the picture
 _CHOSEN_ON = 0  # the seed on whose validation loss settings were chosen
 _DENSE = 'dense AdamW'
+_OVERLAP = ', overlap'
 _INNER = {'adamw': 'AdamW', 'muon': 'Muon', 'muon_outside': 'Muon outside'}
 Run = dict[str, Any]
+Tested = dict[tuple, dict[int, float]]
 
 
 def write(folder: Path) -> None:
     """Writes the tables of the page, and the picture."""
     runs = records.read(folder / 'adamw.jsonl')
-    pages.write(folder / 'adamw.md', {'against dense': _against_dense(runs), 'runs': _table(runs)})
+    tested = _tested(runs)
+    tables = {'against dense': _against_dense(tested), 'overlap': _overlap(tested), 'runs': _table(runs)}
+    pages.write(folder / 'adamw.md', tables)
     _draw(runs, folder / 'adamw.png')
 
 
-def _against_dense(runs: Sequence[Run]) -> str:
-    """Test losses of the seeds that served no choice, against dense AdamW on as many sequences."""
-    rows = [['model', 'steps', 'K × sequences', 'method', 'seeds', 'test loss', 'dense AdamW', 'behind']]
-    tested: dict[tuple, dict[int, float]] = {}
+def _tested(runs: Sequence[Run]) -> Tested:
+    """Test losses of the seeds that served no choice, by what was run."""
+    tested: Tested = {}
     for run in runs:
         if run['seed'] != _CHOSEN_ON and (losses := run.get('test_loss')):
             tested.setdefault(_group(run), {})[run['seed']] = losses.get('y', losses['x'])
+    return tested
+
+
+def _against_dense(tested: Tested) -> str:
+    """Against dense AdamW on as many sequences."""
+    rows = [['model', 'steps', 'K × sequences', 'method', 'seeds', 'test loss', 'dense AdamW', 'behind']]
     of_dense = {(m, s, k * n): of for (m, s, k, n, name), of in tested.items() if name == _DENSE}
     for (model, steps, workers, sequences, label), losses in sorted(tested.items()):
         dense = of_dense.get((model, steps, workers * sequences), {})
@@ -45,6 +54,19 @@ def _against_dense(runs: Sequence[Run]) -> str:
             both = [mean_std([of[seed] for seed in seeds], 3) for of in (losses, dense)]
             text = [model, f'{steps:,}', f'{workers} × {sequences}', label, ', '.join(map(str, seeds)), *both]
             rows.append([*text, behind.text(3)])
+    return markdown.table(rows)
+
+
+def _overlap(tested: Tested) -> str:
+    """Against the same with each message within its own step, by seeds that both have."""
+    rows = [['model', 'steps', 'method', 'seeds', 'test loss', 'with `overlap`', 'behind']]
+    for (*where, label), within in sorted(tested.items()):
+        later = tested.get((*where, label + _OVERLAP), {})
+        if behind := seed_difference(later, within):
+            seeds = sorted(later.keys() & within.keys())
+            both = [mean_std([of[seed] for seed in seeds], 3) for of in (within, later)]
+            model, steps = where[:2]
+            rows.append([model, f'{steps:,}', label, ', '.join(map(str, seeds)), *both, behind.text(3)])
     return markdown.table(rows)
 
 
@@ -83,7 +105,7 @@ def _method(run: Run) -> str:
         every = 'updates averaged' if run['every'] == 1 else f'whole, every {run["every"]} steps'
         return every + ('' if run['inner'] == 'adamw' else ', Muon')
     muon = '' if run['inner'] == 'adamw' else f', {_INNER[run["inner"]]}'
-    return f'blocks, shuffled, balanced{muon}{_narrow(run)}'
+    return f'blocks, shuffled, balanced{muon}{_options(run)}'
 
 
 def _draw(runs: Sequence[Run], path: Path) -> None:
@@ -113,12 +135,16 @@ def _label(run: Run) -> str:
         return f'dense {inner}'
     if run['identity']:
         return 'updates averaged' if run['every'] == 1 else f'DiLoCo, H = {run["every"]}'
-    return f'DEF at {_nominal(run):g}' + ('' if inner == 'AdamW' else f', {inner}') + _narrow(run)
+    return f'DEF at {_nominal(run):g}' + ('' if inner == 'AdamW' else f', {inner}') + _options(run)
 
 
 def _nominal(run: Run) -> float:
     """The ratio of bytes that was asked for."""
     return run['ratio'] * (4 if _narrow(run) else 1)
+
+
+def _options(run: Run) -> str:
+    return _narrow(run) + (_OVERLAP if run.get('overlap') else '')
 
 
 def _narrow(run: Run) -> str:

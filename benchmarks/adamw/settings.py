@@ -51,6 +51,7 @@ class Setting:
     workers: int = 8
     sequences: int = 4
     wire_dtype: str = 'float32'
+    overlap: bool = False
     test: bool = False
 
     @classmethod
@@ -84,6 +85,7 @@ def optimizer(setting: Setting, rate: Any) -> optax.GradientTransformation:
         every=setting.every,
         outer=optax.sgd(setting.outer_lr, setting.outer_mu, nesterov=True) if setting.outer_mu else None,
         wire_dtype=setting.wire_dtype,
+        overlap=setting.overlap,
     )
     return optax.chain(inner(setting, rate), link)
 
