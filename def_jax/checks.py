@@ -149,6 +149,24 @@ def check_stacked(name: str, tree: Any, params: Any, num_workers: int) -> None:
             )
 
 
+def check_extra_arguments(extra_args: Mapping[str, Any], params: Any, num_workers: int) -> None:
+    """Raises ValueError for extra arguments of an update that are stacked over workers.
+
+    `value` is optax's name for a loss. The losses of K workers would be broadcast against the updates, so
+    that each scales another column of a tensor with K columns.
+    """
+    stacked = [(num_workers, *p.shape) for p in jax.tree.leaves(params)]
+    for name, argument in extra_args.items():
+        shapes = [np.shape(x) for x in jax.tree.leaves(argument)]
+        if (name == 'value' and any(shapes)) or (shapes and shapes == stacked):
+            must = 'a scalar' if name == 'value' else 'like the parameters'
+            raise ValueError(
+                f'the extra argument {name} has shape {", ".join(map(str, shapes))}, but must be {must}, the '
+                f'same for all {num_workers} workers. If it is stacked over workers, pass the mean, '
+                f'{name}=tx.mean({name}), where tx is the def_jax.spmd.'
+            )
+
+
 def check_stacked_state(opt_state: Any, expected: Any, own: Any, num_workers: int) -> None:
     """Raises ValueError unless a state is an optimizer's, stacked over that number of workers.
 

@@ -1,6 +1,7 @@
 """The training loop: train, evaluate x and y, checkpoint, report; the same for every method."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,10 +78,11 @@ def train_and_evaluate(
             if config.elastic and not processes.is_first():
                 return {}
             processes.meet('the result is written')
-            result = results.read(run) or {}
-            console_lib.show_result(console, result)
-            files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
-            console.print(f'written to {run}: {files}', highlight=False, soft_wrap=True)
+            result = processes.look_together(lambda: results.read(run) or {})
+            if processes.is_first():
+                console_lib.show_result(console, result)
+                files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
+                console.print(f'written to {run}: {files}', highlight=False, soft_wrap=True)
             return result
 
 
@@ -89,9 +91,10 @@ def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Pa
     if processes.is_first():
         run = workdir.claim(folder, config, other_workers=True)
     processes.meet('the folder is claimed')
+    processes.look_together(functools.partial(workdir.is_claimed, folder))
     if not processes.is_first():
         if config.elastic:  # nobody waits for a newcomer
-            workdir.wait_for_record(folder)
+            workdir.wait_for_claim(folder)
         run = workdir.claim(folder, config, other_workers=True, exists=True)
     return run
 

@@ -97,6 +97,31 @@ def test_what_a_step_is_given_must_belong_together():
         jax.eval_shape(dist.update, {'w': PARAMS['w']}, shapes, PARAMS)
 
 
+@pytest.mark.parametrize(
+    ('make', 'wrong'),
+    [
+        (lambda link: optax.chain(optax.sgd(0.1), link, optax.contrib.reduce_on_plateau()), {'value': (2,)}),
+        (lambda link: optax.chain(optax.polyak_sgd(0.1), link), {'value': (2,)}),  # scales columns of w
+        (lambda link: optax.chain(optax.contrib.momo(0.1), link), {'value': (4,)}),
+        (lambda link: optax.chain(optax.sgd(0.1), link), {'grad': {'w': (2, 8, 2), 'b': (2, 2)}}),
+    ],
+    ids=['reduce_on_plateau', 'polyak_sgd', 'momo', 'grad'],
+)
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_extra_arguments_are_the_same_for_all_workers(make, wrong, accumulate):
+    link = def_jax.error_feedback(def_jax.random_block(2), 'workers')
+    dist = two_by_four(optimizer=make(link), accumulate=accumulate)
+    params = {'w': jnp.ones((8, 2)), 'b': jnp.ones(2)}
+    grads = jax.tree.map(lambda x: jnp.ones((2, *x.shape)), params)
+    update = functools.partial(jax.eval_shape, dist.update, grads, jax.eval_shape(dist.init, params), params)
+    right = {'value': jnp.ones(()), 'grad': params}
+    update(**right)
+    [(name, shape)] = wrong.items()
+    given = jax.tree.map(jnp.ones, shape, is_leaf=lambda x: isinstance(x, tuple))
+    with pytest.raises(ValueError, match=rf'argument {name} has shape .* must be .* mean, {name}=tx'):
+        update(**right | {name: given})
+
+
 @pytest.mark.parametrize('axis_name', [None, 'shard'])
 @pytest.mark.parametrize(
     'make',

@@ -13,7 +13,7 @@ import jax
 import optax
 from jax.extend.core import jaxpr_as_fun
 
-from def_jax.checks import named_leaves
+from def_jax.checks import check_extra_arguments, named_leaves
 from def_jax.mesh.link import is_link, link_states
 from def_jax.mesh.ownership import own_leaves, state_specs
 from def_jax.mesh.shards import Shards, Tape
@@ -57,6 +57,7 @@ def run(
         point: a worker's detached point, from the parameters and its state.
         specs: of the parameters.
     """
+    check_extra_arguments(extra_args, params, workers.num_workers)
     own, inside = own_leaves(optimizer, params), workers.inside
     shards = Shards(workers.axis_name, tuple(inside), tuple(inside.values()), specs)
     arrays = {name: x for name, x in extra_args.items() if not callable(x)}

@@ -254,11 +254,11 @@ class Spmd(optax.GradientTransformationExtraArgs):
             opt_state: from `init` or the step before.
             params: the replicated parameters x. Transformations before the link see the detached point, at
                 which weight decay is taken; those after or around it see x.
-            extra_args: of the optimizer, the same for all workers, e.g. `value=losses.mean()`.
+            extra_args: of the optimizer, the same for all workers, e.g. `value=tx.mean(losses)`.
 
         Raises:
-            ValueError: if arguments do not belong together; if a transformation would make the copies of x
-                drift apart, or keeps the link from sending by shards.
+            ValueError: if arguments do not belong together, or an extra one is stacked; if a transformation
+                would make the copies of x drift apart, or keeps the link from sending by shards.
 
         Source: Algorithm 1, lines 7 to 10.
         """

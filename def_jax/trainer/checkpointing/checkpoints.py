@@ -18,6 +18,7 @@ With several processes, each writes its own rows and the first does everything e
 import contextlib
 import os
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,9 @@ class Checkpoints:
         regrouped as described in `notes`. It is `like` itself if there is no checkpoint. Raises ValueError if
         there are checkpoints but none can be used.
         """
-        damages = []
-        for step in reversed(self.steps()):
+        damages, step = [], sys.maxsize
+        # Process 0 says which: on a network file system, others may not see the newest yet.
+        while (step := processes.agree(max((s for s in self.steps() if s < step), default=-1))) >= 0:
             path = self._folder / str(step)
             try:
                 state = self._read(path, step, like)
@@ -241,15 +243,19 @@ class Checkpoints:
 
     def _verified(self, path: Path, step: int, like: TrainState) -> tuple[manifest.Manifest, TrainState]:
         """The manifest of a checkpoint that all processes verified, and the shapes of its arrays."""
-        content, shapes, damage = {}, like, None
-        try:
-            content = manifest.read_verified(path, step)
-            if changes := describe_differences(content['settings'], self._settings):
-                raise DamagedError(f'it belongs to a run with another configuration: {changes}')
-            shapes = self._layout.shapes(like, tuple(content['workers']))
-            _check_leaves(content['leaves'], manifest.leaves_of(shapes))
-        except DamagedError as error:
-            damage = error
+
+        def look():
+            try:
+                content = manifest.read_verified(path, step)
+                if changes := describe_differences(content['settings'], self._settings):
+                    raise DamagedError(f'it belongs to a run with another configuration: {changes}')
+                shapes = self._layout.shapes(like, tuple(content['workers']))
+                _check_leaves(content['leaves'], manifest.leaves_of(shapes))
+            except DamagedError as error:
+                return {}, like, error
+            return content, shapes, None
+
+        content, shapes, damage = processes.look_together(look, lambda found: found[2] is None)
         if processes.anywhere(damage is not None):
             raise damage or DamagedError('another process cannot read it')
         return content, shapes

@@ -1,6 +1,7 @@
 """The folder of one run: its configuration, locking and atomic writes."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -19,9 +20,11 @@ __all__ = [
     'bound_settings',
     'claim',
     'describe_differences',
+    'is_claimed',
     'locked',
     'record',
     'sync',
+    'wait_for_claim',
     'write_json',
 ]
 
@@ -66,36 +69,41 @@ def claim(
     ours = _settings(config)
     # Listed before looking for the configuration: another process of a sweep may be claiming the folder now.
     foreign = [file for file in workdir.iterdir() if not _is_early(file)] if workdir.is_dir() else []
-    if path.exists():
-        theirs = _read(path)
-        free = _free_keys(theirs, ours, other_workers=other_workers)
-        if changes := describe_differences(theirs, ours, free):
+    if not path.exists():
+        if foreign:
             raise ValueError(
-                f'workdir={str(workdir)!r} holds a run with another configuration ({changes}). '
-                'Choose another --workdir, or use the same configuration to resume that run.'
+                f'workdir={str(workdir)!r} holds files that are not a run. Choose an empty or new folder.'
             )
-    elif foreign:
+        if workdir.exists() and not workdir.is_dir():
+            raise ValueError(f'workdir={str(workdir)!r} is a file. Choose an empty or new folder.')
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # claimed meanwhile, or earlier and not seen yet: NFS
+                write_json(path, ours, new=True)
+        except OSError as error:
+            raise ValueError(
+                f'workdir={str(workdir)!r} cannot be written to ({error}). Free some space, fix its '
+                'permissions, or choose another.'
+            ) from error
+    theirs = _read(path)
+    free = _free_keys(theirs, ours, other_workers=other_workers)
+    if changes := describe_differences(theirs, ours, free):
         raise ValueError(
-            f'workdir={str(workdir)!r} holds files that are not a run. Choose an empty or new folder.'
+            f'workdir={str(workdir)!r} holds a run with another configuration ({changes}). '
+            'Choose another --workdir, or use the same configuration to resume that run.'
         )
-    elif workdir.exists() and not workdir.is_dir():
-        raise ValueError(f'workdir={str(workdir)!r} is a file. Choose an empty or new folder.')
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_json(path, ours)
-    except OSError as error:
-        raise ValueError(
-            f'workdir={str(workdir)!r} cannot be written to ({error}). Free some space, fix its '
-            'permissions, or choose another.'
-        ) from error
     return workdir
 
 
-def wait_for_record(workdir: str | os.PathLike, seconds: float = 60) -> None:
+def is_claimed(workdir: str | os.PathLike) -> bool:
+    """Whether this process sees that the folder belongs to a run."""
+    return Path(os.path.expanduser(workdir), _RECORD).exists()
+
+
+def wait_for_claim(workdir: str | os.PathLike, seconds: float = 60) -> None:
     """Waits until another process has claimed the folder, or it is clear that none does."""
-    path, end = Path(workdir).expanduser() / _RECORD, time.monotonic() + seconds
-    while not path.exists() and time.monotonic() < end:
+    end = time.monotonic() + seconds
+    while not is_claimed(workdir) and time.monotonic() < end:
         time.sleep(0.1)
 
 
@@ -167,17 +175,32 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes `content` as JSON atomically: a reader sees the old file or the new one."""
+def write_json(path: Path, content: Any, *, new: bool = False) -> None:
+    """Writes `content` as JSON atomically: a reader sees the old file or the new one.
+
+    With `new`, raises FileExistsError if there is an old one, as the file system knows, not this machine's
+    cache of it; on one without hard links, the last to write wins.
+    """
     # A name of its own, since processes of a sweep write the same files.
     partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}{_PARTIAL}')
     try:
         partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
         sync(partial)  # otherwise a power cut may leave an empty file under the new name
-        os.replace(partial, path)
-    except OSError:
+        if not new or not _linked(partial, path):
+            os.replace(partial, path)
+    finally:
         partial.unlink(missing_ok=True)
+
+
+def _linked(partial: Path, path: Path) -> bool:
+    """Whether the file has the new name as well; False where the file system has no hard links."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            return False
         raise
+    return True
 
 
 def sync(path: Path) -> None:
@@ -190,9 +213,12 @@ def sync(path: Path) -> None:
 
 
 def _is_early(file: Path) -> bool:
-    """Whether a file may exist before the configuration: a killed start's, or others' compilation cache."""
+    """Whether a file may be there where no configuration is seen.
+
+    It is a killed start's, others' compilation cache, or the configuration itself, listed by NFS already.
+    """
     unfinished = file.name.startswith(_RECORD) and file.name.endswith(_PARTIAL)
-    return unfinished or file.name == 'compilation_cache'
+    return unfinished or file.name in (_RECORD, 'compilation_cache')
 
 
 def _read(record: Path) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import contextlib
 import dataclasses
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = [
     'find',
     'gather',
     'is_first',
+    'look_together',
     'meet',
     'naming_the_lost',
     'rows',
@@ -37,9 +39,11 @@ __all__ = [
 # A process that sends no heartbeat for this long is considered lost, and the others exit.
 HEARTBEAT_SECONDS = 30
 ELASTIC_HEARTBEAT_SECONDS = 10
+LATE_SECONDS = 60  # for which a client of NFS, as it is usually mounted, may not see what others wrote
 
 _MPI, _SLURM = ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'), ('SLURM_STEP_NUM_TASKS', 'SLURM_PROCID')
 _alone = False  # in an elastic run
+T = TypeVar('T')
 _count = 1  # needed before JAX starts, to divide fake devices among the processes
 
 
@@ -182,7 +186,7 @@ def gather(values: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
 
 def anywhere(flag: bool) -> bool:
     """Whether the flag is set in any process; every process must call this."""
-    return bool(jax.process_count() > 1 and not _alone and _flags(flag).any()) or flag
+    return bool(jax.process_count() > 1 and not _alone and _everywhere(flag).any()) or flag
 
 
 def meet(where: str) -> None:
@@ -191,9 +195,23 @@ def meet(where: str) -> None:
         multihost_utils.sync_global_devices(where)
 
 
-def agree(flag: bool) -> bool:
-    """The first process's flag, for decisions that one process makes; every process must call this."""
-    return bool(_flags(flag)[0]) if jax.process_count() > 1 and not _alone else flag
+def agree(value: T) -> T:
+    """The first process's boolean or integer, for decisions that one makes; every process must call this."""
+    return _everywhere(value)[0].item() if jax.process_count() > 1 and not _alone else value
+
+
+def look_together(look: Callable[[], T], is_good: Callable[[T], bool] = bool) -> T:
+    """What `look` finds in files; every process must call this.
+
+    On a network file system, a process may see late what another has written. So where the first process
+    finds something good, all look again until the others do, or for a minute.
+    """
+    for _ in range(LATE_SECONDS):
+        found = look()
+        if not agree(good := is_good(found)) or not anywhere(not good):
+            break
+        time.sleep(1)
+    return found
 
 
 @contextlib.contextmanager
@@ -207,5 +225,5 @@ def naming_the_lost() -> Iterator[None]:
         raise LostProcessError(str(error).split('\n')[0]) from error
 
 
-def _flags(flag: bool) -> np.ndarray:
-    return np.asarray(multihost_utils.process_allgather(np.array(flag))).reshape(-1)
+def _everywhere(value: Any) -> np.ndarray:
+    return np.asarray(multihost_utils.process_allgather(np.array(value))).reshape(-1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.trainer import plots, results, steps
+from def_jax.trainer import metrics, plots, results, steps
 from def_jax.trainer.checkpointing import checkpoints
 from def_jax.trainer.data import order
 
@@ -72,6 +72,23 @@ def test_a_lost_result_is_made_again(recorded, tmp_path, damage):
         (folder / 'result.json').write_text(damage)
     assert fixtures.train(recorded.config, folder) == recorded.result
     assert json.loads((folder / 'result.json').read_text()) == recorded.result
+
+
+def test_a_finished_run_of_which_nothing_is_seen_is_trained_again_to_the_same_bits(
+    recorded, tmp_path, monkeypatch
+):
+    """By another machine, to which a network file system shows it late: time is lost, and nothing else."""
+    folder = shutil.copytree(recorded.folder, tmp_path / 'run')
+    with monkeypatch.context() as late:
+        late.setattr(checkpoints.Checkpoints, 'steps', lambda self: [])
+        late.setattr(metrics, 'read', lambda path: [])
+        result = fixtures.train(recorded.config, folder)
+    assert result['metrics'] | {'seconds': 0} == recorded.result['metrics'] | {'seconds': 0}
+    assert fixtures.records(folder) == fixtures.records(recorded.folder)
+    fixtures.train(recorded.config, folder)
+    state = fixtures.restored(folder, recorded.experiment)
+    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[-1])
+    assert {path.name for path in (folder / 'checkpoints').iterdir()} == {'15', '20'}
 
 
 def test_diagnostics_of_an_interrupted_run_equal_those_of_an_uninterrupted_one(recorded, data_dir, tmp_path):

@@ -181,8 +181,8 @@ def test_a_folder_is_not_lost_by_a_crash_in_its_first_moment(tmp_path, monkeypat
         raise OSError('no space left on device')
 
     with monkeypatch.context() as patch, pytest.raises((OSError, ValueError)):
-        patch.setattr(os, 'replace', crash)
-        patch.setattr(Path, 'replace', crash)
+        for name in ('replace', 'link'):
+            patch.setattr(os, name, crash)
         workdir.claim(tmp_path / 'run', config())
     workdir.claim(tmp_path / 'run', config())
 
@@ -254,6 +254,29 @@ def test_two_processes_of_a_sweep_may_claim_its_folder_at_once(tmp_path, monkeyp
     monkeypatch.setattr(Path, looked_at, claimed_first)
     assert workdir.claim(folder, config()) == folder
     assert sorted(os.listdir(folder)) == ['config.json', 'sweep.json']
+
+
+@pytest.mark.parametrize('listed', [False, True])
+def test_a_run_that_is_not_seen_yet_is_not_overwritten(tmp_path, monkeypatch, listed):
+    """A network file system shows what another machine wrote late: names, or only listings of them."""
+    run, exists, listing = workdir.claim(tmp_path / 'run', config()), Path.exists, Path.iterdir
+    before = fixtures.contents(run)
+    monkeypatch.setattr(Path, 'exists', lambda path, **kw: path.parent != run and exists(path, **kw))
+    monkeypatch.setattr(Path, 'iterdir', lambda path: listing(path) if listed else iter(()))
+    assert workdir.claim(run, config()) == run
+    with pytest.raises(ValueError, match=r'another configuration .ratio: 64\.0 there, 256\.0 here'):
+        workdir.claim(run, config(ratio=256))
+    monkeypatch.undo()
+    assert fixtures.contents(run) == before
+
+
+def test_a_file_system_needs_no_hard_links(tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, 'link', link)
+    run = workdir.claim(tmp_path / 'run', config())
+    assert [path.name for path in run.iterdir()] == ['config.json'] and workdir.claim(run, config()) == run
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(data_dir, tmp_path, monkeypatch):
