@@ -50,7 +50,7 @@ def constrained(mesh):
     return loss
 
 
-def mapped(mesh):
+def mapped(mesh, check_vma=jax.__version_info__ >= (0, 10)):
     """A model with tensor parallelism of its own."""
 
     def loss(params, batch):
@@ -58,9 +58,8 @@ def mapped(mesh):
             return lax.psum(jnp.tanh(batch @ w_in) @ w_out, 'shard')
 
         specs = (P(None, 'shard'), P('shard'), P())
-        predicted = jax.shard_map(layer, mesh=mesh, in_specs=specs, out_specs=P())(
-            params['in'], params['out'], batch
-        )
+        layer = jax.shard_map(layer, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check_vma)
+        predicted = layer(params['in'], params['out'], batch)
         return jnp.mean((predicted - batch) ** 2)
 
     return loss
@@ -91,6 +90,19 @@ def test_models_that_place_their_own_arrays(kind, make):
             grad,
         )
     assert grads['in'].sharding.spec == P('workers', None, 'shard')
+
+
+@pytest.mark.skipif(jax.__version_info__ >= (0, 10), reason='JAX 0.10 maps what types they have')
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_types_of_a_models_own_mapping_need_a_newer_jax(kind):
+    dist = spmd(kind=kind)
+    params = jax.device_put(make_params(), dist.shardings)
+    loss = mapped(dist.mesh, check_vma=True)
+    if kind == EXPLICIT and jax.__version_info__ >= (0, 9):
+        jax.eval_shape(dist.value_and_grad(loss), params, dist.init(params), BATCH)
+        return
+    with pytest.raises(ValueError, match=r'^before JAX 0\.10, here .* pass check_vma=False to it'):
+        jax.eval_shape(dist.value_and_grad(loss), params, dist.init(params), BATCH)
 
 
 @pytest.mark.parametrize('kind', [AUTO, EXPLICIT])

@@ -22,6 +22,8 @@ from def_jax.types import PyTree
 
 # What JAX says of a PartitionSpec for which there is no mesh.
 _WITHOUT_MESH = ('requires a non-empty mesh', 'not under a mesh context')
+# And of the types of an inner `jax.shard_map` that `jax.vmap` maps, before JAX 0.10.
+_OF_TYPES = ('requires varying manual axes to match', '_psum_invariant')
 
 __all__ = ['check_arguments', 'divide', 'placed_gradients', 'run']
 
@@ -96,6 +98,11 @@ def _traced(workers: WorkerMesh, mapped: Callable, stacked: tuple[PyTree, ...]) 
             raise ValueError(
                 f'a sharding constraint of the function names {workers.axis_name!r}, the axis over workers: '
                 f'each runs it on its own part, so it may name {sorted(workers.inside)} alone.'
+            ) from error
+        if jax.__version_info__ < (0, 10) and any(part in text for part in _OF_TYPES):
+            raise ValueError(
+                f'before JAX 0.10, here {jax.__version__}, types of a jax.shard_map in the function cannot be '
+                'mapped over workers: pass check_vma=False to it.'
             ) from error
         if kind == 'ShardingTypeError':  # the groups of a convolution, for one
             return None
