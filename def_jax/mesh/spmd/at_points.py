@@ -101,8 +101,8 @@ def _traced(workers: WorkerMesh, mapped: Callable, stacked: tuple[PyTree, ...]) 
             ) from error
         if jax.__version_info__ < (0, 10) and any(part in text for part in _OF_TYPES):
             raise ValueError(
-                f'before JAX 0.10, here {jax.__version__}, types of a jax.shard_map in the function cannot be '
-                'mapped over workers: pass check_vma=False to it.'
+                'the function has a jax.shard_map, whose types cannot be mapped over workers before JAX 0.10 '
+                f'(here {jax.__version__}): pass check_vma=False to it, or update JAX.'
             ) from error
         if kind == 'ShardingTypeError':  # the groups of a convolution, for one
             return None
