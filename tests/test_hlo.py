@@ -177,6 +177,7 @@ def compile_stage(compressor, params, **options):
 IN_PLACE = {
     **{str(ratio): (def_jax.random_block(ratio), 2) for ratio in (10, 37, 100, 1000)},
     'model': (def_jax.random_block(64, granularity='model'), 10),
+    'balanced': (def_jax.random_block(64, allocation='balanced'), 2),
     'elements': (def_jax.random_k(64), 4),
 }
 

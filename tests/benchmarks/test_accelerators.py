@@ -34,52 +34,6 @@ def test_a_program_is_read():
     assert reading.hidden(HLO) == [1]
 
 
-ROW = Row('h100', 'vgg16', 'shard_map', 'DEF, 1/64')
-FIGURES = {
-    'collectives': [['all-reduce', 'f32', 1000, []]],
-    'hidden': [0],
-    'copies': {'f32[512,512]': 1},
-    'temporary': 5_000_000,
-    'bytes accessed': None,
-    'seconds': 3.0,
-    'devices': 8,
-    'model': 4_000_000,
-    'compiler': 'jax 1',
-}
-DENSE = FIGURES | {'temporary': 1_000_000, 'seconds': 2.0}
-
-
-@pytest.mark.parametrize(
-    ('changes', 'missed'),
-    [
-        ({}, []),
-        ({'collectives': [['all-reduce', 'f32', 1000, []]] * 2}, ['all-reduce']),
-        ({'copies': {'f32[512,512]': 2}}, ['copies']),
-        ({'temporary': 5_187_501}, ['memory']),
-        ({'seconds': 4.1}, ['compile time']),
-    ],
-)
-def test_what_misses_an_aim_is_named(changes, missed):
-    assert page.misses(ROW, FIGURES | changes, DENSE) == missed
-    written = page.sections({ROW.dense.key: DENSE, ROW.key: FIGURES | changes})['programs']
-    assert f'| {", ".join(missed)} |' in written or not missed
-
-
-def test_a_gather_within_a_worker_and_bytes_of_the_stage():
-    row = Row('h100x2', 'vgg16', 'spmd, FSDP inside', 'DEF, 1/64')
-    groups = [list(range(8)), list(range(8, 16))]
-    dense = DENSE | {'devices': 16, 'collectives': [['all-gather', 'f32', 64, groups]]}
-    across = ['all-reduce', 'f32', 8, [[i, i + 8] for i in range(8)]]
-    own = dense | {'collectives': [across, *dense['collectives']]}
-    assert page.misses(row, own, dense) == []
-    gathers = own | {'collectives': [*own['collectives'], *dense['collectives']]}
-    assert page.misses(row, gathers, dense) == ['gathers']
-    stage = Row('v5e', 'vgg16', page.STAGE, 'DEF, 1/64')
-    dense = DENSE | {'bytes accessed': 100.0, 'collectives': []}
-    assert page.misses(stage, dense | {'bytes accessed': 114.0}, dense) == []
-    assert page.misses(stage, dense | {'bytes accessed': 116.0}, dense) == ['bytes']
-
-
 def test_every_row_has_its_dense_one_first():
     keys = [row.key for row in ROWS]
     assert len(keys) == len(set(keys))

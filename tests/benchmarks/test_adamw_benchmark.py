@@ -9,7 +9,6 @@ import numpy as np
 import optax
 
 import def_jax
-from benchmarks.adamw import network, text
 from benchmarks.adamw.settings import Setting, optimizer
 
 RUNS = Path(__file__).parents[2] / 'results/benchmarks/adamw.jsonl'
@@ -37,33 +36,6 @@ def test_the_optimizer_is_def_adamw():
     actual, expected = train(optimizer(ALIAS, ALIAS.lr)), train(alias)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), actual, expected)
     assert not np.allclose(actual['w'], 1.0)
-
-
-def test_an_untrained_network_knows_little():
-    size = network.SIZES['33k']
-    params = network.init(size, 0)
-    assert sum(x.size for x in jax.tree.leaves(params)) == 33_184
-    tokens = np.random.default_rng(0).integers(0, 256, (2, size.context + 1)).astype(np.uint8)
-    losses = jax.jit(lambda tokens: network.losses(size, params, tokens))
-    loss = losses(tokens)
-    assert loss.shape == (2, size.context)
-    assert abs(float(loss.mean()) - np.log(256)) < 1
-
-    def first(tokens):  # causal: what follows does not change it
-        return np.asarray(losses(tokens)[:, : size.context // 2])
-
-    later = tokens.copy()
-    later[:, size.context // 2 + 1] += 1
-    np.testing.assert_array_equal(first(tokens), first(later))
-
-
-def test_no_file_is_in_two_splits_and_windows_are_repeatable():
-    parts = text.split()
-    assert set(parts) == {'train', 'validation', 'test'}
-    assert len(parts['train']) > 5 * len(parts['validation'])
-    first, second = (text.windows(parts['test'], 4, 32) for _ in range(2))
-    assert first.shape == (4, 33)
-    np.testing.assert_array_equal(first, second)
 
 
 def test_every_run_names_its_settings():

@@ -44,26 +44,6 @@ def possible():
 # --- What is made of the figures ---
 
 
-def report(milliseconds, sent=(0, 0), bytes_=0):
-    return {
-        'seconds': [ms / 1e3 for ms in milliseconds],
-        'counters': {'tx_bytes': sent[0], 'tx_packets': sent[1]},
-        'hlo': {'all_reduces': int(bytes_ > 0), 'bytes': bytes_},
-    }
-
-
-def test_the_workers_figures_are_kept_and_their_traffic_averaged():
-    merged = page.merged([report([1, 5, 3], (300, 6)), report([2, 4, 9], (600, 12))])
-    np.testing.assert_allclose(merged['seconds'], [[0.001, 0.005, 0.003], [0.002, 0.004, 0.009]])
-    assert (merged['tx_bytes'], merged['tx_packets']) == (150, 3)
-    assert merged['hlo'] == {'all_reduces': 0, 'bytes': 0}
-
-
-def test_what_a_ring_sends():
-    assert page.ring_bytes(1000, 2, 0) == 1000
-    assert page.ring_bytes(1000, 4, 10) == 1500 + 660
-
-
 def test_workers_take_turns_where_one_runs_at_a_time(monkeypatch):
     monkeypatch.setattr(timing, 'counters', lambda: {'tx_bytes': 0})
 
@@ -77,11 +57,6 @@ def test_workers_take_turns_where_one_runs_at_a_time(monkeypatch):
     # A step to warm up, then three: between the same barriers by one worker, and by the other one later.
     assert run(0) == 3 * 'sbsssbssssbb'
     assert run(1) == 3 * 'sbsssbbssssb'
-
-
-def test_no_message_passes_in_one_burst():
-    assert (network.burst('1gbit'), network.burst('100mbit')) == (250_000, 25_000)  # 2 ms
-    assert network.burst('1mbit') >= 2 * 1514  # else the shaper drops whole packets
 
 
 def test_what_pytorchs_workers_import_needs_no_jax():

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.league import __main__ as runs
-from benchmarks.league import page
 from benchmarks.league.contenders import Contender
-from benchmarks.league.costs import costs, kept
+from benchmarks.league.costs import costs
 from benchmarks.league.perceptron import PERCEPTRON
 from benchmarks.league.problems import PROBLEMS
 
@@ -37,15 +36,6 @@ def test_bytes_a_step(contender, payload, hops):
         assert found['wire'] == pytest.approx(4 * payload * hops)
 
 
-def test_state_is_counted_apart():
-    found = costs(PERCEPTRON, Contender('', 'def', 16))
-    assert (found['own_state'], found['shared_state']) == (2, 0)
-    assert kept(PERCEPTRON, Contender('', 'def', 16)) == ('m r', '')  # momentum and residual
-    found = costs(PERCEPTRON, Contender('', 'top_k', 16))
-    assert (found['own_state'], found['shared_state']) == (1, 1)
-    assert kept(PERCEPTRON, Contender('', 'diloco', options={'every': 4})) == ('m r', 'o')
-
-
 @pytest.mark.parametrize('name', PROBLEMS)
 def test_every_contender_can_be_built(name):
     problem = PROBLEMS[name]
@@ -67,11 +57,3 @@ def test_the_grid_grows_until_the_best_is_inside():
     best, all_tried = runs.tuned(problem, Contender('', 'sgd', rate=0.1), run)
     assert best == pytest.approx(0.001) and min(all_tried) < best < max(all_tried)
     assert len(tried) == len(all_tried)
-
-
-def test_the_frontier():
-    def record(wire, loss):
-        return {'wire': wire, 'test_loss': [[9.0, loss], [9.0, loss]]}
-
-    records = [record(4, 0.1), record(1, 0.5), record(2, 0.6), record(3, 0.2)]
-    assert [r['wire'] for r in page.frontier(records)] == [1, 3, 4]

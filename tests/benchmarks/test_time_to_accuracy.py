@@ -9,15 +9,6 @@ def make_images(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), np.uint8)
 
 
-def test_patches_hold_the_pixels_of_a_square():
-    images = make_images(2)
-    found = workload.patches(images)
-    assert found.shape == (2, 64, 48) and found.dtype == np.float32
-    square = images[1, 4:8, 8:12].reshape(-1)  # the second row of squares, the third in it
-    expected = (square / 255 - workload._MEAN) / workload._STD
-    np.testing.assert_allclose(found[1, 8 + 2], expected, rtol=1e-5)
-
-
 def test_workers_divide_an_epoch_and_every_seed_has_its_order():
     labels = np.arange(24)
 
@@ -34,12 +25,6 @@ def test_workers_divide_an_epoch_and_every_seed_has_its_order():
     )
     np.testing.assert_array_equal(first, again)  # augmented alike
     assert (epoch(0) != epoch(0, seed=1)).any()
-
-
-def test_the_rate_rises_to_its_peak_and_falls_to_zero():
-    rates = workload.learning_rates({'num_steps': 100, 'learning_rate': 0.5})
-    assert rates.shape == (100,) and rates.max() == rates[5] == rates[4] == 0.5
-    assert np.all(np.diff(rates[:5]) > 0) and np.all(np.diff(rates[5:]) < 0) and rates[-1] < 0.001
 
 
 def test_the_clock_runs_during_steps_alone(tmp_path):

@@ -193,18 +193,17 @@ def test_a_worker_leaves_out_its_own_update():
     np.testing.assert_allclose(y[0, :3], np.repeat(moved[:, None], 4, axis=1), rtol=1e-6)
 
 
-def test_masked_leaves_and_the_aliases():
+def test_masked_leaves_and_an_alias():
     params = {'w': jnp.ones((4, 4)), 'b': jnp.ones(4)}
     link = def_jax.error_feedback(BLOCKS, None, overlap=True)
     masked = optax.chain(optax.sgd(1.0), optax.masked(link, {'w': True, 'b': False}))
     updates, _ = jax.jit(masked.update)(params, masked.init(params), params)
     assert not np.any(updates['w']) and np.all(updates['b'] == -1)
-    for make in (def_jax.def_sgd, def_jax.def_adamw):
-        optimizer = make(0.1, 4, None, overlap=True)
-        update, state = jax.jit(optimizer.update), optimizer.init(params)
-        first, state = update(params, state, params)
-        second, _ = update(params, state, params)
-        assert not any(map(np.any, first.values())) and all(map(np.any, second.values()))
+    optimizer = def_jax.def_sgd(0.1, 4, None, overlap=True)
+    update, state = jax.jit(optimizer.update), optimizer.init(params)
+    first, state = update(params, state, params)
+    second, _ = update(params, state, params)
+    assert not any(map(np.any, first.values())) and all(map(np.any, second.values()))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ import sklearn.metrics
 import training_fixtures as fixtures
 
 from configs.tables import tables as table_files
-from def_jax.trainer import experiment, loop, metrics
+from def_jax.trainer import experiment, metrics
 from examples.own_task import config as own_config
 from paper import report, sweep
 
@@ -24,7 +23,6 @@ def config_of(**changes):
 
 
 ADAMW = {'optimizer': 'adamw', 'optimizer_options': {'b2': 0.95}, 'schedule': 'cosine', 'learning_rate': 0.01}
-MUON = {'optimizer': 'muon', 'schedule': 'wsd', 'learning_rate': 0.01, 'num_workers': 4}
 
 
 @pytest.fixture(scope='module')
@@ -62,35 +60,6 @@ def test_the_metric_is_that_of_scikit_learn_on_every_example(run):
         predicted = built.task.model.apply({'params': params}, split.arrays['features'])
         expected = sklearn.metrics.r2_score(split.arrays['target'], predicted)
         assert result['metrics'][f'{name}_r2_x'] == pytest.approx(expected, abs=1e-5)
-
-
-def test_killed_and_resumed_it_ends_bit_for_bit_where_it_would_have(tmp_path):
-    """And it goes on with half the workers."""
-    config = config_of(**MUON)  # which leaves the biases to Adam
-    expected = fixtures.train(config, tmp_path / 'undisturbed')
-    with fixtures.killed(loop.Checkpoints, 'save', when=2):
-        fixtures.train(config, tmp_path / 'killed')
-    shutil.copytree(tmp_path / 'killed', tmp_path / 'halved')
-    resumed = fixtures.train(config, tmp_path / 'killed')
-    assert fixtures.records(tmp_path / 'killed') == fixtures.records(tmp_path / 'undisturbed')
-    built = experiment.build(config)
-    states = [fixtures.restored(tmp_path / name, built) for name in ('killed', 'undisturbed')]
-    fixtures.assert_same_bits(*map(fixtures.shards, states))
-    del resumed['metrics']['seconds'], expected['metrics']['seconds']
-    assert resumed['metrics'] == expected['metrics']
-    hash(built.axes)  # as pmap does with several processes
-
-    console = rich.console.Console(file=io.StringIO(), width=200)
-    result = fixtures.train(config_of(**MUON | {'num_workers': 2}), tmp_path / 'halved', console)
-    assert result['status'] == 'finished'
-    assert 'workers: 4 before, 2 now; each receives the mean' in console.file.getvalue()
-
-
-def test_accumulated_gradients_give_the_same_run(tmp_path, run):
-    result = fixtures.train(config_of(**ADAMW, accumulate=4), tmp_path / 'run')
-    for point in ('x', 'y'):
-        expected = run[2]['metrics'][f'test_loss_{point}']
-        assert result['metrics'][f'test_loss_{point}'] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow

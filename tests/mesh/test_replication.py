@@ -1,9 +1,6 @@
 """Copies that should agree: every bit that differs on one worker is found, and its leaf is named."""
 
 import functools
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -89,27 +86,6 @@ def test_the_error_names_three_leaves_and_counts_the_others():
     tree = {name: np.arange(2.0) for name in 'abcde'} | {'c': np.ones(2)}
     with pytest.raises(ValueError, match=r'^the workers do not agree on a, b, d and 1 more: their copies'):
         jax.vmap(lambda tree: def_jax.assert_replicated(tree, 'workers'), axis_name='workers')(tree)
-
-
-PROGRAM = """
-import chex, jax, jax.numpy as jnp
-chex.set_n_cpu_devices(2)
-import def_jax
-check = jax.pmap(lambda x: def_jax.assert_replicated({'w': x}, 'workers'), axis_name='workers')
-check(jnp.ones(2))
-jax.effects_barrier()
-print('agreed', flush=True)
-check(jnp.arange(2.0))
-jax.effects_barrier()
-"""
-
-
-@pytest.mark.slow
-def test_a_compiled_program_ends_the_process_with_the_error():
-    command = [sys.executable, '-c', PROGRAM]
-    process = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert process.returncode != 0 and process.stdout == 'agreed\n'
-    assert 'ValueError: the workers do not agree on w: ' in process.stderr
 
 
 def test_without_an_axis_the_copies_on_the_devices_are_compared():

@@ -1,6 +1,5 @@
 """The sweep: all runs of a table, none of them twice, whatever happened before."""
 
-import io
 import json
 import signal
 
@@ -13,6 +12,7 @@ from configs.tables import tables as table_files
 from def_jax.trainer import loop
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.launch import interruption
+from def_jax.trainer.launch.exits import EndedError
 from paper import finished_runs, report, sweep
 
 CONSOLE = rich.console.Console(quiet=True)
@@ -159,60 +159,50 @@ def test_a_folder_of_another_sweep_is_refused_and_a_longer_one_goes_on(spec, tra
         sweep.sweep(spec, folder, CONSOLE)
 
 
-def test_a_signal_ends_the_sweep_and_not_only_the_run_at_hand(spec, trained, tmp_path, monkeypatch):
-    def interrupted(config, run, console):
-        trained.append(run.name)
-        raise loop.InterruptedRunError('SIGTERM', 7)
+def interrupted_run(config, run):
+    raise loop.InterruptedRunError('SIGTERM', 7)
 
-    monkeypatch.setattr(loop, 'train_and_evaluate', interrupted)
-    with pytest.raises(loop.InterruptedRunError) as error:
+
+def finished_run(config, run):
+    with interruption.watch():  # as the loop does, which finishes a run in its last step
+        signal.raise_signal(signal.SIGTERM)
+    return ''
+
+
+@pytest.mark.parametrize(
+    ('outcome', 'words'),
+    [(interrupted_run, 'SIGTERM after step 7'), (finished_run, 'SIGTERM between two runs')],
+)
+def test_a_signal_ends_the_sweep_and_not_only_the_run_at_hand(spec, tmp_path, monkeypatch, outcome, words):
+    started = []
+    monkeypatch.setattr(sweep, '_outcome', lambda *of_run: started.append(of_run) or outcome(*of_run))
+    with pytest.raises(EndedError, match=words) as error:
         sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
-    assert len(trained) == 1 and error.value.exit_code == 4
+    assert len(started) == 1 and error.value.exit_code == 4
 
 
-def test_a_signal_after_the_last_step_of_a_run_ends_the_sweep(spec, trained, tmp_path, monkeypatch):
-    def outcome(config, run):
-        trained.append(run.name)
-        with interruption.watch():  # as the loop does, which finishes a run in its last step
-            signal.raise_signal(signal.SIGTERM)
-        return ''
-
-    monkeypatch.setattr(sweep, '_outcome', outcome)
-    with pytest.raises(interruption.InterruptedSweepError, match='SIGTERM between two runs') as error:
-        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
-    assert len(trained) == 1 and error.value.exit_code == 4
-
-
-def test_what_is_tuned_needs_learning_rates(spec, tmp_path):
+@pytest.mark.parametrize(
+    ('changes', 'base', 'message'),
+    [
+        ({'learning_rates': ()}, {}, r"tuned settings need learning rates .* 'learning_rate' in tuned"),
+        (
+            {},
+            {'num_workers': 40, 'batch_size': 40, 'fake_devices': False},
+            r'40 devices are needed .* --config.base.workers_per_device',
+        ),
+        (
+            {},
+            {'workers_per_device': 3},
+            r'config\.base\.workers_per_device=3 .*config\.base\.num_workers=4',
+        ),
+        ({'seeds': ()}, {}, r'config\.seeds, config\.cells and config\.tuning_seeds must'),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_by_the_keys_of_a_sweep(spec, tmp_path, changes, base, message):
     spec = spec.unlock()
-    spec.learning_rates, spec.cells[1]['tuned'] = (), {'detach': (0.1, 0.3)}
-    with pytest.raises(ValueError, match=r"tuned settings need learning rates .* 'learning_rate' in tuned"):
-        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
-
-
-def test_too_few_devices_are_noticed_before_a_folder_is_claimed(spec, tmp_path):
-    """And the remedy names a flag that a sweep has."""
-    spec.base.num_workers, spec.base.batch_size, spec.base.fake_devices = 40, 40, False
-    with pytest.raises(ValueError, match=r'40 devices are needed .* --config.base.workers_per_device'):
+    spec.cells[1]['tuned'] = {'detach': (0.1, 0.3)}
+    spec.update(changes)
+    spec.base.update(base)
+    with pytest.raises(ValueError, match=message):
         sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
     assert not (tmp_path / 'sweep').exists()
-
-
-@pytest.mark.parametrize(('gpus', 'said'), [(7, ''), (8, '4 of 8 GPUs are used; --processes')])
-def test_gpus_that_stay_idle_are_mentioned(spec, tmp_path, monkeypatch, gpus, said):
-    monkeypatch.setattr(sweep.jax, 'default_backend', lambda: 'gpu')
-    monkeypatch.setattr(sweep.jax, 'local_device_count', lambda: gpus)
-    monkeypatch.setattr(sweep, 'missing_runs', lambda spec, done: {})
-    console = rich.console.Console(file=io.StringIO(), width=200)
-    sweep.sweep(spec, tmp_path / 'sweep', console)
-    assert console.file.getvalue().startswith(said) and bool(said) == ('GPUs' in console.file.getvalue())
-
-
-def test_remedies_name_keys_that_a_sweep_has(spec, tmp_path):
-    spec.base.workers_per_device = 3
-    with pytest.raises(ValueError, match=r'config\.base\.workers_per_device=3 .*config\.base\.num_workers=4'):
-        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
-    with spec.unlocked():
-        spec.base.workers_per_device, spec.seeds = 1, ()
-    with pytest.raises(ValueError, match=r'config\.seeds, config\.cells and config\.tuning_seeds must'):
-        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)

@@ -6,7 +6,6 @@ import json
 
 import pytest
 from absl import flags
-from test_tables import name
 
 from configs.tables import table1, table4
 from def_jax.trainer import workers
@@ -117,15 +116,3 @@ def test_a_shard_that_cannot_be_is_refused(part):
     said = ': this table can be divided into at most 16 parts' if part == '1/17' else ' must be I/N with I '
     with pytest.raises(ValueError, match=f'--shard={part}{said}'):
         needed_runs.shard(table1.get_config(), part)
-
-
-def test_four_trajectories_fill_the_columns():
-    runs = {
-        needed_runs.run_name(run)
-        for cell in table1.get_config().cells
-        for run in needed_runs.tuning_runs(table1.get_config(), cell)
-        if run['learning_rate'] == 0.1
-    }
-    held_out = ',evaluate_on=validation,validation_examples=5000'
-    at_64 = {name(method, 64, 0.1, 100) + held_out for method in ('ef', 'saef', 'def')}
-    assert at_64 <= runs and len(runs) == 1 + 3 * 5

@@ -6,7 +6,7 @@ import pytest
 
 from configs.tables import tables as table_files
 from paper import cells as cells_lib
-from paper import needed_runs, plots, sweep, tables
+from paper import needed_runs, sweep, tables
 
 
 def result(accuracy, *, loss=0.5, status='finished', seed=0):
@@ -29,17 +29,6 @@ def small_table(**options):
 
 def name(method, ratio, rate, seed):
     return f'method={method},ratio={ratio},learning_rate={rate},seed={seed}'
-
-
-@pytest.mark.parametrize(
-    ('rows', 'drawn'), [(('16', '64', '256'), True), (('16', '64'), False), (('vgg', '64', '256'), False)]
-)
-def test_rows_that_are_numbers_are_drawn(tmp_path, rows, drawn):
-    cells = [table_files.cell(row, 'DEF', method='def', ratio=i) for i, row in enumerate(rows, start=1)]
-    spec = table_files.table('', table_files.digits_base(), cells, rows='ratio', seeds=(0,))
-    done = {name('def', i, 0.1, 0): result(0.9) for i in range(1, len(rows) + 1)}
-    assert plots.plot_rows(tmp_path / 'rows.png', 'ratio', cells_lib.of_table(spec, done)) == drawn
-    assert (tmp_path / 'rows.png').exists() == drawn
 
 
 # --- Learning rates ---
@@ -191,11 +180,6 @@ def test_text_of_a_cell(results, text):
     _, def_, def_a = filled(*results)
     assert def_a.text == text
     assert (def_.text == text) == (not results or def_.diverged > 0)  # else another point of the same runs
-
-
-def test_no_finished_run():
-    with pytest.raises(ValueError, match='no run of the table is done'):
-        cells_lib.of_table(small_table(), {})
 
 
 # --- Bad tables ---

@@ -2,14 +2,13 @@
 
 import dataclasses
 
-import chex
 import jax
 import numpy as np
 import optax
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.trainer import experiment, loop, steps
+from def_jax.trainer import experiment, loop
 from def_jax.trainer.data import augmentation
 from def_jax.trainer.data.catalogue import DATASETS
 from def_jax.trainer.models import layers
@@ -89,29 +88,6 @@ def test_every_image_counts_once(recorded, random_state, plain_evaluation, count
         assert record['test_accuracy_x'] != record['test_accuracy_y']
 
 
-def test_statistics_are_averaged_over_workers(recorded, random_state):
-    outputs, _ = steps.make_outputs(recorded.experiment)(fixtures.placed(random_state, recorded.experiment))
-    assert outputs.keys() == {'x', 'y'}
-    for variables in outputs.values():
-        chex.assert_trees_all_close(variables['batch_stats'], mean_stats(random_state), rtol=1e-6)
-        for leaf in jax.tree.leaves(variables):  # on all devices
-            assert len({part.tobytes() for part in fixtures.shards(leaf)}) == 1
-    with pytest.raises(AssertionError):  # no per-worker statistics are like that
-        own = jax.tree.map(lambda s: s[0], random_state.batch_stats)
-        chex.assert_trees_all_close(outputs['x']['batch_stats'], own, rtol=1e-2)
-
-
-def test_the_number_of_devices_does_not_matter(recorded, random_state, data_dir):
-    one_a_device = recorded.experiment
-    several = experiment.build(fixtures.tiny_config(data_dir, workers_per_device=2))
-    expected, record = (
-        loop.make_evaluate(run)(fixtures.placed(random_state, run), 7) for run in (one_a_device, several)
-    )
-    assert record == pytest.approx(expected, rel=1e-5)
-    for point in ('x', 'y'):
-        assert record[f'test_accuracy_{point}'] == expected[f'test_accuracy_{point}']
-
-
 def test_every_workers_own_model_sees_the_whole_test_set(recorded, random_state, plain_evaluation, data_dir):
     run = experiment.build(fixtures.tiny_config(data_dir, method='psync'))
     *links, link = random_state.opt_state
@@ -135,7 +111,11 @@ def test_every_workers_own_model_sees_the_whole_test_set(recorded, random_state,
 
 
 @pytest.mark.parametrize(
-    ('num_batches', 'virtual'), [(3, {}), (1, {'workers_per_device': 4, 'sequential_workers': True})]
+    ('num_batches', 'virtual'),
+    [
+        (3, {}),
+        pytest.param(*(1, {'workers_per_device': 4, 'sequential_workers': True}), marks=pytest.mark.slow),
+    ],
 )
 def test_statistics_are_recalibrated_at_each_point(
     recorded, random_state, data_dir, num_batches, virtual, monkeypatch

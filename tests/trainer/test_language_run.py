@@ -11,10 +11,7 @@ import small_stdlib
 import training_fixtures as fixtures
 
 from configs import language
-from configs.tables import language as language_table
 from def_jax.trainer import experiment
-from def_jax.trainer.data import order
-from paper import report, sweep
 
 TINY = {
     'num_workers': 2,
@@ -96,39 +93,6 @@ def test_the_result_has_a_text_that_y_wrote(run, data_dir):
     state = fixtures.restored(folder, of_run)
     points, _ = fixtures.steps.make_outputs(of_run)(state)
     assert of_run.task.sample(jax.device_get(points['y']['params']), jax.random.key(0)) == result['sample']
-
-
-def test_killed_and_resumed_equals_undisturbed(run, data_dir, tmp_path):
-    folder, result, _ = run
-    with fixtures.killed(order, 'train_batch', when=8):
-        fixtures.train(tiny_config(data_dir), tmp_path / 'run')
-    resumed = fixtures.train(tiny_config(data_dir), tmp_path / 'run')
-    of_run = experiment.build(tiny_config(data_dir))
-    states = [fixtures.shards(fixtures.restored(each, of_run)) for each in (tmp_path / 'run', folder)]
-    fixtures.assert_same_bits(*states)
-    assert fixtures.records(tmp_path / 'run') == fixtures.records(folder)
-    assert resumed['sample'] == result['sample']
-
-
-@pytest.mark.slow
-def test_a_table_of_losses_is_swept_and_reported(data_dir, tmp_path):
-    spec = language_table.get_config()
-    with spec.unlocked():
-        spec.base, spec.seeds = tiny_config(data_dir, num_steps=5), (0,)
-        spec.cells = (dict(spec.cells[1]) | {'tuned': {'learning_rate': (0.01, 0.1)}},)
-    sweep.sweep(spec, tmp_path, rich.console.Console(quiet=True))
-    report.report(tmp_path, tmp_path)
-    page = (tmp_path / 'README.md').read_text()
-    assert '| ratio |  | DEF |' in page and '. Test loss, mean' in page and 'ccuracy' not in page
-    assert 'Validation loss at the cell' in page
-
-
-def test_a_state_of_which_nothing_is_a_workers_own_has_outputs(data_dir):
-    dense = experiment.build(tiny_config(data_dir, method='sgd', outer=''))
-    state = fixtures.steps.make_init(dense)()
-    points, own = fixtures.steps.make_outputs(dense)(state)
-    assert (points.keys(), own) == ({'x'}, {})
-    fixtures.assert_same_bits(points['x']['params'], state.params)
 
 
 @pytest.mark.parametrize(

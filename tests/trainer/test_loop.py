@@ -17,7 +17,7 @@ import rich.console
 import training_fixtures as fixtures
 
 import def_jax
-from def_jax import METHODS, train
+from def_jax import METHODS
 from def_jax.trainer import experiment, loop, steps
 from def_jax.trainer.data import in_memory
 
@@ -110,14 +110,15 @@ def test_a_finished_run_is_reported_again_not_trained_again(recorded, tmp_path):
 
 def test_compute_dtype_is_that_of_the_network_alone(data_dir):
     run = experiment.build(fixtures.tiny_config(data_dir, compute_dtype='bfloat16'))
-    variables = run.task.init(jax.random.key(0))
+    variables = jax.eval_shape(run.task.init, jax.random.key(0))
     batch = next(run.train_batches(0))
     batch = {name: x[0] for name, x in batch.items()}
 
-    def loss(params):
-        return run.task.loss(params, variables['batch_stats'], batch, jax.random.key(0))[0]
+    def loss(params, batch_stats):
+        return run.task.loss(params, batch_stats, batch, jax.random.key(0))[0]
 
-    program, (value, grads) = jax.make_jaxpr(jax.value_and_grad(loss), return_shape=True)(variables['params'])
+    trace = jax.make_jaxpr(jax.value_and_grad(loss), return_shape=True)
+    program, (value, grads) = trace(variables['params'], variables['batch_stats'])
     assert 'bf16' in str(program)
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, value, grads))} == {jnp.dtype('float32')}
 
@@ -125,8 +126,8 @@ def test_compute_dtype_is_that_of_the_network_alone(data_dir):
 # --- Every method ---
 
 
-# DEF is the recorded run; besides, one of its kind and a baseline. The others are slow tests.
-QUICK = ('saef', 'onebit_adam')
+# DEF is the recorded run; besides, one of its kind. The others are slow tests.
+QUICK = ('saef',)
 
 
 @pytest.mark.parametrize(
@@ -158,15 +159,6 @@ def test_every_method_trains(method, recorded, data_dir, tmp_path):
     if method == 'saef':  # the last step averages the residuals
         for leaf in jax.tree.leaves(fixtures.residual(state)):
             np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
-
-
-def test_runs_whose_states_differ_share_no_first_state(data_dir):
-    """The suite's own: a run with momentum began with the state of one without, whichever came first."""
-    for momentum in (0.9, 0.0):
-        run = experiment.build(fixtures.tiny_config(data_dir, method='onebit_adam', momentum=momentum))
-        state = jax.eval_shape(steps.make_init(run))
-        expected = jax.eval_shape(run.optimizer.init, run.abstract_variables['params'])
-        assert jax.tree.structure(state.opt_state) == jax.tree.structure(expected)
 
 
 # --- Virtual workers, and what is communicated ---
@@ -203,9 +195,12 @@ def test_virtual_workers_give_the_same_trajectory(
         ({'validation_examples': 1000}, 'config.validation_examples=1000 must be less than 1000'),
         ({'validation_examples': 801}, 'config.train_examples=200 must be at most 199'),
         ({'evaluate_on': 'validation'}, 'needs a validation split, and the data set has none'),
+        ({'num_epochs': 2**31}, r'config\.num_epochs=2147483648 or num_steps=0 gives .* steps'),
+        ({'num_workers': 10**9, 'batch_size': 10**9}, '1000000000 fake devices .* more than this CPU'),
+        ({'model': 'vgg16'}, r'images\.shape=.* multiples of 32'),
     ],
 )
-def test_examples_that_are_not_there_are_refused_before_anything_is_written(
+def test_what_only_shows_when_a_run_is_put_together_is_refused_before_anything_is_written(
     data_dir, tmp_path, changes, message
 ):
     with pytest.raises(ValueError, match=message):
@@ -255,18 +250,6 @@ def test_a_nan_loss_names_step_and_worker_and_keeps_the_last_good_checkpoint(rec
     assert fixtures.records(folder) == fixtures.records(recorded.folder)
 
 
-def test_a_nan_in_one_residual_is_noticed_at_the_next_step(recorded, tmp_path):
-    def poison(state):
-        *links, link = state.opt_state
-        residual = jax.tree.map(lambda r: fixtures.nan_like(r, where=1), link.residual)
-        return state.replace(opt_state=(*links, link._replace(residual=residual)))
-
-    with fixtures.poisoned_state(9, poison):
-        error = diverged_run(recorded.config, tmp_path / 'run')
-    assert (error.step, error.worker) == (9, 1)
-    assert int(fixtures.restored(tmp_path / 'run', recorded.experiment).step) == 5
-
-
 def test_a_nan_on_the_test_set_is_never_checkpointed(recorded, tmp_path):
     def poison(state):
         return state.replace(params=jax.tree.map(fixtures.nan_like, state.params))
@@ -277,17 +260,3 @@ def test_a_nan_on_the_test_set_is_never_checkpointed(recorded, tmp_path):
     assert 'the loss of the test set is nan at step 10' in str(error)
     state = fixtures.restored(tmp_path / 'run', recorded.experiment)
     fixtures.assert_same_bits(fixtures.shards(state), recorded.states[5])
-
-
-def test_divergence_is_exit_code_3_and_a_hint(data_dir, tmp_path, capsys, monkeypatch):
-    config = fixtures.tiny_config(data_dir, learning_rate=1e30)
-    monkeypatch.setattr(train, '_CONFIG', mock.Mock(value=config))
-    monkeypatch.setattr(train, '_WORKDIR', mock.Mock(value=str(tmp_path / 'run')))
-    for flag in ('_ADDRESS', '_COUNT', '_INDEX'):
-        monkeypatch.setattr(train, flag, mock.Mock(value=None))
-    assert train.main(['train.py']) == 3
-    message = capsys.readouterr().err
-    result = json.loads((tmp_path / 'run' / 'result.json').read_text())
-    where = 'the loss of worker {worker} is nan at step {step}.'.format(**result['diverged'])
-    assert message.startswith(f'train.py: {where}') and message.count('\n') == 1
-    assert result['status'] == 'diverged'

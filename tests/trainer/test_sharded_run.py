@@ -57,22 +57,12 @@ def assert_alike(data_dir, shards, changes):
 
 def test_the_trajectory_is_that_of_whole_workers(data_dir):
     """Blocks are cut from shards, so that is so where all is sent."""
-    run, state = assert_alike(data_dir, 2, {'ratio': 1})
+    run, state = assert_alike(data_dir, 2, {'ratio': 1, 'outer': '', 'outer_options': {}})
     kernel = state.params['block_0']['mlp_input']['kernel']
     assert kernel.addressable_shards[0].data.shape == (8, 16) and kernel.shape == (8, 32)
     residual = fixtures.residual(state)['block_0']['mlp_input']['kernel']
     assert residual.addressable_shards[0].data.shape == (1, 8, 16) and residual.shape == (2, 8, 32)
     assert len(run.workers.devices) == 4
-
-
-@pytest.mark.slow
-def test_a_single_worker_is_evaluated(data_dir):
-    """XLA cannot reduce over one worker of several devices: there is nothing to reduce."""
-    run, state, _ = trained(sharded(data_dir, num_workers=1, batch_size=4, method='def'), 1)
-    points, _ = steps.make_outputs(run)(state)
-    batch = run.workers.place(next(run.test_batches('test')))
-    sums = steps.make_eval_step(run)(points['y'], batch)
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(jax.device_get(sums)))
 
 
 @pytest.mark.slow
@@ -97,21 +87,6 @@ def test_blocks_are_those_of_a_loop_over_the_library(data_dir):
         found, params, opt_state = jax.block_until_ready(step(params, opt_state, batch))
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert_close((state.params, state.opt_state), (params, opt_state))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ('shards', 'changes'),
-    [
-        (2, {'ratio': 1, 'accumulate': 2, 'batch_size': 8, 'skip_nonfinite': True}),
-        (2, {'method': 'sgd', 'outer': ''}),
-        (2, {'method': 'saef', 'ratio': 1, 'average_every': 2, 'outer': '', 'outer_options': {}}),
-        (2, {'method': 'diloco', 'every': 2, 'outer': ''}),
-    ],
-    ids=str,
-)
-def test_every_kind_of_method_follows_whole_workers(data_dir, shards, changes):
-    assert_alike(data_dir, shards, changes)
 
 
 @pytest.mark.slow
@@ -151,18 +126,6 @@ def test_a_run_reports_what_others_do(run):
     assert [record['step'] for record in result['diagnostics']] == [0, 5, 10]
     assert all(record['detach_optimum_own_std'] >= 0 for record in result['diagnostics'])
     assert (folder / 'diagnostics.png').exists()
-
-
-@pytest.mark.slow
-def test_each_workers_own_model_is_evaluated(data_dir, tmp_path):
-    """SAEF's third point, on whole workers and on sharded ones."""
-    changes = {'method': 'psync', 'ratio': 1, 'outer': '', 'outer_options': {}, 'num_steps': 2}
-    sharded_run, whole_run = (
-        fixtures.train(sharded(data_dir, shards, **changes), tmp_path / f'{shards}')['metrics']
-        for shards in (2, 1)
-    )
-    for name in ('test_loss_own', 'test_loss_own_std', 'test_loss_x', 'test_loss_y'):
-        assert sharded_run[name] == pytest.approx(whole_run[name], rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -250,10 +213,3 @@ def test_between_workers_goes_the_message_and_nothing_else(data_dir, full_optimi
     sharded_leaves = sum(leaf.size for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1)
     assert 0 < sum(gathered) <= 2 * sharded_leaves
     assert train_step.bytes_inside > train_step.bytes
-
-
-@pytest.mark.slow
-def test_dense_gradients_are_sent_by_shards(data_dir, full_optimization):
-    run = experiment.build(sharded(data_dir, num_workers=2, method='sgd', outer=''))
-    sent = run.communication
-    assert 2 * next(communication.programs(run)).elements == sent.message_size >= sent.num_params

@@ -34,17 +34,6 @@ def test_a_skipped_step_holds_the_statistics_of_batch_normalisation(data_dir):
     assert int(state.step) == 1
 
 
-def test_a_run_with_nothing_to_skip_is_the_run_without_the_option(data_dir, tmp_path):
-    fixtures.train(fixtures.tiny_config(data_dir, skip_nonfinite=True), tmp_path / 'run')
-    records = [
-        {k: v for k, v in record.items() if k != 'skipped'} for record in fixtures.records(tmp_path / 'run')
-    ]
-    expected = fixtures.records(fixtures.recorded_run(data_dir).folder)
-    assert len(records) == len(expected)
-    for record, other in zip(records, expected, strict=True):  # of two programs: equal up to rounding
-        assert record == pytest.approx(other, rel=1e-5)
-
-
 def test_a_run_of_which_nothing_is_left_has_diverged(data_dir, tmp_path):
     config = fixtures.tiny_config(data_dir, skip_nonfinite=True)
     with fixtures.poisoned_state(4, _poisoned_parameters), pytest.raises(loop.DivergedError) as error:

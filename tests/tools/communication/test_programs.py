@@ -70,16 +70,6 @@ def test_dense_messages_are_counted(options, steps, elements):
     assert communication.megabytes_sent(steps) == pytest.approx(4 * elements / 1e6)
 
 
-@pytest.mark.parametrize(
-    ('options', 'elements'), [({}, 10), ({'every': 4}, 10 / 4), ({'every': 4, 'always': 3}, 10 / 4 + 3)]
-)
-def test_ratio_and_bytes_are_those_of_a_step(options, elements):
-    sent = experiment.Communication(num_params=100, message_size=10, **options)
-    assert sent.true_ratio == pytest.approx(100 / elements)
-    assert sent.bytes_per_step == 4 * elements
-    assert sent.megabytes_sent(8) == pytest.approx(8 * 4 * elements / 1e6)
-
-
 def test_methods_with_dense_messages(data_dir):
     def of(**changes):
         run = experiment.build(fixtures.tiny_config(data_dir, **changes))

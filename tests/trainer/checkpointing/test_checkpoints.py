@@ -91,21 +91,6 @@ def test_a_finished_run_of_which_nothing_is_seen_is_trained_again_to_the_same_bi
     assert {path.name for path in (folder / 'checkpoints').iterdir()} == {'15', '20'}
 
 
-def test_diagnostics_of_an_interrupted_run_equal_those_of_an_uninterrupted_one(recorded, data_dir, tmp_path):
-    config = fixtures.tiny_config(data_dir, diagnostics_every=5)
-    fixtures.train(config, tmp_path / 'whole')
-    with fixtures.killed(order, 'train_batch', when=7):  # after the diagnostics of step 5
-        fixtures.train(config, tmp_path / 'run')
-    fixtures.train(config, tmp_path / 'run')
-    whole = fixtures.records(tmp_path / 'whole')
-    assert [r['step'] for r in whole if 'detach_optimum' in r] == [0, 5, 10, 15]
-    assert fixtures.records(tmp_path / 'run') == whole
-    # Looking on changes nothing.
-    assert [r for r in whole if 'detach_optimum' not in r] == fixtures.records(recorded.folder)
-    state = fixtures.restored(tmp_path / 'run', recorded.experiment)
-    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[-1])
-
-
 # --- Save and restore ---
 
 

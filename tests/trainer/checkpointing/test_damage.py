@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging as std_logging
 import os
+import pickle
 import shutil
+import subprocess
 import sys
 import threading
 from concurrent import futures
@@ -21,6 +23,7 @@ from absl import logging
 
 from def_jax.trainer import experiment, steps
 from def_jax.trainer.checkpointing import checkpoints, manifest, regrouping, workdir
+from def_jax.trainer.data import in_memory
 from def_jax.trainer.launch import output, processes
 
 # Orbax leaves the coroutines of a failed write to the garbage collector, which reports them.
@@ -319,20 +322,6 @@ def test_what_a_kill_leaves_of_a_checkpoint_is_not_taken_for_one(recorded, saved
     assert sorted(os.listdir(folder / 'checkpoints')) == ['7', '9']
 
 
-def test_a_kill_before_the_manifest_leaves_no_checkpoint(recorded, saved, tmp_path, monkeypatch):
-    folder = shutil.copytree(saved, tmp_path / 'run')
-    manager = fixtures.manager_of(folder, recorded.experiment)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, 'replace', lambda *paths: (_ for _ in ()).throw(OSError('killed')))
-        patch.setattr(checkpoints.shutil, 'rmtree', lambda *args, **options: None)  # a kill tidies nothing up
-        manager.save(fixtures.placed(fixtures.gathered(recorded.states[11]), recorded.experiment))
-        with pytest.raises(ValueError, match='killed'):
-            manager.close()
-    assert {'7', '9'} < set(os.listdir(folder / 'checkpoints'))
-    state = fixtures.restored(folder, recorded.experiment)
-    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[9])
-
-
 # --- Parts that orbax leaves out, and a folder that is elsewhere ---
 
 
@@ -362,6 +351,34 @@ def test_a_folder_that_was_renamed_is_neither_recreated_nor_called_full(recorded
     manager.close()
     assert not (folder / 'checkpoints').exists() and folder.exists() == recreated
     assert sorted(os.listdir(tmp_path / 'elsewhere' / 'checkpoints')) == ['7', '9']
+
+
+# --- Nothing in files is executed ---
+
+
+def test_checkpoints_and_data_are_read_and_never_executed(data_dir, tmp_path, monkeypatch):
+    """Not even by a library: no unpickling, no process, no import from the folders."""
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / 'executed'), 'w'))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError('something was executed')
+
+    run = experiment.build(fixtures.tiny_config(data_dir))
+    state = steps.make_init(run)()
+    manager = fixtures.manager_of(tmp_path, run)
+    manager.save(state)
+    manager.close()
+    for name in ('aggregate', 'state/_METADATA.pickle', 'state/extra.pkl'):
+        (tmp_path / 'checkpoints' / '0' / name).write_bytes(pickle.dumps(Bomb()))
+    (tmp_path / 'checkpoints' / '0' / 'sitecustomize.py').write_text('raise SystemExit')
+    for module, name in ((pickle, 'load'), (pickle, 'loads'), (pickle, 'Unpickler'), (subprocess, 'Popen')):
+        monkeypatch.setattr(module, name, refuse)
+    fixtures.assert_same_bits(fixtures.shards(fixtures.restored(tmp_path, run)), fixtures.shards(state))
+    in_memory.load_dataset('digits', data_dir)
+    assert not (tmp_path / 'executed').exists()
 
 
 # --- A full disk, and one that cannot be written to ---

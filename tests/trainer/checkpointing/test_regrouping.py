@@ -13,7 +13,6 @@ import training_fixtures as fixtures
 
 from def_jax.trainer import loop, steps
 from def_jax.trainer.checkpointing import regrouping
-from def_jax.trainer.data import order
 from def_jax.trainer.experiment import build
 
 STEP = 7
@@ -178,13 +177,3 @@ def test_a_batch_with_which_the_run_is_over_is_refused(data_dir, stopped, tmp_pa
     ):
         fixtures.train(config_of(data_dir, 3, batch_size=150), folder)
     assert fixtures.contents(folder) == before
-
-
-def test_messages_in_flight_survive_an_interruption(data_dir, tmp_path):
-    """They are a part of the residual: nothing else is saved."""
-    config = config_of(data_dir, 4, overlap=True, skip_nonfinite=True)
-    fixtures.train(config, tmp_path / 'whole')
-    with fixtures.killed(order, 'train_batch', when=7):
-        fixtures.train(config, tmp_path / 'run')
-    fixtures.train(config, tmp_path / 'run')
-    assert fixtures.records(tmp_path / 'run') == fixtures.records(tmp_path / 'whole')

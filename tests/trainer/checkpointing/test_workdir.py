@@ -190,14 +190,6 @@ def test_a_folder_is_not_lost_by_a_crash_in_its_first_moment(tmp_path, monkeypat
 # --- write_json ---
 
 
-def test_json_is_written_readably(tmp_path):
-    workdir.write_json(tmp_path / 'file.json', {'a': [1, 2.5, None], 'λ': 'é'})
-    text = (tmp_path / 'file.json').read_text()
-    assert json.loads(text) == {'a': [1, 2.5, None], 'λ': 'é'}
-    assert text.endswith('\n') and text.count('\n') > 3
-    assert os.listdir(tmp_path) == ['file.json']
-
-
 def half_write(path, text, *args, **kwargs):
     path.write_bytes(text[: len(text) // 2].encode())
     raise OSError('no space left on device')
@@ -222,19 +214,6 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, target
     workdir.write_json(path, {'new': 2})
     assert json.loads(path.read_text()) == {'new': 2}
     assert os.listdir(tmp_path) == ['file.json']  # and nothing is left behind
-
-
-def test_two_processes_may_write_a_file_at_once(tmp_path, monkeypatch):
-    path, replace = tmp_path / 'file.json', os.replace
-
-    def replace_after_another_process(*paths):
-        monkeypatch.setattr(os, 'replace', replace)
-        workdir.write_json(path, 'theirs')
-        replace(*paths)
-
-    monkeypatch.setattr(os, 'replace', replace_after_another_process)
-    workdir.write_json(path, 'ours')
-    assert json.loads(path.read_text()) == 'ours' and os.listdir(tmp_path) == ['file.json']
 
 
 @pytest.mark.parametrize('before', ['looking', 'listing'])

@@ -1,6 +1,5 @@
 """Text: the standard library as a data set, bytes on disk, windows that pack documents."""
 
-import errno
 import os
 import sysconfig
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import small_stdlib
 
-from def_jax.trainer.data import in_memory
 from def_jax.trainer.data.text import catalogue, corpus, stdlib
 from def_jax.trainer.data.text.corpus import START, Corpus
 from def_jax.trainer.data.text.folder import open_text_folder
@@ -80,16 +78,6 @@ def test_what_is_written_is_read(tmp_path):
     assert isinstance(opened.text, np.memmap)
 
 
-def test_the_first_to_finish_wins(tmp_path):
-    def slow():
-        yield b'slow'
-        corpus.write_corpus(tmp_path / 'train', [b'fast'])
-
-    corpus.write_corpus(tmp_path / 'train', slow())
-    assert bytes(corpus.open_corpus(tmp_path / 'train').text) == b'fast'
-    assert os.listdir(tmp_path) == ['train']
-
-
 def interrupted():
     yield b'text'
     raise KeyboardInterrupt
@@ -154,40 +142,12 @@ def test_a_part_of_a_split_is_batched_as_any_other(windows):
 # The catalogue.
 
 
-def test_tfds_has_these_data_sets(tmp_path):
-    tfds = in_memory.import_tfds()
-    for text in catalogue.TEXTS.values():
-        features = tfds.builder(text.args[0], data_dir=tmp_path).info.features
-        assert text.keywords.get('feature', 'text') in features
-
-
 def test_data_sets_that_cannot_be_opened(data_dir):
     for context in (0, 2.0, True):
         with pytest.raises(ValueError, match=rf'context={context} must be an integer in \[1, '):
             STDLIB(data_dir, context=context)
     with pytest.raises(ValueError, match=r"has no feature 'code'; it has \['path', 'text'\]"):
         STDLIB(data_dir, feature='code')
-
-
-def test_a_split_without_text(data_dir, tmp_path):
-    builder = mock.Mock(data_path=str(tmp_path), info=mock.Mock(features={'text': None}))
-    builder.as_dataset.return_value = iter(())
-    with (
-        mock.patch.object(in_memory, 'prepared_builder', return_value=builder),
-        mock.patch.object(in_memory.import_tfds(), 'as_numpy', lambda dataset: dataset),
-        pytest.raises(ValueError, match=r"split 'train' of data set 'python_stdlib/.*' in .* has no text"),
-    ):
-        STDLIB(tmp_path)
-
-
-def test_a_disk_that_is_full(data_dir):
-    full = OSError(errno.ENOSPC, 'No space left on device')
-    with (
-        mock.patch.object(Path, 'exists', return_value=False),
-        mock.patch.object(corpus, 'write_corpus', side_effect=full),
-        pytest.raises(ValueError, match=r'written to .*bytes/train_text_train .No space left on device.'),
-    ):
-        STDLIB(data_dir)
 
 
 # Text of one's own, and any of TFDS.

@@ -1,10 +1,13 @@
 """A configuration file may contain anything: what is wrong with it is said in one line, with its place."""
 
+import random
+import string
 import sys
 from unittest import mock
 
 import pytest
 from absl import flags
+from configuration_values import ACCEPTED, REFUSED
 from ml_collections import config_flags
 
 from configs import digits
@@ -129,3 +132,33 @@ def test_an_option_of_a_factory_is_set_by_a_flag(flag, value):
     config = digits_with('--config.optimizer=adamw', flag)
     assert config.optimizer_options.to_dict() == value
     check_config(config)
+
+
+def mutated_line(chance):
+    """A command line with some values for some keys, often with a character too many, too few, or another."""
+    flags = [f'--workdir={chance.choice(["run", "../..", ""])}', f'--config={digits.__file__}']
+    for key in chance.sample(list(REFUSED), chance.randint(0, 3)):
+        value = chance.choice([*REFUSED[key], *ACCEPTED.get(key, []), 10**400, 5e-324, 'x' * 1000, b'a', {}])
+        flags.append(f'--config.{key}={value}')
+    place = chance.randrange(len(flags))
+    at = chance.randrange(len(flags[place]))
+    new = chance.choice(['', *string.printable, 'é', '\u202e', '\0', flags[place]])
+    if chance.random() < 0.7:
+        flags[place] = flags[place][:at] + new + flags[place][at + 1 :]
+    return flags
+
+
+def test_mutated_command_lines_are_accepted_or_refused_in_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    chance, accepted = random.Random(1), 0
+    for _ in range(300):
+        flags = mutated_line(chance)
+        try:
+            check_config(parse(*flags)[0])
+            accepted += 1
+        except ValueError as error:
+            assert '\n' not in str(error), flags
+        except SystemExit as end:
+            error = capsys.readouterr().err
+            assert end.code == 2 and error.startswith('train.py: ') and error.count('\n') == 1, flags
+    assert 10 < accepted < 200 and not list(tmp_path.iterdir())

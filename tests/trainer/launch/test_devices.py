@@ -8,27 +8,16 @@ import pytest
 from def_jax.trainer.launch import devices
 
 
-@pytest.mark.parametrize(
-    ('error', 'reason'),
-    [
-        (AssertionError(), 'no such device was found'),
-        (
-            RuntimeError("Unable to initialize backend 'rocm': ...\nmore"),
-            "Unable to initialize backend 'rocm'",
-        ),
-    ],
-)
-def test_a_platform_that_is_not_here_is_refused_in_one_line(monkeypatch, error, reason):
+def test_a_platform_that_is_not_here_is_refused_in_one_line(monkeypatch):
     """As with JAX_PLATFORMS=cuda on a machine without a GPU."""
 
     def fail():
-        raise error
+        raise RuntimeError("Unable to initialize backend 'cuda': ...\nmore")
 
     monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
     monkeypatch.setattr(jax, 'devices', fail)
-    with pytest.raises(
-        ValueError, match=f"JAX_PLATFORMS='cuda' cannot be used .{reason}.*Unset it, or"
-    ) as line:
+    message = r"JAX_PLATFORMS='cuda' cannot be used .Unable to initialize backend 'cuda'.*Unset it, or"
+    with pytest.raises(ValueError, match=message) as line:
         devices.worker_devices(1, fake=False)
     assert '\n' not in str(line.value)
 

@@ -1,11 +1,9 @@
 """SIGTERM and Ctrl-C: the state goes into a checkpoint and the run ends, to be resumed bit for bit."""
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -81,19 +79,6 @@ def test_a_signal_that_is_ignored_stays_ignored():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_outside_the_main_thread_signals_are_left_alone():
-    before, seen = signal.getsignal(signal.SIGTERM), []
-
-    def watch():
-        with interruption.watch() as signals:
-            seen.append((signals.name, signal.getsignal(signal.SIGTERM)))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    thread.join()
-    assert seen == [(None, before)]
-
-
 # --- In a program ---
 
 PROGRAM = """
@@ -125,15 +110,6 @@ def test_a_signal_is_answered_at_once_whatever_is_running(phase, numbers, last):
         assert process.wait(timeout=60) == 4
         error = process.stderr.read().decode()
         assert error == f'train.py: stopped by {last}. Run the same command again to resume.\n'
-
-
-def test_ctrl_c_in_the_first_second_ends_without_a_traceback(monkeypatch):
-    """While train.py imports, nothing has begun that an exception would have to undo."""
-    handlers = []
-    monkeypatch.setattr(runpy, 'run_module', lambda *args, **options: handlers.append(signal.getsignal(2)))
-    runpy.run_path(str(ROOT / 'train.py'), run_name='__main__')
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert handlers == [signal.SIG_DFL]
 
 
 # --- Exit codes ---

@@ -83,9 +83,9 @@ def test_number_of_parameters(name, tied, count):
     assert not any('bias' in jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(shapes))
 
 
-@pytest.mark.parametrize('tied', [True, False])
-def test_logits_are_those_of_numpy(tied):
-    model, tokens = TINY(tied=tied), random_tokens((3, 7))
+@pytest.mark.parametrize('options', [{'tied': True}, {'tied': False}, {'remat': True}], ids=str)
+def test_logits_are_those_of_numpy(options):
+    model, tokens = TINY(**options), random_tokens((3, 7))
     params = random_params(model)
     logits = jax.jit(model.apply)({'params': params}, tokens)
     assert logits.dtype == jnp.float32
@@ -122,58 +122,15 @@ def test_a_token_influences_only_itself_and_later_ones_of_its_document():
         assert influenced == list(range(position, [3, 7, 9][end]))
 
 
-def test_initial_logits_have_about_unit_variance():
-    """So the initial loss is near log V."""
-    model = Transformer(vocab_size=64, num_layers=2, width=64, num_heads=2, context=CONTEXT)
-    tokens = np.random.default_rng(0).integers(0, 64, (8, CONTEXT))
-    logits, _ = jax.jit(model.init_with_output)(jax.random.key(0), tokens)
-    assert 0.7 < float(logits.std()) < 1.4
-
-
-def test_bfloat16_computes_nearly_the_same_from_float32_parameters():
-    tokens, low = random_tokens((2, 9)), TINY(dtype=jnp.bfloat16)
-    exact, variables = jax.jit(TINY().init_with_output)(jax.random.key(0), tokens)
-    shapes = jax.eval_shape(lambda: low.init(jax.random.key(0), tokens))
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
-    apply = jax.jit(functools.partial(low.apply, capture_intermediates=True))
-    logits, captured = apply(variables, tokens)
+def test_bfloat16_computes_from_float32_parameters_and_ends_in_float32_logits():
+    low, tokens = TINY(dtype=jnp.bfloat16), random_tokens((2, 9))
+    variables = jax.eval_shape(low.init, jax.random.key(0), tokens)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+    logits, captured = jax.eval_shape(
+        functools.partial(low.apply, capture_intermediates=True), variables, tokens
+    )
     assert logits.dtype == jnp.float32
     assert captured['intermediates']['block_0']['__call__'][0].dtype == jnp.bfloat16
-    difference = float(jnp.abs(logits - exact).max())
-    assert 0 < difference < 0.1
-
-
-@pytest.fixture(scope='module')
-def gradients():
-    """The compiled gradient of a loss, with and without remat, and the arguments."""
-    sizes = {'vocab_size': 32, 'num_layers': 3, 'width': 16, 'num_heads': 2, 'context': 64}
-    tokens = np.random.default_rng(0).integers(0, 32, (8, 64))
-    params = jax.jit(Transformer(**sizes).init)(jax.random.key(0), tokens)['params']
-
-    def compiled(remat):
-        model = Transformer(**sizes, remat=remat)
-
-        def loss(params, tokens):
-            return -jax.nn.log_softmax(model.apply({'params': params}, tokens))[..., 0].mean()
-
-        # XLA for CPUs drops the barriers that keep the recomputation behind the forward pass, see the class.
-        options = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
-        return jax.jit(jax.value_and_grad(loss)).lower(params, tokens).compile(compiler_options=options)
-
-    return {remat: compiled(remat) for remat in (False, True)}, params, tokens
-
-
-def test_remat_changes_no_number(gradients):
-    compiled, params, tokens = gradients
-    plain, remat = (compiled[remat](params, tokens) for remat in (False, True))
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-
-
-def test_remat_needs_less_memory(gradients):
-    compiled, *_ = gradients
-    plain, remat = (compiled[remat].memory_analysis().temp_size_in_bytes for remat in (False, True))
-    assert remat < 0.6 * plain
 
 
 @pytest.mark.parametrize(

@@ -102,37 +102,3 @@ def test_greedy_samples_are_the_most_probable_bytes(variables):
         logits = last_logits(3)(text[-CONTEXT:])
         text.append(int(logits[:START].argmax()))
     assert list(written) == text[1:]
-
-
-def test_samples_depend_on_the_key_alone_and_hold_no_mark(variables):
-    def write(seed, temperature=1.0):
-        return sample(MODEL, variables['params'], jax.random.key(seed), 200, temperature)
-
-    assert write(0) == write(0) != write(1)
-    assert len(write(0)) == 200
-    assert START not in write(0, temperature=100.0)
-
-
-@pytest.mark.parametrize(
-    ('length', 'temperature'), [(0, 1.0), (1, -1.0), (1, float('nan')), (1, float('inf'))]
-)
-def test_samples_that_cannot_be_drawn(variables, length, temperature):
-    with pytest.raises(ValueError, match=f'length={length} must be at least 1 and temperature={temperature}'):
-        sample(MODEL, variables['params'], jax.random.key(0), length, temperature)
-
-
-def test_models_that_do_not_fit_the_data_are_refused():
-    with pytest.raises(
-        ValueError, match='vocab_size=255 of the model must be at least 256, the number of bytes'
-    ):
-        LanguageModelling(MODEL.clone(vocab_size=255), CONTEXT)
-    with pytest.raises(
-        ValueError, match='context=9 of the data set must be at most 8, the context of the model'
-    ):
-        LanguageModelling(MODEL, 9)
-
-
-def test_what_a_run_shows_can_be_printed(task, variables):
-    text = task.sample(variables['params'], jax.random.key(0))
-    assert '\N{REPLACEMENT CHARACTER}' in text  # an untrained model writes any bytes
-    assert all(character.isprintable() or character in '\n\t' for character in text)

@@ -1,0 +1,73 @@
+"""Any step count, and leaves past 2^31 elements: by abstract evaluation, and the starts themselves."""
+
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import def_jax
+from def_jax.compressors import orders
+from def_jax.compressors.blocks import Block
+from def_jax.compressors.random_block import _draw_places
+
+
+@pytest.mark.parametrize('shape', [(7,), (4, 4)])
+@pytest.mark.parametrize('kind', ['random_block', 'random_k'])
+def test_nothing_is_lost_at_any_step_count(shape, kind):
+    """What is sent and what is kept add up to what there was, bit for bit, and the next step is counted."""
+    optimizer = def_jax.error_feedback(getattr(def_jax, kind)(3), None)
+    update = jax.jit(optimizer.update)
+    size = def_jax.message_size(getattr(def_jax, kind)(3), jax.ShapeDtypeStruct(shape, jnp.float32))
+    updates = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    for step in (0, 2**31 - 1, 2**31, 2**32 - 1):
+        sent, after = update(updates, optimizer.init(updates)._replace(step=jnp.uint32(step)))
+        np.testing.assert_array_equal(sent + after.residual, updates)
+        assert 0 < np.count_nonzero(sent) <= size
+        assert int(after.step) == (step + 1) % 2**32
+
+
+@pytest.mark.parametrize(
+    'shape', [(2**31,), (2**16, 2**15), (2**16, 2**16), (3, 2**31), (2**32 - 64,), (2**11,) * 3, (64, 2**30)]
+)
+def test_blocks_of_leaves_past_2_31_elements(shape):
+    leaf, compressor = jax.ShapeDtypeStruct(shape, jnp.bfloat16), def_jax.random_block(64)
+    optimizer = def_jax.error_feedback(compressor, None)
+    updates, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x)), leaf)
+    assert (updates.shape, updates.dtype, state.residual.shape) == (shape, jnp.bfloat16, shape)
+    assert def_jax.message_size(compressor, leaf) == leaf.size // 64
+
+    block, key = Block.of(shape, leaf.size // 64), jax.random.PRNGKey(0)
+
+    def draw(place):
+        with mock.patch.object(orders, 'draw_places', lambda *_: place[None]):
+            return _draw_places('random', key, jnp.uint32(0), [block])[0][0]
+
+    starts = np.asarray(jax.vmap(draw)(jnp.arange(64, dtype=jnp.uint32))).tolist()
+    assert len({tuple(start) for start in starts}) == 64
+    for start in starts:
+        assert all(0 <= s <= n - b and s % b == 0 for s, n, b in zip(start, shape, block.shape, strict=True))
+
+
+@pytest.mark.parametrize(
+    ('shape', 'compressor', 'words'),
+    [
+        ((2**31 + 1,), def_jax.random_block(1e12), r'has 2147483649 blocks'),
+        ((2**16, 2**16), def_jax.random_block(1e12), r'shape=\(65536, 65536\) has 4294967296 blocks'),
+        ((2**33,), def_jax.random_block(64), r'an axis of 2\*\*32 or more'),
+        ((2**16, 2**16), def_jax.random_block(64, granularity='model'), r"to 'tensor'"),
+        ((2**31,), def_jax.random_k(64), '2147483648 blocks or elements'),
+    ],
+)
+def test_what_32_bits_cannot_index_is_refused(shape, compressor, words):
+    optimizer = def_jax.error_feedback(compressor, None)
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(
+            lambda x: optimizer.update(x, optimizer.init(x)), jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+        )
+
+
+@pytest.mark.parametrize('compressor', [def_jax.identity(), def_jax.scaled(0.5)])
+def test_what_is_sent_whole_may_have_any_size(compressor):
+    assert def_jax.message_size(compressor, jax.ShapeDtypeStruct((2**20, 2**15), jnp.bfloat16)) == 2**35
