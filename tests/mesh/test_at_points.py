@@ -1,5 +1,8 @@
 """Gradient functions of other people's trainers on every worker, and what their steps send."""
 
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -248,6 +251,14 @@ def test_a_dense_gradient_is_found():
 def test_a_chain_around_it_is_refused():
     with pytest.raises(ValueError, match=r'a global norm is too large\. Put it into the chain'):
         optax.chain(optax.clip_by_global_norm(1.0), spmd())
+
+
+def test_it_is_copied_as_other_transformations_are():
+    """By `copy.deepcopy(train_state)`, for one."""
+    dist = spmd()
+    assert copy.deepcopy({'tx': dist})['tx'] is copy.copy(dist) is dist
+    with pytest.raises(TypeError, match='cannot be pickled: it holds a mesh'):
+        pickle.dumps(dist)
 
 
 def test_accumulation_sends_once():

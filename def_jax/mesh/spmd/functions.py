@@ -25,6 +25,7 @@ from def_jax.mesh.specs import check_divisible, is_spec, tree_of_specs, with_spe
 from def_jax.mesh.spmd import accumulation, after_link, at_points
 from def_jax.mesh.spmd.eager import Recent, compiled_once, signature
 from def_jax.mesh.spmd.trained import combined, like, trained
+from def_jax.mesh.spmd.transformation import Transformation
 from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
 from def_jax.traffic import crossing
 from def_jax.traffic.hlo import Collective
@@ -85,7 +86,7 @@ def spmd(
     return Spmd(optimizer, mesh, param_specs, axis_name, accumulate)
 
 
-class Spmd(optax.GradientTransformationExtraArgs):
+class Spmd(Transformation):
     """What `spmd` returns: an optimizer's functions on global arrays.
 
     State and gradients are *stacked over workers*: per-worker values have a leading axis of size K, the
@@ -94,9 +95,6 @@ class Spmd(optax.GradientTransformationExtraArgs):
 
     It is an optax transformation itself, for what takes one: `TrainState.create(tx=...)`.
     """
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls, cls.init, cls.update)  # methods, which hide these fields
 
     def __init__(
         self,
@@ -117,15 +115,6 @@ class Spmd(optax.GradientTransformationExtraArgs):
             name: compiled_once(getattr(self, name))
             for name in ('_init', '_update', '_output_params', '_regroup')
         }
-
-    __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__  # not a tuple's
-
-    def __iter__(self):
-        raise ValueError(
-            'def_jax.spmd takes gradients stacked over workers; beside it in optax.chain, a transformation '
-            'sees those of all workers at once, and a global norm is too large. Put it into the chain: '
-            'def_jax.spmd(optax.chain(optax.clip_by_global_norm(1.0), ..., link), mesh).'
-        )
 
     @property
     def num_workers(self) -> int:
