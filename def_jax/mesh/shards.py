@@ -82,7 +82,8 @@ class Shards(NamedTuple):
             state: the link's state.
 
         Raises:
-            ValueError: if `updates` has leaves that are no leaves of the parameters.
+            ValueError: if `updates` has leaves that are no leaves of the parameters; before JAX 0.10, if the
+                link has a traced number.
         """
         if not self.axes:
             return self.whole(update, updates, state)
@@ -91,7 +92,16 @@ class Shards(NamedTuple):
         mapped = jax.shard_map(
             update, axis_names=set(self.axes), in_specs=specs, out_specs=specs, check_vma=False
         )
-        return self.whole(mapped, updates, state)
+        try:
+            return self.whole(mapped, updates, state)
+        except ValueError as error:
+            if jax.__version_info__ >= (0, 10) or 'should match the aval mesh' not in str(error):
+                raise
+            raise ValueError(
+                f'before JAX 0.10 (here {jax.__version__}), numbers of a link do not reach the shards of a '
+                "worker as arrays: with optax.inject_hyperparams, pass static_args=('ratio', 'detach', ...), "
+                'or update JAX.'
+            ) from error
 
     def all(self, flag: jax.Array) -> jax.Array:
         """Whether a condition, bool [], holds on all devices of this worker."""

@@ -201,13 +201,17 @@ def test_lookahead_goes_around_it():
 
 
 def test_a_learning_rate_set_by_hand():
-    dist = spmd(
-        optax.inject_hyperparams(def_jax.def_adamw, static_args=('ratio', 'seed'))(
-            0.1, ratio=2, axis_name='workers'
-        )
-    )
-    state = dist.init(PARAMS)
+    def with_static(*names):
+        factory = optax.inject_hyperparams(def_jax.def_adamw, static_args=('ratio', 'seed', *names))
+        dist = spmd(factory(0.1, ratio=2, axis_name='workers'))
+        return dist, dist.init(PARAMS)
+
+    dist, state = with_static()
     grads = jax.tree.map(lambda p: jnp.ones((2, *p.shape)), PARAMS)
+    if jax.__version_info__ < (0, 10):
+        with pytest.raises(ValueError, match=r'^before JAX 0\.10 .* do not reach .* static_args='):
+            dist.update(grads, state, PARAMS)
+        dist, state = with_static('detach')
     state.hyperparams['learning_rate'] = jnp.float32(0)
     updates, _ = dist.update(grads, state, PARAMS)
     assert not np.any(updates['w'])
