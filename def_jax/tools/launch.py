@@ -5,8 +5,8 @@
 Each process is told its place by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which
 `train.py` and `def_jax.elastic.initialize` read. One that dies, or stays frozen, is started again after a
 pause that doubles from death to death. Process 0 holds JAX's coordination service: when it dies, all are
-started again, and continue from their last checkpoint. A process that ends by itself, with an exit code of
-`train.py --help` other than 6, is not.
+started again, and continue from their last checkpoint; with `--together`, for a run that is not elastic, when
+any of them dies. A process that ends by itself, with an exit code of `train.py --help` other than 6, is not.
 """
 
 import argparse
@@ -37,6 +37,7 @@ class Launcher:
         restarts: how many deaths of one process in a row, each within a minute of its start, are too many.
         frozen: after how many seconds a process that is stopped (SIGSTOP) counts as dead.
         pause: seconds before the first restart; doubled for each further death in a row.
+        together: start all again when one dies, and not only when process 0 does.
         log: the standard output and error of process I go to LOG-I.log; None for this program's.
         say: is called with a line about each death and each start.
     """
@@ -49,11 +50,12 @@ class Launcher:
         restarts: int = 10,
         frozen: float = 30.0,
         pause: float = 1.0,
+        together: bool = False,
         log: str | None = None,
         say: Callable[[str], None] = lambda line: print(f'launch: {line}', file=sys.stderr, flush=True),
     ):
         self._command, self._count, self._log, self._say = list(command), processes, log, say
-        self._restarts, self._frozen, self._pause = restarts, frozen, pause
+        self._restarts, self._frozen, self._pause, self._together = restarts, frozen, pause, together
         self._alive: dict[int, subprocess.Popen] = {}
         self._born: dict[int, float] = {}
         self._deaths = dict.fromkeys(range(processes), 0)  # in a row
@@ -118,11 +120,11 @@ class Launcher:
             self._codes[index], self._ended = code if code > 0 else 128 - code, time.monotonic()
             return
         pause = min(_LONGEST_PAUSE, self._pause * 2 ** (self._deaths[index] - 1))
-        if index:
+        if index and not self._together:
             self._say(f'process {index} died ({how}) after {lived:.0f} s; it is started again in {pause:g} s')
             self._due[index] = time.monotonic() + pause
             return
-        self._say(f'process 0 died ({how}) after {lived:.0f} s; all are started again in {pause:g} s')
+        self._say(f'process {index} died ({how}) after {lived:.0f} s; all are started again in {pause:g} s')
         self._end_all()
         time.sleep(pause)
         self._start_all()
@@ -195,13 +197,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         '--restarts', type=int, default=10, help='deaths of a process in a row before it is left'
     )
     parser.add_argument('--frozen', type=float, default=30, help='seconds until a stopped process is killed')
+    parser.add_argument(
+        '--together', action='store_true', help='start all again when one dies: for runs that are not elastic'
+    )
     parser.add_argument('--log', help='write the output of process I to LOG-I.log')
     parser.add_argument('command', nargs=argparse.REMAINDER, help='the program and its flags')
     given = parser.parse_args(arguments)
     if given.processes < 1 or not given.command:
         parser.error('--processes must be at least 1, and a command must follow, e.g. python train.py …')
     launcher = Launcher(
-        given.command, given.processes, restarts=given.restarts, frozen=given.frozen, log=given.log
+        given.command,
+        given.processes,
+        restarts=given.restarts,
+        frozen=given.frozen,
+        together=given.together,
+        log=given.log,
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: launcher.stop(number))

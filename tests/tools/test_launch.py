@@ -46,11 +46,16 @@ def test_what_dies_is_started_again(launched):
     assert all(line.startswith('process 2 died (SIGKILL) after') for line in said) and len(said) == 2
 
 
-def test_all_are_started_again_when_process_0_dies(launched):
-    code, lives, said = launched('place[1] == "0" and life < 2 and sys.exit(1); time.sleep(1)')
-    assert (code, lives.count('0')) == (0, 2)
-    assert min(lives.count('1'), lives.count('2')) >= 1  # they may be ended before they have written a line
-    assert 'process 0 died (exit code 1)' in said[0] and 'all are started again' in said[0]
+@pytest.mark.parametrize(('who', 'options'), [('0', {}), ('1', {'together': True})])
+def test_all_are_started_again_when_process_0_dies_or_any_of_a_run_that_is_not_elastic(
+    launched, who, options
+):
+    code, lives, said = launched(
+        f'place[1] == "{who}" and life < 2 and sys.exit(1); time.sleep(1)', **options
+    )
+    assert (code, lives.count(who)) == (0, 2)
+    assert min(map(lives.count, '012')) >= 1  # the others may be ended before they have written a line
+    assert f'process {who} died (exit code 1)' in said[0] and 'all are started again' in said[0]
 
 
 def test_too_many_deaths_are_an_end(launched):
