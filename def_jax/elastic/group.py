@@ -71,8 +71,14 @@ def everywhere(group: Group, tree: PyTree) -> PyTree:
 
 
 def divided(group: Group, rows: np.ndarray) -> jax.Array:
-    """An array of all workers, of which these are the rows of this process's."""
-    return jax.make_array_from_process_local_data(group.sharding(group.dist.axis_name), rows)
+    """An array of all workers, of which these are the rows of this process's.
+
+    A worker's devices share its rows where these divide, and each has all of them otherwise.
+    """
+    axis, shards = group.dist.axis_name, group.dist.mesh.shape[SHARD_AXIS]
+    shared = len(rows) // len(group.rows) % shards == 0
+    sharding = group.sharding((axis, SHARD_AXIS) if shared else axis)
+    return jax.make_array_from_process_local_data(sharding, rows)
 
 
 def names(processes: Iterable[int]) -> str:
