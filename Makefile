@@ -85,7 +85,9 @@ faults: $(READY)  ## Long reliability tests: kill and resume runs 25 and 20 time
 	$(BIN)/python tests/faults/kills.py --output=results/reliability --kills=20 --processes=2
 	$(BIN)/python tests/faults/workers.py --output=results/reliability
 	$(BIN)/python tests/faults/soak.py --output=results/reliability
-	$(BIN)/python tests/faults/elastic.py --output=results/reliability
+	$(BIN)/python tests/faults/elastic.py --output=results/reliability --parts undisturbed elastic
+	$(BIN)/python tests/faults/elastic.py --output=results/reliability --parts restart --minutes=5
+	$(BIN)/python tests/faults/elastic.py --output=results/reliability --parts restart --minutes=5 --every=60
 
 clean:  ## Remove the virtual environment and caches; keep runs.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

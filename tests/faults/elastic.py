@@ -1,15 +1,16 @@
-"""A soak of elastic training: eight processes, one of which dies or freezes every 20 seconds.
+"""A soak of elastic training: eight processes, one of which dies or freezes every 18 seconds.
 
-    python tests/faults/elastic.py --minutes=20 --output=results/reliability
+    python tests/faults/elastic.py --output=results/reliability --parts undisturbed elastic
+    python tests/faults/elastic.py --output=results/reliability --parts restart --minutes=5
+    python tests/faults/elastic.py --output=results/reliability --parts restart --minutes=5 --every=60
 
-Five seeds are trained undisturbed, then seed after seed under faults until the time is over: with those who
-live, and for `--restart-minutes` by restarts of all from checkpoints. elastic.json holds every fault, what
-it cost, and the losses.
+Parts: `undisturbed` trains five seeds; `elastic` trains seed after seed under faults for so many minutes,
+with those who live; `restart` does it without an elastic team, by restarts of all from the last checkpoint.
+What a part has measured before, with the same --every, is replaced in elastic.json; elastic.md is its page.
 """
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
 import random
@@ -26,53 +27,69 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from def_jax.tools.launch import Launcher  # noqa: E402
+from tests.faults import elastic_page  # noqa: E402
 
 THAW_SECONDS = 15  # more than the heartbeat's 10
 COORDINATOR_FAULTS = (15, 40)  # the numbers of those that strike process 0
+PARTS = ('undisturbed', 'elastic', 'restart')
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--minutes', type=float, default=20)
-    parser.add_argument('--restart-minutes', type=float, default=10)
-    parser.add_argument('--every', type=float, default=20, help='seconds between faults')
-    parser.add_argument('--steps', type=int, default=1000, help='of each seed')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
+    parser.add_argument('--minutes', type=float, default=20, help='of each part under faults')
+    parser.add_argument('--every', type=float, default=18, help='seconds between faults')
+    parser.add_argument('--steps', type=int, default=300, help='of each seed')
     parser.add_argument('--seeds', type=int, default=5, help='undisturbed ones')
     parser.add_argument('--processes', type=int, default=8)
     parser.add_argument('--output', type=Path, required=True)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    report = {
-        'every': arguments.every,
-        'steps': arguments.steps,
-        'processes': arguments.processes,
-        'runs': [],
-    }
+    for part in arguments.parts:
+        every = None if part == 'undisturbed' else arguments.every
+        settings = {'part': part, 'every': every, 'steps': arguments.steps, 'processes': arguments.processes}
+        runs = undisturbed(arguments) if every is None else disturbed(part, arguments)
+        record(arguments.output, (settings | run for run in runs))
+    return 0
+
+
+def undisturbed(arguments):
+    with workplace() as folder:
+        for seed in range(arguments.seeds):
+            yield soaked('undisturbed', folder, seed, arguments, None)
+
+
+def disturbed(part: str, arguments):
+    """Seed after seed; none is begun when the time is over, and one that makes no progress is ended then."""
+    faults, seed = Faults(arguments.every, arguments.processes, arguments.minutes), 0
+    with workplace() as folder:
+        while time.monotonic() < faults.end:
+            yield soaked(part, folder, seed, arguments, faults)
+            seed += 1
+
+
+def record(output: Path, runs) -> None:
+    """Appends runs to elastic.json, in place of the part's earlier ones, and rewrites the page."""
+    path, fresh = output / 'elastic.json', []
+    for run in runs:
+        fresh.append(run)
+        known = (
+            [run for run in json.loads(path.read_text())['runs'] if 'part' in run] if path.exists() else []
+        )
+        key = {name: run[name] for name in ('part', 'every')}
+        kept = [old for old in known if {name: old.get(name) for name in key} != key]
+        path.write_text(json.dumps({'runs': kept + fresh}) + '\n')
+        (output / 'elastic.md').write_text(elastic_page.page(kept + fresh))
+        print(json.dumps({k: v for k, v in run.items() if k not in ('faults', 'notes')}), flush=True)
+
+
+@contextlib.contextmanager
+def workplace():
     with tempfile.TemporaryDirectory() as folder:
         save_digits(Path(folder) / 'digits.npz')
-
-        def one(kind: str, seed: int, faults: 'Faults | None') -> None:
-            run = Path(folder) / f'{kind}-{seed}'
-            least = arguments.processes if kind == 'restart' else 1
-            report['runs'].append(
-                {'kind': kind, 'seed': seed}
-                | soaked(run, seed, arguments.steps, arguments.processes, least, faults)
-            )
-            (arguments.output / 'elastic.json').write_text(json.dumps(report) + '\n')
-            print(json.dumps({k: v for k, v in report['runs'][-1].items() if k != 'faults'}), flush=True)
-
-        for seed in range(arguments.seeds):
-            one('undisturbed', seed, None)
-        for kind, minutes in (('elastic', arguments.minutes), ('restart', arguments.restart_minutes)):
-            faults, seed, end = (
-                Faults(arguments.every, arguments.processes),
-                0,
-                time.monotonic() + 60 * minutes,
-            )
-            while time.monotonic() < end:
-                one(kind, seed, faults)
-                seed += 1
-    return 0
+        yield Path(folder)
 
 
 def save_digits(path: Path) -> None:
@@ -84,29 +101,33 @@ def save_digits(path: Path) -> None:
 
 
 class Faults:
-    """Kills or freezes a process every so many seconds."""
+    """Kills or freezes a process every so many seconds, until the time is over."""
 
-    def __init__(self, every: float, count: int):
+    def __init__(self, every: float, count: int, minutes: float):
         self._every, self._count, self._chance, self.number = every, count, random.Random(0), 0
         self.done: list[dict] = []
-        self._next, self._thaw = 0.0, []
+        self.end, self._next, self._thaw = time.monotonic() + 60 * minutes, 0.0, []
 
     def start(self) -> None:
-        self.done, self._next = [], time.monotonic() + self._every
+        """Of a run; the first fault is due so long after its first step."""
+        self.done, self._next = [], float('inf')
 
     def strike(self, launcher: Launcher) -> None:
-        """Does what is due; called ten times a second."""
+        """Does what is due; called ten times a second once there is a step."""
         for until, pid in list(self._thaw):
             if time.monotonic() > until:
                 self._thaw.remove((until, pid))
                 send(pid, signal.SIGCONT)
-        if time.monotonic() < self._next:
+        now, frozen = time.monotonic(), [pid for _, pid in self._thaw]
+        self._next = min(self._next, now + self._every)
+        first = self.number in COORDINATOR_FAULTS
+        alive = [index for index in range(self._count) if launcher.pid(index) not in (None, *frozen)]
+        candidates = [index for index in alive if (index == 0) == first]
+        if not candidates or not self._next <= now < self.end:
             return
-        self._next = time.monotonic() + self._every
-        index = 0 if self.number in COORDINATOR_FAULTS else self._chance.randrange(1, self._count)
+        self._next += self._every
+        index = self._chance.choice(candidates)
         pid = launcher.pid(index)
-        if pid is None:
-            return
         how = 'SIGSTOP' if self.number % 3 == 2 and index else 'SIGKILL'
         send(pid, signal.Signals[how])
         if how == 'SIGSTOP':
@@ -120,34 +141,55 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def soaked(run: Path, seed: int, steps: int, count: int, least: int, faults: Faults | None) -> dict:
-    """Trains a seed, under faults or not; what happened."""
+def soaked(part: str, folder: Path, seed: int, arguments, faults: Faults | None) -> dict:
+    """Trains a seed, under faults or not; what happened.
+
+    When the time is over faults end, and so does the run if it has not finished a minute later.
+    """
+    run, count = folder / f'{part}-{seed}', arguments.processes
     run.mkdir()
-    worker = [sys.executable, str(ROOT / 'tests' / 'faults' / 'elastic_worker.py')]
-    command = [*worker, str(run), str(seed), str(steps), str(least)]
+    worker = str(ROOT / 'tests' / 'faults' / 'elastic_worker.py')
+    command = [sys.executable, worker, str(run), str(seed), str(arguments.steps)]
+    command.append('restart' if part == 'restart' else 'elastic')
     os.environ['PYTHONPATH'] = str(ROOT)
-    launcher = Launcher(command, count, restarts=50, pause=0.5, log=str(run / 'log'))
-    began = time.time()
+    unplanned: list[str] = []
+
+    def say(line: str) -> None:
+        """Keeps what process 0 said before it died of something else than a fault of ours."""
+        if part != 'restart' and line.startswith('process 0 died') and 'SIGKILL' not in line:
+            unplanned.append(f'{line}: {(run / "log-0.log").read_text()[-3000:]}')
+
+    together = part == 'restart'
+    launcher = Launcher(
+        command, count, restarts=1000, pause=0.1, together=together, log=str(run / 'log'), say=say
+    )
+    began, first = time.time(), run / 'steps-0.jsonl'
+
+    def meanwhile():
+        if faults and time.monotonic() > faults.end + 60:
+            launcher.stop(signal.SIGKILL)
+        elif faults and first.exists() and first.stat().st_size:
+            faults.strike(launcher)
+
     if faults:
         faults.start()
-    code = launcher.run((lambda: faults.strike(launcher)) if faults else lambda: None)
+    code = launcher.run(meanwhile)
     seconds = time.time() - began
     lines = [read(run / f'steps-{process}.jsonl') for process in range(count)]
-    done = faults.done if faults else []
+    steps = [line for line in lines[0] if 'step' in line]
+    ends = [run / f'end-{process}' for process in range(count)]
     return {
+        'seed': seed,
         'code': code,
         'seconds': seconds,
-        'loss': {
-            p: json.loads((run / f'end-{p}').read_text()) for p in range(count) if (run / f'end-{p}').exists()
-        },
-        'steps recorded': sum('step' in line for line in lines[0]),
-        'last step': max(line['step'] for line in lines[0] if 'step' in line),
+        'last step': max((line['step'] for line in steps), default=0),
+        'steps made': len(steps),
+        'losses': sorted({json.loads(path.read_text()) for path in ends if path.exists()}),
         'differences between survivors': differences(lines),
+        'deaths of process 0 besides': unplanned,
         'notes': [line['note'] for line in lines[0] if 'note' in line],
-        'seconds between steps': gaps(lines[0]),
-        'y moved': [[line['step'], line['workers'], line['moved']] for line in changes(lines[0])],
-        'faults': [fault | cost(fault['time'], lines[0], count) for fault in done],
-    }
+        'faults': costs(faults.done if faults else [], began, steps),
+    } | pauses(began, steps)
 
 
 def read(path: Path) -> list[dict]:
@@ -170,43 +212,39 @@ def differences(lines: list[list[dict]]) -> int:
     return sum(len(found) > 1 for found in bits.values())
 
 
-def gaps(lines: list[dict]) -> dict:
-    """Seconds from one step to the next in process 0: the median, and what took more than a second."""
-    times = np.array([line['time'] for line in lines if 'step' in line])
-    waited = np.diff(times)
+def pauses(began: float, steps: list[dict]) -> dict:
+    """Seconds from one step of process 0 to the next, those of more than a second apart from the others."""
+    waited = np.diff([line['time'] for line in steps])
     return {
-        'median': float(np.median(waited)),
-        'longer than 1 s, sum': float(waited[waited > 1].sum()),
-        'the others, sum': float(waited[waited <= 1].sum()),
-        'the others, number': int((waited <= 1).sum()),
+        'seconds to the first step': steps[0]['time'] - began if steps else None,
+        'seconds in pauses': float(waited[waited > 1].sum()),
+        'longest pause': float(waited.max(initial=0)),
+        'seconds outside': float(waited[waited <= 1].sum()),
+        'steps outside': int((waited <= 1).sum()),
     }
 
 
-def changes(lines: list[dict]) -> list[dict]:
-    """The steps before which workers died or joined."""
-    steps = [line for line in lines if 'moved' in line]
-    before = {id(line): last for last, line in itertools.pairwise(steps)}
-    return [line for line in steps if id(line) in before and before[id(line)]['workers'] != line['workers']]
+def costs(faults: list[dict], began: float, steps: list[dict]) -> list[dict]:
+    """The faults, and what each cost: seconds of pauses of more than a second, steps repeated, ‖y − y'‖.
 
-
-def cost(when: float, lines: list[dict], count: int) -> dict:
-    """What a fault cost: steps repeated, and seconds without a step when it struck and when it was mended."""
-    steps = [line for line in lines if 'step' in line]
-    before = [line for line in steps if line['time'] <= when]
-    after = [line for line in steps if line['time'] > when]
-    if not before or not after:
-        return {}
-    first = next((line for line in after if line['workers'] < before[-1]['workers']), after[0])
-    back = next((line for line in after if line['workers'] == count and line['time'] > first['time']), None)
-    place = steps.index(first)
-    found = {
-        'seconds until the others went on': first['time'] - steps[place - 1]['time'],
-        'steps repeated': max(0, before[-1]['step'] + 1 - min(line['step'] for line in after)),
-        'y moved': first.get('moved'),
-    }
-    if back:
-        found['seconds of the return'] = back['time'] - steps[steps.index(back) - 1]['time']
-        found['y moved by the return'] = back.get('moved')
+    A pause is the cost of the faults that struck in it or in the step before it, in equal parts, or else of
+    the last one before.
+    """
+    found = [
+        fault | {'time': fault['time'] - began, 'seconds': 0.0, 'steps repeated': 0, 'y moved': 0.0}
+        for fault in faults
+    ]
+    for earlier, before, after in zip([*steps[:1], *steps], steps, steps[1:], strict=False):
+        seconds, lost = after['time'] - before['time'], max(0, before['step'] + 1 - after['step'])
+        if seconds <= 1 and not lost and before['workers'] == after['workers']:
+            continue
+        since, until = earlier['time'] - began, after['time'] - began
+        struck = [fault for fault in found if since < fault['time'] <= until]
+        struck = struck or [fault for fault in found if fault['time'] <= since][-1:]
+        for fault in struck:
+            fault['seconds'] += seconds / len(struck)
+            fault['steps repeated'] += lost / len(struck)
+            fault['y moved'] += after.get('moved', 0.0) / len(struck)
     return found
 
 

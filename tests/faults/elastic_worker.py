@@ -1,10 +1,12 @@
 """One process of the soak of `elastic.py`: a perceptron on digits, started by `def_jax.launch`.
 
-    python tests/faults/elastic_worker.py FOLDER SEED STEPS MIN_WORKERS
+    python tests/faults/elastic_worker.py FOLDER SEED STEPS elastic|restart
 
-Every step appends a line to FOLDER/steps-PROCESS.jsonl. Every 50 steps process 0 writes a checkpoint.
+Every step appends a line to FOLDER/steps-PROCESS.jsonl. Every 50 steps process 0 writes a checkpoint. With
+`restart`, `def_jax.spmd` maps over all processes, and all end when one dies.
 """
 
+import functools
 import json
 import os
 import sys
@@ -16,12 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import def_jax
 from def_jax import elastic
 
 RATIO, RATE, BATCH, TRAINED, HIDDEN = 16, 0.1, 112, 1000, 256
-CHECKPOINT_EVERY = 50
+CHECKPOINT_EVERY, HEARTBEAT_SECONDS = 50, 10
 
 
 # Every death and return is a compilation in each process, and eight of them share the cores.
@@ -29,11 +34,19 @@ os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0 --xla_llvm_disable
 
 
 def main() -> int:
-    folder, seed, steps, least = Path(sys.argv[1]), *map(int, sys.argv[2:])
-    elastic.initialize(heartbeat_seconds=10, cpu=True)
+    folder, seed, steps, kind = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    place = [os.environ[f'JAX_{name}'] for name in ('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID')]
+    if kind == 'elastic':
+        elastic.initialize(heartbeat_seconds=HEARTBEAT_SECONDS, cpu=True)
+    else:
+        jax.config.update('jax_platforms', 'cpu')
+        jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+        jax.distributed.initialize(
+            place[0], int(place[1]), int(place[2]), heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
     process = jax.process_index()
     log = (folder / f'steps-{process}.jsonl').open('a')
-    life = {'life': os.environ['JAX_COORDINATOR_ADDRESS'], 'pid': os.getpid()}
+    life = {'life': place[0], 'pid': os.getpid()}
 
     def note(line: str) -> None:
         log.write(json.dumps(life | {'time': time.time(), 'note': line}) + '\n')
@@ -41,16 +54,10 @@ def main() -> int:
 
     optimizer = def_jax.def_sgd(RATE, RATIO, 'workers', seed=seed)
     params, opt_state, step = restored(folder, seed, optimizer)
-    team = elastic.Team(
-        optimizer,
-        params,
-        opt_state,
-        step=step,
-        min_workers=least,
-        patience=1 if least > 1 else 600,
-        identity=f'{seed}',
-        note=note,
-    )
+    if kind == 'elastic':
+        team = elastic.Team(optimizer, params, opt_state, step=step, identity=f'{seed}', note=note)
+    else:
+        team = Fixed(optimizer, params, opt_state, step)
     with np.load(folder.parent / 'digits.npz') as data:
         images, labels = data['images'], data['labels']
 
@@ -77,6 +84,44 @@ def main() -> int:
     (folder / f'end-{process}').write_text(json.dumps(test_loss(images, labels, y_after)))
     team.close()
     os._exit(0)  # JAX's own farewell waits for the dead
+
+
+class Fixed:
+    """A worker on each process, all of which are needed; its methods are those of `elastic.Team`."""
+
+    def __init__(self, optimizer, params, opt_state, step):
+        self.step, self.num_workers = step, jax.process_count()
+        self._mesh = jax.make_mesh((self.num_workers,), ('workers',))
+        self._dist = def_jax.spmd(optimizer, self._mesh, P(), 'workers')
+        params = jax.device_put(params, NamedSharding(self._mesh, P()))
+        if opt_state is None:
+            opt_state = self._dist.init(params)
+        self._state = params, jax.device_put(opt_state, self._dist.state_shardings(params))
+        self._whole = jax.jit(lambda x: x, out_shardings=NamedSharding(self._mesh, P()))
+        self._train = jax.jit(functools.partial(train, self._dist))
+
+    @property
+    def local_params(self):
+        return jax.tree.map(own_part, self._state[0])
+
+    def run(self, _, batch):
+        split = NamedSharding(self._mesh, P('workers'))
+        own = batch(self.step, [jax.process_index()], self.num_workers)
+        data = jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), own)
+        *self._state, results = self._train(*self._state, data)
+        self.step += 1
+        return jax.tree.map(own_part, self._whole(results))
+
+    def fetch(self):
+        return jax.tree.map(own_part, self._whole(tuple(self._state)))
+
+    def close(self):
+        """Process 0 must outlive the others, as it holds the coordination service."""
+        multihost_utils.sync_global_devices('end')
+
+
+def own_part(x):
+    return np.asarray(x.addressable_shards[0].data)
 
 
 def pairs(one, other):

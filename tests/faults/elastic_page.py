@@ -1,0 +1,124 @@
+"""The page of the soak of `elastic.py`, from its runs."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+HEAD = """# Workers that come and go
+
+Written by `python tests/faults/elastic.py` from [elastic.json](elastic.json). A perceptron on digits with DEF
+at 16, seed after seed: {processes} processes with gloo on 2 cores, a worker each, {steps} steps, a checkpoint
+every 50, started by `def_jax.launch`. A fault is a SIGKILL, or a SIGSTOP of 15 seconds, which is longer than
+the heartbeat's 10. *Elastic* goes on with those who live (`def_jax.elastic`); *restart* has a fixed number of
+workers, and all start again from the last checkpoint (`def_jax.launch --together`).
+
+A pause is more than a second between two steps. Useful steps are those of the final states, without repeated
+ones; runs that were ended because the time was over count, too.
+
+"""
+FAULTS = """
+## What each fault cost: {name}
+
+Faults in one pause share it in equal parts. The norm is that of y's change between two steps; a restart from
+a checkpoint repeats steps instead.
+
+| fault | seed | second | process | how | seconds | steps repeated | ‖y − y'‖ |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def page(runs: list[dict]) -> str:
+    columns = {}
+    for run in runs:
+        columns.setdefault((run['part'], run['every']), []).append(run)
+    text = HEAD.format(**runs[0])
+    text += f'| |{"|".join(title(*key) for key in columns)}|\n|---|{"---|" * len(columns)}\n'
+    base = outside(columns.get(('undisturbed', None), []))
+    for name, cell in ROWS.items():
+        text += f'| {name} | {" | ".join(cell(found, base) for found in columns.values())} |\n'
+    for key, found in columns.items():
+        if key[0] != 'undisturbed':
+            text += FAULTS.format(name=title(*key)) + ''.join(map(fault_row, *each_fault(found)))
+    return text
+
+
+def title(part: str, every: float | None) -> str:
+    return part if every is None else f'{part}, a fault every {every:g} s'
+
+
+def each_fault(runs: list[dict]) -> tuple[list[dict], list[int]]:
+    return [fault for run in runs for fault in run['faults']], [
+        run['seed'] for run in runs for _ in run['faults']
+    ]
+
+
+def fault_row(fault: dict, seed: int) -> str:
+    cells = (
+        *(fault['number'] + 1, seed, f'{fault["time"]:.0f}', fault['process'], fault['how']),
+        *(f'{fault["seconds"]:.1f}', f'{fault["steps repeated"]:.3g}', f'{fault["y moved"]:.3f}'),
+    )
+    return f'| {" | ".join(map(str, cells))} |\n'
+
+
+def outside(runs: list[dict]) -> float:
+    """Steps a second outside of pauses."""
+    steps, seconds = (sum(run[f'{name} outside'] for run in runs) for name in ('steps', 'seconds'))
+    return steps / seconds if seconds else float('nan')
+
+
+def finished(runs: list[dict]) -> list[dict]:
+    return [run for run in runs if run['code'] == 0]
+
+
+def of_faults(summary: Callable, name: str) -> Callable:
+    def cell(runs, base):
+        values = [fault[name] for fault in each_fault(runs)[0]]
+        return f'{summary(values):.3g}' if values else '0'
+
+    return cell
+
+
+def struck(runs: list[dict], base: float) -> str:
+    faults = each_fault(runs)[0]
+    kills, first = (sum(f['how'] == 'SIGKILL' for f in faults), sum(f['process'] == 0 for f in faults))
+    return f'{kills}, {len(faults) - kills}, {first}'
+
+
+def loss(runs: list[dict], base: float) -> str:
+    losses = [value for run in finished(runs) for value in run['losses']]
+    if len(losses) < 2:
+        return ', '.join(f'{value:.4f}' for value in losses) or 'none'
+    return f'{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f} ({len(losses)})'
+
+
+def speed(runs: list[dict], base: float) -> str:
+    return f'{outside(runs):.2f} ({100 * outside(runs) / base:.0f} %)'
+
+
+def useful(runs: list[dict], base: float) -> str:
+    rate = sum(run['last step'] for run in runs) / sum(run['seconds'] for run in runs)
+    return f'{rate:.2f} ({100 * rate / base:.0f} %)'
+
+
+def total(name: str, form: str = 'd') -> Callable:
+    return lambda runs, base: format(sum(run[name] for run in runs), form)
+
+
+ROWS = {
+    'runs, finished': lambda runs, base: f'{len(runs)}, {len(finished(runs))}',
+    'minutes': lambda runs, base: f'{sum(run["seconds"] for run in runs) / 60:.1f}',
+    'SIGKILL, SIGSTOP; of them process 0': struck,
+    'deaths of process 0 besides': lambda runs, base: str(
+        sum(len(run['deaths of process 0 besides']) for run in runs)
+    ),
+    'steps after which two processes had different parameters': total('differences between survivors'),
+    'steps repeated': of_faults(sum, 'steps repeated'),
+    'test loss of y, mean ± standard deviation (seeds)': loss,
+    'steps a second outside of pauses': speed,
+    'useful steps a second of the whole time': useful,
+    'seconds in pauses': total('seconds in pauses', '.0f'),
+    'longest pause, seconds': lambda runs, base: f'{max(run["longest pause"] for run in runs):.1f}',
+    'seconds of a fault, median': of_faults(np.median, 'seconds'),
+    "‖y − y'‖ of a fault, median": of_faults(np.median, 'y moved'),
+    "‖y − y'‖ of a fault, largest": of_faults(max, 'y moved'),
+}
