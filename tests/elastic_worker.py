@@ -1,7 +1,8 @@
 """One process of `test_elastic.py`: FOLDER ADDRESS COUNT INDEX [PLAN].
 
 Minimises a quadratic, with a line a step in FOLDER/INDEX.jsonl, until FOLDER/stop is there. PLAN is seed=S,
-least=WORKERS, or die=WHERE:N: the process kills itself at the N-th step, look or trace of the program.
+least=WORKERS, or die=WHERE:N: the process kills itself at the N-th step, look or trace of the program, or
+while the first process writes the N-th checkpoint.
 """
 
 import json
@@ -22,7 +23,7 @@ from def_jax import elastic
 
 folder, (address, count, index) = Path(sys.argv[1]), sys.argv[2:5]
 plan = dict(part.split('=') for part in sys.argv[5:])
-counts = {'step': 0, 'look': 0, 'trace': 0}
+counts = {'step': 0, 'look': 0, 'trace': 0, 'write': 0}
 
 
 def passes(where):
@@ -90,6 +91,10 @@ try:
         write(step=team.step, workers=team.num_workers, bits=bits(team.local_params), moved=moved)
         if team.step % 10 == 0:
             write(looked=float(team.look(norm, look_batch)), at=team.step)
+            saved = team.fetch()
+            passes('write')
+            if index == '0':
+                np.savez(folder / 'checkpoint.npz', *jax.tree.leaves(saved), step=team.step)
         time.sleep(0.05)
 except (elastic.GivenUpError, elastic.RefusedError, elastic.TooFewError) as error:
     write(error=type(error).__name__, text=str(error))

@@ -126,9 +126,9 @@ def test_a_worker_dies_and_returns(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('where', ['trace:1', 'look:2', 'step:15', 'trace:2'])
+@pytest.mark.parametrize('where', ['trace:1', 'look:2', 'write:1', 'step:15', 'trace:2'])
 def test_a_worker_dies_at_a_bad_moment(run, where):
-    """While compiling, in an evaluation, before a step, and while compiling for another's admission."""
+    """While compiling, in an evaluation, in a checkpoint, in a step, compiling for another's admission."""
     three = run()
     first, second = three.start(0), three.start(1, f'die={where}')
     third = three.start(2)

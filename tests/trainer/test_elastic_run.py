@@ -1,8 +1,11 @@
 """`--config.elastic=True`: a process of train.py dies and returns, and the run goes on."""
 
 import json
+import os
 import re
+import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -25,25 +28,31 @@ FLAGS = [
 # The launcher shares a process with JAX only here.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.slow
-def test_a_process_dies_and_returns_and_the_run_resumes_as_any_other(environment, tmp_path, monkeypatch):
-    """With --config.elastic=False, too, since its checkpoints are those of any run."""
+@pytest.mark.parametrize(('who', 'flags'), [(1, []), (1, ['--config.shards_per_worker=2']), (0, [])])
+def test_a_process_dies_and_returns_and_the_run_goes_on(environment, tmp_path, monkeypatch, who, flags):
+    """Process 1 while it trains, with one or more devices; process 0 while it writes a checkpoint."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(processes.ROOT)
     run, said = tmp_path / 'run', []
-    command = [sys.executable, 'train.py', *FLAGS, f'--workdir={run}']
+    command = [sys.executable, 'train.py', *FLAGS, *flags, f'--workdir={run}']
     launcher = Launcher(command, 2, log=str(tmp_path / 'log'), say=said.append)
 
     def kill():
-        if not said and processes.log_size(run):
-            processes.os.kill(launcher.pid(1), 9)
-            said.append('killed')
+        for _ in range(0 if said else 90):  # of the 100 milliseconds from call to call
+            if processes.is_writing(run, 0) if who == 0 else processes.log_size(run):
+                os.kill(launcher.pid(who), signal.SIGKILL)
+                return said.append('killed')
+            time.sleep(0.001)
 
     assert launcher.run(kill) == 0, (tmp_path / 'log-0.log').read_text()[-2000:]
-    assert 'process 1 died' in said[1]
     log = (tmp_path / 'log-0.log').read_text()
-    assert re.search(r'process 1 died, 2 -> 2 workers; y loses a residual of norm', log)
-    assert 'process 1 joined' in log
+    assert f'process {who} died' in said[1]
+    if who == 0:
+        assert 'all are started again' in said[1]
+    else:
+        assert re.search(r'process 1 died, 2 -> 2 workers; y loses a residual of norm', log)
+        assert 'process 1 joined' in log
     records = processes.records(run)
     assert [r['step'] for r in records if 'loss' in r] == list(range(5, 121, 5))
     tests = [(r['step'], r['workers']) for r in records if 'test_loss_x' in r]
