@@ -86,7 +86,10 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f'{name}={value!r} must be True or False.')
 
 
-def check_floating(tree: Any, name: str) -> None:
+_NO_PARAMETER = 'Keep it out of the parameters, or leave it to another optimizer with optax.masked.'
+
+
+def check_floating(tree: Any, name: str, cure: str = _NO_PARAMETER) -> None:
     """Raises ValueError for leaves that a float32 residual cannot hold, or that cannot take its values."""
     for path, leaf in named_leaves(tree):
         dtype, where = getattr(leaf, 'dtype', None), f'{name}{path}'
@@ -97,8 +100,7 @@ def check_floating(tree: Any, name: str) -> None:
             )
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f'{where} is {dtype or type(leaf).__name__}, but must be a floating-point array. Keep it out '
-                'of the parameters, or leave it to another optimizer with optax.masked.'
+                f'{where} is {dtype or type(leaf).__name__}, but must be a floating-point array. {cure}'
             )
 
 

@@ -48,7 +48,7 @@ def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> lis
         + '. The largest: '
         + '; '.join(f'{c.operation} of {c.bytes:,} bytes{_where(c)}' for c in largest)
         + '. '
-        + _cure(compiled, workers)
+        + _cure(compiled, workers, total - message)
     )
 
 
@@ -56,7 +56,7 @@ def _where(collective: Collective) -> str:
     return f' ({collective.name})' if collective.name else ''
 
 
-def _cure(compiled: Any, workers: WorkerMesh) -> str:
+def _cure(compiled: Any, workers: WorkerMesh, more: int) -> str:
     for verb, tree in (('returns', compiled.out_info), ('takes', _inputs(compiled))):
         for path, state in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_link):
             for name in state.per_worker if is_link(state) else ():
@@ -69,7 +69,8 @@ def _cure(compiled: Any, workers: WorkerMesh) -> str:
                         )
     return (
         'Take gradients with value_and_grad or at_points of this def_jax.spmd, pass them to its update as '
-        'they are, and average only scalars over workers.'
+        'they are, and average only scalars over workers. If the rest is means of statistics, such as '
+        f"BatchNorm's, allow them by besides={more}."
     )
 
 

@@ -142,7 +142,7 @@ def test_any_arguments_keys_and_auxiliary_values():
     (_, aux), _ = grad_fn(params, state, jnp.float32(2), {'x': BATCH}, {'noise': key}, train=False)
     assert not np.any(aux['noise'])
     np.testing.assert_allclose(dist.mean({'loss': losses})['loss'], np.mean(losses))
-    with pytest.raises(ValueError, match='is int32, but must be a floating-point array'):
+    with pytest.raises(ValueError, match=r'is int32, but must .* float32 of a count first'):
         dist.mean({'correct': jnp.ones(2, jnp.int32)})
 
 
@@ -244,7 +244,7 @@ def test_a_dense_gradient_is_found():
 
     params = jax.device_put(make_params(), dist.shardings)
     program = jax.jit(step).lower(params, dist.init(params), BATCH).compile()
-    with pytest.raises(ValueError, match=r'all-reduce of .* bytes.*average only scalars'):
+    with pytest.raises(ValueError, match=r'all-reduce of .* bytes.*average only scalars.*besides=\d'):
         dist.check(program)
 
 

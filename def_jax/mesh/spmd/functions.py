@@ -284,7 +284,7 @@ class Spmd(Transformation):
 
     def mean(self, tree: PyTree) -> PyTree:
         """The mean over workers of floating-point values that `at_points` or `map` returned."""
-        check_floating(tree, 'tree')
+        check_floating(tree, 'tree', 'Make a float32 of a count first; leave out seeds and keys.')
         return jax.tree.map(lambda x: x.mean(0), tree)
 
     def state_specs(self, params: PyTree) -> PyTree:
