@@ -20,7 +20,7 @@ from absl import app, flags
 from benchmarks.accelerators import page
 from benchmarks.accelerators.programs import MAPPINGS
 from benchmarks.accelerators.rows import ROWS, Row
-from benchmarks.accelerators.targets import TARGETS, Unavailable, get_target
+from benchmarks.accelerators.targets import SLOW_LINE, TARGETS, Unavailable, get_target
 from benchmarks.hlo import read
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.trees import NETWORKS
@@ -34,6 +34,7 @@ _ONLY = flags.DEFINE_string('only', '', 'Compiles again the optimizers whose nam
 
 def main(_) -> int:
     jax.config.update('jax_platforms', 'cpu')
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {SLOW_LINE}'
     folder = Path(_OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -7,7 +7,7 @@ from jax.experimental import topologies
 
 from def_jax.checks import look_up
 
-__all__ = ['TARGETS', 'Target', 'Unavailable', 'get_target']
+__all__ = ['SLOW_LINE', 'TARGETS', 'Target', 'Unavailable', 'get_target']
 
 
 class Unavailable(Exception):
@@ -54,6 +54,12 @@ class Target(NamedTuple):
         return {'cuda': 'jax-cuda12-pjrt', 'tpu': 'libtpu'}[self.platform]
 
 
+# XLA for GPUs starts a message as early as the line between nodes demands, as far as it knows the line: here
+# 100 Mbit/s, and a millisecond there and back.
+SLOW_LINE = (
+    '--xla_gpu_analytical_latency_estimator_options=nic_speed_gbps=0.1,rtt_us=1000,nccl_op_launch_us=100,'
+    'chunk_prep_us=10,gpus_per_node=8,chunk_size_bytes=1048576'
+)
 _H100 = Path(__file__).with_name('h100.txtpb')
 
 # A CUDA topology is slices × processes × devices of a process.

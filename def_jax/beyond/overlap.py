@@ -16,7 +16,9 @@ one step behind.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 
 from def_jax.beyond.base import Options, Step, exchange, pend
 from def_jax.compressors.base import Compressor, Selection
@@ -50,12 +52,28 @@ def overlapped(
         return mean, step.after._replace(residual=step.rest)
 
     # The options see the block alone, and a state as of the step before.
-    mean, after = options.wrap(send, _BLOCK)(selection.take(residual), state._replace(step=last))
+    block = selection.take(residual)
+    mean, after = options.wrap(send, _BLOCK)(block, state._replace(step=last))
     updates, after = options.admit(updates, after, shards)
-    pending, fresh = pend(updates, options.carry(residual)), selection.take(updates)
+    # Were both blocks taken with the same indices, XLA for GPUs would take them in one kernel: the message
+    # would wait for the gradient.
+    key, _ = lax.optimization_barrier((state.key, block))
+    again = compressor(key, options.messages(last), residual)
+    pending, fresh = pend(updates, options.carry(residual)), again.take(updates)
     residual = selection.replace(pending, fresh + options.carry(after.residual))
     after = after._replace(step=after.step + 1, residual=residual)
     # Moved before the gradient has read them, the parameters would be copied. But where types say what varies
     # over workers (check_vma=True), x must not depend on what does.
-    arrived = mean if varying_axes([fresh]) else read_after(fresh, mean)
+    arrived = mean if varying_axes([fresh]) else _after_gradient(fresh, mean)
     return selection.place(arrived, updates), options.finish(state, after)
+
+
+@jax.custom_batching.custom_vmap
+def _after_gradient(fresh: jax.Array, mean: jax.Array) -> jax.Array:
+    return read_after(fresh, mean)
+
+
+@_after_gradient.def_vmap
+def _shared_stays_shared(_, batched, fresh, mean):
+    """Under `jax.vmap`, x has no axis of workers, though what is waited for has one."""
+    return (read_after(fresh, mean), True) if batched[1] else (mean, False)
