@@ -143,9 +143,29 @@ PAIRS = {
 }
 
 
+# The others wrap the optimizer or leave a buffer out, and round in other places.
+SAME_PROGRAM = ('def_sgd', 'no momentum', 'def_adamw, b1=0.9')
+
+
+def program(optimizer):
+    """Two steps of a worker, as JAX traces them."""
+
+    def steps(params, targets):
+        state = optimizer.init(params)
+        for _ in range(2):
+            params, state = step(optimizer, params, state, targets)
+        return params, state
+
+    one = jax.tree.map(lambda target: target[0, 0], make_targets())
+    return str(jax.make_jaxpr(steps, axis_env=[('workers', NUM_WORKERS)])(make_params(), one))
+
+
 @pytest.mark.parametrize('name', PAIRS)
 def test_two_ways_to_write_one_optimizer(name):
     params, targets = make_params(), make_targets()
+    if name in SAME_PROGRAM:
+        assert program(PAIRS[name][0]) == program(PAIRS[name][1])
+        return
     found, expected = (train(optimizer, params, targets)[:2] for optimizer in PAIRS[name])
     chex.assert_trees_all_close(found, expected, **CLOSE)
 

@@ -72,15 +72,6 @@ def test_flags_that_are_wrong_are_refused(given, words):
     assert words in str(error.value)
 
 
-def test_rows_are_gathered_in_the_order_of_the_devices(monkeypatch):
-    owners = [mock.Mock(process_index=i) for i in (0, 1, 1, 0)]
-    assert processes.rows(owners) == [0, 3] and processes.rows(owners, 1) == [1, 2]
-    monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    parts = np.array([[[0.0], [3.0]], [[1.0], [2.0]]])
-    monkeypatch.setattr(processes.multihost_utils, 'process_allgather', lambda values: parts)
-    np.testing.assert_array_equal(processes.gather(parts[0], owners), [[0.0], [1.0], [2.0], [3.0]])
-
-
 def test_workers_are_shared_out_among_processes(monkeypatch):
     owners = [mock.Mock(process_index=i // 3) for i in range(6)]
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
