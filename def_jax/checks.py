@@ -151,6 +151,16 @@ def check_stacked(name: str, tree: Any, params: Any, num_workers: int) -> None:
             )
 
 
+def check_leading_axis(tree: Any, num_workers: int) -> None:
+    """Raises ValueError for leaves that are not stacked over workers, of which no mean over these exists."""
+    for path, x in named_leaves(tree):
+        if jnp.shape(x)[:1] != (num_workers,):
+            raise ValueError(
+                f'tree{path} has shape {jnp.shape(x)}, but its leading axis must be over {num_workers} '
+                'workers, as value_and_grad, at_points and map of def_jax.spmd return it.'
+            )
+
+
 def check_extra_arguments(extra_args: Mapping[str, Any], params: Any, num_workers: int) -> None:
     """Raises ValueError for extra arguments of an update that are stacked over workers.
 

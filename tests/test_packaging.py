@@ -63,7 +63,10 @@ def distributions(folder):
     modules = {module.split('.')[0] for file in folder.rglob('*.py') for module in imports(file)}
     found = metadata.packages_distributions()
     third_party = modules - set(sys.stdlib_module_names) - {'def_jax', 'examples', 'configs'}
-    return {name.lower().replace('_', '-') for module in third_party for name in found.get(module, [module])}
+    names = [
+        {name.lower().replace('_', '-') for name in found.get(module, [module])} for module in third_party
+    ]
+    return set().union(*(several & DECLARED or several for several in names))  # several: orbax is a namespace
 
 
 DECLARED = {

@@ -17,9 +17,15 @@ __all__ = ['check', 'crossing', 'message_bytes']
 
 
 def crossing(compiled: Any, workers: WorkerMesh) -> list[Collective]:
-    """What a device passes to the collectives between workers, in the order of the program."""
+    """What a device passes to the collectives between workers, in the order of the program.
+
+    Raises:
+        TypeError: if the program is not compiled.
+    """
+    if not isinstance(compiled, jax.stages.Compiled):
+        raise TypeError(f'got a {type(compiled).__name__}: pass a compiled step, step.lower(...).compile().')
     of_devices = workers.worker_of_devices()
-    found = [c.passed(len(of_devices)) for c in collectives(compiled.as_text())]
+    found = [c.passed(len(of_devices)) for c in collectives(compiled.as_text() or '')]
     return [c for c in found if c.crosses(of_devices)]
 
 

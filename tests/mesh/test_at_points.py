@@ -144,6 +144,9 @@ def test_any_arguments_keys_and_auxiliary_values():
     np.testing.assert_allclose(dist.mean({'loss': losses})['loss'], np.mean(losses))
     with pytest.raises(ValueError, match=r'is int32, but must .* float32 of a count first'):
         dist.mean({'correct': jnp.ones(2, jnp.int32)})
+    for mean in (jnp.float32(1), params['in']):  # which are means already
+        with pytest.raises(ValueError, match=r'its leading axis must be over 2 workers'):
+            dist.mean(mean)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +213,8 @@ def test_the_message_alone_crosses_workers():
         ValueError, match=rf'passes {4 * message + 4:,} bytes .* the message has {4 * message:,}'
     ):
         dist.check(program, besides=0)
+    with pytest.raises(TypeError, match=r'got a Lowered: pass a compiled step'):
+        dist.check(jax.jit(lambda x: x).lower(1.0))  # whose text has no collectives yet
 
 
 def test_state_that_is_not_sharded_over_workers_is_found():

@@ -15,7 +15,13 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from def_jax.checks import check_floating, check_integer, check_stacked, check_stacked_state
+from def_jax.checks import (
+    check_floating,
+    check_integer,
+    check_leading_axis,
+    check_stacked,
+    check_stacked_state,
+)
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, output_params
 from def_jax.mesh.collectives import check_axis_name
 from def_jax.mesh.link import link_states
@@ -285,6 +291,7 @@ class Spmd(Transformation):
     def mean(self, tree: PyTree) -> PyTree:
         """The mean over workers of floating-point values that `at_points` or `map` returned."""
         check_floating(tree, 'tree', 'Make a float32 of a count first; leave out seeds and keys.')
+        check_leading_axis(tree, self.num_workers)
         return jax.tree.map(lambda x: x.mean(0), tree)
 
     def state_specs(self, params: PyTree) -> PyTree:
@@ -309,6 +316,7 @@ class Spmd(Transformation):
             it ran at every step.
 
         Raises:
+            TypeError: if the step is not compiled: one that is lowered has no collectives yet.
             ValueError: if they pass more, with sizes by kind, the largest collectives and the cure.
         """
         params = self._params if params is None else trained(params)
