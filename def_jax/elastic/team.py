@@ -94,7 +94,7 @@ class Team:
         self._admitted: Group | None = None  # who did it; the state is on this group's mesh
         self._group: Group | None = None  # who lives now
         self._programs: dict[Any, dict[Any, Callable]] = {}  # compiled, by group
-        self._norms = np.zeros(0)  # of the residuals, by worker
+        self._shares: list[tuple[tuple[int, int], float]] = []  # norms of what each worker has in y
 
     @property
     def num_workers(self) -> int:
@@ -126,7 +126,11 @@ class Team:
             GivenUpError, RefusedError, TooFewError: see there.
         """
         before = self.num_workers
-        self._state, (results, self._norms) = self._together(function, batch, trains=True)
+        self._state, (results, norms) = self._together(function, batch, trains=True)
+        assert self._admitted is not None
+        incarnations = dict(self._admitted.incarnations)
+        own = [(process, incarnations[process]) for process in self._admitted.processes]
+        self._shares = list(zip(own, norms / len(norms), strict=True))
         if self.num_workers != before:
             self.changes.append((self.step, self.num_workers))
         self.step += 1
@@ -233,8 +237,8 @@ class Team:
         came = [process for process, n in today.items() if then.get(process) != n]
         count = f'{before.num_workers} -> {now.num_workers} workers'
         if died:
-            norms = zip(before.processes, self._norms, strict=False)
-            lost = [f'{norm / before.num_workers:.3g}' for process, norm in norms if process in died]
+            own = [norm for (process, n), norm in self._shares if process in died and then.get(process) == n]
+            lost = [f'{norm:.3g}' for norm in own]
             self._say(
                 f'{names(died)} died, {count}; y loses a residual of norm {" and ".join(lost) or "0"}; '
                 f'{names(then.keys() - set(died))} went on'

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from def_jax.tools.launch import Launcher  # noqa: E402
 from tests.faults import elastic_page  # noqa: E402
 
-THAW_SECONDS = 15  # more than the heartbeat's 10
+THAW_SECONDS = 12  # more than the heartbeat's 10
 COORDINATOR_FAULTS = (15, 40)  # the numbers of those that strike process 0
 PARTS = ('undisturbed', 'elastic', 'restart')
 
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
     parser.add_argument('--minutes', type=float, default=20, help='of each part under faults')
     parser.add_argument('--every', type=float, default=18, help='seconds between faults')
-    parser.add_argument('--steps', type=int, default=300, help='of each seed')
+    parser.add_argument('--steps', type=int, default=200, help='of each seed')
     parser.add_argument('--seeds', type=int, default=5, help='undisturbed ones')
     parser.add_argument('--processes', type=int, default=8)
     parser.add_argument('--output', type=Path, required=True)

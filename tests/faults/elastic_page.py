@@ -8,7 +8,7 @@ HEAD = """# Workers that come and go
 
 Written by `python tests/faults/elastic.py` from [elastic.json](elastic.json). A perceptron on digits with DEF
 at 16, seed after seed: {processes} processes with gloo on 2 cores, a worker each, {steps} steps, a checkpoint
-every 50, started by `def_jax.launch`. A fault is a SIGKILL, or a SIGSTOP of 15 seconds, which is longer than
+every 50, started by `def_jax.launch`. A fault is a SIGKILL, or a SIGSTOP of 12 seconds, which is longer than
 the heartbeat's 10. *Elastic* goes on with those who live (`def_jax.elastic`); *restart* has a fixed number of
 workers, and all start again from the last checkpoint (`def_jax.launch --together`).
 

@@ -1,5 +1,7 @@
 """`--config.elastic=True`: a process of train.py dies and returns, and the run goes on."""
 
+import contextlib
+import functools
 import json
 import os
 import re
@@ -7,14 +9,17 @@ import signal
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import training_fixtures as fixtures
 from faults import processes
+from jax.experimental import multihost_utils
 
 from def_jax.tools.launch import Launcher
 from def_jax.trainer import elastic, experiment, loop
 from def_jax.trainer.checkpointing.regrouping import Layout
+from def_jax.trainer.launch import interruption
 
 # The survivor waits for the other, however fast the steps are; fewer go on in tests/test_elastic.py.
 FLAGS = [
@@ -69,6 +74,31 @@ def test_the_first_state_is_that_of_any_run(recorded):
     assert layout.shape_of(first) == Layout.of(recorded.experiment).shape == (fixtures.NUM_WORKERS,)
     two = layout.map(lambda own, x: np.asarray(x)[:2] if own else x, first)
     assert layout.shape_of(two) == (2,)
+
+
+def test_workers_of_several_devices_train_and_are_evaluated_like_those_of_one(data_dir, monkeypatch):
+    """A crew of one process, for which JAX's service is played."""
+
+    class Live:
+        devices = None
+
+        @contextlib.contextmanager
+        def __call__(self, devices):
+            self.devices = dict.fromkeys(devices, 1)
+            yield devices
+
+    monkeypatch.setattr(multihost_utils, 'live_devices', Live())
+    plain = {'optimizer': 'sgd', 'optimizer_options': {}, 'learning_rate': 0.1, 'schedule': 'drops'}
+    plain |= {'outer': '', 'outer_options': {}, 'ratio': 1, 'batch_size': 8, 'num_workers': 2}
+    found = []
+    for shards in (1, 2):  # blocks are cut from shards, so that both do the same where all is sent
+        run = experiment.build(
+            fixtures.tiny_config(data_dir, elastic=True, shards_per_worker=shards, **plain)
+        )
+        crew = elastic.Crew(run, elastic.first_state(run), lambda line: None, interruption.Watch())
+        losses = [crew.train()['loss'] for _ in range(2)]
+        found.append((losses, crew.evaluate(), crew.state().params))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *found)
 
 
 @pytest.mark.parametrize(
