@@ -72,23 +72,6 @@ def test_bound_is_equation_17_term_by_term():
     np.testing.assert_allclose(bounds.convergence_bound(**SETTING).value, descent + noise + last)
 
 
-def test_compression_costs_nothing_in_the_cases_of_the_paper():
-    uncompressed = bounds.convergence_bound(**SETTING | {'delta': 1})
-    # Remark 4.5 (1): with one worker and λ = 1 the last term vanishes at any ratio.
-    single = {'num_workers': 1, 'detach': 1.0}
-    np.testing.assert_allclose(
-        bounds.convergence_bound(**SETTING | single).value,
-        bounds.convergence_bound(**SETTING | single | {'delta': 1}).value,
-    )
-    assert uncompressed.value < bounds.convergence_bound(**SETTING).value
-
-
-def test_a_bound_above_the_second_moment_is_vacuous():
-    bound = bounds.convergence_bound(**SETTING | {'learning_rate': 0.0016})
-    assert bound.value > 1 and bound.vacuous
-    assert not bounds.convergence_bound(**SETTING | {'detach': 0.9}).vacuous
-
-
 def test_a_rate_that_the_paper_allows_and_its_proof_does_not():
     stated = 1 / (4 * 2.0)
     with pytest.raises(ValueError, match=r'learning_rate=0\.125 must be .*0\.0016.*lower it, or raise delta'):

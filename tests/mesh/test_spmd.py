@@ -232,10 +232,6 @@ def test_optimizers_and_options_do_on_shards_what_they_do_on_whole_tensors(layou
 POWERSGD = def_jax.baselines.powersgd(4, 'workers', rank=1)  # knows no shards, and sees whole tensors
 
 
-def first_factors():
-    return [np.asarray(q, np.float64) for q in POWERSGD.init([jnp.asarray(x) for x in INITIAL]).carry]
-
-
 @pytest.mark.parametrize(
     ('link', 'oracle'),
     [

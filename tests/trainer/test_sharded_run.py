@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 from test_language_run import tiny_config
 
 import def_jax
-from def_jax.trainer import communication, experiment, loop, steps
+from def_jax.trainer import experiment, loop, steps
 from def_jax.trainer.data import order
 from def_jax.trainer.workers import replicas
 from def_jax.trainer.workers.sharded import shard_spec
@@ -195,21 +195,3 @@ def test_a_worker_of_which_nothing_can_be_shared_is_refused(data_dir, tmp_path):
     with pytest.raises(ValueError, match=r'^config\.shards_per_worker=3 divides no dimension') as caught:
         fixtures.train(config, tmp_path / 'run')
     assert '\n' not in str(caught.value) and not (tmp_path / 'run').exists()
-
-
-@pytest.mark.slow
-def test_between_workers_goes_the_message_and_nothing_else(data_dir, full_optimization):
-    run = experiment.build(sharded(data_dir, num_workers=2, ratio=4, outer='', outer_options={}))
-    state = jax.eval_shape(steps.make_init(run))
-    sent = run.communication
-    train_step, outputs, test_sums = communication.programs(run)
-    assert [c.operation for c in train_step.collectives] == ['all-reduce']
-    assert 2 * train_step.elements == sent.message_size  # of the two devices of a worker
-    params = jax.tree.leaves(run.workers.part(state.params))
-    assert outputs.elements == sum(leaf.size for leaf in params) and outputs.bytes_inside == 0
-    assert test_sums.elements == 2
-    # Inside, every sharded parameter is gathered, at most once for each pass, and gradients are summed.
-    gathered = [c.elements for c in train_step.inside if c.operation == 'all-gather']
-    sharded_leaves = sum(leaf.size for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1)
-    assert 0 < sum(gathered) <= 2 * sharded_leaves
-    assert train_step.bytes_inside > train_step.bytes

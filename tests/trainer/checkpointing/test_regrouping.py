@@ -36,18 +36,6 @@ def filled(run):
     return jax.tree.map(fill, jax.eval_shape(steps.make_init(run)))
 
 
-def through_a_checkpoint(state, run, new_run, folder):
-    """The state as it is restored by other workers, and the notes."""
-    manager = fixtures.manager_of(folder, run)
-    manager.save(fixtures.placed(state, run))
-    manager.close()
-    manager = fixtures.manager_of(folder, new_run)
-    try:
-        return manager.restore(steps.make_init(new_run)()), manager.notes
-    finally:
-        manager.close()
-
-
 def by_worker(tree, shape):
     """Arrays [K, ...] as float64."""
     return jax.tree.map(lambda a: np.float64(a).reshape(-1, *a.shape[len(shape) :]), tree)
@@ -122,23 +110,6 @@ def test_ef21_keeps_its_sum(data_dir):
     (state,) = (link for link in after.opt_state if hasattr(link, 'local'))
     for local, mean in zip(jax.tree.leaves(state.local), jax.tree.leaves(state.mean), strict=True):
         np.testing.assert_allclose(local, np.broadcast_to(mean, local.shape), rtol=1e-5, atol=1e-6)
-
-
-def test_a_checkpoint_is_restored_by_other_workers_where_they_are(data_dir, tmp_path):
-    old_run, new_run = (build(config_of(data_dir, workers)) for workers in (8, 3))
-    before = filled(old_run)
-    placed, notes = through_a_checkpoint(before, old_run, new_run, tmp_path)
-    like = steps.make_init(new_run)()
-    assert jax.tree.map(lambda x: (x.shape, x.sharding), placed) == jax.tree.map(
-        lambda x: (x.shape, x.sharding), like
-    )
-    expected = regrouping.regrouped(before, (8,), regrouping.Layout.of(new_run))
-    fixtures.assert_same_bits(jax.device_get(placed), expected)
-    assert 'workers: 8 before, 3 now' in notes[0]
-    # y as an evaluation computes it, in float32 on the devices.
-    y = jax.device_get(steps.make_outputs(new_run)(placed)[0]['y']['params'])
-    y = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(y)])
-    np.testing.assert_allclose(y, output(before, old_run), rtol=0, atol=4e-7 * np.abs(y).max())
 
 
 # --- The whole trainer ---

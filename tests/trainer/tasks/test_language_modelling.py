@@ -1,7 +1,6 @@
 """Language modelling: what is counted, and what is written."""
 
 import functools
-import math
 
 import jax
 import numpy as np
@@ -82,16 +81,6 @@ def test_the_training_loss_is_the_mean_over_the_bytes_of_a_batch(task, variables
     loss, (figures, batch_stats) = jax.jit(task.loss)(variables['params'], {}, batch, jax.random.key(0))
     np.testing.assert_allclose(loss, nats[32:].mean(), rtol=1e-5)
     assert (figures, batch_stats) == ({}, {})
-
-
-def test_metrics_of_the_sums(task):
-    sums = {'loss': np.array([2.0, 3.0]) * math.log(2) * 8, 'count': np.array([8.0, 8.0])}
-    metrics = task.metrics(sums)
-    assert metrics.keys() == {'loss', 'bits_per_byte', 'perplexity'}
-    np.testing.assert_allclose(metrics['loss'], [2 * math.log(2), 3 * math.log(2)])
-    np.testing.assert_allclose(metrics['bits_per_byte'], [2, 3])
-    np.testing.assert_allclose(metrics['perplexity'], [4, 8])
-    assert task.guessing_loss == math.log(256)
 
 
 def test_greedy_samples_are_the_most_probable_bytes(variables):
