@@ -1,8 +1,8 @@
 """One process of `test_elastic.py`: FOLDER ADDRESS COUNT INDEX [PLAN].
 
 Minimises a quadratic, with a line a step in FOLDER/INDEX.jsonl, until FOLDER/stop is there. PLAN is seed=S,
-least=WORKERS, or die=WHERE:N: the process kills itself at the N-th step, look or trace of the program, or
-while the first process writes the N-th checkpoint.
+least=WORKERS, shards=DEVICES, or die=WHERE:N: the process kills itself at the N-th step, look or trace of the
+program, or while the first process writes the N-th checkpoint.
 """
 
 import json
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
 import def_jax
 from def_jax import elastic
@@ -72,11 +73,13 @@ def look_batch(step, workers, num_workers):
     return ()
 
 
-seconds = int(os.environ.get('HEARTBEAT', 6))
-elastic.initialize(address, int(count), int(index), heartbeat_seconds=seconds, cpu=True)
+seconds, shards = int(os.environ.get('HEARTBEAT', 6)), int(plan.get('shards', 1))
+elastic.initialize(address, int(count), int(index), local_devices=shards, heartbeat_seconds=seconds, cpu=True)
 team = elastic.Team(
     def_jax.def_sgd(0.02, 4, 'workers', momentum=0.5, seed=int(plan.get('seed', 0))),
     {'w': np.zeros(8, np.float32)},
+    shards=shards,
+    param_specs=P(elastic.SHARD_AXIS),
     identity=plan.get('seed', '0'),
     min_workers=int(plan.get('least', 1)),
     patience=2,

@@ -105,12 +105,14 @@ def run(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_dies_and_returns(run):
-    three = run()
-    first, second, third = three.start_all()
+@pytest.mark.parametrize('shards', [1, 2])
+def test_a_worker_dies_and_returns(run, shards):
+    """A process is a worker, of one device or two."""
+    three, plan = run(), f'shards={shards}'
+    first, second, third = three.start_all(plan)
     third.kill()
     three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
-    third = three.start(2)
+    third = three.start(2, plan)
     three.finish(first, second, third)
     three.assert_same_bits()
     three.assert_y_stays_when_workers_come()
