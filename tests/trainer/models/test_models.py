@@ -21,7 +21,7 @@ from reference_networks import (
     windows,
 )
 
-from def_jax.trainer.models import MODELS, layers
+from def_jax.trainer.models import MODELS, layers, vgg
 from def_jax.trainer.models.preactivation import (
     LateStrideBlock,
     PreactivationBlock,
@@ -132,6 +132,16 @@ def test_vgg_equals_numpy(stages, order, options):
     variables, images, logits = evaluated(model, (8, 4, 2))
     expected = numpy_vgg(variables, images.astype(np.float64), order.split())
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_half_of_what_enters_a_hidden_layer_is_dropped(monkeypatch):
+    rates, dropout = [], vgg.nn.Dropout
+    monkeypatch.setattr(
+        vgg.nn, 'Dropout', lambda rate, **options: rates.append(rate) or dropout(rate, **options)
+    )
+    model = VGG(stages=((4,),), num_classes=3, hidden=(8, 8))
+    jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
+    assert rates == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,15 @@ def test_a_token_influences_only_itself_and_later_ones_of_its_document():
         assert influenced == list(range(position, [3, 7, 9][end]))
 
 
+def test_with_remat_the_backward_pass_computes_each_block_again():
+    def products(remat):
+        model, tokens = TINY(remat=remat), random_tokens((1, 4))
+        loss = jax.grad(lambda params: model.apply({'params': params}, tokens).sum())
+        return str(jax.make_jaxpr(loss)(random_params(model))).count('dot_general[')
+
+    assert products(remat=True) >= products(remat=False) + 6 * LAYERS
+
+
 def test_bfloat16_computes_from_float32_parameters_and_ends_in_float32_logits():
     low, tokens = TINY(dtype=jnp.bfloat16), random_tokens((2, 9))
     variables = jax.eval_shape(low.init, jax.random.key(0), tokens)
