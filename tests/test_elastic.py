@@ -173,6 +173,19 @@ def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(run):
 
 
 @pytest.mark.slow
+def test_when_process_0_stands_still_nobody_goes_on(run):
+    """JAX's service, which lives in it, finds all silent when it wakes."""
+    two = run(2)
+    processes = two.start_all()
+    processes[0].send_signal(signal.SIGSTOP)
+    time.sleep(8)
+    processes[0].send_signal(signal.SIGCONT)
+    assert all(process.wait(timeout=60) != 0 for process in processes)
+    assert two.step(0) - two.step(1) in (0, 1)
+    two.assert_same_bits()
+
+
+@pytest.mark.slow
 def test_a_newcomer_that_runs_something_else_is_refused(run):
     three = run()
     first, second, third = three.start_all()
