@@ -21,9 +21,14 @@ from def_jax.checks import check_choice, look_up
 from def_jax.error_feedback import error_feedback
 from def_jax.types import AxisName
 
-__all__ = ['METHODS', 'OPTIONS', 'Method', 'Point', 'get_method', 'trajectory']
+__all__ = ['GRANULARITIES', 'METHODS', 'OPTIONS', 'Method', 'Point', 'get_method', 'trajectory']
 
 Point = Literal['x', 'y', 'own']
+GRANULARITIES = {  # what is drawn at random
+    'tensor': 'one block per tensor',
+    'model': 'one block of the whole model',
+    'element': 'random elements',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +112,7 @@ class Method:
 
         Args:
             ratio: one element in `ratio` is sent; methods that send everything ignore it.
-            granularity: what is drawn at random: 'tensor', one block per tensor; 'model', one block of the
-                whole model; 'element', individual elements of every tensor, `random_k`.
+            granularity: a key of `GRANULARITIES`; 'element' is `random_k`.
             **options: further options of `random_block`, such as `order`; `random_k` has none.
 
         Raises:
@@ -126,12 +130,7 @@ class Method:
             return compressors.identity()
         settings = {'ratio': ratio, **settings, **self.sends}
         ratio, granularity = settings.pop('ratio'), settings.pop('granularity')
-        meanings = {
-            'tensor': 'one block per tensor',
-            'model': 'one block of the whole model',
-            'element': 'random elements',
-        }
-        check_choice('granularity', granularity, meanings)
+        check_choice('granularity', granularity, GRANULARITIES)
         if granularity == 'element':
             _check_unused(settings, f'{granularity=} draws individual elements')
             chosen = compressors.random_k(ratio)

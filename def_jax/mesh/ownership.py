@@ -5,6 +5,8 @@ before a link in a chain see only local gradients, so their state belongs to one
 it see only values on which all workers agree.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,6 +19,7 @@ from def_jax.types import PyTree
 
 __all__ = [
     'abstract_state',
+    'each',
     'holds',
     'own_leaves',
     'state_specs',
@@ -109,6 +112,19 @@ def holds(opt_state: PyTree, kind: type) -> bool:
     """Whether a state of this type is anywhere in an optimizer's state."""
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
     return any(isinstance(node, kind) for node in nodes)
+
+
+def each(function: Callable, own: PyTree, *trees: PyTree) -> PyTree:
+    """`function(mine, *leaves)` over the leaves of trees, of which `own`, booleans, is a prefix.
+
+    >>> each(lambda mine, x: x if mine else -x, {'a': True, 'b': False}, {'a': [1, 2], 'b': 3})
+    {'a': [1, 2], 'b': -3}
+    """
+
+    def below(mine, *parts):
+        return jax.tree.map(lambda *leaves: function(mine, *leaves), *parts)
+
+    return jax.tree.map(below, own, *trees)
 
 
 def _own(node: PyTree) -> PyTree:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from def_jax.mesh.ownership import each
 from def_jax.types import PyTree
 
 __all__ = ['num_stacked', 'regroup']
@@ -30,7 +31,9 @@ def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int
     """
     same = math.prod(before) == math.prod(after)
 
-    def leaf(x):
+    def leaf(mine, x):
+        if not mine:
+            return x
         shape = (*after, *x.shape[len(before) :])
         if same:
             return x.reshape(shape)
@@ -38,7 +41,7 @@ def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int
         mean = x.mean(tuple(range(len(before))), dtype=wide).astype(x.dtype)
         return library.broadcast_to(mean, shape)
 
-    return jax.tree.map(lambda mine, part: jax.tree.map(leaf, part) if mine else part, own, tree)
+    return each(leaf, own, tree)
 
 
 def num_stacked(tree: PyTree, own: PyTree, otherwise: int) -> int:

@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from def_jax.mesh.ownership import each
 from def_jax.mesh.specs import check_specs, is_spec, spec_axes, spec_leaves
 from def_jax.mesh.varying import axis_names
 from def_jax.types import PyTree
@@ -62,10 +63,9 @@ class WorkerMesh:
         """
 
         def worker(*args):
-            unstacked = _each(lambda mine, x: lax.squeeze(x, [0]) if mine else x, own_in, args)
-            return _each(
-                lambda mine, x: lax.expand_dims(x, [0]) if mine else x, own_out, function(*unstacked)
-            )
+            unstacked = each(lambda mine, x: lax.squeeze(x, [0]) if mine else x, own_in, args)
+            results = function(*unstacked)
+            return each(lambda mine, x: lax.expand_dims(x, [0]) if mine else x, own_out, results)
 
         def mapped(*args):
             context = jax.sharding.get_abstract_mesh()
@@ -118,11 +118,6 @@ class WorkerMesh:
     def _over_workers(self, own: PyTree) -> PyTree:
         """Specs that name only the workers' axis."""
         return jax.tree.map(lambda mine: P(self.axis_name) if mine else P(), own)
-
-
-def _each(function: Callable, own: PyTree, tree: PyTree) -> PyTree:
-    """`function(mine, leaf)` over the leaves of a tree, of which `own` is a prefix."""
-    return jax.tree.map(lambda mine, part: jax.tree.map(lambda x: function(mine, x), part), own, tree)
 
 
 def check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree) -> None:

@@ -60,7 +60,7 @@ def traffic(
         optimizer: a transformation that communicates over `axis_name`.
         params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
         axis_name: a name, a tuple of names, or None.
-        num_workers: along each name. Only the length of integer messages depends on it, by a little.
+        num_workers: K, all of them along the first name. Only the length of integer messages depends on it.
 
     Returns:
         The messages. Those of nested conditionals count as sent in the outer one's branch.
@@ -73,7 +73,8 @@ def traffic(
     def update(params):
         return optimizer.update(params, optimizer.init(params), params)
 
-    axes = [(name, num_workers) for name in axis_names(axis_name)]
+    names = axis_names(axis_name)
+    axes = [(name, 1 if place else num_workers) for place, name in enumerate(names)]
     return traffic_of(jax.make_jaxpr(update, axis_env=axes)(params).jaxpr, axis_name)
 
 
@@ -87,6 +88,8 @@ def _messages(jaxpr: Any, axes: set[str], *, into_branches: bool) -> Iterator[Me
     for equation in jaxpr.eqns:
         if (name := equation.primitive.name) in _OPERATIONS:
             if not axes & set(axis_names(equation.params.get('axes') or equation.params['axis_name'])):
+                continue
+            if equation.params.get('axis_size') == 1:  # a gather along one of several names
                 continue
             size = sum(x.aval.size * x.aval.dtype.itemsize for x in equation.invars)
             yield Message(_OPERATIONS[name], size)

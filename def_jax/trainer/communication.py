@@ -55,10 +55,10 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     """
     config, points = experiment.config, experiment.method.points
     workers = experiment.workers
-    state = workers.abstract(jax.eval_shape(steps.make_init(experiment)), experiment.axes)
+    state = workers.abstract(jax.eval_shape(steps.make_init(experiment)), experiment.own)
     batch = workers.place(next(experiment.train_batches(0)))
     outputs = steps.make_outputs(experiment)
-    variables = workers.abstract(jax.eval_shape(outputs, state)[0]['x'], None)
+    variables = workers.abstract(jax.eval_shape(outputs, state)[0]['x'], False)
     test_batches = list(experiment.test_batches(config.evaluate_on))
     evaluations, each = experiment.num_evaluations, workers.devices_per_row
     worker_of = [device // each for device in range(len(workers.devices))]

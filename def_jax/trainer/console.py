@@ -8,6 +8,7 @@ import rich.console
 import rich.progress
 import rich.table
 
+from def_jax.methods import GRANULARITIES
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.measure import Measure
 
@@ -25,15 +26,10 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
     each = f' of {config.shards_per_worker} devices each' if config.shards_per_worker > 1 else ''
     detach = config.detach if method.detach is None else method.detach
     detach = detach if detach == 'auto' else f'{detach:g}'
-    drawn = {
-        'tensor': 'one block per tensor',
-        'model': 'one block of the model',
-        'element': 'random elements',
-    }
     past = [config.order] * (config.order != 'random') + [config.allocation] * (
         config.allocation != 'proportional'
     )
-    sent_part = ', '.join([f'ratio {config.ratio:g}', drawn[config.granularity], *past])
+    sent_part = ', '.join([f'ratio {config.ratio:g}', GRANULARITIES[config.granularity], *past])
     own = ', '.join(f'{key} {config[key]:g}' for key in method.takes if config[key])
     how = {
         'dense': 'dense',

@@ -19,9 +19,9 @@ from def_jax.trainer.configuration.rules import check_config
 from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset, Split
 from def_jax.trainer.measure import Measure
-from def_jax.trainer.state import TrainState, worker_axes
+from def_jax.trainer.state import TrainState, per_worker
 from def_jax.trainer.tasks.base import Task
-from def_jax.trainer.workers import AXIS, Workers, make_workers
+from def_jax.trainer.workers import Workers, make_workers
 
 __all__ = ['EXAMPLES_PER_DEVICE', 'Communication', 'Experiment', 'build']
 
@@ -170,18 +170,18 @@ class Experiment:
         return jax.eval_shape(lambda: self.task.init(jax.random.key(0)))
 
     @functools.cached_property
-    def axes(self) -> TrainState:
-        """Which parts of the state are per-worker, see `worker_axes`."""
-        return worker_axes(self.optimizer, self.abstract_variables)
+    def own(self) -> TrainState:
+        """Which parts of the state are per-worker, see `per_worker`."""
+        return per_worker(self.optimizer, self.abstract_variables)
 
     @functools.cached_property
     def communication(self) -> Communication:
         """What training sends; traces one update, so an optimizer that cannot make one raises."""
         config, params = self.config, self.abstract_variables['params']
-        # The averages, every P steps, are counted apart.
-        optimizer = make_optimizer({**config, 'average_every': 0}, config.learning_rate, AXIS)
-        found = traffic(optimizer, self.workers.part(params), AXIS, config.num_workers)
+        axis_name = self.workers.axis_name
+        found = traffic(self.optimizer, self.workers.part(params), axis_name, config.num_workers)
         element = jnp.dtype(config.wire_dtype).itemsize
+        # Averages, every P steps, lie in a branch that not every step takes; they are counted apart.
         always, message, _ = found.sizes(config.every, lambda message: -(-message.bytes // element))
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         return Communication(

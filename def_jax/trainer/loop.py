@@ -282,7 +282,7 @@ class _Standing:
         if config.diagnostics_every:
             self._figures, self.diagnose = steps.make_diagnose(experiment), self._diagnose
         if config.check_replicas_every:
-            check = replicas.make_check(self._workers, experiment.axes)
+            check = replicas.make_check(self._workers, experiment.own)
             self.check_replicas = lambda: check(self._state, self.step)
 
     def train(self) -> dict[str, Any]:

@@ -1,16 +1,13 @@
 """The state of a run, and which parts of it are per-worker."""
 
-from typing import Any
-
 import flax.struct
 import jax
 import optax
 
 from def_jax.mesh.ownership import own_leaves
+from def_jax.types import PyTree
 
-PyTree = Any
-
-__all__ = ['TrainState', 'worker_axes']
+__all__ = ['TrainState', 'per_worker']
 
 
 @flax.struct.dataclass
@@ -30,17 +27,17 @@ class TrainState:
     opt_state: PyTree  # [K, ...] where it differs between workers
 
 
-def worker_axes(optimizer: optax.GradientTransformation, variables: PyTree) -> TrainState:
-    """The worker axis of each part of a TrainState, 0 or None: in_axes and out_axes of every step.
+def per_worker(optimizer: optax.GradientTransformation, variables: PyTree) -> TrainState:
+    """Which parts of a TrainState are per-worker, as booleans: what `Workers.map` is told of every step.
 
-    A single value stands for a whole tree like the parameters. With several processes pmap hashes the axes,
-    so they contain no dict: one that holds anything per-worker is per-worker as a whole.
+    One of them stands for a whole tree like the parameters. With several processes pmap hashes them, so they
+    contain no dict: one that holds anything per-worker is per-worker as a whole.
     """
+
+    def part(node: PyTree) -> bool:
+        return any(jax.tree.leaves(node))
+
     own = own_leaves(optimizer, variables['params'])
-
-    def axis(node: PyTree) -> int | None:
-        return 0 if any(jax.tree.leaves(node)) else None
-
-    opt_axes = jax.tree.map(axis, own, is_leaf=lambda node: isinstance(node, (bool, dict)))
-    stats_axis = axis(jax.tree.map(lambda _: True, variables['batch_stats']))
-    return TrainState(step=None, key=None, params=None, batch_stats=stats_axis, opt_state=opt_axes)
+    opt_state = jax.tree.map(part, own, is_leaf=lambda node: isinstance(node, (bool, dict)))
+    has_statistics = bool(jax.tree.leaves(variables['batch_stats']))
+    return TrainState(step=False, key=False, params=False, batch_stats=has_statistics, opt_state=opt_state)

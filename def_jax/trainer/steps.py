@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks.base import Task
 from def_jax.trainer.tasks.gradients import accumulated_value_and_grad
 from def_jax.trainer.workers import AXIS, Workers
-from def_jax.types import AxisName
+from def_jax.types import AxisName, PyTree
 
 __all__ = [
     'TrainState',
@@ -31,8 +30,6 @@ __all__ = [
     'make_own_eval_step',
     'make_train_step',
 ]
-
-PyTree = Any
 
 
 def make_init(experiment: Experiment) -> Callable[[], TrainState]:
@@ -49,7 +46,7 @@ def make_init(experiment: Experiment) -> Callable[[], TrainState]:
             opt_state=experiment.optimizer.init(variables['params']),
         )
 
-    initialise = experiment.workers.map(init, in_axes=(None,), out_axes=experiment.axes)
+    initialise = experiment.workers.map(init, (False,), experiment.own)
     return functools.partial(initialise, np.uint32(experiment.config.seed))
 
 
@@ -60,7 +57,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     loss and those of the task at the detached point, float32 [K], and with `skip_nonfinite` also taken, bool
     [K], False if all workers skipped the step. With virtual workers, [K] becomes [devices, virtual workers].
     """
-    detaches, axes = experiment.method.kind == 'error_feedback', experiment.axes
+    detaches, own = experiment.method.kind == 'error_feedback', experiment.own
     skips, workers = experiment.config.skip_nonfinite, experiment.workers
     optimizer = optax.with_extra_args_support(experiment.optimizer)
 
@@ -84,7 +81,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
             metrics['taken'] = taken
         return TrainState(state.step + 1, state.key, params, batch_stats, opt_state), metrics
 
-    return workers.map(train_step, in_axes=(axes, 0), out_axes=(axes, 0), donate_argnums=0)
+    return workers.map(train_step, (own, True), (own, True), donate=0)
 
 
 def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[dict, dict]]:
@@ -106,7 +103,7 @@ def make_diagnose(experiment: Experiment) -> Callable[[TrainState, dict], tuple[
             own['detach_optimum_own'] = figures.pop('detach_optimum_own')
         return figures, own
 
-    return workers.map(diagnose, in_axes=(experiment.axes, 0), out_axes=(None, 0))
+    return workers.map(diagnose, (experiment.own, True), (False, True))
 
 
 def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, dict]]:
@@ -117,18 +114,18 @@ def make_outputs(experiment: Experiment) -> Callable[[TrainState], tuple[dict, d
     are updated linearly, so averaging them over workers here equals averaging them at every step, without the
     traffic.
     """
-    points = experiment.method.points
+    points, workers = experiment.method.points, experiment.workers
 
     def outputs(state: TrainState) -> tuple[dict, dict]:
         params, own = {'x': state.params}, {}
         if 'y' in points:
-            params['y'] = output_params(state.params, state.opt_state, experiment.workers.axis_name)
+            params['y'] = output_params(state.params, state.opt_state, workers.axis_name)
         if 'own' in points:
             own['own'] = detached_params(state.params, state.opt_state)  # λ = 1: x + r_k
-        batch_stats = pmean(state.batch_stats, experiment.workers.axis_name)
+        batch_stats = pmean(state.batch_stats, workers.axis_name)
         return {point: {'params': p, 'batch_stats': batch_stats} for point, p in params.items()}, own
 
-    return experiment.workers.map(outputs, in_axes=(experiment.axes,), out_axes=(None, 0))
+    return workers.map(outputs, (experiment.own,), (False, True))
 
 
 def make_batch_statistics(
@@ -139,7 +136,6 @@ def make_batch_statistics(
     The batch is augmented as in training, each worker normalises its own share, and the statistics are
     averaged over workers. With `own`, the parameters have the worker axis.
     """
-
     task, workers = experiment.task, experiment.workers
 
     def measured(params: PyTree, batch_stats: PyTree, batch: dict, key: jax.Array) -> PyTree:
@@ -157,8 +153,7 @@ def make_batch_statistics(
         key = _step_key(state, workers.axis_name)
         return pmean(of_worker(params, state.batch_stats, batch, key), workers.axis_name)
 
-    in_axes = (experiment.axes, 0 if own else None, 0)
-    return workers.map(statistics, in_axes=in_axes, out_axes=None)
+    return workers.map(statistics, (experiment.own, own, True), False)
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
@@ -167,11 +162,11 @@ def make_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
     The batch has arrays [D, b, ...] and mask [D, b], 0 on padding, for D devices, or workers of several
     devices; the sums are those of `Task.test_sums`, float32 [].
     """
-    return experiment.workers.map_rows(
-        lambda variables, batch: psum(experiment.task.test_sums(variables, batch), AXIS),
-        in_axes=(None, 0),
-        out_axes=None,
-    )
+
+    def sums(variables: PyTree, batch: dict) -> dict:
+        return psum(experiment.task.test_sums(variables, batch), AXIS)
+
+    return experiment.workers.map_rows(sums, (False, True), False)
 
 
 def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
@@ -179,9 +174,9 @@ def make_own_eval_step(experiment: Experiment) -> Callable[[dict, dict], dict]:
 
     The batch has arrays [b, ...]; the sums are float32 [K].
     """
-    axes = {'params': 0, 'batch_stats': None}
+    own = {'params': True, 'batch_stats': False}
     test_sums = experiment.workers.one_worker(experiment.task.test_sums)
-    return experiment.workers.map(test_sums, in_axes=(axes, None), out_axes=0)
+    return experiment.workers.map(test_sums, (own, False), True)
 
 
 def _value_and_grad(task: Task, workers: Workers, accumulate: int) -> Callable:

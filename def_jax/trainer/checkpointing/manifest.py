@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 import def_jax
+from def_jax.mesh.replication import leaf_names
 
 __all__ = ['DamagedError', 'Manifest', 'leaves_of', 'read_verified', 'write']
 
@@ -67,11 +68,8 @@ def read_verified(folder: Path, step: int) -> Manifest:
 
 def leaves_of(state: Any) -> dict[str, list]:
     """The name, dtype and shape of every array of a state, as stored in the manifest."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator='.'): [str(leaf.dtype), list(np.shape(leaf))]
-        for path, leaf in leaves
-    }
+    leaves = zip(leaf_names(state), jax.tree.leaves(state), strict=True)
+    return {name: [str(leaf.dtype), list(np.shape(leaf))] for name, leaf in leaves}
 
 
 def _check_files(folder: Path, files: dict[str, str]) -> None:

@@ -8,18 +8,17 @@ shares of the data that no longer exist; SAEF discards the same at each of its a
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 
+from def_jax.mesh.ownership import each
 from def_jax.mesh.regrouping import regroup
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.state import TrainState
-from def_jax.trainer.workers.base import Workers, map_prefix, owns
+from def_jax.trainer.workers.base import Workers
+from def_jax.types import PyTree
 
 __all__ = ['Layout', 'describe', 'regrouped']
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +26,12 @@ class Layout:
     """How the workers of a run are arranged in its state."""
 
     workers: Workers
-    axes: TrainState  # 0 for per-worker arrays, None for shared ones
+    own: TrainState  # which arrays are per-worker, as booleans
     batch_size: int
 
     @classmethod
     def of(cls, experiment: Experiment) -> 'Layout':
-        return cls(experiment.workers, experiment.axes, experiment.config.batch_size)
+        return cls(experiment.workers, experiment.own, experiment.config.batch_size)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,8 +44,8 @@ class Layout:
         return self.workers.devices_per_row
 
     def map(self, function, *trees: PyTree) -> PyTree:
-        """`function(own, *leaves)` over the leaves of states of this layout."""
-        return map_prefix(function, self.axes, *trees)
+        """`function(mine, *leaves)` over the leaves of states of this layout."""
+        return each(function, self.own, *trees)
 
     def shape_of(self, state: PyTree) -> tuple[int, ...]:
         """The leading axes of per-worker arrays in `state`."""
@@ -55,18 +54,18 @@ class Layout:
 
     def spread(self, state: PyTree) -> PyTree:
         """The rows of all processes as one state of global arrays, without copying."""
-        return self.workers.spread(state, self.axes)
+        return self.workers.spread(state, self.own)
 
     def own_rows(self, state: PyTree, like: PyTree) -> PyTree:
         """This process's rows of a spread state or of NumPy arrays, placed like `like`."""
-        return self.workers.own_rows(state, like, self.axes)
+        return self.workers.own_rows(state, like, self.own)
 
     def shapes(self, like: PyTree, workers: tuple[int, ...]) -> PyTree:
         """The shapes and dtypes that `like`, a state of this layout, would have with other workers."""
 
-        def shape(own, leaf):
-            rest = leaf.shape[len(self.shape) :] if own else leaf.shape
-            return jax.ShapeDtypeStruct((*workers, *rest) if own else rest, leaf.dtype)
+        def shape(mine, leaf):
+            rest = leaf.shape[len(self.shape) :] if mine else leaf.shape
+            return jax.ShapeDtypeStruct((*workers, *rest) if mine else rest, leaf.dtype)
 
         return self.map(shape, like)
 
@@ -76,7 +75,7 @@ def regrouped(state: PyTree, workers: tuple[int, ...], layout: Layout) -> PyTree
 
     If the number of workers is unchanged, only the leading axes differ.
     """
-    return regroup(state, owns(layout.axes), workers, layout.shape)
+    return regroup(state, layout.own, workers, layout.shape)
 
 
 def describe(workers: tuple[int, ...], batch_size: int, layout: Layout, shards: int = 1) -> list[str]:

@@ -24,50 +24,33 @@ from def_jax.trainer.tasks import TASKS
 
 __all__ = ['KEYS', 'SECTIONS', 'get_defaults']
 
+# Arguments of the library, which checks them. Its defaults hold, but for two.
+_ARGUMENTS = {
+    'ratio': 'one element in `ratio` is sent',
+    'granularity': 'what is drawn: a block of every tensor (`tensor`), one block of the whole model '
+    '(`model`) or random elements (`element`)',
+    'order': 'blocks are drawn independently, as in the paper (`random`), or each is sent once per round '
+    '(`shuffled`, `cyclic`)',
+    'allocation': 'every tensor sends the same share (`proportional`), or small ones send more (`balanced`)',
+    'detach': 'λ, where the method leaves it free; `auto` estimates λ*(t) from the messages and uses that',
+    'every': 'steps per message; workers take local steps in between',
+    'decay': 'multiplies the residual at every step',
+    'average_every': "SAEF's period P: steps between averages of the residuals; 0 means never",
+    'wire_dtype': 'dtype of the message: `float32`, `bfloat16`, `float16`, `int8`',
+    'rank': "of PowerSGD's factors; 0 for the largest that sends no more than `ratio` allows",
+    'chunk': 'the longest edge of a chunk of DeMo or SparseLoCo',
+    'freeze_after': 'dense steps of 1-bit Adam, after which its second moment is frozen',
+    'skip_nonfinite': 'all workers skip a step in which any update is NaN or infinite',
+    'overlap': 'messages travel while the next gradient is computed; x is one step behind',
+}
+_DEFAULTS = OPTIONS | {'ratio': 64.0, 'wire_dtype': 'float32'}
 _METHOD = {
     'method': one_of('def', METHODS, 'how the workers communicate'),
-    'ratio': library(64.0, 'one element in `ratio` is sent'),
-    'granularity': library(
-        OPTIONS['granularity'],
-        'what is drawn: a block of every tensor (`tensor`), one block of the whole model (`model`) or random '
-        'elements (`element`)',
-    ),
-    'order': library(
-        OPTIONS['order'],
-        'blocks are drawn independently, as in the paper (`random`), or each is sent once per round '
-        '(`shuffled`, `cyclic`)',
-    ),
-    'allocation': library(
-        OPTIONS['allocation'],
-        'every tensor sends the same share (`proportional`), or small ones send more (`balanced`)',
-    ),
-    'detach': library(
-        OPTIONS['detach'],
-        'λ, where the method leaves it free; `auto` estimates λ*(t) from the messages and uses that',
-    ),
-    'every': library(OPTIONS['every'], 'steps per message; workers take local steps in between'),
-    'decay': library(OPTIONS['decay'], 'multiplies the residual at every step'),
-    'average_every': library(
-        OPTIONS['average_every'], "SAEF's period P: steps between averages of the residuals; 0 means never"
-    ),
+    **{name: library(_DEFAULTS[name], help) for name, help in _ARGUMENTS.items()},
     'outer': factory(
         '', OPTIMIZERS, 'the optimizer that applies the mean message, as `optimizer`; empty to add it'
     ),
     'outer_options': options('outer'),
-    'wire_dtype': library('float32', 'dtype of the message: `float32`, `bfloat16`, `float16`, `int8`'),
-    'rank': library(
-        OPTIONS['rank'], "of PowerSGD's factors; 0 for the largest that sends no more than `ratio` allows"
-    ),
-    'chunk': library(OPTIONS['chunk'], 'the longest edge of a chunk of DeMo or SparseLoCo'),
-    'freeze_after': library(
-        OPTIONS['freeze_after'], 'dense steps of 1-bit Adam, after which its second moment is frozen'
-    ),
-    'skip_nonfinite': library(
-        OPTIONS['skip_nonfinite'], 'all workers skip a step in which any update is NaN or infinite'
-    ),
-    'overlap': library(
-        OPTIONS['overlap'], 'messages travel while the next gradient is computed; x is one step behind'
-    ),
 }
 _WORKERS = {
     'num_workers': integer(16, 1, 'K', 'regroups'),

@@ -2,12 +2,13 @@
 
 import abc
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import numpy as np
 
-PyTree = Any
+from def_jax.types import PyTree
+
 Batch = dict[str, jax.Array]  # of one worker: arrays [b, ...]
 
 __all__ = ['Batch', 'GenerativeTask', 'Metric', 'Task']

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from def_jax.mesh.spmd.after_link import depends_on
 from def_jax.trainer.configuration.factories import said
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.tasks.base import Task
@@ -91,23 +92,13 @@ def _check_sums(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
         raise ValueError(
             f'{name}: metrics lacks {headline!r}, the headline metric; it has {sorted(metrics)}.'
         )
-    position = len(jax.tree.leaves(variables)) + sorted(batch).index('mask')
-    dependent = _dependent(jaxpr.jaxpr, position)
-    for key, depends in zip(sorted(sums), dependent, strict=True):
+    is_mask = [False] * len(jax.tree.leaves(variables)) + [name == 'mask' for name in sorted(batch)]
+    for key, depends in zip(sorted(sums), depends_on(jaxpr.jaxpr, is_mask), strict=True):
         if not depends:
             raise ValueError(
                 f"{name}: the sum {key!r} of test_sums ignores batch['mask'], so padding would count. "
                 'Multiply what is summed by the mask.'
             )
-
-
-def _dependent(jaxpr: Any, index: int) -> list[bool]:
-    """Which outputs of a program may depend on its input number `index`."""
-    reached = {jaxpr.invars[index]}
-    for equation in jaxpr.eqns:
-        if any(isinstance(value, jax.extend.core.Var) and value in reached for value in equation.invars):
-            reached.update(equation.outvars)
-    return [isinstance(value, jax.extend.core.Var) and value in reached for value in jaxpr.outvars]
 
 
 def _check_scalars(name: str, function: str, values: Mapping[str, Any]) -> None:

@@ -13,8 +13,7 @@ from def_jax.trainer.data import augmentation
 from def_jax.trainer.data.catalogue import DatasetSpec
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.tasks.base import Batch, Metric, Task
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['ImageClassification', 'image_classification']
 

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from def_jax.trainer.tasks.base import Batch
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['accumulated_value_and_grad']
 

@@ -15,8 +15,7 @@ from def_jax.trainer.data.text.corpus import START, VOCAB_SIZE
 from def_jax.trainer.data.text.windows import Windows
 from def_jax.trainer.models.transformer import Transformer
 from def_jax.trainer.tasks.base import Batch, GenerativeTask
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['LanguageModelling', 'language_modelling', 'sample']
 

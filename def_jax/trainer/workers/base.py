@@ -10,10 +10,9 @@ from jax.sharding import NamedSharding
 
 from def_jax.mesh.shards import WHOLE, Shards
 from def_jax.trainer.launch import processes
+from def_jax.types import PyTree
 
-PyTree = Any
-
-__all__ = ['AXIS', 'Workers', 'map_prefix', 'owns']
+__all__ = ['AXIS', 'Workers']
 
 AXIS = 'workers'  # the mapped axis over workers, or over the devices that host several
 
@@ -22,8 +21,8 @@ class Workers(abc.ABC):
     """The workers of a run on its devices.
 
     Per-worker values have leading axes `shape`, one row for each place along the first; replicated ones have
-    none. A tree of axes says which is which: 0 for per-worker, None for replicated, and
-    one of them may stand for a whole subtree.
+    none. A tree of booleans says which is which, True for per-worker; one of them may stand for a whole
+    subtree.
 
     Attributes:
         devices: those of all processes, row by row.
@@ -53,25 +52,25 @@ class Workers(abc.ABC):
         return len(self.devices) // len(self.heads)
 
     @abc.abstractmethod
-    def map(self, function: Callable, *, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
+    def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree, donate=()) -> Callable:
         """Compiles a function that runs on every worker, with collectives over `axis_name`.
 
         Args:
             function: what one worker does with its own values and the replicated ones.
-            in_axes: a tuple of trees of axes, one for each argument.
-            out_axes: that of the result. Values without an axis must be the same on all workers.
-            donate_argnums: arguments whose memory the result may take over.
+            own_in: a tree of booleans for each argument.
+            own_out: that of the result. What is replicated must be the same on all workers.
+            donate: the position of an argument, or several, whose memory the result may take over.
 
         Returns:
             A function with a method `lower`. Its arguments lie where `place` and its own results do.
         """
 
     @abc.abstractmethod
-    def map_rows(self, function: Callable, *, in_axes: Any, out_axes: Any) -> Callable:
+    def map_rows(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree) -> Callable:
         """Like `map`, for rows instead of workers: virtual workers of a device share one. For evaluation."""
 
     @abc.abstractmethod
-    def map_devices(self, function: Callable, *, in_axes: Any) -> Callable:
+    def map_devices(self, function: Callable, own_in: tuple[PyTree, ...]) -> Callable:
         """Compiles a function that runs on every device, with what it holds, without collectives.
 
         Returns:
@@ -106,16 +105,16 @@ class Workers(abc.ABC):
         """Replicated values, whole, as NumPy arrays."""
 
     @abc.abstractmethod
-    def spread(self, tree: PyTree, axes: PyTree) -> PyTree:
+    def spread(self, tree: PyTree, own: PyTree) -> PyTree:
         """The rows of all processes as global arrays with leading axes `shape`, without copying."""
 
     @abc.abstractmethod
-    def own_rows(self, tree: PyTree, like: PyTree, axes: PyTree) -> PyTree:
+    def own_rows(self, tree: PyTree, like: PyTree, own: PyTree) -> PyTree:
         """The inverse of `spread`, for its results and for NumPy arrays; placed like `like`."""
 
-    def abstract(self, tree: PyTree, axes: PyTree) -> PyTree:
-        """Shapes and dtypes as `map` lowers them: with shardings, if these are not known from the axes."""
-        del axes
+    def abstract(self, tree: PyTree, own: PyTree) -> PyTree:
+        """Shapes and dtypes as `map` lowers them: with shardings, if `own` alone does not tell them."""
+        del own
         return tree
 
     # --- What a worker's devices share ---
@@ -141,17 +140,3 @@ class Workers(abc.ABC):
         """The indices of the devices that hold the same part of a replicated tensor."""
         del leaf
         return [list(range(len(self.devices)))]
-
-
-def map_prefix(function: Callable, axes: PyTree, *trees: PyTree) -> PyTree:
-    """`function(own, *leaves)` over the leaves of trees, where `axes` may be a prefix of these."""
-
-    def subtree(axis, *subtrees):
-        return jax.tree.map(lambda *leaves: function(axis == 0, *leaves), *subtrees)
-
-    return jax.tree.map(subtree, axes, *trees, is_leaf=lambda node: node is None or node == 0)
-
-
-def owns(axes: PyTree) -> PyTree:
-    """A tree of axes as booleans, True for per-worker."""
-    return jax.tree.map(lambda axis: axis == 0, axes, is_leaf=lambda node: node is None or node == 0)

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from def_jax.mesh.ownership import each
 from def_jax.mesh.replication import checksums, leaf_names
 from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 from def_jax.trainer.state import TrainState
-from def_jax.trainer.workers.base import Workers, map_prefix
+from def_jax.trainer.workers.base import Workers
 
 __all__ = ['ReplicasDifferError', 'make_check']
 
@@ -31,21 +32,21 @@ class ReplicasDifferError(EndedError):
         self.step, self.leaves, self.workers = step, leaves, workers
 
 
-def make_check(workers: Workers, axes: TrainState) -> Callable[[TrainState, int], None]:
+def make_check(workers: Workers, own: TrainState) -> Callable[[TrainState, int], None]:
     """Returns a function of a state and its step that raises ReplicasDifferError if copies differ.
 
-    `axes` are those of the state, see `worker_axes`. Each device computes the checksums of its own copies:
+    `own` says which parts of the state are per-worker. Each device computes the checksums of its own copies:
     even an array that is stored once for all workers has a copy on every device. Only a few bytes per device
     are sent to the host.
     """
 
     def shared(state: TrainState) -> Any:
-        return map_prefix(lambda own, leaf: None if own else leaf, axes, state)
+        return each(lambda mine, leaf: None if mine else leaf, own, state)
 
     def own_checksums(state: TrainState) -> jax.Array:
         return checksums(shared(state))
 
-    on_devices = workers.map_devices(own_checksums, in_axes=(axes,))
+    on_devices = workers.map_devices(own_checksums, (own,))
 
     def check(state: TrainState, step: int) -> None:
         sums = processes.gather(workers.local(on_devices(state)), workers.devices)  # [devices, leaves]

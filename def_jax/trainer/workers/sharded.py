@@ -14,11 +14,11 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from def_jax.mesh.ownership import each
 from def_jax.mesh.shards import Shards
 from def_jax.mesh.worker_mesh import WorkerMesh
-from def_jax.trainer.workers.base import AXIS, Workers, map_prefix, owns
-
-PyTree = Any
+from def_jax.trainer.workers.base import AXIS, Workers
+from def_jax.types import PyTree
 
 __all__ = ['SHARD_AXIS', 'ShardedWorkers', 'shard_spec']
 
@@ -68,30 +68,30 @@ class ShardedWorkers(Workers):
         # The examples of each worker, the second axis, are divided among its devices.
         self._batch_sharding = self._mesh.shardings(P(AXIS, SHARD_AXIS))
 
-    def map(self, function: Callable, *, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
-        mapped = self._mesh.map(function, owns(in_axes), owns(out_axes))
+    def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree, donate=()) -> Callable:
+        mapped = self._mesh.map(function, own_in, own_out)
 
         def placed(*args):
             results = mapped(*args)
-            return self._mesh.place(results, map_prefix(self._spec, out_axes, results))
+            return self._mesh.place(results, each(self._spec, own_out, results))
 
-        return jax.jit(placed, donate_argnums=donate_argnums)
+        return jax.jit(placed, donate_argnums=donate)
 
-    def map_rows(self, function: Callable, *, in_axes: Any, out_axes: Any) -> Callable:
-        return self.map(function, in_axes=in_axes, out_axes=out_axes)
+    def map_rows(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree) -> Callable:
+        return self.map(function, own_in, own_out)
 
-    def map_devices(self, function: Callable, *, in_axes: Any) -> Callable:
+    def map_devices(self, function: Callable, own_in: tuple[PyTree, ...]) -> Callable:
         def device(*args):
-            args = map_prefix(lambda own, x: lax.squeeze(x, [0]) if own else x, in_axes, args)
+            args = each(lambda mine, x: lax.squeeze(x, [0]) if mine else x, own_in, args)
             return jax.tree.map(lambda x: lax.expand_dims(x, [0]), function(*args))
 
         def mapped(*args):
-            in_specs = map_prefix(self._spec, in_axes, args)
+            in_specs = each(self._spec, own_in, args)
             out_specs = P((AXIS, SHARD_AXIS))
-            each = jax.shard_map(
+            on_each = jax.shard_map(
                 device, mesh=self._mesh.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
             )
-            return each(*args)
+            return on_each(*args)
 
         return jax.jit(mapped)
 
@@ -108,21 +108,21 @@ class ShardedWorkers(Workers):
 
         return jax.tree.map(whole, tree)
 
-    def spread(self, tree: PyTree, axes: PyTree) -> PyTree:
-        del axes
+    def spread(self, tree: PyTree, own: PyTree) -> PyTree:
+        del own
         return tree
 
-    def own_rows(self, tree: PyTree, like: PyTree, axes: PyTree) -> PyTree:
-        del axes
+    def own_rows(self, tree: PyTree, like: PyTree, own: PyTree) -> PyTree:
+        del own
         return jax.tree.map(
             lambda x, to: jax.device_put(x, to.sharding) if isinstance(x, np.ndarray) else x, tree, like
         )
 
-    def abstract(self, tree: PyTree, axes: PyTree) -> PyTree:
-        def leaf(own, x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding(own, x))
+    def abstract(self, tree: PyTree, own: PyTree) -> PyTree:
+        def leaf(mine, x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding(mine, x))
 
-        return map_prefix(leaf, axes, tree)
+        return each(leaf, own, tree)
 
     def shards(self, params: PyTree) -> Shards:
         specs = jax.tree.map(lambda x: shard_spec(x.shape, self._shards), params)

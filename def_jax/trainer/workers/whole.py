@@ -10,10 +10,10 @@ from jax import custom_batching, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from def_jax.mesh.ownership import each
 from def_jax.trainer.launch import processes
-from def_jax.trainer.workers.base import AXIS, Workers, map_prefix
-
-PyTree = Any
+from def_jax.trainer.workers.base import AXIS, Workers
+from def_jax.types import PyTree
 
 __all__ = ['VIRTUAL_AXIS', 'WholeWorkers']
 
@@ -37,21 +37,29 @@ class WholeWorkers(Workers):
         self._mesh = Mesh(np.array(devices), (AXIS,))
         self._batch_sharding = NamedSharding(self._mesh, P(AXIS))
 
-    def map(self, function: Callable, *, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
-        if not jax.tree.leaves(in_axes):  # vmap and pmap need an argument with an axis over workers
-            mapped = self.map(lambda _, *args: function(*args), in_axes=(0, *in_axes), out_axes=out_axes)
+    def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree, donate=()) -> Callable:
+        if not any(jax.tree.leaves(own_in)):  # vmap and pmap need an argument with an axis over workers
+            mapped = self.map(lambda _, *args: function(*args), (True, *own_in), own_out)
             return _bound(mapped, np.zeros(self.local_shape))
         if self._virtual > 1:
-            function = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=VIRTUAL_AXIS)
-        return self._pmap(function, in_axes, out_axes, donate_argnums)
+            axes, axes_out = _axes(own_in), _axes(own_out)
+            function = jax.vmap(function, in_axes=axes, out_axes=axes_out, axis_name=VIRTUAL_AXIS)
+        return self.map_rows(function, own_in, own_out, donate)
 
-    def map_rows(self, function: Callable, *, in_axes: Any, out_axes: Any) -> Callable:
-        return self._pmap(function, in_axes, out_axes)
+    def map_rows(
+        self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree, donate=()
+    ) -> Callable:
+        return jax.pmap(
+            function,
+            axis_name=AXIS,
+            in_axes=_axes(own_in),
+            out_axes=_axes(own_out),
+            donate_argnums=donate,
+            devices=self.devices,
+        )
 
-    def map_devices(self, function: Callable, *, in_axes: Any) -> Callable:
-        if jax.tree.leaves(in_axes):
-            return self._pmap(function, in_axes, 0)
-        mapped = self._pmap(lambda _, *args: function(*args), (0, *in_axes), 0)
+    def map_devices(self, function: Callable, own_in: tuple[PyTree, ...]) -> Callable:
+        mapped = self.map_rows(lambda _, *args: function(*args), (True, *own_in), True)
         return _bound(mapped, np.zeros(len(self.rows)))
 
     def one_worker(self, function: Callable) -> Callable:
@@ -65,35 +73,30 @@ class WholeWorkers(Workers):
     def fetch(self, tree: PyTree) -> PyTree:
         return jax.device_get(tree)
 
-    def spread(self, tree: PyTree, axes: PyTree) -> PyTree:
-        def array(own, leaf):
-            shape = (*self.shape, *leaf.shape[len(self.shape) :]) if own else leaf.shape
+    def spread(self, tree: PyTree, own: PyTree) -> PyTree:
+        def array(mine, leaf):
+            shape = (*self.shape, *leaf.shape[len(self.shape) :]) if mine else leaf.shape
             shards = [shard.data for shard in leaf.addressable_shards]
-            sharding = NamedSharding(self._mesh, P(AXIS) if own else P())
+            sharding = NamedSharding(self._mesh, P(AXIS) if mine else P())
             return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
-        return map_prefix(array, axes, tree)
+        return each(array, own, tree)
 
-    def own_rows(self, tree: PyTree, like: PyTree, axes: PyTree) -> PyTree:
+    def own_rows(self, tree: PyTree, like: PyTree, own: PyTree) -> PyTree:
         rows = processes.rows(self.devices)
 
-        def array(own, leaf, to):
+        def array(mine, leaf, to):
             if isinstance(leaf, np.ndarray):
-                return jax.device_put(leaf[rows] if own else leaf, to.sharding)
+                return jax.device_put(leaf[rows] if mine else leaf, to.sharding)
             shards = [shard.data for shard in leaf.addressable_shards]
             return jax.make_array_from_single_device_arrays(to.shape, to.sharding, shards)
 
-        return map_prefix(array, axes, tree, like)
+        return each(array, own, tree, like)
 
-    def _pmap(self, function: Callable, in_axes: Any, out_axes: Any, donate_argnums=()) -> Callable:
-        return jax.pmap(
-            function,
-            axis_name=AXIS,
-            in_axes=in_axes,
-            out_axes=out_axes,
-            donate_argnums=donate_argnums,
-            devices=self.devices,
-        )
+
+def _axes(own: PyTree) -> PyTree:
+    """Booleans as the axes of `vmap` and `pmap`."""
+    return jax.tree.map(lambda mine: 0 if mine else None, own)
 
 
 def _bound(mapped: Any, rows: np.ndarray) -> Callable:
