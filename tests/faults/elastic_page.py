@@ -92,12 +92,16 @@ def loss(runs: list[dict], base: float) -> str:
 
 
 def speed(runs: list[dict], base: float) -> str:
-    return f'{outside(runs):.2f} ({100 * outside(runs) / base:.0f} %)'
+    return share(outside(runs), base)
 
 
 def useful(runs: list[dict], base: float) -> str:
-    rate = sum(run['last step'] for run in runs) / sum(run['seconds'] for run in runs)
-    return f'{rate:.2f} ({100 * rate / base:.0f} %)'
+    return share(sum(run['last step'] for run in runs) / sum(run['seconds'] for run in runs), base)
+
+
+def share(rate: float, base: float) -> str:
+    """With its part of the undisturbed rate outside of pauses, if that was measured."""
+    return f'{rate:.2f}' + (f' ({100 * rate / base:.0f} %)' if base > 0 else '')
 
 
 def total(name: str, form: str = 'd') -> Callable:
