@@ -151,6 +151,8 @@ def test_a_step_with_the_detached_point_copies_nothing(variant):
 
     Not under pmap: the workers' axis that it adds to each argument makes XLA copy the momentum of SGD, too.
     """
+    if jax.__version_info__ < (0, 9) and variant in ('no momentum', 'auto', 'every'):
+        pytest.skip('XLA of JAX 0.8 copies a tensor or two')
     momentum, options = VARIANTS[variant]
     optimizer, step = with_gradient(feedback(**options), momentum=momentum)
     mesh, replicated = jax.make_mesh((2,), ('workers',)), jax.sharding.PartitionSpec()
