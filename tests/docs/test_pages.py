@@ -1,7 +1,9 @@
 """The pages of the site: their code runs, their links lead somewhere, and every public name is on one."""
 
 import inspect
+import json
 import re
+import statistics
 from pathlib import Path
 
 import jax
@@ -58,3 +60,18 @@ def test_the_examples_change_as_many_lines_as_the_page_says():
     assert len(rows) >= 5
     for example, lines in rows:
         assert (DOCS.parent / example).read_text().count('# was: ') == int(lines) <= 8, example
+
+
+def test_losses_of_nanodo_are_those_of_its_runs():
+    page = (DOCS / 'how_to/your_trainer.md').read_text()
+    lines = (DOCS.parent / 'results/trainers/nanodo.jsonl').read_text().splitlines()
+    for method in ('dense', 'def16int8'):
+        runs = [run for run in map(json.loads, lines) if run['method'] == method]
+        tuned = {run['rate']: run['loss'] for run in runs if run['split'] == 'validation'}
+        fresh = [run['loss'] for run in runs if run['split'] == 'test']
+        rates = [
+            (f'**{loss:.3f}**' if loss == min(tuned.values()) else f'{loss:.3f}') + f' at {rate:g}'
+            for rate, loss in sorted(tuned.items())
+        ]
+        row = f'| {" · ".join(rates)} | {statistics.mean(fresh):.3f} ± {statistics.stdev(fresh):.3f} |'
+        assert row in page
