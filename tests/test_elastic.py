@@ -66,7 +66,7 @@ class Run:
         return last['pid'] == processes[index].pid and last['workers'] == len(processes)
 
     def told(self):
-        return '\n'.join(path.read_text()[-1500:] for path in sorted(self.folder.iterdir()))
+        return '\n'.join(path.read_text()[-1500:] for path in sorted(self.folder.glob('*.*l*')))
 
     def ends(self, process, code=0, seconds=120):
         assert process.wait(timeout=seconds) == code, self.told()
@@ -170,19 +170,6 @@ def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(run):
     third = three.start(2)
     three.finish(first, second, third)
     three.assert_same_bits()
-
-
-@pytest.mark.slow
-def test_when_process_0_stands_still_nobody_goes_on(run):
-    """JAX's service, which lives in it, finds all silent when it wakes."""
-    two = run(2)
-    processes = two.start_all()
-    processes[0].send_signal(signal.SIGSTOP)
-    time.sleep(8)
-    processes[0].send_signal(signal.SIGCONT)
-    assert all(process.wait(timeout=60) != 0 for process in processes)
-    assert two.step(0) - two.step(1) in (0, 1)
-    two.assert_same_bits()
 
 
 @pytest.mark.slow

@@ -152,10 +152,8 @@ class Team:
         return self.look(_all)
 
     def close(self) -> None:
-        """Leaves the others; process 0 waits until all have: the coordination service ends with it."""
+        """In process 0, waits until all others have ended: the coordination service ends with it."""
         self._closes = True
-        if jax.process_index():
-            jax.distributed.shutdown()
         while jax.process_index() == 0 and len(self._group.incarnations if self._group else ()) > 1:
             with (
                 contextlib.suppress(multihost_utils.ProcessFailureError),

@@ -22,7 +22,7 @@ def crossing(compiled: Any, workers: WorkerMesh) -> list[Collective]:
     Raises:
         TypeError: if the program is not compiled.
     """
-    if not isinstance(compiled, jax.stages.Compiled):
+    if hasattr(compiled, 'compile'):  # of JAX or of NNX, whose compiled steps are not of one class
         raise TypeError(f'got a {type(compiled).__name__}: pass a compiled step, step.lower(...).compile().')
     of_devices = workers.worker_of_devices()
     found = [c.passed(len(of_devices)) for c in collectives(compiled.as_text() or '')]
