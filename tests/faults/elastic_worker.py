@@ -79,7 +79,7 @@ def main() -> int:
         y_before = y_after
         log.write(json.dumps(life | line) + '\n')
         log.flush()
-        if team.step % CHECKPOINT_EVERY == 0:
+        if team.step % CHECKPOINT_EVERY == 0 and team.step < steps:  # who restarts has a step to make
             save(folder, team.step, team.fetch())
     (folder / f'end-{process}').write_text(json.dumps(test_loss(images, labels, y_after)))
     team.close()
