@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from def_jax.tools import markdown
+
 HEAD = """# Workers that come and go
 
 Written by `python tests/faults/elastic.py` from [elastic.json](elastic.json). A perceptron on digits with DEF
@@ -22,23 +24,21 @@ FAULTS = """
 Faults in one pause share it in equal parts. The norm is that of y's change between two steps; a restart from
 a checkpoint repeats steps instead.
 
-| fault | seed | second | process | how | seconds | steps repeated | ‖y − y'‖ |
-|---|---|---|---|---|---|---|---|
 """
+COLUMNS = ['fault', 'seed', 'second', 'process', 'how', 'seconds', 'steps repeated', "‖y − y'‖"]
 
 
 def page(runs: list[dict]) -> str:
     columns = {}
     for run in runs:
         columns.setdefault((run['part'], run['every']), []).append(run)
-    text = HEAD.format(**runs[0])
-    text += f'| |{"|".join(title(*key) for key in columns)}|\n|---|{"---|" * len(columns)}\n'
     base = outside(columns.get(('undisturbed', None), []))
-    for name, cell in ROWS.items():
-        text += f'| {name} | {" | ".join(cell(found, base) for found in columns.values())} |\n'
+    rows = [[name, *(cell(found, base) for found in columns.values())] for name, cell in ROWS.items()]
+    text = HEAD.format(**runs[0]) + markdown.table([['', *(title(*key) for key in columns)], *rows]) + '\n'
     for key, found in columns.items():
         if key[0] != 'undisturbed':
-            text += FAULTS.format(name=title(*key)) + ''.join(map(fault_row, *each_fault(found)))
+            rows = [fault_row(fault, run['seed']) for run in found for fault in run['faults']]
+            text += FAULTS.format(name=title(*key)) + markdown.table([COLUMNS, *rows]) + '\n'
     return text
 
 
@@ -46,18 +46,15 @@ def title(part: str, every: float | None) -> str:
     return part if every is None else f'{part}, a fault every {every:g} s'
 
 
-def each_fault(runs: list[dict]) -> tuple[list[dict], list[int]]:
-    return [fault for run in runs for fault in run['faults']], [
-        run['seed'] for run in runs for _ in run['faults']
+def fault_row(fault: dict, seed: int) -> list:
+    return [
+        *(fault['number'] + 1, seed, f'{fault["time"]:.0f}', fault['process'], fault['how']),
+        *(f'{fault["seconds"]:.1f}', f'{fault["steps repeated"]:.3g}', f'{fault["y moved"]:.3f}'),
     ]
 
 
-def fault_row(fault: dict, seed: int) -> str:
-    cells = (
-        *(fault['number'] + 1, seed, f'{fault["time"]:.0f}', fault['process'], fault['how']),
-        *(f'{fault["seconds"]:.1f}', f'{fault["steps repeated"]:.3g}', f'{fault["y moved"]:.3f}'),
-    )
-    return f'| {" | ".join(map(str, cells))} |\n'
+def faults_of(runs: list[dict]) -> list[dict]:
+    return [fault for run in runs for fault in run['faults']]
 
 
 def outside(runs: list[dict]) -> float:
@@ -72,14 +69,14 @@ def finished(runs: list[dict]) -> list[dict]:
 
 def of_faults(summary: Callable, name: str) -> Callable:
     def cell(runs, base):
-        values = [fault[name] for fault in each_fault(runs)[0]]
+        values = [fault[name] for fault in faults_of(runs)]
         return f'{summary(values):.3g}' if values else '0'
 
     return cell
 
 
 def struck(runs: list[dict], base: float) -> str:
-    faults = each_fault(runs)[0]
+    faults = faults_of(runs)
     kills, first = (sum(f['how'] == 'SIGKILL' for f in faults), sum(f['process'] == 0 for f in faults))
     return f'{kills}, {len(faults) - kills}, {first}'
 
