@@ -1,7 +1,7 @@
 """The page of the runs: a table of all, and loss against steps and against bytes."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,29 +44,37 @@ def _tested(runs: Sequence[Run]) -> Tested:
 
 def _against_dense(tested: Tested) -> str:
     """Against dense AdamW on as many sequences."""
-    rows = [['model', 'steps', 'K × sequences', 'method', 'seeds', 'test loss', 'dense AdamW', 'behind']]
-    of_dense = {(m, s, k * n): of for (m, s, k, n, name), of in tested.items() if name == _DENSE}
-    for (model, steps, workers, sequences, label), losses in sorted(tested.items()):
-        dense = of_dense.get((model, steps, workers * sequences), {})
-        behind = seed_difference(losses, dense)
-        if behind and label != _DENSE:
-            seeds = sorted(losses.keys() & dense.keys())
-            both = [mean_std([of[seed] for seed in seeds], 3) for of in (losses, dense)]
-            text = [model, f'{steps:,}', f'{workers} × {sequences}', label, ', '.join(map(str, seeds)), *both]
-            rows.append([*text, behind.text(3)])
-    return markdown.table(rows)
+    of_dense = {(m, s, k * n): of for (m, s, k, n, label), of in tested.items() if label == _DENSE}
+
+    def others(group):
+        model, steps, workers, sequences, label = group
+        return {} if label == _DENSE else of_dense.get((model, steps, workers * sequences), {})
+
+    return _compared(tested, others, ('test loss', _DENSE))
 
 
 def _overlap(tested: Tested) -> str:
-    """Against the same with each message within its own step, by seeds that both have."""
-    rows = [['model', 'steps', 'method', 'seeds', 'test loss', 'with `overlap`', 'behind']]
-    for (*where, label), within in sorted(tested.items()):
-        later = tested.get((*where, label + _OVERLAP), {})
-        if behind := seed_difference(later, within):
-            seeds = sorted(later.keys() & within.keys())
-            both = [mean_std([of[seed] for seed in seeds], 3) for of in (within, later)]
-            model, steps = where[:2]
-            rows.append([model, f'{steps:,}', label, ', '.join(map(str, seeds)), *both, behind.text(3)])
+    """Against the same with each message within its own step."""
+
+    def others(group):
+        *where, label = group
+        within = label.removesuffix(_OVERLAP)
+        return {} if within == label else tested.get((*where, within), {})
+
+    return _compared(tested, others, ('test loss', 'without'))
+
+
+def _compared(tested: Tested, others: Callable[[tuple], dict[int, float]], heads: tuple[str, str]) -> str:
+    """Every group beside what `others` says that it is compared with, by the seeds that both have."""
+    rows = [['model', 'steps', 'K × sequences', 'method', 'seeds', *heads, 'behind']]
+    for group, losses in sorted(tested.items()):
+        theirs = others(group)
+        if behind := seed_difference(losses, theirs):
+            model, steps, workers, sequences, label = group
+            seeds = sorted(losses.keys() & theirs.keys())
+            both = [mean_std([of[seed] for seed in seeds], 3) for of in (losses, theirs)]
+            text = [model, f'{steps:,}', f'{workers} × {sequences}', label, ', '.join(map(str, seeds)), *both]
+            rows.append([*text, behind.text(3)])
     return markdown.table(rows)
 
 
