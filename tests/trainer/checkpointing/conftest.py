@@ -2,6 +2,7 @@
 
 import pytest
 import training_fixtures as fixtures
+from absl import logging
 
 
 @pytest.fixture(scope='module')
@@ -10,3 +11,11 @@ def saved(recorded, tmp_path_factory):
     folder = tmp_path_factory.mktemp('saved')
     fixtures.save(folder, recorded, 4, 7, 9)
     return folder
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What is logged as a warning."""
+    lines = []
+    monkeypatch.setattr(logging, 'warning', lambda text, *args: lines.append(text % args))
+    return lines

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from concurrent import futures
 from pathlib import Path
 from unittest import mock
 
@@ -24,20 +23,12 @@ from absl import logging
 from def_jax.trainer import experiment, steps
 from def_jax.trainer.checkpointing import checkpoints, manifest, regrouping, workdir
 from def_jax.trainer.data import in_memory
-from def_jax.trainer.launch import output, processes
+from def_jax.trainer.launch import output
 
 # Orbax leaves the coroutines of a failed write to the garbage collector, which reports them.
 ignore_abandoned_writes = pytest.mark.filterwarnings(
     'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::pytest.PytestUnhandledThreadExceptionWarning'
 )
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-    """What is logged as a warning."""
-    lines = []
-    monkeypatch.setattr(logging, 'warning', lambda text, *args: lines.append(text % args))
-    return lines
 
 
 def complete(folder):
@@ -75,65 +66,6 @@ def assert_falls_back(recorded, folder, warnings):
     assert f'checkpoint {folder}/checkpoints/9 cannot be used' in line and '\n' not in line
     assert f'continuing from {folder}/checkpoints/7, step 7' in line
     warnings.clear()
-
-
-# --- What another process does not see yet, as on a network file system ---
-
-
-@pytest.fixture
-def as_two_processes(monkeypatch):
-    """Runs `work()` in two threads, which agree as two processes do; gives both results, and who calls."""
-    told, meeting, me = [None, None], threading.Barrier(2, timeout=60), threading.local()
-
-    def everywhere(value):
-        told[me.index] = value
-        meeting.wait()
-        values = tuple(told)
-        meeting.wait()
-        return values
-
-    def process(index, work):
-        me.index = index
-        return work()
-
-    def run(work):
-        with futures.ThreadPoolExecutor(2) as pool:
-            return list(pool.map(process, (0, 1), (work, work)))
-
-    monkeypatch.setattr(processes, 'agree', lambda value: everywhere(value)[0])
-    monkeypatch.setattr(processes, 'anywhere', lambda flag: any(everywhere(flag)))
-    return run, me
-
-
-@pytest.mark.parametrize(
-    ('late', 'listed', 'looks', 'step'),
-    [
-        pytest.param(1, [], 2, 9, id='process 1 sees none at first'),
-        pytest.param(1, [7, 9], 99, 7, id='process 1 never sees the files of the newest'),
-        pytest.param(0, [7], 0, 7, id='process 0 sees an old listing'),
-    ],
-)
-def test_processes_agree_on_the_checkpoint(
-    recorded, saved, warnings, monkeypatch, as_two_processes, late, listed, looks, step
-):
-    """One of them is late: it sees another listing, and the files of step 9 only after some looks."""
-    (run, me), steps_of, read = as_two_processes, checkpoints.Checkpoints.steps, manifest.read_verified
-    unseen = iter(range(looks))
-
-    def read_late(path, step):
-        if me.index == late and step == 9 and next(unseen, None) is not None:
-            raise manifest.DamagedError('it has no manifest.json')
-        return read(path, step)
-
-    monkeypatch.setattr(processes, 'LATE_SECONDS', 4)
-    monkeypatch.setattr(processes.time, 'sleep', lambda seconds: None)
-    monkeypatch.setattr(manifest, 'read_verified', read_late)
-    monkeypatch.setattr(
-        checkpoints.Checkpoints, 'steps', lambda self: listed if me.index == late else steps_of(self)
-    )
-    for state in run(lambda: fixtures.restored(saved, recorded.experiment)):
-        fixtures.assert_same_bits(fixtures.shards(state), recorded.states[step])
-    assert len(warnings) == (2 if looks > 4 else 0)  # of both
 
 
 # --- Damage ---
