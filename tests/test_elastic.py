@@ -66,7 +66,8 @@ class Run:
         return last['pid'] == processes[index].pid and last['workers'] == len(processes)
 
     def told(self):
-        return '\n'.join(path.read_text()[-1500:] for path in sorted(self.folder.glob('*.*l*')))
+        texts = [path for path in sorted(self.folder.iterdir()) if path.suffix in ('.jsonl', '.log')]
+        return '\n'.join(path.read_text()[-1500:] for path in texts)
 
     def ends(self, process, code=0, seconds=120):
         assert process.wait(timeout=seconds) == code, self.told()
