@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import reference
+from jax.sharding import PartitionSpec as P
 
 import def_jax
 from def_jax.compressors import shared_key
@@ -83,6 +84,55 @@ def train(optimizer, batches, observe, *, point=def_jax.detached_params, varying
     first = observe(params, state)
     _, rest = jax.lax.scan(step, (params, state), batches)
     return jax.tree.map(lambda z, zs: jnp.concatenate([z[None], zs]), first, rest)
+
+
+def mapped(mapping, worker, num_workers):
+    """A function from all batches and from settings to x, y and residual of all workers, each [K, T + 1, d].
+
+    `worker(batches, settings, axis_name=…, varying=…)` gives those of one.
+    """
+    axes = {'pmap of vmap': ('devices', 'workers'), 'one worker': None}.get(mapping, 'workers')
+    own = functools.partial(worker, axis_name=axes)
+    vmap = jax.vmap(own, in_axes=(0, None), axis_name='workers')
+    if mapping == 'vmap':
+        return jax.jit(vmap)
+    if mapping == 'pmap':
+        return jax.pmap(own, in_axes=(0, None), axis_name='workers')
+    if mapping == 'one worker':
+        run = jax.jit(own)
+        return lambda batches, settings: [z[None] for z in run([z[0] for z in batches], settings)]
+    if mapping == 'pmap of vmap':
+        run = jax.pmap(vmap, in_axes=(0, None), axis_name='devices')
+
+        def nested(batches, settings):
+            found = run([z.reshape(2, -1, *z.shape[1:]) for z in batches], settings)
+            return [z.reshape(num_workers, *z.shape[2:]) for z in found]
+
+        return nested
+
+    def sharded(batches, settings):
+        x, y, residual = own([z[0] for z in batches], settings, varying='workers' if types else None)
+        return x, y, residual[None]
+
+    types = mapping == 'shard_map with types'
+    mesh = jax.sharding.Mesh(jax.devices()[:num_workers], ('workers',))
+    specs = (P('workers'), P()), (P(), P(), P('workers'))  # x and y are replicated, as their types say
+    run = jax.jit(jax.shard_map(sharded, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=types))
+
+    def stacked(batches, settings):
+        x, y, residual = run(batches, settings)
+        return [*(np.broadcast_to(z, (num_workers, *z.shape)) for z in (x, y)), residual]
+
+    return stacked
+
+
+def assert_follows(actual, x, y, residual):
+    """All workers observe the same x and y, which are an oracle's, and its residuals [T + 1, K, d]."""
+    xs, ys, residuals = map(np.asarray, actual)
+    assert np.all(xs == xs[0]) and np.all(ys == ys[0])
+    np.testing.assert_allclose(xs[0], x, **TOLERANCE)
+    np.testing.assert_allclose(ys[0], y, **TOLERANCE)
+    np.testing.assert_allclose(residuals, np.moveaxis(residual, 1, 0), **TOLERANCE)
 
 
 def vmapped(worker, batches, *args):

@@ -61,39 +61,6 @@ def algorithm_1(
     return Trajectory(np.stack(xs), np.stack(ys), np.stack(es))
 
 
-def cser(
-    x0: np.ndarray,
-    gradient: Gradient,
-    compressor: Sequence,
-    learning_rate: Sequence[float],
-    *,
-    num_workers: int,
-    momentum: float = 0.0,
-) -> np.ndarray:
-    """The workers' models [T + 1, K, d] in CSER (Xie et al., 2020) with H = 1 and C2 = 0, the paper's PSync.
-
-    PSync(v_k, C) is mean_j C(v_j) + r_k with r_k = v_k - C(v_k). With C2 = 0, no gradient is synchronised;
-    with H = 1, the error is reset at every step.
-    """
-    workers = range(num_workers)
-    models = [np.array(x0, np.float64) for _ in workers]
-    errors = [np.zeros_like(models[0]) for _ in workers]
-    m = [np.zeros_like(models[0]) for _ in workers]
-    history = [np.stack(models)]
-    for t, eta in enumerate(learning_rate):
-        for k in workers:
-            m[k] = momentum * m[k] + gradient(models[k], k, t)
-            models[k] = models[k] - eta * m[k]
-            errors[k] = errors[k] - eta * m[k]
-        synchronised = np.mean([compressor[t] * errors[k] for k in workers], axis=0)
-        for k in workers:
-            left = errors[k] - compressor[t] * errors[k]
-            models[k] = models[k] - errors[k] + (synchronised + left)
-            errors[k] = left
-        history.append(np.stack(models))
-    return np.stack(history)
-
-
 def sgd(
     x0: np.ndarray,
     gradient: Gradient,
@@ -109,34 +76,6 @@ def sgd(
     for t, eta in enumerate(learning_rate):
         g = np.mean([gradient(x, k, t) for k in range(num_workers)], axis=0) + weight_decay * x
         m = momentum * m + g
-        x = x - eta * m
-        xs.append(x)
-    return np.stack(xs)
-
-
-def ef21(
-    x0: np.ndarray,
-    gradient: Gradient,
-    compressor: Sequence,
-    learning_rate: Sequence[float],
-    *,
-    num_workers: int,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-) -> np.ndarray:
-    """x [T + 1, d] of EF21 (Richtárik et al., 2021, Algorithm 2), started from the first gradients.
-
-    g_k ← g_k + C(∇f_k(x) - g_k), g = mean_k g_k, x ← x - η·(momentum of g).
-    """
-    x = np.array(x0, np.float64)
-    m, estimates, xs = np.zeros_like(x), [], [x]
-    for t, eta in enumerate(learning_rate):
-        fresh = [gradient(x, k, t) + weight_decay * x for k in range(num_workers)]
-        if t == 0:
-            estimates = fresh
-        else:
-            estimates = [g + compressor[t] * (new - g) for g, new in zip(estimates, fresh, strict=True)]
-        m = momentum * m + np.mean(estimates, axis=0)
         x = x - eta * m
         xs.append(x)
     return np.stack(xs)

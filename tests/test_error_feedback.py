@@ -14,16 +14,18 @@ import optax
 import perceptron
 import pytest
 import reference
-from jax.sharding import PartitionSpec as P
+import reference_baselines
 from perceptron import (
     INITIAL,
     LEARNING_RATES,
     START,
     TOLERANCE,
+    assert_follows,
     flat,
     gradient,
     learning_rate,
     loss_fn,
+    mapped,
     mlp_data,
     multipliers,
     x_y_residual,
@@ -41,7 +43,7 @@ class Hyper(NamedTuple):
 HYPERS = [Hyper(*values) for values in itertools.product([0.0, 0.9], [0.0, 0.05], [0.0, 0.3, 1.0])]
 
 
-def train(compressor, axis_name, batches, hyper, *, varying=None, **options):
+def train(compressor, batches, hyper, *, axis_name, varying=None, **options):
     """One worker's x, y and residual after 0, ..., T steps: each [T + 1, d]."""
     momentum, weight_decay, detach = hyper
     optimizer = optax.chain(
@@ -54,7 +56,7 @@ def train(compressor, axis_name, batches, hyper, *, varying=None, **options):
 
 def vmapped(compressor, num_workers, hypers, **kwargs):
     """Trajectories [len(hypers), K, T + 1, d], from one program."""
-    worker = functools.partial(train, compressor, 'workers', **kwargs)
+    worker = functools.partial(train, compressor, axis_name='workers', **kwargs)
     workers = jax.vmap(worker, in_axes=(0, None), axis_name='workers')
     stacked = Hyper(*np.asarray(hypers, np.float32).T)
     return jax.jit(jax.vmap(workers, in_axes=(None, 0)))(mlp_data(num_workers), stacked)
@@ -62,27 +64,17 @@ def vmapped(compressor, num_workers, hypers, **kwargs):
 
 def assert_equals_oracle(actual, compressor, hyper, *, seed=0, average_every=0):
     """`actual` holds x, y and residual as [K, T + 1, d]."""
-    x, y, residual = (np.asarray(z) for z in actual)
+    num_workers = len(actual[0])
     expected = reference.algorithm_1(
-        *(START, gradient(len(x)), multipliers(compressor, seed), LEARNING_RATES),
-        num_workers=len(x),
+        *(START, gradient(num_workers), multipliers(compressor, seed), LEARNING_RATES),
+        num_workers=num_workers,
         average_every=average_every,
         **Hyper(*map(float, hyper))._asdict(),
     )
-    for worker in range(len(x)):
-        np.testing.assert_allclose(x[worker], expected.x, **TOLERANCE)
-        np.testing.assert_allclose(y[worker], expected.y, **TOLERANCE)
-        np.testing.assert_allclose(-residual[worker], expected.e[:, worker], **TOLERANCE)
-    assert np.all(x == x[0]) and np.all(y == y[0])
+    assert_follows(actual, expected.x, expected.y, -expected.e)
     if average_every:  # the same bits, so that the workers stay together between two averages
-        assert np.all(residual[:, ::average_every] == residual[0, ::average_every])
-
-
-def assert_same_bits_on_every_device(array):
-    """`array` [K, ...] is sharded over K devices: every device holds the same bytes."""
-    shards = [np.asarray(shard.data) for shard in array.addressable_shards]
-    assert len(shards) == len(array)
-    assert len({shard.tobytes() for shard in shards}) == 1
+        averaged = np.asarray(actual[2])[:, ::average_every]
+        assert np.all(averaged == averaged[0])
 
 
 CASES = [('tensor', 4), ('tensor', 64), ('model', 4), ('model', 64)]
@@ -112,59 +104,26 @@ def test_vmap_equals_oracle(name, num_workers, average_every):
 
 
 @pytest.mark.parametrize(
-    ('compressor', 'num_workers', 'seed', 'average_every'),
-    [(BLOCK_4, 8, 0, 0), (MODEL_4, 4, 1, 3), (def_jax.random_k(4), 2, 0, 1)],
+    ('mapping', 'compressor', 'num_workers', 'seed', 'average_every'),
+    [
+        ('pmap', BLOCK_4, 8, 0, 0),
+        ('pmap', MODEL_4, 4, 1, 3),
+        ('pmap', def_jax.random_k(4), 2, 0, 1),
+        ('pmap of vmap', BLOCK_4, 8, 0, 4),
+        ('shard_map', BLOCK_4, 4, 0, 3),
+        ('shard_map', MODEL_4, 2, 0, 0),
+        ('shard_map with types', BLOCK_4, 4, 0, 3),
+        ('shard_map with types', MODEL_4, 2, 0, 0),
+        ('one worker', BLOCK_4, 1, 0, 0),
+        ('one worker', def_jax.scaled(0.25), 1, 0, 0),
+    ],
 )
-def test_pmap_equals_oracle(compressor, num_workers, seed, average_every):
-    worker = functools.partial(train, compressor, 'workers', seed=seed, average_every=average_every)
-    workers = jax.pmap(worker, axis_name='workers', in_axes=(0, None))
+def test_every_mapping_equals_oracle(mapping, compressor, num_workers, seed, average_every):
+    worker = functools.partial(train, compressor, seed=seed, average_every=average_every)
+    run = mapped(mapping, worker, num_workers)
     for hyper in (Hyper(0.9, 0.05, 0.3), Hyper(0.0, 0.0, 1.0)):
-        actual = workers(mlp_data(num_workers), hyper)
-        assert_same_bits_on_every_device(actual[0])
-        assert_same_bits_on_every_device(actual[1])
+        actual = run(mlp_data(num_workers), hyper)
         assert_equals_oracle(actual, compressor, hyper, seed=seed, average_every=average_every)
-
-
-@pytest.mark.parametrize('check_vma', [True, False])
-@pytest.mark.parametrize(('compressor', 'num_workers', 'average_every'), [(BLOCK_4, 4, 3), (MODEL_4, 2, 0)])
-def test_shard_map_equals_oracle(compressor, num_workers, average_every, check_vma):
-    mesh = jax.sharding.Mesh(jax.devices()[:num_workers], ('workers',))
-
-    @jax.jit
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(P('workers'), P()),
-        out_specs=(P(), P(), P('workers')),  # x and y are the same on all workers: its types say so too
-        check_vma=check_vma,
-    )
-    def workers(batches, hyper):
-        own = jax.tree.map(lambda x: x[0], batches)
-        options = {'average_every': average_every, 'varying': check_vma and 'workers'}
-        x, y, residual = train(compressor, 'workers', own, hyper, **options)
-        return x, y, residual[None]
-
-    for hyper in (Hyper(0.9, 0.05, 0.3), Hyper(0.0, 0.0, 1.0)):
-        x, y, residual = workers(mlp_data(num_workers), hyper)
-        everywhere = [np.broadcast_to(z, (num_workers, *z.shape)) for z in (x, y)]
-        assert_equals_oracle([*everywhere, residual], compressor, hyper, average_every=average_every)
-
-
-@pytest.mark.parametrize('compressor', [BLOCK_4, def_jax.scaled(0.25)])
-def test_one_worker_needs_no_axis(compressor):
-    batches = tuple(x[0] for x in mlp_data(1))
-    actual = jax.jit(functools.partial(train, compressor, None))(batches, Hyper())
-    assert_equals_oracle([z[None] for z in actual], compressor, Hyper())
-
-
-def test_tuple_of_axes_is_one_flat_axis():
-    worker = functools.partial(train, BLOCK_4, ('devices', 'virtual'), average_every=4)
-    virtual = jax.vmap(worker, in_axes=(0, None), axis_name='virtual')
-    nested = jax.pmap(virtual, in_axes=(0, None), axis_name='devices')
-    batches = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), mlp_data(8))
-    actual = nested(batches, Hyper())
-    assert_same_bits_on_every_device(actual[0])
-    assert_equals_oracle([z.reshape(8, *z.shape[2:]) for z in actual], BLOCK_4, Hyper(), average_every=4)
 
 
 # --- Relations between the methods ------------------------------------------------------------------------
@@ -178,8 +137,9 @@ def momentum_sgd(num_workers):
 
 def test_detach_one_is_cser_without_gradient_synchronisation():
     x, _, residual = vmapped(BLOCK_64, 4, [Hyper(detach=1.0)])
-    arguments = START, gradient(4), multipliers(BLOCK_64), LEARNING_RATES
-    models = reference.cser(*arguments, num_workers=4, momentum=0.9)
+    resets = multipliers(BLOCK_64)
+    arguments = START, gradient(4), resets, 0 * resets, LEARNING_RATES
+    models = reference_baselines.cser(*arguments, every=1, num_workers=4, momentum=0.9)
     np.testing.assert_allclose(np.swapaxes((x + residual)[0], 0, 1), models, **TOLERANCE)
 
 
@@ -234,7 +194,7 @@ def test_output_moves_by_the_mean_update(name):
         return jax.lax.scan(step, (params, inner.init(params), feedback.init(params)), batches)[1]
 
     x, y, u = jax.pmap(worker, axis_name='workers')(mlp_data(4))
-    assert_same_bits_on_every_device(x)
+    assert np.all(np.asarray(x) == x[0])
     u = np.asarray(u, np.float64)
     assert np.max(np.std(u, axis=0)) > 1e-3  # the workers do differ
     path = START + np.cumsum(np.mean(u, axis=0), axis=0)

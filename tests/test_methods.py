@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+import reference_baselines
 from perceptron import (
     LEARNING_RATES,
     START,
@@ -70,6 +71,14 @@ def oracle(name, num_workers, granularity='tensor', average_every=0):
         path = algorithm_1(1.0)
         return (path.x[:, None] - path.e).swapaxes(0, 1)
 
+    def ef21():
+        gradient_of, exchange = problem[1], reference_baselines.ef21_sgdm(masks, averaging=1.0)
+        return reference_baselines.train(
+            *(START, lambda x, k, t: gradient_of(x, k, t) + WEIGHT_DECAY * x, exchange, LEARNING_RATES),
+            num_workers=num_workers,
+            momentum=MOMENTUM,
+        )
+
     return {
         'sgd': sgd,
         'ef': lambda: algorithm_1(0.0).x,
@@ -77,7 +86,7 @@ def oracle(name, num_workers, granularity='tensor', average_every=0):
         'psync': psync,
         'def': lambda: algorithm_1(DETACH).y,
         'def_a': lambda: algorithm_1(DETACH).x,
-        'ef21': lambda: reference.ef21(*problem, masks, LEARNING_RATES, **settings),
+        'ef21': ef21,
         'sgd_ia': lambda: reference.iterate_average(sgd(), 1 / RATIO),
     }[name]()
 

@@ -9,17 +9,16 @@ import optax
 import perceptron
 import pytest
 import reference_family
-from jax.sharding import PartitionSpec as P
 from perceptron import (
     INITIAL,
     LEARNING_RATES,
     START,
-    TOLERANCE,
+    assert_follows,
     gradient,
     learning_rate,
+    mapped,
     mlp_data,
     multipliers,
-    vmapped,
     x_y_residual,
 )
 from sharded_workers import distributed, feedback
@@ -41,64 +40,36 @@ def chain(compressor=BLOCKS, axis_name='workers', *, momentum=0.9, outer=None, *
     )
 
 
-def train(optimizer, batches, axis_name='workers', **options):
-    return perceptron.train(optimizer, batches, x_y_residual(axis_name), **options)
-
-
-def assert_equals_oracle(actual, masks, **settings):
-    """`actual` holds x, y and residual as [K, T + 1, d]."""
-    x, y, residual = map(np.asarray, actual)
-    expected = reference_family.in_flight(
-        *(START, gradient(len(x)), masks, LEARNING_RATES[: x.shape[1] - 1]),
-        num_workers=len(x),
-        **settings,
-    )
-    assert np.all(x == x[0]) and np.all(y == y[0])
-    np.testing.assert_allclose(x[0], expected[0], **TOLERANCE)
-    np.testing.assert_allclose(y[0], expected[1], **TOLERANCE)
-    np.testing.assert_allclose(residual, np.moveaxis(expected[2], 1, 0), **TOLERANCE)
-    assert np.max(np.abs(x[0, -1] - x[0, 0])) > 0.1
+def train(options, batches, _, *, axis_name, varying=None):
+    optimizer = chain(axis_name=axis_name, **options)
+    return perceptron.train(optimizer, batches, x_y_residual(axis_name), varying=varying)
 
 
 @pytest.mark.parametrize(
-    'options',
+    ('mapping', 'options'),
     [
-        {},
-        {'detach': 1.0, 'average_every': 3},
-        {'every': 3, 'decay': 0.9},
-        {'outer': OUTER, 'detach': 0.0},
-        {'outer': OUTER, 'every': 2, 'decay': 0.95},
+        ('vmap', {}),
+        ('vmap', {'detach': 1.0, 'average_every': 3}),
+        ('vmap', {'every': 3, 'decay': 0.9}),
+        ('vmap', {'outer': OUTER, 'detach': 0.0}),
+        ('vmap', {'outer': OUTER, 'every': 2, 'decay': 0.95}),
+        ('pmap', {'decay': 0.9}),
+        ('shard_map', {'every': 2}),
+        ('shard_map with types', {'every': 2}),
+        ('one worker', {}),
     ],
 )
-def test_vmap_equals_the_oracle(options):
-    found = vmapped(functools.partial(train, chain(**options)), mlp_data(4))
-    assert_equals_oracle(found, multipliers(BLOCKS), **options)
-
-
-def test_pmap_equals_the_oracle():
-    run = jax.pmap(functools.partial(train, chain(decay=0.9)), axis_name='workers')
-    assert_equals_oracle(run(mlp_data(8)), multipliers(BLOCKS), decay=0.9)
-
-
-def test_one_worker_equals_the_oracle():
-    run = jax.jit(functools.partial(train, chain(axis_name=None), axis_name=None))
-    found = run([z[0] for z in mlp_data(1)])
-    assert_equals_oracle([z[None] for z in found], multipliers(BLOCKS))
-
-
-@pytest.mark.parametrize('check_vma', [True, False])
-def test_shard_map_equals_the_oracle(check_vma):
-    mesh = jax.sharding.Mesh(jax.devices()[:4], ('workers',))
-
-    @jax.jit
-    @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=P('workers'), out_specs=P('workers'), check_vma=check_vma
+def test_every_mapping_equals_the_oracle(mapping, options):
+    num_workers = {'pmap': 8, 'one worker': 1}.get(mapping, 4)
+    run = mapped(mapping, functools.partial(train, options), num_workers)
+    actual = run(mlp_data(num_workers), None)
+    expected = reference_family.in_flight(
+        *(START, gradient(num_workers), multipliers(BLOCKS), LEARNING_RATES),
+        num_workers=num_workers,
+        **options,
     )
-    def run(batches):
-        found = train(chain(every=2), [z[0] for z in batches], varying=check_vma and 'workers')
-        return [z[None] for z in found]
-
-    assert_equals_oracle(run(mlp_data(4)), multipliers(BLOCKS), every=2)
+    assert_follows(actual, *expected)
+    assert np.max(np.abs(actual[0][0, -1] - START)) > 0.1
 
 
 @pytest.mark.parametrize('overlap', [True, False])

@@ -216,6 +216,19 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, target
     assert os.listdir(tmp_path) == ['file.json']  # and nothing is left behind
 
 
+def test_two_processes_may_write_a_file_at_once(tmp_path, monkeypatch):
+    path, replace = tmp_path / 'file.json', os.replace
+
+    def replace_after_another_process(*paths):
+        monkeypatch.setattr(os, 'replace', replace)
+        workdir.write_json(path, 'theirs')
+        replace(*paths)
+
+    monkeypatch.setattr(os, 'replace', replace_after_another_process)
+    workdir.write_json(path, 'ours')
+    assert json.loads(path.read_text()) == 'ours' and os.listdir(tmp_path) == ['file.json']
+
+
 @pytest.mark.parametrize('before', ['looking', 'listing'])
 def test_two_processes_of_a_sweep_may_claim_its_folder_at_once(tmp_path, monkeypatch, before):
     """The other one claims it and writes its table while this one looks what is there."""

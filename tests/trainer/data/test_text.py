@@ -76,6 +76,9 @@ def test_what_is_written_is_read(tmp_path):
     assert opened.ends.tolist() == [1, 8, 10, 22, 25]
     assert len(opened.checksum) == 64
     assert isinstance(opened.text, np.memmap)
+    corpus.write_corpus(tmp_path / 'bytes' / 'train', [b'of another process, too late'])
+    assert bytes(opened.text) == bytes(corpus.open_corpus(tmp_path / 'bytes' / 'train').text)
+    assert os.listdir(tmp_path / 'bytes') == ['train']
 
 
 def interrupted():
@@ -92,9 +95,12 @@ def interrupted():
             ValueError,
             r'document 1 of .*train holds the byte 0xFF, so it is not UTF-8',
         ),
+        ([b'a' * 100_000], OSError, 'too large'),
     ],
+    ids=['interrupted', 'not UTF-8', 'a full disk'],
 )
-def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path, documents, error, message):
+def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path, small_files, documents, error, message):
+    small_files(50_000)
     with pytest.raises(error, match=message):
         corpus.write_corpus(tmp_path / 'train', documents)
     assert os.listdir(tmp_path) == []

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,15 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.raise_signal(signal.SIGINT)
     assert seen.name is None and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    def watched():
+        with interruption.watch() as seen:
+            return seen.name, signal.getsignal(signal.SIGTERM)
+
+    with futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(watched).result() == (None, signal.SIG_DFL)
 
 
 # --- In a program ---

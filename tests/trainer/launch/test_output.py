@@ -9,16 +9,17 @@ import pytest
 from def_jax.trainer.launch import output
 
 
-@pytest.mark.parametrize('read_first', [True, False])
-def test_a_reader_that_ends_does_not_end_the_run(capsys, monkeypatch, read_first):
-    """As in `train.py … | head -1`; or what is left in the buffer fails at the end."""
-    reader, writer = os.pipe()
+@pytest.mark.parametrize('flush', [True, False])
+@pytest.mark.parametrize('place', ['a pipe', 'a full disk'])
+def test_output_that_cannot_be_written_does_not_end_the_run(capsys, monkeypatch, place, flush):
+    """Its reader has ended, as in `train.py … | head -1`; what is left in the buffer fails at the end."""
+    reader, writer = os.pipe() if place == 'a pipe' else (os.open('/dev/full', os.O_WRONLY) for _ in range(2))
     with open(writer, 'w') as stdout:
         monkeypatch.setattr(sys, 'stdout', stdout)
         with output.lasting('train.py'):
-            print('first', flush=read_first)
+            print('first', flush=flush)
             os.close(reader)
-            print('more', flush=read_first)
+            print('more', flush=flush)
         assert sys.stdout is stdout
     error = capsys.readouterr().err
     assert error == 'train.py: standard output can no longer be written to; continuing without it.\n'

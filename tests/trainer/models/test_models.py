@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from reference_networks import (
     in_float64,
     init_shapes,
@@ -21,7 +22,7 @@ from reference_networks import (
     windows,
 )
 
-from def_jax.trainer.models import MODELS, layers, vgg
+from def_jax.trainer.models import MODELS, layers
 from def_jax.trainer.models.preactivation import (
     LateStrideBlock,
     PreactivationBlock,
@@ -134,16 +135,6 @@ def test_vgg_equals_numpy(stages, order, options):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_half_of_what_enters_a_hidden_layer_is_dropped(monkeypatch):
-    rates, dropout = [], vgg.nn.Dropout
-    monkeypatch.setattr(
-        vgg.nn, 'Dropout', lambda rate, **options: rates.append(rate) or dropout(rate, **options)
-    )
-    model = VGG(stages=((4,),), num_classes=3, hidden=(8, 8))
-    jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
-    assert rates == [0.5, 0.5]
-
-
 @pytest.mark.parametrize(
     ('block', 'numpy_block', 'stage_sizes', 'large_images'),
     [
@@ -185,6 +176,57 @@ def test_preactivation_resnet_equals_numpy(block, numpy_block, init):
 
 def test_vgg16_has_five_poolings_one_of_them_last():
     assert [len(stage) for stage in MODELS['vgg16'](num_classes=10).stages] == [2, 2, 3, 3, 3, 0]
+
+
+# --- Training ---
+
+SMALL = {'stage_sizes': (1, 1), 'width': 4}
+TRAINED = {  # one network for each way to normalise, to halve images and to end
+    'vgg16': {'stages': ((4,), (4,)), 'hidden': (64, 64), 'strided': True},
+    'resnet50': SMALL,
+    'wrn_28_10': SMALL,
+}
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_a_network_learns_and_drops_half_of_what_enters_hidden_layers(name):
+    model = MODELS[name](num_classes=3, **TRAINED[name])
+    images = np.random.default_rng(1).normal(size=(6, 16, 16, 2)).astype(np.float32)
+
+    @jax.jit
+    def step(variables):
+        def loss_fn(params):
+            logits, mutated = model.apply(
+                variables | {'params': params},
+                images,
+                train=True,
+                mutable=['batch_stats', 'intermediates'],
+                rngs={'dropout': jax.random.key(0)},
+                capture_intermediates=lambda module, _: isinstance(module, (nn.Dense, nn.Dropout)),
+            )
+            log_probability = jax.nn.log_softmax(logits)[np.arange(6), np.arange(6) % 3]
+            return -log_probability.mean(), mutated
+
+        (loss, mutated), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables['params'])
+        params = jax.tree.map(lambda p, g: p - 1e-3 * g, variables['params'], grads)
+        return {'params': params, 'batch_stats': mutated['batch_stats']}, loss, mutated['intermediates']
+
+    variables, losses = random_variables(model, (16, 16, 2)), []
+    first = variables
+    for _ in range(4):
+        variables, loss, values = step(variables)
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] and all(map(np.isfinite, losses))
+    for (path, before), after in zip(
+        jax.tree.leaves_with_path(first), jax.tree.leaves(variables), strict=True
+    ):
+        cancelled = 'Conv' in jax.tree_util.keystr(path) and path[-1].key == 'bias'  # by normalisation
+        assert cancelled or np.any(before != after), path
+    if name == 'vgg16':
+        entering, left = (values[module]['__call__'][0] for module in ('Dense_0', 'Dropout_1'))
+        kept = left != 0
+        np.testing.assert_allclose(left, np.where(kept, 2 * relu(entering), 0), rtol=1e-6)
+        assert 0.3 < kept[entering > 0].mean() < 0.7 and 'Dropout_0' in values
 
 
 # --- Errors ---
