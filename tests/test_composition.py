@@ -5,10 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import perceptron
 import pytest
-import reference
-from perceptron import LEARNING_RATES, START, TOLERANCE, learning_rate, mlp_data, multipliers, x_y_residual
 
 import def_jax
 
@@ -66,28 +63,6 @@ def subtree(tree, names):
 
 
 # --- In a chain, and other ways to write one ---------------------------------------------------------------
-
-
-def test_clipping_and_schedule_before_the_feedback():
-    """Gradient clipping is local to the worker; trajectories equal the oracle with clipped gradients."""
-    gradient, norms = perceptron.gradient(NUM_WORKERS), []
-
-    def clipped(point, k, t):
-        g = gradient(point, k, t)
-        norms.append(np.linalg.norm(g))
-        return g / max(1.0, norms[-1])
-
-    inner = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(learning_rate, momentum=0.9))
-    optimizer = optax.chain(inner, feedback())
-    x, y, _ = perceptron.vmapped(
-        lambda batches: perceptron.train(optimizer, batches, x_y_residual()), mlp_data(NUM_WORKERS)
-    )
-    problem = START, clipped, multipliers(def_jax.random_block(4)), LEARNING_RATES
-    expected = reference.algorithm_1(*problem, num_workers=NUM_WORKERS, detach=0.3, momentum=0.9)
-    for worker in range(NUM_WORKERS):
-        np.testing.assert_allclose(x[worker], expected.x, **TOLERANCE)
-        np.testing.assert_allclose(y[worker], expected.y, **TOLERANCE)
-    assert min(norms) < 1 < max(norms)
 
 
 def adamw_by_hand(b1):

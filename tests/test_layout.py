@@ -29,21 +29,23 @@ def room(module):
     return top if top == 'paper' else inner if inner in ROOMS else 'library'
 
 
-def imports(path):
-    """The modules of this project that a file imports, at its top or within functions."""
+def imported(path):
+    """What a file imports, at its top or within functions: modules, and names with their modules."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f'{path} has a relative import'
-            names = [f'{node.module}.{alias.name}' for alias in node.names]
-        else:
-            continue
-        for name in names:
-            while name and name not in MODULES:
-                name = name.rpartition('.')[0]
-            if name:
-                yield name
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def imports(path):
+    """The modules of this project that a file imports."""
+    for name in imported(path):
+        while name and name not in MODULES:
+            name = name.rpartition('.')[0]
+        if name:
+            yield name
 
 
 GRAPH = {module: set(imports(path)) - {module} for module, path in MODULES.items()}

@@ -1,6 +1,5 @@
 """What a user installs: names, requirements, versions. .ci/wheel builds the wheel and tries it."""
 
-import ast
 import os
 import re
 import subprocess
@@ -10,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from test_layout import imported
 
 import def_jax
 from def_jax import train
@@ -49,18 +49,9 @@ for module, *arguments in (
 """
 
 
-def imports(file):
-    """The modules that a file imports, at its top or within functions."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
-
-
 def distributions(folder):
     """The distributions that a folder's files import, by the names under which they are required."""
-    modules = {module.split('.')[0] for file in folder.rglob('*.py') for module in imports(file)}
+    modules = {module.split('.')[0] for file in folder.rglob('*.py') for module in imported(file)}
     found = metadata.packages_distributions()
     third_party = modules - set(sys.stdlib_module_names) - {'def_jax', 'examples', 'configs'}
     names = [
@@ -113,7 +104,7 @@ def test_jax_for_gpus_is_the_same_jax():
 
 @pytest.mark.parametrize('name', ['digits', 'cifar10', 'cifar100', 'imagenet'])
 def test_a_configuration_file_can_be_copied_alone(name):
-    modules = {module.split('.')[0] for module in imports(ROOT / 'configs' / f'{name}.py')}
+    modules = {module.split('.')[0] for module in imported(ROOT / 'configs' / f'{name}.py')}
     assert modules == {'def_jax', 'ml_collections'}
 
 

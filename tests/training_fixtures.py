@@ -181,27 +181,13 @@ def shards(state):
 
 def gathered(state):
     """The state of a `RecordedRun` on the host: [K, ...] where workers differ, else one copy."""
+    own = ('trace', 'residual', 'batch_stats')
 
-    def one(parts):
-        return parts[0]
+    def one(path, parts):
+        differs = any(getattr(entry, 'name', None) in own for entry in path)
+        return np.concatenate(parts) if differs else parts[0]
 
-    def all_workers(parts):
-        return np.concatenate(parts)
-
-    def is_parts(node):
-        return isinstance(node, list)
-
-    def optimizer_leaf(path, parts):
-        differs = any(getattr(entry, 'name', None) in ('trace', 'residual') for entry in path)
-        return (all_workers if differs else one)(parts)
-
-    return steps.TrainState(
-        one(state.step),
-        one(state.key),
-        jax.tree.map(one, state.params, is_leaf=is_parts),
-        jax.tree.map(all_workers, state.batch_stats, is_leaf=is_parts),
-        jax.tree_util.tree_map_with_path(optimizer_leaf, state.opt_state, is_leaf=is_parts),
-    )
+    return jax.tree_util.tree_map_with_path(one, state, is_leaf=lambda node: isinstance(node, list))
 
 
 def manager_of(folder: Path, run: experiment.Experiment, keep: int = 2) -> checkpoints.Checkpoints:
@@ -327,10 +313,10 @@ def poisoned_state(step, poison):
         yield
 
 
-def nan_like(leaf, where=...):
-    host = np.array(leaf)
-    host[where] = np.nan
-    return jax.device_put(host, leaf.sharding)
+def poisoned_params(state):
+    """The state with parameters that are NaN."""
+    nan = jax.tree.map(lambda x: jax.device_put(np.full_like(x, np.nan), x.sharding), state.params)
+    return state.replace(params=nan)
 
 
 def signalled(monkeypatch, number, step):

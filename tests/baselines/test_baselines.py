@@ -10,7 +10,7 @@ import perceptron
 import pytest
 import reference
 import reference_baselines as oracles
-from perceptron import INITIAL, START, TOLERANCE, at_x, flat, gradient, multipliers
+from perceptron import INITIAL, START, TOLERANCE, at_x, flat, gradient, mlp_data, multipliers
 
 import def_jax
 from def_jax import baselines
@@ -19,6 +19,7 @@ NUM_WORKERS, NUM_STEPS, MOMENTUM = 4, 30, 0.9
 RATES = np.where(np.arange(NUM_STEPS) < 20, 0.02, 0.002)
 SHAPES = reference.MLP_SHAPES
 BLOCK = def_jax.random_block(4)
+DATA = mlp_data(NUM_WORKERS, num_steps=NUM_STEPS)
 
 
 def first_factors():
@@ -54,10 +55,6 @@ CASES = {
 }
 
 
-def data():
-    return reference.mlp_data(NUM_WORKERS, NUM_STEPS)
-
-
 def train(name, axis_name, batches):
     """One worker's x after 0, ..., T steps: [T + 1, d]."""
     link, _, momentum = CASES[name]
@@ -83,7 +80,7 @@ def assert_equal_everywhere(x, oracle):
 @pytest.mark.parametrize('name', CASES)
 def test_vmap_equals_oracle(name):
     worker = functools.partial(train, name, 'workers')
-    assert_equal_everywhere(jax.jit(jax.vmap(worker, axis_name='workers'))(data()), expected(name))
+    assert_equal_everywhere(jax.jit(jax.vmap(worker, axis_name='workers'))(DATA), expected(name))
 
 
 @pytest.mark.parametrize('name', ['powersgd', 'onebit_adam'])
@@ -91,7 +88,7 @@ def test_devices_with_virtual_workers_equal_oracle(name):
     """pmap over vmap, a tuple of axes: gathers stack the workers in one order on all of them."""
     worker = functools.partial(train, name, ('workers', 'virtual'))
     mapped = jax.pmap(jax.vmap(worker, axis_name='virtual'), axis_name='workers')
-    x = mapped(jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), data()))
+    x = mapped(jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), DATA))
     assert_equal_everywhere(np.reshape(x, (NUM_WORKERS, *x.shape[2:])), expected(name))
 
 

@@ -3,18 +3,13 @@
 import numpy as np
 import optax
 import pytest
-import reference
 import reference_baselines as oracles
-from perceptron import START, TOLERANCE, flat, gradient, multipliers, train, vmapped
+from perceptron import START, TOLERANCE, flat, gradient, mlp_data, multipliers, train, vmapped
 
 import def_jax
 from def_jax import baselines
 
 NUM_WORKERS, NUM_STEPS, RATE = 3, 24, 0.03
-
-
-def data():
-    return reference.mlp_data(NUM_WORKERS, NUM_STEPS)
 
 
 def own_models(link):
@@ -24,7 +19,9 @@ def own_models(link):
     def own(params, state):
         return flat(def_jax.detached_params(params, state))
 
-    models = vmapped(lambda batches: train(optimizer, batches, own), data())
+    models = vmapped(
+        lambda batches: train(optimizer, batches, own), mlp_data(NUM_WORKERS, num_steps=NUM_STEPS)
+    )
     return np.moveaxis(np.asarray(models), 0, 1)
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 import reference
 import reference_baselines as oracles
-from perceptron import START, TOLERANCE, flat, gradient, train
+from perceptron import START, TOLERANCE, flat, gradient, mlp_data, train
 
 from def_jax import baselines
 from def_jax.traffic import traffic
@@ -34,7 +34,7 @@ def test_sparse_loco_equals_oracle(every, ratio):
     def worker(batches):
         return train(optimizer, batches, lambda params, state: flat(params))
 
-    found = jax.pmap(worker, axis_name='workers')(reference.mlp_data(NUM_WORKERS, NUM_STEPS))
+    found = jax.pmap(worker, axis_name='workers')(mlp_data(NUM_WORKERS, num_steps=NUM_STEPS))
     np.testing.assert_allclose(found[0], expected, **TOLERANCE)
     np.testing.assert_array_equal(found, np.broadcast_to(found[0], found.shape))
     assert np.ptp(np.diff(expected, axis=0)[every - 1 :: every], axis=0).max() > 1e-2

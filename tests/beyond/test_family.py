@@ -8,19 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import reference
 import reference_family as family
-from perceptron import INITIAL, START, TOLERANCE, flat, gradient, loss_fn, multipliers, train, vmapped
+from perceptron import (
+    INITIAL,
+    START,
+    TOLERANCE,
+    flat,
+    gradient,
+    loss_fn,
+    mlp_data,
+    multipliers,
+    train,
+    vmapped,
+)
 
 import def_jax
 
 NUM_WORKERS, NUM_STEPS, EVERY, RATE = 3, 24, 4, 0.05
 OUTER = dict(learning_rate=0.7, momentum=0.9)
 GRADIENT = gradient(NUM_WORKERS, NUM_STEPS)
-
-
-def data():
-    return reference.mlp_data(NUM_WORKERS, NUM_STEPS)
+DATA = mlp_data(NUM_WORKERS, num_steps=NUM_STEPS)
 
 
 def named(name, inner, ratio=4, **options):
@@ -36,7 +43,7 @@ def x_and_own(params, state):
 
 def trained(optimizer):
     """x [T + 1, d] and every worker's own model x + r_k [T + 1, K, d]."""
-    x, own = vmapped(lambda batches: train(optimizer, batches, x_and_own), data())
+    x, own = vmapped(lambda batches: train(optimizer, batches, x_and_own), DATA)
     np.testing.assert_array_equal(x, np.broadcast_to(x[0], x.shape))
     return np.asarray(x[0]), np.moveaxis(np.asarray(own), 0, 1)
 
@@ -144,7 +151,7 @@ def test_interrupted_after_any_step_is_uninterrupted():
     (step, start), (_, of_another_process) = begin(), begin()
     uninterrupted = interrupted = start
     for t in range(num_steps):
-        batch = jax.tree.map(lambda z, t=t: z[:, t], data())
+        batch = jax.tree.map(lambda z, t=t: z[:, t], DATA)
         uninterrupted = step(*uninterrupted, batch)
         saved = map(np.array, jax.tree.leaves(interrupted))
         interrupted = step(*jax.tree.unflatten(jax.tree.structure(of_another_process), saved), batch)

@@ -44,7 +44,7 @@ def trained(monkeypatch):
     def train(config, folder, console):
         names.append(folder.name)
         with workdir.locked(workdir.claim(folder, config)):
-            made = a_result(config.seed, 0.9) | {'config': json.loads(config.to_json())}
+            made = a_result(0.9, seed=config.seed) | {'config': json.loads(config.to_json())}
             workdir.write_json(folder / 'result.json', made)
         return made
 

@@ -3,19 +3,11 @@
 import math
 
 import pytest
+from test_report import result
 
 from configs.tables import tables as table_files
 from paper import cells as cells_lib
 from paper import needed_runs, sweep, tables
-
-
-def result(accuracy, *, loss=0.5, status='finished', seed=0):
-    return {
-        'status': status,
-        'metrics': {'test_accuracy_x': accuracy, 'test_accuracy_y': accuracy - 0.25, 'train_loss': loss},
-        'communication': {'true_ratio': 62.0, 'visits_per_block': 31.6, 'megabytes_sent': 2.3},
-        'config': {'dataset': 'digits', 'seed': seed},
-    }
 
 
 def small_table(**options):

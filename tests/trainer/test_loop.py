@@ -251,10 +251,7 @@ def test_a_nan_loss_names_step_and_worker_and_keeps_the_last_good_checkpoint(rec
 
 
 def test_a_nan_on_the_test_set_is_never_checkpointed(recorded, tmp_path):
-    def poison(state):
-        return state.replace(params=jax.tree.map(fixtures.nan_like, state.params))
-
-    with fixtures.poisoned_state(10, poison):
+    with fixtures.poisoned_state(10, fixtures.poisoned_params):
         error = diverged_run(recorded.config, tmp_path / 'run')
     assert (error.step, error.worker) == (10, None)
     assert 'the loss of the test set is nan at step 10' in str(error)

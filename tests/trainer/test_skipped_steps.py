@@ -36,10 +36,6 @@ def test_a_skipped_step_holds_the_statistics_of_batch_normalisation(data_dir):
 
 def test_a_run_of_which_nothing_is_left_has_diverged(data_dir, tmp_path):
     config = fixtures.tiny_config(data_dir, skip_nonfinite=True)
-    with fixtures.poisoned_state(4, _poisoned_parameters), pytest.raises(loop.DivergedError) as error:
+    with fixtures.poisoned_state(4, fixtures.poisoned_params), pytest.raises(loop.DivergedError) as error:
         fixtures.train(config, tmp_path / 'run')
     assert error.value.step in (5, 6)  # at the evaluation, or the window in which every step was left out
-
-
-def _poisoned_parameters(state):
-    return state.replace(params=jax.tree.map(fixtures.nan_like, state.params))

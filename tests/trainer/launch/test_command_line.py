@@ -44,21 +44,12 @@ TABLE_1, NEW = '--config=configs/tables/table1.py', '--workdir=NEW'
     [
         (TRAIN, [DIGITS, NEW, '--config.metod=def'], 'metod … Did you mean "method"'),
         (TRAIN, [DIGITS], '--workdir'),
-        (TRAIN, [DIGITS, NEW, '--config.ratio=0'], 'config.ratio=0.0 must be a finite number >= 1'),
         (
             TRAIN,
             [DIGITS, NEW, '--config.fake_devices=False'],
             '16 devices are needed … has 1 (cpu) … --config.fake_devices=True',
         ),
-        (TRAIN, [DIGITS, NEW, '--num_processes=2'], '--coordinator_address and --process_id must be given'),
         (SWEEP, [DIGITS, NEW], 'sweep: --config is not a table … train.py'),
-        (SWEEP, [f'{TABLE_1}:digit', NEW], "'digit' must be a variant"),
-        (
-            SWEEP,
-            [TABLE_1, NEW, '--config.base.ratio=0', '--config.seeds=(100,)'],
-            'config.tuning_seeds=(100,) and config.seeds=(100,) must have no seed in common',
-        ),
-        (SWEEP, [TABLE_1, NEW, '--shard=2'], '--shard=2 must be I/N'),
         (
             SWEEP,
             [TABLE_1, NEW, '--config.base.workers_per_device=1', '--processes=2'],
