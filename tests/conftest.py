@@ -1,6 +1,7 @@
 """Runs the suite on eight fake CPU devices; this must happen before JAX initialises."""
 
 import atexit
+import contextlib
 import gc
 import importlib.util
 import os
@@ -67,6 +68,24 @@ def recorded(data_dir):
     import training_fixtures
 
     return training_fixtures.recorded_run(data_dir)
+
+
+@pytest.fixture
+def live_devices(monkeypatch):
+    """JAX's service is played: all devices live, in an incarnation that a test may change."""
+    from jax.experimental import multihost_utils
+
+    class Live:
+        devices, incarnation = None, 1
+
+        @contextlib.contextmanager
+        def __call__(self, devices):
+            self.devices = dict.fromkeys(devices, self.incarnation)
+            yield devices
+
+    live = Live()
+    monkeypatch.setattr(multihost_utils, 'live_devices', live)
+    return live
 
 
 @pytest.fixture

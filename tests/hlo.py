@@ -31,6 +31,11 @@ def results(hlo, operation):
     return found
 
 
+def at_every_step(hlo):
+    """The part of a program that is in no branch."""
+    return hlo[hlo.index('\nENTRY') :]
+
+
 def loss_fn(params, batch):
     hidden = jnp.mean(jnp.tanh(batch @ params['dense']))
     return params['scale'] * hidden * (jnp.mean(params['kernel'] ** 2) + jnp.mean(params['bias'] ** 2))

@@ -1,6 +1,5 @@
 """One rule for another number of workers, in a checkpoint and for a newcomer of an elastic run."""
 
-import contextlib
 import functools
 
 import jax
@@ -8,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -70,19 +68,8 @@ def test_each_device_of_a_newcomer_receives_its_shard():
     assert np.asarray(given['own']).tolist() == [*rows[:2].tolist(), rows[:2].mean(axis=0).tolist()]
 
 
-def test_a_team_whose_workers_are_several_devices_trains_like_spmd(monkeypatch):
+def test_a_team_whose_workers_are_several_devices_trains_like_spmd(live_devices):
     """Also after it has met again under other incarnations, on another mesh."""
-
-    class Live:
-        devices, incarnation = None, 1
-
-        @contextlib.contextmanager
-        def __call__(self, devices):
-            self.devices = dict.fromkeys(devices, self.incarnation)
-            yield devices
-
-    live = Live()
-    monkeypatch.setattr(multihost_utils, 'live_devices', live)
     chance = np.random.default_rng(0)
     params = {'w': chance.normal(size=(8, 4)).astype(np.float32), 'b': np.zeros(4, np.float32)}
     specs = {'w': P('shard'), 'b': P()}
@@ -102,7 +89,7 @@ def test_a_team_whose_workers_are_several_devices_trains_like_spmd(monkeypatch):
     optimizer = def_jax.def_sgd(0.1, 4, 'workers', momentum=0.5)
     team = elastic.Team(optimizer, params, workers=2, shards=2, param_specs=specs, note=lambda line: None)
     for step in range(6):
-        live.incarnation = 1 + step // 3
+        live_devices.incarnation = 1 + step // 3
         team.run(train, batch)
         assert team.local_params['w'].shape == (4, 4)  # a shard
     dist = def_jax.spmd(optimizer, mesh_of(2, 2), specs, 'workers')

@@ -3,22 +3,11 @@
 import math
 import re
 
+import hlo
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from hlo import (
-    BATCH,
-    LARGE,
-    MODEL_SIZE,
-    all_reduces,
-    compile_pmapped,
-    copies_of,
-    feedback,
-    make_params,
-    results,
-    with_gradient,
-)
 
 import def_jax
 
@@ -30,12 +19,12 @@ pytestmark = pytest.mark.usefixtures('full_optimization')
 )
 def test_one_all_reduce_of_the_message(granularity, num_workers, ratio):
     compressor = def_jax.random_block(ratio, granularity=granularity)
-    size = def_jax.message_size(compressor, make_params())
-    assert size == pytest.approx(MODEL_SIZE / ratio, rel=0.02)
-    assert all_reduces(def_jax.error_feedback(compressor, 'workers'), num_workers) == [[size]]
+    size = def_jax.message_size(compressor, hlo.make_params())
+    assert size == pytest.approx(hlo.MODEL_SIZE / ratio, rel=0.02)
+    assert hlo.all_reduces(def_jax.error_feedback(compressor, 'workers'), num_workers) == [[size]]
 
 
-MESSAGE = def_jax.message_size(def_jax.random_block(64), make_params())
+MESSAGE = def_jax.message_size(def_jax.random_block(64), hlo.make_params())
 
 
 @pytest.mark.parametrize(
@@ -49,55 +38,55 @@ MESSAGE = def_jax.message_size(def_jax.random_block(64), make_params())
 )
 def test_neither_the_point_nor_news_adds_a_collective(options, point, longer):
     """The gradient goes through the detached point; NaN travels in the message, an energy at its end."""
-    assert all_reduces(feedback(**options), 4, point=point) == [[MESSAGE + longer]]
+    assert hlo.all_reduces(hlo.feedback(**options), 4, point=point) == [[MESSAGE + longer]]
 
 
 def test_between_messages_no_collective_runs():
     """The all-reduce of the message lies in a branch that only sending steps take."""
-    hlo = compile_pmapped(*with_gradient(feedback(every=4)), 4, BATCH).as_text()
-    assert results(hlo, 'all-reduce') == [[MESSAGE]]
-    assert not results(hlo[hlo.index('\nENTRY') :], 'all-reduce')
+    program = hlo.compile_pmapped(*hlo.with_gradient(hlo.feedback(every=4)), 4, hlo.BATCH).as_text()
+    assert hlo.results(program, 'all-reduce') == [[MESSAGE]]
+    assert not hlo.results(hlo.at_every_step(program), 'all-reduce')
 
 
 def test_averaging_the_residual_adds_one_dense_all_reduce_under_a_condition():
     """SAEF's step holds the message and, in one branch of a conditional, the whole residual."""
-    hlo = compile_pmapped(*with_gradient(feedback(average_every=10)), 4, BATCH).as_text()
-    dense = [sizes for sizes in results(hlo, 'all-reduce') if sizes != [MESSAGE]]
-    assert len(dense) == 1 and sum(dense[0]) == MODEL_SIZE
-    assert results(hlo[hlo.index('\nENTRY') :], 'all-reduce') == [[MESSAGE]]  # what runs at every step
+    program = hlo.compile_pmapped(*hlo.with_gradient(hlo.feedback(average_every=10)), 4, hlo.BATCH).as_text()
+    dense = [sizes for sizes in hlo.results(program, 'all-reduce') if sizes != [MESSAGE]]
+    assert len(dense) == 1 and sum(dense[0]) == hlo.MODEL_SIZE
+    assert hlo.results(hlo.at_every_step(program), 'all-reduce') == [[MESSAGE]]  # what runs at every step
 
 
 @pytest.mark.parametrize('compressor', [None, def_jax.identity()])
 def test_dense_baseline_sends_the_model(compressor):
     if compressor is None:
-        found = all_reduces(def_jax.all_reduce_mean('workers'), 4, point='none')
+        found = hlo.all_reduces(def_jax.all_reduce_mean('workers'), 4, point='none')
     else:
-        found = all_reduces(def_jax.error_feedback(compressor, 'workers'), 4)
-    assert len(found) == 1 and sum(found[0]) == MODEL_SIZE
+        found = hlo.all_reduces(def_jax.error_feedback(compressor, 'workers'), 4)
+    assert len(found) == 1 and sum(found[0]) == hlo.MODEL_SIZE
 
 
 @pytest.mark.parametrize(
     ('read', 'size'),
     [
-        (lambda params, state, _: def_jax.output_params(params, state, 'workers'), MODEL_SIZE),
+        (lambda params, state, _: def_jax.output_params(params, state, 'workers'), hlo.MODEL_SIZE),
         (lambda params, state, _: def_jax.detached_params(params, state), 0),
     ],
     ids=['output_params', 'detached_params'],
 )
 def test_the_output_is_one_dense_all_reduce_and_the_detached_point_none(read, size):
-    found = results(compile_pmapped(feedback(), read, 4, jnp.ones(1)).as_text(), 'all-reduce')
+    found = hlo.results(hlo.compile_pmapped(hlo.feedback(), read, 4, jnp.ones(1)).as_text(), 'all-reduce')
     assert len(found) == (size > 0) and sum(map(sum, found)) == size
 
 
 def test_multi_steps_sends_the_message_at_every_call():
     """optax.MultiSteps runs the update at every call and drops it between emissions: it saves no traffic."""
-    optimizer = optax.MultiSteps(optax.chain(optax.sgd(0.1), feedback()), 4)
+    optimizer = optax.MultiSteps(optax.chain(optax.sgd(0.1), hlo.feedback()), 4)
 
     def step(params, state, grads):
         return optimizer.update(grads, state, params)
 
-    hlo = compile_pmapped(optimizer, step, 2, make_params()).as_text()
-    assert results(hlo[hlo.index('\nENTRY') :], 'all-reduce') == [[MESSAGE]]
+    program = hlo.compile_pmapped(optimizer, step, 2, hlo.make_params()).as_text()
+    assert hlo.results(hlo.at_every_step(program), 'all-reduce') == [[MESSAGE]]
 
 
 # Options of the last link, and no momentum before it: each has its own reasons for a copy.
@@ -124,25 +113,25 @@ def test_update_happens_in_place(variant, num_workers):
     """The gradients are arguments: what is counted belongs to the optimizer, not to the backward pass."""
     momentum, options = VARIANTS[variant]
     axis_name = None if num_workers is None else 'workers'
-    optimizer = optax.chain(optax.sgd(0.1, momentum=momentum), feedback(axis_name, **options))
+    optimizer = optax.chain(optax.sgd(0.1, momentum=momentum), hlo.feedback(axis_name, **options))
 
     def step(params, state, grads):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    params = make_params()
+    params = hlo.make_params()
     if num_workers is None:
         lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, optimizer.init(params), params)
         compiled = lowered.compile()
     else:
-        compiled = compile_pmapped(optimizer, step, num_workers, params, donate=(0, 1))
+        compiled = hlo.compile_pmapped(optimizer, step, num_workers, params, donate=(0, 1))
     # A choice by a scalar copies both large leaves, with the axis of workers that pmap adds.
     copies = 2 if variant in ('skipping', 'every') and num_workers else 0
-    assert copies_of(compiled, LARGE) == copies
+    assert hlo.copies_of(compiled, hlo.LARGE) == copies
     memory = compiled.memory_analysis()
-    assert memory.temp_size_in_bytes < 4 * MODEL_SIZE * (0.25 + (copies > 0))
+    assert memory.temp_size_in_bytes < 4 * hlo.MODEL_SIZE * (0.25 + (copies > 0))
     donated = 2 if momentum is None else 3  # parameters, residual, momentum
-    assert memory.alias_size_in_bytes >= donated * 4 * MODEL_SIZE
+    assert memory.alias_size_in_bytes >= donated * 4 * hlo.MODEL_SIZE
 
 
 @pytest.mark.parametrize('variant', ['plain', 'no momentum', 'auto', 'every', 'overlap'])
@@ -154,14 +143,14 @@ def test_a_step_with_the_detached_point_copies_nothing(variant):
     if jax.__version_info__ < (0, 9) and variant in ('no momentum', 'auto', 'every'):
         pytest.skip('XLA of JAX 0.8 copies a tensor or two')
     momentum, options = VARIANTS[variant]
-    optimizer, step = with_gradient(feedback(**options), momentum=momentum)
+    optimizer, step = hlo.with_gradient(hlo.feedback(**options), momentum=momentum)
     mesh, replicated = jax.make_mesh((2,), ('workers',)), jax.sharding.PartitionSpec()
     mapped = jax.shard_map(step, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False)
-    arguments = jax.eval_shape(lambda: (make_params(), optimizer.init(make_params()), BATCH))
+    arguments = jax.eval_shape(lambda: (hlo.make_params(), optimizer.init(hlo.make_params()), hlo.BATCH))
     compiled = jax.jit(mapped, donate_argnums=(0, 1)).lower(*arguments).compile()
-    assert copies_of(compiled, LARGE) == 0
-    gradients = MODEL_SIZE
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * (gradients + 0.25 * MODEL_SIZE)
+    assert hlo.copies_of(compiled, hlo.LARGE) == 0
+    gradients = hlo.MODEL_SIZE
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * (gradients + 0.25 * hlo.MODEL_SIZE)
 
 
 def compile_stage(compressor, params, **options):
@@ -192,7 +181,7 @@ def test_any_selection_is_updated_in_place(name):
     compressor, messages = IN_PLACE[name]
     compiled = compile_stage(compressor, params)
     model_size = sum(math.prod(shape) for shape in shapes.values())
-    assert copies_of(compiled, 3 * 3 * 50 * 70) == 0
+    assert hlo.copies_of(compiled, 3 * 3 * 50 * 70) == 0
     memory = compiled.memory_analysis()
     message = def_jax.message_size(compressor, params)
     assert memory.temp_size_in_bytes < 4 * (0.05 * model_size + messages * message)
@@ -205,7 +194,7 @@ def test_any_selection_is_updated_in_place(name):
 def test_a_model_of_one_tensor_is_updated_in_place(ratio, shape, skipping):
     """As with optax.flatten; its message is not made by a concatenation."""
     compiled = compile_stage(def_jax.random_block(ratio), jnp.ones(shape), skip_nonfinite=skipping)
-    assert copies_of(compiled, math.prod(shape)) == 0
+    assert hlo.copies_of(compiled, math.prod(shape)) == 0
 
 
 def kernels(hlo):

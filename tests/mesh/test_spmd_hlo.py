@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from hlo import copies_of
+from hlo import at_every_step, copies_of
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -142,6 +142,5 @@ def test_the_update_copies_nothing_and_gathers_nothing(inner, options):
 def test_between_messages_nothing_crosses():
     """The collective lies in a branch that one step in four takes."""
     compiled = compile_loop(optax.sgd(0.1), every=4)
-    hlo = compiled.as_text()
-    at_every_step = collectives(hlo[hlo.index('\nENTRY') :])
-    assert len(split(compiled)[0]) == 1 and not any(c.crosses(WORKERS) for c in at_every_step)
+    every_step = collectives(at_every_step(compiled.as_text()))
+    assert len(split(compiled)[0]) == 1 and not any(c.crosses(WORKERS) for c in every_step)

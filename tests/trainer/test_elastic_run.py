@@ -1,6 +1,5 @@
 """`--config.elastic=True`: a process of train.py dies and returns, and the run goes on."""
 
-import contextlib
 import functools
 import json
 import os
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 import training_fixtures as fixtures
 from faults import processes
-from jax.experimental import multihost_utils
 
 from def_jax.tools.launch import Launcher
 from def_jax.trainer import elastic, experiment, loop
@@ -76,18 +74,9 @@ def test_the_first_state_is_that_of_any_run(recorded):
     assert layout.shape_of(two) == (2,)
 
 
-def test_workers_of_several_devices_train_and_are_evaluated_like_those_of_one(data_dir, monkeypatch):
-    """A crew of one process, for which JAX's service is played."""
-
-    class Live:
-        devices = None
-
-        @contextlib.contextmanager
-        def __call__(self, devices):
-            self.devices = dict.fromkeys(devices, 1)
-            yield devices
-
-    monkeypatch.setattr(multihost_utils, 'live_devices', Live())
+@pytest.mark.usefixtures('live_devices')
+def test_workers_of_several_devices_train_and_are_evaluated_like_those_of_one(data_dir):
+    """A crew of one process."""
     plain = {'optimizer': 'sgd', 'optimizer_options': {}, 'learning_rate': 0.1, 'schedule': 'drops'}
     plain |= {'outer': '', 'outer_options': {}, 'ratio': 1, 'batch_size': 8, 'num_workers': 2}
     found = []

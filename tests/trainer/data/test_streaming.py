@@ -10,7 +10,6 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from mocked_records import OneByOne
 
 from def_jax.trainer.data import augmentation, in_memory, order, streaming
 from def_jax.trainer.data.streaming import IMAGENET
@@ -213,13 +212,23 @@ def test_of_narrow_images_the_centre_is_taken(height, width, box):
 # --- ImageNet ---
 
 
+class Mocked(list):
+    """Examples of TFDS's mock, several of which can be asked for at once, as of ArrayRecord files."""
+
+    def __getitems__(self, positions):
+        return [self[position] for position in positions]
+
+
 def test_imagenet_at_its_size():
     with (
         tfds.testing.mock_data(num_examples=5),
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(tfds.core.DatasetBuilder, 'is_prepared', lambda self: True)
-        train, test = (dataclasses.replace(s, records=OneByOne(s.records)) for s in streaming.open_dataset())
+        train, test = (
+            dataclasses.replace(split, records=Mocked(split.records[i] for i in range(len(split.records))))
+            for split in streaming.open_dataset()
+        )
         assert len(train) == len(test) == 5
         whole = batches(train, 3, batch_size=4, num_workers=2)
         resumed = batches(train, 1, batch_size=4, num_workers=2, first_step=2)

@@ -3,12 +3,6 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import textwrap
-import time
-from pathlib import Path
 from unittest import mock
 
 import jax
@@ -85,77 +79,7 @@ def test_workers_are_shared_out_among_processes(monkeypatch):
         ShardedWorkers(owners, 2)
 
 
-# --- A process and the parent that watches it ---
-
-
-def script(supervisor, *bodies):
-    """A program whose functions are watched by their parent."""
-    lines = ['import os, signal, sys, time', 'from def_jax.trainer.launch import supervision']
-    lines += [f'def run{i}():\n{textwrap.indent(body, "    ")}' for i, body in enumerate(bodies)]
-    runs = ', '.join(f'run{i}' for i in range(len(bodies)))
-    runs = runs if supervisor == 'supervised' else f'[{runs}]'
-    return '\n'.join([*lines, f"sys.exit(supervision.{supervisor}('program', {runs}))"])
-
-
-@pytest.mark.parametrize(
-    ('supervisor', 'bodies', 'code', 'words'),
-    [
-        ('supervised', ['return 0'], 0, ''),
-        ('supervised', ['return 3'], 3, ''),
-        ('supervised', ['raise SystemExit(5)'], 5, ''),
-        ('supervised', ['raise KeyError(1)'], 1, 'KeyError: 1'),
-        ('supervised', ['os.abort()'], 6, 'program: aborted by JAX'),
-        ('supervised', ['os.kill(os.getpid(), signal.SIGKILL)'], 137, 'program: killed by SIGKILL'),
-        ('side_by_side', ['return 0', 'return 0'], 0, ''),
-        ('side_by_side', ['return 0', 'return 4', 'return 2'], 4, ''),
-        (
-            'side_by_side',
-            ['os.abort()', 'time.sleep(0.5); print("went on"); return 0'],
-            134,
-            'program: killed by SIGABRT.\n',
-        ),
-    ],
-)
-def test_how_watched_processes_end(forked, supervisor, bodies, code, words):
-    process = forked(script(supervisor, *bodies))
-    assert process.returncode == code and words in process.stderr
-    assert bool(process.stderr) == bool(words)
-    assert ('went on' in process.stdout) == any('went on' in body for body in bodies)
-
-
-def test_signals_are_passed_on_and_a_killed_parent_takes_its_child_along():
-    body = (
-        'signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))\n'
-        'print(os.getpid(), flush=True)\nfor _ in range(600): time.sleep(0.1)\nreturn 0'
-    )
-    command = [sys.executable, '-c', script('supervised', body)]
-    process = subprocess.Popen(command, cwd=launched.ROOT, text=True, stdout=subprocess.PIPE)
-    child = int(process.stdout.readline())
-    assert child != process.pid
-    time.sleep(0.5)  # the parent sets up its handlers after the fork
-    process.send_signal(signal.SIGTERM)
-    assert process.stdout.readline() == 'told\n'
-    process.kill()
-    process.communicate(timeout=60)
-    stat, deadline = Path(f'/proc/{child}/stat'), time.monotonic() + 30
-    while stat.exists() and stat.read_text().split()[2] != 'Z':
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 # --- Runs ---
-
-
-def test_an_address_that_is_taken_is_refused(environment, tmp_path):
-    with socket.socket(socket.AF_INET6) as taken:
-        taken.bind(('::', 0))
-        taken.listen()
-        flags = [f'--coordinator_address=localhost:{taken.getsockname()[1]}', '--num_processes=2']
-        process = launched.start(tmp_path / 'run', [*SHORT, *flags, '--process_id=0'], environment)
-        assert process.wait(timeout=120) == 2
-    last = (tmp_path / 'run.log').read_text().splitlines()[-1]
-    assert last.startswith('train.py: cannot join the processes at localhost:')
-    assert not (tmp_path / 'run').exists()
 
 
 def under_srun(folder, environment):

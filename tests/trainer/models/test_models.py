@@ -6,21 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_networks as networks
 from flax import linen as nn
-from reference_networks import (
-    in_float64,
-    init_shapes,
-    numpy_basic_block,
-    numpy_bottleneck,
-    numpy_dense,
-    numpy_late_stride_block,
-    numpy_preactivation_block,
-    numpy_preactivation_bottleneck,
-    numpy_vgg,
-    random_variables,
-    relu,
-    windows,
-)
 
 from def_jax.trainer.models import MODELS, layers
 from def_jax.trainer.models.preactivation import (
@@ -48,7 +35,7 @@ IMAGE_SHAPES = {
 
 @functools.cache
 def named_shapes(name, num_classes=10):
-    return init_shapes(MODELS[name](num_classes=num_classes), IMAGE_SHAPES[name])
+    return networks.init_shapes(MODELS[name](num_classes=num_classes), IMAGE_SHAPES[name])
 
 
 # --- Sizes ---
@@ -74,7 +61,7 @@ SIZES = {
 @pytest.mark.parametrize('name', SIZES)
 def test_sizes_and_types(name):
     model = MODELS[name](num_classes=10, dtype=jnp.bfloat16)
-    variables = init_shapes(model, IMAGE_SHAPES[name])
+    variables = networks.init_shapes(model, IMAGE_SHAPES[name])
     images = jax.ShapeDtypeStruct((5, *IMAGE_SHAPES[name]), jnp.float32)
 
     program, logits = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False), return_shape=True)(
@@ -112,7 +99,7 @@ def equations(program):
 
 def evaluated(model, image_shape):
     """Random variables and images, and what the model makes of them."""
-    variables = random_variables(model, image_shape)
+    variables = networks.random_variables(model, image_shape)
     images = np.random.default_rng(1).normal(size=(3, *image_shape)).astype(np.float32)
     logits = jax.jit(functools.partial(model.apply, train=False))(variables, images)
     return variables, images, logits
@@ -131,46 +118,47 @@ def evaluated(model, image_shape):
 def test_vgg_equals_numpy(stages, order, options):
     model = VGG(stages=stages, num_classes=6, **options)
     variables, images, logits = evaluated(model, (8, 4, 2))
-    expected = numpy_vgg(variables, images.astype(np.float64), order.split())
+    expected = networks.numpy_vgg(variables, images.astype(np.float64), order.split())
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ('block', 'numpy_block', 'stage_sizes', 'large_images'),
     [
-        (BasicBlock, numpy_basic_block, (2, 1), False),
-        (Bottleneck, numpy_bottleneck, (2, 1), True),
+        (BasicBlock, networks.numpy_basic_block, (2, 1), False),
+        (Bottleneck, networks.numpy_bottleneck, (2, 1), True),
     ],
 )
 def test_resnet_equals_numpy(block, numpy_block, stage_sizes, large_images):
     model = ResNet(block, stage_sizes, width=4, num_classes=6, large_images=large_images)
     variables, images, logits = evaluated(model, (16, 8, 2))
-    network = in_float64(variables)
-    x = relu(network.norm(network.conv(images.astype(np.float64), 0, stride=1 + large_images), 0))
+    network = networks.in_float64(variables)
+    x = networks.relu(network.norm(network.conv(images.astype(np.float64), 0, stride=1 + large_images), 0))
     if large_images:
-        x = windows(x, 3, stride=2, fill=-np.inf).max(axis=(0, 1))
+        x = networks.windows(x, 3, stride=2, fill=-np.inf).max(axis=(0, 1))
     for index, stride in enumerate((1, 1, 2)):
         x = numpy_block(network.block(f'{block.__name__}_{index}'), x, stride)
-    expected = numpy_dense(x.mean(axis=(1, 2)), network.params)
+    expected = networks.numpy_dense(x.mean(axis=(1, 2)), network.params)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
 
 
 @pytest.mark.parametrize(
     ('block', 'numpy_block', 'init'),
     [
-        (PreactivationBlock, numpy_preactivation_block, layers.he_fan_in),
-        (LateStrideBlock, numpy_late_stride_block, layers.torch_default),  # whose convolutions have biases
-        (PreactivationBottleneck, numpy_preactivation_bottleneck, layers.he_fan_in),
+        (PreactivationBlock, networks.numpy_preactivation_block, layers.he_fan_in),
+        # Its convolutions have biases.
+        (LateStrideBlock, networks.numpy_late_stride_block, layers.torch_default),
+        (PreactivationBottleneck, networks.numpy_preactivation_bottleneck, layers.he_fan_in),
     ],
 )
 def test_preactivation_resnet_equals_numpy(block, numpy_block, init):
     model = PreactivationResNet(block, (2, 1, 1), width=4, num_classes=6, convolution_init=init)
     variables, images, logits = evaluated(model, (8, 4, 2))
-    network = in_float64(variables)
+    network = networks.in_float64(variables)
     x = network.conv(images.astype(np.float64), 0)
     for index, stride in enumerate((1, 1, 2, 2)):
         x = numpy_block(network.block(f'{block.__name__}_{index}'), x, stride)
-    expected = numpy_dense(relu(network.norm(x, 0)).mean(axis=(1, 2)), network.params)
+    expected = networks.numpy_dense(networks.relu(network.norm(x, 0)).mean(axis=(1, 2)), network.params)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
 
 
@@ -211,7 +199,7 @@ def test_a_network_learns_and_drops_half_of_what_enters_hidden_layers(name):
         params = jax.tree.map(lambda p, g: p - 1e-3 * g, variables['params'], grads)
         return {'params': params, 'batch_stats': mutated['batch_stats']}, loss, mutated['intermediates']
 
-    variables, losses = random_variables(model, (16, 16, 2)), []
+    variables, losses = networks.random_variables(model, (16, 16, 2)), []
     first = variables
     for _ in range(4):
         variables, loss, values = step(variables)
@@ -225,7 +213,7 @@ def test_a_network_learns_and_drops_half_of_what_enters_hidden_layers(name):
     if name == 'vgg16':
         entering, left = (values[module]['__call__'][0] for module in ('Dense_0', 'Dropout_1'))
         kept = left != 0
-        np.testing.assert_allclose(left, np.where(kept, 2 * relu(entering), 0), rtol=1e-6)
+        np.testing.assert_allclose(left, np.where(kept, 2 * networks.relu(entering), 0), rtol=1e-6)
         assert 0.3 < kept[entering > 0].mean() < 0.7 and 'Dropout_0' in values
 
 
