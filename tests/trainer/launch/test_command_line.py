@@ -1,4 +1,4 @@
-"""Programs as a user runs them: one line for every refusal, how processes end, a run, a kill, a resumption."""
+"""Programs as a user runs them: a line for every refusal, how processes end, a run, a kill, a resumption."""
 
 import json
 import os
