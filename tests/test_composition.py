@@ -88,10 +88,7 @@ PAIRS = {
             def_jax.error_feedback(def_jax.random_block(4, **BLOCKS), 'workers', detach=0.5, seed=3),
         ),
     ),
-    'no momentum': (
-        def_jax.def_sgd(0.1, 4, 'workers', momentum=None),
-        optax.chain(optax.sgd(0.1), feedback()),
-    ),
+    'no momentum': (def_jax.def_sgd(0.1, 4, 'workers', momentum=0), optax.chain(optax.sgd(0.1), feedback())),
     **{
         f'def_adamw, b1={b1!r}': (
             def_jax.def_adamw(0.1, 4, 'workers', b1=b1, weight_decay=0.3, mask=MATRICES, seed=3),

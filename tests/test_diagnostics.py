@@ -14,16 +14,11 @@ K, DETACH = 4, 0.3
 
 
 def tree(rng):
-    return {
-        'w': rng.normal(size=(K, 3, 5)).astype(np.float32),
-        'b': rng.normal(size=(K, 2)).astype(np.float32),
-    }
+    return {name: np.float32(rng.normal(size=(K, *shape))) for name, shape in (('w', (3, 5)), ('b', (2,)))}
 
 
 def flat(stacked):
-    return np.concatenate([stacked[name].reshape(K, -1) for name in sorted(stacked)], axis=1).astype(
-        np.float64
-    )
+    return np.concatenate([x.reshape(K, -1) for x in jax.tree.leaves(stacked)], axis=1).astype(np.float64)
 
 
 @pytest.mark.parametrize('transform', [jax.vmap, jax.pmap], ids=['vmap', 'pmap'])

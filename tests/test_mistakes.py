@@ -43,9 +43,7 @@ def test_two_links_on_the_same_tensor():
     for read in (def_jax.detached_params, lambda p, s: def_jax.output_params(p, s, None)):
         with pytest.raises(ValueError, match=r"two error_feedback links act on \['b'\]"):
             read(PARAMS, state)
-    apart = optax.chain(
-        optax.masked(link, {'w': True, 'b': False}), optax.masked(link, {'w': False, 'b': True})
-    )
+    apart = optax.chain(*(optax.masked(link, {'w': w, 'b': not w}) for w in (True, False)))
     def_jax.detached_params(PARAMS, apart.init(PARAMS))
 
 

@@ -202,10 +202,7 @@ def test_a_block_of_the_update_is_taken_after_the_message():
     blocks = def_jax.random_block(4)
     link = def_jax.error_feedback(blocks, None, overlap=True)
     program = jax.make_jaxpr(link.update)(params, link.init(params), params).jaxpr
-    updates, message = (
-        set(program.invars[: len(params)]),
-        def_jax.message_size(def_jax.random_block(4), params),
-    )
+    updates, message = set(program.invars[: len(params)]), def_jax.message_size(blocks, params)
     later: list = []  # what follows the barrier of the message
     indices = []
     for equation in program.eqns:

@@ -53,10 +53,7 @@ def test_the_longest_wait(order, bound, name):
 
 
 def test_a_permutation_of_any_size():
-    permute, rng = (
-        jax.jit(jax.vmap(orders._permuted, in_axes=(None, None, 0, None))),
-        np.random.default_rng(0),
-    )
+    permute, rng = jax.jit(jax.vmap(orders._permuted, (None, None, 0, None))), np.random.default_rng(0)
     for size in (1, 2, 3, 5, 64, 1000, 1024):
         positions = jnp.minimum(jnp.arange(1024, dtype=jnp.uint32), size - 1)  # of one shape: compiled once
         drawn = []

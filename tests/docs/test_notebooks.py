@@ -18,19 +18,20 @@ nbformat.write(notebook, sys.argv[2])
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
 
 
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == 'code']
+
+
 def outputs(notebook):
     """The kinds of output of each code cell."""
-    return [
-        [output.output_type for output in cell.outputs] for cell in notebook.cells if cell.cell_type == 'code'
-    ]
+    return [[output.output_type for output in cell.outputs] for cell in code_cells(notebook)]
 
 
 def tables(notebook):
     """The Markdown that each code cell shows: tables of committed results, the same on every machine."""
     return [
         [output.data['text/markdown'] for output in cell.outputs if 'text/markdown' in output.get('data', {})]
-        for cell in notebook.cells
-        if cell.cell_type == 'code'
+        for cell in code_cells(notebook)
     ]
 
 

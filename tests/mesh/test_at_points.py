@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import jax
 import jax.numpy as jnp
@@ -176,10 +177,7 @@ def test_convolutions_stay_ordinary():
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 2)).astype(np.float32)
     state = dist.init(params)
     program = jax.jit(dist.value_and_grad(loss)).lower(params, state, images)
-    assert (
-        'feature_group_count = 2' not in program.as_text()
-        and 'batch_group_count = 2' not in program.as_text()
-    )
+    assert not re.search('(feature|batch)_group_count = 2', program.as_text())
     losses, _ = dist.value_and_grad(loss)(params, state, images)
     np.testing.assert_allclose(losses, [loss(params, part) for part in np.split(images, 2)], rtol=1e-5)
 
@@ -209,9 +207,7 @@ def test_the_message_alone_crosses_workers():
     found = dist.check(program)
     message = def_jax.message_size(def_jax.random_block(4), params, dist.mesh, SPECS)
     assert sum(c.elements for c in found) == message + 1  # and the mean of the losses
-    with pytest.raises(
-        ValueError, match=rf'passes {4 * message + 4:,} bytes .* the message has {4 * message:,}'
-    ):
+    with pytest.raises(ValueError, match=rf'passes {4 * message + 4:,} bytes .* has {4 * message:,}'):
         dist.check(program, besides=0)
     with pytest.raises(TypeError, match=r'got a Lowered: pass a compiled step'):
         dist.check(jax.jit(lambda x: x).lower(1.0))  # whose text has no collectives yet
@@ -222,9 +218,7 @@ def test_state_that_is_not_sharded_over_workers_is_found():
     whole = NamedSharding(dist.mesh, P())
     shardings = dist.shardings, jax.tree.map(lambda _: whole, dist.state_specs(make_params())), whole
     program, _, _ = compiled(dist, shardings)
-    with pytest.raises(
-        ValueError, match=r"by all-gather.*returns .*residual\['in'\].*state_shardings\(params\)"
-    ):
+    with pytest.raises(ValueError, match=r"by all-gather.*residual\['in'\].*state_shardings\(params\)"):
         dist.check(program)
     dist.check(compiled(dist, (dist.shardings, dist.state_shardings(make_params()), whole))[0])
 
@@ -272,9 +266,7 @@ def test_accumulation_sends_once():
     params = jax.device_put(make_params(), dist.shardings)
     state, expected = dist.init(params), plain.init(params)
     rng = np.random.default_rng(0)
-    grads = [
-        jax.tree.map(lambda p: rng.normal(size=(2, *p.shape)).astype(np.float32), params) for _ in range(6)
-    ]
+    grads = [jax.tree.map(lambda p: rng.normal(size=(2, *p.shape)).astype('f4'), params) for _ in range(6)]
     step = jax.jit(dist.update)
     for n, grad in enumerate(grads):
         updates, state = jax.block_until_ready(step(grad, state, params))

@@ -67,9 +67,7 @@ def test_what_differs_is_called_own(name):
     optimizer = OPTIMIZERS[name]
     own, state = own_leaves(optimizer, PARAMS), states(optimizer)
     assert jax.tree.structure(own) == jax.tree.structure(state)
-    for (path, mine), leaf in zip(
-        jax.tree_util.tree_leaves_with_path(own), jax.tree.leaves(state), strict=True
-    ):
+    for (path, mine), leaf in zip(jax.tree.leaves_with_path(own), jax.tree.leaves(state), strict=True):
         agree = np.array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
         assert mine or agree, f'{jax.tree_util.keystr(path)} differs between workers, but counts as shared'
 

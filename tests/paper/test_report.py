@@ -112,9 +112,7 @@ def test_committed_tables_are_those_of_the_committed_runs(folder, tmp_path, monk
 
 
 def test_results_are_few_files_with_short_names():
-    tracked = subprocess.run(
-        ['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True
-    ).stdout.splitlines()
+    tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True).stdout.split('\n')
     assert len([path for path in tracked if path.startswith('results/')]) <= 150
     assert max(map(len, tracked), default=0) <= 100
 

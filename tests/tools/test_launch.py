@@ -47,9 +47,7 @@ def test_what_dies_is_started_again(launched):
 
 
 @pytest.mark.parametrize(('who', 'options'), [('0', {}), ('1', {'together': True})])
-def test_all_are_started_again_when_process_0_dies_or_any_of_a_run_that_is_not_elastic(
-    launched, who, options
-):
+def test_all_are_started_again_when_process_0_dies_or_any_together(launched, who, options):
     code, lives, said = launched(
         f'place[1] == "{who}" and life < 2 and sys.exit(1); time.sleep(1)', **options
     )

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -63,9 +64,7 @@ def test_the_state_is_that_of_the_mean_worker(data_dir, old, new, changes):
     before, layout = filled(old_run), regrouping.Layout.of(new_run)
     after = regrouping.regrouped(before, old_run.workers.shape, layout)
     shapes = jax.eval_shape(steps.make_init(new_run))
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), shapes
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, shapes)
     for shared in ('step', 'key', 'params'):
         fixtures.assert_same_bits(getattr(after, shared), getattr(before, shared))
     drift = np.abs(output(after, new_run) - output(before, old_run)).max()
@@ -143,8 +142,6 @@ def test_a_run_goes_on_with_other_workers_and_says_so(data_dir, stopped, tmp_pat
 def test_a_batch_with_which_the_run_is_over_is_refused(data_dir, stopped, tmp_path):
     folder = shutil.copytree(stopped, tmp_path / 'run')
     before = fixtures.contents(folder)
-    with pytest.raises(
-        ValueError, match=r'is from step 7, but with config\.batch_size=150 .* has only 4 steps'
-    ):
+    with pytest.raises(ValueError, match=r'from step 7, but with config\.batch_size=150 .* only 4 steps'):
         fixtures.train(config_of(data_dir, 3, batch_size=150), folder)
     assert fixtures.contents(folder) == before
