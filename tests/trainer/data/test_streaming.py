@@ -1,4 +1,4 @@
-"""Streaming: batches as pure functions of the step, over real files and at ImageNet's size; crops; errors."""
+"""Streaming: images and labels of real files, at ImageNet's size; crops; errors. Batches: test_splits.py."""
 
 import dataclasses
 import io
@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from def_jax.trainer.data import augmentation, in_memory, order, streaming
+from def_jax.trainer.data import augmentation, streaming
 from def_jax.trainer.data.streaming import IMAGENET
 
 NUM_EXAMPLES = 23
@@ -70,53 +70,12 @@ def assert_same(actual, expected):
             np.testing.assert_array_equal(one[name], other[name])
 
 
-# --- Training batches ---
-
-
-def test_the_order_is_that_of_data_in_memory(splits):
+def test_a_batch_holds_the_images_of_its_labels(splits):
     train, _ = splits
-    assert len(train) == NUM_EXAMPLES
-    # Files are not in the order in which examples were made.
-    labels = np.array(
-        [int(train.parse(record)['label']) for record in train.records.__getitems__([*range(23)])]
-    )
-    memory = in_memory.Arrays({'label': labels.astype(np.int32)})
-    assert sorted(labels) == list(range(NUM_EXAMPLES))
-
-    streamed = batches(train, 7)  # two epochs of three steps, and one more
-
-    for step, batch in enumerate(streamed):
-        expected = order.train_batch(memory, seed=3, step=step, batch_size=6, num_workers=3)
-        np.testing.assert_array_equal(batch['label'], expected['label'])
+    for batch in batches(train, 7):
         assert (batch['image'].shape, batch['image'].dtype) == ((3, 2, 8, 8, 3), np.uint8)
         assert (batch['label'].shape, batch['label'].dtype) == ((3, 2), np.int32)
         np.testing.assert_array_equal((batch['image'].mean(axis=(2, 3, 4)) + 2) // 10, batch['label'])
-
-
-def joined(parts):
-    """The batches of all workers, from those of each process."""
-    return [
-        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
-        for step in zip(*parts, strict=True)
-    ]
-
-
-def test_resuming_at_any_step_and_in_any_processes_gives_the_same_batches(splits):
-    train, _ = splits
-    whole = batches(train, 7)
-    assert_same(batches(train, 6, first_step=1), whole[1:])
-    parts = [batches(train, 4, first_step=3, workers=workers) for workers in ([0], [1, 2])]
-    assert_same(joined(parts), whole[3:])
-
-
-def test_a_part_holds_the_examples_at_its_positions(splits):
-    train, _ = splits
-    whole, part = (
-        [int(x) for b in s.test_batches(batch_size=1, num_workers=1) for x in b['label'].flat]
-        for s in (train, train.part(5, 20).part(2, 9))
-    )
-    assert part == whole[7:14]
-    assert {int(x) for b in batches(train.part(7, 14), 1) for x in b['label'].flat} < set(part)
 
 
 def test_seeds_and_epochs_differ(splits):
@@ -137,22 +96,7 @@ def test_seeds_and_epochs_differ(splits):
         assert not all(np.array_equal(first[label], run[label]) for label in common)
 
 
-# --- Test batches ---
-
-
-@pytest.mark.parametrize(('batch_size', 'num_batches'), [(6, 4), (24, 1)])
-def test_test_batches_count_every_image_once(splits, batch_size, num_batches):
-    _, test = splits
-    made = list(test.test_batches(batch_size=batch_size, num_workers=3))
-    parts = [list(test.test_batches(batch_size=batch_size, num_workers=3, workers=[w])) for w in range(3)]
-
-    assert len(made) == num_batches
-    for batch in made:
-        assert batch['image'].shape == (3, batch_size // 3, 8, 8, 3)
-        assert [batch[key].dtype for key in ('image', 'label', 'mask')] == [np.uint8, np.int32, np.float32]
-    counted = [label for batch in made for label in batch['label'][batch['mask'] == 1]]
-    assert sorted(counted) == list(range(NUM_EXAMPLES))
-    assert_same(joined(parts), made)
+# --- Crops ---
 
 
 @pytest.mark.parametrize('shape', [(300, 400), (400, 300), (100, 90)])
@@ -172,9 +116,6 @@ def test_center_crop_equals_pil(shape):
     assert (cropped.shape, cropped.dtype) == ((224, 224, 3), np.uint8)
     assert abs(cropped - expected).mean() < 0.5
     assert abs(cropped - expected).max() <= 6
-
-
-# --- Crops ---
 
 
 def torchvision_box(uniform, height, width):

@@ -137,14 +137,6 @@ def test_windows_are_those_of_a_slow_program(windows):
     assert taken['tokens'].dtype == taken['targets'].dtype == taken['segments'].dtype == np.int32
 
 
-def test_a_part_of_a_split_is_batched_as_any_other(windows):
-    part = windows.part(1, 6).part(1, 3)
-    assert len(part) == 2
-    (batch,) = part.test_batches(batch_size=2, num_workers=2)
-    for name, rows in windows.take(np.arange(2, 4)).items():
-        np.testing.assert_array_equal(batch[name][:, 0], rows)
-
-
 # The catalogue.
 
 

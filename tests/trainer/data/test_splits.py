@@ -1,0 +1,99 @@
+"""What every split promises, wherever its examples are stored: batches are pure functions of the step."""
+
+import itertools
+
+import numpy as np
+import pytest
+from test_streaming import NUM_EXAMPLES, SPEC, prepare
+
+from def_jax.trainer.data import order, streaming
+from def_jax.trainer.data.in_memory import Arrays
+from def_jax.trainer.data.text.corpus import Corpus
+from def_jax.trainer.data.text.windows import Windows
+
+BATCH, WORKERS, STEPS = 6, 3, NUM_EXAMPLES // 6  # of an epoch
+
+
+def arrays(_):
+    return Arrays({'label': np.arange(NUM_EXAMPLES, dtype=np.int32)})
+
+
+def windows(_):
+    """Each window repeats its number."""
+    text = np.repeat(np.arange(NUM_EXAMPLES, dtype=np.uint8), 4)
+    return Windows(Corpus(text, np.array([len(text)])), 4)
+
+
+def files(tmp_path_factory):
+    return streaming.open_dataset(SPEC, prepare(tmp_path_factory.mktemp('files'), 'array_record'))[0]
+
+
+@pytest.fixture(scope='module', params=[arrays, windows, files], ids=lambda make: make.__name__)
+def split(request, tmp_path_factory):
+    return request.param(tmp_path_factory)
+
+
+def numbers(batch):
+    """Which example is where, [k, b]."""
+    return batch['label'] if 'label' in batch else batch['targets'][..., 0]
+
+
+def in_order(split):
+    """The numbers of the examples, in the split's order."""
+    return np.concatenate(
+        [numbers(batch).ravel() for batch in split.test_batches(batch_size=1, num_workers=1)]
+    )
+
+
+def trained(split, count, **changes):
+    """The first batches, by name [count, k, b, ...]."""
+    options = {'seed': 3, 'first_step': 0, 'batch_size': BATCH, 'num_workers': WORKERS} | changes
+    batches = list(itertools.islice(split.train_batches(**options), count))
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def assert_same(actual, *expected):
+    """The arrays of `expected` along the axis of workers."""
+    for name, array in actual.items():
+        np.testing.assert_array_equal(array, np.concatenate([part[name] for part in expected], axis=1))
+
+
+def test_an_epoch_visits_every_example_at_most_once_in_the_order_of_its_seed(split):
+    assert len(split) == NUM_EXAMPLES and sorted(in_order(split)) == list(range(NUM_EXAMPLES))
+    seen = numbers(trained(split, 3 * STEPS))
+    for step, batch in enumerate(seen):
+        options = {'seed': 3, 'step': step, 'batch_size': BATCH, 'num_workers': WORKERS}
+        _, positions = order.train_positions(NUM_EXAMPLES, **options)
+        np.testing.assert_array_equal(batch, in_order(split)[positions])
+    epochs = [tuple(epoch) for epoch in seen.reshape(3, -1)]
+    assert len(set(epochs)) == 3 and all(len(set(epoch)) == BATCH * STEPS for epoch in epochs)
+
+
+def test_resuming_at_any_step_and_in_any_processes_gives_the_same_batches(split):
+    whole = trained(split, 7)
+    order._cached_permutation.cache_clear()  # as in a new process
+    assert_same({name: array[3:] for name, array in whole.items()}, trained(split, 4, first_step=3))
+    for parts in ([[0], [1, 2]], [[0], [1], [2]]):
+        assert_same(whole, *(trained(split, 7, workers=workers) for workers in parts))
+    alone = trained(split, 7, num_workers=1)  # divides the same batch
+    np.testing.assert_array_equal(numbers(alone).ravel(), numbers(whole).ravel())
+
+
+@pytest.mark.parametrize(('batch_size', 'count'), [(6, 4), (24, 1), (3, 8)])
+def test_test_batches_count_every_example_once(split, batch_size, count):
+    def passed(**workers):
+        batches = list(split.test_batches(batch_size=batch_size, num_workers=WORKERS, **workers))
+        assert len(batches) == count
+        return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+    whole = passed()
+    assert numbers(whole).shape == whole['mask'].shape == (count, WORKERS, batch_size // WORKERS)
+    assert whole['mask'].dtype == np.float32 and whole['mask'].sum() == NUM_EXAMPLES
+    np.testing.assert_array_equal(numbers(whole)[whole['mask'] == 1], in_order(split))
+    assert_same(whole, *(passed(workers=[worker]) for worker in range(WORKERS)))
+
+
+def test_a_part_holds_the_examples_at_its_positions(split):
+    part = split.part(5, 20).part(2, 9)
+    np.testing.assert_array_equal(in_order(part), in_order(split)[7:14])
+    assert set(numbers(trained(part, 1)).ravel()) < set(in_order(part))
