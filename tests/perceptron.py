@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import reference
+from compressing import masks
 from jax.sharding import PartitionSpec as P
 
 import def_jax
@@ -143,12 +144,8 @@ def vmapped(worker, batches, *args):
 @functools.cache
 def multipliers(compressor, seed=0, num_steps=NUM_STEPS, folded=False):
     """What multiplies p at every step, as the oracle takes it: [T, d]. `folded`: in CSER's second draw."""
-    ones, key = jax.tree.map(jnp.ones_like, INITIAL), jax.random.PRNGKey(seed)
+    key = jax.random.PRNGKey(seed)
     if folded:
         key = jax.random.key_data(jax.random.fold_in(typed_key(shared_key(seed)), 1))
-
-    def at(step):
-        selection = compressor(key, step, ones)
-        return flat(selection.place(selection.take(ones), ones))
-
-    return np.asarray(jax.jit(jax.vmap(at))(jnp.arange(num_steps, dtype=jnp.uint32)), np.float64)
+    sent = jax.tree.leaves(masks(compressor, INITIAL, num_steps, key))
+    return np.concatenate([mask.reshape(num_steps, -1) for mask in sent], axis=1).astype(np.float64)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compressing import masks
 
 import def_jax
 from def_jax.beyond import integers
@@ -53,17 +54,6 @@ def steps(updates, compressor=BLOCKS, **options):
     return jax.tree.map(np.asarray, found)
 
 
-def masks(compressor, num_steps=NUM_STEPS):
-    """0/1 for each coordinate, like the parameters, [T, ...]."""
-    ones = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
-
-    def at(step):
-        selection = compressor(jax.random.PRNGKey(0), step, ones)
-        return selection.place(selection.take(ones), ones)
-
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(at))(jnp.arange(num_steps, dtype=jnp.uint32)))
-
-
 def oracle(updates, sent):
     """One tensor: what arrived [T, ...], the residuals [T, K, ...] and the mean squares [T], in float64.
 
@@ -95,7 +85,7 @@ def oracle(updates, sent):
 @pytest.mark.parametrize('num_workers', [1, 8, 64])
 def test_the_oracle(num_workers):
     """What arrives is the mean of what left the residuals, at integers of a unit that all workers know."""
-    updates, sent = make_updates(num_workers), masks(BLOCKS)
+    updates, sent = make_updates(num_workers), masks(BLOCKS, make_params(), NUM_STEPS, jax.random.PRNGKey(0))
     arrived, residual, extra = steps(updates)
     for i, (name, scale) in enumerate(SCALES.items()):
         assert np.all(arrived[name] == arrived[name][0])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compressing import compress, ones_like
+from compressing import compress, masks, ones_like
 
 import def_jax
 from def_jax.compressors import orders
@@ -25,11 +25,9 @@ BLOCKS = {'boxes': 4, 'cut short': 4, 'elements': 3, 'scalar': 1, 'empty': 1}
 def sent_by_step(order, granularity='tensor', num_steps=60, seed=7):
     """What is sent at every step, 0/1: for each shape [num_steps, n]."""
     compressor = def_jax.random_block(RATIO, granularity=granularity, order=order)
-    ones, key = dict(zip(SHAPES, ones_like(SHAPES.values()), strict=True)), jax.random.PRNGKey(seed)
-    masks = jax.jit(jax.vmap(lambda step: compress(compressor, ones, step, key)))(
-        jnp.arange(num_steps, dtype=jnp.uint32)
-    )
-    return {name: np.asarray(mask).reshape(num_steps, -1) for name, mask in masks.items()}
+    like = dict(zip(SHAPES, ones_like(SHAPES.values()), strict=True))
+    sent = masks(compressor, like, num_steps, jax.random.PRNGKey(seed))
+    return {name: mask.reshape(num_steps, -1) for name, mask in sent.items()}
 
 
 @pytest.mark.parametrize('name', SHAPES)

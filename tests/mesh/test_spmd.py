@@ -10,6 +10,7 @@ import perceptron
 import pytest
 import reference
 import reference_baselines as oracles
+from compressing import masks
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from perceptron import (
@@ -70,16 +71,10 @@ def shard_masks(layout, compressor, num_steps):
     shapes = [
         NamedSharding(make_mesh(layout), s).shard_shape(x.shape) for x, s in zip(INITIAL, specs, strict=True)
     ]
-    ones = [jnp.ones(shape) for shape in shapes]
-
-    def at(step):
-        selection = compressor(jax.random.PRNGKey(0), step, ones)
-        return selection.place(selection.take(ones), ones)
-
-    masks = jax.jit(jax.vmap(at))(jnp.arange(num_steps, dtype=jnp.uint32))
+    sent = masks(compressor, [jnp.ones(shape) for shape in shapes], num_steps, jax.random.PRNGKey(0))
     tiled = [
-        np.tile(np.asarray(mask), (1, *(n // part for n, part in zip(x.shape, shape, strict=True))))
-        for mask, x, shape in zip(masks, INITIAL, shapes, strict=True)
+        np.tile(mask, (1, *(n // part for n, part in zip(x.shape, shape, strict=True))))
+        for mask, x, shape in zip(sent, INITIAL, shapes, strict=True)
     ]
     return np.concatenate([mask.reshape(num_steps, -1) for mask in tiled], axis=1).astype(np.float64)
 
