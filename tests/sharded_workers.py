@@ -1,6 +1,7 @@
 """Meshes of eight devices on which workers of several devices are tested, with the perceptron's sharding."""
 
 import jax
+import optax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -24,6 +25,22 @@ LAYOUTS = {
 def make_mesh(layout, kind=AUTO):
     sizes, _, _ = LAYOUTS[layout]
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(kind,) * len(sizes))
+
+
+def mesh_of(workers, shards, kind=AUTO):
+    devices = jax.devices()[: workers * shards]
+    return jax.make_mesh((workers, shards), ('workers', 'shard'), axis_types=(kind, kind), devices=devices)
+
+
+def step_of(dist, loss_fn):
+    """A step of training, with the losses of all workers."""
+
+    def step(params, state, batch):
+        losses, grads = dist.value_and_grad(loss_fn)(params, state, batch)
+        updates, state = dist.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, losses
+
+    return step
 
 
 def distributed(layout, optimizer, kind=AUTO):

@@ -5,10 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from sharded_workers import mesh_of, step_of
 
 import def_jax
 from def_jax import elastic
@@ -35,11 +35,6 @@ def test_all_get_the_mean_of_floats_and_whether_any_has_a_flag(values, dtype):
     steps, valid = jnp.array([7, 7, 0]), jnp.array([True, True, False])
     given = jax.vmap(give, axis_name='workers')(steps, rows, valid, jnp.array([True, False, False]))
     assert given['step'].tolist() == [7, 7, 7] and given['own'].tolist() == [*rows[:2].tolist(), expected]
-
-
-def mesh_of(workers, shards):
-    axes = ('workers', elastic.SHARD_AXIS)
-    return jax.make_mesh((workers, shards), axes, axis_types=(AxisType.Auto,) * 2)
 
 
 def test_each_device_of_a_newcomer_receives_its_shard():
@@ -82,9 +77,7 @@ def test_a_team_whose_workers_are_several_devices_trains_like_spmd(live_devices)
         return jnp.mean((x @ params['w'] + params['b']) ** 2)
 
     def train(dist, params, opt_state, x):
-        losses, grads = dist.value_and_grad(loss_fn)(params, opt_state, x)
-        updates, opt_state = dist.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, losses
+        return step_of(dist, loss_fn)(params, opt_state, x)
 
     optimizer = def_jax.def_sgd(0.1, 4, 'workers', momentum=0.5)
     team = elastic.Team(optimizer, params, workers=2, shards=2, param_specs=specs, note=lambda line: None)

@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from sharded_workers import AUTO, EXPLICIT
+from sharded_workers import AUTO, EXPLICIT, mesh_of, step_of
 
 import def_jax
 
@@ -33,10 +33,8 @@ def link(**options):
 
 
 def spmd(optimizer=None, kind=AUTO, specs=SPECS, **options):
-    mesh = jax.make_mesh((2, 4), ('workers', 'shard'), axis_types=(kind,) * 2)
-    return def_jax.spmd(
-        optimizer or optax.chain(optax.sgd(0.01, momentum=0.9), link()), mesh, specs, **options
-    )
+    optimizer = optimizer or optax.chain(optax.sgd(0.01, momentum=0.9), link())
+    return def_jax.spmd(optimizer, mesh_of(2, 4, kind), specs, **options)
 
 
 def loss_fn(params, batch):
@@ -185,19 +183,15 @@ def test_convolutions_stay_ordinary():
 # --- In other people's trainers -----------------------------------------------------------------------------
 
 
-def step_of(dist):
-    def step(params, state, batch):
-        losses, grads = dist.value_and_grad(loss_fn)(params, state, batch)
-        updates, state = dist.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, losses.mean()
-
-    return step
-
-
 def compiled(dist, out_shardings=None):
     params = jax.device_put(make_params(), dist.shardings)
     state = dist.init(params)
-    step = jax.jit(step_of(dist), out_shardings=out_shardings)
+
+    def step(params, state, batch):
+        params, state, losses = step_of(dist, loss_fn)(params, state, batch)
+        return params, state, losses.mean()
+
+    step = jax.jit(step, out_shardings=out_shardings)
     return step.lower(params, state, BATCH).compile(), params, state
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from sharded_workers import AUTO, EXPLICIT
+from sharded_workers import AUTO, EXPLICIT, mesh_of, step_of
 
 import def_jax
 
@@ -43,7 +43,6 @@ def method_optimizer(name):
 
 @pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
 def test_all_that_sends_traces_without_promotion(kind):
-    mesh = jax.make_mesh((2, 4), ('workers', 'shard'), axis_types=(kind, kind))
 
     def loss_fn(params, batch):
         whole = jax.sharding.reshard(params, P()) if kind == EXPLICIT else params
@@ -51,15 +50,14 @@ def test_all_that_sends_traces_without_promotion(kind):
 
     def step(dist, params, batch):
         state = dist.init(params)
-        _, grads = dist.value_and_grad(loss_fn)(params, state, batch)
-        updates, state = dist.update(grads, state, params)
+        params, state, _ = step_of(dist, loss_fn)(params, state, batch)
         if isinstance(state[-1], def_jax.ErrorFeedbackState):
             dist.output_params(params, state)
-        return optax.apply_updates(params, updates)
+        return params
 
     baselines = map(method_optimizer, METHODS) if kind == AUTO else ()
     with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
         for optimizer in [*OPTIMIZERS, *baselines]:
-            dist = def_jax.spmd(optimizer, mesh, {'w': P('shard'), 'b': None})
+            dist = def_jax.spmd(optimizer, mesh_of(2, 4, kind), {'w': P('shard'), 'b': None})
             params = jax.device_put(PARAMS, dist.shardings)
             jax.eval_shape(functools.partial(step, dist), params, jnp.ones((4, 8)))

@@ -1,7 +1,5 @@
 """Workers of several devices: the NumPy oracle with its blocks in the devices' shards, and other meshes."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +24,7 @@ from perceptron import (
     vmapped,
     x_y_residual,
 )
-from sharded_workers import AUTO, EXPLICIT, LAYOUTS, distributed, feedback, make_mesh
+from sharded_workers import AUTO, EXPLICIT, LAYOUTS, distributed, feedback, make_mesh, mesh_of, step_of
 
 import def_jax
 from def_jax.compressors import Compressor
@@ -48,12 +46,7 @@ def train(dist, num_steps, loss_fn=loss_fn, batches=None, has_output=True):
     """x and y after 0, ..., T steps, each [T + 1, d], and the last state; without an output, y is x."""
     batches = batches or mlp_data(dist.num_workers)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, batch):
-        _, grads = dist.value_and_grad(loss_fn)(params, state, batch)
-        updates, state = dist.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
+    step = jax.jit(step_of(dist, loss_fn), donate_argnums=(0, 1))
     output = jax.jit(dist.output_params) if has_output else lambda params, _: params
     params = jax.device_put([jnp.asarray(x) for x in INITIAL], dist.shardings)
     state, found = jax.jit(dist.init)(params), []
@@ -61,7 +54,7 @@ def train(dist, num_steps, loss_fn=loss_fn, batches=None, has_output=True):
         found.append([flat(on_one_device(z)) for z in (params, output(params, state))])
         if t < num_steps:
             batch = [x[:, t].reshape(-1, x.shape[-1]) for x in batches]
-            params, state = step(params, state, batch)
+            params, state, _ = step(params, state, batch)
     return *np.stack(found, axis=1), state
 
 
@@ -301,9 +294,7 @@ def test_state_goes_through_a_checkpoint_onto_another_mesh(tmp_path, sizes, keep
     dist = def_jax.spmd(optimizer, make_mesh('2x4'), [P('shard'), P(), P(), P(), P()])
     _, _, state = train(dist, 3)
     params = [jnp.asarray(x) for x in INITIAL]
-    mesh = jax.make_mesh(
-        sizes, ('workers', 'shard'), axis_types=(AUTO, AUTO), devices=jax.devices()[: np.prod(sizes)]
-    )
+    mesh = mesh_of(*sizes)
     other = def_jax.spmd(optimizer, mesh, [P('shard'), P('shard') if sizes[1] == 2 else P(), P(), P(), P()])
     restored = other.regroup(params, saved_and_restored(tmp_path, other, state, params, 2))
     residual = optax.tree.get(restored, 'residual')[0]

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from sharded_workers import AUTO, EXPLICIT
+from sharded_workers import AUTO, EXPLICIT, mesh_of
 
 import def_jax
 
@@ -28,10 +28,7 @@ def link(**options):
 
 
 def spmd(optimizer, kind=AUTO, sizes=(2, 4), specs=SPECS, **options):
-    mesh = jax.make_mesh(
-        sizes, ('workers', 'shard'), axis_types=(kind,) * 2, devices=jax.devices()[: np.prod(sizes)]
-    )
-    return def_jax.spmd(optimizer, mesh, specs, **options)
+    return def_jax.spmd(optimizer, mesh_of(*sizes, kind), specs, **options)
 
 
 def train(dist, steps=4, params=PARAMS, loss_fn=loss_fn, **extra):

@@ -6,22 +6,17 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from sharded_workers import AUTO, EXPLICIT, mesh_of
 
 import def_jax
 
-AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 OPTIMIZER = optax.chain(optax.adam(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
 PARAMS = {'w': jnp.ones((8, 6)), 'b': jnp.ones(6)}
 
 
-def make_mesh(workers, shards):
-    return jax.make_mesh((workers, shards), ('workers', 'shard'), axis_types=(AUTO, AUTO))
-
-
 def two_by_four(**arguments):
-    return def_jax.spmd(**{'optimizer': OPTIMIZER, 'mesh': make_mesh(2, 4)} | arguments)
+    return def_jax.spmd(**{'optimizer': OPTIMIZER, 'mesh': mesh_of(2, 4)} | arguments)
 
 
 def square_loss(params, batch):
@@ -83,7 +78,7 @@ def test_what_a_step_is_given_must_belong_together():
     other = optax.chain(optax.sgd(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
     with pytest.raises(ValueError, match=r'opt_state has the structure .* state of another optimizer'):
         jax.eval_shape(step, PARAMS, jax.eval_shape(two_by_four(optimizer=other).init, PARAMS), batch)
-    four = def_jax.spmd(OPTIMIZER, make_mesh(4, 2))
+    four = def_jax.spmd(OPTIMIZER, mesh_of(4, 2))
     with pytest.raises(
         ValueError,
         match=r'has 4 workers, but the mesh has 2: it was made on another mesh. Pass it through `regroup`',

@@ -1,6 +1,5 @@
 """What the compiled step of workers of several devices communicates and copies, read from its HLO."""
 
-import functools
 import math
 
 import jax
@@ -8,8 +7,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 from hlo import at_every_step, copies_of
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from sharded_workers import mesh_of
 
 import def_jax
 from def_jax.traffic.hlo import collectives
@@ -19,17 +19,12 @@ pytestmark = pytest.mark.usefixtures('full_optimization')
 SPECS = {'in': P('shard'), 'out': P(None, 'shard'), 'bias': P()}
 SHAPES = {'in': (256, 128), 'out': (128, 256), 'bias': (128,)}
 SHARD, BIAS, RATIO = 256 * 128 // 4, 128, 16  # elements that a device holds of each matrix, and of the bias
-WORKERS = [0, 0, 0, 0, 1, 1, 1, 1]
-
-
-@functools.cache
-def make_mesh():
-    return jax.make_mesh((2, 4), ('workers', 'shard'), axis_types=(AxisType.Auto,) * 2)
+WORKERS, MESH = [0, 0, 0, 0, 1, 1, 1, 1], mesh_of(2, 4)
 
 
 def shapes_of(tree, specs):
     def shape(x, spec):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(make_mesh(), spec))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(MESH, spec))
 
     return jax.tree.map(shape, tree, specs)
 
@@ -48,7 +43,7 @@ BATCH = shapes_of(jnp.ones((16, 256)), P(('workers', 'shard')))
 def compile_loop(inner, with_gradient=True, **options):
     """A whole step, or the update alone with gradients as its arguments."""
     feedback = def_jax.error_feedback(def_jax.random_block(RATIO), 'workers', **options)
-    dist = def_jax.spmd(optax.chain(inner, feedback), make_mesh(), SPECS)
+    dist = def_jax.spmd(optax.chain(inner, feedback), MESH, SPECS)
 
     def step(params, state, data):
         grads = dist.value_and_grad(loss_fn)(params, state, data)[1] if with_gradient else data
@@ -100,7 +95,7 @@ def test_between_workers_only_the_block_of_a_devices_shards(inner, options, extr
     between, _ = split(compile_loop(inner, **options))
     assert [(c.operation, c.elements) for c in between] == [('all-reduce', MESSAGE + extra)]
     assert sorted(map(sorted, between[0].groups)) == [[0, 4], [1, 5], [2, 6], [3, 7]]
-    sent = def_jax.message_size(def_jax.random_block(RATIO), make_params(), make_mesh(), SPECS)
+    sent = def_jax.message_size(def_jax.random_block(RATIO), make_params(), MESH, SPECS)
     assert sent == MESSAGE
 
 
