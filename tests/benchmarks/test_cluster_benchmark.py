@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -123,3 +124,28 @@ def test_nothing_is_left_of_a_cluster_that_is_killed(number):
     while left_behind(process) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left_behind(process)
+
+
+# --- Nodes that shard their model ---
+
+
+@pytest.mark.slow
+def test_only_blocks_cross_between_the_nodes(tmp_path):
+    """The bytes of the page are those that the programs send."""
+    if not possible():
+        pytest.skip('no root, no iproute2, or no network namespaces')
+    written = tmp_path / 'sharded.md'
+    flags = ['--width=256', '--rounds=1', '--steps=1', '--bandwidth=1gbit', f'--output={written}']
+    done = subprocess.run(
+        [sys.executable, '-m', 'benchmarks.sharded', *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {
+        row[0]: row
+        for row in (line.split(' | ') for line in re.findall(r'^\| (.*) \|$', written.read_text(), re.M))
+    }
+    size = 256 * 512 + 512 * 512 + 512 * 256
+    dense, block = rows['FSDP inside, dense mean between'], rows['FSDP inside, DEF between, ratio 16']
+    assert float(dense[4]) == pytest.approx(4 * size / 2 / 1e6, abs=0.01)  # two devices per node
+    assert float(block[4]) == pytest.approx(float(dense[4]) / 16, abs=0.01)
+    assert dense[5] == block[5]  # what FSDP exchanges within a node

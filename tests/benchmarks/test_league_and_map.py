@@ -1,4 +1,4 @@
-"""The map trains what the league trains, its page follows from its runs, and rates are chosen as it says."""
+"""League and map: what is sent, worked out by hand, one way to train, and how rates are chosen."""
 
 from pathlib import Path
 
@@ -7,6 +7,9 @@ import pytest
 
 from benchmarks import grid
 from benchmarks.league import perceptron as league
+from benchmarks.league.contenders import Contender
+from benchmarks.league.costs import costs
+from benchmarks.league.problems import PROBLEMS
 from benchmarks.map import page, perceptron, plan
 
 RESULTS = Path(__file__).parents[2] / 'results' / 'map'
@@ -47,3 +50,37 @@ def test_the_law_on_the_page_is_that_of_the_runs():
     text = (RESULTS / 'README.md').read_text(encoding='utf-8')
     found = page.law(page.widths(RESULTS / 'runs.jsonl'))
     assert f'{found.slope:.2f} [{found.low:.2f}, {found.high:.2f}] times' in text
+
+
+# --- The league ---
+
+SIZE = 64 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10
+SIGNS = -(-SIZE // 32) + 6  # and a magnitude for each of six tensors
+
+
+@pytest.mark.parametrize(
+    ('contender', 'payload', 'hops'),
+    [
+        (Contender('', 'sgd'), SIZE, 7 / 4),  # of 8 workers, a ring sends 2·7/8 of a message
+        (Contender('', 'local_sgd', options={'every': 16}), SIZE / 16, 7 / 4),
+        (Contender('', 'streaming_diloco', 4, options={'every': 4}), 561 - 0.5, 7 / 4),
+        (Contender('', 'sign_ef'), SIGNS, 7),
+        (Contender('', 'onebit_adam', options={'freeze_after': 200}), (SIZE + 3 * SIGNS) / 4, 0),
+        (Contender('', 'powersgd', 16), 64 + 64 + 64 + 2 * 64 + 10 + 64 + 64 + 10, 7 / 4),
+        # int8: in bytes, two digits for each of six tensors, and a flag.
+        (Contender('', 'sparta', 16, options={'wire_dtype': 'int8'}), (561 + 6 * 2 + 1) / 4, 7 / 4),
+    ],
+)
+def test_bytes_a_step(contender, payload, hops):
+    found = costs(league.PERCEPTRON, contender)
+    assert found['dense'] == 4 * SIZE and found['payload'] == pytest.approx(4 * payload)
+    if hops:
+        assert found['wire'] == pytest.approx(4 * payload * hops)
+
+
+@pytest.mark.parametrize('name', PROBLEMS)
+def test_every_contender_can_be_built(name):
+    problem = PROBLEMS[name]
+    for contender in problem.contenders:
+        contender.optimizer(problem.inner(0.1, **contender.inner))
+    assert len({(c.title, c.nominal) for c in problem.contenders}) == len(problem.contenders)
