@@ -1,4 +1,4 @@
-"""Theorem 4.3: the corrected condition, the bound, a run that breaks the stated one, the numbers of its page."""
+"""Theorem 4.3: the corrected condition, the bound, a run that breaks the stated one, the page's numbers."""
 
 import json
 import math
