@@ -1,4 +1,4 @@
-"""What the tests of compressors share: C(tree) of one step, and what is sent at each."""
+"""What the tests of compressors and links share: C(tree) of one step, what is sent at each, what arrives."""
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,20 @@ def masks(compressor, like, num_steps, key=KEY):
     ones, steps = jax.tree.map(jnp.ones_like, like), jnp.arange(num_steps, dtype=jnp.uint32)
     sent = jax.jit(jax.vmap(lambda step: compress(compressor, ones, step, key)))(steps)
     return jax.tree.map(np.asarray, sent)
+
+
+def exchanged(link, updates, params=None):
+    """What arrived at every worker, and its state after each step, for updates [K, T, ...]."""
+
+    def worker(updates):
+        def step(state, u):
+            arrived, state = link.update(u, state, params)
+            return state, (arrived, state)
+
+        like = params or jax.tree.map(lambda u: jnp.zeros(u.shape[1:]), updates)
+        return jax.lax.scan(step, link.init(like), updates)[1]
+
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(worker, axis_name='workers'))(updates))
 
 
 def ones_like(shapes):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compressing import masks
+from compressing import exchanged, masks
 
 import def_jax
 from def_jax.beyond import integers
@@ -42,16 +42,8 @@ def make_updates(num_workers, num_steps=NUM_STEPS):
 
 def steps(updates, compressor=BLOCKS, **options):
     """What arrived, and the residual and the shared state after each step, [K, T, ...]."""
-
-    def worker(updates):
-        def step(state, u):
-            arrived, state = link(compressor, **options).update(u, state)
-            return state, (arrived, state.residual, state.extra)
-
-        return jax.lax.scan(step, link(compressor, **options).init(make_params()), updates)[1]
-
-    found = jax.jit(jax.vmap(worker, axis_name='workers'))(updates)
-    return jax.tree.map(np.asarray, found)
+    arrived, state = exchanged(link(compressor, **options), updates)
+    return arrived, state.residual, state.extra
 
 
 def oracle(updates, sent):

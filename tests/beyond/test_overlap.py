@@ -9,6 +9,7 @@ import optax
 import perceptron
 import pytest
 import reference_family
+from compressing import exchanged
 from perceptron import (
     INITIAL,
     LEARNING_RATES,
@@ -121,15 +122,8 @@ def test_x_is_the_plain_one_a_step_later(options):
     updates = np.random.default_rng(0).normal(size=(4, 12, 24)).astype(np.float32)
 
     def run(link):
-        def worker(updates):
-            def step(carry, u):
-                x, state = carry
-                u, state = link.update(u, state)
-                return (x + u, state), (x + u, state.detach)
-
-            return jax.lax.scan(step, (jnp.zeros(24), link.init(jnp.zeros(24))), updates)[1]
-
-        return jax.jit(jax.vmap(worker, axis_name='workers'))(updates)
+        arrived, state = exchanged(link, updates)
+        return np.cumsum(arrived, axis=1), state.detach
 
     make = functools.partial(def_jax.error_feedback, BLOCKS, 'workers', **options)
     (x, detach), (later, detach_later) = run(make()), run(make(overlap=True))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compressing import exchanged
 
 import def_jax
 
@@ -21,14 +22,8 @@ def steps(wire_dtype, num_workers=NUM_WORKERS, num_steps=20):
     """Updates [K, T, n], what arrived [K, T, n] and the residual after each step [K, T, n]."""
     u = np.random.default_rng(0).normal(size=(num_workers, num_steps, SIZE)).astype(np.float32)
 
-    def worker(updates):
-        def step(state, u):
-            sent, state = link(wire_dtype).update(u, state)
-            return state, (sent, state.residual)
-
-        return jax.lax.scan(step, link(wire_dtype).init(jnp.zeros(SIZE)), updates)[1]
-
-    return u, *map(np.asarray, jax.jit(jax.vmap(worker, axis_name='workers'))(u))
+    arrived, state = exchanged(link(wire_dtype), u)
+    return u, arrived, state.residual
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, *NARROW])
