@@ -4,6 +4,7 @@ import functools
 
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -64,16 +65,11 @@ def poisoned_steps():
         for element in range(NUM_ELEMENTS)
         for value in (np.nan, np.inf, -np.inf)
     ]
-    finite = np.concatenate([g[:, 0].reshape(NUM_WORKERS, -1) for g in gradients(1, seed=1).values()], axis=1)
+    _, unravel = jax.flatten_util.ravel_pytree({name: jnp.zeros(shape) for name, shape in SHAPES.items()})
+    finite = np.random.default_rng(1).normal(size=(NUM_WORKERS, NUM_ELEMENTS)).astype(np.float32)
 
     def after(worker, element, value):
-        flat = jnp.asarray(finite).at[worker, element].set(value)
-        ends = np.cumsum([int(np.prod(shape)) for shape in SHAPES.values()])[:-1]
-        parts = jnp.split(flat, ends, axis=1)
-        grads = {
-            name: part.reshape(NUM_WORKERS, *shape)
-            for (name, shape), part in zip(SHAPES.items(), parts, strict=True)
-        }
+        grads = jax.vmap(unravel)(jnp.asarray(finite).at[worker, element].set(value))
         step = jax.vmap(lambda g, p, s: optimizer.update(g, s, p), axis_name='workers')
         return step(grads, *before)
 
