@@ -63,7 +63,7 @@ def train(options, batches, _, *, axis_name, varying=None):
 def test_every_mapping_equals_the_oracle(mapping, options):
     num_workers = {'pmap': 8, 'one worker': 1}.get(mapping, 4)
     run = mapped(mapping, functools.partial(train, options), num_workers)
-    actual = run(mlp_data(num_workers), None)
+    actual = run(mlp_data(num_workers), 0.0)
     expected = reference_family.in_flight(
         *(START, gradient(num_workers), multipliers(BLOCKS), LEARNING_RATES),
         num_workers=num_workers,

@@ -57,35 +57,30 @@ def test_shapes_and_dtypes(name, dtype):
     chex.assert_trees_all_equal_shapes_and_dtypes(placed, tree)
 
 
-@pytest.mark.parametrize('name', [name for name in COMPRESSORS if name != 'scaled'])
-def test_sent_and_kept_restore_the_input_bit_for_bit(name):
-    """Every coordinate is either sent or kept, so C is a projection."""
-    p, steps = make_tree(), jnp.array([0, 1, 2, 1000], jnp.uint32)
-    sent = jax.jit(jax.vmap(lambda step: compress(COMPRESSORS[name], p, step)))(steps)
-    for c, whole in zip(*map(jax.tree.leaves, (sent, p)), strict=True):
-        r = whole - c
-        np.testing.assert_array_equal(c + r, np.broadcast_to(whole, c.shape))
-        assert np.all((c == whole) | (r == whole))
-
-
 @pytest.mark.parametrize(
     ('name', 'dtype'), [*((name, jnp.float32) for name in COMPRESSORS), ('random_block', jnp.bfloat16)]
 )
-def test_add_is_plus_what_place_puts_into_zeros(name, dtype):
-    tree, other = make_tree(dtype, seed=1), make_tree(seed=2)
+def test_what_is_not_sent_is_kept_bit_for_bit_and_add_is_plus_what_place_puts_into_zeros(name, dtype):
+    """Every coordinate is either sent or kept, so C is a projection."""
+    tree, p = make_tree(dtype, seed=1), make_tree(seed=2)
 
     @jax.jit
-    def both(tree, other):
-        selection = COMPRESSORS[name](KEY, jnp.uint32(5), other)
-        message, poison = selection.take(other), jax.tree.map(lambda x: jnp.nan * x, tree)  # is never read
-        return selection.add(tree, message), jax.tree.map(jnp.add, tree, selection.place(message, poison))
+    def program(step):
+        selection = COMPRESSORS[name](KEY, step, p)
+        message, poison = selection.take(p), jax.tree.map(lambda x: jnp.nan * x, tree)  # is never read
+        plus = jax.tree.map(jnp.add, tree, selection.place(message, poison))
+        return selection.place(message, p), selection.add(tree, message), plus
 
-    added, plus = both(tree, other)
-    chex.assert_trees_all_equal_shapes_and_dtypes(added, tree)
-    chex.assert_trees_all_close(added, plus, rtol=0, atol=0.03 if dtype == jnp.bfloat16 else 1e-6)
-    sent = [np.asarray(leaf != 0) for leaf in jax.tree.leaves(jitted_compress(COMPRESSORS[name], other, 5))]
-    for before, after, mask in zip(*map(jax.tree.leaves, (tree, added)), sent, strict=True):
-        np.testing.assert_array_equal(np.asarray(before)[~mask], np.asarray(after)[~mask])
+    for step in (0, 1, 2, 1000):
+        sent, added, plus = program(jnp.uint32(step))
+        chex.assert_trees_all_equal_shapes_and_dtypes(added, tree)
+        chex.assert_trees_all_close(added, plus, rtol=0, atol=0.03 if dtype == jnp.bfloat16 else 1e-6)
+        for leaves in zip(*map(jax.tree.leaves, (sent, p, tree, added)), strict=True):
+            c, whole, before, after = map(np.asarray, leaves)
+            np.testing.assert_array_equal(before[c == 0], after[c == 0])
+            if name != 'scaled':
+                np.testing.assert_array_equal(c + (whole - c), whole)
+                assert np.all((c == whole) | (c == 0))
 
 
 def test_identity_sends_everything_and_scaled_shrinks():
