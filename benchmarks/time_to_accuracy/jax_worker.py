@@ -39,7 +39,8 @@ def logits_of(params, inputs):
 def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransformation:
     """By the variant: 'def64', the paper's; 'best64', as docs/methods.md advises; or one of the rivals.
 
-    'best64' sends blocks four times as large in int8: the bytes of ratio 64.
+    'best64' sends blocks four times as large in int8: the bytes of ratio 64; 'best64_overlap' sends them
+    while the next gradient is computed.
     """
     variant, rates = job['variant'], jnp.asarray(learning_rates(job), jnp.float32)
     sgd = optax.sgd(lambda count: rates[count], momentum=0.9)
@@ -56,11 +57,19 @@ def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransforma
     if variant.startswith('def'):
         block = def_jax.random_block(int(variant.removeprefix('def')))
         return optax.chain(sgd, def_jax.error_feedback(block, axis_name, seed=job['seed']))
-    ratio = int(variant.removeprefix('best')) // 4
+    of_bytes, _, overlap = variant.removeprefix('best').partition('_')
+    ratio = int(of_bytes) // 4
     block = def_jax.random_block(ratio, order='shuffled', allocation='balanced')
     return optax.chain(
         optax.sgd(lambda count: rates[count]),
-        def_jax.error_feedback(block, axis_name, seed=job['seed'], detach='auto', wire_dtype=jnp.int8),
+        def_jax.error_feedback(
+            block,
+            axis_name,
+            seed=job['seed'],
+            detach='auto',
+            wire_dtype=jnp.int8,
+            overlap=overlap == 'overlap',
+        ),
     )
 
 
