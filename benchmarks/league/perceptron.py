@@ -47,17 +47,17 @@ def split(*, tuning: bool, fold: int = FOLDS - 1) -> tuple[np.ndarray, np.ndarra
     return train, test
 
 
-def make_data(seed: int, *, tuning: bool, fold: int = FOLDS - 1) -> Data:
+def make_data(seed: int, *, tuning: bool, fold: int = FOLDS - 1, steps: int = STEPS) -> Data:
     """Batches of shuffled epochs, shifted at random by up to a pixel; tested on what is held out."""
     digits = sklearn.datasets.load_digits()
     train, test = split(tuning=tuning, fold=fold)
     rng = np.random.default_rng(seed)
-    epochs = -(-STEPS * WORKERS * BATCH // len(train))
-    order = np.concatenate([rng.permutation(train) for _ in range(epochs)])[: STEPS * WORKERS * BATCH]
+    count = steps * WORKERS * BATCH
+    order = np.concatenate([rng.permutation(train) for _ in range(-(-count // len(train)))])[:count]
     padded = np.pad(digits.images / 16, ((0, 0), (1, 1), (1, 1)))
     rows, columns = (rng.integers(0, 3, len(order))[:, None] + np.arange(8) for _ in range(2))
     images = padded[order[:, None, None], rows[:, :, None], columns[:, None, :]]
-    shape = (STEPS, WORKERS, BATCH)
+    shape = (steps, WORKERS, BATCH)
     weights = np.zeros(PADDED)
     weights[: len(test)] = 1 / len(test)
     places = np.resize(test, PADDED)
@@ -89,9 +89,9 @@ def loss_fn(params, images, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels)
 
 
-def sgd(rate: Any, momentum: float) -> optax.GradientTransformation:
+def sgd(rate: Any, momentum: float, steps: int = STEPS) -> optax.GradientTransformation:
     """SGD with a cosine decay."""
-    return optax.sgd(optax.cosine_decay_schedule(rate, STEPS), momentum=momentum or None)
+    return optax.sgd(optax.cosine_decay_schedule(rate, steps), momentum=momentum or None)
 
 
 def train(contender: Contender) -> Callable[[Sequence[float], Sequence[int], bool], np.ndarray]:
@@ -109,10 +109,12 @@ def train(contender: Contender) -> Callable[[Sequence[float], Sequence[int], boo
     return run
 
 
-def make_step(contender: Contender, rate: Any) -> tuple[optax.GradientTransformation, Callable]:
+def make_step(
+    contender: Contender, rate: Any, steps: int = STEPS
+) -> tuple[optax.GradientTransformation, Callable]:
     """The optimizer, and a step for `scan`: ((params, state), batch) to both, and the loss."""
     method = def_jax.get_method(contender.method)
-    optimizer = contender.optimizer(sgd(rate, **contender.inner))
+    optimizer = contender.optimizer(sgd(rate, **contender.inner, steps=steps))
 
     def mean_loss(params, images, labels):
         return loss_fn(params, images, labels).mean()

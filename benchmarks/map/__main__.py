@@ -27,7 +27,9 @@ from benchmarks.records import Record, Records
 
 def run_cell(cell: plan.Cell, runs: Records) -> Iterable[str]:
     """Tunes for each point and trains the fresh seeds at what was chosen; says what it found."""
-    get = functools.partial(_get, cell, perceptron.train(cell.contender, cell.width, cell.workers), runs)
+    get = functools.partial(
+        _get, cell, perceptron.train(cell.contender, cell.width, cell.workers, cell.steps), runs
+    )
 
     def losses(point, ks):
         tried = [[get(k, seed, tuning=True) for seed in plan.TUNING_SEEDS] for k in ks]
@@ -57,6 +59,8 @@ def _get(cell: plan.Cell, train: Callable, runs: Records, k: int, seed: int, *, 
     }
     if cell.workers != plan.WORKERS:
         record['workers'] = cell.workers
+    if cell.steps != plan.STEPS:
+        record['steps'] = cell.steps
     rate = plan.RATES.rate(k)
     found = runs.get(record)
     return found or runs.add(record | {'rate': float(f'{rate:.4g}')} | train(rate, seed, tuning))
@@ -69,7 +73,8 @@ def main(_) -> None:
             begin = time.process_time()
             for line in run_cell(cell, runs):
                 seconds = time.process_time() - begin
-                name = f'{cell.workers} × {cell.width} {cell.contender.title} {cell.bytes_of:g}'
+                where = f'{cell.workers} × {cell.width}, {cell.steps} steps'
+                name = f'{where}, {cell.contender.title} {cell.bytes_of:g}'
                 print(f'{name} {line}; {seconds:.0f} s', file=sys.stderr, flush=True)
             jax.clear_caches()
 

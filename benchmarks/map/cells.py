@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import grid, records
-from benchmarks.league.perceptron import STEPS
 from benchmarks.map import plan
 from paper.statistics import Difference, seed_difference
 
@@ -25,6 +24,7 @@ class Cell(NamedTuple):
     tried: dict[int, np.ndarray]
     runs: dict[int, list[dict[str, Any]]]
     point: str  # at which it is evaluated
+    steps: int = plan.STEPS
 
     @property
     def k(self) -> int:
@@ -33,7 +33,7 @@ class Cell(NamedTuple):
     @property
     def visits(self) -> float:
         """How often a block is sent in a run; in int8, blocks are four times as large."""
-        return STEPS / self.bytes_of * (4 if 'int8' in self.title else 1)
+        return self.steps / self.bytes_of * (4 if 'int8' in self.title else 1)
 
     def of(self, name: str, k: int | None = None) -> np.ndarray:
         """A metric of the fresh seeds."""
@@ -43,12 +43,12 @@ class Cell(NamedTuple):
 Cells = dict[int, dict[tuple[str, float], Cell]]
 
 
-def read(path: Path, point: str = 'y', workers: int = plan.WORKERS) -> Cells:
+def read(path: Path, point: str = 'y', workers: int = plan.WORKERS, steps: int = plan.STEPS) -> Cells:
     """The finished cells, by width and method, each with its own rate for the point."""
     tried: dict[tuple, dict[int, dict[int, float]]] = {}
     runs: dict[tuple, dict[int, dict[int, Any]]] = {}
     for record in records.read(path):
-        if record.get('workers', plan.WORKERS) != workers:
+        if (record.get('workers', plan.WORKERS), record.get('steps', plan.STEPS)) != (workers, steps):
             continue
         key, k, seed = (record['width'], record['title'], record['bytes_of']), record['k'], record['seed']
         if record['tuning']:
@@ -64,7 +64,7 @@ def read(path: Path, point: str = 'y', workers: int = plan.WORKERS) -> Cells:
         fresh = {
             k: [of[s] for s in plan.SEEDS] for k, of in runs.get(key, {}).items() if _whole(of, tuning=False)
         }
-        cell = Cell(*key, whole, fresh, point if key[1] != SGD[0] else 'x')
+        cell = Cell(*key, whole, fresh, point if key[1] != SGD[0] else 'x', steps)
         if len(whole) == len(losses) and min(whole) < cell.k < max(whole) and cell.k in fresh:
             found.setdefault(cell.width, {})[cell.title, cell.bytes_of] = cell
     return {width: found[width] for width in sorted(found)}

@@ -1,6 +1,6 @@
-"""The league's perceptron at any width, one run at a time.
+"""The league's perceptron at any width and for any number of steps, one run at a time.
 
-Data, initial parameters, schedule and number of steps are the league's. Here a run's seed selects the blocks,
+Data, initial parameters and schedule are the league's. Here a run's seed selects the blocks,
 too, and a finished run is evaluated at x, y and the workers' own models, on held-out images and on the
 training images at all nine shifts, which is exactly what training minimises.
 """
@@ -26,27 +26,31 @@ COURSE = 20  # training losses of a run that are kept
 PyTree = Any
 
 
-def train(contender: Contender, width: int, workers: int = 8) -> Callable[[float, int, bool], dict[str, Any]]:
+def train(
+    contender: Contender, width: int, workers: int = 8, steps: int = perceptron.STEPS
+) -> Callable[[float, int, bool], dict[str, Any]]:
     """A function of a rate, a seed and whether to train on 800 images and evaluate on the other 200.
 
     These are one of five folds, chosen by the seed. It returns the record of a run: metrics by point, and the
     course of the training loss.
     """
-    program = _program(contender)
+    program = _program(contender, steps)
 
     def run(rate, seed, tuning):
-        return _record(jax.tree.map(np.asarray, program(rate, *_arguments(seed, width, workers, tuning))))
+        return _record(
+            jax.tree.map(np.asarray, program(rate, *_arguments(seed, width, workers, steps, tuning)))
+        )
 
     return run
 
 
-def _program(contender: Contender) -> Callable:
+def _program(contender: Contender, steps: int) -> Callable:
     """Compiled: of a rate, a key, initial parameters and data, to metrics and the course of the loss."""
     method = def_jax.get_method(contender.method)
     has_residual = method.kind == 'error_feedback'
 
     def worker(rate, key, params, data, train_images, train_labels):
-        optimizer, step = perceptron.make_step(contender, rate)
+        optimizer, step = perceptron.make_step(contender, rate, steps)
         state = optimizer.init(params)
         if has_residual:
             state = optax.tree.set(state, key=key)
@@ -100,9 +104,9 @@ def _rounded(value: float, digits: int) -> float | None:
 
 
 @functools.lru_cache(maxsize=30)
-def _arguments(seed: int, width: int, workers: int, tuning: bool) -> tuple[Any, ...]:
+def _arguments(seed: int, width: int, workers: int, steps: int, tuning: bool) -> tuple[Any, ...]:
     fold = seed % perceptron.FOLDS
-    data = perceptron.make_data(seed, tuning=tuning, fold=fold)
+    data = perceptron.make_data(seed, tuning=tuning, fold=fold, steps=steps)
     images, labels = (x.reshape(len(x), workers, -1, *x.shape[3:]) for x in (data.images, data.labels))
     data = data._replace(images=images, labels=labels)
     params = perceptron.make_params(seed, (64, width, width, 10))

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from benchmarks.grid import Grid
 from benchmarks.league.contenders import WORKERS, Contender
+from benchmarks.league.perceptron import STEPS
 from def_jax.beyond import PAPER_DETACH
 
-__all__ = ['PARTS', 'RATES', 'SEEDS', 'TUNING_SEEDS', 'WORKERS', 'Cell', 'cells', 'key']
+__all__ = ['PARTS', 'RATES', 'SEEDS', 'STEPS', 'TUNING_SEEDS', 'WORKERS', 'Cell', 'cells', 'key']
 
 RATES = Grid(0.1, 1.4)
 TUNING_SEEDS = tuple(range(100, 110))  # two for each fold of the training images
@@ -25,6 +26,7 @@ class Cell(NamedTuple):
     points: tuple[str, ...]
     likely: bool  # whether all rates that other tuning seeds might have chosen are trained, too
     workers: int = WORKERS  # of 64 images in all
+    steps: int = STEPS
 
     @property
     def bytes_of(self) -> float:
@@ -35,7 +37,7 @@ class Cell(NamedTuple):
 def key(record: dict[str, Any]) -> tuple[Any, ...]:
     """What identifies a run."""
     names = ('width', 'title', 'bytes_of', 'k', 'seed', 'tuning')
-    return (*(record[name] for name in names), record.get('workers', WORKERS))
+    return (*(record[name] for name in names), record.get('workers', WORKERS), record.get('steps', STEPS))
 
 
 def _sgd() -> Contender:
@@ -99,8 +101,8 @@ _ALL_POINTS = [detached(ratio, λ) for ratio in (64, 16) for λ in (0.0, PAPER_D
 _AT_256 = [paper(256), detached(256, 1.0), ours(256), ours_int8(256)]
 _REST = [detached(16, 1.0), ours_int8(16)]
 _OF_WORKERS = [paper(64), ours_int8(64), detached(64, 0.0), ours(64)]
-# A part: widths, contenders, points, whether all likely rates are trained, and numbers of workers where they
-# are not the league's. What matters most comes first.
+# A part: widths, contenders, points, whether all likely rates are trained, and numbers of workers or of steps
+# where they are not the league's. What matters most comes first.
 PARTS: dict[str, tuple] = {
     'first': ((64, 192, 32, 96), _FIRST[:4], ('y',), False),
     'wide': ((384,), _FIRST[:2], ('y',), False),
@@ -110,7 +112,8 @@ PARTS: dict[str, tuple] = {
     'narrow': ((16,), _FIRST, ('y',), False),
     'changes': ((192, 64), changes(64), ('y',), False),
     'overlap': ((64, 192), [later for ratio in (64, 16) for _, later in in_flight(ratio)], ('y',), False),
-    'workers': ((64,), _OF_WORKERS, ('y',), False, (32, 2, 64, 16, 4)),
+    'workers': ((64,), _OF_WORKERS, ('y',), False, [{'workers': n} for n in (32, 2, 64, 16, 4)]),
+    'longer': ((192,), _FIRST[:4], ('y',), False, [{'steps': 4 * STEPS}]),
     'outputs': ((64, 192), _ALL_POINTS, ('x', 'y', 'own'), False),
     'rest': ((64, 192, 384, 96, 32, 16), _AT_256 + _REST, ('y',), False),
     'widest': ((768,), _FIRST + _AT_256 + _REST, ('y',), False),
@@ -119,6 +122,6 @@ PARTS: dict[str, tuple] = {
 
 def cells(part: str) -> Iterator[Cell]:
     """The cells of a part, in order."""
-    widths, contenders, points, likely, *workers = PARTS[part]
-    for width, contender, count in itertools.product(widths, contenders, *workers or [(WORKERS,)]):
-        yield Cell(width, contender, points if contender.method == 'def' else ('x',), likely, count)
+    widths, contenders, points, likely, *others = PARTS[part]
+    for width, contender, other in itertools.product(widths, contenders, *others or [({},)]):
+        yield Cell(width, contender, points if contender.method == 'def' else ('x',), likely, **other)

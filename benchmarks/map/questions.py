@@ -1,4 +1,4 @@
-"""What the map asks besides the width: where λ helps, what each change buys, delay, workers."""
+"""What the map asks besides the width: where λ helps, what each change buys, delay, workers, longer runs."""
 
 import itertools
 from pathlib import Path
@@ -7,6 +7,7 @@ from benchmarks.map import plan
 from benchmarks.map.cells import SGD, Cells, gap, read
 from def_jax.beyond import PAPER_DETACH
 from def_jax.tools import markdown
+from paper.statistics import mean_std
 
 __all__ = ['sections']
 
@@ -19,6 +20,7 @@ def sections(path: Path) -> dict[str, str]:
         'overlap': _overlap(cells),
         'outputs': _outputs(path),
         'workers': _workers(path, cells),
+        'longer': _longer(path),
     }
 
 
@@ -68,7 +70,7 @@ def _outputs(path: Path) -> str:
 
 def _workers(path: Path, cells: Cells) -> str:
     """DEF minus SGD by the number of workers who share a batch of 64 images."""
-    counts = sorted({*plan.PARTS['workers'][-1], plan.WORKERS})
+    counts = sorted({*(other['workers'] for other in plan.PARTS['workers'][-1]), plan.WORKERS})
     of_counts = {count: read(path, workers=count) for count in counts}
     (width,), settings, *_ = plan.PARTS['workers']
     rows = [['workers × images', *(f'{s.title}, 64' for s in settings)]]
@@ -77,4 +79,18 @@ def _workers(path: Path, cells: Cells) -> str:
         keys = [(s.title, 64) for s in settings]
         texts = [gap(of[key], cells[width][SGD]).text() if key in of else '' for key in keys]
         rows.append([f'{count} × {64 // count}', *texts])
+    return markdown.table(rows)
+
+
+def _longer(path: Path) -> str:
+    """DEF minus SGD by the number of steps, and SGD's training error."""
+    (width,), (_, *settings), *_, longer = plan.PARTS['longer']
+    rows = [['steps', 'visits at 64', "SGD's training error, %", *(f'{s.title}, 64' for s in settings)]]
+    for steps in (plan.STEPS, *(other['steps'] for other in longer)):
+        of = read(path, steps=steps).get(width, {})
+        if SGD in of:
+            keys = [(s.title, 64) for s in settings]
+            texts = [gap(of[key], of[SGD]).text() if key in of else '' for key in keys]
+            error = mean_std(of[SGD].of('train_error'), 3)
+            rows.append([f'{steps:,}', f'{steps / 64:g}', error, *texts])
     return markdown.table(rows)
