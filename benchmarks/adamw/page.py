@@ -19,7 +19,12 @@ _DRAWN = '115k'  # the model of the picture
 _CHOSEN_ON = 0  # the seed on whose validation loss settings were chosen
 _DENSE = 'dense AdamW'
 _OVERLAP = ', overlap'
-_INNER = {'adamw': 'AdamW', 'muon': 'Muon', 'muon_outside': 'Muon outside'}
+_INNER = {
+    'adamw': 'AdamW',
+    'muon': 'Muon',
+    'muon_outside': 'Muon outside',
+    'shared_moment': "AdamW with the mean gradient's second moment",
+}
 Run = dict[str, Any]
 Tested = dict[tuple, dict[int, float]]
 

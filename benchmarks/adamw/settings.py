@@ -30,7 +30,9 @@ class Setting:
 
     `identity` sends everything, every `every` steps; otherwise one element in `ratio`, in balanced rounds.
     Each of the `workers` takes `sequences` at a step. With `muon_outside`, the workers have AdamW, and the
-    mean messages of hidden matrices are orthogonalised.
+    mean messages of hidden matrices are orthogonalised. With `shared_moment`, AdamW's second moment is that
+    of the mean gradient, which no method could know without sending it: it shows what the noise in a worker's
+    own costs.
     """
 
     note: str = ''
@@ -38,7 +40,7 @@ class Setting:
     steps: int = 1200
     seed: int = 0
     method: Literal['dense', 'def'] = 'def'
-    inner: Literal['adamw', 'muon', 'muon_outside'] = 'adamw'
+    inner: Literal['adamw', 'muon', 'muon_outside', 'shared_moment'] = 'adamw'
     lr: float = 8e-3
     b1: float = 0.9
     b2: float = 0.95
@@ -64,6 +66,8 @@ class Setting:
 def inner(setting: Setting, rate: Any) -> optax.GradientTransformation:
     """AdamW, or Muon with AdamW for what is no matrix."""
     scale = optax.scale_by_adam(setting.b1, setting.b2)
+    if setting.inner == 'shared_moment':
+        scale = _by_shared_moment(setting.b2)
     if setting.inner == 'muon':
         scale = optax.multi_transform({'muon': _muon(setting.b1), 'adam': scale}, _is_hidden_matrix)
     return training.adamw(rate, setting.steps, scale)
@@ -146,6 +150,17 @@ def applied(setting: Setting, updates: PyTree) -> PyTree:
 
     labels = _is_hidden_matrix(updates)
     return jax.tree.map(lambda kind, u: orthogonalised(u) if kind == 'muon' else u, labels, updates)
+
+
+def _by_shared_moment(decay: float) -> optax.GradientTransformation:
+    moment = optax.scale_by_rms(decay, eps=0.0, bias_correction=True)
+
+    def update(updates, state, params=None):
+        _, state = moment.update(jax.lax.pmean(updates, AXIS), state, params)
+        second = optax.tree.bias_correction(state.nu, decay, state.count)
+        return jax.tree.map(lambda u, v: u / (jnp.sqrt(v) + 1e-8), updates, second), state
+
+    return optax.GradientTransformation(moment.init, update)
 
 
 def _muon(beta: float) -> optax.GradientTransformation:
