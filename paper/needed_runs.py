@@ -3,6 +3,7 @@
 A table is data: the configuration from a file in configs/tables, or the sweep.json written by a sweep.
 """
 
+import copy
 import itertools
 import math
 import statistics
@@ -182,7 +183,7 @@ def shard(spec: ml_collections.ConfigDict, part: str) -> ml_collections.ConfigDi
         groups.setdefault(run_name(_settings(cell)), []).append(cell)
     if int(count) > len(groups):
         raise ValueError(f'--shard={part}: this table can be divided into at most {len(groups)} parts.')
-    spec = spec.copy_and_resolve_references().unlock()
+    spec = copy.deepcopy(spec).unlock()  # its references keep their types
     spec.cells = tuple(
         cell for group in list(groups.values())[int(index) - 1 :: int(count)] for cell in group
     )
