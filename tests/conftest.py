@@ -45,9 +45,9 @@ def pytest_collection_finish(session):
     gc.set_threshold(50_000, 20, 20)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def full_optimization():
-    """Programs are compiled as a user's are while this module runs: for what is read from their HLO."""
+    """Programs are compiled as a user's are: for what is read from their HLO of copies and of memory."""
     jax.config.update('jax_disable_most_optimizations', False)
     yield
     jax.config.update('jax_disable_most_optimizations', True)

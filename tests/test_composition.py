@@ -72,8 +72,8 @@ def adamw_by_hand(b1):
     return optax.chain(optax.adamw(0.1, b1=b1, b2=0.995, weight_decay=0.3, mask=MATRICES), link)
 
 
-def injected(factory, *args, static=('ratio', 'seed', 'axis_name'), **kwargs):
-    return optax.inject_hyperparams(factory, static_args=static)(*args, **kwargs)
+def injected(factory, *args, **kwargs):
+    return optax.inject_hyperparams(factory, static_args=('ratio', 'seed', 'axis_name'))(*args, **kwargs)
 
 
 MATRICES = {'b': False, 's': False, 'w': True}
@@ -96,10 +96,6 @@ PAIRS = {
         )
         for b1 in (0.9, 0)
     },
-    'injected': (
-        optax.chain(injected(optax.sgd, learning_rate=FALLING, momentum=0.9, static=()), feedback()),
-        optax.chain(optax.sgd(FALLING, momentum=0.9), feedback()),
-    ),
     'injected def_sgd': (
         injected(def_jax.def_sgd, FALLING, **ARGUMENTS),
         def_jax.def_sgd(FALLING, **ARGUMENTS),

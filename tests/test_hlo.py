@@ -11,7 +11,7 @@ import pytest
 
 import def_jax
 
-pytestmark = pytest.mark.usefixtures('full_optimization')
+optimized = pytest.mark.usefixtures('full_optimization')
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,7 @@ VARIANTS = {
 }
 
 
+@optimized
 @pytest.mark.parametrize(
     ('variant', 'num_workers'),
     [
@@ -134,6 +135,7 @@ def test_update_happens_in_place(variant, num_workers):
     assert memory.alias_size_in_bytes >= donated * 4 * hlo.MODEL_SIZE
 
 
+@optimized
 @pytest.mark.parametrize('variant', ['plain', 'no momentum', 'auto', 'every', 'overlap'])
 def test_a_step_with_the_detached_point_copies_nothing(variant):
     """The residual is read twice, by the point and by the update, and overwritten in place all the same.
@@ -173,6 +175,7 @@ IN_PLACE = {
 }
 
 
+@optimized
 @pytest.mark.parametrize('name', IN_PLACE)
 def test_any_selection_is_updated_in_place(name):
     """Also where no box of 1 / ratio divides the tensor, so that its last tile is shorter."""
@@ -188,6 +191,7 @@ def test_any_selection_is_updated_in_place(name):
     assert memory.alias_size_in_bytes >= 3 * 4 * model_size
 
 
+@optimized
 @pytest.mark.parametrize(
     ('ratio', 'shape', 'skipping'), [(37, (250, 130), False), (64, (250, 130), False), (64, (256, 128), True)]
 )
@@ -213,6 +217,7 @@ def kernels(hlo):
     return len(bodies), len(re.findall(r'^ +(?:ROOT )?%\S+ = ', hlo, re.MULTILINE))
 
 
+@optimized
 @pytest.mark.parametrize(('ratio', 'most'), [(64, 75), (100, 110)])
 def test_leaves_of_one_shape_share_their_kernels(ratio, most):
     """XLA compiles equal kernels once, and nearly all of its time goes into kernels."""

@@ -61,7 +61,6 @@ def test_nothing_is_sent_without_an_axis():
     ],
     ids=['powersgd', 'top_k', 'demo', 'sign_ef', 'def'],
 )
-@pytest.mark.usefixtures('full_optimization')
 def test_the_compiled_program_sends_no_more(link):
     """The HLO of a step holds the collectives of the trace."""
     if not isinstance(link, optax.GradientTransformation):

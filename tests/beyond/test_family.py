@@ -122,12 +122,6 @@ def test_random_replicator():
     np.testing.assert_allclose(trained(optimizer)[0], oracle, **TOLERANCE)
 
 
-def test_an_outer_step_of_one_is_no_outer_step():
-    plain, _ = named('def', optax.sgd(RATE))
-    stepped, _ = named('def', optax.sgd(RATE), outer=optax.sgd(1.0))
-    assert_close(trained(stepped), trained(plain))
-
-
 def test_interrupted_after_any_step_is_uninterrupted():
     """A message every third step: the state alone says how many steps are left until the next one."""
     num_steps = 10

@@ -14,8 +14,6 @@ from sharded_workers import mesh_of
 import def_jax
 from def_jax.traffic.hlo import collectives
 
-pytestmark = pytest.mark.usefixtures('full_optimization')
-
 SPECS = {'in': P('shard'), 'out': P(None, 'shard'), 'bias': P()}
 SHAPES = {'in': (256, 128), 'out': (128, 256), 'bias': (128,)}
 SHARD, BIAS, RATIO = 256 * 128 // 4, 128, 16  # elements that a device holds of each matrix, and of the bias
@@ -111,6 +109,7 @@ def test_no_parameter_is_gathered_that_plain_fsdp_would_not_gather():
     assert sum(c.elements for c in dense) >= 2 * SHARD + BIAS  # what the message replaces
 
 
+@pytest.mark.usefixtures('full_optimization')
 @pytest.mark.parametrize(
     ('inner', 'options'),
     [
