@@ -11,6 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from jax.experimental import multihost_utils
+
+from def_jax.elastic import service
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -103,6 +106,33 @@ def run(tmp_path):
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize(
+    ('after', 'died'),
+    [
+        ({'a': 1}, True),
+        ({'a': 1, 'b': 2}, True),
+        ({'a': 1, 'b': 1}, False),
+        ({'a': 1, 'b': 1, 'c': 1}, False),
+    ],
+)
+@pytest.mark.parametrize('kind', [ValueError, RuntimeError])
+def test_a_death_is_told_by_who_lives_and_not_by_what_is_raised(monkeypatch, after, died, kind):
+    """JAX 0.8 raises a ValueError for one; later ones have an error of their own."""
+
+    @contextlib.contextmanager
+    def live(devices):
+        live.devices = {'a': 1, 'b': 1}
+        try:
+            yield
+        finally:
+            live.devices = after
+
+    monkeypatch.setattr(multihost_utils, 'live_devices', live)
+    expected = service.DiedError if died else kind
+    with pytest.raises(expected), service.meeting():
+        raise kind('a collective failed')
 
 
 @pytest.mark.slow

@@ -1,10 +1,14 @@
-"""A process and the others: how it joins them, and why it may have to leave."""
+"""A process and the others: how it joins and meets them, and why it may have to leave."""
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
-__all__ = ['LAUNCHED', 'GivenUpError', 'RefusedError', 'TooFewError', 'initialize']
+__all__ = ['LAUNCHED', 'DiedError', 'GivenUpError', 'RefusedError', 'TooFewError', 'initialize', 'meeting']
 
 LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `def_jax.launch`
 _SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
@@ -12,6 +16,10 @@ _SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by
 
 class GivenUpError(RuntimeError):
     """The others have given this process up, as after a freeze; it must write nothing and end."""
+
+
+class DiedError(RuntimeError):
+    """Somebody died in a meeting; what was computed there counts for nobody."""
 
 
 class RefusedError(ValueError):
@@ -56,3 +64,23 @@ def initialize(
     jax.distributed.initialize(
         address, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
     )
+
+
+@contextlib.contextmanager
+def meeting() -> Iterator[None]:
+    """With all who live; at its end, all are told who still does, in `live_devices.devices`.
+
+    Raises:
+        DiedError: in all who live, if somebody died meanwhile. What they see of it differs: nothing, or a
+            collective that fails; and JAX names it from 0.10 on only.
+    """
+    live: Any = multihost_utils.live_devices
+    before: dict[jax.Device, int] = {}
+    try:
+        with live(jax.devices()):
+            before = live.devices
+            yield
+    except Exception as error:
+        if any(live.devices.get(device) != incarnation for device, incarnation in before.items()):
+            raise DiedError('a process died in a meeting') from error
+        raise

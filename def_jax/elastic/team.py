@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import def_jax
 from def_jax.elastic import transfer
 from def_jax.elastic.group import Group, Incarnations, divided, everywhere, grouped, names
-from def_jax.elastic.service import GivenUpError, RefusedError, TooFewError
+from def_jax.elastic.service import DiedError, GivenUpError, RefusedError, TooFewError, meeting
 from def_jax.error_feedback import ErrorFeedbackState
 from def_jax.mesh.link import link_states
 from def_jax.mesh.ownership import own_leaves, state_specs
@@ -155,10 +155,7 @@ class Team:
         """In process 0, waits until all others have ended: the coordination service ends with it."""
         self._closes = True
         while jax.process_index() == 0 and len(self._group.incarnations if self._group else ()) > 1:
-            with (
-                contextlib.suppress(multihost_utils.ProcessFailureError),
-                multihost_utils.live_devices(jax.devices()),
-            ):
+            with contextlib.suppress(DiedError), meeting():
                 pass
             self._group = self._known()
 
@@ -172,14 +169,14 @@ class Team:
             if group is not None and group is self._admitted:
                 data = batch(self.step, group.rows, group.num_workers)  # may raise here, where nobody waits
             try:
-                with multihost_utils.live_devices(jax.devices()):
+                with meeting():
                     group = group or self._known()
                     assert group is not None
                     if group.num_workers >= self.min_workers and (joined := self._join(group, trains)):
                         if data is None:
                             data = batch(joined.step, joined.group.rows, joined.group.num_workers)
                         done = self._computed(joined, function, data, trains)
-            except multihost_utils.ProcessFailureError:
+            except DiedError:
                 continue  # `_known` says who
             except jax.errors.JaxRuntimeError as error:
                 retries += 1

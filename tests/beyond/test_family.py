@@ -68,7 +68,9 @@ def test_streaming_diloco_is_torchfts():
     """What torchft records of two fragments in turn, with a fixed gradient, no delay and no mixing.
 
     A model of two numbers: inner rate 1, gradients of 2, outer rate 2, a fragment every third step. Source:
-    revision 73dafea of pytorch/torchft, the first of the mocked updates of its regression test.
+    revision 73dafea of pytorch/torchft, the first of the mocked updates of its regression test. Its other
+    five have no counterpart: a delay drops the steps made meanwhile, which a residual keeps, and mixing puts
+    the parameters between the outer optimizer's and the worker's own.
     """
     link = def_jax.error_feedback(
         def_jax.random_block(2, order='cyclic'), 'workers', detach=1.0, every=3, outer=optax.sgd(2.0)
