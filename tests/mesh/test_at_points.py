@@ -123,6 +123,18 @@ def test_a_constraint_that_names_the_workers_is_refused(kind):
         jax.eval_shape(dist.value_and_grad(loss), params, dist.init(params), BATCH)
 
 
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_a_constraint_that_is_wrong_without_workers_has_its_own_error(kind):
+    dist = spmd(kind=kind)
+    params = jax.device_put(make_params(), dist.shardings)
+
+    def loss(params, batch):
+        return jnp.mean(lax.with_sharding_constraint(batch, NamedSharding(dist.mesh, P('shard', 'shard'))))
+
+    with pytest.raises(Exception, match='duplicate entries for `shard`'):
+        jax.eval_shape(dist.value_and_grad(loss), params, dist.init(params), BATCH)
+
+
 def test_any_arguments_keys_and_auxiliary_values():
     dist = spmd()
     params = jax.device_put(make_params(), dist.shardings)

@@ -16,6 +16,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from def_jax.mesh.varying import axis_names
 from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.traffic.traced import inner_programs
 from def_jax.types import PyTree
@@ -94,7 +95,10 @@ def _traced(workers: WorkerMesh, mapped: Callable, stacked: tuple[PyTree, ...]) 
         if any(part in text for part in _WITHOUT_MESH) and jax.sharding.get_abstract_mesh().empty:
             with jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh):  # as within a `jax.shard_map`
                 return _traced(workers, mapped, stacked)
-        if 'spmd_axis_name' in text or kind == 'DuplicateSpecError':
+        twice = kind == 'DuplicateSpecError' and any(
+            f'`{name}`' in text for name in axis_names(workers.axis_name)
+        )
+        if twice or 'spmd_axis_name' in text:
             raise ValueError(
                 f'a sharding constraint of the function names {workers.axis_name!r}, the axis over workers: '
                 f'each runs it on its own part, so it may name {sorted(workers.inside)} alone.'
