@@ -85,46 +85,45 @@ def powersgd(shapes: Sequence[tuple[int, ...]], rank: int, first: Sequence[np.nd
     return _per_tensor([of_tensor(shape, q) for shape, q in zip(shapes, first, strict=True)], shapes)
 
 
-def top_k(shapes: Sequence[tuple[int, ...]], ratio: float) -> Exchange:
-    """Sparsified SGD with memory (Stich et al., 2018, Algorithm 1), in parallel, of every tensor."""
+def _feedback(compress: Callable, shapes: Sequence[tuple[int, ...]]) -> Exchange:
+    """Each worker sends C(gradient + memory) of every tensor [K, ...], and remembers the rest."""
 
-    def of_tensor(shape):
+    def of_tensor():
         memory = 0.0
 
         def exchange(gradients):
             nonlocal memory
-            pending = (gradients + memory).reshape(len(gradients), -1)
-            k = max(1, int(pending.shape[1] // (2 * ratio)))
-            sent = np.zeros_like(pending)
-            for row, kept in zip(pending, sent, strict=True):
-                largest = np.argsort(-np.abs(row))[:k]
-                kept[largest] = row[largest]
-            memory = (pending - sent).reshape(gradients.shape)
+            sent = compress(gradients + memory)
+            memory = gradients + memory - sent
             return sent.mean(0)
 
         return exchange
 
-    return _per_tensor([of_tensor(shape) for shape in shapes], shapes)
+    return _per_tensor([of_tensor() for _ in shapes], shapes)
+
+
+def top_k(shapes: Sequence[tuple[int, ...]], ratio: float) -> Exchange:
+    """Sparsified SGD with memory (Stich et al., 2018, Algorithm 1), in parallel, of every tensor."""
+
+    def compress(pending):
+        rows = pending.reshape(len(pending), -1)
+        sent = np.zeros_like(rows)
+        for row, kept in zip(rows, sent, strict=True):
+            largest = np.argsort(-np.abs(row))[: max(1, int(len(row) // (2 * ratio)))]
+            kept[largest] = row[largest]
+        return sent.reshape(pending.shape)
+
+    return _feedback(compress, shapes)
 
 
 def sign_ef(shapes: Sequence[tuple[int, ...]]) -> Exchange:
     """EF-signSGD (Karimireddy et al., 2019, Algorithm 1): Δ = ‖p‖₁ / d · sign(p), e ← p - Δ."""
 
-    def of_tensor(shape):
-        error = 0.0
+    def compress(p):
+        norms = np.abs(p).reshape(len(p), -1).sum(1).reshape(-1, *[1] * (p.ndim - 1))
+        return norms / p[0].size * np.sign(p)
 
-        def exchange(gradients):
-            nonlocal error
-            p = gradients + error
-            size = max(1, int(np.prod(shape)))
-            norms = np.abs(p).reshape(len(p), -1).sum(1).reshape(-1, *([1] * len(shape)))
-            delta = norms / size * np.sign(p)
-            error = p - delta
-            return delta.mean(0)
-
-        return exchange
-
-    return _per_tensor([of_tensor(shape) for shape in shapes], shapes)
+    return _feedback(compress, shapes)
 
 
 def onebit_adam(
@@ -159,15 +158,17 @@ def onebit_adam(
     return _per_tensor([of_tensor(shape) for shape in shapes], shapes)
 
 
+def _edge(n: int, most: int) -> int:
+    """Of a chunk: the largest divisor."""
+    return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
+
+
 def demo(shapes: Sequence[tuple[int, ...]], ratio: float, chunk: int, decay: float = 0.999) -> Exchange:
     """DeMo as in its code (github.com/bloc97/DeMo, demo.py), but for the learning rate in the momentum."""
 
-    def edge(n):
-        return max(d for d in range(1, min(n, chunk) + 1) if n % d == 0)
-
     def of_tensor(shape):
         rows, columns = (int(np.prod(shape[:-1])), shape[-1]) if shape else (1, 1)
-        h, w = edge(rows), edge(columns)
+        h, w = _edge(rows, chunk), _edge(columns, chunk)
         k = max(1, int(h * w // (2 * ratio)))
         delta = 0.0
 
@@ -270,13 +271,10 @@ def sparse_loco(
     standard deviations, and a lookup table of the means of the bins, tensor by tensor.
     """
 
-    def edge(n, most):
-        return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
-
     def compressed(e):
         rows, columns = (int(np.prod(e.shape[:-1])), e.shape[-1]) if e.ndim > 1 else (1, e.size)
         matrix = e.reshape(rows, columns)
-        h, w = (edge(rows, chunk), edge(columns, chunk)) if e.ndim > 1 else (1, edge(columns, chunk**2))
+        h, w = (_edge(rows, chunk), _edge(columns, chunk)) if e.ndim > 1 else (1, _edge(columns, chunk**2))
         k = min(h * w, max(1, int(h * w * 32 // 18 // ratio)))
         chosen = []
         for i in range(0, rows, h):
