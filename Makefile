@@ -27,7 +27,7 @@ train: $(READY)  ## Train DEF on digits with 16 fake devices, or CONFIG=language
 	$(BIN)/python train.py --config=configs/$(CONFIG).py --workdir=$(WORKDIR) $(ARGS)
 
 test: $(READY)  ## Run all but the slow tests; pass flags as ARGS="-k name".
-	$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --dist loadgroup $(ARGS)
 
 test-slow: $(READY)  ## Run the slow tests: complete runs, large networks, notebooks, a cluster.
 	$(BIN)/python -m pytest -m slow -n $(PROCESSES) --dist loadfile $(ARGS)

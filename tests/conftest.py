@@ -37,6 +37,14 @@ def pytest_sessionstart(session):
     chex.assert_devices_available(NUM_DEVICES, 'cpu')
 
 
+def pytest_collection_modifyitems(config, items):
+    """For `--dist loadgroup`: a process gets whole files, and one all that train, for what these share."""
+    if config.pluginmanager.hasplugin('xdist'):
+        for item in items:
+            trains = item.nodeid.startswith(('tests/trainer/', 'tests/paper/', 'tests/examples/'))
+            item.add_marker(pytest.mark.xdist_group('trainer' if trains else item.path.stem))
+
+
 def pytest_collection_finish(session):
     """Collects garbage less often: for files that mostly trace, that is a fifth of the CPU time."""
     del session
