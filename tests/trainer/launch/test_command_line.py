@@ -51,7 +51,9 @@ TABLE_1, NEW = '--config=configs/tables/table1.py', '--workdir=NEW'
             [DIGITS, NEW, '--config.fake_devices=False'],
             '16 devices are needed … has 1 (cpu) … --config.fake_devices=True',
         ),
+        (TRAIN, [DIGITS, NEW, '--num_processes=2'], '--coordinator_address and --process_id must be given'),
         (SWEEP, [DIGITS, NEW], 'sweep: --config is not a table … train.py'),
+        (SWEEP, [TABLE_1, NEW, '--shard=2'], '--shard=2 must be I/N'),
         (
             SWEEP,
             [TABLE_1, NEW, '--config.base.workers_per_device=1', '--processes=2'],
