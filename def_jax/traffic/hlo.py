@@ -20,6 +20,7 @@ _OPERATIONS = '|'.join(get_args(Operation))
 _COLLECTIVE = re.compile(rf'(\S+) = (.*?) ({_OPERATIONS})(?:-start)?\((.*)')
 _DONE = re.compile(rf'= (.*?) (?:{_OPERATIONS})-done\((\S+?)[,)]')
 _NAME = re.compile(r'op_name="([^"]*)"')
+_HIDDEN = re.compile(r'channel_id=(\d+).*async_collective_fusion_config')
 _MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*\)?)\))? \{([^}]*)\}')
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 
@@ -65,7 +66,8 @@ def collectives(hlo: str) -> list[Collective]:
 
     Returns:
         The collectives. One inside a loop, or in a branch that is not always taken, counts once, as does an
-        asynchronous one, the result of whose start may hold its operands, too.
+        asynchronous one, the result of whose start may hold its operands, too. On TPUs, several fusions may
+        hide one.
 
     Raises:
         ValueError: if a result has a type of unknown size, or groups are written in an unknown form.
@@ -74,7 +76,12 @@ def collectives(hlo: str) -> list[Collective]:
     [Collective(operation='all-reduce', elements=7, bytes=26, groups=((0, 1),), name='', dtype='f32,bf16')]
     """
     found, done = [], {start: result for result, start in _DONE.findall(hlo)}
+    channels = set()
     for start, result, operation, rest in _COLLECTIVE.findall(hlo):
+        if hidden := _HIDDEN.search(rest):
+            if hidden[1] in channels:
+                continue
+            channels.add(hidden[1])
         elements = bits = 0
         arrays = _ARRAY.findall(done.get(start, result))
         for kind, dims in arrays:

@@ -5,7 +5,7 @@ import pytest
 from def_jax.tools.communication import main
 from def_jax.traffic.hlo import collectives
 
-LINE = 'r = f32[8]{0} all-reduce(x), channel_id=1, replica_groups='
+LINE = 'r = f32[8]{0} all-reduce(x), replica_groups='
 ACROSS = ((0, 4), (1, 5), (2, 6), (3, 7))
 WITHIN = ((0, 1, 2, 3), (4, 5, 6, 7))
 
@@ -46,6 +46,14 @@ def test_the_program_sums_within_and_between(tmp_path, capsys):
     assert main([str(file), '--workers=0,1']) == 2
     assert 'has 2 devices, but the program has device 7' in capsys.readouterr().err
     assert main([str(tmp_path / 'none.txt'), '--workers=0,1']) == 2
+
+
+def test_a_collective_that_several_fusions_hide_counts_once():
+    """As XLA for TPUs writes it; on CPUs, all collectives of a program may have one channel."""
+    plain = 'r = f32[8]{0} all-gather(x), channel_id=3, replica_groups={{0,1}}'
+    hidden = f'{plain}, backend_config={{"async_collective_fusion_config":{{}}}}\n'
+    assert len(collectives(2 * hidden + hidden.replace('=3', '=4'))) == 2
+    assert len(collectives(2 * f'{plain}\n')) == 2
 
 
 def test_what_a_device_passes_not_what_it_gets(tmp_path, capsys):
