@@ -25,6 +25,7 @@ from def_jax.compressors import Compressor, check_compressor, shared_key
 from def_jax.compressors.base import unravel
 from def_jax.mesh.collectives import check_axis_name, pmean
 from def_jax.mesh.link import float32_zeros, link, link_states
+from def_jax.mesh.memory import in_memory
 from def_jax.mesh.shards import Shards
 from def_jax.mesh.varying import DETACHED, check_shared, start_varying, vary_if_tracked, varying_axes
 from def_jax.types import AxisName, PyTree
@@ -149,6 +150,8 @@ def error_feedback(
     def step(updates, state, shards):
         options.check(state)
         check_shared(state.key, 'the key', axis_name)
+        if axis_name is not None and shards.workers is None:  # a mapping that may stack the optimizer's state
+            updates = in_memory(updates)
         return algorithm(compressor, options, axis_name, first_detach, shards, updates, state)
 
     init = functools.partial(_init, options, axis_name, seed, first_detach)
@@ -168,16 +171,12 @@ def _algorithm_1(
     carried = options.carry(state.residual)
     pending = beyond.pend(updates, carried)  # line 7
     selection = compressor(state.key, options.messages(state.step), pending)
-
-    def send(pending, state):
-        after = state._replace(step=state.step + 1, detach=jnp.asarray(detach, jnp.float32), residual=None)
-        step = beyond.Step(updates, state, after, carried, pending, selection, shards)
-        block = selection.take(pending)  # line 8: C(p)
-        mean, step = beyond.exchange(options, block, step, axis_name)  # line 9
-        residual = selection.replace(step.pending, step.rest)  # line 8: p - C(p)
-        return mean, step.after._replace(residual=residual)
-
-    mean, after = options.wrap(send, selection)(pending, state)
+    block = selection.take(pending)  # line 8: C(p)
+    step = beyond.Step(updates, state, pending, selection, shards)
+    mean, after = beyond.exchange(options, axis_name, detach, block, step)  # line 9
+    added, carried, after = options.admit(updates, carried, state, after, shards)
+    residual = selection.replace(beyond.pend(added, carried), after.residual)  # line 8: p - C(p)
+    after = after._replace(residual=residual)
     return selection.place(mean, updates), options.finish(state, after)  # line 10
 
 

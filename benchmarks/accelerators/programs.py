@@ -57,14 +57,14 @@ def _shard_map(
     own = own_leaves(optimizer, params)
     specs = jax.tree.map(lambda mine: P(WORKERS) if mine else P(), own)
     worker = whole_step(network, optimizer)
-    if virtual:
-        worker = _virtual(network, optimizer, own, virtual, sequential)
 
     def step(params, state, rest, batch):
         state = jax.tree.map(lambda x, mine: x[0] if mine else x, state, own)
         params, state = worker(params, state, rest, batch)
         return params, jax.tree.map(lambda x, mine: x[None] if mine else x, state, own)
 
+    if virtual:
+        step = _virtual(network, optimizer, own, virtual, sequential)
     mesh = Mesh(np.array(devices), (WORKERS,))
     mapped = jax.shard_map(
         step,
@@ -73,10 +73,7 @@ def _shard_map(
         out_specs=(P(), specs),
         check_vma=False,
     )
-    state = jax.eval_shape(optimizer.init, params)
-    if virtual:
-        state = _stacked(state, own, virtual)
-    state = _stacked(state, own, len(devices))
+    state = _stacked(jax.eval_shape(optimizer.init, params), own, len(devices) * max(1, virtual))
     arguments = (params, P()), (state, specs), (rest, P()), (_batch(network, len(devices)), P(WORKERS))
     return jax.jit(mapped, donate_argnums=(0, 1)).lower(*(_placed(mesh, *pair) for pair in arguments))
 

@@ -18,7 +18,7 @@ from def_jax.mesh.link import float32_updates
 from def_jax.mesh.shards import Shards
 from def_jax.types import AxisName, PyTree
 
-Send = Callable[[PyTree, Any], tuple[jax.Array, Any]]  # pending, state -> mean message, new state
+Send = Callable[[jax.Array, Any], tuple[jax.Array, Any]]  # block, state -> mean block, new state
 
 __all__ = ['Option', 'Options', 'Send', 'Step', 'Wire', 'exchange', 'pend']
 
@@ -33,11 +33,10 @@ class Step(NamedTuple):
 
     updates: PyTree  # worker k's, from the optimizer before this link
     before: Any  # the state before the step, an `ErrorFeedbackState`
-    after: Any  # the state after it; its residual is not yet known, hence None
-    carried: PyTree  # like params, float32: the residual before the updates are added
     pending: PyTree  # like params, float32: p_k
     selection: Selection  # the coordinates that C keeps
     shards: Shards  # of what this device holds a part
+    after: Any = None  # the state after the step, but for its residual
     rest: Any = None  # float32 [B]: the unsent rest of the block; set once the message is encoded
 
     def keep(self, **fields: PyTree) -> 'Step':
@@ -75,10 +74,12 @@ class Option:
         """How many messages were sent before a step, uint32 []: it selects the blocks."""
         return step
 
-    def admit(self, updates: PyTree, after: Any, shards: Shards) -> tuple[PyTree, Any]:
-        """With `overlap`: what of the updates is added, once the message before them has arrived."""
-        del shards
-        return updates, after
+    def admit(
+        self, updates: PyTree, carried: PyTree, before: Any, after: Any, shards: Shards
+    ) -> tuple[PyTree, PyTree, Any]:
+        """What of the updates is added to what of the residual, once the step's message has arrived."""
+        del before, shards
+        return updates, carried, after
 
     def finish(self, before: Any, after: Any) -> Any:
         """The state at the end of a step, whether or not a message was sent in it."""
@@ -86,7 +87,7 @@ class Option:
         return after
 
     def wrap(self, send: Send, selection: Selection) -> Send:
-        """Wraps lines 8 and 9, the exchange of a message; the mean that it returns is float32 [B]."""
+        """Wraps line 9, the exchange of a block; the rest of the block is the new state's residual."""
         del selection
         return send
 
@@ -150,10 +151,12 @@ class Options(Option):
             step = option.messages(step)
         return step
 
-    def admit(self, updates: PyTree, after: Any, shards: Shards) -> tuple[PyTree, Any]:
+    def admit(
+        self, updates: PyTree, carried: PyTree, before: Any, after: Any, shards: Shards
+    ) -> tuple[PyTree, PyTree, Any]:
         for option in self._options:
-            updates, after = option.admit(updates, after, shards)
-        return updates, after
+            updates, carried, after = option.admit(updates, carried, before, after, shards)
+        return updates, carried, after
 
     def finish(self, before: Any, after: Any) -> Any:
         for option in self._options:
@@ -161,13 +164,33 @@ class Options(Option):
         return after
 
     def wrap(self, send: Send, selection: Selection) -> Send:
-        for option in self._options:
+        for option in reversed(self._options):
             send = option.wrap(send, selection)
         return send
 
 
-def exchange(options: Options, block: jax.Array, step: Step, axis_name: AxisName) -> tuple[jax.Array, Step]:
-    """Line 9: the mean block, float32 [B], and the step, which knows the rest of the block.
+def exchange(
+    options: Options, axis_name: AxisName, detach: float, block: jax.Array, step: Step
+) -> tuple[jax.Array, Any]:
+    """Line 9: the mean block, float32 [B], and the state after it, with the block's rest as its residual.
+
+    The options that wrap it, such as a conditional, see the block in place of the trees.
+    """
+    residual = step.before.residual
+
+    def send(block, before):
+        after = before._replace(step=before.step + 1, detach=jnp.asarray(detach, jnp.float32), residual=None)
+        now = step._replace(before=before._replace(residual=residual), after=after)
+        mean, now = _all_reduce(options, axis_name, block, now)
+        return mean, now.after._replace(residual=now.rest)
+
+    return options.wrap(send, step.selection)(block, step.before)
+
+
+def _all_reduce(
+    options: Options, axis_name: AxisName, block: jax.Array, step: Step
+) -> tuple[jax.Array, Step]:
+    """The mean block, and the step, which knows the rest of the block.
 
     The rest is the message's rounding error: zeros in float32. The barrier hides them from XLA, which
     therefore takes the message before it overwrites the residual in place, without a copy. On GPUs, XLA would

@@ -14,9 +14,9 @@ __all__ = ['Every']
 class Every(Option):
     """Sends a message every `every` steps; in between, updates accumulate in the residual and x is constant.
 
-    The collective is in a branch of a conditional that only sending steps take. XLA updates the residual in
-    place in both branches; a waiting step's own memory is a message of zeros. The number of messages sent
-    selects the blocks, so a round of blocks is a round of messages.
+    The collective is in a branch of a conditional that only sending steps take. What goes in and out is the
+    block alone, which a waiting step puts back as it is: XLA copies what both branches of a conditional
+    return. The number of messages sent selects the blocks, so a round of blocks is a round of messages.
 
     Raises:
         ValueError: unless `every` is an integer in [1, 2**31).
@@ -32,14 +32,14 @@ class Every(Option):
         return step // self._every
 
     def wrap(self, send: Send, selection: Selection) -> Send:
-        def wait(pending, state):
-            message = jax.eval_shape(selection.take, pending)
-            nothing = jnp.zeros(message.shape, message.dtype)  # of a type that all workers share
-            return nothing, state._replace(step=state.step + 1, residual=pending)
+        del selection
 
-        def send_or_wait(pending, state):
+        def wait(block, state):
+            nothing = jnp.zeros(block.shape, block.dtype)  # of a type that all workers share
+            return nothing, state._replace(step=state.step + 1, residual=block)
+
+        def send_or_wait(block, state):
             due = (state.step + 1) % self._every == 0
-            # Only the pending tree goes in: with the old residual beside it, XLA would keep both in memory.
-            return lax.cond(due, send, wait, pending, state._replace(residual=None))
+            return lax.cond(due, send, wait, block, state._replace(residual=None))
 
         return send_or_wait

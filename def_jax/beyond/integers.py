@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from def_jax.beyond.base import Step, Wire
 from def_jax.compressors.base import Compressor, concatenate
@@ -57,7 +58,8 @@ class Integers(Wire):
         rounded, numbers = jnp.split(message, [step.rest.size])
         parts = self._compressor.split(rounded + step.rest, step.pending)
         squares = [jnp.vdot(part, part)[None] / max(1, part.size) for part in parts]
-        own, known = concatenate([*squares, numbers]), step.before.extra['wire_squares']
+        own = lax.optimization_barrier(concatenate([*squares, numbers]))
+        known = step.before.extra['wire_squares']
         place = (jnp.log2(own) - _LOW) / (_HIGH - _LOW)
         # Only what is zero is reported as zero: from the least report on, the unit shrinks to what is there.
         place = jnp.where(own > 0, jnp.maximum(place, 1 / _largest_report(self._levels)), 0)
@@ -90,7 +92,10 @@ class Integers(Wire):
         """What an integer counts at each place of the block: float32 [B], zero where it is not known."""
         units = jnp.sqrt(step.before.extra['wire_squares']) * (loading(self._levels) / self._levels)
         parts = self._compressor.parts(step.pending)
-        return concatenate([jnp.full(part.size, units[i]) for i, part in enumerate(parts)])
+        # In memory, or XLA for GPUs would compile all parts again into every kernel that reads one of them.
+        return lax.optimization_barrier(
+            concatenate([jnp.full(part.size, units[i]) for i, part in enumerate(parts)])
+        )
 
     def _counts(self, block: jax.Array, units: jax.Array) -> jax.Array:
         """The block in units, rounded and clipped, as float32."""

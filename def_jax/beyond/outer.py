@@ -5,8 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
-from def_jax.beyond.base import Option, Step
+from def_jax.beyond.base import Option, Send, Step
+from def_jax.compressors.base import Selection
 from def_jax.mesh.link import float32_zeros
 from def_jax.traffic.traced import inner_programs
 from def_jax.types import PyTree
@@ -47,20 +49,29 @@ class Outer(Option):
     def init(self, params: PyTree) -> dict[str, PyTree]:
         return {'outer': self._outer.init(float32_zeros(params))}
 
+    def wrap(self, send: Send, selection: Selection) -> Send:
+        def send_with_block(block, state):
+            whole, shape = state.extra['outer'], jax.eval_shape(self._outer.init, block)
+            # The state for a block, which is a single vector, is a tree prefix of the whole state: it has a
+            # leaf where the whole state has a tree of parameters.
+            like_params = optax.tree_map_params(
+                self._outer, lambda _: True, shape, transform_non_params=lambda _: False
+            )
+            own = jax.tree.map(lambda mapped, s: selection.take(s) if mapped else s, like_params, whole)
+            mean, after = send(block, state._replace(extra=state.extra | {'outer': own}))
+            whole = jax.tree.map(
+                lambda mapped, s, b: selection.replace(s, b) if mapped else b,
+                *(like_params, whole, after.extra['outer']),
+            )
+            return mean, after._replace(extra=after.extra | {'outer': whole})
+
+        return send_with_block
+
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
-        whole, selection = step.before.extra['outer'], step.selection
-        shape = jax.eval_shape(self._outer.init, mean)
-        # The state for a block, which is a single vector, is a tree prefix of the whole state: it has a leaf
-        # where the whole state has a tree of parameters.
-        like_params = optax.tree_map_params(
-            self._outer, lambda _: True, shape, transform_non_params=lambda _: False
-        )
-        block = jax.tree.map(lambda mapped, s: selection.take(s) if mapped else s, like_params, whole)
-        mean, block = self._outer.update(-mean, block)
-        whole = jax.tree.map(
-            lambda mapped, s, b: selection.replace(s, b) if mapped else b, like_params, whole, block
-        )
-        return mean, step.keep(outer=whole)
+        # In memory together, or XLA for GPUs would compute each of them again, from blocks of all tensors, in
+        # every kernel that puts one of them back, and copy those tensors for that.
+        mean, own = lax.optimization_barrier(self._outer.update(-mean, step.before.extra['outer']))
+        return mean, step.keep(outer=own)
 
 
 def _check_elementwise(outer: optax.GradientTransformation) -> None:

@@ -17,19 +17,16 @@ one step behind.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from def_jax.beyond.base import Options, Step, exchange, pend
-from def_jax.compressors.base import Compressor, Selection
+from def_jax.compressors.base import Compressor
 from def_jax.compressors.blocks import read_after
 from def_jax.mesh.shards import Shards
 from def_jax.mesh.varying import varying_axes
 from def_jax.types import AxisName, PyTree
 
 __all__ = ['overlapped']
-
-_BLOCK = Selection(take=lambda block: block, replace=lambda _, block: block)  # all of a block
 
 
 def overlapped(
@@ -44,36 +41,30 @@ def overlapped(
     """The updates of x, and the state after them, as `_algorithm_1` of `error_feedback` returns them."""
     residual, last = state.residual, state.step - 1  # at first, a message of zeros
     selection = compressor(state.key, options.messages(last), residual)
-
-    def send(block, before):
-        after = before._replace(step=before.step + 1, detach=jnp.asarray(detach, jnp.float32), residual=None)
-        step = Step(updates, before._replace(residual=residual), after, residual, residual, selection, shards)
-        mean, step = exchange(options, block, step, axis_name)
-        return mean, step.after._replace(residual=step.rest)
-
-    # The options see the block alone, and a state as of the step before.
     block = selection.take(residual)
-    mean, after = options.wrap(send, _BLOCK)(block, state._replace(step=last))
-    updates, after = options.admit(updates, after, shards)
+    step = Step(updates, state._replace(step=last), residual, selection, shards)
+    mean, after = exchange(options, axis_name, detach, block, step)
+    updates, carried, after = options.admit(updates, options.carry(residual), state, after, shards)
     # Were both blocks taken with the same indices, XLA for GPUs would take them in one kernel: the message
     # would wait for the gradient.
     key, _ = lax.optimization_barrier((state.key, block))
     again = compressor(key, options.messages(last), residual)
-    pending, fresh = pend(updates, options.carry(residual)), again.take(updates)
-    residual = selection.replace(pending, fresh + options.carry(after.residual))
+    # In memory, or XLA for GPUs would take the block of all updates again for every tensor.
+    waiting = lax.optimization_barrier(again.take(updates) + options.carry(after.residual))
+    residual = selection.replace(pend(updates, carried), waiting)
     after = after._replace(step=after.step + 1, residual=residual)
     # Moved before the gradient has read them, the parameters would be copied. But where types say what varies
     # over workers (check_vma=True), x must not depend on what does.
-    arrived = mean if varying_axes([fresh]) else _after_gradient(fresh, mean)
+    arrived = mean if varying_axes([waiting]) else _after_gradient(waiting, mean)
     return selection.place(arrived, updates), options.finish(state, after)
 
 
 @jax.custom_batching.custom_vmap
-def _after_gradient(fresh: jax.Array, mean: jax.Array) -> jax.Array:
-    return read_after(fresh, mean)
+def _after_gradient(waiting: jax.Array, mean: jax.Array) -> jax.Array:
+    return read_after(waiting, mean)
 
 
 @_after_gradient.def_vmap
-def _shared_stays_shared(_, batched, fresh, mean):
+def _shared_stays_shared(_, batched, waiting, mean):
     """Under `jax.vmap`, x has no axis of workers, though what is waited for has one."""
-    return (read_after(fresh, mean), True) if batched[1] else (mean, False)
+    return (read_after(waiting, mean), True) if batched[1] else (mean, False)

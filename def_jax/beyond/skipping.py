@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.beyond.base import Option, Step, pend
+from def_jax.beyond.base import Option, Step
 from def_jax.checks import check_flag
 from def_jax.mesh.link import is_link, link_states
 from def_jax.mesh.ownership import holds
@@ -45,30 +45,35 @@ class Skipping(Option):
         finite = ~step.before.extra['left_out'] if self._overlap else _all_finite(step.updates)
         return jnp.where(finite, message, jnp.nan)
 
-    def admit(self, updates: PyTree, after: Any, shards: Shards) -> tuple[PyTree, Any]:
-        """A worker leaves out its own update if it is not finite: the others' are in their residuals."""
-        finite = shards.all(_all_finite(updates))
-        updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
-        return updates, after._replace(extra=after.extra | {'left_out': ~finite})
+    def admit(
+        self, updates: PyTree, carried: PyTree, before: Any, after: Any, shards: Shards
+    ) -> tuple[PyTree, PyTree, Any]:
+        """After a skipped step, only the old residual is pending, and none of the updates.
+
+        With `overlap`, a worker leaves out its own update alone: the others' are in their residuals already.
+        """
+        if self._overlap:
+            finite = shards.all(_all_finite(updates))
+            updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
+            return updates, carried, after._replace(extra=after.extra | {'left_out': ~finite})
+        finite = after.extra['skipped'] == before.extra['skipped']
+        # Selecting between `pending` and the residual would keep both in memory. Selecting the updates fuses
+        # with the in-place update of the residual; r + -0.0 is r, bit for bit.
+        updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), updates)
+        carried = jax.tree.map(lambda new, old: jnp.where(finite, new, old), carried, before.residual)
+        return updates, carried, after
 
     def decode(self, mean: jax.Array, step: Step) -> tuple[jax.Array, Step]:
-        """If the mean is not finite, treats only the old residual as pending and sends none of it."""
+        """If the mean is not finite, sends nothing, and the rest is the block of the old residual."""
         finite = step.shards.all(_all_finite(mean))  # another device of this worker may have seen it
-        residual = step.before.residual
         skipped = step.before.extra['skipped']
         held = step.before._replace(residual=None, extra=step.before.extra | {'skipped': skipped + 1})
         mean, after = optax.tree.where(finite, (mean, step.after), (jnp.zeros_like(mean), held))
         # Computed within the kernel that puts it back, the rest would slow down every element of the tensor.
         # XLA computes nothing into or out of a conditional, and copies no more than the block.
-        rest = lax.cond(
-            finite, lambda rest, _: rest, lambda _, old: old, step.rest, step.selection.take(residual)
-        )
-        # Selecting between `pending` and the residual would keep both in memory. Selecting the updates fuses
-        # with the in-place update of the residual; r + -0.0 is r, bit for bit.
-        updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), step.updates)
-        carried = jax.tree.map(lambda new, old: jnp.where(finite, new, old), step.carried, residual)
-        pending = pend(updates, carried)
-        return mean, step._replace(pending=pending, rest=rest, after=after)
+        old = step.selection.take(step.before.residual)
+        rest = lax.cond(finite, lambda rest, _: rest, lambda _, old: old, step.rest, old)
+        return mean, step._replace(rest=rest, after=after)
 
 
 def hold_skipped(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

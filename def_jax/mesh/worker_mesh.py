@@ -19,7 +19,7 @@ from def_jax.mesh.specs import check_specs, is_spec, spec_axes, spec_leaves
 from def_jax.mesh.varying import axis_names
 from def_jax.types import PyTree
 
-__all__ = ['WorkerMesh', 'check_mesh', 'in_memory']
+__all__ = ['WorkerMesh', 'check_mesh']
 
 
 class WorkerMesh:
@@ -143,18 +143,3 @@ def check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree)
             f'the mesh has axes of types {mesh.axis_types}; make it with all Auto or all Explicit axes: '
             'jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n).'
         )
-
-
-def in_memory(tree: PyTree) -> PyTree:
-    """The tree, each leaf in memory as it is, on GPUs.
-
-    Without their worker's axis, which a bitcast removes and adds, XLA for GPUs does not see that moments are
-    results. It computes them again in every kernel that reads them, and copies the old ones for that. On CPUs
-    the barrier itself would make copies.
-    """
-    barrier = lax.optimization_barrier
-
-    def leaf(x):
-        return lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=lambda x: x)
-
-    return jax.tree.map(leaf, tree)

@@ -196,7 +196,7 @@ def test_a_mean_is_exact_for_any_number_of_workers(divided, monkeypatch):
             total = np.r_[counts, [least * num_workers] * num_digits, 0].astype(np.float32)
             for known, expected in ((1.0, 0.75 + 0.25 * 16 * whole), (0.0, 2.0**32 if whole else 0.0)):
                 before = state._replace(extra={'wire_squares': jnp.full(1, known)})
-                step = Step(None, before, before, None, jnp.zeros(5), None, WHOLE)
+                step = Step(None, before, jnp.zeros(5), None, WHOLE, after=before)
                 mean, step = wire.unpack(divided(total, np.float32(num_workers)), step)
                 unit = known * loading(levels) / levels
                 np.testing.assert_allclose(mean, counts / num_workers * unit, rtol=1e-6)

@@ -15,9 +15,10 @@ from jax.extend.core import jaxpr_as_fun
 
 from def_jax.checks import check_extra_arguments, named_leaves
 from def_jax.mesh.link import is_link, link_states
+from def_jax.mesh.memory import in_memory
 from def_jax.mesh.ownership import own_leaves, state_specs
 from def_jax.mesh.shards import Shards, Tape
-from def_jax.mesh.worker_mesh import WorkerMesh, in_memory
+from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.traffic.traced import inner_programs
 from def_jax.types import PyTree
 
