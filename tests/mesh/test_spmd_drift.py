@@ -219,14 +219,13 @@ def test_a_learning_rate_set_by_hand():
 
 @pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
 def test_arrays_may_lie_anywhere(kind):
-    """States restored as NumPy arrays, gradients and parameters on one device, states of another mesh."""
+    """States and parameters restored as NumPy arrays, gradients on one device, states of another mesh."""
     mesh = jax.make_mesh((8,), ('workers',), axis_types=(kind,))
     for dist in (def_jax.spmd(optax.chain(sgd(), link()), mesh), spmd(optax.chain(sgd(), link()), kind)):
-        params = jax.device_put(PARAMS, dist.shardings)
-        state = jax.tree.map(np.asarray, dist.init(params))
+        params, state = jax.tree.map(np.asarray, (PARAMS, dist.init(PARAMS)))
         _, grads = dist.value_and_grad(explicit_loss if kind == EXPLICIT else loss_fn)(params, state, BATCH)
         grads = jax.device_put(jax.tree.map(np.asarray, grads), jax.devices()[0])
-        updates, state = dist.update(grads, state, jax.tree.map(np.asarray, PARAMS))
+        updates, state = dist.update(grads, state, params)
         assert np.any(updates['w'])
         assert state[-1].residual['w'].sharding.spec[0] == 'workers'
     four = spmd(optax.chain(sgd(), link()), kind, (4, 2))

@@ -202,10 +202,14 @@ class Spmd(Transformation):
 
     def _remembered(self, key, run):
         """Where it was asked for before, the function that may be compiled already."""
-        return self._programs.get(key, lambda: compiled_once(run))
+        return self._programs.get(key, lambda: functools.partial(self._on_mesh, compiled_once(run)))
+
+    def _on_mesh(self, compiled, params, opt_state, *args, **kwargs):
+        weights, opt_state = self._placed(params, opt_state)  # so that it runs on the mesh
+        return compiled(combined(params, weights), opt_state, *args, **kwargs)
 
     def _at_points(self, grad_fn, split, keys, params, opt_state, *args, **kwargs):
-        weights, opt_state = self._placed(params, opt_state)
+        weights = trained(params)
         own, specs = own_leaves(self.optimizer, weights), self._stacked_specs(weights)
         axes = jax.tree.map(lambda mine: 0 if mine else None, own)
         points = jax.vmap(self._point, in_axes=(None, axes), axis_size=self.num_workers)
@@ -231,7 +235,7 @@ class Spmd(Transformation):
         return self._remembered(signature(function), functools.partial(self._map, function))
 
     def _map(self, function, params, opt_state, *batch):
-        weights, opt_state = self._placed(params, opt_state)
+        weights = trained(params)
         divided = at_points.divide(self._workers, batch, 'batch')
         own = False, own_leaves(self.optimizer, weights), *(True for _ in batch)
         mapped = self._workers.map(function, own, True)
