@@ -102,10 +102,10 @@ class _BareLoop:
     """The trainer's compiled step and nothing else."""
 
     def __init__(self, config: ml_collections.ConfigDict):
-        from def_jax.trainer import experiment, steps
+        from def_jax.trainer import experiment
 
         run = experiment.build(config)
-        self._step, self._state = steps.make_train_step(run), steps.make_init(run)()
+        self._step, self._state = run.steps.train, run.steps.init()
         self._batch = next(run.train_batches(0))
         self._resident = run.workers.place(self._batch)
         for resident in (True, False):

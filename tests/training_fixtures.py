@@ -4,6 +4,7 @@ Compiling is what these tests would spend their time on, so runs of one configur
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -51,11 +52,11 @@ _OUTPUT_KEYS = {
     'check_replicas_every',
 }
 _RELEVANT_KEYS = {
-    'make_init': (
+    'init': (
         *('model', 'method', 'detach', 'skip_nonfinite'),
         *('num_workers', 'workers_per_device', 'shards_per_worker', 'seed'),
     ),
-    'make_eval_step': ('num_workers', 'workers_per_device', 'shards_per_worker'),
+    'test_sums': ('num_workers', 'workers_per_device', 'shards_per_worker'),
 }
 
 
@@ -65,49 +66,61 @@ def tiny_config(data_dir: Path, **changes) -> ml_collections.ConfigDict:
     return config
 
 
-class Shared:
-    """A maker of steps that makes them once for every configuration and counts how often they are traced."""
+class CountedStep:
+    """A train step, and how often it has been traced."""
 
-    traces = 0  # of any train step
+    augmentations = 0  # of which it makes one whenever it is traced
 
-    def __init__(self, maker):
-        self._maker, self._made, self.traces_of = maker, {}, {}
+    def __init__(self, step):
+        self._step, self.lower, self.traces = step, step.lower, 0
 
-    def __call__(self, run: experiment.Experiment, **options):
-        key = self._key(run) + str(options)
-        if key not in self._made:
-            self._made[key], self.traces_of[key] = self._maker(run, **options), 0
-        made = self._made[key]
-
-        @functools.wraps(made)
-        def step(*args):
-            before = Shared.traces
-            result = made(*args)
-            self.traces_of[key] += Shared.traces - before
-            return result
-
-        step.lower = getattr(made, 'lower', None)
-        step.traces = lambda: self.traces_of[key]
-        return step
-
-    def _key(self, run):
-        settings = run.config.to_dict()
-        relevant = _RELEVANT_KEYS.get(self._maker.__name__, settings.keys() - _OUTPUT_KEYS)
-        settings = {key: settings[key] for key in relevant}
-        # What decides on the state's structure, such as the momentum, is not listed: the structure itself is.
-        state = jax.eval_shape(run.optimizer.init, run.abstract_variables['params'])
-        return json.dumps(settings, sort_keys=True) + str(jax.tree.structure(state))
-
-
-_makers = {name: Shared(getattr(steps, name)) for name in steps.__all__ if name.startswith('make_')}
+    def __call__(self, *args):
+        before = CountedStep.augmentations
+        result = self._step(*args)
+        self.traces += CountedStep.augmentations - before
+        return result
 
 
 def _counting(augment):
-    def counted(*args):  # a train step calls it once whenever it is traced
-        Shared.traces += 1
+    def counted(*args):
+        CountedStep.augmentations += 1
         return augment(*args)
 
     return counted
+
+
+_make_steps, _steps, _parts = experiment.Experiment.steps.func, {}, {}
+
+
+def shared_steps(run: experiment.Experiment) -> steps.Steps:
+    """The steps of an experiment: those of an earlier one, as far as its settings are the same."""
+    settings = run.config.to_dict()
+    key = _key(settings, settings.keys() - _OUTPUT_KEYS)
+    if key not in _steps:
+        made = _steps[key] = _make_steps(run)
+        for name, relevant in _RELEVANT_KEYS.items():
+            # What decides on the state's structure, such as the momentum, is not listed: it is itself.
+            part = name + _key(settings, relevant) + str(jax.tree.structure(run.own))
+            made.__dict__[name] = _parts.setdefault(part, getattr(made, name))
+        made.__dict__['train'] = CountedStep(made.train)
+    return _steps[key]
+
+
+def _key(settings, names):
+    return json.dumps({name: settings[name] for name in names}, sort_keys=True)
+
+
+@contextlib.contextmanager
+def changed_train_step(change):
+    """Runs train with `change(train_step)`; call it inside `tiny_network`."""
+
+    def steps_of(run):
+        changed = copy.copy(shared_steps(run))
+        changed.__dict__['train'] = change(changed.train)
+        return changed
+
+    with mock.patch.object(experiment.Experiment, 'steps', property(steps_of)):
+        yield
 
 
 @contextlib.contextmanager
@@ -116,7 +129,7 @@ def tiny_network(tmp_path_factory):
     data_dir = prepared_digits(tmp_path_factory.getbasetemp())
     with (
         mock.patch.dict(models.MODELS, vgg_digits=_tiny_vgg),
-        mock.patch.multiple(steps, **_makers),
+        mock.patch.object(experiment.Experiment, 'steps', property(shared_steps)),
         mock.patch.object(augmentation, 'augment', _counting(augmentation.augment)),
     ):
         yield data_dir
@@ -152,9 +165,7 @@ def recorded_run(data_dir: Path) -> RecordedRun:
     states, losses, config = [], [], tiny_config(data_dir)
     folder = data_dir.parent / 'recorded_run'
 
-    def recording(run):
-        step = _makers['make_train_step'](run)
-
+    def recording(step):
         def recorded(state, batch):
             if not states:
                 states.append(shards(state))  # before its memory is taken over
@@ -165,7 +176,7 @@ def recorded_run(data_dir: Path) -> RecordedRun:
 
         return recorded
 
-    with mock.patch.object(steps, 'make_train_step', recording):
+    with changed_train_step(recording):
         result = train(config, folder)
     return RecordedRun(folder, config, experiment.build(config), result, states, losses)
 
@@ -214,7 +225,7 @@ def restored(folder: Path, run: experiment.Experiment) -> steps.TrainState:
     """The newest checkpoint of a run."""
     manager = manager_of(folder, run)
     try:
-        return manager.restore(steps.make_init(run)())
+        return manager.restore(run.steps.init())
     finally:
         manager.close()
 
@@ -240,7 +251,7 @@ def assert_same_bits(actual, expected):
 
 def placed(state, run: experiment.Experiment) -> steps.TrainState:
     """A state of host arrays on the devices of an experiment, as its train step takes it."""
-    like = steps.make_init(run)()
+    like = run.steps.init()
 
     def place(host, leaf):
         return jax.device_put(np.reshape(host, leaf.shape), leaf.sharding)
@@ -298,18 +309,15 @@ def poisoned_batch(step, worker):
 @contextlib.contextmanager
 def poisoned_state(step, poison):
     """The state is replaced by `poison(state)` after so many steps."""
-    make_train_step = steps.make_train_step
 
-    def poisoning(run):
-        train_step = make_train_step(run)
-
+    def poisoning(train_step):
         def poisoned(state, batch):
             state, metrics = train_step(state, batch)
             return (poison(state) if int(state.step) == step else state), metrics
 
         return poisoned
 
-    with mock.patch.object(steps, 'make_train_step', poisoning):
+    with changed_train_step(poisoning):
         yield
 
 

@@ -17,7 +17,6 @@ import rich.table
 from absl import app, flags
 
 from def_jax.traffic.hlo import Collective, collectives
-from def_jax.trainer import steps
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import command_line
 
@@ -53,13 +52,11 @@ def programs(experiment: Experiment) -> Iterator[Program]:
 
     Virtual workers share a device, so averages among them do not appear.
     """
-    config, points = experiment.config, experiment.method.points
-    workers = experiment.workers
-    state = workers.abstract(jax.eval_shape(steps.make_init(experiment)), experiment.own)
+    steps, workers, points = experiment.steps, experiment.workers, experiment.method.points
+    state = workers.abstract(jax.eval_shape(steps.init), experiment.own)
     batch = workers.place(next(experiment.train_batches(0)))
-    outputs = steps.make_outputs(experiment)
-    variables = workers.abstract(jax.eval_shape(outputs, state)[0]['x'], False)
-    test_batches = list(experiment.test_batches(config.evaluate_on))
+    variables = workers.abstract(jax.eval_shape(steps.outputs, state)[0]['x'], False)
+    test_batches = list(experiment.test_batches(experiment.config.evaluate_on))
     evaluations, each = experiment.num_evaluations, workers.devices_per_row
     worker_of = [device // each for device in range(len(workers.devices))]
     sums = len(test_batches) * evaluations * sum(point != 'own' for point in points)
@@ -70,11 +67,11 @@ def programs(experiment: Experiment) -> Iterator[Program]:
         between, inside = ([c for c in found if c.crosses(worker_of) == crosses] for crosses in (True, False))
         return Program(name, between, executions, inside)
 
-    yield program('train step', steps.make_train_step(experiment), (state, batch), experiment.num_steps)
+    yield program('train step', steps.train, (state, batch), experiment.num_steps)
     name = 'y, BatchNorm' if jax.tree.leaves(state.batch_stats) else 'y'
-    yield program(name, outputs, (state,), evaluations)
+    yield program(name, steps.outputs, (state,), evaluations)
     test_batch = workers.place(test_batches[0])
-    yield program('test sums', steps.make_eval_step(experiment), (variables, test_batch), sums)
+    yield program('test sums', steps.test_sums, (variables, test_batch), sums)
 
 
 def _show(console: rich.console.Console, experiment: Experiment) -> None:
@@ -94,7 +91,7 @@ def _show(console: rich.console.Console, experiment: Experiment) -> None:
     for program in programs(experiment):
         count = len(program.collectives) + len(program.inside)
         add(program.name, count, program.elements, program.bytes, program.bytes_inside, program.executions)
-    params = experiment.workers.part(jax.eval_shape(steps.make_init(experiment)).params)
+    params = experiment.workers.part(jax.eval_shape(experiment.steps.init).params)
     dense = sum(leaf.size for leaf in jax.tree.leaves(params))
     add('train step, SGD', None, dense, 4 * dense, None, experiment.num_steps)
     console.print(table)

@@ -8,20 +8,16 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from def_jax import elastic
-from def_jax.error_feedback import detached_params
 from def_jax.mesh.regrouping import num_stacked
 from def_jax.mesh.spmd import Spmd
-from def_jax.trainer import steps
 from def_jax.trainer.checkpointing.regrouping import Layout
 from def_jax.trainer.data.dataset import Split
 from def_jax.trainer.evaluation import DivergedError, check_finite, figures_of
@@ -29,11 +25,9 @@ from def_jax.trainer.experiment import EXAMPLES_PER_DEVICE, Experiment
 from def_jax.trainer.launch import interruption, processes
 from def_jax.trainer.launch.exits import EndedError, LostProcessError
 from def_jax.trainer.state import TrainState
-from def_jax.trainer.tasks.base import Task
-from def_jax.trainer.tasks.gradients import accumulated_value_and_grad
-from def_jax.trainer.workers import AXIS
-from def_jax.trainer.workers.sharded import shard_spec
-from def_jax.trainer.workers.whole import WholeWorkers
+from def_jax.trainer.steps import Steps
+from def_jax.trainer.workers import AXIS, ShardedWorkers, WholeWorkers
+from def_jax.trainer.workers.sharded import SHARD_AXIS, shard_spec
 
 PyTree = Any
 
@@ -59,10 +53,12 @@ class WholeLayout(Layout):
 
 def first_state(experiment: Experiment) -> TrainState:
     """The state at step 0, as NumPy arrays; computed on one device of this process."""
-    workers = WholeWorkers(jax.local_devices()[:1])
-    own = jax.device_get(steps.make_init(dataclasses.replace(experiment, workers=workers))())
+    here = dataclasses.replace(experiment.steps, workers=WholeWorkers(jax.local_devices()[:1]))
     layout = WholeLayout.of(experiment)
-    return layout.map(lambda own, x: np.broadcast_to(x[0], (*layout.shape, *x.shape[1:])) if own else x, own)
+    return layout.map(
+        lambda own, x: np.broadcast_to(x[0], (*layout.shape, *x.shape[1:])) if own else x,
+        jax.device_get(here.init()),
+    )
 
 
 class _Statistics(NamedTuple):
@@ -105,8 +101,8 @@ class Crew:
             note=note,
         )
         self._batches = _Batches(experiment.dataset.train, config, signals)
-        self._train = _make_train(experiment, state.key)
-        self._sums = _make_sums(experiment.task, experiment.method.points)
+        self._train = functools.partial(_train, experiment.steps, state.key)
+        self._sums = functools.partial(_sums, experiment.steps, state.key)
 
     @property
     def step(self) -> int:
@@ -227,43 +223,36 @@ def _flat(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
 
 
-def _make_train(experiment: Experiment, key: PyTree) -> Callable:
-    """A step of Algorithm 1, lines 4 to 10, for `Team.run`."""
-    detaches = experiment.method.kind == 'error_feedback'
-    value_and_grad = accumulated_value_and_grad(experiment.task.loss, experiment.config.accumulate)
-
-    def worker(params: PyTree, state: PyTree, batch: dict) -> PyTree:
-        examples = {name: x for name, x in batch.items() if name not in (_STEP, _STOPS)}
-        point = detached_params(params, state) if detaches else params
-        own = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(key)), batch[_STEP][0])
-        own = jax.random.fold_in(own, lax.axis_index(AXIS))
-        (loss, (figures, batch_stats)), grads = value_and_grad(point, state[0].batch_stats, examples, own)
-        return {'loss': loss} | figures, batch_stats, grads
-
-    def train(dist: Spmd, params: PyTree, opt_state: PyTree, batch: dict) -> tuple[PyTree, PyTree, PyTree]:
-        metrics, batch_stats, grads = dist.map(worker)(params, opt_state, batch)
-        updates, opt_state = dist.update(grads, opt_state, params)
-        opt_state = (_Statistics(batch_stats), *opt_state[1:])
-        return optax.apply_updates(params, updates), opt_state, (metrics, batch[_STOPS].any())
-
-    return train
+def _train(
+    steps: Steps, key: PyTree, dist: Spmd, params: PyTree, opt_state: PyTree, batch: dict
+) -> tuple[PyTree, PyTree, PyTree]:
+    """The run's train step, for `Team.run`."""
+    examples = _by_worker(dist, batch)
+    step, stops = examples.pop(_STEP)[0, 0], examples.pop(_STOPS).any()
+    state, metrics = _among(steps, dist).train(_state(step, key, params, opt_state), examples)
+    return state.params, (_Statistics(state.batch_stats), state.opt_state), (metrics, stops)
 
 
-def _make_sums(task: Task, points: Collection[str]) -> Callable:
+def _sums(
+    steps: Steps, key: PyTree, dist: Spmd, params: PyTree, opt_state: PyTree, batch: dict
+) -> dict[str, dict[str, jax.Array]]:
     """By point, the sums of `Task.test_sums` over a test batch, for `Team.look`."""
+    alive, examples = _among(steps, dist), _by_worker(dist, batch)
+    points, _ = alive.outputs(_state(np.int32(0), key, params, opt_state))
+    return {point: alive.test_sums(variables, examples) for point, variables in points.items()}
 
-    def worker(params: PyTree, state: PyTree, batch: dict) -> dict[str, jax.Array]:
-        batch_stats = lax.pmean(state[0].batch_stats, AXIS)
-        return task.test_sums({'params': params, 'batch_stats': batch_stats}, batch)
 
-    def sums(dist: Spmd, params: PyTree, opt_state: PyTree, batch: dict) -> dict[str, dict[str, jax.Array]]:
-        variables = {'x': params}
-        if 'y' in points:
-            variables['y'] = dist.output_params(params, opt_state)
-        each = dist.map(worker)
-        return {
-            point: {name: x.sum(axis=0) for name, x in each(values, opt_state, batch).items()}
-            for point, values in variables.items()
-        }
+def _among(steps: Steps, dist: Spmd) -> Steps:
+    """The steps of those who live."""
+    devices, shards = list(dist.mesh.devices.flat), dist.mesh.shape[SHARD_AXIS]
+    return dataclasses.replace(steps, workers=ShardedWorkers(devices, shards))
 
-    return sums
+
+def _state(step: PyTree, key: PyTree, params: PyTree, opt_state: PyTree) -> TrainState:
+    statistics, opt_state = opt_state
+    return TrainState(step, key, params, statistics.batch_stats, opt_state)
+
+
+def _by_worker(dist: Spmd, batch: dict) -> dict:
+    """The inverse of `_flat`, for all workers: [K, b, ...]."""
+    return {name: x.reshape(dist.num_workers, -1, *x.shape[1:]) for name, x in batch.items()}

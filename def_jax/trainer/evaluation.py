@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.trainer import steps
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import EndedError, ExitCode
+from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks.base import Task
 
 __all__ = ['DivergedError', 'check_finite', 'figures_of', 'make_evaluate']
@@ -32,7 +32,7 @@ class DivergedError(EndedError):
         self.step, self.worker = step, worker
 
 
-def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], dict[str, Any]]:
+def make_evaluate(experiment: Experiment) -> Callable[[TrainState, int], dict[str, Any]]:
     """Returns a function from a state and its step to a record of the metrics on `config.evaluate_on`.
 
     The record has `test_loss_x`, the task's other metrics such as `test_accuracy_x`, and likewise for each
@@ -43,18 +43,17 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
     are those on training examples, in evaluation mode. Every example counts exactly once. The function raises
     DivergedError if a loss is not finite.
     """
-    outputs, workers = steps.make_outputs(experiment), experiment.workers
-    eval_step, own_eval_step = steps.make_eval_step(experiment), steps.make_own_eval_step(experiment)
+    steps, workers = experiment.steps, experiment.workers
 
     def sums(split: str, point: str, variables: dict) -> dict[str, np.ndarray]:
         """Sums over the split: [] for a shared model, [K] for the workers' own."""
         totals = []
         for batch in experiment.test_batches(split, whole=point == 'own'):
             if point == 'own':
-                total = own_eval_step(variables, {name: x[0] for name, x in batch.items()})
+                total = steps.own_test_sums(variables, {name: x[0] for name, x in batch.items()})
                 totals.append({name: workers.local(x) for name, x in total.items()})
             else:
-                totals.append(jax.device_get(eval_step(variables, workers.place(batch))))
+                totals.append(jax.device_get(steps.test_sums(variables, workers.place(batch))))
         summed = {name: np.sum([total[name] for total in totals], axis=0) for name in totals[0]}
         if point == 'own':
             summed = {name: processes.gather(x, workers.heads) for name, x in summed.items()}
@@ -62,9 +61,9 @@ def make_evaluate(experiment: Experiment) -> Callable[[steps.TrainState, int], d
 
     recalibrated = _make_recalibrated(experiment)
 
-    def evaluate(state: steps.TrainState, step: int) -> dict[str, Any]:
+    def evaluate(state: TrainState, step: int) -> dict[str, Any]:
         record: dict[str, Any] = {'step': step}
-        points, own = workers.settled(outputs(state))
+        points, own = workers.settled(steps.outputs(state))
         batch_stats = points['x']['batch_stats']
         points |= {point: {'params': params, 'batch_stats': batch_stats} for point, params in own.items()}
         for point, variables in recalibrated(state, points).items():
@@ -98,7 +97,7 @@ def figures_of(
     return {key: float(value) for key, value in figures.items()}
 
 
-def _make_recalibrated(experiment: Experiment) -> Callable[[steps.TrainState, dict], dict]:
+def _make_recalibrated(experiment: Experiment) -> Callable[[TrainState, dict], dict]:
     """Returns a function that recalibrates the BatchNorm statistics at each point of a state.
 
     The running statistics come from the detached points of past steps; at high ratios, y has moved away from
@@ -107,9 +106,9 @@ def _make_recalibrated(experiment: Experiment) -> Callable[[steps.TrainState, di
     num_batches, workers = experiment.config.recalibrate_batches, experiment.workers
     if not num_batches:
         return lambda state, points: points
-    shared, own = steps.make_batch_statistics(experiment), steps.make_batch_statistics(experiment, own=True)
+    shared, own = (experiment.steps.batch_statistics(own_params=each) for each in (False, True))
 
-    def recalibrated(state: steps.TrainState, points: dict[str, dict]) -> dict[str, dict]:
+    def recalibrated(state: TrainState, points: dict[str, dict]) -> dict[str, dict]:
         totals: dict[str, Any] = {}
         for batch in itertools.islice(experiment.train_batches(int(state.step)), num_batches):
             placed = workers.place(batch)

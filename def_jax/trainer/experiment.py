@@ -20,6 +20,7 @@ from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset, Split
 from def_jax.trainer.measure import Measure
 from def_jax.trainer.state import TrainState, per_worker
+from def_jax.trainer.steps import Steps
 from def_jax.trainer.tasks.base import Task
 from def_jax.trainer.workers import Workers, make_workers
 
@@ -173,6 +174,21 @@ class Experiment:
     def own(self) -> TrainState:
         """Which parts of the state are per-worker, see `per_worker`."""
         return per_worker(self.optimizer, self.abstract_variables)
+
+    @functools.cached_property
+    def steps(self) -> Steps:
+        """What the workers compute."""
+        return Steps(
+            self.task,
+            self.optimizer,
+            self.workers,
+            self.own,
+            seed=self.config.seed,
+            points=self.method.points,
+            detaches=self.method.kind == 'error_feedback',
+            accumulate=self.config.accumulate,
+            skips=self.config.skip_nonfinite,
+        )
 
     @functools.cached_property
     def communication(self) -> Communication:

@@ -12,7 +12,7 @@ import ml_collections
 import rich.console
 
 from def_jax.trainer import console as console_lib
-from def_jax.trainer import elastic, metrics, plots, results, steps
+from def_jax.trainer import elastic, metrics, plots, results
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.checkpointing.regrouping import Layout
@@ -146,7 +146,7 @@ class _Run:
     def _restored(self) -> TrainState:
         """The state to continue from, or a new one."""
         experiment, folder, config = self._experiment, self._folder, self._experiment.config
-        state = elastic.first_state(experiment) if config.elastic else steps.make_init(experiment)()
+        state = elastic.first_state(experiment) if config.elastic else experiment.steps.init()
         self._checkpoints.check_room(state)
         state = self._checkpoints.restore(state)
         start = int(state.step)
@@ -276,11 +276,11 @@ class _Standing:
         self.step = int(state.step)
         self._experiment, self._state, self._batches = experiment, state, batches
         self._workers = experiment.workers
-        self._train_step, self._evaluate = steps.make_train_step(experiment), make_evaluate(experiment)
+        self._train_step, self._evaluate = experiment.steps.train, make_evaluate(experiment)
         self._batch: dict | None = None  # the next, if it has been looked at
         self.diagnose = self.check_replicas = None
         if config.diagnostics_every:
-            self._figures, self.diagnose = steps.make_diagnose(experiment), self._diagnose
+            self._figures, self.diagnose = experiment.steps.diagnose, self._diagnose
         if config.check_replicas_every:
             check = replicas.make_check(self._workers, experiment.own)
             self.check_replicas = lambda: check(self._state, self.step)
@@ -310,7 +310,7 @@ class _Standing:
         task = self._experiment.task
         if not isinstance(task, GenerativeTask):
             return None
-        points, _ = self._workers.settled(steps.make_outputs(self._experiment)(self._state))
+        points, _ = self._workers.settled(self._experiment.steps.outputs(self._state))
         params = self._workers.fetch(points.get('y', points['x'])['params'])
         return task.sample(params, jax.random.key(self._experiment.config.seed))
 

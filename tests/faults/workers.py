@@ -19,10 +19,10 @@ import jax
 import numpy as np
 
 from configs import digits
-from def_jax.trainer import steps
 from def_jax.trainer.checkpointing import checkpoints, regrouping, workdir
 from def_jax.trainer.evaluation import make_evaluate
 from def_jax.trainer.experiment import Experiment, build
+from def_jax.trainer.state import TrainState
 from tests.faults import processes
 
 # K, its workers on a device, and K' with its own.
@@ -78,7 +78,7 @@ def manager_of(path: Path, experiment: Experiment) -> checkpoints.Checkpoints:
 
 def trained(experiment: Experiment, path: Path) -> None:
     path.mkdir()
-    state, train_step = steps.make_init(experiment)(), steps.make_train_step(experiment)
+    state, train_step = experiment.steps.init(), experiment.steps.train
     for _, batch in zip(range(STEPS), experiment.train_batches(0), strict=False):
         state, _ = train_step(state, batch)
         jax.block_until_ready(state)
@@ -87,16 +87,16 @@ def trained(experiment: Experiment, path: Path) -> None:
     manager.close()
 
 
-def restored(path: Path, experiment: Experiment) -> tuple[steps.TrainState, list[str]]:
+def restored(path: Path, experiment: Experiment) -> tuple[TrainState, list[str]]:
     manager = manager_of(path, experiment)
-    state = manager.restore(steps.make_init(experiment)())
+    state = manager.restore(experiment.steps.init())
     manager.close()
     return state, manager.notes
 
 
-def points(experiment: Experiment, state: steps.TrainState) -> tuple[np.ndarray, np.ndarray]:
+def points(experiment: Experiment, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
     """x and y, flattened, as an evaluation computes them."""
-    outputs, _ = jax.device_get(steps.make_outputs(experiment)(state))
+    outputs, _ = jax.device_get(experiment.steps.outputs(state))
     x, y = (
         np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(outputs[point]['params'])])
         for point in ('x', 'y')
@@ -104,7 +104,7 @@ def points(experiment: Experiment, state: steps.TrainState) -> tuple[np.ndarray,
     return x, y
 
 
-def accuracy(experiment: Experiment, state: steps.TrainState) -> float:
+def accuracy(experiment: Experiment, state: TrainState) -> float:
     return make_evaluate(experiment)(state, STEPS)['test_accuracy_y']
 
 

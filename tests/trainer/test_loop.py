@@ -19,7 +19,7 @@ import training_fixtures as fixtures
 
 import def_jax
 from def_jax import METHODS
-from def_jax.trainer import experiment, loop, steps
+from def_jax.trainer import experiment, loop
 from def_jax.trainer.data import in_memory
 
 # --- The files of a run ---
@@ -101,7 +101,7 @@ def test_a_finished_run_is_reported_again_not_trained_again(recorded, tmp_path):
     before = {name: (folder / name).read_bytes() for name in ('metrics.jsonl', 'result.json', 'config.json')}
     screen = io.StringIO()
     trains = mock.Mock(side_effect=AssertionError('trains'))
-    with mock.patch.object(steps, 'make_train_step', return_value=trains):
+    with fixtures.changed_train_step(lambda step: trains):
         result = fixtures.train(recorded.config, folder, rich.console.Console(file=screen, width=200))
     assert result == recorded.result | {'environment': elsewhere}
     assert before == {name: (folder / name).read_bytes() for name in before}
@@ -277,10 +277,10 @@ def test_a_run_leaves_the_step_out_and_says_so(data_dir, tmp_path):
 
 def test_a_skipped_step_holds_the_statistics_of_batch_normalisation(data_dir):
     run = experiment.build(fixtures.tiny_config(data_dir, skip_nonfinite=True))
-    state, batch = steps.make_init(run)(), next(run.train_batches(0))
+    state, batch = run.steps.init(), next(run.train_batches(0))
     batch['label'][2] = 99
     before = fixtures.shards(state)
-    state, metrics = steps.make_train_step(run)(state, batch)
+    state, metrics = run.steps.train(state, batch)
     assert not np.any(metrics['taken'])
     chex.assert_trees_all_equal(fixtures.shards(state.batch_stats), before.batch_stats)
     chex.assert_trees_all_equal(fixtures.shards(state.params), before.params)

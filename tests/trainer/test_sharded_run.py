@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 from test_language_run import tiny_config
 
 import def_jax
-from def_jax.trainer import experiment, loop, steps
+from def_jax.trainer import experiment, loop
 from def_jax.trainer.data import order
 from def_jax.trainer.workers import replicas
 from def_jax.trainer.workers.sharded import shard_spec
@@ -33,7 +33,7 @@ def sharded(data_dir, shards=2, **changes):
 def trained(config, number=3):
     """An experiment, its state after some steps, and the losses."""
     run = experiment.build(config)
-    state, train_step, losses = steps.make_init(run)(), steps.make_train_step(run), []
+    state, train_step, losses = run.steps.init(), run.steps.train, []
     for _, batch in zip(range(number), run.train_batches(0), strict=False):
         state, metrics = train_step(state, run.workers.place(batch))
         losses.append(np.asarray(jax.block_until_ready(metrics)['loss']))
@@ -68,7 +68,7 @@ def test_the_trajectory_is_that_of_whole_workers(data_dir):
 @pytest.mark.slow
 def test_blocks_are_those_of_a_loop_over_the_library(data_dir):
     run, state, losses = trained(sharded(data_dir, ratio=4, detach='auto'))
-    params = steps.make_init(run)().params
+    params = run.steps.init().params
     mesh = jax.make_mesh((2, 2), ('workers', 'shard'), (AxisType.Auto,) * 2, devices=run.workers.devices)
     dist = def_jax.spmd(run.optimizer, mesh, jax.tree.map(lambda x: shard_spec(x.shape, 2), params))
 
@@ -157,7 +157,7 @@ def test_other_workers_take_over_the_state(run, data_dir, changes, note):
     before = jax.device_get(fixtures.restored(folder, experiment.build(config)))
     other = experiment.build(full_config(data_dir, **changes))
     manager = fixtures.manager_of(folder, other)
-    after = jax.device_get(manager.restore(steps.make_init(other)()))
+    after = jax.device_get(manager.restore(other.steps.init()))
     manager.close()
     assert any(note in line for line in manager.notes)
     fixtures.assert_same_bits(after.params, before.params)

@@ -12,7 +12,7 @@ import pytest
 import training_fixtures as fixtures
 
 import def_jax
-from def_jax.trainer import experiment, loop, steps
+from def_jax.trainer import experiment, loop
 from def_jax.trainer.data import augmentation, order
 
 
@@ -29,11 +29,9 @@ def test_parameters_stay_the_same_on_all_devices(recorded):
 
 
 def test_a_record_is_fetched_while_the_next_step_computes(recorded, tmp_path, monkeypatch):
-    dispatched, fetched = [], {}
-    make_train_step, write = steps.make_train_step, loop.MetricLog.write
+    dispatched, fetched, write = [], {}, loop.MetricLog.write
 
-    def dispatching(run):
-        train_step = make_train_step(run)
+    def dispatching(train_step):
         return lambda state, batch: dispatched.append(1) or train_step(state, batch)
 
     def writing(log, record):
@@ -41,9 +39,9 @@ def test_a_record_is_fetched_while_the_next_step_computes(recorded, tmp_path, mo
             fetched[record['step']] = len(dispatched)
         write(log, record)
 
-    monkeypatch.setattr(steps, 'make_train_step', dispatching)
     monkeypatch.setattr(loop.MetricLog, 'write', writing)
-    fixtures.train(recorded.config, tmp_path / 'run')
+    with fixtures.changed_train_step(dispatching):
+        fixtures.train(recorded.config, tmp_path / 'run')
     assert fetched == {3: 4, 5: 5, 6: 7, 9: 10, 10: 10, 12: 13, 15: 15, 18: 19, 20: 20}
 
 
@@ -51,9 +49,9 @@ def test_sequential_workers_have_ordinary_convolutions(data_dir):
     """Under vmap they would be grouped by worker."""
     config = fixtures.tiny_config(data_dir, workers_per_device=4, sequential_workers=True)
     run = experiment.build(config)
-    state = jax.eval_shape(steps.make_init(run))
+    state = jax.eval_shape(run.steps.init)
     batch = next(run.train_batches(0))
-    program = steps.make_train_step(run).lower(state, batch).as_text()
+    program = run.steps.train.lower(state, batch).as_text()
     groups = {int(count) for count in re.findall(r'(?:feature|batch)_group_count = (\d+)', program)}
     assert groups == {1}
 

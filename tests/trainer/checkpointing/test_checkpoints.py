@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.trainer import metrics, plots, results, steps
+from def_jax.trainer import metrics, plots, results
 from def_jax.trainer.checkpointing import checkpoints
 from def_jax.trainer.data import order
 
@@ -34,12 +34,12 @@ INTERRUPTIONS = {
 def test_interrupted_at_any_moment_equals_uninterrupted(recorded, tmp_path):
     """Bit for bit: parameters, every worker's residual, momentum and statistics, step, key, metrics."""
     folder, kept, traced = tmp_path / 'run', [], []
-    train_step = steps.make_train_step(recorded.experiment)
+    train_step = recorded.experiment.steps.train
     for target, name, when in INTERRUPTIONS.values():
         with fixtures.killed(target, name, when=when):
             fixtures.train(recorded.config, folder)
         kept.append(sorted(path.name for path in folder.glob('checkpoints/[0-9]*')))
-        traced.append(train_step.traces())
+        traced.append(train_step.traces)
     assert kept == [[], ['5'], ['5'], ['5'], *[['10', '5']] * 3, *[['15', '20']] * 3]
     result = fixtures.train(recorded.config, folder)
     state = fixtures.restored(folder, recorded.experiment)
@@ -49,7 +49,7 @@ def test_interrupted_at_any_moment_equals_uninterrupted(recorded, tmp_path):
     assert result['metrics'] | {'seconds': 0} == recorded.result['metrics'] | {'seconds': 0}
     assert {path.name for path in (folder / 'checkpoints').iterdir()} == {'15', '20'}
     # A restored state lies where that of a fresh start does (the second, here): nothing is traced again.
-    assert 0 < traced[1] == train_step.traces()
+    assert 0 < traced[1] == train_step.traces
 
 
 def test_output_settings_may_change_between_two_starts(recorded, data_dir, tmp_path):
@@ -98,7 +98,7 @@ def test_a_state_is_restored_bit_for_bit_where_it_was(recorded, saved):
     assert {path.name for path in (saved / 'checkpoints').iterdir()} == {'7', '9'}  # the newest
     state = fixtures.restored(saved, recorded.experiment)
     fixtures.assert_same_bits(fixtures.shards(state), recorded.states[9])
-    like = steps.make_init(recorded.experiment)()
+    like = recorded.experiment.steps.init()
     placement = jax.tree.map(lambda leaf: (leaf.sharding, leaf.committed), like)
     assert jax.tree.map(lambda leaf: (leaf.sharding, leaf.committed), state) == placement
     for leaf in jax.tree.leaves(fixtures.residual(state)):  # every worker keeps its own

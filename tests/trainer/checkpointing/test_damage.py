@@ -20,7 +20,7 @@ import pytest
 import training_fixtures as fixtures
 from absl import logging
 
-from def_jax.trainer import experiment, steps
+from def_jax.trainer import experiment
 from def_jax.trainer.checkpointing import checkpoints, manifest, regrouping, workdir
 from def_jax.trainer.data import in_memory
 from def_jax.trainer.launch import output
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_configuration_or_with_other_arrays_is_refused(
     manager = checkpoints.Checkpoints(saved, 2, regrouping.Layout.of(other), settings)
     where = 'another model or method: .*' if arrays else 'cannot be used .*with another configuration: '
     with pytest.raises(ValueError, match=f'{where}({difference})') as error:
-        manager.restore(jax.eval_shape(steps.make_init(other)))
+        manager.restore(jax.eval_shape(other.steps.init))
     manager.close()
     assert '\n' not in str(error.value)
 
@@ -299,7 +299,7 @@ def test_checkpoints_and_data_are_read_and_never_executed(data_dir, tmp_path, mo
         raise AssertionError('something was executed')
 
     run = experiment.build(fixtures.tiny_config(data_dir))
-    state = steps.make_init(run)()
+    state = run.steps.init()
     manager = fixtures.manager_of(tmp_path, run)
     manager.save(state)
     manager.close()

@@ -12,7 +12,7 @@ import pytest
 import rich.console
 import training_fixtures as fixtures
 
-from def_jax.trainer import loop, steps
+from def_jax.trainer import loop
 from def_jax.trainer.checkpointing import regrouping
 from def_jax.trainer.experiment import build
 
@@ -34,7 +34,7 @@ def filled(run):
             return np.full(leaf.shape, STEP, leaf.dtype)
         return random.normal(size=leaf.shape).astype(np.float32)
 
-    return jax.tree.map(fill, jax.eval_shape(steps.make_init(run)))
+    return jax.tree.map(fill, jax.eval_shape(run.steps.init))
 
 
 def by_worker(tree, shape):
@@ -63,7 +63,7 @@ def test_the_state_is_that_of_the_mean_worker(data_dir, old, new, changes):
     old_run, new_run = (build(config_of(data_dir, *workers, **changes)) for workers in (old, new))
     before, layout = filled(old_run), regrouping.Layout.of(new_run)
     after = regrouping.regrouped(before, old_run.workers.shape, layout)
-    shapes = jax.eval_shape(steps.make_init(new_run))
+    shapes = jax.eval_shape(new_run.steps.init)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, shapes)
     for shared in ('step', 'key', 'params'):
         fixtures.assert_same_bits(getattr(after, shared), getattr(before, shared))
@@ -90,7 +90,7 @@ def test_on_other_devices_the_same_workers_keep_every_bit(data_dir, old, new):
 
     fixtures.assert_same_bits(flat(after), flat(before))
     assert jax.tree.map(np.shape, after) == jax.tree.map(
-        lambda leaf: leaf.shape, jax.eval_shape(steps.make_init(new_run))
+        lambda leaf: leaf.shape, jax.eval_shape(new_run.steps.init)
     )
     (note,) = regrouping.describe(old_run.workers.shape, layout.batch_size, layout)
     assert 'the same 8' in note and 'unchanged' in note

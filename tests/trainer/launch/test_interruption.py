@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.trainer import loop, steps
+from def_jax.trainer import loop
 from def_jax.trainer.launch import command_line, interruption
 from def_jax.trainer.launch.exits import EndedError
 
@@ -35,7 +35,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_o
     recorded, tmp_path, monkeypatch
 ):
     """Records are due every 3 steps and evaluations every 5: after 4 and 8 steps something is pending."""
-    train_step, traced = steps.make_train_step(recorded.experiment), []
+    train_step, traced = recorded.experiment.steps.train, []
     signals = {4: signal.SIGTERM, 5: signal.SIGHUP, 8: signal.SIGINT}
     for done, number in signals.items():
         with monkeypatch.context() as patch, pytest.raises(loop.InterruptedRunError) as error:
@@ -43,7 +43,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_o
             fixtures.train(recorded.config, tmp_path)
         assert f'stopped by {number.name} after step {done}; a checkpoint was saved' in str(error.value)
         assert str(done) in os.listdir(tmp_path / 'checkpoints')
-        traced.append(train_step.traces())
+        traced.append(train_step.traces)
         state = fixtures.restored(tmp_path, recorded.experiment)
         fixtures.assert_same_bits(fixtures.shards(state), recorded.states[done])
     result = fixtures.train(recorded.config, tmp_path)
@@ -54,7 +54,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_o
     assert records == fixtures.records(recorded.folder)
     assert result['metrics']['train_loss'] == recorded.result['metrics']['train_loss']
     assert len(result['curve']) == len(recorded.result['curve'])
-    assert 0 < traced[0] == train_step.traces()  # after the fresh start, nothing is traced again
+    assert 0 < traced[0] == train_step.traces  # after the fresh start, nothing is traced again
 
 
 def test_a_loss_that_is_not_finite_is_not_saved_on_the_way_out(recorded, tmp_path, monkeypatch):
