@@ -39,6 +39,8 @@ _STEP, _STOPS = '_step', '_stops'  # beside the examples of a batch
 class WholeLayout(Layout):
     """The layout of a state that one process holds whole, as NumPy arrays."""
 
+    whole = True
+
     def shape_of(self, state: PyTree) -> tuple[int, ...]:
         own = self.map(lambda own, leaf: own, state)
         return (num_stacked(state, own, self.shape[0]),)

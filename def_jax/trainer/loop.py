@@ -72,8 +72,8 @@ def train_and_evaluate(
         lock = workdir.locked(run) if processes.is_first() else contextlib.nullcontext()
         with lock, interruption.watch() as signals:  # until here nothing is lost by stopping at once
             layout = (elastic.WholeLayout if config.elastic else Layout).of(experiment)
-            settings, keep = workdir.bound_settings(config), config.keep_checkpoints
-            with Checkpoints(run, keep, layout, settings, alone=config.elastic) as checkpoints:
+            settings = workdir.bound_settings(config)
+            with Checkpoints(run, config.keep_checkpoints, layout, settings) as checkpoints:
                 _Run(experiment, run, checkpoints, console, signals).train_and_evaluate()
             if config.elastic and not processes.is_first():
                 return {}

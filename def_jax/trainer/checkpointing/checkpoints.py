@@ -46,20 +46,17 @@ _PARTIAL, _REPLACED = '.partial', '.replaced'
 class Checkpoints:
     """The checkpoints of one run, of which the newest `keep` are kept.
 
-    `settings` are those that the state depends on, see `workdir.bound_settings`. With `alone`, this process
-    has the whole state, as NumPy arrays, and asks no other.
+    `settings` are those that the state depends on, see `workdir.bound_settings`.
     """
 
-    def __init__(
-        self, workdir: Path, keep: int, layout: Layout, settings: dict[str, Any], *, alone: bool = False
-    ):
+    def __init__(self, workdir: Path, keep: int, layout: Layout, settings: dict[str, Any]):
         self._folder, self._keep, self._layout = workdir / 'checkpoints', keep, layout
         self._settings = settings
         self._identity = _identity(workdir)
-        self._alone, me = alone, jax.process_index()
-        options = {'primary_host': me, 'active_processes': {me}, 'barrier_sync_key_prefix': str(me)}
+        me = jax.process_index()
+        alone = {'primary_host': me, 'active_processes': {me}, 'barrier_sync_key_prefix': str(me)}
         self._checkpointer = ocp.StandardCheckpointer(
-            multiprocessing_options=ocp.options.MultiprocessingOptions(**(options if alone else {}))
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**(alone if layout.whole else {}))
         )
         self._commit: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -97,7 +94,7 @@ class Checkpoints:
         It is saved once `wait` or `close` returns, or when the next save starts. Raises ValueError if this or
         the previous checkpoint cannot be written; earlier ones are kept.
         """
-        if self._alone and not processes.is_first():
+        if self._layout.whole and not processes.is_first():
             return
         step, state = int(state.step), self._layout.spread(state)
         content = {
@@ -226,7 +223,7 @@ class Checkpoints:
     def _read(self, path: Path, step: int, like: TrainState) -> TrainState:
         content, shapes = self._verified(path, step, like)
         workers = tuple(content['workers'])
-        if in_place := workers == self._layout.shape and not self._alone:
+        if in_place := workers == self._layout.shape and not self._layout.whole:
             target = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._layout.spread(like))
         else:  # every process reads all rows as NumPy arrays; broadcast targets take no memory
             target = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)

@@ -8,6 +8,7 @@ shares of the data that no longer exist; SAEF discards the same at each of its a
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 
@@ -28,6 +29,7 @@ class Layout:
     workers: Workers
     own: TrainState  # which arrays are per-worker, as booleans
     batch_size: int
+    whole: ClassVar[bool] = False  # whether this process has all of the state, and asks no other
 
     @classmethod
     def of(cls, experiment: Experiment) -> 'Layout':
