@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from def_jax import elastic
+from def_jax.mesh.ownership import each
 from def_jax.mesh.regrouping import num_stacked
 from def_jax.mesh.spmd import Spmd
 from def_jax.trainer.checkpointing.regrouping import Layout
@@ -53,14 +54,11 @@ class WholeLayout(Layout):
         return state
 
 
-def first_state(experiment: Experiment) -> TrainState:
+def first_state(steps: Steps) -> TrainState:
     """The state at step 0, as NumPy arrays; computed on one device of this process."""
-    here = dataclasses.replace(experiment.steps, workers=WholeWorkers(jax.local_devices()[:1]))
-    layout = WholeLayout.of(experiment)
-    return layout.map(
-        lambda own, x: np.broadcast_to(x[0], (*layout.shape, *x.shape[1:])) if own else x,
-        jax.device_get(here.init()),
-    )
+    shape, here = steps.workers.shape, WholeWorkers(jax.local_devices()[:1])
+    state = jax.device_get(dataclasses.replace(steps, workers=here).init())
+    return each(lambda own, x: np.broadcast_to(x[0], (*shape, *x.shape[1:])) if own else x, steps.own, state)
 
 
 class _Statistics(NamedTuple):

@@ -11,11 +11,10 @@ import ml_collections
 import numpy as np
 import optax
 
-from def_jax import hold_skipped, methods
+from def_jax import methods
 from def_jax.traffic import traffic
-from def_jax.trainer.configuration.optimizer import make_optimizer, make_schedule
-from def_jax.trainer.configuration.parts import make_dataset, make_task
-from def_jax.trainer.configuration.rules import check_config
+from def_jax.trainer.configuration.parts import make_dataset, make_optimizer, make_schedule, make_task
+from def_jax.trainer.configuration.rules import check_rules
 from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset, Split
 from def_jax.trainer.measure import Measure
@@ -219,9 +218,14 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         ValueError: if the configuration cannot be run.
         FileNotFoundError: if the data set is not prepared and cannot be downloaded.
     """
-    check_config(config)
+    check_rules(config)
     workers = make_workers(config)
+
+    def learning_rate(step):
+        return schedule(step)  # made last, since its length is that of the data
+
     try:
+        optimizer = make_optimizer(config, learning_rate, workers.axis_name)
         dataset = make_dataset(config)
         steps_per_epoch = order.steps_per_epoch(len(dataset.train), config.batch_size)
         task = make_task(config, dataset)
@@ -229,14 +233,13 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         schedule = make_schedule(config, num_steps)
     except ValueError as error:
         raise ValueError(f'config.{error}') from error
-    optimizer = make_optimizer(config, schedule, workers.axis_name)
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
         method=methods.get_method(config.method),
         dataset=dataset,
         task=task,
         schedule=schedule,
-        optimizer=hold_skipped(optimizer) if config.skip_nonfinite else optimizer,
+        optimizer=optimizer,
         workers=workers,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,

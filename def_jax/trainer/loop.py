@@ -146,7 +146,7 @@ class _Run:
     def _restored(self) -> TrainState:
         """The state to continue from, or a new one."""
         experiment, folder, config = self._experiment, self._folder, self._experiment.config
-        state = elastic.first_state(experiment) if config.elastic else experiment.steps.init()
+        state = elastic.first_state(experiment.steps) if config.elastic else experiment.steps.init()
         self._checkpoints.check_room(state)
         state = self._checkpoints.restore(state)
         start = int(state.step)

@@ -66,7 +66,7 @@ def test_a_process_dies_and_returns_and_the_run_goes_on(environment, tmp_path, m
 
 
 def test_the_first_state_is_that_of_any_run(recorded):
-    first = elastic.first_state(recorded.experiment)
+    first = elastic.first_state(recorded.experiment.steps)
     fixtures.assert_same_bits(fixtures.gathered(recorded.states[0]), first)
     layout = elastic.WholeLayout.of(recorded.experiment)
     assert layout.shape_of(first) == Layout.of(recorded.experiment).shape == (fixtures.NUM_WORKERS,)
@@ -84,7 +84,7 @@ def test_workers_of_several_devices_train_and_are_evaluated_like_those_of_one(da
         run = experiment.build(
             fixtures.tiny_config(data_dir, elastic=True, shards_per_worker=shards, **plain)
         )
-        crew = elastic.Crew(run, elastic.first_state(run), lambda line: None, interruption.Watch())
+        crew = elastic.Crew(run, elastic.first_state(run.steps), lambda line: None, interruption.Watch())
         losses = [crew.train()['loss'] for _ in range(2)]
         found.append((losses, crew.evaluate(), crew.state().params))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *found)

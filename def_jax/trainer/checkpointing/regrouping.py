@@ -1,9 +1,8 @@
-"""Resumes a run of K workers with a different number K' of workers.
+"""How a run's workers are arranged in its state, and what it means to resume with other workers.
 
-Every new worker receives the mean of the K workers' residuals, momenta and BatchNorm statistics; everything
-that is replicated is preserved bit for bit. So x is unchanged, and y = x + mean residual up to the
-rounding of one float32 mean. The K deviations from the mean are discarded. They add up to zero and belong to
-shares of the data that no longer exist; SAEF discards the same at each of its averaging steps.
+Those receive the mean of the old ones, see `def_jax.mesh.regrouping`. The deviations from it, which are
+discarded, belong to shares of the data that no longer exist; SAEF discards the same at each of its averaging
+steps.
 """
 
 import dataclasses

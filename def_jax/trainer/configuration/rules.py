@@ -4,18 +4,15 @@ Only the library validates keys that are its arguments: the optimizer is constru
 argument is reported as one about the key.
 """
 
-import jax.numpy as jnp
 import ml_collections
 
-from def_jax.beyond.integers import check_levels
 from def_jax.checks import nearest
 from def_jax.methods import get_method
 from def_jax.trainer.configuration.defaults import KEYS
-from def_jax.trainer.configuration.optimizer import find_schedule, make_optimizer
-from def_jax.trainer.configuration.parts import find_dataset, find_model, find_task
+from def_jax.trainer.configuration.parts import check_parts, make_optimizer
 from def_jax.trainer.data.order import check_batch_size
 
-__all__ = ['check_config']
+__all__ = ['check_config', 'check_rules']
 
 _FORMER = {'auto_detach': ' It is a value of another key now: --config.detach=auto.'}
 
@@ -36,6 +33,15 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     Traceback (most recent call last):
     ValueError: config.batch_size=100 must be a multiple of num_workers=16; the nearest is 96.
     """
+    check_rules(config)
+    try:
+        make_optimizer(config, config.learning_rate, 'workers')
+    except ValueError as error:
+        raise ValueError(f'config.{error}') from error
+
+
+def check_rules(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError unless `config` is valid but for what the library checks."""
     for name in config:
         if name not in KEYS:
             hint = _FORMER.get(name) or nearest(name, KEYS)
@@ -48,11 +54,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             shown = repr(value).replace('\n', ' ').strip()  # a nested configuration spans several lines
             raise ValueError(f'config.{name}={shown} must be {key.allowed}.{nearest(value, key.names)}')
     try:
-        for find in (find_task, find_dataset, find_model, find_schedule):
-            find(config)
-        make_optimizer(config, config.learning_rate, 'workers')
-        if jnp.dtype(config.wire_dtype) == jnp.int8:
-            check_levels(config.num_workers)
+        check_parts(config)
         check_batch_size(config.batch_size, config.num_workers)
         _check_accumulate(config)
     except ValueError as error:

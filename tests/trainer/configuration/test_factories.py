@@ -7,7 +7,7 @@ from trainer.configuration import factories_to_find
 
 from configs import digits
 from def_jax.trainer.configuration import factories, parts
-from def_jax.trainer.configuration.optimizer import make_optimizer, make_schedule
+from def_jax.trainer.configuration.parts import make_optimizer, make_schedule
 from def_jax.trainer.configuration.rules import check_config
 
 HERE = 'trainer.configuration.factories_to_find'

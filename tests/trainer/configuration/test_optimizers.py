@@ -12,7 +12,7 @@ import pytest
 
 import def_jax
 from configs import digits
-from def_jax.trainer.configuration.optimizer import make_optimizer, make_schedule
+from def_jax.trainer.configuration.parts import make_optimizer, make_schedule
 
 RATE, DECAY, DETACH = 0.05, 0.3, 0.4
 
