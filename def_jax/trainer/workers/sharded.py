@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.ownership import each
 from def_jax.mesh.shards import Shards
-from def_jax.mesh.worker_mesh import WorkerMesh
+from def_jax.mesh.worker_mesh import WorkerMesh, in_memory
 from def_jax.trainer.workers.base import AXIS, Workers
 from def_jax.types import PyTree
 
@@ -69,7 +69,7 @@ class ShardedWorkers(Workers):
         self._batch_sharding = self._mesh.shardings(P(AXIS, SHARD_AXIS))
 
     def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree, donate=()) -> Callable:
-        mapped = self._mesh.map(function, own_in, own_out)
+        mapped = self._mesh.map(lambda *args: in_memory(function(*args)), own_in, own_out)
 
         def placed(*args):
             results = mapped(*args)
@@ -130,7 +130,7 @@ class ShardedWorkers(Workers):
 
     def lay_out(self, tree: PyTree) -> PyTree:
         return jax.tree.map(
-            lambda x: lax.with_sharding_constraint(x, shard_spec(x.shape, self._shards)), tree
+            lambda x: lax.with_sharding_constraint(x, shard_spec(x.shape, self._shards)), in_memory(tree)
         )
 
     def lay_out_examples(self, batch: PyTree) -> PyTree:
