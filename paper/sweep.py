@@ -33,6 +33,7 @@ from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.configuration import arguments
 from def_jax.trainer.configuration.rules import check_config
 from def_jax.trainer.launch import command_line, devices, interruption, supervision
+from def_jax.trainer.launch.exits import EndedError, ExitCode
 from def_jax.trainer.measure import Measure
 from paper import finished_runs
 from paper.needed_runs import (
@@ -45,9 +46,18 @@ from paper.needed_runs import (
     tuning_runs,
 )
 
-__all__ = ['check_spec', 'check_sweep', 'configs', 'sweep']
+__all__ = ['InterruptedSweepError', 'check_spec', 'check_sweep', 'configs', 'sweep']
 
 _POLL_SECONDS = 5
+
+
+class InterruptedSweepError(EndedError):
+    """A signal came too late to interrupt a run, and ended the sweep after it."""
+
+    exit_code = ExitCode.STOPPED
+
+    def __init__(self, name: str):
+        super().__init__(f'stopped by {name} between two runs. Run the same command again to go on.')
 
 
 def check_spec(spec: ml_collections.ConfigDict) -> None:
@@ -176,7 +186,7 @@ def _sweep(
                 soft_wrap=True,
             )
             if signal := interruption.unheeded():
-                raise interruption.InterruptedSweepError(signal)
+                raise InterruptedSweepError(signal)
 
 
 def _held(root: Path, name: str) -> contextlib.AbstractContextManager[None]:

@@ -13,15 +13,7 @@ from typing import Any
 
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 
-__all__ = [
-    'SIGNALS',
-    'InterruptedRunError',
-    'InterruptedSweepError',
-    'Watch',
-    'ending_at_once',
-    'unheeded',
-    'watch',
-]
+__all__ = ['SIGNALS', 'InterruptedRunError', 'Watch', 'ending_at_once', 'unheeded', 'watch']
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _END = b'\0'  # no signal has this number
@@ -38,15 +30,6 @@ class InterruptedRunError(EndedError):
             'resume.'
         )
         self.step = step
-
-
-class InterruptedSweepError(EndedError):
-    """A signal came too late to interrupt a run, and ended the sweep after it."""
-
-    exit_code = ExitCode.STOPPED
-
-    def __init__(self, name: str):
-        super().__init__(f'stopped by {name} between two runs. Run the same command again to go on.')
 
 
 class Watch:
