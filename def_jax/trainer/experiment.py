@@ -14,7 +14,7 @@ import optax
 from def_jax import methods
 from def_jax.traffic import traffic
 from def_jax.trainer.configuration.parts import make_dataset, make_optimizer, make_schedule, make_task
-from def_jax.trainer.configuration.rules import check_rules
+from def_jax.trainer.configuration.rules import check_keys, check_together, of_keys
 from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset, Split
 from def_jax.trainer.measure import Measure
@@ -218,21 +218,20 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         ValueError: if the configuration cannot be run.
         FileNotFoundError: if the data set is not prepared and cannot be downloaded.
     """
-    check_rules(config)
+    check_keys(config)
+    check_together(config)
     workers = make_workers(config)
 
     def learning_rate(step):
         return schedule(step)  # made last, since its length is that of the data
 
-    try:
+    with of_keys():
         optimizer = make_optimizer(config, learning_rate, workers.axis_name)
         dataset = make_dataset(config)
         steps_per_epoch = order.steps_per_epoch(len(dataset.train), config.batch_size)
         task = make_task(config, dataset)
         num_steps = _num_steps(config, steps_per_epoch)
         schedule = make_schedule(config, num_steps)
-    except ValueError as error:
-        raise ValueError(f'config.{error}') from error
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
         method=methods.get_method(config.method),

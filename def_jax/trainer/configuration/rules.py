@@ -4,6 +4,9 @@ Only the library validates keys that are its arguments: the optimizer is constru
 argument is reported as one about the key.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import ml_collections
 
 from def_jax.checks import nearest
@@ -12,7 +15,7 @@ from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.parts import check_parts, make_optimizer
 from def_jax.trainer.data.order import check_batch_size
 
-__all__ = ['check_config', 'check_rules']
+__all__ = ['check_config', 'check_keys', 'check_together', 'of_keys']
 
 _FORMER = {'auto_detach': ' It is a value of another key now: --config.detach=auto.'}
 
@@ -33,15 +36,14 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     Traceback (most recent call last):
     ValueError: config.batch_size=100 must be a multiple of num_workers=16; the nearest is 96.
     """
-    check_rules(config)
-    try:
+    check_keys(config)
+    with of_keys():
         make_optimizer(config, config.learning_rate, 'workers')
-    except ValueError as error:
-        raise ValueError(f'config.{error}') from error
+    check_together(config)
 
 
-def check_rules(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError unless `config` is valid but for what the library checks."""
+def check_keys(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError unless every key is there, with a possible value, and what it names is found."""
     for name in config:
         if name not in KEYS:
             hint = _FORMER.get(name) or nearest(name, KEYS)
@@ -53,15 +55,27 @@ def check_rules(config: ml_collections.ConfigDict) -> None:
         if not key.accepts(value):
             shown = repr(value).replace('\n', ' ').strip()  # a nested configuration spans several lines
             raise ValueError(f'config.{name}={shown} must be {key.allowed}.{nearest(value, key.names)}')
-    try:
+    with of_keys():
         check_parts(config)
+
+
+def check_together(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError unless the values of the trainer's keys fit each other."""
+    with of_keys():
         check_batch_size(config.batch_size, config.num_workers)
         _check_accumulate(config)
-    except ValueError as error:
-        raise ValueError(f'config.{error}') from error
     _check_workers(config)
     _check_shards(config)
     _check_elastic(config)
+
+
+@contextlib.contextmanager
+def of_keys() -> Iterator[None]:
+    """Within the block, an error that begins with the name of an argument begins with that of the key."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'config.{error}') from error
 
 
 def _check_accumulate(config: ml_collections.ConfigDict) -> None:
