@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax import lax
 
 from def_jax import elastic
 from def_jax.mesh.ownership import each
@@ -230,7 +231,10 @@ def _train(
     examples = _by_worker(dist, batch)
     step, stops = examples.pop(_STEP)[0, 0], examples.pop(_STOPS).any()
     state, metrics = _among(steps, dist).train(_state(step, key, params, opt_state), examples)
-    return state.params, (_Statistics(state.batch_stats), state.opt_state), (metrics, stops)
+    opt_state = _Statistics(state.batch_stats), state.opt_state
+    # The team moves it to other devices later: what is not like a parameter must lie where it expects that.
+    opt_state = lax.with_sharding_constraint(opt_state, dist.state_shardings(params))
+    return state.params, opt_state, (metrics, stops)
 
 
 def _sums(
