@@ -46,7 +46,7 @@ from paper.needed_runs import (
     tuning_runs,
 )
 
-__all__ = ['InterruptedSweepError', 'check_spec', 'check_sweep', 'configs', 'sweep']
+__all__ = ['InterruptedSweepError', 'check_spec', 'check_sweep', 'configs', 'divided_gpus', 'sweep']
 
 _POLL_SECONDS = 5
 
@@ -246,7 +246,7 @@ def main(argv: list[str]) -> int:
     try:
         check_table(spec, '--config')
         shard(spec, part)
-        environments = [{}] * count if spec.base.fake_devices else devices.divided_gpus(count)
+        environments = [{}] * count if spec.base.fake_devices else divided_gpus(count)
     except ValueError as error:
         return _refuse(error)
     command_line.set_environment(folder, fake_devices=spec.base.fake_devices)
@@ -275,6 +275,27 @@ def main(argv: list[str]) -> int:
             'sweep', [functools.partial(start, quiet, environment) for environment in environments]
         )
     return code or command_line.exit_code('sweep', lambda: _conclude(folder, part))
+
+
+def divided_gpus(num_processes: int) -> list[dict[str, str]]:
+    """Environment variables that give each of several independent processes GPUs of its own.
+
+    JAX uses all GPUs that it sees, and reserves most of their memory. Raises ValueError if there are fewer
+    GPUs than processes.
+    """
+    gpus = devices.visible_gpus()
+    if not gpus:
+        return [{} for _ in range(num_processes)]
+    if num_processes > len(gpus):
+        raise ValueError(
+            f'--processes={num_processes} is more than the {len(gpus)} GPUs of this machine; each process '
+            'needs one.'
+        )
+    share = len(gpus) // num_processes
+    return [
+        {'CUDA_VISIBLE_DEVICES': ','.join(gpus[share * process : share * (process + 1)])}
+        for process in range(num_processes)
+    ]
 
 
 def _conclude(folder: str, part: str) -> None:

@@ -11,7 +11,7 @@ from test_report import result as a_result
 from configs.tables import tables as table_files
 from def_jax.trainer import loop
 from def_jax.trainer.checkpointing import workdir
-from def_jax.trainer.launch import interruption
+from def_jax.trainer.launch import devices, interruption
 from def_jax.trainer.launch.exits import EndedError
 from paper import finished_runs, report, sweep
 
@@ -197,3 +197,20 @@ def test_what_cannot_be_swept_is_refused_by_the_keys_of_a_sweep(spec, tmp_path, 
     with pytest.raises(ValueError, match=message):
         sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
     assert not (tmp_path / 'sweep').exists()
+
+
+@pytest.mark.parametrize(
+    ('gpus', 'processes', 'expected'),
+    [('0123', 4, ['0', '1', '2', '3']), ('0123', 1, ['0,1,2,3']), ('01234', 2, ['0,1', '2,3']), ('', 2, [])],
+)
+def test_each_process_gets_gpus_of_its_own(monkeypatch, gpus, processes, expected):
+    monkeypatch.setattr(devices, 'visible_gpus', lambda: list(gpus))
+    shares = sweep.divided_gpus(processes)
+    assert len(shares) == processes
+    assert [share['CUDA_VISIBLE_DEVICES'] for share in shares if share] == expected
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(devices, 'visible_gpus', lambda: ['0', '1'])
+    with pytest.raises(ValueError, match=r'--processes=3 is more than the 2 GPUs of this machine'):
+        sweep.divided_gpus(3)

@@ -10,7 +10,7 @@ import jax
 
 from def_jax.trainer.launch import processes
 
-__all__ = ['divided_gpus', 'worker_devices']
+__all__ = ['visible_gpus', 'worker_devices']
 
 MOST_FAKE_DEVICES = 1024
 _DEVICE_FILES = '/dev/nvidia[0-9]*'
@@ -66,32 +66,12 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
     )
 
 
-def divided_gpus(num_processes: int, environment: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
-    """Environment variables that give each of several independent processes GPUs of its own.
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The GPUs that JAX would see, by index or identifier; JAX is not started.
 
-    JAX uses all GPUs that it sees, and reserves most of their memory. JAX is not started here. Raises
-    ValueError if there are fewer GPUs than processes.
-
-    >>> divided_gpus(2, {'CUDA_VISIBLE_DEVICES': '0,1,6,7'})
-    [{'CUDA_VISIBLE_DEVICES': '0,1'}, {'CUDA_VISIBLE_DEVICES': '6,7'}]
+    >>> visible_gpus({'CUDA_VISIBLE_DEVICES': '0,1,6,7'})
+    ['0', '1', '6', '7']
     """
-    gpus = _visible_gpus(environment)
-    if not gpus:
-        return [{} for _ in range(num_processes)]
-    if num_processes > len(gpus):
-        raise ValueError(
-            f'--processes={num_processes} is more than the {len(gpus)} GPUs of this machine; each process '
-            'needs one.'
-        )
-    share = len(gpus) // num_processes
-    return [
-        {'CUDA_VISIBLE_DEVICES': ','.join(gpus[share * process : share * (process + 1)])}
-        for process in range(num_processes)
-    ]
-
-
-def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that JAX would see, by index or identifier."""
     if environment.get('JAX_PLATFORMS') == 'cpu':
         return []
     named = environment.get('CUDA_VISIBLE_DEVICES')
@@ -123,7 +103,7 @@ def _check_platform() -> None:
             'simulate devices on the CPU with --config.fake_devices=True.'
         ) from error
     chosen = 'cpu' in (jax.config.jax_platforms or '')  # type: ignore[attr-defined]
-    if platform == 'cpu' and not chosen and _visible_gpus(os.environ) and (gpus := _installed_gpus()):
+    if platform == 'cpu' and not chosen and visible_gpus() and (gpus := _installed_gpus()):
         raise ValueError(
             f'this machine has NVIDIA GPUs ({len(gpus)}), but JAX sees none. Install it with pip install '
             "'.[training,cuda]' from a checkout, or train on the CPU with JAX_PLATFORMS=cpu."

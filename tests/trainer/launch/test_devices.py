@@ -1,4 +1,4 @@
-"""Devices that JAX cannot start are refused in one line; GPUs are divided among processes."""
+"""Devices that JAX cannot start are refused in one line."""
 
 import subprocess
 
@@ -42,28 +42,19 @@ def device_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('environment', 'output', 'processes', 'expected'),
+    ('environment', 'output', 'expected'),
     [
-        ({}, '0\n1\n2\n3\n', 4, ['0', '1', '2', '3']),
-        ({}, '0\n1\n2\n3\n', 1, ['0,1,2,3']),
-        ({}, '0\n1\n2\n3\n4\n', 2, ['0,1', '2,3']),
-        ({'CUDA_VISIBLE_DEVICES': '5, GPU-8932f937,7'}, '0\n1\n', 3, ['5', 'GPU-8932f937', '7']),
-        ({'CUDA_VISIBLE_DEVICES': ''}, '0\n1\n', 2, [None, None]),
-        ({'CUDA_VISIBLE_DEVICES': '-1'}, '0\n1\n', 2, [None, None]),
-        ({'JAX_PLATFORMS': 'cpu'}, '0\n', 2, [None, None]),
-        ({}, None, 2, ['0', '1']),
+        ({}, '0\n1\n', ['0', '1']),
+        ({'CUDA_VISIBLE_DEVICES': '5, GPU-8932f937,7'}, '0\n1\n', ['5', 'GPU-8932f937', '7']),
+        ({'CUDA_VISIBLE_DEVICES': ''}, '0\n1\n', []),
+        ({'CUDA_VISIBLE_DEVICES': '-1'}, '0\n1\n', []),
+        ({'JAX_PLATFORMS': 'cpu'}, '0\n', []),
+        ({}, None, ['0', '1']),
     ],
 )
-def test_each_process_gets_gpus_of_its_own(monkeypatch, environment, output, processes, expected):
+def test_gpus_are_those_that_jax_would_see(monkeypatch, environment, output, expected):
     nvidia_smi(monkeypatch, output)
-    shares = devices.divided_gpus(processes, environment)
-    assert [share.get('CUDA_VISIBLE_DEVICES') for share in shares] == expected
-
-
-def test_more_processes_than_gpus_are_refused(monkeypatch):
-    nvidia_smi(monkeypatch, '0\n1\n')
-    with pytest.raises(ValueError, match=r'--processes=3 is more than the 2 GPUs of this machine'):
-        devices.divided_gpus(3, {})
+    assert devices.visible_gpus(environment) == expected
 
 
 @pytest.mark.parametrize(
