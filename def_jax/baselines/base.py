@@ -26,6 +26,7 @@ __all__ = [
     'chunk_shape',
     'feedback',
     'from_chunks',
+    'gathered_mean',
     'largest',
     'matrix_shape',
     'num_kept',
@@ -178,6 +179,17 @@ def all_gather_sparse(
     zeros = jnp.zeros(whole.size, jnp.float32)
     sums = lax.fori_loop(0, len(gathered), add, (zeros, zeros))
     return *sums, jnp.zeros_like(whole).at[indices].set(values)
+
+
+def gathered_mean(message: jax.Array, decoded: Callable[[jax.Array], PyTree], axis_name: AxisName) -> PyTree:
+    """The mean over workers of `decoded(message)`, summed in the same order everywhere."""
+    gathered = all_gather(message, axis_name)
+
+    def add(worker, total):
+        return jax.tree.map(jnp.add, total, decoded(gathered[worker]))
+
+    total = lax.fori_loop(1, len(gathered), add, decoded(gathered[0]))
+    return jax.tree.map(lambda x: x / len(gathered), total)
 
 
 def pack(values: jax.Array, bits: int) -> jax.Array:

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.baselines.base import Exchanged, feedback, pack, unpack
+from def_jax.baselines.base import Exchanged, feedback, gathered_mean, pack, unpack
 from def_jax.compressors.base import ravel, unravel
-from def_jax.mesh.collectives import all_gather
 from def_jax.types import AxisName, PyTree
 
 __all__ = ['exchange_signs', 'sign_ef']
@@ -77,8 +76,5 @@ def exchange_signs(
         scale = ravel([jnp.broadcast_to(m, leaf.shape) for m, leaf in zip(each, leaves, strict=True)])
         return jnp.where(unpack(message[:words], 1, whole.size) == 1, scale, -scale)
 
-    gathered = all_gather(message, axis_name)
-    total = lax.fori_loop(
-        1, len(gathered), lambda k, total: total + decoded(gathered[k]), decoded(gathered[0])
-    )
-    return unravel(total / len(gathered), pending), unravel(decoded(message), pending)
+    mean = gathered_mean(message, decoded, axis_name)
+    return unravel(mean, pending), unravel(decoded(message), pending)

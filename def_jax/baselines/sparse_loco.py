@@ -14,6 +14,7 @@ from def_jax.baselines.base import (
     ResidualState,
     feedback,
     from_chunks,
+    gathered_mean,
     largest,
     pack,
     to_chunks,
@@ -22,7 +23,6 @@ from def_jax.baselines.base import (
 from def_jax.checks import check_integer, check_number, check_ratio
 from def_jax.compressors import identity, split
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback
-from def_jax.mesh.collectives import all_gather
 from def_jax.mesh.link import float32_updates, link
 from def_jax.mesh.varying import DETACHED
 from def_jax.types import AxisName
@@ -94,18 +94,12 @@ def sparse_loco(
         leaves, treedef = jax.tree.flatten(pending)
         chunks = [to_chunks(leaf, edge(leaf)) for leaf in leaves]  # [chunks, size] each
         message, decoded = _encoded(chunks, ratio)
-        gathered = all_gather(message, axis_name)
-
-        def add(worker, total):
-            return jax.tree.map(jnp.add, total, decoded(gathered[worker]))
-
-        total = lax.fori_loop(1, len(gathered), add, decoded(gathered[0]))
 
         def tree(chunks):
             pairs = zip(chunks, leaves, strict=True)
             return jax.tree.unflatten(treedef, [from_chunks(x, y.shape, edge(y)) for x, y in pairs])
 
-        return Exchanged(tree([x / len(gathered) for x in total]), tree(decoded(message)), carry)
+        return Exchanged(tree(gathered_mean(message, decoded, axis_name)), tree(decoded(message)), carry)
 
     accumulate = error_feedback(identity(), None, detach=1.0)  # its state alone: nothing is sent
     messages = feedback(axis_name, exchange, decay=error_decay)
