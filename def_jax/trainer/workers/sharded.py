@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.ownership import each
@@ -119,10 +119,7 @@ class ShardedWorkers(Workers):
         )
 
     def abstract(self, tree: PyTree, own: PyTree) -> PyTree:
-        def leaf(mine, x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding(mine, x))
-
-        return each(leaf, own, tree)
+        return self._mesh.abstract(tree, each(self._spec, own, tree))
 
     def shards(self, params: PyTree) -> Shards:
         specs = jax.tree.map(lambda x: shard_spec(x.shape, self._shards), params)
@@ -150,6 +147,3 @@ class ShardedWorkers(Workers):
 
     def _spec(self, own: bool, x: Any) -> P:
         return P(AXIS, *shard_spec(x.shape[1:], self._shards)) if own else shard_spec(x.shape, self._shards)
-
-    def _sharding(self, own: bool, x: Any) -> NamedSharding:
-        return self._mesh.shardings(self._spec(own, x))
