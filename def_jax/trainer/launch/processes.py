@@ -175,7 +175,7 @@ def rows(devices: list[jax.Device], process: int | None = None) -> list[int]:
 
 def gather(values: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
     """The rows of all processes, [devices, ...], from an array [local devices, ...] of each."""
-    if jax.process_count() == 1 or _alone:
+    if not _has_peers():
         return values
     everyone = np.asarray(multihost_utils.process_allgather(values))
     gathered = np.empty((len(devices), *values.shape[1:]), values.dtype)
@@ -186,18 +186,18 @@ def gather(values: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
 
 def anywhere(flag: bool) -> bool:
     """Whether the flag is set in any process; every process must call this."""
-    return bool(jax.process_count() > 1 and not _alone and _everywhere(flag).any()) or flag
+    return bool(_has_peers() and _everywhere(flag).any()) or flag
 
 
 def meet(where: str) -> None:
     """Waits until all processes have reached this point."""
-    if not _alone:
+    if _has_peers():
         multihost_utils.sync_global_devices(where)
 
 
 def agree(value: T) -> T:
     """The first process's boolean or integer, for decisions that one makes; every process must call this."""
-    return _everywhere(value)[0].item() if jax.process_count() > 1 and not _alone else value
+    return _everywhere(value)[0].item() if _has_peers() else value
 
 
 def look_together(look: Callable[[], T], is_good: Callable[[T], bool] = bool) -> T:
@@ -223,6 +223,11 @@ def naming_the_lost() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         raise LostProcessError(str(error).split('\n')[0]) from error
+
+
+def _has_peers() -> bool:
+    """Whether there are others to ask: in an elastic run, its team asks them instead."""
+    return jax.process_count() > 1 and not _alone
 
 
 def _everywhere(value: Any) -> np.ndarray:
