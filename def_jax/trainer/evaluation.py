@@ -1,7 +1,7 @@
 """The metrics of the task at every point of a method: x, y, and each worker's own model."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 from def_jax.trainer.state import TrainState
+from def_jax.trainer.steps import Steps
 from def_jax.trainer.tasks.base import Task
 
 __all__ = ['DivergedError', 'check_finite', 'figures_of', 'make_evaluate']
@@ -59,7 +60,8 @@ def make_evaluate(experiment: Experiment) -> Callable[[TrainState, int], dict[st
             summed = {name: processes.gather(x, workers.heads) for name, x in summed.items()}
         return {name: x.reshape(-1) for name, x in summed.items()}
 
-    recalibrated = _make_recalibrated(experiment)
+    num_batches = experiment.config.recalibrate_batches
+    recalibrated = _make_recalibrated(steps, experiment.train_batches, num_batches)
 
     def evaluate(state: TrainState, step: int) -> dict[str, Any]:
         record: dict[str, Any] = {'step': step}
@@ -71,7 +73,7 @@ def make_evaluate(experiment: Experiment) -> Callable[[TrainState, int], dict[st
                 total = sums(split, point, variables)
                 check_finite(step, split, total)
                 record |= figures_of(experiment.task, split, point, point, total)
-                if experiment.config.recalibrate_batches:
+                if num_batches:
                     total = sums(split, point, points[point])
                     record |= figures_of(experiment.task, split, point, f'{point}_running', total)
         return record
@@ -97,20 +99,22 @@ def figures_of(
     return {key: float(value) for key, value in figures.items()}
 
 
-def _make_recalibrated(experiment: Experiment) -> Callable[[TrainState, dict], dict]:
+def _make_recalibrated(
+    steps: Steps, train_batches: Callable[[int], Iterator[dict]], num_batches: int
+) -> Callable[[TrainState, dict], dict]:
     """Returns a function that recalibrates the BatchNorm statistics at each point of a state.
 
     The running statistics come from the detached points of past steps; at high ratios, y has moved away from
-    those. The new ones are means over the next `recalibrate_batches` training batches.
+    those. The new ones are means over the next `num_batches` training batches.
     """
-    num_batches, workers = experiment.config.recalibrate_batches, experiment.workers
     if not num_batches:
         return lambda state, points: points
-    shared, own = (experiment.steps.batch_statistics(own_params=each) for each in (False, True))
+    workers = steps.workers
+    shared, own = (steps.batch_statistics(own_params=each) for each in (False, True))
 
     def recalibrated(state: TrainState, points: dict[str, dict]) -> dict[str, dict]:
         totals: dict[str, Any] = {}
-        for batch in itertools.islice(experiment.train_batches(int(state.step)), num_batches):
+        for batch in itertools.islice(train_batches(int(state.step)), num_batches):
             placed = workers.place(batch)
             for point, variables in points.items():
                 measure = own if point == 'own' else shared
