@@ -9,6 +9,7 @@ import resource
 import shutil
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 # Collectives of many fake devices on few cores can starve each other of threads; this gives them enough.
@@ -80,8 +81,10 @@ def recorded(data_dir):
 
 @pytest.fixture
 def live_devices(monkeypatch):
-    """JAX's service is played: all devices live, in an incarnation that a test may change."""
+    """JAX's service is played: all devices live, in an incarnation that a test may change; nothing fails."""
     from jax.experimental import multihost_utils
+
+    from def_jax.elastic import service
 
     class Live:
         devices, incarnation = None, 1
@@ -91,8 +94,9 @@ def live_devices(monkeypatch):
             self.devices = dict.fromkeys(devices, self.incarnation)
             yield devices
 
-    live = Live()
+    live, client = Live(), types.SimpleNamespace(key_value_dir_get=lambda name: [])
     monkeypatch.setattr(multihost_utils, 'live_devices', live)
+    monkeypatch.setattr(service, 'global_state', types.SimpleNamespace(client=client))
     return live
 
 

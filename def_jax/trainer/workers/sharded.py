@@ -14,9 +14,10 @@ from jax import lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from def_jax.mesh.memory import in_memory
 from def_jax.mesh.ownership import each
 from def_jax.mesh.shards import Shards
-from def_jax.mesh.worker_mesh import WorkerMesh, in_memory
+from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.trainer.workers.base import AXIS, Workers
 from def_jax.types import PyTree
 
