@@ -165,6 +165,7 @@ def _reduced() -> list[Claim]:
             ("ours at 16 is ahead of the paper's DEF at 2", ALL_FOUR, paper_at_2, 'ahead'),
             ("the paper's DEF at 2 equals SGD", paper_at_2, 'SGD', 'equal'),
             ("the paper's DEF at 16 equals SGD", PAPER, 'SGD', 'equal'),
+            ('ours with messages in flight equals ours at 16', 'ours, in flight', ALL_FOUR, 'equal'),
         )
     ] + _alone(REDUCED, data, OPTIONS)
 
