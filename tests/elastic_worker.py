@@ -2,7 +2,8 @@
 
 Minimises a quadratic, with a line a step in FOLDER/INDEX.jsonl, until FOLDER/stop is there. PLAN is seed=S,
 least=WORKERS, shards=DEVICES, or die=WHERE:N: the process kills itself at the N-th step, look or trace of the
-program, or while the first process writes the N-th checkpoint.
+program, or while the first process writes the N-th checkpoint. With fail=N, what the process computed at the
+N-th step is lost, as by a collective that fails for it alone.
 """
 
 import json
@@ -24,7 +25,7 @@ from def_jax import elastic
 
 folder, (address, count, index) = Path(sys.argv[1]), sys.argv[2:5]
 plan = dict(part.split('=') for part in sys.argv[5:])
-counts = {'step': 0, 'look': 0, 'trace': 0, 'write': 0}
+counts = {'step': 0, 'look': 0, 'trace': 0, 'write': 0, 'done': 0}
 
 
 def passes(where):
@@ -73,9 +74,18 @@ def look_batch(step, workers, num_workers):
     return ()
 
 
+class Team(elastic.Team):
+    def _computed(self, *arguments):
+        done = super()._computed(*arguments)
+        counts['done'] += done is not None
+        if done is not None and plan.get('fail') == str(counts['done']):
+            raise jax.errors.JaxRuntimeError('planned')
+        return done
+
+
 seconds, shards = int(os.environ.get('HEARTBEAT', 6)), int(plan.get('shards', 1))
 elastic.initialize(address, int(count), int(index), local_devices=shards, heartbeat_seconds=seconds, cpu=True)
-team = elastic.Team(
+team = Team(
     def_jax.def_sgd(0.02, 4, 'workers', momentum=0.5, seed=int(plan.get('seed', 0))),
     {'w': np.zeros(8, np.float32)},
     shards=shards,

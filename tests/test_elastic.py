@@ -131,7 +131,7 @@ def test_a_death_is_told_by_who_lives_and_not_by_what_is_raised(monkeypatch, aft
 
     monkeypatch.setattr(multihost_utils, 'live_devices', live)
     expected = service.DiedError if died else kind
-    with pytest.raises(expected), service.meeting():
+    with pytest.raises(expected), service.meeting(lambda: 'place'):
         raise kind('a collective failed')
 
 
@@ -174,6 +174,19 @@ def test_a_worker_dies_at_a_bad_moment(run, where):
     three.finish(first, second, third)
     three.assert_same_bits()
     three.assert_y_stays_when_workers_come()
+
+
+@pytest.mark.slow
+def test_a_step_that_failed_for_one_is_repeated_by_all(run):
+    three = run()
+    first, third = three.start(0), three.start(2)
+    second = three.start(1, 'fail=15')
+    three.wait(lambda: three.step(0) > 30)
+    three.finish(first, second, third)
+    three.assert_same_bits()
+    (note,) = (line['note'] for line in three.lines(0, 'note') if 'repeated' in line['note'])
+    assert note.endswith('repeated: process 1: planned')
+    assert not any('died' in line['note'] for line in three.lines(0, 'note'))
 
 
 @pytest.mark.slow

@@ -2,13 +2,23 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax._src.distributed import global_state  # the service's client has no public name
 from jax.experimental import multihost_utils
 
-__all__ = ['LAUNCHED', 'DiedError', 'GivenUpError', 'RefusedError', 'TooFewError', 'initialize', 'meeting']
+__all__ = [
+    'LAUNCHED',
+    'DiedError',
+    'FailedError',
+    'GivenUpError',
+    'RefusedError',
+    'TooFewError',
+    'initialize',
+    'meeting',
+]
 
 LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `def_jax.launch`
 _SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
@@ -20,6 +30,10 @@ class GivenUpError(RuntimeError):
 
 class DiedError(RuntimeError):
     """Somebody died in a meeting; what was computed there counts for nobody."""
+
+
+class FailedError(RuntimeError):
+    """A meeting failed for somebody, though nobody died; what was computed there counts for nobody."""
 
 
 class RefusedError(ValueError):
@@ -67,20 +81,43 @@ def initialize(
 
 
 @contextlib.contextmanager
-def meeting() -> Iterator[None]:
+def meeting(name: Callable[[], str]) -> Iterator[None]:
     """With all who live; at its end, all are told who still does, in `live_devices.devices`.
+
+    Args:
+        name: where those whose collectives failed tell the others; a name that has told of a failure serves
+            no other meeting.
 
     Raises:
         DiedError: in all who live, if somebody died meanwhile. What they see of it differs: nothing, or a
             collective that fails; and JAX names it from 0.10 on only.
+        FailedError: in all who live, if a collective failed for one of them and nobody died, as after a
+            timeout on an overloaded machine. The others may have seen the same collective succeed.
     """
     live: Any = multihost_utils.live_devices
+    client: Any = global_state.client
     before: dict[jax.Device, int] = {}
     try:
         with live(jax.devices()):
             before = live.devices
-            yield
+            try:
+                yield
+            except Exception as error:
+                if _is_failed_collective(error):
+                    reason = f'process {jax.process_index()}: {str(error).splitlines()[0]}'
+                    client.key_value_set(f'{name()}/{jax.process_index()}', reason)  # before all are told
+                raise
     except Exception as error:
         if any(live.devices.get(device) != incarnation for device, incarnation in before.items()):
             raise DiedError('a process died in a meeting') from error
-        raise
+        if not _is_failed_collective(error):
+            raise
+    if failed := client.key_value_dir_get(name()):
+        raise FailedError('; '.join(reason for _, reason in sorted(failed)))
+
+
+def _is_failed_collective(error: Exception) -> bool:
+    """gloo's errors are of one kind or the other, by where JAX notices them."""
+    if isinstance(error, ValueError):
+        return 'gloo' in str(error).lower()
+    return isinstance(error, jax.errors.JaxRuntimeError)

@@ -17,7 +17,14 @@ from jax.sharding import PartitionSpec as P
 import def_jax
 from def_jax.elastic import transfer
 from def_jax.elastic.group import Group, Incarnations, divided, everywhere, grouped, names
-from def_jax.elastic.service import DiedError, GivenUpError, RefusedError, TooFewError, meeting
+from def_jax.elastic.service import (
+    DiedError,
+    FailedError,
+    GivenUpError,
+    RefusedError,
+    TooFewError,
+    meeting,
+)
 from def_jax.error_feedback import ErrorFeedbackState
 from def_jax.mesh.link import link_states
 from def_jax.mesh.ownership import own_leaves, state_specs
@@ -155,7 +162,7 @@ class Team:
         """In process 0, waits until all others have ended: the coordination service ends with it."""
         self._closes = True
         while jax.process_index() == 0 and len(self._group.incarnations if self._group else ()) > 1:
-            with contextlib.suppress(DiedError), meeting():
+            with contextlib.suppress(DiedError, FailedError), self._meeting():
                 pass
             self._group = self._known()
 
@@ -169,7 +176,7 @@ class Team:
             if group is not None and group is self._admitted:
                 data = batch(self.step, group.rows, group.num_workers)  # may raise here, where nobody waits
             try:
-                with meeting():
+                with self._meeting():
                     group = group or self._known()
                     assert group is not None
                     if group.num_workers >= self.min_workers and (joined := self._join(group, trains)):
@@ -178,11 +185,13 @@ class Team:
                         done = self._computed(joined, function, data, trains)
             except DiedError:
                 continue  # `_known` says who
-            except jax.errors.JaxRuntimeError as error:
+            except FailedError as error:
                 retries += 1
-                self._say(f'repeated: {str(error).splitlines()[0]}')
+                self._say(f'repeated: {error}')
                 if retries > _MOST_RETRIES:
                     raise
+                assert group is not None
+                self._group = self._grouped(group.incarnations, group.failures + 1)
                 continue
             if self._refused:
                 raise RefusedError(
@@ -220,11 +229,14 @@ class Team:
                 self._report(before, self._group)
         return self._group
 
-    def _grouped(self, incarnations: Incarnations) -> Group:
+    def _meeting(self) -> contextlib.AbstractContextManager[None]:
+        return meeting(lambda: self._group.name if self._group else '')
+
+    def _grouped(self, incarnations: Incarnations, failures: int = 0) -> Group:
         def make_dist(mesh):
             return spmd(self._optimizer, mesh, self._specs, self._axis)
 
-        return grouped(incarnations, self._workers, self._shards, self._axis, make_dist)
+        return grouped(incarnations, failures, self._workers, self._shards, self._axis, make_dist)
 
     def _report(self, before: Group, now: Group) -> None:
         then, today = dict(before.incarnations), dict(now.incarnations)
@@ -271,7 +283,8 @@ class Team:
             if before is None:
                 return None
             survivors = tuple(one for one in group.incarnations if one in before.incarnations)
-            group = before if survivors == before.incarnations else self._grouped(survivors)
+            same = survivors == before.incarnations and not group.failures
+            group = before if same else self._grouped(survivors, group.failures)
             return _Joined(group, self.step, self._moved(group))
         if not valid.all():
             state = self._given(group, state, valid, np.arange(len(valid)) == leader)
@@ -358,9 +371,9 @@ class Team:
 
     def _compiled(self, group: Group) -> dict[Any, Callable]:
         """The programs of a group; those of groups that will not meet again are dropped."""
-        kept = {one.incarnations for one in (self._admitted, self._group, group) if one}
+        kept = {one.name for one in (self._admitted, self._group, group) if one}
         self._programs = {one: made for one, made in self._programs.items() if one in kept}
-        return self._programs.setdefault(group.incarnations, {})
+        return self._programs.setdefault(group.name, {})
 
 
 def _all(dist: Spmd, params: PyTree, opt_state: PyTree, batch: Any) -> tuple[PyTree, PyTree]:
