@@ -60,7 +60,10 @@ class Block(NamedTuple):
         start, tile = self._start(first), values.reshape(self.shape).astype(x.dtype)
         if self._cut_short:
             x = read_after(values[0], x)
-            tile = self._where_own(first, tile, lax.dynamic_slice(x, start, self.shape))
+            # In memory, or XLA for GPUs may read the tile from a copy of x.
+            tile = lax.optimization_barrier(
+                self._where_own(first, tile, lax.dynamic_slice(x, start, self.shape))
+            )
         return lax.dynamic_update_slice(x, tile, start)
 
     @property
