@@ -114,11 +114,11 @@ def _row(run: Run) -> Iterator[str]:
 def _method(run: Run) -> str:
     if run['method'] == 'dense':
         return f'dense {_INNER[run["inner"]]}'
+    inner = '' if run['inner'] == 'adamw' else f', {_INNER[run["inner"]]}'
     if run['identity']:
         every = 'updates averaged' if run['every'] == 1 else f'whole, every {run["every"]} steps'
-        return every + ('' if run['inner'] == 'adamw' else ', Muon')
-    muon = '' if run['inner'] == 'adamw' else f', {_INNER[run["inner"]]}'
-    return f'blocks, shuffled, balanced{muon}{_options(run)}'
+        return f'{every}{inner}'
+    return f'blocks, shuffled, balanced{inner}{_options(run)}'
 
 
 def _draw(runs: Sequence[Run], path: Path) -> None:
