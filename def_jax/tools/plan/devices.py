@@ -44,8 +44,8 @@ class Device(NamedTuple):
         return max(flops / self.flops, 4 * _PASSES * params / self.memory)
 
 
-#: By name, each with its source. Links are one way: NVIDIA states the sum of both, and so does Google by now
-#: (400 and 1,200 GB/s).
+#: By name, each with its source. Links are counted one way, where NVIDIA states the sum of both, and so does
+#: Google by now (400 and 1,200 GB/s).
 DEVICES = {
     'h100': Device('NVIDIA H100 SXM', 989.4e12, 3.35e12, 8 * 450e9, _H100),
     'a100': Device('NVIDIA A100 SXM, 80 GB', 312e12, 2.039e12, 8 * 300e9, _A100),
