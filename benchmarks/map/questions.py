@@ -3,6 +3,8 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.map import plan
 from benchmarks.map.cells import SGD, Cells, gap, read
 from def_jax.beyond import PAPER_DETACH
@@ -91,6 +93,6 @@ def _longer(path: Path) -> str:
         if SGD in of:
             keys = [(s.title, 64) for s in settings]
             texts = [gap(of[key], of[SGD]).text() if key in of else '' for key in keys]
-            error = mean_std(of[SGD].of('train_error'), 3)
+            error = mean_std(np.abs(of[SGD].of('train_error')), 3)  # zero to rounding has a sign
             rows.append([f'{steps:,}', f'{steps / 64:g}', error, *texts])
     return markdown.table(rows)
