@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from def_jax.mesh.memory import in_memory
+
 __all__ = ['Block', 'read_after']
 
 _SHORT_RUN = 16  # float32 elements in a line of cache
@@ -61,9 +63,7 @@ class Block(NamedTuple):
         if self._cut_short:
             x = read_after(values[0], x)
             # In memory, or XLA for GPUs may read the tile from a copy of x.
-            tile = lax.optimization_barrier(
-                self._where_own(first, tile, lax.dynamic_slice(x, start, self.shape))
-            )
+            tile = in_memory(self._where_own(first, tile, lax.dynamic_slice(x, start, self.shape)))
         return lax.dynamic_update_slice(x, tile, start)
 
     @property
