@@ -246,7 +246,10 @@ def test_all_reduce_mean():
 
 IMPOSSIBLE = {
     'compressor': ([64, 'random_block', None], r'must be a compressor such as'),
-    'axis_name': ([3, (), ('a', 1), ('a', None), ('a', 'a')], 'must be a name .*, a tuple of different'),
+    'axis_name': (
+        [3, (), ('a', 1), ('a', None), ('a', 'a')],
+        'must be a name .*, a tuple of different names',
+    ),
     'detach': ([-0.1, 1.5, math.nan, '0.3', 'automatic', '', True, None], r'must be a number in \[0, 1\]'),
     'seed': ([1.0, '0', False, None, -1, 2**32, 2**64], r'must be an integer in \[0, 2\*\*32\), the same'),
     'average_every': (

@@ -106,7 +106,10 @@ def test_an_axis_that_is_not_bound():
         (lambda: baselines.powersgd(4, None, rank=True), 'rank=True must be an integer'),
         (lambda: baselines.powersgd(4, None, seed=-1), 'seed=-1 must be an integer'),
         (lambda: baselines.demo(4, None, chunk=0), r'chunk=0 must be an integer in \[1, 2\*\*16\)'),
-        (lambda: baselines.demo(4, None, momentum_decay=1.0), 'momentum_decay=1.0 must be a number'),
+        (
+            lambda: baselines.demo(4, None, momentum_decay=1.0),
+            r'momentum_decay=1.0 must be a number in \[0, 1\)',
+        ),
         (lambda: baselines.sign_ef(3), 'axis_name=3 must be a name'),
         (lambda: baselines.onebit_adam(None, freeze_after=0), r'freeze_after=0 must be an integer in \[1, '),
         (lambda: baselines.onebit_adam(None, b1=1), r'b1=1 must be a number in \[0, 1\)'),

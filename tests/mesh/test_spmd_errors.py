@@ -137,7 +137,9 @@ def test_links_average_over_the_workers(axis_name, make):
     dist = two_by_four(optimizer=optax.chain(optax.sgd(0.1), link))
     state = jax.eval_shape(dist.init, PARAMS)
     grads = jax.tree.map(lambda x: jnp.ones((2, *x.shape)), PARAMS)
-    with pytest.raises(ValueError, match=f'axis_name={axis_name!r} of a link differs'):
+    with pytest.raises(
+        ValueError, match=f"axis_name={axis_name!r} of a link differs from axis_name='workers'"
+    ):
         jax.eval_shape(dist.update, grads, state, PARAMS)
 
 

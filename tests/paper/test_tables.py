@@ -180,7 +180,10 @@ def test_text_of_a_cell(results, text):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'tuning_seeds': (1, 9)}, r'tuning_seeds=\(1, 9\) and config.seeds=\(0, 1, 2\) must have no'),
+        (
+            {'tuning_seeds': (1, 9)},
+            r'tuning_seeds=\(1, 9\) and config.seeds=\(0, 1, 2\) must have no seed in',
+        ),
         ({'tuning_seeds': ()}, 'config.seeds, config.cells and config.tuning_seeds must not be empty'),
         ({'seeds': ()}, 'config.seeds, config.cells and config.tuning_seeds must not be empty'),
         (

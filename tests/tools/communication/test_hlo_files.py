@@ -5,7 +5,7 @@ import pytest
 from def_jax.tools.communication import main
 from def_jax.traffic.hlo import collectives
 
-LINE = 'r = f32[8]{0} all-reduce(x), replica_groups='
+LINE = 'r = f32[8]{0} all-reduce(x), channel_id=1, replica_groups='
 ACROSS = ((0, 4), (1, 5), (2, 6), (3, 7))
 WITHIN = ((0, 1, 2, 3), (4, 5, 6, 7))
 

@@ -117,7 +117,10 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
         ([*FLAGS, '--output=.'], "plan: output='.' is a folder"),
         ([*FLAGS, '--output=no/such/folder/x.png'], 'plan: [Errno 2] No such file or directory'),
         (FLAGS[:2], 'plan: the following arguments are required: --bandwidth, --workers'),
-        ([*DEVICE, '--device=h101', '--flops=1e12'], "plan: device='h101' is unknown; it must be one of h"),
+        (
+            [*DEVICE, '--device=h101', '--flops=1e12'],
+            "plan: device='h101' is unknown; it must be one of h100",
+        ),
         (DEVICE, 'plan: the following arguments are required: --step-time'),
         ([*DEVICE, '--flops=-1'], 'plan: flops=-1.0 must be a number in [0, '),
         ([*DEVICE, '--flops=1', '--step-time=1'], 'plan: --step-time and --flops exclude each other'),

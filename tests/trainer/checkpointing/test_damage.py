@@ -337,7 +337,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
     manager = fixtures.manager_of(folder, recorded.experiment)
     state = fixtures.placed(fixtures.gathered(recorded.states[11]), recorded.experiment)
     small_files(1000)
-    with pytest.raises(ValueError, match=r'could be written to .*earlier ones are kept') as error:
+    with pytest.raises(
+        ValueError, match=r'no checkpoint could be written to .*earlier ones are kept'
+    ) as error:
         manager.save(state)
         manager.close()
     assert '\n' not in str(error.value)

@@ -142,6 +142,8 @@ def test_a_run_goes_on_with_other_workers_and_says_so(data_dir, stopped, tmp_pat
 def test_a_batch_with_which_the_run_is_over_is_refused(data_dir, stopped, tmp_path):
     folder = shutil.copytree(stopped, tmp_path / 'run')
     before = fixtures.contents(folder)
-    with pytest.raises(ValueError, match=r'from step 7, but with config\.batch_size=150 .* only 4 steps'):
+    with pytest.raises(
+        ValueError, match=r'is from step 7, but with config\.batch_size=150 .* has only 4 steps'
+    ):
         fixtures.train(config_of(data_dir, 3, batch_size=150), folder)
     assert fixtures.contents(folder) == before

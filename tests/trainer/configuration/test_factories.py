@@ -40,13 +40,19 @@ def made_by(name, **changes):
     ('changes', 'message'),
     [
         ({'optimizer': 'adamww'}, r"config.optimizer='adamww' must be one of sgd, .* Did you mean 'adamw'\?"),
-        ({'model': 'nothing.here:net'}, r"'nothing.here' cannot be imported \(No module named 'nothing'\)"),
+        (
+            {'model': 'nothing.here:net'},
+            r"'nothing.here' cannot be imported \(No module named 'nothing'\). Start",
+        ),
         ({'model': ':net'}, r"config.model=':net': the module '' cannot be imported"),
         ({'task': f'{HERE}:no_tsk'}, rf"the module '{HERE}' has no 'no_tsk'. Did you mean 'no_task'\?"),
         ({'dataset': f'{HERE}:NUMBER'}, rf"config.dataset='{HERE}:NUMBER' must be callable, but is int 3"),
         (made_by('no_rate'), "must take the argument 'learning_rate'; it takes b1"),
         ({'task': f'{HERE}:needs_depth'}, "must take the argument 'model'; it takes depth"),
-        ({'schedule': f'{HERE}:failing'}, "the argument 'num_steps'; it takes learning_rate, depth"),
+        (
+            {'schedule': f'{HERE}:failing'},
+            "must take the argument 'num_steps'; it takes learning_rate, depth",
+        ),
         (made_by('no_optimizer'), "no_optimizer' must return optax.*GradientTransformation.*, but"),
         (made_by('failing'), rf"'{HERE}:failing': IndexError: list index out of range, .*find.py:26"),
         (
@@ -59,9 +65,15 @@ def made_by(name, **changes):
         ),
         ({'optimizer': 'sgd', 'optimizer_options': {'nesterof': True}}, r"Did you mean 'nesterov'\?"),
         ({'optimizer_options': {'learning_rate': 1.0}}, 'cannot be set: config.learning_rate is passed'),
-        ({'optimizer_options': {'momentum': 0.5}}, 'momentum cannot be set: config.momentum'),
+        (
+            {'optimizer_options': {'momentum': 0.5}},
+            'optimizer_options.momentum cannot be set: config.momentum',
+        ),
         ({'optimizer': 'adamw', 'momentum': 0.5}, "no effect on optimizer='adamw'.* Set momentum=0.9"),
-        ({'optimizer': 'optax:adam'}, "weight_decay=0.0005 has no effect on optimizer='optax:adam'.* Set"),
+        (
+            {'optimizer': 'optax:adam'},
+            "weight_decay=0.0005 has no effect on optimizer='optax:adam'.* Set weight",
+        ),
         ({'schedule': 'cosine', 'learning_rate_drops': (0.5,)}, "has no effect on schedule='cosine'"),
         (
             {'model': f'{HERE}:needs_depth', 'compute_dtype': 'bfloat16'},
@@ -87,10 +99,18 @@ UNLABELLED = {'dataset': f'{HERE}:dataset_without_labels'}
     ('make', 'changes', 'message'),
     [
         (parts.make_dataset, {'dataset': f'{HERE}:no_dataset'}, 'must return .*Dataset, but returned Arrays'),
-        (parts.make_dataset, {'dataset': f'{HERE}:needs_depth'}, 'set --config.dataset_options.depth'),
+        (
+            parts.make_dataset,
+            {'dataset': f'{HERE}:needs_depth'},
+            "'depth': set --config.dataset_options.depth",
+        ),
         (parts.make_dataset, {'dataset': 'image_folder'}, "'folder': set --config.dataset_options.folder"),
         (parts.make_dataset, UNLABELLED | {'evaluate_train_examples': 65}, '=65 must be at most 64'),
-        (parts.make_dataset, UNLABELLED | {'evaluate_on': 'validation'}, 'none of its own. Hold out'),
+        (
+            parts.make_dataset,
+            UNLABELLED | {'evaluate_on': 'validation'},
+            'none of its own. Hold out training',
+        ),
         (schedule_of, {'schedule': f'{HERE}:no_schedule'}, 'a function of the step, but returned None'),
         (schedule_of, {'schedule': f'{HERE}:schedule_of_vectors'}, 'schedule.*TypeError'),
         (

@@ -66,7 +66,10 @@ def test_a_configuration_makes_optaxs_chain_with_the_link_at_its_end(name, optio
     ('changes', 'message'),
     [
         ({'outer': 'sgd'}, "outer='sgd' needs the option 'learning_rate'"),
-        ({'outer': 'sgd', 'method': 'diloco'}, "has no effect on method='diloco', which fixes it"),
+        (
+            {'outer': 'sgd', 'method': 'diloco'},
+            "outer='sgd' has no effect on method='diloco', which fixes it",
+        ),
         ({'outer': 'sgd', 'method': 'sgd'}, "outer='sgd' has no effect on method='sgd'"),
     ],
 )

@@ -58,7 +58,10 @@ WRONG = [
         r"the sum 'loss' of test_sums ignores batch\['mask'\], so padding would count",
     ),
     ({'test_sums': sums(lambda s, b: s | {'count': ZERO + 8})}, "the sum 'count' of test_sums ignores"),
-    ({'test_sums': sums(lambda s, b: {'loss': s['loss']})}, "must return a dict with 'loss' and 'count'"),
+    (
+        {'test_sums': sums(lambda s, b: {'loss': s['loss']})},
+        "test_sums must return a dict with 'loss' and 'count'",
+    ),
     (
         {'test_sums': sums(lambda s, b: s | {'loss': b['mask']})},
         r"'loss' of test_sums must be a float \[\], but is float32\[1\]",
