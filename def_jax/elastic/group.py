@@ -27,6 +27,7 @@ class Group:
 
     incarnations: Incarnations
     failures: int  # meetings of these that failed though nobody died
+    name: str  # follows from both
     dist: Spmd
     rows: list[int]  # the workers of this process
     local: list[jax.Device]  # its devices, in the mesh's order
@@ -35,10 +36,6 @@ class Group:
     @property
     def num_workers(self) -> int:
         return self.dist.num_workers
-
-    @property
-    def name(self) -> str:
-        return f'def_jax/{hashlib.sha256(repr((self.incarnations, self.failures)).encode()).hexdigest()}'
 
     def sharding(self, *spec: Any) -> NamedSharding:
         return NamedSharding(self.dist.mesh, P(*spec))
@@ -55,12 +52,11 @@ def grouped(
     """The mesh of processes. It follows from what all of them know, so all have the same."""
     alive = [process for process, _ in incarnations]
     devices = {p: [device for device in jax.devices() if device.process_index == p] for p in alive}
-    size = workers * shards
+    size, digest = workers * shards, hashlib.sha256(repr((incarnations, failures)).encode())
     if devices[alive[0]][0].platform == 'cpu':
         # gloo keeps its communicators by the order of devices, also those with a process that has died, or
         # with a collective that some have left.
-        digest = hashlib.sha256(repr((incarnations, failures)).encode()).digest()
-        chance = np.random.default_rng(int.from_bytes(digest[:8], 'little'))
+        chance = np.random.default_rng(int.from_bytes(digest.digest()[:8], 'little'))
         alive = [alive[place] for place in chance.permutation(len(alive))]
         for process in alive:
             first = size * int(chance.integers(len(devices[process]) // size))
@@ -70,7 +66,8 @@ def grouped(
     processes = [device.process_index for device in grid[:, 0]]
     rows = [row for row, process in enumerate(processes) if process == jax.process_index()]
     local = [device for row in rows for device in grid[row]]
-    return Group(incarnations, failures, make_dist(mesh), rows, local, processes)
+    name = f'def_jax/{digest.hexdigest()}'
+    return Group(incarnations, failures, name, make_dist(mesh), rows, local, processes)
 
 
 def everywhere(group: Group, tree: PyTree) -> PyTree:

@@ -103,15 +103,15 @@ def meeting(name: Callable[[], str]) -> Iterator[None]:
             try:
                 yield
             except Exception as error:
-                if _is_failed_collective(error):
-                    reason = f'process {jax.process_index()}: {str(error).splitlines()[0]}'
-                    client.key_value_set(f'{name()}/{jax.process_index()}', reason)  # before all are told
-                raise
+                if not _is_failed_collective(error):
+                    raise
+                # Told before the meeting ends, and raised after it, in all.
+                reason = f'process {jax.process_index()}: {str(error).splitlines()[0]}'
+                client.key_value_set(f'{name()}/{jax.process_index()}', reason)
     except Exception as error:
         if any(live.devices.get(device) != incarnation for device, incarnation in before.items()):
             raise DiedError('a process died in a meeting') from error
-        if not _is_failed_collective(error):
-            raise
+        raise
     if failed := client.key_value_dir_get(name()):
         raise FailedError('; '.join(reason for _, reason in sorted(failed)))
 
