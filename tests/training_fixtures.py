@@ -53,7 +53,7 @@ _OUTPUT_KEYS = {
 }
 _RELEVANT_KEYS = {
     'init': (
-        *('model', 'method', 'detach', 'skip_nonfinite', 'overlap', 'wire_dtype', 'outer'),
+        *('model', 'method', 'detach'),
         *('num_workers', 'workers_per_device', 'shards_per_worker', 'seed'),
     ),
     'test_sums': ('num_workers', 'workers_per_device', 'shards_per_worker'),
@@ -98,10 +98,10 @@ def shared_steps(run: experiment.Experiment) -> steps.Steps:
     key = _key(settings, settings.keys() - _OUTPUT_KEYS)
     if key not in _steps:
         made = _steps[key] = _make_steps(run)
+        state = jax.eval_shape(run.optimizer.init, run.abstract_variables['params'])
         for name, relevant in _RELEVANT_KEYS.items():
-            # What decides on the structure of the optimizer's state, such as the momentum, is not listed: it
-            # is itself. Listed is what decides on the options' state.
-            part = name + _key(settings, relevant) + str(run.own)
+            # What decides on the optimizer's state, such as the momentum, is not listed: the state is itself.
+            part = name + _key(settings, relevant) + str(run.own) + str(state)
             made.__dict__[name] = _parts.setdefault(part, getattr(made, name))
         made.__dict__['train'] = CountedStep(made.train)
     return _steps[key]
