@@ -29,8 +29,8 @@ PATCH = 4
 FEATURES, HIDDEN = 64, (1024, 1024)  # of a patch, and the hidden layers: 5.3 M parameters
 # Peak rates, with momentum 0.9 but for 'best…'. They were chosen by runs of 780 steps with --validation and
 # --seed=100, from 0.025, 0.05, 0.1 and, for 'dense' and PowerSGD, 0.2, where these diverge; for 'best…' from
-# 0.2, 0.4, 0.8 and 1.6, where they do. PyTorch's dense and fp16 have that of 'dense'; those of 'jax…' are not
-# tuned: fp16 and PowerSGD have PyTorch's, and top-k DEF's.
+# 0.2, 0.4, 0.8 and 1.6, where they do. PyTorch's dense and fp16 have that of 'dense'; those of 'jax…' and of
+# '…_overlap' are not tuned: fp16 and PowerSGD have PyTorch's, top-k DEF's, and overlap that of 'best64'.
 RATES = {
     'dense': 0.1,
     'def64': 0.05,
