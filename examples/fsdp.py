@@ -94,7 +94,7 @@ def make_train_step(dist):
             params, opt_state, batch
         )  # was: jax.value_and_grad(loss_fn)(params, batch)
         updates, opt_state = dist.update(grads, opt_state, params)  # was: optimizer.update
-        return optax.apply_updates(params, updates), opt_state, loss.mean()  # one loss a node; was: loss
+        return optax.apply_updates(params, updates), opt_state, loss.mean()  # was: loss; one per node
 
     return train_step
 
