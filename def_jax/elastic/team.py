@@ -343,8 +343,9 @@ class Team:
             check_vma=False,
         )
         flags = [divided(group, flag[group.rows]) for flag in (valid, leads)]
-        programs = self._compiled(group)
-        return programs.setdefault('give', jax.jit(mapped))(*flags, state)
+        give = self._compiled(group).setdefault('give', jax.jit(mapped))
+        # Ended in this meeting: what fails later is seen by nobody, and gloo mixes up what overlaps.
+        return jax.block_until_ready(give(*flags, state))
 
     # --- What they compute ---
 
