@@ -7,7 +7,7 @@ def_jax/trainer/configuration/defaults.py explains every key. In a checkout, `py
 program.
 
 Run again with the same flags to resume. On several machines, start one process on each with --num_processes,
---process_id and --coordinator_address; under srun, mpirun and on TPU pods these are found.
+--process_id and --coordinator_address; under srun, mpirun and on TPU pods these are detected.
 """
 
 from typing import Any
@@ -30,10 +30,10 @@ _WORKDIR = flags.DEFINE_string(
     required=True,
 )
 _ADDRESS = flags.DEFINE_string(
-    'coordinator_address', None, 'HOST:PORT where process 0 can be reached by all.'
+    'coordinator_address', None, 'HOST:PORT at which all processes reach process 0.'
 )
 _COUNT = flags.DEFINE_integer('num_processes', None, 'How many processes train together.')
-_INDEX = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
+_INDEX = flags.DEFINE_integer('process_id', None, 'Index of this process, from 0.')
 
 
 def main(argv: list[str]) -> int:
