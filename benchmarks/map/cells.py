@@ -9,22 +9,27 @@ from benchmarks import grid, records
 from benchmarks.map import plan
 from paper.statistics import Difference, seed_difference
 
-__all__ = ['DRAWS', 'SGD', 'Cell', 'Cells', 'gap', 'read', 'with_choice']
+__all__ = ['DRAWS', 'SGD', 'Cell', 'Cells', 'gap', 'held_out_gap', 'read', 'with_choice']
 
 SGD = 'SGD', 1
 DRAWS = 4000  # of a bootstrap
 
 
 class Cell(NamedTuple):
-    """A method at a width, with its losses on held-out images and its runs with fresh seeds, by k."""
+    """A method at a width, by k: losses and errors on held-out images, and its runs with fresh seeds."""
 
     width: int
     title: str
     bytes_of: float
     tried: dict[int, np.ndarray]
+    held_out: dict[int, np.ndarray]
     runs: dict[int, list[dict[str, Any]]]
     point: str  # at which it is evaluated
     steps: int = plan.STEPS
+
+    @property
+    def name(self) -> str:
+        return self.title if self.bytes_of == SGD[1] else f'{self.title}, {self.bytes_of:g}'
 
     @property
     def k(self) -> int:
@@ -45,27 +50,29 @@ Cells = dict[int, dict[tuple[str, float], Cell]]
 
 def read(path: Path, point: str = 'y', workers: int = plan.WORKERS, steps: int = plan.STEPS) -> Cells:
     """The finished cells, by width and method, each with its own rate for the point."""
-    tried: dict[tuple, dict[int, dict[int, float]]] = {}
+    tuned: dict[tuple, dict[int, dict[int, Any]]] = {}
     runs: dict[tuple, dict[int, dict[int, Any]]] = {}
     for record in records.read(path):
         if (record.get('workers', plan.WORKERS), record.get('steps', plan.STEPS)) != (workers, steps):
             continue
         key, k, seed = (record['width'], record['title'], record['bytes_of']), record['k'], record['seed']
-        if record['tuning']:
-            loss = record['loss'].get(point, record['loss']['x'])  # SGD has x alone
-            tried.setdefault(key, {}).setdefault(k, {})[seed] = np.inf if loss is None else loss
-        else:
-            runs.setdefault(key, {}).setdefault(k, {})[seed] = record
+        (tuned if record['tuning'] else runs).setdefault(key, {}).setdefault(k, {})[seed] = record
     found: Cells = {}
-    for key, losses in tried.items():
-        whole = {
-            k: np.array([of[s] for s in sorted(of)]) for k, of in losses.items() if _whole(of, tuning=True)
-        }
+    for key, of_key in tuned.items():
+        at = 'x' if key[1].startswith(SGD[0]) else point
+        tried, held_out = (
+            {
+                k: np.nan_to_num(np.array([of[s][name][at] for s in sorted(of)], float), nan=np.inf)
+                for k, of in of_key.items()
+                if _whole(of, tuning=True)
+            }
+            for name in ('loss', 'error')
+        )
         fresh = {
             k: [of[s] for s in plan.SEEDS] for k, of in runs.get(key, {}).items() if _whole(of, tuning=False)
         }
-        cell = Cell(*key, whole, fresh, point if key[1] != SGD[0] else 'x', steps)
-        if len(whole) == len(losses) and min(whole) < cell.k < max(whole) and cell.k in fresh:
+        cell = Cell(*key, tried, held_out, fresh, at, steps)
+        if len(tried) == len(of_key) and min(tried) < cell.k < max(tried) and cell.k in fresh:
             found.setdefault(cell.width, {})[cell.title, cell.bytes_of] = cell
     return {width: found[width] for width in sorted(found)}
 
@@ -78,6 +85,18 @@ def gap(cell: Cell, other: Cell) -> Difference:
     """The difference in test accuracy to another cell, such as SGD's, in points, paired by seed."""
     found = seed_difference(-cell.of('error'), -other.of('error'))
     assert found is not None, 'every cell has the seeds of the plan'
+    return found
+
+
+def held_out_gap(cell: Cell, other: Cell) -> Difference:
+    """The same on the images that chose the rates, of the tuning seeds.
+
+    Each side is the mean of its rate and the two beside it, so that chance in the choice matters less.
+    """
+    found = seed_difference(
+        *(-np.mean([each.held_out[each.k + i] for i in (-1, 0, 1)], axis=0) for each in (cell, other))
+    )
+    assert found is not None, 'every cell has the tuning seeds of the plan'
     return found
 
 

@@ -44,6 +44,10 @@ def _sgd() -> Contender:
     return Contender('SGD', 'sgd', rate=0.14)
 
 
+def _plain_sgd() -> Contender:
+    return Contender('SGD, no momentum', 'sgd', inner=_PLAIN, rate=1.5)
+
+
 def _def(title: str, bytes_of: float, **changes) -> Contender:
     """DEF at the bytes of a ratio in float32: int8 has blocks four times as large."""
     narrow = 'wire_dtype' in changes.get('options', {})
@@ -88,6 +92,13 @@ def changes(ratio: float) -> list[Contender]:
     ]
 
 
+def momentum(ratio: float) -> list[Contender]:
+    """The changes without momentum, and the same with it."""
+    named = {c.title: c for c in changes(ratio)}
+    equal = _def('ours with equal shares', ratio, blocks=_SHUFFLED, options=_AUTO, inner=_PLAIN)
+    return [named['no momentum'], named['ours with momentum'], named['ours with momentum, int8'], equal]
+
+
 def in_flight(ratio: float) -> list[tuple[Contender, Contender]]:
     """The paper's setting and ours, each beside the same with its messages a step later."""
     settings = paper(ratio), ours(ratio), ours_int8(ratio)
@@ -100,6 +111,8 @@ _FIRST = [_sgd(), paper(64), ours(64), ours_int8(64), paper(16), detached(64, 1.
 _ALL_POINTS = [detached(ratio, λ) for ratio in (64, 16) for λ in (0.0, PAPER_DETACH, 1.0, 'auto')]
 _AT_256 = [paper(256), detached(256, 1.0), ours(256), ours_int8(256)]
 _REST = [detached(16, 1.0), ours_int8(16)]
+_AT_16 = [paper(16), ours(16), *momentum(16)[:2]]
+_LONGER = [{'steps': 4 * STEPS}]
 _OF_WORKERS = [paper(64), ours_int8(64), detached(64, 0.0), ours(64)]
 # A part: widths, contenders, points, whether all likely rates are trained, and numbers of workers or of steps
 # where they are not the league's. What matters most comes first.
@@ -113,7 +126,10 @@ PARTS: dict[str, tuple] = {
     'changes': ((192, 64), changes(64), ('y',), False),
     'overlap': ((64, 192), [later for ratio in (64, 16) for _, later in in_flight(ratio)], ('y',), False),
     'workers': ((64,), _OF_WORKERS, ('y',), False, [{'workers': n} for n in (32, 2, 64, 16, 4)]),
-    'longer': ((192,), _FIRST[:4], ('y',), False, [{'steps': 4 * STEPS}]),
+    'longer': ((192,), _FIRST[:4], ('y',), False, _LONGER),
+    'longer_momentum': ((192,), [_plain_sgd(), *momentum(64)], ('y',), False, _LONGER),
+    'longer_rates': ((192,), _FIRST[:4], ('y',), True, _LONGER),
+    'longer_16': ((192,), _AT_16, ('y',), False, _LONGER),
     'outputs': ((64, 192), _ALL_POINTS, ('x', 'y', 'own'), False),
     'rest': ((64, 192, 384, 96, 32, 16), _AT_256 + _REST, ('y',), False),
     'widest': ((768,), _FIRST + _AT_256 + _REST, ('y',), False),

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import grid
 from benchmarks.map import plan
-from benchmarks.map.cells import SGD, Cells, gap, read
+from benchmarks.map.cells import SGD, Cells, gap, held_out_gap, read, with_choice
 from def_jax.beyond import PAPER_DETACH
 from def_jax.tools import markdown
 from paper.statistics import mean_std
@@ -85,14 +86,20 @@ def _workers(path: Path, cells: Cells) -> str:
 
 
 def _longer(path: Path) -> str:
-    """DEF minus SGD by the number of steps, and SGD's training error."""
-    (width,), (_, *settings), *_, longer = plan.PARTS['longer']
-    rows = [['steps', 'visits at 64', "SGD's training error, %", *(f'{s.title}, 64' for s in settings)]]
-    for steps in (plan.STEPS, *(other['steps'] for other in longer)):
-        of = read(path, steps=steps).get(width, {})
-        if SGD in of:
-            keys = [(s.title, 64) for s in settings]
-            texts = [gap(of[key], of[SGD]).text() if key in of else '' for key in keys]
-            error = mean_std(np.abs(of[SGD].of('train_error')), 3)  # zero to rounding has a sign
-            rows.append([f'{steps:,}', f'{steps / 64:g}', error, *texts])
+    """Each setting minus SGD by the number of steps; of the longest runs also rates and training errors."""
+    cells = [cell for part in plan.PARTS if part.startswith('longer') for cell in plan.cells(part)]
+    counts = sorted({plan.STEPS, *(cell.steps for cell in cells)})
+    *shorter, longest = (read(path, steps=count)[cells[0].width] for count in counts)
+    columns = [f'{count:,} steps' for count in counts] + ['with the choice of the rate', 'on held-out images']
+    rows = [['', *columns, 'rate', 'share of the choice', 'training error, %']]
+    for key in dict.fromkeys((cell.contender.title, cell.bytes_of) for cell in cells):
+        if key not in longest:
+            continue
+        cell, sgd = longest[key], longest[SGD]
+        gaps = [gap(of[key], of[SGD]).text() if key in of else '' for of in (*shorter, longest)]
+        gaps += [with_choice(cell, sgd), held_out_gap(cell, sgd).text()]
+        share = f'{100 * grid.shares(cell.tried)[cell.k]:.0f} %'
+        error = mean_std(np.abs(cell.of('train_error')), 3)  # zero to rounding has a sign
+        gaps = [''] * len(gaps) if cell is sgd else gaps
+        rows.append([cell.name, *gaps, f'{plan.RATES.rate(cell.k):.3g}', share, error])
     return markdown.table(rows)
