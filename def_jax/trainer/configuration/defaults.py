@@ -37,7 +37,7 @@ _ARGUMENTS = {
     'decay': 'multiplies the residual at every step',
     'average_every': "SAEF's period P: steps between averages of the residuals; 0 means never",
     'wire_dtype': 'dtype of the message: `float32`, `bfloat16`, `float16`, `int8`',
-    'rank': "of PowerSGD's factors; 0 for the largest that sends no more than `ratio` allows",
+    'rank': "rank of PowerSGD's factors; 0 means the largest that sends no more than `ratio` allows",
     'chunk': 'the longest edge of a chunk of DeMo or SparseLoCo',
     'freeze_after': 'dense steps of 1-bit Adam, after which its second moment is frozen',
     'skip_nonfinite': 'all workers skip a step in which any update is NaN or infinite',
@@ -48,17 +48,17 @@ _METHOD = {
     'method': one_of('def', METHODS, 'how the workers communicate'),
     **{name: library(_DEFAULTS[name], help) for name, help in _ARGUMENTS.items()},
     'outer': factory(
-        '', OPTIMIZERS, 'the optimizer that applies the mean message, as `optimizer`; empty to add it'
+        '', OPTIMIZERS, 'the optimizer that applies the mean message; if empty, the message is added'
     ),
     'outer_options': options('outer'),
 }
 _WORKERS = {
-    'num_workers': integer(16, 1, 'K', 'regroups'),
+    'num_workers': integer(16, 1, 'K, over all devices', 'regroups'),
     'workers_per_device': integer(1, 1, 'virtual workers: the same trajectory on fewer devices', 'regroups'),
     'shards_per_worker': integer(
         1,
         1,
-        'above 1, a worker is that many devices, which divide its matrices and examples among them (FSDP)',
+        'above 1, a worker is that many devices, which share its matrices and examples (FSDP)',
         'regroups',
     ),
     'sequential_workers': flag(
@@ -67,10 +67,10 @@ _WORKERS = {
         'always',
     ),
     'elastic': flag(
-        'the run goes on while processes die and return; see "When workers come and go"', 'always'
+        'the run continues while processes die and return; see "When workers come and go"', 'always'
     ),
     'min_workers': integer(1, 1, 'with fewer, an elastic run waits', 'always'),
-    'patience': integer(600, 0, 'for how many seconds it waits, before it ends with a checkpoint', 'always'),
+    'patience': integer(600, 0, 'seconds that it waits before it stops with a checkpoint', 'always'),
     'fake_devices': flag('the devices are simulated on this CPU', 'always'),
 }
 _PARTS = {
@@ -101,16 +101,16 @@ _PARTS = {
 _OPTIMIZATION = {
     'batch_size': integer(128, 1, 'examples per step, over all workers', 'with_workers'),
     'accumulate': integer(
-        1, 1, 'equal parts of its share of which a worker takes gradients in turn, which saves memory'
+        1, 1, "equal parts of a worker's batch; their gradients are taken in turn, which saves memory"
     ),
     'num_epochs': integer(280, 1, "the run's length"),
     'num_steps': integer(0, 0, "the run's length in steps; 0 means `num_epochs`"),
-    'learning_rate': number(0.1, lambda value: value > 0, '> 0', 'η, the largest of the run'),
+    'learning_rate': number(0.1, lambda value: value > 0, '> 0', 'η, the peak of the schedule'),
     'schedule': factory('drops', SCHEDULES, '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay'),
     'schedule_options': options('schedule'),
     'learning_rate_drops': value(
         (0.5, 0.75),
-        'of `drops`: fractions of the run; the rate drops tenfold at each',
+        'for `drops`: fractions of the run; the rate drops tenfold at each',
         lambda drops: (
             all(isinstance(d, (int, float)) and 0 < d < 1 for d in drops)
             and list(drops) == sorted(set(drops))
@@ -125,14 +125,14 @@ _OPTIMIZATION = {
         0.9,
         lambda value: 0 <= value < 1,
         'in [0, 1)',
-        'of `sgd`; other optimizers have it among their options',
+        'momentum of `sgd`; other optimizers have it among their options',
     ),
     'weight_decay': number(
         5e-4, lambda value: value >= 0, '>= 0', 'the L2 penalty of `sgd`; decoupled in the others'
     ),
     'seed': value(
         0,
-        'of the initial parameters, the batches and the blocks',
+        'seed of the initial parameters, the batches and the blocks',
         lambda value: 0 <= value < 2**32,
         'an integer in [0, 2**32)',
     ),
@@ -143,10 +143,12 @@ _OUTPUT = {
     'evaluate_on': one_of(
         'test',
         ('test', 'validation'),
-        'the split; `validation` for every choice that is made by comparing runs',
+        'the split; use `validation` for every choice made by comparing runs',
     ),
     'log_every_steps': integer(20, 1, 'steps per training record', 'always'),
-    'evaluate_train_examples': integer(0, 0, 'first training examples on which x and y are evaluated, too'),
+    'evaluate_train_examples': integer(
+        0, 0, 'how many of the first training examples are also evaluated, at x and y'
+    ),
     'recalibrate_batches': integer(
         0, 0, 'training batches that recalibrate BatchNorm before each evaluation'
     ),
