@@ -1,11 +1,11 @@
-"""Training that goes on while workers die and return, on JAX's coordination service.
+"""Training that continues while workers die and return, on JAX's coordination service.
 
-x lies on every worker, and what dies with one is its residual alone. The survivors keep theirs and go on with
-a mesh of those who live; a newcomer receives x and everything replicated from a survivor, and the mean of the
-others' per-worker state, so that y = x + mean_k r_k stays where it is.
+x is on every worker, and only a worker's residual dies with it. The survivors keep theirs and continue on a
+mesh of the live workers; a newcomer receives x and everything replicated from a survivor, and the mean of the
+others' per-worker state, so that y = x + mean_k r_k does not move.
 
-`jax.experimental.multihost_utils.live_devices` is the engine. JAX calls it unstable; here it was tested with
-gloo on CPUs alone. Process 0 holds the coordination service, and its death ends all.
+It is built on `jax.experimental.multihost_utils.live_devices`. JAX calls it unstable; it has been tested only
+with gloo on CPUs. Process 0 runs the coordination service, and its death ends all processes.
 """
 
 from def_jax.elastic.group import SHARD_AXIS

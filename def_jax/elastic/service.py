@@ -25,7 +25,7 @@ _SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by
 
 
 class GivenUpError(RuntimeError):
-    """The others have given this process up, as after a freeze; it must write nothing and end."""
+    """The others have given up this process, as after a freeze; it must write nothing and exit."""
 
 
 class DiedError(RuntimeError):
@@ -37,7 +37,7 @@ class FailedError(RuntimeError):
 
 
 class RefusedError(ValueError):
-    """This process does not run what the others run."""
+    """This process runs something different from the others."""
 
 
 class TooFewError(RuntimeError):
@@ -53,14 +53,14 @@ def initialize(
     heartbeat_seconds: int = 10,
     cpu: bool = False,
 ) -> None:
-    """Joins the other processes, or joins them again; call before JAX starts its devices.
+    """Joins or rejoins the other processes; call it before JAX initializes its devices.
 
     Args:
-        address: host:port of process 0; like the next two, by default what `python -m def_jax.launch` says.
-        num_processes: the number of processes when all live.
-        process_id: which of them this is, from 0.
-        local_devices: devices that this process trains on; only for CPUs.
-        heartbeat_seconds: after how many seconds without a sign of life a process is given up.
+        address: host:port of process 0; like the next two, set by `python -m def_jax.launch` by default.
+        num_processes: the number of processes when all are alive.
+        process_id: the index of this process, from 0.
+        local_devices: how many devices this process trains on; only for CPUs.
+        heartbeat_seconds: seconds without a heartbeat after which a process is given up.
         cpu: train on CPUs, with gloo.
     """
     if cpu:

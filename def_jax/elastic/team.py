@@ -1,4 +1,4 @@
-"""The workers of all processes as one, whoever of them lives."""
+"""The workers of all live processes as one."""
 
 import contextlib
 import functools
@@ -50,23 +50,23 @@ class _Joined(NamedTuple):
 class Team:
     """The workers of all processes, and the state of this process's own.
 
-    Every process makes a team from the same arguments and calls its methods in the same order. A newcomer
-    does, too; its state and its step are replaced by the others'.
+    Every process makes a team from the same arguments and calls its methods in the same order. So does a
+    newcomer, whose state and step are replaced by the others'.
 
     Args:
         optimizer: a chain with a link, as for `def_jax.spmd`.
-        params: the first parameters, or a checkpoint's: a pytree of NumPy arrays, the same in all processes.
+        params: the initial parameters, or a checkpoint's: a pytree of NumPy arrays, the same everywhere.
         opt_state: a checkpoint's state, stacked over workers, as `fetch` returned it; None for a new one. If
-            the number of workers differs, every worker gets the mean of what is per-worker.
+            the number of workers differs, every worker gets the mean of the per-worker leaves.
         step: how many steps `params` and `opt_state` have had.
         workers: how many workers each process has.
         shards: how many devices each worker is; `param_specs` may name the axis 'shard'.
         param_specs: as for `def_jax.spmd`.
         axis_name: the mesh axis over workers.
         min_workers: with fewer, all wait.
-        patience: for how many seconds, before `TooFewError` is raised.
-        identity: what all processes must have in common, such as the configuration as text.
-        note: is called with a line about each death and each return.
+        patience: seconds to wait before `TooFewError` is raised.
+        identity: text that all processes must have in common, such as the configuration.
+        note: called with a line about each death and each return.
     """
 
     def __init__(
@@ -116,16 +116,16 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the first of those who live, which reports."""
+        """Whether this process is the first of the live ones, which reports."""
         return self._group is not None and min(self._group.processes) == jax.process_index()
 
     def run(self, function: Callable, batch: Callable[[int, list[int], int], PyTree]) -> PyTree:
-        """One step of training: repeated until all who live have done it.
+        """One step of training, repeated until all live processes have completed it.
 
         Args:
             function: `function(dist, params, opt_state, batch)` returns the new parameters and state, and
-                results of any kind, which every process receives whole; `dist` is the `def_jax.Spmd` of those
-                who live. It is compiled once for each set of them.
+                results of any kind, which every process receives whole; `dist` is the `def_jax.spmd` of the
+                live workers. It is compiled once for each set of them.
             batch: `batch(step, workers, num_workers)` returns NumPy arrays with the examples of these
                 workers, all of one size, one worker after the other along the leading axis.
 
@@ -146,7 +146,7 @@ class Team:
     def look(self, function: Callable, batch: Callable | None = None) -> PyTree:
         """Like `run`, for a function that returns results alone, as an evaluation does; after a first `run`.
 
-        Newcomers join in a `run`: call this after it, so that all who live call the same.
+        Newcomers join in `run`: call this after it, so that all live processes call the same method.
         """
         if self._admitted is None:
             raise ValueError(

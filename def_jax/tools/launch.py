@@ -1,12 +1,12 @@
-"""Starts the processes of a run on this machine, and starts those that die again.
+"""Starts the processes of a run on this machine and restarts those that die.
 
     python -m def_jax.launch --processes=8 python train.py --config=my.py --workdir=run --config.elastic=True
 
 Each process is told its place by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which
-`train.py` and `def_jax.elastic.initialize` read. One that dies, or stays frozen, is started again after a
-pause that doubles from death to death. Process 0 holds JAX's coordination service: when it dies, all are
-started again, and continue from their last checkpoint; with `--together`, for a run that is not elastic, when
-any of them dies. A process that ends by itself, with an exit code of `train.py --help` other than 6, is not.
+`train.py` and `def_jax.elastic.initialize` read. One that dies, or stays frozen, is restarted after a pause
+that doubles with each death. Process 0 runs JAX's coordination service: when it dies, all are restarted and
+continue from their last checkpoint; with `--together`, for a run that is not elastic, when any of them dies.
+A process that ends by itself, with an exit code of `train.py --help` other than 6, is not restarted.
 """
 
 import argparse
@@ -33,13 +33,13 @@ class Launcher:
 
     Args:
         command: what each of them runs.
-        processes: how many.
+        processes: how many processes.
         restarts: how many deaths of one process in a row, each within a minute of its start, are too many.
-        frozen: after how many seconds a process that is stopped (SIGSTOP) counts as dead.
+        frozen: seconds after which a stopped process (SIGSTOP) counts as dead.
         pause: seconds before the first restart; doubled for each further death in a row.
-        together: start all again when one dies, and not only when process 0 does.
+        together: restart all when any process dies, not only process 0.
         log: the standard output and error of process I go to LOG-I.log; None for this program's.
-        say: is called with a line about each death and each start.
+        say: called with a line about each death and each start.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Launcher:
         self._signal: int | None = None
 
     def pid(self, index: int) -> int | None:
-        """The process id of a process that lives."""
+        """The process id of a live process."""
         child = self._alive.get(index)
         return child.pid if child else None
 
@@ -192,13 +192,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--processes', type=int, required=True)
+    parser.add_argument('--processes', type=int, required=True, help='how many processes to start')
     parser.add_argument(
-        '--restarts', type=int, default=10, help='deaths of a process in a row before it is left'
+        '--restarts', type=int, default=10, help='deaths of a process in a row before it is given up'
     )
     parser.add_argument('--frozen', type=float, default=30, help='seconds until a stopped process is killed')
     parser.add_argument(
-        '--together', action='store_true', help='start all again when one dies: for runs that are not elastic'
+        '--together', action='store_true', help='restart all when one dies: for runs that are not elastic'
     )
     parser.add_argument('--log', help='write the output of process I to LOG-I.log')
     parser.add_argument('command', nargs=argparse.REMAINDER, help='the program and its flags')
