@@ -6,15 +6,12 @@ import time
 from collections.abc import Set
 from typing import Any
 
-from def_jax.traffic.hlo import Collective, collectives
+from def_jax.traffic.hlo import collectives
 
-__all__ = ['LARGE', 'between_slices', 'copies', 'hidden', 'read']
+__all__ = ['LARGE', 'copies', 'hidden', 'read']
 
 LARGE = 1_000_000  # bytes
 _SIZES = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 's8': 1, 'u8': 1, 'pred': 1}
-_SLICES = re.compile(
-    r'= \((\w+)\[([\d,]+)\].* recv\(.*megascale_target="\{1,(\d+)\}x\{0:(\d+)\}".*transfer_type="(\w+)"'
-)
 _NO_WORK = {'bitcast', 'get-tuple-element', 'tuple', 'parameter', 'constant', 'copy'}
 
 
@@ -23,7 +20,7 @@ def read(lowered: Any, options: dict[str, Any]) -> dict[str, Any]:
     start = time.process_time()
     compiled = lowered.compile(compiler_options=options)
     seconds, hlo = time.process_time() - start, compiled.as_text()
-    found = collectives(hlo) + between_slices(hlo)
+    found = collectives(hlo)
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     return {
         'collectives': [[c.operation, c.dtype, c.elements, c.groups] for c in found],
@@ -59,22 +56,6 @@ def hidden(hlo: str) -> list[int]:
         elif 'jvp(' in line and operation not in _NO_WORK:
             started = {start: count + 1 for start, count in started.items()}
     return counts
-
-
-def between_slices(hlo: str) -> list[Collective]:
-    """The collectives between slices of TPUs: a pair of send and recv each, of an array whose end is padded.
-
-    >>> between_slices('%r = (s8[2,8,128], u32[], token[]) recv(%a), frontend_attributes={'
-    ...     '_xla_megascale_target="{1,2}x{0:1}",_xla_megascale_transfer_type="ALL_REDUCE"}')[0].groups
-    ((0, 2), (1, 3))
-    """
-    found = []
-    for dtype, dims, slices, last, kind in _SLICES.findall(hlo):
-        elements, devices = math.prod(map(int, dims.split(','))), int(last) + 1
-        groups = tuple(tuple(range(i, int(slices) * devices, devices)) for i in range(devices))
-        operation: Any = kind.lower().replace('_', '-')
-        found.append(Collective(operation, elements, elements * _SIZES[dtype], groups, '', dtype))
-    return found
 
 
 def copies(hlo: str, besides: Set[int] = frozenset(), smallest: int = LARGE) -> dict[str, int]:

@@ -43,9 +43,11 @@ def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> lis
         ValueError: if it is more, with the largest collectives, the arguments that cause them and the cure.
     """
     found = crossing(compiled, workers)
-    if (total := sum(c.bytes for c in found)) <= message + besides:
+    kinds = dict.fromkeys((c.operation for c in found), 0)
+    for c in found:
+        kinds[c.operation] += c.bytes - c.padding
+    if (total := sum(kinds.values())) <= message + besides:
         return found
-    kinds = {c.operation: sum(d.bytes for d in found if d.operation == c.operation) for c in found}
     largest = sorted(found, key=lambda c: -c.bytes)[:3]
     raise ValueError(
         f'at every step a device passes {total:,} bytes to other workers, but the message has {message:,} '

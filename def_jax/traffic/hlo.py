@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -23,6 +23,9 @@ _NAME = re.compile(r'op_name="([^"]*)"')
 _HIDDEN = re.compile(r'channel_id=(\d+).*async_collective_fusion_config')
 _MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*\)?)\))? \{([^}]*)\}')
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
+_BETWEEN_SLICES = re.compile(r'= (.*) recv\((.*_xla_megascale_.*)')
+_SLICES = re.compile(r'megascale_target="\{1,(\d+)\}x\{0:(\d+)\}".*megascale_transfer_type="(\w+)"')
+_TILE = 8 * 128  # elements of a TPU's registers
 
 
 class Collective(NamedTuple):
@@ -34,6 +37,7 @@ class Collective(NamedTuple):
     groups: tuple[tuple[int, ...], ...] = ()  # of devices that exchange data; empty for one group of all
     name: str = ''  # what it computes, as JAX named it: of functions, or of an argument
     dtype: str = ''  # as HLO writes it, e.g. 'bf16'; several are joined by commas
+    padding: int = 0  # of the bytes, so many at most fill up a tile
 
     def crosses(self, workers: Sequence[int]) -> bool:
         """Whether data moves between workers, given each device's worker.
@@ -67,10 +71,11 @@ def collectives(hlo: str) -> list[Collective]:
     Returns:
         The collectives. One inside a loop, or in a branch that is not always taken, counts once, as does an
         asynchronous one, the result of whose start may hold its operands, too. On TPUs, several fusions may
-        hide one.
+        hide one. One between slices of TPUs is a pair of send and recv, of an array padded to whole tiles;
+        the devices of a slice are taken to be neighbours in the mesh.
 
     Raises:
-        ValueError: if a result has a type of unknown size, or groups are written in an unknown form.
+        ValueError: if a result has a type of unknown size, or groups or slices are in an unknown form.
 
     >>> collectives('ROOT r = (f32[3,2]{1,0}, bf16[]) all-reduce(x, y), replica_groups={{0,1}}')
     [Collective(operation='all-reduce', elements=7, bytes=26, groups=((0, 1),), name='', dtype='f32,bf16')]
@@ -82,17 +87,35 @@ def collectives(hlo: str) -> list[Collective]:
             if hidden[1] in channels:
                 continue
             channels.add(hidden[1])
-        elements = bits = 0
-        arrays = _ARRAY.findall(done.get(start, result))
-        for kind, dims in arrays:
-            if kind not in _BITS:
-                raise ValueError(f'{operation} of {kind} in the HLO: the size of this type is unknown.')
-            count = math.prod(int(n) for n in dims.split(',') if n)
-            elements, bits = elements + count, bits + count * _BITS[kind]
         named = _NAME.search(rest)
-        name, dtype = named[1] if named else '', ','.join(dict.fromkeys(kind for kind, _ in arrays))
-        found.append(Collective(operation, elements, bits // 8, replica_groups(rest), name, dtype))
-    return found
+        elements, size, dtype = _arrays(operation, done.get(start, result))
+        groups, name = replica_groups(rest), named[1] if named else ''
+        found.append(Collective(operation, elements, size, groups, name, dtype))
+    return found + [_between_slices(result, rest) for result, rest in _BETWEEN_SLICES.findall(hlo)]
+
+
+def _arrays(operation: str, result: str) -> tuple[int, int, str]:
+    """Elements, bytes and dtypes of all arrays of a result."""
+    elements = bits = 0
+    arrays = _ARRAY.findall(result)
+    for kind, dims in arrays:
+        if kind not in _BITS:
+            raise ValueError(f'{operation} of {kind} in the HLO: the size of this type is unknown.')
+        count = math.prod(int(n) for n in dims.split(',') if n)
+        elements, bits = elements + count, bits + count * _BITS[kind]
+    return elements, bits // 8, ','.join(dict.fromkeys(kind for kind, _ in arrays))
+
+
+def _between_slices(result: str, attributes: str) -> Collective:
+    match = _SLICES.search(attributes)
+    kind: Any = match and match[3].lower().replace('_', '-')
+    if match is None or kind not in get_args(Operation):
+        raise ValueError(f'an exchange between slices in an unknown form: {attributes[:300]}')
+    elements, size, dtype = _arrays(kind, result.partition(', u32[]')[0])
+    slices, devices = int(match[1]), int(match[2]) + 1
+    groups = tuple(tuple(range(i, slices * devices, devices)) for i in range(devices))
+    padding = (_TILE - 1) * size // elements
+    return Collective(kind, elements, size, groups, '', dtype, padding)
 
 
 def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:

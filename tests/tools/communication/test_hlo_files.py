@@ -1,9 +1,14 @@
 """Collectives of any program: which devices exchange data, and whether they are of one worker."""
 
+import contextlib
+
+import jax
 import pytest
 
+from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.tools.communication import main
-from def_jax.traffic.hlo import collectives
+from def_jax.traffic.crossing import check
+from def_jax.traffic.hlo import Collective, collectives
 
 LINE = 'r = f32[8]{0} all-reduce(x), channel_id=1, replica_groups='
 ACROSS = ((0, 4), (1, 5), (2, 6), (3, 7))
@@ -54,6 +59,30 @@ def test_a_collective_that_several_fusions_hide_counts_once():
     hidden = f'{plain}, backend_config={{"async_collective_fusion_config":{{}}}}\n'
     assert len(collectives(2 * hidden + hidden.replace('=3', '=4'))) == 2
     assert len(collectives(2 * f'{plain}\n')) == 2
+
+
+SLICES = (
+    '%r = (s8[2,8,128]{2,1,0:T(8,128)(4,1)}, u32[]{:T(128)}, token[]) recv(%a), channel_id=1, '
+    'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:3}",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}'
+)
+
+
+def test_slices_of_tpus_exchange_by_send_and_recv():
+    (found,) = collectives(f'{SLICES}\n{SLICES.replace("recv(%a)", "send(%b, %a)")}')
+    assert found == Collective('all-reduce', 2048, 2048, ACROSS, '', 's8', padding=1023)
+    with pytest.raises(ValueError, match='slices in an unknown form'):
+        collectives(SLICES.replace('ALL_REDUCE', 'GOSSIP'))
+
+
+@pytest.mark.parametrize(('message', 'raises'), [(1025, False), (1024, True)])
+def test_the_check_allows_for_tiles_that_are_filled_up(message, raises):
+    """A message of 1,025 bytes takes two tiles, as would one of up to 2,048."""
+    mesh = jax.make_mesh((2, 4), ('nodes', 'shards'), (jax.sharding.AxisType.Auto,) * 2)
+    compiled = jax.jit(lambda x: x).lower(1.0).compile()
+    compiled.as_text = lambda: SLICES
+    with pytest.raises(ValueError, match='passes 1,025 bytes') if raises else contextlib.nullcontext():
+        check(compiled, WorkerMesh(mesh, 'nodes'), message, besides=0)
 
 
 def test_what_a_device_passes_not_what_it_gets(tmp_path, capsys):
