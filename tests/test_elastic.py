@@ -135,6 +135,28 @@ def test_a_death_is_told_by_who_lives_and_not_by_what_is_raised(monkeypatch, aft
         raise kind('a collective failed')
 
 
+SUMS = """
+import jax, jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from def_jax import elastic
+
+elastic.initialize({address!r}, 1, 0, local_devices=2, cpu=True)
+mesh = jax.sharding.Mesh(jax.devices()[:2], ('workers',))
+def sums(tree):
+    return jax.lax.psum(tree, 'workers')
+
+sums = jax.shard_map(sums, mesh=mesh, in_specs=P('workers'), out_specs=P())
+print(jax.jit(sums).lower((jnp.ones(256), jnp.ones(2))).compile().as_text().count(' all-reduce('))
+"""
+
+
+def test_all_reduces_stay_apart_on_cpus(run):
+    """In one that XLA combines, a process whose first sum failed begins the next, and gloo aborts it."""
+    code = SUMS.format(address=run().address)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == '2\n', done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('shards', [1, 2])
 def test_a_worker_dies_and_returns(run, shards):

@@ -64,9 +64,15 @@ def initialize(
         cpu: train on CPUs, with gloo.
     """
     if cpu:
-        # Without the limit, a process that freezes holds up the others until it thaws.
-        limit = f'--xla_cpu_collective_timeout_seconds={heartbeat_seconds}'
-        os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {limit}'.strip()
+        # Without the limit, a process that freezes holds up the others until it thaws. And where XLA combines
+        # all-reduces, one that fails for a process is followed by the next: what the others still send for
+        # the first does not fit into the second, and gloo aborts the process.
+        flags = (
+            os.environ.get('XLA_FLAGS', ''),
+            f'--xla_cpu_collective_timeout_seconds={heartbeat_seconds}',
+            '--xla_disable_hlo_passes=cpu-all-reduce-combiner',
+        )
+        os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_num_cpu_devices', local_devices * _SPARE)
         jax.config.update('jax_cpu_collectives_implementation', 'gloo')

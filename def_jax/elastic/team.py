@@ -45,6 +45,7 @@ class _Joined(NamedTuple):
     group: Group
     step: int
     state: Any  # parameters and optimizer state, arrays on the group's mesh
+    receive: Any = ()  # of this process's workers: whether each has a state, and whether it leads
 
 
 class Team:
@@ -286,9 +287,10 @@ class Team:
             same = survivors == before.incarnations and not group.failures
             group = before if same else self._grouped(survivors, group.failures)
             return _Joined(group, self.step, self._moved(group))
-        if not valid.all():
-            state = self._given(group, state, valid, np.arange(len(valid)) == leader)
-        return _Joined(group, int(steps[leader]), state)
+        if valid.all():
+            return _Joined(group, int(steps[leader]), state)
+        flags = valid, np.arange(len(valid)) == leader
+        return _Joined(group, int(steps[leader]), state, [divided(group, flag[group.rows]) for flag in flags])
 
     def _first_state(self, group: Group) -> tuple[PyTree, PyTree]:
         """The arguments of the team on the mesh."""
@@ -331,21 +333,16 @@ class Team:
         gathered = jax.jit(lambda x: everywhere(group, x))(calls)
         return np.asarray(gathered.addressable_shards[0].data)
 
-    def _given(self, group: Group, state: PyTree, valid: np.ndarray, leads: np.ndarray) -> PyTree:
-        """The state after the workers that are not valid received theirs from the others."""
-
+    def _give(self, group: Group) -> Callable:
+        """Maps what `_Joined` has to receive, and the state, to the state that all have."""
         axis, specs = P(self._axis), self._state_specs
-        mapped = jax.shard_map(
+        return jax.shard_map(
             functools.partial(transfer.give, owns=self._owns, axis=self._axis),
             mesh=group.dist.mesh,
             in_specs=(axis, axis, specs),
             out_specs=specs,
             check_vma=False,
         )
-        flags = [divided(group, flag[group.rows]) for flag in (valid, leads)]
-        give = self._compiled(group).setdefault('give', jax.jit(mapped))
-        # Ended in this meeting: what fails later is seen by nobody, and gloo mixes up what overlaps.
-        return jax.block_until_ready(give(*flags, state))
 
     # --- What they compute ---
 
@@ -361,13 +358,20 @@ class Team:
             return (), everywhere(group, function(group.dist, params, opt_state, batch))
 
         # Not donated: if the step fails, it is repeated from the same state.
-        arguments = *joined.state, jax.tree.map(lambda x: divided(group, np.asarray(x)), data)
+        (params, opt_state), batch = joined.state, jax.tree.map(lambda x: divided(group, np.asarray(x)), data)
         programs = self._compiled(group)
         if function not in programs:
             # In a meeting of its own: others that are faster would wait for a collective, and give up.
-            programs[function] = jax.jit(train if trains else look).lower(*arguments).compile()
+            if joined.receive:
+                programs[transfer.give] = (
+                    jax.jit(self._give(group)).lower(*joined.receive, joined.state).compile()
+                )
+            step = train if trains else look
+            programs[function] = jax.jit(step).lower(params, opt_state, batch).compile()
             return None
-        after, results = jax.block_until_ready(programs[function](*arguments))
+        if joined.receive:
+            params, opt_state = programs[transfer.give](*joined.receive, joined.state)
+        after, results = jax.block_until_ready(programs[function](params, opt_state, batch))
         return after, jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data), results)
 
     def _compiled(self, group: Group) -> dict[Any, Callable]:
