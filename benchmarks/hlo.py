@@ -35,7 +35,8 @@ def read(lowered: Any, options: dict[str, Any]) -> dict[str, Any]:
 def hidden(hlo: str) -> list[int]:
     """For each asynchronous collective, the operations of the gradient between its start and its done.
 
-    JAX names what it differentiates `jvp` in the metadata of instructions. The program must be scheduled.
+    JAX names what it differentiates `jvp` in the metadata of instructions. The program must be scheduled. What
+    slices of TPUs exchange begins with recv.
 
     >>> hidden('''  %s = f32[2] all-reduce-start(%x)
     ...   %m = f32[2] multiply(%y, %y), metadata={op_name="jit(step)/transpose(jvp(f))/mul"}
@@ -49,7 +50,7 @@ def hidden(hlo: str) -> list[int]:
         if not match:
             continue
         name, operation, operand = match.groups()
-        if operation.endswith('-start') and operation != 'copy-start':
+        if operation == 'recv' or (operation.endswith('-start') and operation != 'copy-start'):
             started[name] = 0
         elif operation.endswith('-done') and operand in started:
             counts.append(started.pop(operand))

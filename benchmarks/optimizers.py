@@ -65,6 +65,7 @@ OPTIMIZERS: dict[str, Make] = {
     'DEF around AdamW, 1/64': feedback(64, ADAMW),
     'def_adamw, 1/16': lambda axis_name: def_jax.def_adamw(1e-3, 16, axis_name),
     'def_adamw, 1/16, int8': lambda axis_name: def_jax.def_adamw(1e-3, 16, axis_name, wire_dtype='int8'),
+    'def_adamw, 1/16, overlap': lambda axis_name: def_jax.def_adamw(1e-3, 16, axis_name, overlap=True),
     'PowerSGD, rank 4': _method('powersgd', ratio=64, rank=4),
     'top-k, 1/64': _method('top_k', ratio=64),
     'DeMo, 1/64': _method('demo', ratio=64),

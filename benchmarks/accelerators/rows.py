@@ -45,5 +45,10 @@ ROWS: list[Row] = [
     *_rows('h100x2', 'transformer_85m', 'spmd, FSDP inside', [ADAMW, 'def_adamw, 1/16, int8']),
     *_rows('v5e', 'vgg16', 'optimizer stage', [SGD, 'DEF, 1/10', *_NARROW[1:]]),
     *_rows('v5e', 'vgg16', 'shard_map', [SGD, 'DEF, 1/64']),
-    *_rows('v5ex2', 'transformer_85m', 'spmd, FSDP inside', [ADAMW, 'def_adamw, 1/16, int8']),
+    *_rows(
+        'v5ex2',
+        'transformer_85m',
+        'spmd, FSDP inside',
+        [ADAMW, 'def_adamw, 1/16, int8', 'def_adamw, 1/16, overlap'],
+    ),
 ]
