@@ -35,8 +35,8 @@ def read(lowered: Any, options: dict[str, Any]) -> dict[str, Any]:
 def hidden(hlo: str) -> list[int]:
     """For each asynchronous collective, the operations of the gradient between its start and its done.
 
-    JAX names what it differentiates `jvp` in the metadata of instructions. The program must be scheduled. What
-    slices of TPUs exchange begins with recv.
+    JAX names what it differentiates `jvp` in the metadata of instructions. The program must be scheduled. An
+    exchange between slices of TPUs starts with recv.
 
     >>> hidden('''  %s = f32[2] all-reduce-start(%x)
     ...   %m = f32[2] multiply(%y, %y), metadata={op_name="jit(step)/transpose(jvp(f))/mul"}
