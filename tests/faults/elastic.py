@@ -80,8 +80,9 @@ def record(output: Path, runs) -> None:
         )
         key = {name: run[name] for name in ('part', 'every')}
         kept = [old for old in known if {name: old.get(name) for name in key} != key]
-        path.write_text(json.dumps({'runs': kept + fresh}) + '\n')
-        (output / 'elastic.md').write_text(elastic_page.page(kept + fresh))
+        runs = sorted(kept + fresh, key=lambda run: PARTS.index(run['part']))
+        path.write_text(json.dumps({'runs': runs}) + '\n')
+        (output / 'elastic.md').write_text(elastic_page.page(runs))
         print(json.dumps({k: v for k, v in run.items() if k not in ('faults', 'notes')}), flush=True)
 
 
