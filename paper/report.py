@@ -93,8 +93,8 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
     evaluated = any(cell.point_loss for cell in cells)
     parts = [
         f'# {table["title"]}',
-        f'{base["model"]} on {base["dataset"]}, {base["num_workers"]} workers, batch {base["batch_size"]} in '
-        f'all, {_length(base)}, where a row does not say otherwise. {figures}, mean ± sample '
+        f'{base["model"]} on {base["dataset"]}, {base["num_workers"]} workers, global batch '
+        f'{base["batch_size"]}, {_length(base)}, unless a row says otherwise. {figures}, mean ± sample '
         f'standard deviation over seeds {seeds}; the best compressed method of a row is bold. A run diverges '
         'if its loss becomes NaN or infinite, or stays within 5 % of that of guessing.',
         tables.compared(rows, cells),
@@ -104,7 +104,7 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
         *_differences_parts(rows, cells),
         '## What was sent',
         'Visits per block are steps / true ratio; the true ratio is below the nominal one because a small '
-        'tensor sends at least one element. MB are what one worker hands to the all-reduce. The training '
+        'tensor sends at least one element. MB are what one worker passes to the all-reduce. The training '
         "loss is the last epoch's, at the method's detached points"
         + ("; that at the cell's point is evaluated on training examples." if evaluated else '.'),
         tables.traffic(rows, cells),
@@ -113,7 +113,7 @@ def _table_parts(table: Mapping[str, Any], cells: list[Cell], found: Results, ou
         parts += [
             '## Learning rates',
             f"{_sentence(tables.tuned_on(table, found))} at the cell's point {_seeds(table['tuning_seeds'])} "
-            'in no average above; the best is bold and used.',
+            'no average above; the best, in bold, is used.',
             tried,
         ]
     return parts
@@ -124,8 +124,8 @@ def _differences_parts(rows: str, cells: list[Cell]) -> list[str]:
         return []
     return [
         '## Differences from SGD',
-        f'In the unit of the table. Intervals are paired by seed from {PAIRED} seeds on, and where both are '
-        "points of the same runs; with fewer seeds they are Welch's. 'Yes': two one-sided t tests at 5 % "
+        f'In the unit of the table. Intervals are paired by seed from {PAIRED} seeds up, and where both are '
+        "points of the same runs; others are Welch's. 'Yes': two one-sided t tests at 5 % "
         'show that the means differ by less.',
         differences,
     ]
@@ -152,8 +152,8 @@ def _length(base: Mapping[str, Any]) -> str:
 
 def _seeds(seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
-        return f'on seed {seeds[0]}, which is'
-    return f'on average over seeds {", ".join(map(str, seeds))}, which are'
+        return f'on seed {seeds[0]}, which enters'
+    return f'on average over seeds {", ".join(map(str, seeds))}, which enter'
 
 
 def _sentence(text: str) -> str:
