@@ -77,8 +77,8 @@ def collectives(hlo: str) -> list[Collective]:
     Raises:
         ValueError: if a result has a type of unknown size, or groups or slices are in an unknown form.
 
-    >>> collectives('ROOT r = (f32[3,2]{1,0}, bf16[]) all-reduce(x, y), replica_groups={{0,1}}')
-    [Collective(operation='all-reduce', elements=7, bytes=26, groups=((0, 1),), name='', dtype='f32,bf16')]
+    >>> collectives('ROOT r = (f32[3,2]{1,0}, bf16[]) all-reduce(x, y), replica_groups={{0,1}}')[0][:6]
+    ('all-reduce', 7, 26, ((0, 1),), '', 'f32,bf16')
     """
     found, done = [], {start: result for result, start in _DONE.findall(hlo)}
     channels = set()
