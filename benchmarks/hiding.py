@@ -4,8 +4,8 @@
 
 Runs two processes (--workers) in network namespaces, whose interfaces are shaped so that a message takes a
 quarter, half, once and twice as long as the gradient (--share); needs root and iproute2. Leave the machine
-idle. A step's time is that of a whole turn over its steps: with messages in flight, workers drift apart, and
-one waits in a step for what the other makes up for in the next.
+idle. A step's time is that of a whole turn over its steps, so that a wait in one step that the next makes up
+for does not count.
 """
 
 import os

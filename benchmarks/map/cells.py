@@ -9,7 +9,7 @@ from benchmarks import grid, records
 from benchmarks.map import plan
 from paper.statistics import Difference, seed_difference
 
-__all__ = ['DRAWS', 'SGD', 'Cell', 'Cells', 'gap', 'held_out_gap', 'read', 'with_choice']
+__all__ = ['DRAWS', 'SGD', 'Cell', 'Cells', 'differences', 'gap', 'read']
 
 SGD = 'SGD', 1
 DRAWS = 4000  # of a bootstrap
@@ -34,6 +34,11 @@ class Cell(NamedTuple):
     @property
     def k(self) -> int:
         return grid.chosen(self.tried)
+
+    @property
+    def share(self) -> str:
+        """How often other tuning seeds would choose the same rate."""
+        return f'{100 * grid.shares(self.tried)[self.k]:.0f} %'
 
     @property
     def visits(self) -> float:
@@ -88,7 +93,14 @@ def gap(cell: Cell, other: Cell) -> Difference:
     return found
 
 
-def held_out_gap(cell: Cell, other: Cell) -> Difference:
+def differences(cell: Cell, sgd: Cell) -> list[str]:
+    """Minus SGD: over fresh seeds, with the choice of both rates, on held-out images; empty for SGD."""
+    if cell is sgd:
+        return ['', '', '']
+    return [gap(cell, sgd).text(), _with_choice(cell, sgd), _held_out_gap(cell, sgd).text()]
+
+
+def _held_out_gap(cell: Cell, other: Cell) -> Difference:
     """The same on the images that chose the rates, of the tuning seeds.
 
     Each side is the mean of its rate and the two beside it, so that chance in the choice matters less.
@@ -100,7 +112,7 @@ def held_out_gap(cell: Cell, other: Cell) -> Difference:
     return found
 
 
-def with_choice(cell: Cell, sgd: Cell) -> str:
+def _with_choice(cell: Cell, sgd: Cell) -> str:
     """The interval of the same difference over fresh seeds and the choice of both rates, by a bootstrap.
 
     Empty while a rate that tuning seeds, drawn again, would choose in 5 % of the cases or more has no runs.

@@ -8,9 +8,9 @@ import matplotlib.colors
 import numpy as np
 from scipy import stats
 
-from benchmarks import grid, pages
+from benchmarks import pages
 from benchmarks.map import plan, questions
-from benchmarks.map.cells import DRAWS, SGD, Cell, Cells, gap, held_out_gap, read, with_choice
+from benchmarks.map.cells import DRAWS, SGD, Cell, Cells, differences, gap, read
 from def_jax.tools import markdown, pictures
 from paper.statistics import mean_std
 
@@ -127,18 +127,8 @@ def _lines(of_width: dict[tuple[str, float], Cell]) -> Iterator[Sequence[str]]:
             f'**{text}**' if k == cell.k else text for k, text in zip(losses, texts, strict=True)
         )
         errors = [mean_std(cell.of(metric), 2) for metric in ('error', 'train_error')]
-        differences = [gap(cell, sgd).text(), with_choice(cell, sgd), held_out_gap(cell, sgd).text()]
-        share = f'{100 * grid.shares(cell.tried)[cell.k]:.0f} %'
         visits = '' if cell is sgd else f'{cell.visits:.3g}'
-        yield [
-            str(cell.width),
-            cell.name,
-            visits,
-            tried,
-            share,
-            *errors,
-            *(['', '', ''] if cell is sgd else differences),
-        ]
+        yield [str(cell.width), cell.name, visits, tried, cell.share, *errors, *differences(cell, sgd)]
 
 
 def parameters(width: int) -> int:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import grid
 from benchmarks.map import plan
-from benchmarks.map.cells import SGD, Cells, gap, held_out_gap, read, with_choice
+from benchmarks.map.cells import SGD, Cells, differences, gap, read
 from def_jax.beyond import PAPER_DETACH
 from def_jax.tools import markdown
 from paper.statistics import mean_std
@@ -96,10 +95,8 @@ def _longer(path: Path) -> str:
         if key not in longest:
             continue
         cell, sgd = longest[key], longest[SGD]
-        gaps = [gap(of[key], of[SGD]).text() if key in of else '' for of in (*shorter, longest)]
-        gaps += [with_choice(cell, sgd), held_out_gap(cell, sgd).text()]
-        share = f'{100 * grid.shares(cell.tried)[cell.k]:.0f} %'
+        gaps = [gap(of[key], of[SGD]).text() if key in of and key != SGD else '' for of in shorter]
         error = mean_std(np.abs(cell.of('train_error')), 3)  # zero to rounding has a sign
-        gaps = [''] * len(gaps) if cell is sgd else gaps
-        rows.append([cell.name, *gaps, f'{plan.RATES.rate(cell.k):.3g}', share, error])
+        rate = f'{plan.RATES.rate(cell.k):.3g}'
+        rows.append([cell.name, *gaps, *differences(cell, sgd), rate, cell.share, error])
     return markdown.table(rows)

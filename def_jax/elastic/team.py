@@ -363,9 +363,8 @@ class Team:
         if function not in programs:
             # In a meeting of its own: others that are faster would wait for a collective, and give up.
             if joined.receive:
-                programs[transfer.give] = (
-                    jax.jit(self._give(group)).lower(*joined.receive, joined.state).compile()
-                )
+                give = jax.jit(self._give(group)).lower(*joined.receive, joined.state)
+                programs[transfer.give] = give.compile()
             step = train if trains else look
             programs[function] = jax.jit(step).lower(params, opt_state, batch).compile()
             return None

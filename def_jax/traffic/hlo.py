@@ -37,7 +37,7 @@ class Collective(NamedTuple):
     groups: tuple[tuple[int, ...], ...] = ()  # of devices that exchange data; empty for one group of all
     name: str = ''  # what it computes, as JAX named it: of functions, or of an argument
     dtype: str = ''  # as HLO writes it, e.g. 'bf16'; several are joined by commas
-    padding: int = 0  # of the bytes, so many at most fill up a tile
+    padding: int = 0  # how many of the bytes, at most, only fill up a tile
 
     def crosses(self, workers: Sequence[int]) -> bool:
         """Whether data moves between workers, given each device's worker.
