@@ -5,7 +5,7 @@
 Runs two processes (--workers) in network namespaces, whose interfaces are shaped so that a message takes a
 quarter, half, once and twice as long as the gradient (--share); needs root and iproute2. Leave the machine
 idle. A step's time is that of a whole turn over its steps, so that a wait in one step that the next makes up
-for does not count.
+for does not count. Beside it is the processor time of a process, which has one core: packets need it, too.
 """
 
 import os
@@ -43,6 +43,7 @@ _COLUMNS = [
     'message over gradient, aimed at',
     'network',
     *_STEPS_OF.values(),
+    'processor time with it',
     'over the longer of the two',
     'times as fast as without',
 ]
@@ -53,11 +54,11 @@ def main(_) -> int:
 
 
 def _run() -> None:
-    report, seconds = _measure(None)
+    report, seconds, _ = _measure(None)
     message = report['variants']['message64']['hlo']['bytes']
     sent = ring_bytes(message, _WORKERS.value, packets=0)
     rates = {s: sent / (s * np.median(seconds['local_def64'])) for s in _SHARES.value}
-    found = {share: (rate, _measure(f'{8 * rate:.0f}bit')[1]) for share, rate in rates.items()}
+    found = {share: (rate, *_measure(f'{8 * rate:.0f}bit')[1:]) for share, rate in rates.items()}
     text = (
         f'{pages.origin("benchmarks.hiding")}\n\n{_WORKERS.value} processes on {os.cpu_count()} cores; an '
         f'MLP of {report["params"]:,} parameters, {_BATCH.value} examples a worker, and a message of '
@@ -67,8 +68,11 @@ def _run() -> None:
     _draw(found, Path(_OUTPUT.value).with_suffix('.png'))
 
 
-def _measure(rate: str | None) -> tuple[dict, dict[str, np.ndarray]]:
-    """A worker's report, and for every variant the seconds of a step [rounds], of the slowest worker."""
+def _measure(rate: str | None) -> tuple[dict, dict[str, np.ndarray], float]:
+    """A worker's report, every variant's seconds a step [rounds], and those of the processor with overlap.
+
+    Seconds are the slowest worker's; the processor's are the median over workers and rounds.
+    """
     job = {
         'model': 'mlp',
         'batch': _BATCH.value,
@@ -83,12 +87,14 @@ def _measure(rate: str | None) -> tuple[dict, dict[str, np.ndarray]]:
         reports = run_workers(cluster, sys.executable, module, job, _TIMEOUT.value)
     seconds = {name: [report['variants'][name]['seconds'] for report in reports] for name in _STEPS_OF}
     turns = len(reports), _ROUNDS.value, _STEPS.value
-    return reports[0], {name: np.reshape(s, turns).mean(2).max(0) for name, s in seconds.items()}
+    slowest = {name: np.reshape(s, turns).mean(2).max(0) for name, s in seconds.items()}
+    busy = np.median([report['variants']['def64_overlap']['processor'] for report in reports])
+    return reports[0], slowest, float(busy)
 
 
 def _table(found: dict) -> str:
     rows = [_COLUMNS]
-    for share, (rate, seconds) in found.items():
+    for share, (rate, seconds, busy) in found.items():
         middle = {name: np.median(s) for name, s in seconds.items()}
         bound = max(middle['local_def64'], middle['message64'])
         times = [
@@ -97,14 +103,20 @@ def _table(found: dict) -> str:
         ]
         ratios = middle['def64_overlap'] / bound, middle['def64'] / middle['def64_overlap']
         rows.append(
-            [f'{share:g}', f'{8e-6 * rate:.0f} Mbit/s', *times, *(f'{ratio:.2f}' for ratio in ratios)]
+            [
+                f'{share:g}',
+                f'{8e-6 * rate:.0f} Mbit/s',
+                *times,
+                f'{1e3 * busy:.0f}',
+                *(f'{ratio:.2f}' for ratio in ratios),
+            ]
         )
     return markdown.table(rows)
 
 
 def _draw(found: dict, path: Path) -> None:
     """Steps over the gradient's time, by the message's."""
-    middle = [{name: np.median(s) for name, s in seconds.items()} for _, seconds in found.values()]
+    middle = [{name: np.median(s) for name, s in seconds.items()} for _, seconds, _ in found.values()]
     x = [m['message64'] / m['local_def64'] for m in middle]
     with pictures.panels(path, 1, 1) as axes:
         panel = axes[0, 0]

@@ -28,7 +28,8 @@ def measure(
 
     Returns:
         For each variant, and as NAME_alone for those in `alone`: `seconds`, one per step in the order of the
-        rounds, and `counters`, the total increments of the interface's counters over the counted rounds.
+        rounds, `processor`, this process's processor time of a step, user and system, one per round, and
+        `counters`, the total increments of the interface's counters over the counted rounds.
     """
     found: dict[str, dict] = {}
     for round_ in range(job['warm_up'] + job['rounds']):
@@ -49,13 +50,15 @@ def measure(
 
 def _record(entries: dict[str, dict], name: str, step: Callable[[], None], steps: int) -> None:
     """Adds the times of some steps, and what the interface counts meanwhile, to the entry of that name."""
-    before, seconds = counters(), []
+    before, seconds, busy = counters(), [], time.process_time()
     for _ in range(steps):
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    entry = entries.setdefault(name, {'seconds': [], 'counters': dict.fromkeys(before, 0)})
+    busy = time.process_time() - busy
+    entry = entries.setdefault(name, {'seconds': [], 'processor': [], 'counters': dict.fromkeys(before, 0)})
     entry['seconds'] += seconds
+    entry['processor'].append(busy / steps)
     entry['counters'] = {key: entry['counters'][key] + n - before[key] for key, n in counters().items()}
 
 
