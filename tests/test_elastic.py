@@ -150,11 +150,14 @@ print(jax.jit(sums).lower((jnp.ones(256), jnp.ones(2))).compile().as_text().coun
 """
 
 
-def test_all_reduces_stay_apart_on_cpus(run):
+def test_all_reduces_stay_apart_on_cpus_and_the_users_flags_hold(run, tmp_path):
     """In one that XLA combines, a process whose first sum failed begins the next, and gloo aborts it."""
-    code = SUMS.format(address=run().address)
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == '2\n', done.stderr
+    code, flags = SUMS.format(address=run().address), tmp_path / 'flags'
+    flags.write_text(f'--xla_dump_to={tmp_path / "dump"}\n')
+    environment = os.environ | {'XLA_FLAGS': str(flags)}  # which may name a file
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == '2\n' and any((tmp_path / 'dump').iterdir()), done.stderr
 
 
 @pytest.mark.slow

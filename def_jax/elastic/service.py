@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -64,15 +65,7 @@ def initialize(
         cpu: train on CPUs, with gloo.
     """
     if cpu:
-        # Without the limit, a process that freezes holds up the others until it thaws. And where XLA combines
-        # all-reduces, one that fails for a process is followed by the next: what the others still send for
-        # the first does not fit into the second, and gloo aborts the process.
-        flags = (
-            os.environ.get('XLA_FLAGS', ''),
-            f'--xla_cpu_collective_timeout_seconds={heartbeat_seconds}',
-            '--xla_disable_hlo_passes=cpu-all-reduce-combiner',
-        )
-        os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
+        os.environ['XLA_FLAGS'] = _xla_flags(os.environ.get('XLA_FLAGS', ''), heartbeat_seconds)
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_num_cpu_devices', local_devices * _SPARE)
         jax.config.update('jax_cpu_collectives_implementation', 'gloo')
@@ -84,6 +77,22 @@ def initialize(
     jax.distributed.initialize(
         address, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
     )
+
+
+def _xla_flags(given: str, heartbeat_seconds: int) -> str:
+    """The user's XLA_FLAGS and ours.
+
+    Without the timeout, a process that freezes holds up the others until it thaws. And where XLA combines
+    all-reduces, one that fails for a process is followed by the next: what the others still send for the
+    first does not fit into the second, and gloo aborts the process.
+    """
+    if given.strip() and not given.lstrip().startswith('-'):
+        given = Path(given).read_text()  # XLA_FLAGS may name a file
+    ours = (
+        f'--xla_cpu_collective_timeout_seconds={heartbeat_seconds}',
+        '--xla_disable_hlo_passes=cpu-all-reduce-combiner',  # XLA adds lists up
+    )
+    return ' '.join([given.strip(), *ours]).lstrip()
 
 
 @contextlib.contextmanager
