@@ -235,6 +235,8 @@ class _Run:
 
     def _save(self, state: TrainState, *, wait: bool = False) -> None:
         self._checkpoints.save(state, self._log.seal())
+        if processes.is_first() and self._checkpoints.is_in_place():
+            workdir.record(self._folder, self._experiment.config)  # no start takes a checkpoint without it
         if wait:
             self._checkpoints.wait()
 

@@ -110,7 +110,7 @@ class Checkpoints:
             return
         self.wait()
         try:
-            if not self._is_in_place():  # otherwise orbax would create a new folder of that name
+            if not self.is_in_place():  # otherwise orbax would create a new folder of that name
                 raise FileNotFoundError('the folder is gone')
             if processes.is_first():
                 self._remove_remains()
@@ -162,9 +162,13 @@ class Checkpoints:
         Raises ValueError if it could not be written, LostProcessError if another process lost its part.
         """
         self._join()
-        if self._newest is not None and processes.is_first() and self._is_in_place():
+        if self._newest is not None and processes.is_first() and self.is_in_place():
             for old in [step for step in self.steps() if step <= self._newest][: -self._keep]:
                 shutil.rmtree(self._folder / str(old), ignore_errors=True)  # the next wait tries again
+
+    def is_in_place(self) -> bool:
+        """Whether the run's folder is still the one it started in: neither renamed nor removed."""
+        return _identity(self._folder.parent) == self._identity
 
     def close(self) -> None:
         """Waits for the last save and releases all resources."""
@@ -181,7 +185,7 @@ class Checkpoints:
             failure, self._failure, self._newest = self._failure, None, None
             if _is_loss(failure):
                 raise LostProcessError(_reason(failure)) from failure
-            remedy = 'free some space' if self._is_in_place() else 'rename the folder back'
+            remedy = 'free some space' if self.is_in_place() else 'rename the folder back'
             raise ValueError(
                 f'no checkpoint could be written to {self._folder} ({_reason(failure)}). The earlier ones '
                 f'are kept; {remedy}, then run the same command again to resume.'
@@ -207,15 +211,11 @@ class Checkpoints:
         except Exception as error:
             self._fail(step, error)
 
-    def _is_in_place(self) -> bool:
-        """Whether the run's folder is still the one it started in: neither renamed nor removed."""
-        return _identity(self._folder.parent) == self._identity
-
     def _fail(self, step: int, error: Exception) -> None:
         self._failure = error
         if processes.is_first():
             shutil.rmtree(self._partial(step), ignore_errors=True)  # frees space on a full disk
-            if not self._is_in_place():
+            if not self.is_in_place():
                 with contextlib.suppress(OSError):  # recreated by orbax where the folder was
                     self._folder.rmdir()
                     self._folder.parent.rmdir()

@@ -108,8 +108,12 @@ def wait_for_claim(workdir: str | os.PathLike, seconds: float = 60) -> None:
 
 
 def record(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Records `config` as that of a claimed folder's run; call once it is locked and restored."""
-    write_json(workdir / _RECORD, _settings(config))
+    """Records `config` as that of a claimed folder's run, unless it is already; call once it is locked."""
+    path, ours = workdir / _RECORD, _settings(config)
+    with contextlib.suppress(ValueError):
+        if _read(path) == ours:
+            return
+    write_json(path, ours)
 
 
 def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -155,13 +159,16 @@ def locked(workdir: Path) -> Iterator[None]:
         InUseError: if another process holds the folder.
         ValueError: if its file system has no locks.
     """
-    try:
-        file = (workdir / 'lock').open('a')
-    except OSError as error:
-        raise ValueError(f'workdir={str(workdir)!r} cannot be written to ({error}).') from error
-    with file:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context((workdir / 'lock').open('a'))
+            folder = os.open(workdir, os.O_RDONLY)
+        except OSError as error:
+            raise ValueError(f'workdir={str(workdir)!r} cannot be written to ({error}).') from error
+        stack.callback(os.close, folder)
         try:  # not filelock: without flock, its fallback lock outlives a killed process
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of one machine, also if `lock` is deleted
         except BlockingIOError:
             raise InUseError(
                 f'workdir={str(workdir)!r} is in use by another process. Wait for it, or choose another '

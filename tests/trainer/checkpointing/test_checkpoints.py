@@ -52,6 +52,23 @@ def test_interrupted_at_any_moment_equals_uninterrupted(recorded, tmp_path):
     assert 0 < traced[1] == train_step.traces
 
 
+@pytest.mark.parametrize(
+    'lose', [lambda path: path.unlink(missing_ok=True), lambda path: path.write_text('{"s')]
+)
+def test_a_configuration_that_is_lost_during_the_run_is_written_again(recorded, tmp_path, monkeypatch, lose):
+    folder, save = tmp_path / 'run', checkpoints.Checkpoints.save
+
+    def losing(self, *arguments):
+        lose(folder / 'config.json')
+        save(self, *arguments)
+
+    with monkeypatch.context() as patch, fixtures.killed(order, 'train_batch', when=12):
+        patch.setattr(checkpoints.Checkpoints, 'save', losing)
+        fixtures.train(recorded.config, folder)
+    fixtures.train(recorded.config, folder)
+    assert fixtures.records(folder) == fixtures.records(recorded.folder)
+
+
 def test_output_settings_may_change_between_two_starts(recorded, data_dir, tmp_path):
     with fixtures.killed(order, 'train_batch', when=12):
         fixtures.train(recorded.config, tmp_path / 'run')

@@ -22,12 +22,13 @@ def config(**changes):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
-    """The lock is the kernel's, who frees it when a process is killed."""
-    refused = pytest.raises(workdir.InUseError, match=r'is in use by another process. Wait for it, or')
-    with workdir.locked(tmp_path), refused, workdir.locked(tmp_path):
-        pass
-    with workdir.locked(tmp_path):
-        pass
+    """The lock is the kernel's, who frees it when a process is killed, and not when its file is deleted."""
+    in_use = r'is in use by another process. Wait for it, or'
+    for change in (lambda: None, (tmp_path / 'lock').unlink):
+        with workdir.locked(tmp_path):
+            change()
+            with pytest.raises(workdir.InUseError, match=in_use), workdir.locked(tmp_path):
+                pass
 
 
 @pytest.mark.parametrize('code', [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
