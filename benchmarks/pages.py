@@ -66,11 +66,14 @@ def origin(program: str) -> str:
     )
 
 
-def commit() -> str:
-    """The current commit, and whether anything but results, where benchmarks write, differs from it."""
+def commit(folder: str = '') -> str:
+    """The current commit, or a folder's last, and whether it differs now; results do not count."""
     name, changes = (
         subprocess.run(['git', *command], capture_output=True, text=True).stdout.strip()
-        for command in (['describe', '--always'], ['status', '--porcelain', '--', ':!results'])
+        for command in (
+            ['log', '-1', '--format=%h', '--', folder] if folder else ['describe', '--always'],
+            ['status', '--porcelain', '--', folder or ':!results'],
+        )
     )
     return f'{name or "unknown"}{"-dirty" if changes else ""}'
 

@@ -15,7 +15,7 @@ from def_jax.mesh.link import link_states
 from def_jax.trainer.models import MODELS
 from def_jax.trainer.models.transformer import Transformer
 
-__all__ = ['NETWORKS', 'Network', 'gradient', 'point', 'shapes', 'whole_step']
+__all__ = ['NETWORKS', 'Network', 'detaches', 'gradient', 'point', 'shapes', 'whole_step']
 
 PyTree = Any
 
@@ -72,8 +72,11 @@ def gradient(network: Network, point: PyTree, rest: PyTree, batch: jax.Array) ->
 
 def point(params: PyTree, opt_state: PyTree) -> PyTree:
     """Where an optimizer of that state takes its gradient."""
-    detached = any(isinstance(link, ErrorFeedbackState) for link in link_states(opt_state))
-    return def_jax.detached_params(params, opt_state) if detached else params
+    return def_jax.detached_params(params, opt_state) if detaches(opt_state) else params
+
+
+def detaches(opt_state: PyTree) -> bool:
+    return any(isinstance(link, ErrorFeedbackState) for link in link_states(opt_state))
 
 
 def _transformer(vocab_size: int, num_layers: int, width: int) -> Transformer:

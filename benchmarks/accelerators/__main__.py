@@ -17,6 +17,7 @@ os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # there is no TPU to ask
 import jax
 from absl import app, flags
 
+from benchmarks import pages
 from benchmarks.accelerators import page
 from benchmarks.accelerators.programs import MAPPINGS
 from benchmarks.accelerators.rows import ROWS, Row
@@ -29,6 +30,9 @@ _OUTPUT = flags.DEFINE_string(
     'output', 'results/benchmarks', 'Folder of accelerators.md and accelerators.json.'
 )
 _TARGETS = flags.DEFINE_multi_string('target', list(TARGETS), f'What to compile for: {", ".join(TARGETS)}.')
+_PAIRS = flags.DEFINE_integer(
+    'pairs', 1, 'How often a program and dense training compile by turns, for the ratio of times; 0: alone.'
+)
 _ONLY = flags.DEFINE_string('only', '', 'Compiles again the optimizers whose name contains this.')
 
 
@@ -55,13 +59,24 @@ def main(_) -> int:
 
 
 def _figures(row: Row, devices: list) -> dict:
-    target = get_target(row.target)
-    jax.clear_caches()
-    network = NETWORKS[row.network]
-    lowered = MAPPINGS[row.mapping](network, OPTIMIZERS[row.optimizer], devices, target.nodes)
+    """The figures of a program, and its compile time over dense training's, which is compiled by turns."""
+    target, network, pairs = get_target(row.target), NETWORKS[row.network], []
+
+    def compiled(optimizer):
+        jax.clear_caches()
+        lowered = MAPPINGS[row.mapping](network, OPTIMIZERS[optimizer], devices, target.nodes)
+        return read(lowered, target.options)
+
+    for _ in range(0 if row == row.dense else _PAIRS.value):
+        dense, figures = compiled(row.dense.optimizer), compiled(row.optimizer)
+        pairs.append(round(figures['seconds'] / dense['seconds'], 2))
+    if not pairs:
+        figures = compiled(row.optimizer)
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(network.variables)['params'])]
-    shards = len(devices) // target.nodes if row.mapping.startswith('spmd') else 1
-    return read(lowered, target.options) | {
+    shards = len(devices) // target.nodes if row.sharded else 1
+    return figures | {
+        'pairs': pairs,
+        'commit': pages.commit('def_jax'),
         'devices': len(devices),
         'model': 4 * sum(sizes) // shards,  # bytes of what a device holds of the parameters
         'compiler': f'jax {jax.__version__}, {target.compiler} {importlib.metadata.version(target.compiler)}',

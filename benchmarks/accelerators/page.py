@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ _COLUMNS = [
     'bytes accessed, over dense',
     'seconds to compile (over dense)',
     'misses',
+    'commit',
 ]
 
 
@@ -67,7 +69,7 @@ def misses(row: Row, own: Figures, dense: Figures) -> list[str]:
         'copies': _copied(own) > _copied(dense),
         'memory': own['temporary'] - dense['temporary'] > _allowed(row, own),
         'bytes': row.mapping == STAGE and own['bytes accessed'] > _byte_limit(row) * dense['bytes accessed'],
-        'compile time': own['seconds'] > _COMPILE * dense['seconds'],
+        'compile time': _compile_ratio(own, dense) > _COMPILE,
     }
     return [name for name, missed in found.items() if missed]
 
@@ -78,6 +80,7 @@ def _cells(row: Row, own: Figures, dense: Figures | None) -> list[str]:
     base = row.key == row.dense.key
     beyond = _totals(within) - (Counter() if base else _totals(_split(row, dense)[1]))
     temporary = own['temporary'] - (0 if base else dense['temporary'])
+    ratio = _compile_ratio(own, dense)
     accessed = own['bytes accessed'] and own['bytes accessed'] / dense['bytes accessed']
     return [
         row.optimizer,
@@ -87,8 +90,9 @@ def _cells(row: Row, own: Figures, dense: Figures | None) -> list[str]:
         f'{_copied(own)} in all' if base else str(max(0, _copied(own) - _copied(dense))),
         f'{temporary / 1e6:.1f}' + (' in all' if base else f' ({_allowed(row, own) / 1e6:.1f})'),
         f'{accessed:.3f}' if accessed else '',
-        f'{own["seconds"]:.1f}' + ('' if base else f' ({own["seconds"] / dense["seconds"]:.1f})'),
+        f'{own["seconds"]:.1f}' + ('' if base else f' ({"" if own["pairs"] else "~"}{ratio:.1f})'),
         ', '.join(misses(row, own, dense)),
+        own['commit'],
     ]
 
 
@@ -98,7 +102,7 @@ def _split(row: Row, own: Figures) -> tuple[Counter[Collective], Counter[Collect
         Collective(name, size, 0, _tuples(groups), dtype=dtype)
         for name, dtype, size, groups in own['collectives']
     ]
-    per_worker = own['devices'] // TARGETS[row.target].nodes if row.mapping.startswith('spmd') else 1
+    per_worker = own['devices'] // TARGETS[row.target].nodes if row.sharded else 1
     workers = [device // per_worker for device in range(own['devices'])]
     between = Counter(c for c in found if c.crosses(workers))
     return between, Counter(found) - between
@@ -128,6 +132,11 @@ def _shown(found: Counter[Collective]) -> str:
         total = sum(c.elements for c in found.elements())
         return f'{", ".join(f"{n} {kind}" for kind, n in kinds.items())}: {total:,} elements'
     return ', '.join(one(c, n) for c, n in found.items())
+
+
+def _compile_ratio(own: Figures, dense: Figures) -> float:
+    """Compile time over dense training's: the median of pairs, if there are any."""
+    return statistics.median(own['pairs'] or [own['seconds'] / dense['seconds']])
 
 
 def _copied(own: Figures) -> int:

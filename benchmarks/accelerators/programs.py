@@ -1,6 +1,7 @@
 """The programs that are compiled: a step of a network, of a mapping over workers, of an optimizer."""
 
 import functools
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,12 @@ from jax.sharding import PartitionSpec as P
 
 import def_jax
 from benchmarks.optimizers import Make, update
-from benchmarks.trees import Network, gradient, point, shapes, whole_step
+from benchmarks.trees import Network, detaches, gradient, point, shapes, whole_step
 from def_jax.mesh.ownership import own_leaves
+from def_jax.trainer.state import per_worker
+from def_jax.trainer.steps import Steps
+from def_jax.trainer.workers.base import AXIS
+from def_jax.trainer.workers.sharded import SHARD_AXIS, ShardedWorkers
 
 __all__ = ['MAPPINGS']
 
@@ -120,6 +125,38 @@ def _spmd(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> A
     return jax.jit(step, donate_argnums=(0, 1)).lower(params, dist.abstract_state(params), batch)
 
 
+def _trainer(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> Any:
+    """The trainer's step with `shards_per_worker`: a worker is a node."""
+    each = len(devices) // nodes
+    optimizer, workers = make(AXIS), ShardedWorkers(list(devices), each)
+
+    def init(key):
+        del key
+        return {'batch_stats': {}} | dict(network.variables())
+
+    def loss(params, batch_stats, batch, key):
+        del key
+        variables = {'params': params, 'batch_stats': batch_stats}
+        return network.loss(variables, batch['inputs']), ({}, batch_stats)
+
+    variables = jax.eval_shape(init, None)
+    own = per_worker(optimizer, variables)
+    steps = Steps(
+        types.SimpleNamespace(init=init, loss=loss),
+        optimizer,
+        workers,
+        own,
+        seed=0,
+        points=(),
+        detaches=detaches(jax.eval_shape(optimizer.init, variables['params'])),
+    )
+    mesh = Mesh(np.array(devices).reshape(nodes, each), (AXIS, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2)
+    batch = _batch(network, each)
+    batch = jax.ShapeDtypeStruct((nodes, *batch.shape), batch.dtype)
+    batch = _placed(mesh, {'inputs': batch}, P(AXIS, SHARD_AXIS))
+    return steps.train.lower(workers.abstract(jax.eval_shape(steps.init), own), batch)
+
+
 def _stage(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> Any:
     """The update of one worker alone, its gradients given: nothing is sent."""
     del nodes
@@ -135,6 +172,7 @@ MAPPINGS: dict[str, Callable[..., Any]] = {
     '2 virtual workers, vmap': functools.partial(_shard_map, virtual=2),
     '2 virtual workers, in sequence': functools.partial(_shard_map, virtual=2, sequential=True),
     'spmd, FSDP inside': _spmd,
+    'trainer, FSDP inside': _trainer,
     'optimizer stage': _stage,
 }
 

@@ -21,6 +21,11 @@ class Row(NamedTuple):
         return ' | '.join(self)
 
     @property
+    def sharded(self) -> bool:
+        """Whether a worker is all devices of a node."""
+        return 'FSDP' in self.mapping
+
+    @property
     def dense(self) -> 'Row':
         """The program that it is compared with."""
         return self._replace(optimizer=ADAMW if 'adamw' in self.optimizer.lower() else SGD)
@@ -43,6 +48,7 @@ ROWS: list[Row] = [
     *_rows('h100x2', 'vgg16', 'shard_map', [SGD, 'DEF, 1/64', 'DEF, 1/64, overlap']),
     *_rows('h100x2', 'vgg16', 'spmd, FSDP inside', [*_NARROW, 'DEF, 1/64, overlap']),
     *_rows('h100x2', 'transformer_85m', 'spmd, FSDP inside', [ADAMW, 'def_adamw, 1/16, int8']),
+    *_rows('h100x2', 'vgg16', 'trainer, FSDP inside', [SGD, 'DEF, 1/64', 'DEF, 1/16, int8']),
     *_rows('v5e', 'vgg16', 'optimizer stage', [SGD, 'DEF, 1/10', *_NARROW[1:]]),
     *_rows('v5e', 'vgg16', 'shard_map', [SGD, 'DEF, 1/64']),
     *_rows(
