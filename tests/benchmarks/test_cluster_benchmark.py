@@ -1,5 +1,7 @@
 """The cluster benchmark: what it makes of its figures, what it refuses, and that nothing of it stays."""
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -26,20 +28,33 @@ def run(*flags, **options):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options)
 
 
-def left_behind(process):
-    owner = f'{network.PREFIX}-{process.pid}-'
-    listed = subprocess.run(['ip', 'netns', 'list'], capture_output=True, text=True).stdout
-    return owner in listed or any(Path('/etc/netns').glob(f'{owner}*'))
+def namespaces(pids):
+    """The network and mount namespaces that processes are in."""
+    found = set()
+    for pid, kind in itertools.product(pids, ('net', 'mnt')):
+        with contextlib.suppress(OSError):  # it has ended
+            found.add(os.readlink(f'/proc/{pid}/ns/{kind}'))
+    return found
+
+
+def made_by(process):
+    """The namespaces of a program and the processes it started, without those it was started in."""
+    pids = [process.pid]
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            pids += Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    return namespaces(pids) - namespaces(['self'])
+
+
+def alive(made):
+    return bool(made & namespaces(path.name for path in Path('/proc').glob('[0-9]*')))
 
 
 def possible():
     """Whether this machine lets us make a network namespace."""
     if os.geteuid() != 0 or not (shutil.which('ip') and shutil.which('tc')):
         return False
-    name = f'{network.PREFIX}-probe-{os.getpid()}'
-    made = subprocess.run(['ip', 'netns', 'add', name], capture_output=True).returncode == 0
-    subprocess.run(['ip', 'netns', 'del', name], capture_output=True)
-    return made
+    return subprocess.run(['unshare', '--net', '--mount', 'true'], capture_output=True).returncode == 0
 
 
 # --- What is made of the figures ---
@@ -93,7 +108,6 @@ def test_a_small_cluster_is_measured_and_removed(tmp_path):
     process = run(*TINY, f'--output={tmp_path}', stdout=subprocess.PIPE)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert not left_behind(process)
     found = json.loads((tmp_path / 'cluster.json').read_text())
     variants = found['models']['mlp_tiny']['jax']['variants']
     for name in ('dense', 'def64'):
@@ -114,16 +128,20 @@ def test_nothing_is_left_of_a_cluster_that_is_killed(number):
     if not possible():
         pytest.skip('no root, no iproute2, or no network namespaces')
     process = run(*TINY, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not left_behind(process) and time.monotonic() < deadline:
+    deadline, made = time.monotonic() + 60, set()
+    while len(made) < 3 and time.monotonic() < deadline:  # the program's mounts, and those of its workers
         time.sleep(0.05)
+        made |= made_by(process)
     time.sleep(1)  # its workers are starting
-    assert left_behind(process) and process.poll() is None
+    made |= made_by(process)
+    assert alive(made) and process.poll() is None
+    names = subprocess.run(['ip', 'netns', 'list'], capture_output=True, text=True).stdout
+    assert 'worker0' not in names  # no other program sees them, so that none has to remove them
     process.send_signal(number)
     process.communicate(timeout=60)
-    while left_behind(process) and time.monotonic() < deadline:
+    while alive(made) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not left_behind(process)
+    assert not alive(made)
 
 
 # --- Nodes that shard their model ---
