@@ -8,10 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-import def_jax
 from benchmarks.optimizers import update
-from def_jax.error_feedback import ErrorFeedbackState
-from def_jax.mesh.link import link_states
+from benchmarks.workers import detaches, point
 from def_jax.trainer.models import MODELS
 from def_jax.trainer.models.transformer import Transformer
 
@@ -68,15 +66,6 @@ def whole_step(network: Network, optimizer: optax.GradientTransformation) -> Cal
 def gradient(network: Network, point: PyTree, rest: PyTree, batch: jax.Array) -> PyTree:
     """The gradient of the network's loss; `rest` are its other variables."""
     return jax.grad(lambda p: network.loss(rest | {'params': p}, batch))(point)
-
-
-def point(params: PyTree, opt_state: PyTree) -> PyTree:
-    """Where an optimizer of that state takes its gradient."""
-    return def_jax.detached_params(params, opt_state) if detaches(opt_state) else params
-
-
-def detaches(opt_state: PyTree) -> bool:
-    return any(isinstance(link, ErrorFeedbackState) for link in link_states(opt_state))
 
 
 def _transformer(vocab_size: int, num_layers: int, width: int) -> Transformer:

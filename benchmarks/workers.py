@@ -1,4 +1,4 @@
-"""Workers on one device, mapped by vmap: a step of one of them, and their state."""
+"""A worker's step, and the steps and states of several on one device, mapped by vmap."""
 
 import functools
 from collections.abc import Callable
@@ -8,18 +8,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import def_jax
+from def_jax.error_feedback import ErrorFeedbackState
+from def_jax.mesh.link import link_states
 from def_jax.mesh.ownership import own_leaves
 
-__all__ = ['AXIS', 'mapped', 'own_axes', 'stacked', 'train_step']
+__all__ = ['AXIS', 'detaches', 'mapped', 'own_axes', 'point', 'stacked', 'train_step']
 
 AXIS = 'workers'
 PyTree = Any
 
 
+def detaches(opt_state: PyTree) -> bool:
+    """Whether an optimizer of that state takes its gradient at detached points."""
+    return any(isinstance(link, ErrorFeedbackState) for link in link_states(opt_state))
+
+
+def point(params: PyTree, opt_state: PyTree) -> PyTree:
+    """Where it takes its gradient."""
+    return def_jax.detached_params(params, opt_state) if detaches(opt_state) else params
+
+
 def train_step(
     optimizer: optax.GradientTransformation,
     loss_fn: Callable[..., jax.Array],
-    point: Callable[[PyTree, PyTree], PyTree],
     applied: Callable[[PyTree], PyTree] = lambda updates: updates,
 ) -> Callable[..., tuple[PyTree, PyTree, jax.Array]]:
     """One worker's step: (params, state, *batch) to new parameters and state, and the loss.
@@ -27,7 +39,6 @@ def train_step(
     Args:
         optimizer: the whole chain.
         loss_fn: of parameters and the batch.
-        point: where the gradient is taken, of parameters and state.
         applied: what the parameters receive of the updates.
     """
 

@@ -73,13 +73,10 @@ def inner(setting: Setting, rate: Any) -> optax.GradientTransformation:
     return training.adamw(rate, setting.steps, scale)
 
 
-def dense(setting: Setting, rate: Any) -> optax.GradientTransformation:
-    """The optimizer on the mean gradient."""
-    return optax.chain(def_jax.all_reduce_mean(AXIS), inner(setting, rate))
-
-
 def optimizer(setting: Setting, rate: Any) -> optax.GradientTransformation:
     """The optimizer of one worker, with its link."""
+    if setting.method == 'dense':
+        return optax.chain(def_jax.all_reduce_mean(AXIS), inner(setting, rate))
     blocks = def_jax.random_block(setting.ratio, order='shuffled', allocation='balanced')
     link = def_jax.error_feedback(
         def_jax.identity() if setting.identity else blocks,
@@ -98,16 +95,10 @@ def run(setting: Setting) -> dict[str, Any]:
     """Trains and evaluates; returns the settings with losses in nats a byte along the run and at its end."""
     begin, cpu_begin = time.time(), time.process_time()
     points: dict[str, training.Point] = {'x': lambda params, _: params}
-    make, point, ratio = functools.partial(dense, setting), points['x'], 1.0
     if setting.method == 'def':
-        make, point, ratio = (
-            functools.partial(optimizer, setting),
-            def_jax.detached_params,
-            _true_ratio(setting),
-        )
         points['y'] = functools.partial(def_jax.output_params, axis_name=AXIS)
-    size, after = network.SIZES[setting.model], functools.partial(applied, setting)
-    programs = training.make_programs(size, setting.workers, make, point, points, after)
+    make, after = (functools.partial(of, setting) for of in (optimizer, applied))
+    programs = training.make_programs(network.SIZES[setting.model], setting.workers, make, points, after)
     losses, curve, shape = [], [], (setting.steps, setting.workers, setting.sequences)
     for trained, params, state in training.course(programs, setting.seed, setting.lr, shape, _EVALUATIONS):
         losses += trained
@@ -117,7 +108,7 @@ def run(setting: Setting) -> dict[str, Any]:
         if not (len(losses) <= _FIRST_CHECK or min(curve[-1][1].values()) <= _HOPELESS):
             break
     result = dataclasses.asdict(setting) | {
-        'true_ratio': ratio,
+        'true_ratio': _true_ratio(setting),
         'python': platform.python_version(),
         'val': curve[-1][1],
         'curve': curve,

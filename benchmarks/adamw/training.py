@@ -43,7 +43,6 @@ def make_programs(
     size: network.Size,
     workers: int,
     optimizer: Callable[[Any], optax.GradientTransformation],
-    point: Point,
     points: Mapping[str, Point],
     applied: Callable[[PyTree], PyTree] = lambda updates: updates,
 ) -> Programs:
@@ -53,7 +52,6 @@ def make_programs(
         size: of the network.
         workers: on the device.
         optimizer: a worker's whole chain, of the rate.
-        point: where a worker takes its gradient.
         points: by name, what is evaluated.
         applied: what the parameters receive of the updates.
     """
@@ -63,7 +61,7 @@ def make_programs(
         return jnp.mean(network.losses(size, params, tokens))
 
     def worker(params, state, words, starts, rate):
-        step = train_step(optimizer(rate), mean_loss, point, applied)
+        step = train_step(optimizer(rate), mean_loss, applied)
         params, state, loss = step(params, state, words[starts[:, None] + jnp.arange(size.context + 1)])
         return params, state, jax.lax.pmean(loss, AXIS)
 

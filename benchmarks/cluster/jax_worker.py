@@ -12,6 +12,7 @@ import def_jax
 from benchmarks.cluster import timing
 from benchmarks.cluster.jax_side import AXIS, Variant, meet, mlp, mlp_params, on_workers, place, start
 from benchmarks.cluster.workloads import LEARNING_RATE, MLP_SIZES, NUM_CLASSES, VGG16_STAGES, VGG_IMAGE
+from benchmarks.workers import point
 
 
 def make_model(job: dict):
@@ -62,30 +63,6 @@ def make_steps(job: dict, loss_fn):
         grads, other = take_grads(params, other, batch)
         return params, grads, other  # the gradients overwrite the previous ones, as in PyTorch
 
-    def train(optimizer, average: bool):
-        def step(state, batch):
-            params, opt_state, other = state
-            grads, other = take_grads(params, other, batch)
-            if average:
-                grads = lax.pmean(grads, AXIS)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state, other
-
-        return step, optimizer.init
-
-    def feedback(ratio, axis_name=AXIS, sgd=sgd, **options):
-        compressor = def_jax.random_block(ratio)
-        optimizer = optax.chain(sgd, def_jax.error_feedback(compressor, axis_name, **options))
-
-        def step(state, batch):
-            params, opt_state, other = state
-            point = def_jax.detached_params(params, opt_state)
-            grads, other = take_grads(point, other, batch)
-            updates, opt_state = optimizer.update(grads, opt_state, point)
-            return optax.apply_updates(params, updates), opt_state, other
-
-        return step, optimizer.init
-
     def message(state, batch):
         del batch
         params, block, other = state
@@ -94,20 +71,32 @@ def make_steps(job: dict, loss_fn):
     def block(params):
         return jnp.zeros(def_jax.message_size(def_jax.random_block(64), params))
 
-    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+    def train(optimizer):
+        def step(state, batch):
+            params, opt_state, other = state
+            grads, other = take_grads(point(params, opt_state), other, batch)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state, other
+
+        return step, optimizer.init
+
+    def feedback(ratio, axis_name=AXIS, sgd=sgd, **options):
+        link = def_jax.error_feedback(def_jax.random_block(ratio), axis_name, **options)
+        return train(optax.chain(sgd, link))
+
     return {
-        'compute': (compute, zeros),
-        'local_sgd': train(sgd, average=False),
+        'compute': (compute, functools.partial(jax.tree.map, jnp.zeros_like)),
+        'message64': (message, block),
+        'local_sgd': train(sgd),
         'local_def64': feedback(64, None),
         'local_def64_m0': feedback(64, None, plain),
-        'dense': train(sgd, average=True),
+        'dense': train(optax.chain(def_jax.all_reduce_mean(AXIS), sgd)),
         'def64': feedback(64),
         'def64_m0': feedback(64, sgd=plain),
         'def256': feedback(256),
         'def256_m0': feedback(256, sgd=plain),
         'def_a64_bf16': feedback(64, wire_dtype=jnp.bfloat16),
         'def64_overlap': feedback(64, overlap=True),
-        'message64': (message, block),
     }
 
 

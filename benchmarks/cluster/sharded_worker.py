@@ -44,42 +44,35 @@ def make_steps(job, mesh, params):
     """For each variant, its step and the sharded state that it carries; AdamW in all."""
     inner = optax.adamw(LEARNING_RATE)
 
-    def place(axes):
-        """The parameters, the first axis of every matrix sharded."""
-        return jax.tree.map(lambda x: global_array(x, NamedSharding(mesh, P(axes))), params)
+    def train(axes, init, gradient, update):
+        """A step on parameters of whose matrices the first axis is sharded."""
+        start = jax.tree.map(lambda x: global_array(x, NamedSharding(mesh, P(axes))), params)
+        shardings = jax.tree.map(lambda x: x.sharding, start)
+
+        def step(state, batch):
+            params, opt_state = state
+            updates, opt_state = update(gradient(params, opt_state, batch), opt_state, params)
+            params = optax.apply_updates(params, updates)
+            return jax.lax.with_sharding_constraint(params, shardings), opt_state
+
+        return step, (start, jax.jit(init)(start))
 
     def fsdp():
-        optimizer, start = inner, place(('nodes', 'devices'))
+        gradient = jax.grad(loss_fn)
+        axes = 'nodes', 'devices'
+        return train(axes, inner.init, lambda params, _, batch: gradient(params, batch), inner.update)
 
-        def step(state, batch):
-            params, opt_state = state
-            updates, opt_state = optimizer.update(jax.grad(loss_fn)(params, batch), opt_state, params)
-            params = optax.apply_updates(params, updates)
-            return jax.lax.with_sharding_constraint(
-                params, jax.tree.map(lambda x: x.sharding, start)
-            ), opt_state
-
-        return step, (start, jax.jit(optimizer.init)(start))
-
-    def across(link, before):
-        optimizer = optax.chain(inner, link) if before else optax.chain(link, inner)
-        dist = def_jax.spmd(optimizer, mesh, P('devices'), axis_name='nodes')
-
-        def step(state, batch):
-            params, opt_state = state
-            _, grads = dist.value_and_grad(loss_fn)(params, opt_state, batch)
-            updates, opt_state = dist.update(grads, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state
-
-        start = place('devices')
-        return step, (start, jax.jit(dist.init)(start))
+    def across(*chain):
+        dist = def_jax.spmd(optax.chain(*chain), mesh, P('devices'), axis_name='nodes')
+        grads_of = dist.value_and_grad(loss_fn)
+        return train('devices', dist.init, lambda *arguments: grads_of(*arguments)[1], dist.update)
 
     def feedback(ratio):
-        return across(def_jax.error_feedback(def_jax.random_block(ratio), 'nodes'), before=True)
+        return across(inner, def_jax.error_feedback(def_jax.random_block(ratio), 'nodes'))
 
     return {
         'fsdp': fsdp,
-        'dense': functools.partial(across, def_jax.all_reduce_mean('nodes'), before=False),
+        'dense': functools.partial(across, def_jax.all_reduce_mean('nodes'), inner),
         'def16': functools.partial(feedback, 16),
         'def64': functools.partial(feedback, 64),
     }

@@ -11,7 +11,7 @@ import optax
 import def_jax
 from def_jax.methods import Method
 
-__all__ = ['WORKERS', 'Contender', 'Problem', 'answer', 'gradient_point', 'narrower']
+__all__ = ['WORKERS', 'Contender', 'Problem', 'answer', 'narrower']
 
 WORKERS = 8
 PyTree = Any
@@ -85,8 +85,3 @@ def answer(method: Method, params: PyTree, state: PyTree) -> PyTree:
     if method.answer == 'y':
         return def_jax.output_params(params, state, 'workers')
     return def_jax.detached_params(params, state) if method.answer == 'own' else params
-
-
-def gradient_point(method: Method, params: PyTree, state: PyTree) -> PyTree:
-    """Where the method takes its gradient."""
-    return def_jax.detached_params(params, state) if method.kind == 'error_feedback' else params

@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import sklearn.datasets
 
 import def_jax
-from benchmarks.league.contenders import WORKERS, Contender, Problem, answer, gradient_point, narrower
+from benchmarks.league.contenders import WORKERS, Contender, Problem, answer, narrower
 from benchmarks.workers import train_step
 from def_jax.trainer.data.digits import split_indices
 
@@ -26,6 +25,7 @@ STEPS, BATCH, POINTS = 800, 8, 20
 WIDTHS = (64, 64, 64, 10)
 LANES = 5  # runs side by side in one program
 VALIDATION, FOLDS, PADDED = 200, 5, 1000
+PyTree = Any
 
 
 class Data(NamedTuple):
@@ -36,6 +36,7 @@ class Data(NamedTuple):
     test_images: np.ndarray  # float32 [PADDED, 64]
     test_labels: np.ndarray
     weights: np.ndarray  # float32 [PADDED], sums to 1
+    others: Any = None  # what else is evaluated
 
 
 def split(*, tuning: bool, fold: int = FOLDS - 1) -> tuple[np.ndarray, np.ndarray]:
@@ -85,8 +86,11 @@ def logits(params, images):
     return images
 
 
-def loss_fn(params, images, labels):
-    return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels)
+def evaluated(params, images, labels, weights) -> tuple[jax.Array, jax.Array]:
+    """The weighted loss and accuracy."""
+    found = logits(params, images)
+    losses = optax.softmax_cross_entropy_with_integer_labels(found, labels)
+    return weights @ losses, weights @ (found.argmax(-1) == labels)
 
 
 def sgd(rate: Any, momentum: float, steps: int = STEPS) -> optax.GradientTransformation:
@@ -96,59 +100,61 @@ def sgd(rate: Any, momentum: float, steps: int = STEPS) -> optax.GradientTransfo
 
 def train(contender: Contender) -> Callable[[Sequence[float], Sequence[int], bool], np.ndarray]:
     """See `Problem`; a program trains `LANES` runs at a time."""
-    program = make_program(contender)
+    method = def_jax.get_method(contender.method)
+
+    def evaluate(params, state, data):
+        return evaluated(answer(method, params, state), data.test_images, data.test_labels, data.weights)
+
+    program = make_program(contender, evaluate)
 
     def run(rates, seeds, tuning):
         found = []
         for i in range(0, len(rates), LANES):
             lanes = np.resize(np.float32(rates[i : i + LANES]), LANES)
             stacked = stacked_data(tuple(np.resize(seeds[i : i + LANES], LANES).tolist()), tuning)
-            found.append(np.asarray(program(lanes, *stacked))[: len(rates) - i])
+            losses, (loss, accuracy) = program(lanes, None, *stacked)
+            curves = np.stack([losses.mean(-1), loss, accuracy], 1)
+            found.append(curves[: len(rates) - i])
         return np.concatenate(found)
 
     return run
 
 
-def make_step(
-    contender: Contender, rate: Any, steps: int = STEPS
-) -> tuple[optax.GradientTransformation, Callable]:
-    """The optimizer, and a step for `scan`: ((params, state), batch) to both, and the loss."""
-    method = def_jax.get_method(contender.method)
-    optimizer = contender.optimizer(sgd(rate, **contender.inner, steps=steps))
+def make_program(
+    contender: Contender,
+    evaluate: Callable[[PyTree, PyTree, Data], PyTree],
+    parts: int = POINTS,
+    steps: int = STEPS,
+) -> Callable:
+    """A compiled function of rates, keys of blocks, parameters and data, each stacked over runs.
+
+    Without keys, blocks are drawn by the method's own. It returns the losses in training, [runs, parts, steps
+    of a part], and what `evaluate` makes of parameters, state and data after each part.
+    """
 
     def mean_loss(params, images, labels):
-        return loss_fn(params, images, labels).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels).mean()
 
-    step = train_step(optimizer, mean_loss, functools.partial(gradient_point, method))
+    def worker(rate, key, params, data):
+        optimizer = contender.optimizer(sgd(rate, **contender.inner, steps=steps))
+        state, step = optimizer.init(params), train_step(optimizer, mean_loss)
+        if key is not None:
+            state = optax.tree.set(state, key=key)
 
-    def scanned(carry, batch):
-        params, state, loss = step(*carry, *batch)
-        return (params, state), loss
+        def scanned(carry, batch):
+            params, state, loss = step(*carry, *batch)
+            return (params, state), loss
 
-    return optimizer, scanned
+        def part(carry, batches):
+            carry, losses = jax.lax.scan(scanned, carry, batches)
+            return carry, (losses, evaluate(*carry, data))
 
+        batches = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (data.images, data.labels))
+        _, found = jax.lax.scan(part, (params, state), batches)
+        return jax.lax.pmean(found, 'workers')
 
-def make_program(contender: Contender) -> Callable:
-    """A compiled function of rates [LANES], parameters and data, stacked, to curves [LANES, 3, POINTS]."""
-    method = def_jax.get_method(contender.method)
-
-    def worker(rate, params, data):
-        optimizer, step = make_step(contender, rate)
-
-        def segment(carry, batches):
-            carry, losses = jax.lax.scan(step, carry, batches)
-            found = answer(method, *carry)
-            correct = logits(found, data.test_images).argmax(-1) == data.test_labels
-            test_loss = loss_fn(found, data.test_images, data.test_labels)
-            return carry, jnp.stack([losses.mean(), data.weights @ test_loss, data.weights @ correct])
-
-        batches = (data.images, data.labels)
-        batches = jax.tree.map(lambda x: x.reshape(POINTS, -1, *x.shape[1:]), batches)
-        _, curves = jax.lax.scan(segment, (params, optimizer.init(params)), batches)
-        return jax.lax.pmean(curves.T, 'workers')
-
-    own = Data(1, 1, None, None, None)
-    workers = jax.vmap(worker, in_axes=(None, None, own), out_axes=None, axis_name='workers')
+    axes = None, None, None, Data(1, 1, None, None, None, None)
+    workers = jax.vmap(worker, in_axes=axes, out_axes=None, axis_name='workers')
     return jax.jit(jax.vmap(workers))
 
 

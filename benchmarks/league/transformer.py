@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from benchmarks.adamw import network, training
-from benchmarks.league.contenders import WORKERS, Contender, Problem, answer, gradient_point, narrower
+from benchmarks.league.contenders import WORKERS, Contender, Problem, answer, narrower
 from def_jax import get_method
 
 __all__ = ['TRANSFORMER']
@@ -41,7 +41,6 @@ def train(contender: Contender) -> Callable[[Sequence[float], Sequence[int], boo
         SIZE,
         WORKERS,
         lambda rate: contender.optimizer(inner(rate, **contender.inner)),
-        functools.partial(gradient_point, method),
         {'answer': functools.partial(answer, method)},
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import sklearn.datasets
@@ -17,6 +18,7 @@ import sklearn.datasets
 import def_jax
 from benchmarks.league import perceptron
 from benchmarks.league.contenders import Contender
+from benchmarks.workers import detaches
 from def_jax.error_feedback import feedback_states
 
 __all__ = ['POINTS', 'train']
@@ -34,69 +36,46 @@ def train(
     These are one of five folds, chosen by the seed. It returns the record of a run: metrics by point, and the
     course of the training loss.
     """
-    program = _program(contender, steps)
+    has_residual = def_jax.get_method(contender.method).kind == 'error_feedback'
+    program = perceptron.make_program(contender, _evaluate, 1, steps)
+    # Where all take their gradients at x, one worker with all images is the same run, and faster.
+    count = workers if has_residual else 1
 
     def run(rate, seed, tuning):
-        return _record(
-            jax.tree.map(np.asarray, program(rate, *_arguments(seed, width, workers, steps, tuning)))
-        )
+        key = jax.random.PRNGKey(seed) if has_residual else None
+        arguments = np.float32(rate), key, *_arguments(seed, width, count, steps, tuning)
+        found = program(*jax.tree.map(lambda x: x[None], arguments))
+        return _record(*jax.tree.map(lambda x: np.asarray(x)[0, 0], found))  # the only part of the only run
 
     return run
 
 
-def _program(contender: Contender, steps: int) -> Callable:
-    """Compiled: of a rate, a key, initial parameters and data, to metrics and the course of the loss."""
-    method = def_jax.get_method(contender.method)
-    has_residual = method.kind == 'error_feedback'
+def _evaluate(params: PyTree, state: PyTree, data: perceptron.Data) -> dict[str, dict[str, jax.Array]]:
+    """Metrics by point, on held-out images and on those to train on."""
+    answers = {'x': params}
+    if detaches(state):
+        (link,) = feedback_states(state, 'the map')
+        answers['y'] = def_jax.output_params(params, state, 'workers')
+        answers['own'] = optax.tree.add(params, link.residual)
 
-    def worker(rate, key, params, data, train_images, train_labels):
-        optimizer, step = perceptron.make_step(contender, rate, steps)
-        state = optimizer.init(params)
-        if has_residual:
-            state = optax.tree.set(state, key=key)
+    def metrics(point):
+        images, labels = data.others
+        even = jnp.full(len(labels), 1 / len(labels))
+        loss, correct = perceptron.evaluated(point, data.test_images, data.test_labels, data.weights)
+        train_loss, train_correct = perceptron.evaluated(point, images, labels, even)
+        errors = {'error': 100 * (1 - correct), 'train_error': 100 * (1 - train_correct)}
+        return {'loss': loss, 'train_loss': train_loss} | errors
 
-        def evaluated(point):
-            correct = perceptron.logits(point, data.test_images).argmax(-1) == data.test_labels
-            loss = perceptron.loss_fn(point, data.test_images, data.test_labels)
-            right = perceptron.logits(point, train_images).argmax(-1) == train_labels
-            return {
-                'loss': data.weights @ loss,
-                'error': 100 * (1 - data.weights @ correct),
-                'train_loss': perceptron.loss_fn(point, train_images, train_labels).mean(),
-                'train_error': 100 * (1 - right.mean()),
-            }
-
-        (params, state), losses = jax.lax.scan(step, (params, state), (data.images, data.labels))
-        answers = {'x': params}
-        if has_residual:
-            (link,) = feedback_states(state, 'the map')
-            answers['y'] = def_jax.output_params(params, state, 'workers')
-            answers['own'] = optax.tree.add(params, link.residual)
-        found = {name: evaluated(point) for name, point in answers.items()}
-        return jax.lax.pmean((found, losses.reshape(COURSE, -1).mean(1)), 'workers')
-
-    own = perceptron.Data(1, 1, None, None, None)
-    axes = (None, None, None, own, None, None)
-    workers = jax.vmap(worker, in_axes=axes, out_axes=None, axis_name='workers')
-    if has_residual:
-        return jax.jit(workers)
-
-    def one_worker(rate, key, params, data, *train):
-        """The same run: where all take their gradients at x, one worker with all images is faster."""
-        images, labels = (x.reshape(len(x), 1, -1, *x.shape[3:]) for x in (data.images, data.labels))
-        return workers(rate, key, params, data._replace(images=images, labels=labels), *train)
-
-    return jax.jit(one_worker)
+    return {name: metrics(point) for name, point in answers.items()}
 
 
-def _record(results: PyTree) -> dict[str, Any]:
+def _record(losses: np.ndarray, found: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     """As JSON has it: five digits, and None for what is not finite."""
-    found, course = results
     points = [name for name in POINTS if name in found]
     metrics = {
         metric: {point: _rounded(found[point][metric], 5) for point in points} for metric in found['x']
     }
-    return metrics | {'course': [_rounded(loss, 4) for loss in course]}
+    return metrics | {'course': [_rounded(loss, 4) for loss in losses.reshape(COURSE, -1).mean(1)]}
 
 
 def _rounded(value: float, digits: int) -> float | None:
@@ -108,9 +87,8 @@ def _arguments(seed: int, width: int, workers: int, steps: int, tuning: bool) ->
     fold = seed % perceptron.FOLDS
     data = perceptron.make_data(seed, tuning=tuning, fold=fold, steps=steps)
     images, labels = (x.reshape(len(x), workers, -1, *x.shape[3:]) for x in (data.images, data.labels))
-    data = data._replace(images=images, labels=labels)
-    params = perceptron.make_params(seed, (64, width, width, 10))
-    return np.asarray(jax.random.PRNGKey(seed)), params, data, *_train_images(tuning, fold * tuning)
+    data = data._replace(images=images, labels=labels, others=_train_images(tuning, fold * tuning))
+    return perceptron.make_params(seed, (64, width, width, 10)), data
 
 
 @functools.cache
