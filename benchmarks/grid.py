@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ['LIKELY', 'Grid', 'Tried', 'chosen', 'shares', 'tune']
+__all__ = ['LIKELY', 'Grid', 'Tried', 'chosen', 'inside', 'shares', 'tune']
 
 LIKELY = 0.05  # share of the bootstrap's draws
 _LIMIT = 12  # times a grid may grow
@@ -43,9 +43,9 @@ def tune(losses: Callable[[Sequence[int]], np.ndarray], first: int, reach: int =
     for _ in range(_LIMIT):
         found = np.nan_to_num(np.asarray(losses(new), float), nan=np.inf, posinf=np.inf)
         tried |= dict(zip(new, found, strict=True))
-        best = chosen(tried)
-        if min(tried) < best < max(tried):
+        if inside(tried):
             return tried
+        best = chosen(tried)
         new = range(best - reach, best) if best == min(tried) else range(best + 1, best + reach + 1)
     raise ValueError(f'no rate is best within its grid: k = {min(tried)} to {max(tried)} were tried.')
 
@@ -53,6 +53,11 @@ def tune(losses: Callable[[Sequence[int]], np.ndarray], first: int, reach: int =
 def chosen(tried: Tried) -> int:
     """The k with the lowest mean loss."""
     return min(tried, key=lambda k: tried[k].mean())
+
+
+def inside(tried: Tried) -> bool:
+    """Whether rates were tried on either side of the best."""
+    return min(tried) < chosen(tried) < max(tried)
 
 
 def shares(tried: Tried, draws: int = 2000) -> dict[int, float]:

@@ -19,7 +19,7 @@ from benchmarks import pages
 from benchmarks.cluster.network import network
 from benchmarks.cluster.page import ring_bytes
 from benchmarks.cluster.processes import guarded, run_workers
-from def_jax.tools import markdown, pictures
+from def_jax.tools import pictures
 
 _SHARES = flags.DEFINE_multi_float(
     'share', [0.25, 0.5, 1, 2], "A message's time over the gradient's, when nothing else runs."
@@ -39,14 +39,6 @@ _STEPS_OF = {
     'def64': 'without `overlap`',
     'def64_overlap': 'with it',
 }
-_COLUMNS = [
-    'message over gradient, aimed at',
-    'network',
-    *_STEPS_OF.values(),
-    'processor time with it',
-    'over the longer of the two',
-    'times as fast as without',
-]
 
 
 def main(_) -> int:
@@ -93,25 +85,25 @@ def _measure(rate: str | None) -> tuple[dict, dict[str, np.ndarray], float]:
 
 
 def _table(found: dict) -> str:
-    rows = [_COLUMNS]
+    rows = []
     for share, (rate, seconds, busy) in found.items():
         middle = {name: np.median(s) for name, s in seconds.items()}
         bound = max(middle['local_def64'], middle['message64'])
-        times = [
-            '{:.0f} ({:.0f} to {:.0f})'.format(*1e3 * np.quantile(seconds[name], [0.5, 0.25, 0.75]))
-            for name in _STEPS_OF
-        ]
-        ratios = middle['def64_overlap'] / bound, middle['def64'] / middle['def64_overlap']
+        times = {
+            title: '{:.0f} ({:.0f} to {:.0f})'.format(*1e3 * np.quantile(seconds[name], [0.5, 0.25, 0.75]))
+            for name, title in _STEPS_OF.items()
+        }
         rows.append(
-            [
-                f'{share:g}',
-                f'{8e-6 * rate:.0f} Mbit/s',
-                *times,
-                f'{1e3 * busy:.0f}',
-                *(f'{ratio:.2f}' for ratio in ratios),
-            ]
+            {
+                'message over gradient, aimed at': f'{share:g}',
+                'network': f'{8e-6 * rate:.0f} Mbit/s',
+                **times,
+                'processor time with it': f'{1e3 * busy:.0f}',
+                'over the longer of the two': f'{middle["def64_overlap"] / bound:.2f}',
+                'times as fast as without': f'{middle["def64"] / middle["def64_overlap"]:.2f}',
+            }
         )
-    return markdown.table(rows)
+    return pages.table(rows)
 
 
 def _draw(found: dict, path: Path) -> None:

@@ -11,15 +11,14 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 from absl import app, flags
 
 from benchmarks import pages
 from configs import cifar10, digits
-from def_jax.tools import markdown
 from def_jax.trainer.launch import command_line
 
 _OUTPUT = flags.DEFINE_string('output', 'results/benchmarks/loop.md', 'The page, whose table is replaced.')
@@ -46,7 +45,7 @@ def make_config(name: str) -> ml_collections.ConfigDict:
 
 
 def main(_) -> None:
-    rows: list[list[Any]] = []
+    rows: list[dict[str, str]] = []
     with tempfile.TemporaryDirectory(prefix='def_jax-loop-') as folder:
         command_line.set_environment(folder, fake_devices=True)
         for name in _DATA.value:
@@ -54,12 +53,10 @@ def main(_) -> None:
                 rows += _speeds(name, Path(folder))
             except FileNotFoundError:
                 print(f'{name} is omitted because it is not prepared here; set TFDS_DATA_DIR.')
-    columns = ['data', 'loop', 'steps per second', 'ms per step', 'relative to the bare step', 'target']
-    sections = {'origin': pages.origin('benchmarks.loop'), 'loop': markdown.table([columns, *rows])}
-    pages.write(_OUTPUT.value, sections)
+    pages.write(_OUTPUT.value, {'origin': pages.origin('benchmarks.loop'), 'loop': pages.table(rows)})
 
 
-def _speeds(name: str, folder: Path) -> list[list[Any]]:
+def _speeds(name: str, folder: Path) -> Iterator[dict[str, str]]:
     """Rows of steps per second."""
     seconds: dict[str, list[float]] = {loop: [] for loop in _LOOPS}  # per step, for each window
     bare = _BareLoop(make_config(name))
@@ -70,17 +67,15 @@ def _speeds(name: str, folder: Path) -> list[list[Any]]:
             seconds['resident'].append(bare.window(resident=True))
             seconds['host'].append(bare.window(resident=False))
     medians = {loop: statistics.median(windows) for loop, windows in seconds.items()}
-    return [
-        [
-            name,
-            _LOOPS[loop],
-            f'{1 / median:.1f}',
-            f'{1e3 * median:.2f}',
-            f'{medians["resident"] / median:.3f}',
-            '≥ 0.95' if loop == 'trainer' else '',
-        ]
-        for loop, median in medians.items()
-    ]
+    for loop, median in medians.items():
+        yield {
+            'data': name,
+            'loop': _LOOPS[loop],
+            'steps per second': f'{1 / median:.1f}',
+            'ms per step': f'{1e3 * median:.2f}',
+            'relative to the bare step': f'{medians["resident"] / median:.3f}',
+            'target': '≥ 0.95' if loop == 'trainer' else '',
+        }
 
 
 def _trainer_windows(config: ml_collections.ConfigDict, run: Path) -> list[float]:

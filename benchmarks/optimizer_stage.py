@@ -17,7 +17,6 @@ import def_jax
 from benchmarks import hlo, pages, timing
 from benchmarks.optimizers import OPTIMIZERS, PLAIN, SGD, feedback
 from benchmarks.trees import NETWORKS
-from def_jax.tools import markdown
 
 _OUTPUT = flags.DEFINE_string(
     'output', 'results/benchmarks/optimizer_stage.md', 'The page, whose tables are replaced.'
@@ -89,31 +88,30 @@ def _section(network: str) -> str:
         passes = _WITHOUT_MOMENTUM if _NO_MOMENTUM in name else _PASSES
         least = passes * pass_seconds + copy.median * name.endswith(_POINT)
         rows.append(_row(name, measured, base, least))
-    columns = ['variant', 'ms', 'ratio to momentum SGD', 'target', 'limit, ms', 'limit / time']
     return (
         f'## {NETWORKS[network].title}: {size:,} parameters in {len(jax.tree.leaves(params))} tensors\n\n'
         f'Median of {len(triad.seconds)} rounds, excluding the first fifth; memory bandwidth '
         f'{4e-9 * size / pass_seconds:.1f} GB/s.\n\n'
-    ) + markdown.table([[*columns, 'copies of a large tensor', 'temporary MB'], *rows])
+    ) + pages.table(rows)
 
 
 def _wanted(name: str) -> bool:
     return name == SGD or re.search(_ONLY.value, name) is not None
 
 
-def _row(name: str, measured: timing.Stage, base: float, least: float) -> list[Any]:
+def _row(name: str, measured: timing.Stage, base: float, least: float) -> dict[str, Any]:
     temporary = sum(program.memory_analysis().temp_size_in_bytes for program in measured.programs)
     copied = [hlo.copies(program.as_text(), smallest=_LARGE) for program in measured.programs]
-    return [
-        name,
-        f'{1e3 * measured.median:.2f}',
-        f'{measured.median / base:.2f}',
-        _TARGETS.get(name, ''),
-        f'{1e3 * least:.2f}',
-        f'{least / measured.median:.0%}',
-        sum(sum(found.values()) for found in copied),
-        f'{temporary / 1e6:.1f}',
-    ]
+    return {
+        'variant': name,
+        'ms': f'{1e3 * measured.median:.2f}',
+        'ratio to momentum SGD': f'{measured.median / base:.2f}',
+        'target': _TARGETS.get(name, ''),
+        'limit, ms': f'{1e3 * least:.2f}',
+        'limit / time': f'{least / measured.median:.0%}',
+        'copies of a large tensor': sum(sum(found.values()) for found in copied),
+        'temporary MB': f'{temporary / 1e6:.1f}',
+    }
 
 
 if __name__ == '__main__':

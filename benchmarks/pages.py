@@ -13,7 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -21,7 +21,7 @@ from absl import app, flags
 
 from def_jax.tools import markdown
 
-__all__ = ['SUBJECTS', 'commit', 'marked', 'origin', 'write']
+__all__ = ['SUBJECTS', 'commit', 'marked', 'origin', 'table', 'write']
 
 # Modules with a function `write` of the folder of their records.
 SUBJECTS = {
@@ -54,6 +54,21 @@ def marked(text: str, sections: Mapping[str, str]) -> str:
             text = f'{text}\n{begin}{end}\n'.lstrip()
         text = markdown.replaced(text, begin, end, section.strip())
     return text
+
+
+def table(rows: Iterable[Mapping[str, object]], *, sparse: bool = False) -> str:
+    """A table in Markdown with a column for each key; if `sparse`, without columns that have no entry.
+
+    >>> print(table([{'ratio': 64, 'ms': '', 'MB': 2.3}, {'ratio': 16, 'ms': ''}], sparse=True))
+    | ratio | MB |
+    | --- | --- |
+    | 64 | 2.3 |
+    | 16 |  |
+    """
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    shown = [name for name in names if not sparse or any(row.get(name, '') != '' for row in rows)]
+    return markdown.table([shown, *([row.get(name, '') for name in shown] for row in rows)])
 
 
 def origin(program: str) -> str:

@@ -16,7 +16,6 @@ from benchmarks import pages
 from benchmarks.cluster.network import network
 from benchmarks.cluster.page import merged
 from benchmarks.cluster.processes import guarded, run_workers
-from def_jax.tools import markdown
 
 _BANDWIDTHS = flags.DEFINE_multi_string('bandwidth', ['1gbit', '100mbit'], "Between nodes, in tc's notation.")
 _NODES = flags.DEFINE_integer('nodes', 2, 'Number of nodes.', lower_bound=2, upper_bound=250)
@@ -37,16 +36,6 @@ _TITLES = {
     'def16': 'FSDP inside, DEF between, ratio 16',
     'def64': 'FSDP inside, DEF between, ratio 64',
 }
-_COLUMNS = (
-    'variant',
-    'ms a step (quartiles)',
-    'times as fast as FSDP',
-    'MB a node sends',
-    'MB a device passes between nodes',
-    'and within',
-    'MB held',
-    'MB temporary',
-)
 
 
 def main(_) -> int:
@@ -77,26 +66,26 @@ def _job() -> dict:
 
 
 def _section(bandwidth: str, reports: list[dict]) -> str:
-    plain, rows = None, [list(_COLUMNS)]
+    plain, rows = None, []
     for name, title in _TITLES.items():
         found = merged([report['variants'][name] for report in reports])
         low, middle, high = 1e3 * np.quantile(found['seconds'], [0.25, 0.5, 0.75])
         plain = plain or middle
         program = found['hlo']
         rows.append(
-            [
-                title,
-                f'{middle:.0f} ({low:.0f} to {high:.0f})',
-                f'{plain / middle:.2f}',
-                f'{found["tx_bytes"] / 1e6:.2f}',
-                f'{program["between"] / 1e6:.2f}',
-                f'{program["within"] / 1e6:.2f}',
-                f'{program["held"] / 1e6:.1f}',
-                f'{program["temporary"] / 1e6:.1f}',
-            ]
+            {
+                'variant': title,
+                'ms a step (quartiles)': f'{middle:.0f} ({low:.0f} to {high:.0f})',
+                'times as fast as FSDP': f'{plain / middle:.2f}',
+                'MB a node sends': f'{found["tx_bytes"] / 1e6:.2f}',
+                'MB a device passes between nodes': f'{program["between"] / 1e6:.2f}',
+                'and within': f'{program["within"] / 1e6:.2f}',
+                'MB held': f'{program["held"] / 1e6:.1f}',
+                'MB temporary': f'{program["temporary"] / 1e6:.1f}',
+            }
         )
     heading = f'## {bandwidth} between nodes: {reports[0]["params"]:,} parameters, {_BATCH.value} examples\n'
-    return f'{heading}\n{markdown.table(rows)}'
+    return f'{heading}\n{pages.table(rows)}'
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """The page of the cluster benchmark, made from the workers' reports."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import numpy as np
 
 from benchmarks import pages
 from benchmarks.cluster.network import HEADERS
-from def_jax.tools import markdown
 from def_jax.tools.plan import Plan, parse_bandwidth
 
 __all__ = ['merged', 'ring_bytes', 'sections', 'write']
+
+Row = dict[str, Any]
 
 _TITLES = {
     'local_sgd': 'JAX, no communication: momentum SGD',
@@ -70,14 +72,14 @@ def sections(settings: dict[str, Any], results: dict[str, Any]) -> dict[str, str
         parts = [
             f'## {_MODEL_TITLES[model]}: {found["jax"]["params"]:,} parameters, '
             f'{found["batch"]} examples per worker',
-            _steps_table(found),
+            pages.table(_steps(found)),
             _failures(found),
             '### The update, with all workers at once and with one at a time',
-            _update_table(found),
+            pages.table(_updates(found)),
             "### Bytes sent per worker and step: the program's count and the kernel's",
-            _bytes_table(found, workers),
+            pages.table(_bytes(found, workers)),
             '### `def_jax.plan` compared with the measurement',
-            _plan_table(found, workers, parse_bandwidth(bandwidth)),
+            pages.table(_planned(found, workers, parse_bandwidth(bandwidth))),
         ]
         texts[model] = '\n\n'.join(filter(None, parts))
     return texts
@@ -87,7 +89,7 @@ def _median(found: dict[str, Any], framework: str, name: str) -> float:
     return float(np.median(found[framework]['variants'][name]['seconds']))
 
 
-def _rows(found: dict[str, Any]):
+def _shown(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Framework and name of each variant shown, PyTorch's after JAX's."""
     for framework in ('jax', 'torch'):
         for name in found.get(framework, {}).get('variants', {}):
@@ -105,26 +107,19 @@ def _local(name: str) -> str:
     return 'local_sgd' if 'def' not in name else 'local_def64_m0' if name.endswith('m0') else 'local_def64'
 
 
-def _steps_table(found: dict[str, Any]) -> str:
-    dense, rows = _median(found, 'jax', 'dense'), []
-    for framework, name in _rows(found):
-        step = _median(found, framework, name)
+def _steps(found: dict[str, Any]) -> Iterator[Row]:
+    dense = _median(found, 'jax', 'dense')
+    for framework, name in _shown(found):
+        step, rest = _median(found, framework, name), _rest(found, framework, name)
         low, high = np.percentile(found[framework]['variants'][name]['seconds'], [25, 75])
-        rest = _rest(found, framework, name)
-        local = _local(name)
-        speed_up = '' if name.startswith('local') else f'{dense / step:.2f}'
-        rows.append(
-            [
-                _TITLES[name],
-                f'{1e3 * step:.0f} ({1e3 * low:.0f} to {1e3 * high:.0f})',
-                f'{1e3 * (step - rest):.0f}',
-                f'{1e3 * rest:.0f}',
-                f'{1e3 * (step - _median(found, framework, local)):.0f}',
-                speed_up,
-            ]
-        )
-    columns = ['variant', 'ms per step (quartiles)', 'compute', 'communication + update']
-    return markdown.table([[*columns, 'communication alone', 'speed-up over dense JAX'], *rows])
+        yield {
+            'variant': _TITLES[name],
+            'ms per step (quartiles)': f'{1e3 * step:.0f} ({1e3 * low:.0f} to {1e3 * high:.0f})',
+            'compute': f'{1e3 * (step - rest):.0f}',
+            'communication + update': f'{1e3 * rest:.0f}',
+            'communication alone': f'{1e3 * (step - _median(found, framework, _local(name))):.0f}',
+            'speed-up over dense JAX': '' if name.startswith('local') else f'{dense / step:.2f}',
+        }
 
 
 def _failures(found: dict[str, Any]) -> str:
@@ -133,38 +128,32 @@ def _failures(found: dict[str, Any]) -> str:
     return '\n'.join(f'{_TITLES[name]}: {reason}.' for name, reason in found['failed'].items())
 
 
-def _update_table(found: dict[str, Any]) -> str:
+def _updates(found: dict[str, Any]) -> Iterator[Row]:
     """The time of a step without communication, less that of its gradient."""
-    rows = []
     for name in ('local_sgd', 'local_def64', 'local_def64_m0'):
-        together = _rest(found, 'jax', name)
         alone = _median(found, 'jax', f'{name}_alone') - _median(found, 'jax', 'compute_alone')
-        rows.append([_TITLES[name], f'{1e3 * together:.1f}', f'{1e3 * alone:.1f}'])
-    columns = ['variant', 'ms, all workers at once', 'ms, one worker at a time']
-    return markdown.table([columns, *rows])
+        yield {
+            'variant': _TITLES[name],
+            'ms, all workers at once': f'{1e3 * _rest(found, "jax", name):.1f}',
+            'ms, one worker at a time': f'{1e3 * alone:.1f}',
+        }
 
 
-def _bytes_table(found: dict[str, Any], workers: int) -> str:
-    rows = []
+def _bytes(found: dict[str, Any], workers: int) -> Iterator[Row]:
     for name, variant in found['jax']['variants'].items():
-        if not (message := variant.get('hlo', {}).get('bytes')):
-            continue
-        expected = ring_bytes(message, workers, variant['tx_packets'])
-        rows.append(
-            [
-                _TITLES[name],
-                variant['hlo']['all_reduces'],
-                f'{message:,}',
-                f'{expected:,.0f}',
-                f'{variant["tx_bytes"]:,.0f}',
-                f'{variant["tx_bytes"] / expected:.3f}',
-            ]
-        )
-    columns = ['variant', 'all-reduces', 'their bytes (HLO)', 'sent by a ring, with headers']
-    return markdown.table([[*columns, 'counted by the kernel', 'ratio (target: within 10 %)'], *rows])
+        if message := variant.get('hlo', {}).get('bytes'):
+            expected = ring_bytes(message, workers, variant['tx_packets'])
+            yield {
+                'variant': _TITLES[name],
+                'all-reduces': variant['hlo']['all_reduces'],
+                'their bytes (HLO)': f'{message:,}',
+                'sent by a ring, with headers': f'{expected:,.0f}',
+                'counted by the kernel': f'{variant["tx_bytes"]:,.0f}',
+                'ratio (target: within 10 %)': f'{variant["tx_bytes"] / expected:.3f}',
+            }
 
 
-def _plan_table(found: dict[str, Any], workers: int, bandwidth: float) -> str:
+def _planned(found: dict[str, Any], workers: int, bandwidth: float) -> Iterator[Row]:
     """The plan takes the time of a step without communication, and the extra time of DEF's update."""
     plan = Plan(
         params=found['jax']['params'],
@@ -173,13 +162,14 @@ def _plan_table(found: dict[str, Any], workers: int, bandwidth: float) -> str:
         workers=workers,
         overhead=max(0.0, _median(found, 'jax', 'local_def64') - _median(found, 'jax', 'local_sgd')),
     )
-    predicted = {'dense': plan.dense_step(), 'def64': plan.step(64), 'def256': plan.step(256)}
-    rows = []
-    for name, seconds in predicted.items():
+    dense = plan.dense_step(), _median(found, 'jax', 'dense')
+    for name, predicted in ('dense', dense[0]), ('def64', plan.step(64)), ('def256', plan.step(256)):
         measured = _median(found, 'jax', name)
-        speed_ups = predicted['dense'] / seconds, _median(found, 'jax', 'dense') / measured
-        off = seconds / measured - 1
-        cells = f'{1e3 * seconds:.0f}', f'{1e3 * measured:.0f}', f'{100 * off:+.0f} %'
-        rows.append([_TITLES[name], *cells, f'{speed_ups[0]:.2f}', f'{speed_ups[1]:.2f}'])
-    columns = ['variant', 'predicted, ms', 'measured, ms', 'error (target: within 20 %)']
-    return markdown.table([[*columns, 'predicted speed-up', 'measured speed-up'], *rows])
+        yield {
+            'variant': _TITLES[name],
+            'predicted, ms': f'{1e3 * predicted:.0f}',
+            'measured, ms': f'{1e3 * measured:.0f}',
+            'error (target: within 20 %)': f'{100 * (predicted / measured - 1):+.0f} %',
+            'predicted speed-up': f'{dense[0] / predicted:.2f}',
+            'measured speed-up': f'{dense[1] / measured:.2f}',
+        }

@@ -27,9 +27,9 @@ from benchmarks.records import Record, Records
 
 def run_cell(cell: plan.Cell, runs: Records) -> Iterable[str]:
     """Tunes for each point and trains the fresh seeds at what was chosen; says what it found."""
-    get = functools.partial(
-        _get, cell, perceptron.train(cell.contender, cell.width, cell.workers, cell.steps), runs
-    )
+    key = cell.key
+    train = perceptron.train(cell.contender, key.width, key.workers, key.steps)
+    get = functools.partial(_get, key, train, runs)
 
     def losses(point, ks):
         tried = [[get(k, seed, tuning=True) for seed in plan.TUNING_SEEDS] for k in ks]
@@ -47,20 +47,9 @@ def run_cell(cell: plan.Cell, runs: Records) -> Iterable[str]:
             yield f'{point} at {plan.RATES.rate(k):.3g}: error {error:.2f}, in training {train:.2f}'
 
 
-def _get(cell: plan.Cell, train: Callable, runs: Records, k: int, seed: int, *, tuning: bool) -> Record:
+def _get(key: plan.Key, train: Callable, runs: Records, k: int, seed: int, *, tuning: bool) -> Record:
     """A run's record; trains it if it is not there."""
-    record = {
-        'width': cell.width,
-        'title': cell.contender.title,
-        'bytes_of': cell.bytes_of,
-        'k': k,
-        'seed': seed,
-        'tuning': tuning,
-    }
-    if cell.workers != plan.WORKERS:
-        record['workers'] = cell.workers
-    if cell.steps != plan.STEPS:
-        record['steps'] = cell.steps
+    record = key.settings | {'k': k, 'seed': seed, 'tuning': tuning}
     rate = plan.RATES.rate(k)
     found = runs.get(record)
     return found or runs.add(record | {'rate': float(f'{rate:.4g}')} | train(rate, seed, tuning))
@@ -70,11 +59,10 @@ def main(_) -> None:
     runs = Records(Path(flags.FLAGS.output, 'runs.jsonl'), plan.key)
     for part in flags.FLAGS.parts or plan.PARTS:
         for cell in plan.cells(part):
-            begin = time.process_time()
+            begin, key = time.process_time(), cell.key
             for line in run_cell(cell, runs):
                 seconds = time.process_time() - begin
-                where = f'{cell.workers} × {cell.width}, {cell.steps} steps'
-                name = f'{where}, {cell.contender.title} {cell.bytes_of:g}'
+                name = f'{key.workers} × {key.width}, {key.steps} steps, {key.title} {key.bytes_of:g}'
                 print(f'{name} {line}; {seconds:.0f} s', file=sys.stderr, flush=True)
             jax.clear_caches()
 

@@ -1,35 +1,33 @@
 """The finished cells of the map: a method at a width, tuned, and its runs with fresh seeds."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks import grid, records
 from benchmarks.map import plan
+from benchmarks.map.plan import Key
 from paper.statistics import Difference, seed_difference
 
-__all__ = ['DRAWS', 'SGD', 'Cell', 'Cells', 'differences', 'gap', 'read']
+__all__ = ['DRAWS', 'Cell', 'Cells', 'differences', 'gap', 'read']
 
-SGD = 'SGD', 1
 DRAWS = 4000  # of a bootstrap
 
 
 class Cell(NamedTuple):
     """A method at a width, by k: losses and errors on held-out images, and its runs with fresh seeds."""
 
-    width: int
-    title: str
-    bytes_of: float
-    tried: dict[int, np.ndarray]
-    held_out: dict[int, np.ndarray]
-    runs: dict[int, list[dict[str, Any]]]
+    key: Key
+    tried: grid.Tried
+    held_out: grid.Tried
+    runs: dict[int, list[records.Record]]
     point: str  # at which it is evaluated
-    steps: int = plan.STEPS
 
     @property
     def name(self) -> str:
-        return self.title if self.bytes_of == SGD[1] else f'{self.title}, {self.bytes_of:g}'
+        title, bytes_of = self.key.title, self.key.bytes_of
+        return title if bytes_of == 1 else f'{title}, {bytes_of:g}'
 
     @property
     def k(self) -> int:
@@ -43,47 +41,41 @@ class Cell(NamedTuple):
     @property
     def visits(self) -> float:
         """How often a block is sent in a run; in int8, blocks are four times as large."""
-        return self.steps / self.bytes_of * (4 if 'int8' in self.title else 1)
+        return self.key.steps / self.key.bytes_of * (4 if 'int8' in self.key.title else 1)
 
     def of(self, name: str, k: int | None = None) -> np.ndarray:
         """A metric of the fresh seeds."""
         return np.array([run[name][self.point] for run in self.runs[self.k if k is None else k]], float)
 
 
-Cells = dict[int, dict[tuple[str, float], Cell]]
+Cells = dict[Key, Cell]
 
 
-def read(path: Path, point: str = 'y', workers: int = plan.WORKERS, steps: int = plan.STEPS) -> Cells:
-    """The finished cells, by width and method, each with its own rate for the point."""
-    tuned: dict[tuple, dict[int, dict[int, Any]]] = {}
-    runs: dict[tuple, dict[int, dict[int, Any]]] = {}
+def read(path: Path, point: str = 'y') -> Cells:
+    """The finished cells, each with its own rate for the point."""
+    tuned: dict[Key, dict[int, dict[int, records.Record]]] = {}
+    runs: dict[Key, dict[int, dict[int, records.Record]]] = {}
     for record in records.read(path):
-        if (record.get('workers', plan.WORKERS), record.get('steps', plan.STEPS)) != (workers, steps):
-            continue
-        key, k, seed = (record['width'], record['title'], record['bytes_of']), record['k'], record['seed']
-        (tuned if record['tuning'] else runs).setdefault(key, {}).setdefault(k, {})[seed] = record
+        of_key = (tuned if record['tuning'] else runs).setdefault(Key.of_record(record), {})
+        of_key.setdefault(record['k'], {})[record['seed']] = record
     found: Cells = {}
     for key, of_key in tuned.items():
-        at = 'x' if key[1].startswith(SGD[0]) else point
+        if not all(of.keys() >= set(plan.TUNING_SEEDS) for of in of_key.values()):
+            continue
+        at = 'x' if key.title.startswith('SGD') else point
         tried, held_out = (
             {
                 k: np.nan_to_num(np.array([of[s][name][at] for s in sorted(of)], float), nan=np.inf)
                 for k, of in of_key.items()
-                if _whole(of, tuning=True)
             }
             for name in ('loss', 'error')
         )
-        fresh = {
-            k: [of[s] for s in plan.SEEDS] for k, of in runs.get(key, {}).items() if _whole(of, tuning=False)
-        }
-        cell = Cell(*key, tried, held_out, fresh, at, steps)
-        if len(tried) == len(of_key) and min(tried) < cell.k < max(tried) and cell.k in fresh:
-            found.setdefault(cell.width, {})[cell.title, cell.bytes_of] = cell
-    return {width: found[width] for width in sorted(found)}
-
-
-def _whole(by_seed: dict[int, Any], *, tuning: bool) -> bool:
-    return set(by_seed) >= set(plan.TUNING_SEEDS if tuning else plan.SEEDS)
+        of_key = runs.get(key, {})
+        fresh = {k: [of[s] for s in plan.SEEDS] for k, of in of_key.items() if of.keys() >= set(plan.SEEDS)}
+        cell = Cell(key, tried, held_out, fresh, at)
+        if grid.inside(tried) and cell.k in fresh:
+            found[key] = cell
+    return found
 
 
 def gap(cell: Cell, other: Cell) -> Difference:

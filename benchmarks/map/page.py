@@ -1,6 +1,6 @@
 """The page and the picture of the map, from its runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,19 +10,33 @@ from scipy import stats
 
 from benchmarks import pages
 from benchmarks.map import plan, questions
-from benchmarks.map.cells import DRAWS, SGD, Cell, Cells, differences, gap, read
-from def_jax.tools import markdown, pictures
+from benchmarks.map.cells import DRAWS, Cell, differences, gap, read
+from benchmarks.map.plan import Key
+from def_jax.tools import pictures
 from paper.statistics import mean_std
 
 __all__ = ['law', 'tables', 'widths', 'write']
 
 MARKERS = {'DEF (paper)': 'o', 'λ = 1': 'v', 'DEF, ours': 's', 'DEF, ours, int8': '*'}
-METHODS = [(title, ratio) for ratio in (16, 64, 256) for title in MARKERS]
+Method = tuple[str, float]  # title and ratio
+ByWidth = dict[int, dict[Method, Cell]]
+SGD: Method = ('SGD', 1)
+METHODS: list[Method] = [(title, ratio) for ratio in (16, 64, 256) for title in MARKERS]
 
 
-def widths(path: Path) -> Cells:
+def widths(path: Path) -> ByWidth:
     """The finished cells of widths at which SGD is finished, and something to compare with it."""
-    return {width: of for width, of in read(path).items() if SGD in of and len(of) > 1}
+    found: ByWidth = {}
+    for key, cell in sorted(read(path).items(), key=lambda item: item[0].width):
+        if key == Key(*key[:3]):  # as usual in all else
+            found.setdefault(key.width, {})[key.title, key.bytes_of] = cell
+    return {width: of for width, of in found.items() if SGD in of and len(of) > 1}
+
+
+def _compressed(cells: ByWidth) -> Iterator[tuple[Method, Cell, Cell]]:
+    """Method, cell and SGD's of what is drawn and fitted, width by width."""
+    for of_width in cells.values():
+        yield from ((method, of_width[method], of_width[SGD]) for method in METHODS if method in of_width)
 
 
 class Law(NamedTuple):
@@ -36,14 +50,11 @@ class Law(NamedTuple):
     powers: dict[tuple[str, float], tuple[float, float, float, int]]  # exponent, interval, number of widths
 
 
-def law(cells: Cells) -> Law:
+def law(cells: ByWidth) -> Law:
     """Fitted through the origin over all compressed cells; the interval draws the fresh seeds again."""
     rng, pairs = np.random.default_rng(0), []
-    for of_width in cells.values():
-        sgd = of_width[SGD]
-        for method in METHODS:
-            if cell := of_width.get(method):
-                pairs.append([sgd.of(name) - cell.of(name) for name in ('error', 'train_error')])
+    for _, cell, sgd in _compressed(cells):
+        pairs.append([sgd.of(name) - cell.of(name) for name in ('error', 'train_error')])
     drawn = rng.integers(0, len(plan.SEEDS), (DRAWS, len(plan.SEEDS)))
     test, train = np.moveaxis(np.array(pairs), 1, 0)  # [cells, seeds]
     slopes = [_slope(test[:, seeds].mean(1), train[:, seeds].mean(1)) for seeds in drawn]
@@ -54,14 +65,14 @@ def law(cells: Cells) -> Law:
     )
 
 
-def _powers(cells: Cells) -> dict[tuple[str, float], tuple[float, float, float, int]]:
+def _powers(cells: ByWidth) -> dict[tuple[str, float], tuple[float, float, float, int]]:
     """Of methods that are behind at four widths or more: the exponent of their gap, a line in logarithms.
 
     Its interval is Student's, from the scatter of the widths about the line, which is wider than the seeds'.
     """
     found = {}
     for method in METHODS:
-        pairs = [(of[SGD], of[method]) for of in cells.values() if method in of]
+        pairs = [(sgd, cell) for each, cell, sgd in _compressed(cells) if each == method]
         gaps = [gap(sgd, cell).mean for sgd, cell in pairs]
         if len(gaps) < 4 or min(gaps) <= 0:
             continue
@@ -75,20 +86,24 @@ def _slope(test: np.ndarray, train: np.ndarray) -> float:
     return float(test @ train / (train @ train))
 
 
-def tables(cells: Cells) -> str:
+def tables(cells: ByWidth) -> str:
     """The differences by width, the law, and every cell with its rates."""
     found = law(cells)
-    sgd = [of_width[SGD] for of_width in cells.values()]
-    lines = [['width (parameters)', *(f'{width} ({parameters(width):,})' for width in cells)]]
-    for name, of in (('SGD, test', 'error'), ('SGD, in training', 'train_error')):
-        lines.append([name, *(f'{100 - cell.of(of).mean():.2f}' for cell in sgd)])
-    for method in METHODS:
-        texts = [gap(of[method], of[SGD]).text() if method in of else '' for of in cells.values()]
-        if any(texts):
-            lines.append([f'{method[0]}, {method[1]:g}', *texts])
+    columns = {width: f'{width} ({parameters(width):,})' for width in cells}
+
+    def row(name: str, texts: Mapping[int, str]) -> dict[str, str]:
+        return {'width (parameters)': name} | {columns[width]: texts.get(width, '') for width in cells}
+
+    rows = [
+        row(name, {width: f'{100 - of[SGD].of(metric).mean():.2f}' for width, of in cells.items()})
+        for name, metric in (('SGD, test', 'error'), ('SGD, in training', 'train_error'))
+    ]
+    for title, ratio in METHODS:
+        gaps = {c.key.width: gap(c, sgd).text() for m, c, sgd in _compressed(cells) if m == (title, ratio)}
+        rows += [row(f'{title}, {ratio:g}', gaps)] if gaps else []
     return '\n\n'.join(
         [
-            markdown.table(lines),
+            pages.table(rows),
             f'Over the {found.count} compressed cells, the gap in test accuracy is {found.slope:.2f} '
             f'[{found.low:.2f}, {found.high:.2f}] times the gap in training accuracy, r = '
             f'{found.correlation:.2f}.',
@@ -99,63 +114,44 @@ def tables(cells: Cells) -> str:
             )
             + '.',
             '### Every cell',
-            markdown.table([_HEAD, *(line for of_width in cells.values() for line in _lines(of_width))]),
+            pages.table(_line(cell, of[SGD]) for of in cells.values() for cell in of.values()),
         ]
     )
 
 
-_HEAD = (
-    'width',
-    'method',
-    'visits',
-    'held-out loss by rate',
-    'share of the choice',
-    'test error, %',
-    'training error, %',
-    'minus SGD, points',
-    'with the choice of the rate',
-    'on held-out images',
-)
-
-
-def _lines(of_width: dict[tuple[str, float], Cell]) -> Iterator[Sequence[str]]:
-    sgd = of_width[SGD]
-    for cell in of_width.values():
-        losses = {k: cell.tried[k].mean() for k in sorted(cell.tried)}
-        texts = [f'{plan.RATES.rate(k):.3g}: {loss:.3f}' for k, loss in losses.items()]
-        tried = ', '.join(
-            f'**{text}**' if k == cell.k else text for k, text in zip(losses, texts, strict=True)
-        )
-        errors = [mean_std(cell.of(metric), 2) for metric in ('error', 'train_error')]
-        visits = '' if cell is sgd else f'{cell.visits:.3g}'
-        yield [str(cell.width), cell.name, visits, tried, cell.share, *errors, *differences(cell, sgd)]
+def _line(cell: Cell, sgd: Cell) -> dict[str, str]:
+    """A cell with its rates."""
+    losses = {k: f'{plan.RATES.rate(k):.3g}: {cell.tried[k].mean():.3f}' for k in sorted(cell.tried)}
+    minus_sgd, with_choice, held_out = differences(cell, sgd)
+    return {
+        'width': str(cell.key.width),
+        'method': cell.name,
+        'visits': '' if cell is sgd else f'{cell.visits:.3g}',
+        'held-out loss by rate': ', '.join(f'**{t}**' if k == cell.k else t for k, t in losses.items()),
+        'share of the choice': cell.share,
+        'test error, %': mean_std(cell.of('error'), 2),
+        'training error, %': mean_std(cell.of('train_error'), 2),
+        'minus SGD, points': minus_sgd,
+        'with the choice of the rate': with_choice,
+        'on held-out images': held_out,
+    }
 
 
 def parameters(width: int) -> int:
     return sum(n * m + m for n, m in ((64, width), (width, width), (width, 10)))
 
 
-def draw(cells: Cells, path: Path) -> None:
+def draw(cells: ByWidth, path: Path) -> None:
     """The gap in test accuracy against SGD's training error, and against the gap in training accuracy."""
     colors, norm = matplotlib.colormaps['viridis_r'], matplotlib.colors.LogNorm(3, 60)
     with pictures.panels(path, 1, 2) as axes:
         by_sgd, by_gap = axes[0]
-        for of_width in cells.values():
-            sgd = of_width[SGD]
-            for method in METHODS:
-                if (cell := of_width.get(method)) is None:
-                    continue
-                low, high = gap(cell, sgd).interval()
-                style = {
-                    'fmt': MARKERS[cell.title],
-                    'color': colors(norm(cell.visits)),
-                    'markersize': 5,
-                    'lw': 0.8,
-                }
-                point = (low + high) / 2
-                training = sgd.of('train_error').mean()
-                by_sgd.errorbar(training, point, (high - low) / 2, **style)
-                by_gap.errorbar(training - cell.of('train_error').mean(), point, (high - low) / 2, **style)
+        for (title, _), cell, sgd in _compressed(cells):
+            low, high = gap(cell, sgd).interval()
+            style = {'fmt': MARKERS[title], 'color': colors(norm(cell.visits)), 'markersize': 5, 'lw': 0.8}
+            point, training = (low + high) / 2, sgd.of('train_error').mean()
+            by_sgd.errorbar(training, point, (high - low) / 2, **style)
+            by_gap.errorbar(training - cell.of('train_error').mean(), point, (high - low) / 2, **style)
         for panel, label in (
             (by_sgd, "SGD's training error, %"),
             (by_gap, 'DEF − SGD, training, points'),

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from benchmarks.grid import Grid
 from benchmarks.league.contenders import WORKERS, Contender
 from benchmarks.league.perceptron import STEPS
+from benchmarks.records import Record
 from def_jax.beyond import PAPER_DETACH
 
-__all__ = ['PARTS', 'RATES', 'SEEDS', 'STEPS', 'TUNING_SEEDS', 'WORKERS', 'Cell', 'cells', 'key']
+__all__ = ['PARTS', 'RATES', 'SEEDS', 'STEPS', 'TUNING_SEEDS', 'WORKERS', 'Cell', 'Key', 'cells', 'key']
 
 RATES = Grid(0.1, 1.4)
 TUNING_SEEDS = tuple(range(100, 110))  # two for each fold of the training images
@@ -18,26 +19,49 @@ _SHUFFLED, _BALANCED = {'order': 'shuffled'}, {'allocation': 'balanced'}
 _AUTO, _INT8, _PLAIN = {'detach': 'auto'}, {'wire_dtype': 'int8'}, {'momentum': 0.0}
 
 
-class Cell(NamedTuple):
-    """A contender at a width, and the points for each of which its rate is chosen."""
+class Key(NamedTuple):
+    """What the runs of a cell have in common."""
 
     width: int
-    contender: Contender
-    points: tuple[str, ...]
-    likely: bool  # whether all rates that other tuning seeds might have chosen are trained, too
+    title: str
+    bytes_of: float  # the ratio that sends as many bytes in float32
     workers: int = WORKERS  # of 64 images in all
     steps: int = STEPS
 
+    @classmethod
+    def of(cls, contender: Contender, width: int, **where: int) -> 'Key':
+        """A contender's, at a width."""
+        narrow = 4 if 'wire_dtype' in contender.options else 1
+        return cls(width, contender.title, contender.ratio * narrow, **where)
+
+    @classmethod
+    def of_record(cls, record: Record) -> 'Key':
+        return cls(**{name: record[name] for name in cls._fields if name in record})
+
     @property
-    def bytes_of(self) -> float:
-        """The ratio that sends as many bytes in float32."""
-        return self.contender.ratio * (4 if 'wire_dtype' in self.contender.options else 1)
+    def sgd(self) -> 'Key':
+        """SGD's at that width, which depends on the batch of all workers alone."""
+        return Key.of(_sgd(), self.width, steps=self.steps)
+
+    @property
+    def settings(self) -> Record:
+        """What a record says of it: what is usual is left out."""
+        usual = self._field_defaults
+        return {name: value for name, value in self._asdict().items() if value != usual.get(name)}
 
 
-def key(record: dict[str, Any]) -> tuple[Any, ...]:
+class Cell(NamedTuple):
+    """A contender at a width, and the points for each of which its rate is chosen."""
+
+    key: Key
+    contender: Contender
+    points: tuple[str, ...]
+    likely: bool  # whether all rates that other tuning seeds might have chosen are trained, too
+
+
+def key(record: Record) -> tuple[Any, ...]:
     """What identifies a run."""
-    names = ('width', 'title', 'bytes_of', 'k', 'seed', 'tuning')
-    return (*(record[name] for name in names), record.get('workers', WORKERS), record.get('steps', STEPS))
+    return (Key.of_record(record), *(record[name] for name in ('k', 'seed', 'tuning')))
 
 
 def _sgd() -> Contender:
@@ -140,4 +164,5 @@ def cells(part: str) -> Iterator[Cell]:
     """The cells of a part, in order."""
     widths, contenders, points, likely, *others = PARTS[part]
     for width, contender, other in itertools.product(widths, contenders, *others or [({},)]):
-        yield Cell(width, contender, points if contender.method == 'def' else ('x',), likely, **other)
+        at = points if contender.method == 'def' else ('x',)
+        yield Cell(Key.of(contender, width, **other), contender, at, likely)
