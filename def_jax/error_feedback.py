@@ -53,11 +53,6 @@ class ErrorFeedbackState(NamedTuple):
         """The entries of `extra` that are like no parameter, whatever its shape; see `mesh.specs`."""
         return ('energy', 'wire_squares')
 
-    @property
-    def left_out(self) -> PyTree:
-        """Whether this worker's last update was left out; empty but with `overlap` and `skip_nonfinite`."""
-        return self.extra.get('left_out', ())
-
 
 def error_feedback(
     compressor: Compressor,

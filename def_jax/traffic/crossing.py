@@ -32,9 +32,7 @@ def crossing(compiled: Any, workers: WorkerMesh) -> list[Collective]:
 
 def message_bytes(program: Any, axis_name: AxisName) -> int:
     """What a device passes to collectives over the workers in a traced update, in all its branches."""
-    sent = traffic_of(program.jaxpr, axis_name)
-    branches = [message for taken in sent.branches for branch in taken for message in branch]
-    return sum(message.bytes for message in (*sent.always, *branches))
+    return sum(message.bytes for message in traffic_of(program.jaxpr, axis_name).messages)
 
 
 def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> list[Collective]:
@@ -55,21 +53,19 @@ def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> lis
         f'(and besides={besides} are allowed for means of losses): '
         + ', '.join(f'{size:,} by {kind}' for kind, size in kinds.items())
         + '. The largest: '
-        + '; '.join(f'{c.operation} of {c.bytes:,} bytes{_where(c)}' for c in largest)
+        + '; '.join(
+            f'{c.operation} of {c.bytes:,} bytes' + (f' ({c.name})' if c.name else '') for c in largest
+        )
         + '. '
         + _cure(compiled, workers, total - message)
     )
-
-
-def _where(collective: Collective) -> str:
-    return f' ({collective.name})' if collective.name else ''
 
 
 def _cure(compiled: Any, workers: WorkerMesh, more: int) -> str:
     for verb, tree in (('returns', compiled.out_info), ('takes', _inputs(compiled))):
         for path, state in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_link):
             for name in state.per_worker if is_link(state) else ():
-                for below, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, name)):
+                for below, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, name, ())):
                     if not spec_axes(getattr(leaf.sharding, 'spec', P())) & set(workers.names):
                         return (
                             f'The step {verb} {keystr(path)}.{name}{keystr(below)}, and more state, '

@@ -1,6 +1,6 @@
 """What a worker passes to the collectives in one update, read from the program before it is compiled."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -36,6 +36,11 @@ class Traffic(NamedTuple):
 
     always: tuple[Message, ...]  # sent at every step
     branches: tuple[tuple[tuple[Message, ...], ...], ...]  # for each conditional, what each branch sends
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Those of every step, and those of all branches."""
+        return self.always + tuple(m for branches in self.branches for sent in branches for m in sent)
 
     def sizes(
         self, every: int = 1, measure: Callable[[Message], Any] = lambda message: message.bytes
@@ -81,34 +86,23 @@ def traffic(
 def traffic_of(program: Any, axis_name: AxisName) -> Traffic:
     """The messages over an axis, or a tuple of axes, of a program that has been traced."""
     axes = set(axis_names(axis_name))
-    return Traffic(tuple(_messages(program, axes, into_branches=False)), tuple(_branches(program, axes)))
-
-
-def _messages(jaxpr: Any, axes: set[str], *, into_branches: bool) -> Iterator[Message]:
-    for equation in jaxpr.eqns:
-        if (name := equation.primitive.name) in _OPERATIONS:
-            if not axes & set(axis_names(equation.params.get('axes') or equation.params['axis_name'])):
-                continue
-            if equation.params.get('axis_size') == 1:  # a gather along one of several names
-                continue
+    always: list[Message] = []
+    branches: list[tuple[tuple[Message, ...], ...]] = []
+    for equation in program.eqns:
+        inner = [traffic_of(part, axis_name) for part in inner_programs(equation)]
+        if (name := equation.primitive.name) == 'cond':
+            sent = tuple(part.messages for part in inner)
+            branches += [sent] if any(sent) else []
+        elif name not in _OPERATIONS:
+            always += [message for part in inner for message in part.always]
+            branches += [branch for part in inner for branch in part.branches]
+        elif (
+            axes & set(axis_names(equation.params.get('axes') or equation.params['axis_name']))
+            and equation.params.get('axis_size') != 1  # of a gather along one of several names
+        ):
             size = sum(x.aval.size * x.aval.dtype.itemsize for x in equation.invars)
-            yield Message(_OPERATIONS[name], size)
-        elif name != 'cond' or into_branches:
-            for inner in inner_programs(equation):
-                yield from _messages(inner, axes, into_branches=into_branches)
-
-
-def _branches(jaxpr: Any, axes: set[str]) -> Iterator[tuple[tuple[Message, ...], ...]]:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == 'cond':
-            sent = tuple(
-                tuple(_messages(inner, axes, into_branches=True)) for inner in inner_programs(equation)
-            )
-            if any(sent):
-                yield sent
-        else:
-            for inner in inner_programs(equation):
-                yield from _branches(inner, axes)
+            always.append(Message(_OPERATIONS[name], size))
+    return Traffic(tuple(always), tuple(branches))
 
 
 def inner_programs(equation: Any) -> list[Any]:
