@@ -2,19 +2,22 @@
 
 `error_feedback` relies on a linear compressor whose block all workers know, so that one all-reduce of the
 blocks is the mean of the compressed updates. The baselines compress by magnitude, by sign or by rank. Each
-is a function `exchange` from worker k's pending tensors to what all workers apply and to what worker k may
-forget; `feedback` adds the residual around it.
+is a function `exchange` from worker k's pending tensors, a list, to what all workers apply and to what worker
+k may forget; `feedback` adds the residual around it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
+from def_jax.checks import check_indexable
+from def_jax.compressors.base import ravel, unravel
 from def_jax.mesh.collectives import all_gather
 from def_jax.mesh.link import float32_updates, float32_zeros, link
 from def_jax.types import AxisName, PyTree
@@ -22,14 +25,13 @@ from def_jax.types import AxisName, PyTree
 __all__ = [
     'Exchanged',
     'ResidualState',
-    'all_gather_sparse',
     'chunk_shape',
     'feedback',
     'from_chunks',
+    'gather_largest',
     'gathered_mean',
     'largest',
     'matrix_shape',
-    'num_kept',
     'pack',
     'to_chunks',
     'unpack',
@@ -50,14 +52,14 @@ class ResidualState(NamedTuple):
 class Exchanged(NamedTuple):
     """The result of one exchange."""
 
-    update: PyTree  # like params, float32, the same on all workers
-    sent: PyTree  # like params, float32: the part of worker k's pending tensors that it need not keep
+    update: list[jax.Array]  # float32, of every tensor, the same on all workers
+    sent: list[jax.Array]  # float32: the part of worker k's pending tensors that it need not keep
     carry: PyTree  # for the next step, the same on all workers
 
 
 def feedback(
     axis_name: AxisName,
-    exchange: Callable[[PyTree, PyTree], Exchanged],
+    exchange: Callable[[list[jax.Array], PyTree], Exchanged],
     *,
     init_carry: Callable[[PyTree], PyTree] = lambda params: (),
     decay: float = 1.0,
@@ -66,7 +68,8 @@ def feedback(
 
     Args:
         axis_name: the axis over workers, see `error_feedback`.
-        exchange: maps pending tensors, float32, and the carry to an `Exchanged`; it communicates.
+        exchange: maps the pending tensors, float32, in leaf order, and the carry to an `Exchanged`; it
+            communicates.
         init_carry: the first carry, from the parameters.
         decay: factor of the residual.
 
@@ -83,9 +86,10 @@ def feedback(
     def step(updates, state, shards):
         del shards
         given = float32_updates(updates, state.residual)
-        waiting = jax.tree.map(lambda u, r: u + decay * r, given, state.residual)
-        update, sent, carry = exchange(waiting, state.carry)
-        return update, ResidualState(jax.tree.map(jnp.subtract, waiting, sent), carry)
+        pending, treedef = jax.tree.flatten(jax.tree.map(lambda u, r: u + decay * r, given, state.residual))
+        update, sent, carry = exchange(pending, state.carry)
+        residual = jax.tree.unflatten(treedef, map(jnp.subtract, pending, sent))
+        return jax.tree.unflatten(treedef, update), ResidualState(residual, carry)
 
     return link(init, step, axis_name, ResidualState)
 
@@ -140,30 +144,32 @@ def largest(chunks: jax.Array, count: int) -> jax.Array:
     return lax.top_k(jnp.abs(chunks), count)[1]
 
 
-def num_kept(size: int, ratio: float) -> int:
-    """How many of `size` elements fit in 1 / ratio of their bytes, where each travels with its index.
-
-    >>> num_kept(1024, 64)
-    8
-    """
-    return min(size, max(1, int(size // (2 * ratio))))
-
-
-def all_gather_sparse(
-    whole: jax.Array, indices: jax.Array, axis_name: AxisName
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def gather_largest(
+    tensors: Sequence[jax.Array], ratio: float, axis_name: AxisName
+) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
     """Sums over workers of the elements that each has chosen, how many have chosen it, and worker k's own.
 
+    A worker chooses those of largest magnitude, the same number in every chunk. A message is 2·B words.
+
     Args:
-        whole: float32 [n], of which worker k sends some elements.
-        indices: [B], their places, each at most once.
+        tensors: float32 [chunks, elements] each.
+        ratio: bytes of a chunk over those that a worker sends of it. An index takes as many as a value, so
+            k = elements // (2·ratio), at least 1.
         axis_name: the axis over workers.
 
     Returns:
-        Three arrays, float32 [n], with zeros elsewhere; all but the last are the same on all workers.
+        Three lists like `tensors`, with zeros elsewhere; all but the last are the same on all workers.
 
-    Source: the exchange of sparse tensors by all-gather, e.g. Lin et al. (2018). A message is 2·B words.
+    Source: the exchange of sparse tensors by all-gather, e.g. Lin et al. (2018).
     """
+    check_indexable([((sum(x.size for x in tensors),), 1)])
+    starts = np.cumsum([0, *(x.size for x in tensors)])
+    places = [jnp.zeros(0, jnp.int32)]
+    for start, x in zip(starts, tensors, strict=False):
+        count, size = x.shape
+        kept = min(size, max(1, int(size // (2 * ratio))))
+        places.append((start + largest(x, kept) + size * np.arange(count)[:, None]).ravel())
+    whole, indices = ravel(tensors), jnp.concatenate(places)
     values = whole[indices]
     message = jnp.concatenate([lax.bitcast_convert_type(values, jnp.uint32), indices.astype(jnp.uint32)])
 
@@ -177,8 +183,9 @@ def all_gather_sparse(
 
     gathered = all_gather(message, axis_name)
     zeros = jnp.zeros(whole.size, jnp.float32)
-    sums = lax.fori_loop(0, len(gathered), add, (zeros, zeros))
-    return *sums, jnp.zeros_like(whole).at[indices].set(values)
+    totals, counts = lax.fori_loop(0, len(gathered), add, (zeros, zeros))
+    own = jnp.zeros_like(whole).at[indices].set(values)
+    return unravel(totals, tensors), unravel(counts, tensors), unravel(own, tensors)
 
 
 def gathered_mean(message: jax.Array, decoded: Callable[[jax.Array], PyTree], axis_name: AxisName) -> PyTree:

@@ -7,16 +7,13 @@ import optax
 
 from def_jax.baselines.base import (
     Exchanged,
-    all_gather_sparse,
     chunk_shape,
     feedback,
     from_chunks,
-    largest,
-    num_kept,
+    gather_largest,
     to_chunks,
 )
 from def_jax.checks import check_integer, check_number, check_ratio
-from def_jax.compressors.base import ravel, unravel
 from def_jax.types import AxisName
 
 __all__ = ['cosines', 'demo']
@@ -70,25 +67,13 @@ def demo(
     check_integer('chunk', chunk, 1, 'the longest edge of a chunk', bits=16)
 
     def exchange(pending, carry):
-        leaves, treedef = jax.tree.flatten(pending)
-        coefficients = [_transformed(leaf, chunk) for leaf in leaves]  # [chunks, size] each
-        starts = np.cumsum([0, *(c.size for c in coefficients)])
-        chosen = [
-            (
-                start + largest(c, num_kept(c.shape[1], ratio)) + c.shape[1] * np.arange(len(c))[:, None]
-            ).ravel()
-            for c, start in zip(coefficients, starts, strict=False)
-        ]
-        indices = jnp.concatenate([jnp.zeros(0, jnp.int32), *chosen])
-        totals, counts, own = all_gather_sparse(ravel(coefficients), indices, axis_name)
+        def restored(coefficients):
+            return [_restored(c, x.shape, chunk) for c, x in zip(coefficients, pending, strict=True)]
 
-        def decoded(vector):
-            parts = zip(unravel(vector, coefficients), leaves, strict=True)
-            return [_restored(part, leaf.shape, chunk) for part, leaf in parts]
-
-        sent = decoded(own)
-        update = [jnp.sign(x) for x in decoded(totals / jnp.maximum(counts, 1))]
-        return Exchanged(jax.tree.unflatten(treedef, update), jax.tree.unflatten(treedef, sent), carry)
+        coefficients = [_transformed(x, chunk) for x in pending]
+        totals, counts, own = gather_largest(coefficients, ratio, axis_name)
+        means = [total / jnp.maximum(count, 1) for total, count in zip(totals, counts, strict=True)]
+        return Exchanged([jnp.sign(x) for x in restored(means)], restored(own), carry)
 
     return feedback(axis_name, exchange, decay=momentum_decay)
 

@@ -77,24 +77,22 @@ def powersgd(
         return jax.tree.unflatten(treedef, drawn)
 
     def exchange(pending, carry):
-        leaves, treedef = jax.tree.flatten(pending)
-        carried = jax.tree.leaves(carry)
+        factors, treedef = jax.tree.flatten(carry)
         matrices = {
-            i: leaf.reshape(matrix_shape(leaf.shape)) for i, leaf in enumerate(leaves) if carried[i].ndim
+            i: pending[i].reshape(matrix_shape(pending[i].shape)) for i, q in enumerate(factors) if q.ndim
         }
-        whole = {i: leaf for i, leaf in enumerate(leaves) if i not in matrices}
-        first = {i: matrix @ carried[i] for i, matrix in matrices.items()}, whole
-        products, mean = unravel(pmean(ravel(first), axis_name), first)
+        whole = {i: x for i, x in enumerate(pending) if i not in matrices}
+        first = {i: matrix @ factors[i] for i, matrix in matrices.items()}, whole
+        products, means = unravel(pmean(ravel(first), axis_name), first)
         left = {i: jnp.linalg.qr(product)[0] for i, product in products.items()}
         second = {i: matrix.T @ left[i] for i, matrix in matrices.items()}
         right = unravel(pmean(ravel(second), axis_name), second) if second else {}
-        update = [
-            (left[i] @ right[i].T).reshape(leaf.shape) if i in left else mean[i]
-            for i, leaf in enumerate(leaves)
-        ]
-        sent = [update[i] if i in left else leaf for i, leaf in enumerate(leaves)]
-        factors = [right.get(i, q) for i, q in enumerate(carried)]
-        return Exchanged(*(jax.tree.unflatten(treedef, tree) for tree in (update, sent, factors)))
+        approximated = {i: (left[i] @ right[i].T).reshape(pending[i].shape) for i in left}
+        places = range(len(pending))
+        update = [(approximated | means)[i] for i in places]
+        sent = [(approximated | whole)[i] for i in places]
+        factors = [right.get(i, q) for i, q in enumerate(factors)]
+        return Exchanged(update, sent, jax.tree.unflatten(treedef, factors))
 
     return feedback(axis_name, exchange, init_carry=init_carry)
 

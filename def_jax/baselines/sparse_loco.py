@@ -91,15 +91,13 @@ def sparse_loco(
         return chunk if leaf.ndim > 1 else chunk**2
 
     def exchange(pending, carry):
-        leaves, treedef = jax.tree.flatten(pending)
-        chunks = [to_chunks(leaf, edge(leaf)) for leaf in leaves]  # [chunks, size] each
-        message, decoded = _encoded(chunks, ratio)
+        message, decoded = _encoded([to_chunks(x, edge(x)) for x in pending], ratio)
 
-        def tree(chunks):
-            pairs = zip(chunks, leaves, strict=True)
-            return jax.tree.unflatten(treedef, [from_chunks(x, y.shape, edge(y)) for x, y in pairs])
+        def tensors(chunks):
+            return [from_chunks(c, x.shape, edge(x)) for c, x in zip(chunks, pending, strict=True)]
 
-        return Exchanged(tree(gathered_mean(message, decoded, axis_name)), tree(decoded(message)), carry)
+        mean = gathered_mean(message, decoded, axis_name)
+        return Exchanged(tensors(mean), tensors(decoded(message)), carry)
 
     accumulate = error_feedback(identity(), None, detach=1.0)  # its state alone: nothing is sent
     messages = feedback(axis_name, exchange, decay=error_decay)

@@ -1,16 +1,9 @@
 """Top-k sparsification: each worker sends the elements of largest magnitude, with their indices."""
 
-import math
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
-from jax import lax
 
-from def_jax.baselines.base import Exchanged, all_gather_sparse, feedback, num_kept
-from def_jax.checks import check_indexable, check_ratio
-from def_jax.compressors.base import ravel, unravel
+from def_jax.baselines.base import Exchanged, feedback, gather_largest
+from def_jax.checks import check_ratio
 from def_jax.mesh.collectives import num_workers
 from def_jax.types import AxisName
 
@@ -51,14 +44,10 @@ def top_k(ratio: float, axis_name: AxisName) -> optax.GradientTransformation:
     check_ratio(ratio)
 
     def exchange(pending, carry):
-        leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(pending) if leaf.size]
-        check_indexable([((sum(leaf.size for leaf in leaves),), 1)])
-        chosen = [lax.top_k(jnp.abs(x), num_kept(x.size, ratio))[1] for x in leaves]
-        starts = np.cumsum([0, *(math.prod(x.shape) for x in leaves)])
-        indices = jnp.concatenate(
-            [jnp.zeros(0, jnp.int32), *(i + start for i, start in zip(chosen, starts, strict=False))]
-        )
-        total, _, sent = all_gather_sparse(ravel(pending), indices, axis_name)
-        return Exchanged(unravel(total / num_workers(axis_name), pending), unravel(sent, pending), carry)
+        totals, _, own = gather_largest([x.reshape(1, -1) for x in pending], ratio, axis_name)
+        workers = num_workers(axis_name)
+        update = [total.reshape(x.shape) / workers for total, x in zip(totals, pending, strict=True)]
+        sent = [part.reshape(x.shape) for part, x in zip(own, pending, strict=True)]
+        return Exchanged(update, sent, carry)
 
     return feedback(axis_name, exchange)
