@@ -25,11 +25,9 @@ __all__ = [
     'varying_axes',
 ]
 
-# Where to take the gradient: with error feedback after the optimizer, and without; JAX 0.8 has `pvary` alone.
+# Where to take the gradient: with error feedback after the optimizer, and without.
 DETACHED = 'def_jax.detached_params(params, opt_state)'
 OWN_PARAMS = "jax.lax.pcast(params, axis_name, to='varying')"
-if not hasattr(lax, 'pcast'):
-    OWN_PARAMS = 'jax.lax.pvary(params, axis_name)'
 
 
 def axis_names(axis_name: AxisName) -> tuple[str, ...]:
@@ -47,7 +45,7 @@ def varying_axes(tree: PyTree) -> frozenset[str]:
 def vary_if_tracked(tree: PyTree, axis_name: AxisName) -> PyTree:
     """The tree, of a type that varies over `axis_name` where types say so."""
     tracked = _tracked(axis_name)
-    return jax.tree.map(lambda x: _vary(tuple(tracked - _axes_of(x)), x), tree) if tracked else tree
+    return jax.tree.map(lambda x: lax.pcast(x, tuple(tracked - _axes_of(x)), to='varying'), tree)
 
 
 def start_varying(params: PyTree, axes: frozenset[str]) -> PyTree:
@@ -82,7 +80,7 @@ def check_shared(value: jax.Array, name: str, axis_name: AxisName) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _own_copy(axes: tuple[str, ...], x: jax.Array) -> jax.Array:
-    return _vary(axes, x)
+    return lax.pcast(x, axes, to='varying')
 
 
 def _own_copy_forward(axes, x):
@@ -102,14 +100,6 @@ _own_copy.defvjp(_own_copy_forward, _own_copy_backward)
 
 def _remedy(point: str) -> str:
     return f'Take it at a per-worker point: jax.grad(loss_fn)(point, batch) with point = {point}.'
-
-
-def _vary(axes: tuple[str, ...], x: Any) -> Any:
-    if not axes:
-        return x
-    if not hasattr(lax, 'pcast'):  # JAX 0.8
-        return lax.pvary(x, axes)  # type: ignore[attr-defined]
-    return lax.pcast(x, axes, to='varying')
 
 
 def _tracked(axis_name: AxisName) -> frozenset[str]:
