@@ -143,7 +143,7 @@ def message_size(
             sharding = NamedSharding(mesh, spec)
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct(sharding.shard_shape(x.shape), x.dtype), tree)
 
-        params = jax.tree.map(shard, param_specs, params, is_leaf=lambda node: isinstance(node, P))
+        params = jax.tree.map(shard, param_specs, params)
 
     return sum(part.size for part in compressor.parts(params))
 

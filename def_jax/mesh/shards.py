@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.compressors.base import Compressor, Selection
-from def_jax.mesh.specs import is_spec, spec_axes, specs_like
+from def_jax.mesh.specs import spec_axes, specs_like
 from def_jax.mesh.varying import axis_names
 from def_jax.types import AxisName, PyTree
 
@@ -133,7 +133,7 @@ class Shards(NamedTuple):
 
     def _specs_of(self, tree: PyTree) -> PyTree:
         """The specs of a tree that has all leaves of the parameters or some of them."""
-        known = dict(jax.tree_util.tree_leaves_with_path(self.specs, is_leaf=is_spec))
+        known = dict(jax.tree_util.tree_leaves_with_path(self.specs))
 
         def spec(path, _):
             if path not in known:

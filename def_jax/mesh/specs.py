@@ -21,9 +21,7 @@ _STRUCTURES = (
 __all__ = [
     'check_divisible',
     'check_specs',
-    'is_spec',
     'spec_axes',
-    'spec_leaves',
     'specs_like',
     'tree_of_specs',
     'with_specs',
@@ -48,7 +46,7 @@ def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[st
     (('shard',), ())
     """
     check_specs(param_specs, axis_name)
-    places = jax.tree_util.tree_leaves_with_path(with_specs(param_specs), is_leaf=is_spec)
+    places = jax.tree_util.tree_leaves_with_path(with_specs(param_specs))
     specs = {_names(path): spec for path, spec in places}
     used = set()
 
@@ -73,15 +71,7 @@ def with_specs(param_specs: PyTree) -> PyTree:
     def spec(leaf):
         return P() if leaf is None else getattr(leaf, 'spec', leaf)
 
-    return jax.tree.map(spec, param_specs, is_leaf=_is_spec_leaf)
-
-
-def spec_leaves(param_specs: PyTree) -> list[Any]:
-    return jax.tree.leaves(with_specs(param_specs), is_leaf=is_spec)
-
-
-def _is_spec_leaf(node: Any) -> bool:
-    return node is None or is_spec(node) or isinstance(node, jax.sharding.Sharding)
+    return jax.tree.map(spec, param_specs, is_leaf=lambda node: node is None)
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -92,8 +82,8 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
     """Raises ValueError unless all leaves are specs and none names an axis over workers."""
     names = set(axis_names(axis_name))
-    for spec in spec_leaves(param_specs):
-        if not is_spec(spec):
+    for spec in jax.tree.leaves(with_specs(param_specs)):
+        if not isinstance(spec, P):
             raise ValueError(
                 f'{param_specs=} holds {spec!r}, but its leaves must be PartitionSpecs, NamedShardings or '
                 'None.'
@@ -128,7 +118,7 @@ def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
     ('shard',)
     """
     shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    known = dict(jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec))
+    known = dict(jax.tree_util.tree_leaves_with_path(specs))
 
     def spec(path, leaf):
         ends = (path[start:] for start in range(len(path) + 1))
@@ -146,7 +136,7 @@ def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
 
 def check_divisible(params: PyTree, specs: PyTree, mesh_shape: Mapping[str, int]) -> None:
     """Raises ValueError unless the axes that the specs name divide the parameters' dimensions."""
-    leaves = zip(named_leaves(params), jax.tree.leaves(specs, is_leaf=is_spec), strict=True)
+    leaves = zip(named_leaves(params), jax.tree.leaves(specs), strict=True)
     for (path, leaf), spec in leaves:
         name, shape = f'params{path}', leaf.shape
         if len(spec) > len(shape):
@@ -160,10 +150,6 @@ def check_divisible(params: PyTree, specs: PyTree, mesh_shape: Mapping[str, int]
                     f'{name} has shape {shape}, and {spec} divides dimension {dimension} by {parts}, but '
                     f'{size} is no multiple of that. Shard another dimension, or pass P() for this parameter.'
                 )
-
-
-def is_spec(node: Any) -> bool:
-    return isinstance(node, P)
 
 
 def spec_axes(spec: P) -> set[str]:

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.ownership import each
-from def_jax.mesh.specs import check_specs, is_spec, spec_axes, spec_leaves
+from def_jax.mesh.specs import check_specs, spec_axes, with_specs
 from def_jax.mesh.varying import axis_names
 from def_jax.types import PyTree
 
@@ -113,7 +113,7 @@ class WorkerMesh:
         )
 
     def shardings(self, specs: PyTree) -> PyTree:
-        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=is_spec)
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
     def _over_workers(self, own: PyTree) -> PyTree:
         """Specs that name only the workers' axis."""
@@ -132,7 +132,7 @@ def check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree)
             f'{axis_name=} must be an axis of the mesh, or a tuple of axes: it has {mesh.axis_names}.'
         )
     check_specs(param_specs, axis_name)
-    for spec in spec_leaves(param_specs):
+    for spec in jax.tree.leaves(with_specs(param_specs)):
         if missing := spec_axes(spec) - set(mesh.axis_names):
             raise ValueError(
                 f'{param_specs=} names {sorted(missing)}, but the mesh has {mesh.axis_names}. Name its axes, '

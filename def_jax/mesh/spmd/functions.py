@@ -27,7 +27,7 @@ from def_jax.mesh.collectives import check_axis_name
 from def_jax.mesh.link import link_states
 from def_jax.mesh.ownership import abstract_state, own_leaves, state_specs
 from def_jax.mesh.regrouping import num_stacked, regroup
-from def_jax.mesh.specs import check_divisible, is_spec, tree_of_specs, with_specs
+from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.mesh.spmd import accumulation, after_link, at_points
 from def_jax.mesh.spmd.eager import Recent, compiled_once, signature
 from def_jax.mesh.spmd.trained import combined, like, trained
@@ -387,7 +387,7 @@ class Spmd(Transformation):
         return specs
 
     def _stacked_specs(self, params: PyTree) -> PyTree:
-        return jax.tree.map(lambda spec: P(self.axis_name, *spec), self._specs(params), is_leaf=is_spec)
+        return jax.tree.map(lambda spec: P(self.axis_name, *spec), self._specs(params))
 
     def _placed(self, params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
         """What is trained, and the checked state, where their specs say: moved if known to lie elsewhere."""
