@@ -56,7 +56,6 @@ class Shards(NamedTuple):
 
     workers: AxisName = None  # the mesh axes over workers
     axes: tuple[str, ...] = ()  # the mesh axes over a worker's devices
-    sizes: tuple[int, ...] = ()  # of `axes`
     specs: PyTree = P()  # PartitionSpecs like params, which name only `axes`
     tape: Tape | None = None  # records what the links return
 
@@ -117,19 +116,14 @@ class Shards(NamedTuple):
         """`compressor.energy` of all shards together; `like` is the tree of this device's shards."""
         if not self.axes:
             return compressor.energy(message, like)
-        # A tensor that r devices hold counts once: each contributes 1/r of its energy.
-        weights = jax.tree.map(
-            lambda x, spec: jnp.full(x.shape, self._copies(spec) ** -0.5, jnp.float32),
-            like,
-            self._specs_of(like),
-        )
-        return lax.psum(compressor.energy(message * selection.take(weights), like), self.axes)
 
-    def _copies(self, spec: P) -> int:
-        used, copies = spec_axes(spec), 1
-        for name, size in zip(self.axes, self.sizes, strict=True):
-            copies *= 1 if name in used else size
-        return copies
+        # A tensor that r devices hold counts once: each contributes 1/r of its energy.
+        def weight(x, spec):
+            copies = lax.axis_size(tuple(name for name in self.axes if name not in spec_axes(spec)))
+            return jnp.full(x.shape, copies**-0.5, jnp.float32)
+
+        weights = jax.tree.map(weight, like, self._specs_of(like))
+        return lax.psum(compressor.energy(message * selection.take(weights), like), self.axes)
 
     def _specs_of(self, tree: PyTree) -> PyTree:
         """The specs of a tree that has all leaves of the parameters or some of them."""

@@ -38,7 +38,7 @@ class WorkerMesh:
         self.mesh, self.axis_name, self.names = mesh, axis_name, axis_names(axis_name)
         self.explicit = AxisType.Explicit in mesh.axis_types
         self._auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-        self.inside = {name: size for name, size in mesh.shape.items() if name not in self.names}
+        self.inside = tuple(name for name in mesh.axis_names if name not in self.names)
 
     @property
     def num_workers(self) -> int:

@@ -59,8 +59,8 @@ def run(
         specs: of the parameters.
     """
     check_extra_arguments(extra_args, params, workers.num_workers)
-    own, inside = own_leaves(optimizer, params), workers.inside
-    shards = Shards(workers.axis_name, tuple(inside), tuple(inside.values()), specs)
+    own = own_leaves(optimizer, params)
+    shards = Shards(workers.axis_name, workers.inside, specs)
     arrays = {name: x for name, x in extra_args.items() if not callable(x)}
     others = {name: x for name, x in extra_args.items() if callable(x)}
 

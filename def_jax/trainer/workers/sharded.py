@@ -124,7 +124,7 @@ class ShardedWorkers(Workers):
 
     def shards(self, params: PyTree) -> Shards:
         specs = jax.tree.map(lambda x: shard_spec(x.shape, self._shards), params)
-        return Shards(AXIS, (SHARD_AXIS,), (self._shards,), specs)
+        return Shards(AXIS, (SHARD_AXIS,), specs)
 
     def lay_out(self, tree: PyTree) -> PyTree:
         return jax.tree.map(
