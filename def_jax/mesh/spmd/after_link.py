@@ -6,7 +6,7 @@ lies around it, is given x. What depends on a worker's values even so, like a st
 gradient, is refused: the workers' copies of x would drift apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from def_jax.mesh.link import is_link, link_states
 from def_jax.mesh.memory import in_memory
 from def_jax.mesh.ownership import own_leaves, state_specs
 from def_jax.mesh.shards import Shards, Tape
+from def_jax.mesh.spmd.at_points import point
 from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.traffic.traced import inner_programs
 from def_jax.types import PyTree
@@ -44,7 +45,6 @@ _CALLS = (
 def run(
     workers: WorkerMesh,
     optimizer: optax.GradientTransformationExtraArgs,
-    point: Callable[[PyTree, PyTree], PyTree],
     specs: PyTree,
     grads: PyTree,
     state: PyTree,
@@ -55,7 +55,6 @@ def run(
 
     Args:
         workers: how the mesh divides into workers.
-        point: a worker's detached point, from the parameters and its state.
         specs: of the parameters.
     """
     check_extra_arguments(extra_args, params, workers.num_workers)
@@ -65,8 +64,7 @@ def run(
     others = {name: x for name, x in extra_args.items() if callable(x)}
 
     def worker(grads, state, params, arrays):
-        given = in_memory(grads), state, point(params, state), params
-        updates, state = update(optimizer, *given, shards, arrays | others)
+        updates, state = update(optimizer, in_memory(grads), state, params, shards, arrays | others)
         return updates, in_memory(state)
 
     mapped = workers.map(worker, (True, own, False, False), (False, own))
@@ -78,7 +76,6 @@ def update(
     optimizer: optax.GradientTransformationExtraArgs,
     grads: PyTree,
     state: PyTree,
-    point: PyTree,
     params: PyTree,
     shards: Shards,
     extra_args: dict[str, Any],
@@ -89,7 +86,6 @@ def update(
         optimizer: a transformation that contains links.
         grads: the worker's own.
         state: the worker's own.
-        point: its detached point.
         params: x.
         shards: how a worker's devices share the parameters.
         extra_args: the same on all workers.
@@ -100,7 +96,7 @@ def update(
     """
     tape = Tape()
     extra_args = extra_args | {'shards': shards._replace(tape=tape)}
-    updates, new_state = optimizer.update(grads, state, point, **extra_args)
+    updates, new_state = optimizer.update(grads, state, point(params, state), **extra_args)
     if len(link_states(tape.states)) < len(link_states(state)):
         raise ValueError(
             'a wrapper of the optimizer keeps the extra argument `shards` from the link, which would then '

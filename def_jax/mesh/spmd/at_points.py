@@ -16,6 +16,8 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from def_jax.error_feedback import ErrorFeedbackState, detached_params
+from def_jax.mesh.link import link_states
 from def_jax.mesh.varying import axis_names
 from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.traffic.traced import inner_programs
@@ -26,7 +28,7 @@ _WITHOUT_MESH = ('requires a non-empty mesh', 'not under a mesh context')
 # And of the types of an inner `jax.shard_map` that `jax.vmap` maps, before JAX 0.10.
 _OF_TYPES = ('requires varying manual axes to match', '_psum_invariant')
 
-__all__ = ['check_arguments', 'divide', 'placed_gradients', 'run']
+__all__ = ['check_arguments', 'divide', 'placed_gradients', 'point', 'run']
 
 
 def check_arguments(split: tuple[int, ...], keys: tuple[int, ...]) -> None:
@@ -39,6 +41,12 @@ def check_arguments(split: tuple[int, ...], keys: tuple[int, ...]) -> None:
             )
     if both := sorted(set(split) & set(keys)):
         raise ValueError(f'{split=} and {keys=} both name argument {both[0]}: it is divided, or it is a key.')
+
+
+def point(params: PyTree, state: PyTree) -> PyTree:
+    """Where a worker takes its gradient: x + λ·r_k, or x for links without a residual."""
+    detached = any(isinstance(link, ErrorFeedbackState) for link in link_states(state))
+    return detached_params(params, state) if detached else params
 
 
 def run(

@@ -1,6 +1,7 @@
 """Functions for use inside `jax.jit` that are compiled, once, where they are called outside of it."""
 
 import collections
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ['Recent', 'compiled_once', 'signature']
+__all__ = ['Recent', 'compiled_method', 'compiled_once', 'signature']
 
+_ARRAYS = jax.Array, np.ndarray, np.generic
 _KEPT = 8  # compiled programs for each function, and what they hold on to
 
 
@@ -25,24 +27,27 @@ def compiled_once(function: Callable) -> Callable:
     """
     programs = Recent()
 
+    def program(static, arrays):
+        treedef, values = static
+        leaves = [x if value is None else value[1] for x, value in zip(arrays, values, strict=True)]
+        args, kwargs = jax.tree.unflatten(treedef, leaves)
+        return function(*args, **kwargs)
+
     def call(*args, **kwargs):
         leaves, treedef = jax.tree.flatten((args, kwargs))
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return function(*args, **kwargs)
-        dynamic = [isinstance(leaf, (jax.Array, np.ndarray, np.generic)) for leaf in leaves]
-        static = [None if d else leaf for d, leaf in zip(dynamic, leaves, strict=True)]
-        arrays = [leaf for d, leaf in zip(dynamic, leaves, strict=True) if d]
-
-        def program(arrays):
-            given = iter(arrays)
-            whole = [next(given) if d else s for d, s in zip(dynamic, static, strict=True)]
-            args, kwargs = jax.tree.unflatten(treedef, whole)
-            return function(*args, **kwargs)
-
-        key = treedef, tuple(dynamic), tuple((type(leaf), leaf) for leaf in static)  # True is not 1
-        return programs.get(key, lambda: jax.jit(program))(arrays)
+        arrays = [leaf if isinstance(leaf, _ARRAYS) else None for leaf in leaves]
+        values = tuple(None if isinstance(leaf, _ARRAYS) else (type(leaf), leaf) for leaf in leaves)
+        static = treedef, values  # with their types, since True is not 1
+        return programs.get(static, lambda: jax.jit(functools.partial(program, static)))(arrays)
 
     return call
+
+
+def compiled_method(method: Callable) -> Any:
+    """A method of which every object compiles its own, as `compiled_once` does."""
+    return functools.cached_property(lambda self: compiled_once(functools.partial(method, self)))
 
 
 class Recent:

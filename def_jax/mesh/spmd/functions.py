@@ -22,14 +22,14 @@ from def_jax.checks import (
     check_stacked,
     check_stacked_state,
 )
-from def_jax.error_feedback import ErrorFeedbackState, detached_params, output_params
+from def_jax.error_feedback import output_params
 from def_jax.mesh.collectives import check_axis_name
 from def_jax.mesh.link import link_states
 from def_jax.mesh.ownership import abstract_state, own_leaves, state_specs
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.mesh.spmd import accumulation, after_link, at_points
-from def_jax.mesh.spmd.eager import Recent, compiled_once, signature
+from def_jax.mesh.spmd.eager import Recent, compiled_method, compiled_once, signature
 from def_jax.mesh.spmd.trained import combined, like, trained
 from def_jax.mesh.spmd.transformation import Transformation
 from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
@@ -117,10 +117,6 @@ class Spmd(Transformation):
         self._workers, self._accumulate = WorkerMesh(mesh, axis_name), accumulate
         self._programs = Recent()
         self._params: PyTree = None  # abstract: those of the last update that was traced, for `check`
-        self._compiled = {
-            name: compiled_once(getattr(self, name))
-            for name in ('_init', '_update', '_output_params', '_regroup')
-        }
 
     @property
     def num_workers(self) -> int:
@@ -142,8 +138,9 @@ class Spmd(Transformation):
             ValueError: if a parameter has no spec, or a dimension does not divide.
         """
         params = trained(params)
-        return self._compiled['_init'](self._workers.place(params, self._specs(params)))
+        return self._init(self._workers.place(params, self._specs(params)))
 
+    @compiled_method
     def _init(self, params):
         init = self._workers.map(self.optimizer.init, (False,), own_leaves(self.optimizer, params))
         return self._workers.auto(init, self.state_specs(params))(params)
@@ -212,7 +209,7 @@ class Spmd(Transformation):
         weights = trained(params)
         own, specs = own_leaves(self.optimizer, weights), self._stacked_specs(weights)
         axes = jax.tree.map(lambda mine: 0 if mine else None, own)
-        points = jax.vmap(self._point, in_axes=(None, axes), axis_size=self.num_workers)
+        points = jax.vmap(at_points.point, in_axes=(None, axes), axis_size=self.num_workers)
         points = self._workers.auto(points, specs)(weights, opt_state)
 
         def at_point(point, *args, **kwargs):
@@ -264,15 +261,16 @@ class Spmd(Transformation):
         params, opt_state = self._placed(params, opt_state)
         check_stacked('grads', grads := like(params, grads), params, self.num_workers)
         grads = self._workers.place(grads, self._stacked_specs(params))
-        return self._compiled['_update'](grads, opt_state, params, extra_args)
+        return self._update(grads, opt_state, params, extra_args)
 
+    @compiled_method
     def _update(self, grads, opt_state, params, extra_args):
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         specs = self._specs(params)
 
         def send(grads, opt_state):
             arguments = grads, opt_state, params, extra_args
-            return after_link.run(self._workers, self._inner, self._point, specs, *arguments)
+            return after_link.run(self._workers, self._inner, specs, *arguments)
 
         if self._accumulate == 1:
             return send(grads, opt_state)
@@ -285,8 +283,9 @@ class Spmd(Transformation):
         Source: Algorithm 1, line 13.
         """
         weights, opt_state = self._placed(params, opt_state)
-        return combined(params, self._compiled['_output_params'](weights, opt_state))
+        return combined(params, self._output_params(weights, opt_state))
 
+    @compiled_method
     def _output_params(self, params, opt_state):
         output = functools.partial(output_params, axis_name=self.axis_name)
         mapped = self._workers.map(output, (False, own_leaves(self.optimizer, params)), False)
@@ -365,16 +364,13 @@ class Spmd(Transformation):
         check_stacked_state(opt_state, abstract_state(self.optimizer, params), own, size)
         specs = jax.tree.map(lambda x: x.sharding.spec, self.abstract_state(params, size))
         opt_state = self._workers.place(opt_state, specs)
-        return opt_state if size == self.num_workers else self._compiled['_regroup'](opt_state, params, size)
+        return opt_state if size == self.num_workers else self._regroup(opt_state, params, size)
 
+    @compiled_method
     def _regroup(self, opt_state, params, size):
         own = own_leaves(self.optimizer, params)
         means = functools.partial(regroup, own=own, before=(size,), after=(self.num_workers,))
         return self._workers.auto(means, self.state_specs(params))(opt_state)
-
-    def _point(self, params: PyTree, state: PyTree) -> PyTree:
-        detached = any(isinstance(link, ErrorFeedbackState) for link in link_states(state))
-        return detached_params(params, state) if detached else params
 
     def _specs(self, params: PyTree) -> PyTree:
         if isinstance(params, optax.LookaheadParams):
