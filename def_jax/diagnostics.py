@@ -43,23 +43,19 @@ def error_statistics(opt_state: PyTree, axis_name: AxisName) -> dict[str, jax.Ar
 'detach_optimum_own': 1.0}
     """
     check_axis_name(axis_name)
-    residuals = [(state.detach, state.residual) for state in feedback_states(opt_state, 'error_statistics')]
-    mean_error = error = distance = inner = own_error = jnp.float32(0)
-    for detach, residual in residuals:
-        mean = pmean(residual, axis_name)
-        own = _square(residual)
-        mean_error += _square(mean)
-        own_error += own
-        inner += optax.tree.vdot(mean, residual)
-        distance += _square(jax.tree.map(lambda m, r, detach=detach: m - detach * r, mean, residual))
-    error, distance = pmean((own_error, distance), axis_name)
+    states = feedback_states(opt_state, 'error_statistics')
+    residuals = [state.residual for state in states]
+    detached = [optax.tree.scale(state.detach, state.residual) for state in states]
+    means = pmean(residuals, axis_name)
+    mean_error, own_error = _square(means), _square(residuals)
+    error, distance = pmean((own_error, _square(optax.tree.sub(means, detached))), axis_name)
     return {
         'mean_error': mean_error,
         'error': error,
         'distance_ef': mean_error,
         'distance': distance,
         'detach_optimum': _ratio(mean_error, error),
-        'detach_optimum_own': _ratio(inner, own_error),
+        'detach_optimum_own': _ratio(optax.tree.vdot(means, residuals), own_error),
     }
 
 
