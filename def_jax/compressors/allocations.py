@@ -74,9 +74,8 @@ def _grown(sizes: Sequence[int], room: int) -> list[int]:
     """
     kept = [min(n, 1) for n in sizes]
     room -= sum(kept)
-    waiting: list[
-        tuple[float, int, int]
-    ] = []  # what an element more gains, negated; the tensor, its next size
+    # What one more element gains, negated; the tensor; its next size.
+    waiting: list[tuple[float, int, int]] = []
 
     def consider(i: int) -> None:
         divisors = _divisors(sizes[i])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from def_jax.checks import is_number
-from def_jax.compressors.base import Compressor, Part, Selection, concatenate, split
+from def_jax.compressors.base import Compressor, Part, Selection, ravel, unravel
 
 __all__ = ['identity', 'scaled']
 
@@ -38,21 +38,15 @@ def scaled(delta: float) -> Compressor:
         return [Part(math.prod(x.shape), delta**-2) for x in jax.tree.leaves(like)]
 
     def select(key, step, like) -> Selection:
-        del key, step
-        sizes = [x.size for x in jax.tree.leaves(like)]
+        del key, step, like
 
         def take(tree):
-            return concatenate(
-                [delta * leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
-            )
+            return ravel(jax.tree.map(lambda x: delta * x.astype(jnp.float32), tree))
 
         def replace(tree, message):
-            leaves, treedef = jax.tree.flatten(tree)
-            changes = [
-                m.reshape(x.shape) - delta * x for x, m in zip(leaves, split(message, sizes), strict=True)
-            ]
-            placed = [(x + change).astype(x.dtype) for x, change in zip(leaves, changes, strict=True)]
-            return jax.tree.unflatten(treedef, placed)
+            return jax.tree.map(
+                lambda x, m: (x + (m - delta * x)).astype(x.dtype), tree, unravel(message, tree)
+            )
 
         return Selection(take, replace)
 
