@@ -133,24 +133,20 @@ def step_taken(before: PyTree, after: PyTree) -> tuple[jax.Array, bool]:
 
     With `overlap`, each worker decides for itself, since the others hear of it in the next step.
     """
-    left_out = [extra['left_out'] for extra in _extras(after) if 'left_out' in extra]
-    if left_out:
+    if left_out := _fields(after, 'left_out'):
         return ~jnp.any(jnp.array(left_out)), True
-    return jnp.all(jnp.array(_counts(before)) == jnp.array(_counts(after))), False
-
-
-def _extras(opt_state: PyTree) -> list[dict[str, PyTree]]:
-    return [getattr(state, 'extra', {}) for state in link_states(opt_state)]
-
-
-def _counts(opt_state: PyTree) -> list[jax.Array]:
-    counts = [extra['skipped'] for extra in _extras(opt_state) if 'skipped' in extra]
+    counts = _fields(before, 'skipped')
     if not counts:
         raise ValueError(
             'hold_skipped: opt_state holds no residual of a def_jax.error_feedback that skips steps. Wrap a '
             'chain that ends in def_jax.error_feedback(..., skip_nonfinite=True).'
         )
-    return counts
+    return jnp.all(jnp.array(counts) == jnp.array(_fields(after, 'skipped'))), False
+
+
+def _fields(opt_state: PyTree, name: str) -> list[jax.Array]:
+    extras = [getattr(state, 'extra', {}) for state in link_states(opt_state)]
+    return [extra[name] for extra in extras if name in extra]
 
 
 def _all_finite(tree: PyTree) -> jax.Array:
