@@ -94,7 +94,11 @@ def live_devices(monkeypatch):
             self.devices = dict.fromkeys(devices, self.incarnation)
             yield devices
 
-    live, client = Live(), types.SimpleNamespace(key_value_dir_get=lambda name: [])
+    live, told = Live(), []
+    client = types.SimpleNamespace(
+        key_value_dir_get=lambda name: [key for key in told if key.startswith(name)],
+        key_value_set=lambda key, value, allow_overwrite: told.append(key),
+    )
     monkeypatch.setattr(multihost_utils, 'live_devices', live)
     monkeypatch.setattr(service, 'global_state', types.SimpleNamespace(client=client))
     return live

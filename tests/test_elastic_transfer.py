@@ -93,3 +93,19 @@ def test_a_team_whose_workers_are_several_devices_trains_like_spmd(live_devices)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), team.fetch(), (x, state)
     )
+
+
+def test_who_comes_after_the_last_step_has_nothing_to_join(live_devices):
+    """It would wait for the others' sums, and process 0, which waits for all to end, for it."""
+
+    def made():
+        return elastic.Team(def_jax.def_sgd(0.1, 4, 'workers'), {'w': np.ones(8, np.float32)})
+
+    def train(dist, params, opt_state, x):
+        return params, opt_state, ()
+
+    team = made()
+    team.run(train, lambda step, workers, num_workers: np.zeros((1, 1), np.float32))
+    team.close()
+    with pytest.raises(elastic.GivenUpError, match='have made their last step'):
+        made().run(train, lambda *_: ())

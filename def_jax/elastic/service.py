@@ -17,16 +17,19 @@ __all__ = [
     'GivenUpError',
     'RefusedError',
     'TooFewError',
+    'end',
+    'has_ended',
     'initialize',
     'meeting',
 ]
 
 LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `def_jax.launch`
+_ENDED = 'def_jax/ended'
 _SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
 
 
 class GivenUpError(RuntimeError):
-    """The others have given up this process, as after a freeze; it must write nothing and exit."""
+    """The others go on without this process, as after a freeze, or have ended; it must exit and not write."""
 
 
 class DiedError(RuntimeError):
@@ -136,3 +139,14 @@ def _is_failed_collective(error: Exception) -> bool:
     if isinstance(error, ValueError):
         return 'gloo' in str(error).lower()
     return isinstance(error, jax.errors.JaxRuntimeError)
+
+
+def end() -> None:
+    """Tells who comes now that the others make no more steps."""
+    client: Any = global_state.client
+    client.key_value_set(f'{_ENDED}/{jax.process_index()}', '', allow_overwrite=True)
+
+
+def has_ended() -> bool:
+    client: Any = global_state.client
+    return bool(client.key_value_dir_get(_ENDED))

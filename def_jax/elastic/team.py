@@ -23,6 +23,8 @@ from def_jax.elastic.service import (
     GivenUpError,
     RefusedError,
     TooFewError,
+    end,
+    has_ended,
     meeting,
 )
 from def_jax.error_feedback import ErrorFeedbackState
@@ -162,6 +164,8 @@ class Team:
     def close(self) -> None:
         """In process 0, waits until all others have ended: the coordination service ends with it."""
         self._closes = True
+        if jax.process_index() == 0:
+            end()
         while jax.process_index() == 0 and len(self._group.incarnations if self._group else ()) > 1:
             with contextlib.suppress(DiedError, FailedError), self._meeting():
                 pass
@@ -173,6 +177,8 @@ class Team:
         """The state after `function` and its results, once it has succeeded on all who live."""
         waiting, retries = time.monotonic(), 0
         while True:
+            if self._admitted is None and has_ended():
+                raise GivenUpError('the other processes have made their last step; there is nothing to join.')
             group, joined, done, data = self._known(), None, None, None
             if group is not None and group is self._admitted:
                 data = batch(self.step, group.rows, group.num_workers)  # may raise here, where nobody waits
