@@ -18,7 +18,7 @@ from def_jax.trainer.configuration.keys import (
 )
 from def_jax.trainer.configuration.optimizers import OPTIMIZERS
 from def_jax.trainer.configuration.schedules import SCHEDULES
-from def_jax.trainer.data.factories import FACTORIES
+from def_jax.trainer.data.catalogue import FACTORIES
 from def_jax.trainer.models import LANGUAGE_MODELS, MODELS
 from def_jax.trainer.tasks import TASKS
 

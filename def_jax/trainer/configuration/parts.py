@@ -17,8 +17,8 @@ from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.factories import Factory, find, said
 from def_jax.trainer.configuration.optimizers import OPTIMIZERS, sgd
 from def_jax.trainer.configuration.schedules import SCHEDULES
+from def_jax.trainer.data.catalogue import FACTORIES
 from def_jax.trainer.data.dataset import Dataset
-from def_jax.trainer.data.factories import FACTORIES
 from def_jax.trainer.models import LANGUAGE_MODELS, MODELS
 from def_jax.trainer.tasks import TASKS
 from def_jax.trainer.tasks.base import Task

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.trainer.data.catalogue import DatasetSpec
+from def_jax.trainer.data.dataset import DatasetSpec
 
 __all__ = ['augment', 'standardise']
 

@@ -1,35 +1,14 @@
-"""What the input pipelines need to know about each image data set."""
+"""The data sets that a configuration can name, and how they are opened."""
 
-import dataclasses
-from collections.abc import Mapping
+import functools
+import os
+from collections.abc import Callable, Mapping
 
-__all__ = ['DATASETS', 'DatasetSpec']
+from def_jax.trainer.data import image_folder, in_memory, streaming
+from def_jax.trainer.data.dataset import Dataset, DatasetSpec, Split
+from def_jax.trainer.data.text import catalogue as text
 
-
-@dataclasses.dataclass(frozen=True)
-class DatasetSpec:
-    """What the input pipeline needs to know about a data set of images.
-
-    Attributes:
-        name: its name in TFDS.
-        image_shape: (H, W, C).
-        num_classes: the number of labels.
-        mean: each channel's mean over the training images, with pixels scaled to [0, 1].
-        std: each channel's standard deviation, likewise.
-        crop_padding: zero pixels added on each side before a training image is cropped.
-        flip: whether training images are flipped horizontally at random.
-        streamed: whether it is too large for memory and read during training, see `streaming`.
-    """
-
-    name: str
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_padding: int
-    flip: bool
-    streamed: bool = False
-
+__all__ = ['DATASETS', 'FACTORIES', 'open_images']
 
 _CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -45,4 +24,25 @@ DATASETS: Mapping[str, DatasetSpec] = {
             'imagenet2012', (224, 224, 3), 1000, *_IMAGENET, crop_padding=0, flip=True, streamed=True
         ),
     )
+}
+
+
+def open_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Opens an image data set of `DATASETS`: in memory if it fits, otherwise streamed during training."""
+    spec = DATASETS[name]
+    opened: tuple[Split, Split] = (
+        streaming.open_dataset(name, spec.image_shape[0], data_dir)
+        if spec.streamed
+        else in_memory.load_dataset(name, data_dir)
+    )
+    return Dataset(*opened, spec=spec, model_options={'num_classes': spec.num_classes}, unit='images')
+
+
+FACTORIES: Mapping[str, Callable[..., Dataset]] = {
+    **{name: functools.partial(open_images, name) for name in DATASETS},
+    **text.TEXTS,
+    'image_folder': image_folder.open_image_folder,
+    'text_folder': text.open_text_folder,
+    'tfds_images': image_folder.open_tfds_images,
+    'tfds_text': text.open_text,
 }

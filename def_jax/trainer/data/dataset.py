@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ['Batch', 'Dataset', 'Split']
+__all__ = ['Batch', 'Dataset', 'DatasetSpec', 'Split']
 
 Batch = dict[str, np.ndarray]  # arrays [k, b, ...]: b examples for each of this process's k workers
 
@@ -31,6 +31,31 @@ class Split(Protocol):
     ) -> Iterator[Batch]:
         """One pass over the split in batches of the same shape; `mask` [k, b] is 0 on padding in the last."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """What the input pipeline needs to know about a data set of images.
+
+    Attributes:
+        name: its name in TFDS.
+        image_shape: (H, W, C).
+        num_classes: the number of labels.
+        mean: each channel's mean over the training images, with pixels scaled to [0, 1].
+        std: each channel's standard deviation, likewise.
+        crop_padding: zero pixels added on each side before a training image is cropped.
+        flip: whether training images are flipped horizontally at random.
+        streamed: whether it is too large for memory and read during training, see `streaming`.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int
+    flip: bool
+    streamed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

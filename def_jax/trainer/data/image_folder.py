@@ -7,8 +7,7 @@ import numpy as np
 
 from def_jax.checks import check_integer
 from def_jax.trainer.data import in_memory
-from def_jax.trainer.data.catalogue import DatasetSpec
-from def_jax.trainer.data.dataset import Dataset
+from def_jax.trainer.data.dataset import Dataset, DatasetSpec
 
 __all__ = ['open_image_folder', 'open_tfds_images']
 

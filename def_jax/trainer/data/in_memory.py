@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from def_jax.checks import look_up
-from def_jax.trainer.data.catalogue import DATASETS, DatasetSpec
 from def_jax.trainer.data.order import Readable
 
 __all__ = ['Arrays', 'import_tfds', 'load_dataset', 'prepared_builder']
@@ -58,31 +56,26 @@ class Arrays(Readable):
         return {name: array[positions] for name, array in self.arrays.items()}
 
 
-def load_dataset(
-    dataset: DatasetSpec | str, data_dir: str | os.PathLike[str] | None = None
-) -> tuple[Arrays, Arrays]:
-    """Reads a data set into memory through TFDS, downloading and preparing it if necessary.
+def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[Arrays, Arrays]:
+    """Reads the training and test images of a data set through TFDS, preparing it first if necessary.
 
     `digits` comes with scikit-learn and needs no network. The order of examples is always the same.
 
     Args:
-        dataset: a name in `DATASETS`, or a description of its own.
+        name: its name in TFDS.
         data_dir: TFDS's directory of prepared data sets. None means TFDS's default: the environment variable
             TFDS_DATA_DIR, or else ~/tensorflow_datasets.
 
     Raises:
         FileNotFoundError: if the data set is missing and cannot be prepared.
-        ValueError: if the name is unknown, or the data set does not match its description.
     """
-    spec = look_up('dataset', dataset, DATASETS) if isinstance(dataset, str) else dataset
-    tfds = import_tfds()
-    builder = prepared_builder(spec.name, data_dir)
-    _check_builder(builder, spec)
+    builder = prepared_builder(name, data_dir)
 
     def read(split: str) -> Arrays:
         # batch_size=-1 makes the whole split one batch.
-        data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
-        return Arrays({'image': data['image'], 'label': data['label'].astype(np.int32)})
+        data = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False)
+        arrays = import_tfds().as_numpy(data)
+        return Arrays({'image': arrays['image'], 'label': arrays['label'].astype(np.int32)})
 
     return read('train'), read('test')
 
@@ -119,17 +112,3 @@ def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
                 f'the folder that contains {name}.'
             ) from error
     return builder
-
-
-def _check_builder(builder: Any, spec: DatasetSpec) -> None:
-    """Raises ValueError if the prepared data set does not match its description."""
-    features = builder.info.features
-    for field, value in (
-        ('image_shape', features['image'].shape),
-        ('num_classes', features['label'].num_classes),
-    ):
-        if value != getattr(spec, field):
-            raise ValueError(
-                f'{field}={getattr(spec, field)} of data set {spec.name!r} must be {value}, as in '
-                f'{builder.data_path}. Correct the DatasetSpec, or delete the folder if it is stale.'
-            )

@@ -17,14 +17,9 @@ from typing import Any
 import numpy as np
 
 from def_jax.trainer.data import in_memory
-from def_jax.trainer.data.catalogue import DATASETS, DatasetSpec
 from def_jax.trainer.data.order import test_positions, train_positions
 
-__all__ = ['IMAGENET', 'StreamedSplit', 'open_dataset']
-
-# Since images differ in size, they are cropped here; `augmentation.augment` flips and standardises them on
-# the device, as for every data set.
-IMAGENET = DATASETS['imagenet2012']
+__all__ = ['StreamedSplit', 'open_dataset']
 
 _ATTEMPTS = 10  # to draw a crop that fits the image
 
@@ -34,7 +29,7 @@ class StreamedSplit:
     """The examples of one split, on disk, in TFDS's order.
 
     Attributes:
-        spec: the description of the data set; images are resized to its `image_shape`.
+        size: the height and width to which images are cropped and resized.
         records: has a length, and returns the serialised examples at a list of positions.
         parse: a TensorFlow function from a serialised example to a dict with `image`, the JPEG file, and
             `label`, int64 [].
@@ -42,7 +37,7 @@ class StreamedSplit:
         stop: the position after the last; None for all.
     """
 
-    spec: DatasetSpec
+    size: int
     records: Any
     parse: Callable[[Any], dict[str, Any]]
     start: int = 0
@@ -90,7 +85,7 @@ class StreamedSplit:
         import tensorflow as tf
 
         first = next(choices)
-        shape, count, size = first[0].shape, first[0].size, self.spec.image_shape[0]
+        shape, count = first[0].shape, first[0].size
 
         def records():
             for positions, seeds in itertools.chain([first], choices):
@@ -99,7 +94,10 @@ class StreamedSplit:
 
         def decode(record, seed):
             example = self.parse(record)
-            return {'image': crop(example['image'], seed, size), 'label': tf.cast(example['label'], tf.int32)}
+            return {
+                'image': crop(example['image'], seed, self.size),
+                'label': tf.cast(example['label'], tf.int32),
+            }
 
         signature = (tf.TensorSpec([count], tf.string), tf.TensorSpec([count, 2], tf.int64))
         dataset = tf.data.Dataset.from_generator(records, output_signature=signature)
@@ -113,28 +111,22 @@ class StreamedSplit:
 
 
 def open_dataset(
-    spec: DatasetSpec = IMAGENET, data_dir: str | os.PathLike[str] | None = None
+    name: str, size: int, data_dir: str | os.PathLike[str] | None = None
 ) -> tuple[StreamedSplit, StreamedSplit]:
     """Opens the splits `train` and `validation` of a data set that TFDS has prepared as ArrayRecord files.
 
     Raises:
         FileNotFoundError: if the data set is not prepared.
-        ValueError: if it is not in the ArrayRecord format, or does not match its description.
+        ValueError: if it is not in the ArrayRecord format.
     """
     tfds = in_memory.import_tfds()
-    builder = tfds.builder(spec.name, data_dir=data_dir)
+    builder = tfds.builder(name, data_dir=data_dir)
     if not builder.is_prepared():
         raise FileNotFoundError(
-            f'Data set {spec.name!r} is not in {builder.data_path}. Put the files that its licence requires '
-            f'you to download into DIR/downloads/manual, run `tfds build {spec.name} --data_dir=DIR '
+            f'Data set {name!r} is not in {builder.data_path}. Put the files that its licence requires '
+            f'you to download into DIR/downloads/manual, run `tfds build {name} --data_dir=DIR '
             '--file_format=array_record`, and set the environment variable TFDS_DATA_DIR, or '
             '--config.data_dir, to DIR.'
-        )
-    num_classes = builder.info.features['label'].num_classes
-    if num_classes != spec.num_classes:
-        raise ValueError(
-            f'num_classes={spec.num_classes} of data set {spec.name!r} must be {num_classes}, as in '
-            f'{builder.data_path}.'
         )
 
     def parse(record):
@@ -142,19 +134,19 @@ def open_dataset(
             record, decoders={'image': tfds.decode.SkipDecoding()}
         )
 
-    def open_split(name: str) -> StreamedSplit:
+    def open_split(split: str) -> StreamedSplit:
         records = builder.as_data_source(
-            split=name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-        return StreamedSplit(spec, records, parse)
+        return StreamedSplit(size, records, parse)
 
     try:
         return open_split('train'), open_split('validation')
     except NotImplementedError as error:  # from TFDS, for TFRecord files
         raise ValueError(
-            f'Data set {spec.name!r} in {builder.data_path} must be ArrayRecord files, whose examples can be '
+            f'Data set {name!r} in {builder.data_path} must be ArrayRecord files, whose examples can be '
             'read in any order. With apache-beam installed, run `tfds convert_format --dataset_version_dir='
-            f'{builder.data_path} --out_file_format=array_record --out_dir=DIR/{spec.name}/'
+            f'{builder.data_path} --out_file_format=array_record --out_dir=DIR/{name}/'
             f'{builder.version}` and set TFDS_DATA_DIR, or --config.data_dir, to DIR.'
         ) from error
 

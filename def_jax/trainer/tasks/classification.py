@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from def_jax.trainer.data import augmentation
-from def_jax.trainer.data.catalogue import DatasetSpec
-from def_jax.trainer.data.dataset import Dataset
+from def_jax.trainer.data.dataset import Dataset, DatasetSpec
 from def_jax.trainer.tasks.base import Batch, Metric, Task
 from def_jax.types import PyTree
 

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from test_streaming import NUM_EXAMPLES, SPEC, prepare
+from test_streaming import NUM_EXAMPLES, TOY, prepare
 
 from def_jax.trainer.data import order, streaming
 from def_jax.trainer.data.in_memory import Arrays
@@ -25,7 +25,7 @@ def windows(_):
 
 
 def files(tmp_path_factory):
-    return streaming.open_dataset(SPEC, prepare(tmp_path_factory.mktemp('files'), 'array_record'))[0]
+    return streaming.open_dataset(*TOY, prepare(tmp_path_factory.mktemp('files'), 'array_record'))[0]
 
 
 @pytest.fixture(scope='module', params=[arrays, windows, files], ids=lambda make: make.__name__)

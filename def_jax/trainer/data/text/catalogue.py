@@ -1,11 +1,14 @@
-"""The text data sets, by name, and how they and any other text of TFDS are opened."""
+"""The text data sets, by name, and how they, any other text of TFDS and a folder of files are opened."""
 
 import functools
+import hashlib
 import os
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from def_jax.checks import check_integer
 from def_jax.trainer.data import in_memory
@@ -13,7 +16,7 @@ from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.data.text import corpus
 from def_jax.trainer.data.text.windows import ROLES, Windows, dataset_of_windows
 
-__all__ = ['TEXTS', 'open_text']
+__all__ = ['TEXTS', 'open_text', 'open_text_folder']
 
 
 def open_text(
@@ -77,6 +80,54 @@ def _corpus(builder: Any, name: str, feature: str, role: str, split: str) -> cor
     if not len(opened):
         raise ValueError(f'split {split!r} of data set {name!r} in {builder.data_path} has no text.')
     return opened
+
+
+def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Dataset:
+    """Reads the UTF-8 files of a folder and of those in it, but for hidden ones.
+
+    Args:
+        path: the folder. A hash of a file's path within it decides its split: about a tenth of the files for
+            validation, a tenth for testing. So a file keeps its split when others are added.
+        context: the length of a window, in bytes.
+
+    Returns:
+        The data set; its documents are in the order of their paths.
+
+    Raises:
+        ValueError: if there is no such folder, a file is not UTF-8, or a split has no text.
+    """
+    check_integer('context', context, 1, 'the length of a window, in bytes')
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ValueError(f'path={str(path)!r} is not a folder.')
+    documents: dict[str, list[bytes]] = {role: [] for role in ROLES}
+    for name in sorted(file.relative_to(root).as_posix() for file in root.rglob('*') if file.is_file()):
+        if not any(part.startswith('.') for part in Path(name).parts):
+            documents[corpus.split_of(name)].append(_read(root / name))
+    if missing := [role for role in ROLES if not any(documents[role])]:
+        count = sum(map(len, documents.values()))
+        raise ValueError(
+            f'path={str(path)!r} has no text for {" and ".join(missing)}: its {count} files are divided by a '
+            'hash of their paths. Add files, or divide long ones.'
+        )
+    splits = [Windows(_joined(documents[role]), context) for role in ROLES]
+    return dataset_of_windows(f'text_folder {root.name}', splits)
+
+
+def _read(file: Path) -> bytes:
+    content = file.read_bytes()
+    try:
+        content.decode('utf-8')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{str(file)!r} is not UTF-8 ({error}). Convert or remove it.') from error
+    return content
+
+
+def _joined(documents: list[bytes]) -> corpus.Corpus:
+    documents = [document for document in documents if document]
+    text = b''.join(documents)
+    ends = np.cumsum([len(document) for document in documents])
+    return corpus.Corpus(np.frombuffer(text, np.uint8), ends, hashlib.sha256(text).hexdigest())
 
 
 TEXTS: Mapping[str, Callable[..., Dataset]] = {
