@@ -13,7 +13,6 @@ from def_jax.checks import nearest
 from def_jax.methods import get_method
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.parts import check_parts, make_optimizer
-from def_jax.trainer.data.order import check_batch_size
 
 __all__ = ['check_config', 'check_keys', 'check_together', 'of_keys']
 
@@ -61,9 +60,7 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
 
 def check_together(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError unless the values of the trainer's keys fit each other."""
-    with of_keys():
-        check_batch_size(config.batch_size, config.num_workers)
-        _check_accumulate(config)
+    _check_batch(config)
     _check_workers(config)
     _check_shards(config)
     _check_elastic(config)
@@ -78,13 +75,19 @@ def of_keys() -> Iterator[None]:
         raise ValueError(f'config.{error}') from error
 
 
-def _check_accumulate(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError unless the share of each worker divides into `accumulate` parts."""
-    share = config.batch_size // config.num_workers
-    if share % config.accumulate:
+def _check_batch(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError unless workers have equal shares of a batch, which divide into `accumulate` parts."""
+    size, workers = config.batch_size, config.num_workers
+    if size % workers:
+        nearest_size = max(1, round(size / workers)) * workers
         raise ValueError(
-            f'accumulate={config.accumulate} must divide the {share} examples of a worker, batch_size='
-            f'{config.batch_size} / num_workers={config.num_workers}.'
+            f'config.batch_size={size} must be a multiple of num_workers={workers}; the nearest is '
+            f'{nearest_size}.'
+        )
+    if (size // workers) % config.accumulate:
+        raise ValueError(
+            f'config.accumulate={config.accumulate} must divide the {size // workers} examples of a worker, '
+            f'batch_size={size} / num_workers={workers}.'
         )
 
 

@@ -13,22 +13,12 @@ import numpy as np
 
 __all__ = [
     'Readable',
-    'check_batch_size',
     'epoch_permutation',
     'steps_per_epoch',
     'test_positions',
     'train_batch',
     'train_positions',
 ]
-
-
-def check_batch_size(batch_size: int, num_workers: int) -> None:
-    """Raises ValueError unless every worker gets the same, positive number of examples."""
-    if num_workers < 1:
-        raise ValueError(f'{num_workers=} must be at least 1.')
-    if batch_size < 1 or batch_size % num_workers:
-        nearest = max(1, round(batch_size / num_workers)) * num_workers
-        raise ValueError(f'{batch_size=} must be a multiple of {num_workers=}; the nearest is {nearest}.')
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -85,36 +75,25 @@ def train_positions(
         in an epoch.
 
     Raises:
-        ValueError: if the batch does not divide evenly among the workers or exceeds the split, a worker does
-            not exist, or the seed or the step is negative.
+        ValueError: if the batch does not divide evenly among the workers or exceeds the split.
     """
-    rows, steps = _rows(batch_size, num_workers, workers), steps_per_epoch(num_examples, batch_size)
-    if seed < 0 or step < 0:
-        raise ValueError(f'{seed=} and {step=} must not be negative.')
-    epoch, place = divmod(step, steps)
+    epoch, place = divmod(step, steps_per_epoch(num_examples, batch_size))
     batch = _cached_permutation(seed, epoch, num_examples)[place * batch_size :][:batch_size]
-    return epoch, batch.reshape(num_workers, -1)[rows]
+    return epoch, _rows(batch, num_workers, workers)
 
 
 def test_positions(
     num_examples: int, *, batch_size: int, num_workers: int, workers: Sequence[int] | None = None
 ) -> list[np.ndarray]:
-    """The positions of one pass over a split, int64 [k, b] each; those from `num_examples` on are padding.
-
-    Raises:
-        ValueError: if the batch does not divide evenly among the workers, or a worker does not exist.
-    """
-    rows = _rows(batch_size, num_workers, workers)
+    """The positions of one pass over a split, int64 [k, b] each; those from `num_examples` on are padding."""
     starts = range(0, num_examples, batch_size)
-    return [np.arange(start, start + batch_size).reshape(num_workers, -1)[rows] for start in starts]
+    return [_rows(np.arange(start, start + batch_size), num_workers, workers) for start in starts]
 
 
-def _rows(batch_size: int, num_workers: int, workers: Sequence[int] | None) -> list[int]:
-    check_batch_size(batch_size, num_workers)
-    rows = list(range(num_workers)) if workers is None else list(workers)
-    if not rows or not all(0 <= row < num_workers for row in rows):
-        raise ValueError(f'{workers=} must be one or more of the workers 0 … {num_workers - 1}.')
-    return rows
+def _rows(batch: np.ndarray, num_workers: int, workers: Sequence[int] | None) -> np.ndarray:
+    """The shares of some of the workers in a batch, [k, b]; None stands for all."""
+    shares = batch.reshape(num_workers, -1)
+    return shares if workers is None else shares[list(workers)]
 
 
 def train_batch(split: 'Readable', **options) -> dict[str, np.ndarray]:

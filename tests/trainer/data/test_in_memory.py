@@ -1,11 +1,9 @@
-"""Data in memory: the order of training images, reading, errors. What all splits promise: test_splits.py."""
+"""Data in memory: the order of training images, reading. What all splits promise: test_splits.py."""
 
-import dataclasses
 import functools
 
 import numpy as np
 import pytest
-import training_fixtures as fixtures
 
 from def_jax.trainer.data import order
 from def_jax.trainer.data.catalogue import DATASETS
@@ -63,50 +61,6 @@ def test_absent_data_set(tmp_path, monkeypatch):
     for part in ('(ConnectionError: no route to host)', load, 'TFDS_DATA_DIR', '--config.data_dir'):
         assert part in message
     assert isinstance(error.value.__cause__, ConnectionError)
-
-
-@pytest.mark.parametrize(
-    ('field', 'value', 'message'),
-    [
-        ('image_shape', (28, 28, 1), r"image_shape=\(28, 28, 1\) of .*'digits' must be \(8, 8, 1\), as in "),
-        ('num_classes', 7, r"num_classes=7 of data set 'digits' must be 10, as in .*digits/1\.0\.0"),
-    ],
-)
-def test_data_set_that_is_not_as_described(tmp_path_factory, field, value, message):
-    spec = dataclasses.replace(DATASETS['digits'], **{field: value})
-    with pytest.raises(ValueError, match=message):
-        load_dataset(spec, fixtures.prepared_digits(tmp_path_factory.getbasetemp()))
-    with pytest.raises(ValueError, match=r"dataset='cifar-10' is unknown; .* Did you mean 'cifar10'\?"):
-        load_dataset('cifar-10')
-
-
-# --- Arguments ---
-
-
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'batch_size': 10}, r'batch_size=10 must be a multiple of num_workers=4; the nearest is 8\.'),
-        ({'batch_size': 0}, r'batch_size=0 must be a multiple of num_workers=4; the nearest is 4\.'),
-        (
-            {'batch_size': 3, 'num_workers': 16},
-            r'batch_size=3 must be a multiple of num_workers=16; the nearest is 16\.',
-        ),
-        ({'num_workers': 0}, r'num_workers=0 must be at least 1\.'),
-        ({'batch_size': 24}, 'batch_size=24 must be between 1 and num_examples=20'),
-        ({'seed': -1}, r'seed=-1 and step=0 must not be negative'),
-        ({'step': -1}, r'seed=0 and step=-1 must not be negative'),
-        ({'workers': [4]}, r'workers=\[4\] must be one or more of the workers 0 … 3\.'),
-    ],
-)
-def test_argument_errors(changes, message):
-    arguments = {'seed': 0, 'step': 0, 'batch_size': 8, 'num_workers': 4} | changes
-    with pytest.raises(ValueError, match=message):
-        train_batch(numbered_split(20), **arguments)
-    if 'multiple' in message:
-        del arguments['seed'], arguments['step']
-        with pytest.raises(ValueError, match=message):
-            numbered_split(20).test_batches(**arguments)
 
 
 def test_steps_per_epoch():
