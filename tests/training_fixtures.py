@@ -17,11 +17,12 @@ import jax
 import ml_collections
 import numpy as np
 import optax
+import pytest
 import rich.console
 
 from configs import digits
 from def_jax.trainer import experiment, loop, metrics, models, steps
-from def_jax.trainer.checkpointing import checkpoints, regrouping, workdir
+from def_jax.trainer.checkpointing import checkpoints, workdir
 from def_jax.trainer.data import augmentation, in_memory, order, prefetch
 from def_jax.trainer.models import vgg
 
@@ -204,9 +205,7 @@ def gathered(state):
 
 def manager_of(folder: Path, run: experiment.Experiment, keep: int = 2) -> checkpoints.Checkpoints:
     """The checkpoints in a folder."""
-    return checkpoints.Checkpoints(
-        folder, keep, regrouping.Layout.of(run), workdir.bound_settings(run.config)
-    )
+    return checkpoints.Checkpoints(folder, keep, run.layout, workdir.bound_settings(run.config))
 
 
 def save(folder: Path, recorded: RecordedRun, *numbers: int) -> None:
@@ -248,6 +247,19 @@ def assert_same_bits(actual, expected):
         a, b = np.asarray(a), np.asarray(b)
         same = (a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes())
         assert same, f'{jax.tree_util.keystr(path)} differs'
+
+
+def assert_restored(folder: Path, recorded: RecordedRun, step: int) -> None:
+    """The newest checkpoint of a folder holds the state of the recorded run at a step, bit for bit."""
+    assert_same_bits(shards(restored(folder, recorded.experiment)), recorded.states[step])
+
+
+@contextlib.contextmanager
+def refused(message: str):
+    """The block raises a ValueError of one line that matches."""
+    with pytest.raises(ValueError, match=message) as error:
+        yield error
+    assert '\n' not in str(error.value)
 
 
 def placed(state, run: experiment.Experiment) -> steps.TrainState:

@@ -57,7 +57,8 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     batch = workers.place(next(experiment.train_batches(0)))
     variables = workers.abstract(jax.eval_shape(steps.outputs, state)[0]['x'], False)
     test_batches = list(experiment.test_batches(experiment.config.evaluate_on))
-    evaluations, each = experiment.num_evaluations, workers.devices_per_row
+    evaluations = -(-experiment.num_steps // experiment.steps_per_evaluation)  # the last step's is one
+    each = workers.devices_per_row
     worker_of = [device // each for device in range(len(workers.devices))]
     sums = len(test_batches) * evaluations * sum(point != 'own' for point in points)
 

@@ -18,9 +18,7 @@ from jax import lax
 
 from def_jax import elastic
 from def_jax.mesh.ownership import each
-from def_jax.mesh.regrouping import num_stacked
 from def_jax.mesh.spmd import Spmd
-from def_jax.trainer.checkpointing.regrouping import Layout
 from def_jax.trainer.data.dataset import Split
 from def_jax.trainer.evaluation import DivergedError, check_finite, figures_of
 from def_jax.trainer.experiment import EXAMPLES_PER_DEVICE, Experiment
@@ -33,26 +31,9 @@ from def_jax.trainer.workers.sharded import SHARD_AXIS, shard_spec
 
 PyTree = Any
 
-__all__ = ['Crew', 'WholeLayout', 'crew', 'first_state']
+__all__ = ['Crew', 'first_state']
 
 _STEP, _STOPS = '_step', '_stops'  # beside the examples of a batch
-
-
-class WholeLayout(Layout):
-    """The layout of a state that one process holds whole, as NumPy arrays."""
-
-    whole = True
-
-    def shape_of(self, state: PyTree) -> tuple[int, ...]:
-        own = self.map(lambda own, leaf: own, state)
-        return (num_stacked(state, own, self.shape[0]),)
-
-    def spread(self, state: PyTree) -> PyTree:
-        return state
-
-    def own_rows(self, state: PyTree, like: PyTree) -> PyTree:
-        del like
-        return state
 
 
 def first_state(steps: Steps) -> TrainState:
@@ -69,7 +50,14 @@ class _Statistics(NamedTuple):
 
 
 class Crew:
-    """The workers who live, for the loop; what they do is repeated without those who die meanwhile."""
+    """The workers who live, for the loop; what they do is repeated without those who die meanwhile.
+
+    Args:
+        experiment: the run's, with all workers.
+        state: the state to continue from, as NumPy arrays.
+        note: shows a line about who dies and who comes.
+        signals: whether this process is to stop.
+    """
 
     diagnose = check_replicas = None  # see `rules`
 
@@ -137,6 +125,27 @@ class Crew:
     def sample(self) -> None:
         return None
 
+    @contextlib.contextmanager
+    def together(self, save: Callable[..., None]) -> Iterator[None]:
+        """Within the block, processes train; at its end they part.
+
+        `save(state, wait=True)` writes a checkpoint. Raises LostProcessError if too few workers were left,
+        after the state was saved.
+        """
+        try:
+            yield
+        except elastic.TooFewError as error:
+            self.team.min_workers = 1  # what the few who are left have
+            save(self.state(), wait=True)
+            self.team.close()
+            raise LostProcessError(str(error)) from error
+        except elastic.GivenUpError as error:
+            raise LostProcessError(str(error)) from error
+        except EndedError:  # in all processes
+            self.team.close()
+            raise
+        self.team.close()
+
     def _totals(self, split: str) -> dict[str, dict[str, np.ndarray]]:
         """By point, sums over a split; begun again if a worker dies meanwhile, since it had its share."""
         while True:
@@ -156,42 +165,6 @@ class Crew:
         )
         # With fewer workers there are more batches than were counted, never fewer.
         return _flat(next(itertools.islice(batches, number, None)))
-
-
-@contextlib.contextmanager
-def crew(
-    experiment: Experiment,
-    state: TrainState,
-    save: Callable[..., None],
-    note: Callable[[str], None],
-    signals: interruption.Watch,
-) -> Iterator[Crew]:
-    """Within the block, the workers of all processes, for the loop.
-
-    Args:
-        experiment: the run's, with all workers.
-        state: the state to continue from, as NumPy arrays.
-        save: `save(state, wait=True)` writes a checkpoint that `WholeLayout` describes.
-        note: shows a line about who dies and who comes.
-        signals: whether this process is to stop.
-
-    Raises:
-        LostProcessError: if too few workers were left, after the state was saved.
-    """
-    made = Crew(experiment, state, note, signals)
-    try:
-        yield made
-    except elastic.TooFewError as error:
-        made.team.min_workers = 1  # what the few who are left have
-        save(made.state(), wait=True)
-        made.team.close()
-        raise LostProcessError(str(error)) from error
-    except elastic.GivenUpError as error:
-        raise LostProcessError(str(error)) from error
-    except EndedError:  # in all processes
-        made.team.close()
-        raise
-    made.team.close()
 
 
 class _Batches:

@@ -13,6 +13,7 @@ import optax
 
 from def_jax import methods
 from def_jax.traffic import traffic
+from def_jax.trainer.checkpointing.regrouping import Layout
 from def_jax.trainer.configuration.parts import make_dataset, make_optimizer, make_schedule, make_task
 from def_jax.trainer.configuration.rules import check_keys, check_together, of_keys
 from def_jax.trainer.data import order
@@ -118,11 +119,6 @@ class Experiment:
         """The run's length in epochs, which need not be whole."""
         return self.num_steps / self.steps_per_epoch
 
-    @property
-    def num_evaluations(self) -> int:
-        """How often they are in the whole run: the last step's is one of them."""
-        return -(-self.num_steps // self.steps_per_evaluation)
-
     def train_batches(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's batches from `first_step` on, with leading axes `workers.local_shape`; endless."""
         virtual, shape = self.config.workers_per_device, self.workers.local_shape
@@ -173,6 +169,11 @@ class Experiment:
     def own(self) -> TrainState:
         """Which parts of the state are per-worker, see `per_worker`."""
         return per_worker(self.optimizer, self.abstract_variables)
+
+    @property
+    def layout(self) -> Layout:
+        """How the workers are arranged in the state."""
+        return Layout(self.workers, self.own, self.config.batch_size, self.config.elastic)
 
     @functools.cached_property
     def steps(self) -> Steps:

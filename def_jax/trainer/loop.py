@@ -15,7 +15,6 @@ from def_jax.trainer import console as console_lib
 from def_jax.trainer import elastic, metrics, plots, results
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
-from def_jax.trainer.checkpointing.regrouping import Layout
 from def_jax.trainer.data import prefetch
 from def_jax.trainer.evaluation import DivergedError, make_evaluate
 from def_jax.trainer.experiment import Experiment, build
@@ -71,9 +70,8 @@ def train_and_evaluate(
         run = _claimed(folder, config)
         lock = workdir.locked(run) if processes.is_first() else contextlib.nullcontext()
         with lock, interruption.watch() as signals:  # until here nothing is lost by stopping at once
-            layout = (elastic.WholeLayout if config.elastic else Layout).of(experiment)
             settings = workdir.bound_settings(config)
-            with Checkpoints(run, config.keep_checkpoints, layout, settings) as checkpoints:
+            with Checkpoints(run, config.keep_checkpoints, experiment.layout, settings) as checkpoints:
                 _Run(experiment, run, checkpoints, console, signals).train_and_evaluate()
             if config.elastic and not processes.is_first():
                 return {}
@@ -170,7 +168,8 @@ class _Run:
     def _crew(self) -> Iterator['_Crew']:
         experiment, state = self._experiment, self._first_state
         if experiment.config.elastic:
-            with elastic.crew(experiment, state, self._save, self._say, self._signals) as crew:
+            crew = elastic.Crew(experiment, state, self._say, self._signals)
+            with crew.together(self._save):
                 yield crew
         else:
             batches = experiment.train_batches(self._start)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from configs import digits
-from def_jax.trainer.checkpointing import checkpoints, regrouping, workdir
+from def_jax.trainer.checkpointing import checkpoints, workdir
 from def_jax.trainer.evaluation import make_evaluate
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.state import TrainState
@@ -72,7 +72,7 @@ def measured(old: tuple[int, int], new: tuple[int, int], folder: Path) -> dict:
 
 
 def manager_of(path: Path, experiment: Experiment) -> checkpoints.Checkpoints:
-    layout, settings = regrouping.Layout.of(experiment), workdir.bound_settings(experiment.config)
+    layout, settings = experiment.layout, workdir.bound_settings(experiment.config)
     return checkpoints.Checkpoints(path, 1, layout, settings)
 
 

@@ -110,18 +110,10 @@ def test_a_finished_run_is_reported_again_not_trained_again(recorded, tmp_path):
 
 
 def test_compute_dtype_is_that_of_the_network_alone(data_dir):
+    """That its parameters stay float32, see test_models.py and test_transformer.py."""
     run = experiment.build(fixtures.tiny_config(data_dir, compute_dtype='bfloat16'))
-    variables = jax.eval_shape(run.task.init, jax.random.key(0))
-    batch = next(run.train_batches(0))
-    batch = {name: x[0] for name, x in batch.items()}
-
-    def loss(params, batch_stats):
-        return run.task.loss(params, batch_stats, batch, jax.random.key(0))[0]
-
-    trace = jax.make_jaxpr(jax.value_and_grad(loss), return_shape=True)
-    program, (value, grads) = trace(variables['params'], variables['batch_stats'])
-    assert 'bf16' in str(program)
-    assert {leaf.dtype for leaf in jax.tree.leaves((variables, value, grads))} == {jnp.dtype('float32')}
+    assert run.task.model.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(run.abstract_variables)} == {jnp.dtype('float32')}
 
 
 # --- Every method ---
@@ -244,8 +236,7 @@ def test_a_nan_loss_names_step_and_worker_and_keeps_the_last_good_checkpoint(rec
     assert (error.step, error.worker) == (7, 2)
     assert 'the loss of worker 2 is nan at step 7' in str(error)
     assert fixtures.records(folder) == [r for r in fixtures.records(recorded.folder) if r['step'] <= 6]
-    state = fixtures.restored(folder, recorded.experiment)
-    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[5])
+    fixtures.assert_restored(folder, recorded, 5)
     # Without the poison the run goes on from there as if nothing had been.
     assert fixtures.train(recorded.config, folder)['status'] == 'finished'
     assert fixtures.records(folder) == fixtures.records(recorded.folder)
@@ -256,8 +247,7 @@ def test_a_nan_on_the_test_set_is_never_checkpointed(recorded, tmp_path):
         error = diverged_run(recorded.config, tmp_path / 'run')
     assert (error.step, error.worker) == (10, None)
     assert 'the loss of the test set is nan at step 10' in str(error)
-    state = fixtures.restored(tmp_path / 'run', recorded.experiment)
-    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[5])
+    fixtures.assert_restored(tmp_path / 'run', recorded, 5)
 
 
 # --- Steps that are skipped: left out, counted, and without a trace ---

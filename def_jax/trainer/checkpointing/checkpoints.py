@@ -28,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from def_jax.mesh.regrouping import regroup
 from def_jax.trainer.checkpointing import manifest, regrouping
 from def_jax.trainer.checkpointing.manifest import DamagedError
 from def_jax.trainer.checkpointing.regrouping import Layout
@@ -96,7 +97,10 @@ class Checkpoints:
         """
         if self._layout.whole and not processes.is_first():
             return
-        step, state = int(state.step), self._layout.spread(state)
+        step = int(state.step)
+        if step == self._newest:
+            return
+        state = self._layout.spread(state)
         content = {
             'step': step,
             'workers': list(self._layout.shape_of(state)),
@@ -106,8 +110,6 @@ class Checkpoints:
             'metrics': list(seal) if seal else None,
             'leaves': manifest.leaves_of(state),
         }
-        if processes.agree(step == self._newest or self._is_there(content)):
-            return
         self.wait()
         try:
             if not self.is_in_place():  # otherwise orbax would create a new folder of that name
@@ -203,7 +205,7 @@ class Checkpoints:
                 raise ValueError('orbax wrote an incomplete checkpoint')
             manifest.write(partial, content)
             replaced = final.with_name(final.name + _REPLACED)
-            if final.exists():  # damaged, otherwise it would have been restored
+            if final.exists():  # damaged, or a network file system showed it late
                 os.replace(final, replaced)
             os.replace(partial, final)
             sync(self._folder)
@@ -235,7 +237,7 @@ class Checkpoints:
         shards = content.get('shards', 1)  # those of earlier versions are whole
         self.notes = regrouping.describe(workers, content['batch_size'], self._layout, shards)
         if not in_place:
-            state = regrouping.regrouped(state, workers, self._layout)
+            state = regroup(state, self._layout.own, workers, self._layout.shape)
         return self._layout.own_rows(state, like)
 
     def _verified(self, path: Path, step: int, like: TrainState) -> tuple[manifest.Manifest, TrainState]:
@@ -256,15 +258,6 @@ class Checkpoints:
         if processes.anywhere(damage is not None):
             raise damage or DamagedError('another process cannot read it')
         return content, shapes
-
-    def _is_there(self, content: manifest.Manifest) -> bool:
-        """Whether a good checkpoint with the manifest entries `content` already exists."""
-        step = content['step']
-        try:
-            found = manifest.read_verified(self._folder / str(step), step)
-        except DamagedError:
-            return False
-        return found | content == found
 
     def _partial(self, step: int) -> Path:
         return self._folder / f'{step}{_PARTIAL}'

@@ -7,32 +7,34 @@ steps.
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import jax
 
 from def_jax.mesh.ownership import each
-from def_jax.mesh.regrouping import regroup
-from def_jax.trainer.experiment import Experiment
+from def_jax.mesh.regrouping import num_stacked
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.workers.base import Workers
 from def_jax.types import PyTree
 
-__all__ = ['Layout', 'describe', 'regrouped']
+__all__ = ['Layout', 'describe']
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the workers of a run are arranged in its state."""
+    """How the workers of a run are arranged in its state.
+
+    Attributes:
+        workers: those of the run.
+        own: which arrays are per-worker, as booleans.
+        batch_size: the examples of a step, over all workers.
+        whole: whether this process holds all of the state, as NumPy arrays, and asks no other: in an elastic
+            run, where the number of workers in it may be another than that of the run.
+    """
 
     workers: Workers
-    own: TrainState  # which arrays are per-worker, as booleans
+    own: TrainState
     batch_size: int
-    whole: ClassVar[bool] = False  # whether this process has all of the state, and asks no other
-
-    @classmethod
-    def of(cls, experiment: Experiment) -> 'Layout':
-        return cls(experiment.workers, experiment.own, experiment.config.batch_size)
+    whole: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,22 +46,20 @@ class Layout:
         """The number of devices of a worker, if these are several."""
         return self.workers.devices_per_row
 
-    def map(self, function, *trees: PyTree) -> PyTree:
-        """`function(mine, *leaves)` over the leaves of states of this layout."""
-        return each(function, self.own, *trees)
-
     def shape_of(self, state: PyTree) -> tuple[int, ...]:
         """The leading axes of per-worker arrays in `state`."""
-        del state
-        return self.shape
+        if not self.whole:
+            return self.shape
+        own = each(lambda own, leaf: own, self.own, state)
+        return (num_stacked(state, own, self.shape[0]),)
 
     def spread(self, state: PyTree) -> PyTree:
         """The rows of all processes as one state of global arrays, without copying."""
-        return self.workers.spread(state, self.own)
+        return state if self.whole else self.workers.spread(state, self.own)
 
     def own_rows(self, state: PyTree, like: PyTree) -> PyTree:
         """This process's rows of a spread state or of NumPy arrays, placed like `like`."""
-        return self.workers.own_rows(state, like, self.own)
+        return state if self.whole else self.workers.own_rows(state, like, self.own)
 
     def shapes(self, like: PyTree, workers: tuple[int, ...]) -> PyTree:
         """The shapes and dtypes that `like`, a state of this layout, would have with other workers."""
@@ -68,15 +68,7 @@ class Layout:
             rest = leaf.shape[len(self.shape) :] if mine else leaf.shape
             return jax.ShapeDtypeStruct((*workers, *rest) if mine else rest, leaf.dtype)
 
-        return self.map(shape, like)
-
-
-def regrouped(state: PyTree, workers: tuple[int, ...], layout: Layout) -> PyTree:
-    """A state of NumPy arrays whose per-worker ones have leading axes `workers`, in another layout.
-
-    If the number of workers is unchanged, only the leading axes differ.
-    """
-    return regroup(state, layout.own, workers, layout.shape)
+        return each(shape, self.own, like)
 
 
 def describe(workers: tuple[int, ...], batch_size: int, layout: Layout, shards: int = 1) -> list[str]:

@@ -21,7 +21,7 @@ import training_fixtures as fixtures
 from absl import logging
 
 from def_jax.trainer import experiment
-from def_jax.trainer.checkpointing import checkpoints, manifest, regrouping, workdir
+from def_jax.trainer.checkpointing import checkpoints, manifest, workdir
 from def_jax.trainer.data import in_memory
 from def_jax.trainer.launch import output
 
@@ -60,8 +60,7 @@ DAMAGES = [truncate, overwrite, empty, flip_a_bit, Path.unlink]
 
 def assert_falls_back(recorded, folder, warnings):
     """The checkpoint of step 7 is restored and the warning names it and that of step 9."""
-    state = fixtures.restored(folder, recorded.experiment)
-    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[7])
+    fixtures.assert_restored(folder, recorded, 7)
     (line,) = warnings
     assert f'checkpoint {folder}/checkpoints/9 cannot be used' in line and '\n' not in line
     assert f'continuing from {folder}/checkpoints/7, step 7' in line
@@ -151,9 +150,9 @@ def test_the_newest_good_checkpoint_is_taken(recorded, saved, tmp_path, warnings
     assert_falls_back(recorded, folder, warnings)
     shutil.rmtree(folder / 'checkpoints' / '7')
     before = fixtures.contents(folder)
-    with pytest.raises(ValueError, match=f'checkpoints/9 cannot be used .*({reason}).* no other') as error:
+    other = 'no other .* another --workdir to start from scratch'
+    with fixtures.refused(f'checkpoints/9 cannot be used .*({reason}).* {other}'):
         fixtures.restored(folder, recorded.experiment)
-    assert '\n' not in str(error.value) and 'another --workdir to start from scratch' in str(error.value)
     assert fixtures.contents(folder) == before
 
 
@@ -179,12 +178,11 @@ def test_a_checkpoint_of_another_configuration_or_with_other_arrays_is_refused(
     other = experiment.build(fixtures.tiny_config(data_dir, **changes))
     arrays = 'there|' in difference or 'params' in difference
     settings = workdir.bound_settings((recorded if arrays else other).config)
-    manager = checkpoints.Checkpoints(saved, 2, regrouping.Layout.of(other), settings)
+    manager = checkpoints.Checkpoints(saved, 2, other.layout, settings)
     where = 'another model or method: .*' if arrays else 'cannot be used .*with another configuration: '
-    with pytest.raises(ValueError, match=f'{where}({difference})') as error:
+    with fixtures.refused(f'{where}({difference})'):
         manager.restore(jax.eval_shape(other.steps.init))
     manager.close()
-    assert '\n' not in str(error.value)
 
 
 def test_a_run_goes_on_from_the_good_checkpoint_and_replaces_the_damaged_one(recorded, tmp_path, warnings):
@@ -247,8 +245,7 @@ def test_what_a_kill_leaves_of_a_checkpoint_is_not_taken_for_one(recorded, saved
     late = folder / 'checkpoints' / '11.partial' / 'state.orbax-checkpoint-tmp' / 'd'
     late.mkdir(parents=True)
     (late / 'block').write_bytes(b'written by a thread that had not heard of a failure')
-    state = fixtures.restored(folder, recorded.experiment)
-    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[7])
+    fixtures.assert_restored(folder, recorded, 7)
     assert not warnings  # nothing is wrong
     fixtures.save(folder, recorded, 9)
     assert sorted(os.listdir(folder / 'checkpoints')) == ['7', '9']
@@ -277,9 +274,8 @@ def test_a_folder_that_was_renamed_is_neither_recreated_nor_called_full(recorded
     folder.rename(tmp_path / 'elsewhere')
     if recreated:
         folder.mkdir()
-    with pytest.raises(ValueError, match=r'the folder is gone.* rename the folder back, then') as error:
+    with fixtures.refused(r'the folder is gone.* rename the folder back, then'):
         manager.save(fixtures.placed(fixtures.gathered(recorded.states[11]), recorded.experiment))
-    assert '\n' not in str(error.value)
     manager.close()
     assert not (folder / 'checkpoints').exists() and folder.exists() == recreated
     assert sorted(os.listdir(tmp_path / 'elsewhere' / 'checkpoints')) == ['7', '9']
@@ -337,13 +333,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
     manager = fixtures.manager_of(folder, recorded.experiment)
     state = fixtures.placed(fixtures.gathered(recorded.states[11]), recorded.experiment)
     small_files(1000)
-    with pytest.raises(
-        ValueError, match=r'no checkpoint could be written to .*earlier ones are kept'
-    ) as error:
+    with fixtures.refused(r'no checkpoint could be written to .*earlier ones are kept'):
         manager.save(state)
         manager.close()
-    assert '\n' not in str(error.value)
     assert complete(folder) == before
-    del error
     gc.collect()
     assert capfd.readouterr().err == ''

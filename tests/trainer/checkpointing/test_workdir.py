@@ -169,11 +169,8 @@ def test_a_run_of_version_0_2_goes_on(tmp_path, detach):
 def test_a_damaged_record_is_not_overwritten(tmp_path, damage):
     run = workdir.claim(tmp_path / 'run', config())
     (run / 'config.json').write_text(damage)
-    with pytest.raises(ValueError) as error:
+    with fixtures.refused(f'{run}/config.json.* Restore that file or choose another --workdir'):
         workdir.claim(run, config())
-    message = str(error.value)
-    assert str(run / 'config.json') in message and 'Restore that file or choose another --workdir' in message
-    assert '\n' not in message
     assert (run / 'config.json').read_text() == damage
 
 
@@ -279,6 +276,5 @@ def test_a_folder_that_cannot_be_written_to_is_refused(data_dir, tmp_path, monke
             raise OSError(code, os.strerror(code), str(path))
 
         monkeypatch.setattr(Path, 'write_text', fail)
-        with pytest.raises(ValueError, match=f'cannot be written to .*{os.strerror(code)}') as error:
+        with fixtures.refused(f'cannot be written to .*{os.strerror(code)}'):
             fixtures.train(fixtures.tiny_config(data_dir), tmp_path / 'run')
-        assert '\n' not in str(error.value)

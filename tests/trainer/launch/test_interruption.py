@@ -44,11 +44,9 @@ def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_o
         assert f'stopped by {number.name} after step {done}; a checkpoint was saved' in str(error.value)
         assert str(done) in os.listdir(tmp_path / 'checkpoints')
         traced.append(train_step.traces)
-        state = fixtures.restored(tmp_path, recorded.experiment)
-        fixtures.assert_same_bits(fixtures.shards(state), recorded.states[done])
+        fixtures.assert_restored(tmp_path, recorded, done)
     result = fixtures.train(recorded.config, tmp_path)
-    state = fixtures.restored(tmp_path, recorded.experiment)
-    fixtures.assert_same_bits(fixtures.shards(state), recorded.states[-1])
+    fixtures.assert_restored(tmp_path, recorded, fixtures.NUM_STEPS)
     # Every record is the mean over the same steps, also the one that was pending when the signal came.
     records = [record for record in fixtures.records(tmp_path) if 'pending' not in record]
     assert records == fixtures.records(recorded.folder)
