@@ -78,9 +78,6 @@ class ShardedWorkers(Workers):
 
         return jax.jit(placed, donate_argnums=donate)
 
-    def map_rows(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree) -> Callable:
-        return self.map(function, own_in, own_out)
-
     def map_devices(self, function: Callable, own_in: tuple[PyTree, ...]) -> Callable:
         def device(*args):
             args = each(lambda mine, x: lax.squeeze(x, [0]) if mine else x, own_in, args)

@@ -67,12 +67,6 @@ class WholeWorkers(Workers):
         unroll = self.devices[0].platform == 'cpu'
         return _in_sequence(function, unroll=unroll) if self._sequential else function
 
-    def local(self, x: jax.Array) -> np.ndarray:
-        return np.asarray(x)
-
-    def fetch(self, tree: PyTree) -> PyTree:
-        return jax.device_get(tree)
-
     def spread(self, tree: PyTree, own: PyTree) -> PyTree:
         def array(mine, leaf):
             shape = (*self.shape, *leaf.shape[len(self.shape) :]) if mine else leaf.shape
@@ -119,16 +113,11 @@ def _in_sequence(function: Callable, *, unroll: bool) -> Callable:
 
     @one_worker.def_vmap
     def in_sequence(axis_size, in_batched, *args):
-        leaves, structure = jax.tree.flatten(args)
-        batched = jax.tree.leaves(in_batched)
+        def step(carry, row):
+            own = jax.tree.map(lambda batched, x: x[row] if batched else x, tuple(in_batched), args)
+            return carry, function(*own)
 
-        def step(carry, rows):
-            rows = iter(rows)
-            own = [next(rows) if b else leaf for leaf, b in zip(leaves, batched, strict=True)]
-            return carry, function(*jax.tree.unflatten(structure, own))
-
-        rows = [leaf for leaf, b in zip(leaves, batched, strict=True) if b]
-        _, outputs = lax.scan(step, None, rows, length=axis_size, unroll=unroll)
+        _, outputs = lax.scan(step, None, np.arange(axis_size), unroll=unroll)
         return outputs, jax.tree.map(lambda _: True, outputs)
 
     return one_worker
