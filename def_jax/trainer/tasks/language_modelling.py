@@ -98,13 +98,11 @@ def language_modelling(model: Transformer, dataset: Dataset) -> LanguageModellin
 def sample(
     model: Transformer, params: PyTree, key: jax.Array, length: int, temperature: float = 1.0
 ) -> bytes:
-    """Writes `length` bytes, which need not be valid UTF-8; ValueError if an argument is out of range.
+    """Writes `length` bytes, which need not be valid UTF-8.
 
     The model sees the last `model.context` of them. `temperature` divides the logits; 0 takes the most
     probable byte.
     """
-    if length < 1 or not temperature >= 0 or math.isinf(temperature):
-        raise ValueError(f'{length=} must be at least 1 and {temperature=} a number >= 0.')
     return np.asarray(_sample(model, params, key, length, temperature)).astype(np.uint8).tobytes()
 
 
