@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import training_fixtures as fixtures
 from tensorboardX.proto import event_pb2
 
 from def_jax.trainer import metrics
@@ -114,9 +115,8 @@ def test_a_sealed_record_cannot_be_lost_unseen(tmp_path, log, seals, damage, rea
     path = tmp_path / 'metrics.jsonl'
     damage(path)
     before = path.exists() and path.read_bytes()
-    with pytest.raises(ValueError, match=f'metrics.jsonl {reason}, so records before .* step 9') as error:
+    with fixtures.refused(f'metrics.jsonl {reason}, so records before .* step 9'):
         log(9, seals[9])
-    assert '\n' not in str(error.value)
     assert (path.exists() and path.read_bytes()) == before
 
 
@@ -190,10 +190,7 @@ def fill(full):
 def test_a_disk_that_fills_is_an_error_and_closing_waits_for_nobody(tmp_path, log, small_files):
     full = log()
     small_files(2000)
-    with pytest.raises(
-        ValueError, match=r'metrics\.jsonl or the tensorboard .* cannot be written .*free some space'
-    ) as error:
+    with fixtures.refused(r'metrics\.jsonl or the tensorboard .* cannot be written .*free some space'):
         fill(full)
-    assert '\n' not in str(error.value)
     full.close()
     assert len(steps_of(tmp_path)) > 5

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import ml_collections
 import pytest
+import training_fixtures as fixtures
 from trainer.configuration import factories_to_find
 
 from configs import digits
@@ -80,19 +81,29 @@ def made_by(name, **changes):
             "compute_dtype='bfloat16' has no effect on model=.*, which takes no dtype",
         ),
         ({'accumulate': 3}, 'must divide the 8 examples of a worker, batch_size=128 / num_'),
+        ({'outer': 'sgd'}, "outer='sgd' needs the option 'learning_rate'"),
+        (
+            {'outer': 'sgd', 'method': 'diloco'},
+            "outer='sgd' has no effect on method='diloco', which fixes it",
+        ),
+        ({'outer': 'sgd', 'method': 'sgd'}, "outer='sgd' has no effect on method='sgd'"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_configuration(changes, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with fixtures.refused(rf'^(?=config\.).*{message}'):
         check_config(changed(**changes))
-    assert str(error.value).startswith('config.') and '\n' not in str(error.value)
 
 
 def schedule_of(config):
     return make_schedule(config, 100)
 
 
+def task_of(config):
+    return parts.make_task(config, factories_to_find.dataset_without_labels())
+
+
 UNLABELLED = {'dataset': f'{HERE}:dataset_without_labels'}
+UNTYPED = {'model': 'builtins:dict'}
 
 
 @pytest.mark.parametrize(
@@ -119,27 +130,15 @@ UNLABELLED = {'dataset': f'{HERE}:dataset_without_labels'}
             "'wsd' .*: warmup=0.9 and decay=0.2 add up to more than 1, the length of the run",
         ),
         (schedule_of, {'schedule': 'cosine', 'schedule_options': {'warmup': 20}}, r'=20 must be .* \[0, 1\]'),
+        (task_of, UNTYPED, "task='image_classification': its data set must have images with labels"),
+        (task_of, UNTYPED | {'task': f'{HERE}:no_task'}, 'must return def_jax.trainer.tasks.base.Task, but'),
+        (task_of, UNTYPED | {'task': f'{HERE}:NotATask'}, "must take the argument 'model'"),
+        (task_of, UNTYPED | {'model_options': {'num_classes': 0}}, 'num_classes=0 of the model must be at'),
     ],
 )
 def test_what_fails_is_refused_in_one_line(make, changes, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with fixtures.refused(message):
         make(changed(**changes))
-    assert '\n' not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({}, "task='image_classification': its data set must have images with labels"),
-        ({'task': f'{HERE}:no_task'}, 'must return def_jax.trainer.tasks.base.Task, but returned'),
-        ({'task': f'{HERE}:NotATask'}, "must take the argument 'model'"),
-        ({'model_options': {'num_classes': 0}}, 'num_classes=0 of the model must be at least 1'),
-    ],
-)
-def test_a_task_must_fit_its_data_set(changes, message):
-    config = changed(model='builtins:dict', **changes)
-    with pytest.raises(ValueError, match=message):
-        parts.make_task(config, factories_to_find.dataset_without_labels())
 
 
 def test_an_optimizer_by_path_gets_what_it_takes():

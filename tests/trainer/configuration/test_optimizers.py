@@ -62,23 +62,6 @@ def test_a_configuration_makes_optaxs_chain_with_the_link_at_its_end(name, optio
     assert programs[0] == programs[1]
 
 
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'outer': 'sgd'}, "outer='sgd' needs the option 'learning_rate'"),
-        (
-            {'outer': 'sgd', 'method': 'diloco'},
-            "outer='sgd' has no effect on method='diloco', which fixes it",
-        ),
-        ({'outer': 'sgd', 'method': 'sgd'}, "outer='sgd' has no effect on method='sgd'"),
-    ],
-)
-def test_an_outer_optimizer_must_be_used_and_complete(changes, message):
-    config = ml_collections.ConfigDict(digits.get_config().to_dict() | changes)
-    with pytest.raises(ValueError, match=message):
-        make_optimizer(config, RATE, None)
-
-
 @pytest.mark.parametrize(('schedule', 'options'), [('cosine', {'final': 0.1}), ('wsd', {'decay': 0.25})])
 def test_schedules_rise_stay_in_range_and_fall(schedule, options):
     config = config_of('adamw')

@@ -92,7 +92,8 @@ def test_a_batch_that_does_not_divide_suggests_one_that_does(batch_size, num_wor
     check_config(changed(batch_size=nearest, num_workers=num_workers))
 
 
-SHARDS, NARROW, SKIPS = {'shards_per_worker': 2}, {'wire_dtype': 'bfloat16'}, {'skip_nonfinite': True}
+SHARDS, NARROW = {'shards_per_worker': 2}, {'wire_dtype': 'bfloat16'}
+SKIPS, ELASTIC = {'skip_nonfinite': True}, {'elastic': True, 'workers_per_device': 1}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,10 @@ SHARDS, NARROW, SKIPS = {'shards_per_worker': 2}, {'wire_dtype': 'bfloat16'}, {'
         ({'wire_dtype': 'int8', 'num_workers': 128}, '128 workers', {'wire_dtype': 'int8'}),
         ({'method': 'sgd_ia'}, 'config.num_workers=16', {'method': 'sgd_ia', 'num_workers': 1}),
         ({'diagnostics_every': 5, 'num_workers': 1}, 'diagnostics_every=5', {'diagnostics_every': 5}),
+        (ELASTIC | {'diagnostics_every': 5}, 'config.elastic=True has no diagnostics_every', ELASTIC),
+        (ELASTIC | SKIPS, 'config.elastic=True has no skip_nonfinite', SKIPS),
+        (ELASTIC | {'workers_per_device': 2}, 'needs a device for each worker', {}),
+        (ELASTIC | {'method': 'cser'}, "config.method='cser' gives each worker a model of its own", {}),
         ({'auto_detach': True}, 'another key now: --config.detach=auto.', {'detach': 'auto'}),
         ({'outer_options': {'nosuch': 1}}, "outer_options={'nosuch': 1} has no effect without outer.", {}),
         *(

@@ -1,8 +1,7 @@
-"""What the networks share: where each starts, as the authors' code or He's does, and Flax's convolutions."""
+"""What the networks share: where each starts, as the authors' code or He's does, and how it convolves."""
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,38 +85,7 @@ def check_distribution(values, std, shape):
         assert largest > 2.5  # neither uniform nor truncated
 
 
-# --- Convolutions ---
-
-
-@pytest.mark.parametrize(
-    ('image', 'kernel', 'stride'),
-    [
-        ((1, 1), 3, 1),
-        ((4, 3), 3, 2),
-        ((3, 4), 1, 1),
-        ((8, 7), 7, 2),
-    ],
-)
-def test_convolutions_of_small_and_large_images_are_flaxs(image, kernel, stride):
-    class Ours(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return layers.convolution(x, 5, kernel, stride)
-
-    class Flax(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Conv(5, (kernel, kernel), stride, padding=kernel // 2, use_bias=False)(x)
-
-    x = jax.random.normal(jax.random.key(0), (2, *image, 3))
-
-    @jax.jit
-    def both(key, x):
-        variables = Ours().init(key, x)
-        values = (lambda v, x, model=model: jnp.sum(jnp.sin(model.apply(v, x))) for model in (Ours(), Flax()))
-        return [jax.value_and_grad(value, argnums=(0, 1))(variables, x) for value in values]
-
-    chex.assert_trees_all_close(*both(jax.random.key(1), x), rtol=1e-4, atol=1e-4)
+# --- Convolutions; their values, see test_models.py ---
 
 
 class Convolution(nn.Module):

@@ -10,54 +10,37 @@ import reference_networks as networks
 from flax import linen as nn
 
 from def_jax.trainer.models import MODELS, layers
-from def_jax.trainer.models.preactivation import (
-    LateStrideBlock,
-    PreactivationBlock,
-    PreactivationBottleneck,
-    PreactivationResNet,
-)
+from def_jax.trainer.models.preactivation import LateStrideBlock, PreactivationBlock, PreactivationBottleneck
 from def_jax.trainer.models.resnet import BasicBlock, Bottleneck, ResNet
 from def_jax.trainer.models.vgg import VGG
-
-IMAGE_SHAPES = {
-    'vgg16': (32, 32, 3),
-    'vgg_digits': (8, 8, 1),
-    'resnet110': (32, 32, 3),
-    'resnet110_basic': (32, 32, 3),
-    'wrn_28_10': (32, 32, 3),
-    'resnet50': (224, 224, 3),
-    'vgg_small': (32, 32, 3),
-    'vgg_strided': (32, 32, 3),
-    'resnet8': (32, 32, 3),
-    'wrn_10_1': (32, 32, 3),
-}
-
 
 # --- Sizes ---
 
 
-# Parameters by number of classes, their leaves, and BatchNorm's statistics.
+CIFAR, DIGITS = (32, 32, 3), (8, 8, 1)
+# Images, parameters by number of classes, their leaves, and BatchNorm's statistics.
 SIZES = {
     # Those of the authors' code; their resnet50 is torchvision's.
-    'vgg16': ({10: 15_253_578, 100: 15_299_748}, 58, 8_448),
-    'resnet110': ({10: 1_146_842, 100: 1_169_972}, 332, 16_160),
-    'wrn_28_10': ({10: 36_489_290, 100: 36_546_980}, 108, 17_952),
-    'resnet50': ({1000: 25_557_032}, 161, 53_120),
+    'vgg16': (CIFAR, {10: 15_253_578, 100: 15_299_748}, 58, 8_448),
+    'resnet110': (CIFAR, {10: 1_146_842, 100: 1_169_972}, 332, 16_160),
+    'wrn_28_10': (CIFAR, {10: 36_489_290, 100: 36_546_980}, 108, 17_952),
+    'resnet50': ((224, 224, 3), {1000: 25_557_032}, 161, 53_120),
     # He et al., table 6: 1.7 M.
-    'resnet110_basic': ({10: 1_727_962, 100: 1_733_812}, 329, 8_096),
-    'vgg_digits': ({10: 18_482}, 20, 224),
-    'vgg_small': ({10: 72_954}, 20, 448),
-    'vgg_strided': ({10: 70_618}, 17, 416),
-    'resnet8': ({10: 75_290}, 23, 480),
-    'wrn_10_1': ({10: 77_850}, 25, 480),
+    'resnet110_basic': (CIFAR, {10: 1_727_962, 100: 1_733_812}, 329, 8_096),
+    'vgg_digits': (DIGITS, {10: 18_482}, 20, 224),
+    'vgg_small': (CIFAR, {10: 72_954}, 20, 448),
+    'vgg_strided': (CIFAR, {10: 70_618}, 17, 416),
+    'resnet8': (CIFAR, {10: 75_290}, 23, 480),
+    'wrn_10_1': (CIFAR, {10: 77_850}, 25, 480),
 }
 
 
-@pytest.mark.parametrize('name', SIZES)
+@pytest.mark.parametrize('name', MODELS)
 def test_sizes_and_types(name):
+    image_shape, counts, num_leaves, num_statistics = SIZES[name]
     model = MODELS[name](num_classes=10, dtype=jnp.bfloat16)
-    variables = networks.init_shapes(model, IMAGE_SHAPES[name])
-    images = jax.ShapeDtypeStruct((5, *IMAGE_SHAPES[name]), jnp.float32)
+    variables = networks.init_shapes(model, image_shape)
+    images = jax.ShapeDtypeStruct((5, *image_shape), jnp.float32)
 
     program, logits = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False), return_shape=True)(
         variables, images
@@ -68,7 +51,6 @@ def test_sizes_and_types(name):
     products = [e for e in equations(program) if e.primitive.name in ('conv_general_dilated', 'dot_general')]
     assert {operand.aval.dtype for e in products for operand in e.invars} == {jnp.dtype('bfloat16')}
 
-    counts, num_leaves, num_statistics = SIZES[name]
     params = variables['params']
     size, dense = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, last_layer(params)))
     assert {classes: size + dense // 10 * (classes - 10) for classes in counts} == counts
@@ -117,48 +99,38 @@ def test_vgg_equals_numpy(stages, order, options):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+PREACTIVATED = {'preactivated': True, 'stem_width': 16}
+
+
 @pytest.mark.parametrize(
-    ('block', 'numpy_block', 'stage_sizes', 'large_images'),
+    ('block', 'numpy_block', 'strides', 'options'),
     [
-        (BasicBlock, networks.numpy_basic_block, (2, 1), False),
-        (Bottleneck, networks.numpy_bottleneck, (2, 1), True),
+        (BasicBlock, networks.numpy_basic_block, (1, 1, 2), {}),
+        (Bottleneck, networks.numpy_bottleneck, (1, 1, 2), {'large_images': True}),
+        (PreactivationBlock, networks.numpy_preactivation_block, (1, 1, 2, 2), PREACTIVATED),
+        (
+            *(LateStrideBlock, networks.numpy_late_stride_block, (1, 1, 2, 2)),
+            PREACTIVATED | {'convolution_init': layers.torch_default},  # its convolutions have biases
+        ),
+        (PreactivationBottleneck, networks.numpy_preactivation_bottleneck, (1, 1, 2, 2), PREACTIVATED),
     ],
 )
-def test_resnet_equals_numpy(block, numpy_block, stage_sizes, large_images):
-    model = ResNet(block, stage_sizes, width=4, num_classes=6, large_images=large_images)
+def test_residual_networks_equal_numpy(block, numpy_block, strides, options):
+    stage_sizes = (2, *(1 for stride in strides if stride == 2))
+    model = ResNet(block, stage_sizes, width=4, num_classes=6, **options)
     variables, images, logits = evaluated(model, (16, 8, 2))
     network = networks.in_float64(variables)
-    x = networks.relu(network.norm(network.conv(images.astype(np.float64), 0, stride=1 + large_images), 0))
-    if large_images:
+    x = network.conv(images.astype(np.float64), 0, stride=1 + model.large_images)
+    if not model.preactivated:
+        x = networks.relu(network.norm(x, 0))
+    if model.large_images:
         x = networks.windows(x, 3, stride=2, fill=-np.inf).max(axis=(0, 1))
-    for index, stride in enumerate((1, 1, 2)):
+    for index, stride in enumerate(strides):
         x = numpy_block(network.block(f'{block.__name__}_{index}'), x, stride)
+    if model.preactivated:
+        x = networks.relu(network.norm(x, 0))
     expected = networks.numpy_dense(x.mean(axis=(1, 2)), network.params)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
-
-
-@pytest.mark.parametrize(
-    ('block', 'numpy_block', 'init'),
-    [
-        (PreactivationBlock, networks.numpy_preactivation_block, layers.he_fan_in),
-        # Its convolutions have biases.
-        (LateStrideBlock, networks.numpy_late_stride_block, layers.torch_default),
-        (PreactivationBottleneck, networks.numpy_preactivation_bottleneck, layers.he_fan_in),
-    ],
-)
-def test_preactivation_resnet_equals_numpy(block, numpy_block, init):
-    model = PreactivationResNet(block, (2, 1, 1), width=4, num_classes=6, convolution_init=init)
-    variables, images, logits = evaluated(model, (8, 4, 2))
-    network = networks.in_float64(variables)
-    x = network.conv(images.astype(np.float64), 0)
-    for index, stride in enumerate((1, 1, 2, 2)):
-        x = numpy_block(network.block(f'{block.__name__}_{index}'), x, stride)
-    expected = networks.numpy_dense(networks.relu(network.norm(x, 0)).mean(axis=(1, 2)), network.params)
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
-
-
-def test_vgg16_has_five_poolings_one_of_them_last():
-    assert [len(stage) for stage in MODELS['vgg16'](num_classes=10).stages] == [2, 2, 3, 3, 3, 0]
 
 
 # --- Training ---
@@ -213,10 +185,6 @@ def test_a_network_learns_and_drops_half_of_what_enters_hidden_layers(name):
 
 
 # --- Errors ---
-
-
-def test_every_model_is_tested():
-    assert set(MODELS) == set(IMAGE_SHAPES) == set(SIZES)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import training_fixtures as fixtures
 
 from def_jax.trainer import experiment
 from def_jax.trainer.tasks import check as task_check
@@ -90,9 +91,8 @@ WRONG = [
 
 @pytest.mark.parametrize(('methods', 'message'), WRONG, ids=[message for _, message in WRONG])
 def test_what_is_wrong_is_said_in_one_line(built, methods, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with fixtures.refused(f'^config.task=.*{message}'):
         task_check.check(changed(built, **methods))
-    assert '\n' not in str(error.value) and str(error.value).startswith('config.task=')
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,8 @@ def test_what_is_wrong_is_said_in_one_line(built, methods, message):
 def test_an_optimizer_that_cannot_make_an_update(changes):
     config = own_config.get_config()
     config.update(changes)
-    with pytest.raises(ValueError, match="'foo'} cannot make an update: ") as error:
+    with fixtures.refused(f"^config.{next(iter(changes))}=.*'foo'}} cannot make an update: "):
         task_check.check(experiment.build(config))
-    assert '\n' not in str(error.value) and str(error.value).startswith(f'config.{next(iter(changes))}=')
 
 
 def test_a_task_that_is_right_is_accepted(built):
