@@ -101,22 +101,15 @@ class Progress:
     def __exit__(self, *_) -> None:
         self._bar.stop()
 
-    def update(self, step: int, record: dict[str, Any] | None = None) -> None:
-        """Moves the bar to `step`; a training record updates the figures beside it."""
-        fields: dict[str, Any] = {}
-        if record:
-            figures = '  '.join(
-                [
-                    f'loss {record["loss"]:.3f}',
-                    f'lr {record["learning_rate"]:g}',
-                    f'{record[f"{self._unit}_per_second"]:,.0f} {self._unit}/s',
-                    f'{record["megabytes_sent"]:.1f} MB sent',
-                ]
-            )
-            fields = {'epoch': f'{record["epoch"]:{self._decimals}}/{self._epochs}', 'figures': figures}
-            if self._bar.disable and time.monotonic() > self._next_line:
-                self.note(f'epoch {fields["epoch"]}  step {step:,}/{self._steps:,}  {figures}')
-        self._bar.update(self._task, completed=step, **fields)
+    def update(self, record: dict[str, Any]) -> None:
+        """Moves the bar to the step of a training record, and shows its figures beside it."""
+        speed = f'{record[f"{self._unit}_per_second"]:,.0f} {self._unit}/s'
+        sent = f'{record["megabytes_sent"]:.1f} MB sent'
+        figures = f'loss {record["loss"]:.3f}  lr {record["learning_rate"]:g}  {speed}  {sent}'
+        step, epoch = record['step'], f'{record["epoch"]:{self._decimals}}/{self._epochs}'
+        if self._bar.disable and time.monotonic() > self._next_line:
+            self.note(f'epoch {epoch}  step {step:,}/{self._steps:,}  {figures}')
+        self._bar.update(self._task, completed=step, epoch=epoch, figures=figures)
 
     def note(self, text: str) -> None:
         """Prints a permanent line above the bar."""

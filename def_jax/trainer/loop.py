@@ -258,7 +258,7 @@ class _Run:
 def _show(record: dict[str, Any] | None, progress: console_lib.Progress) -> None:
     if record is None:
         return
-    progress.update(record['step'], record)
+    progress.update(record)
     if skipped := record.get('skipped', 0):
         progress.note(f'up to step {record["step"]:,}: {skipped} step(s) skipped, an update was not finite')
 

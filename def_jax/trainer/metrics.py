@@ -110,9 +110,9 @@ class MetricLog:
             (r['pending'] for r in reversed(self.records) if 'pending' in r and r['step'] == step), []
         )
 
-    def last(self, name: str, default: float = 0.0) -> float:
-        """The latest value of `name` in any record."""
-        return next((record[name] for record in reversed(self.records) if name in record), default)
+    def last(self, name: str) -> float:
+        """The latest value of `name` in any record; 0 if there is none."""
+        return next((record[name] for record in reversed(self.records) if name in record), 0.0)
 
     def close(self) -> None:
         """Closes the files; raises ValueError if the last events cannot be written."""

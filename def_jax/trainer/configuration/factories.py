@@ -38,7 +38,7 @@ class Factory:
         """Whether the callable has an argument of that name."""
         return argument in _arguments(self.function) or _takes_any(self.function)
 
-    def make(self, kind: type | tuple[type, ...], *, required: Mapping[str, Any], **offered: Any) -> Any:
+    def make(self, kind: type, *, required: Mapping[str, Any], **offered: Any) -> Any:
         """Calls the factory; ValueError if it fails, or returns something else than `kind`.
 
         `required` are arguments that it must take; those `offered` it gets if it takes them and the options
@@ -57,8 +57,7 @@ class Factory:
             options = f' with {self.key}_options={dict(self.options)}' if self.options else ''
             raise ValueError(f'{self}{options}: {said(error)}') from error
         if not isinstance(made, kind):
-            kinds = kind if isinstance(kind, tuple) else (kind,)
-            wanted = ' or '.join(f'{one.__module__}.{one.__qualname__}' for one in kinds)
+            wanted = f'{kind.__module__}.{kind.__qualname__}'
             raise ValueError(f'{self} must return {wanted}, but returned {_described(made)}.')
         return made
 
