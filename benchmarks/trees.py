@@ -9,11 +9,11 @@ import optax
 from flax import linen as nn
 
 from benchmarks.optimizers import update
-from benchmarks.workers import detaches, point
+from benchmarks.workers import point
 from def_jax.trainer.models import MODELS
 from def_jax.trainer.models.transformer import Transformer
 
-__all__ = ['NETWORKS', 'Network', 'detaches', 'gradient', 'point', 'shapes', 'whole_step']
+__all__ = ['NETWORKS', 'Network', 'gradient', 'shapes', 'whole_step']
 
 PyTree = Any
 

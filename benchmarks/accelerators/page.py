@@ -12,7 +12,6 @@ from benchmarks import pages
 from benchmarks.accelerators.rows import ROWS, Row
 from benchmarks.accelerators.targets import TARGETS
 from benchmarks.trees import NETWORKS
-from def_jax.tools import markdown
 from def_jax.traffic.hlo import Collective
 
 __all__ = ['misses', 'sections', 'write']
@@ -21,18 +20,6 @@ Figures = Mapping[str, Any]
 
 STAGE = 'optimizer stage'
 _MESSAGES, _COMPILE = 3, 2.0  # allowed besides dense training: temporary messages, times its compile time
-_COLUMNS = [
-    'optimizer',
-    'between workers',
-    'elements inside a worker, beyond dense',
-    'operations of the gradient meanwhile',
-    'copies above 1 MB, beyond dense',
-    'temporary MB, beyond dense (allowed)',
-    'bytes accessed, over dense',
-    'seconds to compile (over dense)',
-    'misses',
-    'commit',
-]
 
 
 def write(folder: Path) -> None:
@@ -48,8 +35,8 @@ def sections(figures: Mapping[str, Figures]) -> dict[str, str]:
     for target, network, mapping in dict.fromkeys(row[:3] for row in known):
         rows = [row for row in known if row[:3] == (target, network, mapping)]
         tables.append(f'## {TARGETS[target].title}: {NETWORKS[network].title}, {mapping}\n')
-        cells = [_cells(row, figures[row.key], figures.get(row.dense.key)) for row in rows]
-        tables.append(_without_empty([_COLUMNS, *cells]) + '\n')
+        cells = (_cells(row, figures[row.key], figures.get(row.dense.key)) for row in rows)
+        tables.append(pages.table(cells, sparse=True) + '\n')
     if len(known) < len(ROWS):
         tables.append(
             f'{len(known)} of {len(ROWS)} programs are compiled; the command goes on where it stopped.'
@@ -74,7 +61,7 @@ def misses(row: Row, own: Figures, dense: Figures) -> list[str]:
     return [name for name, missed in found.items() if missed]
 
 
-def _cells(row: Row, own: Figures, dense: Figures | None) -> list[str]:
+def _cells(row: Row, own: Figures, dense: Figures | None) -> dict[str, str]:
     dense = dense or own
     between, within = _split(row, own)
     base = row.key == row.dense.key
@@ -82,18 +69,27 @@ def _cells(row: Row, own: Figures, dense: Figures | None) -> list[str]:
     temporary = own['temporary'] - (0 if base else dense['temporary'])
     ratio = _compile_ratio(own, dense)
     accessed = own['bytes accessed'] and own['bytes accessed'] / dense['bytes accessed']
-    return [
-        row.optimizer,
-        _shown(between),
-        ', '.join(f'{kind} {elements:,}' for kind, elements in beyond.items()),
-        ', '.join(map(str, own['hidden'])) if len(own['hidden']) < 5 else f'{sum(own["hidden"])} in all',
-        f'{_copied(own)} in all' if base else str(max(0, _copied(own) - _copied(dense))),
-        f'{temporary / 1e6:.1f}' + (' in all' if base else f' ({_allowed(row, own) / 1e6:.1f})'),
-        f'{accessed:.3f}' if accessed else '',
-        f'{own["seconds"]:.1f}' + ('' if base else f' ({"" if own["pairs"] else "~"}{ratio:.1f})'),
-        ', '.join(misses(row, own, dense)),
-        own['commit'],
-    ]
+    hidden = own['hidden']
+    return {
+        'optimizer': row.optimizer,
+        'between workers': _shown(between),
+        'elements inside a worker, beyond dense': ', '.join(f'{kind} {n:,}' for kind, n in beyond.items()),
+        'operations of the gradient meanwhile': (
+            ', '.join(map(str, hidden)) if len(hidden) < 5 else f'{sum(hidden)} in all'
+        ),
+        'copies above 1 MB, beyond dense': (
+            f'{_copied(own)} in all' if base else str(max(0, _copied(own) - _copied(dense)))
+        ),
+        'temporary MB, beyond dense (allowed)': (
+            f'{temporary / 1e6:.1f}' + (' in all' if base else f' ({_allowed(row, own) / 1e6:.1f})')
+        ),
+        'bytes accessed, over dense': f'{accessed:.3f}' if accessed else '',
+        'seconds to compile (over dense)': (
+            f'{own["seconds"]:.1f}' + ('' if base else f' ({"" if own["pairs"] else "~"}{ratio:.1f})')
+        ),
+        'misses': ', '.join(misses(row, own, dense)),
+        'commit': own['commit'],
+    }
 
 
 def _split(row: Row, own: Figures) -> tuple[Counter[Collective], Counter[Collective]]:
@@ -153,9 +149,3 @@ def _allowed(row: Row, own: Figures) -> float:
 
 def _byte_limit(row: Row) -> float:
     return 1.3 if any(f'1/{ratio},' in f'{row.optimizer},' for ratio in (10, 16)) else 1.15
-
-
-def _without_empty(rows: list[list[str]]) -> str:
-    """A table without the columns that are empty."""
-    kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
-    return markdown.table([[row[i] for i in kept] for row in rows])

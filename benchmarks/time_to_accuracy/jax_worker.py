@@ -13,6 +13,7 @@ import def_jax
 from benchmarks.cluster import timing
 from benchmarks.cluster.jax_side import AXIS, meet, mlp, on_workers, place, start
 from benchmarks.time_to_accuracy.workload import FEATURES, HIDDEN, NUM_CLASSES, learning_rates, patches, train
+from benchmarks.workers import detaches, point
 
 _COMPILES = 2  # the first steps without communication, not counted
 _TIMED_ALONE = 30 + _COMPILES
@@ -77,13 +78,9 @@ def _cast(dtype) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: optax.tree.cast(updates, dtype))
 
 
-def _detaches(job: dict) -> bool:
-    return job['variant'].startswith(('def', 'best'))
-
-
 def make_step(job: dict, axis_name: str | None):
     """A worker's step, a function of (params, opt_state) and a batch, and the optimizer."""
-    optimizer, detaches = make_optimizer(job, axis_name), _detaches(job)
+    optimizer = make_optimizer(job, axis_name)
 
     def loss_fn(params, inputs, labels):
         logits = logits_of(params, inputs)
@@ -91,8 +88,8 @@ def make_step(job: dict, axis_name: str | None):
 
     def step(state, inputs, labels):
         params, opt_state = state
-        point = def_jax.detached_params(params, opt_state) if detaches else params
-        updates, opt_state = optimizer.update(jax.grad(loss_fn)(point, inputs, labels), opt_state, params)
+        grads = jax.grad(loss_fn)(point(params, opt_state), inputs, labels)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     return on_workers(step), optimizer
@@ -104,7 +101,6 @@ def make_evaluate(job: dict):
     share = slice(job['worker'], None, job['num_workers'])
     images, labels = data['test_images'][share], data['test_labels'][share]
     inputs, total = place(patches(images)), len(data['test_labels'])
-    detaches = _detaches(job)
 
     def correct(params, inputs, labels):
         return lax.psum(jnp.sum(jnp.argmax(logits_of(params, inputs), axis=-1) == labels), AXIS)
@@ -112,7 +108,7 @@ def make_evaluate(job: dict):
     def accuracies(state, inputs, labels):
         params, opt_state = state
         found = {'x': correct(params, inputs, labels)}
-        if detaches:
+        if detaches(opt_state):
             found['y'] = correct(def_jax.output_params(params, opt_state, AXIS), inputs, labels)
         return found
 

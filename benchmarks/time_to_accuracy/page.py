@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import pages, records
-from def_jax.tools import markdown, pictures
+from def_jax.tools import pictures
 from def_jax.tools.plan import Plan, parse_bandwidth
 from paper.statistics import mean_std, seed_difference
 
@@ -166,32 +166,21 @@ def _table(runs: Sequence[Run], bandwidth: str, tried: Mapping[str, int]) -> str
         times = found.times_to(target)
         run, reached = found.run, [t for t in times.values() if t is not None]
         rows.append(
-            [
-                TITLES[variant] + ('' if point == _answer(variant) else ', x'),
-                f'{run["settings"]["learning_rate"]:g}',
-                tried.get(variant, 0),
-                len(times),
-                mean_std([curve[-1] for curve in found.curves.values()], 2),
-                f'{1e3 * run["step_seconds"]:.0f} ± {1e3 * run["standard_error"]:.0f}',
-                _predicted(run, bandwidth),
-                mean_std(reached, 0) if reached else '',
-                len(times) - len(reached),
-                '1.00' if variant == 'dense' else _ratio(base, found, target) if base else '',
-                *(['1.00' if variant == peer else _ratio(rival, found, target)] if rival else []),
-            ]
+            {
+                'variant': TITLES[variant] + ('' if point == _answer(variant) else ', x'),
+                'learning rate': f'{run["settings"]["learning_rate"]:g}',
+                'runs to tune it': tried.get(variant, 0),
+                'seeds': len(times),
+                'final accuracy': mean_std([curve[-1] for curve in found.curves.values()], 2),
+                'ms a step': f'{1e3 * run["step_seconds"]:.0f} ± {1e3 * run["standard_error"]:.0f}',
+                'predicted by def_jax.plan': _predicted(run, bandwidth),
+                f'seconds to {target:.1f} %': mean_std(reached, 0) if reached else '',
+                'seeds that do not reach it': len(times) - len(reached),
+                'times as fast as dense JAX': _ratio(base, found, target),
+                **({f'as {TITLES[peer]}': _ratio(rival, found, target)} if rival else {}),
+            }
         )
-    columns = [
-        'variant',
-        'learning rate',
-        'runs to tune it',
-        'seeds',
-        'final accuracy',
-        'ms a step',
-        'predicted by def_jax.plan',
-    ]
-    columns += [f'seconds to {target:.1f} %', 'seeds that do not reach it', 'times as fast as dense JAX']
-    columns += [f'as {TITLES[peer]}'] if peer else []
-    return markdown.table([columns, *rows])
+    return pages.table(rows)
 
 
 def _best_peer(runs: Sequence[Run], bandwidth: str, target: float) -> str:
@@ -226,11 +215,13 @@ def _predicted(run: Run, bandwidth: str) -> str:
     return f'{1e3 * seconds:.0f} ({seconds / run["step_seconds"] - 1:+.0%})'
 
 
-def _ratio(base: Timed, found: Timed, target: float) -> str:
+def _ratio(base: Timed | None, found: Timed, target: float) -> str:
     """The mean ratio of the times to the target, and from three seeds on its interval from their logarithms.
 
-    Over the seeds of which both reach the target.
+    Over the seeds of which both reach the target; empty without a base.
     """
+    if base is None or base.run is found.run:
+        return '1.00' if base else ''
     logs = [
         {seed: np.log(t) for seed, t in side.times_to(target).items() if t is not None}
         for side in (base, found)
