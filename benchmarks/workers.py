@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import def_jax
 from def_jax.error_feedback import ErrorFeedbackState
 from def_jax.mesh.link import link_states
 from def_jax.mesh.ownership import own_leaves
+from def_jax.mesh.spmd.at_points import point
 
-__all__ = ['AXIS', 'detaches', 'mapped', 'own_axes', 'point', 'stacked', 'train_step']
+__all__ = ['AXIS', 'detaches', 'mapped', 'own_axes', 'stacked', 'train_step']
 
 AXIS = 'workers'
 PyTree = Any
@@ -22,11 +22,6 @@ PyTree = Any
 def detaches(opt_state: PyTree) -> bool:
     """Whether an optimizer of that state takes its gradient at detached points."""
     return any(isinstance(link, ErrorFeedbackState) for link in link_states(opt_state))
-
-
-def point(params: PyTree, opt_state: PyTree) -> PyTree:
-    """Where it takes its gradient."""
-    return def_jax.detached_params(params, opt_state) if detaches(opt_state) else params
 
 
 def train_step(

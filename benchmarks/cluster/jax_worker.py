@@ -12,7 +12,7 @@ import def_jax
 from benchmarks.cluster import timing
 from benchmarks.cluster.jax_side import AXIS, Variant, meet, mlp, mlp_params, on_workers, place, start
 from benchmarks.cluster.workloads import LEARNING_RATE, MLP_SIZES, NUM_CLASSES, VGG16_STAGES, VGG_IMAGE
-from benchmarks.workers import point
+from def_jax.mesh.spmd.at_points import point
 
 
 def make_model(job: dict):
