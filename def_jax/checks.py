@@ -141,13 +141,13 @@ def check_structure(name: str, tree: Any, like: str, expected: Any, remedy: str)
 
 def check_stacked(name: str, tree: Any, params: Any, num_workers: int) -> None:
     """Raises ValueError unless a tree is like the parameters, with a leading axis over workers."""
-    check_structure(name, tree, 'params', params, 'Pass what value_and_grad of def_jax.spmd returns.')
+    where = 'value_and_grad of def_jax.spmd (or of def_jax.nnx.Optimizer)'
+    check_structure(name, tree, 'params', params, f'Pass what {where} returns.')
     for (path, x), p in zip(named_leaves(tree), jax.tree.leaves(params), strict=True):
         if jnp.shape(x) != (num_workers, *p.shape):
             raise ValueError(
                 f'{name}{path} has shape {jnp.shape(x)}, but must be '
-                f'{(num_workers, *p.shape)}: stacked over {num_workers} workers, as value_and_grad of '
-                'def_jax.spmd returns it.'
+                f'{(num_workers, *p.shape)}: stacked over {num_workers} workers, as {where} returns it.'
             )
 
 

@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from def_jax.mesh.spmd import Spmd
+from def_jax.mesh.spmd import Spmd, at_points
 from def_jax.types import PyTree
 
 __all__ = ['Optimizer']
@@ -59,14 +59,19 @@ class Optimizer(nnx.Optimizer):
         Args:
             loss_fn: `loss_fn(model, *args, **kwargs)`, a worker's loss on its own part of the arguments.
             has_aux: whether it returns a pair, the loss and auxiliary values.
-            split: positions of the arguments whose leading axes are divided among the workers.
+            split: positions of the arguments whose leading axes are divided among the workers: (2,) for
+                `loss_fn(model, rngs, batch)`.
 
         Returns:
             A function of the same arguments, which returns the mean loss and the gradients, for `update`.
             Random numbers, of the model or of an `nnx.Rngs` among the arguments, differ by worker. Other
             variables that `loss_fn` changes are averaged if they are floating-point, like BatchNorm's
             statistics. Auxiliary scalars are averaged, rows of the batch concatenated, others stacked.
+
+        Raises:
+            ValueError: if `split` names an argument that is missing or an `nnx.Rngs`.
         """
+        at_points.check_arguments(split, ())
         return lambda model, *args, **kwargs: self._value_and_grad(
             loss_fn, has_aux, split, model, args, kwargs
         )
@@ -77,8 +82,16 @@ class Optimizer(nnx.Optimizer):
         _, keys, rest = _pure(states)
         others = {i: arg for i, arg in enumerate(args, start=1) if i not in streams}
         numbers = list(others)
+        for i in split:
+            if i in streams:
+                raise ValueError(
+                    f'{split=} names argument {i}, an nnx.Rngs, whose keys are folded with the number of the '
+                    f'worker. Name the batch, e.g. split={tuple(numbers[:1])}.'
+                )
+            if i not in others:
+                raise ValueError(f'{split=} names argument {i}, but there are {len(args)} after the model.')
 
-        def grad_fn(point, keys, rest, *others):
+        def grad_fn(point, keys, rest, *others, **kwargs):
             def loss(point):
                 given, rngs = nnx.merge(graph, nnx.State({0: point}), keys, rest)
                 whole = dict(zip(numbers, others, strict=True)) | rngs
@@ -92,7 +105,7 @@ class Optimizer(nnx.Optimizer):
         divided = tuple(3 + numbers.index(i) for i in split)
         run = self.tx.at_points(grad_fn, split=divided, keys=(1,))
         (values, (aux, changed)), grads = run(
-            _params(model, self.wrt), _pure(self.opt_state), keys, rest, *others.values()
+            _params(model, self.wrt), _pure(self.opt_state), keys, rest, *others.values(), **kwargs
         )
         nnx.update((model, streams), jax.tree.map(_agreed, changed))
         rows = {jnp.shape(x)[0] // self.tx.num_workers for i in split for x in jax.tree.leaves(others[i])}

@@ -67,7 +67,7 @@ def main(num_steps=1000):
         model, opt_state, loss = train_step(xy, model, opt_state)
         loss = float(loss)
     test = float(loss_fn(model, *next(batches(1, 1, 2048))))
-    compiled = train_step.lower(xy, model, opt_state).compile().compiled
+    compiled = train_step.lower(xy, model, opt_state).compile()
     sent = optim.check(compiled)
     print(
         f'loss {loss:.4f}, test loss {test:.4f}; between workers: {sum(c.bytes for c in sent)} bytes a step'

@@ -41,8 +41,34 @@ def test_a_step_on_both_kinds_of_axes(kind):
         optimizer.update(model, grads)
         return aux
 
-    aux = step(model, optimizer, ROWS)
+    compiled = step.lower(model, optimizer, ROWS).compile()
+    with pytest.raises(ValueError, match='allow them by besides='):
+        optimizer.tx.check(compiled, besides=0)
+    aux = compiled(model, optimizer, ROWS)
     assert aux['positive'] == np.sum(ROWS > 0) / 2  # the mean, of integers too, not the first worker's
     assert aux['outputs'].shape == (8, 2)
     np.testing.assert_allclose(model.norm.mean[...], 0.01 * ROWS.mean(0), rtol=1e-5)
     assert int(model.dropout.rngs.count[...]) == 1
+
+
+def test_the_batch_is_divided_and_not_the_random_numbers():
+    """Flax's MNIST example has `loss_fn(model, rngs, batch)`."""
+    from def_jax.nnx import Optimizer
+
+    tx = def_jax.spmd(
+        def_jax.def_sgd(0.1, 2, 'workers'), jax.make_mesh((2,), ('workers',), devices=jax.devices()[:2])
+    )
+    model = nnx.Linear(6, 2, rngs=nnx.Rngs(0))
+    optimizer = Optimizer(model, tx, wrt=nnx.Param)
+
+    def loss_fn(model, rngs, rows):
+        return jnp.mean(model(rows) ** 2)
+
+    arguments = model, nnx.Rngs(0), ROWS
+    with pytest.raises(ValueError, match=r'names argument 1, an nnx.Rngs, .*, e\.g\. split=\(2,\)'):
+        optimizer.value_and_grad(loss_fn)(*arguments)
+    with pytest.raises(ValueError, match='names argument 3, but there are 2 after the model'):
+        optimizer.value_and_grad(loss_fn, split=(3,))(*arguments)
+    _, grads = nnx.value_and_grad(loss_fn)(*arguments)
+    with pytest.raises(ValueError, match=r'as value_and_grad .* of def_jax\.nnx\.Optimizer'):
+        optimizer.update(model, grads)

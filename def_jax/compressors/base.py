@@ -19,6 +19,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.compressors.orders import AGE_SHARES
+from def_jax.mesh.specs import tree_of_specs
 from def_jax.types import PyTree
 
 __all__ = [
@@ -124,7 +125,7 @@ def message_size(
         compressor: any compressor of this module.
         params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
         mesh: with `param_specs` as for `def_jax.spmd`, if a worker is several devices.
-        param_specs: a PartitionSpec for all parameters, or a pytree of them.
+        param_specs: a PartitionSpec for all parameters, or a pytree of them, in any form that `spmd` takes.
 
     Returns:
         B, the size of the message of one worker; with a mesh, of one device.
@@ -139,12 +140,10 @@ def message_size(
     """
     if mesh is not None:
 
-        def shard(spec, tree):
-            sharding = NamedSharding(mesh, spec)
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(sharding.shard_shape(x.shape), x.dtype), tree)
+        def shard(x, spec):
+            return jax.ShapeDtypeStruct(NamedSharding(mesh, spec).shard_shape(x.shape), x.dtype)
 
-        params = jax.tree.map(shard, param_specs, params)
-
+        params = jax.tree.map(shard, params, tree_of_specs(param_specs, params, axis_name=()))
     return sum(part.size for part in compressor.parts(params))
 
 

@@ -17,17 +17,19 @@ from def_jax.types import AxisName, PyTree
 __all__ = ['check', 'crossing', 'message_bytes']
 
 
-def crossing(compiled: Any, workers: WorkerMesh) -> list[Collective]:
-    """What a device passes to the collectives between workers, in the order of the program.
-
-    Raises:
-        TypeError: if the program is not compiled.
-    """
-    if hasattr(compiled, 'compile'):  # of JAX or of NNX, whose compiled steps are not of one class
-        raise TypeError(f'got a {type(compiled).__name__}: pass a compiled step, step.lower(...).compile().')
+def crossing(compiled: jax.stages.Compiled, workers: WorkerMesh) -> list[Collective]:
+    """What a device passes to the collectives between workers, in the order of the program."""
     of_devices = workers.worker_of_devices()
     found = [c.passed(len(of_devices)) for c in collectives(compiled.as_text() or '')]
     return [c for c in found if c.crosses(of_devices)]
+
+
+def _of_jax(compiled: Any) -> jax.stages.Compiled:
+    """The compiled step itself, which NNX and Equinox wrap."""
+    inner = getattr(compiled, 'compiled', compiled)
+    if not isinstance(inner, jax.stages.Compiled):
+        raise TypeError(f'got a {type(compiled).__name__}: pass a compiled step, step.lower(...).compile().')
+    return inner
 
 
 def message_bytes(program: Any, axis_name: AxisName) -> int:
@@ -39,8 +41,10 @@ def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> lis
     """`crossing`, if that is no more than `message` bytes and `besides`.
 
     Raises:
+        TypeError: if the program is not compiled.
         ValueError: if it is more, with the largest collectives, the arguments that cause them and the cure.
     """
+    compiled = _of_jax(compiled)
     found = crossing(compiled, workers)
     kinds: Counter[str] = Counter()
     for c in found:
@@ -61,7 +65,7 @@ def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> lis
     )
 
 
-def _cure(compiled: Any, workers: WorkerMesh, more: int) -> str:
+def _cure(compiled: jax.stages.Compiled, workers: WorkerMesh, more: int) -> str:
     for verb, tree in (('returns', compiled.out_info), ('takes', _inputs(compiled))):
         for path, state in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_link):
             for name in state.per_worker if is_link(state) else ():
@@ -79,10 +83,9 @@ def _cure(compiled: Any, workers: WorkerMesh, more: int) -> str:
     )
 
 
-def _inputs(compiled: Any) -> PyTree:
-    shardings = jax.tree.leaves(compiled.input_shardings)
-    infos, treedef = jax.tree.flatten(compiled.args_info)
-    return jax.tree.unflatten(
-        treedef,
-        [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to) for x, to in zip(infos, shardings, strict=True)],
+def _inputs(compiled: jax.stages.Compiled) -> PyTree:
+    return jax.tree.map(
+        lambda x, to: to and jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),  # None if it is not used
+        compiled.args_info,
+        compiled.input_shardings,
     )

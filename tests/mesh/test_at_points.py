@@ -1,8 +1,10 @@
 """Gradient functions of other people's trainers on every worker, and what their steps send."""
 
 import copy
+import functools
 import pickle
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +194,34 @@ def test_convolutions_stay_ordinary():
     np.testing.assert_allclose(losses, [loss(params, part) for part in np.split(images, 2)], rtol=1e-5)
 
 
+def test_convolutions_take_what_lies_on_explicit_axes_as_arguments():
+    """Statistics that were a mean over workers at the step before, for one."""
+    dist = spmd(kind=EXPLICIT, specs=P())
+    on_mesh = functools.partial(jax.device_put, device=NamedSharding(dist.mesh, P()))
+    params = on_mesh({'kernel': jnp.ones((3, 3, 1, 4)), 'count': jnp.int32(2)})
+
+    def grad_fn(params, scale, images, bias):
+        def loss(kernel):
+            out = lax.conv_general_dilated(
+                images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+            )
+            return params['count'] * jnp.mean(scale * out + bias)
+
+        return loss(params['kernel'])
+
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    state, scale, bias = dist.init(params), on_mesh(jnp.arange(4.0)), on_mesh(jnp.ones(4))
+    expected = [grad_fn(params, scale, part, bias) for part in np.split(images, 2)]
+    divided = jax.device_put(scale, NamedSharding(dist.mesh, P('workers')))
+    for given in (scale, divided):
+        losses = dist.at_points(grad_fn, split=(2,))(params, state, given, images, bias=bias)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+    closes_over = dist.at_points(lambda params, images: grad_fn(params, scale, images, bias))
+    with pytest.raises(ValueError, match=r'reads an array on the mesh .*: pass the array as an argument'):
+        jax.eval_shape(closes_over, params, state, images)
+
+
 # --- In other people's trainers -----------------------------------------------------------------------------
 
 
@@ -199,12 +229,12 @@ def compiled(dist, out_shardings=None):
     params = jax.device_put(make_params(), dist.shardings)
     state = dist.init(params)
 
-    def step(params, state, batch):
+    def step(params, state, batch, unused):
         params, state, losses = step_of(dist, loss_fn)(params, state, batch)
         return params, state, losses.mean()
 
     step = jax.jit(step, out_shardings=out_shardings)
-    return step.lower(params, state, BATCH).compile(), params, state
+    return step.lower(params, state, BATCH, 0).compile(), params, state
 
 
 def test_the_message_alone_crosses_workers():
@@ -213,6 +243,8 @@ def test_the_message_alone_crosses_workers():
     found = dist.check(program)
     message = def_jax.message_size(def_jax.random_block(4), params, dist.mesh, SPECS)
     assert sum(c.elements for c in found) == message + 1  # and the mean of the losses
+    assert def_jax.message_size(def_jax.random_block(4), params, dist.mesh, dist.shardings) == message
+    assert dist.check(types.SimpleNamespace(compiled=program)) == found  # as Equinox wraps it
     with pytest.raises(
         ValueError, match=rf'passes {4 * message + 4:,} bytes .* the message has {4 * message:,}'
     ):

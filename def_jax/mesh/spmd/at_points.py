@@ -6,6 +6,7 @@ function that has convolutions is mapped by `jax.shard_map` instead, in which co
 worker alone and an inner `jax.shard_map` takes no mesh.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 from def_jax.error_feedback import ErrorFeedbackState, detached_params
 from def_jax.mesh.link import link_states
+from def_jax.mesh.specs import spec_axes
+from def_jax.mesh.spmd.trained import combined
 from def_jax.mesh.varying import axis_names
 from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.traffic.traced import inner_programs
@@ -27,6 +30,9 @@ from def_jax.types import PyTree
 _WITHOUT_MESH = ('requires a non-empty mesh', 'not under a mesh context')
 # And of the types of an inner `jax.shard_map` that `jax.vmap` maps, before JAX 0.10.
 _OF_TYPES = ('requires varying manual axes to match', '_psum_invariant')
+
+# And of an array that a `jax.shard_map` reads from around it.
+_CLOSES_OVER = ('Closing over inputs to shard_map', 'should match the aval mesh')
 
 __all__ = ['check_arguments', 'divide', 'placed_gradients', 'point', 'run']
 
@@ -64,45 +70,74 @@ def run(
         workers: how the mesh divides into workers.
         function: what one worker does.
         points: stacked over workers.
-        args: those of `split` are divided among the workers, those of `keys` folded with the worker's number.
+        args: those of `split` are divided among the workers, those of `keys` folded with the worker's number,
+            and the rest, like the first, are the same for all.
         kwargs: the same for all.
-        split: positions, 1 for the first of `args`.
+        split: positions in `args`, from 1.
         keys: likewise.
     """
-    given = dict(enumerate(args, start=1))
+    given = dict(enumerate(args))
     if missing := sorted(set(split + keys) - set(given)):
         raise ValueError(
-            f'{split=} and {keys=} name argument {missing[0]}, but there are {len(args)} after 0.'
+            f'{split=} and {keys=} name argument {missing[0]}, but there are {len(args) - 1} after 0.'
         )
-    divided = {i: divide(workers, given[i], f'argument {i}' if len(args) > 1 else 'batch') for i in split}
+    divided = {i: divide(workers, given[i], f'argument {i}' if len(args) > 2 else 'batch') for i in split}
     numbers = workers.place(jnp.arange(workers.num_workers), P(workers.axis_name))
+    same = given | dict.fromkeys(split), kwargs
+    arrays = jax.tree.map(functools.partial(_shared, workers), same)
 
-    def worker(point, divided, number):
+    def worker(mine, arrays):
+        point, divided, number = mine
+        given, kwargs = combined(same, arrays)
         folded = {i: jax.tree.map(lambda key: jax.random.fold_in(key, number), given[i]) for i in keys}
         return function(point, *(given | divided | folded).values(), **kwargs)
 
-    return _on_workers(workers, worker, points, divided, numbers)
+    return _on_workers(workers, worker, (points, divided, numbers), arrays)
 
 
-def _on_workers(workers: WorkerMesh, worker: Callable, *stacked: PyTree) -> PyTree:
-    """The results of all workers, stacked; the arguments are."""
-    mapped = jax.vmap(worker, spmd_axis_name=workers.axis_name, axis_size=workers.num_workers)
-    traced = _traced(workers, mapped, stacked)
+def _shared(workers: WorkerMesh, x: Any) -> jax.Array | None:
+    """An array where all workers can take it, as an argument of the mapped function; None for others."""
+    if not isinstance(x, jax.Array):
+        return None
+    if workers.explicit and spec_axes(jax.typeof(x).sharding.spec) & set(workers.names):
+        return workers.place(x, P())
+    return x
+
+
+def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> PyTree:
+    """`worker(mine, shared)` of all workers, with results stacked."""
+    axis, size = workers.axis_name, workers.num_workers
+    mapped = jax.vmap(worker, in_axes=(0, None), spmd_axis_name=axis, axis_size=size)
+    traced = _traced(workers, mapped, (stacked, shared))
     if traced is None or _has_convolutions(traced[0].jaxpr):
-        return workers.map(worker, (True,) * len(stacked), True)(*stacked)
+        return _by_shard_map(workers, worker, stacked, shared)
     program, shapes = traced
-    return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(program)(*jax.tree.leaves(stacked)))
+    flat = jaxpr_as_fun(program)(*jax.tree.leaves((stacked, shared)))
+    return jax.tree.unflatten(jax.tree.structure(shapes), flat)
 
 
-def _traced(workers: WorkerMesh, mapped: Callable, stacked: tuple[PyTree, ...]) -> Any:
+def _by_shard_map(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> PyTree:
+    try:
+        return workers.map(worker, (True, False), True)(stacked, shared)
+    except (NotImplementedError, ValueError) as error:
+        if not any(part in str(error) for part in _CLOSES_OVER):
+            raise
+        raise ValueError(
+            'the function reads an array on the mesh that is none of its arguments. On Explicit axes, one '
+            'with convolutions cannot: pass the array as an argument, which all workers share unless split '
+            'or keys names it.'
+        ) from error
+
+
+def _traced(workers: WorkerMesh, mapped: Callable, args: tuple[PyTree, ...]) -> Any:
     """The program, and the shapes of its results; None if `jax.vmap` cannot map it on Explicit axes."""
     try:
-        return jax.make_jaxpr(mapped, return_shape=True)(*stacked)
+        return jax.make_jaxpr(mapped, return_shape=True)(*args)
     except Exception as error:
         kind, text = type(error).__name__, str(error)
         if any(part in text for part in _WITHOUT_MESH) and jax.sharding.get_abstract_mesh().empty:
             with jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh):  # as within a `jax.shard_map`
-                return _traced(workers, mapped, stacked)
+                return _traced(workers, mapped, args)
         twice = kind == 'DuplicateSpecError' and any(
             f'`{name}`' in text for name in axis_names(workers.axis_name)
         )

@@ -30,7 +30,7 @@ from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.mesh.spmd import accumulation, after_link, at_points
 from def_jax.mesh.spmd.eager import Recent, compiled_method, compiled_once, signature
-from def_jax.mesh.spmd.trained import combined, like, trained
+from def_jax.mesh.spmd.trained import combined, like, trained, untrained
 from def_jax.mesh.spmd.transformation import Transformation
 from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
 from def_jax.traffic import crossing
@@ -178,8 +178,8 @@ class Spmd(Transformation):
 
         Returns:
             A function of `params, opt_state, *args, **kwargs`, the arguments of `grad_fn` after the first.
-            What is in neither `split` nor `keys` is the same for all workers. Results are stacked over
-            workers.
+            What is in neither `split` nor `keys` is the same for all workers: of a key there, all draw the
+            same random numbers. Results are stacked over workers.
 
         Outside of `jax.jit`, it is compiled once for each `grad_fn` and the variables that this reads from
         around it; arguments that are no arrays are part of the program. `mesh.spmd.at_points` maps it.
@@ -212,9 +212,10 @@ class Spmd(Transformation):
         points = jax.vmap(at_points.point, in_axes=(None, axes), axis_size=self.num_workers)
         points = self._workers.auto(points, specs)(weights, opt_state)
 
-        def at_point(point, *args, **kwargs):
-            return grad_fn(combined(params, point), *args, **kwargs)
+        def at_point(point, rest, *args, **kwargs):
+            return grad_fn(combined(rest, point), *args, **kwargs)
 
+        args = untrained(params), *args
         results = at_points.run(self._workers, at_point, points, args, kwargs, split, keys)
         return at_points.placed_gradients(self._workers, results, points, specs)
 
@@ -310,7 +311,8 @@ class Spmd(Transformation):
         """Raises if a compiled step passes more between workers than the message.
 
         Args:
-            compiled: `step.lower(...).compile()` of a step that calls `update`.
+            compiled: `step.lower(...).compile()` of a step that calls `update`, by `jax.jit`, `nnx.jit` or
+                `eqx.filter_jit`.
             params: arrays or `jax.ShapeDtypeStruct`, if `update` was traced for others since.
             besides: bytes that the step may pass in addition, for means of losses and metrics.
 

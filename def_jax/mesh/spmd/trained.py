@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from def_jax.types import PyTree
 
-__all__ = ['combined', 'like', 'trained']
+__all__ = ['combined', 'like', 'trained', 'untrained']
 
 
 def trained(model: PyTree) -> PyTree:
@@ -16,12 +16,12 @@ def trained(model: PyTree) -> PyTree:
     >>> trained({'w': jnp.ones(2), 'activation': jnp.tanh})
     {'activation': None, 'w': Array([1., 1.], dtype=float32)}
     """
+    return jax.tree.map(lambda x: x if _is_trained(x) else None, model)
 
-    def leaf(x):
-        dtype = getattr(x, 'dtype', None)
-        return x if dtype is not None and jnp.issubdtype(dtype, jnp.inexact) else None
 
-    return jax.tree.map(leaf, model)
+def untrained(model: PyTree) -> PyTree:
+    """The rest of the model, with None in place of what is trained."""
+    return jax.tree.map(lambda x: None if _is_trained(x) else x, model)
 
 
 def combined(model: PyTree, params: PyTree) -> PyTree:
@@ -35,6 +35,11 @@ def like(params: PyTree, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda p, x: None if p is None else x, params, tree, is_leaf=_is_none)
     except ValueError:  # another structure: whoever uses it says so
         return tree
+
+
+def _is_trained(x: Any) -> bool:
+    dtype = getattr(x, 'dtype', None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
 
 
 def _is_none(x: Any) -> bool:
