@@ -190,6 +190,14 @@ def test_a_device_that_differs_is_found(data_dir, leaf):
         check(state.replace(params=bad), 1)
 
 
+@pytest.mark.slow
+def test_one_worker_of_several_devices_is_evaluated_and_saved(data_dir, tmp_path):
+    """An axis of one worker is manual, too, and so are the means over it."""
+    result = fixtures.train(full_config(data_dir, num_workers=1, shards_per_worker=4), tmp_path / 'run')
+    assert result['environment']['num_devices'] == 4 and result['metrics']['test_loss_y'] > 0
+    assert fixtures.checkpoints(tmp_path / 'run')
+
+
 def test_a_worker_of_which_nothing_can_be_shared_is_refused(data_dir, tmp_path):
     config = tiny_config(data_dir, shards_per_worker=3, num_workers=1, batch_size=3)
     with fixtures.refused(r'^config\.shards_per_worker=3 divides no dimension'):
