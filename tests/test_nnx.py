@@ -72,3 +72,31 @@ def test_the_batch_is_divided_and_not_the_random_numbers():
     _, grads = nnx.value_and_grad(loss_fn)(*arguments)
     with pytest.raises(ValueError, match=r'as value_and_grad .* of def_jax\.nnx\.Optimizer'):
         optimizer.update(model, grads)
+
+
+def test_stacked_layers_have_stacked_keys():
+    """`nnx.scan` runs layers that `nnx.vmap` made, so their random numbers are arrays of keys."""
+    from def_jax.nnx import Optimizer
+
+    @nnx.vmap
+    def layers(rngs):
+        return Model(rngs)
+
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    def through(rows, layer):
+        return layer(rows) @ jnp.ones((2, 6))
+
+    tx = def_jax.spmd(
+        def_jax.def_sgd(0.1, 2, 'workers'),
+        jax.make_mesh((2,), ('workers',), axis_types=(AUTO,), devices=jax.devices()[:2]),
+    )
+    model = layers(nnx.Rngs(0).split(3))
+    optimizer = Optimizer(model, tx, wrt=nnx.Param)
+
+    def loss_fn(model, rows):
+        return jnp.mean(through(rows, model) ** 2), jax.random.key_data(model.dropout.rngs.key[...])
+
+    (_, keys), grads = optimizer.value_and_grad(loss_fn, has_aux=True)(model, ROWS)
+    assert len(np.unique(keys, axis=None)) == keys.size  # of two workers and three layers
+    optimizer.update(model, grads)
+    assert jnp.all(model.dropout.rngs.count[...] == 1)

@@ -77,9 +77,9 @@ def _cure(compiled: jax.stages.Compiled, workers: WorkerMesh, more: int) -> str:
                             'state_shardings(params) of this def_jax.spmd.'
                         )
     return (
-        'Take gradients with value_and_grad or at_points of this def_jax.spmd, pass them to its update as '
-        'they are, and average only scalars over workers. If the rest is means of statistics, such as '
-        f"BatchNorm's, allow them by besides={more}."
+        'Take gradients with value_and_grad or at_points of this def_jax.spmd, of a batch that is divided '
+        f'over {workers.names}, pass them to its update as they are, and average only scalars over workers. '
+        f"If the rest is means of statistics, such as BatchNorm's, allow them by besides={more}."
     )
 
 

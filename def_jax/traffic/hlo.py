@@ -1,5 +1,6 @@
 """What a compiled program sends, read from its HLO."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -127,7 +128,7 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     Raises:
         ValueError: if the groups are written in none of the forms below.
 
-    A list, a reshaped and transposed range, axes of a mesh, or pairs of source and target:
+    A list, a reshaped and transposed range, axes of a mesh or factors of axes, or pairs of source and target:
 
     >>> replica_groups('replica_groups={{0,2},{1,3}}')
     ((0, 2), (1, 3))
@@ -135,6 +136,8 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     (((0, 1), (2, 3)), ((0, 2), (1, 3)))
     >>> replica_groups("replica_groups=mesh['a'=2,'b'=2] {'a'}")
     ((0, 2), (1, 3))
+    >>> replica_groups("replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}")  # the second 2 of 4 = 2 x 2
+    ((0, 1), (2, 3), (4, 5), (6, 7))
     >>> replica_groups('source_target_pairs={{0,1},{1,0}}')
     ((0, 1), (1, 0))
     """
@@ -143,18 +146,35 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     if match := re.search(r'replica_groups=\[([\d,]+)\]<=(\S*?)(?:,\s|$)', attributes):
         return _tuples(_range(match[2]).reshape(_numbers(match[1])))
     if match := _MESH.search(attributes):
-        axes = re.findall(r"'([^']*)'=(\d+)", match[1])
-        names, sizes = [name for name, _ in axes], [int(size) for _, size in axes]
-        devices = _range(match[2]) if match[2] else np.arange(np.prod(sizes))
-        chosen = re.findall(r"'([^']*)'", match[3])
-        if set(chosen) <= set(names) and ':' not in match[3]:
-            last = [names.index(name) for name in chosen]
-            order = [i for i in range(len(names)) if i not in last] + last
-            group_size = int(np.prod([sizes[i] for i in last]))
-            return _tuples(devices.reshape(sizes).transpose(order).reshape(-1, group_size))
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", match[1])}
+        parts = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", match[3])
+        devices = _range(match[2]) if match[2] else np.arange(math.prod(sizes.values()))
+        return _along(
+            devices, sizes, [(n, int(before or 1), int(size or sizes[n])) for n, before, size in parts]
+        )
     if 'replica_groups' in attributes or 'source_target_pairs' in attributes:
-        raise ValueError(f'groups of devices in an unknown form: {attributes[:200]}')
+        form = re.sub('.*?(replica_groups|source_target_pairs)', r'\1', attributes, count=1)
+        raise ValueError(f'groups of devices in an unknown form: {form[:500]}')
     return ()
+
+
+def _along(
+    devices: np.ndarray, sizes: dict[str, int], parts: Sequence[tuple[str, int, int]]
+) -> tuple[tuple[int, ...], ...]:
+    """The groups along parts of a mesh's axes, each its axis' factor of a size after one of another size."""
+    ends = {name: {1, size} for name, size in sizes.items()}
+    for name, before, size in parts:
+        ends[name] |= {before, before * size}
+    factors = [(n, low, high // low) for n in sizes for low, high in itertools.pairwise(sorted(ends[n]))]
+    last = [
+        i
+        for name, before, size in parts
+        for i, (axis, low, _) in enumerate(factors)
+        if axis == name and before <= low < before * size
+    ]
+    order = [i for i in range(len(factors)) if i not in last] + last
+    groups = devices.reshape([size for *_, size in factors]).transpose(order)
+    return _tuples(groups.reshape(-1, math.prod(size for _, _, size in parts)))
 
 
 def _range(text: str) -> np.ndarray:

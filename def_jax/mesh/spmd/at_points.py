@@ -89,10 +89,21 @@ def run(
     def worker(mine, arrays):
         point, divided, number = mine
         given, kwargs = combined(same, arrays)
-        folded = {i: jax.tree.map(lambda key: jax.random.fold_in(key, number), given[i]) for i in keys}
+        folded = {i: jax.tree.map(lambda key: _folded(key, number), given[i]) for i in keys}
         return function(point, *(given | divided | folded).values(), **kwargs)
 
     return _on_workers(workers, worker, (points, divided, numbers), arrays)
+
+
+def _folded(key: jax.Array, number: jax.Array) -> jax.Array:
+    """A worker's key; of an array of keys, such as those of stacked layers, each."""
+
+    def fold(key):
+        return jax.random.fold_in(key, number)
+
+    for _ in range(key.ndim - (not jnp.issubdtype(key.dtype, jax.dtypes.prng_key))):
+        fold = jax.vmap(fold)
+    return fold(key)
 
 
 def _shared(workers: WorkerMesh, x: Any) -> jax.Array | None:
