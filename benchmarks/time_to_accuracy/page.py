@@ -22,7 +22,6 @@ TITLES = {
     'best256': 'DEF, bytes of ratio 256 in int8, balanced, shuffled, λ auto, no momentum',
     'best64_overlap': 'the same at the bytes of ratio 64, overlap',
     'best32_overlap': 'the same at the bytes of ratio 32, overlap',
-    'best8_overlap': 'the same at the bytes of ratio 8, overlap',
     'jax_fp16': 'fp16 gradients in JAX',
     'jax_powersgd': 'PowerSGD in JAX, rank 4',
     'jax_top_k64': 'top-k in JAX, bytes of ratio 64',
