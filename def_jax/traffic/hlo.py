@@ -148,10 +148,10 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     if match := _MESH.search(attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", match[1])}
         parts = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", match[3])
-        devices = _range(match[2]) if match[2] else np.arange(math.prod(sizes.values()))
-        return _along(
-            devices, sizes, [(n, int(before or 1), int(size or sizes[n])) for n, before, size in parts]
-        )
+        chosen = [(n, int(before or 1), int(size or sizes.get(n, 0))) for n, before, size in parts]
+        if all(size and sizes.get(n, 0) % (before * size) == 0 for n, before, size in chosen):
+            devices = _range(match[2]) if match[2] else np.arange(math.prod(sizes.values()))
+            return _along(devices, sizes, chosen)
     if 'replica_groups' in attributes or 'source_target_pairs' in attributes:
         form = re.sub('.*?(replica_groups|source_target_pairs)', r'\1', attributes, count=1)
         raise ValueError(f'groups of devices in an unknown form: {form[:500]}')

@@ -23,6 +23,8 @@ WITHIN = ((0, 1, 2, 3), (4, 5, 6, 7))
         ('[2,4]<=[8]', WITHIN),
         ("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, use_global_device_ids=true", ACROSS),
         ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", WITHIN),
+        ("mesh['axis_0'=8] {'axis_0':(1)2}", ACROSS),
+        ("mesh['axis_0'=8] {'axis_0':(2)4}", WITHIN),
         # The mesh's devices in another order: its axis of four is the shards, then the workers.
         ("mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", WITHIN),
         ("mesh['axis_0'=1,'axis_1'=4,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_2'}", ACROSS),
@@ -35,7 +37,7 @@ def test_groups_in_every_form(written, groups):
     assert collective.crosses([0] * 4 + [1] * 4) == (groups != WITHIN)
 
 
-@pytest.mark.parametrize('written', ["mesh['a'=8] {'a':(1)2}", '<=?', "mesh['a'=8] {'b'}"])
+@pytest.mark.parametrize('written', ["mesh['a'=8] {'a':(3)2}", '<=?', "mesh['a'=8] {'b'}"])
 def test_groups_in_an_unknown_form_are_refused(written):
     with pytest.raises(ValueError, match='unknown form'):
         collectives(LINE + written)
