@@ -143,6 +143,7 @@ BASELINES = {
     'muon': optax.chain(optax.contrib.muon(0.1), link()),
     'prodigy': optax.chain(optax.contrib.prodigy(1.0), link()),
     'dadapt_adamw': optax.chain(optax.contrib.dadapt_adamw(1.0), link()),
+    'galore': optax.chain(optax.contrib.galore(0.1, rank=2), link()),
     'demo': optax.chain(def_jax.baselines.demo(2, 'workers'), sgd()),
 }
 

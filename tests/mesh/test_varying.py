@@ -81,6 +81,9 @@ OPTIMIZERS = {
         optax.chain(optax.sgd(0.1, momentum=0.9), feedback(skip_nonfinite=True, wire_dtype=jnp.int8))
     ),
     'every': optax.chain(optax.sgd(0.1), feedback(every=2, decay=0.9)),
+    'injected': optax.inject_hyperparams(def_jax.def_adamw, static_args=('ratio', 'axis_name', 'detach'))(
+        0.01, 4, 'workers'
+    ),
     'sparse_loco': optax.chain(optax.sgd(0.1), def_jax.baselines.sparse_loco(2, 'workers', every=2)),
     # The bias is not communicated in blocks, and a link of its own averages it.
     'masked': optax.chain(
