@@ -16,6 +16,8 @@ from def_jax.types import AxisName, PyTree
 
 __all__ = ['check', 'crossing', 'message_bytes']
 
+_MOVES = 'collective-permute', 'all-to-all'
+
 
 def crossing(compiled: jax.stages.Compiled, workers: WorkerMesh) -> list[Collective]:
     """What a device passes to the collectives between workers, in the order of the program."""
@@ -51,7 +53,9 @@ def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> lis
         kinds[c.operation] += c.bytes - c.padding
     if (total := kinds.total()) <= message + besides:
         return found
-    largest = sorted(found, key=lambda c: -c.bytes)[:3]
+    moved = [c for c in found if c.operation in _MOVES]
+    moves = sum(c.bytes for c in moved) > besides  # no method's message does
+    largest = sorted(moved if moves else found, key=lambda c: -c.bytes)[:3]
     raise ValueError(
         f'at every step a device passes {total:,} bytes to other workers, but the message has {message:,} '
         f'(and besides={besides} are allowed for means of losses): '
@@ -61,11 +65,11 @@ def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> lis
             f'{c.operation} of {c.bytes:,} bytes' + (f' ({c.name})' if c.name else '') for c in largest
         )
         + '. '
-        + _cure(compiled, workers, total - message)
+        + _cure(compiled, workers, moves, total - message)
     )
 
 
-def _cure(compiled: jax.stages.Compiled, workers: WorkerMesh, more: int) -> str:
+def _cure(compiled: jax.stages.Compiled, workers: WorkerMesh, moves: bool, more: int) -> str:
     for verb, tree in (('returns', compiled.out_info), ('takes', _inputs(compiled))):
         for path, state in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_link):
             for name in state.per_worker if is_link(state) else ():
@@ -76,10 +80,15 @@ def _cure(compiled: jax.stages.Compiled, workers: WorkerMesh, more: int) -> str:
                             'whole on every device. Give jax.jit out_shardings, and jax.device_put, the '
                             'state_shardings(params) of this def_jax.spmd.'
                         )
+    if moves:
+        return (
+            f'This moves arrays between workers, such as a batch that is not divided over {workers.names}: '
+            f'give it a sharding whose first axis is divided over {workers.names} before the others.'
+        )
     return (
-        'Take gradients with value_and_grad or at_points of this def_jax.spmd, of a batch that is divided '
-        f'over {workers.names}, pass them to its update as they are, and average only scalars over workers. '
-        f"If the rest is means of statistics, such as BatchNorm's, allow them by besides={more}."
+        'Take gradients with value_and_grad or at_points of this def_jax.spmd, pass them to its update as '
+        'they are, and average only scalars over workers. If the rest is means of statistics, such as '
+        f"BatchNorm's, allow them by besides={more}."
     )
 
 

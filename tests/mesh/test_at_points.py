@@ -289,6 +289,24 @@ def test_a_dense_gradient_is_found():
         dist.check(program)
 
 
+def test_a_batch_that_moves_between_workers_is_found():
+    dist = spmd()
+
+    def step(params, state, batch):
+        batch = jax.tree.map(lambda x: jnp.roll(x, 4, axis=0), batch)  # to the other worker
+        losses, grads = dist.value_and_grad(loss_fn)(params, state, batch)
+        updates, state = dist.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, losses.mean()
+
+    params = jax.device_put(make_params(), dist.shardings)
+    batch = jax.device_put(BATCH, NamedSharding(dist.mesh, P('workers')))
+    program = jax.jit(step).lower(params, dist.init(params), batch).compile()
+    with pytest.raises(
+        ValueError, match=r"by collective-permute.*batch that is not divided over \('workers',\)"
+    ):
+        dist.check(program, besides=16)
+
+
 def test_a_chain_around_it_is_refused():
     with pytest.raises(ValueError, match=r'a global norm is too large\. Put it into the chain'):
         optax.chain(optax.clip_by_global_norm(1.0), spmd())
