@@ -161,9 +161,8 @@ def soaked(part: str, folder: Path, seed: int, arguments, faults: Faults | None)
             unplanned.append(f'{line}: {(run / "log-0.log").read_text()[-3000:]}')
 
     together = part == 'restart'
-    # Without a pause: after so many deaths, each within a minute of a start, it would grow to a minute.
     launcher = Launcher(
-        command, count, restarts=1000, pause=0.0, together=together, log=str(run / 'log'), say=say
+        command, count, restarts=1000, pause=0.1, together=together, log=str(run / 'log'), say=say
     )
     began, first = time.time(), run / 'steps-0.jsonl'
 
