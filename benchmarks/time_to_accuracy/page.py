@@ -34,7 +34,6 @@ _LABELS = {
     'dense': ('dense', 'SGD', '-'),
     'def64': ('DEF at 1/64', 'DEF', '--'),
     'best64': ('DEF at 1/64, int8', 'DEF', '-'),
-    'best64_overlap': ('the same, overlap', 'DEF', ':'),
     'jax_powersgd': ('PowerSGD', 'PowerSGD', '-'),
     'ddp_fp16': ('PyTorch fp16', 'SGD', '--'),
     'ddp_powersgd': ('PyTorch PowerSGD', 'PowerSGD', '--'),
