@@ -86,7 +86,7 @@ faults: $(READY)  ## Long reliability tests: kill and resume runs 25 and 20 time
 	$(BIN)/python tests/faults/workers.py --output=results/reliability
 	$(BIN)/python tests/faults/soak.py --output=results/reliability
 	$(BIN)/python tests/faults/elastic.py --output=results/reliability --parts undisturbed elastic
-	$(BIN)/python tests/faults/elastic.py --output=results/reliability --parts restart --minutes=5
+	$(BIN)/python tests/faults/elastic.py --output=results/reliability --parts restart --minutes=20
 	$(BIN)/python tests/faults/elastic.py --output=results/reliability --parts restart --minutes=5 --every=60
 
 clean:  ## Remove the virtual environment and caches; keep runs.

@@ -1,7 +1,7 @@
 """A soak of elastic training: eight processes, one of which dies or freezes every 18 seconds.
 
     python tests/faults/elastic.py --output=results/reliability --parts undisturbed elastic
-    python tests/faults/elastic.py --output=results/reliability --parts restart --minutes=5
+    python tests/faults/elastic.py --output=results/reliability --parts restart --minutes=20
     python tests/faults/elastic.py --output=results/reliability --parts restart --minutes=5 --every=60
 
 Parts: `undisturbed` trains five seeds; `elastic` trains seed after seed under faults for so many minutes,
