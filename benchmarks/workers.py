@@ -8,20 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from def_jax.error_feedback import ErrorFeedbackState
-from def_jax.mesh.link import link_states
 from def_jax.mesh.ownership import own_leaves
 from def_jax.mesh.spmd.at_points import point
 
-__all__ = ['AXIS', 'detaches', 'mapped', 'own_axes', 'stacked', 'train_step']
+__all__ = ['AXIS', 'mapped', 'own_axes', 'stacked', 'train_step']
 
 AXIS = 'workers'
 PyTree = Any
-
-
-def detaches(opt_state: PyTree) -> bool:
-    """Whether an optimizer of that state takes its gradient at detached points."""
-    return any(isinstance(link, ErrorFeedbackState) for link in link_states(opt_state))
 
 
 def train_step(

@@ -18,8 +18,8 @@ import sklearn.datasets
 import def_jax
 from benchmarks.league import perceptron
 from benchmarks.league.contenders import Contender
-from benchmarks.workers import detaches
 from def_jax.error_feedback import feedback_states
+from def_jax.mesh.spmd.at_points import detaches
 
 __all__ = ['POINTS', 'train']
 

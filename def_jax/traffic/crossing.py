@@ -53,9 +53,9 @@ def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> lis
         kinds[c.operation] += c.bytes - c.padding
     if (total := kinds.total()) <= message + besides:
         return found
-    moved = [c for c in found if c.operation in _MOVES]
-    moves = sum(c.bytes for c in moved) > besides  # no method's message does
-    largest = sorted(moved if moves else found, key=lambda c: -c.bytes)[:3]
+    moves = sum(kinds[kind] for kind in _MOVES) > besides  # no method's message does
+    shown = [c for c in found if c.operation in _MOVES or not moves]
+    largest = sorted(shown, key=lambda c: -c.bytes)[:3]
     raise ValueError(
         f'at every step a device passes {total:,} bytes to other workers, but the message has {message:,} '
         f'(and besides={besides} are allowed for means of losses): '

@@ -34,7 +34,7 @@ _OF_TYPES = ('requires varying manual axes to match', '_psum_invariant')
 # And of an array that a `jax.shard_map` reads from around it.
 _CLOSES_OVER = ('Closing over inputs to shard_map', 'should match the aval mesh')
 
-__all__ = ['check_arguments', 'divide', 'placed_gradients', 'point', 'run']
+__all__ = ['check_arguments', 'detaches', 'divide', 'placed_gradients', 'point', 'run']
 
 
 def check_arguments(split: tuple[int, ...], keys: tuple[int, ...]) -> None:
@@ -51,8 +51,12 @@ def check_arguments(split: tuple[int, ...], keys: tuple[int, ...]) -> None:
 
 def point(params: PyTree, state: PyTree) -> PyTree:
     """Where a worker takes its gradient: x + λ·r_k, or x for links without a residual."""
-    detached = any(isinstance(link, ErrorFeedbackState) for link in link_states(state))
-    return detached_params(params, state) if detached else params
+    return detached_params(params, state) if detaches(state) else params
+
+
+def detaches(state: PyTree) -> bool:
+    """Whether an optimizer of that state takes its gradient at detached points."""
+    return any(isinstance(link, ErrorFeedbackState) for link in link_states(state))
 
 
 def run(
