@@ -39,6 +39,10 @@ def feedback(
     return lambda axis_name: optax.chain(_INNER[inner], def_jax.error_feedback(chosen, axis_name, **options))
 
 
+def _adamw(**options: Any) -> Make:
+    return lambda axis_name: def_jax.def_adamw(1e-3, 16, axis_name, **options)
+
+
 def _method(name: str, **options: Any) -> Make:
     """One of `METHODS`, with momentum SGD."""
     found = def_jax.get_method(name)
@@ -62,10 +66,13 @@ OPTIMIZERS: dict[str, Make] = {
     'DEF, 1/64, every=4': feedback(64, every=4),
     'DEF, 1/64, outer': feedback(64, outer=_OUTER),
     'DEF, 1/64, overlap': feedback(64, overlap=True),
+    'DEF, 1/16, int8, overlap': feedback(16, wire_dtype='int8', overlap=True),
+    "DEF, 1/64, detach='auto', overlap": feedback(64, detach='auto', overlap=True),
     'DEF around AdamW, 1/64': feedback(64, ADAMW),
-    'def_adamw, 1/16': lambda axis_name: def_jax.def_adamw(1e-3, 16, axis_name),
-    'def_adamw, 1/16, int8': lambda axis_name: def_jax.def_adamw(1e-3, 16, axis_name, wire_dtype='int8'),
-    'def_adamw, 1/16, overlap': lambda axis_name: def_jax.def_adamw(1e-3, 16, axis_name, overlap=True),
+    'def_adamw, 1/16': _adamw(),
+    'def_adamw, 1/16, int8': _adamw(wire_dtype='int8'),
+    'def_adamw, 1/16, overlap': _adamw(overlap=True),
+    'def_adamw, 1/16, int8, overlap': _adamw(wire_dtype='int8', overlap=True),
     'PowerSGD, rank 4': _method('powersgd', ratio=64, rank=4),
     'top-k, 1/64': _method('top_k', ratio=64),
     'DeMo, 1/64': _method('demo', ratio=64),

@@ -37,6 +37,7 @@ def _rows(target: str, network: str, mapping: str, optimizers: Sequence[str]) ->
 
 _ALL = list(OPTIMIZERS)
 _NARROW = [SGD, 'DEF, 1/64', 'DEF, 1/64, bfloat16', 'DEF, 1/16, int8']
+_IN_FLIGHT = ['DEF, 1/64, overlap', 'DEF, 1/16, int8, overlap']
 
 ROWS: list[Row] = [
     *_rows('h100', 'vgg16', 'shard_map', _ALL),
@@ -45,8 +46,8 @@ ROWS: list[Row] = [
     *_rows('h100', 'vgg16', '2 virtual workers, in sequence', [SGD, 'DEF, 1/64']),
     *_rows('h100', 'resnet50', 'shard_map', [SGD, 'DEF, 1/64', 'DEF, 1/16, int8']),
     *_rows('h100', 'transformer_85m', 'shard_map', [ADAMW, 'def_adamw, 1/16', 'def_adamw, 1/16, int8']),
-    *_rows('h100x2', 'vgg16', 'shard_map', [SGD, 'DEF, 1/64', 'DEF, 1/64, overlap']),
-    *_rows('h100x2', 'vgg16', 'spmd, FSDP inside', [*_NARROW, 'DEF, 1/64, overlap']),
+    *_rows('h100x2', 'vgg16', 'shard_map', [SGD, 'DEF, 1/64', *_IN_FLIGHT]),
+    *_rows('h100x2', 'vgg16', 'spmd, FSDP inside', [*_NARROW, *_IN_FLIGHT]),
     *_rows('h100x2', 'transformer_85m', 'spmd, FSDP inside', [ADAMW, 'def_adamw, 1/16, int8']),
     *_rows('h100x2', 'vgg16', 'trainer, FSDP inside', [SGD, 'DEF, 1/64', 'DEF, 1/16, int8']),
     *_rows('v5e', 'vgg16', 'optimizer stage', [SGD, 'DEF, 1/10', *_NARROW[1:]]),
@@ -55,6 +56,6 @@ ROWS: list[Row] = [
         'v5ex2',
         'transformer_85m',
         'spmd, FSDP inside',
-        [ADAMW, 'def_adamw, 1/16, int8', 'def_adamw, 1/16, overlap'],
+        [ADAMW, *(f'def_adamw, 1/16, {options}' for options in ('int8', 'overlap', 'int8, overlap'))],
     ),
 ]

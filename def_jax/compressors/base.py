@@ -151,14 +151,15 @@ def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate([jnp.zeros(0, jnp.float32), *parts])
 
 
-def part_places(sizes: Sequence[int]) -> list[jax.Array]:
+def part_places(sizes: Sequence[int], *after: jax.Array) -> list[jax.Array]:
     """For parts of a message of these sizes, each one's index and where it begins, uint32 [2].
 
     XLA compiles a kernel once for all leaves of a shape if it differs in nothing but its arguments. Behind
-    the barrier a leaf's index and its place in the message are arguments, not constants built into it.
+    the barrier a leaf's index and its place in the message are arguments, not constants built into it. XLA
+    for GPUs takes parts at the same places in one kernel, unless their places wait for different `after`.
     """
     begins = np.cumsum([0, *sizes[:-1]])[: len(sizes)]
-    return lax.optimization_barrier([jnp.array(pair, jnp.uint32) for pair in enumerate(begins)])
+    return lax.optimization_barrier(([jnp.array(pair, jnp.uint32) for pair in enumerate(begins)], after))[0]
 
 
 def split(message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:

@@ -135,4 +135,4 @@ def _draw_places(
     below = table([np.cumprod((1, *grid[:0:-1]))[::-1] for grid in grids])
     first = drawn[:, None] // below % table(grids) * table(shapes)
     row = functools.partial(lax.dynamic_index_in_dim, first, keepdims=False, allow_negative_indices=False)
-    return [(row(leaf), begin) for leaf, begin in part_places([block.size for block in blocks])]
+    return [(row(leaf), begin) for leaf, begin in part_places([block.size for block in blocks], key)]

@@ -1,6 +1,7 @@
 """Programs for absent accelerators: how HLO is read, what misses an aim; with the plugin, what is copied."""
 
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -92,15 +93,18 @@ def test_every_row_can_be_built(name):
 
 STACKED = [
     *('DEF, 1/64', 'DEF, 1/64, bfloat16', 'DEF, 1/16, int8', "DEF, 1/64, detach='auto'"),
-    *('DEF, 1/64, every=4', 'DEF, 1/64, outer', 'DEF, 1/64, overlap'),
+    *('DEF, 1/64, every=4', 'DEF, 1/64, outer', 'DEF, 1/64, overlap', 'DEF, 1/16, int8, overlap'),
     *('DEF around AdamW, 1/64', 'def_adamw, 1/16'),
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+on_h100 = pytest.mark.skipif(
     not importlib.util.find_spec('jax_cuda12_plugin'), reason='make bench-compiled installs the plugin'
 )
+
+
+@pytest.mark.slow
+@on_h100
 @pytest.mark.parametrize(
     ('target', 'mapping', 'optimizers'),
     [
@@ -116,3 +120,24 @@ def test_on_an_h100_no_option_copies(target, mapping, optimizers):
     for name, row in rows.items():
         assert figures[name]['copies'] == {}, name
         assert page.misses(row, figures[name], figures[SGD]) == [], name
+
+
+def needed(hlo, operation):
+    """The lines of all instructions that the result of an operation depends on."""
+    lines = {line.split()[0]: line for line in hlo.replace('ROOT ', '').splitlines() if ' = ' in line}
+    todo, found = [name for name, line in lines.items() if f' {operation}(' in line], set()
+    while todo:
+        new = set(re.findall(r'%[^ ,()]+', lines[todo.pop()])) & set(lines) - found
+        todo, found = [*todo, *new], found | new
+    return [lines[name] for name in found]
+
+
+@pytest.mark.slow
+@on_h100
+@pytest.mark.parametrize('optimizer', ['DEF, 1/64, overlap', 'DEF, 1/16, int8, overlap'])
+def test_on_an_h100_a_message_in_flight_needs_nothing_of_the_gradient(optimizer):
+    """Were parts of both blocks at the same places, one kernel would take them: the message would wait."""
+    target = get_target('h100')
+    lowered = MAPPINGS['pmap'](Matrices(), OPTIMIZERS[optimizer], target.devices(), target.nodes)
+    lines = needed(lowered.compile(compiler_options=target.options).as_text(), 'all-reduce-start')
+    assert lines and not [line for line in lines if 'jvp(' in line]
