@@ -33,12 +33,22 @@ _OUTPUT = flags.DEFINE_string(
     'output', 'results/benchmarks/hiding.md', 'The page, whose tables are replaced; its picture is beside it.'
 )
 
+_MODELS = {'mlp': 4, 'mlp_deep': 12}  # and their layers
 _STEPS_OF = {
-    'local_def64': 'gradient and optimizer alone',
-    'message64': 'message alone',
-    'def64': 'without `overlap`',
-    'def64_overlap': 'with it',
+    'float32': {
+        'local_def64': 'gradient and optimizer alone',
+        'message64': 'message alone',
+        'def64': 'without `overlap`',
+        'def64_overlap': 'with it',
+    },
+    'int8': {
+        'local_int8': 'gradient and optimizer alone',
+        'message64': 'message alone',
+        'int8': 'without `overlap`',
+        'int8_overlap': 'with it',
+    },
 }
+_VARIANTS = list(dict.fromkeys(name for steps in _STEPS_OF.values() for name in steps))
 
 
 def main(_) -> int:
@@ -46,84 +56,99 @@ def main(_) -> int:
 
 
 def _run() -> None:
-    report, seconds, _ = _measure(None)
-    message = report['variants']['message64']['hlo']['bytes']
-    sent = ring_bytes(message, _WORKERS.value, packets=0)
-    rates = {s: sent / (s * np.median(seconds['local_def64'])) for s in _SHARES.value}
-    found = {share: (rate, *_measure(f'{8 * rate:.0f}bit')[1:]) for share, rate in rates.items()}
+    rows, curves, texts = [], {}, []
+    for model, layers in _MODELS.items():
+        report, seconds, _ = _measure(model, None)
+        message = report['variants']['message64']['hlo']['bytes']
+        texts.append(
+            f'{layers} layers of {report["params"]:,} parameters and a message of {message / 1e3:.0f} kB'
+        )
+        sent = ring_bytes(message, _WORKERS.value, packets=0)
+        for share in _SHARES.value:
+            rate = sent / (share * np.median(seconds['local_def64']))
+            _, seconds_here, busy = _measure(model, f'{8 * rate:.0f}bit')
+            for wire, titles in _STEPS_OF.items():
+                times = {title: seconds_here[name] for name, title in titles.items()}
+                middle = {title: float(np.median(s)) for title, s in times.items()}
+                curves.setdefault((layers, wire), []).append(middle)
+                start = {
+                    'layers': f'{layers}',
+                    'messages': wire,
+                    'message over gradient, aimed at': f'{share:g}',
+                    'network': f'{8e-6 * rate:.0f} Mbit/s',
+                }
+                rows.append(start | _row(times, middle, busy[list(titles)[-1]]))
     text = (
-        f'{pages.origin("benchmarks.hiding")}\n\n{_WORKERS.value} processes on {os.cpu_count()} cores; an '
-        f'MLP of {report["params"]:,} parameters, {_BATCH.value} examples a worker, and a message of '
-        f'{message / 1e3:.0f} kB. Load average {os.getloadavg()[0]:.1f}.'
+        f'{pages.origin("benchmarks.hiding")}\n\n{_WORKERS.value} processes on {os.cpu_count()} cores; MLPs, '
+        f'{" and ".join(texts)}; {_BATCH.value} examples a worker. Load average {os.getloadavg()[0]:.1f}.'
     )
-    pages.write(_OUTPUT.value, {'hiding': _table(found), 'origin': text})
-    _draw(found, Path(_OUTPUT.value).with_suffix('.png'))
+    rows.sort(key=lambda row: (int(row['layers']), row['messages']))
+    pages.write(_OUTPUT.value, {'hiding': pages.table(rows), 'origin': text})
+    _draw(curves, Path(_OUTPUT.value).with_suffix('.png'))
 
 
-def _measure(rate: str | None) -> tuple[dict, dict[str, np.ndarray], float]:
-    """A worker's report, every variant's seconds a step [rounds], and those of the processor with overlap.
+def _measure(model: str, rate: str | None) -> tuple[dict, dict[str, np.ndarray], dict[str, float]]:
+    """A worker's report, every variant's seconds a step [rounds], and those of the processor.
 
     Seconds are the slowest worker's; the processor's are the median over workers and rounds.
     """
     job = {
-        'model': 'mlp',
+        'model': model,
         'batch': _BATCH.value,
         'rounds': _ROUNDS.value,
         'warm_up': 1,
         'steps': _STEPS.value,
-        'variants': list(_STEPS_OF),
+        'variants': _VARIANTS,
         'alone': (),
     }
     with network(_WORKERS.value, rate) as cluster:
         module = 'benchmarks.cluster.jax_worker'
         reports = run_workers(cluster, sys.executable, module, job, _TIMEOUT.value)
-    seconds = {name: [report['variants'][name]['seconds'] for report in reports] for name in _STEPS_OF}
-    turns = len(reports), _ROUNDS.value, _STEPS.value
-    slowest = {name: np.reshape(s, turns).mean(2).max(0) for name, s in seconds.items()}
-    busy = np.median([report['variants']['def64_overlap']['processor'] for report in reports])
-    return reports[0], slowest, float(busy)
+    turns, seconds, busy = (len(reports), _ROUNDS.value, _STEPS.value), {}, {}
+    for name in _VARIANTS:
+        found = [report['variants'][name] for report in reports]
+        seconds[name] = np.reshape([f['seconds'] for f in found], turns).mean(2).max(0)
+        busy[name] = float(np.median([f['processor'] for f in found]))
+    return reports[0], seconds, busy
 
 
-def _table(found: dict) -> str:
-    rows = []
-    for share, (rate, seconds, busy) in found.items():
-        middle = {name: np.median(s) for name, s in seconds.items()}
-        bound = max(middle['local_def64'], middle['message64'])
-        times = {
-            title: '{:.0f} ({:.0f} to {:.0f})'.format(*1e3 * np.quantile(seconds[name], [0.5, 0.25, 0.75]))
-            for name, title in _STEPS_OF.items()
-        }
-        rows.append(
-            {
-                'message over gradient, aimed at': f'{share:g}',
-                'network': f'{8e-6 * rate:.0f} Mbit/s',
-                **times,
-                'processor time with it': f'{1e3 * busy:.0f}',
-                'over the longer of the two': f'{middle["def64_overlap"] / bound:.2f}',
-                'times as fast as without': f'{middle["def64"] / middle["def64_overlap"]:.2f}',
-            }
-        )
-    return pages.table(rows)
+def _row(times: dict[str, np.ndarray], middle: dict[str, float], busy: float) -> dict[str, str]:
+    alone, message, without, overlapped = middle.values()
+    return {
+        title: '{:.0f} ({:.0f} to {:.0f})'.format(*1e3 * np.quantile(s, [0.5, 0.25, 0.75]))
+        for title, s in times.items()
+    } | {
+        'processor time with it': f'{1e3 * busy:.0f}',
+        'over the longer of the two': f'{overlapped / max(alone, message):.2f}',
+        'times as fast as without': f'{without / overlapped:.2f}',
+    }
 
 
-def _draw(found: dict, path: Path) -> None:
+def _draw(curves: dict[tuple[int, str], list[dict[str, float]]], path: Path) -> None:
     """Steps over the gradient's time, by the message's."""
-    middle = [{name: np.median(s) for name, s in seconds.items()} for _, seconds, _ in found.values()]
-    x = [m['message64'] / m['local_def64'] for m in middle]
-    with pictures.panels(path, 1, 1) as axes:
-        panel = axes[0, 0]
-        line = np.linspace(0, 1.1 * max(x))
-        panel.plot(line, 1 + line, ':', color='#666666', label='sum')
-        panel.plot(line, np.maximum(1, line), '--', color='#666666', label='longer of the two')
-        for name, label, color in (
-            ('def64', 'without overlap', '#D55E00'),
-            ('def64_overlap', 'overlap=True', '#0072B2'),
-        ):
-            panel.plot(x, [m[name] / m['local_def64'] for m in middle], 'o', color=color, label=label)
-        panel.set_xlabel('message over gradient')
-        panel.set_ylabel('step over gradient')
-        panel.set_ylim(0)
-        panel.legend()
+    with pictures.panels(path, 1, len(_MODELS)) as axes:
+        for panel, layers in zip(axes[0], _MODELS.values(), strict=True):
+            points = {
+                wire: np.array([list(middle.values()) for middle in curves[layers, wire]])
+                for wire in _STEPS_OF
+            }
+            line = np.linspace(0, 1.1 * max(np.max(p[:, 1] / p[:, 0]) for p in points.values()))
+            panel.plot(line, 1 + line, ':', color='#666666', label='sum')
+            panel.plot(line, np.maximum(1, line), '--', color='#666666', label='longer of the two')
+            for wire, column, marker, label, color in (
+                ('float32', 2, 'o', 'without overlap', '#D55E00'),
+                ('float32', 3, 'o', 'overlap=True', '#0072B2'),
+                ('int8', 2, 's', 'without, int8', '#D55E00'),
+                ('int8', 3, 's', 'overlap=True, int8', '#0072B2'),
+            ):
+                x, y = points[wire][:, [1, column]].T / points[wire][:, 0]
+                face = color if wire == 'float32' else 'none'
+                panel.plot(x, y, marker, color=color, markerfacecolor=face, label=label)
+            panel.set_title(f'{layers} layers')
+            panel.set_xlabel('message over gradient')
+            panel.set_ylabel('step over gradient')
+            panel.set_ylim(0)
+        axes[0, 0].legend()
 
 
 if __name__ == '__main__':

@@ -86,3 +86,12 @@ def copies_of(compiled, smallest):
         if copy and (copy[1] or not fused):
             count += math.prod(map(int, filter(None, copy[2].split(',')))) >= smallest
     return count
+
+
+def schedule(compiled):
+    """What a program runs, in the order for which its memory was planned: names, operands and origins."""
+    entry = at_every_step(compiled.as_text())
+    lines = re.findall(r'^ +(?:ROOT )?%(\S+) = .*? [a-z][\w\-]*\((.*)', entry, re.MULTILINE)
+    for name, rest in lines:
+        origin = re.search(r'op_name="([^"]*)"', rest)
+        yield name, re.findall(r'%([\w.\-]+)', rest.split(', metadata=')[0]), origin[1] if origin else ''

@@ -155,6 +155,38 @@ def test_a_step_with_the_detached_point_copies_nothing(variant):
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * (gradients + 0.25 * hlo.MODEL_SIZE)
 
 
+@optimized
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'wire_dtype': 'int8'}, {'wire_dtype': 'int8', 'detach': 'auto'}, {'skip_nonfinite': True}],
+)
+def test_the_gradient_waits_for_no_memory_of_a_message_in_flight(options):
+    """XLA for CPUs gives memory that is free in its schedule to what comes next, which then waits for it."""
+    optimizer = optax.chain(optax.sgd(0.1), hlo.feedback(overlap=True, **options))
+
+    def loss_fn(params, x):
+        for w in params:
+            x = jnp.tanh(x @ w)
+        return jnp.sum(x)
+
+    def step(params, state, batch):
+        grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    mesh, replicated = jax.make_mesh((2,), ('workers',)), jax.sharding.PartitionSpec()
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False)
+    layers = [jnp.ones((64, 64))] * 16  # so many that the message is sent before the gradient ends
+    compiled = jax.jit(mapped).lower(layers, optimizer.init(layers), jnp.ones((4, 64))).compile()
+    steps = list(hlo.schedule(compiled))
+    (sent,) = [i for i, (name, *_) in enumerate(steps) if name.startswith('psum')]
+    (message,) = [operand for operand in steps[sent][1] if not operand.startswith('region')]
+    last = max(i for i, (_, _, origin) in enumerate(steps) if 'jvp' in origin)
+    for array, begin in ((message, last), (steps[sent][0], 0)):
+        uses = [i for i, (_, operands, _) in enumerate(steps) if array in operands and i > begin]
+        assert uses and min(uses) > last
+
+
 def compile_stage(compressor, params, **options):
     """Momentum SGD and error feedback on one worker, gradients given."""
     optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), def_jax.error_feedback(compressor, None, **options))

@@ -41,7 +41,7 @@ def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransforma
     """By the variant: 'def64', the paper's; 'best64', as docs/methods.md advises; or one of the rivals.
 
     'best64' sends blocks four times as large in int8: the bytes of ratio 64; 'best64_overlap' sends them
-    while the next gradient is computed.
+    while the next gradient is computed. Of its settings 'int8_64_overlap' has int8 and no momentum.
     """
     variant, rates = job['variant'], jnp.asarray(learning_rates(job), jnp.float32)
     sgd = optax.sgd(lambda count: rates[count], momentum=0.9)
@@ -58,16 +58,16 @@ def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransforma
     if variant.startswith('def'):
         block = def_jax.random_block(int(variant.removeprefix('def')))
         return optax.chain(sgd, def_jax.error_feedback(block, axis_name, seed=job['seed']))
-    of_bytes, _, overlap = variant.removeprefix('best').partition('_')
-    ratio = int(of_bytes) // 4
-    block = def_jax.random_block(ratio, order='shuffled', allocation='balanced')
+    ours = variant.startswith('best')
+    name, _, overlap = variant.removeprefix('best').removeprefix('int8_').partition('_')
+    blocks = {'order': 'shuffled', 'allocation': 'balanced'} if ours else {}
     return optax.chain(
         optax.sgd(lambda count: rates[count]),
         def_jax.error_feedback(
-            block,
+            def_jax.random_block(int(name) // 4, **blocks),
             axis_name,
             seed=job['seed'],
-            detach='auto',
+            detach='auto' if ours else 0.3,
             wire_dtype=jnp.int8,
             overlap=overlap == 'overlap',
         ),

@@ -51,6 +51,7 @@ class Option:
     """
 
     wanted: bool
+    conditional = False  # whether `wrap` sends in a branch of a conditional
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """The fields that the option adds to `ErrorFeedbackState.extra`, the same on all workers."""
@@ -118,6 +119,7 @@ class Options(Option):
 
     def __init__(self, options: Sequence[Option], wire: Wire):
         self._options, self.wire = options, wire
+        self.conditional = any(option.conditional for option in options)
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         parts: list[Option | Wire] = [*self._options, self.wire]
@@ -170,7 +172,12 @@ class Options(Option):
 
 
 def exchange(
-    options: Options, axis_name: AxisName, detach: float, block: jax.Array, step: Step
+    options: Options,
+    axis_name: AxisName,
+    detach: float,
+    block: jax.Array,
+    step: Step,
+    mean_of: Callable[[jax.Array, AxisName], jax.Array] = pmean,
 ) -> tuple[jax.Array, Any]:
     """Line 9: the mean block, float32 [B], and the state after it, with the block's rest as its residual.
 
@@ -181,14 +188,14 @@ def exchange(
     def send(block, before):
         after = before._replace(step=before.step + 1, detach=jnp.asarray(detach, jnp.float32), residual=None)
         now = step._replace(before=before._replace(residual=residual), after=after)
-        mean, now = _all_reduce(options, axis_name, block, now)
+        mean, now = _all_reduce(options, axis_name, block, now, mean_of)
         return mean, now.after._replace(residual=now.rest)
 
     return options.wrap(send, step.selection)(block, step.before)
 
 
 def _all_reduce(
-    options: Options, axis_name: AxisName, block: jax.Array, step: Step
+    options: Options, axis_name: AxisName, block: jax.Array, step: Step, mean_of: Callable
 ) -> tuple[jax.Array, Step]:
     """The mean block, and the step, which knows the rest of the block.
 
@@ -199,5 +206,5 @@ def _all_reduce(
     message = options.encode(options.wire.round(block, step), step)
     block, message = lax.optimization_barrier((block, message))
     step = step._replace(rest=block - message[: block.size])
-    mean = pmean(options.wire.pack(message, step), axis_name)
+    mean = mean_of(options.wire.pack(message, step), axis_name)
     return options.decode(*options.wire.unpack(mean, step))

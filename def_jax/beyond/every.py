@@ -24,6 +24,8 @@ class Every(Option):
     Source: with `identity()` and λ = 1 this is local SGD (Stich, 2019): x + r_k is worker k's model.
     """
 
+    conditional = True
+
     def __init__(self, every: int):
         check_integer('every', every, 1, 'the number of steps per message')
         self.wanted, self._every = every > 1, every

@@ -14,14 +14,17 @@ Algorithm 1: what is in flight is not stored, but taken from r_k, which nobody h
 one step behind.
 """
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from def_jax.beyond.base import Options, Step, exchange, pend
 from def_jax.compressors.base import Compressor
 from def_jax.compressors.blocks import read_after
+from def_jax.mesh.collectives import pmean
 from def_jax.mesh.shards import Shards
 from def_jax.mesh.varying import varying_axes
 from def_jax.types import AxisName, PyTree
@@ -42,29 +45,48 @@ def overlapped(
     residual, last = state.residual, state.step - 1  # at first, a message of zeros
     selection = compressor(state.key, options.messages(last), residual)
     block = selection.take(residual)
-    step = Step(updates, state._replace(step=last), residual, selection, shards)
-    mean, after = exchange(options, axis_name, detach, block, step)
-    updates, carried, after = options.admit(updates, options.carry(residual), state, after, shards)
     # Were both blocks taken with the same indices, XLA for GPUs would take them in one kernel: the message
     # would wait for the gradient.
     key, _ = lax.optimization_barrier((state.key, block))
     again = compressor(key, options.messages(last), residual)
-    # In memory, or XLA for GPUs would take the block of all updates again for every tensor.
+    # In memory, or XLA for GPUs would take the block of all updates again wherever it is used.
+    computed = jnp.max(lax.optimization_barrier(again.take(updates)), initial=0)
+    step = Step(updates, state._replace(step=last), residual, selection, shards)
+    # A branch of a conditional cannot wait: the whole conditional would.
+    mean_of = pmean if options.conditional else functools.partial(_late_mean, computed)
+    mean, after = exchange(options, axis_name, detach, block, step, mean_of)
+    updates, carried, after = options.admit(updates, options.carry(residual), state, after, shards)
     waiting = lax.optimization_barrier(again.take(updates) + options.carry(after.residual))
     residual = selection.replace(pend(updates, carried), waiting)
     after = after._replace(step=after.step + 1, residual=residual)
-    # Moved before the gradient has read them, the parameters would be copied. But where types say what varies
-    # over workers (check_vma=True), x must not depend on what does.
-    arrived = mean if varying_axes([waiting]) else _after_gradient(waiting, mean)
+    # Moved before the gradient has read them, the parameters would be copied.
+    arrived = _late(computed, block, mean) if options.conditional else mean
     return selection.place(arrived, updates), options.finish(state, after)
 
 
+def _late_mean(computed: jax.Array, message: jax.Array, axis_name: AxisName) -> jax.Array:
+    message = lax.optimization_barrier(message)  # in memory once, for the all-reduce and for what keeps it
+    return _late(computed, message, pmean(message, axis_name))
+
+
+def _late(computed: jax.Array, message: jax.Array, mean: jax.Array) -> jax.Array:
+    """The mean, used no earlier than a number is computed, until which the message is kept.
+
+    XLA for CPUs gives memory to what comes next in its schedule. Were the message's free as soon as it has
+    arrived, or that of its mean, a part of the gradient would be computed there, and wait for the network.
+    """
+    # Where types say what varies over workers (check_vma=True), x must not depend on what does.
+    return mean if varying_axes([computed]) else _used_after(computed, message, mean)
+
+
 @jax.custom_batching.custom_vmap
-def _after_gradient(waiting: jax.Array, mean: jax.Array) -> jax.Array:
-    return read_after(waiting, mean)
+def _used_after(computed: jax.Array, message: jax.Array, mean: jax.Array) -> jax.Array:
+    return read_after(message, read_after(computed, mean))
 
 
-@_after_gradient.def_vmap
-def _shared_stays_shared(_, batched, waiting, mean):
+@_used_after.def_vmap
+def _shared_stays_shared(_, batched, computed, message, mean):
     """Under `jax.vmap`, x has no axis of workers, though what is waited for has one."""
-    return (read_after(waiting, mean), True) if batched[1] else (mean, False)
+    if not batched[2]:
+        return mean, False
+    return jax.vmap(_used_after.fun, [0 if b else None for b in batched])(computed, message, mean), True

@@ -42,8 +42,10 @@ class Skipping(Option):
         return fields | left_out if self._overlap else fields
 
     def encode(self, message: jax.Array, step: Step) -> jax.Array:
-        finite = ~step.before.extra['left_out'] if self._overlap else _all_finite(step.updates)
-        return jnp.where(finite, message, jnp.nan)
+        if self._overlap:  # one NaN says as much; and this message is computed once, and stays in memory
+            first = jnp.where(step.before.extra['left_out'], jnp.nan, message[:1])
+            return lax.dynamic_update_slice(message, first, [0])
+        return jnp.where(_all_finite(step.updates), message, jnp.nan)
 
     def admit(
         self, updates: PyTree, carried: PyTree, before: Any, after: Any, shards: Shards

@@ -83,12 +83,13 @@ class Block(NamedTuple):
 
 
 def read_after(values: jax.Array, x: jax.Array) -> jax.Array:
-    """x, once the float32 `values` are computed: of its shape, or one number for all of it.
+    """x, once `values` of any type are computed: of its shape, or one number for all of it.
 
     Were x in memory earlier, XLA would write it over what the values are computed from, and save that by a
     copy. A shifted sign bit is less than 2, which XLA does not know.
     """
-    computed = (lax.bitcast_convert_type(values, jnp.uint32) >> 31) < 2
+    bits = values.dtype.itemsize * 8
+    computed = (lax.bitcast_convert_type(values, f'uint{bits}') >> (bits - 1)) < 2
     return jnp.where(computed, x, jnp.zeros_like(x))
 
 
