@@ -83,7 +83,8 @@ def run(
     given = dict(enumerate(args))
     if missing := sorted(set(split + keys) - set(given)):
         raise ValueError(
-            f'{split=} and {keys=} name argument {missing[0]}, but there are {len(args) - 1} after 0.'
+            f'{split=} and {keys=} name argument {missing[0]}, but there are {len(args) - 1} after the '
+            'parameters. Pass the batch as an argument of the function instead of closing over it.'
         )
     divided = {i: divide(workers, given[i], f'argument {i}' if len(args) > 2 else 'batch') for i in split}
     numbers = workers.place(jnp.arange(workers.num_workers), P(workers.axis_name))
