@@ -47,6 +47,12 @@ class Cell(NamedTuple):
         """A metric of the fresh seeds."""
         return np.array([run[name][self.point] for run in self.runs[self.k if k is None else k]], float)
 
+    def over_rates(self, name: str) -> np.ndarray:
+        """The same, over the rates that have runs, by how often other tuning seeds would choose each."""
+        shares = grid.shares(self.tried)
+        weights = [shares.get(k, 0) for k in self.runs]
+        return np.average([self.of(name, k) for k in self.runs], axis=0, weights=weights)
+
 
 Cells = dict[Key, Cell]
 

@@ -47,7 +47,16 @@ class Law(NamedTuple):
     high: float
     correlation: float
     count: int
-    powers: dict[tuple[str, float], tuple[float, float, float, int]]  # exponent, interval, number of widths
+    powers: dict[Method, 'Power']
+
+
+class Power(NamedTuple):
+    """A gap as a power of SGD's training error: the exponent with its interval, and the gap by width."""
+
+    exponent: float
+    low: float
+    high: float
+    gaps: dict[int, float]
 
 
 def law(cells: ByWidth) -> Law:
@@ -65,20 +74,22 @@ def law(cells: ByWidth) -> Law:
     )
 
 
-def _powers(cells: ByWidth) -> dict[tuple[str, float], tuple[float, float, float, int]]:
+def _powers(cells: ByWidth) -> dict[Method, Power]:
     """Of methods that are behind at four widths or more: the exponent of their gap, a line in logarithms.
 
-    Its interval is Student's, from the scatter of the widths about the line, which is wider than the seeds'.
+    Gaps and errors are means over the rates, by how often each would be chosen: a single choice moves a gap
+    by more than its law. The interval is Student's, from the scatter of the widths about the line.
     """
     found = {}
     for method in METHODS:
         pairs = [(sgd, cell) for each, cell, sgd in _compressed(cells) if each == method]
-        gaps = [gap(sgd, cell).mean for sgd, cell in pairs]
-        if len(gaps) < 4 or min(gaps) <= 0:
+        gaps = {c.key.width: float(np.mean(c.over_rates('error') - s.over_rates('error'))) for s, c in pairs}
+        if len(gaps) < 4 or min(gaps.values()) <= 0:
             continue
-        line = stats.linregress(np.log([sgd.of('train_error').mean() for sgd, _ in pairs]), np.log(gaps))
+        errors = [sgd.over_rates('train_error').mean() for sgd, _ in pairs]
+        line = stats.linregress(np.log(errors), np.log(list(gaps.values())))
         half = stats.t.ppf(0.975, len(gaps) - 2) * line.stderr
-        found[method] = line.slope, line.slope - half, line.slope + half, len(gaps)
+        found[method] = Power(line.slope, line.slope - half, line.slope + half, gaps)
     return found
 
 
@@ -107,16 +118,21 @@ def tables(cells: ByWidth) -> str:
             f'Over the {found.count} compressed cells, the gap in test accuracy is {found.slope:.2f} '
             f'[{found.low:.2f}, {found.high:.2f}] times the gap in training accuracy, r = '
             f'{found.correlation:.2f}.',
-            "As a power of SGD's training error, the gap goes with (methods that are behind at every width): "
-            + '; '.join(
-                f'{title} at {ratio:g} {power:.2f} [{low:.2f}, {high:.2f}], {count} widths'
-                for (title, ratio), (power, low, high, count) in found.powers.items()
-            )
-            + '.',
+            "As a power of SGD's training error, both weighted over the rates by their share of the choice:",
+            pages.table(_power(*item) for item in found.powers.items()),
             '### Every cell',
             pages.table(_line(cell, of[SGD]) for of in cells.values() for cell in of.values()),
         ]
     )
+
+
+def _power(method: Method, power: Power) -> dict[str, str]:
+    """A line of the table of powers."""
+    return {
+        'method': f'{method[0]}, {method[1]:g}',
+        'exponent': f'{power.exponent:.2f} [{power.low:.2f}, {power.high:.2f}]',
+        **{f'gap at {width}': f'{gap:.2f}' for width, gap in power.gaps.items()},
+    }
 
 
 def _line(cell: Cell, sgd: Cell) -> dict[str, str]:
