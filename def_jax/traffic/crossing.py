@@ -1,5 +1,6 @@
 """Whether a compiled step passes more between workers than the message, read from its HLO."""
 
+import textwrap
 from collections import Counter
 from typing import Any
 
@@ -62,7 +63,8 @@ def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> lis
         + ', '.join(f'{size:,} by {kind}' for kind, size in kinds.items())
         + '. The largest: '
         + '; '.join(
-            f'{c.operation} of {c.bytes:,} bytes' + (f' ({c.name})' if c.name else '') for c in largest
+            f'{c.operation} of {c.bytes:,} bytes' + (f' ({textwrap.shorten(c.name, 120)})' if c.name else '')
+            for c in largest
         )
         + '. '
         + _cure(compiled, workers, moves, total - message)
@@ -86,9 +88,9 @@ def _cure(compiled: jax.stages.Compiled, workers: WorkerMesh, moves: bool, more:
             f'give it a sharding whose first axis is divided over {workers.names} before the others.'
         )
     return (
-        'Take gradients with value_and_grad or at_points of this def_jax.spmd, pass them to its update as '
-        'they are, and average only scalars over workers. If the rest is means of statistics, such as '
-        f"BatchNorm's, allow them by besides={more}."
+        f'If the {more:,} bytes more are scalars, such as norms of gradients, or means of statistics, such as '
+        f"BatchNorm's, allow them by besides={more}. Otherwise take gradients with value_and_grad or at_points "
+        'of this def_jax.spmd, pass them to its update as they are, and average only scalars over workers.'
     )
 
 
