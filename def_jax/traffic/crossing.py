@@ -88,9 +88,10 @@ def _cure(compiled: jax.stages.Compiled, workers: WorkerMesh, moves: bool, more:
             f'give it a sharding whose first axis is divided over {workers.names} before the others.'
         )
     return (
-        f'If the {more:,} bytes more are scalars, such as norms of gradients, or means of statistics, such as '
-        f"BatchNorm's, allow them by besides={more}. Otherwise take gradients with value_and_grad or at_points "
-        'of this def_jax.spmd, pass them to its update as they are, and average only scalars over workers.'
+        f'If the {more:,} bytes more are scalars, such as norms of gradients, or means of statistics, such '
+        f"as BatchNorm's, allow them by besides={more}. Otherwise take gradients with value_and_grad or "
+        'at_points of this def_jax.spmd, pass them to its update as they are, and average only scalars over '
+        'workers.'
     )
 
 
