@@ -25,6 +25,7 @@ from def_jax.beyond.base import Options, Step, exchange, pend
 from def_jax.compressors.base import Compressor
 from def_jax.compressors.blocks import read_after
 from def_jax.mesh.collectives import pmean
+from def_jax.mesh.memory import in_memory
 from def_jax.mesh.shards import Shards
 from def_jax.mesh.varying import varying_axes
 from def_jax.types import AxisName, PyTree
@@ -44,9 +45,10 @@ def overlapped(
     """The updates of x, and the state after them, as `_algorithm_1` of `error_feedback` returns them."""
     residual, last = state.residual, state.step - 1  # at first, a message of zeros
     selection = compressor(state.key, options.messages(last), residual)
-    block = selection.take(residual)
-    # Were both blocks taken with the same indices, XLA for GPUs would take them in one kernel: the message
-    # would wait for the gradient.
+    # What XLA computes in one kernel with something of the gradient would wait for it. So the block is of
+    # another array than the detached point, for TPUs, where a tensor may be sent whole;
+    block = selection.take(in_memory(residual, ['tpu']))
+    # taken with other indices than that of the updates, for GPUs;
     key, _ = lax.optimization_barrier((state.key, block))
     again = compressor(key, options.messages(last), residual)
     # In memory, or XLA for GPUs would take the block of all updates again wherever it is used.
@@ -56,7 +58,9 @@ def overlapped(
     mean_of = pmean if options.conditional else functools.partial(_late_mean, computed)
     mean, after = exchange(options, axis_name, detach, block, step, mean_of)
     updates, carried, after = options.admit(updates, options.carry(residual), state, after, shards)
-    waiting = lax.optimization_barrier(again.take(updates) + options.carry(after.residual))
+    # and what is added to the next block is another array than what the message reports on.
+    rest = lax.optimization_barrier(after.residual)
+    waiting = lax.optimization_barrier(again.take(updates) + options.carry(rest))
     residual = selection.replace(pend(updates, carried), waiting)
     after = after._replace(step=after.step + 1, residual=residual)
     # Moved before the gradient has read them, the parameters would be copied.
