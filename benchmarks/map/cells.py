@@ -74,7 +74,7 @@ def read(path: Path, point: str = 'y') -> Cells:
                 k: np.nan_to_num(np.array([of[s][name][at] for s in sorted(of)], float), nan=np.inf)
                 for k, of in of_key.items()
             }
-            for name in ('loss', 'error')
+            for name in (key.criterion, 'error')
         )
         of_key = runs.get(key, {})
         fresh = {k: [of[s] for s in plan.SEEDS] for k, of in of_key.items() if of.keys() >= set(plan.SEEDS)}
@@ -84,9 +84,9 @@ def read(path: Path, point: str = 'y') -> Cells:
     return found
 
 
-def gap(cell: Cell, other: Cell) -> Difference:
-    """The difference in test accuracy to another cell, such as SGD's, in points, paired by seed."""
-    found = seed_difference(-cell.of('error'), -other.of('error'))
+def gap(cell: Cell, other: Cell, name: str = 'error') -> Difference:
+    """The difference in accuracy to another cell, such as SGD's, in points, paired by seed."""
+    found = seed_difference(-cell.of(name), -other.of(name))
     assert found is not None, 'every cell has the seeds of the plan'
     return found
 

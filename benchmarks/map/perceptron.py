@@ -18,6 +18,7 @@ import sklearn.datasets
 import def_jax
 from benchmarks.league import perceptron
 from benchmarks.league.contenders import Contender
+from benchmarks.map import cifar10
 from def_jax.error_feedback import feedback_states
 from def_jax.mesh.spmd.at_points import detaches
 
@@ -29,12 +30,12 @@ PyTree = Any
 
 
 def train(
-    contender: Contender, width: int, workers: int = 8, steps: int = perceptron.STEPS
+    contender: Contender, width: int, workers: int = 8, steps: int = perceptron.STEPS, images: int = 0
 ) -> Callable[[float, int, bool], dict[str, Any]]:
     """A function of a rate, a seed and whether to train on 800 images and evaluate on the other 200.
 
     These are one of five folds, chosen by the seed. It returns the record of a run: metrics by point, and the
-    course of the training loss.
+    course of the training loss. With a number of `images`, they are CIFAR-10's, see cifar10.py.
     """
     has_residual = def_jax.get_method(contender.method).kind == 'error_feedback'
     program = perceptron.make_program(contender, _evaluate, 1, steps)
@@ -43,7 +44,7 @@ def train(
 
     def run(rate, seed, tuning):
         key = jax.random.PRNGKey(seed) if has_residual else None
-        arguments = np.float32(rate), key, *_arguments(seed, width, count, steps, tuning)
+        arguments = np.float32(rate), key, *_arguments(seed, width, count, steps, tuning, images)
         found = program(*jax.tree.map(lambda x: x[None], arguments))
         return _record(*jax.tree.map(lambda x: np.asarray(x)[0, 0], found))  # the only part of the only run
 
@@ -83,7 +84,13 @@ def _rounded(value: float, digits: int) -> float | None:
 
 
 @functools.lru_cache(maxsize=30)
-def _arguments(seed: int, width: int, workers: int, steps: int, tuning: bool) -> tuple[Any, ...]:
+def _arguments(
+    seed: int, width: int, workers: int, steps: int, tuning: bool, cifar10_images: int
+) -> tuple[Any, ...]:
+    if cifar10_images:
+        batch = perceptron.WORKERS * perceptron.BATCH // workers
+        data = cifar10.make_data(seed, cifar10_images, workers, batch, steps, tuning)
+        return perceptron.make_params(seed, (cifar10.PIXELS, width, width, 10)), data
     fold = seed % perceptron.FOLDS
     data = perceptron.make_data(seed, tuning=tuning, fold=fold, steps=steps)
     images, labels = (x.reshape(len(x), workers, -1, *x.shape[3:]) for x in (data.images, data.labels))

@@ -27,6 +27,7 @@ class Key(NamedTuple):
     bytes_of: float  # the ratio that sends as many bytes in float32
     workers: int = WORKERS  # of 64 images in all
     steps: int = STEPS
+    images: int = 0  # of CIFAR-10; 0 stands for the digits
 
     @classmethod
     def of(cls, contender: Contender, width: int, **where: int) -> 'Key':
@@ -41,7 +42,12 @@ class Key(NamedTuple):
     @property
     def sgd(self) -> 'Key':
         """SGD's at that width, which depends on the batch of all workers alone."""
-        return Key.of(_sgd(), self.width, steps=self.steps)
+        return Key.of(_sgd(), self.width, steps=self.steps, images=self.images)
+
+    @property
+    def criterion(self) -> str:
+        """What chooses the rate on held-out images: the error where overfitting inflates the loss."""
+        return 'error' if self.images else 'loss'
 
     @property
     def settings(self) -> Record:
@@ -137,9 +143,11 @@ _AT_256 = [paper(256), detached(256, 1.0), ours(256), ours_int8(256)]
 _REST = [detached(16, 1.0), ours_int8(16)]
 _AT_16 = [paper(16), ours(16), *momentum(16)[:2]]
 _LONGER = [{'steps': 4 * STEPS}]
+_IMAGES = [{'images': n} for n in (1_000, 50_000, 5_000)]
+_ON_IMAGES = [_sgd()._replace(rate=0.04), paper(64)._replace(rate=0.03), ours_int8(64)._replace(rate=0.4)]
 _OF_WORKERS = [paper(64), ours_int8(64), detached(64, 0.0), ours(64)]
-# A part: widths, contenders, points, whether all likely rates are trained, and numbers of workers or of steps
-# where they are not the league's. What matters most comes first.
+# A part: widths, contenders, points, whether all likely rates are trained, and numbers of workers, steps or
+# images of CIFAR-10 where they are not the league's. What matters most comes first.
 PARTS: dict[str, tuple] = {
     'first': ((64, 192, 32, 96), _FIRST[:4], ('y',), False),
     'wide': ((384,), _FIRST[:2], ('y',), False),
@@ -154,6 +162,7 @@ PARTS: dict[str, tuple] = {
     'longer_momentum': ((192,), [_plain_sgd(), *momentum(64)], ('y',), False, _LONGER),
     'longer_rates': ((192,), _FIRST[:4], ('y',), True, _LONGER),
     'longer_16': ((192,), _AT_16, ('y',), False, _LONGER),
+    'images': ((64,), _ON_IMAGES, ('y',), False, _IMAGES),
     'outputs': ((64, 192), _ALL_POINTS, ('x', 'y', 'own'), False),
     'rest': ((64, 192, 384, 96, 32, 16), _AT_256 + _REST, ('y',), False),
     'widest': ((768,), _FIRST + _AT_256 + _REST, ('y',), False),
@@ -163,6 +172,6 @@ PARTS: dict[str, tuple] = {
 def cells(part: str) -> Iterator[Cell]:
     """The cells of a part, in order."""
     widths, contenders, points, likely, *others = PARTS[part]
-    for width, contender, other in itertools.product(widths, contenders, *others or [({},)]):
+    for width, other, contender in itertools.product(widths, *others or [({},)], contenders):
         at = points if contender.method == 'def' else ('x',)
         yield Cell(Key.of(contender, width, **other), contender, at, likely)

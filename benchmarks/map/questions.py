@@ -31,6 +31,7 @@ def sections(path: Path) -> dict[str, str]:
         'outputs': pages.table(_outputs(by_point)),
         'workers': pages.table(_workers(cells)),
         'longer': pages.table(_longer(cells)),
+        'images': pages.table(_images(cells), sparse=True),
     }
 
 
@@ -97,4 +98,25 @@ def _longer(cells: Cells) -> Iterator[Row]:
             'share of the choice': cell.share,
             # Zero to rounding has a sign.
             'training error, %': mean_std(np.abs(cell.of('train_error')), 3),
+        }
+
+
+def _images(cells: Cells) -> Iterator[Row]:
+    """Methods minus SGD by the number of CIFAR-10 images to train on, in test and in training."""
+    for key in sorted((cell.key for cell in plan.cells('images')), key=lambda key: key.images):
+        if not {key, key.sgd} <= set(cells):
+            continue
+        cell, sgd = cells[key], cells[key.sgd]
+        minus_sgd, _, held_out = differences(cell, sgd)
+        training = '' if cell is sgd else gap(cell, sgd, 'train_error').text()
+        yield {
+            'images': f'{key.images:,}',
+            'method': cell.name,
+            'rate': f'{plan.RATES.rate(cell.k):.3g}',
+            'share of the choice': cell.share,
+            'test error, %': mean_std(cell.of('error'), 2),
+            'training error, %': mean_std(np.abs(cell.of('train_error')), 2),
+            'minus SGD, points': minus_sgd,
+            'minus SGD, in training': training,
+            'on held-out images': held_out,
         }

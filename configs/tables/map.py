@@ -6,8 +6,9 @@ Command:  python -m paper.sweep --config=configs/tables/map.py --workdir=runs/ma
           about four times as long for each next one. On one GPU, add --config.base.fake_devices=False
           --config.base.workers_per_device=16)
 Variants: :images, the first network on 2,000 and 10,000 images.
-Expected: not run. On digits (results/map) the gap falls as SGD comes closer to zero training error; a gap
-          that stays where SGD reaches it would refute that.
+Expected: not run. On digits, and with a perceptron on CIFAR-10 images of 8×8 pixels (results/map), the gap
+          falls as SGD comes closer to zero training error; a gap that stays where SGD reaches it would
+          refute that.
 
 `vgg_strided` of 71 k parameters, twice and four times as wide; 11,700 steps throughout, at the bytes of 64.
 Three rates around each method's best in results/cifar10 are tried, on images that these runs do not train on;
