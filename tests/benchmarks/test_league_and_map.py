@@ -10,7 +10,7 @@ from benchmarks.league import perceptron as league
 from benchmarks.league.contenders import Contender
 from benchmarks.league.costs import costs
 from benchmarks.league.problems import PROBLEMS
-from benchmarks.map import page, perceptron, plan
+from benchmarks.map import cifar10, page, perceptron, plan
 
 RESULTS = Path(__file__).parents[2] / 'results' / 'map'
 
@@ -32,6 +32,18 @@ def test_folds_divide_the_training_images():
     folds = [league.split(tuning=True, fold=fold) for fold in range(league.FOLDS)]
     assert np.array_equal(np.sort(np.concatenate([held_out for _, held_out in folds])), np.sort(train))
     assert all(not set(kept) & set(held_out) and len(kept) == 800 for kept, held_out in folds)
+
+
+@pytest.mark.parametrize(
+    ('images', 'tuning', 'trained'), [(1_000, True, 1_000), (7_000, True, 2_000), (7_000, False, 7_000)]
+)
+def test_no_run_that_chooses_a_rate_trains_on_the_images_that_choose_it(monkeypatch, images, tuning, trained):
+    train, test = (np.arange(7_000.0)[:, None], np.arange(7_000)), (-np.ones((9, 1)), np.zeros(9, int))
+    monkeypatch.setattr(cifar10, '_splits', lambda: [train, test])
+    data = cifar10.make_data(0, images, 8, 8, 200, tuning)
+    assert set(data.labels.flat) == set(range(trained)) and np.array_equal(data.images[..., 0], data.labels)
+    assert np.array_equal(data.test_labels, np.arange(2_000, 7_000) if tuning else np.zeros(9))
+    assert len(data.others[1]) == trained and data.weights.sum() == pytest.approx(1)
 
 
 def test_the_grid_grows_until_the_best_has_neighbours():
