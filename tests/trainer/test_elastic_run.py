@@ -55,7 +55,8 @@ def test_a_process_dies_and_returns_and_the_run_goes_on(environment, tmp_path, m
     if who == 0:
         assert 'all are started again' in said[1]
     else:
-        assert re.search(r'process 1 died, 2 -> 2 workers; y loses a residual of norm', log)
+        # Whether it is back by the time that the others know it is a matter of seconds.
+        assert re.search(r'process 1 died, 2 -> [12] workers; y loses a residual of norm', log)
         assert 'process 1 joined' in log
     records = processes.records(run)
     assert [r['step'] for r in records if 'loss' in r] == list(range(5, 121, 5))
