@@ -148,7 +148,7 @@ def _draw(curves: dict[tuple[int, str], list[dict[str, float]]], path: Path) -> 
             panel.set_xlabel('message over gradient')
             panel.set_ylabel('step over gradient')
             panel.set_ylim(0)
-        axes[0, 0].legend()
+        axes[0, -1].legend(loc='lower right', fontsize='x-small')
 
 
 if __name__ == '__main__':
