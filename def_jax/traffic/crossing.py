@@ -1,6 +1,5 @@
 """Whether a compiled step passes more between workers than the message, read from its HLO."""
 
-import textwrap
 from collections import Counter
 from typing import Any
 
@@ -63,12 +62,20 @@ def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> lis
         + ', '.join(f'{size:,} by {kind}' for kind, size in kinds.items())
         + '. The largest: '
         + '; '.join(
-            f'{c.operation} of {c.bytes:,} bytes' + (f' ({textwrap.shorten(c.name, 120)})' if c.name else '')
-            for c in largest
+            f'{c.operation} of {c.bytes:,} bytes' + (f' ({_cut(c.name)})' if c.name else '') for c in largest
         )
         + '. '
         + _cure(compiled, workers, moves, total - message)
     )
+
+
+def _cut(name: str, most: int = 120) -> str:
+    """A name's beginning: XLA joins the names of all that it combines into one collective, without spaces.
+
+    >>> _cut('jit(step)/psum:reduce_sum:reduce_sum', 14)
+    'jit(step)/psum…'
+    """
+    return name if len(name) <= most else f'{name[:most]}…'
 
 
 def _cure(compiled: jax.stages.Compiled, workers: WorkerMesh, moves: bool, more: int) -> str:

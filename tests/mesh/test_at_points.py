@@ -285,7 +285,7 @@ def test_a_dense_gradient_is_found():
 
     params = jax.device_put(make_params(), dist.shardings)
     program = jax.jit(step).lower(params, dist.init(params), BATCH).compile()
-    with pytest.raises(ValueError, match=r'all-reduce of .* bytes.*besides=\d.*average only scalars'):
+    with pytest.raises(ValueError, match=r'all-reduce of .* bytes \(jit.*besides=\d.*average only scalars'):
         dist.check(program)
 
 
