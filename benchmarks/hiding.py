@@ -19,6 +19,7 @@ from benchmarks import pages
 from benchmarks.cluster.network import network
 from benchmarks.cluster.page import ring_bytes
 from benchmarks.cluster.processes import guarded, run_workers
+from benchmarks.cluster.workloads import MLP_SIZES
 from def_jax.tools import pictures
 
 _SHARES = flags.DEFINE_multi_float(
@@ -33,22 +34,13 @@ _OUTPUT = flags.DEFINE_string(
     'output', 'results/benchmarks/hiding.md', 'The page, whose tables are replaced; its picture is beside it.'
 )
 
-_MODELS = {'mlp': 4, 'mlp_deep': 12}  # and their layers
-_STEPS_OF = {
-    'float32': {
-        'local_def64': 'gradient and optimizer alone',
-        'message64': 'message alone',
-        'def64': 'without `overlap`',
-        'def64_overlap': 'with it',
-    },
-    'int8': {
-        'local_int8': 'gradient and optimizer alone',
-        'message64': 'message alone',
-        'int8': 'without `overlap`',
-        'int8_overlap': 'with it',
-    },
+_MODELS = ('mlp', 'mlp_deep')
+_TITLES = ('gradient and optimizer alone', 'message alone', 'without `overlap`', 'with it')
+_VARIANTS = {  # in the order of the titles
+    'float32': ('local_def64', 'message64', 'def64', 'def64_overlap'),
+    'int8': ('local_int8', 'message64', 'int8', 'int8_overlap'),
 }
-_VARIANTS = list(dict.fromkeys(name for steps in _STEPS_OF.values() for name in steps))
+_ALL = list(dict.fromkeys(name for names in _VARIANTS.values() for name in names))
 
 
 def main(_) -> int:
@@ -57,27 +49,26 @@ def main(_) -> int:
 
 def _run() -> None:
     rows, curves, texts = [], {}, []
-    for model, layers in _MODELS.items():
+    for model in _MODELS:
         report, seconds, _ = _measure(model, None)
-        message = report['variants']['message64']['hlo']['bytes']
+        layers, message = len(MLP_SIZES[model]) - 1, report['variants']['message64']['hlo']['bytes']
         texts.append(
             f'{layers} layers of {report["params"]:,} parameters and a message of {message / 1e3:.0f} kB'
         )
         sent = ring_bytes(message, _WORKERS.value, packets=0)
         for share in _SHARES.value:
             rate = sent / (share * np.median(seconds['local_def64']))
-            _, seconds_here, busy = _measure(model, f'{8 * rate:.0f}bit')
-            for wire, titles in _STEPS_OF.items():
-                times = {title: seconds_here[name] for name, title in titles.items()}
-                middle = {title: float(np.median(s)) for title, s in times.items()}
-                curves.setdefault((layers, wire), []).append(middle)
+            _, found, busy = _measure(model, f'{8 * rate:.0f}bit')
+            for wire, names in _VARIANTS.items():
+                times = [found[name] for name in names]
+                curves.setdefault((layers, wire), []).append([float(np.median(s)) for s in times])
                 start = {
                     'layers': f'{layers}',
                     'messages': wire,
                     'message over gradient, aimed at': f'{share:g}',
                     'network': f'{8e-6 * rate:.0f} Mbit/s',
                 }
-                rows.append(start | _row(times, middle, busy[list(titles)[-1]]))
+                rows.append(start | _row(times, busy[names[-1]]))
     text = (
         f'{pages.origin("benchmarks.hiding")}\n\n{_WORKERS.value} processes on {os.cpu_count()} cores; MLPs, '
         f'{" and ".join(texts)}; {_BATCH.value} examples a worker. Load average {os.getloadavg()[0]:.1f}.'
@@ -98,25 +89,26 @@ def _measure(model: str, rate: str | None) -> tuple[dict, dict[str, np.ndarray],
         'rounds': _ROUNDS.value,
         'warm_up': 1,
         'steps': _STEPS.value,
-        'variants': _VARIANTS,
+        'variants': _ALL,
         'alone': (),
     }
     with network(_WORKERS.value, rate) as cluster:
         module = 'benchmarks.cluster.jax_worker'
         reports = run_workers(cluster, sys.executable, module, job, _TIMEOUT.value)
     turns, seconds, busy = (len(reports), _ROUNDS.value, _STEPS.value), {}, {}
-    for name in _VARIANTS:
+    for name in _ALL:
         found = [report['variants'][name] for report in reports]
         seconds[name] = np.reshape([f['seconds'] for f in found], turns).mean(2).max(0)
         busy[name] = float(np.median([f['processor'] for f in found]))
     return reports[0], seconds, busy
 
 
-def _row(times: dict[str, np.ndarray], middle: dict[str, float], busy: float) -> dict[str, str]:
-    alone, message, without, overlapped = middle.values()
+def _row(times: list[np.ndarray], busy: float) -> dict[str, str]:
+    """What was measured at one speed of the network, by title, and what follows from it."""
+    alone, message, without, overlapped = map(np.median, times)
     return {
         title: '{:.0f} ({:.0f} to {:.0f})'.format(*1e3 * np.quantile(s, [0.5, 0.25, 0.75]))
-        for title, s in times.items()
+        for title, s in zip(_TITLES, times, strict=True)
     } | {
         'processor time with it': f'{1e3 * busy:.0f}',
         'over the longer of the two': f'{overlapped / max(alone, message):.2f}',
@@ -124,14 +116,11 @@ def _row(times: dict[str, np.ndarray], middle: dict[str, float], busy: float) ->
     }
 
 
-def _draw(curves: dict[tuple[int, str], list[dict[str, float]]], path: Path) -> None:
+def _draw(curves: dict[tuple[int, str], list[list[float]]], path: Path) -> None:
     """Steps over the gradient's time, by the message's."""
     with pictures.panels(path, 1, len(_MODELS)) as axes:
-        for panel, layers in zip(axes[0], _MODELS.values(), strict=True):
-            points = {
-                wire: np.array([list(middle.values()) for middle in curves[layers, wire]])
-                for wire in _STEPS_OF
-            }
+        for panel, layers in zip(axes[0], sorted({layers for layers, _ in curves}), strict=True):
+            points = {wire: np.array(curves[layers, wire]) for wire in _VARIANTS}
             line = np.linspace(0, 1.1 * max(np.max(p[:, 1] / p[:, 0]) for p in points.values()))
             panel.plot(line, 1 + line, ':', color='#666666', label='sum')
             panel.plot(line, np.maximum(1, line), '--', color='#666666', label='longer of the two')

@@ -69,6 +69,13 @@ def compile_pmapped(optimizer, step, num_workers, batch, donate=()):
     return jax.pmap(step, axis_name='workers', donate_argnums=donate).lower(*stacked).compile()
 
 
+def compile_sharded(step, *arguments, donate=()):
+    """Under shard_map over two workers, all arguments whole on each."""
+    mesh, replicated = jax.make_mesh((2,), ('workers',)), jax.sharding.PartitionSpec()
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False)
+    return jax.jit(mapped, donate_argnums=donate).lower(*arguments).compile()
+
+
 def all_reduces(last_link, num_workers, **kwargs):
     hlo = compile_pmapped(*with_gradient(last_link, **kwargs), num_workers, BATCH).as_text()
     others = 'all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast'

@@ -146,10 +146,8 @@ def test_a_step_with_the_detached_point_copies_nothing(variant):
         pytest.skip('XLA of JAX 0.8 copies a tensor or two')
     momentum, options = VARIANTS[variant]
     optimizer, step = hlo.with_gradient(hlo.feedback(**options), momentum=momentum)
-    mesh, replicated = jax.make_mesh((2,), ('workers',)), jax.sharding.PartitionSpec()
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False)
     arguments = jax.eval_shape(lambda: (hlo.make_params(), optimizer.init(hlo.make_params()), hlo.BATCH))
-    compiled = jax.jit(mapped, donate_argnums=(0, 1)).lower(*arguments).compile()
+    compiled = hlo.compile_sharded(step, *arguments, donate=(0, 1))
     assert hlo.copies_of(compiled, hlo.LARGE) == 0
     gradients = hlo.MODEL_SIZE
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * (gradients + 0.25 * hlo.MODEL_SIZE)
@@ -174,10 +172,8 @@ def test_the_gradient_waits_for_no_memory_of_a_message_in_flight(options):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    mesh, replicated = jax.make_mesh((2,), ('workers',)), jax.sharding.PartitionSpec()
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False)
     layers = [jnp.ones((64, 64))] * 16  # so many that the message is sent before the gradient ends
-    compiled = jax.jit(mapped).lower(layers, optimizer.init(layers), jnp.ones((4, 64))).compile()
+    compiled = hlo.compile_sharded(step, layers, optimizer.init(layers), jnp.ones((4, 64)))
     steps = list(hlo.schedule(compiled))
     (sent,) = [i for i, (name, *_) in enumerate(steps) if name.startswith('psum')]
     (message,) = [operand for operand in steps[sent][1] if not operand.startswith('region')]

@@ -55,8 +55,11 @@ def test_a_process_dies_and_returns_and_the_run_goes_on(environment, tmp_path, m
     if who == 0:
         assert 'all are started again' in said[1]
     else:
-        # Whether it is back by the time that the others know it is a matter of seconds.
-        assert re.search(r'process 1 died, 2 -> [12] workers; y loses a residual of norm', log)
+        # It is back before the others know that it died, or joins them later.
+        assert re.search(
+            r'process 1 died, 2 -> (2 workers|1 workers(?s:.*)process 1 joined, 1 -> 2 workers)', log
+        )
+        assert re.search(r'process 1 died, .*; y loses a residual of norm', log)
         assert 'process 1 joined' in log
     records = processes.records(run)
     assert [r['step'] for r in records if 'loss' in r] == list(range(5, 121, 5))
