@@ -6,8 +6,10 @@ Runs two processes (--workers) in network namespaces, whose interfaces are shape
 quarter, half, once and twice as long as the gradient (--share); needs root and iproute2. Leave the machine
 idle. A step's time is that of a whole turn over its steps, so that a wait in one step that the next makes up
 for does not count. Beside it is the processor time of a process, which has one core: packets need it, too.
+XLA has as many threads there as there are cores, unless NPROC says otherwise; each of --threads is tried.
 """
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -26,6 +28,7 @@ _SHARES = flags.DEFINE_multi_float(
     'share', [0.25, 0.5, 1, 2], "A message's time over the gradient's, when nothing else runs."
 )
 _WORKERS = flags.DEFINE_integer('workers', 2, 'Number of workers.', lower_bound=2, upper_bound=250)
+_THREADS = flags.DEFINE_multi_integer('threads', [1, 2], "XLA's threads in a process.", lower_bound=1)
 _BATCH = flags.DEFINE_integer('batch', 64, 'Examples of a worker.', lower_bound=1)
 _ROUNDS = flags.DEFINE_integer('rounds', 7, 'How many turns each variant takes.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', 12, 'Steps per turn.', lower_bound=1)
@@ -50,23 +53,24 @@ def main(_) -> int:
 def _run() -> None:
     rows, curves, texts = [], {}, []
     for model in _MODELS:
-        report, seconds, _ = _measure(model, None)
+        report, seconds, _ = _measure(model, None, _THREADS.value[0])
         layers, message = len(MLP_SIZES[model]) - 1, report['variants']['message64']['hlo']['bytes']
         texts.append(
             f'{layers} layers of {report["params"]:,} parameters and a message of {message / 1e3:.0f} kB'
         )
         sent = ring_bytes(message, _WORKERS.value, packets=0)
-        for share in _SHARES.value:
+        for share, threads in itertools.product(_SHARES.value, _THREADS.value):
             rate = sent / (share * np.median(seconds['local_def64']))
-            _, found, busy = _measure(model, f'{8 * rate:.0f}bit')
+            _, found, busy = _measure(model, f'{8 * rate:.0f}bit', threads)
             for wire, names in _VARIANTS.items():
                 times = [found[name] for name in names]
-                curves.setdefault((layers, wire), []).append([float(np.median(s)) for s in times])
+                curves.setdefault((layers, wire, threads), []).append([float(np.median(s)) for s in times])
                 start = {
                     'layers': f'{layers}',
                     'messages': wire,
                     'message over gradient, aimed at': f'{share:g}',
                     'network': f'{8e-6 * rate:.0f} Mbit/s',
+                    'threads': threads,
                 }
                 rows.append(start | _row(times, busy[names[-1]]))
     text = (
@@ -78,7 +82,9 @@ def _run() -> None:
     _draw(curves, Path(_OUTPUT.value).with_suffix('.png'))
 
 
-def _measure(model: str, rate: str | None) -> tuple[dict, dict[str, np.ndarray], dict[str, float]]:
+def _measure(
+    model: str, rate: str | None, threads: int
+) -> tuple[dict, dict[str, np.ndarray], dict[str, float]]:
     """A worker's report, every variant's seconds a step [rounds], and those of the processor.
 
     Seconds are the slowest worker's; the processor's are the median over workers and rounds.
@@ -91,6 +97,7 @@ def _measure(model: str, rate: str | None) -> tuple[dict, dict[str, np.ndarray],
         'steps': _STEPS.value,
         'variants': _ALL,
         'alone': (),
+        'threads': threads,
     }
     with network(_WORKERS.value, rate) as cluster:
         module = 'benchmarks.cluster.jax_worker'
@@ -116,23 +123,22 @@ def _row(times: list[np.ndarray], busy: float) -> dict[str, str]:
     }
 
 
-def _draw(curves: dict[tuple[int, str], list[list[float]]], path: Path) -> None:
-    """Steps over the gradient's time, by the message's."""
+def _draw(curves: dict[tuple[int, str, int], list[list[float]]], path: Path) -> None:
+    """Steps over the gradient's time, by the message's; without `overlap`, with the fewest threads."""
     with pictures.panels(path, 1, len(_MODELS)) as axes:
-        for panel, layers in zip(axes[0], sorted({layers for layers, _ in curves}), strict=True):
-            points = {wire: np.array(curves[layers, wire]) for wire in _VARIANTS}
+        for panel, layers in zip(axes[0], sorted({layers for layers, *_ in curves}), strict=True):
+            points = {key[1:]: np.array(found) for key, found in curves.items() if key[0] == layers}
             line = np.linspace(0, 1.1 * max(np.max(p[:, 1] / p[:, 0]) for p in points.values()))
             panel.plot(line, 1 + line, ':', color='#666666', label='sum')
             panel.plot(line, np.maximum(1, line), '--', color='#666666', label='longer of the two')
-            for wire, column, marker, label, color in (
-                ('float32', 2, 'o', 'without overlap', '#D55E00'),
-                ('float32', 3, 'o', 'overlap=True', '#0072B2'),
-                ('int8', 2, 's', 'without, int8', '#D55E00'),
-                ('int8', 3, 's', 'overlap=True, int8', '#0072B2'),
-            ):
-                x, y = points[wire][:, [1, column]].T / points[wire][:, 0]
-                face = color if wire == 'float32' else 'none'
-                panel.plot(x, y, marker, color=color, markerfacecolor=face, label=label)
+            for (wire, threads), found in points.items():
+                marker, filled = ('o', True) if wire == 'float32' else ('s', False)
+                few = threads == min(_THREADS.value)
+                kinds = [(3, f'overlap, threads: {threads}', '#56B4E9' if few else '#0072B2')]
+                for column, label, color in [(2, 'without', '#D55E00')] * few + kinds:
+                    x, y = found[:, [1, column]].T / found[:, 0]
+                    named = label if filled else None
+                    panel.plot(x, y, marker, color=color, mfc=color if filled else 'none', label=named)
             panel.set_title(f'{layers} layers')
             panel.set_xlabel('message over gradient')
             panel.set_ylabel('step over gradient')

@@ -42,8 +42,8 @@ def main(argv: list[str]) -> int:
         place = processes.find(_ADDRESS.value, _COUNT.value, _INDEX.value)
     except ValueError as error:
         return command_line.refuse('train.py', error)
-    fake_devices = _CONFIG.value.get('fake_devices', False)
-    command_line.set_environment(_WORKDIR.value, fake_devices=fake_devices)
+    fake_devices, overlap = (_CONFIG.value.get(name, False) for name in ('fake_devices', 'overlap'))
+    command_line.set_environment(_WORKDIR.value, fake_devices=fake_devices, overlap=overlap)
 
     def run() -> None:
         # After the environment is set: this imports TensorFlow.

@@ -1,6 +1,7 @@
 """What the JAX workers of all jobs share: the start of a process, a worker's arrays, compiled variants."""
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,12 @@ PyTree = Any
 
 
 def start(job: dict[str, Any]) -> None:
-    """Connects this process to the other workers by gloo."""
+    """Connects this process to the other workers by gloo.
+
+    `threads` of the job is how many threads XLA has in it; by default one for each of its cores.
+    """
+    if job.get('threads'):
+        os.environ['NPROC'] = str(job['threads'])
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(job['address'], job['num_workers'], job['worker'])
 

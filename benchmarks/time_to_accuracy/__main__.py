@@ -91,8 +91,9 @@ def _wanted() -> Iterator[dict[str, Any]]:
 
 
 def _settings(variant: str, seed: int, bandwidth: str) -> dict[str, Any]:
-    """Of one run; a whole one has no bandwidth."""
-    return {
+    """Of one run; a whole one has no bandwidth. A message in flight needs a thread beside the gradient's."""
+    threads = {'threads': 2} if bandwidth and variant.endswith('overlap') else {}
+    return threads | {
         'variant': variant,
         'seed': seed,
         'bandwidth': bandwidth,

@@ -1,5 +1,6 @@
 """The page and the picture of accuracy against seconds, made from the runs."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ TITLES = {
     'best256': 'DEF, bytes of ratio 256 in int8, balanced, shuffled, λ auto, no momentum',
     'best64_overlap': 'the same at the bytes of ratio 64, overlap',
     'best32_overlap': 'the same at the bytes of ratio 32, overlap',
+    'int8_64': 'DEF, bytes of ratio 64 in int8, no momentum',
     'int8_64_overlap': 'DEF, bytes of ratio 64 in int8, no momentum, overlap',
     'jax_fp16': 'fp16 gradients in JAX',
     'jax_powersgd': 'PowerSGD in JAX, rank 4',
@@ -143,7 +145,7 @@ def _bandwidths(runs: Sequence[Run]) -> list[str]:
 
 def _answer(variant: str) -> str:
     """The point that the variant outputs."""
-    return 'y' if variant.startswith(('def', 'best')) else 'x'
+    return 'y' if variant.startswith(('def', 'best', 'int8')) else 'x'
 
 
 def _lines(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
@@ -207,7 +209,7 @@ def _predicted(run: Run, bandwidth: str) -> str:
     if 'alone' not in run or run['settings']['variant'].startswith('jax'):
         return ''
     variant, plan = run['settings']['variant'], _plan(run, bandwidth)
-    ratio = 1 if variant == 'dense' else int(''.join(c for c in variant if c.isdigit()))
+    ratio = 1 if variant == 'dense' else int(re.findall(r'\d+', variant)[-1])
     message = plan.all_reduce(run['params'] / ratio)
     hidden = variant.endswith('overlap')
     seconds = max(plan.step_time, message) if hidden else plan.step_time + message

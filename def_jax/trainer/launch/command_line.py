@@ -36,7 +36,7 @@ _CONVERSIONS = {
 }
 
 
-def set_environment(workdir: str, *, fake_devices: bool) -> None:
+def set_environment(workdir: str, *, fake_devices: bool, overlap: bool = False) -> None:
     """Sets up TensorFlow and JAX; call before either is used.
 
     `workdir` receives JAX's compilation cache, so that a resumed run does not recompile, unless
@@ -50,6 +50,10 @@ def set_environment(workdir: str, *, fake_devices: bool) -> None:
     if fake_devices:
         # More threads than cores, so fake devices waiting for each other cannot exhaust the thread pool.
         os.environ.setdefault('NPROC', '16')
+    elif overlap:
+        # On CPUs a message in flight takes a thread, and XLA has one for each core.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        os.environ.setdefault('NPROC', str(cores + 1))
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         jax.config.update(
             'jax_compilation_cache_dir', os.path.join(os.path.expanduser(workdir), 'compilation_cache')
