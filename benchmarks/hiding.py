@@ -143,7 +143,7 @@ def _draw(curves: dict[tuple[int, str, int], list[list[float]]], path: Path) -> 
             panel.set_xlabel('message over gradient')
             panel.set_ylabel('step over gradient')
             panel.set_ylim(0)
-        axes[0, -1].legend(loc='lower right', fontsize='x-small')
+        axes[0, -1].legend(loc='lower right', fontsize='xx-small', ncols=2)
 
 
 if __name__ == '__main__':

@@ -91,9 +91,8 @@ def _wanted() -> Iterator[dict[str, Any]]:
 
 
 def _settings(variant: str, seed: int, bandwidth: str) -> dict[str, Any]:
-    """Of one run; a whole one has no bandwidth. A message in flight needs a thread beside the gradient's."""
-    threads = {'threads': 2} if bandwidth and variant.endswith('overlap') else {}
-    return threads | {
+    """Of one run; a whole one has no bandwidth."""
+    return {
         'variant': variant,
         'seed': seed,
         'bandwidth': bandwidth,

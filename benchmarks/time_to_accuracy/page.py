@@ -23,7 +23,6 @@ TITLES = {
     'best256': 'DEF, bytes of ratio 256 in int8, balanced, shuffled, λ auto, no momentum',
     'best64_overlap': 'the same at the bytes of ratio 64, overlap',
     'best32_overlap': 'the same at the bytes of ratio 32, overlap',
-    'int8_64': 'DEF, bytes of ratio 64 in int8, no momentum',
     'int8_64_overlap': 'DEF, bytes of ratio 64 in int8, no momentum, overlap',
     'jax_fp16': 'fp16 gradients in JAX',
     'jax_powersgd': 'PowerSGD in JAX, rank 4',

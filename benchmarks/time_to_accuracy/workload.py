@@ -39,7 +39,6 @@ RATES = {
     'best256': 0.8,
     'best64_overlap': 0.4,
     'best32_overlap': 0.8,
-    'int8_64': 0.8,
     'int8_64_overlap': 0.8,
     'jax_fp16': 0.1,
     'jax_powersgd': 0.05,

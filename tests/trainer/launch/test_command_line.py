@@ -152,6 +152,29 @@ def test_an_address_that_is_taken_is_refused(program, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(
+    ('settings', 'threads'),
+    [
+        ({'fake_devices': False}, 'None'),
+        ({'fake_devices': True}, '16'),
+        ({'fake_devices': False, 'overlap': True}, '3'),  # on two cores
+    ],
+)
+def test_how_many_threads_a_run_has(forked, tmp_path, settings, threads):
+    code = f"""
+import os
+from absl import flags
+from def_jax.trainer.launch import command_line
+flags.FLAGS(['train.py'])
+os.environ.pop('NPROC', None)
+os.sched_getaffinity = lambda process: {{0, 1}}
+command_line.set_environment({str(tmp_path)!r}, **{settings})
+print(os.environ.get('NPROC'))
+"""
+    process = forked(code)
+    assert process.stdout.strip() == threads, process.stderr
+
+
 # --- A process and the parent that watches it ---
 
 
