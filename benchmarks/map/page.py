@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import pages
-from benchmarks.map import plan, questions
+from benchmarks.map import convolutional, plan, questions
 from benchmarks.map.cells import DRAWS, Cell, differences, gap, read
 from benchmarks.map.plan import Key
 from def_jax.tools import pictures
@@ -195,4 +195,6 @@ def write(folder: Path) -> None:
     path = folder / 'runs.jsonl'
     cells = widths(path)
     draw(cells, folder / 'map.png')
-    pages.write(folder / 'README.md', {'map': tables(cells)} | questions.sections(path))
+    sections = {'map': tables(cells)} | questions.sections(path)
+    images = pages.table(convolutional.rows(folder / 'convolutional'))
+    pages.write(folder / 'README.md', sections | {'convolutional': images})

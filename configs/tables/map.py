@@ -47,7 +47,7 @@ def cells(row: str, **settings) -> list[dict]:
         cell('DEF (paper)', 0.2, 0.1, 0.05, method='def', ratio=64),
         cell('λ = 1 at y', 0.1, 0.05, 0.025, method='saef', ratio=64, point='y'),
         cell('DEF, ours', 2.0, 1.0, 0.5, ratio=64, **ours),
-        cell('DEF, ours, int8', 2.0, 1.0, 0.5, ratio=16, wire_dtype='int8', **ours),
+        cell('DEF, ours, int8', 4.0, 2.0, 1.0, 0.5, ratio=16, wire_dtype='int8', **ours),
     ]
 
 
