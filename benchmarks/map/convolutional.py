@@ -1,52 +1,70 @@
-"""The map's convolutional network on few images: the runs of `configs/tables/map.py:short` that were made."""
+"""The map's convolutional network: the runs of `configs/tables/map.py:short`, kept beside the page."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from paper import finished_runs
+from benchmarks import records
 from paper.statistics import mean_std, seed_difference
 
 __all__ = ['rows']
 
-Numbers = dict[int, float]  # by seed
+METHODS = ('SGD', 'DEF (paper), 64', 'DEF, ours, int8, 64')
+ALL = 50_000  # images that a run trains on, unless its name says otherwise
 
 
-def rows(folder: Path) -> Iterator[dict[str, str]]:
+class _Cell(NamedTuple):
+    """Held-out errors by rate; of the final runs, the rate and the errors by seed."""
+
+    tried: dict[float, float]
+    rates: set[float]
+    test: dict[int, float]
+    train: dict[int, float]
+
+
+def rows(path: Path) -> Iterator[dict[str, str]]:
     """For each method, its rates on held-out images, errors at its output, and differences from SGD."""
-    tried: dict[str, dict[float, float]] = {}
-    errors: dict[str, tuple[float, Numbers, Numbers]] = {}
-    for name, run in finished_runs.read(folder).items():
-        settings = dict(item.split('=') for item in name.split(','))
-        point = 'y' if settings['method'] == 'def' else 'x'
-        method = (
-            'SGD'
-            if point == 'x'
-            else 'DEF, ours, int8, 64'
-            if 'wire_dtype' in settings
-            else 'DEF (paper), 64'
-        )
-        rate, metrics = float(settings['learning_rate']), run['metrics']
-        if 'evaluate_on' in settings:
-            tried.setdefault(method, {})[rate] = _error(metrics, 'validation', point)
-            continue
-        _, test, train = errors.setdefault(method, (rate, {}, {}))
-        for found, split in ((test, 'test'), (train, 'train')):
-            found[int(settings['seed'])] = _error(metrics, split, point)
-    for method, (rate, test, train) in errors.items():
-        gaps = [
-            seed_difference(of_sgd, own) for of_sgd, own in zip(errors['SGD'][1:], (test, train), strict=True)
-        ]
-        texts = [gap.text() if gap and method != 'SGD' else '' for gap in gaps]
-        found = {r: f'{r:g}: {error:.2f}' for r, error in sorted(tried[method].items())}
+    cells = _cells(path)
+    for images, method in itertools.product(sorted({images for images, _ in cells}), METHODS):
+        cell, sgd = cells[images, method], cells[images, 'SGD']
+        tried = {rate: f'{rate:g}: {error:.2f}' for rate, error in sorted(cell.tried.items())}
         yield {
+            'images': f'{images:,}',
             'method': method,
-            'held-out error by rate, %': ', '.join(f'**{t}**' if r == rate else t for r, t in found.items()),
-            'test error, %': mean_std(list(test.values()), 2),
-            'training error, %': mean_std(list(train.values()), 2),
-            'minus SGD, points': texts[0],
-            'minus SGD, in training': texts[1],
+            'held-out error by rate, %': ', '.join(
+                f'**{text}**' if rate in cell.rates else text for rate, text in tried.items()
+            ),
+            'test error, %': mean_std(list(cell.test.values()), 2),
+            'training error, %': mean_std(list(cell.train.values()), 2),
+            'minus SGD, points': '' if cell is sgd else _gap(sgd.test, cell.test),
+            'minus SGD, in training': '' if cell is sgd else _gap(sgd.train, cell.train),
         }
 
 
-def _error(metrics: dict[str, float], split: str, point: str) -> float:
-    return 100 * (1 - metrics[f'{split}_accuracy_{point}'])
+def _gap(of_sgd: dict[int, float], errors: dict[int, float]) -> str:
+    """The difference in accuracy."""
+    difference = seed_difference(of_sgd, errors)
+    return difference.text() if difference else ''
+
+
+def _cells(path: Path) -> dict[tuple[int, str], _Cell]:
+    """By the number of images and the method."""
+    cells: dict[tuple[int, str], _Cell] = {}
+    for run in records.read(path):
+        settings = dict(item.split('=') for item in run['run'].split(','))
+        method = METHODS[('wire_dtype' in settings) + (settings['method'] == 'def')]
+        cell = cells.setdefault((int(settings.get('train_examples', ALL)), method), _Cell({}, set(), {}, {}))
+        point = 'x' if method == 'SGD' else 'y'
+        errors = {
+            split: 100 * (1 - run['metrics'][key])
+            for split in ('validation', 'test', 'train')
+            if (key := f'{split}_accuracy_{point}') in run['metrics']
+        }
+        rate, seed = float(settings['learning_rate']), int(settings['seed'])
+        if 'evaluate_on' in settings:
+            cell.tried[rate] = errors['validation']
+        else:
+            cell.rates.add(rate)
+            cell.test[seed], cell.train[seed] = errors['test'], errors['train']
+    return cells

@@ -196,5 +196,5 @@ def write(folder: Path) -> None:
     cells = widths(path)
     draw(cells, folder / 'map.png')
     sections = {'map': tables(cells)} | questions.sections(path)
-    images = pages.table(convolutional.rows(folder / 'convolutional'))
+    images = pages.table(convolutional.rows(folder / 'convolutional.jsonl'))
     pages.write(folder / 'README.md', sections | {'convolutional': images})

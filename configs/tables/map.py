@@ -2,14 +2,14 @@
 
 Command:  python -m paper.sweep --config=configs/tables/map.py --workdir=runs/map_cifar10
           python -m paper.report --workdir=runs/map_cifar10 --output=results/map/cifar10
-          (45 runs to tune, a quarter as long, and 75 more; 10 minutes a run on a core for the first row, and
+          (50 runs to tune, a quarter as long, and 75 more; 10 minutes a run on a core for the first row, and
           about four times as long for each next one. On one GPU, add --config.base.fake_devices=False
           --config.base.workers_per_device=16)
 Variants: :images, the first network on 2,000 and 10,000 images
           :short, on 2,000 and 50,000 images, with a quarter of the steps, three methods and three seeds
-Expected: not run. On digits, and with a perceptron on CIFAR-10 images of 8×8 pixels (results/map), the gap
-          falls as SGD comes closer to zero training error; a gap that stays where SGD reaches it would
-          refute that.
+Expected: :short is in results/map; the rest was not run. On digits, and with a perceptron on CIFAR-10 images
+          of 8×8 pixels, the gap falls as SGD comes closer to zero training error; a gap that stays where SGD
+          reaches it would refute that.
 
 `vgg_strided` of 71 k parameters, twice and four times as wide; 11,700 steps throughout, at the bytes of 64.
 Three rates around each method's best in results/cifar10 are tried, on images that these runs do not train on;
