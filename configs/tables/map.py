@@ -2,7 +2,7 @@
 
 Command:  python -m paper.sweep --config=configs/tables/map.py --workdir=runs/map_cifar10
           python -m paper.report --workdir=runs/map_cifar10 --output=results/map/cifar10
-          (50 runs to tune, a quarter as long, and 75 more; 10 minutes a run on a core for the first row, and
+          (48 runs to tune, a quarter as long, and 75 more; 10 minutes a run on a core for the first row, and
           about four times as long for each next one. On one GPU, add --config.base.fake_devices=False
           --config.base.workers_per_device=16)
 Variants: :images, the first network on 2,000 and 10,000 images

@@ -25,13 +25,14 @@ DATA = mlp_data(NUM_WORKERS, num_steps=NUM_STEPS)
 def first_factors():
     """The first Q of every tensor, which only the library draws."""
     params = jax.tree.map(jnp.asarray, INITIAL)
-    return [np.asarray(q, np.float64) for q in baselines.powersgd(4, None, rank=1, seed=3).init(params).carry]
+    return [np.asarray(q, np.float64) for q in baselines.powersgd(4, None, rank=1, seed=2).init(params).carry]
 
 
-# Link, oracle, momentum after the link.
+# Link, oracle, momentum after the link. With the seeds 0 to 7 of PowerSGD the largest difference is 2e-7 to
+# 4e-7, but 7e-6 with 3 on a processor without AVX-512: two of its steps amplify roundings.
 CASES = {
     'powersgd': (
-        lambda axis: baselines.powersgd(4, axis, rank=1, seed=3),
+        lambda axis: baselines.powersgd(4, axis, rank=1, seed=2),
         lambda: oracles.powersgd(SHAPES, 1, first_factors()),
         MOMENTUM,
     ),
