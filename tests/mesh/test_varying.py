@@ -15,7 +15,8 @@ from def_jax.mesh.ownership import own_leaves
 from def_jax.mesh.varying import OWN_PARAMS, vary_if_tracked
 
 NUM_WORKERS = 4
-PARAMS = {'w': jnp.ones((4, 8)), 'b': jnp.ones(8)}
+# All different, so that which elements are the largest is no matter of rounding.
+PARAMS = {'w': jnp.asarray(np.random.default_rng(1).normal(size=(4, 8)), jnp.float32), 'b': jnp.ones(8)}
 BATCH = np.random.default_rng(0).normal(size=(NUM_WORKERS, 3, 4)).astype(np.float32)
 
 
