@@ -133,9 +133,10 @@ def _draw(curves: dict[tuple[int, str, int], list[list[float]]], path: Path) -> 
             panel.plot(line, np.maximum(1, line), '--', color='#666666', label='longer of the two')
             for (wire, threads), found in points.items():
                 marker, filled = ('o', True) if wire == 'float32' else ('s', False)
-                few = threads == min(_THREADS.value)
-                kinds = [(3, f'overlap, threads: {threads}', '#56B4E9' if few else '#0072B2')]
-                for column, label, color in [(2, 'without', '#D55E00')] * few + kinds:
+                lines = {f'overlap, threads: {threads}': (3, '#0072B2')}
+                if threads == min(_THREADS.value):
+                    lines = {'without': (2, '#D55E00'), f'overlap, threads: {threads}': (3, '#56B4E9')}
+                for label, (column, color) in lines.items():
                     x, y = found[:, [1, column]].T / found[:, 0]
                     named = label if filled else None
                     panel.plot(x, y, marker, color=color, mfc=color if filled else 'none', label=named)

@@ -57,6 +57,7 @@ def _job() -> dict:
         'sizes': [width, 2 * width, 2 * width, width],
         'batch': _BATCH.value,
         'devices': _DEVICES.value,
+        'threads': 8,  # for the devices' collectives on few cores
         'rounds': _ROUNDS.value,
         'warm_up': 1,
         'steps': _STEPS.value,

@@ -1,9 +1,5 @@
 """One node of `benchmarks.sharded`: a process with several CPU devices, connected to the other by gloo."""
 
-import os
-
-os.environ.setdefault('NPROC', '8')  # threads for the devices' collectives on few cores
-
 import functools
 import itertools
 
