@@ -1,4 +1,4 @@
-"""The map's convolutional network: the runs of `configs/tables/map.py:short`, kept beside the page."""
+"""The map's convolutional network: runs of `configs/tables/map.py`, `:short` and `:images`, kept beside the page."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ __all__ = ['rows']
 
 METHODS = ('SGD', 'DEF (paper), 64', 'DEF, ours, int8, 64')
 ALL = 50_000  # images that a run trains on, unless its name says otherwise
+LENGTHS = (2_925, 11_700)  # steps; a rate is chosen after a quarter of them
 
 
 class _Cell(NamedTuple):
@@ -26,11 +27,12 @@ class _Cell(NamedTuple):
 def rows(path: Path) -> Iterator[dict[str, str]]:
     """For each method, its rates on held-out images, errors at its output, and differences from SGD."""
     cells = _cells(path)
-    for images, method in itertools.product(sorted({images for images, _ in cells}), METHODS):
-        cell, sgd = cells[images, method], cells[images, 'SGD']
+    for (images, steps), method in itertools.product(sorted({key[:2] for key in cells}), METHODS):
+        cell, sgd = cells[images, steps, method], cells[images, steps, 'SGD']
         tried = {rate: f'{rate:g}: {error:.2f}' for rate, error in sorted(cell.tried.items())}
         yield {
             'images': f'{images:,}',
+            'steps': f'{steps:,}',
             'method': method,
             'held-out error by rate, %': ', '.join(
                 f'**{text}**' if rate in cell.rates else text for rate, text in tried.items()
@@ -48,13 +50,16 @@ def _gap(of_sgd: dict[int, float], errors: dict[int, float]) -> str:
     return difference.text() if difference else ''
 
 
-def _cells(path: Path) -> dict[tuple[int, str], _Cell]:
-    """By the number of images and the method."""
-    cells: dict[tuple[int, str], _Cell] = {}
+def _cells(path: Path) -> dict[tuple[int, int, str], _Cell]:
+    """By the numbers of images and of steps, and the method."""
+    cells: dict[tuple[int, int, str], _Cell] = {}
+    quarters = {steps // 4: steps for steps in LENGTHS}
     for run in records.read(path):
         settings = dict(item.split('=') for item in run['run'].split(','))
         method = METHODS[('wire_dtype' in settings) + (settings['method'] == 'def')]
-        cell = cells.setdefault((int(settings.get('train_examples', ALL)), method), _Cell({}, set(), {}, {}))
+        tuning, steps = 'evaluate_on' in settings, run['config']['num_steps']
+        key = int(settings.get('train_examples', ALL)), quarters[steps] if tuning else steps, method
+        cell = cells.setdefault(key, _Cell({}, set(), {}, {}))
         point = 'x' if method == 'SGD' else 'y'
         errors = {
             split: 100 * (1 - run['metrics'][key])
@@ -62,7 +67,7 @@ def _cells(path: Path) -> dict[tuple[int, str], _Cell]:
             if (key := f'{split}_accuracy_{point}') in run['metrics']
         }
         rate, seed = float(settings['learning_rate']), int(settings['seed'])
-        if 'evaluate_on' in settings:
+        if tuning:
             cell.tried[rate] = errors['validation']
         else:
             cell.rates.add(rate)

@@ -2,7 +2,7 @@
 
 Command:  python -m paper.sweep --config=configs/tables/map.py --workdir=runs/map_cifar10
           python -m paper.report --workdir=runs/map_cifar10 --output=results/map/cifar10
-          (48 runs to tune, a quarter as long, and 75 more; 10 minutes a run on a core for the first row, and
+          (51 runs to tune, a quarter as long, and 75 more; 10 minutes a run on a core for the first row, and
           about four times as long for each next one. On one GPU, add --config.base.fake_devices=False
           --config.base.workers_per_device=16)
 Variants: :images, the first network on 2,000 and 10,000 images
@@ -43,7 +43,7 @@ def cells(row: str, **settings) -> list[dict]:
 
     ours = momentum.OURS | {'allocation': 'balanced'}
     return [
-        cell('SGD', 0.4, 0.2, 0.1, method='sgd', ratio=1),
+        cell('SGD', 0.8, 0.4, 0.2, 0.1, method='sgd', ratio=1),
         cell('DEF (paper)', 0.2, 0.1, 0.05, method='def', ratio=64),
         cell('λ = 1 at y', 0.1, 0.05, 0.025, method='saef', ratio=64, point='y'),
         cell('DEF, ours', 2.0, 1.0, 0.5, ratio=64, **ours),

@@ -66,9 +66,9 @@ def test_the_papers_settings():
         ('levers', ('cifar10_small',), 128, 100, None),
         ('cifar10', (), 43, 27, None),
         ('cifar10', ('long',), 0, 4, None),
-        ('map', (), 48, 75, None),
-        ('map', ('images',), 32, 50, None),
-        ('map', ('short',), 20, 18, None),
+        ('map', (), 51, 75, None),
+        ('map', ('images',), 34, 50, None),
+        ('map', ('short',), 22, 18, None),
     ],
 )
 def test_the_number_of_runs_that_the_page_names(file, args, tuning, fewest, most):
