@@ -129,7 +129,6 @@ DAMAGED = {
 OTHERS = {
     'metrics of no type': {'metrics': None},
     'a figure that is none': {'metrics': WHOLE['metrics'] | {'test_accuracy_x': None}},
-    'a curve of another type': {'curve': 5},
     'traffic that is none': {'communication': WHOLE['communication'] | {'true_ratio': None}},
     'no packages': {'environment': WHOLE['environment'] | {'packages': None}},
     'a setting that is missing': {

@@ -1,4 +1,4 @@
-"""Intervals, equivalence and Holm's correction, against SciPy's own tests and numbers worked by hand."""
+"""Intervals and equivalence, against SciPy's own tests and numbers worked by hand."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from paper.statistics import holm, mean_std, paired_difference, seed_difference
+from paper.statistics import paired_difference, seed_difference
 
 OURS = {0: 98.2, 1: 98.9, 2: 97.4, 3: 98.6}
 THEIRS = {0: 98.8, 1: 98.7, 2: 98.1, 3: 98.9}
@@ -41,11 +41,6 @@ def test_few_seeds_have_welch_intervals_and_the_points_of_a_run_paired_ones():
     assert seed_difference(*five) == paired_difference(*five) != paired
 
 
-def test_holm_stops_at_the_first_that_fails():
-    assert holm([0.001, 0.04, 0.03, 0.01]) == [True, False, False, True]  # 0.03 > 0.05 / 2
-    assert holm([]) == []
-
-
 def test_only_common_seeds_are_compared():
     assert paired_difference(OURS, {2: 97.0, 7: 1.0}) == pytest.approx((0.4, math.nan, 1, 0), nan_ok=True)
     assert paired_difference(OURS, {7: 1.0}) is None
@@ -56,8 +51,3 @@ def test_a_single_pair_shows_nothing():
     assert difference.interval() == (-math.inf, math.inf)
     assert not difference.equivalent(10.0)
     assert difference.text() == '+0.00'
-
-
-def test_mean_and_sample_standard_deviation():
-    assert mean_std([1.0, 2.0, 4.0], 3) == '2.333 ± 1.528'
-    assert mean_std([1.0], 1) == '1.0'

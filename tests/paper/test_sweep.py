@@ -18,6 +18,11 @@ from paper import finished_runs, report, sweep
 CONSOLE = rich.console.Console(quiet=True)
 
 
+@pytest.fixture(autouse=True)
+def programs_stay_compiled(monkeypatch):
+    monkeypatch.setattr(sweep.jax, 'clear_caches', lambda: None)
+
+
 @pytest.fixture
 def spec(data_dir):
     cells = [
@@ -63,7 +68,6 @@ def test_a_sweep_goes_on_where_it_was_killed_and_is_reported(spec, tmp_path, mon
         names.append(run.name)
         return train(config, run, console)
 
-    monkeypatch.setattr(sweep.jax, 'clear_caches', lambda: None)  # programs stay compiled
     monkeypatch.setattr(loop, 'train_and_evaluate', counted)
     with pytest.raises(fixtures.Killed):
         sweep.sweep(spec, folder, CONSOLE)
@@ -120,8 +124,8 @@ def test_a_run_of_another_process_is_left_alone_until_it_is_done(spec, trained, 
 def test_a_diverged_run_is_a_result(spec, tmp_path):
     """Of the trainer itself."""
     spec = small(spec, cells=spec.cells[1:])  # of one run
-    spec.base.learning_rate, spec.base.weight_decay = 1e30, 1.0
-    sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
+    with fixtures.poisoned_batch(step=0, worker=1):
+        sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
     assert len(list((tmp_path / 'sweep').glob('*/result.json'))) == 1
     report.report(tmp_path / 'sweep', tmp_path / 'sweep')
     assert '| 8 | ours | diverges | diverges |' in (tmp_path / 'sweep' / 'README.md').read_text()
@@ -173,27 +177,19 @@ def test_a_signal_ends_the_sweep_and_not_only_the_run_at_hand(spec, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ('changes', 'base', 'message'),
+    ('changes', 'message'),
     [
-        ({'learning_rates': ()}, {}, r"tuned settings need learning rates .* 'learning_rate' in tuned"),
         (
-            {},
-            {'num_workers': 40, 'batch_size': 40, 'fake_devices': False},
+            {'base': {'num_workers': 40, 'batch_size': 40, 'fake_devices': False}},
             r'40 devices are needed .* --config.base.workers_per_device',
         ),
-        (
-            {},
-            {'workers_per_device': 3},
-            r'config\.base\.workers_per_device=3 .*config\.base\.num_workers=4',
-        ),
-        ({'seeds': ()}, {}, r'config\.seeds, config\.cells and config\.tuning_seeds must'),
+        ({'seeds': ()}, r'config\.seeds, config\.cells and config\.tuning_seeds must'),
     ],
+    ids=str,
 )
-def test_what_cannot_be_swept_is_refused_by_the_keys_of_a_sweep(spec, tmp_path, changes, base, message):
+def test_what_cannot_be_swept_is_refused_by_the_keys_of_a_sweep(spec, tmp_path, changes, message):
     spec = spec.unlock()
-    spec.cells[1]['tuned'] = {'detach': (0.1, 0.3)}
     spec.update(changes)
-    spec.base.update(base)
     with pytest.raises(ValueError, match=message):
         sweep.sweep(spec, tmp_path / 'sweep', CONSOLE)
     assert not (tmp_path / 'sweep').exists()
@@ -208,9 +204,6 @@ def test_each_process_gets_gpus_of_its_own(monkeypatch, gpus, processes, expecte
     shares = sweep.divided_gpus(processes)
     assert len(shares) == processes
     assert [share['CUDA_VISIBLE_DEVICES'] for share in shares if share] == expected
-
-
-def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(devices, 'visible_gpus', lambda: ['0', '1'])
-    with pytest.raises(ValueError, match=r'--processes=3 is more than the 2 GPUs of this machine'):
-        sweep.divided_gpus(3)
+    if gpus:
+        with pytest.raises(ValueError, match=rf'--processes=9 is more than the {len(gpus)} GPUs of this'):
+            sweep.divided_gpus(9)

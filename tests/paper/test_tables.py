@@ -1,5 +1,6 @@
 """The paper's tables: their files, the runs that they ask for, and how their cells are filled."""
 
+import itertools
 import math
 
 import pytest
@@ -26,87 +27,48 @@ def name(method, ratio, rate, seed):
 # --- Learning rates ---
 
 
-def test_a_cell_may_take_another_point_of_its_method():
-    cells = [table_files.cell(64, 'y', method='def'), table_files.cell(64, 'x', point='x', method='def')]
-    spec = table_files.table('', table_files.digits_base(), cells, rows='ratio', learning_rates=(0.1, 0.01))
-    assert [needed_runs.cell_point(cell) for cell in spec.cells] == ['y', 'x']
-    done = {
-        needed_runs.run_name(run): result(0.9)
-        for cell in cells
-        for run in [*needed_runs.tuning_runs(spec, cell), *needed_runs.final_runs(spec, cell, {})]
-    }
-    done['method=def,learning_rate=0.01,seed=100']['metrics']['test_accuracy_y'] = 0.95  # best for y alone
-    assert [needed_runs.cell_choice(spec, cell, done)['learning_rate'] for cell in spec.cells] == [0.01, 0.1]
-    done |= {f'method=def,learning_rate={rate},seed=0': result(0.9) for rate in (0.1, 0.01)}
-    assert [entry.text[:5] for entry in cells_lib.of_table(spec, done)] == ['65.00', '90.00']
-
-
-def test_lambda_is_tuned_together_with_the_learning_rate():
+def test_settings_are_tuned_together_on_validation_data_by_their_mean_over_seeds():
     grid = {'detach': (0.2, 0.5), 'learning_rate': (1.0, 0.5)}
     cells = [
         table_files.cell(64, 'DEF', tuned=grid, method='def', ratio=64),
         table_files.cell(1, 'SGD', method='sgd', ratio=1),
     ]
+    on_validation = {'validation_examples': 200, 'evaluate_on': 'validation'}
+    options = {'seeds': (0,), 'tuning_seeds': (100, 101), 'tuning': on_validation}
     spec = table_files.table(
-        '', table_files.digits_base(), cells, rows='ratio', learning_rates=(0.1,), seeds=(0,)
+        '', table_files.digits_base(), cells, rows='ratio', learning_rates=(0.1,), **options
     )
-    cell = spec.cells[0]
-    names = [needed_runs.run_name(run) for run in needed_runs.tuning_runs(spec, cell)]
-    pattern = 'method=def,ratio=64,learning_rate={},detach={},seed={}'
-    assert names == [pattern.format(rate, detach, 100) for rate in (1.0, 0.5) for detach in (0.2, 0.5)]
-    done = {pattern.format(1.0, 0.2, 100): result(0.9), pattern.format(0.5, 0.5, 100): result(0.8)}
-    assert needed_runs.cell_choice(spec, cell, done) is None
-    done |= {pattern.format(0.5, 0.2, 100): result(0.7), pattern.format(1.0, 0.5, 100): result(0.95)}
-    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 1.0, 'detach': 0.5}
-    assert [needed_runs.run_name(run) for run in needed_runs.final_runs(spec, cell, done)] == [
-        pattern.format(1.0, 0.5, 0)
-    ]
-    assert tables.tuned(spec, done).splitlines()[2:] == [
-        '| 64 | DEF, detach=0.2 | 2 | 65.00 | 45.00 |  |',
-        '| 64 | DEF, detach=0.5 | 2 | **70.00** | 55.00 |  |',
-        '| 1 | SGD | 1 |  |  | – |',
-    ]
-    with spec.unlocked():
-        spec.cells[0]['tuned'] = {'detatch': (0.1,)}
-    with pytest.raises(ValueError, match=r"'detatch', in a cell, is not a known key"):
-        sweep.check_spec(spec)
-
-
-def test_candidates_are_compared_by_their_mean_over_the_tuning_seeds():
-    spec = small_table(learning_rates=(0.1, 0.01), seeds=(0,), tuning_seeds=(100, 101))
-    cell = spec.cells[0]
-    names = [name('sgd', 1, rate, seed) for rate in (0.1, 0.01) for seed in (100, 101)]
-    assert [needed_runs.run_name(run) for run in needed_runs.tuning_runs(spec, cell)] == names
-    done = {run: result(accuracy) for run, accuracy in zip(names[:3], (0.9, 0.6, 0.8), strict=True)}
-    assert needed_runs.cell_choice(spec, cell, done) is None
-    assert '| 1 | SGD | 4 | 75.00 | 80.00 |' in tables.tuned(spec, done)
-    done[names[3]] = result(0.8)
-    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 0.01}
-    assert '| 1 | SGD | 4 | 75.00 | **80.00** |' in tables.tuned(spec, done)
-    done[names[2]] = result(0.8, status='diverged')  # one seed is enough to rank last
-    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 0.1}
-    assert '| 1 | SGD | 4 | **75.00** | diverges |' in tables.tuned(spec, done)
-
-
-def test_learning_rates_are_chosen_on_validation_data():
-    tuning = {'validation_examples': 200, 'evaluate_on': 'validation'}
-    spec = small_table(learning_rates=(0.1, 0.01), tuning=tuning)
     sweep.check_spec(spec)
     cell = spec.cells[0]
     names = [needed_runs.run_name(run) for run in needed_runs.tuning_runs(spec, cell)]
-    assert names[0] == name('sgd', 1, 0.1, 100) + ',evaluate_on=validation,validation_examples=200'
-    measure = {'split': 'validation', 'metric': 'loss', 'greater_is_better': False, 'percent': False}
-    done = {
-        run: result(0.5) | {'measure': measure, 'metrics': {'validation_loss_x': loss, 'train_loss': 0.1}}
-        for run, loss in zip(names, (0.3, 0.2), strict=True)
-    }
-    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 0.01}  # the smaller loss
-    assert [needed_runs.run_name(run) for run in needed_runs.final_runs(spec, cell, done)] == [
-        name('sgd', 1, 0.01, seed) for seed in (0, 1, 2)
-    ]
+    final = 'method=def,ratio=64,learning_rate={},detach={},seed={}'
+    pattern = final + ',evaluate_on=validation,validation_examples=200'
+    candidates = itertools.product((1.0, 0.5), (0.2, 0.5), (100, 101))
+    assert names == [pattern.format(*candidate) for candidate in candidates]
+
+    def validated(loss, status='finished'):
+        measure = {'split': 'validation', 'metric': 'loss', 'greater_is_better': False, 'percent': False}
+        metrics = {'validation_loss_y': loss, 'train_loss': 0.1}
+        return result(0.5, status=status) | {'measure': measure, 'metrics': metrics}
+
+    losses = (0.3, 0.7), (0.4, 0.4), (0.6, 0.6), (0.1, 0.8)
+    done = dict(zip(names, map(validated, itertools.chain(*losses)), strict=True))
+    last = done.pop(names[-1])
+    assert needed_runs.cell_choice(spec, cell, done) is None
+    assert '| 64 | DEF, detach=0.5 | 4 | 0.4000 | 0.1000 |' in tables.tuned(spec, done)
+    done[names[-1]] = last
+    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 1.0, 'detach': 0.5}
+    (run,) = needed_runs.final_runs(spec, cell, done)
+    assert needed_runs.run_name(run) == final.format(1.0, 0.5, 0)
     assert tables.tuned_on(spec, done) == 'validation loss'
-    with pytest.raises(ValueError, match="'validation_example', in tuning, is not a known key"):
-        sweep.check_spec(small_table(tuning={'validation_example': 3}))
+    assert tables.tuned(spec, done).splitlines()[2:] == [
+        '| 64 | DEF, detach=0.2 | 4 | 0.5000 | 0.6000 |  |',
+        '| 64 | DEF, detach=0.5 | 4 | **0.4000** | 0.4500 |  |',
+        '| 1 | SGD | 2 |  |  | – |',
+    ]
+    done[names[2]] = validated(0.4, status='diverged')  # one seed is enough to rank last
+    assert needed_runs.cell_choice(spec, cell, done) == {'learning_rate': 0.5, 'detach': 0.5}
+    assert '| 64 | DEF, detach=0.5 | 4 | diverges | **0.4500** |' in tables.tuned(spec, done)
 
 
 def test_a_cell_keeps_the_rate_that_is_best_at_its_own_point():
@@ -177,6 +139,10 @@ def test_text_of_a_cell(results, text):
 # --- Bad tables ---
 
 
+def one_cell(**tuned):
+    return {'cells': (table_files.cell('', '', tuned=tuned, method='def'),)}
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
@@ -185,11 +151,12 @@ def test_text_of_a_cell(results, text):
             r'tuning_seeds=\(1, 9\) and config.seeds=\(0, 1, 2\) must have no seed in',
         ),
         ({'tuning_seeds': ()}, 'config.seeds, config.cells and config.tuning_seeds must not be empty'),
-        ({'seeds': ()}, 'config.seeds, config.cells and config.tuning_seeds must not be empty'),
         (
-            {'cells': ({'row': '', 'column': '', 'paper': '', 'settings': {'metod': 'ef'}},)},
-            "'metod', in a cell, is not a known key. Did you mean 'method'?",
+            one_cell(detatch=(0.1,), learning_rate=(1.0,)),
+            "'detatch', in a cell, is not a known key. Did you mean 'detach'?",
         ),
+        (one_cell(detach=(0.1,)), "tuned settings need learning rates .* 'learning_rate' in tuned"),
+        ({'tuning': {'validation_example': 3}}, "'validation_example', in tuning, is not a known key"),
         ({'learning_rates': (0.1, -1.0)}, 'config.learning_rate=-1.0 must be a number > 0'),
     ],
 )
