@@ -1,7 +1,5 @@
 """Collectives of any program: which devices exchange data, and whether they are of one worker."""
 
-import contextlib
-
 import jax
 import pytest
 
@@ -44,11 +42,16 @@ def test_groups_in_an_unknown_form_are_refused(written):
 
 
 def test_the_program_sums_within_and_between(tmp_path, capsys):
+    """What a device passes to a collective, not what it gets."""
     file = tmp_path / 'step.txt'
-    file.write_text('\n'.join([LINE + '[4,2]<=[2,4]T(1,0)', LINE + '[2,4]<=[8]', LINE + '[2,4]<=[8]']))
+    lines = [LINE + '[4,2]<=[2,4]T(1,0)', LINE + '[2,4]<=[8]', LINE + '[2,4]<=[8]']
+    lines += [lines[0].replace('all-reduce', name) for name in ('all-gather', 'reduce-scatter')]
+    file.write_text('\n'.join(lines))
     assert main([str(file), '--workers=0,0,0,0,1,1,1,1']) == 0
     table = capsys.readouterr().out
     assert '| between workers | all-reduce | 1 | 8 | 32 |' in table
+    assert '| between workers | all-gather | 1 | 4 | 16 |' in table
+    assert '| between workers | reduce-scatter | 1 | 16 | 64 |' in table
     assert '| within a worker | all-reduce | 2 | 16 | 64 |' in table
     assert main([str(file), '--workers=0,1']) == 2
     assert 'has 2 devices, but the program has device 7' in capsys.readouterr().err
@@ -77,20 +80,11 @@ def test_slices_of_tpus_exchange_by_send_and_recv():
         collectives(SLICES.replace('ALL_REDUCE', 'GOSSIP'))
 
 
-@pytest.mark.parametrize(('message', 'raises'), [(1025, False), (1024, True)])
-def test_the_check_allows_for_tiles_that_are_filled_up(message, raises):
+def test_the_check_allows_for_tiles_that_are_filled_up():
     """A message of 1,025 bytes takes two tiles, as would one of up to 2,048."""
     mesh = jax.make_mesh((2, 4), ('nodes', 'shards'), (jax.sharding.AxisType.Auto,) * 2)
     compiled = jax.jit(lambda x: x).lower(1.0).compile()
     compiled.as_text = lambda: SLICES
-    with pytest.raises(ValueError, match='passes 1,025 bytes') if raises else contextlib.nullcontext():
-        check(compiled, WorkerMesh(mesh, 'nodes'), message, besides=0)
-
-
-def test_what_a_device_passes_not_what_it_gets(tmp_path, capsys):
-    file = tmp_path / 'step.txt'
-    gathers = 'r = f32[8]{0} all-gather(x), replica_groups={{0,1}}\n'
-    file.write_text(gathers + 'r = f32[4]{0} reduce-scatter(x), replica_groups={{0,1}}')
-    assert main([str(file), '--workers=0,1']) == 0
-    table = capsys.readouterr().out
-    assert '| all-gather | 1 | 4 | 16 |' in table and '| reduce-scatter | 1 | 8 | 32 |' in table
+    check(compiled, WorkerMesh(mesh, 'nodes'), 1025, besides=0)
+    with pytest.raises(ValueError, match='passes 1,025 bytes'):
+        check(compiled, WorkerMesh(mesh, 'nodes'), 1024, besides=0)

@@ -108,12 +108,9 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
     ('flags', 'line'),
     [
         ([*FLAGS, '--bandwidth=fast'], "plan: bandwidth='fast' must be in bits per second"),
-        ([*FLAGS, '--params=inf'], 'plan: params=inf must be a number in [1, '),
         ([*FLAGS, '--step-time=0'], 'plan: step_time=0.0 must be a number in [1e-09, '),
         ([*FLAGS, '--workers=4.5'], "plan: argument --workers: invalid int value: '4.5'"),
         ([*FLAGS, '--worker=4'], 'plan: unrecognized arguments: --worker=4'),
-        ([*FLAGS, 'stray'], 'plan: unrecognized arguments: stray'),
-        ([*FLAGS, '--output=x.foo'], 'plan: unknown file extension: .foo'),
         ([*FLAGS, '--output=.'], "plan: output='.' is a folder"),
         ([*FLAGS, '--output=no/such/folder/x.png'], 'plan: [Errno 2] No such file or directory'),
         (FLAGS[:2], 'plan: the following arguments are required: --bandwidth, --workers'),
