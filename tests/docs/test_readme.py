@@ -6,7 +6,6 @@ import runpy
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -46,26 +45,21 @@ def test_the_landing_page_has_the_program_of_readme():
 
 def test_pmapped_and_sharded_step_of_the_how_to_train_and_agree():
     page = names_of('docs/how_to/own_loop.md')
-    workers = jax.device_count()
-    images = jax.random.normal(jax.random.key(0), (workers, 8, 16))
-    params, batch = {'w': jnp.zeros((16, 4)), 'b': jnp.zeros(4)}, (images, images[..., :4].argmax(-1))
-    stacked = jax.pmap(lambda _: (params, page['optimizer'].init(params)))(np.arange(workers))
-    pmapped, opt_state = stacked
-    sharded = params
-    sharded_state = jax.tree.map(lambda x, mine: np.asarray(x if mine else x[0]), opt_state, page['own'])
-    flat_batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-    for _ in range(20):
-        pmapped, opt_state = page['train_step'](pmapped, opt_state, batch)
+    start, optimizer, flat_batch = page['start'], page['optimizer'], page['flat_batch']
+    pmapped, opt_state = jax.pmap(lambda _: (start, optimizer.init(start)))(np.arange(jax.device_count()))
+    sharded, sharded_state = start, page['stacked']
+    for _ in range(5):
+        pmapped, opt_state = page['train_step'](pmapped, opt_state, page['batch'])
         sharded, sharded_state = page['sharded_step'](sharded, sharded_state, flat_batch)
         jax.block_until_ready((pmapped, sharded))
-    final = page['final'](pmapped, opt_state)
-    first = jax.tree.map(lambda x: np.asarray(x)[0], (pmapped, final))
-    np.testing.assert_allclose(first[0]['w'], sharded['w'], rtol=1e-5, atol=1e-7)
-    assert page['loss_fn'](first[1], flat_batch) < page['loss_fn'](params, flat_batch)
+    y = page['final'](pmapped, opt_state)
+    x, y = jax.tree.map(lambda leaf: np.asarray(leaf)[0], (pmapped, y))
+    np.testing.assert_allclose(x['w'], sharded['w'], rtol=1e-5, atol=1e-7)
+    assert page['loss_fn'](y, flat_batch) < page['loss_fn'](start, flat_batch)
 
 
 @pytest.mark.slow
-def test_example_learns(monkeypatch):
+def test_example_learns():
     example = runpy.run_path(str(ROOT / 'examples' / 'mlp.py'))
     assert jax.device_count() >= example['NUM_WORKERS']
     assert example['main'](num_steps=300) > 0.9

@@ -30,10 +30,12 @@ def b3(learning_rate, smoothness, num_workers, detach, delta):
     return (1 - delta) * (1 + 1 / beta) * 2 * b2**2 * learning_rate**2 * smoothness**2
 
 
-@pytest.mark.parametrize('delta', [0.5, 1 / 16, 1 / 1024])
-@pytest.mark.parametrize(('num_workers', 'detach'), [(4, 1.0), (16, 0.3), (16, 0.0), (1, 0.5)])
-def test_the_largest_rate_makes_b3_half_of_delta(num_workers, detach, delta):
-    condition = {'smoothness': 2.0, 'num_workers': num_workers, 'detach': detach, 'delta': delta}
+@pytest.mark.parametrize(
+    'setting', [{}, {'num_workers': 4, 'detach': 1.0}, {'num_workers': 1, 'detach': 0.5}]
+)
+@pytest.mark.parametrize('delta', [0.5, 1 / 1024])
+def test_the_largest_rate_makes_b3_half_of_delta(setting, delta):
+    condition = CONDITION | setting | {'delta': delta}
     rate = bounds.largest_learning_rate(**condition)
     assert rate <= 1 / 8
     if rate < 1 / 8:
@@ -42,11 +44,10 @@ def test_the_largest_rate_makes_b3_half_of_delta(num_workers, detach, delta):
         assert b3(rate, **condition) <= delta / 2
 
 
-@pytest.mark.parametrize('delta', [1e-3, 1e-9, 1e-20])
-def test_for_small_delta_the_largest_rate_is_delta_over_4_b2_l(delta):
+def test_for_small_delta_the_largest_rate_is_delta_over_4_b2_l():
     b2 = 0.3 - 1 / 16 + 15 / 16
-    rate = bounds.largest_learning_rate(**CONDITION | {'delta': delta})
-    np.testing.assert_allclose(rate, delta / (4 * b2 * 2.0), rtol=1e-3)
+    rate = bounds.largest_learning_rate(**CONDITION | {'delta': 1e-20})
+    np.testing.assert_allclose(rate, 1e-20 / (4 * b2 * 2.0), rtol=1e-3)
 
 
 @pytest.mark.parametrize('setting', [{'num_workers': 1, 'detach': 1.0}, {'delta': 1}])
@@ -69,8 +70,9 @@ def test_a_rate_that_the_paper_allows_and_its_proof_does_not():
 
 
 def test_the_counterexample_breaks_the_stated_condition():
+    corrected = bounds.largest_learning_rate(smoothness=1, num_workers=4, detach=1.0, delta=1 / 256)
     assert min(step_size.worst(256, 1 / 4, 1000)) > 1  # η = 1/(4L)
-    assert max(step_size.worst(64, 1 / 16, 1000)) < 1
+    assert max(step_size.worst(256, corrected, 1000)) < 1
 
 
 @pytest.mark.parametrize(('ratio', 'shapes', 'blocks'), [(3, [10], 4), (64, [512, 10], 64), (4, [0, 8], 4)])
@@ -79,19 +81,23 @@ def test_delta_is_the_least_probability_of_an_element(ratio, shapes, blocks):
     assert bounds.compression_delta(def_jax.random_block(ratio), params) == 1 / blocks
 
 
-@pytest.mark.parametrize('place', [0, 9, None])  # in a tile of three elements, in that of one, everywhere
-def test_delta_is_what_draws_leave_of_any_tensor(place):
+def test_delta_is_what_draws_leave_of_any_tensor():
     """Ten elements at ratio 3: the message has room for three, but a draw sends a quarter on average."""
     compressor, key = def_jax.random_block(3), jax.random.PRNGKey(0)
-    x = jax.random.normal(key, (10,)) if place is None else jnp.zeros(10).at[place].set(1.0)
 
-    def left(step):
-        selection = compressor(key, step, x)
-        return jnp.sum((x - selection.place(selection.take(x), x)) ** 2) / jnp.sum(x**2)
+    @jax.jit
+    def left(x):
+        def of(step):
+            selection = compressor(key, step, x)
+            return jnp.sum((x - selection.place(selection.take(x), x)) ** 2) / jnp.sum(x**2)
 
-    lost = jax.vmap(left)(jnp.arange(20_000, dtype=jnp.uint32))
-    error = 4 * lost.std() / len(lost) ** 0.5
-    assert abs(1 - lost.mean() - bounds.compression_delta(compressor, x)) < error < 0.015
+        return jax.vmap(of)(jnp.arange(20_000, dtype=jnp.uint32))
+
+    # In a tile of three elements, in that of one, everywhere.
+    for x in (*np.eye(10, dtype=np.float32)[[0, 9]], np.random.default_rng(0).normal(size=10)):
+        lost = left(jnp.float32(x))
+        error = 4 * lost.std() / len(lost) ** 0.5
+        assert abs(1 - lost.mean() - bounds.compression_delta(compressor, x)) < error < 0.015
     assert def_jax.message_size(compressor, x) / x.size == pytest.approx(0.3)
 
 
