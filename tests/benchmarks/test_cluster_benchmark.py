@@ -50,11 +50,13 @@ def alive(made):
     return bool(made & namespaces(path.name for path in Path('/proc').glob('[0-9]*')))
 
 
-def possible():
-    """Whether this machine lets us make a network namespace."""
+@pytest.fixture(scope='module')
+def namespaces_possible():
+    """Skips where this machine does not let us make a network namespace."""
     if os.geteuid() != 0 or not (shutil.which('ip') and shutil.which('tc')):
-        return False
-    return subprocess.run(['unshare', '--net', '--mount', 'true'], capture_output=True).returncode == 0
+        pytest.skip('no root, or no iproute2')
+    if subprocess.run(['unshare', '--net', '--mount', 'true'], capture_output=True).returncode:
+        pytest.skip('no network namespaces')
 
 
 # --- What is made of the figures ---
@@ -102,9 +104,8 @@ def test_what_is_missing_is_a_line_and_exit_code_2(monkeypatch, capsys, user, to
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('namespaces_possible')
 def test_a_small_cluster_is_measured_and_removed(tmp_path):
-    if not possible():
-        pytest.skip('no root, no iproute2, or no network namespaces')
     process = run(*TINY, f'--output={tmp_path}', stdout=subprocess.PIPE)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
@@ -123,10 +124,9 @@ def test_a_small_cluster_is_measured_and_removed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('namespaces_possible')
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_a_cluster_that_is_killed(number):
-    if not possible():
-        pytest.skip('no root, no iproute2, or no network namespaces')
     process = run(*TINY, stdout=subprocess.DEVNULL)
     deadline, made = time.monotonic() + 60, set()
     while len(made) < 3 and time.monotonic() < deadline:  # the program's mounts, and those of its workers
@@ -148,10 +148,9 @@ def test_nothing_is_left_of_a_cluster_that_is_killed(number):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('namespaces_possible')
 def test_only_blocks_cross_between_the_nodes(tmp_path):
     """The bytes of the page are those that the programs send."""
-    if not possible():
-        pytest.skip('no root, no iproute2, or no network namespaces')
     written = tmp_path / 'sharded.md'
     flags = ['--width=256', '--rounds=1', '--steps=1', '--bandwidth=1gbit', f'--output={written}']
     done = subprocess.run(

@@ -80,8 +80,7 @@ SIGNS = -(-SIZE // 32) + 6  # and a magnitude for each of six tensors
 @pytest.mark.parametrize(
     ('contender', 'payload', 'hops'),
     [
-        (Contender('', 'sgd'), SIZE, 7 / 4),  # of 8 workers, a ring sends 2·7/8 of a message
-        (Contender('', 'local_sgd', options={'every': 16}), SIZE / 16, 7 / 4),
+        # Of 8 workers, a ring sends 2·7/8 of a message.
         (Contender('', 'streaming_diloco', 4, options={'every': 4}), 561 - 0.5, 7 / 4),
         (Contender('', 'sign_ef'), SIGNS, 7),
         (Contender('', 'onebit_adam', options={'freeze_after': 200}), (SIZE + 3 * SIGNS) / 4, 0),
