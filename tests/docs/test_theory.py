@@ -1,5 +1,6 @@
 """Theorem 4.3: the corrected condition, the bound, a run that breaks the stated one, the page's numbers."""
 
+import functools
 import json
 import math
 import re
@@ -30,12 +31,10 @@ def b3(learning_rate, smoothness, num_workers, detach, delta):
     return (1 - delta) * (1 + 1 / beta) * 2 * b2**2 * learning_rate**2 * smoothness**2
 
 
-@pytest.mark.parametrize(
-    'setting', [{}, {'num_workers': 4, 'detach': 1.0}, {'num_workers': 1, 'detach': 0.5}]
-)
 @pytest.mark.parametrize('delta', [0.5, 1 / 1024])
-def test_the_largest_rate_makes_b3_half_of_delta(setting, delta):
-    condition = CONDITION | setting | {'delta': delta}
+@pytest.mark.parametrize(('num_workers', 'detach'), [(4, 1.0), (16, 0.3), (1, 0.5)])
+def test_the_largest_rate_makes_b3_half_of_delta(num_workers, detach, delta):
+    condition = CONDITION | {'num_workers': num_workers, 'detach': detach, 'delta': delta}
     rate = bounds.largest_learning_rate(**condition)
     assert rate <= 1 / 8
     if rate < 1 / 8:
@@ -70,9 +69,8 @@ def test_a_rate_that_the_paper_allows_and_its_proof_does_not():
 
 
 def test_the_counterexample_breaks_the_stated_condition():
-    corrected = bounds.largest_learning_rate(smoothness=1, num_workers=4, detach=1.0, delta=1 / 256)
     assert min(step_size.worst(256, 1 / 4, 1000)) > 1  # η = 1/(4L)
-    assert max(step_size.worst(256, corrected, 1000)) < 1
+    assert max(step_size.worst(256, 1 / 16, 1000)) < 1
 
 
 @pytest.mark.parametrize(('ratio', 'shapes', 'blocks'), [(3, [10], 4), (64, [512, 10], 64), (4, [0, 8], 4)])
@@ -86,16 +84,14 @@ def test_delta_is_what_draws_leave_of_any_tensor():
     compressor, key = def_jax.random_block(3), jax.random.PRNGKey(0)
 
     @jax.jit
-    def left(x):
-        def of(step):
-            selection = compressor(key, step, x)
-            return jnp.sum((x - selection.place(selection.take(x), x)) ** 2) / jnp.sum(x**2)
-
-        return jax.vmap(of)(jnp.arange(20_000, dtype=jnp.uint32))
+    @functools.partial(jax.vmap, in_axes=(None, 0))
+    def left(x, step):
+        selection = compressor(key, step, x)
+        return jnp.sum((x - selection.place(selection.take(x), x)) ** 2) / jnp.sum(x**2)
 
     # In a tile of three elements, in that of one, everywhere.
-    for x in (*np.eye(10, dtype=np.float32)[[0, 9]], np.random.default_rng(0).normal(size=10)):
-        lost = left(jnp.float32(x))
+    for x in (*np.eye(10)[[0, 9]], np.random.default_rng(0).normal(size=10)):
+        lost = left(jnp.float32(x), jnp.arange(20_000, dtype=jnp.uint32))
         error = 4 * lost.std() / len(lost) ** 0.5
         assert abs(1 - lost.mean() - bounds.compression_delta(compressor, x)) < error < 0.015
     assert def_jax.message_size(compressor, x) / x.size == pytest.approx(0.3)
