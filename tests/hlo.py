@@ -41,25 +41,20 @@ def loss_fn(params, batch):
     return params['scale'] * hidden * (jnp.mean(params['kernel'] ** 2) + jnp.mean(params['bias'] ** 2))
 
 
-def with_gradient(last_link, point='inside', momentum=0.9):
-    """A worker's whole step; `detached_params` is called inside the loss, outside of it, or not at all."""
+def with_gradient(last_link, detached=True, momentum=0.9):
+    """A worker's whole step, with its gradient at the detached point or, for other links, at x."""
     optimizer = optax.chain(optax.sgd(0.1, momentum=momentum), last_link)
 
     def step(params, state, batch):
-        if point == 'inside':
-            grads = jax.grad(lambda p: loss_fn(def_jax.detached_params(p, state), batch))(params)
-        elif point == 'outside':
-            grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
-        else:
-            grads = jax.grad(loss_fn)(params, batch)
-        updates, state = optimizer.update(grads, state, params)
+        point = def_jax.detached_params(params, state) if detached else params
+        updates, state = optimizer.update(jax.grad(loss_fn)(point, batch), state, params)
         return optax.apply_updates(params, updates), state
 
     return optimizer, step
 
 
-def feedback(axis_name='workers', **kwargs):
-    return def_jax.error_feedback(def_jax.random_block(64), axis_name, **kwargs)
+def feedback(**options):
+    return def_jax.error_feedback(def_jax.random_block(64), 'workers', **options)
 
 
 def compile_pmapped(optimizer, step, num_workers, batch, donate=()):

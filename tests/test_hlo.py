@@ -14,31 +14,24 @@ import def_jax
 optimized = pytest.mark.usefixtures('full_optimization')
 
 
+MESSAGE = def_jax.message_size(def_jax.random_block(64), hlo.make_params())
+
+
 @pytest.mark.parametrize(
     ('granularity', 'num_workers', 'ratio'), [('tensor', 2, 3), ('tensor', 8, 64), ('model', 2, 64)]
 )
 def test_one_all_reduce_of_the_message(granularity, num_workers, ratio):
+    """The gradient goes through the detached point, which adds no collective."""
     compressor = def_jax.random_block(ratio, granularity=granularity)
     size = def_jax.message_size(compressor, hlo.make_params())
     assert size == pytest.approx(hlo.MODEL_SIZE / ratio, rel=0.02)
     assert hlo.all_reduces(def_jax.error_feedback(compressor, 'workers'), num_workers) == [[size]]
 
 
-MESSAGE = def_jax.message_size(def_jax.random_block(64), hlo.make_params())
-
-
-@pytest.mark.parametrize(
-    ('options', 'point', 'longer'),
-    [
-        ({}, 'inside', 0),
-        ({}, 'outside', 0),
-        ({'skip_nonfinite': True}, 'inside', 0),
-        ({'detach': 'auto'}, 'inside', 1),
-    ],
-)
-def test_neither_the_point_nor_news_adds_a_collective(options, point, longer):
-    """The gradient goes through the detached point; NaN travels in the message, an energy at its end."""
-    assert hlo.all_reduces(hlo.feedback(**options), 4, point=point) == [[MESSAGE + longer]]
+@pytest.mark.parametrize(('options', 'longer'), [({'skip_nonfinite': True}, 0), ({'detach': 'auto'}, 1)])
+def test_news_adds_no_collective(options, longer):
+    """NaN travels in the message, an energy at its end."""
+    assert hlo.all_reduces(hlo.feedback(**options), 4) == [[MESSAGE + longer]]
 
 
 def test_between_messages_no_collective_runs():
@@ -56,26 +49,18 @@ def test_averaging_the_residual_adds_one_dense_all_reduce_under_a_condition():
     assert hlo.results(hlo.at_every_step(program), 'all-reduce') == [[MESSAGE]]  # what runs at every step
 
 
-@pytest.mark.parametrize('compressor', [None, def_jax.identity()])
-def test_dense_baseline_sends_the_model(compressor):
-    if compressor is None:
-        found = hlo.all_reduces(def_jax.all_reduce_mean('workers'), 4, point='none')
-    else:
-        found = hlo.all_reduces(def_jax.error_feedback(compressor, 'workers'), 4)
-    assert len(found) == 1 and sum(found[0]) == hlo.MODEL_SIZE
+def test_dense_baseline_sends_the_model():
+    (found,) = hlo.all_reduces(def_jax.all_reduce_mean('workers'), 4, detached=False)
+    assert sum(found) == hlo.MODEL_SIZE
 
 
-@pytest.mark.parametrize(
-    ('read', 'size'),
-    [
-        (lambda params, state, _: def_jax.output_params(params, state, 'workers'), hlo.MODEL_SIZE),
-        (lambda params, state, _: def_jax.detached_params(params, state), 0),
-    ],
-    ids=['output_params', 'detached_params'],
-)
-def test_the_output_is_one_dense_all_reduce_and_the_detached_point_none(read, size):
-    found = hlo.results(hlo.compile_pmapped(hlo.feedback(), read, 4, jnp.ones(1)).as_text(), 'all-reduce')
-    assert len(found) == (size > 0) and sum(map(sum, found)) == size
+def test_the_output_is_one_dense_all_reduce():
+    def read(params, state, _):
+        return def_jax.output_params(params, state, 'workers')
+
+    program = hlo.compile_pmapped(hlo.feedback(), read, 4, jnp.ones(1))
+    (found,) = hlo.results(program.as_text(), 'all-reduce')
+    assert sum(found) == hlo.MODEL_SIZE
 
 
 def test_multi_steps_sends_the_message_at_every_call():
@@ -89,10 +74,23 @@ def test_multi_steps_sends_the_message_at_every_call():
     assert hlo.results(hlo.at_every_step(program), 'all-reduce') == [[MESSAGE]]
 
 
-# Options of the last link, and no momentum before it: each has its own reasons for a copy.
+def compile_stage(compressor, params, num_workers=None, momentum=0.9, **options):
+    """SGD and error feedback, gradients given: on one worker, or under pmap."""
+    link = def_jax.error_feedback(compressor, 'workers' if num_workers else None, **options)
+    optimizer = optax.chain(optax.sgd(0.1, momentum=momentum), link)
+
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    if num_workers:
+        return hlo.compile_pmapped(optimizer, step, num_workers, params, donate=(0, 1))
+    return jax.jit(step, donate_argnums=(0, 1)).lower(params, optimizer.init(params), params).compile()
+
+
+# Momentum, and options of the last link: each has its own reasons for a copy.
 VARIANTS = {
     'plain': (0.9, {}),
-    'no momentum': (None, {}),
     'auto': (None, {'detach': 'auto'}),
     'int8': (0.9, {'wire_dtype': jnp.int8}),
     'skipping': (0.9, {'skip_nonfinite': True}),
@@ -105,27 +103,14 @@ VARIANTS = {
 @optimized
 @pytest.mark.parametrize(
     ('variant', 'num_workers'),
-    [
-        *((variant, 2) for variant in VARIANTS),
-        *((variant, None) for variant in ('plain', 'skipping', 'every')),
-    ],
+    [*((variant, 2) for variant in VARIANTS), ('skipping', None), ('every', None)],
 )
 def test_update_happens_in_place(variant, num_workers):
     """The gradients are arguments: what is counted belongs to the optimizer, not to the backward pass."""
     momentum, options = VARIANTS[variant]
-    axis_name = None if num_workers is None else 'workers'
-    optimizer = optax.chain(optax.sgd(0.1, momentum=momentum), hlo.feedback(axis_name, **options))
-
-    def step(params, state, grads):
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = hlo.make_params()
-    if num_workers is None:
-        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, optimizer.init(params), params)
-        compiled = lowered.compile()
-    else:
-        compiled = hlo.compile_pmapped(optimizer, step, num_workers, params, donate=(0, 1))
+    compiled = compile_stage(
+        def_jax.random_block(64), hlo.make_params(), num_workers, momentum=momentum, **options
+    )
     # A choice by a scalar copies both large leaves, with the axis of workers that pmap adds.
     copies = 2 if variant == 'skipping' and num_workers else 0
     assert hlo.copies_of(compiled, hlo.LARGE) == copies
@@ -136,13 +121,13 @@ def test_update_happens_in_place(variant, num_workers):
 
 
 @optimized
-@pytest.mark.parametrize('variant', ['plain', 'no momentum', 'auto', 'every', 'overlap'])
+@pytest.mark.parametrize('variant', ['plain', 'auto', 'every', 'overlap'])
 def test_a_step_with_the_detached_point_copies_nothing(variant):
     """The residual is read twice, by the point and by the update, and overwritten in place all the same.
 
     Not under pmap: the workers' axis that it adds to each argument makes XLA copy the momentum of SGD, too.
     """
-    if jax.__version_info__ < (0, 9) and variant in ('no momentum', 'auto', 'every'):
+    if jax.__version_info__ < (0, 9) and variant in ('auto', 'every'):
         pytest.skip('XLA of JAX 0.8 copies a tensor or two')
     momentum, options = VARIANTS[variant]
     optimizer, step = hlo.with_gradient(hlo.feedback(**options), momentum=momentum)
@@ -154,10 +139,7 @@ def test_a_step_with_the_detached_point_copies_nothing(variant):
 
 
 @optimized
-@pytest.mark.parametrize(
-    'options',
-    [{}, {'wire_dtype': 'int8'}, {'wire_dtype': 'int8', 'detach': 'auto'}, {'skip_nonfinite': True}],
-)
+@pytest.mark.parametrize('options', [{}, {'wire_dtype': 'int8', 'detach': 'auto'}, {'skip_nonfinite': True}])
 def test_the_gradient_waits_for_no_memory_of_a_message_in_flight(options):
     """XLA for CPUs gives memory that is free in its schedule to what comes next, which then waits for it."""
     optimizer = optax.chain(optax.sgd(0.1), hlo.feedback(overlap=True, **options))
@@ -172,7 +154,7 @@ def test_the_gradient_waits_for_no_memory_of_a_message_in_flight(options):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    layers = [jnp.ones((64, 64))] * 16  # so many that the message is sent before the gradient ends
+    layers = [jnp.ones((64, 64))] * 8  # so many that the message is sent before the gradient ends
     compiled = hlo.compile_sharded(step, layers, optimizer.init(layers), jnp.ones((4, 64)))
     steps = list(hlo.schedule(compiled))
     (sent,) = [i for i, (name, *_) in enumerate(steps) if name.startswith('psum')]
@@ -183,20 +165,9 @@ def test_the_gradient_waits_for_no_memory_of_a_message_in_flight(options):
         assert uses and min(uses) > last
 
 
-def compile_stage(compressor, params, **options):
-    """Momentum SGD and error feedback on one worker, gradients given."""
-    optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), def_jax.error_feedback(compressor, None, **options))
-
-    def step(params, state, grads):
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return jax.jit(step, donate_argnums=(0, 1)).lower(params, optimizer.init(params), params).compile()
-
-
 # A compressor, and how often its message fits into the program's temporary memory.
 IN_PLACE = {
-    **{str(ratio): (def_jax.random_block(ratio), 2) for ratio in (10, 37, 100, 1000)},
+    **{str(ratio): (def_jax.random_block(ratio), 2) for ratio in (37, 1000)},
     'model': (def_jax.random_block(64, granularity='model'), 10),
     'balanced': (def_jax.random_block(64, allocation='balanced'), 2),
     'elements': (def_jax.random_k(64), 4),
@@ -220,9 +191,7 @@ def test_any_selection_is_updated_in_place(name):
 
 
 @optimized
-@pytest.mark.parametrize(
-    ('ratio', 'shape', 'skipping'), [(37, (250, 130), False), (64, (250, 130), False), (64, (256, 128), True)]
-)
+@pytest.mark.parametrize(('ratio', 'shape', 'skipping'), [(37, (250, 130), False), (64, (256, 128), True)])
 def test_a_model_of_one_tensor_is_updated_in_place(ratio, shape, skipping):
     """As with optax.flatten; its message is not made by a concatenation."""
     compiled = compile_stage(def_jax.random_block(ratio), jnp.ones(shape), skip_nonfinite=skipping)
@@ -246,11 +215,10 @@ def kernels(hlo):
 
 
 @optimized
-@pytest.mark.parametrize(('ratio', 'most'), [(64, 75), (100, 110)])
-def test_leaves_of_one_shape_share_their_kernels(ratio, most):
+def test_leaves_of_one_shape_share_their_kernels():
     """XLA compiles equal kernels once, and nearly all of its time goes into kernels."""
     leaves = [jnp.ones((64, 48)), jnp.ones(48)]
-    programs = [compile_stage(def_jax.random_block(ratio), leaves * pairs).as_text() for pairs in (6, 12)]
+    programs = [compile_stage(def_jax.random_block(100), leaves * pairs).as_text() for pairs in (6, 8)]
     (few, short), (many, long) = map(kernels, programs)
     assert many <= few
-    assert (long - short) / 12 <= most
+    assert (long - short) / (2 * len(leaves)) <= 110
