@@ -43,6 +43,16 @@ def loss_fn(params, batch):
     return jnp.mean((jnp.tanh(batch @ params['in']) @ params['out'] - batch) ** 2)
 
 
+def initial(dist):
+    """The parameters in their places, and the first state."""
+    params = jax.device_put(make_params(), dist.shardings)
+    return params, dist.init(params)
+
+
+def trace(dist, loss):
+    return jax.eval_shape(dist.value_and_grad(loss), *initial(dist), BATCH)
+
+
 def constrained(mesh):
     """The loss of a model that says how its activations lie, as MaxText's do."""
 
@@ -82,17 +92,11 @@ def explicit(mesh):
 )
 def test_models_that_place_their_own_arrays(kind, make):
     dist = spmd(kind=kind)
-    params = jax.device_put(make_params(), dist.shardings)
-    state = dist.init(params)
+    params, state = initial(dist)
     losses, grads = jax.jit(dist.value_and_grad(make(dist.mesh)))(params, state, BATCH)
-    for k, part in enumerate(BATCH.reshape(2, 8, 8)):
-        loss, grad = jax.value_and_grad(loss_fn)(make_params(), part)
-        np.testing.assert_allclose(np.asarray(losses)[k], loss, rtol=1e-5)
-        jax.tree.map(
-            lambda a, b, k=k: np.testing.assert_allclose(np.asarray(a)[k], b, rtol=1e-4, atol=1e-6),
-            grads,
-            grad,
-        )
+    expected = jax.vmap(jax.value_and_grad(loss_fn), (None, 0))(make_params(), BATCH.reshape(2, 8, 8))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, (losses, grads), expected)
     assert grads['in'].sharding.spec == P('workers', None, 'shard')
 
 
@@ -100,19 +104,17 @@ def test_models_that_place_their_own_arrays(kind, make):
 @pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
 def test_types_of_a_models_own_mapping_need_a_newer_jax(kind):
     dist = spmd(kind=kind)
-    params = jax.device_put(make_params(), dist.shardings)
     loss = mapped(dist.mesh, check_vma=True)
     if kind == EXPLICIT and jax.__version_info__ >= (0, 9):
-        jax.eval_shape(dist.value_and_grad(loss), params, dist.init(params), BATCH)
+        trace(dist, loss)
         return
     with pytest.raises(ValueError, match=r'types cannot be mapped .* before JAX 0\.10 .* pass check_vma=F'):
-        jax.eval_shape(dist.value_and_grad(loss), params, dist.init(params), BATCH)
+        trace(dist, loss)
 
 
 @pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
 def test_a_constraint_that_names_the_workers_is_refused(kind):
     dist = spmd(kind=kind)
-    params = jax.device_put(make_params(), dist.shardings)
 
     def loss(params, batch):
         to = NamedSharding(dist.mesh, P('workers'))
@@ -122,25 +124,22 @@ def test_a_constraint_that_names_the_workers_is_refused(kind):
     with pytest.raises(
         ValueError, match=r"^a sharding constraint of the function names 'workers'.*\['shard'\] alone"
     ):
-        jax.eval_shape(dist.value_and_grad(loss), params, dist.init(params), BATCH)
+        trace(dist, loss)
 
 
-@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
-def test_a_constraint_that_is_wrong_without_workers_has_its_own_error(kind):
-    dist = spmd(kind=kind)
-    params = jax.device_put(make_params(), dist.shardings)
+def test_a_constraint_that_is_wrong_without_workers_has_its_own_error():
+    dist = spmd()
 
     def loss(params, batch):
         return jnp.mean(lax.with_sharding_constraint(batch, NamedSharding(dist.mesh, P('shard', 'shard'))))
 
     with pytest.raises(Exception, match='duplicate entries for `shard`'):
-        jax.eval_shape(dist.value_and_grad(loss), params, dist.init(params), BATCH)
+        trace(dist, loss)
 
 
 def test_any_arguments_keys_and_auxiliary_values():
     dist = spmd()
-    params = jax.device_put(make_params(), dist.shardings)
-    state = dist.init(params)
+    params, state = initial(dist)
 
     def loss(params, scale, batch, keys, *, train):
         noise = jax.random.normal(keys['noise'], ()) if train else 0.0
@@ -175,16 +174,18 @@ def test_positions_are_checked(arguments, message):
         spmd().at_points(jax.grad(loss_fn), **arguments)
 
 
+def convolved(images, kernel):
+    dimensions = ('NHWC', 'HWIO', 'NHWC')
+    return lax.conv_general_dilated(images, kernel, (1, 1), 'SAME', dimension_numbers=dimensions)
+
+
 def test_convolutions_stay_ordinary():
     """Under vmap they would be grouped by worker."""
     dist = spmd(specs=P())
     params = {'kernel': jnp.ones((3, 3, 2, 4)) / 10}
 
     def loss(params, images):
-        out = lax.conv_general_dilated(
-            images, params['kernel'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-        )
-        return jnp.mean(out**2)
+        return jnp.mean(convolved(images, params['kernel']) ** 2)
 
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 2)).astype(np.float32)
     state = dist.init(params)
@@ -201,13 +202,7 @@ def test_convolutions_take_what_lies_on_explicit_axes_as_arguments():
     params = on_mesh({'kernel': jnp.ones((3, 3, 1, 4)), 'count': jnp.int32(2)})
 
     def grad_fn(params, scale, images, bias):
-        def loss(kernel):
-            out = lax.conv_general_dilated(
-                images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-            )
-            return params['count'] * jnp.mean(scale * out + bias)
-
-        return loss(params['kernel'])
+        return params['count'] * jnp.mean(scale * convolved(images, params['kernel']) + bias)
 
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
     state, scale, bias = dist.init(params), on_mesh(jnp.arange(4.0)), on_mesh(jnp.ones(4))
@@ -226,21 +221,17 @@ def test_convolutions_take_what_lies_on_explicit_axes_as_arguments():
 
 
 def compiled(dist, out_shardings=None):
-    params = jax.device_put(make_params(), dist.shardings)
-    state = dist.init(params)
-
     def step(params, state, batch, unused):
         params, state, losses = step_of(dist, loss_fn)(params, state, batch)
         return params, state, losses.mean()
 
-    step = jax.jit(step, out_shardings=out_shardings)
-    return step.lower(params, state, BATCH, 0).compile(), params, state
+    return jax.jit(step, out_shardings=out_shardings).lower(*initial(dist), BATCH, 0).compile()
 
 
 def test_the_message_alone_crosses_workers():
     dist = spmd()
-    program, params, _ = compiled(dist)
-    found = dist.check(program)
+    program = compiled(dist)
+    found, params = dist.check(program), make_params()
     message = def_jax.message_size(def_jax.random_block(4), params, dist.mesh, SPECS)
     assert sum(c.elements for c in found) == message + 1  # and the mean of the losses
     assert def_jax.message_size(def_jax.random_block(4), params, dist.mesh, dist.shardings) == message
@@ -256,54 +247,36 @@ def test_the_message_alone_crosses_workers():
 def test_state_that_is_not_sharded_over_workers_is_found():
     dist = spmd()
     whole = NamedSharding(dist.mesh, P())
-    shardings = dist.shardings, jax.tree.map(lambda _: whole, dist.state_specs(make_params())), whole
-    program, _, _ = compiled(dist, shardings)
+    params, state = initial(dist)
+    assert jax.tree.map(lambda x: x.sharding, state) == dist.state_shardings(params)
+    shardings = dist.shardings, jax.tree.map(lambda _: whole, state), whole
     with pytest.raises(
         ValueError, match=r"by all-gather.*returns .*residual\['in'\].*state_shardings\(params\)"
     ):
-        dist.check(program)
-    dist.check(compiled(dist, (dist.shardings, dist.state_shardings(make_params()), whole))[0])
+        dist.check(compiled(dist, shardings))
 
 
-def test_state_known_to_be_replicated_is_resharded():
-    dist = spmd()
-    params = jax.device_put(make_params(), dist.shardings)
-    state = jax.device_put(dist.init(params), NamedSharding(dist.mesh, P()))
-    _, grads = dist.value_and_grad(loss_fn)(params, state, BATCH)
-    _, state = dist.update(grads, state, params)
-    assert state[-1].residual['in'].sharding.spec == P('workers', None, 'shard')
-
-
-def test_a_dense_gradient_is_found():
+@pytest.mark.parametrize(
+    ('what', 'message'),
+    [
+        ('gradient', r'all-reduce of .* bytes \(jit.*besides=\d.*average only scalars'),
+        ('batch', r"by collective-permute.*batch that is not divided over \('workers',\)"),
+    ],
+)
+def test_what_crosses_besides_the_message_is_found(what, message):
     dist = spmd()
 
     def step(params, state, batch):
+        if what == 'batch':
+            batch = jnp.roll(batch, 4, axis=0)  # to the other worker
         losses, grads = dist.value_and_grad(loss_fn)(params, state, batch)
-        norm = optax.tree.norm(dist.mean(grads))
+        norm = optax.tree.norm(dist.mean(grads)) if what == 'gradient' else 0.0
         updates, state = dist.update(grads, state, params)
         return optax.apply_updates(params, updates), state, losses.mean(), norm
 
-    params = jax.device_put(make_params(), dist.shardings)
-    program = jax.jit(step).lower(params, dist.init(params), BATCH).compile()
-    with pytest.raises(ValueError, match=r'all-reduce of .* bytes \(jit.*besides=\d.*average only scalars'):
-        dist.check(program)
-
-
-def test_a_batch_that_moves_between_workers_is_found():
-    dist = spmd()
-
-    def step(params, state, batch):
-        batch = jax.tree.map(lambda x: jnp.roll(x, 4, axis=0), batch)  # to the other worker
-        losses, grads = dist.value_and_grad(loss_fn)(params, state, batch)
-        updates, state = dist.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, losses.mean()
-
-    params = jax.device_put(make_params(), dist.shardings)
     batch = jax.device_put(BATCH, NamedSharding(dist.mesh, P('workers')))
-    program = jax.jit(step).lower(params, dist.init(params), batch).compile()
-    with pytest.raises(
-        ValueError, match=r"by collective-permute.*batch that is not divided over \('workers',\)"
-    ):
+    program = jax.jit(step).lower(*initial(dist), batch).compile()
+    with pytest.raises(ValueError, match=message):
         dist.check(program, besides=16)
 
 
@@ -323,24 +296,20 @@ def test_it_is_copied_as_other_transformations_are():
 def test_accumulation_sends_once():
     chain = optax.chain(optax.sgd(0.1, momentum=0.9), link())
     dist, plain = spmd(chain, accumulate=3), spmd(chain)
-    params = jax.device_put(make_params(), dist.shardings)
-    state, expected = dist.init(params), plain.init(params)
+    params, state = initial(dist)
     rng = np.random.default_rng(0)
-    grads = [jax.tree.map(lambda p: rng.normal(size=(2, *p.shape)).astype('f4'), params) for _ in range(6)]
+    grads = [jax.tree.map(lambda p: rng.normal(size=(2, *p.shape)).astype('f4'), params) for _ in range(3)]
     step = jax.jit(dist.update)
     for n, grad in enumerate(grads):
         updates, state = jax.block_until_ready(step(grad, state, params))
-        if n % 3 < 2:
-            assert not np.any(updates['in'])
-    for three in (grads[:3], grads[3:]):
-        mean = jax.tree.map(lambda *g: sum(g) / 3, *three)
-        wanted, expected = jax.block_until_ready(plain.update(mean, expected, params))
+        assert np.any(updates['in']) == (n == 2)
+    mean = jax.tree.map(lambda *g: sum(g) / 3, *grads)
+    wanted, expected = plain.update(mean, plain.init(params), params)
     np.testing.assert_allclose(updates['in'], wanted['in'], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(
-        state.inner_opt_state[-1].residual['in'], expected[-1].residual['in'], rtol=1e-4, atol=1e-6
-    )
-    shapes = jax.tree.map(lambda p: jnp.ones((2, *p.shape)), params)
-    dist.check(step.lower(shapes, state, params).compile(), params)
+    residual, expected = (optax.tree.get(each, 'residual')['in'] for each in (state, expected))
+    np.testing.assert_allclose(residual, expected, rtol=1e-4, atol=1e-6)
+    assert state.mini_step == 0 and not np.any(state.acc_grads['in'])
+    dist.check(step.lower(grads[0], state, params).compile(), params)
 
 
 @pytest.mark.parametrize('form', ['prefix', 'shardings', 'metadata'])
