@@ -262,6 +262,7 @@ def test_state_that_is_not_sharded_over_workers_is_found():
         ('gradient', r'all-reduce of .* bytes \(jit.*besides=\d.*average only scalars'),
         ('batch', r"by collective-permute.*batch that is not divided over \('workers',\)"),
     ],
+    ids=['gradient', 'batch'],
 )
 def test_what_crosses_besides_the_message_is_found(what, message):
     dist = spmd()
