@@ -13,6 +13,7 @@ from def_jax.compressors import random_block
 from def_jax.compressors.allocations import Allocation
 from def_jax.compressors.orders import Order
 from def_jax.error_feedback import error_feedback
+from def_jax.mesh.varying import DETACHED, check_not_summed
 from def_jax.types import AxisName
 
 __all__ = ['def_adamw', 'def_sgd']
@@ -76,7 +77,7 @@ def def_adamw(
     >>> state = optimizer.init(jnp.zeros(3))
     """
     blocks = random_block(ratio, order=order, allocation=allocation)
-    return optax.chain(
+    optimizer = optax.chain(
         optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
         if _is_none('b1', b1)
         else optax.scale_by_adam(b1, b2, eps),
@@ -92,6 +93,7 @@ def def_adamw(
             overlap=overlap,
         ),
     )
+    return _of_per_worker_gradients(optimizer, axis_name)
 
 
 def def_sgd(
@@ -140,11 +142,25 @@ def def_sgd(
     """
     momentum = None if _is_none('momentum', momentum) else momentum
     blocks = random_block(ratio, order=order, allocation=allocation)
-    return optax.chain(
+    optimizer = optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=momentum),
         error_feedback(blocks, axis_name, seed=seed, detach=detach, wire_dtype=wire_dtype, overlap=overlap),
     )
+    return _of_per_worker_gradients(optimizer, axis_name)
+
+
+def _of_per_worker_gradients(
+    optimizer: optax.GradientTransformation, axis_name: AxisName
+) -> optax.GradientTransformationExtraArgs:
+    """Refuses gradients that `jax.shard_map` has summed: the link cannot see it behind per-worker moments."""
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        check_not_summed(updates, axis_name, DETACHED)
+        return inner.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
 def _is_none(name: str, decay: Any) -> bool:

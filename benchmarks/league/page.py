@@ -57,7 +57,7 @@ def table(problem: Problem, known: list[Record], rows: list[Record], stages: dic
     dense = next(r for r in known if r['method'] == 'sgd')['wire']
     ours = {group(r): r for r in known if r['title'] == OURS}
     accuracy = 'accuracy' in problem.metrics
-    states = {(c.title, c.nominal): kept(problem, c) for c in problem.contenders}
+    contenders = {(c.title, c.nominal): c for c in problem.contenders}
 
     def cells(r: Record) -> Iterator[tuple[str, str]]:
         yield 'method', f'**{r["title"]}**' if r in best else r['title']
@@ -70,7 +70,8 @@ def table(problem: Problem, known: list[Record], rows: list[Record], stages: dic
         yield 'test loss', mean_std(final(r, 'test_loss'), 3)
         yield 'against DEF, ours', against(r, ours.get(group(r)), 'test_loss', 3)
         yield 'state: own + shared', f'{r["own_state"]:g} + {r["shared_state"]:g}'
-        yield 'kept at a restart', ' + '.join(part or '–' for part in states[r['title'], r['ratio']])
+        state = kept(problem, contenders[r['title'], r['ratio']])
+        yield 'kept at a restart', ' + '.join(part or '–' for part in state)
         if stages:
             yield 'stage', f'{stages[r["title"]]:g}' if r['title'] in stages else ''
         yield 'learning rate', f'{r["rate"]:g}'

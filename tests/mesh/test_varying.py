@@ -151,13 +151,17 @@ def test_the_types_change_no_number(name):
     ('optimizer', 'gradient', 'message'),
     [
         (OPTIMIZERS['auto'], inside, 'detached_params: the gradient is taken with respect to replicated'),
+        *(
+            (alias(0.1, 4, 'workers'), at_params, r"updates\['b'\] is the same on all workers: .*detached_params")
+            for alias in (def_jax.def_sgd, def_jax.def_adamw)
+        ),
         (
             *(optax.chain(optax.sgd(0.1), feedback()), at_params),
             r"updates\['b'\] is the same on all workers: .*with point = def_jax.detached_params",
         ),
         (optax.chain(LINKS['dense'], optax.sgd(0.1)), at_params, re.escape(f'with point = {OWN_PARAMS}')),
     ],
-    ids=['through the point', 'at x', 'a link without a detached point'],
+    ids=['through the point', 'def_sgd', 'def_adamw', 'at x', 'a link without a detached point'],
 )
 def test_a_gradient_that_would_be_summed_is_refused(optimizer, gradient, message):
     with pytest.raises(ValueError, match=message):
