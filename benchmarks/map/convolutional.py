@@ -1,4 +1,4 @@
-"""The map's convolutional network: runs of `configs/tables/map.py`, `:short` and `:images`, kept beside the page."""
+"""The map's convolutional network: runs of `configs/tables/map.py:short` and `:images`, beside the page."""
 
 import itertools
 from collections.abc import Iterator

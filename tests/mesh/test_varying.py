@@ -152,7 +152,11 @@ def test_the_types_change_no_number(name):
     [
         (OPTIMIZERS['auto'], inside, 'detached_params: the gradient is taken with respect to replicated'),
         *(
-            (alias(0.1, 4, 'workers'), at_params, r"updates\['b'\] is the same on all workers: .*detached_params")
+            (
+                alias(0.1, 4, 'workers'),
+                at_params,
+                r"updates\['b'\] is the same on all workers: .*detached_params",
+            )
             for alias in (def_jax.def_sgd, def_jax.def_adamw)
         ),
         (
