@@ -1,6 +1,5 @@
 """Augmentation and standardisation, against NumPy."""
 
-import dataclasses
 import itertools
 
 import jax
@@ -18,10 +17,6 @@ SPEC = DatasetSpec(
 )
 
 
-def random_images(num_images, spec=SPEC):
-    return np.random.default_rng(0).integers(1, 256, (num_images, *spec.image_shape), np.uint8)
-
-
 def numpy_crops(images, spec):
     """Every crop and flip of each image, standardised: float32 [choices, B, H, W, C]."""
     height, width, _ = spec.image_shape
@@ -34,12 +29,13 @@ def numpy_crops(images, spec):
     return ((np.stack(crops) / 255 - np.array(spec.mean)) / np.array(spec.std)).astype(np.float32)
 
 
-@pytest.mark.parametrize('spec', [SPEC, DATASETS['digits'], dataclasses.replace(SPEC, flip=False)])
+@pytest.mark.parametrize('spec', [SPEC, DATASETS['digits']], ids=['flipped', 'not flipped'])
 def test_augment_makes_every_crop_and_flip(spec, monkeypatch):
     """One image for each way in which the draws of the corner and of the mirror can come out."""
     offsets = range(2 * spec.crop_padding + 1)
     choices = [*itertools.product((False, True)[: 1 + spec.flip], offsets, offsets)]
-    images, corners = random_images(len(choices), spec), np.array([choice[1:] for choice in choices])
+    images = np.random.default_rng(0).integers(1, 256, (len(choices), *spec.image_shape), np.uint8)
+    corners = np.array([choice[1:] for choice in choices])
 
     def randint(key, shape, low, high):
         assert (shape, low, high) == (corners.shape, 0, len(offsets))
@@ -60,7 +56,7 @@ def test_augment_makes_every_crop_and_flip(spec, monkeypatch):
 
 def test_image_errors():
     message = r"images.dtype=.*, images.shape=.* must be uint8 \[B, 6, 5, 2\] for data set 'toy'"
-    for shape, dtype in (((4, 6, 5, 2), np.float32), ((4, 5, 6, 2), np.uint8), ((6, 5, 2), np.uint8)):
+    for shape, dtype in (((4, 6, 5, 2), np.float32), ((4, 5, 6, 2), np.uint8)):
         images = np.zeros(shape, dtype)
         with pytest.raises(ValueError, match=message):
             augmentation.standardise(images, SPEC)

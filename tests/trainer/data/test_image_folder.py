@@ -1,12 +1,10 @@
-"""A folder of images, a subfolder per class: generated files, found in a fixed order, trained on."""
+"""A folder of images, a subfolder per class: generated files, found in a fixed order."""
 
 import numpy as np
 import PIL.Image
 import pytest
 import training_fixtures as fixtures
 
-from configs import digits
-from def_jax.trainer import experiment
 from def_jax.trainer.data import image_folder
 
 COLORS = {'blue': (10, 20, 200), 'green': (10, 180, 30), 'red': (220, 20, 10)}
@@ -60,6 +58,7 @@ def test_the_description_is_measured_on_the_training_images(dataset):
     np.testing.assert_allclose(dataset.spec.mean, pixels.mean((0, 1, 2)))
     np.testing.assert_allclose(dataset.spec.std, pixels.std((0, 1, 2)))
     assert dataset.spec.num_classes == 3 and dataset.spec.image_shape == (8, 8, 3)
+    assert dataset.model_options == {'num_classes': 3}
 
 
 @pytest.mark.parametrize(
@@ -79,13 +78,3 @@ def test_any_images_of_tfds_by_their_name(data_dir):
     dataset = image_folder.open_tfds_images('digits', data_dir, image_size=4, test='test[:100]')
     assert dataset.train.arrays['image'].shape == (1000, 4, 4, 1) and len(dataset.test) == 100
     assert dataset.spec.num_classes == 10 and dataset.validation is None
-
-
-def test_a_run_takes_it(folder):
-    """That it is trained on, see test_command_line.py."""
-    config = digits.get_config()
-    config.update({'dataset': 'image_folder', 'num_workers': 2, 'batch_size': 12})
-    config.dataset_options = {'folder': str(folder), 'image_size': 8}
-    run = experiment.build(config)
-    assert run.task.model.num_classes == 3 and run.measure.metric.name == 'accuracy'
-    assert next(run.train_batches(0))['image'].shape == (2, 6, 8, 8, 3)

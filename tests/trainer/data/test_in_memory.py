@@ -1,6 +1,7 @@
 """Data in memory: the order of training images, reading. What all splits promise: test_splits.py."""
 
 import functools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,13 +12,6 @@ from def_jax.trainer.data.in_memory import Arrays, load_dataset
 from def_jax.trainer.data.order import train_batch
 
 
-def numbered_split(num_examples):
-    return Arrays({'label': np.arange(num_examples)})
-
-
-# --- The order of training images ---
-
-
 def test_permutation_depends_on_seed_and_epoch_alone_and_is_drawn_once():
     permuted = functools.partial(order.epoch_permutation, num_examples=100)
     assert sorted(permuted(3, 4)) == list(range(100))
@@ -25,14 +19,11 @@ def test_permutation_depends_on_seed_and_epoch_alone_and_is_drawn_once():
     orders = {tuple(permuted(seed, epoch)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16  # (0, 1) and (1, 0) differ, too
     order._cached_permutation.cache_clear()
-    split = numbered_split(24)
+    split = Arrays({'label': np.arange(24)})
     for step in range(9):  # what a caller does to a batch stays its own
         train_batch(split, seed=0, step=step, batch_size=8, num_workers=2)['label'][:] = -1
     assert order._cached_permutation.cache_info().misses == 3
     assert split.arrays['label'].tolist() == list(range(24))
-
-
-# --- Reading ---
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
@@ -45,14 +36,11 @@ def test_cifar_is_as_tfds_describes_it(name):
     assert features['label'].num_classes == DATASETS[name].num_classes
 
 
-def fail_to_prepare(self, **kwargs):
-    raise ConnectionError('no route to host')
-
-
 def test_absent_data_set(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', fail_to_prepare)
+    fails = mock.Mock(side_effect=ConnectionError('no route to host'))
+    monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', fails)
     with pytest.raises(FileNotFoundError) as error:
         load_dataset('cifar10', tmp_path)
     message = str(error.value)

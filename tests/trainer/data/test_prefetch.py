@@ -15,14 +15,13 @@ def batch_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith('batches')]
 
 
-@pytest.mark.parametrize('depth', [1, 2, 5])
-@pytest.mark.parametrize('count', [0, 1, 7])
+@pytest.mark.parametrize(('count', 'depth'), [(0, 1), (7, 1), (7, 5), (1, 5)])
 def test_all_batches_in_order(count, depth):
     with prefetch.ahead(iter(range(count)), lambda x: 10 * x, depth) as batches:
         assert list(batches) == [10 * i for i in range(count)]
 
 
-def test_made_ahead_by_a_thread_but_no_further_than_asked():
+def test_a_thread_works_ahead_no_further_than_asked_and_ends():
     made, second = [], threading.Event()
 
     def place(batch):
@@ -34,20 +33,11 @@ def test_made_ahead_by_a_thread_but_no_further_than_asked():
     with prefetch.ahead(itertools.count(), place, depth=2) as batches:
         assert next(batches).startswith('batches')
         assert second.wait(10)  # nobody has asked for it
-    assert made == [0, 1, 2]
-
-
-def test_no_thread_is_left():
-    with prefetch.ahead(itertools.count(), lambda x: x) as batches:
-        next(batches)
         assert batch_threads()
-    assert not batch_threads()
-    with pytest.raises(KeyboardInterrupt), prefetch.ahead(itertools.count(), lambda x: x) as batches:
-        raise KeyboardInterrupt
-    assert not batch_threads()
+    assert made == [0, 1, 2] and not batch_threads()
 
 
-def test_error_comes_with_its_batch():
+def test_an_error_comes_with_its_batch_and_leaves_no_thread():
     def batches():
         yield 1
         raise OSError('unreadable')
@@ -56,11 +46,13 @@ def test_error_comes_with_its_batch():
         assert next(ready) == 1
         with pytest.raises(OSError, match='unreadable'):
             next(ready)
+    with pytest.raises(KeyboardInterrupt), prefetch.ahead(itertools.count(), lambda x: x):
+        raise KeyboardInterrupt
+    assert not batch_threads()
 
 
-@pytest.mark.parametrize('shape', [(4, 3), (4, 2, 3)])
-def test_placed_where_pmap_wants_it(shape):
-    devices = jax.devices()[:4]
+def test_placed_where_pmap_wants_it():
+    devices, shape = jax.devices()[:4], (4, 2, 3)
     batch = {'label': np.arange(np.prod(shape)).reshape(shape).astype(np.int32)}
     placed = WholeWorkers(devices).place(batch)
     step = jax.pmap(lambda batch: batch, axis_name='workers', devices=devices)

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from test_streaming import NUM_EXAMPLES, TOY, prepare
+from test_streaming import NUM_EXAMPLES, toy_train_split
 
-from def_jax.trainer.data import order, streaming
+from def_jax.trainer.data import order
 from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.data.text.corpus import Corpus
 from def_jax.trainer.data.text.windows import Windows
@@ -25,7 +25,7 @@ def windows(_):
 
 
 def files(tmp_path_factory):
-    return streaming.open_dataset(*TOY, prepare(tmp_path_factory.mktemp('files'), 'array_record'))[0]
+    return toy_train_split(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope='module', params=[arrays, windows, files], ids=lambda make: make.__name__)
@@ -38,11 +38,14 @@ def numbers(batch):
     return batch['label'] if 'label' in batch else batch['targets'][..., 0]
 
 
+@pytest.fixture(scope='module')
 def in_order(split):
+    return numbers_of(split)
+
+
+def numbers_of(split):
     """The numbers of the examples, in the split's order."""
-    return np.concatenate(
-        [numbers(batch).ravel() for batch in split.test_batches(batch_size=1, num_workers=1)]
-    )
+    return numbers(next(iter(split.test_batches(batch_size=len(split), num_workers=1))))[0]
 
 
 def trained(split, count, **changes):
@@ -58,13 +61,13 @@ def assert_same(actual, *expected):
         np.testing.assert_array_equal(array, np.concatenate([part[name] for part in expected], axis=1))
 
 
-def test_an_epoch_visits_every_example_at_most_once_in_the_order_of_its_seed(split):
-    assert len(split) == NUM_EXAMPLES and sorted(in_order(split)) == list(range(NUM_EXAMPLES))
+def test_an_epoch_visits_every_example_at_most_once_in_the_order_of_its_seed(split, in_order):
+    assert len(split) == NUM_EXAMPLES and sorted(in_order) == list(range(NUM_EXAMPLES))
     seen = numbers(trained(split, 3 * STEPS))
     for step, batch in enumerate(seen):
         options = {'seed': 3, 'step': step, 'batch_size': BATCH, 'num_workers': WORKERS}
         _, positions = order.train_positions(NUM_EXAMPLES, **options)
-        np.testing.assert_array_equal(batch, in_order(split)[positions])
+        np.testing.assert_array_equal(batch, in_order[positions])
     epochs = [tuple(epoch) for epoch in seen.reshape(3, -1)]
     assert len(set(epochs)) == 3 and all(len(set(epoch)) == BATCH * STEPS for epoch in epochs)
 
@@ -73,14 +76,13 @@ def test_resuming_at_any_step_and_in_any_processes_gives_the_same_batches(split)
     whole = trained(split, 7)
     order._cached_permutation.cache_clear()  # as in a new process
     assert_same({name: array[3:] for name, array in whole.items()}, trained(split, 4, first_step=3))
-    for parts in ([[0], [1, 2]], [[0], [1], [2]]):
-        assert_same(whole, *(trained(split, 7, workers=workers) for workers in parts))
+    assert_same(whole, *(trained(split, 7, workers=workers) for workers in ([0], [1, 2])))
     alone = trained(split, 7, num_workers=1)  # divides the same batch
     np.testing.assert_array_equal(numbers(alone).ravel(), numbers(whole).ravel())
 
 
-@pytest.mark.parametrize(('batch_size', 'count'), [(6, 4), (24, 1), (3, 8)])
-def test_test_batches_count_every_example_once(split, batch_size, count):
+@pytest.mark.parametrize(('batch_size', 'count'), [(6, 4), (24, 1)])
+def test_test_batches_count_every_example_once(split, in_order, batch_size, count):
     def passed(**workers):
         batches = list(split.test_batches(batch_size=batch_size, num_workers=WORKERS, **workers))
         assert len(batches) == count
@@ -89,11 +91,11 @@ def test_test_batches_count_every_example_once(split, batch_size, count):
     whole = passed()
     assert numbers(whole).shape == whole['mask'].shape == (count, WORKERS, batch_size // WORKERS)
     assert whole['mask'].dtype == np.float32 and whole['mask'].sum() == NUM_EXAMPLES
-    np.testing.assert_array_equal(numbers(whole)[whole['mask'] == 1], in_order(split))
-    assert_same(whole, *(passed(workers=[worker]) for worker in range(WORKERS)))
+    np.testing.assert_array_equal(numbers(whole)[whole['mask'] == 1], in_order)
+    assert_same(whole, *(passed(workers=workers) for workers in ([0], [1, 2])))
 
 
-def test_a_part_holds_the_examples_at_its_positions(split):
+def test_a_part_holds_the_examples_at_its_positions(split, in_order):
     part = split.part(5, 20).part(2, 9)
-    np.testing.assert_array_equal(in_order(part), in_order(split)[7:14])
-    assert set(numbers(trained(part, 1)).ravel()) < set(in_order(part))
+    np.testing.assert_array_equal(numbers_of(part), in_order[7:14])
+    assert set(numbers(trained(part, 1)).ravel()) < set(in_order[7:14])

@@ -1,17 +1,17 @@
 """Streaming: images and labels of real files, at ImageNet's size; crops; errors. Batches: test_splits.py."""
 
 import dataclasses
+import functools
 import io
 import itertools
 
-import jax
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from def_jax.trainer.data import augmentation, streaming
+from def_jax.trainer.data import streaming
 from def_jax.trainer.data.catalogue import DATASETS
 
 NUM_EXAMPLES = 23
@@ -50,13 +50,13 @@ def prepare(data_dir, file_format):
 
 
 @pytest.fixture(scope='module')
-def array_record_dir(tmp_path_factory):
-    return prepare(tmp_path_factory.mktemp('array_record'), 'array_record')
+def train(tmp_path_factory):
+    return toy_train_split(tmp_path_factory.getbasetemp())
 
 
-@pytest.fixture(scope='module')
-def splits(array_record_dir):
-    return streaming.open_dataset(*TOY, array_record_dir)
+@functools.cache
+def toy_train_split(folder):
+    return streaming.open_dataset(*TOY, prepare(folder / 'array_record', 'array_record'))[0]
 
 
 def batches(split, count, **changes):
@@ -64,17 +64,14 @@ def batches(split, count, **changes):
     return list(itertools.islice(split.train_batches(**arguments), count))
 
 
-def test_a_batch_holds_the_images_of_its_labels(splits):
-    train, _ = splits
+def test_a_batch_holds_the_images_of_its_labels(train):
     for batch in batches(train, 7):
         assert (batch['image'].shape, batch['image'].dtype) == ((3, 2, 8, 8, 3), np.uint8)
         assert (batch['label'].shape, batch['label'].dtype) == ((3, 2), np.int32)
         np.testing.assert_array_equal((batch['image'].mean(axis=(2, 3, 4)) + 2) // 10, batch['label'])
 
 
-def test_seeds_and_epochs_differ(splits):
-    train, _ = splits
-
+def test_seeds_and_epochs_differ(train):
     def images_by_label(run):
         return {
             label: image
@@ -90,10 +87,7 @@ def test_seeds_and_epochs_differ(splits):
         assert not all(np.array_equal(first[label], run[label]) for label in common)
 
 
-# --- Crops ---
-
-
-@pytest.mark.parametrize('shape', [(300, 400), (400, 300), (100, 90)])
+@pytest.mark.parametrize('shape', [(300, 400), (100, 90)])
 def test_center_crop_equals_pil(shape):
     rng = np.random.default_rng(0)
     smooth = PIL.Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(shape[::-1])
@@ -144,9 +138,6 @@ def test_of_narrow_images_the_centre_is_taken(height, width, box):
     assert np.abs(made.numpy() - box).max() <= 1
 
 
-# --- ImageNet ---
-
-
 class Mocked(list):
     """Examples of TFDS's mock, several of which can be asked for at once, as of ArrayRecord files."""
 
@@ -155,29 +146,20 @@ class Mocked(list):
 
 
 def test_imagenet_at_its_size():
-    with (
-        tfds.testing.mock_data(num_examples=5),
-        pytest.MonkeyPatch.context() as patch,
-    ):
+    with tfds.testing.mock_data(num_examples=5), pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfds.core.DatasetBuilder, 'is_prepared', lambda self: True)
         train, test = (
             dataclasses.replace(split, records=Mocked(split.records[i] for i in range(len(split.records))))
             for split in streaming.open_dataset('imagenet2012', 224)
         )
         assert len(train) == len(test) == 5
-        whole = batches(train, 3, batch_size=4, num_workers=2)
+        trained = batches(train, 1, batch_size=4, num_workers=2)
         tested = list(test.test_batches(batch_size=4, num_workers=2))
 
-    for batch in whole + tested:
+    for batch in trained + tested:
         assert (batch['image'].shape, batch['image'].dtype) == ((2, 2, 224, 224, 3), np.uint8)
         assert batch['label'].max() < IMAGENET.num_classes
-    augmented = augmentation.augment(jax.random.key(0), whole[0]['image'][0], IMAGENET)
-    plain = np.asarray(augmentation.standardise(whole[0]['image'][0], IMAGENET))
-    for image, original in zip(np.asarray(augmented), plain, strict=True):
-        assert any(np.allclose(image, choice, atol=1e-5) for choice in (original, original[:, ::-1]))
-
-
-# --- Errors ---
+    assert IMAGENET.crop_padding == 0 and IMAGENET.flip  # the crop is already made
 
 
 def test_data_sets_that_are_absent_or_can_be_read_in_order_only(tmp_path):

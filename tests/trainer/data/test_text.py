@@ -20,22 +20,9 @@ CONTEXT = 4
 STDLIB = catalogue.TEXTS['python_stdlib']
 
 
-def corpus_of(*documents):
-    text = np.frombuffer(b''.join(documents), np.uint8)
-    return Corpus(text, np.cumsum([len(document) for document in documents]))
-
-
-@pytest.fixture
-def windows():
-    return Windows(corpus_of(*DOCUMENTS), CONTEXT)
-
-
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
     return small_stdlib.prepared(tmp_path_factory.getbasetemp())
-
-
-# The standard library.
 
 
 def test_the_library_is_text_without_tests_packages_and_build_files(data_dir):
@@ -67,9 +54,6 @@ def test_this_pythons_library_is_split_by_file(tmp_path):
         stdlib.stdlib_files(tmp_path)
 
 
-# Bytes on disk.
-
-
 def test_what_is_written_is_read(tmp_path):
     corpus.write_corpus(tmp_path / 'bytes' / 'train', [*DOCUMENTS[:2], b'', *DOCUMENTS[2:]])
     opened = corpus.open_corpus(tmp_path / 'bytes' / 'train')
@@ -91,11 +75,7 @@ def interrupted():
     ('documents', 'error', 'message'),
     [
         (interrupted(), KeyboardInterrupt, '^$'),
-        (
-            [b'a', b'b\xff'],
-            ValueError,
-            r'document 1 of .*train holds the byte 0xFF, so it is not UTF-8',
-        ),
+        ([b'a', b'b\xff'], ValueError, r'document 1 of .*train holds the byte 0xFF, so it is not UTF-8'),
         ([b'a' * 100_000], OSError, 'too large'),
     ],
     ids=['interrupted', 'not UTF-8', 'a full disk'],
@@ -115,9 +95,6 @@ def test_a_truncated_file(tmp_path):
         corpus.open_corpus(tmp_path / 'train')
 
 
-# Windows.
-
-
 def slow_windows(documents, context):
     """Token by token: (what the model sees, what follows, document) in rows of `context`."""
     rows = []
@@ -126,7 +103,9 @@ def slow_windows(documents, context):
     return [rows[i : i + context] for i in range(0, len(rows), context)]
 
 
-def test_windows_are_those_of_a_slow_program(windows):
+def test_windows_are_those_of_a_slow_program():
+    text, ends = np.frombuffer(b''.join(DOCUMENTS), np.uint8), np.cumsum([len(d) for d in DOCUMENTS])
+    windows = Windows(Corpus(text, ends), CONTEXT)
     expected, taken = slow_windows(DOCUMENTS, CONTEXT), windows.take(np.arange(len(windows)))
     assert len(windows) == len(expected) == 7
     for row, window in enumerate(expected):
@@ -138,18 +117,11 @@ def test_windows_are_those_of_a_slow_program(windows):
     assert taken['tokens'].dtype == taken['targets'].dtype == taken['segments'].dtype == np.int32
 
 
-# The catalogue.
-
-
 def test_data_sets_that_cannot_be_opened(data_dir):
-    for context in (0, 2.0, True):
-        with pytest.raises(ValueError, match=rf'context={context} must be an integer in \[1, '):
-            STDLIB(data_dir, context=context)
+    with pytest.raises(ValueError, match=r'context=0 must be an integer in \[1, '):
+        STDLIB(data_dir, context=0)
     with pytest.raises(ValueError, match=r"has no feature 'code'; it has \['path', 'text'\]"):
         STDLIB(data_dir, feature='code')
-
-
-# Text of one's own, and any of TFDS.
 
 
 def written(root, **documents):
@@ -180,10 +152,7 @@ def test_a_folder_is_divided_by_the_paths_of_its_files(tmp_path):
     [
         ({}, "path='.*texts' is not a folder"),
         ({'a': b'text'}, 'has no text for .*: its 1 files are divided by a hash'),
-        (
-            {'a': b'caf\xe9'},
-            r"'.*a.txt' is not UTF-8 \('utf-8' codec can't decode byte 0xe9.*Convert",
-        ),
+        ({'a': b'caf\xe9'}, r"'.*a.txt' is not UTF-8 \('utf-8' codec can't decode byte 0xe9.*Convert"),
     ],
 )
 def test_a_folder_of_text_that_cannot_be_read_is_refused(tmp_path, documents, message):
