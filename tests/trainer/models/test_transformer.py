@@ -83,9 +83,8 @@ def test_number_of_parameters(name, tied, count):
     assert not any('bias' in jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(shapes))
 
 
-@pytest.mark.parametrize('options', [{'tied': True}, {'tied': False}, {'remat': True}], ids=str)
-def test_logits_are_those_of_numpy(options):
-    model, tokens = TINY(**options), random_tokens((3, 7))
+def test_logits_are_those_of_numpy():
+    model, tokens = TINY(tied=False), random_tokens((3, 7))
     params = random_params(model)
     logits = jax.jit(model.apply)({'params': params}, tokens)
     assert logits.dtype == jnp.float32

@@ -24,8 +24,7 @@ def changed(built, **methods):
     """The experiment with a task in which some methods are replaced."""
     task = Regression(built.task.model, built.task.num_features)
     for name, value in methods.items():
-        method = types.MethodType(value, task) if callable(value) else value
-        setattr(task, name, method)
+        setattr(task, name, types.MethodType(value, task) if callable(value) else value)
     return dataclasses.replace(built, task=task)
 
 
@@ -58,7 +57,6 @@ WRONG = [
         {'test_sums': without_mask},
         r"the sum 'loss' of test_sums ignores batch\['mask'\], so padding would count",
     ),
-    ({'test_sums': sums(lambda s, b: s | {'count': ZERO + 8})}, "the sum 'count' of test_sums ignores"),
     (
         {'test_sums': sums(lambda s, b: {'loss': s['loss']})},
         "test_sums must return a dict with 'loss' and 'count'",
@@ -108,10 +106,6 @@ def test_an_optimizer_that_cannot_make_an_update(changes):
     config.update(changes)
     with fixtures.refused(f"^config.{next(iter(changes))}=.*'foo'}} cannot make an update: "):
         task_check.check(experiment.build(config))
-
-
-def test_a_task_that_is_right_is_accepted(built):
-    task_check.check(built)
 
 
 def test_a_split_needs_arrays_of_one_length():

@@ -1,7 +1,5 @@
 """Language modelling: what is counted, and what is written."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -33,25 +31,20 @@ def variables(task):
     return jax.jit(task.init)(jax.random.key(0))
 
 
-@functools.cache
-def last_logits(scale):
-    """A function from a text of at most CONTEXT tokens to the logits of the next byte."""
-    init = jax.jit(LanguageModelling(MODEL, CONTEXT).init)
-    params = jax.tree.map(lambda x: scale * x, init(jax.random.key(0)))
-    apply = jax.jit(MODEL.apply)
+apply = jax.jit(MODEL.apply)
 
-    def logits(text):
-        padded = np.zeros((1, CONTEXT), np.int32)
-        padded[0, : len(text)] = text
-        return np.asarray(apply({'params': params['params']}, padded)[0, len(text) - 1], np.float64)
 
-    return logits
+def last_logits(params, text):
+    """The logits of the byte after a text of at most CONTEXT tokens."""
+    padded = np.zeros((1, CONTEXT), np.int32)
+    padded[0, : len(text)] = text
+    return np.asarray(apply({'params': params}, padded)[0, len(text) - 1], np.float64)
 
 
 @pytest.fixture(scope='module')
-def nats():
+def nats(variables):
     """The negative log-probability of every byte of the documents, computed from each piece alone."""
-    losses, position, logits = [], 0, last_logits(1)
+    losses, position = [], 0
     for document in DOCUMENTS:
         pieces, start = [], 0
         while start < len(document):
@@ -61,7 +54,7 @@ def nats():
         for start, piece in pieces:
             inputs = [document[start - 1] if start else START, *piece]
             for i, byte in enumerate(piece):
-                row = logits(inputs[: i + 1])
+                row = last_logits(variables['params'], inputs[: i + 1])
                 losses.append(np.log(np.exp(row).sum()) - row[byte])
     return np.array(losses)
 
@@ -88,6 +81,5 @@ def test_greedy_samples_are_the_most_probable_bytes(variables):
     written = sample(MODEL, params, jax.random.key(0), 12, temperature=0)
     text = [START]
     for _ in range(12):
-        logits = last_logits(3)(text[-CONTEXT:])
-        text.append(int(logits[:START].argmax()))
+        text.append(int(last_logits(params, text[-CONTEXT:])[:START].argmax()))
     assert list(written) == text[1:]
