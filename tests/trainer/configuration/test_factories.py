@@ -20,16 +20,12 @@ def changed(**changes):
 
 def test_a_name_a_path_and_options():
     config = {'part': 'fractions:Fraction', 'part_options': {'numerator': 3}}
-    assert factories.find('part', config, {}).make(object, required={'denominator': 4}) == 3 / 4
+    made = factories.find('part', config, {}).make(object, required={'denominator': 4}, numerator=5)
+    assert made == 3 / 4  # an option comes before what is offered
     config = {'part': 'half', 'part_options': {}}
     table = {'half': lambda numerator: numerator / 2}
     made = factories.find('part', config, table).make(float, required={'numerator': 3}, unused=5)
     assert made == 1.5  # what it does not take is not passed
-
-
-def test_options_come_before_what_is_offered():
-    config = {'part': f'{HERE}:needs_depth', 'part_options': {'depth': 3}}
-    assert factories.find('part', config, {}).make(int, required={}, depth=2) == 3
 
 
 def made_by(name, **changes):
@@ -43,10 +39,10 @@ def made_by(name, **changes):
         ({'optimizer': 'adamww'}, r"config.optimizer='adamww' must be one of sgd, .* Did you mean 'adamw'\?"),
         (
             {'model': 'nothing.here:net'},
-            r"'nothing.here' cannot be imported \(No module named 'nothing'\). Start",
+            r"='nothing.here:net': .* 'nothing.here' cannot be imported \(No module named 'nothing'\). Start",
         ),
-        ({'model': ':net'}, r"config.model=':net': the module '' cannot be imported"),
         ({'task': f'{HERE}:no_tsk'}, rf"the module '{HERE}' has no 'no_tsk'. Did you mean 'no_task'\?"),
+        ({'model': ':net'}, "the module '' cannot be imported"),
         ({'dataset': f'{HERE}:NUMBER'}, rf"config.dataset='{HERE}:NUMBER' must be callable, but is int 3"),
         (made_by('no_rate'), "must take the argument 'learning_rate'; it takes b1"),
         ({'task': f'{HERE}:needs_depth'}, "must take the argument 'model'; it takes depth"),
@@ -61,10 +57,9 @@ def made_by(name, **changes):
             r"refusing' with optimizer_options={'depth': 3}: depth=3 must be even\.",
         ),
         (
-            {'optimizer': 'adamw', 'optimizer_options': {'beta2': 0.9}},
-            r"config.optimizer_options.beta2 is not an option of optimizer='adamw', which takes b1,",
+            {'optimizer_options': {'nesterof': True}},
+            r"nesterof is not an option of optimizer='sgd', which takes nesterov.* Did you mean 'nesterov'\?",
         ),
-        ({'optimizer': 'sgd', 'optimizer_options': {'nesterof': True}}, r"Did you mean 'nesterov'\?"),
         ({'optimizer_options': {'learning_rate': 1.0}}, 'cannot be set: config.learning_rate is passed'),
         (
             {'optimizer_options': {'momentum': 0.5}},
@@ -80,13 +75,8 @@ def made_by(name, **changes):
             {'model': f'{HERE}:needs_depth', 'compute_dtype': 'bfloat16'},
             "compute_dtype='bfloat16' has no effect on model=.*, which takes no dtype",
         ),
-        ({'accumulate': 3}, 'must divide the 8 examples of a worker, batch_size=128 / num_'),
         ({'outer': 'sgd'}, "outer='sgd' needs the option 'learning_rate'"),
-        (
-            {'outer': 'sgd', 'method': 'diloco'},
-            "outer='sgd' has no effect on method='diloco', which fixes it",
-        ),
-        ({'outer': 'sgd', 'method': 'sgd'}, "outer='sgd' has no effect on method='sgd'"),
+        ({'outer': 'sgd', 'method': 'diloco'}, "='sgd' has no effect on method='diloco', which fixes it or"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_configuration(changes, message):
@@ -120,7 +110,7 @@ UNTYPED = {'model': 'builtins:dict'}
         (
             parts.make_dataset,
             UNLABELLED | {'evaluate_on': 'validation'},
-            'none of its own. Hold out training',
+            'needs a validation split, and the data set has none of its own. Hold out training',
         ),
         (schedule_of, {'schedule': f'{HERE}:no_schedule'}, 'a function of the step, but returned None'),
         (schedule_of, {'schedule': f'{HERE}:schedule_of_vectors'}, 'schedule.*TypeError'),

@@ -82,9 +82,7 @@ def test_missing_and_unknown_keys_are_named_with_what_is_allowed_or_near():
     assert refusal(changed(zzz=1)) == 'config.zzz is not a known key.'
 
 
-@pytest.mark.parametrize(
-    ('batch_size', 'num_workers', 'nearest'), [(100, 16, 96), (7, 4, 8), (1, 16, 16), (127, 128, 128)]
-)
+@pytest.mark.parametrize(('batch_size', 'num_workers', 'nearest'), [(100, 16, 96), (7, 4, 8), (1, 16, 16)])
 def test_a_batch_that_does_not_divide_suggests_one_that_does(batch_size, num_workers, nearest):
     message = refusal(changed(batch_size=batch_size, num_workers=num_workers))
     assert f'config.batch_size={batch_size}' in message and f'num_workers={num_workers}' in message
@@ -100,18 +98,13 @@ SKIPS, ELASTIC = {'skip_nonfinite': True}, {'elastic': True, 'workers_per_device
     ('changes', 'words', 'remedy'),
     [
         ({'workers_per_device': 3}, 'workers_per_device=3 does not divide config.num_workers=16', {}),
-        ({'workers_per_device': 32}, 'workers_per_device=32 does not divide config.num_workers=16', {}),
         (SHARDS | {'workers_per_device': 2}, '=2. Set --config.workers_per_device=1', SHARDS),
         (SHARDS | {'method': 'powersgd'}, "config.method='powersgd' compresses whole ones", SHARDS),
-        (SHARDS | {'method': 'cser'}, "config.method='cser' compresses whole ones", SHARDS),
         (SHARDS | {'batch_size': 48}, 'divide the 3 examples of which a worker takes a gradient', SHARDS),
-        (SHARDS | {'accumulate': 8}, 'must divide the 1 examples', SHARDS),
+        ({'accumulate': 3}, 'must divide the 8 examples of a worker, batch_size=128 / num_workers=16', {}),
         ({'allocation': 'balanced', 'granularity': 'model'}, "config.allocation='balanced' ", {}),
-        ({'allocation': 'balanced', 'granularity': 'element'}, "config.allocation='balanced' ", {}),
-        ({'order': 'shuffled', 'granularity': 'element'}, "config.order='shuffled' ", {'order': 'shuffled'}),
         ({'order': 'cyclic', 'granularity': 'element'}, "config.order='cyclic' ", {'granularity': 'model'}),
         (NARROW | {'method': 'sgd'}, 'since SGD does not use it', NARROW),
-        (NARROW | {'method': 'ef21'}, 'since EF21 does not use it', {'method': 'ef21'}),
         (SKIPS | {'method': 'sgd'}, 'since SGD does not use it', SKIPS),
         ({'wire_dtype': 'float16', 'detach': 'auto'}, "wire_dtype='float16'", {'wire_dtype': 'float16'}),
         ({'wire_dtype': 'int8', 'num_workers': 128}, '128 workers', {'wire_dtype': 'int8'}),
