@@ -45,12 +45,8 @@ NUM_PARAMS = 72 + 8 + 8 + 80 + 10  # of the network below: convolution, batch no
 MESSAGE_SIZE = 9 + 1 + 1 + 10 + 1  # an eighth of every tensor, at least one element
 _tiny_vgg = functools.partial(vgg.VGG, stages=((8,),))
 _OUTPUT_KEYS = {
-    'diagnostics_every',
-    'eval_every_epochs',
-    'log_every_steps',
-    'keep_checkpoints',
-    'recalibrate_batches',
-    'check_replicas_every',
+    *('diagnostics_every', 'eval_every_epochs', 'log_every_steps', 'keep_checkpoints'),
+    *('recalibrate_batches', 'check_replicas_every', 'validation_examples', 'evaluate_on'),
 }
 _RELEVANT_KEYS = {
     'init': (

@@ -120,31 +120,21 @@ def test_compute_dtype_is_that_of_the_network_alone(data_dir):
 
 
 # DEF is the recorded run; besides, one of its kind. The others are slow tests.
-QUICK = ('saef',)
-
-
 @pytest.mark.parametrize(
-    'method', [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in METHODS]
+    'method', [pytest.param(name, marks=[pytest.mark.slow] * (name != 'saef')) for name in METHODS]
 )
 def test_every_method_trains(method, recorded, data_dir, tmp_path):
     changes = {'num_workers': 1} if METHODS[method].single_worker else {}
     if method == 'onebit_adam':
         changes = {'freeze_after': 3, 'learning_rate': 1e-3, 'momentum': 0.0}
     config = fixtures.tiny_config(data_dir, method=method, **changes)
-    result = fixtures.train(config, tmp_path / 'run')
+    result = fixtures.train(config, tmp_path / 'run')  # what it sends: tests/tools/communication
     assert result['status'] == 'finished'
     records, points = fixtures.records(tmp_path / 'run'), METHODS[method].points
     assert {name for record in records for name in record if name.startswith('test_accuracy_')} == {
         f'test_accuracy_{point}' for point in (*points, *(('own_std',) if 'own' in points else ()))
     }
     assert ('y' in points) == (METHODS[method].kind == 'error_feedback')
-    dense = method in ('sgd', 'sgd_ia', 'local_sgd', 'diloco')
-    size = result['communication']['message_size']
-    # What rivals send is counted in tests/test_traffic.py.
-    if METHODS[method].kind == 'baseline' or method in ('cser', 'sparse_loco'):
-        assert size < fixtures.NUM_PARAMS / 2
-    else:
-        assert size == (fixtures.NUM_PARAMS if dense else fixtures.MESSAGE_SIZE)
     assert result['metrics']['train_loss'] < 3
     if method == 'def_a':  # the same run as DEF's; the two differ in the point that is their answer
         assert records == fixtures.records(recorded.folder)
@@ -183,11 +173,8 @@ def test_virtual_workers_give_the_same_trajectory(
     ('changes', 'message'),
     [
         ({'train_examples': 2000}, r'config\.train_examples=2000 must be at most 1000'),
-        ({'test_examples': 2000}, r'config\.test_examples=2000 must be at most 797'),
-        ({'batch_size': 204}, r'batch_size=204 must be between 1 and num_examples=200'),
         ({'validation_examples': 1000}, 'config.validation_examples=1000 must be less than 1000'),
         ({'validation_examples': 801}, 'config.train_examples=200 must be at most 199'),
-        ({'evaluate_on': 'validation'}, 'needs a validation split, and the data set has none'),
         ({'num_epochs': 2**31}, r'config\.num_epochs=2147483648 or num_steps=0 gives .* steps'),
         ({'num_workers': 10**9, 'batch_size': 10**9}, '1000000000 fake devices .* more than this CPU'),
         ({'model': 'vgg16'}, r'images\.shape=.* multiples of 32'),
@@ -270,7 +257,7 @@ def test_a_skipped_step_holds_the_statistics_of_batch_normalisation(data_dir):
     state, batch = run.steps.init(), next(run.train_batches(0))
     batch['label'][2] = 99
     before = fixtures.shards(state)
-    state, metrics = run.steps.train(state, batch)
+    state, metrics = run.steps.train(state, run.workers.place(batch))
     assert not np.any(metrics['taken'])
     chex.assert_trees_all_equal(fixtures.shards(state.batch_stats), before.batch_stats)
     chex.assert_trees_all_equal(fixtures.shards(state.params), before.params)

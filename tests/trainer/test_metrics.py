@@ -46,17 +46,6 @@ def steps_of(folder):
     return [r['step'] for r in metrics.read(folder / 'metrics.jsonl')]
 
 
-@pytest.mark.parametrize(('step', 'kept'), [(5, [3, 5]), (6, [3, 5, 6]), (9, [3, 5, 6, 9])])
-def test_a_resumed_log_forgets_what_comes_after_its_checkpoint(tmp_path, log, seals, step, kept):
-    resumed = log(step, seals[step])
-    assert [r['step'] for r in resumed.records] == kept
-    assert metrics.read(tmp_path / 'metrics.jsonl') == resumed.records
-    resumed.write(record(10))
-    assert steps_of(tmp_path) == [*kept, 10]
-    again = log(10, resumed.seal())
-    assert [r['step'] for r in again.records] == [*kept, 10]
-
-
 def test_the_evaluation_of_a_checkpoint_follows_its_seal_and_is_kept(tmp_path, log, seals):
     path = tmp_path / 'metrics.jsonl'
     evaluation = json.dumps({'step': 9, 'accuracy': 0.5}).encode() + b'\n'
@@ -98,17 +87,12 @@ def another_figure(path):
     path.write_bytes(path.read_bytes().replace(b'0.125', b'0.925'))
 
 
-def a_bit(path):
-    path.write_bytes(path.read_bytes().replace(b'loss', b'\xffoss', 1))
-
-
 @pytest.mark.parametrize(
     ('damage', 'reason'),
     [
         (gone, r'cannot be read \(No such file or directory\)'),
         (cut, r'ends after \d+ of \d+ bytes'),
         (another_figure, 'was changed'),
-        (a_bit, 'was changed'),
     ],
 )
 def test_a_sealed_record_cannot_be_lost_unseen(tmp_path, log, seals, damage, reason):
@@ -144,13 +128,10 @@ def test_a_log_is_written_again_in_its_own_folder_alone(tmp_path, log):
     assert not moved.exists()
 
 
-NO_RECORDS = [b'', b'{', b'{"step": 12', b'{"step": 12, "loss": 0.5', b'\0\0', b'5', b'{}', b'[]', b'\xff"']
-
-
-@pytest.mark.parametrize('rest', [*NO_RECORDS, b'[' * 100_000])
-def test_what_is_no_record_is_dropped(tmp_path, log, seals, rest):
+def test_what_is_no_record_is_dropped(tmp_path, log, seals):
     path = tmp_path / 'metrics.jsonl'
-    path.write_bytes(path.read_bytes() + rest + b'\n' + json.dumps(record(12)).encode())
+    junk = [b'', b'{', b'{"step": 12, "loss": 0.5', b'\0\0', b'5', b'{}', b'[]', b'\xff"', b'[' * 100_000]
+    path.write_bytes(path.read_bytes() + b'\n'.join([*junk, json.dumps(record(12)).encode()]))
     assert steps_of(tmp_path) == [*STEPS, 12]
     log(9, seals[9]).write(record(20))
     assert steps_of(tmp_path) == [*STEPS, 20]
@@ -178,19 +159,12 @@ def test_tensorboard_gets_each_figure_and_hides_what_a_resumed_run_repeats(tmp_p
     assert (event.step, value.tag, value.simple_value) == (6, 'loss', 0.5)
 
 
-# --- A full disk ---
-
-
-def fill(full):
-    for step in range(1, 1000):
-        full.write(record(step))
-        full.seal()
-
-
 def test_a_disk_that_fills_is_an_error_and_closing_waits_for_nobody(tmp_path, log, small_files):
     full = log()
     small_files(2000)
     with fixtures.refused(r'metrics\.jsonl or the tensorboard .* cannot be written .*free some space'):
-        fill(full)
+        for step in range(1, 1000):
+            full.write(record(step))
+            full.seal()
     full.close()
     assert len(steps_of(tmp_path)) > 5

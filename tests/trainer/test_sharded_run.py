@@ -47,9 +47,10 @@ def assert_close(state, expected):
     jax.tree.map(close, state, expected)
 
 
-def assert_alike(data_dir, shards, changes):
-    run, state, losses = trained(sharded(data_dir, shards, **changes))
-    _, expected, expected_losses = trained(sharded(data_dir, 1, **changes))
+def assert_alike(parts, whole):
+    """Two configurations train alike; the experiment of the first, and its state."""
+    run, state, losses = trained(parts)
+    _, expected, expected_losses = trained(whole)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert_close(state, expected)
     return run, state
@@ -57,7 +58,8 @@ def assert_alike(data_dir, shards, changes):
 
 def test_the_trajectory_is_that_of_whole_workers(data_dir):
     """Blocks are cut from shards, so that is so where all is sent."""
-    run, state = assert_alike(data_dir, 2, {'ratio': 1, 'outer': '', 'outer_options': {}})
+    parts, whole = (sharded(data_dir, shards, ratio=1, outer='', outer_options={}) for shards in (2, 1))
+    run, state = assert_alike(parts, whole)
     kernel = state.params['block_0']['mlp_input']['kernel']
     assert kernel.addressable_shards[0].data.shape == (8, 16) and kernel.shape == (8, 32)
     residual = fixtures.residual(state)['block_0']['mlp_input']['kernel']
@@ -92,12 +94,9 @@ def test_blocks_are_those_of_a_loop_over_the_library(data_dir):
 @pytest.mark.slow
 def test_batch_normalisation_is_over_the_whole_worker(tmp_path_factory):
     with fixtures.tiny_network(tmp_path_factory) as digits_dir:
-        whole, parts = (
-            trained(fixtures.tiny_config(digits_dir, shards_per_worker=shards, ratio=1))[1:]
-            for shards in (1, 2)
+        assert_alike(
+            *(fixtures.tiny_config(digits_dir, shards_per_worker=shards, ratio=1) for shards in (2, 1))
         )
-    np.testing.assert_allclose(parts[1], whole[1], rtol=1e-5)
-    assert_close(parts[0], whole[0])
 
 
 @pytest.fixture(scope='module')

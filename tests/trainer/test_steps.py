@@ -93,28 +93,6 @@ def worker_gradient(recorded):
     return of
 
 
-@pytest.mark.parametrize('worker', range(fixtures.NUM_WORKERS))
-def test_gradient_and_weight_decay_are_taken_at_the_detached_point(recorded, worker_gradient, worker):
-    before, after = (fixtures.gathered(recorded.states[step]) for step in (8, 9))
-    x = before.params
-    r = jax.tree.map(lambda leaf: leaf[worker], fixtures.residual(before))
-    detached = jax.tree.map(lambda x, r: x + 0.3 * r, x, r)
-    decay = recorded.config.weight_decay
-
-    def new_momentum(gradient_point, decay_point):
-        _, grads = worker_gradient(gradient_point, before, 8, worker)
-        old = jax.tree.map(lambda m: m[worker], fixtures.momentum(before))
-        return jax.tree.map(lambda m, g, p: 0.9 * m + g + decay * p, old, grads, decay_point)
-
-    momentum = jax.tree.map(lambda m: m[worker], fixtures.momentum(after))
-    chex.assert_trees_all_close(momentum, new_momentum(detached, detached), rtol=1e-4, atol=1e-6)
-    for wrong in ((x, detached), (detached, x)):  # which the tolerance can tell apart
-        with pytest.raises(AssertionError, match='not approximately equal'):
-            chex.assert_trees_all_close(momentum, new_momentum(*wrong), rtol=1e-4, atol=1e-6)
-    loss, _ = worker_gradient(detached, before, 8, worker)
-    assert recorded.losses[8][worker] == pytest.approx(float(loss), rel=1e-5)
-
-
 def test_three_steps_equal_a_loop_over_the_library(recorded, worker_gradient):
     states = [fixtures.gathered(state) for state in recorded.states[:4]]
     optimizer = optax.chain(
@@ -127,7 +105,9 @@ def test_three_steps_equal_a_loop_over_the_library(recorded, worker_gradient):
     update = jax.jit(jax.vmap(optimizer.update, axis_name='k'))
     for step in range(3):
         points = [def_jax.detached_params(params, opt_state) for opt_state in local]
-        grads = [worker_gradient(p, states[step], step, k)[1] for k, p in enumerate(points)]
+        found = [worker_gradient(p, states[step], step, k) for k, p in enumerate(points)]
+        losses, grads = zip(*found, strict=True)
+        np.testing.assert_allclose(recorded.losses[step], losses, rtol=1e-5)
         stack = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) for trees in (grads, local, points)]
         updates, opt_state = update(*stack)
         params = optax.apply_updates(params, jax.tree.map(lambda u: u[0], updates))
