@@ -1,23 +1,21 @@
 """The networks in float64 NumPy, written from the papers and the authors' code, to test the Flax modules."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def init_shapes(model, image_shape):
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
-
-
-def random_variables(model, image_shape, seed=0):
+def random_variables(model, image_shape):
     """Variables without default values: biases and running means are not 0, scales not 1."""
-    rng = np.random.default_rng(seed)
+    rng, images = np.random.default_rng(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
 
     def draw(leaf):
         return jnp.asarray(rng.uniform(0.2, 1.0, leaf.shape) * rng.choice([-1, 1], leaf.shape), leaf.dtype)
 
-    variables = jax.tree.map(draw, init_shapes(model, image_shape))
+    variables = jax.tree.map(draw, shapes)
     stats = jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.abs(leaf) if path[-1].key == 'var' else leaf, variables['batch_stats']
     )

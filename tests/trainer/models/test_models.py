@@ -142,37 +142,27 @@ TRAINED = {  # one network for each way to normalise, to halve images and to end
 def test_a_network_learns_and_drops_half_of_what_enters_hidden_layers(name):
     model = MODELS[name](num_classes=3, **TRAINED[name])
     images = np.random.default_rng(1).normal(size=(6, 8, 8, 2)).astype(np.float32)
+    variables = networks.random_variables(model, (8, 8, 2))
 
-    @jax.jit
-    def step(variables):
-        def loss_fn(params):
-            logits, mutated = model.apply(
-                variables | {'params': params},
-                images,
-                train=True,
-                mutable=['batch_stats', 'intermediates'],
-                rngs={'dropout': jax.random.key(0)},
-                capture_intermediates=lambda module, _: isinstance(module, (nn.Dense, nn.Dropout)),
-            )
-            log_probability = jax.nn.log_softmax(logits)[np.arange(6), np.arange(6) % 3]
-            return -log_probability.mean(), mutated
+    def loss_fn(params):
+        logits, mutated = model.apply(
+            variables | {'params': params},
+            images,
+            train=True,
+            mutable=['batch_stats', 'intermediates'],
+            rngs={'dropout': jax.random.key(0)},
+            capture_intermediates=lambda module, _: isinstance(module, (nn.Dense, nn.Dropout)),
+        )
+        return -jax.nn.log_softmax(logits)[np.arange(6), np.arange(6) % 3].mean(), mutated
 
-        (loss, mutated), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables['params'])
-        params = jax.tree.map(lambda p, g: p - 1e-3 * g, variables['params'], grads)
-        return {'params': params, 'batch_stats': mutated['batch_stats']}, loss, mutated['intermediates']
-
-    variables, losses = networks.random_variables(model, (8, 8, 2)), []
-    first = variables
-    for _ in range(4):
-        variables, loss, values = step(variables)
-        losses.append(float(loss))
-    assert losses[-1] < losses[0] and all(map(np.isfinite, losses))
-    for (path, before), after in zip(
-        jax.tree.leaves_with_path(first), jax.tree.leaves(variables), strict=True
-    ):
+    grads, mutated = jax.device_get(jax.jit(jax.grad(loss_fn, has_aux=True))(variables['params']))
+    for path, leaf in jax.tree.leaves_with_path(grads):
         cancelled = 'Conv' in jax.tree_util.keystr(path) and path[-1].key == 'bias'  # by normalisation
-        assert cancelled or np.any(before != after), path
+        assert np.isfinite(leaf).all() and (cancelled or np.any(leaf)), path
+    stats = zip(*(jax.tree.leaves(each['batch_stats']) for each in (variables, mutated)), strict=True)
+    assert not any(np.array_equal(before, after) for before, after in stats)
     if name == 'vgg16':
+        values = mutated['intermediates']
         entering, left = (values[module]['__call__'][0] for module in ('Dense_0', 'Dropout_1'))
         kept = left != 0
         np.testing.assert_allclose(left, np.where(kept, 2 * networks.relu(entering), 0), rtol=1e-6)

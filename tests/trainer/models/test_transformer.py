@@ -16,9 +16,9 @@ TINY = functools.partial(
 )
 
 
-def random_params(model, seed=0):
+def random_params(model):
     """Parameters of a size that matters; the scales of the norms are not 1."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))['params']
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.7, leaf.shape), leaf.dtype), shapes)
 
@@ -106,21 +106,6 @@ def test_packed_documents_are_computed_as_if_each_were_alone():
     assert not np.allclose(unaware[5:], expected[5:], atol=0.1)  # so the segments matter
 
 
-def test_a_token_influences_only_itself_and_later_ones_of_its_document():
-    model = TINY()
-    params, segments = random_params(model), np.repeat([4, 2, 9], [3, 4, 2])[None]
-    tokens = random_tokens((1, 9))
-    apply = jax.jit(model.apply)
-    before = apply({'params': params}, tokens, segments)[0]
-    for position in range(9):
-        changed = tokens.copy()
-        changed[0, position] = (changed[0, position] + 1) % VOCAB
-        after = apply({'params': params}, changed, segments)[0]
-        influenced = np.flatnonzero((np.asarray(before) != np.asarray(after)).any(-1)).tolist()
-        end = int(np.searchsorted([3, 7, 9], position, side='right'))
-        assert influenced == list(range(position, [3, 7, 9][end]))
-
-
 def test_with_remat_the_backward_pass_computes_each_block_again_and_the_same_gradient():
     params, tokens = random_params(TINY()), random_tokens((1, 4))
 
@@ -150,7 +135,6 @@ def test_bfloat16_computes_from_float32_parameters_and_ends_in_float32_logits():
     [
         ({'width': 10, 'num_heads': 4}, r'width=10 must be a multiple of 2 \* num_heads=8: every head'),
         ({'num_layers': 0}, r'num_layers=0 must be an integer in \[1, '),
-        ({'context': True}, r'context=True must be an integer in \[1, '),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_at_construction(changes, message):

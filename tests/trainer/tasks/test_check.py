@@ -20,30 +20,9 @@ def built():
     return experiment.build(own_config.get_config())
 
 
-def changed(built, **methods):
-    """The experiment with a task in which some methods are replaced."""
-    task = Regression(built.task.model, built.task.num_features)
-    for name, value in methods.items():
-        setattr(task, name, types.MethodType(value, task) if callable(value) else value)
-    return dataclasses.replace(built, task=task)
-
-
 def sums(change):
     """A method that changes the sums of a batch."""
-
-    def test_sums(self, variables, batch):
-        return change(Regression.test_sums(self, variables, batch), batch)
-
-    return test_sums
-
-
-def without_mask(self, variables, batch):
-    whole = Regression.test_sums(self, variables, batch | {'mask': jnp.ones_like(batch['mask'])})
-    return whole | {'count': batch['mask'].sum()}
-
-
-def wrong_features(self, params, batch_stats, batch, key):
-    return Regression.loss(self, params, batch_stats, {**batch, 'features': batch['features'][:, :3]}, key)
+    return lambda self, variables, batch: change(Regression.test_sums(self, variables, batch), batch)
 
 
 def loss(make):
@@ -54,7 +33,7 @@ def loss(make):
 ZERO = jnp.float32(0)
 WRONG = [
     (
-        {'test_sums': without_mask},
+        {'test_sums': sums(lambda s, b: s | {'loss': b['target'].sum()})},
         r"the sum 'loss' of test_sums ignores batch\['mask'\], so padding would count",
     ),
     (
@@ -69,7 +48,10 @@ WRONG = [
         {'init': lambda self, key: {'weights': jnp.zeros(3)}},
         "init must return a dict of 'params' and 'batch_stats', which may be {}",
     ),
-    ({'loss': wrong_features}, r'loss fails on a training batch of features float32\[8, 10\], target'),
+    (
+        {'loss': loss(lambda s, b: b['features'] @ jnp.zeros(3))},
+        r'loss fails on a training batch of features float32\[8, 10\], target',
+    ),
     ({'loss': loss(lambda s, b: b['target'].mean())}, r'loss must return \(loss, \(metrics, batch_stats\)\)'),
     (
         {'loss': loss(lambda s, b: (b['target'], ({}, s)))},
@@ -89,8 +71,11 @@ WRONG = [
 
 @pytest.mark.parametrize(('methods', 'message'), WRONG, ids=[message for _, message in WRONG])
 def test_what_is_wrong_is_said_in_one_line(built, methods, message):
+    task = Regression(built.task.model, built.task.num_features)
+    for name, value in methods.items():
+        setattr(task, name, types.MethodType(value, task) if callable(value) else value)
     with fixtures.refused(f'^config.task=.*{message}'):
-        task_check.check(changed(built, **methods))
+        task_check.check(dataclasses.replace(built, task=task))
 
 
 @pytest.mark.parametrize(

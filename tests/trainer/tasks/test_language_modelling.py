@@ -59,7 +59,7 @@ def nats(variables):
     return np.array(losses)
 
 
-def test_every_byte_counts_once_whatever_the_batch(task, variables, windows, nats):
+def test_every_byte_counts_once_in_tests_and_in_training(task, variables, windows, nats):
     test_sums = jax.jit(task.test_sums)
     for batch_size in (3, 7):
         batches = windows.test_batches(batch_size=batch_size, num_workers=1)
@@ -67,9 +67,6 @@ def test_every_byte_counts_once_whatever_the_batch(task, variables, windows, nat
         assert sum(float(s['count']) for s in sums) == len(windows.corpus) == 44
         total = sum(float(s['loss']) for s in sums)
         np.testing.assert_allclose(total, nats.sum(), rtol=1e-5)
-
-
-def test_the_training_loss_is_the_mean_over_the_bytes_of_a_batch(task, variables, windows, nats):
     batch = windows.take(np.arange(4, 6))  # 16 bytes, of which 4 are padding
     loss, (figures, batch_stats) = jax.jit(task.loss)(variables['params'], {}, batch, jax.random.key(0))
     np.testing.assert_allclose(loss, nats[32:].mean(), rtol=1e-5)
