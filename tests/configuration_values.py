@@ -2,10 +2,20 @@
 
 import math
 
+import ml_collections
+
+from configs import digits
+
 NAN, INF = math.nan, math.inf
 COUNT_FROM_0 = [1.5, '1', True, None, -1]
 COUNT_FROM_1 = [*COUNT_FROM_0, 0]
 OPTIONS = [1, None, 'b2=0.95', ('b2', 0.95)]
+
+
+def changed(removed=(), **changes):
+    """The digits configuration with some keys set, to values of any type, and some removed."""
+    settings = digits.get_config().to_dict() | changes
+    return ml_collections.ConfigDict({k: v for k, v in settings.items() if k not in removed})
 
 
 def each(keys, values):
@@ -39,14 +49,11 @@ REFUSED = {
     ),
     'method': [3, None, 'dfe', '', 'DEF'],
     'ratio': ['64', None, True, 0, 0.5, -64, NAN, INF],
-    'granularity': [1, None, 'layer'],
+    **each('granularity allocation outer task', [1, None, 'equal']),
     'order': [0, None, 'shuffle'],
-    'allocation': [1, None, 'equal'],
     'detach': ['0.3', 'half', None, False, -0.1, 1.1, NAN],
-    'outer': [1, None, 'nesterov'],
     'wire_dtype': [32, None, 'f32', 'float64', 'bf16', 'int16'],
     'decay': ['1', None, False, -0.1, 1.1, NAN],
-    'task': [1, None, 'classification'],
     'dataset': [10, None, 'cifar'],
     'data_dir': [None, 3, True],
     'model': [16, None, 'vgg'],
@@ -66,13 +73,10 @@ REFUSED = {
 ACCEPTED = {
     **each(
         'average_every num_steps eval_every_steps diagnostics_every evaluate_train_examples '
-        'validation_examples recalibrate_batches check_replicas_every patience test_examples',
+        'train_examples validation_examples test_examples recalibrate_batches check_replicas_every patience',
         [0, 1, 1000],
     ),
-    **each(
-        'every chunk freeze_after min_workers num_epochs eval_every_epochs keep_checkpoints',
-        [1, 100],
-    ),
+    **each('every chunk freeze_after min_workers num_epochs eval_every_epochs log_every_steps', [1, 100]),
     **each('skip_nonfinite overlap sequential_workers fake_devices', [True, False]),
     **each('task_options dataset_options schedule_options', [{}]),
     'method': ['sgd', 'def'],
@@ -87,11 +91,12 @@ ACCEPTED = {
     'num_workers': [1, 2, 128],
     'workers_per_device': [1, 2, 16],
     'shards_per_worker': [1, 2, 8],
+    'keep_checkpoints': [1, 100],
     'elastic': [False],
+    'outer': [''],
     'task': ['image_classification'],
     'dataset': ['digits', 'cifar10', 'fractions:Fraction'],
     'data_dir': ['', '/data'],
-    'train_examples': [0, 1, 10**6],
     'model': ['vgg16', 'vgg_digits', 'fractions:Fraction'],
     'model_options': [{}, {'dtype': 'bfloat16'}],
     'compute_dtype': ['float32', 'bfloat16'],
@@ -100,7 +105,6 @@ ACCEPTED = {
     'learning_rate': [1, 1e-9, 5.0],
     'schedule': ['drops', 'cosine', 'wsd'],
     'learning_rate_drops': [(), (0.5,), [0.1, 0.2, 0.3]],
-    'outer': [''],
     'outer_options': [{'learning_rate': 0.7}],
     'optimizer': ['sgd', 'adamw', 'lion', 'muon', 'optax:adamw'],
     'optimizer_options': [{}, {'nesterov': True}],
@@ -108,5 +112,4 @@ ACCEPTED = {
     'weight_decay': [0, 0.0, 1],
     'seed': [0, 2**32 - 1],
     'evaluate_on': ['test', 'validation'],
-    'log_every_steps': [1, 10**9],
 }

@@ -4,7 +4,6 @@ import optax
 
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.data.in_memory import Arrays
-from def_jax.trainer.tasks.base import Task
 
 NUMBER = 3
 
@@ -53,7 +52,3 @@ def no_dataset():
 def dataset_without_labels(size=64):
     split = Arrays({'input': list(range(size))})
     return Dataset(train=split, test=split)
-
-
-class NotATask(Task):
-    """Lacks what a task must have."""

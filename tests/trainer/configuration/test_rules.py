@@ -6,21 +6,13 @@ import pkgutil
 import random
 import re
 
-import ml_collections
 import pytest
-from configuration_values import ACCEPTED, REFUSED, USED_BY
+from configuration_values import ACCEPTED, REFUSED, USED_BY, changed
 
 import configs
-from configs import digits
 from def_jax import METHODS
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.rules import check_config
-
-
-def changed(removed=(), **changes):
-    """The digits configuration with some keys set, to values of any type, and some removed."""
-    settings = digits.get_config().to_dict() | changes
-    return ml_collections.ConfigDict({k: v for k, v in settings.items() if k not in removed})
 
 
 def refusal(config):
