@@ -10,30 +10,41 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
 from def_jax.elastic import service
 
 ROOT = Path(__file__).resolve().parents[1]
+PLAN = ['checkpoint=10', 'look=10', 'heartbeat=6', 'pause=0.05']
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return f'127.0.0.1:{free.getsockname()[1]}'
 
 
 class Run:
-    """Processes of `elastic_worker.py`."""
+    """Three processes of `faults/elastic_worker.py`."""
 
-    def __init__(self, folder, count=3):
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            self.address = f'127.0.0.1:{free.getsockname()[1]}'
-        self.folder, self.count, self.processes = folder, count, []
+    count = 3
+
+    def __init__(self, folder):
+        self.folder, self.address, self.processes = folder / 'run', free_address(), []
+        self.folder.mkdir()
+        chance = np.random.default_rng(0)
+        images = chance.random((1100, 64), np.float32)
+        np.savez(folder / 'digits.npz', images=images, labels=chance.integers(10, size=1100))
 
     def start(self, index, *plan):
-        program = ROOT / 'tests' / 'elastic_worker.py'
-        command = [sys.executable, program, self.folder, self.address, self.count, index, *plan]
-        environment = os.environ | {'PYTHONPATH': str(ROOT)}
-        arguments = [str(part) for part in command]
+        program = ROOT / 'tests' / 'faults' / 'elastic_worker.py'
+        command = [sys.executable, program, self.folder, *PLAN, *plan]
+        place = zip(service.LAUNCHED, (self.address, str(self.count), str(index)), strict=True)
+        environment = os.environ | {'PYTHONPATH': str(ROOT)} | dict(place)
         with (self.folder / f'{index}.log').open('ab') as log:
-            process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self.processes.append(process)
         return process
 
@@ -93,19 +104,12 @@ class Run:
 
 
 @pytest.fixture
-def run(tmp_path):
-    runs = []
-
-    def make(count=3):
-        runs.append(Run(tmp_path, count))
-        return runs[-1]
-
-    yield make
-    for made in runs:
-        for process in made.processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            process.wait()
+def three(tmp_path):
+    made = Run(tmp_path)
+    yield made
+    for process in made.processes:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(
@@ -150,9 +154,9 @@ print(jax.jit(sums).lower((jnp.ones(256), jnp.ones(2))).compile().as_text().coun
 """
 
 
-def test_all_reduces_stay_apart_on_cpus_and_the_users_flags_hold(run, tmp_path):
+def test_all_reduces_stay_apart_on_cpus_and_the_users_flags_hold(tmp_path):
     """In one that XLA combines, a process whose first sum failed begins the next, and gloo aborts it."""
-    code, flags = SUMS.format(address=run().address), tmp_path / 'flags'
+    code, flags = SUMS.format(address=free_address()), tmp_path / 'flags'
     flags.write_text(f'--xla_dump_to={tmp_path / "dump"}\n')
     environment = os.environ | {'XLA_FLAGS': str(flags)}  # which may name a file
     command = [sys.executable, '-c', code]
@@ -162,9 +166,9 @@ def test_all_reduces_stay_apart_on_cpus_and_the_users_flags_hold(run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('shards', [1, 2])
-def test_a_worker_dies_and_returns(run, shards):
+def test_a_worker_dies_and_returns(three, shards):
     """A process is a worker, of one device or two."""
-    three, plan = run(), f'shards={shards}'
+    plan = f'shards={shards}'
     first, second, third = three.start_all(plan)
     third.kill()
     three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
@@ -185,9 +189,8 @@ def test_a_worker_dies_and_returns(run, shards):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('where', ['trace:1', 'look:2', 'write:1', 'step:15', 'trace:2'])
-def test_a_worker_dies_at_a_bad_moment(run, where):
+def test_a_worker_dies_at_a_bad_moment(three, where):
     """While compiling, in an evaluation, in a checkpoint, in a step, compiling for another's admission."""
-    three = run()
     first, second = three.start(0), three.start(1, f'die={where}')
     third = three.start(2)
     if where == 'trace:2':
@@ -202,8 +205,7 @@ def test_a_worker_dies_at_a_bad_moment(run, where):
 
 
 @pytest.mark.slow
-def test_a_step_that_failed_for_one_is_repeated_by_all(run):
-    three = run()
+def test_a_step_that_failed_for_one_is_repeated_by_all(three):
     first, third = three.start(0), three.start(2)
     second = three.start(1, 'fail=15')
     three.wait(lambda: three.step(0) > 30)
@@ -215,8 +217,7 @@ def test_a_step_that_failed_for_one_is_repeated_by_all(run):
 
 
 @pytest.mark.slow
-def test_two_die_at_once_and_return_before_it_was_noticed(run):
-    three = run()
+def test_two_die_at_once_and_return_before_it_was_noticed(three):
     first, second, third = three.start_all()
     second.kill()
     third.kill()
@@ -227,8 +228,7 @@ def test_two_die_at_once_and_return_before_it_was_noticed(run):
 
 
 @pytest.mark.slow
-def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(run):
-    three = run()
+def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(three):
     first, second, third = three.start_all()
     third.send_signal(signal.SIGSTOP)
     three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
@@ -242,8 +242,7 @@ def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(run):
 
 
 @pytest.mark.slow
-def test_a_newcomer_that_runs_something_else_is_refused(run):
-    three = run()
+def test_a_newcomer_that_runs_something_else_is_refused(three):
     first, second, third = three.start_all()
     third.kill()
     third = three.start(2, 'seed=1')
@@ -256,9 +255,8 @@ def test_a_newcomer_that_runs_something_else_is_refused(run):
 
 
 @pytest.mark.slow
-def test_too_few_workers_wait_and_then_end(run):
-    three = run()
-    first, second, third = three.start_all('least=2')
+def test_too_few_workers_wait_and_then_end(three):
+    first, second, third = three.start_all('least=2', 'patience=2')
     third.kill()
     three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
     second.kill()

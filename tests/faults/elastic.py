@@ -73,13 +73,10 @@ def disturbed(part: str, arguments):
 def record(output: Path, runs) -> None:
     """Appends runs to elastic.json, in place of the part's earlier ones, and rewrites the page."""
     path, fresh = output / 'elastic.json', []
+    known = json.loads(path.read_text())['runs'] if path.exists() else []
     for run in runs:
         fresh.append(run)
-        known = (
-            [run for run in json.loads(path.read_text())['runs'] if 'part' in run] if path.exists() else []
-        )
-        key = {name: run[name] for name in ('part', 'every')}
-        kept = [old for old in known if {name: old.get(name) for name in key} != key]
+        kept = [old for old in known if (old['part'], old['every']) != (run['part'], run['every'])]
         runs = sorted(kept + fresh, key=lambda run: PARTS.index(run['part']))
         path.write_text(json.dumps({'runs': runs}) + '\n')
         (output / 'elastic.md').write_text(elastic_page.page(runs))
@@ -150,8 +147,8 @@ def soaked(part: str, folder: Path, seed: int, arguments, faults: Faults | None)
     run, count = folder / f'{part}-{seed}', arguments.processes
     run.mkdir()
     worker = str(ROOT / 'tests' / 'faults' / 'elastic_worker.py')
-    command = [sys.executable, worker, str(run), str(seed), str(arguments.steps)]
-    command.append('restart' if part == 'restart' else 'elastic')
+    command = [sys.executable, worker, str(run), f'seed={seed}', f'steps={arguments.steps}']
+    command += ['kind=restart'] * (part == 'restart')
     os.environ['PYTHONPATH'] = str(ROOT)
     unplanned: list[str] = []
 
@@ -164,7 +161,7 @@ def soaked(part: str, folder: Path, seed: int, arguments, faults: Faults | None)
     launcher = Launcher(
         command, count, restarts=1000, pause=0.1, together=together, log=str(run / 'log'), say=say
     )
-    began, first = time.time(), run / 'steps-0.jsonl'
+    began, first = time.time(), run / '0.jsonl'
 
     def meanwhile():
         if faults and time.monotonic() > faults.end + 60:
@@ -176,16 +173,15 @@ def soaked(part: str, folder: Path, seed: int, arguments, faults: Faults | None)
         faults.start()
     code = launcher.run(meanwhile)
     seconds = time.time() - began
-    lines = [read(run / f'steps-{process}.jsonl') for process in range(count)]
+    lines = [read(run / f'{process}.jsonl') for process in range(count)]
     steps = [line for line in lines[0] if 'step' in line]
-    ends = [run / f'end-{process}' for process in range(count)]
     return {
         'seed': seed,
         'code': code,
         'seconds': seconds,
         'last step': max((line['step'] for line in steps), default=0),
         'steps made': len(steps),
-        'losses': sorted({json.loads(path.read_text()) for path in ends if path.exists()}),
+        'losses': sorted({line['test_loss'] for one in lines for line in one if 'test_loss' in line}),
         'differences between survivors': differences(lines),
         'deaths of process 0 besides': unplanned,
         'notes': [line['note'] for line in lines[0] if 'note' in line],

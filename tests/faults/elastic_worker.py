@@ -1,14 +1,20 @@
-"""One process of the soak of `elastic.py`: a perceptron on digits, started by `def_jax.launch`.
+"""One process of `elastic.py` or of `tests/test_elastic.py`: a perceptron on FOLDER/../digits.npz.
 
-    python tests/faults/elastic_worker.py FOLDER SEED STEPS elastic|restart
+    python tests/faults/elastic_worker.py FOLDER [KEY=VALUE ...]
 
-Every step appends a line to FOLDER/steps-PROCESS.jsonl. Every 50 steps process 0 writes a checkpoint. With
-`restart`, `def_jax.spmd` maps over all processes, and all end when one dies.
+`def_jax.launch` sets its place among the others. It writes a line a step to FOLDER/PROCESS.jsonl, and process
+0 a checkpoint every 50 steps, until `steps` are made or FOLDER/stop is there. With `kind=restart`,
+`def_jax.spmd` maps over all processes, and all end when one dies.
+
+With `die=WHERE:N` the process kills itself at the N-th step, look or trace of the program, or while the first
+process writes the N-th checkpoint. With `fail=N`, what it computed at the N-th step is lost, as by a
+collective that fails for it alone. The other keys are in `PLAN`.
 """
 
 import functools
 import json
 import os
+import signal
 import sys
 import time
 import zlib
@@ -24,73 +30,107 @@ from jax.sharding import PartitionSpec as P
 
 import def_jax
 from def_jax import elastic
+from def_jax.elastic.service import LAUNCHED
 
 RATIO, RATE, BATCH, TRAINED, HIDDEN = 16, 0.1, 112, 1000, 256
-CHECKPOINT_EVERY, HEARTBEAT_SECONDS = 50, 10
+PLAN = {
+    **{'kind': 'elastic', 'seed': 0, 'steps': 10**9, 'shards': 1, 'least': 1, 'patience': 600.0},
+    **{'checkpoint': 50, 'look': 0},  # every so many steps, or never
+    **{'heartbeat': 10, 'pause': 0.0},  # seconds: of silence before a death, after each step
+    **{'die': '', 'fail': 0},
+}
+FOLDER, ADDRESS = Path(sys.argv[1]), os.environ[LAUNCHED[0]]
+COUNT, INDEX = (int(os.environ[name]) for name in LAUNCHED[1:])
+counts = {'step': 0, 'look': 0, 'trace': 0, 'write': 0, 'done': 0}
 
-
-# Every death and return is a compilation in each process, and eight of them share the cores.
+# Every death and return is a compilation in each process, and they share the cores.
 os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
 
+def read_plan() -> dict:
+    given = dict(part.split('=') for part in sys.argv[2:])
+    return PLAN | {key: type(PLAN[key])(value) for key, value in given.items()}
+
+
+plan = read_plan()
+
+
 def main() -> int:
-    folder, seed, steps, kind = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    place = [os.environ[f'JAX_{name}'] for name in ('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID')]
-    if kind == 'elastic':
-        elastic.initialize(heartbeat_seconds=HEARTBEAT_SECONDS, cpu=True)
-    else:
-        jax.config.update('jax_platforms', 'cpu')
-        jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-        jax.distributed.initialize(
-            place[0], int(place[1]), int(place[2]), heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-        )
-    process = jax.process_index()
-    log = (folder / f'steps-{process}.jsonl').open('a')
-    life = {'life': place[0], 'pid': os.getpid()}
-
-    def note(line: str) -> None:
-        log.write(json.dumps(life | {'time': time.time(), 'note': line}) + '\n')
-        log.flush()
-
-    optimizer = def_jax.def_sgd(RATE, RATIO, 'workers', seed=seed)
-    params, opt_state, step = restored(folder, seed, optimizer)
-    if kind == 'elastic':
-        team = elastic.Team(optimizer, params, opt_state, step=step, identity=f'{seed}', note=note)
-    else:
-        team = Fixed(optimizer, params, opt_state, step)
-    with np.load(folder.parent / 'digits.npz') as data:
+    team = joined()
+    with np.load(FOLDER.parent / 'digits.npz') as data:
         images, labels = data['images'], data['labels']
 
     def batch(step: int, workers: list[int], num_workers: int):
-        chance = np.random.default_rng([seed, step])
+        passes('step')
+        chance = np.random.default_rng([plan['seed'], step])
         index = chance.integers(TRAINED, size=BATCH // num_workers * num_workers)
         mine = index.reshape(num_workers, -1)[workers].ravel()
-        return {'x': images[mine], 'y': labels[mine]}
+        ends = step + 1 >= plan['steps'] or (FOLDER / 'stop').exists()
+        return {'x': images[mine], 'y': labels[mine], 'ends': np.full((len(workers), 1), ends)}
 
-    y_before = None
-    while team.step < steps:
-        (losses, y, y_after), step = team.run(train, batch), team.step
-        line = {'time': time.time(), 'step': step, 'workers': team.num_workers, 'loss': float(losses.mean())}
-        line['bits'] = zlib.crc32(
-            np.concatenate([x.ravel() for x in jax.tree.leaves(team.local_params)]).tobytes()
-        )
-        if y_before is not None:
-            line['moved'] = float(np.sqrt(sum(((a - b) ** 2).sum() for a, b in pairs(y, y_before))))
-        y_before = y_after
-        log.write(json.dumps(life | line) + '\n')
-        log.flush()
-        if team.step % CHECKPOINT_EVERY == 0 and team.step < steps:  # who restarts has a step to make
-            save(folder, team.step, team.fetch())
-    (folder / f'end-{process}').write_text(json.dumps(test_loss(images, labels, y_after)))
+    y_before, ends = None, False
+    try:
+        while not ends:
+            losses, ends, y, y_after = team.run(train, batch)
+            line = {'step': team.step, 'workers': team.num_workers, 'loss': float(losses.mean())}
+            line['bits'] = zlib.crc32(b''.join(x.tobytes() for x in jax.tree.leaves(team.local_params)))
+            if y_before is not None:
+                line['moved'] = float(np.sqrt(sum(((a - b) ** 2).sum() for a, b in pairs(y, y_before))))
+            y_before = y_after
+            write(**line)
+            if plan['look'] and team.step % plan['look'] == 0:
+                write(looked=float(team.look(norm, look_batch)), at=team.step)
+            if team.step % plan['checkpoint'] == 0 and not ends:  # who restarts has a step to make
+                save(team.step, team.fetch())
+            time.sleep(plan['pause'])
+    except (elastic.GivenUpError, elastic.RefusedError, elastic.TooFewError) as error:
+        write(error=type(error).__name__, text=str(error))
+        os._exit(7)
+    write(end=team.changes, test_loss=test_loss(images, labels, y_after))
     team.close()
     os._exit(0)  # JAX's own farewell waits for the dead
+
+
+def joined():
+    """The team, from the last checkpoint if there is one."""
+    optimizer = def_jax.def_sgd(RATE, RATIO, 'workers', seed=plan['seed'])
+    if plan['kind'] == 'restart':
+        jax.config.update('jax_platforms', 'cpu')
+        jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+        jax.distributed.initialize(ADDRESS, COUNT, INDEX, heartbeat_timeout_seconds=plan['heartbeat'])
+        return Fixed(optimizer, *restored(optimizer))
+    elastic.initialize(heartbeat_seconds=plan['heartbeat'], local_devices=plan['shards'], cpu=True)
+    params, opt_state, step = restored(optimizer)
+    return Team(
+        optimizer,
+        params,
+        opt_state,
+        step=step,
+        shards=plan['shards'],
+        param_specs=P(elastic.SHARD_AXIS),
+        identity=str(plan['seed']),
+        min_workers=plan['least'],
+        patience=plan['patience'],
+        note=lambda line: write(note=line),
+    )
+
+
+class Team(elastic.Team):
+    """A team in which a step may fail for this process."""
+
+    def _computed(self, *arguments):
+        done = super()._computed(*arguments)
+        counts['done'] += done is not None
+        if done is not None and plan['fail'] == counts['done']:
+            raise jax.errors.JaxRuntimeError('planned')
+        return done
 
 
 class Fixed:
     """A worker on each process, all of which are needed; its methods are those of `elastic.Team`."""
 
     def __init__(self, optimizer, params, opt_state, step):
-        self.step, self.num_workers = step, jax.process_count()
+        self.step, self.num_workers, self.changes = step, jax.process_count(), []
         self._mesh = jax.make_mesh((self.num_workers,), ('workers',))
         self._dist = def_jax.spmd(optimizer, self._mesh, P(), 'workers')
         params = jax.device_put(params, NamedSharding(self._mesh, P()))
@@ -128,12 +168,34 @@ def pairs(one, other):
     return zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
 
 
+def passes(where: str) -> None:
+    """Dies where the plan says so."""
+    counts[where] += 1
+    if plan['die'] == f'{where}:{counts[where]}':
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write(**line) -> None:
+    with (FOLDER / f'{INDEX}.jsonl').open('a') as file:
+        file.write(json.dumps({'life': ADDRESS, 'pid': os.getpid(), 'time': time.time()} | line) + '\n')
+
+
 def train(dist, params, opt_state, batch):
+    passes('trace')
     y = dist.output_params(params, opt_state)
     losses, grads = dist.value_and_grad(loss_fn)(params, opt_state, batch)
     updates, opt_state = dist.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
-    return params, opt_state, (losses, y, dist.output_params(params, opt_state))
+    return params, opt_state, (losses, batch['ends'].any(), y, dist.output_params(params, opt_state))
+
+
+def norm(dist, params, opt_state, batch):
+    return optax.tree.norm(params)
+
+
+def look_batch(step, workers, num_workers):
+    passes('look')
+    return ()
 
 
 def loss_fn(params, batch):
@@ -154,15 +216,16 @@ def first(seed: int):
     }
 
 
-def save(folder: Path, step: int, state) -> None:
-    if jax.process_index() == 0:
+def save(step: int, state) -> None:
+    passes('write')
+    if INDEX == 0:
         leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(state))}
-        np.savez(folder / 'partial.npz', step=step, **leaves)
-        os.replace(folder / 'partial.npz', folder / 'checkpoint.npz')
+        np.savez(FOLDER / 'partial.npz', step=step, **leaves)
+        os.replace(FOLDER / 'partial.npz', FOLDER / 'checkpoint.npz')
 
 
-def restored(folder: Path, seed: int, optimizer):
-    params, path = first(seed), folder / 'checkpoint.npz'
+def restored(optimizer):
+    params, path = first(plan['seed']), FOLDER / 'checkpoint.npz'
     if not path.exists():
         return params, None, 0
     structure = jax.tree.structure((params, jax.eval_shape(optimizer.init, params)))
