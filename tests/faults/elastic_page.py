@@ -29,11 +29,12 @@ COLUMNS = ['fault', 'seed', 'second', 'process', 'how', 'seconds', 'steps repeat
 
 
 def page(runs: list[dict]) -> str:
-    columns = {}
+    columns: dict[tuple, list[dict]] = {}
     for run in runs:
         columns.setdefault((run['part'], run['every']), []).append(run)
-    base = outside(columns.get(('undisturbed', None), []))
-    rows = [[name, *(cell(found, base) for found in columns.values())] for name, cell in ROWS.items()]
+    base = rate(columns.get(('undisturbed', None), []))
+    cells = [column(found, base) for found in columns.values()]
+    rows = [[name, *(cell[name] for cell in cells)] for name in cells[0]]
     text = HEAD.format(**runs[0]) + markdown.table([['', *(title(*key) for key in columns)], *rows]) + '\n'
     for key, found in columns.items():
         if key[0] != 'undisturbed':
@@ -53,73 +54,50 @@ def fault_row(fault: dict, seed: int) -> list:
     ]
 
 
-def faults_of(runs: list[dict]) -> list[dict]:
-    return [fault for run in runs for fault in run['faults']]
+def column(runs: list[dict], base: float) -> dict[str, str]:
+    """What the runs of a part came to; `base` is the undisturbed rate outside of pauses."""
+    faults = [fault for run in runs for fault in run['faults']]
+    finished = [run for run in runs if run['code'] == 0]
+    kills = sum(fault['how'] == 'SIGKILL' for fault in faults)
+    first = sum(fault['process'] == 0 for fault in faults)
+    seconds = sum(run['seconds'] for run in runs)
+    different = sum(run['differences between survivors'] for run in runs)
+    useful = sum(run['last step'] for run in runs) / seconds
+
+    def of_faults(summary: Callable, name: str) -> str:
+        return f'{summary([fault[name] for fault in faults]):.3g}' if faults else '0'
+
+    return {
+        'runs, finished': f'{len(runs)}, {len(finished)}',
+        'minutes': f'{seconds / 60:.1f}',
+        'SIGKILL, SIGSTOP; of them process 0': f'{kills}, {len(faults) - kills}, {first}',
+        'deaths of process 0 besides': f'{sum(len(run["deaths of process 0 besides"]) for run in runs)}',
+        'steps after which two processes had different parameters': f'{different}',
+        'steps repeated': of_faults(sum, 'steps repeated'),
+        'test loss of y, mean ± standard deviation (seeds)': loss(finished),
+        'steps a second outside of pauses': share(rate(runs), base),
+        'useful steps a second of the whole time': share(useful, base),
+        'seconds in pauses': f'{sum(run["seconds in pauses"] for run in runs):.0f}',
+        'longest pause, seconds': f'{max(run["longest pause"] for run in runs):.1f}',
+        'seconds of a fault, median': of_faults(np.median, 'seconds'),
+        "‖y − y'‖ of a fault, median": of_faults(np.median, 'y moved'),
+        "‖y − y'‖ of a fault, largest": of_faults(max, 'y moved'),
+    }
 
 
-def outside(runs: list[dict]) -> float:
+def rate(runs: list[dict]) -> float:
     """Steps a second outside of pauses."""
     steps, seconds = (sum(run[f'{name} outside'] for run in runs) for name in ('steps', 'seconds'))
     return steps / seconds if seconds else float('nan')
 
 
-def finished(runs: list[dict]) -> list[dict]:
-    return [run for run in runs if run['code'] == 0]
-
-
-def of_faults(summary: Callable, name: str) -> Callable:
-    def cell(runs, base):
-        values = [fault[name] for fault in faults_of(runs)]
-        return f'{summary(values):.3g}' if values else '0'
-
-    return cell
-
-
-def struck(runs: list[dict], base: float) -> str:
-    faults = faults_of(runs)
-    kills, first = (sum(f['how'] == 'SIGKILL' for f in faults), sum(f['process'] == 0 for f in faults))
-    return f'{kills}, {len(faults) - kills}, {first}'
-
-
-def loss(runs: list[dict], base: float) -> str:
-    losses = [value for run in finished(runs) for value in run['losses']]
-    if len(losses) < 2:
-        return ', '.join(f'{value:.4f}' for value in losses) or 'none'
-    return f'{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f} ({len(losses)})'
-
-
-def speed(runs: list[dict], base: float) -> str:
-    return share(outside(runs), base)
-
-
-def useful(runs: list[dict], base: float) -> str:
-    return share(sum(run['last step'] for run in runs) / sum(run['seconds'] for run in runs), base)
-
-
 def share(rate: float, base: float) -> str:
-    """With its part of the undisturbed rate outside of pauses, if that was measured."""
+    """A rate with its part of the undisturbed one, if that was measured."""
     return f'{rate:.2f}' + (f' ({100 * rate / base:.0f} %)' if base > 0 else '')
 
 
-def total(name: str, form: str = 'd') -> Callable:
-    return lambda runs, base: format(sum(run[name] for run in runs), form)
-
-
-ROWS = {
-    'runs, finished': lambda runs, base: f'{len(runs)}, {len(finished(runs))}',
-    'minutes': lambda runs, base: f'{sum(run["seconds"] for run in runs) / 60:.1f}',
-    'SIGKILL, SIGSTOP; of them process 0': struck,
-    'deaths of process 0 besides': lambda runs, base: str(
-        sum(len(run['deaths of process 0 besides']) for run in runs)
-    ),
-    'steps after which two processes had different parameters': total('differences between survivors'),
-    'steps repeated': of_faults(sum, 'steps repeated'),
-    'test loss of y, mean ± standard deviation (seeds)': loss,
-    'steps a second outside of pauses': speed,
-    'useful steps a second of the whole time': useful,
-    'seconds in pauses': total('seconds in pauses', '.0f'),
-    'longest pause, seconds': lambda runs, base: f'{max(run["longest pause"] for run in runs):.1f}',
-    'seconds of a fault, median': of_faults(np.median, 'seconds'),
-    "‖y − y'‖ of a fault, median": of_faults(np.median, 'y moved'),
-    "‖y − y'‖ of a fault, largest": of_faults(max, 'y moved'),
-}
+def loss(finished: list[dict]) -> str:
+    losses = [value for run in finished for value in run['losses']]
+    if len(losses) < 2:
+        return ', '.join(f'{value:.4f}' for value in losses) or 'none'
+    return f'{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f} ({len(losses)})'
