@@ -17,12 +17,17 @@ from def_jax.mesh.regrouping import regroup
 
 
 @pytest.mark.parametrize(
-    'values', [[1.5, 2.25, 4.0], [True, False, False], [False, False, True], [False, False, False]]
+    ('values', 'dtype'),
+    [
+        ([1.5, 2.25, 4.0], 'float32'),
+        ([1.5, 2.25, 4.0], 'bfloat16'),
+        ([True, False, False], 'bool'),
+        ([False, False, True], 'bool'),
+    ],
 )
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_all_get_the_mean_of_floats_and_whether_any_has_a_flag(values, dtype):
     """Of NumPy's arrays, of JAX's, and of those who live, the first two of three workers."""
-    rows = jnp.array(values) if isinstance(values[0], bool) else jnp.array(values, dtype)
+    rows = jnp.array(values, dtype)
     expected = rows[:2].astype(jnp.float32).mean().astype(rows.dtype)
     state, own = {'step': jnp.int32(7), 'own': rows[:2]}, {'step': False, 'own': True}
     for arrays in (state, jax.tree.map(np.asarray, state)):
