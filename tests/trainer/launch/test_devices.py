@@ -46,7 +46,6 @@ def device_files(tmp_path, monkeypatch):
     [
         ({}, '0\n1\n', ['0', '1']),
         ({'CUDA_VISIBLE_DEVICES': '5, GPU-8932f937,7'}, '0\n1\n', ['5', 'GPU-8932f937', '7']),
-        ({'CUDA_VISIBLE_DEVICES': ''}, '0\n1\n', []),
         ({'CUDA_VISIBLE_DEVICES': '-1'}, '0\n1\n', []),
         ({'JAX_PLATFORMS': 'cpu'}, '0\n', []),
         ({}, None, ['0', '1']),
