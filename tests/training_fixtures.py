@@ -23,7 +23,7 @@ import rich.console
 from configs import digits
 from def_jax.trainer import experiment, loop, metrics, models, steps
 from def_jax.trainer.checkpointing import checkpoints, workdir
-from def_jax.trainer.data import augmentation, in_memory, order, prefetch
+from def_jax.trainer.data import augmentation, in_memory, order
 from def_jax.trainer.models import vgg
 
 NUM_WORKERS = 4
@@ -64,26 +64,17 @@ def tiny_config(data_dir: Path, **changes) -> ml_collections.ConfigDict:
 
 
 class CountedStep:
-    """A train step, and how often it has been traced."""
-
-    augmentations = 0  # of which it makes one whenever it is traced
+    """A train step, and how often it has been traced: whenever it is, it makes one augmentation."""
 
     def __init__(self, step):
         self._step, self.lower, self.traces = step, step.lower, 0
 
     def __call__(self, *args):
-        before = CountedStep.augmentations
-        result = self._step(*args)
-        self.traces += CountedStep.augmentations - before
+        augment = mock.Mock(wraps=augmentation.augment)
+        with mock.patch.object(augmentation, 'augment', augment):
+            result = self._step(*args)
+        self.traces += augment.call_count
         return result
-
-
-def _counting(augment):
-    def counted(*args):
-        CountedStep.augmentations += 1
-        return augment(*args)
-
-    return counted
 
 
 _make_steps, _steps, _parts = experiment.Experiment.steps.func, {}, {}
@@ -128,7 +119,6 @@ def tiny_network(tmp_path_factory):
     with (
         mock.patch.dict(models.MODELS, vgg_digits=_tiny_vgg),
         mock.patch.object(experiment.Experiment, 'steps', property(shared_steps)),
-        mock.patch.object(augmentation, 'augment', _counting(augmentation.augment)),
     ):
         yield data_dir
 
@@ -206,10 +196,9 @@ def manager_of(folder: Path, run: experiment.Experiment, keep: int = 2) -> check
 
 def save(folder: Path, recorded: RecordedRun, *numbers: int) -> None:
     """Adds the checkpoints of some steps of the recorded run to a folder."""
-    manager = manager_of(folder, recorded.experiment)
-    for step in numbers:
-        manager.save(placed(gathered(recorded.states[step]), recorded.experiment))
-    manager.close()
+    with manager_of(folder, recorded.experiment) as manager:
+        for step in numbers:
+            manager.save(placed(gathered(recorded.states[step]), recorded.experiment))
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -219,11 +208,8 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def restored(folder: Path, run: experiment.Experiment) -> steps.TrainState:
     """The newest checkpoint of a run."""
-    manager = manager_of(folder, run)
-    try:
+    with manager_of(folder, run) as manager:
         return manager.restore(run.steps.init())
-    finally:
-        manager.close()
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -336,25 +322,6 @@ def poisoned_params(state):
     return state.replace(params=nan)
 
 
-def signalled(monkeypatch, number, step):
-    """The signal arrives as the batch of that step, from 0, is handed to the loop; only once."""
-    train_batch, ahead, made, sent = order.train_batch, prefetch.ahead, [], []
-
-    def recording(*args, **kwargs):
-        made.append(kwargs['step'])
-        return train_batch(*args, **kwargs)
-
-    @contextlib.contextmanager
-    def signalling(*args):
-        made.clear()  # the batch by which the task was checked
-        with ahead(*args) as batches:
-            yield (send(batch_step, batch) for batch, batch_step in zip(batches, made, strict=False))
-
-    def send(batch_step, batch):
-        if batch_step == step and not sent:
-            sent.append(step)
-            signal.raise_signal(number)
-        return batch
-
-    monkeypatch.setattr(order, 'train_batch', recording)
-    monkeypatch.setattr(prefetch, 'ahead', signalling)
+def signalled(number, step):
+    """The signal arrives after so many steps."""
+    return poisoned_state(step, lambda state: signal.raise_signal(number) or state)

@@ -1,14 +1,14 @@
 """Checkpoints: exact, in place, bounded in number, never half read; interrupted equals uninterrupted."""
 
 import json
+import os
 import shutil
 
 import jax
 import numpy as np
-import pytest
 import training_fixtures as fixtures
 
-from def_jax.trainer import metrics, plots, results
+from def_jax.trainer import metrics, results
 from def_jax.trainer.checkpointing import checkpoints
 from def_jax.trainer.data import order
 
@@ -24,10 +24,8 @@ INTERRUPTIONS = {
     'before the second checkpoint': (checkpoints.Checkpoints, 'save', 0),
     'in the second evaluation, of y': (order, 'test_positions', 1),
     'between checkpoints': (order, 'train_batch', 4),
-    'before the next one, again': (order, 'train_batch', 3),
     'in the last evaluation, of x': (order, 'test_positions', 4),
     'after the last checkpoint': (results, 'write', 0),
-    'before the curves are drawn': (plots, 'plot_curves', 0),
 }
 
 
@@ -40,7 +38,7 @@ def test_interrupted_at_any_moment_equals_uninterrupted(recorded, tmp_path):
             fixtures.train(recorded.config, folder)
         kept.append(sorted(path.name for path in folder.glob('checkpoints/[0-9]*')))
         traced.append(train_step.traces)
-    assert kept == [[], ['5'], ['5'], ['5'], *[['10', '5']] * 3, *[['15', '20']] * 3]
+    assert kept == [[], ['5'], ['5'], ['5'], *[['10', '5']] * 2, *[['15', '20']] * 2]
     result = fixtures.train(recorded.config, folder)
     fixtures.assert_restored(folder, recorded, fixtures.NUM_STEPS)
     assert fixtures.records(folder) == fixtures.records(recorded.folder)
@@ -51,40 +49,34 @@ def test_interrupted_at_any_moment_equals_uninterrupted(recorded, tmp_path):
     assert 0 < traced[1] == train_step.traces
 
 
-@pytest.mark.parametrize(
-    'lose', [lambda path: path.unlink(missing_ok=True), lambda path: path.write_text('{"s')]
-)
-def test_a_configuration_that_is_lost_during_the_run_is_written_again(recorded, tmp_path, monkeypatch, lose):
-    folder, save = tmp_path / 'run', checkpoints.Checkpoints.save
+def test_a_run_goes_on_from_the_good_checkpoint_with_other_output_settings(
+    recorded, data_dir, tmp_path, warnings, monkeypatch
+):
+    """It replaces the damaged one, and a configuration that is lost meanwhile."""
+    folder, save = shutil.copytree(recorded.folder, tmp_path / 'run'), checkpoints.Checkpoints.save
+    (folder / 'checkpoints' / '20' / 'state' / '_METADATA').write_bytes(b'')
 
     def losing(self, *arguments):
-        lose(folder / 'config.json')
+        (folder / 'config.json').unlink()
         save(self, *arguments)
 
-    with monkeypatch.context() as patch, fixtures.killed(order, 'train_batch', when=12):
-        patch.setattr(checkpoints.Checkpoints, 'save', losing)
-        fixtures.train(recorded.config, folder)
-    fixtures.train(recorded.config, folder)
-    assert fixtures.records(folder) == fixtures.records(recorded.folder)
-
-
-def test_output_settings_may_change_between_two_starts(recorded, data_dir, tmp_path):
-    with fixtures.killed(order, 'train_batch', when=12):
-        fixtures.train(recorded.config, tmp_path / 'run')
+    monkeypatch.setattr(checkpoints.Checkpoints, 'save', losing)
     config = fixtures.tiny_config(data_dir, log_every_steps=1, keep_checkpoints=1)
-    fixtures.train(config, tmp_path / 'run')
-    fixtures.assert_restored(tmp_path / 'run', recorded, fixtures.NUM_STEPS)
-    training = [r['step'] for r in fixtures.records(tmp_path / 'run') if 'loss' in r]
-    assert training == [3, 5, 6, 9, 10, *range(11, 21)]
-    assert {path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()} == {'20'}
+    fixtures.train(config, folder)
+    fixtures.assert_restored(folder, recorded, fixtures.NUM_STEPS)
+    (warning,) = warnings
+    assert 'checkpoints/20 cannot be used (state/_METADATA was changed); continuing from' in warning
+    assert json.loads((folder / 'config.json').read_text()) == json.loads(config.to_json())
+    records = fixtures.records(folder)
+    assert [r['step'] for r in records if 'loss' in r] == [3, 5, 6, 9, 10, 12, 15, *range(16, 21)]
+    others = [[r for r in found if 'loss' not in r] for found in (records, fixtures.records(recorded.folder))]
+    assert others[0] == others[1]
+    assert os.listdir(folder / 'checkpoints') == ['20']
 
 
-@pytest.mark.parametrize('damage', [None, '', '{"status": "fini'])
-def test_a_lost_result_is_made_again(recorded, tmp_path, damage):
+def test_a_damaged_result_is_made_again(recorded, tmp_path):
     folder = shutil.copytree(recorded.folder, tmp_path / 'run')
-    (folder / 'result.json').unlink()
-    if damage is not None:
-        (folder / 'result.json').write_text(damage)
+    (folder / 'result.json').write_text('{"status": "fini')
     assert fixtures.train(recorded.config, folder) == recorded.result
     assert json.loads((folder / 'result.json').read_text()) == recorded.result
 
@@ -100,7 +92,6 @@ def test_a_finished_run_of_which_nothing_is_seen_is_trained_again_to_the_same_bi
         result = fixtures.train(recorded.config, folder)
     assert result['metrics'] | {'seconds': 0} == recorded.result['metrics'] | {'seconds': 0}
     assert fixtures.records(folder) == fixtures.records(recorded.folder)
-    fixtures.train(recorded.config, folder)
     fixtures.assert_restored(folder, recorded, fixtures.NUM_STEPS)
     assert {path.name for path in (folder / 'checkpoints').iterdir()} == {'15', '20'}
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import signal
 
 import chex
@@ -50,13 +49,13 @@ def output(state, run):
     return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(y)])
 
 
-# From K workers to K', each with the number on a device: fewer, more, no divisor, one, fake to virtual.
-CHANGES = [((8, 1), (4, 1)), ((4, 1), (8, 1)), ((8, 1), (3, 1)), ((16, 2), (1, 1)), ((8, 1), (16, 4))]
-
-
 @pytest.mark.parametrize(
     ('old', 'new', 'changes'),
-    [*((old, new, {}) for old, new in CHANGES), ((4, 1), (2, 1), {'overlap': True, 'skip_nonfinite': True})],
+    [
+        ((4, 1), (3, 1), {}),  # a number that does not divide the other, each with one on a device
+        ((2, 1), (8, 4), {}),  # more, several on a device
+        ((4, 2), (1, 1), {'overlap': True, 'skip_nonfinite': True}),
+    ],
     ids=str,
 )
 def test_the_state_is_that_of_the_mean_worker(data_dir, old, new, changes):
@@ -80,9 +79,8 @@ def test_the_state_is_that_of_the_mean_worker(data_dir, old, new, changes):
     assert f'workers: {old[0]} before, {new[0]} now' in note and 'mean' in note
 
 
-@pytest.mark.parametrize(('old', 'new'), [((8, 1), (8, 4)), ((8, 4), (8, 1)), ((8, 2), (8, 4))])
-def test_on_other_devices_the_same_workers_keep_every_bit(data_dir, old, new):
-    old_run, new_run = (build(config_of(data_dir, *workers)) for workers in (old, new))
+def test_on_other_devices_the_same_workers_keep_every_bit(data_dir):
+    old_run, new_run = (build(config_of(data_dir, 8, per_device)) for per_device in (1, 4))
     before, layout = filled(old_run), new_run.layout
     after = regroup(before, layout.own, old_run.workers.shape, layout.shape)
 
@@ -115,36 +113,26 @@ def test_ef21_keeps_its_sum(data_dir):
 # --- The whole trainer ---
 
 
-@pytest.fixture(scope='module')
-def stopped(data_dir, tmp_path_factory):
-    """A run of four workers that was stopped by a signal after 7 steps, with losses not yet recorded."""
-    folder = tmp_path_factory.mktemp('stopped')
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(loop.InterruptedRunError):
-        fixtures.signalled(patch, signal.SIGTERM, STEP - 1)
-        fixtures.train(config_of(data_dir, 4), folder)
-    return folder
-
-
-def test_a_run_goes_on_with_other_workers_and_says_so(data_dir, stopped, tmp_path):
-    folder = shutil.copytree(stopped, tmp_path / 'run')
+def test_a_run_goes_on_with_other_workers_and_says_so(data_dir, tmp_path):
+    """A run of four that was stopped after 7 steps, with losses not yet recorded."""
+    with fixtures.signalled(signal.SIGTERM, STEP), pytest.raises(loop.InterruptedRunError):
+        fixtures.train(fixtures.tiny_config(data_dir), tmp_path)
+    before = fixtures.contents(tmp_path)
+    for changes, message in (
+        ({'seed': 1}, 'another configuration .seed: 0 there, 1 here'),
+        ({'num_workers': 3, 'batch_size': 150}, r'step 7, but with config\.batch_size=150 .* only 4 steps'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fixtures.train(fixtures.tiny_config(data_dir, **changes), tmp_path)
+        assert fixtures.contents(tmp_path) == before
     console = rich.console.Console(record=True, width=300, file=io.StringIO())
-    result = fixtures.train(config_of(data_dir, 3), folder, console)
+    result = fixtures.train(fixtures.tiny_config(data_dir, num_workers=3, batch_size=39), tmp_path, console)
     text = console.export_text()
     assert 'resuming at step 7' in text
     assert 'workers: 4 before, 3 now; each receives the mean of the 4 residuals, momenta and' in text
     assert 'batch: 40 examples before, 39 now; step numbers continue' in text
     assert (result['config']['num_workers'], result['config']['batch_size']) == (3, 39)
-    assert json.loads((folder / 'config.json').read_text())['num_workers'] == 3
-    training = [r['step'] for r in fixtures.records(folder) if 'loss' in r]
+    assert json.loads((tmp_path / 'config.json').read_text())['num_workers'] == 3
+    training = [r['step'] for r in fixtures.records(tmp_path) if 'loss' in r]
     assert training == [3, 5, 6, 9, 10, 12, 15, 18, 20]
-    assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == ['15', '20']
-
-
-def test_a_batch_with_which_the_run_is_over_is_refused(data_dir, stopped, tmp_path):
-    folder = shutil.copytree(stopped, tmp_path / 'run')
-    before = fixtures.contents(folder)
-    with pytest.raises(
-        ValueError, match=r'is from step 7, but with config\.batch_size=150 .* has only 4 steps'
-    ):
-        fixtures.train(config_of(data_dir, 3, batch_size=150), folder)
-    assert fixtures.contents(folder) == before
+    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['15', '20']

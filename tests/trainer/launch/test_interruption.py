@@ -31,21 +31,19 @@ def handlers():
     assert after == usual
 
 
-def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_one_does(
-    recorded, tmp_path, monkeypatch
-):
+def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_one_does(recorded, tmp_path):
     """Records are due every 3 steps and evaluations every 5: after 4 and 8 steps something is pending."""
     train_step, traced = recorded.experiment.steps.train, []
-    signals = {4: signal.SIGTERM, 5: signal.SIGHUP, 8: signal.SIGINT}
-    for done, number in signals.items():
-        with monkeypatch.context() as patch, pytest.raises(loop.InterruptedRunError) as error:
-            fixtures.signalled(patch, number, done - 1)
+    for done, number in {4: signal.SIGTERM, 8: signal.SIGINT}.items():
+        with fixtures.signalled(number, done), pytest.raises(loop.InterruptedRunError) as error:
             fixtures.train(recorded.config, tmp_path)
         assert f'stopped by {number.name} after step {done}; a checkpoint was saved' in str(error.value)
         assert str(done) in os.listdir(tmp_path / 'checkpoints')
         traced.append(train_step.traces)
         fixtures.assert_restored(tmp_path, recorded, done)
-    result = fixtures.train(recorded.config, tmp_path)
+    with fixtures.signalled(signal.SIGHUP, fixtures.NUM_STEPS):  # too late to stop it
+        result = fixtures.train(recorded.config, tmp_path)
+    assert result['status'] == 'finished'
     fixtures.assert_restored(tmp_path, recorded, fixtures.NUM_STEPS)
     # Every record is the mean over the same steps, also the one that was pending when the signal came.
     records = [record for record in fixtures.records(tmp_path) if 'pending' not in record]
@@ -55,16 +53,14 @@ def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_o
     assert 0 < traced[0] == train_step.traces  # after the fresh start, nothing is traced again
 
 
-def test_a_loss_that_is_not_finite_is_not_saved_on_the_way_out(recorded, tmp_path, monkeypatch):
-    fixtures.signalled(monkeypatch, signal.SIGTERM, 6)
-    with fixtures.poisoned_batch(step=6, worker=1), pytest.raises(loop.DivergedError):
+def test_a_loss_that_is_not_finite_is_not_saved_on_the_way_out(recorded, tmp_path):
+    with (
+        fixtures.signalled(signal.SIGTERM, 7),
+        fixtures.poisoned_batch(step=6, worker=1),
+        pytest.raises(loop.DivergedError),
+    ):
         fixtures.train(recorded.config, tmp_path)
     assert os.listdir(tmp_path / 'checkpoints') == ['5']
-
-
-def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(recorded, tmp_path, monkeypatch):
-    fixtures.signalled(monkeypatch, signal.SIGTERM, fixtures.NUM_STEPS - 1)
-    assert fixtures.train(recorded.config, tmp_path)['status'] == 'finished'
 
 
 # --- watch ---
