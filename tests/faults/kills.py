@@ -11,12 +11,14 @@ and every record of the metrics.
 """
 
 import argparse
+import functools
 import os
 import random
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -51,28 +53,18 @@ def main() -> int:
 
 
 def torture(folder: Path, kills: int, seed: int, longest: float, count: int = 1) -> dict:
-    """Runs, kills, resumes and compares.
-
-    Args:
-        folder: where both runs go.
-        kills: how often the second is killed.
-        seed: of the moments.
-        longest: seconds of training before a kill, at most; from the start three times as many.
-        count: the processes that train together.
-
-    Returns:
-        What happened: each kill, and what differs at the end.
-    """
+    """Runs, kills, resumes and compares: what happened at each kill, and what differs at the end."""
     chance, began = random.Random(seed), time.monotonic()
     flags = FLAGS if count == 1 else FLAGS + FLAGS_OF_SEVERAL
     environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'), 'JAX_PLATFORMS': 'cpu'}
     reference, run = folder / 'reference', folder / 'run'
-    finish(processes.start_several(reference, flags, environment, count), reference)
+    start = functools.partial(processes.start_several, flags=flags, environment=environment, count=count)
+    finish(start(reference), reference)
     done = []
     while len(done) < kills:
-        done.append(interrupted(run, flags, environment, HOW[len(done) % len(HOW)], chance, longest, count))
+        done.append(interrupted(run, start, HOW[len(done) % len(HOW)], chance, longest))
         print(done[-1], flush=True)
-    finish(processes.start_several(run, flags, environment, count), run)
+    finish(start(run), run)
     state = processes.final_state(run)
     return {
         'flags': flags,
@@ -94,18 +86,10 @@ def torture(folder: Path, kills: int, seed: int, longest: float, count: int = 1)
     }
 
 
-def interrupted(
-    run: Path,
-    flags: list[str],
-    environment: dict[str, str],
-    how: str,
-    chance: random.Random,
-    longest: float,
-    count: int,
-) -> dict:
+def interrupted(run: Path, start: Callable, how: str, chance: random.Random, longest: float) -> dict:
     """Starts the run and ends it, one of the ways in `HOW`; what happened."""
     size, since, started = processes.log_size(run), time.time(), time.monotonic()
-    group = processes.start_several(run, flags, environment, count)
+    group = start(run)
     process = chance.choice(group)
     alive, wait = True, chance.uniform(0, longest)
     if how == 'at any time':

@@ -19,10 +19,10 @@ import jax
 import numpy as np
 
 from configs import digits
-from def_jax.trainer.checkpointing import checkpoints, workdir
 from def_jax.trainer.evaluation import make_evaluate
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.state import TrainState
+from tests import training_fixtures as fixtures
 from tests.faults import processes
 
 # K, its workers on a device, and K' with its own.
@@ -71,27 +71,19 @@ def measured(old: tuple[int, int], new: tuple[int, int], folder: Path) -> dict:
     }
 
 
-def manager_of(path: Path, experiment: Experiment) -> checkpoints.Checkpoints:
-    layout, settings = experiment.layout, workdir.bound_settings(experiment.config)
-    return checkpoints.Checkpoints(path, 1, layout, settings)
-
-
 def trained(experiment: Experiment, path: Path) -> None:
     path.mkdir()
     state, train_step = experiment.steps.init(), experiment.steps.train
     for _, batch in zip(range(STEPS), experiment.train_batches(0), strict=False):
         state, _ = train_step(state, batch)
         jax.block_until_ready(state)
-    manager = manager_of(path, experiment)
-    manager.save(state)
-    manager.close()
+    with fixtures.manager_of(path, experiment) as manager:
+        manager.save(state)
 
 
 def restored(path: Path, experiment: Experiment) -> tuple[TrainState, list[str]]:
-    manager = manager_of(path, experiment)
-    state = manager.restore(experiment.steps.init())
-    manager.close()
-    return state, manager.notes
+    with fixtures.manager_of(path, experiment) as manager:
+        return manager.restore(experiment.steps.init()), manager.notes
 
 
 def points(experiment: Experiment, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
