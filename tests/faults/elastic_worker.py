@@ -107,7 +107,7 @@ def joined():
         opt_state,
         step=step,
         shards=plan['shards'],
-        param_specs=P(elastic.SHARD_AXIS),
+        param_specs=P(elastic.SHARD_AXIS) if plan['shards'] > 1 else P(),
         identity=str(plan['seed']),
         min_workers=plan['least'],
         patience=plan['patience'],
