@@ -3,18 +3,13 @@
 import itertools
 import math
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from compressing import compress
 from network_shapes import REAL
 
-import def_jax
 from def_jax.compressors.allocations import block_sizes
 
 VGG = [math.prod(shape) for shape in REAL['vgg16']]
-RATIOS = [1, 1.5, 3, 16, 64, 100, 1024, 1e9]
+RATIOS = [1, 1.5, 16, 100, 1e9]
 
 
 def waits(sizes, kept):
@@ -53,33 +48,12 @@ def test_the_number_of_blocks_grows_as_the_root_of_the_size(ratio):
 
 
 def test_no_division_of_a_small_message_waits_much_less():
-    """Against all choices of divisors; the same share, which may be no divisor, can be better than them."""
+    """Against all choices of divisors, and the same share, which may be no divisor and better than them."""
     excess = []
     for sizes, ratio in small_trees():
-        kept, room = block_sizes(sizes, ratio, 'balanced'), sum(block_sizes(sizes, ratio))
+        kept, same_share = block_sizes(sizes, ratio, 'balanced'), block_sizes(sizes, ratio)
         choices = itertools.product(*([k for k in range(1, n + 1) if n % k == 0] for n in sizes))
-        best = min(waits(sizes, choice) for choice in choices if sum(choice) <= room)
+        best = min(waits(sizes, choice) for choice in choices if sum(choice) <= sum(same_share))
         excess.append(waits(sizes, kept) / best)
+        assert waits(sizes, kept) <= waits(sizes, same_share) * (1 + 1e-9)
     assert max(excess) < 1.5 and sum(e < 1 + 1e-9 for e in excess) > 0.9 * len(excess)
-
-
-def test_the_same_share_is_kept_where_it_is_better():
-    for sizes, ratio in [*small_trees(), ([32768, 32768 // 4], 64)]:
-        kept = block_sizes(sizes, ratio, 'balanced')
-        assert waits(sizes, kept) <= waits(sizes, block_sizes(sizes, ratio)) * (1 + 1e-9)
-
-
-def test_every_tensor_is_sent_in_rounds_of_its_own():
-    """Shuffled: in R steps, R of its own, every coordinate of a tensor is sent exactly once."""
-    like = {'large': jnp.ones((64, 72)), 'middle': jnp.ones((8, 16)), 'small': jnp.ones(12)}
-    compressor = def_jax.random_block(16, order='shuffled', allocation='balanced')
-    sizes = [leaf.size for leaf in like.values()]
-    rounds = [n // k for n, k in zip(sizes, block_sizes(sizes, 16, 'balanced'), strict=True)]
-    assert (
-        rounds[0] > 16 > rounds[1] > rounds[2] and def_jax.message_size(compressor, like) <= sum(sizes) / 16
-    )
-    step = jax.jit(lambda t: compress(compressor, like, step=t))
-    sent = [jax.tree.leaves(step(t)) for t in range(2 * rounds[0])]
-    for leaf, blocks in enumerate(rounds):
-        for first in range(0, len(sent) - blocks + 1, blocks):
-            np.testing.assert_array_equal(sum(masks[leaf] for masks in sent[first : first + blocks]), 1)

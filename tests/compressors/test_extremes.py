@@ -13,24 +13,21 @@ from def_jax.compressors.blocks import Block
 from def_jax.compressors.random_block import _draw_places
 
 
-@pytest.mark.parametrize('shape', [(7,), (4, 4)])
 @pytest.mark.parametrize('kind', ['random_block', 'random_k'])
-def test_nothing_is_lost_at_any_step_count(shape, kind):
+def test_nothing_is_lost_at_any_step_count(kind):
     """What is sent and what is kept add up to what there was, bit for bit, and the next step is counted."""
-    optimizer = def_jax.error_feedback(getattr(def_jax, kind)(3), None)
+    compressor = getattr(def_jax, kind)(3)
+    optimizer = def_jax.error_feedback(compressor, None)
     update = jax.jit(optimizer.update)
-    size = def_jax.message_size(getattr(def_jax, kind)(3), jax.ShapeDtypeStruct(shape, jnp.float32))
-    updates = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    updates = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)
     for step in (0, 2**31 - 1, 2**31, 2**32 - 1):
         sent, after = update(updates, optimizer.init(updates)._replace(step=jnp.uint32(step)))
         np.testing.assert_array_equal(sent + after.residual, updates)
-        assert 0 < np.count_nonzero(sent) <= size
+        assert 0 < np.count_nonzero(sent) <= def_jax.message_size(compressor, updates)
         assert int(after.step) == (step + 1) % 2**32
 
 
-@pytest.mark.parametrize(
-    'shape', [(2**31,), (2**16, 2**15), (2**16, 2**16), (3, 2**31), (2**32 - 64,), (2**11,) * 3, (64, 2**30)]
-)
+@pytest.mark.parametrize('shape', [(2**16, 2**16), (3, 2**31), (2**32 - 64,), (2**11,) * 3])
 def test_blocks_of_leaves_past_2_31_elements(shape):
     leaf, compressor = jax.ShapeDtypeStruct(shape, jnp.bfloat16), def_jax.random_block(64)
     optimizer = def_jax.error_feedback(compressor, None)
@@ -53,7 +50,6 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
 @pytest.mark.parametrize(
     ('shape', 'compressor', 'words'),
     [
-        ((2**31 + 1,), def_jax.random_block(1e12), r'has 2147483649 blocks'),
         ((2**16, 2**16), def_jax.random_block(1e12), r'shape=\(65536, 65536\) has 4294967296 blocks'),
         ((2**33,), def_jax.random_block(64), r'an axis of 2\*\*32 or more'),
         ((2**16, 2**16), def_jax.random_block(64, granularity='model'), r"to 'tensor'"),
@@ -68,6 +64,6 @@ def test_what_32_bits_cannot_index_is_refused(shape, compressor, words):
         )
 
 
-@pytest.mark.parametrize('compressor', [def_jax.identity(), def_jax.scaled(0.5)])
-def test_what_is_sent_whole_may_have_any_size(compressor):
-    assert def_jax.message_size(compressor, jax.ShapeDtypeStruct((2**20, 2**15), jnp.bfloat16)) == 2**35
+def test_what_is_sent_whole_may_have_any_size():
+    leaf = jax.ShapeDtypeStruct((2**20, 2**15), jnp.bfloat16)
+    assert def_jax.message_size(def_jax.identity(), leaf) == 2**35
