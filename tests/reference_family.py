@@ -109,29 +109,22 @@ def sparta(masks: Sequence[np.ndarray]):
     return synchronise
 
 
-def decayed_feedback(
-    x0: np.ndarray,
-    gradient: Gradient,
-    masks: Sequence[np.ndarray],
-    *,
-    learning_rate: float,
-    decay: float,
-    num_workers: int,
-) -> np.ndarray:
-    """x [T + 1, d] of DeToNATION's random replicator (From et al., 2025, Algorithm 1) with SGD as optimizer.
+def random_replicator(masks: Sequence[np.ndarray], decay: float):
+    """DeToNATION's random replicator (From et al., 2025, Algorithm 1), an exchange of `reference_baselines`.
 
     m_k ← β·m_k + g_k;  q_k = the entries of m_k in the step's random selection;  m_k ← m_k - q_k;
     x ← x - η·mean_k q_k.
     """
-    x = np.array(x0, np.float64)
-    momenta = np.zeros((num_workers, len(x)))
-    trace = [x]
-    for step, mask in enumerate(masks):
-        momenta = decay * momenta + np.stack([gradient(x, k, step) for k in range(num_workers)])
-        x = x - learning_rate * (mask * momenta).mean(0)
-        momenta = (1 - mask) * momenta
-        trace.append(x)
-    return np.stack(trace)
+    step, m = 0, 0.0
+
+    def exchange(gradients):
+        nonlocal step, m
+        m = decay * m + gradients
+        q = masks[step] * m
+        step, m = step + 1, m - q
+        return q.mean(0)
+
+    return exchange
 
 
 def in_flight(

@@ -11,17 +11,15 @@ import def_jax
 from def_jax import diagnostics
 from def_jax.beyond.detach_estimate import best_detach
 
-NUM_WORKERS, NUM_STEPS = 8, 400
+NUM_WORKERS, NUM_STEPS = 8, 200
 # A tensor of equal tiles, one whose last tile is shorter, and one that is sent more often than both.
-SHAPES = {'boxes': (64, 32), 'cut short': (1001,), 'small': (8,)}
-
-
-SIGNALS = (0.0, 0.1, 1.0)
+SHAPES = {'boxes': (32, 32), 'cut short': (501,), 'small': (8,)}
+SIGNALS = (0.0, 0.15, 1.0)
 
 
 def estimates(order, granularity='tensor', wire_dtype=jnp.float32):
     """Means over time of λ in use and of λ*(t) of the diagnostics, for updates signal + a worker's noise."""
-    compressor = def_jax.random_block(32, order=order, granularity=granularity)
+    compressor = def_jax.random_block(16, order=order, granularity=granularity)
     link = def_jax.error_feedback(compressor, 'workers', detach='auto', wire_dtype=wire_dtype)
     params = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
 
@@ -38,10 +36,10 @@ def estimates(order, granularity='tensor', wire_dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(0), NUM_WORKERS)
     used, optimum = jax.jit(jax.vmap(workers, in_axes=(None, 0)))(keys, jnp.array(SIGNALS))
     assert np.all(used == used[:, :1])
-    return np.asarray(used[:, 0, 100:]).mean(axis=-1), np.asarray(optimum[:, 0, 100:]).mean(axis=-1)
+    return np.asarray(used[:, 0, 50:]).mean(axis=-1), np.asarray(optimum[:, 0, 50:]).mean(axis=-1)
 
 
-# By how much ages matter: λ* of the messages, without AGE_SHARES, is off by up to 0.2 with signal 0.1.
+# By how much ages matter: λ* of the messages, without AGE_SHARES, is off by 0.06 with signal 0.15.
 @pytest.mark.parametrize(
     ('order', 'options'),
     [
@@ -58,43 +56,16 @@ def test_the_estimate_follows_what_all_residuals_say(order, options):
     assert 0.1 < optimum[0] < 0.15 < optimum[1] < 0.6 and 0.85 < optimum[2] < 1
 
 
-@pytest.mark.parametrize(
-    'compressor', [def_jax.random_block(32, order='cyclic'), def_jax.identity(), def_jax.scaled(0.5)]
-)
-def test_every_compressor_estimates_the_squared_norm_without_bias(compressor):
-    """Over rounds of 32, 33 and 8 blocks: exact where the elements of a tensor are equal."""
-    tree = {name: jnp.full(shape, float(i)) for i, (name, shape) in enumerate(SHAPES.items(), start=1)}
-
-    @jax.jit
-    @jax.vmap
-    def energy(step):
-        message = compressor(jax.random.PRNGKey(0), step, tree).take(tree)
-        return compressor.energy(message, tree)
-
-    expected = sum(i * i * np.prod(shape) for i, shape in enumerate(SHAPES.values(), start=1))
-    energies = energy(jnp.arange(32 * 33, dtype=jnp.uint32))
-    assert float(np.asarray(energies).mean(dtype=np.float64)) == pytest.approx(expected, rel=1e-6)
-
-
-def test_one_worker_follows_its_own_model():
-    optimizer = def_jax.def_sgd(0.1, 4, None, detach='auto')
-    state = optimizer.init(jnp.ones(8))
-    update = jax.jit(optimizer.update)
-    for _ in range(3):
-        _, state = update(jnp.arange(8.0), state, jnp.ones(8))
-    assert float(optax.tree.get(state, 'detach')) == 1
-
-
-@pytest.mark.parametrize('num_workers', [2, 16])
-def test_the_limits(num_workers):
-    limits = {'all noise': 1 / num_workers, 'all signal': 1.0}
-    energies = {'all noise': [1 / num_workers, 1.0], 'all signal': [1.0, 1.0]}
-    for name, expected in limits.items():
-        best = best_detach(jnp.array(energies[name]), num_workers, (1 / 3, 1 / 2))
-        assert float(best) == pytest.approx(expected, rel=1e-5)
-    assert float(best_detach(jnp.zeros(2), num_workers, (1, 1))) == 1 / num_workers  # nothing was sent yet
+def test_the_limits():
+    for num_workers in (2, 16):
+        limits = {1 / num_workers: [1 / num_workers, 1.0], 1.0: [1.0, 1.0]}  # all noise, all signal
+        for expected, energy in limits.items():
+            best = best_detach(jnp.array(energy), num_workers, (1 / 3, 1 / 2))
+            assert float(best) == pytest.approx(expected, rel=1e-5)
+    assert best_detach(jnp.zeros(2), 16, (1, 1)) == 1 / 16  # nothing was sent yet
+    assert best_detach(jnp.zeros(2), 1, (1, 1)) == 1  # one worker follows its own model
     # Rounding may make the averaged message the longer one.
-    assert float(best_detach(jnp.array([1.0001, 1.0]), num_workers, (1, 1))) == 1
+    assert best_detach(jnp.array([1.0001, 1.0]), 16, (1, 1)) == 1
 
 
 def test_until_the_first_message_it_is_one_over_the_workers():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import reference_baselines
 import reference_family as family
 from perceptron import (
     INITIAL,
@@ -117,21 +118,19 @@ def test_sparta():
 
 def test_random_replicator():
     optimizer, blocks = named('random_replicator', optax.sgd(RATE))
-    masks = multipliers(blocks, num_steps=NUM_STEPS)
-    oracle = family.decayed_feedback(
-        START, GRADIENT, masks, learning_rate=RATE, decay=0.999, num_workers=NUM_WORKERS
-    )
+    exchange = family.random_replicator(multipliers(blocks, num_steps=NUM_STEPS), decay=0.999)
+    rates = [RATE] * NUM_STEPS
+    oracle = reference_baselines.train(START, GRADIENT, exchange, rates, num_workers=NUM_WORKERS)
     np.testing.assert_allclose(trained(optimizer)[0], oracle, **TOLERANCE)
 
 
 def test_interrupted_after_any_step_is_uninterrupted():
     """A message every third step: the state alone says how many steps are left until the next one."""
-    num_steps = 10
-    blocks = def_jax.random_block(4, order='shuffled')
-    options = {'every': 3, 'detach': 'auto', 'decay': 0.9, 'outer': optax.sgd(0.7, momentum=0.9)}
+    start = jax.tree.map(jnp.asarray, INITIAL)
 
     def begin():
-        link = def_jax.error_feedback(blocks, 'workers', **options)
+        options = {'every': 3, 'detach': 'auto', 'decay': 0.9, 'outer': optax.sgd(0.7, momentum=0.9)}
+        link = def_jax.error_feedback(def_jax.random_block(4, order='shuffled'), 'workers', **options)
         optimizer = optax.chain(optax.sgd(RATE, momentum=0.9), link)
 
         def step(params, state, batch):
@@ -139,18 +138,17 @@ def test_interrupted_after_any_step_is_uninterrupted():
             updates, state = optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        start = jax.tree.map(jnp.asarray, INITIAL)
-        start = start, optimizer.init(start)
-        stacked = jax.tree.map(lambda z: jnp.broadcast_to(z, (NUM_WORKERS, *z.shape)), start)
+        like = start, optimizer.init(start)
+        stacked = jax.tree.map(lambda z: jnp.broadcast_to(z, (NUM_WORKERS, *z.shape)), like)
         return jax.pmap(step, axis_name='workers'), stacked
 
-    (step, start), (_, of_another_process) = begin(), begin()
-    uninterrupted = interrupted = start
-    for t in range(num_steps):
+    (step, uninterrupted), (_, of_another_process) = begin(), begin()
+    interrupted, structure = uninterrupted, jax.tree.structure(of_another_process)
+    for t in range(7):
         batch = jax.tree.map(lambda z, t=t: z[:, t], DATA)
         uninterrupted = step(*uninterrupted, batch)
         saved = map(np.array, jax.tree.leaves(interrupted))
-        interrupted = step(*jax.tree.unflatten(jax.tree.structure(of_another_process), saved), batch)
+        interrupted = step(*jax.tree.unflatten(structure, saved), batch)
         jax.tree.map(np.testing.assert_array_equal, interrupted, uninterrupted)
 
 

@@ -49,13 +49,10 @@ def train(options, batches, _, *, axis_name, varying=None):
 @pytest.mark.parametrize(
     ('mapping', 'options'),
     [
-        ('vmap', {}),
         ('vmap', {'detach': 1.0, 'average_every': 3}),
-        ('vmap', {'every': 3, 'decay': 0.9}),
         ('vmap', {'outer': OUTER, 'detach': 0.0}),
         ('vmap', {'outer': OUTER, 'every': 2, 'decay': 0.95}),
         ('pmap', {'decay': 0.9}),
-        ('shard_map', {'every': 2}),
         ('shard_map with types', {'every': 2}),
         ('one worker', {}),
     ],
@@ -73,15 +70,13 @@ def test_every_mapping_equals_the_oracle(mapping, options):
     assert np.max(np.abs(actual[0][0, -1] - START)) > 0.1
 
 
-@pytest.mark.parametrize('overlap', [True, False])
-def test_workers_of_several_devices_move_y_by_the_mean_update(overlap):
-    """Eq. 8, with int8 and 'auto', and in flight also with a worker whose update is not finite: it is left
-    out on all its devices. All devices know the same units.
+def test_workers_of_several_devices_move_y_by_the_mean_update():
+    """Eq. 8, with int8 and 'auto', and with a worker whose update is not finite: it is left out on all its
+    devices. All devices know the same units.
     """
-    layout, bad = '2x4', 3 if overlap else None
-    options = {'overlap': overlap, 'skip_nonfinite': True, 'wire_dtype': 'int8', 'detach': 'auto'}
-    link = feedback(layout, def_jax.random_block(2), **options)
-    dist = distributed(layout, def_jax.hold_skipped(optax.chain(optax.sgd(0.05, momentum=0.5), link)))
+    options = {'overlap': True, 'skip_nonfinite': True, 'wire_dtype': 'int8', 'detach': 'auto'}
+    link, bad = feedback('2x4', def_jax.random_block(2), **options), 3
+    dist = distributed('2x4', def_jax.hold_skipped(optax.chain(optax.sgd(0.05, momentum=0.5), link)))
 
     @jax.jit
     def step(params, state, grads):
@@ -105,18 +100,14 @@ def test_workers_of_several_devices_move_y_by_the_mean_update(overlap):
             momentum[i] = np.where(lives_like > 0, fresh, momentum[i])
             np.testing.assert_allclose(new, old - 0.05 * np.mean(fresh * lives_like, 0), rtol=0, atol=1e-5)
         y = jax.tree.map(np.asarray, after)
-        if overlap:
-            assert optax.tree.get(state, 'left_out').tolist() == [False, t == bad]
-            assert int(optax.tree.get(state, 'skipped')) == (t > bad)  # the others hear with the next message
+        assert optax.tree.get(state, 'left_out').tolist() == [False, t == bad]
+        assert int(optax.tree.get(state, 'skipped')) == (t > bad)  # the others hear with the next message
     assert all(np.any(np.asarray(x) != first) for x, first in zip(params, INITIAL, strict=True))
     squares = optax.tree.get(state, 'wire_squares')
     assert len({np.asarray(shard.data).tobytes() for shard in squares.addressable_shards}) == 1
 
 
-@pytest.mark.parametrize(
-    'options',
-    [{}, {'wire_dtype': 'bfloat16', 'detach': 'auto'}, {'wire_dtype': 'int8'}, {'decay': 0.9, 'every': 3}],
-)
+@pytest.mark.parametrize('options', [{'wire_dtype': 'bfloat16', 'detach': 'auto'}, {'wire_dtype': 'int8'}])
 def test_x_is_the_plain_one_a_step_later(options):
     """Where updates do not depend on the point."""
     updates = np.random.default_rng(0).normal(size=(4, 12, 24)).astype(np.float32)
@@ -214,6 +205,7 @@ def test_under_vmap_parameters_stay_one_copy_for_all_workers():
     optimizer, params = chain(momentum=0), jnp.ones(8)
     axes = jax.tree.map(lambda own: 0 if own else None, own_leaves(optimizer, params))
 
+    @jax.jit
     @functools.partial(jax.vmap, in_axes=(None, axes, 0), out_axes=(None, axes), axis_name='workers')
     def step(params, state, grads):
         updates, state = optimizer.update(grads, state, params)
