@@ -42,22 +42,6 @@ def test_cser_equals_oracle(every):
     assert np.abs(found[:, -1] - found[0, -1]).max() > 1e-2
 
 
-def test_a_reset_of_everything_makes_the_models_equal():
-    link = baselines.cser(def_jax.identity(), def_jax.random_block(4), 'workers', every=4)
-    _, models = trained(link, jax.vmap)
-    assert np.ptp(models[:, 8], axis=0).max() < 1e-6 < np.ptp(models[:, 7], axis=0).max()
-
-
-def test_impossible_arguments():
-    for every in (0, True):
-        with pytest.raises(ValueError, match=rf'every={every} must be an integer in \[1, '):
-            def_jax.get_method('cser').optimizer(
-                optax.identity(), optax.sgd(0.1), None, def_jax.identity(), ratio=16, every=every
-            )
-    with pytest.raises(ValueError, match='random_block must be called first'):
-        baselines.cser(def_jax.identity(), def_jax.random_block, None)
-
-
 @pytest.mark.parametrize(('every', 'ratio'), [(1, 4), (4, 1)])
 def test_sparse_loco_equals_oracle(every, ratio):
     options = {'every': every, 'chunk': 2}
