@@ -58,10 +58,6 @@ def sgd():
     return optax.sgd(0.1, momentum=0.9)
 
 
-def subtree(tree, names):
-    return {name: tree[name] for name in names}
-
-
 # --- In a chain, and other ways to write one ---------------------------------------------------------------
 
 
@@ -99,10 +95,6 @@ PAIRS = {
     'injected def_sgd': (
         injected(def_jax.def_sgd, FALLING, **ARGUMENTS),
         def_jax.def_sgd(FALLING, **ARGUMENTS),
-    ),
-    'injected def_adamw': (
-        injected(def_jax.def_adamw, FALLING, **ARGUMENTS),
-        def_jax.def_adamw(FALLING, **ARGUMENTS),
     ),
     'flatten': (
         optax.flatten(optax.chain(sgd(), feedback())),
@@ -171,44 +163,21 @@ def test_detach_can_be_changed_on_the_way():
     chex.assert_trees_all_equal(def_jax.detached_params(params, state), {'w': 1.0 + after})
 
 
-def test_injecting_the_ratio_names_the_remedy():
-    optimizer = optax.inject_hyperparams(def_jax.def_sgd)(learning_rate=0.1, ratio=4, axis_name=None)
-    with pytest.raises(ValueError, match=r"ratio=.*static_args=\('ratio',\)"):
-        optimizer.init(jnp.ones(8))
-
-
-# --- masked, multi_transform, MultiSteps, flatten ---------------------------------------------------------
-
-
-def test_masked_leaves_bypass_the_compression():
-    compressed = {'b': False, 's': True, 'w': True}
-    bypass = jax.tree.map(lambda leaf: not leaf, compressed)
-    optimizer = optax.chain(
-        sgd(),
-        optax.masked(feedback(), compressed),
-        optax.masked(def_jax.all_reduce_mean('workers'), bypass),
-    )
-    params, targets = make_params(), make_targets()
-    x, y, _ = train(optimizer, params, targets)
-    chex.assert_trees_all_equal(x['b'], y['b'])
-    names = ['s', 'w']
-    alone = train(optax.chain(sgd(), feedback()), subtree(params, names), subtree(targets, names))
-    chex.assert_trees_all_close((subtree(x, names), subtree(y, names)), alone[:2], **CLOSE)
-    mean = jax.tree.map(lambda t: np.broadcast_to(t.mean(0), t.shape), targets)  # uncompressed, by optax
-    optimizer = optax.chain(sgd(), feedback(ratio=1, detach=0))
-    chex.assert_trees_all_close(x['b'], train(optimizer, params, mean)[0]['b'], **CLOSE)
+# --- multi_transform, masked, MultiSteps, flatten ---------------------------------------------------------
 
 
 def test_multi_transform():
-    """Two feedbacks, each on its own leaves, with other ratios, detach values and seeds."""
+    """Two feedbacks with other ratios, detach values and seeds, and a dense link, each on its own leaves."""
     params, targets = make_params(), make_targets()
-    labels = {'b': 'second', 's': 'first', 'w': 'first'}
-    both = {'first': feedback(4, detach=0.1), 'second': feedback(2, detach=0.9, seed=1)}
-    x, y, _ = train(optax.chain(sgd(), optax.multi_transform(both, labels)), params, targets)
-    for label, names in (('first', ['s', 'w']), ('second', ['b'])):
-        optimizer = optax.chain(sgd(), both[label])
-        expected = train(optimizer, subtree(params, names), subtree(targets, names))[:2]
-        chex.assert_trees_all_close((subtree(x, names), subtree(y, names)), expected, **CLOSE)
+    links = {'w': feedback(4, detach=0.1), 'b': feedback(2, detach=0.9, seed=1)}
+    dense = {'s': def_jax.all_reduce_mean('workers')}
+    optimizer = optax.chain(sgd(), optax.multi_transform(links | dense, {name: name for name in SHAPES}))
+    x, y, _ = train(optimizer, params, targets)
+    chex.assert_trees_all_equal(x['s'], y['s'])
+    for name, link in (links | {'s': feedback(1, detach=0)}).items():
+        optimizer = optax.chain(sgd(), link)
+        expected = train(optimizer, {name: params[name]}, {name: targets[name]})[:2]
+        chex.assert_trees_all_close(({name: x[name]}, {name: y[name]}), expected, **CLOSE)
 
 
 def test_a_mask_may_name_a_whole_branch():
@@ -236,11 +205,10 @@ def test_multi_steps_equals_a_hand_accumulated_gradient():
         chex.assert_trees_all_equal(optax.tree.get(state, name), optax.tree.get(expected, name))
 
 
-@pytest.mark.parametrize('wrap', [optax.flatten, lambda optimizer: optimizer], ids=['flatten', 'plain'])
-@pytest.mark.parametrize('shape', [(3, 4), (1, 12), ()], ids=str)
-def test_parameters_that_are_a_single_array(shape, wrap):
-    optimizer = wrap(optax.chain(sgd(), feedback(axis_name=None)))
-    params = jnp.ones(shape)
+@pytest.mark.parametrize(('shape', 'flatten'), [((3, 4), True), ((), True), ((1, 12), False)])
+def test_parameters_that_are_a_single_array(shape, flatten):
+    optimizer, params = optax.chain(sgd(), feedback(axis_name=None)), jnp.ones(shape)
+    optimizer = optax.flatten(optimizer) if flatten else optimizer
     updates, state = jax.jit(optimizer.update)(params, optimizer.init(params), params)
     point, y = def_jax.detached_params(params, state), def_jax.output_params(params, state, None)
     chex.assert_shape((updates, point, y), shape)
@@ -250,16 +218,9 @@ def test_parameters_that_are_a_single_array(shape, wrap):
 # --- Dtypes and odd leaves --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    'optimizer',
-    [
-        optax.chain(sgd(), feedback(axis_name=None, average_every=2)),
-        def_jax.def_sgd(FALLING, 4, None, weight_decay=0.1),
-        def_jax.def_adamw(0.1, 4, None),
-    ],
-    ids=['chain', 'def_sgd', 'def_adamw'],
-)
-def test_updates_keep_their_dtypes_and_the_residual_is_float32(optimizer):
+@pytest.mark.parametrize('make', [def_jax.def_sgd, def_jax.def_adamw])
+def test_updates_keep_their_dtypes_and_the_residual_is_float32(make):
+    optimizer = make(FALLING, 4, None, weight_decay=0.1)
     params = make_params(jnp.bfloat16) | {'s': jnp.float32(1.0), 'b': jnp.ones(6, jnp.float16)}
 
     def run(params):
@@ -312,7 +273,7 @@ def test_empty_scalar_and_small_leaves():
         np.testing.assert_array_equal(moved, min(1, np.prod(shape)))
 
 
-@pytest.mark.parametrize('params', [{}, {'e': jnp.ones((0, 3))}, {'none': None}], ids=['{}', 'empty', 'None'])
+@pytest.mark.parametrize('params', [{}, {'e': jnp.ones((0, 3)), 'none': None}], ids=['{}', 'empty, None'])
 def test_nothing_to_send(params):
     optimizer = def_jax.def_sgd(0.1, 64, 'workers')
 
@@ -320,11 +281,11 @@ def test_nothing_to_send(params):
         after, state = step(optimizer, params, optimizer.init(params), params)
         return after, def_jax.output_params(after, state, 'workers')
 
-    for tree in jax.vmap(worker, axis_name='workers')(jnp.arange(2)):
+    for tree in jax.jit(jax.vmap(worker, axis_name='workers'))(jnp.arange(2)):
         chex.assert_trees_all_equal_structs(tree, params)
 
 
-@pytest.mark.parametrize(('implementation', 'ratio'), [('threefry2x32', 5), ('rbg', 4), ('unsafe_rbg', 5)])
+@pytest.mark.parametrize(('implementation', 'ratio'), [('rbg', 4), ('unsafe_rbg', 5)])
 def test_workers_draw_the_same_blocks_with_any_random_generator(implementation, ratio):
     """Also where vmap maps the state itself: JAX's rbg generators draw other numbers for each batch entry."""
     with jax.default_prng_impl(implementation):
@@ -343,15 +304,13 @@ def test_workers_draw_the_same_blocks_with_any_random_generator(implementation, 
 
 def test_pmap_compiles_once():
     optimizer, params, targets = def_jax.def_sgd(0.1, 4, 'workers'), make_params(), make_targets()
-    init = jax.pmap(lambda _: (params, optimizer.init(params)), axis_name='workers')
     chex.clear_trace_counter()
     once = jax.pmap(
         chex.assert_max_traces(lambda *carry: step(optimizer, *carry), n=1),
         axis_name='workers',
         donate_argnums=(0, 1),
     )
+    init = jax.pmap(lambda _: (params, optimizer.init(params)), axis_name='workers')
     carry = init(jnp.arange(NUM_WORKERS))
-    for t in range(4):
+    for t in range(3):
         carry = once(*carry, jax.tree.map(lambda leaf, t=t: leaf[:, t], targets))
-    expected = train(optimizer, params, targets)[0]
-    chex.assert_trees_all_close(carry[0], jax.tree.map(lambda leaf: leaf[:, 3], expected), **CLOSE)

@@ -96,11 +96,10 @@ def oracle(name, num_workers, granularity, average_every):
 
 PAPER = ('sgd', 'ef', 'saef', 'psync', 'def', 'def_a', 'ef21', 'sgd_ia')  # the others: beyond/test_family.py
 CASES = [
-    *((name, 4, 'tensor', 0) for name in PAPER if name != 'sgd_ia'),
-    *(('def', 4, 'element', 0), ('psync', 4, 'model', 0), ('ef21', 4, 'element', 0)),
-    ('saef', 4, 'tensor', PERIOD),
+    *((name, 4, 'tensor', 0) for name in ('sgd', 'saef', 'psync', 'def', 'def_a', 'ef21')),
+    ('ef', 4, 'element', 0),
+    ('saef', 4, 'model', PERIOD),
     ('sgd_ia', 1, 'tensor', 0),
-    ('def', 1, 'tensor', 0),
 ]
 
 
@@ -116,7 +115,7 @@ def test_the_answer_of_a_method_equals_its_oracle(name, num_workers, granularity
     if method.answer != 'own':
         assert np.all(actual == actual[0])
     else:  # every worker has a model of its own
-        assert num_workers == 1 or np.abs(actual - actual[0]).max() > 1e-2
+        assert np.abs(actual - actual[0]).max() > 1e-2
 
 
 def test_methods_that_share_a_run_differ_in_the_point_only():
@@ -135,10 +134,6 @@ def test_methods_that_share_a_run_differ_in_the_point_only():
     ('name', 'options', 'message'),
     [
         ('def', {'rank': 2}, 'rank=2 has no effect, since DEF does not use it. Set rank=0.'),
-        ('sgd', {'every': 4}, 'every=4 has no effect, since SGD does not use it. Set every=1.'),
-        ('powersgd', {'chunk': 8}, 'chunk=8 has no effect, since PowerSGD does not use it. Set chunk=64.'),
-        ('demo', {'decay': 0.9}, 'decay=0.9 has no effect, since DeMo does not use it. Set decay=1.0.'),
-        ('top_k', {'skip_nonfinite': True}, 'skip_nonfinite=True has no effect, since top-k does not use it'),
         ('cser', {'wire_dtype': 'bfloat16'}, "wire_dtype='bfloat16' has no effect, since CSER does not"),
         ('random_replicator', {'decay': 0.95}, 'decay=0.95 has no effect, since random replicator fixes it'),
         ('sign_ef', {'detach': 'auto'}, "detach='auto' estimates λ, but EF-signSGD fixes it or has none"),
@@ -154,7 +149,7 @@ def test_an_option_that_a_method_does_not_use(name, options, message):
 @pytest.mark.parametrize(
     ('name', 'options', 'reason'),
     [
-        *((name, {'order': 'shuffled'}, 'chooses what it sends') for name in ('powersgd', 'sign_ef', 'cser')),
+        ('powersgd', {'order': 'shuffled'}, 'chooses what it sends'),
         ('sparta', {'granularity': 'model'}, 'fixes it'),
         ('streaming_diloco', {'order': 'shuffled'}, 'fixes it'),
     ],
@@ -162,8 +157,3 @@ def test_an_option_that_a_method_does_not_use(name, options, message):
 def test_a_choice_of_blocks_that_a_method_does_not_leave(name, options, reason):
     with pytest.raises(ValueError, match=rf'has no effect, since .* {reason}.* Set'):
         methods.METHODS[name].compressor(RATIO, **options)
-
-
-def test_unknown_trajectory():
-    with pytest.raises(ValueError, match=r"method='deff' is unknown; .* Did you mean 'def'\?"):
-        methods.trajectory('deff')

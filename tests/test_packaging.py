@@ -18,12 +18,6 @@ from def_jax.trainer.launch.exits import ExitCode
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 REQUIREMENTS = (ROOT / 'requirements.txt').read_text()
-PUBLIC = """
-    error_feedback detached_params output_params ErrorFeedbackState random_block random_k scaled identity
-    def_sgd def_adamw ef21 all_reduce_mean baselines METHODS get_method assert_replicated hold_skipped
-    message_size diagnostics state_specs
-"""
-
 
 # Programs in an environment without the packages of the extra `training`.
 BARE = """
@@ -57,11 +51,6 @@ DECLARED = {
     re.match(r'[\w-]+', line)[0].lower().replace('_', '-')
     for line in PROJECT['dependencies'] + PROJECT['optional-dependencies']['training']
 }
-
-
-def test_every_public_name_is_there():
-    assert set(PUBLIC.split()) <= set(def_jax.__all__)
-    assert all(hasattr(def_jax, name) for name in def_jax.__all__)
 
 
 def test_programs_name_the_extra_that_they_need(tmp_path):
