@@ -61,26 +61,6 @@ def algorithm_1(
     return Trajectory(np.stack(xs), np.stack(ys), np.stack(es))
 
 
-def sgd(
-    x0: np.ndarray,
-    gradient: Gradient,
-    learning_rate: Sequence[float],
-    *,
-    num_workers: int,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-) -> np.ndarray:
-    """x [T + 1, d] of uncompressed momentum SGD (Eq. 2) on the mean gradient of all workers."""
-    x = np.array(x0, np.float64)
-    m, xs = np.zeros_like(x), [x]
-    for t, eta in enumerate(learning_rate):
-        g = np.mean([gradient(x, k, t) for k in range(num_workers)], axis=0) + weight_decay * x
-        m = momentum * m + g
-        x = x - eta * m
-        xs.append(x)
-    return np.stack(xs)
-
-
 def iterate_average(y: np.ndarray, delta: float) -> np.ndarray:
     """SGD-IA: x_{t+1} = (1 - δ) x_t + δ y_{t+1}, x_0 = y_0 (Eq. 96)."""
     x = [y[0]]

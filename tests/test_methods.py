@@ -60,37 +60,36 @@ def oracle(name, num_workers, granularity, average_every):
     blocks = {name: def_jax.random_block(RATIO, granularity=name) for name in ('tensor', 'model')}
     masks = multipliers((blocks | {'element': def_jax.random_k(RATIO)})[granularity])
     settings = {'num_workers': num_workers, 'momentum': MOMENTUM, 'weight_decay': WEIGHT_DECAY}
-    problem = START, gradient(num_workers)
+    problem, uncompressed = (START, gradient(num_workers)), reference_baselines.uncompressed
 
     def algorithm_1(detach, period=0):
         return reference.algorithm_1(
             *problem, masks, LEARNING_RATES, detach=detach, average_every=period, **settings
         )
 
-    def sgd():
-        return reference.sgd(*problem, LEARNING_RATES, **settings)
+    def on_exchanged(exchange):
+        """Momentum SGD after the communication, and the penalty before it."""
+        return reference_baselines.train(
+            START,
+            lambda x, k, t: problem[1](x, k, t) + WEIGHT_DECAY * x,
+            *(exchange, LEARNING_RATES),
+            num_workers=num_workers,
+            momentum=MOMENTUM,
+        )
 
     def psync():
         path = algorithm_1(1.0)
         return (path.x[:, None] - path.e).swapaxes(0, 1)
 
-    def ef21():
-        gradient_of, exchange = problem[1], reference_baselines.ef21_sgdm(masks, averaging=1.0)
-        return reference_baselines.train(
-            *(START, lambda x, k, t: gradient_of(x, k, t) + WEIGHT_DECAY * x, exchange, LEARNING_RATES),
-            num_workers=num_workers,
-            momentum=MOMENTUM,
-        )
-
     return {
-        'sgd': sgd,
+        'sgd': lambda: on_exchanged(uncompressed),
         'ef': lambda: algorithm_1(0.0).x,
         'saef': lambda: algorithm_1(1.0, average_every).x,
         'psync': psync,
         'def': lambda: algorithm_1(DETACH).y,
         'def_a': lambda: algorithm_1(DETACH).x,
-        'ef21': ef21,
-        'sgd_ia': lambda: reference.iterate_average(sgd(), 1 / RATIO),
+        'ef21': lambda: on_exchanged(reference_baselines.ef21_sgdm(masks, averaging=1.0)),
+        'sgd_ia': lambda: reference.iterate_average(on_exchanged(uncompressed), 1 / RATIO),
     }[name]()
 
 
