@@ -64,24 +64,25 @@ def sgd():
 def adamw_by_hand(b1):
     blocks = def_jax.random_block(4, order='shuffled', allocation='balanced')
     outer = optax.sgd(0.3, momentum=0.8, nesterov=True)
-    link = def_jax.error_feedback(blocks, 'workers', detach=0.2, seed=3, outer=outer)
-    return optax.chain(optax.adamw(0.1, b1=b1, b2=0.995, weight_decay=0.3, mask=MATRICES), link)
+    link = def_jax.error_feedback(blocks, 'workers', detach=0.2, seed=3, outer=outer, overlap=True)
+    return optax.chain(optax.adamw(0.1, b1=b1, b2=0.995, **DECAY), link)
 
 
-MATRICES = {'b': False, 's': False, 'w': True}
+DECAY = {'weight_decay': 0.3, 'mask': {'b': False, 's': False, 'w': True}}
 BLOCKS = {'order': 'shuffled', 'allocation': 'balanced'}
+LINK = {'detach': 0.5, 'wire_dtype': 'bfloat16', 'overlap': True, 'seed': 3}
 PAIRS = {
     'def_sgd': (
-        def_jax.def_sgd(0.1, 4, 'workers', momentum=0.9, weight_decay=0.1, detach=0.5, seed=3, **BLOCKS),
+        def_jax.def_sgd(0.1, 4, 'workers', momentum=0.9, weight_decay=0.1, **BLOCKS, **LINK),
         optax.chain(
             *(optax.add_decayed_weights(0.1), sgd()),
-            def_jax.error_feedback(def_jax.random_block(4, **BLOCKS), 'workers', detach=0.5, seed=3),
+            def_jax.error_feedback(def_jax.random_block(4, **BLOCKS), 'workers', **LINK),
         ),
     ),
     'no momentum': (def_jax.def_sgd(0.1, 4, 'workers', momentum=0), optax.chain(optax.sgd(0.1), feedback())),
     **{
         f'def_adamw, b1={b1!r}': (
-            def_jax.def_adamw(0.1, 4, 'workers', b1=b1, weight_decay=0.3, mask=MATRICES, seed=3),
+            def_jax.def_adamw(0.1, 4, 'workers', b1=b1, **DECAY, seed=3, overlap=True),
             adamw_by_hand(b1),
         )
         for b1 in (0.9, 0)

@@ -152,16 +152,6 @@ def test_interrupted_after_any_step_is_uninterrupted():
         jax.tree.map(np.testing.assert_array_equal, interrupted, uninterrupted)
 
 
-def test_a_decayed_residual_survives_a_skipped_step():
-    optimizer = def_jax.error_feedback(def_jax.random_block(4), None, decay=0.5, skip_nonfinite=True)
-    state = optimizer.init(jnp.zeros(8))._replace(residual=jnp.arange(8.0))
-    update = jax.jit(optimizer.update)
-    _, after = update(jnp.full(8, jnp.nan), state)
-    np.testing.assert_array_equal(after.residual, jnp.arange(8.0))
-    _, after = update(jnp.zeros(8), state)
-    assert float(jnp.abs(after.residual).max()) <= 3.5
-
-
 def test_devices_can_be_set_after_the_methods_are_built():
     """A command line builds its optimizer to check it, and then asks JAX for its devices."""
     program = (

@@ -40,12 +40,6 @@ def make_updates(num_workers, num_steps=NUM_STEPS):
     return jax.tree.map(np.float32, updates)
 
 
-def steps(updates, compressor=BLOCKS, **options):
-    """What arrived, and the residual and the shared state after each step, [K, T, ...]."""
-    arrived, state = exchanged(link(compressor, **options), updates)
-    return arrived, state.residual, state.extra
-
-
 def oracle(updates, sent):
     """One tensor: what arrived [T, ...], the residuals [T, K, ...] and the mean squares [T], in float64.
 
@@ -78,7 +72,8 @@ def oracle(updates, sent):
 def test_the_oracle(num_workers):
     """What arrives is the mean of what left the residuals, at integers of a unit that all workers know."""
     updates, sent = make_updates(num_workers), masks(BLOCKS, make_params(), NUM_STEPS, jax.random.PRNGKey(0))
-    arrived, residual, extra = steps(updates)
+    arrived, state = exchanged(link(), updates)
+    residual, extra = state.residual, state.extra
     for i, (name, scale) in enumerate(SCALES.items()):
         assert np.all(arrived[name] == arrived[name][0])
         assert np.all(extra['wire_squares'] == extra['wire_squares'][0])
@@ -151,14 +146,15 @@ def test_the_ends_of_the_range():
 def test_what_is_not_finite_reaches_all_workers(skip, broken):
     updates = make_updates(3)
     updates['a'][1, 4, 0, 0] = broken
-    arrived, residual, extra = steps(updates, def_jax.identity(), skip_nonfinite=skip, detach='auto')
+    options = {'skip_nonfinite': skip, 'detach': 'auto'}
+    arrived, state = exchanged(link(def_jax.identity(), **options), updates)
     if not skip:
         assert all(np.isnan(arrived[name][:, 4]).all() for name in SHAPES)
         return
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves((arrived, residual, extra)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((arrived, state.residual, state.extra)))
     assert all(np.all(arrived[name][:, 4] == 0) for name in SHAPES)
-    assert extra['skipped'][:, -1].tolist() == [1, 1, 1]
-    np.testing.assert_array_equal(extra['wire_squares'][:, 4], extra['wire_squares'][:, 3])
+    assert state.extra['skipped'][:, -1].tolist() == [1, 1, 1]
+    np.testing.assert_array_equal(state.extra['wire_squares'][:, 4], state.extra['wire_squares'][:, 3])
 
 
 def test_one_all_reduce_of_int8():

@@ -22,7 +22,8 @@ NUM_ELEMENTS = 64 + 3 + 1
 def chain(hold=True, skip_nonfinite=True, **options):
     inner = optax.sgd(optax.linear_schedule(0.1, 0.0, 50), momentum=0.9)
     blocks = def_jax.random_block(4)
-    link = def_jax.error_feedback(blocks, 'workers', skip_nonfinite=skip_nonfinite, **options)
+    options = {'decay': 0.9, 'skip_nonfinite': skip_nonfinite, **options}
+    link = def_jax.error_feedback(blocks, 'workers', **options)
     return def_jax.hold_skipped(optax.chain(inner, link)) if hold else optax.chain(inner, link)
 
 
