@@ -1,4 +1,4 @@
-"""Figure 3 with BatchNorm set right: how much of x's early lead over y is BatchNorm's?
+"""Figure 3 with BatchNorm recalibrated: how much of x's early lead over y is BatchNorm's?
 
     for ratio in 64 256; do for seed in 0 1 2; do python train.py --config=configs/digits.py \
         --config.workers_per_device=16 --config.recalibrate_batches=8 --config.eval_every_epochs=10 \
