@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from faults.mutations import mutations, place
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ('library', 'extras', 'tools', 'trainer', 'paper')  # each may import those before it
@@ -86,3 +87,11 @@ def test_the_tests_of_the_library_need_the_library_alone():
     ]
     above = [(path.name, other) for path in files for other in imports(path) if room(other) != 'library']
     assert len(files) > 20 and not above
+
+
+def test_every_fault_of_the_table_can_be_planted():
+    """In tests/MUTATIONS.md; `faults/mutations.py` plants them and runs their tests."""
+    for mutation in mutations():
+        place(mutation, ROOT / 'def_jax')
+        file, _, test = mutation.test.partition('::')
+        assert f'def {test.partition("[")[0]}(' in (ROOT / 'tests' / file).read_text(), mutation

@@ -59,22 +59,22 @@ def is_noticed(mutation: Mutation) -> tuple[bool, Path]:
                 shutil.copytree(ROOT / name, Path(folder, name))
             else:
                 shutil.copy(ROOT / name, folder)
-        file = plant(mutation, Path(folder, 'def_jax')).relative_to(folder)
+        file = place(mutation, Path(folder, 'def_jax'))
+        file.write_text(file.read_text().replace(mutation.code, mutation.mutated))
         command = [sys.executable, '-m', 'pytest', '-qx', '-p', 'no:cacheprovider', f'tests/{mutation.test}']
         # A checkout that is installed in place must not be found in its stead.
         environment = os.environ | {'PYTHONPATH': folder, 'PYTHONDONTWRITEBYTECODE': '1'}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         raise SystemExit(done.stdout + done.stderr)
-    return done.returncode == 1 and 'failed' in done.stdout.splitlines()[-1], file
+    return done.returncode == 1 and 'failed' in done.stdout.splitlines()[-1], file.relative_to(folder)
 
 
-def plant(mutation: Mutation, folder: Path) -> Path:
-    """Changes the one place of the code below `folder` that the mutation is about."""
+def place(mutation: Mutation, folder: Path) -> Path:
+    """The file below `folder` with the code that the mutation changes, which is there once."""
     files = [path for path in folder.rglob('*.py') if mutation.code in path.read_text()]
     if len(files) != 1 or files[0].read_text().count(mutation.code) != 1:
         raise SystemExit(f'{mutation.code!r} must be in one file, once; it is in {[*map(str, files)]}')
-    files[0].write_text(files[0].read_text().replace(mutation.code, mutation.mutated))
     return files[0]
 
 
