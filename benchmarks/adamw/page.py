@@ -33,7 +33,12 @@ def write(folder: Path) -> None:
     """Writes the tables of the page, and the picture."""
     runs = records.read(folder / 'adamw.jsonl')
     tested = _tested(runs)
-    tables = {'against dense': _against_dense(tested), 'overlap': _overlap(tested), 'runs': _table(runs)}
+    tables = {
+        'against dense': _against_dense(tested),
+        'overlap': _overlap(tested),
+        'muon': _muon(tested),
+        'runs': _table(runs),
+    }
     pages.write(folder / 'adamw.md', tables)
     _draw(runs, folder / 'adamw.png')
 
@@ -67,6 +72,16 @@ def _overlap(tested: Tested) -> str:
         return {} if within == label else tested.get((*where, within), {})
 
     return _compared(tested, others, ('test loss', 'without'))
+
+
+def _muon(tested: Tested) -> str:
+    """Muon in each worker, or on the mean gradient, against AdamW there."""
+
+    def others(group):
+        *where, label = group
+        return tested.get((*where, label.replace('Muon', 'AdamW')), {}) if label.endswith('Muon') else {}
+
+    return _compared(tested, others, ('test loss', 'AdamW'))
 
 
 def _compared(tested: Tested, others: Callable[[tuple], dict[int, float]], heads: tuple[str, str]) -> str:
@@ -147,7 +162,7 @@ def _label(run: Run) -> str:
     if run['method'] == 'dense':
         return f'dense {inner}'
     if run['identity']:
-        return 'updates averaged' if run['every'] == 1 else f'DiLoCo, H = {run["every"]}'
+        return f'{"DiLoCo" if run["outer_mu"] else "averaged"}, H = {run["every"]}, {inner}'
     return f'DEF at {_nominal(run):g}' + ('' if inner == 'AdamW' else f', {inner}') + _options(run)
 
 
