@@ -1,6 +1,5 @@
 """The map's convolutional network: runs of `configs/tables/map.py:short` and `:images`, beside the page."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +26,7 @@ class _Cell(NamedTuple):
 def rows(path: Path) -> Iterator[dict[str, str]]:
     """For each method, its rates on held-out images, errors at its output, and differences from SGD."""
     cells = _cells(path)
-    for (images, steps), method in itertools.product(sorted({key[:2] for key in cells}), METHODS):
+    for images, steps, method in sorted(cells, key=lambda key: (*key[:2], METHODS.index(key[2]))):
         cell, sgd = cells[images, steps, method], cells[images, steps, 'SGD']
         tried = {rate: f'{rate:g}: {error:.2f}' for rate, error in sorted(cell.tried.items())}
         yield {
