@@ -10,7 +10,7 @@ import functools
 import ml_collections
 
 from configs.tables import levers, table1, table4, tables
-from paper.claims import Claim, Source
+from paper.claims import Claim, Source, joined
 
 TABLE1, VISITS, CIFAR10 = 'table1_digits_recalibrated', 'table1_digits_visits', 'cifar10'
 TABLE4, LEVERS, REDUCED = 'table4_digits_tuned', 'beyond/levers_digits', 'beyond/levers_cifar10_small'
@@ -40,7 +40,7 @@ def _table1(
             Source(folder, row, column),
             Source(folder, '1', 'SGD'),
             'equal',
-            '; '.join(filter(None, (limits, NOT_CLAIMED.get(ratio)))),
+            joined(limits, NOT_CLAIMED.get(ratio)),
         )
         for column in ('DEF', 'DEF-A')
     ]
@@ -51,7 +51,7 @@ def _table1(
             Source(folder, row, 'DEF'),
             Source(folder, row, other, point),
             'ahead',
-            '; '.join(filter(None, (limits, point and AT_X))),
+            joined(limits, point and AT_X),
         )
         for other, name, point in [*((other, other, '') for other in others), ('SAEF', 'λ = 1 at y', 'y')]
     ]

@@ -23,7 +23,7 @@ from paper import finished_runs, needed_runs
 from paper.cells import Cell
 from paper.statistics import MARGIN, Difference, holm, seed_difference
 
-__all__ = ['Claim', 'Source', 'outcome', 'page', 'tables']
+__all__ = ['Claim', 'Source', 'joined', 'outcome', 'page', 'tables']
 
 Expected = Literal['equal', 'ahead', 'diverges']
 _COLUMNS = ('claim', 'the paper', 'here', 'tuned', 'difference [95 % interval]', 'seeds', 'outcome', 'limits')
@@ -176,7 +176,7 @@ def _line(claim: Claim, cell_of: Any, certain: bool) -> list[str]:
     link = f'[{ours.text}]({claim.ours.folder}/README.md)'
     if claim.against is None:
         verdict = 'holds' if ours.diverged == len(ours.results) else 'does not hold'
-        limits = _joined(claim.limits, _edges(first=our_edge))
+        limits = joined(claim.limits, _edges(first=our_edge))
         return [claim.text, claim.paper, link, our_tuning, '', str(len(ours.results)), verdict, limits]
     theirs, their_edge, their_tuning = cell_of(claim.against)
     difference = _difference(ours, theirs)
@@ -194,7 +194,7 @@ def _line(claim: Claim, cell_of: Any, certain: bool) -> list[str]:
         difference.text(),
         str(difference.num_seeds),
         verdict if certain or verdict == 'open' else f'{verdict}, {_UNCORRECTED}',
-        _joined(
+        joined(
             claim.limits,
             f'equal within {MARGIN:g} points' if close else '',
             _edges(first=our_edge, second=their_edge),
@@ -207,7 +207,8 @@ def _edges(**at_the_edge: bool) -> str:
     return places and f'{places} at the edge'
 
 
-def _joined(*limits: str) -> str:
+def joined(*limits: str | None) -> str:
+    """Those limits that there are, as a reader sees them."""
     return '; '.join(filter(None, limits))
 
 

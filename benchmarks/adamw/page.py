@@ -1,6 +1,7 @@
 """The page of the runs: a table of all, and loss against steps and against bytes."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def write(folder: Path) -> None:
     tested = _tested(runs)
     tables = {
         'against dense': _against_dense(tested),
-        'overlap': _overlap(tested),
-        'muon': _muon(tested),
+        'overlap': _beside(tested, lambda label: label.removesuffix(_OVERLAP), ('test loss', 'without')),
+        'muon': _beside(tested, lambda label: re.sub('Muon$', 'AdamW', label), ('test loss', 'AdamW')),
         'runs': _table(runs),
     }
     pages.write(folder / 'adamw.md', tables)
@@ -63,25 +64,14 @@ def _against_dense(tested: Tested) -> str:
     return _compared(tested, others, ('test loss', _DENSE))
 
 
-def _overlap(tested: Tested) -> str:
-    """Against the same with each message within its own step."""
+def _beside(tested: Tested, other: Callable[[str], str], heads: tuple[str, str]) -> str:
+    """Every group whose label `other` changes, against the group of that label."""
 
     def others(group):
         *where, label = group
-        within = label.removesuffix(_OVERLAP)
-        return {} if within == label else tested.get((*where, within), {})
+        return {} if other(label) == label else tested.get((*where, other(label)), {})
 
-    return _compared(tested, others, ('test loss', 'without'))
-
-
-def _muon(tested: Tested) -> str:
-    """Muon in each worker, or on the mean gradient, against AdamW there."""
-
-    def others(group):
-        *where, label = group
-        return tested.get((*where, label.replace('Muon', 'AdamW')), {}) if label.endswith('Muon') else {}
-
-    return _compared(tested, others, ('test loss', 'AdamW'))
+    return _compared(tested, others, heads)
 
 
 def _compared(tested: Tested, others: Callable[[tuple], dict[int, float]], heads: tuple[str, str]) -> str:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import records
+from configs.tables.map import STEPS
 from paper.statistics import mean_std, seed_difference
 
 __all__ = ['rows']
 
 METHODS = ('SGD', 'DEF (paper), 64', 'DEF, ours, int8, 64')
 ALL = 50_000  # images that a run trains on, unless its name says otherwise
-LENGTHS = (2_925, 11_700)  # steps; a rate is chosen after a quarter of them
+LENGTHS = (STEPS // 4, STEPS)  # of :short and :images; a rate is chosen after a quarter of them
 
 
 class _Cell(NamedTuple):
