@@ -34,6 +34,13 @@ WIDTHS = {
 }
 IMAGES = {f'{n:,} images': {'train_examples': n, 'evaluate_train_examples': n} for n in (2_000, 10_000)}
 SHORT = {'2,000 images': IMAGES['2,000 images'], '50,000 images': {}}
+IN_SHORT = ('SGD', 'DEF (paper)', 'DEF, ours, int8')
+# By variant: rows, what heads them, steps, seeds.
+VARIANTS = {
+    '': (WIDTHS, 'network', STEPS, (0, 1, 2, 3, 4)),
+    'images': (IMAGES, 'images', STEPS, (0, 1, 2, 3, 4)),
+    'short': (SHORT, 'images', STEPS // 4, (0, 1, 2)),
+}
 
 
 def cells(row: str, **settings) -> list[dict]:
@@ -54,17 +61,16 @@ def cells(row: str, **settings) -> list[dict]:
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The table; `arg` is empty or a variant, see above."""
-    variant = tables.variant(arg, 'images', 'short')
-    rows = {'': WIDTHS, 'images': IMAGES, 'short': SHORT}[variant]
-    steps = STEPS // 4 if variant == 'short' else STEPS
+    variant = tables.variant(arg, *filter(None, VARIANTS))
+    rows, heading, steps, seeds = VARIANTS[variant]
     tuning = tables.HELD_OUT_CIFAR | {'num_steps': steps // 4, 'evaluate_train_examples': 0}
     base = tables.cifar10_base(tables.FAST_CIFAR, num_steps=steps, eval_every_steps=steps)
     found = [c for row, settings in rows.items() for c in cells(row, **settings)]
     return tables.table(
         'The map on CIFAR-10 (JPEG copy), at the bytes of 64',
         base,
-        [c for c in found if variant != 'short' or c['column'] in ('SGD', 'DEF (paper)', 'DEF, ours, int8')],
-        rows='network' if not variant else 'images',
-        seeds=(0, 1, 2) if variant == 'short' else (0, 1, 2, 3, 4),
+        [c for c in found if variant != 'short' or c['column'] in IN_SHORT],
+        rows=heading,
+        seeds=seeds,
         tuning=tuning,
     )

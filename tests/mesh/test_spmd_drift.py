@@ -84,7 +84,7 @@ def test_what_follows_the_link_is_taken_at_x():
         (optax.MultiSteps(optax.chain(sgd(), link()), 2), 'keeps the extra argument `shards`.*accumulate='),
         (
             optax.transforms.conditionally_transform(optax.chain(sgd(), link()), lambda step: step > 1),
-            'would differ between workers',
+            'would differ between workers.* a link in a branch',
         ),
     ],
     ids=['masked', 'mechanize', 'MultiSteps', 'conditionally'],

@@ -25,10 +25,6 @@ from def_jax.types import PyTree
 
 __all__ = ['depends_on', 'run', 'update']
 
-_REMEDY = (
-    'Put the wrapper around the transformations before the link. In place of optax.MultiSteps, pass '
-    'accumulate=... to def_jax.spmd.'
-)
 # Operations that pass their inputs to a program one by one.
 _CALLS = (
     'jit',
@@ -91,8 +87,8 @@ def update(
         extra_args: the same on all workers.
 
     Raises:
-        ValueError: if a link lies in a branch or gets no `shards`; if updates or replicated state would
-            differ between workers.
+        ValueError: if a link gets no `shards`; if updates or replicated state would differ between workers,
+            as they may if a link lies in a branch or a loop.
     """
     tape = Tape()
     extra_args = extra_args | {'shards': shards._replace(tape=tape)}
@@ -100,7 +96,8 @@ def update(
     if len(link_states(tape.states)) < len(link_states(state)):
         raise ValueError(
             'a wrapper of the optimizer keeps the extra argument `shards` from the link, which would then '
-            'send whole tensors. ' + _REMEDY
+            'send whole tensors. Put the wrapper around the transformations before the link. In place of '
+            'optax.MultiSteps, pass accumulate=... to def_jax.spmd.'
         )
     last = state[-1] if type(state) is tuple and state else state
     from_links = {id(leaf) for leaf in jax.tree.leaves(tape.results)}
@@ -112,14 +109,8 @@ def update(
         return optimizer.update(grads, state, params, **extra_args)
 
     arguments = tape.results, grads, state, params
-    try:
-        program, shapes = jax.make_jaxpr(follow, return_shape=True)(*arguments)
-        followed = jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
-    except jax.errors.UnexpectedTracerError as error:
-        raise ValueError(
-            'a link lies in a branch (`lax.cond`) of the optimizer, which each worker may take or not: those '
-            'that send would wait for the others. ' + _REMEDY
-        ) from error
+    program, shapes = jax.make_jaxpr(follow, return_shape=True)(*arguments)
+    followed = jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
     updates, after = jax.tree.unflatten(jax.tree.structure(shapes), followed)
     differ = jax.tree.unflatten(jax.tree.structure(shapes), _per_worker(program.jaxpr, arguments))
     _check_agreement(differ, own_leaves(optimizer, params))
@@ -176,6 +167,6 @@ def _check_agreement(differ: tuple[PyTree, PyTree], own: PyTree) -> None:
     if wrong:
         raise ValueError(
             f"{wrong[0]} would differ between workers: it depends on a worker's own gradient or state, other "
-            'than through a link. Put the transformation that computes it before the link in the chain, or '
-            'average its gradient with def_jax.all_reduce_mean.'
+            'than through a link, or on a link in a branch (`lax.cond`) or a loop. Put the transformation that '
+            'computes it before the link in the chain, or average its gradient with def_jax.all_reduce_mean.'
         )
