@@ -112,10 +112,17 @@ def test_the_sentences_of_the_front_page_are_those_of_the_results(front):
     kept, of = (float(cells[ratio, 'ours', name].split()[0]) for ratio, name in (('64', 'DEF'), ('1', 'SGD')))
     assert f"At 1/64 DEF keeps {kept:.1f} of SGD's {of:.1f} %" in text
     page = (ROOT / 'results/benchmarks/time_to_accuracy.md').read_text()
-    ours = r'\| DEF, bytes of ratio 64 in int8, [^|]*momentum \|.*?\| (\d+\.\d+) \[(\d+\.\d+), (\d+\.\d+)\]'
-    (fast, *of_fast), (slow, *of_slow) = (map(float, found) for found in re.findall(ours, page))
-    assert '{:.1f} [{:.1f}, {:.1f}] times as fast as dense JAX at 1 Gbit/s'.format(fast, *of_fast) in text
-    assert '{:.0f} [{:.0f}, {:.0f}] at 100 Mbit/s'.format(slow, *of_slow) in text
+    ours = r'\| DEF, bytes of ratio 64 in int8, [^|]*momentum \|.*?\| (\d+) ± \d+ \|.*?\| (\d+\.\d+) \['
+    dense = [float(ms) for ms in re.findall(r'\| SGD, dense JAX \|.*?\| (\d+) ± \d+ \|', page)]
+    factors = [(float(found), float(ms)) for ms, found in re.findall(ours, page)]
+    assert '{:.1f} times as fast as dense JAX at 1 Gbit/s, {:.0f} at'.format(*(f for f, _ in factors)) in text
+    day = re.search(
+        r'dense JAX took (\d+) and ([\d,]+) ms a step, ours at 64 took (\d+) and (\d+)',
+        ' '.join(page.split()),
+    )
+    of_dense, of_ours = ([float(ms.replace(',', '')) for ms in day.group(*i)] for i in ((1, 2), (3, 4)))
+    there = [f * a / b / (d / ms) for (f, ms), d, a, b in zip(factors, dense, of_dense, of_ours, strict=True)]
+    assert '(another day: {:.1f}, {:.0f};'.format(*there) in text
 
 
 def allows(function, *args, **kwargs):
