@@ -66,8 +66,7 @@ def read(path: Path, point: str = 'y') -> Cells:
         of_key.setdefault(record['k'], {})[record['seed']] = record
     found: Cells = {}
     for key, of_key in tuned.items():
-        if not all(of.keys() >= set(plan.TUNING_SEEDS) for of in of_key.values()):
-            continue
+        of_key = {k: of for k, of in of_key.items() if of.keys() >= set(plan.TUNING_SEEDS)}
         at = 'x' if key.title.startswith('SGD') else point
         tried, held_out = (
             {
@@ -79,7 +78,7 @@ def read(path: Path, point: str = 'y') -> Cells:
         of_key = runs.get(key, {})
         fresh = {k: [of[s] for s in plan.SEEDS] for k, of in of_key.items() if of.keys() >= set(plan.SEEDS)}
         cell = Cell(key, tried, held_out, fresh, at)
-        if grid.inside(tried) and cell.k in fresh:
+        if tried and grid.inside(tried) and cell.k in fresh:
             found[key] = cell
     return found
 
