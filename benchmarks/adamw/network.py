@@ -1,13 +1,14 @@
 """A decoder-only transformer on bytes, as plain functions of its parameters: fast under vmap on one core."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ['SIZES', 'Size', 'init', 'losses']
+__all__ = ['SIZES', 'Size', 'init', 'losses', 'parameters']
 
 VOCABULARY = 256
 PyTree = Any
@@ -26,6 +27,7 @@ class Size:
 SIZES = {
     '33k': Size(2, 32, 2, 32),
     '115k': Size(2, 64, 4, 64),
+    '1m': Size(4, 144, 4, 64),
     '11m': Size(6, 384, 6, 64),
 }
 
@@ -50,6 +52,11 @@ def init(size: Size, seed: int) -> PyTree:
             'down': normal((4 * d, d), (4 * d) ** -0.5 / deep),
         }
     return params
+
+
+def parameters(size: Size) -> int:
+    """How many there are."""
+    return sum(x.size for x in jax.tree.leaves(jax.eval_shape(functools.partial(init, size), 0)))
 
 
 def losses(size: Size, params: PyTree, tokens: jax.Array) -> jax.Array:

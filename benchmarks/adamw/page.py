@@ -1,16 +1,16 @@
 """The page of the runs: a table of all, and loss against steps and against bytes."""
 
-import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks import pages, records
-from benchmarks.adamw import network
+from benchmarks.adamw import network, sizes
+from benchmarks.adamw.settings import Setting
 from def_jax.tools import markdown, pictures
 from paper.statistics import mean_std, seed_difference
 
@@ -27,17 +27,34 @@ _INNER = {
     'shared_moment': "AdamW with the mean gradient's second moment",
 }
 Run = dict[str, Any]
-Tested = dict[tuple, dict[int, float]]
+Tested = dict[Setting, dict[int, float]]
 
 
 def write(folder: Path) -> None:
     """Writes the tables of the page, and the picture."""
     runs = records.read(folder / 'adamw.jsonl')
     tested = _tested(runs)
+    chosen = _chosen(runs, tested)
+    by_label = {_where(setting): losses for setting, losses in chosen.items()}
+    of_dense = {(s.model, s.steps, s.workers * s.sequences): of for s, of in chosen.items() if _is_dense(s)}
+
+    def dense(setting):
+        sequences = setting.workers * setting.sequences
+        return {} if _is_dense(setting) else of_dense.get((setting.model, setting.steps, sequences), {})
+
+    def without_overlap(setting):
+        return tested.get(replace(setting, overlap=False), {}) if setting.overlap else {}
+
+    def without_muon(setting):
+        *where, label = _where(setting)
+        other = *where, re.sub('Muon$', 'AdamW', label)
+        return by_label.get(other, {}) if setting.inner == 'muon' else {}
+
     tables = {
-        'against dense': _against_dense(tested),
-        'overlap': _beside(tested, lambda label: label.removesuffix(_OVERLAP), ('test loss', 'without')),
-        'muon': _beside(tested, lambda label: re.sub('Muon$', 'AdamW', label), ('test loss', 'AdamW')),
+        'against dense': _compared(chosen, dense, _DENSE),
+        'overlap': _compared(tested, without_overlap, 'without'),
+        'muon': _compared(chosen, without_muon, 'AdamW'),
+        'sizes': pages.table(sizes.rows(runs)),
         'runs': _table(runs),
     }
     pages.write(folder / 'adamw.md', tables)
@@ -45,51 +62,46 @@ def write(folder: Path) -> None:
 
 
 def _tested(runs: Sequence[Run]) -> Tested:
-    """Test losses of the seeds that served no choice, by what was run."""
+    """Test losses of the seeds that served no choice, by the other settings."""
     tested: Tested = {}
     for run in runs:
         if run['seed'] != _CHOSEN_ON and (losses := run.get('test_loss')):
-            tested.setdefault(_group(run), {})[run['seed']] = losses.get('y', losses['x'])
+            tested.setdefault(_of_all_seeds(run), {})[run['seed']] = losses.get('y', losses['x'])
     return tested
 
 
-def _against_dense(tested: Tested) -> str:
-    """Against dense AdamW on as many sequences."""
-    of_dense = {(m, s, k * n): of for (m, s, k, n, label), of in tested.items() if label == _DENSE}
-
-    def others(group):
-        model, steps, workers, sequences, label = group
-        return {} if label == _DENSE else of_dense.get((model, steps, workers * sequences), {})
-
-    return _compared(tested, others, ('test loss', _DENSE))
+def _chosen(runs: Sequence[Run], tested: Tested) -> Tested:
+    """Of each method, the settings with the lowest validation loss on the seed that chooses."""
+    losses = {_of_all_seeds(run): _validation(run) for run in runs if run['seed'] == _CHOSEN_ON}
+    worst_first = sorted(tested, key=lambda setting: losses.get(setting, np.inf), reverse=True)
+    return {setting: tested[setting] for setting in {_where(s): s for s in worst_first}.values()}
 
 
-def _beside(tested: Tested, other: Callable[[str], str], heads: tuple[str, str]) -> str:
-    """Every group whose label `other` changes, against the group of that label."""
-
-    def others(group):
-        *where, label = group
-        return {} if other(label) == label else tested.get((*where, other(label)), {})
-
-    return _compared(tested, others, heads)
+def _of_all_seeds(run: Run) -> Setting:
+    return replace(Setting.of(run), seed=_CHOSEN_ON, test=False)
 
 
-def _compared(tested: Tested, others: Callable[[tuple], dict[int, float]], heads: tuple[str, str]) -> str:
-    """Every group beside what `others` says that it is compared with, by the seeds that both have."""
-    rows = [['model', 'steps', 'K × sequences', 'method', 'seeds', *heads, 'behind']]
-    for group, losses in sorted(tested.items()):
-        theirs = others(group)
+def _where(setting: Setting) -> tuple:
+    """The lines of a table are ordered by this."""
+    return setting.model, setting.steps, setting.workers, setting.sequences, _label(asdict(setting))
+
+
+def _is_dense(setting: Setting) -> bool:
+    return setting.method == 'dense' and setting.inner == 'adamw'
+
+
+def _compared(tested: Tested, others: Callable[[Setting], dict[int, float]], name: str) -> str:
+    """All that `others` has losses to compare with, by the seeds that both have."""
+    rows = [['model', 'steps', 'K × sequences', 'method', 'rate', 'seeds', 'test loss', name, 'behind']]
+    for setting, losses in sorted(tested.items(), key=lambda item: (_where(item[0]), item[0].lr)):
+        theirs = others(setting)
         if behind := seed_difference(losses, theirs):
-            model, steps, workers, sequences, label = group
+            model, steps, workers, sequences, label = _where(setting)
             seeds = sorted(losses.keys() & theirs.keys())
             both = [mean_std([of[seed] for seed in seeds], 3) for of in (losses, theirs)]
-            text = [model, f'{steps:,}', f'{workers} × {sequences}', label, ', '.join(map(str, seeds)), *both]
-            rows.append([*text, behind.text(3)])
+            where = [model, f'{steps:,}', f'{workers} × {sequences}', label, f'{setting.lr:g}']
+            rows.append([*where, ', '.join(map(str, seeds)), *both, behind.text(3)])
     return markdown.table(rows)
-
-
-def _group(run: Run) -> tuple:
-    return run['model'], run['steps'], run.get('workers', 8), run.get('sequences', 4), _label(run)
 
 
 def _table(runs: Sequence[Run]) -> str:
@@ -98,8 +110,12 @@ def _table(runs: Sequence[Run]) -> str:
 
 
 def _order(run: Run) -> tuple:
-    loss = run['val'].get('y', run['val']['x'])
-    return run['model'], run['steps'], run['true_ratio'] > 1, run['true_ratio'] > 32, loss
+    return run['model'], run['steps'], run['true_ratio'] > 1, run['true_ratio'] > 32, _validation(run)
+
+
+def _validation(run: Run) -> float:
+    """The validation loss at the output."""
+    return run['val'].get('y', run['val']['x'])
 
 
 def _row(run: Run) -> Iterator[str]:
@@ -123,7 +139,7 @@ def _method(run: Run) -> str:
     if run['identity']:
         every = 'updates averaged' if run['every'] == 1 else f'whole, every {run["every"]} steps'
         return f'{every}{inner}'
-    return f'blocks, shuffled, balanced{inner}{_options(run)}'
+    return f'blocks{", shuffled, balanced" if run.get("rounds", True) else ""}{inner}{_options(run)}'
 
 
 def _draw(runs: Sequence[Run], path: Path) -> None:
@@ -153,7 +169,9 @@ def _label(run: Run) -> str:
         return f'dense {inner}'
     if run['identity']:
         return f'{"DiLoCo" if run["outer_mu"] else "averaged"}, H = {run["every"]}, {inner}'
-    return f'DEF at {_nominal(run):g}' + ('' if inner == 'AdamW' else f', {inner}') + _options(run)
+    moments = '' if (run['b1'], run['b2']) == (0.9, 0.95) else f', b1 = {run["b1"]:g}, b2 = {run["b2"]:g}'
+    paper = '' if run.get('rounds', True) else f' (paper{moments})'
+    return f'DEF{paper} at {_nominal(run):g}' + ('' if inner == 'AdamW' else f', {inner}') + _options(run)
 
 
 def _nominal(run: Run) -> float:
@@ -171,5 +189,4 @@ def _narrow(run: Run) -> str:
 
 def _megabytes(run: Run) -> float:
     """Sent by a worker in one step: the message alone."""
-    params = jax.eval_shape(functools.partial(network.init, network.SIZES[run['model']]), 0)
-    return 4e-6 * sum(x.size for x in jax.tree.leaves(params)) / run['true_ratio']
+    return 4e-6 * network.parameters(network.SIZES[run['model']]) / run['true_ratio']

@@ -28,7 +28,8 @@ PyTree = Any
 class Setting:
     """One run: a line of the runs holds these and what came of them.
 
-    `identity` sends everything, every `every` steps; otherwise one element in `ratio`, in balanced rounds.
+    `identity` sends everything, every `every` steps; otherwise one element in `ratio`, in balanced rounds or,
+    without `rounds`, in the paper's blocks: drawn independently, with equal shares.
     Each of the `workers` takes `sequences` at a step. With `muon_outside`, the workers have AdamW, and the
     mean messages of hidden matrices are orthogonalised. With `shared_moment`, AdamW's second moment is that
     of the mean gradient, which no method could know without sending it: it shows what the noise in a worker's
@@ -50,6 +51,7 @@ class Setting:
     outer_lr: float = 1.0
     outer_mu: float = 0.0
     identity: bool = False
+    rounds: bool = True
     workers: int = 8
     sequences: int = 4
     wire_dtype: str = 'float32'
@@ -77,7 +79,8 @@ def optimizer(setting: Setting, rate: Any) -> optax.GradientTransformation:
     """The optimizer of one worker, with its link."""
     if setting.method == 'dense':
         return optax.chain(def_jax.all_reduce_mean(AXIS), inner(setting, rate))
-    blocks = def_jax.random_block(setting.ratio, order='shuffled', allocation='balanced')
+    rounds = {'order': 'shuffled', 'allocation': 'balanced'} if setting.rounds else {}
+    blocks = def_jax.random_block(setting.ratio, **rounds)
     link = def_jax.error_feedback(
         def_jax.identity() if setting.identity else blocks,
         AXIS,
@@ -123,9 +126,10 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def _true_ratio(setting: Setting) -> float:
     """Of bytes, dense over sent."""
-    params = network.init(network.SIZES[setting.model], 0)
+    size = network.SIZES[setting.model]
+    params = network.init(size, 0)
     always, message, _ = traffic(optimizer(setting, 0.1), params, AXIS, setting.workers).sizes(setting.every)
-    return 4 * sum(x.size for x in jax.tree.leaves(params)) / (always + message / setting.every)
+    return 4 * network.parameters(size) / (always + message / setting.every)
 
 
 def applied(setting: Setting, updates: PyTree) -> PyTree:
