@@ -23,7 +23,7 @@ from paper.statistics import mean_std, seed_difference
 __all__ = ['rows']
 
 RUNS = Path('results/benchmarks/adamw.jsonl')
-SIZES = ('33k', '115k', '1m')
+SIZES = ('33k', '115k', '357k')
 DENSE = 'dense AdamW'
 ALIAS = {'b1': 0.0, 'b2': 0.995, 'detach': 0.2, 'outer_lr': 0.3, 'outer_mu': 0.8}  # as def_adamw
 METHODS: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     'DEF, ours, 64': ALIAS | {'ratio': 64.0},
 }
 RATES = grid.Grid(0.016, 2**0.5)
-FIRST = {'33k': 0, '115k': 0, '1m': -1}  # k of the rate in the middle
+FIRST = {'33k': 0, '115k': 0, '357k': -1}  # k of the rate in the middle
 SEEDS = (1, 2, 3)
 
 
