@@ -44,12 +44,13 @@ def def_adamw(
     The moments stay on the worker, and the defaults are not those of dense AdamW. There is no first moment:
     the residual already accumulates, and both delay. The momentum is in `outer` instead, where it averages
     what all workers sent, costs no communication, and is the same on all. The second moment averages over
-    more steps than is usual for transformers, since a worker's gradient is noisier than the mean gradient.
-    docs/adamw.md has the evidence, two small transformers, and what is lost against dense AdamW.
+    more steps than is usual for transformers, as a worker's gradient is noisier than the mean gradient; that
+    this helps is not shown. docs/adamw.md has the evidence, small transformers, and what is lost against
+    dense AdamW.
 
     Args:
-        learning_rate: η, a number or an optax schedule. Start from dense AdamW's; times the rate of `outer`
-            over 1 - μ, which is 1.5, it is the distance per step.
+        learning_rate: η, a number or an optax schedule. Start from dense AdamW's and try up to three
+            times as much; times the rate of `outer` over 1 - μ, which is 1.5, it is the distance per step.
         ratio: compression ratio of `random_block`, a number >= 1.
         axis_name: the axis over workers, see `error_feedback`.
         b1: decay of the first moment; 0 or None keeps no buffer. Under `optax.inject_hyperparams`, which

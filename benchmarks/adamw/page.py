@@ -71,7 +71,7 @@ def _tested(runs: Sequence[Run]) -> Tested:
 
 
 def _chosen(runs: Sequence[Run], tested: Tested) -> Tested:
-    """Of each method, the settings with the lowest validation loss on the seed that chooses."""
+    """Of each method, the tested settings with the lowest validation loss on the seed that chooses."""
     losses = {_of_all_seeds(run): _validation(run) for run in runs if run['seed'] == _CHOSEN_ON}
     worst_first = sorted(tested, key=lambda setting: losses.get(setting, np.inf), reverse=True)
     return {setting: tested[setting] for setting in {_where(s): s for s in worst_first}.values()}

@@ -168,6 +168,6 @@ def _check_agreement(differ: tuple[PyTree, PyTree], own: PyTree) -> None:
         raise ValueError(
             f"{wrong[0]} would differ between workers: it depends on a worker's own gradient or state, other "
             'than through a link, or on a link in a branch (`lax.cond`) or a loop. Put the transformation '
-            'that computes it before the link in the chain, or average its gradient with '
+            'that computes it, or the wrapper, before the link in the chain, or average its gradient with '
             'def_jax.all_reduce_mean.'
         )
