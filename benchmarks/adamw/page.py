@@ -36,23 +36,15 @@ def write(folder: Path) -> None:
     tested = _tested(runs)
     chosen = _chosen(runs, tested)
     by_label = {_where(setting): losses for setting, losses in chosen.items()}
-    of_dense = {(s.model, s.steps, s.workers * s.sequences): of for s, of in chosen.items() if _is_dense(s)}
-
-    def dense(setting):
-        sequences = setting.workers * setting.sequences
-        return {} if _is_dense(setting) else of_dense.get((setting.model, setting.steps, sequences), {})
-
-    def without_overlap(setting):
-        return tested.get(replace(setting, overlap=False), {}) if setting.overlap else {}
+    of_dense = {_batch(setting): of for setting, of in chosen.items() if _where(setting)[-1] == _DENSE}
 
     def without_muon(setting):
         *where, label = _where(setting)
-        other = *where, re.sub('Muon$', 'AdamW', label)
-        return by_label.get(other, {}) if setting.inner == 'muon' else {}
+        return by_label.get((*where, re.sub('Muon$', 'AdamW', label)))
 
     tables = {
-        'against dense': _compared(chosen, dense, _DENSE),
-        'overlap': _compared(tested, without_overlap, 'without'),
+        'against dense': _compared(chosen, lambda setting: of_dense.get(_batch(setting)), _DENSE),
+        'overlap': _compared(tested, lambda setting: tested.get(replace(setting, overlap=False)), 'without'),
         'muon': _compared(chosen, without_muon, 'AdamW'),
         'sizes': pages.table(sizes.rows(runs)),
         'runs': _table(runs),
@@ -86,16 +78,17 @@ def _where(setting: Setting) -> tuple:
     return setting.model, setting.steps, setting.workers, setting.sequences, _label(asdict(setting))
 
 
-def _is_dense(setting: Setting) -> bool:
-    return setting.method == 'dense' and setting.inner == 'adamw'
+def _batch(setting: Setting) -> tuple:
+    """Where dense AdamW takes the same steps."""
+    return setting.model, setting.steps, setting.workers * setting.sequences
 
 
-def _compared(tested: Tested, others: Callable[[Setting], dict[int, float]], name: str) -> str:
-    """All that `others` has losses to compare with, by the seeds that both have."""
+def _compared(tested: Tested, others: Callable[[Setting], dict[int, float] | None], name: str) -> str:
+    """All for which `others` finds another's losses, by the seeds that both have."""
     rows = [['model', 'steps', 'K × sequences', 'method', 'rate', 'seeds', 'test loss', name, 'behind']]
     for setting, losses in sorted(tested.items(), key=lambda item: (_where(item[0]), item[0].lr)):
-        theirs = others(setting)
-        if behind := seed_difference(losses, theirs):
+        theirs = others(setting) or {}
+        if theirs is not losses and (behind := seed_difference(losses, theirs)):
             model, steps, workers, sequences, label = _where(setting)
             seeds = sorted(losses.keys() & theirs.keys())
             both = [mean_std([of[seed] for seed in seeds], 3) for of in (losses, theirs)]
@@ -125,8 +118,7 @@ def _row(run: Run) -> Iterator[str]:
     dense = run['method'] == 'dense'
     yield '' if dense else f'{run["detach"]:g}'
     yield '' if dense or not run['outer_mu'] else f'{run["outer_lr"]:g}, {run["outer_mu"]:g}'
-    yield f'{run["true_ratio"]:.1f}'
-    yield f'{run["val"]["x"]:.3f}'
+    yield from (f'{run["true_ratio"]:.1f}', f'{run["val"]["x"]:.3f}')
     yield f'{run["val"]["y"]:.3f}' if 'y' in run['val'] else ''
     test = run.get('test_loss')
     yield f'{test.get("y", test["x"]):.3f}' if test else ''

@@ -23,7 +23,6 @@ from paper.statistics import mean_std, seed_difference
 __all__ = ['rows']
 
 RUNS = Path('results/benchmarks/adamw.jsonl')
-SIZES = ('33k', '115k', '358k')
 DENSE = 'dense AdamW'
 ALIAS = {'b1': 0.0, 'b2': 0.995, 'detach': 0.2, 'outer_lr': 0.3, 'outer_mu': 0.8}  # as def_adamw
 METHODS: dict[str, dict[str, Any]] = {
@@ -33,8 +32,9 @@ METHODS: dict[str, dict[str, Any]] = {
     'DEF, ours, 64': ALIAS | {'ratio': 64.0},
 }
 RATES = grid.Grid(0.016, 2**0.5)
-FIRST = {'33k': 0, '115k': 0, '358k': -1}  # k of the rate in the middle
+SIZES = {'33k': 0, '115k': 0, '358k': -1}  # with the k of the rate in the middle
 SEEDS = (1, 2, 3)
+Get = Callable[[records.Record], records.Record]
 
 
 def _setting(size: str, method: str, k: int, seed: int) -> records.Record:
@@ -44,14 +44,14 @@ def _setting(size: str, method: str, k: int, seed: int) -> records.Record:
     return {'note': note, 'model': size, 'lr': rate, 'seed': seed, 'test': seed > 0} | METHODS[method]
 
 
-def _cell(size: str, method: str, get: Callable[[records.Record], records.Record]) -> tuple[grid.Tried, int]:
-    """Validation losses by k, and the k with the lowest; `get` trains or finds a run."""
+def _cell(size: str, method: str, get: Get) -> tuple[grid.Tried, dict[int, records.Record]]:
+    """Validation losses by k, and the final runs by seed; `get` trains or finds a run."""
 
     def losses(ks: Sequence[int]) -> np.ndarray:
         return np.array([[_loss(get(_setting(size, method, k, 0)), 'val')] for k in ks])
 
-    tried = grid.tune(losses, FIRST[size])
-    return tried, grid.chosen(tried)
+    tried = grid.tune(losses, SIZES[size])
+    return tried, {seed: get(_setting(size, method, grid.chosen(tried), seed)) for seed in SEEDS}
 
 
 def _loss(record: records.Record, part: str) -> float:
@@ -63,33 +63,26 @@ def _loss(record: records.Record, part: str) -> float:
 def rows(found: Iterable[records.Record]) -> Iterator[dict[str, str]]:
     """For each size and method whose runs are there: rates, losses in nats a byte, and what it is behind."""
     runs = {Setting.of(run): run for run in found}
-
-    def known(line: records.Record) -> records.Record:
-        return runs[Setting.of(line)]
-
     for size in SIZES:
         fresh: dict[str, dict[int, float]] = {}
         for method in METHODS:
             try:
-                tried, k = _cell(size, method, known)
-                final = {seed: known(_setting(size, method, k, seed)) for seed in SEEDS}
+                tried, final = _cell(size, method, lambda line: runs[Setting.of(line)])
             except KeyError:
                 continue
             fresh[method] = {seed: _loss(run, 'test_loss') for seed, run in final.items()}
-            texts = {i: f'{RATES.rate(i):.3g}: {loss[0]:.3f}' for i, loss in sorted(tried.items())}
+            behind = seed_difference(fresh[method], fresh.get(DENSE, {}))
+            rates = [f'{RATES.rate(k):.3g}: {loss[0]:.3f}' for k, loss in sorted(tried.items())]
+            best = sorted(tried).index(grid.chosen(tried))
+            rates[best] = f'**{rates[best]}**'
             yield {
                 'parameters': f'{network.parameters(network.SIZES[size]):,}',
                 'method': method,
-                'validation loss by rate': ', '.join(f'**{t}**' if i == k else t for i, t in texts.items()),
+                'validation loss by rate': ', '.join(rates),
                 'test loss': mean_std(list(fresh[method].values()), 3),
                 'training loss': mean_std([run['train'][-1] for run in final.values()], 3),
-                'behind': '' if method == DENSE else _behind(fresh[method], fresh.get(DENSE, {})),
+                'behind': behind.text(3) if behind and method != DENSE else '',
             }
-
-
-def _behind(losses: dict[int, float], dense: dict[int, float]) -> str:
-    difference = seed_difference(losses, dense)
-    return difference.text(3) if difference else ''
 
 
 def main(_) -> None:
@@ -100,9 +93,7 @@ def main(_) -> None:
         return runs.get(line) or runs.add(run(Setting(**line)))
 
     for size, method in itertools.product(SIZES, METHODS):
-        _, k = _cell(size, method, trained)
-        for seed in SEEDS:
-            trained(_setting(size, method, k, seed))
+        _cell(size, method, trained)
 
 
 if __name__ == '__main__':
