@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import pages, records
 from benchmarks.adamw import network, sizes
-from benchmarks.adamw.settings import Setting
+from benchmarks.adamw.settings import Setting, at_output
 from def_jax.tools import markdown, pictures
 from paper.statistics import mean_std, seed_difference
 
@@ -19,7 +19,6 @@ __all__ = ['write']
 _DRAWN = '115k'  # the model of the picture
 _CHOSEN_ON = 0  # the seed on whose validation loss settings were chosen
 _DENSE = 'dense AdamW'
-_OVERLAP = ', overlap'
 _INNER = {
     'adamw': 'AdamW',
     'muon': 'Muon',
@@ -58,13 +57,13 @@ def _tested(runs: Sequence[Run]) -> Tested:
     tested: Tested = {}
     for run in runs:
         if run['seed'] != _CHOSEN_ON and (losses := run.get('test_loss')):
-            tested.setdefault(_of_all_seeds(run), {})[run['seed']] = losses.get('y', losses['x'])
+            tested.setdefault(_of_all_seeds(run), {})[run['seed']] = at_output(losses)
     return tested
 
 
 def _chosen(runs: Sequence[Run], tested: Tested) -> Tested:
     """Of each method, the tested settings with the lowest validation loss on the seed that chooses."""
-    losses = {_of_all_seeds(run): _validation(run) for run in runs if run['seed'] == _CHOSEN_ON}
+    losses = {_of_all_seeds(run): at_output(run['val']) for run in runs if run['seed'] == _CHOSEN_ON}
     worst_first = sorted(tested, key=lambda setting: losses.get(setting, np.inf), reverse=True)
     return {setting: tested[setting] for setting in {_where(s): s for s in worst_first}.values()}
 
@@ -103,12 +102,7 @@ def _table(runs: Sequence[Run]) -> str:
 
 
 def _order(run: Run) -> tuple:
-    return run['model'], run['steps'], run['true_ratio'] > 1, run['true_ratio'] > 32, _validation(run)
-
-
-def _validation(run: Run) -> float:
-    """The validation loss at the output."""
-    return run['val'].get('y', run['val']['x'])
+    return run['model'], run['steps'], run['true_ratio'] > 1, run['true_ratio'] > 32, at_output(run['val'])
 
 
 def _row(run: Run) -> Iterator[str]:
@@ -121,7 +115,7 @@ def _row(run: Run) -> Iterator[str]:
     yield from (f'{run["true_ratio"]:.1f}', f'{run["val"]["x"]:.3f}')
     yield f'{run["val"]["y"]:.3f}' if 'y' in run['val'] else ''
     test = run.get('test_loss')
-    yield f'{test.get("y", test["x"]):.3f}' if test else ''
+    yield f'{at_output(test):.3f}' if test else ''
 
 
 def _method(run: Run) -> str:
@@ -172,7 +166,7 @@ def _nominal(run: Run) -> float:
 
 
 def _options(run: Run) -> str:
-    return _narrow(run) + (_OVERLAP if run.get('overlap') else '')
+    return _narrow(run) + (', overlap' if run.get('overlap') else '')
 
 
 def _narrow(run: Run) -> str:

@@ -17,7 +17,7 @@ from benchmarks.adamw import network, training
 from benchmarks.workers import AXIS
 from def_jax.traffic import traffic
 
-__all__ = ['Setting', 'optimizer', 'run']
+__all__ = ['Setting', 'at_output', 'optimizer', 'run']
 
 _EVALUATIONS, _WINDOWS, _LAST_WINDOWS, _TEST_WINDOWS = 5, 512, 4096, 8192
 _FIRST_CHECK, _HOPELESS = 400, 3.5  # a run of so large a loss after so many steps is stopped
@@ -122,6 +122,11 @@ def run(setting: Setting) -> dict[str, Any]:
     if setting.test:
         result['test_loss'] = training.evaluate(programs, params, state, 'test', _TEST_WINDOWS)
     return result
+
+
+def at_output(losses: Mapping[str, float]) -> float:
+    """Of losses by point, the one at y, or at x where there is no residual."""
+    return losses.get('y', losses['x'])
 
 
 def _true_ratio(setting: Setting) -> float:

@@ -17,7 +17,7 @@ from absl import app
 
 from benchmarks import grid, records
 from benchmarks.adamw import network
-from benchmarks.adamw.settings import Setting, run
+from benchmarks.adamw.settings import Setting, at_output, run
 from paper.statistics import mean_std, seed_difference
 
 __all__ = ['rows']
@@ -56,8 +56,7 @@ def _cell(size: str, method: str, get: Get) -> tuple[grid.Tried, dict[int, recor
 
 def _loss(record: records.Record, part: str) -> float:
     """At the output, on a part of the text; infinite for a run that was stopped as hopeless."""
-    losses, ended = record[part], record['curve'][-1][0] == record['steps']
-    return losses.get('y', losses['x']) if ended else np.inf
+    return at_output(record[part]) if record['curve'][-1][0] == record['steps'] else np.inf
 
 
 def rows(found: Iterable[records.Record]) -> Iterator[dict[str, str]]:

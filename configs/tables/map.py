@@ -7,10 +7,10 @@ Command:  python -m paper.sweep --config=configs/tables/map.py --workdir=runs/ma
           --config.base.workers_per_device=16)
 Variants: :images, the first network on 2,000 and 10,000 images
           :short, on 2,000 and 50,000 images, with a quarter of the steps, three methods and three seeds
-Expected: 2,000 images are in results/map: of :short, and of :images SGD and DEF as in the paper; the
-          rest was not run. On digits, and with a perceptron on CIFAR-10 images of 8×8 pixels, the
-          gap falls as SGD comes closer to zero training error; a gap that stays where SGD reaches it would
-          refute that. Here it falls with the steps and is 2.9 points where SGD's training error is 0.9 %.
+Expected: 2,000 images are in results/map: of :short, and of :images SGD and DEF as in the paper; the rest
+          was not run. On digits, and with a perceptron on CIFAR-10 images of 8×8 pixels, the gap falls as SGD
+          comes closer to zero training error; a gap that stays where SGD reaches it would refute that. Here
+          it falls with the steps and is 2.9 points where SGD's training error is 0.9 %.
 
 `vgg_strided` of 71 k parameters, two and four times as wide; 11,700 steps but for :short, at the bytes of 64.
 Three or four rates around each method's best in results/cifar10 are tried, on images that these runs do not

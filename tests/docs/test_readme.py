@@ -112,9 +112,16 @@ def test_the_sentences_of_the_front_page_are_those_of_the_results(front):
     kept, of = (float(cells[ratio, 'ours', name].split()[0]) for ratio, name in (('64', 'DEF'), ('1', 'SGD')))
     assert f"At 1/64 DEF keeps {kept:.1f} of SGD's {of:.1f} %" in text
     page = (ROOT / 'results/benchmarks/time_to_accuracy.md').read_text()
-    ours = r'\| DEF, bytes of ratio 64 in int8, [^|]*momentum \|.*?\| (\d+) ± \d+ \|.*?\| (\d+\.\d+) \['
+    ours = (
+        r'\| DEF, bytes of ratio 64 in int8, [^|]*momentum \|.*?\| (\d+) ± \d+ \|.*?'
+        r'\| (\d+\.\d+) \[(\d+\.\d+), (\d+\.\d+)\]'
+    )
     dense = [float(ms) for ms in re.findall(r'\| SGD, dense JAX \|.*?\| (\d+) ± \d+ \|', page)]
-    factors = [(float(found), float(ms)) for ms, found in re.findall(ours, page)]
+    found = [list(map(float, numbers)) for numbers in re.findall(ours, page)]
+    factors = [(factor, ms) for ms, factor, *_ in found]
+    (_, *fast), (_, *slow) = found
+    with_intervals = 'reaches {:.1f} [{:.1f}, {:.1f}] and {:.0f} [{:.0f}, {:.0f}]'.format(*fast, *slow)
+    assert with_intervals in ' '.join((ROOT / 'docs/performance.md').read_text().split())
     assert '{:.1f} times as fast as dense JAX at 1 Gbit/s, {:.0f} at'.format(*(f for f, _ in factors)) in text
     day = re.search(
         r'dense JAX took (\d+) and ([\d,]+) ms a step, ours at 64 took (\d+) and (\d+)',
