@@ -37,25 +37,32 @@ def measure(
         for name, step in variants.items():
             step()  # the first step after another variant finds cold caches
             barrier()
-            _record(entries, name, step, job['steps'])
+            _record(entries, name, step, job['steps'], barrier)
         for name in job['alone']:
             for turn in range(job['num_workers']):
                 barrier()
                 if turn == job['worker']:
                     variants[name]()
-                    _record(entries, f'{name}_alone', variants[name], job['steps'])
+                    _record(entries, f'{name}_alone', variants[name], job['steps'], lambda: None)
         barrier()
     return found
 
 
-def _record(entries: dict[str, dict], name: str, step: Callable[[], None], steps: int) -> None:
-    """Adds the times of some steps, and what the interface counts meanwhile, to the entry of that name."""
+def _record(
+    entries: dict[str, dict], name: str, step: Callable[[], None], steps: int, sent: Callable[[], None]
+) -> None:
+    """Adds the times of some steps, and what the interface counts meanwhile, to the entry of that name.
+
+    A worker's step ends when it has received everything, which may be before its interface has sent
+    everything: `sent` returns when it has.
+    """
     before, seconds, busy = counters(), [], time.process_time()
     for _ in range(steps):
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
     busy = time.process_time() - busy
+    sent()
     entry = entries.setdefault(name, {'seconds': [], 'processor': [], 'counters': dict.fromkeys(before, 0)})
     entry['seconds'] += seconds
     entry['processor'].append(busy / steps)

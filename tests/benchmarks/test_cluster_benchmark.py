@@ -63,18 +63,22 @@ def namespaces_possible():
 
 
 def test_workers_take_turns_where_one_runs_at_a_time(monkeypatch):
-    monkeypatch.setattr(timing, 'counters', lambda: {'tx_bytes': 0})
+    done = []
+    step, barrier = (lambda: done.append('step')), (lambda: done.append('barrier'))
+    # The slowest interface that there can be: it has sent nothing before the others ask for it.
+    monkeypatch.setattr(timing, 'counters', lambda: {'tx_bytes': 100 * done.count('barrier')})
 
     def run(worker):
-        done, job = [], {'warm_up': 1, 'rounds': 2, 'steps': 3, 'num_workers': 2}
-        step, barrier = (lambda: done.append('step')), (lambda: done.append('barrier'))
+        done.clear()
+        job = {'warm_up': 1, 'rounds': 2, 'steps': 3, 'num_workers': 2}
         found = timing.measure({'own': step}, barrier, job | {'worker': worker, 'alone': ['own']})
         assert [len(found[name]['seconds']) for name in ('own', 'own_alone')] == [6, 6]
+        assert [found[name]['counters']['tx_bytes'] for name in ('own', 'own_alone')] == [200, 0]
         return ''.join(word[0] for word in done)
 
     # A step to warm up, then three: between the same barriers by one worker, and by the other one later.
-    assert run(0) == 3 * 'sbsssbssssbb'
-    assert run(1) == 3 * 'sbsssbbssssb'
+    assert run(0) == 3 * 'sbsssbbssssbb'
+    assert run(1) == 3 * 'sbsssbbbssssb'
 
 
 def test_what_pytorchs_workers_import_needs_no_jax():
