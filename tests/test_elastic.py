@@ -3,8 +3,8 @@
 import contextlib
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,13 +17,8 @@ from jax.experimental import multihost_utils
 from def_jax.elastic import service
 
 ROOT = Path(__file__).resolve().parents[1]
+HANGS = 900  # seconds after which a process is taken to hang, however loaded the machine
 PLAN = ['checkpoint=10', 'look=10', 'heartbeat=6', 'pause=0.05']
-
-
-def free_address():
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return f'127.0.0.1:{free.getsockname()[1]}'
 
 
 class Run:
@@ -32,7 +27,7 @@ class Run:
     count = 3
 
     def __init__(self, folder):
-        self.folder, self.address, self.processes = folder / 'run', free_address(), []
+        self.folder, self.address, self.processes = folder / 'run', service.free_address(), []
         self.folder.mkdir()
         chance = np.random.default_rng(0)
         images = chance.random((1100, 64), np.float32)
@@ -56,14 +51,20 @@ class Run:
 
     def lines(self, index, kind='step'):
         path = self.folder / f'{index}.jsonl'
-        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        texts = path.read_text().splitlines(keepends=True) if path.exists() else []
+        found = [json.loads(text) for text in texts if text.endswith('\n')]  # the last may be half written
         return [line for line in found if kind in line]
+
+    def changes(self):
+        """Process 0's notes, except about steps that were repeated since a machine was overloaded."""
+        notes = [line['note'] for line in self.lines(0, 'note')]
+        return [note for note in notes if not re.search('repeated: .*([Tt]imeout|[Tt]imed out)', note)]
 
     def step(self, index):
         return max((line['step'] for line in self.lines(index)), default=0)
 
-    def wait(self, condition, seconds=120):
-        deadline = time.monotonic() + seconds
+    def wait(self, condition):
+        deadline = time.monotonic() + HANGS
         while not condition():
             assert time.monotonic() < deadline, self.told()
             time.sleep(0.05)
@@ -83,8 +84,8 @@ class Run:
         texts = [path for path in sorted(self.folder.iterdir()) if path.suffix in ('.jsonl', '.log')]
         return '\n'.join(path.read_text()[-1500:] for path in texts)
 
-    def ends(self, process, code=0, seconds=120):
-        assert process.wait(timeout=seconds) == code, self.told()
+    def ends(self, process, code=0):
+        assert process.wait(timeout=HANGS) == code, self.told()
 
     def assert_same_bits(self):
         """After each step, all who made it have the same parameters."""
@@ -156,7 +157,7 @@ print(jax.jit(sums).lower((jnp.ones(256), jnp.ones(2))).compile().as_text().coun
 
 def test_all_reduces_stay_apart_on_cpus_and_the_users_flags_hold(tmp_path):
     """In one that XLA combines, a process whose first sum failed begins the next, and gloo aborts it."""
-    code, flags = SUMS.format(address=free_address()), tmp_path / 'flags'
+    code, flags = SUMS.format(address=service.free_address()), tmp_path / 'flags'
     flags.write_text(f'--xla_dump_to={tmp_path / "dump"}\n')
     environment = os.environ | {'XLA_FLAGS': str(flags)}  # which may name a file
     command = [sys.executable, '-c', code]
@@ -178,7 +179,7 @@ def test_a_worker_dies_and_returns(three, shards):
     three.assert_y_stays_when_workers_come()
     (changes,) = (line['end'] for line in three.lines(0, 'end'))
     assert [workers for _, workers in changes] == [3, 2, 3]
-    died, joined = (line['note'] for line in three.lines(0, 'note'))
+    died, joined = three.changes()
     assert 'process 2 died, 3 -> 2 workers; y loses a residual of norm' in died
     assert died.endswith('processes 0, 1 went on') and 'process 2 joined, 2 -> 3 workers' in joined
     assert not three.lines(1, 'note')  # one process speaks
@@ -211,9 +212,9 @@ def test_a_step_that_failed_for_one_is_repeated_by_all(three):
     three.wait(lambda: three.step(0) > 30)
     three.finish(first, second, third)
     three.assert_same_bits()
-    (note,) = (line['note'] for line in three.lines(0, 'note') if 'repeated' in line['note'])
-    assert note.endswith('repeated: process 1: planned')
-    assert not any('died' in line['note'] for line in three.lines(0, 'note'))
+    notes = [line['note'] for line in three.lines(0, 'note')]
+    assert sum(note.endswith('repeated: process 1: planned') for note in notes) == 1
+    assert len(three.changes()) == 1
 
 
 @pytest.mark.slow
@@ -224,17 +225,17 @@ def test_two_die_at_once_and_return_before_it_was_noticed(three):
     second, third = three.start(1), three.start(2)
     three.finish(first, second, third)
     three.assert_same_bits()
-    assert 'processes 1, 2 died, 3 -> ' in three.lines(0, 'note')[0]['note']
+    assert 'processes 1, 2 died, 3 -> ' in three.changes()[0]
 
 
 @pytest.mark.slow
 def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(three):
-    first, second, third = three.start_all()
-    third.send_signal(signal.SIGSTOP)
-    three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
+    first, second = three.start(0), three.start(1)
+    third = three.start(2, 'freeze=step:15')  # the line of the step before is written
+    three.wait(lambda: three.step(0) > 15 and three.lines(0)[-1]['workers'] == 2)
     before = len(three.lines(2))
     third.send_signal(signal.SIGCONT)
-    assert third.wait(timeout=60) != 0
+    assert third.wait(timeout=HANGS) != 0
     assert len(three.lines(2)) == before
     third = three.start(2)
     three.finish(first, second, third)

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import random
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ __all__ = [
     'RefusedError',
     'TooFewError',
     'end',
+    'free_address',
     'has_ended',
     'initialize',
     'meeting',
@@ -46,6 +49,16 @@ class RefusedError(ValueError):
 
 class TooFewError(RuntimeError):
     """There were fewer workers than `min_workers` for longer than `patience`."""
+
+
+def free_address() -> str:
+    """A host:port for processes that will be started on this machine."""
+    # Linux gives lower ones to others before this one is bound, and JAX uses higher ones under Slurm.
+    for port in random.sample(range(61_000, 61_440), 440):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(('127.0.0.1', port))
+            return f'127.0.0.1:{port}'
+    raise OSError('no port from 61000 to 61439 is free on this machine.')
 
 
 def initialize(

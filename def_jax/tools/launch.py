@@ -7,6 +7,9 @@ Each process is told its place by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
 that doubles with each death. Process 0 runs JAX's coordination service: when it dies, all are restarted and
 continue from their last checkpoint; with `--together`, for a run that is not elastic, when any of them dies.
 A process that ends by itself, with an exit code of `train.py --help` other than 6, is not restarted.
+
+SIGINT, SIGTERM and SIGHUP are passed on to all, and nothing is restarted after one. The exit code is 0, or
+the first other one of a process: 128 + N if signal N ended it.
 """
 
 import argparse
@@ -14,11 +17,12 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+
+from def_jax.elastic.service import LAUNCHED, free_address
 
 __all__ = ['Launcher', 'die_with_parent', 'main']
 
@@ -59,11 +63,12 @@ class Launcher:
         self._alive: dict[int, subprocess.Popen] = {}
         self._born: dict[int, float] = {}
         self._deaths = dict.fromkeys(range(processes), 0)  # in a row
-        self._due: dict[int, float] = {}  # when those that died are started again
+        self._due: dict[int, float] = {}  # when those that died are started again; with 0, all
         self._stopped: dict[int, float] = {}  # since when
         self._codes: dict[int, int] = {}  # of those that ended by themselves
         self._ended = 0.0  # when one of them last did
-        self._signal: int | None = None
+        self._signal = 0  # the last one; nothing is started after it
+        self._signals: list[int] = []  # that are still to be passed on
 
     def pid(self, index: int) -> int | None:
         """The process id of a live process."""
@@ -74,30 +79,46 @@ class Launcher:
         """Runs until all processes have ended; calls `meanwhile` ten times a second.
 
         Returns:
-            0, or the first other code that a process ended with.
+            0, or the first other code that a process ended with, 128 + N for signal N; if a signal came while
+            none was alive, that of the signal.
         """
         self._start_all()
         while self._alive or self._due:
             meanwhile()
+            self._pass_on()
             for index, child in list(self._alive.items()):
                 self._look_after(index, child)
-            if 0 in self._codes:  # the others cannot go on without it
+            if 0 in self._codes:
                 self._due.clear()
                 if time.monotonic() > self._ended + self._frozen:
                     self._end_all()
             for index, due in list(self._due.items()):
-                if time.monotonic() >= due and index in self._due:
-                    self._start(index)
+                if time.monotonic() >= due and index in self._due and not self._signal:
+                    if index:
+                        self._start(index)
+                    else:
+                        self._start_all()
             time.sleep(0.1)
-        return next(filter(None, self._codes.values()), 0)
+        codes = self._codes.values() or [128 + self._signal]  # none: all were to be started again
+        return next(filter(None, codes), 0)
 
     def stop(self, number: int) -> None:
-        """Passes a signal on to all, and starts none again."""
+        """Has `run` pass a signal on to all, and start none again; for handlers of signals."""
         self._signal = number
-        self._due.clear()
-        for child in self._alive.values():
-            with contextlib.suppress(ProcessLookupError):
-                child.send_signal(number)
+        self._signals.append(number)
+
+    def _pass_on(self) -> None:
+        """One signal: of two that follow at once, a process may see one.
+
+        Not in the handler, which may interrupt the start of a process that is to receive the signal, too.
+        """
+        if self._signals:
+            number = self._signals.pop(0)
+            self._due.clear()
+            self._say(f'{signal.Signals(number).name} is passed on, and nothing is started again')
+            for child in self._alive.values():
+                with contextlib.suppress(ProcessLookupError):
+                    child.send_signal(number)
 
     def _look_after(self, index: int, child: subprocess.Popen) -> None:
         if self._alive.get(index) is not child:  # ended with process 0
@@ -107,8 +128,9 @@ class Launcher:
             return
         del self._alive[index]
         self._stopped.pop(index, None)
-        if code in _ENDED or self._signal is not None:
-            self._codes[index], self._ended = code, time.monotonic()
+        shown = code if code >= 0 else 128 - code
+        if code in _ENDED or self._signal:
+            self._codes[index], self._ended = shown, time.monotonic()
             return
         how = f'exit code {code}' if code >= 0 else signal.Signals(-code).name
         lived = time.monotonic() - self._born[index]
@@ -117,7 +139,9 @@ class Launcher:
             self._say(
                 f'process {index} died ({how}) {self._deaths[index]} times in a row; it is not started again'
             )
-            self._codes[index], self._ended = code if code > 0 else 128 - code, time.monotonic()
+            self._codes[index], self._ended = shown, time.monotonic()
+            return
+        if 0 in self._codes:  # the others cannot go on without it
             return
         pause = min(_LONGEST_PAUSE, self._pause * 2 ** (self._deaths[index] - 1))
         if index and not self._together:
@@ -126,8 +150,8 @@ class Launcher:
             return
         self._say(f'process {index} died ({how}) after {lived:.0f} s; all are started again in {pause:g} s')
         self._end_all()
-        time.sleep(pause)
-        self._start_all()
+        self._codes.clear()
+        self._due[0] = time.monotonic() + pause
 
     def _end_if_frozen(self, index: int, child: subprocess.Popen) -> None:
         if not _is_stopped(child.pid):
@@ -137,25 +161,18 @@ class Launcher:
             child.kill()
 
     def _start_all(self) -> None:
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            self._address = f'127.0.0.1:{free.getsockname()[1]}'
-        self._codes.clear()
+        self._address = free_address()
         for index in range(self._count):
             self._start(index)
 
     def _start(self, index: int) -> None:
         self._due.pop(index, None)
-        place = {
-            'JAX_COORDINATOR_ADDRESS': self._address,
-            'JAX_NUM_PROCESSES': str(self._count),
-            'JAX_PROCESS_ID': str(index),
-        }
+        place = zip(LAUNCHED, (self._address, str(self._count), str(index)), strict=True)
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(open(f'{self._log}-{index}.log', 'ab')) if self._log else None
             self._alive[index] = subprocess.Popen(
                 self._command,
-                env=os.environ | place,
+                env=os.environ | dict(place),
                 stdout=out,
                 stderr=out,
                 preexec_fn=die_with_parent,

@@ -7,8 +7,8 @@
 `def_jax.spmd` maps over all processes, and all end when one dies.
 
 With `die=WHERE:N` the process kills itself at the N-th step, look or trace of the program, or while the first
-process writes the N-th checkpoint. With `fail=N`, what it computed at the N-th step is lost, as by a
-collective that fails for it alone. The other keys are in `PLAN`.
+process writes the N-th checkpoint; with `freeze=WHERE:N` it stops there until SIGCONT. With `fail=N`, what it
+computed at the N-th step is lost, as by a collective that fails for it alone. The other keys are in `PLAN`.
 """
 
 import functools
@@ -37,7 +37,7 @@ PLAN = {
     **{'kind': 'elastic', 'seed': 0, 'steps': 10**9, 'shards': 1, 'least': 1, 'patience': 600.0},
     **{'checkpoint': 50, 'look': 0},  # every so many steps, or never
     **{'heartbeat': 10, 'pause': 0.0},  # seconds: of silence before a death, after each step
-    **{'die': '', 'fail': 0},
+    **{'die': '', 'freeze': '', 'fail': 0},
 }
 FOLDER, ADDRESS = Path(sys.argv[1]), os.environ[LAUNCHED[0]]
 COUNT, INDEX = (int(os.environ[name]) for name in LAUNCHED[1:])
@@ -169,10 +169,11 @@ def pairs(one, other):
 
 
 def passes(where: str) -> None:
-    """Dies where the plan says so."""
+    """Dies, or stops, where the plan says so."""
     counts[where] += 1
-    if plan['die'] == f'{where}:{counts[where]}':
-        os.kill(os.getpid(), signal.SIGKILL)
+    for key, number in (('die', signal.SIGKILL), ('freeze', signal.SIGSTOP)):
+        if plan[key] == f'{where}:{counts[where]}':
+            os.kill(os.getpid(), number)
 
 
 def write(**line) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from def_jax.elastic.service import free_address
 from def_jax.trainer import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ def start(folder: Path, flags: list[str], environment: dict[str, str], name: str
 
 
 def ran(
-    flags: list[str], environment: dict[str, str], *program: str, seconds: float = 600
+    flags: list[str], environment: dict[str, str], *program: str, seconds: float = 900
 ) -> subprocess.CompletedProcess:
     """A program, train.py if none is given, when it has ended; with what it printed."""
     command = [sys.executable, *(program or ('train.py',)), *flags]
@@ -40,10 +40,7 @@ def start_several(
     """Processes of train.py that train together, or just one; their logs are FOLDER-0.log and so on."""
     if count == 1:
         return [start(folder, flags, environment, '-0')]
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        address = f'--coordinator_address=127.0.0.1:{free.getsockname()[1]}'
-    flags = [*flags, address, f'--num_processes={count}']
+    flags = [*flags, f'--coordinator_address={free_address()}', f'--num_processes={count}']
     return [start(folder, [*flags, f'--process_id={i}'], environment, f'-{i}') for i in range(count)]
 
 
@@ -54,7 +51,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def wait_for(process: subprocess.Popen, condition, seconds: float = 300) -> bool:
+def wait_for(process: subprocess.Popen, condition, seconds: float = 900) -> bool:
     """Waits until `condition()`; False if the process ends first."""
     deadline = time.monotonic() + seconds
     while not condition():

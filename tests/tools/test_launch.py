@@ -72,18 +72,54 @@ def test_a_process_that_stays_stopped_is_killed(launched):
 
 def test_others_are_ended_some_time_after_process_0(launched):
     began = time.monotonic()
-    assert launched('time.sleep(60 * int(place[1]))', processes=2, frozen=0.5)[0] == 0
-    assert time.monotonic() - began < 30
+    assert launched('time.sleep(600 * int(place[1]))', processes=2, frozen=0.5)[0] == 0
+    assert time.monotonic() - began < 300
 
 
 def test_sigterm_reaches_all_and_nothing_is_started_again(tmp_path):
-    program = TOLD + f'open({str(tmp_path)!r} + "/" + place[1], "w"); time.sleep(60)'
+    program = TOLD + f'open({str(tmp_path)!r} + "/" + place[1], "w"); time.sleep(600)'
     command = [sys.executable, '-m', 'def_jax.launch', '--processes=2', sys.executable, '-c', program]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        while len(os.listdir(tmp_path)) < 2:
+        while len(os.listdir(tmp_path)) < 2 and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == -signal.SIGTERM % 256
+        assert process.wait(timeout=300) == 128 + signal.SIGTERM
+
+
+def test_a_signal_reaches_a_process_that_is_being_started(monkeypatch):
+    class Popen(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            launcher.stop(signal.SIGKILL)  # as a handler would, before the launcher knows this process
+
+    launcher = launch.Launcher([sys.executable, '-c', 'import time; time.sleep(100)'], 1)
+    monkeypatch.setattr(subprocess, 'Popen', Popen)
+    assert launcher.run() == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize('who', [0, 1])
+def test_a_signal_ends_the_pause_before_a_start(who):
+    lives = []
+
+    def say(line):
+        lives.append(line)
+        if 'died' in line:  # between a death and the start
+            launcher.stop(signal.SIGTERM)
+
+    code = f'import os, sys, time; os.environ["JAX_PROCESS_ID"] == "{who}" and sys.exit(1); time.sleep(100)'
+    launcher = launch.Launcher([sys.executable, '-c', code], 2, pause=0.0, say=say)
+    assert launcher.run() == 128 + signal.SIGTERM
+    assert [line.split()[0] for line in lives] == ['process', 'SIGTERM']
+
+
+def test_nothing_is_started_again_once_process_0_has_ended(launched):
+    def kill_the_other(launcher):
+        if launcher.pid(0) is None and launcher.pid(1):
+            os.kill(launcher.pid(1), signal.SIGKILL)
+
+    program = 'place[1] == "1" and time.sleep(100); until("1", 1)'
+    code, lives, said = launched(program, processes=2, together=True, meanwhile=kill_the_other)
+    assert (code, sorted(lives), said) == (0, ['0', '1'], [])
 
 
 @pytest.mark.parametrize('arguments', [['--processes=0', 'x'], ['--processes=2'], ['x']])
