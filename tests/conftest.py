@@ -124,6 +124,8 @@ def environment(tmp_path_factory):
         'TFDS_DATA_DIR': str(training_fixtures.prepared_digits(tmp_path_factory.getbasetemp())),
         'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'XLA_FLAGS': '--xla_backend_optimization_level=0',  # these runs compile longer than they train
+        # These runs compile longer than they train, and fake devices on a busy core wait long for each other.
+        'XLA_FLAGS': '--xla_backend_optimization_level=0 '
+        '--xla_cpu_collective_call_terminate_timeout_seconds=600',
         'COLUMNS': '200',
     }

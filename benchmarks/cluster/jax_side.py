@@ -57,7 +57,12 @@ def place(tree: PyTree) -> PyTree:
 def meet() -> Callable[[], None]:
     """A barrier: a function that returns when all workers have called it."""
     total, ones = on_workers(lambda x: lax.psum(x, AXIS), donate=False), place(np.ones(1, np.float32))
-    return lambda: jax.block_until_ready(total(ones))
+
+    def barrier():
+        jax.block_until_ready(total(ones))
+
+    barrier()  # the first collective connects the workers, for which gloo gives them 30 seconds
+    return barrier
 
 
 class Variant:

@@ -107,6 +107,7 @@ def make_steps(job: dict, loss_fn):
 def main() -> None:
     job = timing.read_job()
     start(job)
+    barrier = meet()
     params, other, loss_fn = make_model(job)
     batch = make_batch(job)
     variants = {
@@ -114,7 +115,7 @@ def main() -> None:
         for name, (step, init) in make_steps(job, loss_fn).items()
         if name in job['variants']
     }
-    found = timing.measure(variants, meet(), job)
+    found = timing.measure(variants, barrier, job)
     for name, variant in variants.items():
         sent = variant.sent()
         found[name]['hlo'] = {'all_reduces': len(sent), 'bytes': sum(c.bytes for c in sent)}

@@ -29,9 +29,11 @@ def measure(
     Returns:
         For each variant, and as NAME_alone for those in `alone`: `seconds`, one per step in the order of the
         rounds, `processor`, this process's processor time of a step, user and system, one per round, and
-        `counters`, the total increments of the interface's counters over the counted rounds.
+        `counters`, the total increments of the interface's counters over the counted rounds, with those of a
+        barrier a round.
     """
     found: dict[str, dict] = {}
+    barrier()  # after compiling: on JAX 0.10 a reduce-scatter waits 30 seconds for others
     for round_ in range(job['warm_up'] + job['rounds']):
         entries = found if round_ >= job['warm_up'] else {}
         for name, step in variants.items():

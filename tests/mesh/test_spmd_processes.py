@@ -14,7 +14,7 @@ PROGRAM = """
 import functools, os, signal, sys
 from pathlib import Path
 
-folder, process, processes, port, dies_after = sys.argv[1], *map(int, sys.argv[2:])
+folder, address, process, processes, dies_after = *sys.argv[1:3], *map(int, sys.argv[3:])
 os.environ['NPROC'] = '16'
 import chex, jax, numpy as np, optax, orbax.checkpoint as ocp
 from jax import numpy as jnp
@@ -23,7 +23,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 chex.set_n_cpu_devices(8 // processes)
 if processes > 1:
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    jax.distributed.initialize(f'127.0.0.1:{port}', processes, process)
+    jax.distributed.initialize(address, processes, process)
 import def_jax
 
 mesh = jax.make_mesh((2, 4), ('workers', 'shard'), axis_types=(AxisType.Auto,) * 2)
@@ -74,8 +74,8 @@ if process == 0:
 """
 
 
-def start(folder, process=0, processes=1, port=0, dies_after=0):
-    arguments = [str(folder), *map(str, (process, processes, port, dies_after))]
+def start(folder, address='', process=0, processes=1, dies_after=0):
+    arguments = [str(folder), address, *map(str, (process, processes, dies_after))]
     environment = {name: value for name, value in os.environ.items() if name != 'JAX_NUM_CPU_DEVICES'}
     root = str(Path(__file__).parents[2])
     return subprocess.Popen(
@@ -91,14 +91,14 @@ def run_pair(folder, dies_after=0):
     """Both processes; where they die, the second does, and the first is stopped."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    pair = [start(folder, process, 2, port, dies_after if process else 10 * dies_after) for process in (0, 1)]
+        address = f'127.0.0.1:{probe.getsockname()[1]}'
+    pair = [start(folder, address, process, 2, dies_after * (1 if process else 10)) for process in (0, 1)]
     try:
-        errors = pair[1].communicate(timeout=240)[1]
+        errors = pair[1].communicate(timeout=900)[1]
         if dies_after:
             assert pair[1].returncode == -signal.SIGKILL, errors
         else:
-            errors += pair[0].communicate(timeout=60)[1]
+            errors += pair[0].communicate(timeout=900)[1]
             assert [p.returncode for p in pair] == [0, 0], errors
     finally:
         for process in pair:
@@ -116,7 +116,7 @@ def test_two_processes_follow_one_and_resume_bit_for_bit(tmp_path):
     for folder in folders.values():
         folder.mkdir()
     single = start(folders['one'])
-    errors = single.communicate(timeout=240)[1]
+    errors = single.communicate(timeout=900)[1]
     assert single.returncode == 0, errors
     run_pair(folders['two'])
     run_pair(folders['killed'], dies_after=7)

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-import time
+import threading
 
 import jax
 import numpy as np
@@ -42,14 +42,22 @@ def test_a_process_dies_and_returns_and_the_run_goes_on(environment, tmp_path, m
     command = [sys.executable, 'train.py', *FLAGS, *flags, f'--workdir={run}']
     launcher = Launcher(command, 2, log=str(tmp_path / 'log'), say=said.append)
 
-    def kill():
-        for _ in range(0 if said else 90):  # of the 100 milliseconds from call to call
-            if processes.is_writing(run, 0) if who == 0 else processes.log_size(run):
-                os.kill(launcher.pid(who), signal.SIGKILL)
-                return said.append('killed')
-            time.sleep(0.001)
+    over = threading.Event()
 
-    assert launcher.run(kill) == 0, (tmp_path / 'log-0.log').read_text()[-2000:]
+    def kill():  # in a thread, which looks at every moment: a checkpoint is soon written
+        while not (processes.is_writing(run, 0) if who == 0 else processes.log_size(run)):
+            if over.wait(0.001):
+                return
+        said.append('killed')
+        os.kill(launcher.pid(who), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    try:
+        code = launcher.run(lambda: killer.ident or killer.start())
+    finally:
+        over.set()
+        killer.join()
+    assert code == 0, (tmp_path / 'log-0.log').read_text()[-2000:]
     log = (tmp_path / 'log-0.log').read_text()
     assert f'process {who} died' in said[1]
     if who == 0:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -201,21 +202,37 @@ def test_how_watched_processes_end(forked, supervisor, bodies, code, words):
 def test_signals_are_passed_on_and_a_killed_parent_takes_its_child_along():
     body = (
         'signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))\n'
-        'print(os.getpid(), flush=True)\nfor _ in range(600): time.sleep(0.1)\nreturn 0'
+        'print(os.getpid(), flush=True)\nfor _ in range(36_000): time.sleep(0.1)\nreturn 0'
     )
     command = [sys.executable, '-c', script('supervised', body)]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE)
     child = int(process.stdout.readline())
     assert child != process.pid
-    time.sleep(0.5)  # the parent sets up its handlers after the fork
+    until(lambda: catches(process.pid, signal.SIGTERM))  # it sets up its handlers after the fork
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == 'told\n'
     process.kill()
-    process.communicate(timeout=60)
-    stat, deadline = Path(f'/proc/{child}/stat'), time.monotonic() + 30
-    while stat.exists() and stat.read_text().split()[2] != 'Z':
+    process.communicate(timeout=300)
+    until(lambda: has_ended(child))
+
+
+def until(condition):
+    deadline = time.monotonic() + 300
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def catches(pid, number):
+    (mask,) = re.findall(r'SigCgt:\s*(\w+)', Path(f'/proc/{pid}/status').read_text())
+    return (int(mask, 16) >> (number - 1)) & 1
+
+
+def has_ended(pid):
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().split()[2] == 'Z'
+    except OSError:  # it is reaped
+        return True
 
 
 # --- Runs ---
@@ -255,10 +272,10 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_is_not(finished, envi
     process = processes.start(folder, SHORT, environment)
     assert processes.wait_for(process, lambda: processes.log_size(folder) != before)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=300) == 4
+    assert process.wait(timeout=900) == 4
     assert 'train.py: stopped by SIGTERM after step' in (tmp_path / 'run.log').read_text()
 
-    assert processes.start(folder, SHORT, environment).wait(timeout=300) == 0
+    assert processes.start(folder, SHORT, environment).wait(timeout=900) == 0
     assert processes.differences(folder, finished[0]) == []
     assert len(processes.final_state(folder)) > 50
 
