@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     'DEF, ours, 64': ALIAS | {'ratio': 64.0},
 }
 RATES = grid.Grid(0.016, 2**0.5)
-SIZES = {'33k': 0, '115k': 0, '358k': -1}  # with the k of the rate in the middle
+SIZES = {'33k': 0, '115k': 0, '358k': -1, '1m': -3}  # with the k of the rate in the middle
 SEEDS = (1, 2, 3)
 Get = Callable[[records.Record], records.Record]
 
