@@ -53,7 +53,7 @@ class TooFewError(RuntimeError):
 
 def free_address() -> str:
     """A host:port for processes that will be started on this machine."""
-    # Linux gives lower ones to others before this one is bound, and JAX uses higher ones under Slurm.
+    # By default Linux gives lower ones to others meanwhile, and JAX uses higher ones under Slurm.
     for port in random.sample(range(61_000, 61_440), 440):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(('127.0.0.1', port))

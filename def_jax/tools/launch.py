@@ -9,7 +9,7 @@ continue from their last checkpoint; with `--together`, for a run that is not el
 A process that ends by itself, with an exit code of `train.py --help` other than 6, is not restarted.
 
 SIGINT, SIGTERM and SIGHUP are passed on to all, and nothing is restarted after one. The exit code is 0, or
-the first other one of a process: 128 + N if signal N ended it.
+the first other one of a process that was given up or ended before process 0: 128 + N if signal N ended it.
 """
 
 import argparse
@@ -39,11 +39,12 @@ class Launcher:
         command: what each of them runs.
         processes: how many processes.
         restarts: how many deaths of one process in a row, each within a minute of its start, are too many.
-        frozen: seconds after which a stopped process (SIGSTOP) counts as dead.
+        frozen: seconds after which a stopped process (SIGSTOP) counts as dead, and after which the others are
+            killed when process 0 has ended.
         pause: seconds before the first restart; doubled for each further death in a row.
         together: restart all when any process dies, not only process 0.
         log: the standard output and error of process I go to LOG-I.log; None for this program's.
-        say: called with a line about each death and each start.
+        say: called with a line about each death, freeze and signal; by default it prints.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class Launcher:
         pause: float = 1.0,
         together: bool = False,
         log: str | None = None,
-        say: Callable[[str], None] = lambda line: print(f'launch: {line}', file=sys.stderr, flush=True),
+        say: Callable[[str], None] | None = None,
     ):
-        self._command, self._count, self._log, self._say = list(command), processes, log, say
+        self._command, self._count, self._log, self._say = list(command), processes, log, say or _print
         self._restarts, self._frozen, self._pause, self._together = restarts, frozen, pause, together
         self._alive: dict[int, subprocess.Popen] = {}
         self._born: dict[int, float] = {}
@@ -67,7 +68,7 @@ class Launcher:
         self._stopped: dict[int, float] = {}  # since when
         self._codes: dict[int, int] = {}  # of those that ended by themselves
         self._ended = 0.0  # when one of them last did
-        self._signal = 0  # the last one; nothing is started after it
+        self._signal = 0  # the last one; nothing is started again after it
         self._signals: list[int] = []  # that are still to be passed on
 
     def pid(self, index: int) -> int | None:
@@ -79,8 +80,8 @@ class Launcher:
         """Runs until all processes have ended; calls `meanwhile` ten times a second.
 
         Returns:
-            0, or the first other code that a process ended with, 128 + N for signal N; if a signal came while
-            none was alive, that of the signal.
+            0, or the first other code of a process that was given up or ended before process 0, 128 + N for
+            signal N; if a signal came while none was alive, that of the signal.
         """
         self._start_all()
         while self._alive or self._due:
@@ -115,10 +116,10 @@ class Launcher:
         if self._signals:
             number = self._signals.pop(0)
             self._due.clear()
-            self._say(f'{signal.Signals(number).name} is passed on, and nothing is started again')
             for child in self._alive.values():
                 with contextlib.suppress(ProcessLookupError):
                     child.send_signal(number)
+            self._say(f'{signal.Signals(number).name} is passed on, and nothing is started again')
 
     def _look_after(self, index: int, child: subprocess.Popen) -> None:
         if self._alive.get(index) is not child:  # ended with process 0
@@ -140,6 +141,8 @@ class Launcher:
                 f'process {index} died ({how}) {self._deaths[index]} times in a row; it is not started again'
             )
             self._codes[index], self._ended = shown, time.monotonic()
+            if self._together:  # they cannot go on, and die one after the other
+                self._end_all()
             return
         if 0 in self._codes:  # the others cannot go on without it
             return
@@ -164,6 +167,8 @@ class Launcher:
         self._address = free_address()
         for index in range(self._count):
             self._start(index)
+            if self._signal:
+                break
 
     def _start(self, index: int) -> None:
         self._due.pop(index, None)
@@ -187,6 +192,11 @@ class Launcher:
             child.wait()
         self._alive.clear()
         self._stopped.clear()
+
+
+def _print(line: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f'launch: {line}', file=sys.stderr, flush=True)
 
 
 def _is_stopped(pid: int) -> bool:
@@ -213,7 +223,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--restarts', type=int, default=10, help='deaths of a process in a row before it is given up'
     )
-    parser.add_argument('--frozen', type=float, default=30, help='seconds until a stopped process is killed')
+    parser.add_argument(
+        '--frozen',
+        type=float,
+        default=30,
+        help='seconds until a stopped process is killed, or those left when process 0 ended',
+    )
     parser.add_argument(
         '--together', action='store_true', help='restart all when one dies: for runs that are not elastic'
     )
@@ -231,7 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log=given.log,
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: launcher.stop(number))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under nohup
+            signal.signal(number, lambda number, frame: launcher.stop(number))
     return launcher.run()
 
 

@@ -1,5 +1,6 @@
 """`python -m def_jax.launch`: what dies is started again, within limits."""
 
+import io
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from def_jax.tools import launch
 
-# Only here does the launcher share a process with JAX.
+# Only in tests does the launcher share a process with devices.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 
 TOLD = 'import os, sys, time; place = [os.environ[n] for n in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]; '
@@ -98,18 +99,40 @@ def test_a_signal_reaches_a_process_that_is_being_started(monkeypatch):
 
 
 @pytest.mark.parametrize('who', [0, 1])
-def test_a_signal_ends_the_pause_before_a_start(who):
-    lives = []
+def test_a_signal_ends_the_pause_before_a_start(monkeypatch, who):
+    said, started = [], []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
 
     def say(line):
-        lives.append(line)
+        said.append(line)
         if 'died' in line:  # between a death and the start
             launcher.stop(signal.SIGTERM)
 
     code = f'import os, sys, time; os.environ["JAX_PROCESS_ID"] == "{who}" and sys.exit(1); time.sleep(100)'
     launcher = launch.Launcher([sys.executable, '-c', code], 2, pause=0.0, say=say)
+    monkeypatch.setattr(subprocess, 'Popen', Popen)
     assert launcher.run() == 128 + signal.SIGTERM
-    assert [line.split()[0] for line in lives] == ['process', 'SIGTERM']
+    assert [line.split()[0] for line in said] == ['process', 'SIGTERM'] and len(started) == 2
+
+
+def test_one_that_is_given_up_ends_all_together(launched):
+    code, lives, said = launched(
+        'sys.exit(1) if place[1] == "1" else time.sleep(100)', restarts=0, together=True
+    )
+    assert (code, lives.count('1'), len(said)) == (1, 1, 1)
+
+
+def test_a_run_goes_on_where_the_terminal_is_gone(monkeypatch):
+    class Gone(io.StringIO):
+        def flush(self):
+            raise OSError('Broken pipe')
+
+    monkeypatch.setattr(sys, 'stderr', Gone())
+    assert launch.Launcher([sys.executable, '-c', 'import sys; sys.exit(1)'], 1, restarts=0).run() == 1
 
 
 def test_nothing_is_started_again_once_process_0_has_ended(launched):
