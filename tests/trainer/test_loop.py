@@ -30,7 +30,7 @@ def test_a_run_leaves_these_files_and_no_others(recorded):
     assert {path.name for path in recorded.folder.iterdir()} == files | {'checkpoints', 'tensorboard'}
     assert {path.name for path in (recorded.folder / 'checkpoints').iterdir()} == {'15', '20'}
     config = json.loads((recorded.folder / 'config.json').read_text())
-    assert config == json.loads(recorded.config.to_json())
+    assert config == json.loads(recorded.experiment.config.to_json())
 
 
 def test_metrics_are_recorded_when_due(recorded):
