@@ -33,7 +33,7 @@ _DROPS = Rule(
     'increasing fractions of the run, each in (0, 1), e.g. (0.5, 0.75)',
 )
 _PATH = Rule(lambda value: isinstance(value, str), "a path, or empty for TFDS's default")
-_MODELS = ChainMap(LANGUAGE_MODELS, MODELS)  # type: ignore[arg-type]  # nothing is written to them
+_MODELS: ChainMap[str, object] = ChainMap(LANGUAGE_MODELS, MODELS)  # type: ignore[arg-type]  # nothing is written to them
 SECTIONS: dict[str, dict[str, Key]] = {
     'Method': {
         'method': Key('def', named(METHODS), 'how the workers communicate', required=('axis_name',)),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from def_jax.checks import nearest
-from def_jax.methods import Method
+from def_jax.methods import METHODS, Method
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.factories import find
 from def_jax.trainer.configuration.keys import hint
@@ -58,8 +58,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         for name in (name for name, key in KEYS.items() if key.rule.is_factory):
             if config[name] and callable(KEYS[name].rule.table.get(config[name], find)):
                 find(name, config)
-            elif options := dict(config[f'{name}_options']):  # of none, or of a method of the library
-                raise ValueError(f'{name}_options={options} has no effect on {name}={config[name]!r}.')
         if conflict := next(_conflicts(config, find_method(config)), None):
             raise ValueError(conflict)
 
@@ -75,6 +73,14 @@ def of_keys() -> Iterator[None]:
 
 def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[str]:
     """What of the trainer's keys does not fit together."""
+    for name, unused in (
+        ('method', config.method in METHODS),
+        ('outer', not config.outer and 'outer' in method.options),
+    ):
+        if unused and (options := dict(config[f'{name}_options'])):
+            yield (
+                f'{name}_options={options} has no effect on {name}={config[name]!r}. Set {name}_options={{}}.'
+            )
     if config.outer and 'outer' not in method.options:
         yield (
             f'outer={config.outer!r} has no effect on method={config.method!r}, which fixes it or sends no '

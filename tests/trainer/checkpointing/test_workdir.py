@@ -240,7 +240,7 @@ def test_a_file_system_needs_no_hard_links(tmp_path, monkeypatch):
     assert [path.name for path in run.iterdir()] == ['config.json'] and workdir.claim(run, config()) == run
 
 
-def test_a_run_of_version_0_4_goes_on_unless_its_messages_are_gone(tmp_path):
+def test_a_run_of_version_0_3_goes_on_unless_its_messages_are_gone(tmp_path):
     """Its keys were wire_dtype and granularity."""
     ours = complete(config(bits=16))
     run = workdir.claim(tmp_path / 'run', ours)
