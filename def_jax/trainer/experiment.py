@@ -107,7 +107,7 @@ class Experiment:
         """By point, the titles of the methods that this run serves."""
         if self.method.kind == 'dense':
             return {'x': self.title}
-        return self.method.answers(self.config.average_every)
+        return self.method.answers(self.config.average_every) or {'x': self.title}
 
     @property
     def steps_per_evaluation(self) -> int:
@@ -199,6 +199,11 @@ class Experiment:
         element = max(1, config.bits // 8)
         # Averages, every P steps, lie in a branch that not every step takes; they are counted apart.
         always, message, _ = found.sizes(config.every, lambda message: -(-message.bytes // element))
+        if config.num_workers > 1 and not found.messages:
+            raise ValueError(
+                f'config.method={config.method!r} sends nothing, so workers would drift apart. Average over '
+                'its axis_name, e.g. with jax.lax.pmean.'
+            )
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         return Communication(
             num_params=num_params,
