@@ -42,10 +42,11 @@ def check_bits(bits: Any) -> None:
 
 def layout(sizes: Sequence[int], axis_name: AxisName, bits: int) -> Layout:
     """Where the parts of a message lie for `exchange`, given their sizes in elements."""
-    workers = num_workers(axis_name)
-    if bits >= 16 or workers == 1:
-        return Layout.dense(sizes)
-    return few_bits.plan(tuple(sizes), workers, bits).layout
+    return (
+        Layout.dense(sizes)
+        if bits >= 16
+        else few_bits.plan(tuple(sizes), num_workers(axis_name), bits).layout
+    )
 
 
 def exchange(
