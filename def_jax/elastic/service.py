@@ -19,15 +19,19 @@ __all__ = [
     'GivenUpError',
     'RefusedError',
     'TooFewError',
+    'ask',
     'end',
     'free_address',
     'has_ended',
     'initialize',
     'meeting',
+    'retract',
+    'tell',
 ]
 
 LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `def_jax.launch`
 _ENDED = 'def_jax/ended'
+_ANSWER_SECONDS = 30  # within which those who meet tell what others ask; they place their arrays before
 _SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
 
 
@@ -163,3 +167,20 @@ def end() -> None:
 def has_ended() -> bool:
     client: Any = global_state.client
     return bool(client.key_value_dir_get(_ENDED))
+
+
+def tell(key: str, value: str) -> None:
+    """Writes an entry of the coordination service, which every process may read."""
+    client: Any = global_state.client
+    client.key_value_set(key, value, allow_overwrite=True)
+
+
+def ask(key: str) -> str:
+    """An entry that another process of the meeting writes; one that stays away is a failed collective."""
+    client: Any = global_state.client
+    return client.blocking_key_value_get(key, _ANSWER_SECONDS * 1000)
+
+
+def retract(key: str) -> None:
+    client: Any = global_state.client
+    client.key_value_delete(key)
