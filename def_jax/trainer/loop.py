@@ -69,7 +69,8 @@ def train_and_evaluate(
         console = console or console_lib.process_console()
         run = _claimed(folder, config)
         lock = workdir.locked(run) if processes.is_first() else contextlib.nullcontext()
-        with lock, interruption.watch() as signals:  # until here nothing is lost by stopping at once
+        # Until here nothing is lost by stopping at once.
+        with lock, _unclaimed_on_error(run), interruption.watch() as signals:
             settings = workdir.bound_settings(config)
             with Checkpoints(run, config.keep_checkpoints, experiment.layout, settings) as checkpoints:
                 _Run(experiment, run, checkpoints, console, signals).train_and_evaluate()
@@ -95,6 +96,17 @@ def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Pa
             workdir.wait_for_claim(folder)
         run = workdir.claim(folder, config, other_workers=True, exists=True)
     return run
+
+
+@contextlib.contextmanager
+def _unclaimed_on_error(run: Path) -> Iterator[None]:
+    """After an error before the first record, the folder is open to another configuration."""
+    try:
+        yield
+    except Exception:
+        if processes.is_first():
+            workdir.unclaim(run)
+        raise
 
 
 class _Run:

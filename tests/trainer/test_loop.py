@@ -20,6 +20,8 @@ import training_fixtures as fixtures
 import def_jax
 from def_jax import METHODS
 from def_jax.trainer import experiment, loop
+from def_jax.trainer.checkpointing import workdir
+from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data import in_memory
 
 # --- The files of a run ---
@@ -178,6 +180,7 @@ def test_virtual_workers_give_the_same_trajectory(
         ({'num_epochs': 2**31}, r'config\.num_epochs=2147483648 or num_steps=0 gives .* steps'),
         ({'num_workers': 10**9, 'batch_size': 10**9}, '1000000000 fake devices .* more than this CPU'),
         ({'model': 'vgg16'}, r'images\.shape=.* multiples of 32'),
+        ({'optimizer': 'trainer.configuration.factories_to_find:guarded'}, 'apply_if_finite decides on each'),
     ],
 )
 def test_what_only_shows_when_a_run_is_put_together_is_refused_before_anything_is_written(
@@ -186,6 +189,18 @@ def test_what_only_shows_when_a_run_is_put_together_is_refused_before_anything_i
     with pytest.raises(ValueError, match=message):
         fixtures.train(fixtures.tiny_config(data_dir, **changes), tmp_path / 'run')
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('late', [False, True])
+def test_a_start_that_fails_before_its_first_record_leaves_the_folder_to_others(data_dir, tmp_path, late):
+    """Where the disk has no room for a checkpoint, or the compiler none for the step."""
+    folder = tmp_path / 'run'
+    full = mock.patch.object(Checkpoints, 'check_room', side_effect=ValueError('no room'))
+    failing = fixtures.changed_train_step(lambda step: mock.Mock(side_effect=RuntimeError('no room')))
+    with failing if late else full, pytest.raises((ValueError, RuntimeError), match='no room'):
+        fixtures.train(fixtures.tiny_config(data_dir), folder)
+    assert list(folder.iterdir()) == []
+    workdir.claim(folder, fixtures.tiny_config(data_dir, ratio=16))
 
 
 def test_a_run_is_evaluated_on_what_it_does_not_train_on(data_dir, tmp_path, recorded):
