@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,8 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from def_jax.elastic import roll_call, service
+from def_jax.elastic import network, roll_call, service
+from def_jax.elastic.network import free_address
 from def_jax.elastic.roll_call import SECRET
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +34,7 @@ class Run:
     count = 3
 
     def __init__(self, folder):
-        self.folder, self.address, self.processes = folder / 'run', service.free_address(), []
+        self.folder, self.address, self.processes = folder / 'run', free_address(), []
         self.folder.mkdir()
         chance = np.random.default_rng(0)
         images = chance.random((1100, 64), np.float32)
@@ -112,6 +114,20 @@ class Run:
             before = line
 
 
+def listening(pid):
+    """The addresses at which a process accepts connections."""
+    found = set()
+    sockets = {os.readlink(link) for link in Path(f'/proc/{pid}/fd').iterdir() if link.is_symlink()}
+    for table, family in (('tcp', socket.AF_INET), ('tcp6', socket.AF_INET6)):
+        for line in Path(f'/proc/{pid}/net/{table}').read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == '0A' and f'socket:[{fields[9]}]' in sockets:
+                words = re.findall('.{8}', fields[1].split(':')[0])
+                number = b''.join(bytes.fromhex(word)[::-1] for word in words)
+                found.add(socket.inet_ntop(family, number).removeprefix('::ffff:'))
+    return found
+
+
 @pytest.fixture
 def three(tmp_path):
     made = Run(tmp_path)
@@ -179,6 +195,30 @@ def test_a_proof_holds_for_one_exchange(monkeypatch):
     assert [one.refused for one in both] == [{1: 'secret (DEF_JAX_SECRET)'}] * 2
 
 
+@pytest.mark.parametrize(
+    ('host', 'numbers', 'listens', 'own'),
+    [
+        ('127.0.0.1', ['127.0.0.1'], '127.0.0.1:7', '127.0.0.1'),
+        ('localhost', ['::1', '127.0.0.1'], '127.0.0.1:7', '127.0.0.1'),
+        ('[::1]', ['::1'], '[::1]:7', '::1'),
+        ('node0', ['127.0.1.1'], None, None),  # Debian's entry for a machine's own name
+        ('127.0.0.2', ['127.0.0.2'], '127.0.0.2:7', '127.0.0.1'),
+        ('203.0.113.9', ['203.0.113.9'], None, 'routed'),  # not of this machine
+        ('nowhere', [], None, None),
+    ],
+)
+def test_processes_listen_where_the_address_says(monkeypatch, host, numbers, listens, own):
+    def resolve(name, port, type):
+        if not numbers:
+            raise socket.gaierror('unknown')
+        return [(socket.AF_INET6 if ':' in x else socket.AF_INET, type, 0, '', (x, 0)) for x in numbers]
+
+    monkeypatch.setattr(socket, 'getaddrinfo', resolve)
+    assert network.listening_address(f'{host}:7') == listens
+    found = network.own_address(f'{host}:7')
+    assert found == own if own != 'routed' else found != '127.0.0.1'
+
+
 SUMS = """
 import jax, jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -196,7 +236,7 @@ print(jax.jit(sums).lower((jnp.ones(256), jnp.ones(2))).compile().as_text().coun
 
 def test_all_reduces_stay_apart_on_cpus_and_the_users_flags_hold(tmp_path):
     """In one that XLA combines, a process whose first sum failed begins the next, and gloo aborts it."""
-    code, flags = SUMS.format(address=service.free_address()), tmp_path / 'flags'
+    code, flags = SUMS.format(address=free_address()), tmp_path / 'flags'
     flags.write_text(f'--xla_dump_to={tmp_path / "dump"}\n')
     environment = os.environ | {'XLA_FLAGS': str(flags)}  # which may name a file
     command = [sys.executable, '-c', code]
@@ -213,9 +253,11 @@ def test_a_worker_dies_and_returns(three, shards):
     third.kill()
     three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
     third = three.start(2, plan)
+    listened = set().union(*(listening(process.pid) for process in (first, second)))
     three.finish(first, second, third)
     three.assert_same_bits()
     three.assert_y_stays_when_workers_come()
+    assert listened == {'127.0.0.1'}  # the service and gloo: nothing is open to other machines
     (changes,) = (line['end'] for line in three.lines(0, 'end'))
     assert [workers for _, workers in changes] == [3, 2, 3]
     died, joined = three.changes()

@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import random
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,8 @@ from typing import Any
 import jax
 from jax._src.distributed import global_state  # the service's client has no public name
 from jax.experimental import multihost_utils
+
+from def_jax.elastic.network import gloo_listens_on, listening_address, own_address
 
 __all__ = [
     'LAUNCHED',
@@ -21,7 +21,6 @@ __all__ = [
     'TooFewError',
     'ask',
     'end',
-    'free_address',
     'has_ended',
     'initialize',
     'meeting',
@@ -55,16 +54,6 @@ class TooFewError(RuntimeError):
     """There were fewer workers than `min_workers` for longer than `patience`."""
 
 
-def free_address() -> str:
-    """A host:port for processes that will be started on this machine."""
-    # By default Linux gives lower ones to others meanwhile, and JAX uses higher ones under Slurm.
-    for port in random.sample(range(61_000, 61_440), 440):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(('127.0.0.1', port))
-            return f'127.0.0.1:{port}'
-    raise OSError('no port from 61000 to 61439 is free on this machine.')
-
-
 def initialize(
     address: str | None = None,
     num_processes: int | None = None,
@@ -75,6 +64,10 @@ def initialize(
     cpu: bool = False,
 ) -> None:
     """Joins or rejoins the other processes; call it before JAX initializes its devices.
+
+    Nothing on these connections is authenticated or encrypted, so they need a network that can be trusted.
+    Process 0 listens at `address`, and gloo at the address from which a process reaches it: with 127.0.0.1,
+    no other machine can connect.
 
     Args:
         address: host:port of process 0; like the next two, set by `python -m def_jax.launch` by default.
@@ -88,14 +81,19 @@ def initialize(
         os.environ['XLA_FLAGS'] = _xla_flags(os.environ.get('XLA_FLAGS', ''), heartbeat_seconds)
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_num_cpu_devices', local_devices * _SPARE)
-        jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.config.update('jax_enable_recoverability', True)
     if address is None:
         address, num_processes, process_id = (
             convert(os.environ[name]) for name, convert in zip(LAUNCHED, (str, int, int), strict=True)
         )
+    if cpu:
+        gloo_listens_on(own_address(address))
     jax.distributed.initialize(
-        address, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
+        address,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=heartbeat_seconds,
+        coordinator_bind_address=listening_address(address),
     )
 
 

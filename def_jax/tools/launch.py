@@ -16,13 +16,16 @@ import argparse
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 
-from def_jax.elastic.service import LAUNCHED, free_address
+from def_jax.elastic.network import free_address
+from def_jax.elastic.roll_call import SECRET
+from def_jax.elastic.service import LAUNCHED
 
 __all__ = ['Launcher', 'die_with_parent', 'main']
 
@@ -59,6 +62,8 @@ class Launcher:
         log: str | None = None,
         say: Callable[[str], None] | None = None,
     ):
+        # Which no process of somebody else's on this machine knows.
+        self._secret = {SECRET: os.environ.get(SECRET) or secrets.token_hex(32)}
         self._command, self._count, self._log, self._say = list(command), processes, log, say or _print
         self._restarts, self._frozen, self._pause, self._together = restarts, frozen, pause, together
         self._alive: dict[int, subprocess.Popen] = {}
@@ -172,12 +177,12 @@ class Launcher:
 
     def _start(self, index: int) -> None:
         self._due.pop(index, None)
-        place = zip(LAUNCHED, (self._address, str(self._count), str(index)), strict=True)
+        place = dict(zip(LAUNCHED, (self._address, str(self._count), str(index)), strict=True))
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(open(f'{self._log}-{index}.log', 'ab')) if self._log else None
             self._alive[index] = subprocess.Popen(
                 self._command,
-                env=os.environ | dict(place),
+                env=os.environ | place | self._secret,
                 stdout=out,
                 stderr=out,
                 preexec_fn=die_with_parent,
