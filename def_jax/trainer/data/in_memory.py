@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from def_jax.trainer.data.foreign_code import refuse_foreign_features
 from def_jax.trainer.data.order import Readable
 
 __all__ = ['Arrays', 'import_tfds', 'load_dataset', 'prepared_builder']
@@ -81,7 +82,10 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> t
 
 
 def import_tfds() -> Any:
-    """Imports TFDS on first use, since that takes seconds, and keeps TensorFlow off JAX's GPUs."""
+    """Imports TFDS on first use, since that takes seconds, and keeps TensorFlow off JAX's GPUs.
+
+    Code that the files of a data set name is refused.
+    """
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -91,6 +95,7 @@ def import_tfds() -> Any:
     # Too late if the caller's own TensorFlow code has already claimed the GPUs.
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], 'GPU')
+    refuse_foreign_features(tfds)
     return tfds
 
 

@@ -1,6 +1,8 @@
 """Data in memory: the order of training images, reading. What all splits promise: test_splits.py."""
 
 import functools
+import shutil
+import sys
 from unittest import mock
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from def_jax.trainer.data import order
 from def_jax.trainer.data.catalogue import DATASETS
-from def_jax.trainer.data.in_memory import Arrays, load_dataset
+from def_jax.trainer.data.in_memory import Arrays, load_dataset, prepared_builder
 from def_jax.trainer.data.order import train_batch
 
 
@@ -49,6 +51,27 @@ def test_absent_data_set(tmp_path, monkeypatch):
     for part in ('(ConnectionError: no route to host)', load, 'TFDS_DATA_DIR', '--config.data_dir'):
         assert part in message
     assert isinstance(error.value.__cause__, ConnectionError)
+
+
+def test_a_class_that_a_data_set_names_is_not_run(tmp_path, monkeypatch, data_dir):
+    """TFDS would import its module; a user who has imported it may use it."""
+    (tmp_path / 'code').mkdir()
+    code = 'import tensorflow_datasets as tfds\nclass Image(tfds.features.Image):\n    pass\n'
+    (tmp_path / 'code' / 'foreign_features.py').write_text(code)
+    monkeypatch.syspath_prepend(tmp_path / 'code')
+    shutil.copytree(data_dir / 'digits', tmp_path / 'data' / 'mine')
+    (features,) = (tmp_path / 'data' / 'mine').rglob('features.json')
+    text = features.read_text().replace('tensorflow_datasets.core.features.image_feature', 'foreign_features')
+    features.write_text(text)
+    for info in (tmp_path / 'data' / 'mine').rglob('dataset_info.json'):
+        info.write_text(info.read_text().replace('"digits"', '"mine"'))
+    with pytest.raises(ValueError, match=r"names the class 'foreign_features.Image', whose module would be"):
+        prepared_builder('mine', tmp_path / 'data')
+    assert 'foreign_features' not in sys.modules
+    import foreign_features
+
+    builder = prepared_builder('mine', tmp_path / 'data')
+    assert type(builder.info.features['image']) is foreign_features.Image
 
 
 def test_steps_per_epoch():
