@@ -244,10 +244,10 @@ def sync(path: Path) -> None:
 def _is_early(file: Path) -> bool:
     """Whether a file may be there where no configuration is seen.
 
-    It is a killed start's, others' compilation cache, or the configuration itself, listed by NFS already.
+    It is a killed start's, or the configuration itself, listed by NFS already.
     """
     unfinished = file.name.startswith(_RECORD) and file.name.endswith(_PARTIAL)
-    return unfinished or file.name in (_RECORD, 'compilation_cache')
+    return unfinished or file.name == _RECORD
 
 
 def _read(record: Path) -> dict[str, Any]:
