@@ -16,6 +16,7 @@ from def_jax.trainer import elastic, metrics, plots, results
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data import prefetch
+from def_jax.trainer.data.fingerprint import fingerprint
 from def_jax.trainer.evaluation import DivergedError, make_evaluate
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import interruption, processes
@@ -66,6 +67,7 @@ def train_and_evaluate(
                 'config.elastic=True needs several processes, see python -m def_jax.launch --help.'
             )
         task_check.check(experiment)  # before anything is written
+        _check_data(experiment)
         console = console or console_lib.process_console()
         run = _claimed(folder, config)
         lock = workdir.locked(run) if processes.is_first() else contextlib.nullcontext()
@@ -96,6 +98,18 @@ def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Pa
             workdir.wait_for_claim(folder)
         run = workdir.claim(folder, config, other_workers=True, exists=True)
     return run
+
+
+def _check_data(experiment: Experiment) -> None:
+    """Raises ValueError in all processes unless they have the same data; a crew compares it itself."""
+    if processes.count() == 1 or experiment.config.elastic:
+        return
+    mark = int(fingerprint(experiment.dataset)[:7], 16)
+    if processes.anywhere(processes.agree(mark) != mark):
+        raise ValueError(
+            f'config.dataset={experiment.config.dataset!r} holds other examples for some processes than for '
+            'process 0. Give all of them the same files, and for python_stdlib the same version of Python.'
+        )
 
 
 @contextlib.contextmanager

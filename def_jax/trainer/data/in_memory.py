@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from def_jax.trainer.data.fingerprint import digest_of
 from def_jax.trainer.data.foreign_code import refuse_foreign_features
 from def_jax.trainer.data.order import Readable
 
@@ -47,6 +49,11 @@ class Arrays(Readable):
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """Of all arrays, for `fingerprint`."""
+        return digest_of(self.arrays)
 
     def part(self, start: int, stop: int) -> 'Arrays':
         """The examples at positions `start` to `stop` - 1."""

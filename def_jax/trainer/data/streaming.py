@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from def_jax.trainer.data import in_memory
+from def_jax.trainer.data.fingerprint import digest_of
 from def_jax.trainer.data.order import test_positions, train_positions
 
 __all__ = ['StreamedSplit', 'open_dataset']
 
+_MARKED = 16  # examples of a split that its checksum reads
 _ATTEMPTS = 10  # to draw a crop that fits the image
 
 
@@ -45,6 +47,14 @@ class StreamedSplit:
 
     def __len__(self) -> int:
         return (len(self.records) if self.stop is None else self.stop) - self.start
+
+    @property
+    def checksum(self) -> str:
+        """Of some examples as they are stored, from all over the split, for `fingerprint`."""
+        positions = np.linspace(self.start, self.start + len(self) - 1, _MARKED).astype(int).tolist()
+        return digest_of(
+            {str(i): np.frombuffer(x, np.uint8) for i, x in enumerate(self.records.__getitems__(positions))}
+        )
 
     def part(self, start: int, stop: int) -> 'StreamedSplit':
         """The examples at positions `start` to `stop` - 1 of this split."""
