@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -14,8 +13,9 @@ import optax
 from def_jax import methods
 from def_jax.traffic import traffic
 from def_jax.trainer.checkpointing.regrouping import Layout
+from def_jax.trainer.configuration.methods import complete, find_method
 from def_jax.trainer.configuration.parts import make_dataset, make_optimizer, make_schedule, make_task
-from def_jax.trainer.configuration.rules import check_keys, check_together, of_keys
+from def_jax.trainer.configuration.rules import check, of_keys
 from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset, Split
 from def_jax.trainer.measure import Measure
@@ -107,7 +107,7 @@ class Experiment:
         """By point, the titles of the methods that this run serves."""
         if self.method.kind == 'dense':
             return {'x': self.title}
-        return self.method.answers(self.config.average_every)
+        return self.method.answers(self.config.average_every) or {'x': self.title}
 
     @property
     def steps_per_evaluation(self) -> int:
@@ -196,9 +196,14 @@ class Experiment:
         config, params = self.config, self.abstract_variables['params']
         axis_name = self.workers.axis_name
         found = traffic(self.optimizer, self.workers.part(params), axis_name, config.num_workers)
-        element = jnp.dtype(config.wire_dtype).itemsize
+        element = max(1, config.bits // 8)
         # Averages, every P steps, lie in a branch that not every step takes; they are counted apart.
         always, message, _ = found.sizes(config.every, lambda message: -(-message.bytes // element))
+        if config.num_workers > 1 and not found.messages:
+            raise ValueError(
+                f'config.method={config.method!r} sends nothing, so workers would drift apart. Average over '
+                'its axis_name, e.g. with jax.lax.pmean.'
+            )
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         return Communication(
             num_params=num_params,
@@ -219,8 +224,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         ValueError: if the configuration cannot be run.
         FileNotFoundError: if the data set is not prepared and cannot be downloaded.
     """
-    check_keys(config)
-    check_together(config)
+    check(config)
+    config = complete(config)
     workers = make_workers(config)
 
     def learning_rate(step):
@@ -235,7 +240,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         schedule = make_schedule(config, num_steps)
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
-        method=methods.get_method(config.method),
+        method=find_method(config),
         dataset=dataset,
         task=task,
         schedule=schedule,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from def_jax.mesh.spmd.after_link import depends_on
-from def_jax.trainer.configuration.factories import said
+from def_jax.trainer.errors import one_line
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.tasks.base import Task
 
@@ -125,4 +125,4 @@ def _traced(what: str, trace: Callable[[], Any]) -> Any:
     try:
         return trace()
     except Exception as error:  # it may be anyone's code
-        raise ValueError(f'{what}: {said(error)}') from error
+        raise ValueError(f'{what}: {one_line(error)}') from error

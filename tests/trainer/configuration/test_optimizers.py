@@ -1,7 +1,6 @@
 """Optimizers of a configuration: optax's, with its decay and the link; schedules."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -59,20 +58,23 @@ def test_a_configuration_makes_optaxs_chain_with_the_link_at_its_end(name, optio
     assert programs[0] == programs[1]
 
 
-@pytest.mark.parametrize(('schedule', 'options'), [('cosine', {'final': 0.1}), ('wsd', {'decay': 0.25})])
-def test_schedules_rise_stay_in_range_and_fall(schedule, options):
+def test_schedules_warm_up_as_optaxs_and_fall():
+    """The steps of a run of 200, of which 20 are the warm-up, and one that has none."""
     config = config_of('adamw')
-    config.update({'schedule': schedule, 'schedule_options': {'warmup': 0.1, **options}})
-    rates = np.asarray(jax.vmap(make_schedule(config, 200))(jnp.arange(200)))
-    assert rates[0] == pytest.approx(RATE / 20) and max(rates) == pytest.approx(RATE)
-    assert all(a < b for a, b in itertools.pairwise(rates[:20]))
-    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
-    reference = (
-        optax.cosine_decay_schedule(RATE, 180, 0.1)
-        if schedule == 'cosine'
-        else lambda step: RATE * min(1, (180 - step) / 50)
+
+    def rates(schedule, **options):
+        config.schedule, config.schedule_options = schedule, options
+        return np.asarray(jax.vmap(make_schedule(config, 200))(jnp.arange(201)))
+
+    cosine = optax.warmup_cosine_decay_schedule(0.0, RATE, 20, 200, 0.1 * RATE)
+    np.testing.assert_allclose(
+        rates('cosine', warmup=0.1, final=0.1), jax.vmap(cosine)(jnp.arange(201)), 1e-5
     )
-    np.testing.assert_allclose(rates[20:], [float(reference(step)) for step in range(180)], rtol=1e-5)
+    wsd = [RATE * min(step / 20, 1, 0.2 + 0.8 * (200 - step) / 50) for step in range(201)]
+    np.testing.assert_allclose(rates('wsd', warmup=0.1, decay=0.25, final=0.2), wsd, 1e-5)
+    for schedule in ('cosine', 'wsd'):
+        plain = rates(schedule, warmup=0.0)
+        assert plain[0] == pytest.approx(RATE) and plain[200] == pytest.approx(0, abs=1e-8)
 
 
 def test_the_rate_drops_where_the_configuration_says():
