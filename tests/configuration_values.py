@@ -88,7 +88,7 @@ ACCEPTED = {
     'order': [None, 'random', 'shuffled', 'cyclic'],
     'allocation': [None, 'proportional', 'balanced'],
     'detach': [None, 0, 0.0, 0.3, 1, 'auto'],
-    'bits': [None, 8, 16, 32],
+    'bits': [None, 1, 2, 4, 8, 16, 32],
     'decay': [0, 0.95, 1],
     'rank': [0, 1, 8],
     'num_workers': [1, 2, 128],

@@ -29,7 +29,7 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
         config.allocation != 'proportional'
     )
     past += [f'{config.bits} bits'] * (config.bits != 32)
-    sent_part = ', '.join([f'ratio {config.ratio:g}', *past])
+    sent_part = ', '.join([f'{"compression" if method.in_bytes else "ratio"} {config.ratio:g}', *past])
     own = ', '.join(f'{key} {config[key]:g}' for key in method.takes if config[key])
     how = {
         'dense': 'dense',

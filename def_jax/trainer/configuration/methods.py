@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import ml_collections
 import optax
 
+from def_jax import def_adamw
 from def_jax.methods import METHODS, OPTIONS, Method
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.factories import find
 from def_jax.types import PyTree
 
-__all__ = ['complete', 'find_method']
+__all__ = ['adamw_preset', 'complete', 'find_method']
 
 
 def find_method(config: Mapping[str, Any]) -> Method:
@@ -55,11 +56,19 @@ def _linked(transformation: optax.GradientTransformation) -> optax.GradientTrans
     return optax.GradientTransformation(lambda params: _Averaged(transformation.init(params)), update)
 
 
+def adamw_preset(config: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
+    """The arguments of `def_adamw`, if the configuration means it; else nothing."""
+    meant = config['optimizer'] == 'adamw' and find_method(config).in_bytes
+    return inspect.signature(def_adamw).parameters if meant else {}
+
+
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The configuration with the method's own values in place of None, as a run records it."""
-    config, own = ml_collections.ConfigDict(config), find_method(config).options
+    config, method = ml_collections.ConfigDict(config), find_method(config)
+    preset = {name: parameter.default for name, parameter in adamw_preset(config).items()}
+    own = {**method.sends, **method.options, **preset}
     for name, key in KEYS.items():
         if key.checked_by_library and config[name] is None:
             default = own.get(name, inspect.Parameter.empty)
-            config[name] = (OPTIONS | {'bits': 32})[name] if default is inspect.Parameter.empty else default
+            config[name] = OPTIONS[name] if default is inspect.Parameter.empty else default
     return config.lock()

@@ -3,7 +3,6 @@
 The library gets the keys that are its arguments by name, and checks them.
 """
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from def_jax import hold_skipped, random_block
+from def_jax import def_adamw
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.factories import find
-from def_jax.trainer.configuration.methods import find_method
+from def_jax.trainer.configuration.methods import adamw_preset, find_method
 from def_jax.trainer.configuration.optimizers import sgd
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.errors import one_line
@@ -23,7 +22,7 @@ from def_jax.types import AxisName
 
 __all__ = ['make_dataset', 'make_optimizer', 'make_schedule', 'make_task']
 
-_SENT = inspect.signature(random_block).parameters
+_BLOCKS = ('order', 'allocation')
 
 
 def make_dataset(config: Mapping[str, Any]) -> Dataset:
@@ -99,33 +98,60 @@ def make_optimizer(
         ValueError: if the library or the optimizer rejects a key.
     """
     method, factory = find_method(config), find('optimizer', config)
-    outer = find('outer', config) if config['outer'] else None
     given = {
         name: config[name]
         for name, key in KEYS.items()
         if key.checked_by_library and (config[name], key.default) != (None, None)
     }
-    sent = {name: value for name, value in given.items() if name in _SENT}
-    options = {name: value for name, value in given.items() if name not in sent or name == 'ratio'}
-    if bits := options.pop('bits', None):  # SEAM
-        options['wire_dtype'] = {32: 'float32', 16: 'bfloat16', 8: 'int8'}.get(bits, bits)
+    outer = find('outer', config) if config['outer'] else None
     if outer:
-        options['outer'] = outer.make(optax.GradientTransformation)
+        given['outer'] = outer.make(optax.GradientTransformation)
+    if adamw_preset(config):
+        return _adamw_preset(config, learning_rate, axis_name, given)
     penalty, momentum = config['weight_decay'], config['momentum']
     local = optax.add_decayed_weights(penalty) if factory.function is sgd else optax.identity()
+    scale = 1.0
+    if method.without_momentum and factory.function is sgd:
+        scale, momentum = 1 / (1 - momentum), 0
     shared = factory.make(
         optax.GradientTransformation, learning_rate=learning_rate, weight_decay=penalty, momentum=momentum
     )
+    shared = shared if scale == 1 else optax.chain(shared, optax.scale(scale))
+    given = {**method.defaults, **given}
+    sent = {name: value for name, value in given.items() if name in ('ratio', 'bits', *_BLOCKS)}
+    options = {name: value for name, value in given.items() if name not in _BLOCKS}
     compressor = method.compressor(**sent)
-    if 'wire_dtype' in options:  # SEAM
-        try:
-            method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **options)
-        except ValueError as error:
-            raise ValueError(str(error).replace('wire_dtype', 'bits')) from error
     try:
-        optimizer = method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **options)
+        return method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **options)
     except (TypeError, AttributeError) as error:  # the library tries the outer optimizer
         raise ValueError(
             f'{outer} with {dict(config["outer_options"])} cannot make an update: {one_line(error)}'
         ) from error
-    return hold_skipped(optimizer) if config['skip_nonfinite'] else optimizer
+
+
+def _adamw_preset(
+    config: Mapping[str, Any],
+    learning_rate: optax.ScalarOrSchedule,
+    axis_name: AxisName,
+    given: Mapping[str, Any],
+) -> optax.GradientTransformation:
+    """`def_adamw` with what is given of its arguments; ValueError if anything else is."""
+    what = "method='def_q' with optimizer='adamw'"
+    taken, options = adamw_preset(config), config['optimizer_options']
+    for name in options:
+        if name not in taken:
+            raise ValueError(
+                f'optimizer_options.{name} is not an option of {what}, which takes b2, eps, mask.'
+            )
+    for name, value in given.items():
+        if name not in taken and name != 'ratio' and value != KEYS[name].default:
+            raise ValueError(f'{name}={value!r} has no effect on {what}. Set {name}={KEYS[name].default}.')
+    arguments = {name: value for name, value in given.items() if name in taken} | dict(options)
+    return def_adamw(
+        learning_rate,
+        config['ratio'],
+        axis_name,
+        weight_decay=config['weight_decay'],
+        seed=config['seed'],
+        **arguments,
+    )

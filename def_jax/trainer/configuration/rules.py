@@ -68,11 +68,16 @@ def of_keys() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f'config.{error}') from error
+        text = str(error)
+        text = text.replace('compression', 'ratio') if text.startswith('compression=') else text
+        raise ValueError(f'config.{text}') from error
 
 
 def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[str]:
     """What of the trainer's keys does not fit together."""
+    for name, fixed in method.sends.items():
+        if name != 'ratio' and config[name] not in (None, fixed):
+            yield f'{name}={config[name]!r} has no effect: {method.title} fixes {fixed!r}. Leave it out.'
     for name, unused in (
         ('method', config.method in METHODS),
         ('outer', not config.outer and 'outer' in method.options),
