@@ -70,7 +70,3 @@ def no_dataset():
 def dataset_without_labels(size=64):
     split = Arrays({'input': list(range(size))})
     return Dataset(train=split, test=split)
-
-
-def guarded(learning_rate, momentum, weight_decay):
-    return optax.apply_if_finite(decayed(learning_rate, momentum, weight_decay), 3)
