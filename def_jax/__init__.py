@@ -1,18 +1,14 @@
 """def_jax: communication-efficient data-parallel training with Detached Error Feedback, for optax."""
 
-from def_jax import baselines, beyond, compressors, diagnostics
+from def_jax import baselines, compressors, diagnostics, options
 from def_jax.alias import def_adamw, def_sgd
 from def_jax.baselines import EF21State, all_reduce_mean, ef21
-from def_jax.beyond.skipping import hold_skipped
 from def_jax.compressors import identity, message_size, random_block, random_k, scaled
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, error_feedback, output_params
 from def_jax.mesh.ownership import state_specs
 from def_jax.mesh.replication import assert_replicated
 from def_jax.mesh.spmd import spmd
 from def_jax.methods import METHODS, Method, get_method
-from def_jax.moved import announce
-
-announce()
 
 __version__ = '0.3.0'
 
@@ -24,7 +20,6 @@ __all__ = [
     'all_reduce_mean',
     'assert_replicated',
     'baselines',
-    'beyond',
     'compressors',
     'def_adamw',
     'def_sgd',
@@ -33,9 +28,9 @@ __all__ = [
     'ef21',
     'error_feedback',
     'get_method',
-    'hold_skipped',
     'identity',
     'message_size',
+    'options',
     'output_params',
     'random_block',
     'random_k',

@@ -1,32 +1,94 @@
-"""The complete optimizer in one call."""
+"""DEF-Q, the preset: the best-known setting of `error_feedback`, as a complete optimizer.
+
+Messages are large blocks of few bits, in rounds that send every block once, with larger shares for small
+tensors. There is no first moment on the worker: the residual already accumulates, and both delay.
+"""
 
 from collections.abc import Callable
 from typing import Any, Literal
 
-import jax
-import numpy as np
 import optax
-from jax.typing import DTypeLike
 
-from def_jax.beyond import PAPER_DETACH
-from def_jax.compressors import random_block
+from def_jax.checks import check_compression, check_number
+from def_jax.compressors import Compressor, random_block
 from def_jax.compressors.allocations import Allocation
 from def_jax.compressors.orders import Order
 from def_jax.error_feedback import error_feedback
-from def_jax.mesh.varying import DETACHED, check_not_summed
 from def_jax.types import AxisName
+from def_jax.wires import Bits, check_bits
 
-__all__ = ['def_adamw', 'def_sgd']
+__all__ = ['block_ratio', 'def_adamw', 'def_sgd']
 
 _NESTEROV = optax.sgd(0.3, momentum=0.8, nesterov=True)
+_ADAMW_RATE = 3.0  # the tuned rate over that of dense AdamW, with `_NESTEROV`; see docs/adamw.md
+
+
+def def_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    compression: float,
+    axis_name: AxisName,
+    *,
+    bits: Bits = 2,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    detach: float | Literal['auto'] = 'auto',
+    order: Order = 'shuffled',
+    allocation: Allocation = 'balanced',
+    skip_nonfinite: bool = False,
+    overlap: bool = False,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """DEF-Q in place of momentum SGD, started at its learning rate.
+
+    Args:
+        learning_rate: of `optax.sgd(learning_rate, momentum)`, a number or an optax schedule. There is no
+            momentum buffer; the factor 1 / (1 - μ) by which momentum lengthens steps is inside.
+        compression: bytes of a float32 all-reduce over those of a message, at least 32 / `bits`. Blocks are 1
+            / (compression·bits / 32) of the model: at 64, a quarter in 2 bits.
+        axis_name: the axis over workers, see `error_feedback`.
+        bits: in which a number travels, see `error_feedback`.
+        momentum: μ of the SGD that this replaces, in [0, 1).
+        weight_decay: coefficient of the L2 penalty, taken at the detached point as in the paper.
+        detach: λ in [0, 1], or 'auto', see `error_feedback`.
+        order: order of the blocks, see `random_block`.
+        allocation: lengths of the blocks, see `random_block`.
+        skip_nonfinite: see `error_feedback`.
+        overlap: messages travel while the next gradient is computed, see `error_feedback`.
+        seed: selects the blocks; must be the same on all workers.
+
+    Raises:
+        ValueError: if an argument is out of range, or there is no block of that compression in so many bits.
+
+    Source: Algorithm 1 with the exchange of `wires.few_bits`. For the paper's setting, wrap momentum SGD:
+    pass `inner=optax.sgd(learning_rate, momentum)` to `error_feedback`, and its defaults.
+
+    >>> import jax.numpy as jnp, def_jax
+    >>> optimizer = def_jax.def_sgd(0.1, 64, axis_name='workers', weight_decay=5e-4)
+    >>> state = optimizer.init(jnp.zeros(3))
+    """
+    check_number('momentum', momentum, 0, 1, 'μ of the momentum SGD that this replaces', below=True)
+    return error_feedback(
+        _blocks(compression, bits, order, allocation),
+        axis_name,
+        inner=optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            optax.sgd(learning_rate),
+            optax.scale(1 / (1 - momentum)),
+        ),
+        bits=bits,
+        seed=seed,
+        detach=detach,
+        skip_nonfinite=skip_nonfinite,
+        overlap=overlap,
+    )
 
 
 def def_adamw(
     learning_rate: optax.ScalarOrSchedule,
-    ratio: float,
+    compression: float,
     axis_name: AxisName,
     *,
-    b1: float | None = None,
+    bits: Bits = 2,
     b2: float = 0.995,
     eps: float = 1e-8,
     weight_decay: float = 1e-4,
@@ -35,140 +97,73 @@ def def_adamw(
     outer: optax.GradientTransformation | None = _NESTEROV,
     order: Order = 'shuffled',
     allocation: Allocation = 'balanced',
-    wire_dtype: DTypeLike = 'float32',
+    skip_nonfinite: bool = False,
     overlap: bool = False,
     seed: int = 0,
-) -> optax.GradientTransformation:
-    """AdamW with detached error feedback, for transformers.
+) -> optax.GradientTransformationExtraArgs:
+    """DEF-Q in place of AdamW, started at its learning rate: for transformers.
 
-    The moments stay on the worker, and the defaults are not those of dense AdamW. There is no first moment:
-    the residual already accumulates, and both delay. The momentum is in `outer` instead, where it averages
-    what all workers sent, costs no communication, and is the same on all. The second moment averages over
-    more steps than is usual for transformers, as a worker's gradient is noisier than the mean gradient; that
-    this helps is not shown. docs/adamw.md has the evidence, small transformers, and what is lost against
-    dense AdamW.
+    The second moment stays on the worker. The momentum is in `outer` instead of a first moment, where it
+    averages what all workers sent, costs no communication, and is the same on all. docs/adamw.md has the
+    evidence, small transformers.
 
     Args:
-        learning_rate: η, a number or an optax schedule. Start from dense AdamW's and try up to three
-            times as much; times the rate of `outer` over 1 - μ, which is 1.5, it is the distance per step.
-        ratio: compression ratio of `random_block`, a number >= 1.
+        learning_rate: of dense AdamW, a number or an optax schedule. A factor of three is inside.
+        compression: bytes of a float32 all-reduce over those of a message, see `def_sgd`.
         axis_name: the axis over workers, see `error_feedback`.
-        b1: decay of the first moment; 0 or None keeps no buffer. Under `optax.inject_hyperparams`, which
-            makes an array of every number, it must be None: `init` refuses an array of 0, but under
-            `jax.jit` it cannot see the value, and keeps a buffer of the model's size.
+        bits: in which a number travels, see `error_feedback`.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
-        weight_decay: decoupled weight decay. Pass `detached_params(params, state)` to `update` as `params`.
+        weight_decay: decoupled weight decay, at the detached point.
         mask: which leaves decay, a pytree of booleans or a function of the parameters, see `optax.adamw`.
         detach: λ in [0, 1], or 'auto', see `error_feedback`.
         outer: applies the mean message, see `error_feedback`; Nesterov momentum, or None for none.
         order: order of the blocks, see `random_block`.
         allocation: lengths of the blocks, see `random_block`.
-        wire_dtype: see `def_sgd`.
+        skip_nonfinite: see `error_feedback`.
         overlap: see `error_feedback`.
         seed: see `error_feedback`.
 
     Raises:
-        ValueError: if an argument of the compression is out of range.
+        ValueError: if an argument is out of range, or there is no block of that compression in so many bits.
 
     Source: Algorithm 1 with AdamW (Loshchilov & Hutter, 2019) in place of Eq. 11.
 
     >>> import jax.numpy as jnp, def_jax
-    >>> optimizer = def_jax.def_adamw(1e-3, ratio=16, axis_name='workers', weight_decay=0.1)
+    >>> optimizer = def_jax.def_adamw(1e-3, 64, axis_name='workers', weight_decay=0.1)
     >>> state = optimizer.init(jnp.zeros(3))
     """
-    blocks = random_block(ratio, order=order, allocation=allocation)
-    optimizer = optax.chain(
-        optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
-        if _is_none('b1', b1)
-        else optax.scale_by_adam(b1, b2, eps),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
-        error_feedback(
-            blocks,
-            axis_name,
-            seed=seed,
-            detach=detach,
-            outer=outer,
-            wire_dtype=wire_dtype,
-            overlap=overlap,
+    return error_feedback(
+        _blocks(compression, bits, order, allocation),
+        axis_name,
+        inner=optax.chain(
+            optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
+            optax.add_decayed_weights(weight_decay, mask),
+            optax.scale_by_learning_rate(learning_rate),
+            optax.scale(_ADAMW_RATE),
         ),
+        bits=bits,
+        seed=seed,
+        detach=detach,
+        outer=outer,
+        skip_nonfinite=skip_nonfinite,
+        overlap=overlap,
     )
-    return _of_per_worker_gradients(optimizer, axis_name)
 
 
-def def_sgd(
-    learning_rate: optax.ScalarOrSchedule,
-    ratio: float,
-    axis_name: AxisName,
-    *,
-    momentum: float | None = 0.9,
-    weight_decay: float = 0.0,
-    detach: float | Literal['auto'] = PAPER_DETACH,
-    order: Order = 'random',
-    allocation: Allocation = 'proportional',
-    wire_dtype: DTypeLike = 'float32',
-    overlap: bool = False,
-    seed: int = 0,
-) -> optax.GradientTransformation:
-    """Momentum SGD with detached error feedback, the paper's optimizer.
-
-    Args:
-        learning_rate: η, a number or an optax schedule.
-        ratio: compression ratio of `random_block`, a number >= 1.
-        axis_name: the axis over workers, see `error_feedback`.
-        momentum: μ in Eq. 11; 0 or None keeps no buffer. Under `optax.inject_hyperparams`, which makes an
-            array of every number, it must be None: `init` refuses an array of 0, but under `jax.jit` it
-            cannot see the value, and keeps a buffer of the model's size. At high ratios, DEF learns faster
-            with η / (1 - μ) and no momentum than with η and μ; see docs/how_to/past_the_paper.md.
-        weight_decay: coefficient of the L2 penalty. Pass `detached_params(params, state)` to `update` as
-            `params`, since the paper evaluates the penalty's gradient at the detached point too.
-        detach: λ in [0, 1], or 'auto', see `error_feedback`.
-        order: order of the blocks, see `random_block`: 'random' as in the paper, 'shuffled' or 'cyclic'.
-        allocation: lengths of the blocks, see `random_block`: 'proportional' as in the paper, or 'balanced'.
-        wire_dtype: dtype of the messages, see `error_feedback`. In 'int8', blocks four times as large take
-            the same bytes: ratio 16 sends what 64 does in float32. Under `optax.inject_hyperparams`, pass
-            the name: it takes whatever can be called, as `jnp.int8` can, for a schedule.
-        overlap: messages travel while the next gradient is computed, see `error_feedback`.
-        seed: selects the blocks; must be the same on all workers.
+def block_ratio(compression: float, bits: Bits) -> float:
+    """R of the blocks that take 1 / `compression` of the bytes of a float32 all-reduce.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if the whole model in so many bits takes fewer bytes than that.
 
-    Source: Algorithm 1 with Eq. 11.
-
-    >>> import jax.numpy as jnp, def_jax
-    >>> optimizer = def_jax.def_sgd(0.1, ratio=64, axis_name='workers', weight_decay=5e-4)
-    >>> state = optimizer.init(jnp.zeros(3))
+    >>> block_ratio(64, bits=2)
+    4.0
     """
-    momentum = None if _is_none('momentum', momentum) else momentum
-    blocks = random_block(ratio, order=order, allocation=allocation)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.sgd(learning_rate, momentum=momentum),
-        error_feedback(blocks, axis_name, seed=seed, detach=detach, wire_dtype=wire_dtype, overlap=overlap),
-    )
-    return _of_per_worker_gradients(optimizer, axis_name)
+    check_bits(bits)
+    check_compression(compression, bits)
+    return compression * bits / 32
 
 
-def _of_per_worker_gradients(
-    optimizer: optax.GradientTransformation, axis_name: AxisName
-) -> optax.GradientTransformationExtraArgs:
-    """Refuses gradients that `jax.shard_map` has summed: the link cannot see it behind per-worker moments."""
-    inner = optax.with_extra_args_support(optimizer)
-
-    def update_fn(updates, state, params=None, **extra_args):
-        check_not_summed(updates, axis_name, DETACHED)
-        return inner.update(updates, state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
-
-
-def _is_none(name: str, decay: Any) -> bool:
-    """Whether moments with this decay need no buffer: if it is None or 0, which an array cannot tell."""
-    if isinstance(decay, jax.Array) and not isinstance(decay, jax.core.Tracer) and not np.any(decay):
-        raise ValueError(
-            f'{name}={decay} is an array, as optax.inject_hyperparams makes it of a number, and would keep a '
-            f"buffer of the model's size for nothing. Pass {name}=None, or static_args=({name!r},)."
-        )
-    return decay is None or (isinstance(decay, (int, float)) and decay == 0)
+def _blocks(compression: float, bits: Bits, order: Order, allocation: Allocation) -> Compressor:
+    return random_block(block_ratio(compression, bits), order=order, allocation=allocation)

@@ -40,17 +40,38 @@ def check_choice(name: str, value: Any, meanings: Mapping[str, str]) -> None:
         raise ValueError(f'{name}={value!r} must be {", ".join(others)} or {last}.')
 
 
-def check_ratio(ratio: Any) -> None:
+def check_inner(inner: Any) -> None:
+    """Raises ValueError unless `inner` is an optax transformation, as opposed to what makes one."""
+    if not isinstance(inner, optax.GradientTransformation):
+        raise ValueError(
+            f"{inner=} must be the worker's optimizer, an optax.GradientTransformation such as "
+            'optax.sgd(0.1, momentum=0.9) or optax.adamw(1e-3).'
+        )
+
+
+def check_ratio(ratio: Any, name: str = 'ratio') -> None:
     """Raises ValueError unless `ratio` is a number >= 1 that is known when the step is traced."""
     if isinstance(ratio, jax.Array):
         raise ValueError(
-            f'{ratio=} is an array, but it determines the shape of the message and must be a Python number; '
-            "with optax.inject_hyperparams, pass static_args=('ratio',)."
+            f'{name}={ratio} is an array, but it determines the shape of the message and must be a Python '
+            f'number; with optax.inject_hyperparams, pass static_args=({name!r},).'
         )
     value = ratio.item() if isinstance(ratio, np.generic) else ratio  # its type may be narrower than a float
     if not is_number(value) or not 1 <= value <= sys.float_info.max:
         raise ValueError(
-            f'{ratio=} must be a finite number >= 1, e.g. 64 to send 1/64 of every tensor, or 1 to send all.'
+            f'{name}={ratio!r} must be a finite number >= 1, e.g. 64 to send 1/64 of every tensor, or 1 to '
+            'send all.'
+        )
+
+
+def check_compression(compression: Any, bits: int) -> None:
+    """Raises ValueError unless a message of `bits` per number can be 1 / compression of a float32 "
+    "all-reduce."""
+    check_ratio(compression, 'compression')
+    if compression * bits < 32:
+        raise ValueError(
+            f'{compression=} with {bits=}: all numbers of the model in {bits} bits are 1/{32 // bits} of the '
+            f'bytes of a float32 all-reduce. Choose compression >= {32 // bits}, or more bits.'
         )
 
 
@@ -76,7 +97,7 @@ def check_indexable(tensors: Iterable[tuple[tuple[int, ...], int]]) -> None:
         if max(shape, default=0) >= 2**32:
             raise ValueError(
                 f'a tensor of {shape=} has an axis of 2**32 or more elements, which 32 bits cannot index. '
-                "Reshape it to more axes, or change granularity='model' to 'tensor'."
+                'Reshape it to more axes.'
             )
 
 

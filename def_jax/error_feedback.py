@@ -9,7 +9,7 @@ worker k's updates that has not reached the parameters yet. Legend:
     g_k      gradient at x - λ·e_k       η g_k  -updates, from the optimizer earlier in the chain
 """
 
-import functools
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,162 +17,201 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.typing import DTypeLike
 
-from def_jax import beyond
-from def_jax.checks import check_seed, check_updates, named_leaves
+from def_jax.checks import check_inner, check_seed, check_state, check_updates, named_leaves
 from def_jax.compressors import Compressor, check_compressor, shared_key
 from def_jax.compressors.base import unravel
 from def_jax.mesh.collectives import check_axis_name, pmean
-from def_jax.mesh.link import float32_zeros, link, link_states
+from def_jax.mesh.link import check_surroundings, float32_zeros, link, link_states
 from def_jax.mesh.memory import in_memory
-from def_jax.mesh.shards import Shards
-from def_jax.mesh.varying import DETACHED, check_shared, start_varying, vary_if_tracked, varying_axes
+from def_jax.mesh.shards import Shards, current_shards
+from def_jax.mesh.varying import (
+    DETACHED,
+    check_not_summed,
+    check_shared,
+    start_varying,
+    vary_if_tracked,
+    varying_axes,
+)
+from def_jax.options import PAPER_DETACH, Options, skipping
+from def_jax.options.overlap import overlapped
+from def_jax.options.sending import Step, pend, send
 from def_jax.types import AxisName, PyTree
+from def_jax.wires import Bits
 
-__all__ = ['ErrorFeedbackState', 'detached_params', 'error_feedback', 'feedback_states', 'output_params']
+__all__ = [
+    'ErrorFeedbackState',
+    'detached_params',
+    'error_feedback',
+    'feedback_states',
+    'inner_update',
+    'output_params',
+]
 
 
 class ErrorFeedbackState(NamedTuple):
-    """State of `error_feedback`. The residual differs between workers; other fields do not, but for one."""
+    """State of `error_feedback`. Per-worker: `inner`, `residual` and, in `extra`, `left_out`."""
 
     step: jax.Array  # uint32 [], number of updates so far
-    key: jax.Array  # uint32 [2], shared by all workers; selects the blocks
+    key: jax.Array  # uint32 [2], replicated; selects the blocks
     residual: PyTree  # like params, float32: r_k = -e_k
     detach: jax.Array  # float32 [], λ
-    # State of the options in `def_jax.beyond`; empty if none is used. Only `left_out` is per-worker.
-    extra: dict[str, PyTree]
+    inner: PyTree  # state of the inner optimizer
+    extra: dict[str, PyTree]  # state of the options in `def_jax.options`; empty if none is used
 
     @property
     def per_worker(self) -> tuple[str, ...]:
         """The fields that differ between workers, and entries of `extra`; see `ownership`."""
-        return ('residual', 'left_out')
+        return ('inner', 'residual', 'left_out')
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The entries of `extra` that are like no parameter, whatever its shape; see `mesh.specs`."""
-        return ('energy', 'wire_squares')
+        """The entries of `extra` that are never sharded like a parameter; see `mesh.specs`."""
+        return ('energy',)
 
 
 def error_feedback(
     compressor: Compressor,
     axis_name: AxisName,
     *,
+    inner: optax.GradientTransformation = optax.identity(),  # noqa: B008
+    bits: Bits = 32,
     seed: int = 0,
-    detach: float | Literal['auto'] = beyond.PAPER_DETACH,
+    detach: float | Literal['auto'] = PAPER_DETACH,
     every: int = 1,
     decay: float = 1.0,
     outer: optax.GradientTransformation | None = None,
     average_every: int = 0,
-    wire_dtype: DTypeLike = jnp.float32,
     skip_nonfinite: bool = False,
     overlap: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Sends a compressed part of the updates to all workers and keeps the rest for later steps.
+    """Sends a compressed part of a worker's updates to all workers and keeps the rest for later steps.
 
-    Make it the last stateful link of a chain; the optimizer before it stays local to each worker. Take
-    gradients at `detached_params`, and pass that point to `update` as `params`. The parameters are then the
-    output of DEF-A, and `output_params` returns that of DEF.
+    It wraps the worker's optimizer `inner`, whose state is per-worker. Take gradients at `detached_params`,
+    and pass x to `update`: the inner optimizer sees the detached point, at which the paper takes weight
+    decay, too. What stands before the wrapper in a chain acts on the worker's gradient, and what stands after
+    it on x and the mean update, the same on all workers. Without `inner`, it is the last link of a chain that
+    ends the worker's optimizer.
+
+    The parameters are the output of DEF-A, and `output_params` returns that of DEF.
 
     Args:
         compressor: selects the part to send, e.g. `random_block(ratio=64)`.
         axis_name: the mapped axis over workers (of `jax.pmap`, `jax.vmap` or `jax.shard_map`), a tuple of
             axes (devices × virtual workers), or None for a single worker.
+        inner: the worker's optimizer, any optax transformation.
+        bits: in which a number travels. 32 is the paper's float32, one all-reduce; 16 is bfloat16. With 8, 4,
+            2 or 1, messages are rounded to integers, 2 bits to -1, 0 and 1, and exchanged by an all-to-all
+            and an all-gather; see `wires.few_bits`. What rounding takes stays in the residuals and is sent
+            later. At the same bytes, large blocks of few bits train better than small blocks of many.
         seed: selects the blocks; must be the same on all workers.
         detach: λ in [0, 1]. 0 is error feedback (EF); 1 takes gradients at each worker's own model (SAEF,
-            PSync). 'auto' tracks the λ*(t) that minimises Eq. 9, estimated from the messages, which grow by
-            one element; see `beyond.detach_estimate`.
+            PSync). 'auto' tracks the λ*(t) that minimises Eq. 9, estimated from the messages; see
+            `options.detach_estimate`.
         every: steps per message. Between messages, updates accumulate in the residual and nothing is
-            communicated; see `beyond.every`.
+            communicated; see `options.every`.
         decay: factor in [0, 1] that multiplies the residual before each update is added.
         outer: an elementwise optax transformation that applies the mean message, treating it as a negated
-            gradient. None means `optax.sgd(1.0)`. See `beyond.outer`.
+            gradient. None means `optax.sgd(1.0)`. See `options.outer`.
         average_every: steps between averages of the residuals over workers, each a dense all-reduce; 0 means
             never. SAEF's period.
-        wire_dtype: dtype of the messages: a float type, e.g. `jnp.bfloat16` to halve the bytes, or `jnp.int8`
-            to quarter them, with at most 127 workers; see `beyond.integers`. A worker's rounding error stays
-            in its residual and is sent later; only rounding in an all-reduce of floats is lost.
         skip_nonfinite: if any worker's update contains NaN or infinity, all workers skip that step: the
-            updates are zero, the residual and `step` do not change, and the count `skipped` increases by one.
-            NaN is signalled in-band, at no extra cost. Wrap the chain in `hold_skipped` to keep the step out
-            of the preceding optimizer's state too.
+            updates are zero, `inner`, the residual and `step` do not change, and the count `skipped`
+            increases by one.
         overlap: a step sends what waited before it, so that the network works while the gradient is computed;
-            x is one step behind. See `beyond.overlap`. With `skip_nonfinite`, a worker leaves out its own
+            x is one step behind. See `options.overlap`. With `skip_nonfinite`, a worker leaves out its own
             update, and the next message of all workers.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`. Updates keep their dtypes;
-        the residual is always float32. `def_jax.spmd` passes the extra argument `shards`.
+        the residual is always float32. Extra arguments go to `inner`.
 
     Raises:
         ValueError: if an argument is out of range or conflicts with another; in `init`, for parameters that
             are not floating-point arrays; in `update`, if `axis_name` is not bound, or state or updates
-            do not belong to the link.
+            do not belong to the optimizer.
 
     References:
         An Xu and Heng Huang, `Detached Error Feedback for Distributed SGD with Random Sparsification
         <https://proceedings.mlr.press/v162/xu22c.html>`_, ICML 2022, Algorithm 1.
 
     >>> import jax, jax.numpy as jnp, optax, def_jax
-    >>> optimizer = optax.chain(
-    ...     optax.sgd(0.1, momentum=0.9),
-    ...     def_jax.error_feedback(def_jax.random_block(ratio=4), axis_name=None))
+    >>> optimizer = def_jax.error_feedback(
+    ...     def_jax.random_block(ratio=4), axis_name=None, inner=optax.sgd(0.1, momentum=0.9))
     >>> params = jnp.ones(8)
     >>> state = optimizer.init(params)
     >>> point = def_jax.detached_params(params, state)
     >>> grads = jax.grad(lambda x: jnp.sum(x**2))(point)
-    >>> updates, state = optimizer.update(grads, state, point)
+    >>> updates, state = optimizer.update(grads, state, params)
     >>> int(jnp.sum(updates != 0))  # a quarter is applied, the rest kept for later
     2
     """
     check_compressor(compressor)
+    check_inner(inner)
     check_seed(seed)
-    options = beyond.options(
-        axis_name,
-        compressor,
-        detach=detach,
-        every=every,
-        decay=decay,
-        outer=outer,
-        average_every=average_every,
-        wire_dtype=wire_dtype,
-        skip_nonfinite=skip_nonfinite,
-        overlap=overlap,
+    options = Options(
+        *(compressor, axis_name, bits, detach, every, decay, outer, average_every, skip_nonfinite, overlap)
     )
-    algorithm = beyond.overlapped if overlap else _algorithm_1
-    first_detach = 1.0 if isinstance(detach, str) else detach
+    inner, algorithm = optax.with_extra_args_support(inner), overlapped if overlap else _algorithm_1
 
-    def step(updates, state, shards):
+    def init(params):
+        return _init(options, seed, params)._replace(inner=vary_if_tracked(inner.init(params), axis_name))
+
+    def step(updates, state):
         options.check(state)
         check_shared(state.key, 'the key', axis_name)
+        shards = current_shards()
         if axis_name is not None and shards.workers is None:  # a mapping that may stack the optimizer's state
             updates = in_memory(updates)
-        return algorithm(compressor, options, axis_name, first_detach, shards, updates, state)
+        return algorithm(options, shards, updates, state)
 
-    init = functools.partial(_init, options, axis_name, seed, first_detach)
-    return link(init, step, axis_name, ErrorFeedbackState, point=DETACHED, by_shards=True)
+    exchange = link(init, step, axis_name, ErrorFeedbackState, point=DETACHED, by_shards=True).update
+
+    def update(grads, state, params=None, **extra_args):
+        updates, now = inner_update(inner, axis_name, grads, state, params, extra_args)
+        applied, after = exchange(updates, state._replace(inner=()))
+        after = after._replace(inner=now)
+        return applied, skipping.held(state, after) if skip_nonfinite else after
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _algorithm_1(
-    compressor: Compressor,
-    options: beyond.Options,
+def inner_update(
+    inner: optax.GradientTransformationExtraArgs,
     axis_name: AxisName,
-    detach: float,
-    shards: Shards,
-    updates: PyTree,
+    grads: PyTree,
     state: ErrorFeedbackState,
-) -> tuple[PyTree, ErrorFeedbackState]:
-    """Lines 7 to 10: the updates of x, and the state after them; the options of `def_jax.beyond` join in."""
+    params: PyTree,
+    extra_args: Mapping[str, Any],
+) -> tuple[PyTree, PyTree]:
+    """Line 6, after the gradient: the worker's updates, and the new state of its optimizer.
+
+    Args:
+        inner: the worker's optimizer.
+        axis_name: the axis over workers.
+        grads: worker k's, taken at the detached point.
+        state: of the link.
+        params: x, or None.
+        extra_args: of the optimizer.
+    """
+    check_state(state, ErrorFeedbackState)
+    check_not_summed(grads, axis_name, DETACHED)  # which moments would hide
+    point = None if params is None else _at_point(params, [state])
+    return inner.update(grads, state.inner, point, **extra_args)
+
+
+def _algorithm_1(options: Options, shards: Shards, updates: PyTree, state: Any) -> tuple[PyTree, Any]:
+    """Lines 7 to 10: the updates of x, and the state after them; `def_jax.options` joins in."""
     carried = options.carry(state.residual)
-    pending = beyond.pend(updates, carried)  # line 7
-    selection = compressor(state.key, options.messages(state.step), pending)
+    pending = pend(updates, carried)  # line 7
+    selection = options.select(state.key, state.step, pending)
     block = selection.take(pending)  # line 8: C(p)
-    step = beyond.Step(updates, state, pending, selection, shards)
-    mean, after = beyond.exchange(options, axis_name, detach, block, step)  # line 9
-    added, carried, after = options.admit(updates, carried, state, after, shards)
-    residual = selection.replace(beyond.pend(added, carried), after.residual)  # line 8: p - C(p)
-    after = after._replace(residual=residual)
-    return selection.place(mean, updates), options.finish(state, after)  # line 10
+    mean, after = send(options, block, Step(updates, state, pending, selection, shards))  # line 9
+    if options.skip_nonfinite:
+        updates, carried, after = skipping.admitted(updates, carried, state, after, shards)
+        pending = pend(updates, carried)
+    residual = selection.replace(pending, after.residual)  # line 8: p - C(p)
+    return selection.place(mean, updates), options.finish(state, after._replace(residual=residual))  # line 10
 
 
 def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
@@ -200,7 +239,11 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
     >>> def_jax.detached_params(jnp.zeros(2), state._replace(residual=jnp.array([1.0, 2.0]))).tolist()
     [0.5, 1.0]
     """
-    states = feedback_states(opt_state, 'detached_params')
+    check_surroundings(opt_state, 'detached_params')
+    return _at_point(params, feedback_states(opt_state, 'detached_params'))
+
+
+def _at_point(params: PyTree, states: list[ErrorFeedbackState]) -> PyTree:
     params = start_varying(params, varying_axes([state.residual for state in states]))
     for state in states:
         residual = lax.stop_gradient(_arrange_like(params, state.residual))
@@ -254,15 +297,14 @@ def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
     )
 
 
-def _init(
-    options: beyond.Options, axis_name: AxisName, seed: int, detach: float, params: PyTree
-) -> ErrorFeedbackState:
+def _init(options: Options, seed: int, params: PyTree) -> ErrorFeedbackState:
     residual = float32_zeros(params)  # line 2
     return ErrorFeedbackState(
         step=jnp.zeros((), jnp.uint32),
         key=shared_key(seed),
-        residual=vary_if_tracked(residual, axis_name),
-        detach=jnp.asarray(detach, jnp.float32),
+        residual=vary_if_tracked(residual, options.axis_name),
+        detach=jnp.asarray(options.first_detach, jnp.float32),
+        inner=(),
         extra=options.init(params),
     )
 
@@ -282,9 +324,8 @@ def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:
 def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
     """The residual in the structure of `params`, with `optax.flatten` undone."""
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if isinstance(residual, (jax.Array, np.ndarray)) and residual.size == size:
-        return unravel(jnp.reshape(residual, -1), params)
-    return residual
+    flat = isinstance(residual, (jax.Array, np.ndarray)) and residual.shape == (size,)
+    return unravel(residual, params) if flat else residual
 
 
 def _add(params: PyTree, residual: PyTree, scale: Any) -> PyTree:

@@ -15,20 +15,17 @@ from typing import Any, Literal
 import optax
 
 from def_jax import baselines, compressors
+from def_jax.alias import block_ratio, def_sgd
 from def_jax.baselines.cser import cser_of_ratio
-from def_jax.beyond.averaging import Averaging
-from def_jax.checks import check_choice, look_up
+from def_jax.checks import look_up
 from def_jax.error_feedback import error_feedback
+from def_jax.options import check_average_every
 from def_jax.types import AxisName
+from def_jax.wires import Bits
 
-__all__ = ['GRANULARITIES', 'METHODS', 'OPTIONS', 'Method', 'Point', 'get_method', 'trajectory']
+__all__ = ['METHODS', 'OPTIONS', 'Method', 'Point', 'get_method', 'trajectory']
 
 Point = Literal['x', 'y', 'own']
-GRANULARITIES = {  # what is drawn at random
-    'tensor': 'one block per tensor',
-    'model': 'one block of the whole model',
-    'element': 'random elements',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +43,12 @@ class Method:
         detach: λ if the method fixes it, None if it is a hyper-parameter.
         averages: whether residuals are averaged over workers every P steps.
         single_worker: whether it is defined only for a single worker, with C(x) = x / ratio.
-        sends: arguments of `compressor` that the method fixes.
+        blocks: makes its compressor.
+        sends: arguments of `blocks` that the method fixes.
         fixes: arguments of `error_feedback` that the method fixes, besides λ.
+        defaults: its defaults of other arguments, where they are not those of `error_feedback`.
+        in_bytes: whether its ratio counts bytes against a float32 all-reduce, as `compression` of `def_sgd`.
+        without_momentum: whether it replaces momentum SGD by SGD at the rate over 1 - μ.
         link: the transformation that communicates, if it is not `error_feedback`.
         takes: the arguments of `link` that are hyper-parameters.
         opens_dense: how many steps at the start send everything: a number, or the option that holds it.
@@ -59,8 +60,12 @@ class Method:
     detach: float | None = None
     averages: bool = False
     single_worker: bool = False
+    blocks: Callable[..., compressors.Compressor] = compressors.random_block
     sends: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    in_bytes: bool = False
+    without_momentum: bool = False
     link: Callable[..., optax.GradientTransformation] | None = None
     takes: tuple[str, ...] = ()
     opens_dense: int | str = 0
@@ -71,7 +76,7 @@ class Method:
         if self.link is not None:
             return _defaults(self.link, self.takes)
         free = {'detach': self.detach is None, 'average_every': self.averages}
-        found = _defaults(error_feedback)
+        found = _defaults(error_feedback) | dict(self.defaults)
         return {name: found[name] for name in found if free.get(name, name not in self.fixes)}
 
     def dense_steps(self, options: Mapping[str, Any]) -> int:
@@ -82,7 +87,16 @@ class Method:
     @property
     def _path(self) -> tuple[Any, ...]:
         """Methods with equal ones follow the same trajectory."""
-        return self.kind, self.detach, self.single_worker, self.sends, self.fixes, self.link
+        return (
+            self.kind,
+            self.detach,
+            self.single_worker,
+            self.blocks,
+            self.sends,
+            self.fixes,
+            self.defaults,
+            self.link,
+        )
 
     @property
     def ratio_is_free(self) -> bool:
@@ -102,40 +116,34 @@ class Method:
             return {self.answer: self.title}
         return {m.answer: m.title for m in METHODS.values() if m._path == self._path}
 
-    def compressor(
-        self,
-        ratio: float,
-        granularity: compressors.Granularity | Literal['element'] = 'tensor',
-        **options: Any,
-    ) -> compressors.Compressor:
+    def compressor(self, ratio: float, *, bits: Bits | None = None, **options: Any) -> compressors.Compressor:
         """The compressor that this method uses at `ratio`.
 
-        Args:
-            ratio: one element in `ratio` is sent; methods that send everything ignore it.
-            granularity: a key of `GRANULARITIES`; 'element' is `random_k`.
-            **options: further options of `random_block`, such as `order`; `random_k` has none.
+        Args: ratio: one element in `ratio` is sent; methods that send everything ignore it. With `in_bytes`,
+            of bytes. bits: in which a number travels; None is the method's default. **options: further
+            options of `random_block`, such as `order`; `random_k` has none.
 
         Raises:
             ValueError: if an argument is out of range or has no effect on the method.
 
         >>> compressor = METHODS['def'].compressor(64, order='shuffled')
         """
-        settings: dict[str, Any] = {'granularity': granularity, **options}
-        _check_unused(
-            {name: settings[name] for name in settings.keys() & self.sends}, f'{self.title} fixes it'
-        )
+        fixed = {
+            name: options.pop(name)
+            for name in options.keys() & self.sends
+            if options[name] != self.sends[name]
+        }
+        _check_unused(fixed, f'{self.title} fixes it')
         has_blocks = self.link is None or 'compressor' in _parameters(self.link)
         if not has_blocks and self.kind != 'dense':
-            _check_unused(settings, f'{self.title} chooses what it sends itself')
+            _check_unused(options, f'{self.title} chooses what it sends itself')
             return compressors.identity()
-        settings = {'ratio': ratio, **settings, **self.sends}
-        ratio, granularity = settings.pop('ratio'), settings.pop('granularity')
-        check_choice('granularity', granularity, GRANULARITIES)
-        if granularity == 'element':
-            _check_unused(settings, f'{granularity=} draws individual elements')
-            chosen = compressors.random_k(ratio)
-        else:
-            chosen = compressors.random_block(ratio, granularity=granularity, **settings)
+        if self.in_bytes:
+            ratio = block_ratio(ratio, bits or self.options['bits'])
+        settings = {'ratio': ratio, **options, **self.sends}
+        unknown = {name: settings.pop(name) for name in settings.keys() - _parameters(self.blocks).keys()}
+        _check_unused(unknown, f'{self.title} draws individual elements')
+        chosen = self.blocks(**settings)
         if self.kind == 'dense':
             return compressors.identity()
         return compressors.scaled(1 / ratio) if self.single_worker else chosen
@@ -174,7 +182,7 @@ class Method:
             raise ValueError(
                 f'{detach=} estimates λ, but {self.title} fixes it or has none. Keep the default, or use DEF.'
             )
-        Averaging(options.get('average_every', 0), axis_name)  # checked even if the method does not average
+        check_average_every(options.get('average_every', 0))  # even if the method does not average
         unused = {name: value for name, value in options.items() if name not in {*own, *_IGNORED}}
         fixed = {name: unused.pop(name) for name in unused.keys() & self.fixes}
         _check_unused(fixed, f'{self.title} fixes it')
@@ -184,9 +192,10 @@ class Method:
         if self.detach is not None:
             given['detach'] = self.detach
         make: Callable = self.link or error_feedback
-        link = make(**{name: value for name, value in given.items() if name in _parameters(make)}, **chosen)
-        after = self.kind == 'error_feedback'
-        return optax.chain(local, shared, link) if after else optax.chain(local, link, shared)
+        given = {name: value for name, value in given.items() if name in _parameters(make)}
+        if self.kind == 'error_feedback':
+            return make(**given, **chosen, inner=optax.chain(local, shared))
+        return optax.chain(local, make(**given, **chosen), shared)
 
 
 _IGNORED = ('detach', 'average_every', 'ratio')  # by methods without them, since every run has them
@@ -201,7 +210,7 @@ def _defaults(function: Callable, names: Iterable[str] | None = None) -> dict[st
     """The defaults of a function's arguments: of `names`, or else of all keywords but the seed."""
     found = _parameters(function)
     if names is None:
-        names = [n for n, p in found.items() if p.kind is p.KEYWORD_ONLY and n != 'seed']
+        names = [n for n, p in found.items() if p.kind is p.KEYWORD_ONLY and n not in ('seed', 'inner')]
     return {name: found[name].default for name in names}
 
 
@@ -214,6 +223,8 @@ def _check_unused(given: Mapping[str, Any], reason: str) -> None:
             raise ValueError(f'{name}={value!r} has no effect, since {reason}. Set {name}={shown}.')
 
 
+_PRESET = _defaults(def_sgd)
+
 # The outer optimizer of DiLoCo (Douillard et al., 2023, Section 3.1).
 _OUTER = optax.sgd(0.7, momentum=0.9, nesterov=True)
 
@@ -224,6 +235,13 @@ METHODS: dict[str, Method] = {
     'psync': Method('PSync', 'own', detach=1.0),
     'def': Method('DEF', 'y'),
     'def_a': Method('DEF-A', 'x'),
+    'def_q': Method(
+        *('DEF-Q', 'x'),
+        sends={name: _PRESET[name] for name in ('order', 'allocation')},
+        defaults={name: _PRESET[name] for name in ('bits', 'detach')},
+        in_bytes=True,
+        without_momentum=True,
+    ),
     'ef21': Method('EF21', 'x', kind='ef21', link=baselines.ef21, opens_dense=1),
     'sgd_ia': Method('SGD-IA', 'x', detach=1.0, single_worker=True),
     'local_sgd': Method('Local SGD', 'y', detach=1.0, sends={'ratio': 1}),
@@ -231,7 +249,7 @@ METHODS: dict[str, Method] = {
     'streaming_diloco': Method(
         'Streaming DiLoCo', 'x', detach=1.0, sends={'order': 'cyclic'}, fixes={'outer': _OUTER}
     ),
-    'sparta': Method('SPARTA', 'y', detach=1.0, sends={'granularity': 'element'}),
+    'sparta': Method('SPARTA', 'y', detach=1.0, blocks=compressors.random_k),
     'random_replicator': Method('random replicator', 'x', detach=0.0, fixes={'decay': 0.999}),
     'cser': Method('CSER', 'own', detach=1.0, link=cser_of_ratio, takes=('ratio', 'every')),
     'powersgd': Method('PowerSGD', 'x', kind='baseline', link=baselines.powersgd, takes=('ratio', 'rank')),

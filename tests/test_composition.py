@@ -72,7 +72,7 @@ def adamw_by_hand(b1):
 
 DECAY = {'weight_decay': 0.3, 'mask': {'b': False, 's': False, 'w': True}}
 BLOCKS = {'order': 'shuffled', 'allocation': 'balanced'}
-LINK = {'detach': 0.5, 'wire_dtype': 'bfloat16', 'overlap': True, 'seed': 3}
+LINK = {'detach': 0.5, 'bits': 16, 'overlap': True, 'seed': 3}
 PAIRS = {
     'def_sgd': (
         def_jax.def_sgd(0.1, 4, 'workers', momentum=0.9, weight_decay=0.1, **BLOCKS, **LINK),

@@ -92,7 +92,7 @@ def compile_stage(compressor, params, num_workers=None, momentum=0.9, **options)
 VARIANTS = {
     'plain': (0.9, {}),
     'auto': (None, {'detach': 'auto'}),
-    'int8': (0.9, {'wire_dtype': jnp.int8}),
+    'int8': (0.9, {'bits': 8}),
     'skipping': (0.9, {'skip_nonfinite': True}),
     'outer': (None, {'outer': optax.sgd(0.3, momentum=0.8, nesterov=True)}),
     'every': (0.9, {'every': 4}),
@@ -139,7 +139,7 @@ def test_a_step_with_the_detached_point_copies_nothing(variant):
 
 
 @optimized
-@pytest.mark.parametrize('options', [{}, {'wire_dtype': 'int8', 'detach': 'auto'}, {'skip_nonfinite': True}])
+@pytest.mark.parametrize('options', [{}, {'bits': 8, 'detach': 'auto'}, {'skip_nonfinite': True}])
 def test_the_gradient_waits_for_no_memory_of_a_message_in_flight(options):
     """XLA for CPUs gives memory that is free in its schedule to what comes next, which then waits for it."""
     optimizer = optax.chain(optax.sgd(0.1), hlo.feedback(overlap=True, **options))

@@ -129,7 +129,7 @@ def test_methods_that_share_a_run_differ_in_the_point_only():
     ('name', 'options', 'message'),
     [
         ('def', {'rank': 2}, 'rank=2 has no effect, since DEF does not use it. Set rank=0.'),
-        ('cser', {'wire_dtype': 'bfloat16'}, "wire_dtype='bfloat16' has no effect, since CSER does not"),
+        ('cser', {'bits': 16}, 'bits=16 has no effect, since CSER does not'),
         ('random_replicator', {'decay': 0.95}, 'decay=0.95 has no effect, since random replicator fixes it'),
         ('sign_ef', {'detach': 'auto'}, "detach='auto' estimates λ, but EF-signSGD fixes it or has none"),
     ],

@@ -27,7 +27,7 @@ DENSE = 'dense AdamW'
 ALIAS = {'b1': 0.0, 'b2': 0.995, 'detach': 0.2, 'outer_lr': 0.3, 'outer_mu': 0.8}  # as def_adamw
 METHODS: dict[str, dict[str, Any]] = {
     DENSE: {'method': 'dense', 'b1': 0.9},
-    'DEF, ours, int8, 64': ALIAS | {'ratio': 16.0, 'wire_dtype': 'int8'},
+    'DEF, ours, int8, 64': ALIAS | {'ratio': 16.0, 'bits': 8},
     'DEF (paper) around AdamW, 64': {'b1': 0.9, 'detach': 0.3, 'ratio': 64.0, 'rounds': False},
     'DEF, ours, 64': ALIAS | {'ratio': 64.0},
 }

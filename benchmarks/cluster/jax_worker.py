@@ -95,12 +95,12 @@ def make_steps(job: dict, loss_fn):
         'def64_m0': feedback(64, sgd=plain),
         'def256': feedback(256),
         'def256_m0': feedback(256, sgd=plain),
-        'def_a64_bf16': feedback(64, wire_dtype=jnp.bfloat16),
+        'def_a64_bf16': feedback(64, bits=16),
         'def64_overlap': feedback(64, overlap=True),
         # In int8, a block four times as large has the bytes of 64.
-        'local_int8': feedback(16, None, wire_dtype=jnp.int8),
-        'int8': feedback(16, wire_dtype=jnp.int8),
-        'int8_overlap': feedback(16, wire_dtype=jnp.int8, overlap=True),
+        'local_int8': feedback(16, None, bits=8),
+        'int8': feedback(16, bits=8),
+        'int8_overlap': feedback(16, bits=8, overlap=True),
     }
 
 

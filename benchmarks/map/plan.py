@@ -8,7 +8,7 @@ from benchmarks.grid import Grid
 from benchmarks.league.contenders import WORKERS, Contender
 from benchmarks.league.perceptron import STEPS
 from benchmarks.records import Record
-from def_jax.beyond import PAPER_DETACH
+from def_jax.options import PAPER_DETACH
 
 __all__ = ['PARTS', 'RATES', 'SEEDS', 'STEPS', 'TUNING_SEEDS', 'WORKERS', 'Cell', 'Key', 'cells', 'key']
 
@@ -16,7 +16,7 @@ RATES = Grid(0.1, 1.4)
 TUNING_SEEDS = tuple(range(100, 110))  # two for each fold of the training images
 SEEDS = tuple(range(20))
 _SHUFFLED, _BALANCED = {'order': 'shuffled'}, {'allocation': 'balanced'}
-_AUTO, _INT8, _PLAIN = {'detach': 'auto'}, {'wire_dtype': 'int8'}, {'momentum': 0.0}
+_AUTO, _INT8, _PLAIN = {'detach': 'auto'}, {'bits': 8}, {'momentum': 0.0}
 
 
 class Key(NamedTuple):

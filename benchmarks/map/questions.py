@@ -11,7 +11,7 @@ from benchmarks.league.contenders import Contender
 from benchmarks.map import plan
 from benchmarks.map.cells import Cells, differences, gap, read
 from benchmarks.map.plan import Key
-from def_jax.beyond import PAPER_DETACH
+from def_jax.options import PAPER_DETACH
 from paper.statistics import mean_std
 
 __all__ = ['sections']

@@ -13,7 +13,7 @@ import def_jax
 from benchmarks.cluster import timing
 from benchmarks.cluster.jax_side import AXIS, meet, mlp, on_workers, place, start
 from benchmarks.time_to_accuracy.workload import FEATURES, HIDDEN, NUM_CLASSES, learning_rates, patches, train
-from def_jax.beyond import PAPER_DETACH
+from def_jax.options import PAPER_DETACH
 from def_jax.mesh.spmd.at_points import detaches, point
 
 _COMPILES = 2  # the first steps without communication, not counted
@@ -69,7 +69,7 @@ def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransforma
             axis_name,
             seed=job['seed'],
             detach='auto' if ours else PAPER_DETACH,
-            wire_dtype=jnp.int8,
+            bits=8,
             overlap=overlap == 'overlap',
         ),
     )

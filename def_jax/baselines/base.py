@@ -83,8 +83,7 @@ def feedback(
     def init(params):
         return ResidualState(float32_zeros(params), init_carry(params))
 
-    def step(updates, state, shards):
-        del shards
+    def step(updates, state):
         given = float32_updates(updates, state.residual)
         pending, treedef = jax.tree.flatten(jax.tree.map(lambda u, r: u + decay * r, given, state.residual))
         update, sent, carry = exchange(pending, state.carry)

@@ -6,10 +6,10 @@ import optax
 from def_jax.checks import check_ratio, is_number
 from def_jax.compressors import Compressor, check_compressor, random_block
 from def_jax.compressors.base import typed_key
-from def_jax.error_feedback import ErrorFeedbackState, error_feedback
+from def_jax.error_feedback import ErrorFeedbackState, error_feedback, inner_update
 from def_jax.mesh.collectives import pmean
 from def_jax.mesh.link import link
-from def_jax.mesh.varying import DETACHED
+from def_jax.mesh.varying import DETACHED, vary_if_tracked
 from def_jax.types import AxisName
 
 __all__ = ['cser', 'cser_of_ratio']
@@ -20,9 +20,10 @@ def cser(
     update_compressor: Compressor,
     axis_name: AxisName,
     *,
+    inner: optax.GradientTransformation = optax.identity(),  # noqa: B008
     every: int = 1,
     seed: int = 0,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Communication-efficient SGD with error reset, in full.
 
     With C₂ the `update_compressor`, every worker applies the mean of C₂(u_j) and its own u_k - C₂(u_k), and
@@ -31,13 +32,13 @@ def cser(
     share, and the residual r_k is the error: x + r_k is worker k's own model, at which it takes gradients.
     So this is `error_feedback` with λ = 1 on what C₂ leaves.
 
-    Make it the last stateful link of a chain. `detached_params` and `output_params` work as for
-    `error_feedback`.
+    Wrap the worker's optimizer with it. `detached_params` and `output_params` work as for `error_feedback`.
 
     Args:
         compressor: C₁, selects the part of the errors that is reset.
         update_compressor: C₂, selects the part of the updates that is averaged at once.
         axis_name: the axis over workers, see `error_feedback`.
+        inner: the worker's optimizer, see `error_feedback`.
         every: H, steps between resets.
         seed: selects the blocks; must be the same on all workers.
 
@@ -65,8 +66,7 @@ def cser(
     check_compressor(update_compressor)
     resets = error_feedback(compressor, axis_name, seed=seed, detach=1.0, every=every)
 
-    def step(updates, state, shards):
-        del shards
+    def step(updates, state):
         # Another key than the link's own: C₁ and C₂ draw independently.
         key = jax.random.key_data(jax.random.fold_in(typed_key(state.key), 1))
         selection = update_compressor(key, state.step, updates)
@@ -75,13 +75,29 @@ def cser(
         reset, state = resets.update(rest, state)
         return selection.add(reset, pmean(message, axis_name)), state
 
-    return link(resets.init, step, axis_name, ErrorFeedbackState, point=DETACHED)
+    inner = optax.with_extra_args_support(inner)
+    exchange = link(resets.init, step, axis_name, ErrorFeedbackState, point=DETACHED).update
+
+    def init(params):
+        return resets.init(params)._replace(inner=vary_if_tracked(inner.init(params), axis_name))
+
+    def update(grads, state, params=None, **extra_args):
+        updates, now = inner_update(inner, axis_name, grads, state, params, extra_args)
+        applied, after = exchange(updates, state._replace(inner=optax.EmptyState()))
+        return applied, after._replace(inner=now)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def cser_of_ratio(
-    ratio: float, axis_name: AxisName, *, every: int = 1, seed: int = 0
-) -> optax.GradientTransformation:
+    ratio: float,
+    axis_name: AxisName,
+    *,
+    inner: optax.GradientTransformation = optax.identity(),  # noqa: B008
+    every: int = 1,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
     """`cser` with random blocks: 1 / ratio of all elements a step, half of them by each compressor."""
     check_ratio(ratio)
     reset = max(1, 2 * ratio / max(1, every)) if is_number(every) else ratio  # error_feedback checks `every`
-    return cser(random_block(reset), random_block(2 * ratio), axis_name, every=every, seed=seed)
+    return cser(random_block(reset), random_block(2 * ratio), axis_name, inner=inner, every=every, seed=seed)

@@ -69,8 +69,7 @@ def ef21(
         local, mean = float32_zeros(params), float32_zeros(params)  # two: a step may donate its state
         return EF21State(jnp.zeros((), jnp.uint32), shared_key(seed), local, mean)
 
-    def step(updates, state, shards):
-        del shards
+    def step(updates, state):
         grads = float32_updates(updates, state.local)
 
         def first():
@@ -91,10 +90,14 @@ def ef21(
 
 
 class GradientAverageState(NamedTuple):
-    """State of the average before `ef21_sgdm`'s difference; per-worker, as is all that precedes a link."""
+    """State of the average before `ef21_sgdm`'s difference."""
 
     step: jax.Array  # uint32 [], number of updates so far
     average: PyTree  # like params, float32: v_k
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        return ('average',)
 
 
 def ef21_sgdm(

@@ -79,8 +79,7 @@ def onebit_adam(
         mu, nu, residual = (float32_zeros(params) for _ in range(3))
         return OneBitAdamState(jnp.zeros((), jnp.uint32), mu, nu, residual)
 
-    def step(updates, state, shards):
-        del shards
+    def step(updates, state):
         grads = float32_updates(updates, state.residual)
 
         def dense():

@@ -20,9 +20,9 @@ from def_jax.baselines.base import (
     to_chunks,
     unpack,
 )
-from def_jax.checks import check_integer, check_number, check_ratio
-from def_jax.compressors import identity, split
-from def_jax.error_feedback import ErrorFeedbackState, error_feedback
+from def_jax.checks import check_integer, check_number, check_ratio, check_state
+from def_jax.compressors import Layout, identity
+from def_jax.error_feedback import ErrorFeedbackState, error_feedback, inner_update
 from def_jax.mesh.link import float32_updates, link
 from def_jax.mesh.varying import DETACHED
 from def_jax.types import AxisName
@@ -41,7 +41,13 @@ class SparseLoCoState(NamedTuple):
 
 
 def sparse_loco(
-    ratio: float, axis_name: AxisName, *, every: int = 1, error_decay: float = 0.95, chunk: int = 64
+    ratio: float,
+    axis_name: AxisName,
+    *,
+    inner: optax.GradientTransformation = optax.identity(),  # noqa: B008
+    every: int = 1,
+    error_decay: float = 0.95,
+    chunk: int = 64,
 ) -> optax.GradientTransformationExtraArgs:
     """DiLoCo with sparse messages of two bits a value, and error feedback in place of the outer momentum.
 
@@ -50,7 +56,7 @@ def sparse_loco(
     e_k; all workers apply mean_k ê_k and start the next round there. The decayed error plays the part of the
     outer momentum.
 
-    Make it the last link of a chain, and take gradients at `detached_params`, which is worker k's local
+    Wrap the worker's optimizer with it, and take gradients at `detached_params`, which is worker k's local
     model. Chunks are blocks of a matrix of at most `chunk` by `chunk` elements, and runs of a vector of
     at most `chunk` squared. A tensor's values are quantised to four levels at distances of 1.5 standard
     deviations; a level stands for the mean of the values that it took.
@@ -59,6 +65,7 @@ def sparse_loco(
         ratio: bytes of a chunk over the bytes that a worker sends of it, a number >= 1. A value and its place
             take 18 bits, so the paper's densities of 1 to 3 % of 4,096 are ratios of about 180 to 60.
         axis_name: the axis over workers, a tuple of axes, or None for a single worker.
+        inner: the worker's optimizer, see `error_feedback`.
         every: H, steps per message.
         error_decay: β in [0, 1], the factor of the error before a round's steps are added.
         chunk: the longest edge of a chunk, below 256.
@@ -99,14 +106,14 @@ def sparse_loco(
         mean = gathered_mean(message, decoded, axis_name)
         return Exchanged(tensors(mean), tensors(decoded(message)), carry)
 
-    accumulate = error_feedback(identity(), None, detach=1.0)  # its state alone: nothing is sent
+    inner = optax.with_extra_args_support(inner)
+    accumulate = error_feedback(identity(), None, detach=1.0, inner=inner)  # its state alone: nothing is sent
     messages = feedback(axis_name, exchange, decay=error_decay)
 
     def init(params):
         return SparseLoCoState(accumulate.init(params), messages.init(params))
 
-    def step(updates, state, shards):
-        del shards
+    def step(updates, state):
         residual = state.drift.residual
         moved = jax.tree.map(jnp.add, residual, float32_updates(updates, residual))
 
@@ -123,7 +130,17 @@ def sparse_loco(
         drift = state.drift._replace(step=count, residual=residual)
         return update, SparseLoCoState(drift, error)
 
-    return link(init, step, axis_name, SparseLoCoState, point=DETACHED)
+    exchange = link(init, step, axis_name, SparseLoCoState, point=DETACHED).update
+
+    def update(grads, state, params=None, **extra_args):
+        check_state(state, SparseLoCoState)
+        updates, now = inner_update(inner, axis_name, grads, state.drift, params, extra_args)
+        applied, after = exchange(
+            updates, state._replace(drift=state.drift._replace(inner=optax.EmptyState()))
+        )
+        return applied, after._replace(drift=after.drift._replace(inner=now))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _encoded(
@@ -140,7 +157,7 @@ def _encoded(
         return jnp.concatenate([jnp.zeros(0, dtype), *(part.ravel().astype(dtype) for part in parts)])
 
     def apart(words, bits):
-        return split(unpack(words, bits, sum(sizes)), sizes)
+        return Layout.dense(sizes).split(unpack(words, bits, sum(sizes)), sizes)
 
     sections = [
         pack(joined([codes for codes, _ in quantised], jnp.uint32), _BITS),
@@ -150,7 +167,7 @@ def _encoded(
     lengths = [len(section) for section in sections]
 
     def decoded(message):
-        codes, indices, means = split(message, lengths)
+        codes, indices, means = Layout.dense(lengths).split(message, lengths)
         levels = lax.bitcast_convert_type(means, jnp.float32).reshape(-1, _LEVELS)
         found = []
         parts = apart(codes, _BITS), apart(indices, _INDEX_BITS), levels

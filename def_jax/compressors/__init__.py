@@ -2,20 +2,20 @@
 
 from def_jax.compressors.base import (
     Compressor,
+    Layout,
     Part,
     Selection,
     check_compressor,
     message_size,
     shared_key,
-    split,
 )
-from def_jax.compressors.random_block import Granularity, random_block
+from def_jax.compressors.random_block import random_block
 from def_jax.compressors.random_k import random_k
 from def_jax.compressors.scaled import identity, scaled
 
 __all__ = [
     'Compressor',
-    'Granularity',
+    'Layout',
     'Part',
     'Selection',
     'check_compressor',
@@ -25,5 +25,4 @@ __all__ = [
     'random_k',
     'scaled',
     'shared_key',
-    'split',
 ]

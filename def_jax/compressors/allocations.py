@@ -23,18 +23,13 @@ __all__ = ['Allocation', 'block_sizes', 'check_allocation']
 Allocation = Literal['proportional', 'balanced']
 
 
-def check_allocation(allocation: Allocation, granularity: Literal['tensor', 'model']) -> None:
-    """Raises ValueError unless blocks of that granularity can be allocated so."""
+def check_allocation(allocation: Allocation) -> None:
+    """Raises ValueError unless blocks can be allocated so."""
     meanings = {
         'proportional': 'every tensor sends the same share',
         'balanced': 'small tensors send a larger one',
     }
     check_choice('allocation', allocation, meanings)
-    if allocation != 'proportional' and granularity != 'tensor':
-        raise ValueError(
-            f'{allocation=} divides the message among tensors, but with {granularity=} there is one block of '
-            "the whole model. Use granularity='tensor', or allocation='proportional'."
-        )
 
 
 def block_sizes(sizes: Sequence[int], ratio: float, allocation: Allocation = 'proportional') -> list[int]:

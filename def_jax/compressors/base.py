@@ -24,6 +24,7 @@ from def_jax.types import PyTree
 
 __all__ = [
     'Compressor',
+    'Layout',
     'Part',
     'Selection',
     'check_compressor',
@@ -32,7 +33,6 @@ __all__ = [
     'part_places',
     'ravel',
     'shared_key',
-    'split',
     'typed_key',
     'unravel',
 ]
@@ -41,7 +41,7 @@ __all__ = [
 class Selection(NamedTuple):
     """The coordinates that one step sends: C(x) = place(take(x), x)."""
 
-    take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [B]
+    take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [M]
     # tree x, message -> x - C(x) + the message at its place
     replace: Callable[[PyTree, jax.Array], PyTree]
 
@@ -61,29 +61,49 @@ class Part(NamedTuple):
     weight: float  # times its squared norm is an unbiased estimate of the tensor's
 
 
+class Layout(NamedTuple):
+    """Where the parts of a message lie. What lies between them is zero in a message, and ignored."""
+
+    begins: tuple[int, ...]  # of the parts
+    total: int  # elements of the message
+
+    @classmethod
+    def dense(cls, sizes: Sequence[int]) -> 'Layout':
+        """Parts of these sizes, one after the other."""
+        ends = np.cumsum([0, *sizes], dtype=np.int64).tolist()
+        return cls(tuple(ends[:-1]), ends[-1])
+
+    def join(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """The message, float32 [total], of its parts."""
+        found: list[jax.Array] = []
+        for part, begin, end in zip(parts, self.begins, (*self.begins[1:], self.total), strict=True):
+            found += [part, jnp.zeros(end - begin - part.size, jnp.float32)]
+        return concatenate([x for x in found if x.size])
+
+    def split(self, message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+        """Undoes `join`."""
+        places = zip(self.begins, sizes, strict=True)
+        return [lax.slice_in_dim(message, begin, begin + size) for begin, size in places]
+
+
 @dataclasses.dataclass(frozen=True)
 class Compressor:
     """A linear compressor C. Call it with the shared key, the step and a tree to get its `Selection`."""
 
-    select: Callable[[jax.Array, jax.Array, PyTree], Selection]  # shared key, step, like
+    # shared key, step, like, where the parts lie in the message
+    select: Callable[[jax.Array, jax.Array, PyTree, 'Layout'], Selection]
     parts: Callable[[PyTree], Sequence[Part]]  # like -> what a message holds, one part after the other
     # The residual's mean squared age and mean age, as shares of those of the block that is sent.
     age_shares: tuple[float, float] = AGE_SHARES['random']
 
-    def __call__(self, key: jax.Array, step: jax.Array, like: PyTree) -> Selection:
-        return self.select(key, step, like)
+    def __call__(
+        self, key: jax.Array, step: jax.Array, like: PyTree, layout: Layout | None = None
+    ) -> Selection:
+        return self.select(key, step, like, Layout.dense(self.sizes(like)) if layout is None else layout)
 
-    def split(self, message: jax.Array, like: PyTree) -> list[jax.Array]:
-        """The parts of a message, [B], for trees like `like`."""
-        sizes = [part.size for part in self.parts(like)]
-        places = zip(part_places(sizes), sizes, strict=True)
-        return [lax.dynamic_slice(message, [begin], [size]) for (_, begin), size in places]
-
-    def energy(self, message: jax.Array, like: PyTree) -> jax.Array:
-        """An unbiased estimate of ‖tree‖² from its message, float32 [B]."""
-        weights = jnp.array([part.weight for part in self.parts(like)], jnp.float32)
-        squares = [jnp.vdot(part, part) for part in self.split(message, like)]
-        return jnp.vdot(jnp.array(squares), weights) if squares else jnp.float32(0)
+    def sizes(self, like: PyTree) -> list[int]:
+        """The elements of every part of a message."""
+        return [part.size for part in self.parts(like)]
 
 
 def check_compressor(compressor: Any) -> None:
@@ -151,22 +171,14 @@ def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate([jnp.zeros(0, jnp.float32), *parts])
 
 
-def part_places(sizes: Sequence[int], *after: jax.Array) -> list[jax.Array]:
-    """For parts of a message of these sizes, each one's index and where it begins, uint32 [2].
+def part_places(begins: Sequence[int], *after: jax.Array) -> list[jax.Array]:
+    """For parts that begin here in a message, each one's index and where it begins, uint32 [2].
 
     XLA compiles a kernel once for all leaves of a shape if it differs in nothing but its arguments. Behind
     the barrier a leaf's index and its place in the message are arguments, not constants built into it. XLA
     for GPUs takes parts at the same places in one kernel, unless their places wait for different `after`.
     """
-    begins = np.cumsum([0, *sizes[:-1]])[: len(sizes)]
     return lax.optimization_barrier(([jnp.array(pair, jnp.uint32) for pair in enumerate(begins)], after))[0]
-
-
-def split(message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
-    ends = np.cumsum(sizes, dtype=np.int64)
-    return [
-        lax.slice_in_dim(message, int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True)
-    ]
 
 
 def ravel(tree: PyTree) -> jax.Array:
@@ -177,7 +189,6 @@ def ravel(tree: PyTree) -> jax.Array:
 def unravel(vector: jax.Array, like: PyTree) -> PyTree:
     """Undoes `ravel`: a vector [n] in the structure and shapes of `like`."""
     leaves, treedef = jax.tree.flatten(like)
-    parts = split(vector, [leaf.size for leaf in leaves])
-    return jax.tree.unflatten(
-        treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-    )
+    sizes = [leaf.size for leaf in leaves]
+    parts = zip(Layout.dense(sizes).split(vector, sizes), leaves, strict=True)
+    return jax.tree.unflatten(treedef, [part.reshape(leaf.shape) for part, leaf in parts])

@@ -1,30 +1,26 @@
-"""Random block-wise gradient sparsification: one block of every tensor, or of the whole model."""
+"""Random block-wise gradient sparsification: one block of every tensor."""
 
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from def_jax.checks import check_choice, check_indexable, check_ratio
-from def_jax.compressors import model_run, orders
+from def_jax.checks import check_indexable, check_ratio
+from def_jax.compressors import orders
 from def_jax.compressors.allocations import Allocation, block_sizes, check_allocation
-from def_jax.compressors.base import Compressor, Part, Selection, concatenate, part_places, typed_key
+from def_jax.compressors.base import Compressor, Layout, Part, Selection, part_places, typed_key
 from def_jax.compressors.blocks import Block
 
-__all__ = ['Granularity', 'random_block']
-
-Granularity = Literal['tensor', 'model']
+__all__ = ['random_block']
 
 
 def random_block(
     ratio: float,
     *,
-    granularity: Granularity = 'tensor',
     order: orders.Order = 'random',
     allocation: Allocation = 'proportional',
 ) -> Compressor:
@@ -40,9 +36,6 @@ def random_block(
 
     Args:
         ratio: compression ratio, a number >= 1; 1 sends everything.
-        granularity: 'tensor' for a block of every leaf, or 'model' for one block of the whole model (the
-            paper's text): one of R runs of it in leaf order, through large leaves along one of their axes.
-            Slower, since every leaf lends a window, whether or not the run lies in it.
         order: 'random' draws every block independently, as the paper does; a coordinate waits R steps on
             average and may wait far longer. 'shuffled' sends every block once in a round of R steps, each
             round in a random order of its own: no coordinate waits longer than 2·R - 1 steps. 'cyclic'
@@ -53,7 +46,7 @@ def random_block(
             about the same length: R is roughly proportional to √n, see `allocations`.
 
     Raises:
-        ValueError: if `ratio` is not a number >= 1, or `granularity`, `order` or `allocation` is unknown.
+        ValueError: if `ratio` is not a number >= 1, or `order` or `allocation` is unknown.
 
     Source: Section 2, Eq. 3; Vogels et al. (2019) and Xie et al. (2020) for the block of every tensor.
 
@@ -66,30 +59,30 @@ def random_block(
     2
     """
     check_ratio(ratio)
-    check_choice('granularity', granularity, {'tensor': 'a block of every leaf', 'model': 'one of all'})
     orders.check_order(order)
-    check_allocation(allocation, granularity)
+    check_allocation(allocation)
 
     def blocks_of(like) -> list[Block]:
         shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
-        if granularity == 'model':
-            shapes = [(sum(map(math.prod, shapes)),)]
         sizes = block_sizes([math.prod(shape) for shape in shapes], ratio, allocation)
         return [Block.of(shape, size) for shape, size in zip(shapes, sizes, strict=True)]
 
-    def select_blocks(key, step, like) -> Selection:
+    def parts(like) -> list[Part]:
+        return [Part(block.size, block.num_tiles) for block in blocks_of(like)]
+
+    def select(key, step, like, layout) -> Selection:
         blocks = blocks_of(like)
-        places = _draw_places(order, key, step, blocks)
+        places = _draw_places(order, key, step, blocks, layout)
 
         def take(tree):
             leaves = zip(blocks, jax.tree.leaves(tree), places, strict=True)
-            taken = [block.take(x, first) for block, x, (first, _) in leaves]
-            if len(taken) != 1:
-                return concatenate(taken)
+            message = layout.join([block.take(x, first) for block, x, (first, _) in leaves])
+            if len(blocks) != 1:
+                return message
             # Nothing to concatenate: XLA would take the block again wherever the message is used, after the
             # tensor has been overwritten, and save that by a copy. It cannot see through an unknown start.
-            (block,), ((_, begin),) = blocks, places
-            return lax.dynamic_slice(concatenate([*taken, jnp.zeros(1, jnp.float32)]), [begin], [block.size])
+            ((_, begin),) = places
+            return lax.dynamic_slice(jnp.append(message, jnp.float32(0)), [begin], [layout.total])
 
         def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
@@ -100,19 +93,11 @@ def random_block(
 
         return Selection(take, replace)
 
-    def select_run(key, step, like) -> Selection:
-        (run,) = blocks_of(like)
-        return model_run.select_run(order, run, key, step, like)
-
-    def parts(like) -> list[Part]:
-        return [Part(block.size, block.num_tiles) for block in blocks_of(like)]
-
-    select = select_blocks if granularity == 'tensor' else select_run
     return Compressor(select, parts, orders.AGE_SHARES[order])
 
 
 def _draw_places(
-    order: orders.Order, key: jax.Array, step: jax.Array, blocks: Sequence[Block]
+    order: orders.Order, key: jax.Array, step: jax.Array, blocks: Sequence[Block], layout: Layout
 ) -> list[tuple[jax.Array, jax.Array]]:
     """Where every tensor's block lies at one step, from the shared key and the leaf's index.
 
@@ -135,4 +120,4 @@ def _draw_places(
     below = table([np.cumprod((1, *grid[:0:-1]))[::-1] for grid in grids])
     first = drawn[:, None] // below % table(grids) * table(shapes)
     row = functools.partial(lax.dynamic_index_in_dim, first, keepdims=False, allow_negative_indices=False)
-    return [(row(leaf), begin) for leaf, begin in part_places([block.size for block in blocks], key)]
+    return [(row(leaf), begin) for leaf, begin in part_places(layout.begins, key)]

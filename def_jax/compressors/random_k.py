@@ -9,7 +9,7 @@ import numpy as np
 
 from def_jax.checks import check_indexable, check_ratio
 from def_jax.compressors.allocations import block_sizes
-from def_jax.compressors.base import Compressor, Part, Selection, concatenate, split, typed_key
+from def_jax.compressors.base import Compressor, Layout, Part, Selection, typed_key
 from def_jax.compressors.blocks import Block
 
 __all__ = ['random_k']
@@ -48,7 +48,7 @@ def random_k(ratio: float) -> Compressor:
     def parts(like) -> list[Part]:
         return [Part(cell.num_cells, cell.size) for cell in cells_of(like)]
 
-    def select(key, step, like) -> Selection:
+    def select(key, step, like, layout) -> Selection:
         sizes = [leaf.size for leaf in jax.tree.leaves(like)]
         check_indexable(((size,), size) for size in sizes)  # elements are gathered by int32
         cells = cells_of(like)
@@ -57,11 +57,11 @@ def random_k(ratio: float) -> Compressor:
 
         def take(tree):
             leaves = zip(cells, jax.tree.leaves(tree), drawn, strict=True)
-            return concatenate([cell.take(x, place) for cell, x, place in leaves])
+            return layout.join([cell.take(x, place) for cell, x, place in leaves])
 
         def replace(tree, message):
             leaves, treedef = jax.tree.flatten(tree)
-            placed = zip(cells, leaves, split(message, counts), drawn, strict=True)
+            placed = zip(cells, leaves, layout.split(message, counts), drawn, strict=True)
             return jax.tree.unflatten(treedef, [cell.replace(x, m, place) for cell, x, m, place in placed])
 
         return Selection(take, replace)
@@ -121,4 +121,5 @@ def _draw_places(key: jax.Array, cells: Sequence[_Cells]) -> list[jax.Array]:
     counts = [cell.num_cells for cell in cells]
     sizes = [jnp.full(cell.num_cells, cell.size, jnp.uint32) for cell in cells]
     bounds = jnp.concatenate([jnp.zeros(0, jnp.uint32), *sizes])
-    return split(jax.random.randint(key, bounds.shape, 0, bounds, jnp.uint32), counts)
+    drawn = jax.random.randint(key, bounds.shape, 0, bounds, jnp.uint32)
+    return Layout.dense(counts).split(drawn, counts)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from def_jax.checks import is_number
-from def_jax.compressors.base import Compressor, Part, Selection, ravel, unravel
+from def_jax.compressors.base import Compressor, Part, Selection
 
 __all__ = ['identity', 'scaled']
 
@@ -37,16 +37,18 @@ def scaled(delta: float) -> Compressor:
     def parts(like) -> list[Part]:
         return [Part(math.prod(x.shape), delta**-2) for x in jax.tree.leaves(like)]
 
-    def select(key, step, like) -> Selection:
-        del key, step, like
+    def select(key, step, like, layout) -> Selection:
+        del key, step
+        sizes = [math.prod(x.shape) for x in jax.tree.leaves(like)]
 
         def take(tree):
-            return ravel(jax.tree.map(lambda x: delta * x.astype(jnp.float32), tree))
+            return layout.join([delta * x.astype(jnp.float32).reshape(-1) for x in jax.tree.leaves(tree)])
 
         def replace(tree, message):
-            return jax.tree.map(
-                lambda x, m: (x + (m - delta * x)).astype(x.dtype), tree, unravel(message, tree)
-            )
+            leaves, treedef = jax.tree.flatten(tree)
+            parts = zip(leaves, layout.split(message, sizes), strict=True)
+            placed = [(x + (m.reshape(x.shape) - delta * x)).astype(x.dtype) for x, m in parts]
+            return jax.tree.unflatten(treedef, placed)
 
         return Selection(take, replace)
 

@@ -12,6 +12,8 @@ from def_jax.types import AxisName, PyTree
 
 __all__ = [
     'all_gather',
+    'all_to_all',
+    'axis_index',
     'check_axis_name',
     'num_workers',
     'pmean',
@@ -60,6 +62,21 @@ def _gather_tracked(x: jax.Array, name: str) -> jax.Array:
     # Older versions only know it of sums.
     places = jnp.arange(lax.axis_size(name)).reshape(-1, *[1] * x.ndim)
     return lax.psum(jnp.where(places == lax.axis_index(name), x[None], jnp.zeros((), x.dtype)), name)
+
+
+def all_to_all(rows: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Row k of every worker's rows [K, ...], for worker k, in the order of the workers: [K, ...]."""
+    names = axis_names(axis_name)
+    sizes = tuple(lax.axis_size(name) for name in names)
+    exchanged = rows.reshape(*sizes, *rows.shape[1:])
+    for axis, name in enumerate(names):  # one after the other, since vmap can't map several at once
+        exchanged = lax.all_to_all(exchanged, name, axis, axis, tiled=True)
+    return exchanged.reshape(rows.shape)
+
+
+def axis_index(axis_name: AxisName) -> jax.Array:
+    """k, the number of this worker, int32 []; 0 for `axis_name=None`."""
+    return lax.axis_index(axis_names(axis_name)) if axis_name is not None else jnp.int32(0)
 
 
 def _not_bound(axis_name: AxisName) -> ValueError:

@@ -9,16 +9,24 @@ import optax
 
 from def_jax.checks import check_floating, check_state, check_updates
 from def_jax.mesh.collectives import check_axis_name
-from def_jax.mesh.shards import WHOLE, Shards
+from def_jax.mesh.shards import current_shards
 from def_jax.mesh.varying import OWN_PARAMS, check_not_summed
 from def_jax.types import AxisName, PyTree
 
-__all__ = ['float32_updates', 'float32_zeros', 'is_link', 'link', 'link_states']
+__all__ = [
+    'check_nothing_precedes',
+    'check_surroundings',
+    'float32_updates',
+    'float32_zeros',
+    'is_link',
+    'link',
+    'link_states',
+]
 
 
 def link(
     init: Callable[[PyTree], Any],
-    step: Callable[[PyTree, Any, Shards], tuple[PyTree, Any]],
+    step: Callable[[PyTree, Any], tuple[PyTree, Any]],
     axis_name: AxisName,
     state_type: type = object,
     *,
@@ -37,7 +45,7 @@ def link(
             otherwise the compiler divides the work, and tensors are whole.
 
     Returns:
-        The transformation. Updates keep their dtypes. `def_jax.spmd` passes the extra argument `shards`.
+        The transformation. Updates keep their dtypes.
 
     Raises:
         ValueError: if `axis_name` is not a name; in `update`, if it is not that of `def_jax.spmd`, the state
@@ -45,14 +53,15 @@ def link(
     """
     check_axis_name(axis_name)
 
-    def update_fn(updates, state, params=None, *, shards: Shards = WHOLE, **extra_args):
+    def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
         check_state(state, state_type)
+        shards = current_shards()
         shards.check_axis_name(axis_name)
         check_not_summed(updates, axis_name, point)
 
         def one_step(updates, state):
-            applied, state = step(updates, state, shards)
+            applied, state = step(updates, state)
             return optax.tree.cast_like(applied, updates), state
 
         return (shards.map if by_shards else shards.whole)(one_step, updates, state)
@@ -68,6 +77,57 @@ def is_link(node: Any) -> bool:
 def link_states(opt_state: PyTree) -> list[Any]:
     """The states of all links in an optimizer's state, in order."""
     return [node for node in jax.tree.leaves(opt_state, is_leaf=is_link) if is_link(node)]
+
+
+def check_surroundings(opt_state: PyTree, caller: str) -> None:
+    """Raises ValueError if a wrapper around a link, or what follows it, can't work: as far as the state "
+    "tells."""
+    for kind, cure in _AROUND.items():
+        nodes = jax.tree.leaves(opt_state, is_leaf=lambda node, kind=kind: isinstance(node, kind))
+        if any(isinstance(node, kind) and link_states(node) for node in nodes):
+            raise ValueError(f'{caller}: the optimizer that communicates is inside {cure}')
+    for node in jax.tree.leaves(opt_state, is_leaf=_is_chain):
+        bare = [i for i, part in enumerate(node) if _is_bare(part)] if _is_chain(node) else []
+        after = node[bare[-1] + 1 :] if bare else ()
+        if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in jax.tree.leaves(after)):
+            raise ValueError(
+                f'{caller}: an optimizer stands after def_jax.error_feedback in the chain, so that it is given '
+                "updates in place of gradients. Pass the worker's optimizer to error_feedback as inner=, or put it "
+                'before.'
+            )
+
+
+def check_nothing_precedes(opt_state: PyTree) -> None:
+    """Raises ValueError if per-worker state stands before a link in a chain, where nothing declares it so."""
+    for node in jax.tree.leaves(opt_state, is_leaf=_is_chain):
+        links = [i for i, part in enumerate(node) if is_link(part)] if _is_chain(node) else [0]
+        before = [part for part in (node[: links[-1]] if links[-1] else ()) if not is_link(part)]
+        if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(before)):
+            raise ValueError(
+                'a transformation with a state of its own precedes the link in the chain. Its state differs '
+                'between workers, as their gradients do: pass it to def_jax.error_feedback as inner=, e.g. '
+                'error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)). After def_jax.all_reduce_mean and '
+                'other links of gradients, put it behind the link.'
+            )
+
+
+_AROUND = {
+    optax.ApplyIfFiniteState: 'optax.apply_if_finite, which decides on each worker for itself: workers would '
+    'wait for each other forever. Pass skip_nonfinite=True to def_jax.error_feedback instead: it skips the '
+    'step on all of them.',
+    optax.MultiStepsState: 'optax.MultiSteps, which communicates at every step and may skip some on one '
+    'worker alone. Pass every=... to def_jax.error_feedback, or accumulate gradients before the optimizer, as '
+    'in docs/how_to/own_optimizer.md; def_jax.spmd has accumulate=.',
+}
+
+
+def _is_chain(node: Any) -> bool:
+    return type(node) is tuple and any(map(is_link, node))
+
+
+def _is_bare(node: Any) -> bool:
+    """Whether a node is the state of a link whose optimizer is what precedes it in the chain."""
+    return is_link(node) and isinstance(getattr(node, 'inner', None), optax.EmptyState)
 
 
 def float32_zeros(params: PyTree) -> PyTree:

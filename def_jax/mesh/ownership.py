@@ -1,33 +1,31 @@
 """Which leaves of an optimizer's state are per-worker, and which are replicated.
 
-The `per_worker` property of a link's state names the fields that differ between workers. Transformations
-before a link in a chain see only local gradients, so their state belongs to one worker; transformations after
-it see only values on which all workers agree.
+The `per_worker` property of a link's state names the fields that differ between workers: its residual, and
+the state of the worker's optimizer, which it wraps. Everything else sees only values on which all workers
+agree.
 """
 
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey, GetAttrKey
 
-from def_jax.mesh.link import is_link, link_states
+from def_jax.mesh.link import check_nothing_precedes, check_surroundings, is_link, link_states
 from def_jax.mesh.specs import specs_like, tree_of_specs
 from def_jax.types import PyTree
 
 __all__ = [
     'abstract_state',
     'each',
-    'holds',
     'own_leaves',
     'state_specs',
 ]
 
 
 def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
-    """Which leaves of an optimizer's state differ between workers.
+    """Which leaves of an optimizer's state differ between workers: what links say of theirs, and no others.
 
     Args:
         optimizer: a transformation that contains a link: `error_feedback`, `ef21` or `all_reduce_mean`.
@@ -36,11 +34,9 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
     Returns:
         A pytree like `optimizer.init(params)` of Python booleans, True where workers differ.
 
-    Integers and booleans outside the links count as shared: they must not depend on gradients, which differ.
-
     Raises:
-        ValueError: if the optimizer contains no link, or `optax.apply_if_finite`, whose counts depend on
-            gradients.
+        ValueError: if the optimizer contains no link, or something around or before one whose state would
+            differ between workers.
 
     >>> import jax.numpy as jnp, def_jax
     >>> own_leaves(def_jax.ef21(def_jax.random_block(2), None), jnp.zeros(4))
@@ -49,18 +45,22 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
     state = abstract_state(optimizer, params)
     if not link_states(state):
         raise ValueError(
-            'the optimizer holds no link that communicates, so its workers would drift apart. Add '
-            'def_jax.error_feedback(...) at the end of the chain, or def_jax.all_reduce_mean(...) at '
-            'its start.'
+            'the optimizer holds no link that communicates, so its workers would drift apart. Wrap it in '
+            'def_jax.error_feedback(..., inner=...), or put def_jax.all_reduce_mean(...) first in the chain.'
         )
-    if holds(state, optax.ApplyIfFiniteState):
-        raise ValueError(
-            'optax.apply_if_finite decides on each worker for itself, so workers would drift apart. Pass '
-            'skip_nonfinite=True to def_jax.error_feedback instead: it skips the step on all of them.'
+    check_surroundings(state, 'def_jax')
+    check_nothing_precedes(state)
+
+    def flags(node):
+        if not is_link(node):
+            return False
+        named = [(GetAttrKey(name),) for name in node.per_worker]
+        entries = [(GetAttrKey('extra'), DictKey(name)) for name in node.per_worker]
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path[:1] in named or path[:2] in entries, node
         )
-    # Floating-point scalars may differ too: some optimizers estimate step sizes from local gradients.
-    flags = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.floating), state)
-    return _own(flags)
+
+    return jax.tree.map(flags, state, is_leaf=is_link)
 
 
 def state_specs(
@@ -87,9 +87,9 @@ def state_specs(
             another structure than `params`.
 
     >>> import jax.numpy as jnp, optax, def_jax
-    >>> chain = optax.chain(optax.trace(0.9), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
-    >>> specs = state_specs(chain, jnp.zeros(4))
-    >>> tuple(specs[0].trace), tuple(specs[1].residual), tuple(specs[1].step)
+    >>> blocks = def_jax.random_block(2)
+    >>> specs = state_specs(def_jax.error_feedback(blocks, 'workers', inner=optax.trace(0.9)), jnp.zeros(4))
+    >>> tuple(specs.inner.trace), tuple(specs.residual), tuple(specs.step)
     (('workers',), ('workers',), ())
     """
     specs = tree_of_specs(param_specs, params, axis_name)
@@ -108,12 +108,6 @@ def abstract_state(optimizer: optax.GradientTransformation, params: PyTree) -> P
     )
 
 
-def holds(opt_state: PyTree, kind: type) -> bool:
-    """Whether a state of this type is anywhere in an optimizer's state."""
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
-    return any(isinstance(node, kind) for node in nodes)
-
-
 def each(function: Callable, own: PyTree, *trees: PyTree) -> PyTree:
     """`function(mine, *leaves)` over the leaves of trees, of which `own`, booleans, is a prefix.
 
@@ -125,22 +119,3 @@ def each(function: Callable, own: PyTree, *trees: PyTree) -> PyTree:
         return jax.tree.map(lambda *leaves: function(mine, *leaves), *parts)
 
     return jax.tree.map(below, own, *trees)
-
-
-def _own(node: PyTree) -> PyTree:
-    """Flags as given outside chains, False after the last link of a chain, as declared within a link."""
-    if is_link(node):
-        named = [GetAttrKey(name) for name in node.per_worker]
-        entries = [(GetAttrKey('extra'), DictKey(name)) for name in node.per_worker]
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[0] in named or path[:2] in entries, node)
-    if isinstance(node, bool):
-        return node
-    if isinstance(node, (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)):
-        # Set by schedules and by hand, never by gradients.
-        return jax.tree.map(lambda _: False, node)._replace(inner_state=_own(node.inner_state))
-    if type(node) is tuple and any(links := [bool(link_states(part)) for part in node]):
-        last = len(links) - 1 - links[::-1].index(True)
-        shared = [jax.tree.map(lambda _: False, part) for part in node[last + 1 :]]
-        return (*map(_own, node[: last + 1]), *shared)
-    children, treedef = jax.tree.flatten(node, is_leaf=lambda child: child is not node)
-    return jax.tree.unflatten(treedef, [_own(child) for child in children])

@@ -5,8 +5,10 @@ A block that lies anywhere in a sharded tensor is the exception: to cut it out, 
 tensor. So a link that cuts blocks maps itself over the worker's devices, too, and cuts from each shard.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,55 +16,23 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from def_jax.compressors.base import Compressor, Selection
 from def_jax.mesh.specs import spec_axes, specs_like
 from def_jax.mesh.varying import axis_names
 from def_jax.types import AxisName, PyTree
 
-__all__ = ['WHOLE', 'Shards', 'Tape']
-
-
-class Tape:
-    """What the links of an optimizer returned in one update, in order, to be returned again in a second.
-
-    `def_jax.spmd` runs what lies before the links at each worker's detached point, and what lies after them
-    at x. The two updates share what the links did in the first.
-    """
-
-    def __init__(self):
-        self.results: list[Any] = []
-        self.states: list[Any] = []  # before the update: one may hold several links
-        self._again: int | None = None
-
-    def rewind(self, results: list[Any]) -> None:
-        """From now on, links return these."""
-        self.results, self._again = results, 0
-
-    def run(self, link: Callable[[], Any], state: Any) -> Any:
-        """What a link returns; in a second update, what it returned in the first."""
-        if self._again is None:
-            self.states.append(state)
-            self.results.append(link())
-            return self.results[-1]
-        self._again += 1
-        return self.results[self._again - 1]
+__all__ = ['Shards', 'current_shards', 'sharded']
 
 
 class Shards(NamedTuple):
-    """How a worker's devices share its tensors; the default is a worker of one device.
-
-    `spmd` passes it to the links of a chain as the extra argument `shards` of their `update`.
-    """
+    """How a worker's devices share its tensors; the default is a worker of one device."""
 
     workers: AxisName = None  # the mesh axes over workers
     axes: tuple[str, ...] = ()  # the mesh axes over a worker's devices
     specs: PyTree = P()  # PartitionSpecs like params, which name only `axes`
-    tape: Tape | None = None  # records what the links return
 
     def whole(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
         """`update(updates, state)` of a link that sees whole tensors."""
-        update = _on_auto_axes(update, updates, state)
-        return self.tape.run(lambda: update(updates, state), state) if self.tape else update(updates, state)
+        return _on_auto_axes(update, updates, state)(updates, state)
 
     def check_axis_name(self, axis_name: AxisName) -> None:
         """Raises ValueError unless a link averages over the workers, and over nothing else."""
@@ -81,8 +51,7 @@ class Shards(NamedTuple):
             state: the link's state.
 
         Raises:
-            ValueError: if `updates` has leaves that are no leaves of the parameters; before JAX 0.10, if the
-                link has a traced number.
+            ValueError: if `updates` has leaves that are no leaves of the parameters.
         """
         if not self.axes:
             return self.whole(update, updates, state)
@@ -91,39 +60,22 @@ class Shards(NamedTuple):
         mapped = jax.shard_map(
             update, axis_names=set(self.axes), in_specs=specs, out_specs=specs, check_vma=False
         )
-        try:
-            return self.whole(mapped, updates, state)
-        except ValueError as error:
-            if jax.__version_info__ >= (0, 10) or 'should match the aval mesh' not in str(error):
-                raise
-            raise ValueError(
-                f'before JAX 0.10 (here {jax.__version__}), numbers of a link do not reach the shards of a '
-                "worker as arrays: with optax.inject_hyperparams, pass static_args=('ratio', 'detach', ...), "
-                'or update JAX.'
-            ) from error
+        return self.whole(mapped, updates, state)
 
     def all(self, flag: jax.Array) -> jax.Array:
         """Whether a condition, bool [], holds on all devices of this worker."""
         return lax.pmin(flag.astype(jnp.int32), self.axes) > 0 if self.axes else flag
 
-    def mean(self, x: jax.Array) -> jax.Array:
-        """The mean over the devices of this worker."""
-        return lax.pmean(x, self.axes) if self.axes else x
+    def sum(self, x: jax.Array) -> jax.Array:
+        """The sum over the devices of this worker."""
+        return lax.psum(x, self.axes) if self.axes else x
 
-    def energy(
-        self, compressor: Compressor, selection: Selection, message: jax.Array, like: PyTree
-    ) -> jax.Array:
-        """`compressor.energy` of all shards together; `like` is the tree of this device's shards."""
+    def shares(self, like: PyTree) -> list[float]:
+        """For every tensor, 1/r if r devices of this worker hold each of its elements."""
         if not self.axes:
-            return compressor.energy(message, like)
-
-        # A tensor that r devices hold counts once: each contributes 1/r of its energy.
-        def weight(x, spec):
-            copies = lax.axis_size(tuple(name for name in self.axes if name not in spec_axes(spec)))
-            return jnp.full(x.shape, copies**-0.5, jnp.float32)
-
-        weights = jax.tree.map(weight, like, self._specs_of(like))
-        return lax.psum(compressor.energy(message * selection.take(weights), like), self.axes)
+            return [1.0] * len(jax.tree.leaves(like))
+        held = [spec_axes(spec) for spec in jax.tree.leaves(self._specs_of(like))]
+        return [1 / lax.axis_size(tuple(n for n in self.axes if n not in axes)) for axes in held]
 
     def _specs_of(self, tree: PyTree) -> PyTree:
         """The specs of a tree that has all leaves of the parameters or some of them."""
@@ -141,7 +93,23 @@ class Shards(NamedTuple):
         return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-WHOLE = Shards()
+_WHOLE = Shards()
+_CURRENT: ContextVar[Shards] = ContextVar('shards', default=_WHOLE)
+
+
+def current_shards() -> Shards:
+    """How the worker whose step is traced shares its tensors."""
+    return _CURRENT.get()
+
+
+@contextlib.contextmanager
+def sharded(shards: Shards) -> Iterator[None]:
+    """Traces links for workers whose devices share tensors like this, whatever wraps the links."""
+    token = _CURRENT.set(shards)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
 
 
 def _on_auto_axes(update: Callable, updates: PyTree, state: PyTree) -> Callable:

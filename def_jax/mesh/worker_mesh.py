@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.ownership import each
@@ -44,6 +44,11 @@ class WorkerMesh:
     def num_workers(self) -> int:
         """K."""
         return math.prod(self.mesh.shape[name] for name in self.names)
+
+    @property
+    def abstract_auto(self) -> AbstractMesh:
+        """The mesh with all axes Auto."""
+        return self._auto.abstract_mesh
 
     def worker_of_devices(self) -> list[int]:
         """The worker of each device, in the mesh's order."""

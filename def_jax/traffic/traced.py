@@ -11,11 +11,15 @@ from def_jax.types import AxisName, PyTree
 
 __all__ = ['Message', 'Traffic', 'inner_programs', 'traffic', 'traffic_of']
 
-Operation = Literal['all-reduce', 'all-gather']
+Operation = Literal['all-reduce', 'all-gather', 'all-to-all', 'reduce-scatter', 'collective-permute']
 _OPERATIONS: dict[str, Operation] = {
     'psum': 'all-reduce',
     'psum_invariant': 'all-reduce',
     'all_gather': 'all-gather',
+    'all_gather_invariant': 'all-gather',
+    'all_to_all': 'all-to-all',
+    'reduce_scatter': 'reduce-scatter',
+    'ppermute': 'collective-permute',
 }
 
 
@@ -26,9 +30,14 @@ class Message(NamedTuple):
     bytes: int
 
     def wire_bytes(self, num_workers: int) -> float:
-        """Bytes sent on a ring of K workers: 2·(K - 1)/K of a message to reduce it, K - 1 to gather it."""
-        hops = num_workers - 1
-        return self.bytes * hops * (2 / num_workers if self.operation == 'all-reduce' else 1)
+        """Bytes that each of K workers sends: of a ring, where the operation has one."""
+        others = num_workers - 1
+        share = {
+            'all-reduce': 2 * others / num_workers,
+            'all-gather': others,
+            'collective-permute': 1,
+        }
+        return self.bytes * share.get(self.operation, others / num_workers)
 
 
 class Traffic(NamedTuple):

@@ -83,7 +83,7 @@ SIGNS = -(-SIZE // 32) + 6  # and a magnitude for each of six tensors
         (Contender('', 'onebit_adam', options={'freeze_after': 200}), (SIZE + 3 * SIGNS) / 4, 0),
         (Contender('', 'powersgd', 16), 64 + 64 + 64 + 2 * 64 + 10 + 64 + 64 + 10, 7 / 4),
         # int8: in bytes, two digits for each of six tensors, and a flag.
-        (Contender('', 'sparta', 16, options={'wire_dtype': 'int8'}), (561 + 6 * 2 + 1) / 4, 7 / 4),
+        (Contender('', 'sparta', 16, options={'bits': 8}), (561 + 6 * 2 + 1) / 4, 7 / 4),
     ],
 )
 def test_bytes_a_step(contender, payload, hops):

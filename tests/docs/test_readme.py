@@ -150,7 +150,7 @@ def test_what_readme_says_of_the_methods_is_what_they_allow(name):
     assert said['a worker shards its model (FSDP)'] == allows(check_config, config)
     compressor = method.compressor(1)
     arguments = (optax.identity(), optax.sgd(0.1), 'workers', compressor)
-    assert said['messages in int8'] == allows(method.optimizer, *arguments, wire_dtype='int8')
+    assert said['messages in int8'] == allows(method.optimizer, *arguments, bits=8)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ PARAMS = {'w': jnp.ones((8, 4)), 'b': jnp.ones(4)}
 SHUFFLED = {'order': 'shuffled', 'allocation': 'balanced'}
 # Every option of a block and of the link, several at once where they can be combined.
 OPTIONS = [
-    ({}, {'detach': 'auto', 'wire_dtype': 'int8', 'skip_nonfinite': True}),
+    ({}, {'detach': 'auto', 'bits': 8, 'skip_nonfinite': True}),
     (SHUFFLED, {'detach': 'auto', 'wire_dtype': jnp.bfloat16, 'decay': 0.9, 'average_every': 3}),
     ({'granularity': 'model', 'order': 'cyclic'}, {'every': 2, 'outer': optax.sgd(0.7, 0.9, nesterov=True)}),
     ({'granularity': 'model', **SHUFFLED, 'allocation': 'proportional'}, {'overlap': True, 'detach': 'auto'}),

@@ -98,7 +98,7 @@ def test_what_would_drift_or_wait_is_refused_at_trace(optimizer, message):
 # --- Both kinds of axes, one worker, extra arguments --------------------------------------------------------
 
 
-INT8 = optax.chain(sgd(), link(wire_dtype='int8'))
+INT8 = optax.chain(sgd(), link(bits=8))
 
 
 def test_explicit_axes_train_as_auto_axes_do():
@@ -190,7 +190,7 @@ def test_arrays_may_lie_anywhere(kind):
 @pytest.mark.parametrize('params', [jnp.ones(2), {'energy': jnp.ones(2)}], ids=['bare', 'namesake'])
 def test_a_number_is_not_a_parameter_of_its_shape(params):
     """Nor of its name: the key, the energy of 'auto' and the units of int8 are whole on every device."""
-    optimizer = optax.chain(sgd(), link(detach='auto', wire_dtype='int8', outer=optax.sgd(1.0, 0.9)))
+    optimizer = optax.chain(sgd(), link(detach='auto', bits=8, outer=optax.sgd(1.0, 0.9)))
     specs = def_jax.state_specs(optimizer, params, P('shard'))
     state = specs[-1]
     assert {state.key, state.extra['energy'], state.extra['wire_squares']} == {P()}

@@ -101,7 +101,7 @@ def test_only_blocks_cross_and_no_more_is_gathered_than_by_plain_fsdp():
 @pytest.mark.slow
 def test_a_narrow_message_crosses_with_its_units_and_a_flag():
     """Two digits for each of three tensors, and the flag."""
-    compiled = compile_loop(optax.adam(0.1), skip_nonfinite=True, wire_dtype=jnp.int8)
+    compiled = compile_loop(optax.adam(0.1), skip_nonfinite=True, bits=8)
     assert_the_message_alone_crosses(compiled, 2 * 3 + 1)
 
 

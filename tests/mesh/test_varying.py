@@ -86,7 +86,7 @@ NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
 OPTIMIZERS = {
     'auto': optax.chain(optax.adamw(0.01), feedback(detach='auto', outer=NESTEROV)),
     'skipping, int8': def_jax.hold_skipped(
-        optax.chain(optax.sgd(0.1, momentum=0.9), feedback(skip_nonfinite=True, wire_dtype=jnp.int8))
+        optax.chain(optax.sgd(0.1, momentum=0.9), feedback(skip_nonfinite=True, bits=8))
     ),
     'every': optax.chain(optax.sgd(0.1), feedback(every=2, decay=0.9)),
     'injected': optax.inject_hyperparams(def_jax.def_adamw, static_args=('ratio', 'axis_name', 'detach'))(

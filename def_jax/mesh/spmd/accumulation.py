@@ -1,39 +1,54 @@
 """Several gradients for a message: what `optax.MultiSteps` does, decided for all workers at once."""
 
-from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 
 from def_jax.types import PyTree
 
-__all__ = ['update']
+__all__ = ['AccumulationState', 'accumulated']
 
 
-def update(
-    send: Callable, every: int, grads: PyTree, state: optax.MultiStepsState, zeros: PyTree
-) -> tuple[PyTree, optax.MultiStepsState]:
-    """One call: at every `every`-th, the optimizer's step with the mean gradient, else nothing is sent.
+class AccumulationState(NamedTuple):
+    """State of `accumulated`."""
 
-    Args:
-        send: maps gradients and the optimizer's state to updates and its new state.
-        every: calls per step.
-        grads: stacked over workers.
-        state: of `optax.MultiSteps`.
-        zeros: updates that change nothing.
-    """
-    count = state.mini_step
-    grads = jax.tree.map(lambda kept, grad: kept + (grad - kept) / (count + 1), state.acc_grads, grads)
-    last = count == every - 1
+    count: jax.Array  # int32 [], gradients since the last message
+    grads: Any  # their mean; per-worker
+    inner_state: PyTree  # of the optimizer
 
-    def step(inner):
-        return (*send(grads, inner), optax.tree.zeros_like(grads))
 
-    updates, inner, kept = lax.cond(last, step, lambda inner: (zeros, inner, grads), state.inner_opt_state)
-    return updates, state._replace(
-        mini_step=(count + 1) % every,
-        gradient_step=state.gradient_step + last,
-        inner_opt_state=inner,
-        acc_grads=kept,
-    )
+class _Gradients(NamedTuple):
+    tree: PyTree  # like params
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        return ('tree',)
+
+
+def accumulated(optimizer: optax.GradientTransformation, every: int) -> optax.GradientTransformationExtraArgs:
+    """Calls the optimizer with the mean of `every` gradients at every such call; other updates are zero."""
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params):
+        return AccumulationState(
+            jnp.zeros((), jnp.int32), _Gradients(optax.tree.zeros_like(params)), inner.init(params)
+        )
+
+    def update(grads, state, params=None, **extra_args):
+        grads = jax.tree.map(lambda kept, g: kept + (g - kept) / (state.count + 1), state.grads.tree, grads)
+
+        def step(grads, inner_state):
+            updates, inner_state = inner.update(grads, inner_state, params, **extra_args)
+            return updates, inner_state, optax.tree.zeros_like(grads)
+
+        def wait(grads, inner_state):
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), grads), inner_state, grads
+
+        last = state.count == every - 1
+        updates, inner_state, grads = lax.cond(last, step, wait, grads, state.inner_state)
+        return updates, AccumulationState((state.count + 1) % every, _Gradients(grads), inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)

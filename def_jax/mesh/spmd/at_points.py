@@ -6,7 +6,7 @@ function that has convolutions is mapped by `jax.shard_map` instead, in which co
 worker alone and an inner `jax.shard_map` takes no mesh.
 """
 
-import functools
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,19 +20,9 @@ from jax.sharding import PartitionSpec as P
 from def_jax.error_feedback import ErrorFeedbackState, detached_params
 from def_jax.mesh.link import link_states
 from def_jax.mesh.specs import spec_axes
-from def_jax.mesh.spmd.trained import combined
-from def_jax.mesh.varying import axis_names
 from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.traffic.traced import inner_programs
 from def_jax.types import PyTree
-
-# What JAX says of a PartitionSpec for which there is no mesh.
-_WITHOUT_MESH = ('requires a non-empty mesh', 'not under a mesh context')
-# And of the types of an inner `jax.shard_map` that `jax.vmap` maps, before JAX 0.10.
-_OF_TYPES = ('requires varying manual axes to match', '_psum_invariant')
-
-# And of an array that a `jax.shard_map` reads from around it.
-_CLOSES_OVER = ('Closing over inputs to shard_map', 'should match the aval mesh')
 
 __all__ = ['check_arguments', 'detaches', 'divide', 'placed_gradients', 'point', 'run']
 
@@ -88,12 +78,13 @@ def run(
         )
     divided = {i: divide(workers, given[i], f'argument {i}' if len(args) > 2 else 'batch') for i in split}
     numbers = workers.place(jnp.arange(workers.num_workers), P(workers.axis_name))
-    same = given | dict.fromkeys(split), kwargs
-    arrays = jax.tree.map(functools.partial(_shared, workers), same)
+    leaves, treedef = jax.tree.flatten((given | dict.fromkeys(split), kwargs))
+    arrays = [_shared(workers, x) if isinstance(x, jax.Array) else None for x in leaves]
 
     def worker(mine, arrays):
         point, divided, number = mine
-        given, kwargs = combined(same, arrays)
+        same = [x if array is None else array for x, array in zip(leaves, arrays, strict=True)]
+        given, kwargs = jax.tree.unflatten(treedef, same)
         folded = {i: jax.tree.map(lambda key: _folded(key, number), given[i]) for i in keys}
         return function(point, *(given | divided | folded).values(), **kwargs)
 
@@ -111,10 +102,8 @@ def _folded(key: jax.Array, number: jax.Array) -> jax.Array:
     return fold(key)
 
 
-def _shared(workers: WorkerMesh, x: Any) -> jax.Array | None:
-    """An array where all workers can take it, as an argument of the mapped function; None for others."""
-    if not isinstance(x, jax.Array):
-        return None
+def _shared(workers: WorkerMesh, x: jax.Array) -> jax.Array:
+    """An array where all workers can take it, as an argument of the mapped function."""
     if workers.explicit and spec_axes(jax.typeof(x).sharding.spec) & set(workers.names):
         return workers.place(x, P())
     return x
@@ -124,52 +113,39 @@ def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: 
     """`worker(mine, shared)` of all workers, with results stacked."""
     axis, size = workers.axis_name, workers.num_workers
     mapped = jax.vmap(worker, in_axes=(0, None), spmd_axis_name=axis, axis_size=size)
-    traced = _traced(workers, mapped, (stacked, shared))
-    if traced is None or _has_convolutions(traced[0].jaxpr):
-        return _by_shard_map(workers, worker, stacked, shared)
-    program, shapes = traced
+    by_shard_map = workers.map(worker, (True, False), True)
+    try:
+        with _mesh_context(workers):
+            program, shapes = jax.make_jaxpr(mapped, return_shape=True)(stacked, shared)
+    except Exception as error:
+        # On Explicit axes, vmap can't map a convolution at all.
+        if workers.explicit and _calls_convolutions(workers, worker, stacked, shared):
+            return by_shard_map(stacked, shared)
+        error.add_note(
+            f'def_jax.spmd runs the function on every worker, on a part of the batch, mapped over {axis!r}: '
+            f'its sharding constraints may name {sorted(workers.inside)} alone.'
+        )
+        raise
+    if _has_convolutions(program.jaxpr):
+        return by_shard_map(stacked, shared)
     flat = jaxpr_as_fun(program)(*jax.tree.leaves((stacked, shared)))
     return jax.tree.unflatten(jax.tree.structure(shapes), flat)
 
 
-def _by_shard_map(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> PyTree:
-    try:
-        return workers.map(worker, (True, False), True)(stacked, shared)
-    except (NotImplementedError, ValueError) as error:
-        if not any(part in str(error) for part in _CLOSES_OVER):
-            raise
-        raise ValueError(
-            'the function reads an array on the mesh that is none of its arguments. On Explicit axes, one '
-            'with convolutions cannot: pass the array as an argument, which all workers share unless split '
-            'or keys names it.'
-        ) from error
+def _mesh_context(workers: WorkerMesh) -> contextlib.AbstractContextManager:
+    """A mesh for PartitionSpecs in the function, as within a `jax.shard_map`, where the user has set none."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh)
+    return contextlib.nullcontext()
 
 
-def _traced(workers: WorkerMesh, mapped: Callable, args: tuple[PyTree, ...]) -> Any:
-    """The program, and the shapes of its results; None if `jax.vmap` cannot map it on Explicit axes."""
-    try:
-        return jax.make_jaxpr(mapped, return_shape=True)(*args)
-    except Exception as error:
-        kind, text = type(error).__name__, str(error)
-        if any(part in text for part in _WITHOUT_MESH) and jax.sharding.get_abstract_mesh().empty:
-            with jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh):  # as within a `jax.shard_map`
-                return _traced(workers, mapped, args)
-        twice = kind == 'DuplicateSpecError' and any(
-            f'`{name}`' in text for name in axis_names(workers.axis_name)
-        )
-        if twice or 'spmd_axis_name' in text:
-            raise ValueError(
-                f'a sharding constraint of the function names {workers.axis_name!r}, the axis over workers: '
-                f'each runs it on its own part, so it may name {sorted(workers.inside)} alone.'
-            ) from error
-        if jax.__version_info__ < (0, 10) and any(part in text for part in _OF_TYPES):
-            raise ValueError(
-                'the function has a jax.shard_map, whose types cannot be mapped over workers before JAX 0.10 '
-                f'(here {jax.__version__}): pass check_vma=False to it, or update JAX.'
-            ) from error
-        if kind == 'ShardingTypeError':  # the groups of a convolution, for one
-            return None
-        raise
+def _calls_convolutions(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> bool:
+    def one(x):
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+
+    with jax.sharding.use_abstract_mesh(workers.abstract_auto):
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared)
+        return _has_convolutions(jax.make_jaxpr(worker)(jax.tree.map(one, stacked), shapes).jaxpr)
 
 
 def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:

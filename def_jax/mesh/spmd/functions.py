@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from def_jax.checks import (
+    check_extra_arguments,
     check_floating,
     check_integer,
     check_leading_axis,
@@ -25,12 +26,14 @@ from def_jax.checks import (
 from def_jax.error_feedback import output_params
 from def_jax.mesh.collectives import check_axis_name
 from def_jax.mesh.link import link_states
+from def_jax.mesh.memory import in_memory
 from def_jax.mesh.ownership import abstract_state, own_leaves, state_specs
 from def_jax.mesh.regrouping import num_stacked, regroup
+from def_jax.mesh.shards import Shards, sharded
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
-from def_jax.mesh.spmd import accumulation, after_link, at_points
-from def_jax.mesh.spmd.eager import Recent, compiled_method, compiled_once, signature
-from def_jax.mesh.spmd.trained import combined, like, trained, untrained
+from def_jax.mesh.spmd import at_points
+from def_jax.mesh.spmd.accumulation import accumulated
+from def_jax.mesh.spmd.eager import compiled_once
 from def_jax.mesh.spmd.transformation import Transformation
 from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
 from def_jax.traffic import crossing
@@ -38,6 +41,8 @@ from def_jax.traffic.hlo import Collective
 from def_jax.types import PyTree
 
 __all__ = ['Spmd', 'spmd']
+
+_KEPT = 8  # loss functions whose compiled gradients are kept, for those who do not call `jax.jit`
 
 
 def spmd(
@@ -57,8 +62,8 @@ def spmd(
         params = optax.apply_updates(params, updates)
 
     Args:
-        optimizer: a chain that contains a link, such as `error_feedback` with the same `axis_name`.
-            Transformations around the link see whole tensors, so any optax optimizer works.
+        optimizer: one that communicates, such as `error_feedback` with the same `axis_name`. The worker's
+            optimizer, its `inner`, and everything around it see whole tensors, so any optax optimizer works.
         mesh: axes over workers, and any number of axes over the devices within a worker. Its axes are all
             Auto or all Explicit.
         param_specs: how a worker's devices share the parameters: a PartitionSpec for all, or a pytree of them
@@ -74,7 +79,7 @@ def spmd(
 
     >>> import jax, jax.numpy as jnp, optax, def_jax
     >>> mesh = jax.make_mesh((1, 1), ('workers', 'shard'))  # two nodes of eight devices: (2, 8)
-    >>> optimizer = optax.chain(optax.adamw(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
+    >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers', inner=optax.adamw(0.1))
     >>> dist = def_jax.spmd(optimizer, mesh, jax.P('shard'))
     >>> params = {'w': jnp.ones(4)}
     >>> opt_state = dist.init(params)
@@ -97,7 +102,6 @@ class Spmd(Transformation):
 
     State and gradients are *stacked over workers*: per-worker values have a leading axis of size K, the
     number of workers, which is sharded over the workers' mesh axis. Parameters are not: they are replicated.
-    Leaves of the parameters that are no floating-point arrays (functions, integers) are not trained.
 
     It is an optax transformation itself, for what takes one: `TrainState.create(tx=...)`.
     """
@@ -110,13 +114,16 @@ class Spmd(Transformation):
         axis_name: str | tuple[str, ...],
         accumulate: int = 1,
     ):
-        self.optimizer = self._inner = optax.with_extra_args_support(optimizer)
-        if accumulate > 1:  # for its state; `update` decides for all workers at once when to send
-            self.optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
+        optimizer = optax.with_extra_args_support(optimizer)
+        self.optimizer = accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
-        self._workers, self._accumulate = WorkerMesh(mesh, axis_name), accumulate
-        self._programs = Recent()
+        self._workers = WorkerMesh(mesh, axis_name)
         self._params: PyTree = None  # abstract: those of the last update that was traced, for `check`
+        self._init, self._update, self._output_params, self._regroup = map(
+            compiled_once, (self._init, self._update, self._output_params, self._regroup)
+        )
+        self._gradients = functools.lru_cache(_KEPT)(self._gradients)
+        self._on_each = functools.lru_cache(_KEPT)(self._on_each)
 
     @property
     def num_workers(self) -> int:
@@ -137,10 +144,8 @@ class Spmd(Transformation):
         Raises:
             ValueError: if a parameter has no spec, or a dimension does not divide.
         """
-        params = trained(params)
         return self._init(self._workers.place(params, self._specs(params)))
 
-    @compiled_method
     def _init(self, params):
         init = self._workers.map(self.optimizer.init, (False,), own_leaves(self.optimizer, params))
         return self._workers.auto(init, self.state_specs(params))(params)
@@ -160,9 +165,10 @@ class Spmd(Transformation):
 
         Source: Algorithm 1, lines 4 to 6.
         """
-        gradient = jax.value_and_grad(loss_fn, has_aux=has_aux)
-        run = functools.partial(self._at_points, gradient, (1,), ())
-        return self._remembered((signature(loss_fn), has_aux), run)
+        return self._gradients(loss_fn, has_aux)
+
+    def _gradients(self, loss_fn, has_aux):
+        return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux))
 
     def at_points(
         self, grad_fn: Callable, split: tuple[int, ...] = (1,), keys: tuple[int, ...] = ()
@@ -181,8 +187,8 @@ class Spmd(Transformation):
             What is in neither `split` nor `keys` is the same for all workers: of a key there, all draw the
             same random numbers. Results are stacked over workers.
 
-        Outside of `jax.jit`, it is compiled once for each `grad_fn` and the variables that this reads from
-        around it; arguments that are no arrays are part of the program. `mesh.spmd.at_points` maps it.
+        Outside of `jax.jit`, it is compiled at its first call; arguments that are neither arrays nor floats
+        are part of the program. `mesh.spmd.at_points` maps it.
 
         Source: Algorithm 1, lines 4 to 6.
 
@@ -194,29 +200,22 @@ class Spmd(Transformation):
         (1, 4)
         """
         at_points.check_arguments(split, keys)
-        run = functools.partial(self._at_points, grad_fn, split, keys)
-        return self._remembered((signature(grad_fn), split, keys), run)
+        return self._on_mesh(functools.partial(self._at_points, grad_fn, split, keys))
 
-    def _remembered(self, key, run):
-        """Where it was asked for before, the function that may be compiled already."""
-        return self._programs.get(key, lambda: functools.partial(self._on_mesh, compiled_once(run)))
+    def _on_mesh(self, function):
+        compiled = compiled_once(function)
 
-    def _on_mesh(self, compiled, params, opt_state, *args, **kwargs):
-        weights, opt_state = self._placed(params, opt_state)  # so that it runs on the mesh
-        return compiled(combined(params, weights), opt_state, *args, **kwargs)
+        def call(params, opt_state, *args, **kwargs):
+            return compiled(*self._placed(params, opt_state), *args, **kwargs)  # so that it runs on the mesh
+
+        return call
 
     def _at_points(self, grad_fn, split, keys, params, opt_state, *args, **kwargs):
-        weights = trained(params)
-        own, specs = own_leaves(self.optimizer, weights), self._stacked_specs(weights)
+        own, specs = own_leaves(self.optimizer, params), self._stacked_specs(params)
         axes = jax.tree.map(lambda mine: 0 if mine else None, own)
         points = jax.vmap(at_points.point, in_axes=(None, axes), axis_size=self.num_workers)
-        points = self._workers.auto(points, specs)(weights, opt_state)
-
-        def at_point(point, rest, *args, **kwargs):
-            return grad_fn(combined(rest, point), *args, **kwargs)
-
-        args = untrained(params), *args
-        results = at_points.run(self._workers, at_point, points, args, kwargs, split, keys)
+        points = self._workers.auto(points, specs)(params, opt_state)
+        results = at_points.run(self._workers, grad_fn, points, args, kwargs, split, keys)
         return at_points.placed_gradients(self._workers, results, points, specs)
 
     def map(self, function: Callable) -> Callable:
@@ -230,16 +229,18 @@ class Spmd(Transformation):
             A function of params, opt_state and batch. The batch may be left out; the leading axes of its
             arrays are divided among the workers.
         """
-        return self._remembered(signature(function), functools.partial(self._map, function))
+        return self._on_each(function)
+
+    def _on_each(self, function):
+        return self._on_mesh(functools.partial(self._map, function))
 
     def _map(self, function, params, opt_state, *batch):
-        weights = trained(params)
         divided = at_points.divide(self._workers, batch, 'batch')
-        own = False, own_leaves(self.optimizer, weights), *(True for _ in batch)
+        own = False, own_leaves(self.optimizer, params), *(True for _ in batch)
         mapped = self._workers.map(function, own, True)
         if self._workers.explicit:
             mapped = self._workers.auto(mapped, P(self.axis_name))
-        return mapped(weights, opt_state, *divided)
+        return mapped(params, opt_state, *divided)
 
     def update(
         self, grads: PyTree, opt_state: PyTree, params: PyTree, **extra_args: Any
@@ -249,44 +250,45 @@ class Spmd(Transformation):
         Args:
             grads: stacked over workers, as `value_and_grad` and `at_points` return them.
             opt_state: from `init` or the step before.
-            params: the replicated parameters x. Transformations before the link see the detached point, at
-                which weight decay is taken; those after or around it see x.
+            params: the replicated parameters x. The worker's optimizer, `inner`, sees the detached point, at
+                which weight decay is taken; what stands around it sees x.
             extra_args: of the optimizer, the same for all workers, e.g. `value=tx.mean(losses)`.
 
         Raises:
-            ValueError: if arguments do not belong together, or an extra one is stacked; if a transformation
-                would make the copies of x drift apart, or keeps the link from sending by shards.
+            ValueError: if arguments do not belong together, or an extra one is stacked.
 
         Source: Algorithm 1, lines 7 to 10.
         """
         params, opt_state = self._placed(params, opt_state)
-        check_stacked('grads', grads := like(params, grads), params, self.num_workers)
+        check_stacked('grads', grads, params, self.num_workers)
+        check_extra_arguments(extra_args, params, self.num_workers)
         grads = self._workers.place(grads, self._stacked_specs(params))
         return self._update(grads, opt_state, params, extra_args)
 
-    @compiled_method
     def _update(self, grads, opt_state, params, extra_args):
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-        specs = self._specs(params)
+        specs, own = self._specs(params), own_leaves(self.optimizer, params)
+        arrays = {name: x for name, x in extra_args.items() if not callable(x)}
+        others = {name: x for name, x in extra_args.items() if callable(x)}
 
-        def send(grads, opt_state):
-            arguments = grads, opt_state, params, extra_args
-            return after_link.run(self._workers, self._inner, specs, *arguments)
+        def worker(grads, opt_state, params, arrays):
+            with sharded(Shards(self.axis_name, self._workers.inside, specs)):
+                updates, opt_state = self.optimizer.update(
+                    in_memory(grads), opt_state, params, **arrays, **others
+                )
+            return updates, in_memory(opt_state)
 
-        if self._accumulate == 1:
-            return send(grads, opt_state)
-        zeros = self._workers.place(optax.tree.zeros_like(params), specs)
-        return accumulation.update(send, self._accumulate, grads, opt_state, zeros)
+        mapped = self._workers.map(worker, (True, own, False, False), (False, own))
+        placed = specs, self.state_specs(params)
+        return self._workers.auto(mapped, placed)(grads, opt_state, params, arrays)
 
     def output_params(self, params: PyTree, opt_state: PyTree) -> PyTree:
         """DEF's output y = x + mean_k r_k, sharded like the parameters; one dense all-reduce across workers.
 
         Source: Algorithm 1, line 13.
         """
-        weights, opt_state = self._placed(params, opt_state)
-        return combined(params, self._output_params(weights, opt_state))
+        return self._output_params(*self._placed(params, opt_state))
 
-    @compiled_method
     def _output_params(self, params, opt_state):
         output = functools.partial(output_params, axis_name=self.axis_name)
         mapped = self._workers.map(output, (False, own_leaves(self.optimizer, params)), False)
@@ -300,7 +302,6 @@ class Spmd(Transformation):
 
     def state_specs(self, params: PyTree) -> PyTree:
         """PartitionSpecs of the state, see `def_jax.state_specs`: for checkpoints and for `jax.shard_map`."""
-        params = trained(params)
         return state_specs(self.optimizer, params, self._specs(params), self.axis_name)
 
     def state_shardings(self, params: PyTree) -> PyTree:
@@ -324,7 +325,7 @@ class Spmd(Transformation):
             TypeError: if the step is not compiled: one that is lowered has no collectives yet.
             ValueError: if they pass more, with sizes by kind, the largest collectives and the cure.
         """
-        params = self._params if params is None else trained(params)
+        params = self._params if params is None else params
         if params is None:
             raise ValueError('no update of this def_jax.spmd was traced yet: pass params.')
         stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_workers, *x.shape), x.dtype), params)
@@ -341,7 +342,6 @@ class Spmd(Transformation):
             params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
             num_workers: of the run that wrote the checkpoint, if it differs; see `regroup`.
         """
-        params = trained(params)
         size = self.num_workers if num_workers is None else num_workers
         stacked_over = self.axis_name if size == self.num_workers else None
 
@@ -360,7 +360,6 @@ class Spmd(Transformation):
         """
         if link_states(params):
             raise ValueError('regroup takes params first and opt_state second, as output_params does.')
-        params = trained(params)
         own = own_leaves(self.optimizer, params)
         size = num_stacked(opt_state, own, self.num_workers)
         check_stacked_state(opt_state, abstract_state(self.optimizer, params), own, size)
@@ -368,7 +367,6 @@ class Spmd(Transformation):
         opt_state = self._workers.place(opt_state, specs)
         return opt_state if size == self.num_workers else self._regroup(opt_state, params, size)
 
-    @compiled_method
     def _regroup(self, opt_state, params, size):
         own = own_leaves(self.optimizer, params)
         means = functools.partial(regroup, own=own, before=(size,), after=(self.num_workers,))
@@ -388,8 +386,7 @@ class Spmd(Transformation):
         return jax.tree.map(lambda spec: P(self.axis_name, *spec), self._specs(params))
 
     def _placed(self, params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
-        """What is trained, and the checked state, where their specs say: moved if known to lie elsewhere."""
-        params = trained(params)
+        """Parameters and checked state where their specs say: moved if known to lie elsewhere."""
         expected, own = abstract_state(self.optimizer, params), own_leaves(self.optimizer, params)
         check_stacked_state(opt_state, expected, own, self.num_workers)
         opt_state = self._workers.place(opt_state, self.state_specs(params))

@@ -1,4 +1,4 @@
-"""What makes of the object that `spmd` returns an optax transformation, and not a tuple."""
+"""Lets `Spmd` pass isinstance checks for optax transformations, without being a tuple otherwise."""
 
 import optax
 

@@ -13,7 +13,7 @@ from def_jax.trainer import communication, experiment
         ({'method': 'ef21'}, fixtures.MESSAGE_SIZE, 4, [fixtures.NUM_PARAMS], 0),
         # In int8, two digits for each tensor and for the energy, and a flag.
         (
-            {'wire_dtype': 'int8', 'detach': 'auto', 'skip_nonfinite': True, 'workers_per_device': 2},
+            {'bits': 8, 'detach': 'auto', 'skip_nonfinite': True, 'workers_per_device': 2},
             fixtures.MESSAGE_SIZE + 2 * (5 + 1) + 1,
             1,
             [],

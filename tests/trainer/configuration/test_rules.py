@@ -82,7 +82,7 @@ def test_a_batch_that_does_not_divide_suggests_one_that_does(batch_size, num_wor
     check_config(changed(batch_size=nearest, num_workers=num_workers))
 
 
-SHARDS, NARROW = {'shards_per_worker': 2}, {'wire_dtype': 'bfloat16'}
+SHARDS, NARROW = {'shards_per_worker': 2}, {'bits': 16}
 SKIPS, ELASTIC = {'skip_nonfinite': True}, {'elastic': True, 'workers_per_device': 1}
 
 
@@ -99,7 +99,7 @@ SKIPS, ELASTIC = {'skip_nonfinite': True}, {'elastic': True, 'workers_per_device
         (NARROW | {'method': 'sgd'}, 'since SGD does not use it', NARROW),
         (SKIPS | {'method': 'sgd'}, 'since SGD does not use it', SKIPS),
         ({'wire_dtype': 'float16', 'detach': 'auto'}, "wire_dtype='float16'", {'wire_dtype': 'float16'}),
-        ({'wire_dtype': 'int8', 'num_workers': 128}, '128 workers', {'wire_dtype': 'int8'}),
+        ({'bits': 8, 'num_workers': 128}, '128 workers', {'bits': 8}),
         ({'method': 'sgd_ia'}, 'config.num_workers=16', {'method': 'sgd_ia', 'num_workers': 1}),
         ({'diagnostics_every': 5, 'num_workers': 1}, 'diagnostics_every=5', {'diagnostics_every': 5}),
         (ELASTIC | {'diagnostics_every': 5}, 'config.elastic=True has no diagnostics_every', ELASTIC),

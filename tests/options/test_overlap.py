@@ -76,7 +76,7 @@ def test_workers_of_several_devices_move_y_by_the_mean_update():
     It is left out on all its devices; the other workers' updates count. The next message of all is lost, and
     sent again. All devices know the same units.
     """
-    options = {'overlap': True, 'skip_nonfinite': True, 'wire_dtype': 'int8', 'detach': 'auto'}
+    options = {'overlap': True, 'skip_nonfinite': True, 'bits': 8, 'detach': 'auto'}
     link, bad = feedback('2x4', def_jax.random_block(2), **options), 3
     dist = distributed('2x4', def_jax.hold_skipped(optax.chain(optax.sgd(0.05, momentum=0.5), link)))
 
@@ -112,7 +112,7 @@ def test_workers_of_several_devices_move_y_by_the_mean_update():
     assert len({np.asarray(shard.data).tobytes() for shard in squares.addressable_shards}) == 1
 
 
-@pytest.mark.parametrize('options', [{'wire_dtype': 'bfloat16', 'detach': 'auto'}, {'wire_dtype': 'int8'}])
+@pytest.mark.parametrize('options', [{'bits': 16, 'detach': 'auto'}, {'bits': 8}])
 def test_x_is_the_plain_one_a_step_later(options):
     """Where updates do not depend on the point."""
     updates = np.random.default_rng(0).normal(size=(4, 12, 24)).astype(np.float32)
@@ -137,9 +137,7 @@ def test_masked_leaves():
     assert not np.any(updates['w']) and np.all(updates['b'] == -1)
 
 
-@pytest.mark.parametrize(
-    'options', [{}, {'wire_dtype': 'int8', 'detach': 'auto'}, {'outer': OUTER, 'every': 2}]
-)
+@pytest.mark.parametrize('options', [{}, {'bits': 8, 'detach': 'auto'}, {'outer': OUTER, 'every': 2}])
 def test_the_message_needs_nothing_that_the_step_computes(options):
     """Followed through the traced program, from the gradients on, to the one all-reduce."""
     optimizer, params = chain(**options), [jnp.asarray(x) for x in INITIAL]

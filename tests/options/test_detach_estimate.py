@@ -9,7 +9,7 @@ from compressing import exchanged
 
 import def_jax
 from def_jax import diagnostics
-from def_jax.beyond.detach_estimate import best_detach
+from def_jax.options.detach_estimate import best_detach
 
 NUM_WORKERS, NUM_STEPS = 8, 200
 # A tensor of equal tiles, one whose last tile is shorter, and one that is sent more often than both.
@@ -43,7 +43,7 @@ def estimates(order, granularity='tensor', wire_dtype=jnp.float32):
 @pytest.mark.parametrize(
     ('order', 'options'),
     [
-        ('random', {'wire_dtype': jnp.int8}),
+        ('random', {'bits': 8}),
         ('shuffled', {'granularity': 'model', 'wire_dtype': jnp.bfloat16}),
         ('cyclic', {}),
     ],

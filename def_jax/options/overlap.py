@@ -14,63 +14,60 @@ Algorithm 1: what is in flight is not stored, but taken from r_k, which nobody h
 one step behind.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from def_jax.beyond.base import Options, Step, exchange, pend
-from def_jax.compressors.base import Compressor
 from def_jax.compressors.blocks import read_after
-from def_jax.mesh.collectives import pmean
 from def_jax.mesh.memory import in_memory
 from def_jax.mesh.shards import Shards
 from def_jax.mesh.varying import varying_axes
-from def_jax.types import AxisName, PyTree
+from def_jax.options import Options, skipping
+from def_jax.options.sending import Step, pend, send
+from def_jax.types import PyTree
 
 __all__ = ['overlapped']
 
 
-def overlapped(
-    compressor: Compressor,
-    options: Options,
-    axis_name: AxisName,
-    detach: float,
-    shards: Shards,
-    updates: PyTree,
-    state: Any,
-) -> tuple[PyTree, Any]:
+def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) -> tuple[PyTree, Any]:
     """The updates of x, and the state after them, as `_algorithm_1` of `error_feedback` returns them."""
     residual, last = state.residual, state.step - 1  # at first, a message of zeros
-    selection = compressor(state.key, options.messages(last), residual)
+    selection = options.select(state.key, last, residual)
     # What XLA computes in one kernel with something of the gradient would wait for it. So the block is of
     # another array than the detached point, for TPUs, where a tensor may be sent whole;
     block = selection.take(in_memory(residual, ['tpu']))
     # taken with other indices than that of the updates, for GPUs;
-    key, _ = lax.optimization_barrier((state.key, block))
-    again = compressor(key, options.messages(last), residual)
+    again = options.select(_after(block, state.key), last, residual)
     # In memory, or XLA for GPUs would take the block of all updates again wherever it is used.
     computed = jnp.max(lax.optimization_barrier(again.take(updates)), initial=0)
     step = Step(updates, state._replace(step=last), residual, selection, shards)
-    # A branch of a conditional cannot wait: the whole conditional would.
-    mean_of = pmean if options.conditional else functools.partial(_late_mean, computed)
-    mean, after = exchange(options, axis_name, detach, block, step, mean_of)
-    updates, carried, after = options.admit(updates, options.carry(residual), state, after, shards)
+    branches = options.every > 1  # a branch of a conditional cannot wait: the whole conditional would
+
+    def arrive(message, mean):
+        return mean if branches else _late(computed, message, mean)
+
+    mean, after = send(options, block, step, arrive)
+    carried = options.carry(residual)
+    if options.skip_nonfinite:
+        updates, carried, after = skipping.admitted(updates, carried, state, after, shards)
     # and what is added to the next block is another array than what the message reports on.
     rest = lax.optimization_barrier(after.residual)
     waiting = lax.optimization_barrier(again.take(updates) + options.carry(rest))
     residual = selection.replace(pend(updates, carried), waiting)
     after = after._replace(step=after.step + 1, residual=residual)
     # Moved before the gradient has read them, the parameters would be copied.
-    arrived = _late(computed, block, mean) if options.conditional else mean
+    arrived = _late(computed, block, mean) if branches else mean
     return selection.place(arrived, updates), options.finish(state, after)
 
 
-def _late_mean(computed: jax.Array, message: jax.Array, axis_name: AxisName) -> jax.Array:
-    message = lax.optimization_barrier(message)  # in memory once, for the all-reduce and for what keeps it
-    return _late(computed, message, pmean(message, axis_name))
+def _after(block: jax.Array, key: jax.Array) -> jax.Array:
+    """The key, behind a barrier that waits for the block; of its own type, which may be that of all "
+    "workers."""
+    if varying_axes([key]) == varying_axes([block]):
+        return lax.optimization_barrier((key, block))[0]
+    return lax.optimization_barrier(key)
 
 
 def _late(computed: jax.Array, message: jax.Array, mean: jax.Array) -> jax.Array:

@@ -1,0 +1,72 @@
+"""The best λ, estimated from the messages, for `error_feedback(..., detach='auto')`.
+
+λ*(t) = ‖e_t‖² / mean_k ‖e_k‖² minimises Eq. 9, the distance of the detached points from y. The paper calls it
+impractical because e_t, the mean of the workers' errors, is unknown. But the block averaged at each step is a
+sample of it: the squared norm of the averaged message estimates ‖e_t‖², and the mean squared norm of the
+messages estimates mean_k ‖e_k‖². All workers know the former after the exchange. The latter travels as one
+more element of a float message; in few bits, the units that travel anyway tell it.
+
+The block that is sent has waited longer than the rest. An error of age t is a sum of t updates. The part that
+workers share (signal) grows as t², the part in which they differ (noise) as t:
+
+    mean_k ‖e_k‖² = signal + noise          ‖e_t‖² = signal + noise / K
+
+These two equations determine both parts. `orders.AGE_SHARES` then scales each from the age of the block to
+the ages of the residual.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from def_jax.mesh.collectives import num_workers
+from def_jax.types import AxisName
+
+__all__ = ['best_detach', 'estimated', 'learned']
+
+_MEMORY = 0.98  # weight of the past in the running means, which average about fifty messages
+
+
+def learned(energy: jax.Array, after: Any) -> Any:
+    """The state after a message whose squared norms are `energy`, float32 [2], see `wires.Exchanged`.
+
+    Its `energy` holds running means of them, scaled from the message to all coordinates. Both start at zero;
+    the bias cancels in their ratio. Squares that overflow teach nothing.
+    """
+    known = after.extra['energy']
+    now = jnp.where(jnp.isfinite(energy).all(), _MEMORY * known + (1 - _MEMORY) * energy, known)
+    return after._replace(extra=after.extra | {'energy': now})
+
+
+def estimated(energy: jax.Array, axis_name: AxisName, age_shares: Sequence[float]) -> jax.Array:
+    """λ for the next step: 1/K until the first message has arrived."""
+    return best_detach(energy, num_workers(axis_name), age_shares)
+
+
+def best_detach(energy: jax.Array, num_workers: int, age_shares: Sequence[float]) -> jax.Array:
+    """λ*(t) from the squared norms of the messages.
+
+    Args:
+        energy: float32 [2], ‖mean_k message‖² and mean_k ‖message‖².
+        num_workers: K.
+        age_shares: the residual's signal and noise, as fractions of those of the block that is sent.
+
+    Returns:
+        float32 [], in [1/K, 1]; 1/K until something is sent; 1 for a single worker, whose error is e_t.
+
+    Source: Section 3.2, below Eq. 9.
+
+    >>> round(float(best_detach(jnp.array([2.0, 5.0]), num_workers=4, age_shares=(1, 1))), 3)
+    0.4
+    """
+    if num_workers == 1:
+        return jnp.float32(1)
+    mean_message, messages = energy
+    noise = jnp.maximum(messages - mean_message, 0) * num_workers / (num_workers - 1)
+    signal = jnp.maximum(messages - noise, 0)
+    signal, noise = age_shares[0] * signal, age_shares[1] * noise
+    total = signal + noise
+    best = (signal + noise / num_workers) / jnp.where(total > 0, total, 1)
+    return jnp.where(total > 0, best, 1 / num_workers)

@@ -1,0 +1,105 @@
+"""An outer optimizer: applies the workers' mean message with momentum, block by block."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from def_jax.compressors.base import Selection
+from def_jax.mesh.link import float32_zeros
+from def_jax.options.base import Send
+from def_jax.traffic.traced import inner_programs
+from def_jax.types import PyTree
+
+__all__ = ['applied', 'check_outer', 'init', 'with_block']
+
+_VECTOR = jax.ShapeDtypeStruct((7,), jnp.float32)  # stands for a block
+# Primitives whose results have the shape of their arguments, and whose elements influence each other.
+_MIXING = {'sort', 'rev', 'fft', 'cumsum', 'cumprod', 'cummax', 'cummin', 'cumlogsumexp', 'gather'}
+
+
+def check_outer(outer: Any) -> None:
+    """Raises ValueError unless it is None or an elementwise `GradientTransformation` that needs no "
+    "parameters."""
+    if outer is None:
+        return
+    if not isinstance(outer, optax.GradientTransformation):
+        raise ValueError(
+            f'{outer=} must be an optax.GradientTransformation, such as optax.sgd(0.7, momentum=0.9, '
+            'nesterov=True), or None for optax.sgd(1.0).'
+        )
+    _check_elementwise(outer)
+
+
+def init(outer: optax.GradientTransformation, params: PyTree) -> PyTree:
+    """Its state, like the parameters and the same on all workers."""
+    return outer.init(float32_zeros(params))
+
+
+def with_block(outer: optax.GradientTransformation, selection: Selection, send: Send) -> Send:
+    """Sends with `extra['outer']` cut down to the block, the only entries that are read and written.
+
+    What is not elementwise in it, such as the count of Adam's bias correction, advances with every message,
+    and a block's moments only with its own: choose an outer optimizer without bias correction.
+
+    Source: DiLoCo (Douillard et al., 2023), with `every` and `optax.sgd(0.7, momentum=0.9, nesterov=True)`.
+    """
+
+    def send_with_block(block, state):
+        whole, shape = state.extra['outer'], jax.eval_shape(outer.init, block)
+        # The state for a block, which is a single vector, is a tree prefix of the whole state: it has a
+        # leaf where the whole state has a tree of parameters.
+        like_params = optax.tree_map_params(
+            outer, lambda _: True, shape, transform_non_params=lambda _: False
+        )
+        own = jax.tree.map(lambda mapped, s: selection.take(s) if mapped else s, like_params, whole)
+        mean, after = send(block, state._replace(extra=state.extra | {'outer': own}))
+        whole = jax.tree.map(
+            lambda mapped, s, b: selection.replace(s, b) if mapped else b,
+            *(like_params, whole, after.extra['outer']),
+        )
+        return mean, after._replace(extra=after.extra | {'outer': whole})
+
+    return send_with_block
+
+
+def applied(outer: optax.GradientTransformation, mean: jax.Array, after: Any) -> tuple[jax.Array, Any]:
+    """What `outer` makes of the mean message as its negated gradient, and the state after it."""
+    # In memory together, or XLA for GPUs would compute each of them again, from blocks of all tensors, in
+    # every kernel that puts one of them back, and copy those tensors for that.
+    mean, own = lax.optimization_barrier(outer.update(-mean, after.extra['outer']))
+    return mean, after._replace(extra=after.extra | {'outer': own})
+
+
+def _check_elementwise(outer: optax.GradientTransformation) -> None:
+    """Raises ValueError if elements influence each other or the parameters are needed.
+
+    Reads a traced update and computes nothing: arrays would start JAX before a program has set its devices.
+    """
+    try:
+        program = jax.make_jaxpr(lambda x: outer.update(x, outer.init(jnp.zeros_like(x)))[0])(_VECTOR)
+    except ValueError as error:  # from optax, for transformations that need the parameters
+        raise ValueError(
+            f'outer cannot be applied to a single block ({error}). It must not need the parameters: '
+            'leave weight decay to the optimizer before error_feedback.'
+        ) from error
+    if _mixes(program.jaxpr):
+        raise ValueError(
+            'outer must be elementwise, since it sees one block at a time: no global-norm clipping, no '
+            'trust ratio, no orthogonalisation. optax.sgd, with momentum or without, is elementwise.'
+        )
+
+
+def _mixes(program: Any) -> bool:
+    """Whether an element of a result may depend on other elements: reductions, sorting, slicing, ..."""
+    for equation in program.eqns:
+        if inner := inner_programs(equation):
+            if any(map(_mixes, inner)):
+                return True
+        elif any(value.aval.shape for value in equation.invars):
+            results = [value.aval.shape for value in equation.outvars]
+            if equation.primitive.name in _MIXING or any(shape != _VECTOR.shape for shape in results):
+                return True
+    return False

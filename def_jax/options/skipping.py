@@ -1,0 +1,116 @@
+"""Steps with NaN or infinity: all workers skip them together.
+
+NaN is signalled in-band, at no extra cost: a worker whose update is not finite sends a message of NaN, which
+all workers see in the mean. With `overlap`, what a step sends was known before its update. A worker then
+leaves out its own update at once, and its next message tells the others, who skip that message.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from def_jax.mesh.shards import Shards
+from def_jax.mesh.varying import vary_if_tracked
+from def_jax.types import AxisName, PyTree
+
+__all__ = ['admitted', 'all_finite', 'held', 'init', 'marked', 'undone']
+
+
+def init(axis_name: AxisName, overlap: bool) -> dict[str, PyTree]:
+    """The count of skipped steps and, with `overlap`, whether this worker's last update was left out."""
+    fields = {'skipped': jnp.zeros((), jnp.uint32)}
+    return fields | {'left_out': vary_if_tracked(jnp.zeros((), bool), axis_name)} if overlap else fields
+
+
+def marked(message: jax.Array, updates: PyTree, before: Any) -> jax.Array:
+    """The message, float32 [M], of NaN if this worker's update is to be skipped."""
+    if (
+        'left_out' in before.extra
+    ):  # one NaN says as much; and this message is computed once, and stays in memory
+        first = jnp.where(before.extra['left_out'], jnp.nan, message[:1])
+        return lax.dynamic_update_slice(message, first, [0])
+    return jnp.where(all_finite(updates), message, jnp.nan)
+
+
+def undone(
+    finite: jax.Array, old: jax.Array, mean: jax.Array, rest: jax.Array, before: Any, after: Any
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Mean, rest and state after a message; if it was not finite, as if it had not been sent.
+
+    Args:
+        finite: whether the mean message was, bool [].
+        old: the block of the residual before the step.
+        mean: what is to be applied to x.
+        rest: what of the block is to be sent later.
+        before: the state before the message.
+        after: the state after it.
+    """
+    held = before._replace(residual=None, extra=before.extra | {'skipped': before.extra['skipped'] + 1})
+    mean, after = optax.tree.where(finite, (mean, after), (jnp.zeros_like(mean), held))
+    # Computed within the kernel that puts it back, the rest would slow down every element of the tensor.
+    # XLA computes nothing into or out of a conditional, and copies no more than the block.
+    return mean, lax.cond(finite, lambda rest, _: rest, lambda _, old: old, rest, old), after
+
+
+def admitted(
+    updates: PyTree, carried: PyTree, before: Any, after: Any, shards: Shards
+) -> tuple[PyTree, PyTree, Any]:
+    """What becomes pending once the step's message has arrived: updates, what is carried, and the state.
+
+    After a skipped step this is the old residual and no updates. With `overlap`, a worker leaves out its own
+    update
+    alone: the others' are in their residuals already.
+    """
+    if 'left_out' in after.extra:
+        finite = shards.all(all_finite(updates))
+        updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
+        return updates, carried, after._replace(extra=after.extra | {'left_out': ~finite})
+    finite = _taken(before, after)
+    # Selecting between `pending` and the residual would keep both in memory. Selecting the updates fuses
+    # with the in-place update of the residual; r + -0.0 is r, bit for bit.
+    updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), updates)
+    carried = jax.tree.map(lambda new, old: jnp.where(finite, new, old), carried, before.residual)
+    return updates, carried, after
+
+
+def held(before: Any, after: Any) -> Any:
+    """The state after a step, with the inner optimizer's as it was if the step's update does not count.
+
+    Otherwise a NaN that is kept out of the parameters would stay in the momentum.
+    """
+    alone = 'left_out' in after.extra
+    taken = ~after.extra['left_out'] if alone else _taken(before, after)
+
+    def hold(new, old):
+        # What advances at every step, such as a schedule's count, must stay the same on all workers.
+        keeps = alone and not jnp.issubdtype(new.dtype, jnp.floating)
+        return new if keeps else jnp.where(taken, new, old)
+
+    return after._replace(inner=jax.tree.map(hold, after.inner, before.inner))
+
+
+def _taken(before: Any, after: Any) -> jax.Array:
+    return after.extra['skipped'] == before.extra['skipped']
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every number in the tree is finite, at memory speed.
+
+    x is finite if the bits of |x|, read as an integer, are below those of infinity. On CPUs, XLA fuses a
+    reduction with the computation of x only over a leading axis of at most 32, where it needs no tree of
+    partial results; 16 is faster than 8 or 32. A sum, a logical and, or a maximum over more would first write
+    all of x to memory.
+    """
+
+    def largest(leaf):
+        bits = lax.bitcast_convert_type(jnp.abs(leaf.astype(jnp.float32)), jnp.int32)
+        rows = bits.reshape(math.gcd(leaf.size, 16), -1)
+        return rows.max(axis=0, initial=0).max(initial=0)
+
+    infinity = np.float32(np.inf).view(np.int32)
+    return jnp.all(jnp.array([largest(leaf) for leaf in jax.tree.leaves(tree)], jnp.int32) < infinity)

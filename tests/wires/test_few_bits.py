@@ -1,0 +1,222 @@
+"""Messages of 1, 2, 4 and 8 bits, against an oracle in NumPy, and what must hold of them."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_few_bits
+from perceptron import mapped
+
+import def_jax
+from def_jax import wires
+from def_jax.traffic.hlo import collectives
+from def_jax.wires import few_bits
+
+BITS = (1, 2, 4, 8)
+SIZES = (37, 1031, 0, 1, 513, 2)  # primes, none, one
+SCALES = (1.0, 0.1, 1.0, 50.0, 1e-30, 1e30)
+
+
+def make_messages(num_workers, seed=0):
+    """float64 [K, n], exact in float32; the first part of the first worker is zero."""
+    rng = np.random.default_rng([seed, num_workers])
+    x = rng.normal(size=(num_workers, sum(SIZES))) * np.repeat(SCALES, SIZES)
+    x[0, : SIZES[0]] = 0
+    return x.astype(np.float32).astype(np.float64)
+
+
+def exchanged(message, bits, axis_name='workers', sizes=SIZES):
+    """Mean and rest of one worker's message, [n], without what lies between parts."""
+    places = wires.layout(sizes, axis_name, bits)
+    found = wires.exchange(places.join(jnp.split(message, np.cumsum(sizes)[:-1])), sizes, axis_name, bits)
+    return [jnp.concatenate(places.split(x, sizes)) for x in found[:2]]
+
+
+def owners(num_workers, bits):
+    """The part and the chunk of every element."""
+    plan = few_bits.plan(SIZES, num_workers, bits)
+    where = np.concatenate([np.arange(b, b + n) for b, n in zip(plan.layout.begins, SIZES, strict=True)])
+    return np.repeat(np.arange(len(SIZES)), SIZES), where // (plan.layout.total // num_workers)
+
+
+@pytest.mark.parametrize(
+    ('mapping', 'num_workers', 'bits'),
+    [
+        *(('vmap', workers, bits) for workers in (2, 3, 8) for bits in BITS),
+        ('vmap', 64, 2),
+        ('one worker', 1, 1),
+        ('one worker', 1, 4),
+        ('pmap', 3, 2),
+        ('pmap', 8, 1),
+        ('pmap of vmap', 8, 2),
+        ('shard_map', 4, 4),
+        ('shard_map with types', 4, 2),
+    ],
+)
+def test_every_mapping_equals_oracle(mapping, num_workers, bits):
+    messages = make_messages(num_workers)
+
+    def worker(message, _, axis_name, varying=None):
+        mean, rest = exchanged(message[0], bits, axis_name)
+        return mean, mean, rest
+
+    run = mapped(mapping, worker, num_workers)
+    mean, _, rest = (np.asarray(x, np.float64) for x in run([messages.astype(np.float32)], None))
+    assert (mean == mean[0]).all()
+    expected = reference_few_bits.exchange(messages, *owners(num_workers, bits), bits)
+    scale, clear = np.repeat(SCALES, SIZES), ~expected[2]
+    assert clear.mean() > 0.9
+    np.testing.assert_allclose((mean[0] / scale)[clear], (expected[0] / scale)[clear], rtol=0, atol=1e-6)
+    found, kept = (rest / scale)[:, clear], (expected[1] / scale)[:, clear]
+    np.testing.assert_allclose(found, kept, rtol=0, atol=2e-6 * num_workers)
+    # What is applied and what is kept are what was to be sent, whatever was rounded.
+    np.testing.assert_allclose((mean[0] + rest.mean(0)) / scale, messages.mean(0) / scale, atol=2e-7)
+
+
+def test_two_hundred_workers():
+    messages = make_messages(200).astype(np.float32)
+    mean, rest = jax.jit(jax.vmap(lambda x: exchanged(x, 2), axis_name='workers'))(messages)
+    assert (np.asarray(mean) == mean[0]).all()
+    restored = np.asarray(mean[0], np.float64) + np.asarray(rest, np.float64).mean(0)
+    scale = np.repeat(SCALES, SIZES)
+    np.testing.assert_allclose(restored / scale, messages.mean(0, dtype=np.float64) / scale, atol=2e-6)
+
+
+@pytest.mark.parametrize('bits', [1, 2])
+def test_y_moves_by_the_mean_update(bits):
+    """Eq. 8 after 500 steps, within what float32 rounds, and bit-identical parameters at each of them."""
+    blocks = def_jax.random_block(4, order='shuffled', allocation='balanced')
+    optimizer = def_jax.error_feedback(blocks, 'workers', bits=bits)
+    rng = np.random.default_rng(0)
+    updates = {name: rng.normal(size=(3, 500, *shape)).astype(np.float32) for name, shape in SHAPES.items()}
+
+    def worker(updates):
+        def step(carry, u):
+            x, state = carry
+            applied, state = optimizer.update(u, state)
+            x = jax.tree.map(jnp.add, x, applied)
+            return (x, state), x
+
+        zeros = jax.tree.map(lambda u: jnp.zeros(u.shape[1:]), updates)
+        (x, state), course = jax.lax.scan(step, (zeros, optimizer.init(zeros)), updates)
+        return course, def_jax.output_params(x, state, 'workers')
+
+    course, y = jax.jit(jax.vmap(worker, axis_name='workers'))(updates)
+    for name in SHAPES:
+        assert (np.asarray(course[name]) == course[name][0]).all()
+        expected = updates[name].sum(1, dtype=np.float64).mean(0)
+        np.testing.assert_allclose(y[name][0], expected, rtol=0, atol=2e-4)  # a sum of 500 is some 20
+
+
+SHAPES = {'b': (7,), 's': (), 'w': (16, 12)}
+
+
+@pytest.mark.parametrize('broken', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('bits', BITS)
+def test_what_is_not_finite_reaches_all_workers(bits, broken):
+    """In its own part, all of it, and in no other."""
+    messages = make_messages(3).astype(np.float32)
+    messages[1, 50] = broken  # in the second part
+    mean, _ = jax.jit(jax.vmap(lambda x: exchanged(x, bits), axis_name='workers'))(messages)
+    finite = np.isfinite(np.asarray(mean))
+    part = np.repeat(np.arange(len(SIZES)), SIZES)
+    assert not finite[:, part == 1].any() and finite[:, part != 1].all()
+
+
+@pytest.mark.parametrize('bits', [*BITS, 16, 32])
+def test_a_huge_value_is_sent_or_waits(bits):
+    """1e30 beside ordinary values of its tensor: nothing overflows, and nothing is lost."""
+    message = np.random.default_rng(0).normal(size=(2, sum(SIZES))).astype(np.float32)
+    message[0, 100] = 1e30
+    mean, rest = jax.jit(jax.vmap(lambda x: exchanged(x, bits), axis_name='workers'))(message)
+    assert np.isfinite(mean).all() and np.isfinite(rest).all()
+    restored = float(mean[0, 100]) + np.asarray(rest, np.float64)[:, 100].mean()
+    assert restored == pytest.approx(0.5e30, rel=1e-6)
+
+
+def test_the_collectives_of_a_step():
+    """One all-to-all and one all-gather of bytes, and nothing else."""
+    num_workers, params = 8, {'w': jnp.zeros((256, 128)), 'b': jnp.zeros(64)}
+    optimizer = def_jax.def_sgd(0.1, 64, 'workers', skip_nonfinite=True)
+    own = params, optimizer.init(params), params
+    arguments = jax.tree.map(lambda x: jnp.stack([x] * num_workers), own)
+    step = jax.pmap(optimizer.update, axis_name='workers').lower(*arguments).compile()
+    found = collectives(step.as_text())
+    size = def_jax.message_size(def_jax.random_block(4, order='shuffled', allocation='balanced'), params)
+    assert sorted(c.operation for c in found) == ['all-gather', 'all-to-all']
+    assert {c.dtype for c in found} == {'u8'}
+    for c in found:  # codes, two units, and the energy of 'auto'
+        assert size / 4 <= c.bytes <= 1.02 * size / 4 + num_workers * (2 * 2 + 8)
+
+
+@pytest.mark.parametrize('bits', BITS)
+def test_no_other_unit_suits_a_gaussian_better(bits):
+    """Within 2 %; and `loss` is what rounding takes of its squares, also when drawn."""
+    x = np.linspace(0, 10, 20001)
+    levels = max(1, 2 ** (bits - 1) - 1)
+
+    def error(unit):
+        steps = np.minimum(np.round(x / unit), levels) if bits > 1 else np.ones_like(x)
+        return np.sum(np.exp(-(x**2) / 2) * (x - unit * steps) ** 2)
+
+    unit = few_bits.loading(bits) / levels
+    assert error(unit) <= 1.02 * min(error(factor * unit) for factor in np.linspace(0.7, 1.4, 50))
+    drawn = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    _, rest = exchanged(jnp.asarray(drawn), bits, None, (drawn.size,))
+    assert np.mean(np.square(rest)) == pytest.approx(few_bits.loss(bits), rel=0.05)
+
+
+@pytest.mark.parametrize('bits', [*BITS, 16, 32])
+def test_the_energy_is_that_of_what_was_to_be_sent(bits):
+    """Messages of a common part and noise: ‖mean‖² and the mean of ‖·‖², part by part with its weight."""
+    rng, sizes, weights = np.random.default_rng(0), (30_000, 10_000), np.float32([2.0, 5.0])
+    messages = (rng.normal(size=40_000) + 2 * rng.normal(size=(8, 40_000))).astype(np.float32)
+
+    def worker(message):
+        places = wires.layout(sizes, 'workers', bits)
+        message = places.join(jnp.split(message, [sizes[0]]))
+        return wires.exchange(message, sizes, 'workers', bits, jnp.asarray(weights)).energy
+
+    found = np.asarray(jax.jit(jax.vmap(worker, axis_name='workers'))(messages))
+    assert (found == found[0]).all()
+    factors = np.repeat(weights, sizes)
+    expected = factors @ messages.mean(0) ** 2, np.mean(messages**2 @ factors)
+    np.testing.assert_allclose(found[0], expected, rtol=0.03)
+
+
+@pytest.mark.parametrize('num_workers', [2, 8, 64])
+@pytest.mark.parametrize('bits', BITS)
+def test_the_plan(num_workers, bits):
+    """Each element is in one tile of its part; a message of a million is hardly longer than its numbers."""
+    plan = few_bits.plan(SIZES, num_workers, bits)
+    tile = np.arange(plan.layout.total) // plan.tile
+    for p, (begin, size) in enumerate(zip(plan.layout.begins, SIZES, strict=True)):
+        assert (plan.part.ravel()[tile[begin : begin + size]] == p).all()
+        assert plan.filled[plan.part == p].sum() == size
+    assert plan.shape[1] % (8 // bits) == 0
+    sizes = (*[1 << 16] * 14, *[512] * 40)  # a million parameters at the bytes of 32 in 1 bit
+    plan = few_bits.plan(sizes, num_workers, bits)
+    row = plan.shape[1] * plan.tile * bits / 8 + 2 * plan.pieces.shape[1]
+    most = 1.05 if num_workers == 64 else 1.02
+    assert num_workers * row <= most * sum(sizes) * bits / 8
+
+
+def test_bfloat16_keeps_what_it_rounds():
+    pending = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32)
+    feedback = def_jax.error_feedback(def_jax.random_block(4), None, bits=16)
+    sent, state = jax.jit(jax.vmap(lambda p: feedback.update(p, feedback.init(p))))(pending)
+    np.testing.assert_array_equal(np.asarray(sent) + np.asarray(state.residual), pending)
+    np.testing.assert_array_equal(sent.astype(jnp.bfloat16).astype(np.float32), sent)
+    assert np.any((sent != 0) & (state.residual != 0))
+
+
+def test_the_message_travels_in_bfloat16():
+    """In the program as it is handed to the compiler; XLA's CPU backend reduces bfloat16 as float32."""
+    feedback = def_jax.error_feedback(def_jax.random_block(4), 'workers', bits=16)
+    step = jax.pmap(lambda u, s: feedback.update(u, s), axis_name='workers')
+    state = jax.vmap(feedback.init)(jnp.zeros((4, 64)))
+    program = step.lower(jnp.zeros((4, 64)), state).as_text()
+    (reduced,) = re.findall(r'"stablehlo.all_reduce"[\s\S]*?-> tensor<(\w+)>', program)
+    assert reduced == '16xbf16'
