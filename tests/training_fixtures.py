@@ -23,7 +23,7 @@ import rich.console
 from configs import digits
 from def_jax.trainer import experiment, loop, metrics, models, steps
 from def_jax.trainer.checkpointing import checkpoints, workdir
-from def_jax.trainer.data import augmentation, in_memory, order
+from def_jax.trainer.data import augmentation, order
 from def_jax.trainer.models import vgg
 
 NUM_WORKERS = 4
@@ -115,20 +115,12 @@ def changed_train_step(change):
 @contextlib.contextmanager
 def tiny_network(tmp_path_factory):
     """A small network stands in for vgg_digits, and runs share their steps. Yields the data's folder."""
-    data_dir = prepared_digits(tmp_path_factory.getbasetemp())
+    data_dir = tmp_path_factory.getbasetemp() / 'trainer_data'
     with (
         mock.patch.dict(models.MODELS, vgg_digits=_tiny_vgg),
         mock.patch.object(experiment.Experiment, 'steps', property(shared_steps)),
     ):
         yield data_dir
-
-
-@functools.cache
-def prepared_digits(basetemp: Path) -> Path:
-    """TFDS's folder, with the digits."""
-    data_dir = basetemp / 'trainer_data'
-    in_memory.load_dataset('digits', data_dir)
-    return data_dir
 
 
 def train(config, folder, console=None) -> dict[str, Any]:

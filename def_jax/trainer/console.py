@@ -8,7 +8,6 @@ import rich.console
 import rich.progress
 import rich.table
 
-from def_jax.methods import GRANULARITIES
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.measure import Measure
 
@@ -29,18 +28,19 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
     past = [config.order] * (config.order != 'random') + [config.allocation] * (
         config.allocation != 'proportional'
     )
-    sent_part = ', '.join([f'ratio {config.ratio:g}', GRANULARITIES[config.granularity], *past])
+    past += [f'{config.bits} bits'] * (config.bits != 32)
+    sent_part = ', '.join([f'{"compression" if method.in_bytes else "ratio"} {config.ratio:g}', *past])
     own = ', '.join(f'{key} {config[key]:g}' for key in method.takes if config[key])
     how = {
         'dense': 'dense',
         'ef21': sent_part,
         'error_feedback': f'{own or sent_part}, λ={detach}',
-        'baseline': own or 'one bit an element',
+        'baseline': own,
     }[method.kind]
     evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())
     epochs = f'{experiment.num_epochs:{_decimals(experiment.num_epochs)}}'
     lines = {
-        'method': f'{experiment.title} ({how})',
+        'method': f'{experiment.title} ({how})' if how else experiment.title,
         'workers': f'{config.num_workers}{each} on {devices}, total batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',

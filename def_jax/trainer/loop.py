@@ -61,6 +61,7 @@ def train_and_evaluate(
     """
     with processes.naming_the_lost():
         experiment = build(config)
+        config = experiment.config  # complete
         if config.elastic and jax.process_count() == 1:
             raise ValueError(
                 'config.elastic=True needs several processes, see python -m def_jax.launch --help.'

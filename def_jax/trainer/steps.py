@@ -11,9 +11,9 @@ import optax
 from jax import lax
 
 from def_jax import diagnostics
-from def_jax.beyond.skipping import step_taken
-from def_jax.error_feedback import detached_params, output_params
+from def_jax.error_feedback import detached_params, feedback_states, output_params
 from def_jax.mesh.collectives import pmean, psum
+from def_jax.mesh.shards import sharded
 from def_jax.methods import Point
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks.base import Task
@@ -75,7 +75,6 @@ class Steps:
         loss and those of the task at the detached point, float32 [K], and with `skips` also taken, bool [K],
         False if all workers skipped the step. With virtual workers, [K] becomes [devices, virtual workers].
         """
-        optimizer = optax.with_extra_args_support(self.optimizer)
 
         def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
             point = detached_params(state.params, state.opt_state) if self.detaches else state.params
@@ -84,13 +83,12 @@ class Steps:
             grads = self.workers.lay_out(grads)
             if self.skips:  # a non-finite loss may have a finite gradient
                 grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
-            # Weight decay, too, is evaluated at the detached point.
-            shards = self.workers.shards(state.params)
-            updates, opt_state = optimizer.update(grads, state.opt_state, point, shards=shards)
+            with sharded(self.workers.shards(state.params)):
+                updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             metrics = {'loss': loss} | figures
             if self.skips:
-                taken, _ = step_taken(state.opt_state, opt_state)
+                taken = _is_taken(state.opt_state, opt_state)
                 batch_stats = optax.tree.where(taken, batch_stats, state.batch_stats)
                 metrics['taken'] = taken
             return TrainState(state.step + 1, state.key, params, batch_stats, opt_state), metrics
@@ -195,3 +193,9 @@ class Steps:
         """A key for this step and worker."""
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         return jax.random.fold_in(key, lax.axis_index(self.workers.axis_name))
+
+
+def _is_taken(before: PyTree, after: PyTree) -> jax.Array:
+    """Whether a step counts, bool []: for all workers, or with `overlap`, for this one."""
+    (old,), (new,) = (feedback_states(state, 'skip_nonfinite') for state in (before, after))
+    return ~new.extra['left_out'] if 'left_out' in new.extra else new.extra['skipped'] == old.extra['skipped']

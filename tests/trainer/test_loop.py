@@ -1,6 +1,7 @@
 """The trainer on a tiny configuration: files, methods, divergence, virtual workers."""
 
 import io
+import itertools
 import json
 import re
 import shutil
@@ -30,7 +31,7 @@ def test_a_run_leaves_these_files_and_no_others(recorded):
     assert {path.name for path in recorded.folder.iterdir()} == files | {'checkpoints', 'tensorboard'}
     assert {path.name for path in (recorded.folder / 'checkpoints').iterdir()} == {'15', '20'}
     config = json.loads((recorded.folder / 'config.json').read_text())
-    assert config == json.loads(recorded.config.to_json())
+    assert config == json.loads(recorded.experiment.config.to_json())
 
 
 def test_metrics_are_recorded_when_due(recorded):
@@ -199,8 +200,13 @@ def test_a_run_is_evaluated_on_what_it_does_not_train_on(data_dir, tmp_path, rec
     ]
     assert losses[0] == losses[1]
     held_out = experiment.build(config).evaluated['validation']
-    full, _ = in_memory.load_dataset('digits', data_dir)
+    full, _ = in_memory.load_dataset('digits')
     np.testing.assert_array_equal(held_out.arrays['image'], full.arrays['image'][200:])
+    # All that an epoch trains on, where train_examples does not limit it.
+    every = experiment.build(fixtures.tiny_config(data_dir, train_examples=0, validation_examples=800))
+    batches = itertools.islice(every.train_batches(0), every.steps_per_epoch)
+    trained = {image.tobytes() for batch in batches for image in batch['image'].reshape(-1, 64)}
+    assert len(trained) == 200 and not trained & {image.tobytes() for image in held_out.arrays['image']}
     correct = 800 * result['metrics']['validation_accuracy_x']
     assert correct == pytest.approx(round(correct), abs=1e-3)
 

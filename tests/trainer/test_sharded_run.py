@@ -21,7 +21,7 @@ from def_jax.trainer.workers.sharded import shard_spec
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
-    return small_stdlib.prepared(tmp_path_factory.getbasetemp())
+    return small_stdlib.written(tmp_path_factory.getbasetemp())
 
 
 def sharded(data_dir, shards=2, **changes):

@@ -133,13 +133,25 @@ def describe_differences(theirs: dict[str, Any], ours: dict[str, Any], free: Col
 
 
 def _todays(settings: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """The settings with today's keys, if version 0.2 wrote them: `auto_detach` is a value of `detach` now."""
-    if 'auto_detach' not in settings:
+    """The settings with today's keys, if an earlier version wrote them.
+
+    Raises:
+        ValueError: if today's messages cannot go on with the run.
+    """
+    if not {'auto_detach', 'wire_dtype'} & settings.keys():
         return settings
+    kept = dict(settings)
+    wire, granularity = kept.pop('wire_dtype', 'float32'), kept.pop('granularity', 'tensor')
+    if wire not in ('float32', 'bfloat16') or granularity == 'model':
+        raise ValueError(
+            f'wire_dtype={wire!r} and granularity={granularity!r} of an earlier version are gone, and its '
+            'state cannot go on without them. Finish the run with that version, or start it again in another '
+            '--workdir with --config.bits=8.'
+        )
+    if kept.pop('auto_detach', False):
+        kept['detach'] = 'auto'
     defaults = _settings(get_defaults())  # of keys that came later
-    kept = {name: value for name, value in settings.items() if name != 'auto_detach'}
-    detach = {'detach': 'auto'} if settings['auto_detach'] else {}
-    return {name: defaults[name] for name in ours} | kept | detach
+    return {name: defaults[name] for name in ours} | {'bits': 32 if wire == 'float32' else 16} | kept
 
 
 def _free_keys(theirs: dict[str, Any], ours: dict[str, Any], *, other_workers: bool) -> set[str]:

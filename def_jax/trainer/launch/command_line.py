@@ -15,6 +15,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from def_jax.trainer.configuration.keys import FORMER
 from def_jax.trainer.launch import interruption, output, processes, supervision
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 
@@ -116,7 +117,7 @@ def _allowed(reason: str, flag: str) -> str:
             return f'{reason[: reason.index(phrase)].rstrip(": (")} must be {allowed}'
     if locked := re.search(r'Key "(\w+)" does not exist.* the config is locked\.', reason):
         meant = re.search(r'Did you mean "\w+"', reason)
-        hint = f' {meant[0]}?' if meant else ''
+        hint = FORMER.get(locked[1]) or (f' {meant[0]}?' if meant else '')
         return f'{locked[1]!r} in a flag --{flag}.KEY=VALUE: that is not a known key.{hint}'
     if 'invalid syntax' in reason or reason.strip("'").isidentifier():
         return f'{reason} in a flag --{flag}.KEY=VALUE: that is not a known key'

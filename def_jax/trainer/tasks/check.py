@@ -1,14 +1,14 @@
 """Whether a task does what the trainer relies on, from its shapes alone: nothing is compiled."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.mesh.spmd.after_link import depends_on
-from def_jax.trainer.configuration.factories import said
+from def_jax.traffic.traced import inner_programs
+from def_jax.trainer.errors import one_line
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.tasks.base import Task
 
@@ -93,7 +93,7 @@ def _check_sums(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
             f'{name}: metrics lacks {headline!r}, the headline metric; it has {sorted(metrics)}.'
         )
     is_mask = [False] * len(jax.tree.leaves(variables)) + [name == 'mask' for name in sorted(batch)]
-    for key, depends in zip(sorted(sums), depends_on(jaxpr.jaxpr, is_mask), strict=True):
+    for key, depends in zip(sorted(sums), _depends_on(jaxpr.jaxpr, is_mask), strict=True):
         if not depends:
             raise ValueError(
                 f"{name}: the sum {key!r} of test_sums ignores batch['mask'], so padding would count. "
@@ -123,4 +123,32 @@ def _traced(what: str, trace: Callable[[], Any]) -> Any:
     try:
         return trace()
     except Exception as error:  # it may be anyone's code
-        raise ValueError(f'{what}: {said(error)}') from error
+        raise ValueError(f'{what}: {one_line(error)}') from error
+
+
+_CALLS = (
+    'jit',
+    'pjit',
+    'closed_call',
+    'core_call',
+    'remat',
+    'checkpoint',
+    'custom_jvp_call',
+    'custom_vjp_call',
+)
+
+
+def _depends_on(program: Any, inputs: Sequence[bool]) -> list[bool]:
+    """Which outputs of a traced program depend on some of its inputs."""
+    found = {var for var, flag in zip(program.invars, inputs, strict=True) if flag}
+
+    def flags(atoms: Sequence[Any]) -> list[bool]:
+        return [not hasattr(atom, 'val') and atom in found for atom in atoms]  # literals have a value
+
+    for equation in program.eqns:
+        given, inner = flags(equation.invars), inner_programs(equation)
+        outputs = [any(given)] * len(equation.outvars)
+        if any(given) and equation.primitive.name in _CALLS and len(inner) == 1:
+            outputs = _depends_on(inner[0], given)
+        found |= {var for var, flag in zip(equation.outvars, outputs, strict=True) if flag}
+    return flags(program.outvars)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from def_jax.mesh.shards import WHOLE, Shards
+from def_jax.mesh.shards import Shards
 from def_jax.trainer.launch import processes
 from def_jax.types import PyTree
 
@@ -122,7 +122,7 @@ class Workers(abc.ABC):
     def shards(self, params: PyTree) -> Shards:
         """How a worker's devices share the parameters, for the optimizer's extra argument of that name."""
         del params
-        return WHOLE
+        return Shards()
 
     def lay_out(self, tree: PyTree) -> PyTree:
         """Within `map`: values like the parameters, on the devices that hold these."""

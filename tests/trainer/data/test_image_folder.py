@@ -74,8 +74,9 @@ def test_a_folder_that_cannot_be_read_is_refused(folder, path, size, message):
         image_folder.open_image_folder(folder / path, size)
 
 
-def test_any_images_of_tfds_by_their_name(data_dir):
-    options = {'image_size': 4, 'train': 'train[:50]', 'test': 'test[:20]'}
-    dataset = image_folder.open_tfds_images('digits', data_dir, **options)
-    assert dataset.train.arrays['image'].shape == (50, 4, 4, 1) and len(dataset.test) == 20
-    assert dataset.spec.num_classes == 10 and dataset.validation is None
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    for split in ('train', 'test'):
+        (tmp_path / split / 'class').mkdir(parents=True)
+        (tmp_path / split / 'class' / '1.jpg').write_bytes(b'text')
+    with fixtures.refused(r"'.*/train/class/1.jpg' cannot be read as an image .*Remove it"):
+        image_folder.open_image_folder(tmp_path, 8)

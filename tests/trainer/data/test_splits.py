@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from test_streaming import NUM_EXAMPLES, toy_train_split
+from test_streaming import toy_train_split
+from toy_images import NUM_EXAMPLES
 
 from def_jax.trainer.data import order
 from def_jax.trainer.data.in_memory import Arrays

@@ -3,7 +3,6 @@
 import os
 import sysconfig
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,12 +20,12 @@ STDLIB = catalogue.TEXTS['python_stdlib']
 
 
 @pytest.fixture(scope='session')
-def data_dir(tmp_path_factory):
-    return small_stdlib.prepared(tmp_path_factory.getbasetemp())
+def library(tmp_path_factory):
+    return small_stdlib.written(tmp_path_factory.getbasetemp())
 
 
-def test_the_library_is_text_without_tests_packages_and_build_files(data_dir):
-    dataset = STDLIB(data_dir, context=CONTEXT)
+def test_the_library_is_text_without_tests_packages_and_build_files(library):
+    dataset = STDLIB(folder=library, context=CONTEXT)
     splits = (dataset.train, dataset.validation, dataset.test)
     documents = [
         bytes(document).decode()
@@ -117,11 +116,9 @@ def test_windows_are_those_of_a_slow_program():
     assert taken['tokens'].dtype == taken['targets'].dtype == taken['segments'].dtype == np.int32
 
 
-def test_data_sets_that_cannot_be_opened(data_dir):
+def test_a_context_is_positive(library):
     with pytest.raises(ValueError, match=r'context=0 must be an integer in \[1, '):
-        STDLIB(data_dir, context=0)
-    with pytest.raises(ValueError, match=r"has no feature 'code'; it has \['path', 'text'\]"):
-        STDLIB(data_dir, feature='code')
+        STDLIB(folder=library, context=0)
 
 
 def written(root, **documents):
@@ -158,10 +155,3 @@ def test_a_folder_is_divided_by_the_paths_of_its_files(tmp_path):
 def test_a_folder_of_text_that_cannot_be_read_is_refused(tmp_path, documents, message):
     with fixtures.refused(message):
         open_text_folder(written(tmp_path / 'texts', **documents))
-
-
-def test_any_text_of_tfds_by_its_name_whose_bytes_are_written_once(data_dir):
-    dataset = catalogue.open_text(STDLIB.args[0], data_dir, context=CONTEXT, validation='train[:50%]')
-    assert 0 < len(dataset.validation) < len(dataset.train)
-    with mock.patch.object(corpus, 'write_corpus', side_effect=AssertionError):
-        assert STDLIB(data_dir, context=7).train.context == 7
