@@ -15,7 +15,7 @@ _ADAM = {'optimizer_options': {'b1': 0.9, 'b2': 0.95}}
 def def_q(compression: int, bits: int, first: float) -> Contender:
     """The preset, whose rate is meant to be the one of dense training."""
     numbers = 'float32' if bits == 32 else f'{bits} bit{"s" if bits > 1 else ""}'
-    options = {'compression': compression, 'bits': bits}
+    options = {'ratio': compression, 'bits': bits}
     return Contender(f'1/{compression}, {numbers}', 'def_q', options, first)
 
 

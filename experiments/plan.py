@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import methods, problems, statistics
+from def_jax.methods import get_method
+from experiments import problems, statistics
 from experiments.spec import Record, Spec
 from experiments.statistics import Side
 
@@ -117,7 +118,7 @@ def cell(setting: Setting, contender: Contender, get: Get) -> Cell:
         contender: the method.
         get: the records of runs: trains those that are missing, or raises LookupError.
     """
-    point = methods.answer(contender.method)
+    point = get_method(contender.method).answer
 
     def values(ks: Sequence[int], seeds: Sequence[int], name: str) -> np.ndarray:
         records = get([setting.spec(contender, k, seed) for k in ks for seed in seeds])

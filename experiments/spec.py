@@ -24,8 +24,8 @@ class Spec:
     Attributes:
         problem: a key of `problems.PROBLEMS`.
         where: arguments of the problem, such as its width or its number of workers.
-        method: a key of `def_jax.METHODS`, or of `methods.PRESETS`.
-        options: arguments of the preset; for a method of `METHODS`, keys of the trainer's configuration.
+        method: a key of `def_jax.METHODS`.
+        options: keys of the trainer's configuration, among them the method's `ratio` and `bits`.
         rate: the peak learning rate.
         seed: of the initial parameters, the batches and the blocks.
         evaluate_on: 'validation' for a run that chooses anything, 'test' for one that is reported.

@@ -22,19 +22,12 @@ def run(specs: Sequence[Spec], origin: Mapping[str, Any], folder: str | None = N
     """Trains runs and yields their records.
 
     Args:
-        specs: the runs; presets have no configuration of the trainer yet.
+        specs: the runs.
         origin: for their records.
         folder: where the trainer's files are kept, a folder a run, so that an interrupted run goes on; None
             keeps none.
-
-    Raises:
-        ValueError: if a run's method is a preset.
     """
     for spec in specs:
-        if spec.method in methods.PRESETS:
-            raise ValueError(
-                f'method={spec.method!r} is a preset; the trainer knows {", ".join(methods.METHODS)}.'
-            )
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
             yield _record(
                 spec, origin, f'{folder or temporary}/{hashlib.sha256(spec.key.encode()).hexdigest()[:16]}'
