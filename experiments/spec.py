@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 __all__ = ['DirtyError', 'Record', 'Records', 'Spec', 'origin']
 
+_CODE = ('*.py', 'requirements.txt', 'pyproject.toml')  # what decides the numbers of a run
 _PACKAGES = ('jax', 'jaxlib', 'optax', 'flax', 'numpy')
 
 
@@ -127,10 +128,10 @@ def origin(*, allow_dirty: bool = False) -> dict[str, Any]:
     """Commit, machine and versions, for records.
 
     Raises:
-        DirtyError: if files other than results differ from the commit, unless `allow_dirty`; the commit then
+        DirtyError: if the code differs from the commit, unless `allow_dirty`; the commit then
             ends in '-dirty'.
     """
-    commit, changes = _git('rev-parse', '--short=12', 'HEAD'), _git('status', '--porcelain', ':!results')
+    commit, changes = _git('rev-parse', '--short=12', 'HEAD'), _git('status', '--porcelain', '--', *_CODE)
     if changes and not allow_dirty:
         first = ', '.join(line[3:] for line in changes.splitlines()[:3])
         raise DirtyError(
