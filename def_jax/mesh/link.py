@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import DictKey, GetAttrKey
 
 from def_jax.checks import check_floating, check_state, check_updates
 from def_jax.mesh.collectives import check_axis_name
@@ -21,6 +22,8 @@ __all__ = [
     'is_link',
     'link',
     'link_states',
+    'per_worker_leaves',
+    'replicated_leaves',
 ]
 
 
@@ -77,6 +80,37 @@ def is_link(node: Any) -> bool:
 def link_states(opt_state: PyTree) -> list[Any]:
     """The states of all links in an optimizer's state, in order."""
     return [node for node in jax.tree.leaves(opt_state, is_leaf=is_link) if is_link(node)]
+
+
+def per_worker_leaves(opt_state: PyTree) -> PyTree:
+    """Booleans like the state: True where workers differ, in what links declare and in what precedes a "
+    "bare one."""
+
+    def everywhere(mine: bool, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: mine, tree)
+
+    def flags(node: Any) -> PyTree:
+        if is_link(node):
+            named = [(GetAttrKey(name),) for name in node.per_worker]
+            entries = [(GetAttrKey('extra'), DictKey(name)) for name in node.per_worker]
+            return jax.tree_util.tree_map_with_path(
+                lambda path, _: path[:1] in named or path[:2] in entries, node
+            )
+        if not _is_chain(node):
+            return False
+        bare = [i for i, part in enumerate(node) if _is_bare(part)]
+        return tuple(
+            everywhere(True, part) if bare and i < bare[-1] and not is_link(part) else per_worker_leaves(part)
+            for i, part in enumerate(node)
+        )
+
+    return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or _is_chain(node))
+
+
+def replicated_leaves(opt_state: PyTree) -> list[jax.Array]:
+    """What must be the same on all workers."""
+    leaves, own = jax.tree.leaves(opt_state), jax.tree.leaves(per_worker_leaves(opt_state))
+    return [leaf for leaf, mine in zip(leaves, own, strict=True) if not mine]
 
 
 def check_surroundings(opt_state: PyTree, caller: str) -> None:

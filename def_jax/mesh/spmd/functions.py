@@ -191,7 +191,7 @@ class Spmd(Transformation):
         Source: Algorithm 1, lines 4 to 6.
 
         >>> import jax, jax.numpy as jnp, def_jax
-        >>> dist = def_jax.spmd(def_jax.def_sgd(0.1, 2, 'workers'), jax.make_mesh((1,), ('workers',)))
+        >>> dist = def_jax.spmd(def_jax.def_sgd(0.1, 16, 'workers'), jax.make_mesh((1,), ('workers',)))
         >>> params = jnp.ones(4)
         >>> grad_fn = jax.grad(lambda w, rows, power: jnp.mean((rows @ w) ** power))
         >>> dist.at_points(grad_fn)(params, dist.init(params), jnp.ones((8, 4)), power=2).shape
