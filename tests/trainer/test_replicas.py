@@ -35,7 +35,7 @@ def with_unequal(leaf_of, worker=2):
 @pytest.mark.parametrize(
     ('leaf_of', 'name'),
     [
-        (lambda state: optax.tree.get(state.opt_state, 'key'), 'opt_state.2.key'),
+        (lambda state: optax.tree.get(state.opt_state, 'key'), 'opt_state.key'),
         (lambda state: state.params['Dense_0']['bias'], 'params.Dense_0.bias'),
     ],
 )
