@@ -20,6 +20,7 @@ from def_jax import elastic
 from def_jax.mesh.ownership import each
 from def_jax.mesh.spmd import Spmd
 from def_jax.trainer.data.dataset import Split
+from def_jax.trainer.data.fingerprint import fingerprint
 from def_jax.trainer.evaluation import DivergedError, check_finite, figures_of
 from def_jax.trainer.experiment import EXAMPLES_PER_DEVICE, Experiment
 from def_jax.trainer.launch import interruption, processes
@@ -86,7 +87,7 @@ class Crew:
             axis_name=AXIS,
             min_workers=config.min_workers,
             patience=config.patience,
-            identity=config.to_json(),
+            identity=f'{config.to_json()} {fingerprint(experiment.dataset)}',
             note=note,
         )
         self._batches = _Batches(experiment.dataset.train, config, signals)
@@ -178,16 +179,17 @@ class _Batches:
     def __call__(self, step: int, workers: list[int], count: int) -> dict[str, np.ndarray]:
         config = self._config
         if self._place != (step, tuple(workers), count):  # also if the step is repeated
-            part = config['accumulate'] * config['shards_per_worker']
+            # Of whole batches: the place in an epoch must not depend on the number of workers.
             self._batches = self._split.train_batches(
                 seed=config['seed'],
                 first_step=step,
-                batch_size=config['batch_size'] // (count * part) * count * part,
+                batch_size=config['batch_size'],
                 num_workers=count,
                 workers=workers,
             )
         self._place = step + 1, tuple(workers), count
-        batch = _flat(next(self._batches))
+        part = config['accumulate'] * config['shards_per_worker']
+        batch = _flat({name: x[:, : x.shape[1] // part * part] for name, x in next(self._batches).items()})
         stops = np.full(len(workers), self._signals.name is not None)
         return batch | {_STEP: np.full(len(workers), step, np.int32), _STOPS: stops}
 

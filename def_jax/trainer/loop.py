@@ -16,6 +16,7 @@ from def_jax.trainer import elastic, metrics, plots, results
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data import prefetch
+from def_jax.trainer.data.fingerprint import fingerprint
 from def_jax.trainer.evaluation import DivergedError, make_evaluate
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import interruption, processes
@@ -67,10 +68,12 @@ def train_and_evaluate(
                 'config.elastic=True needs several processes, see python -m def_jax.launch --help.'
             )
         task_check.check(experiment)  # before anything is written
+        _check_data(experiment)
         console = console or console_lib.process_console()
         run = _claimed(folder, config)
         lock = workdir.locked(run) if processes.is_first() else contextlib.nullcontext()
-        with lock, interruption.watch() as signals:  # until here nothing is lost by stopping at once
+        # Until here nothing is lost by stopping at once.
+        with lock, _unclaimed_on_error(run), interruption.watch() as signals:
             settings = workdir.bound_settings(config)
             with Checkpoints(run, config.keep_checkpoints, experiment.layout, settings) as checkpoints:
                 _Run(experiment, run, checkpoints, console, signals).train_and_evaluate()
@@ -96,6 +99,29 @@ def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Pa
             workdir.wait_for_claim(folder)
         run = workdir.claim(folder, config, other_workers=True, exists=True)
     return run
+
+
+def _check_data(experiment: Experiment) -> None:
+    """Raises ValueError in all processes unless they have the same data; a crew compares it itself."""
+    if processes.count() == 1 or experiment.config.elastic:
+        return
+    mark = int(fingerprint(experiment.dataset)[:7], 16)
+    if processes.anywhere(processes.agree(mark) != mark):
+        raise ValueError(
+            f'config.dataset={experiment.config.dataset!r} holds other examples for some processes than for '
+            'process 0. Give all of them the same files, and for python_stdlib the same version of Python.'
+        )
+
+
+@contextlib.contextmanager
+def _unclaimed_on_error(run: Path) -> Iterator[None]:
+    """After an error before the first record, the folder is open to another configuration."""
+    try:
+        yield
+    except Exception:
+        if processes.is_first():
+            workdir.unclaim(run)
+        raise
 
 
 class _Run:

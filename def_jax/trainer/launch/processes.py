@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from def_jax import elastic
+from def_jax.elastic import network
 from def_jax.elastic.service import LAUNCHED
 from def_jax.trainer.launch.exits import LostProcessError
 
@@ -113,10 +114,11 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
     global _count, _alone
     if fake_devices:
         jax.config.update('jax_platforms', 'cpu')
-        jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+        network.gloo_listens_on(network.own_address(place.address) if place.address else None)
+    bound = network.listening_address(place.address) if place.address else None
     try:
         if place.address and place.index == 0:
-            _check_port(int(place.address.rpartition(':')[2]))
+            _check_port(*network.split(bound or f':{network.split(place.address)[1]}'))
         if elastic_devices:
             assert place.address is not None and place.count is not None and place.index is not None
             elastic.initialize(
@@ -136,6 +138,7 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
             place.index,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            coordinator_bind_address=bound,
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
@@ -145,11 +148,11 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
     _count = place.count or jax.process_count()
 
 
-def _check_port(port: int) -> None:
-    """Raises OSError if process 0 cannot listen on the port, which may crash JAX's runtime."""
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    socket.create_server(('', port), family=family, dualstack_ipv6=both).close()
+def _check_port(host: str, port: int) -> None:
+    """Raises OSError if process 0 cannot listen there, which may crash JAX's runtime."""
+    both = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ':' in host else socket.AF_INET
+    socket.create_server((host, port), family=family, dualstack_ipv6=both).close()
 
 
 def disconnect() -> None:
