@@ -111,7 +111,7 @@ def test_a_message_of_two_bits_crosses_with_its_units():
 @pytest.mark.parametrize(
     ('inner', 'options'),
     [
-        (optax.adam(0.1), {'detach': 'auto'}),
+        (MOMENTUM, {'detach': 'auto'}),
         pytest.param(MOMENTUM, {'decay': 0.99}, marks=pytest.mark.slow),
         pytest.param(
             MOMENTUM, {'outer': optax.sgd(0.7, momentum=0.9, nesterov=True)}, marks=pytest.mark.slow
