@@ -49,9 +49,13 @@ def first_state(steps: Steps) -> TrainState:
 
 
 class _Statistics(NamedTuple):
-    """BatchNorm's, in front of the optimizer's state and per-worker like it."""
+    """BatchNorm's, in front of the optimizer's state."""
 
     batch_stats: PyTree
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        return ('batch_stats',)
 
 
 class ElasticWorkers:
