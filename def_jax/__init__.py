@@ -9,6 +9,7 @@ from def_jax.mesh.ownership import state_specs
 from def_jax.mesh.replication import assert_replicated
 from def_jax.mesh.spmd import spmd
 from def_jax.methods import METHODS, Method, get_method
+from def_jax.traffic.crossing import check
 
 __version__ = '0.3.0'
 
@@ -20,6 +21,7 @@ __all__ = [
     'all_reduce_mean',
     'assert_replicated',
     'baselines',
+    'check',
     'compressors',
     'def_adamw',
     'def_sgd',

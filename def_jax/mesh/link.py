@@ -91,9 +91,8 @@ def check_surroundings(opt_state: PyTree, caller: str) -> None:
         after = node[bare[-1] + 1 :] if bare else ()
         if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in jax.tree.leaves(after)):
             raise ValueError(
-                f'{caller}: an optimizer stands after def_jax.error_feedback in the chain, so that it is given '
-                "updates in place of gradients. Pass the worker's optimizer to error_feedback as inner=, or put it "
-                'before.'
+                f'{caller}: an optimizer stands after def_jax.error_feedback in the chain, so that it is '
+                'given updates in place of gradients. Pass it to error_feedback as inner= instead.'
             )
 
 
@@ -116,8 +115,8 @@ _AROUND = {
     'wait for each other forever. Pass skip_nonfinite=True to def_jax.error_feedback instead: it skips the '
     'step on all of them.',
     optax.MultiStepsState: 'optax.MultiSteps, which communicates at every step and may skip some on one '
-    'worker alone. Pass every=... to def_jax.error_feedback, or accumulate gradients before the optimizer, as '
-    'in docs/how_to/own_optimizer.md; def_jax.spmd has accumulate=.',
+    'worker alone. Pass every=... to def_jax.error_feedback, or accumulate gradients before the optimizer; '
+    'def_jax.spmd has accumulate=.',
 }
 
 
