@@ -50,7 +50,7 @@ def scaled(delta: float) -> Compressor:
             placed = [(x + (m.reshape(x.shape) - delta * x)).astype(x.dtype) for x, m in parts]
             return jax.tree.unflatten(treedef, placed)
 
-        return Selection(take, replace)
+        return Selection(take, replace, delta)
 
     return Compressor(select, parts)
 
