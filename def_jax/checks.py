@@ -33,7 +33,7 @@ def check_integer(name: str, value: Any, low: int, hint: str, *, bits: int = 31)
         raise ValueError(f'{name}={value!r} must be an integer in [{low}, 2**{bits}): {hint}.')
 
 
-def check_choice(name: str, value: Any, meanings: Mapping[str, str]) -> None:
+def check_choice(name: str, value: Any, meanings: Mapping[Any, str]) -> None:
     """Raises ValueError unless `value` is one of the choices, each given with its meaning."""
     if value not in list(meanings):
         *others, last = [f'{choice!r} ({meaning})' for choice, meaning in meanings.items()]

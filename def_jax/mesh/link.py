@@ -1,5 +1,6 @@
 """A link: a transformation that communicates. What all of them check, and what their states are made of."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -117,7 +118,7 @@ def check_surroundings(opt_state: PyTree, caller: str) -> None:
     """Raises ValueError if a wrapper around a link, or what follows it, can't work: as far as the state "
     "tells."""
     for kind, cure in _AROUND.items():
-        nodes = jax.tree.leaves(opt_state, is_leaf=lambda node, kind=kind: isinstance(node, kind))
+        nodes = jax.tree.leaves(opt_state, is_leaf=functools.partial(_is, kind))
         if any(isinstance(node, kind) and link_states(node) for node in nodes):
             raise ValueError(f'{caller}: the optimizer that communicates is inside {cure}')
     for node in jax.tree.leaves(opt_state, is_leaf=_is_chain):
@@ -152,6 +153,10 @@ _AROUND = {
     'worker alone. Pass every=... to def_jax.error_feedback, or accumulate gradients before the optimizer; '
     'def_jax.spmd has accumulate=.',
 }
+
+
+def _is(kind: type, node: Any) -> bool:
+    return isinstance(node, kind)
 
 
 def _is_chain(node: Any) -> bool:
