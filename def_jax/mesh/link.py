@@ -84,8 +84,7 @@ def link_states(opt_state: PyTree) -> list[Any]:
 
 
 def per_worker_leaves(opt_state: PyTree) -> PyTree:
-    """Booleans like the state: True where workers differ, in what links declare and in what precedes a "
-    "bare one."""
+    """Booleans like the state: True where links say that workers differ, and before a bare link."""
 
     def everywhere(mine: bool, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda _: mine, tree)
@@ -115,8 +114,7 @@ def replicated_leaves(opt_state: PyTree) -> list[jax.Array]:
 
 
 def check_surroundings(opt_state: PyTree, caller: str) -> None:
-    """Raises ValueError if a wrapper around a link, or what follows it, can't work: as far as the state "
-    "tells."""
+    """Raises ValueError if what surrounds or follows a link can't work, as far as its state tells."""
     for kind, cure in _AROUND.items():
         nodes = jax.tree.leaves(opt_state, is_leaf=functools.partial(_is, kind))
         if any(isinstance(node, kind) and link_states(node) for node in nodes):

@@ -1,5 +1,4 @@
-"""The arguments of `error_feedback` that Algorithm 1 does not have, a file each; `sending` is where they "
-"join in."""
+"""Arguments of `error_feedback` that Algorithm 1 does not have, a file each; they meet in `sending`."""
 
 import dataclasses
 from typing import Any, Literal

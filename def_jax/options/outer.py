@@ -21,8 +21,7 @@ _MIXING = {'sort', 'rev', 'fft', 'cumsum', 'cumprod', 'cummax', 'cummin', 'cumlo
 
 
 def check_outer(outer: Any) -> None:
-    """Raises ValueError unless it is None or an elementwise `GradientTransformation` that needs no "
-    "parameters."""
+    """Raises ValueError unless it is None or an elementwise transformation that needs no parameters."""
     if outer is None:
         return
     if not isinstance(outer, optax.GradientTransformation):

@@ -64,8 +64,7 @@ def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) ->
 
 
 def _after(block: jax.Array, key: jax.Array) -> jax.Array:
-    """The key, behind a barrier that waits for the block; of its own type, which may be that of all "
-    "workers."""
+    """The key, behind a barrier that waits for the block, unless their types differ between workers."""
     if varying_axes([key]) == varying_axes([block]):
         return lax.optimization_barrier((key, block))[0]
     return lax.optimization_barrier(key)

@@ -79,7 +79,6 @@ def _send(
 
 
 def _weights(options: Options, step: Step) -> jax.Array:
-    """Factors of the parts' squares: what scales a block to its tensor, shared by the devices that hold "
-    "it."""
+    """Factors of the parts' squares: they scale a block to its tensor, once for all devices that hold it."""
     parts, shares = options.compressor.parts(step.pending), step.shards.shares(step.pending)
     return jnp.array([part.weight * share for part, share in zip(parts, shares, strict=True)], jnp.float32)
