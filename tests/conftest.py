@@ -94,10 +94,12 @@ def live_devices(monkeypatch):
             self.devices = dict.fromkeys(devices, self.incarnation)
             yield devices
 
-    live, told = Live(), []
+    live, told = Live(), {}
     client = types.SimpleNamespace(
-        key_value_dir_get=lambda name: [key for key in told if key.startswith(name)],
-        key_value_set=lambda key, value, allow_overwrite: told.append(key),
+        key_value_dir_get=lambda name: [pair for pair in told.items() if pair[0].startswith(name)],
+        key_value_set=lambda key, value, allow_overwrite: told.update({key: value}),
+        key_value_delete=told.pop,
+        blocking_key_value_get=lambda key, timeout: told[key],
     )
     monkeypatch.setattr(multihost_utils, 'live_devices', live)
     monkeypatch.setattr(service, 'global_state', types.SimpleNamespace(client=client))

@@ -89,7 +89,7 @@ def sparse_loco(
     >>> first.tolist(), second.tolist(), state.error.residual.tolist()
     ([0.0, 0.0, 0.0, 0.0], [0.0, -6.0, 0.0, 0.0], [2.0, 0.0, 4.0, 1.0])
     """
-    check_ratio(ratio)
+    ratio = check_ratio(ratio)
     check_number('error_decay', error_decay, 0, 1, 'β: the share of the error kept per message')
     check_integer('chunk', chunk, 1, 'the longest edge of a chunk', bits=8)
     check_integer('every', every, 1, 'the number of steps per message')

@@ -44,6 +44,7 @@ class Selection(NamedTuple):
     take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [M]
     # tree x, message -> x - C(x) + the message at its place
     replace: Callable[[PyTree, jax.Array], PyTree]
+    scale: float = 1.0  # what `take` multiplies the coordinates by
 
     def place(self, message: jax.Array, like: PyTree) -> PyTree:
         """The message at its place in zeros of `like`'s shapes and dtypes."""
@@ -110,7 +111,7 @@ def check_compressor(compressor: Any) -> None:
     """Raises ValueError unless it is a `Compressor`, as opposed to a function that makes one."""
     if isinstance(compressor, Compressor):
         return
-    if getattr(compressor, '__module__', '').startswith('def_jax.compressors'):
+    if getattr(compressor, '__module__', '').startswith('def_jax.'):
         name = compressor.__name__
         raise ValueError(f'compressor={name} must be called first, as in def_jax.{name}(ratio=64).')
     raise ValueError(

@@ -1,12 +1,14 @@
 """Functions for use inside `jax.jit` that are compiled, once, where they are called outside of it."""
 
 import functools
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
-__all__ = ['compiled_once']
+__all__ = ['compiled_once', 'remembered']
 
 _TRACED = jax.Array, np.ndarray, np.generic, float
 _KEPT = 8  # compiled programs for each function, and what they hold on to
@@ -47,3 +49,31 @@ def compiled_once(function: Callable) -> Callable:
         )
 
     return call
+
+
+def remembered(make: Callable) -> Callable:
+    """`make(function, *args)`, called once while the function and the variables that it reads stay the same.
+
+    A compiled function holds on to the values that it has read; here, other values make another function.
+    """
+    kept = functools.lru_cache(_KEPT)(lambda key, args: make(key.function, *args))
+    return lambda function, *args: kept(_Key(function), args)
+
+
+class _Key:
+    """A function as a key: equal if the code is, and each variable that it reads from around it."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+        self._values = [getattr(function, '__func__', function), getattr(function, '__self__', None)]
+        plain = inspect.unwrap(self._values[0])
+        if inspect.isfunction(plain):
+            outside = inspect.getclosurevars(plain)
+            self._values += [*outside.nonlocals.values(), *outside.globals.values()]
+
+    def __eq__(self, other: Any) -> bool:
+        pairs = zip(self._values, other._values, strict=False)
+        return len(self._values) == len(other._values) and all(a is b for a, b in pairs)
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(id, self._values)))

@@ -31,18 +31,17 @@ from def_jax.mesh.ownership import abstract_state, own_leaves, state_specs
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.shards import Shards, sharded
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
-from def_jax.mesh.spmd import at_points
+from def_jax.mesh.spmd import at_points, drift
 from def_jax.mesh.spmd.accumulation import accumulated
-from def_jax.mesh.spmd.eager import compiled_once
+from def_jax.mesh.spmd.eager import compiled_once, remembered
 from def_jax.mesh.spmd.transformation import Transformation
 from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
-from def_jax.traffic import crossing
+from def_jax.traffic.crossing import check_crossing
 from def_jax.traffic.hlo import Collective
+from def_jax.traffic.traced import traffic_of
 from def_jax.types import PyTree
 
 __all__ = ['Spmd', 'spmd']
-
-_KEPT = 8  # loss functions whose compiled gradients are kept, for those who do not call `jax.jit`
 
 
 def spmd(
@@ -122,8 +121,7 @@ class Spmd(Transformation):
         self._init, self._update, self._output_params, self._regroup = map(
             compiled_once, (self._init, self._update, self._output_params, self._regroup)
         )
-        self._gradients = functools.lru_cache(_KEPT)(self._gradients)
-        self._on_each = functools.lru_cache(_KEPT)(self._on_each)
+        self._gradients, self._on_each = remembered(self._gradients), remembered(self._on_each)
 
     @property
     def num_workers(self) -> int:
@@ -193,7 +191,7 @@ class Spmd(Transformation):
         Source: Algorithm 1, lines 4 to 6.
 
         >>> import jax, jax.numpy as jnp, def_jax
-        >>> dist = def_jax.spmd(def_jax.def_sgd(0.1, 2, 'workers'), jax.make_mesh((1,), ('workers',)))
+        >>> dist = def_jax.spmd(def_jax.def_sgd(0.1, 16, 'workers'), jax.make_mesh((1,), ('workers',)))
         >>> params = jnp.ones(4)
         >>> grad_fn = jax.grad(lambda w, rows, power: jnp.mean((rows @ w) ** power))
         >>> dist.at_points(grad_fn)(params, dist.init(params), jnp.ones((8, 4)), power=2).shape
@@ -271,13 +269,19 @@ class Spmd(Transformation):
         arrays = {name: x for name, x in extra_args.items() if not callable(x)}
         others = {name: x for name, x in extra_args.items() if callable(x)}
 
-        def worker(grads, opt_state, params, arrays):
+        def update(grads, opt_state, params, arrays):
+            return self.optimizer.update(grads, opt_state, params, **arrays, **others)
+
+        def worker(*arguments):
+            arguments = in_memory(arguments[0]), *arguments[1:]
             with sharded(Shards(self.axis_name, self._workers.inside, specs)):
-                updates, opt_state = self.optimizer.update(
-                    in_memory(grads), opt_state, params, **arrays, **others
-                )
+                updates, opt_state = drift.agreed(update, owned, self._workers.apart, arguments)
             return updates, in_memory(opt_state)
 
+        def all_of(tree, mine):
+            return jax.tree.map(lambda _: mine, tree)
+
+        owned = (all_of(grads, True), own, all_of((params, arrays), False)), (all_of(params, False), own)
         mapped = self._workers.map(worker, (True, own, False, False), (False, own))
         placed = specs, self.state_specs(params)
         return self._workers.auto(mapped, placed)(grads, opt_state, params, arrays)
@@ -332,8 +336,9 @@ class Spmd(Transformation):
         shapes = self._workers.abstract((stacked, params), (self._stacked_specs(params), self._specs(params)))
         update = functools.partial(self._update, extra_args={})
         program = jax.make_jaxpr(update)(shapes[0], self.abstract_state(params), shapes[1])
-        message = crossing.message_bytes(program, self.axis_name)
-        return crossing.check(compiled, self._workers, message, besides)
+        sent = traffic_of(program.jaxpr, self.axis_name).messages
+        of_devices = self._workers.worker_of_devices()
+        return check_crossing(compiled, of_devices, sent, besides, self._workers.names)
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
         """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.

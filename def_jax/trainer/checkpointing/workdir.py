@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -24,12 +25,14 @@ __all__ = [
     'locked',
     'record',
     'sync',
+    'unclaim',
     'wait_for_claim',
     'write_json',
 ]
 
 _RECORD = 'config.json'
 _PARTIAL = '.partial'
+_STARTS = (_RECORD, 'lock', 'tensorboard')  # what every start writes
 
 _PATTERN = {'*', '?', '['}
 
@@ -98,6 +101,25 @@ def claim(
 def is_claimed(workdir: str | os.PathLike) -> bool:
     """Whether this process sees that the folder belongs to a run."""
     return Path(os.path.expanduser(workdir), _RECORD).exists()
+
+
+def unclaim(workdir: Path) -> None:
+    """Removes what a start wrote into a claimed folder, unless that holds anything of a run's."""
+    try:
+        if any(not _is_empty(file) for file in workdir.iterdir() if file.name not in _STARTS):
+            return
+        shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)
+        for file in workdir.iterdir():
+            if file.name not in _STARTS:
+                file.rmdir() if file.is_dir() else file.unlink()
+        (workdir / 'lock').unlink(missing_ok=True)
+        (workdir / _RECORD).unlink(missing_ok=True)  # last: without it, files are foreign
+    except OSError:
+        pass  # the error that led here says why
+
+
+def _is_empty(file: Path) -> bool:
+    return not any(file.iterdir()) if file.is_dir() else not file.stat().st_size
 
 
 def wait_for_claim(workdir: str | os.PathLike, seconds: float = 60) -> None:
@@ -234,10 +256,10 @@ def sync(path: Path) -> None:
 def _is_early(file: Path) -> bool:
     """Whether a file may be there where no configuration is seen.
 
-    It is a killed start's, others' compilation cache, or the configuration itself, listed by NFS already.
+    It is a killed start's, or the configuration itself, listed by NFS already.
     """
     unfinished = file.name.startswith(_RECORD) and file.name.endswith(_PARTIAL)
-    return unfinished or file.name in (_RECORD, 'compilation_cache')
+    return unfinished or file.name == _RECORD
 
 
 def _read(record: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def open_image_folder(
 
     Args:
         folder: contains the folders `train` and `test` and possibly `validation`, each with one folder per
-            class.
+            class. A folder without images is no class.
         image_size: height and width of the images, in pixels. The shorter side of each image is resized to
             it, and the centre is cropped.
         crop_padding: zero pixels added on each side before a training image is cropped.
@@ -38,7 +38,8 @@ def open_image_folder(
         examples, which may be held out, are of all classes.
 
     Raises:
-        ValueError: if the image size is not positive, or the folder lacks a split, a class or images.
+        ValueError: if the image size is not positive, the folder lacks a split or images, a class is tested
+            but not trained on, or a file is no image.
     """
     check_integer('image_size', image_size, 1, 'the edge of an image, in pixels')
     root = Path(folder)
@@ -54,13 +55,20 @@ def open_image_folder(
             f'folder={str(folder)!r} has no images in {" and ".join(f"{each}/CLASS/" for each in missing)}; '
             f'it has {there or "none at all"}. Put JPEG or PNG files there.'
         )
-    classes = sorted({file.parent.name for several in files.values() for file in several})
+    found = {split: sorted({file.parent.name for file in several}) for split, several in files.items()}
+    classes = found['train']
+    for split in ('validation', 'test'):
+        if unknown := sorted(set(found[split]) - set(classes)):
+            raise ValueError(
+                f'folder={str(folder)!r} has the classes {", ".join(unknown)} in {split}, but not in train, '
+                f'which has {", ".join(classes)}. Give their folders the same names there, or remove them.'
+            )
 
     def read(file: Path) -> dict[str, Any]:
         try:
             with PIL.Image.open(file) as image:
                 pixels = _fitted(image.convert('RGB'), image_size)
-        except OSError as error:
+        except Exception as error:  # Pillow raises many types for a damaged file
             raise ValueError(f'{str(file)!r} cannot be read as an image ({error}). Remove it.') from error
         return {'image': pixels, 'label': classes.index(file.parent.name)}
 

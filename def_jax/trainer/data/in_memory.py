@@ -1,6 +1,7 @@
 """Data sets that are small enough to be read into memory once, as arrays."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from def_jax.trainer.data import digits
+from def_jax.trainer.data.fingerprint import digest_of
 from def_jax.trainer.data.order import Readable
 from def_jax.trainer.data.prepared import examples, prepared_builder
 
@@ -47,6 +49,11 @@ class Arrays(Readable):
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """Of all arrays, for `fingerprint`."""
+        return digest_of(self.arrays)
 
     def part(self, start: int, stop: int) -> 'Arrays':
         """The examples at positions `start` to `stop` - 1."""

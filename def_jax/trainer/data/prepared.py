@@ -9,15 +9,18 @@ from typing import Any
 
 import jax
 
+from def_jax.trainer.data.foreign_code import refuse_foreign_features
+
 __all__ = ['examples', 'import_tfds', 'prepared_builder']
 
 _TENSORFLOW = "pip install 'def_jax[tensorflow]'"
 
 
 def import_tfds() -> Any:
-    """TFDS, imported on first use."""
+    """TFDS, imported on first use; it refuses to run code that the files of a data set name."""
     import tensorflow_datasets
 
+    refuse_foreign_features(tensorflow_datasets)
     return tensorflow_datasets
 
 

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from def_jax.trainer.data.fingerprint import digest_of
 from def_jax.trainer.data.order import test_positions, train_positions
 from def_jax.trainer.data.prepared import import_tfds
 
 __all__ = ['StreamedSplit', 'open_dataset']
 
+_MARKED = 16  # examples of a split that its checksum reads
 _ATTEMPTS = 10  # to draw a crop that fits the image
 _BATCHES_AHEAD = 2
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -47,6 +49,14 @@ class StreamedSplit:
 
     def __len__(self) -> int:
         return (len(self.records) if self.stop is None else self.stop) - self.start
+
+    @property
+    def checksum(self) -> str:
+        """Of some examples as they are stored, from all over the split, for `fingerprint`."""
+        positions = np.linspace(self.start, self.start + len(self) - 1, _MARKED).astype(int).tolist()
+        found = self.records.__getitems__(positions)
+        files = {str(at): np.frombuffer(x['image'], np.uint8) for at, x in enumerate(found)}
+        return digest_of(files | {'label': [int(x['label']) for x in found]})
 
     def part(self, start: int, stop: int) -> 'StreamedSplit':
         """The examples at positions `start` to `stop` - 1 of this split."""

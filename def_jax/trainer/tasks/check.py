@@ -23,7 +23,8 @@ def check(experiment: Experiment) -> None:
     Raises:
         ValueError: if the batches do not fit the model, the loss or a sum is no scalar, a required sum is
             missing, a sum ignores the mask, BatchNorm is to be recalibrated but the model has none, the
-            optimizer cannot make an update, or a worker's devices can share no parameter.
+            optimizer cannot make an update or lets workers drift apart, or a worker's devices can share no
+            parameter.
     """
     config = experiment.config
     name = f'config.task={config.task!r}'
@@ -39,6 +40,7 @@ def check(experiment: Experiment) -> None:
         )
     optimizer = f'config.optimizer={config.optimizer!r} with {dict(config.optimizer_options)}'
     _traced(f'{optimizer} cannot make an update', lambda: experiment.communication)
+    _traced(f'{optimizer} cannot be used', lambda: experiment.is_per_worker)
     workers, task = experiment.workers, experiment.task
     if config.shards_per_worker > 1:
         _check_shards(config, variables['params'], workers.part(variables['params']))
@@ -123,7 +125,7 @@ def _traced(what: str, trace: Callable[[], Any]) -> Any:
     try:
         return trace()
     except Exception as error:  # it may be anyone's code
-        raise ValueError(f'{what}: {one_line(error)}') from error
+        raise ValueError(f'{what}: {one_line(error, place=True)}') from error
 
 
 _CALLS = (

@@ -1,5 +1,6 @@
 """Data sets of TFDS, really prepared: read without TensorFlow where their files allow it."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,27 @@ def test_any_text_of_tfds_by_its_name_whose_bytes_are_written_once(folder):
     assert again.train.context == 7
     with fixtures.refused(r"has no feature 'code'; it has \['file_name', 'image', 'label'\]"):
         catalogue.open_text(NAME, folder, feature='code')
+
+
+def test_a_class_that_a_data_set_names_is_not_run(folder, tmp_path, monkeypatch):
+    """TFDS would import its module; a user who has imported it may use it."""
+    (tmp_path / 'code').mkdir()
+    code = 'import tensorflow_datasets as tfds\nclass Image(tfds.features.Image):\n    pass\n'
+    (tmp_path / 'code' / 'foreign_features.py').write_text(code)
+    monkeypatch.syspath_prepend(tmp_path / 'code')
+    shutil.copytree(Path(folder) / NAME, tmp_path / 'data' / 'mine')
+    (features,) = (tmp_path / 'data' / 'mine').rglob('features.json')
+    text = features.read_text().replace('tensorflow_datasets.core.features.image_feature', 'foreign_features')
+    features.write_text(text)
+    for info in (tmp_path / 'data' / 'mine').rglob('dataset_info.json'):
+        info.write_text(info.read_text().replace(f'"{NAME}"', '"mine"'))
+    with fixtures.refused(r"names the class 'foreign_features.Image', whose module would be"):
+        prepared_builder('mine', tmp_path / 'data')
+    assert 'foreign_features' not in sys.modules
+    import foreign_features
+
+    builder = prepared_builder('mine', tmp_path / 'data')
+    assert type(builder.info.features['image']) is foreign_features.Image
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'cifar100'])

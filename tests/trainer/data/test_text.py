@@ -144,11 +144,35 @@ def test_a_folder_is_divided_by_the_paths_of_its_files(tmp_path):
     assert sum(x.corpus.about != y.corpus.about for x, y in zip(splits, after, strict=True)) == 1
 
 
+@pytest.mark.parametrize('line', ['λ' * 49 + '\n', 'λ'])
+def test_a_single_file_is_cut_where_a_line_or_a_character_begins(tmp_path, line):
+    text = (line * (10_001 // len(line))).encode()
+    dataset = open_text_folder(written(tmp_path / 'texts', a=text), context=4)
+    parts = [bytes(split.corpus.text) for split in (dataset.train, dataset.validation, dataset.test)]
+    assert b''.join(parts) == text and all(part.decode() for part in parts)
+    np.testing.assert_allclose([len(part) / len(text) for part in parts], [0.8, 0.1, 0.1], atol=0.011)
+    assert all(part.endswith(b'\n') for part in parts) == ('\n' in line)
+
+
+def test_links_are_followed_but_not_in_circles_and_names_need_not_be_utf8(tmp_path):
+    root = written(tmp_path / 'texts', **{f'a/{number}': f'{number};'.encode() for number in range(40)})
+    written(tmp_path / 'elsewhere', **{f'inner/{number}': f'{number};'.encode() for number in range(40, 80)})
+    (root / 'linked').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'elsewhere' / 'inner' / 'circle').symlink_to(tmp_path / 'elsewhere')
+    (root / os.fsdecode(b'caf\xe9.txt')).write_text('80;')
+    dataset = open_text_folder(root, context=4)
+    splits = (dataset.train, dataset.validation, dataset.test)
+    found = b''.join(bytes(split.corpus.text) for split in splits).split(b';')[:-1]
+    assert sorted(map(int, found)) == list(range(81))
+
+
 @pytest.mark.parametrize(
     ('documents', 'message'),
     [
         ({}, "path='.*texts' is not a folder"),
-        ({'a': b'text'}, 'has no text for .*: its 1 files are divided by a hash'),
+        ({'a': b'text', 'b': b'text'}, 'has no text for .*: its 2 files are divided by a hash'),
+        ({'a': b'text'}, "path='.*texts' has 1 files with 4 bytes. Put text there"),
+        ({'.hidden/a': b'text'}, "path='.*texts' has 0 files with 0 bytes. Put text there"),
         ({'a': b'caf\xe9'}, r"'.*a.txt' is not UTF-8 \('utf-8' codec can't decode byte 0xe9.*Convert"),
     ],
 )

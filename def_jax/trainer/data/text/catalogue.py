@@ -2,9 +2,10 @@
 
 import functools
 import hashlib
+import itertools
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,12 @@ def open_stdlib(*, folder: str | os.PathLike[str] | None = None, context: int = 
 
 
 def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Dataset:
-    """Reads the UTF-8 files of a folder and of those in it, but for hidden ones.
+    """Reads the UTF-8 files of a folder and of those in it, but for hidden ones. Links are followed.
 
     Args:
         path: the folder. A hash of a file's path within it decides its split: about a tenth of the files for
-            validation, a tenth for testing. So a file keeps its split when others are added.
+            validation, a tenth for testing. So a file keeps its split when others are added. A single file is
+            cut instead: its last tenth is for testing, the one before for validation.
         context: the length of a window, in bytes.
 
     Returns:
@@ -121,9 +123,44 @@ def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Data
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ValueError(f'path={str(path)!r} is not a folder.')
-    paths = sorted(file.relative_to(root).as_posix() for file in root.rglob('*') if file.is_file())
-    shown = [path for path in paths if not any(part.startswith('.') for part in Path(path).parts)]
-    return _of_files(f'text_folder {root.name}', {path: _read(root / path) for path in shown}, context)
+    paths = sorted(file.relative_to(root).as_posix() for file in _files(root))
+    texts = {path: _read(root / path) for path in paths}
+    name = f'text_folder {root.name}'
+    if len(texts) > 1:
+        return _of_files(name, texts, context)
+    check_integer('context', context, 1, 'the length of a window, in bytes')
+    parts = [part for text in texts.values() for part in _cut(text)]
+    if not all(parts) or not parts:
+        raise ValueError(
+            f'path={str(path)!r} has {len(texts)} files with {sum(map(len, parts))} bytes. Put text there: a '
+            'file that is cut into three parts, or several that are divided.'
+        )
+    return dataset_of_windows(name, [Windows(_joined([part]), context) for part in parts])
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """All files but hidden ones; a link to a folder that it lies in is passed over."""
+    for folder, inner, names in os.walk(root, followlinks=True):
+        here = os.path.realpath(folder)
+        targets = {name: os.path.realpath(os.path.join(folder, name)) for name in inner}
+        inner[:] = [
+            name
+            for name, target in targets.items()
+            if name[0] != '.' and os.path.commonpath([here, target]) != target
+        ]
+        yield from (Path(folder, name) for name in names if name[0] != '.')
+
+
+def _cut(text: bytes) -> list[bytes]:
+    """A text for training, validation and testing, cut where a line or at least a character begins."""
+    places = [0]
+    for tenths in (8, 9):
+        place = len(text) * tenths // 10
+        line = text.find(b'\n', place, place + len(text) // 100) + 1
+        while not line and place < len(text) and text[place] & 0xC0 == 0x80:  # within a character
+            place += 1
+        places.append(line or place)
+    return [text[start:stop] for start, stop in itertools.pairwise([*places, len(text)])]
 
 
 def _of_files(name: str, texts: Mapping[str, bytes], context: int) -> Dataset:
@@ -135,7 +172,7 @@ def _of_files(name: str, texts: Mapping[str, bytes], context: int) -> Dataset:
     if missing := [role for role in ROLES if not any(documents[role])]:
         raise ValueError(
             f'{name} has no text for {" and ".join(missing)}: its {len(texts)} files are divided by a hash '
-            'of their paths. Add files, or divide long ones.'
+            'of their paths. Add files, divide long ones, or put all into one.'
         )
     return dataset_of_windows(name, [Windows(_joined(documents[role]), context) for role in ROLES])
 
