@@ -243,7 +243,7 @@ def _evaluated(lanes: _Lanes, specs: Sequence[Spec], state: TrainState) -> dict[
     experiment = lanes.experiment
     found: dict[str, np.ndarray] = {}
     points, evaluate_on = lanes.outputs(state), specs[0].evaluate_on
-    splits = {evaluate_on: experiment.dataset.evaluated(evaluate_on)}
+    splits: dict[str, Any] = {evaluate_on: experiment.dataset.evaluated(evaluate_on)}
     if count := experiment.config.evaluate_train_examples:
         splits['train'] = experiment.dataset.train.part(0, count)
     for point, variables in _recalibrated(lanes, specs, state, points).items():
