@@ -45,9 +45,13 @@ def first_state(steps: Steps) -> TrainState:
 
 
 class _Statistics(NamedTuple):
-    """BatchNorm's, in front of the optimizer's state and per-worker like it."""
+    """BatchNorm's, in front of the optimizer's state, which says like a link's that they are per-worker."""
 
     batch_stats: PyTree
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        return ('batch_stats',)
 
 
 class Crew:
