@@ -97,10 +97,9 @@ def main() -> int:
 
 def joined():
     """The team, from the last checkpoint if there is one."""
-    optimizer = def_jax.def_sgd(RATE, RATIO, 'workers', seed=plan['seed'])
-    if plan['momentum']:
-        inner = optax.sgd(RATE, momentum=0.9)
-        optimizer = def_jax.error_feedback(def_jax.random_block(RATIO), 'workers', inner=inner)
+    blocks = def_jax.random_block(RATIO, order='shuffled', allocation='balanced')
+    inner = optax.sgd(RATE, momentum=0.9 if plan['momentum'] else None)
+    optimizer = def_jax.error_feedback(blocks, 'workers', inner=inner, seed=plan['seed'])
     if plan['kind'] == 'restart':
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_cpu_collectives_implementation', 'gloo')
