@@ -46,8 +46,8 @@ def make_config(name: str) -> ml_collections.ConfigDict:
 
 def main(_) -> None:
     rows: list[dict[str, str]] = []
+    command_line.set_environment(fake_devices=True)
     with tempfile.TemporaryDirectory(prefix='def_jax-loop-') as folder:
-        command_line.set_environment(folder, fake_devices=True)
         for name in _DATA.value:
             try:
                 rows += _speeds(name, Path(folder))

@@ -33,7 +33,7 @@ def check_integer(name: str, value: Any, low: int, hint: str, *, bits: int = 31)
         raise ValueError(f'{name}={value!r} must be an integer in [{low}, 2**{bits}): {hint}.')
 
 
-def check_choice(name: str, value: Any, meanings: Mapping[str, str]) -> None:
+def check_choice(name: str, value: Any, meanings: Mapping[Any, str]) -> None:
     """Raises ValueError unless `value` is one of the choices, each given with its meaning."""
     if value not in list(meanings):
         *others, last = [f'{choice!r} ({meaning})' for choice, meaning in meanings.items()]
@@ -89,8 +89,8 @@ def check_seed(seed: Any) -> None:
     if isinstance(seed, jax.Array):  # optax.inject_hyperparams traces it
         if seed.ndim or not jnp.issubdtype(seed.dtype, jnp.integer):
             raise ValueError(
-                f'seed is an array of {seed.dtype} and shape {seed.shape}, but must be an integer, of which a '
-                'key is made. To draw the integer from a key: jax.random.bits(key).item().'
+                f'seed is an array of {seed.dtype} and shape {seed.shape}, but must be an integer, of which '
+                'a key is made. To draw the integer from a key: jax.random.bits(key).item().'
             )
         return
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**32:

@@ -9,9 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.spmd import Spmd, at_points
 from def_jax.types import PyTree
@@ -37,7 +34,7 @@ class Optimizer(nnx.Optimizer):
     >>> import def_jax, def_jax.nnx
     >>> mesh = jax.make_mesh((1,), ('workers',))
     >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
-    >>> tx = def_jax.spmd(def_jax.def_sgd(0.1, 2, 'workers'), mesh)
+    >>> tx = def_jax.spmd(def_jax.def_sgd(0.1, 16, 'workers'), mesh)
     >>> optimizer = def_jax.nnx.Optimizer(model, tx, wrt=nnx.Param)
     >>> loss_fn = lambda model, rows: jnp.mean(model(rows) ** 2)
     >>> loss, grads = optimizer.value_and_grad(loss_fn)(model, jnp.ones((8, 4)))
@@ -66,7 +63,7 @@ class Optimizer(nnx.Optimizer):
             A function of the same arguments, which returns the mean loss and the gradients, for `update`.
             Random numbers, of the model or of an `nnx.Rngs` among the arguments, differ by worker. Other
             variables that `loss_fn` changes are averaged if they are floating-point, like BatchNorm's
-            statistics. Auxiliary scalars are averaged, rows of the batch concatenated, others stacked.
+            statistics. Auxiliary scalars are averaged; arrays come stacked over workers.
 
         Raises:
             ValueError: if `split` names an argument that is missing or an `nnx.Rngs`.
@@ -108,8 +105,7 @@ class Optimizer(nnx.Optimizer):
             _params(model, self.wrt), _pure(self.opt_state), keys, rest, *others.values(), **kwargs
         )
         nnx.update((model, streams), jax.tree.map(_agreed, changed))
-        rows = {jnp.shape(x)[0] // self.tx.num_workers for i in split for x in jax.tree.leaves(others[i])}
-        aux = jax.tree.map(lambda x: self._joined(x, rows), aux)
+        aux = jax.tree.map(lambda x: x.mean(0) if x.ndim == 1 else x, aux)
         grads = jax.tree.map(
             lambda variable, grad: variable.replace(grad),
             nnx.state(model, self.wrt),
@@ -117,18 +113,6 @@ class Optimizer(nnx.Optimizer):
             is_leaf=_is_variable,
         )
         return ((values.mean(), aux) if has_aux else values.mean()), grads
-
-    def _joined(self, x: jax.Array, rows: set[int]) -> jax.Array:
-        if x.ndim == 1:
-            return x.mean(0)
-        if x.shape[1] not in rows:
-            return x
-        to = NamedSharding(self.tx.mesh, P(self.tx.axis_name))
-        return lax.reshape(
-            x,
-            (x.shape[0] * x.shape[1], *x.shape[2:]),
-            out_sharding=to if jax.typeof(x).sharding.spec[0] else None,
-        )
 
     def output_model(self, model: nnx.Module) -> nnx.Module:
         """A copy of the model at DEF's output y; costs one dense all-reduce across workers."""

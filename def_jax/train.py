@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         return command_line.refuse('train.py', error)
     fake_devices, overlap = (_CONFIG.value.get(name, False) for name in ('fake_devices', 'overlap'))
-    command_line.set_environment(_WORKDIR.value, fake_devices=fake_devices, overlap=overlap)
+    command_line.set_environment(fake_devices=fake_devices, overlap=overlap)
 
     def run() -> None:
         # After the environment is set: this imports TensorFlow.

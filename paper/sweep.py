@@ -249,7 +249,7 @@ def main(argv: list[str]) -> int:
         environments = [{}] * count if spec.base.fake_devices else divided_gpus(count)
     except ValueError as error:
         return _refuse(error)
-    command_line.set_environment(folder, fake_devices=spec.base.fake_devices)
+    command_line.set_environment(fake_devices=spec.base.fake_devices)
 
     def start(work: Callable[[], None], environment: dict[str, str]) -> int:
         os.environ.update(environment)

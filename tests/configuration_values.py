@@ -22,12 +22,14 @@ def each(keys, values):
     return {key: values for key in keys.split()}
 
 
-# Methods that use a key, where that of configs/digits.py does not.
+AVERAGE = 'trainer.configuration.factories_to_find:average'
+# What uses a key, where that of configs/digits.py does not.
 USED_BY = {
     'rank': {'method': 'powersgd'},
     'chunk': {'method': 'demo'},
     'freeze_after': {'method': 'onebit_adam'},
     'outer_options': {'outer': 'sgd'},
+    'method_options': {'method': AVERAGE},
 }
 FLAG = [1, 0, None, 'True']
 REFUSED = {
@@ -44,15 +46,16 @@ REFUSED = {
     ),
     **each('skip_nonfinite overlap sequential_workers elastic fake_devices', FLAG),
     **each(
-        'outer_options task_options dataset_options model_options schedule_options optimizer_options',
+        'method_options outer_options task_options dataset_options model_options schedule_options '
+        'optimizer_options',
         OPTIONS,
     ),
     'method': [3, None, 'dfe', '', 'DEF'],
     'ratio': ['64', None, True, 0, 0.5, -64, NAN, INF],
-    **each('granularity allocation outer task', [1, None, 'equal']),
-    'order': [0, None, 'shuffle'],
-    'detach': ['0.3', 'half', None, False, -0.1, 1.1, NAN],
-    'wire_dtype': [32, None, 'f32', 'float64', 'bf16', 'int16'],
+    **each('outer task', [1, None, 'equal']),
+    **each('order allocation', [0, 'shuffle', 'equal']),
+    'detach': ['0.3', 'half', False, -0.1, 1.1, NAN],
+    'bits': [3, 0, -8, 64, 'int8'],
     'decay': ['1', None, False, -0.1, 1.1, NAN],
     'dataset': [10, None, 'cifar'],
     'data_dir': [None, 3, True],
@@ -79,13 +82,13 @@ ACCEPTED = {
     **each('every chunk freeze_after min_workers num_epochs eval_every_epochs log_every_steps', [1, 100]),
     **each('skip_nonfinite overlap sequential_workers fake_devices', [True, False]),
     **each('task_options dataset_options schedule_options', [{}]),
-    'method': ['sgd', 'def'],
+    'method': ['sgd', 'def', AVERAGE],
+    'method_options': [{}, {'scale': 2.0}],
     'ratio': [1, 1.5, 64, 1e6],
-    'granularity': ['tensor', 'model', 'element'],
-    'order': ['random', 'shuffled', 'cyclic'],
-    'allocation': ['proportional', 'balanced'],
-    'detach': [0, 0.0, 0.3, 1, 'auto'],
-    'wire_dtype': ['float32', 'bfloat16', 'float16', 'int8'],
+    'order': [None, 'random', 'shuffled', 'cyclic'],
+    'allocation': [None, 'proportional', 'balanced'],
+    'detach': [None, 0, 0.0, 0.3, 1, 'auto'],
+    'bits': [None, 1, 2, 4, 8, 16, 32],
     'decay': [0, 0.95, 1],
     'rank': [0, 1, 8],
     'num_workers': [1, 2, 128],

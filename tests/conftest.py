@@ -65,7 +65,7 @@ def full_optimization():
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
     """The folder of digits, while a small network stands in for theirs and runs share what they compile."""
-    import training_fixtures  # not for the tests of the library: this imports TensorFlow
+    import training_fixtures  # not for the tests of the library: this imports the trainer
 
     with training_fixtures.tiny_network(tmp_path_factory) as folder:
         yield folder
@@ -94,10 +94,12 @@ def live_devices(monkeypatch):
             self.devices = dict.fromkeys(devices, self.incarnation)
             yield devices
 
-    live, told = Live(), []
+    live, told = Live(), {}
     client = types.SimpleNamespace(
-        key_value_dir_get=lambda name: [key for key in told if key.startswith(name)],
-        key_value_set=lambda key, value, allow_overwrite: told.append(key),
+        key_value_dir_get=lambda name: [pair for pair in told.items() if pair[0].startswith(name)],
+        key_value_set=lambda key, value, allow_overwrite: told.update({key: value}),
+        key_value_delete=told.pop,
+        blocking_key_value_get=lambda key, timeout: told[key],
     )
     monkeypatch.setattr(multihost_utils, 'live_devices', live)
     monkeypatch.setattr(service, 'global_state', types.SimpleNamespace(client=client))
@@ -115,13 +117,10 @@ def small_files():
 @pytest.fixture(scope='session')
 def environment(tmp_path_factory):
     """A user's environment, without what the suite sets; runs share the data and what they compile."""
-    import training_fixtures
-
     folder = tmp_path_factory.mktemp('command_line')
     unset = ('JAX_NUM_CPU_DEVICES', 'NPROC')
     return {name: value for name, value in os.environ.items() if name not in unset} | {
         'JAX_PLATFORMS': 'cpu',
-        'TFDS_DATA_DIR': str(training_fixtures.prepared_digits(tmp_path_factory.getbasetemp())),
         'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         # These runs compile longer than they train, and fake devices on a busy core wait long for each other.

@@ -1,11 +1,7 @@
-"""The standard library of a small Python, as a prepared data set."""
+"""The standard library of a small Python."""
 
 import functools
 from pathlib import Path
-from unittest import mock
-
-from def_jax.trainer.data import in_memory
-from def_jax.trainer.data.text import catalogue, stdlib
 
 FILES = {
     **{
@@ -25,13 +21,10 @@ FILES = {
 
 
 @functools.cache
-def prepared(folder: Path) -> Path:
-    """TFDS's directory with the data set `python_stdlib`, in a folder of the tests."""
-    library, data_dir = folder / 'small_python', folder / 'small_python_data'
+def written(folder: Path) -> Path:
+    """The library, in a folder of the tests."""
+    library = folder / 'small_python'
     for name, text in FILES.items():
         (library / name).parent.mkdir(parents=True, exist_ok=True)
         (library / name).write_bytes(text)
-    in_memory.import_tfds()  # which asks for Python's paths itself
-    with mock.patch.object(stdlib.sysconfig, 'get_path', lambda name: str(library)):
-        catalogue.TEXTS['python_stdlib'](data_dir, context=4)
-    return data_dir
+    return library

@@ -5,16 +5,23 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from def_jax.elastic import service
+from def_jax.elastic import network, roll_call, service
+from def_jax.elastic.network import free_address
+from def_jax.elastic.roll_call import SECRET
 
 ROOT = Path(__file__).resolve().parents[1]
 HANGS = 900  # seconds after which a process is taken to hang, however loaded the machine
@@ -27,17 +34,17 @@ class Run:
     count = 3
 
     def __init__(self, folder):
-        self.folder, self.address, self.processes = folder / 'run', service.free_address(), []
+        self.folder, self.address, self.processes = folder / 'run', free_address(), []
         self.folder.mkdir()
         chance = np.random.default_rng(0)
         images = chance.random((1100, 64), np.float32)
         np.savez(folder / 'digits.npz', images=images, labels=chance.integers(10, size=1100))
 
-    def start(self, index, *plan):
+    def start(self, index, *plan, secret='ours'):
         program = ROOT / 'tests' / 'faults' / 'elastic_worker.py'
         command = [sys.executable, program, self.folder, *PLAN, *plan]
         place = zip(service.LAUNCHED, (self.address, str(self.count), str(index)), strict=True)
-        environment = os.environ | {'PYTHONPATH': str(ROOT)} | dict(place)
+        environment = os.environ | {'PYTHONPATH': str(ROOT), SECRET: secret} | dict(place)
         with (self.folder / f'{index}.log').open('ab') as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self.processes.append(process)
@@ -59,6 +66,9 @@ class Run:
         """Process 0's notes, except about steps that were repeated since a machine was overloaded."""
         notes = [line['note'] for line in self.lines(0, 'note')]
         return [note for note in notes if not re.search('repeated: .*([Tt]imeout|[Tt]imed out)', note)]
+
+    def log(self, index):
+        return (self.folder / f'{index}.log').read_text()
 
     def step(self, index):
         return max((line['step'] for line in self.lines(index)), default=0)
@@ -104,6 +114,20 @@ class Run:
             before = line
 
 
+def listening(pid):
+    """The addresses at which a process accepts connections."""
+    found = set()
+    sockets = {os.readlink(link) for link in Path(f'/proc/{pid}/fd').iterdir() if link.is_symlink()}
+    for table, family in (('tcp', socket.AF_INET), ('tcp6', socket.AF_INET6)):
+        for line in Path(f'/proc/{pid}/net/{table}').read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == '0A' and f'socket:[{fields[9]}]' in sockets:
+                words = re.findall('.{8}', fields[1].split(':')[0])
+                number = b''.join(bytes.fromhex(word)[::-1] for word in words)
+                found.add(socket.inet_ntop(family, number).removeprefix('::ffff:'))
+    return found
+
+
 @pytest.fixture
 def three(tmp_path):
     made = Run(tmp_path)
@@ -140,6 +164,61 @@ def test_a_death_is_told_by_who_lives_and_not_by_what_is_raised(monkeypatch, aft
         raise kind('a collective failed')
 
 
+def test_a_proof_holds_for_one_exchange(monkeypatch):
+    """A stranger that saw a newcomer join says the same again; the nonces of the others differ."""
+    told, place = {}, threading.local()
+
+    def ask(key):
+        while key not in told:
+            time.sleep(0.001)
+        return told[key]
+
+    monkeypatch.setattr(roll_call, 'tell', told.__setitem__)
+    monkeypatch.setattr(roll_call, 'ask', ask)
+    monkeypatch.setattr(jax, 'process_index', lambda: place.index)
+    group = types.SimpleNamespace(name='group', incarnations=((0, 5), (1, 7)))
+
+    def answered(index, secret='ours'):
+        place.index = index
+        return roll_call.RollCall(secret)(group, roll_call.Call(index == 0, 3, True, [[1]], {'seed': '0'}))
+
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(answered, range(2)))
+    assert [one.calls.keys() for one in both] == [{0, 1}] * 2 and not both[0].refused
+    assert both[1].leader == 0 and both[1].valid == [0]
+    for key in [key for key in told if key.endswith('/0')]:
+        del told[key]  # process 0 has begun again, and what process 1 said is repeated
+    assert answered(0).refused == {1: 'secret (DEF_JAX_SECRET)'}
+    with ThreadPoolExecutor(2) as pool:
+        told.clear()
+        both = list(pool.map(answered, range(2), ('ours', 'guessed')))
+    assert [one.refused for one in both] == [{1: 'secret (DEF_JAX_SECRET)'}] * 2
+
+
+@pytest.mark.parametrize(
+    ('host', 'numbers', 'listens', 'own'),
+    [
+        ('127.0.0.1', ['127.0.0.1'], '127.0.0.1:7', '127.0.0.1'),
+        ('localhost', ['::1', '127.0.0.1'], '127.0.0.1:7', '127.0.0.1'),
+        ('[::1]', ['::1'], '[::1]:7', '::1'),
+        ('node0', ['127.0.1.1'], None, None),  # Debian's entry for a machine's own name
+        ('127.0.0.2', ['127.0.0.2'], '127.0.0.2:7', '127.0.0.1'),
+        ('203.0.113.9', ['203.0.113.9'], None, 'routed'),  # not of this machine
+        ('nowhere', [], None, None),
+    ],
+)
+def test_processes_listen_where_the_address_says(monkeypatch, host, numbers, listens, own):
+    def resolve(name, port, type):
+        if not numbers:
+            raise socket.gaierror('unknown')
+        return [(socket.AF_INET6 if ':' in x else socket.AF_INET, type, 0, '', (x, 0)) for x in numbers]
+
+    monkeypatch.setattr(socket, 'getaddrinfo', resolve)
+    assert network.listening_address(f'{host}:7') == listens
+    found = network.own_address(f'{host}:7')
+    assert found == own if own != 'routed' else found != '127.0.0.1'
+
+
 SUMS = """
 import jax, jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -157,7 +236,7 @@ print(jax.jit(sums).lower((jnp.ones(256), jnp.ones(2))).compile().as_text().coun
 
 def test_all_reduces_stay_apart_on_cpus_and_the_users_flags_hold(tmp_path):
     """In one that XLA combines, a process whose first sum failed begins the next, and gloo aborts it."""
-    code, flags = SUMS.format(address=service.free_address()), tmp_path / 'flags'
+    code, flags = SUMS.format(address=free_address()), tmp_path / 'flags'
     flags.write_text(f'--xla_dump_to={tmp_path / "dump"}\n')
     environment = os.environ | {'XLA_FLAGS': str(flags)}  # which may name a file
     command = [sys.executable, '-c', code]
@@ -174,9 +253,11 @@ def test_a_worker_dies_and_returns(three, shards):
     third.kill()
     three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
     third = three.start(2, plan)
+    listened = set().union(*(listening(process.pid) for process in (first, second)))
     three.finish(first, second, third)
     three.assert_same_bits()
     three.assert_y_stays_when_workers_come()
+    assert listened == {'127.0.0.1'}  # the service and gloo: nothing is open to other machines
     (changes,) = (line['end'] for line in three.lines(0, 'end'))
     assert [workers for _, workers in changes] == [3, 2, 3]
     died, joined = three.changes()
@@ -243,16 +324,37 @@ def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(three):
 
 
 @pytest.mark.slow
-def test_a_newcomer_that_runs_something_else_is_refused(three):
-    first, second, third = three.start_all()
+def test_newcomers_that_run_something_else_are_refused(three):
+    """Another seed, dtype, optimizer state or secret, one after the other, and at last one of the others."""
+    first, second, third = three.start_all('checkpoint=0')
     third.kill()
-    third = three.start(2, 'seed=1')
-    three.ends(third, 7)
-    (line,) = three.lines(2, 'error')
-    assert line['error'] == 'RefusedError' and 'process 2 runs another version, configuration' in line['text']
-    three.finish(first, second)
+    for number, (plan, secret, reason) in enumerate(
+        [
+            ('seed=1', 'ours', 'configuration, seed or data'),
+            ('dtype=bfloat16', 'ours', 'structure, shape or dtype of the parameters or the optimizer state'),
+            ('momentum=1', 'ours', 'structure, shape or dtype of the parameters or the optimizer state'),
+            ('seed=0', 'guessed', 'secret (DEF_JAX_SECRET)'),
+        ]
+    ):
+        three.ends(three.start(2, plan, secret=secret), 7)
+        line = three.lines(2, 'error')[number]
+        assert line['error'] == 'RefusedError' and f'process 2 has another {reason} than the' in line['text']
+        (note,) = three.lines(0, 'note')[-1:]
+        assert f'process 2 refused: another {reason}' in note['note'] or 'died' in note['note']
+    third = three.start(2)
+    three.finish(first, second, third)
     three.assert_same_bits()
-    assert any('process 2 refused' in line['note'] for line in three.lines(0, 'note'))
+    assert all(np.isfinite(line['loss']) for line in three.lines(0))
+
+
+@pytest.mark.slow
+def test_what_a_newcomer_was_given_is_compared_once(three):
+    processes = three.start_all()
+    processes[2].kill()
+    processes[2] = three.start(2, 'flip=1')
+    for index, process in reversed(list(enumerate(processes))):
+        assert process.wait(timeout=HANGS) != 0, three.told()
+        assert 'parameters differ among processes 0, 1, 2. End all.' in three.log(index)
 
 
 @pytest.mark.slow

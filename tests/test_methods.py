@@ -24,7 +24,7 @@ from perceptron import (
 )
 
 import def_jax
-from def_jax import methods
+from def_jax.baselines import methods
 
 RATIO, MOMENTUM, WEIGHT_DECAY, DETACH, PERIOD = 4, 0.9, 0.05, 0.3, 3
 

@@ -25,7 +25,7 @@ def optimizer_of(model, kind=AUTO):
     from def_jax.nnx import Optimizer
 
     mesh = jax.make_mesh((2,), ('workers',), axis_types=(kind,), devices=jax.devices()[:2])
-    return Optimizer(model, def_jax.spmd(def_jax.def_sgd(0.1, 2, 'workers'), mesh), wrt=nnx.Param)
+    return Optimizer(model, def_jax.spmd(def_jax.def_sgd(0.1, 16, 'workers'), mesh), wrt=nnx.Param)
 
 
 @pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
@@ -48,7 +48,7 @@ def test_a_step_on_both_kinds_of_axes(kind):
         optimizer.tx.check(compiled, besides=0)
     aux = compiled(model, optimizer, ROWS)
     assert aux['positive'] == np.sum(ROWS > 0) / 2  # the mean, of integers too, not the first worker's
-    assert aux['outputs'].shape == (8, 2)
+    assert aux['outputs'].shape == (2, 4, 2)
     np.testing.assert_allclose(model.norm.mean[...], 0.01 * ROWS.mean(0), rtol=1e-5)
     assert int(model.dropout.rngs.count[...]) == 1
 

@@ -49,7 +49,8 @@ def distributions(folder):
 
 DECLARED = {
     re.match(r'[\w-]+', line)[0].lower().replace('_', '-')
-    for line in PROJECT['dependencies'] + PROJECT['optional-dependencies']['training']
+    for extra in ('training', 'tensorflow')
+    for line in PROJECT['dependencies'] + PROJECT['optional-dependencies'][extra]
 }
 
 
@@ -67,8 +68,7 @@ def test_programs_name_the_extra_that_they_need(tmp_path):
 def test_what_the_package_and_the_examples_import_is_what_it_requires():
     imported = distributions(ROOT / 'def_jax')
     assert imported - {'numpy'} <= DECLARED  # JAX requires NumPy
-    # TensorFlow and importlib_resources are what TFDS needs and does not declare.
-    assert DECLARED - imported <= {'tensorflow-cpu', 'importlib-resources'}
+    assert DECLARED - imported <= {'tensorflow-cpu', 'importlib-resources'}  # TFDS needs the latter
     # Two examples are about these, as their docstrings say.
     assert distributions(ROOT / 'examples') <= DECLARED | {'numpy', 'keras', 'equinox'}
 

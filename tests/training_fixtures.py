@@ -23,7 +23,7 @@ import rich.console
 from configs import digits
 from def_jax.trainer import experiment, loop, metrics, models, steps
 from def_jax.trainer.checkpointing import checkpoints, workdir
-from def_jax.trainer.data import augmentation, in_memory, order
+from def_jax.trainer.data import augmentation, order
 from def_jax.trainer.models import vgg
 
 NUM_WORKERS = 4
@@ -89,7 +89,7 @@ def shared_steps(run: experiment.Experiment) -> steps.Steps:
         state = jax.eval_shape(run.optimizer.init, run.abstract_variables['params'])
         for name, relevant in _RELEVANT_KEYS.items():
             # What decides on the optimizer's state, such as the momentum, is not listed: the state is itself.
-            part = name + _key(settings, relevant) + str(run.own) + str(state)
+            part = name + _key(settings, relevant) + str(run.is_per_worker) + str(state)
             made.__dict__[name] = _parts.setdefault(part, getattr(made, name))
         made.__dict__['train'] = CountedStep(made.train)
     return _steps[key]
@@ -115,20 +115,12 @@ def changed_train_step(change):
 @contextlib.contextmanager
 def tiny_network(tmp_path_factory):
     """A small network stands in for vgg_digits, and runs share their steps. Yields the data's folder."""
-    data_dir = prepared_digits(tmp_path_factory.getbasetemp())
+    data_dir = tmp_path_factory.getbasetemp() / 'trainer_data'
     with (
         mock.patch.dict(models.MODELS, vgg_digits=_tiny_vgg),
         mock.patch.object(experiment.Experiment, 'steps', property(shared_steps)),
     ):
         yield data_dir
-
-
-@functools.cache
-def prepared_digits(basetemp: Path) -> Path:
-    """TFDS's folder, with the digits."""
-    data_dir = basetemp / 'trainer_data'
-    in_memory.load_dataset('digits', data_dir)
-    return data_dir
 
 
 def train(config, folder, console=None) -> dict[str, Any]:
@@ -180,7 +172,7 @@ def shards(state):
 
 def gathered(state):
     """The state of a `RecordedRun` on the host: [K, ...] where workers differ, else one copy."""
-    own = ('trace', 'residual', 'batch_stats')
+    own = ('inner', 'residual', 'batch_stats')
 
     def one(path, parts):
         differs = any(getattr(entry, 'name', None) in own for entry in path)

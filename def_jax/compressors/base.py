@@ -112,7 +112,7 @@ def check_compressor(compressor: Any) -> None:
     """Raises ValueError unless it is a `Compressor`, as opposed to a function that makes one."""
     if isinstance(compressor, Compressor):
         return
-    if getattr(compressor, '__module__', '').startswith('def_jax.compressors'):
+    if getattr(compressor, '__module__', '').startswith('def_jax.'):
         name = compressor.__name__
         raise ValueError(f'compressor={name} must be called first, as in def_jax.{name}(ratio=64).')
     raise ValueError(

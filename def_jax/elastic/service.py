@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import random
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,8 @@ import jax
 from jax._src.distributed import global_state  # the service's client has no public name
 from jax.experimental import multihost_utils
 
+from def_jax.elastic.network import gloo_listens_on, listening_address, own_address
+
 __all__ = [
     'LAUNCHED',
     'DiedError',
@@ -19,15 +19,18 @@ __all__ = [
     'GivenUpError',
     'RefusedError',
     'TooFewError',
+    'ask',
     'end',
-    'free_address',
     'has_ended',
     'initialize',
     'meeting',
+    'retract',
+    'tell',
 ]
 
 LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `def_jax.launch`
 _ENDED = 'def_jax/ended'
+_ANSWER_SECONDS = 30  # within which those who meet tell what others ask; they place their arrays before
 _SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
 
 
@@ -51,16 +54,6 @@ class TooFewError(RuntimeError):
     """There were fewer workers than `min_workers` for longer than `patience`."""
 
 
-def free_address() -> str:
-    """A host:port for processes that will be started on this machine."""
-    # By default Linux gives lower ones to others meanwhile, and JAX uses higher ones under Slurm.
-    for port in random.sample(range(61_000, 61_440), 440):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(('127.0.0.1', port))
-            return f'127.0.0.1:{port}'
-    raise OSError('no port from 61000 to 61439 is free on this machine.')
-
-
 def initialize(
     address: str | None = None,
     num_processes: int | None = None,
@@ -71,6 +64,10 @@ def initialize(
     cpu: bool = False,
 ) -> None:
     """Joins or rejoins the other processes; call it before JAX initializes its devices.
+
+    Nothing on these connections is authenticated or encrypted, so they need a network that can be trusted.
+    Process 0 listens at `address`, and gloo at the address from which a process reaches it: with 127.0.0.1,
+    no other machine can connect.
 
     Args:
         address: host:port of process 0; like the next two, set by `python -m def_jax.launch` by default.
@@ -84,14 +81,19 @@ def initialize(
         os.environ['XLA_FLAGS'] = _xla_flags(os.environ.get('XLA_FLAGS', ''), heartbeat_seconds)
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_num_cpu_devices', local_devices * _SPARE)
-        jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.config.update('jax_enable_recoverability', True)
     if address is None:
         address, num_processes, process_id = (
             convert(os.environ[name]) for name, convert in zip(LAUNCHED, (str, int, int), strict=True)
         )
+    if cpu:
+        gloo_listens_on(own_address(address))
     jax.distributed.initialize(
-        address, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
+        address,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=heartbeat_seconds,
+        coordinator_bind_address=listening_address(address),
     )
 
 
@@ -163,3 +165,20 @@ def end() -> None:
 def has_ended() -> bool:
     client: Any = global_state.client
     return bool(client.key_value_dir_get(_ENDED))
+
+
+def tell(key: str, value: str) -> None:
+    """Writes an entry of the coordination service, which every process may read."""
+    client: Any = global_state.client
+    client.key_value_set(key, value, allow_overwrite=True)
+
+
+def ask(key: str) -> str:
+    """An entry that another process of the meeting writes; one that stays away is a failed collective."""
+    client: Any = global_state.client
+    return client.blocking_key_value_get(key, _ANSWER_SECONDS * 1000)
+
+
+def retract(key: str) -> None:
+    client: Any = global_state.client
+    client.key_value_delete(key)

@@ -3,8 +3,7 @@
 import contextlib
 import functools
 import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +13,9 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
-import def_jax
 from def_jax.elastic import transfer
 from def_jax.elastic.group import Group, Incarnations, divided, everywhere, grouped, names
+from def_jax.elastic.roll_call import Call, RollCall, checksums, identity_of
 from def_jax.elastic.service import (
     DiedError,
     FailedError,
@@ -68,7 +67,10 @@ class Team:
         axis_name: the mesh axis over workers.
         min_workers: with fewer, all wait.
         patience: seconds to wait before `TooFewError` is raised.
-        identity: text that all processes must have in common, such as the configuration.
+        identity: text that all processes must have in common, such as the configuration and the data's
+            checksum. Versions, shapes and dtypes are compared without it.
+        secret: what a process must know to be given the state; None for the environment variable
+            DEF_JAX_SECRET. It keeps strangers out, but nothing is encrypted.
         note: called with a line about each death and each return.
     """
 
@@ -86,6 +88,7 @@ class Team:
         min_workers: int = 1,
         patience: float = 600.0,
         identity: str = '',
+        secret: str | None = None,
         note: Callable[[str], None] = print,
     ):
         self.step = step
@@ -96,10 +99,12 @@ class Team:
         self._own = own_leaves(optimizer, params)
         self._owns = jax.tree.map(lambda _: False, params), self._own
         self._state_specs = self._specs, state_specs(optimizer, params, self._specs, axis_name)
-        self._refused = self._closes = False
-        text = f'{identity} {def_jax.__version__} {jax.__version__} {jax.tree.map(np.shape, params)}'
-        self._identity = zlib.crc32(text.encode())
+        self._refused, self._closes = '', False
+        self._refuses: Group | None = None
         self._first = params, opt_state
+        self._ask = RollCall(secret)
+        layout = f'{workers} of {shards}, {axis_name!r}'
+        self._identity = identity_of(identity, optimizer, self._first, self._owns, layout)
         self._state: tuple[PyTree, PyTree] | None = None  # after the last step that all have done
         self._admitted: Group | None = None  # who did it; the state is on this group's mesh
         self._group: Group | None = None  # who lives now
@@ -202,8 +207,8 @@ class Team:
                 continue
             if self._refused:
                 raise RefusedError(
-                    f'process {jax.process_index()} runs another version, configuration, seed or data than '
-                    'the others. Start it with what they have.'
+                    f'process {jax.process_index()} has another {self._refused} than the others. Start it '
+                    'with what they have.'
                 )
             if joined is not None and done is not None:
                 self.step, self._state, self._admitted = joined.step, joined.state, joined.group
@@ -273,20 +278,21 @@ class Team:
             return _Joined(group, self.step, self._state)
         if before is not None and set(group.incarnations) <= set(before.incarnations):
             return _Joined(group, self.step, self._moved(group))  # survivors among themselves
-        state = self._first_state(group) if self._state is None else self._moved(group)
-        trained, steps, identities, training, *sums = self._roll_call(group, state, trains).T
-        valid = trained == trained.max()
-        valid &= steps == steps[valid].max()
-        leader = min(np.flatnonzero(valid), key=lambda row: group.processes[row])
-        if refused := [group.processes[row] for row in np.flatnonzero(identities != identities[leader])]:
-            self._refused = jax.process_index() in refused
-            self._say(f'{names(refused)} refused: another version, configuration, seed or data')
+        if group is self._refuses:
             return None
-        if any(len(set(column[valid])) > 1 for column in sums):
-            raise RuntimeError(
-                f'step {self.step}: parameters differ among {names(group.processes)}. End all.'
-            )
-        if not training[leader]:  # newcomers wait for a step of training
+        state = self._first_state(group) if self._state is None else self._moved(group)
+        sums = checksums(group, state, self._owns)
+        found = self._ask(group, Call(before is not None, self.step, trains, sums, self._identity))
+        if found.refused:
+            self._refuses = group  # until the refused are dead
+            self._refused = found.refused.get(jax.process_index(), '')
+            reason = ', or another '.join(sorted(set(found.refused.values())))
+            self._say(f'{names(found.refused)} refused: another {reason}')
+            return None
+        self._compare(group, [found.calls[process].sums for process in found.valid])
+        leader, valid = found.leader, np.isin(group.processes, found.valid)
+        step = found.calls[leader].step
+        if not found.calls[leader].trains:  # newcomers wait for a step of training
             if before is None:
                 return None
             survivors = tuple(one for one in group.incarnations if one in before.incarnations)
@@ -294,9 +300,16 @@ class Team:
             group = before if same else self._grouped(survivors, group.failures)
             return _Joined(group, self.step, self._moved(group))
         if valid.all():
-            return _Joined(group, int(steps[leader]), state)
-        flags = valid, np.arange(len(valid)) == leader
-        return _Joined(group, int(steps[leader]), state, [divided(group, flag[group.rows]) for flag in flags])
+            return _Joined(group, step, state)
+        flags = valid, np.arange(len(valid)) == group.processes.index(leader)
+        return _Joined(group, step, state, [divided(group, flag[group.rows]) for flag in flags])
+
+    def _compare(self, group: Group, sums: Iterable[list[list[int]]]) -> None:
+        """Raises RuntimeError unless all workers have the same replicated values."""
+        if len({tuple(row) for rows in sums for row in rows}) > 1:
+            raise RuntimeError(
+                f'step {self.step}: parameters differ among {names(group.processes)}. End all.'
+            )
 
     def _first_state(self, group: Group) -> tuple[PyTree, PyTree]:
         """The arguments of the team on the mesh."""
@@ -304,7 +317,6 @@ class Team:
         if opt_state is None:
             opt_state = self._optimizer.init(jax.tree.map(jnp.asarray, params))
             opt_state = jax.tree.map(lambda x, own: x[None] if own else x, opt_state, self._own)
-
         before = num_stacked(opt_state, self._own, group.num_workers)
         state = jax.tree.map(np.asarray, (params, opt_state))
         state = regroup(state, self._owns, (before,), (group.num_workers,))
@@ -326,18 +338,6 @@ class Team:
             return jax.make_array_from_single_device_arrays(shape, group.sharding(*spec), arrays)
 
         return jax.tree.map(move, self._state, self._owns, self._state_specs)
-
-    def _roll_call(self, group: Group, state: tuple[PyTree, PyTree], trains: bool) -> np.ndarray:
-        """Uint32 [K, 4 + shards]: has trained, step, identity, trains now, checksums of replicated values."""
-        sums = dict.fromkeys(group.local, 0)
-        for x, own in zip(jax.tree.leaves(state), jax.tree.leaves(self._owns), strict=True):
-            for shard in () if own else x.addressable_shards:
-                sums[shard.device] = zlib.crc32(np.asarray(shard.data).tobytes(), sums[shard.device])
-        own = np.array([self._admitted is not None, self.step, self._identity, trains], np.uint32)
-        rows = np.array(list(sums.values()), np.uint32).reshape(-1, self._shards)
-        calls = divided(group, np.concatenate([np.broadcast_to(own, (len(rows), 4)), rows], axis=1))
-        gathered = jax.jit(lambda x: everywhere(group, x))(calls)
-        return np.asarray(gathered.addressable_shards[0].data)
 
     def _give(self, group: Group) -> Callable:
         """Maps what `_Joined` has to receive, and the state, to the state that all have."""
@@ -375,7 +375,9 @@ class Team:
             programs[function] = jax.jit(step).lower(params, opt_state, batch).compile()
             return None
         if joined.receive:
-            params, opt_state = programs[transfer.give](*joined.receive, joined.state)
+            params, opt_state = given = programs[transfer.give](*joined.receive, joined.state)
+            call = Call(True, joined.step, trains, checksums(group, given, self._owns), self._identity)
+            self._compare(group, [call.sums for call in self._ask(group, call).calls.values()])
         after, results = jax.block_until_ready(programs[function](params, opt_state, batch))
         return after, jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data), results)
 

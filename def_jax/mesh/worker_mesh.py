@@ -46,6 +46,11 @@ class WorkerMesh:
         return math.prod(self.mesh.shape[name] for name in self.names)
 
     @property
+    def apart(self) -> tuple[str, ...]:
+        """The mesh axes over which there are several workers."""
+        return tuple(name for name in self.names if self.mesh.shape[name] > 1)
+
+    @property
     def abstract_auto(self) -> AbstractMesh:
         """The mesh with all axes Auto."""
         return self._auto.abstract_mesh

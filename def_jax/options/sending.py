@@ -11,6 +11,7 @@ from def_jax.compressors.base import Selection
 from def_jax.mesh.link import float32_updates
 from def_jax.mesh.shards import Shards
 from def_jax.options import Options, detach_estimate, every, outer, skipping
+from def_jax.options.base import Send
 from def_jax.types import PyTree
 from def_jax.wires import exchange
 
@@ -45,7 +46,7 @@ def send(
         step: in progress.
         arrive: maps a worker's message and the mean, as soon as this is known, to the mean.
     """
-    sending = functools.partial(_send, options, step, arrive)
+    sending: Send = functools.partial(_send, options, step, arrive)
     if options.outer is not None:
         sending = outer.with_block(options.outer, step.selection, sending)
     if options.every > 1:

@@ -16,19 +16,23 @@ import argparse
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 
-from def_jax.elastic.service import LAUNCHED, free_address
+from def_jax.elastic.network import free_address
+from def_jax.elastic.roll_call import SECRET
+from def_jax.elastic.service import LAUNCHED
 
 __all__ = ['Launcher', 'die_with_parent', 'main']
 
 _ENDED = (0, 2, 3, 4, 5)  # finished, refused, diverged, stopped, copies differ
 _HEALTHY_SECONDS = 60  # after which a death is the first one again
 _LONGEST_PAUSE = 60
+_NOT_STARTED = 127  # as in a shell
 _LIBC = ctypes.CDLL(None)
 
 
@@ -59,6 +63,8 @@ class Launcher:
         log: str | None = None,
         say: Callable[[str], None] | None = None,
     ):
+        # Which no process of somebody else's on this machine knows.
+        self._secret = {SECRET: os.environ.get(SECRET) or secrets.token_hex(32)}
         self._command, self._count, self._log, self._say = list(command), processes, log, say or _print
         self._restarts, self._frozen, self._pause, self._together = restarts, frozen, pause, together
         self._alive: dict[int, subprocess.Popen] = {}
@@ -81,9 +87,13 @@ class Launcher:
 
         Returns:
             0, or the first other code of a process that was given up or ended before process 0, 128 + N for
-            signal N; if a signal came while none was alive, that of the signal.
+            signal N, 127 if it could not be started again; if a signal came while none was alive, that of
+            the signal.
+
+        Raises:
+            OSError: if a process cannot be started the first time; none is left running.
         """
-        self._start_all()
+        self._start_all(first=True)
         while self._alive or self._due:
             meanwhile()
             self._pass_on()
@@ -91,7 +101,9 @@ class Launcher:
                 self._look_after(index, child)
             if 0 in self._codes:
                 self._due.clear()
-                if time.monotonic() > self._ended + self._frozen:
+                if self._alive and time.monotonic() > self._ended + self._frozen:
+                    left = ', '.join(map(str, sorted(self._alive)))
+                    self._say(f'process 0 has ended, and {left} has not for {self._frozen:g} s and is killed')
                     self._end_all()
             for index, due in list(self._due.items()):
                 if time.monotonic() >= due and index in self._due and not self._signal:
@@ -135,12 +147,16 @@ class Launcher:
             return
         how = f'exit code {code}' if code >= 0 else signal.Signals(-code).name
         lived = time.monotonic() - self._born[index]
+        self._died(index, f'({how}) after {lived:.0f} s', shown, lived)
+
+    def _died(self, index: int, how: str, code: int, lived: float) -> None:
+        """Has a process started again, or all, or gives it up."""
         self._deaths[index] = 1 if lived > _HEALTHY_SECONDS else self._deaths[index] + 1
         if self._deaths[index] > self._restarts:
             self._say(
-                f'process {index} died ({how}) {self._deaths[index]} times in a row; it is not started again'
+                f'process {index} died {how}, {self._deaths[index]} times in a row; it is not started again'
             )
-            self._codes[index], self._ended = shown, time.monotonic()
+            self._codes[index], self._ended = code, time.monotonic()
             if self._together:  # they cannot go on, and die one after the other
                 self._end_all()
             return
@@ -148,10 +164,10 @@ class Launcher:
             return
         pause = min(_LONGEST_PAUSE, self._pause * 2 ** (self._deaths[index] - 1))
         if index and not self._together:
-            self._say(f'process {index} died ({how}) after {lived:.0f} s; it is started again in {pause:g} s')
+            self._say(f'process {index} died {how}; it is started again in {pause:g} s')
             self._due[index] = time.monotonic() + pause
             return
-        self._say(f'process {index} died ({how}) after {lived:.0f} s; all are started again in {pause:g} s')
+        self._say(f'process {index} died {how}; all are started again in {pause:g} s')
         self._end_all()
         self._codes.clear()
         self._due[0] = time.monotonic() + pause
@@ -163,27 +179,38 @@ class Launcher:
             self._say(f'process {index} has been stopped for {self._frozen:g} s and is killed')
             child.kill()
 
-    def _start_all(self) -> None:
+    def _start_all(self, *, first: bool = False) -> None:
+        self._due.clear()
         self._address = free_address()
         for index in range(self._count):
-            self._start(index)
+            if not self._start(index, first=first) and (index == 0 or self._together):
+                break
             if self._signal:
                 break
 
-    def _start(self, index: int) -> None:
+    def _start(self, index: int, *, first: bool = False) -> bool:
+        """Whether the process was started; if not, and it is not the first time, that is a death."""
         self._due.pop(index, None)
-        place = zip(LAUNCHED, (self._address, str(self._count), str(index)), strict=True)
-        with contextlib.ExitStack() as stack:
-            out = stack.enter_context(open(f'{self._log}-{index}.log', 'ab')) if self._log else None
-            self._alive[index] = subprocess.Popen(
-                self._command,
-                env=os.environ | dict(place),
-                stdout=out,
-                stderr=out,
-                preexec_fn=die_with_parent,
-                process_group=0,  # Ctrl-C reaches this program, which passes it on
-            )
+        place = dict(zip(LAUNCHED, (self._address, str(self._count), str(index)), strict=True))
+        try:
+            with contextlib.ExitStack() as stack:
+                out = stack.enter_context(open(f'{self._log}-{index}.log', 'ab')) if self._log else None
+                self._alive[index] = subprocess.Popen(
+                    self._command,
+                    env=os.environ | place | self._secret,
+                    stdout=out,
+                    stderr=out,
+                    preexec_fn=die_with_parent,
+                    process_group=0,  # Ctrl-C reaches this program, which passes it on
+                )
+        except (OSError, subprocess.SubprocessError) as error:
+            if first:
+                self._end_all()
+                raise
+            self._died(index, f'as it was started ({error})', _NOT_STARTED, 0)
+            return False
         self._born[index] = time.monotonic()
+        return True
 
     def _end_all(self) -> None:
         self._due.clear()
@@ -235,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--log', help='write the output of process I to LOG-I.log')
     parser.add_argument('command', nargs=argparse.REMAINDER, help='the program and its flags')
     given = parser.parse_args(arguments)
+    given.command = given.command[given.command[:1] == ['--'] :]
     if given.processes < 1 or not given.command:
         parser.error('--processes must be at least 1, and a command must follow, e.g. python train.py …')
     launcher = Launcher(
@@ -248,7 +276,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under nohup
             signal.signal(number, lambda number, frame: launcher.stop(number))
-    return launcher.run()
+    try:
+        return launcher.run()
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f'launch: {given.command[0]} cannot be started ({error}).', file=sys.stderr)
+        return 2
 
 
 if __name__ == '__main__':

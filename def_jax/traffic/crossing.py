@@ -1,29 +1,112 @@
 """Whether a compiled step passes more between workers than the message, read from its HLO."""
 
+import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec as P
+import optax
 from jax.tree_util import keystr
 
 from def_jax.mesh.link import is_link
 from def_jax.mesh.specs import spec_axes
-from def_jax.mesh.worker_mesh import WorkerMesh
+from def_jax.mesh.varying import axis_names
 from def_jax.traffic.hlo import Collective, collectives
-from def_jax.traffic.traced import traffic_of
+from def_jax.traffic.traced import Message, traffic
 from def_jax.types import AxisName, PyTree
 
-__all__ = ['check', 'crossing', 'message_bytes']
+__all__ = ['check', 'check_crossing']
 
 _MOVES = 'collective-permute', 'all-to-all'
 
 
-def crossing(compiled: jax.stages.Compiled, workers: WorkerMesh) -> list[Collective]:
-    """What a device passes to the collectives between workers, in the order of the program."""
-    of_devices = workers.worker_of_devices()
-    found = [c.passed(len(of_devices)) for c in collectives(compiled.as_text() or '')]
-    return [c for c in found if c.crosses(of_devices)]
+def check(
+    compiled: Any,
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    axis_name: AxisName = 'workers',
+    *,
+    besides: int = 256,
+) -> list[Collective]:
+    """Raises if a compiled step passes more between workers than the optimizer's message.
+
+    A gradient that is averaged before error feedback is sent whole, and then its block, without an error: by
+    a `pmean` that is left over, by an `axis_name=` or `pmap_axis_name=` of somebody's helper, by Flax's
+    `DynamicScale`. This finds it, under `jax.pmap`, `jax.shard_map` or `jax.jit`, where each device is a
+    worker. For workers of several devices, see the method `check` of `def_jax.spmd`.
+
+    Args:
+        compiled: `step.lower(...).compile()`.
+        optimizer: whose `update` the step calls.
+        params: of the optimizer, arrays or `jax.ShapeDtypeStruct`.
+        axis_name: the axis over workers, as given to `error_feedback`.
+        besides: bytes that the step may pass in addition, for means of losses and metrics.
+
+    Returns:
+        The collectives, with what a device passes to each. One in a branch counts as if it ran at every step,
+        and one in a loop as often as the loop turns, if that is known.
+
+    Raises:
+        TypeError: if the step is not compiled: one that is lowered has no collectives yet.
+        ValueError: if they pass more, with sizes by kind, the largest collectives and where to look.
+
+    >>> import jax, jax.numpy as jnp, def_jax
+    >>> optimizer = def_jax.def_sgd(0.1, 64, 'workers')
+    >>> step = jax.pmap(optimizer.update, axis_name='workers', devices=jax.devices()[:1])
+    >>> x = jnp.ones(64)
+    >>> arguments = jax.tree.map(lambda x: x[None], (x, optimizer.init(x), x))
+    >>> def_jax.check(step.lower(*arguments).compile(), optimizer, x)  # one worker sends nothing
+    []
+    """
+    hlo = _of_jax(compiled).as_text() or ''
+    devices = max(
+        map(int, re.findall(r'(?:replica_count|num_partitions)=(\d+)', hlo[: hlo.find('\n')])), default=1
+    )
+    sent = traffic(optimizer, params, axis_name, devices).messages if devices > 1 else ()
+    return check_crossing(compiled, range(devices), sent, besides, axis_names(axis_name))
+
+
+def check_crossing(
+    compiled: Any, workers: Sequence[int], messages: Iterable[Message], besides: int, names: Sequence[str]
+) -> list[Collective]:
+    """`check` for any division of devices into workers.
+
+    Args:
+        compiled: the step.
+        workers: the worker of each device.
+        messages: what a device passes to other workers in an update.
+        besides: bytes that the step may pass in addition.
+        names: the axes over workers.
+    """
+    compiled = _of_jax(compiled)
+    passed = [c.passed(len(workers)) for c in collectives(compiled.as_text() or '')]
+    found = [c for c in passed if c.crosses(workers)]
+    wanted: Counter[str] = Counter()
+    for message in messages:
+        wanted[message.operation] += message.bytes
+    kinds: Counter[str] = Counter()
+    for c in found:
+        kinds[c.operation] += c.times * (c.bytes - c.padding)
+    if (total := kinds.total()) <= wanted.total() + besides:
+        return found
+    moves = sum(kinds[kind] - wanted[kind] for kind in _MOVES) > besides
+    more = [c for c in found if c.operation in _MOVES] if moves else found
+    largest = sorted(more, key=lambda c: -c.times * c.bytes)[:3]
+    raise ValueError(
+        f'at every step a device passes {total:,} bytes to other workers, but the message has '
+        f'{wanted.total():,} (and besides={besides} are allowed for means of losses): '
+        + ', '.join(f'{size:,} by {kind}' for kind, size in kinds.items())
+        + '. The largest: '
+        + '; '.join(
+            f'{c.operation} of {c.bytes:,} bytes'
+            + (f', {c.times} times' if c.times > 1 else '')
+            + (f' ({_cut(c.name)})' if c.name else '')
+            for c in largest
+        )
+        + '. '
+        + _cure(compiled, set(names), moves, total - wanted.total())
+    )
 
 
 def _of_jax(compiled: Any) -> jax.stages.Compiled:
@@ -32,41 +115,6 @@ def _of_jax(compiled: Any) -> jax.stages.Compiled:
     if not isinstance(inner, jax.stages.Compiled):
         raise TypeError(f'got a {type(compiled).__name__}: pass a compiled step, step.lower(...).compile().')
     return inner
-
-
-def message_bytes(program: Any, axis_name: AxisName) -> int:
-    """What a device passes to collectives over the workers in a traced update, in all its branches."""
-    return sum(message.bytes for message in traffic_of(program.jaxpr, axis_name).messages)
-
-
-def check(compiled: Any, workers: WorkerMesh, message: int, besides: int) -> list[Collective]:
-    """`crossing`, if that is no more than `message` bytes and `besides`.
-
-    Raises:
-        TypeError: if the program is not compiled.
-        ValueError: if it is more, with the largest collectives, the arguments that cause them and the cure.
-    """
-    compiled = _of_jax(compiled)
-    found = crossing(compiled, workers)
-    kinds: Counter[str] = Counter()
-    for c in found:
-        kinds[c.operation] += c.bytes - c.padding
-    if (total := kinds.total()) <= message + besides:
-        return found
-    moves = sum(kinds[kind] for kind in _MOVES) > besides  # no method's message does
-    shown = [c for c in found if c.operation in _MOVES or not moves]
-    largest = sorted(shown, key=lambda c: -c.bytes)[:3]
-    raise ValueError(
-        f'at every step a device passes {total:,} bytes to other workers, but the message has {message:,} '
-        f'(and besides={besides} are allowed for means of losses): '
-        + ', '.join(f'{size:,} by {kind}' for kind, size in kinds.items())
-        + '. The largest: '
-        + '; '.join(
-            f'{c.operation} of {c.bytes:,} bytes' + (f' ({_cut(c.name)})' if c.name else '') for c in largest
-        )
-        + '. '
-        + _cure(compiled, workers, moves, total - message)
-    )
 
 
 def _cut(name: str, most: int = 120) -> str:
@@ -78,27 +126,29 @@ def _cut(name: str, most: int = 120) -> str:
     return name if len(name) <= most else f'{name[:most]}…'
 
 
-def _cure(compiled: jax.stages.Compiled, workers: WorkerMesh, moves: bool, more: int) -> str:
+def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int) -> str:
     for verb, tree in (('returns', compiled.out_info), ('takes', _inputs(compiled))):
         for path, state in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_link):
             for name in state.per_worker if is_link(state) else ():
                 for below, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, name, ())):
-                    if not spec_axes(getattr(leaf.sharding, 'spec', P())) & set(workers.names):
+                    spec = getattr(leaf.sharding, 'spec', None)
+                    if spec is not None and not spec_axes(spec) & names:
                         return (
                             f'The step {verb} {keystr(path)}.{name}{keystr(below)}, and more state, '
                             'whole on every device. Give jax.jit out_shardings, and jax.device_put, the '
-                            'state_shardings(params) of this def_jax.spmd.'
+                            'state_shardings(params) of def_jax.spmd.'
                         )
     if moves:
         return (
-            f'This moves arrays between workers, such as a batch that is not divided over {workers.names}: '
-            f'give it a sharding whose first axis is divided over {workers.names} before the others.'
+            f'This moves arrays between workers, such as a batch that is not divided over {sorted(names)}: '
+            f'give it a sharding whose first axis is divided over {sorted(names)} before the others.'
         )
     return (
         f'If the {more:,} bytes more are scalars, such as norms of gradients, or means of statistics, such '
-        f"as BatchNorm's, allow them by besides={more}. Otherwise take gradients with value_and_grad or "
-        'at_points of this def_jax.spmd, pass them to its update as they are, and average only scalars over '
-        'workers.'
+        f"as BatchNorm's, allow them by besides={more}. Otherwise gradients are averaged as well: look for a "
+        'jax.lax.pmean or psum of them, an axis_name= or pmap_axis_name= argument of a helper, or '
+        'DynamicScale(axis_name=...), and take that out. With def_jax.spmd, take gradients with its '
+        'value_and_grad or at_points, and pass them to its update as they are.'
     )
 
 

@@ -1,9 +1,10 @@
 """What a compiled program sends, read from its HLO."""
 
+import bisect
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -23,6 +24,9 @@ _DONE = re.compile(rf'= (.*?) (?:{_OPERATIONS})-done\((\S+?)[,)]')
 _NAME = re.compile(r'op_name="([^"]*)"')
 _HIDDEN = re.compile(r'channel_id=(\d+).*async_collective_fusion_config')
 _MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*\)?)\))? \{([^}]*)\}')
+_COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$', re.MULTILINE)
+_CALLED = re.compile(r'(?:body|condition|calls|to_apply|\w+_computations?)=\{?%?([^,)}]*(?:, ?%[^,)}]*)*)')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 _BETWEEN_SLICES = re.compile(r'= (.*) recv\((.*_xla_megascale_.*)')
 _SLICES = re.compile(r'megascale_target="\{1,(\d+)\}x\{0:(\d+)\}".*megascale_transfer_type="(\w+)"')
@@ -39,6 +43,7 @@ class Collective(NamedTuple):
     name: str = ''  # what it computes, as JAX named it: of functions, or of an argument
     dtype: str = ''  # as HLO writes it, e.g. 'bf16'; several are joined by commas
     padding: int = 0  # how many of the bytes, at most, only fill up a tile
+    times: int = 1  # how often it runs, in loops whose turns are known
 
     def crosses(self, workers: Sequence[int]) -> bool:
         """Whether data moves between workers, given each device's worker.
@@ -70,10 +75,10 @@ def collectives(hlo: str) -> list[Collective]:
         hlo: optimised HLO, as returned by `jax.jit(f).lower(...).compile().as_text()`.
 
     Returns:
-        The collectives. One inside a loop, or in a branch that is not always taken, counts once, as does an
-        asynchronous one, the result of whose start may hold its operands, too. On TPUs, several fusions may
-        hide one. One between slices of TPUs is a pair of send and recv, of an array padded to whole tiles;
-        the devices of a slice are taken to be neighbours in the mesh.
+        The collectives. One in a branch that is not always taken counts once, as does an asynchronous one,
+        the result of whose start may hold its operands, too. On TPUs, several fusions may hide one. One
+        between slices of TPUs is a pair of send and recv, of an array padded to whole tiles; the devices of a
+        slice are taken to be neighbours in the mesh.
 
     Raises:
         ValueError: if a result has a type of unknown size, or groups or slices are in an unknown form.
@@ -81,9 +86,11 @@ def collectives(hlo: str) -> list[Collective]:
     >>> collectives('ROOT r = (f32[3,2]{1,0}, bf16[]) all-reduce(x, y), replica_groups={{0,1}}')[0][:6]
     ('all-reduce', 7, 26, ((0, 1),), '', 'f32,bf16')
     """
-    found, done = [], {start: result for result, start in _DONE.findall(hlo)}
-    channels = set()
-    for start, result, operation, rest in _COLLECTIVE.findall(hlo):
+    found: list[Collective] = []
+    done = {start: result for result, start in _DONE.findall(hlo)}
+    channels, turns = set(), _turns(hlo)
+    for match in _COLLECTIVE.finditer(hlo):
+        start, result, operation, rest = map(str, match.groups())
         if hidden := _HIDDEN.search(rest):
             if hidden[1] in channels:
                 continue
@@ -91,8 +98,32 @@ def collectives(hlo: str) -> list[Collective]:
         named = _NAME.search(rest)
         elements, size, dtype = _arrays(operation, done.get(start, result))
         groups, name = replica_groups(rest), named[1] if named else ''
-        found.append(Collective(operation, elements, size, groups, name, dtype))
+        times = turns(match.start())
+        kind: Any = operation
+        found.append(Collective(kind, elements, size, groups, name, dtype, times=times))
     return found + [_between_slices(result, rest) for result, rest in _BETWEEN_SLICES.findall(hlo)]
+
+
+def _turns(hlo: str) -> Callable[[int], int]:
+    """How often what stands at a position runs, by the known turns of the loops around it."""
+    starts = [(match.start(), match[1]) for match in _COMPUTATION.finditer(hlo)]
+    callers: dict[str, tuple[str, int]] = {}  # of a computation: where it is called from, and how often
+    for (begin, name), (end, _) in itertools.pairwise([*starts, (len(hlo), '')]):
+        for line in hlo[begin:end].splitlines()[1:]:
+            turns = _TRIPS.search(line)
+            for called in _CALLED.findall(line):
+                for part in re.findall(r'[\w.\-]+', called):
+                    callers[part] = name, int(turns[1]) if turns else 1
+
+    def times(position: int) -> int:
+        place = bisect.bisect([begin for begin, _ in starts], position) - 1
+        name, product = starts[place][1] if place >= 0 else '', 1
+        while name in callers:
+            name, turns = callers[name]
+            product *= turns
+        return product
+
+    return times
 
 
 def _arrays(operation: str, result: str) -> tuple[int, int, str]:

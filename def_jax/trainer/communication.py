@@ -7,7 +7,6 @@ every program. If workers are several devices (shards_per_worker), it
 prints what a device passes, between workers and inside its own apart.
 """
 
-import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -53,7 +52,7 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     Virtual workers share a device, so averages among them do not appear.
     """
     steps, workers, points = experiment.steps, experiment.workers, experiment.method.points
-    state = workers.abstract(jax.eval_shape(steps.init), experiment.own)
+    state = workers.abstract(jax.eval_shape(steps.init), experiment.is_per_worker)
     batch = workers.place(next(experiment.train_batches(0)))
     variables = workers.abstract(jax.eval_shape(steps.outputs, state)[0]['x'], False)
     test_batches = list(experiment.test_batches(experiment.config.evaluate_on))
@@ -102,12 +101,11 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         return command_line.refuse('communication', f'unexpected arguments {argv[1:]}')
     config = flags.FLAGS.config
-    with tempfile.TemporaryDirectory() as folder:
-        command_line.set_environment(folder, fake_devices=config.get('fake_devices', False))
-        try:
-            _show(rich.console.Console(), build(config))
-        except (ValueError, FileNotFoundError) as error:
-            return command_line.refuse('communication', error)
+    command_line.set_environment(fake_devices=config.get('fake_devices', False))
+    try:
+        _show(rich.console.Console(), build(config))
+    except (ValueError, FileNotFoundError) as error:
+        return command_line.refuse('communication', error)
     return 0
 
 

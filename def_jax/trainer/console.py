@@ -8,7 +8,6 @@ import rich.console
 import rich.progress
 import rich.table
 
-from def_jax.methods import GRANULARITIES
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.measure import Measure
 
@@ -29,18 +28,19 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
     past = [config.order] * (config.order != 'random') + [config.allocation] * (
         config.allocation != 'proportional'
     )
-    sent_part = ', '.join([f'ratio {config.ratio:g}', GRANULARITIES[config.granularity], *past])
+    past += [f'{config.bits} bits'] * (config.bits != 32)
+    sent_part = ', '.join([f'{"compression" if method.in_bytes else "ratio"} {config.ratio:g}', *past])
     own = ', '.join(f'{key} {config[key]:g}' for key in method.takes if config[key])
     how = {
         'dense': 'dense',
         'ef21': sent_part,
         'error_feedback': f'{own or sent_part}, λ={detach}',
-        'baseline': own or 'one bit an element',
+        'baseline': own,
     }[method.kind]
     evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())
     epochs = f'{experiment.num_epochs:{_decimals(experiment.num_epochs)}}'
     lines = {
-        'method': f'{experiment.title} ({how})',
+        'method': f'{experiment.title} ({how})' if how else experiment.title,
         'workers': f'{config.num_workers}{each} on {devices}, total batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',
@@ -70,7 +70,7 @@ def evaluation_line(measure: Measure, record: dict[str, Any], position: dict[str
     )
     return (
         f'epoch {position["epoch"]:6.1f}  step {record["step"]:7,}  {measure.title}  {figures}  '
-        f'{position["megabytes_sent"]:.1f} MB sent  {position["seconds"]:.0f} s'
+        f'{_megabytes(position["megabytes_sent"])} sent  {position["seconds"]:.0f} s'
     )
 
 
@@ -104,7 +104,7 @@ class Progress:
     def update(self, record: dict[str, Any]) -> None:
         """Moves the bar to the step of a training record, and shows its figures beside it."""
         speed = f'{record[f"{self._unit}_per_second"]:,.0f} {self._unit}/s'
-        sent = f'{record["megabytes_sent"]:.1f} MB sent'
+        sent = f'{_megabytes(record["megabytes_sent"])} sent'
         figures = f'loss {record["loss"]:.3f}  lr {record["learning_rate"]:g}  {speed}  {sent}'
         step, epoch = record['step'], f'{record["epoch"]:{self._decimals}}/{self._epochs}'
         if self._bar.disable and time.monotonic() > self._next_line:
@@ -138,8 +138,8 @@ def show_result(console: rich.console.Console, result: dict[str, Any]) -> None:
     sent, dense = communication['megabytes_sent'], communication['megabytes_dense']
     factor = f' ({dense / sent:.1f} times)' if sent else ''  # a short run may send no message
     console.print(
-        f'training loss {metrics["train_loss"]:.4f}; {sent:,.1f} MB sent per worker, dense SGD {dense:,.1f} '
-        f'MB{factor}; {metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps',
+        f'training loss {metrics["train_loss"]:.4f}; {_megabytes(sent)} sent per worker, dense SGD '
+        f'{_megabytes(dense)}{factor}; {metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps',
         highlight=False,
         soft_wrap=True,
     )
@@ -153,6 +153,10 @@ def process_console() -> rich.console.Console:
 def _decimals(num_epochs: float) -> str:
     """The format of a number of epochs, with decimals where the run ends within one."""
     return '.0f' if num_epochs.is_integer() else '.2f'
+
+
+def _megabytes(count: float) -> str:
+    return f'{count:,.1f} MB' if count >= 1 else _bytes(round(1e6 * count))
 
 
 def _bytes(count: int) -> str:

@@ -1,7 +1,7 @@
 """`--config.elastic=True`: a run of several processes that goes on while some of them die and return.
 
-The crew of `loop` here is a `def_jax.elastic.Team`. Process 0, which holds JAX's coordination service, writes
-the run's files.
+The workers of `loop` are a `def_jax.elastic.Team` here. Process 0, which holds JAX's coordination service,
+writes the run's files.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from def_jax import elastic
 from def_jax.mesh.ownership import each
 from def_jax.mesh.spmd import Spmd
 from def_jax.trainer.data.dataset import Split
+from def_jax.trainer.data.fingerprint import fingerprint
 from def_jax.trainer.evaluation import DivergedError, check_finite, figures_of
 from def_jax.trainer.experiment import EXAMPLES_PER_DEVICE, Experiment
 from def_jax.trainer.launch import interruption, processes
@@ -31,7 +32,7 @@ from def_jax.trainer.workers.sharded import SHARD_AXIS, shard_spec
 
 PyTree = Any
 
-__all__ = ['Crew', 'first_state']
+__all__ = ['ElasticWorkers', 'first_state']
 
 _STEP, _STOPS = '_step', '_stops'  # beside the examples of a batch
 
@@ -40,17 +41,25 @@ def first_state(steps: Steps) -> TrainState:
     """The state at step 0, as NumPy arrays; computed on one device of this process."""
     shape, here = steps.workers.shape, WholeWorkers(jax.local_devices()[:1])
     state = jax.device_get(dataclasses.replace(steps, workers=here).init())
-    return each(lambda own, x: np.broadcast_to(x[0], (*shape, *x.shape[1:])) if own else x, steps.own, state)
+
+    def stacked(mine: bool, x: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(x[0], (*shape, *x.shape[1:])) if mine else x
+
+    return each(stacked, steps.is_per_worker, state)
 
 
 class _Statistics(NamedTuple):
-    """BatchNorm's, in front of the optimizer's state and per-worker like it."""
+    """BatchNorm's, in front of the optimizer's state."""
 
     batch_stats: PyTree
 
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        return ('batch_stats',)
 
-class Crew:
-    """The workers who live, for the loop; what they do is repeated without those who die meanwhile.
+
+class ElasticWorkers:
+    """The live workers, for the loop; a step is repeated without those that die in it.
 
     Args:
         experiment: the run's, with all workers.
@@ -86,7 +95,7 @@ class Crew:
             axis_name=AXIS,
             min_workers=config.min_workers,
             patience=config.patience,
-            identity=config.to_json(),
+            identity=f'{config.to_json()} {fingerprint(experiment.dataset)}',
             note=note,
         )
         self._batches = _Batches(experiment.dataset.train, config, signals)
@@ -178,16 +187,17 @@ class _Batches:
     def __call__(self, step: int, workers: list[int], count: int) -> dict[str, np.ndarray]:
         config = self._config
         if self._place != (step, tuple(workers), count):  # also if the step is repeated
-            part = config['accumulate'] * config['shards_per_worker']
+            # Of whole batches: the place in an epoch must not depend on the number of workers.
             self._batches = self._split.train_batches(
                 seed=config['seed'],
                 first_step=step,
-                batch_size=config['batch_size'] // (count * part) * count * part,
+                batch_size=config['batch_size'],
                 num_workers=count,
                 workers=workers,
             )
         self._place = step + 1, tuple(workers), count
-        batch = _flat(next(self._batches))
+        part = config['accumulate'] * config['shards_per_worker']
+        batch = _flat({name: x[:, : x.shape[1] // part * part] for name, x in next(self._batches).items()})
         stops = np.full(len(workers), self._signals.name is not None)
         return batch | {_STEP: np.full(len(workers), step, np.int32), _STOPS: stops}
 

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 
-from def_jax import methods
-from def_jax.traffic import traffic
+from def_jax.baselines import methods
+from def_jax.traffic import Message, traffic
 from def_jax.trainer.checkpointing.regrouping import Layout
+from def_jax.trainer.configuration.methods import complete, find_method
 from def_jax.trainer.configuration.parts import make_dataset, make_optimizer, make_schedule, make_task
-from def_jax.trainer.configuration.rules import check_keys, check_together, of_keys
+from def_jax.trainer.configuration.rules import check, of_keys
 from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset, Split
 from def_jax.trainer.measure import Measure
@@ -34,7 +34,8 @@ _TITLES = {'adamw': 'AdamW', 'lion': 'Lion', 'muon': 'Muon'}
 class Communication:
     """What one worker passes to the all-reduce in training, in elements; dense ones are float32.
 
-    A worker of several devices passes what these do together: a vector that all of them hold counts for each.
+    A message in few bits is reduced and gathered like one of an all-reduce, by two collectives, and counts
+    once. A worker of several devices passes what these do together: a vector that all hold counts for each.
     Evaluations are not included: the mean residual, d, for y, and BatchNorm's statistics.
     """
 
@@ -44,7 +45,7 @@ class Communication:
     always: int = 0  # elements that every step sends besides
     average_every: int = 0  # steps between additional messages of d; 0 for never
     every: int = 1  # steps per message
-    element_bytes: int = 4  # bytes per element of a message
+    bits: int = 32  # per element of a message
 
     @property
     def true_ratio(self) -> float:
@@ -58,11 +59,11 @@ class Communication:
 
     @property
     def bytes_per_message(self) -> int:
-        return self.element_bytes * self.message_size
+        return self.bits * self.message_size // 8
 
     @property
     def bytes_per_step(self) -> int:
-        return round(self.element_bytes * self.elements_per_step)
+        return round(self.bits * self.elements_per_step / 8)
 
     @property
     def dense_bytes_per_step(self) -> int:
@@ -70,9 +71,9 @@ class Communication:
 
     def megabytes_sent(self, steps: int) -> float:
         """Megabytes that a worker has sent after `steps` steps."""
-        sent = steps // self.every * self.bytes_per_message
+        sent: float = steps // self.every * self.bytes_per_message
         sent += min(steps, self.dense_steps) * (self.dense_bytes_per_step - self.bytes_per_message)
-        sent += steps * self.element_bytes * self.always
+        sent += steps * self.bits * self.always / 8
         if self.average_every:
             sent += steps // self.average_every * self.dense_bytes_per_step
         return sent / 1e6
@@ -107,7 +108,7 @@ class Experiment:
         """By point, the titles of the methods that this run serves."""
         if self.method.kind == 'dense':
             return {'x': self.title}
-        return self.method.answers(self.config.average_every)
+        return self.method.answers(self.config.average_every) or {'x': self.title}
 
     @property
     def steps_per_evaluation(self) -> int:
@@ -166,14 +167,14 @@ class Experiment:
         return jax.eval_shape(lambda: self.task.init(jax.random.key(0)))
 
     @functools.cached_property
-    def own(self) -> TrainState:
+    def is_per_worker(self) -> TrainState:
         """Which parts of the state are per-worker, see `per_worker`."""
         return per_worker(self.optimizer, self.abstract_variables)
 
     @property
     def layout(self) -> Layout:
         """How the workers are arranged in the state."""
-        return Layout(self.workers, self.own, self.config.batch_size, self.config.elastic)
+        return Layout(self.workers, self.is_per_worker, self.config.batch_size, self.config.elastic)
 
     @functools.cached_property
     def steps(self) -> Steps:
@@ -182,7 +183,7 @@ class Experiment:
             self.task,
             self.optimizer,
             self.workers,
-            self.own,
+            self.is_per_worker,
             seed=self.config.seed,
             points=self.method.points,
             detaches=self.method.kind == 'error_feedback',
@@ -196,9 +197,19 @@ class Experiment:
         config, params = self.config, self.abstract_variables['params']
         axis_name = self.workers.axis_name
         found = traffic(self.optimizer, self.workers.part(params), axis_name, config.num_workers)
-        element = jnp.dtype(config.wire_dtype).itemsize
+        halves = any(message.operation == 'all-to-all' for message in found.messages)
+
+        def elements(message: Message) -> int:
+            gathered = halves and message.operation == 'all-gather'  # the second half of the same message
+            return 0 if gathered else -(-8 * message.bytes // config.bits)
+
         # Averages, every P steps, lie in a branch that not every step takes; they are counted apart.
-        always, message, _ = found.sizes(config.every, lambda message: -(-message.bytes // element))
+        always, message, _ = found.sizes(config.every, elements)
+        if config.num_workers > 1 and not found.messages:
+            raise ValueError(
+                f'config.method={config.method!r} sends nothing, so workers would drift apart. Average over '
+                'its axis_name, e.g. with jax.lax.pmean.'
+            )
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         return Communication(
             num_params=num_params,
@@ -208,7 +219,7 @@ class Experiment:
             always=self.workers.devices_per_row * always,
             average_every=config.average_every if self.method.averages else 0,
             every=config.every,
-            element_bytes=element,
+            bits=config.bits,
         )
 
 
@@ -219,8 +230,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         ValueError: if the configuration cannot be run.
         FileNotFoundError: if the data set is not prepared and cannot be downloaded.
     """
-    check_keys(config)
-    check_together(config)
+    check(config)
+    config = complete(config)
     workers = make_workers(config)
 
     def learning_rate(step):
@@ -235,7 +246,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         schedule = make_schedule(config, num_steps)
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
-        method=methods.get_method(config.method),
+        method=find_method(config),
         dataset=dataset,
         task=task,
         schedule=schedule,

@@ -47,7 +47,8 @@ def write(
     """
     steps_done = diverged.step if diverged else experiment.num_steps
     config, measure, sent = experiment.config, experiment.measure, experiment.communication
-    ratio = f' at ratio {config.ratio:g}' if experiment.method.ratio_is_free else ''
+    ratio = 'compression' if experiment.method.in_bytes else 'ratio'
+    ratio = f' at {ratio} {config.ratio:g}' if experiment.method.ratio_is_free else ''
     title = f'{experiment.title}{ratio}: {config.model} on {config.dataset}, {config.num_workers} workers'
     tests = [record for record in log.records if measure.key('x') in record]
     last = tests[-1] if tests else {}

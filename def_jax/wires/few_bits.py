@@ -22,7 +22,7 @@ SDP4Bit (Jia et al., 2024); error kept on both sides of a server in DoubleSqueez
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,12 +114,12 @@ def plan(sizes: tuple[int, ...], workers: int, bits: int) -> Plan:
     tiles = max(1, -(-sum(counts) // (workers * together))) * together
     begins = np.cumsum([0, *counts])[:-1]
     total = workers * tiles
-    part = np.repeat(np.arange(len(sizes)), counts)
-    filled = np.minimum(tile, np.array(sizes)[part] - (np.arange(part.size) - begins[part]) * tile)
+    part: Any = np.repeat(np.arange(len(sizes)), counts)
+    filled: Any = np.minimum(tile, np.array(sizes)[part] - (np.arange(part.size) - begins[part]) * tile)
     # What fills up the last chunks counts as the last part.
     part = np.pad(part, (0, total - part.size), mode='edge').reshape(workers, tiles)
     filled = np.pad(filled, (0, total - filled.size)).reshape(workers, tiles)
-    piece = np.cumsum(np.diff(part, axis=1, prepend=part[:, :1]) > 0, axis=1)
+    piece: Any = np.cumsum(np.diff(part, axis=1, prepend=part[:, :1]) > 0, axis=1)
     pieces = np.zeros((workers, piece.max() + 1), int)
     np.put_along_axis(pieces, piece, part, axis=1)
     places = tuple(int(begin) * tile for begin in begins)

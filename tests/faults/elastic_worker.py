@@ -35,9 +35,11 @@ from def_jax.elastic.service import LAUNCHED
 RATIO, RATE, BATCH, TRAINED, HIDDEN = 16, 0.1, 112, 1000, 256
 PLAN = {
     **{'kind': 'elastic', 'seed': 0, 'steps': 10**9, 'shards': 1, 'least': 1, 'patience': 600.0},
-    **{'checkpoint': 50, 'look': 0},  # every so many steps, or never
+    **{'checkpoint': 50, 'look': 0},  # every so many steps; 0 for never
     **{'heartbeat': 10, 'pause': 0.0},  # seconds: of silence before a death, after each step
     **{'die': '', 'freeze': '', 'fail': 0},
+    # What a process has that the others have not: a dtype; a momentum; a bit that flips in what it is given.
+    **{'dtype': 'float32', 'momentum': 0, 'flip': 0},
 }
 FOLDER, ADDRESS = Path(sys.argv[1]), os.environ[LAUNCHED[0]]
 COUNT, INDEX = (int(os.environ[name]) for name in LAUNCHED[1:])
@@ -80,7 +82,9 @@ def main() -> int:
             write(**line)
             if plan['look'] and team.step % plan['look'] == 0:
                 write(looked=float(team.look(norm, look_batch)), at=team.step)
-            if team.step % plan['checkpoint'] == 0 and not ends:  # who restarts has a step to make
+            if (
+                plan['checkpoint'] and team.step % plan['checkpoint'] == 0 and not ends
+            ):  # who restarts has a step to make
                 save(team.step, team.fetch())
             time.sleep(plan['pause'])
     except (elastic.GivenUpError, elastic.RefusedError, elastic.TooFewError) as error:
@@ -94,6 +98,9 @@ def main() -> int:
 def joined():
     """The team, from the last checkpoint if there is one."""
     optimizer = def_jax.def_sgd(RATE, RATIO, 'workers', seed=plan['seed'])
+    if plan['momentum']:
+        inner = optax.sgd(RATE, momentum=0.9)
+        optimizer = def_jax.error_feedback(def_jax.random_block(RATIO), 'workers', inner=inner)
     if plan['kind'] == 'restart':
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_cpu_collectives_implementation', 'gloo')
@@ -101,6 +108,7 @@ def joined():
         return Fixed(optimizer, *restored(optimizer))
     elastic.initialize(heartbeat_seconds=plan['heartbeat'], local_devices=plan['shards'], cpu=True)
     params, opt_state, step = restored(optimizer)
+    params['out'] = params['out'].astype(jnp.dtype(plan['dtype']))
     return Team(
         optimizer,
         params,
@@ -116,7 +124,16 @@ def joined():
 
 
 class Team(elastic.Team):
-    """A team in which a step may fail for this process."""
+    """A team in which a step may fail for this process, or what it is given arrive damaged."""
+
+    def _give(self, group):
+        give = super()._give(group)
+
+        def damaged(*arguments):
+            params, opt_state = give(*arguments)
+            return params | {'out': params['out'].at[3, 5].add(1e-3)}, opt_state
+
+        return damaged if plan['flip'] else give
 
     def _computed(self, *arguments):
         done = super()._computed(*arguments)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from def_jax.elastic.service import free_address
+from def_jax.elastic.network import free_address
 from def_jax.trainer import metrics
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -44,7 +44,8 @@ def main() -> int:
 
 def soak(folder: Path, minutes: float, every: float) -> list[dict]:
     """The samples of each life of the run, from a start to a kill."""
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
+    compiled = {'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled')}
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu'} | compiled
     run, end, lives = folder / 'run', time.monotonic() + 60 * minutes, []
     while time.monotonic() < end:
         process, born, samples = processes.start(run, FLAGS, environment), time.monotonic(), []
@@ -68,7 +69,7 @@ def sample(pid: int, run: Path) -> dict:
         'checkpoints': len(processes.checkpoint_steps(run)),
         'checkpoints_mb': size(run / 'checkpoints'),
         'logs_mb': round(size(run / 'tensorboard') + size(run / 'metrics.jsonl'), 4),
-        'cache_mb': size(run / 'compilation_cache'),
+        'cache_mb': size(run.with_name('compiled')),
     }
 
 

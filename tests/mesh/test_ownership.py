@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import def_jax
 from def_jax.mesh.ownership import own_leaves
+from def_jax.mesh.spmd.accumulation import accumulated
 
 NUM_WORKERS, NUM_STEPS = 3, 4
 PARAMS = {'w': jnp.ones((4, 8)), 'b': jnp.ones(8)}
@@ -21,22 +22,23 @@ def feedback(**options):
 
 
 OPTIMIZERS = {
-    'momentum': optax.chain(optax.sgd(0.1, momentum=0.9), feedback()),
-    'adamw, auto, outer': optax.chain(
-        optax.adamw(optax.linear_schedule(0.1, 0, 9)), feedback(detach='auto', outer=optax.adam(0.1))
+    'momentum': feedback(inner=optax.sgd(0.1, momentum=0.9)),
+    'adamw, auto, outer': feedback(
+        inner=optax.adamw(optax.linear_schedule(0.1, 0, 9)), detach='auto', bits=2, outer=optax.adam(0.1)
     ),
-    'skipping': def_jax.hold_skipped(optax.chain(optax.lion(0.01), feedback(skip_nonfinite=True))),
-    'injected': optax.chain(optax.inject_hyperparams(optax.adam)(0.1), feedback()),
-    'a step size of its own': optax.chain(optax.contrib.prodigy(0.1), feedback()),
+    'skipping': feedback(inner=optax.lion(0.01), skip_nonfinite=True, overlap=True),
+    'injected': feedback(inner=optax.inject_hyperparams(optax.adam)(0.1)),
+    'a step size of its own': feedback(inner=optax.contrib.prodigy(0.1)),
+    'around it': optax.contrib.schedule_free(feedback(inner=optax.sgd(0.1)), 0.1),
     'two links': optax.multi_transform(
         {
-            'a': optax.chain(optax.sgd(0.1, momentum=0.9), feedback()),
-            'b': optax.chain(optax.adam(0.1), feedback()),
+            'a': feedback(inner=optax.sgd(0.1, momentum=0.9)),
+            'b': feedback(inner=optax.adam(0.1)),
         },
         {'w': 'a', 'b': 'b'},
     ),
-    'accumulated': optax.MultiSteps(optax.chain(optax.adam(0.1), feedback()), 2).gradient_transformation(),
-    'dense': optax.chain(optax.trace(0.5), def_jax.all_reduce_mean('workers'), optax.adam(0.1)),
+    'accumulated': accumulated(feedback(inner=optax.adam(0.1)), 2),
+    'dense': optax.chain(def_jax.all_reduce_mean('workers'), optax.adam(0.1)),
     'ef21': optax.chain(def_jax.ef21(def_jax.random_block(2), 'workers'), optax.sgd(0.1, momentum=0.9)),
 }
 
@@ -49,10 +51,27 @@ def states(optimizer):
     return jax.tree.map(lambda x: x[:, -1], exchanged(optimizer, grads, PARAMS)[1])
 
 
-def test_what_each_worker_would_skip_for_itself_is_refused():
-    optimizer = optax.chain(optax.apply_if_finite(optax.sgd(0.1), 5), feedback())
-    with pytest.raises(ValueError, match=r'apply_if_finite decides on each worker .* skip_nonfinite=True'):
+@pytest.mark.parametrize(
+    ('optimizer', 'message'),
+    [
+        (optax.apply_if_finite(feedback(inner=optax.sgd(0.1)), 5), 'skip_nonfinite=True to def_jax'),
+        (optax.MultiSteps(feedback(), 2).gradient_transformation(), 'every=... to def_jax'),
+        (optax.chain(feedback(), optax.adam(0.1)), 'an optimizer stands after def_jax.error_feedback'),
+    ],
+    ids=['apply_if_finite', 'MultiSteps', 'adam after it'],
+)
+def test_what_cannot_surround_it_is_refused_wherever_the_whole_state_is_seen(optimizer, message):
+    state = optimizer.init(PARAMS)
+    with pytest.raises(ValueError, match=message):
+        def_jax.detached_params(PARAMS, state)
+    with pytest.raises(ValueError, match=message):
         own_leaves(optimizer, PARAMS)
+
+
+def test_state_before_a_link_is_per_worker_but_nothing_says_so():
+    optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), feedback())
+    with pytest.raises(ValueError, match=r'precedes the link in the chain.* as inner='):
+        def_jax.state_specs(optimizer, PARAMS)
 
 
 @pytest.mark.parametrize('name', [name for name in OPTIMIZERS if name != 'momentum'])
@@ -74,7 +93,8 @@ def test_what_differs_is_called_own(name):
         ('dense', ('mu', 'nu'), False),
         ('ef21', ('local',), True),
         ('ef21', ('mean', 'trace'), False),
-        ('accumulated', ('acc_grads',), True),
+        ('accumulated', ('grads', 'mu'), True),
+        ('around it', ('z',), False),
     ],
 )
 def test_what_is_shared_is_not_stored_for_every_worker(name, fields, expected):
@@ -96,7 +116,7 @@ def test_specs_within_and_across_workers():
 def test_updates_and_state_lie_where_the_parameters_do():
     """Without a mapped axis, as optax asks of its own optimizers."""
     mesh = jax.make_mesh((2,), ('x',), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
-    optimizer = def_jax.def_adamw(0.1, ratio=2, axis_name=None)
+    optimizer = def_jax.def_adamw(0.1, 32, axis_name=None)
     with jax.set_mesh(mesh):
         params = jax.device_put({'w': jnp.ones((8, 4))}, NamedSharding(mesh, P('x')))
         state = jax.jit(optimizer.init)(params)

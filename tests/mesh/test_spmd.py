@@ -87,16 +87,16 @@ def residuals(state):
         ('2x2x2', AUTO, def_jax.random_block(3, allocation='balanced'), {'detach': 1.0}),
         pytest.param('(2x2)x2', EXPLICIT, def_jax.random_k(4), {}, marks=pytest.mark.slow),
         pytest.param(
-            *('2x2x2', EXPLICIT, def_jax.random_block(4, granularity='model', order='cyclic'), {}),
+            *('2x2x2', EXPLICIT, def_jax.random_block(4, order='cyclic'), {}),
             marks=pytest.mark.slow,
         ),
     ],
 )  # fmt: skip
 def test_equals_the_oracle(layout, kind, compressor, options):
-    """Weight decay before the link is taken at the detached point, also if another link follows."""
+    """Weight decay inside is taken at the detached point, also if something follows."""
     decay = 0.05
-    link = feedback(layout, compressor, **options)
-    optimizer = optax.chain(optax.add_decayed_weights(decay), SGD, link, optax.identity())
+    inner = optax.chain(optax.add_decayed_weights(decay), SGD)
+    optimizer = optax.chain(feedback(layout, compressor, inner=inner, **options), optax.identity())
     dist = distributed(layout, optimizer, kind)
     x, y, state = train(dist, gathered_loss if kind == EXPLICIT else loss_fn)
     expected = reference.algorithm_1(
@@ -112,8 +112,9 @@ def test_equals_the_oracle(layout, kind, compressor, options):
 def test_messages_in_flight_equal_the_oracle():
     """And an outer optimizer, of which each device has the momentum of its shards."""
     compressor, options = def_jax.random_block(4), {'detach': 1.0, 'every': 2, 'decay': 0.9}
-    link = feedback('4x2', compressor, overlap=True, outer=optax.sgd(0.7, momentum=0.5), **options)
-    x, y, state = train(distributed('4x2', optax.chain(SGD, link)))
+    outer = optax.sgd(0.7, momentum=0.5)
+    optimizer = feedback('4x2', compressor, inner=SGD, overlap=True, outer=outer, **options)
+    x, y, state = train(distributed('4x2', optimizer))
     expected = reference_family.in_flight(
         *problem('4x2', 4, compressor), num_workers=4, outer=(0.7, 0.5), **options
     )
@@ -138,9 +139,10 @@ def test_each_element_counts_once_in_the_energies_of_lambda():
 @pytest.mark.slow
 def test_tensors_with_a_link_of_their_own_are_sent_whole():
     layout, compressor, by_blocks = '2x4', def_jax.random_block(4), [True, True, True, False, False]
-    dense = optax.masked(def_jax.all_reduce_mean('workers'), [not mine for mine in by_blocks])
-    link = optax.masked(feedback(layout, compressor), by_blocks)
-    x, y, _ = train(distributed(layout, optax.chain(SGD, link, dense)))
+    dense = optax.chain(def_jax.all_reduce_mean('workers'), SGD)
+    links = {'blocks': feedback(layout, compressor, inner=SGD), 'dense': dense}
+    optimizer = optax.multi_transform(links, ['blocks' if mine else 'dense' for mine in by_blocks])
+    x, y, _ = train(distributed(layout, optimizer))
     start, gradients, sent, rates = problem(layout, 2, compressor)
     sent[:, -4:] = 1  # b2 and the scale
     settings = {'num_workers': 2, 'momentum': 0.9, 'detach': 0.3}
@@ -155,8 +157,8 @@ def test_what_is_not_finite_on_one_device_is_skipped_on_all():
     layout, compressor, bad = '2x4', def_jax.random_block(4), 4
     batches = [x.copy() for x in mlp_data(2)]
     batches[0][1, bad, :, 0] = np.inf  # NaN in row 0 of W1's gradient
-    optimizer = optax.chain(SGD, feedback(layout, compressor, skip_nonfinite=True))
-    x, y, state = train(distributed(layout, def_jax.hold_skipped(optimizer)), batches=batches)
+    optimizer = feedback(layout, compressor, inner=SGD, skip_nonfinite=True)
+    x, y, state = train(distributed(layout, optimizer), batches=batches)
     start, gradients, sent, rates = problem(layout, 2, compressor)
     settings = {'num_workers': 2, 'momentum': 0.9, 'detach': 0.3}
     expected = reference.algorithm_1(
@@ -205,8 +207,8 @@ def filled(dist):
 
 @pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
 def test_diagnostics_run_on_every_worker(kind):
-    last_link = feedback('2x4', def_jax.random_block(4))
-    dist = distributed('2x4', optax.chain(optax.adam(0.01), last_link), kind)
+    optimizer = feedback('2x4', def_jax.random_block(4), inner=optax.adam(0.01))
+    dist = distributed('2x4', optimizer, kind)
     params, state = filled(dist)
 
     def observe(params, state, batch):
@@ -230,7 +232,7 @@ def test_diagnostics_run_on_every_worker(kind):
 def test_state_goes_through_a_checkpoint_onto_another_mesh(tmp_path, sizes, keeps):
     """Bit for bit onto one with as many workers; with others, y stays where it was."""
     checkpoint = pytest.importorskip('orbax.checkpoint')
-    optimizer = optax.chain(optax.adamw(0.01), feedback('2x4', def_jax.random_block(4)))
+    optimizer = feedback('2x4', def_jax.random_block(4), inner=optax.adamw(0.01))
     dist = def_jax.spmd(optimizer, make_mesh('2x4'), [P('shard'), P(), P(), P(), P()])
     params, state = filled(dist)
     mesh = mesh_of(*sizes)

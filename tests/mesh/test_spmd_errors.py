@@ -11,7 +11,7 @@ from sharded_workers import AUTO, EXPLICIT, mesh_of
 
 import def_jax
 
-OPTIMIZER = optax.chain(optax.adam(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
+OPTIMIZER = def_jax.error_feedback(def_jax.random_block(2), 'workers', inner=optax.adam(0.1))
 PARAMS = {'w': jnp.ones((8, 6)), 'b': jnp.ones(6)}
 
 
@@ -73,7 +73,7 @@ def test_what_a_step_is_given_must_belong_together():
         jax.eval_shape(step, PARAMS, shapes, jnp.ones((3, 8)))
     with pytest.raises(ValueError, match=r"batch\['x'\] has shape \(\)"):
         jax.eval_shape(step, PARAMS, shapes, {'x': jnp.float32(1)})
-    other = optax.chain(optax.sgd(0.1), def_jax.error_feedback(def_jax.random_block(2), 'workers'))
+    other = def_jax.error_feedback(def_jax.random_block(2), 'workers', inner=optax.sgd(0.1))
     with pytest.raises(ValueError, match=r'opt_state has the structure .* state of another optimizer'):
         jax.eval_shape(step, PARAMS, jax.eval_shape(two_by_four(optimizer=other).init, PARAMS), batch)
     four = def_jax.spmd(OPTIMIZER, mesh_of(4, 2))

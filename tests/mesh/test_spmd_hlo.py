@@ -40,8 +40,8 @@ BATCH = shapes_of(jnp.ones((16, 256)), P(('workers', 'shard')))
 
 def compile_loop(inner, with_gradient=True, **options):
     """A whole step, or the update alone with gradients as its arguments."""
-    feedback = def_jax.error_feedback(def_jax.random_block(RATIO), 'workers', **options)
-    dist = def_jax.spmd(optax.chain(inner, feedback), MESH, SPECS)
+    optimizer = def_jax.error_feedback(def_jax.random_block(RATIO), 'workers', inner=inner, **options)
+    dist = def_jax.spmd(optimizer, MESH, SPECS)
 
     def step(params, state, data):
         grads = dist.value_and_grad(loss_fn)(params, state, data)[1] if with_gradient else data
@@ -99,17 +99,19 @@ def test_only_blocks_cross_and_no_more_is_gathered_than_by_plain_fsdp():
 
 
 @pytest.mark.slow
-def test_a_narrow_message_crosses_with_its_units_and_a_flag():
-    """Two digits for each of three tensors, and the flag."""
-    compiled = compile_loop(optax.adam(0.1), skip_nonfinite=True, bits=8)
-    assert_the_message_alone_crosses(compiled, 2 * 3 + 1)
+def test_a_message_of_two_bits_crosses_with_its_units():
+    between, _ = split(compile_loop(optax.adam(0.1), skip_nonfinite=True, bits=2))
+    assert sorted((c.operation, c.dtype) for c in between) == [('all-gather', 'u8'), ('all-to-all', 'u8')]
+    for c in between:
+        assert sorted(map(sorted, c.groups)) == [[0, 4], [1, 5], [2, 6], [3, 7]]
+        assert MESSAGE / 4 <= c.bytes <= 1.05 * MESSAGE / 4 + 2 * 2 * 3
 
 
 @pytest.mark.usefixtures('full_optimization')
 @pytest.mark.parametrize(
     ('inner', 'options'),
     [
-        (optax.adam(0.1), {'detach': 'auto'}),
+        (MOMENTUM, {'detach': 'auto'}),
         pytest.param(MOMENTUM, {'decay': 0.99}, marks=pytest.mark.slow),
         pytest.param(
             MOMENTUM, {'outer': optax.sgd(0.7, momentum=0.9, nesterov=True)}, marks=pytest.mark.slow

@@ -86,7 +86,6 @@ NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
 SHUFFLED = def_jax.random_block(4, order='shuffled')
 OPTIMIZERS = {
     'auto': feedback(inner=optax.adamw(0.01), detach='auto', outer=NESTEROV),
-    'a link in a chain': optax.chain(optax.adamw(0.01), feedback(detach='auto')),
     'skipping, 8 bits': feedback(inner=optax.sgd(0.1, momentum=0.9), skip_nonfinite=True, bits=8),
     'every': feedback(inner=optax.sgd(0.1), every=2, decay=0.9),
     'shuffled, in flight': def_jax.error_feedback(
@@ -99,9 +98,10 @@ OPTIMIZERS = {
     'sparse_loco': optax.chain(optax.sgd(0.1), def_jax.baselines.sparse_loco(2, 'workers', every=2)),
     # The bias is not communicated in blocks, and a link of its own averages it.
     'masked': optax.chain(
-        optax.sgd(0.1, momentum=0.9),
-        optax.masked(feedback(average_every=2), {'w': True, 'b': False}),
-        optax.masked(def_jax.all_reduce_mean('workers'), {'w': False, 'b': True}),
+        optax.masked(feedback(inner=optax.sgd(0.1, momentum=0.9), average_every=2), {'w': True, 'b': False}),
+        optax.masked(
+            optax.chain(def_jax.all_reduce_mean('workers'), optax.sgd(0.1)), {'w': False, 'b': True}
+        ),
     ),
     'frozen': optax.chain(
         optax.partition(

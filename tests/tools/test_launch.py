@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,7 +61,9 @@ def test_all_are_started_again_when_process_0_dies_or_any_together(launched, who
 def test_too_many_deaths_are_an_end(launched):
     code, lives, said = launched('place[1] == "1" and sys.exit(1); until("1", 3)', restarts=2)
     assert (code, lives.count('1')) == (1, 3)
-    assert said[-1] == 'process 1 died (exit code 1) 3 times in a row; it is not started again'
+    assert re.fullmatch(
+        r'process 1 died \(exit code 1\) after \d+ s, 3 times in a row; it is not started again', said[-1]
+    )
 
 
 def test_a_process_that_stays_stopped_is_killed(launched):
@@ -73,7 +76,8 @@ def test_a_process_that_stays_stopped_is_killed(launched):
 
 def test_others_are_ended_some_time_after_process_0(launched):
     began = time.monotonic()
-    assert launched('time.sleep(600 * int(place[1]))', processes=2, frozen=0.5)[0] == 0
+    code, _, said = launched('time.sleep(600 * int(place[1]))', processes=2, frozen=0.5)
+    assert (code, said) == (0, ['process 0 has ended, and 1 has not for 0.5 s and is killed'])
     assert time.monotonic() - began < 300
 
 
@@ -143,6 +147,59 @@ def test_nothing_is_started_again_once_process_0_has_ended(launched):
     program = 'place[1] == "1" and time.sleep(100); until("1", 1)'
     code, lives, said = launched(program, processes=2, together=True, meanwhile=kill_the_other)
     assert (code, sorted(lives), said) == (0, ['0', '1'], [])
+
+
+@pytest.mark.parametrize(('who', 'restarts', 'code'), [(1, 10, 0), (1, 1, 127), (0, 10, 0)])
+def test_a_process_that_cannot_be_started_again_for_a_while_harms_no_other(tmp_path, who, restarts, code):
+    """Its program has moved; the others train on, and it is back when the program is."""
+    program, said = tmp_path / 'program', []
+    body = f'who == {who} and life == 1 and sys.exit(1); [time.sleep(0.01) for _ in iter(ends, True)]'
+    program.write_text(
+        f'#!{sys.executable}\nimport os, sys, time\nwho = int(os.environ["JAX_PROCESS_ID"])\n'
+        f'open({str(tmp_path / "lives")!r}, "a").write(str(who))\n'
+        f'life = open({str(tmp_path / "lives")!r}).read().count(str(who))\n'
+        f'ends = lambda: os.path.exists({str(tmp_path / "ends")!r})\n{body}\n'
+    )
+    program.chmod(0o755)
+
+    def meanwhile():
+        failed = sum('as it was started' in line for line in said)
+        if any('died (exit' in line for line in said) and not failed and program.exists():
+            program.rename(tmp_path / 'moved')
+        elif failed and (tmp_path / 'moved').exists():
+            (tmp_path / 'moved').rename(program)
+            if restarts == 1:
+                (tmp_path / 'ends').touch()
+        if (tmp_path / 'lives').read_text().count(str(who)) > 1:
+            (tmp_path / 'ends').touch()
+
+    (tmp_path / 'lives').touch()
+    launcher = launch.Launcher([str(program)], 3, pause=0.3, restarts=restarts, say=said.append)
+    assert launcher.run(meanwhile) == code
+    lives = (tmp_path / 'lives').read_text()
+    assert lives.count(str(who)) == (2 if restarts > 1 else 1)
+    assert min(map(lives.count, '012')) >= 1 and (who == 0 or lives.count('2') == 1)
+    assert f'process {who} died as it was started ([Errno 2] No such file or directory' in said[1]
+
+
+def test_what_cannot_be_started_at_all_is_refused(tmp_path, capsys):
+    assert launch.main(['--processes=2', '--', 'true']) == 0
+    for arguments in (['no-such-program'], [f'--log={tmp_path}/missing/log', 'true']):
+        assert launch.main(['--processes=2', *arguments]) == 2
+        assert re.fullmatch(r'launch: \S+ cannot be started \(.*\)\.\n', capsys.readouterr().err)
+
+
+def test_all_processes_share_a_secret(tmp_path, monkeypatch):
+    def told():
+        code = f'import os; open({str(tmp_path / "told")!r}, "a").write(os.environ["DEF_JAX_SECRET"] + "\\n")'
+        assert launch.Launcher([sys.executable, '-c', code], 2).run() == 0
+        return (tmp_path / 'told').read_text().split()
+
+    first = told()
+    assert len(first) == 2 and len(set(first)) == 1 and len(first[0]) == 64
+    monkeypatch.setenv('DEF_JAX_SECRET', 'given')
+    again = told()[2:]
+    assert again == ['given'] * 2
 
 
 @pytest.mark.parametrize('arguments', [['--processes=0', 'x'], ['--processes=2'], ['x']])

@@ -18,6 +18,8 @@ from faults import processes
 from def_jax.mesh.ownership import each
 from def_jax.tools.launch import Launcher
 from def_jax.trainer import elastic, experiment, loop
+from def_jax.trainer.data.in_memory import Arrays
+from def_jax.trainer.data.order import train_positions
 from def_jax.trainer.launch import interruption
 
 # The survivor waits for the other, however fast the steps are; fewer go on in tests/test_elastic.py.
@@ -83,13 +85,13 @@ def test_the_first_state_is_that_of_any_run(recorded):
     fixtures.assert_same_bits(fixtures.gathered(recorded.states[0]), first)
     layout = dataclasses.replace(recorded.experiment.layout, whole=True)
     assert layout.shape_of(first) == layout.shape == (fixtures.NUM_WORKERS,)
-    two = each(lambda own, x: np.asarray(x)[:2] if own else x, layout.own, first)
+    two = each(lambda own, x: np.asarray(x)[:2] if own else x, layout.is_per_worker, first)
     assert layout.shape_of(two) == (2,)
 
 
 @pytest.mark.usefixtures('live_devices')
 def test_workers_of_several_devices_train_and_are_evaluated_like_those_of_one(data_dir):
-    """A crew of one process."""
+    """Elastic workers of one process."""
     plain = {'optimizer': 'sgd', 'optimizer_options': {}, 'learning_rate': 0.1, 'schedule': 'drops'}
     plain |= {'outer': '', 'outer_options': {}, 'ratio': 1, 'batch_size': 8, 'num_workers': 2}
     found = []
@@ -97,10 +99,24 @@ def test_workers_of_several_devices_train_and_are_evaluated_like_those_of_one(da
         run = experiment.build(
             fixtures.tiny_config(data_dir, elastic=True, shards_per_worker=shards, **plain)
         )
-        crew = elastic.Crew(run, elastic.first_state(run.steps), lambda line: None, interruption.Watch())
-        losses = [crew.train()['loss'] for _ in range(2)]
-        found.append((losses, crew.evaluate(), crew.state().params))
+        workers = elastic.ElasticWorkers(
+            run, elastic.first_state(run.steps), lambda line: None, interruption.Watch()
+        )
+        losses = [workers.train()['loss'] for _ in range(2)]
+        found.append((losses, workers.evaluate(), workers.state().params))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *found)
+
+
+def test_the_place_in_an_epoch_does_not_move_with_the_number_of_workers():
+    """Of 12 examples a step, 4 workers take all, and 5 take 10, in one part or in two."""
+    split = Arrays({'label': np.arange(100)})
+    for accumulate, counts in ((1, (4, 5, 4)), (2, (5, 5, 5))):
+        config = {'seed': 3, 'batch_size': 12, 'accumulate': accumulate, 'shards_per_worker': 1}
+        batches = elastic._Batches(split, config, interruption.Watch())
+        for step, count in enumerate([count for count in counts for _ in range(6)]):  # into the third epoch
+            taken = batches(step, list(range(count)), count)['label']
+            expected = train_positions(100, seed=3, step=step, batch_size=12, num_workers=1)[1][0]
+            np.testing.assert_array_equal(taken, expected[: 12 // count * count])
 
 
 def test_a_run_of_one_process_says_that_elastic_needs_several(data_dir, tmp_path):

@@ -1,6 +1,7 @@
 """The trainer on a tiny configuration: files, methods, divergence, virtual workers."""
 
 import io
+import itertools
 import json
 import re
 import shutil
@@ -20,6 +21,8 @@ import training_fixtures as fixtures
 import def_jax
 from def_jax import METHODS
 from def_jax.trainer import experiment, loop
+from def_jax.trainer.checkpointing import workdir
+from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data import in_memory
 
 # --- The files of a run ---
@@ -30,7 +33,7 @@ def test_a_run_leaves_these_files_and_no_others(recorded):
     assert {path.name for path in recorded.folder.iterdir()} == files | {'checkpoints', 'tensorboard'}
     assert {path.name for path in (recorded.folder / 'checkpoints').iterdir()} == {'15', '20'}
     config = json.loads((recorded.folder / 'config.json').read_text())
-    assert config == json.loads(recorded.config.to_json())
+    assert config == json.loads(recorded.experiment.config.to_json())
 
 
 def test_metrics_are_recorded_when_due(recorded):
@@ -107,6 +110,8 @@ def test_a_finished_run_is_reported_again_not_trained_again(recorded, tmp_path):
     assert before == {name: (folder / name).read_bytes() for name in before}
     assert 'resuming at step 20' in screen.getvalue()
     assert f'{100 * result["metrics"]["test_accuracy_y"]:.2f} %' in screen.getvalue()
+    sent, dense = (f'{20 * 4 * size / 1000:.2f} kB' for size in (fixtures.MESSAGE_SIZE, fixtures.NUM_PARAMS))
+    assert f'{sent} sent per worker, dense SGD {dense} (' in screen.getvalue()  # not 0.0 MB
 
 
 def test_compute_dtype_is_that_of_the_network_alone(data_dir):
@@ -188,6 +193,18 @@ def test_what_only_shows_when_a_run_is_put_together_is_refused_before_anything_i
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize('late', [False, True])
+def test_a_start_that_fails_before_its_first_record_leaves_the_folder_to_others(data_dir, tmp_path, late):
+    """Where the disk has no room for a checkpoint, or the compiler none for the step."""
+    folder = tmp_path / 'run'
+    full = mock.patch.object(Checkpoints, 'check_room', side_effect=ValueError('no room'))
+    failing = fixtures.changed_train_step(lambda step: mock.Mock(side_effect=RuntimeError('no room')))
+    with failing if late else full, pytest.raises((ValueError, RuntimeError), match='no room'):
+        fixtures.train(fixtures.tiny_config(data_dir), folder)
+    assert list(folder.iterdir()) == []
+    workdir.claim(folder, fixtures.tiny_config(data_dir, ratio=16))
+
+
 def test_a_run_is_evaluated_on_what_it_does_not_train_on(data_dir, tmp_path, recorded):
     config = fixtures.tiny_config(data_dir, validation_examples=800, evaluate_on='validation')
     result = fixtures.train(config, tmp_path / 'run')
@@ -199,8 +216,13 @@ def test_a_run_is_evaluated_on_what_it_does_not_train_on(data_dir, tmp_path, rec
     ]
     assert losses[0] == losses[1]
     held_out = experiment.build(config).evaluated['validation']
-    full, _ = in_memory.load_dataset('digits', data_dir)
+    full, _ = in_memory.load_dataset('digits')
     np.testing.assert_array_equal(held_out.arrays['image'], full.arrays['image'][200:])
+    # All that an epoch trains on, where train_examples does not limit it.
+    every = experiment.build(fixtures.tiny_config(data_dir, train_examples=0, validation_examples=800))
+    batches = itertools.islice(every.train_batches(0), every.steps_per_epoch)
+    trained = {image.tobytes() for batch in batches for image in batch['image'].reshape(-1, 64)}
+    assert len(trained) == 200 and not trained & {image.tobytes() for image in held_out.arrays['image']}
     correct = 800 * result['metrics']['validation_accuracy_x']
     assert correct == pytest.approx(round(correct), abs=1e-3)
 

@@ -65,18 +65,18 @@ def run(
         function: what one worker does.
         points: stacked over workers.
         args: those of `split` are divided among the workers, those of `keys` folded with the worker's number,
-            and the rest, like the first, are the same for all.
+            and the rest are the same for all.
         kwargs: the same for all.
         split: positions in `args`, from 1.
         keys: likewise.
     """
-    given = dict(enumerate(args))
+    given = dict(enumerate(args, start=1))
     if missing := sorted(set(split + keys) - set(given)):
         raise ValueError(
-            f'{split=} and {keys=} name argument {missing[0]}, but there are {len(args) - 1} after the '
+            f'{split=} and {keys=} name argument {missing[0]}, but there are {len(args)} after the '
             'parameters. Pass the batch as an argument of the function instead of closing over it.'
         )
-    divided = {i: divide(workers, given[i], f'argument {i}' if len(args) > 2 else 'batch') for i in split}
+    divided = {i: divide(workers, given[i], f'argument {i}' if len(args) > 1 else 'batch') for i in split}
     numbers = workers.place(jnp.arange(workers.num_workers), P(workers.axis_name))
     leaves, treedef = jax.tree.flatten((given | dict.fromkeys(split), kwargs))
     arrays = [_shared(workers, x) if isinstance(x, jax.Array) else None for x in leaves]
@@ -122,8 +122,8 @@ def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: 
         if workers.explicit and _calls_convolutions(workers, worker, stacked, shared):
             return by_shard_map(stacked, shared)
         error.add_note(
-            f'def_jax.spmd runs the function on every worker, on a part of the batch, mapped over {axis!r}: '
-            f'its sharding constraints may name {sorted(workers.inside)} alone.'
+            f'def_jax.spmd runs the function on every worker, mapped over {axis!r}: its sharding constraints '
+            f'may name {sorted(workers.inside)} alone.'
         )
         raise
     if _has_convolutions(program.jaxpr):
@@ -140,12 +140,14 @@ def _mesh_context(workers: WorkerMesh) -> contextlib.AbstractContextManager:
 
 
 def _calls_convolutions(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> bool:
-    def one(x):
-        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-
-    with jax.sharding.use_abstract_mesh(workers.abstract_auto):
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared)
-        return _has_convolutions(jax.make_jaxpr(worker)(jax.tree.map(one, stacked), shapes).jaxpr)
+    """Whether one worker's function has convolutions, as far as it can be traced without Explicit axes."""
+    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared)
+    try:
+        with jax.sharding.use_abstract_mesh(workers.abstract_auto):
+            return _has_convolutions(jax.make_jaxpr(worker)(own, shapes).jaxpr)
+    except Exception:  # the error of the first attempt is the one to show
+        return False
 
 
 def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:

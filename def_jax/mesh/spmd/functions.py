@@ -31,18 +31,17 @@ from def_jax.mesh.ownership import abstract_state, own_leaves, state_specs
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.shards import Shards, sharded
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
-from def_jax.mesh.spmd import at_points
+from def_jax.mesh.spmd import at_points, drift
 from def_jax.mesh.spmd.accumulation import accumulated
-from def_jax.mesh.spmd.eager import compiled_once
+from def_jax.mesh.spmd.eager import compiled_method, compiled_once, remembered_method
 from def_jax.mesh.spmd.transformation import Transformation
 from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
-from def_jax.traffic import crossing
+from def_jax.traffic.crossing import check_crossing
 from def_jax.traffic.hlo import Collective
+from def_jax.traffic.traced import traffic_of
 from def_jax.types import PyTree
 
 __all__ = ['Spmd', 'spmd']
-
-_KEPT = 8  # loss functions whose compiled gradients are kept, for those who do not call `jax.jit`
 
 
 def spmd(
@@ -119,11 +118,6 @@ class Spmd(Transformation):
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
         self._workers = WorkerMesh(mesh, axis_name)
         self._params: PyTree = None  # abstract: those of the last update that was traced, for `check`
-        self._init, self._update, self._output_params, self._regroup = map(
-            compiled_once, (self._init, self._update, self._output_params, self._regroup)
-        )
-        self._gradients = functools.lru_cache(_KEPT)(self._gradients)
-        self._on_each = functools.lru_cache(_KEPT)(self._on_each)
 
     @property
     def num_workers(self) -> int:
@@ -146,6 +140,7 @@ class Spmd(Transformation):
         """
         return self._init(self._workers.place(params, self._specs(params)))
 
+    @compiled_method
     def _init(self, params):
         init = self._workers.map(self.optimizer.init, (False,), own_leaves(self.optimizer, params))
         return self._workers.auto(init, self.state_specs(params))(params)
@@ -167,6 +162,7 @@ class Spmd(Transformation):
         """
         return self._gradients(loss_fn, has_aux)
 
+    @remembered_method
     def _gradients(self, loss_fn, has_aux):
         return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux))
 
@@ -193,7 +189,7 @@ class Spmd(Transformation):
         Source: Algorithm 1, lines 4 to 6.
 
         >>> import jax, jax.numpy as jnp, def_jax
-        >>> dist = def_jax.spmd(def_jax.def_sgd(0.1, 2, 'workers'), jax.make_mesh((1,), ('workers',)))
+        >>> dist = def_jax.spmd(def_jax.def_sgd(0.1, 16, 'workers'), jax.make_mesh((1,), ('workers',)))
         >>> params = jnp.ones(4)
         >>> grad_fn = jax.grad(lambda w, rows, power: jnp.mean((rows @ w) ** power))
         >>> dist.at_points(grad_fn)(params, dist.init(params), jnp.ones((8, 4)), power=2).shape
@@ -231,6 +227,7 @@ class Spmd(Transformation):
         """
         return self._on_each(function)
 
+    @remembered_method
     def _on_each(self, function):
         return self._on_mesh(functools.partial(self._map, function))
 
@@ -265,19 +262,26 @@ class Spmd(Transformation):
         grads = self._workers.place(grads, self._stacked_specs(params))
         return self._update(grads, opt_state, params, extra_args)
 
+    @compiled_method
     def _update(self, grads, opt_state, params, extra_args):
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         specs, own = self._specs(params), own_leaves(self.optimizer, params)
         arrays = {name: x for name, x in extra_args.items() if not callable(x)}
         others = {name: x for name, x in extra_args.items() if callable(x)}
 
-        def worker(grads, opt_state, params, arrays):
+        def update(grads, opt_state, params, arrays):
+            return self.optimizer.update(grads, opt_state, params, **arrays, **others)
+
+        def worker(*arguments):
+            arguments = in_memory(arguments[0]), *arguments[1:]
             with sharded(Shards(self.axis_name, self._workers.inside, specs)):
-                updates, opt_state = self.optimizer.update(
-                    in_memory(grads), opt_state, params, **arrays, **others
-                )
+                updates, opt_state = drift.agreed(update, owned, self._workers.apart, arguments)
             return updates, in_memory(opt_state)
 
+        def all_of(tree, mine):
+            return jax.tree.map(lambda _: mine, tree)
+
+        owned = (all_of(grads, True), own, all_of((params, arrays), False)), (all_of(params, False), own)
         mapped = self._workers.map(worker, (True, own, False, False), (False, own))
         placed = specs, self.state_specs(params)
         return self._workers.auto(mapped, placed)(grads, opt_state, params, arrays)
@@ -289,6 +293,7 @@ class Spmd(Transformation):
         """
         return self._output_params(*self._placed(params, opt_state))
 
+    @compiled_method
     def _output_params(self, params, opt_state):
         output = functools.partial(output_params, axis_name=self.axis_name)
         mapped = self._workers.map(output, (False, own_leaves(self.optimizer, params)), False)
@@ -332,8 +337,9 @@ class Spmd(Transformation):
         shapes = self._workers.abstract((stacked, params), (self._stacked_specs(params), self._specs(params)))
         update = functools.partial(self._update, extra_args={})
         program = jax.make_jaxpr(update)(shapes[0], self.abstract_state(params), shapes[1])
-        message = crossing.message_bytes(program, self.axis_name)
-        return crossing.check(compiled, self._workers, message, besides)
+        sent = traffic_of(program.jaxpr, self.axis_name).messages
+        of_devices = self._workers.worker_of_devices()
+        return check_crossing(compiled, of_devices, sent, besides, self._workers.names)
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
         """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.
@@ -367,6 +373,7 @@ class Spmd(Transformation):
         opt_state = self._workers.place(opt_state, specs)
         return opt_state if size == self.num_workers else self._regroup(opt_state, params, size)
 
+    @compiled_method
     def _regroup(self, opt_state, params, size):
         own = own_leaves(self.optimizer, params)
         means = functools.partial(regroup, own=own, before=(size,), after=(self.num_workers,))

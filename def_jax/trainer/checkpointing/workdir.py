@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -24,12 +25,14 @@ __all__ = [
     'locked',
     'record',
     'sync',
+    'unclaim',
     'wait_for_claim',
     'write_json',
 ]
 
 _RECORD = 'config.json'
 _PARTIAL = '.partial'
+_STARTS = (_RECORD, 'lock', 'tensorboard')  # what every start writes
 
 _PATTERN = {'*', '?', '['}
 
@@ -100,6 +103,25 @@ def is_claimed(workdir: str | os.PathLike) -> bool:
     return Path(os.path.expanduser(workdir), _RECORD).exists()
 
 
+def unclaim(workdir: Path) -> None:
+    """Removes what a start wrote into a claimed folder, unless that holds anything of a run's."""
+    try:
+        if any(not _is_empty(file) for file in workdir.iterdir() if file.name not in _STARTS):
+            return
+        shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)
+        for file in workdir.iterdir():
+            if file.name not in _STARTS:
+                file.rmdir() if file.is_dir() else file.unlink()
+        (workdir / 'lock').unlink(missing_ok=True)
+        (workdir / _RECORD).unlink(missing_ok=True)  # last: without it, files are foreign
+    except OSError:
+        pass  # the error that led here says why
+
+
+def _is_empty(file: Path) -> bool:
+    return not any(file.iterdir()) if file.is_dir() else not file.stat().st_size
+
+
 def wait_for_claim(workdir: str | os.PathLike, seconds: float = 60) -> None:
     """Waits until another process has claimed the folder, or it is clear that none does."""
     end = time.monotonic() + seconds
@@ -133,13 +155,25 @@ def describe_differences(theirs: dict[str, Any], ours: dict[str, Any], free: Col
 
 
 def _todays(settings: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """The settings with today's keys, if version 0.2 wrote them: `auto_detach` is a value of `detach` now."""
-    if 'auto_detach' not in settings:
+    """The settings with today's keys, if an earlier version wrote them.
+
+    Raises:
+        ValueError: if today's messages cannot go on with the run.
+    """
+    if not {'auto_detach', 'wire_dtype'} & settings.keys():
         return settings
+    kept = dict(settings)
+    wire, granularity = kept.pop('wire_dtype', 'float32'), kept.pop('granularity', 'tensor')
+    if wire not in ('float32', 'bfloat16') or granularity == 'model':
+        raise ValueError(
+            f'wire_dtype={wire!r} and granularity={granularity!r} of an earlier version are gone, and its '
+            'state cannot go on without them. Finish the run with that version, or start it again in another '
+            '--workdir with --config.bits=8.'
+        )
+    if kept.pop('auto_detach', False):
+        kept['detach'] = 'auto'
     defaults = _settings(get_defaults())  # of keys that came later
-    kept = {name: value for name, value in settings.items() if name != 'auto_detach'}
-    detach = {'detach': 'auto'} if settings['auto_detach'] else {}
-    return {name: defaults[name] for name in ours} | kept | detach
+    return {name: defaults[name] for name in ours} | {'bits': 32 if wire == 'float32' else 16} | kept
 
 
 def _free_keys(theirs: dict[str, Any], ours: dict[str, Any], *, other_workers: bool) -> set[str]:
@@ -222,10 +256,10 @@ def sync(path: Path) -> None:
 def _is_early(file: Path) -> bool:
     """Whether a file may be there where no configuration is seen.
 
-    It is a killed start's, others' compilation cache, or the configuration itself, listed by NFS already.
+    It is a killed start's, or the configuration itself, listed by NFS already.
     """
     unfinished = file.name.startswith(_RECORD) and file.name.endswith(_PARTIAL)
-    return unfinished or file.name in (_RECORD, 'compilation_cache')
+    return unfinished or file.name == _RECORD
 
 
 def _read(record: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from def_jax.checks import nearest
+from def_jax.trainer.configuration.keys import hint
 
 __all__ = ['lock', 'override', 'parse']
 
@@ -53,7 +53,7 @@ def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
         if not equals:
             raise flags.IllegalFlagValueError(f'{setting!r} in {arg!r} must have the form key=value.')
         if key not in config:
-            raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} is not a known key.{nearest(key, config)}')
+            raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} is not a known key.{hint(key, config)}')
         if key in settings:
             raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} is given twice.')
         settings[key] = _value(key, text, config.get_type(key))

@@ -1,20 +1,20 @@
-"""Every key of a training configuration: one entry each, for whoever reads, checks or resumes a run."""
+"""Every key of a training configuration: one declaration each, for whoever reads, checks or resumes a run."""
 
-import functools
+from collections import ChainMap
 
 import ml_collections
 
-from def_jax.methods import METHODS, OPTIONS
+from def_jax.baselines.methods import METHODS, OPTIONS
 from def_jax.trainer.configuration.keys import (
+    ARGUMENTS,
+    FLAG,
+    LIBRARY,
     Key,
-    factory,
-    flag,
-    integer,
-    library,
-    number,
+    Rule,
+    at_least,
+    named,
     one_of,
-    options,
-    value,
+    real,
 )
 from def_jax.trainer.configuration.optimizers import OPTIMIZERS
 from def_jax.trainer.configuration.schedules import SCHEDULES
@@ -24,150 +24,122 @@ from def_jax.trainer.tasks import TASKS
 
 __all__ = ['KEYS', 'SECTIONS', 'get_defaults']
 
-# Arguments of the library, which checks them. Its defaults hold, but for two.
-_ARGUMENTS = {
-    'ratio': 'one element in `ratio` is sent',
-    'granularity': 'what is drawn: a block of every tensor (`tensor`), one block of the whole model '
-    '(`model`) or random elements (`element`)',
-    'order': 'blocks are drawn independently, as in the paper (`random`), or each is sent once per round '
-    '(`shuffled`, `cyclic`)',
-    'allocation': 'every tensor sends the same share (`proportional`), or small ones send more (`balanced`)',
-    'detach': 'λ, where the method leaves it free; `auto` estimates λ*(t) from the messages and uses that',
-    'every': 'steps per message; workers take local steps in between',
-    'decay': 'multiplies the residual at every step',
-    'average_every': "SAEF's period P: steps between averages of the residuals; 0 means never",
-    'wire_dtype': 'dtype of the message: `float32`, `bfloat16`, `float16`, `int8`',
-    'rank': "rank of PowerSGD's factors; 0 means the largest that sends no more than `ratio` allows",
-    'chunk': 'the longest edge of a chunk of DeMo or SparseLoCo',
-    'freeze_after': 'dense steps of 1-bit Adam, after which its second moment is frozen',
-    'skip_nonfinite': 'all workers skip a step in which any update is NaN or infinite',
-    'overlap': 'messages travel while the next gradient is computed; x is one step behind',
-}
-_DEFAULTS = OPTIONS | {'ratio': 64.0, 'wire_dtype': 'float32'}
-_METHOD = {
-    'method': one_of('def', METHODS, 'how the workers communicate'),
-    **{name: library(_DEFAULTS[name], help) for name, help in _ARGUMENTS.items()},
-    'outer': factory(
-        '', OPTIMIZERS, 'the optimizer that applies the mean message; if empty, the message is added'
+_DROPS = Rule(
+    lambda drops: (
+        isinstance(drops, (tuple, list))
+        and all(isinstance(d, (int, float)) and 0 < d < 1 for d in drops)
+        and list(drops) == sorted(set(drops))
     ),
-    'outer_options': options('outer'),
-}
-_WORKERS = {
-    'num_workers': integer(16, 1, 'K, over all devices', 'regroups'),
-    'workers_per_device': integer(1, 1, 'virtual workers: the same trajectory on fewer devices', 'regroups'),
-    'shards_per_worker': integer(
-        1,
-        1,
-        'above 1, a worker is that many devices, which share its matrices and examples (FSDP)',
-        'regroups',
-    ),
-    'sequential_workers': flag(
-        "the gradients of a device's virtual workers are computed one after another, so that convolutions "
-        'stay ordinary instead of grouped',
-        'always',
-    ),
-    'elastic': flag(
-        'the run continues while processes die and return; see "When workers come and go"', 'always'
-    ),
-    'min_workers': integer(1, 1, 'with fewer, an elastic run waits', 'always'),
-    'patience': integer(600, 0, 'seconds that it waits before it stops with a checkpoint', 'always'),
-    'fake_devices': flag('the devices are simulated on this CPU', 'always'),
-}
-_PARTS = {
-    'task': factory('image_classification', TASKS, 'the loss and the metrics'),
-    'task_options': options('task'),
-    'dataset': factory('digits', FACTORIES, 'the examples'),
-    'dataset_options': options('dataset'),
-    'data_dir': value(
-        '',
-        "where TFDS stores data sets; empty for TFDS's default",
-        lambda value: True,
-        "a path, or empty for TFDS's default",
-        change='always',
-    ),
-    'train_examples': integer(0, 0, 'limits the training split to its first examples; 0 means all'),
-    'validation_examples': integer(
-        0,
-        0,
-        'holds out the last training examples; 0 keeps the validation split of data sets that have one',
-    ),
-    'test_examples': integer(0, 0, 'limits the test split to its first examples; 0 means all'),
-    'model': factory('vgg_digits', [*MODELS, *LANGUAGE_MODELS], 'the network'),
-    'model_options': options('model'),
-    'compute_dtype': one_of(
-        'float32', ('float32', 'bfloat16'), 'dtype of the network; parameters stay float32'
-    ),
-}
-_OPTIMIZATION = {
-    'batch_size': integer(128, 1, 'examples per step, over all workers', 'with_workers'),
-    'accumulate': integer(
-        1, 1, "equal parts of a worker's batch; their gradients are taken in turn, which saves memory"
-    ),
-    'num_epochs': integer(280, 1, "the run's length"),
-    'num_steps': integer(0, 0, "the run's length in steps; 0 means `num_epochs`"),
-    'learning_rate': number(0.1, lambda value: value > 0, '> 0', 'η, the peak of the schedule'),
-    'schedule': factory('drops', SCHEDULES, '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay'),
-    'schedule_options': options('schedule'),
-    'learning_rate_drops': value(
-        (0.5, 0.75),
-        'for `drops`: fractions of the run; the rate drops tenfold at each',
-        lambda drops: (
-            all(isinstance(d, (int, float)) and 0 < d < 1 for d in drops)
-            and list(drops) == sorted(set(drops))
-        ),
-        'increasing fractions of the run, each in (0, 1), e.g. (0.5, 0.75)',
-        tuple,
-        list,
-    ),
-    'optimizer': factory('sgd', OPTIMIZERS, "the workers' own optimizer"),
-    'optimizer_options': options('optimizer'),
-    'momentum': number(
-        0.9,
-        lambda value: 0 <= value < 1,
-        'in [0, 1)',
-        'momentum of `sgd`; other optimizers have it among their options',
-    ),
-    'weight_decay': number(
-        5e-4, lambda value: value >= 0, '>= 0', 'the L2 penalty of `sgd`; decoupled in the others'
-    ),
-    'seed': value(
-        0,
-        'seed of the initial parameters, the batches and the blocks',
-        lambda value: 0 <= value < 2**32,
-        'an integer in [0, 2**32)',
-    ),
-}
-_OUTPUT = {
-    'eval_every_epochs': integer(20, 1, 'epochs between evaluations; each writes a checkpoint'),
-    'eval_every_steps': integer(0, 0, 'the same in steps; 0 means `eval_every_epochs`'),
-    'evaluate_on': one_of(
-        'test',
-        ('test', 'validation'),
-        'the split; use `validation` for every choice made by comparing runs',
-    ),
-    'log_every_steps': integer(20, 1, 'steps per training record', 'always'),
-    'evaluate_train_examples': integer(
-        0, 0, 'how many of the first training examples are also evaluated, at x and y'
-    ),
-    'recalibrate_batches': integer(
-        0, 0, 'training batches that recalibrate BatchNorm before each evaluation'
-    ),
-    'diagnostics_every': integer(
-        0, 0, 'steps between measurements of `def_jax.diagnostics`; 0 means never', 'always'
-    ),
-    'check_replicas_every': integer(
-        0, 0, "steps between comparisons of the workers' copies; 0 means never", 'always'
-    ),
-    'keep_checkpoints': integer(2, 1, 'how many checkpoints are kept', 'always'),
-}
+    'increasing fractions of the run, each in (0, 1), e.g. (0.5, 0.75)',
+)
+_PATH = Rule(lambda value: isinstance(value, str), "a path, or empty for TFDS's default")
+_MODELS: ChainMap[str, object] = ChainMap(LANGUAGE_MODELS, MODELS)  # type: ignore[arg-type]  # nothing is written to them
 SECTIONS: dict[str, dict[str, Key]] = {
-    'Method': _METHOD,
-    'Workers': _WORKERS,
-    'Task, data set and model': _PARTS,
-    'Optimization': _OPTIMIZATION,
-    'Output': _OUTPUT,
+    'Method': {
+        'method': Key('def', named(METHODS), 'how the workers communicate', required=('axis_name',)),
+        'ratio': Key(64.0, LIBRARY, 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`'),
+        'bits': Key(None, LIBRARY, 'bits of a number in a message: 1, 2, 4, 8, 16 or 32', kind=int),
+        'order': Key(None, LIBRARY, 'of the blocks: `random`, `shuffled` or `cyclic`', kind=str),
+        'allocation': Key(None, LIBRARY, 'sizes of the blocks: `proportional` or `balanced`', kind=str),
+        'detach': Key(None, LIBRARY, 'λ; `auto` follows λ*(t)', kind=object),
+        'every': Key(OPTIONS['every'], LIBRARY, 'steps per message; workers take local steps in between'),
+        'decay': Key(OPTIONS['decay'], LIBRARY, 'multiplies the residual at every step'),
+        'average_every': Key(
+            OPTIONS['average_every'],
+            LIBRARY,
+            "SAEF's period P: steps between averages of the residuals; 0: never",
+        ),
+        'rank': Key(
+            OPTIONS['rank'],
+            LIBRARY,
+            "of PowerSGD's factors; 0: the largest that sends no more than `ratio` allows",
+        ),
+        'chunk': Key(OPTIONS['chunk'], LIBRARY, 'the longest edge of a chunk of DeMo or SparseLoCo'),
+        'freeze_after': Key(
+            OPTIONS['freeze_after'], LIBRARY, 'dense steps of 1-bit Adam before its second moment is frozen'
+        ),
+        'skip_nonfinite': Key(False, LIBRARY, 'all workers skip a step with an update that is not finite'),
+        'overlap': Key(False, LIBRARY, 'messages travel during the next gradient; x is one step behind'),
+        'outer': Key('', named(OPTIMIZERS, ', or empty to add it'), 'the optimizer that applies the message'),
+    },
+    'Workers': {
+        'num_workers': Key(16, at_least(1), 'K, over all devices', 'regroups'),
+        'workers_per_device': Key(
+            1, at_least(1), 'virtual workers: the same run on fewer devices', 'regroups'
+        ),
+        'shards_per_worker': Key(1, at_least(1), 'devices that share its matrices and examples', 'regroups'),
+        'sequential_workers': Key(
+            False, FLAG, 'virtual workers take gradients in turn: convolutions stay ungrouped', 'always'
+        ),
+        'elastic': Key(False, FLAG, 'goes on while processes come and go', 'always'),
+        'min_workers': Key(1, at_least(1), 'with fewer, an elastic run waits', 'always'),
+        'patience': Key(600, at_least(0), 'seconds that it waits before it stops', 'always'),
+        'fake_devices': Key(False, FLAG, 'the devices are simulated on this CPU', 'always'),
+    },
+    'Task, data set and model': {
+        'task': Key(
+            *('image_classification', named(TASKS), 'the loss and the metrics'),
+            required=('model', 'dataset'),
+        ),
+        'dataset': Key('digits', named(FACTORIES), 'the examples'),
+        'data_dir': Key('', _PATH, "where TFDS stores data sets; empty for TFDS's default", 'always'),
+        'train_examples': Key(0, at_least(0), 'limits the training split to its first ones; 0 means all'),
+        'validation_examples': Key(
+            0,
+            at_least(0),
+            'holds out the last training examples; 0 keeps the validation split, if there is one',
+        ),
+        'test_examples': Key(0, at_least(0), 'limits the test split to its first examples; 0 means all'),
+        'model': Key('vgg_digits', named(_MODELS), 'the network'),
+        'compute_dtype': Key(
+            'float32', one_of('float32', 'bfloat16'), 'dtype of the network; parameters stay float32'
+        ),
+    },
+    'Optimization': {
+        'batch_size': Key(128, at_least(1), 'examples per step, over all workers', 'with_workers'),
+        'accumulate': Key(1, at_least(1), "equal parts of a worker's batch, to save memory"),
+        'num_epochs': Key(280, at_least(1), "the run's length"),
+        'num_steps': Key(0, at_least(0), "the run's length in steps; 0 means `num_epochs`"),
+        'learning_rate': Key(0.1, real(lambda x: x > 0, '> 0'), 'η, the peak of the schedule'),
+        'schedule': Key(
+            *('drops', named(SCHEDULES), '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay'),
+            required=('learning_rate', 'num_steps'),
+            passed={'learning_rate_drops': (0.5, 0.75)},
+        ),
+        'learning_rate_drops': Key(
+            (0.5, 0.75), _DROPS, 'for `drops`: fractions of the run; the rate drops tenfold at each'
+        ),
+        'optimizer': Key(
+            *('sgd', named(OPTIMIZERS), "the workers' own optimizer"),
+            required=('learning_rate',),
+            passed={'momentum': 0.9, 'weight_decay': 0},
+        ),
+        'momentum': Key(0.9, real(lambda x: 0 <= x < 1, 'in [0, 1)'), 'of `sgd`; an option of the others'),
+        'weight_decay': Key(
+            5e-4, real(lambda x: x >= 0, '>= 0'), "`sgd`'s L2 penalty; decoupled in the others"
+        ),
+        'seed': Key(0, at_least(0, 2**32), 'of the initial parameters, the batches and the blocks'),
+    },
+    'Output': {
+        'eval_every_epochs': Key(20, at_least(1), 'epochs between evaluations; each writes a checkpoint'),
+        'eval_every_steps': Key(0, at_least(0), 'the same in steps; 0 means `eval_every_epochs`'),
+        'evaluate_on': Key('test', one_of('test', 'validation'), '`validation` for whatever compares runs'),
+        'log_every_steps': Key(20, at_least(1), 'steps per training record', 'always'),
+        'evaluate_train_examples': Key(0, at_least(0), 'how many training examples are also evaluated'),
+        'recalibrate_batches': Key(0, at_least(0), 'that recalibrate BatchNorm before each evaluation'),
+        'diagnostics_every': Key(
+            0, at_least(0), 'steps between `def_jax.diagnostics`; 0 means never', 'always'
+        ),
+        'check_replicas_every': Key(
+            0, at_least(0), 'steps between comparisons of copies; 0: never', 'always'
+        ),
+        'keep_checkpoints': Key(2, at_least(1), 'how many checkpoints are kept', 'always'),
+    },
 }
-KEYS: dict[str, Key] = functools.reduce(dict.__or__, SECTIONS.values())
+for _keys in SECTIONS.values():  # what a factory is given besides
+    for _name in [name for name, key in _keys.items() if key.rule.is_factory]:
+        _keys[f'{_name}_options'] = Key({}, ARGUMENTS, f'further arguments of `{_name}`')
+KEYS: dict[str, Key] = {name: key for keys in SECTIONS.values() for name, key in keys.items()}
 
 
 def get_defaults() -> ml_collections.ConfigDict:
@@ -179,6 +151,8 @@ def get_defaults() -> ml_collections.ConfigDict:
     >>> config.method, config.ratio, config.num_workers
     ('def', 64.0, 16)
     """
-    config = ml_collections.ConfigDict({name: key.default for name, key in KEYS.items()})
-    config.detach = ml_collections.FieldReference(KEYS['detach'].default, field_type=object)  # or 'auto'
-    return config
+    fields = {
+        name: ml_collections.FieldReference(key.default, field_type=key.kind) if key.kind else key.default
+        for name, key in KEYS.items()
+    }
+    return ml_collections.ConfigDict(fields)

@@ -1,98 +1,101 @@
-"""What a key of a configuration is: its default, its meaning, its values, and when it may change."""
+"""What a key of a configuration may hold, and when it may change. `defaults` declares every key."""
 
-import sys
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import ml_collections
 
-__all__ = ['Change', 'Key', 'factory', 'flag', 'integer', 'library', 'number', 'one_of', 'options', 'value']
+from def_jax.checks import nearest
 
-Change = Literal['never', 'always', 'regroups', 'with_workers']
+__all__ = [
+    'ARGUMENTS',
+    'FLAG',
+    'FORMER',
+    'LIBRARY',
+    'Key',
+    'Rule',
+    'at_least',
+    'hint',
+    'named',
+    'one_of',
+    'real',
+]
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+class Rule(NamedTuple):
+    """The values of a key."""
+
+    accepts: Callable[[Any], bool]
+    allowed: str  # for error messages
+    table: Mapping[str, Any] = _NONE  # what the names stand for, if the values are names
+    is_factory: bool = False  # whether `factories` finds what a name or an import path stands for
 
 
 class Key(NamedTuple):
     """One key of a configuration."""
 
-    default: Any
+    default: Any  # None where the method chooses
+    rule: Rule
     help: str
-    types: tuple[type, ...]
-    valid: Callable[[Any], bool]
-    allowed: str  # the values, for error messages
-    names: tuple[str, ...] = ()  # the choices, if the values are names
-    change: Change = 'never'  # on resumption; 'regroups' the state, or only together with num_workers
+    change: Literal['never', 'always', 'regroups', 'with_workers'] = 'never'  # when a run is resumed
+    kind: type | None = None  # of the values, where the default is None
+    required: tuple[str, ...] = ()  # what the trainer passes to the factory that the key names
+    passed: Mapping[str, Any] = _NONE  # keys that it gets if it takes them, with the values they keep if not
 
     @property
-    def is_librarys(self) -> bool:
+    def checked_by_library(self) -> bool:
         """Whether it is an argument of the library."""
-        return self.types == (object,)
-
-    def accepts(self, value: Any) -> bool:
-        """Whether the key may hold a value; a bool is no number."""
-        numeric = bool not in self.types and object not in self.types
-        return (
-            isinstance(value, self.types) and not (numeric and isinstance(value, bool)) and self.valid(value)
-        )
+        return self.rule is LIBRARY
 
 
-def value(
-    default: Any,
-    help: str,
-    valid: Callable[[Any], bool],
-    allowed: str,
-    *types: type,
-    change: Change = 'never',
-) -> Key:
-    """A key of the default's type, or of `types`, with a rule of its own."""
-    return Key(default, help, types or (type(default),), valid, allowed, change=change)
+FLAG = Rule(lambda value: isinstance(value, bool), 'True or False')
+LIBRARY = Rule(lambda value: not isinstance(value, ml_collections.ConfigDict), 'a value for the library')
+ARGUMENTS = Rule(
+    lambda value: isinstance(value, (ml_collections.ConfigDict, dict)), 'a dict of arguments of the factory'
+)
 
 
-def flag(help: str, change: Change = 'never') -> Key:
-    """A choice that is off by default."""
-    return value(False, help, lambda value: True, 'True or False', change=change)
+def at_least(low: int, below: float = math.inf) -> Rule:
+    """An integer; a bool is no number."""
+    allowed = f'an integer >= {low}' if below == math.inf else f'an integer in [{low}, {below})'
+    return Rule(lambda value: _is(value, int) and low <= value < below, allowed)
 
 
-def integer(default: int, low: int, help: str, change: Change = 'never') -> Key:
-    """An integer with a smallest value."""
-    return value(default, help, lambda value: value >= low, f'an integer >= {low}', change=change)
-
-
-def number(default: float, valid: Callable[[float], bool], allowed: str, help: str) -> Key:
+def real(valid: Callable[[float], bool], allowed: str) -> Rule:
     """A finite number."""
-    return value(
-        default, help, lambda x: abs(x) <= sys.float_info.max and valid(x), f'a number {allowed}', int, float
-    )
+    return Rule(lambda x: _is(x, int, float) and abs(x) < math.inf and valid(x), f'a number {allowed}')
 
 
-def one_of(default: str, names: Iterable[str], help: str) -> Key:
+def one_of(*names: str) -> Rule:
     """A name."""
-    names = tuple(names)
-    allowed = f'one of {", ".join(names)}'
-    return Key(default, help, (str,), lambda value: value in names, allowed, names)
+    return Rule(lambda value: value in names, f'one of {", ".join(names)}', dict.fromkeys(names))
 
 
-def factory(default: str, names: Iterable[str], help: str) -> Key:
-    """A name or an import path, which `factories` checks; empty for none where that is the default."""
-    names = tuple(names)
-    allowed = f'one of {", ".join(names)}, or an import path such as my_package.my_module:factory'
-    allowed += '' if default else ', or empty for none'
+def named(table: Mapping[str, Any], empty: str = '') -> Rule:
+    """A name or an import path, which `factories` finds; with `empty`, also none."""
 
-    def valid(value: str) -> bool:
-        return value in names or ':' in value or value == default
+    def accepts(value: Any) -> bool:
+        return isinstance(value, str) and (value in table or ':' in value or bool(empty and not value))
 
-    return Key(default, help, (str,), valid, allowed, names)
+    paths = 'or an import path such as my_package.my_module:factory'
+    return Rule(accepts, f'one of {", ".join(table)}, {paths}{empty}', table, True)
 
 
-def options(of: str) -> Key:
-    """Arguments of the factory that another key names."""
-    allowed = 'a dict of arguments of the factory'
-    return value({}, f'arguments of `{of}`', lambda value: True, allowed, ml_collections.ConfigDict, dict)
+def _is(value: Any, *types: type) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool)
 
 
-def library(default: Any, help: str) -> Key:
-    """An argument of the library, which checks it."""
+FORMER = {
+    'auto_detach': ' It is a value of another key now: --config.detach=auto.',
+    'wire_dtype': ' Write --config.bits=8 for int8, 16 for bfloat16 or float16, 32 for float32.',
+    'granularity': ' Every tensor sends its own block; --config.method=sparta sends random elements.',
+}
 
-    def one_line(value: Any) -> bool:
-        return not isinstance(value, ml_collections.ConfigDict)
 
-    return value(default, help, one_line, 'a value that the library accepts', object)
+def hint(name: str, names: Iterable[str]) -> str:
+    """What to write in place of an unknown key, if that can be told."""
+    return FORMER.get(name) or nearest(name, names)

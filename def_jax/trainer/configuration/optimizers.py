@@ -10,9 +10,14 @@ __all__ = ['OPTIMIZERS', 'muon', 'sgd']
 
 
 def sgd(
-    learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, nesterov: bool = False
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """SGD with momentum, Eq. 11. `make_optimizer` adds the penalty to the gradient, as in the paper."""
+    """SGD with momentum, Eq. 11; `make_optimizer` adds the penalty to the gradient that is sent."""
+    del weight_decay
     return optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)  # None allocates no buffer
 
 

@@ -1,9 +1,8 @@
-"""The parts that a configuration names, and what is made of them.
+"""What a configuration names: found, and made.
 
 The library gets the keys that are its arguments by name, and checks them.
 """
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,31 +10,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from def_jax import get_method, hold_skipped, random_block
-from def_jax.beyond.integers import check_levels
+from def_jax import def_adamw
 from def_jax.trainer.configuration.defaults import KEYS
-from def_jax.trainer.configuration.factories import Factory, find, said
-from def_jax.trainer.configuration.optimizers import OPTIMIZERS, sgd
-from def_jax.trainer.configuration.schedules import SCHEDULES
-from def_jax.trainer.data.catalogue import FACTORIES
+from def_jax.trainer.configuration.factories import find
+from def_jax.trainer.configuration.methods import adamw_preset, find_method
+from def_jax.trainer.configuration.optimizers import sgd
 from def_jax.trainer.data.dataset import Dataset
-from def_jax.trainer.models import LANGUAGE_MODELS, MODELS
-from def_jax.trainer.tasks import TASKS
+from def_jax.trainer.errors import one_line
 from def_jax.trainer.tasks.base import Task
 from def_jax.types import AxisName
 
-__all__ = ['check_parts', 'make_dataset', 'make_optimizer', 'make_schedule', 'make_task']
+__all__ = ['make_dataset', 'make_optimizer', 'make_schedule', 'make_task']
 
-
-def check_parts(config: Mapping[str, Any]) -> None:
-    """Raises ValueError unless everything but the optimizer is found and takes what it would get."""
-    for named in (_find_task, _find_dataset, _find_model, _find_schedule):
-        named(config)
-
-
-def _find_dataset(config: Mapping[str, Any]) -> Factory:
-    """The factory of the data set, which gets `data_dir` if it takes it; ValueError if there is none."""
-    return find('dataset', config, FACTORIES)
+_BLOCKS = ('order', 'allocation')
 
 
 def make_dataset(config: Mapping[str, Any]) -> Dataset:
@@ -46,12 +33,10 @@ def make_dataset(config: Mapping[str, Any]) -> Dataset:
         FileNotFoundError: if it is not prepared and cannot be downloaded.
     """
     dataset = (
-        _find_dataset(config)
-        .make(Dataset, required={}, data_dir=config['data_dir'] or None)
+        find('dataset', config)
+        .make(Dataset, data_dir=config['data_dir'] or None)
         .limited(
-            train_examples=config['train_examples'],
-            validation_examples=config['validation_examples'],
-            test_examples=config['test_examples'],
+            **{name: config[name] for name in ('train_examples', 'validation_examples', 'test_examples')}
         )
     )
     dataset.evaluated(config['evaluate_on'])  # that there is one
@@ -63,28 +48,8 @@ def make_dataset(config: Mapping[str, Any]) -> Dataset:
     return dataset
 
 
-def _find_model(config: Mapping[str, Any]) -> Factory:
-    """The factory of the model, which gets `dtype` and the data set's `model_options` if it takes them.
-
-    Raises:
-        ValueError: if there is none, or it cannot compute in `compute_dtype`.
-    """
-    factory = find('model', config, {**MODELS, **LANGUAGE_MODELS})
-    if config['compute_dtype'] != 'float32' and not factory.takes('dtype'):
-        raise ValueError(
-            f'compute_dtype={config["compute_dtype"]!r} has no effect on {factory}, which takes no dtype. '
-            "Set compute_dtype='float32'."
-        )
-    return factory
-
-
-def _find_task(config: Mapping[str, Any]) -> Factory:
-    """The factory of the task, which must take `model` and `dataset`; ValueError if there is none."""
-    return find('task', config, TASKS, required=['model', 'dataset'])
-
-
 def make_task(config: Mapping[str, Any], dataset: Dataset) -> Task:
-    """Builds the model, and the task of training it on a data set.
+    """Builds the model, which gets `dtype` and the data set's `model_options`, and the task of training it.
 
     Raises:
         ValueError: if a factory fails, or returns something else.
@@ -94,14 +59,8 @@ def make_task(config: Mapping[str, Any], dataset: Dataset) -> Task:
         raise ValueError(
             f'{num_classes=} of the model must be at least 1: the number of labels in the data set.'
         )
-    model = _find_model(config).make(object, required={}, **offered)
-    return _find_task(config).make(Task, required={'model': model, 'dataset': dataset})
-
-
-def _find_schedule(config: Mapping[str, Any]) -> Factory:
-    """The factory of the schedule; ValueError if there is none or a key has no effect on it."""
-    required, name = ['learning_rate', 'num_steps'], 'learning_rate_drops'
-    return find('schedule', config, SCHEDULES, required=required, keys={name: KEYS[name].default})
+    model = find('model', config).make(object, **offered)
+    return find('task', config).make(Task, model=model, dataset=dataset)
 
 
 def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
@@ -110,9 +69,9 @@ def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
     Raises:
         ValueError: if the factory fails, or returns no schedule.
     """
-    factory = _find_schedule(config)
-    required = {'learning_rate': config['learning_rate'], 'num_steps': num_steps}
-    schedule = factory.make(object, required=required, learning_rate_drops=config['learning_rate_drops'])
+    factory = find('schedule', config)
+    given = {name: config[name] for name in ('learning_rate', 'learning_rate_drops')}
+    schedule = factory.make(object, num_steps=num_steps, **given)
     if not callable(schedule):
         raise ValueError(f'{factory} must return a function of the step, but returned {schedule!r}.')
     try:
@@ -138,52 +97,62 @@ def make_optimizer(
     Raises:
         ValueError: if the library or the optimizer rejects a key.
     """
-    method = get_method(config['method'])
-    given = {name: config[name] for name, key in KEYS.items() if key.is_librarys}
-    sent = {name: given[name] for name in inspect.signature(random_block).parameters}
-    options = {name: given[name] for name in given if name not in sent or name == 'ratio'}
-    if outer := _find_outer(config):
-        options['outer'] = outer.make(optax.GradientTransformation, required={})
-    factory = _find_optimizer(config)
-    local = optax.add_decayed_weights(config['weight_decay']) if factory.function is sgd else optax.identity()
+    method, factory = find_method(config), find('optimizer', config)
+    given = {
+        name: config[name]
+        for name, key in KEYS.items()
+        if key.checked_by_library and (config[name], key.default) != (None, None)
+    }
+    outer = find('outer', config) if config['outer'] else None
+    if outer:
+        given['outer'] = outer.make(optax.GradientTransformation)
+    if adamw_preset(config):
+        return _adamw_preset(config, learning_rate, axis_name, given)
+    penalty, momentum = config['weight_decay'], config['momentum']
+    local = optax.add_decayed_weights(penalty) if factory.function is sgd else optax.identity()
+    scale = 1.0
+    if method.without_momentum and factory.function is sgd:
+        scale, momentum = 1 / (1 - momentum), 0
     shared = factory.make(
-        optax.GradientTransformation,
-        required={'learning_rate': learning_rate},
-        weight_decay=config['weight_decay'],
-        momentum=config['momentum'],
+        optax.GradientTransformation, learning_rate=learning_rate, weight_decay=penalty, momentum=momentum
     )
+    shared = shared if scale == 1 else optax.chain(shared, optax.scale(scale))
+    given = {**method.defaults, **given}
+    sent = {name: value for name, value in given.items() if name in ('ratio', 'bits', *_BLOCKS)}
+    options = {name: value for name, value in given.items() if name not in _BLOCKS}
     compressor = method.compressor(**sent)
     try:
-        optimizer = method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **options)
+        return method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **options)
     except (TypeError, AttributeError) as error:  # the library tries the outer optimizer
+        why = one_line(error, place=True)
         raise ValueError(
-            f'{outer} with {dict(config["outer_options"])} cannot make an update: {said(error)}'
+            f'{outer} with {dict(config["outer_options"])} cannot make an update: {why}'
         ) from error
-    if jnp.dtype(config['wire_dtype']) == jnp.int8:
-        check_levels(config['num_workers'])  # as the library does once it knows how many there are
-    return hold_skipped(optimizer) if config['skip_nonfinite'] else optimizer
 
 
-def _find_optimizer(config: Mapping[str, Any]) -> Factory:
-    """The factory of the optimizer; ValueError if there is none or a key has no effect on it."""
-    keys = {'momentum': KEYS['momentum'].default}
-    if config['optimizer'] != 'sgd':
-        keys['weight_decay'] = 0
-    return find('optimizer', config, OPTIMIZERS, required=['learning_rate'], keys=keys)
-
-
-def _find_outer(config: Mapping[str, Any]) -> Factory | None:
-    """The factory of the outer optimizer, if there is one; ValueError if it or its options have no effect."""
-    free = 'outer' in get_method(config['method']).options
-    if not config['outer']:
-        if free and (options := dict(config['outer_options'])):
+def _adamw_preset(
+    config: Mapping[str, Any],
+    learning_rate: optax.ScalarOrSchedule,
+    axis_name: AxisName,
+    given: Mapping[str, Any],
+) -> optax.GradientTransformation:
+    """`def_adamw` with what is given of its arguments; ValueError if anything else is."""
+    what = "method='def_q' with optimizer='adamw'"
+    taken, options = adamw_preset(config), config['optimizer_options']
+    for name in options:
+        if name not in taken:
             raise ValueError(
-                f'outer_options={options} has no effect without outer. Set outer, or outer_options={{}}.'
+                f'optimizer_options.{name} is not an option of {what}, which takes b2, eps, mask.'
             )
-        return None
-    if not free:
-        raise ValueError(
-            f'outer={config["outer"]!r} has no effect on method={config["method"]!r}, which fixes it or '
-            "sends no updates. Set outer=''."
-        )
-    return find('outer', config, OPTIMIZERS)
+    for name, value in given.items():
+        if name not in taken and name != 'ratio' and value != KEYS[name].default:
+            raise ValueError(f'{name}={value!r} has no effect on {what}. Set {name}={KEYS[name].default}.')
+    arguments = {name: value for name, value in given.items() if name in taken} | dict(options)
+    return def_adamw(
+        learning_rate,
+        config['ratio'],
+        axis_name,
+        weight_decay=config['weight_decay'],
+        seed=config['seed'],
+        **arguments,
+    )

@@ -1,10 +1,10 @@
-"""Learning rates as functions of the step, by name; lengths are fractions of the run."""
+"""Learning rates as functions of the step, by name; lengths are fractions of the run.
 
-import math
+A warm-up is optax's: it begins at a rate of zero.
+"""
+
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from def_jax.checks import check_number
@@ -29,7 +29,7 @@ def drops(
 def cosine(
     learning_rate: float, num_steps: int, *, warmup: float = 0.05, final: float = 0.0
 ) -> optax.Schedule:
-    """Linear warm-up, then half a cosine.
+    """Linear warm-up, then half a cosine, as `optax.warmup_cosine_decay_schedule`, also without a warm-up.
 
     Args:
         learning_rate: the largest rate, reached at the end of the warm-up.
@@ -37,21 +37,16 @@ def cosine(
         warmup: length of the warm-up, a fraction of the run.
         final: the rate at the end of the run, a fraction of the largest.
 
-    Source: Loshchilov and Hutter, "SGDR", 2017; the warm-up of Goyal et al., 2017.
-
     >>> schedule = cosine(1.0, 100, warmup=0.1)
-    >>> [round(float(schedule(step)), 3) for step in (0, 9, 10, 55, 100)]
-    [0.1, 1.0, 1.0, 0.5, 0.0]
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 55, 100)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
     """
-    start = _warmup_steps(warmup, num_steps)
+    warmup_steps = _steps('warmup', warmup, num_steps)
     check_number('final', final, 0, 1, 'the last rate as a share of the largest')
-
-    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-        done = jnp.clip((step - start) / max(num_steps - start, 1), 0, 1)
-        falling = final + (1 - final) * (1 + jnp.cos(math.pi * done)) / 2
-        return learning_rate * jnp.minimum(_rise(step, start), falling)
-
-    return schedule
+    falling = optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1), final)
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, learning_rate, warmup_steps), falling], [warmup_steps]
+    )
 
 
 def wsd(
@@ -72,31 +67,28 @@ def wsd(
     Source: Hu et al., "MiniCPM", 2024, Section 4.
 
     >>> schedule = wsd(1.0, 100, warmup=0.1, decay=0.5)
-    >>> [round(float(schedule(step)), 3) for step in (0, 9, 50, 75, 100)]
-    [0.1, 1.0, 1.0, 0.5, 0.0]
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 50, 75, 100)]
+    [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
     """
-    start = _warmup_steps(warmup, num_steps)
+    warmup_steps, decay_steps = _steps('warmup', warmup, num_steps), _steps('decay', decay, num_steps)
     check_number('final', final, 0, 1, 'the last rate as a share of the largest')
-    check_number('decay', decay, 0, 1, 'a share of the run')
     if warmup + decay > 1:
         raise ValueError(f'{warmup=} and {decay=} add up to more than 1, the length of the run.')
-    end = max(round(decay * num_steps), 1)
-
-    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-        falling = final + (1 - final) * jnp.clip((num_steps - step) / end, 0, 1)
-        return learning_rate * jnp.minimum(_rise(step, start), falling)
-
-    return schedule
-
-
-def _warmup_steps(warmup: float, num_steps: int) -> int:
-    check_number('warmup', warmup, 0, 1, 'a share of the run')
-    return round(warmup * num_steps)
+    falling = optax.linear_schedule(
+        learning_rate, final * learning_rate, decay_steps, num_steps - decay_steps - warmup_steps
+    )
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, learning_rate, warmup_steps), falling], [warmup_steps]
+    )
 
 
-def _rise(step: jax.typing.ArrayLike, warmup_steps: int) -> jax.Array:
-    """From 1 / warmup_steps at step 0 to 1: no step is lost to a rate of zero."""
-    return jnp.minimum((step + 1) / max(warmup_steps, 1), 1)
+def _steps(name: str, share: float, num_steps: int) -> int:
+    check_number(name, share, 0, 1, 'a share of the run')
+    return round(share * num_steps)
+
+
+def _after_warmup(learning_rate: float, steps: int, schedule: optax.Schedule) -> optax.Schedule:
+    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, steps), schedule], [steps])
 
 
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {'drops': drops, 'cosine': cosine, 'wsd': wsd}

@@ -23,7 +23,10 @@ class Split(Protocol):
     def train_batches(
         self, *, seed: int, first_step: int, batch_size: int, num_workers: int, workers: Sequence[int] | None
     ) -> Iterator[Batch]:
-        """The batches of `first_step` and all later steps; each depends only on the seed and the step."""
+        """The batches of `first_step` and all later steps; each depends only on the seed and the step.
+
+        In an elastic run, the batch need not divide among the workers: its last examples are left out.
+        """
         ...
 
     def test_batches(

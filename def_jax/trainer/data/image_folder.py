@@ -1,27 +1,33 @@
 """A folder of images, a subfolder per class, or any images of TFDS, as a data set in memory."""
 
 import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 
 from def_jax.checks import check_integer
 from def_jax.trainer.data import in_memory
 from def_jax.trainer.data.dataset import Dataset, DatasetSpec
+from def_jax.trainer.data.prepared import examples, prepared_builder
 
 __all__ = ['open_image_folder', 'open_tfds_images']
 
+_SUFFIXES = ('.jpeg', '.jpg', '.png')
 _SHUFFLE_SEED = 0  # of the order of the examples, which else would be that of the classes
 
 
 def open_image_folder(
     folder: str | os.PathLike[str], image_size: int = 32, *, crop_padding: int = 4, flip: bool = True
 ) -> Dataset:
-    """Reads JPEG or PNG files at FOLDER/SPLIT/CLASS/NAME into memory, through `tfds.ImageFolder`.
+    """Reads JPEG or PNG files at FOLDER/SPLIT/CLASS/NAME into memory.
 
     Args:
         folder: contains the folders `train` and `test` and possibly `validation`, each with one folder per
-            class.
+            class. A folder without images is no class.
         image_size: height and width of the images, in pixels. The shorter side of each image is resized to
             it, and the centre is cropped.
         crop_padding: zero pixels added on each side before a training image is cropped.
@@ -32,24 +38,42 @@ def open_image_folder(
         examples, which may be held out, are of all classes.
 
     Raises:
-        ValueError: if the image size is not positive, or the folder lacks a split, a class or images.
+        ValueError: if the image size is not positive, the folder lacks a split or images, a class is tested
+            but not trained on, or a file is no image.
     """
     check_integer('image_size', image_size, 1, 'the edge of an image, in pixels')
-    if not os.path.isdir(folder):
+    root = Path(folder)
+    if not root.is_dir():
         raise ValueError(f'folder={str(folder)!r} is not a folder.')
-    tfds = in_memory.import_tfds()
-    try:
-        builder = tfds.ImageFolder(os.fspath(folder), shape=(None, None, 3))
-        found = {name: info.num_examples for name, info in builder.info.splits.items() if info.num_examples}
-    except (OSError, ValueError) as error:
-        raise ValueError(f'folder={str(folder)!r} cannot be read ({error}).') from error
-    if missing := [name for name in ('train', 'test') if name not in found]:
+    files = {
+        split: sorted(file for file in (root / split).glob('*/*') if file.suffix.lower() in _SUFFIXES)
+        for split in ('train', 'validation', 'test')
+    }
+    if missing := [split for split in ('train', 'test') if not files[split]]:
+        there = ', '.join(split for split in files if files[split])
         raise ValueError(
-            f'folder={str(folder)!r} has no images in {" and ".join(f"{name}/CLASS/" for name in missing)}; '
-            f'it has {", ".join(sorted(found)) or "none at all"}. Put JPEG or PNG files there.'
+            f'folder={str(folder)!r} has no images in {" and ".join(f"{each}/CLASS/" for each in missing)}; '
+            f'it has {there or "none at all"}. Put JPEG or PNG files there.'
         )
-    name = os.path.basename(os.path.abspath(folder))
-    return _dataset(name, builder, {split: split for split in found}, image_size, crop_padding, flip)
+    found = {split: sorted({file.parent.name for file in several}) for split, several in files.items()}
+    classes = found['train']
+    for split in ('validation', 'test'):
+        if unknown := sorted(set(found[split]) - set(classes)):
+            raise ValueError(
+                f'folder={str(folder)!r} has the classes {", ".join(unknown)} in {split}, but not in train, '
+                f'which has {", ".join(classes)}. Give their folders the same names there, or remove them.'
+            )
+
+    def read(file: Path) -> dict[str, Any]:
+        try:
+            with PIL.Image.open(file) as image:
+                pixels = _fitted(image.convert('RGB'), image_size)
+        except Exception as error:  # Pillow raises many types for a damaged file
+            raise ValueError(f'{str(file)!r} cannot be read as an image ({error}). Remove it.') from error
+        return {'image': pixels, 'label': classes.index(file.parent.name)}
+
+    splits = {split: map(read, several) for split, several in files.items() if several}
+    return _dataset(root.absolute().name, splits, len(classes), crop_padding, flip)
 
 
 def open_tfds_images(
@@ -73,57 +97,56 @@ def open_tfds_images(
         FileNotFoundError: if the data set is missing and cannot be prepared.
     """
     check_integer('image_size', image_size, 1, 'the edge of an image, in pixels')
-    builder = in_memory.prepared_builder(name, data_dir)
+    builder = prepared_builder(name, data_dir)
     if not {'image', 'label'} <= set(builder.info.features):
         raise ValueError(
             f'{name=} must have the features image and label, but has {sorted(builder.info.features)}.'
         )
-    splits = {'train': train, 'validation': validation, 'test': test}
-    return _dataset(name, builder, {k: v for k, v in splits.items() if v}, image_size, crop_padding, flip)
+    splits = {
+        role: sorted(_resized(builder, split, image_size), key=lambda example: example['label'])
+        for role, split in (('train', train), ('validation', validation), ('test', test))
+        if split
+    }
+    return _dataset(name, splits, builder.info.features['label'].num_classes, crop_padding, flip)
+
+
+def _resized(builder: Any, split: str, size: int) -> Iterator[dict[str, Any]]:
+    for example in examples(builder, split):
+        pixels = example['image']
+        image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        yield {'image': _fitted(image, size), 'label': example['label']}
+
+
+def _fitted(image: PIL.Image.Image, size: int) -> np.ndarray:
+    """The centre of an image whose shorter side is resized to `size`: uint8 [size, size, channels]."""
+    pixels = np.asarray(PIL.ImageOps.fit(image, (size, size), PIL.Image.Resampling.BILINEAR))
+    return pixels.reshape(size, size, -1)
 
 
 def _dataset(
-    name: str, builder: Any, names: dict[str, str], image_size: int, crop_padding: int, flip: bool
+    name: str, splits: Mapping[str, Iterable[Mapping]], num_classes: int, crop_padding: int, flip: bool
 ) -> Dataset:
-    splits = {role: _read(builder, split, image_size) for role, split in names.items()}
-    pixels = splits['train'].arrays['image'] / 255
+    """A data set of examples that are sorted by class: they are put into a fixed order of all classes."""
+    opened = {}
+    for role, found in splits.items():
+        arrays = in_memory.stacked(found)
+        order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(arrays['label']))
+        opened[role] = in_memory.Arrays({key: array[order] for key, array in arrays.items()})
+    pixels = opened['train'].arrays['image'] / 255
     spec = DatasetSpec(
         name=name,
         image_shape=pixels.shape[1:],
-        num_classes=builder.info.features['label'].num_classes,
+        num_classes=num_classes,
         mean=tuple(pixels.mean((0, 1, 2)).tolist()),
         std=tuple(np.maximum(pixels.std((0, 1, 2)), 1 / 255).tolist()),
         crop_padding=crop_padding,
         flip=flip,
     )
     return Dataset(
-        train=splits['train'],
-        test=splits['test'],
-        validation=splits.get('validation'),
+        train=opened['train'],
+        test=opened['test'],
+        validation=opened.get('validation'),
         spec=spec,
-        model_options={'num_classes': spec.num_classes},
+        model_options={'num_classes': num_classes},
         unit='images',
-    )
-
-
-def _read(builder: Any, split: str, size: int) -> in_memory.Arrays:
-    """One split in a fixed order."""
-    import tensorflow as tf
-
-    def cropped(example: dict[str, Any]) -> dict[str, Any]:
-        image = tf.cast(example['image'], tf.float32)
-        shape = tf.shape(image)[:2]
-        resized = tf.maximum(tf.cast(tf.math.ceil(shape * size / tf.reduce_min(shape)), tf.int32), size)
-        image = tf.image.resize_with_crop_or_pad(tf.image.resize(image, resized, antialias=True), size, size)
-        return example | {'image': tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)}
-
-    data = builder.as_dataset(split=split, shuffle_files=False).map(cropped)
-    examples = list(in_memory.import_tfds().as_numpy(data))
-    examples.sort(key=lambda example: (example['label'], example.get('image/filename', b'')))
-    order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(examples))
-    return in_memory.Arrays(
-        {
-            'image': np.stack([examples[i]['image'] for i in order]),
-            'label': np.array([examples[i]['label'] for i in order], np.int32),
-        }
     )

@@ -1,16 +1,19 @@
-"""Data sets that are small enough to be read into memory once, as arrays, and how TFDS is asked for them."""
+"""Data sets that are small enough to be read into memory once, as arrays."""
 
-import contextlib
 import dataclasses
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from def_jax.trainer.data import digits
+from def_jax.trainer.data.fingerprint import digest_of
 from def_jax.trainer.data.order import Readable
+from def_jax.trainer.data.prepared import examples, prepared_builder
 
-__all__ = ['Arrays', 'import_tfds', 'load_dataset', 'prepared_builder']
+__all__ = ['Arrays', 'load_dataset', 'stacked']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +50,11 @@ class Arrays(Readable):
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
+    @functools.cached_property
+    def checksum(self) -> str:
+        """Of all arrays, for `fingerprint`."""
+        return digest_of(self.arrays)
+
     def part(self, start: int, stop: int) -> 'Arrays':
         """The examples at positions `start` to `stop` - 1."""
         return Arrays({name: array[start:stop] for name, array in self.arrays.items()})
@@ -57,58 +65,28 @@ class Arrays(Readable):
 
 
 def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[Arrays, Arrays]:
-    """Reads the training and test images of a data set through TFDS, preparing it first if necessary.
-
-    `digits` comes with scikit-learn and needs no network. The order of examples is always the same.
+    """Reads the training and test images of a data set; their order is always the same.
 
     Args:
-        name: its name in TFDS.
-        data_dir: TFDS's directory of prepared data sets. None means TFDS's default: the environment variable
-            TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+        name: 'digits', which come with scikit-learn, or a name in TFDS, which prepares the data set first if
+            necessary.
+        data_dir: TFDS's directory of prepared data sets, see `prepared_builder`.
 
     Raises:
         FileNotFoundError: if the data set is missing and cannot be prepared.
+        ValueError: if its files need TensorFlow, and it is not installed.
     """
+    if name == 'digits':
+        return Arrays(digits.read('train')), Arrays(digits.read('test'))
     builder = prepared_builder(name, data_dir)
-
-    def read(split: str) -> Arrays:
-        # batch_size=-1 makes the whole split one batch.
-        data = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False)
-        arrays = import_tfds().as_numpy(data)
-        return Arrays({'image': arrays['image'], 'label': arrays['label'].astype(np.int32)})
-
-    return read('train'), read('test')
+    train, test = (Arrays(stacked(examples(builder, split))) for split in ('train', 'test'))
+    return train, test
 
 
-def import_tfds() -> Any:
-    """Imports TFDS on first use, since that takes seconds, and keeps TensorFlow off JAX's GPUs."""
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    import def_jax.trainer.data.digits
-    import def_jax.trainer.data.text.stdlib  # noqa: F401  Registers the builders with TFDS.
-
-    # Too late if the caller's own TensorFlow code has already claimed the GPUs.
-    with contextlib.suppress(RuntimeError):
-        tf.config.set_visible_devices([], 'GPU')
-    return tfds
-
-
-def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
-    """Returns a TFDS builder whose files exist, or raises FileNotFoundError with the remedy."""
-    tfds = import_tfds()
-    builder = tfds.builder(name, data_dir=data_dir)
-    try:
-        builder.download_and_prepare()  # does nothing where the files exist
-    except Exception as error:
-        # When several processes start together, the first to finish wins: use its files.
-        builder = tfds.builder(name, data_dir=data_dir)
-        if not builder.is_prepared():
-            raise FileNotFoundError(
-                f'Data set {name!r} is not in {builder.data_path} and could not be prepared there '
-                f'({type(error).__name__}: {error}). If this machine has no network, run `python -c "import '
-                f"tensorflow_datasets as tfds; tfds.load('{name}', data_dir='DIR')\"` on one that does, copy "
-                f'DIR/{name} here, and set the environment variable TFDS_DATA_DIR, or --config.data_dir, to '
-                f'the folder that contains {name}.'
-            ) from error
-    return builder
+def stacked(found: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Examples with the features `image` and `label`, as arrays."""
+    pairs = [(each['image'], each['label']) for each in found]
+    return {
+        'image': np.stack([image for image, _ in pairs]),
+        'label': np.array([label for _, label in pairs], np.int32),
+    }

@@ -67,19 +67,20 @@ def train_positions(
         seed: the run's seed.
         step: the step, from 0 and counted over all epochs.
         batch_size: examples per step, over all workers.
-        num_workers: the number of workers, K; b = batch_size / K.
+        num_workers: the number of workers, K; b is batch_size / K, rounded down.
         workers: the workers that this process feeds, k of them; None for all.
 
     Returns:
         The epoch and positions, int64 [k, b]: rows `workers` of the batch of all. No position appears twice
-        in an epoch.
+        in an epoch. The last positions of a batch that does not divide among the workers are left out, so
+        which examples a step takes does not depend on their number.
 
     Raises:
-        ValueError: if the batch does not divide evenly among the workers or exceeds the split.
+        ValueError: if the batch exceeds the split.
     """
     epoch, place = divmod(step, steps_per_epoch(num_examples, batch_size))
     batch = _cached_permutation(seed, epoch, num_examples)[place * batch_size :][:batch_size]
-    return epoch, _rows(batch, num_workers, workers)
+    return epoch, _rows(batch[: batch_size // num_workers * num_workers], num_workers, workers)
 
 
 def test_positions(

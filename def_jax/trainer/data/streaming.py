@@ -2,26 +2,32 @@
 
 TFDS's ArrayRecord files allow random access, so the order of an epoch is a permutation of the whole training
 set, see `order`, and not whatever a shuffle buffer makes of the examples read so far. A batch does not depend
-on the threads that decode it either.
-
-Pixels are those of TensorFlow's JPEG decoder: identical, bit for bit, for the same version of TensorFlow and
-type of processor.
+on the threads that decode it either. Images are decoded, cropped and resized by Pillow, as in torchvision.
 """
 
+import collections
 import dataclasses
+import io
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
-from def_jax.trainer.data import in_memory
+from def_jax.trainer.data.fingerprint import digest_of
 from def_jax.trainer.data.order import test_positions, train_positions
+from def_jax.trainer.data.prepared import import_tfds
 
 __all__ = ['StreamedSplit', 'open_dataset']
 
+_MARKED = 16  # examples of a split that its checksum reads
 _ATTEMPTS = 10  # to draw a crop that fits the image
+_BATCHES_AHEAD = 2
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,21 +36,27 @@ class StreamedSplit:
 
     Attributes:
         size: the height and width to which images are cropped and resized.
-        records: has a length, and returns the serialised examples at a list of positions.
-        parse: a TensorFlow function from a serialised example to a dict with `image`, the JPEG file, and
-            `label`, int64 [].
+        records: has a length, and returns the examples at a list of positions: dicts with `image`, the JPEG
+            file, and `label`.
         start: the position of the first example to use.
         stop: the position after the last; None for all.
     """
 
     size: int
     records: Any
-    parse: Callable[[Any], dict[str, Any]]
     start: int = 0
     stop: int | None = None
 
     def __len__(self) -> int:
         return (len(self.records) if self.stop is None else self.stop) - self.start
+
+    @property
+    def checksum(self) -> str:
+        """Of some examples as they are stored, from all over the split, for `fingerprint`."""
+        positions = np.linspace(self.start, self.start + len(self) - 1, _MARKED).astype(int).tolist()
+        found = self.records.__getitems__(positions)
+        files = {str(at): np.frombuffer(x['image'], np.uint8) for at, x in enumerate(found)}
+        return digest_of(files | {'label': [int(x['label']) for x in found]})
 
     def part(self, start: int, stop: int) -> 'StreamedSplit':
         """The examples at positions `start` to `stop` - 1 of this split."""
@@ -57,13 +69,18 @@ class StreamedSplit:
         resized, as in torchvision's `RandomResizedCrop`. `augmentation.augment` does the rest.
         """
 
-        def choice(step: int) -> tuple[np.ndarray, np.ndarray]:
-            epoch, chosen = train_positions(len(self), seed=seed, step=step, **options)
-            # A crop's seed is the epoch's key and the image's index: it depends on neither order nor worker.
-            key = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-            return chosen, np.stack([np.full_like(chosen, key), chosen], axis=-1)
+        def choices() -> Iterator[tuple[np.ndarray, Callable]]:
+            for step in itertools.count(first_step):
+                epoch, chosen = train_positions(len(self), seed=seed, step=step, **options)
+                # An image's crop depends on neither the order nor the worker.
+                yield (
+                    chosen,
+                    lambda image, position, epoch=epoch: _random_resized_crop(
+                        image, np.random.default_rng((seed, epoch, position)), self.size
+                    ),
+                )
 
-        return self._read(map(choice, itertools.count(first_step)), _random_resized_crop)
+        return self._read(choices())
 
     def test_batches(self, **options: Any) -> Iterator[dict[str, np.ndarray]]:
         """One pass over the split, read ahead; `mask`, float32 [k, b], is 0 on padding in the last batch.
@@ -72,42 +89,30 @@ class StreamedSplit:
         the centre is cropped.
         """
         positions = test_positions(len(self), **options)
-        chosen = (np.where(each < len(self), each, 0) for each in positions)
-        unseeded = ((each, np.zeros((*each.shape, 2), np.int64)) for each in chosen)  # nothing is random
-        batches = self._read(unseeded, _center_crop)
-        masks = ((each < len(self)).astype(np.float32) for each in positions)
-        return (batch | {'mask': mask} for batch, mask in zip(batches, masks, strict=True))
-
-    def _read(
-        self, choices: Iterator[tuple[np.ndarray, np.ndarray]], crop: Callable[[Any, Any, int], Any]
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Reads, decodes and crops in parallel; `choices` are positions [k, b] and seeds [k, b, 2]."""
-        import tensorflow as tf
-
-        first = next(choices)
-        shape, count = first[0].shape, first[0].size
-
-        def records():
-            for positions, seeds in itertools.chain([first], choices):
-                found = self.records.__getitems__((self.start + positions).ravel().tolist())
-                yield np.array(found, object), seeds.reshape(-1, 2)
-
-        def decode(record, seed):
-            example = self.parse(record)
-            return {
-                'image': crop(example['image'], seed, self.size),
-                'label': tf.cast(example['label'], tf.int32),
-            }
-
-        signature = (tf.TensorSpec([count], tf.string), tf.TensorSpec([count, 2], tf.int64))
-        dataset = tf.data.Dataset.from_generator(records, output_signature=signature)
-        dataset = dataset.prefetch(1).unbatch()
-        dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        dataset = dataset.batch(count, drop_remainder=True).prefetch(2)
-        return (
-            {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
-            for batch in dataset.as_numpy_iterator()
+        real = [each < len(self) for each in positions]
+        chosen = (np.where(mask, each, 0) for each, mask in zip(positions, real, strict=True))
+        batches = self._read(
+            (each, lambda image, position: _center_crop(image, self.size)) for each in chosen
         )
+        return (batch | {'mask': mask.astype(np.float32)} for batch, mask in zip(batches, real, strict=True))
+
+    def _read(self, choices: Iterator[tuple[np.ndarray, Callable]]) -> Iterator[dict[str, np.ndarray]]:
+        """Reads positions [k, b]; threads decode, and crop by a function of the image and its position."""
+        waiting: collections.deque = collections.deque()
+        with ThreadPoolExecutor(thread_name_prefix='images') as pool:
+            try:
+                for positions, crop in choices:
+                    found = self.records.__getitems__((self.start + positions).ravel().tolist())
+                    labels = np.array([each['label'] for each in found], np.int32).reshape(positions.shape)
+                    files = [each['image'] for each in found]
+                    images = pool.map(_decoded, files, itertools.repeat(crop), positions.ravel().tolist())
+                    waiting.append((images, labels))
+                    if len(waiting) > _BATCHES_AHEAD:
+                        yield _stacked(*waiting.popleft())
+                while waiting:
+                    yield _stacked(*waiting.popleft())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 def open_dataset(
@@ -119,7 +124,7 @@ def open_dataset(
         FileNotFoundError: if the data set is not prepared.
         ValueError: if it is not in the ArrayRecord format.
     """
-    tfds = in_memory.import_tfds()
+    tfds = import_tfds()
     builder = tfds.builder(name, data_dir=data_dir)
     if not builder.is_prepared():
         raise FileNotFoundError(
@@ -128,20 +133,11 @@ def open_dataset(
             '--file_format=array_record`, and set the environment variable TFDS_DATA_DIR, or '
             '--config.data_dir, to DIR.'
         )
-
-    def parse(record):
-        return builder.info.features.deserialize_example(
-            record, decoders={'image': tfds.decode.SkipDecoding()}
-        )
-
-    def open_split(split: str) -> StreamedSplit:
-        records = builder.as_data_source(
-            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
-        return StreamedSplit(size, records, parse)
-
     try:
-        return open_split('train'), open_split('validation')
+        train, test = (
+            builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
+            for split in ('train', 'validation')
+        )
     except NotImplementedError as error:  # from TFDS, for TFRecord files
         raise ValueError(
             f'Data set {name!r} in {builder.data_path} must be ArrayRecord files, whose examples can be '
@@ -149,60 +145,47 @@ def open_dataset(
             f'{builder.data_path} --out_file_format=array_record --out_dir=DIR/{name}/'
             f'{builder.version}` and set TFDS_DATA_DIR, or --config.data_dir, to DIR.'
         ) from error
+    return StreamedSplit(size, train), StreamedSplit(size, test)
 
 
-def _random_resized_crop(jpeg, seed, size: int):
-    """A random part of a JPEG file, uint8 [size, size, 3]; only that part is decoded."""
-    import tensorflow as tf
-
-    height, width = tf.unstack(tf.io.extract_jpeg_shape(jpeg)[:2])
-    box = _random_box(height, width, seed)
-    return _resize(
-        tf.io.decode_and_crop_jpeg(jpeg, box, channels=3, dct_method='INTEGER_ACCURATE'), size, size
-    )
+def _decoded(
+    jpeg: bytes, crop: Callable[[PIL.Image.Image, int], PIL.Image.Image], position: int
+) -> np.ndarray:
+    with PIL.Image.open(io.BytesIO(jpeg)) as image:
+        return np.asarray(crop(image.convert('RGB'), position))
 
 
-def _random_box(height, width, seed):
-    """Top, left, height and width of the crop, int32 [4].
+def _stacked(images: Iterator[np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
+    pixels = np.stack(list(images))
+    return {'image': pixels.reshape(*labels.shape, *pixels.shape[1:]), 'label': labels}
+
+
+def _random_resized_crop(image: PIL.Image.Image, rng: np.random.Generator, size: int) -> PIL.Image.Image:
+    """A random part of an image."""
+    return image.crop(_random_box(*image.size, rng)).resize((size, size), PIL.Image.Resampling.BILINEAR)
+
+
+def _random_box(width: int, height: int, rng: np.random.Generator) -> Box:
+    """The part that is kept.
 
     Source: `torchvision.transforms.RandomResizedCrop.get_params`.
-
-    `tf.image.stateless_sample_distorted_bounding_box` draws aspect ratios uniformly, where torchvision's are
-    log-uniform, and falls back to the whole image; the paper's experiments use torchvision's.
     """
-    import tensorflow as tf
-
-    # Name the generator: the default might depend on the machine.
-    uniform = tf.random.stateless_uniform([2 * _ATTEMPTS + 2], seed, alg='philox')
-    full = tf.cast(tf.stack([height, width]), tf.float32)
-    area = (0.08 + 0.92 * uniform[:_ATTEMPTS]) * full[0] * full[1]
-    ratio = tf.exp((2 * uniform[_ATTEMPTS : 2 * _ATTEMPTS] - 1) * tf.math.log(4 / 3))
-    sizes = tf.round(tf.sqrt(tf.stack([area / ratio, area * ratio], axis=1)))  # [attempts, 2]
-    fits = tf.reduce_all((sizes >= 1) & (sizes <= full), axis=1)
-    # If none fits, the image is long and narrow: take its centre, as long as the aspect ratio allows.
-    fallback = tf.minimum(full, tf.round(full[::-1] * 4 / 3))
-    choice = tf.where(tf.reduce_any(fits), sizes[tf.argmax(fits)], fallback)
-    place = tf.where(tf.reduce_any(fits), uniform[-2:], 0.5)
-    corner = tf.minimum(tf.floor(place * (full - choice + 1)), full - choice)
-    return tf.cast(tf.concat([corner, choice], axis=0), tf.int32)
+    for _ in range(_ATTEMPTS):
+        area, ratio = width * height * rng.uniform(0.08, 1), math.exp(rng.uniform(-1, 1) * math.log(4 / 3))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = (int(rng.integers(rest + 1)) for rest in (width - w, height - h))
+            return left, top, left + w, top + h
+    # The image is long and narrow: its centre, as long as the aspect ratio allows.
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
-def _center_crop(jpeg, seed, size: int):
-    """The centre of a JPEG file, uint8 [size, size, 3]."""
-    import tensorflow as tf
-
-    del seed
-    image = tf.io.decode_jpeg(jpeg, channels=3, dct_method='INTEGER_ACCURATE')
-    height, width = tf.unstack(tf.shape(image)[:2])
-    shorter, resized = tf.minimum(height, width), round(size * 8 / 7)
-    height, width = resized * height // shorter, resized * width // shorter
-    image = _resize(image, height, width)
-    return tf.image.crop_to_bounding_box(image, (height - size) // 2, (width - size) // 2, size, size)
-
-
-def _resize(image, height, width):
-    """Resizes uint8 [H, W, 3], with antialiasing when shrinking, as PIL and torchvision do."""
-    import tensorflow as tf
-
-    image = tf.image.resize(image, (height, width), antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+def _center_crop(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
+    """The centre of an image."""
+    shorter, resized = min(image.size), round(size * 8 / 7)
+    width, height = (resized * side // shorter for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    whole = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+    return whole.crop((left, top, left + size, top + size))

@@ -17,22 +17,23 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from def_jax import elastic
+from def_jax.elastic import network
 from def_jax.elastic.service import LAUNCHED
 from def_jax.trainer.launch.exits import LostProcessError
 
 __all__ = [
     'Place',
-    'agree',
-    'anywhere',
+    'any_process',
+    'barrier',
+    'broadcast',
     'connect',
     'count',
     'disconnect',
     'find',
     'gather',
     'is_first',
-    'look_together',
-    'meet',
     'naming_the_lost',
+    'retry_until_visible',
     'rows',
 ]
 
@@ -113,10 +114,11 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
     global _count, _alone
     if fake_devices:
         jax.config.update('jax_platforms', 'cpu')
-        jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+        network.gloo_listens_on(network.own_address(place.address) if place.address else None)
+    bound = network.listening_address(place.address) if place.address else None
     try:
         if place.address and place.index == 0:
-            _check_port(int(place.address.rpartition(':')[2]))
+            _check_port(*network.split(bound or f':{network.split(place.address)[1]}'))
         if elastic_devices:
             assert place.address is not None and place.count is not None and place.index is not None
             elastic.initialize(
@@ -136,6 +138,7 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
             place.index,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            coordinator_bind_address=bound,
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
@@ -145,11 +148,11 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
     _count = place.count or jax.process_count()
 
 
-def _check_port(port: int) -> None:
-    """Raises OSError if process 0 cannot listen on the port, which may crash JAX's runtime."""
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    socket.create_server(('', port), family=family, dualstack_ipv6=both).close()
+def _check_port(host: str, port: int) -> None:
+    """Raises OSError if process 0 cannot listen there, which may crash JAX's runtime."""
+    both = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ':' in host else socket.AF_INET
+    socket.create_server((host, port), family=family, dualstack_ipv6=both).close()
 
 
 def disconnect() -> None:
@@ -184,23 +187,23 @@ def gather(values: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
     return gathered
 
 
-def anywhere(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process; every process must call this."""
     return bool(_has_peers() and _everywhere(flag).any()) or flag
 
 
-def meet(where: str) -> None:
+def barrier(where: str) -> None:
     """Waits until all processes have reached this point."""
     if _has_peers():
         multihost_utils.sync_global_devices(where)
 
 
-def agree(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first process's boolean or integer, for decisions that one makes; every process must call this."""
     return _everywhere(value)[0].item() if _has_peers() else value
 
 
-def look_together(look: Callable[[], T], is_good: Callable[[T], bool] = bool) -> T:
+def retry_until_visible(look: Callable[[], T], is_good: Callable[[T], bool] = bool) -> T:
     """What `look` finds in files; every process must call this.
 
     On a network file system, a process may see late what another has written. So where the first process
@@ -208,7 +211,7 @@ def look_together(look: Callable[[], T], is_good: Callable[[T], bool] = bool) ->
     """
     for _ in range(LATE_SECONDS):
         found = look()
-        if not agree(good := is_good(found)) or not anywhere(not good):
+        if not broadcast(good := is_good(found)) or not any_process(not good):
             break
         time.sleep(1)
     return found

@@ -1,14 +1,14 @@
 """Whether a task does what the trainer relies on, from its shapes alone: nothing is compiled."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.mesh.spmd.after_link import depends_on
-from def_jax.trainer.configuration.factories import said
+from def_jax.traffic.traced import inner_programs
+from def_jax.trainer.errors import one_line
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.tasks.base import Task
 
@@ -23,7 +23,8 @@ def check(experiment: Experiment) -> None:
     Raises:
         ValueError: if the batches do not fit the model, the loss or a sum is no scalar, a required sum is
             missing, a sum ignores the mask, BatchNorm is to be recalibrated but the model has none, the
-            optimizer cannot make an update, or a worker's devices can share no parameter.
+            optimizer cannot make an update or lets workers drift apart, or a worker's devices can share no
+            parameter.
     """
     config = experiment.config
     name = f'config.task={config.task!r}'
@@ -39,6 +40,7 @@ def check(experiment: Experiment) -> None:
         )
     optimizer = f'config.optimizer={config.optimizer!r} with {dict(config.optimizer_options)}'
     _traced(f'{optimizer} cannot make an update', lambda: experiment.communication)
+    _traced(f'{optimizer} cannot be used', lambda: experiment.is_per_worker)
     workers, task = experiment.workers, experiment.task
     if config.shards_per_worker > 1:
         _check_shards(config, variables['params'], workers.part(variables['params']))
@@ -93,7 +95,7 @@ def _check_sums(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
             f'{name}: metrics lacks {headline!r}, the headline metric; it has {sorted(metrics)}.'
         )
     is_mask = [False] * len(jax.tree.leaves(variables)) + [name == 'mask' for name in sorted(batch)]
-    for key, depends in zip(sorted(sums), depends_on(jaxpr.jaxpr, is_mask), strict=True):
+    for key, depends in zip(sorted(sums), _depends_on(jaxpr.jaxpr, is_mask), strict=True):
         if not depends:
             raise ValueError(
                 f"{name}: the sum {key!r} of test_sums ignores batch['mask'], so padding would count. "
@@ -123,4 +125,32 @@ def _traced(what: str, trace: Callable[[], Any]) -> Any:
     try:
         return trace()
     except Exception as error:  # it may be anyone's code
-        raise ValueError(f'{what}: {said(error)}') from error
+        raise ValueError(f'{what}: {one_line(error, place=True)}') from error
+
+
+_CALLS = (
+    'jit',
+    'pjit',
+    'closed_call',
+    'core_call',
+    'remat',
+    'checkpoint',
+    'custom_jvp_call',
+    'custom_vjp_call',
+)
+
+
+def _depends_on(program: Any, inputs: Sequence[bool]) -> list[bool]:
+    """Which outputs of a traced program depend on some of its inputs."""
+    found = {var for var, flag in zip(program.invars, inputs, strict=True) if flag}
+
+    def flags(atoms: Sequence[Any]) -> list[bool]:
+        return [not hasattr(atom, 'val') and atom in found for atom in atoms]  # literals have a value
+
+    for equation in program.eqns:
+        given, inner = flags(equation.invars), inner_programs(equation)
+        outputs = [any(given)] * len(equation.outvars)
+        if any(given) and equation.primitive.name in _CALLS and len(inner) == 1:
+            outputs = _depends_on(inner[0], given)
+        found |= {var for var, flag in zip(equation.outvars, outputs, strict=True) if flag}
+    return flags(program.outvars)

@@ -1,12 +1,18 @@
 """What another process does not see yet, as on a network file system: all take the same checkpoint."""
 
+import contextlib
 import threading
+import types
 from concurrent import futures
 
+import numpy as np
 import pytest
 import training_fixtures as fixtures
 
+from def_jax.trainer import loop
 from def_jax.trainer.checkpointing import checkpoints, manifest
+from def_jax.trainer.data.dataset import Dataset
+from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.launch import processes
 
 
@@ -30,8 +36,8 @@ def as_two_processes(monkeypatch):
         with futures.ThreadPoolExecutor(2) as pool:
             return list(pool.map(process, (0, 1), (work, work)))
 
-    monkeypatch.setattr(processes, 'agree', lambda value: everywhere(value)[0])
-    monkeypatch.setattr(processes, 'anywhere', lambda flag: any(everywhere(flag)))
+    monkeypatch.setattr(processes, 'broadcast', lambda value: everywhere(value)[0])
+    monkeypatch.setattr(processes, 'any_process', lambda flag: any(everywhere(flag)))
     return run, me
 
 
@@ -64,3 +70,17 @@ def test_processes_agree_on_the_checkpoint(
     for state in run(lambda: fixtures.restored(saved, recorded.experiment)):
         fixtures.assert_same_bits(fixtures.shards(state), recorded.states[step])
     assert len(warnings) == (2 if looks > 4 else 0)  # of both
+
+
+@pytest.mark.parametrize('same', [True, False])
+def test_processes_with_other_data_than_the_first_are_refused(monkeypatch, as_two_processes, same):
+    run, me = as_two_processes
+    monkeypatch.setattr(processes, 'count', lambda: 2)
+
+    def check():
+        text = Arrays({'label': np.arange(4) + (me.index and not same)})
+        config = types.SimpleNamespace(dataset='python_stdlib', elastic=False)
+        loop._check_data(types.SimpleNamespace(dataset=Dataset(text, text), config=config))
+
+    with contextlib.nullcontext() if same else fixtures.refused('holds other examples for some processes'):
+        run(check)

@@ -11,6 +11,7 @@ import training_fixtures as fixtures
 
 from configs import digits
 from def_jax.trainer.checkpointing import workdir
+from def_jax.trainer.configuration.methods import complete
 
 
 def config(**changes):
@@ -84,11 +85,11 @@ def test_what_cannot_be_a_new_folder_is_refused_and_foreign_files_are_left_alone
 
 def test_another_configuration_is_refused_with_what_differs(run):
     settings = json.loads((run / 'config.json').read_text())
-    del settings['detach']  # keys of another version count as well
+    del settings['decay']  # keys of another version count as well
     (run / 'config.json').write_text(json.dumps(settings | {'colour': 'red'}))
     before = fixtures.contents(run)
     differences = (
-        r".colour: 'red' there, None here, detach: None there, 0\.3 here, "
+        r".colour: 'red' there, None here, decay: None there, 1\.0 here, "
         r'learning_rate_drops: \[0\.5, 0\.75\] there, \[0\.9\] here, '
         r"method: 'def' there, 'ef' here, ratio: 64\.0 there, 256\.0 here."
     )
@@ -113,7 +114,7 @@ def test_whatever_shapes_the_trajectory_is_bound_and_the_output_is_free(run):
     settings = workdir.bound_settings(config()).keys()
     of_workers = {'num_workers', 'shards_per_worker', 'workers_per_device', 'batch_size'}
     assert not settings & (free.keys() | of_workers)
-    assert bound.keys() - of_workers | {'method', 'ratio', 'granularity', 'order', 'allocation'} < settings
+    assert bound.keys() - of_workers | {'method', 'ratio', 'bits', 'order', 'allocation'} < settings
 
 
 def test_other_workers_may_go_on_with_a_run_where_they_are_asked_for(run):
@@ -237,3 +238,18 @@ def test_a_file_system_needs_no_hard_links(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'link', mock.Mock(side_effect=PermissionError(errno.EPERM, 'no links')))
     run = workdir.claim(tmp_path / 'run', config())
     assert [path.name for path in run.iterdir()] == ['config.json'] and workdir.claim(run, config()) == run
+
+
+def test_a_run_of_version_0_3_goes_on_unless_its_messages_are_gone(tmp_path):
+    """Its keys were wire_dtype and granularity."""
+    ours = complete(config(bits=16))
+    run = workdir.claim(tmp_path / 'run', ours)
+    settings = json.loads((run / 'config.json').read_text())
+    del settings['bits'], settings['method_options']
+    theirs = settings | {'wire_dtype': 'bfloat16', 'granularity': 'tensor'}
+    (run / 'config.json').write_text(json.dumps(theirs))
+    assert workdir.claim(run, ours) == run
+    for gone in ({'wire_dtype': 'int8'}, {'wire_dtype': 'float16'}, {'granularity': 'model'}):
+        (run / 'config.json').write_text(json.dumps(theirs | gone))
+        with fixtures.refused(r'of an earlier version are gone, .* with --config\.bits=8'):
+            workdir.claim(run, ours)

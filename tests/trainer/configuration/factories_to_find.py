@@ -1,11 +1,29 @@
 """What configurations name by import path in tests."""
 
+import jax
 import optax
 
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.data.in_memory import Arrays
 
 NUMBER = 3
+
+
+def average(axis_name, scale=1.0, ratio=1):
+    """A method: error feedback around a mean of everything, in optax's and JAX's words alone."""
+
+    def update(updates, residual, params=None):
+        del params
+        pending = jax.tree.map(jax.numpy.add, updates, residual)
+        sent = jax.tree.map(lambda x: x / ratio, pending)
+        mean = jax.lax.pmean(jax.tree.map(lambda x: scale * x, sent), axis_name)
+        return mean, jax.tree.map(jax.numpy.subtract, pending, sent)
+
+    return optax.GradientTransformation(optax.tree.zeros_like, update)
+
+
+def apart(axis_name):
+    return optax.identity()
 
 
 def no_rate(b1=0.9):

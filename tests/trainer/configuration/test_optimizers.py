@@ -1,17 +1,19 @@
 """Optimizers of a configuration: optax's, with its decay and the link; schedules."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import training_fixtures as fixtures
 from configuration_values import changed
 
 import def_jax
+from def_jax.trainer.configuration.methods import complete
 from def_jax.trainer.configuration.parts import make_optimizer, make_schedule
+from def_jax.trainer.configuration.rules import check_config
 
 RATE, DECAY, DETACH = 0.05, 0.3, 0.4
 
@@ -43,36 +45,94 @@ def test_a_configuration_makes_optaxs_chain_with_the_link_at_its_end(name, optio
     config.update({'outer': 'sgd' if outer else ''})
     config.outer_options = OUTER if outer else {}
     outer = optax.sgd(0.3, momentum=0.8, nesterov=True) if outer else None
-    link = def_jax.error_feedback(def_jax.random_block(4), None, detach=DETACH, outer=outer)
-
-    def two_steps(optimizer, params):
-        state = optimizer.init(params)
-        for _ in range(2):
-            updates, state = optimizer.update(params, state, params)
-        return updates
-
-    params = {'matrix': jnp.ones((4, 6)), 'vector': jnp.ones(6)}
-    programs = [
-        str(jax.make_jaxpr(functools.partial(two_steps, optimizer))(params))
-        for optimizer in (make_optimizer(config, RATE, None), optax.chain(expected, link))
-    ]
-    assert programs[0] == programs[1]
-
-
-@pytest.mark.parametrize(('schedule', 'options'), [('cosine', {'final': 0.1}), ('wsd', {'decay': 0.25})])
-def test_schedules_rise_stay_in_range_and_fall(schedule, options):
-    config = config_of('adamw')
-    config.update({'schedule': schedule, 'schedule_options': {'warmup': 0.1, **options}})
-    rates = np.asarray(jax.vmap(make_schedule(config, 200))(jnp.arange(200)))
-    assert rates[0] == pytest.approx(RATE / 20) and max(rates) == pytest.approx(RATE)
-    assert all(a < b for a, b in itertools.pairwise(rates[:20]))
-    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
-    reference = (
-        optax.cosine_decay_schedule(RATE, 180, 0.1)
-        if schedule == 'cosine'
-        else lambda step: RATE * min(1, (180 - step) / 50)
+    blocks = def_jax.random_block(4)
+    assert_same_updates(
+        make_optimizer(config, RATE, 'workers'),
+        def_jax.error_feedback(blocks, 'workers', inner=expected, detach=DETACH, outer=outer),
     )
-    np.testing.assert_allclose(rates[20:], [float(reference(step)) for step in range(180)], rtol=1e-5)
+
+
+def assert_same_updates(*optimizers):
+    """Three steps of four workers are the same, bit for bit."""
+    params = {'matrix': jnp.ones((4, 6)), 'vector': jnp.ones(6)}
+
+    def three_steps(optimizer, scale, state):
+        grads = jax.tree.map(lambda x: scale * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
+
+        def step(state, _):
+            update, state = optimizer.update(grads, state, params)
+            return state, update
+
+        return jax.lax.scan(step, state, length=3)[1]
+
+    found = [
+        jax.jit(jax.vmap(functools.partial(three_steps, optimizer), axis_name='workers'))(
+            jnp.arange(1.0, 5.0), jax.tree.map(lambda x: jnp.stack([x] * 4), optimizer.init(params))
+        )
+        for optimizer in optimizers
+    ]
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], other)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({'momentum': 0.8}, def_jax.def_sgd(RATE, 64, 'workers', momentum=0.8, weight_decay=DECAY)),
+        (
+            {'bits': 4, 'detach': 0.1, 'ratio': 256, 'skip_nonfinite': True},
+            def_jax.def_sgd(
+                *(RATE, 256, 'workers'), bits=4, detach=0.1, weight_decay=DECAY, skip_nonfinite=True
+            ),
+        ),
+        ({'optimizer': 'adamw'}, def_jax.def_adamw(RATE, 64, 'workers', weight_decay=DECAY)),
+        (
+            {'optimizer': 'adamw', 'optimizer_options': {'b2': 0.9}, 'bits': 1, 'overlap': True},
+            def_jax.def_adamw(RATE, 64, 'workers', weight_decay=DECAY, b2=0.9, bits=1, overlap=True),
+        ),
+    ],
+    ids=['sgd', 'sgd options', 'adamw', 'adamw options'],
+)
+def test_def_q_is_the_preset_in_bytes_at_the_rate_that_the_user_has(changes, expected):
+    config = changed(method='def_q', weight_decay=DECAY, **changes)
+    made = (make_optimizer(each, RATE, 'workers') for each in (config, complete(config)))
+    assert_same_updates(expected, *made)
+
+
+def test_def_q_refuses_what_the_preset_has_not():
+    for changes, message in (
+        ({'ratio': 8}, 'config.ratio=8 with bits=2: all numbers .* Choose ratio >= 16, or more bits'),
+        ({'order': 'cyclic'}, "config.order='cyclic' has no effect: DEF-Q fixes 'shuffled'. Leave it out"),
+        (
+            {'optimizer': 'adamw', 'decay': 0.9},
+            "config.decay=0.9 has no effect on method='def_q'",
+        ),
+        (
+            {'optimizer': 'adamw', 'optimizer_options': {'b1': 0.5}},
+            'config.optimizer_options.b1 is not an',
+        ),
+    ):
+        with fixtures.refused(message):
+            check_config(changed(method='def_q', **changes))
+
+
+def test_schedules_warm_up_as_optaxs_and_fall():
+    """The steps of a run of 200, of which 20 are the warm-up, and one that has none."""
+    config = config_of('adamw')
+
+    def rates(schedule, **options):
+        config.schedule, config.schedule_options = schedule, options
+        return np.asarray(jax.vmap(make_schedule(config, 200))(jnp.arange(201)))
+
+    cosine = optax.warmup_cosine_decay_schedule(0.0, RATE, 20, 200, 0.1 * RATE)
+    np.testing.assert_allclose(
+        rates('cosine', warmup=0.1, final=0.1), jax.vmap(cosine)(jnp.arange(201)), 1e-5
+    )
+    wsd = [RATE * min(step / 20, 1, 0.2 + 0.8 * (200 - step) / 50) for step in range(201)]
+    np.testing.assert_allclose(rates('wsd', warmup=0.1, decay=0.25, final=0.2), wsd, 1e-5)
+    for schedule in ('cosine', 'wsd'):
+        plain = rates(schedule, warmup=0.0)
+        assert plain[0] == pytest.approx(RATE) and plain[200] == pytest.approx(0, abs=1e-8)
 
 
 def test_the_rate_drops_where_the_configuration_says():

@@ -1,5 +1,8 @@
 """A folder of images, a subfolder per class: generated files, found in a fixed order."""
 
+import os
+import shutil
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -61,6 +64,27 @@ def test_the_description_is_measured_on_the_training_images(dataset):
     assert dataset.model_options == {'num_classes': 3}
 
 
+def test_files_that_are_no_images_and_classes_that_are_not_trained_on_are_refused(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / 'images')
+    (root / 'train' / 'empty').mkdir()
+    (tmp_path / 'elsewhere').mkdir()
+    (root / 'train' / 'red').rename(tmp_path / 'elsewhere' / 'red')
+    (root / 'train' / 'red').symlink_to(tmp_path / 'elsewhere' / 'red')
+    odd = root / 'train' / 'red' / os.fsdecode(b'caf\xe9.PNG')
+    shutil.copy(root / 'train' / 'red' / '0.png', odd)
+    dataset = image_folder.open_image_folder(root, 8)
+    assert dataset.spec.num_classes == 3 and len(dataset.train) == 25  # links are followed
+    content = odd.read_bytes()
+    for damaged in (content[:-30], content[:40], b'', content[:20] + b'xxxx' + content[24:]):
+        odd.write_bytes(damaged)
+        with fixtures.refused(r"'.*/red/caf\\udce9.PNG' cannot be read as an image"):
+            image_folder.open_image_folder(root, 8)
+    odd.unlink()
+    (root / 'test' / 'blue').rename(root / 'test' / 'Blue')
+    with fixtures.refused('has the classes Blue in test, but not in train, which has blue, green, red'):
+        image_folder.open_image_folder(root, 8)
+
+
 @pytest.mark.parametrize(
     ('path', 'size', 'message'),
     [
@@ -74,8 +98,9 @@ def test_a_folder_that_cannot_be_read_is_refused(folder, path, size, message):
         image_folder.open_image_folder(folder / path, size)
 
 
-def test_any_images_of_tfds_by_their_name(data_dir):
-    options = {'image_size': 4, 'train': 'train[:50]', 'test': 'test[:20]'}
-    dataset = image_folder.open_tfds_images('digits', data_dir, **options)
-    assert dataset.train.arrays['image'].shape == (50, 4, 4, 1) and len(dataset.test) == 20
-    assert dataset.spec.num_classes == 10 and dataset.validation is None
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    for split in ('train', 'test'):
+        (tmp_path / split / 'class').mkdir(parents=True)
+        (tmp_path / split / 'class' / '1.jpg').write_bytes(b'text')
+    with fixtures.refused(r"'.*/train/class/1.jpg' cannot be read as an image .*Remove it"):
+        image_folder.open_image_folder(tmp_path, 8)

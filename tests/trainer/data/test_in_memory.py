@@ -1,14 +1,12 @@
 """Data in memory: the order of training images, reading. What all splits promise: test_splits.py."""
 
 import functools
-from unittest import mock
 
 import numpy as np
 import pytest
 
 from def_jax.trainer.data import order
-from def_jax.trainer.data.catalogue import DATASETS
-from def_jax.trainer.data.in_memory import Arrays, load_dataset
+from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.data.order import train_batch
 
 
@@ -24,31 +22,6 @@ def test_permutation_depends_on_seed_and_epoch_alone_and_is_drawn_once():
         train_batch(split, seed=0, step=step, batch_size=8, num_workers=2)['label'][:] = -1
     assert order._cached_permutation.cache_info().misses == 3
     assert split.arrays['label'].tolist() == list(range(24))
-
-
-@pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
-def test_cifar_is_as_tfds_describes_it(name):
-    import tensorflow_datasets as tfds
-
-    with tfds.testing.mock_data():
-        features = tfds.builder(name).info.features
-    assert features['image'].shape == DATASETS[name].image_shape
-    assert features['label'].num_classes == DATASETS[name].num_classes
-
-
-def test_absent_data_set(tmp_path, monkeypatch):
-    import tensorflow_datasets as tfds
-
-    fails = mock.Mock(side_effect=ConnectionError('no route to host'))
-    monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', fails)
-    with pytest.raises(FileNotFoundError) as error:
-        load_dataset('cifar10', tmp_path)
-    message = str(error.value)
-    assert message.startswith(f"Data set 'cifar10' is not in {tmp_path}/cifar10/3.")
-    load = "tfds.load('cifar10', data_dir='DIR')"
-    for part in ('(ConnectionError: no route to host)', load, 'TFDS_DATA_DIR', '--config.data_dir'):
-        assert part in message
-    assert isinstance(error.value.__cause__, ConnectionError)
 
 
 def test_steps_per_epoch():

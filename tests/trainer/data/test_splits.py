@@ -4,9 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from test_streaming import NUM_EXAMPLES, toy_train_split
+from test_streaming import toy_train_split
+from toy_images import NUM_EXAMPLES
 
 from def_jax.trainer.data import order
+from def_jax.trainer.data.dataset import Dataset
+from def_jax.trainer.data.fingerprint import fingerprint
 from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.data.text.corpus import Corpus
 from def_jax.trainer.data.text.windows import Windows
@@ -79,6 +82,40 @@ def test_resuming_at_any_step_and_in_any_processes_gives_the_same_batches(split)
     assert_same(whole, *(trained(split, 7, workers=workers) for workers in ([0], [1, 2])))
     alone = trained(split, 7, num_workers=1)  # divides the same batch
     np.testing.assert_array_equal(numbers(alone).ravel(), numbers(whole).ravel())
+
+
+def test_which_examples_a_step_takes_does_not_depend_on_the_number_of_workers(split):
+    """As in an elastic run: of a batch that does not divide, the last are left out."""
+    whole, four = numbers(trained(split, 3 * STEPS)), numbers(trained(split, 3 * STEPS, num_workers=4))
+    assert four.shape == (3 * STEPS, 4, 1)
+    np.testing.assert_array_equal(four[:, :, 0], whole.reshape(3 * STEPS, -1)[:, :4])
+
+
+def test_a_fingerprint_is_of_the_examples(split):
+    def made(split, **about):
+        return fingerprint(Dataset(split, split, spec='spec', about=about))
+
+    class Plain:
+        """A user's split, of which nothing is known."""
+
+        def __init__(self, split):
+            self.split = split
+
+        def __len__(self):
+            return len(self.split)
+
+        def test_batches(self, **options):
+            return self.split.test_batches(**options)
+
+    last = NUM_EXAMPLES - 1
+    others = [split.part(0, last), split.part(1, last + 1), split.part(1, last)]
+    assert made(split.part(0, NUM_EXAMPLES)) == made(split)
+    assert len({made(one) for one in [split, *others]} | {made(split, version='3.11.4')}) == 5
+    assert made(Plain(split)) == made(Plain(split)) != made(Plain(others[0]))
+    if isinstance(split, Arrays):
+        changed = split.arrays['label'].copy()
+        changed[11] += 1
+        assert made(Arrays({'label': changed})) != made(split)
 
 
 @pytest.mark.parametrize(('batch_size', 'count'), [(6, 4), (24, 1)])

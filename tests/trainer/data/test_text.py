@@ -3,7 +3,6 @@
 import os
 import sysconfig
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,12 +20,12 @@ STDLIB = catalogue.TEXTS['python_stdlib']
 
 
 @pytest.fixture(scope='session')
-def data_dir(tmp_path_factory):
-    return small_stdlib.prepared(tmp_path_factory.getbasetemp())
+def library(tmp_path_factory):
+    return small_stdlib.written(tmp_path_factory.getbasetemp())
 
 
-def test_the_library_is_text_without_tests_packages_and_build_files(data_dir):
-    dataset = STDLIB(data_dir, context=CONTEXT)
+def test_the_library_is_text_without_tests_packages_and_build_files(library):
+    dataset = STDLIB(folder=library, context=CONTEXT)
     splits = (dataset.train, dataset.validation, dataset.test)
     documents = [
         bytes(document).decode()
@@ -117,11 +116,9 @@ def test_windows_are_those_of_a_slow_program():
     assert taken['tokens'].dtype == taken['targets'].dtype == taken['segments'].dtype == np.int32
 
 
-def test_data_sets_that_cannot_be_opened(data_dir):
+def test_a_context_is_positive(library):
     with pytest.raises(ValueError, match=r'context=0 must be an integer in \[1, '):
-        STDLIB(data_dir, context=0)
-    with pytest.raises(ValueError, match=r"has no feature 'code'; it has \['path', 'text'\]"):
-        STDLIB(data_dir, feature='code')
+        STDLIB(folder=library, context=0)
 
 
 def written(root, **documents):
@@ -147,21 +144,38 @@ def test_a_folder_is_divided_by_the_paths_of_its_files(tmp_path):
     assert sum(x.corpus.about != y.corpus.about for x, y in zip(splits, after, strict=True)) == 1
 
 
+@pytest.mark.parametrize('line', ['λ' * 49 + '\n', 'λ'])
+def test_a_single_file_is_cut_where_a_line_or_a_character_begins(tmp_path, line):
+    text = (line * (10_001 // len(line))).encode()
+    dataset = open_text_folder(written(tmp_path / 'texts', a=text), context=4)
+    parts = [bytes(split.corpus.text) for split in (dataset.train, dataset.validation, dataset.test)]
+    assert b''.join(parts) == text and all(part.decode() for part in parts)
+    np.testing.assert_allclose([len(part) / len(text) for part in parts], [0.8, 0.1, 0.1], atol=0.011)
+    assert all(part.endswith(b'\n') for part in parts) == ('\n' in line)
+
+
+def test_links_are_followed_but_not_in_circles_and_names_need_not_be_utf8(tmp_path):
+    root = written(tmp_path / 'texts', **{f'a/{number}': f'{number};'.encode() for number in range(40)})
+    written(tmp_path / 'elsewhere', **{f'inner/{number}': f'{number};'.encode() for number in range(40, 80)})
+    (root / 'linked').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'elsewhere' / 'inner' / 'circle').symlink_to(tmp_path / 'elsewhere')
+    (root / os.fsdecode(b'caf\xe9.txt')).write_text('80;')
+    dataset = open_text_folder(root, context=4)
+    splits = (dataset.train, dataset.validation, dataset.test)
+    found = b''.join(bytes(split.corpus.text) for split in splits).split(b';')[:-1]
+    assert sorted(map(int, found)) == list(range(81))
+
+
 @pytest.mark.parametrize(
     ('documents', 'message'),
     [
         ({}, "path='.*texts' is not a folder"),
-        ({'a': b'text'}, 'has no text for .*: its 1 files are divided by a hash'),
+        ({'a': b'text', 'b': b'text'}, 'has no text for .*: its 2 files are divided by a hash'),
+        ({'a': b'text'}, "path='.*texts' has 1 files with 4 bytes. Put text there"),
+        ({'.hidden/a': b'text'}, "path='.*texts' has 0 files with 0 bytes. Put text there"),
         ({'a': b'caf\xe9'}, r"'.*a.txt' is not UTF-8 \('utf-8' codec can't decode byte 0xe9.*Convert"),
     ],
 )
 def test_a_folder_of_text_that_cannot_be_read_is_refused(tmp_path, documents, message):
     with fixtures.refused(message):
         open_text_folder(written(tmp_path / 'texts', **documents))
-
-
-def test_any_text_of_tfds_by_its_name_whose_bytes_are_written_once(data_dir):
-    dataset = catalogue.open_text(STDLIB.args[0], data_dir, context=CONTEXT, validation='train[:50%]')
-    assert 0 < len(dataset.validation) < len(dataset.train)
-    with mock.patch.object(corpus, 'write_corpus', side_effect=AssertionError):
-        assert STDLIB(data_dir, context=7).train.context == 7

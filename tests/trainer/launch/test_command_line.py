@@ -147,7 +147,7 @@ def test_an_address_that_is_taken_is_refused(program, tmp_path):
         ('fake_devices=False, overlap=True', '3'),  # on two cores
     ],
 )
-def test_how_many_threads_a_run_has(forked, tmp_path, settings, threads):
+def test_how_many_threads_a_run_has(forked, settings, threads):
     code = f"""
 import os
 from absl import flags
@@ -155,11 +155,40 @@ from def_jax.trainer.launch import command_line
 flags.FLAGS(['train.py'])
 os.environ.pop('NPROC', None)
 os.sched_getaffinity = lambda process: {{0, 1}}
-command_line.set_environment({str(tmp_path)!r}, {settings})
+command_line.set_environment({settings})
 print(os.environ.get('NPROC'))
 """
     process = forked(code)
     assert process.stdout.strip() == threads, process.stderr
+
+
+@pytest.mark.parametrize('writable', [True, False])
+def test_compiled_programs_of_long_ago_are_removed_and_none_are_kept_where_none_can(
+    forked, tmp_path, writable
+):
+    folder = tmp_path / 'def_jax' / 'compiled'
+    if writable:
+        folder.mkdir(parents=True)
+        for name, days in (('new', 1), ('old', 40)):
+            (folder / name).touch()
+            os.utime(folder / name, (0, time.time() - days * 24 * 3600))
+    else:
+        (tmp_path / 'def_jax').touch()
+    code = f"""
+import os
+from absl import flags
+from def_jax.trainer.launch import command_line
+import jax
+flags.FLAGS(['train.py'])
+os.environ.pop('JAX_COMPILATION_CACHE_DIR')
+jax.config.update('jax_compilation_cache_dir', None)
+os.environ['XDG_CACHE_HOME'] = {str(tmp_path)!r}
+command_line.set_environment(fake_devices=False)
+print(jax.config.jax_compilation_cache_dir)
+"""
+    process = forked(code)
+    assert process.stdout.strip() == str(folder if writable else None), process.stderr
+    assert not writable or os.listdir(folder) == ['new']
 
 
 # --- A process and the parent that watches it ---
@@ -243,7 +272,8 @@ def finished(environment, tmp_path_factory):
     """An uninterrupted run, where standard output is ASCII and no folder for compiled programs is given."""
     folder = tmp_path_factory.mktemp('finished') / 'run'
     given = {name: value for name, value in environment.items() if 'JAX_COMPILATION' not in name}
-    return folder, processes.ran([*SHORT, f'--workdir={folder}'], given | {'PYTHONIOENCODING': 'ascii'})
+    given |= {'PYTHONIOENCODING': 'ascii', 'XDG_CACHE_HOME': str(folder.parent / 'cache')}
+    return folder, processes.ran([*SHORT, f'--workdir={folder}'], given)
 
 
 @pytest.mark.slow
@@ -255,7 +285,9 @@ def test_a_run_ends_with_exit_code_0_and_its_result_and_keeps_what_it_compiled(f
     assert '?=0.3' in process.stdout and f'written to {folder}' in process.stdout
     losses = [r['loss'] for r in metrics.read(folder / 'metrics.jsonl') if 'loss' in r]
     assert losses[-1] < 0.8 * losses[0] and result['metrics']['test_accuracy_x'] > 0.3
-    assert list((folder / 'compilation_cache').iterdir())
+    compiled = folder.parent / 'cache' / 'def_jax' / 'compiled'  # native code: not beside the checkpoints
+    assert list(compiled.iterdir()) and compiled.stat().st_mode & 0o77 == 0
+    assert not (folder / 'compilation_cache').exists()
 
 
 @pytest.mark.slow

@@ -1,16 +1,18 @@
 """SIGTERM and Ctrl-C: the state goes into a checkpoint and the run ends, to be resumed bit for bit."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import types
 from concurrent import futures
 from pathlib import Path
 
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.trainer import loop
+from def_jax.trainer import loop, window
 from def_jax.trainer.launch import command_line, interruption
 from def_jax.trainer.launch.exits import EndedError
 
@@ -31,6 +33,21 @@ def handlers():
     assert after == usual
 
 
+@pytest.fixture
+def a_second_a_step(monkeypatch):
+    """The clock of records goes by the steps."""
+    seconds, add = itertools.count(), window.Window.add
+    clock = types.SimpleNamespace(now=next(seconds))
+    monkeypatch.setattr(window, 'time', types.SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def step(self, measured):
+        clock.now = next(seconds)
+        add(self, measured)
+
+    monkeypatch.setattr(window.Window, 'add', step)
+
+
+@pytest.mark.usefixtures('a_second_a_step')
 def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_one_does(recorded, tmp_path):
     """Records are due every 3 steps and evaluations every 5: after 4 and 8 steps something is pending."""
     train_step, traced = recorded.experiment.steps.train, []
@@ -48,6 +65,9 @@ def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_o
     # Every record is the mean over the same steps, also the one that was pending when the signal came.
     records = [record for record in fixtures.records(tmp_path) if 'pending' not in record]
     assert records == fixtures.records(recorded.folder)
+    # The steps of the process before are in the mean, but took none of this one's time.
+    training = [record for record in fixtures.metrics.read(tmp_path / 'metrics.jsonl') if 'loss' in record]
+    assert {record['images_per_second'] for record in training} == {recorded.config.batch_size}
     assert result['metrics']['train_loss'] == recorded.result['metrics']['train_loss']
     assert len(result['curve']) == len(recorded.result['curve'])
     assert 0 < traced[0] == train_step.traces  # after the fresh start, nothing is traced again

@@ -2,21 +2,23 @@
 
 import functools
 import hashlib
+import itertools
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from def_jax.checks import check_integer
-from def_jax.trainer.data import in_memory
 from def_jax.trainer.data.dataset import Dataset
+from def_jax.trainer.data.prepared import examples, prepared_builder
 from def_jax.trainer.data.text import corpus
+from def_jax.trainer.data.text.stdlib import stdlib_texts
 from def_jax.trainer.data.text.windows import ROLES, Windows, dataset_of_windows
 
-__all__ = ['TEXTS', 'open_text', 'open_text_folder']
+__all__ = ['TEXTS', 'open_stdlib', 'open_text', 'open_text_folder']
 
 
 def open_text(
@@ -52,7 +54,7 @@ def open_text(
             the bytes cannot be written.
     """
     check_integer('context', context, 1, 'the length of a window, in bytes')
-    builder = in_memory.prepared_builder(name, data_dir)
+    builder = prepared_builder(name, data_dir)
     if feature not in builder.info.features:
         raise ValueError(
             f'Data set {name!r} has no feature {feature!r}; it has {sorted(builder.info.features)}.'
@@ -67,9 +69,9 @@ def _corpus(builder: Any, name: str, feature: str, role: str, split: str) -> cor
     """The bytes of a split, written if this is the first time that they are needed."""
     folder = Path(builder.data_path) / 'bytes' / f'{role}_{feature}_{split}'  # of other settings, too
     if not folder.exists():
-        data = builder.as_dataset(split=split, shuffle_files=False)
+        documents = (each[feature] for each in examples(builder, split))
         try:
-            corpus.write_corpus(folder, (each[feature] for each in in_memory.import_tfds().as_numpy(data)))
+            corpus.write_corpus(folder, documents)
         except OSError as error:
             raise ValueError(
                 f'the bytes of data set {name!r} cannot be written to {folder} ({error.strerror or error}). '
@@ -82,12 +84,34 @@ def _corpus(builder: Any, name: str, feature: str, role: str, split: str) -> cor
     return opened
 
 
+def open_stdlib(*, folder: str | os.PathLike[str] | None = None, context: int = 64) -> Dataset:
+    """Reads the modules of Python's standard library, without tests.
+
+    Args:
+        folder: the library's folder; None for that of the Python that runs this. A hash of a file's path
+            within it decides its split, as of `open_text_folder`.
+        context: the length of a window, in bytes.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: if the folder has no modules, or too few for three splits.
+    """
+    texts = stdlib_texts(Path(folder) if folder else None)
+    # The order in which TFDS shuffles them: a seed means the batches that it has always meant.
+    order = sorted(texts, key=lambda path: hashlib.md5(f'{corpus.split_of(path)}{path}'.encode()).digest())
+    name = f'python_stdlib/{platform.python_version()}' if folder is None else f'python_stdlib {folder}'
+    return _of_files(name, {path: texts[path] for path in order}, context)
+
+
 def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Dataset:
-    """Reads the UTF-8 files of a folder and of those in it, but for hidden ones.
+    """Reads the UTF-8 files of a folder and of those in it, but for hidden ones. Links are followed.
 
     Args:
         path: the folder. A hash of a file's path within it decides its split: about a tenth of the files for
-            validation, a tenth for testing. So a file keeps its split when others are added.
+            validation, a tenth for testing. So a file keeps its split when others are added. A single file is
+            cut instead: its last tenth is for testing, the one before for validation.
         context: the length of a window, in bytes.
 
     Returns:
@@ -96,22 +120,61 @@ def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Data
     Raises:
         ValueError: if there is no such folder, a file is not UTF-8, or a split has no text.
     """
-    check_integer('context', context, 1, 'the length of a window, in bytes')
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ValueError(f'path={str(path)!r} is not a folder.')
-    documents: dict[str, list[bytes]] = {role: [] for role in ROLES}
-    for name in sorted(file.relative_to(root).as_posix() for file in root.rglob('*') if file.is_file()):
-        if not any(part.startswith('.') for part in Path(name).parts):
-            documents[corpus.split_of(name)].append(_read(root / name))
-    if missing := [role for role in ROLES if not any(documents[role])]:
-        count = sum(map(len, documents.values()))
+    paths = sorted(file.relative_to(root).as_posix() for file in _files(root))
+    texts = {path: _read(root / path) for path in paths}
+    name = f'text_folder {root.name}'
+    if len(texts) > 1:
+        return _of_files(name, texts, context)
+    check_integer('context', context, 1, 'the length of a window, in bytes')
+    parts = [part for text in texts.values() for part in _cut(text)]
+    if not all(parts) or not parts:
         raise ValueError(
-            f'path={str(path)!r} has no text for {" and ".join(missing)}: its {count} files are divided by a '
-            'hash of their paths. Add files, or divide long ones.'
+            f'path={str(path)!r} has {len(texts)} files with {sum(map(len, parts))} bytes. Put text there: a '
+            'file that is cut into three parts, or several that are divided.'
         )
-    splits = [Windows(_joined(documents[role]), context) for role in ROLES]
-    return dataset_of_windows(f'text_folder {root.name}', splits)
+    return dataset_of_windows(name, [Windows(_joined([part]), context) for part in parts])
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """All files but hidden ones; a link to a folder that it lies in is passed over."""
+    for folder, inner, names in os.walk(root, followlinks=True):
+        here = os.path.realpath(folder)
+        targets = {name: os.path.realpath(os.path.join(folder, name)) for name in inner}
+        inner[:] = [
+            name
+            for name, target in targets.items()
+            if name[0] != '.' and os.path.commonpath([here, target]) != target
+        ]
+        yield from (Path(folder, name) for name in names if name[0] != '.')
+
+
+def _cut(text: bytes) -> list[bytes]:
+    """A text for training, validation and testing, cut where a line or at least a character begins."""
+    places = [0]
+    for tenths in (8, 9):
+        place = len(text) * tenths // 10
+        line = text.find(b'\n', place, place + len(text) // 100) + 1
+        while not line and place < len(text) and text[place] & 0xC0 == 0x80:  # within a character
+            place += 1
+        places.append(line or place)
+    return [text[start:stop] for start, stop in itertools.pairwise([*places, len(text)])]
+
+
+def _of_files(name: str, texts: Mapping[str, bytes], context: int) -> Dataset:
+    """A data set of texts by their paths, in their order, which are divided by a hash of their paths."""
+    check_integer('context', context, 1, 'the length of a window, in bytes')
+    documents: dict[str, list[bytes]] = {role: [] for role in ROLES}
+    for path, text in texts.items():
+        documents[corpus.split_of(path)].append(text)
+    if missing := [role for role in ROLES if not any(documents[role])]:
+        raise ValueError(
+            f'{name} has no text for {" and ".join(missing)}: its {len(texts)} files are divided by a hash '
+            'of their paths. Add files, divide long ones, or put all into one.'
+        )
+    return dataset_of_windows(name, [Windows(_joined(documents[role]), context) for role in ROLES])
 
 
 def _read(file: Path) -> bytes:
@@ -131,7 +194,7 @@ def _joined(documents: list[bytes]) -> corpus.Corpus:
 
 
 TEXTS: Mapping[str, Callable[..., Dataset]] = {
-    'python_stdlib': functools.partial(open_text, f'python_stdlib/{platform.python_version()}'),
+    'python_stdlib': open_stdlib,
     'tiny_shakespeare': functools.partial(open_text, 'tiny_shakespeare'),
     'pg19': functools.partial(open_text, 'pg19', feature='book_text'),
     'lm1b': functools.partial(open_text, 'lm1b', train='train[1%:]', validation='train[:1%]'),

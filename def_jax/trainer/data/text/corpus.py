@@ -109,5 +109,5 @@ def split_of(path: str) -> str:
     >>> split_of('json/decoder.py')
     'train'
     """
-    bucket = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], 'big') % 10
+    bucket = int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8], 'big') % 10
     return {0: 'validation', 1: 'test'}.get(bucket, 'train')

@@ -53,6 +53,12 @@ class Windows(Readable):
     def __len__(self) -> int:
         return (-(-len(self.corpus) // self.context) if self.stop is None else self.stop) - self.start
 
+    @property
+    def checksum(self) -> str:
+        """Of the corpus, with the windows in use, for `fingerprint`; empty if the corpus has none."""
+        whole = self.corpus.checksum
+        return whole and f'{whole} {self.context} {self.start} {len(self)}'
+
     def part(self, start: int, stop: int) -> 'Windows':
         """The windows at positions `start` to `stop` - 1 of this split."""
         return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)

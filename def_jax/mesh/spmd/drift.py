@@ -1,0 +1,116 @@
+"""Whether a traced program keeps workers together: over which mesh axes its results vary.
+
+What `jax.shard_map` tells with check_vma=True, of programs whose types do not say it: any optax
+transformation may be part of an optimizer, and many would not pass the types' checks.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import jaxpr_as_fun
+
+from def_jax.checks import named_leaves
+from def_jax.mesh.varying import axis_names
+from def_jax.traffic.traced import inner_programs
+from def_jax.types import PyTree
+
+__all__ = ['agreed', 'axes_of_results']
+
+Axes = frozenset[str]
+_UNITES = ('psum', 'psum_invariant', 'pmax', 'pmin', 'all_gather', 'all_gather_invariant')
+_DIVIDES = ('all_to_all', 'reduce_scatter', 'ppermute', 'axis_index')
+
+
+def agreed(function: Any, own: tuple[PyTree, PyTree], names: Sequence[str], arguments: tuple) -> Any:
+    """`function(*arguments)` of one worker, if what must agree between workers does.
+
+    Args:
+        function: maps arguments to updates and state.
+        own: which leaves of the arguments, and of the results, are per-worker: two tuples of trees of
+            booleans.
+        names: the axes over workers.
+        arguments: of the function.
+
+    Raises:
+        ValueError: naming the first result that would differ.
+    """
+    program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    given = [frozenset(names) if mine else frozenset() for mine in jax.tree.leaves(own[0])]
+    varying = axes_of_results(program.jaxpr, given)
+    places = [f'{("updates", "opt_state")[int(path[1])]}{path[3:]}' for path, _ in named_leaves(shapes)]
+    for place, mine, axes in zip(places, jax.tree.leaves(own[1]), varying, strict=True):
+        if axes & set(names) and not mine:
+            raise ValueError(
+                f"{place} would differ between workers: it depends on a worker's own gradient or state, and "
+                'not through what workers exchange. Put the transformation that computes it before '
+                'def_jax.error_feedback or into its inner=, and let the mask of optax.masked leave no '
+                'parameter without a link: def_jax.all_reduce_mean serves those that are not compressed.'
+            )
+    flat = jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
+    return jax.tree.unflatten(jax.tree.structure(shapes), flat)
+
+
+def axes_of_results(program: Any, given: Sequence[Axes]) -> list[Axes]:
+    """The mesh axes over which the results of a traced program vary, from those of its arguments.
+
+    >>> import jax.numpy as jnp
+    >>> both = lambda x, y: (jnp.sin(x), jax.lax.psum(x + y, 'a'))
+    >>> program = jax.make_jaxpr(both, axis_env=[('a', 2)])(1.0, 2.0)
+    >>> [sorted(axes) for axes in axes_of_results(program.jaxpr, [frozenset('a'), frozenset()])]
+    [['a'], []]
+    """
+    known = dict(zip(program.invars, given, strict=True))
+
+    def axes(atom):
+        return frozenset() if hasattr(atom, 'val') else known.get(atom, frozenset())  # a literal has a value
+
+    for equation in program.eqns:
+        found = _of_equation(equation, [axes(atom) for atom in equation.invars])
+        known |= dict(zip(equation.outvars, found, strict=True))
+    return [axes(atom) for atom in program.outvars]
+
+
+def _of_equation(equation: Any, given: list[Axes]) -> list[Axes]:
+    name, inner = equation.primitive.name, inner_programs(equation)
+    everything = frozenset[str]().union(*given)
+    if name in _UNITES or name in _DIVIDES:
+        over = equation.params.get('axes') or equation.params.get('axis_name')
+        over = {axis for axis in axis_names(over) if isinstance(axis, str)}
+        united = everything - over if name in _UNITES else everything | over
+        return [united] * len(equation.outvars)
+    if name == 'cond':
+        branches = [axes_of_results(branch, given[1:]) for branch in inner]
+        return [given[0].union(*axes) for axes in zip(*branches, strict=True)]
+    if name == 'scan':
+        consts, carried = equation.params['num_consts'], equation.params['num_carry']
+        step = functools.partial(axes_of_results, inner[0])
+        return _fixpoint(
+            lambda carry: step([*given[:consts], *carry, *given[consts + carried :]]),
+            given[consts:][:carried],
+        )
+    if name == 'while':
+        tests, consts = equation.params['cond_nconsts'], equation.params['body_nconsts']
+        test, body = equation.params['cond_jaxpr'].jaxpr, equation.params['body_jaxpr'].jaxpr
+
+        def turn(carry):
+            (stops,) = axes_of_results(test, [*given[:tests], *carry])
+            return [axes | stops for axes in axes_of_results(body, [*given[tests : tests + consts], *carry])]
+
+        return _fixpoint(turn, given[tests + consts :])
+    if name == 'custom_vmap_call':  # of `options.overlap`, where the last argument waits for the others
+        return given[-1:] * len(equation.outvars)
+    if len(inner) == 1 and len(inner[0].invars) == len(given):
+        return axes_of_results(inner[0], given)
+    return [everything] * len(equation.outvars)
+
+
+def _fixpoint(turn: Any, carry: list[Axes]) -> list[Axes]:
+    """What a loop returns: its carry, and what it collects, over however many turns."""
+    while True:
+        results = turn(carry)
+        after = [a | b for a, b in zip(carry, results, strict=False)]
+        if after == carry:
+            return [*after, *results[len(carry) :]]
+        carry = after

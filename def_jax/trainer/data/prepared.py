@@ -1,0 +1,92 @@
+"""Data sets that TFDS has prepared, or prepares: read without TensorFlow where their files allow it."""
+
+import contextlib
+import itertools
+import operator
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from def_jax.trainer.data.foreign_code import refuse_foreign_features
+
+__all__ = ['examples', 'import_tfds', 'prepared_builder']
+
+_TENSORFLOW = "pip install 'def_jax[tensorflow]'"
+
+
+def import_tfds() -> Any:
+    """TFDS, imported on first use; it refuses to run code that the files of a data set name."""
+    import tensorflow_datasets
+
+    refuse_foreign_features(tensorflow_datasets)
+    return tensorflow_datasets
+
+
+def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
+    """A TFDS builder whose files exist: of any format, or else written now, in one that needs no TensorFlow.
+
+    Args:
+        name: the data set's name in TFDS.
+        data_dir: TFDS's directory of prepared data sets. None means TFDS's default: the environment variable
+            TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+
+    Raises:
+        FileNotFoundError: if the data set is missing and cannot be prepared.
+    """
+    builder = import_tfds().builder(name, data_dir=data_dir)
+    if builder.is_prepared():
+        return builder
+    try:
+        builder = import_tfds().builder(name, data_dir=data_dir, file_format='array_record')
+        builder.download_and_prepare()
+    except Exception as error:
+        # When several processes start together, the first to finish wins: use its files.
+        builder = import_tfds().builder(name, data_dir=data_dir)
+        if not builder.is_prepared():
+            needs_it = getattr(error, 'name', '') == 'tensorflow'  # to write images
+            cure = f'Run {_TENSORFLOW}. ' if needs_it else ''
+            raise FileNotFoundError(
+                f'Data set {name!r} is not in {builder.data_path} and could not be prepared there '
+                f'({type(error).__name__}: {error}). {cure}If this machine has no network, run `python -c '
+                f"\"import tensorflow_datasets as tfds; tfds.data_source('{name}', data_dir='DIR')\"` on "
+                f'one that does, copy DIR/{name} here, and set the environment variable TFDS_DATA_DIR, or '
+                f'--config.data_dir, to the folder that contains {name}.'
+            ) from error
+    return builder
+
+
+def examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    """The examples of a split, as NumPy arrays and bytes, in the order of its files.
+
+    Raises:
+        ValueError: if the files need TensorFlow, and it is not installed.
+    """
+    try:
+        source = builder.as_data_source(split=split)
+    except NotImplementedError:  # files that are read in order only, as TFRecord files
+        return _examples_in_order(builder, split)
+    return (source[position] for position in range(len(source)))
+
+
+def _examples_in_order(builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ValueError(
+            f'the files of data set {builder.name!r} in {builder.data_path} are of a format that TensorFlow '
+            f'reads ({error}). Run {_TENSORFLOW}, or prepare the data set as ArrayRecord files: `tfds build '
+            f'{builder.name} --file_format=array_record --data_dir=DIR`.'
+        ) from error
+    # Off JAX's GPUs; too late if the caller's own TensorFlow code has already claimed them.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], 'GPU')
+    shapes = itertools.chain(
+        *jax.tree.leaves(builder.info.features.shape, is_leaf=lambda x: type(x) is tuple)
+    )
+    batch_size = 1000 if None not in shapes else 1  # much faster than one by one
+    batches = builder.as_dataset(split=split, shuffle_files=False, batch_size=batch_size)
+    for batch in import_tfds().as_numpy(batches):
+        for place in range(len(jax.tree.leaves(batch)[0])):
+            yield jax.tree.map(operator.itemgetter(place), batch)

@@ -1,0 +1,104 @@
+"""Few bits: does DEF-Q, at 1/64 and 1/256 of the bytes, train as uncompressed SGD and AdamW do?"""
+
+from pathlib import Path
+
+from experiments import pages
+from experiments.plan import Contender, Setting
+from experiments.runner import finished
+from experiments.spec import Records
+
+__all__ = ['SETTINGS', 'write']
+
+_ADAM = {'optimizer_options': {'b1': 0.9, 'b2': 0.95}}
+
+
+def def_q(compression: int, bits: int, first: float) -> Contender:
+    """The preset, whose rate is meant to be the one of dense training."""
+    numbers = 'float32' if bits == 32 else f'{bits} bit{"s" if bits > 1 else ""}'
+    options = {'ratio': compression, 'bits': bits}
+    return Contender(f'1/{compression}, {numbers}', 'def_q', options, first)
+
+
+def _perceptron(width: int) -> Setting:
+    settings = [(64, 32), (64, 4), (64, 2), (64, 1), (256, 2)]
+    return Setting(
+        name=f'digits, width {width}',
+        problem='digits',
+        where={'width': width},
+        contenders=[Contender('SGD', 'sgd', {}, 0.14), *(def_q(*each, 0.14) for each in settings)],
+        tuning_seeds=range(100, 120),
+        seeds=range(20),
+        margin=0.5,
+    )
+
+
+_TRANSFORMER = Setting(
+    name='transformer, 33 k',
+    problem='text',
+    where={'size': '33k'},
+    contenders=[Contender('AdamW', 'sgd', _ADAM, 0.014), def_q(64, 2, 0.014), def_q(256, 2, 0.014)],
+    tuning_seeds=range(100, 103),
+    seeds=range(3),
+    margin=0.01,
+)
+_CONVOLUTIONS = Setting(
+    name='CIFAR-10, reduced',
+    problem='cifar10_reduced',
+    where={},
+    contenders=[Contender('SGD', 'sgd', {}, 0.2), def_q(64, 2, 0.2)],
+    tuning_seeds=range(100, 102),
+    seeds=range(5),
+    margin=0.5,
+    factor=2.0,
+)
+SETTINGS = [_perceptron(64), _perceptron(192), _TRANSFORMER, _CONVOLUTIONS]
+
+_PAGE = """\
+# Few bits
+
+**Question.** A DEF message of few bits reaches more coordinates than a float32 message of the same size. Does
+DEF-Q then train as well as uncompressed SGD or AdamW, at 1/64 and at 1/256 of their bytes? "1/64, 2 bits" is
+`def_jax.def_sgd(rate, 64, 'workers', bits=2)`, or `def_adamw` for the transformer, with all other
+arguments at their defaults.
+
+![Differences from dense training, with 95 % intervals](differences.png)
+
+{table}
+
+A rate's share is how often tuning would choose it; every rate of 5 % or more has fresh seeds. "Minus the
+first" is the method's result minus that of uncompressed training (for losses with the sign turned, so that
+greater is better), over these rates, with a 95 % interval over fresh seeds and the choice of both rates.
+"Within the margin" is "yes" if the whole interval lies above minus the margin in brackets.
+
+**Setting.** The problems are those of `experiments/problems.py`: perceptrons with two hidden layers on
+scikit-learn's digits (8 workers of 8 images, 800 steps), a transformer of 33 k parameters on the bytes of
+Python's standard library (8 workers of 4 sequences, 1,200 steps), and five convolutions of 71 k parameters on
+10,000 CIFAR-10 images (16 workers of 8 images, 2,340 steps; JPEG copy of the data set). Rates lie on a grid
+that grows until the best, by the loss on validation data, is inside it. Seeds choose initial parameters,
+batches and blocks; no seed both chooses a rate and is reported.
+
+**Limits.** These are small networks and short runs on one machine. Only the rate was tuned; AdamW has
+b1 = 0.9 and b2 = 0.95. Three seeds of the transformer and five of the convolutions leave wide intervals.
+Rates were chosen on one validation split, whose own chance is not in the intervals.
+
+{origins}
+
+    python -m experiments run few_bits
+    python -m experiments page few_bits
+"""
+
+
+def write(folder: Path) -> None:
+    """Writes the page and its picture from the records in a folder; settings without them are left out.
+
+    Raises:
+        ValueError: if no setting is finished.
+    """
+    records = Records(folder / 'runs.jsonl')
+    found = pages.rows(finished(SETTINGS, records))
+    if not any(row.difference for row in found):
+        raise ValueError(f'{folder} has no finished setting. Run `python -m experiments run {folder.name}`.')
+    pages.draw(found, folder / 'differences.png')
+    pages.write(
+        folder / 'README.md', _PAGE.format(table=pages.table(found), origins=pages.origins(list(records)))
+    )

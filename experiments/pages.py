@@ -1,0 +1,111 @@
+"""A page of results: what was asked, one picture, one table, limits, all from records."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from def_jax.tools import markdown, pictures
+from experiments import statistics
+from experiments.plan import Cell
+from experiments.spec import Record
+from experiments.statistics import Difference
+
+__all__ = ['MOST_WORDS', 'Row', 'draw', 'origins', 'rows', 'table', 'write']
+
+MOST_WORDS = 1500
+
+
+class Row(NamedTuple):
+    """A finished method, and its difference from the first of its setting, greater is better."""
+
+    cell: Cell
+    difference: Difference | None  # None for the first
+    p_value: float  # adjusted by Holm for all differences of the page
+
+
+def rows(finished: Sequence[Sequence[Cell]]) -> list[Row]:
+    """The rows of a page, setting by setting."""
+    pairs = [
+        (cell, statistics.compared(cell.side, cells[0].side) if cell is not cells[0] else None)
+        for cells in finished
+        for cell in cells
+    ]
+    adjusted = iter(statistics.holm([each.p_value for _, each in pairs if each]))
+    return [Row(cell, each, next(adjusted) if each else 1.0) for cell, each in pairs]
+
+
+def table(found: Sequence[Row]) -> str:
+    """Settings and methods with results, differences and what was chosen."""
+    head = [
+        'problem',
+        'method',
+        'rate (share)',
+        'seeds',
+        'test',
+        'minus the first',
+        'p, Holm',
+        'within the margin',
+    ]
+    return markdown.table([head, *(_line(row) for row in found)])
+
+
+def _line(row: Row) -> Iterator[str]:
+    cell, setting = row.cell, row.cell.setting
+    digits, unit = (2, ' %') if setting.percent else (3, ' nats')
+    weights = sorted(cell.side.weights.items(), key=lambda item: -item[1])
+    yield setting.name
+    yield cell.contender.title
+    yield ', '.join(f'{setting.rate(k):.3g} ({100 * weight:.0f} %)' for k, weight in weights)
+    yield str(len(setting.seeds))
+    yield cell.headline + unit
+    if row.difference is None:
+        yield from ['', '', '']
+    else:
+        yield row.difference.text(digits)
+        yield f'{row.p_value:.2g}'
+        yield f'{row.difference.within(setting.margin)} ({setting.margin:g})'
+
+
+def draw(found: Sequence[Row], path: Path) -> None:
+    """Differences with their intervals, a panel for each setting; the margin is dashed."""
+    settings = list(dict.fromkeys(row.cell.setting.name for row in found if row.difference))
+    columns = min(2, len(settings))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pictures.panels(path, -(-len(settings) // columns), columns) as axes:
+        for panel in axes.flat[len(settings) :]:
+            panel.set_axis_off()
+        for panel, name in zip(axes.flat, settings, strict=False):
+            shown = [row for row in found if row.cell.setting.name == name and row.difference][::-1]
+            for height, row in enumerate(shown):
+                mean, low, high, _ = row.difference  # type: ignore[misc]
+                panel.plot([low, high], [height] * 2, color=pictures.COLORS['DEF'])
+                panel.plot([mean], [height], 'o', color=pictures.COLORS['DEF'])
+            setting = shown[0].cell.setting
+            panel.axvline(0, color=pictures.COLORS['SGD'], linewidth=0.8)
+            panel.axvline(-setting.margin, color=pictures.COLORS['SGD'], linewidth=0.8, linestyle='--')
+            panel.set_yticks(range(len(shown)), [row.cell.contender.title for row in shown])
+            panel.set_ylim(-0.6, len(shown) - 0.4)
+            first = shown[0].cell.setting.contenders[0].title
+            panel.set(title=name, xlabel=f'{"points" if setting.percent else "nats"} better than {first}')
+
+
+def origins(records: Sequence[Record]) -> str:
+    """Where the records of a page come from, in a sentence for each machine and set of versions."""
+    by_place: dict[str, set[str]] = {}
+    for record in records:
+        versions = ', '.join(f'{name} {version}' for name, version in record.origin['versions'].items())
+        by_place.setdefault(f'{record.origin["machine"]}; {versions}', set()).add(record.origin['commit'])
+    counted = f'{len(records):,} records'
+    places = (
+        f'{place}; commits {", ".join(sorted(commits))}.' for place, commits in sorted(by_place.items())
+    )
+    return f'{counted}: ' + ' '.join(places)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a page; ValueError if it has more than `MOST_WORDS` words outside its table."""
+    words = sum(len(line.split()) for line in text.splitlines() if not line.startswith('|'))
+    if words > MOST_WORDS:
+        raise ValueError(f'{path} would have {words} words; a page of results has at most {MOST_WORDS}.')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding='utf-8')

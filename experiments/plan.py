@@ -1,0 +1,161 @@
+"""What an experiment compares, and how each method's rate is chosen: one rule for all.
+
+Rates lie on a geometric grid, which grows until the best is inside it. The best has the lowest mean loss on
+validation data over tuning seeds. Fresh seeds then train at every rate that tuning would choose in 5 % of the
+cases or more, and are tested on data that serve no choice.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from def_jax.baselines.methods import get_method
+from experiments import problems, statistics
+from experiments.spec import Record, Spec
+from experiments.statistics import Side
+
+__all__ = ['Cell', 'Contender', 'Setting', 'cell', 'tune']
+
+_LIMIT = 12  # times a grid may grow
+_BASE = 0.1  # the grid's rate number 0
+
+Get = Callable[[Sequence[Spec]], Sequence[Record]]
+
+
+class Contender(NamedTuple):
+    """A method with its settings, and where its grid begins."""
+
+    title: str
+    method: str
+    options: Mapping[str, Any]
+    first: float  # the rate that is tried first, with its two neighbours
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Methods on one problem.
+
+    Attributes:
+        name: its heading.
+        problem: a key of `problems.PROBLEMS`.
+        where: arguments of the problem.
+        contenders: the methods; all others are compared with the first.
+        tuning_seeds: of the runs that choose rates; none is in `seeds`.
+        seeds: of the runs that are reported.
+        factor: between rates of the grid.
+        margin: how far behind the first a method may be and count as equal, in the unit of the headline.
+
+    Raises:
+        ValueError: at construction, if a seed both chooses and is reported.
+    """
+
+    name: str
+    problem: str
+    where: Mapping[str, Any]
+    contenders: Sequence[Contender]
+    tuning_seeds: Sequence[int]
+    seeds: Sequence[int]
+    margin: float
+    factor: float = 2**0.5
+
+    def __post_init__(self):
+        if shared := set(self.tuning_seeds) & set(self.seeds):
+            raise ValueError(
+                f'tuning_seeds and seeds of {self.name!r} share {sorted(shared)}; they must not.'
+            )
+
+    @property
+    def percent(self) -> bool:
+        """Whether the headline is a share, reported in %; otherwise it is a loss."""
+        return problems.PROBLEMS[self.problem].headline == 'accuracy'
+
+    def rate(self, k: int) -> float:
+        return float(f'{_BASE * self.factor**k:.4g}')
+
+    def first(self, contender: Contender) -> int:
+        return round(math.log(contender.first / _BASE) / math.log(self.factor))
+
+    def spec(self, contender: Contender, k: int, seed: int) -> Spec:
+        """The run of a method at a rate of the grid; its seed tells whether it chooses or is reported."""
+        return Spec(
+            self.problem,
+            contender.method,
+            self.rate(k),
+            seed,
+            dict(self.where),
+            dict(contender.options),
+            'validation' if seed in self.tuning_seeds else 'test',
+        )
+
+
+class Cell(NamedTuple):
+    """A finished method in a setting."""
+
+    setting: Setting
+    contender: Contender
+    side: Side  # test accuracies in %, or losses with their sign turned
+    records: Sequence[Record]  # of the fresh seeds
+
+    @property
+    def chosen(self) -> int:
+        """The number of the best rate."""
+        return min(self.side.tried, key=lambda k: self.side.tried[k].mean())
+
+    @property
+    def headline(self) -> str:
+        """Mean and standard deviation at the best rate."""
+        return statistics.mean_std(np.abs(self.side.fresh[self.chosen]), 2 if self.setting.percent else 3)
+
+
+def cell(setting: Setting, contender: Contender, get: Get) -> Cell:
+    """Chooses a method's rate and looks at its fresh seeds.
+
+    Args:
+        setting: where.
+        contender: the method.
+        get: the records of runs: trains those that are missing, or raises LookupError.
+    """
+    point = get_method(contender.method).answer
+
+    def values(ks: Sequence[int], seeds: Sequence[int], name: str) -> np.ndarray:
+        records = get([setting.spec(contender, k, seed) for k in ks for seed in seeds])
+        found = [record.metrics.get(f'{name}_{point}') for record in records]
+        return np.array([math.nan if x is None else x for x in found]).reshape(len(ks), len(seeds))
+
+    def losses(ks: Sequence[int]) -> np.ndarray:
+        return values(ks, setting.tuning_seeds, 'validation_loss')
+
+    tried = tune(losses, setting.first(contender))
+    ks = statistics.likely(tried)
+    name, scale = ('test_accuracy', 100.0) if setting.percent else ('test_loss', -1.0)
+    fresh = dict(zip(ks, scale * values(ks, setting.seeds, name), strict=True))
+    records = get([setting.spec(contender, k, seed) for k in ks for seed in setting.seeds])
+    return Cell(setting, contender, Side(tried, fresh), records)
+
+
+def tune(losses: Callable[[Sequence[int]], np.ndarray], first: int) -> dict[int, np.ndarray]:
+    """Tries the rates around `first`, and more while the best is at an edge of those tried.
+
+    Args:
+        losses: of the rates of some numbers, [rates, tuning seeds]; what is not finite counts as infinite.
+        first: the number in the middle.
+
+    Returns:
+        The losses by number, in order.
+
+    Raises:
+        ValueError: if the best is still at an edge after growing twelve times.
+    """
+    tried: dict[int, np.ndarray] = {}
+    new: Sequence[int] = (first - 1, first, first + 1)
+    for _ in range(_LIMIT):
+        found = np.asarray(losses(new), float)
+        tried |= dict(zip(new, np.where(np.isfinite(found), found, np.inf), strict=True))
+        best = min(tried, key=lambda k: tried[k].mean())
+        if min(tried) < best < max(tried):
+            return dict(sorted(tried.items()))
+        new = (best - 1,) if best == min(tried) else (best + 1,)
+    raise ValueError(f'no rate is best within its grid: numbers {min(tried)} to {max(tried)} were tried.')

@@ -1,0 +1,47 @@
+"""Runs of the trainer itself, one after another: for several devices or machines, and for long runs."""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.console
+
+from def_jax.trainer import loop
+from def_jax.trainer.metrics import read
+from experiments import methods
+from experiments.lanes import course_of, finite
+from experiments.spec import Record, Spec
+
+__all__ = ['run']
+
+
+def run(specs: Sequence[Spec], origin: Mapping[str, Any], folder: str | None = None) -> Iterator[Record]:
+    """Trains runs and yields their records.
+
+    Args:
+        specs: the runs.
+        origin: for their records.
+        folder: where the trainer's files are kept, a folder a run, so that an interrupted run goes on; None
+            keeps none.
+    """
+    for spec in specs:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            yield _record(
+                spec, origin, f'{folder or temporary}/{hashlib.sha256(spec.key.encode()).hexdigest()[:16]}'
+            )
+
+
+def _record(spec: Spec, origin: Mapping[str, Any], folder: str) -> Record:
+    config, begin = methods.configured(spec), time.monotonic()
+    with config.unlocked():
+        config.log_every_steps = 1
+    try:
+        metrics = loop.train_and_evaluate(config, folder, rich.console.Console(quiet=True))['metrics']
+    except loop.DivergedError:
+        metrics = {}
+    losses = [record['loss'] for record in read(Path(folder, 'metrics.jsonl')) if 'loss' in record]
+    found = {name: finite(value) for name, value in metrics.items() if name.rpartition('_')[2] in ('x', 'y')}
+    return Record(spec, found, course_of(losses), round(time.monotonic() - begin, 2), 'trainer', origin)

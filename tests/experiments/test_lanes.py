@@ -1,0 +1,142 @@
+"""Runs side by side have the numbers of the trainer, and no run trains on what it is judged by."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.adamw import text as benchmark_text
+from def_jax.trainer import experiment
+from def_jax.trainer.data.dataset import Dataset
+from def_jax.trainer.data.text.corpus import Corpus, split_of
+from def_jax.trainer.data.text.stdlib import stdlib_files
+from def_jax.trainer.data.text.windows import Windows, dataset_of_windows
+from experiments import lanes, methods, problems, trained
+from experiments.spec import Spec
+
+DEF = {'ratio': 8.0, 'order': 'shuffled', 'allocation': 'balanced', 'detach': 'auto', 'momentum': 0.0}
+SHORT = {'width': 16, 'steps': 30}
+
+
+@pytest.mark.parametrize(
+    'spec',
+    [
+        pytest.param(Spec('digits', 'def', 0.5, 3, SHORT, DEF, 'validation'), marks=pytest.mark.slow),
+        Spec('digits', 'def_q', 0.05, 3, SHORT, {'ratio': 64, 'bits': 2}),
+        pytest.param(Spec('digits', 'sgd', 0.1, 3, SHORT | {'workers': 2}), marks=pytest.mark.slow),
+    ],
+    ids=['def', 'def_q', 'sgd'],
+)
+def test_a_lane_has_the_numbers_of_the_trainer(spec):
+    other = dataclasses.replace(spec, rate=0.02, seed=1)
+    *_, lane = lanes.run([other, spec], {})
+    (expected,) = trained.run([spec], {})
+    assert lane.metrics.keys() == expected.metrics.keys() and len(lane.metrics) >= 4
+    for name, value in expected.metrics.items():
+        assert lane.metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    np.testing.assert_allclose(lane.course, expected.course, rtol=1e-3)
+    assert lane.course != lanes.PARTS * (lane.course[0],)
+
+
+def test_a_seed_draws_its_own_blocks_and_batches():
+    specs = [Spec('digits', 'def', 0.1, seed, SHORT, {'ratio': 8.0}) for seed in (0, 1)]
+    programs = lanes._lanes(specs[0])
+    states = [jax.tree.leaves(programs.first(spec).opt_state) for spec in specs]
+    assert (
+        sum(not np.array_equal(*leaves) for leaves in zip(*states, strict=True)) == 1
+    )  # the key of the blocks
+    batches = lanes._batches(programs.experiment, [0, 1], range(2))['label']
+    assert batches.shape == (2, 2, 8, 8) and not np.array_equal(*batches)
+
+
+def test_a_run_that_diverges_has_a_record_and_spoils_no_other():
+    specs = [Spec('digits', 'sgd', rate, 0, SHORT) for rate in (1e30, 0.1)]
+    diverged, other = lanes.run(specs, {})
+    assert diverged.metrics['test_loss_x'] is None and diverged.course[-1] is None
+    assert other.metrics['test_loss_x'] > 0
+
+
+def test_runs_side_by_side_differ_in_rate_and_seed_alone():
+    with pytest.raises(ValueError, match='must differ in rate and seed alone'):
+        next(lanes.run([Spec('digits', 'sgd', 0.1, 0), Spec('digits', 'def', 0.1, 0)], {}))
+
+
+# --- No run trains on what it is judged by ---
+
+CIFAR10 = Path(os.environ.get('TFDS_DATA_DIR', ''), 'cifar10')
+
+
+def _dataset(problem, **where):
+    return experiment.build(methods.configured(Spec(problem, 'sgd', 0.1, 0, where))).dataset
+
+
+def _splits(dataset):
+    return dataset.train, dataset.validation, dataset.test
+
+
+@pytest.mark.parametrize(
+    ('problem', 'sizes'),
+    [
+        ('digits', [800, 200, 797]),
+        pytest.param(
+            'cifar10_reduced',
+            [10_000, 5_000, 10_000],
+            marks=pytest.mark.skipif(
+                not CIFAR10.exists(), reason='needs CIFAR-10, prepared in TFDS_DATA_DIR'
+            ),
+        ),
+    ],
+)
+def test_images_are_divided_once(problem, sizes):
+    dataset = _dataset(problem)
+    problems.check_disjoint(dataset)
+    assert [len(split) for split in _splits(dataset)] == sizes
+
+
+def test_the_text_is_divided_by_file():
+    dataset = _dataset('text')
+    problems.check_disjoint(dataset)
+    trained = len(dataset.train.corpus)
+    assert 0.7 < trained / sum(len(split.corpus) for split in _splits(dataset)) < 0.9
+
+
+@pytest.mark.parametrize('split', ['validation', 'test'])
+def test_a_planted_image_is_found(monkeypatch, split):
+    divide = Dataset.limited
+
+    def leaking(self, **sizes):
+        divided = divide(self, **sizes)
+        last = len(divided.train)
+        there = {'validation': self.train.part(last - 1, last + 199), 'test': self.train.part(0, 1)}[split]
+        return dataclasses.replace(divided, **{split: there})
+
+    monkeypatch.setattr(Dataset, 'limited', leaking)
+    lanes._made.clear()
+    with pytest.raises(ValueError, match=f'1 of the examples of the {split} split are also in the training'):
+        next(lanes.run([Spec('digits', 'sgd', 0.1, 0, SHORT)], {}))
+
+
+def test_a_planted_document_is_found():
+    def windows(*documents):
+        text = np.frombuffer(b''.join(documents), np.uint8)
+        return Windows(Corpus(text, np.cumsum([len(each) for each in documents])), 4)
+
+    train, other = windows(b'import os', b'x = 1'), windows(b'y = 2')
+    problems.check_disjoint(dataset_of_windows('', [train, other, windows(b'z = 3')]))
+    with pytest.raises(ValueError, match='1 of the examples of the test split'):
+        problems.check_disjoint(dataset_of_windows('', [train, other, windows(b'z = 3', b'x = 1')]))
+
+
+def test_the_benchmarks_text_is_divided_like_the_trainers(monkeypatch, tmp_path):
+    files = {'validation': '', 'test': '', 'train': ''}
+    for name in (f'module{i}.py' for i in range(60)):
+        files[split_of(name)] += name + ' '
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(benchmark_text.sysconfig, 'get_paths', lambda: {'stdlib': str(tmp_path)})
+    found = benchmark_text.split.__wrapped__()
+    assert len(stdlib_files(tmp_path)) == 60
+    for split, names in files.items():
+        assert set(found[split].tobytes().decode().split('\0')[:-1]) == set(names.split())

@@ -1,0 +1,206 @@
+"""How rates are chosen, how certain differences are, and what the page says of it."""
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import __main__, few_bits, pages, plan, runner, spec, statistics
+from experiments.plan import Contender, Setting
+from experiments.spec import Record, Records, Spec
+from experiments.statistics import Side
+
+ORIGIN = {'commit': 'abc', 'machine': 'one core', 'versions': {'python': '3.11'}}
+CERTAIN = {0: np.array([1.0, 1.1]), 1: np.array([2.0, 2.1])}
+
+
+def sides(rng, *means, seeds=20):
+    return [Side(CERTAIN, {0: rng.normal(mean, 1.0, seeds)}) for mean in means]
+
+
+# --- Statistics ---
+
+
+@pytest.mark.parametrize(('seeds', 'paired'), [(20, True), (5, True), (3, False)])
+def test_where_the_choice_is_certain_the_interval_is_students(seeds, paired):
+    ours, theirs = sides(np.random.default_rng(0), 1.0, 0.0, seeds=seeds)
+    a, b = ours.fresh[0], theirs.fresh[0]
+    expected = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
+    found, interval = statistics.compared(ours, theirs), expected.confidence_interval()
+    assert found[:3] == pytest.approx((a.mean() - b.mean(), interval.low, interval.high), abs=1e-6)
+    assert found.p_value == pytest.approx(expected.pvalue)
+
+
+def test_an_open_choice_counts_in_mean_and_interval():
+    """Two rates that tuning takes equally often, of which one is two points better with fresh seeds."""
+    rng = np.random.default_rng(1)
+    losses = rng.normal(size=(2, 20))
+    tried = {0: losses[0] - losses[0].mean(), 1: losses[1] - losses[1].mean(), 2: np.full(20, 9.0)}
+    values = rng.normal(0.0, 0.1, 20)
+    open_, sgd = Side(tried, {0: values, 1: values + 2}), Side(CERTAIN, {0: rng.normal(0.0, 0.1, 20)})
+    shares = statistics.shares(tried)
+    assert shares[2] == 0 and 0.3 < shares[0] < 0.7 and set(statistics.likely(tried)) == {0, 1}
+    found = statistics.compared(open_, sgd)
+    assert found.mean == pytest.approx(values.mean() + 2 * open_.weights[1] - sgd.mean)
+    assert found.low < 0.1 and found.high > 1.9 and found.within(0.5) == 'yes' and found.p_value > 0.1
+
+
+def test_the_same_rate_of_both_sides_differs_in_nothing():
+    (side,) = sides(np.random.default_rng(2), 0.0)
+    assert statistics.compared(side, side).p_value == pytest.approx(1.0)
+    assert statistics.compared(side, side).text() == '+0.00 [-0.00, +0.00]'
+
+
+def test_a_single_seed_has_no_interval():
+    one = Side(CERTAIN, {0: np.array([2.0])})
+    assert statistics.compared(one, one._replace(fresh={0: np.array([1.0])})).text() == '+1.00'
+
+
+@pytest.mark.parametrize(
+    ('low', 'high', 'verdict'), [(-0.4, 2, 'yes'), (-0.6, 0.2, 'open'), (-3.0, -0.6, 'no')]
+)
+def test_within_the_margin(low, high, verdict):
+    assert statistics.Difference(0.0, low, high, 0.5).within(0.5) == verdict
+
+
+# --- Rates ---
+
+
+def test_the_grid_grows_until_the_best_has_neighbours():
+    tried = plan.tune(lambda ks: [[abs(k - 4.0), np.nan if k < 0 else 1.0] for k in ks], 0)
+    assert list(tried) == [-1, 0, 1, 2, 3, 4, 5] and np.isinf(tried[-1]).any()
+    with pytest.raises(ValueError, match='no rate is best within its grid'):
+        plan.tune(lambda ks: [[-float(k)] for k in ks], 0)
+
+
+SETTING = Setting(
+    name='toy',
+    problem='digits',
+    where={},
+    contenders=[Contender('SGD', 'sgd', {}, 0.1), Contender('DEF', 'def', {'ratio': 8}, 0.1)],
+    tuning_seeds=range(100, 110),
+    seeds=range(6),
+    margin=0.5,
+)
+
+
+def toy(specs, origin=ORIGIN):
+    """Records: tuning takes one of two rates of DEF as its seeds say, and always the same of SGD."""
+    for each in specs:
+        distance = np.log(each.rate / 0.1) / np.log(SETTING.factor)
+        noise = (-1) ** each.seed * (1 if each.rate == 0.1 else -1)
+        blur, best = (0.2, 0.5) if each.method == 'def' else (0.01, 0.0)
+        loss = 1 + (distance - best) ** 2 + blur * noise
+        point = 'y' if each.method == 'def' else 'x'
+        metrics = {
+            f'{each.evaluate_on}_loss_{point}': loss,
+            f'{each.evaluate_on}_accuracy_{point}': 0.9 + 0.001 * noise,
+        }
+        yield Record(each, metrics, (1.0,), 0.1, 'lanes', origin)
+
+
+def test_every_likely_rate_gets_fresh_seeds_that_choose_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(runner.EXECUTORS, 'lanes', toy)
+    records = Records(tmp_path / 'runs.jsonl')
+    get = runner.Runner(records, ORIGIN)
+    sgd, found = (plan.cell(SETTING, contender, get) for contender in SETTING.contenders)
+    assert list(sgd.side.fresh) == [0] and set(found.side.fresh) == {0, 1}
+    for record in records:
+        assert (record.spec.evaluate_on == 'validation') == (record.spec.seed >= 100)
+    with pytest.raises(ValueError, match=r'share \[3\]'):
+        Setting('', 'digits', {}, [], tuning_seeds=[3], seeds=[3], margin=0)
+
+
+# --- Records ---
+
+
+def test_a_stopped_experiment_goes_on_where_it_was(tmp_path, monkeypatch):
+    trained = []
+
+    def stopping(specs, origin):
+        for record in toy(specs, origin):
+            if len(trained) == 25:
+                raise KeyboardInterrupt
+            trained.append(record.spec)
+            yield record
+
+    monkeypatch.setitem(runner.EXECUTORS, 'lanes', stopping)
+    path = tmp_path / 'few' / 'runs.jsonl'
+    with pytest.raises(KeyboardInterrupt):
+        runner.train([SETTING], runner.Runner(Records(path), ORIGIN))
+    assert len(path.read_text().splitlines()) == 25
+    assert not runner.finished([SETTING], Records(path))
+    monkeypatch.setitem(runner.EXECUTORS, 'lanes', toy)
+    runner.train([SETTING], runner.Runner(Records(path), ORIGIN))
+    lines = path.read_text().splitlines()
+    assert len({Record.of_json(json.loads(line)).spec.key for line in lines}) == len(lines)
+    (cells,) = runner.finished([SETTING], Records(path))
+    assert [cell.contender.title for cell in cells] == ['SGD', 'DEF']
+    with pytest.raises(ValueError, match='has a record of'):
+        Records(path).add(next(iter(Records(path))))
+
+
+def test_a_record_survives_its_file_and_is_found_whatever_the_order_of_keys(tmp_path):
+    first = Spec('text', 'sgd', 0.1, 0, {'size': '33k', 'steps': 3}, {'optimizer_options': {'b1': 0.9}})
+    Records(tmp_path / 'a').add(Record(first, {'test_loss_x': None}, (1.0, None), 2.5, 'lanes', ORIGIN))
+    again = Spec('text', 'sgd', 0.1, 0, {'steps': 3, 'size': '33k'}, {'optimizer_options': {'b1': 0.9}})
+    found = Records(tmp_path / 'a').get(again)
+    assert found.metrics == {'test_loss_x': None} and found.course == (1.0, None)
+    assert found.origin == ORIGIN and found.spec.group == first.group
+
+
+def test_a_record_names_commit_machine_and_versions_and_no_dirty_checkout(monkeypatch):
+    answers = {'rev-parse': 'abc', 'status': ''}
+    monkeypatch.setattr(spec, '_git', lambda command, *_: answers[command])
+    found = spec.origin()
+    assert found['commit'] == 'abc' and 'cores' in found['machine']
+    assert {'python', 'jax', 'optax', 'numpy'} <= found['versions'].keys()
+    answers['status'] = ' M def_jax/alias.py'
+    with pytest.raises(spec.DirtyError, match=r'differs from commit abc \(def_jax/alias.py\)'):
+        spec.origin()
+    assert spec.origin(allow_dirty=True)['commit'] == 'abc-dirty'
+
+
+def test_results_are_no_change(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(
+        subprocess,
+        'run',
+        lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0, ''),
+    )
+    spec.origin()
+    status = next(command for command in commands if 'status' in command)
+    assert '*.py' in status and not any('results' in part for part in status)
+
+
+# --- The page ---
+
+
+def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(few_bits, 'SETTINGS', [SETTING])
+    assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 2
+    assert 'has no finished setting' in capsys.readouterr().err
+    monkeypatch.setitem(runner.EXECUTORS, 'lanes', toy)
+    arguments = ['run', 'few_bits', '--results', str(tmp_path), '--allow_dirty', '--only']
+    assert __main__.main([*arguments, 'nothing']) == 2
+    assert __main__.main([*arguments, 'toy']) == 0
+    assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 0
+    page, picture = (tmp_path / 'few_bits' / name for name in ('README.md', 'differences.png'))
+    text, drawn = page.read_text(), picture.read_bytes()
+    assert '| toy | DEF |' in text and ' records: ' in text and len(text.split()) < pages.MOST_WORDS
+    assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 0
+    assert (page.read_text(), picture.read_bytes()) == (text, drawn)
+
+
+def test_a_page_has_a_limit(tmp_path):
+    with pytest.raises(ValueError, match='1600 words'):
+        pages.write(tmp_path / 'README.md', 'word ' * 1600)
+
+
+def test_few_bits_compares_what_it_says():
+    titles = [[each.title for each in setting.contenders] for setting in few_bits.SETTINGS]
+    assert titles[0] == titles[1] == ['SGD', *(f'1/{c}, {b}' for c, b in
+        ((64, 'float32'), (64, '4 bits'), (64, '2 bits'), (64, '1 bit'), (256, '2 bits')))]  # fmt: skip
+    assert [len(setting.seeds) for setting in few_bits.SETTINGS] == [20, 20, 3, 5]
