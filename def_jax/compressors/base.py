@@ -77,7 +77,8 @@ class Layout(NamedTuple):
     def join(self, parts: Sequence[jax.Array]) -> jax.Array:
         """The message, float32 [total], of its parts."""
         found: list[jax.Array] = []
-        for part, begin, end in zip(parts, self.begins, (*self.begins[1:], self.total), strict=True):
+        ends = (*self.begins[1:], self.total)[: len(self.begins)]
+        for part, begin, end in zip(parts, self.begins, ends, strict=True):
             found += [part, jnp.zeros(end - begin - part.size, jnp.float32)]
         return concatenate([x for x in found if x.size])
 
