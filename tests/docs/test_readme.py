@@ -83,55 +83,6 @@ def table(file, start):
     return [dict(zip(heading, row, strict=True)) for row in rows]
 
 
-def numbers(rows):
-    """Their texts by ratio, whose they are, and method."""
-    methods = ('SGD', 'EF', 'SAEF', 'PSync', 'DEF', 'DEF-A')
-    return {(row['ratio'], row.get('', 'ours'), method): row[method] for row in rows for method in methods}
-
-
-def test_the_tables_are_those_of_the_results():
-    digits, cifar = (
-        numbers(table(ROOT / 'results' / name / 'README.md', '| ratio |  |'))
-        for name in ('table1_digits_recalibrated', 'cifar10')
-    )
-    site = ROOT / 'docs/paper_tables.md'
-    on_digits, on_cifar = (numbers(table(site, start)) for start in ('| ratio |  |', '| ratio | visits'))
-    assert len(on_digits) == 12 * 6 and on_digits.items() <= digits.items()
-    assert len(on_cifar) == 4 * 6 and on_cifar.items() <= cifar.items()
-    for front, least in (('README.md', 3 * 6), ('docs/results.md', 3 * 6)):
-        rows = table(ROOT / front, '| data |')
-        for name, page in (('CIFAR-10', cifar), ('digits', digits)):
-            shown = numbers(row for row in rows if row['data'] == name)
-            assert len(shown) >= least and shown.items() <= page.items()
-
-
-@pytest.mark.parametrize('front', FRONT)
-def test_the_sentences_of_the_front_page_are_those_of_the_results(front):
-    text = ' '.join((ROOT / front).read_text().split())
-    cells = numbers(table(ROOT / 'results/cifar10/README.md', '| ratio |  |'))
-    kept, of = (float(cells[ratio, 'ours', name].split()[0]) for ratio, name in (('64', 'DEF'), ('1', 'SGD')))
-    assert f"At 1/64 DEF keeps {kept:.1f} of SGD's {of:.1f} %" in text
-    page = (ROOT / 'results/benchmarks/time_to_accuracy.md').read_text()
-    ours = (
-        r'\| DEF, bytes of ratio 64 in int8, [^|]*momentum \|.*?\| (\d+) ± \d+ \|.*?'
-        r'\| (\d+\.\d+) \[(\d+\.\d+), (\d+\.\d+)\]'
-    )
-    dense = [float(ms) for ms in re.findall(r'\| SGD, dense JAX \|.*?\| (\d+) ± \d+ \|', page)]
-    found = [list(map(float, numbers)) for numbers in re.findall(ours, page)]
-    factors = [(factor, ms) for ms, factor, *_ in found]
-    (_, *fast), (_, *slow) = found
-    with_intervals = 'reaches {:.1f} [{:.1f}, {:.1f}] and {:.0f} [{:.0f}, {:.0f}]'.format(*fast, *slow)
-    assert with_intervals in ' '.join((ROOT / 'docs/performance.md').read_text().split())
-    assert '{:.1f} times as fast as dense JAX at 1 Gbit/s, {:.0f} at'.format(*(f for f, _ in factors)) in text
-    day = re.search(
-        r'dense JAX took (\d+) and ([\d,]+) ms a step, ours at 64 took (\d+) and (\d+)',
-        ' '.join(page.split()),
-    )
-    of_dense, of_ours = ([float(ms.replace(',', '')) for ms in day.group(*i)] for i in ((1, 2), (3, 4)))
-    there = [f * a / b / (d / ms) for (f, ms), d, a, b in zip(factors, dense, of_dense, of_ours, strict=True)]
-    assert '(another day: {:.1f}, {:.0f};'.format(*there) in text
-
-
 def allows(function, *args, **kwargs):
     try:
         function(*args, **kwargs)
@@ -170,42 +121,6 @@ def test_what_readme_says_of_restarts(data_dir, tmp_path, name):
     fixtures.assert_same_bits(whole, resumed)
     half = fixtures.tiny_config(data_dir, num_workers=config.num_workers // 2, **changes)
     assert int(fixtures.restored(tmp_path / 'killed', experiment.build(half)).step) == int(whole.step)
-
-
-def rows_of_runs(text):
-    """The cells of every table row with a mean and a standard deviation."""
-    lines = [line for line in text.splitlines() if line.startswith('|') and '±' in line]
-    return [[cell.strip(' *') for cell in line.split('|')[1:-1]] for line in lines]
-
-
-@pytest.mark.parametrize(('part', 'column'), [('1/16', 1), ('1/64', 3)])
-def test_the_league_is_that_of_the_results(part, column):
-    """Of each method the runs with or without momentum, whichever have the higher accuracy."""
-    league = (ROOT / 'results/league/README.md').read_text().partition('## The perceptron')[2]
-    section = league.partition(f'### About {part}')[2].partition('\n### ')[0]
-    runs = {}
-    for name, *_, accuracy, _, _, loss in (row[:8] for row in rows_of_runs(section)):
-        runs.setdefault(name.removesuffix(' (no momentum)'), []).append((accuracy, loss))
-    shown = rows_of_runs((ROOT / 'docs/results.md').read_text().partition('## The league')[2])
-    shown = {row[0]: tuple(row[column : column + 2]) for row in shown if row[column]}
-    assert len(shown) > 12
-    for name, row in shown.items():
-        assert row in runs[name] and row[0][:5] == max(accuracy for accuracy, _ in runs[name])[:5]
-
-
-def test_the_columns_of_ours_and_table_4_are_those_of_the_results():
-    ours = {'ours, y': 'DEF, ours, balanced', 'ours, x': 'DEF-A, ours, balanced'}
-    here = {row['ratio']: row for row in table(ROOT / 'results/cifar10/README.md', '| ratio |  |')}
-    site = ROOT / 'docs/paper_tables.md'
-    for row in table(site, '| ratio | visits'):
-        assert all(row[short] == here[row['ratio']][name] for short, name in ours.items())
-    found = table(ROOT / 'results/table4_digits_tuned/README.md', '| λ |  |')
-    by_detach, papers = ({r['λ']: r for r in found if r[''] == whose} for whose in ('ours', 'paper'))
-    at_64, paper, at_256 = table(site, '| λ | 0 |')
-    for detach in ('0', '0.1', '0.2', '0.3', '0.4', '0.6', '0.8', '1'):
-        row = by_detach[f'{float(detach)}']
-        assert (at_64[detach], at_256[detach]) == (row['DEF'], row['DEF, ratio 256'])
-        assert paper[detach] == papers.get(detach, {'DEF': ''})['DEF']
 
 
 def test_readme_is_short():
