@@ -10,7 +10,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from def_jax import message_size, methods
+from def_jax import message_size
+from def_jax.baselines import methods
 from def_jax.traffic import Message, traffic
 from def_jax.trainer.checkpointing.regrouping import Layout
 from def_jax.trainer.configuration.methods import complete, find_method
