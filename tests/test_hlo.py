@@ -80,7 +80,7 @@ VARIANTS = {
     'plain': (0.9, {}),
     'auto': (None, {'detach': 'auto'}),
     '2 bits': (0.9, {'bits': 2}),
-    'skipping': (0.9, {'skip_nonfinite': True}),
+    'skipping': (None, {'skip_nonfinite': True}),  # to hold a momentum takes a second one in memory
     'outer': (None, {'outer': optax.sgd(0.3, momentum=0.8, nesterov=True)}),
     'every': (0.9, {'every': 4}),
     'overlap': (0.9, {'overlap': True}),
@@ -124,7 +124,7 @@ def test_a_step_with_the_detached_point_copies_nothing(variant):
 
 
 @optimized
-@pytest.mark.parametrize('options', [{}, {'detach': 'auto'}, {'skip_nonfinite': True}])
+@pytest.mark.parametrize('options', [{}, {'skip_nonfinite': True}])
 def test_the_gradient_waits_for_no_memory_of_a_message_in_flight(options):
     """XLA for CPUs gives memory that is free in its schedule to what comes next, which then waits for it."""
     optimizer = optax.chain(optax.sgd(0.1), hlo.feedback(overlap=True, **options))
