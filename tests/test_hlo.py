@@ -124,7 +124,7 @@ def test_a_step_with_the_detached_point_copies_nothing(variant):
 
 
 @optimized
-@pytest.mark.parametrize('options', [{}, {'skip_nonfinite': True}])
+@pytest.mark.parametrize('options', [{}, {'detach': 'auto'}, {'skip_nonfinite': True}])
 def test_the_gradient_waits_for_no_memory_of_a_message_in_flight(options):
     """XLA for CPUs gives memory that is free in its schedule to what comes next, which then waits for it."""
     optimizer = optax.chain(optax.sgd(0.1), hlo.feedback(overlap=True, **options))
