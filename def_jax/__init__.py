@@ -3,12 +3,16 @@
 from def_jax import baselines, compressors, diagnostics, options
 from def_jax.alias import def_adamw, def_sgd
 from def_jax.baselines import EF21State, all_reduce_mean, ef21
-from def_jax.compressors import identity, message_size, random_block, random_k, scaled
+from def_jax.baselines.methods import METHODS, Method, get_method
+from def_jax.baselines.random_k import random_k
+from def_jax.baselines.scaled import scaled
+from def_jax.compressors import identity, message_size, random_block
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, error_feedback, output_params
+from def_jax.guards import all_finite, debug
 from def_jax.mesh.ownership import state_specs
 from def_jax.mesh.replication import assert_replicated
 from def_jax.mesh.spmd import spmd
-from def_jax.methods import METHODS, Method, get_method
+from def_jax.mesh.stacking import stack_state, unstack_state
 from def_jax.traffic.crossing import check
 
 __version__ = '0.3.0'
@@ -18,11 +22,13 @@ __all__ = [
     'EF21State',
     'ErrorFeedbackState',
     'Method',
+    'all_finite',
     'all_reduce_mean',
     'assert_replicated',
     'baselines',
     'check',
     'compressors',
+    'debug',
     'def_adamw',
     'def_sgd',
     'detached_params',
@@ -38,5 +44,7 @@ __all__ = [
     'random_k',
     'scaled',
     'spmd',
+    'stack_state',
     'state_specs',
+    'unstack_state',
 ]

@@ -161,8 +161,7 @@ def block_ratio(compression: float, bits: Bits) -> float:
     4.0
     """
     check_bits(bits)
-    check_compression(compression, bits)
-    return compression * bits / 32
+    return check_compression(compression, bits) * bits / 32
 
 
 def _blocks(compression: float, bits: Bits, order: Order, allocation: Allocation) -> Compressor:

@@ -33,7 +33,7 @@ def check_integer(name: str, value: Any, low: int, hint: str, *, bits: int = 31)
         raise ValueError(f'{name}={value!r} must be an integer in [{low}, 2**{bits}): {hint}.')
 
 
-def check_choice(name: str, value: Any, meanings: Mapping[str, str]) -> None:
+def check_choice(name: str, value: Any, meanings: Mapping[Any, str]) -> None:
     """Raises ValueError unless `value` is one of the choices, each given with its meaning."""
     if value not in list(meanings):
         *others, last = [f'{choice!r} ({meaning})' for choice, meaning in meanings.items()]
@@ -49,35 +49,49 @@ def check_inner(inner: Any) -> None:
         )
 
 
-def check_ratio(ratio: Any, name: str = 'ratio') -> None:
-    """Raises ValueError unless `ratio` is a number >= 1 that is known when the step is traced."""
+def check_ratio(ratio: Any, name: str = 'ratio') -> int | float:
+    """`ratio` as a Python number: in one of NumPy's narrow types, sizes divided by it would overflow.
+
+    Raises:
+        ValueError: unless it is a number >= 1 that is known when the step is traced.
+    """
     if isinstance(ratio, jax.Array):
         raise ValueError(
             f'{name}={ratio} is an array, but it determines the shape of the message and must be a Python '
             f'number; with optax.inject_hyperparams, pass static_args=({name!r},).'
         )
-    value = ratio.item() if isinstance(ratio, np.generic) else ratio  # its type may be narrower than a float
+    value = ratio.item() if isinstance(ratio, np.generic) else ratio
     if not is_number(value) or not 1 <= value <= sys.float_info.max:
         raise ValueError(
             f'{name}={ratio!r} must be a finite number >= 1, e.g. 64 to send 1/64 of every tensor, or 1 to '
             'send all.'
         )
+    return value
 
 
-def check_compression(compression: Any, bits: int) -> None:
-    """Raises ValueError unless a message of `bits` per number can be 1 / compression of a float32 "
-    "all-reduce."""
-    check_ratio(compression, 'compression')
+def check_compression(compression: Any, bits: int) -> int | float:
+    """`compression` as a Python number.
+
+    Raises:
+        ValueError: unless a message of `bits` per number can be 1 / compression of a float32 all-reduce.
+    """
+    compression = check_ratio(compression, 'compression')
     if compression * bits < 32:
         raise ValueError(
             f'{compression=} with {bits=}: all numbers of the model in {bits} bits are 1/{32 // bits} of the '
             f'bytes of a float32 all-reduce. Choose compression >= {32 // bits}, or more bits.'
         )
+    return compression
 
 
 def check_seed(seed: Any) -> None:
-    """Raises ValueError unless `seed` is an integer that JAX does not wrap, or an array."""
-    if isinstance(seed, jax.Array):
+    """Raises ValueError unless `seed` is an integer that JAX does not wrap, or an array of one."""
+    if isinstance(seed, jax.Array):  # optax.inject_hyperparams traces it
+        if seed.ndim or not jnp.issubdtype(seed.dtype, jnp.integer):
+            raise ValueError(
+                f'seed is an array of {seed.dtype} and shape {seed.shape}, but must be an integer, of which '
+                'a key is made. To draw the integer from a key: jax.random.bits(key).item().'
+            )
         return
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ValueError(f'{seed=} must be an integer in [0, 2**32), the same on all workers.')

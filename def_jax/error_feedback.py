@@ -117,7 +117,7 @@ def error_feedback(
             never. SAEF's period.
         skip_nonfinite: if any worker's update contains NaN or infinity, all workers skip that step: the
             updates are zero, `inner`, the residual and `step` do not change, and the count `skipped`
-            increases by one.
+            increases by one. The next step draws another block.
         overlap: a step sends what waited before it, so that the network works while the gradient is computed;
             x is one step behind. See `options.overlap`. With `skip_nonfinite`, a worker leaves out its own
             update, and the next message of all workers.
@@ -204,7 +204,7 @@ def _algorithm_1(options: Options, shards: Shards, updates: PyTree, state: Any) 
     """Lines 7 to 10: the updates of x, and the state after them; `def_jax.options` joins in."""
     carried = options.carry(state.residual)
     pending = pend(updates, carried)  # line 7
-    selection = options.select(state.key, state.step, pending)
+    selection = options.select(state.key, options.drawn(state), pending)
     block = selection.take(pending)  # line 8: C(p)
     mean, after = send(options, block, Step(updates, state, pending, selection, shards))  # line 9
     if options.skip_nonfinite:
@@ -229,8 +229,9 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
         replicated values.
 
     Raises:
-        ValueError: if `opt_state` holds no residual, or one whose shapes differ from those of `params`; when
-            a gradient that would be summed over workers is traced.
+        ValueError: if `opt_state` holds no residual, or one whose structure or shapes differ from those of
+            `params`, of which `optax.flatten` keeps the size alone; when a gradient that would be summed over
+            workers is traced.
 
     Source: Algorithm 1, line 6.
 

@@ -196,19 +196,20 @@ def finite(value: Any, digits: int = 7) -> float | None:
     return float(f'{value:.{digits}g}') if np.isfinite(value) else None
 
 
-_made: dict[str, _Lanes] = {}  # the last group's
+_made: dict[str, _Lanes] = {}  # the last group's, whatever it is evaluated on
 
 
 def _lanes(spec: Spec) -> _Lanes:
     """The programs of a group; only one's are kept."""
-    if spec.group not in _made:
+    key = dataclasses.replace(spec, evaluate_on='test').group
+    if key not in _made:
         _made.clear()
         jax.clear_caches()
         # The schedule is a unit, which each lane's rate multiplies.
         experiment = trainer.build(methods.configured(dataclasses.replace(spec, rate=1.0)))
         problems.check_disjoint(experiment.dataset)
-        _made[spec.group] = _Lanes(spec, experiment)
-    return _made[spec.group]
+        _made[key] = _Lanes(spec, experiment)
+    return _made[key]
 
 
 def _trained(lanes: _Lanes, specs: Sequence[Spec]) -> tuple[TrainState, np.ndarray]:
@@ -241,9 +242,12 @@ def _evaluated(lanes: _Lanes, specs: Sequence[Spec], state: TrainState) -> dict[
     """The trainer's metrics at each point, [L]."""
     experiment = lanes.experiment
     found: dict[str, np.ndarray] = {}
-    points = lanes.outputs(state)
+    points, evaluate_on = lanes.outputs(state), specs[0].evaluate_on
+    splits: dict[str, Any] = {evaluate_on: experiment.dataset.evaluated(evaluate_on)}
+    if count := experiment.config.evaluate_train_examples:
+        splits['train'] = experiment.dataset.train.part(0, count)
     for point, variables in _recalibrated(lanes, specs, state, points).items():
-        for name, split in experiment.evaluated.items():
+        for name, split in splits.items():
             totals = [
                 jax.device_get(lanes.sums(variables, {key: x[0] for key, x in batch.items()}))
                 for batch in split.test_batches(batch_size=_EXAMPLES, num_workers=1, workers=None)

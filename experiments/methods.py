@@ -5,7 +5,7 @@ from typing import Any
 import ml_collections
 import optax
 
-from def_jax.methods import get_method
+from def_jax.baselines.methods import get_method
 from def_jax.trainer.configuration import arguments
 from def_jax.trainer.configuration.parts import make_optimizer
 from def_jax.types import AxisName

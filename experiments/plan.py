@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from def_jax.methods import get_method
+from def_jax.baselines.methods import get_method
 from experiments import problems, statistics
 from experiments.spec import Record, Spec
 from experiments.statistics import Side

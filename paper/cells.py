@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from def_jax.methods import METHODS
+from def_jax.baselines.methods import METHODS
 from def_jax.trainer.console import point_name
 from def_jax.trainer.data.catalogue import DATASETS
 from def_jax.trainer.measure import Measure

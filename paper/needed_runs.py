@@ -12,8 +12,8 @@ from typing import Any
 
 import ml_collections
 
+from def_jax.baselines.methods import METHODS, trajectory
 from def_jax.checks import look_up
-from def_jax.methods import METHODS, trajectory
 from def_jax.trainer.configuration import arguments
 from def_jax.trainer.measure import Measure
 from paper.finished_runs import Results, figure

@@ -63,23 +63,24 @@ def x_y_residual(axis_name='workers'):
     return observe
 
 
-def train(optimizer, batches, observe, *, point=def_jax.detached_params, varying=None):
+def train(optimizer, batches, observe, *, point=def_jax.detached_params, varying=None, bare=False):
     """What one worker observes after 0, ..., T steps of the loop of the README: each [T + 1, ...].
 
     `varying` is the axis over workers under shard_map's types, which demand of a scan that what will differ
-    between workers is marked though it starts equal.
+    between workers is marked though it starts equal. `bare`: the optimizer is a chain that ends in a link
+    without an inner optimizer; its weight decay must be given the point.
     """
 
     def step(carry, batch):
         params, state = carry
         at = point(params, state)
-        updates, state = optimizer.update(jax.grad(loss_fn)(at, batch), state, at)
+        updates, state = optimizer.update(jax.grad(loss_fn)(at, batch), state, at if bare else params)
         params = optax.apply_updates(params, updates)
         return (params, state), observe(params, state)
 
     params = jax.tree.map(jnp.asarray, INITIAL)
     state = optimizer.init(params)
-    if varying:
+    if varying and bare:
         trace = optax.tree.get(state, 'trace')
         state = optax.tree.set(state, trace=vary_if_tracked(trace, varying))
     first = observe(params, state)
@@ -142,10 +143,11 @@ def vmapped(worker, batches, *args):
 
 
 @functools.cache
-def multipliers(compressor, seed=0, num_steps=NUM_STEPS, folded=False):
+def multipliers(compressor, seed=0, num_steps=NUM_STEPS, folded=False, flattened=False):
     """What multiplies p at every step, as the oracle takes it: [T, d]. `folded`: in CSER's second draw."""
     key = jax.random.PRNGKey(seed)
     if folded:
         key = jax.random.key_data(jax.random.fold_in(typed_key(shared_key(seed)), 1))
-    sent = jax.tree.leaves(masks(compressor, INITIAL, num_steps, key))
+    like = START if flattened else INITIAL
+    sent = jax.tree.leaves(masks(compressor, like, num_steps, key))
     return np.concatenate([mask.reshape(num_steps, -1) for mask in sent], axis=1).astype(np.float64)

@@ -332,7 +332,7 @@ def test_newcomers_that_run_something_else_are_refused(three):
         [
             ('seed=1', 'ours', 'configuration, seed or data'),
             ('dtype=bfloat16', 'ours', 'structure, shape or dtype of the parameters or the optimizer state'),
-            ('trace=1', 'ours', 'structure, shape or dtype of the parameters or the optimizer state'),
+            ('momentum=1', 'ours', 'structure, shape or dtype of the parameters or the optimizer state'),
             ('seed=0', 'guessed', 'secret (DEF_JAX_SECRET)'),
         ]
     ):

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -84,7 +85,7 @@ def test_a_team_whose_workers_are_several_devices_trains_like_spmd(live_devices)
     def train(dist, params, opt_state, x):
         return step_of(dist, loss_fn)(params, opt_state, x)
 
-    optimizer = def_jax.def_sgd(0.1, 4, 'workers', momentum=0.5)
+    optimizer = def_jax.error_feedback(def_jax.random_block(4), 'workers', inner=optax.sgd(0.1, momentum=0.5))
     team = elastic.Team(optimizer, params, workers=2, shards=2, param_specs=specs, note=lambda line: None)
     for step in range(6):
         live_devices.incarnation = 1 + step // 3
@@ -104,7 +105,7 @@ def test_who_comes_after_the_last_step_has_nothing_to_join(live_devices):
     """It would wait for the others' sums, and process 0, which waits for all to end, for it."""
 
     def made():
-        return elastic.Team(def_jax.def_sgd(0.1, 4, 'workers'), {'w': np.ones(8, np.float32)})
+        return elastic.Team(def_jax.def_sgd(0.1, 16, 'workers'), {'w': np.ones(8, np.float32)})
 
     def train(dist, params, opt_state, x):
         return params, opt_state, ()

@@ -28,6 +28,7 @@ from perceptron import (
 )
 
 import def_jax
+from def_jax.compressors import shared_key
 
 
 class Hyper(NamedTuple):
@@ -38,25 +39,25 @@ class Hyper(NamedTuple):
 
 HYPERS = [Hyper(*values) for values in itertools.product([0.0, 0.9], [0.0, 0.05], [0.0, 0.3, 1.0])]
 BLOCK_4, BLOCK_64 = def_jax.random_block(4), def_jax.random_block(64)
-MODEL_4 = def_jax.random_block(4, granularity='model')
 
 
-def train(compressor, batches, hyper, *, axis_name, varying=None, **options):
+def train(compressor, form, batches, hyper, *, axis_name, varying=None, **options):
     """One worker's x, y and residual after 0, ..., T steps: each [T + 1, d]."""
     momentum, weight_decay, detach = hyper
-    optimizer = optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.sgd(learning_rate, momentum=momentum),
-        def_jax.error_feedback(compressor, axis_name, detach=detach, **options),
-    )
-    return perceptron.train(optimizer, batches, x_y_residual(axis_name), varying=varying)
+    inner = optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum)
+    link = functools.partial(def_jax.error_feedback, compressor, axis_name, detach=detach, **options)
+    optimizer = optax.chain(*inner, link()) if form == 'link' else link(inner=optax.chain(*inner))
+    if form == 'flattened':
+        optimizer = optax.flatten(optimizer)
+    observe, bare = x_y_residual(axis_name), form == 'link'
+    return perceptron.train(optimizer, batches, observe, varying=varying, bare=bare)
 
 
-def assert_equals_oracle(actual, compressor, hyper, *, seed, average_every):
+def assert_equals_oracle(actual, masks, hyper, *, average_every):
     """`actual` holds x, y and residual as [K, T + 1, d]."""
     num_workers = len(actual[0])
     expected = reference.algorithm_1(
-        *(START, gradient(num_workers), multipliers(compressor, seed), LEARNING_RATES),
+        *(START, gradient(num_workers), masks, LEARNING_RATES),
         num_workers=num_workers,
         average_every=average_every,
         **hyper._asdict(),
@@ -68,24 +69,27 @@ def assert_equals_oracle(actual, compressor, hyper, *, seed, average_every):
 
 
 @pytest.mark.parametrize(
-    ('mapping', 'compressor', 'num_workers', 'seed', 'average_every'),
+    ('mapping', 'form', 'compressor', 'num_workers', 'seed', 'average_every'),
     [
-        ('vmap', BLOCK_64, 4, 0, 0),
-        ('vmap', BLOCK_4, 4, 0, 7),
-        ('pmap', BLOCK_4, 8, 1, 3),
-        ('pmap of vmap', def_jax.random_k(4), 8, 0, 1),
-        ('shard_map', BLOCK_4, 4, 0, 0),
-        ('shard_map with types', BLOCK_4, 4, 0, 3),
-        ('shard_map with types', MODEL_4, 2, 0, 0),
-        ('one worker', BLOCK_4, 1, 0, 0),
+        ('vmap', 'link', BLOCK_64, 4, 0, 0),
+        ('vmap', 'wrapper', BLOCK_4, 4, 0, 7),
+        ('vmap', 'flattened', BLOCK_4, 2, 0, 0),
+        ('pmap', 'wrapper', BLOCK_4, 8, 1, 3),
+        ('pmap of vmap', 'link', def_jax.random_k(4), 8, 0, 1),
+        ('shard_map', 'link', BLOCK_4, 4, 0, 0),
+        ('shard_map with types', 'link', BLOCK_4, 4, 0, 3),
+        ('shard_map with types', 'wrapper', BLOCK_64, 2, 0, 0),
+        ('one worker', 'wrapper', BLOCK_4, 1, 0, 0),
     ],
 )
-def test_every_mapping_equals_oracle(mapping, compressor, num_workers, seed, average_every):
-    worker = functools.partial(train, compressor, seed=seed, average_every=average_every)
+def test_every_mapping_equals_oracle(mapping, form, compressor, num_workers, seed, average_every):
+    """As the last link of a chain; around the optimizer; and with one block of the whole model."""
+    worker = functools.partial(train, compressor, form, seed=seed, average_every=average_every)
     run = mapped(mapping, worker, num_workers)
     for hyper in HYPERS if mapping == 'vmap' else (Hyper(0.9, 0.05, 0.3), Hyper(0.0, 0.0, 1.0)):
         actual = run(mlp_data(num_workers), hyper)
-        assert_equals_oracle(actual, compressor, hyper, seed=seed, average_every=average_every)
+        masks = multipliers(compressor, seed, flattened=form == 'flattened')
+        assert_equals_oracle(actual, masks, hyper, average_every=average_every)
 
 
 # --- Relations between the methods ------------------------------------------------------------------------
@@ -159,7 +163,8 @@ IMPOSSIBLE = {
     'every': ([0, 2.0, 10**30], r'must be an integer in \[1, 2\*\*31\)'),
     'decay': ([1.5], r'must be a number in \[0, 1\]'),
     'outer': ([0.7], 'must be an optax.GradientTransformation'),
-    'wire_dtype': ([jnp.int16, jnp.float64, 'f33', None], 'must be a float type of at most 32 bits, or int8'),
+    'inner': ([optax.sgd, 0.1, None], "must be the worker's optimizer"),
+    'bits': ([3, 64, 'int8', jnp.int8, None], r'must be 1 \(signs\), 2 .*, 16 \(bfloat16\) or 32'),
     'skip_nonfinite': ([1, 'yes', None], 'must be True or False'),
     'overlap': (['yes'], 'must be True or False'),
 }
@@ -188,7 +193,6 @@ def test_impossible_arguments(name, value):
         ({'outer': optax.adamw(0.1)}, 'outer cannot be applied to a single block'),
         ({'every': 2, 'average_every': 3}, 'every=2 and average_every=3 cannot be combined'),
         ({'every': 2, 'skip_nonfinite': True}, 'every=2 and skip_nonfinite=True cannot be combined'),
-        ({'detach': 'auto', 'wire_dtype': jnp.float16}, "too narrow for the squared norm that detach='auto'"),
     ],
 )
 def test_impossible_combinations(options, message):
@@ -207,6 +211,59 @@ def test_unbound_axis_name(axis_name):
     ):
         with pytest.raises(ValueError, match=r'axis_name=.* is not bound here.*jax\.pmap.*axis_name=None'):
             jax.eval_shape(call)
+
+
+@pytest.mark.parametrize('seed', [jax.random.key(0), jax.random.PRNGKey(0), jnp.float32(1)])
+def test_a_seed_is_no_key(seed):
+    for make in (def_jax.error_feedback, def_jax.ef21):
+        with pytest.raises(ValueError, match=r'seed is an array of .* and shape .*, but must be an integer'):
+            make(BLOCK_4, None, seed=seed)
+    chex.assert_trees_all_equal(*(shared_key(seed) for seed in (5, np.int8(5), jnp.int32(5))))
+
+
+ELSEWHERE = {'w': jnp.ones((2, 3))}
+
+
+@pytest.mark.parametrize(
+    'params',
+    [
+        {'w': jnp.ones((3, 2))},
+        {'v': jnp.ones((2, 3))},
+        {'w': {'w': jnp.ones((2, 3))}},
+        [jnp.ones((2, 3))],
+        jnp.ones(6),
+    ],
+)
+def test_a_residual_of_other_parameters(params):
+    """Of as many elements: never reshaped."""
+    state = def_jax.error_feedback(BLOCK_4, None).init(ELSEWHERE)
+    flat = optax.flatten(def_jax.error_feedback(BLOCK_4, None)).init(ELSEWHERE)
+    for function, arguments in ((def_jax.detached_params, ()), (def_jax.output_params, (None,))):
+        with pytest.raises(ValueError, match='opt_state'):
+            function(params, state, *arguments)
+        with pytest.raises(ValueError, match=r'the residual in opt_state is \(6,\)'):
+            function([params, jnp.ones(1)], flat, *arguments)
+
+
+def test_a_state_of_other_options():
+    """Also where the options have the same names, and numbers of the same state would be broadcast."""
+    params = {'w': jnp.ones((2, 3))}
+
+    def made(**options):
+        link = def_jax.error_feedback(BLOCK_4, None, **options)
+        return link, link.init(params)
+
+    nesterov = optax.sgd(0.3, momentum=0.8)
+    (auto, state), (plain, bare) = made(detach='auto'), made()
+    stacked = state._replace(extra={'energy': jnp.ones((3, 2))})
+    for link, other, message in (
+        (auto, bare, 'state lacks energy: it was made with other options'),
+        (plain, state, 'state holds energy, which this optimizer does not know'),
+        (auto, stacked, r"state.extra\['energy'\] is \(3, 2\), but must be \(2,\)"),
+        (made(outer=nesterov)[0], made(outer=optax.sgd(0.3))[1], 'state.extra has the structure'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(link.update, params, other)
 
 
 FOREIGN = NamedTuple('FOREIGN', [('residual', jax.Array)])(jnp.ones(2))

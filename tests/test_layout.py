@@ -14,7 +14,7 @@ ROOMS = ('library', 'extras', 'tools', 'trainer', 'paper')  # each may import th
 EXTRAS = ('elastic', 'nnx')  # of the library's needs, but imported by name
 DOORS = dict.fromkeys(('def_jax.plan', 'def_jax.launch'), 'tools')
 DOORS |= dict.fromkeys(('def_jax.communication', 'def_jax.train'), 'trainer')
-LIBRARY = ('compressors', 'beyond', 'baselines', 'mesh')  # its folders
+LIBRARY = ('compressors', 'options', 'wires', 'baselines', 'mesh')  # its folders
 MODULES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
     for folder in ('def_jax', 'paper')

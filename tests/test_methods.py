@@ -24,20 +24,20 @@ from perceptron import (
 )
 
 import def_jax
-from def_jax import methods
+from def_jax.baselines import methods
 
 RATIO, MOMENTUM, WEIGHT_DECAY, DETACH, PERIOD = 4, 0.9, 0.05, 0.3, 3
 
 
 @functools.cache
-def trained(name, num_workers, granularity, average_every):
+def trained(name, num_workers, average_every):
     """The method's points after 0, ..., T steps: each [K, T + 1, d]."""
     method = def_jax.get_method(name)
     optimizer = method.optimizer(
         optax.add_decayed_weights(WEIGHT_DECAY),
         optax.sgd(learning_rate, momentum=MOMENTUM),
         'workers',
-        method.compressor(RATIO, granularity),
+        method.compressor(RATIO),
         detach=DETACH,
         average_every=average_every,
     )
@@ -55,10 +55,9 @@ def trained(name, num_workers, granularity, average_every):
     return vmapped(lambda batches: train(optimizer, batches, points, point=point), mlp_data(num_workers))
 
 
-def oracle(name, num_workers, granularity, average_every):
+def oracle(name, num_workers, average_every):
     """The answer of the method, [K, T + 1, d] or, where workers share it, [T + 1, d]."""
-    blocks = {name: def_jax.random_block(RATIO, granularity=name) for name in ('tensor', 'model')}
-    masks = multipliers((blocks | {'element': def_jax.random_k(RATIO)})[granularity])
+    masks = multipliers(def_jax.random_block(RATIO))
     settings = {'num_workers': num_workers, 'momentum': MOMENTUM, 'weight_decay': WEIGHT_DECAY}
     problem, uncompressed = (START, gradient(num_workers)), reference_baselines.uncompressed
 
@@ -93,23 +92,22 @@ def oracle(name, num_workers, granularity, average_every):
     }[name]()
 
 
-PAPER = ('sgd', 'ef', 'saef', 'psync', 'def', 'def_a', 'ef21', 'sgd_ia')  # the others: beyond/test_family.py
+PAPER = ('sgd', 'ef', 'saef', 'psync', 'def', 'def_a', 'ef21', 'sgd_ia')  # the others: options/test_family.py
 CASES = [
-    *((name, 4, 'tensor', 0) for name in ('sgd', 'saef', 'psync', 'def', 'def_a', 'ef21')),
-    ('ef', 4, 'element', 0),
-    ('saef', 4, 'model', PERIOD),
-    ('sgd_ia', 1, 'tensor', 0),
+    *((name, 4, 0) for name in ('sgd', 'ef', 'saef', 'psync', 'def', 'def_a', 'ef21')),
+    ('saef', 4, PERIOD),
+    ('sgd_ia', 1, 0),
 ]
 
 
-@pytest.mark.parametrize(('name', 'num_workers', 'granularity', 'average_every'), CASES)
-def test_the_answer_of_a_method_equals_its_oracle(name, num_workers, granularity, average_every):
+@pytest.mark.parametrize(('name', 'num_workers', 'average_every'), CASES)
+def test_the_answer_of_a_method_equals_its_oracle(name, num_workers, average_every):
     method = methods.METHODS[name]
     run = methods.trajectory(name, average_every)  # which methods share
-    points = trained(run, num_workers, granularity, average_every)
+    points = trained(run, num_workers, average_every)
     assert set(points) == set(methods.METHODS[run].points)
     actual = np.asarray(points[method.answer])
-    expected = oracle(name, num_workers, granularity, average_every)
+    expected = oracle(name, num_workers, average_every)
     np.testing.assert_allclose(actual, np.broadcast_to(expected, actual.shape), **TOLERANCE)
     if method.answer != 'own':
         assert np.all(actual == actual[0])
@@ -145,10 +143,37 @@ def test_an_option_that_a_method_does_not_use(name, options, message):
     ('name', 'options', 'reason'),
     [
         ('powersgd', {'order': 'shuffled'}, 'chooses what it sends'),
-        ('sparta', {'granularity': 'model'}, 'fixes it'),
+        ('sparta', {'order': 'shuffled'}, 'draws individual elements'),
+        ('def_q', {'order': 'random'}, 'fixes it'),
         ('streaming_diloco', {'order': 'shuffled'}, 'fixes it'),
     ],
 )
 def test_a_choice_of_blocks_that_a_method_does_not_leave(name, options, reason):
     with pytest.raises(ValueError, match=rf'has no effect, since .* {reason}.* Set'):
         methods.METHODS[name].compressor(RATIO, **options)
+
+
+def test_the_preset_among_the_methods():
+    """The trainer's DEF-Q is `def_sgd`: blocks that take 1/64 of the bytes, at the rate over 1 - μ."""
+    method = methods.METHODS['def_q']
+    compressor = method.compressor(64)
+    params = {'w': jnp.ones((64, 64)), 'b': jnp.ones(64)}
+    blocks = def_jax.random_block(4, order='shuffled', allocation='balanced')
+    assert compressor.parts(params) == blocks.parts(params)
+    assert method.options['bits'] == 2 and method.options['detach'] == 'auto'
+
+    def two_steps(optimizer):
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(params, state, params)
+        return updates
+
+    local = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.5), optax.scale(2))
+    trainers = method.optimizer(optax.identity(), local, None, compressor)
+    preset = def_jax.def_sgd(0.5, 64, None, momentum=0.5, weight_decay=0.1)
+    for ours, theirs in zip(
+        *(jax.tree.leaves(jax.jit(two_steps, static_argnums=0)(o)) for o in (trainers, preset)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ValueError, match='compression=8 with bits=2'):
+        method.compressor(8)

@@ -89,7 +89,7 @@ def shared_steps(run: experiment.Experiment) -> steps.Steps:
         state = jax.eval_shape(run.optimizer.init, run.abstract_variables['params'])
         for name, relevant in _RELEVANT_KEYS.items():
             # What decides on the optimizer's state, such as the momentum, is not listed: the state is itself.
-            part = name + _key(settings, relevant) + str(run.own) + str(state)
+            part = name + _key(settings, relevant) + str(run.is_per_worker) + str(state)
             made.__dict__[name] = _parts.setdefault(part, getattr(made, name))
         made.__dict__['train'] = CountedStep(made.train)
     return _steps[key]
@@ -172,7 +172,7 @@ def shards(state):
 
 def gathered(state):
     """The state of a `RecordedRun` on the host: [K, ...] where workers differ, else one copy."""
-    own = ('trace', 'residual', 'batch_stats')
+    own = ('inner', 'residual', 'batch_stats')
 
     def one(path, parts):
         differs = any(getattr(entry, 'name', None) in own for entry in path)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import def_jax
-from def_jax.methods import Method
+from def_jax.baselines.methods import Method
 
 __all__ = ['WORKERS', 'Contender', 'Problem', 'answer', 'narrower']
 

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks import pages, records
 from benchmarks.league.costs import kept
 from benchmarks.league.problems import PROBLEMS, Problem
-from def_jax.methods import METHODS
+from def_jax.baselines.methods import METHODS
 from def_jax.tools import markdown, pictures
 from paper.statistics import mean_std, seed_difference
 

@@ -98,6 +98,6 @@ def cser_of_ratio(
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """`cser` with random blocks: 1 / ratio of all elements a step, half of them by each compressor."""
-    check_ratio(ratio)
+    ratio = check_ratio(ratio)
     reset = max(1, 2 * ratio / max(1, every)) if is_number(every) else ratio  # error_feedback checks `every`
     return cser(random_block(reset), random_block(2 * ratio), axis_name, inner=inner, every=every, seed=seed)

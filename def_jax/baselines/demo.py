@@ -61,7 +61,7 @@ def demo(
     >>> updates.tolist(), state.residual.round(2).tolist()
     ([1.0, 1.0, 1.0, 1.0], [-0.5, -0.5, -0.5, 1.5])
     """
-    check_ratio(ratio)
+    ratio = check_ratio(ratio)
     hint = 'β: the share of the momentum kept per step'
     check_number('momentum_decay', momentum_decay, 0, 1, hint, below=True)
     check_integer('chunk', chunk, 1, 'the longest edge of a chunk', bits=16)

@@ -58,7 +58,7 @@ def powersgd(
     >>> bool(jnp.allclose(updates, gradient, atol=1e-5)), state.carry.shape
     (True, (6, 1))
     """
-    check_ratio(ratio)
+    ratio = check_ratio(ratio)
     check_seed(seed)
     check_integer('rank', rank, 0, 'the columns of a factor, 0 to derive it from ratio')
 

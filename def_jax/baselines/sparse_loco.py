@@ -89,26 +89,13 @@ def sparse_loco(
     >>> first.tolist(), second.tolist(), state.error.residual.tolist()
     ([0.0, 0.0, 0.0, 0.0], [0.0, -6.0, 0.0, 0.0], [2.0, 0.0, 4.0, 1.0])
     """
-    check_ratio(ratio)
+    ratio = check_ratio(ratio)
     check_number('error_decay', error_decay, 0, 1, 'β: the share of the error kept per message')
     check_integer('chunk', chunk, 1, 'the longest edge of a chunk', bits=8)
     check_integer('every', every, 1, 'the number of steps per message')
 
-    def edge(leaf):
-        return chunk if leaf.ndim > 1 else chunk**2
-
-    def exchange(pending, carry):
-        message, decoded = _encoded([to_chunks(x, edge(x)) for x in pending], ratio)
-
-        def tensors(chunks):
-            return [from_chunks(c, x.shape, edge(x)) for c, x in zip(chunks, pending, strict=True)]
-
-        mean = gathered_mean(message, decoded, axis_name)
-        return Exchanged(tensors(mean), tensors(decoded(message)), carry)
-
-    inner = optax.with_extra_args_support(inner)
+    inner, messages = optax.with_extra_args_support(inner), _messages(ratio, axis_name, error_decay, chunk)
     accumulate = error_feedback(identity(), None, detach=1.0, inner=inner)  # its state alone: nothing is sent
-    messages = feedback(axis_name, exchange, decay=error_decay)
 
     def init(params):
         return SparseLoCoState(accumulate.init(params), messages.init(params))
@@ -141,6 +128,26 @@ def sparse_loco(
         return applied, after._replace(drift=after.drift._replace(inner=now))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _messages(
+    ratio: float, axis_name: AxisName, error_decay: float, chunk: int
+) -> optax.GradientTransformationExtraArgs:
+    """What workers exchange: the sparse messages, with error feedback."""
+
+    def edge(leaf):
+        return chunk if leaf.ndim > 1 else chunk**2
+
+    def exchange(pending, carry):
+        message, decoded = _encoded([to_chunks(x, edge(x)) for x in pending], ratio)
+
+        def tensors(chunks):
+            return [from_chunks(c, x.shape, edge(x)) for c, x in zip(chunks, pending, strict=True)]
+
+        mean = gathered_mean(message, decoded, axis_name)
+        return Exchanged(tensors(mean), tensors(decoded(message)), carry)
+
+    return feedback(axis_name, exchange, decay=error_decay)
 
 
 def _encoded(

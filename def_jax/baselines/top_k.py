@@ -41,7 +41,7 @@ def top_k(ratio: float, axis_name: AxisName) -> optax.GradientTransformation:
     >>> updates.tolist(), state.residual.tolist()
     ([0.0, -3.0, 0.0, 0.0], [1.0, 0.0, 2.0, 0.5])
     """
-    check_ratio(ratio)
+    ratio = check_ratio(ratio)
 
     def exchange(pending, carry):
         totals, _, own = gather_largest([x.reshape(1, -1) for x in pending], ratio, axis_name)

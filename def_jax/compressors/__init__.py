@@ -9,9 +9,8 @@ from def_jax.compressors.base import (
     message_size,
     shared_key,
 )
+from def_jax.compressors.identity import identity
 from def_jax.compressors.random_block import random_block
-from def_jax.compressors.random_k import random_k
-from def_jax.compressors.scaled import identity, scaled
 
 __all__ = [
     'Compressor',
@@ -22,7 +21,5 @@ __all__ = [
     'identity',
     'message_size',
     'random_block',
-    'random_k',
-    'scaled',
     'shared_key',
 ]

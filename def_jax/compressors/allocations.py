@@ -12,6 +12,7 @@ a larger share than large ones: R proportional to √n, the least Σ R. See docs
 
 import functools
 import heapq
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -19,6 +20,8 @@ from typing import Literal
 from def_jax.checks import check_choice
 
 __all__ = ['Allocation', 'block_sizes', 'check_allocation']
+
+_FARTHEST = 4  # between divisors further apart than this factor, there are sizes that divide nearly
 
 Allocation = Literal['proportional', 'balanced']
 
@@ -40,7 +43,8 @@ def block_sizes(sizes: Sequence[int], ratio: float, allocation: Allocation = 'pr
         ratio: compression ratio, a number >= 1.
         allocation: 'proportional', 1 / ratio of every tensor, one element at least; or 'balanced', the
             divisors n / R of the tensors' sizes n whose Σ R is least, or near it, among those that together
-            are at most as many elements as 'proportional' sends.
+            are at most as many elements as 'proportional' sends. Where divisors lie far apart, as those of a
+            prime do, ⌈n / R⌉ are between them.
 
     Returns:
         A number for every tensor, from 1 to its size; 0 where it is empty.
@@ -57,14 +61,14 @@ def block_sizes(sizes: Sequence[int], ratio: float, allocation: Allocation = 'pr
     def waits(kept):  # Σ R
         return sum(n / k for n, k in zip(sizes, kept, strict=True) if n)
 
-    # For a few tensors, none small beside the others, the same share may be better than what divides them.
+    # For a few tensors, none small beside the others, the same share may be better than all of these.
     return min(_grown(sizes, sum(proportional)), proportional, key=waits)
 
 
 def _grown(sizes: Sequence[int], room: int) -> list[int]:
     """Blocks of one element that grow into `room`, each time the one that gains most for what it costs.
 
-    Since R is convex in the size of the block, growing from divisor to divisor in this order is optimal but
+    Since R is convex in the size of the block, growing from size to size in this order is optimal but
     for the last step of each tensor, which may not find room.
     """
     kept = [min(n, 1) for n in sizes]
@@ -73,9 +77,9 @@ def _grown(sizes: Sequence[int], room: int) -> list[int]:
     waiting: list[tuple[float, int, int]] = []
 
     def consider(i: int) -> None:
-        divisors = _divisors(sizes[i])
+        steps = _steps(sizes[i])
         if kept[i] < sizes[i]:
-            larger = divisors[divisors.index(kept[i]) + 1]
+            larger = steps[steps.index(kept[i]) + 1]
             gain = sizes[i] / kept[i] - sizes[i] / larger
             heapq.heappush(waiting, (-gain / (larger - kept[i]), i, larger))
 
@@ -91,6 +95,20 @@ def _grown(sizes: Sequence[int], room: int) -> list[int]:
 
 
 @functools.cache
+def _steps(n: int) -> list[int]:
+    """The sizes of blocks of n elements: its divisors, and others where these are too far apart.
+
+    >>> _steps(12), _steps(13)
+    ([1, 2, 3, 4, 6, 12], [1, 2, 4, 7, 13])
+    """
+    divisors = _divisors(n)
+    steps = set(divisors)
+    for small, large in itertools.pairwise(divisors):
+        if large > _FARTHEST * small:
+            steps.update(-(-large // 2**j) for j in range(1, (large // small).bit_length()))
+    return sorted(steps)
+
+
 def _divisors(n: int) -> list[int]:
     small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
     return small + [n // k for k in reversed(small) if k * k != n]

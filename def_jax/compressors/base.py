@@ -44,6 +44,7 @@ class Selection(NamedTuple):
     take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [M]
     # tree x, message -> x - C(x) + the message at its place
     replace: Callable[[PyTree, jax.Array], PyTree]
+    scale: float = 1.0  # what `take` multiplies the coordinates by
 
     def place(self, message: jax.Array, like: PyTree) -> PyTree:
         """The message at its place in zeros of `like`'s shapes and dtypes."""
@@ -76,7 +77,8 @@ class Layout(NamedTuple):
     def join(self, parts: Sequence[jax.Array]) -> jax.Array:
         """The message, float32 [total], of its parts."""
         found: list[jax.Array] = []
-        for part, begin, end in zip(parts, self.begins, (*self.begins[1:], self.total), strict=True):
+        ends = (*self.begins[1:], self.total)[: len(self.begins)]
+        for part, begin, end in zip(parts, self.begins, ends, strict=True):
             found += [part, jnp.zeros(end - begin - part.size, jnp.float32)]
         return concatenate([x for x in found if x.size])
 
@@ -110,7 +112,7 @@ def check_compressor(compressor: Any) -> None:
     """Raises ValueError unless it is a `Compressor`, as opposed to a function that makes one."""
     if isinstance(compressor, Compressor):
         return
-    if getattr(compressor, '__module__', '').startswith('def_jax.compressors'):
+    if getattr(compressor, '__module__', '').startswith('def_jax.'):
         name = compressor.__name__
         raise ValueError(f'compressor={name} must be called first, as in def_jax.{name}(ratio=64).')
     raise ValueError(

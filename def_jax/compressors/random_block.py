@@ -58,7 +58,7 @@ def random_block(
     >>> int(jnp.sum(block.place(block.take(x), x) != 0))
     2
     """
-    check_ratio(ratio)
+    ratio = check_ratio(ratio)
     orders.check_order(order)
     check_allocation(allocation)
 

@@ -1,11 +1,13 @@
 """A link: a transformation that communicates. What all of them check, and what their states are made of."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import DictKey, GetAttrKey
 
 from def_jax.checks import check_floating, check_state, check_updates
 from def_jax.mesh.collectives import check_axis_name
@@ -21,6 +23,8 @@ __all__ = [
     'is_link',
     'link',
     'link_states',
+    'per_worker_leaves',
+    'replicated_leaves',
 ]
 
 
@@ -79,11 +83,40 @@ def link_states(opt_state: PyTree) -> list[Any]:
     return [node for node in jax.tree.leaves(opt_state, is_leaf=is_link) if is_link(node)]
 
 
+def per_worker_leaves(opt_state: PyTree) -> PyTree:
+    """Booleans like the state: True where links say that workers differ, and before a bare link."""
+
+    def everywhere(mine: bool, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: mine, tree)
+
+    def flags(node: Any) -> PyTree:
+        if is_link(node):
+            named = [(GetAttrKey(name),) for name in node.per_worker]
+            entries = [(GetAttrKey('extra'), DictKey(name)) for name in node.per_worker]
+            return jax.tree_util.tree_map_with_path(
+                lambda path, _: path[:1] in named or path[:2] in entries, node
+            )
+        if not _is_chain(node):
+            return False
+        bare = [i for i, part in enumerate(node) if _is_bare(part)]
+        return tuple(
+            everywhere(True, part) if bare and i < bare[-1] and not is_link(part) else per_worker_leaves(part)
+            for i, part in enumerate(node)
+        )
+
+    return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or _is_chain(node))
+
+
+def replicated_leaves(opt_state: PyTree) -> list[jax.Array]:
+    """What must be the same on all workers."""
+    leaves, own = jax.tree.leaves(opt_state), jax.tree.leaves(per_worker_leaves(opt_state))
+    return [leaf for leaf, mine in zip(leaves, own, strict=True) if not mine]
+
+
 def check_surroundings(opt_state: PyTree, caller: str) -> None:
-    """Raises ValueError if a wrapper around a link, or what follows it, can't work: as far as the state "
-    "tells."""
+    """Raises ValueError if what surrounds or follows a link can't work, as far as its state tells."""
     for kind, cure in _AROUND.items():
-        nodes = jax.tree.leaves(opt_state, is_leaf=lambda node, kind=kind: isinstance(node, kind))
+        nodes = jax.tree.leaves(opt_state, is_leaf=functools.partial(_is, kind))
         if any(isinstance(node, kind) and link_states(node) for node in nodes):
             raise ValueError(f'{caller}: the optimizer that communicates is inside {cure}')
     for node in jax.tree.leaves(opt_state, is_leaf=_is_chain):
@@ -118,6 +151,10 @@ _AROUND = {
     'worker alone. Pass every=... to def_jax.error_feedback, or accumulate gradients before the optimizer; '
     'def_jax.spmd has accumulate=.',
 }
+
+
+def _is(kind: type, node: Any) -> bool:
+    return isinstance(node, kind)
 
 
 def _is_chain(node: Any) -> bool:

@@ -10,9 +10,8 @@ from collections.abc import Callable
 import jax
 import optax
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import DictKey, GetAttrKey
 
-from def_jax.mesh.link import check_nothing_precedes, check_surroundings, is_link, link_states
+from def_jax.mesh.link import check_nothing_precedes, check_surroundings, link_states, per_worker_leaves
 from def_jax.mesh.specs import specs_like, tree_of_specs
 from def_jax.types import PyTree
 
@@ -51,16 +50,7 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
     check_surroundings(state, 'def_jax')
     check_nothing_precedes(state)
 
-    def flags(node):
-        if not is_link(node):
-            return False
-        named = [(GetAttrKey(name),) for name in node.per_worker]
-        entries = [(GetAttrKey('extra'), DictKey(name)) for name in node.per_worker]
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: path[:1] in named or path[:2] in entries, node
-        )
-
-    return jax.tree.map(flags, state, is_leaf=is_link)
+    return per_worker_leaves(state)
 
 
 def state_specs(

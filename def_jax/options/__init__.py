@@ -1,5 +1,4 @@
-"""The arguments of `error_feedback` that Algorithm 1 does not have, a file each; `sending` is where they "
-"join in."""
+"""Arguments of `error_feedback` that Algorithm 1 does not have, a file each; they meet in `sending`."""
 
 import dataclasses
 from typing import Any, Literal
@@ -8,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from def_jax.checks import check_choice, check_flag, check_integer, check_number
+from def_jax.checks import (
+    check_flag,
+    check_integer,
+    check_number,
+    check_structure,
+    named_leaves,
+)
 from def_jax.compressors import Compressor, Selection
 from def_jax.options import averaging, detach_estimate, outer, skipping
 from def_jax.types import AxisName, PyTree
@@ -75,18 +80,34 @@ class Options:
         return extra
 
     def check(self, state: Any) -> None:
-        """Raises ValueError unless a link's state has the fields of its options."""
-        if missing := sorted(set(jax.eval_shape(self.init, {})) - set(state.extra)):
+        """Raises ValueError unless a link's state has the fields of its options, in their shapes."""
+        expected = jax.eval_shape(self.init, state.residual)
+        if missing := sorted(set(expected) - set(state.extra)):
             raise ValueError(
                 f'state lacks {", ".join(missing)}: it was made with other options. Pass the state returned '
                 'by init of this optimizer.'
             )
-        if unknown := sorted(set(state.extra) - set(jax.eval_shape(self.init, {}))):
+        if unknown := sorted(set(state.extra) - set(expected)):
             raise ValueError(
                 f'state holds {", ".join(unknown)}, which this optimizer does not know: it was made with '
                 'other options, or by an earlier version (int8 messages of 0.3 had `wire_squares`). Train '
                 'on from its parameters with a new state, or make the optimizer with the same options.'
             )
+        remedy = (
+            'It was made with other options, or is stacked over workers. Pass the state returned by init.'
+        )
+        check_structure('state.extra', state.extra, 'the options of this optimizer need', expected, remedy)
+        for (path, x), like in zip(named_leaves(state.extra), jax.tree.leaves(expected), strict=True):
+            if jnp.shape(x) != like.shape:
+                raise ValueError(f'state.extra{path} is {jnp.shape(x)}, but must be {like.shape}. {remedy}')
+
+    def drawn(self, state: Any) -> jax.Array:
+        """How many blocks have been drawn, uint32 []: a step that is skipped has drawn one, too.
+
+        If what is not finite lies in the block, its sum over workers for one, the block would otherwise be
+        drawn again forever.
+        """
+        return state.step + state.extra['skipped'] if self.skip_nonfinite else state.step
 
     def select(self, key: jax.Array, step: jax.Array, like: PyTree) -> Selection:
         """What the message of a step selects; a round of blocks is a round of messages."""
@@ -118,9 +139,6 @@ def check_average_every(average_every: Any) -> None:
 
 def check_detach(detach: Any) -> None:
     """Raises ValueError unless it is a number in [0, 1] or 'auto'."""
-    if isinstance(detach, str):
-        check_choice('detach', detach, {'auto': 'estimated from the messages'})
-    else:
-        check_number(
-            'detach', detach, 0, 1, f"λ: 0 is error feedback, {PAPER_DETACH} the paper's choice; or 'auto'"
-        )
+    if not isinstance(detach, str) or detach != 'auto':
+        hint = f"λ: 0 is error feedback, {PAPER_DETACH} the paper's choice; or 'auto'"
+        check_number('detach', detach, 0, 1, hint)

@@ -21,8 +21,7 @@ _MIXING = {'sort', 'rev', 'fft', 'cumsum', 'cumprod', 'cummax', 'cummin', 'cumlo
 
 
 def check_outer(outer: Any) -> None:
-    """Raises ValueError unless it is None or an elementwise `GradientTransformation` that needs no "
-    "parameters."""
+    """Raises ValueError unless it is None or an elementwise transformation that needs no parameters."""
     if outer is None:
         return
     if not isinstance(outer, optax.GradientTransformation):
@@ -54,10 +53,19 @@ def with_block(outer: optax.GradientTransformation, selection: Selection, send: 
         like_params = optax.tree_map_params(
             outer, lambda _: True, shape, transform_non_params=lambda _: False
         )
-        own = jax.tree.map(lambda mapped, s: selection.take(s) if mapped else s, like_params, whole)
+
+        def read(s):
+            return selection.take(s) if selection.scale == 1 else selection.take(s) / selection.scale
+
+        def write(s, b):
+            if selection.scale != 1:  # what `take` has left of each coordinate, `replace` keeps
+                b = b - (1 / selection.scale - 1) * selection.take(s)
+            return selection.replace(s, b)
+
+        own = jax.tree.map(lambda mapped, s: read(s) if mapped else s, like_params, whole)
         mean, after = send(block, state._replace(extra=state.extra | {'outer': own}))
         whole = jax.tree.map(
-            lambda mapped, s, b: selection.replace(s, b) if mapped else b,
+            lambda mapped, s, b: write(s, b) if mapped else b,
             *(like_params, whole, after.extra['outer']),
         )
         return mean, after._replace(extra=after.extra | {'outer': whole})

@@ -34,12 +34,13 @@ __all__ = ['overlapped']
 def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) -> tuple[PyTree, Any]:
     """The updates of x, and the state after them, as `_algorithm_1` of `error_feedback` returns them."""
     residual, last = state.residual, state.step - 1  # at first, a message of zeros
-    selection = options.select(state.key, last, residual)
+    drawn = options.drawn(state._replace(step=last))
+    selection = options.select(state.key, drawn, residual)
     # What XLA computes in one kernel with something of the gradient would wait for it. So the block is of
     # another array than the detached point, for TPUs, where a tensor may be sent whole;
     block = selection.take(in_memory(residual, ['tpu']))
     # taken with other indices than that of the updates, for GPUs;
-    again = options.select(_after(block, state.key), last, residual)
+    again = options.select(_after(block, state.key), drawn, residual)
     # In memory, or XLA for GPUs would take the block of all updates again wherever it is used.
     computed = jnp.max(lax.optimization_barrier(again.take(updates)), initial=0)
     step = Step(updates, state._replace(step=last), residual, selection, shards)
@@ -63,8 +64,7 @@ def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) ->
 
 
 def _after(block: jax.Array, key: jax.Array) -> jax.Array:
-    """The key, behind a barrier that waits for the block; of its own type, which may be that of all "
-    "workers."""
+    """The key, behind a barrier that waits for the block, unless their types differ between workers."""
     if varying_axes([key]) == varying_axes([block]):
         return lax.optimization_barrier((key, block))[0]
     return lax.optimization_barrier(key)

@@ -11,6 +11,7 @@ from def_jax.compressors.base import Selection
 from def_jax.mesh.link import float32_updates
 from def_jax.mesh.shards import Shards
 from def_jax.options import Options, detach_estimate, every, outer, skipping
+from def_jax.options.base import Send
 from def_jax.types import PyTree
 from def_jax.wires import exchange
 
@@ -45,7 +46,7 @@ def send(
         step: in progress.
         arrive: maps a worker's message and the mean, as soon as this is known, to the mean.
     """
-    sending = functools.partial(_send, options, step, arrive)
+    sending: Send = functools.partial(_send, options, step, arrive)
     if options.outer is not None:
         sending = outer.with_block(options.outer, step.selection, sending)
     if options.every > 1:
@@ -78,7 +79,6 @@ def _send(
 
 
 def _weights(options: Options, step: Step) -> jax.Array:
-    """Factors of the parts' squares: what scales a block to its tensor, shared by the devices that hold "
-    "it."""
+    """Factors of the parts' squares: they scale a block to its tensor, once for all devices that hold it."""
     parts, shares = options.compressor.parts(step.pending), step.shards.shares(step.pending)
     return jnp.array([part.weight * share for part, share in zip(parts, shares, strict=True)], jnp.float32)

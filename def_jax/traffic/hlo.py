@@ -86,10 +86,11 @@ def collectives(hlo: str) -> list[Collective]:
     >>> collectives('ROOT r = (f32[3,2]{1,0}, bf16[]) all-reduce(x, y), replica_groups={{0,1}}')[0][:6]
     ('all-reduce', 7, 26, ((0, 1),), '', 'f32,bf16')
     """
-    found, done = [], {start: result for result, start in _DONE.findall(hlo)}
+    found: list[Collective] = []
+    done = {start: result for result, start in _DONE.findall(hlo)}
     channels, turns = set(), _turns(hlo)
     for match in _COLLECTIVE.finditer(hlo):
-        start, result, operation, rest = match.groups()
+        start, result, operation, rest = map(str, match.groups())
         if hidden := _HIDDEN.search(rest):
             if hidden[1] in channels:
                 continue
@@ -98,7 +99,8 @@ def collectives(hlo: str) -> list[Collective]:
         elements, size, dtype = _arrays(operation, done.get(start, result))
         groups, name = replica_groups(rest), named[1] if named else ''
         times = turns(match.start())
-        found.append(Collective(operation, elements, size, groups, name, dtype, times=times))
+        kind: Any = operation
+        found.append(Collective(kind, elements, size, groups, name, dtype, times=times))
     return found + [_between_slices(result, rest) for result, rest in _BETWEEN_SLICES.findall(hlo)]
 
 

@@ -52,7 +52,7 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     Virtual workers share a device, so averages among them do not appear.
     """
     steps, workers, points = experiment.steps, experiment.workers, experiment.method.points
-    state = workers.abstract(jax.eval_shape(steps.init), experiment.own)
+    state = workers.abstract(jax.eval_shape(steps.init), experiment.is_per_worker)
     batch = workers.place(next(experiment.train_batches(0)))
     variables = workers.abstract(jax.eval_shape(steps.outputs, state)[0]['x'], False)
     test_batches = list(experiment.test_batches(experiment.config.evaluate_on))

@@ -1,7 +1,7 @@
 """`--config.elastic=True`: a run of several processes that goes on while some of them die and return.
 
-The crew of `loop` here is a `def_jax.elastic.Team`. Process 0, which holds JAX's coordination service, writes
-the run's files.
+The workers of `loop` are a `def_jax.elastic.Team` here. Process 0, which holds JAX's coordination service,
+writes the run's files.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from def_jax.trainer.workers.sharded import SHARD_AXIS, shard_spec
 
 PyTree = Any
 
-__all__ = ['Crew', 'first_state']
+__all__ = ['ElasticWorkers', 'first_state']
 
 _STEP, _STOPS = '_step', '_stops'  # beside the examples of a batch
 
@@ -41,17 +41,25 @@ def first_state(steps: Steps) -> TrainState:
     """The state at step 0, as NumPy arrays; computed on one device of this process."""
     shape, here = steps.workers.shape, WholeWorkers(jax.local_devices()[:1])
     state = jax.device_get(dataclasses.replace(steps, workers=here).init())
-    return each(lambda own, x: np.broadcast_to(x[0], (*shape, *x.shape[1:])) if own else x, steps.own, state)
+
+    def stacked(mine: bool, x: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(x[0], (*shape, *x.shape[1:])) if mine else x
+
+    return each(stacked, steps.is_per_worker, state)
 
 
 class _Statistics(NamedTuple):
-    """BatchNorm's, in front of the optimizer's state and per-worker like it."""
+    """BatchNorm's, in front of the optimizer's state."""
 
     batch_stats: PyTree
 
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        return ('batch_stats',)
 
-class Crew:
-    """The workers who live, for the loop; what they do is repeated without those who die meanwhile.
+
+class ElasticWorkers:
+    """The live workers, for the loop; a step is repeated without those that die in it.
 
     Args:
         experiment: the run's, with all workers.

@@ -4,17 +4,25 @@ import traceback
 
 __all__ = ['one_line']
 
+_LONGEST = 500
 
-def one_line(error: BaseException) -> str:
-    """An error in one line, with its place unless it speaks for itself.
 
-    >>> one_line(ValueError('depth=3 must\\nbe even.'))
-    'depth=3 must be even.'
+def one_line(error: BaseException, *, place: bool = False) -> str:
+    """An error's text in one line; only the first one of a text that is long, as tensorstore's are.
+
+    Args:
+        error: the error; of nested ones, as config_flags raises, the innermost.
+        place: whether to add its type and place, unless it speaks for itself: of code that may be anyone's.
+
+    >>> one_line(ValueError('depth=3 must\\nbe even.')), one_line(KeyError('no such key'))
+    ('depth=3 must be even.', 'no such key')
     """
-    while error.args and isinstance(error.args[0], Exception):  # config_flags nests exceptions this way
+    while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
-    text = ' '.join(str(error).split())
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename[:1] != '<']
-    if (isinstance(error, (ValueError, ImportError, OSError)) and text) or not frames:
+    quoted = isinstance(error, LookupError) and error.args and isinstance(error.args[0], str)
+    text = str(error.args[0] if quoted else error).strip()
+    text = ' '.join((text if quoted or len(text) < _LONGEST else text.splitlines()[0]).split())
+    if not place or (isinstance(error, (ValueError, ImportError)) and text):
         return text or type(error).__name__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename[:1] != '<']
     return f'{type(error).__name__}: {text}, {frames[-1].filename}:{frames[-1].lineno}'

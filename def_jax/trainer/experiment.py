@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from def_jax import methods
+from def_jax.baselines import methods
 from def_jax.traffic import Message, traffic
 from def_jax.trainer.checkpointing.regrouping import Layout
 from def_jax.trainer.configuration.methods import complete, find_method
@@ -167,14 +167,14 @@ class Experiment:
         return jax.eval_shape(lambda: self.task.init(jax.random.key(0)))
 
     @functools.cached_property
-    def own(self) -> TrainState:
+    def is_per_worker(self) -> TrainState:
         """Which parts of the state are per-worker, see `per_worker`."""
         return per_worker(self.optimizer, self.abstract_variables)
 
     @property
     def layout(self) -> Layout:
         """How the workers are arranged in the state."""
-        return Layout(self.workers, self.own, self.config.batch_size, self.config.elastic)
+        return Layout(self.workers, self.is_per_worker, self.config.batch_size, self.config.elastic)
 
     @functools.cached_property
     def steps(self) -> Steps:
@@ -183,7 +183,7 @@ class Experiment:
             self.task,
             self.optimizer,
             self.workers,
-            self.own,
+            self.is_per_worker,
             seed=self.config.seed,
             points=self.method.points,
             detaches=self.method.kind == 'error_feedback',

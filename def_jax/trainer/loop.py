@@ -79,8 +79,8 @@ def train_and_evaluate(
                 _Run(experiment, run, checkpoints, console, signals).train_and_evaluate()
             if config.elastic and not processes.is_first():
                 return {}
-            processes.meet('the result is written')
-            result = processes.look_together(lambda: results.read(run) or {})
+            processes.barrier('the result is written')
+            result = processes.retry_until_visible(lambda: results.read(run) or {})
             if processes.is_first():
                 console_lib.show_result(console, result)
                 files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
@@ -92,8 +92,8 @@ def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Pa
     """The run's folder: the first process creates it, and the others find it, with the same configuration."""
     if processes.is_first():
         run = workdir.claim(folder, config, other_workers=True)
-    processes.meet('the folder is claimed')
-    processes.look_together(functools.partial(workdir.is_claimed, folder))
+    processes.barrier('the folder is claimed')
+    processes.retry_until_visible(functools.partial(workdir.is_claimed, folder))
     if not processes.is_first():
         if config.elastic:  # nobody waits for a newcomer
             workdir.wait_for_claim(folder)
@@ -102,11 +102,11 @@ def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Pa
 
 
 def _check_data(experiment: Experiment) -> None:
-    """Raises ValueError in all processes unless they have the same data; a crew compares it itself."""
+    """Raises ValueError in all processes unless they have the same data; elastic workers compare it."""
     if processes.count() == 1 or experiment.config.elastic:
         return
     mark = int(fingerprint(experiment.dataset)[:7], 16)
-    if processes.anywhere(processes.agree(mark) != mark):
+    if processes.any_process(processes.broadcast(mark) != mark):
         raise ValueError(
             f'config.dataset={experiment.config.dataset!r} holds other examples for some processes than for '
             'process 0. Give all of them the same files, and for python_stdlib the same version of Python.'
@@ -155,8 +155,8 @@ class _Run:
             resumed = [f'resuming at step {self._start:,}', *self._checkpoints.notes]
             for line in resumed if self._start else []:
                 self._say(line)
-            with self._crew() as crew:
-                self._train(crew)
+            with self._assembled() as workers:
+                self._train(workers)
             self._log.seal()
         except DivergedError as error:
             if processes.is_first():
@@ -164,7 +164,7 @@ class _Run:
             raise
         finally:
             self._log.close()
-        sample = crew.sample()
+        sample = workers.sample()
         if processes.is_first():
             self._conclude(sample)
 
@@ -192,18 +192,18 @@ class _Run:
         return state
 
     @contextlib.contextmanager
-    def _crew(self) -> Iterator['_Crew']:
+    def _assembled(self) -> Iterator['_AnyWorkers']:
         experiment, state = self._experiment, self._first_state
         if experiment.config.elastic:
-            crew = elastic.Crew(experiment, state, self._say, self._signals)
-            with crew.together(self._save):
-                yield crew
+            workers = elastic.ElasticWorkers(experiment, state, self._say, self._signals)
+            with workers.together(self._save):
+                yield workers
         else:
             batches = experiment.train_batches(self._start)
             with prefetch.ahead(batches, experiment.workers.place) as placed:
-                yield _Standing(experiment, state, placed)
+                yield FixedWorkers(experiment, state, placed)
 
-    def _train(self, crew: '_Crew') -> None:
+    def _train(self, workers: '_AnyWorkers') -> None:
         """Trains, evaluates and saves until the run's last step."""
         experiment, config, last = self._experiment, self._experiment.config, self._experiment.num_steps
         window = Window(experiment, self._log, self._start)
@@ -214,46 +214,46 @@ class _Run:
         length = last, experiment.num_epochs, experiment.dataset.unit
         with console_lib.Progress(self._console, self._start, *length) as progress:
             if is_due(self._start) and self._lacks_evaluation():
-                self._evaluate(crew, window, progress)
-            while crew.step < last:
-                if crew.diagnose and crew.step % config.diagnostics_every == 0:
-                    _show(window.report(), progress)  # to keep the records in order
-                    self._log.write(crew.diagnose())
-                measured = crew.train()
-                done = crew.step
+                self._evaluate(workers, window, progress)
+            while workers.step < last:
+                if workers.diagnose and workers.step % config.diagnostics_every == 0:
+                    _show(window.flush(), progress)  # to keep the records in order
+                    self._log.write(workers.diagnose())
+                measured = workers.train()
+                done = workers.step
                 # Fetch the record of the previous step while the devices compute this one.
-                _show(window.report(), progress)
+                _show(window.flush(), progress)
                 window.add(measured)
-                if crew.check_replicas and (is_due(done) or done % config.check_replicas_every == 0):
-                    crew.check_replicas()
+                if workers.check_replicas and (is_due(done) or done % config.check_replicas_every == 0):
+                    workers.check_replicas()
                 if reports := is_due(done) or done % config.log_every_steps == 0:
-                    window.end(done)
+                    window.mark_due(done)
                 if is_due(done) or config.elastic:  # whose next step may be its last
-                    _show(window.report(), progress)
+                    _show(window.flush(), progress)
                 if is_due(done):
-                    self._save(crew.state())
-                    self._evaluate(crew, window, progress)
-                if done < last and crew.stops(self._signals.name is not None, reports=reports):
-                    _show(window.report(), progress)
-                    window.suspend(done)
-                    self._save(crew.state(), wait=True)
+                    self._save(workers.state())
+                    self._evaluate(workers, window, progress)
+                if done < last and workers.stops(self._signals.name is not None, reports=reports):
+                    _show(window.flush(), progress)
+                    window.save_partial(done)
+                    self._save(workers.state(), wait=True)
                     raise InterruptedRunError(self._signals.name or 'a signal to another process', done)
 
     def _lacks_evaluation(self) -> bool:
-        """Whether the state that was restored may still have to be evaluated; all processes agree."""
-        # Those who come and go meet at a step, and cannot evaluate before their first.
+        """Whether the state that was restored may still have to be evaluated; the same in all processes."""
+        # Elastic processes synchronise only inside a step, so none can evaluate before the first.
         if not self._start or self._experiment.config.elastic:
             return False
-        return processes.agree(not self._log.is_evaluated(self._start))
+        return processes.broadcast(not self._log.is_evaluated(self._start))
 
-    def _evaluate(self, crew: '_Crew', window: Window, progress: console_lib.Progress) -> None:
+    def _evaluate(self, workers: '_AnyWorkers', window: Window, progress: console_lib.Progress) -> None:
         """Records the evaluation of a state that has been saved: one that fails loses no step."""
         try:
-            record = crew.evaluate()
+            record = workers.evaluate()
         except DivergedError:
             self._checkpoints.discard()
             raise
-        position = window.position(crew.step)
+        position = window.position(workers.step)
         self._log.write(record | position)
         progress.note(console_lib.evaluation_line(self._experiment.measure, record, position))
         window.restart()
@@ -290,7 +290,7 @@ def _show(record: dict[str, Any] | None, progress: console_lib.Progress) -> None
         progress.note(f'up to step {record["step"]:,}: {skipped} step(s) skipped, an update was not finite')
 
 
-class _Standing:
+class FixedWorkers:
     """The workers of a run as the loop uses them: the same from the first step to the last.
 
     Attributes:
@@ -310,7 +310,7 @@ class _Standing:
         if config.diagnostics_every:
             self._figures, self.diagnose = experiment.steps.diagnose, self._diagnose
         if config.check_replicas_every:
-            check = replicas.make_check(self._workers, experiment.own)
+            check = replicas.make_check(self._workers, experiment.is_per_worker)
             self.check_replicas = lambda: check(self._state, self.step)
 
     def train(self) -> dict[str, Any]:
@@ -329,9 +329,9 @@ class _Standing:
         return self._state
 
     def stops(self, signalled: bool, *, reports: bool) -> bool:
-        """Whether the run ends here because a process of it got a signal; all processes agree."""
+        """Whether the run ends here because a process of it got a signal; the same in all."""
         # Several processes must stop at the same step, so they ask each other when a record is due.
-        return (reports or jax.process_count() == 1) and processes.anywhere(signalled)
+        return (reports or jax.process_count() == 1) and processes.any_process(signalled)
 
     def sample(self) -> str | None:
         """What the trained model generates, at y if the method has it; None if the task generates nothing."""
@@ -355,4 +355,4 @@ class _Standing:
         return {'step': self.step} | record
 
 
-_Crew = _Standing | elastic.Crew
+_AnyWorkers = FixedWorkers | elastic.ElasticWorkers

@@ -11,10 +11,10 @@ import optax
 from jax import lax
 
 from def_jax import diagnostics
+from def_jax.baselines.methods import Point
 from def_jax.error_feedback import detached_params, feedback_states, output_params
 from def_jax.mesh.collectives import pmean, psum
 from def_jax.mesh.shards import sharded
-from def_jax.methods import Point
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks.base import Task
 from def_jax.trainer.tasks.gradients import accumulated_value_and_grad
@@ -32,7 +32,7 @@ class Steps:
         task: the loss, the metrics and the first variables.
         optimizer: it contains the link.
         workers: on which the steps run.
-        own: which parts of the state are per-worker, see `per_worker`.
+        is_per_worker: which parts of the state are per-worker, see `per_worker`.
         seed: of the first parameters and of augmentation.
         points: those of the method.
         detaches: whether gradients are taken at the detached point.
@@ -43,7 +43,7 @@ class Steps:
     task: Task
     optimizer: optax.GradientTransformation
     workers: Workers
-    own: TrainState
+    is_per_worker: TrainState
     seed: int
     points: tuple[Point, ...]
     detaches: bool
@@ -65,7 +65,7 @@ class Steps:
                 opt_state=self.optimizer.init(variables['params']),
             )
 
-        return functools.partial(self.workers.map(init, (False,), self.own), np.uint32(self.seed))
+        return functools.partial(self.workers.map(init, (False,), self.is_per_worker), np.uint32(self.seed))
 
     @functools.cached_property
     def train(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
@@ -93,7 +93,7 @@ class Steps:
                 metrics['taken'] = taken
             return TrainState(state.step + 1, state.key, params, batch_stats, opt_state), metrics
 
-        return self.workers.map(train_step, (self.own, True), (self.own, True), donate=0)
+        return self.workers.map(train_step, (self.is_per_worker, True), (self.is_per_worker, True), donate=0)
 
     @functools.cached_property
     def diagnose(self) -> Callable[[TrainState, dict], tuple[dict, dict]]:
@@ -113,7 +113,7 @@ class Steps:
                 own['detach_optimum_own'] = figures.pop('detach_optimum_own')
             return figures, own
 
-        return self.workers.map(diagnose, (self.own, True), (False, True))
+        return self.workers.map(diagnose, (self.is_per_worker, True), (False, True))
 
     @functools.cached_property
     def outputs(self) -> Callable[[TrainState], tuple[dict, dict]]:
@@ -135,7 +135,7 @@ class Steps:
             batch_stats = pmean(state.batch_stats, axis_name)
             return {point: {'params': p, 'batch_stats': batch_stats} for point, p in params.items()}, own
 
-        return self.workers.map(outputs, (self.own,), (False, True))
+        return self.workers.map(outputs, (self.is_per_worker,), (False, True))
 
     def batch_statistics(self, *, own_params: bool = False) -> Callable[[TrainState, PyTree, dict], PyTree]:
         """A function from a state, parameters and a training batch to the batch's BatchNorm statistics.
@@ -159,7 +159,7 @@ class Steps:
             found = of_worker(params, state.batch_stats, batch, self._key(state))
             return pmean(found, self.workers.axis_name)
 
-        return self.workers.map(statistics, (self.own, own_params, True), False)
+        return self.workers.map(statistics, (self.is_per_worker, own_params, True), False)
 
     @functools.cached_property
     def test_sums(self) -> Callable[[dict, dict], dict]:
@@ -180,8 +180,8 @@ class Steps:
 
         The batch has arrays [b, ...]; the sums are float32 [K].
         """
-        own = {'params': True, 'batch_stats': False}
-        return self.workers.map(self.workers.one_worker(self.task.test_sums), (own, False), True)
+        is_per_worker = {'params': True, 'batch_stats': False}
+        return self.workers.map(self.workers.one_worker(self.task.test_sums), (is_per_worker, False), True)
 
     @functools.cached_property
     def _gradient(self) -> Callable:

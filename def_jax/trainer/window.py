@@ -37,11 +37,11 @@ class Window:
     def add(self, measured: dict[str, Any]) -> None:
         self._pending.append(measured)
 
-    def end(self, done: int) -> None:
-        """Makes the record up to step `done`, the last one added, due; `report` it before the next step."""
+    def mark_due(self, done: int) -> None:
+        """Makes the record up to step `done`, the last one added, due; `flush` it before the next step."""
         self._end = done
 
-    def suspend(self, done: int) -> None:
+    def save_partial(self, done: int) -> None:
         """Records what is pending after `done` steps, so that a resumed run can complete the record."""
         self._finite_losses(done)
         values = [{name: self._local(x).tolist() for name, x in m.items()} for m in self._pending]
@@ -56,7 +56,7 @@ class Window:
             'seconds': self._earlier_seconds + time.perf_counter() - self._opened,
         }
 
-    def report(self) -> dict[str, Any] | None:
+    def flush(self) -> dict[str, Any] | None:
         """If a record is due, fetches the pending metrics, writes their means and returns the record."""
         if self._end is None:
             return None

@@ -42,11 +42,9 @@ def check_bits(bits: Any) -> None:
 
 def layout(sizes: Sequence[int], axis_name: AxisName, bits: int) -> Layout:
     """Where the parts of a message lie for `exchange`, given their sizes in elements."""
-    return (
-        Layout.dense(sizes)
-        if bits >= 16
-        else few_bits.plan(tuple(sizes), num_workers(axis_name), bits).layout
-    )
+    if bits >= 16 or not any(sizes):
+        return Layout.dense(sizes)
+    return few_bits.plan(tuple(sizes), num_workers(axis_name), bits).layout
 
 
 def exchange(

@@ -22,7 +22,7 @@ SDP4Bit (Jia et al., 2024); error kept on both sides of a server in DoubleSqueez
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,8 +105,7 @@ def plan(sizes: tuple[int, ...], workers: int, bits: int) -> Plan:
     ((2, 2, 4), (0, 8), [[0, 0], [1, 1]], [[4, 1], [3, 0]])
     """
     together = 8 // bits  # tiles whose integers share a byte
-    # On average half a tile is empty at the end of a part, and half of `together` tiles at the end of a
-    # chunk.
+    # On average half a tile is empty at the end of a part, and half of `together` tiles at that of a chunk.
     room = 2 * _WASTE * sum(sizes) / (len(sizes) + workers * together)
     least, most = _TILES
     tile = min(most, 2 ** math.floor(math.log2(max(least, room))))
@@ -114,12 +113,12 @@ def plan(sizes: tuple[int, ...], workers: int, bits: int) -> Plan:
     tiles = max(1, -(-sum(counts) // (workers * together))) * together
     begins = np.cumsum([0, *counts])[:-1]
     total = workers * tiles
-    part = np.repeat(np.arange(len(sizes)), counts)
-    filled = np.minimum(tile, np.array(sizes)[part] - (np.arange(part.size) - begins[part]) * tile)
+    part: Any = np.repeat(np.arange(len(sizes)), counts)
+    filled: Any = np.minimum(tile, np.array(sizes)[part] - (np.arange(part.size) - begins[part]) * tile)
     # What fills up the last chunks counts as the last part.
     part = np.pad(part, (0, total - part.size), mode='edge').reshape(workers, tiles)
     filled = np.pad(filled, (0, total - filled.size)).reshape(workers, tiles)
-    piece = np.cumsum(np.diff(part, axis=1, prepend=part[:, :1]) > 0, axis=1)
+    piece: Any = np.cumsum(np.diff(part, axis=1, prepend=part[:, :1]) > 0, axis=1)
     pieces = np.zeros((workers, piece.max() + 1), int)
     np.put_along_axis(pieces, piece, part, axis=1)
     places = tuple(int(begin) * tile for begin in begins)
@@ -212,8 +211,7 @@ def _energy(
 
 
 def _split(rows: jax.Array, p: Plan, bits: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rows as they travel, uint8 [K, bytes], as packed codes [K, T·b/8, G], units [K, S], and what "
-    "follows."""
+    """Rows as they travel, uint8 [K, bytes]: packed codes [K, T·b/8, G], units [K, S], and what follows."""
     packed = p.shape[1] * bits // 8 * p.tile
     codes, unit, rest = jnp.split(
         rows, [packed, packed + p.pieces.shape[1] * jnp.dtype(_UNIT).itemsize], axis=1
@@ -272,8 +270,7 @@ def _rms(x: jax.Array, group: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _pack(codes: jax.Array, bits: int) -> jax.Array:
-    """uint8 [..., T, G] in bytes, uint8 [..., T·b/8, G]: of tiles that lie apart, so that loads are "
-    "contiguous."""
+    """uint8 [..., T, G] in uint8 [..., T·b/8, G]: a byte's codes are of tiles apart, for contiguous loads."""
     together = 8 // bits
     planes = codes.reshape(*codes.shape[:-2], together, -1, codes.shape[-1])
     shifted = (planes[..., i, :, :] << np.uint8(i * bits) for i in range(together))

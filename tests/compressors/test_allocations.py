@@ -3,9 +3,12 @@
 import itertools
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 from network_shapes import REAL
 
+import def_jax
 from def_jax.compressors.allocations import block_sizes
 
 VGG = [math.prod(shape) for shape in REAL['vgg16']]
@@ -45,6 +48,31 @@ def test_the_number_of_blocks_grows_as_the_root_of_the_size(ratio):
     assert len(constants) >= 6 and max(constants) / min(constants) < 2.5
     for n, r in blocks.items():  # and what is sent whole would have had few blocks
         assert r > 1 or n**0.5 * min(constants) < 3
+
+
+@pytest.mark.parametrize('ratio', [16, 64, 256])
+@pytest.mark.parametrize(
+    'shapes',
+    [
+        [(512, 512)] * 4 + [(512,)] * 8 + [(50021,)],
+        [(784, 257), (257,), (257, 257), (257,), (257, 10), (10,)],
+    ],
+    ids=['a prime tensor', 'prime widths'],
+)
+def test_few_divisors_are_no_obstacle(shapes, ratio):
+    """Blocks that divide nearly: waits as short as if the sizes were powers of two, in no longer messages."""
+    blocks = {}
+    for allocation in ('proportional', 'balanced'):
+        parts = def_jax.random_block(ratio, allocation=allocation).parts(
+            [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        )
+        blocks[allocation] = sum(part.size for part in parts), sum(part.weight for part in parts)
+    sizes = [math.prod(shape) for shape in shapes]
+    room = sum(block_sizes(sizes, ratio))
+    powers = [2 ** round(math.log2(n)) for n in sizes]
+    possible = waits(powers, block_sizes(powers, ratio, 'balanced'))
+    same_share, (length, waiting) = blocks.values()
+    assert length <= 1.05 * room and waiting < 0.7 * same_share[1] and waiting < 1.25 * possible
 
 
 def test_no_division_of_a_small_message_waits_much_less():

@@ -11,12 +11,12 @@ from compressing import KEY, compress, ones_like
 from network_shapes import REAL
 
 import def_jax
+from def_jax.compressors import Layout
 
 SHAPES = [(3, 3, 4, 8), (7, 11), (10,), (), (0, 3)]
 COMPRESSORS = {
     'random_block': def_jax.random_block(4),
-    'random_block_model': def_jax.random_block(4, granularity='model'),
-    'random_block_model_cut_short': def_jax.random_block(3, granularity='model'),
+    'random_block_cut_short': def_jax.random_block(3),
     'random_k': def_jax.random_k(4),
     'scaled': def_jax.scaled(0.25),
 }
@@ -73,16 +73,26 @@ def test_what_is_not_sent_is_kept_bit_for_bit_and_add_is_plus_what_place_puts_in
                 assert np.all((c == whole) | (c == 0))
 
 
-def test_what_is_sent_whole_is_exact_and_so_is_its_energy():
+def test_what_is_sent_whole_is_exact():
     tree = make_tree()
     for compressor in (def_jax.identity(), def_jax.random_block(1), def_jax.random_k(1)):
         chex.assert_trees_all_equal(jitted_compress(compressor, tree), tree)
     quarter = jax.tree.map(lambda x: 0.25 * x, tree)  # a power of two: exact
     chex.assert_trees_all_equal(jitted_compress(def_jax.scaled(0.25), tree), quarter)
-    scaled = def_jax.scaled(0.25)
-    energy = scaled.energy(scaled(KEY, jnp.uint32(0), tree).take(tree), tree)
-    squares = [np.sum(np.square(x)) for x in jax.tree.leaves(tree)]
-    assert float(energy) == pytest.approx(sum(squares), rel=1e-5)
+
+
+@pytest.mark.parametrize('name', COMPRESSORS)
+def test_squares_times_their_weights_tell_those_of_the_tensors(name):
+    """Of numbers ±1, of which any block holds as much."""
+    tree = jax.tree.map(jnp.sign, make_tree())
+    compressor = COMPRESSORS[name]
+    message = jax.jit(lambda tree: compressor(KEY, jnp.uint32(0), tree).take(tree))(tree)
+    squares = [
+        jnp.vdot(x, x) for x in Layout.dense(compressor.sizes(tree)).split(message, compressor.sizes(tree))
+    ]
+    for part, square, x in zip(compressor.parts(tree), squares, jax.tree.leaves(tree), strict=True):
+        if name == 'scaled' or part.weight * part.size == x.size:  # no tile is shorter than others
+            assert float(part.weight * square) == pytest.approx(x.size, rel=1e-6)
 
 
 @pytest.mark.parametrize('name', COMPRESSORS)
@@ -133,8 +143,8 @@ def test_published_trajectories_draw_the_same_blocks(order, allocation):
 
 @pytest.mark.parametrize('make', [def_jax.random_block, def_jax.random_k])
 def test_possible_and_impossible_ratios(make):
-    for ratio in (1, np.int64(4), np.float32(4), 10**9):
-        assert def_jax.message_size(make(ratio), jnp.ones(16)) == max(1, 16 // ratio)
+    for ratio in (1, np.int64(4), np.float32(4), 10**9, np.float16(64), np.int8(64)):
+        assert def_jax.message_size(make(ratio), jnp.ones(1 << 16)) == max(1, (1 << 16) // int(ratio))
     for ratio in (0.5, -math.inf, math.nan, math.inf, '64', True, None, 1j, np.float32('nan')):
         with pytest.raises(ValueError, match=r'ratio=.* must be a finite number >= 1'):
             make(ratio)
@@ -148,16 +158,10 @@ def test_possible_and_impossible_ratios(make):
         *(
             (def_jax.random_block, {'ratio': 4, name: value}, rf'{name}=.* must be {allowed}')
             for name, values, allowed in (
-                ('granularity', ('leaf', '', None, 0), "'tensor' .* or 'model'"),
                 ('order', ('sorted', '', None, 0), "'random' .*'shuffled' .* or 'cyclic'"),
                 ('allocation', ('equal',), "'proportional' .* or 'balanced'"),
             )
             for value in values
-        ),
-        (
-            def_jax.random_block,
-            {'ratio': 4, 'allocation': 'balanced', 'granularity': 'model'},
-            "granularity='model' there is one block",
         ),
         *(
             (def_jax.scaled, {'delta': delta}, r'delta=.* must be a number in \(0, 1\]')

@@ -68,14 +68,13 @@ def test_each_coordinate_is_sent_by_the_same_number_of_draws(shape, ratio):
     assert np.all(sent.sum(axis=1) <= block.size)
 
 
-@pytest.mark.parametrize('granularity', ['tensor', 'model'])
-def test_what_a_block_does_not_own_is_zero_in_the_message_and_unchanged_in_the_tensor(granularity):
-    shapes = [(7, 11)] if granularity == 'tensor' else [(5, 5), (3,), (), (4, 2)]
+def test_what_a_block_does_not_own_is_zero_in_the_message_and_unchanged_in_the_tensor():
+    shapes = [(7, 11)]
     index = [jnp.arange(1.0, x.size + 1).reshape(x.shape) for x in ones_like(shapes)]
 
     def taken_and_replaced(value):
         with single_draws(value, set()):
-            selection = def_jax.random_block(4, granularity=granularity)(KEY, jnp.uint32(0), index)
+            selection = def_jax.random_block(4)(KEY, jnp.uint32(0), index)
         message = selection.take(index)
         return message, selection.place(jnp.ones_like(message), index), selection.replace(index, -message)
 
@@ -93,16 +92,6 @@ def test_what_a_block_does_not_own_is_zero_in_the_message_and_unchanged_in_the_t
 def test_every_place_is_equally_likely_at_every_step(order, step):
     sent, seen = enumerated(def_jax.random_block(4, order=order), [(7, 11)], count=4, step=step)
     assert seen == {4} and len(np.unique(sent, axis=0)) == 4
-
-
-def test_the_block_of_the_whole_model_is_one_run():
-    """In an order, too: at step 1 of a cycle, it is the run after the one that was drawn."""
-    shapes = [(5, 5), (3,), (), (4, 2)]  # 37 elements: runs of 10, the last of 7
-    compressor = def_jax.random_block(4, granularity='model', order='cyclic')
-    sent, seen = enumerated(compressor, shapes, 4, step=1)
-    assert seen == {4}
-    runs = [np.flatnonzero(mask).tolist() for mask in sent]
-    assert runs == [list(range(at, min(at + 10, 37))) for at in (10, 20, 30, 0)]
 
 
 @pytest.mark.parametrize('shape', [(2, 5), (3, 2, 2), (7,), ()], ids=str)

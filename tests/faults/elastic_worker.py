@@ -39,7 +39,7 @@ PLAN = {
     **{'heartbeat': 10, 'pause': 0.0},  # seconds: of silence before a death, after each step
     **{'die': '', 'freeze': '', 'fail': 0},
     # What a process has that the others have not: a dtype; a momentum; a bit that flips in what it is given.
-    **{'dtype': 'float32', 'trace': 0, 'flip': 0},
+    **{'dtype': 'float32', 'momentum': 0, 'flip': 0},
 }
 FOLDER, ADDRESS = Path(sys.argv[1]), os.environ[LAUNCHED[0]]
 COUNT, INDEX = (int(os.environ[name]) for name in LAUNCHED[1:])
@@ -97,9 +97,9 @@ def main() -> int:
 
 def joined():
     """The team, from the last checkpoint if there is one."""
-    optimizer = def_jax.def_sgd(RATE, RATIO, 'workers', seed=plan['seed'])
-    if plan['trace']:
-        optimizer = optax.chain(optax.trace(0.5), optimizer)
+    blocks = def_jax.random_block(RATIO, order='shuffled', allocation='balanced')
+    inner = optax.sgd(RATE, momentum=0.9 if plan['momentum'] else None)
+    optimizer = def_jax.error_feedback(blocks, 'workers', inner=inner, seed=plan['seed'])
     if plan['kind'] == 'restart':
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_cpu_collectives_implementation', 'gloo')

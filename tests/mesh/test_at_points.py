@@ -295,7 +295,7 @@ def test_accumulation_sends_once():
     np.testing.assert_allclose(updates['in'], wanted['in'], rtol=1e-5, atol=1e-7)
     residual, expected = (optax.tree.get(each, 'residual')['in'] for each in (state, expected))
     np.testing.assert_allclose(residual, expected, rtol=1e-4, atol=1e-6)
-    assert state.count == 0 and not np.any(state.grads.tree['in'])
+    assert state.calls == 0 and not np.any(state.grads.tree['in'])
     dist.check(step.lower(grads[0], state, params).compile(), params)
 
 

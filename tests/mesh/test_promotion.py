@@ -15,20 +15,21 @@ SHUFFLED = {'order': 'shuffled', 'allocation': 'balanced'}
 # Every option of a block and of the link, several at once where they can be combined.
 OPTIONS = [
     ({}, {'detach': 'auto', 'bits': 8, 'skip_nonfinite': True}),
-    (SHUFFLED, {'detach': 'auto', 'wire_dtype': jnp.bfloat16, 'decay': 0.9, 'average_every': 3}),
-    ({'granularity': 'model', 'order': 'cyclic'}, {'every': 2, 'outer': optax.sgd(0.7, 0.9, nesterov=True)}),
-    ({'granularity': 'model', **SHUFFLED, 'allocation': 'proportional'}, {'overlap': True, 'detach': 'auto'}),
-    ({'granularity': 'element'}, {'overlap': True, 'skip_nonfinite': True}),
+    (SHUFFLED, {'detach': 'auto', 'bits': 16, 'decay': 0.9, 'average_every': 3}),
+    ({'order': 'cyclic'}, {'every': 2, 'outer': optax.sgd(0.7, 0.9, nesterov=True), 'bits': 1}),
+    (SHUFFLED, {'overlap': True, 'detach': 'auto', 'bits': 2}),
+    (SHUFFLED, {'overlap': True, 'skip_nonfinite': True}),
 ]
 OPTIMIZERS = [
-    def_jax.METHODS['def'].optimizer(
-        optax.identity(),
-        optax.sgd(0.1, 0.9),
-        'workers',
-        def_jax.METHODS['def'].compressor(3, **blocks),
-        **link,
-    )
-    for blocks, link in OPTIONS
+    *(
+        def_jax.error_feedback(
+            def_jax.random_block(3, **blocks), 'workers', inner=optax.sgd(0.1, 0.9), **options
+        )
+        for blocks, options in OPTIONS
+    ),
+    def_jax.error_feedback(def_jax.random_k(3), 'workers', overlap=True),
+    def_jax.error_feedback(def_jax.scaled(0.5), 'workers', outer=optax.sgd(0.7, 0.9)),
+    def_jax.def_sgd(0.1, 64, 'workers'),
 ]
 METHODS = [name for name, method in def_jax.METHODS.items() if method.link is not None]
 
@@ -50,7 +51,7 @@ def test_all_that_sends_traces_without_promotion():
     def step(dist, params, batch):
         state = dist.init(params)
         params, state, _ = step_of(dist, loss_fn)(params, state, batch)
-        if isinstance(state[-1], def_jax.ErrorFeedbackState):
+        if isinstance(state, def_jax.ErrorFeedbackState):
             dist.output_params(params, state)
         return params
 

@@ -83,21 +83,25 @@ def with_point(name):
 
 
 NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
+SHUFFLED = def_jax.random_block(4, order='shuffled')
 OPTIMIZERS = {
-    'auto': optax.chain(optax.adamw(0.01), feedback(detach='auto', outer=NESTEROV)),
-    'skipping, int8': def_jax.hold_skipped(
-        optax.chain(optax.sgd(0.1, momentum=0.9), feedback(skip_nonfinite=True, bits=8))
+    'auto': feedback(inner=optax.adamw(0.01), detach='auto', outer=NESTEROV),
+    'skipping, 8 bits': feedback(inner=optax.sgd(0.1, momentum=0.9), skip_nonfinite=True, bits=8),
+    'every': feedback(inner=optax.sgd(0.1), every=2, decay=0.9),
+    'shuffled, in flight': def_jax.error_feedback(
+        *(SHUFFLED, 'workers'), inner=optax.sgd(0.1), overlap=True, skip_nonfinite=True
     ),
-    'every': optax.chain(optax.sgd(0.1), feedback(every=2, decay=0.9)),
-    'injected': optax.inject_hyperparams(def_jax.def_adamw, static_args=('ratio', 'axis_name', 'detach'))(
-        0.01, 4, 'workers'
-    ),
+    'def_adamw, in flight': def_jax.def_adamw(0.01, 64, 'workers', overlap=True),
+    'injected': optax.inject_hyperparams(
+        def_jax.def_adamw, static_args=('compression', 'bits', 'axis_name', 'detach', 'outer')
+    )(0.01, 64, 'workers'),
     'sparse_loco': optax.chain(optax.sgd(0.1), def_jax.baselines.sparse_loco(2, 'workers', every=2)),
     # The bias is not communicated in blocks, and a link of its own averages it.
     'masked': optax.chain(
-        optax.sgd(0.1, momentum=0.9),
-        optax.masked(feedback(average_every=2), {'w': True, 'b': False}),
-        optax.masked(def_jax.all_reduce_mean('workers'), {'w': False, 'b': True}),
+        optax.masked(feedback(inner=optax.sgd(0.1, momentum=0.9), average_every=2), {'w': True, 'b': False}),
+        optax.masked(
+            optax.chain(def_jax.all_reduce_mean('workers'), optax.sgd(0.1)), {'w': False, 'b': True}
+        ),
     ),
     'frozen': optax.chain(
         optax.partition(
@@ -128,7 +132,7 @@ def test_types_prove_that_all_workers_get_the_same_parameters(name):
 @pytest.mark.parametrize(
     'name',
     [
-        *('skipping, int8', 'powersgd', 'onebit_adam'),
+        *('skipping, 8 bits', 'def_adamw, in flight', 'powersgd', 'onebit_adam'),
         *(pytest.param(name, marks=pytest.mark.slow) for name in ('auto', 'masked')),
     ],
 )
@@ -153,7 +157,7 @@ def test_the_types_change_no_number(name):
         (OPTIMIZERS['auto'], inside, 'detached_params: the gradient is taken with respect to replicated'),
         *(
             (
-                alias(0.1, 4, 'workers'),
+                alias(0.1, 64, 'workers'),
                 at_params,
                 r"updates\['b'\] is the same on all workers: .*detached_params",
             )
@@ -173,7 +177,7 @@ def test_a_gradient_that_would_be_summed_is_refused(optimizer, gradient, message
 
 
 def test_a_state_that_is_stacked_as_a_whole_is_refused():
-    optimizer = optax.chain(optax.sgd(0.1), feedback())
+    optimizer = feedback(inner=optax.sgd(0.1))
 
     def step(params, state, batch):
         state = jax.tree.map(lambda x: x[0], state)
@@ -189,7 +193,7 @@ def test_a_state_that_is_stacked_as_a_whole_is_refused():
 
 def test_the_first_state_varies_where_it_will():
     """So that a step inside the same mapped function is told apart from one that summed its gradient."""
-    optimizer = optax.chain(optax.sgd(0.1), feedback())
+    optimizer = feedback(inner=optax.sgd(0.1, momentum=0.9))
 
     def first_step(gradient, params, batch):
         state = optimizer.init(params)

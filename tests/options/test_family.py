@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import reference_baselines
 import reference_family as family
+from compressing import exchanged
 from perceptron import (
     INITIAL,
     START,
@@ -124,14 +125,30 @@ def test_random_replicator():
     np.testing.assert_allclose(trained(optimizer)[0], oracle, **TOLERANCE)
 
 
+def test_outer_momentum_of_a_scaled_message():
+    """C(p) = δ·p scales what is sent, not the momentum."""
+    delta, rate, momentum = 0.25, 0.7, 0.9
+    outer = optax.sgd(rate, momentum=momentum)
+    link = def_jax.error_feedback(def_jax.scaled(delta), 'workers', outer=outer)
+    updates = np.random.default_rng(0).normal(size=(2, 12, 5)).astype(np.float32)
+    residual, velocity = np.zeros((2, 5)), 0.0
+    for t, arrived in enumerate(exchanged(link, updates)[0][0]):
+        pending = residual + updates[:, t]
+        velocity = momentum * velocity + delta * pending.mean(0)
+        residual = (1 - delta) * pending
+        np.testing.assert_allclose(arrived, rate * velocity, rtol=0, atol=1e-5, err_msg=f'{t=}')
+
+
 def test_interrupted_after_any_step_is_uninterrupted():
     """A message every third step: the state alone says how many steps are left until the next one."""
     start = jax.tree.map(jnp.asarray, INITIAL)
 
     def begin():
-        options = {'every': 3, 'detach': 'auto', 'decay': 0.9, 'outer': optax.sgd(0.7, momentum=0.9)}
-        link = def_jax.error_feedback(def_jax.random_block(4, order='shuffled'), 'workers', **options)
-        optimizer = optax.chain(optax.sgd(RATE, momentum=0.9), link)
+        optimizer = def_jax.error_feedback(
+            *(def_jax.random_block(4, order='shuffled'), 'workers'),
+            **{'inner': optax.sgd(RATE, momentum=0.9), 'outer': optax.sgd(0.7, momentum=0.9), 'bits': 2},
+            **{'every': 3, 'detach': 'auto', 'decay': 0.9},
+        )
 
         def step(params, state, batch):
             grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
@@ -157,7 +174,7 @@ def test_devices_can_be_set_after_the_methods_are_built():
     program = (
         'import def_jax, jax, optax\n'
         'for method in def_jax.METHODS.values():\n'
-        "    method.optimizer(optax.identity(), optax.sgd(0.1), 'workers', def_jax.identity(), ratio=4)\n"
+        "    method.optimizer(optax.identity(), optax.sgd(0.1), 'workers', def_jax.identity(), ratio=64)\n"
         "jax.config.update('jax_num_cpu_devices', 3)\n"
         'assert jax.device_count() == 3\n'
     )

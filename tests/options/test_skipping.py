@@ -10,21 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compressing import exchanged
 
 import def_jax
 
 NUM_WORKERS, NUM_STEPS = 4, 12
 SHAPES = {'w': (8, 8), 'b': (3,), 'scale': ()}
 NUM_ELEMENTS = 64 + 3 + 1
+BLOCK = def_jax.random_block(4)
 
 
 @functools.cache
-def chain(hold=True, skip_nonfinite=True, **options):
+def wrapper(compressor=BLOCK, **options):
     inner = optax.sgd(optax.linear_schedule(0.1, 0.0, 50), momentum=0.9)
-    blocks = def_jax.random_block(4)
-    options = {'decay': 0.9, 'skip_nonfinite': skip_nonfinite, **options}
-    link = def_jax.error_feedback(blocks, 'workers', **options)
-    return def_jax.hold_skipped(optax.chain(inner, link)) if hold else optax.chain(inner, link)
+    options = {'decay': 0.9, 'skip_nonfinite': True, **options}
+    return def_jax.error_feedback(compressor, 'workers', inner=inner, **options)
 
 
 def gradients(num_steps=NUM_STEPS):
@@ -53,9 +53,10 @@ def trajectory(optimizer, grads):
     return jax.vmap(worker, axis_name='workers')(grads)
 
 
-def test_wherever_it_sits_all_workers_skip_and_hold_everything():
+@pytest.mark.parametrize('bits', [32, 2])
+def test_wherever_it_sits_all_workers_skip_and_hold_everything(bits):
     """One step for each place where NaN or infinity can sit."""
-    optimizer = chain()
+    optimizer = wrapper(bits=bits)
     before = jax.tree.map(lambda z: z[:, -1], trajectory(optimizer, gradients()))
     sizes = range(NUM_WORKERS), range(NUM_ELEMENTS), (np.nan, np.inf, -np.inf)
     places = [*itertools.product(*sizes)]
@@ -81,11 +82,12 @@ def test_the_run_goes_on_as_if_the_step_had_not_been():
     grads, bad = gradients(), 5
     poisoned = jax.tree.map(np.copy, grads)
     poisoned['b'][2, bad, 1] = np.nan
-    params, state = trajectory(chain(), poisoned)
+    everything = def_jax.random_block(1)
+    params, state = trajectory(wrapper(everything, bits=8), poisoned)
     np.testing.assert_array_equal(optax.tree.get(state, 'skipped')[:, -1], 1)
     # The same steps, the last of which comes one too early, and another.
     without = jax.tree.map(lambda g: np.concatenate([np.delete(g, bad, axis=1), g[:, :1]], axis=1), grads)
-    expected = trajectory(chain(skip_nonfinite=False, hold=False), without)
+    expected = trajectory(wrapper(everything, bits=8, skip_nonfinite=False), without)
 
     def at(step, params, state):
         fields = [optax.tree.get(state, name) for name in ('residual', 'trace', 'step', 'count')]
@@ -100,18 +102,65 @@ def test_the_average_of_residuals_waits_too(bad):
     another mean than themselves."""
     grads = jax.tree.map(lambda g: g[:3], gradients(6))
     grads['scale'][0, bad] = np.inf
-    params, state = trajectory(chain(average_every=4), grads)
+    params, state = trajectory(wrapper(average_every=4), grads)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, state)))
     residual = optax.tree.get(state, 'residual')
     chex.assert_trees_all_equal(*(jax.tree.map(lambda r, t=t: r[:, t], residual) for t in (bad - 1, bad)))
 
 
-def test_what_cannot_be_held():
-    """Gradients that optax.MultiSteps accumulates would keep the NaN for ever."""
-    optimizer = def_jax.hold_skipped(optax.sgd(0.1, momentum=0.9))
-    with pytest.raises(ValueError, match='hold_skipped: opt_state holds no residual'):
-        optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))
-    chain = def_jax.error_feedback(def_jax.identity(), None, skip_nonfinite=True)
-    optimizer = def_jax.hold_skipped(optax.MultiSteps(chain, 2).gradient_transformation())
-    with pytest.raises(ValueError, match=r'hold_skipped: optax\.MultiSteps would keep a NaN'):
-        optimizer.init(jnp.ones(3))
+@pytest.mark.parametrize('overlap', [False, True])
+def test_a_skipped_step_draws_another_block(overlap):
+    """Rounds go on, so that each block but those that were skipped is sent once a round."""
+    blocks = def_jax.random_block(4, order='shuffled')
+    optimizer = def_jax.error_feedback(blocks, 'workers', skip_nonfinite=True, overlap=overlap)
+    updates, bad = np.ones((2, 17, 8), np.float32), 5
+    updates[1, bad] = np.nan
+    arrived, state = exchanged(optimizer, updates)
+    sent = np.concatenate([arrived[0] != 0])[overlap:]  # steps, elements
+    assert not sent[bad].any() and state.extra['skipped'][0, -1] == 1
+    rounds = sent[:16].reshape(4, 4, 8).sum(1)
+    assert np.all(rounds[[0, 2, 3]] == 1) and sorted(rounds[1]) == [0, 0, *[1] * 6]
+
+
+@pytest.mark.parametrize('overlap', [False, True])
+@pytest.mark.parametrize('bits', [1, 2, 4, 8, 16, 32])
+def test_a_huge_value_is_sent_or_its_block_waits(bits, overlap):
+    """Near the largest float32 on all workers, where sums and units overflow: the other blocks are sent."""
+    blocks = def_jax.random_block(4, order='shuffled')
+    options = {'skip_nonfinite': True, 'overlap': overlap, 'bits': bits, 'detach': 'auto'}
+    optimizer = def_jax.error_feedback(blocks, 'workers', **options)
+    updates = np.zeros((4, 13, 8), np.float32)
+    updates[:, 0] = 1 + np.arange(8)
+    updates[:, 0, 3] = 3.4e38
+    arrived, state = exchanged(optimizer, updates)
+    x = arrived.sum(1, dtype=np.float64)
+    assert np.isfinite(x).all() and np.isfinite(state.residual).all()
+    others = np.delete(np.arange(8), [2, 3])
+    assert np.all(x[:, others] > 0)
+    assert np.all(state.extra['skipped'][:, -1] <= 4)  # once a round
+    y = x + np.asarray(state.residual[:, -1], np.float64).mean(0)
+    np.testing.assert_allclose(y[0], updates.sum(1, dtype=np.float64).mean(0), rtol=1e-2)
+
+
+def test_messages_in_flight_hold_the_inner_optimizer_of_one_worker():
+    """It leaves out its own update, and its momentum stays; a schedule's count goes on with the others'."""
+    optimizer, bad = wrapper(overlap=True), 5
+    grads = gradients()
+    poisoned = jax.tree.map(np.copy, grads)
+    poisoned['w'][2, bad, 1, 3] = np.inf
+    params, state = trajectory(optimizer, poisoned)
+    trace, count = optax.tree.get(state, 'trace'), optax.tree.get(state, 'count')
+    assert np.all(count == count[0]) and np.all(np.diff(count[0]) == 1)
+    left_out = state.extra['left_out']
+    assert left_out[:, bad].tolist() == [False, False, True, False] and left_out.sum() == 1
+    assert state.extra['skipped'][:, -1].tolist() == [1] * NUM_WORKERS
+    for name, momentum in trace.items():
+        expected = np.zeros_like(momentum[:, 0])
+        for t in range(NUM_STEPS):
+            taken = np.ones((NUM_WORKERS, *[1] * (expected.ndim - 1)), bool)
+            taken[2] = t != bad
+            fresh = 0.9 * expected + np.where(taken, poisoned[name][:, t], 0)
+            expected = np.where(taken, fresh, expected)
+            np.testing.assert_allclose(momentum[:, t], expected, rtol=0, atol=1e-5)
+    for leaf in jax.tree.leaves(params):
+        assert np.isfinite(leaf).all() and np.all(leaf == leaf[0])

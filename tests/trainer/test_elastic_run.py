@@ -85,13 +85,13 @@ def test_the_first_state_is_that_of_any_run(recorded):
     fixtures.assert_same_bits(fixtures.gathered(recorded.states[0]), first)
     layout = dataclasses.replace(recorded.experiment.layout, whole=True)
     assert layout.shape_of(first) == layout.shape == (fixtures.NUM_WORKERS,)
-    two = each(lambda own, x: np.asarray(x)[:2] if own else x, layout.own, first)
+    two = each(lambda own, x: np.asarray(x)[:2] if own else x, layout.is_per_worker, first)
     assert layout.shape_of(two) == (2,)
 
 
 @pytest.mark.usefixtures('live_devices')
 def test_workers_of_several_devices_train_and_are_evaluated_like_those_of_one(data_dir):
-    """A crew of one process."""
+    """Elastic workers of one process."""
     plain = {'optimizer': 'sgd', 'optimizer_options': {}, 'learning_rate': 0.1, 'schedule': 'drops'}
     plain |= {'outer': '', 'outer_options': {}, 'ratio': 1, 'batch_size': 8, 'num_workers': 2}
     found = []
@@ -99,9 +99,11 @@ def test_workers_of_several_devices_train_and_are_evaluated_like_those_of_one(da
         run = experiment.build(
             fixtures.tiny_config(data_dir, elastic=True, shards_per_worker=shards, **plain)
         )
-        crew = elastic.Crew(run, elastic.first_state(run.steps), lambda line: None, interruption.Watch())
-        losses = [crew.train()['loss'] for _ in range(2)]
-        found.append((losses, crew.evaluate(), crew.state().params))
+        workers = elastic.ElasticWorkers(
+            run, elastic.first_state(run.steps), lambda line: None, interruption.Watch()
+        )
+        losses = [workers.train()['loss'] for _ in range(2)]
+        found.append((losses, workers.evaluate(), workers.state().params))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *found)
 
 

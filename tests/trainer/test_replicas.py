@@ -35,7 +35,7 @@ def with_unequal(leaf_of, worker=2):
 @pytest.mark.parametrize(
     ('leaf_of', 'name'),
     [
-        (lambda state: optax.tree.get(state.opt_state, 'key'), 'opt_state.2.key'),
+        (lambda state: optax.tree.get(state.opt_state, 'key'), 'opt_state.key'),
         (lambda state: state.params['Dense_0']['bias'], 'params.Dense_0.bias'),
     ],
 )
@@ -66,7 +66,7 @@ def test_a_check_that_is_off_is_not_even_made(data_dir, tmp_path, monkeypatch):
 
 def test_virtual_workers_are_checked_by_device(data_dir):
     run = experiment.build(fixtures.tiny_config(data_dir, workers_per_device=2))
-    check_replicas, state = replicas.make_check(run.workers, run.own), run.steps.init()
+    check_replicas, state = replicas.make_check(run.workers, run.is_per_worker), run.steps.init()
     check_replicas(state, 0)
     values = [np.asarray(state.key), np.asarray(state.key) + np.uint32(1)]
     copies = [jax.device_put(v, device) for v, device in zip(values, run.workers.devices, strict=True)]

@@ -174,7 +174,7 @@ def flat(x):
 def test_a_device_that_differs_is_found(data_dir, leaf):
     """A kernel is sharded inside each worker, a scale lies whole on each device."""
     run, state, _ = trained(sharded(data_dir, num_workers=4, batch_size=8), 1)
-    check = replicas.make_check(run.workers, run.own)
+    check = replicas.make_check(run.workers, run.is_per_worker)
     check(state, 1)
 
     def corrupted(path, x):

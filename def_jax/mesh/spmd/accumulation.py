@@ -15,7 +15,7 @@ __all__ = ['AccumulationState', 'accumulated']
 class AccumulationState(NamedTuple):
     """State of `accumulated`."""
 
-    count: jax.Array  # int32 [], gradients since the last message
+    calls: jax.Array  # int32 [], gradients since the last message
     grads: Any  # their mean; per-worker
     inner_state: PyTree  # of the optimizer
 
@@ -38,7 +38,7 @@ def accumulated(optimizer: optax.GradientTransformation, every: int) -> optax.Gr
         )
 
     def update(grads, state, params=None, **extra_args):
-        grads = jax.tree.map(lambda kept, g: kept + (g - kept) / (state.count + 1), state.grads.tree, grads)
+        grads = jax.tree.map(lambda kept, g: kept + (g - kept) / (state.calls + 1), state.grads.tree, grads)
 
         def step(grads, inner_state):
             updates, inner_state = inner.update(grads, inner_state, params, **extra_args)
@@ -47,8 +47,8 @@ def accumulated(optimizer: optax.GradientTransformation, every: int) -> optax.Gr
         def wait(grads, inner_state):
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), grads), inner_state, grads
 
-        last = state.count == every - 1
+        last = state.calls == every - 1
         updates, inner_state, grads = lax.cond(last, step, wait, grads, state.inner_state)
-        return updates, AccumulationState((state.count + 1) % every, _Gradients(grads), inner_state)
+        return updates, AccumulationState((state.calls + 1) % every, _Gradients(grads), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

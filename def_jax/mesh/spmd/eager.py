@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ['compiled_once', 'remembered']
+__all__ = ['compiled_method', 'compiled_once', 'remembered_method']
 
 _TRACED = jax.Array, np.ndarray, np.generic, float
 _KEPT = 8  # compiled programs for each function, and what they hold on to
@@ -34,7 +34,6 @@ def compiled_once(function: Callable) -> Callable:
 
         return jax.jit(run)
 
-    @functools.wraps(function)
     def call(*args, **kwargs):
         leaves, treedef = jax.tree.flatten((args, kwargs))
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
@@ -51,7 +50,17 @@ def compiled_once(function: Callable) -> Callable:
     return call
 
 
-def remembered(make: Callable) -> Callable:
+def compiled_method(method: Callable) -> Any:
+    """A method of which every object compiles its own, as `compiled_once` does."""
+    return functools.cached_property(lambda self: compiled_once(functools.partial(method, self)))
+
+
+def remembered_method(method: Callable) -> Any:
+    """A method that makes something of a function, once while that stays the same, see `_remembered`."""
+    return functools.cached_property(lambda self: _remembered(functools.partial(method, self)))
+
+
+def _remembered(make: Callable) -> Callable:
     """`make(function, *args)`, called once while the function and the variables that it reads stay the same.
 
     A compiled function holds on to the values that it has read; here, other values make another function.
@@ -65,8 +74,9 @@ class _Key:
 
     def __init__(self, function: Callable):
         self.function = function
-        self._values = [getattr(function, '__func__', function), getattr(function, '__self__', None)]
-        plain = inspect.unwrap(self._values[0])
+        plain: Any = getattr(function, '__func__', function)
+        self._values = [plain, getattr(function, '__self__', None)]
+        plain = inspect.unwrap(plain)
         if inspect.isfunction(plain):
             outside = inspect.getclosurevars(plain)
             self._values += [*outside.nonlocals.values(), *outside.globals.values()]

@@ -33,7 +33,7 @@ from def_jax.mesh.shards import Shards, sharded
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.mesh.spmd import at_points, drift
 from def_jax.mesh.spmd.accumulation import accumulated
-from def_jax.mesh.spmd.eager import compiled_once, remembered
+from def_jax.mesh.spmd.eager import compiled_method, compiled_once, remembered_method
 from def_jax.mesh.spmd.transformation import Transformation
 from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
 from def_jax.traffic.crossing import check_crossing
@@ -118,10 +118,6 @@ class Spmd(Transformation):
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
         self._workers = WorkerMesh(mesh, axis_name)
         self._params: PyTree = None  # abstract: those of the last update that was traced, for `check`
-        self._init, self._update, self._output_params, self._regroup = map(
-            compiled_once, (self._init, self._update, self._output_params, self._regroup)
-        )
-        self._gradients, self._on_each = remembered(self._gradients), remembered(self._on_each)
 
     @property
     def num_workers(self) -> int:
@@ -144,6 +140,7 @@ class Spmd(Transformation):
         """
         return self._init(self._workers.place(params, self._specs(params)))
 
+    @compiled_method
     def _init(self, params):
         init = self._workers.map(self.optimizer.init, (False,), own_leaves(self.optimizer, params))
         return self._workers.auto(init, self.state_specs(params))(params)
@@ -165,6 +162,7 @@ class Spmd(Transformation):
         """
         return self._gradients(loss_fn, has_aux)
 
+    @remembered_method
     def _gradients(self, loss_fn, has_aux):
         return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux))
 
@@ -191,7 +189,7 @@ class Spmd(Transformation):
         Source: Algorithm 1, lines 4 to 6.
 
         >>> import jax, jax.numpy as jnp, def_jax
-        >>> dist = def_jax.spmd(def_jax.def_sgd(0.1, 2, 'workers'), jax.make_mesh((1,), ('workers',)))
+        >>> dist = def_jax.spmd(def_jax.def_sgd(0.1, 16, 'workers'), jax.make_mesh((1,), ('workers',)))
         >>> params = jnp.ones(4)
         >>> grad_fn = jax.grad(lambda w, rows, power: jnp.mean((rows @ w) ** power))
         >>> dist.at_points(grad_fn)(params, dist.init(params), jnp.ones((8, 4)), power=2).shape
@@ -229,6 +227,7 @@ class Spmd(Transformation):
         """
         return self._on_each(function)
 
+    @remembered_method
     def _on_each(self, function):
         return self._on_mesh(functools.partial(self._map, function))
 
@@ -263,6 +262,7 @@ class Spmd(Transformation):
         grads = self._workers.place(grads, self._stacked_specs(params))
         return self._update(grads, opt_state, params, extra_args)
 
+    @compiled_method
     def _update(self, grads, opt_state, params, extra_args):
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         specs, own = self._specs(params), own_leaves(self.optimizer, params)
@@ -293,6 +293,7 @@ class Spmd(Transformation):
         """
         return self._output_params(*self._placed(params, opt_state))
 
+    @compiled_method
     def _output_params(self, params, opt_state):
         output = functools.partial(output_params, axis_name=self.axis_name)
         mapped = self._workers.map(output, (False, own_leaves(self.optimizer, params)), False)
@@ -372,6 +373,7 @@ class Spmd(Transformation):
         opt_state = self._workers.place(opt_state, specs)
         return opt_state if size == self.num_workers else self._regroup(opt_state, params, size)
 
+    @compiled_method
     def _regroup(self, opt_state, params, size):
         own = own_leaves(self.optimizer, params)
         means = functools.partial(regroup, own=own, before=(size,), after=(self.num_workers,))

@@ -33,6 +33,7 @@ from def_jax.trainer.checkpointing import manifest, regrouping
 from def_jax.trainer.checkpointing.manifest import DamagedError
 from def_jax.trainer.checkpointing.regrouping import Layout
 from def_jax.trainer.checkpointing.workdir import describe_differences, sync
+from def_jax.trainer.errors import one_line
 from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import LostProcessError
 from def_jax.trainer.metrics import Seal
@@ -133,7 +134,7 @@ class Checkpoints:
         """
         damages, step = [], sys.maxsize
         # Process 0 says which: on a network file system, others may not see the newest yet.
-        while (step := processes.agree(max((s for s in self.steps() if s < step), default=-1))) >= 0:
+        while (step := processes.broadcast(max((s for s in self.steps() if s < step), default=-1))) >= 0:
             path = self._folder / str(step)
             try:
                 state = self._read(path, step, like)
@@ -186,10 +187,10 @@ class Checkpoints:
         if self._failure is not None:
             failure, self._failure, self._newest = self._failure, None, None
             if _is_loss(failure):
-                raise LostProcessError(_reason(failure)) from failure
+                raise LostProcessError(one_line(failure)) from failure
             remedy = 'free some space' if self.is_in_place() else 'rename the folder back'
             raise ValueError(
-                f'no checkpoint could be written to {self._folder} ({_reason(failure)}). The earlier ones '
+                f'no checkpoint could be written to {self._folder} ({one_line(failure)}). The earlier ones '
                 f'are kept; {remedy}, then run the same command again to resume.'
             ) from failure
 
@@ -232,12 +233,12 @@ class Checkpoints:
         try:
             state = self._checkpointer.restore(path / _ARRAYS, target)
         except Exception as error:  # orbax and tensorstore raise many types on a damaged file
-            raise DamagedError(f'its arrays cannot be read: {_reason(error)}') from error
+            raise DamagedError(f'its arrays cannot be read: {one_line(error)}') from error
         self.seal = Seal(*content['metrics']) if content['metrics'] else None
         shards = content.get('shards', 1)  # those of earlier versions are whole
         self.notes = regrouping.describe(workers, content['batch_size'], self._layout, shards)
         if not in_place:
-            state = regroup(state, self._layout.own, workers, self._layout.shape)
+            state = regroup(state, self._layout.is_per_worker, workers, self._layout.shape)
         return self._layout.own_rows(state, like)
 
     def _verified(self, path: Path, step: int, like: TrainState) -> tuple[manifest.Manifest, TrainState]:
@@ -254,8 +255,8 @@ class Checkpoints:
                 return {}, like, error
             return content, shapes, None
 
-        content, shapes, damage = processes.look_together(look, lambda found: found[2] is None)
-        if processes.anywhere(damage is not None):
+        content, shapes, damage = processes.retry_until_visible(look, lambda found: found[2] is None)
+        if processes.any_process(damage is not None):
             raise damage or DamagedError('another process cannot read it')
         return content, shapes
 
@@ -299,7 +300,3 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 def _is_step(name: str) -> bool:
     return name.isascii() and name.isdigit()
-
-
-def _reason(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

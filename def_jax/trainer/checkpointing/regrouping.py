@@ -25,14 +25,14 @@ class Layout:
 
     Attributes:
         workers: those of the run.
-        own: which arrays are per-worker, as booleans.
+        is_per_worker: which arrays are per-worker, as booleans.
         batch_size: the examples of a step, over all workers.
         whole: whether this process holds all of the state, as NumPy arrays, and asks no other: in an elastic
             run, where the number of workers in it may be another than that of the run.
     """
 
     workers: Workers
-    own: TrainState
+    is_per_worker: TrainState
     batch_size: int
     whole: bool = False
 
@@ -50,16 +50,16 @@ class Layout:
         """The leading axes of per-worker arrays in `state`."""
         if not self.whole:
             return self.shape
-        own = each(lambda own, leaf: own, self.own, state)
-        return (num_stacked(state, own, self.shape[0]),)
+        stacked = each(lambda mine, leaf: mine, self.is_per_worker, state)
+        return (num_stacked(state, stacked, self.shape[0]),)
 
     def spread(self, state: PyTree) -> PyTree:
         """The rows of all processes as one state of global arrays, without copying."""
-        return state if self.whole else self.workers.spread(state, self.own)
+        return state if self.whole else self.workers.spread(state, self.is_per_worker)
 
     def own_rows(self, state: PyTree, like: PyTree) -> PyTree:
         """This process's rows of a spread state or of NumPy arrays, placed like `like`."""
-        return state if self.whole else self.workers.own_rows(state, like, self.own)
+        return state if self.whole else self.workers.own_rows(state, like, self.is_per_worker)
 
     def shapes(self, like: PyTree, workers: tuple[int, ...]) -> PyTree:
         """The shapes and dtypes that `like`, a state of this layout, would have with other workers."""
@@ -68,7 +68,7 @@ class Layout:
             rest = leaf.shape[len(self.shape) :] if mine else leaf.shape
             return jax.ShapeDtypeStruct((*workers, *rest) if mine else rest, leaf.dtype)
 
-        return each(shape, self.own, like)
+        return each(shape, self.is_per_worker, like)
 
 
 def describe(workers: tuple[int, ...], batch_size: int, layout: Layout, shards: int = 1) -> list[str]:

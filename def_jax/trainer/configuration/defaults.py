@@ -4,7 +4,7 @@ from collections import ChainMap
 
 import ml_collections
 
-from def_jax.methods import METHODS, OPTIONS
+from def_jax.baselines.methods import METHODS, OPTIONS
 from def_jax.trainer.configuration.keys import (
     ARGUMENTS,
     FLAG,

@@ -56,7 +56,7 @@ class Factory:
             raise  # data that are missing, with their own remedy
         except Exception as error:  # it may be anyone's code
             options = f' with {self.key}_options={dict(self.options)}' if self.options else ''
-            raise ValueError(f'{self}{options}: {one_line(error)}') from error
+            raise ValueError(f'{self}{options}: {one_line(error, place=True)}') from error
         if not isinstance(made, kind):
             wanted = f'{kind.__module__}.{kind.__qualname__}'
             raise ValueError(f'{self} must return {wanted}, but returned {_described(made)}.')
@@ -117,8 +117,8 @@ def _imported(name: str, path: str, table: Mapping[str, Any]) -> Callable[..., A
         module = importlib.import_module(module_name)
     except Exception as error:  # it may be anyone's code
         raise ValueError(
-            f'{name}={path!r}: the module {module_name!r} cannot be imported ({one_line(error)}). Start the '
-            'program in the folder that holds it, or set PYTHONPATH.'
+            f'{name}={path!r}: the module {module_name!r} cannot be imported '
+            f'({one_line(error, place=True)}). Start the program in its folder, or set PYTHONPATH.'
         ) from error
     if not hasattr(module, attribute):
         public = [each for each in dir(module) if not each.startswith('_')]

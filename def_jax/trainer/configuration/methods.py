@@ -9,7 +9,7 @@ import ml_collections
 import optax
 
 from def_jax import def_adamw
-from def_jax.methods import METHODS, OPTIONS, Method
+from def_jax.baselines.methods import METHODS, OPTIONS, Method
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.factories import find
 from def_jax.types import PyTree

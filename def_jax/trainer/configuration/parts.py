@@ -124,8 +124,9 @@ def make_optimizer(
     try:
         return method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **options)
     except (TypeError, AttributeError) as error:  # the library tries the outer optimizer
+        why = one_line(error, place=True)
         raise ValueError(
-            f'{outer} with {dict(config["outer_options"])} cannot make an update: {one_line(error)}'
+            f'{outer} with {dict(config["outer_options"])} cannot make an update: {why}'
         ) from error
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import ml_collections
 
+from def_jax.baselines.methods import METHODS, Method
 from def_jax.checks import nearest
-from def_jax.methods import METHODS, Method
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.factories import find
 from def_jax.trainer.configuration.keys import hint

@@ -18,6 +18,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from def_jax.trainer.configuration.keys import FORMER
+from def_jax.trainer.errors import one_line
 from def_jax.trainer.launch import interruption, output, processes, supervision
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 
@@ -126,8 +127,8 @@ def _config_error(error: BaseException, flag: str) -> str:
             if frame.f_globals['__name__'] == f'{flag}_config'  # config_flags' name for the loaded file
         ]
         if places and not isinstance(one, flags.Error):  # an error in the text after the colon
-            return f'{places[-1]}: {type(one).__name__}: {_one_line(one)}'
-    return f'{_allowed(_one_line(error), flag)} (--help lists the flags)'
+            return f'{places[-1]}: {type(one).__name__}: {one_line(one)}'
+    return f'{_allowed(one_line(error), flag)} (--help lists the flags)'
 
 
 def _allowed(reason: str, flag: str) -> str:
@@ -144,13 +145,6 @@ def _allowed(reason: str, flag: str) -> str:
     return reason
 
 
-def _one_line(error: BaseException) -> str:
-    while error.args and isinstance(error.args[0], Exception):  # config_flags nests exceptions this way
-        error = error.args[0]
-    quoted = isinstance(error, LookupError) and error.args and isinstance(error.args[0], str)
-    return ' '.join(str(error.args[0] if quoted else error).split())
-
-
 def exit_code(program: str, run: Callable[[], Any]) -> int:
     """The exit code of `run`; if it is not 0, the reason was printed in one line that `program` prefixes.
 
@@ -164,7 +158,7 @@ def exit_code(program: str, run: Callable[[], Any]) -> int:
             print(f'{program}: {error}', file=sys.stderr)
             return error.exit_code
         except (ValueError, OSError) as error:
-            return refuse(program, _one_line(error))
+            return refuse(program, one_line(error))
         return ExitCode.FINISHED
 
 
@@ -182,7 +176,7 @@ def exit_code_of_several(
         try:
             processes.connect(place, fake_devices=fake_devices, elastic_devices=elastic_devices)
         except ValueError as error:
-            return refuse(program, _one_line(error))
+            return refuse(program, one_line(error))
         code = exit_code(program, run)
         if code not in (ExitCode.REFUSED, ExitCode.PROCESS_LOST) and not elastic_devices:
             processes.disconnect()  # all processes share the other outcomes

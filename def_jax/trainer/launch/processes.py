@@ -23,17 +23,17 @@ from def_jax.trainer.launch.exits import LostProcessError
 
 __all__ = [
     'Place',
-    'agree',
-    'anywhere',
+    'any_process',
+    'barrier',
+    'broadcast',
     'connect',
     'count',
     'disconnect',
     'find',
     'gather',
     'is_first',
-    'look_together',
-    'meet',
     'naming_the_lost',
+    'retry_until_visible',
     'rows',
 ]
 
@@ -187,23 +187,23 @@ def gather(values: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
     return gathered
 
 
-def anywhere(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process; every process must call this."""
     return bool(_has_peers() and _everywhere(flag).any()) or flag
 
 
-def meet(where: str) -> None:
+def barrier(where: str) -> None:
     """Waits until all processes have reached this point."""
     if _has_peers():
         multihost_utils.sync_global_devices(where)
 
 
-def agree(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first process's boolean or integer, for decisions that one makes; every process must call this."""
     return _everywhere(value)[0].item() if _has_peers() else value
 
 
-def look_together(look: Callable[[], T], is_good: Callable[[T], bool] = bool) -> T:
+def retry_until_visible(look: Callable[[], T], is_good: Callable[[T], bool] = bool) -> T:
     """What `look` finds in files; every process must call this.
 
     On a network file system, a process may see late what another has written. So where the first process
@@ -211,7 +211,7 @@ def look_together(look: Callable[[], T], is_good: Callable[[T], bool] = bool) ->
     """
     for _ in range(LATE_SECONDS):
         found = look()
-        if not agree(good := is_good(found)) or not anywhere(not good):
+        if not broadcast(good := is_good(found)) or not any_process(not good):
             break
         time.sleep(1)
     return found

@@ -40,7 +40,7 @@ def check(experiment: Experiment) -> None:
         )
     optimizer = f'config.optimizer={config.optimizer!r} with {dict(config.optimizer_options)}'
     _traced(f'{optimizer} cannot make an update', lambda: experiment.communication)
-    _traced(f'{optimizer} cannot be used', lambda: experiment.own)
+    _traced(f'{optimizer} cannot be used', lambda: experiment.is_per_worker)
     workers, task = experiment.workers, experiment.task
     if config.shards_per_worker > 1:
         _check_shards(config, variables['params'], workers.part(variables['params']))
@@ -125,7 +125,7 @@ def _traced(what: str, trace: Callable[[], Any]) -> Any:
     try:
         return trace()
     except Exception as error:  # it may be anyone's code
-        raise ValueError(f'{what}: {one_line(error)}') from error
+        raise ValueError(f'{what}: {one_line(error, place=True)}') from error
 
 
 _CALLS = (

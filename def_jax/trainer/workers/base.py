@@ -52,25 +52,29 @@ class Workers(abc.ABC):
         return len(self.devices) // len(self.heads)
 
     @abc.abstractmethod
-    def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree, donate=()) -> Callable:
+    def map(
+        self, function: Callable, is_per_worker: tuple[PyTree, ...], is_per_worker_out: PyTree, donate=()
+    ) -> Callable:
         """Compiles a function that runs on every worker, with collectives over `axis_name`.
 
         Args:
             function: what one worker does with its own values and the replicated ones.
-            own_in: a tree of booleans for each argument.
-            own_out: that of the result. What is replicated must be the same on all workers.
+            is_per_worker: a tree of booleans for each argument.
+            is_per_worker_out: that of the result. What is replicated must be the same on all workers.
             donate: the position of an argument, or several, whose memory the result may take over.
 
         Returns:
             A function with a method `lower`. Its arguments lie where `place` and its own results do.
         """
 
-    def map_rows(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree) -> Callable:
+    def map_rows(
+        self, function: Callable, is_per_worker: tuple[PyTree, ...], is_per_worker_out: PyTree
+    ) -> Callable:
         """Like `map`, for rows instead of workers: virtual workers of a device share one. For evaluation."""
-        return self.map(function, own_in, own_out)
+        return self.map(function, is_per_worker, is_per_worker_out)
 
     @abc.abstractmethod
-    def map_devices(self, function: Callable, own_in: tuple[PyTree, ...]) -> Callable:
+    def map_devices(self, function: Callable, is_per_worker: tuple[PyTree, ...]) -> Callable:
         """Compiles a function that runs on every device, with what it holds, without collectives.
 
         Returns:
@@ -105,16 +109,16 @@ class Workers(abc.ABC):
         return jax.device_get(tree)
 
     @abc.abstractmethod
-    def spread(self, tree: PyTree, own: PyTree) -> PyTree:
+    def spread(self, tree: PyTree, is_per_worker: PyTree) -> PyTree:
         """The rows of all processes as global arrays with leading axes `shape`, without copying."""
 
     @abc.abstractmethod
-    def own_rows(self, tree: PyTree, like: PyTree, own: PyTree) -> PyTree:
+    def own_rows(self, tree: PyTree, like: PyTree, is_per_worker: PyTree) -> PyTree:
         """The inverse of `spread`, for its results and for NumPy arrays; placed like `like`."""
 
-    def abstract(self, tree: PyTree, own: PyTree) -> PyTree:
-        """Shapes and dtypes as `map` lowers them: with shardings, if `own` alone does not tell them."""
-        del own
+    def abstract(self, tree: PyTree, is_per_worker: PyTree) -> PyTree:
+        """Shapes and dtypes as `map` lowers them: with shardings, if their axes do not tell them."""
+        del is_per_worker
         return tree
 
     # --- What a worker's devices share ---

@@ -32,21 +32,21 @@ class ReplicasDifferError(EndedError):
         self.step, self.leaves, self.workers = step, leaves, workers
 
 
-def make_check(workers: Workers, own: TrainState) -> Callable[[TrainState, int], None]:
+def make_check(workers: Workers, is_per_worker: TrainState) -> Callable[[TrainState, int], None]:
     """Returns a function of a state and its step that raises ReplicasDifferError if copies differ.
 
-    `own` says which parts of the state are per-worker. Each device computes the checksums of its own copies:
-    even an array that is stored once for all workers has a copy on every device. Only a few bytes per device
-    are sent to the host.
+    `is_per_worker` tells the parts of the state apart. Each device computes checksums of its copies: even an
+    array that is stored once for all workers has a copy on every device. Only a few bytes per device are sent
+    to the host.
     """
 
     def shared(state: TrainState) -> Any:
-        return each(lambda mine, leaf: None if mine else leaf, own, state)
+        return each(lambda mine, leaf: None if mine else leaf, is_per_worker, state)
 
     def own_checksums(state: TrainState) -> jax.Array:
         return checksums(shared(state))
 
-    on_devices = workers.map_devices(own_checksums, (own,))
+    on_devices = workers.map_devices(own_checksums, (is_per_worker,))
 
     def check(state: TrainState, step: int) -> None:
         sums = processes.gather(workers.local(on_devices(state)), workers.devices)  # [devices, leaves]

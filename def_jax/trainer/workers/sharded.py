@@ -69,22 +69,24 @@ class ShardedWorkers(Workers):
         # The examples of each worker, the second axis, are divided among its devices.
         self._batch_sharding = self._mesh.shardings(P(AXIS, SHARD_AXIS))
 
-    def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree, donate=()) -> Callable:
-        mapped = self._mesh.map(lambda *args: in_memory(function(*args)), own_in, own_out)
+    def map(
+        self, function: Callable, is_per_worker: tuple[PyTree, ...], is_per_worker_out: PyTree, donate=()
+    ) -> Callable:
+        mapped = self._mesh.map(lambda *args: in_memory(function(*args)), is_per_worker, is_per_worker_out)
 
         def placed(*args):
             results = mapped(*args)
-            return self._mesh.place(results, each(self._spec, own_out, results))
+            return self._mesh.place(results, each(self._spec, is_per_worker_out, results))
 
         return jax.jit(placed, donate_argnums=donate)
 
-    def map_devices(self, function: Callable, own_in: tuple[PyTree, ...]) -> Callable:
+    def map_devices(self, function: Callable, is_per_worker: tuple[PyTree, ...]) -> Callable:
         def device(*args):
-            args = each(lambda mine, x: lax.squeeze(x, [0]) if mine else x, own_in, args)
+            args = each(lambda mine, x: lax.squeeze(x, [0]) if mine else x, is_per_worker, args)
             return jax.tree.map(lambda x: lax.expand_dims(x, [0]), function(*args))
 
         def mapped(*args):
-            in_specs = each(self._spec, own_in, args)
+            in_specs = each(self._spec, is_per_worker, args)
             out_specs = P((AXIS, SHARD_AXIS))
             on_each = jax.shard_map(
                 device, mesh=self._mesh.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
@@ -106,18 +108,18 @@ class ShardedWorkers(Workers):
 
         return jax.tree.map(whole, tree)
 
-    def spread(self, tree: PyTree, own: PyTree) -> PyTree:
-        del own
+    def spread(self, tree: PyTree, is_per_worker: PyTree) -> PyTree:
+        del is_per_worker
         return tree
 
-    def own_rows(self, tree: PyTree, like: PyTree, own: PyTree) -> PyTree:
-        del own
+    def own_rows(self, tree: PyTree, like: PyTree, is_per_worker: PyTree) -> PyTree:
+        del is_per_worker
         return jax.tree.map(
             lambda x, to: jax.device_put(x, to.sharding) if isinstance(x, np.ndarray) else x, tree, like
         )
 
-    def abstract(self, tree: PyTree, own: PyTree) -> PyTree:
-        return self._mesh.abstract(tree, each(self._spec, own, tree))
+    def abstract(self, tree: PyTree, is_per_worker: PyTree) -> PyTree:
+        return self._mesh.abstract(tree, each(self._spec, is_per_worker, tree))
 
     def shards(self, params: PyTree) -> Shards:
         specs = jax.tree.map(lambda x: shard_spec(x.shape, self._shards), params)
@@ -143,5 +145,7 @@ class ShardedWorkers(Workers):
             return [everyone]
         return [everyone[place :: self._shards] for place in range(self._shards)]
 
-    def _spec(self, own: bool, x: Any) -> P:
-        return P(AXIS, *shard_spec(x.shape[1:], self._shards)) if own else shard_spec(x.shape, self._shards)
+    def _spec(self, is_per_worker: bool, x: Any) -> P:
+        if is_per_worker:
+            return P(AXIS, *shard_spec(x.shape[1:], self._shards))
+        return shard_spec(x.shape, self._shards)

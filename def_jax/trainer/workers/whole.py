@@ -37,29 +37,33 @@ class WholeWorkers(Workers):
         self._mesh = Mesh(np.array(devices), (AXIS,))
         self._batch_sharding = NamedSharding(self._mesh, P(AXIS))
 
-    def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree, donate=()) -> Callable:
-        if not any(jax.tree.leaves(own_in)):  # vmap and pmap need an argument with an axis over workers
-            mapped = self.map(lambda _, *args: function(*args), (True, *own_in), own_out)
+    def map(
+        self, function: Callable, is_per_worker: tuple[PyTree, ...], is_per_worker_out: PyTree, donate=()
+    ) -> Callable:
+        if not any(
+            jax.tree.leaves(is_per_worker)
+        ):  # vmap and pmap need an argument with an axis over workers
+            mapped = self.map(lambda _, *args: function(*args), (True, *is_per_worker), is_per_worker_out)
             return _bound(mapped, np.zeros(self.local_shape))
         if self._virtual > 1:
-            axes, axes_out = _axes(own_in), _axes(own_out)
+            axes, axes_out = _axes(is_per_worker), _axes(is_per_worker_out)
             function = jax.vmap(function, in_axes=axes, out_axes=axes_out, axis_name=VIRTUAL_AXIS)
-        return self.map_rows(function, own_in, own_out, donate)
+        return self.map_rows(function, is_per_worker, is_per_worker_out, donate)
 
     def map_rows(
-        self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree, donate=()
+        self, function: Callable, is_per_worker: tuple[PyTree, ...], is_per_worker_out: PyTree, donate=()
     ) -> Callable:
         return jax.pmap(
             function,
             axis_name=AXIS,
-            in_axes=_axes(own_in),
-            out_axes=_axes(own_out),
+            in_axes=_axes(is_per_worker),
+            out_axes=_axes(is_per_worker_out),
             donate_argnums=donate,
             devices=self.devices,
         )
 
-    def map_devices(self, function: Callable, own_in: tuple[PyTree, ...]) -> Callable:
-        mapped = self.map_rows(lambda _, *args: function(*args), (True, *own_in), True)
+    def map_devices(self, function: Callable, is_per_worker: tuple[PyTree, ...]) -> Callable:
+        mapped = self.map_rows(lambda _, *args: function(*args), (True, *is_per_worker), True)
         return _bound(mapped, np.zeros(len(self.rows)))
 
     def one_worker(self, function: Callable) -> Callable:
@@ -67,16 +71,16 @@ class WholeWorkers(Workers):
         unroll = self.devices[0].platform == 'cpu'
         return _in_sequence(function, unroll=unroll) if self._sequential else function
 
-    def spread(self, tree: PyTree, own: PyTree) -> PyTree:
+    def spread(self, tree: PyTree, is_per_worker: PyTree) -> PyTree:
         def array(mine, leaf):
             shape = (*self.shape, *leaf.shape[len(self.shape) :]) if mine else leaf.shape
             shards = [shard.data for shard in leaf.addressable_shards]
             sharding = NamedSharding(self._mesh, P(AXIS) if mine else P())
             return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
-        return each(array, own, tree)
+        return each(array, is_per_worker, tree)
 
-    def own_rows(self, tree: PyTree, like: PyTree, own: PyTree) -> PyTree:
+    def own_rows(self, tree: PyTree, like: PyTree, is_per_worker: PyTree) -> PyTree:
         rows = processes.rows(self.devices)
 
         def array(mine, leaf, to):
@@ -85,12 +89,12 @@ class WholeWorkers(Workers):
             shards = [shard.data for shard in leaf.addressable_shards]
             return jax.make_array_from_single_device_arrays(to.shape, to.sharding, shards)
 
-        return each(array, own, tree, like)
+        return each(array, is_per_worker, tree, like)
 
 
-def _axes(own: PyTree) -> PyTree:
+def _axes(is_per_worker: PyTree) -> PyTree:
     """Booleans as the axes of `vmap` and `pmap`."""
-    return jax.tree.map(lambda mine: 0 if mine else None, own)
+    return jax.tree.map(lambda mine: 0 if mine else None, is_per_worker)
 
 
 def _bound(mapped: Any, rows: np.ndarray) -> Callable:

@@ -7,42 +7,45 @@ from def_jax.trainer import communication, experiment
 
 
 @pytest.mark.parametrize(
-    ('changes', 'message', 'element_bytes', 'dense', 'mean_residual'),
+    ('changes', 'bits', 'dense', 'mean_residual'),
     [
         # EF21 has a whole gradient in the branch of the first step.
-        ({'method': 'ef21'}, fixtures.MESSAGE_SIZE, 4, [fixtures.NUM_PARAMS], 0),
-        # In int8, two digits for each tensor and for the energy, and a flag.
-        (
-            {'bits': 8, 'detach': 'auto', 'skip_nonfinite': True, 'workers_per_device': 2},
-            fixtures.MESSAGE_SIZE + 2 * (5 + 1) + 1,
-            1,
-            [],
-            fixtures.NUM_PARAMS,
-        ),
+        ({'method': 'ef21'}, 32, [fixtures.NUM_PARAMS], 0),
+        ({'bits': 16, 'skip_nonfinite': True, 'workers_per_device': 2}, 16, [], fixtures.NUM_PARAMS),
     ],
     ids=['ef21', 'def'],
 )
-def test_a_step_all_reduces_the_message_and_nothing_else(
-    data_dir, changes, message, element_bytes, dense, mean_residual
-):
-    run = experiment.build(fixtures.tiny_config(data_dir, **changes))
+def test_a_step_all_reduces_the_message_and_nothing_else(data_dir, changes, bits, dense, mean_residual):
+    run, message = experiment.build(fixtures.tiny_config(data_dir, **changes)), fixtures.MESSAGE_SIZE
     train_step, outputs, test_sums = communication.programs(run)
     assert {collective.operation for collective in train_step.collectives} == {'all-reduce'}
     assert sorted(collective.elements for collective in train_step.collectives) == [message, *dense]
-    assert train_step.bytes == element_bytes * message + 4 * sum(dense)
     assert train_step.executions == fixtures.NUM_STEPS
     assert outputs.elements == mean_residual + 2 * 8  # and the mean and variance of eight channels
     assert test_sums.elements == 3 and outputs.executions == 4
     sent = run.communication
-    assert (sent.message_size, sent.bytes_per_step) == (message, element_bytes * message)
+    assert (sent.message_size, sent.bytes_per_step) == (message, bits * message // 8)
     assert sent.dense_steps == len(dense)
+
+
+def test_a_message_in_few_bits_is_what_the_two_halves_of_an_all_reduce_carry(data_dir):
+    """Scattered in chunks with their units, and gathered; a network of 75 k parameters at 64."""
+    config = fixtures.tiny_config(data_dir, method='def_q', ratio=64, model='resnet8', model_options={})
+    run = experiment.build(config)
+    step = next(communication.programs(run))
+    halves = {collective.operation: collective.bytes for collective in step.collectives}
+    assert halves.keys() == {'all-to-all', 'all-gather'}
+    sent = run.communication
+    assert sent.bytes_per_step == halves['all-to-all'] == pytest.approx(halves['all-gather'] * 4, rel=0.2)
+    assert sent.bytes_per_step * 64 == pytest.approx(sent.dense_bytes_per_step, rel=0.05)
+    assert sent.true_ratio == pytest.approx(4, rel=0.3)  # blocks of a quarter, in two bits
 
 
 @pytest.mark.parametrize(
     ('options', 'steps', 'elements'),
     [
         ({}, 7, 7 * 10),
-        ({'element_bytes': 1}, 8, 2 * 10),  # four elements of int8 take the place of one
+        ({'bits': 8}, 8, 2 * 10),  # four elements of 8 bits take the place of one
         ({'dense_steps': 1}, 0, 0),  # EF21 starts with a whole gradient
         ({'dense_steps': 5}, 7, 5 * 100 + 2 * 10),  # 1-bit Adam starts dense
         ({'average_every': 3}, 7, 7 * 10 + 2 * 100),  # SAEF averages the residuals

@@ -36,8 +36,8 @@ def as_two_processes(monkeypatch):
         with futures.ThreadPoolExecutor(2) as pool:
             return list(pool.map(process, (0, 1), (work, work)))
 
-    monkeypatch.setattr(processes, 'agree', lambda value: everywhere(value)[0])
-    monkeypatch.setattr(processes, 'anywhere', lambda flag: any(everywhere(flag)))
+    monkeypatch.setattr(processes, 'broadcast', lambda value: everywhere(value)[0])
+    monkeypatch.setattr(processes, 'any_process', lambda flag: any(everywhere(flag)))
     return run, me
 
 

@@ -62,7 +62,7 @@ def test_the_state_is_that_of_the_mean_worker(data_dir, old, new, changes):
     """Messages in flight are a part of the residual, and other workers send what they then hold."""
     old_run, new_run = (build(config_of(data_dir, *workers, **changes)) for workers in (old, new))
     before, layout = filled(old_run), new_run.layout
-    after = regroup(before, layout.own, old_run.workers.shape, layout.shape)
+    after = regroup(before, layout.is_per_worker, old_run.workers.shape, layout.shape)
     shapes = jax.eval_shape(new_run.steps.init)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, shapes)
     for shared in ('step', 'key', 'params'):
@@ -82,7 +82,7 @@ def test_the_state_is_that_of_the_mean_worker(data_dir, old, new, changes):
 def test_on_other_devices_the_same_workers_keep_every_bit(data_dir):
     old_run, new_run = (build(config_of(data_dir, 8, per_device)) for per_device in (1, 4))
     before, layout = filled(old_run), new_run.layout
-    after = regroup(before, layout.own, old_run.workers.shape, layout.shape)
+    after = regroup(before, layout.is_per_worker, old_run.workers.shape, layout.shape)
 
     def flat(state):
         return [leaf.ravel() for leaf in jax.tree.leaves(state)]
@@ -104,7 +104,7 @@ def test_ef21_keeps_its_sum(data_dir):
         for link in before.opt_state
     ]
     before = before.replace(opt_state=tuple(links))
-    after = regroup(before, new_run.own, (4,), (2,))
+    after = regroup(before, new_run.is_per_worker, (4,), (2,))
     (state,) = (link for link in after.opt_state if hasattr(link, 'local'))
     for local, mean in zip(jax.tree.leaves(state.local), jax.tree.leaves(state.mean), strict=True):
         np.testing.assert_allclose(local, np.broadcast_to(mean, local.shape), rtol=1e-5, atol=1e-6)

@@ -38,7 +38,7 @@ def random_k(ratio: float) -> Compressor:
     >>> int(chosen.place(chosen.take(jnp.ones(6)), jnp.ones(6)).sum())
     3
     """
-    check_ratio(ratio)
+    ratio = check_ratio(ratio)
 
     def cells_of(like) -> list[_Cells]:
         shapes = [leaf.shape for leaf in jax.tree.leaves(like)]

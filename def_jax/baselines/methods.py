@@ -14,9 +14,19 @@ from typing import Any, Literal
 
 import optax
 
-from def_jax import baselines, compressors
+from def_jax import compressors
 from def_jax.alias import block_ratio, def_sgd
 from def_jax.baselines.cser import cser_of_ratio
+from def_jax.baselines.demo import demo
+from def_jax.baselines.dense import all_reduce_mean
+from def_jax.baselines.ef21 import ef21, ef21_sgdm
+from def_jax.baselines.onebit_adam import onebit_adam
+from def_jax.baselines.powersgd import powersgd
+from def_jax.baselines.random_k import random_k
+from def_jax.baselines.scaled import scaled
+from def_jax.baselines.signs import sign_ef
+from def_jax.baselines.sparse_loco import sparse_loco
+from def_jax.baselines.top_k import top_k
 from def_jax.checks import look_up
 from def_jax.error_feedback import error_feedback
 from def_jax.options import check_average_every
@@ -146,7 +156,7 @@ class Method:
         chosen = self.blocks(**settings)
         if self.kind == 'dense':
             return compressors.identity()
-        return compressors.scaled(1 / ratio) if self.single_worker else chosen
+        return scaled(1 / ratio) if self.single_worker else chosen
 
     def optimizer(
         self,
@@ -229,7 +239,7 @@ _PRESET = _defaults(def_sgd)
 _OUTER = optax.sgd(0.7, momentum=0.9, nesterov=True)
 
 METHODS: dict[str, Method] = {
-    'sgd': Method('SGD', 'x', kind='dense', link=baselines.all_reduce_mean),
+    'sgd': Method('SGD', 'x', kind='dense', link=all_reduce_mean),
     'ef': Method('EF', 'x', detach=0.0),
     'saef': Method('SAEF', 'x', detach=1.0, averages=True),
     'psync': Method('PSync', 'own', detach=1.0),
@@ -242,30 +252,28 @@ METHODS: dict[str, Method] = {
         in_bytes=True,
         without_momentum=True,
     ),
-    'ef21': Method('EF21', 'x', kind='ef21', link=baselines.ef21, opens_dense=1),
+    'ef21': Method('EF21', 'x', kind='ef21', link=ef21, opens_dense=1),
     'sgd_ia': Method('SGD-IA', 'x', detach=1.0, single_worker=True),
     'local_sgd': Method('Local SGD', 'y', detach=1.0, sends={'ratio': 1}),
     'diloco': Method('DiLoCo', 'x', detach=1.0, sends={'ratio': 1}, fixes={'outer': _OUTER}),
     'streaming_diloco': Method(
         'Streaming DiLoCo', 'x', detach=1.0, sends={'order': 'cyclic'}, fixes={'outer': _OUTER}
     ),
-    'sparta': Method('SPARTA', 'y', detach=1.0, blocks=compressors.random_k),
+    'sparta': Method('SPARTA', 'y', detach=1.0, blocks=random_k),
     'random_replicator': Method('random replicator', 'x', detach=0.0, fixes={'decay': 0.999}),
     'cser': Method('CSER', 'own', detach=1.0, link=cser_of_ratio, takes=('ratio', 'every')),
-    'powersgd': Method('PowerSGD', 'x', kind='baseline', link=baselines.powersgd, takes=('ratio', 'rank')),
-    'top_k': Method('top-k', 'x', kind='baseline', link=baselines.top_k, takes=('ratio',)),
-    'demo': Method('DeMo', 'x', kind='baseline', link=baselines.demo, takes=('ratio', 'chunk')),
-    'sign_ef': Method('EF-signSGD', 'x', kind='baseline', link=baselines.sign_ef),
+    'powersgd': Method('PowerSGD', 'x', kind='baseline', link=powersgd, takes=('ratio', 'rank')),
+    'top_k': Method('top-k', 'x', kind='baseline', link=top_k, takes=('ratio',)),
+    'demo': Method('DeMo', 'x', kind='baseline', link=demo, takes=('ratio', 'chunk')),
+    'sign_ef': Method('EF-signSGD', 'x', kind='baseline', link=sign_ef),
     'onebit_adam': Method(
         *('1-bit Adam', 'x', 'baseline'),
-        link=baselines.onebit_adam,
+        link=onebit_adam,
         takes=('freeze_after',),
         opens_dense='freeze_after',
     ),
-    'sparse_loco': Method(
-        'SparseLoCo', 'x', detach=1.0, link=baselines.sparse_loco, takes=('ratio', 'every', 'chunk')
-    ),
-    'ef21_sgdm': Method('EF21-SGDM', 'x', kind='ef21', link=baselines.ef21_sgdm, opens_dense=1),
+    'sparse_loco': Method('SparseLoCo', 'x', detach=1.0, link=sparse_loco, takes=('ratio', 'every', 'chunk')),
+    'ef21_sgdm': Method('EF21-SGDM', 'x', kind='ef21', link=ef21_sgdm, opens_dense=1),
 }
 
 

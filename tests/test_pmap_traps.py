@@ -1,0 +1,213 @@
+"""Idioms of pmap trainers: each trains rightly, or raises an error that says what to do.
+
+The letters are those of docs/how_to/pmap.md.
+"""
+
+import functools
+
+import flax.jax_utils
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training.train_state import TrainState
+
+import def_jax
+
+NUM_WORKERS = 4
+PARAMS = {'w': jnp.linspace(0.5, 1.5, 128).reshape(16, 8), 'b': jnp.ones(8)}
+DATA = np.random.default_rng(0).normal(size=(NUM_WORKERS, 12, 4, 16)).astype(np.float32)
+DEVICES = jax.devices()[:NUM_WORKERS]
+
+
+def wrapper(ratio=4, inner=None, **options):
+    blocks = def_jax.random_block(ratio)
+    return def_jax.error_feedback(blocks, 'workers', inner=inner or optax.adam(0.01), **options)
+
+
+def loss_fn(params, batch):
+    return jnp.mean((jnp.tanh(batch @ params['w']) + params['b'] - batch[:, :8]) ** 2)
+
+
+def plain_step(optimizer, params, state, batch, change=lambda grads: grads):
+    grads = change(jax.grad(loss_fn)(def_jax.detached_params(params, state), batch))
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def stacked(tree):
+    return jax.tree.map(lambda x: jnp.stack([x] * NUM_WORKERS), tree)
+
+
+def train(optimizer, steps=6, step=plain_step, axes=0, **options):
+    mapped = functools.partial(step, optimizer, **options)
+    mapped = jax.pmap(mapped, 'workers', in_axes=(axes, axes, 0), out_axes=axes, devices=DEVICES)
+    carry = PARAMS, optimizer.init(PARAMS)
+    carry = carry if axes is None else stacked(carry)
+    for t in range(steps):
+        carry = jax.block_until_ready(mapped(*carry, DATA[:, t]))
+    return carry
+
+
+def copies_agree(tree):
+    def agree(x):
+        shards = [np.asarray(shard.data) for shard in x.addressable_shards]
+        return all(np.array_equal(shards[0], other) for other in shards)
+
+    return all(map(agree, jax.tree.leaves(tree)))
+
+
+@pytest.mark.parametrize('around', ['apply_if_finite', 'MultiSteps'])
+def test_a_wrappers_that_decide_for_themselves_raise_before_they_hang(around):
+    if around == 'MultiSteps':
+        skip = optax.transforms.skip_not_finite
+        optimizer = optax.MultiSteps(wrapper(), 2, should_skip_update_fn=skip).gradient_transformation()
+    else:
+        optimizer = optax.apply_if_finite(wrapper(), 5)
+    with pytest.raises(ValueError, match='detached_params: the optimizer that communicates is inside optax'):
+        train(optimizer, steps=1)
+
+
+def test_b_a_verdict_on_a_step_is_the_same_on_all_workers():
+    """One worker's gradient is NaN in the third step, which nobody keeps."""
+
+    def step(optimizer, params, state, batch):
+        grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
+        bad = (jax.lax.axis_index('workers') == 2) & (state.step == 2)
+        grads = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), grads)
+        kept = def_jax.all_finite(grads, 'workers')
+        updates, after = optimizer.update(grads, state, params)
+        new = optax.apply_updates(params, updates), after
+        return jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, (params, state))
+
+    params, state = train(wrapper(), steps=4, step=step)
+    assert copies_agree(params) and np.isfinite(params['w']).all()
+    assert set(np.asarray(state.step).tolist()) == {2}  # it never gets past it: the step counts what was kept
+    skipped, state = train(wrapper(skip_nonfinite=True, bits=2), steps=4)
+    assert copies_agree(skipped)
+
+
+def test_c_a_state_that_calls_itself_replicated_is_saved_whole():
+    _, state = train(wrapper(), axes=None)
+    assert state.residual['w'].sharding.is_fully_replicated  # it is not
+    saved = def_jax.stack_state(state)
+    expected = train(wrapper())[1]
+    np.testing.assert_array_equal(saved.residual['w'], expected.residual['w'])
+    np.testing.assert_array_equal(saved.inner[0].mu['w'], expected.inner[0].mu['w'])
+    assert saved.step.shape == () and int(saved.step) == 6
+    restored = def_jax.unstack_state(saved)
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    with pytest.raises(ValueError, match='all 4 workers have the same residual'):
+        def_jax.unstack_state(def_jax.stack_state(stacked(jax.tree.map(lambda x: x[0], expected))))
+
+
+@pytest.mark.parametrize(
+    'after',
+    [optax.add_decayed_weights(-0.01), optax.scale_by_trust_ratio(), optax.keep_params_nonnegative()],
+    ids=['decay', 'trust ratio', 'nonnegative'],
+)
+def test_d_what_follows_sees_x(after):
+    assert copies_agree(train(optax.chain(wrapper(), after))[0])
+
+
+def test_d_schedule_free_goes_around():
+    optimizer = optax.contrib.schedule_free(wrapper(inner=optax.sgd(0.01)), 0.01)
+    assert copies_agree(train(optimizer)[0])
+
+
+def averaged(grads):
+    return jax.lax.pmean(grads, 'workers')
+
+
+def test_e_a_hidden_mean_is_found():
+    """In the compiled step, and by the debug mode at the second step."""
+    optimizer = wrapper(bits=2)
+    step = functools.partial(plain_step, optimizer, change=averaged)
+    arguments = *stacked((PARAMS, optimizer.init(PARAMS))), DATA[:, 0]
+    compiled = jax.pmap(step, 'workers', devices=DEVICES).lower(*arguments).compile()
+    with pytest.raises(ValueError, match=r'look for a jax.lax.pmean.*DynamicScale\(axis_name='):
+        def_jax.check(compiled, optimizer, PARAMS)
+    step = functools.partial(plain_step, optimizer)
+    compiled = jax.pmap(step, 'workers', devices=DEVICES).lower(*arguments).compile()
+    def_jax.check(compiled, optimizer, PARAMS)
+
+
+@pytest.mark.parametrize('change', [averaged, lambda grads: grads], ids=['averaged', 'right'])
+def test_e_the_debug_mode_raises_at_the_second_step(change):
+    def step(optimizer, params, state, batch):
+        params, state = plain_step(optimizer, params, state, batch, change)
+        def_jax.debug(params, state, 'workers')
+        return params, state
+
+    def run(data):  # under vmap, where the error of a callback arrives at once
+        carry = PARAMS, optimizer.init(PARAMS)
+        for t in range(2):
+            carry = step(optimizer, *carry, data[t])
+
+    optimizer = wrapper()
+    mapped = jax.vmap(run, axis_name='workers')
+    if change is averaged:
+        with pytest.raises(ValueError, match='all 4 workers have the same residual'):
+            mapped(DATA)
+    else:
+        mapped(DATA)
+
+
+def test_f_frozen_parameters_are_masked_inside():
+    """Their residual stays zero, so neither y nor the point moves."""
+    labels = {'w': 'trained', 'b': 'frozen'}
+    inner = optax.multi_transform({'trained': optax.adam(0.01), 'frozen': optax.set_to_zero()}, labels)
+    params, state = train(wrapper(inner=inner))
+    assert (params['b'] == 1).all() and not np.any(state.residual['b']) and np.any(state.residual['w'])
+
+
+def test_h_token_weighted_losses():
+    """A sum over tokens, divided by their number on all workers, counts K times."""
+
+    def step(optimizer, params, state, batch, ratio=1):
+        mask = batch[:, 0] > jnp.float32(0.2) * jax.lax.axis_index('workers')
+
+        def loss(params):
+            errors = jnp.sum((jnp.tanh(batch @ params['w']) - 1) ** 2, axis=1)
+            return jnp.sum(errors * mask) / jax.lax.psum(mask.sum(), 'workers') * NUM_WORKERS
+
+        grads = jax.grad(loss)(def_jax.detached_params(params, state))
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, _ = train(wrapper(ratio=1, inner=optax.sgd(0.1)), steps=1, step=step)
+    batch, which = DATA[:, 0], np.arange(NUM_WORKERS, dtype=np.float32)[:, None] * np.float32(0.2)
+    tokens = batch[batch[:, :, 0] > which]
+    gradient = jax.grad(lambda w: jnp.mean(jnp.sum((jnp.tanh(tokens @ w) - 1) ** 2, axis=1)))(PARAMS['w'])
+    np.testing.assert_allclose(params['w'][0], PARAMS['w'] - 0.1 * gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('after', [optax.adam(0.01), optax.trace(0.9)], ids=['adam', 'momentum'])
+def test_i_an_optimizer_after_a_bare_link_is_refused(after):
+    blocks = def_jax.random_block(4)
+    with pytest.raises(ValueError, match='an optimizer stands after def_jax'):
+        train(optax.chain(def_jax.error_feedback(blocks, 'workers'), after), steps=1)
+
+
+def test_j_and_k_what_a_copy_of_one_worker_loses_is_refused():
+    params, state = train(wrapper(bits=2))
+    alone = flax.jax_utils.unreplicate(state)
+    with pytest.raises(ValueError, match=r'train on from x with a new state'):
+        def_jax.unstack_state(def_jax.stack_state(stacked(alone)))
+    assert copies_agree((params, state.step, state.key, state.detach))  # which is what may be asserted
+
+
+def test_apply_gradients_is_unchanged():
+    optimizer = wrapper(bits=4)
+
+    def step(train_state, batch):
+        point = def_jax.detached_params(train_state.params, train_state.opt_state)
+        return train_state.apply_gradients(grads=jax.grad(loss_fn)(point, batch))
+
+    train_state = stacked(TrainState.create(apply_fn=None, params=PARAMS, tx=optimizer))
+    step = jax.pmap(step, 'workers', devices=DEVICES)
+    for t in range(6):
+        train_state = jax.block_until_ready(step(train_state, DATA[:, t]))
+    expected, _ = train(optimizer)
+    np.testing.assert_array_equal(train_state.params['w'], expected['w'])
