@@ -66,7 +66,7 @@ def test_a_guide_is_short_and_no_diary(page):
 
 
 def test_the_docs_are_not_a_book():
-    assert sum(len(page.read_bytes()) for page in DOCS.rglob('*.md')) <= 200_000
+    assert sum(len(page.read_bytes()) for page in DOCS.rglob('*.md')) <= 190_000
 
 
 def test_the_examples_change_as_many_lines_as_the_page_says():

@@ -57,7 +57,6 @@ def test_the_diffs_of_readme_turn_a_dense_step_into_one_that_sends_little(pmappe
         'functools': functools,
         'def_jax': def_jax,
     }
-    names['def_jax'] = def_jax
     exec(after, names)
     optimizer, workers = names['optimizer'], jax.device_count()
     params, batch = {'w': jnp.ones(16)}, jnp.ones((workers, 4, 16))
