@@ -122,7 +122,8 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written_end_a_run_in_one_line(l
 
     code, _, texts = launched(folder, fill_the_disk, frozen=10)
     assert code == 2 and full, texts
-    assert 'cannot be written' in texts[0].splitlines()[-1] and 'Traceback' not in texts[0], texts
+    assert 'no checkpoint could be written' in texts[0].splitlines()[-1], texts
+    assert 'Traceback' not in texts[0]
     (kept,) = processes.checkpoint_steps(folder)
     code, _, texts = launched(folder)
     assert code == 0 and f'resuming at step {kept}' in texts[0]
