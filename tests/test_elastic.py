@@ -326,7 +326,8 @@ def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(three):
 @pytest.mark.slow
 def test_newcomers_that_run_something_else_are_refused(three):
     """Another seed, dtype, optimizer state or secret, one after the other, and at last one of the others."""
-    first, second, third = three.start_all('checkpoint=0')
+    none = 'checkpoint=0'  # of the others' state, which would not fit
+    first, second, third = three.start_all(none)
     third.kill()
     for number, (plan, secret, reason) in enumerate(
         [
@@ -336,12 +337,12 @@ def test_newcomers_that_run_something_else_are_refused(three):
             ('seed=0', 'guessed', 'secret (DEF_JAX_SECRET)'),
         ]
     ):
-        three.ends(three.start(2, plan, secret=secret), 7)
+        three.ends(three.start(2, none, plan, secret=secret), 7)
         line = three.lines(2, 'error')[number]
         assert line['error'] == 'RefusedError' and f'process 2 has another {reason} than the' in line['text']
         (note,) = three.lines(0, 'note')[-1:]
         assert f'process 2 refused: another {reason}' in note['note'] or 'died' in note['note']
-    third = three.start(2)
+    third = three.start(2, none)
     three.finish(first, second, third)
     three.assert_same_bits()
     assert all(np.isfinite(line['loss']) for line in three.lines(0))

@@ -80,7 +80,7 @@ VARIANTS = {
     'plain': (0.9, {}),
     'auto': (None, {'detach': 'auto'}),
     '2 bits': (0.9, {'bits': 2}),
-    'skipping': (0.9, {'skip_nonfinite': True}),
+    'skipping': (None, {'skip_nonfinite': True}),  # to hold a momentum takes a second one in memory
     'outer': (None, {'outer': optax.sgd(0.3, momentum=0.8, nesterov=True)}),
     'every': (0.9, {'every': 4}),
     'overlap': (0.9, {'overlap': True}),
@@ -114,8 +114,6 @@ def test_a_step_with_the_detached_point_copies_nothing(variant):
 
     Not under pmap: the workers' axis that it adds to each argument makes XLA copy the momentum of SGD, too.
     """
-    if jax.__version_info__ < (0, 9) and variant in ('auto', 'every'):
-        pytest.skip('XLA of JAX 0.8 copies a tensor or two')
     momentum, options = VARIANTS[variant]
     optimizer, step = hlo.with_gradient(hlo.feedback(**options), momentum=momentum)
     arguments = jax.eval_shape(lambda: (hlo.make_params(), optimizer.init(hlo.make_params()), hlo.BATCH))

@@ -144,7 +144,6 @@ def test_an_option_that_a_method_does_not_use(name, options, message):
     [
         ('powersgd', {'order': 'shuffled'}, 'chooses what it sends'),
         ('sparta', {'order': 'shuffled'}, 'draws individual elements'),
-        ('def_q', {'order': 'random'}, 'fixes it'),
         ('streaming_diloco', {'order': 'shuffled'}, 'fixes it'),
     ],
 )

@@ -197,7 +197,8 @@ class Method:
         fixed = {name: unused.pop(name) for name in unused.keys() & self.fixes}
         _check_unused(fixed, f'{self.title} fixes it')
         _check_unused(unused, f'{self.title} does not use it')
-        chosen = {**{name: value for name, value in options.items() if name in own}, **self.fixes}
+        chosen = {name: value for name, value in options.items() if name in own}
+        chosen = {**self.defaults, **chosen, **self.fixes}
         given: dict[str, Any] = {'axis_name': axis_name, 'compressor': compressor, 'seed': seed}
         if self.detach is not None:
             given['detach'] = self.detach

@@ -46,8 +46,8 @@ def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) ->
     step = Step(updates, state._replace(step=last), residual, selection, shards)
     branches = options.every > 1  # a branch of a conditional cannot wait: the whole conditional would
 
-    def arrive(message, mean):
-        return mean if branches else _late(computed, message, mean)
+    def arrive(sent, mean):
+        return mean if branches else _late(computed, sent, mean)
 
     mean, after = send(options, block, step, arrive)
     carried = options.carry(residual)

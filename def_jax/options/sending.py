@@ -1,7 +1,6 @@
 """Line 9 with its options: what becomes of a block between a worker's pending updates and the parameters."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from def_jax.options import Options, detach_estimate, every, outer, skipping
 from def_jax.options.base import Send
 from def_jax.types import PyTree
 from def_jax.wires import exchange
+from def_jax.wires.floats import Arrive
 
 __all__ = ['Step', 'pend', 'send']
 
@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
 
 def send(
-    options: Options, block: jax.Array, step: Step, arrive: Callable = lambda block, mean: mean
+    options: Options, block: jax.Array, step: Step, arrive: Arrive = lambda sent, mean: mean
 ) -> tuple[jax.Array, Any]:
     """The mean block, float32 [M], and the state after it, with the block's rest as its residual.
 
@@ -44,7 +44,7 @@ def send(
         options: of the link.
         block: float32 [M].
         step: in progress.
-        arrive: maps a worker's message and the mean, as soon as this is known, to the mean.
+        arrive: see `wires.exchange`.
     """
     sending: Send = functools.partial(_send, options, step, arrive)
     if options.outer is not None:
@@ -55,15 +55,14 @@ def send(
 
 
 def _send(
-    options: Options, step: Step, arrive: Callable, block: jax.Array, before: Any
+    options: Options, step: Step, arrive: Arrive, block: jax.Array, before: Any
 ) -> tuple[jax.Array, Any]:
     detach = jnp.asarray(options.first_detach, jnp.float32)
     after = before._replace(step=before.step + 1, detach=detach, residual=None)
     message = skipping.marked(block, step.updates, before) if options.skip_nonfinite else block
     sizes = options.compressor.sizes(step.pending)
     weights = _weights(options, step) if options.estimates_detach else None
-    mean, rest, energy = exchange(message, sizes, options.axis_name, options.bits, weights)
-    mean = arrive(message, mean)
+    mean, rest, energy = exchange(message, sizes, options.axis_name, options.bits, weights, arrive)
     if energy is not None:
         after = detach_estimate.learned(step.shards.sum(energy), after)
     arrived = mean

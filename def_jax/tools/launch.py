@@ -227,11 +227,14 @@ def _print(line: str) -> None:
 
 
 def _is_stopped(pid: int) -> bool:
-    try:
+    """Whether a process, or one that it has started and may be waiting for, is stopped; Linux only."""
+    with contextlib.suppress(OSError):
         with open(f'/proc/{pid}/stat', 'rb') as file:
-            return file.read().rpartition(b')')[2].split()[0] == b'T'
-    except OSError:
-        return False
+            if file.read().rpartition(b')')[2].split()[0] == b'T':
+                return True
+        with open(f'/proc/{pid}/task/{pid}/children') as file:
+            return any(_is_stopped(int(child)) for child in file.read().split())
+    return False
 
 
 def die_with_parent() -> None:

@@ -10,11 +10,18 @@ import ml_collections
 import numpy as np
 import optax
 
+from def_jax import message_size
 from def_jax.baselines import methods
 from def_jax.traffic import Message, traffic
 from def_jax.trainer.checkpointing.regrouping import Layout
 from def_jax.trainer.configuration.methods import complete, find_method
-from def_jax.trainer.configuration.parts import make_dataset, make_optimizer, make_schedule, make_task
+from def_jax.trainer.configuration.parts import (
+    make_compressor,
+    make_dataset,
+    make_optimizer,
+    make_schedule,
+    make_task,
+)
 from def_jax.trainer.configuration.rules import check, of_keys
 from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset, Split
@@ -32,20 +39,21 @@ _TITLES = {'adamw': 'AdamW', 'lion': 'Lion', 'muon': 'Muon'}
 
 @dataclasses.dataclass(frozen=True)
 class Communication:
-    """What one worker passes to the all-reduce in training, in elements; dense ones are float32.
+    """What one worker passes to the all-reduce in training; dense vectors are float32.
 
     A message in few bits is reduced and gathered like one of an all-reduce, by two collectives, and counts
-    once. A worker of several devices passes what these do together: a vector that all hold counts for each.
-    Evaluations are not included: the mean residual, d, for y, and BatchNorm's statistics.
+    once, with its units and padding. A worker of several devices passes what these do together: a vector that
+    all hold counts for each. Evaluations are not included: the mean residual, d, for y, and BatchNorm's
+    statistics.
     """
 
     num_params: int  # d
-    message_size: int  # B
+    message_size: int  # B, in elements
+    message_bytes: int
     dense_steps: int = 0  # how many steps at the start send d instead of B
-    always: int = 0  # elements that every step sends besides
+    always: int = 0  # elements that every step sends besides, float32
     average_every: int = 0  # steps between additional messages of d; 0 for never
     every: int = 1  # steps per message
-    bits: int = 32  # per element of a message
 
     @property
     def true_ratio(self) -> float:
@@ -58,12 +66,8 @@ class Communication:
         return self.message_size / self.every + self.always
 
     @property
-    def bytes_per_message(self) -> int:
-        return self.bits * self.message_size // 8
-
-    @property
     def bytes_per_step(self) -> int:
-        return round(self.bits * self.elements_per_step / 8)
+        return round(self.message_bytes / self.every + 4 * self.always)
 
     @property
     def dense_bytes_per_step(self) -> int:
@@ -71,9 +75,8 @@ class Communication:
 
     def megabytes_sent(self, steps: int) -> float:
         """Megabytes that a worker has sent after `steps` steps."""
-        sent: float = steps // self.every * self.bytes_per_message
-        sent += min(steps, self.dense_steps) * (self.dense_bytes_per_step - self.bytes_per_message)
-        sent += steps * self.bits * self.always / 8
+        sent = steps // self.every * self.message_bytes + steps * 4 * self.always
+        sent += min(steps, self.dense_steps) * (self.dense_bytes_per_step - self.message_bytes)
         if self.average_every:
             sent += steps // self.average_every * self.dense_bytes_per_step
         return sent / 1e6
@@ -195,31 +198,32 @@ class Experiment:
     def communication(self) -> Communication:
         """What training sends; traces one update, so an optimizer that cannot make one raises."""
         config, params = self.config, self.abstract_variables['params']
-        axis_name = self.workers.axis_name
-        found = traffic(self.optimizer, self.workers.part(params), axis_name, config.num_workers)
+        part, devices = self.workers.part(params), self.workers.devices_per_row
+        found = traffic(self.optimizer, part, self.workers.axis_name, config.num_workers)
         halves = any(message.operation == 'all-to-all' for message in found.messages)
 
-        def elements(message: Message) -> int:
-            gathered = halves and message.operation == 'all-gather'  # the second half of the same message
-            return 0 if gathered else -(-8 * message.bytes // config.bits)
+        def passed(message: Message) -> int:
+            return 0 if halves and message.operation == 'all-gather' else message.bytes
 
         # Averages, every P steps, lie in a branch that not every step takes; they are counted apart.
-        always, message, _ = found.sizes(config.every, elements)
+        always, message, _ = found.sizes(config.every, passed)
         if config.num_workers > 1 and not found.messages:
             raise ValueError(
                 f'config.method={config.method!r} sends nothing, so workers would drift apart. Average over '
                 'its axis_name, e.g. with jax.lax.pmean.'
             )
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+        # A method of one worker has nobody to send to: what it applies at each step is everything.
+        message = devices * message or 4 * num_params
+        blocks = make_compressor(config) if self.method.link is None else None
         return Communication(
             num_params=num_params,
-            # A method of one worker has nobody to send to: what it applies at each step is everything.
-            message_size=self.workers.devices_per_row * message or num_params,
+            message_size=devices * message_size(blocks, part) if blocks else message // 4,
+            message_bytes=message,
             dense_steps=self.method.dense_steps(config),
-            always=self.workers.devices_per_row * always,
+            always=devices * always // 4,
             average_every=config.average_every if self.method.averages else 0,
             every=config.every,
-            bits=config.bits,
         )
 
 

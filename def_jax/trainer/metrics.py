@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import tensorboardX
-from tensorboardX import summary
-from tensorboardX.proto import event_pb2
+from tensorboardX.proto import event_pb2, summary_pb2
 
 __all__ = ['MetricLog', 'Seal', 'read']
-
-_FLUSH_SECONDS = 30
 
 
 class Seal(NamedTuple):
@@ -95,7 +92,6 @@ class MetricLog:
                 self._file.write(self._content)
                 self._file.flush()
             os.fsync(self._file.fileno())
-            self._board.flush()
         except OSError as error:
             raise self._failed(error) from error
         return Seal(len(self._content), hashlib.sha256(self._content).hexdigest())
@@ -171,27 +167,21 @@ class _Board:
         name = f'events.out.tfevents.{time.time_ns() / 1e9:.6f}.{socket.gethostname()}'
         self._writer = tensorboardX.RecordWriter(str(folder / name))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # hides later steps of earlier files
-        self._write(event_pb2.Event(file_version='brain.Event:2'), purge_step)
-        self._write(event_pb2.Event(session_log=start), purge_step)
-        self.flush()
+        self._write(purge_step, file_version='brain.Event:2')
+        self._write(purge_step, session_log=start)
 
     def write(self, record: dict[str, Any]) -> None:
-        for name, value in record.items():
-            if name not in ('step', 'pending'):
-                self._write(event_pb2.Event(summary=summary.scalar(name, value)), record['step'])
-        if time.monotonic() > self._flush_at:
-            self.flush()
-
-    def flush(self) -> None:
-        self._writer.flush()
-        self._flush_at = time.monotonic() + _FLUSH_SECONDS
+        shown = {name: value for name, value in record.items() if name not in ('step', 'pending')}
+        values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in shown.items()]
+        self._write(record['step'], summary=summary_pb2.Summary(value=values))
 
     def close(self) -> None:
         self._writer.close()
 
-    def _write(self, event: event_pb2.Event, step: int) -> None:
-        event.wall_time, event.step = time.time(), step
+    def _write(self, step: int, **content: Any) -> None:
+        event = event_pb2.Event(wall_time=time.time(), step=step, **content)
         self._writer.write(event.SerializeToString())
+        self._writer.flush()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

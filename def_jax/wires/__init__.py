@@ -10,6 +10,7 @@ from def_jax.compressors.base import Layout
 from def_jax.mesh.collectives import num_workers
 from def_jax.types import AxisName
 from def_jax.wires import few_bits, floats
+from def_jax.wires.floats import Arrive
 
 __all__ = ['Bits', 'Exchanged', 'check_bits', 'exchange', 'layout']
 
@@ -53,6 +54,7 @@ def exchange(
     axis_name: AxisName,
     bits: int,
     weights: jax.Array | None = None,
+    arrive: Arrive = lambda sent, mean: mean,
 ) -> Exchanged:
     """Line 9: the mean of the workers' messages, and what of this worker's rounding has kept back.
 
@@ -64,7 +66,8 @@ def exchange(
         axis_name: the axis over workers.
         bits: in which a number travels.
         weights: float32 [parts], factors of the parts' squares in `energy`; None if it is not wanted.
+        arrive: maps what this worker has sent and the mean, as soon as this is known, to the mean.
     """
     if bits >= 16:
-        return Exchanged(*floats.exchange(message, sizes, axis_name, bits, weights))
-    return Exchanged(*few_bits.exchange(message, sizes, axis_name, bits, weights))
+        return Exchanged(*floats.exchange(message, sizes, axis_name, bits, weights, arrive))
+    return Exchanged(*few_bits.exchange(message, sizes, axis_name, bits, weights, arrive))

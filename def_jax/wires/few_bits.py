@@ -32,6 +32,7 @@ from jax import lax
 from def_jax.compressors.base import Layout
 from def_jax.mesh.collectives import all_gather, all_to_all, axis_index, num_workers
 from def_jax.types import AxisName
+from def_jax.wires.floats import Arrive
 
 __all__ = ['Plan', 'exchange', 'loading', 'plan']
 
@@ -126,7 +127,12 @@ def plan(sizes: tuple[int, ...], workers: int, bits: int) -> Plan:
 
 
 def exchange(
-    message: jax.Array, sizes: Sequence[int], axis_name: AxisName, bits: int, weights: jax.Array | None
+    message: jax.Array,
+    sizes: Sequence[int],
+    axis_name: AxisName,
+    bits: int,
+    weights: jax.Array | None,
+    arrive: Arrive,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """See `wires.exchange`."""
     workers = num_workers(axis_name)
@@ -152,7 +158,7 @@ def exchange(
     if weights is not None:
         energy = _from_bytes(shares, jnp.float32).sum(0)
     back = jnp.where(jnp.arange(workers)[:, None, None] == k, lost[None], 0)
-    return mean.reshape(-1), (block - sent + back).reshape(-1), energy
+    return arrive(message, mean.reshape(-1)), (block - sent + back).reshape(-1), energy
 
 
 def _mean_of_chunk(
@@ -197,17 +203,15 @@ def _mean_of_chunk(
 def _energy(
     mean: jax.Array, units: jax.Array, weights: jax.Array, piece: jax.Array, size: jax.Array, bits: int
 ) -> jax.Array:
-    """A chunk's share of `Exchanged.energy`, as if nothing had been rounded: float32 [2].
+    """A chunk's share of `Exchanged.energy`: float32 [2].
 
-    Rounding shrinks Gaussian numbers by 1 - D and adds D·(1 - D) of their squares as noise, independent
-    between workers, where D is `loss(bits)`. The workers' units tell their messages' squares.
+    The workers' units tell their messages' squares. Rounding leaves 1 - D of the squares of Gaussian numbers,
+    D being `loss(bits)`, in every worker's message and so in their mean, if they are all noise or all alike.
     """
-    workers, kept = len(units), 1 - loss(bits)
     rms = units.astype(jnp.float32) * np.float32(_levels(bits) / loading(bits))
     messages = jnp.sum(weights * size.astype(jnp.float32) * jnp.mean(jnp.square(rms), axis=0))
-    rounded = jnp.sum(weights[piece] * jnp.sum(jnp.square(mean), axis=1))
-    noise = kept * (1 - kept) * messages / workers
-    return jnp.stack([jnp.maximum(rounded - noise, 0) / kept**2, messages])
+    mean_message = jnp.sum(weights[piece] * jnp.sum(jnp.square(mean), axis=1)) / (1 - loss(bits))
+    return jnp.stack([mean_message, messages])
 
 
 def _split(rows: jax.Array, p: Plan, bits: int) -> tuple[jax.Array, jax.Array, jax.Array]:

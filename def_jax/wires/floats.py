@@ -1,6 +1,6 @@
 """Messages of floats: one all-reduce, as in the paper."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,19 @@ from def_jax.compressors.base import Layout, part_places
 from def_jax.mesh.collectives import pmean
 from def_jax.types import AxisName
 
-__all__ = ['exchange']
+__all__ = ['Arrive', 'exchange']
+
+
+Arrive = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def exchange(
-    message: jax.Array, sizes: Sequence[int], axis_name: AxisName, bits: int, weights: jax.Array | None
+    message: jax.Array,
+    sizes: Sequence[int],
+    axis_name: AxisName,
+    bits: int,
+    weights: jax.Array | None,
+    arrive: Arrive,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """See `wires.exchange`. A worker's rounding error stays in the rest; only rounding of the sum is lost.
 
@@ -26,13 +34,13 @@ def exchange(
     # XLA may skip rounding that is undone at once; the barrier forbids that, too.
     rounded = message if bits == 32 else lax.optimization_barrier(message.astype(dtype)).astype(jnp.float32)
     message, rounded = lax.optimization_barrier((message, rounded))
-    rest = message - rounded
+    packed = rounded if weights is None else jnp.append(rounded, _energy(rounded, sizes, weights))
+    packed = lax.optimization_barrier(packed.astype(dtype))
+    mean = arrive(packed, pmean(packed, axis_name).astype(jnp.float32))
     if weights is None:
-        return pmean(rounded.astype(dtype), axis_name).astype(jnp.float32), rest, None
-    own = _energy(rounded, sizes, weights)
-    mean = pmean(jnp.append(rounded, own).astype(dtype), axis_name).astype(jnp.float32)
+        return mean, message - rounded, None
     mean, messages = mean[:-1], mean[-1]
-    return mean, rest, jnp.stack([_energy(mean, sizes, weights), messages])
+    return mean, message - rounded, jnp.stack([_energy(mean, sizes, weights), messages])
 
 
 def _energy(message: jax.Array, sizes: Sequence[int], weights: jax.Array) -> jax.Array:

@@ -1,15 +1,18 @@
-"""The code that newcomers copy: README's program, the how-to's steps and the example run as they stand."""
+"""What newcomers read and copy: README's diffs and numbers, the program of First steps, the examples."""
 
+import functools
 import itertools
 import re
 import runpy
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import def_jax
 from configs.digits import get_config
 from def_jax import METHODS
 from def_jax.trainer import experiment
@@ -17,7 +20,6 @@ from def_jax.trainer.configuration.rules import check_config
 from def_jax.trainer.data import order
 
 ROOT = Path(__file__).parents[2]
-FRONT = ('README.md', 'docs/index.md')
 
 
 def names_of(page):
@@ -29,33 +31,44 @@ def names_of(page):
 
 
 @pytest.mark.slow
-def test_the_program_of_readme_shows_what_it_says(capsys):
+def test_the_program_of_first_steps_shows_what_it_says(capsys):
     """At one rate, error feedback diverges and DEF ends where dense training does."""
-    names_of('README.md')
+    names_of('docs/first_steps.md')
     printed = capsys.readouterr().out.splitlines()
     dense, without, detached = (float(line.rpartition(' ')[2]) for line in printed)
     assert detached < 1.2 * dense < 0.1
     assert not without < 1
 
 
-def test_the_landing_page_has_the_program_of_readme():
-    programs = [re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL) for page in FRONT]
-    assert programs[0] == programs[1] and len(programs[0]) == 1
+def loss_fn(params, batch):
+    return jnp.mean((batch @ params['w'] - 1) ** 2)
 
 
-def test_pmapped_and_sharded_step_of_the_how_to_train_and_agree():
-    page = names_of('docs/how_to/own_loop.md')
-    start, optimizer, flat_batch = page['start'], page['optimizer'], page['flat_batch']
-    pmapped, opt_state = jax.pmap(lambda _: (start, optimizer.init(start)))(np.arange(jax.device_count()))
-    sharded, sharded_state = start, page['stacked']
-    for _ in range(5):
-        pmapped, opt_state = page['train_step'](pmapped, opt_state, page['batch'])
-        sharded, sharded_state = page['sharded_step'](sharded, sharded_state, flat_batch)
-        jax.block_until_ready((pmapped, sharded))
-    y = page['final'](pmapped, opt_state)
-    x, y = jax.tree.map(lambda leaf: np.asarray(leaf)[0], (pmapped, y))
-    np.testing.assert_allclose(x['w'], sharded['w'], rtol=1e-5, atol=1e-7)
-    assert page['loss_fn'](y, flat_batch) < page['loss_fn'](start, flat_batch)
+@pytest.mark.parametrize('pmapped', [True, False])
+def test_the_diffs_of_readme_turn_a_dense_step_into_one_that_sends_little(pmapped):
+    diff = re.findall(r'```diff\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[not pmapped]
+    assert len(re.findall(r'^[+-]', diff, re.MULTILINE)) == 6
+    after = '\n'.join(line[1:] for line in diff.splitlines() if not line.startswith('-'))
+    names = {
+        'lr': 0.01,
+        'loss_fn': loss_fn,
+        'jax': jax,
+        'optax': optax,
+        'functools': functools,
+        'def_jax': def_jax,
+    }
+    exec(after, names)
+    optimizer, workers = names['optimizer'], jax.device_count()
+    params, batch = {'w': jnp.ones(16)}, jnp.ones((workers, 4, 16))
+    if pmapped:
+        params, opt_state = jax.pmap(lambda _: (params, optimizer.init(params)))(np.arange(workers))
+    else:
+        opt_state, batch = optimizer.init(params), batch.reshape(-1, 16)
+    compiled = names['train_step'].lower(params, opt_state, batch).compile()
+    if pmapped:
+        def_jax.check(compiled, optimizer, {'w': jnp.ones(16)})
+    else:
+        optimizer.check(compiled)
 
 
 @pytest.mark.slow
@@ -94,14 +107,17 @@ def allows(function, *args, **kwargs):
 @pytest.mark.parametrize('name', ['def', 'powersgd', 'diloco', 'top_k'])
 def test_what_readme_says_of_the_methods_is_what_they_allow(name):
     method = METHODS[name]
-    said = {row['here']: row[method.title] for row in table(ROOT / 'README.md', '| here |')}
+    said = {
+        row['implemented in this library']: row[method.title]
+        for row in table(ROOT / 'README.md', '| implemented')
+    }
     config = get_config(f'method={name},num_workers=2')
     with config.unlocked():
         config.shards_per_worker = 2
     assert said['a worker shards its model (FSDP)'] == allows(check_config, config)
     compressor = method.compressor(1)
     arguments = (optax.identity(), optax.sgd(0.1), 'workers', compressor)
-    assert said['messages in int8'] == allows(method.optimizer, *arguments, bits=8)
+    assert said['messages in few bits'] == allows(method.optimizer, *arguments, bits=2)
 
 
 @pytest.mark.slow

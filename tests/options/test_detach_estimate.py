@@ -47,11 +47,12 @@ def test_the_estimate_follows_what_all_residuals_say(order, bits):
     assert 0.1 < optimum[0] < 0.15 < optimum[1] < 0.6 and 0.85 < optimum[2] < 1
 
 
-def test_the_estimate_does_not_see_what_rounding_leaves_in_the_residual():
-    """It is of messages as if they were not rounded: above what all residuals say, unless all is noise."""
-    used, optimum = estimates('shuffled', bits=2)
-    assert used[0] == pytest.approx(optimum[0], abs=0.03)
-    assert np.all(used[1:] > optimum[1:])
+@pytest.mark.parametrize(('order', 'bits'), [('shuffled', 2), ('random', 1)])
+def test_what_rounding_leaves_in_the_residual_is_noise(order, bits):
+    """The estimate knows it where updates are noise in the main; where they are all alike, it is above λ*."""
+    used, optimum = estimates(order, bits)
+    np.testing.assert_allclose(used[:2], optimum[:2], rtol=0, atol=0.04)
+    assert optimum[2] < used[2] < 1
 
 
 def test_the_limits():

@@ -66,9 +66,11 @@ def test_too_many_deaths_are_an_end(launched):
     )
 
 
-def test_a_process_that_stays_stopped_is_killed(launched):
+@pytest.mark.parametrize('child', ['', 'child = os.fork(); child and (os.wait(), sys.exit()); '])
+def test_a_process_that_stays_stopped_is_killed(launched, child):
+    """Itself, or the child that it waits for, as a process of train.py does."""
     code, lives, said = launched(
-        'place[1] == "1" and life == 1 and os.kill(os.getpid(), 19); until("1", 2)', frozen=0.3
+        f'{child}place[1] == "1" and life == 1 and os.kill(os.getpid(), 19); until("1", 2)', frozen=0.3
     )
     assert (code, lives.count('1')) == (0, 2)
     assert said[0] == 'process 1 has been stopped for 0.3 s and is killed'

@@ -168,11 +168,12 @@ def test_no_other_unit_suits_a_gaussian_better(bits):
     assert np.mean(np.square(rest)) == pytest.approx(few_bits.loss(bits), rel=0.05)
 
 
+@pytest.mark.parametrize('alike', [False, True])
 @pytest.mark.parametrize('bits', [*BITS, 16, 32])
-def test_the_energy_is_that_of_what_was_to_be_sent(bits):
-    """Messages of a common part and noise: ‖mean‖² and the mean of ‖·‖², part by part with its weight."""
+def test_the_energy_is_that_of_what_was_to_be_sent(bits, alike):
+    """Of messages that are all noise, or all alike: ‖mean‖² and the mean of ‖·‖², part by part weighted."""
     rng, sizes, weights = np.random.default_rng(0), (30_000, 10_000), np.float32([2.0, 5.0])
-    messages = (rng.normal(size=40_000) + 2 * rng.normal(size=(8, 40_000))).astype(np.float32)
+    messages = np.broadcast_to(rng.normal(size=(1 if alike else 8, 40_000)), (8, 40_000)).astype(np.float32)
 
     def worker(message):
         places = wires.layout(sizes, 'workers', bits)

@@ -6,6 +6,7 @@ so one key can determine the value of another.
 Errors are absl flag errors: for a ValueError, config_flags would print a full traceback.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,20 +18,11 @@ from def_jax.trainer.configuration.keys import hint
 __all__ = ['lock', 'override', 'parse']
 
 
-def _literal(text: str) -> Any:
-    """A number if it is one, otherwise a word: of a key that takes both."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 _PARSERS: dict[type, Callable[[str], Any]] = {
     bool: lambda text: {'true': True, 'false': False}[text.lower()],
     int: int,
     float: float,
     str: str,
-    object: _literal,
 }
 
 
@@ -56,7 +48,17 @@ def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
             raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} is not a known key.{hint(key, config)}')
         if key in settings:
             raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} is given twice.')
-        settings[key] = _value(key, text, config.get_type(key))
+        kind = config.get_type(key)
+        if kind is object:  # of a key that takes both numbers and words
+            kind = float if re.fullmatch(r'[\d.]+(e-?\d+)?', text) else str
+        if kind not in _PARSERS:
+            raise flags.IllegalFlagValueError(
+                f'{key!r} is a {kind.__name__} and cannot be set after the colon; use --config.{key}=VALUE.'
+            )
+        try:
+            settings[key] = _PARSERS[kind](text)
+        except (KeyError, ValueError):
+            raise flags.IllegalFlagValueError(f'{key}={text!r} must be of type {kind.__name__}.') from None
     return settings
 
 
@@ -77,14 +79,3 @@ def lock(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if isinstance(value, ml_collections.ConfigDict):
             value.unlock() if key.endswith('_options') else lock(value)
     return config
-
-
-def _value(key: str, text: str, kind: type) -> Any:
-    if kind not in _PARSERS:
-        raise flags.IllegalFlagValueError(
-            f'{key!r} is a {kind.__name__} and cannot be set after the colon; use --config.{key}=VALUE.'
-        )
-    try:
-        return _PARSERS[kind](text)
-    except (KeyError, ValueError):
-        raise flags.IllegalFlagValueError(f'{key}={text!r} must be of type {kind.__name__}.') from None

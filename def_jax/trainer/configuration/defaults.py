@@ -38,10 +38,15 @@ SECTIONS: dict[str, dict[str, Key]] = {
     'Method': {
         'method': Key('def', named(METHODS), 'how the workers communicate', required=('axis_name',)),
         'ratio': Key(64.0, LIBRARY, 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`'),
-        'bits': Key(None, LIBRARY, 'bits of a number in a message: 1, 2, 4, 8, 16 or 32', kind=int),
+        'bits': Key(
+            None,
+            LIBRARY,
+            'of a number in a message: 1, 2, 4, 8, 16 or 32; None leaves this and what follows to the method',
+            kind=int,
+        ),
         'order': Key(None, LIBRARY, 'of the blocks: `random`, `shuffled` or `cyclic`', kind=str),
         'allocation': Key(None, LIBRARY, 'sizes of the blocks: `proportional` or `balanced`', kind=str),
-        'detach': Key(None, LIBRARY, 'λ; `auto` follows λ*(t)', kind=object),
+        'detach': Key(None, LIBRARY, 'λ, or `auto`, which follows λ*(t)', kind=object),
         'every': Key(OPTIONS['every'], LIBRARY, 'steps per message; workers take local steps in between'),
         'decay': Key(OPTIONS['decay'], LIBRARY, 'multiplies the residual at every step'),
         'average_every': Key(

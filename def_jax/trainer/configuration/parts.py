@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from def_jax import def_adamw
+from def_jax.compressors import Compressor
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.factories import find
 from def_jax.trainer.configuration.methods import adamw_preset, find_method
@@ -20,7 +21,7 @@ from def_jax.trainer.errors import one_line
 from def_jax.trainer.tasks.base import Task
 from def_jax.types import AxisName
 
-__all__ = ['make_dataset', 'make_optimizer', 'make_schedule', 'make_task']
+__all__ = ['make_compressor', 'make_dataset', 'make_optimizer', 'make_schedule', 'make_task']
 
 _BLOCKS = ('order', 'allocation')
 
@@ -85,6 +86,20 @@ def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
     return schedule
 
 
+def make_compressor(config: Mapping[str, Any]) -> Compressor:
+    """The blocks, of the configured method; ValueError if it rejects a key."""
+    sent = {name: value for name, value in _given(config).items() if name in ('ratio', 'bits', *_BLOCKS)}
+    return find_method(config).compressor(**sent)
+
+
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The library's arguments, but for those that the method chooses."""
+    names = [name for name, key in KEYS.items() if key.checked_by_library]
+    return {
+        name: config[name] for name in names if config[name] is not None or KEYS[name].default is not None
+    }
+
+
 def make_optimizer(
     config: Mapping[str, Any], learning_rate: optax.ScalarOrSchedule, axis_name: AxisName
 ) -> optax.GradientTransformation:
@@ -98,11 +113,7 @@ def make_optimizer(
         ValueError: if the library or the optimizer rejects a key.
     """
     method, factory = find_method(config), find('optimizer', config)
-    given = {
-        name: config[name]
-        for name, key in KEYS.items()
-        if key.checked_by_library and (config[name], key.default) != (None, None)
-    }
+    given = _given(config)
     outer = find('outer', config) if config['outer'] else None
     if outer:
         given['outer'] = outer.make(optax.GradientTransformation)
@@ -117,10 +128,8 @@ def make_optimizer(
         optax.GradientTransformation, learning_rate=learning_rate, weight_decay=penalty, momentum=momentum
     )
     shared = shared if scale == 1 else optax.chain(shared, optax.scale(scale))
-    given = {**method.defaults, **given}
-    sent = {name: value for name, value in given.items() if name in ('ratio', 'bits', *_BLOCKS)}
-    options = {name: value for name, value in given.items() if name not in _BLOCKS}
-    compressor = method.compressor(**sent)
+    options = {name: value for name, value in {**method.defaults, **given}.items() if name not in _BLOCKS}
+    compressor = make_compressor(config)
     try:
         return method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **options)
     except (TypeError, AttributeError) as error:  # the library tries the outer optimizer

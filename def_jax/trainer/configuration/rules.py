@@ -73,8 +73,8 @@ def of_keys() -> Iterator[None]:
         raise ValueError(f'config.{text}') from error
 
 
-def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[str]:
-    """What of the trainer's keys does not fit together."""
+def _without_effect(config: ml_collections.ConfigDict, method: Method) -> Iterator[str]:
+    """What the other keys make useless."""
     for name, fixed in method.sends.items():
         if name != 'ratio' and config[name] not in (None, fixed):
             yield f'{name}={config[name]!r} has no effect: {method.title} fixes {fixed!r}. Leave it out.'
@@ -96,6 +96,11 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[st
             f'compute_dtype={config.compute_dtype!r} has no effect on {model}, which takes no dtype. Set '
             "compute_dtype='float32'."
         )
+
+
+def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[str]:
+    """What of the trainer's keys does not fit together."""
+    yield from _without_effect(config, method)
     size, workers, shards = config.batch_size, config.num_workers, config.shards_per_worker
     if size % workers:
         near = max(1, round(size / workers)) * workers
