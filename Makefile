@@ -8,8 +8,8 @@ ARGS   ?=
 # The full suite keeps two cores busy; a selection through ARGS starts faster in one process.
 PROCESSES ?= $(if $(ARGS),0,2)
 
-RESULTS := $(patsubst %/README.md,%,$(shell grep -l 'python -m paper.report --workdir' results/*/README.md results/*/*/README.md))
-REPRODUCED ?= table1.py:digits_recalibrated table4.py:digits_tuned figure3.py:digits beyond.py:digits
+EXPERIMENTS := $(filter-out theory,$(foreach file,$(wildcard experiments/*.py),$(if $(wildcard results/$(basename $(notdir $(file)))/runs.jsonl),$(basename $(notdir $(file))))))
+REPRODUCED ?= table1 table4 figure3 few_bits
 BENCHMARKS ?= optimizer_stage loop
 THEORY ?= step_size distance averaging stability figure3 without_batchnorm
 
@@ -42,21 +42,20 @@ docs: $(READY)  ## Build the documentation in docs/_build/html; warnings and bro
 	@echo 'Open docs/_build/html/index.html'
 
 docs-test: $(READY)  ## Run the examples in docstrings.
-	$(BIN)/python -m pytest --doctest-modules def_jax paper configs docs/theory/bounds.py
+	$(BIN)/python -m pytest --doctest-modules def_jax experiments/statistics.py experiments/theory/bounds.py configs
 
-theory: $(READY)  ## Run the programs behind docs/theory: print tables, write plots to results/theory; takes minutes.
-	@for program in $(THEORY); do echo "$$program"; $(BIN)/python docs/theory/$$program.py || exit 1; done
+theory: $(READY)  ## Run the programs of experiments/theory: print tables, write plots to results/theory; takes minutes.
+	@for program in $(THEORY); do echo "$$program"; $(BIN)/python experiments/theory/$$program.py || exit 1; done
 
-tables: $(READY)  ## Regenerate every page and plot under results/ from its runs.jsonl.
-	@for folder in $(RESULTS); do $(BIN)/python -m paper.report --workdir=$$folder || exit 1; done
-	$(BIN)/python -m paper.claims
+tables: $(READY)  ## Regenerate every page and plot under results/ from its runs.jsonl, and fill the numbers of pages.
+	@for name in $(EXPERIMENTS); do $(BIN)/python -m experiments page $$name || exit 1; done
 	$(BIN)/python -m benchmarks.pages
+	$(BIN)/python -m experiments numbers
 
 reproduce: $(READY)  ## Rerun the digits experiments from scratch in runs/ and report them; takes hours on 2 cores.
-	@for table in $(REPRODUCED); do \
-	  workdir=runs/$$(echo $$table | sed 's/[.]py:/_/') && \
-	  $(BIN)/python -m paper.sweep --config=configs/tables/$$table --workdir=$$workdir && \
-	  $(BIN)/python -m paper.report --workdir=$$workdir || exit 1; done
+	@for name in $(REPRODUCED); do \
+	  $(BIN)/python -m experiments run $$name --only=digits --results=runs && \
+	  $(BIN)/python -m experiments page $$name --results=runs || exit 1; done
 
 notebooks: $(READY)  ## Run the notebooks and save their outputs.
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
@@ -81,13 +80,13 @@ bench-accuracy: $(READY)  ## As root: accuracy against seconds on a slow network
 	  --variant=best256 --variant=ddp --variant=ddp_fp16 --variant=ddp_powersgd)
 
 faults: $(READY)  ## Long reliability tests: kill and resume runs 25 and 20 times, change the workers, let them die and return, watch an hour-long run.
-	$(BIN)/python tests/faults/kills.py --output=results/reliability
-	$(BIN)/python tests/faults/kills.py --output=results/reliability --kills=20 --processes=2
-	$(BIN)/python tests/faults/workers.py --output=results/reliability
-	$(BIN)/python tests/faults/soak.py --output=results/reliability
-	$(BIN)/python tests/faults/elastic.py --output=results/reliability --parts undisturbed elastic
-	$(BIN)/python tests/faults/elastic.py --output=results/reliability --parts restart --minutes=20
-	$(BIN)/python tests/faults/elastic.py --output=results/reliability --parts restart --minutes=5 --every=60
+	$(BIN)/python -m benchmarks.reliability.kills --output=results/reliability
+	$(BIN)/python -m benchmarks.reliability.kills --output=results/reliability --kills=20 --processes=2
+	$(BIN)/python -m benchmarks.reliability.workers --output=results/reliability
+	$(BIN)/python -m benchmarks.reliability.soak --output=results/reliability
+	$(BIN)/python -m benchmarks.reliability.elastic --output=results/reliability --parts undisturbed elastic
+	$(BIN)/python -m benchmarks.reliability.elastic --output=results/reliability --parts restart --minutes=20
+	$(BIN)/python -m benchmarks.reliability.elastic --output=results/reliability --parts restart --minutes=5 --every=60
 
 clean:  ## Remove the virtual environment and caches; keep runs.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

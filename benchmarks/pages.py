@@ -1,7 +1,7 @@
 """One way to write a page: what programs write stands between marks, and people write the rest.
 
     python -m benchmarks.pages           # rewrites every page and picture whose records are under results/
-    python -m benchmarks.pages map
+    python -m benchmarks.pages cluster
 
 A section of a page lies between `<!-- NAME -->` and `<!-- end of NAME -->`.
 """
@@ -25,9 +25,6 @@ __all__ = ['SUBJECTS', 'commit', 'marked', 'origin', 'table', 'write']
 
 # Modules with a function `write` of the folder of their records.
 SUBJECTS = {
-    'league': 'league',
-    'map': 'map',
-    'adamw': 'benchmarks',
     'cluster': 'benchmarks',
     'time_to_accuracy': 'benchmarks',
     'accelerators': 'benchmarks',

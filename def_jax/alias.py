@@ -108,13 +108,14 @@ def def_adamw(
     evidence, small transformers.
 
     Args:
-        learning_rate: of dense AdamW, a number or an optax schedule. A factor of three is inside.
+        learning_rate: of dense AdamW, a number or an optax schedule. A factor of three is inside, for the
+            gradient's part of an update alone.
         compression: bytes of a float32 all-reduce over those of a message, see `def_sgd`.
         axis_name: the axis over workers, see `error_feedback`.
         bits: in which a number travels, see `error_feedback`.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
-        weight_decay: decoupled weight decay, at the detached point.
+        weight_decay: decoupled weight decay, as of dense AdamW, at the detached point.
         mask: which leaves decay, a pytree of booleans or a function of the parameters, see `optax.adamw`.
         detach: λ in [0, 1], or 'auto', see `error_feedback`.
         outer: applies the mean message, see `error_feedback`; Nesterov momentum, or None for none.
@@ -138,9 +139,9 @@ def def_adamw(
         axis_name,
         inner=optax.chain(
             optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
+            optax.scale(_ADAMW_RATE),
             optax.add_decayed_weights(weight_decay, mask),
             optax.scale_by_learning_rate(learning_rate),
-            optax.scale(_ADAMW_RATE),
         ),
         bits=bits,
         seed=seed,

@@ -14,31 +14,28 @@ import jax
 import jax.numpy as jnp
 import jax.sharding as jshard
 import numpy as np
-import optax
 
 import def_jax
 
 
-def loss_fn(model, x, y):
+def loss_fn(params, static, x, y):  # was: loss_fn(model, x, y)
+    model = eqx.combine(params, static)  # was: nothing
     return jnp.mean((jax.vmap(model)(x) - y) ** 2)
 
 
 def make_optimizer(mesh):
-    optim = optax.adam(3e-3, b1=0.0)
-    optim = optax.chain(optim, def_jax.error_feedback(def_jax.random_block(16), 'batch'))  # was: nothing
+    optim = def_jax.def_adamw(3e-3, 64, 'batch', weight_decay=0.0)  # was: optax.adam(3e-3)
     return def_jax.spmd(optim, mesh, axis_name='batch')  # was: optim
 
 
 def make_train_step(optim):
-    grad_fn = eqx.filter_value_and_grad(loss_fn)
+    grad_fn = optim.at_points(jax.value_and_grad(loss_fn), split=(2, 3))  # was: eqx.filter_value_and_grad
 
     @eqx.filter_jit(donate='all-except-first')
     def train_step(xy, model, opt_state):
-        gradient = optim.at_points(grad_fn, split=(1, 2))  # was: grad_fn
-        losses, grads = gradient(model, opt_state, *xy)  # was: gradient(model, *xy)
-        updates, opt_state = optim.update(
-            grads, opt_state, model
-        )  # was: ..., eqx.filter(model, eqx.is_array)
+        params, static = eqx.partition(model, eqx.is_array)  # was: nothing
+        losses, grads = grad_fn(params, opt_state, static, *xy)  # was: grad_fn(model, *xy)
+        updates, opt_state = optim.update(grads, opt_state, params)
         return eqx.apply_updates(model, updates), opt_state, losses.mean()  # was: losses
 
     return train_step
@@ -58,15 +55,13 @@ def main(num_steps=1000):
     model = eqx.nn.MLP(8, 1, width_size=128, depth=2, key=jax.random.key(0))
     optim = make_optimizer(mesh)
     model = eqx.filter_shard(model, replicated)
-    opt_state = optim.init(
-        model
-    )  # was: eqx.filter_shard(optim.init(eqx.filter(model, eqx.is_array)), replicated)
+    opt_state = optim.init(eqx.filter(model, eqx.is_array))
     train_step = make_train_step(optim)
     for xy in batches(0, num_steps):
         xy = eqx.filter_shard(xy, data)
         model, opt_state, loss = train_step(xy, model, opt_state)
         loss = float(loss)
-    test = float(loss_fn(model, *next(batches(1, 1, 2048))))
+    test = float(loss_fn(*eqx.partition(model, eqx.is_array), *next(batches(1, 1, 2048))))
     compiled = train_step.lower(xy, model, opt_state).compile()
     sent = optim.check(compiled)
     print(

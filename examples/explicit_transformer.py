@@ -129,8 +129,8 @@ def main(num_steps=200):
 
 
 def train(mesh, num_steps):
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(5e-3, b1=0.0, b2=0.99))
-    tx = optax.chain(tx, def_jax.error_feedback(def_jax.random_block(16), 'workers'))  # was: nothing
+    adamw = def_jax.def_adamw(5e-3, 64, 'workers')  # was: optax.adamw(5e-3)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
     tx = def_jax.spmd(tx, mesh, matrix_specs())  # was: nothing
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), matrix_specs())
     params = jax.device_put(init_params(jax.random.key(0)), shardings)

@@ -34,8 +34,7 @@ def make_model():
 
 
 def make_optimizer():
-    tx = optax.sgd(0.05, momentum=0.9)
-    tx = optax.chain(tx, def_jax.error_feedback(def_jax.random_block(16), 'workers'))  # was: nothing
+    tx = def_jax.def_sgd(0.05, 64, 'workers')  # was: optax.sgd(0.05, momentum=0.9)
     mesh = jax.make_mesh((4,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))  # was: nothing
     return def_jax.spmd(tx, mesh)  # was: tx
 
@@ -46,14 +45,13 @@ def make_train_step(model, tx):
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), non_trainable
 
     grad_fn = jax.value_and_grad(compute_loss, has_aux=True)
+    grad_fn = tx.at_points(grad_fn, split=(2, 3))  # was: nothing
 
     @jax.jit
     def train_step(state, x, y):
         trainable, non_trainable, opt_state = state
-        gradient = tx.at_points(grad_fn, split=(2, 3))  # was: grad_fn
-        (losses, statistics), grads = gradient(
-            trainable, opt_state, non_trainable, x, y
-        )  # was: without opt_state
+        # was: grad_fn(trainable, non_trainable, x, y)
+        (losses, statistics), grads = grad_fn(trainable, opt_state, non_trainable, x, y)
         loss, non_trainable = tx.mean((losses, statistics))  # was: losses, statistics
         updates, opt_state = tx.update(grads, opt_state, trainable)
         return loss, (optax.apply_updates(trainable, updates), non_trainable, opt_state)
@@ -77,9 +75,8 @@ def main(epochs=10, size=64):
             loss, state = jax.block_until_ready(train_step(state, images[rows], labels[rows]))
     logits, _ = model.stateless_call(state[0], state[1], images[1400:])
     accuracy = float((np.argmax(logits, -1) == labels[1400:]).mean())
-    sent = tx.check(
-        train_step.lower(state, images[rows], labels[rows]).compile(), besides=512
-    )  # and statistics
+    compiled = train_step.lower(state, images[rows], labels[rows]).compile()
+    sent = tx.check(compiled, besides=512)  # and BatchNorm's statistics
     print(f'loss {float(loss):.3f}, test accuracy {accuracy:.3f}')
     print(f'between workers: {sum(c.bytes for c in sent)} bytes a step')
     return accuracy

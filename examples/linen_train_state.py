@@ -38,8 +38,7 @@ def loss_fn(params, batch):
 
 def create_train_state():
     params = CNN().init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))['params']
-    tx = optax.adamw(0.005, b1=0.0)
-    tx = optax.chain(tx, def_jax.error_feedback(def_jax.random_block(16), 'workers'))  # was: nothing
+    tx = def_jax.def_adamw(0.005, 64, 'workers')  # was: optax.adamw(0.005)
     mesh = jax.make_mesh((4,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))  # was: nothing
     tx = def_jax.spmd(tx, mesh)  # was: nothing
     return TrainState.create(apply_fn=CNN().apply, params=params, tx=tx)

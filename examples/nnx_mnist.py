@@ -45,10 +45,9 @@ def loss_fn(model, batch, rngs):
 
 @nnx.jit
 def train_step(model, optimizer, metrics, batch, rngs):
-    grad_fn = optimizer.value_and_grad(
-        loss_fn, has_aux=True
-    )  # was: nnx.value_and_grad(loss_fn, has_aux=True)
+    grad_fn = optimizer.value_and_grad(loss_fn, has_aux=True)  # was: nnx.value_and_grad
     (loss, logits), grads = grad_fn(model, batch, rngs)
+    logits = jax.lax.collapse(logits, 0, 2)  # was: nothing; they come stacked over workers
     metrics.update(loss=loss, logits=logits, labels=batch[1])
     optimizer.update(model, grads)
 
@@ -60,8 +59,7 @@ def eval_step(model, metrics, batch):
 
 
 def make_optimizer(model):
-    tx = optax.adamw(0.005, 0.9)
-    tx = optax.chain(tx, def_jax.error_feedback(def_jax.random_block(16), 'workers'))  # was: nothing
+    tx = def_jax.def_adamw(0.005, 64, 'workers')  # was: optax.adamw(0.005)
     mesh = jax.make_mesh((4,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))  # was: nothing
     tx = def_jax.spmd(tx, mesh)  # was: nothing
     return def_jax.nnx.Optimizer(model, tx, wrt=nnx.Param)  # was: nnx.Optimizer

@@ -1,51 +1,89 @@
-"""Runs an experiment, or writes its page; see `python -m experiments --help`."""
+"""Runs an experiment, writes its page, or fills numbers on pages; see `python -m experiments --help`."""
 
 import argparse
+import functools
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+_ROOT = Path(__file__).parents[1]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        'python -m experiments', description='Runs experiments; writes their pages.'
-    )
-    commands = parser.add_subparsers(dest='command', required=True)
-    run = commands.add_parser('run', help='train the runs that have no record yet')
-    page = commands.add_parser('page', help='write the page from the records')
-    for command in (run, page):
-        command.add_argument('name', help='the module of the experiment, e.g. few_bits')
-        command.add_argument('--results', default='results', help='folder of the folders of records')
-    run.add_argument('--only', default='', help='settings whose name contains this, e.g. digits')
-    run.add_argument('--executor', default='lanes', choices=('lanes', 'trainer'))
-    run.add_argument('--allow_dirty', action='store_true', help='run although the checkout differs from HEAD')
-    arguments = parser.parse_args(argv)
-    folder = Path(arguments.results, arguments.name)
+    arguments = _parser().parse_args(argv)
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     try:
+        if arguments.command == 'numbers':
+            return _numbers(arguments)
+        folder = Path(arguments.results, arguments.name)
         experiment = importlib.import_module(f'experiments.{arguments.name}')
         if arguments.command == 'page':
             experiment.write(folder)
         else:
-            _run(experiment.SETTINGS, folder, arguments)
+            _run(experiment, folder, arguments)
     except (ValueError, ModuleNotFoundError) as error:
         print(f'experiments: {error}', file=sys.stderr)
         return 2
     return 0
 
 
-def _run(settings: Sequence, folder: Path, arguments: argparse.Namespace) -> None:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        'python -m experiments', description='Runs experiments; writes their pages; fills numbers.'
+    )
+    commands = parser.add_subparsers(dest='command', required=True)
+    run = commands.add_parser('run', help='train the runs that have no record yet')
+    page = commands.add_parser('page', help='write the page from the records')
+    fill = commands.add_parser('numbers', help='fill the marks of README.md, docs/ and results/')
+    for command in (run, page, fill):
+        command.add_argument('--results', default='results', help='folder of the folders of records')
+    for command in (run, page):
+        command.add_argument('name', help='the module of the experiment, e.g. few_bits')
+    run.add_argument('--only', default='', help='settings whose name contains this, e.g. digits')
+    run.add_argument('--executor', choices=('lanes', 'trainer'), help="the experiment's own if not given")
+    run.add_argument('--allow_dirty', action='store_true', help='run although the checkout differs from HEAD')
+    fill.add_argument('--check', action='store_true', help='change nothing; exit code 1 if a number is stale')
+    fill.add_argument('pages', nargs='*', type=Path, help='other pages than those')
+    return parser
+
+
+def _run(experiment, folder: Path, arguments: argparse.Namespace) -> None:
     from experiments import runner, spec
 
+    settings = experiment.SETTINGS
     chosen = [setting for setting in settings if arguments.only in setting.name]
     if not chosen:
         names = ', '.join(repr(setting.name) for setting in settings)
         raise ValueError(f'--only={arguments.only!r} is in no name of {names}.')
     origin = spec.origin(allow_dirty=arguments.allow_dirty)
-    runner.train(chosen, runner.Runner(spec.Records(folder / 'runs.jsonl'), origin, arguments.executor))
+    executor = arguments.executor or getattr(experiment, 'EXECUTOR', 'lanes')
+    runner.train(chosen, runner.Runner(spec.Records(folder / 'runs.jsonl'), origin, executor))
+
+
+def _numbers(arguments: argparse.Namespace) -> int:
+    from experiments import numbers, pages, runner, spec
+
+    @functools.cache
+    def found(name: str) -> numbers.Found:
+        settings = importlib.import_module(f'experiments.{name}').SETTINGS
+        records = spec.Records(Path(arguments.results, name, 'runs.jsonl'))
+        return settings, pages.rows(runner.finished(settings, records))
+
+    listed = [_ROOT / 'README.md', *sorted((_ROOT / 'docs').rglob('*.md'))]
+    listed += sorted(Path(arguments.results).rglob('*.md'))
+    stale = []
+    for path in arguments.pages or listed:
+        text = path.read_text(encoding='utf-8')
+        if '<!-- number:' in text and (new := numbers.filled(text, found)) != text:
+            stale.append(path)
+            if not arguments.check:
+                path.write_text(new, encoding='utf-8')
+    for path in stale:
+        print(f'{path}: {"has a stale number" if arguments.check else "filled"}')
+    return int(arguments.check and bool(stale))
 
 
 if __name__ == '__main__':

@@ -1,16 +1,17 @@
 """A page of results: what was asked, one picture, one table, limits, all from records."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from def_jax.tools import markdown, pictures
-from experiments import statistics
-from experiments.plan import Cell
-from experiments.spec import Record
+from experiments import numbers, runner, statistics
+from experiments.plan import Cell, Setting
+from experiments.spec import Record, Records
 from experiments.statistics import Difference
 
-__all__ = ['MOST_WORDS', 'Row', 'draw', 'origins', 'rows', 'table', 'write']
+__all__ = ['MOST_WORDS', 'Row', 'draw', 'origins', 'rows', 'table', 'write', 'write_experiment']
 
 MOST_WORDS = 1500
 
@@ -19,19 +20,21 @@ class Row(NamedTuple):
     """A finished method, and its difference from the first of its setting, greater is better."""
 
     cell: Cell
-    difference: Difference | None  # None for the first
+    difference: Difference | None  # None for the first, and where a likely rate has no fresh seeds
     p_value: float  # adjusted by Holm for all differences of the page
 
 
 def rows(finished: Sequence[Sequence[Cell]]) -> list[Row]:
     """The rows of a page, setting by setting."""
-    pairs = [
-        (cell, statistics.compared(cell.side, cells[0].side) if cell is not cells[0] else None)
-        for cells in finished
-        for cell in cells
-    ]
+    pairs = [(cell, _difference(cell, cells[0])) for cells in finished for cell in cells]
     adjusted = iter(statistics.holm([each.p_value for _, each in pairs if each]))
     return [Row(cell, each, next(adjusted) if each else 1.0) for cell, each in pairs]
+
+
+def _difference(cell: Cell, first: Cell) -> Difference | None:
+    known = cell is not first and not cell.missing and not first.missing
+    found = statistics.compared(cell.side, first.side) if known else None
+    return found if found and math.isfinite(found.mean) else None
 
 
 def table(found: Sequence[Row]) -> str:
@@ -46,7 +49,9 @@ def table(found: Sequence[Row]) -> str:
         'p, Holm',
         'within the margin',
     ]
-    return markdown.table([head, *(_line(row) for row in found)])
+    papers = any(row.cell.contender.paper for row in found)
+    lines = [[*_line(row), *([row.cell.contender.paper] if papers else [])] for row in found]
+    return markdown.table([head + (['the paper'] if papers else []), *lines])
 
 
 def _line(row: Row) -> Iterator[str]:
@@ -55,15 +60,20 @@ def _line(row: Row) -> Iterator[str]:
     weights = sorted(cell.side.weights.items(), key=lambda item: -item[1])
     yield setting.name
     yield cell.contender.title
-    yield ', '.join(f'{setting.rate(k):.3g} ({100 * weight:.0f} %)' for k, weight in weights)
+    rates = ', '.join(
+        f'{setting.rate(cell.contender, k):.3g} ({100 * weight * (1 - cell.missing):.0f} %)'
+        for k, weight in weights
+    )
+    yield rates + (', at the edge' if cell.at_the_edge else '')
     yield str(len(setting.seeds))
-    yield cell.headline + unit
+    yield cell.headline + unit if 'nan' not in cell.headline else 'diverges'
     if row.difference is None:
-        yield from ['', '', '']
+        yield from ['open' if cell.missing else '', '', '']
     else:
         yield row.difference.text(digits)
-        yield f'{row.p_value:.2g}'
-        yield f'{row.difference.within(setting.margin)} ({setting.margin:g})'
+        known = math.isfinite(row.difference.low)
+        yield f'{row.p_value:.2g}' if known else ''
+        yield f'{row.difference.within(setting.margin)} ({setting.margin:g})' if known else ''
 
 
 def draw(found: Sequence[Row], path: Path) -> None:
@@ -78,7 +88,8 @@ def draw(found: Sequence[Row], path: Path) -> None:
             shown = [row for row in found if row.cell.setting.name == name and row.difference][::-1]
             for height, row in enumerate(shown):
                 mean, low, high, _ = row.difference  # type: ignore[misc]
-                panel.plot([low, high], [height] * 2, color=pictures.COLORS['DEF'])
+                if math.isfinite(low):
+                    panel.plot([low, high], [height] * 2, color=pictures.COLORS['DEF'])
                 panel.plot([mean], [height], 'o', color=pictures.COLORS['DEF'])
             setting = shown[0].cell.setting
             panel.axvline(0, color=pictures.COLORS['SGD'], linewidth=0.8)
@@ -94,12 +105,33 @@ def origins(records: Sequence[Record]) -> str:
     by_place: dict[str, set[str]] = {}
     for record in records:
         versions = ', '.join(f'{name} {version}' for name, version in record.origin['versions'].items())
-        by_place.setdefault(f'{record.origin["machine"]}; {versions}', set()).add(record.origin['commit'])
+        place = f'{record.origin["machine"]}; {versions}; commits'
+        if record.origin.get('carried_over'):
+            place = 'Machine and versions were not recorded; the results were first committed in'
+        by_place.setdefault(place, set()).add(record.origin['commit'])
     counted = f'{len(records):,} records'
-    places = (
-        f'{place}; commits {", ".join(sorted(commits))}.' for place, commits in sorted(by_place.items())
-    )
+    places = (f'{place} {", ".join(sorted(commits))}.' for place, commits in sorted(by_place.items()))
     return f'{counted}: ' + ' '.join(places)
+
+
+def write_experiment(settings: Sequence[Setting], text: str, folder: Path) -> None:
+    """Writes an experiment's page and its picture from the records in a folder.
+
+    Args:
+        settings: those without records are left out.
+        text: the page, with `{table}`, `{origins}` and marks for numbers in it, see `numbers`.
+        folder: of the experiment, under results/.
+
+    Raises:
+        ValueError: if no setting is finished.
+    """
+    records = Records(folder / 'runs.jsonl')
+    found = rows(runner.finished(settings, records))
+    if not any(row.difference for row in found):
+        raise ValueError(f'{folder} has no finished setting. Run `python -m experiments run {folder.name}`.')
+    draw(found, folder / 'differences.png')
+    text = text.format(table=table(found), origins=origins(list(records)))
+    write(folder / 'README.md', numbers.filled(text, lambda name: (settings, found)))
 
 
 def write(path: Path, text: str) -> None:

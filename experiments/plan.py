@@ -31,7 +31,10 @@ class Contender(NamedTuple):
     title: str
     method: str
     options: Mapping[str, Any]
-    first: float  # the rate that is tried first, with its two neighbours
+    first: float = _BASE  # the rate that is tried first, with its two neighbours
+    rates: Sequence[float] = ()  # candidates in place of a grid, where a paper's protocol is repeated
+    point: str = ''  # where it is evaluated; its method's answer if empty
+    paper: str = ''  # the paper's number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Setting:
         seeds: of the runs that are reported.
         factor: between rates of the grid.
         margin: how far behind the first a method may be and count as equal, in the unit of the headline.
+        tuning_where: arguments of the problem that differ in the runs that choose rates.
+        by_accuracy: whether rates are chosen by accuracy, as the paper does, not by loss.
+        at: the step whose evaluation is reported; 0 for the last.
+        carried_over: whether records are older than the rule that every likely rate gets fresh seeds, so
+            that a method counts as finished although only some of its likely rates have them.
 
     Raises:
         ValueError: at construction, if a seed both chooses and is reported.
@@ -60,6 +68,10 @@ class Setting:
     seeds: Sequence[int]
     margin: float
     factor: float = 2**0.5
+    tuning_where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    by_accuracy: bool = False
+    at: int = 0
+    carried_over: bool = False
 
     def __post_init__(self):
         if shared := set(self.tuning_seeds) & set(self.seeds):
@@ -72,22 +84,23 @@ class Setting:
         """Whether the headline is a share, reported in %; otherwise it is a loss."""
         return problems.PROBLEMS[self.problem].headline == 'accuracy'
 
-    def rate(self, k: int) -> float:
-        return float(f'{_BASE * self.factor**k:.4g}')
+    def rate(self, contender: Contender, k: int) -> float:
+        return contender.rates[k] if contender.rates else float(f'{_BASE * self.factor**k:.4g}')
 
     def first(self, contender: Contender) -> int:
         return round(math.log(contender.first / _BASE) / math.log(self.factor))
 
     def spec(self, contender: Contender, k: int, seed: int) -> Spec:
         """The run of a method at a rate of the grid; its seed tells whether it chooses or is reported."""
+        tunes = seed in self.tuning_seeds
         return Spec(
             self.problem,
             contender.method,
-            self.rate(k),
+            self.rate(contender, k),
             seed,
-            dict(self.where),
+            {**self.where, **(self.tuning_where if tunes else {})},
             dict(contender.options),
-            'validation' if seed in self.tuning_seeds else 'test',
+            'validation' if tunes else 'test',
         )
 
 
@@ -98,6 +111,7 @@ class Cell(NamedTuple):
     contender: Contender
     side: Side  # test accuracies in %, or losses with their sign turned
     records: Sequence[Record]  # of the fresh seeds
+    missing: float = 0.0  # the share of likely choices whose rates have no fresh seeds
 
     @property
     def chosen(self) -> int:
@@ -105,9 +119,16 @@ class Cell(NamedTuple):
         return min(self.side.tried, key=lambda k: self.side.tried[k].mean())
 
     @property
+    def at_the_edge(self) -> bool:
+        """Whether the best rate is the least or greatest of several candidates."""
+        tried = self.side.tried
+        return bool(self.contender.rates) and len(tried) > 1 and self.chosen in (min(tried), max(tried))
+
+    @property
     def headline(self) -> str:
-        """Mean and standard deviation at the best rate."""
-        return statistics.mean_std(np.abs(self.side.fresh[self.chosen]), 2 if self.setting.percent else 3)
+        """Mean and standard deviation at the rate that is chosen most often."""
+        k = max(self.side.weights, key=lambda k: self.side.weights[k])
+        return statistics.mean_std(np.abs(self.side.fresh[k]), 2 if self.setting.percent else 3)
 
 
 def cell(setting: Setting, contender: Contender, get: Get) -> Cell:
@@ -118,22 +139,45 @@ def cell(setting: Setting, contender: Contender, get: Get) -> Cell:
         contender: the method.
         get: the records of runs: trains those that are missing, or raises LookupError.
     """
-    point = get_method(contender.method).answer
+    point = contender.point or get_method(contender.method).answer
 
     def values(ks: Sequence[int], seeds: Sequence[int], name: str) -> np.ndarray:
         records = get([setting.spec(contender, k, seed) for k in ks for seed in seeds])
-        found = [record.metrics.get(f'{name}_{point}') for record in records]
+        found = [record.metrics.get(name) for record in records]
         return np.array([math.nan if x is None else x for x in found]).reshape(len(ks), len(seeds))
 
     def losses(ks: Sequence[int]) -> np.ndarray:
-        return values(ks, setting.tuning_seeds, 'validation_loss')
+        if not setting.tuning_seeds:
+            return np.zeros((len(ks), 1))
+        by = f'validation_accuracy_{point}' if setting.by_accuracy else f'validation_loss_{point}'
+        return (-1 if setting.by_accuracy else 1) * values(ks, setting.tuning_seeds, by)
 
-    tried = tune(losses, setting.first(contender))
-    ks = statistics.likely(tried)
+    if contender.rates:
+        tried = _finite(range(len(contender.rates)), losses(range(len(contender.rates))))
+    else:
+        tried = tune(losses, setting.first(contender))
     name, scale = ('test_accuracy', 100.0) if setting.percent else ('test_loss', -1.0)
-    fresh = dict(zip(ks, scale * values(ks, setting.seeds, name), strict=True))
-    records = get([setting.spec(contender, k, seed) for k in ks for seed in setting.seeds])
-    return Cell(setting, contender, Side(tried, fresh), records)
+    name = f'{name}_{point}' + (f'@{setting.at}' if setting.at else '')
+    fresh: dict[int, np.ndarray] = {}
+    records: list[Record] = []
+    missing = 0.0
+    shares = statistics.shares(tried)
+    for k in statistics.likely(tried):
+        try:
+            fresh[k] = scale * values([k], setting.seeds, name)[0]
+            records += get([setting.spec(contender, k, seed) for seed in setting.seeds])
+        except LookupError:
+            if not setting.carried_over:
+                raise
+            missing += shares[k]
+    if not fresh:
+        raise LookupError(f'{contender.title!r} has no fresh seeds at any rate that tuning would choose.')
+    return Cell(setting, contender, Side(tried, fresh), records, missing)
+
+
+def _finite(ks: Sequence[int], losses: np.ndarray) -> dict[int, np.ndarray]:
+    found = np.asarray(losses, float)
+    return dict(zip(ks, np.where(np.isfinite(found), found, np.inf), strict=True))
 
 
 def tune(losses: Callable[[Sequence[int]], np.ndarray], first: int) -> dict[int, np.ndarray]:
@@ -152,8 +196,7 @@ def tune(losses: Callable[[Sequence[int]], np.ndarray], first: int) -> dict[int,
     tried: dict[int, np.ndarray] = {}
     new: Sequence[int] = (first - 1, first, first + 1)
     for _ in range(_LIMIT):
-        found = np.asarray(losses(new), float)
-        tried |= dict(zip(new, np.where(np.isfinite(found), found, np.inf), strict=True))
+        tried |= _finite(new, losses(new))
         best = min(tried, key=lambda k: tried[k].mean())
         if min(tried) < best < max(tried):
             return dict(sorted(tried.items()))

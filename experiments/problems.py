@@ -5,6 +5,7 @@ examples; 'validation' ones serve all choices, 'test' ones none.
 """
 
 import hashlib
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -106,10 +107,23 @@ def cifar10_reduced(workers: int = 16, steps: int = 2340) -> ml_collections.Conf
     return config
 
 
+def paper(name: str, **changes: Any) -> ml_collections.ConfigDict:
+    """A configuration of configs/, with all workers on one device, and what differs from it.
+
+    The paper's protocol: runs that choose rates hold out training images, which the runs that are reported
+    train on.
+    """
+    config = importlib.import_module(f'configs.{name}').get_config()
+    config.update(changes)
+    config.fake_devices, config.workers_per_device = False, config.num_workers
+    return config.copy_and_resolve_references().unlock()
+
+
 PROBLEMS = {
     'digits': Problem(digits, 'accuracy', 10),
     'text': Problem(text, 'loss', 1),
     'cifar10_reduced': Problem(cifar10_reduced, 'accuracy', 1),
+    'paper': Problem(paper, 'accuracy', 1),
 }
 
 

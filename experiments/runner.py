@@ -54,7 +54,7 @@ def train(settings: Iterable[Setting], runner: Runner) -> None:
     for setting in settings:
         for contender in setting.contenders:
             done = cell(setting, contender, runner)
-            rates = ', '.join(f'{setting.rate(k):g}' for k in done.side.fresh)
+            rates = ', '.join(f'{setting.rate(contender, k):g}' for k in done.side.fresh)
             print(
                 f'{setting.name}: {contender.title} {done.headline} at {rates}', file=sys.stderr, flush=True
             )

@@ -16,7 +16,18 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-__all__ = ['LIKELY', 'PAIRED', 'Difference', 'Side', 'compared', 'holm', 'likely', 'mean_std', 'shares']
+__all__ = [
+    'LIKELY',
+    'PAIRED',
+    'Difference',
+    'Side',
+    'compared',
+    'holm',
+    'likely',
+    'mean_std',
+    'shares',
+    'student',
+]
 
 LIKELY = 0.05  # a rate that is chosen in this share of the cases gets fresh seeds
 PAIRED = 5  # seeds
@@ -94,10 +105,10 @@ def _parts(ours: Side, theirs: Side) -> list[tuple[float, float, float, float]]:
         if a in ours.fresh and b in theirs.fresh
     ]
     total = sum(count for *_, count in known)
-    return [(count / total, *_student(ours.fresh[a], theirs.fresh[b])) for a, b, count in known]
+    return [(count / total, *student(ours.fresh[a], theirs.fresh[b])) for a, b, count in known]
 
 
-def _student(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+def student(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
     """Mean, standard error and degrees of freedom of a difference over seeds; freedom 0 for a single one."""
     count, mean = len(first), float(np.mean(first) - np.mean(second))
     if count < 2 or len(second) != count:

@@ -42,6 +42,20 @@ def _record(spec: Spec, origin: Mapping[str, Any], folder: str) -> Record:
         metrics = loop.train_and_evaluate(config, folder, rich.console.Console(quiet=True))['metrics']
     except loop.DivergedError:
         metrics = {}
-    losses = [record['loss'] for record in read(Path(folder, 'metrics.jsonl')) if 'loss' in record]
-    found = {name: finite(value) for name, value in metrics.items() if name.rpartition('_')[2] in ('x', 'y')}
+    logged = read(Path(folder, 'metrics.jsonl'))
+    losses = [record['loss'] for record in logged if 'loss' in record]
+    found = {name: finite(value) for name, value in metrics.items() if _is_at_a_point(name)}
+    for record in logged:  # evaluations along the run
+        along = {name: value for name, value in record.items() if name.startswith(spec.evaluate_on)}
+        if record['step'] < metrics.get('steps', 0):
+            found |= {
+                f'{name}@{record["step"]}': finite(value)
+                for name, value in along.items()
+                if '_accuracy_' in name
+            }
     return Record(spec, found, course_of(losses), round(time.monotonic() - begin, 2), 'trainer', origin)
+
+
+def _is_at_a_point(name: str) -> bool:
+    """Whether a metric was evaluated after the run, e.g. test_accuracy_y or test_loss_x_running."""
+    return name.removesuffix('_running').rpartition('_')[2] in ('x', 'y', 'own')

@@ -10,14 +10,14 @@ import pytest
 from faults.mutations import mutations, place
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ('library', 'extras', 'tools', 'trainer', 'paper')  # each may import those before it
+ROOMS = ('library', 'extras', 'tools', 'trainer', 'experiments')  # each may import those before it
 EXTRAS = ('elastic', 'nnx')  # of the library's needs, but imported by name
 DOORS = dict.fromkeys(('def_jax.plan', 'def_jax.launch'), 'tools')
 DOORS |= dict.fromkeys(('def_jax.communication', 'def_jax.train'), 'trainer')
 LIBRARY = ('compressors', 'options', 'wires', 'baselines', 'mesh')  # its folders
 MODULES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
-    for folder in ('def_jax', 'paper')
+    for folder in ('def_jax', 'experiments')
     for path in (ROOT / folder).rglob('*.py')
 }
 
@@ -27,7 +27,7 @@ def room(module):
     inner = rest.partition('.')[0]
     if module in DOORS or inner in EXTRAS:
         return DOORS.get(module, 'extras')
-    return top if top == 'paper' else inner if inner in ROOMS else 'library'
+    return top if top == 'experiments' else inner if inner in ROOMS else 'library'
 
 
 def imported(path):
@@ -79,7 +79,7 @@ def test_imports_have_no_circle():
 
 
 def test_the_tests_of_the_library_need_the_library_alone():
-    """Deleting tools/, trainer/ and paper/ leaves them as they are."""
+    """Deleting tools/, trainer/ and experiments/ leaves them as they are."""
     tests = ROOT / 'tests'
     files = [path for folder in LIBRARY for path in (tests / folder).glob('test_*.py')]
     files += [

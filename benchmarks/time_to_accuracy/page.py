@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from benchmarks import pages, records
 from def_jax.tools import pictures
 from def_jax.tools.plan import Plan, parse_bandwidth
-from paper.statistics import mean_std, seed_difference
+from experiments.statistics import mean_std, student
 
 __all__ = ['TITLES', 'Timed', 'draw', 'is_peer', 'sections', 'timed', 'write']
 
@@ -226,15 +227,16 @@ def _ratio(base: Timed | None, found: Timed, target: float) -> str:
         {seed: np.log(t) for seed, t in side.times_to(target).items() if t is not None}
         for side in (base, found)
     ]
-    difference = seed_difference(*logs)
-    if difference is None:
+    seeds = [seed for seed in logs[0] if seed in logs[1]]
+    if not seeds:
         return ''
-    if difference.num_seeds < 3:
-        return f'{np.exp(difference.mean):.2f}'
+    mean, error, freedom = student(*(np.array([side[seed] for seed in seeds]) for side in logs))
+    if len(seeds) < 3:
+        return f'{np.exp(mean):.2f}'
     of_steps = 1.96 * float(np.hypot(_relative(base.run), _relative(found.run)))
-    half = float(np.hypot(of_steps, difference.interval()[1] - difference.mean))
-    low, high = np.exp(difference.mean - half), np.exp(difference.mean + half)
-    return f'{np.exp(difference.mean):.2f} [{low:.2f}, {high:.2f}]'
+    half = float(np.hypot(of_steps, stats.t.ppf(0.975, freedom) * error))
+    low, high = np.exp(mean - half), np.exp(mean + half)
+    return f'{np.exp(mean):.2f} [{low:.2f}, {high:.2f}]'
 
 
 def _relative(run: Run) -> float:

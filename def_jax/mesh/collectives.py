@@ -70,6 +70,8 @@ def all_to_all(rows: jax.Array, axis_name: AxisName) -> jax.Array:
     sizes = tuple(lax.axis_size(name) for name in names)
     exchanged = rows.reshape(*sizes, *rows.shape[1:])
     for axis, name in enumerate(names):  # one after the other, since vmap can't map several at once
+        # Nor what is the same on all workers, such as the first message of zeros.
+        exchanged = exchanged | (lax.axis_index(name) * 0).astype(rows.dtype)
         exchanged = lax.all_to_all(exchanged, name, axis, axis, tiled=True)
     return exchanged.reshape(rows.shape)
 

@@ -96,43 +96,6 @@ def table(file, start):
     return [dict(zip(heading, row, strict=True)) for row in rows]
 
 
-def numbers(rows):
-    """Their texts by ratio, whose they are, and method."""
-    methods = ('SGD', 'EF', 'SAEF', 'PSync', 'DEF', 'DEF-A')
-    return {
-        (row['ratio'], row.get('', 'ours').replace('here', 'ours'), method): row[method]
-        for row in rows
-        for method in methods
-    }
-
-
-def test_the_tables_are_those_of_the_results():
-    digits, cifar = (
-        numbers(table(ROOT / 'results' / name / 'README.md', '| ratio |  |'))
-        for name in ('table1_digits_recalibrated', 'cifar10')
-    )
-    site = ROOT / 'docs/paper_tables.md'
-    on_digits, on_cifar = (numbers(table(site, start)) for start in ('| ratio |  |', '| ratio | visits'))
-    assert len(on_digits) == 12 * 6 and on_digits.items() <= digits.items()
-    assert len(on_cifar) == 4 * 6 and on_cifar.items() <= cifar.items()
-    rows = table(ROOT / 'docs/results.md', '| data |')
-    for name, page in (('CIFAR-10', cifar), ('digits', digits)):
-        shown = numbers(row for row in rows if row['data'] == name)
-        assert len(shown) >= 3 * 6 and shown.items() <= page.items()
-
-
-def test_the_evidence_of_readme_is_in_the_results():
-    evidence = (ROOT / 'README.md').read_text().partition('<!-- evidence -->')[2]
-    evidence = evidence.partition('<!-- end of evidence -->')[0]
-    pages = ('cifar10', 'table1_digits_recalibrated', 'benchmarks/cluster.md')
-    files = [ROOT / 'results' / page for page in pages]
-    known = '\n'.join((f / 'README.md' if f.is_dir() else f).read_text() for f in files)
-    shown = re.findall(r'\d+\.\d+ ± \d+\.\d+|\d+(?= ms)', evidence)
-    assert len(shown) == 10
-    for number in shown:
-        assert re.search(rf'\b{re.escape(number)}\b', known), number
-
-
 def allows(function, *args, **kwargs):
     try:
         function(*args, **kwargs)
@@ -174,21 +137,6 @@ def test_what_readme_says_of_restarts(data_dir, tmp_path, name):
     fixtures.assert_same_bits(whole, resumed)
     half = fixtures.tiny_config(data_dir, num_workers=config.num_workers // 2, **changes)
     assert int(fixtures.restored(tmp_path / 'killed', experiment.build(half)).step) == int(whole.step)
-
-
-def test_the_columns_of_the_options_and_table_4_are_those_of_the_results():
-    ours = {'four options, y': 'DEF, ours, balanced', 'four options, x': 'DEF-A, ours, balanced'}
-    here = {row['ratio']: row for row in table(ROOT / 'results/cifar10/README.md', '| ratio |  |')}
-    site = ROOT / 'docs/paper_tables.md'
-    for row in table(site, '| ratio | visits'):
-        assert all(row[short] == here[row['ratio']][name] for short, name in ours.items())
-    found = table(ROOT / 'results/table4_digits_tuned/README.md', '| λ |  |')
-    by_detach, papers = ({r['λ']: r for r in found if r[''] == whose} for whose in ('ours', 'paper'))
-    at_64, paper, at_256 = table(site, '| λ | 0 |')
-    for detach in ('0', '0.1', '0.2', '0.3', '0.4', '0.6', '0.8', '1'):
-        row = by_detach[f'{float(detach)}']
-        assert (at_64[detach], at_256[detach]) == (row['DEF'], row['DEF, ratio 256'])
-        assert paper[detach] == papers.get(detach, {'DEF': ''})['DEF']
 
 
 def test_readme_is_short():

@@ -110,7 +110,7 @@ def numbers(text):
 def sections():
     """The tables of each section, as lists of rows, by the program that the text below them names."""
     page = (ROOT / 'docs/theory/index.md').read_text().partition('\n## ')[2]
-    parts = re.split(r'`python docs/theory/(\w+)\.py`', page)
+    parts = re.split(r'`python experiments/theory/(\w+)\.py`', page)
     for text, program in zip(parts[::2], parts[1::2], strict=False):
         tables = re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE)
         yield program, [row for table in tables for row in table.splitlines()[2:]]

@@ -1,7 +1,6 @@
 """A task, a model and a data set that are not the library's own, trained without touching it."""
 
 import io
-import json
 import shutil
 
 import jax
@@ -11,10 +10,8 @@ import rich.console
 import sklearn.metrics
 import training_fixtures as fixtures
 
-from configs.tables import tables as table_files
 from def_jax.trainer import experiment, loop, metrics
 from examples.own_task import config as own_config
-from paper import report, sweep
 
 
 def config_of(**changes):
@@ -77,29 +74,6 @@ def test_killed_and_resumed_it_ends_bit_for_bit_where_it_would_have(run, tmp_pat
     half = config.copy_and_resolve_references()
     half.num_workers //= 2
     assert fixtures.train(half, tmp_path / 'halved')['metrics']['steps'] == expected['metrics']['steps']
-
-
-@pytest.mark.slow
-def test_a_sweep_tunes_on_validation_data_and_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep.jax, 'clear_caches', lambda: None)
-    cells = [
-        table_files.cell(1, 'AdamW', method='sgd', ratio=1),
-        table_files.cell(8, 'DEF', method='def', ratio=8, **{'optimizer_options.b2': 0.9}),
-    ]
-    tuning = {'validation_examples': 60, 'evaluate_on': 'validation'}
-    base = config_of(**ADAMW, check_replicas_every=5)
-    options = {'seeds': (0,), 'learning_rates': (0.02, 0.01), 'tuning': tuning}
-    base.num_epochs = 2
-    table = table_files.table('Own', base, cells, rows='ratio', **options)
-    sweep.sweep(table, tmp_path / 'sweep', rich.console.Console(quiet=True))
-    report.report(tmp_path / 'sweep', tmp_path / 'report')
-    page = (tmp_path / 'report' / 'README.md').read_text()
-    assert 'Test r2, mean ± sample' in page and "Validation r2 at the cell's point on seed 100" in page
-    assert 'accuracy' not in page and '%' not in page.split('A run diverges')[0]
-    runs = [json.loads(line) for line in (tmp_path / 'report' / 'runs.jsonl').read_text().splitlines()]
-    assert {run['config']['optimizer_options']['b2'] for run in runs} == {0.95, 0.9}
-    tuned = [run for run in runs if run['config']['seed'] == 100]
-    assert len(tuned) == 4 and all('validation_r2_x' in run['metrics'] for run in tuned)
 
 
 def test_statistics_are_not_recalibrated_where_there_are_none(tmp_path):

@@ -8,11 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.adamw import text as benchmark_text
 from def_jax.trainer import experiment
 from def_jax.trainer.data.dataset import Dataset
-from def_jax.trainer.data.text.corpus import Corpus, split_of
-from def_jax.trainer.data.text.stdlib import stdlib_files
+from def_jax.trainer.data.text.corpus import Corpus
 from def_jax.trainer.data.text.windows import Windows, dataset_of_windows
 from experiments import lanes, methods, problems, trained
 from experiments.spec import Spec
@@ -128,15 +126,3 @@ def test_a_planted_document_is_found():
     problems.check_disjoint(dataset_of_windows('', [train, other, windows(b'z = 3')]))
     with pytest.raises(ValueError, match='1 of the examples of the test split'):
         problems.check_disjoint(dataset_of_windows('', [train, other, windows(b'z = 3', b'x = 1')]))
-
-
-def test_the_benchmarks_text_is_divided_like_the_trainers(monkeypatch, tmp_path):
-    files = {'validation': '', 'test': '', 'train': ''}
-    for name in (f'module{i}.py' for i in range(60)):
-        files[split_of(name)] += name + ' '
-        (tmp_path / name).write_text(name)
-    monkeypatch.setattr(benchmark_text.sysconfig, 'get_paths', lambda: {'stdlib': str(tmp_path)})
-    found = benchmark_text.split.__wrapped__()
-    assert len(stdlib_files(tmp_path)) == 60
-    for split, names in files.items():
-        assert set(found[split].tobytes().decode().split('\0')[:-1]) == set(names.split())

@@ -132,6 +132,8 @@ def test_every_method_trains(method, recorded, data_dir, tmp_path):
     changes = {'num_workers': 1} if METHODS[method].single_worker else {}
     if method == 'onebit_adam':
         changes = {'freeze_after': 3, 'learning_rate': 1e-3, 'momentum': 0.0}
+    if METHODS[method].in_bytes:
+        changes = {'ratio': 64, 'learning_rate': 0.01}  # blocks of a quarter, in two bits
     config = fixtures.tiny_config(data_dir, method=method, **changes)
     result = fixtures.train(config, tmp_path / 'run')  # what it sends: tests/tools/communication
     assert result['status'] == 'finished'

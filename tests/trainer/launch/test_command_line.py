@@ -11,8 +11,6 @@ import textwrap
 import time
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import pytest
 from faults import processes
 
@@ -35,7 +33,6 @@ import json, os, sys, traceback
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 from def_jax.trainer import loop
 from def_jax.trainer.launch import command_line
-import paper.needed_runs, paper.finished_runs, paper.tables, paper.plots
 for line in sys.stdin:
     code, files = json.loads(line)
     if child := os.fork():
@@ -96,8 +93,7 @@ def assert_refused(process, name, words):
 
 # --- Refusals: what is wrong with a configuration, test_config_errors.py and test_rules.py say. ---
 
-TRAIN, SWEEP, REPORT = 'def_jax.train', 'paper.sweep', 'paper.report'
-TABLE_1, NEW = '--config=configs/tables/table1.py', '--workdir=NEW'
+TRAIN, EXPERIMENTS, NEW = 'def_jax.train', 'experiments', '--workdir=NEW'
 
 
 @pytest.mark.parametrize(
@@ -109,20 +105,13 @@ TABLE_1, NEW = '--config=configs/tables/table1.py', '--workdir=NEW'
             [DIGITS, NEW, '--config.fake_devices=False'],
             '16 devices are needed … has 1 (cpu) … --config.fake_devices=True',
         ),
-        (SWEEP, [DIGITS, NEW], 'sweep: --config is not a table … train.py'),
-        (SWEEP, [TABLE_1, NEW, '--shard=2'], '--shard=2 must be I/N'),
-        (
-            SWEEP,
-            [TABLE_1, NEW, '--config.base.workers_per_device=1', '--processes=2'],
-            '16 devices are needed … --config.base.workers_per_device … has 1 (cpu)',
-        ),
-        (REPORT, [NEW], 'NEW contains no finished run'),
+        (EXPERIMENTS, ['run', 'few_bits', '--only=nothing'], 'is in no name of … digits, width 64'),
     ],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
 )
 def test_what_cannot_be_run_is_refused_in_one_line(program, tmp_path, module, flags, words):
     flags = [flag.replace('NEW', str(tmp_path / 'NEW')) for flag in flags]
-    name = 'train.py' if module == TRAIN else module.removeprefix('paper.')
+    name = 'train.py' if module == TRAIN else module
     assert_refused(program(module, *flags), name, words)
     assert os.listdir(tmp_path) == []
 
@@ -292,7 +281,7 @@ def test_a_run_ends_with_exit_code_0_and_its_result_and_keeps_what_it_compiled(f
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_stopped_ends_as_one_that_is_not(finished, environment, tmp_path):
-    """The short form of tests/faults/kills.py; each start is a process, so this is determinism as well."""
+    """The short form of benchmarks/reliability/kills.py; each start is a process: determinism as well."""
     folder, since = tmp_path / 'run', time.time()
     process = processes.start(folder, SHORT, environment)
     assert processes.wait_for(process, lambda: processes.checkpoint_steps(folder))
@@ -310,27 +299,3 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_is_not(finished, envi
     assert processes.start(folder, SHORT, environment).wait(timeout=900) == 0
     assert processes.differences(folder, finished[0]) == []
     assert len(processes.final_state(folder)) > 50
-
-
-@pytest.mark.slow
-def test_table_1_starts_on_cpu_cores_as_its_page_says(environment, tmp_path):
-    """Its network on 16 fake devices, one run of two processes' share, on noise in the shape of CIFAR-10."""
-    for split, count in (('train', 16), ('test', 2)):
-        folder = tmp_path / 'images' / split / 'noise'
-        folder.mkdir(parents=True)
-        for number in range(count):
-            noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
-            PIL.Image.fromarray(noise).save(folder / f'{number}.png')
-    base = {'fake_devices': True, 'workers_per_device': 1}  # docs/paper_tables.md
-    base |= {'num_epochs': 1, 'batch_size': 16, 'dataset': 'image_folder'}
-    base |= {'dataset_options.folder': tmp_path / 'images'}
-    flags = [TABLE_1, '--processes=2', '--shard=1/16', '--config.seeds=(0,)', '--config.learning_rates=()']
-    flags += [f'--config.base.{key}={value}' for key, value in base.items()]
-    process = processes.ran([*flags, f'--workdir={tmp_path / "sweep"}'], environment, '-m', 'paper.sweep')
-    assert process.returncode == 0, process.stderr
-    *lines, last = process.stdout.splitlines()
-    assert [line.split(': ')[0] for line in lines] == ['1/1  method=sgd,ratio=1,learning_rate=0.05,seed=0']
-    assert last.startswith('all runs of part 1/16 are done')
-    (result,) = (tmp_path / 'sweep').glob('*/result.json')
-    assert json.loads(result.read_text())['environment']['num_devices'] == 16
-    assert len(json.loads((tmp_path / 'sweep' / 'sweep.json').read_text())['cells']) == 26

@@ -110,7 +110,7 @@ def assert_close(folder, reference, step, tolerance):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_end_and_resume_together(environment, tmp_path):
-    """The short form of tests/faults/kills.py --processes=2, which compares bits with a pair left alone."""
+    """The short form of benchmarks/reliability/kills.py --processes=2: the bits of a pair left alone."""
     folder, alone = tmp_path / 'run', tmp_path / 'alone'
     pair = under_srun(folder, environment)
     assert launched.wait_for(pair[0], lambda: launched.checkpoint_steps(folder))

@@ -1,1 +1,0 @@
-"""Every method at the bytes of the others."""

@@ -1,1 +1,0 @@
-"""The map: where DEF equals SGD, by the capacity of the network."""

@@ -1,0 +1,67 @@
+"""Numbers on pages: each that comes from a record stands in a mark, which is filled and checked.
+
+    <!-- number: few_bits | digits, width 64 | 1/64, 2 bits | difference -->+0.12<!-- /number -->
+
+names an experiment, a setting, a method and one of `METRICS`. `python -m experiments numbers` fills the marks
+of README.md, docs/ and results/; with `--check` it fails if one is stale.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ['METRICS', 'Found', 'filled']
+
+_MARK = re.compile(r'(<!-- number: ([^>]*?) -->)(.*?)(<!-- /number -->)', re.DOTALL)
+_MISSING = '(not run)'
+
+# Texts of a row of `pages.rows`.
+METRICS: Mapping[str, Callable[[Any], str]] = {
+    'result': lambda row: row.cell.headline,
+    'difference': lambda row: row.difference.text(2 if row.cell.setting.percent else 3),
+    'p': lambda row: f'{row.p_value:.2g}',
+    'within': lambda row: row.difference.within(row.cell.setting.margin),
+    'seeds': lambda row: str(len(row.cell.setting.seeds)),
+    'rate': lambda row: f'{row.cell.setting.rate(row.cell.contender, row.cell.chosen):.3g}',
+}
+
+# An experiment's settings, and the rows of those that are finished.
+Found = tuple[Sequence[Any], Sequence[Any]]
+
+
+def filled(text: str, found: Callable[[str], Found]) -> str:
+    """A text with every mark filled.
+
+    Args:
+        text: of a page.
+        found: an experiment's settings and finished rows, by its name.
+
+    Returns:
+        The text; a mark of a run without a record says so.
+
+    Raises:
+        ValueError: if a mark names what is not there.
+    """
+    return _MARK.sub(lambda mark: mark[1] + _value(mark[2], found) + mark[4], text)
+
+
+def _value(address: str, found: Callable[[str], Found]) -> str:
+    parts = [part.strip() for part in address.split('|')]
+    if len(parts) != 4 or parts[3] not in METRICS:
+        raise ValueError(
+            f'the mark {address!r} must name an experiment, a setting, a method and one of '
+            f'{", ".join(METRICS)}, separated by |.'
+        )
+    name, setting, title, metric = parts
+    settings, rows = found(name)
+    known = {each.name: [contender.title for contender in each.contenders] for each in settings}
+    if setting not in known:
+        raise ValueError(f'the mark {address!r} names no setting of {name}: {"; ".join(known)}.')
+    if title not in known[setting]:
+        raise ValueError(f'the mark {address!r} names no method of {setting}: {"; ".join(known[setting])}.')
+    for row in rows:
+        if (row.cell.setting.name, row.cell.contender.title) == (setting, title):
+            return (
+                METRICS[metric](row) if row.difference or metric in ('result', 'seeds', 'rate') else _MISSING
+            )
+    return _MISSING

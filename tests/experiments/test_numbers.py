@@ -1,0 +1,69 @@
+"""Numbers on pages are those of the records, and every page of results follows from its own."""
+
+import importlib
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments import __main__, numbers, pages
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / 'results'
+WITH_RECORDS = sorted(path.parent.name for path in RESULTS.glob('*/runs.jsonl'))
+MARK = '<!-- number: figure3 | digits, ratio 64, at the end | DEF-A | {} -->{}<!-- /number -->'
+FILLED = MARK.format('difference', '-0.04 [-0.71, +0.62]')
+
+
+@pytest.mark.parametrize('name', WITH_RECORDS)
+def test_a_page_of_results_follows_from_its_records(name, tmp_path):
+    shutil.copy(RESULTS / name / 'runs.jsonl', tmp_path)
+    importlib.import_module(f'experiments.{name}').write(tmp_path)
+    for page in (RESULTS / name).glob('*.md'):
+        assert page.read_text() == (tmp_path / page.name).read_text()
+    assert (tmp_path / 'differences.png').stat().st_size > 1000
+
+
+def test_no_number_of_the_project_is_stale(capsys):
+    assert __main__.main(['numbers', '--check', '--results', str(RESULTS)]) == 0, capsys.readouterr().out
+
+
+def test_a_stale_number_is_found_and_filled(tmp_path, capsys):
+    page = tmp_path / 'page.md'
+    page.write_text(f'DEF-A is {MARK.format("difference", "+5.00")} points ahead.')
+    arguments = ['numbers', '--results', str(RESULTS), str(page)]
+    assert __main__.main([*arguments, '--check']) == 1 and 'stale' in capsys.readouterr().out
+    assert '+5.00' in page.read_text()
+    assert __main__.main(arguments) == 0 and page.read_text() == f'DEF-A is {FILLED} points ahead.'
+    assert __main__.main([*arguments, '--check']) == 0
+
+
+@pytest.mark.parametrize(
+    ('address', 'words'),
+    [
+        ('a | b | c', 'must name an experiment, a setting, a method and one of result, difference'),
+        ('table4 | digits | λ = 1 | difference', 'names no setting of table4: digits, DEF, ratio 64'),
+        ('table4 | digits, DEF, ratio 64 | SGD | p', 'names no method of digits, DEF, ratio 64: λ = 0'),
+    ],
+)
+def test_a_mark_of_what_is_not_there_is_refused(address, words):
+    table4 = importlib.import_module('experiments.table4')
+    with pytest.raises(ValueError, match=re.escape(words)):
+        numbers.filled(f'<!-- number: {address} -->1<!-- /number -->', lambda name: (table4.SETTINGS, []))
+
+
+def test_a_number_that_was_not_run_says_so():
+    table4 = importlib.import_module('experiments.table4')
+    mark = '<!-- number: table4 | VGG-16, DEF | λ = 0.1 | result -->93<!-- /number -->'
+    text = numbers.filled(mark, lambda name: (table4.SETTINGS, []))
+    assert text == mark.replace('93', '(not run)')
+
+
+def test_results_are_few_and_short():
+    files = [path for path in RESULTS.rglob('*') if path.is_file()]
+    assert len(files) <= 100
+    assert len((RESULTS / 'history.md').read_text().split()) <= 400
+    for name in WITH_RECORDS:
+        words = (RESULTS / name / 'README.md').read_text().split()
+        assert len(words) < 2 * pages.MOST_WORDS
