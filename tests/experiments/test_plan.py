@@ -1,6 +1,7 @@
 """How rates are chosen, how certain differences are, and what the page says of it."""
 
 import json
+import re
 import subprocess
 
 import numpy as np
@@ -180,6 +181,8 @@ def test_results_are_no_change(tmp_path, monkeypatch):
 
 def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(few_bits, 'SETTINGS', [SETTING])
+    toy_page = re.sub(r'few_bits \|[^>]*\| difference', 'few_bits | toy | DEF | difference', few_bits._PAGE)
+    monkeypatch.setattr(few_bits, '_PAGE', toy_page)
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 2
     assert 'has no finished setting' in capsys.readouterr().err
     monkeypatch.setitem(runner.EXECUTORS, 'lanes', toy)
@@ -189,6 +192,7 @@ def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 0
     page, picture = (tmp_path / 'few_bits' / name for name in ('README.md', 'differences.png'))
     text, drawn = page.read_text(), picture.read_bytes()
+    assert '| difference -->+0.00' in text or '| difference -->-0' in text
     assert '| toy | DEF |' in text and ' records: ' in text and len(text.split()) < pages.MOST_WORDS
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 0
     assert (page.read_text(), picture.read_bytes()) == (text, drawn)
