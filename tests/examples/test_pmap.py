@@ -28,4 +28,4 @@ def test_it_learns_and_a_mean_that_is_left_in_is_caught(name, tmp_path):
     assert source.count(line) == 2 - ('was' in line)  # once in the diff of the header, too
     (tmp_path / 'left_in.py').write_text(source.replace(line, dense))
     with pytest.raises(ValueError, match=r'bytes to other workers, but the message has .*pmean or psum'):
-        runpy.run_path(str(tmp_path / 'left_in.py'))['main'](1)
+        runpy.run_path(str(tmp_path / 'left_in.py'))['main'](num_steps)
