@@ -14,7 +14,6 @@ from benchmarks.cluster import timing
 from benchmarks.cluster.jax_side import AXIS, meet, mlp, on_workers, place, start
 from benchmarks.time_to_accuracy.workload import FEATURES, HIDDEN, NUM_CLASSES, learning_rates, patches, train
 from def_jax.mesh.spmd.at_points import detaches, point
-from def_jax.options import PAPER_DETACH
 
 _COMPILES = 2  # the first steps without communication, not counted
 _TIMED_ALONE = 30 + _COMPILES
