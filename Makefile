@@ -76,8 +76,8 @@ bench-cluster: $(READY)  ## As root: DEF, dense JAX and PyTorch (TORCH=a Python 
 
 bench-accuracy: $(READY)  ## As root: accuracy against seconds on a slow network, with DATA=TFDS's folder; hours, resumable.
 	$(BIN)/python -m benchmarks.time_to_accuracy --output=results/benchmarks $(if $(DATA),--data_dir=$(DATA)) \
-	  $(if $(TORCH),--torch_python=$(TORCH) --variant=dense --variant=def64 --variant=def256 --variant=best64 \
-	  --variant=best256 --variant=ddp --variant=ddp_fp16 --variant=ddp_powersgd)
+	  $(if $(TORCH),--torch_python=$(TORCH) --variant=dense --variant=def64 --variant=def256 --variant=def_q64_2 \
+	  --variant=def_q256_2 --variant=ddp --variant=ddp_fp16 --variant=ddp_powersgd)
 
 faults: $(READY)  ## Long reliability tests: kill and resume runs 25 and 20 times, change the workers, let them die and return, watch an hour-long run.
 	$(BIN)/python -m benchmarks.reliability.kills --output=results/reliability

@@ -41,7 +41,7 @@ _MODELS = ('mlp', 'mlp_deep')
 _TITLES = ('gradient and optimizer alone', 'message alone', 'without `overlap`', 'with it')
 _VARIANTS = {  # in the order of the titles
     'float32': ('local_def64', 'message64', 'def64', 'def64_overlap'),
-    'int8': ('local_int8', 'message64', 'int8', 'int8_overlap'),
+    '2 bits': ('local_def_q64_2', 'message64', 'def_q64_2', 'def_q64_2_overlap'),
 }
 _ALL = list(dict.fromkeys(name for names in _VARIANTS.values() for name in names))
 

@@ -35,6 +35,7 @@ _TITLES = {
     'dense': 'FSDP inside, dense mean between',
     'def16': 'FSDP inside, DEF between, ratio 16',
     'def64': 'FSDP inside, DEF between, ratio 64',
+    'def_q64': 'FSDP inside, DEF-Q between, 64 in 2 bits',
 }
 
 

@@ -33,7 +33,7 @@ def train_step(
     def step(params, state, *batch):
         here = point(params, state)
         loss, grads = jax.value_and_grad(loss_fn)(here, *batch)
-        updates, state = optimizer.update(grads, state, here)
+        updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, applied(updates)), state, loss
 
     return step

@@ -20,7 +20,7 @@ from def_jax.wires import Bits, check_bits
 __all__ = ['block_ratio', 'def_adamw', 'def_sgd']
 
 _NESTEROV = optax.sgd(0.3, momentum=0.8, nesterov=True)
-_ADAMW_RATE = 3.0  # the tuned rate over that of dense AdamW, with `_NESTEROV`; see docs/adamw.md
+_ADAMW_RATE = 3.0  # the tuned rate over that of dense AdamW, with `_NESTEROV`; see docs/lab.md
 
 
 def def_sgd(
@@ -104,7 +104,7 @@ def def_adamw(
     """DEF-Q in place of AdamW, started at its learning rate: for transformers.
 
     The second moment stays on the worker. The momentum is in `outer` instead of a first moment, where it
-    averages what all workers sent, costs no communication, and is the same on all. docs/adamw.md has the
+    averages what all workers sent, costs no communication, and is the same on all. docs/lab.md has the
     evidence, small transformers.
 
     Args:

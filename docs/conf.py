@@ -24,7 +24,7 @@ release = version = def_jax.__version__
 root_doc = 'docs/index'
 include_patterns = ['docs/**.md', 'results/**.md', 'CHANGELOG.md', 'CONTRIBUTING.md']
 exclude_patterns = ['.*', '**/_build', '**/__pycache__', 'runs', '*.egg-info', 'build']
-exclude_patterns += ['def_jax', 'paper', 'tests']
+exclude_patterns += ['def_jax', 'experiments', 'tests']
 
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
 myst_heading_anchors = 3

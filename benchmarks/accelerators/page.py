@@ -50,8 +50,9 @@ def misses(row: Row, own: Figures, dense: Figures) -> list[str]:
     if not row.optimizer.lower().startswith('def') or row.key == row.dense.key:
         return []
     between, within = _split(row, own)
+    messages = Counter((c.operation, c.dtype) for c in between.elements())
     found = {
-        'all-reduce': [c.operation for c in between.elements()] != ['all-reduce'] and row.mapping != STAGE,
+        'message': messages != Counter(_expected(row)),
         'gathers': _totals(within)['all-gather'] > _totals(_split(row, dense)[1])['all-gather'],
         'copies': _copied(own) > _copied(dense),
         'memory': own['temporary'] - dense['temporary'] > _allowed(row, own),
@@ -142,10 +143,26 @@ def _copied(own: Figures) -> int:
 def _allowed(row: Row, own: Figures) -> float:
     """Bytes of temporary memory besides dense training's."""
     ratio = re.search(r'1/(\d+)', row.optimizer)
-    message = own['model'] / int(ratio[1]) if ratio else 0.0
+    message = own['model'] / int(ratio[1]) * 32 / _bits(row) if ratio else 0.0
     points = 0 if row.mapping == STAGE else 2 if 'virtual' in row.mapping else 1
     return _MESSAGES * message + points * own['model']
 
 
+def _bits(row: Row) -> int:
+    """Of a number in the message."""
+    found = re.search(r', (\d+) bit', row.optimizer)
+    return int(found[1]) if found else 32
+
+
+def _expected(row: Row) -> list[tuple[str, str]]:
+    """The collectives that carry a message, with their dtypes."""
+    if row.mapping == STAGE:
+        return []
+    bits = _bits(row)
+    if bits >= 16:
+        return [('all-reduce', 'f32' if bits == 32 else 'bf16')]
+    return [('all-to-all', 'u8'), ('all-gather', 'u8')]
+
+
 def _byte_limit(row: Row) -> float:
-    return 1.3 if any(f'1/{ratio},' in f'{row.optimizer},' for ratio in (10, 16)) else 1.15
+    return 1.3 if _bits(row) < 32 or '1/10' in row.optimizer else 1.15

@@ -36,26 +36,24 @@ def _rows(target: str, network: str, mapping: str, optimizers: Sequence[str]) ->
 
 
 _ALL = list(OPTIMIZERS)
-_NARROW = [SGD, 'DEF, 1/64', 'DEF, 1/64, bfloat16', 'DEF, 1/16, int8']
-_IN_FLIGHT = ['DEF, 1/64, overlap', 'DEF, 1/16, int8, overlap']
+_DEF_Q = ['DEF-Q, 1/64, 2 bits', 'DEF-Q, 1/256, 2 bits']
+_NARROW = [SGD, 'DEF, 1/64', *_DEF_Q]
+_IN_FLIGHT = ['DEF, 1/64, overlap', 'DEF-Q, 1/64, 2 bits, overlap']
+_ADAMW = 'def_adamw, 1/256, 2 bits'
 
 ROWS: list[Row] = [
     *_rows('h100', 'vgg16', 'shard_map', _ALL),
     *_rows('h100', 'vgg16', 'pmap', [*_NARROW, "DEF, 1/64, detach='auto'"]),
     *_rows('h100', 'vgg16', '2 virtual workers, vmap', [SGD, 'DEF, 1/64']),
     *_rows('h100', 'vgg16', '2 virtual workers, in sequence', [SGD, 'DEF, 1/64']),
-    *_rows('h100', 'resnet50', 'shard_map', [SGD, 'DEF, 1/64', 'DEF, 1/16, int8']),
-    *_rows('h100', 'transformer_85m', 'shard_map', [ADAMW, 'def_adamw, 1/16', 'def_adamw, 1/16, int8']),
-    *_rows('h100x2', 'vgg16', 'shard_map', [SGD, 'DEF, 1/64', *_IN_FLIGHT]),
+    *_rows('h100', 'resnet50', 'shard_map', [SGD, 'DEF, 1/64', *_DEF_Q]),
+    *_rows('h100', 'transformer_85m', 'shard_map', [ADAMW, _ADAMW]),
+    *_rows('h100x2', 'vgg16', 'shard_map', [SGD, *_IN_FLIGHT]),
     *_rows('h100x2', 'vgg16', 'spmd, FSDP inside', [*_NARROW, *_IN_FLIGHT]),
-    *_rows('h100x2', 'transformer_85m', 'spmd, FSDP inside', [ADAMW, 'def_adamw, 1/16, int8']),
-    *_rows('h100x2', 'vgg16', 'trainer, FSDP inside', [SGD, 'DEF, 1/64', 'DEF, 1/16, int8']),
+    *_rows('h100x2', 'transformer_85m', 'spmd, FSDP inside', [ADAMW, _ADAMW]),
+    *_rows('h100x2', 'vgg16', 'trainer, FSDP inside', [SGD, 'DEF, 1/64', *_DEF_Q]),
     *_rows('v5e', 'vgg16', 'optimizer stage', [SGD, 'DEF, 1/10', *_NARROW[1:]]),
-    *_rows('v5e', 'vgg16', 'shard_map', [SGD, 'DEF, 1/64']),
-    *_rows(
-        'v5ex2',
-        'transformer_85m',
-        'spmd, FSDP inside',
-        [ADAMW, *(f'def_adamw, 1/16, {options}' for options in ('int8', 'overlap', 'int8, overlap'))],
-    ),
+    *_rows('v5e', 'vgg16', 'shard_map', _NARROW),
+    *_rows('v5ex2', 'vgg16', 'spmd, FSDP inside', [SGD, *_IN_FLIGHT]),
+    *_rows('v5ex2', 'transformer_85m', 'spmd, FSDP inside', [ADAMW, _ADAMW, f'{_ADAMW}, overlap']),
 ]

@@ -35,8 +35,9 @@ _TORCH = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string('output', 'results/benchmarks', 'Folder of cluster.md and cluster.json.')
 
 # Each tuple is a job: its variants take turns within the same processes.
-_LOCAL = ('compute', 'local_sgd', 'local_def64', 'local_def64_m0')  # also run by one worker at a time
-_JAX = (*_LOCAL, 'dense', 'def64', 'def64_m0', 'def256', 'def256_m0', 'def_a64_bf16')
+_LOCAL = ('compute', 'local_sgd', 'local_def64', 'local_def_q64_2', 'local_def_q256_2')  # also one at a time
+_DEF_Q = tuple(f'def_q{compression}_{bits}' for compression in (64, 256) for bits in (1, 2, 4))
+_JAX = (*_LOCAL, 'dense', 'def64', 'def256', *_DEF_Q)
 _TORCH_JOBS = (('compute', 'local_sgd', 'ddp', 'ddp_fp16'), ('compute', 'ddp_powersgd'))
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from jax import lax
 
 from def_jax.traffic.hlo import Collective, collectives
+from def_jax.traffic.traced import Message
 
-__all__ = ['AXIS', 'Variant', 'meet', 'mlp', 'mlp_params', 'on_workers', 'place', 'start']
+__all__ = ['AXIS', 'Variant', 'meet', 'mlp', 'mlp_params', 'on_workers', 'place', 'start', 'wire_bytes']
 
 AXIS = 'workers'
 PyTree = Any
@@ -78,6 +79,11 @@ class Variant:
 
     def sent(self) -> list[Collective]:
         return collectives(self.program.as_text())
+
+
+def wire_bytes(sent: Sequence[Collective], workers: int) -> float:
+    """Bytes that each worker sends for these collectives, by rings."""
+    return sum(Message(c.operation, c.passed(workers).bytes).wire_bytes(workers) for c in sent)
 
 
 def mlp_params(key: jax.Array, sizes: Sequence[int]) -> list[dict[str, jax.Array]]:

@@ -10,7 +10,17 @@ from jax import lax
 
 import def_jax
 from benchmarks.cluster import timing
-from benchmarks.cluster.jax_side import AXIS, Variant, meet, mlp, mlp_params, on_workers, place, start
+from benchmarks.cluster.jax_side import (
+    AXIS,
+    Variant,
+    meet,
+    mlp,
+    mlp_params,
+    on_workers,
+    place,
+    start,
+    wire_bytes,
+)
 from benchmarks.cluster.workloads import LEARNING_RATE, MLP_SIZES, NUM_CLASSES, VGG16_STAGES, VGG_IMAGE
 from def_jax.mesh.spmd.at_points import point
 
@@ -81,8 +91,10 @@ def make_steps(job: dict, loss_fn):
         return step, optimizer.init
 
     def feedback(ratio, axis_name=AXIS, sgd=sgd, **options):
-        link = def_jax.error_feedback(def_jax.random_block(ratio), axis_name, **options)
-        return train(optax.chain(sgd, link))
+        return train(def_jax.error_feedback(def_jax.random_block(ratio), axis_name, inner=sgd, **options))
+
+    def def_q(compression, bits, axis_name=AXIS, **options):
+        return train(def_jax.def_sgd(LEARNING_RATE, compression, axis_name, bits=bits, **options))
 
     return {
         'compute': (compute, functools.partial(jax.tree.map, jnp.zeros_like)),
@@ -97,10 +109,9 @@ def make_steps(job: dict, loss_fn):
         'def256_m0': feedback(256, sgd=plain),
         'def_a64_bf16': feedback(64, bits=16),
         'def64_overlap': feedback(64, overlap=True),
-        # In int8, a block four times as large has the bytes of 64.
-        'local_int8': feedback(16, None, bits=8),
-        'int8': feedback(16, bits=8),
-        'int8_overlap': feedback(16, bits=8, overlap=True),
+        **{f'def_q{c}_{bits}': def_q(c, bits) for c in (64, 256) for bits in (1, 2, 4)},
+        **{f'local_def_q{c}_2': def_q(c, 2, None) for c in (64, 256)},
+        'def_q64_2_overlap': def_q(64, 2, overlap=True),
     }
 
 
@@ -118,7 +129,11 @@ def main() -> None:
     found = timing.measure(variants, barrier, job)
     for name, variant in variants.items():
         sent = variant.sent()
-        found[name]['hlo'] = {'all_reduces': len(sent), 'bytes': sum(c.bytes for c in sent)}
+        found[name]['hlo'] = {
+            'collectives': [c.operation for c in sent],
+            'bytes': sum(c.bytes for c in sent),
+            'wire_bytes': wire_bytes(sent, job['num_workers']),
+        }
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     timing.write_report(job, {'variants': found, 'params': count, 'version': jax.__version__})
     jax.distributed.shutdown()

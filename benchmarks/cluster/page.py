@@ -1,6 +1,7 @@
 """The page of the cluster benchmark, made from the workers' reports."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,17 @@ _TITLES = {
     'def256': 'DEF, ratio 256',
     'def256_m0': 'DEF, ratio 256, no momentum',
     'def_a64_bf16': 'DEF, ratio 64, bfloat16',
+    **{f'local_def_q{c}_2': f'JAX, no communication: DEF-Q, {c} in 2 bits' for c in (64, 256)},
+    **{
+        f'def_q{c}_{bits}': f'DEF-Q, {c} in {bits} bit{"s" if bits > 1 else ""}'
+        for c in (64, 256)
+        for bits in (1, 2, 4)
+    },
     'ddp': 'PyTorch DDP, dense',
     'ddp_fp16': 'PyTorch DDP, fp16 hook',
     'ddp_powersgd': 'PyTorch DDP, PowerSGD hook, rank 4, one bucket',
 }
+_PLANNED = 'dense', 'def64', 'def256', 'def_q64_2', 'def_q256_2'
 _MODEL_TITLES = {
     'mlp': 'An MLP whose communication dominates',
     'vgg16': 'VGG-16 with one dense layer',
@@ -103,7 +111,9 @@ def _rest(found: dict[str, Any], framework: str, name: str) -> float:
 
 
 def _local(name: str) -> str:
-    """The same variant without communication."""
+    """The same variant without communication; of DEF-Q in 2 bits, which one worker does not pack."""
+    if name.startswith('def_q'):
+        return f'local_{name.rpartition("_")[0]}_2'
     return 'local_sgd' if 'def' not in name else 'local_def64_m0' if name.endswith('m0') else 'local_def64'
 
 
@@ -130,7 +140,9 @@ def _failures(found: dict[str, Any]) -> str:
 
 def _updates(found: dict[str, Any]) -> Iterator[Row]:
     """The time of a step without communication, less that of its gradient."""
-    for name in ('local_sgd', 'local_def64', 'local_def64_m0'):
+    for name in filter(
+        lambda name: name.startswith('local') and '_alone' not in name, found['jax']['variants']
+    ):
         alone = _median(found, 'jax', f'{name}_alone') - _median(found, 'jax', 'compute_alone')
         yield {
             'variant': _TITLES[name],
@@ -139,31 +151,44 @@ def _updates(found: dict[str, Any]) -> Iterator[Row]:
         }
 
 
+def _compression(name: str) -> int:
+    """Bytes of a float32 all-reduce of the model over those of a message."""
+    found = re.search(r'\d+', name)
+    return (int(found[0]) if found else 1) * (2 if name.endswith('bf16') else 1)
+
+
 def _bytes(found: dict[str, Any], workers: int) -> Iterator[Row]:
     for name, variant in found['jax']['variants'].items():
-        if message := variant.get('hlo', {}).get('bytes'):
-            expected = ring_bytes(message, workers, variant['tx_packets'])
+        if message := variant.get('hlo', {}).get('wire_bytes'):
+            headers = HEADERS * variant['tx_packets']
+            body = variant['tx_bytes'] - headers
+            asked = ring_bytes(4 * found['jax']['params'] / _compression(name), workers, packets=0)
             yield {
                 'variant': _TITLES[name],
-                'all-reduces': variant['hlo']['all_reduces'],
-                'their bytes (HLO)': f'{message:,}',
-                'sent by a ring, with headers': f'{expected:,.0f}',
+                'collectives': ', '.join(variant['hlo']['collectives']),
+                'sent for them by rings (HLO)': f'{message:,.0f}',
+                'with headers': f'{message + headers:,.0f}',
                 'counted by the kernel': f'{variant["tx_bytes"]:,.0f}',
-                'ratio (target: within 10 %)': f'{variant["tx_bytes"] / expected:.3f}',
+                'ratio (target: within 10 %)': f'{variant["tx_bytes"] / (message + headers):.3f}',
+                'without headers, over (K − 1)/K · 2 · B·b/8': f'{body / asked:.3f}',
             }
 
 
 def _planned(found: dict[str, Any], workers: int, bandwidth: float) -> Iterator[Row]:
     """The plan takes the time of a step without communication, and the extra time of DEF's update."""
-    plan = Plan(
-        params=found['jax']['params'],
-        step_time=_median(found, 'jax', 'local_sgd'),
-        bandwidth=bandwidth,
-        workers=workers,
-        overhead=max(0.0, _median(found, 'jax', 'local_def64') - _median(found, 'jax', 'local_sgd')),
-    )
-    dense = plan.dense_step(), _median(found, 'jax', 'dense')
-    for name, predicted in ('dense', dense[0]), ('def64', plan.step(64)), ('def256', plan.step(256)):
+
+    def plan(name):
+        return Plan(
+            params=found['jax']['params'],
+            step_time=_median(found, 'jax', 'local_sgd'),
+            bandwidth=bandwidth,
+            workers=workers,
+            overhead=max(0.0, _median(found, 'jax', _local(name)) - _median(found, 'jax', 'local_sgd')),
+        )
+
+    dense = plan('dense').dense_step(), _median(found, 'jax', 'dense')
+    for name in filter(found['jax']['variants'].__contains__, _PLANNED):
+        predicted = dense[0] if name == 'dense' else plan(name).step(_compression(name))
         measured = _median(found, 'jax', name)
         yield {
             'variant': _TITLES[name],

@@ -58,19 +58,20 @@ def make_steps(job, mesh, params):
         axes = 'nodes', 'devices'
         return train(axes, inner.init, lambda params, _, batch: gradient(params, batch), inner.update)
 
-    def across(*chain):
-        dist = def_jax.spmd(optax.chain(*chain), mesh, P('devices'), axis_name='nodes')
+    def across(optimizer):
+        dist = def_jax.spmd(optimizer, mesh, P('devices'), axis_name='nodes')
         grads_of = dist.value_and_grad(loss_fn)
         return train('devices', dist.init, lambda *arguments: grads_of(*arguments)[1], dist.update)
 
     def feedback(ratio):
-        return across(inner, def_jax.error_feedback(def_jax.random_block(ratio), 'nodes'))
+        return across(def_jax.error_feedback(def_jax.random_block(ratio), 'nodes', inner=inner))
 
     return {
         'fsdp': fsdp,
-        'dense': functools.partial(across, def_jax.all_reduce_mean('nodes'), inner),
+        'dense': functools.partial(across, optax.chain(def_jax.all_reduce_mean('nodes'), inner)),
         'def16': functools.partial(feedback, 16),
         'def64': functools.partial(feedback, 64),
+        'def_q64': functools.partial(across, def_jax.def_adamw(LEARNING_RATE, 64, 'nodes')),
     }
 
 

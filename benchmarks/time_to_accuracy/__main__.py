@@ -38,7 +38,10 @@ _BANDWIDTHS = flags.DEFINE_multi_string(
     'bandwidth', ['1gbit', '100mbit'], "In tc's notation, of each interface; empty to time nothing."
 )
 _VARIANTS = flags.DEFINE_multi_enum(
-    'variant', ['dense', 'def64', 'def256', 'best64', 'best256'], list(page.TITLES), 'What to train with.'
+    'variant',
+    ['dense', 'def64', 'def256', 'def_q64_2', 'def_q256_2'],
+    list(RATES),
+    'What to train with.',
 )
 _SEEDS = flags.DEFINE_multi_integer('seed', [0, 1, 2], 'Order of the images and draws of blocks.')
 _STEPS = flags.DEFINE_integer('steps', 1560, 'Steps of a run; 390 are an epoch.', lower_bound=1)

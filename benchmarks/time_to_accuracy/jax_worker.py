@@ -14,7 +14,6 @@ from benchmarks.cluster import timing
 from benchmarks.cluster.jax_side import AXIS, meet, mlp, on_workers, place, start
 from benchmarks.time_to_accuracy.workload import FEATURES, HIDDEN, NUM_CLASSES, learning_rates, patches, train
 from def_jax.mesh.spmd.at_points import detaches, point
-from def_jax.options import PAPER_DETACH
 
 _COMPILES = 2  # the first steps without communication, not counted
 _TIMED_ALONE = 30 + _COMPILES
@@ -39,11 +38,7 @@ def logits_of(params, inputs):
 
 
 def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransformation:
-    """By the variant: 'def64', the paper's; 'best64', as docs/methods.md advises; or one of the rivals.
-
-    'best64' sends blocks four times as large in int8: the bytes of ratio 64; 'best64_overlap' sends them
-    while the next gradient is computed. Of its settings 'int8_64_overlap' has int8 and no momentum.
-    """
+    """By the variant: 'def64', the paper's; 'def_q64_2', DEF-Q in 2 bits; or one of the rivals."""
     variant, rates = job['variant'], jnp.asarray(learning_rates(job), jnp.float32)
     sgd = optax.sgd(lambda count: rates[count], momentum=0.9)
     rivals = {
@@ -56,23 +51,12 @@ def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransforma
     }
     if variant in rivals:
         return optax.chain(rivals[variant](), sgd)
-    if variant.startswith('def'):
-        block = def_jax.random_block(int(variant.removeprefix('def')))
-        return optax.chain(sgd, def_jax.error_feedback(block, axis_name, seed=job['seed']))
-    ours = variant.startswith('best')
-    name, _, overlap = variant.removeprefix('best').removeprefix('int8_').partition('_')
-    blocks = {'order': 'shuffled', 'allocation': 'balanced'} if ours else {}
-    return optax.chain(
-        optax.sgd(lambda count: rates[count]),
-        def_jax.error_feedback(
-            def_jax.random_block(int(name) // 4, **blocks),
-            axis_name,
-            seed=job['seed'],
-            detach='auto' if ours else PAPER_DETACH,
-            bits=8,
-            overlap=overlap == 'overlap',
-        ),
-    )
+    if variant.startswith('def_q'):
+        compression, bits, *overlap = variant.removeprefix('def_q').split('_')
+        options = {'bits': int(bits), 'overlap': bool(overlap), 'seed': job['seed']}
+        return def_jax.def_sgd(lambda count: rates[count], int(compression), axis_name, **options)
+    block = def_jax.random_block(int(variant.removeprefix('def')))
+    return def_jax.error_feedback(block, axis_name, inner=sgd, seed=job['seed'])
 
 
 def _cast(dtype) -> optax.GradientTransformation:

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import pages, records
+from benchmarks.time_to_accuracy.workload import DEF_Q
 from def_jax.tools import pictures
 from def_jax.tools.plan import Plan, parse_bandwidth
 from experiments.statistics import mean_std, student
@@ -20,6 +21,9 @@ TITLES = {
     'dense': 'SGD, dense JAX',
     'def64': 'DEF, ratio 64',
     'def256': 'DEF, ratio 256',
+    **{name: 'DEF-Q, {} in {} bits'.format(*name.removeprefix('def_q').split('_')) for name in DEF_Q},
+    'def_q64_2_overlap': 'DEF-Q, 64 in 2 bits, overlap',
+    # Records of an earlier version, whose variants cannot be run any more.
     'best64': 'DEF, bytes of ratio 64 in int8, balanced, shuffled, λ auto, no momentum',
     'best256': 'DEF, bytes of ratio 256 in int8, balanced, shuffled, λ auto, no momentum',
     'best64_overlap': 'the same at the bytes of ratio 64, overlap',
@@ -36,6 +40,7 @@ TITLES = {
 _LABELS = {
     'dense': ('dense', 'SGD', '-'),
     'def64': ('DEF at 1/64', 'DEF', '--'),
+    'def_q64_2': ('DEF-Q at 1/64', 'DEF', '-'),
     'best64': ('DEF at 1/64, int8', 'DEF', '-'),
     'jax_powersgd': ('PowerSGD', 'PowerSGD', '-'),
     'ddp_fp16': ('PyTorch fp16', 'SGD', '--'),
@@ -209,7 +214,7 @@ def _predicted(run: Run, bandwidth: str) -> str:
     if 'alone' not in run or run['settings']['variant'].startswith('jax'):
         return ''
     variant, plan = run['settings']['variant'], _plan(run, bandwidth)
-    ratio = 1 if variant == 'dense' else int(re.findall(r'\d+', variant)[-1])
+    ratio = 1 if variant == 'dense' else int(re.findall(r'\d\d+', variant)[0])
     message = plan.all_reduce(run['params'] / ratio)
     hidden = variant.endswith('overlap')
     seconds = max(plan.step_time, message) if hidden else plan.step_time + message

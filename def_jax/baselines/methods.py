@@ -129,9 +129,11 @@ class Method:
     def compressor(self, ratio: float, *, bits: Bits | None = None, **options: Any) -> compressors.Compressor:
         """The compressor that this method uses at `ratio`.
 
-        Args: ratio: one element in `ratio` is sent; methods that send everything ignore it. With `in_bytes`,
-            of bytes. bits: in which a number travels; None is the method's default. **options: further
-            options of `random_block`, such as `order`; `random_k` has none.
+        Args:
+            ratio: one element in `ratio` is sent; methods that send everything ignore it. With `in_bytes`, of
+                bytes.
+            bits: in which a number travels; None is the method's default.
+            **options: further options of `random_block`, such as `order`; `random_k` has none.
 
         Raises:
             ValueError: if an argument is out of range or has no effect on the method.

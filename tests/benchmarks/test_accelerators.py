@@ -93,9 +93,9 @@ def test_every_row_can_be_built(name):
 
 
 STACKED = [
-    *('DEF, 1/64', 'DEF, 1/64, bfloat16', 'DEF, 1/16, int8', "DEF, 1/64, detach='auto'"),
-    *('DEF, 1/64, every=4', 'DEF, 1/64, outer', 'DEF, 1/64, overlap', 'DEF, 1/16, int8, overlap'),
-    *('DEF around AdamW, 1/64', 'def_adamw, 1/16'),
+    *('DEF, 1/64', 'DEF, 1/64, 16 bits', "DEF, 1/64, detach='auto'", 'DEF, 1/64, every=4'),
+    *('DEF, 1/64, outer', 'DEF, 1/64, overlap', 'DEF around AdamW, 1/64', 'def_adamw, 1/256, 2 bits'),
+    *('DEF-Q, 1/64, 2 bits', 'DEF-Q, 1/256, 2 bits', 'DEF-Q, 1/64, 2 bits, overlap'),
 ]
 
 
@@ -108,7 +108,7 @@ STACKED = [
     [
         ('h100', 'shard_map', STACKED),
         ('h100', '2 virtual workers, vmap', ['DEF, 1/64']),
-        ('h100x2', 'spmd, FSDP inside', ['DEF, 1/64', 'DEF, 1/16, int8']),
+        ('h100x2', 'spmd, FSDP inside', ['DEF, 1/64', 'DEF-Q, 1/64, 2 bits']),
     ],
 )
 def test_on_an_h100_no_option_copies(target, mapping, optimizers):
@@ -133,13 +133,13 @@ def needed(hlo, operation):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('target', 'plugin', 'mapping', 'start'),
+    ('target', 'plugin', 'mapping', 'optimizer', 'start'),
     [
-        ('h100', 'jax_cuda12_plugin', 'pmap', 'all-reduce-start'),
-        ('v5ex2', 'libtpu', 'spmd, FSDP inside', 'send'),
+        ('h100', 'jax_cuda12_plugin', 'pmap', 'DEF, 1/64, overlap', 'all-reduce-start'),
+        ('h100', 'jax_cuda12_plugin', 'pmap', 'def_adamw, 1/256, 2 bits, overlap', 'all-gather-start'),
+        ('v5ex2', 'libtpu', 'spmd, FSDP inside', 'DEF-Q, 1/64, 2 bits, overlap', 'send'),
     ],
 )
-@pytest.mark.parametrize('optimizer', ['def_adamw, 1/16, overlap', 'DEF, 1/16, int8, overlap'])
 def test_a_message_in_flight_needs_nothing_of_the_gradient(target, plugin, mapping, start, optimizer):
     """Were both blocks taken in one kernel, or the rest of one added in that of the other, it would wait."""
     if not importlib.util.find_spec(plugin):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.cluster import network, page, timing
+from benchmarks.cluster import network, timing
 from benchmarks.cluster.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,14 +119,17 @@ def test_a_small_cluster_is_measured_and_removed(tmp_path):
     assert process.returncode == 0, errors
     found = json.loads((tmp_path / 'cluster.json').read_text())
     variants = found['models']['mlp_tiny']['jax']['variants']
-    for name in ('dense', 'def64'):
+    exchanges = ['all-reduce'], ['all-reduce'], ['all-to-all', 'all-gather']
+    for name, collectives in zip(('dense', 'def64', 'def_q64_2'), exchanges, strict=True):
         variant = variants[name]
-        assert np.shape(variant['seconds']) == (2, 4) and variant['hlo']['all_reduces'] == 1
-        expected = page.ring_bytes(variant['hlo']['bytes'], 2, variant['tx_packets'])
+        assert np.shape(variant['seconds']) == (2, 4) and variant['hlo']['collectives'] == collectives
+        expected = variant['hlo']['wire_bytes'] + network.HEADERS * variant['tx_packets']
         # Beside the message gloo sends some hundred bytes of its own, whatever the message's size.
         assert expected <= variant['tx_bytes'] <= 1.02 * expected + 2000
-    assert np.shape(variants['local_def64_m0_alone']['seconds']) == (2, 4)
-    assert variants['compute']['hlo']['all_reduces'] == variants['local_def64']['hlo']['all_reduces'] == 0
+    assert np.shape(variants['local_def64_alone']['seconds']) == (2, 4)
+    assert (
+        variants['compute']['hlo']['collectives'] == variants['local_def_q64_2']['hlo']['collectives'] == []
+    )
     written = (tmp_path / 'cluster.md').read_text()
     assert 'DEF, ratio 64' in written and '--model=mlp_tiny' in written
 

@@ -11,7 +11,7 @@ TRAINERS = {
     'pmap_train_state': (100, 0.7, '# was: grads = jax.lax.pmean'),
     'pmap_language_model': (40, -3.6, '# was: grads = jax.lax.psum'),
     'pmap_imagenet': (40, 0.5, '# was: grads = jax.lax.pmean'),
-    'pmap_ppo': (15, -1.5, 'pmap_axis_name=None)'),
+    'pmap_ppo': (15, -8, 'pmap_axis_name=None)'),  # it begins at -18
 }
 
 
@@ -28,4 +28,4 @@ def test_it_learns_and_a_mean_that_is_left_in_is_caught(name, tmp_path):
     assert source.count(line) == 2 - ('was' in line)  # once in the diff of the header, too
     (tmp_path / 'left_in.py').write_text(source.replace(line, dense))
     with pytest.raises(ValueError, match=r'bytes to other workers, but the message has .*pmean or psum'):
-        runpy.run_path(str(tmp_path / 'left_in.py'))['main'](1)
+        runpy.run_path(str(tmp_path / 'left_in.py'))['main'](num_steps)
