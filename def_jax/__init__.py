@@ -15,7 +15,7 @@ from def_jax.mesh.spmd import spmd
 from def_jax.mesh.stacking import stack_state, unstack_state
 from def_jax.traffic.crossing import check
 
-__version__ = '0.3.0'
+__version__ = '0.4.0'
 
 __all__ = [
     'METHODS',
