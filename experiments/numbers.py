@@ -1,6 +1,6 @@
 """Numbers on pages: each that comes from a record stands in a mark, which is filled and checked.
 
-    <!-- number: few_bits | digits, width 64 | 1/64, 2 bits | difference -->+0.12<!-- /number -->
+    <!-- number: few_bits; digits, width 64; 1/64, 2 bits; difference -->+0.12<!-- /number -->
 
 names an experiment, a setting, a method and one of `METRICS`. `python -m experiments numbers` fills the marks
 of README.md, docs/ and results/; with `--check` it fails if one is stale.
@@ -46,11 +46,11 @@ def filled(text: str, found: Callable[[str], Found]) -> str:
 
 
 def _value(address: str, found: Callable[[str], Found]) -> str:
-    parts = [part.strip() for part in address.split('|')]
+    parts = [part.strip() for part in address.split(';')]
     if len(parts) != 4 or parts[3] not in METRICS:
         raise ValueError(
             f'the mark {address!r} must name an experiment, a setting, a method and one of '
-            f'{", ".join(METRICS)}, separated by |.'
+            f'{", ".join(METRICS)}, separated by semicolons.'
         )
     name, setting, title, metric = parts
     settings, rows = found(name)

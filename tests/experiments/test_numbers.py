@@ -12,7 +12,7 @@ from experiments import __main__, numbers, pages
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / 'results'
 WITH_RECORDS = sorted(path.parent.name for path in RESULTS.glob('*/runs.jsonl'))
-MARK = '<!-- number: figure3 | digits, ratio 64, at the end | DEF-A | {} -->{}<!-- /number -->'
+MARK = '<!-- number: figure3; digits, ratio 64, at the end; DEF-A; {} -->{}<!-- /number -->'
 FILLED = MARK.format('difference', '-0.04 [-0.71, +0.62]')
 
 
@@ -42,9 +42,9 @@ def test_a_stale_number_is_found_and_filled(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('address', 'words'),
     [
-        ('a | b | c', 'must name an experiment, a setting, a method and one of result, difference'),
-        ('table4 | digits | λ = 1 | difference', 'names no setting of table4: digits, DEF, ratio 64'),
-        ('table4 | digits, DEF, ratio 64 | SGD | p', 'names no method of digits, DEF, ratio 64: λ = 0'),
+        ('a; b; c', 'must name an experiment, a setting, a method and one of result, difference'),
+        ('table4; digits; λ = 1; difference', 'names no setting of table4: digits, DEF, ratio 64'),
+        ('table4; digits, DEF, ratio 64; SGD; p', 'names no method of digits, DEF, ratio 64: λ = 0'),
     ],
 )
 def test_a_mark_of_what_is_not_there_is_refused(address, words):
@@ -55,7 +55,7 @@ def test_a_mark_of_what_is_not_there_is_refused(address, words):
 
 def test_a_number_that_was_not_run_says_so():
     table4 = importlib.import_module('experiments.table4')
-    mark = '<!-- number: table4 | VGG-16, DEF | λ = 0.1 | result -->93<!-- /number -->'
+    mark = '<!-- number: table4; VGG-16, DEF; λ = 0.1; result -->93<!-- /number -->'
     text = numbers.filled(mark, lambda name: (table4.SETTINGS, []))
     assert text == mark.replace('93', '(not run)')
 
