@@ -69,15 +69,17 @@ greater is better), over these rates, with a 95 % interval over fresh seeds and 
 "Within the margin" is "yes" if the whole interval lies above minus the margin in brackets.
 
 **Findings.** On the perceptron of width 64, at 1/64 of the bytes, messages of 2 bits end
-<!-- number: few_bits; digits, width 64; 1/64, 2 bits; difference --><!-- /number --> points from SGD, where
-float32 messages of the same size end
-<!-- number: few_bits; digits, width 64; 1/64, float32; difference --><!-- /number --> points from it: twenty
-seeds and the choice of both rates leave half a point open in 2 bits, and show the gap in float32. The transformer
-ends <!-- number: few_bits; transformer, 33 k; 1/64, 2 bits; difference --><!-- /number --> nats from AdamW at
-1/64, which three seeds leave open, and
-<!-- number: few_bits; transformer, 33 k; 1/256, 2 bits; difference --><!-- /number --> at 1/256, where it is
-behind. Tuned rates of DEF-Q are within a factor of two of those of SGD and AdamW. The perceptron of width 192, the
-bytes of 1/256 on digits and the convolutions are planned in `experiments/few_bits.py` and have no records yet.
+<!-- number: few_bits; digits, width 64; 1/64, 2 bits; difference --><!-- /number -->
+points from SGD, where float32 messages of the same size end
+<!-- number: few_bits; digits, width 64; 1/64, float32; difference --><!-- /number -->
+points from it: twenty seeds and the choice of both rates leave half a point open in 2 bits, and show the gap in
+float32. The transformer ends
+<!-- number: few_bits; transformer, 33 k; 1/64, 2 bits; difference --><!-- /number -->
+nats from AdamW at 1/64, which three seeds leave open, and
+<!-- number: few_bits; transformer, 33 k; 1/256, 2 bits; difference --><!-- /number -->
+at 1/256, where it is behind. Tuned rates of DEF-Q are within a factor of two of those of SGD and AdamW. The
+perceptron of width 192, the bytes of 1/256 on digits and the convolutions are planned in
+`experiments/few_bits.py` and have no records yet.
 
 **Setting.** The problems are those of `experiments/problems.py`: perceptrons with two hidden layers on
 scikit-learn's digits (8 workers of 8 images, 800 steps), a transformer of 33 k parameters on the bytes of
