@@ -72,8 +72,8 @@ greater is better), over these rates, with a 95 % interval over fresh seeds and 
 <!-- number: few_bits; digits, width 64; 1/64, 2 bits; difference --><!-- /number -->
 points from SGD, where float32 messages of the same size end
 <!-- number: few_bits; digits, width 64; 1/64, float32; difference --><!-- /number -->
-points from it: twenty seeds and the choice of both rates leave half a point open in 2 bits, and show the gap in
-float32. The transformer ends
+points from it: twenty seeds and the choice of both rates leave half a point open in 2 bits, and show the
+gap in float32. The transformer ends
 <!-- number: few_bits; transformer, 33 k; 1/64, 2 bits; difference --><!-- /number -->
 nats from AdamW at 1/64, which three seeds leave open, and
 <!-- number: few_bits; transformer, 33 k; 1/256, 2 bits; difference --><!-- /number -->
