@@ -45,7 +45,7 @@ def test_a_state_of_other_parameters():
     """Shapes are never broadcast."""
     optimizer = chain(def_jax.error_feedback(BLOCK, None))
     state, wide = optimizer.init({'w': jnp.ones(1), 'b': jnp.ones(1)}), {'w': jnp.ones(32), 'b': jnp.ones(1)}
-    with pytest.raises(ValueError, match=r"updates\['w'\] is \(32,\), but the residual .* is \(1,\)"):
+    with pytest.raises(ValueError, match=r"^params\['w'\] is \(32,\), but the residual .* is \(1,\)"):
         optimizer.update(wide, state, wide)
     with pytest.raises(ValueError, match=r"params\['w'\] is \(32,\)"):
         def_jax.detached_params(wide, state)
