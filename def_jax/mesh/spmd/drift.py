@@ -4,7 +4,6 @@ What `jax.shard_map` tells with check_vma=True, of programs whose types do not s
 transformation may be part of an optimizer, and many would not pass the types' checks.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,34 +82,10 @@ def _of_equation(equation: Any, given: list[Axes]) -> list[Axes]:
     if name == 'cond':
         branches = [axes_of_results(branch, given[1:]) for branch in inner]
         return [given[0].union(*axes) for axes in zip(*branches, strict=True)]
-    if name == 'scan':
-        consts, carried = equation.params['num_consts'], equation.params['num_carry']
-        step = functools.partial(axes_of_results, inner[0])
-        return _fixpoint(
-            lambda carry: step([*given[:consts], *carry, *given[consts + carried :]]),
-            given[consts:][:carried],
-        )
-    if name == 'while':
-        tests, consts = equation.params['cond_nconsts'], equation.params['body_nconsts']
-        test, body = equation.params['cond_jaxpr'].jaxpr, equation.params['body_jaxpr'].jaxpr
-
-        def turn(carry):
-            (stops,) = axes_of_results(test, [*given[:tests], *carry])
-            return [axes | stops for axes in axes_of_results(body, [*given[tests : tests + consts], *carry])]
-
-        return _fixpoint(turn, given[tests + consts :])
+    if name in ('scan', 'while'):  # what a loop is given may reach all of its results
+        return [everything] * len(equation.outvars)
     if name == 'custom_vmap_call':  # of `options.overlap`, where the last argument waits for the others
         return given[-1:] * len(equation.outvars)
     if len(inner) == 1 and len(inner[0].invars) == len(given):
         return axes_of_results(inner[0], given)
     return [everything] * len(equation.outvars)
-
-
-def _fixpoint(turn: Any, carry: list[Axes]) -> list[Axes]:
-    """What a loop returns: its carry, and what it collects, over however many turns."""
-    while True:
-        results = turn(carry)
-        after = [a | b for a, b in zip(carry, results, strict=False)]
-        if after == carry:
-            return [*after, *results[len(carry) :]]
-        carry = after
