@@ -5,11 +5,9 @@ import functools
 import json
 import os
 import re
-import resource
 import signal
 import sys
 import threading
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -80,75 +78,6 @@ def test_a_process_dies_and_returns_and_the_run_goes_on(environment, tmp_path, m
     result = json.loads((run / 'result.json').read_text())
     assert result['status'] == 'finished' and result['metrics']['test_accuracy_x'] > 0.6
     assert processes.final_state(run)['step'] == 120
-
-
-@pytest.fixture
-def launched(environment, tmp_path, monkeypatch):
-    """Runs two processes of train.py under the launcher; gives its exit code, what it said and their logs."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(processes.ROOT)
-
-    def run(folder, meanwhile=lambda launcher: None, *flags, **options):
-        said = []
-        command = [sys.executable, 'train.py', *FLAGS, *flags, f'--workdir={folder}']
-        launcher = Launcher(command, 2, log=str(tmp_path / 'log'), say=said.append, **options)
-        code = launcher.run(lambda: meanwhile(launcher))
-        logs = [tmp_path / f'log-{process}.log' for process in range(2)]
-        texts = [log.read_text() for log in logs]
-        for log in logs:
-            log.unlink()
-        return code, said, texts
-
-    return run
-
-
-def trainer_of(launcher, index):
-    """The process that trains, a child of the launcher's."""
-    pid = launcher.pid(index)
-    return int(Path(f'/proc/{pid}/task/{pid}/children').read_text().split()[0])
-
-
-# The launcher shares a process with JAX only here.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.slow
-def test_a_full_disk_and_a_folder_that_cannot_be_written_end_a_run_in_one_line(launched, tmp_path):
-    """After the first, with space again, the run goes on from its checkpoint."""
-    folder, full = tmp_path / 'run', []
-
-    def fill_the_disk(launcher):  # for the next checkpoint; there is room for records and the log
-        if processes.checkpoint_steps(folder) and not full:
-            full.append(resource.prlimit(trainer_of(launcher, 0), resource.RLIMIT_FSIZE, (50_000, 50_000)))
-
-    code, _, texts = launched(folder, fill_the_disk, frozen=10)
-    assert code == 2 and full, texts
-    assert 'no checkpoint could be written' in texts[0].splitlines()[-1], texts
-    assert 'Traceback' not in texts[0]
-    (kept,) = processes.checkpoint_steps(folder)
-    code, _, texts = launched(folder)
-    assert code == 0 and f'resuming at step {kept}' in texts[0]
-    assert [r['step'] for r in processes.records(folder) if 'loss' in r] == list(range(5, 121, 5))
-
-    code, _, texts = launched('/proc/run', frozen=5)  # read-only, also for root
-    assert code == 2 and "train.py: workdir='/proc/run' cannot be written to" in texts[0]
-    assert 'Traceback' not in texts[0]
-
-
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.slow
-def test_a_process_that_freezes_is_given_up_killed_and_replaced(launched, tmp_path):
-    folder, stopped = tmp_path / 'run', []
-
-    def freeze(launcher):
-        if processes.log_size(folder) and not stopped:
-            stopped.append(trainer_of(launcher, 1))
-            os.kill(stopped[0], signal.SIGSTOP)
-
-    code, said, texts = launched(folder, freeze, frozen=15)
-    assert (code, said[0]) == (0, 'process 1 has been stopped for 15 s and is killed'), texts
-    assert 'process 1 died (SIGKILL)' in said[1] and 'process 1 died, 2 -> ' in texts[0]
-    assert 'process 1 joined' in texts[0] and not Path(f'/proc/{stopped[0]}').exists()
-    assert [r['step'] for r in processes.records(folder) if 'loss' in r] == list(range(5, 121, 5))
 
 
 def test_the_first_state_is_that_of_any_run(recorded):
