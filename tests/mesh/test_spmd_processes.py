@@ -28,8 +28,9 @@ import def_jax
 
 mesh = jax.make_mesh((2, 4), ('workers', 'shard'), axis_types=(AxisType.Auto,) * 2)
 specs = {'in': P('shard'), 'out': P(None, 'shard')}
-link = def_jax.error_feedback(def_jax.random_block(4, order='shuffled'), 'workers', detach='auto')
-dist = def_jax.spmd(optax.chain(optax.adamw(0.01), link), mesh, specs)
+blocks = def_jax.random_block(4, order='shuffled')
+optimizer = def_jax.error_feedback(blocks, 'workers', inner=optax.adamw(0.01), detach='auto')
+dist = def_jax.spmd(optimizer, mesh, specs)
 rng = np.random.default_rng(0)
 shapes = {'in': (8, 16), 'out': (16, 8)}
 start = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
