@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config, items):
     """For `--dist loadgroup`: a process gets whole files, and one all that train, for what these share."""
     if config.pluginmanager.hasplugin('xdist'):
         for item in items:
-            trains = item.nodeid.startswith(('tests/trainer/', 'tests/paper/', 'tests/examples/'))
+            trains = item.nodeid.startswith(('tests/trainer/', 'tests/examples/'))
             item.add_marker(pytest.mark.xdist_group('trainer' if trains else item.path.stem))
 
 

@@ -10,7 +10,7 @@ EXAMPLES = Path(__file__).parents[2] / 'examples'
 TRAINERS = {
     'pmap_train_state': (100, 0.7, '# was: grads = jax.lax.pmean'),
     'pmap_language_model': (40, -3.6, '# was: grads = jax.lax.psum'),
-    'pmap_imagenet': (40, 0.3, '# was: grads = jax.lax.pmean'),
+    'pmap_imagenet': (120, 0.5, '# was: grads = jax.lax.pmean'),
     'pmap_ppo': (15, -8, 'pmap_axis_name=None)'),  # it begins at -18
 }
 
