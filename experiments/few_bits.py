@@ -1,5 +1,6 @@
 """Few bits: does DEF-Q, at 1/64 and 1/256 of the bytes, train as uncompressed SGD and AdamW do?"""
 
+import dataclasses
 from pathlib import Path
 
 from experiments import pages
@@ -18,7 +19,7 @@ def def_q(compression: int, bits: int, first: float) -> Contender:
 
 
 def _perceptron(width: int) -> Setting:
-    settings = [(64, 32), (64, 4), (64, 2), (64, 1), (256, 2)]
+    settings = [(64, 2), (64, 32), (64, 4), (64, 1), (256, 2)]
     return Setting(
         name=f'digits, width {width}',
         problem='digits',
@@ -49,7 +50,22 @@ _CONVOLUTIONS = Setting(
     margin=0.5,
     factor=2.0,
 )
-SETTINGS = [_perceptron(64), _perceptron(192), _TRANSFORMER, _CONVOLUTIONS]
+
+
+def _again(setting: Setting, seeds: range) -> Setting:
+    """What the first seeds left open, planned after them: more seeds, none of which was seen before."""
+    few = [contender for contender in setting.contenders if contender.options.get('bits', 2) == 2]
+    return dataclasses.replace(setting, name=f'{setting.name}, again', contenders=few, seeds=seeds)
+
+
+SETTINGS = [
+    _perceptron(64),
+    _again(_perceptron(64), range(1000, 1060)),
+    _perceptron(192),
+    _TRANSFORMER,
+    _again(_TRANSFORMER, range(1000, 1010)),
+    _CONVOLUTIONS,
+]
 
 _PAGE = """\
 # Few bits
