@@ -53,7 +53,7 @@ _CONVOLUTIONS = Setting(
 
 
 def _again(setting: Setting, seeds: range, *compressions: int) -> Setting:
-    """What the first seeds left open in 2 bits, planned after them: more seeds, none of which was seen before."""
+    """What the first seeds left open in 2 bits, planned after them: more seeds, none of which was seen."""
     contenders = [setting.contenders[0]]
     for contender in setting.contenders[1:]:
         if contender.options['bits'] == 2 and contender.options['ratio'] in compressions:
