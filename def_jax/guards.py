@@ -6,10 +6,9 @@ import numpy as np
 from jax import lax
 
 from def_jax.error_feedback import feedback_states
-from def_jax.mesh.collectives import check_axis_name, num_workers, psum
+from def_jax.mesh.collectives import axis_names, check_axis_name, num_workers, psum
 from def_jax.mesh.link import replicated_leaves
 from def_jax.mesh.replication import assert_replicated, checksums
-from def_jax.mesh.varying import axis_names
 from def_jax.options.skipping import all_finite as finite_here
 from def_jax.types import AxisName, PyTree
 

@@ -1,30 +1,43 @@
-"""A link: a transformation that communicates. What all of them check, and what their states are made of."""
+"""A link: a transformation that communicates. What all of them check, and what their states are made of.
 
-import functools
-from collections.abc import Callable
-from typing import Any
+A worker may be several devices, each of which holds a shard of every tensor. `def_jax.spmd` maps a step over
+workers and leaves it to the compiler how a worker's devices share the work. A block that lies anywhere in a
+sharded tensor is the exception: to cut it out, the compiler would gather the tensor. So a link that cuts
+blocks maps itself over the worker's devices, too, and cuts from each shard.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey, GetAttrKey
 
 from def_jax.checks import check_floating, check_state, check_updates
-from def_jax.mesh.collectives import check_axis_name
-from def_jax.mesh.shards import current_shards
-from def_jax.mesh.varying import OWN_PARAMS, check_not_summed
+from def_jax.mesh.collectives import OWN_PARAMS, axis_names, check_axis_name, check_not_summed
+from def_jax.mesh.specs import spec_axes, specs_like
 from def_jax.types import AxisName, PyTree
 
 __all__ = [
+    'Shards',
     'check_nothing_precedes',
     'check_surroundings',
+    'current_shards',
     'float32_updates',
     'float32_zeros',
+    'in_memory',
     'is_link',
     'link',
     'link_states',
     'per_worker_leaves',
     'replicated_leaves',
+    'sharded',
 ]
 
 
@@ -34,6 +47,7 @@ def link(
     axis_name: AxisName,
     state_type: type = object,
     *,
+    local: Callable[..., tuple[PyTree, PyTree]] | None = None,
     point: str = OWN_PARAMS,
     by_shards: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -44,6 +58,8 @@ def link(
         step: maps a worker's updates and state to what all workers apply and its new state.
         axis_name: the axis over workers, a tuple of axes, or None for a single worker.
         state_type: of the state. Its property `per_worker` names the fields that differ between workers.
+        local: maps a worker's gradient, the state, the parameters and extra arguments to what `step` is given
+            and the new value of the state's field `inner`.
         point: where its users take gradients, for an error.
         by_shards: whether a worker of several devices runs it on each of them, on that device's shards;
             otherwise the compiler divides the work, and tensors are whole.
@@ -57,20 +73,114 @@ def link(
     """
     check_axis_name(axis_name)
 
+    def one_step(updates, state):
+        applied, state = step(updates, state)
+        return optax.tree.cast_like(applied, updates), state
+
     def update_fn(updates, state, params=None, **extra_args):
-        del params, extra_args
         check_state(state, state_type)
         shards = current_shards()
         shards.check_axis_name(axis_name)
         check_not_summed(updates, axis_name, point)
-
-        def one_step(updates, state):
-            applied, state = step(updates, state)
-            return optax.tree.cast_like(applied, updates), state
-
-        return (shards.map if by_shards else shards.whole)(one_step, updates, state)
+        run = shards.map if by_shards else shards.whole
+        if local is None:
+            return run(one_step, updates, state)
+        updates, inner = local(updates, state, params, extra_args)
+        applied, state = run(one_step, updates, state._replace(inner=()))
+        return applied, state._replace(inner=inner)
 
     return optax.GradientTransformationExtraArgs(init, update_fn)
+
+
+class Shards(NamedTuple):
+    """How a worker's devices share its tensors; the default is a worker of one device."""
+
+    workers: AxisName = None  # the mesh axes over workers
+    axes: tuple[str, ...] = ()  # the mesh axes over a worker's devices
+    specs: PyTree = P()  # PartitionSpecs like params, which name only `axes`
+
+    def check_axis_name(self, axis_name: AxisName) -> None:
+        """Raises ValueError unless a link averages over the workers, and over nothing else."""
+        if self.workers is not None and axis_names(axis_name) != axis_names(self.workers):
+            raise ValueError(
+                f'{axis_name=} of a link differs from axis_name={self.workers!r} of def_jax.spmd, which maps '
+                'it over workers. Pass the same to both.'
+            )
+
+    def whole(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+        """`update(updates, state)` of a link that sees whole tensors: Explicit axes are Auto inside."""
+        shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (updates, state))
+        for mesh in [to.mesh for to in jax.tree.leaves(shardings) if to.mesh.explicit_axes][:1]:
+            placed = jax.tree.map(lambda to, mesh=mesh: NamedSharding(mesh, to.spec), shardings)
+            update = jax.sharding.auto_axes(update, axes=mesh.explicit_axes, out_sharding=placed)
+        return update(updates, state)
+
+    def map(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+        """`update(updates, state)` of a link, on every shard.
+
+        Args:
+            update: what the link does with tensors that one device holds whole.
+            updates: like params; leaves may be missing, where `optax.masked` hides them.
+            state: the link's state.
+
+        Raises:
+            ValueError: if `updates` has leaves that are no leaves of the parameters.
+        """
+        if self.axes:
+            update_specs = self._specs_of(updates)
+            specs = (update_specs, specs_like(state, updates, update_specs))
+            update = jax.shard_map(
+                update, axis_names=set(self.axes), in_specs=specs, out_specs=specs, check_vma=False
+            )
+        return self.whole(update, updates, state)
+
+    def all(self, flag: jax.Array) -> jax.Array:
+        """Whether a condition, bool [], holds on all devices of this worker."""
+        return lax.pmin(flag.astype(jnp.int32), self.axes) > 0 if self.axes else flag
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        """The sum over the devices of this worker."""
+        return lax.psum(x, self.axes) if self.axes else x
+
+    def shares(self, like: PyTree) -> list[float]:
+        """For every tensor, 1/r if r devices of this worker hold each of its elements."""
+        if not self.axes:
+            return [1.0] * len(jax.tree.leaves(like))
+        held = [spec_axes(spec) for spec in jax.tree.leaves(self._specs_of(like))]
+        return [1 / lax.axis_size(tuple(n for n in self.axes if n not in axes)) for axes in held]
+
+    def _specs_of(self, tree: PyTree) -> PyTree:
+        """The specs of a tree that has all leaves of the parameters or some of them."""
+        known = dict(jax.tree_util.tree_leaves_with_path(self.specs))
+
+        def spec(path, _):
+            if path not in known:
+                raise ValueError(
+                    f'def_jax.spmd: a link got updates{jax.tree_util.keystr(path)}, which is no leaf of the '
+                    'parameters. Under spmd, transformations before it must keep their structure: no '
+                    'optax.flatten.'
+                )
+            return known[path]
+
+        return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+_CURRENT: ContextVar[Shards] = ContextVar('shards', default=Shards())  # noqa: B039
+
+
+def current_shards() -> Shards:
+    """How the worker whose step is traced shares its tensors."""
+    return _CURRENT.get()
+
+
+@contextlib.contextmanager
+def sharded(shards: Shards) -> Iterator[None]:
+    """Traces links for workers whose devices share tensors like this, whatever wraps the links."""
+    token = _CURRENT.set(shards)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
 
 
 def is_link(node: Any) -> bool:
@@ -86,9 +196,6 @@ def link_states(opt_state: PyTree) -> list[Any]:
 def per_worker_leaves(opt_state: PyTree) -> PyTree:
     """Booleans like the state: True where links say that workers differ, and before a bare link."""
 
-    def everywhere(mine: bool, tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda _: mine, tree)
-
     def flags(node: Any) -> PyTree:
         if is_link(node):
             named = [(GetAttrKey(name),) for name in node.per_worker]
@@ -98,9 +205,9 @@ def per_worker_leaves(opt_state: PyTree) -> PyTree:
             )
         if not _is_chain(node):
             return False
-        bare = [i for i, part in enumerate(node) if _is_bare(part)]
+        bare = max((i for i, part in enumerate(node) if _is_bare(part)), default=0)
         return tuple(
-            everywhere(True, part) if bare and i < bare[-1] and not is_link(part) else per_worker_leaves(part)
+            jax.tree.map(lambda _: True, part) if i < bare and not is_link(part) else per_worker_leaves(part)
             for i, part in enumerate(node)
         )
 
@@ -116,13 +223,13 @@ def replicated_leaves(opt_state: PyTree) -> list[jax.Array]:
 def check_surroundings(opt_state: PyTree, caller: str) -> None:
     """Raises ValueError if what surrounds or follows a link can't work, as far as its state tells."""
     for kind, cure in _AROUND.items():
-        nodes = jax.tree.leaves(opt_state, is_leaf=functools.partial(_is, kind))
+        nodes = jax.tree.leaves(opt_state, is_leaf=lambda node, kind=kind: isinstance(node, kind))
         if any(isinstance(node, kind) and link_states(node) for node in nodes):
             raise ValueError(f'{caller}: the optimizer that communicates is inside {cure}')
-    for node in jax.tree.leaves(opt_state, is_leaf=_is_chain):
-        bare = [i for i, part in enumerate(node) if _is_bare(part)] if _is_chain(node) else []
-        after = node[bare[-1] + 1 :] if bare else ()
-        if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in jax.tree.leaves(after)):
+    for chain in _chains(opt_state):
+        bare = [i for i, part in enumerate(chain) if _is_bare(part)]
+        after = jax.tree.leaves(chain[bare[-1] + 1 :] if bare else ())
+        if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in after):
             raise ValueError(
                 f'{caller}: an optimizer stands after def_jax.error_feedback in the chain, so that it is '
                 'given updates in place of gradients. Pass it to error_feedback as inner= instead.'
@@ -131,9 +238,9 @@ def check_surroundings(opt_state: PyTree, caller: str) -> None:
 
 def check_nothing_precedes(opt_state: PyTree) -> None:
     """Raises ValueError if per-worker state stands before a link in a chain, where nothing declares it so."""
-    for node in jax.tree.leaves(opt_state, is_leaf=_is_chain):
-        links = [i for i, part in enumerate(node) if is_link(part)] if _is_chain(node) else [0]
-        before = [part for part in (node[: links[-1]] if links[-1] else ()) if not is_link(part)]
+    for chain in _chains(opt_state):
+        last = max(i for i, part in enumerate(chain) if is_link(part))
+        before = [part for part in chain[:last] if not is_link(part)]
         if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(before)):
             raise ValueError(
                 'a transformation with a state of its own precedes the link in the chain. Its state differs '
@@ -153,12 +260,12 @@ _AROUND = {
 }
 
 
-def _is(kind: type, node: Any) -> bool:
-    return isinstance(node, kind)
-
-
 def _is_chain(node: Any) -> bool:
     return type(node) is tuple and any(map(is_link, node))
+
+
+def _chains(opt_state: PyTree) -> list[Any]:
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_chain) if _is_chain(node)]
 
 
 def _is_bare(node: Any) -> bool:
@@ -177,3 +284,22 @@ def float32_updates(updates: PyTree, like: PyTree) -> PyTree:
     check_updates(updates, like)
     check_floating(updates, 'updates')
     return jax.tree.map(lambda u: u.astype(jnp.float32), updates)
+
+
+def in_memory(tree: PyTree, platforms: Sequence[str] = ('cuda', 'rocm')) -> PyTree:
+    """The tree, each leaf in memory as it is, on these platforms.
+
+    Where a bitcast removes and adds a worker's axis, XLA for GPUs does not see that moments are results. It
+    computes them again in every kernel that reads them, and copies the old ones for that. On CPUs the barrier
+    itself would make copies.
+    """
+
+    return lax.platform_dependent(tree, default=_same, **dict.fromkeys(platforms, _barriers))
+
+
+def _barriers(tree: PyTree) -> PyTree:
+    return jax.tree.map(lax.optimization_barrier, tree)
+
+
+def _same(tree: PyTree) -> PyTree:
+    return tree

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey, GetAttrKey, keystr
 
 from def_jax.checks import named_leaves
-from def_jax.mesh.varying import axis_names
+from def_jax.mesh.collectives import axis_names
 from def_jax.types import PyTree
 
 _STRUCTURES = (

@@ -14,9 +14,9 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from def_jax.mesh.collectives import axis_names
 from def_jax.mesh.ownership import each
 from def_jax.mesh.specs import check_specs, spec_axes, with_specs
-from def_jax.mesh.varying import axis_names
 from def_jax.types import PyTree
 
 __all__ = ['WorkerMesh', 'check_mesh']

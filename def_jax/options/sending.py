@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from def_jax.compressors.base import Selection
-from def_jax.mesh.link import float32_updates
-from def_jax.mesh.shards import Shards
+from def_jax.mesh.link import Shards, float32_updates
 from def_jax.options import Options, detach_estimate, every, outer, skipping
 from def_jax.options.base import Send
 from def_jax.types import PyTree

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.mesh.shards import Shards
-from def_jax.mesh.varying import vary_if_tracked
+from def_jax.mesh.collectives import vary_if_tracked
+from def_jax.mesh.link import Shards
 from def_jax.types import AxisName, PyTree
 
 __all__ = ['admitted', 'all_finite', 'held', 'init', 'marked', 'undone']

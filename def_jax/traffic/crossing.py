@@ -9,9 +9,9 @@ import jax
 import optax
 from jax.tree_util import keystr
 
+from def_jax.mesh.collectives import axis_names
 from def_jax.mesh.link import is_link
 from def_jax.mesh.specs import spec_axes
-from def_jax.mesh.varying import axis_names
 from def_jax.traffic.hlo import Collective, collectives
 from def_jax.traffic.traced import Message, traffic
 from def_jax.types import AxisName, PyTree

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import optax
 
-from def_jax.mesh.varying import axis_names
+from def_jax.mesh.collectives import axis_names
 from def_jax.types import AxisName, PyTree
 
 __all__ = ['Message', 'Traffic', 'inner_programs', 'traffic', 'traffic_of']

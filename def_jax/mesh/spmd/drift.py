@@ -11,7 +11,7 @@ import jax
 from jax.extend.core import jaxpr_as_fun
 
 from def_jax.checks import named_leaves
-from def_jax.mesh.varying import axis_names
+from def_jax.mesh.collectives import axis_names
 from def_jax.traffic.traced import inner_programs
 from def_jax.types import PyTree
 

@@ -25,11 +25,9 @@ from def_jax.checks import (
 )
 from def_jax.error_feedback import output_params
 from def_jax.mesh.collectives import check_axis_name
-from def_jax.mesh.link import link_states
-from def_jax.mesh.memory import in_memory
+from def_jax.mesh.link import Shards, in_memory, link_states, sharded
 from def_jax.mesh.ownership import abstract_state, own_leaves, state_specs
 from def_jax.mesh.regrouping import num_stacked, regroup
-from def_jax.mesh.shards import Shards, sharded
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.mesh.spmd import at_points, drift
 from def_jax.mesh.spmd.accumulation import accumulated
