@@ -39,9 +39,8 @@ from def_jax.mesh.link import (
     link,
     link_states,
 )
-from def_jax.options import PAPER_DETACH, Options, skipping
+from def_jax.options import PAPER_DETACH, Options, Step, pend, send, skipping
 from def_jax.options.overlap import overlapped
-from def_jax.options.sending import Step, pend, send
 from def_jax.types import AxisName, PyTree
 from def_jax.wires import Bits
 

@@ -21,10 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from def_jax.mesh.collectives import num_workers
-from def_jax.types import AxisName
-
-__all__ = ['best_detach', 'estimated', 'learned']
+__all__ = ['best_detach', 'learned']
 
 _MEMORY = 0.98  # weight of the past in the running means, which average about fifty messages
 
@@ -38,11 +35,6 @@ def learned(energy: jax.Array, after: Any) -> Any:
     known = after.extra['energy']
     now = jnp.where(jnp.isfinite(energy).all(), _MEMORY * known + (1 - _MEMORY) * energy, known)
     return after._replace(extra=after.extra | {'energy': now})
-
-
-def estimated(energy: jax.Array, axis_name: AxisName, age_shares: Sequence[float]) -> jax.Array:
-    """λ for the next step: 1/K until the first message has arrived."""
-    return best_detach(energy, num_workers(axis_name), age_shares)
 
 
 def best_detach(energy: jax.Array, num_workers: int, age_shares: Sequence[float]) -> jax.Array:
