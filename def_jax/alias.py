@@ -11,8 +11,8 @@ import optax
 
 from def_jax.checks import check_compression, check_number
 from def_jax.compressors import Compressor, random_block
-from def_jax.compressors.allocations import Allocation
 from def_jax.compressors.orders import Order
+from def_jax.compressors.random_block import Allocation
 from def_jax.error_feedback import error_feedback
 from def_jax.types import AxisName
 from def_jax.wires import Bits, check_bits

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.checks import check_inner, check_seed, check_updates, named_leaves
+from def_jax.checks import check_inner, check_seed, named_leaves
 from def_jax.compressors import Compressor, check_compressor, shared_key
 from def_jax.compressors.base import unravel
 from def_jax.mesh.collectives import (
@@ -33,9 +33,11 @@ from def_jax.mesh.collectives import (
 from def_jax.mesh.link import (
     Shards,
     check_surroundings,
+    check_updates,
     current_shards,
     float32_zeros,
     in_memory,
+    is_masked,
     link,
     link_states,
 )
@@ -331,10 +333,7 @@ def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
 def _add(params: PyTree, residual: PyTree, scale: Any) -> PyTree:
     check_updates(params, residual, 'params')
 
-    def masked(r):
-        return isinstance(r, optax.MaskedNode)  # optax.masked: what is below is not communicated here
-
     def add(r, x):
-        return x if masked(r) else (x + scale * r).astype(x.dtype)
+        return x if is_masked(r) else (x + scale * r).astype(x.dtype)
 
-    return jax.tree.map(add, residual, params, is_leaf=masked)
+    return jax.tree.map(add, residual, params, is_leaf=is_masked)

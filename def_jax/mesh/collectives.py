@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from def_jax.checks import named_leaves
 from def_jax.types import AxisName, PyTree
 
 __all__ = [
@@ -156,10 +155,10 @@ def start_varying(params: PyTree, axes: frozenset[str]) -> PyTree:
 def check_not_summed(updates: PyTree, axis_name: AxisName, point: str) -> None:
     """Raises ValueError if the updates of all workers have been summed; `point` is where to differentiate."""
     tracked = _tracked(axis_name)
-    for path, leaf in named_leaves(updates):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
         if tracked - _axes_of(leaf):
             raise ValueError(
-                f'updates{path} is the same on all workers: with check_vma=True, '
+                f'updates{jax.tree_util.keystr(path)} is the same on all workers: with check_vma=True, '
                 f'jax.shard_map has summed its gradient over {axis_name!r}. {_remedy(point)}'
             )
 

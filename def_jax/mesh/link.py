@@ -17,22 +17,24 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import DictKey, GetAttrKey
+from jax.tree_util import DictKey, GetAttrKey, keystr
 
-from def_jax.checks import check_floating, check_state, check_updates
 from def_jax.mesh.collectives import OWN_PARAMS, axis_names, check_axis_name, check_not_summed
 from def_jax.mesh.specs import spec_axes, specs_like
 from def_jax.types import AxisName, PyTree
 
 __all__ = [
     'Shards',
+    'check_floating',
     'check_nothing_precedes',
     'check_surroundings',
+    'check_updates',
     'current_shards',
     'float32_updates',
     'float32_zeros',
     'in_memory',
     'is_link',
+    'is_masked',
     'link',
     'link_states',
     'per_worker_leaves',
@@ -78,7 +80,11 @@ def link(
         return optax.tree.cast_like(applied, updates), state
 
     def update_fn(updates, state, params=None, **extra_args):
-        check_state(state, state_type)
+        if not isinstance(state, state_type):
+            raise ValueError(
+                f'state is a {type(state).__name__}, but must be {state_type.__name__}, as init of the same '
+                'link returns it. The state of a chain belongs to the chain.'
+            )
         shards = current_shards()
         shards.check_axis_name(axis_name)
         check_not_summed(updates, axis_name, point)
@@ -156,7 +162,7 @@ class Shards(NamedTuple):
         def spec(path, _):
             if path not in known:
                 raise ValueError(
-                    f'def_jax.spmd: a link got updates{jax.tree_util.keystr(path)}, which is no leaf of the '
+                    f'def_jax.spmd: a link got updates{keystr(path)}, which is no leaf of the '
                     'parameters. Under spmd, transformations before it must keep their structure: no '
                     'optax.flatten.'
                 )
@@ -284,6 +290,53 @@ def float32_updates(updates: PyTree, like: PyTree) -> PyTree:
     check_updates(updates, like)
     check_floating(updates, 'updates')
     return jax.tree.map(lambda u: u.astype(jnp.float32), updates)
+
+
+_NO_PARAMETER = 'Keep it out of the parameters, or leave it to another optimizer with optax.masked.'
+
+
+def check_floating(tree: Any, name: str, cure: str = _NO_PARAMETER) -> None:
+    """Raises ValueError for leaves that a float32 residual cannot hold, or that cannot take its values."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype, where = getattr(leaf, 'dtype', None), f'{name}{keystr(path)}'
+        if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
+            raise ValueError(
+                f'{where} is {dtype}, but residuals are float32 and would lose its imaginary part. Store '
+                'real and imaginary parts as two real arrays.'
+            )
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f'{where} is {dtype or type(leaf).__name__}, but must be a floating-point array. {cure}'
+            )
+
+
+def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:
+    """Raises ValueError unless a tree has exactly the residual's structure and shapes; never broadcasts."""
+    given, kept = (
+        {path: jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (updates, residual)
+    )
+    for path, shape in kept.items():
+        if given.get(path) != shape:
+            raise ValueError(
+                f'{name}{keystr(path)} is {given.get(path, "missing")}, but the residual in opt_state is '
+                f'{shape}: it belongs to other parameters, or is stacked over workers. Pass the state '
+                'returned by optimizer.init(params); if workers are stacked, call this inside the mapped '
+                'function.'
+            )
+    places = jax.tree_util.tree_leaves_with_path(residual, is_leaf=is_masked)
+    masked = [path for path, node in places if is_masked(node)]
+    for path in given.keys() - kept.keys():
+        if not any(path[: len(start)] == start for start in masked):
+            raise ValueError(
+                f'{name}{keystr(path)} has no residual in opt_state, which belongs to other parameters. Pass '
+                'the state returned by optimizer.init(params).'
+            )
+
+
+def is_masked(node: Any) -> bool:
+    """Whether optax.masked leaves what is below a node to others."""
+    return isinstance(node, optax.MaskedNode)
 
 
 def in_memory(tree: PyTree, platforms: Sequence[str] = ('cuda', 'rocm')) -> PyTree:

@@ -81,6 +81,8 @@ class Options:
     def check(self, state: Any) -> None:
         """Raises ValueError unless a link's state has the fields of its options, in their shapes."""
         expected = jax.eval_shape(self.init, state.residual)
+        if _shapes(state.extra) == _shapes(expected):
+            return
         if missing := sorted(set(expected) - set(state.extra)):
             raise ValueError(
                 f'state lacks {", ".join(missing)}: it was made with other options. Pass the state returned '
@@ -203,6 +205,10 @@ def _weights(options: Options, step: Step) -> jax.Array:
 def check_average_every(average_every: Any) -> None:
     """Raises ValueError unless it is an integer in [0, 2**31)."""
     check_integer('average_every', average_every, 0, 'a number of steps, 0 for never')
+
+
+def _shapes(tree: PyTree) -> tuple[Any, list[Any]]:
+    return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
 
 
 def _check_detach(detach: Any) -> None:

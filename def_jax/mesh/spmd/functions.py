@@ -17,7 +17,6 @@ from jax.sharding import PartitionSpec as P
 
 from def_jax.checks import (
     check_extra_arguments,
-    check_floating,
     check_integer,
     check_leading_axis,
     check_stacked,
@@ -25,7 +24,7 @@ from def_jax.checks import (
 )
 from def_jax.error_feedback import output_params
 from def_jax.mesh.collectives import check_axis_name
-from def_jax.mesh.link import Shards, in_memory, link_states, sharded
+from def_jax.mesh.link import Shards, check_floating, in_memory, link_states, sharded
 from def_jax.mesh.ownership import abstract_state, own_leaves, state_specs
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
