@@ -153,14 +153,7 @@ def check_extra_arguments(extra_args: Mapping[str, Any], params: Any, num_worker
 
 
 def check_stacked_state(opt_state: Any, expected: Any, own: Any, num_workers: int) -> None:
-    """Raises ValueError unless a state is an optimizer's, stacked over that number of workers.
-
-    Args:
-        opt_state: the state.
-        expected: the optimizer's `init(params)`, of arrays or of `jax.ShapeDtypeStruct`.
-        own: like `expected`, of booleans: which leaves are stacked.
-        num_workers: K.
-    """
+    """Raises ValueError unless a state is like `expected`, with leaves of which `own` is True stacked."""
     remedy = 'It is the state of another optimizer: pass what init returns, or restore into that structure.'
     check_structure('opt_state', opt_state, "this optimizer's state", expected, remedy)
     leaves = named_leaves(opt_state), jax.tree.leaves(expected), jax.tree.leaves(own)

@@ -46,6 +46,4 @@ if __name__ == '__main__':
     found, two = walk(), walk(2)
     changes = sum(a != b for a, b in itertools.pairwise(found))
     print(*dict.fromkeys(found), sep='\n')
-    print(
-        f'{len(set(found))} files, {changes} changes of file, {len(found)} calls; {len(two)} for two leaves'
-    )
+    print(f'{len(set(found))} files, {changes} changes of file, {len(found)} calls; of two leaves {len(two)}')

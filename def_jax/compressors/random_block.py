@@ -149,18 +149,11 @@ def _draw_places(
 
 
 def block_sizes(sizes: Sequence[int], ratio: float, allocation: Allocation = 'proportional') -> list[int]:
-    """The number of elements that every tensor sends.
+    """The number of elements that each tensor, of so many, sends: from 1 to its size, 0 where it is empty.
 
-    Args:
-        sizes: of the tensors, in elements.
-        ratio: compression ratio, a number >= 1.
-        allocation: 'proportional', 1 / ratio of every tensor, one element at least; or 'balanced', the
-            divisors n / R of the tensors' sizes n whose Σ R is least, or near it, among those that together
-            are at most as many elements as 'proportional' sends. Where divisors lie far apart, as those of a
-            prime do, ⌈n / R⌉ are between them.
-
-    Returns:
-        A number for every tensor, from 1 to its size; 0 where it is empty.
+    'proportional' are 1 / ratio of every tensor; 'balanced' the divisors n / R of the sizes n whose Σ R is
+    least, or near it, among those that together are at most as many elements as 'proportional' sends. Where
+    divisors lie far apart, as those of a prime do, ⌈n / R⌉ are between them.
 
     >>> block_sizes([4096, 64, 64], 16)
     [256, 4, 4]

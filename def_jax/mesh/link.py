@@ -63,11 +63,7 @@ def link(
         local: maps a worker's gradient, the state, the parameters and extra arguments to what `step` is given
             and the new value of the state's field `inner`.
         point: where its users take gradients, for an error.
-        by_shards: whether a worker of several devices runs it on each of them, on that device's shards;
-            otherwise the compiler divides the work, and tensors are whole.
-
-    Returns:
-        The transformation. Updates keep their dtypes.
+        by_shards: whether each device of a worker runs it on its own shards; otherwise tensors are whole.
 
     Raises:
         ValueError: if `axis_name` is not a name; in `update`, if it is not that of `def_jax.spmd`, the state
@@ -122,16 +118,7 @@ class Shards(NamedTuple):
         return update(updates, state)
 
     def map(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
-        """`update(updates, state)` of a link, on every shard.
-
-        Args:
-            update: what the link does with tensors that one device holds whole.
-            updates: like params; leaves may be missing, where `optax.masked` hides them.
-            state: the link's state.
-
-        Raises:
-            ValueError: if `updates` has leaves that are no leaves of the parameters.
-        """
+        """`update(updates, state)` of a link, on every shard; `optax.masked` may hide some of the updates."""
         if self.axes:
             update_specs = self._specs_of(updates)
             specs = (update_specs, specs_like(state, updates, update_specs))

@@ -18,13 +18,9 @@ def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int
     """Gives every worker the mean of what the old workers had.
 
     So x stays where it is, and y up to the rounding of a float32 mean. The differences from the mean are
-    lost; they add up to zero. If the number of workers is the same, all values are, bit for bit.
-
-    Args:
-        tree: arrays of JAX or of NumPy.
-        own: booleans like `tree`, or a prefix of it: which arrays are per-worker.
-        before: their leading axes, [K] or e.g. [devices, virtual workers].
-        after: those that they shall have.
+    lost; they add up to zero. If the number of workers is the same, all values are, bit for bit. `before` and
+    `after` are the leading axes of what `own`, booleans like the tree or a prefix of it, calls per-worker:
+    [K] or e.g. [devices, virtual workers].
 
     >>> regroup({'step': np.uint32(3), 'm': np.array([[1.0], [3.0]])}, {'step': False, 'm': True}, (2,), (3,))
     {'m': array([[2.],

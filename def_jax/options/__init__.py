@@ -156,15 +156,9 @@ class Step(NamedTuple):
 def send(
     options: Options, block: jax.Array, step: Step, arrive: Arrive = lambda sent, mean: mean
 ) -> tuple[jax.Array, Any]:
-    """The mean block, float32 [M], and the state after it, with the block's rest as its residual.
+    """The mean of blocks, float32 [M], and the state after it, with the block's rest as its residual.
 
     `every` and `outer` wrap the exchange; they see the block in place of the trees.
-
-    Args:
-        options: of the link.
-        block: float32 [M].
-        step: in progress.
-        arrive: see `wires.exchange`.
     """
     sending: Send = functools.partial(_send, options, step, arrive)
     if options.outer is not None:

@@ -38,15 +38,9 @@ def learned(energy: jax.Array, after: Any) -> Any:
 
 
 def best_detach(energy: jax.Array, num_workers: int, age_shares: Sequence[float]) -> jax.Array:
-    """λ*(t) from the squared norms of the messages.
+    """λ*(t), float32 [] in [1/K, 1], from ‖mean_k message‖² and mean_k ‖message‖²; 1/K until one is sent.
 
-    Args:
-        energy: float32 [2], ‖mean_k message‖² and mean_k ‖message‖².
-        num_workers: K.
-        age_shares: the residual's signal and noise, as fractions of those of the block that is sent.
-
-    Returns:
-        float32 [], in [1/K, 1]; 1/K until something is sent; 1 for a single worker, whose error is e_t.
+    `age_shares` are the residual's signal and noise, as fractions of those of the block that is sent.
 
     Source: Section 3.2, below Eq. 9.
 

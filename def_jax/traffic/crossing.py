@@ -70,15 +70,7 @@ def check(
 def check_crossing(
     compiled: Any, workers: Sequence[int], messages: Iterable[Message], besides: int, names: Sequence[str]
 ) -> list[Collective]:
-    """`check` for any division of devices into workers.
-
-    Args:
-        compiled: the step.
-        workers: the worker of each device.
-        messages: what a device passes to other workers in an update.
-        besides: bytes that the step may pass in addition.
-        names: the axes over workers.
-    """
+    """`check`, given the worker of each device and what it passes to others over the axes `names`."""
     compiled = _of_jax(compiled)
     passed = [c.passed(len(workers)) for c in collectives(compiled.as_text() or '')]
     found = [c for c in passed if c.crosses(workers)]
