@@ -87,10 +87,13 @@ def random_block(
     orders.check_order(order)
     check_choice('allocation', allocation, _ALLOCATIONS)
 
-    def blocks_of(like) -> list[Block]:
-        shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
+    @functools.lru_cache(maxsize=8)  # a step asks several times
+    def cut(shapes) -> list[Block]:
         sizes = block_sizes([math.prod(shape) for shape in shapes], ratio, allocation)
         return [Block.of(shape, size) for shape, size in zip(shapes, sizes, strict=True)]
+
+    def blocks_of(like) -> list[Block]:
+        return cut(tuple(leaf.shape for leaf in jax.tree.leaves(like)))
 
     def parts(like) -> list[Part]:
         return [Part(block.size, block.num_tiles) for block in blocks_of(like)]

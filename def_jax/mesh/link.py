@@ -112,9 +112,10 @@ class Shards(NamedTuple):
     def whole(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
         """`update(updates, state)` of a link that sees whole tensors: Explicit axes are Auto inside."""
         shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (updates, state))
-        for mesh in [to.mesh for to in jax.tree.leaves(shardings) if to.mesh.explicit_axes][:1]:
-            placed = jax.tree.map(lambda to, mesh=mesh: NamedSharding(mesh, to.spec), shardings)
-            update = jax.sharding.auto_axes(update, axes=mesh.explicit_axes, out_sharding=placed)
+        meshes = [to.mesh for to in jax.tree.leaves(shardings) if to.mesh.explicit_axes]
+        if meshes:
+            placed = jax.tree.map(lambda to: NamedSharding(meshes[0], to.spec), shardings)
+            update = jax.sharding.auto_axes(update, axes=meshes[0].explicit_axes, out_sharding=placed)
         return update(updates, state)
 
     def map(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
