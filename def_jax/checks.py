@@ -69,21 +69,6 @@ def check_ratio(ratio: Any, name: str = 'ratio') -> int | float:
     return value
 
 
-def check_compression(compression: Any, bits: int) -> int | float:
-    """`compression` as a Python number.
-
-    Raises:
-        ValueError: unless a message of `bits` per number can be 1 / compression of a float32 all-reduce.
-    """
-    compression = check_ratio(compression, 'compression')
-    if compression * bits < 32:
-        raise ValueError(
-            f'{compression=} with {bits=}: all numbers of the model in {bits} bits are 1/{32 // bits} of the '
-            f'bytes of a float32 all-reduce. Choose compression >= {32 // bits}, or more bits.'
-        )
-    return compression
-
-
 def check_seed(seed: Any) -> None:
     """Raises ValueError unless `seed` is an integer that JAX does not wrap, or an array of one."""
     if isinstance(seed, jax.Array):  # optax.inject_hyperparams traces it

@@ -102,14 +102,7 @@ class Spmd(Transformation):
     It is an optax transformation itself, for what takes one: `TrainState.create(tx=...)`.
     """
 
-    def __init__(
-        self,
-        optimizer: optax.GradientTransformation,
-        mesh: Mesh,
-        param_specs: PyTree,
-        axis_name: str | tuple[str, ...],
-        accumulate: int = 1,
-    ):
+    def __init__(self, optimizer, mesh: Mesh, param_specs: PyTree, axis_name: Any, accumulate: int):
         optimizer = optax.with_extra_args_support(optimizer)
         self.optimizer = accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
