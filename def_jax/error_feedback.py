@@ -195,7 +195,7 @@ def wrapped(
     init: Callable[[PyTree], Any],
     step: Callable[[PyTree, Any], tuple[PyTree, Any]],
     axis_name: AxisName,
-    state_type: type = ErrorFeedbackState,
+    state_type: Any = ErrorFeedbackState,
     *,
     by_shards: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

@@ -104,7 +104,8 @@ def sparse_loco(
     accumulate = error_feedback(identity(), None, detach=1.0)  # its state alone: nothing is sent
 
     def init(params):
-        return SparseLoCoState(*accumulate.init(params)[:-1], extra={'error': messages.init(params)})
+        started = accumulate.init(params)._replace(extra={'error': messages.init(params)})
+        return SparseLoCoState(*started)
 
     def step(updates, state):
         moved = jax.tree.map(jnp.add, state.residual, float32_updates(updates, state.residual))

@@ -47,7 +47,7 @@ def link(
     init: Callable[[PyTree], Any],
     step: Callable[[PyTree, Any], tuple[PyTree, Any]],
     axis_name: AxisName,
-    state_type: type = object,
+    state_type: Any = object,
     *,
     local: Callable[..., tuple[PyTree, PyTree]] | None = None,
     point: str = OWN_PARAMS,
@@ -216,10 +216,9 @@ def replicated_leaves(opt_state: PyTree) -> list[jax.Array]:
 
 def check_surroundings(opt_state: PyTree, caller: str) -> None:
     """Raises ValueError if what surrounds or follows a link can't work, as far as its state tells."""
-    for kind, cure in _AROUND.items():
-        nodes = jax.tree.leaves(opt_state, is_leaf=lambda node, kind=kind: isinstance(node, kind))
-        if any(isinstance(node, kind) and link_states(node) for node in nodes):
-            raise ValueError(f'{caller}: the optimizer that communicates is inside {cure}')
+    for node in jax.tree.leaves(opt_state, is_leaf=lambda node: type(node) in _AROUND):
+        if type(node) in _AROUND and link_states(node):
+            raise ValueError(f'{caller}: the optimizer that communicates is inside {_AROUND[type(node)]}')
     for chain in _chains(opt_state):
         bare = [i for i, part in enumerate(chain) if _is_bare(part)]
         after = jax.tree.leaves(chain[bare[-1] + 1 :] if bare else ())
@@ -244,7 +243,7 @@ def check_nothing_precedes(opt_state: PyTree) -> None:
             )
 
 
-_AROUND = {
+_AROUND: dict[type, str] = {
     optax.ApplyIfFiniteState: 'optax.apply_if_finite, which decides on each worker for itself: workers would '
     'wait for each other forever. Pass skip_nonfinite=True to def_jax.error_feedback instead: it skips the '
     'step on all of them.',
