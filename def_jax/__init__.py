@@ -8,11 +8,10 @@ from def_jax.baselines.random_k import random_k
 from def_jax.baselines.scaled import scaled
 from def_jax.compressors import identity, message_size, random_block
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, error_feedback, output_params
-from def_jax.guards import all_finite, debug
+from def_jax.guards import all_finite, assert_replicated, debug
 from def_jax.mesh.ownership import state_specs
-from def_jax.mesh.replication import assert_replicated
+from def_jax.mesh.regrouping import stack_state, unstack_state
 from def_jax.mesh.spmd import spmd
-from def_jax.mesh.stacking import stack_state, unstack_state
 from def_jax.traffic.crossing import check
 
 __version__ = '0.4.0'

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import optax
 
-from def_jax.checks import check_compression, check_number
+from def_jax.checks import check_number, check_ratio
 from def_jax.compressors import Compressor, random_block
-from def_jax.compressors.allocations import Allocation
 from def_jax.compressors.orders import Order
+from def_jax.compressors.random_block import Allocation
 from def_jax.error_feedback import error_feedback
 from def_jax.types import AxisName
 from def_jax.wires import Bits, check_bits
@@ -162,7 +162,13 @@ def block_ratio(compression: float, bits: Bits) -> float:
     4.0
     """
     check_bits(bits)
-    return check_compression(compression, bits) * bits / 32
+    compression = check_ratio(compression, 'compression')
+    if compression * bits < 32:
+        raise ValueError(
+            f'{compression=} with {bits=}: all numbers of the model in {bits} bits are 1/{32 // bits} of the '
+            f'bytes of a float32 all-reduce. Choose compression >= {32 // bits}, or more bits.'
+        )
+    return compression * bits / 32
 
 
 def _blocks(compression: float, bits: Bits, order: Order, allocation: Allocation) -> Compressor:

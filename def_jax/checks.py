@@ -69,21 +69,6 @@ def check_ratio(ratio: Any, name: str = 'ratio') -> int | float:
     return value
 
 
-def check_compression(compression: Any, bits: int) -> int | float:
-    """`compression` as a Python number.
-
-    Raises:
-        ValueError: unless a message of `bits` per number can be 1 / compression of a float32 all-reduce.
-    """
-    compression = check_ratio(compression, 'compression')
-    if compression * bits < 32:
-        raise ValueError(
-            f'{compression=} with {bits=}: all numbers of the model in {bits} bits are 1/{32 // bits} of the '
-            f'bytes of a float32 all-reduce. Choose compression >= {32 // bits}, or more bits.'
-        )
-    return compression
-
-
 def check_seed(seed: Any) -> None:
     """Raises ValueError unless `seed` is an integer that JAX does not wrap, or an array of one."""
     if isinstance(seed, jax.Array):  # optax.inject_hyperparams traces it
@@ -97,72 +82,10 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f'{seed=} must be an integer in [0, 2**32), the same on all workers.')
 
 
-def check_indexable(tensors: Iterable[tuple[tuple[int, ...], int]]) -> None:
-    """Checks that 32 bits can index tensors, each given by its shape and its number of blocks.
-
-    Raises ValueError if they cannot: JAX would silently wrap such an index.
-    """
-    for shape, blocks in tensors:
-        if blocks >= 2**31:
-            raise ValueError(
-                f'a tensor of {shape=} has {blocks} blocks or elements to choose from; there must be fewer '
-                'than 2**31. Choose a smaller ratio, or split the tensor.'
-            )
-        if max(shape, default=0) >= 2**32:
-            raise ValueError(
-                f'a tensor of {shape=} has an axis of 2**32 or more elements, which 32 bits cannot index. '
-                'Reshape it to more axes.'
-            )
-
-
 def check_flag(name: str, value: Any) -> None:
     """Raises ValueError unless `value` is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f'{name}={value!r} must be True or False.')
-
-
-_NO_PARAMETER = 'Keep it out of the parameters, or leave it to another optimizer with optax.masked.'
-
-
-def check_floating(tree: Any, name: str, cure: str = _NO_PARAMETER) -> None:
-    """Raises ValueError for leaves that a float32 residual cannot hold, or that cannot take its values."""
-    for path, leaf in named_leaves(tree):
-        dtype, where = getattr(leaf, 'dtype', None), f'{name}{path}'
-        if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
-            raise ValueError(
-                f'{where} is {dtype}, but residuals are float32 and would lose its imaginary part. Store '
-                'real and imaginary parts as two real arrays.'
-            )
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f'{where} is {dtype or type(leaf).__name__}, but must be a floating-point array. {cure}'
-            )
-
-
-def check_state(state: Any, expected: type) -> None:
-    """Raises ValueError unless a link's state is of its own kind."""
-    if not isinstance(state, expected):
-        raise ValueError(
-            f'state is a {type(state).__name__}, but must be {expected.__name__}, as init of the same link '
-            'returns it. The state of a chain belongs to the chain.'
-        )
-
-
-def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:
-    """Raises ValueError unless a tree has exactly the residual's structure and shapes; never broadcasts."""
-    given, kept = ({path: jnp.shape(x) for path, x in named_leaves(tree)} for tree in (updates, residual))
-    for path, shape in kept.items():
-        if given.get(path) != shape:
-            raise ValueError(
-                f'{name}{path} is {given.get(path, "missing")}, but the residual in opt_state is {shape}: it '
-                'belongs to other parameters, or is stacked over workers. Pass the state returned by '
-                'optimizer.init(params); if workers are stacked, call this inside the mapped function.'
-            )
-    for path in given.keys() - kept.keys() - _masked(updates, residual):
-        raise ValueError(
-            f'{name}{path} has no residual in opt_state, which belongs to other parameters. Pass the state '
-            'returned by optimizer.init(params).'
-        )
 
 
 def check_structure(name: str, tree: Any, like: str, expected: Any, remedy: str) -> None:
@@ -215,14 +138,7 @@ def check_extra_arguments(extra_args: Mapping[str, Any], params: Any, num_worker
 
 
 def check_stacked_state(opt_state: Any, expected: Any, own: Any, num_workers: int) -> None:
-    """Raises ValueError unless a state is an optimizer's, stacked over that number of workers.
-
-    Args:
-        opt_state: the state.
-        expected: the optimizer's `init(params)`, of arrays or of `jax.ShapeDtypeStruct`.
-        own: like `expected`, of booleans: which leaves are stacked.
-        num_workers: K.
-    """
+    """Raises ValueError unless a state is like `expected`, with leaves of which `own` is True stacked."""
     remedy = 'It is the state of another optimizer: pass what init returns, or restore into that structure.'
     check_structure('opt_state', opt_state, "this optimizer's state", expected, remedy)
     leaves = named_leaves(opt_state), jax.tree.leaves(expected), jax.tree.leaves(own)
@@ -245,17 +161,6 @@ def check_stacked_state(opt_state: Any, expected: Any, own: Any, num_workers: in
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Leaves with their paths, as errors write these: ['w'][0]."""
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _masked(updates: Any, residual: Any) -> set[str]:
-    """The paths of leaves that optax.masked leaves to others: below a MaskedNode of the residual."""
-    places = jax.tree_util.tree_leaves_with_path(residual, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-    masked = [path for path, leaf in places if isinstance(leaf, optax.MaskedNode)]
-    return {
-        jax.tree_util.keystr(path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(updates)
-        if any(path[: len(start)] == start for start in masked)
-    }
 
 
 def look_up(kind: str, name: Any, table: Mapping[str, T]) -> T:

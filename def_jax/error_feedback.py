@@ -9,7 +9,7 @@ worker k's updates that has not reached the parameters yet. Legend:
     g_k      gradient at x - λ·e_k       η g_k  -updates, from the optimizer earlier in the chain
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,24 +18,31 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.checks import check_inner, check_seed, check_state, check_updates, named_leaves
+from def_jax.checks import check_inner, check_seed, named_leaves
 from def_jax.compressors import Compressor, check_compressor, shared_key
 from def_jax.compressors.base import unravel
-from def_jax.mesh.collectives import check_axis_name, pmean
-from def_jax.mesh.link import check_surroundings, float32_zeros, link, link_states
-from def_jax.mesh.memory import in_memory
-from def_jax.mesh.shards import Shards, current_shards
-from def_jax.mesh.varying import (
+from def_jax.mesh.collectives import (
     DETACHED,
-    check_not_summed,
+    check_axis_name,
     check_shared,
+    pmean,
     start_varying,
     vary_if_tracked,
     varying_axes,
 )
-from def_jax.options import PAPER_DETACH, Options, skipping
+from def_jax.mesh.link import (
+    Shards,
+    check_surroundings,
+    check_updates,
+    current_shards,
+    float32_zeros,
+    in_memory,
+    is_masked,
+    link,
+    link_states,
+)
+from def_jax.options import PAPER_DETACH, Options, Step, pend, send, skipping
 from def_jax.options.overlap import overlapped
-from def_jax.options.sending import Step, pend, send
 from def_jax.types import AxisName, PyTree
 from def_jax.wires import Bits
 
@@ -44,8 +51,8 @@ __all__ = [
     'detached_params',
     'error_feedback',
     'feedback_states',
-    'inner_update',
     'output_params',
+    'wrapped',
 ]
 
 
@@ -147,15 +154,22 @@ def error_feedback(
     2
     """
     check_compressor(compressor)
-    check_inner(inner)
     check_seed(seed)
     options = Options(
         *(compressor, axis_name, bits, detach, every, decay, outer, average_every, skip_nonfinite, overlap)
     )
-    inner, algorithm = optax.with_extra_args_support(inner), overlapped if overlap else _algorithm_1
+    algorithm = overlapped if overlap else _algorithm_1
 
     def init(params):
-        return _init(options, seed, params)._replace(inner=vary_if_tracked(inner.init(params), axis_name))
+        residual = float32_zeros(params)  # line 2
+        return ErrorFeedbackState(
+            step=jnp.zeros((), jnp.uint32),
+            key=shared_key(seed),
+            residual=vary_if_tracked(residual, axis_name),
+            detach=jnp.asarray(options.first_detach, jnp.float32),
+            inner=(),
+            extra=options.init(params),
+        )
 
     def step(updates, state):
         options.check(state)
@@ -165,39 +179,38 @@ def error_feedback(
             updates = in_memory(updates)
         return algorithm(options, shards, updates, state)
 
-    exchange = link(init, step, axis_name, ErrorFeedbackState, point=DETACHED, by_shards=True).update
+    wrapper = wrapped(inner, init, step, axis_name, by_shards=True)
+    if not skip_nonfinite:
+        return wrapper
 
     def update(grads, state, params=None, **extra_args):
-        updates, now = inner_update(inner, axis_name, grads, state, params, extra_args)
-        applied, after = exchange(updates, state._replace(inner=()))
-        after = after._replace(inner=now)
-        return applied, skipping.held(state, after) if skip_nonfinite else after
+        applied, after = wrapper.update(grads, state, params, **extra_args)
+        return applied, skipping.held(state, after)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(wrapper.init, update)
 
 
-def inner_update(
-    inner: optax.GradientTransformationExtraArgs,
+def wrapped(
+    inner: optax.GradientTransformation,
+    init: Callable[[PyTree], Any],
+    step: Callable[[PyTree, Any], tuple[PyTree, Any]],
     axis_name: AxisName,
-    grads: PyTree,
-    state: ErrorFeedbackState,
-    params: PyTree,
-    extra_args: Mapping[str, Any],
-) -> tuple[PyTree, PyTree]:
-    """Line 6, after the gradient: the worker's updates, and the new state of its optimizer.
+    state_type: Any = ErrorFeedbackState,
+    *,
+    by_shards: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """A link around a worker's optimizer, which sees the detached point; see `link` for the arguments."""
+    check_inner(inner)
+    inner = optax.with_extra_args_support(inner)
 
-    Args:
-        inner: the worker's optimizer.
-        axis_name: the axis over workers.
-        grads: worker k's, taken at the detached point.
-        state: of the link.
-        params: x, or None.
-        extra_args: of the optimizer.
-    """
-    check_state(state, ErrorFeedbackState)
-    check_not_summed(grads, axis_name, DETACHED)  # which moments would hide
-    point = None if params is None else _at_point(params, [state])
-    return inner.update(grads, state.inner, point, **extra_args)
+    def init_fn(params):
+        return init(params)._replace(inner=vary_if_tracked(inner.init(params), axis_name))
+
+    def local(grads, state, params, extra_args):  # line 6, after the gradient
+        point = None if params is None else _at_point(params, [state])
+        return inner.update(grads, state.inner, point, **extra_args)
+
+    return link(init_fn, step, axis_name, state_type, local=local, point=DETACHED, by_shards=by_shards)
 
 
 def _algorithm_1(options: Options, shards: Shards, updates: PyTree, state: Any) -> tuple[PyTree, Any]:
@@ -298,18 +311,6 @@ def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
     )
 
 
-def _init(options: Options, seed: int, params: PyTree) -> ErrorFeedbackState:
-    residual = float32_zeros(params)  # line 2
-    return ErrorFeedbackState(
-        step=jnp.zeros((), jnp.uint32),
-        key=shared_key(seed),
-        residual=vary_if_tracked(residual, options.axis_name),
-        detach=jnp.asarray(options.first_detach, jnp.float32),
-        inner=(),
-        extra=options.init(params),
-    )
-
-
 def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:
     seen: set[str] = set()
     for state in states:
@@ -332,10 +333,7 @@ def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
 def _add(params: PyTree, residual: PyTree, scale: Any) -> PyTree:
     check_updates(params, residual, 'params')
 
-    def masked(r):
-        return isinstance(r, optax.MaskedNode)  # optax.masked: what is below is not communicated here
-
     def add(r, x):
-        return x if masked(r) else (x + scale * r).astype(x.dtype)
+        return x if is_masked(r) else (x + scale * r).astype(x.dtype)
 
-    return jax.tree.map(add, residual, params, is_leaf=masked)
+    return jax.tree.map(add, residual, params, is_leaf=is_masked)

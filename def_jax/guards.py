@@ -1,4 +1,12 @@
-"""Guards for every mapping, and for `jax.pmap` first, whose copies nobody compares."""
+"""Guards for every mapping, and for `jax.pmap` first, whose copies nobody compares.
+
+Data-parallel training keeps a copy of the parameters on every worker and never compares them. A seed that
+differs between workers, a forgotten reduction or a bit flip in one device's memory lets the copies drift
+apart unnoticed. `assert_replicated` compares a uint32 checksum of every leaf across workers.
+"""
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,14 +14,14 @@ import numpy as np
 from jax import lax
 
 from def_jax.error_feedback import feedback_states
-from def_jax.mesh.collectives import check_axis_name, num_workers, psum
+from def_jax.mesh.collectives import axis_names, check_axis_name, num_workers, psum
 from def_jax.mesh.link import replicated_leaves
-from def_jax.mesh.replication import assert_replicated, checksums
-from def_jax.mesh.varying import axis_names
 from def_jax.options.skipping import all_finite as finite_here
 from def_jax.types import AxisName, PyTree
 
-__all__ = ['all_finite', 'debug']
+__all__ = ['all_finite', 'assert_replicated', 'checksums', 'debug', 'leaf_names']
+
+_GOLDEN = np.uint32(0x9E3779B1)  # odd
 
 
 def all_finite(tree: PyTree, axis_name: AxisName) -> jax.Array:
@@ -74,10 +82,9 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     check_axis_name(axis_name)
     assert_replicated((params, replicated_leaves(opt_state)), axis_name)
     states = feedback_states(opt_state, 'debug')
-    sums = checksums([state.residual for state in states])
-    largest = lax.pmax(jnp.concatenate([sums, ~sums]), axis_names(axis_name))
-    agree = jnp.all(largest[: len(sums)] == ~largest[len(sums) :])
-    anything = jnp.any(jnp.array([jnp.any(r != 0) for r in jax.tree.leaves([s.residual for s in states])]))
+    residuals = [state.residual for state in states]
+    agree = ~jnp.any(_differ(residuals, axis_name))
+    anything = jnp.any(jnp.array([jnp.any(r != 0) for r in jax.tree.leaves(residuals)]))
     workers, due = num_workers(axis_name), states[0].step >= 2
 
     def raise_if(agree: np.ndarray) -> None:
@@ -90,3 +97,118 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
 
     if workers > 1:
         jax.debug.callback(raise_if, agree & anything & due)
+
+
+def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
+    """Raises unless the arrays of `tree` are identical on all workers, bit for bit.
+
+    Under `jax.pmap`, `jax.vmap` or `jax.shard_map`, whose axis is `axis_name`, every worker computes a
+    checksum of every leaf, an all-reduce of two integers per leaf compares them, and a host callback raises.
+    A compiled program re-raises the error as a `jax.errors.JaxRuntimeError` whose text ends with the original
+    message, when a result is awaited or `jax.effects_barrier()` is called, and again at every later barrier:
+    treat it as fatal. The check reads the whole tree, so call it every so many steps, in a separate small
+    program.
+
+    Outside a mapped function (`axis_name=None`), the copies of each array are fetched from the devices and
+    compared: JAX trusts that a replicated array is replicated, and reading it returns only one copy.
+
+    Args:
+        tree: values that should be the same on all workers, such as parameters, keys and step counts; not the
+            residual.
+        axis_name: the mapped axis over workers, a tuple of axes, or None outside a mapped function.
+
+    Raises:
+        ValueError: naming the leaves that differ, see above; or if `axis_name` is not bound.
+
+    >>> import jax, jax.numpy as jnp, def_jax
+    >>> check = jax.vmap(lambda params: def_jax.assert_replicated(params, 'workers'), axis_name='workers')
+    >>> check({'w': jnp.ones((2, 3))})  # two workers that agree
+    >>> try:
+    ...     check({'w': jnp.array([[1.0, 2.0], [1.0, 2.5]])})
+    ... except ValueError as error:
+    ...     print(error)
+    the workers do not agree on w: their copies should be identical, bit for bit.
+    """
+    check_axis_name(axis_name)
+    names = leaf_names(tree)
+    if not names:
+        return
+    if axis_name is None:
+        _raise_if(names, np.array([_copies_differ(leaf) for leaf in jax.tree.leaves(tree)]))
+        return
+    try:
+        differ = _differ(tree, axis_name)
+    except NameError as error:
+        raise ValueError(
+            f'{axis_name=} is not bound here. Call assert_replicated under jax.pmap(..., axis_name=...), '
+            'jax.vmap or jax.shard_map with that name, or outside these with axis_name=None.'
+        ) from error
+    jax.debug.callback(functools.partial(_raise_if, names), differ)
+
+
+def _differ(tree: PyTree, axis_name: AxisName) -> jax.Array:
+    """Which leaves differ between workers, bool [leaves]."""
+    sums = checksums(tree)
+    # A single collective finds the largest checksum and, by complement, the smallest.
+    largest = lax.pmax(jnp.concatenate([sums, ~sums]), axis_names(axis_name))
+    return largest[: len(sums)] != ~largest[len(sums) :]
+
+
+def checksums(tree: PyTree) -> jax.Array:
+    """A checksum of the bits of every leaf, uint32 [leaves], on this worker.
+
+    A change to a single element always changes it; other changes do, except for about one in 2^32.
+    """
+    leaves = jax.tree.leaves(tree)
+    return jnp.stack([_checksum(leaf) for leaf in leaves]) if leaves else jnp.zeros(0, jnp.uint32)
+
+
+def leaf_names(tree: PyTree) -> list[str]:
+    """The names of a tree's leaves, e.g. 'params.Dense_0.kernel'."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator='.') or 'the array' for path, _ in paths]
+
+
+def _raise_if(names: list[str], differ: np.ndarray) -> None:
+    wrong = [name for name, differs in zip(names, np.asarray(differ), strict=True) if differs]
+    if wrong:
+        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+        raise ValueError(
+            f'the workers do not agree on {", ".join(wrong[:3])}{more}: their copies should be identical, '
+            'bit for bit.'
+        )
+
+
+def _checksum(leaf: Any) -> jax.Array:
+    """The sum of the elements' bits modulo 2^32, each times an odd number that depends on its position."""
+    words = _words(leaf)
+    place = lax.iota(jnp.uint32, words.size).reshape(words.shape)
+    odd = (place * _GOLDEN) | jnp.uint32(1)
+    return jnp.sum(words * odd, dtype=jnp.uint32)
+
+
+def _words(leaf: Any) -> jax.Array:
+    """The bits of an array as uint32; wider elements give several."""
+    x = jnp.asarray(leaf)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.stack([x.real, x.imag])
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint32)
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+    return lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+
+
+def _copies_differ(leaf: Any) -> bool:
+    """Whether devices that should hold the same part of an array hold different bits."""
+    if not isinstance(leaf, jax.Array):
+        return False
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    first: dict[str, bytes] = {}
+    for shard in leaf.addressable_shards:
+        bits = np.asarray(shard.data).tobytes()
+        if first.setdefault(str(shard.index), bits) != bits:
+            return True
+    return False

@@ -3,6 +3,7 @@
 Needs flax, which `import def_jax` does not; import this module by its name.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -69,11 +70,9 @@ class Optimizer(nnx.Optimizer):
             ValueError: if `split` names an argument that is missing or an `nnx.Rngs`.
         """
         at_points.check_arguments(split, ())
-        return lambda model, *args, **kwargs: self._value_and_grad(
-            loss_fn, has_aux, split, model, args, kwargs
-        )
+        return functools.partial(self._value_and_grad, loss_fn, has_aux, split)
 
-    def _value_and_grad(self, loss_fn, has_aux, split, model, args, kwargs):
+    def _value_and_grad(self, loss_fn, has_aux, split, model, /, *args, **kwargs):
         streams = {i: arg for i, arg in enumerate(args, start=1) if isinstance(arg, nnx.Rngs)}
         graph, *states = nnx.split((model, streams), self.wrt, nnx.RngKey, ...)
         _, keys, rest = _pure(states)

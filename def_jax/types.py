@@ -1,9 +1,14 @@
-"""What signatures call things."""
+"""Type aliases."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ['AxisName', 'PyTree']
+import jax
+
+__all__ = ['AxisName', 'PyTree', 'Send']
 
 PyTree = Any
 AxisName = str | Sequence[str] | None  # of the axis over workers, of several, or of none: a single worker
+# Line 9: a block and the state before the step, to the mean block and the state after it, whose residual is
+# the rest of the block.
+Send = Callable[[jax.Array, Any], tuple[jax.Array, Any]]

@@ -16,8 +16,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.checks import check_indexable
-from def_jax.compressors.base import ravel, unravel
+from def_jax.compressors.base import check_indexable, ravel, unravel
 from def_jax.mesh.collectives import all_gather
 from def_jax.mesh.link import float32_updates, float32_zeros, link
 from def_jax.types import AxisName, PyTree

@@ -6,10 +6,8 @@ import optax
 from def_jax.checks import check_ratio, is_number
 from def_jax.compressors import Compressor, check_compressor, random_block
 from def_jax.compressors.base import typed_key
-from def_jax.error_feedback import ErrorFeedbackState, error_feedback, inner_update
+from def_jax.error_feedback import error_feedback, wrapped
 from def_jax.mesh.collectives import pmean
-from def_jax.mesh.link import link
-from def_jax.mesh.varying import DETACHED, vary_if_tracked
 from def_jax.types import AxisName
 
 __all__ = ['cser', 'cser_of_ratio']
@@ -75,18 +73,7 @@ def cser(
         reset, state = resets.update(rest, state)
         return selection.add(reset, pmean(message, axis_name)), state
 
-    inner = optax.with_extra_args_support(inner)
-    exchange = link(resets.init, step, axis_name, ErrorFeedbackState, point=DETACHED).update
-
-    def init(params):
-        return resets.init(params)._replace(inner=vary_if_tracked(inner.init(params), axis_name))
-
-    def update(grads, state, params=None, **extra_args):
-        updates, now = inner_update(inner, axis_name, grads, state, params, extra_args)
-        applied, after = exchange(updates, state._replace(inner=optax.EmptyState()))
-        return applied, after._replace(inner=now)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return wrapped(inner, resets.init, step, axis_name)
 
 
 def cser_of_ratio(

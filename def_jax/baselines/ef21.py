@@ -9,9 +9,8 @@ from jax import lax
 
 from def_jax.checks import check_seed, is_number
 from def_jax.compressors import Compressor, check_compressor, shared_key
-from def_jax.mesh.collectives import pmean
+from def_jax.mesh.collectives import OWN_PARAMS, check_not_summed, pmean
 from def_jax.mesh.link import float32_updates, float32_zeros, link
-from def_jax.mesh.varying import OWN_PARAMS, check_not_summed
 from def_jax.types import AxisName, PyTree
 
 __all__ = ['EF21State', 'GradientAverageState', 'ef21', 'ef21_sgdm']

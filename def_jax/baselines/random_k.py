@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.checks import check_indexable, check_ratio
-from def_jax.compressors.allocations import block_sizes
-from def_jax.compressors.base import Compressor, Layout, Part, Selection, typed_key
+from def_jax.checks import check_ratio
+from def_jax.compressors.base import Compressor, Layout, Part, Selection, check_indexable, typed_key
 from def_jax.compressors.blocks import Block
+from def_jax.compressors.random_block import block_sizes
 
 __all__ = ['random_k']
 

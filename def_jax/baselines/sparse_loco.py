@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +19,10 @@ from def_jax.baselines.base import (
     to_chunks,
     unpack,
 )
-from def_jax.checks import check_integer, check_number, check_ratio, check_state
+from def_jax.checks import check_integer, check_number, check_ratio
 from def_jax.compressors import Layout, identity
-from def_jax.error_feedback import ErrorFeedbackState, error_feedback, inner_update
-from def_jax.mesh.link import float32_updates, link
-from def_jax.mesh.varying import DETACHED
+from def_jax.error_feedback import ErrorFeedbackState, error_feedback, wrapped
+from def_jax.mesh.link import float32_updates
 from def_jax.types import AxisName
 
 __all__ = ['SparseLoCoState', 'sparse_loco']
@@ -33,11 +31,19 @@ _BITS, _INDEX_BITS = 2, 16  # of a value, and of its place in a chunk
 _LEVELS, _RANGE = 4, 6.0  # of the quantiser, and the standard deviations that they span
 
 
-class SparseLoCoState(NamedTuple):
-    """State of `sparse_loco`."""
+class SparseLoCoState(ErrorFeedbackState):
+    """State of `sparse_loco`: the residual is how far worker k has moved since the last message; λ is 1."""
 
-    drift: ErrorFeedbackState  # its residual is how far worker k has moved since the last message; λ is 1
-    error: ResidualState  # what worker k's messages have left out
+    __slots__ = ()
+
+    @property
+    def error(self) -> ResidualState:
+        """What worker k's messages have left out, in `extra`."""
+        return self.extra['error']
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        return (*super().per_worker, 'error')
 
 
 def sparse_loco(
@@ -94,15 +100,15 @@ def sparse_loco(
     check_integer('chunk', chunk, 1, 'the longest edge of a chunk', bits=8)
     check_integer('every', every, 1, 'the number of steps per message')
 
-    inner, messages = optax.with_extra_args_support(inner), _messages(ratio, axis_name, error_decay, chunk)
-    accumulate = error_feedback(identity(), None, detach=1.0, inner=inner)  # its state alone: nothing is sent
+    messages = _messages(ratio, axis_name, error_decay, chunk)
+    accumulate = error_feedback(identity(), None, detach=1.0)  # its state alone: nothing is sent
 
     def init(params):
-        return SparseLoCoState(accumulate.init(params), messages.init(params))
+        started = accumulate.init(params)._replace(extra={'error': messages.init(params)})
+        return SparseLoCoState(*started)
 
     def step(updates, state):
-        residual = state.drift.residual
-        moved = jax.tree.map(jnp.add, residual, float32_updates(updates, residual))
+        moved = jax.tree.map(jnp.add, state.residual, float32_updates(updates, state.residual))
 
         def send(moved, error):
             update, error = messages.update(moved, error)
@@ -111,23 +117,12 @@ def sparse_loco(
         def wait(moved, error):
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), moved), moved, error
 
-        count = state.drift.step + 1
+        count = state.step + 1
         due = functools.partial(lax.cond, count % every == 0, send, wait) if every > 1 else send
         update, residual, error = due(moved, state.error)
-        drift = state.drift._replace(step=count, residual=residual)
-        return update, SparseLoCoState(drift, error)
+        return update, state._replace(step=count, residual=residual, extra={'error': error})
 
-    exchange = link(init, step, axis_name, SparseLoCoState, point=DETACHED).update
-
-    def update(grads, state, params=None, **extra_args):
-        check_state(state, SparseLoCoState)
-        updates, now = inner_update(inner, axis_name, grads, state.drift, params, extra_args)
-        applied, after = exchange(
-            updates, state._replace(drift=state.drift._replace(inner=optax.EmptyState()))
-        )
-        return applied, after._replace(drift=after.drift._replace(inner=now))
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return wrapped(inner, init, step, axis_name, SparseLoCoState)
 
 
 def _messages(

@@ -8,7 +8,7 @@ message averages C over the workers without sending an index.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,7 @@ __all__ = [
     'Part',
     'Selection',
     'check_compressor',
+    'check_indexable',
     'concatenate',
     'message_size',
     'part_places',
@@ -119,6 +120,24 @@ def check_compressor(compressor: Any) -> None:
         f'{compressor=} must be a compressor such as def_jax.random_block(ratio=64). Wrap a function of your '
         'own in def_jax.compressors.Compressor(select, parts).'
     )
+
+
+def check_indexable(tensors: Iterable[tuple[tuple[int, ...], int]]) -> None:
+    """Checks that 32 bits can index tensors, each given by its shape and its number of blocks.
+
+    Raises ValueError if they cannot: JAX would silently wrap such an index.
+    """
+    for shape, blocks in tensors:
+        if blocks >= 2**31:
+            raise ValueError(
+                f'a tensor of {shape=} has {blocks} blocks or elements to choose from; there must be fewer '
+                'than 2**31. Choose a smaller ratio, or split the tensor.'
+            )
+        if max(shape, default=0) >= 2**32:
+            raise ValueError(
+                f'a tensor of {shape=} has an axis of 2**32 or more elements, which 32 bits cannot index. '
+                'Reshape it to more axes.'
+            )
 
 
 # The generator is named and not JAX's default: under vmap the 'rbg' generators draw other numbers for each

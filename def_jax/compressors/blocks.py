@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from def_jax.mesh.memory import in_memory
+from def_jax.mesh.link import in_memory
 
 __all__ = ['Block', 'read_after']
 

@@ -1,9 +1,4 @@
-"""Which leaves of an optimizer's state are per-worker, and which are replicated.
-
-The `per_worker` property of a link's state names the fields that differ between workers: its residual, and
-the state of the worker's optimizer, which it wraps. Everything else sees only values on which all workers
-agree.
-"""
+"""Which leaves of an optimizer's state are per-worker: those that `per_worker` of a link's state names."""
 
 from collections.abc import Callable
 
@@ -24,14 +19,7 @@ __all__ = [
 
 
 def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
-    """Which leaves of an optimizer's state differ between workers: what links say of theirs, and no others.
-
-    Args:
-        optimizer: a transformation that contains a link: `error_feedback`, `ef21` or `all_reduce_mean`.
-        params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
-
-    Returns:
-        A pytree like `optimizer.init(params)` of Python booleans, True where workers differ.
+    """Booleans like `optimizer.init(params)`, True where workers differ: what links say of theirs.
 
     Raises:
         ValueError: if the optimizer contains no link, or something around or before one whose state would
@@ -49,7 +37,6 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
         )
     check_surroundings(state, 'def_jax')
     check_nothing_precedes(state)
-
     return per_worker_leaves(state)
 
 

@@ -1,28 +1,26 @@
-"""The state of a run with another number of workers."""
+"""An optimizer's state as it is saved, and as another number of workers goes on with it."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from def_jax.mesh.link import link_states, per_worker_leaves
 from def_jax.mesh.ownership import each
 from def_jax.types import PyTree
 
-__all__ = ['num_stacked', 'regroup']
+__all__ = ['num_stacked', 'regroup', 'stack_state', 'unstack_state']
 
 
 def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int, ...]) -> PyTree:
     """Gives every worker the mean of what the old workers had.
 
     So x stays where it is, and y up to the rounding of a float32 mean. The differences from the mean are
-    lost; they add up to zero. If the number of workers is the same, all values are, bit for bit.
-
-    Args:
-        tree: arrays of JAX or of NumPy.
-        own: booleans like `tree`, or a prefix of it: which arrays are per-worker.
-        before: their leading axes, [K] or e.g. [devices, virtual workers].
-        after: those that they shall have.
+    lost; they add up to zero. If the number of workers is the same, all values are, bit for bit. `before` and
+    `after` are the leading axes of what `own`, booleans like the tree or a prefix of it, calls per-worker:
+    [K] or e.g. [devices, virtual workers].
 
     >>> regroup({'step': np.uint32(3), 'm': np.array([[1.0], [3.0]])}, {'step': False, 'm': True}, (2,), (3,))
     {'m': array([[2.],
@@ -48,3 +46,93 @@ def num_stacked(tree: PyTree, own: PyTree, otherwise: int) -> int:
     """The number of workers over which a tree is stacked, by its first per-worker array, if it has one."""
     arrays = zip(jax.tree.leaves(tree), jax.tree.leaves(own), strict=False)
     return next((np.shape(x)[0] for x, mine in arrays if mine and np.ndim(x)), otherwise)
+
+
+def stack_state(opt_state: PyTree) -> PyTree:
+    """The state to save, from what a step of `jax.pmap`, `jax.shard_map` or `jax.jit` returns.
+
+    Taking one worker's copy, as `flax.jax_utils.unreplicate` or `[0]` do, loses the residuals of all others.
+    A state of `out_axes=None` calls itself replicated, and reading it returns one worker's, though its shards
+    differ; here, these are read one by one.
+
+    Args:
+        opt_state: with a leading axis [K] on every leaf, as from `jax.pmap`; on the residual and all else
+            that is per-worker, as from `jax.shard_map` with `state_specs`; or on none, as from
+            `out_axes=None`. Of several processes, each saves the workers of its own devices.
+
+    Returns:
+        The state in NumPy arrays. Per-worker leaves are stacked over workers, [K, ...]; the others are as
+        `init` makes them.
+
+    Raises:
+        ValueError: if the state holds nothing that is per-worker.
+
+    >>> import jax, jax.numpy as jnp, def_jax
+    >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers')
+    >>> state = jax.pmap(optimizer.init)(jnp.zeros((1, 4)))
+    >>> saved = def_jax.stack_state(state)
+    >>> saved.residual.shape, saved.step.shape
+    ((1, 4), ())
+    """
+    own = per_worker_leaves(_checked(opt_state, 'stack_state'))
+    everywhere = np.ndim(link_states(opt_state)[0].step) == 1
+
+    def leaf(mine: bool, x: Any) -> np.ndarray:
+        if mine:
+            return _copies(x) if _is_hidden(x) else np.asarray(x)
+        return _copies(x)[0] if _is_hidden(x) else np.asarray(x[0] if everywhere else x)
+
+    return jax.tree.map(leaf, own, opt_state)
+
+
+def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
+    """Undoes `stack_state` for `jax.pmap`: every leaf with a leading axis [K].
+
+    For `jax.shard_map`, pass the saved state as it is to `jax.device_put` with `state_specs`. With another
+    number of workers, each gets the mean of what the old ones had, so x stays where it is, and y up to
+    rounding.
+
+    Args:
+        saved: from `stack_state`.
+        num_workers: K; by default, that of the saved state.
+
+    Raises:
+        ValueError: if all workers of several have one residual that is not zero: it was one worker's copy
+            that was saved.
+
+    >>> import jax, jax.numpy as jnp, def_jax
+    >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers')
+    >>> saved = def_jax.stack_state(jax.pmap(optimizer.init)(jnp.zeros((1, 4))))
+    >>> def_jax.unstack_state(saved, num_workers=3).residual.shape
+    (3, 4)
+    """
+    own = per_worker_leaves(_checked(saved, 'unstack_state'))
+    before = num_stacked(saved, own, 1)
+    workers = num_workers or before
+    for state in link_states(saved):
+        residuals = [np.asarray(x) for x in jax.tree.leaves(getattr(state, 'residual', ()))]
+        if before > 1 and any(x.any() for x in residuals) and all((x == x[:1]).all() for x in residuals):
+            raise ValueError(
+                f'unstack_state: all {before} workers have the same residual, so what was saved is the copy '
+                'of one of them. Save def_jax.stack_state(opt_state), without flax.jax_utils.unreplicate; '
+                'or train on from x with a new state, optimizer.init(params).'
+            )
+
+    saved = regroup(jax.tree.map(np.asarray, saved), own, (before,), (workers,))
+    return each(lambda mine, x: x if mine else np.broadcast_to(x, (workers, *x.shape)), own, saved)
+
+
+def _checked(opt_state: PyTree, caller: str) -> PyTree:
+    if not any(state.per_worker for state in link_states(opt_state)):
+        raise ValueError(f'{caller}: opt_state holds no residual, so nothing in it differs between workers.')
+    return opt_state
+
+
+def _is_hidden(x: Any) -> bool:
+    """Whether an array has a copy on each device, which may differ though its type says that they don't."""
+    return isinstance(x, jax.Array) and x.sharding.is_fully_replicated and len(x.sharding.device_set) > 1
+
+
+def _copies(x: jax.Array) -> np.ndarray:
+    shards = sorted(x.addressable_shards, key=lambda shard: shard.device.id)
+    return np.stack([np.asarray(shard.data) for shard in shards])

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey, GetAttrKey, keystr
 
 from def_jax.checks import named_leaves
-from def_jax.mesh.varying import axis_names
+from def_jax.mesh.collectives import axis_names
 from def_jax.types import PyTree
 
 _STRUCTURES = (
@@ -31,11 +31,8 @@ __all__ = [
 def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[str, ...]) -> PyTree:
     """The parameters' specs as a pytree like `params`.
 
-    Args:
-        param_specs: PartitionSpecs, NamedShardings or None, which is `P()`. Each stands for all parameters
-            below its path, so that one is enough for all, and a box around a parameter does not matter.
-        params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
-        axis_name: the mesh axis over workers, or a tuple of axes.
+    Each of `param_specs`, PartitionSpecs, NamedShardings or None, stands for all parameters below its path:
+    one is enough for all, and a box around a parameter does not matter.
 
     Raises:
         ValueError: if a parameter has no spec, a spec no parameter, or `check_specs` refuses one.
@@ -101,16 +98,10 @@ def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
 
 
 def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
-    """The specs of an optimizer's state: a leaf is sharded as the parameter of its name and shape.
+    """The specs of an optimizer's state: a leaf is sharded as the parameter of its name and shape, if any.
 
-    Args:
-        tree: the state, of arrays or of `jax.ShapeDtypeStruct`. A leaf's path ends in that of its parameter,
-            which for a single array is empty. Of a link, the entries of `extra` in `numbers` are like none.
-        params: the same of the parameters.
-        specs: PartitionSpecs like `params`.
-
-    Returns:
-        PartitionSpecs like `tree`; `P()` for leaves that are like no parameter.
+    A leaf's path ends in that of its parameter, which for a single array is empty. Of a link, the entries of
+    `extra` in `numbers` are like none.
 
     >>> import optax
     >>> adam = jax.eval_shape(optax.scale_by_adam().init, {'w': jnp.zeros(4)})

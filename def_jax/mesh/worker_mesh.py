@@ -14,9 +14,9 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from def_jax.mesh.collectives import axis_names
 from def_jax.mesh.ownership import each
 from def_jax.mesh.specs import check_specs, spec_axes, with_specs
-from def_jax.mesh.varying import axis_names
 from def_jax.types import PyTree
 
 __all__ = ['WorkerMesh', 'check_mesh']
@@ -63,13 +63,10 @@ class WorkerMesh:
         return np.ravel_multi_index([places[axis] for axis in order], sizes).tolist()
 
     def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree) -> Callable:
-        """A function of global arrays that runs `function` on every worker.
+        """A function of global arrays that runs `function`, which may communicate, on every worker.
 
-        Args:
-            function: what a worker does with its own values and with those that all share; collectives over
-                `axis_name` may be used.
-            own_in: a tree of booleans for each argument.
-            own_out: that of the result. What is replicated must be the same on all workers.
+        `own_in` has a tree of booleans for each argument, and `own_out` is that of the result, of which what
+        is replicated must be the same on all workers.
         """
 
         def worker(*args):

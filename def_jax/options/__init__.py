@@ -1,25 +1,24 @@
-"""Arguments of `error_feedback` that Algorithm 1 does not have, a file each; they meet in `sending`."""
+"""Arguments of `error_feedback` that Algorithm 1 does not have, a file each; they meet in line 9, `send`."""
 
 import dataclasses
-from typing import Any, Literal
+import functools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
-from def_jax.checks import (
-    check_flag,
-    check_integer,
-    check_number,
-    check_structure,
-    named_leaves,
-)
+from def_jax.checks import check_flag, check_integer, check_number, check_structure, named_leaves
 from def_jax.compressors import Compressor, Selection
-from def_jax.options import averaging, detach_estimate, outer, skipping
-from def_jax.types import AxisName, PyTree
-from def_jax.wires import check_bits, layout
+from def_jax.mesh.collectives import num_workers, pmean
+from def_jax.mesh.link import Shards, float32_updates
+from def_jax.options import detach_estimate, every, outer, skipping
+from def_jax.types import AxisName, PyTree, Send
+from def_jax.wires import check_bits, exchange, layout
+from def_jax.wires.floats import Arrive
 
-__all__ = ['PAPER_DETACH', 'Options', 'check_average_every', 'check_detach']
+__all__ = ['PAPER_DETACH', 'Options', 'Step', 'check_average_every', 'pend', 'send']
 
 PAPER_DETACH = 0.3  # the λ of the paper's tables, and this library's default
 
@@ -45,7 +44,7 @@ class Options:
 
     def __post_init__(self):
         check_bits(self.bits)
-        check_detach(self.detach)
+        _check_detach(self.detach)
         check_integer('every', self.every, 1, 'the number of steps per message')
         check_number('decay', self.decay, 0, 1, 'the fraction of the residual kept per step; 1 keeps all')
         outer.check_outer(self.outer)
@@ -82,6 +81,8 @@ class Options:
     def check(self, state: Any) -> None:
         """Raises ValueError unless a link's state has the fields of its options, in their shapes."""
         expected = jax.eval_shape(self.init, state.residual)
+        if _shapes(state.extra) == _shapes(expected):
+            return
         if missing := sorted(set(expected) - set(state.extra)):
             raise ValueError(
                 f'state lacks {", ".join(missing)}: it was made with other options. Pass the state returned '
@@ -122,14 +123,77 @@ class Options:
 
     def finish(self, before: Any, after: Any) -> Any:
         """The state at the end of a step, whether or not a message was sent in it."""
-        if self.average_every:
-            after = averaging.averaged(self.average_every, self.axis_name, before, after)
+        if self.average_every:  # SAEF's period
+            # A step dropped by `skip_nonfinite` does not count, so it must not repeat an average.
+            due = (after.step % self.average_every == 0) & (after.step != before.step)
+            after = after._replace(residual=lax.cond(due, self._mean, lambda r: r, after.residual))
         if self.estimates_detach:
-            shares = self.compressor.age_shares
-            after = after._replace(
-                detach=detach_estimate.estimated(after.extra['energy'], self.axis_name, shares)
-            )
+            energy, shares = after.extra['energy'], self.compressor.age_shares
+            best = detach_estimate.best_detach(energy, num_workers(self.axis_name), shares)
+            after = after._replace(detach=best)
         return after
+
+    def _mean(self, residual: PyTree) -> PyTree:
+        # Adding 0·r marks the mean as varying over workers, like the other branch, as shard_map requires.
+        return optax.tree.add_scale(pmean(residual, self.axis_name), 0, residual)
+
+
+def pend(updates: PyTree, carried: PyTree) -> PyTree:
+    """Line 7 in float32, after a check that nothing is broadcast or lost."""
+    return jax.tree.map(jnp.add, float32_updates(updates, carried), carried)
+
+
+class Step(NamedTuple):
+    """A step of Algorithm 1 in progress."""
+
+    updates: PyTree  # worker k's, from the inner optimizer
+    before: Any  # the state before the step, an `ErrorFeedbackState`
+    pending: PyTree  # like params, float32: p_k
+    selection: Selection  # the coordinates that C keeps
+    shards: Shards  # of what this device holds a part
+
+
+def send(
+    options: Options, block: jax.Array, step: Step, arrive: Arrive = lambda sent, mean: mean
+) -> tuple[jax.Array, Any]:
+    """The mean of blocks, float32 [M], and the state after it, with the block's rest as its residual.
+
+    `every` and `outer` wrap the exchange; they see the block in place of the trees.
+    """
+    sending: Send = functools.partial(_send, options, step, arrive)
+    if options.outer is not None:
+        sending = outer.with_block(options.outer, step.selection, sending)
+    if options.every > 1:
+        sending = every.now_and_then(options.every, sending)
+    return sending(block, step.before)
+
+
+def _send(
+    options: Options, step: Step, arrive: Arrive, block: jax.Array, before: Any
+) -> tuple[jax.Array, Any]:
+    detach = jnp.asarray(options.first_detach, jnp.float32)
+    after = before._replace(step=before.step + 1, detach=detach, residual=None)
+    message = skipping.marked(block, step.updates, before) if options.skip_nonfinite else block
+    sizes = options.compressor.sizes(step.pending)
+    weights = _weights(options, step) if options.estimates_detach else None
+    mean, rest, energy = exchange(message, sizes, options.axis_name, options.bits, weights, arrive)
+    if energy is not None:
+        after = detach_estimate.learned(step.shards.sum(energy), after)
+    arrived = mean
+    if options.outer is not None:
+        mean, after = outer.applied(options.outer, mean, after)
+    if options.skip_nonfinite:
+        old = step.selection.take(step.before.residual)
+        # Another device of this worker may have seen what is not finite.
+        finite = step.shards.all(skipping.all_finite(arrived))
+        mean, rest, after = skipping.undone(finite, old, mean, rest, before, after)
+    return mean, after._replace(residual=rest)
+
+
+def _weights(options: Options, step: Step) -> jax.Array:
+    """Factors of the parts' squares: they scale a block to its tensor, once for all devices that hold it."""
+    parts, shares = options.compressor.parts(step.pending), step.shards.shares(step.pending)
+    return jnp.array([part.weight * share for part, share in zip(parts, shares, strict=True)], jnp.float32)
 
 
 def check_average_every(average_every: Any) -> None:
@@ -137,7 +201,11 @@ def check_average_every(average_every: Any) -> None:
     check_integer('average_every', average_every, 0, 'a number of steps, 0 for never')
 
 
-def check_detach(detach: Any) -> None:
+def _shapes(tree: PyTree) -> tuple[Any, list[Any]]:
+    return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
+
+
+def _check_detach(detach: Any) -> None:
     """Raises ValueError unless it is a number in [0, 1] or 'auto'."""
     if not isinstance(detach, str) or detach != 'auto':
         hint = f"λ: 0 is error feedback, {PAPER_DETACH} the paper's choice; or 'auto'"

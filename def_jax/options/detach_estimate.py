@@ -21,10 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from def_jax.mesh.collectives import num_workers
-from def_jax.types import AxisName
-
-__all__ = ['best_detach', 'estimated', 'learned']
+__all__ = ['best_detach', 'learned']
 
 _MEMORY = 0.98  # weight of the past in the running means, which average about fifty messages
 
@@ -40,21 +37,10 @@ def learned(energy: jax.Array, after: Any) -> Any:
     return after._replace(extra=after.extra | {'energy': now})
 
 
-def estimated(energy: jax.Array, axis_name: AxisName, age_shares: Sequence[float]) -> jax.Array:
-    """λ for the next step: 1/K until the first message has arrived."""
-    return best_detach(energy, num_workers(axis_name), age_shares)
-
-
 def best_detach(energy: jax.Array, num_workers: int, age_shares: Sequence[float]) -> jax.Array:
-    """λ*(t) from the squared norms of the messages.
+    """λ*(t), float32 [] in [1/K, 1], from ‖mean_k message‖² and mean_k ‖message‖²; 1/K until one is sent.
 
-    Args:
-        energy: float32 [2], ‖mean_k message‖² and mean_k ‖message‖².
-        num_workers: K.
-        age_shares: the residual's signal and noise, as fractions of those of the block that is sent.
-
-    Returns:
-        float32 [], in [1/K, 1]; 1/K until something is sent; 1 for a single worker, whose error is e_t.
+    `age_shares` are the residual's signal and noise, as fractions of those of the block that is sent.
 
     Source: Section 3.2, below Eq. 9.
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from def_jax.options.base import Send
+from def_jax.types import Send
 
 __all__ = ['now_and_then']
 

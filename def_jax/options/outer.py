@@ -9,9 +9,8 @@ from jax import lax
 
 from def_jax.compressors.base import Selection
 from def_jax.mesh.link import float32_zeros
-from def_jax.options.base import Send
 from def_jax.traffic.traced import inner_programs
-from def_jax.types import PyTree
+from def_jax.types import PyTree, Send
 
 __all__ = ['applied', 'check_outer', 'init', 'with_block']
 

@@ -21,11 +21,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from def_jax.compressors.blocks import read_after
-from def_jax.mesh.memory import in_memory
-from def_jax.mesh.shards import Shards
-from def_jax.mesh.varying import varying_axes
-from def_jax.options import Options, skipping
-from def_jax.options.sending import Step, pend, send
+from def_jax.mesh.collectives import varying_axes
+from def_jax.mesh.link import Shards, in_memory
+from def_jax.options import Options, Step, pend, send, skipping
 from def_jax.types import PyTree
 
 __all__ = ['overlapped']

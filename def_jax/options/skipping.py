@@ -14,8 +14,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.mesh.shards import Shards
-from def_jax.mesh.varying import vary_if_tracked
+from def_jax.mesh.collectives import vary_if_tracked
+from def_jax.mesh.link import Shards
 from def_jax.types import AxisName, PyTree
 
 __all__ = ['admitted', 'all_finite', 'held', 'init', 'marked', 'undone']
@@ -29,9 +29,8 @@ def init(axis_name: AxisName, overlap: bool) -> dict[str, PyTree]:
 
 def marked(message: jax.Array, updates: PyTree, before: Any) -> jax.Array:
     """The message, float32 [M], of NaN if this worker's update is to be skipped."""
-    if (
-        'left_out' in before.extra
-    ):  # one NaN says as much; and this message is computed once, and stays in memory
+    # One NaN says as much; and this message is computed once, and stays in memory.
+    if 'left_out' in before.extra:
         first = jnp.where(before.extra['left_out'], jnp.nan, message[:1])
         return lax.dynamic_update_slice(message, first, [0])
     return jnp.where(all_finite(updates), message, jnp.nan)
@@ -40,15 +39,9 @@ def marked(message: jax.Array, updates: PyTree, before: Any) -> jax.Array:
 def undone(
     finite: jax.Array, old: jax.Array, mean: jax.Array, rest: jax.Array, before: Any, after: Any
 ) -> tuple[jax.Array, jax.Array, Any]:
-    """Mean, rest and state after a message; if it was not finite, as if it had not been sent.
+    """Mean, rest and state after a message; if it was not `finite`, as if it had not been sent.
 
-    Args:
-        finite: whether the mean message was, bool [].
-        old: the block of the residual before the step.
-        mean: what is to be applied to x.
-        rest: what of the block is to be sent later.
-        before: the state before the message.
-        after: the state after it.
+    `old` is the block of the residual before the step.
     """
     held = before._replace(residual=None, extra=before.extra | {'skipped': before.extra['skipped'] + 1})
     mean, after = optax.tree.where(finite, (mean, after), (jnp.zeros_like(mean), held))
@@ -63,8 +56,7 @@ def admitted(
     """What becomes pending once the step's message has arrived: updates, what is carried, and the state.
 
     After a skipped step this is the old residual and no updates. With `overlap`, a worker leaves out its own
-    update
-    alone: the others' are in their residuals already.
+    update alone: the others' are in their residuals already.
     """
     if 'left_out' in after.extra:
         finite = shards.all(all_finite(updates))

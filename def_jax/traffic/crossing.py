@@ -9,9 +9,9 @@ import jax
 import optax
 from jax.tree_util import keystr
 
+from def_jax.mesh.collectives import axis_names
 from def_jax.mesh.link import is_link
 from def_jax.mesh.specs import spec_axes
-from def_jax.mesh.varying import axis_names
 from def_jax.traffic.hlo import Collective, collectives
 from def_jax.traffic.traced import Message, traffic
 from def_jax.types import AxisName, PyTree
@@ -70,15 +70,7 @@ def check(
 def check_crossing(
     compiled: Any, workers: Sequence[int], messages: Iterable[Message], besides: int, names: Sequence[str]
 ) -> list[Collective]:
-    """`check` for any division of devices into workers.
-
-    Args:
-        compiled: the step.
-        workers: the worker of each device.
-        messages: what a device passes to other workers in an update.
-        besides: bytes that the step may pass in addition.
-        names: the axes over workers.
-    """
+    """`check`, given the worker of each device and what it passes to others over the axes `names`."""
     compiled = _of_jax(compiled)
     passed = [c.passed(len(workers)) for c in collectives(compiled.as_text() or '')]
     found = [c for c in passed if c.crosses(workers)]

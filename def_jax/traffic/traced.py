@@ -1,17 +1,17 @@
 """What a worker passes to the collectives in one update, read from the program before it is compiled."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
-from def_jax.mesh.varying import axis_names
+from def_jax.mesh.collectives import axis_names
+from def_jax.traffic.hlo import Operation
 from def_jax.types import AxisName, PyTree
 
 __all__ = ['Message', 'Traffic', 'inner_programs', 'traffic', 'traffic_of']
 
-Operation = Literal['all-reduce', 'all-gather', 'all-to-all', 'reduce-scatter', 'collective-permute']
 _OPERATIONS: dict[str, Operation] = {
     'psum': 'all-reduce',
     'psum_invariant': 'all-reduce',

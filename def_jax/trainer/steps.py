@@ -14,7 +14,7 @@ from def_jax import diagnostics
 from def_jax.baselines.methods import Point
 from def_jax.error_feedback import detached_params, feedback_states, output_params
 from def_jax.mesh.collectives import pmean, psum
-from def_jax.mesh.shards import sharded
+from def_jax.mesh.link import sharded
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks.base import Task
 from def_jax.trainer.tasks.gradients import accumulated_value_and_grad

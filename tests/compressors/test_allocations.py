@@ -9,7 +9,7 @@ import pytest
 from network_shapes import REAL
 
 import def_jax
-from def_jax.compressors.allocations import block_sizes
+from def_jax.compressors.random_block import block_sizes
 
 VGG = [math.prod(shape) for shape in REAL['vgg16']]
 RATIOS = [1, 1.5, 16, 100, 1e9]

@@ -13,8 +13,8 @@ from compressing import KEY, compress, ones_like
 
 import def_jax
 from def_jax.compressors import orders
-from def_jax.compressors.allocations import block_sizes
 from def_jax.compressors.blocks import Block
+from def_jax.compressors.random_block import block_sizes
 
 # Boxes, tiles of which the last is shorter, all of the tensor, one element, none.
 CASES = [

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import def_jax
-from def_jax.mesh import replication
+from def_jax import guards
 
 WORKERS = 4
 
@@ -51,7 +51,7 @@ def differing(monkeypatch):
     def note(names, differ):
         found.append([name for name, differs in zip(names, differ, strict=True) if differs])
 
-    monkeypatch.setattr(replication, '_raise_if', note)
+    monkeypatch.setattr(guards, '_raise_if', note)
 
     def differing(kind, tree):
         found.clear()
@@ -114,17 +114,17 @@ def test_an_axis_that_is_not_bound_is_named():
 def test_any_change_of_one_element_changes_the_checksum(dtype):
     x = np.arange(12).reshape(3, 4) % 2
     others = [np.where(np.arange(12).reshape(3, 4) == place, 1 - x, x) for place in range(12)]
-    sums = jax.vmap(lambda x: replication.checksums([x])[0])(jnp.asarray(np.stack([x, *others]), dtype))
+    sums = jax.vmap(lambda x: guards.checksums([x])[0])(jnp.asarray(np.stack([x, *others]), dtype))
     assert int(sums[0]) not in sums[1:].tolist()
 
 
 def test_checksums_see_bits_places_and_keys():
     def checksum(x):
-        return int(replication.checksums([x])[0])
+        return int(guards.checksums([x])[0])
 
     assert checksum(jnp.float32([0.0])) != checksum(jnp.float32([-0.0]))
     assert checksum(jnp.float32([1, 2])) != checksum(jnp.float32([2, 1]))
     assert checksum(jnp.float32([np.nan])) == checksum(jnp.float32([np.nan]))
     assert checksum(jax.random.key(0)) != checksum(jax.random.key(1))
     assert checksum(jnp.zeros((0,))) == 0
-    assert replication.checksums({}).shape == (0,)
+    assert guards.checksums({}).shape == (0,)

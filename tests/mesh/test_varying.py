@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import def_jax
+from def_jax.mesh.collectives import OWN_PARAMS, vary_if_tracked
 from def_jax.mesh.ownership import own_leaves
-from def_jax.mesh.varying import OWN_PARAMS, vary_if_tracked
 
 NUM_WORKERS = 4
 # All different, so that which elements are the largest is no matter of rounding.

@@ -58,17 +58,10 @@ def run(
     split: tuple[int, ...],
     keys: tuple[int, ...],
 ) -> PyTree:
-    """`function(point, *args, **kwargs)` of every worker, with results stacked.
+    """`function(point, *args, **kwargs)` of every worker, with stacked points and results.
 
-    Args:
-        workers: how the mesh divides into workers.
-        function: what one worker does.
-        points: stacked over workers.
-        args: those of `split` are divided among the workers, those of `keys` folded with the worker's number,
-            and the rest are the same for all.
-        kwargs: the same for all.
-        split: positions in `args`, from 1.
-        keys: likewise.
+    Of `args`, counted from 1, those of `split` are divided among the workers, those of `keys` folded with the
+    worker's number.
     """
     given = dict(enumerate(args, start=1))
     if missing := sorted(set(split + keys) - set(given)):

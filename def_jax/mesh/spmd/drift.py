@@ -11,7 +11,7 @@ import jax
 from jax.extend.core import jaxpr_as_fun
 
 from def_jax.checks import named_leaves
-from def_jax.mesh.varying import axis_names
+from def_jax.mesh.collectives import axis_names
 from def_jax.traffic.traced import inner_programs
 from def_jax.types import PyTree
 
@@ -23,17 +23,10 @@ _DIVIDES = ('all_to_all', 'reduce_scatter', 'ppermute', 'axis_index')
 
 
 def agreed(function: Any, own: tuple[PyTree, PyTree], names: Sequence[str], arguments: tuple) -> Any:
-    """`function(*arguments)` of one worker, if what must agree between workers does.
+    """`function(*arguments)` of one worker, updates and state, if what must agree between workers does.
 
-    Args:
-        function: maps arguments to updates and state.
-        own: which leaves of the arguments, and of the results, are per-worker: two tuples of trees of
-            booleans.
-        names: the axes over workers.
-        arguments: of the function.
-
-    Raises:
-        ValueError: naming the first result that would differ.
+    `own` are booleans like the arguments, and like the results: what is per-worker. Raises ValueError with
+    the first result that would differ.
     """
     program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     given = [frozenset(names) if mine else frozenset() for mine in jax.tree.leaves(own[0])]

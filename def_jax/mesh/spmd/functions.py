@@ -17,7 +17,6 @@ from jax.sharding import PartitionSpec as P
 
 from def_jax.checks import (
     check_extra_arguments,
-    check_floating,
     check_integer,
     check_leading_axis,
     check_stacked,
@@ -25,15 +24,13 @@ from def_jax.checks import (
 )
 from def_jax.error_feedback import output_params
 from def_jax.mesh.collectives import check_axis_name
-from def_jax.mesh.link import link_states
-from def_jax.mesh.memory import in_memory
+from def_jax.mesh.link import Shards, check_floating, in_memory, link_states, sharded
 from def_jax.mesh.ownership import abstract_state, own_leaves, state_specs
 from def_jax.mesh.regrouping import num_stacked, regroup
-from def_jax.mesh.shards import Shards, sharded
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.mesh.spmd import at_points, drift
 from def_jax.mesh.spmd.accumulation import accumulated
-from def_jax.mesh.spmd.eager import compiled_method, compiled_once, remembered_method
+from def_jax.mesh.spmd.eager import compiled_method, compiled_once
 from def_jax.mesh.spmd.transformation import Transformation
 from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
 from def_jax.traffic.crossing import check_crossing
@@ -105,14 +102,7 @@ class Spmd(Transformation):
     It is an optax transformation itself, for what takes one: `TrainState.create(tx=...)`.
     """
 
-    def __init__(
-        self,
-        optimizer: optax.GradientTransformation,
-        mesh: Mesh,
-        param_specs: PyTree,
-        axis_name: str | tuple[str, ...],
-        accumulate: int = 1,
-    ):
+    def __init__(self, optimizer, mesh: Mesh, param_specs: PyTree, axis_name: Any, accumulate: int):
         optimizer = optax.with_extra_args_support(optimizer)
         self.optimizer = accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
@@ -156,14 +146,11 @@ class Spmd(Transformation):
         Returns:
             A function of params, opt_state and batch. The leading axis of every array of the batch is divided
             among the workers. It returns the losses [K], or a pair with stacked auxiliary values, and the
-            gradients, like params with a leading axis of size K.
+            gradients, like params with a leading axis of size K. Keep it for calls outside of `jax.jit`, for
+            which it compiles at the first, as that of `at_points` does.
 
         Source: Algorithm 1, lines 4 to 6.
         """
-        return self._gradients(loss_fn, has_aux)
-
-    @remembered_method
-    def _gradients(self, loss_fn, has_aux):
         return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux))
 
     def at_points(
@@ -225,10 +212,6 @@ class Spmd(Transformation):
             A function of params, opt_state and batch. The batch may be left out; the leading axes of its
             arrays are divided among the workers.
         """
-        return self._on_each(function)
-
-    @remembered_method
-    def _on_each(self, function):
         return self._on_mesh(functools.partial(self._map, function))
 
     def _map(self, function, params, opt_state, *batch):

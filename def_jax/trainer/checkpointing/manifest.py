@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import def_jax
-from def_jax.mesh.replication import leaf_names
+from def_jax.guards import leaf_names
 
 __all__ = ['DamagedError', 'Manifest', 'leaves_of', 'read_verified', 'write']
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from def_jax.mesh.shards import Shards
+from def_jax.mesh.link import Shards
 from def_jax.trainer.launch import processes
 from def_jax.types import PyTree
 

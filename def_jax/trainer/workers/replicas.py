@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from def_jax.guards import checksums, leaf_names
 from def_jax.mesh.ownership import each
-from def_jax.mesh.replication import checksums, leaf_names
 from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 from def_jax.trainer.state import TrainState

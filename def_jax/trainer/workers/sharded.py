@@ -2,7 +2,7 @@
 
 A mesh has an axis over workers and one over the devices of each. A step is mapped over workers alone; the
 compiler divides it among a worker's devices, which hold a shard of every matrix and a part of the batch. The
-optimizer's link cuts its block from each shard, see `def_jax.mesh.shards`.
+optimizer's link cuts its block from each shard, see `def_jax.mesh.link`.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from def_jax.mesh.memory import in_memory
+from def_jax.mesh.link import Shards, in_memory
 from def_jax.mesh.ownership import each
-from def_jax.mesh.shards import Shards
 from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.trainer.workers.base import AXIS, Workers
 from def_jax.types import PyTree
