@@ -44,11 +44,8 @@ class Factory:
         wrong |= {name: f'{self.key}_options.{name} is no option of {self}' for name in self.options}
         for argument, problem in wrong.items():
             if not self.takes(argument):
-                names = [
-                    each.name for each in self._parameters.values() if each.kind is not each.VAR_POSITIONAL
-                ]
-                near = nearest(argument, names)
-                raise ValueError(f'{problem}; it takes {", ".join(names) or "none"}.{near}')
+                near = nearest(argument, self._parameters)
+                raise ValueError(f'{problem}; it takes {", ".join(self._parameters) or "none"}.{near}')
 
     def make(self, kind: type, **given: Any) -> Any:
         """Calls the factory with its options and what it takes of the arguments given.
@@ -61,8 +58,8 @@ class Factory:
         except FileNotFoundError:
             raise  # data that are missing, with their own remedy
         except Exception as error:  # it may be anyone's code
-            given = self.options or isinstance(error, TypeError)  # of what is missing
-            options = f' with {self.key}_options={dict(self.options)}' if given else ''
+            tells = self.options or isinstance(error, TypeError)  # of an option that is missing
+            options = f' with {self.key}_options={dict(self.options)}' if tells else ''
             raise ValueError(f'{self}{options}: {one_line(error, place=True)}') from error
         if not isinstance(made, kind):
             wanted, found = f'{kind.__module__}.{kind.__qualname__}', f'{type(made).__name__} {made!r}'

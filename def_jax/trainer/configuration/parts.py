@@ -85,26 +85,23 @@ def make_optimizer(
         given['outer'] = find('outer', config).make(optax.GradientTransformation)
     if taken := _preset(config):
         what = f'method={config["method"]!r} with optimizer={config["optimizer"]!r}'
-        for name in given.keys() - taken.keys() - {'ratio'}:
+        for name in [name for name in given if name not in (*taken, 'ratio')]:
             if given.pop(name) != KEYS[name].default:
                 raise ValueError(f'{name}={config[name]!r} has no effect on {what}; leave it out.')
         dataclasses.replace(factory, function=def_adamw).check_options()
         passed |= {'compression': given.pop('ratio'), 'axis_name': axis_name, 'seed': config['seed'], **given}
         return def_adamw(**passed, **factory.options)
-    passed['momentum'], local, after = config['momentum'], optax.identity(), []
+    passed['momentum'], local, scale = config['momentum'], optax.identity(), 1.0
     if factory.function is sgd:
         local = optax.add_decayed_weights(config['weight_decay'])
         if method.without_momentum:
-            passed['momentum'], after = 0, [optax.scale(1 / (1 - config['momentum']))]
+            passed['momentum'], scale = 0, 1 / (1 - config['momentum'])
     shared = factory.make(optax.GradientTransformation, **passed)
+    shared = shared if scale == 1 else optax.chain(shared, optax.scale(scale))
     options = {name: value for name, value in {**method.defaults, **given}.items() if name not in _BLOCKS}
     compressor = make_compressor(config)
     try:
-        return method.optimizer(
-            *(local, optax.chain(shared, *after) if after else shared, axis_name, compressor),
-            seed=config['seed'],
-            **options,
-        )
+        return method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **options)
     except (TypeError, AttributeError) as error:  # the library tries the outer optimizer
         outer = f'outer={config["outer"]!r} with {dict(config["outer_options"])}'
         raise ValueError(f'{outer} cannot make an update: {one_line(error, place=True)}') from error

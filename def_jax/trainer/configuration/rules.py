@@ -102,7 +102,7 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
     virtual = config.workers_per_device
     yield (
         workers % virtual,
-        f'workers_per_device={virtual} must divide config.num_workers={workers}, the same on all devices.',
+        f'workers_per_device={virtual} must divide config.num_workers={workers}: devices host equally many.',
     )
     yield (
         method.single_worker and workers != 1,
