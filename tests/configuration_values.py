@@ -61,7 +61,7 @@ REFUSED = {
     'data_dir': [None, 3, True],
     'model': [16, None, 'vgg'],
     'compute_dtype': [16, None, 'bf16', 'float16', 'float64'],
-    'learning_rate': ['0.1', None, True, 0, -0.1, NAN, INF],
+    'learning_rate': ['0.1', None, True, -0.1, NAN, INF],
     'schedule': [0, None, 'cosin'],
     'learning_rate_drops': [
         *(0.5, None, 'half', (0.75, 0.5), (0.5, 0.5), (0,), (1,), (0.5, 1.5), (-0.5,)),

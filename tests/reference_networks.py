@@ -108,12 +108,6 @@ def numpy_bottleneck(block, x, stride):
     return relu(x + y)
 
 
-def numpy_preactivation_block(block, x, stride):
-    first = relu(block.norm(x, 0))
-    y = block.conv(relu(block.norm(block.conv(first, 0, stride), 1)), 1)
-    return y + (block.conv(first, 2, stride) if 'Conv_2' in block.params else x)
-
-
 def numpy_late_stride_block(block, x, stride):
     y = block.conv(relu(block.norm(x, 0)), 0)
     y = block.conv(relu(block.norm(y, 1)), 1, stride)

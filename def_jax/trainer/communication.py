@@ -2,19 +2,17 @@
 
     python -m def_jax.communication --config=configs/digits.py --config.ratio=256
 
-compiles what train.py would run, without training, and prints what each worker passes to the collectives of
-every program. If workers are several devices (shards_per_worker), it
-prints what a device passes, between workers and inside its own apart.
+compiles what train.py would run, without training, and prints what a device passes to the collectives of
+every program, between workers and within one.
 """
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import rich.console
-import rich.table
 from absl import app, flags
 
+from def_jax.tools import markdown
 from def_jax.traffic.hlo import Collective, collectives
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import command_line
@@ -34,16 +32,6 @@ class Program(NamedTuple):
     def elements(self) -> int:
         """Elements that a device passes to the collectives between workers in one execution."""
         return sum(collective.elements for collective in self.collectives)
-
-    @property
-    def bytes(self) -> int:
-        """The same in bytes."""
-        return sum(collective.bytes for collective in self.collectives)
-
-    @property
-    def bytes_inside(self) -> int:
-        """Bytes that a device passes to the collectives inside its worker in one execution."""
-        return sum(collective.bytes for collective in self.inside)
 
 
 def programs(experiment: Experiment) -> Iterator[Program]:
@@ -74,27 +62,24 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     yield program('test sums', steps.test_sums, (variables, test_batch), sums)
 
 
-def _show(console: rich.console.Console, experiment: Experiment) -> None:
-    sharded = experiment.workers.devices_per_row > 1
-    sender = 'a device' if sharded else 'a worker'
-    table = rich.table.Table(title=f'{experiment.method.title}: what {sender} sends', title_justify='left')
-    sent = ('elements between', 'bytes between', 'bytes inside') if sharded else ('elements', 'bytes')
-    total = 'MB between per run' if sharded else 'MB per run'
-    for heading in ('program', 'collectives', *sent, 'executions', total):
-        table.add_column(heading, justify='left' if heading == 'program' else 'right')
+def _table(experiment: Experiment) -> str:
+    rows: list[list[object]] = [
+        ['program', 'where', 'collectives', 'elements', 'bytes', 'executions', 'MB per run']
+    ]
 
-    def add(name: str, count: int | None, elements: int, size: int, inside: int | None, executions: int):
-        figures = (count, elements, size, *((inside,) if sharded else ()), executions)
-        megabytes = f'{size * executions / 1e6:,.2f}'
-        table.add_row(name, *('' if figure is None else f'{figure:,}' for figure in figures), megabytes)
+    def add(name: str, where: str, found: list[Collective] | None, elements: int, size: int, executions: int):
+        count, megabytes = '' if found is None else len(found), f'{size * executions / 1e6:,.2f}'
+        rows.append([name, where, count, f'{elements:,}', f'{size:,}', f'{executions:,}', megabytes])
 
-    for program in programs(experiment):
-        count = len(program.collectives) + len(program.inside)
-        add(program.name, count, program.elements, program.bytes, program.bytes_inside, program.executions)
+    for name, between, executions, inside in programs(experiment):
+        for where, found in (('between workers', between), ('within a worker', inside)):
+            if found or found is between:
+                figures = sum(each.elements for each in found), sum(each.bytes for each in found)
+                add(name, where, found, *figures, executions)
     params = experiment.workers.part(jax.eval_shape(experiment.steps.init).params)
     dense = sum(leaf.size for leaf in jax.tree.leaves(params))
-    add('train step, SGD', None, dense, 4 * dense, None, experiment.num_steps)
-    console.print(table)
+    add('train step, SGD', 'between workers', None, dense, 4 * dense, experiment.num_steps)
+    return markdown.table(rows)
 
 
 def main(argv: list[str]) -> int:
@@ -103,7 +88,8 @@ def main(argv: list[str]) -> int:
     config = flags.FLAGS.config
     command_line.set_environment(fake_devices=config.get('fake_devices', False))
     try:
-        _show(rich.console.Console(), build(config))
+        experiment = build(config)
+        print(f'{experiment.method.title}, what a device sends:\n\n{_table(experiment)}')
     except (ValueError, FileNotFoundError) as error:
         return command_line.refuse('communication', error)
     return 0

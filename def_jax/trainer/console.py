@@ -1,17 +1,17 @@
 """What a run prints: a description at the start, a progress bar, a table at the end."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import rich.console
 import rich.progress
 import rich.table
 
 from def_jax.trainer.experiment import Experiment
-from def_jax.trainer.measure import Measure
+from def_jax.trainer.tasks.base import Measure
 
-__all__ = ['Progress', 'describe', 'evaluation_line', 'point_name', 'process_console', 'show_result']
+__all__ = ['Progress', 'describe', 'evaluation_line', 'point_name', 'show_result']
 
 _SECONDS_PER_LINE = 30
 
@@ -19,35 +19,28 @@ _SECONDS_PER_LINE = 30
 def describe(console: rich.console.Console, experiment: Experiment) -> None:
     """Prints devices, workers, parameters and what a step sends compared with dense SGD."""
     config, method, sent = experiment.config, experiment.method, experiment.communication
-    device = experiment.workers.devices[0]
+    device, devices = experiment.workers.devices[0], len(experiment.workers.devices)
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
-    devices = f'{len(experiment.workers.devices)} {kind} device(s)'
     each = f' of {config.shards_per_worker} devices each' if config.shards_per_worker > 1 else ''
     detach = config.detach if method.detach is None else method.detach
-    detach = detach if detach == 'auto' else f'{detach:g}'
-    past = [config.order] * (config.order != 'random') + [config.allocation] * (
-        config.allocation != 'proportional'
-    )
-    past += [f'{config.bits} bits'] * (config.bits != 32)
+    usual = {'random', 'proportional', '32 bits'}
+    past = [word for word in (config.order, config.allocation, f'{config.bits} bits') if word not in usual]
     sent_part = ', '.join([f'{"compression" if method.in_bytes else "ratio"} {config.ratio:g}', *past])
     own = ', '.join(f'{key} {config[key]:g}' for key in method.takes if config[key])
-    how = {
-        'dense': 'dense',
-        'ef21': sent_part,
-        'error_feedback': f'{own or sent_part}, λ={detach}',
-        'baseline': own,
-    }[method.kind]
+    error_feedback = f'{own or sent_part}, λ={detach}'
+    how = {'dense': 'dense', 'ef21': sent_part, 'error_feedback': error_feedback, 'baseline': own}[
+        method.kind
+    ]
     evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())
     epochs = f'{experiment.num_epochs:{_decimals(experiment.num_epochs)}}'
     lines = {
         'method': f'{experiment.title} ({how})' if how else experiment.title,
-        'workers': f'{config.num_workers}{each} on {devices}, total batch {config.batch_size}',
+        'workers': f'{config.num_workers}{each} on {devices} {kind} device(s), batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',
         'steps': f'{experiment.num_steps:,} in {epochs} epochs',
-        'sent per step': f'{round(sent.elements_per_step):,} elements, '
-        f'{_bytes(sent.bytes_per_step)} per worker, '
-        f'dense {_bytes(sent.dense_bytes_per_step)}; true ratio {sent.true_ratio:.1f}',
+        'sent per step': f'{round(sent.elements_per_step):,} elements, {_bytes(sent.bytes_per_step)}, dense '
+        f'{_bytes(sent.dense_bytes_per_step)} per worker; true ratio {sent.true_ratio:.1f}',
     }
     if method.kind != 'dense':
         lines['visits per block'] = f'{experiment.num_steps / sent.true_ratio:,.1f} (steps / true ratio)'
@@ -55,7 +48,7 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
         console.print(f'[bold]{name + ":":<18}[/] {text}', highlight=False, soft_wrap=True)
 
 
-def point_name(point: str, answers: dict[str, str]) -> str:
+def point_name(point: str, answers: Mapping[str, str]) -> str:
     """A point's name in tables and plots: what it is, and which method outputs it."""
     names = {'x': 'x', 'y': 'y = x + mean residual', 'own': "x + r_k, each worker's own"}
     return names[point] + (f' ({answers[point]})' if point in answers else '')
@@ -117,24 +110,23 @@ class Progress:
         self._console.print(text, highlight=False, soft_wrap=True)
 
 
-def show_result(console: rich.console.Console, result: dict[str, Any]) -> None:
+def show_result(console: rich.console.Console, result: dict[str, Any], measure: Measure) -> None:
     """Prints the table at the end of a run: the metrics at each point, traffic and time."""
     metrics, communication = result['metrics'], result['communication']
-    measure = Measure.of(result)
     others = list(measure.others(metrics, 'x'))
     table = rich.table.Table(
         title=f'{result["title"]}, seed {result["config"]["seed"]}', title_justify='left'
     )
-    for heading in ('', measure.title, *others):
-        table.add_column(heading, justify='left' if not heading else 'right')
+    table.add_column()
+    for heading in (measure.title, *others):
+        table.add_column(heading, justify='right')
     for point in result['points']:
         value, spread = metrics[measure.key(point)], metrics.get(f'{measure.key(point)}_std')
         figures = [f'{metric:.4f}' for metric in measure.others(metrics, point).values()]
         table.add_row(point_name(point, result['answers']), measure.text(value, spread), *figures)
     console.print(table)
     if result.get('sample'):
-        console.print('[bold]a sample:[/]', highlight=False)
-        console.print(result['sample'], highlight=False, markup=False, soft_wrap=True)
+        console.print('a sample:', result['sample'], sep='\n', highlight=False, markup=False, soft_wrap=True)
     sent, dense = communication['megabytes_sent'], communication['megabytes_dense']
     factor = f' ({dense / sent:.1f} times)' if sent else ''  # a short run may send no message
     console.print(
@@ -143,11 +135,6 @@ def show_result(console: rich.console.Console, result: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def process_console() -> rich.console.Console:
-    """The console of process 0; other processes stay silent."""
-    return rich.console.Console(quiet=jax.process_index() != 0)
 
 
 def _decimals(num_epochs: float) -> str:

@@ -61,11 +61,7 @@ class _Statistics(NamedTuple):
 class ElasticWorkers:
     """The live workers, for the loop; a step is repeated without those that die in it.
 
-    Args:
-        experiment: the run's, with all workers.
-        state: the state to continue from, as NumPy arrays.
-        note: shows a line about who dies and who comes.
-        signals: whether this process is to stop.
+    `state`, where to continue, and the results are NumPy arrays; `note` shows a line about who comes or dies.
     """
 
     diagnose = check_replicas = None  # see `rules`
@@ -136,11 +132,7 @@ class ElasticWorkers:
 
     @contextlib.contextmanager
     def together(self, save: Callable[..., None]) -> Iterator[None]:
-        """Within the block, processes train; at its end they part.
-
-        `save(state, wait=True)` writes a checkpoint. Raises LostProcessError if too few workers were left,
-        after the state was saved.
-        """
+        """Within the block, processes train. If too few are left, saves and raises LostProcessError."""
         try:
             yield
         except elastic.TooFewError as error:

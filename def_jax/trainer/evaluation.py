@@ -1,7 +1,7 @@
 """The metrics of the task at every point of a method: x, y, and each worker's own model."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +12,6 @@ from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 from def_jax.trainer.state import TrainState
-from def_jax.trainer.steps import Steps
 from def_jax.trainer.tasks.base import Task
 
 __all__ = ['DivergedError', 'check_finite', 'figures_of', 'make_evaluate']
@@ -34,15 +33,13 @@ class DivergedError(EndedError):
 
 
 def make_evaluate(experiment: Experiment) -> Callable[[TrainState, int], dict[str, Any]]:
-    """Returns a function from a state and its step to a record of the metrics on `config.evaluate_on`.
+    """Returns a function from a state and its step to a record of the metrics on the evaluated splits.
 
     The record has `test_loss_x`, the task's other metrics such as `test_accuracy_x`, and likewise for each
-    point of the method; on validation data they are called `validation_loss_x` and so on. For 'own', each
-    worker's own model, they are means over workers, and `test_accuracy_own_std` is the headline metric's
-    standard deviation. If BatchNorm's statistics are recalibrated, `test_accuracy_x_running` and so on are
-    the values with the running statistics. With `config.evaluate_train_examples`, `train_loss_x` and so on
-    are those on training examples, in evaluation mode. Every example counts exactly once. The function raises
-    DivergedError if a loss is not finite.
+    split and point. For 'own', each worker's own model, they are means over workers, and
+    `test_accuracy_own_std` is the headline metric's standard deviation. If BatchNorm's statistics are
+    recalibrated, `test_accuracy_x_running` and so on are the values with the running statistics. Every
+    example counts exactly once. The function raises DivergedError if a loss is not finite.
     """
     steps, workers = experiment.steps, experiment.workers
 
@@ -61,14 +58,29 @@ def make_evaluate(experiment: Experiment) -> Callable[[TrainState, int], dict[st
         return {name: x.reshape(-1) for name, x in summed.items()}
 
     num_batches = experiment.config.recalibrate_batches
-    recalibrated = _make_recalibrated(steps, experiment.train_batches, num_batches)
+    statistics = {own: steps.batch_statistics(own_params=own) for own in (False, True)} if num_batches else {}
+
+    def recalibrated(state: TrainState, points: dict[str, dict]) -> dict[str, dict]:
+        """The points with BatchNorm's statistics of the next training batches.
+
+        The running ones come from the detached points of past steps; at high ratios, y has moved away.
+        """
+        totals: dict[str, Any] = {}
+        for batch in itertools.islice(experiment.train_batches(int(state.step)), num_batches):
+            placed = workers.place(batch)
+            for point, variables in points.items():
+                measured = workers.settled(statistics[point == 'own'](state, variables['params'], placed))
+                total = totals.get(point)
+                totals[point] = measured if total is None else jax.tree.map(jnp.add, total, measured)
+        means = {point: jax.tree.map(lambda s: s / num_batches, total) for point, total in totals.items()}
+        return {point: variables | {'batch_stats': means[point]} for point, variables in points.items()}
 
     def evaluate(state: TrainState, step: int) -> dict[str, Any]:
         record: dict[str, Any] = {'step': step}
         points, own = workers.settled(steps.outputs(state))
         batch_stats = points['x']['batch_stats']
         points |= {point: {'params': params, 'batch_stats': batch_stats} for point, params in own.items()}
-        for point, variables in recalibrated(state, points).items():
+        for point, variables in (recalibrated(state, points) if num_batches else points).items():
             for split in experiment.evaluated:
                 total = sums(split, point, variables)
                 check_finite(step, split, total)
@@ -97,31 +109,3 @@ def figures_of(
         headline = task.headline.name
         figures[f'{split}_{headline}_{name}_std'] = np.std(metrics[headline])
     return {key: float(value) for key, value in figures.items()}
-
-
-def _make_recalibrated(
-    steps: Steps, train_batches: Callable[[int], Iterator[dict]], num_batches: int
-) -> Callable[[TrainState, dict], dict]:
-    """Returns a function that recalibrates the BatchNorm statistics at each point of a state.
-
-    The running statistics come from the detached points of past steps; at high ratios, y has moved away from
-    those. The new ones are means over the next `num_batches` training batches.
-    """
-    if not num_batches:
-        return lambda state, points: points
-    workers = steps.workers
-    shared, own = (steps.batch_statistics(own_params=each) for each in (False, True))
-
-    def recalibrated(state: TrainState, points: dict[str, dict]) -> dict[str, dict]:
-        totals: dict[str, Any] = {}
-        for batch in itertools.islice(train_batches(int(state.step)), num_batches):
-            placed = workers.place(batch)
-            for point, variables in points.items():
-                measure = own if point == 'own' else shared
-                measured = workers.settled(measure(state, variables['params'], placed))
-                total = totals.get(point)
-                totals[point] = measured if total is None else jax.tree.map(jnp.add, total, measured)
-        means = {point: jax.tree.map(lambda s: s / num_batches, total) for point, total in totals.items()}
-        return {point: variables | {'batch_stats': means[point]} for point, variables in points.items()}
-
-    return recalibrated

@@ -14,8 +14,9 @@ from def_jax import message_size
 from def_jax.baselines import methods
 from def_jax.traffic import Message, traffic
 from def_jax.trainer.checkpointing.regrouping import Layout
-from def_jax.trainer.configuration.methods import complete, find_method
 from def_jax.trainer.configuration.parts import (
+    complete,
+    find_method,
     make_compressor,
     make_dataset,
     make_optimizer,
@@ -25,10 +26,9 @@ from def_jax.trainer.configuration.parts import (
 from def_jax.trainer.configuration.rules import check, of_keys
 from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset, Split
-from def_jax.trainer.measure import Measure
 from def_jax.trainer.state import TrainState, per_worker
 from def_jax.trainer.steps import Steps
-from def_jax.trainer.tasks.base import Task
+from def_jax.trainer.tasks.base import Measure, Task
 from def_jax.trainer.workers import Workers, make_workers
 
 __all__ = ['EXAMPLES_PER_DEVICE', 'Communication', 'Experiment', 'build']
@@ -41,10 +41,8 @@ _TITLES = {'adamw': 'AdamW', 'lion': 'Lion', 'muon': 'Muon'}
 class Communication:
     """What one worker passes to the all-reduce in training; dense vectors are float32.
 
-    A message in few bits is reduced and gathered like one of an all-reduce, by two collectives, and counts
-    once, with its units and padding. A worker of several devices passes what these do together: a vector that
-    all hold counts for each. Evaluations are not included: the mean residual, d, for y, and BatchNorm's
-    statistics.
+    A message in few bits is reduced and gathered by two collectives, and counts once, with its units and
+    padding. A vector that all devices of a worker hold counts for each. Evaluations are not included.
     """
 
     num_params: int  # d
@@ -99,12 +97,11 @@ class Experiment:
     @property
     def title(self) -> str:
         """The method's, with the optimizer unless that is SGD: 'DEF', 'DEF with AdamW', 'dense AdamW'."""
-        name = self.config.optimizer
-        if name == 'sgd':
-            return self.method.title
+        name, method = self.config.optimizer, self.method.title
         optimizer = _TITLES.get(name, name.rpartition(':')[2])
-        dense = self.method.kind == 'dense'
-        return f'dense {optimizer}' if dense else f'{self.method.title} with {optimizer}'
+        if name == 'sgd':
+            return method
+        return f'dense {optimizer}' if self.method.kind == 'dense' else f'{method} with {optimizer}'
 
     @property
     def answers(self) -> dict[methods.Point, str]:
@@ -149,8 +146,7 @@ class Experiment:
     ) -> Iterator[dict[str, np.ndarray]]:
         """One pass over a split of `evaluated`: arrays [rows, examples, ...] of this process, with a mask.
 
-        With `whole`, arrays [1, examples, ...] for workers that each see all of a batch. The default of
-        `examples_per_device` is `EXAMPLES_PER_DEVICE`.
+        With `whole`, arrays [1, examples, ...] for workers that each see all of a batch.
         """
         rows = 1 if whole else len(self.workers.heads)
         return self.evaluated[split].test_batches(
@@ -230,9 +226,7 @@ class Experiment:
 def build(config: ml_collections.ConfigDict) -> Experiment:
     """Checks the configuration, finds the devices, loads the data and builds the optimizer.
 
-    Raises:
-        ValueError: if the configuration cannot be run.
-        FileNotFoundError: if the data set is not prepared and cannot be downloaded.
+    Raises ValueError if it cannot be run, and FileNotFoundError if the data set cannot be had.
     """
     check(config)
     config = complete(config)
@@ -246,7 +240,12 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         dataset = make_dataset(config)
         steps_per_epoch = order.steps_per_epoch(len(dataset.train), config.batch_size)
         task = make_task(config, dataset)
-        num_steps = _num_steps(config, steps_per_epoch)
+        num_steps = config.num_steps or steps_per_epoch * config.num_epochs
+        if num_steps >= 2**31:
+            raise ValueError(
+                f'num_epochs={config.num_epochs} or num_steps={config.num_steps} gives {num_steps} steps; as '
+                'they are counted in 32 bits, there must be fewer than 2**31.'
+            )
         schedule = make_schedule(config, num_steps)
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
@@ -259,13 +258,3 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
     )
-
-
-def _num_steps(config, steps_per_epoch: int) -> int:
-    num_steps = config.num_steps or steps_per_epoch * config.num_epochs
-    if num_steps >= 2**31:
-        raise ValueError(
-            f'num_epochs={config.num_epochs} or num_steps={config.num_steps} gives {num_steps} steps, but '
-            'they are counted in 32 bits: there must be fewer than 2**31.'
-        )
-    return num_steps

@@ -1,7 +1,6 @@
 """The training loop: train, evaluate x and y, checkpoint, report; the same for every method."""
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +68,7 @@ def train_and_evaluate(
             )
         task_check.check(experiment)  # before anything is written
         _check_data(experiment)
-        console = console or console_lib.process_console()
+        console = console or rich.console.Console(quiet=not processes.is_first())
         run = _claimed(folder, config)
         lock = workdir.locked(run) if processes.is_first() else contextlib.nullcontext()
         # Until here nothing is lost by stopping at once.
@@ -82,7 +81,7 @@ def train_and_evaluate(
             processes.barrier('the result is written')
             result = processes.retry_until_visible(lambda: results.read(run) or {})
             if processes.is_first():
-                console_lib.show_result(console, result)
+                console_lib.show_result(console, result, experiment.measure)
                 files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
                 console.print(f'written to {run}: {files}', highlight=False, soft_wrap=True)
             return result
@@ -90,15 +89,10 @@ def train_and_evaluate(
 
 def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Path:
     """The run's folder: the first process creates it, and the others find it, with the same configuration."""
-    if processes.is_first():
-        run = workdir.claim(folder, config, other_workers=True)
+    first = processes.is_first()
+    run = workdir.claim(folder, config, other_workers=True) if first else Path(folder)
     processes.barrier('the folder is claimed')
-    processes.retry_until_visible(functools.partial(workdir.is_claimed, folder))
-    if not processes.is_first():
-        if config.elastic:  # nobody waits for a newcomer
-            workdir.wait_for_claim(folder)
-        run = workdir.claim(folder, config, other_workers=True, exists=True)
-    return run
+    return run if first else workdir.claim(folder, config, other_workers=True, exists=True)
 
 
 def _check_data(experiment: Experiment) -> None:
@@ -261,7 +255,7 @@ class _Run:
 
     def _save(self, state: TrainState, *, wait: bool = False) -> None:
         self._checkpoints.save(state, self._log.seal())
-        if processes.is_first() and self._checkpoints.is_in_place():
+        if processes.is_first():
             workdir.record(self._folder, self._experiment.config)  # no start takes a checkpoint without it
         if wait:
             self._checkpoints.wait()
@@ -274,7 +268,7 @@ class _Run:
         experiment, folder, records = self._experiment, self._folder, self._log.records
         # A run that had already finished keeps its result, which names the machine and commit it ran on.
         result = results.read(folder) if self._start == experiment.num_steps else None
-        if result is None or result['status'] != 'finished':
+        if result is None or result.get('status') != 'finished':
             result = results.write(folder, experiment, self._log, sample=sample)
         title, answers = result['title'], result['answers']
         plots.plot_curves(folder / 'curves.png', records, title, answers, experiment.measure)

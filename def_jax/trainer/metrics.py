@@ -1,14 +1,14 @@
 """Metrics of a run as they are measured: metrics.jsonl, one record per line, and TensorBoard scalars."""
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import tensorboardX
 from tensorboardX.proto import event_pb2, summary_pb2
@@ -27,8 +27,8 @@ class MetricLog:
     """Appends records to `metrics.jsonl` and to TensorBoard.
 
     A resumed run truncates the file to the part sealed by its checkpoint and the evaluation of that step,
-    which follows it, so the final file is the same as without the interruption. If `metrics.jsonl` is
-    deleted, replaced or cut during the run, the next seal writes it again.
+    which follows it, so the final file is the same as without the interruption. Raises ValueError if a sealed
+    record is missing or was changed, or if a file cannot be written.
 
     Args:
         workdir: the run's folder.
@@ -36,9 +36,6 @@ class MetricLog:
         seal: the checkpoint's seal; None for a new run.
         evaluated: a figure that only the record of an evaluation has.
         writes: whether to write; if not, as in all processes but the first, records are only kept in memory.
-
-    Raises:
-        ValueError: if a sealed record is missing or was changed, or if a file cannot be written.
     """
 
     def __init__(
@@ -50,51 +47,35 @@ class MetricLog:
         evaluated: str = '',
         writes: bool = True,
     ):
-        self._path, self._evaluated = workdir / 'metrics.jsonl', evaluated
-        self._content = bytearray(_sealed(self._path, seal, resume_step) if seal else b'')
-        self.records: list[dict[str, Any]] = _records(self._content)
-        if seal:
-            self._take_evaluation(resume_step)
-        self._writes = writes
-        if not writes:
-            return
-        try:
-            # Relative to the open folder, which may be renamed.
-            self._folder = os.open(workdir, os.O_RDONLY)
-            self._file = self._open('ab')
-            self._file.truncate(len(self._content))
-            self._board = _Board(workdir / 'tensorboard', resume_step + 1)
-        except OSError as error:
-            raise _unwritable(self._path, error) from error
+        self._path, self._evaluated, self._writes = workdir / 'metrics.jsonl', evaluated, writes
+        content = self._sealed(seal, resume_step) if seal else b''
+        self.records = _records(content)
+        self._size, self._digest = len(content), hashlib.sha256(content)
+        if writes:
+            with self._reporting():
+                self._file = self._path.open('ab')
+                self._file.truncate(self._size)
+                self._board = _Board(workdir / 'tensorboard', resume_step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends one record; raises ValueError if it cannot be written, e.g. on a full disk."""
         self.records.append(record)
-        if not self._writes:
-            return
-        line = json.dumps(record).encode() + b'\n'
-        try:
-            self._file.write(line)
-            self._file.flush()
-            self._board.write(record)
-        except OSError as error:
-            raise self._failed(error) from error
-        self._content += line
+        if self._writes:
+            line = json.dumps(record).encode() + b'\n'
+            with self._reporting():
+                self._file.write(line)
+                self._file.flush()
+                self._board.write(record)
+            self._size += len(line)
+            self._digest.update(line)
 
     def seal(self) -> Seal | None:
         """Makes all records survive a power cut; returns the seal to store in a checkpoint."""
         if not self._writes:
             return None
-        try:
-            if not self._is_in_place():
-                self._file.close()
-                self._file = self._open('wb')
-                self._file.write(self._content)
-                self._file.flush()
+        with self._reporting():
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise self._failed(error) from error
-        return Seal(len(self._content), hashlib.sha256(self._content).hexdigest())
+        return Seal(self._size, self._digest.hexdigest())
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the evaluation after `step` steps is on record."""
@@ -102,9 +83,8 @@ class MetricLog:
 
     def pending(self, step: int) -> list[dict[str, Any]]:
         """What a run interrupted after `step` steps had measured but not yet recorded."""
-        return next(
-            (r['pending'] for r in reversed(self.records) if 'pending' in r and r['step'] == step), []
-        )
+        found = (r['pending'] for r in reversed(self.records) if 'pending' in r and r['step'] == step)
+        return next(found, [])
 
     def last(self, name: str) -> float:
         """The latest value of `name` in any record; 0 if there is none."""
@@ -112,48 +92,45 @@ class MetricLog:
 
     def close(self) -> None:
         """Closes the files; raises ValueError if the last events cannot be written."""
-        if not self._writes:
-            return
+        if self._writes:
+            with self._reporting():
+                self._file.close()
+                self._board.close()
+            self._writes = False
+
+    def _sealed(self, seal: Seal, step: int) -> bytes:
+        """The sealed bytes, and the next line if it is complete and the evaluation of this step."""
         try:
-            self._file.close()
-            self._board.close()
+            with self._path.open('rb') as file:
+                content, line = file.read(seal.size), file.readline()
+            problem = '' if len(content) == seal.size else f'ends after {len(content)} of {seal.size} bytes'
+            if not problem and hashlib.sha256(content).hexdigest() != seal.checksum:
+                problem = 'was changed'
         except OSError as error:
-            raise self._failed(error) from error
-        self._writes = False
-        os.close(self._folder)
+            problem = f'cannot be read ({error.strerror or error})'
+        if problem:
+            raise ValueError(
+                f'{self._path} {problem}, so records before the checkpoint of step {step} are lost. Restore '
+                'that file, or choose another --workdir to start from scratch.'
+            )
+        follows = any(record['step'] == step and self._evaluated in record for record in _records(line))
+        return content + line if follows and line.endswith(b'\n') else content
 
-    def _take_evaluation(self, step: int) -> None:
-        """Keeps the first record after the seal if it is complete and that of the evaluation of this step."""
-        with self._path.open('rb') as file:
-            file.seek(len(self._content))
-            line = file.readline()
-        for record in _records(line):
-            if line.endswith(b'\n') and record['step'] == step and self._evaluated in record:
-                self._content += line
-                self.records.append(record)
-
-    def _open(self, mode: str) -> BinaryIO:
-        return open(self._path.name, mode, opener=functools.partial(os.open, dir_fd=self._folder))  # type: ignore[return-value]
-
-    def _is_in_place(self) -> bool:
-        """Whether the file's name still leads to what was written, or the whole folder was deleted."""
-        if not os.fstat(self._folder).st_nlink:
-            return True
-        ours = os.fstat(self._file.fileno())
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Within the block, an error of the file system stops the writing and becomes a ValueError."""
         try:
-            found = os.stat(self._path.name, dir_fd=self._folder)
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(ours, found) and found.st_size == len(self._content)
-
-    def _failed(self, error: OSError) -> ValueError:
-        """Stops writing and returns the error to raise."""
-        self._writes = False
-        for file in (self._file, self._board):
-            with contextlib.suppress(OSError):
-                file.close()
-        os.close(self._folder)
-        return _unwritable(self._path, error)
+            yield
+        except OSError as error:
+            self._writes = False
+            for opened in ('_file', '_board'):
+                with contextlib.suppress(OSError, AttributeError):
+                    getattr(self, opened).close()
+            raise ValueError(
+                f'{self._path} or the tensorboard folder beside it cannot be written '
+                f'({error.strerror or error}). Checkpoints are kept; free some space or fix the permissions, '
+                'then run the same command again to resume.'
+            ) from error
 
 
 class _Board:
@@ -166,6 +143,7 @@ class _Board:
         folder.mkdir(exist_ok=True)
         name = f'events.out.tfevents.{time.time_ns() / 1e9:.6f}.{socket.gethostname()}'
         self._writer = tensorboardX.RecordWriter(str(folder / name))
+        self.close = self._writer.close
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # hides later steps of earlier files
         self._write(purge_step, file_version='brain.Event:2')
         self._write(purge_step, session_log=start)
@@ -174,9 +152,6 @@ class _Board:
         shown = {name: value for name, value in record.items() if name not in ('step', 'pending')}
         values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in shown.items()]
         self._write(record['step'], summary=summary_pb2.Summary(value=values))
-
-    def close(self) -> None:
-        self._writer.close()
 
     def _write(self, step: int, **content: Any) -> None:
         event = event_pb2.Event(wall_time=time.time(), step=step, **content)
@@ -189,42 +164,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     return _records(path.read_bytes()) if path.exists() else []
 
 
-def _records(content: bytes | bytearray) -> list[dict[str, Any]]:
+def _records(content: bytes) -> list[dict[str, Any]]:
     records = []
     for line in content.splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and isinstance(record.get('step'), int):
-            records.append(record)
-    return records
-
-
-def _sealed(path: Path, seal: Seal, step: int) -> bytes:
-    """The sealed bytes; raises ValueError if they are missing or were changed."""
-    try:
-        with path.open('rb') as file:
-            content = file.read(seal.size)
-    except OSError as error:
-        raise _lost(path, f'cannot be read ({error.strerror or error})', step) from error
-    if len(content) < seal.size:
-        raise _lost(path, f'ends after {len(content)} of {seal.size} bytes', step)
-    if hashlib.sha256(content).hexdigest() != seal.checksum:
-        raise _lost(path, 'was changed', step)
-    return content
-
-
-def _lost(path: Path, what: str, step: int) -> ValueError:
-    return ValueError(
-        f'{path} {what}, so records before the checkpoint of step {step} are lost. Restore that file, '
-        'or choose another --workdir to start from scratch.'
-    )
-
-
-def _unwritable(path: Path, error: OSError) -> ValueError:
-    return ValueError(
-        f'{path} or the tensorboard folder beside it cannot be written ({error.strerror or error}). '
-        'Checkpoints are kept; free some space or fix the permissions, then run the same command again to '
-        'resume.'
-    )
+        with contextlib.suppress(ValueError, RecursionError):
+            records.append(json.loads(line))
+    return [r for r in records if isinstance(r, dict) and isinstance(r.get('step'), int)]

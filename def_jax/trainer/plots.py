@@ -1,23 +1,14 @@
-"""Plots over seeds: learning curves, and quantities from the convergence analysis."""
+"""The pictures of a run: learning curves, and quantities from the convergence analysis."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from def_jax.tools import pictures
 from def_jax.trainer.console import point_name
-from def_jax.trainer.measure import Measure
+from def_jax.trainer.tasks.base import Measure
 
-__all__ = [
-    'draw_diagnostics',
-    'draw_loss',
-    'draw_measure',
-    'loss_axis',
-    'measure_axis',
-    'plot_curves',
-    'plot_diagnostics',
-]
+__all__ = ['plot_curves', 'plot_diagnostics']
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -31,80 +22,53 @@ _DIAGNOSTICS = {
 
 
 def plot_curves(
-    path: Path, records: list[dict[str, Any]], title: str, answers: dict[str, str], measure: Measure
+    path: Path, records: Records, title: str, answers: Mapping[str, str], measure: Measure
 ) -> None:
-    """Plots the headline metric and the training loss of a run; `answers` has the title for each point."""
+    """Plots the headline metric and the training loss of a run; `answers` has the title for each point.
+
+    Shares of which more is better are drawn as errors, and what falls towards zero on a logarithmic axis.
+    """
+    metric = measure.metric
+    as_error = metric.percent and metric.greater_is_better
+    scale = 100 if metric.percent else 1
     with pictures.panels(path, 1, 2, title) as ((error, loss),):
-        draw_loss(loss, [[record for record in records if 'loss' in record]], 'loss', color='black')
-        loss_axis(loss)
-        tests = [record for record in records if measure.key('x') in record]
+        _draw(loss, records, 'loss', 'epoch', color='black')
+        loss.set(xlabel='epoch', ylabel='training loss')
+        pictures.log_y(loss)
         for point in ('x', 'y', 'own'):
-            if tests and measure.key(point) in tests[0]:
-                color = pictures.color_of(answers.get(point, ''))
-                draw_measure(error, [tests], measure, point, color=color, label=point_name(point, answers))
-        measure_axis(error, measure)
+            key = measure.key(point)
+            drawn = [{**r, key: scale * (1 - r[key] if as_error else r[key])} for r in records if key in r]
+            if drawn:
+                style = {
+                    'color': pictures.color_of(answers.get(point, '')),
+                    'label': point_name(point, answers),
+                }
+                _draw(error, drawn, key, 'epoch', **style)
+        name = f'{measure.split} error' if as_error else measure.title
+        error.set(xlabel='epoch', ylabel=f'{name}, %' if metric.percent else name)
+        if as_error or not metric.greater_is_better:
+            pictures.log_y(error)
         if error.lines:
             error.legend()
 
 
-def draw_measure(
-    axes: Any, seeds: Sequence[Records], measure: Measure, point: str, x: str = 'epoch', **style: Any
-) -> None:
-    """Draws the headline metric at a point, averaged over seeds; `seeds` holds records of evaluations."""
-    key = measure.key(point)
-    values = [[measure.drawn(measure.shown(record[key])) for record in at] for at in _by_step(seeds)]
-    pictures.draw_band(axes, [record[x] for record in seeds[0]], values, **style)
-
-
-def measure_axis(axes: Any, measure: Measure, x: str = 'epoch') -> None:
-    """Labels the axes of `draw_measure`; what falls towards zero has a logarithmic axis."""
-    axes.set(xlabel=x, ylabel=measure.axis)
-    if measure.logarithmic:
-        pictures.log_y(axes)
-
-
-def draw_loss(axes: Any, seeds: Sequence[Records], key: str = 'train_loss', **style: Any) -> None:
-    """Draws the training loss, averaged over seeds."""
-    losses = [[record[key] for record in at] for at in _by_step(seeds)]
-    pictures.draw_band(axes, [record['epoch'] for record in seeds[0]], losses, **style)
-
-
-def loss_axis(axes: Any) -> None:
-    """Labels the axes of `draw_loss`; the loss axis is logarithmic."""
-    axes.set(xlabel='epoch', ylabel='training loss')
-    pictures.log_y(axes)
-
-
-def _by_step(seeds: Sequence[Records]) -> Iterator[tuple[Mapping[str, Any], ...]]:
-    """For each step that all seeds have reached, their records."""
-    return zip(*seeds, strict=False)
-
-
-def plot_diagnostics(path: Path, records: list[dict[str, Any]], title: str) -> None:
+def plot_diagnostics(path: Path, records: Records, title: str) -> None:
     """Plots σ² and M²; for error feedback also residual norms, the distance of Eq. 9 and the optimal λ."""
-    measured = [record for record in records if 'variance' in record]
-    draw_diagnostics(path, title, [([measured], {'color': pictures.COLORS['DEF']})])
-
-
-def draw_diagnostics(path: Path, title: str, settings: Sequence[tuple[Sequence[Records], dict]]) -> None:
-    """Like `plot_diagnostics`, for settings that are each averaged over seeds.
-
-    `settings` has the diagnostics of every seed, at the same steps, and a line style with or without a label.
-    """
-    known = {name for seeds, _ in settings for name in seeds[0][-1]}
-    drawn = {label: pair for label, pair in _DIAGNOSTICS.items() if known >= set(pair)}
+    records = [record for record in records if 'variance' in record]
+    drawn = {label: keys for label, keys in _DIAGNOSTICS.items() if records[-1].keys() >= {*keys}}
     with pictures.panels(path, -(-len(drawn) // 2), 2, title) as grid:
-        for axes, (label, pair) in zip(grid.flat, drawn.items(), strict=False):
-            for seeds, style in settings:
-                for name, dashes in zip(pair, ('-', (0, (2, 1))), strict=True):
-                    look = style | {'linestyle': dashes, 'linewidth': 0.9}
-                    values = [[record.get(name, math.nan) for record in at] for at in _by_step(seeds)]
-                    pictures.draw_band(axes, [record['step'] for record in seeds[0]], values, **look)
+        for axes, (label, keys) in zip(grid.flat, drawn.items(), strict=False):
+            for key, dashes in zip(keys, ('-', (0, (2, 1))), strict=True):
+                color = pictures.COLORS['DEF']
+                _draw(axes, records, key, 'step', color=color, linestyle=dashes, linewidth=0.9)
             axes.set(xlabel='step', ylabel=label)
             if 'λ' not in label:
                 pictures.log_y(axes)
-        if any(style.get('label') for _, style in settings):
-            handles, labels = grid[0, 0].get_legend_handles_labels()
-            grid[0, 0].legend(handles[::2], labels[::2])
         for axes in grid.flat[len(drawn) :]:
             axes.set_visible(False)
+
+
+def _draw(axes: Any, records: Records, key: str, x: str, **style: Any) -> None:
+    found = [record for record in records if key in record]
+    values = [[record[key]] for record in found]
+    pictures.draw_band(axes, [record[x] for record in found], values, **style)

@@ -12,25 +12,12 @@ import jax
 import def_jax
 from def_jax.trainer.checkpointing.workdir import write_json
 from def_jax.trainer.experiment import Experiment
-from def_jax.trainer.measure import Measure
 from def_jax.trainer.metrics import MetricLog
+from def_jax.trainer.tasks.base import Measure
 
-__all__ = ['is_whole', 'read', 'write']
+__all__ = ['read', 'write']
 
 _SPLITS = ('test_', 'validation_', 'train_')  # how the names of metrics begin
-
-# What tables and plots read from a result, whichever version of the trainer wrote it.
-_PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
-    'title': (str, ()),
-    'points': (list, ()),
-    'answers': (dict, ()),
-    'status': (str, ()),
-    'metrics': (dict, ('train_loss',)),
-    'communication': (dict, ('true_ratio', 'visits_per_block', 'megabytes_sent')),
-    'curve': (list, ()),
-    'config': (dict, ('method', 'ratio', 'seed', 'dataset', 'fake_devices', 'learning_rate')),
-    'environment': (dict, ('python', 'packages', 'device', 'num_devices', 'commit')),
-}
 
 
 def write(
@@ -60,8 +47,7 @@ def write(
         'title': title,
         'points': list(experiment.method.points),
         'answers': experiment.answers,
-        'measure': measure.to_json(),
-        'guessing_loss': experiment.task.guessing_loss,
+        'measure': {'split': measure.split, 'metric': measure.metric.name},
         'status': 'diverged' if diverged else 'finished',
         'diverged': {'step': diverged.step, 'worker': diverged.worker} if diverged else None,
         'metrics': final
@@ -98,24 +84,7 @@ def read(run: Path) -> dict[str, Any] | None:
         result = json.loads((run / 'result.json').read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError):
         return None
-    return result if is_whole(result) else None
-
-
-def is_whole(result: Any) -> bool:
-    """Whether `result` has everything that tables and plots read from a result.json."""
-    try:
-        parts = all(
-            isinstance(result[part], kind) and all(name in result[part] for name in names)
-            for part, (kind, names) in _PARTS.items()
-        )
-        sent = [result['communication'][name] for name in _PARTS['communication'][1]]
-        measure = Measure.of(result)
-        points = [result['metrics'].get(measure.key(point)) for point in result['points']]
-        measured = [*points, result['metrics']['train_loss']] if result['status'] == 'finished' else []
-        packages = isinstance(result['environment']['packages'], dict)
-        return parts and packages and all(isinstance(figure, (int, float)) for figure in sent + measured)
-    except (LookupError, TypeError, AttributeError):
-        return False
+    return result if isinstance(result, dict) else None
 
 
 def _curve(log: MetricLog, measure: Measure) -> list[dict[str, Any]]:

@@ -29,12 +29,8 @@ class Steps:
     """The compiled steps of a run; each is made when it is first asked for.
 
     Attributes:
-        task: the loss, the metrics and the first variables.
-        optimizer: it contains the link.
-        workers: on which the steps run.
         is_per_worker: which parts of the state are per-worker, see `per_worker`.
         seed: of the first parameters and of augmentation.
-        points: those of the method.
         detaches: whether gradients are taken at the detached point.
         accumulate: the parts of its batch of which a worker takes gradients in turn.
         skips: whether all workers skip a step in which a loss or an update is not finite.
@@ -71,9 +67,9 @@ class Steps:
     def train(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The train step of Algorithm 1, lines 4 to 10; it donates the state.
 
-        The step maps a state and a batch (arrays [K, b, ...]) to the new state and each worker's metrics: the
-        loss and those of the task at the detached point, float32 [K], and with `skips` also taken, bool [K],
-        False if all workers skipped the step. With virtual workers, [K] becomes [devices, virtual workers].
+        It maps a state and a batch (arrays [K, b, ...]) to the new state and each worker's metrics at the
+        detached point, float32 [K], and with `skips` also `taken`, bool [K]. With virtual workers, [K] is
+        [devices, virtual workers].
         """
 
         def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
@@ -97,10 +93,10 @@ class Steps:
 
     @functools.cached_property
     def diagnose(self) -> Callable[[TrainState, dict], tuple[dict, dict]]:
-        """A function from a state and a training batch to the quantities of `def_jax.diagnostics`.
+        """A function from a state and a training batch to the quantities of `def_jax.diagnostics`, at x.
 
-        The first of its two dicts holds those common to all workers, float32 []; the second holds each
-        worker's own, `detach_optimum_own`, float32 [K]. Gradients are taken at x, on the batch.
+        The first of its two dicts holds those common to all workers, float32 []; the second
+        `detach_optimum_own`, float32 [K].
         """
         axis_name = self.workers.axis_name
 
@@ -117,12 +113,10 @@ class Steps:
 
     @functools.cached_property
     def outputs(self) -> Callable[[TrainState], tuple[dict, dict]]:
-        """A function from a state to the variables at each of the method's points.
+        """A function from a state to the variables at 'x' and 'y', and to the parameters at 'own', [K, ...].
 
-        The first of its two dicts holds the variables at 'x' and 'y'; the second, with the worker axis, the
-        parameters at 'own', each worker's own model. BatchNorm's running statistics do not affect training
-        and are updated linearly, so averaging them over workers here equals averaging them at every step,
-        without the traffic.
+        BatchNorm's running statistics do not affect training and are updated linearly, so averaging them over
+        workers here equals averaging them at every step, without the traffic.
         """
         axis_name = self.workers.axis_name
 
@@ -140,8 +134,8 @@ class Steps:
     def batch_statistics(self, *, own_params: bool = False) -> Callable[[TrainState, PyTree, dict], PyTree]:
         """A function from a state, parameters and a training batch to the batch's BatchNorm statistics.
 
-        The batch is augmented as in training, each worker normalises its own share, and the statistics are
-        averaged over workers. With `own_params`, the parameters have the worker axis.
+        Each worker normalises its own share, and the statistics are averaged. With `own_params`, the
+        parameters have the worker axis.
         """
 
         def measured(params: PyTree, batch_stats: PyTree, batch: dict, key: jax.Array) -> PyTree:
@@ -163,11 +157,7 @@ class Steps:
 
     @functools.cached_property
     def test_sums(self) -> Callable[[dict, dict], dict]:
-        """A function from variables and a test batch to sums over its examples on all devices.
-
-        The batch has arrays [D, b, ...] and mask [D, b], 0 on padding, for D devices, or workers of several
-        devices; the sums are those of `Task.test_sums`, float32 [].
-        """
+        """A function from variables and a test batch, arrays [D, b, ...] for D devices, to sums over it."""
 
         def sums(variables: PyTree, batch: dict) -> dict:
             return psum(self.task.test_sums(variables, batch), AXIS)
@@ -176,10 +166,7 @@ class Steps:
 
     @functools.cached_property
     def own_test_sums(self) -> Callable[[dict, dict], dict]:
-        """Like `test_sums`, for variables with the worker axis: each worker's model sees the whole batch.
-
-        The batch has arrays [b, ...]; the sums are float32 [K].
-        """
+        """Like `test_sums`, for variables with the worker axis and a batch that each sees; sums are [K]."""
         is_per_worker = {'params': True, 'batch_stats': False}
         return self.workers.map(self.workers.one_worker(self.task.test_sums), (is_per_worker, False), True)
 

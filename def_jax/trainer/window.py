@@ -17,21 +17,22 @@ __all__ = ['Window']
 class Window:
     """The training metrics since the last record, kept on the devices until the next record is due."""
 
+    _pending: list[dict[str, Any]]
+
     def __init__(self, experiment: Experiment, log: MetricLog, start: int):
         self._experiment, self._log = experiment, log
         self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
-        self._pending: list[dict[str, Any]] = []
         self._end: int | None = None
         self.restart()
         # Values left by an interruption: float32, exact in JSON. With another number of workers they cannot
         # enter the mean.
-        own = experiment.config.num_workers
-        self._pending = [values for values in log.pending(start) if np.size(values['loss']) == own]
+        count = experiment.config.num_workers
+        self._pending = [values for values in log.pending(start) if np.size(values['loss']) == count]
         self._carried = len(self._pending)
 
     def restart(self) -> None:
         self._pending = []
-        self._carried = 0  # how many of them an earlier process measured
+        self._carried = 0  # how many of them an earlier process measured, of all workers
         self._started = time.perf_counter()
 
     def add(self, measured: dict[str, Any]) -> None:
@@ -61,25 +62,25 @@ class Window:
         if self._end is None:
             return None
         done, self._end = self._end, None
-        losses, taken = self._finite_losses(done)
-        counted = taken if taken.any() else ~taken
-        dataset = self._experiment.dataset
-        units = (len(losses) - self._carried) * self._experiment.config.batch_size * dataset.units_per_example
+        losses, taken, counted = self._finite_losses(done)
+        config, dataset = self._experiment.config, self._experiment.dataset
+        units = (len(losses) - self._carried) * config.batch_size * dataset.units_per_example
+        figures = [name for name in self._pending[0] if name not in ('loss', 'taken')]  # the task's own
         record = {
             'step': done,
             'loss': float(losses[counted].mean()),
-            **{name: float(self._values(name).mean()) for name in self._figures()},
+            **{name: float(self._values(name).mean()) for name in figures},
             'learning_rate': float(self._experiment.schedule(done - 1)),
             f'{dataset.unit}_per_second': units / (time.perf_counter() - self._started),
         } | self.position(done)
-        if self._experiment.config.skip_nonfinite:
+        if config.skip_nonfinite:
             record['skipped'] = int((~taken).sum())
         self._log.write(record)
         self.restart()
         return record
 
-    def _finite_losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pending losses, float32 [steps, K], and which steps were taken, bool [steps].
+    def _finite_losses(self, done: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pending losses, float32 [steps, K]; which steps were taken, and which count, bool [steps].
 
         Raises DivergedError if the loss of a taken step is not finite or, if all were skipped, of any step.
         """
@@ -90,23 +91,16 @@ class Window:
         if bad.size:
             row, worker = (int(i) for i in bad[0])
             raise DivergedError(done - len(losses) + row, worker, float(losses[row, worker]))
-        return losses, taken
-
-    def _figures(self) -> list[str]:
-        """The task's own metrics of the training batches."""
-        return [name for name in self._pending[0] if name not in ('loss', 'taken')]
+        return losses, taken, counted
 
     def _values(self, name: str) -> np.ndarray:
-        """Float32 [steps, K]. Carried-over values are from all workers, new ones from this process's."""
-        carried, measured = self._pending[: self._carried], self._pending[self._carried :]
-        rows = [np.asarray(values[name], np.float32).reshape(-1) for values in carried]
-        if measured:
-            own = np.stack([self._local(values[name]) for values in measured], axis=1)
-            every = processes.gather(own, self._experiment.workers.heads)  # [rows, steps, ...]
+        """Of all workers and steps, float32 [steps, K]."""
+        rows = [self._local(values[name]).reshape(-1) for values in self._pending[: self._carried]]
+        if measured := [self._local(values[name]) for values in self._pending[self._carried :]]:
+            every = processes.gather(np.stack(measured, axis=1), self._experiment.workers.heads)
             rows.extend(np.moveaxis(every, 1, 0).reshape(len(measured), -1))
         return np.stack(rows) if rows else np.zeros((0, 1), np.float32)
 
     def _local(self, x: Any) -> np.ndarray:
-        """This process's rows of a metric; carried-over values are from all workers, and lists."""
-        local = self._experiment.workers.local(x) if isinstance(x, jax.Array) else x
-        return np.asarray(local, np.float32)
+        """This process's rows of a metric on the devices; what was carried over is a list."""
+        return np.asarray(self._experiment.workers.local(x) if isinstance(x, jax.Array) else x, np.float32)

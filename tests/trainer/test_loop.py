@@ -182,7 +182,7 @@ def test_virtual_workers_give_the_same_trajectory(
         ({'train_examples': 2000}, r'config\.train_examples=2000 must be at most 1000'),
         ({'validation_examples': 1000}, 'config.validation_examples=1000 must be less than 1000'),
         ({'validation_examples': 801}, 'config.train_examples=200 must be at most 199'),
-        ({'num_epochs': 2**31}, r'config\.num_epochs=2147483648 or num_steps=0 gives .* steps'),
+        ({'num_epochs': 2**31 - 1}, r'config\.num_epochs=2147483647 or num_steps=0 gives .* steps'),
         ({'num_workers': 10**9, 'batch_size': 10**9}, '1000000000 fake devices .* more than this CPU'),
         ({'model': 'vgg16'}, r'images\.shape=.* multiples of 32'),
     ],

@@ -1,7 +1,6 @@
 """metrics.jsonl and TensorBoard: complete up to each checkpoint, and a full disk is an error."""
 
 import json
-import shutil
 
 import pytest
 import training_fixtures as fixtures
@@ -102,30 +101,6 @@ def test_a_sealed_record_cannot_be_lost_unseen(tmp_path, log, seals, damage, rea
     with fixtures.refused(f'metrics.jsonl {reason}, so records before .* step 9'):
         log(9, seals[9])
     assert (path.exists() and path.read_bytes()) == before
-
-
-@pytest.mark.parametrize('damage', [gone, cut, lambda path: (gone(path), path.write_bytes(b'another'))])
-def test_a_log_that_is_deleted_during_the_run_is_written_again(tmp_path, log, damage):
-    written = log()
-    written.write(record(3))
-    damage(tmp_path / 'metrics.jsonl')
-    written.write(record(5))
-    seal = written.seal()
-    assert steps_of(tmp_path) == [3, 5] == [r['step'] for r in log(5, seal).records]
-
-
-def test_a_log_is_written_again_in_its_own_folder_alone(tmp_path, log):
-    written = log()
-    written.write(record(3))
-    moved = tmp_path.with_name(f'{tmp_path.name}-moved')
-    tmp_path.rename(moved)
-    tmp_path.mkdir()
-    (moved / 'metrics.jsonl').unlink()
-    written.seal()
-    assert (steps_of(moved), list(tmp_path.iterdir())) == ([3], [])
-    shutil.rmtree(moved)
-    written.seal()  # what else the run writes reports it
-    assert not moved.exists()
 
 
 def test_what_is_no_record_is_dropped(tmp_path, log, seals):

@@ -144,7 +144,7 @@ def test_killed_and_resumed_equals_undisturbed(run, data_dir, tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'note'),
     [
-        ({'shards_per_worker': 1}, 'devices a worker: 2 before, 1 now; the state is unchanged'),
+        ({'shards_per_worker': 1}, 'devices a worker: 2 before, 1 now; blocks are cut'),
         ({'shards_per_worker': 1, 'workers_per_device': 2}, 'the same 2, now as 1 x 2 devices x virtual'),
         ({'num_workers': 4}, 'workers: 2 before, 4 now; each receives the mean'),
     ],

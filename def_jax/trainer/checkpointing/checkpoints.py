@@ -7,16 +7,14 @@ Here, orbax writes the arrays to `checkpoints/STEP.partial` while training conti
 added, and only then is the folder renamed. A kill at any moment leaves earlier checkpoints intact and at most
 one partial checkpoint, which the next save removes.
 
-orbax's CheckpointManager, with a Composite of StandardSave and a JsonSave of the leaves' checksums, was tried
-(0.12.8) and broke promises. Behind a damaged newest checkpoint, `save` declines the next steps and returns
-False. In a folder that has been renamed, it creates the old one again. The checksums must be known when a
-save starts, so that training would wait for the whole state on the host.
+Not orbax's CheckpointManager: behind a damaged newest checkpoint, its `save` declines the next steps, and
+checksums would have to be known when a save starts, so that training waited for the whole state on the host.
 
 With several processes, each writes its own rows and the first does everything else, in one shared folder.
 """
 
-import contextlib
 import os
+import re
 import shutil
 import sys
 import threading
@@ -77,7 +75,7 @@ class Checkpoints:
         """The steps of all checkpoints, including damaged ones, in ascending order."""
         if not self._folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if _is_step(path.name))
+        return sorted(int(path.name) for path in self._folder.iterdir() if re.fullmatch('[0-9]+', path.name))
 
     def check_room(self, state: TrainState) -> None:
         """Raises ValueError if the disk has no room for one more checkpoint."""
@@ -105,7 +103,7 @@ class Checkpoints:
         content = {
             'step': step,
             'workers': list(self._layout.shape_of(state)),
-            'shards': self._layout.shards,
+            'shards': self._layout.workers.devices_per_row,
             'batch_size': self._layout.batch_size,
             'settings': self._settings,
             'metrics': list(seal) if seal else None,
@@ -113,8 +111,8 @@ class Checkpoints:
         }
         self.wait()
         try:
-            if not self.is_in_place():  # otherwise orbax would create a new folder of that name
-                raise FileNotFoundError('the folder is gone')
+            if _identity(self._folder.parent) != self._identity:  # or orbax would create one of that name
+                raise FileNotFoundError('the folder is gone: rename it back')
             if processes.is_first():
                 self._remove_remains()
             self._checkpointer.save(self._partial(step) / _ARRAYS, state)  # returns once it has a copy
@@ -165,13 +163,9 @@ class Checkpoints:
         Raises ValueError if it could not be written, LostProcessError if another process lost its part.
         """
         self._join()
-        if self._newest is not None and processes.is_first() and self.is_in_place():
+        if self._newest is not None and processes.is_first():
             for old in [step for step in self.steps() if step <= self._newest][: -self._keep]:
                 shutil.rmtree(self._folder / str(old), ignore_errors=True)  # the next wait tries again
-
-    def is_in_place(self) -> bool:
-        """Whether the run's folder is still the one it started in: neither renamed nor removed."""
-        return _identity(self._folder.parent) == self._identity
 
     def close(self) -> None:
         """Waits for the last save and releases all resources."""
@@ -188,10 +182,9 @@ class Checkpoints:
             failure, self._failure, self._newest = self._failure, None, None
             if _is_loss(failure):
                 raise LostProcessError(one_line(failure)) from failure
-            remedy = 'free some space' if self.is_in_place() else 'rename the folder back'
             raise ValueError(
                 f'no checkpoint could be written to {self._folder} ({one_line(failure)}). The earlier ones '
-                f'are kept; {remedy}, then run the same command again to resume.'
+                'are kept; free space on a full disk, then run the same command again to resume.'
             ) from failure
 
     def _finish(self, step: int, content: manifest.Manifest) -> None:
@@ -218,10 +211,6 @@ class Checkpoints:
         self._failure = error
         if processes.is_first():
             shutil.rmtree(self._partial(step), ignore_errors=True)  # frees space on a full disk
-            if not self.is_in_place():
-                with contextlib.suppress(OSError):  # recreated by orbax where the folder was
-                    self._folder.rmdir()
-                    self._folder.parent.rmdir()
 
     def _read(self, path: Path, step: int, like: TrainState) -> TrainState:
         content, shapes = self._verified(path, step, like)
@@ -281,12 +270,8 @@ def _check_leaves(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises DamagedError if a checkpoint's arrays do not match those of the run."""
     for name in [*wanted, *saved]:
         if saved.get(name) != wanted.get(name):
-            there, here = (_shape(leaves.get(name)) for leaves in (saved, wanted))
+            there, here = (leaves.get(name, 'missing') for leaves in (saved, wanted))
             raise DamagedError(f'it belongs to another model or method: {name} is {there} there, {here} here')
-
-
-def _shape(leaf: list | None) -> str:
-    return 'missing' if leaf is None else f'{leaf[0]}{leaf[1]}'
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
@@ -296,7 +281,3 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _is_step(name: str) -> bool:
-    return name.isascii() and name.isdigit()

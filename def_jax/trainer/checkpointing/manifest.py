@@ -22,7 +22,6 @@ NAME = 'manifest.json'
 FORMAT = 2  # 2: adds the settings and the seal of the metrics
 
 Manifest = dict[str, Any]  # also 'format', 'version', 'shards', 'metrics' and 'checksum'
-_ENTRIES = {'step': int, 'workers': list, 'batch_size': int, 'settings': dict, 'leaves': dict, 'files': dict}
 
 
 class DamagedError(ValueError):
@@ -57,12 +56,15 @@ def read_verified(folder: Path, step: int) -> Manifest:
         if isinstance(error, DamagedError):
             raise
         raise DamagedError(f'{NAME} cannot be read') from error
-    for name, kind in _ENTRIES.items():
-        if not isinstance(content.get(name), kind):
-            raise DamagedError(f'{NAME} has no {name}')
     if content['step'] != step:
         raise DamagedError(f'it was written at step {content["step"]}')
-    _check_files(folder, content['files'])
+    try:
+        found = _checksums(folder)
+    except OSError as error:
+        raise DamagedError(f'its files cannot be read ({error})') from error
+    for name, checksum in content['files'].items():
+        if found.get(name) != checksum:
+            raise DamagedError(f'{name} {"was changed" if name in found else "is missing"}')
     return content
 
 
@@ -72,26 +74,13 @@ def leaves_of(state: Any) -> dict[str, list]:
     return {name: [str(leaf.dtype), list(np.shape(leaf))] for name, leaf in leaves}
 
 
-def _check_files(folder: Path, files: dict[str, str]) -> None:
-    try:
-        found = _checksums(folder)
-    except OSError as error:
-        raise DamagedError(f'its files cannot be read ({error})') from error
-    for name, checksum in files.items():
-        if name not in found:
-            raise DamagedError(f'{name} is missing')
-        if found[name] != checksum:
-            raise DamagedError(f'{name} was changed')
-
-
 def _checksums(folder: Path) -> dict[str, str]:
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
-    return {name: _checksum(folder / name) for name in names if name != NAME}
-
-
-def _checksum(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+    found = {}
+    for path in sorted(folder.rglob('*')):
+        if path.is_file() and path.name != NAME:
+            with path.open('rb') as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return found
 
 
 def _checksum_of(content: Manifest) -> str:

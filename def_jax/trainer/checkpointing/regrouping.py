@@ -41,11 +41,6 @@ class Layout:
         """Leading axes of per-worker arrays: [K], or [devices, virtual]."""
         return self.workers.shape
 
-    @property
-    def shards(self) -> int:
-        """The number of devices of a worker, if these are several."""
-        return self.workers.devices_per_row
-
     def shape_of(self, state: PyTree) -> tuple[int, ...]:
         """The leading axes of per-worker arrays in `state`."""
         if not self.whole:
@@ -73,7 +68,7 @@ class Layout:
 
 def describe(workers: tuple[int, ...], batch_size: int, layout: Layout, shards: int = 1) -> list[str]:
     """What restoring changes in a state saved with other workers or another batch size, one line each."""
-    old, new = math.prod(workers), math.prod(layout.shape)
+    old, new, devices = math.prod(workers), math.prod(layout.shape), layout.workers.devices_per_row
     lines = []
     if old != new:
         lines.append(
@@ -83,14 +78,8 @@ def describe(workers: tuple[int, ...], batch_size: int, layout: Layout, shards: 
     elif workers != layout.shape:
         places = ' x '.join(map(str, layout.shape)) + (' devices x virtual' if len(layout.shape) > 1 else '')
         lines.append(f'workers: the same {old}, now as {places} workers; the state is unchanged')
-    if shards != layout.shards:
-        lines.append(
-            f'devices a worker: {shards} before, {layout.shards} now; the state is unchanged, blocks are cut '
-            'from other shards'
-        )
+    if shards != devices:
+        lines.append(f'devices a worker: {shards} before, {devices} now; blocks are cut from other shards')
     if batch_size != layout.batch_size:
-        lines.append(
-            f'batch: {batch_size} examples before, {layout.batch_size} now; step numbers continue, epochs '
-            'count by the new batch'
-        )
+        lines.append(f'batch: {batch_size} examples before, {layout.batch_size} now; epochs count by the new')
     return lines

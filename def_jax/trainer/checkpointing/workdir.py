@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -14,27 +15,24 @@ from typing import Any
 
 import ml_collections
 
-from def_jax.trainer.configuration.defaults import KEYS, get_defaults
+from def_jax.trainer.configuration.defaults import KEYS
+from def_jax.trainer.launch import processes
 
 __all__ = [
     'InUseError',
     'bound_settings',
     'claim',
     'describe_differences',
-    'is_claimed',
     'locked',
     'record',
     'sync',
     'unclaim',
-    'wait_for_claim',
     'write_json',
 ]
 
 _RECORD = 'config.json'
-_PARTIAL = '.partial'
+_PARTIAL, _PARTIAL_RECORD = '.partial', r'config\.json.*\.partial'
 _STARTS = (_RECORD, 'lock', 'tensorboard')  # what every start writes
-
-_PATTERN = {'*', '?', '['}
 
 
 class InUseError(ValueError):
@@ -51,82 +49,65 @@ def claim(
     """Creates the folder for a run of `config`, or reuses the one an earlier start created.
 
     With `other_workers`, a run may resume with another number of workers, or on other devices. With `exists`,
-    another process of the run has claimed the folder. Raises ValueError if it belongs to a run with another
-    configuration, holds other files, or cannot be written to.
+    another process of the run claims the folder, which may take a minute to be seen. Raises ValueError if it
+    belongs to a run with another configuration, holds other files, or cannot be written to.
     """
     try:
         workdir = Path(workdir).expanduser().absolute()
     except RuntimeError as error:  # ~name of a user that there is not
         raise ValueError(f'workdir={str(workdir)!r} names the home of an unknown user ({error}).') from error
-    if found := sorted(_PATTERN & set(str(workdir))):
+    what, path, ours = f'workdir={str(workdir)!r}', workdir / _RECORD, _settings(config)
+    if found := sorted({'*', '?', '['} & set(str(workdir))):
         raise ValueError(
-            f'workdir={str(workdir)!r} contains {" ".join(found)}, but orbax, which writes the checkpoints, '
-            'interprets such a path as a pattern. Choose a --workdir without *, ? and [.'
+            f'{what} contains {" ".join(found)}, but orbax, which writes the checkpoints, interprets such a '
+            'path as a pattern. Choose a --workdir without *, ? and [.'
         )
-    if exists and not (workdir / _RECORD).exists():
-        raise ValueError(
-            f'workdir={str(workdir)!r} is not the folder that process 0 created. All processes of a run '
-            'need the same folder, on a shared file system.'
-        )
-    path = workdir / _RECORD
-    ours = _settings(config)
-    # Listed before looking for the configuration: another process of a sweep may be claiming the folder now.
-    foreign = [file for file in workdir.iterdir() if not _is_early(file)] if workdir.is_dir() else []
-    if not path.exists():
-        if foreign:
+    end = time.monotonic() + processes.LATE_SECONDS
+    while exists and not path.exists():
+        if time.monotonic() > end:
             raise ValueError(
-                f'workdir={str(workdir)!r} holds files that are not a run. Choose an empty or new folder.'
+                f'{what} is not the folder that process 0 created. All processes of a run need the same '
+                'folder, on a shared file system.'
             )
-        if workdir.exists() and not workdir.is_dir():
-            raise ValueError(f'workdir={str(workdir)!r} is a file. Choose an empty or new folder.')
+        time.sleep(0.1)
+    # Listed before looking for the configuration: another process of a sweep may be claiming the folder now.
+    # A record may be a killed start's partial one, or listed by NFS before it is seen.
+    listed = [file.name for file in workdir.iterdir()] if workdir.is_dir() else []
+    foreign = [name for name in listed if name != _RECORD and not re.fullmatch(_PARTIAL_RECORD, name)]
+    if not path.exists():
+        if foreign or (workdir.exists() and not workdir.is_dir()):
+            raise ValueError(f'{what} holds files that are not a run, or is a file. Choose a new folder.')
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):  # claimed meanwhile, or earlier and not seen yet: NFS
                 write_json(path, ours, new=True)
         except OSError as error:
             raise ValueError(
-                f'workdir={str(workdir)!r} cannot be written to ({error}). Free some space, fix its '
-                'permissions, or choose another.'
+                f'{what} cannot be written to ({error}). Free some space, fix its permissions, or choose '
+                'another.'
             ) from error
     theirs = _read(path)
-    free = _free_keys(theirs, ours, other_workers=other_workers)
+    may_change = {'always'}
+    if other_workers:
+        same_number = theirs.get('num_workers') == ours['num_workers']
+        may_change |= {'regroups'} if same_number else {'regroups', 'with_workers'}
+    free = {name for name, key in KEYS.items() if key.change in may_change}
     if changes := describe_differences(theirs, ours, free):
         raise ValueError(
-            f'workdir={str(workdir)!r} holds a run with another configuration ({changes}). '
-            'Choose another --workdir, or use the same configuration to resume that run.'
+            f'{what} holds a run with another configuration ({changes}). Choose another --workdir, or use '
+            'the same configuration to resume that run.'
         )
     return workdir
 
 
-def is_claimed(workdir: str | os.PathLike) -> bool:
-    """Whether this process sees that the folder belongs to a run."""
-    return Path(os.path.expanduser(workdir), _RECORD).exists()
-
-
 def unclaim(workdir: Path) -> None:
     """Removes what a start wrote into a claimed folder, unless that holds anything of a run's."""
-    try:
-        if any(not _is_empty(file) for file in workdir.iterdir() if file.name not in _STARTS):
+    with contextlib.suppress(OSError):  # the error that led here says why
+        others = [file for file in workdir.iterdir() if file.name not in _STARTS]
+        if any(any(file.iterdir()) if file.is_dir() else file.stat().st_size for file in others):
             return
-        shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)
-        for file in workdir.iterdir():
-            if file.name not in _STARTS:
-                file.rmdir() if file.is_dir() else file.unlink()
-        (workdir / 'lock').unlink(missing_ok=True)
-        (workdir / _RECORD).unlink(missing_ok=True)  # last: without it, files are foreign
-    except OSError:
-        pass  # the error that led here says why
-
-
-def _is_empty(file: Path) -> bool:
-    return not any(file.iterdir()) if file.is_dir() else not file.stat().st_size
-
-
-def wait_for_claim(workdir: str | os.PathLike, seconds: float = 60) -> None:
-    """Waits until another process has claimed the folder, or it is clear that none does."""
-    end = time.monotonic() + seconds
-    while not is_claimed(workdir) and time.monotonic() < end:
-        time.sleep(0.1)
+        for file in [*others, *(workdir / name for name in reversed(_STARTS))]:  # last, what claims it
+            shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
 
 
 def record(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -149,40 +130,8 @@ def bound_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def describe_differences(theirs: dict[str, Any], ours: dict[str, Any], free: Collection[str] = ()) -> str:
     """Which settings differ, and how; an empty string if none do."""
-    theirs = _todays(theirs, ours)
     keys = sorted(k for k in ours.keys() | theirs.keys() if k not in free and ours.get(k) != theirs.get(k))
     return ', '.join(f'{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here' for key in keys)
-
-
-def _todays(settings: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """The settings with today's keys, if an earlier version wrote them.
-
-    Raises:
-        ValueError: if today's messages cannot go on with the run.
-    """
-    if not {'auto_detach', 'wire_dtype'} & settings.keys():
-        return settings
-    kept = dict(settings)
-    wire, granularity = kept.pop('wire_dtype', 'float32'), kept.pop('granularity', 'tensor')
-    if wire not in ('float32', 'bfloat16') or granularity == 'model':
-        raise ValueError(
-            f'wire_dtype={wire!r} and granularity={granularity!r} of an earlier version are gone, and its '
-            'state cannot go on without them. Finish the run with that version, or start it again in another '
-            '--workdir with --config.bits=8.'
-        )
-    if kept.pop('auto_detach', False):
-        kept['detach'] = 'auto'
-    defaults = _settings(get_defaults())  # of keys that came later
-    return {name: defaults[name] for name in ours} | {'bits': 32 if wire == 'float32' else 16} | kept
-
-
-def _free_keys(theirs: dict[str, Any], ours: dict[str, Any], *, other_workers: bool) -> set[str]:
-    """The keys that may differ when a run resumes with a different configuration."""
-    changes = {'always'}
-    if other_workers:
-        same_number = theirs.get('num_workers') == ours.get('num_workers')
-        changes |= {'regroups'} if same_number else {'regroups', 'with_workers'}
-    return {name for name, key in KEYS.items() if key.change in changes}
 
 
 @contextlib.contextmanager
@@ -227,21 +176,16 @@ def write_json(path: Path, content: Any, *, new: bool = False) -> None:
     try:
         partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
         sync(partial)  # otherwise a power cut may leave an empty file under the new name
-        if not new or not _linked(partial, path):
-            os.replace(partial, path)
+        if new:
+            try:
+                os.link(partial, path)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):  # of those without them
+                    raise
+        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _linked(partial: Path, path: Path) -> bool:
-    """Whether the file has the new name as well; False where the file system has no hard links."""
-    try:
-        os.link(partial, path)
-    except OSError as error:
-        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            return False
-        raise
-    return True
 
 
 def sync(path: Path) -> None:
@@ -251,15 +195,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _is_early(file: Path) -> bool:
-    """Whether a file may be there where no configuration is seen.
-
-    It is a killed start's, or the configuration itself, listed by NFS already.
-    """
-    unfinished = file.name.startswith(_RECORD) and file.name.endswith(_PARTIAL)
-    return unfinished or file.name == _RECORD
 
 
 def _read(record: Path) -> dict[str, Any]:

@@ -2,24 +2,20 @@
 
 `--config.key=value` sets a key after get_config returns. Settings after the colon are passed to get_config,
 so one key can determine the value of another.
-
-Errors are absl flag errors: for a ValueError, config_flags would print a full traceback.
 """
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 from absl import flags
 
-from def_jax.trainer.configuration.keys import hint
+from def_jax.checks import nearest
 
 __all__ = ['lock', 'override', 'parse']
 
-
-_PARSERS: dict[type, Callable[[str], Any]] = {
-    bool: lambda text: {'true': True, 'false': False}[text.lower()],
+_PARSERS: dict[type, Any] = {
+    bool: {'true': True, 'false': False}.__getitem__,
     int: int,
     float: float,
     str: str,
@@ -27,13 +23,10 @@ _PARSERS: dict[type, Callable[[str], Any]] = {
 
 
 def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Parses the settings in `arg`, each as the type of its key in `config`.
+    """Parses the argument of get_config, 'key=value,key=value', each as the type of its key in `config`.
 
-    `arg` is 'key=value,key=value', the argument of get_config; None or '' for no settings.
-
-    Raises:
-        absl.flags.IllegalFlagValueError: if a setting has no value, a key is unknown or repeated, or a
-            value has the wrong type. The values themselves are checked later, by `check_config`.
+    Raises absl.flags.IllegalFlagValueError, since of a ValueError config_flags would print a traceback. The
+    values themselves are checked later, by `check_config`.
 
     >>> config = ml_collections.ConfigDict({'method': 'def', 'ratio': 64})
     >>> parse('method=ef,ratio=256', config)
@@ -42,23 +35,24 @@ def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for setting in arg.split(',') if arg else ():
         key, equals, text = setting.partition('=')
-        if not equals:
-            raise flags.IllegalFlagValueError(f'{setting!r} in {arg!r} must have the form key=value.')
-        if key not in config:
-            raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} is not a known key.{hint(key, config)}')
-        if key in settings:
-            raise flags.IllegalFlagValueError(f'{key!r} in {arg!r} is given twice.')
-        kind = config.get_type(key)
+        kind = config.get_type(key) if key in config else None
         if kind is object:  # of a key that takes both numbers and words
             kind = float if re.fullmatch(r'[\d.]+(e-?\d+)?', text) else str
-        if kind not in _PARSERS:
-            raise flags.IllegalFlagValueError(
+        if not equals or key in settings:
+            wrong = f'{setting!r} in {arg!r} must have the form key=value, once for each key.'
+        elif kind is None:
+            wrong = f'{key!r} in {arg!r} is not a known key.{nearest(key, config)}'
+        elif kind not in _PARSERS:
+            wrong = (
                 f'{key!r} is a {kind.__name__} and cannot be set after the colon; use --config.{key}=VALUE.'
             )
-        try:
-            settings[key] = _PARSERS[kind](text)
-        except (KeyError, ValueError):
-            raise flags.IllegalFlagValueError(f'{key}={text!r} must be of type {kind.__name__}.') from None
+        else:
+            try:
+                settings[key] = _PARSERS[kind](text.lower() if kind is bool else text)
+                continue
+            except (KeyError, ValueError):
+                wrong = f'{key}={text!r} must be of type {kind.__name__}.'
+        raise flags.IllegalFlagValueError(wrong)
     return settings
 
 

@@ -1,156 +1,195 @@
 """Every key of a training configuration: one declaration each, for whoever reads, checks or resumes a run."""
 
+import math
 from collections import ChainMap
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import ml_collections
 
 from def_jax.baselines.methods import METHODS, OPTIONS
-from def_jax.trainer.configuration.keys import (
-    ARGUMENTS,
-    FLAG,
-    LIBRARY,
-    Key,
-    Rule,
-    at_least,
-    named,
-    one_of,
-    real,
-)
+from def_jax.checks import check_choice, check_flag, check_integer, check_number, is_number, nearest
 from def_jax.trainer.configuration.optimizers import OPTIMIZERS
 from def_jax.trainer.configuration.schedules import SCHEDULES
 from def_jax.trainer.data.catalogue import FACTORIES
 from def_jax.trainer.models import LANGUAGE_MODELS, MODELS
 from def_jax.trainer.tasks import TASKS
 
-__all__ = ['KEYS', 'SECTIONS', 'get_defaults']
+__all__ = ['KEYS', 'SECTIONS', 'Key', 'get_defaults']
 
-_DROPS = Rule(
-    lambda drops: (
-        isinstance(drops, (tuple, list))
-        and all(isinstance(d, (int, float)) and 0 < d < 1 for d in drops)
-        and list(drops) == sorted(set(drops))
-    ),
-    'increasing fractions of the run, each in (0, 1), e.g. (0.5, 0.75)',
-)
-_PATH = Rule(lambda value: isinstance(value, str), "a path, or empty for TFDS's default")
-_MODELS: ChainMap[str, object] = ChainMap(LANGUAGE_MODELS, MODELS)  # type: ignore[arg-type]  # nothing is written to them
+
+class Key(NamedTuple):
+    """One key.
+
+    Attributes:
+        default: its value if nobody sets it; None where the method chooses.
+        help: what it means.
+        check: raises ValueError for other values, given the name, a value and `help`; None for an argument of
+            the library, which checks it.
+        change: when a run that is resumed may have another value.
+        kind: the type of the values, where the default is None.
+        table: the factories that have a name, if the key names a factory.
+        required: what the trainer passes to that factory.
+        passed: keys that it gets if it takes them, with the values that they keep if not.
+    """
+
+    default: Any
+    help: str
+    check: Callable[[str, Any, str], None] | None = None
+    change: Literal['never', 'always', 'regroups', 'with_workers'] = 'never'
+    kind: type | None = None
+    table: Mapping[str, Any] | None = None
+    required: tuple[str, ...] = ()
+    passed: Mapping[str, Any] = MappingProxyType({})
+
+
+def _count(default: int, low: int, help: str, change: Any = 'never', bits: int = 31) -> Key:
+    return Key(default, help, lambda name, x, hint: check_integer(name, x, low, hint, bits=bits), change)
+
+
+def _number(default: float, high: float, help: str) -> Key:
+    return Key(default, help, lambda name, x, hint: check_number(name, x, 0, high, hint, below=True))
+
+
+def _flag(help: str) -> Key:
+    return Key(False, help, lambda name, value, help: check_flag(name, value), 'always')
+
+
+def _choice(meanings: Mapping[str, str], help: str) -> Key:
+    return Key(next(iter(meanings)), help, lambda name, value, help: check_choice(name, value, meanings))
+
+
+def _other(default: Any, accepts: Callable[[Any], bool], allowed: str, help: str, **more: Any) -> Key:
+    def check(name: str, value: Any, help: str) -> None:
+        if not accepts(value):
+            near = nearest(value, more.get('table', ()))
+            raise ValueError(f'{name}={value!r} must be {allowed}.{near}')
+
+    return Key(default, help, check, **more)
+
+
+def _factory(default: str, table: Mapping[str, Any], help: str, **more: Any) -> Key:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, str) and (value in table or ':' in value or value == default)
+
+    paths = 'or an import path such as my_package.my_module:factory' + ', or empty' * (not default)
+    return _other(default, accepts, f'one of {", ".join(table)}, {paths}', help, table=table, **more)
+
+
+def _are_drops(drops: Any) -> bool:
+    shares = isinstance(drops, (tuple, list)) and all(is_number(d) and 0 < d < 1 for d in drops)
+    return shares and list(drops) == sorted(set(drops))
+
+
+_LIBRARY = {
+    'ratio': 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`',
+    'bits': 'of a number in a message: 1, 2, 4, 8, 16 or 32; None leaves this and what follows to the method',
+    'order': 'of the blocks: `random`, `shuffled` or `cyclic`',
+    'allocation': 'sizes of the blocks: `proportional` or `balanced`',
+    'detach': 'λ, or `auto`, which follows λ*(t)',
+    'every': 'steps per message; workers take local steps in between',
+    'decay': 'multiplies the residual at every step',
+    'average_every': "SAEF's period P: steps between averages of the residuals; 0: never",
+    'rank': "of PowerSGD's factors; 0: the largest that sends no more than `ratio` allows",
+    'chunk': 'the longest edge of a chunk of DeMo or SparseLoCo',
+    'freeze_after': 'dense steps of 1-bit Adam before its second moment is frozen',
+    'skip_nonfinite': 'all workers skip a step with an update that is not finite',
+    'overlap': 'messages travel during the next gradient; x is one step behind',
+}
+_LEFT_TO_THE_METHOD = {'bits': int, 'order': str, 'allocation': str, 'detach': object}
+_DEFAULTS = OPTIONS | dict.fromkeys(_LEFT_TO_THE_METHOD) | {'ratio': 64.0}
+_MODELS: Mapping[str, Any] = ChainMap({}, LANGUAGE_MODELS, MODELS)  # type: ignore[arg-type]  # only read
+
 SECTIONS: dict[str, dict[str, Key]] = {
     'Method': {
-        'method': Key('def', named(METHODS), 'how the workers communicate', required=('axis_name',)),
-        'ratio': Key(64.0, LIBRARY, 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`'),
-        'bits': Key(
-            None,
-            LIBRARY,
-            'of a number in a message: 1, 2, 4, 8, 16 or 32; None leaves this and what follows to the method',
-            kind=int,
-        ),
-        'order': Key(None, LIBRARY, 'of the blocks: `random`, `shuffled` or `cyclic`', kind=str),
-        'allocation': Key(None, LIBRARY, 'sizes of the blocks: `proportional` or `balanced`', kind=str),
-        'detach': Key(None, LIBRARY, 'λ, or `auto`, which follows λ*(t)', kind=object),
-        'every': Key(OPTIONS['every'], LIBRARY, 'steps per message; workers take local steps in between'),
-        'decay': Key(OPTIONS['decay'], LIBRARY, 'multiplies the residual at every step'),
-        'average_every': Key(
-            OPTIONS['average_every'],
-            LIBRARY,
-            "SAEF's period P: steps between averages of the residuals; 0: never",
-        ),
-        'rank': Key(
-            OPTIONS['rank'],
-            LIBRARY,
-            "of PowerSGD's factors; 0: the largest that sends no more than `ratio` allows",
-        ),
-        'chunk': Key(OPTIONS['chunk'], LIBRARY, 'the longest edge of a chunk of DeMo or SparseLoCo'),
-        'freeze_after': Key(
-            OPTIONS['freeze_after'], LIBRARY, 'dense steps of 1-bit Adam before its second moment is frozen'
-        ),
-        'skip_nonfinite': Key(False, LIBRARY, 'all workers skip a step with an update that is not finite'),
-        'overlap': Key(False, LIBRARY, 'messages travel during the next gradient; x is one step behind'),
-        'outer': Key('', named(OPTIMIZERS, ', or empty to add it'), 'the optimizer that applies the message'),
+        'method': _factory('def', METHODS, 'how the workers communicate', required=('axis_name',)),
+        **{
+            name: Key(_DEFAULTS[name], help, kind=_LEFT_TO_THE_METHOD.get(name))
+            for name, help in _LIBRARY.items()
+        },
+        'outer': _factory('', OPTIMIZERS, 'the optimizer that applies the message; empty to add it'),
     },
     'Workers': {
-        'num_workers': Key(16, at_least(1), 'K, over all devices', 'regroups'),
-        'workers_per_device': Key(
-            1, at_least(1), 'virtual workers: the same run on fewer devices', 'regroups'
-        ),
-        'shards_per_worker': Key(1, at_least(1), 'devices that share its matrices and examples', 'regroups'),
-        'sequential_workers': Key(
-            False, FLAG, 'virtual workers take gradients in turn: convolutions stay ungrouped', 'always'
-        ),
-        'elastic': Key(False, FLAG, 'goes on while processes come and go', 'always'),
-        'min_workers': Key(1, at_least(1), 'with fewer, an elastic run waits', 'always'),
-        'patience': Key(600, at_least(0), 'seconds that it waits before it stops', 'always'),
-        'fake_devices': Key(False, FLAG, 'the devices are simulated on this CPU', 'always'),
+        'num_workers': _count(16, 1, 'K, over all devices', 'regroups'),
+        'workers_per_device': _count(1, 1, 'virtual workers: the same run on fewer devices', 'regroups'),
+        'shards_per_worker': _count(1, 1, 'devices that share its matrices and examples', 'regroups'),
+        'sequential_workers': _flag('virtual workers take gradients in turn: convolutions stay ungrouped'),
+        'elastic': _flag('goes on while processes come and go'),
+        'min_workers': _count(1, 1, 'with fewer, an elastic run waits', 'always'),
+        'patience': _count(600, 0, 'seconds that it waits before it stops', 'always'),
+        'fake_devices': _flag('the devices are simulated on this CPU'),
     },
     'Task, data set and model': {
-        'task': Key(
-            *('image_classification', named(TASKS), 'the loss and the metrics'),
-            required=('model', 'dataset'),
+        'task': _factory(
+            *('image_classification', TASKS, 'the loss and the metrics'), required=('model', 'dataset')
         ),
-        'dataset': Key('digits', named(FACTORIES), 'the examples'),
-        'data_dir': Key('', _PATH, "where TFDS stores data sets; empty for TFDS's default", 'always'),
-        'train_examples': Key(0, at_least(0), 'limits the training split to its first ones; 0 means all'),
-        'validation_examples': Key(
-            0,
-            at_least(0),
-            'holds out the last training examples; 0 keeps the validation split, if there is one',
+        'dataset': _factory('digits', FACTORIES, 'the examples'),
+        'data_dir': _other(
+            *('', lambda value: isinstance(value, str), "a path, or empty for TFDS's default"),
+            *("where TFDS stores data sets; empty for TFDS's default",),
+            change='always',
         ),
-        'test_examples': Key(0, at_least(0), 'limits the test split to its first examples; 0 means all'),
-        'model': Key('vgg_digits', named(_MODELS), 'the network'),
-        'compute_dtype': Key(
-            'float32', one_of('float32', 'bfloat16'), 'dtype of the network; parameters stay float32'
+        'train_examples': _count(0, 0, 'limits the training split to its first ones; 0 means all'),
+        'validation_examples': _count(
+            0, 0, 'holds out the last training examples; 0 keeps the validation split, if there is one'
+        ),
+        'test_examples': _count(0, 0, 'limits the test split to its first examples; 0 means all'),
+        'model': _factory('vgg_digits', _MODELS, 'the network'),
+        'compute_dtype': _choice(
+            {'float32': 'the default', 'bfloat16': 'faster where the hardware has it'},
+            'dtype of the network; parameters stay float32',
         ),
     },
     'Optimization': {
-        'batch_size': Key(128, at_least(1), 'examples per step, over all workers', 'with_workers'),
-        'accumulate': Key(1, at_least(1), "equal parts of a worker's batch, to save memory"),
-        'num_epochs': Key(280, at_least(1), "the run's length"),
-        'num_steps': Key(0, at_least(0), "the run's length in steps; 0 means `num_epochs`"),
-        'learning_rate': Key(0.1, real(lambda x: x > 0, '> 0'), 'η, the peak of the schedule'),
-        'schedule': Key(
-            *('drops', named(SCHEDULES), '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay'),
+        'batch_size': _count(128, 1, 'examples per step, over all workers', 'with_workers'),
+        'accumulate': _count(1, 1, "equal parts of a worker's batch, to save memory"),
+        'num_epochs': _count(280, 1, "the run's length"),
+        'num_steps': _count(0, 0, "the run's length in steps; 0 means `num_epochs`"),
+        'learning_rate': _number(0.1, math.inf, 'η, the peak of the schedule'),
+        'schedule': _factory(
+            *('drops', SCHEDULES, '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay'),
             required=('learning_rate', 'num_steps'),
             passed={'learning_rate_drops': (0.5, 0.75)},
         ),
-        'learning_rate_drops': Key(
-            (0.5, 0.75), _DROPS, 'for `drops`: fractions of the run; the rate drops tenfold at each'
+        'learning_rate_drops': _other(
+            *((0.5, 0.75), _are_drops, 'increasing fractions of the run in (0, 1), e.g. (0.5, 0.75)'),
+            'for `drops`: fractions of the run; the rate drops tenfold at each',
         ),
-        'optimizer': Key(
-            *('sgd', named(OPTIMIZERS), "the workers' own optimizer"),
+        'optimizer': _factory(
+            *('sgd', OPTIMIZERS, "the workers' own optimizer"),
             required=('learning_rate',),
             passed={'momentum': 0.9, 'weight_decay': 0},
         ),
-        'momentum': Key(0.9, real(lambda x: 0 <= x < 1, 'in [0, 1)'), 'of `sgd`; an option of the others'),
-        'weight_decay': Key(
-            5e-4, real(lambda x: x >= 0, '>= 0'), "`sgd`'s L2 penalty; decoupled in the others"
-        ),
-        'seed': Key(0, at_least(0, 2**32), 'of the initial parameters, the batches and the blocks'),
+        'momentum': _number(0.9, 1, 'of `sgd`; an option of the others'),
+        'weight_decay': _number(5e-4, math.inf, "`sgd`'s L2 penalty; decoupled in the others"),
+        'seed': _count(0, 0, 'of the initial parameters, the batches and the blocks', bits=32),
     },
     'Output': {
-        'eval_every_epochs': Key(20, at_least(1), 'epochs between evaluations; each writes a checkpoint'),
-        'eval_every_steps': Key(0, at_least(0), 'the same in steps; 0 means `eval_every_epochs`'),
-        'evaluate_on': Key('test', one_of('test', 'validation'), '`validation` for whatever compares runs'),
-        'log_every_steps': Key(20, at_least(1), 'steps per training record', 'always'),
-        'evaluate_train_examples': Key(0, at_least(0), 'how many training examples are also evaluated'),
-        'recalibrate_batches': Key(0, at_least(0), 'that recalibrate BatchNorm before each evaluation'),
-        'diagnostics_every': Key(
-            0, at_least(0), 'steps between `def_jax.diagnostics`; 0 means never', 'always'
+        'eval_every_epochs': _count(20, 1, 'epochs between evaluations; each writes a checkpoint'),
+        'eval_every_steps': _count(0, 0, 'the same in steps; 0 means `eval_every_epochs`'),
+        'evaluate_on': _choice(
+            {'test': 'for results', 'validation': 'for choices'}, '`validation` for whatever compares runs'
         ),
-        'check_replicas_every': Key(
-            0, at_least(0), 'steps between comparisons of copies; 0: never', 'always'
-        ),
-        'keep_checkpoints': Key(2, at_least(1), 'how many checkpoints are kept', 'always'),
+        'log_every_steps': _count(20, 1, 'steps per training record', 'always'),
+        'evaluate_train_examples': _count(0, 0, 'how many training examples are also evaluated'),
+        'recalibrate_batches': _count(0, 0, 'that recalibrate BatchNorm before each evaluation'),
+        'diagnostics_every': _count(0, 0, 'steps between `def_jax.diagnostics`; 0 means never', 'always'),
+        'check_replicas_every': _count(0, 0, 'steps between comparisons of copies; 0: never', 'always'),
+        'keep_checkpoints': _count(2, 1, 'how many checkpoints are kept', 'always'),
     },
 }
 for _keys in SECTIONS.values():  # what a factory is given besides
-    for _name in [name for name, key in _keys.items() if key.rule.is_factory]:
-        _keys[f'{_name}_options'] = Key({}, ARGUMENTS, f'further arguments of `{_name}`')
+    for _name in [name for name, key in _keys.items() if key.table]:
+        _keys[f'{_name}_options'] = _other(
+            *({}, lambda value: isinstance(value, (ml_collections.ConfigDict, dict))),
+            *('a dict of arguments of the factory', f'further arguments of `{_name}`'),
+        )
 KEYS: dict[str, Key] = {name: key for keys in SECTIONS.values() for name, key in keys.items()}
 
 
 def get_defaults() -> ml_collections.ConfigDict:
-    """A complete configuration for get_config functions to modify: DEF at ratio 64 on scikit-learn's digits.
-
-    It is a new one at every call, which `arguments.override` locks.
+    """A new, complete configuration for get_config functions to modify, which `arguments.override` locks.
 
     >>> config = get_defaults()
     >>> config.method, config.ratio, config.num_workers

@@ -1,103 +1,73 @@
-"""What a configuration names: found, and made.
+"""What a configuration names, made: the library gets the keys that are its arguments, and checks them.
 
-The library gets the keys that are its arguments by name, and checks them.
+All raise ValueError if anything is refused.
 """
 
+import dataclasses
+import functools
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from def_jax import def_adamw
+from def_jax.baselines.methods import METHODS, OPTIONS, Method
 from def_jax.compressors import Compressor
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.factories import find
-from def_jax.trainer.configuration.methods import adamw_preset, find_method
 from def_jax.trainer.configuration.optimizers import sgd
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.errors import one_line
 from def_jax.trainer.tasks.base import Task
-from def_jax.types import AxisName
+from def_jax.types import AxisName, PyTree
 
-__all__ = ['make_compressor', 'make_dataset', 'make_optimizer', 'make_schedule', 'make_task']
+__all__ = [
+    *('complete', 'find_method', 'make_compressor', 'make_dataset', 'make_optimizer', 'make_schedule'),
+    'make_task',
+]
 
 _BLOCKS = ('order', 'allocation')
 
 
 def make_dataset(config: Mapping[str, Any]) -> Dataset:
-    """Opens the data set, with as many examples as the configuration says.
-
-    Raises:
-        ValueError: if it cannot be opened, or has too few examples or no split to evaluate on.
-        FileNotFoundError: if it is not prepared and cannot be downloaded.
-    """
-    dataset = (
-        find('dataset', config)
-        .make(Dataset, data_dir=config['data_dir'] or None)
-        .limited(
-            **{name: config[name] for name in ('train_examples', 'validation_examples', 'test_examples')}
-        )
-    )
+    """Opens the data set, with as many examples as the configuration says."""
+    dataset = find('dataset', config).make(Dataset, data_dir=config['data_dir'] or None)
+    names = ('train_examples', 'validation_examples', 'test_examples', 'evaluate_train_examples')
+    dataset = dataset.limited(**{name: config[name] for name in names})
     dataset.evaluated(config['evaluate_on'])  # that there is one
-    if config['evaluate_train_examples'] > len(dataset.train):
-        raise ValueError(
-            f'evaluate_train_examples={config["evaluate_train_examples"]} must be at most '
-            f'{len(dataset.train)}, the size of the training split.'
-        )
     return dataset
 
 
 def make_task(config: Mapping[str, Any], dataset: Dataset) -> Task:
-    """Builds the model, which gets `dtype` and the data set's `model_options`, and the task of training it.
-
-    Raises:
-        ValueError: if a factory fails, or returns something else.
-    """
-    offered = {**dataset.model_options, 'dtype': jnp.dtype(config['compute_dtype'])}
-    if (num_classes := {**offered, **config['model_options']}.get('num_classes', 1)) < 1:
-        raise ValueError(
-            f'{num_classes=} of the model must be at least 1: the number of labels in the data set.'
-        )
-    model = find('model', config).make(object, **offered)
+    """Builds the model, which gets `dtype` and the data set's `model_options`, and the task."""
+    dtype = jnp.dtype(config['compute_dtype'])
+    model = find('model', config).make(object, **{**dataset.model_options, 'dtype': dtype})
     return find('task', config).make(Task, model=model, dataset=dataset)
 
 
 def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step, for a run of `num_steps`.
-
-    Raises:
-        ValueError: if the factory fails, or returns no schedule.
-    """
+    """The learning rate as a function of the step, for a run of `num_steps`."""
     factory = find('schedule', config)
     given = {name: config[name] for name in ('learning_rate', 'learning_rate_drops')}
     schedule = factory.make(object, num_steps=num_steps, **given)
-    if not callable(schedule):
-        raise ValueError(f'{factory} must return a function of the step, but returned {schedule!r}.')
     try:
         rate = jax.eval_shape(lambda step: jnp.asarray(schedule(step)), jax.ShapeDtypeStruct((), jnp.int32))
     except Exception as error:  # it may be anyone's code
         raise ValueError(f'{factory} returned no schedule: for a step, it raises {error!r}.') from error
     if rate.shape or not jnp.issubdtype(rate.dtype, jnp.floating):
-        raise ValueError(
-            f'{factory} must map a step to a number, but maps it to {rate.dtype}{list(rate.shape)}.'
-        )
+        raise ValueError(f'{factory} must map a step to a number, but maps it to {rate.str_short()}.')
     return schedule
 
 
 def make_compressor(config: Mapping[str, Any]) -> Compressor:
     """The blocks, of the configured method; ValueError if it rejects a key."""
-    sent = {name: value for name, value in _given(config).items() if name in ('ratio', 'bits', *_BLOCKS)}
+    given = _given(config)
+    sent = {name: given[name] for name in ('ratio', 'bits', *_BLOCKS) if name in given}
     return find_method(config).compressor(**sent)
-
-
-def _given(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The library's arguments, but for those that the method chooses."""
-    names = [name for name, key in KEYS.items() if key.checked_by_library]
-    return {
-        name: config[name] for name in names if config[name] is not None or KEYS[name].default is not None
-    }
 
 
 def make_optimizer(
@@ -108,60 +78,86 @@ def make_optimizer(
     Weight decay is taken where the gradient is, since the train step passes the detached point as `params`:
     for `sgd` it is the gradient of the L2 penalty, Algorithm 1, line 6; all others get `weight_decay` as an
     argument, which in optax means decay by η · weight_decay apart from the gradient.
-
-    Raises:
-        ValueError: if the library or the optimizer rejects a key.
     """
-    method, factory = find_method(config), find('optimizer', config)
-    given = _given(config)
-    outer = find('outer', config) if config['outer'] else None
-    if outer:
-        given['outer'] = outer.make(optax.GradientTransformation)
-    if adamw_preset(config):
-        return _adamw_preset(config, learning_rate, axis_name, given)
-    penalty, momentum = config['weight_decay'], config['momentum']
-    local = optax.add_decayed_weights(penalty) if factory.function is sgd else optax.identity()
-    scale = 1.0
-    if method.without_momentum and factory.function is sgd:
-        scale, momentum = 1 / (1 - momentum), 0
-    shared = factory.make(
-        optax.GradientTransformation, learning_rate=learning_rate, weight_decay=penalty, momentum=momentum
-    )
+    method, factory, given = find_method(config), find('optimizer', config), _given(config)
+    passed: dict[str, Any] = {'learning_rate': learning_rate, 'weight_decay': config['weight_decay']}
+    if config['outer']:
+        given['outer'] = find('outer', config).make(optax.GradientTransformation)
+    if taken := _preset(config):
+        what = f'method={config["method"]!r} with optimizer={config["optimizer"]!r}'
+        for name in [name for name in given if name not in (*taken, 'ratio')]:
+            if given.pop(name) != KEYS[name].default:
+                raise ValueError(f'{name}={config[name]!r} has no effect on {what}; leave it out.')
+        dataclasses.replace(factory, function=def_adamw).check_options()
+        passed |= {'compression': given.pop('ratio'), 'axis_name': axis_name, 'seed': config['seed'], **given}
+        return def_adamw(**passed, **factory.options)
+    passed['momentum'], local, scale = config['momentum'], optax.identity(), 1.0
+    if factory.function is sgd:
+        local = optax.add_decayed_weights(config['weight_decay'])
+        if method.without_momentum:
+            passed['momentum'], scale = 0, 1 / (1 - config['momentum'])
+    shared = factory.make(optax.GradientTransformation, **passed)
     shared = shared if scale == 1 else optax.chain(shared, optax.scale(scale))
     options = {name: value for name, value in {**method.defaults, **given}.items() if name not in _BLOCKS}
     compressor = make_compressor(config)
     try:
         return method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **options)
     except (TypeError, AttributeError) as error:  # the library tries the outer optimizer
-        why = one_line(error, place=True)
-        raise ValueError(
-            f'{outer} with {dict(config["outer_options"])} cannot make an update: {why}'
-        ) from error
+        outer = f'outer={config["outer"]!r} with {dict(config["outer_options"])}'
+        raise ValueError(f'{outer} cannot make an update: {one_line(error, place=True)}') from error
 
 
-def _adamw_preset(
-    config: Mapping[str, Any],
-    learning_rate: optax.ScalarOrSchedule,
-    axis_name: AxisName,
-    given: Mapping[str, Any],
-) -> optax.GradientTransformation:
-    """`def_adamw` with what is given of its arguments; ValueError if anything else is."""
-    what = "method='def_q' with optimizer='adamw'"
-    taken, options = adamw_preset(config), config['optimizer_options']
-    for name in options:
-        if name not in taken:
-            raise ValueError(
-                f'optimizer_options.{name} is not an option of {what}, which takes b2, eps, mask.'
-            )
-    for name, value in given.items():
-        if name not in taken and name != 'ratio' and value != KEYS[name].default:
-            raise ValueError(f'{name}={value!r} has no effect on {what}. Set {name}={KEYS[name].default}.')
-    arguments = {name: value for name, value in given.items() if name in taken} | dict(options)
-    return def_adamw(
-        learning_rate,
-        config['ratio'],
-        axis_name,
-        weight_decay=config['weight_decay'],
-        seed=config['seed'],
-        **arguments,
-    )
+def find_method(config: Mapping[str, Any]) -> Method:
+    """The method: one of `METHODS`, or the factory of a transformation that averages over `axis_name`."""
+    if config['method'] in METHODS:
+        return METHODS[config['method']]
+    factory = find('method', config)
+
+    @functools.wraps(factory.function)
+    def link(**given: Any) -> optax.GradientTransformation:
+        made = factory.make(optax.GradientTransformation, **given)
+
+        def update(updates, state, params=None):
+            updates, inner = made.update(updates, state.state, params)
+            return updates, _Averaged(inner)
+
+        return optax.GradientTransformation(lambda params: _Averaged(made.init(params)), update)
+
+    free = inspect.signature(factory.function).parameters.keys() - factory.options.keys()
+    takes = tuple(name for name in OPTIONS if name in free)
+    return Method(factory.name.rpartition(':')[2], 'x', kind='baseline', link=link, takes=takes)
+
+
+class _Averaged(NamedTuple):
+    """State of a transformation that is no link of the library; any of it may differ between workers."""
+
+    state: PyTree
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        return ('state',)
+
+
+def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The configuration with the method's own values in place of None, as a run records it."""
+    config, method = ml_collections.ConfigDict(config), find_method(config)
+    preset = {name: each.default for name, each in _preset(config).items() if each.default is not each.empty}
+    own = {**OPTIONS, **method.sends, **method.options, **preset}
+    for name, key in KEYS.items():
+        if not key.check and config[name] is None:
+            config[name] = own[name]
+    return config.lock()
+
+
+def _preset(config: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
+    """The arguments of `def_adamw`, if the configuration means it; else nothing."""
+    meant = config['optimizer'] == 'adamw' and find_method(config).in_bytes
+    return inspect.signature(def_adamw).parameters if meant else {}
+
+
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The library's arguments, but for those that the method chooses."""
+    names = [name for name, key in KEYS.items() if not key.check]
+    return {
+        name: config[name] for name in names if config[name] is not None or KEYS[name].default is not None
+    }

@@ -41,12 +41,10 @@ def cosine(
     >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 55, 100)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
-    warmup_steps = _steps('warmup', warmup, num_steps)
-    check_number('final', final, 0, 1, 'the last rate as a share of the largest')
-    falling = optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1), final)
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, learning_rate, warmup_steps), falling], [warmup_steps]
-    )
+    _check_shares(warmup=warmup, final=final)
+    rising = round(warmup * num_steps)
+    falling = optax.cosine_decay_schedule(learning_rate, max(num_steps - rising, 1), final)
+    return _after_warmup(learning_rate, rising, falling)
 
 
 def wsd(
@@ -70,21 +68,18 @@ def wsd(
     >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 50, 75, 100)]
     [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
     """
-    warmup_steps, decay_steps = _steps('warmup', warmup, num_steps), _steps('decay', decay, num_steps)
-    check_number('final', final, 0, 1, 'the last rate as a share of the largest')
+    _check_shares(warmup=warmup, decay=decay, final=final)
     if warmup + decay > 1:
         raise ValueError(f'{warmup=} and {decay=} add up to more than 1, the length of the run.')
-    falling = optax.linear_schedule(
-        learning_rate, final * learning_rate, decay_steps, num_steps - decay_steps - warmup_steps
-    )
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, learning_rate, warmup_steps), falling], [warmup_steps]
-    )
+    rising, length = round(warmup * num_steps), round(decay * num_steps)
+    last = final * learning_rate
+    falling = optax.linear_schedule(learning_rate, last, length, num_steps - length - rising)
+    return _after_warmup(learning_rate, rising, falling)
 
 
-def _steps(name: str, share: float, num_steps: int) -> int:
-    check_number(name, share, 0, 1, 'a share of the run')
-    return round(share * num_steps)
+def _check_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        check_number(name, share, 0, 1, 'a share of the run, or of the largest rate')
 
 
 def _after_warmup(learning_rate: float, steps: int, schedule: optax.Schedule) -> optax.Schedule:

@@ -10,17 +10,10 @@ __all__ = ['augment', 'standardise']
 
 
 def augment(key: jax.Array, images: jax.Array, spec: DatasetSpec) -> jax.Array:
-    """Crops and flips each training image at random, then standardises it.
+    """Crops and flips each training image at random, then standardises it: uint8 [B, H, W, C] to float32.
 
     Images are padded with zero pixels, as in torchvision's `RandomCrop`, so the padding becomes -mean / std.
-
-    Args:
-        key: a PRNG key; workers with the same key make the same crops.
-        images: uint8 [B, H, W, C]; they become float32.
-        spec: the data set's description; static under `jax.jit`.
-
-    Raises:
-        ValueError: if the images do not match the description.
+    Raises ValueError if the images do not match the description.
 
     >>> from def_jax.trainer.data.catalogue import DATASETS
     >>> images = np.zeros((4, 8, 8, 1), np.uint8)
@@ -44,9 +37,7 @@ def augment(key: jax.Array, images: jax.Array, spec: DatasetSpec) -> jax.Array:
 
 
 def standardise(images: jax.Array, spec: DatasetSpec) -> jax.Array:
-    """Scales pixels to mean 0 and standard deviation 1 over the data set, as for test images.
-
-    Maps uint8 [B, H, W, C] to float32, and raises ValueError if the images do not match the description.
+    """Scales pixels, uint8, to mean 0 and standard deviation 1 over the data set, as for test images.
 
     >>> from def_jax.trainer.data.catalogue import DATASETS
     >>> images = np.full((1, 8, 8, 1), 255, np.uint8)

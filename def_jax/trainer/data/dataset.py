@@ -87,7 +87,12 @@ class Dataset:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def limited(
-        self, *, train_examples: int = 0, validation_examples: int = 0, test_examples: int = 0
+        self,
+        *,
+        train_examples: int = 0,
+        validation_examples: int = 0,
+        test_examples: int = 0,
+        evaluate_train_examples: int = 0,
     ) -> 'Dataset':
         """The data set with a part of its examples.
 
@@ -96,9 +101,7 @@ class Dataset:
             validation_examples: number of training examples to hold out for validation, from the last; they
                 do not depend on train_examples. 0 keeps the data set's own validation split, if it has one.
             test_examples: number of test examples to use, from the first; 0 uses all.
-
-        Returns:
-            The data set.
+            evaluate_train_examples: how many of the training examples there have to be.
 
         Raises:
             ValueError: if a split is smaller than requested.
@@ -112,9 +115,11 @@ class Dataset:
                 )
             validation = train.part(size - validation_examples, size)
             train = train.part(0, size - validation_examples)
+        train = _first(train, train_examples, 'train_examples')
+        _first(train, evaluate_train_examples, 'evaluate_train_examples')
         return dataclasses.replace(
             self,
-            train=_first(train, train_examples, 'train_examples'),
+            train=train,
             validation=validation,
             test=_first(self.test, test_examples, 'test_examples'),
         )

@@ -20,8 +20,8 @@ def fingerprint(dataset: Dataset) -> str:
     """
     splits = {'train': dataset.train, 'validation': dataset.validation, 'test': dataset.test}
     marks = {role: [len(split), _mark(split)] for role, split in splits.items() if split is not None}
-    known = [repr(dataset.spec), sorted(map(repr, dataset.model_options.items())), dict(dataset.about)]
-    return hashlib.sha256(json.dumps([marks, known], sort_keys=True, default=repr).encode()).hexdigest()
+    known = [marks, dataset.spec, dict(dataset.model_options), dict(dataset.about)]
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def _mark(split: Split) -> str:

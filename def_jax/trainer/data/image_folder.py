@@ -1,7 +1,7 @@
 """A folder of images, a subfolder per class, or any images of TFDS, as a data set in memory."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ def open_image_folder(
         examples, which may be held out, are of all classes.
 
     Raises:
-        ValueError: if the image size is not positive, the folder lacks a split or images, a class is tested
-            but not trained on, or a file is no image.
+        ValueError: if the image size is not positive, there are no images to train on or to test, a class is
+            tested but not trained on, or a file is no image.
     """
     check_integer('image_size', image_size, 1, 'the edge of an image, in pixels')
     root = Path(folder)
@@ -49,19 +49,17 @@ def open_image_folder(
         split: sorted(file for file in (root / split).glob('*/*') if file.suffix.lower() in _SUFFIXES)
         for split in ('train', 'validation', 'test')
     }
-    if missing := [split for split in ('train', 'test') if not files[split]]:
-        there = ', '.join(split for split in files if files[split])
-        raise ValueError(
-            f'folder={str(folder)!r} has no images in {" and ".join(f"{each}/CLASS/" for each in missing)}; '
-            f'it has {there or "none at all"}. Put JPEG or PNG files there.'
-        )
-    found = {split: sorted({file.parent.name for file in several}) for split, several in files.items()}
-    classes = found['train']
-    for split in ('validation', 'test'):
-        if unknown := sorted(set(found[split]) - set(classes)):
+    for split in ('train', 'test'):
+        if not files[split]:
             raise ValueError(
-                f'folder={str(folder)!r} has the classes {", ".join(unknown)} in {split}, but not in train, '
-                f'which has {", ".join(classes)}. Give their folders the same names there, or remove them.'
+                f'folder={str(folder)!r} needs JPEG or PNG files in {split}/CLASS/. Put some there.'
+            )
+    classes = sorted({file.parent.name for file in files['train']})
+    for file in (*files['validation'], *files['test']):
+        if file.parent.name not in classes:
+            raise ValueError(
+                f'{str(file)!r} is of a class that train lacks, which has {", ".join(classes)}. Give their '
+                'folders the same names there, or remove them.'
             )
 
     def read(file: Path) -> dict[str, Any]:
@@ -102,19 +100,18 @@ def open_tfds_images(
         raise ValueError(
             f'{name=} must have the features image and label, but has {sorted(builder.info.features)}.'
         )
+
+    def resized(example: dict[str, Any]) -> dict[str, Any]:
+        pixels = example['image']
+        image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return {'image': _fitted(image, image_size), 'label': example['label']}
+
     splits = {
-        role: sorted(_resized(builder, split, image_size), key=lambda example: example['label'])
+        role: sorted(map(resized, examples(builder, split)), key=lambda example: example['label'])
         for role, split in (('train', train), ('validation', validation), ('test', test))
         if split
     }
     return _dataset(name, splits, builder.info.features['label'].num_classes, crop_padding, flip)
-
-
-def _resized(builder: Any, split: str, size: int) -> Iterator[dict[str, Any]]:
-    for example in examples(builder, split):
-        pixels = example['image']
-        image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        yield {'image': _fitted(image, size), 'label': example['label']}
 
 
 def _fitted(image: PIL.Image.Image, size: int) -> np.ndarray:

@@ -65,28 +65,14 @@ class Arrays(Readable):
 
 
 def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[Arrays, Arrays]:
-    """Reads the training and test images of a data set; their order is always the same.
-
-    Args:
-        name: 'digits', which come with scikit-learn, or a name in TFDS, which prepares the data set first if
-            necessary.
-        data_dir: TFDS's directory of prepared data sets, see `prepared_builder`.
-
-    Raises:
-        FileNotFoundError: if the data set is missing and cannot be prepared.
-        ValueError: if its files need TensorFlow, and it is not installed.
-    """
+    """The training and test images of 'digits', which come with scikit-learn, or of a data set of TFDS."""
     if name == 'digits':
         return Arrays(digits.read('train')), Arrays(digits.read('test'))
     builder = prepared_builder(name, data_dir)
-    train, test = (Arrays(stacked(examples(builder, split))) for split in ('train', 'test'))
-    return train, test
+    return Arrays(stacked(examples(builder, 'train'))), Arrays(stacked(examples(builder, 'test')))
 
 
 def stacked(found: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Examples with the features `image` and `label`, as arrays."""
-    pairs = [(each['image'], each['label']) for each in found]
-    return {
-        'image': np.stack([image for image, _ in pairs]),
-        'label': np.array([label for _, label in pairs], np.int32),
-    }
+    images, labels = zip(*((each['image'], each['label']) for each in found), strict=True)
+    return {'image': np.stack(images), 'label': np.array(labels, np.int32)}

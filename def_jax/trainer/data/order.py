@@ -22,10 +22,7 @@ __all__ = [
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """The number of full batches in an epoch; the remaining examples are dropped.
-
-    Raises:
-        ValueError: if an epoch does not fill one batch.
+    """The number of full batches in an epoch, the rest being dropped; ValueError if there is none.
 
     >>> steps_per_epoch(1000, 128)
     7
@@ -38,6 +35,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
+@functools.lru_cache(maxsize=2)  # so that the cost of a step is that of its batch
 def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The order in which an epoch visits the training examples: a permutation of 0 … N-1, int64 [N].
 
@@ -45,10 +43,6 @@ def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     [0, 1, 2, 3, 4]
     """
     return np.random.default_rng((seed, epoch)).permutation(num_examples)
-
-
-# Shuffling once per epoch, not once per step, makes the cost of a step that of its batch.
-_cached_permutation = functools.lru_cache(maxsize=2)(epoch_permutation)
 
 
 def train_positions(
@@ -71,15 +65,12 @@ def train_positions(
         workers: the workers that this process feeds, k of them; None for all.
 
     Returns:
-        The epoch and positions, int64 [k, b]: rows `workers` of the batch of all. No position appears twice
-        in an epoch. The last positions of a batch that does not divide among the workers are left out, so
-        which examples a step takes does not depend on their number.
-
-    Raises:
-        ValueError: if the batch exceeds the split.
+        The epoch and positions, int64 [k, b]. No position appears twice in an epoch. The last positions of a
+        batch that does not divide among the workers are left out, so which examples a step takes does not
+        depend on their number.
     """
     epoch, place = divmod(step, steps_per_epoch(num_examples, batch_size))
-    batch = _cached_permutation(seed, epoch, num_examples)[place * batch_size :][:batch_size]
+    batch = epoch_permutation(seed, epoch, num_examples)[place * batch_size :][:batch_size]
     return epoch, _rows(batch[: batch_size // num_workers * num_workers], num_workers, workers)
 
 
@@ -118,9 +109,6 @@ class Readable(abc.ABC):
 
     def test_batches(self, **options) -> Iterator[dict[str, np.ndarray]]:
         """One pass, see `test_positions`; `mask`, float32 [k, b], is 0 on padding in the last batch."""
-
-        def batch(positions: np.ndarray) -> dict[str, np.ndarray]:
+        for positions in test_positions(len(self), **options):
             real = positions < len(self)
-            return self.take(np.where(real, positions, 0)) | {'mask': real.astype(np.float32)}
-
-        return map(batch, test_positions(len(self), **options))
+            yield self.take(np.where(real, positions, 0)) | {'mask': real.astype(np.float32)}

@@ -13,13 +13,7 @@ __all__ = ['ahead']
 def ahead(batches: Iterator[Any], place: Callable[[Any], Any], depth: int = 2) -> Iterator[Iterator[Any]]:
     """The placed batches, in order, prepared by a thread that runs up to `depth` batches ahead.
 
-    Args:
-        batches: an iterator; an error in it is raised when its batch is requested.
-        place: what the thread does with a batch, e.g. puts it on the devices.
-        depth: the maximum number of batches waiting.
-
-    Returns:
-        A context manager that yields an iterator. The thread has ended when the context exits.
+    An error in the iterator is raised when its batch is requested. The thread ends with the context.
 
     >>> with ahead(iter('abc'), str.upper) as batches:
     ...     list(batches)

@@ -9,31 +9,41 @@ from typing import Any
 
 import jax
 
-from def_jax.trainer.data.foreign_code import refuse_foreign_features
-
 __all__ = ['examples', 'import_tfds', 'prepared_builder']
 
 _TENSORFLOW = "pip install 'def_jax[tensorflow]'"
 
 
 def import_tfds() -> Any:
-    """TFDS, imported on first use; it refuses to run code that the files of a data set name."""
-    import tensorflow_datasets
+    """TFDS, imported on first use; it refuses to run code that the files of a data set name.
 
-    refuse_foreign_features(tensorflow_datasets)
-    return tensorflow_datasets
+    A data set's features.json names a class for each feature, whose module TFDS would import, and so run.
+    """
+    import tensorflow_datasets as tfds
+
+    connector = tfds.features.FeatureConnector
+    find, own = connector.cls_from_name, 'tensorflow_datasets.'
+    if hasattr(find, 'refuses'):
+        return tfds
+
+    def checked(cls: Any, name: str) -> Any:
+        if not name.startswith(own) and name not in cls._registered_features:
+            raise ValueError(
+                f'features.json of a data set names the class {name!r}, whose module would be run. It must '
+                f'be one of {own}features. If you trust that module, import it in your configuration file.'
+            )
+        return find.__func__(cls, name)
+
+    checked.refuses = True  # type: ignore[attr-defined]
+    connector.cls_from_name = classmethod(checked)
+    return tfds
 
 
 def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     """A TFDS builder whose files exist: of any format, or else written now, in one that needs no TensorFlow.
 
-    Args:
-        name: the data set's name in TFDS.
-        data_dir: TFDS's directory of prepared data sets. None means TFDS's default: the environment variable
-            TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-
-    Raises:
-        FileNotFoundError: if the data set is missing and cannot be prepared.
+    `data_dir` is TFDS's directory of prepared data sets; None for the environment variable TFDS_DATA_DIR, or
+    else ~/tensorflow_datasets. Raises FileNotFoundError if the data set is missing and cannot be prepared.
     """
     builder = import_tfds().builder(name, data_dir=data_dir)
     if builder.is_prepared():
@@ -45,8 +55,7 @@ def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
         # When several processes start together, the first to finish wins: use its files.
         builder = import_tfds().builder(name, data_dir=data_dir)
         if not builder.is_prepared():
-            needs_it = getattr(error, 'name', '') == 'tensorflow'  # to write images
-            cure = f'Run {_TENSORFLOW}. ' if needs_it else ''
+            cure = f'Run {_TENSORFLOW}. ' if getattr(error, 'name', '') == 'tensorflow' else ''  # for images
             raise FileNotFoundError(
                 f'Data set {name!r} is not in {builder.data_path} and could not be prepared there '
                 f'({type(error).__name__}: {error}). {cure}If this machine has no network, run `python -c '
@@ -58,11 +67,7 @@ def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
 
 
 def examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
-    """The examples of a split, as NumPy arrays and bytes, in the order of its files.
-
-    Raises:
-        ValueError: if the files need TensorFlow, and it is not installed.
-    """
+    """The examples of a split, as NumPy arrays and bytes, in the order of its files."""
     try:
         source = builder.as_data_source(split=split)
     except NotImplementedError:  # files that are read in order only, as TFRecord files

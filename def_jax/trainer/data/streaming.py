@@ -7,6 +7,7 @@ on the threads that decode it either. Images are decoded, cropped and resized by
 
 import collections
 import dataclasses
+import functools
 import io
 import itertools
 import math
@@ -38,8 +39,7 @@ class StreamedSplit:
         size: the height and width to which images are cropped and resized.
         records: has a length, and returns the examples at a list of positions: dicts with `image`, the JPEG
             file, and `label`.
-        start: the position of the first example to use.
-        stop: the position after the last; None for all.
+        start: the position of the first example to use; `stop` is that after the last, None for all.
     """
 
     size: int
@@ -69,18 +69,16 @@ class StreamedSplit:
         resized, as in torchvision's `RandomResizedCrop`. `augmentation.augment` does the rest.
         """
 
-        def choices() -> Iterator[tuple[np.ndarray, Callable]]:
-            for step in itertools.count(first_step):
-                epoch, chosen = train_positions(len(self), seed=seed, step=step, **options)
-                # An image's crop depends on neither the order nor the worker.
-                yield (
-                    chosen,
-                    lambda image, position, epoch=epoch: _random_resized_crop(
-                        image, np.random.default_rng((seed, epoch, position)), self.size
-                    ),
-                )
+        def crop(epoch: int, image: PIL.Image.Image, position: int) -> PIL.Image.Image:
+            # It depends on neither the order nor the worker.
+            box = _random_box(*image.size, np.random.default_rng((seed, epoch, position)))
+            return image.crop(box).resize((self.size, self.size), PIL.Image.Resampling.BILINEAR)
 
-        return self._read(choices())
+        chosen = (
+            train_positions(len(self), seed=seed, step=step, **options)
+            for step in itertools.count(first_step)
+        )
+        return self._read((positions, functools.partial(crop, epoch)) for epoch, positions in chosen)
 
     def test_batches(self, **options: Any) -> Iterator[dict[str, np.ndarray]]:
         """One pass over the split, read ahead; `mask`, float32 [k, b], is 0 on padding in the last batch.
@@ -89,12 +87,10 @@ class StreamedSplit:
         the centre is cropped.
         """
         positions = test_positions(len(self), **options)
-        real = [each < len(self) for each in positions]
-        chosen = (np.where(mask, each, 0) for each, mask in zip(positions, real, strict=True))
-        batches = self._read(
-            (each, lambda image, position: _center_crop(image, self.size)) for each in chosen
-        )
-        return (batch | {'mask': mask.astype(np.float32)} for batch, mask in zip(batches, real, strict=True))
+        crop = functools.partial(_center_crop, self.size)
+        batches = self._read((np.where(each < len(self), each, 0), crop) for each in positions)
+        for each, batch in zip(positions, batches, strict=True):
+            yield batch | {'mask': (each < len(self)).astype(np.float32)}
 
     def _read(self, choices: Iterator[tuple[np.ndarray, Callable]]) -> Iterator[dict[str, np.ndarray]]:
         """Reads positions [k, b]; threads decode, and crop by a function of the image and its position."""
@@ -109,8 +105,7 @@ class StreamedSplit:
                     waiting.append((images, labels))
                     if len(waiting) > _BATCHES_AHEAD:
                         yield _stacked(*waiting.popleft())
-                while waiting:
-                    yield _stacked(*waiting.popleft())
+                yield from itertools.starmap(_stacked, waiting)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -118,12 +113,7 @@ class StreamedSplit:
 def open_dataset(
     name: str, size: int, data_dir: str | os.PathLike[str] | None = None
 ) -> tuple[StreamedSplit, StreamedSplit]:
-    """Opens the splits `train` and `validation` of a data set that TFDS has prepared as ArrayRecord files.
-
-    Raises:
-        FileNotFoundError: if the data set is not prepared.
-        ValueError: if it is not in the ArrayRecord format.
-    """
+    """The splits `train` and `validation` of a data set that TFDS has prepared as ArrayRecord files."""
     tfds = import_tfds()
     builder = tfds.builder(name, data_dir=data_dir)
     if not builder.is_prepared():
@@ -160,16 +150,8 @@ def _stacked(images: Iterator[np.ndarray], labels: np.ndarray) -> dict[str, np.n
     return {'image': pixels.reshape(*labels.shape, *pixels.shape[1:]), 'label': labels}
 
 
-def _random_resized_crop(image: PIL.Image.Image, rng: np.random.Generator, size: int) -> PIL.Image.Image:
-    """A random part of an image."""
-    return image.crop(_random_box(*image.size, rng)).resize((size, size), PIL.Image.Resampling.BILINEAR)
-
-
 def _random_box(width: int, height: int, rng: np.random.Generator) -> Box:
-    """The part that is kept.
-
-    Source: `torchvision.transforms.RandomResizedCrop.get_params`.
-    """
+    """The part that is kept. Source: `torchvision.transforms.RandomResizedCrop.get_params`."""
     for _ in range(_ATTEMPTS):
         area, ratio = width * height * rng.uniform(0.08, 1), math.exp(rng.uniform(-1, 1) * math.log(4 / 3))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -182,8 +164,8 @@ def _random_box(width: int, height: int, rng: np.random.Generator) -> Box:
     return left, top, left + w, top + h
 
 
-def _center_crop(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
-    """The centre of an image."""
+def _center_crop(size: int, image: PIL.Image.Image, position: int) -> PIL.Image.Image:
+    del position
     shorter, resized = min(image.size), round(size * 8 / 7)
     width, height = (resized * side // shorter for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2

@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,6 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from def_jax.trainer.configuration.keys import FORMER
 from def_jax.trainer.errors import one_line
 from def_jax.trainer.launch import interruption, output, processes, supervision
 from def_jax.trainer.launch.exits import EndedError, ExitCode
@@ -33,7 +31,6 @@ __all__ = [
 
 flags.disclaim_key_flags()  # --config belongs to the program that defines it, whose --help then lists it
 
-_CACHED_SECONDS = 30 * 24 * 3600
 _CONVERSIONS = {
     'could not convert string to float': 'a number',
     'invalid literal for int()': 'an integer',
@@ -44,8 +41,8 @@ _CONVERSIONS = {
 def set_environment(*, fake_devices: bool, overlap: bool = False) -> None:
     """Sets up TensorFlow and JAX; call before either is used.
 
-    What JAX compiles is kept in the user's cache, so that a resumed run does not recompile, unless
-    JAX_COMPILATION_CACHE_DIR names another folder.
+    What JAX compiles is kept in the user's cache, if that can be written to, so that a resumed run does not
+    recompile; JAX_COMPILATION_CACHE_DIR names another folder.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow only reads the data; silence its logs
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
@@ -59,28 +56,16 @@ def set_environment(*, fake_devices: bool, overlap: bool = False) -> None:
         # On CPUs a message in flight takes a thread, and XLA has one for each core.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         os.environ.setdefault('NPROC', str(cores + 1))
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ and (folder := _cache()):
-        jax.config.update('jax_compilation_cache_dir', folder)
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-
-
-def _cache() -> str | None:
-    """The user's folder for compiled programs, without those of long ago; None if there can be none.
-
-    They are native code, so they are not kept in the folder of a run, which may come from somebody else.
-    """
+    if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+        return
+    # Native code, so not in the folder of a run, which may come from somebody else.
     home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
     folder = os.path.join(home, 'def_jax', 'compiled')
-    try:
+    with contextlib.suppress(OSError):
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        with os.scandir(folder) as entries:
-            old = [entry.path for entry in entries if entry.stat().st_mtime < time.time() - _CACHED_SECONDS]
-    except OSError:
-        return None
-    for path in old:
-        with contextlib.suppress(OSError):  # another process was faster
-            os.remove(path)
-    return folder if os.access(folder, os.W_OK) else None
+    if os.access(folder, os.W_OK):
+        jax.config.update('jax_compilation_cache_dir', folder)
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def define_config(text: str) -> flags.FlagHolder:
@@ -128,21 +113,18 @@ def _config_error(error: BaseException, flag: str) -> str:
         ]
         if places and not isinstance(one, flags.Error):  # an error in the text after the colon
             return f'{places[-1]}: {type(one).__name__}: {one_line(one)}'
-    return f'{_allowed(one_line(error), flag)} (--help lists the flags)'
-
-
-def _allowed(reason: str, flag: str) -> str:
-    """What a flag may be, where Python's reason only tells what could not be converted."""
-    for phrase, allowed in _CONVERSIONS.items():
+    reason = one_line(error)
+    for phrase, allowed in _CONVERSIONS.items():  # Python only says what could not be converted
         if phrase in reason:
-            return f'{reason[: reason.index(phrase)].rstrip(": (")} must be {allowed}'
+            reason = f'{reason[: reason.index(phrase)].rstrip(": (")} must be {allowed}'
     if locked := re.search(r'Key "(\w+)" does not exist.* the config is locked\.', reason):
         meant = re.search(r'Did you mean "\w+"', reason)
-        hint = FORMER.get(locked[1]) or (f' {meant[0]}?' if meant else '')
-        return f'{locked[1]!r} in a flag --{flag}.KEY=VALUE: that is not a known key.{hint}'
-    if 'invalid syntax' in reason or reason.strip("'").isidentifier():
-        return f'{reason} in a flag --{flag}.KEY=VALUE: that is not a known key'
-    return reason
+        unknown, hint = f'{locked[1]!r}', f'. {meant[0]}?' if meant else ''
+    else:
+        unknown, hint = reason, ''
+    if locked or 'invalid syntax' in reason or reason.strip("'").isidentifier():
+        reason = f'{unknown} in a flag --{flag}.KEY=VALUE: that is not a known key{hint}'
+    return f'{reason} (--help lists the flags)'
 
 
 def exit_code(program: str, run: Callable[[], Any]) -> int:

@@ -1,16 +1,13 @@
 """The devices that host the workers: accelerators, or fake devices on this CPU."""
 
 import glob
-import itertools
 import os
-import subprocess
-from collections.abc import Mapping
 
 import jax
 
 from def_jax.trainer.launch import processes
 
-__all__ = ['visible_gpus', 'worker_devices']
+__all__ = ['worker_devices']
 
 MOST_FAKE_DEVICES = 1024
 _DEVICE_FILES = '/dev/nvidia[0-9]*'
@@ -20,11 +17,9 @@ _WHENCE = '--config.num_workers / --config.workers_per_device * --config.shards_
 def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
     """The first `num_devices` devices in JAX's order; with several processes, an equal number from each.
 
-    `fake` simulates them on this CPU, if JAX has not been used in the process.
-
-    Raises:
-        ValueError: if there are too few, too many to simulate, or they do not divide among the processes; if
-            this machine has GPUs, but JAX was installed for CPUs.
+    `fake` simulates them on this CPU, if JAX has not been used in the process. Raises ValueError if there are
+    too few, too many to simulate, or they do not divide among the processes, or if JAX ignores this machine's
+    GPUs.
 
     >>> len(worker_devices(1, fake=True))
     1
@@ -66,32 +61,6 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
     )
 
 
-def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The GPUs that JAX would see, by index or identifier; JAX is not started.
-
-    >>> visible_gpus({'CUDA_VISIBLE_DEVICES': '0,1,6,7'})
-    ['0', '1', '6', '7']
-    """
-    if environment.get('JAX_PLATFORMS') == 'cpu':
-        return []
-    named = environment.get('CUDA_VISIBLE_DEVICES')
-    if named is None:
-        return _installed_gpus()
-    # CUDA takes the names up to the first that is none, such as -1, which hides all GPUs.
-    return list(itertools.takewhile(lambda gpu: gpu and gpu != '-1', map(str.strip, named.split(','))))
-
-
-def _installed_gpus() -> list[str]:
-    """The NVIDIA GPUs of this machine, by index."""
-    query = ['nvidia-smi', '--query-gpu=index', '--format=csv,noheader']
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-    except subprocess.CalledProcessError:  # no driver
-        return []
-    except OSError:  # some containers have the GPUs, but not the program
-        return [str(index) for index, _ in enumerate(glob.glob(_DEVICE_FILES))]
-
-
 def _check_platform() -> None:
     """Raises ValueError if JAX cannot use the platform that JAX_PLATFORMS selects, or GPUs that are here."""
     try:
@@ -103,7 +72,8 @@ def _check_platform() -> None:
             'simulate devices on the CPU with --config.fake_devices=True.'
         ) from error
     chosen = 'cpu' in (jax.config.jax_platforms or '')  # type: ignore[attr-defined]
-    if platform == 'cpu' and not chosen and visible_gpus() and (gpus := _installed_gpus()):
+    hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1')
+    if platform == 'cpu' and not chosen and not hidden and (gpus := glob.glob(_DEVICE_FILES)):
         raise ValueError(
             f'this machine has NVIDIA GPUs ({len(gpus)}), but JAX sees none. Install it with pip install '
             "'.[training,cuda]' from a checkout, or train on the CPU with JAX_PLATFORMS=cpu."

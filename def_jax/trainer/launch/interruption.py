@@ -13,7 +13,7 @@ from typing import Any
 
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 
-__all__ = ['SIGNALS', 'InterruptedRunError', 'Watch', 'ending_at_once', 'unheeded', 'watch']
+__all__ = ['SIGNALS', 'InterruptedRunError', 'Watch', 'ending_at_once', 'watch']
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _END = b'\0'  # no signal has this number
@@ -39,7 +39,6 @@ class Watch:
 
 
 _watched: Watch | None = None
-_unheeded: str | None = None
 
 
 @contextlib.contextmanager
@@ -53,8 +52,8 @@ def watch() -> Iterator[Watch]:
     ...     print(seen.name)
     SIGTERM
     """
-    global _watched, _unheeded
-    seen, _unheeded = Watch(), None
+    global _watched
+    seen = Watch()
     if threading.current_thread() is not threading.main_thread():
         yield seen
         return
@@ -68,15 +67,9 @@ def watch() -> Iterator[Watch]:
     _watched = seen
     try:
         yield seen
-        _unheeded = seen.name
     finally:
         _watched = None
         restore()
-
-
-def unheeded() -> str | None:
-    """The signal that came too late to stop what the last `watch` watched, which ended by itself."""
-    return _unheeded
 
 
 @contextlib.contextmanager
@@ -84,10 +77,7 @@ def ending_at_once(program: str) -> Iterator[None]:
     """Within the block, a signal (inside `watch`, the second) exits the process immediately with code 4.
 
     The stack is not unwound: an exception raised while another thread is still in XLA can segfault. Files are
-    left as after a kill, which every writer in the project tolerates.
-
-    Args:
-        program: the name that prefixes the line.
+    left as after a kill, which every writer in the project tolerates. `program` prefixes the line.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

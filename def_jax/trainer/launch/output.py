@@ -63,17 +63,13 @@ def lasting(program: str) -> Iterator[None]:
 
 
 def _lasting(stream: Any, notice: str) -> Any:
-    if stream is None:  # closed before Python started
-        return None
-    stream.reconfigure(errors='replace')
-    return Lasting(stream, notice)
+    if stream is not None:  # closed before Python started
+        stream.reconfigure(errors='replace')
+        return Lasting(stream, notice)
 
 
 def hush_orbax() -> None:
-    """Stops orbax from logging every file, and from logging tracebacks of errors that it also raises.
-
-    A full disk would produce 200 lines of them; `Checkpoints` reports the cause in one line.
-    """
+    """Stops orbax from logging every file, and tracebacks of errors that it also raises."""
     std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)  # only orbax uses asyncio here
     logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)
     report, report_of_thread = sys.unraisablehook, threading.excepthook

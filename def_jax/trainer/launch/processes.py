@@ -92,14 +92,9 @@ def _checked(given: dict[str, Any]) -> Place | None:
         )
     host, _, port = address.rpartition(':')
     if not host or not port.isdecimal():
-        raise ValueError(
-            f'--coordinator_address={address} must be HOST:PORT, where all processes can reach process 0.'
-        )
-    if count < 1 or not 0 <= index < count:
-        raise ValueError(
-            f'--process_id={index} must be in 0 … --num_processes - 1, and --num_processes={count} must be '
-            'at least 1.'
-        )
+        raise ValueError(f'--coordinator_address={address} must be HOST:PORT, at which all reach process 0.')
+    if not 0 <= index < count:
+        raise ValueError(f'--process_id={index} must be in [0, --num_processes={count}).')
     return Place(address, count, index) if count > 1 else None
 
 

@@ -24,9 +24,6 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     'vgg_small': vgg.vgg_small,
     'vgg_strided': vgg.vgg_strided,
     'resnet8': resnet.resnet8,
-    'wrn_10_1': preactivation.wrn_10_1,
-    # From He et al.
-    'resnet110_basic': resnet.resnet110_basic,
 }
 
 LANGUAGE_MODELS: Mapping[str, Callable[..., nn.Module]] = {

@@ -33,13 +33,9 @@ LayerInit = Callable[[int], tuple[nn.initializers.Initializer, nn.initializers.I
 
 
 class Block(nn.Module):
-    """What the blocks of residual networks have in common.
+    """What the blocks of residual networks have in common: `width` inner channels, and a stride.
 
-    Attributes:
-        width: the number of inner channels, and of those that come out unless the block says otherwise.
-        stride: the factor by which the height and width shrink.
-        convolve: applies a convolution, given a width, a kernel size and a stride.
-        normalise: applies batch normalisation.
+    `convolve` applies a convolution, given a width, a kernel size and a stride, and `normalise` BatchNorm.
     """
 
     width: int
@@ -59,13 +55,9 @@ def he_fan_in(fan_in: int) -> tuple[nn.initializers.Initializer, None]:
 def he_fan_out(
     fan_in: int, *, bias: bool = False
 ) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer | None]:
-    """Kernels N(0, 2 / fan_out), where fan_out is the kernel's area times the output channels.
+    """Kernels N(0, 2 / fan_out), fan_out the kernel's area times the output channels; biases zero, if any.
 
     Source: He et al., 2015; the convolutions of torchvision, and of the paper's VGG-16 and ResNet-110.
-
-    Args:
-        fan_in: unused; the kernel's shape determines fan_out.
-        bias: whether there is a bias, which starts at zero.
     """
     kernel = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
     return kernel, nn.initializers.zeros if bias else None
@@ -100,9 +92,6 @@ def check_images(images: jax.Array, *, halvings: int) -> None:
 
     A network halves the height and the width `halvings` times. Both must be even each time: otherwise pooling
     drops the last row, and strided convolutions treat the two borders differently.
-
-    Raises:
-        ValueError: if the images are not float [B, H, W, C] with H and W multiples of 2 ** halvings.
 
     >>> check_images(jnp.zeros((2, 28, 28, 3)), halvings=2)
     """
@@ -149,9 +138,8 @@ def convolution(
 def _convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
     """`lax.conv_general_dilated` of [B, H, W, C], [h, w, C, D]; on CPUs, a matrix product for small images.
 
-    On a CPU, XLA's gradient of a 3×3 convolution of 2×2 pixels and 512 channels takes 40 times as long as
-    a product of patches and kernel. From 8×8 pixels upwards the two are about equal. Other backends have
-    tuned convolutions.
+    There, XLA's gradient of a 3×3 convolution of 2×2 pixels and 512 channels takes 40 times as long; from 8×8
+    pixels upwards the two are about equal.
     """
     axes = zip(images.shape[1:3], padding, kernel.shape[:2], strides, strict=True)
     sizes = [(pixels + sum(pad) - extent) // stride + 1 for pixels, pad, extent, stride in axes]

@@ -13,41 +13,16 @@ from flax import linen as nn
 from def_jax.trainer.models import layers
 from def_jax.trainer.models.resnet import ResNet
 
-__all__ = [
-    'LateStrideBlock',
-    'PreactivationBlock',
-    'PreactivationBottleneck',
-    'PreactivationResNet',
-    'resnet110',
-    'wrn_10_1',
-    'wrn_28_10',
-]
+__all__ = ['LateStrideBlock', 'PreactivationBottleneck', 'PreactivationResNet', 'resnet110', 'wrn_28_10']
 
 PreactivationResNet = functools.partial(ResNet, preactivated=True, stem_width=16)
 
 
-class PreactivationBlock(layers.Block):
-    """Normalisation, ReLU and a 3×3 convolution, twice, with a shortcut.
-
-    If the block changes the shape, the shortcut is a 1×1 convolution of the first ReLU's output, as in the
-    code of Zagoruyko and Komodakis; otherwise it is the block's input.
-    """
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps float [B, H, W, C] to float [B, H / stride, W / stride, width]."""
-        activated = nn.relu(self.normalise(x))
-        y = self.convolve(activated, self.width, 3, self.stride)
-        y = self.convolve(nn.relu(self.normalise(y)), self.width)
-        shortcut = x if x.shape == y.shape else self.convolve(activated, self.width, 1, self.stride)
-        return shortcut + y
-
-
 class LateStrideBlock(layers.Block):
-    """`PreactivationBlock` as in the code of DEF's authors.
+    """Normalisation, ReLU and a 3×3 convolution, twice, with a shortcut, as in the code of DEF's authors.
 
-    The second convolution is the strided one, so the first runs at full size, and the shortcut projects the
-    block's input, before normalisation and ReLU.
+    The second convolution is the strided one, so the first runs at full size; if the block changes the shape,
+    the shortcut is a 1×1 convolution of its input, before normalisation and ReLU.
     """
 
     @nn.compact
@@ -96,7 +71,3 @@ wrn_28_10 = functools.partial(
     convolution_init=layers.torch_default,
     dense_init=layers.torch_default,
 )
-
-# 78 k parameters in 25 leaves: n = 1. For CIFAR or images as small as digits on a CPU, with the blocks of
-# Zagoruyko and Komodakis.
-wrn_10_1 = functools.partial(PreactivationResNet, block=PreactivationBlock, stage_sizes=(1, 1, 1), width=16)

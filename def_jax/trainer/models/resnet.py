@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from def_jax.trainer.models import layers
 
-__all__ = ['BasicBlock', 'Bottleneck', 'ResNet', 'resnet8', 'resnet50', 'resnet110_basic']
+__all__ = ['BasicBlock', 'Bottleneck', 'ResNet', 'resnet8', 'resnet50']
 
 
 class ResNet(nn.Module):
@@ -124,10 +124,6 @@ resnet50 = functools.partial(
     convolution_init=layers.he_fan_out,
     dense_init=layers.torch_default,
 )
-
-# He et al.'s ResNet-110 for CIFAR, not the one in the DEF paper: 1.7 M parameters in 329 leaves; 6n + 2 = 110
-# layers with n = 18. 32×32 images reach the mean as 8×8.
-resnet110_basic = functools.partial(ResNet, block=BasicBlock, stage_sizes=(18, 18, 18), width=16)
 
 # 75 k parameters in 23 leaves: n = 1. For CIFAR or images as small as digits, on a CPU.
 resnet8 = functools.partial(ResNet, block=BasicBlock, stage_sizes=(1, 1, 1), width=16)

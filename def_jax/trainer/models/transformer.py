@@ -16,12 +16,8 @@ from jax.typing import DTypeLike
 from def_jax.checks import check_integer
 
 __all__ = [
-    'Transformer',
-    'segment_positions',
-    'transformer_1m',
-    'transformer_11m',
-    'transformer_85m',
-    'transformer_115k',
+    *('Transformer', 'segment_positions'),
+    *('transformer_1m', 'transformer_11m', 'transformer_85m', 'transformer_115k'),
 ]
 
 _MLP_FACTOR = 4  # the MLP's hidden width, in widths
@@ -113,9 +109,8 @@ class Transformer(nn.Module):
         x = embedding(tokens) * self.width**0.5
         block = nn.remat(Block) if self.remat else Block
         for index in range(self.num_layers):
-            x = block(self.num_heads, (2 * self.num_layers) ** -0.5, self.dtype, name=f'block_{index}')(
-                x, mask, rotation
-            )
+            scale, name = (2 * self.num_layers) ** -0.5, f'block_{index}'
+            x = block(self.num_heads, scale, self.dtype, name=name)(x, mask, rotation)
         x = _norm(self.dtype, 'norm')(x)
         logits = embedding.attend(x) if self.tied else _linear(self.vocab_size, self.dtype, 'head')(x)
         return logits.astype(jnp.float32)

@@ -2,7 +2,8 @@
 
 import abc
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from def_jax.types import PyTree
 
 Batch = dict[str, jax.Array]  # of one worker: arrays [b, ...]
 
-__all__ = ['Batch', 'GenerativeTask', 'Metric', 'Task']
+__all__ = ['Batch', 'GenerativeTask', 'Measure', 'Metric', 'Task']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +30,50 @@ class Metric:
     percent: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What the points of a run are compared by: the headline metric of its task, on a split.
+
+    Attributes:
+        split: 'test' or 'validation'.
+        metric: the headline metric.
+    """
+
+    split: str
+    metric: Metric
+
+    def key(self, point: str) -> str:
+        """Where records and results hold it for a point, e.g. 'test_accuracy_y'."""
+        return f'{self.split}_{self.metric.name}_{point}'
+
+    @property
+    def title(self) -> str:
+        """What the numbers are, e.g. 'test accuracy'."""
+        return f'{self.split} {self.metric.name}'.replace('_', ' ')
+
+    def text(self, value: float, spread: float | None = None) -> str:
+        """A value with its unit, e.g. '98.20 ± 0.31 %'."""
+        scale, digits, unit = (100, 2, ' %') if self.metric.percent else (1, 4, '')
+        deviation = '' if spread is None else f' ± {scale * spread:.{digits}f}'
+        return f'{scale * value:.{digits}f}{deviation}{unit}'
+
+    def others(self, record: Mapping[str, Any], point: str) -> dict[str, float]:
+        """The record's other metrics of the split at a point, by title, e.g. 'test loss'."""
+        start, end = f'{self.split}_', f'_{point}'
+        names = [key for key in record if key.startswith(start) and key.endswith(end)]
+        return {
+            key.removesuffix(end).replace('_', ' '): record[key] for key in names if key != self.key(point)
+        }
+
+
 class Task(abc.ABC):
     """A loss, and the metrics by which the trained parameters are judged.
 
     Attributes:
         headline: the metric that tables, plots and the choice of a learning rate use.
-        guessing_loss: the loss of a model that has learned nothing; a run that stays close to it counts as
-            diverged. None if there is no such value.
     """
 
     headline: ClassVar[Metric] = Metric('loss')
-    guessing_loss: float | None = None
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> PyTree:

@@ -1,13 +1,13 @@
 """Whether a task does what the trainer relies on, from its shapes alone: nothing is compiled."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.traffic.traced import inner_programs
+from def_jax.mesh.spmd.drift import axes_of_results
 from def_jax.trainer.errors import one_line
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.tasks.base import Task
@@ -18,19 +18,10 @@ _Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def check(experiment: Experiment) -> None:
-    """Raises ValueError unless the task, the model and the data set of an experiment fit together.
-
-    Raises:
-        ValueError: if the batches do not fit the model, the loss or a sum is no scalar, a required sum is
-            missing, a sum ignores the mask, BatchNorm is to be recalibrated but the model has none, the
-            optimizer cannot make an update or lets workers drift apart, or a worker's devices can share no
-            parameter.
-    """
-    config = experiment.config
-    name = f'config.task={config.task!r}'
-    variables = _traced(
-        f'config.model={config.model!r} cannot be initialised', lambda: experiment.abstract_variables
-    )
+    """Raises ValueError unless the task, the model, the optimizer and the data set fit together."""
+    config, workers, task = experiment.config, experiment.workers, experiment.task
+    name, model = f'config.task={config.task!r}', f'config.model={config.model!r}'
+    variables = _traced(f'{model} cannot be initialised', lambda: experiment.abstract_variables)
     if not isinstance(variables, Mapping) or variables.keys() != {'params', 'batch_stats'}:
         raise ValueError(f"{name}: init must return a dict of 'params' and 'batch_stats', which may be {{}}.")
     if config.recalibrate_batches and not jax.tree.leaves(variables['batch_stats']):
@@ -41,23 +32,19 @@ def check(experiment: Experiment) -> None:
     optimizer = f'config.optimizer={config.optimizer!r} with {dict(config.optimizer_options)}'
     _traced(f'{optimizer} cannot make an update', lambda: experiment.communication)
     _traced(f'{optimizer} cannot be used', lambda: experiment.is_per_worker)
-    workers, task = experiment.workers, experiment.task
-    if config.shards_per_worker > 1:
-        _check_shards(config, variables['params'], workers.part(variables['params']))
+    whole, part = (
+        jax.tree.map(jnp.shape, x) for x in (variables['params'], workers.part(variables['params']))
+    )
+    if config.shards_per_worker > 1 and whole == part:
+        raise ValueError(
+            f'config.shards_per_worker={config.shards_per_worker} divides no dimension of any matrix of '
+            f'{model}, so every device would hold all of it. Choose a divisor of its width, or '
+            '--config.shards_per_worker=1.'
+        )
     batch = _one_worker(next(experiment.train_batches(0)), workers.shape)
     _check_loss(task, name, variables, batch)
     batch = _one_worker(next(experiment.test_batches(config.evaluate_on, 1)), (1,))
     _check_sums(task, name, variables, batch)
-
-
-def _check_shards(config: Mapping[str, Any], params: Any, part: Any) -> None:
-    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (params, part)]
-    if shapes[0] == shapes[1]:
-        raise ValueError(
-            f'config.shards_per_worker={config["shards_per_worker"]} divides no dimension of any matrix of '
-            f'config.model={config["model"]!r}, so every device would hold all of it. Choose a divisor of '
-            'its width, or --config.shards_per_worker=1.'
-        )
 
 
 def _check_loss(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
@@ -94,8 +81,9 @@ def _check_sums(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
         raise ValueError(
             f'{name}: metrics lacks {headline!r}, the headline metric; it has {sorted(metrics)}.'
         )
-    is_mask = [False] * len(jax.tree.leaves(variables)) + [name == 'mask' for name in sorted(batch)]
-    for key, depends in zip(sorted(sums), _depends_on(jaxpr.jaxpr, is_mask), strict=True):
+    from_mask = [frozenset[str]()] * len(jax.tree.leaves(variables))
+    from_mask += [frozenset({'mask'} & {part}) for part in sorted(batch)]
+    for key, depends in zip(sorted(sums), axes_of_results(jaxpr.jaxpr, from_mask), strict=True):
         if not depends:
             raise ValueError(
                 f"{name}: the sum {key!r} of test_sums ignores batch['mask'], so padding would count. "
@@ -126,31 +114,3 @@ def _traced(what: str, trace: Callable[[], Any]) -> Any:
         return trace()
     except Exception as error:  # it may be anyone's code
         raise ValueError(f'{what}: {one_line(error, place=True)}') from error
-
-
-_CALLS = (
-    'jit',
-    'pjit',
-    'closed_call',
-    'core_call',
-    'remat',
-    'checkpoint',
-    'custom_jvp_call',
-    'custom_vjp_call',
-)
-
-
-def _depends_on(program: Any, inputs: Sequence[bool]) -> list[bool]:
-    """Which outputs of a traced program depend on some of its inputs."""
-    found = {var for var, flag in zip(program.invars, inputs, strict=True) if flag}
-
-    def flags(atoms: Sequence[Any]) -> list[bool]:
-        return [not hasattr(atom, 'val') and atom in found for atom in atoms]  # literals have a value
-
-    for equation in program.eqns:
-        given, inner = flags(equation.invars), inner_programs(equation)
-        outputs = [any(given)] * len(equation.outvars)
-        if any(given) and equation.primitive.name in _CALLS and len(inner) == 1:
-            outputs = _depends_on(inner[0], given)
-        found |= {var for var, flag in zip(equation.outvars, outputs, strict=True) if flag}
-    return flags(program.outvars)

@@ -1,7 +1,6 @@
 """Image classification."""
 
 import dataclasses
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -34,10 +33,6 @@ class ImageClassification(Task):
     model: nn.Module
     spec: DatasetSpec
     headline = Metric('accuracy', greater_is_better=True, percent=True)
-
-    @property
-    def guessing_loss(self) -> float:  # type: ignore[override]
-        return math.log(self.spec.num_classes)
 
     def init(self, key: jax.Array) -> PyTree:
         variables = self.model.init(key, jnp.zeros((1, *self.spec.image_shape)), train=False)

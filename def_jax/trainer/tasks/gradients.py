@@ -15,19 +15,17 @@ __all__ = ['accumulated_value_and_grad']
 def accumulated_value_and_grad(
     loss: Callable[..., Any], accumulate: int = 1, lay_out: Callable[[Batch], Batch] = lambda part: part
 ) -> Callable[..., Any]:
-    """The loss of a batch, its metrics and statistics, and its gradient, over one part of it at a time.
+    """A function like `jax.value_and_grad(loss, has_aux=True)`, over one part of a batch at a time.
+
+    Loss, metrics and gradient are means over the parts, which equal those of the whole batch if the loss is a
+    mean over its examples and these do not interact, as they do in BatchNorm; its statistics pass from part
+    to part. Each part draws from a key of its own.
 
     Args:
         loss: `Task.loss`, a function of parameters, statistics, a batch of arrays [b, ...], and a key.
         accumulate: how many parts of b / accumulate examples the batch is divided into. Only one of them is
-            in memory at a time, with its activations. Loss, metrics and gradient are means over the parts,
-            which equal those of the whole batch if the loss is a mean over its examples and these do not
-            interact, as they do in BatchNorm; its statistics pass from part to part. Each part draws from a
-            key of its own.
+            in memory at a time, with its activations.
         lay_out: divides a part among the devices of a worker that has several.
-
-    Returns:
-        A function like `jax.value_and_grad(loss, has_aux=True)`.
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     if accumulate == 1:
@@ -37,9 +35,8 @@ def accumulated_value_and_grad(
         def part(carry: PyTree, inputs: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
             totals, batch_stats = carry
             examples, key = inputs
-            (value, (figures, batch_stats)), grads = value_and_grad(
-                params, batch_stats, lay_out(examples), key
-            )
+            found = value_and_grad(params, batch_stats, lay_out(examples), key)
+            (value, (figures, batch_stats)), grads = found
             return (jax.tree.map(jnp.add, totals, (value, figures, grads)), batch_stats), None
 
         parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)

@@ -36,7 +36,6 @@ class LanguageModelling(GenerativeTask):
 
     model: Transformer
     context: int
-    guessing_loss = math.log(VOCAB_SIZE)
 
     def __post_init__(self):
         if self.model.vocab_size < VOCAB_SIZE:

@@ -62,9 +62,6 @@ class Workers(abc.ABC):
             is_per_worker: a tree of booleans for each argument.
             is_per_worker_out: that of the result. What is replicated must be the same on all workers.
             donate: the position of an argument, or several, whose memory the result may take over.
-
-        Returns:
-            A function with a method `lower`. Its arguments lie where `place` and its own results do.
         """
 
     def map_rows(
@@ -75,11 +72,7 @@ class Workers(abc.ABC):
 
     @abc.abstractmethod
     def map_devices(self, function: Callable, is_per_worker: tuple[PyTree, ...]) -> Callable:
-        """Compiles a function that runs on every device, with what it holds, without collectives.
-
-        Returns:
-            A function whose results are stacked over devices, an axis in front.
-        """
+        """Compiles a function that runs on every device, without collectives, and stacks its results."""
 
     def one_worker(self, function: Callable) -> Callable:
         """A function of one worker, without collectives, for use inside `map`."""
@@ -90,10 +83,7 @@ class Workers(abc.ABC):
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._batch_sharding, x), batch)
 
     def settled(self, outputs: PyTree) -> PyTree:
-        """What `map` returned; on CPUs, blocks until it is ready.
-
-        Collectives of fake devices that run ahead can starve each other on few cores.
-        """
+        """What `map` returned; on CPUs, once it is ready: collectives ahead can starve each other."""
         return jax.block_until_ready(outputs) if self.devices[0].platform == 'cpu' else outputs
 
     def local(self, x: jax.Array) -> np.ndarray:

@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.ownership import each
-from def_jax.trainer.launch import processes
 from def_jax.trainer.workers.base import AXIS, Workers
 from def_jax.types import PyTree
 
@@ -40,9 +39,7 @@ class WholeWorkers(Workers):
     def map(
         self, function: Callable, is_per_worker: tuple[PyTree, ...], is_per_worker_out: PyTree, donate=()
     ) -> Callable:
-        if not any(
-            jax.tree.leaves(is_per_worker)
-        ):  # vmap and pmap need an argument with an axis over workers
+        if not any(jax.tree.leaves(is_per_worker)):  # vmap and pmap need an argument over workers
             mapped = self.map(lambda _, *args: function(*args), (True, *is_per_worker), is_per_worker_out)
             return _bound(mapped, np.zeros(self.local_shape))
         if self._virtual > 1:
@@ -53,14 +50,8 @@ class WholeWorkers(Workers):
     def map_rows(
         self, function: Callable, is_per_worker: tuple[PyTree, ...], is_per_worker_out: PyTree, donate=()
     ) -> Callable:
-        return jax.pmap(
-            function,
-            axis_name=AXIS,
-            in_axes=_axes(is_per_worker),
-            out_axes=_axes(is_per_worker_out),
-            donate_argnums=donate,
-            devices=self.devices,
-        )
+        axes = {'in_axes': _axes(is_per_worker), 'out_axes': _axes(is_per_worker_out)}
+        return jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate, **axes)
 
     def map_devices(self, function: Callable, is_per_worker: tuple[PyTree, ...]) -> Callable:
         mapped = self.map_rows(lambda _, *args: function(*args), (True, *is_per_worker), True)
@@ -81,11 +72,9 @@ class WholeWorkers(Workers):
         return each(array, is_per_worker, tree)
 
     def own_rows(self, tree: PyTree, like: PyTree, is_per_worker: PyTree) -> PyTree:
-        rows = processes.rows(self.devices)
-
         def array(mine, leaf, to):
             if isinstance(leaf, np.ndarray):
-                return jax.device_put(leaf[rows] if mine else leaf, to.sharding)
+                return jax.device_put(leaf[self.rows] if mine else leaf, to.sharding)
             shards = [shard.data for shard in leaf.addressable_shards]
             return jax.make_array_from_single_device_arrays(to.shape, to.sharding, shards)
 

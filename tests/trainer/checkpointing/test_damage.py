@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import hashlib
 import json
 import logging as std_logging
 import os
@@ -103,20 +102,6 @@ def test_no_bit_of_the_manifest_can_change_unseen(saved, tmp_path):
         else:
             with pytest.raises(manifest.DamagedError):
                 manifest.read_verified(folder, 9)
-
-
-@pytest.mark.parametrize(
-    'change', [{'files': None}, {'files': [1]}, {'step': '9'}, {'workers': 4}, {'settings': None}]
-)
-def test_a_manifest_that_was_made_by_hand_is_not_believed(saved, tmp_path, change):
-    """Even if its checksum is right."""
-    folder = shutil.copytree(saved / 'checkpoints' / '9', tmp_path / '9')
-    content = json.loads((folder / 'manifest.json').read_text()) | change
-    del content['checksum']
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    (folder / 'manifest.json').write_text(json.dumps(content | {'checksum': digest}))
-    with pytest.raises(manifest.DamagedError, match=f'manifest.json has no {next(iter(change))}'):
-        manifest.read_verified(folder, 9)
 
 
 def without_manifest(folder):
@@ -246,18 +231,14 @@ def test_a_checkpoint_is_not_certified_where_orbax_has_left_parts_out(recorded, 
     assert os.listdir(folder / 'checkpoints') == []
 
 
-@pytest.mark.parametrize('recreated', [False, True])
-def test_a_folder_that_was_renamed_is_neither_recreated_nor_called_full(recorded, saved, tmp_path, recreated):
+def test_a_folder_that_was_renamed_is_not_made_again(recorded, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / 'run')
     manager = fixtures.manager_of(folder, recorded.experiment)
     folder.rename(tmp_path / 'elsewhere')
-    if recreated:
-        folder.mkdir()
-    with fixtures.refused(r'the folder is gone.* rename the folder back, then'):
+    with fixtures.refused(r'the folder is gone: rename it back'):
         manager.save(fixtures.placed(fixtures.gathered(recorded.states[11]), recorded.experiment))
     manager.close()
-    assert not (folder / 'checkpoints').exists() and folder.exists() == recreated
-    assert sorted(os.listdir(tmp_path / 'elsewhere' / 'checkpoints')) == ['7', '9']
+    assert os.listdir(tmp_path) == ['elsewhere']
 
 
 # --- Nothing in files is executed ---

@@ -130,7 +130,7 @@ def test_a_run_goes_on_with_other_workers_and_says_so(data_dir, tmp_path):
     text = console.export_text()
     assert 'resuming at step 7' in text
     assert 'workers: 4 before, 3 now; each receives the mean of the 4 residuals, momenta and' in text
-    assert 'batch: 40 examples before, 39 now; step numbers continue' in text
+    assert 'batch: 40 examples before, 39 now; epochs count by the new' in text
     assert (result['config']['num_workers'], result['config']['batch_size']) == (3, 39)
     assert json.loads((tmp_path / 'config.json').read_text())['num_workers'] == 3
     training = [r['step'] for r in fixtures.records(tmp_path) if 'loss' in r]

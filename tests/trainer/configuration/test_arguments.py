@@ -37,8 +37,11 @@ def test_settings_have_the_type_of_the_key(arg, settings):
     [
         ('metod=ef', "'metod' in 'metod=ef' is not a known key. Did you mean 'method'?"),
         ('ratio=4,colour=red', "'colour' in 'ratio=4,colour=red' is not a known key."),
-        ('ratio=4,', "'' in 'ratio=4,' must have the form key=value."),
-        ('ratio=4,ratio=8', "'ratio' in 'ratio=4,ratio=8' is given twice."),
+        ('ratio=4,', "'' in 'ratio=4,' must have the form key=value, once for each key."),
+        (
+            'ratio=4,ratio=8',
+            "'ratio=8' in 'ratio=4,ratio=8' must have the form key=value, once for each key.",
+        ),
         ('ratio=4.5', "ratio='4.5' must be of type int."),
         ('detach=half', "detach='half' must be of type float."),
         ('fake_devices=1', "fake_devices='1' must be of type bool."),

@@ -29,17 +29,12 @@ def made_by(name, **changes):
         ({'optimizer': 'adamww'}, r"config.optimizer='adamww' must be one of sgd, .* Did you mean 'adamw'\?"),
         (
             {'model': 'nothing.here:net'},
-            r"='nothing.here:net': .* 'nothing.here' cannot be imported \(No module named 'nothing'\). Start",
+            r"='nothing.here:net' cannot be imported \(No module named 'nothing'\). Start",
         ),
-        ({'task': f'{HERE}:no_tsk'}, rf"the module '{HERE}' has no 'no_tsk'. Did you mean 'no_task'\?"),
-        ({'model': ':net'}, "the module '' cannot be imported"),
+        ({'task': f'{HERE}:no_tsk'}, rf"AttributeError: module '{HERE}' has no attribute 'no_tsk'"),
+        ({'model': ':net'}, "model=':net' cannot be imported"),
         ({'dataset': f'{HERE}:NUMBER'}, rf"config.dataset='{HERE}:NUMBER' must be callable, but is int 3"),
-        (made_by('no_rate'), "must take the argument 'learning_rate'; it takes b1"),
-        ({'task': f'{HERE}:needs_depth'}, "must take the argument 'model'; it takes depth"),
-        (
-            {'schedule': f'{HERE}:failing'},
-            "must take the argument 'num_steps'; it takes learning_rate, depth",
-        ),
+        (made_by('no_rate'), "no_rate' must take the argument 'learning_rate'; it takes b1"),
         (made_by('no_optimizer'), "no_optimizer' must return optax.*GradientTransformation.*, but"),
         (made_by('failing'), rf"'{HERE}:failing': IndexError: list index out of range, .*find.py:\d+"),
         (
@@ -48,7 +43,7 @@ def made_by(name, **changes):
         ),
         (
             {'optimizer_options': {'nesterof': True}},
-            r"nesterof is not an option of optimizer='sgd', which takes nesterov.* Did you mean 'nesterov'\?",
+            r"optimizer_options.nesterof is no option of optimizer='sgd'; .* Did you mean 'nesterov'\?",
         ),
         ({'optimizer_options': {'learning_rate': 1.0}}, 'cannot be set: config.learning_rate is passed'),
         (
@@ -65,7 +60,7 @@ def made_by(name, **changes):
             {'model': f'{HERE}:needs_depth', 'compute_dtype': 'bfloat16'},
             "compute_dtype='bfloat16' has no effect on model=.*, which takes no dtype",
         ),
-        ({'outer': 'sgd'}, "outer='sgd' needs the option 'learning_rate'"),
+        ({'outer': 'sgd'}, "outer='sgd' with outer_options={}: TypeError: .* missing .*'learning_rate'"),
         ({'outer': 'sgd', 'method': 'diloco'}, "='sgd' has no effect on method='diloco', which fixes it or"),
     ],
 )
@@ -90,19 +85,14 @@ UNTYPED = {'model': 'builtins:dict'}
     ('make', 'changes', 'message'),
     [
         (parts.make_dataset, {'dataset': f'{HERE}:no_dataset'}, 'must return .*Dataset, but returned Arrays'),
-        (
-            parts.make_dataset,
-            {'dataset': f'{HERE}:needs_depth'},
-            "'depth': set --config.dataset_options.depth",
-        ),
-        (parts.make_dataset, {'dataset': 'image_folder'}, "'folder': set --config.dataset_options.folder"),
+        (parts.make_dataset, {'dataset': 'image_folder'}, "dataset_options={}: .* missing .* 'folder'"),
         (parts.make_dataset, UNLABELLED | {'evaluate_train_examples': 65}, '=65 must be at most 64'),
         (
             parts.make_dataset,
             UNLABELLED | {'evaluate_on': 'validation'},
             'needs a validation split, and the data set has none of its own. Hold out training',
         ),
-        (schedule_of, {'schedule': f'{HERE}:no_schedule'}, 'a function of the step, but returned None'),
+        (schedule_of, {'schedule': f'{HERE}:no_schedule'}, "returned no schedule.*'NoneType' object is not"),
         (schedule_of, {'schedule': f'{HERE}:schedule_of_vectors'}, 'schedule.*TypeError'),
         (
             schedule_of,
@@ -112,7 +102,6 @@ UNTYPED = {'model': 'builtins:dict'}
         (schedule_of, {'schedule': 'cosine', 'schedule_options': {'warmup': 20}}, r'=20 must be .* \[0, 1\]'),
         (task_of, UNTYPED, "task='image_classification': its data set must have images with labels"),
         (task_of, UNTYPED | {'task': f'{HERE}:no_task'}, 'must return def_jax.trainer.tasks.base.Task, but'),
-        (task_of, UNTYPED | {'model_options': {'num_classes': 0}}, 'num_classes=0 of the model must be at'),
     ],
 )
 def test_what_fails_is_refused_in_one_line(make, changes, message):

@@ -11,8 +11,7 @@ import training_fixtures as fixtures
 from configuration_values import changed
 
 import def_jax
-from def_jax.trainer.configuration.methods import complete
-from def_jax.trainer.configuration.parts import make_optimizer, make_schedule
+from def_jax.trainer.configuration.parts import complete, make_optimizer, make_schedule
 from def_jax.trainer.configuration.rules import check_config
 
 RATE, DECAY, DETACH = 0.05, 0.3, 0.4
@@ -109,7 +108,7 @@ def test_def_q_refuses_what_the_preset_has_not():
         ),
         (
             {'optimizer': 'adamw', 'optimizer_options': {'b1': 0.5}},
-            'config.optimizer_options.b1 is not an',
+            'config.optimizer_options.b1 is no option',
         ),
     ):
         with fixtures.refused(message):

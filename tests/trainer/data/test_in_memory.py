@@ -16,11 +16,11 @@ def test_permutation_depends_on_seed_and_epoch_alone_and_is_drawn_once():
     np.testing.assert_array_equal(permuted(3, 4), permuted(3, 4))
     orders = {tuple(permuted(seed, epoch)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16  # (0, 1) and (1, 0) differ, too
-    order._cached_permutation.cache_clear()
+    order.epoch_permutation.cache_clear()
     split = Arrays({'label': np.arange(24)})
     for step in range(9):  # what a caller does to a batch stays its own
         train_batch(split, seed=0, step=step, batch_size=8, num_workers=2)['label'][:] = -1
-    assert order._cached_permutation.cache_info().misses == 3
+    assert order.epoch_permutation.cache_info().misses == 3
     assert split.arrays['label'].tolist() == list(range(24))
 
 

@@ -77,7 +77,7 @@ def test_an_epoch_visits_every_example_at_most_once_in_the_order_of_its_seed(spl
 
 def test_resuming_at_any_step_and_in_any_processes_gives_the_same_batches(split):
     whole = trained(split, 7)
-    order._cached_permutation.cache_clear()  # as in a new process
+    order.epoch_permutation.cache_clear()  # as in a new process
     assert_same({name: array[3:] for name, array in whole.items()}, trained(split, 4, first_step=3))
     assert_same(whole, *(trained(split, 7, workers=workers) for workers in ([0], [1, 2])))
     alone = trained(split, 7, num_workers=1)  # divides the same batch

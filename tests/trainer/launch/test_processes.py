@@ -53,8 +53,7 @@ def test_flags_go_before_the_launcher():
         ((None, 2, 0), '--coordinator_address must be given'),
         (('host', 2, 0), '--coordinator_address=host must be HOST:PORT'),
         ((':1', 2, 0), 'must be HOST:PORT'),
-        (('host:1', 2, 2), '--process_id=2 must be in 0'),
-        (('host:1', 0, 0), '--num_processes=0 must be at least 1'),
+        (('host:1', 2, 2), '--process_id=2 must be in [0, --num_processes=2)'),
     ],
 )
 def test_flags_that_are_wrong_are_refused(given, words):

@@ -10,7 +10,7 @@ import reference_networks as networks
 from flax import linen as nn
 
 from def_jax.trainer.models import MODELS, layers
-from def_jax.trainer.models.preactivation import LateStrideBlock, PreactivationBlock, PreactivationBottleneck
+from def_jax.trainer.models.preactivation import LateStrideBlock, PreactivationBottleneck
 from def_jax.trainer.models.resnet import BasicBlock, Bottleneck, ResNet
 from def_jax.trainer.models.vgg import VGG
 
@@ -25,13 +25,10 @@ SIZES = {
     'resnet110': (CIFAR, {10: 1_146_842, 100: 1_169_972}, 332, 16_160),
     'wrn_28_10': (CIFAR, {10: 36_489_290, 100: 36_546_980}, 108, 17_952),
     'resnet50': ((224, 224, 3), {1000: 25_557_032}, 161, 53_120),
-    # He et al., table 6: 1.7 M.
-    'resnet110_basic': (CIFAR, {10: 1_727_962, 100: 1_733_812}, 329, 8_096),
     'vgg_digits': (DIGITS, {10: 18_482}, 20, 224),
     'vgg_small': (CIFAR, {10: 72_954}, 20, 448),
     'vgg_strided': (CIFAR, {10: 70_618}, 17, 416),
     'resnet8': (CIFAR, {10: 75_290}, 23, 480),
-    'wrn_10_1': (CIFAR, {10: 77_850}, 25, 480),
 }
 
 
@@ -102,7 +99,6 @@ PREACTIVATED = {'preactivated': True, 'stem_width': 16}
     [
         (BasicBlock, networks.numpy_basic_block, (1, 1, 2), {}),
         (Bottleneck, networks.numpy_bottleneck, (1, 1, 2), {'large_images': True}),
-        (PreactivationBlock, networks.numpy_preactivation_block, (1, 1, 2, 2), PREACTIVATED),
         (
             *(LateStrideBlock, networks.numpy_late_stride_block, (1, 1, 2, 2)),
             PREACTIVATED | {'convolution_init': layers.torch_default},  # its convolutions have biases

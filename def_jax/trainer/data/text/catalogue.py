@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,26 +128,20 @@ def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Data
     name = f'text_folder {root.name}'
     if len(texts) > 1:
         return _of_files(name, texts, context)
-    check_integer('context', context, 1, 'the length of a window, in bytes')
-    parts = [part for text in texts.values() for part in _cut(text)]
-    if not all(parts) or not parts:
+    parts = [[part] for text in texts.values() for part in _cut(text)]
+    if not parts or not all(part for (part,) in parts):
         raise ValueError(
-            f'path={str(path)!r} has {len(texts)} files with {sum(map(len, parts))} bytes. Put text there: a '
-            'file that is cut into three parts, or several that are divided.'
+            f'path={str(path)!r} has {len(texts)} files with {sum(map(len, texts.values()))} bytes. Put text '
+            'there: a file that is cut into three parts, or several that are divided.'
         )
-    return dataset_of_windows(name, [Windows(_joined([part]), context) for part in parts])
+    return _dataset(name, parts, context)
 
 
 def _files(root: Path) -> Iterator[Path]:
     """All files but hidden ones; a link to a folder that it lies in is passed over."""
     for folder, inner, names in os.walk(root, followlinks=True):
-        here = os.path.realpath(folder)
-        targets = {name: os.path.realpath(os.path.join(folder, name)) for name in inner}
-        inner[:] = [
-            name
-            for name, target in targets.items()
-            if name[0] != '.' and os.path.commonpath([here, target]) != target
-        ]
+        real = {name: Path(folder, name).resolve() for name in inner if name[0] != '.'}
+        inner[:] = [name for name in real if not Path(folder).resolve().is_relative_to(real[name])]
         yield from (Path(folder, name) for name in names if name[0] != '.')
 
 
@@ -165,7 +159,6 @@ def _cut(text: bytes) -> list[bytes]:
 
 def _of_files(name: str, texts: Mapping[str, bytes], context: int) -> Dataset:
     """A data set of texts by their paths, in their order, which are divided by a hash of their paths."""
-    check_integer('context', context, 1, 'the length of a window, in bytes')
     documents: dict[str, list[bytes]] = {role: [] for role in ROLES}
     for path, text in texts.items():
         documents[corpus.split_of(path)].append(text)
@@ -174,7 +167,18 @@ def _of_files(name: str, texts: Mapping[str, bytes], context: int) -> Dataset:
             f'{name} has no text for {" and ".join(missing)}: its {len(texts)} files are divided by a hash '
             'of their paths. Add files, divide long ones, or put all into one.'
         )
-    return dataset_of_windows(name, [Windows(_joined(documents[role]), context) for role in ROLES])
+    return _dataset(name, [documents[role] for role in ROLES], context)
+
+
+def _dataset(name: str, splits: Iterable[list[bytes]], context: int) -> Dataset:
+    """A data set of the documents of each split."""
+
+    def joined(documents: list[bytes]) -> corpus.Corpus:
+        text, ends = b''.join(documents), np.cumsum([len(document) for document in documents if document])
+        return corpus.Corpus(np.frombuffer(text, np.uint8), ends, hashlib.sha256(text).hexdigest())
+
+    check_integer('context', context, 1, 'the length of a window, in bytes')
+    return dataset_of_windows(name, [Windows(joined(documents), context) for documents in splits])
 
 
 def _read(file: Path) -> bytes:
@@ -184,13 +188,6 @@ def _read(file: Path) -> bytes:
     except UnicodeDecodeError as error:
         raise ValueError(f'{str(file)!r} is not UTF-8 ({error}). Convert or remove it.') from error
     return content
-
-
-def _joined(documents: list[bytes]) -> corpus.Corpus:
-    documents = [document for document in documents if document]
-    text = b''.join(documents)
-    ends = np.cumsum([len(document) for document in documents])
-    return corpus.Corpus(np.frombuffer(text, np.uint8), ends, hashlib.sha256(text).hexdigest())
 
 
 TEXTS: Mapping[str, Callable[..., Dataset]] = {

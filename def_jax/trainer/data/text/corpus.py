@@ -49,15 +49,10 @@ class Corpus:
 
 
 def write_corpus(folder: Path, documents: Iterable[bytes]) -> None:
-    """Writes documents as a corpus; a folder that exists is complete, however the program ends.
+    """Writes documents, in UTF-8, as a corpus; a folder that exists is complete, however the program ends.
 
-    Args:
-        folder: where to write; when several processes write at once, the first to finish wins.
-        documents: the documents in order, in UTF-8. Empty ones are dropped.
-
-    Raises:
-        ValueError: if a document holds the byte 0xFF, which marks the start of documents.
-        OSError: if the folder cannot be written.
+    When several processes write at once, the first to finish wins. Empty documents are dropped. Raises
+    ValueError if one holds the byte 0xFF, which marks the start of documents.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'{folder.name}.', dir=folder.parent))
@@ -85,12 +80,7 @@ def write_corpus(folder: Path, documents: Iterable[bytes]) -> None:
 
 
 def open_corpus(folder: Path) -> Corpus:
-    """Maps a corpus that `write_corpus` wrote.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if its files do not fit together.
-    """
+    """Maps a corpus that `write_corpus` wrote; ValueError if its files do not fit together."""
     about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding='utf-8'))
     size = (folder / _BYTES).stat().st_size
     ends = np.load(folder / _ENDS, mmap_mode='r' if size else None)  # an empty file cannot be mapped
