@@ -46,9 +46,9 @@ COUNT, INDEX = (int(os.environ[name]) for name in LAUNCHED[1:])
 counts = {'step': 0, 'look': 0, 'trace': 0, 'write': 0, 'done': 0}
 
 # Every death and return is a compilation in each process, and they share the cores.
-os.environ['XLA_FLAGS'] = (
-    f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0 '
-    '--xla_llvm_disable_expensive_passes=true'
+_GIVEN = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'device_count' not in flag]
+os.environ['XLA_FLAGS'] = ' '.join(
+    [*_GIVEN, '--xla_backend_optimization_level=0', '--xla_llvm_disable_expensive_passes=true']
 )
 
 
