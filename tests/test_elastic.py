@@ -81,10 +81,14 @@ class Run:
 
     def finish(self, *processes):
         """Lets the run end once these processes have made a step together; the first ends last."""
-        self.wait(lambda: all(self.goes_on(index, processes) for index in range(len(processes))))
+        self.together(*processes)
         (self.folder / 'stop').touch()
         for process in reversed(processes):
             self.ends(process)
+
+    def together(self, *processes):
+        """Waits until these processes have made a step together."""
+        self.wait(lambda: all(self.goes_on(index, processes) for index in range(len(processes))))
 
     def goes_on(self, index, processes):
         last = (self.lines(index) or [{'pid': 0}])[-1]
@@ -270,50 +274,32 @@ def test_a_worker_dies_and_returns(three, shards):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('where', ['trace:1', 'look:2', 'write:1', 'step:15', 'trace:2'])
-def test_a_worker_dies_at_a_bad_moment(three, where):
-    """While compiling, in an evaluation, in a checkpoint, in a step, compiling for another's admission."""
-    first, second = three.start(0), three.start(1, f'die={where}')
+def test_workers_die_at_bad_moments(three):
+    """While compiling, in an evaluation, in a step, compiling for another's admission; two at once."""
+    first, third = three.start(0), three.start(2)
+    for where in ('trace:1', 'look:2', 'step:15'):
+        three.ends(three.start(1, f'die={where}'), -signal.SIGKILL)
+    second = three.start(1, 'die=trace:2')
+    three.together(first, second, third)
+    third.kill()
     third = three.start(2)
-    if where == 'trace:2':
-        three.wait(lambda: three.step(0) > 5)
-        third.kill()
-        third = three.start(2)
     three.ends(second, -signal.SIGKILL)
     second = three.start(1)
+    three.together(first, second, third)
+    second.kill()
+    third.kill()
+    second, third = three.start(1), three.start(2)  # before it was noticed
     three.finish(first, second, third)
     three.assert_same_bits()
     three.assert_y_stays_when_workers_come()
+    assert any('processes 1, 2 died, 3 -> ' in note for note in three.changes())
 
 
 @pytest.mark.slow
-def test_a_step_that_failed_for_one_is_repeated_by_all(three):
-    first, third = three.start(0), three.start(2)
-    second = three.start(1, 'fail=15')
-    three.wait(lambda: three.step(0) > 30)
-    three.finish(first, second, third)
-    three.assert_same_bits()
-    notes = [line['note'] for line in three.lines(0, 'note')]
-    assert sum(note.endswith('repeated: process 1: planned') for note in notes) == 1
-    assert len(three.changes()) == 1
-
-
-@pytest.mark.slow
-def test_two_die_at_once_and_return_before_it_was_noticed(three):
-    first, second, third = three.start_all()
-    second.kill()
-    third.kill()
-    second, third = three.start(1), three.start(2)
-    three.finish(first, second, third)
-    three.assert_same_bits()
-    assert 'processes 1, 2 died, 3 -> ' in three.changes()[0]
-
-
-@pytest.mark.slow
-def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(three):
-    first, second = three.start(0), three.start(1)
-    third = three.start(2, 'freeze=step:15')  # the line of the step before is written
-    three.wait(lambda: three.step(0) > 15 and three.lines(0)[-1]['workers'] == 2)
+def test_a_step_that_failed_is_repeated_by_all_and_a_frozen_worker_that_was_given_up_writes_nothing(three):
+    first, second = three.start(0), three.start(1, 'fail=15')
+    third = three.start(2, 'freeze=step:30')  # the line of the step before is written
+    three.wait(lambda: three.step(0) > 30 and three.lines(0)[-1]['workers'] == 2)
     before = len(three.lines(2))
     third.send_signal(signal.SIGCONT)
     assert third.wait(timeout=HANGS) != 0
@@ -321,31 +307,39 @@ def test_a_frozen_worker_that_was_given_up_ends_and_writes_nothing(three):
     third = three.start(2)
     three.finish(first, second, third)
     three.assert_same_bits()
+    repeated, died, joined = three.changes()
+    assert repeated.endswith('repeated: process 1: planned')
+    assert 'process 2 died, 3 -> 2 workers' in died and 'process 2 joined' in joined
 
 
 @pytest.mark.slow
-def test_newcomers_that_run_something_else_are_refused(three):
-    """Another seed, dtype, optimizer state or secret, one after the other, and at last one of the others."""
-    none = 'checkpoint=0'  # of the others' state, which would not fit
-    first, second, third = three.start_all(none)
+def test_newcomers_that_run_something_else_are_refused_and_too_few_workers_end(three):
+    """Another seed, dtype or secret, one after the other, and then one of the others; of whom two die."""
+    plan = ('checkpoint=0', 'least=2', 'patience=2')  # a checkpoint of the others' state would not fit
+    first, second, third = three.start_all(*plan)
     third.kill()
-    for number, (plan, secret, reason) in enumerate(
+    for number, (other, secret, reason) in enumerate(
         [
             ('seed=1', 'ours', 'configuration, seed or data'),
             ('dtype=bfloat16', 'ours', 'structure, shape or dtype of the parameters or the optimizer state'),
-            ('momentum=1', 'ours', 'structure, shape or dtype of the parameters or the optimizer state'),
             ('seed=0', 'guessed', 'secret (DEF_JAX_SECRET)'),
         ]
     ):
-        three.ends(three.start(2, none, plan, secret=secret), 7)
+        three.ends(three.start(2, *plan, other, secret=secret), 7)
         line = three.lines(2, 'error')[number]
         assert line['error'] == 'RefusedError' and f'process 2 has another {reason} than the' in line['text']
         (note,) = three.lines(0, 'note')[-1:]
         assert f'process 2 refused: another {reason}' in note['note'] or 'died' in note['note']
-    third = three.start(2, none)
-    three.finish(first, second, third)
+    third = three.start(2, *plan)
+    three.together(first, second, third)
     three.assert_same_bits()
     assert all(np.isfinite(line['loss']) for line in three.lines(0))
+    third.kill()
+    three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
+    second.kill()
+    three.ends(first, 7)
+    (line,) = three.lines(0, 'error')
+    assert line['error'] == 'TooFewError' and '1 workers after step' in line['text']
 
 
 @pytest.mark.slow
@@ -356,14 +350,3 @@ def test_what_a_newcomer_was_given_is_compared_once(three):
     for index, process in reversed(list(enumerate(processes))):
         assert process.wait(timeout=HANGS) != 0, three.told()
         assert 'parameters differ among processes 0, 1, 2. End all.' in three.log(index)
-
-
-@pytest.mark.slow
-def test_too_few_workers_wait_and_then_end(three):
-    first, second, third = three.start_all('least=2', 'patience=2')
-    third.kill()
-    three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
-    second.kill()
-    three.ends(first, 7)
-    (line,) = three.lines(0, 'error')
-    assert line['error'] == 'TooFewError' and '1 workers after step' in line['text']

@@ -14,7 +14,6 @@ import optax
 import perceptron
 import pytest
 import reference
-import reference_baselines
 from perceptron import (
     LEARNING_RATES,
     START,
@@ -90,33 +89,6 @@ def test_every_mapping_equals_oracle(mapping, form, compressor, num_workers, see
         actual = run(mlp_data(num_workers), hyper)
         masks = multipliers(compressor, seed, flattened=form == 'flattened')
         assert_equals_oracle(actual, masks, hyper, average_every=average_every)
-
-
-# --- Relations between the methods ------------------------------------------------------------------------
-
-
-EXACT = dict(rtol=0, atol=1e-11)  # of float64, between two oracles
-
-
-@pytest.mark.parametrize(
-    ('num_workers', 'average_every'), [(1, 0), (4, 1)], ids=['one worker', 'SAEF that averages at every step']
-)
-def test_at_detach_one_the_output_is_momentum_sgd(num_workers, average_every):
-    """What holds for the oracle holds for the library, which is equal to it."""
-    problem, settings = (START, gradient(num_workers)), {'num_workers': num_workers, 'momentum': 0.9}
-    options = {'detach': 1.0, 'average_every': average_every}
-    found = reference.algorithm_1(*problem, multipliers(BLOCK_4), LEARNING_RATES, **options, **settings)
-    sgd = reference_baselines.train(*problem, reference_baselines.uncompressed, LEARNING_RATES, **settings)
-    np.testing.assert_allclose(found.y, sgd, **EXACT)
-
-
-def test_detach_one_is_cser_without_gradient_synchronisation():
-    problem, resets = (START, gradient(4)), multipliers(BLOCK_64)
-    found = reference.algorithm_1(*problem, resets, LEARNING_RATES, num_workers=4, momentum=0.9, detach=1.0)
-    models = reference_baselines.cser(
-        *problem, resets, 0 * resets, LEARNING_RATES, every=1, num_workers=4, momentum=0.9
-    )
-    np.testing.assert_allclose(found.x[:, None] - found.e, models, **EXACT)
 
 
 # --- State, gradients and errors --------------------------------------------------------------------------

@@ -99,20 +99,6 @@ def test_a_state_of_another_link():
             link.update(PARAMS, state)
 
 
-@pytest.mark.parametrize(
-    ('options', 'field'),
-    [
-        ({'skip_nonfinite': True}, 'skipped'),
-        ({'detach': 'auto'}, 'energy'),
-        ({'outer': optax.sgd(1.0)}, 'outer'),
-    ],
-)
-def test_a_state_made_with_other_options(options, field):
-    state = def_jax.error_feedback(BLOCK, None).init(PARAMS)
-    with pytest.raises(ValueError, match=rf'state lacks {field}: it was made with other options'):
-        def_jax.error_feedback(BLOCK, None, **options).update(PARAMS, state)
-
-
 def test_a_flattened_state_may_be_numpy():
     state = optax.chain(optax.sgd(0.1), optax.flatten(def_jax.error_feedback(BLOCK, None))).init(PARAMS)
     read = def_jax.detached_params(PARAMS, jax.tree.map(np.asarray, state))

@@ -7,7 +7,7 @@ import optax
 import pytest
 import reference
 import reference_baselines as oracles
-from perceptron import START, TOLERANCE, flat, gradient, mlp_data, multipliers, train
+from perceptron import START, TOLERANCE, flat, gradient, mlp_data, multipliers, train, vmapped
 
 import def_jax
 from def_jax import baselines
@@ -18,16 +18,15 @@ PROBLEM, RATES = (START, gradient(NUM_WORKERS, NUM_STEPS)), [RATE] * NUM_STEPS
 SETTINGS = {'num_workers': NUM_WORKERS, 'momentum': 0.9}
 
 
-def trained(link, transform):
+def trained(link):
     """x, and every worker's own model x + r_k: each [K, T + 1, d]."""
     optimizer = optax.chain(optax.sgd(RATE, momentum=0.9), link)
 
     def observe(params, state):
         return flat(params), flat(def_jax.detached_params(params, state))
 
-    workers = transform(lambda batches: train(optimizer, batches, observe), axis_name='workers')
-    workers = jax.jit(workers) if transform is jax.vmap else workers
-    return map(np.asarray, workers(mlp_data(NUM_WORKERS, num_steps=NUM_STEPS)))
+    batches = mlp_data(NUM_WORKERS, num_steps=NUM_STEPS)
+    return map(np.asarray, vmapped(lambda own: train(optimizer, own, observe), batches))
 
 
 @pytest.mark.parametrize('every', [1, 4])
@@ -37,7 +36,7 @@ def test_cser_equals_oracle(every):
         multipliers(c, num_steps=NUM_STEPS, folded=folded) for c, folded in ((c1, False), (c2, True))
     )
     expected = oracles.cser(*PROBLEM, resets, steps, RATES, every=every, **SETTINGS)
-    _, found = trained(baselines.cser(c1, c2, 'workers', every=every), jax.vmap)
+    _, found = trained(baselines.cser(c1, c2, 'workers', every=every))
     np.testing.assert_allclose(found, expected.swapaxes(0, 1), **TOLERANCE)
     assert np.abs(found[:, -1] - found[0, -1]).max() > 1e-2
 
@@ -46,7 +45,7 @@ def test_cser_equals_oracle(every):
 def test_sparse_loco_equals_oracle(every, ratio):
     options = {'every': every, 'chunk': 2}
     expected = oracles.sparse_loco(*PROBLEM, RATES, reference.MLP_SHAPES, ratio=ratio, **options, **SETTINGS)
-    found, _ = trained(baselines.sparse_loco(ratio, 'workers', **options), jax.pmap)
+    found, _ = trained(baselines.sparse_loco(ratio, 'workers', **options))
     np.testing.assert_allclose(found[0], expected, **TOLERANCE)
     np.testing.assert_array_equal(found, np.broadcast_to(found[0], found.shape))
     assert np.ptp(np.diff(expected, axis=0)[every - 1 :: every], axis=0).max() > 1e-2

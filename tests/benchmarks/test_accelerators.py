@@ -10,7 +10,7 @@ import pytest
 from benchmarks import hlo as reading
 from benchmarks.accelerators import page
 from benchmarks.accelerators.programs import MAPPINGS
-from benchmarks.accelerators.rows import ROWS, Row
+from benchmarks.accelerators.rows import Row
 from benchmarks.accelerators.targets import TARGETS, Unavailable, get_target
 from benchmarks.optimizers import OPTIMIZERS, SGD
 
@@ -41,12 +41,6 @@ def test_what_a_tpu_brings_back_from_the_chip_is_not_copied():
     again = '  %again = f32[512,512]{1,0:T(8,128)} copy(%back)\n'
     assert reading.copies(updated + back) == {}
     assert reading.copies(updated + back + again) == {'f32[512,512]': 1}
-
-
-def test_every_row_has_its_dense_one_first():
-    keys = [row.key for row in ROWS]
-    assert len(keys) == len(set(keys))
-    assert all(keys.index(row.dense.key) <= keys.index(row.key) for row in ROWS)
 
 
 @pytest.mark.parametrize('name', TARGETS)

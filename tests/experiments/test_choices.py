@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 
 import numpy as np
 import pytest
@@ -164,18 +163,6 @@ def test_a_record_names_commit_machine_and_versions_and_no_dirty_checkout(monkey
     assert spec.origin(allow_dirty=True)['commit'] == 'abc-dirty'
 
 
-def test_results_are_no_change(tmp_path, monkeypatch):
-    commands = []
-    monkeypatch.setattr(
-        subprocess,
-        'run',
-        lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0, ''),
-    )
-    spec.origin()
-    status = next(command for command in commands if 'status' in command)
-    assert '*.py' in status and not any('results' in part for part in status)
-
-
 # --- The page ---
 
 
@@ -202,10 +189,3 @@ def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
 def test_a_page_has_a_limit(tmp_path):
     with pytest.raises(ValueError, match='1600 words'):
         pages.write(tmp_path / 'README.md', 'word ' * 1600)
-
-
-def test_few_bits_compares_what_it_says():
-    titles = [[each.title for each in setting.contenders] for setting in few_bits.SETTINGS]
-    assert titles[0] == titles[1] == ['SGD', *(f'1/{c}, {b}' for c, b in
-        ((64, 'float32'), (64, '4 bits'), (64, '2 bits'), (64, '1 bit'), (256, '2 bits')))]  # fmt: skip
-    assert [len(setting.seeds) for setting in few_bits.SETTINGS] == [20, 20, 3, 5]

@@ -3,14 +3,15 @@
     python tests/faults/drawn.py --count=10 --seed=0 --minutes=30
 
 A mutation turns an operator or a comparison, moves a constant by one, or removes a statement. Its tests are
-those whose path or text names the module. A survivor is a gap in the tests, or a line that changes nothing.
+the fast ones whose path or text names the module, nearest first. A survivor is a gap in the tests, or a line
+that changes nothing.
 """
 
 import argparse
 import ast
 import os
 import random
-import shutil
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,17 +19,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-COPIED = (
-    'def_jax',
-    'configs',
-    'tests',
-    'benchmarks',
-    'experiments',
-    'examples',
-    'train.py',
-    'pyproject.toml',
-)
+from mutations import ROOT, copied, failed
+
 SWAPS = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
@@ -44,34 +36,34 @@ SWAPS = {
     ast.And: ast.Or,
     ast.Or: ast.And,
 }
-SECONDS = 300  # for the tests of one mutation
 
 
-def places(tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:
+def places(node: ast.AST, inside: bool = False) -> Iterator[tuple[ast.AST, str]]:
     """The nodes that can be mutated, within functions, and how."""
-    for function in ast.walk(tree):
-        if not isinstance(function, ast.FunctionDef):
-            continue
-        for node in ast.walk(function):
-            if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in SWAPS:
-                yield node, 'operator'
-            elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
-                yield node, 'comparison'
-            elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
-                yield node, 'constant'
-            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-                yield node, 'statement'
+    if isinstance(node, ast.JoinedStr):
+        return  # Python 3.11 does not know where the parts of an f-string are
+    if inside:
+        if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in SWAPS:
+            yield node, 'operator'
+        elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
+            yield node, 'comparison'
+        elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            yield node, 'constant'
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            yield node, 'statement'
+    for child in ast.iter_child_nodes(node):
+        yield from places(child, inside or isinstance(node, ast.FunctionDef))
 
 
 def mutated(text: str, draw: random.Random) -> tuple[str, str] | None:
     """A text with one mutation, and what it is; None if there is no place for one."""
-    tree = ast.parse(text)
-    if not (found := list(places(tree))):
+    if not (found := list(places(ast.parse(text)))):
         return None
     node, kind = draw.choice(found)
+    lines = text.encode().splitlines(keepends=True)
     start, end = (
-        _offset(text, node.lineno, node.col_offset),
-        _offset(text, node.end_lineno, node.end_col_offset),
+        sum(map(len, lines[: line - 1])) + column
+        for line, column in ((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset))
     )
     if kind == 'operator':
         node.op = SWAPS[type(node.op)]()
@@ -85,38 +77,19 @@ def mutated(text: str, draw: random.Random) -> tuple[str, str] | None:
     return (raw[:start] + new.encode() + raw[end:]).decode(), said
 
 
-def _offset(text: str, line: int, column: int) -> int:
-    return sum(len(each.encode()) for each in text.splitlines(keepends=True)[: line - 1]) + column
-
-
 def tests_of(module: Path) -> list[str]:
-    """The tests whose path has the module's name, or that import it."""
-    dotted = '.'.join(module.with_suffix('').parts).removesuffix('.__init__')
-    package, _, name = dotted.rpartition('.')
-    named = [path for path in (ROOT / 'tests').rglob('test_*.py') if name in path.stem]
-    imports = (dotted, f'from {package} import {name}')
-    named += [
-        path
-        for path in (ROOT / 'tests').rglob('test_*.py')
-        if path not in named and any(each in path.read_text() for each in imports)
-    ]
-    return [str(path.relative_to(ROOT)) for path in named]
-
-
-def survives(module: Path, text: str, tests: list[str]) -> bool:
-    """Whether the tests pass in a copy of the project with another text of the module."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in COPIED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, Path(folder, name))
-        Path(folder, module).write_text(text)
-        command = [sys.executable, '-m', 'pytest', '-qx', '-p', 'no:cacheprovider', '-m', 'not slow', *tests]
-        environment = os.environ | {'PYTHONPATH': folder, 'PYTHONDONTWRITEBYTECODE': '1'}
-        try:
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            return False  # a loop without end is noticed
-        return done.returncode == 0
+    """Tests with the module's name in their own, then those that import it, then its folder's: ten."""
+    *parents, name = module.with_suffix('').parts
+    if name == '__init__':
+        *parents, name = parents
+    package, folder = '.'.join(parents), Path('tests', *parents[1:])
+    near = []
+    for path in sorted((ROOT / 'tests').rglob('test_*.py')):
+        own, text = path.relative_to(ROOT), path.read_text()
+        imports = re.search(rf'from {package} import [^\n]*\b{name}\b|{package}\.{name}\b', text)
+        if name in path.stem or imports or (own.parent == folder and parents[1:]):
+            near.append((name not in path.stem, not imports, own.parent != folder, str(own)))
+    return [test for *_, test in sorted(near)][:10]
 
 
 def main() -> int:
@@ -124,24 +97,31 @@ def main() -> int:
     parser.add_argument('--count', type=int, default=10)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--minutes', type=float, default=30)
+    parser.add_argument('--seconds', type=float, default=300, help='for the tests of one mutation')
     arguments = parser.parse_args()
-    draw, end, survivors = random.Random(arguments.seed), time.monotonic() + 60 * arguments.minutes, 0
+    draw, end = random.Random(arguments.seed), time.monotonic() + 60 * arguments.minutes
     modules = [path.relative_to(ROOT) for path in sorted((ROOT / 'def_jax').rglob('*.py'))]
-    tried = 0
-    while tried < arguments.count and time.monotonic() < end:
-        module = draw.choice(modules)
-        change, tests = mutated((ROOT / module).read_text(), draw), tests_of(module)
-        if change is None or not tests:
-            continue
-        tried += 1
-        text, said = change
-        if survives(module, text, tests):
-            survivors += 1
-            print(f'SURVIVED {module}, {said}; tests: {" ".join(tests)}', flush=True)
-        else:
-            print(f'noticed  {module}, {said}', flush=True)
-    print(f'{survivors} of {tried} survived')
-    return 0
+    found = dict.fromkeys(('noticed', 'SURVIVED', 'undecided'), 0)
+    with tempfile.TemporaryDirectory() as compiled:
+        os.environ.setdefault(
+            'JAX_COMPILATION_CACHE_DIR', compiled
+        )  # most programs are those of the last one
+        while sum(found.values()) < arguments.count and time.monotonic() < end:
+            module = draw.choice(modules)
+            change, tests = mutated((ROOT / module).read_text(), draw), tests_of(module)
+            if change is None or not tests:
+                continue
+            with copied() as folder:
+                (folder / module).write_text(change[0])
+                try:
+                    by = failed(folder, '-m', 'not slow', *tests, seconds=arguments.seconds)
+                    outcome = 'noticed' if by else 'SURVIVED'
+                except subprocess.TimeoutExpired:
+                    by, outcome = None, 'undecided'  # a loop without end, or too many tests
+            found[outcome] += 1
+            print(f'{outcome} {module}, {change[1]}; {by or " ".join(tests)}', flush=True)
+    print(', '.join(f'{count} {outcome}' for outcome, count in found.items()))
+    return int(found['SURVIVED'] > 0)
 
 
 if __name__ == '__main__':

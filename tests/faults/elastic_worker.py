@@ -38,15 +38,18 @@ PLAN = {
     **{'checkpoint': 50, 'look': 0},  # every so many steps; 0 for never
     **{'heartbeat': 10, 'pause': 0.0},  # seconds: of silence before a death, after each step
     **{'die': '', 'freeze': '', 'fail': 0},
-    # What a process has that the others have not: a dtype; a momentum; a bit that flips in what it is given.
-    **{'dtype': 'float32', 'momentum': 0, 'flip': 0},
+    # What a process has that the others have not: a dtype; a bit that flips in what it is given.
+    **{'dtype': 'float32', 'flip': 0},
 }
 FOLDER, ADDRESS = Path(sys.argv[1]), os.environ[LAUNCHED[0]]
 COUNT, INDEX = (int(os.environ[name]) for name in LAUNCHED[1:])
 counts = {'step': 0, 'look': 0, 'trace': 0, 'write': 0, 'done': 0}
 
 # Every death and return is a compilation in each process, and they share the cores.
-os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+_GIVEN = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'device_count' not in flag]
+os.environ['XLA_FLAGS'] = ' '.join(
+    [*_GIVEN, '--xla_backend_optimization_level=0', '--xla_llvm_disable_expensive_passes=true']
+)
 
 
 def read_plan() -> dict:
@@ -98,8 +101,7 @@ def main() -> int:
 def joined():
     """The team, from the last checkpoint if there is one."""
     blocks = def_jax.random_block(RATIO, order='shuffled', allocation='balanced')
-    inner = optax.sgd(RATE, momentum=0.9 if plan['momentum'] else None)
-    optimizer = def_jax.error_feedback(blocks, 'workers', inner=inner, seed=plan['seed'])
+    optimizer = def_jax.error_feedback(blocks, 'workers', inner=optax.sgd(RATE), seed=plan['seed'])
     if plan['kind'] == 'restart':
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_cpu_collectives_implementation', 'gloo')

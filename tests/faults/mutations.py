@@ -7,18 +7,19 @@ The faults are those of tests/MUTATIONS.md. Exit code 1 if one went unnoticed.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / 'tests' / 'MUTATIONS.md'
-COPIED = ('def_jax', 'configs', 'tests', 'benchmarks', 'train.py', 'pyproject.toml')
 
 
 class Mutation(NamedTuple):
@@ -53,21 +54,36 @@ def main() -> int:
 
 def is_noticed(mutation: Mutation) -> tuple[bool, Path]:
     """Whether the test fails in a copy of the project that has the fault, and the file that has it."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in COPIED:
-            if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, Path(folder, name))
-            else:
-                shutil.copy(ROOT / name, folder)
-        file = place(mutation, Path(folder, 'def_jax'))
+    with copied() as folder:
+        file = place(mutation, folder / 'def_jax')
         file.write_text(file.read_text().replace(mutation.code, mutation.mutated))
-        command = [sys.executable, '-m', 'pytest', '-qx', '-p', 'no:cacheprovider', f'tests/{mutation.test}']
-        # A checkout that is installed in place must not be found in its stead.
-        environment = os.environ | {'PYTHONPATH': folder, 'PYTHONDONTWRITEBYTECODE': '1'}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode not in (0, 1):
+        return failed(folder, f'tests/{mutation.test}') is not None, file.relative_to(folder)
+
+
+@contextlib.contextmanager
+def copied() -> Iterator[Path]:
+    """A copy of all files of the project that git knows, until the block ends."""
+    names = subprocess.check_output(['git', 'ls-files', '-z'], cwd=ROOT, text=True).split('\0')
+    with tempfile.TemporaryDirectory() as folder:
+        for name in filter(lambda name: (ROOT / name).is_file(), names):
+            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, Path(folder, name))
+        yield Path(folder)
+
+
+def failed(folder: Path, *tests: str, seconds: float | None = None) -> str | None:
+    """The first of some tests that fails in a copy; None if all pass."""
+    command = [sys.executable, '-m', 'pytest', '-qx', '--tb=no', '-p', 'no:cacheprovider', *tests]
+    # A checkout that is installed in place must not be found in its stead.
+    environment = os.environ | {'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
+    settings = {'cwd': folder, 'env': environment, 'capture_output': True, 'text': True, 'timeout': seconds}
+    done = subprocess.run(command, **settings)
+    found = re.search(r'^(?:FAILED|ERROR) (\S+)', done.stdout, re.MULTILINE)
+    if found or done.returncode < 0:
+        return found[1] if found else 'a crash'
+    if done.returncode not in (0, 5):  # 5: none of them is fast
         raise SystemExit(done.stdout + done.stderr)
-    return done.returncode == 1 and 'failed' in done.stdout.splitlines()[-1], file.relative_to(folder)
+    return None
 
 
 def place(mutation: Mutation, folder: Path) -> Path:

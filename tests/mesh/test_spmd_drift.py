@@ -100,14 +100,6 @@ def test_what_would_drift_or_wait_is_refused_at_trace(optimizer, message):
 TWO_BITS = link(inner=sgd(), bits=2)
 
 
-def test_explicit_axes_train_as_auto_axes_do():
-    """Inside of `spmd`, all axes are Auto. That all links can be traced: test_promotion.py."""
-    auto, _, _ = train(spmd(TWO_BITS), 2)
-    explicit, _, losses = train(spmd(TWO_BITS, EXPLICIT), 2, explicit_loss)
-    assert np.all(np.isfinite(losses))
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5), auto, explicit)
-
-
 @pytest.mark.parametrize('name', ['two bits', 'onebit_adam'])
 def test_a_single_worker_of_several_devices(name):
     """Nothing is reduced or gathered over an axis of one."""

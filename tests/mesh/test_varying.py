@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import def_jax
 from def_jax.mesh.collectives import OWN_PARAMS, vary_if_tracked
 from def_jax.mesh.ownership import own_leaves
+from def_jax.mesh.spmd.accumulation import accumulated
 
 NUM_WORKERS = 4
 # All different, so that which elements are the largest is no matter of rounding.
@@ -95,6 +96,13 @@ OPTIMIZERS = {
     'injected': optax.inject_hyperparams(
         def_jax.def_adamw, static_args=('compression', 'bits', 'axis_name', 'detach', 'outer')
     )(0.01, 64, 'workers'),
+    'a step size of its own': feedback(inner=optax.contrib.prodigy(0.1)),
+    'around it': optax.contrib.schedule_free(feedback(inner=optax.sgd(0.1)), 0.1),
+    'two links': optax.multi_transform(
+        {'a': feedback(inner=optax.inject_hyperparams(optax.adam)(0.1)), 'b': feedback()},
+        {'w': 'a', 'b': 'b'},
+    ),
+    'accumulated': accumulated(feedback(inner=optax.adam(0.1)), 2),
     'sparse_loco': optax.chain(optax.sgd(0.1), def_jax.baselines.sparse_loco(2, 'workers', every=2)),
     # The bias is not communicated in blocks, and a link of its own averages it.
     'masked': optax.chain(
@@ -129,13 +137,7 @@ def test_types_prove_that_all_workers_get_the_same_parameters(name):
     trace(*with_point(name))
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        *('skipping, 8 bits', 'def_adamw, in flight', 'powersgd', 'onebit_adam'),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ('auto', 'masked')),
-    ],
-)
+@pytest.mark.parametrize('name', ['skipping, 8 bits', 'def_adamw, in flight', 'powersgd', 'onebit_adam'])
 def test_the_types_change_no_number(name):
     """Of sums, means and gathers, also in a branch; what else a link does knows nothing of types."""
 

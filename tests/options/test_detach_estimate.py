@@ -39,7 +39,7 @@ def estimates(order, bits=32):
 
 
 # By how much ages matter: λ* of the messages, without AGE_SHARES, is off by 0.06 with signal 0.15.
-@pytest.mark.parametrize(('order', 'bits'), [('cyclic', 32), ('shuffled', 16), ('random', 8)])
+@pytest.mark.parametrize(('order', 'bits'), [('cyclic', 32), ('random', 8)])
 def test_the_estimate_follows_what_all_residuals_say(order, bits):
     used, optimum = estimates(order, bits)
     np.testing.assert_allclose(used, optimum, rtol=0, atol=0.03)

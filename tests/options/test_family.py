@@ -157,7 +157,7 @@ def test_interrupted_after_any_step_is_uninterrupted():
 
         like = start, optimizer.init(start)
         stacked = jax.tree.map(lambda z: jnp.broadcast_to(z, (NUM_WORKERS, *z.shape)), like)
-        return jax.pmap(step, axis_name='workers'), stacked
+        return jax.jit(jax.vmap(step, axis_name='workers')), stacked
 
     (step, uninterrupted), (_, of_another_process) = begin(), begin()
     interrupted, structure = uninterrupted, jax.tree.structure(of_another_process)

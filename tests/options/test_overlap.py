@@ -49,12 +49,10 @@ def train(compressor, options, batches, _, *, axis_name, varying=None):
     ('mapping', 'options'),
     [
         ('vmap', {'detach': 1.0, 'average_every': 3}),
-        ('vmap', {'outer': OUTER, 'detach': 0.0}),
-        ('vmap', {'outer': OUTER, 'every': 2, 'decay': 0.95}),
-        ('pmap', {'decay': 0.9}),
+        ('pmap', {'outer': OUTER, 'every': 2, 'decay': 0.95}),
         ('shard_map with types', {'every': 2}),
         ('shard_map with types', SHUFFLED),
-        ('one worker', {}),
+        ('one worker', {'outer': OUTER, 'detach': 0.0}),
     ],
 )
 def test_every_mapping_equals_the_oracle(mapping, options):

@@ -66,6 +66,17 @@ def test_too_many_deaths_are_an_end(launched):
     )
 
 
+def test_pauses_double_up_to_a_limit_and_start_over_after_a_healthy_life(launched, monkeypatch):
+    def pauses(lives, **options):
+        program = f'place[1] == "1" and life < {lives} and sys.exit(1); until("1", {lives})'
+        return [re.search(r'again in (\S+) s', line)[1] for line in launched(program, **options)[2]]
+
+    monkeypatch.setattr(launch, '_LONGEST_PAUSE', 0.04)
+    assert pauses(6) == ['0.01', '0.02', '0.04', '0.04', '0.04']
+    monkeypatch.setattr(launch, '_HEALTHY_SECONDS', -1)  # every life is
+    assert pauses(9, restarts=1) == ['0.01', '0.01']
+
+
 @pytest.mark.parametrize('child', ['', 'child = os.fork(); child and (os.wait(), sys.exit()); '])
 def test_a_process_that_stays_stopped_is_killed(launched, child):
     """Itself, or the child that it waits for, as a process of train.py does."""
