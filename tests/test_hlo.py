@@ -114,12 +114,13 @@ def test_a_step_with_the_detached_point_copies_nothing(variant):
 
     Not under pmap: the workers' axis that it adds to each argument makes XLA copy the momentum of SGD, too.
     """
+    if variant in ('auto', 'every') and jax.__version_info__ < (0, 10):
+        pytest.skip('the XLA of JAX 0.9 copies the residual')
     momentum, options = VARIANTS[variant]
     optimizer, step = hlo.with_gradient(hlo.feedback(**options), momentum=momentum)
     arguments = jax.eval_shape(lambda: (hlo.make_params(), optimizer.init(hlo.make_params()), hlo.BATCH))
     compiled = hlo.compile_sharded(step, *arguments, donate=(0, 1))
-    before = jax.__version_info__ < (0, 10)  # where XLA copies what it also measures, or may leave as it is
-    assert hlo.copies_of(compiled, hlo.LARGE) == ({'auto': 2, 'every': 1}.get(variant, 0) if before else 0)
+    assert hlo.copies_of(compiled, hlo.LARGE) == 0
     gradients = hlo.MODEL_SIZE
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * (gradients + 0.25 * hlo.MODEL_SIZE)
 
