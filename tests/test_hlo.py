@@ -114,8 +114,6 @@ def test_a_step_with_the_detached_point_copies_nothing(variant):
 
     Not under pmap: the workers' axis that it adds to each argument makes XLA copy the momentum of SGD, too.
     """
-    if variant in ('auto', 'every') and jax.__version_info__ < (0, 10):
-        pytest.skip('the XLA of JAX 0.9 copies the residual')
     momentum, options = VARIANTS[variant]
     optimizer, step = hlo.with_gradient(hlo.feedback(**options), momentum=momentum)
     arguments = jax.eval_shape(lambda: (hlo.make_params(), optimizer.init(hlo.make_params()), hlo.BATCH))
