@@ -186,9 +186,10 @@ def _mean_of_chunk(
         lax.dynamic_index_in_dim(jnp.asarray(x), k, keepdims=False) for x in (p.pieces, p.piece, p.filled)
     )
     codes, units, _ = _split(rows, p, bits)
+    of_tiles = jnp.take(units, piece, axis=1)  # [K, T]
 
     def values(worker):
-        return _Numbers(bits, units[worker][piece]).values(_unpack(codes[worker], bits))
+        return _Numbers(bits, of_tiles[worker]).values(_unpack(codes[worker], bits))
 
     total = lax.fori_loop(
         1, workers, lambda w, sum_: sum_ + values(w), values(0), unroll=min(_UNROLLED, workers - 1)
