@@ -243,8 +243,8 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
 
     Raises:
         ValueError: if `opt_state` holds no residual, or one whose structure or shapes differ from those of
-            `params`, of which `optax.flatten` keeps the size alone; when a gradient that would be summed over
-            workers is traced.
+            `params`; when a gradient that would be summed over workers is traced. `optax.flatten` keeps the
+            number of elements alone: under it, another model's residual is refused only if that differs.
 
     Source: Algorithm 1, line 6.
 
@@ -277,8 +277,8 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
         y, a pytree like `params`, the same on all workers.
 
     Raises:
-        ValueError: if `opt_state` holds no residual, or one whose shapes differ from those of `params`, or
-            if `axis_name` is not bound.
+        ValueError: if `opt_state` holds no residual, or one whose structure or shapes differ from those of
+            `params`, see `detached_params`; or if `axis_name` is not bound.
 
     Source: Algorithm 1, line 13. By Eq. 8, y moves by the workers' mean update at every step.
 

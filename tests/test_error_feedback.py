@@ -215,6 +215,7 @@ def test_a_residual_of_other_parameters(params):
             function(params, state, *arguments)
         with pytest.raises(ValueError, match=r'the residual in opt_state is \(6,\)'):
             function([params, jnp.ones(1)], flat, *arguments)
+        function([params], flat, *arguments)  # documented: a flattened state says its size alone
 
 
 def test_a_state_of_other_options():

@@ -16,9 +16,8 @@ import jax
 import numpy as np
 import optax
 
-import def_jax
 from def_jax.elastic.group import Group
-from def_jax.elastic.service import ask, retract, tell
+from def_jax.elastic.service import ask, retract, tell, versions
 from def_jax.types import PyTree
 
 __all__ = ['SECRET', 'Answers', 'Call', 'RollCall', 'checksums', 'identity_of']
@@ -66,7 +65,6 @@ def identity_of(
     abstract = jax.eval_shape(of_one, *state)
     leaves = jax.tree.leaves(jax.tree_util.tree_map_with_path(described, abstract, owns))
     parts = {
-        'version of def_jax or JAX': f'{def_jax.__version__} {jax.__version__}',
         'configuration, seed or data': text,
         'structure, shape or dtype of the parameters or the optimizer state': '\n'.join(leaves),
         'number of workers or shards': layout,
@@ -121,7 +119,8 @@ class RollCall:
         """All of the group ask within the same meeting, equally often.
 
         Who does not know the secret is not believed. A proof holds for one process and one exchange: it
-        covers everybody's call, with a number that each has drawn.
+        covers everybody's call, with a number that each has drawn. The call of a process of another version
+        is not read, as it may have another form.
         """
         self._count = self._count + 1 if self._place == group.name else 0
         self._place, me = group.name, jax.process_index()
@@ -131,27 +130,36 @@ class RollCall:
         self._told = [f'{calls}/{me}', f'{proofs}/{me}']
         processes = [process for process, _ in group.incarnations]
 
-        tell(self._told[0], json.dumps([secrets.token_hex(16), *call]))
+        tell(self._told[0], json.dumps([secrets.token_hex(16), versions(), call]))
         said = {process: ask(f'{calls}/{process}') for process in processes}
         transcript = json.dumps([group.incarnations, sorted(said.items())])
         tell(self._told[1], self._proof(me, transcript).decode())
-        known = {
-            process: Call(*json.loads(said[process])[1:])
+        believed = {
+            process: json.loads(said[process])
             for process in processes
             if hmac.compare_digest(ask(f'{proofs}/{process}').encode(), self._proof(process, transcript))
         }
-        return Answers(known, _refused(known, set(processes) - known.keys()))
+        others = {process: told[1] for process, told in believed.items() if told[1] != versions()}
+        known = {process: Call(*told[2]) for process, told in believed.items() if process not in others}
+        return Answers(known, _refused(known, others, set(processes) - believed.keys()))
 
     def _proof(self, process: int, transcript: str) -> bytes:
         text = f'{process} {transcript}'
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest().encode()
 
 
-def _refused(calls: dict[int, Call], strangers: set[int]) -> dict[int, str]:
-    """Why processes cannot take part: in the eyes of one of them, that is itself if it cannot."""
-    if strangers:  # process 0 has the service, so it is no stranger but to one who is
-        found = {jax.process_index()} if 0 in strangers else strangers
-        return dict.fromkeys(found, f'secret ({SECRET})')
+def _refused(calls: dict[int, Call], others: dict[int, str], strangers: set[int]) -> dict[int, str]:
+    """Why processes cannot take part: in the eyes of one of them, that is itself if it cannot.
+
+    Process 0 has the service, so it is no stranger, and of no other version, but to one who is.
+    """
+    me = jax.process_index()
+    if strangers:
+        return dict.fromkeys({me} if 0 in strangers else strangers, f'secret ({SECRET})')
+    if 0 in others:
+        return {me: f'version ({versions()}, not {others[0]})'}
+    if others:
+        return {process: f'version ({other}, not {versions()})' for process, other in others.items()}
     theirs = calls[Answers(calls, {}).leader].identity
     refused = {}
     for process, call in calls.items():

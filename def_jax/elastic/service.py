@@ -1,15 +1,18 @@
 """A process and the others: how it joins and meets them, and why it may have to leave."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 from jax._src.distributed import global_state  # the service's client has no public name
 from jax.experimental import multihost_utils
 
+import def_jax
 from def_jax.elastic.network import gloo_listens_on, listening_address, own_address
 
 __all__ = [
@@ -20,16 +23,19 @@ __all__ = [
     'RefusedError',
     'TooFewError',
     'ask',
+    'check_versions',
     'end',
     'has_ended',
     'initialize',
     'meeting',
     'retract',
     'tell',
+    'versions',
 ]
 
 LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `def_jax.launch`
 _ENDED = 'def_jax/ended'
+_VERSIONS = 'def_jax/versions'
 _ANSWER_SECONDS = 30  # within which those who meet tell what others ask; they place their arrays before
 _SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
 
@@ -182,3 +188,25 @@ def ask(key: str) -> str:
 def retract(key: str) -> None:
     client: Any = global_state.client
     client.key_value_delete(key)
+
+
+def versions() -> str:
+    """What must be the same in all processes, for each compiles its own program of what all compute."""
+    return f'def_jax {def_jax.__version__}, JAX {jax.__version__}, jaxlib {jaxlib.__version__}'
+
+
+def check_versions() -> None:
+    """For processes that all start together: raises RefusedError in all unless their versions agree.
+
+    It asks before anything is computed, through the coordination service alone.
+    """
+    me, count = global_state.process_id, global_state.num_processes
+    tell(f'{_VERSIONS}/{me}', versions())
+    if me == 0:
+        found = [ask(f'{_VERSIONS}/{process}') for process in range(count)]
+        tell(_VERSIONS, json.dumps(found))
+    first, *others = json.loads(ask(_VERSIONS))
+    if differ := [f'process {i} has {other}' for i, other in enumerate(others, 1) if other != first]:
+        raise RefusedError(
+            f'process 0 has {first}, but {"; ".join(differ[:3])}. Install the same versions for all.'
+        )

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from def_jax import elastic
 from def_jax.elastic import network
-from def_jax.elastic.service import LAUNCHED
+from def_jax.elastic.service import LAUNCHED, RefusedError, check_versions
 from def_jax.trainer.launch.exits import LostProcessError
 
 __all__ = [
@@ -135,6 +135,10 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
             coordinator_bind_address=bound,
         )
+        check_versions()
+    except RefusedError:
+        disconnect()  # in all, so that none is taken for lost
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f'cannot join the processes at {place.address or "the address given by the launcher"} ({error}). '

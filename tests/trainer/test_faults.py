@@ -1,0 +1,145 @@
+"""Runs of several processes and what strikes them: full disks, freezes, deaths at once, two versions."""
+
+import os
+import resource
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from faults import processes
+
+from def_jax.elastic.network import free_address
+from def_jax.tools.launch import Launcher
+
+pytestmark = [
+    pytest.mark.slow,
+    # The launcher shares a process with JAX only here.
+    pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
+]
+
+SPACE = 50_000  # bytes of a file on a disk that is full for a checkpoint, but not for records and logs
+STEPS = 240  # more than are made before a fault strikes
+FLAGS = [
+    *('--config=configs/digits.py', '--config.model=faults.small_model:perceptron', '--config.elastic=True'),
+    *('--config.workers_per_device=1', '--config.batch_size=96', '--config.ratio=16'),
+    *(f'--config.num_steps={STEPS}', '--config.eval_every_steps=80', '--config.log_every_steps=20'),
+]
+
+
+@pytest.fixture
+def launched(environment, tmp_path, monkeypatch):
+    """Runs processes of train.py under the launcher; gives its exit code, what it said and their logs.
+
+    The run waits for all of them, so that it lasts until those that die are back.
+    """
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv('PYTHONPATH', str(processes.ROOT / 'tests'))
+    monkeypatch.chdir(processes.ROOT)
+
+    def run(folder, meanwhile=lambda launcher: None, count=2, **options):
+        said = []
+        flags = [*FLAGS, f'--config.num_workers={count}', f'--config.min_workers={count}']
+        command = [sys.executable, 'train.py', *flags, f'--workdir={folder}']
+        launcher = Launcher(command, count, log=str(tmp_path / 'log'), say=said.append, **options)
+        code = launcher.run(lambda: meanwhile(launcher))
+        logs = [tmp_path / f'log-{process}.log' for process in range(count)]
+        texts = [log.read_text() for log in logs]
+        for log in logs:
+            log.unlink()
+        return code, said, texts
+
+    return run
+
+
+def trainer_of(launcher, index):
+    """The process that trains, a child of the launcher's."""
+    pid = launcher.pid(index)
+    return int(Path(f'/proc/{pid}/task/{pid}/children').read_text().split()[0])
+
+
+def assert_no_step_is_lost(folder):
+    steps = [record['step'] for record in processes.records(folder) if 'loss' in record]
+    assert steps == list(range(20, STEPS + 1, 20))
+
+
+def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_with_space(launched, tmp_path):
+    folder, full = tmp_path / 'run', []
+
+    def fill_the_disk(launcher):  # for the next checkpoint; there is room for records and the log
+        if processes.checkpoint_steps(folder) and not full:
+            full.append(resource.prlimit(trainer_of(launcher, 0), resource.RLIMIT_FSIZE, (SPACE, SPACE)))
+
+    code, _, texts = launched(folder, fill_the_disk, frozen=10)
+    assert code == 2 and full, texts
+    assert 'no checkpoint could be written' in texts[0].splitlines()[-1], texts
+    assert 'Traceback' not in texts[0]
+    *_, kept = processes.checkpoint_steps(folder)
+    assert kept < STEPS
+    code, _, texts = launched(folder)
+    assert code == 0 and f'resuming at step {kept}' in texts[0]
+    assert_no_step_is_lost(folder)
+
+
+def test_a_folder_that_cannot_be_written_ends_a_run_in_one_line(launched):
+    code, _, texts = launched('/proc/run', frozen=5)  # read-only, also for root
+    assert code == 2 and "train.py: workdir='/proc/run' cannot be written to" in texts[0]
+    assert 'Traceback' not in texts[0]
+
+
+@pytest.mark.parametrize('who', [0, 1])
+def test_a_process_that_freezes_is_given_up_killed_and_replaced(launched, tmp_path, who):
+    folder, stopped = tmp_path / 'run', []
+
+    def freeze(launcher):
+        if processes.log_size(folder) and not stopped:
+            stopped.append(trainer_of(launcher, who))
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    code, said, texts = launched(folder, freeze, frozen=12)
+    assert code == 0 and f'process {who} has been stopped for 12 s and is killed' in said, texts
+    (died,) = [line for line in said if line.startswith(f'process {who} died (SIGKILL)')]
+    assert not Path(f'/proc/{stopped[0]}').exists()
+    if who == 0:  # the others end with its service
+        assert 'all are started again' in died
+    else:
+        assert 'process 1 died, 2 -> ' in texts[0] and 'process 1 joined' in texts[0]
+    assert_no_step_is_lost(folder)
+
+
+def test_two_processes_that_die_at_once_return(launched, tmp_path):
+    folder, killed = tmp_path / 'run', []
+
+    def kill(launcher):
+        if processes.log_size(folder) and not killed:
+            killed.extend(launcher.pid(index) for index in (1, 2))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    code, said, texts = launched(folder, kill, count=3)
+    assert code == 0, texts
+    assert [line.split(' died ')[0] for line in said] == ['process 1', 'process 2'], said
+    assert 'processes 1, 2 died, 3 -> ' in texts[0] and ' -> 3 workers' in texts[0]
+    assert_no_step_is_lost(folder)
+
+
+def test_processes_of_two_versions_are_refused_at_once(environment, tmp_path):
+    """Of JAX: each would compile its own program of a step that all make."""
+    flags = [*FLAGS, '--config.elastic=False', '--config.num_workers=2', f'--workdir={tmp_path / "run"}']
+    flags += [f'--coordinator_address={free_address()}', '--num_processes=2']
+    started = "import jax, runpy; jax.__version__ = '9.8.7'; runpy.run_path('train.py', run_name='__main__')"
+    with ThreadPoolExecutor(2) as pool:
+        programs = ['train.py'], ['-c', started]
+        begun = [
+            pool.submit(processes.ran, [*flags, f'--process_id={index}'], environment, *program)
+            for index, program in enumerate(programs)
+        ]
+    for done in (future.result() for future in begun):
+        assert done.returncode == 2, done
+        said = done.stderr
+        (line,) = [line for line in said.splitlines() if line.startswith('train.py: ')]
+        assert 'process 0 has def_jax' in line and 'but process 1 has def_jax' in line
+        assert 'JAX 9.8.7' in line and 'Install the same versions' in line
+    assert not (tmp_path / 'run').exists()
