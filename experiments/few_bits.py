@@ -52,18 +52,22 @@ _CONVOLUTIONS = Setting(
 )
 
 
-def _again(setting: Setting, seeds: range) -> Setting:
-    """What the first seeds left open, planned after them: more seeds, none of which was seen before."""
-    few = [contender for contender in setting.contenders if contender.options.get('bits', 2) == 2]
-    return dataclasses.replace(setting, name=f'{setting.name}, again', contenders=few, seeds=seeds)
+def _again(setting: Setting, seeds: range, *compressions: int) -> Setting:
+    """What the first seeds left open in 2 bits, planned after them: more seeds, none of which was seen."""
+    contenders = [setting.contenders[0]]
+    for contender in setting.contenders[1:]:
+        if contender.options['bits'] == 2 and contender.options['ratio'] in compressions:
+            contenders.append(contender)
+    return dataclasses.replace(setting, name=f'{setting.name}, again', contenders=contenders, seeds=seeds)
 
 
 SETTINGS = [
     _perceptron(64),
-    _again(_perceptron(64), range(1000, 1060)),
+    _again(_perceptron(64), range(1000, 1060), 64, 256),
     _perceptron(192),
+    _again(_perceptron(192), range(1000, 1060), 64),
     _TRANSFORMER,
-    _again(_TRANSFORMER, range(1000, 1010)),
+    _again(_TRANSFORMER, range(1000, 1010), 64, 256),
     _CONVOLUTIONS,
 ]
 

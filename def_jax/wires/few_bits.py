@@ -31,6 +31,7 @@ from jax import lax
 
 from def_jax.compressors.base import Layout
 from def_jax.mesh.collectives import all_gather, all_to_all, axis_index, num_workers
+from def_jax.mesh.memory import in_memory
 from def_jax.types import AxisName
 from def_jax.wires.floats import Arrive
 
@@ -140,6 +141,7 @@ def exchange(
     if not any(sizes):
         return message, message, energy
     p = plan(tuple(sizes), workers, bits)
+    message = in_memory(message)
     block, part = message.reshape(p.shape), jnp.asarray(p.part)
     unit = _unit(_rms(block.reshape(-1, p.tile), part.reshape(-1), jnp.asarray(sizes)), bits)
     numbers = _Numbers(bits, unit[part])
@@ -157,8 +159,11 @@ def exchange(
     )
     if weights is not None:
         energy = _from_bytes(shares, jnp.float32).sum(0)
-    back = jnp.where(jnp.arange(workers)[:, None, None] == k, lost[None], 0)
-    return arrive(message, mean.reshape(-1)), (block - sent + back).reshape(-1), energy
+    rest = block - sent
+    # An update in place puts `rest` in memory: XLA would compute it again in the kernel of every tensor.
+    rest = lax.dynamic_update_index_in_dim(rest, lax.dynamic_index_in_dim(rest, k) + lost[None], k, axis=0)
+    mean, rest = in_memory((arrive(message, mean.reshape(-1)), rest.reshape(-1)))
+    return mean, rest, energy
 
 
 def _mean_of_chunk(

@@ -151,6 +151,19 @@ def test_the_collectives_of_a_step():
         assert size / 4 <= c.bytes <= 1.02 * size / 4 + num_workers * (2 * 2 + 8)
 
 
+def test_rounding_is_compiled_once_and_not_for_every_tensor():
+    """XLA would compute what rounding takes in the kernel of every residual, to save the memory for it."""
+
+    def roundings(tensors):
+        params = {f'{i}': jnp.zeros((16, 8 + i)) for i in range(tensors)}
+        optimizer = def_jax.def_sgd(0.1, 64, 'workers')
+        arguments = jax.tree.map(lambda x: jnp.stack([x] * 4), (params, optimizer.init(params), params))
+        step = jax.pmap(optimizer.update, axis_name='workers', donate_argnums=1).lower(*arguments).compile()
+        return step.as_text().count(' round-nearest-even(')
+
+    assert 0 < roundings(16) == roundings(4)
+
+
 @pytest.mark.parametrize('bits', BITS)
 def test_no_other_unit_suits_a_gaussian_better(bits):
     """Within 2 %; and `loss` is what rounding takes of its squares, also when drawn."""
