@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         if output:
             with needs_training('plan'):
                 plan_lib.draw(plan, output)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # the last is JAX's, of a network
         parser.exit(2, f'plan: {" ".join(str(error).split())}\n')
     if link is not None and jax.process_index() > 0:
         return 0
