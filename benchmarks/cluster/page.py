@@ -183,6 +183,7 @@ def _planned(found: dict[str, Any], workers: int, bandwidth: float) -> Iterator[
             step_time=_median(found, 'jax', 'local_sgd'),
             bandwidth=bandwidth,
             workers=workers,
+            dense_bytes=4,
             overhead=max(0.0, _median(found, 'jax', _local(name)) - _median(found, 'jax', 'local_sgd')),
         )
 

@@ -21,13 +21,18 @@ ones; runs that were ended because the time was over count, too.
 
 """
 FAULTS = """
-## What each fault cost: {name}
+## What a fault cost, by its kind
 
-Faults in one pause share it in equal parts. The norm is that of y's change between two steps; a restart from
-a checkpoint repeats steps instead.
+Medians, with the largest in brackets; every fault is in the records. Faults in one pause share it in equal
+parts. The norm is that of y's change between two steps; a restart from a checkpoint repeats steps instead.
+A fault that no pause followed counts as zero.
 
 """
-COLUMNS = ['fault', 'seed', 'second', 'process', 'how', 'seconds', 'steps repeated', "‖y − y'‖"]
+KINDS = {
+    'SIGKILL': lambda fault: fault['how'] == 'SIGKILL' and fault['process'] != 0,
+    'SIGSTOP': lambda fault: fault['how'] == 'SIGSTOP' and fault['process'] != 0,
+    'of process 0': lambda fault: fault['process'] == 0,
+}
 
 
 def page(runs: list[dict]) -> str:
@@ -38,21 +43,28 @@ def page(runs: list[dict]) -> str:
     cells = [column(found, base) for found in columns.values()]
     rows = [[name, *(cell[name] for cell in cells)] for name in cells[0]]
     text = HEAD.format(**runs[0]) + markdown.table([['', *(title(*key) for key in columns)], *rows]) + '\n'
-    for key, found in columns.items():
-        if key[0] != 'undisturbed':
-            rows = [fault_row(fault, run['seed']) for run in found for fault in run['faults']]
-            text += FAULTS.format(name=title(*key)) + markdown.table([COLUMNS, *rows]) + '\n'
-    return text
+    kinds = [
+        kind_row(key[0], kind, [fault for run in found for fault in run['faults'] if belongs(fault)])
+        for key, found in columns.items()
+        if key[0] != 'undisturbed'
+        for kind, belongs in KINDS.items()
+    ]
+    head = ['run', 'fault', 'number', 'seconds', 'steps repeated', "‖y − y'‖"]
+    return text + FAULTS + markdown.table([head, *kinds]) + '\n'
 
 
 def title(part: str, every: float | None) -> str:
     return part if every is None else f'{part}, a fault every {every:g} s'
 
 
-def fault_row(fault: dict, seed: int) -> list:
+def kind_row(part: str, kind: str, faults: list[dict]) -> list:
+    def cost(name: str, digits: str) -> str:
+        values = [fault[name] for fault in faults]
+        return f'{np.median(values):{digits}} ({max(values):{digits}})' if values else ''
+
     return [
-        *(fault['number'] + 1, seed, f'{fault["time"]:.0f}', fault['process'], fault['how']),
-        *(f'{fault["seconds"]:.1f}', f'{fault["steps repeated"]:.3g}', f'{fault["y moved"]:.3f}'),
+        *(part, kind, len(faults), cost('seconds', '.1f')),
+        *(cost('steps repeated', '.3g'), cost('y moved', '.3f')),
     ]
 
 

@@ -44,7 +44,7 @@ def test_links_and_pictures_are_there(document):
 
 @pytest.mark.parametrize('document', DOCUMENTS, ids=lambda page: str(page.relative_to(DOCS.parent)))
 def test_paragraphs_are_short(document):
-    """At most 90 words, tables and code aside; aim at 60."""
+    """At most 90 words, tables and code aside."""
     prose = re.sub(r'```.*?```', '', document.read_text(), flags=re.DOTALL)
     parts = re.split(r'\n\s*\n|\n(?=[-*|] )|\n\d+\. ', prose)
     long = [' '.join(part.split()[:8]) for part in parts if len(part.split()) > 90 and part.strip()[0] != '|']
@@ -57,16 +57,17 @@ DIARY = r'\b(ours|another day|aims?|missed|this page used to|the bytes of|visits
 
 
 @pytest.mark.parametrize('page', GUIDES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_a_guide_is_short_and_no_diary(page):
+def test_a_guide_is_no_diary(page):
     text = page.read_text()
     assert not re.findall(DIARY, text)
-    assert len(text.split()) <= 1500  # code and tables included
     if page.parent.name != 'api' and page.name != 'index.md':
         assert '**Next**' in text
 
 
 def test_the_docs_are_not_a_book():
-    assert sum(len(page.read_bytes()) for page in DOCS.rglob('*.md')) <= 190_000
+    pages = [page for page in DOCS.rglob('*.md') if '_build' not in page.parts]
+    assert sum(len(page.read_bytes()) for page in pages) <= 150_000
+    assert all(len(page.read_text().split()) <= 1200 for page in pages)  # code and tables included
 
 
 def test_the_examples_change_as_many_lines_as_the_page_says():

@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import bounds
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import step_size
 
 import def_jax
+from def_jax.wires import exchange, few_bits
 
 CONDITION = {'smoothness': 2.0, 'num_workers': 16, 'detach': 0.3, 'delta': 1 / 64}
 SETTING = CONDITION | {
@@ -75,6 +77,16 @@ def test_the_counterexample_breaks_the_stated_condition():
 def test_delta_is_the_least_probability_of_an_element(ratio, shapes, blocks):
     params = [jnp.zeros(shape) for shape in shapes]
     assert bounds.compression_delta(def_jax.random_block(ratio), params) == 1 / blocks
+
+
+@pytest.mark.parametrize('bits', [1, 2, 4])
+def test_the_second_rounding_of_noise_takes_about_what_the_first_took(bits):
+    """K·D·‖s‖² of the mean s of K rounded blocks: D·(1 − D) of a block's squares."""
+    blocks = jnp.float32(np.random.default_rng(0).normal(size=(8, 1 << 15)))
+    sent = jax.vmap(lambda block: exchange(block, [block.size], 'workers', bits), axis_name='workers')(blocks)
+    np.testing.assert_allclose((sent.mean + sent.rest).mean(0), blocks.mean(0), atol=1e-5)  # Eq. 8
+    loss = few_bits.loss(bits)
+    np.testing.assert_allclose(jnp.sum(sent.rest**2) / jnp.sum(blocks**2), loss * (2 - loss), rtol=0.05)
 
 
 # --- The page ---

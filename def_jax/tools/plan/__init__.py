@@ -1,31 +1,33 @@
 """Whether compression pays off: predicts the time of a step from the model's size and the network.
 
     python -m def_jax.plan --params=25.6e6 --step-time=0.12 --bandwidth=10gbit --workers=64
+    python -m def_jax.plan --params=25.6e6 --step-time=0.12 --measure
 
-prints the time of a step and the speed-up over dense SGD for each ratio, and the smallest ratio that pays
-off. This is a model, not a measurement. It assumes that a ring all-reduce of n bytes over K workers takes
+prints the time of a step for dense training in bfloat16, DEF-Q, DiLoCo and PowerSGD, and the line to paste
+for the one to start with, which may be dense training. A worker is what lies on one side of the slow line: a
+rack, a node or a GPU. `--measure` times the line itself, see `measure`.
+
+This is a model. It assumes that a ring all-reduce of n bytes over K workers takes
 
     2 (K - 1) / K · n / bandwidth  +  2 (K - 1) · latency,
 
-and that a step first computes and then communicates. (`overlap` is the fraction of a dense all-reduce hidden
-behind the backward pass. The message of error feedback needs the whole gradient, so none of it is hidden,
-unless it is `in_flight` while the next gradient is computed: then a step takes the longer of the two.)
+that DEF-Q's all-to-all and all-gather take as long as an all-reduce, and that a step first computes and then
+communicates. (`overlap` is the fraction of a dense all-reduce hidden behind the backward pass. The message of
+error feedback needs the whole gradient, so none of it is hidden, unless it is `in_flight` while the next
+gradient is computed: then a step takes the longer of the two.)
 
-Without a measurement, `--device=h100 --flops=4.2e12` takes the least time that the device's peak rates allow,
-see `devices`.
+Without a measured step, `--device=h100 --flops=4.2e12` takes the least time that the device's peak rates
+allow, see `devices`.
 """
 
 import dataclasses
-import math
 import re
 from pathlib import Path
 
 from def_jax.checks import check_flag, check_number, check_ratio
-from def_jax.tools import markdown
 
-__all__ = ['Plan', 'draw', 'parse_bandwidth', 'table']
+__all__ = ['Plan', 'draw', 'parse_bandwidth']
 
-_WORTH = 1.05  # a smaller speed-up is not worth the change
 _UNITS = {'k': 1e3, 'm': 1e6, 'g': 1e9, 't': 1e12}
 
 
@@ -42,7 +44,7 @@ class Plan:
         overlap: fraction of a dense all-reduce hidden behind the computation, in [0, 1].
         in_flight: whether a message travels while the next gradient is computed, as `overlap=True` has it.
         overhead: extra time of the compressed update over the dense one.
-        element_bytes: bytes per element on the wire: 4, 2 in bfloat16, 1 in int8; also of dense SGD.
+        dense_bytes: bytes per element of the dense all-reduce: 2 in bfloat16, 4 in float32.
         evaluate_every: steps between evaluations of y, each a dense all-reduce; 0 for only the final one.
         num_steps: steps in the run, over which the cost of the final y is spread.
 
@@ -51,7 +53,7 @@ class Plan:
 
     >>> plan = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64)
     >>> round(plan.dense_step(), 3), round(plan.step(ratio=64), 3), round(plan.speed_up(64), 2)
-    (0.288, 0.129, 2.23)
+    (0.207, 0.129, 1.61)
     """
 
     params: float
@@ -61,7 +63,7 @@ class Plan:
     latency: float = 50e-6
     overlap: float = 0.0
     overhead: float = 0.0
-    element_bytes: int = 4
+    dense_bytes: int = 2
     evaluate_every: int = 0
     num_steps: int = 100_000
     in_flight: bool = False
@@ -75,23 +77,23 @@ class Plan:
         check_number('latency', self.latency, 0, 1e9, 'seconds per message')
         check_number('overlap', self.overlap, 0, 1, 'fraction of a dense all-reduce that is hidden')
         check_number('overhead', self.overhead, 0, 1e9, 'seconds per step')
-        check_number('element_bytes', self.element_bytes, 1, 8, 'bytes per element')
+        check_number('dense_bytes', self.dense_bytes, 1, 8, 'bytes per element of the dense all-reduce')
         check_number('evaluate_every', self.evaluate_every, 0, 1e18, 'steps, 0 for never')
         check_number('num_steps', self.num_steps, 1, 1e18, 'steps in the run')
         check_flag('in_flight', self.in_flight)
 
-    def all_reduce(self, elements: float) -> float:
-        """Time of a ring all-reduce of `elements` elements."""
-        bits = 8 * self.element_bytes * elements
+    def all_reduce(self, elements: float, element_bytes: float = 4) -> float:
+        """Time of a ring all-reduce of `elements` elements, in float32 unless told otherwise."""
+        bits = 8 * element_bytes * elements
         hops = self.workers - 1
         return 2 * hops / self.workers * bits / self.bandwidth + 2 * hops * self.latency
 
     def dense_step(self) -> float:
-        """Time of a step of uncompressed SGD."""
-        return self.step_time + (1 - self.overlap) * self.all_reduce(self.params)
+        """Time of a step of uncompressed training."""
+        return self.step_time + (1 - self.overlap) * self.all_reduce(self.params, self.dense_bytes)
 
     def step(self, ratio: float) -> float:
-        """Time of a step of error feedback, including its share of the evaluations and of the final y."""
+        """Time of a step that sends 1 / ratio of the bytes of float32, and its share of y's evaluations."""
         check_ratio(ratio)
         outputs = 1 + (self.num_steps // self.evaluate_every if self.evaluate_every else 0)
         dense_share = outputs * self.all_reduce(self.params) / self.num_steps
@@ -100,31 +102,8 @@ class Plan:
         return both + self.overhead + dense_share
 
     def speed_up(self, ratio: float) -> float:
-        """The speed-up of error feedback over dense SGD."""
+        """The speed-up of error feedback over dense training."""
         return self.dense_step() / self.step(ratio)
-
-    def break_even(self) -> float:
-        """The smallest ratio at which error feedback is no slower than dense SGD; infinity if none is."""
-        shortest = self.all_reduce(0)
-        spare = self.dense_step() - self.step(math.nextafter(math.inf, 0)) if self.workers > 1 else 0.0
-        if spare <= 0:
-            return math.inf
-        room = spare + max(0.0, self.step_time - shortest if self.in_flight else 0.0)  # of a longer message
-        return max(1.0, (self.all_reduce(self.params) - shortest) / room)
-
-    def verdict(self) -> str:
-        """A short verdict on whether compression pays off."""
-        best, share = self.speed_up(1024), 1 - self.step_time / self.dense_step()
-        if best < _WORTH:
-            return (
-                f'Compression is not worth it here: communication is {100 * share:.0f} % of a dense step, '
-                f'and even ratio 1024 is only {best:.2f} times as fast.'
-            )
-        ratio = next(r for r in (2**i for i in range(11)) if self.speed_up(r) >= 0.9 * best)
-        return (
-            f'Communication is {100 * share:.0f} % of a dense step. Ratio {ratio} is '
-            f'{self.speed_up(ratio):.2f} times as fast as dense SGD; no ratio exceeds {best:.2f} times.'
-        )
 
 
 def parse_bandwidth(text: str) -> float:
@@ -148,16 +127,6 @@ def parse_bandwidth(text: str) -> float:
         ) from None
 
 
-def table(plan: Plan, ratios: tuple[int, ...] = (1, 16, 64, 256, 1024)) -> str:
-    """The plan as a Markdown table: one row for dense SGD and one per ratio."""
-    rows = [('dense SGD', plan.dense_step())] + [(f'ratio {r}', plan.step(r)) for r in ratios]
-    lines = [['', 'step, ms', 'communication, ms', 'speed-up']]
-    for name, seconds in rows:
-        rest = 1e3 * (seconds - plan.step_time)
-        lines.append([name, f'{1e3 * seconds:.2f}', f'{rest:.2f}', f'{plan.dense_step() / seconds:.2f}'])
-    return markdown.table(lines)
-
-
 def draw(plan: Plan, path: str) -> None:
     """Plots the speed-up against the bandwidth for each ratio, and against the workers at ratio 64."""
     from def_jax.tools import pictures  # with matplotlib, which the rest of the library does not need
@@ -179,8 +148,8 @@ def draw(plan: Plan, path: str) -> None:
         by_bandwidth.set(xlabel='bandwidth, Gbit/s', title=f'{plan.workers:g} workers')
         by_workers.set(xlabel='workers', title='1/64 of the elements')
         for axes in (by_bandwidth, by_workers):
-            axes.set(xscale='log', ylabel='speed-up over dense SGD')
+            axes.set(xscale='log', ylabel='speed-up over dense')
             pictures.log_y(axes)
             axes.axhline(1, color=pictures.COLORS['SGD'], linewidth=0.8)
         by_bandwidth.legend()
-        by_workers.legend(loc='center')
+        by_workers.legend(loc='center', ncols=2)

@@ -2,29 +2,36 @@
 
 import argparse
 import dataclasses
-import math
 import os
 import sys
 from typing import Any, NoReturn
 
+import jax
+
 from def_jax.tools import plan as plan_lib
 from def_jax.tools.extras import needs_training
+from def_jax.tools.plan import measure, methods
 from def_jax.tools.plan.devices import DEVICES, Device, get_device
 
 _HELP = {
     'params': 'number of model parameters, e.g. 25.6e6',
     'step_time': 'seconds of computation per step on a worker, without communication',
     'bandwidth': "bandwidth of a worker's link: '10gbit', '10GB/s', or a number in bits per second",
-    'workers': 'number of workers',
+    'workers': 'number of workers: racks, nodes or GPUs, whatever lies on one side of the slow line',
     'latency': 'latency of one message between neighbours, in seconds',
     'overlap': 'fraction of the dense all-reduce that overlaps with computation',
     'overhead': 'extra seconds per step for the compressed update',
-    'element_bytes': 'bytes per element on the wire',
+    'dense_bytes': 'bytes per element of the dense all-reduce: 2 in bfloat16, 4 in float32',
     'evaluate_every': 'steps between evaluations of y; 0 evaluates once, at the end',
     'num_steps': 'number of steps of the run',
     'in_flight': 'messages travel while the next gradient is computed (overlap=True)',
 }
 
+_PLACE = {
+    'coordinator_address': (str, 'for --measure on several hosts: HOST:PORT of process 0'),
+    'num_processes': (int, 'for --measure on several hosts: how many processes take part'),
+    'process_id': (int, 'for --measure on several hosts: which of them this is, from 0'),
+}
 _FLOPS = "operations of a worker's gradient, for --device: 6 · parameters · tokens for a transformer"
 
 
@@ -34,9 +41,55 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = _Parser(prog='python -m def_jax.plan', description=plan_lib.__doc__, allow_abbrev=False)
+    parser = _parser()
+    values = vars(parser.parse_args(argv))
+    output, name, flops, measured, local_steps = (
+        values.pop(flag) for flag in ('output', 'device', 'flops', 'measure', 'local_steps')
+    )
+    place = [values.pop(flag) for flag in _PLACE]
+    try:
+        device = None if name is None else get_device(name)
+        link = _measured(values, place) if measured else None
+        if device is not None:
+            _bound(values, device, flops)
+        if missing := [f'--{field.replace("_", "-")}' for field in values if values[field] is None]:
+            parser.error(f'the following arguments are required: {", ".join(missing)}')
+        bandwidth = plan_lib.parse_bandwidth(values['bandwidth'])
+        plan = plan_lib.Plan(**values | {'bandwidth': bandwidth})
+        found = methods.compare(plan, local_steps)
+        if output and os.path.isdir(output):  # matplotlib would write a file named '.png' there
+            raise ValueError(f'{output=} is a folder; name a file, such as plan.png.')
+        if output:
+            with needs_training('plan'):
+                plan_lib.draw(plan, output)
+    except (ValueError, OSError, RuntimeError) as error:  # the last is JAX's, of a network
+        parser.exit(2, f'plan: {" ".join(str(error).split())}\n')
+    if link is not None and jax.process_index() > 0:
+        return 0
+    print(
+        'A worker is what lies on one side of the slow line: a rack, a node or a GPU. '
+        f'Here there are {plan.workers}.\n'
+    )
+    if link is not None:
+        print(f'{link.describe()}\n')
+    if device is not None and flops is not None:
+        print(
+            f'At its peak ({device.source}) {device.title} computes a step in {1e3 * plan.step_time:.2f} ms. '
+            'That is a bound, not a prediction: the longer it takes, the less compression gains.\n'
+        )
+    print(methods.table(plan, found), '', methods.advice(plan, found), sep='\n')
+    return 0
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog='python -m def_jax.plan',
+        description=plan_lib.__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for field in dataclasses.fields(plan_lib.Plan):
-        names = dict.fromkeys((f'--{field.name.replace("_", "-")}', f'--{field.name}'))
+        names = _spellings(field.name)
         if field.type is bool:
             parser.add_argument(*names, action='store_true', help=_HELP[field.name])
             continue
@@ -44,39 +97,39 @@ def main(argv: list[str] | None = None) -> int:
         default = None if field.default is dataclasses.MISSING else field.default
         text = _HELP[field.name] + ('' if default is None else f' (default: {default:g})')
         parser.add_argument(*names, type=kind, default=default, help=text)
+    parser.add_argument(
+        *_spellings('local_steps'),
+        type=int,
+        default=50,
+        help='H of DiLoCo, steps between averages (default: 50)',
+    )
     parser.add_argument('--output', help='PNG file for a plot of the speed-up')
     parser.add_argument(
         '--device',
         help=f'takes the peak rates of {", ".join(DEVICES)} for what is not measured',
     )
     parser.add_argument('--flops', type=float, help=_FLOPS)
-    values = vars(parser.parse_args(argv))
-    output, name, flops = (values.pop(flag) for flag in ('output', 'device', 'flops'))
-    try:
-        device = None if name is None else get_device(name)
-        if device is not None:
-            _bound(values, device, flops)
-        if missing := [f'--{field.replace("_", "-")}' for field in values if values[field] is None]:
-            parser.error(f'the following arguments are required: {", ".join(missing)}')
-        bandwidth = plan_lib.parse_bandwidth(values['bandwidth'])
-        plan = plan_lib.Plan(**values | {'bandwidth': bandwidth})
-        if output and os.path.isdir(output):  # matplotlib would write a file named '.png' there
-            raise ValueError(f'{output=} is a folder; name a file, such as plan.png.')
-        if output:
-            with needs_training('plan'):
-                plan_lib.draw(plan, output)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f'plan: {" ".join(str(error).split())}\n')
-    least = plan.break_even()
-    if device is not None and flops is not None:
-        print(
-            f'At its peak ({device.source}) {device.title} computes a step in {1e3 * plan.step_time:.2f} ms. '
-            'That is a bound, not a prediction: the longer it takes, the less compression gains.\n'
-        )
-    print(plan_lib.table(plan), '', plan.verdict(), sep='\n')
-    pays = f'At least as fast as dense SGD from ratio {least:.2f} up.'
-    print(pays if math.isfinite(least) else 'No ratio pays off.')
-    return 0
+    parser.add_argument(
+        '--measure', action='store_true', help='times the link between the running processes, or devices'
+    )
+    for name, (kind, text) in _PLACE.items():
+        parser.add_argument(*_spellings(name), type=kind, help=text)
+    return parser
+
+
+def _spellings(name: str) -> dict[str, None]:
+    return dict.fromkeys((f'--{name.replace("_", "-")}', f'--{name}'))
+
+
+def _measured(values: dict[str, Any], place: list[Any]) -> measure.Link:
+    """Fills in what the link between the running workers can do; a given number of workers stays."""
+    if values['bandwidth'] is not None:
+        raise ValueError('--measure and --bandwidth exclude each other: what is measured needs no guess.')
+    measure.join(*place)
+    link = measure.measure_link()
+    values |= {'bandwidth': str(link.bandwidth), 'latency': link.latency}
+    values['workers'] = values['workers'] or link.workers
+    return link
 
 
 def _bound(values: dict[str, Any], device: Device, flops: float | None) -> None:

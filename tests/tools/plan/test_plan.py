@@ -1,20 +1,20 @@
-"""The plan of a cluster: a ring all-reduce by hand, limits, and when it says that none pays."""
+"""The plan of a cluster: a ring all-reduce by hand, limits, a measured link, and what it advises."""
 
 import dataclasses
 import math
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
-from def_jax.tools import plan as plan_lib
-from def_jax.tools.plan import Plan, parse_bandwidth
+from def_jax.tools.plan import Plan, measure, methods, parse_bandwidth
 from def_jax.tools.plan.__main__ import main
 from def_jax.tools.plan.devices import DEVICES
 
 ROOT = Path(__file__).resolve().parents[3]
 
-SLOW = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64, latency=0.0)
+SLOW = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64, latency=0.0, dense_bytes=4)
 FAST = dataclasses.replace(SLOW, bandwidth=800e9, overlap=0.9)
 
 
@@ -22,7 +22,7 @@ def test_a_ring_all_reduce_by_hand():
     """Each of 4 workers sends 6 quarters of 1,000 float32 at 32 kbit/s, in 6 messages of 10 ms."""
     plan = Plan(params=1000, step_time=1e-9, bandwidth=32e3, workers=4, latency=0.01)
     assert plan.all_reduce(1000) == pytest.approx(6 * (250 * 32 / 32e3 + 0.01))
-    assert plan.dense_step() == pytest.approx(plan.all_reduce(1000))
+    assert plan.dense_step() == pytest.approx(plan.all_reduce(1000, plan.dense_bytes))
 
 
 def test_a_step_has_its_share_of_evaluations_and_of_the_final_output():
@@ -37,30 +37,69 @@ def test_limits():
     assert speed_ups == sorted(speed_ups) and speed_ups[0] < 1 < speed_ups[-1]
     assert speed_ups[-1] < SLOW.dense_step() / SLOW.step_time
     assert SLOW.speed_up(64) > dataclasses.replace(SLOW, overlap=0.5).speed_up(64)
-    assert dataclasses.replace(SLOW, element_bytes=2).all_reduce(1e6) == SLOW.all_reduce(1e6) / 2
+    assert SLOW.all_reduce(1e6, 2) == SLOW.all_reduce(1e6) / 2
+    dense = [dataclasses.replace(SLOW, dense_bytes=n).dense_step() - SLOW.step_time for n in (2, 4)]
+    assert dense[0] == pytest.approx(dense[1] / 2)
     alone = dataclasses.replace(SLOW, workers=1)
     in_flight = dataclasses.replace(SLOW, in_flight=True)
     longer = [max(SLOW.step_time, SLOW.all_reduce(SLOW.params / ratio)) for ratio in (64, 1)]
     assert [in_flight.step(64), in_flight.step(1)] == pytest.approx(longer, rel=1e-4)
-    assert alone.dense_step() == alone.step(64) == alone.step_time and alone.break_even() == math.inf
+    assert alone.dense_step() == alone.step(64) == alone.step_time
+
+
+def seconds_of(plan):
+    return [method.seconds for method in methods.compare(plan, local_steps=50)]
+
+
+def test_the_methods_by_hand():
+    """Without latency a worker is told apart by its bytes alone; PowerSGD pays latency twice."""
+    dense, def64, def256, diloco, powersgd = seconds_of(SLOW)
+    assert dense == SLOW.dense_step() and def64 == SLOW.step(64) and def256 == SLOW.step(256)
+    assert diloco == pytest.approx(SLOW.step_time + SLOW.all_reduce(SLOW.params) / 50)
+    assert powersgd == pytest.approx(SLOW.step_time + SLOW.all_reduce(SLOW.params / 64))
+    late = dataclasses.replace(SLOW, latency=1e-3)
+    assert seconds_of(late)[4] - powersgd == pytest.approx(2 * 2 * 63 * 1e-3)
+    sent = [method.sent for method in methods.compare(SLOW)]
+    assert sent == pytest.approx([2 * 63 / 64 * 4 * 25.6e6 / n for n in (1, 64, 256, 50, 64)])
 
 
 @pytest.mark.parametrize(
-    'changes',
-    [{}, {'overhead': 0.05}, {'overlap': 0.8}, {'latency': 1e-4}, {'in_flight': True, 'overhead': 0.15}],
-    ids=str,
+    ('plan', 'words'),
+    [
+        (FAST, r'Dense is best: communication is \d % of its step'),
+        (dataclasses.replace(FAST, overhead=0.01), 'Dense is best'),
+        (dataclasses.replace(SLOW, workers=1), 'Dense is best: communication is 0 %'),
+        (
+            SLOW,
+            r"compression 64: 2\.\d+ times as fast as dense, float32[^$]*def_sgd\(learning_rate, 64, 'work",
+        ),
+        (dataclasses.replace(SLOW, bandwidth=1e8), r'Start with DEF-Q, compression 256'),
+        (dataclasses.replace(SLOW, latency=0.05), r'Start with DiLoCo, H = 50[^$]*every=50'),
+    ],
 )
-def test_at_the_break_even_ratio_both_take_the_same_time(changes):
-    plan = dataclasses.replace(SLOW, **changes)
-    assert plan.step(plan.break_even()) == pytest.approx(plan.dense_step())
-    assert plan.break_even() > 1
+def test_the_advice(plan, words):
+    assert re.match(f'[^$]*{words}', methods.advice(plan, methods.compare(plan)))
 
 
-def test_it_says_when_compression_does_not_pay():
-    assert 'not worth it' in FAST.verdict() and 'times as fast' in SLOW.verdict()
-    assert 'not worth it' not in SLOW.verdict()
-    slower = dataclasses.replace(FAST, overhead=0.01)
-    assert slower.break_even() == math.inf and 'not worth it' in slower.verdict()
+def test_a_link_is_fitted():
+    """Exactly where the model holds; without latency or a slope where the times have none."""
+    plan = Plan(params=1, step_time=1, bandwidth=3e8, workers=8, latency=2e-5)
+    times = {4 * n: plan.all_reduce(n) for n in (2**10, 2**16, 2**20)}
+    assert measure.fit(8, times) == pytest.approx((3e8, 2e-5))
+    assert measure.fit(2, {1000: 1e-3, 2000: 3e-3})[1] == 0
+    bandwidth, latency = measure.fit(2, {1000: 2e-3, 2000: 1e-3})
+    assert bandwidth > 0 and latency > 0
+
+
+def test_a_link_is_measured(capsys):
+    """Between fake devices of one process, which is no network, as it says."""
+    link = measure.measure_link((2**10, 2**14), repeats=3)
+    assert (link.workers, link.devices) == (jax.device_count(), 1)
+    assert link.bandwidth > 0 and link.latency >= 0 and list(link.times) == [2**10, 2**14]
+    assert 'this is no network' in link.describe()
+    assert main(['--params=1e6', '--step-time=1', '--measure', '--workers=3']) == 0
+    output = capsys.readouterr().out
+    assert 'Here there are 3.' in output and f'Measured between {jax.device_count()} devices' in output
 
 
 @pytest.mark.parametrize(
@@ -96,8 +135,8 @@ FLAGS = ['--params=25.6e6', '--step-time=0.12', '--workers=64', '--bandwidth=10g
 def test_the_command_line_and_both_spellings_of_a_flag(tmp_path, capsys):
     picture = tmp_path / 'plan.png'
     assert main([*FLAGS, '--num-steps=10', '--evaluate_every=5', f'--output={picture}']) == 0
-    plan = dataclasses.replace(SLOW, latency=50e-6, num_steps=10, evaluate_every=5)
-    assert plan_lib.table(plan) in capsys.readouterr().out
+    plan = dataclasses.replace(SLOW, latency=50e-6, num_steps=10, evaluate_every=5, dense_bytes=2)
+    assert methods.table(plan, methods.compare(plan)) in capsys.readouterr().out
     assert picture.stat().st_size > 0
 
 
@@ -118,6 +157,12 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
             [*DEVICE, '--device=h101', '--flops=1e12'],
             "plan: device='h101' is unknown; it must be one of h100",
         ),
+        ([*FLAGS, '--local-steps=0'], 'plan: local_steps=0 must be an integer in [1, '),
+        ([*FLAGS, '--measure'], 'plan: --measure and --bandwidth exclude each other'),
+        (
+            ['--measure', '--process-id=1'],
+            'plan: --coordinator-address, --num-processes and --process-id must',
+        ),
         (DEVICE, 'plan: the following arguments are required: --step-time'),
         ([*DEVICE, '--flops=-1'], 'plan: flops=-1.0 must be a number in [0, '),
         ([*DEVICE, '--flops=1', '--step-time=1'], 'plan: --step-time and --flops exclude each other'),
@@ -137,7 +182,7 @@ def test_a_device_bounds_the_step_and_has_a_link(capsys):
     assert main(['--device=h100', '--flops=9.894e12', '--params=85e6', '--workers=8']) == 0
     plan = Plan(params=85e6, step_time=0.01, bandwidth=3600e9, workers=8)
     output = capsys.readouterr().out
-    assert plan_lib.table(plan) in output and 'a bound, not a prediction' in output
+    assert methods.table(plan, methods.compare(plan)) in output and 'a bound, not a prediction' in output
     assert DEVICES['v5e'].step_time(1e9, 1e9) == pytest.approx(8 * 4e9 / 819e9)
 
 
@@ -151,7 +196,7 @@ def test_the_measured_cluster_stays_above_its_bounds(title, flops):
     )
     params = int(re.search(r'([\d,]+) parameters', page)[1].replace(',', ''))
     bound = DEVICES['epyc'].step_time(params, 2 * flops)
-    plan = Plan(params=params, step_time=bound, bandwidth=1e9, workers=4, latency=0.0)
+    plan = Plan(params=params, step_time=bound, bandwidth=1e9, workers=4, latency=0.0, dense_bytes=4)
     for row, least in (('JAX, dense: pmean', plan.dense_step()), ('DEF, ratio 64 ', plan.step(64))):
         measured, computed = re.search(rf'{row}.*?\| (\d+) \(.*?\| (\d+) \|', page).groups()
         assert float(measured) > 1e3 * least and float(computed) > 1e3 * bound
