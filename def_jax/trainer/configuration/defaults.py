@@ -16,7 +16,9 @@ from def_jax.trainer.data.catalogue import FACTORIES
 from def_jax.trainer.models import LANGUAGE_MODELS, MODELS
 from def_jax.trainer.tasks import TASKS
 
-__all__ = ['KEYS', 'SECTIONS', 'Key', 'get_defaults']
+__all__ = ['FORMER', 'KEYS', 'SECTIONS', 'Key', 'get_defaults']
+
+FORMER = {'wire_dtype': ' Write bits=8 for int8, 16 for bfloat16 or float16, 32 for float32.'}
 
 
 class Key(NamedTuple):

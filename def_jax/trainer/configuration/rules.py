@@ -11,7 +11,7 @@ import ml_collections
 
 from def_jax.baselines.methods import METHODS, Method
 from def_jax.checks import nearest
-from def_jax.trainer.configuration.defaults import KEYS
+from def_jax.trainer.configuration.defaults import FORMER, KEYS
 from def_jax.trainer.configuration.factories import find
 from def_jax.trainer.configuration.parts import find_method, make_optimizer
 
@@ -40,7 +40,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     with of_keys():
         for name in config:
             if name not in KEYS:
-                raise ValueError(f'{name} is not a known key.{nearest(name, KEYS)}')
+                raise ValueError(f'{name} is not a known key.{FORMER.get(name) or nearest(name, KEYS)}')
         for name, key in KEYS.items():
             if name not in config:
                 raise ValueError(f'{name} is missing; its default is {key.default!r}.')

@@ -16,6 +16,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from def_jax.trainer.configuration.defaults import FORMER
 from def_jax.trainer.errors import one_line
 from def_jax.trainer.launch import interruption, output, processes, supervision
 from def_jax.trainer.launch.exits import EndedError, ExitCode
@@ -120,6 +121,8 @@ def _config_error(error: BaseException, flag: str) -> str:
     if locked := re.search(r'Key "(\w+)" does not exist.* the config is locked\.', reason):
         meant = re.search(r'Did you mean "\w+"', reason)
         unknown, hint = f'{locked[1]!r}', f'. {meant[0]}?' if meant else ''
+        if locked[1] in FORMER:
+            hint = f'.{FORMER[locked[1]]}'
     else:
         unknown, hint = reason, ''
     if locked or 'invalid syntax' in reason or reason.strip("'").isidentifier():

@@ -64,6 +64,7 @@ def test_missing_and_unknown_keys_are_named_with_what_is_allowed_or_near():
         (near,) = difflib.get_close_matches(misspelt, KEYS, n=1)
         message = refusal(changed(**{misspelt: 1}))
         assert message == f'config.{misspelt} is not a known key. Did you mean {near!r}?'
+    assert 'Write bits=8 for int8' in refusal(changed(wire_dtype='int8'))
     assert refusal(changed(zzz=1)) == 'config.zzz is not a known key.'
 
 

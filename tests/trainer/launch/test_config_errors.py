@@ -89,6 +89,7 @@ def test_detach_is_a_number_or_a_word(value, detach):
         ('--config.ratio', 'config.ratio'),
         ('--confg.ratio=8', 'confg.ratio'),
         ('--config.lock=3', "'lock' in a flag --config.KEY=VALUE: that is not a known key"),
+        ('--config.wire_dtype=int8', 'that is not a known key. Write bits=8 for int8, 16 for bfloat16'),
         ('--config.=3', 'in a flag --config.KEY=VALUE: that is not a known key'),
         (
             '--config.metod=def',
