@@ -61,7 +61,7 @@ def test_programs_name_the_extra_that_they_need(tmp_path):
     )
     remedy = "is not installed; it comes with pip install 'def_jax[training]'"
     expected = [f'train: ml_collections {remedy}', '2', '0', f'plan: matplotlib {remedy}', '2']
-    assert process.stderr.splitlines() == [*expected, f'communication: rich {remedy}', '2', '0']
+    assert process.stderr.splitlines() == [*expected, f'communication: ml_collections {remedy}', '2', '0']
     assert 'times as fast' in process.stdout and '--workers=0,0,0,0,1,1,1,1' in process.stdout
 
 

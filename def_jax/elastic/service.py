@@ -4,11 +4,11 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 from jax._src.distributed import global_state  # the service's client has no public name
 from jax.experimental import multihost_utils
 
@@ -192,7 +192,7 @@ def retract(key: str) -> None:
 
 def versions() -> str:
     """What must be the same in all processes, for each compiles its own program of what all compute."""
-    return f'def_jax {def_jax.__version__}, JAX {jax.__version__}, jaxlib {jaxlib.__version__}'
+    return f'def_jax {def_jax.__version__}, JAX {jax.__version__}, jaxlib {metadata.version("jaxlib")}'
 
 
 def check_versions() -> None:
