@@ -40,7 +40,8 @@ def distributions(folder):
     """The distributions that a folder's files import, by the names under which they are required."""
     modules = {module.split('.')[0] for file in folder.rglob('*.py') for module in imported(file)}
     found = metadata.packages_distributions()
-    third_party = modules - set(sys.stdlib_module_names) - {'def_jax', 'examples', 'configs'}
+    ours = {'def_jax', 'examples', 'configs', '_error_feedback'}
+    third_party = modules - set(sys.stdlib_module_names) - ours
     names = [
         {name.lower().replace('_', '-') for name in found.get(module, [module])} for module in third_party
     ]
