@@ -330,8 +330,8 @@ def in_memory(tree: PyTree, platforms: Sequence[str] = ('cuda', 'rocm')) -> PyTr
     """The tree, each leaf in memory as it is, on these platforms.
 
     Where a bitcast removes and adds a worker's axis, XLA for GPUs does not see that moments are results. It
-    computes them again in every kernel that reads them, and copies the old ones for that. A message of few bits
-    it decodes again in the kernel of every tensor. On CPUs the barrier itself would make copies.
+    computes them again in every kernel that reads them, and copies the old ones for that. It decodes a
+    message of few bits again in the kernel of every tensor. On CPUs the barrier itself would make copies.
     """
     return lax.platform_dependent(tree, default=_same, **dict.fromkeys(platforms, _barriers))
 
