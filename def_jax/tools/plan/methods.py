@@ -12,6 +12,7 @@ __all__ = ['Method', 'advice', 'compare', 'table']
 COMPRESSIONS = (64, 256)  # of DEF-Q: float32 bytes over those of a message
 _WORTH = 1.05  # a smaller speed-up is not worth the change
 _NEAR = 0.9  # of the best speed-up is enough for the smaller compression
+_SMALL = '. Transformers ended behind dense AdamW at 256: where 64 is fast enough, take it'
 _DIFF = "; take gradients at def_jax.detached_params(params, opt_state), and don't average them"
 
 
@@ -51,7 +52,7 @@ def compare(plan: Plan, local_steps: int = 50) -> list[Method]:
             whole / ratio,
             plan.step(ratio),
             f"optimizer = def_jax.def_sgd(learning_rate, {ratio}, 'workers')  # or def_adamw",
-            _DIFF,
+            _DIFF + (_SMALL if ratio > COMPRESSIONS[0] else ''),
         )
         for ratio in COMPRESSIONS
     ]
@@ -85,7 +86,9 @@ def table(plan: Plan, methods: Sequence[Method]) -> str:
     rows = [['', 'MB sent a step', 'step, ms', 'communication, ms', 'times as fast']]
     for each in methods:
         rest, speed_up = 1e3 * (each.seconds - plan.step_time), methods[0].seconds / each.seconds
-        cells = f'{each.sent / 1e6:.3g}', f'{1e3 * each.seconds:.2f}', f'{rest:.2f}', f'{speed_up:.2f}'
+        megabytes = each.sent / 1e6
+        sent = f'{megabytes:,.0f}' if megabytes >= 100 else f'{megabytes:.3g}'
+        cells = sent, f'{1e3 * each.seconds:.2f}', f'{rest:.2f}', f'{speed_up:.2f}'
         rows.append([each.name, *cells])
     return markdown.table(rows)
 
@@ -105,8 +108,10 @@ def advice(plan: Plan, methods: Sequence[Method]) -> str:
             f'{max(1.0, dense.seconds / best.seconds):.2f} times as fast. Change nothing.'
         )
     chosen = next((method for method in others if _NEAR * method.seconds <= best.seconds), best)
+    near = [m.name for m in others if m is not chosen and _NEAR * m.seconds <= best.seconds]
+    also = f' As fast within a tenth, so no reason to change from it: {"; ".join(near)}.' if near else ''
     return (
         f'Start with {chosen.name}: {dense.seconds / chosen.seconds:.2f} times as fast as {dense.name}, '
-        f'whose communication is {share:.0f} % of a step.\n\n    {chosen.paste}\n\n'
+        f'whose communication is {share:.0f} % of a step.{also}\n\n    {chosen.paste}\n\n'
         f'Paste it{chosen.then}.\nThese are times, not accuracies: compare both on your model.'
     )
