@@ -67,6 +67,7 @@ def def_sgd(
     >>> state = optimizer.init(jnp.zeros(3))
     """
     check_number('momentum', momentum, 0, 1, 'μ of the momentum SGD that this replaces', below=True)
+    _check_rate(learning_rate)
     return error_feedback(
         _blocks(compression, bits, order, allocation),
         axis_name,
@@ -134,6 +135,7 @@ def def_adamw(
     >>> optimizer = def_jax.def_adamw(1e-3, 64, axis_name='workers', weight_decay=0.1)
     >>> state = optimizer.init(jnp.zeros(3))
     """
+    _check_rate(learning_rate)
     return error_feedback(
         _blocks(compression, bits, order, allocation),
         axis_name,
@@ -169,6 +171,14 @@ def block_ratio(compression: float, bits: Bits) -> float:
             f'bytes of a float32 all-reduce. Choose compression >= {32 // bits}, or more bits.'
         )
     return compression * bits / 32
+
+
+def _check_rate(learning_rate: Any) -> None:
+    if isinstance(learning_rate, optax.GradientTransformation):
+        raise ValueError(
+            'learning_rate must be a number or an optax schedule, not an optimizer: the preset has its own. '
+            'To wrap yours, pass inner=optimizer to def_jax.error_feedback.'
+        )
 
 
 def _blocks(compression: float, bits: Bits, order: Order, allocation: Allocation) -> Compressor:

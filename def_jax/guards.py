@@ -91,8 +91,9 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
         if agree:
             raise ValueError(
                 f'all {workers} workers have the same residual, which sums different gradients: these are '
-                'averaged before the update, or all workers are given the same data. Take out jax.lax.pmean '
-                'of the gradients, and axis_name= or pmap_axis_name= of the helpers that compute them.'
+                'averaged before the update, all workers are given the same data, or the state of one was '
+                'restored for all. Take out jax.lax.pmean of the gradients, and axis_name= or '
+                'pmap_axis_name= of the helpers that compute them; save with stack_state.'
             )
 
     if workers > 1:

@@ -89,17 +89,17 @@ greater is better), over these rates, with a 95 % interval over fresh seeds and 
 "Within the margin" is "yes" if the whole interval lies above minus the margin in brackets.
 
 **Findings.** The rows called "again" decide: their seeds are new, and their number was fixed after the first
-seeds had left the question open. At 1/64 of the bytes, in 2 bits, the perceptron of width 64 ends
-<!-- number: few_bits; digits, width 64, again; 1/64, 2 bits; difference --><!-- /number -->
-points from SGD: within half a point. That of width 192 ends
-<!-- number: few_bits; digits, width 192, again; 1/64, 2 bits; difference --><!-- /number -->
-points from it: it is behind, by less than 0.53. Float32 messages of the same size are behind by
-<!-- number: few_bits; digits, width 64; 1/64, float32; difference --><!-- /number --> and
-<!-- number: few_bits; digits, width 192; 1/64, float32; difference --><!-- /number -->.
-The transformer ends
-<!-- number: few_bits; transformer, 33 k, again; 1/64, 2 bits; difference --><!-- /number -->
-nats from AdamW, and
-<!-- number: few_bits; transformer, 33 k, again; 1/256, 2 bits; difference --><!-- /number -->
+seeds had left the question open. At 1/64 of the bytes, in 2 bits, the perceptron of width 64
+ends <!-- number: few_bits; digits, width 64, again; 1/64, 2 bits; difference --><!-- /number -->
+points from SGD: within half a point. That of width 192
+ends <!-- number: few_bits; digits, width 192, again; 1/64, 2 bits; difference --><!-- /number -->
+points from it: it is behind, by less than 0.53. Float32 messages of the same size are behind
+by <!-- number: few_bits; digits, width 64; 1/64, float32; difference --><!-- /number -->
+and <!-- number: few_bits; digits, width 192; 1/64, float32; difference --><!-- /number -->.
+The transformer
+ends <!-- number: few_bits; transformer, 33 k, again; 1/64, 2 bits; difference --><!-- /number -->
+nats from AdamW,
+and <!-- number: few_bits; transformer, 33 k, again; 1/256, 2 bits; difference --><!-- /number -->
 at 1/256, where it is behind. Tuned rates of DEF-Q are within a factor of two of those of SGD and AdamW.
 
 **Setting.** The problems are those of `experiments/problems.py`: perceptrons with two hidden layers on

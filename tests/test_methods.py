@@ -176,3 +176,6 @@ def test_the_preset_among_the_methods():
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(ValueError, match='compression=8 with bits=2'):
         method.compressor(8)
+    for wrong in (def_jax.def_sgd, def_jax.def_adamw):
+        with pytest.raises(ValueError, match=r'learning_rate must be a number .*pass inner=optimizer'):
+            wrong(optax.sgd(0.1), 64, 'workers')

@@ -131,6 +131,10 @@ def test_e_a_hidden_mean_is_found():
     step = functools.partial(plain_step, optimizer)
     compiled = jax.pmap(step, 'workers', devices=DEVICES).lower(*arguments).compile()
     def_jax.check(compiled, optimizer, PARAMS)
+    with pytest.raises(ValueError, match=r'stacked over workers, as \(4, .*Pass one copy'):
+        def_jax.check(compiled, optimizer, arguments[0])  # whose message would hide a dense mean
+    with pytest.raises(ValueError, match=r"axis_name='batch' is not the axis"):
+        def_jax.check(compiled, optimizer, PARAMS, 'batch')
 
 
 @pytest.mark.parametrize('change', [averaged, lambda grads: grads], ids=['averaged', 'right'])

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.tree_util import keystr
 
 from def_jax.mesh.collectives import axis_names
-from def_jax.mesh.link import is_link
+from def_jax.mesh.link import is_link, link_states
 from def_jax.mesh.specs import spec_axes
 from def_jax.traffic.hlo import Collective, collectives
 from def_jax.traffic.traced import Message, traffic
@@ -39,7 +40,7 @@ def check(
     Args:
         compiled: `step.lower(...).compile()`.
         optimizer: whose `update` the step calls.
-        params: of the optimizer, arrays or `jax.ShapeDtypeStruct`.
+        params: of the optimizer, arrays or `jax.ShapeDtypeStruct`: one copy, as `optimizer.init` takes it.
         axis_name: the axis over workers, as given to `error_feedback`.
         besides: bytes that the step may pass in addition, for means of losses and metrics.
 
@@ -49,7 +50,8 @@ def check(
 
     Raises:
         TypeError: if the step is not compiled: one that is lowered has no collectives yet.
-        ValueError: if they pass more, with sizes by kind, the largest collectives and where to look.
+        ValueError: if they pass more, with sizes by kind, the largest collectives and where to look; if
+            `axis_name` is not the optimizer's, or `params` are stacked over workers.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.def_sgd(0.1, 64, 'workers')
@@ -63,7 +65,13 @@ def check(
     devices = max(
         map(int, re.findall(r'(?:replica_count|num_partitions)=(\d+)', hlo[: hlo.find('\n')])), default=1
     )
-    sent = traffic(optimizer, params, axis_name, devices).messages if devices > 1 else ()
+    _check_one_copy(compiled, params)
+    try:
+        sent = traffic(optimizer, params, axis_name, devices).messages if devices > 1 else ()
+    except NameError as error:  # JAX's, of an axis that is not bound
+        raise ValueError(
+            f'{axis_name=} is not the axis over which the optimizer communicates: {error}.'
+        ) from error
     return check_crossing(compiled, range(devices), sent, besides, axis_names(axis_name))
 
 
@@ -99,6 +107,17 @@ def check_crossing(
         + '. '
         + _cure(compiled, set(names), moves, total - wanted.total())
     )
+
+
+def _check_one_copy(compiled: Any, params: PyTree) -> None:
+    """Raises ValueError if parameters have the shapes of residuals, which steps take stacked over workers."""
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
+    for state in link_states(_inputs(_of_jax(compiled))):
+        if shapes and [x.shape for x in jax.tree.leaves(getattr(state, 'residual', ()))] == shapes:
+            raise ValueError(
+                f'params have the shapes of the residuals, which are stacked over workers, as {shapes[0]}. '
+                'Pass one copy, e.g. jax.tree.map(lambda x: x[0], params) of what jax.pmap holds.'
+            )
 
 
 def _of_jax(compiled: Any) -> jax.stages.Compiled:

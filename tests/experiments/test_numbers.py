@@ -29,6 +29,13 @@ def test_no_number_of_the_project_is_stale(capsys):
     assert __main__.main(['numbers', '--check', '--results', str(RESULTS)]) == 0, capsys.readouterr().out
 
 
+def test_no_mark_begins_a_line():
+    """Markdown takes a comment that begins a line for a block of HTML, and shows the rest of it raw."""
+    root = RESULTS.parent
+    for page in [root / 'README.md', *(root / 'docs').glob('**/*.md'), *RESULTS.glob('**/*.md')]:
+        assert not re.search(r'^ *<!-- number:', page.read_text(), re.MULTILINE), page
+
+
 def test_a_stale_number_is_found_and_filled(tmp_path, capsys):
     page = tmp_path / 'page.md'
     page.write_text(f'DEF-A is {MARK.format("difference", "+5.00")} points ahead.')
