@@ -123,8 +123,8 @@ def main(num_steps=300):
 
     test = float(jax.jit(loss_fn)(params, np.concatenate(list(batches(1, 8)))))
     sent = dist.check(train_step.lower(params, opt_state, jax.device_put(batch, whole_batch)).compile())
-    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    print(f'between nodes: {sum(c.bytes for c in sent)} bytes a step and device; the model has {total}')
+    shard = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) // DEVICES_PER_NODE
+    print(f'between nodes: {sum(c.bytes for c in sent)} bytes a step and device, whose shard has {shard}')
     print(f'test loss {test:.3f}')
     return test
 
