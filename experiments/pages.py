@@ -94,6 +94,7 @@ def draw(found: Sequence[Row], path: Path) -> None:
             setting = shown[0].cell.setting
             panel.axvline(0, color=pictures.COLORS['SGD'], linewidth=0.8)
             panel.axvline(-setting.margin, color=pictures.COLORS['SGD'], linewidth=0.8, linestyle='--')
+            panel.locator_params(axis='x', nbins=5)
             panel.set_yticks(range(len(shown)), [row.cell.contender.title for row in shown])
             panel.set_ylim(-0.6, len(shown) - 0.4)
             first = shown[0].cell.setting.contenders[0].title
