@@ -114,26 +114,37 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
         f'diagnostics_every={config.diagnostics_every} measures how workers differ, but there is one. Set '
         'config.diagnostics_every=0.',
     )
-    shards, share = config.shards_per_worker, size // workers // config.accumulate
-    if shards > 1:
-        given = f'shards_per_worker={shards} needs'
-        yield virtual > 1, f'{given} whole devices, but config.workers_per_device={virtual}. Set it to 1.'
-        yield (
-            method.link is not None and method.kind not in ('dense', 'ef21'),
-            f'{given} a method that sends blocks, e.g. def, but config.{name} compresses whole tensors.',
-        )
-        yield (
-            share % shards,
-            f'{given} to divide the {share} examples of which a worker takes a gradient, batch_size={size} / '
-            f'num_workers={workers} / accumulate={config.accumulate}.',
-        )
+    if config.shards_per_worker > 1:
+        yield from _conflicts_of_shards(config, method)
     if config.elastic:
-        for key in ('diagnostics_every', 'check_replicas_every', 'recalibrate_batches', 'skip_nonfinite'):
-            yield config[key], f'elastic=True has no {key}, but config.{key}={config[key]}. Set it to 0.'
-        one = f'elastic=True needs a device for each worker, but config.workers_per_device={virtual}.'
-        yield virtual > 1, f'{one} Set it to 1.'
-        yield (
-            'own' in method.points,
-            f'elastic=True evaluates what workers share, but config.{name} gives each worker a model of its '
-            'own. Choose another method, e.g. def.',
-        )
+        yield from _conflicts_of_elastic(config, method)
+
+
+def _conflicts_of_shards(config: ml_collections.ConfigDict, method: Method) -> Iterator[tuple[object, str]]:
+    name, size, workers = f'method={config.method!r}', config.batch_size, config.num_workers
+    shards, virtual = config.shards_per_worker, config.workers_per_device
+    share = size // workers // config.accumulate
+    given = f'shards_per_worker={shards} needs'
+    yield virtual > 1, f'{given} whole devices, but config.workers_per_device={virtual}. Set it to 1.'
+    yield (
+        method.link is not None and method.kind not in ('dense', 'ef21'),
+        f'{given} a method that sends blocks, e.g. def, but config.{name} compresses whole tensors.',
+    )
+    yield (
+        share % shards,
+        f'{given} to divide the {share} examples of which a worker takes a gradient, batch_size={size} / '
+        f'num_workers={workers} / accumulate={config.accumulate}.',
+    )
+
+
+def _conflicts_of_elastic(config: ml_collections.ConfigDict, method: Method) -> Iterator[tuple[object, str]]:
+    name, virtual = f'method={config.method!r}', config.workers_per_device
+    for key in ('diagnostics_every', 'check_replicas_every', 'recalibrate_batches', 'skip_nonfinite'):
+        yield config[key], f'elastic=True has no {key}, but config.{key}={config[key]}. Set it to 0.'
+    one = f'elastic=True needs a device for each worker, but config.workers_per_device={virtual}.'
+    yield virtual > 1, f'{one} Set it to 1.'
+    yield (
+        'own' in method.points,
+        f'elastic=True evaluates what workers share, but config.{name} gives each worker a model of its '
+        'own. Choose another method, e.g. def.',
+    )
