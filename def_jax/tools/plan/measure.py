@@ -9,7 +9,6 @@ process, its devices. On each of two hosts:
 Under Slurm, Open MPI, on TPU pods and with `python -m def_jax.launch`, the last three flags are found.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from def_jax.elastic.service import LAUNCHED
+from def_jax.tools.place import find
 
 __all__ = ['Link', 'fit', 'join', 'measure_link']
 
 SIZES = (2**14, 2**18, 2**22, 2**24)  # bytes that a worker contributes
-_FOUND = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')  # as JAX finds them itself
 _START = (
     'Start it once on every host, with the same --coordinator-address=HOST:PORT and --num-processes, and '
     'with --process-id from 0; or give --bandwidth and --workers.'
@@ -56,21 +54,15 @@ def join(address: str | None, count: int | None, index: int | None) -> None:
     """Joins the other processes, if there are any; call before JAX is first used.
 
     Raises:
-        ValueError: if only some of the arguments are given.
+        ValueError: if only some of the arguments are given, or one is out of range.
     """
     given = [value is not None for value in (address, count, index)]
     if any(given) and not all(given):
         raise ValueError(
             '--coordinator-address, --num-processes and --process-id must be given together, or none.'
         )
-    if not any(given) and all(name in os.environ for name in LAUNCHED):
-        address, count, index = os.environ[LAUNCHED[0]], *(int(os.environ[name]) for name in LAUNCHED[1:])
-    if count is not None and count > 1:
-        jax.distributed.initialize(address, count, index)
-    elif any(int(os.environ.get(name, 1)) > 1 for name in _FOUND) or ',' in os.environ.get(
-        'TPU_WORKER_HOSTNAMES', ''
-    ):
-        jax.distributed.initialize()
+    if place := find(address, count, index):
+        jax.distributed.initialize(place.address, place.count, place.index)
 
 
 def measure_link(sizes: Sequence[int] = SIZES, repeats: int = 9) -> Link:
