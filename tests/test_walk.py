@@ -39,7 +39,7 @@ def walk(num_leaves=1):
 
 
 def test_a_leaf_crosses_few_files():
-    assert len(set(walk())) <= 10
+    assert len(set(walk())) <= 7
 
 
 if __name__ == '__main__':

@@ -9,8 +9,7 @@ import numpy as np
 
 from def_jax.checks import check_ratio
 from def_jax.compressors.base import Compressor, Layout, Part, Selection, check_indexable, typed_key
-from def_jax.compressors.blocks import Block
-from def_jax.compressors.random_block import block_sizes
+from def_jax.compressors.blocks import Block, same_share
 
 __all__ = ['random_k']
 
@@ -42,7 +41,7 @@ def random_k(ratio: float) -> Compressor:
 
     def cells_of(like) -> list[_Cells]:
         shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
-        counts = block_sizes([math.prod(shape) for shape in shapes], ratio)
+        counts = same_share([math.prod(shape) for shape in shapes], ratio)
         return [_Cells.of(*leaf) for leaf in zip(shapes, counts, strict=True)]
 
     def parts(like) -> list[Part]:

@@ -18,25 +18,8 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from def_jax.compressors.orders import AGE_SHARES
 from def_jax.mesh.specs import tree_of_specs
 from def_jax.types import PyTree
-
-__all__ = [
-    'Compressor',
-    'Layout',
-    'Part',
-    'Selection',
-    'check_compressor',
-    'check_indexable',
-    'concatenate',
-    'message_size',
-    'part_places',
-    'ravel',
-    'shared_key',
-    'typed_key',
-    'unravel',
-]
 
 
 class Selection(NamedTuple):
@@ -96,8 +79,9 @@ class Compressor:
     # shared key, step, like, where the parts lie in the message
     select: Callable[[jax.Array, jax.Array, PyTree, 'Layout'], Selection]
     parts: Callable[[PyTree], Sequence[Part]]  # like -> what a message holds, one part after the other
-    # The residual's mean squared age and mean age, as shares of those of the block that is sent.
-    age_shares: tuple[float, float] = AGE_SHARES['random']
+    # The residual's mean squared age and mean age, as shares of those of the block that is sent; those of
+    # independent draws. See `orders.AGE_SHARES`.
+    age_shares: tuple[float, float] = (1.0, 1.0)
 
     def __call__(
         self, key: jax.Array, step: jax.Array, like: PyTree, layout: Layout | None = None
@@ -123,9 +107,9 @@ def check_compressor(compressor: Any) -> None:
 
 
 def check_indexable(tensors: Iterable[tuple[tuple[int, ...], int]]) -> None:
-    """Checks that 32 bits can index tensors, each given by its shape and its number of blocks.
+    """Raises ValueError if 32 bits cannot index tensors of these shapes and numbers of blocks.
 
-    Raises ValueError if they cannot: JAX would silently wrap such an index.
+    JAX would silently wrap such an index.
     """
     for shape, blocks in tensors:
         if blocks >= 2**31:
@@ -152,6 +136,37 @@ def shared_key(seed: int | jax.Array) -> jax.Array:
 
 def typed_key(key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(key, impl=_GENERATOR)
+
+
+def draw(key: jax.Array, path: Sequence[Any], counts: jax.Array, index: Any = 0) -> jax.Array:
+    """An integer below each count, uint32 like counts and path: element `index` of `jax.random.randint`.
+
+    That draws from a key into which everything in `path` was folded. It splits the key in two and makes its
+    bits by folding in the index, too, so that a single loop computes all, and XLA compiles one threefry.
+    """
+    half = np.arange(2, dtype=np.uint32).reshape(2, *[1] * max(map(np.ndim, [*path, counts, index])))
+    high, low = words(fold(key, [*path, half, index], counts.shape))
+    counts = jnp.broadcast_to(counts, low.shape)  # users may have forbidden to promote ranks
+    wrapped = jnp.uint32(2**16) % counts
+    wrapped = wrapped * wrapped % counts
+    return (high % counts * wrapped + low % counts) % counts
+
+
+def fold(key: jax.Array, path: Sequence[Any], shape: Sequence[int] = ()) -> jax.Array:
+    """Typed keys: all of `path`, uint32, folded into the key one after the other, broadcast."""
+    shape = jnp.broadcast_shapes(key.shape, shape, *map(jnp.shape, path))
+    rows = jnp.stack([jnp.broadcast_to(jnp.asarray(data, jnp.uint32), shape).reshape(-1) for data in path])
+    fold = jax.vmap(jax.random.fold_in)
+    keys, _ = lax.scan(
+        lambda keys, data: (fold(keys, data), None), jnp.broadcast_to(key, shape).reshape(-1), rows
+    )
+    return keys.reshape(shape)
+
+
+def words(keys: jax.Array) -> jax.Array:
+    """The 32 random bits of a key, as threefry makes them of two words."""
+    words = jax.random.key_data(keys)
+    return words[..., 0] ^ words[..., 1]
 
 
 def message_size(

@@ -1,8 +1,9 @@
-"""How a tensor is cut into tiles, one of which is sent, and how a tile is taken and put back in place."""
+"""How tensors are cut into tiles, one of which is drawn and sent, taken and put back in place."""
 
 import functools
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from def_jax.compressors import base, orders
+from def_jax.compressors.base import Compressor, Layout, Part, Selection
 from def_jax.mesh.link import in_memory
-
-__all__ = ['Block', 'read_after']
 
 _SHORT_RUN = 16  # float32 elements in a line of cache
 _PER_HALVING = 0.02  # a run half as long is worth a ratio that is 2% off
@@ -80,6 +81,76 @@ class Block(NamedTuple):
             overlap = first[i] - jnp.minimum(first[i], np.uint32(self.tensor[i] - self.shape[i]))
             own = jnp.where(lax.broadcasted_iota(jnp.uint32, self.shape, i) >= overlap, own, other)
         return own
+
+
+def same_share(sizes: Sequence[int], ratio: float) -> list[int]:
+    """The elements that each tensor, of so many, sends: 1 / ratio of them, at least one of any."""
+    return [min(n, max(1, int(n // ratio))) for n in sizes]
+
+
+def compressor_of(sizes: Callable[[Sequence[int]], list[int]], order: orders.Order) -> Compressor:
+    """Sends one tile of every tensor, of so many elements as `sizes` says for those of the tensors."""
+
+    @functools.lru_cache(maxsize=8)  # a step asks several times
+    def cut(shapes) -> list[Block]:
+        tiles = zip(shapes, sizes([math.prod(shape) for shape in shapes]), strict=True)
+        return [Block.of(shape, size) for shape, size in tiles]
+
+    def blocks_of(like) -> list[Block]:
+        return cut(tuple(leaf.shape for leaf in jax.tree.leaves(like)))
+
+    def parts(like) -> list[Part]:
+        return [Part(block.size, block.num_tiles) for block in blocks_of(like)]
+
+    def select(key, step, like, layout) -> Selection:
+        blocks = blocks_of(like)
+        places = _draw_places(order, key, step, blocks, layout)
+
+        def take(tree):
+            leaves = zip(blocks, jax.tree.leaves(tree), places, strict=True)
+            message = layout.join([block.take(x, first) for block, x, (first, _) in leaves])
+            if len(blocks) != 1:
+                return message
+            # Nothing to concatenate: XLA would take the block again wherever the message is used, after the
+            # tensor has been overwritten, and save that by a copy. It cannot see through an unknown start.
+            ((_, begin),) = places
+            return lax.dynamic_slice(jnp.append(message, jnp.float32(0)), [begin], [layout.total])
+
+        def replace(tree, message):
+            leaves, treedef = jax.tree.flatten(tree)
+            placed = []
+            for block, x, (first, begin) in zip(blocks, leaves, places, strict=True):
+                placed.append(block.replace(x, lax.dynamic_slice(message, [begin], [block.size]), first))
+            return jax.tree.unflatten(treedef, placed)
+
+        return Selection(take, replace)
+
+    return Compressor(select, parts, orders.AGE_SHARES[order])
+
+
+def _draw_places(
+    order: orders.Order, key: jax.Array, step: jax.Array, blocks: Sequence[Block], layout: Layout
+) -> list[tuple[jax.Array, jax.Array]]:
+    """For every leaf the first coordinates of its tile, uint32 [≥ rank], and its place in the message."""
+    if not blocks:
+        return []
+    base.check_indexable((block.tensor, block.num_tiles) for block in blocks)
+    rank = max(len(block.tensor) for block in blocks)
+
+    def table(rows):  # [leaves, rank], padded with ones: one small kernel serves all leaves
+        return np.array([list(row) + [1] * (rank - len(row)) for row in rows], np.uint32)
+
+    grids, shapes = [block.grid for block in blocks], [block.shape for block in blocks]
+    counts = jnp.array([block.num_tiles for block in blocks], jnp.uint32)
+    leaves, typed = jnp.arange(len(blocks), dtype=jnp.uint32), base.typed_key(key)
+    if order == 'random':
+        drawn = base.draw(typed, [step, leaves], counts)
+    else:
+        drawn = orders.place_in_round(order, typed, step, leaves, counts)
+    below = table([np.cumprod((1, *grid[:0:-1]))[::-1] for grid in grids])
+    first = drawn[:, None] // below % table(grids) * table(shapes)
+    row = functools.partial(lax.dynamic_index_in_dim, first, keepdims=False, allow_negative_indices=False)
+    return [(row(leaf), begin) for leaf, begin in base.part_places(layout.begins, key)]
 
 
 def read_after(values: jax.Array, x: jax.Array) -> jax.Array:

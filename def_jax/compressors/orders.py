@@ -6,7 +6,6 @@ waits R steps on average and sometimes many times that: the wait is geometric. I
 same ('cyclic').
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -15,8 +14,7 @@ import numpy as np
 from jax import lax
 
 from def_jax.checks import check_choice
-
-__all__ = ['AGE_SHARES', 'Order', 'check_order', 'draw_places']
+from def_jax.compressors import base
 
 Order = Literal['random', 'shuffled', 'cyclic']
 # Means over the residual of age² and of age, as shares of those of the block that is sent. A coordinate that
@@ -33,31 +31,31 @@ def check_order(order: Order) -> None:
     check_choice('order', order, meanings)
 
 
-def draw_places(order: Order, key: jax.Array, step: jax.Array, counts: Any) -> jax.Array:
-    """Which block of every tensor is sent at one step. O(1) work and memory a tensor, and no sort.
+def place_in_round(order: Order, key: jax.Array, step: jax.Array, leaves: Any, counts: Any) -> jax.Array:
+    """Which block of every tensor is sent at one step of rounds that send each of its blocks once.
+
+    It takes O(1) work and memory a tensor, and no sort.
 
     Args:
-        order: see `random_block`.
+        order: 'shuffled' or 'cyclic'.
         key: the shared typed key.
         step: uint32 [], steps so far.
-        counts: int32 [L], R for each of L tensors, the number of its blocks: a round sends each once.
+        leaves: uint32 [L], the index of every tensor.
+        counts: uint32 [L], R, the number of its blocks.
 
     Returns:
         uint32 [L], each below its count. Over keys every block is equally likely at every step.
     """
-    leaves, counts = jnp.arange(len(counts), dtype=jnp.uint32), jnp.asarray(counts, jnp.uint32)
-    if order == 'random':
-        return _draw(key, [step, leaves], counts)
     position = step % counts
     if order == 'cyclic':
-        offset = _draw(key, [leaves, 0], counts)
+        offset = base.draw(key, [leaves, 0], counts)
     else:
-        keys = _fold(key, [leaves, step // counts])  # of the round
+        keys = base.fold(key, [leaves, step // counts])  # of the round
         swaps = np.arange(_SWAPS, dtype=np.uint32)[:, None]
         # One draw for the offset and all pivots, which differ in what is folded in.
         purpose, index = np.r_[[[0]], 0 * swaps + 1], np.r_[[[0]], swaps]
-        offset, *pivots = _draw(keys, [purpose], counts, index)
-        position = _permuted(jnp.stack(pivots), _words(_fold(keys, [2, swaps])), position, counts)
+        offset, *pivots = base.draw(keys, [purpose], counts, index)
+        position = _permuted(jnp.stack(pivots), base.words(base.fold(keys, [2, swaps])), position, counts)
     # The random offset makes every block equally likely, whatever the permutation.
     return (position + offset) % counts
 
@@ -85,34 +83,3 @@ def _mixed(bits: jax.Array) -> jax.Array:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
     return bits ^ (bits >> 16)
-
-
-def _draw(key: jax.Array, path: Sequence[Any], counts: jax.Array, index: Any = 0) -> jax.Array:
-    """An integer below each count, uint32 like counts and path: element `index` of `jax.random.randint`.
-
-    That draws from a key into which everything in `path` was folded. It splits the key in two and makes its
-    bits by folding in the index, too, so that a single loop computes all, and XLA compiles one threefry.
-    """
-    half = np.arange(2, dtype=np.uint32).reshape(2, *[1] * max(map(np.ndim, [*path, counts, index])))
-    high, low = _words(_fold(key, [*path, half, index], counts.shape))
-    counts = jnp.broadcast_to(counts, low.shape)  # users may have forbidden to promote ranks
-    wrapped = jnp.uint32(2**16) % counts
-    wrapped = wrapped * wrapped % counts
-    return (high % counts * wrapped + low % counts) % counts
-
-
-def _fold(key: jax.Array, path: Sequence[Any], shape: Sequence[int] = ()) -> jax.Array:
-    """Typed keys: all of `path`, uint32, folded into the key one after the other, broadcast."""
-    shape = jnp.broadcast_shapes(key.shape, shape, *map(jnp.shape, path))
-    rows = jnp.stack([jnp.broadcast_to(jnp.asarray(data, jnp.uint32), shape).reshape(-1) for data in path])
-    fold = jax.vmap(jax.random.fold_in)
-    keys, _ = lax.scan(
-        lambda keys, data: (fold(keys, data), None), jnp.broadcast_to(key, shape).reshape(-1), rows
-    )
-    return keys.reshape(shape)
-
-
-def _words(keys: jax.Array) -> jax.Array:
-    """The 32 random bits of a key, as threefry makes them of two words."""
-    words = jax.random.key_data(keys)
-    return words[..., 0] ^ words[..., 1]

@@ -15,31 +15,12 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
-
 from def_jax.checks import check_choice, check_ratio
 from def_jax.compressors import orders
-from def_jax.compressors.base import (
-    Compressor,
-    Layout,
-    Part,
-    Selection,
-    check_indexable,
-    part_places,
-    typed_key,
-)
-from def_jax.compressors.blocks import Block
-
-__all__ = ['Allocation', 'block_sizes', 'random_block']
+from def_jax.compressors.base import Compressor
+from def_jax.compressors.blocks import compressor_of, same_share
 
 Allocation = Literal['proportional', 'balanced']
-_ALLOCATIONS = {
-    'proportional': 'every tensor sends the same share',
-    'balanced': 'small tensors send a larger one',
-}
 _FARTHEST = 4  # between divisors further apart than this factor, there are sizes that divide nearly
 
 
@@ -85,87 +66,26 @@ def random_block(
     """
     ratio = check_ratio(ratio)
     orders.check_order(order)
-    check_choice('allocation', allocation, _ALLOCATIONS)
-
-    @functools.lru_cache(maxsize=8)  # a step asks several times
-    def cut(shapes) -> list[Block]:
-        sizes = block_sizes([math.prod(shape) for shape in shapes], ratio, allocation)
-        return [Block.of(shape, size) for shape, size in zip(shapes, sizes, strict=True)]
-
-    def blocks_of(like) -> list[Block]:
-        return cut(tuple(leaf.shape for leaf in jax.tree.leaves(like)))
-
-    def parts(like) -> list[Part]:
-        return [Part(block.size, block.num_tiles) for block in blocks_of(like)]
-
-    def select(key, step, like, layout) -> Selection:
-        blocks = blocks_of(like)
-        places = _draw_places(order, key, step, blocks, layout)
-
-        def take(tree):
-            leaves = zip(blocks, jax.tree.leaves(tree), places, strict=True)
-            message = layout.join([block.take(x, first) for block, x, (first, _) in leaves])
-            if len(blocks) != 1:
-                return message
-            # Nothing to concatenate: XLA would take the block again wherever the message is used, after the
-            # tensor has been overwritten, and save that by a copy. It cannot see through an unknown start.
-            ((_, begin),) = places
-            return lax.dynamic_slice(jnp.append(message, jnp.float32(0)), [begin], [layout.total])
-
-        def replace(tree, message):
-            leaves, treedef = jax.tree.flatten(tree)
-            placed = []
-            for block, x, (first, begin) in zip(blocks, leaves, places, strict=True):
-                placed.append(block.replace(x, lax.dynamic_slice(message, [begin], [block.size]), first))
-            return jax.tree.unflatten(treedef, placed)
-
-        return Selection(take, replace)
-
-    return Compressor(select, parts, orders.AGE_SHARES[order])
+    meanings = {
+        'proportional': 'every tensor sends the same share',
+        'balanced': 'small tensors send more of it',
+    }
+    check_choice('allocation', allocation, meanings)
+    sizes = same_share if allocation == 'proportional' else balanced
+    return compressor_of(functools.partial(sizes, ratio=ratio), order)
 
 
-def _draw_places(
-    order: orders.Order, key: jax.Array, step: jax.Array, blocks: Sequence[Block], layout: Layout
-) -> list[tuple[jax.Array, jax.Array]]:
-    """Where every tensor's block lies at one step, from the shared key and the leaf's index.
+def balanced(sizes: Sequence[int], ratio: float) -> list[int]:
+    """The elements that each tensor, of so many, sends: from 1 to its size, 0 where it is empty.
 
-    Returns:
-        For every leaf the first coordinates of its tile, uint32 [≥ rank], and where its block begins in the
-        message, uint32 [].
-    """
-    if not blocks:
-        return []
-    check_indexable((block.tensor, block.num_tiles) for block in blocks)
-    rank = max(len(block.tensor) for block in blocks)
+    They are the divisors n / R of the sizes n whose Σ R is least, or near it, among those that together are
+    at most as many elements as `same_share` sends. Where divisors lie far apart, as those of a prime do,
+    ⌈n / R⌉ are between them.
 
-    def table(rows):  # [leaves, rank], padded with ones: one small kernel serves all leaves
-        return np.array([list(row) + [1] * (rank - len(row)) for row in rows], np.uint32)
-
-    grids, shapes = [block.grid for block in blocks], [block.shape for block in blocks]
-    drawn = orders.draw_places(
-        order, typed_key(key), step, np.array([block.num_tiles for block in blocks], np.int32)
-    )
-    below = table([np.cumprod((1, *grid[:0:-1]))[::-1] for grid in grids])
-    first = drawn[:, None] // below % table(grids) * table(shapes)
-    row = functools.partial(lax.dynamic_index_in_dim, first, keepdims=False, allow_negative_indices=False)
-    return [(row(leaf), begin) for leaf, begin in part_places(layout.begins, key)]
-
-
-def block_sizes(sizes: Sequence[int], ratio: float, allocation: Allocation = 'proportional') -> list[int]:
-    """The number of elements that each tensor, of so many, sends: from 1 to its size, 0 where it is empty.
-
-    'proportional' are 1 / ratio of every tensor; 'balanced' the divisors n / R of the sizes n whose Σ R is
-    least, or near it, among those that together are at most as many elements as 'proportional' sends. Where
-    divisors lie far apart, as those of a prime do, ⌈n / R⌉ are between them.
-
-    >>> block_sizes([4096, 64, 64], 16)
-    [256, 4, 4]
-    >>> block_sizes([4096, 64, 64], 16, 'balanced')
+    >>> balanced([4096, 64, 64], 16)
     [128, 64, 64]
     """
-    proportional = [min(n, max(1, int(n // ratio))) for n in sizes]
-    if allocation == 'proportional':
-        return proportional
+    proportional = same_share(sizes, ratio)
 
     def waits(kept):  # Σ R
         return sum(n / k for n, k in zip(sizes, kept, strict=True) if n)

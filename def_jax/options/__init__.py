@@ -14,9 +14,8 @@ from def_jax.compressors import Compressor, Selection
 from def_jax.mesh.collectives import num_workers, pmean
 from def_jax.mesh.link import Shards, float32_updates
 from def_jax.options import detach_estimate, every, outer, skipping
-from def_jax.types import AxisName, PyTree, Send
+from def_jax.types import Arrive, AxisName, PyTree, Send
 from def_jax.wires import check_bits, exchange, layout
-from def_jax.wires.floats import Arrive
 
 __all__ = ['PAPER_DETACH', 'Options', 'Step', 'check_average_every', 'pend', 'send']
 

@@ -1,18 +1,17 @@
-"""How a block travels: as floats in one all-reduce (`floats`), or in few bits (`few_bits`)."""
+"""How a block travels: as floats in one all-reduce, as in the paper, or in few bits (`few_bits`)."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from def_jax.checks import check_choice
-from def_jax.compressors.base import Layout
-from def_jax.mesh.collectives import num_workers
-from def_jax.types import AxisName
-from def_jax.wires import few_bits, floats
-from def_jax.wires.floats import Arrive
-
-__all__ = ['Bits', 'Exchanged', 'check_bits', 'exchange', 'layout']
+from def_jax.compressors.base import Layout, part_places
+from def_jax.mesh.collectives import num_workers, pmean
+from def_jax.types import Arrive, AxisName
+from def_jax.wires import few_bits
 
 Bits = Literal[1, 2, 4, 8, 16, 32]
 
@@ -29,16 +28,8 @@ class Exchanged(NamedTuple):
 
 def check_bits(bits: Any) -> None:
     """Raises ValueError unless numbers can travel in so many bits."""
-    meanings = {
-        1: 'signs',
-        2: '-1, 0 and 1',
-        4: 'integers from -7 to 7',
-        8: 'integers from -127 to 127',
-        16: 'bfloat16',
-        32: 'float32, as in the paper',
-    }
-    assert tuple(meanings) == get_args(Bits)
-    check_choice('bits', bits, meanings)
+    meanings = 'signs', '-1, 0 and 1', '-7 to 7', '-127 to 127', 'bfloat16', 'float32, as in the paper'
+    check_choice('bits', bits, dict(zip(get_args(Bits), meanings, strict=True)))
 
 
 def layout(sizes: Sequence[int], axis_name: AxisName, bits: int) -> Layout:
@@ -59,6 +50,7 @@ def exchange(
     """Line 9: the mean of the workers' messages, and what of this worker's rounding has kept back.
 
     The mean of `mean + rest` over workers is the mean of the messages, so Eq. 8 holds at any number of bits.
+    A worker's rounding error stays in the rest; of bfloat16, only the rounding of the sum is lost.
 
     Args:
         message: float32 [M], this worker's, its parts at the places of `layout`.
@@ -68,6 +60,26 @@ def exchange(
         weights: float32 [parts], factors of the parts' squares in `energy`; None if it is not wanted.
         arrive: maps what this worker has sent and the mean, as soon as this is known, to the mean.
     """
-    if bits >= 16:
-        return Exchanged(*floats.exchange(message, sizes, axis_name, bits, weights, arrive))
-    return Exchanged(*few_bits.exchange(message, sizes, axis_name, bits, weights, arrive))
+    if bits < 16:
+        return Exchanged(*few_bits.exchange(message, sizes, axis_name, bits, weights, arrive))
+    dtype = jnp.float32 if bits == 32 else jnp.bfloat16
+    # XLA may skip rounding that is undone at once; the barrier forbids that.
+    rounded = message if bits == 32 else lax.optimization_barrier(message.astype(dtype)).astype(jnp.float32)
+    # This one hides from XLA that in float32 nothing is rounded: it therefore takes the message before it
+    # overwrites the residual in place, without a copy. On GPUs, XLA would also take the block again in every
+    # kernel that puts the rest of it back.
+    message, rounded = lax.optimization_barrier((message, rounded))
+    packed = rounded if weights is None else jnp.append(rounded, _energy(rounded, sizes, weights))
+    packed = lax.optimization_barrier(packed.astype(dtype))
+    mean = arrive(packed, pmean(packed, axis_name).astype(jnp.float32))
+    if weights is None:
+        return Exchanged(mean, message - rounded, None)
+    mean, messages = mean[:-1], mean[-1]
+    return Exchanged(mean, message - rounded, jnp.stack([_energy(mean, sizes, weights), messages]))
+
+
+def _energy(message: jax.Array, sizes: Sequence[int], weights: jax.Array) -> jax.Array:
+    """The sum of the parts' squares times their weights, float32 []."""
+    places = zip(part_places(Layout.dense(sizes).begins), sizes, strict=True)
+    parts = [lax.dynamic_slice(message, [begin], [size]) for (_, begin), size in places]
+    return jnp.vdot(jnp.array([jnp.vdot(part, part) for part in parts]), weights) if parts else jnp.float32(0)

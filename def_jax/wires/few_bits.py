@@ -32,8 +32,7 @@ from jax import lax
 from def_jax.compressors.base import Layout
 from def_jax.mesh.collectives import all_gather, all_to_all, axis_index, num_workers
 from def_jax.mesh.link import in_memory
-from def_jax.types import AxisName
-from def_jax.wires.floats import Arrive
+from def_jax.types import Arrive, AxisName
 
 __all__ = ['Plan', 'exchange', 'loading', 'plan']
 

@@ -9,7 +9,8 @@ import pytest
 from network_shapes import REAL
 
 import def_jax
-from def_jax.compressors.random_block import block_sizes
+from def_jax.compressors.blocks import same_share
+from def_jax.compressors.random_block import balanced
 
 VGG = [math.prod(shape) for shape in REAL['vgg16']]
 RATIOS = [1, 1.5, 16, 100, 1e9]
@@ -27,23 +28,23 @@ def small_trees():
 
 
 def test_the_same_share_of_every_tensor():
-    assert block_sizes([1000, 64, 10, 1, 0], 64) == [15, 1, 1, 1, 0]
-    assert block_sizes([], 64) == block_sizes([], 64, 'balanced') == []
+    assert same_share([1000, 64, 10, 1, 0], 64) == [15, 1, 1, 1, 0]
+    assert same_share([], 64) == balanced([], 64) == []
 
 
 @pytest.mark.parametrize('ratio', RATIOS)
 def test_a_balanced_message_is_no_longer(ratio):
-    same_share, kept = block_sizes(VGG, ratio), block_sizes(VGG, ratio, 'balanced')
+    proportional, kept = same_share(VGG, ratio), balanced(VGG, ratio)
     assert all(n % k == 0 for n, k in zip(VGG, kept, strict=True))  # a box of the tensor each
     # What is left is less than the next step of a tensor; at 1.5 that is the half of a large one.
-    assert (0.98 if ratio != 1.5 else 0.85) * sum(same_share) <= sum(kept) <= sum(same_share)
+    assert (0.98 if ratio != 1.5 else 0.85) * sum(proportional) <= sum(kept) <= sum(proportional)
     if ratio == 1:
         assert kept == VGG
 
 
 @pytest.mark.parametrize('ratio', [16, 64, 256])
 def test_the_number_of_blocks_grows_as_the_root_of_the_size(ratio):
-    blocks = {n: n // k for n, k in zip(VGG, block_sizes(VGG, ratio, 'balanced'), strict=True)}
+    blocks = {n: n // k for n, k in zip(VGG, balanced(VGG, ratio), strict=True)}
     constants = [r / n**0.5 for n, r in blocks.items() if r > 1]
     assert len(constants) >= 6 and max(constants) / min(constants) < 2.5
     for n, r in blocks.items():  # and what is sent whole would have had few blocks
@@ -68,20 +69,20 @@ def test_few_divisors_are_no_obstacle(shapes, ratio):
         )
         blocks[allocation] = sum(part.size for part in parts), sum(part.weight for part in parts)
     sizes = [math.prod(shape) for shape in shapes]
-    room = sum(block_sizes(sizes, ratio))
+    room = sum(same_share(sizes, ratio))
     powers = [2 ** round(math.log2(n)) for n in sizes]
-    possible = waits(powers, block_sizes(powers, ratio, 'balanced'))
-    same_share, (length, waiting) = blocks.values()
-    assert length <= 1.05 * room and waiting < 0.7 * same_share[1] and waiting < 1.25 * possible
+    possible = waits(powers, balanced(powers, ratio))
+    proportional, (length, waiting) = blocks.values()
+    assert length <= 1.05 * room and waiting < 0.7 * proportional[1] and waiting < 1.25 * possible
 
 
 def test_no_division_of_a_small_message_waits_much_less():
     """Against all choices of divisors, and the same share, which may be no divisor and better than them."""
     excess = []
     for sizes, ratio in small_trees():
-        kept, same_share = block_sizes(sizes, ratio, 'balanced'), block_sizes(sizes, ratio)
+        kept, proportional = balanced(sizes, ratio), same_share(sizes, ratio)
         choices = itertools.product(*([k for k in range(1, n + 1) if n % k == 0] for n in sizes))
-        best = min(waits(sizes, choice) for choice in choices if sum(choice) <= sum(same_share))
+        best = min(waits(sizes, choice) for choice in choices if sum(choice) <= sum(proportional))
         excess.append(waits(sizes, kept) / best)
-        assert waits(sizes, kept) <= waits(sizes, same_share) * (1 + 1e-9)
+        assert waits(sizes, kept) <= waits(sizes, proportional) * (1 + 1e-9)
     assert max(excess) < 1.5 and sum(e < 1 + 1e-9 for e in excess) > 0.9 * len(excess)

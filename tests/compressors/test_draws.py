@@ -12,9 +12,8 @@ import pytest
 from compressing import KEY, compress, ones_like
 
 import def_jax
-from def_jax.compressors import orders
-from def_jax.compressors.blocks import Block
-from def_jax.compressors.random_block import block_sizes
+from def_jax.compressors import base, orders
+from def_jax.compressors.blocks import Block, same_share
 
 # Boxes, tiles of which the last is shorter, all of the tensor, one element, none.
 CASES = [
@@ -28,7 +27,7 @@ TWINS = ones_like([(8, 6), (8, 6), (8,)])
 @contextlib.contextmanager
 def single_draws(value, seen):
     """The first integer drawn for each tensor is `value`, pivots aside; the counts are added to `seen`."""
-    draw = orders._draw
+    draw = base.draw
 
     def drawn(key, path, counts, index=0):
         jax.debug.callback(lambda counts: seen.update(counts.tolist()), counts)
@@ -36,7 +35,7 @@ def single_draws(value, seen):
         first = jnp.full_like(counts, value)
         return first if others.ndim == 1 else others.at[0].set(first)
 
-    with mock.patch.object(orders, '_draw', drawn):
+    with mock.patch.object(base, 'draw', drawn):
         yield
 
 
@@ -57,7 +56,7 @@ def enumerated(compressor, shapes, count, step=0):
 @pytest.mark.parametrize(('shape', 'ratio'), CASES, ids=str)
 def test_each_coordinate_is_sent_by_the_same_number_of_draws(shape, ratio):
     n = math.prod(shape)
-    block = Block.of(shape, *block_sizes([n], ratio))
+    block = Block.of(shape, *same_share([n], ratio))
     count, compressor = block.num_tiles, def_jax.random_block(ratio)
     (part,) = compressor.parts(jnp.ones(shape))
     assert part.weight == count
@@ -125,9 +124,9 @@ def test_each_element_is_sent_by_the_same_number_of_draws(shape):
 @pytest.mark.parametrize(
     ('compressor', 'steps', 'function', 'draws'),
     [
-        (def_jax.random_block(4), (0, 4, 8), (orders, '_words'), 3 * 2),
-        (def_jax.random_block(4, order='cyclic'), (0,), (orders, '_words'), 3 * 2),  # repeats one round
-        (def_jax.random_block(4, order='shuffled'), (0, 4, 8), (orders, '_words'), 3 * (2 * 17 + 16)),
+        (def_jax.random_block(4), (0, 4, 8), (base, 'words'), 3 * 2),
+        (def_jax.random_block(4, order='cyclic'), (0,), (base, 'words'), 3 * 2),  # repeats one round
+        (def_jax.random_block(4, order='shuffled'), (0, 4, 8), (base, 'words'), 3 * (2 * 17 + 16)),
         (def_jax.random_k(4), (0, 4, 8), (jax.random, 'randint'), 1),
     ],
     ids=['random', 'cyclic', 'shuffled', 'elements'],
@@ -155,7 +154,7 @@ def test_a_draw_is_that_of_jax():
     key = jax.random.key(3, impl='threefry2x32')
     folded = jax.random.fold_in(jax.random.fold_in(key, 7), 11)
     expected = [jax.random.randint(folded, (4,), 0, count)[2] for count in counts]
-    np.testing.assert_array_equal(orders._draw(key, [7, 11], counts, 2), jnp.stack(expected))
+    np.testing.assert_array_equal(base.draw(key, [7, 11], counts, 2), jnp.stack(expected))
 
 
 def test_all_permutations_of_four_blocks_are_equally_likely():
