@@ -17,8 +17,6 @@ from def_jax.error_feedback import error_feedback
 from def_jax.types import AxisName
 from def_jax.wires import Bits, check_bits
 
-__all__ = ['block_ratio', 'def_adamw', 'def_sgd']
-
 _NESTEROV = optax.sgd(0.3, momentum=0.8, nesterov=True)
 _ADAMW_RATE = 3.0  # the tuned rate over that of dense AdamW, with `_NESTEROV`; see docs/lab.md
 
@@ -45,16 +43,10 @@ def def_sgd(
             momentum buffer; the factor 1 / (1 - μ) by which momentum lengthens steps is inside.
         compression: bytes of a float32 all-reduce over those of a message, at least 32 / `bits`. Blocks are 1
             / (compression·bits / 32) of the model: at 64, a quarter in 2 bits.
-        axis_name: the axis over workers, see `error_feedback`.
-        bits: in which a number travels, see `error_feedback`.
+        axis_name, bits, detach, skip_nonfinite, overlap, seed: see `error_feedback`.
         momentum: μ of the SGD that this replaces, in [0, 1).
         weight_decay: coefficient of the L2 penalty, taken at the detached point as in the paper.
-        detach: λ in [0, 1], or 'auto', see `error_feedback`.
-        order: order of the blocks, see `random_block`.
-        allocation: lengths of the blocks, see `random_block`.
-        skip_nonfinite: see `error_feedback`.
-        overlap: messages travel while the next gradient is computed, see `error_feedback`.
-        seed: selects the blocks; must be the same on all workers.
+        order, allocation: of the blocks, see `random_block`.
 
     Raises:
         ValueError: if an argument is out of range, or there is no block of that compression in so many bits.
@@ -111,20 +103,13 @@ def def_adamw(
     Args:
         learning_rate: of dense AdamW, a number or an optax schedule. A factor of three is inside, for the
             gradient's part of an update alone.
-        compression: bytes of a float32 all-reduce over those of a message, see `def_sgd`.
-        axis_name: the axis over workers, see `error_feedback`.
-        bits: in which a number travels, see `error_feedback`.
+        compression: see `def_sgd`.
+        axis_name, bits, detach, outer, skip_nonfinite, overlap, seed: see `error_feedback`.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay, as of dense AdamW, at the detached point.
         mask: which leaves decay, a pytree of booleans or a function of the parameters, see `optax.adamw`.
-        detach: λ in [0, 1], or 'auto', see `error_feedback`.
-        outer: applies the mean message, see `error_feedback`; Nesterov momentum, or None for none.
-        order: order of the blocks, see `random_block`.
-        allocation: lengths of the blocks, see `random_block`.
-        skip_nonfinite: see `error_feedback`.
-        overlap: see `error_feedback`.
-        seed: see `error_feedback`.
+        order, allocation: of the blocks, see `random_block`.
 
     Raises:
         ValueError: if an argument is out of range, or there is no block of that compression in so many bits.

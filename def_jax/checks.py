@@ -50,10 +50,9 @@ def check_inner(inner: Any) -> None:
 
 
 def check_ratio(ratio: Any, name: str = 'ratio') -> int | float:
-    """`ratio` as a Python number: in one of NumPy's narrow types, sizes divided by it would overflow.
+    """`ratio` as a Python number, or a ValueError unless it is one >= 1 that is known at trace time.
 
-    Raises:
-        ValueError: unless it is a number >= 1 that is known when the step is traced.
+    In one of NumPy's narrow types, sizes divided by it would overflow.
     """
     if isinstance(ratio, jax.Array):
         raise ValueError(
@@ -62,10 +61,7 @@ def check_ratio(ratio: Any, name: str = 'ratio') -> int | float:
         )
     value = ratio.item() if isinstance(ratio, np.generic) else ratio
     if not is_number(value) or not 1 <= value <= sys.float_info.max:
-        raise ValueError(
-            f'{name}={ratio!r} must be a finite number >= 1, e.g. 64 to send 1/64 of every tensor, or 1 to '
-            'send all.'
-        )
+        raise ValueError(f'{name}={ratio!r} must be a finite number >= 1, e.g. 64 to send 1/64, or 1.')
     return value
 
 
@@ -88,27 +84,6 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f'{name}={value!r} must be True or False.')
 
 
-def check_structure(name: str, tree: Any, like: str, expected: Any, remedy: str) -> None:
-    """Raises ValueError unless two trees have the same structure."""
-    given: Any = jax.tree.structure(tree)
-    if given != jax.tree.structure(expected):
-        raise ValueError(
-            f'{name} has the structure {given}, but {like} {jax.tree.structure(expected)}. {remedy}'
-        )
-
-
-def check_stacked(name: str, tree: Any, params: Any, num_workers: int) -> None:
-    """Raises ValueError unless a tree is like the parameters, with a leading axis over workers."""
-    where = 'value_and_grad of def_jax.spmd (or of def_jax.nnx.Optimizer)'
-    check_structure(name, tree, 'params', params, f'Pass what {where} returns.')
-    for (path, x), p in zip(named_leaves(tree), jax.tree.leaves(params), strict=True):
-        if jnp.shape(x) != (num_workers, *p.shape):
-            raise ValueError(
-                f'{name}{path} has shape {jnp.shape(x)}, but must be '
-                f'{(num_workers, *p.shape)}: stacked over {num_workers} workers, as {where} returns it.'
-            )
-
-
 def check_leading_axis(tree: Any, num_workers: int) -> None:
     """Raises ValueError for leaves that are not stacked over workers, of which no mean over these exists."""
     for path, x in named_leaves(tree):
@@ -120,10 +95,9 @@ def check_leading_axis(tree: Any, num_workers: int) -> None:
 
 
 def check_extra_arguments(extra_args: Mapping[str, Any], params: Any, num_workers: int) -> None:
-    """Raises ValueError for extra arguments of an update that are stacked over workers.
+    """Raises ValueError for extra arguments of an update that are stacked, such as `value`, K losses.
 
-    `value` is optax's name for a loss. The losses of K workers would be broadcast against the updates, so
-    that each scales another column of a tensor with K columns.
+    They would be broadcast against the updates: each would scale another column of a tensor with K columns.
     """
     stacked = [(num_workers, *p.shape) for p in jax.tree.leaves(params)]
     for name, argument in extra_args.items():
@@ -135,27 +109,6 @@ def check_extra_arguments(extra_args: Mapping[str, Any], params: Any, num_worker
                 f'same for all {num_workers} workers. If it is stacked over workers, pass the mean, '
                 f'{name}=tx.mean({name}), where tx is the def_jax.spmd.'
             )
-
-
-def check_stacked_state(opt_state: Any, expected: Any, own: Any, num_workers: int) -> None:
-    """Raises ValueError unless a state is like `expected`, with leaves of which `own` is True stacked."""
-    remedy = 'It is the state of another optimizer: pass what init returns, or restore into that structure.'
-    check_structure('opt_state', opt_state, "this optimizer's state", expected, remedy)
-    leaves = named_leaves(opt_state), jax.tree.leaves(expected), jax.tree.leaves(own)
-    for (path, x), like, mine in zip(*leaves, strict=True):
-        shape = (num_workers, *like.shape) if mine else like.shape
-        if jnp.shape(x) == shape:
-            continue
-        if mine and jnp.shape(x)[1:] == like.shape:
-            raise ValueError(
-                f'opt_state{path} has {jnp.shape(x)[0]} workers, but the mesh has '
-                f'{num_workers}: it was made on another mesh. Pass it through `regroup` of this def_jax.spmd.'
-            )
-        raise ValueError(
-            f'opt_state{path} has shape {jnp.shape(x)}, but must be {shape}: it '
-            'belongs to other parameters, or is not stacked over workers. Pass the state from init of the '
-            'same def_jax.spmd.'
-        )
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:

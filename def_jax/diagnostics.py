@@ -1,8 +1,7 @@
-"""Quantities from the convergence analysis, measured on a running optimizer.
+"""Quantities from the convergence analysis, measured on a running optimizer by dense all-reduces.
 
-Measuring costs dense all-reduces: do it every so many steps, not at every step. Legend, in addition to that
-of `error_feedback`: e_t is the mean of the workers' errors e_k = -r_k, σ² the variance of a worker's
-gradient, and M² the squared norm of the full gradient (Assumptions 3.1 and 3.2).
+Legend, in addition to that of `error_feedback`: e_t is the mean of the workers' errors e_k = -r_k, σ² the
+variance of a worker's gradient, and M² the squared norm of the full gradient (Assumptions 3.1 and 3.2).
 """
 
 import jax
@@ -20,8 +19,8 @@ def error_statistics(opt_state: PyTree, axis_name: AxisName) -> dict[str, jax.Ar
     """Norms of the workers' errors, and the distances of EF's and DEF's gradient points from y.
 
     Args:
-        opt_state: worker k's optimizer state, which contains that of `error_feedback`.
-        axis_name: the axis over workers, as given to `error_feedback`.
+        opt_state: worker k's optimizer state, see `detached_params`.
+        axis_name: see `error_feedback`.
 
     Returns:
         float32 scalars, the same on all workers except the last:
@@ -66,11 +65,11 @@ def gradient_statistics(grads: PyTree, axis_name: AxisName) -> dict[str, jax.Arr
 
     Args:
         grads: worker k's gradient, at the same point as all other workers' and on its own data.
-        axis_name: the axis over workers, of which there must be at least two.
+        axis_name: the axis over workers, at least two.
 
     Returns:
-        float32 scalars, the same on all workers: `variance`, σ², and `second_moment`, M², whose estimate may
-        be negative if M² is small.
+        float32 scalars, the same on all workers: `variance`, σ², and `second_moment`, M², which may be
+        negative.
 
     Raises:
         ValueError: if `axis_name` is None or not bound, or there is only one worker.

@@ -32,28 +32,18 @@ from def_jax.mesh.collectives import (
 )
 from def_jax.mesh.link import (
     Shards,
-    check_surroundings,
     check_updates,
     current_shards,
     float32_zeros,
     in_memory,
     is_masked,
     link,
-    link_states,
 )
+from def_jax.mesh.ownership import check_surroundings, link_states
 from def_jax.options import PAPER_DETACH, Options, Step, pend, send, skipping
 from def_jax.options.overlap import overlapped
 from def_jax.types import AxisName, PyTree
 from def_jax.wires import Bits
-
-__all__ = [
-    'ErrorFeedbackState',
-    'detached_params',
-    'error_feedback',
-    'feedback_states',
-    'output_params',
-    'wrapped',
-]
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -95,12 +85,10 @@ def error_feedback(
     """Sends a compressed part of a worker's updates to all workers and keeps the rest for later steps.
 
     It wraps the worker's optimizer `inner`, whose state is per-worker. Take gradients at `detached_params`,
-    and pass x to `update`: the inner optimizer sees the detached point, at which the paper takes weight
-    decay, too. What stands before the wrapper in a chain acts on the worker's gradient, and what stands after
-    it on x and the mean update, the same on all workers. Without `inner`, it is the last link of a chain that
-    ends the worker's optimizer.
-
-    The parameters are the output of DEF-A, and `output_params` returns that of DEF.
+    and pass x, the output of DEF-A, to `update`: the inner optimizer sees the detached point, at which the
+    paper takes weight decay, too. What stands before the wrapper in a chain acts on the worker's gradient,
+    and what stands after it on x and the mean update, the same on all workers. Without `inner`, it is the
+    last link of a chain that ends the worker's optimizer. `output_params` returns the output of DEF.
 
     Args:
         compressor: selects the part to send, e.g. `random_block(ratio=64)`.
@@ -108,25 +96,24 @@ def error_feedback(
             axes (devices × virtual workers), or None for a single worker.
         inner: the worker's optimizer, any optax transformation.
         bits: in which a number travels. 32 is the paper's float32, one all-reduce; 16 is bfloat16. With 8, 4,
-            2 or 1, messages are rounded to integers, 2 bits to -1, 0 and 1, and exchanged by an all-to-all
-            and an all-gather; see `wires.few_bits`. What rounding takes stays in the residuals and is sent
-            later. At the same bytes, large blocks of few bits train better than small blocks of many.
+            2 (-1, 0 and 1) or 1, messages are rounded to integers, see `wires.few_bits`. What rounding takes
+            is sent later. At the same bytes, large blocks of few bits train better than small ones of many.
         seed: selects the blocks; must be the same on all workers.
         detach: λ in [0, 1]. 0 is error feedback (EF); 1 takes gradients at each worker's own model (SAEF,
             PSync). 'auto' tracks the λ*(t) that minimises Eq. 9, estimated from the messages; see
             `options.detach_estimate`.
-        every: steps per message. Between messages, updates accumulate in the residual and nothing is
-            communicated; see `options.every`.
+        every: steps per message. Between messages, updates accumulate in the residual, without
+            communication.
         decay: factor in [0, 1] that multiplies the residual before each update is added.
         outer: an elementwise optax transformation that applies the mean message, treating it as a negated
-            gradient. None means `optax.sgd(1.0)`. See `options.outer`.
+            gradient. None means `optax.sgd(1.0)`.
         average_every: steps between averages of the residuals over workers, each a dense all-reduce; 0 means
             never. SAEF's period.
         skip_nonfinite: if any worker's update contains NaN or infinity, all workers skip that step: the
             updates are zero, `inner`, the residual and `step` do not change, and the count `skipped`
             increases by one. The next step draws another block.
         overlap: a step sends what waited before it, so that the network works while the gradient is computed;
-            x is one step behind. See `options.overlap`. With `skip_nonfinite`, a worker leaves out its own
+            x is one step behind, see `options.overlap`. With `skip_nonfinite`, a worker leaves out its own
             update, and the next message of all workers.
 
     Returns:
@@ -199,7 +186,7 @@ def wrapped(
     *,
     by_shards: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """A link around a worker's optimizer, which sees the detached point; see `link` for the arguments."""
+    """A link around a worker's optimizer, which sees the detached point; arguments as of `link`."""
     check_inner(inner)
     inner = optax.with_extra_args_support(inner)
 
@@ -236,10 +223,9 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
             `optax.masked` or `optax.multi_transform`, in `optax.MultiSteps`, `optax.flatten`, ...
 
     Returns:
-        A pytree like `params`. No gradient flows through the residual, so the derivative with respect to
-        `params` is the identity: a loss may call this itself or be evaluated at the result. Under
-        `jax.shard_map` with check_vma=True it must be the latter: JAX sums gradients with respect to
-        replicated values.
+        A pytree like `params`, whose derivative with respect to `params` is the identity: a loss may call
+        this itself or be evaluated at the result. Under `jax.shard_map` with check_vma=True it must be the
+        latter: JAX sums gradients with respect to replicated values.
 
     Raises:
         ValueError: if `opt_state` holds no residual, or one whose structure or shapes differ from those of
@@ -271,14 +257,13 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     Args:
         params: x, the parameters, a pytree of arrays.
         opt_state: worker k's optimizer state, see `detached_params`.
-        axis_name: the axis over workers, as given to `error_feedback`; None for a single worker.
+        axis_name: the axis over workers, as given to `error_feedback`.
 
     Returns:
         y, a pytree like `params`, the same on all workers.
 
     Raises:
-        ValueError: if `opt_state` holds no residual, or one whose structure or shapes differ from those of
-            `params`, see `detached_params`; or if `axis_name` is not bound.
+        ValueError: as `detached_params`; or if `axis_name` is not bound.
 
     Source: Algorithm 1, line 13. By Eq. 8, y moves by the workers' mean update at every step.
 

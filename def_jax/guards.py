@@ -1,8 +1,7 @@
-"""Guards for every mapping, and for `jax.pmap` first, whose copies nobody compares.
+"""Guards for every mapping: data-parallel training never compares its copies of the parameters.
 
-Data-parallel training keeps a copy of the parameters on every worker and never compares them. A seed that
-differs between workers, a forgotten reduction or a bit flip in one device's memory lets the copies drift
-apart unnoticed. `assert_replicated` compares a uint32 checksum of every leaf across workers.
+A seed that differs between workers, a forgotten reduction or a bit flip in one device's memory lets them
+drift apart unnoticed.
 """
 
 import functools
@@ -14,12 +13,10 @@ import numpy as np
 from jax import lax
 
 from def_jax.error_feedback import feedback_states
-from def_jax.mesh.collectives import axis_names, check_axis_name, num_workers, psum
-from def_jax.mesh.link import replicated_leaves
+from def_jax.mesh.collectives import check_axis_name, num_workers, pmax, psum
+from def_jax.mesh.ownership import replicated_leaves
 from def_jax.options.skipping import all_finite as finite_here
 from def_jax.types import AxisName, PyTree
-
-__all__ = ['all_finite', 'assert_replicated', 'checksums', 'debug', 'leaf_names']
 
 _GOLDEN = np.uint32(0x9E3779B1)  # odd
 
@@ -33,7 +30,7 @@ def all_finite(tree: PyTree, axis_name: AxisName) -> jax.Array:
 
     Args:
         tree: arrays, such as worker k's gradient.
-        axis_name: the axis over workers, a tuple of axes, or None for a single worker.
+        axis_name: see `error_feedback`.
 
     Raises:
         ValueError: if `axis_name` is not bound.
@@ -53,17 +50,16 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     Call it in the mapped step, after the update, while a trainer is being wired; it costs a pass over the
     model and an all-reduce of a few numbers. Copies of x differ if something that workers do not exchange
     decides about x, such as another seed. Residuals agree if gradients are averaged before the update, by a
-    `pmean` that was left in, or if all workers are given the same data: everything is then sent whole, or
-    nothing is gained from several workers.
+    `pmean` that was left in, or if all workers are given the same data.
 
     Args:
         params: x, after the update.
         opt_state: worker k's optimizer state, after the update.
-        axis_name: the axis over workers.
+        axis_name: see `error_feedback`.
 
     Raises:
-        ValueError: see above, from a host callback, see `assert_replicated`; at once if `opt_state` holds no
-            residual or `axis_name` is not bound.
+        ValueError: as `assert_replicated`, from a host callback; at once if `opt_state` holds no residual or
+            `axis_name` is not bound.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.error_feedback(def_jax.random_block(4), 'workers')
@@ -103,23 +99,20 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
 def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
     """Raises unless the arrays of `tree` are identical on all workers, bit for bit.
 
-    Under `jax.pmap`, `jax.vmap` or `jax.shard_map`, whose axis is `axis_name`, every worker computes a
-    checksum of every leaf, an all-reduce of two integers per leaf compares them, and a host callback raises.
-    A compiled program re-raises the error as a `jax.errors.JaxRuntimeError` whose text ends with the original
-    message, when a result is awaited or `jax.effects_barrier()` is called, and again at every later barrier:
-    treat it as fatal. The check reads the whole tree, so call it every so many steps, in a separate small
-    program.
-
-    Outside a mapped function (`axis_name=None`), the copies of each array are fetched from the devices and
-    compared: JAX trusts that a replicated array is replicated, and reading it returns only one copy.
+    In a mapped function, an all-reduce of two integers per leaf compares checksums, and a host callback
+    raises. A compiled program re-raises the error as a `jax.errors.JaxRuntimeError` whose text ends with the
+    original message, when a result is awaited or `jax.effects_barrier()` is called, and again at every later
+    barrier: treat it as fatal. The check reads the whole tree, so call it every so many steps, in a separate
+    small program.
 
     Args:
         tree: values that should be the same on all workers, such as parameters, keys and step counts; not the
             residual.
-        axis_name: the mapped axis over workers, a tuple of axes, or None outside a mapped function.
+        axis_name: the mapped axis over workers, a tuple of axes, or None outside a mapped function, where the
+            copies of each array are fetched from the devices and compared.
 
     Raises:
-        ValueError: naming the leaves that differ, see above; or if `axis_name` is not bound.
+        ValueError: naming the leaves that differ; or if `axis_name` is not bound.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> check = jax.vmap(lambda params: def_jax.assert_replicated(params, 'workers'), axis_name='workers')
@@ -137,29 +130,19 @@ def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
     if axis_name is None:
         _raise_if(names, np.array([_copies_differ(leaf) for leaf in jax.tree.leaves(tree)]))
         return
-    try:
-        differ = _differ(tree, axis_name)
-    except NameError as error:
-        raise ValueError(
-            f'{axis_name=} is not bound here. Call assert_replicated under jax.pmap(..., axis_name=...), '
-            'jax.vmap or jax.shard_map with that name, or outside these with axis_name=None.'
-        ) from error
-    jax.debug.callback(functools.partial(_raise_if, names), differ)
+    jax.debug.callback(functools.partial(_raise_if, names), _differ(tree, axis_name))
 
 
 def _differ(tree: PyTree, axis_name: AxisName) -> jax.Array:
     """Which leaves differ between workers, bool [leaves]."""
     sums = checksums(tree)
     # A single collective finds the largest checksum and, by complement, the smallest.
-    largest = lax.pmax(jnp.concatenate([sums, ~sums]), axis_names(axis_name))
+    largest = pmax(jnp.concatenate([sums, ~sums]), axis_name)
     return largest[: len(sums)] != ~largest[len(sums) :]
 
 
 def checksums(tree: PyTree) -> jax.Array:
-    """A checksum of the bits of every leaf, uint32 [leaves], on this worker.
-
-    A change to a single element always changes it; other changes do, except for about one in 2^32.
-    """
+    """A checksum of the bits of every leaf, uint32 [leaves]; a change of one element always changes it."""
     leaves = jax.tree.leaves(tree)
     return jnp.stack([_checksum(leaf) for leaf in leaves]) if leaves else jnp.zeros(0, jnp.uint32)
 

@@ -16,8 +16,6 @@ from def_jax.types import PyTree
 
 __all__ = ['Optimizer']
 
-_pure = getattr(nnx, 'as_pure', None) or nnx.pure  # as in Flax 0.12.6, the last for JAX before 0.10
-
 
 class Optimizer(nnx.Optimizer):
     """An `nnx.Optimizer` whose transformation is that of `def_jax.spmd`.
@@ -75,7 +73,7 @@ class Optimizer(nnx.Optimizer):
     def _value_and_grad(self, loss_fn, has_aux, split, model, /, *args, **kwargs):
         streams = {i: arg for i, arg in enumerate(args, start=1) if isinstance(arg, nnx.Rngs)}
         graph, *states = nnx.split((model, streams), self.wrt, nnx.RngKey, ...)
-        _, keys, rest = _pure(states)
+        _, keys, rest = nnx.as_pure(states)
         others = {i: arg for i, arg in enumerate(args, start=1) if i not in streams}
         numbers = list(others)
         for i in split:
@@ -94,14 +92,14 @@ class Optimizer(nnx.Optimizer):
                 result = loss_fn(given, *(whole[i] for i in sorted(whole)), **kwargs)
                 value, aux = result if has_aux else (result, None)
                 changed = nnx.state((given, rngs), nnx.Not(nnx.Any(self.wrt, nnx.RngKey)))
-                return value, (aux, _pure(changed))
+                return value, (aux, nnx.as_pure(changed))
 
             return jax.value_and_grad(loss, has_aux=True)(point)
 
         divided = tuple(3 + numbers.index(i) for i in split)
         run = self.tx.at_points(grad_fn, split=divided, keys=(1,))
         (values, (aux, changed)), grads = run(
-            _params(model, self.wrt), _pure(self.opt_state), keys, rest, *others.values(), **kwargs
+            _params(model, self.wrt), nnx.as_pure(self.opt_state), keys, rest, *others.values(), **kwargs
         )
         nnx.update((model, streams), jax.tree.map(_agreed, changed))
         aux = jax.tree.map(lambda x: x.mean(0) if x.ndim == 1 else x, aux)
@@ -109,25 +107,21 @@ class Optimizer(nnx.Optimizer):
             lambda variable, grad: variable.replace(grad),
             nnx.state(model, self.wrt),
             grads,
-            is_leaf=_is_variable,
+            is_leaf=lambda node: isinstance(node, nnx.Variable),
         )
         return ((values.mean(), aux) if has_aux else values.mean()), grads
 
     def output_model(self, model: nnx.Module) -> nnx.Module:
         """A copy of the model at DEF's output y; costs one dense all-reduce across workers."""
         output = nnx.clone(model)
-        nnx.update(output, self.tx.output_params(_params(model, self.wrt), _pure(self.opt_state)))
+        nnx.update(output, self.tx.output_params(_params(model, self.wrt), nnx.as_pure(self.opt_state)))
         return output
 
 
 def _params(model: nnx.Module, wrt: Any) -> PyTree:
-    return _pure(nnx.state(model, wrt))
+    return nnx.as_pure(nnx.state(model, wrt))
 
 
 def _agreed(x: jax.Array) -> jax.Array:
     """The mean of what workers computed, or what they have in common, like counts."""
     return x.mean(0) if jnp.issubdtype(x.dtype, jnp.floating) else x.max(0)  # x[0] fails on Explicit axes
-
-
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)

@@ -230,9 +230,9 @@ def test_a_state_of_other_options():
     (auto, state), (plain, bare) = made(detach='auto'), made()
     stacked = state._replace(extra={'energy': jnp.ones((3, 2))})
     for link, other, message in (
-        (auto, bare, 'state lacks energy: it was made with other options'),
-        (plain, state, 'state holds energy, which this optimizer does not know'),
-        (auto, stacked, r"state.extra\['energy'\] is \(3, 2\), but must be \(2,\)"),
+        (auto, bare, r'state.extra has the structure .* made with other options'),
+        (plain, state, r"state.extra has the structure .*'energy'"),
+        (auto, stacked, r"state.extra\['energy'\] has shape \(3, 2\), but must be \(2,\)"),
         (made(outer=nesterov)[0], made(outer=optax.sgd(0.3))[1], 'state.extra has the structure'),
     ):
         with pytest.raises(ValueError, match=message):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from def_jax.traffic import Message
 from def_jax.traffic.hlo import Collective, collectives
-from def_jax.traffic.traced import Message
 
 __all__ = ['AXIS', 'Variant', 'meet', 'mlp', 'mlp_params', 'on_workers', 'place', 'start', 'wire_bytes']
 

@@ -64,12 +64,16 @@ class Layout(NamedTuple):
         ends = (*self.begins[1:], self.total)[: len(self.begins)]
         for part, begin, end in zip(parts, self.begins, ends, strict=True):
             found += [part, jnp.zeros(end - begin - part.size, jnp.float32)]
-        return concatenate([x for x in found if x.size])
+        return _concatenated([x for x in found if x.size])
 
     def split(self, message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
         """Undoes `join`."""
         places = zip(self.begins, sizes, strict=True)
         return [lax.slice_in_dim(message, begin, begin + size) for begin, size in places]
+
+
+def _concatenated(parts: Sequence[jax.Array]) -> jax.Array:
+    return jnp.concatenate([jnp.zeros(0, jnp.float32), *parts])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,10 +143,10 @@ def typed_key(key: jax.Array) -> jax.Array:
 
 
 def draw(key: jax.Array, path: Sequence[Any], counts: jax.Array, index: Any = 0) -> jax.Array:
-    """An integer below each count, uint32 like counts and path: element `index` of `jax.random.randint`.
+    """Element `index` of `jax.random.randint` below each count, uint32, of a key into which `path` is folded.
 
-    That draws from a key into which everything in `path` was folded. It splits the key in two and makes its
-    bits by folding in the index, too, so that a single loop computes all, and XLA compiles one threefry.
+    Splitting the key and making its bits are folds, too, so a single loop computes all, and XLA compiles one
+    threefry.
     """
     half = np.arange(2, dtype=np.uint32).reshape(2, *[1] * max(map(np.ndim, [*path, counts, index])))
     high, low = words(fold(key, [*path, half, index], counts.shape))
@@ -175,16 +179,13 @@ def message_size(
     mesh: Mesh | AbstractMesh | None = None,
     param_specs: PyTree = P(),  # noqa: B008
 ) -> int:
-    """Number of elements B that one step sends for `params`; nothing is computed.
+    """Number of elements B of the message that one worker sends for `params`; nothing is computed.
 
     Args:
-        compressor: any compressor of this module.
+        compressor: any compressor.
         params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
-        mesh: with `param_specs` as for `def_jax.spmd`, if a worker is several devices.
-        param_specs: a PartitionSpec for all parameters, or a pytree of them, in any form that `spmd` takes.
-
-    Returns:
-        B, the size of the message of one worker; with a mesh, of one device.
+        mesh: with `param_specs` as for `def_jax.spmd`, if a worker is several devices: B is of one device.
+        param_specs: in any form that `spmd` takes.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> params = {'w': jnp.ones((512, 10)), 'b': jnp.ones(10)}
@@ -200,26 +201,22 @@ def message_size(
             return jax.ShapeDtypeStruct(NamedSharding(mesh, spec).shard_shape(x.shape), x.dtype)
 
         params = jax.tree.map(shard, params, tree_of_specs(param_specs, params, axis_name=()))
-    return sum(part.size for part in compressor.parts(params))
-
-
-def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
-    return jnp.concatenate([jnp.zeros(0, jnp.float32), *parts])
+    return sum(compressor.sizes(params))
 
 
 def part_places(begins: Sequence[int], *after: jax.Array) -> list[jax.Array]:
     """For parts that begin here in a message, each one's index and where it begins, uint32 [2].
 
-    XLA compiles a kernel once for all leaves of a shape if it differs in nothing but its arguments. Behind
-    the barrier a leaf's index and its place in the message are arguments, not constants built into it. XLA
-    for GPUs takes parts at the same places in one kernel, unless their places wait for different `after`.
+    Behind the barrier these are arguments, not constants, of a kernel, which XLA then compiles once for all
+    leaves of a shape. XLA for GPUs takes parts at the same places in one kernel, unless their places wait for
+    different `after`.
     """
     return lax.optimization_barrier(([jnp.array(pair, jnp.uint32) for pair in enumerate(begins)], after))[0]
 
 
 def ravel(tree: PyTree) -> jax.Array:
     """All elements in leaf order, float32 [n]."""
-    return concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)])
+    return _concatenated([leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)])
 
 
 def unravel(vector: jax.Array, like: PyTree) -> PyTree:

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 
 from def_jax.compressors.base import Compressor, Part, Selection
 
-__all__ = ['identity']
-
 
 def identity() -> Compressor:
     """C(x) = x: everything is sent, and the residual stays zero in float32.

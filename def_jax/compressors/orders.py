@@ -32,19 +32,10 @@ def check_order(order: Order) -> None:
 
 
 def place_in_round(order: Order, key: jax.Array, step: jax.Array, leaves: Any, counts: Any) -> jax.Array:
-    """Which block of every tensor is sent at one step of rounds that send each of its blocks once.
+    """Which block of every tensor a step of a round sends, in O(1) work and memory a tensor, without a sort.
 
-    It takes O(1) work and memory a tensor, and no sort.
-
-    Args:
-        order: 'shuffled' or 'cyclic'.
-        key: the shared typed key.
-        step: uint32 [], steps so far.
-        leaves: uint32 [L], the index of every tensor.
-        counts: uint32 [L], R, the number of its blocks.
-
-    Returns:
-        uint32 [L], each below its count. Over keys every block is equally likely at every step.
+    `leaves` are the tensors' indices, `counts` the numbers R of their blocks, and the result is below these,
+    all uint32 [L]. Over keys every block is equally likely at every step.
     """
     position = step % counts
     if order == 'cyclic':

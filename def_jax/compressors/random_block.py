@@ -35,21 +35,19 @@ def random_block(
     Every tensor of n elements is cut along its own axes into R tiles of one shape, and one tile is drawn.
     Each coordinate lies in exactly one tile, so it is sent with probability exactly 1 / R. A tile is a single
     `dynamic_slice` of the tensor as it lies in memory, and XLA updates it in place. Where n // ratio divides
-    n, which holds for power-of-two ratios on almost every layer, R = n / (n // ratio). Otherwise the tiles
-    are those whose size and number are nearest to n // ratio and the ratio, and the last along an axis is
-    shorter: the message has room for a whole tile, so `message_size` is slightly above Σ n / R. A tensor
-    smaller than the ratio sends one element. R is an integer, so ratios below 3 are coarse.
+    n, which holds for power-of-two ratios on almost every layer, R = n / (n // ratio). Otherwise the last
+    tile along an axis is shorter: the message has room for a whole one, so `message_size` is slightly above
+    Σ n / R. A tensor smaller than the ratio sends one element. R is an integer, so ratios below 3 are coarse.
 
     Args:
         ratio: compression ratio, a number >= 1; 1 sends everything.
         order: 'random' draws every block independently, as the paper does; a coordinate waits R steps on
             average and may wait far longer. 'shuffled' sends every block once in a round of R steps, each
             round in a random order of its own: no coordinate waits longer than 2·R - 1 steps. 'cyclic'
-            repeats one round: each waits exactly R steps. The order is computed from the key and the step, so
-            that nothing is stored and a resumed run continues in the same round.
-        allocation: 'proportional' gives every tensor a block of about n // ratio elements, as described
-            above; 'balanced' gives small tensors a larger share and large ones a smaller, in a message of
-            about the same length: R is roughly proportional to √n.
+            repeats one round: each waits exactly R steps. Nothing is stored.
+        allocation: 'proportional' gives every tensor a block of about n // ratio elements; 'balanced' gives
+            small tensors a larger share, in a message of about the same length: R is roughly proportional to
+            √n.
 
     Raises:
         ValueError: if `ratio` is not a number >= 1, or `order` or `allocation` is unknown.
@@ -97,8 +95,7 @@ def balanced(sizes: Sequence[int], ratio: float) -> list[int]:
 def _grown(sizes: Sequence[int], room: int) -> list[int]:
     """Blocks of one element that grow into `room`, each time the one that gains most for what it costs.
 
-    Since R is convex in the size of the block, growing from size to size in this order is optimal but
-    for the last step of each tensor, which may not find room.
+    Since R is convex in a block's size, this is optimal but for the last step of each tensor.
     """
     kept = [min(n, 1) for n in sizes]
     room -= sum(kept)
@@ -130,14 +127,10 @@ def _steps(n: int) -> list[int]:
     >>> _steps(12), _steps(13)
     ([1, 2, 3, 4, 6, 12], [1, 2, 4, 7, 13])
     """
-    divisors = _divisors(n)
+    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+    divisors = small + [n // k for k in reversed(small) if k * k != n]
     steps = set(divisors)
     for small, large in itertools.pairwise(divisors):
         if large > _FARTHEST * small:
             steps.update(-(-large // 2**j) for j in range(1, (large // small).bit_length()))
     return sorted(steps)
-
-
-def _divisors(n: int) -> list[int]:
-    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
-    return small + [n // k for k in reversed(small) if k * k != n]

@@ -27,8 +27,7 @@ from def_jax.elastic.service import (
     meeting,
 )
 from def_jax.error_feedback import ErrorFeedbackState
-from def_jax.mesh.link import link_states
-from def_jax.mesh.ownership import own_leaves, state_specs
+from def_jax.mesh.ownership import link_states, own_leaves, state_specs
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.specs import tree_of_specs
 from def_jax.mesh.spmd import Spmd, spmd

@@ -15,24 +15,6 @@ from jax import lax
 
 from def_jax.types import AxisName, PyTree
 
-__all__ = [
-    'DETACHED',
-    'OWN_PARAMS',
-    'all_gather',
-    'all_to_all',
-    'axis_index',
-    'axis_names',
-    'check_axis_name',
-    'check_not_summed',
-    'check_shared',
-    'num_workers',
-    'pmean',
-    'psum',
-    'start_varying',
-    'vary_if_tracked',
-    'varying_axes',
-]
-
 # Where to take the gradient: with error feedback after the optimizer, and without.
 DETACHED = 'def_jax.detached_params(params, opt_state)'
 OWN_PARAMS = "jax.lax.pcast(params, axis_name, to='varying')"
@@ -46,6 +28,11 @@ def pmean(tree: PyTree, axis_name: AxisName) -> PyTree:
 def psum(tree: PyTree, axis_name: AxisName) -> PyTree:
     """The sum over workers; the tree itself for a single worker."""
     return _reduced(lax.psum, tree, axis_name)
+
+
+def pmax(tree: PyTree, axis_name: AxisName) -> PyTree:
+    """The maximum over workers; the tree itself for a single worker."""
+    return _reduced(lax.pmax, tree, axis_name)
 
 
 def _reduced(reduce: Callable, tree: PyTree, axis_name: AxisName) -> PyTree:
@@ -65,20 +52,12 @@ def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
         if num_workers(axis_name) == 1 and not varying_axes([x]):
             return x[None]
         for name in reversed(axis_names(axis_name)):
-            gather = _gather_tracked if name in varying_axes([gathered]) else lax.all_gather
-            gathered = gather(gathered, name)
+            # Where types say what varies over workers, the result must be known not to.
+            to = 'invarying' if name in varying_axes([gathered]) else 'varying'
+            gathered = lax.all_gather(gathered, name, to=to)
     except NameError as error:
         raise _not_bound(axis_name) from error
     return gathered.reshape(-1, *x.shape)
-
-
-def _gather_tracked(x: jax.Array, name: str) -> jax.Array:
-    """Where types say what varies over workers, the result must be known not to."""
-    if jax.__version_info__ >= (0, 10):
-        return lax.all_gather(x, name, to='invarying')
-    # Older versions only know it of sums.
-    places = jnp.arange(lax.axis_size(name)).reshape(-1, *[1] * x.ndim)
-    return lax.psum(jnp.where(places == lax.axis_index(name), x[None], jnp.zeros((), x.dtype)), name)
 
 
 def all_to_all(rows: jax.Array, axis_name: AxisName) -> jax.Array:
@@ -208,6 +187,4 @@ def _tracked(axis_name: AxisName) -> frozenset[str]:
 
 
 def _axes_of(x: Any) -> frozenset[str]:
-    kind = jax.typeof(x)
-    kind = getattr(kind, 'manual_axis_type', None)  # before JAX 0.10 it is `vma` itself
-    return kind.varying if kind is not None else getattr(jax.typeof(x), 'vma', frozenset())
+    return jax.typeof(x).manual_axis_type.varying

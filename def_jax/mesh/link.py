@@ -1,4 +1,4 @@
-"""A link: a transformation that communicates. What all of them check, and what their states are made of.
+"""A link: a transformation that communicates, on whole tensors or on shards, and what it checks of them.
 
 A worker may be several devices, each of which holds a shard of every tensor. `def_jax.spmd` maps a step over
 workers and leaves it to the compiler how a worker's devices share the work. A block that lies anywhere in a
@@ -17,30 +17,11 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import DictKey, GetAttrKey, keystr
+from jax.tree_util import keystr
 
 from def_jax.mesh.collectives import OWN_PARAMS, axis_names, check_axis_name, check_not_summed
 from def_jax.mesh.specs import spec_axes, specs_like
 from def_jax.types import AxisName, PyTree
-
-__all__ = [
-    'Shards',
-    'check_floating',
-    'check_nothing_precedes',
-    'check_surroundings',
-    'check_updates',
-    'current_shards',
-    'float32_updates',
-    'float32_zeros',
-    'in_memory',
-    'is_link',
-    'is_masked',
-    'link',
-    'link_states',
-    'per_worker_leaves',
-    'replicated_leaves',
-    'sharded',
-]
 
 
 def link(
@@ -53,21 +34,12 @@ def link(
     point: str = OWN_PARAMS,
     by_shards: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation that runs `step` on every worker, on whole tensors or on each device's shards.
+    """A transformation that runs `step` on every worker, on whole tensors or `by_shards` of each device.
 
-    Args:
-        init: the first state, from the parameters.
-        step: maps a worker's updates and state to what all workers apply and its new state.
-        axis_name: the axis over workers, a tuple of axes, or None for a single worker.
-        state_type: of the state. Its property `per_worker` names the fields that differ between workers.
-        local: maps a worker's gradient, the state, the parameters and extra arguments to what `step` is given
-            and the new value of the state's field `inner`.
-        point: where its users take gradients, for an error.
-        by_shards: whether each device of a worker runs it on its own shards; otherwise tensors are whole.
-
-    Raises:
-        ValueError: if `axis_name` is not a name; in `update`, if it is not that of `def_jax.spmd`, the state
-            is another link's, or updates have been summed over workers.
+    `step` maps a worker's updates and state to what all workers apply and the new state, whose property
+    `per_worker` names the fields that differ between workers. `local` maps a worker's gradient, the state,
+    the parameters and extra arguments to those updates and the new value of the state's field `inner`.
+    `point` says where users take gradients, for an error.
     """
     check_axis_name(axis_name)
 
@@ -82,7 +54,11 @@ def link(
                 'link returns it. The state of a chain belongs to the chain.'
             )
         shards = current_shards()
-        shards.check_axis_name(axis_name)
+        if shards.workers is not None and axis_names(axis_name) != axis_names(shards.workers):
+            raise ValueError(
+                f'{axis_name=} of a link differs from axis_name={shards.workers!r} of def_jax.spmd. Pass the '
+                'same to both.'
+            )
         check_not_summed(updates, axis_name, point)
         run = shards.map if by_shards else shards.whole
         if local is None:
@@ -101,16 +77,8 @@ class Shards(NamedTuple):
     axes: tuple[str, ...] = ()  # the mesh axes over a worker's devices
     specs: PyTree = P()  # PartitionSpecs like params, which name only `axes`
 
-    def check_axis_name(self, axis_name: AxisName) -> None:
-        """Raises ValueError unless a link averages over the workers, and over nothing else."""
-        if self.workers is not None and axis_names(axis_name) != axis_names(self.workers):
-            raise ValueError(
-                f'{axis_name=} of a link differs from axis_name={self.workers!r} of def_jax.spmd, which maps '
-                'it over workers. Pass the same to both.'
-            )
-
     def whole(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
-        """`update(updates, state)` of a link that sees whole tensors: Explicit axes are Auto inside."""
+        """`update(updates, state)` on whole tensors: Explicit axes are Auto inside."""
         shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (updates, state))
         meshes = [to.mesh for to in jax.tree.leaves(shardings) if to.mesh.explicit_axes]
         if meshes:
@@ -119,7 +87,7 @@ class Shards(NamedTuple):
         return update(updates, state)
 
     def map(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
-        """`update(updates, state)` of a link, on every shard; `optax.masked` may hide some of the updates."""
+        """`update(updates, state)` on every shard; `optax.masked` may hide some of the updates."""
         if self.axes:
             update_specs = self._specs_of(updates)
             specs = (update_specs, specs_like(state, updates, update_specs))
@@ -150,21 +118,17 @@ class Shards(NamedTuple):
         def spec(path, _):
             if path not in known:
                 raise ValueError(
-                    f'def_jax.spmd: a link got updates{keystr(path)}, which is no leaf of the '
-                    'parameters. Under spmd, transformations before it must keep their structure: no '
-                    'optax.flatten.'
+                    f'def_jax.spmd: a link got updates{keystr(path)}, which is no leaf of the parameters. '
+                    'Transformations before it must keep their structure: no optax.flatten.'
                 )
             return known[path]
 
         return jax.tree_util.tree_map_with_path(spec, tree)
 
 
+# How the worker whose step is traced shares its tensors.
 _CURRENT: ContextVar[Shards] = ContextVar('shards', default=Shards())  # noqa: B039
-
-
-def current_shards() -> Shards:
-    """How the worker whose step is traced shares its tensors."""
-    return _CURRENT.get()
+current_shards = _CURRENT.get
 
 
 @contextlib.contextmanager
@@ -175,95 +139,6 @@ def sharded(shards: Shards) -> Iterator[None]:
         yield
     finally:
         _CURRENT.reset(token)
-
-
-def is_link(node: Any) -> bool:
-    """Whether a node of an optimizer's state belongs to a link."""
-    return isinstance(node, tuple) and hasattr(node, 'per_worker')
-
-
-def link_states(opt_state: PyTree) -> list[Any]:
-    """The states of all links in an optimizer's state, in order."""
-    return [node for node in jax.tree.leaves(opt_state, is_leaf=is_link) if is_link(node)]
-
-
-def per_worker_leaves(opt_state: PyTree) -> PyTree:
-    """Booleans like the state: True where links say that workers differ, and before a bare link."""
-
-    def flags(node: Any) -> PyTree:
-        if is_link(node):
-            named = [(GetAttrKey(name),) for name in node.per_worker]
-            entries = [(GetAttrKey('extra'), DictKey(name)) for name in node.per_worker]
-            return jax.tree_util.tree_map_with_path(
-                lambda path, _: path[:1] in named or path[:2] in entries, node
-            )
-        if not _is_chain(node):
-            return False
-        bare = max((i for i, part in enumerate(node) if _is_bare(part)), default=0)
-        return tuple(
-            jax.tree.map(lambda _: True, part) if i < bare and not is_link(part) else per_worker_leaves(part)
-            for i, part in enumerate(node)
-        )
-
-    return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or _is_chain(node))
-
-
-def replicated_leaves(opt_state: PyTree) -> list[jax.Array]:
-    """What must be the same on all workers."""
-    leaves, own = jax.tree.leaves(opt_state), jax.tree.leaves(per_worker_leaves(opt_state))
-    return [leaf for leaf, mine in zip(leaves, own, strict=True) if not mine]
-
-
-def check_surroundings(opt_state: PyTree, caller: str) -> None:
-    """Raises ValueError if what surrounds or follows a link can't work, as far as its state tells."""
-    for node in jax.tree.leaves(opt_state, is_leaf=lambda node: type(node) in _AROUND):
-        if type(node) in _AROUND and link_states(node):
-            raise ValueError(f'{caller}: the optimizer that communicates is inside {_AROUND[type(node)]}')
-    for chain in _chains(opt_state):
-        bare = [i for i, part in enumerate(chain) if _is_bare(part)]
-        after = jax.tree.leaves(chain[bare[-1] + 1 :] if bare else ())
-        if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in after):
-            raise ValueError(
-                f'{caller}: an optimizer stands after def_jax.error_feedback in the chain, so that it is '
-                'given updates in place of gradients. Pass it to error_feedback as inner= instead.'
-            )
-
-
-def check_nothing_precedes(opt_state: PyTree) -> None:
-    """Raises ValueError if per-worker state stands before a link in a chain, where nothing declares it so."""
-    for chain in _chains(opt_state):
-        last = max(i for i, part in enumerate(chain) if is_link(part))
-        before = [part for part in chain[:last] if not is_link(part)]
-        if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(before)):
-            raise ValueError(
-                'a transformation with a state of its own precedes the link in the chain. Its state differs '
-                'between workers, as their gradients do: pass it to def_jax.error_feedback as inner=, e.g. '
-                'error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)). After def_jax.all_reduce_mean and '
-                'other links of gradients, put it behind the link.'
-            )
-
-
-_AROUND: dict[type, str] = {
-    optax.ApplyIfFiniteState: 'optax.apply_if_finite, which decides on each worker for itself: workers would '
-    'wait for each other forever. Pass skip_nonfinite=True to def_jax.error_feedback instead: it skips the '
-    'step on all of them.',
-    optax.MultiStepsState: 'optax.MultiSteps, which communicates at every step and may skip some on one '
-    'worker alone. Pass every=... to def_jax.error_feedback, or accumulate gradients before the optimizer; '
-    'def_jax.spmd has accumulate=.',
-}
-
-
-def _is_chain(node: Any) -> bool:
-    return type(node) is tuple and any(map(is_link, node))
-
-
-def _chains(opt_state: PyTree) -> list[Any]:
-    return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_chain) if _is_chain(node)]
-
-
-def _is_bare(node: Any) -> bool:
-    """Whether a node is the state of a link whose optimizer is what precedes it in the chain."""
-    return is_link(node) and isinstance(getattr(node, 'inner', None), optax.EmptyState)
 
 
 def float32_zeros(params: PyTree) -> PyTree:
@@ -288,12 +163,24 @@ def check_floating(tree: Any, name: str, cure: str = _NO_PARAMETER) -> None:
         dtype, where = getattr(leaf, 'dtype', None), f'{name}{keystr(path)}'
         if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
-                f'{where} is {dtype}, but residuals are float32 and would lose its imaginary part. Store '
-                'real and imaginary parts as two real arrays.'
+                f'{where} is {dtype}; a float32 residual would lose its imaginary part. Store two arrays.'
             )
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f'{where} is {dtype or type(leaf).__name__}, but must be a floating-point array. {cure}'
+            )
+
+
+def check_like(name: str, tree: Any, expected: Any, remedy: str) -> None:
+    """Raises ValueError unless a tree has the structure and the shapes of another."""
+    given, wanted = jax.tree.structure(tree), jax.tree.structure(expected)
+    if given != wanted:
+        raise ValueError(f'{name} has the structure {given}, but must have {wanted}. {remedy}')
+    leaves = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True)
+    for (path, x), like in leaves:
+        if jnp.shape(x) != like.shape:
+            raise ValueError(
+                f'{name}{keystr(path)} has shape {jnp.shape(x)}, but must be {like.shape}. {remedy}'
             )
 
 
@@ -327,18 +214,14 @@ def is_masked(node: Any) -> bool:
 
 
 def in_memory(tree: PyTree, platforms: Sequence[str] = ('cuda', 'rocm')) -> PyTree:
-    """The tree, each leaf in memory as it is, on these platforms.
+    """The tree, each leaf in memory as it is, on these platforms; on CPUs the barrier would make copies.
 
     Where a bitcast removes and adds a worker's axis, XLA for GPUs does not see that moments are results. It
     computes them again in every kernel that reads them, and copies the old ones for that. It decodes a
-    message of few bits again in the kernel of every tensor. On CPUs the barrier itself would make copies.
+    message of few bits again in the kernel of every tensor.
     """
-    return lax.platform_dependent(tree, default=_same, **dict.fromkeys(platforms, _barriers))
 
+    def barriers(tree):
+        return jax.tree.map(lax.optimization_barrier, tree)
 
-def _barriers(tree: PyTree) -> PyTree:
-    return jax.tree.map(lax.optimization_barrier, tree)
-
-
-def _same(tree: PyTree) -> PyTree:
-    return tree
+    return lax.platform_dependent(tree, default=lambda tree: tree, **dict.fromkeys(platforms, barriers))

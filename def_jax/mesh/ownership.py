@@ -1,29 +1,39 @@
-"""Which leaves of an optimizer's state are per-worker: those that `per_worker` of a link's state names."""
+"""The states of links, and which leaves of an optimizer's state are per-worker: those that they name."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import DictKey, GetAttrKey
 
-from def_jax.mesh.link import check_nothing_precedes, check_surroundings, link_states, per_worker_leaves
 from def_jax.mesh.specs import specs_like, tree_of_specs
 from def_jax.types import PyTree
 
-__all__ = [
-    'abstract_state',
-    'each',
-    'own_leaves',
-    'state_specs',
-]
+_AROUND: dict[type, str] = {
+    optax.ApplyIfFiniteState: 'optax.apply_if_finite, which decides on each worker for itself: workers would '
+    'wait for each other forever. Pass skip_nonfinite=True to def_jax.error_feedback instead: it skips the '
+    'step on all of them.',
+    optax.MultiStepsState: 'optax.MultiSteps, which communicates at every step and may skip some on one '
+    'worker alone. Pass every=... to def_jax.error_feedback, or accumulate gradients before the optimizer; '
+    'def_jax.spmd has accumulate=.',
+}
+
+
+def is_link(node: Any) -> bool:
+    """Whether a node of an optimizer's state belongs to a link."""
+    return isinstance(node, tuple) and hasattr(node, 'per_worker')
+
+
+def link_states(opt_state: PyTree) -> list[Any]:
+    """The states of all links in an optimizer's state, in order."""
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=is_link) if is_link(node)]
 
 
 def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
-    """Booleans like `optimizer.init(params)`, True where workers differ: what links say of theirs.
-
-    Raises:
-        ValueError: if the optimizer contains no link, or something around or before one whose state would
-            differ between workers.
+    """`per_worker_leaves` of `optimizer.init(params)`, or a ValueError if others would differ, too.
 
     >>> import jax.numpy as jnp, def_jax
     >>> own_leaves(def_jax.ef21(def_jax.random_block(2), None), jnp.zeros(4))
@@ -36,8 +46,35 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
             'def_jax.error_feedback(..., inner=...), or put def_jax.all_reduce_mean(...) first in the chain.'
         )
     check_surroundings(state, 'def_jax')
-    check_nothing_precedes(state)
+    _check_nothing_precedes(state)
     return per_worker_leaves(state)
+
+
+def per_worker_leaves(opt_state: PyTree) -> PyTree:
+    """Booleans like the state: True where links say that workers differ, and before a bare link."""
+
+    def flags(node: Any) -> PyTree:
+        if is_link(node):
+            named = [(GetAttrKey(name),) for name in node.per_worker]
+            entries = [(GetAttrKey('extra'), DictKey(name)) for name in node.per_worker]
+            return jax.tree_util.tree_map_with_path(
+                lambda path, _: path[:1] in named or path[:2] in entries, node
+            )
+        if not _is_chain(node):
+            return False
+        bare = max((i for i, part in enumerate(node) if _is_bare(part)), default=0)
+        return tuple(
+            jax.tree.map(lambda _: True, part) if i < bare and not is_link(part) else per_worker_leaves(part)
+            for i, part in enumerate(node)
+        )
+
+    return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or _is_chain(node))
+
+
+def replicated_leaves(opt_state: PyTree) -> list[jax.Array]:
+    """What must be the same on all workers."""
+    leaves, own = jax.tree.leaves(opt_state), jax.tree.leaves(per_worker_leaves(opt_state))
+    return [leaf for leaf, mine in zip(leaves, own, strict=True) if not mine]
 
 
 def state_specs(
@@ -49,15 +86,14 @@ def state_specs(
     """PartitionSpecs of an optimizer's state, stacked over workers, for `jax.shard_map` or `jax.jit`.
 
     Args:
-        optimizer: a transformation that contains a link, see `own_leaves`.
+        optimizer: a transformation that communicates, such as `error_feedback`.
         params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
-        param_specs: a PartitionSpec for all parameters, or a pytree of them like `params`: how each worker
-            shards them over its devices.
+        param_specs: how each worker shards the parameters over its devices, in any form that `spmd` takes.
         axis_name: the mesh axis over workers, or a tuple of axes.
 
     Returns:
-        A pytree like `optimizer.init(params)`. The specs of leaves that differ between workers start with
-        `axis_name`, since workers are stacked along a new leading axis; those of shared leaves do not.
+        A pytree like `optimizer.init(params)`. The specs of per-worker leaves start with `axis_name`, since
+        workers are stacked along a new leading axis; those of replicated leaves do not.
 
     Raises:
         ValueError: if the optimizer contains no link, a spec names the workers' axis, or `param_specs` has
@@ -70,12 +106,10 @@ def state_specs(
     (('workers',), ('workers',), ())
     """
     specs = tree_of_specs(param_specs, params, axis_name)
-    state = abstract_state(optimizer, params)
-
-    def stacked(own: bool, spec: P) -> P:
-        return P(axis_name, *spec) if own else spec
-
-    return jax.tree.map(stacked, own_leaves(optimizer, params), specs_like(state, params, specs))
+    like_state = specs_like(abstract_state(optimizer, params), params, specs)
+    return jax.tree.map(
+        lambda mine, spec: P(axis_name, *spec) if mine else spec, own_leaves(optimizer, params), like_state
+    )
 
 
 def abstract_state(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
@@ -91,8 +125,46 @@ def each(function: Callable, own: PyTree, *trees: PyTree) -> PyTree:
     >>> each(lambda mine, x: x if mine else -x, {'a': True, 'b': False}, {'a': [1, 2], 'b': 3})
     {'a': [1, 2], 'b': -3}
     """
+    return jax.tree.map(function, jax.tree.broadcast(own, trees[0]), *trees)
 
-    def below(mine, *parts):
-        return jax.tree.map(lambda *leaves: function(mine, *leaves), *parts)
 
-    return jax.tree.map(below, own, *trees)
+def check_surroundings(opt_state: PyTree, caller: str) -> None:
+    """Raises ValueError if what surrounds or follows a link can't work, as far as its state tells."""
+    for node in jax.tree.leaves(opt_state, is_leaf=lambda node: type(node) in _AROUND):
+        if type(node) in _AROUND and link_states(node):
+            raise ValueError(f'{caller}: the optimizer that communicates is inside {_AROUND[type(node)]}')
+    for chain in _chains(opt_state):
+        bare = [i for i, part in enumerate(chain) if _is_bare(part)]
+        after = jax.tree.leaves(chain[bare[-1] + 1 :] if bare else ())
+        if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in after):
+            raise ValueError(
+                f'{caller}: an optimizer stands after def_jax.error_feedback in the chain, so that it is '
+                'given updates in place of gradients. Pass it to error_feedback as inner= instead.'
+            )
+
+
+def _check_nothing_precedes(opt_state: PyTree) -> None:
+    """Raises ValueError if per-worker state stands before a link in a chain, where nothing declares it so."""
+    for chain in _chains(opt_state):
+        last = max(i for i, part in enumerate(chain) if is_link(part))
+        before = [part for part in chain[:last] if not is_link(part)]
+        if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(before)):
+            raise ValueError(
+                'a transformation with a state of its own precedes the link in the chain. Its state differs '
+                'between workers, as their gradients do: pass it to def_jax.error_feedback as inner=, e.g. '
+                'error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)). After def_jax.all_reduce_mean and '
+                'other links of gradients, put it behind the link.'
+            )
+
+
+def _is_chain(node: Any) -> bool:
+    return type(node) is tuple and any(map(is_link, node))
+
+
+def _chains(opt_state: PyTree) -> list[Any]:
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_chain) if _is_chain(node)]
+
+
+def _is_bare(node: Any) -> bool:
+    """Whether a node is the state of a link whose optimizer is what precedes it in the chain."""
+    return is_link(node) and isinstance(getattr(node, 'inner', None), optax.EmptyState)

@@ -7,20 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.mesh.link import link_states, per_worker_leaves
-from def_jax.mesh.ownership import each
+from def_jax.mesh.ownership import each, link_states, per_worker_leaves
 from def_jax.types import PyTree
-
-__all__ = ['num_stacked', 'regroup', 'stack_state', 'unstack_state']
 
 
 def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int, ...]) -> PyTree:
-    """Gives every worker the mean of what the old workers had.
+    """Gives every worker the mean of what the old workers had; of as many, all values are the same.
 
-    So x stays where it is, and y up to the rounding of a float32 mean. The differences from the mean are
-    lost; they add up to zero. If the number of workers is the same, all values are, bit for bit. `before` and
-    `after` are the leading axes of what `own`, booleans like the tree or a prefix of it, calls per-worker:
-    [K] or e.g. [devices, virtual workers].
+    So x stays where it is, and y up to the rounding of a float32 mean. `before` and `after` are the leading
+    axes of what `own`, booleans like the tree or a prefix of it, calls per-worker: [K] or e.g. [devices,
+    virtual workers].
 
     >>> regroup({'step': np.uint32(3), 'm': np.array([[1.0], [3.0]])}, {'step': False, 'm': True}, (2,), (3,))
     {'m': array([[2.],
@@ -52,13 +48,11 @@ def stack_state(opt_state: PyTree) -> PyTree:
     """The state to save, from what a step of `jax.pmap`, `jax.shard_map` or `jax.jit` returns.
 
     Taking one worker's copy, as `flax.jax_utils.unreplicate` or `[0]` do, loses the residuals of all others.
-    A state of `out_axes=None` calls itself replicated, and reading it returns one worker's, though its shards
-    differ; here, these are read one by one.
 
     Args:
-        opt_state: with a leading axis [K] on every leaf, as from `jax.pmap`; on the residual and all else
-            that is per-worker, as from `jax.shard_map` with `state_specs`; or on none, as from
-            `out_axes=None`. Of several processes, each saves the workers of its own devices.
+        opt_state: with a leading axis [K] on every leaf, as from `jax.pmap`; on what is per-worker, as from
+            `jax.shard_map` with `state_specs`; or on none, as from `out_axes=None`, whose shards, which may
+            differ, are read one by one. Of several processes, each saves the workers of its own devices.
 
     Returns:
         The state in NumPy arrays. Per-worker leaves are stacked over workers, [K, ...]; the others are as
@@ -88,17 +82,15 @@ def stack_state(opt_state: PyTree) -> PyTree:
 def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
     """Undoes `stack_state` for `jax.pmap`: every leaf with a leading axis [K].
 
-    For `jax.shard_map`, pass the saved state as it is to `jax.device_put` with `state_specs`. With another
-    number of workers, each gets the mean of what the old ones had, so x stays where it is, and y up to
-    rounding.
+    For `jax.shard_map`, pass the saved state as it is to `jax.device_put` with `state_specs`.
 
     Args:
         saved: from `stack_state`.
-        num_workers: K; by default, that of the saved state.
+        num_workers: K; by default, that of the saved state. With another, each worker gets the mean of what
+            the old ones had, so x stays where it is, and y up to rounding.
 
     Raises:
-        ValueError: if all workers of several have one residual that is not zero: it was one worker's copy
-            that was saved.
+        ValueError: if all workers have one residual that is not zero: one worker's copy was saved.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers')
@@ -113,9 +105,9 @@ def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
         residuals = [np.asarray(x) for x in jax.tree.leaves(getattr(state, 'residual', ()))]
         if before > 1 and any(x.any() for x in residuals) and all((x == x[:1]).all() for x in residuals):
             raise ValueError(
-                f'unstack_state: all {before} workers have the same residual, so what was saved is the copy '
-                'of one of them. Save def_jax.stack_state(opt_state), without flax.jax_utils.unreplicate; '
-                'or train on from x with a new state, optimizer.init(params).'
+                f'unstack_state: all {before} workers have the same residual: the copy of one was saved. '
+                'Save def_jax.stack_state(opt_state), without flax.jax_utils.unreplicate, or train on from x '
+                'with a new state, optimizer.init(params).'
             )
 
     saved = regroup(jax.tree.map(np.asarray, saved), own, (before,), (workers,))

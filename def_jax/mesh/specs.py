@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +17,12 @@ _STRUCTURES = (
     'its arrays, unwrap it: flax.nnx.as_pure(...) or flax.linen.unbox(...).'
 )
 
-__all__ = [
-    'check_divisible',
-    'check_specs',
-    'spec_axes',
-    'specs_like',
-    'tree_of_specs',
-    'with_specs',
-]
-
 
 def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[str, ...]) -> PyTree:
-    """The parameters' specs as a pytree like `params`.
+    """The parameters' specs as a pytree like `params`, or a ValueError if the two don't match.
 
     Each of `param_specs`, PartitionSpecs, NamedShardings or None, stands for all parameters below its path:
     one is enough for all, and a box around a parameter does not matter.
-
-    Raises:
-        ValueError: if a parameter has no spec, a spec no parameter, or `check_specs` refuses one.
 
     >>> params = {'a': {'w': jnp.ones(4)}, 'b': jnp.ones(2)}
     >>> specs = tree_of_specs({'a': P('shard'), 'b': None}, params, 'workers')
@@ -43,12 +30,16 @@ def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[st
     (('shard',), ())
     """
     check_specs(param_specs, axis_name)
+
+    def by_name(path):  # whatever kinds of nodes it passes
+        return tuple(keystr((entry,), simple=True) for entry in path)
+
     places = jax.tree_util.tree_leaves_with_path(with_specs(param_specs))
-    specs = {_names(path): spec for path, spec in places}
+    specs = {by_name(path): spec for path, spec in places}
     used = set()
 
     def spec(path, _):
-        names = _names(path)
+        names = by_name(path)
         starts = [names[:end] for end in range(len(names) + 1) if names[:end] in specs]
         if not starts:
             raise ValueError(f'params{keystr(path)} has no PartitionSpec in param_specs. {_STRUCTURES}')
@@ -57,7 +48,7 @@ def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[st
 
     tree = jax.tree_util.tree_map_with_path(spec, params)
     for path, given in places:
-        if spec_axes(given) and _names(path) not in used:
+        if spec_axes(given) and by_name(path) not in used:
             raise ValueError(f'param_specs{keystr(path)} is no parameter and holds none. {_STRUCTURES}')
     return tree
 
@@ -71,20 +62,12 @@ def with_specs(param_specs: PyTree) -> PyTree:
     return jax.tree.map(spec, param_specs, is_leaf=lambda node: node is None)
 
 
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """A path by names, whatever kinds of nodes it passes."""
-    return tuple(keystr((entry,), simple=True) for entry in path)
-
-
 def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
     """Raises ValueError unless all leaves are specs and none names an axis over workers."""
     names = set(axis_names(axis_name))
     for spec in jax.tree.leaves(with_specs(param_specs)):
         if not isinstance(spec, P):
-            raise ValueError(
-                f'{param_specs=} holds {spec!r}, but its leaves must be PartitionSpecs, NamedShardings or '
-                'None.'
-            )
+            raise ValueError(f'{param_specs=} holds {spec!r}, no PartitionSpec, NamedSharding or None.')
         if P.UNCONSTRAINED in spec:
             raise ValueError(
                 f'{param_specs=} has P.UNCONSTRAINED, but blocks are cut from shards that are known. Name an '
@@ -98,10 +81,9 @@ def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
 
 
 def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
-    """The specs of an optimizer's state: a leaf is sharded as the parameter of its name and shape, if any.
+    """The specs of an optimizer's state: a leaf is sharded as the parameter of its shape and its path's end.
 
-    A leaf's path ends in that of its parameter, which for a single array is empty. Of a link, the entries of
-    `extra` in `numbers` are like none.
+    Of a link, the entries of `extra` in `numbers` are like none.
 
     >>> import optax
     >>> adam = jax.eval_shape(optax.scale_by_adam().init, {'w': jnp.zeros(4)})

@@ -1,8 +1,4 @@
-"""A mesh that is divided into workers, and functions mapped over these.
-
-A worker is a slice of the mesh: one device, or several that share its tensors. `map` runs a function on every
-worker and leaves it to the compiler how a worker's devices share the work.
-"""
+"""A mesh that is divided into workers, one device each or several, and functions mapped over these."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.collectives import axis_names
@@ -19,41 +15,22 @@ from def_jax.mesh.ownership import each
 from def_jax.mesh.specs import check_specs, spec_axes, with_specs
 from def_jax.types import PyTree
 
-__all__ = ['WorkerMesh', 'check_mesh']
-
 
 class WorkerMesh:
-    """What `def_jax.spmd` and the trainer know of a mesh.
+    """What `def_jax.spmd` and the trainer know of a mesh, whose axes are all Auto or all Explicit.
 
     What is per-worker has a leading axis of size K, the number of workers, which lies on the workers' mesh
     axis; what is replicated has none. A tree of booleans says which is which, True for per-worker; one of
     them may stand for a whole subtree.
-
-    Args:
-        mesh: its axes are all Auto or all Explicit.
-        axis_name: the mesh axis over workers, or a tuple of axes.
     """
 
     def __init__(self, mesh: Mesh, axis_name: str | tuple[str, ...]):
         self.mesh, self.axis_name, self.names = mesh, axis_name, axis_names(axis_name)
         self.explicit = AxisType.Explicit in mesh.axis_types
-        self._auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+        self.all_auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
         self.inside = tuple(name for name in mesh.axis_names if name not in self.names)
-
-    @property
-    def num_workers(self) -> int:
-        """K."""
-        return math.prod(self.mesh.shape[name] for name in self.names)
-
-    @property
-    def apart(self) -> tuple[str, ...]:
-        """The mesh axes over which there are several workers."""
-        return tuple(name for name in self.names if self.mesh.shape[name] > 1)
-
-    @property
-    def abstract_auto(self) -> AbstractMesh:
-        """The mesh with all axes Auto."""
-        return self._auto.abstract_mesh
+        self.apart = tuple(name for name in self.names if mesh.shape[name] > 1)  # with several workers
+        self.num_workers = math.prod(mesh.shape[name] for name in self.names)
 
     def worker_of_devices(self) -> list[int]:
         """The worker of each device, in the mesh's order."""
@@ -65,8 +42,9 @@ class WorkerMesh:
     def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree) -> Callable:
         """A function of global arrays that runs `function`, which may communicate, on every worker.
 
-        `own_in` has a tree of booleans for each argument, and `own_out` is that of the result, of which what
-        is replicated must be the same on all workers.
+        The compiler decides how a worker's devices share the work. `own_in` has a tree of booleans for each
+        argument, and `own_out` is that of the result, of which what is replicated must be the same on all
+        workers.
         """
 
         def worker(*args):
@@ -74,14 +52,17 @@ class WorkerMesh:
             results = function(*unstacked)
             return each(lambda mine, x: lax.expand_dims(x, [0]) if mine else x, own_out, results)
 
+        def over_workers(mine):
+            return P(self.axis_name) if mine else P()
+
         def mapped(*args):
             context = jax.sharding.get_abstract_mesh()
             return jax.shard_map(
                 worker,
-                mesh=self._auto if context == self._auto.abstract_mesh else self.mesh,
+                mesh=self.all_auto if context == self.all_auto.abstract_mesh else self.mesh,
                 axis_names=set(self.names),
-                in_specs=self._over_workers(own_in),
-                out_specs=self._over_workers(own_out),
+                in_specs=jax.tree.map(over_workers, own_in),
+                out_specs=jax.tree.map(over_workers, own_out),
                 check_vma=False,
             )(*args)
 
@@ -122,10 +103,6 @@ class WorkerMesh:
     def shardings(self, specs: PyTree) -> PyTree:
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
-    def _over_workers(self, own: PyTree) -> PyTree:
-        """Specs that name only the workers' axis."""
-        return jax.tree.map(lambda mine: P(self.axis_name) if mine else P(), own)
-
 
 def check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree) -> None:
     """Raises ValueError unless the mesh has these axes over workers, and those that the specs name."""
@@ -135,9 +112,7 @@ def check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree)
         )
     names = set(axis_names(axis_name))
     if not names or names - set(mesh.axis_names):
-        raise ValueError(
-            f'{axis_name=} must be an axis of the mesh, or a tuple of axes: it has {mesh.axis_names}.'
-        )
+        raise ValueError(f'{axis_name=} must be an axis of the mesh, or a tuple: it has {mesh.axis_names}.')
     check_specs(param_specs, axis_name)
     for spec in jax.tree.leaves(with_specs(param_specs)):
         if missing := spec_axes(spec) - set(mesh.axis_names):

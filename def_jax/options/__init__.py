@@ -9,26 +9,20 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.checks import check_flag, check_integer, check_number, check_structure, named_leaves
+from def_jax.checks import check_flag, check_integer, check_number
 from def_jax.compressors import Compressor, Selection
 from def_jax.mesh.collectives import num_workers, pmean
-from def_jax.mesh.link import Shards, float32_updates
+from def_jax.mesh.link import Shards, check_like, float32_updates
 from def_jax.options import detach_estimate, every, outer, skipping
 from def_jax.types import Arrive, AxisName, PyTree, Send
 from def_jax.wires import check_bits, exchange, layout
-
-__all__ = ['PAPER_DETACH', 'Options', 'Step', 'check_average_every', 'pend', 'send']
 
 PAPER_DETACH = 0.3  # the λ of the paper's tables, and this library's default
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options of one link.
-
-    Raises:
-        ValueError: if one is out of range, or two of them conflict.
-    """
+    """The options of one link; making them raises ValueError if one is out of range, or two conflict."""
 
     compressor: Compressor
     axis_name: AxisName
@@ -43,7 +37,9 @@ class Options:
 
     def __post_init__(self):
         check_bits(self.bits)
-        _check_detach(self.detach)
+        if not self.estimates_detach or self.detach != 'auto':
+            hint = f"λ: 0 is error feedback, {PAPER_DETACH} the paper's choice; or 'auto'"
+            check_number('detach', self.detach, 0, 1, hint)
         check_integer('every', self.every, 1, 'the number of steps per message')
         check_number('decay', self.decay, 0, 1, 'the fraction of the residual kept per step; 1 keeps all')
         outer.check_outer(self.outer)
@@ -79,33 +75,16 @@ class Options:
 
     def check(self, state: Any) -> None:
         """Raises ValueError unless a link's state has the fields of its options, in their shapes."""
-        expected = jax.eval_shape(self.init, state.residual)
-        if _shapes(state.extra) == _shapes(expected):
-            return
-        if missing := sorted(set(expected) - set(state.extra)):
-            raise ValueError(
-                f'state lacks {", ".join(missing)}: it was made with other options. Pass the state returned '
-                'by init of this optimizer.'
-            )
-        if unknown := sorted(set(state.extra) - set(expected)):
-            raise ValueError(
-                f'state holds {", ".join(unknown)}, which this optimizer does not know: it was made with '
-                'other options, or by an earlier version (int8 messages of 0.3 had `wire_squares`). Train '
-                'on from its parameters with a new state, or make the optimizer with the same options.'
-            )
         remedy = (
-            'It was made with other options, or is stacked over workers. Pass the state returned by init.'
+            'It was made with other options or by an earlier version, or is stacked over workers. Pass the '
+            'state from init of this optimizer, or train on from the parameters with a new one.'
         )
-        check_structure('state.extra', state.extra, 'the options of this optimizer need', expected, remedy)
-        for (path, x), like in zip(named_leaves(state.extra), jax.tree.leaves(expected), strict=True):
-            if jnp.shape(x) != like.shape:
-                raise ValueError(f'state.extra{path} is {jnp.shape(x)}, but must be {like.shape}. {remedy}')
+        check_like('state.extra', state.extra, jax.eval_shape(self.init, state.residual), remedy)
 
     def drawn(self, state: Any) -> jax.Array:
-        """How many blocks have been drawn, uint32 []: a step that is skipped has drawn one, too.
+        """How many blocks have been drawn, uint32 []: a skipped step draws one, too, or would do so forever.
 
-        If what is not finite lies in the block, its sum over workers for one, the block would otherwise be
-        drawn again forever.
+        What is not finite may lie in that block, as the sum over workers does.
         """
         return state.step + state.extra['skipped'] if self.skip_nonfinite else state.step
 
@@ -174,7 +153,11 @@ def _send(
     after = before._replace(step=before.step + 1, detach=detach, residual=None)
     message = skipping.marked(block, step.updates, before) if options.skip_nonfinite else block
     sizes = options.compressor.sizes(step.pending)
-    weights = _weights(options, step) if options.estimates_detach else None
+    weights = None
+    if options.estimates_detach:  # they scale a block to its tensor, once for all devices that hold it
+        parts, shares = options.compressor.parts(step.pending), step.shards.shares(step.pending)
+        scales = [part.weight * share for part, share in zip(parts, shares, strict=True)]
+        weights = jnp.array(scales, jnp.float32)
     mean, rest, energy = exchange(message, sizes, options.axis_name, options.bits, weights, arrive)
     if energy is not None:
         after = detach_estimate.learned(step.shards.sum(energy), after)
@@ -189,23 +172,6 @@ def _send(
     return mean, after._replace(residual=rest)
 
 
-def _weights(options: Options, step: Step) -> jax.Array:
-    """Factors of the parts' squares: they scale a block to its tensor, once for all devices that hold it."""
-    parts, shares = options.compressor.parts(step.pending), step.shards.shares(step.pending)
-    return jnp.array([part.weight * share for part, share in zip(parts, shares, strict=True)], jnp.float32)
-
-
 def check_average_every(average_every: Any) -> None:
     """Raises ValueError unless it is an integer in [0, 2**31)."""
     check_integer('average_every', average_every, 0, 'a number of steps, 0 for never')
-
-
-def _shapes(tree: PyTree) -> tuple[Any, list[Any]]:
-    return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
-
-
-def _check_detach(detach: Any) -> None:
-    """Raises ValueError unless it is a number in [0, 1] or 'auto'."""
-    if not isinstance(detach, str) or detach != 'auto':
-        hint = f"λ: 0 is error feedback, {PAPER_DETACH} the paper's choice; or 'auto'"
-        check_number('detach', detach, 0, 1, hint)

@@ -21,16 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ['best_detach', 'learned']
-
 _MEMORY = 0.98  # weight of the past in the running means, which average about fifty messages
 
 
 def learned(energy: jax.Array, after: Any) -> Any:
-    """The state after a message whose squared norms are `energy`, float32 [2], see `wires.Exchanged`.
+    """The state after a message whose squared norms are `energy`, with their running means in its `energy`.
 
-    Its `energy` holds running means of them, scaled from the message to all coordinates. Both start at zero;
-    the bias cancels in their ratio. Squares that overflow teach nothing.
+    Both start at zero; the bias cancels in their ratio. Squares that overflow teach nothing.
     """
     known = after.extra['energy']
     now = jnp.where(jnp.isfinite(energy).all(), _MEMORY * known + (1 - _MEMORY) * energy, known)

@@ -6,15 +6,12 @@ from jax import lax
 
 from def_jax.types import Send
 
-__all__ = ['now_and_then']
-
 
 def now_and_then(every: int, send: Send) -> Send:
     """Sends every `every` steps; in between, updates accumulate in the residual and x is constant.
 
-    The collective is in a branch of a conditional that only sending steps take. What goes in and out is the
-    block alone, which a waiting step puts back as it is: XLA copies what both branches of a conditional
-    return.
+    The collective is in a branch of a conditional. What goes in and out is the block alone, which a waiting
+    step puts back as it is: XLA copies what both branches return.
 
     Source: with `identity()` and λ = 1 this is local SGD (Stich, 2019): x + r_k is worker k's model.
     """

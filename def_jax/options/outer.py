@@ -9,10 +9,8 @@ from jax import lax
 
 from def_jax.compressors.base import Selection
 from def_jax.mesh.link import float32_zeros
-from def_jax.traffic.traced import inner_programs
+from def_jax.traffic import inner_programs
 from def_jax.types import PyTree, Send
-
-__all__ = ['applied', 'check_outer', 'init', 'with_block']
 
 _VECTOR = jax.ShapeDtypeStruct((7,), jnp.float32)  # stands for a block
 # Primitives whose results have the shape of their arguments, and whose elements influence each other.
@@ -20,7 +18,10 @@ _MIXING = {'sort', 'rev', 'fft', 'cumsum', 'cumprod', 'cummax', 'cummin', 'cumlo
 
 
 def check_outer(outer: Any) -> None:
-    """Raises ValueError unless it is None or an elementwise transformation that needs no parameters."""
+    """Raises ValueError unless it is None or an elementwise transformation that needs no parameters.
+
+    Reads a traced update and computes nothing: arrays would start JAX before a program has set its devices.
+    """
     if outer is None:
         return
     if not isinstance(outer, optax.GradientTransformation):
@@ -28,7 +29,18 @@ def check_outer(outer: Any) -> None:
             f'{outer=} must be an optax.GradientTransformation, such as optax.sgd(0.7, momentum=0.9, '
             'nesterov=True), or None for optax.sgd(1.0).'
         )
-    _check_elementwise(outer)
+    try:
+        program = jax.make_jaxpr(lambda x: outer.update(x, outer.init(jnp.zeros_like(x)))[0])(_VECTOR)
+    except ValueError as error:  # from optax, for transformations that need the parameters
+        raise ValueError(
+            f'outer cannot be applied to a single block ({error}). It must not need the parameters: '
+            'leave weight decay to the optimizer before error_feedback.'
+        ) from error
+    if _mixes(program.jaxpr):
+        raise ValueError(
+            'outer must be elementwise, since it sees one block at a time: no global-norm clipping, no '
+            'trust ratio, no orthogonalisation. optax.sgd, with momentum or without, is elementwise.'
+        )
 
 
 def init(outer: optax.GradientTransformation, params: PyTree) -> PyTree:
@@ -53,20 +65,21 @@ def with_block(outer: optax.GradientTransformation, selection: Selection, send: 
             outer, lambda _: True, shape, transform_non_params=lambda _: False
         )
 
-        def read(s):
+        def read(mapped, s):
+            if not mapped:
+                return s
             return selection.take(s) if selection.scale == 1 else selection.take(s) / selection.scale
 
-        def write(s, b):
+        def write(mapped, s, b):
+            if not mapped:
+                return b
             if selection.scale != 1:  # what `take` has left of each coordinate, `replace` keeps
                 b = b - (1 / selection.scale - 1) * selection.take(s)
             return selection.replace(s, b)
 
-        own = jax.tree.map(lambda mapped, s: read(s) if mapped else s, like_params, whole)
+        own = jax.tree.map(read, like_params, whole)
         mean, after = send(block, state._replace(extra=state.extra | {'outer': own}))
-        whole = jax.tree.map(
-            lambda mapped, s, b: write(s, b) if mapped else b,
-            *(like_params, whole, after.extra['outer']),
-        )
+        whole = jax.tree.map(write, like_params, whole, after.extra['outer'])
         return mean, after._replace(extra=after.extra | {'outer': whole})
 
     return send_with_block
@@ -78,25 +91,6 @@ def applied(outer: optax.GradientTransformation, mean: jax.Array, after: Any) ->
     # every kernel that puts one of them back, and copy those tensors for that.
     mean, own = lax.optimization_barrier(outer.update(-mean, after.extra['outer']))
     return mean, after._replace(extra=after.extra | {'outer': own})
-
-
-def _check_elementwise(outer: optax.GradientTransformation) -> None:
-    """Raises ValueError if elements influence each other or the parameters are needed.
-
-    Reads a traced update and computes nothing: arrays would start JAX before a program has set its devices.
-    """
-    try:
-        program = jax.make_jaxpr(lambda x: outer.update(x, outer.init(jnp.zeros_like(x)))[0])(_VECTOR)
-    except ValueError as error:  # from optax, for transformations that need the parameters
-        raise ValueError(
-            f'outer cannot be applied to a single block ({error}). It must not need the parameters: '
-            'leave weight decay to the optimizer before error_feedback.'
-        ) from error
-    if _mixes(program.jaxpr):
-        raise ValueError(
-            'outer must be elementwise, since it sees one block at a time: no global-norm clipping, no '
-            'trust ratio, no orthogonalisation. optax.sgd, with momentum or without, is elementwise.'
-        )
 
 
 def _mixes(program: Any) -> bool:

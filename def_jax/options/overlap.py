@@ -26,8 +26,6 @@ from def_jax.mesh.link import Shards, in_memory
 from def_jax.options import Options, Step, pend, send, skipping
 from def_jax.types import PyTree
 
-__all__ = ['overlapped']
-
 
 def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) -> tuple[PyTree, Any]:
     """The updates of x, and the state after them, as `_algorithm_1` of `error_feedback` returns them."""

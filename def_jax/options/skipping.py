@@ -1,8 +1,8 @@
 """Steps with NaN or infinity: all workers skip them together.
 
 NaN is signalled in-band, at no extra cost: a worker whose update is not finite sends a message of NaN, which
-all workers see in the mean. With `overlap`, what a step sends was known before its update. A worker then
-leaves out its own update at once, and its next message tells the others, who skip that message.
+all workers see in the mean. With `overlap`, a worker leaves out its own update at once, and its next message
+tells the others, who skip that.
 """
 
 import math
@@ -17,8 +17,6 @@ from jax import lax
 from def_jax.mesh.collectives import vary_if_tracked
 from def_jax.mesh.link import Shards
 from def_jax.types import AxisName, PyTree
-
-__all__ = ['admitted', 'all_finite', 'held', 'init', 'marked', 'undone']
 
 
 def init(axis_name: AxisName, overlap: bool) -> dict[str, PyTree]:
@@ -55,8 +53,7 @@ def admitted(
 ) -> tuple[PyTree, PyTree, Any]:
     """What becomes pending once the step's message has arrived: updates, what is carried, and the state.
 
-    After a skipped step this is the old residual and no updates. With `overlap`, a worker leaves out its own
-    update alone: the others' are in their residuals already.
+    After a skipped step this is the old residual and no updates; with `overlap`, no updates.
     """
     if 'left_out' in after.extra:
         finite = shards.all(all_finite(updates))
@@ -71,10 +68,7 @@ def admitted(
 
 
 def held(before: Any, after: Any) -> Any:
-    """The state after a step, with the inner optimizer's as it was if the step's update does not count.
-
-    Otherwise a NaN that is kept out of the parameters would stay in the momentum.
-    """
+    """The state after a step, with `inner` as it was if a NaN would otherwise stay in the momentum."""
     alone = 'left_out' in after.extra
     taken = ~after.extra['left_out'] if alone else _taken(before, after)
 
@@ -91,12 +85,11 @@ def _taken(before: Any, after: Any) -> jax.Array:
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-    """Whether every number in the tree is finite, at memory speed.
+    """Whether every number is finite, at memory speed: |x|'s bits, as an integer, are below infinity's.
 
-    x is finite if the bits of |x|, read as an integer, are below those of infinity. On CPUs, XLA fuses a
-    reduction with the computation of x only over a leading axis of at most 32, where it needs no tree of
-    partial results; 16 is faster than 8 or 32. A sum, a logical and, or a maximum over more would first write
-    all of x to memory.
+    On CPUs, XLA fuses a reduction with the computation of x only over a leading axis of at most 32, where it
+    needs no tree of partial results; 16 is faster than 8 or 32. A sum, a logical and, or a maximum over more
+    would first write all of x to memory.
     """
 
     def largest(leaf):

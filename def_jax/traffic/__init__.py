@@ -1,5 +1,117 @@
-"""What a step sends: read from its trace (`traced`) or from the compiled program (`hlo`, `crossing`)."""
+"""What a step sends: as it is traced, here; as it is compiled, in `hlo` and `crossing`."""
 
-from def_jax.traffic.traced import Message, Traffic, traffic
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-__all__ = ['Message', 'Traffic', 'traffic']
+import jax
+import optax
+
+from def_jax.mesh.collectives import axis_names
+from def_jax.traffic.hlo import Operation
+from def_jax.types import AxisName, PyTree
+
+_OPERATIONS: dict[str, Operation] = {
+    'psum': 'all-reduce',
+    'psum_invariant': 'all-reduce',
+    'all_gather': 'all-gather',
+    'all_gather_invariant': 'all-gather',
+    'all_to_all': 'all-to-all',
+    'reduce_scatter': 'reduce-scatter',
+    'ppermute': 'collective-permute',
+}
+
+
+class Message(NamedTuple):
+    """What one collective takes from a worker."""
+
+    operation: Operation
+    bytes: int
+
+    def wire_bytes(self, num_workers: int) -> float:
+        """Bytes that each of K workers sends: of a ring, where the operation has one."""
+        others = num_workers - 1
+        share = {
+            'all-reduce': 2 * others / num_workers,
+            'all-gather': others,
+            'collective-permute': 1,
+        }
+        return self.bytes * share.get(self.operation, others / num_workers)
+
+
+class Traffic(NamedTuple):
+    """The messages of one update."""
+
+    always: tuple[Message, ...]  # sent at every step
+    branches: tuple[tuple[tuple[Message, ...], ...], ...]  # for each conditional, what each branch sends
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Those of every step, and those of all branches."""
+        return self.always + tuple(m for branches in self.branches for sent in branches for m in sent)
+
+    def sizes(
+        self, every: int = 1, measure: Callable[[Message], Any] = lambda message: message.bytes
+    ) -> tuple[Any, Any, Any]:
+        """Bytes, or another measure, of what every step sends, of a message, and of a dense first message.
+
+        With `every` above 1, a message is what one step of so many sends besides. Otherwise every step sends
+        one, and some methods begin with dense ones.
+        """
+        always = sum(map(measure, self.always))
+        branches = [[sum(map(measure, sent)) for sent in branch] for branch in self.branches]
+        largest, smallest = sum(map(max, branches)), sum(map(min, branches))
+        return (always, largest, largest) if every > 1 else (0, always + smallest, always + largest)
+
+
+def traffic(
+    optimizer: optax.GradientTransformation, params: PyTree, axis_name: AxisName, num_workers: int = 2
+) -> Traffic:
+    """The messages of one update, traced for K workers along the first axis; nothing is computed.
+
+    Only the length of integer messages depends on K. Messages of nested conditionals count as sent in the
+    outer one's branch.
+
+    >>> import jax.numpy as jnp, def_jax
+    >>> traffic(def_jax.baselines.top_k(8, 'workers'), jnp.zeros(64), 'workers').always
+    (Message(operation='all-gather', bytes=32),)
+    """
+
+    def update(params):
+        return optimizer.update(params, optimizer.init(params), params)
+
+    names = axis_names(axis_name)
+    axes = [(name, 1 if place else num_workers) for place, name in enumerate(names)]
+    return traffic_of(jax.make_jaxpr(update, axis_env=axes)(params).jaxpr, axis_name)
+
+
+def traffic_of(program: Any, axis_name: AxisName) -> Traffic:
+    """The messages over an axis, or a tuple of axes, of a program that has been traced."""
+    axes = set(axis_names(axis_name))
+    always: list[Message] = []
+    branches: list[tuple[tuple[Message, ...], ...]] = []
+    for equation in program.eqns:
+        inner = [traffic_of(part, axis_name) for part in inner_programs(equation)]
+        if (name := equation.primitive.name) == 'cond':
+            sent = tuple(part.messages for part in inner)
+            branches += [sent] if any(sent) else []
+        elif name not in _OPERATIONS:
+            always += [message for part in inner for message in part.always]
+            branches += [branch for part in inner for branch in part.branches]
+        elif (
+            axes & set(axis_names(equation.params.get('axes') or equation.params['axis_name']))
+            and equation.params.get('axis_size') != 1  # of a gather along one of several names
+        ):
+            size = sum(x.aval.size * x.aval.dtype.itemsize for x in equation.invars)
+            always.append(Message(_OPERATIONS[name], size))
+    return Traffic(tuple(always), tuple(branches))
+
+
+def inner_programs(equation: Any) -> list[Any]:
+    """The programs that an equation of a traced program runs: of a call, a branch or a loop."""
+    found = []
+    for value in equation.params.values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            part = getattr(part, 'jaxpr', part)
+            if hasattr(part, 'eqns'):
+                found.append(part)
+    return found

@@ -11,13 +11,11 @@ import optax
 from jax.tree_util import keystr
 
 from def_jax.mesh.collectives import axis_names
-from def_jax.mesh.link import is_link, link_states
+from def_jax.mesh.ownership import is_link, link_states
 from def_jax.mesh.specs import spec_axes
+from def_jax.traffic import Message, traffic
 from def_jax.traffic.hlo import Collective, collectives
-from def_jax.traffic.traced import Message, traffic
 from def_jax.types import AxisName, PyTree
-
-__all__ = ['check', 'check_crossing']
 
 _MOVES = 'collective-permute', 'all-to-all'
 
@@ -34,14 +32,14 @@ def check(
 
     A gradient that is averaged before error feedback is sent whole, and then its block, without an error: by
     a `pmean` that is left over, by an `axis_name=` or `pmap_axis_name=` of somebody's helper, by Flax's
-    `DynamicScale`. This finds it, under `jax.pmap`, `jax.shard_map` or `jax.jit`, where each device is a
-    worker. For workers of several devices, see the method `check` of `def_jax.spmd`.
+    `DynamicScale`. This finds it where each device is a worker. For workers of several devices, see the
+    method `check` of `def_jax.spmd`.
 
     Args:
-        compiled: `step.lower(...).compile()`.
+        compiled: `step.lower(...).compile()`, by `jax.pmap` or `jax.jit`.
         optimizer: whose `update` the step calls.
         params: of the optimizer, arrays or `jax.ShapeDtypeStruct`: one copy, as `optimizer.init` takes it.
-        axis_name: the axis over workers, as given to `error_feedback`.
+        axis_name: see `error_feedback`.
         besides: bytes that the step may pass in addition, for means of losses and metrics.
 
     Returns:
@@ -82,10 +80,9 @@ def check_crossing(
     compiled = _of_jax(compiled)
     passed = [c.passed(len(workers)) for c in collectives(compiled.as_text() or '')]
     found = [c for c in passed if c.crosses(workers)]
-    wanted: Counter[str] = Counter()
+    wanted, kinds = Counter[str](), Counter[str]()
     for message in messages:
         wanted[message.operation] += message.bytes
-    kinds: Counter[str] = Counter()
     for c in found:
         kinds[c.operation] += c.times * (c.bytes - c.padding)
     if (total := kinds.total()) <= wanted.total() + besides:
@@ -101,7 +98,7 @@ def check_crossing(
         + '; '.join(
             f'{c.operation} of {c.bytes:,} bytes'
             + (f', {c.times} times' if c.times > 1 else '')
-            + (f' ({_cut(c.name)})' if c.name else '')
+            + (f' ({c.name[:120]})' if c.name else '')  # XLA joins the names of all that it combines
             for c in largest
         )
         + '. '
@@ -126,15 +123,6 @@ def _of_jax(compiled: Any) -> jax.stages.Compiled:
     if not isinstance(inner, jax.stages.Compiled):
         raise TypeError(f'got a {type(compiled).__name__}: pass a compiled step, step.lower(...).compile().')
     return inner
-
-
-def _cut(name: str, most: int = 120) -> str:
-    """A name's beginning: XLA joins the names of all that it combines into one collective, without spaces.
-
-    >>> _cut('jit(step)/psum:reduce_sum:reduce_sum', 14)
-    'jit(step)/psum…'
-    """
-    return name if len(name) <= most else f'{name[:most]}…'
 
 
 def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int) -> str:
@@ -164,8 +152,9 @@ def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int
 
 
 def _inputs(compiled: jax.stages.Compiled) -> PyTree:
+    """Shapes and shardings of a step's arguments; None for those that it does not use."""
     return jax.tree.map(
-        lambda x, to: to and jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),  # None if it is not used
+        lambda x, to: to and jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
         compiled.args_info,
         compiled.input_shardings,
     )

@@ -75,10 +75,9 @@ def collectives(hlo: str) -> list[Collective]:
         hlo: optimised HLO, as returned by `jax.jit(f).lower(...).compile().as_text()`.
 
     Returns:
-        The collectives. One in a branch that is not always taken counts once, as does an asynchronous one,
-        the result of whose start may hold its operands, too. On TPUs, several fusions may hide one. One
-        between slices of TPUs is a pair of send and recv, of an array padded to whole tiles; the devices of a
-        slice are taken to be neighbours in the mesh.
+        The collectives. One in a branch that is not always taken counts once, as does an asynchronous one. On
+        TPUs, several fusions may hide one; one between slices is a pair of send and recv, of an array padded
+        to whole tiles, and the devices of a slice are taken to be neighbours in the mesh.
 
     Raises:
         ValueError: if a result has a type of unknown size, or groups or slices are in an unknown form.
@@ -151,13 +150,7 @@ def _between_slices(result: str, attributes: str) -> Collective:
 
 
 def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
-    """The groups of devices of a collective; empty for one group of all.
-
-    Args:
-        attributes: what follows the operands in an instruction of HLO.
-
-    Raises:
-        ValueError: if the groups are written in none of the forms below.
+    """The groups of devices, from what follows a collective's operands in HLO; empty for one group of all.
 
     A list, a reshaped and transposed range, axes of a mesh or factors of axes, or pairs of source and target:
 

@@ -52,13 +52,9 @@ def exchange(
     The mean of `mean + rest` over workers is the mean of the messages, so Eq. 8 holds at any number of bits.
     A worker's rounding error stays in the rest; of bfloat16, only the rounding of the sum is lost.
 
-    Args:
-        message: float32 [M], this worker's, its parts at the places of `layout`.
-        sizes: of the parts, in elements.
-        axis_name: the axis over workers.
-        bits: in which a number travels.
-        weights: float32 [parts], factors of the parts' squares in `energy`; None if it is not wanted.
-        arrive: maps what this worker has sent and the mean, as soon as this is known, to the mean.
+    A message is float32 [M], of parts of these sizes at the places of `layout`. `weights`, float32 [parts],
+    are factors of the parts' squares in `energy`, None if that is not wanted. `arrive` maps what this worker
+    has sent and the mean, as soon as this is known, to the mean.
     """
     if bits < 16:
         return Exchanged(*few_bits.exchange(message, sizes, axis_name, bits, weights, arrive))

@@ -34,8 +34,6 @@ from def_jax.mesh.collectives import all_gather, all_to_all, axis_index, num_wor
 from def_jax.mesh.link import in_memory
 from def_jax.types import Arrive, AxisName
 
-__all__ = ['Plan', 'exchange', 'loading', 'plan']
-
 _WASTE = 0.01  # the share of a message that may be zeros between its parts, unless it is small
 _TILES = 4, 512  # elements of a tile, at least and at most
 _UNIT = jnp.bfloat16  # the range of float32 in two bytes
@@ -168,17 +166,10 @@ def exchange(
 def _mean_of_chunk(
     p: Plan, rows: jax.Array, k: jax.Array, bits: int, weights: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """The mean of chunk k, rounded, as it travels, and K times what rounding has taken from it.
+    """The mean of chunk k of all workers' rows, uint8 [K, bytes], and K times what rounding has taken.
 
-    Args:
-        p: the plan.
-        rows: uint8 [K, bytes], the chunk's numbers of every worker.
-        k: this worker.
-        bits: of a number.
-        weights: as in `exchange`; if they are given, the chunk's share of the energy ends the row.
-
-    Returns:
-        uint8 [bytes] and float32 [T, G].
+    It is rounded, as it travels, uint8 [bytes]; the rest is float32 [T, G]. If there are weights, the chunk's
+    share of the energy ends the row.
     """
     workers = len(rows)
     pieces, piece, filled = (
@@ -208,10 +199,10 @@ def _mean_of_chunk(
 def _energy(
     mean: jax.Array, units: jax.Array, weights: jax.Array, piece: jax.Array, size: jax.Array, bits: int
 ) -> jax.Array:
-    """A chunk's share of `Exchanged.energy`: float32 [2].
+    """A chunk's share of `Exchanged.energy`, float32 [2]; the workers' units tell their messages' squares.
 
-    The workers' units tell their messages' squares. Rounding leaves 1 - D of the squares of Gaussian numbers,
-    D being `loss(bits)`, in every worker's message and so in their mean, if they are all noise or all alike.
+    Rounding leaves 1 - D of the squares of Gaussian numbers, D being `loss(bits)`, in every worker's message
+    and so in their mean, if they are all noise or all alike.
     """
     rms = units.astype(jnp.float32) * np.float32(_levels(bits) / loading(bits))
     messages = jnp.sum(weights * size.astype(jnp.float32) * jnp.mean(jnp.square(rms), axis=0))
@@ -258,14 +249,10 @@ def _unit(rms: jax.Array, bits: int) -> jax.Array:
 
 
 def _rms(x: jax.Array, group: jax.Array, count: jax.Array) -> jax.Array:
-    """The root mean squares of groups of tiles, float32 [S]; NaN for one that holds NaN or infinity.
+    """The root mean squares of groups of tiles [N, G], float32 [S]; NaN for one that holds NaN or infinity.
 
-    They are taken relative to the largest element of the group, whose square may overflow.
-
-    Args:
-        x: float32 [N, G], tiles.
-        group: int [N], of each tile.
-        count: [S], elements of each group, as many as it has or fewer if the others are zeros.
+    They are taken relative to the largest element of the group, whose square may overflow. `group`, int [N],
+    is each tile's; `count`, [S], says how many elements a group has, zeros aside.
     """
     ours = group[:, None] == jnp.arange(count.size, dtype=group.dtype)[None]  # [N, S]
 

@@ -74,17 +74,17 @@ def test_what_a_step_is_given_must_belong_together():
     with pytest.raises(ValueError, match=r"batch\['x'\] has shape \(\)"):
         jax.eval_shape(step, PARAMS, shapes, {'x': jnp.float32(1)})
     other = def_jax.error_feedback(def_jax.random_block(2), 'workers', inner=optax.sgd(0.1))
-    with pytest.raises(ValueError, match=r'opt_state has the structure .* state of another optimizer'):
+    with pytest.raises(ValueError, match=r'opt_state has the structure .* of another optimizer'):
         jax.eval_shape(step, PARAMS, jax.eval_shape(two_by_four(optimizer=other).init, PARAMS), batch)
     four = def_jax.spmd(OPTIMIZER, mesh_of(4, 2))
     with pytest.raises(
         ValueError,
-        match=r'has 4 workers, but the mesh has 2: it was made on another mesh. Pass it through `regroup`',
+        match=r'has shape \(4, .*, but must be \(2, .*Of another mesh, pass it through `regroup`',
     ):
         jax.eval_shape(step, PARAMS, jax.eval_shape(four.init, PARAMS), batch)
-    with pytest.raises(ValueError, match='belongs to other parameters, or is not stacked over workers'):
+    with pytest.raises(ValueError, match='of other parameters, or is not stacked over workers'):
         jax.eval_shape(step, PARAMS, OPTIMIZER.init(PARAMS), batch)
-    with pytest.raises(ValueError, match=r"grads\['b'\] has shape \(6,\), but must be \(2, 6\): stacked"):
+    with pytest.raises(ValueError, match=r"grads\['b'\] has shape \(6,\), but must be \(2, 6\)\. Pass"):
         jax.eval_shape(dist.update, PARAMS, shapes, PARAMS)
     with pytest.raises(ValueError, match='grads has the structure'):
         jax.eval_shape(dist.update, {'w': PARAMS['w']}, shapes, PARAMS)

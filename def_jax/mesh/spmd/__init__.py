@@ -1,5 +1,377 @@
-"""`def_jax.spmd`: workers of several devices, sharded inside by the compiler, error feedback across."""
+"""`def_jax.spmd`: workers of several devices, sharded inside by the compiler, error feedback across.
 
-from def_jax.mesh.spmd.functions import Spmd, spmd
+A worker is a slice of the mesh. Its parameters are sharded over its devices in any way (FSDP, tensor
+parallel), and the compiler inserts what that takes. Across workers, nothing runs but the links of the
+optimizer. Each device holds the residual of its own shards, cuts its block from them, and exchanges it with
+the devices at the same place in the other workers: one all-reduce a step, as long as a device's block.
+"""
 
-__all__ = ['Spmd', 'spmd']
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from def_jax.checks import check_extra_arguments, check_integer, check_leading_axis
+from def_jax.error_feedback import output_params
+from def_jax.mesh.collectives import check_axis_name
+from def_jax.mesh.link import Shards, check_floating, check_like, in_memory, sharded
+from def_jax.mesh.ownership import abstract_state, link_states, own_leaves, state_specs
+from def_jax.mesh.regrouping import num_stacked, regroup
+from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
+from def_jax.mesh.spmd import at_points, drift
+from def_jax.mesh.spmd.accumulation import accumulated
+from def_jax.mesh.spmd.eager import compiled_method, compiled_once
+from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
+from def_jax.traffic import traffic_of
+from def_jax.traffic.crossing import check_crossing
+from def_jax.traffic.hlo import Collective
+from def_jax.types import PyTree
+
+_STATE = (
+    'It is of another optimizer or of other parameters, or is not stacked over workers: pass what init '
+    'returns, or restore into that structure. Of another mesh, pass it through `regroup` first.'
+)
+_GRADS = 'Pass what value_and_grad of def_jax.spmd (or of def_jax.nnx.Optimizer) returns.'
+
+
+def spmd(
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    param_specs: PyTree = P(),  # noqa: B008
+    axis_name: str | tuple[str, ...] = 'workers',
+    *,
+    accumulate: int = 1,
+) -> 'Spmd':
+    """An optimizer that communicates, on a mesh whose workers are one device each or several.
+
+    The functions of the result take and return global arrays, for use inside one `jax.jit`:
+
+        losses, grads = dist.value_and_grad(loss_fn)(params, opt_state, batch)
+        updates, opt_state = dist.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+
+    Args:
+        optimizer: one that communicates, such as `error_feedback` with the same `axis_name`. Its `inner` and
+            everything around it see whole tensors, so any optax optimizer works.
+        mesh: axes over workers, and any number of axes over the devices within a worker, all Auto or all
+            Explicit.
+        param_specs: how a worker's devices share the parameters: a PartitionSpec, NamedSharding or None for
+            all, or a pytree of them like the parameters or a prefix of these. They name only axes within a
+            worker.
+        axis_name: the mesh axis over workers, or a tuple of axes.
+        accumulate: calls of `update` per step of the optimizer, in place of `optax.MultiSteps`. It takes the
+            mean of their gradients and sends its message at the last; updates are zero at the others.
+
+    Raises:
+        ValueError: if the mesh lacks an axis or mixes types of axes, or a spec names the workers' axis.
+
+    >>> import jax, jax.numpy as jnp, optax, def_jax
+    >>> mesh = jax.make_mesh((1, 1), ('workers', 'shard'))  # two nodes of eight devices: (2, 8)
+    >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers', inner=optax.adamw(0.1))
+    >>> dist = def_jax.spmd(optimizer, mesh, jax.P('shard'))
+    >>> params = {'w': jnp.ones(4)}
+    >>> opt_state = dist.init(params)
+    >>> loss_fn = lambda params, batch: jnp.mean((batch @ params['w']) ** 2)
+    >>> losses, grads = dist.value_and_grad(loss_fn)(params, opt_state, jnp.ones((8, 4)))
+    >>> losses.shape, grads['w'].shape  # stacked over workers
+    ((1,), (1, 4))
+    >>> updates, opt_state = dist.update(grads, opt_state, params)
+    >>> int((updates['w'] != 0).sum())
+    2
+    """
+    check_axis_name(axis_name)
+    check_integer('accumulate', accumulate, 1, 'calls of update per step')
+    check_mesh(mesh, axis_name, param_specs)
+    return Spmd(optimizer, mesh, param_specs, axis_name, accumulate)
+
+
+class Spmd(optax.GradientTransformationExtraArgs):
+    """What `spmd` returns: an optimizer's functions on global arrays.
+
+    State and gradients are *stacked over workers*: per-worker values have a leading axis of size K, the
+    number of workers, which is sharded over the workers' mesh axis. Parameters are not: they are replicated.
+
+    It is an optax transformation itself, for what takes one: `TrainState.create(tx=...)`.
+    """
+
+    def __new__(cls, *args):  # a tuple of methods, which hide its fields: it passes isinstance checks
+        return super().__new__(cls, cls.init, cls.update)
+
+    def __init__(self, optimizer, mesh: Mesh, param_specs: PyTree, axis_name: Any, accumulate: int):
+        optimizer = optax.with_extra_args_support(optimizer)
+        self.optimizer = accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
+        self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
+        self._workers = WorkerMesh(mesh, axis_name)
+        self._params: PyTree = None  # abstract: those of the last update that was traced, for `check`
+
+    # As a tuple, it would equal all others, and its copy would be another.
+    __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__
+
+    def __deepcopy__(self, memo=None):
+        return self
+
+    __copy__ = __deepcopy__
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError('def_jax.spmd cannot be pickled: it holds a mesh. Make it again from its arguments.')
+
+    def __iter__(self):
+        raise ValueError(
+            'def_jax.spmd takes gradients stacked over workers; beside it in optax.chain, a transformation '
+            'sees those of all workers at once, and a global norm is too large. Put it into the chain: '
+            'def_jax.spmd(optax.chain(optax.clip_by_global_norm(1.0), ..., link), mesh).'
+        )
+
+    @property
+    def num_workers(self) -> int:
+        """K."""
+        return self._workers.num_workers
+
+    @property
+    def shardings(self) -> PyTree:
+        """The parameters' shardings, like `param_specs`: for `jax.device_put` and `jax.jit`."""
+        return self._workers.shardings(with_specs(self.param_specs))
+
+    def init(self, params: PyTree) -> PyTree:
+        """The first state, stacked over workers and sharded as `state_specs` says.
+
+        Args:
+            params: a pytree of arrays; their sharding need not be that of `param_specs` yet.
+
+        Raises:
+            ValueError: if a parameter has no spec, or a dimension does not divide.
+        """
+        return self._init(self._workers.place(params, self._specs(params)))
+
+    @compiled_method
+    def _init(self, params):
+        init = self._workers.map(self.optimizer.init, (False,), own_leaves(self.optimizer, params))
+        return self._workers.auto(init, self.state_specs(params))(params)
+
+    def value_and_grad(self, loss_fn: Callable, has_aux: bool = False) -> Callable:
+        """A function that gives every worker's loss and gradient, taken at its own detached point.
+
+        Args:
+            loss_fn: `loss_fn(params, batch)`, a worker's loss on its own part of the batch, as for `jax.grad`
+                of one worker: it may use sharded parameters in any way and knows nothing of other workers.
+            has_aux: whether `loss_fn` returns a pair, the loss and auxiliary values.
+
+        Returns:
+            A function of params, opt_state and batch, as of `at_points`. It returns the losses [K], or a pair
+            with stacked auxiliary values, and the gradients, like params with a leading axis of size K.
+        """
+        return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux))
+
+    def at_points(
+        self, grad_fn: Callable, split: tuple[int, ...] = (1,), keys: tuple[int, ...] = ()
+    ) -> Callable:
+        """Any gradient function of yours, run on every worker at its own detached point.
+
+        Args:
+            grad_fn: takes the parameters first, e.g. `jax.value_and_grad(loss_fn, has_aux=True)`, and then
+                whatever arguments it likes.
+            split: positions of the arguments whose arrays are divided among the workers, by their leading
+                axis.
+            keys: positions of PRNG keys, or trees of them, which are folded with the worker's number.
+
+        Returns:
+            A function of `params, opt_state, *args, **kwargs`, the arguments of `grad_fn` after the first.
+            What is in neither `split` nor `keys` is the same for all workers: of a key there, all draw the
+            same random numbers. Results are stacked over workers. Outside of `jax.jit`, it compiles at its
+            first call, so keep it; arguments that are neither arrays nor floats are part of the program.
+
+        Source: Algorithm 1, lines 4 to 6.
+
+        >>> import jax, jax.numpy as jnp, def_jax
+        >>> dist = def_jax.spmd(def_jax.def_sgd(0.1, 16, 'workers'), jax.make_mesh((1,), ('workers',)))
+        >>> params = jnp.ones(4)
+        >>> grad_fn = jax.grad(lambda w, rows, power: jnp.mean((rows @ w) ** power))
+        >>> dist.at_points(grad_fn)(params, dist.init(params), jnp.ones((8, 4)), power=2).shape
+        (1, 4)
+        """
+        at_points.check_arguments(split, keys)
+        return self._on_mesh(functools.partial(self._at_points, grad_fn, split, keys))
+
+    def _on_mesh(self, function):
+        compiled = compiled_once(function)
+
+        def call(params, opt_state, *args, **kwargs):
+            return compiled(*self._placed(params, opt_state), *args, **kwargs)  # so that it runs on the mesh
+
+        return call
+
+    def _at_points(self, grad_fn, split, keys, params, opt_state, *args, **kwargs):
+        own, specs = own_leaves(self.optimizer, params), self._stacked_specs(params)
+        axes = jax.tree.map(lambda mine: 0 if mine else None, own)
+        points = jax.vmap(at_points.point, in_axes=(None, axes), axis_size=self.num_workers)
+        points = self._workers.auto(points, specs)(params, opt_state)
+        results = at_points.run(self._workers, grad_fn, points, args, kwargs, split, keys)
+        return at_points.placed_gradients(self._workers, results, points, specs)
+
+    def map(self, function: Callable) -> Callable:
+        """A function that runs `function(params, state, batch)` on every worker, with results stacked.
+
+        `params` are the replicated parameters, `state` is the worker's optimizer state, and collectives over
+        `axis_name` may be used, so that functions for mapped code run here: `def_jax.diagnostics`,
+        `def_jax.assert_replicated`. All axes of the mesh are Auto inside.
+
+        Returns:
+            A function of params, opt_state and batch, which is divided among the workers or left out.
+        """
+        return self._on_mesh(functools.partial(self._map, function))
+
+    def _map(self, function, params, opt_state, *batch):
+        divided = at_points.divide(self._workers, batch, 'batch')
+        own = False, own_leaves(self.optimizer, params), *(True for _ in batch)
+        mapped = self._workers.map(function, own, True)
+        if self._workers.explicit:
+            mapped = self._workers.auto(mapped, P(self.axis_name))
+        return mapped(params, opt_state, *divided)
+
+    def update(
+        self, grads: PyTree, opt_state: PyTree, params: PyTree, **extra_args: Any
+    ) -> tuple[PyTree, PyTree]:
+        """One step of the optimizer, with the message that its link sends.
+
+        Args:
+            grads: stacked over workers, as `value_and_grad` and `at_points` return them.
+            opt_state: from `init` or the step before.
+            params: the replicated parameters x.
+            extra_args: of the optimizer, the same for all workers, e.g. `value=tx.mean(losses)`.
+
+        Raises:
+            ValueError: if arguments do not belong together, or an extra one is stacked.
+        """
+        params, opt_state = self._placed(params, opt_state)
+        check_like('grads', grads, self._stacked(params), _GRADS)
+        check_extra_arguments(extra_args, params, self.num_workers)
+        grads = self._workers.place(grads, self._stacked_specs(params))
+        return self._update(grads, opt_state, params, extra_args)
+
+    @compiled_method
+    def _update(self, grads, opt_state, params, extra_args):
+        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        specs, own = self._specs(params), own_leaves(self.optimizer, params)
+        arrays = {name: x for name, x in extra_args.items() if not callable(x)}
+        others = {name: x for name, x in extra_args.items() if callable(x)}
+
+        def update(grads, opt_state, params, arrays):
+            return self.optimizer.update(grads, opt_state, params, **arrays, **others)
+
+        def worker(*arguments):
+            arguments = in_memory(arguments[0]), *arguments[1:]
+            with sharded(Shards(self.axis_name, self._workers.inside, specs)):
+                updates, opt_state = drift.agreed(update, own_in, own_out, self._workers.apart, arguments)
+            return updates, in_memory(opt_state)
+
+        own_in, own_out = (True, own, False, False), (False, own)
+        mapped = self._workers.map(worker, own_in, own_out)
+        placed = specs, self.state_specs(params)
+        return self._workers.auto(mapped, placed)(grads, opt_state, params, arrays)
+
+    def output_params(self, params: PyTree, opt_state: PyTree) -> PyTree:
+        """DEF's output y, sharded like the parameters, see `def_jax.output_params`."""
+        return self._output_params(*self._placed(params, opt_state))
+
+    @compiled_method
+    def _output_params(self, params, opt_state):
+        output = functools.partial(output_params, axis_name=self.axis_name)
+        mapped = self._workers.map(output, (False, own_leaves(self.optimizer, params)), False)
+        return self._workers.auto(mapped, self._specs(params))(params, opt_state)
+
+    def mean(self, tree: PyTree) -> PyTree:
+        """The mean over workers of floating-point values that `at_points` or `map` returned."""
+        check_floating(tree, 'tree', 'Make a float32 of a count first; leave out seeds and keys.')
+        check_leading_axis(tree, self.num_workers)
+        return jax.tree.map(lambda x: x.mean(0), tree)
+
+    def state_specs(self, params: PyTree) -> PyTree:
+        """PartitionSpecs of the state, for checkpoints and for `jax.shard_map`, see `def_jax.state_specs`."""
+        return state_specs(self.optimizer, params, self._specs(params), self.axis_name)
+
+    def state_shardings(self, params: PyTree) -> PyTree:
+        """The state's shardings, for out_shardings of `jax.jit` and for `jax.device_put`."""
+        return self._workers.shardings(self.state_specs(params))
+
+    def check(self, compiled: Any, params: PyTree = None, besides: int = 256) -> list[Collective]:
+        """`def_jax.check` of a compiled step that calls `update`, for workers of any number of devices.
+
+        Args:
+            compiled: `step.lower(...).compile()`, by `jax.jit`, `nnx.jit` or `eqx.filter_jit`.
+            params: arrays or `jax.ShapeDtypeStruct`, if `update` was traced for others since.
+            besides: bytes that the step may pass in addition, for means of losses and metrics.
+        """
+        params = self._params if params is None else params
+        if params is None:
+            raise ValueError('no update of this def_jax.spmd was traced yet: pass params.')
+        grads = self._workers.abstract(self._stacked(params), self._stacked_specs(params))
+        state, params = self.abstract_state(params), self._workers.abstract(params, self._specs(params))
+        program = jax.make_jaxpr(functools.partial(self._update, extra_args={}))(grads, state, params)
+        sent = traffic_of(program.jaxpr, self.axis_name).messages
+        of_devices = self._workers.worker_of_devices()
+        return check_crossing(compiled, of_devices, sent, besides, self._workers.names)
+
+    def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
+        """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.
+
+        Args:
+            params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
+            num_workers: of the run that wrote the checkpoint, if it differs; see `regroup`.
+        """
+        size = self.num_workers if num_workers is None else num_workers
+        stacked_over = self.axis_name if size == self.num_workers else None
+
+        def leaf(x, mine, spec):
+            if mine:
+                x, spec = jax.ShapeDtypeStruct((size, *x.shape), x.dtype), P(stacked_over, *spec[1:])
+            return self._workers.abstract(x, spec)
+
+        own = own_leaves(self.optimizer, params)
+        return jax.tree.map(leaf, abstract_state(self.optimizer, params), own, self.state_specs(params))
+
+    def regroup(self, params: PyTree, opt_state: PyTree) -> PyTree:
+        """The state of a run with another number of workers, wherever it lies, for this one's.
+
+        Every worker gets the mean of what the old ones had, see `def_jax.unstack_state`.
+        """
+        if link_states(params):
+            raise ValueError('regroup takes params first and opt_state second, as output_params does.')
+        size = num_stacked(opt_state, own_leaves(self.optimizer, params), self.num_workers)
+        opt_state = self._checked(params, opt_state, size)
+        return opt_state if size == self.num_workers else self._regroup(opt_state, params, size)
+
+    @compiled_method
+    def _regroup(self, opt_state, params, size):
+        own = own_leaves(self.optimizer, params)
+        means = functools.partial(regroup, own=own, before=(size,), after=(self.num_workers,))
+        return self._workers.auto(means, self.state_specs(params))(opt_state)
+
+    def _specs(self, params: PyTree) -> PyTree:
+        if isinstance(params, optax.LookaheadParams):
+            raise ValueError(
+                'optax.lookahead goes around def_jax.spmd, not into it: optax.lookahead(def_jax.spmd(...), '
+                '...). Take gradients at params.fast with opt_state.fast_state.'
+            )
+        specs = tree_of_specs(self.param_specs, params, self.axis_name)
+        check_divisible(params, specs, self.mesh.shape)
+        return specs
+
+    def _stacked_specs(self, params: PyTree) -> PyTree:
+        return jax.tree.map(lambda spec: P(self.axis_name, *spec), self._specs(params))
+
+    def _stacked(self, params: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_workers, *x.shape), x.dtype), params)
+
+    def _placed(self, params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
+        """Parameters and checked state where their specs say: moved if known to lie elsewhere."""
+        opt_state = self._checked(params, opt_state)
+        return self._workers.place(params, self._specs(params)), opt_state
+
+    def _checked(self, params: PyTree, opt_state: PyTree, num_workers: int | None = None) -> PyTree:
+        like = self.abstract_state(params, num_workers)
+        check_like('opt_state', opt_state, like, _STATE)
+        return self._workers.place(opt_state, jax.tree.map(lambda x: x.sharding.spec, like))

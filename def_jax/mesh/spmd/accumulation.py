@@ -9,8 +9,6 @@ from jax import lax
 
 from def_jax.types import PyTree
 
-__all__ = ['AccumulationState', 'accumulated']
-
 
 class AccumulationState(NamedTuple):
     """State of `accumulated`."""

@@ -1,12 +1,11 @@
 """A function of one worker, such as a gradient, run on all of them at once.
 
 It is mapped by `jax.vmap`, which leaves every mesh axis but the workers' to it: its sharding constraints, its
-own `jax.shard_map`, its Explicit axes. `vmap` turns convolutions into grouped ones, which are slow, so a
-function that has convolutions is mapped by `jax.shard_map` instead, in which constraints name axes within a
-worker alone and an inner `jax.shard_map` takes no mesh.
+own `jax.shard_map`, its Explicit axes. `vmap` turns convolutions into grouped ones, which are slow, so with
+these it is `jax.shard_map`, in which constraints name axes within a worker alone and an inner one takes no
+mesh.
 """
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +17,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.error_feedback import ErrorFeedbackState, detached_params
-from def_jax.mesh.link import link_states
+from def_jax.mesh.ownership import link_states
 from def_jax.mesh.specs import spec_axes
 from def_jax.mesh.worker_mesh import WorkerMesh
-from def_jax.traffic.traced import inner_programs
+from def_jax.traffic import inner_programs
 from def_jax.types import PyTree
-
-__all__ = ['check_arguments', 'detaches', 'divide', 'placed_gradients', 'point', 'run']
 
 
 def check_arguments(split: tuple[int, ...], keys: tuple[int, ...]) -> None:
@@ -58,11 +55,7 @@ def run(
     split: tuple[int, ...],
     keys: tuple[int, ...],
 ) -> PyTree:
-    """`function(point, *args, **kwargs)` of every worker, with stacked points and results.
-
-    Of `args`, counted from 1, those of `split` are divided among the workers, those of `keys` folded with the
-    worker's number.
-    """
+    """`function(point, *args, **kwargs)` of every worker, with stacked points and results, see `Spmd`."""
     given = dict(enumerate(args, start=1))
     if missing := sorted(set(split + keys) - set(given)):
         raise ValueError(
@@ -107,8 +100,10 @@ def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: 
     axis, size = workers.axis_name, workers.num_workers
     mapped = jax.vmap(worker, in_axes=(0, None), spmd_axis_name=axis, axis_size=size)
     by_shard_map = workers.map(worker, (True, False), True)
+    context = jax.sharding.get_abstract_mesh()
     try:
-        with _mesh_context(workers):
+        # For PartitionSpecs in the function, as within a `jax.shard_map`, where the user has set no mesh.
+        with jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh if context.empty else context):
             program, shapes = jax.make_jaxpr(mapped, return_shape=True)(stacked, shared)
     except Exception as error:
         # On Explicit axes, vmap can't map a convolution at all.
@@ -125,30 +120,19 @@ def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: 
     return jax.tree.unflatten(jax.tree.structure(shapes), flat)
 
 
-def _mesh_context(workers: WorkerMesh) -> contextlib.AbstractContextManager:
-    """A mesh for PartitionSpecs in the function, as within a `jax.shard_map`, where the user has set none."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh)
-    return contextlib.nullcontext()
-
-
 def _calls_convolutions(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> bool:
     """Whether one worker's function has convolutions, as far as it can be traced without Explicit axes."""
     own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared)
     try:
-        with jax.sharding.use_abstract_mesh(workers.abstract_auto):
+        with jax.sharding.use_abstract_mesh(workers.all_auto.abstract_mesh):
             return _has_convolutions(jax.make_jaxpr(worker)(own, shapes).jaxpr)
     except Exception:  # the error of the first attempt is the one to show
         return False
 
 
 def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
-    """A batch whose leading axis is divided among the workers: [n, ...] becomes [K, n / K, ...].
-
-    Raises:
-        ValueError: if an array has no leading axis, or one that K does not divide.
-    """
+    """A batch whose leading axis is divided among the workers: [n, ...] becomes [K, n / K, ...]."""
     size = workers.num_workers
 
     def part(path, x):
@@ -156,8 +140,8 @@ def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
         if not shape or shape[0] % size:
             raise ValueError(
                 f'{name}{jax.tree_util.keystr(path)} has shape {shape}, but its leading axis is divided '
-                f'among {size} workers, so that many must divide it: drop or pad a smaller last batch. Leave '
-                'what all workers need out of split, or let loss_fn close over it.'
+                f'among {size} workers: drop or pad a smaller last batch. Leave what all workers need out of '
+                'split, or let loss_fn close over it.'
             )
         parts = (size, shape[0] // size, *shape[1:])
         if not workers.explicit:

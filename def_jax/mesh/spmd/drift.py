@@ -12,33 +12,31 @@ from jax.extend.core import jaxpr_as_fun
 
 from def_jax.checks import named_leaves
 from def_jax.mesh.collectives import axis_names
-from def_jax.traffic.traced import inner_programs
+from def_jax.traffic import inner_programs
 from def_jax.types import PyTree
-
-__all__ = ['agreed', 'axes_of_results']
 
 Axes = frozenset[str]
 _UNITES = ('psum', 'psum_invariant', 'pmax', 'pmin', 'all_gather', 'all_gather_invariant')
 _DIVIDES = ('all_to_all', 'reduce_scatter', 'ppermute', 'axis_index')
 
 
-def agreed(function: Any, own: tuple[PyTree, PyTree], names: Sequence[str], arguments: tuple) -> Any:
-    """`function(*arguments)` of one worker, updates and state, if what must agree between workers does.
+def agreed(function: Any, own_in: PyTree, own_out: PyTree, names: Sequence[str], arguments: tuple) -> Any:
+    """`function(*arguments)` of one worker, updates and state, or a ValueError if workers would differ.
 
-    `own` are booleans like the arguments, and like the results: what is per-worker. Raises ValueError with
-    the first result that would differ.
+    `own_in` and `own_out`, booleans, are prefixes of the arguments and of the results: what is per-worker.
     """
     program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    given = [frozenset(names) if mine else frozenset() for mine in jax.tree.leaves(own[0])]
+    own = [jax.tree.leaves(jax.tree.broadcast(*trees)) for trees in ((own_in, arguments), (own_out, shapes))]
+    given = [frozenset(names) if mine else frozenset() for mine in own[0]]
     varying = axes_of_results(program.jaxpr, given)
     places = [f'{("updates", "opt_state")[int(path[1])]}{path[3:]}' for path, _ in named_leaves(shapes)]
-    for place, mine, axes in zip(places, jax.tree.leaves(own[1]), varying, strict=True):
+    for place, mine, axes in zip(places, own[1], varying, strict=True):
         if axes & set(names) and not mine:
             raise ValueError(
                 f"{place} would differ between workers: it depends on a worker's own gradient or state, and "
                 'not through what workers exchange. Put the transformation that computes it before '
-                'def_jax.error_feedback or into its inner=, and let the mask of optax.masked leave no '
-                'parameter without a link: def_jax.all_reduce_mean serves those that are not compressed.'
+                'def_jax.error_feedback or into its inner=; under optax.masked, give the other parameters '
+                'def_jax.all_reduce_mean.'
             )
     flat = jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
     return jax.tree.unflatten(jax.tree.structure(shapes), flat)

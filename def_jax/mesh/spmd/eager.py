@@ -7,16 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ['compiled_method', 'compiled_once']
-
 _TRACED = jax.Array, np.ndarray, np.generic, float
 
 
 def compiled_once(function: Callable) -> Callable:
     """The function, compiled at its first call with arguments of these structures, shapes and dtypes.
 
-    Arguments that are neither arrays nor floats (flags, functions) are part of the program. Within another
-    trace the function is traced along.
+    Arguments that are neither arrays nor floats (flags, functions) are part of the program.
 
     >>> double = compiled_once(lambda x, times: x * times)
     >>> int(double(np.int32(4), times=2)), int(double(np.int32(5), times=3))

@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from def_jax.tools.communication import main
+from def_jax.traffic import Message
 from def_jax.traffic.crossing import check_crossing
 from def_jax.traffic.hlo import Collective, collectives
-from def_jax.traffic.traced import Message
 
 LINE = 'r = f32[8]{0} all-reduce(x), channel_id=1, replica_groups='
 ACROSS = ((0, 4), (1, 5), (2, 6), (3, 7))
