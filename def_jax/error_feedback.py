@@ -22,7 +22,6 @@ from def_jax.checks import check_inner, check_seed, named_leaves
 from def_jax.compressors import Compressor, check_compressor, shared_key
 from def_jax.compressors.base import unravel
 from def_jax.mesh.collectives import (
-    DETACHED,
     check_axis_name,
     check_shared,
     pmean,
@@ -30,15 +29,7 @@ from def_jax.mesh.collectives import (
     vary_if_tracked,
     varying_axes,
 )
-from def_jax.mesh.link import (
-    Shards,
-    check_updates,
-    current_shards,
-    float32_zeros,
-    in_memory,
-    is_masked,
-    link,
-)
+from def_jax.mesh.link import Shards, check_updates, current_shards, float32_zeros, in_memory, is_masked, link
 from def_jax.mesh.ownership import check_surroundings, link_states
 from def_jax.options import PAPER_DETACH, Options, Step, pend, send, skipping
 from def_jax.options.overlap import overlapped
@@ -197,7 +188,7 @@ def wrapped(
         point = None if params is None else _at_point(params, [state])
         return inner.update(grads, state.inner, point, **extra_args)
 
-    return link(init_fn, step, axis_name, state_type, local=local, point=DETACHED, by_shards=by_shards)
+    return link(init_fn, step, axis_name, state_type, local=local, by_shards=by_shards)
 
 
 def _algorithm_1(options: Options, shards: Shards, updates: PyTree, state: Any) -> tuple[PyTree, Any]:
@@ -220,7 +211,7 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
     Args:
         params: x, the parameters, a pytree of arrays.
         opt_state: state of an optimizer that contains `error_feedback` anywhere: in a chain, under
-            `optax.masked` or `optax.multi_transform`, in `optax.MultiSteps`, `optax.flatten`, ...
+            `optax.masked` or `optax.multi_transform`, in `optax.flatten`, ...
 
     Returns:
         A pytree like `params`, whose derivative with respect to `params` is the identity: a loss may call

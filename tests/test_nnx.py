@@ -67,7 +67,7 @@ def test_the_batch_is_divided_and_not_the_random_numbers():
     with pytest.raises(ValueError, match='names argument 3, but there are 2 after the model'):
         optimizer.value_and_grad(loss_fn, split=(3,))(*arguments)
     _, grads = nnx.value_and_grad(loss_fn)(*arguments)
-    with pytest.raises(ValueError, match=r'as value_and_grad .* of def_jax\.nnx\.Optimizer'):
+    with pytest.raises(ValueError, match=r'what value_and_grad .* of def_jax\.nnx\.Optimizer'):
         optimizer.update(model, grads)
 
 

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr
 
-from def_jax.mesh.collectives import OWN_PARAMS, axis_names, check_axis_name, check_not_summed
+from def_jax.mesh.collectives import DETACHED, OWN_PARAMS, axis_names, check_axis_name, check_not_summed
 from def_jax.mesh.specs import spec_axes, specs_like
 from def_jax.types import AxisName, PyTree
 
@@ -31,15 +31,14 @@ def link(
     state_type: Any = object,
     *,
     local: Callable[..., tuple[PyTree, PyTree]] | None = None,
-    point: str = OWN_PARAMS,
     by_shards: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation that runs `step` on every worker, on whole tensors or `by_shards` of each device.
 
     `step` maps a worker's updates and state to what all workers apply and the new state, whose property
-    `per_worker` names the fields that differ between workers. `local` maps a worker's gradient, the state,
-    the parameters and extra arguments to those updates and the new value of the state's field `inner`.
-    `point` says where users take gradients, for an error.
+    `per_worker` names the fields that differ between workers. `local` maps a worker's gradient, taken at the
+    detached point, the state, the parameters and extra arguments to those updates and the new value of the
+    state's field `inner`.
     """
     check_axis_name(axis_name)
 
@@ -59,7 +58,7 @@ def link(
                 f'{axis_name=} of a link differs from axis_name={shards.workers!r} of def_jax.spmd. Pass the '
                 'same to both.'
             )
-        check_not_summed(updates, axis_name, point)
+        check_not_summed(updates, axis_name, OWN_PARAMS if local is None else DETACHED)
         run = shards.map if by_shards else shards.whole
         if local is None:
             return run(one_step, updates, state)
