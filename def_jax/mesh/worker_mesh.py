@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -34,10 +33,8 @@ class WorkerMesh:
 
     def worker_of_devices(self) -> list[int]:
         """The worker of each device, in the mesh's order."""
-        places = np.indices(self.mesh.devices.shape).reshape(self.mesh.devices.ndim, -1)
-        order = [self.mesh.axis_names.index(name) for name in self.names]
-        sizes = [self.mesh.shape[name] for name in self.names]
-        return np.ravel_multi_index([places[axis] for axis in order], sizes).tolist()
+        places = NamedSharding(self.mesh, P(self.axis_name)).devices_indices_map((self.num_workers,))
+        return [places[device][0].start or 0 for device in self.mesh.devices.flat]
 
     def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree) -> Callable:
         """A function of global arrays that runs `function`, which may communicate, on every worker.
