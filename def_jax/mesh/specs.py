@@ -67,7 +67,9 @@ def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
     names = set(axis_names(axis_name))
     for spec in jax.tree.leaves(with_specs(param_specs)):
         if not isinstance(spec, P):
-            raise ValueError(f'{param_specs=} holds {spec!r}, no PartitionSpec, NamedSharding or None.')
+            raise ValueError(
+                f'{param_specs=} holds {spec!r}, but its leaves must be PartitionSpecs, NamedShardings or None.'
+            )
         if P.UNCONSTRAINED in spec:
             raise ValueError(
                 f'{param_specs=} has P.UNCONSTRAINED, but blocks are cut from shards that are known. Name an '
