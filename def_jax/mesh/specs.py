@@ -68,7 +68,7 @@ def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
     for spec in jax.tree.leaves(with_specs(param_specs)):
         if not isinstance(spec, P):
             raise ValueError(
-                f'{param_specs=} holds {spec!r}, but its leaves must be PartitionSpecs, NamedShardings or None.'
+                f'{param_specs=} holds {spec!r}, but its leaves must be PartitionSpecs, shardings or None.'
             )
         if P.UNCONSTRAINED in spec:
             raise ValueError(
