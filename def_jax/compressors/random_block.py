@@ -127,8 +127,8 @@ def _steps(n: int) -> list[int]:
     >>> _steps(12), _steps(13)
     ([1, 2, 3, 4, 6, 12], [1, 2, 4, 7, 13])
     """
-    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
-    divisors = small + [n // k for k in reversed(small) if k * k != n]
+    divisors = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+    divisors += [n // k for k in reversed(divisors) if k * k != n]
     steps = set(divisors)
     for small, large in itertools.pairwise(divisors):
         if large > _FARTHEST * small:

@@ -172,8 +172,8 @@ def check_floating(tree: Any, name: str, cure: str = _NO_PARAMETER) -> None:
 
 def check_like(name: str, tree: Any, expected: Any, remedy: str) -> None:
     """Raises ValueError unless a tree has the structure and the shapes of another."""
-    given, wanted = jax.tree.structure(tree), jax.tree.structure(expected)
-    if given != wanted:
+    given: Any = jax.tree.structure(tree)
+    if given != (wanted := jax.tree.structure(expected)):
         raise ValueError(f'{name} has the structure {given}, but must have {wanted}. {remedy}')
     leaves = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True)
     for (path, x), like in leaves:
