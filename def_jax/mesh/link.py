@@ -171,7 +171,7 @@ def check_floating(tree: Any, name: str, cure: str = _NO_PARAMETER) -> None:
 
 
 def check_like(name: str, tree: Any, expected: Any, remedy: str) -> None:
-    """Raises ValueError unless a tree has the structure and the shapes of another."""
+    """Raises ValueError unless a tree has the structure and the shapes of `expected`."""
     given: Any = jax.tree.structure(tree)
     if given != (wanted := jax.tree.structure(expected)):
         raise ValueError(f'{name} has the structure {given}, but must have {wanted}. {remedy}')

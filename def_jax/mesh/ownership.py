@@ -33,7 +33,7 @@ def link_states(opt_state: PyTree) -> list[Any]:
 
 
 def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
-    """`per_worker_leaves` of `optimizer.init(params)`, or a ValueError if others would differ, too.
+    """`per_worker_leaves` of `optimizer.init(params)`; a ValueError without a link, or with a misplaced one.
 
     >>> import jax.numpy as jnp, def_jax
     >>> own_leaves(def_jax.ef21(def_jax.random_block(2), None), jnp.zeros(4))

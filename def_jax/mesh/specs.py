@@ -83,7 +83,7 @@ def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
 
 
 def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
-    """The specs of an optimizer's state: a leaf is sharded as the parameter of its shape and its path's end.
+    """Specs of an optimizer's state: a leaf has that of the parameter of its shape whose path ends its own.
 
     Of a link, the entries of `extra` in `numbers` are like none.
 

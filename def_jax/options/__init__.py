@@ -82,9 +82,9 @@ class Options:
         check_like('state.extra', state.extra, jax.eval_shape(self.init, state.residual), remedy)
 
     def drawn(self, state: Any) -> jax.Array:
-        """How many blocks have been drawn, uint32 []: a skipped step draws one, too, or would do so forever.
+        """How many blocks have been drawn, uint32 []: a step that is skipped has drawn one, too.
 
-        What is not finite may lie in that block, as the sum over workers does.
+        If its block is why, since the sum over workers overflows, it would be drawn again forever.
         """
         return state.step + state.extra['skipped'] if self.skip_nonfinite else state.step
 

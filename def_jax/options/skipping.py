@@ -68,7 +68,7 @@ def admitted(
 
 
 def held(before: Any, after: Any) -> Any:
-    """The state after a step, with `inner` as it was if a NaN would otherwise stay in the momentum."""
+    """The state after a step; if that is skipped, with `inner` as before, or NaN would stay in momentum."""
     alone = 'left_out' in after.extra
     taken = ~after.extra['left_out'] if alone else _taken(before, after)
 

@@ -55,7 +55,7 @@ def run(
     split: tuple[int, ...],
     keys: tuple[int, ...],
 ) -> PyTree:
-    """`function(point, *args, **kwargs)` of every worker, with stacked points and results, see `Spmd`."""
+    """`function(point, *args, **kwargs)` of every worker, with stacked points and results."""
     given = dict(enumerate(args, start=1))
     if missing := sorted(set(split + keys) - set(given)):
         raise ValueError(
