@@ -160,17 +160,17 @@ def fold(key: jax.Array, path: Sequence[Any], shape: Sequence[int] = ()) -> jax.
     """Typed keys: all of `path`, uint32, folded into the key one after the other, broadcast."""
     shape = jnp.broadcast_shapes(key.shape, shape, *map(jnp.shape, path))
     rows = jnp.stack([jnp.broadcast_to(jnp.asarray(data, jnp.uint32), shape).reshape(-1) for data in path])
-    fold = jax.vmap(jax.random.fold_in)
+    fold_in = jax.vmap(jax.random.fold_in)
     keys, _ = lax.scan(
-        lambda keys, data: (fold(keys, data), None), jnp.broadcast_to(key, shape).reshape(-1), rows
+        lambda keys, data: (fold_in(keys, data), None), jnp.broadcast_to(key, shape).reshape(-1), rows
     )
     return keys.reshape(shape)
 
 
 def words(keys: jax.Array) -> jax.Array:
     """The 32 random bits of a key, as threefry makes them of two words."""
-    words = jax.random.key_data(keys)
-    return words[..., 0] ^ words[..., 1]
+    pair = jax.random.key_data(keys)
+    return pair[..., 0] ^ pair[..., 1]
 
 
 def message_size(
