@@ -161,8 +161,9 @@ class Spmd(optax.GradientTransformationExtraArgs):
             has_aux: whether `loss_fn` returns a pair, the loss and auxiliary values.
 
         Returns:
-            A function of params, opt_state and batch, as of `at_points`. It returns the losses [K], or a pair
-            with stacked auxiliary values, and the gradients, like params with a leading axis of size K.
+            A function of params, opt_state and batch, as of `at_points`; further arguments of `loss_fn`, such
+            as BatchNorm's statistics, follow it and are the same for all. It returns the losses [K], or a
+            pair with stacked auxiliary values, and the gradients, like params with a leading axis of size K.
         """
         return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux))
 
@@ -313,7 +314,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
         program = jax.make_jaxpr(functools.partial(self._update, extra_args={}))(grads, state, params)
         sent = traffic_of(program.jaxpr, self.axis_name).messages
         of_devices = self._workers.worker_of_devices()
-        return check_crossing(compiled, of_devices, sent, besides, self._workers.names)
+        return check_crossing(compiled, of_devices, sent, besides, self._workers.names, params)
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
         """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.
