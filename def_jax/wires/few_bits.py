@@ -158,7 +158,7 @@ def exchange(
     mean = _Numbers(bits, jnp.take_along_axis(unit, jnp.asarray(p.piece), axis=1)).values(
         _unpack(codes, bits)
     )
-    if weights is not None:
+    if energy is not None:
         energy = _from_bytes(shares[:, : energy.nbytes], jnp.float32).sum(0)
     rest = block - sent
     # An update in place puts `rest` in memory: XLA would compute it again in the kernel of every tensor.
