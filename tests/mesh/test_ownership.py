@@ -30,23 +30,6 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ('optimizer', 'message'),
-    [
-        (optax.apply_if_finite(feedback(inner=optax.sgd(0.1)), 5), 'skip_nonfinite=True to def_jax'),
-        (optax.MultiSteps(feedback(), 2).gradient_transformation(), 'every=... to def_jax'),
-        (optax.chain(feedback(), optax.adam(0.1)), 'an optimizer stands after def_jax.error_feedback'),
-    ],
-    ids=['apply_if_finite', 'MultiSteps', 'adam after it'],
-)
-def test_what_cannot_surround_it_is_refused_wherever_the_whole_state_is_seen(optimizer, message):
-    state = optimizer.init(PARAMS)
-    with pytest.raises(ValueError, match=message):
-        def_jax.detached_params(PARAMS, state)
-    with pytest.raises(ValueError, match=message):
-        own_leaves(optimizer, PARAMS)
-
-
 def test_state_before_a_link_is_per_worker_but_nothing_says_so():
     optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), feedback())
     with pytest.raises(ValueError, match=r'precedes the link in the chain.* as inner='):

@@ -9,7 +9,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from def_jax.trainer import experiment, loop
-from def_jax.trainer.data import order
 from def_jax.trainer.workers import replicas
 
 
@@ -56,12 +55,6 @@ def test_no_checkpoint_is_made_of_workers_that_differ(data_dir, tmp_path):
     # Different blocks in the steps since have made the parameters differ as well.
     assert error.value.step == 5 and len(error.value.leaves) > 1
     assert not (tmp_path / 'checkpoints').exists()
-
-
-def test_a_check_that_is_off_is_not_even_made(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(replicas, 'make_check', lambda *_: pytest.fail('made'))
-    with fixtures.killed(order, 'train_batch', when=3):
-        fixtures.train(fixtures.tiny_config(data_dir, check_replicas_every=0), tmp_path)
 
 
 def test_virtual_workers_are_checked_by_device(data_dir):

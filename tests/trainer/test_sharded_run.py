@@ -1,22 +1,18 @@
 """Workers of several devices in the trainer: the trajectory of whole workers, and everything a run does."""
 
+import functools
 import io
 
 import jax
 import numpy as np
-import optax
 import pytest
 import rich.console
 import small_stdlib
 import training_fixtures as fixtures
-from jax.sharding import AxisType
 from test_language_run import tiny_config
 
-import def_jax
 from def_jax.trainer import experiment, loop
-from def_jax.trainer.data import order
 from def_jax.trainer.workers import replicas
-from def_jax.trainer.workers.sharded import shard_spec
 
 
 @pytest.fixture(scope='module')
@@ -68,30 +64,6 @@ def test_the_trajectory_is_that_of_whole_workers(data_dir):
 
 
 @pytest.mark.slow
-def test_blocks_are_those_of_a_loop_over_the_library(data_dir):
-    run, state, losses = trained(sharded(data_dir, ratio=4, detach='auto'))
-    params = run.steps.init().params
-    mesh = jax.make_mesh((2, 2), ('workers', 'shard'), (AxisType.Auto,) * 2, devices=run.workers.devices)
-    dist = def_jax.spmd(run.optimizer, mesh, jax.tree.map(lambda x: shard_spec(x.shape, 2), params))
-
-    def loss_fn(params, batch):
-        return run.task.loss(params, {}, batch, jax.random.key(0))[0]
-
-    @jax.jit
-    def step(params, opt_state, batch):
-        losses, grads = dist.value_and_grad(loss_fn)(params, opt_state, batch)
-        updates, opt_state = dist.update(grads, opt_state, params)
-        return losses, optax.apply_updates(params, updates), opt_state
-
-    opt_state = dist.init(params)
-    for expected, batch in zip(losses, run.train_batches(0), strict=False):
-        batch = {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
-        found, params, opt_state = jax.block_until_ready(step(params, opt_state, batch))
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert_close((state.params, state.opt_state), (params, opt_state))
-
-
-@pytest.mark.slow
 def test_batch_normalisation_is_over_the_whole_worker(tmp_path_factory):
     with fixtures.tiny_network(tmp_path_factory) as digits_dir:
         assert_alike(
@@ -128,23 +100,9 @@ def test_a_run_reports_what_others_do(run):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_undisturbed(run, data_dir, tmp_path):
-    config, folder, result, _ = run
-    with fixtures.killed(order, 'train_batch', when=9):
-        fixtures.train(full_config(data_dir), tmp_path / 'run')
-    resumed = fixtures.train(full_config(data_dir), tmp_path / 'run')
-    of_run = experiment.build(config)
-    states = [fixtures.shards(fixtures.restored(each, of_run)) for each in (tmp_path / 'run', folder)]
-    fixtures.assert_same_bits(*states)
-    assert fixtures.records(tmp_path / 'run') == fixtures.records(folder)
-    assert resumed['sample'] == result['sample']
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('changes', 'note'),
     [
-        ({'shards_per_worker': 1}, 'devices a worker: 2 before, 1 now; blocks are cut'),
         ({'shards_per_worker': 1, 'workers_per_device': 2}, 'the same 2, now as 1 x 2 devices x virtual'),
         ({'num_workers': 4}, 'workers: 2 before, 4 now; each receives the mean'),
     ],
@@ -161,32 +119,28 @@ def test_other_workers_take_over_the_state(run, data_dir, changes, note):
     assert any(note in line for line in manager.notes)
     fixtures.assert_same_bits(after.params, before.params)
     if 'num_workers' not in changes:
-        before, after = (jax.tree.map(flat, state) for state in (before, after))
-        fixtures.assert_same_bits(after, before)
-
-
-def flat(x):
-    return np.ravel(x)  # virtual workers have two axes
+        # Virtual workers have two axes.
+        fixtures.assert_same_bits(*(jax.tree.map(np.ravel, state) for state in (after, before)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('leaf', ['mlp_input.kernel', 'mlp_norm.scale'])
-def test_a_device_that_differs_is_found(data_dir, leaf):
+def test_a_device_that_differs_is_found(data_dir):
     """A kernel is sharded inside each worker, a scale lies whole on each device."""
     run, state, _ = trained(sharded(data_dir, num_workers=4, batch_size=8), 1)
     check = replicas.make_check(run.workers, run.is_per_worker)
     check(state, 1)
 
-    def corrupted(path, x):
+    def corrupted(leaf, path, x):
         if not jax.tree_util.keystr(path, simple=True, separator='.').endswith(leaf):
             return x
         copies = [shard.data for shard in sorted(x.addressable_shards, key=lambda s: s.device.id)]
         copies[3] += 1
         return jax.make_array_from_single_device_arrays(x.shape, x.sharding, copies)
 
-    bad = jax.tree_util.tree_map_with_path(corrupted, state.params)
-    with pytest.raises(loop.ReplicasDifferError, match=rf'{leaf}: device\(s\) 3 differ'):
-        check(state.replace(params=bad), 1)
+    for leaf in ('mlp_input.kernel', 'mlp_norm.scale'):
+        bad = jax.tree_util.tree_map_with_path(functools.partial(corrupted, leaf), state.params)
+        with pytest.raises(loop.ReplicasDifferError, match=rf'{leaf}: device\(s\) 3 differ'):
+            check(state.replace(params=bad), 1)
 
 
 @pytest.mark.slow

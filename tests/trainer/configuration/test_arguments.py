@@ -14,44 +14,29 @@ CONFIG = ml_collections.ConfigDict(
 )
 
 
-@pytest.mark.parametrize(
-    ('arg', 'settings'),
-    [
-        (None, {}),
-        ('', {}),
-        ('ratio=256,method=ef', {'ratio': 256, 'method': 'ef'}),
-        ('detach=1', {'detach': 1.0}),
-        ('fake_devices=False', {'fake_devices': False}),
-        ('fake_devices=true', {'fake_devices': True}),
-        ('data_dir=/data/a=b', {'data_dir': '/data/a=b'}),
-    ],
-)
-def test_settings_have_the_type_of_the_key(arg, settings):
-    parsed = arguments.parse(arg, CONFIG)
-    assert parsed == settings
-    assert [type(value) for value in parsed.values()] == [type(CONFIG[key]) for key in settings]
+def test_settings_have_the_type_of_the_key():
+    assert arguments.parse(None, CONFIG) == arguments.parse('', CONFIG) == {}
+    parsed = arguments.parse('ratio=256,method=ef,detach=1,fake_devices=False,data_dir=/a=b', CONFIG)
+    settings = {'ratio': 256, 'method': 'ef', 'detach': 1.0, 'fake_devices': False, 'data_dir': '/a=b'}
+    assert parsed == settings and {key: type(value) for key, value in parsed.items()} == {
+        key: type(CONFIG[key]) for key in settings
+    }
 
 
 @pytest.mark.parametrize(
     ('arg', 'message'),
     [
-        ('metod=ef', "'metod' in 'metod=ef' is not a known key. Did you mean 'method'?"),
-        ('ratio=4,colour=red', "'colour' in 'ratio=4,colour=red' is not a known key."),
-        ('ratio=4,', "'' in 'ratio=4,' must have the form key=value, once for each key."),
-        (
-            'ratio=4,ratio=8',
-            "'ratio=8' in 'ratio=4,ratio=8' must have the form key=value, once for each key.",
-        ),
-        ('ratio=4.5', "ratio='4.5' must be of type int."),
-        ('detach=half', "detach='half' must be of type float."),
-        ('fake_devices=1', "fake_devices='1' must be of type bool."),
-        ('drops=0.5', "'drops' is a tuple and cannot be set after the colon; use --config.drops=VALUE."),
+        ('metod=ef', "'metod' in 'metod=ef' is not a known key. Did you mean 'method'"),
+        ('ratio=4,', "'' in 'ratio=4,' must have the form key=value"),
+        ('ratio=4,ratio=8', "'ratio=8' in .* must have the form key=value, once"),
+        ('ratio=4.5', "ratio='4.5' must be of type int"),
+        ('fake_devices=1', "fake_devices='1' must be of type bool"),
+        ('drops=0.5', "'drops' is a tuple .*; use --config.drops=VALUE"),
     ],
 )
 def test_errors(arg, message):
-    with pytest.raises(flags.IllegalFlagValueError) as error:
+    with pytest.raises(flags.IllegalFlagValueError, match=message):
         arguments.parse(arg, CONFIG)
-    assert str(error.value) == message
 
 
 @pytest.mark.parametrize('file', [digits, cifar10, cifar100])
@@ -62,8 +47,6 @@ def test_every_file_takes_settings(file):
     differences = {key for key in KEYS if plain[key] != changed[key]}
     assert differences == {'model', 'ratio', 'dataset'} - ({'dataset'} if file is digits else set())
     assert (changed.model, changed.ratio, changed.dataset) == ('resnet110', 256, 'digits')
-    with pytest.raises(flags.IllegalFlagValueError, match="Did you mean 'ratio'"):
-        file.get_config('ratoi=4')
 
 
 @pytest.mark.parametrize('file', [cifar10, cifar100])
