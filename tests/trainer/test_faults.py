@@ -119,10 +119,10 @@ def test_processes_that_freeze_are_given_up_killed_and_replaced(launched, tmp_pa
             stopped.append(trainer_of(launcher, who))
             os.kill(stopped[-1], signal.SIGSTOP)
 
-    code, said, texts = launched(folder, lambda launcher: len(stopped) < 2 and freeze(launcher), frozen=6)
+    code, said, texts = launched(folder, lambda launcher: len(stopped) < 2 and freeze(launcher), frozen=12)
     assert code == 0, texts
     for who in (0, 1):
-        assert f'process {who} has been stopped for 6 s and is killed' in said
+        assert f'process {who} has been stopped for 12 s and is killed' in said
         assert not Path(f'/proc/{stopped[1 - who]}').exists()
     assert 'process 1 died, 2 -> ' in texts[0] and any('all are started again' in line for line in said)
     assert_no_step_is_lost(folder)
