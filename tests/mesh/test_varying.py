@@ -84,7 +84,8 @@ def trace(optimizer, gradient):
 def with_point(name):
     """An optimizer, and the gradient that it is given."""
     if name in LINKS:
-        return optax.chain(LINKS[name], optax.sgd(0.1, momentum=0.9)), at_own_params
+        momentum = 0.9 if name in ('dense', 'ef21') else None
+        return optax.chain(LINKS[name], optax.sgd(0.1, momentum=momentum)), at_own_params
     return OPTIMIZERS[name], outside
 
 
