@@ -70,21 +70,27 @@ def apart(tmp_path):
                 ip('netns', 'delete', namespace)
 
 
-def test_a_network_that_is_cut_for_a_moment_costs_no_worker_and_for_good_one_that_returns(apart):
-    first, second, third = apart.start_all('heartbeat=12')
-    apart.cut()
-    time.sleep(3)
-    before = apart.step(0)
-    apart.mend()
-    apart.wait(lambda: apart.step(0) > before + 10)
-    assert not apart.changes()
+def test_a_worker_whose_network_is_cut_ends_and_returns_and_the_others_go_on(apart):
+    first, second, third = apart.start_all()
     apart.cut()
     apart.wait(lambda: apart.lines(0)[-1]['workers'] == 2)
     assert third.wait(timeout=HANGS) != 0
     apart.mend()
-    third = apart.start(2, 'heartbeat=12')
+    third = apart.start(2)
     apart.finish(first, second, third)
     apart.assert_same_bits()  # it made no step alone
     apart.assert_y_stays_when_workers_come()
     died, joined = apart.changes()
     assert 'process 2 died, 3 -> 2 workers' in died and 'process 2 joined, 2 -> 3 workers' in joined
+
+
+def test_a_network_that_is_cut_for_a_moment_costs_no_worker(apart):
+    processes = apart.start_all('heartbeat=20')
+    apart.cut()
+    time.sleep(3)
+    first = apart.step(0)
+    apart.mend()
+    apart.wait(lambda: apart.step(0) > first + 10)
+    apart.finish(*processes)
+    apart.assert_same_bits()
+    assert not apart.changes()
