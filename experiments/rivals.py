@@ -32,7 +32,8 @@ def _sparse(compression: int, first: float) -> list[Contender]:
     """Top-k with momentum before the choice and without, and SparseLoCo after H local steps."""
     found = [
         Contender(f'top-k, 1/{ratio}, momentum {m:g}', 'top_k', {'ratio': ratio, 'momentum': m}, first)
-        for ratio, m in ((compression, 0.9), (compression, 0.0), (4 * compression, 0.9))
+        for ratio in (compression, 4 * compression)
+        for m in (0.9, 0.0)
     ]
     return found + [
         Contender(
