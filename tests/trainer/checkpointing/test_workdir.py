@@ -109,6 +109,11 @@ def test_whatever_shapes_the_trajectory_is_bound_and_the_output_is_free(run):
         assert json.loads((run / 'config.json').read_text())[key] != value  # not before it is locked
         workdir.record(run, config(**{key: value}))
         assert json.loads((run / 'config.json').read_text())[key] == value
+    # What a state depends on: a checkpoint says the same.
+    settings = workdir.bound_settings(config()).keys()
+    of_workers = {'num_workers', 'shards_per_worker', 'workers_per_device', 'batch_size'}
+    assert not settings & (free.keys() | of_workers)
+    assert bound.keys() - of_workers | {'method', 'ratio', 'bits', 'order', 'allocation'} < settings
 
 
 def test_other_workers_may_go_on_with_a_run_where_they_are_asked_for(run):

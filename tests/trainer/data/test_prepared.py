@@ -120,7 +120,10 @@ def test_cifar_is_as_tfds_describes_it(name):
 @pytest.mark.parametrize(
     ('cause', 'cure'),
     [
-        (ConnectionError('no route'), '(ConnectionError: no route). If this machine has no network'),
+        (
+            ConnectionError('no route to host'),
+            '(ConnectionError: no route to host). If this machine has no network',
+        ),
         (ModuleNotFoundError('None', name='tensorflow'), "Run pip install 'def_jax[tensorflow]'."),
     ],
 )
