@@ -5,6 +5,7 @@ import math
 import ml_collections
 
 from configs import digits
+from def_jax.trainer.configuration.defaults import KEYS
 
 NAN, INF = math.nan, math.inf
 COUNT_FROM_0 = [1.5, '1', True, None, -1]
@@ -73,7 +74,8 @@ REFUSED = {
     'seed': [1.5, '0', None, False, -1, 2**32],
     'evaluate_on': [0, None, True, 'train', 'valid'],
 }
-ACCEPTED = {
+# Beside the default of each key.
+ACCEPTED = {name: [key.default] for name, key in KEYS.items()} | {
     **each(
         'average_every num_steps eval_every_steps diagnostics_every evaluate_train_examples '
         'train_examples validation_examples test_examples recalibrate_batches check_replicas_every patience',
@@ -81,7 +83,6 @@ ACCEPTED = {
     ),
     **each('every chunk freeze_after min_workers num_epochs eval_every_epochs log_every_steps', [1, 100]),
     **each('skip_nonfinite overlap sequential_workers fake_devices', [True, False]),
-    **each('task_options dataset_options schedule_options', [{}]),
     'method': ['sgd', 'def', AVERAGE],
     'method_options': [{}, {'scale': 2.0}],
     'ratio': [1, 1.5, 64, 1e6],
@@ -90,20 +91,11 @@ ACCEPTED = {
     'detach': [None, 0, 0.0, 0.3, 1, 'auto'],
     'bits': [None, 1, 2, 4, 8, 16, 32],
     'decay': [0, 0.95, 1],
-    'rank': [0, 1, 8],
-    'num_workers': [1, 2, 128],
-    'workers_per_device': [1, 2, 16],
-    'shards_per_worker': [1, 2, 8],
-    'keep_checkpoints': [1, 100],
-    'elastic': [False],
-    'outer': [''],
-    'task': ['image_classification'],
+    **each('num_workers workers_per_device shards_per_worker', [1, 2, 8]),
     'dataset': ['digits', 'cifar10', 'fractions:Fraction'],
-    'data_dir': ['', '/data'],
     'model': ['vgg16', 'vgg_digits', 'fractions:Fraction'],
     'model_options': [{}, {'dtype': 'bfloat16'}],
     'compute_dtype': ['float32', 'bfloat16'],
-    'batch_size': [16, 128],
     'accumulate': [1, 2, 4, 8],
     'learning_rate': [1, 1e-9, 5.0],
     'schedule': ['drops', 'cosine', 'wsd'],
@@ -111,8 +103,7 @@ ACCEPTED = {
     'outer_options': [{'learning_rate': 0.7}],
     'optimizer': ['sgd', 'adamw', 'lion', 'muon', 'optax:adamw'],
     'optimizer_options': [{}, {'nesterov': True}],
-    'momentum': [0, 0.0, 0.99],
-    'weight_decay': [0, 0.0, 1],
+    **each('momentum weight_decay', [0, 0.0, 0.99]),
     'seed': [0, 2**32 - 1],
     'evaluate_on': ['test', 'validation'],
 }

@@ -202,19 +202,6 @@ def test_points_of_bfloat16_parameters_are_rounded_once():
         assert point.dtype == jnp.bfloat16
 
 
-def test_empty_scalar_and_small_leaves():
-    """Zero-size leaves send nothing; leaves below the ratio send one element; y moves as uncompressed."""
-    shapes = {'e': (0, 3), 'f': (0,), 'one': (1, 1), 's': (), 'w': (5, 3)}
-    params, targets = make_params(shapes), make_targets(shapes)
-    optimizer = optax.chain(optax.sgd(0.1), feedback(64, detach=1.0, average_every=1))
-    x, y, _ = train(optimizer, params, targets)
-    uncompressed = train(optax.chain(optax.sgd(0.1), feedback(1, detach=0)), params, targets)
-    chex.assert_trees_all_close(y, uncompressed[0], **CLOSE)
-    for name, shape in shapes.items():
-        moved = np.sum(np.diff(x[name][0], axis=0) != 0, axis=tuple(range(1, len(shape) + 1)))
-        np.testing.assert_array_equal(moved, min(1, np.prod(shape)))
-
-
 @pytest.mark.parametrize('params', [{}, {'e': jnp.ones((0, 3)), 'none': None}], ids=['{}', 'empty, None'])
 def test_nothing_to_send(params):
     optimizer = def_jax.def_sgd(0.1, 64, 'workers')

@@ -219,14 +219,12 @@ def test_all_reduces_stay_apart_on_cpus_and_the_users_flags_hold(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('shards', [1, 2])
-def test_a_worker_dies_and_returns(three, shards):
-    """A process is a worker, of one device or two."""
-    plan = f'shards={shards}'
-    first, second, third = three.start_all(plan)
+def test_a_worker_dies_and_returns(three):
+    """A process is a worker of two devices."""
+    first, second, third = three.start_all('shards=2')
     third.kill()
     three.wait(lambda: three.lines(0)[-1]['workers'] == 2)
-    third = three.start(2, plan)
+    third = three.start(2, 'shards=2')
     listened = set().union(*(listening(process.pid) for process in (first, second)))
     three.finish(first, second, third)
     three.assert_same_bits()
@@ -266,7 +264,8 @@ def test_workers_die_at_bad_moments(three):
 
 
 @pytest.mark.slow
-def test_a_step_that_failed_is_repeated_by_all_and_a_frozen_worker_that_was_given_up_writes_nothing(three):
+def test_a_step_that_failed_is_repeated_and_what_was_given_up_or_damaged_goes_no_further(three):
+    """A frozen worker that was given up writes nothing; what a newcomer was given is compared once."""
     first, second = three.start(0), three.start(1, 'fail=15')
     third = three.start(2, 'freeze=step:30')  # the line of the step before is written
     three.wait(lambda: three.step(0) > 30 and three.lines(0)[-1]['workers'] == 2)
@@ -275,11 +274,16 @@ def test_a_step_that_failed_is_repeated_by_all_and_a_frozen_worker_that_was_give
     assert third.wait(timeout=HANGS) != 0
     assert len(three.lines(2)) == before
     third = three.start(2)
-    three.finish(first, second, third)
+    three.together(first, second, third)
     three.assert_same_bits()
     repeated, died, joined = three.changes()
     assert repeated.endswith('repeated: process 1: planned')
     assert 'process 2 died, 3 -> 2 workers' in died and 'process 2 joined' in joined
+    third.kill()
+    third = three.start(2, 'flip=1')
+    for index, process in ((2, third), (1, second), (0, first)):
+        assert process.wait(timeout=HANGS) != 0, three.told()
+        assert 'parameters differ among processes 0, 1, 2. End all.' in three.log(index)
 
 
 @pytest.mark.slow
@@ -310,13 +314,3 @@ def test_newcomers_that_run_something_else_are_refused_and_too_few_workers_end(t
     three.ends(first, 7)
     (line,) = three.lines(0, 'error')
     assert line['error'] == 'TooFewError' and '1 workers after step' in line['text']
-
-
-@pytest.mark.slow
-def test_what_a_newcomer_was_given_is_compared_once(three):
-    processes = three.start_all()
-    processes[2].kill()
-    processes[2] = three.start(2, 'flip=1')
-    for index, process in reversed(list(enumerate(processes))):
-        assert process.wait(timeout=HANGS) != 0, three.told()
-        assert 'parameters differ among processes 0, 1, 2. End all.' in three.log(index)

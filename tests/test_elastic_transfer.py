@@ -1,19 +1,22 @@
-"""One rule for another number of workers, in a checkpoint and for a newcomer of an elastic run."""
+"""What a newcomer of an elastic run is given, as after a checkpoint, and what all tell each other before."""
 
 import functools
+import threading
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharded_workers import mesh_of, step_of
 
 import def_jax
 from def_jax import elastic
-from def_jax.elastic import transfer
+from def_jax.elastic import roll_call, service, transfer
 from def_jax.mesh.regrouping import regroup
 
 
@@ -41,32 +44,6 @@ def test_all_get_the_mean_of_floats_and_whether_any_has_a_flag(values, dtype):
     steps, valid = jnp.array([7, 7, 0]), jnp.array([True, True, False])
     given = jax.vmap(give, axis_name='workers')(steps, rows, valid, jnp.array([True, False, False]))
     assert given['step'].tolist() == [7, 7, 7] and given['own'].tolist() == [*rows[:2].tolist(), expected]
-
-
-def test_each_device_of_a_newcomer_receives_its_shard():
-    mesh, owns = mesh_of(3, 2), {'x': False, 'own': True}
-    specs = {'x': P('shard'), 'own': P('workers', 'shard')}
-    whole, rows = np.arange(4.0, dtype=np.float32), np.arange(12.0, dtype=np.float32).reshape(3, 4)
-
-    def place(spec, parts):
-        arrays = [jax.device_put(parts(*at), mesh.devices[at]) for at in np.ndindex(3, 2)]
-        shape = (3, 4) if len(spec) == 2 else (4,)
-        return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, spec), arrays)
-
-    # The third worker, which comes, has something else in place of x.
-    state = {
-        'x': place(specs['x'], lambda worker, shard: whole[2 * shard : 2 * shard + 2] - 9 * (worker == 2)),
-        'own': place(
-            specs['own'], lambda worker, shard: rows[worker : worker + 1, 2 * shard : 2 * shard + 2]
-        ),
-    }
-    give = functools.partial(transfer.give, owns=owns, axis='workers')
-    flags = P('workers')
-    mapped = jax.shard_map(give, mesh=mesh, in_specs=(flags, flags, specs), out_specs=specs, check_vma=False)
-    given = jax.jit(mapped)(np.array([True, True, False]), np.array([False, True, False]), state)
-    for shard in given['x'].addressable_shards:
-        assert np.asarray(shard.data).tolist() == whole[shard.index].tolist()
-    assert np.asarray(given['own']).tolist() == [*rows[:2].tolist(), rows[:2].mean(axis=0).tolist()]
 
 
 def test_a_team_whose_workers_are_several_devices_trains_like_spmd(live_devices):
@@ -118,3 +95,77 @@ def test_who_comes_after_the_last_step_has_nothing_to_join(live_devices):
     team.close()
     with pytest.raises(elastic.GivenUpError, match='have made their last step'):
         made().run(train, lambda *_: ())
+
+
+# --- What processes tell each other before they compute ---
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Calls `function(index)` in threads that stand for processes, which tell and ask each other."""
+    told, place = {}, threading.local()
+
+    def ask(key):
+        while key not in told:
+            time.sleep(0.001)
+        return told[key]
+
+    for module in (roll_call, service):
+        monkeypatch.setattr(module, 'tell', told.__setitem__)
+        monkeypatch.setattr(module, 'ask', ask)
+        monkeypatch.setattr(module, 'versions', lambda: f'JAX {place.version}')
+    monkeypatch.setattr(jax, 'process_index', lambda: place.process_id)
+    monkeypatch.setattr(service, 'global_state', place)
+
+    def each(function, *versions):
+        def process(index, version):
+            place.process_id, place.num_processes, place.version = index, len(versions), version
+            return function(index)
+
+        with ThreadPoolExecutor(len(versions)) as pool:
+            return list(pool.map(process, range(len(versions)), versions))
+
+    each.told = told
+    return each
+
+
+def test_a_proof_holds_for_one_exchange(processes):
+    """A stranger that saw a newcomer join says the same again; the nonces of the others differ."""
+    group = types.SimpleNamespace(name='group', incarnations=((0, 5), (1, 7)))
+
+    def answered(index, secret='ours'):
+        call = roll_call.Call(index == 0, 3, True, [[1]], {'seed': '0'})
+        return roll_call.RollCall(secret)(group, call)
+
+    both = processes(answered, '1', '1')
+    assert [one.calls.keys() for one in both] == [{0, 1}] * 2 and not both[0].refused
+    assert both[1].leader == 0 and both[1].valid == [0]
+    for key in [key for key in processes.told if key.endswith('/0')]:
+        del processes.told[key]  # process 0 has begun again, and what process 1 said is repeated
+    assert processes(answered, '1')[0].refused == {1: 'secret (DEF_JAX_SECRET)'}
+    processes.told.clear()
+    both = processes(lambda index: answered(index, ('ours', 'guessed')[index]), '1', '1')
+    assert [one.refused for one in both] == [{1: 'secret (DEF_JAX_SECRET)'}] * 2
+
+
+def test_another_version_is_refused_whatever_its_call_is_like(processes):
+    """By all alike, who say which each has; process 0 has the service, and so the right one."""
+    group = types.SimpleNamespace(name='group', incarnations=((0, 5), (1, 7), (2, 8)))
+
+    def answered(index):
+        identity = {'seed': '0'} if index != 1 else {'grain': '0'}  # of another form
+        return roll_call.RollCall('')(group, roll_call.Call(True, 3, True, [[1]], identity)).refused
+
+    assert processes(answered, '1', '2', '1') == [{1: 'version (JAX 2, not JAX 1)'}] * 3
+
+
+def test_processes_that_start_together_are_refused_unless_their_versions_agree(processes):
+    def checked(index):
+        with pytest.raises(service.RefusedError) as error:
+            service.check_versions()
+        return str(error.value)
+
+    (said,) = set(processes(checked, '1', '2', '1', '2'))
+    assert said.startswith('process 0 has JAX 1, but process 1 has JAX 2; process 3 has JAX 2. Install the')
+    processes.told.clear()
+    assert processes(lambda index: service.check_versions(), '1', '1') == [None] * 2

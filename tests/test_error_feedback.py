@@ -6,7 +6,6 @@ import math
 import re
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +26,6 @@ from perceptron import (
 )
 
 import def_jax
-from def_jax.compressors import shared_key
 
 
 class Hyper(NamedTuple):
@@ -92,19 +90,6 @@ def test_every_mapping_equals_oracle(mapping, form, compressor, num_workers, see
 
 
 # --- State, gradients and errors --------------------------------------------------------------------------
-
-
-def test_state():
-    params = {'w': jnp.ones((4, 8), jnp.bfloat16), 'b': jnp.ones(3)}
-    feedback = def_jax.error_feedback(BLOCK_4, None, seed=5, detach=0.25)
-    state = feedback.init(params)
-    chex.assert_trees_all_equal(state.residual, {'w': jnp.zeros((4, 8)), 'b': jnp.zeros(3)}, strict=True)
-    chex.assert_trees_all_equal(state.key, jax.random.PRNGKey(5))
-    chex.assert_trees_all_equal(state.step, jnp.uint32(0), strict=True)
-    chex.assert_trees_all_equal(state.detach, jnp.float32(0.25), strict=True)
-    updates, after = jax.jit(feedback.update)(params, state)
-    chex.assert_trees_all_equal_shapes_and_dtypes((state, params), (after, updates))
-    chex.assert_trees_all_equal(after._replace(residual=0), state._replace(step=jnp.uint32(1), residual=0))
 
 
 @pytest.mark.parametrize('detach', [0, 0.5])
@@ -185,14 +170,6 @@ def test_unbound_axis_name(axis_name):
             jax.eval_shape(call)
 
 
-@pytest.mark.parametrize('seed', [jax.random.key(0), jax.random.PRNGKey(0), jnp.float32(1)])
-def test_a_seed_is_no_key(seed):
-    for make in (def_jax.error_feedback, def_jax.ef21):
-        with pytest.raises(ValueError, match=r'seed is an array of .* and shape .*, but must be an integer'):
-            make(BLOCK_4, None, seed=seed)
-    chex.assert_trees_all_equal(*(shared_key(seed) for seed in (5, np.int8(5), jnp.int32(5))))
-
-
 ELSEWHERE = {'w': jnp.ones((2, 3))}
 
 
@@ -237,13 +214,3 @@ def test_a_state_of_other_options():
     ):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(link.update, params, other)
-
-
-FOREIGN = NamedTuple('FOREIGN', [('residual', jax.Array)])(jnp.ones(2))
-
-
-@pytest.mark.parametrize('opt_state', [(), None, optax.sgd(0.1, momentum=0.9).init(jnp.ones(2)), FOREIGN])
-def test_state_without_residual(opt_state):
-    for function, arguments in ((def_jax.detached_params, ()), (def_jax.output_params, (None,))):
-        with pytest.raises(ValueError, match=f'{function.__name__}: opt_state holds no residual'):
-            function(jnp.ones(2), opt_state, *arguments)

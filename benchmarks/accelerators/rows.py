@@ -39,13 +39,11 @@ _DEF_Q = ['DEF-Q, 1/64, 2 bits', 'DEF-Q, 1/256, 2 bits']
 _NARROW = [SGD, 'DEF, 1/64', *_DEF_Q]
 _IN_FLIGHT = ['DEF, 1/64, overlap', 'DEF-Q, 1/64, 2 bits, overlap']
 _ADAMW = 'def_adamw, 1/256, 2 bits'
-_SETTINGS = ['DEF, 1/64, skip_nonfinite', 'DEF around AdamW, 1/64', 'DEF-Q, 1/64, 4 bits']
-_SETTINGS += ['DEF-Q, 1/64, 2 bits, skip_nonfinite', _ADAMW, f'{_ADAMW}, overlap']
+_SETTINGS = ['DEF, 1/64, skip_nonfinite', 'DEF-Q, 1/64, 2 bits, skip_nonfinite', _ADAMW, f'{_ADAMW}, overlap']
 
 ROWS: list[Row] = [
     *_rows('h100', 'vgg16', 'shard_map', [SGD, ADAMW, *_NARROW[1:], *_IN_FLIGHT, *_SETTINGS]),
-    *_rows('h100', 'vgg16', 'shard_map', ['PowerSGD, rank 4', 'top-k, 1/64']),
-    *_rows('h100', 'vgg16', 'pmap', _NARROW),
+    *_rows('h100', 'vgg16', 'pmap', _NARROW[:3]),
     *_rows('h100', 'vgg16', '2 virtual workers, vmap', [SGD, 'DEF, 1/64']),
     *_rows('h100', 'resnet50', 'shard_map', _NARROW),
     *_rows('h100', 'transformer_85m', 'shard_map', [ADAMW, _ADAMW]),

@@ -1,14 +1,11 @@
 """The cluster benchmark: what it refuses, what it measures, and that nothing of it stays."""
 
-import contextlib
-import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +13,10 @@ import pytest
 
 from benchmarks.cluster import network
 from benchmarks.cluster.__main__ import main
+from benchmarks.time_to_accuracy import workload
 
 ROOT = Path(__file__).resolve().parents[2]
+IMAGES = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
 TINY = ['--model=mlp_tiny', '--workers=2', '--rounds=2', '--steps=2']
 
 
@@ -25,28 +24,6 @@ def run(*flags, **options):
     command = [sys.executable, '-m', 'benchmarks.cluster', *flags]
     environment = os.environ | {'PYTHONPATH': str(ROOT)}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options)
-
-
-def namespaces(pids):
-    """The network and mount namespaces that processes are in."""
-    found = set()
-    for pid, kind in itertools.product(pids, ('net', 'mnt')):
-        with contextlib.suppress(OSError):  # it has ended
-            found.add(os.readlink(f'/proc/{pid}/ns/{kind}'))
-    return found
-
-
-def made_by(process):
-    """The namespaces of a program and the processes it started, without those it was started in."""
-    pids = [process.pid]
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            pids += Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
-    return namespaces(pids) - namespaces(['self'])
-
-
-def alive(made):
-    return bool(made & namespaces(path.name for path in Path('/proc').glob('[0-9]*')))
 
 
 @pytest.fixture(scope='module')
@@ -62,6 +39,20 @@ def test_what_pytorchs_workers_import_needs_no_jax():
     modules = 'cluster.timing', 'cluster.workloads', 'time_to_accuracy.workload'
     imports = '; '.join(f'import benchmarks.{module}' for module in modules)
     subprocess.run([sys.executable, '-c', f"import sys; sys.modules['jax'] = None; {imports}"], check=True)
+
+
+def test_workers_divide_an_epoch_and_every_seed_has_its_order():
+    def epoch(worker, seed=0):
+        options = {'batch': 3, 'seed': seed, 'worker': worker, 'num_workers': 2}
+        stream = workload.batches(IMAGES, np.arange(24), **options)
+        images, labels = zip(*(next(stream) for _ in range(4)), strict=True)
+        return np.concatenate(images), np.concatenate(labels)
+
+    images, labels = epoch(0)
+    np.testing.assert_array_equal(np.sort([*labels, *epoch(1)[1]]), np.arange(24))
+    np.testing.assert_array_equal(labels, epoch(0)[1])
+    np.testing.assert_array_equal(images, epoch(0)[0])  # augmented alike
+    assert (labels != epoch(0, seed=1)[1]).any()
 
 
 # --- What is refused ---
@@ -108,27 +99,6 @@ def test_a_small_cluster_is_measured_and_removed(tmp_path):
     )
     written = (tmp_path / 'cluster.md').read_text()
     assert 'DEF, ratio 64' in written and '--model=mlp_tiny' in written
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures('namespaces_possible')
-def test_nothing_is_left_of_a_cluster_that_is_killed():
-    process = run(*TINY, '--rounds=1000000', stdout=subprocess.DEVNULL)  # its workers would not end
-    deadline, made = time.monotonic() + 300, set()
-    while len(made) < 3 and time.monotonic() < deadline:  # the program's mounts, and those of its workers
-        time.sleep(0.05)
-        made |= made_by(process)
-    time.sleep(1)  # its workers are starting
-    made |= made_by(process)
-    assert len(made) >= 3 and alive(made) and process.poll() is None
-    names = subprocess.run(['ip', 'netns', 'list'], capture_output=True, text=True).stdout
-    assert 'worker0' not in names  # no other program sees them, so that none has to remove them
-    process.kill()
-    process.communicate(timeout=300)
-    deadline = time.monotonic() + 60
-    while alive(made) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive(made)
 
 
 # --- Nodes that shard their model ---

@@ -11,7 +11,6 @@ from compressing import KEY, compress, ones_like
 from network_shapes import REAL
 
 import def_jax
-from def_jax.compressors import Layout
 
 SHAPES = [(3, 3, 4, 8), (7, 11), (10,), (), (0, 3)]
 COMPRESSORS = {
@@ -29,22 +28,6 @@ def make_tree(dtype=jnp.float32, seed=0):
 
 
 jitted_compress = jax.jit(compress, static_argnums=0)
-
-
-@pytest.mark.parametrize('name', COMPRESSORS)
-def test_shapes_and_dtypes(name):
-    compressor, tree = COMPRESSORS[name], make_tree(jnp.bfloat16)
-
-    def take_and_place(tree):
-        selection = compressor(KEY, jnp.uint32(3), tree)
-        message = selection.take(tree)
-        return message, selection.place(message, tree)
-
-    message, placed = jax.eval_shape(take_and_place, tree)
-    chex.assert_shape(message, (def_jax.message_size(compressor, tree),))
-    assert def_jax.message_size(compressor, jax.eval_shape(lambda: tree)) == message.size
-    chex.assert_type(message, jnp.float32)
-    chex.assert_trees_all_equal_shapes_and_dtypes(placed, tree)
 
 
 @pytest.mark.parametrize(
@@ -79,32 +62,6 @@ def test_what_is_sent_whole_is_exact():
         chex.assert_trees_all_equal(jitted_compress(compressor, tree), tree)
     quarter = jax.tree.map(lambda x: 0.25 * x, tree)  # a power of two: exact
     chex.assert_trees_all_equal(jitted_compress(def_jax.scaled(0.25), tree), quarter)
-
-
-@pytest.mark.parametrize('name', COMPRESSORS)
-def test_squares_times_their_weights_tell_those_of_the_tensors(name):
-    """Of numbers ±1, of which any block holds as much."""
-    tree = jax.tree.map(jnp.sign, make_tree())
-    compressor = COMPRESSORS[name]
-    message = jax.jit(lambda tree: compressor(KEY, jnp.uint32(0), tree).take(tree))(tree)
-    squares = [
-        jnp.vdot(x, x) for x in Layout.dense(compressor.sizes(tree)).split(message, compressor.sizes(tree))
-    ]
-    for part, square, x in zip(compressor.parts(tree), squares, jax.tree.leaves(tree), strict=True):
-        if name == 'scaled' or part.weight * part.size == x.size:  # no tile is shorter than others
-            assert float(part.weight * square) == pytest.approx(x.size, rel=1e-6)
-
-
-@pytest.mark.parametrize('name', COMPRESSORS)
-@pytest.mark.parametrize(
-    'tree', [{}, {'w': jnp.ones((0, 3))}, [None, jnp.ones(())]], ids=['no leaf', 'empty', 'scalar']
-)
-def test_degenerate_trees(name, tree):
-    scale = 0.25 if name == 'scaled' else 1.0
-    chex.assert_trees_all_equal(
-        jitted_compress(COMPRESSORS[name], tree), jax.tree.map(lambda x: scale * x, tree)
-    )
-    assert def_jax.message_size(COMPRESSORS[name], tree) == sum(x.size for x in jax.tree.leaves(tree))
 
 
 @pytest.mark.parametrize('ratio', [10, 37, 64, 1000])
@@ -155,18 +112,9 @@ def test_possible_and_impossible_ratios(make):
 @pytest.mark.parametrize(
     ('make', 'options', 'words'),
     [
-        *(
-            (def_jax.random_block, {'ratio': 4, name: value}, rf'{name}=.* must be {allowed}')
-            for name, values, allowed in (
-                ('order', ('sorted', '', None, 0), "'random' .*'shuffled' .* or 'cyclic'"),
-                ('allocation', ('equal',), "'proportional' .* or 'balanced'"),
-            )
-            for value in values
-        ),
-        *(
-            (def_jax.scaled, {'delta': delta}, r'delta=.* must be a number in \(0, 1\]')
-            for delta in (0, -0.1, 1.1, math.nan, math.inf, '0.5', True, None)
-        ),
+        (def_jax.random_block, {'ratio': 4, 'order': 'sorted'}, "order='sorted' must be 'random' .*'cyclic'"),
+        (def_jax.random_block, {'ratio': 4, 'allocation': 0}, "allocation=0 must be .* or 'balanced'"),
+        *((def_jax.scaled, {'delta': d}, r'must be a number in \(0, 1\]') for d in (0, 1.1, math.nan, True)),
     ],
 )
 def test_impossible_options(make, options, words):

@@ -67,25 +67,6 @@ def test_each_coordinate_is_sent_by_the_same_number_of_draws(shape, ratio):
     assert np.all(sent.sum(axis=1) <= block.size)
 
 
-def test_what_a_block_does_not_own_is_zero_in_the_message_and_unchanged_in_the_tensor():
-    shapes = [(7, 11)]
-    index = [jnp.arange(1.0, x.size + 1).reshape(x.shape) for x in ones_like(shapes)]
-
-    def taken_and_replaced(value):
-        with single_draws(value, set()):
-            selection = def_jax.random_block(4)(KEY, jnp.uint32(0), index)
-        message = selection.take(index)
-        return message, selection.place(jnp.ones_like(message), index), selection.replace(index, -message)
-
-    messages, masks, replaced = jax.jit(jax.vmap(taken_and_replaced))(jnp.arange(4, dtype=jnp.uint32))
-    assert np.any(np.asarray(messages) == 0)
-    for x, mask, after in zip(index, masks, replaced, strict=True):
-        np.testing.assert_array_equal(mask.sum(axis=0), 1)
-        np.testing.assert_array_equal(after, x * (1 - 2 * mask))
-    sums = sum((x * mask).reshape(4, -1).sum(axis=1) for x, mask in zip(index, masks, strict=True))
-    np.testing.assert_array_equal(messages.sum(axis=1), sums)
-
-
 @pytest.mark.parametrize('order', ['shuffled', 'cyclic'])
 @pytest.mark.parametrize('step', [0, 3])
 def test_every_place_is_equally_likely_at_every_step(order, step):
@@ -146,15 +127,6 @@ def test_no_two_draws_share_a_key(compressor, steps, function, draws):
             draw(seed, step)
     jax.effects_barrier()
     assert len(keys) == len(set(keys)) == 3 * len(steps) * draws
-
-
-def test_a_draw_is_that_of_jax():
-    """Published trajectories rest on it: `jax.random.randint` of a key into which the path was folded."""
-    counts = jnp.array([1_000_003, 2_000_006], jnp.uint32)
-    key = jax.random.key(3, impl='threefry2x32')
-    folded = jax.random.fold_in(jax.random.fold_in(key, 7), 11)
-    expected = [jax.random.randint(folded, (4,), 0, count)[2] for count in counts]
-    np.testing.assert_array_equal(base.draw(key, [7, 11], counts, 2), jnp.stack(expected))
 
 
 def test_all_permutations_of_four_blocks_are_equally_likely():

@@ -32,6 +32,7 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
     optimizer = def_jax.error_feedback(compressor, None)
     updates, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x)), leaf)
     assert (updates.shape, updates.dtype, state.residual.shape) == (shape, jnp.bfloat16, shape)
+    assert state.residual.dtype == jnp.float32
     assert def_jax.message_size(compressor, leaf) == leaf.size // 64
 
     block, key = Block.of(shape, leaf.size // 64), jax.random.PRNGKey(0)

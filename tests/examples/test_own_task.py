@@ -1,7 +1,6 @@
 """A task, a model and a data set that are not the library's own, trained without touching it."""
 
 import io
-import shutil
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ import rich.console
 import sklearn.metrics
 import training_fixtures as fixtures
 
-from def_jax.trainer import experiment, loop, metrics
+from def_jax.trainer import experiment, metrics
 from examples.own_task import config as own_config
 
 
@@ -56,22 +55,6 @@ def test_the_metric_is_that_of_scikit_learn_on_every_example(run):
         predicted = built.task.model.apply({'params': params}, split.arrays['features'])
         expected = sklearn.metrics.r2_score(split.arrays['target'], predicted)
         assert result['metrics'][f'{name}_r2_x'] == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_it_ends_bit_for_bit_where_it_would_have(run, tmp_path):
-    """And it goes on with half the workers."""
-    folder, config, expected, _ = run
-    with fixtures.killed(loop.Checkpoints, 'save', when=2):
-        fixtures.train(config, tmp_path / 'killed')
-    shutil.copytree(tmp_path / 'killed', tmp_path / 'halved')
-    fixtures.train(config, tmp_path / 'killed')
-    assert fixtures.records(tmp_path / 'killed') == fixtures.records(folder)
-    states = [fixtures.restored(path, experiment.build(config)) for path in (tmp_path / 'killed', folder)]
-    fixtures.assert_same_bits(*map(fixtures.shards, states))
-    half = config.copy_and_resolve_references()
-    half.num_workers //= 2
-    assert fixtures.train(half, tmp_path / 'halved')['metrics']['steps'] == expected['metrics']['steps']
 
 
 def test_statistics_are_not_recalibrated_where_there_are_none(tmp_path):

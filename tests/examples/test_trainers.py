@@ -4,6 +4,7 @@ Each example ends with `check`, which raises if more than the message crosses wo
 """
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,23 @@ def test_it_learns(name):
     program = f"import runpy; print(float(runpy.run_path('{EXAMPLES / name}.py')['main']()))"
     process = subprocess.run([sys.executable, '-c', program], check=True, capture_output=True, text=True)
     assert reached(float(process.stdout.split()[-1]))
+
+
+# --- Under jax.pmap ---
+
+# The steps of a short run, and what its result must exceed: an accuracy, minus a loss, a return.
+TRAINERS = {
+    'pmap_train_state': (100, 0.7),
+    'pmap_language_model': (40, -3.6),
+    'pmap_imagenet': (120, 0.5),
+    'pmap_ppo': (15, -8),  # it begins at -18
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', TRAINERS)
+def test_a_trainer_under_pmap_learns(name):
+    pytest.importorskip('flax')
+    num_steps, reached = TRAINERS[name]
+    result = runpy.run_path(str(EXAMPLES / f'{name}.py'))['main'](num_steps)
+    assert (-result if name == 'pmap_language_model' else result) > reached

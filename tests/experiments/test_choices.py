@@ -53,18 +53,6 @@ def test_the_same_rate_of_both_sides_differs_in_nothing():
     assert statistics.compared(side, side).text() == '+0.00 [-0.00, +0.00]'
 
 
-def test_a_single_seed_has_no_interval():
-    one = Side(CERTAIN, {0: np.array([2.0])})
-    assert statistics.compared(one, one._replace(fresh={0: np.array([1.0])})).text() == '+1.00'
-
-
-@pytest.mark.parametrize(
-    ('low', 'high', 'verdict'), [(-0.4, 2, 'yes'), (-0.6, 0.2, 'open'), (-3.0, -0.6, 'no')]
-)
-def test_within_the_margin(low, high, verdict):
-    assert statistics.Difference(0.0, low, high, 0.5).within(0.5) == verdict
-
-
 # --- Rates ---
 
 

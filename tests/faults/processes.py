@@ -17,6 +17,7 @@ from def_jax.elastic.network import free_address
 from def_jax.trainer import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALL = ['--config=configs/digits.py', '--config.model=faults.small_model:perceptron']  # soon compiled
 
 
 def start(folder: Path, flags: list[str], environment: dict[str, str], name: str = '') -> subprocess.Popen:

@@ -113,16 +113,6 @@ def test_a_constraint_that_names_the_workers_is_refused(kind):
         trace(dist, loss)
 
 
-def test_a_constraint_that_is_wrong_without_workers_has_its_own_error():
-    dist = spmd()
-
-    def loss(params, batch):
-        return jnp.mean(lax.with_sharding_constraint(batch, NamedSharding(dist.mesh, P('shard', 'shard'))))
-
-    with pytest.raises(Exception, match='duplicate entries for `shard`'):
-        trace(dist, loss)
-
-
 def test_any_arguments_keys_and_auxiliary_values():
     dist = spmd()
     params, state = initial(dist)

@@ -85,7 +85,6 @@ def residuals(state):
         ('8x1', AUTO, def_jax.random_block(4), {}),
         ('(2x2)x2', EXPLICIT, def_jax.random_block(4, order='shuffled'), {'average_every': 3}),
         ('2x2x2', AUTO, def_jax.random_block(3, allocation='balanced'), {'detach': 1.0}),
-        pytest.param('4x2', EXPLICIT, def_jax.random_k(4), {}, marks=pytest.mark.slow),
     ],
 )
 def test_equals_the_oracle(layout, kind, compressor, options):
@@ -130,21 +129,6 @@ def test_each_element_counts_once_in_the_energies_of_lambda():
     expected = np.array([sizes @ values.mean(1) ** 2, sizes @ (values**2).mean(1)])
     energy = np.asarray(optax.tree.get(state, 'energy'))
     np.testing.assert_allclose(energy / energy[1], expected / expected[1], rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_tensors_with_a_link_of_their_own_are_sent_whole():
-    layout, compressor, by_blocks = '2x4', def_jax.random_block(4), [True, True, True, False, False]
-    dense = optax.chain(def_jax.all_reduce_mean('workers'), SGD)
-    links = {'blocks': feedback(layout, compressor, inner=SGD), 'dense': dense}
-    optimizer = optax.multi_transform(links, ['blocks' if mine else 'dense' for mine in by_blocks])
-    x, y, _ = train(distributed(layout, optimizer))
-    start, gradients, sent, rates = problem(layout, 2, compressor)
-    sent[:, -4:] = 1  # b2 and the scale
-    settings = {'num_workers': 2, 'momentum': 0.9, 'detach': 0.3}
-    expected = reference.algorithm_1(start, gradients, sent, rates, **settings)
-    np.testing.assert_allclose(x, expected.x, **TOLERANCE)
-    np.testing.assert_allclose(y, expected.y, **TOLERANCE)
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""shard_map with check_vma=True: gradients that JAX would sum over workers are errors; all else runs."""
+"""What varies over workers: which leaves of a state, by types under shard_map too; and nothing is promoted.
+
+With check_vma=True, gradients that JAX would sum over workers are errors; all else runs.
+"""
 
 import functools
 import re
@@ -8,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from sharded_workers import EXPLICIT, mesh_of, step_of
 
 import def_jax
 from def_jax.mesh.collectives import OWN_PARAMS, vary_if_tracked
@@ -79,7 +84,8 @@ def trace(optimizer, gradient):
 def with_point(name):
     """An optimizer, and the gradient that it is given."""
     if name in LINKS:
-        return optax.chain(LINKS[name], optax.sgd(0.1)), at_own_params
+        momentum = 0.9 if name in ('dense', 'ef21') else None
+        return optax.chain(LINKS[name], optax.sgd(0.1, momentum=momentum)), at_own_params
     return OPTIMIZERS[name], outside
 
 
@@ -210,3 +216,107 @@ def test_the_first_state_varies_where_it_will():
     traced(outside)
     with pytest.raises(ValueError, match='detached_params: the gradient is taken'):
         traced(inside)
+
+
+# --- Which leaves of a state are per-worker ---
+
+
+def test_state_before_a_link_is_per_worker_but_nothing_says_so():
+    optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), feedback())
+    with pytest.raises(ValueError, match=r'precedes the link in the chain.* as inner='):
+        def_jax.state_specs(optimizer, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ('name', 'fields', 'expected'),
+    [
+        ('skipping, 8 bits', ('trace', 'residual'), True),
+        ('auto', ('residual', 'mu'), True),
+        ('auto', ('energy', 'detach', 'step', 'key'), False),
+        ('accumulated', ('grads', 'mu'), True),
+        ('around it', ('z',), False),
+        ('dense', ('trace',), False),
+        ('ef21', ('local',), True),
+        ('ef21', ('mean', 'trace'), False),
+    ],
+)
+def test_what_is_shared_is_not_stored_for_every_worker(name, fields, expected):
+    own = own_leaves(with_point(name)[0], PARAMS)
+    for field in fields:
+        assert set(jax.tree.leaves(optax.tree.get(own, field))) == {expected}, field
+
+
+def test_specs_within_and_across_workers():
+    workers, within = ('nodes', 'devices'), {'w': P('model', None), 'b': P()}
+    specs = def_jax.state_specs(OPTIMIZERS['skipping, 8 bits'], PARAMS, within, axis_name=workers)
+    assert optax.tree.get(specs, 'trace') == {'w': P(workers, 'model', None), 'b': P(workers)}
+    assert optax.tree.get(specs, 'residual') == {'w': P(workers, 'model', None), 'b': P(workers)}
+    assert optax.tree.get(specs, 'key') == P()
+
+
+def test_updates_and_state_lie_where_the_parameters_do():
+    """Without a mapped axis, as optax asks of its own optimizers."""
+    mesh = jax.make_mesh((2,), ('x',), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    optimizer = def_jax.def_adamw(0.1, 32, axis_name=None)
+    with jax.set_mesh(mesh):
+        params = jax.device_put({'w': jnp.ones((8, 4))}, NamedSharding(mesh, P('x')))
+        state = jax.jit(optimizer.init)(params)
+        updates, after = jax.jit(optimizer.update)(params, state, params)
+    specs = [
+        jax.tree.map(lambda x: jax.typeof(x).sharding.spec, tree) for tree in (params, updates, state, after)
+    ]
+    assert specs[0] == specs[1] and specs[2] == specs[3]
+    assert optax.tree.get(specs[2], 'residual')['w'] == P('x', None)
+
+
+# --- Ranks and dtypes are never promoted in silence, so users may forbid both ---
+
+BALANCED = {'order': 'shuffled', 'allocation': 'balanced'}
+# Every option of a block and of the link, several at once where they can be combined.
+OPTIONS = [
+    ({}, {'detach': 'auto', 'bits': 8, 'skip_nonfinite': True}),
+    (BALANCED, {'detach': 'auto', 'bits': 16, 'decay': 0.9, 'average_every': 3}),
+    ({'order': 'cyclic'}, {'every': 2, 'outer': optax.sgd(0.7, 0.9, nesterov=True), 'bits': 1}),
+    (BALANCED, {'overlap': True, 'detach': 'auto', 'bits': 2}),
+    (BALANCED, {'overlap': True, 'skip_nonfinite': True}),
+]
+SENDING = [
+    *(
+        def_jax.error_feedback(
+            def_jax.random_block(3, **blocks), 'workers', inner=optax.sgd(0.1, 0.9), **options
+        )
+        for blocks, options in OPTIONS
+    ),
+    def_jax.error_feedback(def_jax.random_k(3), 'workers', overlap=True),
+    def_jax.error_feedback(def_jax.scaled(0.5), 'workers', outer=optax.sgd(0.7, 0.9)),
+    def_jax.def_sgd(0.1, 64, 'workers'),
+]
+LINKED = [name for name, method in def_jax.METHODS.items() if method.link is not None]
+
+
+def method_optimizer(name):
+    method = def_jax.METHODS[name]
+    chosen = {'ratio': 2, 'chunk': 4, 'freeze_after': 2} | ({'every': 2} if name == 'sparse_loco' else {})
+    options = {option: value for option, value in chosen.items() if option in method.options}
+    return method.optimizer(optax.identity(), optax.sgd(0.1, 0.9), 'workers', method.compressor(2), **options)
+
+
+def test_all_that_sends_traces_without_promotion():
+    """On Explicit axes, where arrays have types that operations must agree on, too."""
+
+    def loss(params, batch):
+        whole = jax.sharding.reshard(params, P())
+        return jnp.mean((batch @ whole['w'] + whole['b'][None]) ** 2)
+
+    def step(dist, params, batch):
+        state = dist.init(params)
+        params, state, _ = step_of(dist, loss)(params, state, batch)
+        if isinstance(state, def_jax.ErrorFeedbackState):
+            dist.output_params(params, state)
+        return params
+
+    with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
+        for optimizer in [*SENDING, *map(method_optimizer, LINKED)]:
+            dist = def_jax.spmd(optimizer, mesh_of(2, 4, EXPLICIT), {'w': P('shard'), 'b': None})
+            params = jax.device_put(PARAMS, dist.shardings)
+            jax.eval_shape(functools.partial(step, dist), params, jnp.ones((4, 4)))

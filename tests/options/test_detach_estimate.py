@@ -9,7 +9,6 @@ from compressing import exchanged
 
 import def_jax
 from def_jax import diagnostics
-from def_jax.options.detach_estimate import best_detach
 
 NUM_WORKERS, NUM_STEPS = 8, 200
 # A tensor of equal tiles, one whose last tile is shorter, and one that is sent more often than both.
@@ -53,18 +52,6 @@ def test_what_rounding_leaves_in_the_residual_is_noise(order, bits):
     used, optimum = estimates(order, bits)
     np.testing.assert_allclose(used[:2], optimum[:2], rtol=0, atol=0.04)
     assert optimum[2] < used[2] < 1
-
-
-def test_the_limits():
-    for num_workers in (2, 16):
-        limits = {1 / num_workers: [1 / num_workers, 1.0], 1.0: [1.0, 1.0]}  # all noise, all signal
-        for expected, energy in limits.items():
-            best = best_detach(jnp.array(energy), num_workers, (1 / 3, 1 / 2))
-            assert float(best) == pytest.approx(expected, rel=1e-5)
-    assert best_detach(jnp.zeros(2), 16, (1, 1)) == 1 / 16  # nothing was sent yet
-    assert best_detach(jnp.zeros(2), 1, (1, 1)) == 1  # one worker follows its own model
-    # Rounding may make the averaged message the longer one.
-    assert best_detach(jnp.array([1.0001, 1.0]), 16, (1, 1)) == 1
 
 
 def test_until_the_first_message_it_is_one_over_the_workers():

@@ -12,12 +12,10 @@ import reference_baselines
 import reference_family as family
 from compressing import exchanged
 from perceptron import (
-    INITIAL,
     START,
     TOLERANCE,
     flat,
     gradient,
-    loss_fn,
     mlp_data,
     multipliers,
     train,
@@ -66,37 +64,6 @@ def test_local_sgd():
     assert_close(trained(optimizer), expected(family.momentum_sgd(RATE, 0.9), family.local_sgd(EVERY)))
 
 
-def test_streaming_diloco_is_torchfts():
-    """What torchft records of two fragments in turn, with a fixed gradient, no delay and no mixing.
-
-    A model of two numbers: inner rate 1, gradients of 2, outer rate 2, a fragment every third step. Source:
-    revision 73dafea of pytorch/torchft, the first of the mocked updates of its regression test. Its other
-    five have no counterpart: a delay drops the steps made meanwhile, which a residual keeps, and mixing puts
-    the parameters between the outer optimizer's and the worker's own.
-    """
-    link = def_jax.error_feedback(
-        def_jax.random_block(2, order='cyclic'), 'workers', detach=1.0, every=3, outer=optax.sgd(2.0)
-    )
-    optimizer = optax.chain(optax.sgd(1.0), link)
-
-    def step(carry, _):
-        params, state = carry
-        updates, state = optimizer.update(jnp.full(2, 2.0), state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), (params, params + state[1].residual)
-
-    def worker(params):
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=12)[1]
-
-    shared, own = map(np.asarray, jax.jit(jax.vmap(worker, axis_name='workers'))(jnp.ones((2, 2))))
-    for k in range(2):
-        turns = np.argsort(shared[k, 2])  # the fragment that went first, at the third step
-        first, second = own[k][:, turns].T.tolist()
-        assert first == [-1, -3, -11, -13, -15, -17, -19, -21, -35, -37, -39, -41]
-        assert second == [-1, -3, -5, -7, -9, -23, -25, -27, -29, -31, -33, -47]
-        assert shared[k][2::3, turns].tolist() == [[-11, 1], [-11, -23], [-35, -23], [-35, -47]]
-
-
 def test_diloco():
     optimizer, _ = named('diloco', optax.adam(0.01), every=EVERY)
     assert_close(trained(optimizer), expected(family.adam(0.01), family.diloco(EVERY, **OUTER)))
@@ -137,36 +104,6 @@ def test_outer_momentum_of_a_scaled_message():
         velocity = momentum * velocity + delta * pending.mean(0)
         residual = (1 - delta) * pending
         np.testing.assert_allclose(arrived, rate * velocity, rtol=0, atol=1e-5, err_msg=f'{t=}')
-
-
-def test_interrupted_after_any_step_is_uninterrupted():
-    """A message every third step: the state alone says how many steps are left until the next one."""
-    start = jax.tree.map(jnp.asarray, INITIAL)
-
-    def begin():
-        optimizer = def_jax.error_feedback(
-            *(def_jax.random_block(4, order='shuffled'), 'workers'),
-            **{'inner': optax.sgd(RATE, momentum=0.9), 'outer': optax.sgd(0.7, momentum=0.9), 'bits': 2},
-            **{'every': 3, 'detach': 'auto', 'decay': 0.9},
-        )
-
-        def step(params, state, batch):
-            grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
-            updates, state = optimizer.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
-        like = start, optimizer.init(start)
-        stacked = jax.tree.map(lambda z: jnp.broadcast_to(z, (NUM_WORKERS, *z.shape)), like)
-        return jax.jit(jax.vmap(step, axis_name='workers')), stacked
-
-    (step, uninterrupted), (_, of_another_process) = begin(), begin()
-    interrupted, structure = uninterrupted, jax.tree.structure(of_another_process)
-    for t in range(7):
-        batch = jax.tree.map(lambda z, t=t: z[:, t], DATA)
-        uninterrupted = step(*uninterrupted, batch)
-        saved = map(np.array, jax.tree.leaves(interrupted))
-        interrupted = step(*jax.tree.unflatten(structure, saved), batch)
-        jax.tree.map(np.testing.assert_array_equal, interrupted, uninterrupted)
 
 
 def test_devices_can_be_set_after_the_methods_are_built():

@@ -24,7 +24,6 @@ from perceptron import (
 from sharded_workers import distributed, feedback
 
 import def_jax
-from def_jax.mesh.ownership import own_leaves
 
 BLOCKS = def_jax.random_block(4, order='cyclic')
 OUTER = (0.7, 0.5)
@@ -152,21 +151,3 @@ def test_a_block_of_the_update_is_taken_after_the_message():
         if equation.primitive.name == 'dynamic_slice' and equation.invars[0] in updates:
             indices += [x for x in equation.invars[1:] if isinstance(x, type(program.invars[0]))]
     assert indices and all(any(x is y for y in later) for x in indices)
-
-
-def test_under_vmap_parameters_stay_one_copy_for_all_workers():
-    optimizer, params = wrapper(momentum=0), jnp.ones(8)
-    axes = jax.tree.map(lambda own: 0 if own else None, own_leaves(optimizer, params))
-
-    @jax.jit
-    @functools.partial(jax.vmap, in_axes=(None, axes, 0), out_axes=(None, axes), axis_name='workers')
-    def step(params, state, grads):
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = jax.tree.map(
-        lambda x, axis: x if axis is None else jnp.stack([x] * 2), optimizer.init(params), axes
-    )
-    for _ in range(2):
-        params, state = step(params, state, jnp.ones((2, 8)))
-    assert params.shape == (8,) and np.sum(params != 1) == 2

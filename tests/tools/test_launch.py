@@ -43,48 +43,43 @@ def test_each_process_learns_its_place_and_what_ends_by_itself_is_not_started_ag
     assert code in (2, 3, 4, 5) and (sorted(lives), said) == (list('01234'), [])
 
 
-def test_what_dies_is_started_again(launched):
-    code, lives, said = launched('place[1] == "2" and life < 3 and os.kill(os.getpid(), 9); until("2", 3)')
-    assert (code, sorted(lives)) == (0, ['0', '1', '2', '2', '2'])
-    assert all(line.startswith('process 2 died (SIGKILL) after') for line in said) and len(said) == 2
+def dies(who, lives, how='sys.exit(1)'):
+    """A program that dies in its first lives as one process; the others wait for the last of them."""
+    return f'place[1] == "{who}" and life < {lives} and {how}; until("{who}", {lives})'
 
 
-@pytest.mark.parametrize(('who', 'options'), [('0', {}), ('1', {'together': True})])
-def test_all_are_started_again_when_process_0_dies_or_any_together(launched, who, options):
-    program = f'place[1] == "{who}" and life < 2 and sys.exit(1); until("{who}", 2)'
-    code, lives, said = launched(program, **options)
-    assert (code, lives.count(who)) == (0, 2)
-    assert min(map(lives.count, '012')) >= 1  # the others may be ended before they have written a line
-    assert f'process {who} died (exit code 1)' in said[0] and 'all are started again' in said[0]
+STOPS, TOO_OFTEN = dies(1, 2, 'os.kill(os.getpid(), 19)'), 'place[1] == "1" and sys.exit(1); until("1", 3)'
+IN_CHILD = 'child = os.fork(); child and (os.wait(), sys.exit()); '  # as train.py waits for its own
+KILLED = 'process 1 has been stopped for 0.3 s and is killed'
 
 
-def test_too_many_deaths_are_an_end(launched):
-    code, lives, said = launched('place[1] == "1" and sys.exit(1); until("1", 3)', restarts=2)
-    assert (code, lives.count('1')) == (1, 3)
-    assert re.fullmatch(
-        r'process 1 died \(exit code 1\) after \d+ s, 3 times in a row; it is not started again', said[-1]
-    )
+@pytest.mark.parametrize(
+    ('program', 'options', 'code', 'who', 'lives', 'words'),
+    [
+        (dies(0, 2), {}, 0, '0', 2, r'process 0 died \(exit code 1\).*all are started again'),
+        (dies(1, 2), {'together': True}, 0, '1', 2, r'process 1 died \(exit code 1\).*all are started again'),
+        (TOO_OFTEN, {'restarts': 2}, 1, '1', 3, 'died .* 3 times in a row; it is not started again'),
+        ('place[1] == "1" and sys.exit(1); time.sleep(99)', {'restarts': 0, 'together': True}, 1, '1', 1, ''),
+        (STOPS, {'frozen': 0.3}, 0, '1', 2, KILLED),
+        (IN_CHILD + STOPS, {'frozen': 0.3}, 0, '1', 2, KILLED),
+    ],
+    ids=['process 0', 'together', 'too often', 'given up together', 'stopped', 'stopped child'],
+)
+def test_what_dies_or_stays_stopped_is_started_again(launched, program, options, code, who, lives, words):
+    ended, told, said = launched(program, **options)
+    assert (ended, told.count(who)) == (code, lives)
+    assert any(re.search(words, line) for line in said)
 
 
 def test_pauses_double_up_to_a_limit_and_start_over_after_a_healthy_life(launched, monkeypatch):
     def pauses(lives, **options):
-        program = f'place[1] == "1" and life < {lives} and sys.exit(1); until("1", {lives})'
-        return [re.search(r'again in (\S+) s', line)[1] for line in launched(program, **options)[2]]
+        said = launched(dies(1, lives), **options)[2]
+        return [re.search(r'again in (\S+) s', line)[1] for line in said]
 
     monkeypatch.setattr(launch, '_LONGEST_PAUSE', 0.04)
     assert pauses(6) == ['0.01', '0.02', '0.04', '0.04', '0.04']
     monkeypatch.setattr(launch, '_HEALTHY_SECONDS', -1)  # every life is
     assert pauses(9, restarts=1) == ['0.01', '0.01']
-
-
-@pytest.mark.parametrize('child', ['', 'child = os.fork(); child and (os.wait(), sys.exit()); '])
-def test_a_process_that_stays_stopped_is_killed(launched, child):
-    """Itself, or the child that it waits for, as a process of train.py does."""
-    code, lives, said = launched(
-        f'{child}place[1] == "1" and life == 1 and os.kill(os.getpid(), 19); until("1", 2)', frozen=0.3
-    )
-    assert (code, lives.count('1')) == (0, 2)
-    assert said[0] == 'process 1 has been stopped for 0.3 s and is killed'
 
 
 def test_others_are_ended_some_time_after_process_0(launched):
@@ -136,13 +131,6 @@ def test_a_signal_ends_the_pause_before_a_start(monkeypatch, who):
     assert [line.split()[0] for line in said] == ['process', 'SIGTERM'] and len(started) == 2
 
 
-def test_one_that_is_given_up_ends_all_together(launched):
-    code, lives, said = launched(
-        'sys.exit(1) if place[1] == "1" else time.sleep(100)', restarts=0, together=True
-    )
-    assert (code, lives.count('1'), len(said)) == (1, 1, 1)
-
-
 def test_a_run_goes_on_where_the_terminal_is_gone(monkeypatch):
     class Gone(io.StringIO):
         def flush(self):
@@ -162,36 +150,32 @@ def test_nothing_is_started_again_once_process_0_has_ended(launched):
     assert (code, sorted(lives), said) == (0, ['0', '1'], [])
 
 
-@pytest.mark.parametrize(('who', 'restarts', 'code'), [(1, 10, 0), (1, 1, 127), (0, 10, 0)])
-def test_a_process_that_cannot_be_started_again_for_a_while_harms_no_other(tmp_path, who, restarts, code):
+@pytest.mark.parametrize('who', [0, 1])
+def test_a_process_that_cannot_be_started_again_for_a_while_harms_no_other(tmp_path, who):
     """Its program has moved; the others train on, and it is back when the program is."""
-    program, said = tmp_path / 'program', []
-    body = f'who == {who} and life == 1 and sys.exit(1); [time.sleep(0.01) for _ in iter(ends, True)]'
+    program, lives, ends, said = *(tmp_path / name for name in ('program', 'lives', 'ends')), []
     program.write_text(
-        f'#!{sys.executable}\nimport os, sys, time\nwho = int(os.environ["JAX_PROCESS_ID"])\n'
-        f'open({str(tmp_path / "lives")!r}, "a").write(str(who))\n'
-        f'life = open({str(tmp_path / "lives")!r}).read().count(str(who))\n'
-        f'ends = lambda: os.path.exists({str(tmp_path / "ends")!r})\n{body}\n'
+        f'#!{sys.executable}\nimport os, sys, time\nwho = os.environ["JAX_PROCESS_ID"]\n'
+        f'open({str(lives)!r}, "a").write(who)\nlife = open({str(lives)!r}).read().count(who)\n'
+        f'who == "{who}" and life == 1 and sys.exit(1)\n'
+        f'while not os.path.exists({str(ends)!r}): time.sleep(0.01)\n'
     )
     program.chmod(0o755)
 
     def meanwhile():
-        failed = sum('as it was started' in line for line in said)
+        failed = any('as it was started' in line for line in said)
         if any('died (exit' in line for line in said) and not failed and program.exists():
             program.rename(tmp_path / 'moved')
         elif failed and (tmp_path / 'moved').exists():
             (tmp_path / 'moved').rename(program)
-            if restarts == 1:
-                (tmp_path / 'ends').touch()
-        if (tmp_path / 'lives').read_text().count(str(who)) > 1:
-            (tmp_path / 'ends').touch()
+        if lives.read_text().count(str(who)) > 1:
+            ends.touch()
 
-    (tmp_path / 'lives').touch()
-    launcher = launch.Launcher([str(program)], 3, pause=0.3, restarts=restarts, say=said.append)
-    assert launcher.run(meanwhile) == code
-    lives = (tmp_path / 'lives').read_text()
-    assert lives.count(str(who)) == (2 if restarts > 1 else 1)
-    assert min(map(lives.count, '012')) >= 1 and (who == 0 or lives.count('2') == 1)
+    lives.touch()
+    launcher = launch.Launcher([str(program)], 3, pause=0.3, say=said.append)
+    assert launcher.run(meanwhile) == 0
+    counts = [lives.read_text().count(process) for process in '012']
+    assert counts[who] == 2 and min(counts) >= 1 and (who == 0 or counts[2] == 1)
     assert f'process {who} died as it was started ([Errno 2] No such file or directory' in said[1]
 
 

@@ -1,83 +1,18 @@
-"""`--config.elastic=True`: a process of train.py dies and returns, and the run goes on."""
+"""`--config.elastic=True` in one process; of those that die, see test_faults.py."""
 
 import dataclasses
 import functools
-import json
-import os
-import re
-import signal
-import sys
-import threading
 
 import jax
 import numpy as np
 import pytest
 import training_fixtures as fixtures
-from faults import processes
 
 from def_jax.mesh.ownership import each
-from def_jax.tools.launch import Launcher
 from def_jax.trainer import elastic, experiment, loop
 from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.data.order import train_positions
 from def_jax.trainer.launch import interruption
-
-# The survivor waits for the other, however fast the steps are; fewer go on in tests/test_elastic.py.
-FLAGS = [
-    *('--config=configs/digits.py', '--config.elastic=True', '--config.num_workers=2'),
-    *('--config.min_workers=2', '--config.workers_per_device=1', '--config.batch_size=96'),
-    *('--config.num_steps=120', '--config.eval_every_steps=40', '--config.log_every_steps=5'),
-    '--config.ratio=16',
-]
-
-
-# The launcher shares a process with JAX only here.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.slow
-@pytest.mark.parametrize(('who', 'flags'), [(1, []), (1, ['--config.shards_per_worker=2']), (0, [])])
-def test_a_process_dies_and_returns_and_the_run_goes_on(environment, tmp_path, monkeypatch, who, flags):
-    """Process 1 while it trains, with one or more devices; process 0 while it writes a checkpoint."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(processes.ROOT)
-    run, said = tmp_path / 'run', []
-    command = [sys.executable, 'train.py', *FLAGS, *flags, f'--workdir={run}']
-    launcher = Launcher(command, 2, log=str(tmp_path / 'log'), say=said.append)
-
-    over = threading.Event()
-
-    def kill():  # in a thread, which looks at every moment: a checkpoint is soon written
-        while not (processes.is_writing(run, 0) if who == 0 else processes.log_size(run)):
-            if over.wait(0.001):
-                return
-        said.append('killed')
-        os.kill(launcher.pid(who), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    try:
-        code = launcher.run(lambda: killer.ident or killer.start())
-    finally:
-        over.set()
-        killer.join()
-    assert code == 0, (tmp_path / 'log-0.log').read_text()[-2000:]
-    log = (tmp_path / 'log-0.log').read_text()
-    assert f'process {who} died' in said[1]
-    if who == 0:
-        assert 'all are started again' in said[1]
-    else:
-        # It is back before the others know that it died, or joins them later.
-        assert re.search(
-            r'process 1 died, 2 -> (2 workers|1 workers(?s:.*)process 1 joined, 1 -> 2 workers)', log
-        )
-        assert re.search(r'process 1 died, .*; y loses a residual of norm', log)
-        assert 'process 1 joined' in log
-    records = processes.records(run)
-    assert [r['step'] for r in records if 'loss' in r] == list(range(5, 121, 5))
-    tests = [(r['step'], r['workers']) for r in records if 'test_loss_x' in r]
-    assert tests == [(40, 2), (80, 2), (120, 2)]
-    result = json.loads((run / 'result.json').read_text())
-    assert result['status'] == 'finished' and result['metrics']['test_accuracy_x'] > 0.6
-    assert processes.final_state(run)['step'] == 120
 
 
 def test_the_first_state_is_that_of_any_run(recorded):

@@ -1,9 +1,12 @@
-"""Runs of several processes and what strikes them: full disks, freezes, deaths at once, two versions."""
+"""Runs of several processes and what strikes them: a full disk, deaths, two versions."""
 
+import json
 import os
 import resource
 import signal
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,11 +23,11 @@ pytestmark = [
 ]
 
 SPACE = 50_000  # bytes of a file on a disk that is full for a checkpoint, but not for records and logs
-STEPS = 240  # more than are made before a fault strikes
+STEPS, EVERY = 120, 40  # more than are made before a fault strikes; of an evaluation and a checkpoint
 FLAGS = [
-    *('--config=configs/digits.py', '--config.model=faults.small_model:perceptron', '--config.elastic=True'),
+    *(*processes.SMALL, '--config.elastic=True'),
     *('--config.workers_per_device=1', '--config.batch_size=96', '--config.ratio=16'),
-    *(f'--config.num_steps={STEPS}', '--config.eval_every_steps=80', '--config.log_every_steps=20'),
+    *(f'--config.num_steps={STEPS}', f'--config.eval_every_steps={EVERY}', '--config.log_every_steps=10'),
 ]
 
 
@@ -36,7 +39,6 @@ def launched(environment, tmp_path, monkeypatch):
     """
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv('PYTHONPATH', str(processes.ROOT / 'tests'))
     monkeypatch.chdir(processes.ROOT)
 
     def run(folder, meanwhile=lambda launcher: None, count=2, **options):
@@ -62,11 +64,12 @@ def trainer_of(launcher, index):
 
 def assert_no_step_is_lost(folder):
     steps = [record['step'] for record in processes.records(folder) if 'loss' in record]
-    assert steps == list(range(20, STEPS + 1, 20))
+    assert steps == list(range(10, STEPS + 1, 10))
 
 
 def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_with_space(launched, tmp_path):
-    folder, full = tmp_path / 'run', []
+    """Also where process 0 then dies in a checkpoint: all are started again."""
+    folder, full, killers = tmp_path / 'run', [], []
 
     def fill_the_disk(launcher):  # for the next checkpoint; there is room for records and the log
         if processes.checkpoint_steps(folder) and not full:
@@ -78,9 +81,26 @@ def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_with_space(launched, 
     assert 'Traceback' not in texts[0]
     *_, kept = processes.checkpoint_steps(folder)
     assert kept < STEPS
-    code, _, texts = launched(folder)
-    assert code == 0 and f'resuming at step {kept}' in texts[0]
+
+    def kill(launcher):  # in a thread, which looks at every moment: a checkpoint is soon written
+        since = time.time()
+        while not processes.is_writing(folder, since):
+            time.sleep(0.001)
+        os.kill(launcher.pid(0), signal.SIGKILL)
+
+    def watch(launcher):
+        if not killers:
+            killers.append(threading.Thread(target=kill, args=[launcher], daemon=True))
+            killers[0].start()
+
+    code, said, texts = launched(folder, watch)
+    assert code == 0 and f'resuming at step {kept}' in texts[0], texts
+    assert 'process 0 died' in said[0] and 'all are started again' in said[0]
     assert_no_step_is_lost(folder)
+    tests = [(r['step'], r['workers']) for r in processes.records(folder) if 'test_loss_x' in r]
+    assert tests == [(step, 2) for step in range(EVERY, STEPS + 1, EVERY)]
+    assert json.loads((folder / 'result.json').read_text())['metrics']['test_accuracy_x'] > 0.6
+    assert processes.final_state(folder)['step'] == STEPS
 
 
 def test_a_folder_that_cannot_be_written_ends_a_run_in_one_line(launched):
@@ -89,23 +109,22 @@ def test_a_folder_that_cannot_be_written_ends_a_run_in_one_line(launched):
     assert 'Traceback' not in texts[0]
 
 
-@pytest.mark.parametrize('who', [0, 1])
-def test_a_process_that_freezes_is_given_up_killed_and_replaced(launched, tmp_path, who):
-    folder, stopped = tmp_path / 'run', []
+def test_processes_that_freeze_are_given_up_killed_and_replaced(launched, tmp_path):
+    """Process 1, which joins again; and then process 0, with whose service the others end."""
+    folder, log, stopped = tmp_path / 'run', tmp_path / 'log-0.log', []
 
     def freeze(launcher):
-        if processes.log_size(folder) and not stopped:
+        if processes.log_size(folder) if not stopped else 'process 1 joined' in log.read_text():
+            who = (1, 0)[len(stopped)]
             stopped.append(trainer_of(launcher, who))
-            os.kill(stopped[0], signal.SIGSTOP)
+            os.kill(stopped[-1], signal.SIGSTOP)
 
-    code, said, texts = launched(folder, freeze, frozen=12)
-    assert code == 0 and f'process {who} has been stopped for 12 s and is killed' in said, texts
-    (died,) = [line for line in said if line.startswith(f'process {who} died (SIGKILL)')]
-    assert not Path(f'/proc/{stopped[0]}').exists()
-    if who == 0:  # the others end with its service
-        assert 'all are started again' in died
-    else:
-        assert 'process 1 died, 2 -> ' in texts[0] and 'process 1 joined' in texts[0]
+    code, said, texts = launched(folder, lambda launcher: len(stopped) < 2 and freeze(launcher), frozen=12)
+    assert code == 0, texts
+    for who in (0, 1):
+        assert f'process {who} has been stopped for 12 s and is killed' in said
+        assert not Path(f'/proc/{stopped[1 - who]}').exists()
+    assert 'process 1 died, 2 -> ' in texts[0] and any('all are started again' in line for line in said)
     assert_no_step_is_lost(folder)
 
 

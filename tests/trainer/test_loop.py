@@ -124,17 +124,36 @@ def test_compute_dtype_is_that_of_the_network_alone(data_dir):
 # --- Every method ---
 
 
-# DEF is the recorded run; besides, one of its kind. The others are slow tests.
-@pytest.mark.parametrize(
-    'method', [pytest.param(name, marks=[pytest.mark.slow] * (name != 'saef')) for name in METHODS]
-)
-def test_every_method_trains(method, recorded, data_dir, tmp_path):
+def config_of(data_dir, method):
     changes = {'num_workers': 1} if METHODS[method].single_worker else {}
     if method == 'onebit_adam':
         changes = {'freeze_after': 3, 'learning_rate': 1e-3, 'momentum': 0.0}
     if METHODS[method].in_bytes:
         changes = {'ratio': 64, 'learning_rate': 0.01}  # blocks of a quarter, in two bits
-    config = fixtures.tiny_config(data_dir, method=method, **changes)
+    return fixtures.tiny_config(data_dir, method=method, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_has_its_programs(method, data_dir):
+    """Traced alone; that its updates are right, the library's oracles say."""
+    run = experiment.build(config_of(data_dir, method))
+    state = jax.eval_shape(run.steps.init)
+    run.steps.train.lower(state, next(run.train_batches(0)))
+    shared, own = jax.eval_shape(run.steps.outputs, state)
+    assert {*shared, *own} == {'x', *METHODS[method].points}
+
+
+# One of each kind: DEF is the recorded run, dense SGD below, PowerSGD, DiLoCo and top-k in
+# tests/docs/test_readme.py.
+TRAINED = ('psync', 'def_a', 'def_q', 'sgd_ia', 'cser', 'onebit_adam')
+
+
+@pytest.mark.parametrize(
+    'method', ['saef', *(pytest.param(name, marks=pytest.mark.slow) for name in TRAINED)]
+)
+def test_a_method_of_each_kind_trains(method, recorded, data_dir, tmp_path):
+    config = config_of(data_dir, method)
     result = fixtures.train(config, tmp_path / 'run')  # what it sends: tests/tools/communication
     assert result['status'] == 'finished'
     records, points = fixtures.records(tmp_path / 'run'), METHODS[method].points
@@ -154,16 +173,11 @@ def test_every_method_trains(method, recorded, data_dir, tmp_path):
 # --- Virtual workers, and what is communicated ---
 
 
-@pytest.mark.parametrize(
-    ('workers_per_device', 'sequential'), [pytest.param(2, False, marks=pytest.mark.slow), (4, True)]
-)
-def test_virtual_workers_give_the_same_trajectory(
-    recorded, data_dir, tmp_path, workers_per_device, sequential
-):
-    changes = {'workers_per_device': workers_per_device, 'sequential_workers': sequential}
-    config = fixtures.tiny_config(data_dir, **changes)
+def test_virtual_workers_in_sequence_give_the_same_trajectory(recorded, data_dir, tmp_path):
+    """In parallel, see below."""
+    config = fixtures.tiny_config(data_dir, workers_per_device=4, sequential_workers=True)
     result = fixtures.train(config, tmp_path / 'run')
-    assert result['environment']['num_devices'] == fixtures.NUM_WORKERS // workers_per_device
+    assert result['environment']['num_devices'] == 1
     expected = fixtures.records(recorded.folder)
     for ours, theirs in zip(fixtures.records(tmp_path / 'run'), expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=2e-3)
@@ -293,3 +307,47 @@ def test_a_run_of_which_nothing_is_left_has_diverged(data_dir, tmp_path):
     with fixtures.poisoned_state(4, fixtures.poisoned_params), pytest.raises(loop.DivergedError) as error:
         fixtures.train(config, tmp_path / 'run')
     assert error.value.step in (5, 6)  # at the evaluation, or the window in which every step was left out
+
+
+# --- A method by its import path: any optax transformation that averages over the workers ---
+
+HERE = 'trainer.configuration.factories_to_find'
+
+
+def test_a_plain_transformation_trains_as_the_librarys_own_on_virtual_workers_too(data_dir, tmp_path):
+    """Where everything is sent it is uncompressed SGD."""
+    losses = []
+    for method, per_device in itertools.product(('sgd', f'{HERE}:average'), (1, 2)):
+        changes = {'method': method, 'ratio': 1, 'workers_per_device': per_device, 'num_epochs': 1}
+        folder = tmp_path / f'{method[-3:]}{per_device}'
+        result = fixtures.train(fixtures.tiny_config(data_dir, **changes), folder)
+        losses.append([record['loss'] for record in fixtures.records(folder) if 'loss' in record])
+        assert result['points'] == ['x'] and result['communication']['true_ratio'] == 1
+        assert result['environment']['num_devices'] == fixtures.NUM_WORKERS // per_device
+    assert result['answers'] == {'x': 'average'}
+    np.testing.assert_allclose(losses, [losses[0]] * 4, rtol=1e-4)
+
+
+def test_its_state_is_of_each_worker_and_an_interrupted_run_goes_on(data_dir, recorded, tmp_path):
+    config = fixtures.tiny_config(
+        data_dir, method=f'{HERE}:average', method_options={'scale': 0.5}, num_epochs=2
+    )
+    whole = fixtures.train(config, tmp_path / 'whole')
+    with fixtures.signalled(15, 7), pytest.raises(loop.InterruptedRunError):
+        fixtures.train(config, tmp_path / 'interrupted')
+    assert (
+        fixtures.train(config, tmp_path / 'interrupted')['metrics']['train_loss']
+        == whole['metrics']['train_loss']
+    )
+    run = experiment.build(config)
+    state = fixtures.restored(tmp_path / 'whole', run)
+    residuals = [np.asarray(x) for x in jax.tree.leaves(state.opt_state[1].state)]
+    assert all(np.ptp(x, axis=0).max() > 0 for x in residuals)  # [K, ...]
+
+
+def test_a_method_that_sends_nothing_is_refused(data_dir, tmp_path):
+    with fixtures.refused(
+        r"method='.*:apart' sends nothing, so workers would drift apart. Average over its axis_name"
+    ):
+        fixtures.train(fixtures.tiny_config(data_dir, method=f'{HERE}:apart'), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()

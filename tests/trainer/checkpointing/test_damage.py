@@ -104,10 +104,6 @@ def test_no_bit_of_the_manifest_can_change_unseen(saved, tmp_path):
                 manifest.read_verified(folder, 9)
 
 
-def without_manifest(folder):
-    (folder / 'manifest.json').unlink()
-
-
 def of_another_format(folder):
     content = json.loads((folder / 'manifest.json').read_text()) | {'format': 99}
     (folder / 'manifest.json').write_text(json.dumps(content))
@@ -121,7 +117,6 @@ def of_another_step(folder):
 @pytest.mark.parametrize(
     ('change', 'reason'),
     [
-        (without_manifest, 'it has no manifest.json: incomplete, or from a version that wrote none'),
         (of_another_format, 'its format is 99, but this version reads 2; def_jax .* wrote it and can finish'),
         (of_another_step, 'it was written at step 7'),
     ],

@@ -79,37 +79,6 @@ def test_the_state_is_that_of_the_mean_worker(data_dir, old, new, changes):
     assert f'workers: {old[0]} before, {new[0]} now' in note and 'mean' in note
 
 
-def test_on_other_devices_the_same_workers_keep_every_bit(data_dir):
-    old_run, new_run = (build(config_of(data_dir, 8, per_device)) for per_device in (1, 4))
-    before, layout = filled(old_run), new_run.layout
-    after = regroup(before, layout.is_per_worker, old_run.workers.shape, layout.shape)
-
-    def flat(state):
-        return [leaf.ravel() for leaf in jax.tree.leaves(state)]
-
-    fixtures.assert_same_bits(flat(after), flat(before))
-    assert jax.tree.map(np.shape, after) == jax.tree.map(
-        lambda leaf: leaf.shape, jax.eval_shape(new_run.steps.init)
-    )
-    (note,) = regrouping.describe(old_run.workers.shape, layout.batch_size, layout)
-    assert 'the same 8' in note and 'unchanged' in note
-
-
-def test_ef21_keeps_its_sum(data_dir):
-    """g = mean_k g_k, on which EF21 rests, holds for the new workers too."""
-    old_run, new_run = (build(config_of(data_dir, workers, method='ef21')) for workers in (4, 2))
-    before = filled(old_run)
-    links = [
-        link._replace(mean=jax.tree.map(lambda g: g.mean(0), link.local)) if hasattr(link, 'local') else link
-        for link in before.opt_state
-    ]
-    before = before.replace(opt_state=tuple(links))
-    after = regroup(before, new_run.is_per_worker, (4,), (2,))
-    (state,) = (link for link in after.opt_state if hasattr(link, 'local'))
-    for local, mean in zip(jax.tree.leaves(state.local), jax.tree.leaves(state.mean), strict=True):
-        np.testing.assert_allclose(local, np.broadcast_to(mean, local.shape), rtol=1e-5, atol=1e-6)
-
-
 # --- The whole trainer ---
 
 

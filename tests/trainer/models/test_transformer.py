@@ -83,27 +83,14 @@ def test_number_of_parameters(name, tied, count):
     assert not any('bias' in jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(shapes))
 
 
-def test_logits_are_those_of_numpy():
-    model, tokens = TINY(tied=False), random_tokens((3, 7))
+@pytest.mark.parametrize('tied', [True, False])
+def test_logits_are_those_of_numpy(tied):
+    model, tokens = TINY(tied=tied), random_tokens((3, 7))
     params = random_params(model)
     logits = jax.jit(model.apply)({'params': params}, tokens)
     assert logits.dtype == jnp.float32
     expected = [numpy_transformer(params, row) for row in tokens]
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
-
-
-def test_packed_documents_are_computed_as_if_each_were_alone():
-    model = TINY()
-    params = random_params(model)
-    documents = [random_tokens(length, seed=length) for length in (5, 1, 4)]
-    packed = np.concatenate(documents)[None]
-    segments = np.repeat([1, 2, 3], [5, 1, 4])[None]
-    apply = jax.jit(model.apply)
-    logits = apply({'params': params}, packed, segments)[0]
-    expected = np.concatenate([numpy_transformer(params, document) for document in documents])
-    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
-    unaware = apply({'params': params}, packed, np.ones_like(segments))[0]
-    assert not np.allclose(unaware[5:], expected[5:], atol=0.1)  # so the segments matter
 
 
 def test_with_remat_the_backward_pass_computes_each_block_again_and_the_same_gradient():
