@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ from def_jax.trainer.configuration.factories import find
 from def_jax.trainer.configuration.optimizers import sgd
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.errors import one_line
+from def_jax.trainer.state import PerWorker
 from def_jax.trainer.tasks.base import Task
-from def_jax.types import AxisName, PyTree
+from def_jax.types import AxisName
 
 __all__ = [
     *('complete', 'find_method', 'make_compressor', 'make_dataset', 'make_optimizer', 'make_schedule'),
@@ -114,20 +115,13 @@ def find_method(config: Mapping[str, Any]) -> Method:
 
         def update(updates, state, params=None):
             updates, inner = made.update(updates, state.state, params)
-            return updates, _Averaged(inner)
+            return updates, PerWorker(inner)
 
-        return optax.GradientTransformation(lambda params: _Averaged(made.init(params)), update)
+        return optax.GradientTransformation(lambda params: PerWorker(made.init(params)), update)
 
     free = inspect.signature(factory.function).parameters.keys() - factory.options.keys()
     takes = tuple(name for name in OPTIONS if name in free)
     return Method(factory.name.rpartition(':')[2], 'x', kind='baseline', link=link, takes=takes)
-
-
-class _Averaged(NamedTuple):
-    """State of a transformation that is no link of the library; any of it may differ between workers."""
-
-    state: PyTree
-    per_worker = ('state',)
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

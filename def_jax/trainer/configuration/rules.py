@@ -66,7 +66,7 @@ def of_keys() -> Iterator[None]:
 
 
 def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tuple[object, str]]:
-    """Whether keys contradict each other, with what is then to be said."""
+    """Whether keys contradict each other, with the message for that case."""
     name, size, workers = f'method={config.method!r}', config.batch_size, config.num_workers
     virtual, shards, own = config.workers_per_device, config.shards_per_worker, size // workers
     for key, fixed in method.sends.items():
@@ -76,11 +76,11 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
     for key, unused in (('method', config.method in METHODS), ('outer', not config.outer and has_outer)):
         options, without = config[f'{key}_options'], f'no effect on {key}={config[key]!r}. Leave it empty.'
         yield unused and options, f'{key}_options={dict(options)} has {without}'
-    unused = f"has no effect on {name}, which fixes it or sends no updates. Set outer=''."
-    yield config.outer and not has_outer, f'outer={config.outer!r} {unused}'
+    why = f"has no effect on {name}, which fixes it or sends no updates. Set outer=''."
+    yield config.outer and not has_outer, f'outer={config.outer!r} {why}'
     typed = config.compute_dtype == 'float32' or find('model', config).takes('dtype')
-    unused = f'has no effect on model={config.model!r}, which takes no dtype. Leave it out.'
-    yield not typed, f'compute_dtype={config.compute_dtype!r} {unused}'
+    why = f'has no effect on model={config.model!r}, which takes no dtype. Leave it out.'
+    yield not typed, f'compute_dtype={config.compute_dtype!r} {why}'
     near = f'the nearest is {max(1, round(size / workers)) * workers}'
     yield size % workers, f'batch_size={size} must be a multiple of num_workers={workers}; {near}.'
     share = f'the {own} examples of a worker, batch_size={size} / num_workers={workers}'
