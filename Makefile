@@ -18,7 +18,7 @@ READY := $(VENV)/.ready
 
 COMPILERS := .venv-accelerators
 
-.PHONY: help train test test-slow lint docs docs-test theory tables reproduce notebooks bench bench-gpu bench-compiled bench-cluster bench-accuracy faults clean
+.PHONY: help train test test-slow lint docs docs-test theory tables reproduce reproduce-gpu notebooks bench bench-gpu bench-compiled bench-cluster bench-accuracy faults clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ reproduce: $(READY)  ## Rerun the digits experiments from scratch in runs/ and r
 	  $(BIN)/python -m experiments run $$name --only=digits --results=runs && \
 	  $(BIN)/python -m experiments page $$name --results=runs || exit 1; done
 
+reproduce-gpu: $(READY)  ## VGG-16 on CIFAR-10, 200 epochs, on this machine's GPU, from nothing to the page in runs/; ONLY=toy takes minutes.
+	JAX_PLATFORMS= $(BIN)/python -m experiments run gpu --only="$(or $(ONLY),CIFAR)" --results=runs
+	$(BIN)/python -m experiments page gpu --results=runs
+
 notebooks: $(READY)  ## Run the notebooks and save their outputs.
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
@@ -75,9 +79,7 @@ bench-cluster: $(READY)  ## As root: DEF, dense JAX and PyTorch (TORCH=a Python 
 	$(BIN)/python -m benchmarks.sharded --output=results/benchmarks/sharded.md
 
 bench-accuracy: $(READY)  ## As root: accuracy against seconds on a slow network, with DATA=TFDS's folder; hours, resumable.
-	$(BIN)/python -m benchmarks.time_to_accuracy --output=results/benchmarks $(if $(DATA),--data_dir=$(DATA)) \
-	  $(if $(TORCH),--torch_python=$(TORCH) --variant=dense --variant=def64 --variant=def256 --variant=def_q64_2 \
-	  --variant=def_q256_2 --variant=ddp --variant=ddp_fp16 --variant=ddp_powersgd)
+	$(BIN)/python -m benchmarks.time_to_accuracy --output=results/benchmarks $(if $(DATA),--data_dir=$(DATA))
 
 faults: $(READY)  ## Long reliability tests: kill and resume runs 25 and 20 times, change the workers, let them die and return, watch an hour-long run.
 	$(BIN)/python -m benchmarks.reliability.kills --output=results/reliability

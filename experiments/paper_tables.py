@@ -40,9 +40,9 @@ def protocol(name: str, where: Mapping[str, Any], contenders: Sequence[Contender
         problem='paper',
         where=where,
         contenders=contenders,
-        margin=0.5,
         by_accuracy=True,
         **{
+            'margin': 0.5,
             'tuning_where': {'validation_examples': _HELD_OUT[where['name']]},
             'tuning_seeds': (100,),
             'seeds': (0, 1, 2),

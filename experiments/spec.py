@@ -144,7 +144,7 @@ def origin(*, allow_dirty: bool = False) -> dict[str, Any]:
 @functools.cache
 def _environment() -> dict[str, Any]:
     return {
-        'machine': _machine(),
+        'machine': _accelerator() or _machine(),
         'versions': {
             'python': platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -156,6 +156,14 @@ def _machine() -> str:
     information = Path('/proc/cpuinfo')
     names = re.findall(r'model name\s*: (.*)', information.read_text()) if information.exists() else []
     return f'{os.cpu_count()} cores of {names[0] if names else platform.processor()}, {platform.machine()}'
+
+
+def _accelerator() -> str:
+    """How many GPUs or TPUs JAX sees here, and of which kind; empty if none."""
+    import jax  # not to read records
+
+    devices = jax.devices()
+    return '' if devices[0].platform == 'cpu' else f'{len(devices)} {devices[0].device_kind}'
 
 
 def _git(*command: str) -> str:

@@ -6,6 +6,7 @@ update that all apply [d], and keeps what it remembers; it works tensor by tenso
 
 from collections.abc import Callable, Sequence
 
+import ml_dtypes
 import numpy as np
 import scipy.fft
 
@@ -21,13 +22,15 @@ def train(
     *,
     num_workers: int,
     momentum: float = 0.0,
+    inside: bool = False,
 ) -> np.ndarray:
-    """x [T + 1, d]: momentum SGD on what is exchanged."""
+    """x [T + 1, d]: momentum SGD on what is exchanged, or the exchange of each worker's momentum SGD."""
     x = np.array(x0, np.float64)
-    m, xs = np.zeros_like(x), [x]
+    m, xs = np.zeros((num_workers, *x.shape) if inside else x.shape), [x]
     for t, eta in enumerate(learning_rate):
-        m = momentum * m + exchange(np.stack([gradient(x, k, t) for k in range(num_workers)]))
-        x = x - eta * m
+        gradients = np.stack([gradient(x, k, t) for k in range(num_workers)])
+        m = momentum * m + (gradients if inside else exchange(gradients))
+        x = x - (exchange(eta * m) if inside else eta * m)
         xs.append(x)
     return np.stack(xs)
 
@@ -108,14 +111,17 @@ def _feedback(compress: Callable, shapes: Sequence[tuple[int, ...]]) -> Exchange
 
 
 def top_k(shapes: Sequence[tuple[int, ...]], ratio: float) -> Exchange:
-    """Sparsified SGD with memory (Stich et al., 2018, Algorithm 1), in parallel, of every tensor."""
+    """Sparsified SGD with memory (Stich et al., 2018, Algorithm 1), in parallel, of every tensor.
+
+    Values travel in bfloat16.
+    """
 
     def compress(pending):
         rows = pending.reshape(len(pending), -1)
         sent = np.zeros_like(rows)
         for row, kept in zip(rows, sent, strict=True):
-            largest = np.argsort(-np.abs(row))[: max(1, int(len(row) // (2 * ratio)))]
-            kept[largest] = row[largest]
+            largest = np.argsort(-np.abs(row))[: max(1, int(len(row) // ratio))]
+            kept[largest] = row[largest].astype(np.float32).astype(ml_dtypes.bfloat16)
         return sent.reshape(pending.shape)
 
     return _feedback(compress, shapes)
@@ -169,12 +175,15 @@ def _edge(n: int, most: int) -> int:
 
 
 def demo(shapes: Sequence[tuple[int, ...]], ratio: float, chunk: int, decay: float = 0.999) -> Exchange:
-    """DeMo as in its code (github.com/bloc97/DeMo, demo.py), but for the learning rate in the momentum."""
+    """DeMo as in its code (github.com/bloc97/DeMo, demo.py), but for the learning rate in the momentum.
+
+    Coefficients travel in bfloat16.
+    """
 
     def of_tensor(shape):
         rows, columns = (int(np.prod(shape[:-1])), shape[-1]) if shape else (1, 1)
         h, w = _edge(rows, chunk), _edge(columns, chunk)
-        k = max(1, int(h * w // (2 * ratio)))
+        k = max(1, int(h * w // ratio))
         delta = 0.0
 
         def chunks():
@@ -191,9 +200,9 @@ def demo(shapes: Sequence[tuple[int, ...]], ratio: float, chunk: int, decay: flo
                 for momentum in delta:
                     coefficients = scipy.fft.dctn(momentum[place], norm='ortho').ravel()
                     largest = np.argsort(-np.abs(coefficients))[:k]
-                    sent.append({i: coefficients[i] for i in largest})
                     kept = np.zeros(h * w)
-                    kept[largest] = coefficients[largest]
+                    kept[largest] = coefficients[largest].astype(np.float32).astype(ml_dtypes.bfloat16)
+                    sent.append({i: kept[i] for i in largest})
                     momentum[place] -= scipy.fft.idctn(kept.reshape(h, w), norm='ortho')
                 mean = np.zeros(h * w)
                 for i in set().union(*sent):  # scatter_reduce_ with reduce='mean'

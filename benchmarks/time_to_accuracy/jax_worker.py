@@ -47,8 +47,9 @@ def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransforma
             _cast(jnp.float16), def_jax.all_reduce_mean(axis_name), _cast(jnp.float32)
         ),
         'jax_powersgd': lambda: def_jax.baselines.powersgd(1, axis_name, rank=4),
-        'jax_top_k64': lambda: def_jax.baselines.top_k(64, axis_name),
     }
+    if variant == 'jax_top_k64':
+        return def_jax.baselines.top_k(64, axis_name, inner=sgd)
     if variant in rivals:
         return optax.chain(rivals[variant](), sgd)
     if variant.startswith('def_q'):

@@ -3,7 +3,7 @@
 `error_feedback` relies on a linear compressor whose block all workers know, so that one all-reduce of the
 blocks is the mean of the compressed updates. The baselines compress by magnitude, by sign or by rank. Each
 is a function `exchange` from worker k's pending tensors, a list, to what all workers apply and to what worker
-k may forget; `feedback` adds the residual around it.
+k may forget; `feedback` adds the residual of gradients around it, `around` that of an optimizer's updates.
 """
 
 import math
@@ -16,14 +16,18 @@ import numpy as np
 import optax
 from jax import lax
 
+from def_jax.compressors import identity
 from def_jax.compressors.base import check_indexable, ravel, unravel
+from def_jax.error_feedback import error_feedback, wrapped
 from def_jax.mesh.collectives import all_gather
 from def_jax.mesh.link import float32_updates, float32_zeros, link
+from def_jax.options import pend
 from def_jax.types import AxisName, PyTree
 
 __all__ = [
     'Exchanged',
     'ResidualState',
+    'around',
     'chunk_shape',
     'feedback',
     'from_chunks',
@@ -92,6 +96,33 @@ def feedback(
     return link(init, step, axis_name, ResidualState)
 
 
+def around(
+    inner: optax.GradientTransformation,
+    axis_name: AxisName,
+    exchange: Callable[[list[jax.Array]], tuple[list[jax.Array], list[jax.Array]]],
+) -> optax.GradientTransformationExtraArgs:
+    """Error feedback around an exchange of the updates of a worker's optimizer, as `error_feedback` has it.
+
+    Args:
+        inner: the worker's optimizer, whose state is per-worker.
+        axis_name: the axis over workers.
+        exchange: maps the pending tensors, float32, in leaf order, to the update of each and to what worker k
+            need not keep of it.
+
+    Returns:
+        An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`; λ is 0.
+    """
+    start = error_feedback(identity(), None, detach=0.0)  # its state alone: nothing is sent
+
+    def step(updates, state):
+        pending, treedef = jax.tree.flatten(pend(updates, state.residual))
+        update, sent = exchange(pending)
+        residual = jax.tree.unflatten(treedef, map(jnp.subtract, pending, sent))
+        return jax.tree.unflatten(treedef, update), state._replace(step=state.step + 1, residual=residual)
+
+    return wrapped(inner, start.init, step, axis_name)
+
+
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """A tensor as a matrix: the output features, last in JAX, and everything else.
 
@@ -147,12 +178,12 @@ def gather_largest(
 ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
     """Sums over workers of the elements that each has chosen, how many have chosen it, and worker k's own.
 
-    A worker chooses those of largest magnitude, the same number in every chunk. A message is 2·B words.
+    A worker chooses those of largest magnitude, the same number in every chunk. An element is a word of its
+    message: the value in bfloat16, and its place in the chunk in 16 bits.
 
     Args:
-        tensors: float32 [chunks, elements] each.
-        ratio: bytes of a chunk over those that a worker sends of it. An index takes as many as a value, so
-            k = elements // (2·ratio), at least 1.
+        tensors: float32 [chunks, elements] each, with at most 65,536 elements in a chunk.
+        ratio: bytes of a chunk over those that a worker sends of it: k = elements // ratio, at least 1.
         axis_name: the axis over workers.
 
     Returns:
@@ -162,27 +193,33 @@ def gather_largest(
     """
     check_indexable([((sum(x.size for x in tensors),), 1)])
     starts = np.cumsum([0, *(x.size for x in tensors)])
-    places = [jnp.zeros(0, jnp.int32)]
+    begins, places = [jnp.zeros(0, jnp.uint32)], [jnp.zeros(0, jnp.uint32)]
     for start, x in zip(starts, tensors, strict=False):
         count, size = x.shape
-        kept = min(size, max(1, int(size // (2 * ratio))))
-        places.append((start + largest(x, kept) + size * np.arange(count)[:, None]).ravel())
-    whole, indices = ravel(tensors), jnp.concatenate(places)
-    values = whole[indices]
-    message = jnp.concatenate([lax.bitcast_convert_type(values, jnp.uint32), indices.astype(jnp.uint32)])
+        chosen = largest(x, min(size, max(1, int(size // ratio))))
+        rows = jnp.uint32(start) + jnp.uint32(size) * jnp.arange(count, dtype=jnp.uint32)
+        begins.append(jnp.broadcast_to(rows[:, None], chosen.shape).ravel())
+        places.append(chosen.astype(jnp.uint32).ravel())
+    whole, begin, place = ravel(tensors), jnp.concatenate(begins), jnp.concatenate(places)
+    values = lax.bitcast_convert_type(whole[begin + place].astype(jnp.bfloat16), jnp.uint16)
+    message = values.astype(jnp.uint32) << 16 | place
+
+    def decoded(message):
+        values = lax.bitcast_convert_type((message >> 16).astype(jnp.uint16), jnp.bfloat16)
+        return values.astype(jnp.float32), begin + (message & 0xFFFF)
 
     def add(worker, sums):
         # One worker after the other: places are then unique, and the order of the sum is the same everywhere,
         # also where a scatter of colliding places would use atomic operations.
-        chosen, places = jnp.split(gathered[worker], 2)
-        chosen = lax.bitcast_convert_type(chosen, jnp.float32)
-        totals, counts = (x.at[places] for x in sums)
-        return totals.add(chosen, unique_indices=True), counts.add(1.0, unique_indices=True)
+        values, at = decoded(gathered[worker])
+        totals, counts = (x.at[at] for x in sums)
+        return totals.add(values, unique_indices=True), counts.add(1.0, unique_indices=True)
 
     gathered = all_gather(message, axis_name)
     zeros = jnp.zeros(whole.size, jnp.float32)
     totals, counts = lax.fori_loop(0, len(gathered), add, (zeros, zeros))
-    own = jnp.zeros_like(whole).at[indices].set(values)
+    values, at = decoded(message)
+    own = jnp.zeros_like(whole).at[at].set(values, unique_indices=True)
     return unravel(totals, tensors), unravel(counts, tensors), unravel(own, tensors)
 
 

@@ -37,11 +37,11 @@ def demo(
     the rate changed.
 
     Args:
-        ratio: bytes of a chunk over the bytes that a worker sends of it, a number >= 1. An index takes
-            as many as a value, so k = size // (2·ratio), at least 1; the code sends 32 of 64 · 64, ratio 64.
+        ratio: bytes of a chunk over the bytes that a worker sends of it, a number >= 1. A coefficient and
+            its place take 16 bits each, so k = size // ratio, at least 1; the code keeps 32 of 64 · 64.
         axis_name: the axis over workers, a tuple of axes, or None for a single worker.
         momentum_decay: β in [0, 1), the decay of the momentum.
-        chunk: the longest edge of a chunk; the edge is the largest divisor of the axis up to it.
+        chunk: the longest edge of a chunk, below 256; the edge is the largest divisor of the axis up to it.
 
     Returns:
         An `optax.GradientTransformation` with state `baselines.ResidualState`; its residual is the momentum.
@@ -64,7 +64,7 @@ def demo(
     ratio = check_ratio(ratio)
     hint = 'β: the share of the momentum kept per step'
     check_number('momentum_decay', momentum_decay, 0, 1, hint, below=True)
-    check_integer('chunk', chunk, 1, 'the longest edge of a chunk', bits=16)
+    check_integer('chunk', chunk, 1, 'the longest edge of a chunk', bits=8)
 
     def exchange(pending, carry):
         def restored(coefficients):

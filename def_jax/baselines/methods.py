@@ -111,7 +111,7 @@ class Method:
     @property
     def ratio_is_free(self) -> bool:
         """Whether what is sent depends on the ratio."""
-        return self.kind != 'dense' and (self.kind != 'baseline' or 'ratio' in self.takes)
+        return self.link is None or bool({'ratio', 'compressor'} & _parameters(self.link).keys())
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -266,9 +266,9 @@ METHODS: dict[str, Method] = {
     'random_replicator': Method('random replicator', 'x', detach=0.0, fixes={'decay': 0.999}),
     'cser': Method('CSER', 'own', detach=1.0, link=cser_of_ratio, takes=('ratio', 'every')),
     'powersgd': Method('PowerSGD', 'x', kind='baseline', link=powersgd, takes=('ratio', 'rank')),
-    'top_k': Method('top-k', 'x', kind='baseline', link=top_k, takes=('ratio',)),
+    'top_k': Method('top-k', 'x', detach=0.0, link=top_k, takes=('ratio',)),
     'demo': Method('DeMo', 'x', kind='baseline', link=demo, takes=('ratio', 'chunk')),
-    'sign_ef': Method('EF-signSGD', 'x', kind='baseline', link=sign_ef),
+    'sign_ef': Method('EF-signSGD', 'x', detach=0.0, link=sign_ef),
     'onebit_adam': Method(
         *('1-bit Adam', 'x', 'baseline'),
         link=onebit_adam,

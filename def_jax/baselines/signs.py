@@ -7,28 +7,33 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.baselines.base import Exchanged, feedback, gathered_mean, pack, unpack
+from def_jax.baselines.base import around, gathered_mean, pack, unpack
 from def_jax.compressors.base import ravel, unravel
 from def_jax.types import AxisName, PyTree
 
 __all__ = ['exchange_signs', 'sign_ef']
 
 
-def sign_ef(axis_name: AxisName) -> optax.GradientTransformation:
+def sign_ef(
+    axis_name: AxisName,
+    *,
+    inner: optax.GradientTransformation = optax.identity(),  # noqa: B008
+) -> optax.GradientTransformationExtraArgs:
     """Sends the sign of every element and the mean magnitude of every tensor, with error feedback.
 
     The scaled sign of worker k's pending tensor is mean|p_k|·sign(p_k). Signs of several workers do not add
     up in one bit, so they are all-gathered, 32 to a word, and every worker averages them itself: a message
     has about 1/32 of the dense bytes, and what a worker receives grows with the number of workers.
 
-    Make it the first link of a chain, with the gradient taken at the parameters: momentum and learning rate
-    follow and are the same on all workers.
+    It wraps the worker's optimizer, as `error_feedback` does: p_k contains the learning rate, as in the
+    paper. Take gradients at the parameters.
 
     Args:
         axis_name: the axis over workers, a tuple of axes, or None for a single worker.
+        inner: the worker's optimizer, see `error_feedback`.
 
     Returns:
-        An `optax.GradientTransformation` with state `baselines.ResidualState`.
+        An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`.
 
     Raises:
         ValueError: if `axis_name` is not a name; in `update`, if it is not bound.
@@ -45,11 +50,7 @@ def sign_ef(axis_name: AxisName) -> optax.GradientTransformation:
     ([2.0, -2.0], [-1.0, -1.0])
     """
 
-    def exchange(pending, carry):
-        update, sent = exchange_signs(pending, axis_name, lambda x: jnp.mean(jnp.abs(x)))
-        return Exchanged(update, sent, carry)
-
-    return feedback(axis_name, exchange)
+    return around(inner, axis_name, lambda p: exchange_signs(p, axis_name, lambda x: jnp.mean(jnp.abs(x))))
 
 
 def exchange_signs(

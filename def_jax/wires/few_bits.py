@@ -41,6 +41,7 @@ _WASTE = 0.01  # the share of a message that may be zeros between its parts, unl
 _TILES = 4, 512  # elements of a tile, at least and at most
 _UNIT = jnp.bfloat16  # the range of float32 in two bytes
 _UNROLLED = 8  # workers whose integers are added in one kernel
+_TPU_TILE = 1024  # bytes: XLA for TPUs turns a gather of other rows into an all-reduce, of twice the bytes
 
 
 def loading(bits: int) -> float:
@@ -158,7 +159,7 @@ def exchange(
         _unpack(codes, bits)
     )
     if weights is not None:
-        energy = _from_bytes(shares, jnp.float32).sum(0)
+        energy = _from_bytes(shares[:, : energy.nbytes], jnp.float32).sum(0)
     rest = block - sent
     # An update in place puts `rest` in memory: XLA would compute it again in the kernel of every tensor.
     rest = lax.dynamic_update_index_in_dim(rest, lax.dynamic_index_in_dim(rest, k) + lost[None], k, axis=0)
@@ -203,7 +204,13 @@ def _mean_of_chunk(
     row = [_pack(again, bits).reshape(-1), _as_bytes(unit)]
     if weights is not None:
         row.append(_as_bytes(_energy(mean, units, weights[pieces], piece, size, bits)))
-    return jnp.concatenate(row), workers * (mean - numbers.values(again))
+    return _whole_tiles(jnp.concatenate(row)), workers * (mean - numbers.values(again))
+
+
+def _whole_tiles(row: jax.Array) -> jax.Array:
+    """The row, with zeros up to a whole tile of a TPU if they are less than a hundredth of it."""
+    missing = -row.size % _TPU_TILE
+    return jnp.pad(row, (0, missing)) if missing < _WASTE * row.size else row
 
 
 def _energy(

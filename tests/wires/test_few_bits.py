@@ -11,6 +11,7 @@ from perceptron import mapped
 
 import def_jax
 from def_jax import wires
+from def_jax.traffic import traffic
 from def_jax.traffic.hlo import collectives
 from def_jax.wires import few_bits
 
@@ -149,6 +150,20 @@ def test_the_collectives_of_a_step():
     assert {c.dtype for c in found} == {'u8'}
     for c in found:  # codes, two units, and the energy of 'auto'
         assert size / 4 <= c.bytes <= 1.02 * size / 4 + num_workers * (2 * 2 + 8)
+
+
+def test_a_long_row_is_gathered_in_whole_tiles_of_a_tpu():
+    """XLA for TPUs turns the gather of other rows into an all-reduce; short rows are not worth the zeros."""
+
+    def gathered(size):
+        optimizer = def_jax.def_sgd(0.1, 64, 'workers')
+        params = jax.ShapeDtypeStruct((size,), jnp.float32)
+        (message,) = (m for m in traffic(optimizer, params, 'workers').always if m.operation == 'all-gather')
+        return message.bytes
+
+    assert gathered(2**25 + 5) % 1024 == 0
+    assert gathered(2**25 + 5) <= 1.01 * (2**25 + 5) / 16
+    assert gathered(10_000) % 1024
 
 
 def test_rounding_is_compiled_once_and_not_for_every_tensor():

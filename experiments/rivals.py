@@ -1,0 +1,125 @@
+"""Rivals: published methods in their best form against DEF-Q, at the same bytes.
+
+The plan, committed before its runs. DEF-Q is `def_sgd` or `def_adamw` with its defaults. Every rival has its
+rate tuned by the same rule, and momentum or the number of local steps from the grid below, each of whose
+points is a row: the comparison that counts is with a rival's best row, chosen after the fact, which favours
+the rival. "Same bytes" are those that a worker sends, except that methods that gather pass more over the
+network: with 8 workers four times as much, so top-k has a row at a quarter of the message as well.
+"""
+
+from pathlib import Path
+
+from experiments import pages
+from experiments.few_bits import def_q
+from experiments.plan import Contender, Setting
+
+__all__ = ['SETTINGS', 'write']
+
+# Bits and local steps of the same bytes: 32 / bits · H.
+_LOCAL = {64: ((2, 4), (4, 8), (8, 16)), 256: ((2, 16), (4, 32), (8, 64))}
+
+
+def _local(compression: int, first: float) -> list[Contender]:
+    """Local SGD and DiLoCo, which send everything after H steps, in few bits."""
+    return [
+        Contender(f'{title}, H = {every}, {bits} bits', method, {'every': every, 'bits': bits}, first)
+        for method, title in (('local_sgd', 'local SGD'), ('diloco', 'DiLoCo'))
+        for bits, every in _LOCAL[compression]
+    ]
+
+
+def _sparse(compression: int, first: float) -> list[Contender]:
+    """Top-k with momentum before the choice and without, and SparseLoCo after H local steps."""
+    found = [
+        Contender(f'top-k, 1/{ratio}, momentum {m:g}', 'top_k', {'ratio': ratio, 'momentum': m}, first)
+        for ratio in (compression, 4 * compression)
+        for m in (0.9, 0.0)
+    ]
+    return found + [
+        Contender(
+            f'SparseLoCo, H = {every}', 'sparse_loco', {'ratio': compression / every, 'every': every}, first
+        )
+        for every in ((1, 4) if compression == 64 else (4, 16))
+    ]
+
+
+def _perceptron(compression: int) -> Setting:
+    first = 0.1
+    methods = [
+        def_q(compression, 2, first),
+        Contender('SGD', 'sgd', {}, first),
+        Contender("the paper's DEF", 'def', {'ratio': compression}, first),
+        *_sparse(compression, first),
+        *_local(compression, first),
+    ]
+    if compression == 64:  # these cannot send less than about 1/32, which favours them
+        onebit = {'freeze_after': 120, 'momentum': 0.0}  # 15 % of the steps, as in its paper
+        methods += [
+            Contender('EF-signSGD, 1/32', 'sign_ef', {}, first / 10),
+            Contender('1-bit Adam, 1/32 and dense at first', 'onebit_adam', onebit, first / 50),
+            Contender('PowerSGD, rank 1', 'powersgd', {'rank': 1}, first),
+            Contender('DeMo', 'demo', {'ratio': compression, 'momentum': 0.0}, first / 50),
+        ]
+    return Setting(
+        name=f'digits, width 64, 1/{compression}',
+        problem='digits',
+        where={'width': 64},
+        contenders=methods,
+        tuning_seeds=range(100, 120),
+        seeds=range(20),
+        margin=0.5,
+    )
+
+
+_CONVOLUTIONS = Setting(
+    name='CIFAR-10, reduced, 1/64',
+    problem='cifar10_reduced',
+    where={},
+    contenders=[
+        def_q(64, 2, 0.2),
+        Contender('SGD', 'sgd', {}, 0.2),
+        Contender('top-k, 1/64, momentum 0.9', 'top_k', {'ratio': 64, 'momentum': 0.9}, 0.1),
+        Contender("the paper's DEF", 'def', {'ratio': 64}, 0.1),
+        Contender('SparseLoCo, H = 4', 'sparse_loco', {'ratio': 16, 'every': 4}, 0.1),
+    ],
+    tuning_seeds=range(100, 102),
+    seeds=range(5),
+    margin=0.5,
+    factor=2.0,
+)
+SETTINGS = [_perceptron(64), _perceptron(256), _CONVOLUTIONS]
+
+_PAGE = """\
+# Rivals
+
+**Question.** Does DEF-Q, with its defaults, train better than published methods at the same bytes, each in
+its best form and with its rate tuned by the same rule?
+
+![Differences from DEF-Q, with 95 % intervals](differences.png)
+
+{table}
+
+"Minus the first" is the method minus DEF-Q, in points of test accuracy, with a 95 % interval over fresh seeds
+and the choice of both rates; "within the margin" says whether the whole interval lies above minus half a
+point.
+
+**Setting.** The problems and the rule for rates are those of [few bits](../few_bits/README.md). Top-k and
+EF-signSGD compress the updates of momentum SGD, as their papers do; an element of top-k takes 32 bits, its
+value in bfloat16 and its place in 16 bits. SparseLoCo sends 2-bit values with 16-bit places. Local SGD and
+DiLoCo send everything every H steps in few bits, with the rest kept as error feedback. The bytes of PowerSGD,
+EF-signSGD and 1-bit Adam cannot be as few as 1/64 here, which favours them.
+
+**Limits.** Small networks and short runs on one machine. Rows of one method differ in momentum or H; its best
+row was not chosen by validation, which favours it. Bytes are those that a worker sends: with 8 workers, a
+method that gathers (top-k, SparseLoCo, EF-signSGD) passes four times as many over the network as DEF-Q.
+
+{origins}
+
+    python -m experiments run rivals
+    python -m experiments page rivals
+"""
+
+
+def write(folder: Path) -> None:
+    """Writes the page and its picture from the records in a folder."""
+    pages.write_experiment(SETTINGS, _PAGE, folder)
