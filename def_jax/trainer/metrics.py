@@ -32,7 +32,7 @@ class MetricLog:
     """
 
     def __init__(
-        self, workdir: Path, resume_step: int, seal: Seal | None = None, *, evaluated: str = '', writes=True
+        self, workdir: Path, resume_step: int, seal: Seal | None, *, evaluated: str = '', writes: bool = True
     ):
         self._path, self._evaluated, self._writes = workdir / 'metrics.jsonl', evaluated, writes
         content = self._sealed(seal, resume_step) if seal else b''

@@ -170,9 +170,7 @@ class Checkpoints:
         if _is_loss(error):
             return LostProcessError(one_line(error))
         what = f'no checkpoint could be written to {self._folder} ({one_line(error)})'
-        cure = (
-            'The earlier ones are kept; free space on a full disk, then run the same command again to resume'
-        )
+        cure = 'The earlier ones are kept; free space on a full disk, then run the same command again'
         return ValueError(f'{what}. {cure}.')
 
     def _finish(self, step: int, content: manifest.Manifest) -> None:
@@ -181,9 +179,8 @@ class Checkpoints:
         self._checkpointer.wait_until_finished()
         if not processes.is_first():
             return
-        if (
-            self._checkpointer.metadata(partial / _ARRAYS).item_metadata is None
-        ):  # orbax skips files that it does not find
+        # Orbax silently skips steps whose files it does not find.
+        if self._checkpointer.metadata(partial / _ARRAYS).item_metadata is None:
             raise ValueError('orbax wrote an incomplete checkpoint')
         manifest.write(partial, content)
         replaced = final.with_name(final.name + _REPLACED)
