@@ -1,7 +1,4 @@
-"""Idioms of pmap trainers: each trains rightly, or raises an error that says what to do.
-
-The letters are those of docs/how_to/pmap.md.
-"""
+"""Idioms of pmap trainers: each trains rightly, or raises an error that says what to do."""
 
 import functools
 
@@ -14,6 +11,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import def_jax
+from def_jax.traffic import traffic
 
 NUM_WORKERS = 4
 PARAMS = {'w': jnp.linspace(0.5, 1.5, 128).reshape(16, 8), 'b': jnp.ones(8)}
@@ -126,11 +124,18 @@ def test_e_a_hidden_mean_is_found():
     step = functools.partial(plain_step, optimizer, change=averaged)
     arguments = *stacked((PARAMS, optimizer.init(PARAMS))), DATA[:, 0]
     compiled = jax.pmap(step, 'workers', devices=DEVICES).lower(*arguments).compile()
-    with pytest.raises(ValueError, match=r'look for a jax.lax.pmean.*DynamicScale\(axis_name='):
+    with pytest.raises(ValueError, match=r'look for a jax.lax.pmean.*DynamicScale\(axis_name=') as error:
         def_jax.check(compiled, optimizer, PARAMS)
+    assert 'hold a whole gradient, which has 544' in str(error.value)
+    assert 'allow them by besides' not in str(error.value)
     step = functools.partial(plain_step, optimizer)
     compiled = jax.pmap(step, 'workers', devices=DEVICES).lower(*arguments).compile()
-    def_jax.check(compiled, optimizer, PARAMS)
+    found = {c.operation: c.bytes for c in def_jax.check(compiled, optimizer, PARAMS, besides=0)}
+    message = {m.operation: m.bytes for m in traffic(optimizer, PARAMS, 'workers', NUM_WORKERS).always}
+    whole, kept = message['all-to-all'], message['all-to-all'] // NUM_WORKERS
+    assert found == message | {'all-to-all': whole - kept}  # a worker keeps its part
+    with pytest.raises(ValueError, match=rf'has {whole - kept + message["all-gather"]} \(and besides=-1'):
+        def_jax.check(compiled, optimizer, PARAMS, besides=-1)
     with pytest.raises(ValueError, match=r'stacked over workers, as \(4, .*Pass one copy'):
         def_jax.check(compiled, optimizer, arguments[0])  # whose message would hide a dense mean
     with pytest.raises(ValueError, match=r"axis_name='batch' is not the axis"):
@@ -196,10 +201,26 @@ def test_i_an_optimizer_after_a_bare_link_is_refused(after):
 
 def test_j_and_k_what_a_copy_of_one_worker_loses_is_refused():
     params, state = train(wrapper(bits=2))
-    alone = flax.jax_utils.unreplicate(state)
-    with pytest.raises(ValueError, match=r'train on from x with a new state'):
-        def_jax.unstack_state(def_jax.stack_state(stacked(alone)))
+    alone, first = flax.jax_utils.unreplicate(state), jax.tree.map(lambda x: x[0], state)
+    for tree, words in ((alone, "this is one worker's"), (stacked(alone), 'all 4 workers'), (first, '')):
+        with pytest.raises(ValueError, match=rf'stack_state: {words}.* train on from x with a new state'):
+            def_jax.stack_state(tree)  # recent JAX copies first to every device
     assert copies_agree((params, state.step, state.key, state.detach))  # which is what may be asserted
+
+
+@pytest.mark.parametrize('inner', [optax.sgd(0.1, momentum=0.9), optax.adam(0.1)], ids=['shapes', 'scalar'])
+def test_j_one_workers_state_has_no_axis_over_workers(inner):
+    """What a checkpoint holds of it: arrays of the shapes of the parameters, without devices."""
+    optimizer = wrapper(inner=inner)
+    params = PARAMS if isinstance(inner.init(PARAMS)[0], optax.TraceState) else PARAMS['w']
+    alone = jax.tree.map(np.asarray, optimizer.init(params))
+    for function in (def_jax.stack_state, def_jax.unstack_state):
+        with pytest.raises(
+            ValueError, match=rf"{function.__name__}: this is one worker's .* \(16, 8\).*x\[None\]"
+        ):
+            function(alone)
+    saved = def_jax.stack_state(jax.tree.map(lambda x: x[None], alone))
+    jax.tree.map(np.testing.assert_array_equal, def_jax.stack_state(saved), saved)
 
 
 def test_apply_gradients_is_unchanged():

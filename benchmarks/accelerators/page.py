@@ -1,4 +1,4 @@
-"""The page: one table for each target, network and mapping, every optimizer beside the dense one."""
+"""The page: one table for each target and network, every optimizer beside the dense one of its mapping."""
 
 import json
 import re
@@ -29,13 +29,16 @@ def write(folder: Path) -> None:
 
 
 def sections(figures: Mapping[str, Figures]) -> dict[str, str]:
-    """The compilers, and a table for each target, network and mapping."""
+    """The compilers, and a table for each target and network, by mapping."""
     known = [row for row in ROWS if row.key in figures]
     tables = []
-    for target, network, mapping in dict.fromkeys(row[:3] for row in known):
-        rows = [row for row in known if row[:3] == (target, network, mapping)]
-        tables.append(f'## {TARGETS[target].title}: {NETWORKS[network].title}, {mapping}\n')
-        cells = (_cells(row, figures[row.key], figures.get(row.dense.key)) for row in rows)
+    for target, network in dict.fromkeys(row[:2] for row in known):
+        rows = [row for row in known if row[:2] == (target, network)]
+        tables.append(f'## {TARGETS[target].title}: {NETWORKS[network].title}\n')
+        cells = [_cells(row, figures[row.key], figures.get(row.dense.key)) for row in rows]
+        first = {row.mapping: cell for row, cell in zip(reversed(rows), reversed(cells), strict=True)}
+        for mapping, cell in first.items():
+            cell['optimizer'] = f'**{mapping}**: {cell["optimizer"]}'
         tables.append(pages.table(cells, sparse=True) + '\n')
     if len(known) < len(ROWS):
         tables.append(
@@ -66,30 +69,26 @@ def _cells(row: Row, own: Figures, dense: Figures | None) -> dict[str, str]:
     dense = dense or own
     between, within = _split(row, own)
     base = row.key == row.dense.key
-    beyond = _totals(within) - (Counter() if base else _totals(_split(row, dense)[1]))
+    beyond = Counter() if base else _totals(within) - _totals(_split(row, dense)[1])
     temporary = own['temporary'] - (0 if base else dense['temporary'])
-    ratio = _compile_ratio(own, dense)
+    ratio = f'{"" if own["pairs"] else "~"}{_compile_ratio(own, dense):.1f}'
+    compiling = f'{own["seconds"]:.1f} s' if base else ratio
     accessed = own['bytes accessed'] and own['bytes accessed'] / dense['bytes accessed']
-    hidden = own['hidden']
+    copies = 0 if base else max(0, _copied(own) - _copied(dense))
+    over = misses(row, own, dense)
+
+    def shown(text: str, limit: str) -> str:
+        return f'**{text}**' if limit in over else text
+
     return {
         'optimizer': row.optimizer,
-        'between workers': _shown(between),
-        'elements inside a worker, beyond dense': ', '.join(f'{kind} {n:,}' for kind, n in beyond.items()),
-        'operations of the gradient meanwhile': (
-            ', '.join(map(str, hidden)) if len(hidden) < 5 else f'{sum(hidden)} in all'
-        ),
-        'copies above 1 MB, beyond dense': (
-            f'{_copied(own)} in all' if base else str(max(0, _copied(own) - _copied(dense)))
-        ),
-        'temporary MB, beyond dense (allowed)': (
-            f'{temporary / 1e6:.1f}' + (' in all' if base else f' ({_allowed(row, own) / 1e6:.1f})')
-        ),
-        'bytes accessed, over dense': f'{accessed:.3f}' if accessed else '',
-        'seconds to compile (over dense)': (
-            f'{own["seconds"]:.1f}' + ('' if base else f' ({"" if own["pairs"] else "~"}{ratio:.1f})')
-        ),
-        'misses': ', '.join(misses(row, own, dense)),
-        'commit': own['commit'],
+        'between workers': shown(_shown(between), 'message'),
+        'inside': shown(', '.join(f'{kind} {n:,}' for kind, n in beyond.items()), 'gathers'),
+        'meanwhile': f'{sum(own["hidden"])}',
+        'copies': shown(f'{copies or ""}', 'copies'),
+        'MB': shown(f'{temporary / 1e6:.1f}', 'memory'),
+        'accessed': shown(f'{accessed:.3f}', 'bytes') if accessed else '',
+        'compiling': shown(compiling, 'compile time'),
     }
 
 
@@ -118,17 +117,11 @@ def _tuples(groups: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def _shown(found: Counter[Collective]) -> str:
-    def one(collective, times):
-        groups = collective.groups
-        shape = f' {len(groups)} × {len(groups[0])}' if groups else ''
-        of = f'{collective.operation} {collective.dtype}[{collective.elements:,}]{shape}'
-        return f'{times} {of}' if times > 1 else of
-
-    if len(found) > 3:
-        kinds = Counter(c.operation for c in found.elements())
-        total = sum(c.elements for c in found.elements())
-        return f'{", ".join(f"{n} {kind}" for kind, n in kinds.items())}: {total:,} elements'
-    return ', '.join(one(c, n) for c, n in found.items())
+    """Collectives of a kind in one entry, with their elements: XLA combines and splits them as it likes."""
+    elements: Counter[tuple[str, str]] = Counter()
+    for c in found.elements():
+        elements[c.operation, c.dtype] += c.elements
+    return ', '.join(f'{operation} {dtype}[{n:,}]' for (operation, dtype), n in elements.items())
 
 
 def _compile_ratio(own: Figures, dense: Figures) -> float:

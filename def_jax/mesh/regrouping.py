@@ -7,11 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from def_jax.checks import named_leaves
 from def_jax.mesh.link import link_states, per_worker_leaves
 from def_jax.mesh.ownership import each
 from def_jax.types import PyTree
 
 __all__ = ['num_stacked', 'regroup', 'stack_state', 'unstack_state']
+
+_REMEDY = (
+    'Save def_jax.stack_state(opt_state) of what the step returns, without flax.jax_utils.unreplicate or '
+    '[0]; or train on from x with a new state, optimizer.init(params). If there is one worker in all, pass '
+    'jax.tree.map(lambda x: x[None], opt_state)'
+)
 
 
 def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int, ...]) -> PyTree:
@@ -65,7 +72,8 @@ def stack_state(opt_state: PyTree) -> PyTree:
         `init` makes them.
 
     Raises:
-        ValueError: if the state holds nothing that is per-worker.
+        ValueError: if the state holds nothing that is per-worker; if it is one worker's copy: its arrays
+            have no common leading axis, or all workers of several have one residual that is not zero.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers')
@@ -76,13 +84,14 @@ def stack_state(opt_state: PyTree) -> PyTree:
     """
     own = per_worker_leaves(_checked(opt_state, 'stack_state'))
     everywhere = np.ndim(link_states(opt_state)[0].step) == 1
+    _check_stacked(opt_state, own, 'stack_state')
 
     def leaf(mine: bool, x: Any) -> np.ndarray:
         if mine:
             return _copies(x) if _is_hidden(x) else np.asarray(x)
         return _copies(x)[0] if _is_hidden(x) else np.asarray(x[0] if everywhere else x)
 
-    return jax.tree.map(leaf, own, opt_state)
+    return _checked_residuals(jax.tree.map(leaf, own, opt_state), own, 'stack_state')
 
 
 def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
@@ -97,8 +106,7 @@ def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
         num_workers: K; by default, that of the saved state.
 
     Raises:
-        ValueError: if all workers of several have one residual that is not zero: it was one worker's copy
-            that was saved.
+        ValueError: as `stack_state`: it was one worker's copy that was saved.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers')
@@ -107,17 +115,9 @@ def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
     (3, 4)
     """
     own = per_worker_leaves(_checked(saved, 'unstack_state'))
-    before = num_stacked(saved, own, 1)
+    _check_stacked(saved, own, 'unstack_state')
+    before = num_stacked(_checked_residuals(saved, own, 'unstack_state'), own, 1)
     workers = num_workers or before
-    for state in link_states(saved):
-        residuals = [np.asarray(x) for x in jax.tree.leaves(getattr(state, 'residual', ()))]
-        if before > 1 and any(x.any() for x in residuals) and all((x == x[:1]).all() for x in residuals):
-            raise ValueError(
-                f'unstack_state: all {before} workers have the same residual, so what was saved is the copy '
-                'of one of them. Save def_jax.stack_state(opt_state), without flax.jax_utils.unreplicate; '
-                'or train on from x with a new state, optimizer.init(params).'
-            )
-
     saved = regroup(jax.tree.map(np.asarray, saved), own, (before,), (workers,))
     return each(lambda mine, x: x if mine else np.broadcast_to(x, (workers, *x.shape)), own, saved)
 
@@ -126,6 +126,32 @@ def _checked(opt_state: PyTree, caller: str) -> PyTree:
     if not any(state.per_worker for state in link_states(opt_state)):
         raise ValueError(f'{caller}: opt_state holds no residual, so nothing in it differs between workers.')
     return opt_state
+
+
+def _check_stacked(opt_state: PyTree, own: PyTree, caller: str) -> None:
+    """Raises ValueError if per-worker arrays have no common leading axis: they are one worker's."""
+    leaves = zip(named_leaves(opt_state), jax.tree.leaves(own), strict=True)
+    shapes = {path: np.shape(x) for (path, x), mine in leaves if mine and not _is_hidden(x)}
+    leading = {shape[:1]: f'opt_state{path} {shape}' for path, shape in shapes.items()}
+    if len(leading) > 1 or () in leading:
+        raise ValueError(
+            f"{caller}: this is one worker's state, and the residuals of the others are lost: what is "
+            'per-worker has no common leading axis over workers, but the shapes '
+            f'{", ".join(leading.values())}. {_REMEDY}.'
+        )
+
+
+def _checked_residuals(saved: PyTree, own: PyTree, caller: str) -> PyTree:
+    """The stacked state, unless all workers of several have one residual that is not zero."""
+    workers = num_stacked(saved, own, 1)
+    for state in link_states(saved):
+        residuals = [np.asarray(x) for x in jax.tree.leaves(getattr(state, 'residual', ()))]
+        if workers > 1 and any(x.any() for x in residuals) and all((x == x[:1]).all() for x in residuals):
+            raise ValueError(
+                f'{caller}: all {workers} workers have the same residual, so this is the copy of one of them '
+                f'(or all are given the same data). {_REMEDY}.'
+            )
+    return saved
 
 
 def _is_hidden(x: Any) -> bool:

@@ -45,8 +45,8 @@ def check(
         besides: bytes that the step may pass in addition, for means of losses and metrics.
 
     Returns:
-        The collectives, with what a device passes to each. One in a branch counts as if it ran at every step,
-        and one in a loop as often as the loop turns, if that is known.
+        The collectives, with what a device passes to others. One in a branch counts as if it ran at every
+        step, and one in a loop as often as the loop turns, if that is known.
 
     Raises:
         TypeError: if the step is not compiled: one that is lowered has no collectives yet.
@@ -72,24 +72,31 @@ def check(
         raise ValueError(
             f'{axis_name=} is not the axis over which the optimizer communicates: {error}.'
         ) from error
-    return check_crossing(compiled, range(devices), sent, besides, axis_names(axis_name))
+    return check_crossing(compiled, range(devices), sent, besides, axis_names(axis_name), params)
 
 
 def check_crossing(
-    compiled: Any, workers: Sequence[int], messages: Iterable[Message], besides: int, names: Sequence[str]
+    compiled: Any,
+    workers: Sequence[int],
+    messages: Iterable[Message],
+    besides: int,
+    names: Sequence[str],
+    params: PyTree,
 ) -> list[Collective]:
     """`check`, given the worker of each device and what it passes to others over the axes `names`."""
     compiled = _of_jax(compiled)
-    passed = [c.passed(len(workers)) for c in collectives(compiled.as_text() or '')]
-    found = [c for c in passed if c.crosses(workers)]
+    found = [_to_others(c, len(workers)) for c in collectives(compiled.as_text() or '') if c.crosses(workers)]
     wanted: Counter[str] = Counter()
     for message in messages:
-        wanted[message.operation] += message.bytes
+        own = message.bytes // len(set(workers)) if message.operation == 'all-to-all' else 0
+        wanted[message.operation] += message.bytes - own
     kinds: Counter[str] = Counter()
     for c in found:
         kinds[c.operation] += c.times * (c.bytes - c.padding)
     if (total := kinds.total()) <= wanted.total() + besides:
         return found
+    devices_per_worker = len(workers) // len(set(workers))
+    gradient = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) // devices_per_worker
     moves = sum(kinds[kind] - wanted[kind] for kind in _MOVES) > besides
     more = [c for c in found if c.operation in _MOVES] if moves else found
     largest = sorted(more, key=lambda c: -c.times * c.bytes)[:3]
@@ -105,7 +112,18 @@ def check_crossing(
             for c in largest
         )
         + '. '
-        + _cure(compiled, set(names), moves, total - wanted.total())
+        + _cure(compiled, set(names), moves, total - wanted.total(), gradient)
+    )
+
+
+def _to_others(collective: Collective, num_devices: int) -> Collective:
+    """What a device passes to others: of an all-to-all, not the part that it keeps."""
+    passed = collective.passed(num_devices)
+    if passed.operation != 'all-to-all':
+        return passed
+    size = len(passed.groups[0]) if passed.groups else num_devices
+    return passed._replace(
+        elements=passed.elements - passed.elements // size, bytes=passed.bytes - passed.bytes // size
     )
 
 
@@ -137,7 +155,7 @@ def _cut(name: str, most: int = 120) -> str:
     return name if len(name) <= most else f'{name[:most]}…'
 
 
-def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int) -> str:
+def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int, gradient: int) -> str:
     for verb, tree in (('returns', compiled.out_info), ('takes', _inputs(compiled))):
         for path, state in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_link):
             for name in state.per_worker if is_link(state) else ():
@@ -154,12 +172,16 @@ def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int
             f'This moves arrays between workers, such as a batch that is not divided over {sorted(names)}: '
             f'give it a sharding whose first axis is divided over {sorted(names)} before the others.'
         )
+    where = (
+        'a jax.lax.pmean or psum of gradients, DynamicScale(axis_name=...), the pmap_axis_name= of brax or '
+        'an axis_name= of another helper, or output_params in the step, and take that out. With '
+        'def_jax.spmd, pass what its value_and_grad or at_points return to its update as it is.'
+    )
+    if more >= gradient:
+        return f'The {more:,} bytes more hold a whole gradient, which has {gradient:,}: look for {where}'
     return (
-        f'If the {more:,} bytes more are scalars, such as norms of gradients, or means of statistics, such '
-        f"as BatchNorm's, allow them by besides={more}. Otherwise gradients are averaged as well: look for a "
-        'jax.lax.pmean or psum of them, an axis_name= or pmap_axis_name= argument of a helper, or '
-        'DynamicScale(axis_name=...), and take that out. With def_jax.spmd, take gradients with its '
-        'value_and_grad or at_points, and pass them to its update as they are.'
+        f'If the {more:,} bytes more are scalars, such as norms, or means of statistics, such as '
+        f"BatchNorm's, allow them by besides={more}. Otherwise look for {where}"
     )
 
 

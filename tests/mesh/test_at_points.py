@@ -199,8 +199,43 @@ def test_convolutions_take_what_lies_on_explicit_axes_as_arguments():
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
     closes_over = dist.at_points(lambda params, images: grad_fn(params, scale, images, bias))
-    with pytest.raises(Exception, match=r"may name \['shard'\] alone"):
+    with pytest.raises(Exception, match=r'takes arrays such as batch_stats as arguments and must not close'):
         jax.eval_shape(closes_over, params, state, images)
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_statistics_of_linen_follow_the_batch(kind):
+    """Over several steps: the first statistics lie on one device, the next on the mesh."""
+    nn = pytest.importorskip('flax.linen')
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            x = nn.BatchNorm(use_running_average=False)(nn.Conv(4, (3, 3))(images))
+            return nn.Dense(2)(nn.relu(x).mean((1, 2)))
+
+    def loss(params, images, stats):
+        variables = {'params': params, 'batch_stats': stats}
+        outputs, new = Network().apply(variables, images, mutable=['batch_stats'])
+        return jnp.mean(outputs**2), new['batch_stats']
+
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    variables = Network().init(jax.random.key(0), images)
+    dist = spmd(link(inner=optax.sgd(0.1)), kind, P())
+    params, stats = jax.device_put(variables['params'], dist.shardings), variables['batch_stats']
+    state = dist.init(params)
+    expected = [loss(variables['params'], half, stats)[1] for half in np.split(images, 2)]
+    expected = jax.tree.map(lambda *each: sum(each) / 2, *expected)
+
+    @jax.jit
+    def step(params, stats, state):
+        (_, stats), grads = dist.value_and_grad(loss, has_aux=True)(params, state, images, stats)
+        updates, state = dist.update(grads, state, params)
+        return optax.apply_updates(params, updates), dist.mean(stats), state
+
+    after = jax.block_until_ready(step(params, stats, state))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after[1], expected)
+    jax.block_until_ready(step(*after))
 
 
 # --- In other people's trainers -----------------------------------------------------------------------------
@@ -245,7 +280,10 @@ def test_state_that_is_not_sharded_over_workers_is_found():
 @pytest.mark.parametrize(
     ('what', 'message'),
     [
-        ('gradient', r'all-reduce of .* bytes \(jit.*besides=\d.*an axis_name= or pmap_axis_name='),
+        (
+            'gradient',
+            r'all-reduce of .* bytes \(jit.*hold a whole gradient, which has 1,024: look for',
+        ),
         ('batch', r"by collective-permute.*batch that is not divided over \['workers'\]"),
     ],
     ids=['gradient', 'batch'],

@@ -116,8 +116,14 @@ def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: 
             return by_shard_map(stacked, shared)
         error.add_note(
             f'def_jax.spmd runs the function on every worker, mapped over {axis!r}: its sharding constraints '
-            f'may name {sorted(workers.inside)} alone.'
+            f'may name {sorted(workers.inside) or "no axis"} alone.'
         )
+        if workers.explicit:
+            error.add_note(
+                'On Explicit axes, a function with convolutions takes arrays such as batch_stats as '
+                'arguments and must not close over them: for loss_fn(params, batch, batch_stats), '
+                'dist.value_and_grad(loss_fn, has_aux=True)(params, opt_state, batch, batch_stats).'
+            )
         raise
     if _has_convolutions(program.jaxpr):
         return by_shard_map(stacked, shared)

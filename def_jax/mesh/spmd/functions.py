@@ -145,7 +145,8 @@ class Spmd(Transformation):
 
         Returns:
             A function of params, opt_state and batch. The leading axis of every array of the batch is divided
-            among the workers. It returns the losses [K], or a pair with stacked auxiliary values, and the
+            among the workers; further arguments of `loss_fn`, such as BatchNorm's statistics, follow it and
+            are the same for all. It returns the losses [K], or a pair with stacked auxiliary values, and the
             gradients, like params with a leading axis of size K. Keep it for calls outside of `jax.jit`, for
             which it compiles at the first, as that of `at_points` does.
 
@@ -306,7 +307,7 @@ class Spmd(Transformation):
             besides: bytes that the step may pass in addition, for means of losses and metrics.
 
         Returns:
-            The collectives between workers, with what a device passes to each. One in a branch counts as if
+            The collectives between workers, with what a device passes to others. One in a branch counts as if
             it ran at every step.
 
         Raises:
@@ -322,7 +323,7 @@ class Spmd(Transformation):
         program = jax.make_jaxpr(update)(shapes[0], self.abstract_state(params), shapes[1])
         sent = traffic_of(program.jaxpr, self.axis_name).messages
         of_devices = self._workers.worker_of_devices()
-        return check_crossing(compiled, of_devices, sent, besides, self._workers.names)
+        return check_crossing(compiled, of_devices, sent, besides, self._workers.names, params)
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
         """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.

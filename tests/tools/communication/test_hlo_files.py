@@ -84,7 +84,8 @@ def test_the_check_allows_for_tiles_that_are_filled_up():
     """A message of 1,025 bytes takes two tiles, as would one of up to 2,048."""
 
     def check(size):
-        check_crossing(compiled, [0, 0, 0, 0, 1, 1, 1, 1], [Message('all-reduce', size)], 0, ['nodes'])
+        message = Message('all-reduce', size)
+        check_crossing(compiled, [0, 0, 0, 0, 1, 1, 1, 1], [message], 0, ['nodes'], jax.numpy.ones(9))
 
     compiled = jax.jit(lambda x: x).lower(1.0).compile()
     compiled.as_text = lambda: SLICES
