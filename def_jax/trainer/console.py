@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import rich.console
+import rich.filesize
 import rich.progress
 import rich.table
 
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.tasks.base import Measure
 
-__all__ = ['Progress', 'describe', 'evaluation_line', 'point_name', 'show_result']
+__all__ = ['Progress', 'describe', 'evaluation_line', 'point_name', 'say', 'show_result']
 
 _SECONDS_PER_LINE = 30
 
@@ -22,15 +23,13 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
     device, devices = experiment.workers.devices[0], len(experiment.workers.devices)
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
     each = f' of {config.shards_per_worker} devices each' if config.shards_per_worker > 1 else ''
-    detach = config.detach if method.detach is None else method.detach
-    usual = {'random', 'proportional', '32 bits'}
-    past = [word for word in (config.order, config.allocation, f'{config.bits} bits') if word not in usual]
-    sent_part = ', '.join([f'{"compression" if method.in_bytes else "ratio"} {config.ratio:g}', *past])
+    ratio = f'{"compression" if method.in_bytes else "ratio"} {config.ratio:g}'
+    options, usual = (config.order, config.allocation, config.bits), ('random', 'proportional', 32)
+    unusual = [f'{x} bits' if x == config.bits else x for x in options if x not in usual]
+    blocks = ', '.join([ratio, *unusual])
     own = ', '.join(f'{key} {config[key]:g}' for key in method.takes if config[key])
-    error_feedback = f'{own or sent_part}, λ={detach}'
-    how = {'dense': 'dense', 'ef21': sent_part, 'error_feedback': error_feedback, 'baseline': own}[
-        method.kind
-    ]
+    point = f'{own or blocks}, λ={config.detach if method.detach is None else method.detach}'
+    how = {'dense': 'dense', 'ef21': blocks, 'error_feedback': point, 'baseline': own}[method.kind]
     evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())
     epochs = f'{experiment.num_epochs:{_decimals(experiment.num_epochs)}}'
     lines = {
@@ -39,13 +38,18 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',
         'steps': f'{experiment.num_steps:,} in {epochs} epochs',
-        'sent per step': f'{round(sent.elements_per_step):,} elements, {_bytes(sent.bytes_per_step)}, dense '
-        f'{_bytes(sent.dense_bytes_per_step)} per worker; true ratio {sent.true_ratio:.1f}',
+        'sent per step': f'{round(sent.elements_per_step):,} elements, {_size(sent.bytes_per_step)}, dense '
+        f'{_size(sent.dense_bytes_per_step)} per worker; true ratio {sent.true_ratio:.1f}',
     }
     if method.kind != 'dense':
         lines['visits per block'] = f'{experiment.num_steps / sent.true_ratio:,.1f} (steps / true ratio)'
     for name, text in lines.items():
-        console.print(f'[bold]{name + ":":<18}[/] {text}', highlight=False, soft_wrap=True)
+        say(console, f'[bold]{name + ":":<18}[/] {text}')
+
+
+def say(console: rich.console.Console, line: str, **options: Any) -> None:
+    """Prints a line as it is: not wrapped, and without colours of numbers."""
+    console.print(line, highlight=False, soft_wrap=True, **options)
 
 
 def point_name(point: str, answers: Mapping[str, str]) -> str:
@@ -63,7 +67,7 @@ def evaluation_line(measure: Measure, record: dict[str, Any], position: dict[str
     )
     return (
         f'epoch {position["epoch"]:6.1f}  step {record["step"]:7,}  {measure.title}  {figures}  '
-        f'{_megabytes(position["megabytes_sent"])} sent  {position["seconds"]:.0f} s'
+        f'{_size(1e6 * position["megabytes_sent"])} sent  {position["seconds"]:.0f} s'
     )
 
 
@@ -75,11 +79,12 @@ class Progress:
     ):
         self._console = console
         columns = (
-            rich.progress.TextColumn('epoch {task.fields[epoch]}'),
-            rich.progress.BarColumn(bar_width=None),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn('{task.fields[figures]}'),
-            rich.progress.TimeRemainingColumn(compact=True),
+            *(
+                'epoch {task.fields[epoch]}',
+                rich.progress.BarColumn(None),
+                rich.progress.MofNCompleteColumn(),
+            ),
+            *('{task.fields[figures]}', rich.progress.TimeRemainingColumn(compact=True)),
         )
         self._bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
         self._steps, self._unit, self._decimals = num_steps, unit, _decimals(num_epochs)
@@ -97,7 +102,7 @@ class Progress:
     def update(self, record: dict[str, Any]) -> None:
         """Moves the bar to the step of a training record, and shows its figures beside it."""
         speed = f'{record[f"{self._unit}_per_second"]:,.0f} {self._unit}/s'
-        sent = f'{_megabytes(record["megabytes_sent"])} sent'
+        sent = f'{_size(1e6 * record["megabytes_sent"])} sent'
         figures = f'loss {record["loss"]:.3f}  lr {record["learning_rate"]:g}  {speed}  {sent}'
         step, epoch = record['step'], f'{record["epoch"]:{self._decimals}}/{self._epochs}'
         if self._bar.disable and time.monotonic() > self._next_line:
@@ -107,7 +112,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Prints a permanent line above the bar."""
         self._next_line = time.monotonic() + _SECONDS_PER_LINE
-        self._console.print(text, highlight=False, soft_wrap=True)
+        say(self._console, text)
 
 
 def show_result(console: rich.console.Console, result: dict[str, Any], measure: Measure) -> None:
@@ -126,15 +131,12 @@ def show_result(console: rich.console.Console, result: dict[str, Any], measure: 
         table.add_row(point_name(point, result['answers']), measure.text(value, spread), *figures)
     console.print(table)
     if result.get('sample'):
-        console.print('a sample:', result['sample'], sep='\n', highlight=False, markup=False, soft_wrap=True)
+        say(console, f'a sample:\n{result["sample"]}', markup=False)
     sent, dense = communication['megabytes_sent'], communication['megabytes_dense']
     factor = f' ({dense / sent:.1f} times)' if sent else ''  # a short run may send no message
-    console.print(
-        f'training loss {metrics["train_loss"]:.4f}; {_megabytes(sent)} sent per worker, dense SGD '
-        f'{_megabytes(dense)}{factor}; {metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps',
-        highlight=False,
-        soft_wrap=True,
-    )
+    traffic = f'{_size(1e6 * sent)} sent per worker, dense SGD {_size(1e6 * dense)}{factor}'
+    time_taken = f'{metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps'
+    say(console, f'training loss {metrics["train_loss"]:.4f}; {traffic}; {time_taken}')
 
 
 def _decimals(num_epochs: float) -> str:
@@ -142,12 +144,5 @@ def _decimals(num_epochs: float) -> str:
     return '.0f' if num_epochs.is_integer() else '.2f'
 
 
-def _megabytes(count: float) -> str:
-    return f'{count:,.1f} MB' if count >= 1 else _bytes(round(1e6 * count))
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (('MB', 1e6), ('kB', 1e3)):
-        if count >= size:
-            return f'{count / size:.2f} {unit}'
-    return f'{count} B'
+def _size(count: float) -> str:
+    return rich.filesize.decimal(round(count), precision=2)

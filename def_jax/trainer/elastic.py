@@ -1,7 +1,6 @@
 """`--config.elastic=True`: a run of several processes that goes on while some of them die and return.
 
-The workers of `loop` are a `def_jax.elastic.Team` here. Process 0, which holds JAX's coordination service,
-writes the run's files.
+Its workers are a `def_jax.elastic.Team`; process 0 holds JAX's coordination service and writes the files.
 """
 
 import contextlib
@@ -9,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +24,7 @@ from def_jax.trainer.evaluation import DivergedError, check_finite, figures_of
 from def_jax.trainer.experiment import EXAMPLES_PER_DEVICE, Experiment
 from def_jax.trainer.launch import interruption, processes
 from def_jax.trainer.launch.exits import EndedError, LostProcessError
-from def_jax.trainer.state import TrainState
+from def_jax.trainer.state import PerWorker, TrainState
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers import AXIS, ShardedWorkers, WholeWorkers
 from def_jax.trainer.workers.sharded import SHARD_AXIS, shard_spec
@@ -48,16 +47,6 @@ def first_state(steps: Steps) -> TrainState:
     return each(stacked, steps.is_per_worker, state)
 
 
-class _Statistics(NamedTuple):
-    """BatchNorm's, in front of the optimizer's state."""
-
-    batch_stats: PyTree
-
-    @property
-    def per_worker(self) -> tuple[str, ...]:
-        return ('batch_stats',)
-
-
 class ElasticWorkers:
     """The live workers, for the loop; a step is repeated without those that die in it.
 
@@ -67,23 +56,20 @@ class ElasticWorkers:
     diagnose = check_replicas = None  # see `rules`
 
     def __init__(
-        self,
-        experiment: Experiment,
-        state: TrainState,
-        note: Callable[[str], None],
-        signals: interruption.Watch,
+        self, experiment: Experiment, state: TrainState, note: Callable, signals: interruption.Watch
     ):
         config = experiment.config
         self._experiment, self._key, self._stops = experiment, state.key, False
+        # BatchNorm's statistics are in front of the optimizer's state.
         carry = optax.GradientTransformation(
-            lambda params: _Statistics(experiment.abstract_variables['batch_stats']),
+            lambda params: PerWorker(experiment.abstract_variables['batch_stats']),
             lambda updates, state, params=None: (updates, state),
         )
         shards = config.shards_per_worker
         self.team = elastic.Team(
             optax.chain(carry, experiment.optimizer),
             state.params,
-            (_Statistics(state.batch_stats), state.opt_state),
+            (PerWorker(state.batch_stats), state.opt_state),
             step=int(state.step),
             workers=config.num_workers // processes.count(),
             shards=shards,
@@ -121,7 +107,7 @@ class ElasticWorkers:
     def state(self) -> TrainState:
         """Whole, as NumPy arrays; every process must call this."""
         params, (statistics, opt_state) = self.team.fetch()
-        return TrainState(np.int32(self.step), self._key, params, statistics.batch_stats, opt_state)
+        return TrainState(np.int32(self.step), self._key, params, statistics.state, opt_state)
 
     def stops(self, signalled: bool, *, reports: bool) -> bool:
         del signalled, reports  # all were told with the step
@@ -206,7 +192,7 @@ def _train(
     examples = _by_worker(dist, batch)
     step, stops = examples.pop(_STEP)[0, 0], examples.pop(_STOPS).any()
     state, metrics = _among(steps, dist).train(_state(step, key, params, opt_state), examples)
-    opt_state = _Statistics(state.batch_stats), state.opt_state
+    opt_state = PerWorker(state.batch_stats), state.opt_state
     # The team moves it to other devices later: what is not like a parameter must lie where it expects that.
     opt_state = lax.with_sharding_constraint(opt_state, dist.state_shardings(params))
     return state.params, opt_state, (metrics, stops)
@@ -229,7 +215,7 @@ def _among(steps: Steps, dist: Spmd) -> Steps:
 
 def _state(step: PyTree, key: PyTree, params: PyTree, opt_state: PyTree) -> TrainState:
     statistics, opt_state = opt_state
-    return TrainState(step, key, params, statistics.batch_stats, opt_state)
+    return TrainState(step, key, params, statistics.state, opt_state)
 
 
 def _by_worker(dist: Spmd, batch: dict) -> dict:

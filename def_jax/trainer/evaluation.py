@@ -24,10 +24,9 @@ class DivergedError(EndedError):
 
     def __init__(self, step: int, worker: int | None, loss: float, split: str = 'test'):
         where = f'worker {worker}' if worker is not None else f'the {split} set'
+        cure = 'Try a smaller --config.learning_rate or --config.ratio, and def instead of --config.method=ef'
         super().__init__(
-            f'the loss of {where} is {loss} at step {step}. The last good checkpoint is kept. Try a smaller '
-            '--config.learning_rate or --config.ratio; instead of --config.method=ef try def, whose detached '
-            'point keeps high ratios stable.'
+            f'the loss of {where} is {loss} at step {step}. {cure}. The last checkpoint is kept.'
         )
         self.step, self.worker = step, worker
 
@@ -35,11 +34,10 @@ class DivergedError(EndedError):
 def make_evaluate(experiment: Experiment) -> Callable[[TrainState, int], dict[str, Any]]:
     """Returns a function from a state and its step to a record of the metrics on the evaluated splits.
 
-    The record has `test_loss_x`, the task's other metrics such as `test_accuracy_x`, and likewise for each
-    split and point. For 'own', each worker's own model, they are means over workers, and
-    `test_accuracy_own_std` is the headline metric's standard deviation. If BatchNorm's statistics are
-    recalibrated, `test_accuracy_x_running` and so on are the values with the running statistics. Every
-    example counts exactly once. The function raises DivergedError if a loss is not finite.
+    It has `test_loss_x` and so on for each split, metric and point; for 'own' means over workers, and
+    `test_accuracy_own_std` of the headline metric. If BatchNorm's statistics are recalibrated,
+    `test_accuracy_x_running` is with the running ones. The function raises DivergedError on a loss that is
+    not finite.
     """
     steps, workers = experiment.steps, experiment.workers
 
@@ -61,10 +59,7 @@ def make_evaluate(experiment: Experiment) -> Callable[[TrainState, int], dict[st
     statistics = {own: steps.batch_statistics(own_params=own) for own in (False, True)} if num_batches else {}
 
     def recalibrated(state: TrainState, points: dict[str, dict]) -> dict[str, dict]:
-        """The points with BatchNorm's statistics of the next training batches.
-
-        The running ones come from the detached points of past steps; at high ratios, y has moved away.
-        """
+        """The points with BatchNorm's statistics of the next batches: running ones are of past points."""
         totals: dict[str, Any] = {}
         for batch in itertools.islice(experiment.train_batches(int(state.step)), num_batches):
             placed = workers.place(batch)

@@ -14,15 +14,7 @@ from def_jax import message_size
 from def_jax.baselines import methods
 from def_jax.traffic import Message, traffic
 from def_jax.trainer.checkpointing.regrouping import Layout
-from def_jax.trainer.configuration.parts import (
-    complete,
-    find_method,
-    make_compressor,
-    make_dataset,
-    make_optimizer,
-    make_schedule,
-    make_task,
-)
+from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.rules import check, of_keys
 from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset, Split
@@ -39,10 +31,9 @@ _TITLES = {'adamw': 'AdamW', 'lion': 'Lion', 'muon': 'Muon'}
 
 @dataclasses.dataclass(frozen=True)
 class Communication:
-    """What one worker passes to the all-reduce in training; dense vectors are float32.
+    """What one worker passes to the all-reduce in training, evaluations apart; dense vectors are float32.
 
-    A message in few bits is reduced and gathered by two collectives, and counts once, with its units and
-    padding. A vector that all devices of a worker hold counts for each. Evaluations are not included.
+    A message that two collectives reduce and gather counts once; what all devices of a worker hold, for each.
     """
 
     num_params: int  # d
@@ -98,9 +89,9 @@ class Experiment:
     def title(self) -> str:
         """The method's, with the optimizer unless that is SGD: 'DEF', 'DEF with AdamW', 'dense AdamW'."""
         name, method = self.config.optimizer, self.method.title
-        optimizer = _TITLES.get(name, name.rpartition(':')[2])
         if name == 'sgd':
             return method
+        optimizer = _TITLES.get(name, name.rpartition(':')[2])
         return f'dense {optimizer}' if self.method.kind == 'dense' else f'{method} with {optimizer}'
 
     @property
@@ -146,7 +137,7 @@ class Experiment:
     ) -> Iterator[dict[str, np.ndarray]]:
         """One pass over a split of `evaluated`: arrays [rows, examples, ...] of this process, with a mask.
 
-        With `whole`, arrays [1, examples, ...] for workers that each see all of a batch.
+        With `whole`, [1, examples, ...], of which each worker sees all.
         """
         rows = 1 if whole else len(self.workers.heads)
         return self.evaluated[split].test_batches(
@@ -204,14 +195,12 @@ class Experiment:
         # Averages, every P steps, lie in a branch that not every step takes; they are counted apart.
         always, message, _ = found.sizes(config.every, passed)
         if config.num_workers > 1 and not found.messages:
-            raise ValueError(
-                f'config.method={config.method!r} sends nothing, so workers would drift apart. Average over '
-                'its axis_name, e.g. with jax.lax.pmean.'
-            )
+            what = f'config.method={config.method!r} sends nothing, so workers would drift apart'
+            raise ValueError(f'{what}. Average over its axis_name, e.g. with jax.lax.pmean.')
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         # A method of one worker has nobody to send to: what it applies at each step is everything.
         message = devices * message or 4 * num_params
-        blocks = make_compressor(config) if self.method.link is None else None
+        blocks = parts.make_compressor(config) if self.method.link is None else None
         return Communication(
             num_params=num_params,
             message_size=devices * message_size(blocks, part) if blocks else message // 4,
@@ -224,32 +213,27 @@ class Experiment:
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
-    """Checks the configuration, finds the devices, loads the data and builds the optimizer.
-
-    Raises ValueError if it cannot be run, and FileNotFoundError if the data set cannot be had.
-    """
+    """Checks the configuration, finds the devices, loads the data and builds the optimizer."""
     check(config)
-    config = complete(config)
+    config = parts.complete(config)
     workers = make_workers(config)
 
     def learning_rate(step):
         return schedule(step)  # made last, since its length is that of the data
 
     with of_keys():
-        optimizer = make_optimizer(config, learning_rate, workers.axis_name)
-        dataset = make_dataset(config)
+        optimizer = parts.make_optimizer(config, learning_rate, workers.axis_name)
+        dataset = parts.make_dataset(config)
         steps_per_epoch = order.steps_per_epoch(len(dataset.train), config.batch_size)
-        task = make_task(config, dataset)
+        task = parts.make_task(config, dataset)
         num_steps = config.num_steps or steps_per_epoch * config.num_epochs
-        if num_steps >= 2**31:
-            raise ValueError(
-                f'num_epochs={config.num_epochs} or num_steps={config.num_steps} gives {num_steps} steps; as '
-                'they are counted in 32 bits, there must be fewer than 2**31.'
-            )
-        schedule = make_schedule(config, num_steps)
+        if num_steps >= 2**31:  # they are counted in 32 bits
+            given = f'num_epochs={config.num_epochs} or num_steps={config.num_steps}'
+            raise ValueError(f'{given} gives {num_steps} steps, but there must be fewer than 2**31.')
+        schedule = parts.make_schedule(config, num_steps)
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
-        method=find_method(config),
+        method=parts.find_method(config),
         dataset=dataset,
         task=task,
         schedule=schedule,

@@ -1,6 +1,7 @@
 """The training loop: train, evaluate x and y, checkpoint, report; the same for every method."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,8 +52,7 @@ def train_and_evaluate(
         The contents of result.json.
 
     Raises:
-        ValueError: if the configuration, the folder or a checkpoint in it cannot be used; `InUseError`
-            if another process is running in the folder.
+        ValueError: if the configuration, the folder or a checkpoint in it cannot be used.
         FileNotFoundError: if the data set is not prepared and cannot be downloaded.
         DivergedError: if a loss becomes NaN or infinite; result.json then says so.
         InterruptedRunError: on SIGTERM, SIGHUP or Ctrl-C, after the state has been saved in a checkpoint.
@@ -63,16 +63,14 @@ def train_and_evaluate(
         experiment = build(config)
         config = experiment.config  # complete
         if config.elastic and jax.process_count() == 1:
-            raise ValueError(
-                'config.elastic=True needs several processes, see python -m def_jax.launch --help.'
-            )
+            raise ValueError('config.elastic=True needs several processes, see python -m def_jax.launch.')
         task_check.check(experiment)  # before anything is written
         _check_data(experiment)
         console = console or rich.console.Console(quiet=not processes.is_first())
         run = _claimed(folder, config)
         lock = workdir.locked(run) if processes.is_first() else contextlib.nullcontext()
         # Until here nothing is lost by stopping at once.
-        with lock, _unclaimed_on_error(run), interruption.watch() as signals:
+        with lock, interruption.watch() as signals:
             settings = workdir.bound_settings(config)
             with Checkpoints(run, config.keep_checkpoints, experiment.layout, settings) as checkpoints:
                 _Run(experiment, run, checkpoints, console, signals).train_and_evaluate()
@@ -83,16 +81,15 @@ def train_and_evaluate(
             if processes.is_first():
                 console_lib.show_result(console, result, experiment.measure)
                 files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
-                console.print(f'written to {run}: {files}', highlight=False, soft_wrap=True)
+                console_lib.say(console, f'written to {run}: {files}')
             return result
 
 
 def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Path:
     """The run's folder: the first process creates it, and the others find it, with the same configuration."""
-    first = processes.is_first()
-    run = workdir.claim(folder, config, other_workers=True) if first else Path(folder)
+    run = workdir.claim(folder, config) if processes.is_first() else None
     processes.barrier('the folder is claimed')
-    return run if first else workdir.claim(folder, config, other_workers=True, exists=True)
+    return run or workdir.claim(folder, config, exists=True)
 
 
 def _check_data(experiment: Experiment) -> None:
@@ -101,52 +98,34 @@ def _check_data(experiment: Experiment) -> None:
         return
     mark = int(fingerprint(experiment.dataset)[:7], 16)
     if processes.any_process(processes.broadcast(mark) != mark):
-        raise ValueError(
-            f'config.dataset={experiment.config.dataset!r} holds other examples for some processes than for '
-            'process 0. Give all of them the same files, and for python_stdlib the same version of Python.'
-        )
+        what = f'config.dataset={experiment.config.dataset!r} holds other examples for some processes'
+        raise ValueError(f'{what} than for process 0. Give all the same files, or the same Python.')
 
 
-@contextlib.contextmanager
-def _unclaimed_on_error(run: Path) -> Iterator[None]:
-    """After an error before the first record, the folder is open to another configuration."""
-    try:
-        yield
-    except Exception:
-        if processes.is_first():
-            workdir.unclaim(run)
-        raise
-
-
+@dataclasses.dataclass
 class _Run:
-    """A run in its folder.
+    """A run in its folder; ValueError at construction, if the folder's files do not allow it to go on."""
 
-    Raises:
-        ValueError: at construction, if the folder's files do not allow it to go on.
-    """
+    experiment: Experiment
+    folder: Path
+    checkpoints: Checkpoints
+    console: rich.console.Console
+    signals: interruption.Watch
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        folder: Path,
-        checkpoints: Checkpoints,
-        console: rich.console.Console,
-        signals: interruption.Watch,
-    ):
-        self._experiment, self._folder, self._checkpoints = experiment, folder, checkpoints
-        self._console, self._signals = console, signals
-        self._evaluated = experiment.measure.key('x')  # a figure that only the record of an evaluation has
+    def __post_init__(self) -> None:
+        self._evaluated = self.experiment.measure.key('x')  # which only the record of an evaluation has
         self._first_state = self._restored()
-        self._start, first = int(self._first_state.step), processes.is_first()
-        self._log = MetricLog(folder, self._start, checkpoints.seal, evaluated=self._evaluated, writes=first)
+        self._start, options = int(self._first_state.step), {'writes': processes.is_first()}
+        seal = self.checkpoints.seal
+        self._log = MetricLog(self.folder, self._start, seal, evaluated=self._evaluated, **options)
 
     def train_and_evaluate(self) -> None:
         """Trains to the last step; the first process writes the result."""
         try:
             if processes.is_first():
-                workdir.record(self._folder, self._experiment.config)
-            console_lib.describe(self._console, self._experiment)
-            resumed = [f'resuming at step {self._start:,}', *self._checkpoints.notes]
+                workdir.record(self.folder, self.experiment.config)
+            console_lib.describe(self.console, self.experiment)
+            resumed = [f'resuming at step {self._start:,}', *self.checkpoints.notes]
             for line in resumed if self._start else []:
                 self._say(line)
             with self._assembled() as workers:
@@ -154,7 +133,7 @@ class _Run:
             self._log.seal()
         except DivergedError as error:
             if processes.is_first():
-                results.write(self._folder, self._experiment, self._log, diverged=error)
+                results.write(self.folder, self.experiment, self._log, diverged=error)
             raise
         finally:
             self._log.close()
@@ -164,32 +143,29 @@ class _Run:
 
     def _restored(self) -> TrainState:
         """The state to continue from, or a new one."""
-        experiment, folder, config = self._experiment, self._folder, self._experiment.config
+        experiment, folder, config = self.experiment, self.folder, self.experiment.config
         state = elastic.first_state(experiment.steps) if config.elastic else experiment.steps.init()
-        self._checkpoints.check_room(state)
-        state = self._checkpoints.restore(state)
+        self.checkpoints.check_room(state)
+        state = self.checkpoints.restore(state)
         start = int(state.step)
         # An evaluation's checkpoint is complete before the next evaluation begins.
         records = metrics.read(folder / 'metrics.jsonl')
         evaluations = sum(self._evaluated in record for record in records)
         if not start and evaluations > 1:
-            raise ValueError(
-                f'the checkpoints of {folder} are missing, but it has the records of {evaluations} '
-                'evaluations. Restore the folder checkpoints, or choose another --workdir to start over.'
-            )
+            there = f'it has the records of {evaluations} evaluations'
+            cure = 'Restore the folder checkpoints, or choose another --workdir to start over'
+            raise ValueError(f'the checkpoints of {folder} are missing, but {there}. {cure}.')
         if start > experiment.num_steps:
-            raise ValueError(
-                f'the latest checkpoint of {folder} is from step {start}, but with config.batch_size='
-                f'{config.batch_size} the run has only {experiment.num_steps} steps. Choose a '
-                'smaller batch, or more --config.num_epochs or --config.num_steps, in another --workdir.'
-            )
+            there = f'the latest checkpoint of {folder} is from step {start}'
+            here = f'with config.batch_size={config.batch_size} the run has only {experiment.num_steps} steps'
+            raise ValueError(f'{there}, but {here}. Choose a smaller batch, or another --workdir.')
         return state
 
     @contextlib.contextmanager
     def _assembled(self) -> Iterator['_AnyWorkers']:
-        experiment, state = self._experiment, self._first_state
+        experiment, state = self.experiment, self._first_state
         if experiment.config.elastic:
-            workers = elastic.ElasticWorkers(experiment, state, self._say, self._signals)
+            workers = elastic.ElasticWorkers(experiment, state, self._say, self.signals)
             with workers.together(self._save):
                 yield workers
         else:
@@ -199,14 +175,14 @@ class _Run:
 
     def _train(self, workers: '_AnyWorkers') -> None:
         """Trains, evaluates and saves until the run's last step."""
-        experiment, config, last = self._experiment, self._experiment.config, self._experiment.num_steps
+        experiment, config, last = self.experiment, self.experiment.config, self.experiment.num_steps
         window = Window(experiment, self._log, self._start)
 
         def is_due(done: int) -> bool:
             return done % experiment.steps_per_evaluation == 0 or done == last
 
         length = last, experiment.num_epochs, experiment.dataset.unit
-        with console_lib.Progress(self._console, self._start, *length) as progress:
+        with console_lib.Progress(self.console, self._start, *length) as progress:
             if is_due(self._start) and self._lacks_evaluation():
                 self._evaluate(workers, window, progress)
             while workers.step < last:
@@ -227,16 +203,16 @@ class _Run:
                 if is_due(done):
                     self._save(workers.state())
                     self._evaluate(workers, window, progress)
-                if done < last and workers.stops(self._signals.name is not None, reports=reports):
+                if done < last and workers.stops(self.signals.name is not None, reports=reports):
                     _show(window.flush(), progress)
                     window.save_partial(done)
                     self._save(workers.state(), wait=True)
-                    raise InterruptedRunError(self._signals.name or 'a signal to another process', done)
+                    raise InterruptedRunError(self.signals.name or 'a signal to another process', done)
 
     def _lacks_evaluation(self) -> bool:
         """Whether the state that was restored may still have to be evaluated; the same in all processes."""
         # Elastic processes synchronise only inside a step, so none can evaluate before the first.
-        if not self._start or self._experiment.config.elastic:
+        if not self._start or self.experiment.config.elastic:
             return False
         return processes.broadcast(not self._log.is_evaluated(self._start))
 
@@ -245,27 +221,27 @@ class _Run:
         try:
             record = workers.evaluate()
         except DivergedError:
-            self._checkpoints.discard()
+            self.checkpoints.discard()
             raise
         position = window.position(workers.step)
         self._log.write(record | position)
-        progress.note(console_lib.evaluation_line(self._experiment.measure, record, position))
+        progress.note(console_lib.evaluation_line(self.experiment.measure, record, position))
         window.restart()
-        self._checkpoints.wait()
+        self.checkpoints.wait()
 
     def _save(self, state: TrainState, *, wait: bool = False) -> None:
-        self._checkpoints.save(state, self._log.seal())
+        self.checkpoints.save(state, self._log.seal())
         if processes.is_first():
-            workdir.record(self._folder, self._experiment.config)  # no start takes a checkpoint without it
+            workdir.record(self.folder, self.experiment.config)  # no start takes a checkpoint without it
         if wait:
-            self._checkpoints.wait()
+            self.checkpoints.wait()
 
     def _say(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        console_lib.say(self.console, line)
 
     def _conclude(self, sample: str | None) -> None:
         """Writes the result and the plots of a run that has reached its end."""
-        experiment, folder, records = self._experiment, self._folder, self._log.records
+        experiment, folder, records = self.experiment, self.folder, self._log.records
         # A run that had already finished keeps its result, which names the machine and commit it ran on.
         result = results.read(folder) if self._start == experiment.num_steps else None
         if result is None or result.get('status') != 'finished':
@@ -294,23 +270,20 @@ class FixedWorkers:
     """
 
     def __init__(self, experiment: Experiment, state: TrainState, batches: Iterator[dict]):
-        config = experiment.config
-        self.step = int(state.step)
         self._experiment, self._state, self._batches = experiment, state, batches
-        self._workers = experiment.workers
-        self._train_step, self._evaluate = experiment.steps.train, make_evaluate(experiment)
+        self.step, self._workers = int(state.step), experiment.workers
+        self._steps, self._evaluate = experiment.steps, make_evaluate(experiment)
         self._batch: dict | None = None  # the next, if it has been looked at
-        self.diagnose = self.check_replicas = None
-        if config.diagnostics_every:
-            self._figures, self.diagnose = experiment.steps.diagnose, self._diagnose
-        if config.check_replicas_every:
+        self.diagnose = self._diagnose if experiment.config.diagnostics_every else None
+        self.check_replicas = None
+        if experiment.config.check_replicas_every:
             check = replicas.make_check(self._workers, experiment.is_per_worker)
             self.check_replicas = lambda: check(self._state, self.step)
 
     def train(self) -> dict[str, Any]:
         """A step; returns each worker's metrics, on the devices."""
         batch, self._batch = self._next(), None
-        self._state, measured = self._train_step(self._state, batch)
+        self._state, measured = self._steps.train(self._state, batch)
         self.step += 1
         return self._workers.settled(measured)
 
@@ -332,7 +305,7 @@ class FixedWorkers:
         task = self._experiment.task
         if not isinstance(task, GenerativeTask):
             return None
-        points, _ = self._workers.settled(self._experiment.steps.outputs(self._state))
+        points, _ = self._workers.settled(self._steps.outputs(self._state))
         params = self._workers.fetch(points.get('y', points['x'])['params'])
         return task.sample(params, jax.random.key(self._experiment.config.seed))
 
@@ -341,7 +314,7 @@ class FixedWorkers:
         return self._batch
 
     def _diagnose(self) -> dict[str, Any]:
-        figures, own = self._figures(self._state, self._next())
+        figures, own = self._steps.diagnose(self._state, self._next())
         record = {name: float(value) for name, value in jax.device_get(figures).items()}
         for name, value in own.items():
             every = self._workers.gather(value)

@@ -24,28 +24,15 @@ class Seal(NamedTuple):
 
 
 class MetricLog:
-    """Appends records to `metrics.jsonl` and to TensorBoard.
+    """Appends records to `metrics.jsonl` and to TensorBoard; all processes but the first only keep them.
 
-    A resumed run truncates the file to the part sealed by its checkpoint and the evaluation of that step,
-    which follows it, so the final file is the same as without the interruption. Raises ValueError if a sealed
-    record is missing or was changed, or if a file cannot be written.
-
-    Args:
-        workdir: the run's folder.
-        resume_step: the number of steps already done.
-        seal: the checkpoint's seal; None for a new run.
-        evaluated: a figure that only the record of an evaluation has.
-        writes: whether to write; if not, as in all processes but the first, records are only kept in memory.
+    A resumed run truncates the file to the part that its checkpoint sealed and the evaluation of that step,
+    whose record has the figure `evaluated`, so the file ends as without the interruption. Raises ValueError
+    if a sealed record is missing or was changed, or if a file cannot be written.
     """
 
     def __init__(
-        self,
-        workdir: Path,
-        resume_step: int,
-        seal: Seal | None = None,
-        *,
-        evaluated: str = '',
-        writes: bool = True,
+        self, workdir: Path, resume_step: int, seal: Seal | None, *, evaluated: str = '', writes: bool = True
     ):
         self._path, self._evaluated, self._writes = workdir / 'metrics.jsonl', evaluated, writes
         content = self._sealed(seal, resume_step) if seal else b''
@@ -58,7 +45,7 @@ class MetricLog:
                 self._board = _Board(workdir / 'tensorboard', resume_step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends one record; raises ValueError if it cannot be written, e.g. on a full disk."""
+        """Appends one record."""
         self.records.append(record)
         if self._writes:
             line = json.dumps(record).encode() + b'\n'
@@ -91,7 +78,7 @@ class MetricLog:
         return next((record[name] for record in reversed(self.records) if name in record), 0.0)
 
     def close(self) -> None:
-        """Closes the files; raises ValueError if the last events cannot be written."""
+        """Closes the files."""
         if self._writes:
             with self._reporting():
                 self._file.close()
@@ -109,10 +96,8 @@ class MetricLog:
         except OSError as error:
             problem = f'cannot be read ({error.strerror or error})'
         if problem:
-            raise ValueError(
-                f'{self._path} {problem}, so records before the checkpoint of step {step} are lost. Restore '
-                'that file, or choose another --workdir to start from scratch.'
-            )
+            lost = f'{problem}, so records before the checkpoint of step {step} are lost'
+            raise ValueError(f'{self._path} {lost}. Restore that file, or choose another --workdir.')
         follows = any(record['step'] == step and self._evaluated in record for record in _records(line))
         return content + line if follows and line.endswith(b'\n') else content
 
@@ -126,18 +111,13 @@ class MetricLog:
             for opened in ('_file', '_board'):
                 with contextlib.suppress(OSError, AttributeError):
                     getattr(self, opened).close()
-            raise ValueError(
-                f'{self._path} or the tensorboard folder beside it cannot be written '
-                f'({error.strerror or error}). Checkpoints are kept; free some space or fix the permissions, '
-                'then run the same command again to resume.'
-            ) from error
+            what = f'{self._path} or the tensorboard folder beside it cannot be written'
+            cure = 'Checkpoints are kept; free some space or fix the permissions, then run again to resume'
+            raise ValueError(f'{what} ({error.strerror or error}). {cure}.') from error
 
 
 class _Board:
-    """TensorBoard's event file.
-
-    Not a SummaryWriter: on a full disk its thread dies silently, and closing it then hangs.
-    """
+    """TensorBoard's event file. Not a SummaryWriter: on a full disk its thread dies, and closing it hangs."""
 
     def __init__(self, folder: Path, purge_step: int):
         folder.mkdir(exist_ok=True)

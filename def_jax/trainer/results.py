@@ -21,17 +21,9 @@ _SPLITS = ('test_', 'validation_', 'train_')  # how the names of metrics begin
 
 
 def write(
-    run: Path,
-    experiment: Experiment,
-    log: MetricLog,
-    diverged: Any = None,
-    sample: str | None = None,
+    run: Path, experiment: Experiment, log: MetricLog, diverged: Any = None, sample: str | None = None
 ) -> dict[str, Any]:
-    """Writes result.json into the run's folder, and returns its content.
-
-    `diverged` is the DivergedError that ended the run, or None if it finished; `sample`, what the trained
-    model generates, if it generates anything.
-    """
+    """Writes result.json, also for a run that diverged, and returns its content."""
     steps_done = diverged.step if diverged else experiment.num_steps
     config, measure, sent = experiment.config, experiment.measure, experiment.communication
     ratio = 'compression' if experiment.method.in_bytes else 'ratio'
@@ -52,7 +44,7 @@ def write(
         'diverged': {'step': diverged.step, 'worker': diverged.worker} if diverged else None,
         'metrics': final
         | {
-            'train_loss': sum(losses) / len(losses) if losses else None,
+            'train_loss': _mean(losses),
             'steps': steps_done,
             'skipped': sum(record.get('skipped', 0) for record in log.records),
             'seconds': log.last('seconds'),
@@ -94,9 +86,13 @@ def _curve(log: MetricLog, measure: Measure) -> list[dict[str, Any]]:
         if 'loss' in record:
             losses.append(record['loss'])
         if measure.key('x') in record:
-            curve.append(record | {'train_loss': sum(losses) / len(losses) if losses else None})
+            curve.append(record | {'train_loss': _mean(losses)})
             losses = []
     return curve
+
+
+def _mean(losses: list[float]) -> float | None:
+    return sum(losses) / len(losses) if losses else None
 
 
 def _environment(devices: list[jax.Device]) -> dict[str, Any]:
@@ -117,10 +113,8 @@ def _commit() -> str | None:
     """The commit of the source tree, plus '+' if it has local changes; None outside a git checkout."""
     git = ['git', '-C', str(Path(def_jax.__file__).parent)]
     try:
-        commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True)
-        status = subprocess.run(
-            [*git, 'status', '--porcelain', '--untracked-files=no'], capture_output=True, text=True
-        )
+        commit = subprocess.check_output([*git, 'rev-parse', 'HEAD'], stderr=subprocess.DEVNULL, text=True)
+        changes = subprocess.check_output([*git, 'status', '--porcelain', '--untracked-files=no'], text=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ('+' if status.stdout.strip() else '')
+    return commit.strip() + '+' * bool(changes.strip())

@@ -1,5 +1,7 @@
 """The state of a run, and which parts of it are per-worker."""
 
+from typing import NamedTuple
+
 import flax.struct
 import jax
 import optax
@@ -7,18 +9,12 @@ import optax
 from def_jax.mesh.ownership import own_leaves
 from def_jax.types import PyTree
 
-__all__ = ['TrainState', 'per_worker']
+__all__ = ['PerWorker', 'TrainState', 'per_worker']
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a run carries from step to step.
-
-    Values that are the same on all workers are stored once: the step, the key, the parameters, and the
-    optimizer's step and key. Values that differ have a leading axis of K workers, or axes [devices, virtual
-    workers]: BatchNorm's statistics, the momentum, the residual. If a worker is several devices, its matrices
-    and their moments are divided among these.
-    """
+    """Everything that a run carries from step to step; [K, ...] may be [devices, virtual workers, ...]."""
 
     step: PyTree  # int32 []
     key: PyTree  # uint32 [2], for augmentation
@@ -27,11 +23,20 @@ class TrainState:
     opt_state: PyTree  # [K, ...] where it differs between workers
 
 
+class PerWorker(NamedTuple):
+    """State outside the library's links, any of which may differ between workers."""
+
+    state: PyTree
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        return ('state',)
+
+
 def per_worker(optimizer: optax.GradientTransformation, variables: PyTree) -> TrainState:
     """Which parts of a TrainState are per-worker, as booleans: what `Workers.map` is told of every step.
 
-    One of them stands for a whole tree like the parameters. With several processes pmap hashes them, so they
-    contain no dict: one that holds anything per-worker is per-worker as a whole.
+    No dict, as pmap hashes them: one that holds anything per-worker is per-worker as a whole.
     """
 
     def part(node: PyTree) -> bool:

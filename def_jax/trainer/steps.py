@@ -26,25 +26,17 @@ __all__ = ['Steps', 'TrainState']
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The compiled steps of a run; each is made when it is first asked for.
-
-    Attributes:
-        is_per_worker: which parts of the state are per-worker, see `per_worker`.
-        seed: of the first parameters and of augmentation.
-        detaches: whether gradients are taken at the detached point.
-        accumulate: the parts of its batch of which a worker takes gradients in turn.
-        skips: whether all workers skip a step in which a loss or an update is not finite.
-    """
+    """The compiled steps of a run; each is made when it is first asked for."""
 
     task: Task
     optimizer: optax.GradientTransformation
     workers: Workers
-    is_per_worker: TrainState
-    seed: int
+    is_per_worker: TrainState  # which parts of the state are, see `per_worker`
+    seed: int  # of the first parameters and of augmentation
     points: tuple[Point, ...]
-    detaches: bool
-    accumulate: int = 1
-    skips: bool = False
+    detaches: bool  # whether gradients are taken at the detached point
+    accumulate: int = 1  # the parts of its batch of which a worker takes gradients in turn
+    skips: bool = False  # whether all workers skip a step in which a loss or an update is not finite
 
     @functools.cached_property
     def init(self) -> Callable[[], TrainState]:
@@ -95,8 +87,7 @@ class Steps:
     def diagnose(self) -> Callable[[TrainState, dict], tuple[dict, dict]]:
         """A function from a state and a training batch to the quantities of `def_jax.diagnostics`, at x.
 
-        The first of its two dicts holds those common to all workers, float32 []; the second
-        `detach_optimum_own`, float32 [K].
+        Those common to all workers, float32 [], and `detach_optimum_own`, float32 [K].
         """
         axis_name = self.workers.axis_name
 
@@ -115,8 +106,7 @@ class Steps:
     def outputs(self) -> Callable[[TrainState], tuple[dict, dict]]:
         """A function from a state to the variables at 'x' and 'y', and to the parameters at 'own', [K, ...].
 
-        BatchNorm's running statistics do not affect training and are updated linearly, so averaging them over
-        workers here equals averaging them at every step, without the traffic.
+        BatchNorm's running statistics are updated linearly: averaging them here equals doing so every step.
         """
         axis_name = self.workers.axis_name
 
@@ -132,10 +122,9 @@ class Steps:
         return self.workers.map(outputs, (self.is_per_worker,), (False, True))
 
     def batch_statistics(self, *, own_params: bool = False) -> Callable[[TrainState, PyTree, dict], PyTree]:
-        """A function from a state, parameters and a training batch to the batch's BatchNorm statistics.
+        """A function from a state, parameters and a training batch to the batch's mean BatchNorm statistics.
 
-        Each worker normalises its own share, and the statistics are averaged. With `own_params`, the
-        parameters have the worker axis.
+        With `own_params`, the parameters have the worker axis.
         """
 
         def measured(params: PyTree, batch_stats: PyTree, batch: dict, key: jax.Array) -> PyTree:

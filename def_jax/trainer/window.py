@@ -80,10 +80,7 @@ class Window:
         return record
 
     def _finite_losses(self, done: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pending losses, float32 [steps, K]; which steps were taken, and which count, bool [steps].
-
-        Raises DivergedError if the loss of a taken step is not finite or, if all were skipped, of any step.
-        """
+        """The pending losses, float32 [steps, K]; which steps were taken, and which count, bool [steps]."""
         losses = self._values('loss')
         taken = np.array([np.all(m.get('taken', True)) for m in self._pending], bool)
         counted = taken if taken.any() else ~taken

@@ -1,23 +1,18 @@
-"""Checkpoints of the whole state: every worker's residual, momentum and BatchNorm statistics.
+"""Checkpoints of the whole state: each process writes its own rows, and the first everything else.
 
-The data position is not stored: batches, permutations and augmentation are functions of the step and the
-seed.
-
-Here, orbax writes the arrays to `checkpoints/STEP.partial` while training continues; then the manifest is
-added, and only then is the folder renamed. A kill at any moment leaves earlier checkpoints intact and at most
-one partial checkpoint, which the next save removes.
+Orbax writes the arrays to `checkpoints/STEP.partial` while training continues; then the manifest is added,
+and only then is the folder renamed, so a kill leaves at most one partial checkpoint, which the next save
+removes.
 
 Not orbax's CheckpointManager: behind a damaged newest checkpoint, its `save` declines the next steps, and
 checksums would have to be known when a save starts, so that training waited for the whole state on the host.
-
-With several processes, each writes its own rows and the first does everything else, in one shared folder.
 """
 
 import os
 import re
 import shutil
 import sys
-import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +39,18 @@ _PARTIAL, _REPLACED = '.partial', '.replaced'
 
 
 class Checkpoints:
-    """The checkpoints of one run, of which the newest `keep` are kept.
-
-    `settings` are those that the state depends on, see `workdir.bound_settings`.
-    """
+    """The checkpoints of one run, of which the newest `keep` are kept; `settings` are `bound_settings`."""
 
     def __init__(self, workdir: Path, keep: int, layout: Layout, settings: dict[str, Any]):
         self._folder, self._keep, self._layout = workdir / 'checkpoints', keep, layout
-        self._settings = settings
-        self._identity = _identity(workdir)
+        self._settings, self._identity = settings, _identity(workdir)
         me = jax.process_index()
         alone = {'primary_host': me, 'active_processes': {me}, 'barrier_sync_key_prefix': str(me)}
         self._checkpointer = ocp.StandardCheckpointer(
             multiprocessing_options=ocp.options.MultiprocessingOptions(**(alone if layout.whole else {}))
         )
-        self._commit: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._pool = ThreadPoolExecutor(1, 'checkpoint')
+        self._commit: tuple[int, Future] | None = None  # the last save, of a step
         self._newest: int | None = None  # the newest checkpoint known to be good
         self.notes: list[str] = []  # what `restore` changed in the state, one line each
         self.seal: Seal | None = None  # of the metrics that belong to the restored state
@@ -83,16 +74,13 @@ class Checkpoints:
         folder = self._folder if self._folder.exists() else self._folder.parent
         free = shutil.disk_usage(folder).free
         if free < needed:
-            raise ValueError(
-                f'{folder} has {free / 1e6:,.1f} MB free, and a checkpoint of this run takes '
-                f'{needed / 1e6:,.1f} MB. Free some space, or choose a --workdir on another disk.'
-            )
+            sizes = f'{free / 1e6:,.1f} MB free, and a checkpoint of this run takes {needed / 1e6:,.1f} MB'
+            raise ValueError(f'{folder} has {sizes}. Free some space, or choose another --workdir.')
 
     def save(self, state: TrainState, seal: Seal | None = None) -> None:
-        """Starts saving the state, with the seal of the metrics up to it.
+        """Starts saving the state, with the seal of the metrics up to it; `wait` and the next save finish it.
 
-        It is saved once `wait` or `close` returns, or when the next save starts. Raises ValueError if this or
-        the previous checkpoint cannot be written; earlier ones are kept.
+        Raises ValueError if this or the previous checkpoint cannot be written; earlier ones are kept.
         """
         if self._layout.whole and not processes.is_first():
             return
@@ -114,21 +102,19 @@ class Checkpoints:
             if _identity(self._folder.parent) != self._identity:  # or orbax would create one of that name
                 raise FileNotFoundError('the folder is gone: rename it back')
             if processes.is_first():
-                self._remove_remains()
+                self._folder.mkdir(exist_ok=True)
+                for remains in [*self._folder.glob(f'*{_PARTIAL}'), *self._folder.glob(f'*{_REPLACED}')]:
+                    shutil.rmtree(remains)  # left by a kill
             self._checkpointer.save(self._partial(step) / _ARRAYS, state)  # returns once it has a copy
         except Exception as error:  # orbax and tensorstore raise many types on a full disk
-            self._fail(step, error)
-            self.wait()
-        self._newest = step
-        self._commit = threading.Thread(target=self._finish, args=(step, content), name='checkpoint')
-        self._commit.start()
+            raise self._failed(step, error) from error
+        self._newest, self._commit = step, (step, self._pool.submit(self._finish, step, content))
 
     def restore(self, like: TrainState) -> TrainState:
-        """Restores the newest good checkpoint; skips damaged ones with a warning that names both.
+        """Restores the newest good checkpoint, placed like `like`, which it returns if there is none.
 
-        The state lies where that of `like` does: bit for bit as saved or, if saved with different workers,
-        regrouped as described in `notes`. It is `like` itself if there is no checkpoint. Raises ValueError if
-        there are checkpoints but none can be used.
+        Skips damaged ones with a warning that names both; ValueError if there are no others. A state of other
+        workers is regrouped, as `notes` say.
         """
         damages, step = [], sys.maxsize
         # Process 0 says which: on a network file system, others may not see the newest yet.
@@ -144,10 +130,8 @@ class Checkpoints:
             self._newest = step
             return state
         if damages:
-            raise ValueError(
-                '; '.join(damages) + '. There is no other checkpoint. Restore a good one, or choose another '
-                '--workdir to start from scratch.'
-            )
+            cure = 'Restore a good one, or choose another --workdir to start from scratch'
+            raise ValueError(f'{"; ".join(damages)}. There is no other checkpoint. {cure}.')
         return like
 
     def discard(self) -> None:
@@ -158,10 +142,7 @@ class Checkpoints:
         self._newest = None
 
     def wait(self) -> None:
-        """Waits for the last save, then removes the checkpoints that are no longer kept.
-
-        Raises ValueError if it could not be written, LostProcessError if another process lost its part.
-        """
+        """Waits for the last save, and raises its error; removes the checkpoints that are no longer kept."""
         self._join()
         if self._newest is not None and processes.is_first():
             for old in [step for step in self.steps() if step <= self._newest][: -self._keep]:
@@ -173,44 +154,41 @@ class Checkpoints:
             self.wait()
         finally:
             self._checkpointer.close()
+            self._pool.shutdown()
 
     def _join(self) -> None:
         if self._commit is not None:
-            self._commit.join()
-            self._commit = None
-        if self._failure is not None:
-            failure, self._failure, self._newest = self._failure, None, None
-            if _is_loss(failure):
-                raise LostProcessError(one_line(failure)) from failure
-            raise ValueError(
-                f'no checkpoint could be written to {self._folder} ({one_line(failure)}). The earlier ones '
-                'are kept; free space on a full disk, then run the same command again to resume.'
-            ) from failure
+            (step, commit), self._commit = self._commit, None
+            if error := commit.exception():
+                raise self._failed(step, error) from error
+
+    def _failed(self, step: int, error: BaseException) -> Exception:
+        """What to raise where a save failed; frees its space on a full disk."""
+        self._newest = None
+        if processes.is_first():
+            shutil.rmtree(self._partial(step), ignore_errors=True)
+        if _is_loss(error):
+            return LostProcessError(one_line(error))
+        what = f'no checkpoint could be written to {self._folder} ({one_line(error)})'
+        cure = 'The earlier ones are kept; free space on a full disk, then run the same command again'
+        return ValueError(f'{what}. {cure}.')
 
     def _finish(self, step: int, content: manifest.Manifest) -> None:
         """Completes a save in its own thread: waits for the arrays, adds the manifest, renames the folder."""
         partial, final = self._partial(step), self._folder / str(step)
-        try:
-            self._checkpointer.wait_until_finished()
-            if not processes.is_first():
-                return
-            if self._checkpointer.metadata(partial / _ARRAYS).item_metadata is None:
-                # Orbax silently skips steps whose files it does not find.
-                raise ValueError('orbax wrote an incomplete checkpoint')
-            manifest.write(partial, content)
-            replaced = final.with_name(final.name + _REPLACED)
-            if final.exists():  # damaged, or a network file system showed it late
-                os.replace(final, replaced)
-            os.replace(partial, final)
-            sync(self._folder)
-            shutil.rmtree(replaced, ignore_errors=True)
-        except Exception as error:
-            self._fail(step, error)
-
-    def _fail(self, step: int, error: Exception) -> None:
-        self._failure = error
-        if processes.is_first():
-            shutil.rmtree(self._partial(step), ignore_errors=True)  # frees space on a full disk
+        self._checkpointer.wait_until_finished()
+        if not processes.is_first():
+            return
+        # Orbax silently skips steps whose files it does not find.
+        if self._checkpointer.metadata(partial / _ARRAYS).item_metadata is None:
+            raise ValueError('orbax wrote an incomplete checkpoint')
+        manifest.write(partial, content)
+        replaced = final.with_name(final.name + _REPLACED)
+        if final.exists():  # damaged, or a network file system showed it late
+            os.replace(final, replaced)
+        os.replace(partial, final)
+        sync(self._folder)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def _read(self, path: Path, step: int, like: TrainState) -> TrainState:
         content, shapes = self._verified(path, step, like)
@@ -251,13 +229,6 @@ class Checkpoints:
 
     def _partial(self, step: int) -> Path:
         return self._folder / f'{step}{_PARTIAL}'
-
-    def _remove_remains(self) -> None:
-        """Creates the folder, and removes what a kill left in it."""
-        self._folder.mkdir(exist_ok=True)
-        for path in self._folder.iterdir():
-            if path.name.endswith((_PARTIAL, _REPLACED)):
-                shutil.rmtree(path)
 
 
 def _is_loss(error: BaseException | None) -> bool:

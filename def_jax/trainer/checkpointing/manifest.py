@@ -1,12 +1,7 @@
-"""The manifest.json of a checkpoint: its contents and a checksum of each of its files.
-
-The manifest is written last, before the checkpoint is renamed to its final name: a folder without one is
-not a checkpoint. It includes its own checksum, so any changed bit in a checkpoint is detected.
-"""
+"""The manifest.json of a checkpoint: its contents and a checksum of each of its files, and of itself."""
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +10,8 @@ import numpy as np
 
 import def_jax
 from def_jax.guards import leaf_names
+from def_jax.trainer.checkpointing.workdir import write_json
+from def_jax.trainer.errors import one_line
 
 __all__ = ['DamagedError', 'Manifest', 'leaves_of', 'read_verified', 'write']
 
@@ -31,37 +28,28 @@ class DamagedError(ValueError):
 def write(folder: Path, content: Manifest) -> None:
     """Writes the manifest of a checkpoint whose other files are complete."""
     content = {'format': FORMAT, 'version': def_jax.__version__} | content | {'files': _checksums(folder)}
-    content['checksum'] = _checksum_of(content)
-    with (folder / NAME).open('w', encoding='utf-8') as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(folder / NAME, content | {'checksum': _checksum_of(content)})
 
 
 def read_verified(folder: Path, step: int) -> Manifest:
     """The manifest of a step's checkpoint; raises DamagedError if a file is missing or was changed."""
     try:
+        if not (folder / NAME).exists():
+            raise DamagedError(f'it has no {NAME}: incomplete, or from a version that wrote none')
         content = json.loads((folder / NAME).read_text(encoding='utf-8'))
         if content['format'] != FORMAT:
             writer = f'def_jax {content["version"]}' if 'version' in content else 'an earlier version'
-            raise DamagedError(
-                f'its format is {content["format"]}, but this version reads {FORMAT}; {writer} wrote it and '
-                'can finish the run'
-            )
+            formats = f'its format is {content["format"]}, but this version reads {FORMAT}'
+            raise DamagedError(f'{formats}; {writer} wrote it and can finish the run')
         if content.pop('checksum') != _checksum_of(content):
             raise DamagedError(f'{NAME} was changed')
-    except FileNotFoundError:
-        raise DamagedError(f'it has no {NAME}: incomplete, or from a version that wrote none') from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, DamagedError):
-            raise
-        raise DamagedError(f'{NAME} cannot be read') from error
-    if content['step'] != step:
-        raise DamagedError(f'it was written at step {content["step"]}')
-    try:
+        if content['step'] != step:
+            raise DamagedError(f'it was written at step {content["step"]}')
         found = _checksums(folder)
-    except OSError as error:
-        raise DamagedError(f'its files cannot be read ({error})') from error
+    except DamagedError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f'it cannot be read ({one_line(error)})') from error
     for name, checksum in content['files'].items():
         if found.get(name) != checksum:
             raise DamagedError(f'{name} {"was changed" if name in found else "is missing"}')

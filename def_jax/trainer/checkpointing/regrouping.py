@@ -1,9 +1,4 @@
-"""How a run's workers are arranged in its state, and what it means to resume with other workers.
-
-Those receive the mean of the old ones, see `def_jax.mesh.regrouping`. The deviations from it, which are
-discarded, belong to shares of the data that no longer exist; SAEF discards the same at each of its averaging
-steps.
-"""
+"""How a run's workers are arranged in its state, and what it means to resume with other workers."""
 
 import dataclasses
 import math
@@ -21,19 +16,13 @@ __all__ = ['Layout', 'describe']
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the workers of a run are arranged in its state.
-
-    Attributes:
-        workers: those of the run.
-        is_per_worker: which arrays are per-worker, as booleans.
-        batch_size: the examples of a step, over all workers.
-        whole: whether this process holds all of the state, as NumPy arrays, and asks no other: in an elastic
-            run, where the number of workers in it may be another than that of the run.
-    """
+    """How the workers of a run are arranged in its state."""
 
     workers: Workers
-    is_per_worker: TrainState
+    is_per_worker: TrainState  # which arrays are per-worker, as booleans
     batch_size: int
+    # In an elastic run, this process holds all of the state, as NumPy arrays, and asks no other; it may be of
+    # another number of workers than the run.
     whole: bool = False
 
     @property
@@ -71,10 +60,8 @@ def describe(workers: tuple[int, ...], batch_size: int, layout: Layout, shards: 
     old, new, devices = math.prod(workers), math.prod(layout.shape), layout.workers.devices_per_row
     lines = []
     if old != new:
-        lines.append(
-            f'workers: {old} before, {new} now; each receives the mean of the {old} residuals, momenta '
-            'and statistics; parameters unchanged'
-        )
+        mean = f'each receives the mean of the {old} residuals, momenta and statistics; parameters unchanged'
+        lines.append(f'workers: {old} before, {new} now; {mean}')
     elif workers != layout.shape:
         places = ' x '.join(map(str, layout.shape)) + (' devices x virtual' if len(layout.shape) > 1 else '')
         lines.append(f'workers: the same {old}, now as {places} workers; the state is unchanged')

@@ -19,14 +19,12 @@ from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.launch import processes
 
 __all__ = [
-    'InUseError',
     'bound_settings',
     'claim',
     'describe_differences',
     'locked',
     'record',
     'sync',
-    'unclaim',
     'write_json',
 ]
 
@@ -35,22 +33,11 @@ _PARTIAL, _PARTIAL_RECORD = '.partial', r'config\.json.*\.partial'
 _STARTS = (_RECORD, 'lock', 'tensorboard')  # what every start writes
 
 
-class InUseError(ValueError):
-    """Another process is using the folder."""
-
-
-def claim(
-    workdir: str | os.PathLike,
-    config: ml_collections.ConfigDict,
-    *,
-    other_workers: bool = False,
-    exists: bool = False,
-) -> Path:
+def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict, *, exists: bool = False) -> Path:
     """Creates the folder for a run of `config`, or reuses the one an earlier start created.
 
-    With `other_workers`, a run may resume with another number of workers, or on other devices. With `exists`,
-    another process of the run claims the folder, which may take a minute to be seen. Raises ValueError if it
-    belongs to a run with another configuration, holds other files, or cannot be written to.
+    With `exists`, another process of the run claims it, which may take a minute to be seen. Raises ValueError
+    if it belongs to a run with another configuration, holds other files, or cannot be written to.
     """
     try:
         workdir = Path(workdir).expanduser().absolute()
@@ -58,20 +45,15 @@ def claim(
         raise ValueError(f'workdir={str(workdir)!r} names the home of an unknown user ({error}).') from error
     what, path, ours = f'workdir={str(workdir)!r}', workdir / _RECORD, _settings(config)
     if found := sorted({'*', '?', '['} & set(str(workdir))):
-        raise ValueError(
-            f'{what} contains {" ".join(found)}, but orbax, which writes the checkpoints, interprets such a '
-            'path as a pattern. Choose a --workdir without *, ? and [.'
-        )
+        why = 'but orbax reads such a path as a pattern. Choose a --workdir without *, ? and [.'
+        raise ValueError(f'{what} contains {" ".join(found)}, {why}')
     end = time.monotonic() + processes.LATE_SECONDS
     while exists and not path.exists():
         if time.monotonic() > end:
-            raise ValueError(
-                f'{what} is not the folder that process 0 created. All processes of a run need the same '
-                'folder, on a shared file system.'
-            )
+            raise ValueError(f'{what} is not the folder of process 0. All need the same, on a shared disk.')
         time.sleep(0.1)
-    # Listed before looking for the configuration: another process of a sweep may be claiming the folder now.
-    # A record may be a killed start's partial one, or listed by NFS before it is seen.
+    # Listed before looking for the configuration: another start may be claiming the folder now. A record may
+    # be a killed start's partial one, or listed by NFS before it is seen.
     listed = [file.name for file in workdir.iterdir()] if workdir.is_dir() else []
     foreign = [name for name in listed if name != _RECORD and not re.fullmatch(_PARTIAL_RECORD, name)]
     if not path.exists():
@@ -82,25 +64,18 @@ def claim(
             with contextlib.suppress(FileExistsError):  # claimed meanwhile, or earlier and not seen yet: NFS
                 write_json(path, ours, new=True)
         except OSError as error:
-            raise ValueError(
-                f'{what} cannot be written to ({error}). Free some space, fix its permissions, or choose '
-                'another.'
-            ) from error
+            cure = 'Free some space, fix its permissions, or choose another'
+            raise ValueError(f'{what} cannot be written to ({error}). {cure}.') from error
     theirs = _read(path)
-    may_change = {'always'}
-    if other_workers:
-        same_number = theirs.get('num_workers') == ours['num_workers']
-        may_change |= {'regroups'} if same_number else {'regroups', 'with_workers'}
-    free = {name for name, key in KEYS.items() if key.change in may_change}
+    bound = {'never'} if theirs.get('num_workers') != ours['num_workers'] else {'never', 'with_workers'}
+    free = {name for name, key in KEYS.items() if key.change not in bound}
     if changes := describe_differences(theirs, ours, free):
-        raise ValueError(
-            f'{what} holds a run with another configuration ({changes}). Choose another --workdir, or use '
-            'the same configuration to resume that run.'
-        )
+        cure = 'Choose another --workdir, or the same configuration to resume that run'
+        raise ValueError(f'{what} holds a run with another configuration ({changes}). {cure}.')
     return workdir
 
 
-def unclaim(workdir: Path) -> None:
+def _unclaim(workdir: Path) -> None:
     """Removes what a start wrote into a claimed folder, unless that holds anything of a run's."""
     with contextlib.suppress(OSError):  # the error that led here says why
         others = [file for file in workdir.iterdir() if file.name not in _STARTS]
@@ -136,11 +111,9 @@ def describe_differences(theirs: dict[str, Any], ours: dict[str, Any], free: Col
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Keeps other processes out of a claimed folder; the lock is released however the process exits.
+    """Keeps other processes out of a claimed folder, which an error before the first record unclaims.
 
-    Raises:
-        InUseError: if another process holds the folder.
-        ValueError: if its file system has no locks.
+    The lock is released however the process exits.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -153,25 +126,26 @@ def locked(workdir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of one machine, also if `lock` is deleted
         except BlockingIOError:
-            raise InUseError(
-                f'workdir={str(workdir)!r} is in use by another process. Wait for it, or choose another '
-                '--workdir.'
-            ) from None
+            cure = 'Wait for it, or choose another --workdir'
+            raise ValueError(f'workdir={str(workdir)!r} is in use by another process. {cure}.') from None
         except OSError as error:  # NFS or Lustre, as they are sometimes mounted
             raise ValueError(
                 f'workdir={str(workdir)!r} is on a file system without locks ({error}), where two runs could '
                 'write into one folder. Choose another --workdir, or mount it with locks (Lustre: -o flock).'
             ) from error
-        yield
+        try:
+            yield
+        except Exception:
+            _unclaim(workdir)
+            raise
 
 
 def write_json(path: Path, content: Any, *, new: bool = False) -> None:
     """Writes `content` as JSON atomically: a reader sees the old file or the new one.
 
-    With `new`, raises FileExistsError if there is an old one, as the file system knows, not this machine's
-    cache of it; on one without hard links, the last to write wins.
+    With `new`, raises FileExistsError if there is an old one, though this machine's cache may not show it.
     """
-    # A name of its own, since processes of a sweep write the same files.
+    # A name of its own, since two processes may write the same file.
     partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}{_PARTIAL}')
     try:
         partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
@@ -204,7 +178,7 @@ def _read(record: Path) -> dict[str, Any]:
             raise ValueError('it contains no settings')
         return settings
     except (OSError, ValueError, RecursionError) as error:
+        cure = 'Restore that file or choose another --workdir'
         raise ValueError(
-            f'{record} cannot be read ({error}), so it is unknown which run this folder holds. '
-            'Restore that file or choose another --workdir.'
+            f'{record}, which says what run this is, cannot be read ({error}). {cure}.'
         ) from error

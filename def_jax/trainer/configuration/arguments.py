@@ -15,44 +15,38 @@ from def_jax.checks import nearest
 __all__ = ['lock', 'override', 'parse']
 
 _PARSERS: dict[type, Any] = {
-    bool: {'true': True, 'false': False}.__getitem__,
-    int: int,
-    float: float,
-    str: str,
+    bool: lambda text: {'true': True, 'false': False}[text.lower()],
+    **{kind: kind for kind in (int, float, str)},
 }
 
 
 def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Parses the argument of get_config, 'key=value,key=value', each as the type of its key in `config`.
 
-    Raises absl.flags.IllegalFlagValueError, since of a ValueError config_flags would print a traceback. The
-    values themselves are checked later, by `check_config`.
+    Raises absl.flags.IllegalFlagValueError, since of a ValueError config_flags would print a traceback.
 
     >>> config = ml_collections.ConfigDict({'method': 'def', 'ratio': 64})
     >>> parse('method=ef,ratio=256', config)
     {'method': 'ef', 'ratio': 256}
     """
     settings: dict[str, Any] = {}
+    refused = flags.IllegalFlagValueError
     for setting in arg.split(',') if arg else ():
         key, equals, text = setting.partition('=')
-        kind = config.get_type(key) if key in config else None
+        if not equals or key in settings:
+            raise refused(f'{setting!r} in {arg!r} must have the form key=value, once for each key.')
+        if key not in config:
+            raise refused(f'{key!r} in {arg!r} is not a known key.{nearest(key, config)}')
+        kind = config.get_type(key)
         if kind is object:  # of a key that takes both numbers and words
             kind = float if re.fullmatch(r'[\d.]+(e-?\d+)?', text) else str
-        if not equals or key in settings:
-            wrong = f'{setting!r} in {arg!r} must have the form key=value, once for each key.'
-        elif kind is None:
-            wrong = f'{key!r} in {arg!r} is not a known key.{nearest(key, config)}'
-        elif kind not in _PARSERS:
-            wrong = (
-                f'{key!r} is a {kind.__name__} and cannot be set after the colon; use --config.{key}=VALUE.'
-            )
-        else:
-            try:
-                settings[key] = _PARSERS[kind](text.lower() if kind is bool else text)
-                continue
-            except (KeyError, ValueError):
-                wrong = f'{key}={text!r} must be of type {kind.__name__}.'
-        raise flags.IllegalFlagValueError(wrong)
+        if kind not in _PARSERS:
+            cannot = 'cannot be set after the colon'
+            raise refused(f'{key!r} is a {kind.__name__} and {cannot}; use --config.{key}=VALUE.')
+        try:
+            settings[key] = _PARSERS[kind](text)
+        except (KeyError, ValueError):
+            raise refused(f'{key}={text!r} must be of type {kind.__name__}.') from None
     return settings
 
 
@@ -63,13 +57,9 @@ def override(config: ml_collections.ConfigDict, arg: str | None) -> ml_collectio
 
 
 def lock(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Locks a configuration, so that misspelt keys are noticed, except for the arguments of factories.
-
-    >>> config = lock(ml_collections.ConfigDict({'seed': 0, 'optimizer_options': {}}))
-    >>> config.optimizer_options.b2 = 0.95
-    """
+    """Locks a configuration, so that misspelt keys are noticed, except for the arguments of factories."""
     config.lock()
-    for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            value.unlock() if key.endswith('_options') else lock(value)
+    for key in config:
+        if key.endswith('_options'):
+            config[key].unlock()
     return config

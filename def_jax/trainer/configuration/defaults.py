@@ -3,10 +3,10 @@
 import math
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 from def_jax.baselines.methods import METHODS, OPTIONS
 from def_jax.checks import check_choice, check_flag, check_integer, check_number, is_number, nearest
@@ -22,61 +22,60 @@ FORMER = {'wire_dtype': ' Write bits=8 for int8, 16 for bfloat16 or float16, 32 
 
 
 class Key(NamedTuple):
-    """One key.
+    """One key."""
 
-    Attributes:
-        default: its value if nobody sets it; None where the method chooses.
-        help: what it means.
-        check: raises ValueError for other values, given the name, a value and `help`; None for an argument of
-            the library, which checks it.
-        change: when a run that is resumed may have another value.
-        kind: the type of the values, where the default is None.
-        table: the factories that have a name, if the key names a factory.
-        required: what the trainer passes to that factory.
-        passed: keys that it gets if it takes them, with the values that they keep if not.
-    """
-
-    default: Any
+    default: Any  # its value if nobody sets it; None where the method chooses
     help: str
-    check: Callable[[str, Any, str], None] | None = None
-    change: Literal['never', 'always', 'regroups', 'with_workers'] = 'never'
-    kind: type | None = None
-    table: Mapping[str, Any] | None = None
-    required: tuple[str, ...] = ()
-    passed: Mapping[str, Any] = MappingProxyType({})
+    check: Callable[[str, Any], None] | None = (
+        None  # raises ValueError for others; None: the library checks it
+    )
+    change: Literal['never', 'always', 'regroups', 'with_workers'] = 'never'  # when a run is resumed
+    kind: type | None = None  # of the values, where the default is None
+    table: Mapping[str, Any] | None = None  # the factories that have a name, if the key names a factory
+    required: tuple[str, ...] = ()  # what the trainer passes to that factory
+    passed: Mapping[str, Any] = {}  # keys that it gets if it takes them; what they must be if it does not
+
+
+def _left_to_the_method(kind: type, help: str) -> Key:
+    return Key(None, help, kind=kind)
+
+
+def _of_library(**helps: str) -> dict[str, Key]:
+    return {name: Key(OPTIONS[name], help) for name, help in helps.items()}
 
 
 def _count(default: int, low: int, help: str, change: Any = 'never', bits: int = 31) -> Key:
-    return Key(default, help, lambda name, x, hint: check_integer(name, x, low, hint, bits=bits), change)
+    return Key(default, help, lambda name, x: check_integer(name, x, low, help, bits=bits), change)
 
 
 def _number(default: float, high: float, help: str) -> Key:
-    return Key(default, help, lambda name, x, hint: check_number(name, x, 0, high, hint, below=True))
-
-
-def _flag(help: str) -> Key:
-    return Key(False, help, lambda name, value, help: check_flag(name, value), 'always')
+    return Key(default, help, lambda name, x: check_number(name, x, 0, high, help, below=True))
 
 
 def _choice(meanings: Mapping[str, str], help: str) -> Key:
-    return Key(next(iter(meanings)), help, lambda name, value, help: check_choice(name, value, meanings))
+    return Key(next(iter(meanings)), help, lambda name, x: check_choice(name, x, meanings))
 
 
-def _other(default: Any, accepts: Callable[[Any], bool], allowed: str, help: str, **more: Any) -> Key:
-    def check(name: str, value: Any, help: str) -> None:
+def _flag(help: str) -> Key:
+    return Key(False, help, check_flag, 'always')
+
+
+def _other(accepts: Callable[[Any], bool], allowed: str) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
         if not accepts(value):
-            near = nearest(value, more.get('table', ()))
-            raise ValueError(f'{name}={value!r} must be {allowed}.{near}')
+            raise ValueError(f'{name}={value!r} must be {allowed}.')
 
-    return Key(default, help, check, **more)
+    return check
 
 
-def _factory(default: str, table: Mapping[str, Any], help: str, **more: Any) -> Key:
-    def accepts(value: Any) -> bool:
-        return isinstance(value, str) and (value in table or ':' in value or value == default)
+def _factory(default: str, table: Mapping[str, Any], help: str, *required: str, **passed: Any) -> Key:
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, str) or not (value in table or ':' in value or value == default):
+            paths = 'or an import path such as my_package.my_module:factory' + ', or empty' * (not default)
+            allowed = f'one of {", ".join(table)}, {paths}'
+            raise ValueError(f'{name}={value!r} must be {allowed}.{nearest(value, table)}')
 
-    paths = 'or an import path such as my_package.my_module:factory' + ', or empty' * (not default)
-    return _other(default, accepts, f'one of {", ".join(table)}, {paths}', help, table=table, **more)
+    return Key(default, help, check, table=table, required=required, passed=passed)
 
 
 def _are_drops(drops: Any) -> bool:
@@ -84,32 +83,26 @@ def _are_drops(drops: Any) -> bool:
     return shares and list(drops) == sorted(set(drops))
 
 
-_LIBRARY = {
-    'ratio': 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`',
-    'bits': 'of a number in a message: 1, 2, 4, 8, 16 or 32; None leaves this and what follows to the method',
-    'order': 'of the blocks: `random`, `shuffled` or `cyclic`',
-    'allocation': 'sizes of the blocks: `proportional` or `balanced`',
-    'detach': 'λ, or `auto`, which follows λ*(t)',
-    'every': 'steps per message; workers take local steps in between',
-    'decay': 'multiplies the residual at every step',
-    'average_every': "SAEF's period P: steps between averages of the residuals; 0: never",
-    'rank': "of PowerSGD's factors; 0: the largest that sends no more than `ratio` allows",
-    'chunk': 'the longest edge of a chunk of DeMo or SparseLoCo',
-    'freeze_after': 'dense steps of 1-bit Adam before its second moment is frozen',
-    'skip_nonfinite': 'all workers skip a step with an update that is not finite',
-    'overlap': 'messages travel during the next gradient; x is one step behind',
-}
-_LEFT_TO_THE_METHOD = {'bits': int, 'order': str, 'allocation': str, 'detach': object}
-_DEFAULTS = OPTIONS | dict.fromkeys(_LEFT_TO_THE_METHOD) | {'ratio': 64.0}
-_MODELS: Mapping[str, Any] = ChainMap({}, LANGUAGE_MODELS, MODELS)  # type: ignore[arg-type]  # only read
+_MODELS: Mapping[str, Any] = ChainMap(LANGUAGE_MODELS, MODELS)  # type: ignore[arg-type]  # only read
 
 SECTIONS: dict[str, dict[str, Key]] = {
     'Method': {
-        'method': _factory('def', METHODS, 'how the workers communicate', required=('axis_name',)),
-        **{
-            name: Key(_DEFAULTS[name], help, kind=_LEFT_TO_THE_METHOD.get(name))
-            for name, help in _LIBRARY.items()
-        },
+        'method': _factory('def', METHODS, 'how the workers communicate', 'axis_name'),
+        'ratio': Key(64.0, 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`'),
+        'bits': _left_to_the_method(int, 'of a number: 1, 2, 4, 8, 16 or 32; None leaves it to the method'),
+        'order': _left_to_the_method(str, 'of the blocks: `random`, `shuffled` or `cyclic`; None likewise'),
+        'allocation': _left_to_the_method(str, 'sizes of the blocks: `proportional` or `balanced`; likewise'),
+        'detach': _left_to_the_method(object, 'λ, or `auto`, which follows λ*(t); None likewise'),
+        **_of_library(
+            every='steps per message; workers take local steps in between',
+            decay='multiplies the residual at every step',
+            average_every="SAEF's period P: steps between averages of the residuals; 0: never",
+            rank="of PowerSGD's factors; 0: the largest that sends no more than `ratio` allows",
+            chunk='the longest edge of a chunk of DeMo or SparseLoCo',
+            freeze_after='dense steps of 1-bit Adam before its second moment is frozen',
+            skip_nonfinite='all workers skip a step with an update that is not finite',
+            overlap='messages travel during the next gradient; x is one step behind',
+        ),
         'outer': _factory('', OPTIMIZERS, 'the optimizer that applies the message; empty to add it'),
     },
     'Workers': {
@@ -123,14 +116,12 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'fake_devices': _flag('the devices are simulated on this CPU'),
     },
     'Task, data set and model': {
-        'task': _factory(
-            *('image_classification', TASKS, 'the loss and the metrics'), required=('model', 'dataset')
-        ),
+        'task': _factory('image_classification', TASKS, 'the loss and the metrics', 'model', 'dataset'),
         'dataset': _factory('digits', FACTORIES, 'the examples'),
-        'data_dir': _other(
-            *('', lambda value: isinstance(value, str), "a path, or empty for TFDS's default"),
-            *("where TFDS stores data sets; empty for TFDS's default",),
-            change='always',
+        'data_dir': Key(
+            *('', "where TFDS stores data sets; empty for TFDS's default"),
+            _other(lambda value: isinstance(value, str), "a path, or empty for TFDS's default"),
+            'always',
         ),
         'train_examples': _count(0, 0, 'limits the training split to its first ones; 0 means all'),
         'validation_examples': _count(
@@ -151,17 +142,17 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'learning_rate': _number(0.1, math.inf, 'η, the peak of the schedule'),
         'schedule': _factory(
             *('drops', SCHEDULES, '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay'),
-            required=('learning_rate', 'num_steps'),
-            passed={'learning_rate_drops': (0.5, 0.75)},
+            *('learning_rate', 'num_steps'),
+            learning_rate_drops=(0.5, 0.75),
         ),
-        'learning_rate_drops': _other(
-            *((0.5, 0.75), _are_drops, 'increasing fractions of the run in (0, 1), e.g. (0.5, 0.75)'),
-            'for `drops`: fractions of the run; the rate drops tenfold at each',
+        'learning_rate_drops': Key(
+            *((0.5, 0.75), 'for `drops`: fractions of the run; the rate drops tenfold at each'),
+            _other(_are_drops, 'increasing fractions of the run in (0, 1), e.g. (0.5, 0.75)'),
         ),
         'optimizer': _factory(
-            *('sgd', OPTIMIZERS, "the workers' own optimizer"),
-            required=('learning_rate',),
-            passed={'momentum': 0.9, 'weight_decay': 0},
+            *('sgd', OPTIMIZERS, "the workers' own optimizer", 'learning_rate'),
+            momentum=0.9,
+            weight_decay=0,
         ),
         'momentum': _number(0.9, 1, 'of `sgd`; an option of the others'),
         'weight_decay': _number(5e-4, math.inf, "`sgd`'s L2 penalty; decoupled in the others"),
@@ -181,12 +172,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'keep_checkpoints': _count(2, 1, 'how many checkpoints are kept', 'always'),
     },
 }
+_is_dict = _other(lambda x: isinstance(x, (ml_collections.ConfigDict, dict)), 'a dict of its arguments')
 for _keys in SECTIONS.values():  # what a factory is given besides
     for _name in [name for name, key in _keys.items() if key.table]:
-        _keys[f'{_name}_options'] = _other(
-            *({}, lambda value: isinstance(value, (ml_collections.ConfigDict, dict))),
-            *('a dict of arguments of the factory', f'further arguments of `{_name}`'),
-        )
+        _keys[f'{_name}_options'] = Key({}, f'further arguments of `{_name}`', _is_dict)
 KEYS: dict[str, Key] = {name: key for keys in SECTIONS.values() for name, key in keys.items()}
 
 
@@ -197,8 +186,5 @@ def get_defaults() -> ml_collections.ConfigDict:
     >>> config.method, config.ratio, config.num_workers
     ('def', 64.0, 16)
     """
-    fields = {
-        name: ml_collections.FieldReference(key.default, field_type=key.kind) if key.kind else key.default
-        for name, key in KEYS.items()
-    }
+    fields = {name: placeholder(key.kind) if key.kind else key.default for name, key in KEYS.items()}
     return ml_collections.ConfigDict(fields)

@@ -1,8 +1,4 @@
-"""Finds what a configuration names: by a name in a table, or by an import path `package.module:factory`.
-
-A factory is any callable. The trainer offers it what it knows, e.g. the number of classes, and the key
-`<key>_options` of the configuration holds further arguments, all by keyword.
-"""
+"""Finds what a configuration names: by a name in a table, or by an import path `package.module:factory`."""
 
 import dataclasses
 import importlib
@@ -48,10 +44,7 @@ class Factory:
                 raise ValueError(f'{problem}; it takes {", ".join(self._parameters) or "none"}.{near}')
 
     def make(self, kind: type, **given: Any) -> Any:
-        """Calls the factory with its options and what it takes of the arguments given.
-
-        Raises ValueError if it fails, or returns something else than `kind`.
-        """
+        """Calls the factory with its options and what it takes of the arguments given; returns a `kind`."""
         arguments = {name: value for name, value in given.items() if self.takes(name)} | dict(self.options)
         try:
             made = self.function(**arguments)
@@ -71,10 +64,7 @@ class Factory:
 
 
 def find(key: str, config: Mapping[str, Any]) -> Factory:
-    """Finds the factory that `config[key]` names; `KEYS[key]` says what it must take.
-
-    Raises ValueError if there is none, it does not take what is required or one of the options, or a key has
-    no effect.
+    """The factory that `config[key]` names; raises ValueError unless it fits its entry in `KEYS`.
 
     >>> config = {'model': 'fractions:Fraction', 'model_options': {'numerator': 3}}
     >>> find('model', config).make(object, denominator=4)
@@ -88,10 +78,8 @@ def find(key: str, config: Mapping[str, Any]) -> Factory:
     for argument, unused in entry.passed.items():
         given = tuple(config[argument]) if isinstance(config[argument], list) else config[argument]
         if not factory.takes(argument) and given != unused:
-            raise ValueError(
-                f'{argument}={given!r} has no effect on {factory}, which takes no argument of that name. Set '
-                f'{argument}={unused}, or see --config.{key}_options.'
-            )
+            problem = f'{argument}={given!r} has no effect on {factory}, which takes no such argument'
+            raise ValueError(f'{problem}. Set {argument}={unused}, or see --config.{key}_options.')
     for argument in options.keys() & {*entry.required, *entry.passed}:
         raise ValueError(f'{key}_options.{argument} cannot be set: config.{argument} is passed.')
     return factory
@@ -102,10 +90,8 @@ def _imported(what: str, path: str) -> Callable[..., Any]:
     try:
         function = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # it may be anyone's code
-        raise ValueError(
-            f'{what} cannot be imported ({one_line(error, place=True)}). Start the program in its folder, or '
-            'set PYTHONPATH.'
-        ) from error
+        cure = 'Start the program in its folder, or set PYTHONPATH'
+        raise ValueError(f'{what} cannot be imported ({one_line(error, place=True)}). {cure}.') from error
     if not callable(function):
         raise ValueError(f'{what} must be callable, but is {type(function).__name__} {str(function)[:100]}.')
     return function

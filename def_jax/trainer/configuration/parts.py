@@ -1,13 +1,10 @@
-"""What a configuration names, made: the library gets the keys that are its arguments, and checks them.
-
-All raise ValueError if anything is refused.
-"""
+"""What a configuration names, made: the library gets the keys that are its arguments, and checks them."""
 
 import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +19,9 @@ from def_jax.trainer.configuration.factories import find
 from def_jax.trainer.configuration.optimizers import sgd
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.errors import one_line
+from def_jax.trainer.state import PerWorker
 from def_jax.trainer.tasks.base import Task
-from def_jax.types import AxisName, PyTree
+from def_jax.types import AxisName
 
 __all__ = [
     *('complete', 'find_method', 'make_compressor', 'make_dataset', 'make_optimizer', 'make_schedule'),
@@ -64,9 +62,8 @@ def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
 
 
 def make_compressor(config: Mapping[str, Any]) -> Compressor:
-    """The blocks, of the configured method; ValueError if it rejects a key."""
-    given = _given(config)
-    sent = {name: given[name] for name in ('ratio', 'bits', *_BLOCKS) if name in given}
+    """The blocks, of the configured method."""
+    sent = {name: value for name, value in _given(config).items() if name in ('ratio', 'bits', *_BLOCKS)}
     return find_method(config).compressor(**sent)
 
 
@@ -75,9 +72,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The configured optimizer and the communication of the configured method.
 
-    Weight decay is taken where the gradient is, since the train step passes the detached point as `params`:
-    for `sgd` it is the gradient of the L2 penalty, Algorithm 1, line 6; all others get `weight_decay` as an
-    argument, which in optax means decay by η · weight_decay apart from the gradient.
+    The L2 penalty of `sgd` has its gradient at the detached point, Algorithm 1, line 6.
     """
     method, factory, given = find_method(config), find('optimizer', config), _given(config)
     passed: dict[str, Any] = {'learning_rate': learning_rate, 'weight_decay': config['weight_decay']}
@@ -91,13 +86,14 @@ def make_optimizer(
         dataclasses.replace(factory, function=def_adamw).check_options()
         passed |= {'compression': given.pop('ratio'), 'axis_name': axis_name, 'seed': config['seed'], **given}
         return def_adamw(**passed, **factory.options)
-    passed['momentum'], local, scale = config['momentum'], optax.identity(), 1.0
+    momentum, local = config['momentum'], optax.identity()
     if factory.function is sgd:
         local = optax.add_decayed_weights(config['weight_decay'])
-        if method.without_momentum:
-            passed['momentum'], scale = 0, 1 / (1 - config['momentum'])
-    shared = factory.make(optax.GradientTransformation, **passed)
-    shared = shared if scale == 1 else optax.chain(shared, optax.scale(scale))
+    if without := factory.function is sgd and method.without_momentum:
+        momentum = 0
+    shared = factory.make(optax.GradientTransformation, **passed, momentum=momentum)
+    if without:
+        shared = optax.chain(shared, optax.scale(1 / (1 - config['momentum'])))
     options = {name: value for name, value in {**method.defaults, **given}.items() if name not in _BLOCKS}
     compressor = make_compressor(config)
     try:
@@ -119,33 +115,21 @@ def find_method(config: Mapping[str, Any]) -> Method:
 
         def update(updates, state, params=None):
             updates, inner = made.update(updates, state.state, params)
-            return updates, _Averaged(inner)
+            return updates, PerWorker(inner)
 
-        return optax.GradientTransformation(lambda params: _Averaged(made.init(params)), update)
+        return optax.GradientTransformation(lambda params: PerWorker(made.init(params)), update)
 
     free = inspect.signature(factory.function).parameters.keys() - factory.options.keys()
     takes = tuple(name for name in OPTIONS if name in free)
     return Method(factory.name.rpartition(':')[2], 'x', kind='baseline', link=link, takes=takes)
 
 
-class _Averaged(NamedTuple):
-    """State of a transformation that is no link of the library; any of it may differ between workers."""
-
-    state: PyTree
-
-    @property
-    def per_worker(self) -> tuple[str, ...]:
-        return ('state',)
-
-
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The configuration with the method's own values in place of None, as a run records it."""
     config, method = ml_collections.ConfigDict(config), find_method(config)
-    preset = {name: each.default for name, each in _preset(config).items() if each.default is not each.empty}
-    own = {**OPTIONS, **method.sends, **method.options, **preset}
-    for name, key in KEYS.items():
-        if not key.check and config[name] is None:
-            config[name] = own[name]
+    preset = {name: each.default for name, each in _preset(config).items()}
+    for name in [name for name, key in KEYS.items() if not key.check and config[name] is None]:
+        config[name] = {**OPTIONS, **method.sends, **method.options, **preset}[name]
     return config.lock()
 
 
@@ -157,7 +141,5 @@ def _preset(config: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
 
 def _given(config: Mapping[str, Any]) -> dict[str, Any]:
     """The library's arguments, but for those that the method chooses."""
-    names = [name for name, key in KEYS.items() if not key.check]
-    return {
-        name: config[name] for name in names if config[name] is not None or KEYS[name].default is not None
-    }
+    keys = {name: key for name, key in KEYS.items() if not key.check}
+    return {name: config[name] for name, key in keys.items() if (config[name], key.default) != (None, None)}

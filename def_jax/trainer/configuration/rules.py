@@ -45,7 +45,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             if name not in config:
                 raise ValueError(f'{name} is missing; its default is {key.default!r}.')
             if key.check:
-                key.check(name, config[name], key.help)
+                key.check(name, config[name])
         for name, key in KEYS.items():
             if key.table and config[name] and callable(key.table.get(config[name], find)):
                 find(name, config)
@@ -66,85 +66,40 @@ def of_keys() -> Iterator[None]:
 
 
 def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tuple[object, str]]:
-    """Whether keys contradict each other, with what is then to be said."""
+    """Whether keys contradict each other, with the message for that case."""
     name, size, workers = f'method={config.method!r}', config.batch_size, config.num_workers
+    virtual, shards, own = config.workers_per_device, config.shards_per_worker, size // workers
     for key, fixed in method.sends.items():
-        yield (
-            key != 'ratio' and config[key] not in (None, fixed),
-            f'{key}={config[key]!r} has no effect: {method.title} fixes {fixed!r}. Leave it out.',
-        )
+        wrong = key != 'ratio' and config[key] not in (None, fixed)
+        yield wrong, f'{key}={config[key]!r} has no effect: {method.title} fixes {fixed!r}. Leave it out.'
     has_outer = 'outer' in method.options
     for key, unused in (('method', config.method in METHODS), ('outer', not config.outer and has_outer)):
-        options = f'{key}_options={dict(config[f"{key}_options"])}'
-        yield (
-            unused and config[f'{key}_options'],
-            f'{options} has no effect on {key}={config[key]!r}. Set {key}_options={{}}.',
-        )
-    yield (
-        config.outer and not has_outer,
-        f"outer={config.outer!r} has no effect on {name}, which fixes it or sends no updates. Set outer=''.",
-    )
-    yield (
-        config.compute_dtype != 'float32' and not find('model', config).takes('dtype'),
-        f'compute_dtype={config.compute_dtype!r} has no effect on model={config.model!r}, which takes no '
-        "dtype. Set compute_dtype='float32'.",
-    )
-    near = max(1, round(size / workers)) * workers
-    yield (
-        size % workers,
-        f'batch_size={size} must be a multiple of num_workers={workers}; the nearest is {near}.',
-    )
-    given = f'batch_size={size} / num_workers={workers}'
-    yield (
-        size // workers % config.accumulate,
-        f'accumulate={config.accumulate} must divide the {size // workers} examples of a worker, {given}.',
-    )
-    virtual = config.workers_per_device
-    yield (
-        workers % virtual,
-        f'workers_per_device={virtual} must divide config.num_workers={workers}: devices host equally many.',
-    )
-    yield (
-        method.single_worker and workers != 1,
-        f'{name} is defined for one worker, but config.num_workers={workers}. Set it to 1, or use def_a, its '
-        'multi-worker form.',
-    )
-    yield (
-        config.diagnostics_every and workers == 1,
-        f'diagnostics_every={config.diagnostics_every} measures how workers differ, but there is one. Set '
-        'config.diagnostics_every=0.',
-    )
-    if config.shards_per_worker > 1:
-        yield from _conflicts_of_shards(config, method)
+        options, without = config[f'{key}_options'], f'no effect on {key}={config[key]!r}. Leave it empty.'
+        yield unused and options, f'{key}_options={dict(options)} has {without}'
+    why = f"has no effect on {name}, which fixes it or sends no updates. Set outer=''."
+    yield config.outer and not has_outer, f'outer={config.outer!r} {why}'
+    typed = config.compute_dtype == 'float32' or find('model', config).takes('dtype')
+    why = f'has no effect on model={config.model!r}, which takes no dtype. Leave it out.'
+    yield not typed, f'compute_dtype={config.compute_dtype!r} {why}'
+    near = f'the nearest is {max(1, round(size / workers)) * workers}'
+    yield size % workers, f'batch_size={size} must be a multiple of num_workers={workers}; {near}.'
+    share = f'the {own} examples of a worker, batch_size={size} / num_workers={workers}'
+    yield own % config.accumulate, f'accumulate={config.accumulate} must divide {share}.'
+    yield workers % virtual, f'workers_per_device={virtual} must divide config.num_workers={workers}.'
+    single = f'{name} is defined for one worker, but config.num_workers={workers}'
+    yield method.single_worker and workers != 1, f'{single}. Set it to 1, or use def_a for several.'
+    alone = f'diagnostics_every={config.diagnostics_every} compares workers, but there is one. Set it to 0.'
+    yield config.diagnostics_every and workers == 1, alone
+    if shards > 1:
+        needs, part = f'shards_per_worker={shards} needs', own // config.accumulate
+        yield virtual > 1, f'{needs} whole devices, but config.workers_per_device={virtual}. Set it to 1.'
+        whole = method.link is not None and method.kind not in ('dense', 'ef21')
+        yield whole, f'{needs} a method of blocks, e.g. def, but config.{name} compresses whole tensors.'
+        yield part % shards, f'{needs} to divide the {part} examples of which a worker takes a gradient.'
     if config.elastic:
-        yield from _conflicts_of_elastic(config, method)
-
-
-def _conflicts_of_shards(config: ml_collections.ConfigDict, method: Method) -> Iterator[tuple[object, str]]:
-    name, size, workers = f'method={config.method!r}', config.batch_size, config.num_workers
-    shards, virtual = config.shards_per_worker, config.workers_per_device
-    share = size // workers // config.accumulate
-    given = f'shards_per_worker={shards} needs'
-    yield virtual > 1, f'{given} whole devices, but config.workers_per_device={virtual}. Set it to 1.'
-    yield (
-        method.link is not None and method.kind not in ('dense', 'ef21'),
-        f'{given} a method that sends blocks, e.g. def, but config.{name} compresses whole tensors.',
-    )
-    yield (
-        share % shards,
-        f'{given} to divide the {share} examples of which a worker takes a gradient, batch_size={size} / '
-        f'num_workers={workers} / accumulate={config.accumulate}.',
-    )
-
-
-def _conflicts_of_elastic(config: ml_collections.ConfigDict, method: Method) -> Iterator[tuple[object, str]]:
-    name, virtual = f'method={config.method!r}', config.workers_per_device
-    for key in ('diagnostics_every', 'check_replicas_every', 'recalibrate_batches', 'skip_nonfinite'):
-        yield config[key], f'elastic=True has no {key}, but config.{key}={config[key]}. Set it to 0.'
-    one = f'elastic=True needs a device for each worker, but config.workers_per_device={virtual}.'
-    yield virtual > 1, f'{one} Set it to 1.'
-    yield (
-        'own' in method.points,
-        f'elastic=True evaluates what workers share, but config.{name} gives each worker a model of its '
-        'own. Choose another method, e.g. def.',
-    )
+        for key in ('diagnostics_every', 'check_replicas_every', 'recalibrate_batches', 'skip_nonfinite'):
+            yield config[key], f'elastic=True has no {key}, but config.{key}={config[key]}. Set it to 0.'
+        one = f'elastic=True needs a device for each worker, but config.workers_per_device={virtual}'
+        yield virtual > 1, f'{one}. Set it to 1.'
+        each = f'elastic=True needs one model, but config.{name} gives each worker a model of its own'
+        yield 'own' in method.points, f'{each}. Choose another method, e.g. def.'

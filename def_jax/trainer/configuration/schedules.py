@@ -29,7 +29,7 @@ def drops(
 def cosine(
     learning_rate: float, num_steps: int, *, warmup: float = 0.05, final: float = 0.0
 ) -> optax.Schedule:
-    """Linear warm-up, then half a cosine, as `optax.warmup_cosine_decay_schedule`, also without a warm-up.
+    """Linear warm-up, then half a cosine: `optax.warmup_cosine_decay_schedule`.
 
     Args:
         learning_rate: the largest rate, reached at the end of the warm-up.
@@ -42,9 +42,9 @@ def cosine(
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     _check_shares(warmup=warmup, final=final)
-    rising = round(warmup * num_steps)
-    falling = optax.cosine_decay_schedule(learning_rate, max(num_steps - rising, 1), final)
-    return _after_warmup(learning_rate, rising, falling)
+    rising, last = round(warmup * num_steps), final * learning_rate
+    length = max(num_steps, rising + 1)  # optax refuses a cosine of no steps
+    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, rising, length, last)
 
 
 def wsd(
@@ -73,17 +73,16 @@ def wsd(
         raise ValueError(f'{warmup=} and {decay=} add up to more than 1, the length of the run.')
     rising, length = round(warmup * num_steps), round(decay * num_steps)
     last = final * learning_rate
-    falling = optax.linear_schedule(learning_rate, last, length, num_steps - length - rising)
-    return _after_warmup(learning_rate, rising, falling)
+    parts = [
+        optax.linear_schedule(0.0, learning_rate, rising),
+        optax.linear_schedule(learning_rate, last, length, num_steps - length - rising),
+    ]
+    return optax.join_schedules(parts, [rising])
 
 
 def _check_shares(**shares: float) -> None:
     for name, share in shares.items():
         check_number(name, share, 0, 1, 'a share of the run, or of the largest rate')
-
-
-def _after_warmup(learning_rate: float, steps: int, schedule: optax.Schedule) -> optax.Schedule:
-    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, steps), schedule], [steps])
 
 
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {'drops': drops, 'cosine': cosine, 'wsd': wsd}

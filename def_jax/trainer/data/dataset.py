@@ -38,27 +38,16 @@ class Split(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """What the input pipeline needs to know about a data set of images.
+    """What the input pipeline needs to know about a data set of images."""
 
-    Attributes:
-        name: its name in TFDS.
-        image_shape: (H, W, C).
-        num_classes: the number of labels.
-        mean: each channel's mean over the training images, with pixels scaled to [0, 1].
-        std: each channel's standard deviation, likewise.
-        crop_padding: zero pixels added on each side before a training image is cropped.
-        flip: whether training images are flipped horizontally at random.
-        streamed: whether it is too large for memory and read during training, see `streaming`.
-    """
-
-    name: str
-    image_shape: tuple[int, int, int]
+    name: str  # in TFDS
+    image_shape: tuple[int, int, int]  # (H, W, C)
     num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_padding: int
-    flip: bool
-    streamed: bool = False
+    mean: tuple[float, ...]  # of each channel over the training images, with pixels scaled to [0, 1]
+    std: tuple[float, ...]  # likewise
+    crop_padding: int  # zero pixels added on each side before a training image is cropped
+    flip: bool  # training images, horizontally at random
+    streamed: bool = False  # read during training, as it is too large for memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,29 +98,22 @@ class Dataset:
         train, validation, size = self.train, self.validation, len(self.train)
         if validation_examples:
             if not 0 < validation_examples < size:
-                raise ValueError(
-                    f'{validation_examples=} must be less than {size}, the size of the training split: they '
-                    'are held out from its end, and the rest is trained on.'
-                )
+                why = f'{size}, the size of the training split: the rest is trained on'
+                raise ValueError(f'{validation_examples=} must be less than {why}.')
             validation = train.part(size - validation_examples, size)
             train = train.part(0, size - validation_examples)
         train = _first(train, train_examples, 'train_examples')
         _first(train, evaluate_train_examples, 'evaluate_train_examples')
-        return dataclasses.replace(
-            self,
-            train=train,
-            validation=validation,
-            test=_first(self.test, test_examples, 'test_examples'),
-        )
+        test = _first(self.test, test_examples, 'test_examples')
+        return dataclasses.replace(self, train=train, validation=validation, test=test)
 
     def evaluated(self, evaluate_on: str) -> Split:
         """The split to evaluate on, 'test' or 'validation'; ValueError if there is no validation split."""
         split = self.validation if evaluate_on == 'validation' else self.test
         if split is None:
-            raise ValueError(
-                f'{evaluate_on=} needs a validation split, and the data set has none of its own. Hold out '
-                'training examples, e.g. --config.validation_examples=1000.'
-            )
+            cure = 'Hold out training examples, e.g. --config.validation_examples=1000'
+            need = f'{evaluate_on=} needs a validation split, and the data set has none of its own'
+            raise ValueError(f'{need}. {cure}.')
         return split
 
 

@@ -1,9 +1,4 @@
-"""scikit-learn's 8×8 handwritten digits: real images, with nothing to download.
-
-The 1,797 images that come with scikit-learn, in 10 classes, are the test part of UCI's "Optical Recognition
-of Handwritten Digits". Grey levels 0 to 16 are stored times 15, so that they use the range of a byte and
-lose nothing.
-"""
+"""scikit-learn's 1,797 handwritten digits of 8×8 pixels, the test part of UCI's: nothing to download."""
 
 import hashlib
 
@@ -14,7 +9,7 @@ import sklearn.model_selection
 __all__ = ['read', 'split_indices']
 
 _NUM_TRAIN = 1000
-_GREY_SCALE = 15  # 16 grey levels above black, 16 · 15 = 240
+_GREY_SCALE = 15  # 16 grey levels above black use the range of a byte, 16 · 15 = 240
 
 
 def read(split: str) -> dict[str, np.ndarray]:
@@ -28,11 +23,7 @@ def read(split: str) -> dict[str, np.ndarray]:
 
 
 def split_indices() -> tuple[np.ndarray, np.ndarray]:
-    """The fixed split as positions in scikit-learn's `load_digits()`: int64 [1000] and int64 [797].
-
-    The tests pin it with a checksum: if a scikit-learn release ever drew a different split, published numbers
-    would no longer be comparable.
-    """
+    """The fixed split as positions in scikit-learn's `load_digits()`: int64 [1000] and int64 [797]."""
     labels = sklearn.datasets.load_digits().target
     train, test = sklearn.model_selection.train_test_split(
         np.arange(len(labels)), train_size=_NUM_TRAIN, stratify=labels, random_state=0

@@ -14,10 +14,7 @@ _EXAMPLES = 64  # of a split that has no checksum
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """A digest of the splits that are trained and evaluated on, and of what is known about them.
-
-    A split may say what it holds by an attribute `checksum`, a string. Of others, the first examples count.
-    """
+    """A digest of the splits, by their `checksum` or their first examples, and of what describes them."""
     splits = {'train': dataset.train, 'validation': dataset.validation, 'test': dataset.test}
     marks = {role: [len(split), _mark(split)] for role, split in splits.items() if split is not None}
     known = [marks, dataset.spec, dict(dataset.model_options), dict(dataset.about)]

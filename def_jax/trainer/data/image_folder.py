@@ -57,10 +57,8 @@ def open_image_folder(
     classes = sorted({file.parent.name for file in files['train']})
     for file in (*files['validation'], *files['test']):
         if file.parent.name not in classes:
-            raise ValueError(
-                f'{str(file)!r} is of a class that train lacks, which has {", ".join(classes)}. Give their '
-                'folders the same names there, or remove them.'
-            )
+            has = f'which has {", ".join(classes)}'
+            raise ValueError(f'{str(file)!r} is of a class that train lacks, {has}. Rename or remove it.')
 
     def read(file: Path) -> dict[str, Any]:
         try:
@@ -124,7 +122,7 @@ def _dataset(
     name: str, splits: Mapping[str, Iterable[Mapping]], num_classes: int, crop_padding: int, flip: bool
 ) -> Dataset:
     """A data set of examples that are sorted by class: they are put into a fixed order of all classes."""
-    opened = {}
+    opened: dict[str, Any] = {}
     for role, found in splits.items():
         arrays = in_memory.stacked(found)
         order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(arrays['label']))
@@ -139,11 +137,4 @@ def _dataset(
         crop_padding=crop_padding,
         flip=flip,
     )
-    return Dataset(
-        train=opened['train'],
-        test=opened['test'],
-        validation=opened.get('validation'),
-        spec=spec,
-        model_options={'num_classes': num_classes},
-        unit='images',
-    )
+    return Dataset(**opened, spec=spec, model_options={'num_classes': num_classes}, unit='images')

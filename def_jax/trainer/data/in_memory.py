@@ -42,10 +42,8 @@ class Arrays(Readable):
     def __post_init__(self) -> None:
         lengths = {name: len(array) for name, array in self.arrays.items()}
         if len(set(lengths.values())) != 1 or 'mask' in lengths:
-            raise ValueError(
-                f'arrays of lengths {lengths} must have one length, and names other than mask, which marks '
-                'what is no padding.'
-            )
+            why = 'must have one length, and names other than mask, which marks padding'
+            raise ValueError(f'arrays of lengths {lengths} {why}.')
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))

@@ -1,8 +1,4 @@
-"""Which examples a batch holds: a function of the seed and the step alone, wherever the examples are stored.
-
-So an interrupted run resumes at any step without a saved iterator, and each of several processes reads only
-the examples of its own workers.
-"""
+"""Which examples a batch holds: a function of the seed and the step, so no iterator has to be saved."""
 
 import abc
 import functools
@@ -28,20 +24,14 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     7
     """
     if not 1 <= batch_size <= num_examples:
-        raise ValueError(
-            f'{batch_size=} must be between 1 and {num_examples=}: it counts the examples of all workers '
-            'in one step, and an epoch needs at least one step.'
-        )
+        why = 'it counts the examples of all workers, and an epoch needs a step'
+        raise ValueError(f'{batch_size=} must be between 1 and {num_examples=}: {why}.')
     return num_examples // batch_size
 
 
 @functools.lru_cache(maxsize=2)  # so that the cost of a step is that of its batch
 def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The order in which an epoch visits the training examples: a permutation of 0 … N-1, int64 [N].
-
-    >>> sorted(epoch_permutation(seed=0, epoch=3, num_examples=5).tolist())
-    [0, 1, 2, 3, 4]
-    """
+    """The order in which an epoch visits the training examples: a permutation of 0 … N-1, int64 [N]."""
     return np.random.default_rng((seed, epoch)).permutation(num_examples)
 
 
@@ -54,20 +44,10 @@ def train_positions(
     num_workers: int,
     workers: Sequence[int] | None = None,
 ) -> tuple[int, np.ndarray]:
-    """The epoch of a training step, and the positions of the examples in its batch.
+    """The epoch of a training step, and its positions for some of the workers, int64 [k, b]; None for all.
 
-    Args:
-        num_examples: the size of the split.
-        seed: the run's seed.
-        step: the step, from 0 and counted over all epochs.
-        batch_size: examples per step, over all workers.
-        num_workers: the number of workers, K; b is batch_size / K, rounded down.
-        workers: the workers that this process feeds, k of them; None for all.
-
-    Returns:
-        The epoch and positions, int64 [k, b]. No position appears twice in an epoch. The last positions of a
-        batch that does not divide among the workers are left out, so which examples a step takes does not
-        depend on their number.
+    The last positions of a batch that does not divide among the workers are left out, so which examples a
+    step takes does not depend on their number.
     """
     epoch, place = divmod(step, steps_per_epoch(num_examples, batch_size))
     batch = epoch_permutation(seed, epoch, num_examples)[place * batch_size :][:batch_size]

@@ -13,8 +13,6 @@ __all__ = ['ahead']
 def ahead(batches: Iterator[Any], place: Callable[[Any], Any], depth: int = 2) -> Iterator[Iterator[Any]]:
     """The placed batches, in order, prepared by a thread that runs up to `depth` batches ahead.
 
-    An error in the iterator is raised when its batch is requested. The thread ends with the context.
-
     >>> with ahead(iter('abc'), str.upper) as batches:
     ...     list(batches)
     ['A', 'B', 'C']

@@ -15,10 +15,7 @@ _TENSORFLOW = "pip install 'def_jax[tensorflow]'"
 
 
 def import_tfds() -> Any:
-    """TFDS, imported on first use; it refuses to run code that the files of a data set name.
-
-    A data set's features.json names a class for each feature, whose module TFDS would import, and so run.
-    """
+    """TFDS, imported on first use; it refuses to import, and so run, the modules that features.json names."""
     import tensorflow_datasets as tfds
 
     connector = tfds.features.FeatureConnector
@@ -28,10 +25,8 @@ def import_tfds() -> Any:
 
     def checked(cls: Any, name: str) -> Any:
         if not name.startswith(own) and name not in cls._registered_features:
-            raise ValueError(
-                f'features.json of a data set names the class {name!r}, whose module would be run. It must '
-                f'be one of {own}features. If you trust that module, import it in your configuration file.'
-            )
+            cure = 'If you trust that module, import it in your configuration file'
+            raise ValueError(f'features.json names the class {name!r}, whose module would be run. {cure}.')
         return find.__func__(cls, name)
 
     checked.refuses = True  # type: ignore[attr-defined]
@@ -42,8 +37,7 @@ def import_tfds() -> Any:
 def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     """A TFDS builder whose files exist: of any format, or else written now, in one that needs no TensorFlow.
 
-    `data_dir` is TFDS's directory of prepared data sets; None for the environment variable TFDS_DATA_DIR, or
-    else ~/tensorflow_datasets. Raises FileNotFoundError if the data set is missing and cannot be prepared.
+    Raises FileNotFoundError if the data set is missing and cannot be prepared.
     """
     builder = import_tfds().builder(name, data_dir=data_dir)
     if builder.is_prepared():
@@ -58,10 +52,10 @@ def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
             cure = f'Run {_TENSORFLOW}. ' if getattr(error, 'name', '') == 'tensorflow' else ''  # for images
             raise FileNotFoundError(
                 f'Data set {name!r} is not in {builder.data_path} and could not be prepared there '
-                f'({type(error).__name__}: {error}). {cure}If this machine has no network, run `python -c '
-                f"\"import tensorflow_datasets as tfds; tfds.data_source('{name}', data_dir='DIR')\"` on "
-                f'one that does, copy DIR/{name} here, and set the environment variable TFDS_DATA_DIR, or '
-                f'--config.data_dir, to the folder that contains {name}.'
+                f'({type(error).__name__}: {error}). {cure}Without a network, or with files that you must '
+                f'download yourself into DIR/downloads/manual, run `tfds build {name} --data_dir=DIR '
+                f'--file_format=array_record`, copy DIR/{name} here, and set the environment variable '
+                'TFDS_DATA_DIR, or --config.data_dir, to the folder that has it.'
             ) from error
     return builder
 
@@ -80,9 +74,8 @@ def _examples_in_order(builder: Any, split: str) -> Iterator[dict[str, Any]]:
         import tensorflow as tf
     except ImportError as error:
         raise ValueError(
-            f'the files of data set {builder.name!r} in {builder.data_path} are of a format that TensorFlow '
-            f'reads ({error}). Run {_TENSORFLOW}, or prepare the data set as ArrayRecord files: `tfds build '
-            f'{builder.name} --file_format=array_record --data_dir=DIR`.'
+            f'the files of data set {builder.name!r} in {builder.data_path} need TensorFlow ({error}). Run '
+            f'{_TENSORFLOW}, or `tfds build {builder.name} --file_format=array_record --data_dir=DIR`.'
         ) from error
     # Off JAX's GPUs; too late if the caller's own TensorFlow code has already claimed them.
     with contextlib.suppress(RuntimeError):

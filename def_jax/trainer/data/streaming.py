@@ -1,8 +1,6 @@
 """ImageNet, read during training: too large for memory, but its batches too are functions of seed and step.
 
-TFDS's ArrayRecord files allow random access, so the order of an epoch is a permutation of the whole training
-set, see `order`, and not whatever a shuffle buffer makes of the examples read so far. A batch does not depend
-on the threads that decode it either. Images are decoded, cropped and resized by Pillow, as in torchvision.
+TFDS's ArrayRecord files allow random access, so an epoch is a permutation of the whole training set.
 """
 
 import collections
@@ -18,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 
 from def_jax.trainer.data.fingerprint import digest_of
 from def_jax.trainer.data.order import test_positions, train_positions
-from def_jax.trainer.data.prepared import import_tfds
+from def_jax.trainer.data.prepared import import_tfds, prepared_builder
 
 __all__ = ['StreamedSplit', 'open_dataset']
 
@@ -33,19 +32,12 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedSplit:
-    """The examples of one split, on disk, in TFDS's order.
+    """The examples of one split, on disk, in TFDS's order."""
 
-    Attributes:
-        size: the height and width to which images are cropped and resized.
-        records: has a length, and returns the examples at a list of positions: dicts with `image`, the JPEG
-            file, and `label`.
-        start: the position of the first example to use; `stop` is that after the last, None for all.
-    """
-
-    size: int
-    records: Any
-    start: int = 0
-    stop: int | None = None
+    size: int  # the height and width to which images are cropped and resized
+    records: Any  # has a length and, by a list of positions, dicts with `image`, a JPEG file, and `label`
+    start: int = 0  # the position of the first example to use
+    stop: int | None = None  # that after the last; None for all
 
     def __len__(self) -> int:
         return (len(self.records) if self.stop is None else self.stop) - self.start
@@ -63,11 +55,7 @@ class StreamedSplit:
         return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
 
     def train_batches(self, *, seed: int, first_step: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
-        """The batches of `first_step` and all later steps, read ahead; see `order.train_positions`.
-
-        Each image is cropped to a random area, 8 to 100 %, with a random aspect ratio, 3/4 to 4/3, and
-        resized, as in torchvision's `RandomResizedCrop`. `augmentation.augment` does the rest.
-        """
+        """The batches of `first_step` and all later steps, read ahead, cropped as by `RandomResizedCrop`."""
 
         def crop(epoch: int, image: PIL.Image.Image, position: int) -> PIL.Image.Image:
             # It depends on neither the order nor the worker.
@@ -81,11 +69,7 @@ class StreamedSplit:
         return self._read((positions, functools.partial(crop, epoch)) for epoch, positions in chosen)
 
     def test_batches(self, **options: Any) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over the split, read ahead; `mask`, float32 [k, b], is 0 on padding in the last batch.
-
-        The shorter side of each image is resized to 8/7 of the network's input size, 256 pixels for 224, and
-        the centre is cropped.
-        """
+        """One pass over the split, read ahead; `mask`, float32 [k, b], is 0 on padding in the last batch."""
         positions = test_positions(len(self), **options)
         crop = functools.partial(_center_crop, self.size)
         batches = self._read((np.where(each < len(self), each, 0), crop) for each in positions)
@@ -114,28 +98,20 @@ def open_dataset(
     name: str, size: int, data_dir: str | os.PathLike[str] | None = None
 ) -> tuple[StreamedSplit, StreamedSplit]:
     """The splits `train` and `validation` of a data set that TFDS has prepared as ArrayRecord files."""
-    tfds = import_tfds()
-    builder = tfds.builder(name, data_dir=data_dir)
-    if not builder.is_prepared():
-        raise FileNotFoundError(
-            f'Data set {name!r} is not in {builder.data_path}. Put the files that its licence requires '
-            f'you to download into DIR/downloads/manual, run `tfds build {name} --data_dir=DIR '
-            '--file_format=array_record`, and set the environment variable TFDS_DATA_DIR, or '
-            '--config.data_dir, to DIR.'
-        )
+    builder, decoders = prepared_builder(name, data_dir), {'image': import_tfds().decode.SkipDecoding()}
     try:
         train, test = (
-            builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
+            StreamedSplit(size, builder.as_data_source(split=split, decoders=decoders))
             for split in ('train', 'validation')
         )
     except NotImplementedError as error:  # from TFDS, for TFRecord files
         raise ValueError(
-            f'Data set {name!r} in {builder.data_path} must be ArrayRecord files, whose examples can be '
-            'read in any order. With apache-beam installed, run `tfds convert_format --dataset_version_dir='
-            f'{builder.data_path} --out_file_format=array_record --out_dir=DIR/{name}/'
-            f'{builder.version}` and set TFDS_DATA_DIR, or --config.data_dir, to DIR.'
+            f'Data set {name!r} in {builder.data_path} must be ArrayRecord files, read in any order. With '
+            'apache-beam installed, run `tfds convert_format --out_file_format=array_record '
+            f'--dataset_version_dir={builder.data_path} --out_dir=DIR/{name}/{builder.version}` and set '
+            'TFDS_DATA_DIR, or --config.data_dir, to DIR.'
         ) from error
-    return StreamedSplit(size, train), StreamedSplit(size, test)
+    return train, test
 
 
 def _decoded(
@@ -165,9 +141,6 @@ def _random_box(width: int, height: int, rng: np.random.Generator) -> Box:
 
 
 def _center_crop(size: int, image: PIL.Image.Image, position: int) -> PIL.Image.Image:
+    """The centre, 7/8 of the shorter side: 224 of 256 pixels."""
     del position
-    shorter, resized = min(image.size), round(size * 8 / 7)
-    width, height = (resized * side // shorter for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    whole = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
-    return whole.crop((left, top, left + size, top + size))
+    return PIL.ImageOps.fit(image, (size, size), PIL.Image.Resampling.BILINEAR, bleed=1 / 16)

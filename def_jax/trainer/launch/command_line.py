@@ -1,7 +1,4 @@
-"""Shared by all programs: environment setup, flags with a configuration file, one-line errors.
-
-`def_jax.trainer.launch.exits` lists the exit codes.
-"""
+"""Shared by all programs: environment setup, flags with a configuration file, one-line errors."""
 
 import contextlib
 import os
@@ -40,11 +37,7 @@ _CONVERSIONS = {
 
 
 def set_environment(*, fake_devices: bool, overlap: bool = False) -> None:
-    """Sets up TensorFlow and JAX; call before either is used.
-
-    What JAX compiles is kept in the user's cache, if that can be written to, so that a resumed run does not
-    recompile; JAX_COMPILATION_CACHE_DIR names another folder.
-    """
+    """Sets up TensorFlow and JAX; call before either is used."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow only reads the data; silence its logs
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     if not flags.FLAGS['verbosity'].present:
@@ -59,7 +52,7 @@ def set_environment(*, fake_devices: bool, overlap: bool = False) -> None:
         os.environ.setdefault('NPROC', str(cores + 1))
     if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
         return
-    # Native code, so not in the folder of a run, which may come from somebody else.
+    # A resumed run need not recompile. Native code, so not in the folder of a run: it may be somebody else's.
     home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
     folder = os.path.join(home, 'def_jax', 'compiled')
     with contextlib.suppress(OSError):
@@ -77,10 +70,7 @@ def define_config(text: str) -> flags.FlagHolder:
 
 
 def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
-    """A `flags_parser` for `absl.app.run` that reports any error in one line and exits.
-
-    `config` is from `define_config`; its file may contain anything. Positional arguments are refused.
-    """
+    """A `flags_parser` for `absl.app.run` that reports any error in one line, also one of the file."""
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -92,8 +82,7 @@ def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[lis
         except Exception as error:
             sys.exit(refuse(program, _config_error(error, config.name)))
         if len(rest) > 1:
-            reason = f'unexpected arguments {rest[1:]}; pass settings as --config.key=value'
-            sys.exit(refuse(program, reason))
+            sys.exit(refuse(program, f'unexpected arguments {rest[1:]}; set keys by --config.key=value'))
         return rest
 
     return parse
@@ -118,29 +107,24 @@ def _config_error(error: BaseException, flag: str) -> str:
     for phrase, allowed in _CONVERSIONS.items():  # Python only says what could not be converted
         if phrase in reason:
             reason = f'{reason[: reason.index(phrase)].rstrip(": (")} must be {allowed}'
+    hint = ''
     if locked := re.search(r'Key "(\w+)" does not exist.* the config is locked\.', reason):
-        meant = re.search(r'Did you mean "\w+"', reason)
-        unknown, hint = f'{locked[1]!r}', f'. {meant[0]}?' if meant else ''
-        if locked[1] in FORMER:
-            hint = f'.{FORMER[locked[1]]}'
-    else:
-        unknown, hint = reason, ''
+        meant = re.search(r' Did you mean "\w+"', reason)
+        hint = f'.{FORMER[locked[1]]}' if locked[1] in FORMER else f'.{meant[0]}?' if meant else ''
+        reason = repr(locked[1])
     if locked or 'invalid syntax' in reason or reason.strip("'").isidentifier():
-        reason = f'{unknown} in a flag --{flag}.KEY=VALUE: that is not a known key{hint}'
+        reason = f'{reason} in a flag --{flag}.KEY=VALUE: that is not a known key{hint}'
     return f'{reason} (--help lists the flags)'
 
 
 def exit_code(program: str, run: Callable[[], Any]) -> int:
-    """The exit code of `run`; if it is not 0, the reason was printed in one line that `program` prefixes.
-
-    SIGTERM, SIGHUP and Ctrl-C end the process, see `interruption`.
-    """
+    """The exit code of `run`; if it is not 0, the reason was printed in one line that `program` prefixes."""
     with output.lasting(program):
         try:
             with interruption.ending_at_once(program):
                 run()
         except EndedError as error:
-            print(f'{program}: {error}', file=sys.stderr)
+            refuse(program, error)
             return error.exit_code
         except (ValueError, OSError) as error:
             return refuse(program, one_line(error))
@@ -171,6 +155,6 @@ def exit_code_of_several(
 
 
 def refuse(program: str, reason: object) -> int:
-    """Prints why the program exits without having changed anything; returns the exit code."""
+    """Prints why the program ends; returns the exit code of a refusal."""
     print(f'{program}: {reason}', file=sys.stderr)
     return ExitCode.REFUSED

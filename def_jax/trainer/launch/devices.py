@@ -11,34 +11,25 @@ __all__ = ['worker_devices']
 
 MOST_FAKE_DEVICES = 1024
 _DEVICE_FILES = '/dev/nvidia[0-9]*'
-_WHENCE = '--config.num_workers / --config.workers_per_device * --config.shards_per_worker'
 
 
 def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
-    """The first `num_devices` devices in JAX's order; with several processes, an equal number from each.
-
-    `fake` simulates them on this CPU, if JAX has not been used in the process. Raises ValueError if there are
-    too few, too many to simulate, or they do not divide among the processes, or if JAX ignores this machine's
-    GPUs.
+    """The first devices in JAX's order, equally many of each process; with `fake`, simulated on this CPU.
 
     >>> len(worker_devices(1, fake=True))
     1
     """
+    keys = '--config.num_workers / --config.workers_per_device * --config.shards_per_worker'
+    needed = f'{num_devices} devices are needed ({keys})'
     if fake and num_devices > MOST_FAKE_DEVICES:
-        raise ValueError(
-            f'{num_devices} fake devices ({_WHENCE}) are more than this CPU can simulate; the limit is '
-            f'{MOST_FAKE_DEVICES}. Increase --config.workers_per_device, or lower --config.shards_per_worker.'
-        )
-    needed = f'{num_devices} devices are needed ({_WHENCE})'
+        most = f'more than this CPU can simulate, {MOST_FAKE_DEVICES}'
+        raise ValueError(f'{num_devices} fake devices ({keys}) are {most}. Change one of these.')
     if not fake:
         _check_platform()
     num_processes = processes.count() if fake else jax.process_count()
     share, rest = divmod(num_devices, num_processes)
     if rest:
-        raise ValueError(
-            f'{needed}, and they must divide among the {num_processes} processes. Change '
-            '--config.num_workers, --config.workers_per_device or --config.shards_per_worker.'
-        )
+        raise ValueError(f'{needed}, and they must divide among the {num_processes} processes. Change one.')
     if fake:
         try:
             jax.config.update('jax_platforms', 'cpu')
@@ -50,15 +41,10 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
     if all(len(rows) >= share for rows in of_processes):
         return [devices[row] for row in sorted(row for rows in of_processes for row in rows[:share])]
     if fake:
-        raise ValueError(
-            f'{needed}, but JAX is already running with {len(devices)}. Start a new process with '
-            'JAX_NUM_CPU_DEVICES and XLA_FLAGS unset.'
-        )
-    raise ValueError(
-        f'{needed}, but this machine has {len(devices)} ({devices[0].platform}). Lower '
-        '--config.num_workers or --config.shards_per_worker, put several workers on a device with '
-        '--config.workers_per_device, or simulate devices on the CPU with --config.fake_devices=True.'
-    )
+        cure = 'Start a new process with JAX_NUM_CPU_DEVICES and XLA_FLAGS unset'
+        raise ValueError(f'{needed}, but JAX is already running with {len(devices)}. {cure}.')
+    cure = 'Change one of these, or simulate devices on the CPU with --config.fake_devices=True'
+    raise ValueError(f'{needed}, but this machine has {len(devices)} ({devices[0].platform}). {cure}.')
 
 
 def _check_platform() -> None:
@@ -67,10 +53,8 @@ def _check_platform() -> None:
         platform = jax.devices()[0].platform
     except (AssertionError, RuntimeError) as error:  # JAX asserts that it knows at least one of the platforms
         reason = str(error).split('\n')[0] or 'no such device was found'
-        raise ValueError(
-            f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS")!r} cannot be used ({reason}). Unset it, or '
-            'simulate devices on the CPU with --config.fake_devices=True.'
-        ) from error
+        what = f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS")!r} cannot be used ({reason})'
+        raise ValueError(f'{what}. Unset it, or set --config.fake_devices=True to simulate some.') from error
     chosen = 'cpu' in (jax.config.jax_platforms or '')  # type: ignore[attr-defined]
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1')
     if platform == 'cpu' and not chosen and not hidden and (gpus := glob.glob(_DEVICE_FILES)):

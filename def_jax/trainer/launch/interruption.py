@@ -1,7 +1,6 @@
 """SIGTERM, SIGHUP and Ctrl-C: a training loop finishes its step; anything else stops immediately.
 
-Python runs signal handlers between bytecode instructions of the main thread, which may be minutes apart while
-XLA compiles or a data set downloads. A second thread therefore receives signals via `signal.set_wakeup_fd`.
+Python's handlers wait while XLA compiles or data download, so a second thread receives signals.
 """
 
 import contextlib
@@ -25,11 +24,8 @@ class InterruptedRunError(EndedError):
     exit_code = ExitCode.STOPPED
 
     def __init__(self, name: str, step: int):
-        super().__init__(
-            f'stopped by {name} after step {step}; a checkpoint was saved. Run the same command again to '
-            'resume.'
-        )
-        self.step = step
+        saved = f'stopped by {name} after step {step}; a checkpoint was saved'
+        super().__init__(f'{saved}. Run the same command again to resume.')
 
 
 class Watch:
@@ -43,9 +39,7 @@ _watched: Watch | None = None
 
 @contextlib.contextmanager
 def watch() -> Iterator[Watch]:
-    """Within the block, the first signal is only recorded; a second one acts as it would outside the block.
-
-    Has no effect outside the main thread, where signals cannot be caught.
+    """Within the block, the first signal is only recorded; only the main thread can catch signals.
 
     >>> with watch() as seen:
     ...     signal.raise_signal(signal.SIGTERM)
@@ -76,8 +70,7 @@ def watch() -> Iterator[Watch]:
 def ending_at_once(program: str) -> Iterator[None]:
     """Within the block, a signal (inside `watch`, the second) exits the process immediately with code 4.
 
-    The stack is not unwound: an exception raised while another thread is still in XLA can segfault. Files are
-    left as after a kill, which every writer in the project tolerates. `program` prefixes the line.
+    The stack is not unwound, which can segfault while another thread is in XLA: files are as after a kill.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

@@ -5,7 +5,7 @@ import logging as std_logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from absl import logging
@@ -14,11 +14,7 @@ __all__ = ['Lasting', 'hush_orbax', 'lasting']
 
 
 class Lasting:
-    """A stream that discards its output, instead of raising, once writing fails.
-
-    A pipe whose reader has exited, as in `train.py … | head -1`, a closed terminal or a full disk is no
-    reason to end a run. `notice` is printed to standard error when that happens.
-    """
+    """A stream that discards its output once writing fails, as in `train.py … | head -1`; a run goes on."""
 
     def __init__(self, stream: TextIO, notice: str):
         self._stream, self._notice = stream, notice
@@ -27,24 +23,21 @@ class Lasting:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError:
-            self._fall_silent()
-            return len(text)
+        self._lasting(lambda: self._stream.write(text))
+        return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError:
-            self._fall_silent()
+        self._lasting(self._stream.flush)
 
-    def _fall_silent(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())  # whatever is still buffered goes there too
-        os.close(nowhere)
-        if self._notice:
-            print(self._notice, file=sys.stderr)
+    def _lasting(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # whatever is still buffered goes there too
+            os.close(nowhere)
+            if self._notice:
+                print(self._notice, file=sys.stderr)
 
 
 @contextlib.contextmanager

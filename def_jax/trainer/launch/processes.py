@@ -1,7 +1,6 @@
 """Multi-process training, one process per machine or per GPU, through `jax.distributed`.
 
-Under pmap, a process feeds and sees only the rows of its own devices; anything all processes must know or
-decide together goes through this module. With a single process, these functions cost nothing.
+What all processes must know or decide together goes through this module; alone, a process asks nobody.
 """
 
 import contextlib
@@ -47,12 +46,10 @@ _count = 1  # needed before JAX starts, to divide fake devices among the process
 
 
 def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> None:
-    """Joins the other processes; call before JAX is first used.
+    """Joins the other processes; call before JAX is first used. If they never join, JAX's runtime aborts.
 
     With `elastic_devices`, how many this process trains on, it may die and join again, and asks the others
-    through `def_jax.elastic` alone: what this module's functions tell of others is about this process.
-
-    Raises ValueError if the address cannot be used. If the others never join, JAX's runtime aborts.
+    through `def_jax.elastic` alone: this module's functions then ask nobody.
     """
     global _count, _alone
     if fake_devices:
@@ -88,10 +85,11 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
         disconnect()  # in all, so that none is taken for lost
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f'cannot join the processes at {place.address or "the address given by the launcher"} ({error}). '
-            'The port must be free on the machine of process 0 and reachable from the others.'
-        ) from error
+        what = (
+            f'cannot join the processes at {place.address or "the address given by the launcher"} ({error})'
+        )
+        cure = 'The port must be free on the machine of process 0 and reachable from the others'
+        raise ValueError(f'{what}. {cure}.') from error
     _count = place.count or jax.process_count()
 
 
@@ -153,8 +151,8 @@ def broadcast(value: T) -> T:
 def retry_until_visible(look: Callable[[], T], is_good: Callable[[T], bool] = bool) -> T:
     """What `look` finds in files; every process must call this.
 
-    On a network file system, a process may see late what another has written. So where the first process
-    finds something good, all look again until the others do, or for a minute.
+    Where the first process finds something good, all look again until the others do, or for a minute: a
+    network file system may show late what another process has written.
     """
     for _ in range(LATE_SECONDS):
         found = look()

@@ -1,7 +1,4 @@
-"""Runs a program in a child process, whose parent reports a reason and an exit code.
-
-When a process of a run dies, JAX's runtime aborts the others, bypassing every `except` and `finally`.
-"""
+"""Runs a program in a child process: if another process dies, JAX's runtime aborts it past any `finally`."""
 
 import contextlib
 import faulthandler
@@ -19,13 +16,10 @@ __all__ = ['supervised']
 
 
 def supervised(program: str, run: Callable[[], int]) -> int:
-    """Calls `run` in a child process and waits for it; call before JAX starts its devices.
+    """The exit code of `run` in a child process; call before JAX starts its devices.
 
-    SIGTERM, SIGHUP and Ctrl-C are forwarded to the child. On Linux, the child dies if this process is killed.
-
-    Returns:
-        The exit code: the one `run` returned; that of `LostProcessError` if the runtime aborted the child; or
-        128 + the number of any other signal that ended it. `program` prefixes the line with the reason.
+    It is that of `LostProcessError` if the runtime aborted the child, 128 + the number of any other signal
+    that ended it. Signals are forwarded. On Linux, the child dies if this process is killed.
     """
     sys.stdout.flush()
     sys.stderr.flush()

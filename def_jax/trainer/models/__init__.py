@@ -1,8 +1,7 @@
 """The networks used in the experiments, by name.
 
-Those of `MODELS` take `num_classes` and `dtype`, that of the computation; parameters, statistics and logits
-are float32. They are called as `model.apply(variables, images, train=…)` with float32 images [B, H, W, C] and
-have the collections `params` and `batch_stats`; `vgg16` has dropout: training needs `rngs={'dropout': key}`.
+Those of `MODELS` take `num_classes` and `dtype`, that of the computation, and map float32 images [B, H, W, C]
+and `train` to float32 logits. `vgg16` needs `rngs={'dropout': key}`.
 """
 
 from collections.abc import Callable, Mapping

@@ -33,14 +33,11 @@ LayerInit = Callable[[int], tuple[nn.initializers.Initializer, nn.initializers.I
 
 
 class Block(nn.Module):
-    """What the blocks of residual networks have in common: `width` inner channels, and a stride.
+    """What the blocks of residual networks have in common."""
 
-    `convolve` applies a convolution, given a width, a kernel size and a stride, and `normalise` BatchNorm.
-    """
-
-    width: int
+    width: int  # inner channels
     stride: int
-    convolve: Layer
+    convolve: Layer  # given a width, a kernel size and a stride
     normalise: Layer
 
 
@@ -72,14 +69,7 @@ def small_normal(fan_in: int) -> tuple[nn.initializers.Initializer, nn.initializ
 
 
 def torch_default(fan_in: int) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
-    """Kernels and biases uniform in ±1/√fan_in.
-
-    Source: the default of PyTorch's `Conv2d` and `Linear`.
-
-    >>> kernel_init, _ = torch_default(400)
-    >>> bool(jnp.abs(kernel_init(jax.random.key(0), (400, 10))).max() <= 0.05)
-    True
-    """
+    """Kernels and biases uniform in ±1/√fan_in, the default of PyTorch's `Conv2d` and `Linear`."""
 
     def uniform(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
@@ -88,12 +78,9 @@ def torch_default(fan_in: int) -> tuple[nn.initializers.Initializer, nn.initiali
 
 
 def check_images(images: jax.Array, *, halvings: int) -> None:
-    """Raises ValueError for images that would fail deep inside a network or give silently wrong results.
+    """Raises ValueError unless height and width are even each time that a network halves them.
 
-    A network halves the height and the width `halvings` times. Both must be even each time: otherwise pooling
-    drops the last row, and strided convolutions treat the two borders differently.
-
-    >>> check_images(jnp.zeros((2, 28, 28, 3)), halvings=2)
+    Else pooling drops the last row, and strided convolutions treat the two borders differently.
     """
     if images.ndim != 4:
         raise ValueError(f'{images.shape=} must have four axes, [B, H, W, C].')
@@ -102,11 +89,8 @@ def check_images(images: jax.Array, *, halvings: int) -> None:
     height, width = images.shape[1:3]
     multiple = 2**halvings
     if height % multiple or width % multiple or height * width == 0:
-        raise ValueError(
-            f'{images.shape=} must have a height and width that are multiples of {multiple}, since the '
-            f'network halves them {halvings} times. Resize or pad the images, or choose a model for their '
-            'size.'
-        )
+        why = f'since the network halves them {halvings} times. Resize or pad the images'
+        raise ValueError(f'{images.shape=} must have sides that are multiples of {multiple}, {why}.')
 
 
 def convolution(
@@ -118,11 +102,7 @@ def convolution(
     init: LayerInit = he_fan_in,
     dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
-    """Applies a convolution padded by `kernel // 2` zeros on each side; call it in a compact method.
-
-    Maps float [B, H, W, C] to [B, H / stride, W / stride, width] of dtype `dtype`; parameters are float32.
-    `init` also decides whether there is a bias.
-    """
+    """Applies a convolution padded by `kernel // 2` zeros on each side; `init` decides on its bias."""
     return nn.Conv(
         width,
         kernel_size=(kernel, kernel),
@@ -136,11 +116,7 @@ def convolution(
 
 
 def _convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
-    """`lax.conv_general_dilated` of [B, H, W, C], [h, w, C, D]; on CPUs, a matrix product for small images.
-
-    There, XLA's gradient of a 3×3 convolution of 2×2 pixels and 512 channels takes 40 times as long; from 8×8
-    pixels upwards the two are about equal.
-    """
+    """`lax.conv_general_dilated`; for small images on CPUs, a matrix product, up to 40 times as fast."""
     axes = zip(images.shape[1:3], padding, kernel.shape[:2], strides, strict=True)
     sizes = [(pixels + sum(pad) - extent) // stride + 1 for pixels, pad, extent, stride in axes]
     if jax.default_backend() != 'cpu' or max(sizes) > 4:
@@ -157,18 +133,14 @@ def _convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
 
 
 def batch_norm(x: jax.Array, *, train: bool, dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Applies batch normalisation; call it in a compact method.
-
-    The running statistics are exponential moving averages with momentum `STATISTICS_MOMENTUM`; in training,
-    the batch statistics normalise and update them. Parameters and statistics are float32.
-    """
+    """Applies batch normalisation, in training by the batch's statistics, which update the running ones."""
     return nn.BatchNorm(
         use_running_average=not train, momentum=STATISTICS_MOMENTUM, epsilon=1e-5, dtype=dtype
     )(x)
 
 
 def dense(x: jax.Array, width: int, *, init: LayerInit, dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Applies a dense layer, [B, C] to [B, width]; call it in a compact method."""
+    """Applies a dense layer, [B, C] to [B, width]."""
     return nn.Dense(width, dtype=dtype, **_initialisers(init, fan_in=x.shape[-1]))(x)
 
 

@@ -35,10 +35,7 @@ class LateStrideBlock(layers.Block):
 
 
 class PreactivationBottleneck(layers.Block):
-    """1×1, 3×3 and 1×1 convolutions, each preceded by normalisation and ReLU, with a shortcut.
-
-    If the block changes the shape, the shortcut is a 1×1 convolution of the block's input.
-    """
+    """1×1, 3×3 and 1×1 convolutions, each after normalisation and ReLU; shortcut as `LateStrideBlock`'s."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

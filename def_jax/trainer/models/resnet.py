@@ -23,42 +23,25 @@ class ResNet(nn.Module):
     The first stage keeps the stem's size; each later stage doubles the width and halves the image. Batch
     statistics are local to each worker.
 
-    Attributes:
-        block: one of this module's blocks, or of `preactivation`.
-        stage_sizes: the number of blocks in each stage.
-        width: the number of channels inside the blocks of the first stage.
-        num_classes: the number of logits.
-        stem_width: the number of channels in the stem; None for `width`.
-        preactivated: whether normalisation and ReLU precede the mean and every convolution but the first,
-            or follow every convolution.
-        large_images: whether the stem is a 7×7 convolution and a 3×3 max pooling, which each halve the
-            image, or a 3×3 convolution, which preserves its size.
-        convolution_init: the initialisation of the convolutions, which decides whether they have biases.
-        dense_init: the initialisation of the dense layer.
-        dtype: the dtype of the computation. Parameters, statistics and logits are float32.
+    With `preactivated`, normalisation and ReLU precede the mean and every convolution but the first, else
+    they follow every convolution. With `large_images`, the stem is a 7×7 convolution and a 3×3 max pooling,
+    which each halve the image, else a 3×3 convolution, which preserves its size.
     """
 
-    block: Callable[..., nn.Module]
-    stage_sizes: Sequence[int]
-    width: int
+    block: Callable[..., nn.Module]  # one of this module's blocks, or of `preactivation`
+    stage_sizes: Sequence[int]  # the number of blocks in each stage
+    width: int  # the number of channels inside the blocks of the first stage
     num_classes: int
-    stem_width: int | None = None
+    stem_width: int | None = None  # None for `width`
     preactivated: bool = False
     large_images: bool = False
     convolution_init: layers.LayerInit = layers.he_fan_in
     dense_init: layers.LayerInit = layers.small_normal
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike = jnp.float32  # of the computation; parameters, statistics and logits are float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Logits, float32 [B, num_classes], of standardised images.
-
-        Args:
-            images: float [B, H, W, C]; H and W are multiples of 2 ** (len(stage_sizes) - 1), or of
-                2 ** (len(stage_sizes) + 1) with `large_images`.
-            train: whether to normalise with the batch statistics and update the running ones (collection
-                `batch_stats`, then mutable), or to normalise with the running ones.
-        """
+        """Logits, float32 [B, num_classes], of standardised images, float [B, H, W, C]."""
         layers.check_images(images, halvings=len(self.stage_sizes) - 1 + 2 * self.large_images)
         convolve = functools.partial(layers.convolution, init=self.convolution_init, dtype=self.dtype)
         normalise = functools.partial(layers.batch_norm, train=train, dtype=self.dtype)
@@ -98,8 +81,7 @@ class BasicBlock(layers.Block):
 class Bottleneck(layers.Block):
     """1×1, 3×3 and 1×1 convolutions with a shortcut that is projected if the shapes differ, option B.
 
-    The 3×3 convolution is strided, rather than the first 1×1 one, which would skip three pixels in four: this
-    is torchvision's "version 1.5".
+    The 3×3 convolution is strided, not the first 1×1 one: this is torchvision's "version 1.5".
     """
 
     @nn.compact

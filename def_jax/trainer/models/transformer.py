@@ -30,21 +30,6 @@ class Transformer(nn.Module):
     Each block adds causal self-attention and then a GELU MLP of four times the width to its input, each of an
     RMS-normalised input. Queries and keys are rotated by their positions.
 
-    Attributes:
-        vocab_size: the number of tokens, V.
-        num_layers: the number of blocks.
-        width: the size of a token's vector.
-        num_heads: the number of attention heads, whose size is width / num_heads, an even number.
-        context: the longest sequence that the model takes.
-        tied: whether the head is the transposed embedding, or a matrix of its own.
-        remat: whether the backward pass recomputes each block instead of keeping its intermediate values:
-            about a third more time, much less memory. XLA for CPUs saves no memory unless the environment has
-            XLA_FLAGS=--xla_disable_hlo_passes=cse_barrier_expander.
-        dtype: the dtype of the computation. Parameters, normalisation, softmax and logits are float32.
-
-    Raises:
-        ValueError: at construction, if a size is not positive or the heads do not divide the width.
-
     >>> model = Transformer(vocab_size=256, num_layers=2, width=64, num_heads=4, context=64)
     >>> tokens = jnp.zeros((1, 64), jnp.int32)
     >>> params = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))['params']
@@ -52,47 +37,39 @@ class Transformer(nn.Module):
     115008
     """
 
-    vocab_size: int
+    vocab_size: int  # V
     num_layers: int
-    width: int
-    num_heads: int
-    context: int
-    tied: bool = True
+    width: int  # the size of a token's vector
+    num_heads: int  # whose size is width / num_heads, an even number
+    context: int  # the longest sequence that the model takes
+    tied: bool = True  # whether the head is the transposed embedding, or a matrix of its own
+    # Whether the backward pass recomputes each block: about a third more time, much less memory; on CPUs only
+    # with XLA_FLAGS=--xla_disable_hlo_passes=cse_barrier_expander.
     remat: bool = False
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike = jnp.float32  # of the computation; parameters, norms, softmax and logits are float32
 
     def __post_init__(self):
         for name in ('vocab_size', 'num_layers', 'width', 'num_heads', 'context'):
             check_integer(name, getattr(self, name), 1, 'a size of the network')
         if self.width % (2 * self.num_heads):
+            why = 'every head rotates pairs of components'
             raise ValueError(
-                f'width={self.width} must be a multiple of 2 * num_heads={2 * self.num_heads}: every head '
-                'gets the same, even number of components, which are rotated in pairs.'
+                f'width={self.width} must be a multiple of 2 * num_heads={2 * self.num_heads}: {why}.'
             )
         super().__post_init__()
 
     @nn.compact
     def __call__(self, tokens: jax.Array, segments: jax.Array | None = None) -> jax.Array:
-        """Computes the logits of the token that follows each position.
+        """The logits, float32 [B, L, V], of the token that follows each of `tokens`, integers [B, L].
 
-        Args:
-            tokens: integers in 0 … V-1 [B, L], L at most `context`.
-            segments: the document of each token, integers [B, L]. Consecutive equal ones are a document: its
-                positions start from 0, and attention does not leave it. None if each row is one document.
-
-        Returns:
-            Logits, float32 [B, L, V].
-
-        Raises:
-            ValueError: if the tokens are not integers [B, L], or are longer than `context`.
+        Consecutive equal `segments`, integers [B, L], are a document: its positions start from 0, and
+        attention does not leave it. None if each row is one document.
         """
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f'{tokens.shape=} of {tokens.dtype=} must be [B, L] of integers.')
         if tokens.shape[1] > self.context:
-            raise ValueError(
-                f'sequences of {tokens.shape[1]} tokens are longer than the context={self.context} of the '
-                'model.'
-            )
+            longer = f'longer than the context={self.context} of the model'
+            raise ValueError(f'sequences of {tokens.shape[1]} tokens are {longer}.')
         segments = jnp.zeros_like(tokens) if segments is None else segments
         starts, positions = segment_positions(segments)
         mask = _attention_mask(starts)
@@ -119,12 +96,9 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """Attention and an MLP, each of a normalised input and added to it.
 
-    Attributes:
-        num_heads: the number of attention heads.
-        output_scale: multiplies the initial weights of the two layers whose outputs are added, so that the
-            sum over all blocks has unit variance (Radford et al., "Language Models are Unsupervised Multitask
-            Learners", 2019, section 2.3).
-        dtype: the dtype of the computation.
+    `output_scale` multiplies the initial weights of the two layers whose outputs are added, so that the sum
+    over all blocks has unit variance (Radford et al., "Language Models are Unsupervised Multitask Learners",
+    2019, section 2.3).
     """
 
     num_heads: int

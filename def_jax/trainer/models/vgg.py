@@ -20,38 +20,21 @@ __all__ = ['VGG', 'vgg16', 'vgg_digits', 'vgg_small', 'vgg_strided']
 class VGG(nn.Module):
     """Stages of 3×3 convolutions, each at half the resolution of the last; a global mean and dense layers.
 
-    Batch normalisation and ReLU follow each convolution. Batch statistics are local to each worker.
-
-    Attributes:
-        stages: the widths of each stage's convolutions. A 2×2 max pooling separates consecutive stages, so
-            an empty last stage, `()`, adds a final pooling.
-        num_classes: the number of logits.
-        hidden: the widths of the dense layers before the last one. Each is preceded by dropout at rate 0.5
-            and followed by ReLU.
-        convolution_init: the initialisation of the convolutions, which decides whether they have biases.
-        dense_init: the initialisation of the dense layers.
-        dtype: the dtype of the computation. Parameters, statistics and logits are float32.
-        strided: whether the first convolution of each stage after the first has stride 2, in place of the
-            pooling.
+    Batch normalisation and ReLU follow each convolution; dropout at rate 0.5 precedes hidden dense layers.
+    A 2×2 max pooling separates consecutive stages, so an empty last one, `()`, adds a final pooling.
     """
 
-    stages: Sequence[Sequence[int]]
+    stages: Sequence[Sequence[int]]  # the widths of each stage's convolutions
     num_classes: int
-    hidden: Sequence[int] = ()
+    hidden: Sequence[int] = ()  # the widths of the dense layers before the last one
     convolution_init: layers.LayerInit = layers.he_fan_in
     dense_init: layers.LayerInit = layers.small_normal
-    dtype: DTypeLike = jnp.float32
-    strided: bool = False
+    dtype: DTypeLike = jnp.float32  # of the computation; parameters, statistics and logits are float32
+    strided: bool = False  # whether stages begin with a convolution of stride 2, in place of the pooling
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Logits, float32 [B, num_classes], of standardised images.
-
-        Args:
-            images: float [B, H, W, C]; H and W are multiples of 2 ** (len(stages) - 1).
-            train: whether to normalise with the batch statistics and update the running ones (collection
-                `batch_stats`, then mutable), and to apply dropout, or to normalise with the running ones.
-        """
+        """Logits, float32 [B, num_classes], of standardised images, float [B, H, W, C]."""
         layers.check_images(images, halvings=len(self.stages) - 1)
         x = images
         for index, widths in enumerate(self.stages):

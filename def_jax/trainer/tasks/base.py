@@ -32,14 +32,9 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """What the points of a run are compared by: the headline metric of its task, on a split.
+    """What the points of a run are compared by: the headline metric of its task, on a split."""
 
-    Attributes:
-        split: 'test' or 'validation'.
-        metric: the headline metric.
-    """
-
-    split: str
+    split: str  # 'test' or 'validation'
     metric: Metric
 
     def key(self, point: str) -> str:

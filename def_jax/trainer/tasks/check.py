@@ -25,10 +25,8 @@ def check(experiment: Experiment) -> None:
     if not isinstance(variables, Mapping) or variables.keys() != {'params', 'batch_stats'}:
         raise ValueError(f"{name}: init must return a dict of 'params' and 'batch_stats', which may be {{}}.")
     if config.recalibrate_batches and not jax.tree.leaves(variables['batch_stats']):
-        raise ValueError(
-            f'config.recalibrate_batches={config.recalibrate_batches} needs BatchNorm statistics, and the '
-            'model has none. Set --config.recalibrate_batches=0.'
-        )
+        what = f'config.recalibrate_batches={config.recalibrate_batches} needs BatchNorm statistics'
+        raise ValueError(f'{what}, and the model has none. Set it to 0.')
     optimizer = f'config.optimizer={config.optimizer!r} with {dict(config.optimizer_options)}'
     _traced(f'{optimizer} cannot make an update', lambda: experiment.communication)
     _traced(f'{optimizer} cannot be used', lambda: experiment.is_per_worker)
@@ -36,11 +34,8 @@ def check(experiment: Experiment) -> None:
         jax.tree.map(jnp.shape, x) for x in (variables['params'], workers.part(variables['params']))
     )
     if config.shards_per_worker > 1 and whole == part:
-        raise ValueError(
-            f'config.shards_per_worker={config.shards_per_worker} divides no dimension of any matrix of '
-            f'{model}, so every device would hold all of it. Choose a divisor of its width, or '
-            '--config.shards_per_worker=1.'
-        )
+        what = f'config.shards_per_worker={config.shards_per_worker} divides no dimension of any matrix'
+        raise ValueError(f'{what} of {model}. Choose a divisor of its width, or 1.')
     batch = _one_worker(next(experiment.train_batches(0)), workers.shape)
     _check_loss(task, name, variables, batch)
     batch = _one_worker(next(experiment.test_batches(config.evaluate_on, 1)), (1,))
@@ -85,19 +80,16 @@ def _check_sums(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
     from_mask += [frozenset({'mask'} & {part}) for part in sorted(batch)]
     for key, depends in zip(sorted(sums), axes_of_results(jaxpr.jaxpr, from_mask), strict=True):
         if not depends:
-            raise ValueError(
-                f"{name}: the sum {key!r} of test_sums ignores batch['mask'], so padding would count. "
-                'Multiply what is summed by the mask.'
-            )
+            why = "ignores batch['mask'], so padding would count. Multiply what is summed by the mask"
+            raise ValueError(f'{name}: the sum {key!r} of test_sums {why}.')
 
 
 def _check_scalars(name: str, function: str, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         shape, dtype = getattr(value, 'shape', None), getattr(value, 'dtype', None)
         if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f'{name}: {key!r} of {function} must be a float [], but is {dtype}{list(shape or [])}.'
-            )
+            found = f'{dtype}{list(shape or [])}'
+            raise ValueError(f'{name}: {key!r} of {function} must be a float [], but is {found}.')
 
 
 def _one_worker(batch: dict[str, np.ndarray], workers: tuple[int, ...]) -> _Shapes:

@@ -24,13 +24,12 @@ _DROPOUT = 2
 class ImageClassification(Task):
     """Cross-entropy and accuracy of a network on the images of a data set.
 
-    Attributes:
-        model: a network that maps images, float32 [b, H, W, C], and `train` to logits [b, classes]. In
-            training it may draw from a PRNG key named 'dropout'.
-        spec: the data set's description. Batches hold `image`, uint8 [b, H, W, C], and `label`, int32 [b].
+    Batches hold `image`, uint8 [b, H, W, C], and `label`, int32 [b].
     """
 
-    model: nn.Module
+    model: (
+        nn.Module
+    )  # maps images, float32, and `train` to logits [b, classes]; may draw from the key 'dropout'
     spec: DatasetSpec
     headline = Metric('accuracy', greater_is_better=True, percent=True)
 
@@ -61,7 +60,6 @@ class ImageClassification(Task):
 def image_classification(model: nn.Module, dataset: Dataset) -> ImageClassification:
     """The task of a configuration; ValueError unless the data set's examples are images with labels."""
     if not isinstance(dataset.spec, DatasetSpec):
-        raise ValueError(
-            'its data set must have images with labels. Choose another --config.task or --config.dataset.'
-        )
+        cure = 'Choose another --config.task or --config.dataset'
+        raise ValueError(f'its data set must have images with labels. {cure}.')
     return ImageClassification(model, dataset.spec)

@@ -17,15 +17,8 @@ def accumulated_value_and_grad(
 ) -> Callable[..., Any]:
     """A function like `jax.value_and_grad(loss, has_aux=True)`, over one part of a batch at a time.
 
-    Loss, metrics and gradient are means over the parts, which equal those of the whole batch if the loss is a
-    mean over its examples and these do not interact, as they do in BatchNorm; its statistics pass from part
-    to part. Each part draws from a key of its own.
-
-    Args:
-        loss: `Task.loss`, a function of parameters, statistics, a batch of arrays [b, ...], and a key.
-        accumulate: how many parts of b / accumulate examples the batch is divided into. Only one of them is
-            in memory at a time, with its activations.
-        lay_out: divides a part among the devices of a worker that has several.
+    Loss, metrics and gradient are means over the parts; BatchNorm's statistics pass from part to part.
+    `lay_out` divides a part among the devices of a worker that has several.
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     if accumulate == 1:

@@ -24,30 +24,17 @@ _SAMPLE_LENGTH, _SAMPLE_TEMPERATURE = 600, 0.8
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelling(GenerativeTask):
-    """Cross-entropy of a transformer on the bytes of a text, in nats per byte.
-
-    Attributes:
-        model: maps tokens and segments, int32 [b, L], to logits [b, L, V].
-        context: the length of the windows that it is trained on, L.
-
-    Raises:
-        ValueError: at construction, if the model's vocabulary lacks bytes or its context is too short.
-    """
+    """Cross-entropy of a transformer on the bytes of a text, in nats per byte."""
 
     model: Transformer
-    context: int
+    context: int  # the length of the windows that it is trained on, L
 
     def __post_init__(self):
-        if self.model.vocab_size < VOCAB_SIZE:
-            raise ValueError(
-                f'vocab_size={self.model.vocab_size} of the model must be at least {VOCAB_SIZE}, the number '
-                'of bytes.'
-            )
-        if self.context > self.model.context:
-            raise ValueError(
-                f'context={self.context} of the data set must be at most {self.model.context}, the context '
-                'of the model.'
-            )
+        size, most = self.model.vocab_size, self.model.context
+        if size < VOCAB_SIZE:
+            raise ValueError(f'vocab_size={size} of the model must be at least {VOCAB_SIZE}, all bytes.')
+        if self.context > most:
+            raise ValueError(f"context={self.context} of the data set must be at most {most}, the model's.")
 
     def init(self, key: jax.Array) -> PyTree:
         variables = self.model.init(key, jnp.zeros((1, self.context), jnp.int32))
@@ -97,11 +84,7 @@ def language_modelling(model: Transformer, dataset: Dataset) -> LanguageModellin
 def sample(
     model: Transformer, params: PyTree, key: jax.Array, length: int, temperature: float = 1.0
 ) -> bytes:
-    """Writes `length` bytes, which need not be valid UTF-8.
-
-    The model sees the last `model.context` of them. `temperature` divides the logits; 0 takes the most
-    probable byte.
-    """
+    """Writes `length` bytes, which need not be valid UTF-8; at temperature 0, the most probable ones."""
     return np.asarray(_sample(model, params, key, length, temperature)).astype(np.uint8).tobytes()
 
 

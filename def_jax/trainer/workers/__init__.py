@@ -8,21 +8,13 @@ from def_jax.trainer.workers.base import AXIS, Workers
 from def_jax.trainer.workers.sharded import ShardedWorkers
 from def_jax.trainer.workers.whole import WholeWorkers
 
-__all__ = ['AXIS', 'ShardedWorkers', 'WholeWorkers', 'Workers', 'make_workers', 'num_devices']
-
-
-def num_devices(config: Mapping[str, Any]) -> int:
-    """How many devices the workers of a checked configuration need."""
-    return config['num_workers'] // config['workers_per_device'] * config['shards_per_worker']
+__all__ = ['AXIS', 'ShardedWorkers', 'WholeWorkers', 'Workers', 'make_workers']
 
 
 def make_workers(config: Mapping[str, Any]) -> Workers:
-    """Finds the devices of a checked configuration.
-
-    Raises:
-        ValueError: if there are too few, too many to simulate, or they do not divide among the processes.
-    """
-    devices = worker_devices(num_devices(config), fake=config['fake_devices'])
-    if config['shards_per_worker'] > 1:
-        return ShardedWorkers(devices, config['shards_per_worker'])
-    return WholeWorkers(devices, config['workers_per_device'], sequential=config['sequential_workers'])
+    """The workers of a checked configuration on their devices; ValueError if these are too few."""
+    virtual, shards = config['workers_per_device'], config['shards_per_worker']
+    devices = worker_devices(config['num_workers'] // virtual * shards, fake=config['fake_devices'])
+    if shards > 1:
+        return ShardedWorkers(devices, shards)
+    return WholeWorkers(devices, virtual, sequential=config['sequential_workers'])

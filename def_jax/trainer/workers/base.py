@@ -21,20 +21,13 @@ class Workers(abc.ABC):
     """The workers of a run on its devices.
 
     Per-worker values have leading axes `shape`, one row for each place along the first; replicated ones have
-    none. A tree of booleans says which is which, True for per-worker; one of them may stand for a whole
-    subtree.
-
-    Attributes:
-        devices: those of all processes, row by row.
-        heads: the first device of each row.
-        shape: the leading axes of everything that differs between workers.
-        axis_name: the mapped axis over workers, or a tuple of axes.
+    none. A tree of booleans, of which one may stand for a whole subtree, says which is which.
     """
 
-    devices: list[jax.Device]
-    heads: list[jax.Device]
-    shape: tuple[int, ...]
-    axis_name: str | tuple[str, ...] = AXIS
+    devices: list[jax.Device]  # those of all processes, row by row
+    heads: list[jax.Device]  # the first device of each row
+    shape: tuple[int, ...]  # the leading axes of everything that differs between workers
+    axis_name: str | tuple[str, ...] = AXIS  # the mapped axis over workers, or a tuple of axes
     _batch_sharding: NamedSharding
 
     @property
@@ -57,11 +50,8 @@ class Workers(abc.ABC):
     ) -> Callable:
         """Compiles a function that runs on every worker, with collectives over `axis_name`.
 
-        Args:
-            function: what one worker does with its own values and the replicated ones.
-            is_per_worker: a tree of booleans for each argument.
-            is_per_worker_out: that of the result. What is replicated must be the same on all workers.
-            donate: the position of an argument, or several, whose memory the result may take over.
+        `is_per_worker` has a tree of booleans for each argument, `is_per_worker_out` is that of the result,
+        and `donate` the positions of arguments whose memory the result may take over.
         """
 
     def map_rows(
@@ -98,9 +88,10 @@ class Workers(abc.ABC):
         """Replicated values, whole, as NumPy arrays."""
         return jax.device_get(tree)
 
-    @abc.abstractmethod
     def spread(self, tree: PyTree, is_per_worker: PyTree) -> PyTree:
         """The rows of all processes as global arrays with leading axes `shape`, without copying."""
+        del is_per_worker
+        return tree
 
     @abc.abstractmethod
     def own_rows(self, tree: PyTree, like: PyTree, is_per_worker: PyTree) -> PyTree:

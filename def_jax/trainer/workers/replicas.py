@@ -25,9 +25,9 @@ class ReplicasDifferError(EndedError):
         more = f' and {len(leaves) - 1} more' if len(leaves) > 1 else ''
         super().__init__(
             f'after step {step} the workers do not agree on {leaves[0]}{more}: device(s) '
-            f'{", ".join(map(str, workers))} differ from the rest. Earlier checkpoints are kept, and running '
-            'again resumes from a single copy. If the error recurs at the same step, a key or a reduction '
-            'differs between workers; otherwise, suspect the memory of these devices.'
+            f'{", ".join(map(str, workers))} differ from the rest. Run again to resume from one copy. If '
+            'the error recurs at the same step, a key or a reduction differs between workers; otherwise, '
+            'suspect the memory of these devices.'
         )
         self.step, self.leaves, self.workers = step, leaves, workers
 
@@ -35,9 +35,7 @@ class ReplicasDifferError(EndedError):
 def make_check(workers: Workers, is_per_worker: TrainState) -> Callable[[TrainState, int], None]:
     """Returns a function of a state and its step that raises ReplicasDifferError if copies differ.
 
-    `is_per_worker` tells the parts of the state apart. Each device computes checksums of its copies: even an
-    array that is stored once for all workers has a copy on every device. Only a few bytes per device are sent
-    to the host.
+    Each device computes checksums of its copies, which alone are sent to the host.
     """
 
     def shared(state: TrainState) -> Any:

@@ -1,8 +1,7 @@
 """Workers of several devices: FSDP inside each, error feedback across, as in `def_jax.spmd`.
 
-A mesh has an axis over workers and one over the devices of each. A step is mapped over workers alone; the
-compiler divides it among a worker's devices, which hold a shard of every matrix and a part of the batch. The
-optimizer's link cuts its block from each shard, see `def_jax.mesh.link`.
+A step is mapped over workers alone; the compiler divides it among a worker's devices, which hold a shard of
+every matrix and a part of the batch.
 """
 
 from collections.abc import Callable
@@ -28,9 +27,6 @@ SHARD_AXIS = 'shard'
 def shard_spec(shape: tuple[int, ...], shards: int) -> P:
     """How a worker's devices share a tensor: a matrix by the largest dimension that divides, else not at all.
 
-    Vectors and scalars lie whole on each device, as does a tensor of which no dimension is a multiple of
-    `shards`. A moment of the optimizer has its parameter's shape, and so lies where it does.
-
     >>> [tuple(shard_spec(shape, 4)) for shape in ((64, 256), (255, 64), (64,))]
     [(None, 'shard'), (None, 'shard'), ()]
     >>> tuple(shard_spec((64, 64), 4))  # the first of equals
@@ -44,15 +40,7 @@ def shard_spec(shape: tuple[int, ...], shards: int) -> P:
 
 
 class ShardedWorkers(Workers):
-    """Workers that are `shards` devices each.
-
-    Args:
-        devices: those of all processes, worker by worker.
-        shards: the number of devices of a worker.
-
-    Raises:
-        ValueError: if a worker has devices of several processes.
-    """
+    """Workers that are `shards` devices each; `devices` are those of all processes, worker by worker."""
 
     def __init__(self, devices: list[jax.Device], shards: int):
         self.devices, self.heads = devices, devices[::shards]
@@ -60,10 +48,8 @@ class ShardedWorkers(Workers):
         self._shards = shards
         grid = np.array(devices).reshape(-1, shards)
         if any(len({device.process_index for device in row}) > 1 for row in grid):
-            raise ValueError(
-                f'config.shards_per_worker={shards}: all devices of a worker must belong to one process. '
-                'Start fewer processes, or lower --config.shards_per_worker.'
-            )
+            must = 'all devices of a worker must belong to one process. Lower it, or start fewer processes'
+            raise ValueError(f'config.shards_per_worker={shards}: {must}.')
         self._mesh = WorkerMesh(Mesh(grid, (AXIS, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2), AXIS)
         # The examples of each worker, the second axis, are divided among its devices.
         self._batch_sharding = self._mesh.shardings(P(AXIS, SHARD_AXIS))
@@ -106,10 +92,6 @@ class ShardedWorkers(Workers):
             return result
 
         return jax.tree.map(whole, tree)
-
-    def spread(self, tree: PyTree, is_per_worker: PyTree) -> PyTree:
-        del is_per_worker
-        return tree
 
     def own_rows(self, tree: PyTree, like: PyTree, is_per_worker: PyTree) -> PyTree:
         del is_per_worker

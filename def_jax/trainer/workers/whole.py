@@ -20,12 +20,9 @@ VIRTUAL_AXIS = 'virtual_workers'
 
 
 class WholeWorkers(Workers):
-    """Workers that hold their tensors whole.
+    """Workers that hold their tensors whole; if several, `virtual`, share a device, their axis comes second.
 
-    Args:
-        devices: those of all processes.
-        virtual: how many workers share a device; their axis comes second where there are several.
-        sequential: whether a device computes the gradients of its workers one after another.
+    With `sequential`, a device computes the gradients of its workers one after another.
     """
 
     def __init__(self, devices: list[jax.Device], virtual: int = 1, *, sequential: bool = False):
@@ -94,11 +91,7 @@ def _bound(mapped: Any, rows: np.ndarray) -> Callable:
 
 
 def _in_sequence(function: Callable, *, unroll: bool) -> Callable:
-    """A function that `vmap` calls for one worker after the other.
-
-    `vmap` makes convolutions grouped ones, which are slow. In sequence they stay ordinary, and only the
-    update, which has the collective, is mapped.
-    """
+    """A function that `vmap` calls for one worker after the other: grouped convolutions are slow."""
 
     @custom_batching.custom_vmap
     def one_worker(*args):

@@ -73,11 +73,9 @@ def _corpus(builder: Any, name: str, feature: str, role: str, split: str) -> cor
         try:
             corpus.write_corpus(folder, documents)
         except OSError as error:
-            raise ValueError(
-                f'the bytes of data set {name!r} cannot be written to {folder} ({error.strerror or error}). '
-                'Set the environment variable TFDS_DATA_DIR, or --config.data_dir, to a folder that can be '
-                'written, or free some space.'
-            ) from error
+            what = f'the bytes of data set {name!r} cannot be written to {folder}'
+            cure = 'Free some space, or set TFDS_DATA_DIR or --config.data_dir to another folder'
+            raise ValueError(f'{what} ({error.strerror or error}). {cure}.') from error
     opened = corpus.open_corpus(folder)
     if not len(opened):
         raise ValueError(f'split {split!r} of data set {name!r} in {builder.data_path} has no text.')
@@ -85,19 +83,7 @@ def _corpus(builder: Any, name: str, feature: str, role: str, split: str) -> cor
 
 
 def open_stdlib(*, folder: str | os.PathLike[str] | None = None, context: int = 64) -> Dataset:
-    """Reads the modules of Python's standard library, without tests.
-
-    Args:
-        folder: the library's folder; None for that of the Python that runs this. A hash of a file's path
-            within it decides its split, as of `open_text_folder`.
-        context: the length of a window, in bytes.
-
-    Returns:
-        The data set.
-
-    Raises:
-        ValueError: if the folder has no modules, or too few for three splits.
-    """
+    """Reads the modules of Python's standard library, without tests, divided as by `open_text_folder`."""
     texts = stdlib_texts(Path(folder) if folder else None)
     # The order in which TFDS shuffles them: a seed means the batches that it has always meant.
     order = sorted(texts, key=lambda path: hashlib.md5(f'{corpus.split_of(path)}{path}'.encode()).digest())
@@ -130,10 +116,8 @@ def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Data
         return _of_files(name, texts, context)
     parts = [[part] for text in texts.values() for part in _cut(text)]
     if not parts or not all(part for (part,) in parts):
-        raise ValueError(
-            f'path={str(path)!r} has {len(texts)} files with {sum(map(len, texts.values()))} bytes. Put text '
-            'there: a file that is cut into three parts, or several that are divided.'
-        )
+        found = f'{len(texts)} files with {sum(map(len, texts.values()))} bytes'
+        raise ValueError(f'path={str(path)!r} has {found}. Put text there: a long file, or several.')
     return _dataset(name, parts, context)
 
 
@@ -163,10 +147,9 @@ def _of_files(name: str, texts: Mapping[str, bytes], context: int) -> Dataset:
     for path, text in texts.items():
         documents[corpus.split_of(path)].append(text)
     if missing := [role for role in ROLES if not any(documents[role])]:
-        raise ValueError(
-            f'{name} has no text for {" and ".join(missing)}: its {len(texts)} files are divided by a hash '
-            'of their paths. Add files, divide long ones, or put all into one.'
-        )
+        how = f'its {len(texts)} files are divided by a hash of their paths'
+        cure = 'Add files, divide long ones, or put all into one'
+        raise ValueError(f'{name} has no text for {" and ".join(missing)}: {how}. {cure}.')
     return _dataset(name, [documents[role] for role in ROLES], context)
 
 

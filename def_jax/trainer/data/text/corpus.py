@@ -1,8 +1,4 @@
-"""A corpus as bytes on disk, written once from TFDS and then mapped into memory.
-
-A byte can be read at any position without reading what is before it. So batches of a corpus of any size are
-functions of the seed and the step, and only the pages that a step touches are in memory.
-"""
+"""A corpus as bytes on disk, written once from TFDS and then mapped into memory, page by page."""
 
 import contextlib
 import dataclasses
@@ -27,17 +23,11 @@ _BYTES, _ENDS, _ABOUT = 'bytes.bin', 'ends.npy', 'about.json'
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """The documents of a split, one after the other.
+    """The documents of a split, one after the other."""
 
-    Attributes:
-        text: their bytes, uint8 [N], usually mapped from a file.
-        ends: where each ends, int64 [documents], increasing; none is empty.
-        checksum: SHA-256 of the bytes, in hexadecimal.
-    """
-
-    text: np.ndarray
-    ends: np.ndarray
-    checksum: str = ''
+    text: np.ndarray  # their bytes, uint8 [N], usually mapped from a file
+    ends: np.ndarray  # where each ends, int64 [documents], increasing; none is empty
+    checksum: str = ''  # SHA-256 of the bytes, in hexadecimal
 
     def __len__(self) -> int:
         return len(self.text)
@@ -51,8 +41,7 @@ class Corpus:
 def write_corpus(folder: Path, documents: Iterable[bytes]) -> None:
     """Writes documents, in UTF-8, as a corpus; a folder that exists is complete, however the program ends.
 
-    When several processes write at once, the first to finish wins. Empty documents are dropped. Raises
-    ValueError if one holds the byte 0xFF, which marks the start of documents.
+    When several processes write at once, the first to finish wins. Empty documents are dropped.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'{folder.name}.', dir=folder.parent))
@@ -61,10 +50,8 @@ def write_corpus(folder: Path, documents: Iterable[bytes]) -> None:
         with (temporary / _BYTES).open('wb') as file:
             for number, document in enumerate(documents):
                 if bytes([START]) in document:
-                    raise ValueError(
-                        f'document {number} of {folder} holds the byte 0xFF, so it is not UTF-8: '
-                        f'{document[:40]!r}. Decode and encode the text before it is stored.'
-                    )
+                    what = f'document {number} of {folder} holds the byte 0xFF, so it is not UTF-8'
+                    raise ValueError(f'{what}: {document[:40]!r}. Encode the text before it is stored.')
                 if document:
                     file.write(document)
                     digest.update(document)
@@ -85,10 +72,9 @@ def open_corpus(folder: Path) -> Corpus:
     size = (folder / _BYTES).stat().st_size
     ends = np.load(folder / _ENDS, mmap_mode='r' if size else None)  # an empty file cannot be mapped
     if about['bytes'] != size or about['documents'] != len(ends):
-        raise ValueError(
-            f'{folder} has {size} bytes in {len(ends)} documents, but {_ABOUT} says {about["bytes"]} in '
-            f'{about["documents"]}. Delete that folder; it is written again.'
-        )
+        says = f'{_ABOUT} says {about["bytes"]} in {about["documents"]}'
+        cure = 'Delete that folder; it is written again'
+        raise ValueError(f'{folder} has {size} bytes in {len(ends)} documents, but {says}. {cure}.')
     text = np.memmap(folder / _BYTES, np.uint8, 'r') if size else np.zeros(0, np.uint8)
     return Corpus(text, ends, about['sha256'])
 

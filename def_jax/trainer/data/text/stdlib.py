@@ -17,11 +17,7 @@ _BUILD_FILES = ('_sysconfigdata', 'sitecustomize', 'usercustomize')
 
 
 def stdlib_texts(folder: Path | None = None) -> dict[str, bytes]:
-    """The text of each of `stdlib_files`, in UTF-8.
-
-    Args:
-        folder: the library's; None for that of the Python that runs this.
-    """
+    """The text of each of `stdlib_files`, in UTF-8; without a folder, of the Python that runs this."""
     texts = {}
     for path, file in stdlib_files(folder or Path(sysconfig.get_path('stdlib'))).items():
         with tokenize.open(file) as source:  # decodes as Python does
@@ -30,11 +26,7 @@ def stdlib_texts(folder: Path | None = None) -> dict[str, bytes]:
 
 
 def stdlib_files(folder: Path) -> dict[str, Path]:
-    """The modules of a standard library, by their path relative to its folder, in order.
-
-    Raises:
-        ValueError: if there are none, as where Python reads its library from a zip file.
-    """
+    """The modules of a standard library, by their path relative to its folder, in order."""
     files = {
         path.as_posix(): folder / path
         for path in sorted(file.relative_to(folder) for file in folder.rglob('*.py'))
@@ -42,8 +34,7 @@ def stdlib_files(folder: Path) -> dict[str, Path]:
         and not path.parts[0].startswith('config-')
         and not path.name.startswith(_BUILD_FILES)
     }
-    if not files:
-        raise ValueError(
-            f'{folder} has no Python modules. Use another data set, or a Python that has its sources.'
-        )
+    if not files:  # as where Python reads its library from a zip file
+        cure = 'Use another data set, or a Python that has its sources'
+        raise ValueError(f'{folder} has no Python modules. {cure}.')
     return files

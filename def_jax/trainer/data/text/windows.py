@@ -1,13 +1,13 @@
 """Batches of a corpus: windows of consecutive bytes, in which documents are kept apart.
 
-The corpus is cut into windows of `context` bytes, so documents are packed without gaps and only the last
-window has padding. Every byte of the corpus is predicted exactly once, from the byte before its window and
-those that precede it in its window and document; the first byte of a document follows the mark START.
-Training batches depend only on the seed and the step, like those of images.
+Documents are packed without gaps, and only the last window has padding. Every byte is predicted exactly once,
+from the byte before its window and those that precede it in its window and document; the first byte of a
+document follows the mark START.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,12 +29,6 @@ class Windows(Readable):
     A batch holds, int32 [k, b, context]: `tokens`, what the model sees; `targets`, the byte that follows
     each; `segments`, the number of the document in its window, from 1, and 0 on padding.
 
-    Attributes:
-        corpus: the text.
-        context: the length of a window, in bytes.
-        start: the number of the first window to use.
-        stop: the number after the last; None for all.
-
     >>> corpus = Corpus(np.frombuffer(b'abcdeXY', np.uint8), np.array([5, 7]))
     >>> windows = Windows(corpus, context=4).take(np.array([0, 1]))
     >>> windows['tokens'].tolist() == [[START, *b'abc'], [*b'd', START, *b'X', START]]
@@ -46,9 +40,9 @@ class Windows(Readable):
     """
 
     corpus: Corpus
-    context: int
-    start: int = 0
-    stop: int | None = None
+    context: int  # the length of a window, in bytes
+    start: int = 0  # the number of the first window to use
+    stop: int | None = None  # the number after the last; None for all
 
     def __len__(self) -> int:
         return (-(-len(self.corpus) // self.context) if self.stop is None else self.stop) - self.start
@@ -80,13 +74,11 @@ class Windows(Readable):
 
 def dataset_of_windows(name: str, splits: Sequence[Windows]) -> Dataset:
     """A text data set of splits in the order of `ROLES`."""
-    train, validation, test = splits
+    named: dict[str, Any] = dict(zip(ROLES, splits, strict=True))
     return Dataset(
-        train=train,
-        validation=validation,
-        test=test,
-        about={'name': name, **{role: split.corpus.about for role, split in zip(ROLES, splits, strict=True)}},
+        **named,
+        about={'name': name, **{role: split.corpus.about for role, split in named.items()}},
         model_options={'vocab_size': VOCAB_SIZE},
         unit='tokens',
-        units_per_example=train.context,
+        units_per_example=splits[0].context,
     )
