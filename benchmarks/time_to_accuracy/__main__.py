@@ -1,18 +1,16 @@
-"""Test accuracy against seconds on a slow network: DEF, dense JAX and PyTorch side by side.
+"""Test accuracy against seconds on a slow network: DEF, dense training and rivals in the same loop.
 
     python -m benchmarks.time_to_accuracy --data_dir=DIR --output=results/benchmarks
 
-Four processes, each in its own network namespace (root and iproute2 needed), train the same
-network on CIFAR-10, read through TFDS from --data_dir, in the same order of images. PyTorch, an optional
-peer, is taken from --torch_python. The accuracies of a run do not depend on the bandwidth, so whole runs, one
-for each --seed and --variant, are made on a network that is not shaped; on a network of each --bandwidth,
---timed_steps of every variant are timed, in turn. Only these need a machine that does nothing else. A run is
-a line of time_to_accuracy.jsonl, with its whole curve: the program makes those that are missing. A learning
-rate is to be chosen with --validation, which trains without the last tenth of the training images, tests on
-it and times nothing. Writes time_to_accuracy.md and .png.
+Four processes, each in its own network namespace (root and iproute2 needed), train the same network on
+CIFAR-10, read through TFDS from --data_dir, in the same order of images. The accuracies of a run do not
+depend on the bandwidth, so whole runs, one for each --seed and --variant, are made on a network that is not
+shaped; on a network of each --bandwidth, --timed_steps of every variant are timed, in turn. Only these need a
+machine that does nothing else. A run is a line of time_to_accuracy.jsonl, with its whole curve: the program
+makes those that are missing. A learning rate is to be chosen with --validation, which trains without the last
+tenth of the training images, tests on it and times nothing. Writes time_to_accuracy.md and .png.
 """
 
-import importlib.util
 import itertools
 import json
 import os
@@ -27,7 +25,7 @@ from absl import app, flags
 
 from benchmarks import pages
 from benchmarks.cluster.network import network
-from benchmarks.cluster.processes import WorkerFailed, guarded, run_workers
+from benchmarks.cluster.processes import guarded, run_workers
 from benchmarks.records import Records
 from benchmarks.time_to_accuracy import page
 from benchmarks.time_to_accuracy.workload import RATES
@@ -39,7 +37,7 @@ _BANDWIDTHS = flags.DEFINE_multi_string(
 )
 _VARIANTS = flags.DEFINE_multi_enum(
     'variant',
-    ['dense', 'def64', 'def256', 'def_q64_2', 'def_q256_2'],
+    ['dense', 'def64', 'def256', 'def_q64_2', 'def_q256_2', 'jax_powersgd'],
     list(RATES),
     'What to train with.',
 )
@@ -49,9 +47,6 @@ _TIMED = flags.DEFINE_integer('timed_steps', 30, 'Steps at each bandwidth.', low
 _RATE = flags.DEFINE_float('learning_rate', None, "Peak rate of every variant; by default each one's own.")
 _VALIDATION = flags.DEFINE_bool('validation', False, 'Test on the last tenth of the training images instead.')
 _TIMEOUT = flags.DEFINE_float('timeout', 4 * 3600, 'Seconds after which a run is abandoned.')
-_TORCH = flags.DEFINE_string(
-    'torch_python', None, 'A Python with PyTorch, for the DDP variants; by default this one, if it has it.'
-)
 _OUTPUT = flags.DEFINE_string('output', 'results/benchmarks', 'Folder of the runs and the page.')
 
 _FIRST = 5  # steps that open connections and are not timed
@@ -62,23 +57,14 @@ def main(_) -> int:
 
 
 def _make_all() -> None:
-    """Makes the runs that are missing, but no peer's that cannot run here, and writes the page."""
+    """Makes the runs that are missing, and writes the page."""
     folder = Path(_OUTPUT.value)
     runs = Records(folder / 'time_to_accuracy.jsonl', lambda run: json.dumps(run['settings'], sort_keys=True))
-    failed = {variant for variant in _VARIANTS.value if _python(variant) is None}
     missing = [settings for settings in _wanted() if runs.get({'settings': settings}) is None]
     with tempfile.TemporaryDirectory(prefix='def_jax-accuracy-') as images:
         data = _export(Path(images)) if missing else ''
         for settings in missing:
-            if settings['variant'] in failed:
-                continue
-            try:
-                runs.add(_run(settings, data))
-            except WorkerFailed as error:
-                if not page.is_peer(settings['variant']):
-                    raise
-                failed.add(settings['variant'])
-                print(f'{settings["variant"]} is left out: {error}', file=sys.stderr)
+            runs.add(_run(settings, data))
     page.write(folder)
     origin = {'origin': pages.origin('benchmarks.time_to_accuracy')}
     pages.write(folder / 'time_to_accuracy.md', origin)
@@ -111,15 +97,8 @@ def _settings(variant: str, seed: int, bandwidth: str) -> dict[str, Any]:
     }
 
 
-def _python(variant: str) -> str | None:
-    """The Python that runs a variant's workers; None if there is no PyTorch for it."""
-    if not page.is_peer(variant):
-        return sys.executable
-    return _TORCH.value or (sys.executable if importlib.util.find_spec('torch') else None)
-
-
 def _export(folder: Path) -> str:
-    """The images as a file that workers of either framework can read."""
+    """The images as a file that every worker reads."""
     train, test = load_dataset('cifar10', _DATA.value)
     if _VALIDATION.value:
         cut = len(train) - len(train) // 10
@@ -141,11 +120,9 @@ def _run(settings: dict[str, Any], data: str) -> dict[str, Any]:
     Raises:
         WorkerFailed: if it does not end.
     """
-    framework = 'torch' if page.is_peer(settings['variant']) else 'jax'
-    module = f'benchmarks.time_to_accuracy.{framework}_worker'
+    module, job = 'benchmarks.time_to_accuracy.jax_worker', settings | {'data': data}
     with network(settings['workers'], settings['bandwidth'] or None) as cluster:
-        job, python = settings | {'data': data}, _python(settings['variant']) or sys.executable
-        reports = run_workers(cluster, python, module, job, _TIMEOUT.value)
+        reports = run_workers(cluster, sys.executable, module, job, _TIMEOUT.value)
     name = f'{settings["variant"]}, seed {settings["seed"]}, {settings["bandwidth"] or "whole"}'
     print(f'{name}: {reports[0]["curve"][-1]}', file=sys.stderr, flush=True)
     # A step ends when the slowest worker's does; the clocks differ by what a worker waits for its input.

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,45 +15,30 @@ from def_jax.tools import pictures
 from def_jax.tools.plan import Plan, parse_bandwidth
 from experiments.statistics import mean_std, student
 
-__all__ = ['TITLES', 'Timed', 'draw', 'is_peer', 'sections', 'timed', 'write']
+__all__ = ['TITLES', 'Timed', 'draw', 'sections', 'timed', 'write']
 
 TITLES = {
-    'dense': 'SGD, dense JAX',
-    'def64': 'DEF, ratio 64',
-    'def256': 'DEF, ratio 256',
-    **{name: 'DEF-Q, {} in {} bits'.format(*name.removeprefix('def_q').split('_')) for name in DEF_Q},
-    'def_q64_2_overlap': 'DEF-Q, 64 in 2 bits, overlap',
-    # Records of an earlier version, blocks of 8-bit integers; these variants cannot be run any more.
-    'best64': '8 bits, bytes of 64',
-    'best256': '8 bits, bytes of 256',
-    'best64_overlap': '8 bits, bytes of 64, overlap',
-    'best32_overlap': '8 bits, bytes of 32, overlap',
-    'int8_64_overlap': '8 bits, bytes of 64, overlap, random, λ = 0.3',
-    'jax_fp16': 'fp16 gradients in JAX',
-    'jax_powersgd': 'PowerSGD in JAX, rank 4',
-    'jax_top_k64': 'top-k in JAX, bytes of ratio 64',
-    'ddp': 'PyTorch DDP, dense',
-    'ddp_fp16': 'PyTorch DDP, fp16 hook',
-    'ddp_powersgd': 'PyTorch DDP, PowerSGD hook, rank 4',
+    'dense': 'SGD, dense',
+    'def64': 'DEF, 1/64, float32',
+    'def256': 'DEF, 1/256, float32',
+    **{name: 'DEF-Q, 1/{}, {} bits'.format(*name.removeprefix('def_q').split('_')) for name in DEF_Q},
+    'def_q64_2_overlap': 'DEF-Q, 1/64, 2 bits, overlap',
+    'jax_fp16': 'fp16 gradients',
+    'jax_powersgd': 'PowerSGD, rank 4',
+    'jax_top_k64': 'top-k, 1/64',
 }
 # What the picture names; the other variants are grey.
 _LABELS = {
-    'dense': ('dense', 'SGD', '-'),
-    'def64': ('DEF at 1/64', 'DEF', '--'),
-    'def_q64_2': ('DEF-Q at 1/64', 'DEF', '-'),
-    'best64': ('DEF at 1/64, int8', 'DEF', '-'),
+    'dense': ('dense SGD', 'SGD', '-'),
+    'def64': ('DEF, 1/64', 'DEF', '--'),
+    'def_q64_2': ('DEF-Q, 1/64', 'DEF', '-'),
+    'def_q256_2': ('DEF-Q, 1/256', 'DEF-A', '-'),
     'jax_powersgd': ('PowerSGD', 'PowerSGD', '-'),
-    'ddp_fp16': ('PyTorch fp16', 'SGD', '--'),
-    'ddp_powersgd': ('PyTorch PowerSGD', 'PowerSGD', '--'),
 }
-_BELOW = 1.0  # points below dense SGD's final accuracy: the target
+_BELOW = (1.0, 0.5, 0.0)  # points below dense SGD's final accuracy: the targets; ratios are at the first
+_RIVAL = 'jax_powersgd'
 
 Run = dict[str, Any]
-
-
-def is_peer(variant: str) -> bool:
-    """Whether PyTorch trains it."""
-    return variant.startswith('ddp')
 
 
 class Timed(NamedTuple):
@@ -118,7 +103,7 @@ def sections(runs: Sequence[Run], tried: Mapping[str, int]) -> dict[str, str]:
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Accuracy against seconds, DEF's at y, a panel for each bandwidth."""
+    """Accuracy against seconds, DEF's at y, a panel for each bandwidth, with dense SGD's final accuracy."""
     bandwidths = _bandwidths(runs)
     with pictures.panels(path, 1, max(1, len(bandwidths))) as grid:
         for axes, bandwidth in zip(grid[0], bandwidths, strict=False):
@@ -130,10 +115,15 @@ def draw(runs: Sequence[Run], path: Path) -> None:
                         label, method, dashes = _LABELS[variant]
                         style = {'label': label, 'color': pictures.COLORS[method], 'linestyle': dashes}
                     pictures.draw_band(axes, list(found.seconds()), list(accuracies), marker=None, **style)
+            axes.axhline(_targets(runs, bandwidth)[-1], color='#000000', linewidth=0.6, linestyle=':')
             axes.set_title(bandwidth.replace('gbit', ' Gbit/s').replace('mbit', ' Mbit/s'))
             axes.set_xscale('log')
             axes.set_xlabel('seconds of training')
             axes.set_ylabel('accuracy, %')
+            axes.set_ylim(bottom=40)
+        for axes in grid[0, 1:]:
+            axes.sharex(grid[0, 0])
+            axes.sharey(grid[0, 0])
         pictures.direct_labels(grid[0, -1])
 
 
@@ -151,7 +141,7 @@ def _bandwidths(runs: Sequence[Run]) -> list[str]:
 
 def _answer(variant: str) -> str:
     """The point that the variant outputs."""
-    return 'y' if variant.startswith(('def', 'best', 'int8')) else 'x'
+    return 'y' if variant.startswith('def') and not variant.startswith('def_q') else 'x'
 
 
 def _lines(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
@@ -161,69 +151,68 @@ def _lines(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
         yield from ((variant, point) for point in dict.fromkeys((_answer(variant), 'x')))
 
 
-def _target(runs: Sequence[Run], bandwidth: str) -> tuple[Timed | None, float]:
-    """Dense SGD, and the accuracy whose time counts."""
+def _targets(runs: Sequence[Run], bandwidth: str) -> list[float]:
+    """The accuracies whose time counts, from the final one of dense SGD; infinite without one."""
     base = timed(runs, 'dense', 'x', bandwidth)
-    return base, np.mean([curve[-1] for curve in base.curves.values()]) - _BELOW if base else np.inf
+    final = float(np.mean([curve[-1] for curve in base.curves.values()])) if base else np.inf
+    return [final - below for below in _BELOW]
 
 
 def _accuracies(runs: Sequence[Run], tried: Mapping[str, int]) -> str:
-    """What does not depend on the network: the rate, and where a variant ends."""
+    """What does not depend on the network: the rate, where a variant ends, and which targets it reaches."""
     rows, bandwidth = [], next(iter(_bandwidths(runs)), '')
-    _, target = _target(runs, bandwidth)
     for variant, point in _lines(runs):
         if found := timed(runs, variant, point, bandwidth):
-            finals = [curve[-1] for curve in found.curves.values()]
-            missed = sum(seconds is None for seconds in found.times_to(target).values())
+            reached = {
+                f'seeds that reach {target:.2f} %': _share(found.times_to(target).values())
+                for target in _targets(runs, bandwidth)
+            }
             rows.append(
                 {
                     'variant': TITLES[variant] + ('' if point == _answer(variant) else ', x'),
                     'learning rate': f'{found.run["settings"]["learning_rate"]:g}',
                     'runs to tune it': tried.get(variant, 0),
-                    'final accuracy': mean_std(finals, 2),
-                    f'seeds that reach {target:.1f} %': f'{len(finals) - missed} of {len(finals)}',
+                    'final accuracy': mean_std([curve[-1] for curve in found.curves.values()], 2),
+                    **reached,
                 }
             )
     return pages.table(rows)
 
 
+def _share(times: Collection[float | None]) -> str:
+    return f'{sum(t is not None for t in times)} of {len(times)}'
+
+
 def _table(runs: Sequence[Run], bandwidth: str) -> str:
-    base, target = _target(runs, bandwidth)
-    peer, rows = _best_peer(runs, bandwidth, target), []
-    rival = timed(runs, peer, 'x', bandwidth) if peer else None
+    targets, rows = _targets(runs, bandwidth), []
+    bases = {'dense': timed(runs, 'dense', 'x', bandwidth), _RIVAL: timed(runs, _RIVAL, 'x', bandwidth)}
     for variant, point in _lines(runs):
         found = timed(runs, variant, point, bandwidth)
         if found is None or point != _answer(variant):
             continue
-        run, reached = found.run, [t for t in found.times_to(target).values() if t is not None]
+        run, seconds = found.run, {}
+        for target in targets:
+            reached = [t for t in found.times_to(target).values() if t is not None]
+            seconds[f'seconds to {target:.2f} %'] = mean_std(reached, 0) if reached else ''
         rows.append(
             {
                 'variant': TITLES[variant],
                 'ms a step': f'{1e3 * run["step_seconds"]:.0f} ± {1e3 * run["standard_error"]:.0f}',
                 'predicted by def_jax.plan': _predicted(run, bandwidth),
-                f'seconds to {target:.1f} %': mean_std(reached, 0) if reached else '',
-                'times as fast as dense JAX': _ratio(base, found, target),
-                **({f'as {TITLES[peer]}': _ratio(rival, found, target)} if rival else {}),
+                **seconds,
+                **{
+                    f'times as fast as {TITLES[name]}': _ratio(base, found, targets[0])
+                    for name, base in bases.items()
+                },
             }
         )
     return pages.table(rows)
 
 
-def _best_peer(runs: Sequence[Run], bandwidth: str, target: float) -> str:
-    """PyTorch's variant that is first at the target, of those that reach it with every seed; '' if none."""
-    means = {}
-    for variant in TITLES:
-        if is_peer(variant) and (found := timed(runs, variant, 'x', bandwidth)):
-            times = list(found.times_to(target).values())
-            if None not in times:
-                means[variant] = np.mean(times)
-    return min(means, key=means.get, default='')
-
-
 def _plan(run: Run, bandwidth: str) -> Plan:
     return Plan(
         params=run['params'],
-        step_time=run.get('alone') or 1.0,
+        step_time=run['alone'],
         bandwidth=parse_bandwidth(bandwidth),
         workers=run['settings']['workers'],
     )
@@ -231,7 +220,7 @@ def _plan(run: Run, bandwidth: str) -> Plan:
 
 def _predicted(run: Run, bandwidth: str) -> str:
     """The plan's time of a step, from that of one that sends nothing, when all workers have ended it."""
-    if 'alone' not in run or run['settings']['variant'].startswith('jax'):
+    if run['settings']['variant'].startswith('jax'):
         return ''
     variant, plan = run['settings']['variant'], _plan(run, bandwidth)
     ratio = 1 if variant == 'dense' else int(re.findall(r'\d\d+', variant)[0])

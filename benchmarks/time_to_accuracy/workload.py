@@ -1,4 +1,4 @@
-"""What both frameworks must agree on: the network, the order of the images, the schedule, the clock.
+"""What all variants share: the network, the order of the images, the schedule, the clock.
 
 The network is a perceptron on patches. Every patch of 4 × 4 pixels becomes 64 features by one matrix; all
 features of the image go through two hidden layers. It is made of matrix products alone, so that sending its
@@ -29,8 +29,8 @@ NUM_CLASSES = 10
 PATCH = 4
 FEATURES, HIDDEN = 64, (1024, 1024)  # of a patch, and the hidden layers: 5.3 M parameters
 # Peak rates, with momentum 0.9. They were chosen by runs of 780 steps with --validation and --seed=100, from
-# 0.025, 0.05, 0.1 and, for 'dense' and PyTorch's PowerSGD, 0.2, where these diverge. DEF-Q, PyTorch's dense
-# and fp16 and JAX's fp16 have that of 'dense'; that of JAX's top-k is not tuned, but DEF's.
+# 0.025, 0.05, 0.1 and, for 'dense', 0.2, where it diverges. DEF-Q and fp16 have that of 'dense'; that of
+# top-k is not tuned, but DEF's.
 DEF_Q = tuple(f'def_q{compression}_{bits}' for compression in (64, 256) for bits in (1, 2, 4))
 RATES = {
     'dense': 0.1,
@@ -41,9 +41,6 @@ RATES = {
     'jax_fp16': 0.1,
     'jax_powersgd': 0.05,
     'jax_top_k64': 0.05,
-    'ddp': 0.1,
-    'ddp_fp16': 0.1,
-    'ddp_powersgd': 0.05,
 }
 
 _SHIFT = 4  # pixels by which a training image is shifted at most
