@@ -73,7 +73,7 @@ def timed(runs: Sequence[Run], variant: str, point: str, bandwidth: str) -> Time
         {r['settings']['seed']: np.array([p[point] for p in r['curve']]) for r in whole},
         np.array([p['step'] for p in whole[0]['curve']]),
         clocked[0],
-        _plan(clocked[0], bandwidth).all_reduce(clocked[0]['params']) if point == 'y' else 0.0,
+        _plan(clocked[0], bandwidth).all_reduce(clocked[0]['params']) if bandwidth and point == 'y' else 0.0,
     )
 
 
