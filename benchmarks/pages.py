@@ -69,8 +69,8 @@ def table(rows: Iterable[Mapping[str, object]], *, sparse: bool = False) -> str:
 
 
 def origin(program: str) -> str:
-    """The command that is running, the machine and the commit; without the path of this machine's PyTorch."""
-    shown = [shlex.quote(a) for a in sys.argv[1:] if not a.startswith('--torch_python')]
+    """The command that is running, the machine and the commit; without paths that are this machine's."""
+    shown = [shlex.quote(a) for a in sys.argv[1:] if not a.startswith(('--torch_python', '--data_dir'))]
     return (
         f'`{" ".join(["python -m", program, *shown])}`\n\n'
         f'{jax.default_backend().upper()}: {_device()}, {platform.machine()}; jax {jax.__version__}, Python '

@@ -98,7 +98,7 @@ def test_a_small_cluster_is_measured_and_removed(tmp_path):
         variants['compute']['hlo']['collectives'] == variants['local_def_q64_2']['hlo']['collectives'] == []
     )
     written = (tmp_path / 'cluster.md').read_text()
-    assert 'DEF, ratio 64' in written and '--model=mlp_tiny' in written
+    assert 'DEF, 1/64' in written and '--model=mlp_tiny' in written
 
 
 # --- Nodes that shard their model ---
