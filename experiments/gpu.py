@@ -37,6 +37,12 @@ def _setting(
     return protocol(name, where, methods, **options)
 
 
+_TOY = {
+    'name': 'digits',
+    'model': 'experiments.networks:Perceptron',
+    'model_options': {'widths': (32, 32)},
+    'recalibrate_batches': 0,
+}
 SETTINGS = [
     _setting(
         'CIFAR-10, VGG-16',
@@ -46,7 +52,7 @@ SETTINGS = [
     ),
     _setting(
         'toy: digits',
-        {'name': 'digits', 'num_epochs': 2, 'eval_every_epochs': 2},
+        _TOY | {'num_epochs': 2, 'eval_every_epochs': 2},
         {'validation_examples': 200, 'num_epochs': 1, 'eval_every_epochs': 1},
         range(2),
         rates=(0.1, 0.05),

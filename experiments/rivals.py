@@ -103,6 +103,21 @@ its best form and with its rate tuned by the same rule?
 and the choice of both rates; "within the margin" says whether the whole interval lies above minus half a
 point.
 
+**Findings.** At 1/64, top-k without momentum, whose message is as large as DEF-Q's,
+ends <!-- number: rivals; digits, width 64, 1/64; top-k, 1/64, momentum 0; difference --><!-- /number -->
+points from it: we can't distinguish the two. Its 8 messages are gathered, four times DEF-Q's bytes on the
+wire; with as many bytes there it
+ends <!-- number: rivals; digits, width 64, 1/64; top-k, 1/256, momentum 0; difference --><!-- /number -->
+from it. SparseLoCo with four local steps
+ends <!-- number: rivals; digits, width 64, 1/64; SparseLoCo, H = 4; difference --><!-- /number -->
+and local SGD in two bits
+<!-- number: rivals; digits, width 64, 1/64; local SGD, H = 4, 2 bits; difference --><!-- /number -->
+from it: open. The paper's DEF
+ends <!-- number: rivals; digits, width 64, 1/64; the paper's DEF; difference --><!-- /number -->
+from it, and DiLoCo
+<!-- number: rivals; digits, width 64, 1/64; DiLoCo, H = 8, 4 bits; difference --><!-- /number -->:
+behind.
+
 **Setting.** The problems and the rule for rates are those of [few bits](../few_bits/README.md). Top-k and
 EF-signSGD compress the updates of momentum SGD, as their papers do; an element of top-k takes 32 bits, its
 value in bfloat16 and its place in 16 bits. SparseLoCo sends 2-bit values with 16-bit places. Local SGD and

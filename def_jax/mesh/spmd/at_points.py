@@ -146,8 +146,8 @@ def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
         if not shape or shape[0] % size:
             raise ValueError(
                 f'{name}{jax.tree_util.keystr(path)} has shape {shape}, but its leading axis is divided '
-                f'among {size} workers: drop or pad a smaller last batch. Leave what all workers need out of '
-                'split, or let loss_fn close over it.'
+                f'among {size} workers: drop or pad a smaller last batch. What all workers need goes after '
+                'the batch, and not through split.'
             )
         parts = (size, shape[0] // size, *shape[1:])
         if not workers.explicit:
