@@ -110,12 +110,12 @@ wire; with as many bytes there it
 ends <!-- number: rivals; digits, width 64, 1/64; top-k, 1/256, momentum 0; difference --><!-- /number -->
 from it. SparseLoCo with four local steps
 ends <!-- number: rivals; digits, width 64, 1/64; SparseLoCo, H = 4; difference --><!-- /number -->
-and local SGD in two bits
-<!-- number: rivals; digits, width 64, 1/64; local SGD, H = 4, 2 bits; difference --><!-- /number -->
+and local SGD in two
+bits <!-- number: rivals; digits, width 64, 1/64; local SGD, H = 4, 2 bits; difference --><!-- /number -->
 from it: open. The paper's DEF
 ends <!-- number: rivals; digits, width 64, 1/64; the paper's DEF; difference --><!-- /number -->
-from it, and DiLoCo
-<!-- number: rivals; digits, width 64, 1/64; DiLoCo, H = 8, 4 bits; difference --><!-- /number -->:
+from it, and
+DiLoCo <!-- number: rivals; digits, width 64, 1/64; DiLoCo, H = 8, 4 bits; difference --><!-- /number -->:
 behind.
 
 **Setting.** The problems and the rule for rates are those of [few bits](../few_bits/README.md). Top-k and
@@ -124,7 +124,7 @@ value in bfloat16 and its place in 16 bits. SparseLoCo sends 2-bit values with 1
 DiLoCo send everything every H steps in few bits, with the rest kept as error feedback. The bytes of PowerSGD,
 EF-signSGD and 1-bit Adam cannot be as few as 1/64 here, which favours them.
 
-**Limits.** Small networks and short runs on one machine. Rows of one method differ in momentum or H; its best
+**Limits.** Small networks and short runs on one machine; methods without a row have not been run yet. Rows of one method differ in momentum or H; its best
 row was not chosen by validation, which favours it. Bytes are those that a worker sends: with 8 workers, a
 method that gathers (top-k, SparseLoCo, EF-signSGD) passes four times as many over the network as DEF-Q.
 
