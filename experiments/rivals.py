@@ -124,9 +124,10 @@ value in bfloat16 and its place in 16 bits. SparseLoCo sends 2-bit values with 1
 DiLoCo send everything every H steps in few bits, with the rest kept as error feedback. The bytes of PowerSGD,
 EF-signSGD and 1-bit Adam cannot be as few as 1/64 here, which favours them.
 
-**Limits.** Small networks and short runs on one machine; methods without a row have not been run yet. Rows of one method differ in momentum or H; its best
-row was not chosen by validation, which favours it. Bytes are those that a worker sends: with 8 workers, a
-method that gathers (top-k, SparseLoCo, EF-signSGD) passes four times as many over the network as DEF-Q.
+**Limits.** Small networks and short runs on one machine; methods without a row have not been run yet. Rows of
+one method differ in momentum or H; its best row was not chosen by validation, which favours it. Bytes are
+those that a worker sends: with 8 workers, a method that gathers (top-k, SparseLoCo, EF-signSGD) passes four
+times as many over the network as DEF-Q.
 
 {origins}
 
