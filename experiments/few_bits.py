@@ -1,6 +1,7 @@
 """Few bits: does DEF-Q, at 1/64 and 1/256 of the bytes, train as uncompressed SGD and AdamW do?"""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import pages
@@ -18,17 +19,22 @@ def def_q(compression: int, bits: int, first: float) -> Contender:
     return Contender(f'1/{compression}, {numbers}', 'def_q', options, first)
 
 
+def on_digits(name: str, width: int, contenders: Sequence[Contender]) -> Setting:
+    """The perceptron, with twenty seeds to choose rates and twenty to report."""
+    tuning_seeds, seeds = range(100, 120), range(20)
+    return Setting(name, 'digits', {'width': width}, contenders, tuning_seeds, seeds, margin=0.5)
+
+
+def on_convolutions(name: str, contenders: Sequence[Contender]) -> Setting:
+    """The reduced CIFAR-10, whose runs take minutes: rates a factor of two apart, which two seeds choose."""
+    tuning_seeds, seeds = range(100, 102), range(5)
+    return Setting(name, 'cifar10_reduced', {}, contenders, tuning_seeds, seeds, margin=0.5, factor=2.0)
+
+
 def _perceptron(width: int) -> Setting:
     settings = [(64, 2), (64, 32), (64, 4), (64, 1), (256, 2)]
-    return Setting(
-        name=f'digits, width {width}',
-        problem='digits',
-        where={'width': width},
-        contenders=[Contender('SGD', 'sgd', {}, 0.14), *(def_q(*each, 0.14) for each in settings)],
-        tuning_seeds=range(100, 120),
-        seeds=range(20),
-        margin=0.5,
-    )
+    contenders = [Contender('SGD', 'sgd', {}, 0.14), *(def_q(*each, 0.14) for each in settings)]
+    return on_digits(f'digits, width {width}', width, contenders)
 
 
 _TRANSFORMER = Setting(
@@ -40,16 +46,7 @@ _TRANSFORMER = Setting(
     seeds=range(3),
     margin=0.01,
 )
-_CONVOLUTIONS = Setting(
-    name='CIFAR-10, reduced',
-    problem='cifar10_reduced',
-    where={},
-    contenders=[Contender('SGD', 'sgd', {}, 0.2), def_q(64, 2, 0.2)],
-    tuning_seeds=range(100, 102),
-    seeds=range(5),
-    margin=0.5,
-    factor=2.0,
-)
+_CONVOLUTIONS = on_convolutions('CIFAR-10, reduced', [Contender('SGD', 'sgd', {}, 0.2), def_q(64, 2, 0.2)])
 
 
 def _again(setting: Setting, seeds: range, *compressions: int) -> Setting:

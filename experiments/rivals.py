@@ -10,7 +10,7 @@ network: with 8 workers four times as much, so top-k has a row at a quarter of t
 from pathlib import Path
 
 from experiments import pages
-from experiments.few_bits import def_q
+from experiments.few_bits import def_q, on_convolutions, on_digits
 from experiments.plan import Contender, Setting
 
 __all__ = ['SETTINGS', 'write']
@@ -60,32 +60,18 @@ def _perceptron(compression: int) -> Setting:
             Contender('PowerSGD, rank 1', 'powersgd', {'rank': 1}, first),
             Contender('DeMo', 'demo', {'ratio': compression, 'momentum': 0.0}, first / 50),
         ]
-    return Setting(
-        name=f'digits, width 64, 1/{compression}',
-        problem='digits',
-        where={'width': 64},
-        contenders=methods,
-        tuning_seeds=range(100, 120),
-        seeds=range(20),
-        margin=0.5,
-    )
+    return on_digits(f'digits, width 64, 1/{compression}', 64, methods)
 
 
-_CONVOLUTIONS = Setting(
-    name='CIFAR-10, reduced, 1/64',
-    problem='cifar10_reduced',
-    where={},
-    contenders=[
+_CONVOLUTIONS = on_convolutions(
+    'CIFAR-10, reduced, 1/64',
+    [
         def_q(64, 2, 0.2),
         Contender('SGD', 'sgd', {}, 0.2),
         Contender('top-k, 1/64, momentum 0.9', 'top_k', {'ratio': 64, 'momentum': 0.9}, 0.1),
         Contender("the paper's DEF", 'def', {'ratio': 64}, 0.1),
         Contender('SparseLoCo, H = 4', 'sparse_loco', {'ratio': 16, 'every': 4}, 0.1),
     ],
-    tuning_seeds=range(100, 102),
-    seeds=range(5),
-    margin=0.5,
-    factor=2.0,
 )
 SETTINGS = [_perceptron(64), _perceptron(256), _CONVOLUTIONS]
 

@@ -65,7 +65,7 @@ def make_batch(job: dict):
 
 def make_steps(job: dict, loss_fn):
     """For each variant, its step and the function that initialises its optimizer's state."""
-    sgd, plain = (optax.sgd(LEARNING_RATE, momentum=momentum) for momentum in (0.9, None))
+    sgd = optax.sgd(LEARNING_RATE, momentum=0.9)
     take_grads = jax.grad(loss_fn, has_aux=True)
 
     def compute(state, batch):
@@ -90,7 +90,7 @@ def make_steps(job: dict, loss_fn):
 
         return step, optimizer.init
 
-    def feedback(ratio, axis_name=AXIS, sgd=sgd, **options):
+    def feedback(ratio, axis_name=AXIS, **options):
         return train(def_jax.error_feedback(def_jax.random_block(ratio), axis_name, inner=sgd, **options))
 
     def def_q(compression, bits, axis_name=AXIS, **options):
@@ -101,13 +101,9 @@ def make_steps(job: dict, loss_fn):
         'message64': (message, block),
         'local_sgd': train(sgd),
         'local_def64': feedback(64, None),
-        'local_def64_m0': feedback(64, None, plain),
         'dense': train(optax.chain(def_jax.all_reduce_mean(AXIS), sgd)),
         'def64': feedback(64),
-        'def64_m0': feedback(64, sgd=plain),
         'def256': feedback(256),
-        'def256_m0': feedback(256, sgd=plain),
-        'def_a64_bf16': feedback(64, bits=16),
         'def64_overlap': feedback(64, overlap=True),
         **{f'def_q{c}_{bits}': def_q(c, bits) for c in (64, 256) for bits in (1, 2, 4)},
         **{f'local_def_q{c}_2': def_q(c, 2, None) for c in (64, 256)},

@@ -19,13 +19,9 @@ Row = dict[str, Any]
 _TITLES = {
     'local_sgd': 'no communication: momentum SGD',
     'local_def64': 'no communication: DEF, 1/64',
-    'local_def64_m0': 'no communication: DEF, 1/64, no momentum',
     'dense': 'dense',
     'def64': 'DEF, 1/64',
-    'def64_m0': 'DEF, 1/64, no momentum',
     'def256': 'DEF, 1/256',
-    'def256_m0': 'DEF, 1/256, no momentum',
-    'def_a64_bf16': 'DEF, 1/64, bfloat16',
     **{f'local_def_q{c}_2': f'no communication: DEF-Q, 1/{c}, 2 bits' for c in (64, 256)},
     **{
         f'def_q{c}_{bits}': f'DEF-Q, 1/{c}, {bits} bit{"s" if bits > 1 else ""}'
@@ -114,7 +110,7 @@ def _local(name: str) -> str:
     """The same variant without communication; of DEF-Q in 2 bits, which one worker does not pack."""
     if name.startswith('def_q'):
         return f'local_{name.rpartition("_")[0]}_2'
-    return 'local_sgd' if 'def' not in name else 'local_def64_m0' if name.endswith('m0') else 'local_def64'
+    return 'local_def64' if 'def' in name else 'local_sgd'
 
 
 def _steps(found: dict[str, Any]) -> Iterator[Row]:
@@ -152,7 +148,7 @@ def _updates(found: dict[str, Any]) -> Iterator[Row]:
 def _compression(name: str) -> int:
     """Bytes of a float32 all-reduce of the model over those of a message."""
     found = re.search(r'\d+', name)
-    return (int(found[0]) if found else 1) * (2 if name.endswith('bf16') else 1)
+    return int(found[0]) if found else 1
 
 
 def _bytes(found: dict[str, Any], workers: int) -> Iterator[Row]:

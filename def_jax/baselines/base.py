@@ -88,10 +88,9 @@ def feedback(
 
     def step(updates, state):
         given = float32_updates(updates, state.residual)
-        pending, treedef = jax.tree.flatten(jax.tree.map(lambda u, r: u + decay * r, given, state.residual))
-        update, sent, carry = exchange(pending, state.carry)
-        residual = jax.tree.unflatten(treedef, map(jnp.subtract, pending, sent))
-        return jax.tree.unflatten(treedef, update), ResidualState(residual, carry)
+        pending = jax.tree.map(lambda u, r: u + decay * r, given, state.residual)
+        update, residual, carry = _exchanged(pending, exchange, state.carry)
+        return update, ResidualState(residual, carry)
 
     return link(init, step, axis_name, ResidualState)
 
@@ -99,15 +98,14 @@ def feedback(
 def around(
     inner: optax.GradientTransformation,
     axis_name: AxisName,
-    exchange: Callable[[list[jax.Array]], tuple[list[jax.Array], list[jax.Array]]],
+    exchange: Callable[[list[jax.Array], PyTree], Exchanged],
 ) -> optax.GradientTransformationExtraArgs:
     """Error feedback around an exchange of the updates of a worker's optimizer, as `error_feedback` has it.
 
     Args:
         inner: the worker's optimizer, whose state is per-worker.
         axis_name: the axis over workers.
-        exchange: maps the pending tensors, float32, in leaf order, to the update of each and to what worker k
-            need not keep of it.
+        exchange: see `feedback`; its carry is ().
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`; λ is 0.
@@ -115,12 +113,20 @@ def around(
     start = error_feedback(identity(), None, detach=0.0)  # its state alone: nothing is sent
 
     def step(updates, state):
-        pending, treedef = jax.tree.flatten(pend(updates, state.residual))
-        update, sent = exchange(pending)
-        residual = jax.tree.unflatten(treedef, map(jnp.subtract, pending, sent))
-        return jax.tree.unflatten(treedef, update), state._replace(step=state.step + 1, residual=residual)
+        update, residual, _ = _exchanged(pend(updates, state.residual), exchange, ())
+        return update, state._replace(step=state.step + 1, residual=residual)
 
     return wrapped(inner, start.init, step, axis_name)
+
+
+def _exchanged(
+    pending: PyTree, exchange: Callable[[list[jax.Array], PyTree], Exchanged], carry: PyTree
+) -> tuple[PyTree, PyTree, PyTree]:
+    """What all workers apply, what worker k keeps, and the carry."""
+    tensors, treedef = jax.tree.flatten(pending)
+    update, sent, carry = exchange(tensors, carry)
+    residual = jax.tree.unflatten(treedef, map(jnp.subtract, tensors, sent))
+    return jax.tree.unflatten(treedef, update), residual, carry
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.baselines.base import around, gathered_mean, pack, unpack
+from def_jax.baselines.base import Exchanged, around, gathered_mean, pack, unpack
 from def_jax.compressors.base import ravel, unravel
 from def_jax.types import AxisName, PyTree
 
@@ -50,7 +50,10 @@ def sign_ef(
     ([2.0, -2.0], [-1.0, -1.0])
     """
 
-    return around(inner, axis_name, lambda p: exchange_signs(p, axis_name, lambda x: jnp.mean(jnp.abs(x))))
+    def exchange(pending, carry):
+        return Exchanged(*exchange_signs(pending, axis_name, lambda x: jnp.mean(jnp.abs(x))), carry)
+
+    return around(inner, axis_name, exchange)
 
 
 def exchange_signs(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from def_jax.baselines.base import around, gather_largest
+from def_jax.baselines.base import Exchanged, around, gather_largest
 from def_jax.checks import check_ratio
 from def_jax.mesh.collectives import num_workers
 from def_jax.types import AxisName
@@ -56,14 +56,14 @@ def top_k(
     """
     ratio = check_ratio(ratio)
 
-    def exchange(pending):
+    def exchange(pending, carry):
         totals, _, own = gather_largest([_chunks(x) for x in pending], ratio, axis_name)
         workers = num_workers(axis_name)
 
         def tensors(chunks):
             return [c.reshape(-1)[: x.size].reshape(x.shape) for c, x in zip(chunks, pending, strict=True)]
 
-        return [total / workers for total in tensors(totals)], tensors(own)
+        return Exchanged([total / workers for total in tensors(totals)], tensors(own), carry)
 
     return around(inner, axis_name, exchange)
 

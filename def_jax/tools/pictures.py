@@ -14,14 +14,11 @@ import numpy as np
 import PIL.Image
 
 __all__ = [
-    'BACKGROUND',
     'COLORS',
     'DPI',
-    'MOST_NAMES',
     'PANEL',
     'STYLE',
     'color_of',
-    'direct_labels',
     'draw_band',
     'log_y',
     'panels',
@@ -30,7 +27,7 @@ __all__ = [
 ]
 
 # By a method's title: the palette of Okabe and Ito, and three of Tol's, told apart by the colour-blind. Other
-# methods are dark grey, and lines without a label, which come after the first six, light grey.
+# methods are dark grey.
 COLORS = {
     'SGD': '#000000',
     'EF': '#D55E00',
@@ -44,8 +41,6 @@ COLORS = {
     'DiLoCo': '#999933',
 }
 _OTHER = '#666666'
-BACKGROUND: dict[str, Any] = {'color': '#C4C4C4', 'linewidth': 0.7, 'zorder': 1}
-MOST_NAMES = 6  # lines of a panel with a label
 
 PANEL = (2.9, 2.2)  # inches: text is still 5 pt with two panels printed half a page wide
 STYLE: dict[Any, Any] = {
@@ -65,12 +60,10 @@ STYLE: dict[Any, Any] = {
     'grid.alpha': 0.25,
     'grid.linewidth': 0.5,
 }
-_LEADER = {'arrowstyle': '-', 'linewidth': 0.5, 'shrinkA': 1, 'shrinkB': 1, 'relpos': (0, 0.5)}
 DPI = 140
 _PALETTE = 128  # colours of a PNG
 _DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 _FEW = 15  # lines of at most this many points also get markers
-_LABEL_GAP = 0.11  # minimum distance between two line labels, as a fraction of the panel's height
 
 
 @contextlib.contextmanager
@@ -149,42 +142,3 @@ def plain_log(axis: Any) -> None:
         axis.set_major_locator(few if high < 5 * low else matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
-
-
-def direct_labels(axes: Any) -> None:
-    """Labels each line to the right of its end, in its own colour, instead of a legend."""
-    lines = [line for line in axes.lines if not line.get_label().startswith('_')]
-    ends = np.array([_right_end(axes, line) for line in lines]).reshape(-1, 2)
-    order = np.argsort(ends[:, 1])
-    for index, height in zip(order, _spread(ends[order, 1]), strict=True):
-        color = lines[index].get_color()
-        dark = tuple(0.7 * c for c in matplotlib.colors.to_rgb(color))  # text is thinner than its line looks
-        axes.annotate(
-            lines[index].get_label(),
-            xy=ends[index],
-            xycoords='axes fraction',
-            xytext=(1.07, height),
-            textcoords='axes fraction',
-            color=dark,
-            fontsize=8,
-            va='center',
-            arrowprops=_LEADER | {'color': color},
-        )
-
-
-def _right_end(axes: Any, line: Any) -> np.ndarray:
-    """The right end of a line, in axes coordinates."""
-    points = line.get_transform().transform(np.column_stack(line.get_data()).astype(float))
-    return axes.transAxes.inverted().transform(points[np.argmax(points[:, 0])])
-
-
-def _spread(heights: np.ndarray) -> np.ndarray:
-    """Spreads ascending heights just enough to keep labels apart."""
-    places = np.clip(heights, 0, 1)
-    for _ in range(200):
-        overlap = np.maximum(0, _LABEL_GAP - np.diff(places))
-        if overlap.max(initial=0) < 1e-3:
-            break
-        places[:-1] -= overlap / 2
-        places[1:] += overlap / 2
-    return places

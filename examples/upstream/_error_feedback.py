@@ -183,22 +183,11 @@ def error_feedback(
         state.key, state.count, [x.shape for x in pending], tiles
     )
 
-    # All blocks travel in one message.
     blocks = [
         jax.lax.dynamic_slice(x, start, tile)
         for x, start, tile in zip(pending, starts, tiles)
     ]
-    means = blocks
-    if axis_name is not None and blocks:
-      message = jnp.concatenate([block.reshape(-1) for block in blocks])
-      message = jax.lax.pmean(message, axis_name)
-      ends = [math.prod(tile) for tile in tiles]
-      ends = [sum(ends[: i + 1]) for i in range(len(ends) - 1)]
-      means = [
-          part.reshape(tile)
-          for part, tile in zip(jnp.split(message, ends), tiles)
-      ]
-
+    means = _means(blocks, axis_name)
     sent = jax.tree.unflatten(treedef, [
         jax.lax.dynamic_update_slice(jnp.zeros_like(x), mean, start)
         for x, mean, start in zip(pending, means, starts)
@@ -215,6 +204,20 @@ def error_feedback(
     )
 
   return base.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _means(blocks, axis_name):
+  """The means of the blocks over workers; all of them travel in one message."""
+  if axis_name is None or not blocks:
+    return blocks
+  message = jnp.concatenate([block.reshape(-1) for block in blocks])
+  message = jax.lax.pmean(message, axis_name)
+  sizes = [block.size for block in blocks]
+  ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+  return [
+      part.reshape(block.shape)
+      for part, block in zip(jnp.split(message, ends), blocks)
+  ]
 
 
 def _num_tiles(shape, ratio):

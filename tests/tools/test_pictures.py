@@ -31,12 +31,3 @@ def test_a_band_of_one_standard_deviation(axes):
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [2, 4])
     heights = axes.collections[0].get_paths()[0].vertices[:, 1]
     np.testing.assert_allclose([heights.min(), heights.max()], [2 - 2**0.5, 4])
-
-
-def test_labels_stand_apart_at_the_right_end_of_their_lines(axes):
-    for name, height in (('a', 1.0), ('b', 1.001), ('c', 2.0)):
-        axes.plot([3, 2, 1], [height, 0, 0], label=name)  # drawn from right to left
-    pictures.direct_labels(axes)
-    heights = {text.get_text(): text.xyann[1] for text in axes.texts}
-    assert list(heights) == ['a', 'b', 'c'] and np.diff(list(heights.values())).min() > 0.09
-    assert all(text.xy[0] > 0.9 for text in axes.texts)
