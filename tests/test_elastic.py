@@ -264,6 +264,22 @@ def test_workers_die_at_bad_moments(three):
 
 
 @pytest.mark.slow
+def test_who_dies_waiting_for_the_others_is_met_again(three):
+    """The service takes who returned for the one who waited, so the others meet somebody who isn't there."""
+    plan = ('answer=6',)
+    first, second, third = three.start(0, *plan, 'late=15'), three.start(1, *plan), three.start(2, *plan)
+    three.wait(lambda: three.lines(0, 'late'))
+    time.sleep(1)  # the others have ended the step
+    second.kill()
+    second = three.start(1, *plan)
+    three.wait(lambda: three.lines(1, 'connected')[-1]['pid'] == second.pid)
+    (three.folder / 'go').touch()
+    three.finish(first, second, third)
+    three.assert_same_bits()
+    assert sum('repeated: ' in line['note'] for line in three.lines(0, 'note')) <= 2
+
+
+@pytest.mark.slow
 def test_a_step_that_failed_is_repeated_and_what_was_given_up_or_damaged_goes_no_further(three):
     """A frozen worker that was given up writes nothing; what a newcomer was given is compared once."""
     first, second = three.start(0), three.start(1, 'fail=15')

@@ -16,7 +16,7 @@ from def_jax.types import PyTree
 
 Incarnations = tuple[tuple[int, int], ...]  # process and incarnation, of each that lives
 
-__all__ = ['SHARD_AXIS', 'Group', 'Incarnations', 'divided', 'everywhere', 'grouped', 'names']
+__all__ = ['SHARD_AXIS', 'Group', 'Incarnations', 'divided', 'everywhere', 'grouped', 'name_of', 'names']
 
 SHARD_AXIS = 'shard'
 
@@ -41,6 +41,10 @@ class Group:
         return NamedSharding(self.dist.mesh, P(*spec))
 
 
+def name_of(incarnations: Incarnations, failures: int) -> str:
+    return f'def_jax/{hashlib.sha256(repr((incarnations, failures)).encode()).hexdigest()}'
+
+
 def grouped(
     incarnations: Incarnations,
     failures: int,
@@ -52,11 +56,11 @@ def grouped(
     """The mesh of processes. It follows from what all of them know, so all have the same."""
     alive = [process for process, _ in incarnations]
     devices = {p: [device for device in jax.devices() if device.process_index == p] for p in alive}
-    size, digest = workers * shards, hashlib.sha256(repr((incarnations, failures)).encode())
+    size, name = workers * shards, name_of(incarnations, failures)
     if devices[alive[0]][0].platform == 'cpu':
         # gloo keeps its communicators by the order of devices, also those with a process that has died, or
         # with a collective that some have left.
-        chance = np.random.default_rng(int.from_bytes(digest.digest()[:8], 'little'))
+        chance = np.random.default_rng(int(name.rpartition('/')[2], 16))
         alive = [alive[place] for place in chance.permutation(len(alive))]
         for process in alive:
             first = size * int(chance.integers(len(devices[process]) // size))
@@ -66,7 +70,6 @@ def grouped(
     processes = [device.process_index for device in grid[:, 0]]
     rows = [row for row, process in enumerate(processes) if process == jax.process_index()]
     local = [device for row in rows for device in grid[row]]
-    name = f'def_jax/{digest.hexdigest()}'
     return Group(incarnations, failures, name, make_dist(mesh), rows, local, processes)
 
 

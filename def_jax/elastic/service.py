@@ -25,6 +25,7 @@ __all__ = [
     'ask',
     'check_versions',
     'end',
+    'failed',
     'has_ended',
     'initialize',
     'meeting',
@@ -151,8 +152,14 @@ def meeting(name: Callable[[], str]) -> Iterator[None]:
         if any(live.devices.get(device) != incarnation for device, incarnation in before.items()):
             raise DiedError('a process died in a meeting') from error
         raise
-    if failed := client.key_value_dir_get(name()):
-        raise FailedError('; '.join(reason for _, reason in sorted(failed)))
+    if reasons := failed(name()):
+        raise FailedError('; '.join(reasons))
+
+
+def failed(name: str) -> list[str]:
+    """Why a meeting of this name failed; nothing if none has."""
+    client: Any = global_state.client
+    return [reason for _, reason in sorted(client.key_value_dir_get(name))]
 
 
 def _is_failed_collective(error: Exception) -> bool:

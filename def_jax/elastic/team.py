@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 from def_jax.elastic import transfer
-from def_jax.elastic.group import Group, Incarnations, divided, everywhere, grouped, names
+from def_jax.elastic.group import Group, Incarnations, divided, everywhere, grouped, name_of, names
 from def_jax.elastic.roll_call import Call, RollCall, checksums, identity_of
 from def_jax.elastic.service import (
     DiedError,
@@ -23,6 +24,7 @@ from def_jax.elastic.service import (
     RefusedError,
     TooFewError,
     end,
+    failed,
     has_ended,
     meeting,
 )
@@ -202,7 +204,7 @@ class Team:
                 if retries > _MOST_RETRIES:
                     raise
                 assert group is not None
-                self._group = self._grouped(group.incarnations, group.failures + 1)
+                self._group = self._grouped(group.incarnations)
                 continue
             if self._refused:
                 raise RefusedError(
@@ -243,10 +245,14 @@ class Team:
     def _meeting(self) -> contextlib.AbstractContextManager[None]:
         return meeting(lambda: self._group.name if self._group else '')
 
-    def _grouped(self, incarnations: Incarnations, failures: int = 0) -> Group:
+    def _grouped(self, incarnations: Incarnations, failures: int | None = None) -> Group:
         def make_dist(mesh):
             return spmd(self._optimizer, mesh, self._specs, self._axis)
 
+        if failures is None:
+            # Counted by the service: who died waiting for a meeting's end and came back is taken to have been
+            # there, so the others' next meeting fails for want of it before its own first one begins.
+            failures = next(n for n in itertools.count() if not failed(name_of(incarnations, n)))
         return grouped(incarnations, failures, self._workers, self._shards, self._axis, make_dist)
 
     def _report(self, before: Group, now: Group) -> None:

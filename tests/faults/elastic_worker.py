@@ -8,7 +8,8 @@
 
 With `die=WHERE:N` the process kills itself at the N-th step, look or trace of the program, or while the first
 process writes the N-th checkpoint; with `freeze=WHERE:N` it stops there until SIGCONT. With `fail=N`, what it
-computed at the N-th step is lost, as by a collective that fails for it alone. The other keys are in `PLAN`.
+computed at the N-th step is lost, as by a collective that fails for it alone. With `late=N` it comes to the
+end of the N-th step's meeting only when FOLDER/go is there. The other keys are in `PLAN`.
 """
 
 import functools
@@ -30,6 +31,7 @@ from jax.sharding import PartitionSpec as P
 
 import def_jax
 from def_jax import elastic
+from def_jax.elastic import service
 from def_jax.elastic.service import LAUNCHED
 
 RATIO, RATE, BATCH, TRAINED, HIDDEN = 16, 0.1, 112, 1000, 256
@@ -37,7 +39,8 @@ PLAN = {
     **{'kind': 'elastic', 'seed': 0, 'steps': 10**9, 'shards': 1, 'least': 1, 'patience': 600.0},
     **{'checkpoint': 50, 'look': 0},  # every so many steps; 0 for never
     **{'heartbeat': 10, 'pause': 0.0},  # seconds: of silence before a death, after each step
-    **{'die': '', 'freeze': '', 'fail': 0},
+    **{'die': '', 'freeze': '', 'fail': 0, 'late': 0},
+    'answer': 30,  # seconds within which those who meet answer each other
     # What a process has that the others have not: a dtype; a bit that flips in what it is given.
     **{'dtype': 'float32', 'flip': 0},
 }
@@ -107,7 +110,9 @@ def joined():
         jax.config.update('jax_cpu_collectives_implementation', 'gloo')
         jax.distributed.initialize(ADDRESS, COUNT, INDEX, heartbeat_timeout_seconds=plan['heartbeat'])
         return Fixed(optimizer, *restored(optimizer))
+    service._ANSWER_SECONDS = plan['answer']
     elastic.initialize(heartbeat_seconds=plan['heartbeat'], local_devices=plan['shards'], cpu=True)
+    write(connected=True)
     params, opt_state, step = restored(optimizer)
     params['out'] = params['out'].astype(jnp.dtype(plan['dtype']))
     return Team(
@@ -141,6 +146,10 @@ class Team(elastic.Team):
         counts['done'] += done is not None
         if done is not None and plan['fail'] == counts['done']:
             raise jax.errors.JaxRuntimeError('planned')
+        if done is not None and plan['late'] == counts['done']:
+            write(late=True)
+            while not (FOLDER / 'go').exists():
+                time.sleep(0.05)
         return done
 
 
