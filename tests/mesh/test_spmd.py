@@ -7,7 +7,6 @@ import optax
 import pytest
 import reference
 import reference_baselines as oracles
-import reference_family
 from compressing import masks
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -102,20 +101,6 @@ def test_equals_the_oracle(layout, kind, compressor, options):
     np.testing.assert_allclose(x, expected.x, **TOLERANCE)
     np.testing.assert_allclose(y, expected.y, **TOLERANCE)
     np.testing.assert_allclose(-residuals(state), expected.e[-1], **TOLERANCE)
-
-
-def test_messages_in_flight_equal_the_oracle():
-    """And an outer optimizer, of which each device has the momentum of its shards."""
-    compressor, options = def_jax.random_block(4), {'detach': 1.0, 'every': 2, 'decay': 0.9}
-    outer = optax.sgd(0.7, momentum=0.5)
-    optimizer = feedback('4x2', compressor, inner=SGD, overlap=True, outer=outer, **options)
-    x, y, state = train(distributed('4x2', optimizer))
-    expected = reference_family.in_flight(
-        *problem('4x2', 4, compressor), num_workers=4, outer=(0.7, 0.5), **options
-    )
-    np.testing.assert_allclose(x, expected[0], **TOLERANCE)
-    np.testing.assert_allclose(y, expected[1], **TOLERANCE)
-    np.testing.assert_allclose(residuals(state), expected[2][-1], **TOLERANCE)
 
 
 def test_each_element_counts_once_in_the_energies_of_lambda():
