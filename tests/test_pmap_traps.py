@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax.training.train_state import TrainState
 
 import def_jax
 from def_jax.traffic import traffic
@@ -171,27 +170,6 @@ def test_f_frozen_parameters_are_masked_inside():
     assert (params['b'] == 1).all() and not np.any(state.residual['b']) and np.any(state.residual['w'])
 
 
-def test_h_token_weighted_losses():
-    """A sum over tokens, divided by their number on all workers, counts K times."""
-
-    def step(optimizer, params, state, batch, ratio=1):
-        mask = batch[:, 0] > jnp.float32(0.2) * jax.lax.axis_index('workers')
-
-        def loss(params):
-            errors = jnp.sum((jnp.tanh(batch @ params['w']) - 1) ** 2, axis=1)
-            return jnp.sum(errors * mask) / jax.lax.psum(mask.sum(), 'workers') * NUM_WORKERS
-
-        grads = jax.grad(loss)(def_jax.detached_params(params, state))
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params, _ = train(wrapper(ratio=1, inner=optax.sgd(0.1)), steps=1, step=step)
-    batch, which = DATA[:, 0], np.arange(NUM_WORKERS, dtype=np.float32)[:, None] * np.float32(0.2)
-    tokens = batch[batch[:, :, 0] > which]
-    gradient = jax.grad(lambda w: jnp.mean(jnp.sum((jnp.tanh(tokens @ w) - 1) ** 2, axis=1)))(PARAMS['w'])
-    np.testing.assert_allclose(params['w'][0], PARAMS['w'] - 0.1 * gradient, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize('after', [optax.adam(0.01), optax.trace(0.9)], ids=['adam', 'momentum'])
 def test_i_an_optimizer_after_a_bare_link_is_refused(after):
     blocks = def_jax.random_block(4)
@@ -221,18 +199,3 @@ def test_j_one_workers_state_has_no_axis_over_workers(inner):
             function(alone)
     saved = def_jax.stack_state(jax.tree.map(lambda x: x[None], alone))
     jax.tree.map(np.testing.assert_array_equal, def_jax.stack_state(saved), saved)
-
-
-def test_apply_gradients_is_unchanged():
-    optimizer = wrapper(bits=4)
-
-    def step(train_state, batch):
-        point = def_jax.detached_params(train_state.params, train_state.opt_state)
-        return train_state.apply_gradients(grads=jax.grad(loss_fn)(point, batch))
-
-    train_state = stacked(TrainState.create(apply_fn=None, params=PARAMS, tx=optimizer))
-    step = jax.pmap(step, 'workers', devices=DEVICES)
-    for t in range(6):
-        train_state = jax.block_until_ready(step(train_state, DATA[:, t]))
-    expected, _ = train(optimizer)
-    np.testing.assert_array_equal(train_state.params['w'], expected['w'])

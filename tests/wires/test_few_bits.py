@@ -76,15 +76,6 @@ def test_every_mapping_equals_oracle(mapping, num_workers, bits):
     np.testing.assert_allclose((mean[0] + rest.mean(0)) / scale, messages.mean(0) / scale, atol=2e-7)
 
 
-def test_two_hundred_workers():
-    messages = make_messages(200).astype(np.float32)
-    mean, rest = jax.jit(jax.vmap(lambda x: exchanged(x, 2), axis_name='workers'))(messages)
-    assert (np.asarray(mean) == mean[0]).all()
-    restored = np.asarray(mean[0], np.float64) + np.asarray(rest, np.float64).mean(0)
-    scale = np.repeat(SCALES, SIZES)
-    np.testing.assert_allclose(restored / scale, messages.mean(0, dtype=np.float64) / scale, atol=2e-6)
-
-
 @pytest.mark.parametrize('broken', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('bits', BITS)
 def test_what_is_not_finite_reaches_all_workers(bits, broken):
