@@ -129,6 +129,15 @@ def test_no_two_draws_share_a_key(compressor, steps, function, draws):
     assert len(keys) == len(set(keys)) == 3 * len(steps) * draws
 
 
+def test_a_draw_is_that_of_jax():
+    """Published trajectories rest on it: `jax.random.randint` of a key into which the path was folded."""
+    counts = jnp.array([1_000_003, 2_000_006], jnp.uint32)
+    key = jax.random.key(3, impl='threefry2x32')
+    folded = jax.random.fold_in(jax.random.fold_in(key, 7), 11)
+    expected = [jax.random.randint(folded, (4,), 0, count)[2] for count in counts]
+    np.testing.assert_array_equal(base.draw(key, [7, 11], counts, 2), jnp.stack(expected))
+
+
 def test_all_permutations_of_four_blocks_are_equally_likely():
     """One round of the shuffle for every pivot and every way of its bits; all rounds are a power of that."""
     permutations = {p: i for i, p in enumerate(itertools.permutations(range(4)))}
