@@ -2,7 +2,7 @@
 
 The plan, committed before its runs. DEF-Q's transformer preset was made with another optimizer inside than
 AdamW's (no momentum in the worker, b2 = 0.995, Nesterov momentum of the mean), so a gap to AdamW mixes what
-compression costs with what that optimizer gains. Every row has its rate tuned by the same rule; the comparison
+compression costs with what that optimizer gains. Every rate is tuned by the same rule; the comparison
 that counts is with AdamW's best row, chosen after the fact, which favours AdamW.
 """
 
