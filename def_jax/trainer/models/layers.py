@@ -10,18 +10,8 @@ from jax import lax
 from jax.typing import DTypeLike
 
 __all__ = [
-    'STATISTICS_MOMENTUM',
-    'Block',
-    'Layer',
-    'LayerInit',
-    'batch_norm',
-    'check_images',
-    'convolution',
-    'dense',
-    'he_fan_in',
-    'he_fan_out',
-    'small_normal',
-    'torch_default',
+    *('Layer', 'LayerInit', 'batch_norm', 'check_images', 'convolution', 'dense'),
+    *('he_fan_in', 'he_fan_out', 'small_normal', 'torch_default'),
 ]
 
 STATISTICS_MOMENTUM = 0.9  # the weight of the old running statistics at each step
@@ -30,15 +20,6 @@ Layer = Callable[..., jax.Array]
 
 # Maps a layer's fan-in to the initialisers of its kernel and bias; None for a layer without bias.
 LayerInit = Callable[[int], tuple[nn.initializers.Initializer, nn.initializers.Initializer | None]]
-
-
-class Block(nn.Module):
-    """What the blocks of residual networks have in common."""
-
-    width: int  # inner channels
-    stride: int
-    convolve: Layer  # given a width, a kernel size and a stride
-    normalise: Layer
 
 
 def he_fan_in(fan_in: int) -> tuple[nn.initializers.Initializer, None]:
