@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from configs import digits
-from def_jax.trainer.evaluation import make_evaluate
+from def_jax.trainer.evaluation import evaluate
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.state import TrainState
 from tests import training_fixtures as fixtures
@@ -87,7 +87,7 @@ def restored(path: Path, experiment: Experiment) -> tuple[TrainState, list[str]]
 
 def points(experiment: Experiment, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
     """x and y, flattened, as an evaluation computes them."""
-    outputs, _ = jax.device_get(experiment.steps.outputs(state))
+    outputs = jax.device_get(experiment.steps.outputs(state))
     x, y = (
         np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(outputs[point]['params'])])
         for point in ('x', 'y')
@@ -96,7 +96,7 @@ def points(experiment: Experiment, state: TrainState) -> tuple[np.ndarray, np.nd
 
 
 def accuracy(experiment: Experiment, state: TrainState) -> float:
-    return make_evaluate(experiment)(state, STEPS)['test_accuracy_y']
+    return evaluate(experiment, state, STEPS)['test_accuracy_y']
 
 
 if __name__ == '__main__':

@@ -47,9 +47,9 @@ def test_the_place_in_an_epoch_does_not_move_with_the_number_of_workers():
     split = Arrays({'label': np.arange(100)})
     for accumulate, counts in ((1, (4, 5, 4)), (2, (5, 5, 5))):
         config = {'seed': 3, 'batch_size': 12, 'accumulate': accumulate, 'shards_per_worker': 1}
-        batches = elastic._Batches(split, config, interruption.Watch())
+        batch = functools.partial(elastic._batch, split, config, interruption.Watch())
         for step, count in enumerate([count for count in counts for _ in range(6)]):  # into the third epoch
-            taken = batches(step, list(range(count)), count)['label']
+            taken = batch(step, list(range(count)), count)['label']
             expected = train_positions(100, seed=3, step=step, batch_size=12, num_workers=1)[1][0]
             np.testing.assert_array_equal(taken, expected[: 12 // count * count])
 

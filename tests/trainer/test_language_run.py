@@ -54,7 +54,7 @@ def test_the_result_has_a_text_that_y_wrote(run, data_dir):
     assert ''.join(result['sample'].split()) in ''.join(printed.split())
     of_run = experiment.build(tiny_config(data_dir))
     state = fixtures.restored(folder, of_run)
-    points, _ = of_run.steps.outputs(state)
+    points = of_run.steps.outputs(state)
     assert of_run.task.sample(jax.device_get(points['y']['params']), jax.random.key(0)) == result['sample']
 
 

@@ -3,12 +3,11 @@
 The library gets the keys that are its arguments, and checks them.
 """
 
-import dataclasses
 import functools
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +35,7 @@ _BLOCKS = ('order', 'allocation')
 _PRESETS: dict[str, Callable[..., Any]] = {'sgd': def_sgd, 'adamw': def_adamw}  # of methods in bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class Factory:
+class Factory(NamedTuple):
     """The callable that the key `key` of a configuration names by `name`, with `config.<key>_options`."""
 
     key: str
@@ -168,17 +166,17 @@ def make_optimizer(
         given['outer'] = find('outer', config).make(optax.GradientTransformation)
     if preset := _preset(config):
         what, takes = f'method={config["method"]!r} with {factory}', inspect.signature(preset).parameters
-        for name in given.keys() - {*takes, 'ratio'}:
-            if given[name] != KEYS[name].default:
+        for name in given:  # every run has a ratio and a period of averages
+            if name not in (*takes, 'ratio', 'average_every') and given[name] != KEYS[name].default:
                 raise ValueError(f'{name}={config[name]!r} has no effect on {what}; leave it out.')
-        dataclasses.replace(factory, function=preset).check_takes()
+        factory._replace(function=preset).check_takes()
         passed |= {'compression': given['ratio'], 'axis_name': axis_name, 'seed': config['seed']}
         passed |= given | dict(factory.options)
         return preset(**{name: value for name, value in passed.items() if name in takes})
     shared = factory.make(optax.GradientTransformation, **passed)
     decays = factory.function is sgd
     local = optax.add_decayed_weights(config['weight_decay']) if decays else optax.identity()
-    options = {name: value for name, value in {**method.defaults, **given}.items() if name not in _BLOCKS}
+    options = {name: value for name, value in given.items() if name not in _BLOCKS}
     compressor = make_compressor(config)
     try:
         return method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **options)
