@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from configs import digits
+from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.evaluation import evaluate
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.state import TrainState
-from tests import training_fixtures as fixtures
 from tests.faults import processes
 
 # K, its workers on a device, and K' with its own.
@@ -76,12 +76,12 @@ def trained(experiment: Experiment, path: Path) -> None:
     for _, batch in zip(range(STEPS), experiment.train_batches(0), strict=False):
         state, _ = train_step(state, batch)
         jax.block_until_ready(state)
-    with fixtures.manager_of(path, experiment) as manager:
+    with Checkpoints(path, experiment) as manager:
         manager.save(state)
 
 
 def restored(path: Path, experiment: Experiment) -> tuple[TrainState, list[str]]:
-    with fixtures.manager_of(path, experiment) as manager:
+    with Checkpoints(path, experiment) as manager:
         return manager.restore(experiment.steps.init()), manager.notes
 
 

@@ -13,7 +13,6 @@ import optax
 from def_jax import message_size
 from def_jax.baselines import methods
 from def_jax.traffic import Message, traffic
-from def_jax.trainer.checkpointing.regrouping import Layout
 from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.rules import check, of_keys
 from def_jax.trainer.data import order
@@ -155,11 +154,6 @@ class Experiment:
     def is_per_worker(self) -> TrainState:
         """Which parts of the state are per-worker, see `per_worker`."""
         return per_worker(self.optimizer, self.abstract_variables)
-
-    @property
-    def layout(self) -> Layout:
-        """How the workers are arranged in the state."""
-        return Layout(self.workers, self.is_per_worker, self.config.batch_size, self.config.elastic)
 
     @functools.cached_property
     def steps(self) -> Steps:

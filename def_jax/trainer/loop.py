@@ -72,8 +72,7 @@ def train_and_evaluate(
         lock = workdir.locked(run) if processes.is_first() else contextlib.nullcontext()
         # Until here nothing is lost by stopping at once.
         with lock, interruption.watch() as signals:
-            settings = workdir.bound_settings(config)
-            with Checkpoints(run, config.keep_checkpoints, experiment.layout, settings) as checkpoints:
+            with Checkpoints(run, experiment) as checkpoints:
                 _Run(experiment, run, checkpoints, console, signals).train_and_evaluate()
             if config.elastic and not processes.is_first():
                 return {}

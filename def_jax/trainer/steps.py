@@ -121,7 +121,7 @@ class Steps:
         return self.workers.map(outputs, (self.is_per_worker,), False)
 
     @functools.cached_property
-    def own_params(self) -> Callable[[TrainState, np.ndarray], PyTree]:
+    def own_params(self) -> Callable[[TrainState, np.int32], PyTree]:
         """A function from a state and the number of a worker to its own model x + r_k, on all workers."""
         axis_name = self.workers.axis_name
 

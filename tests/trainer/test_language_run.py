@@ -13,6 +13,7 @@ import training_fixtures as fixtures
 
 from configs import language
 from def_jax.trainer import experiment, loop
+from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.workers import replicas
 
 TINY = {
@@ -187,7 +188,7 @@ def test_other_workers_take_over_the_state(full_run, data_dir, changes, note):
     config, folder, _, _ = full_run
     before = jax.device_get(fixtures.restored(folder, experiment.build(config)))
     other = experiment.build(full_config(data_dir, **changes))
-    manager = fixtures.manager_of(folder, other)
+    manager = Checkpoints(folder, other)
     after = jax.device_get(manager.restore(other.steps.init()))
     manager.close()
     assert any(note in line for line in manager.notes)

@@ -51,14 +51,14 @@ class StreamedSplit(Readable):
         """The examples at positions `start` to `stop` - 1 of this split."""
         return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
 
-    def train_batches(self, *, seed: int, first_step: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
+    def train_batches(self, *, first_step: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
         """The batches of `first_step` and all later steps, cropped as by `RandomResizedCrop`."""
         for step in itertools.count(first_step):
-            epoch, positions = train_positions(len(self), seed=seed, step=step, **options)
+            epoch, positions = train_positions(len(self), step=step, **options)
 
             def crop(image: PIL.Image.Image, position: int, epoch: int = epoch) -> PIL.Image.Image:
                 # It depends on neither the order nor the worker.
-                box = _random_box(*image.size, np.random.default_rng((seed, epoch, position)))
+                box = _random_box(*image.size, np.random.default_rng((options['seed'], epoch, position)))
                 return image.crop(box).resize((self.size, self.size), PIL.Image.Resampling.BILINEAR)
 
             yield self._read(positions, crop)
