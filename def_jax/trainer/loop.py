@@ -246,10 +246,7 @@ class _Run:
 
 
 class FixedWorkers:
-    """The workers of a run as the loop uses them: the same from the first step to the last.
-
-    `step` says how many steps are done.
-    """
+    """The workers of a run as the loop uses them: the same from the first step to the last, `step`."""
 
     def __init__(self, experiment: Experiment, state: TrainState, batches: Iterator[dict]):
         self._experiment, self._state, self._batches = experiment, state, batches
