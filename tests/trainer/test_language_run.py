@@ -202,7 +202,7 @@ def test_other_workers_take_over_the_state(full_run, data_dir, changes, note):
 def test_a_device_that_differs_is_found(data_dir):
     """A kernel is sharded inside each worker, a scale lies whole on each device."""
     run, state, _ = trained(sharded(data_dir, num_workers=4, batch_size=8), 1)
-    check = replicas.make_check(run.workers, run.is_per_worker)
+    check = functools.partial(replicas.check, run.workers, run.is_per_worker)
     check(state, 1)
 
     def corrupted(leaf, path, x):
