@@ -27,8 +27,7 @@ from def_jax.trainer.state import PerWorker, TrainState
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers import AXIS, ShardedWorkers, WholeWorkers
 from def_jax.trainer.workers.sharded import SHARD_AXIS, shard_spec
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['ElasticWorkers', 'first_state']
 

@@ -123,12 +123,10 @@ class Experiment:
             splits['train'] = self.dataset.train.part(0, count)
         return splits
 
-    def test_batches(
-        self, split: str, examples_per_device: int = EXAMPLES_PER_DEVICE
-    ) -> Iterator[dict[str, np.ndarray]]:
+    def test_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
         """One pass over a split of `evaluated`, like `train_batches`, with a mask."""
         workers = self.config.num_workers
-        examples = -(-examples_per_device * len(self.workers.devices) // workers)
+        examples = -(-EXAMPLES_PER_DEVICE * len(self.workers.devices) // workers)
         return self._by_worker(self.evaluated[split].test_batches, examples * workers)
 
     def _by_worker(

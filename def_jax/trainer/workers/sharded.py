@@ -79,22 +79,20 @@ class ShardedWorkers(Workers):
         return self._mesh.abstract(tree, each(self._spec, is_per_worker, tree))
 
     def shards(self, params: PyTree) -> Shards:
-        specs = jax.tree.map(lambda x: shard_spec(x.shape, self._shards), params)
-        return Shards(AXIS, (SHARD_AXIS,), specs)
+        return Shards(AXIS, (SHARD_AXIS,), each(self._spec, False, params))
 
     def lay_out(self, tree: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda x: lax.with_sharding_constraint(x, shard_spec(x.shape, self._shards)), in_memory(tree)
-        )
+        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, self._spec(False, x)), in_memory(tree))
 
     def lay_out_examples(self, batch: PyTree) -> PyTree:
         return jax.tree.map(lambda x: lax.with_sharding_constraint(x, P(SHARD_AXIS)), batch)
 
     def part(self, params: PyTree) -> PyTree:
-        def shape(x):
-            return self._mesh.shardings(shard_spec(x.shape, self._shards)).shard_shape(x.shape)
+        def part(x):
+            shape = self._mesh.shardings(self._spec(False, x)).shard_shape(x.shape)
+            return jax.ShapeDtypeStruct(shape, x.dtype)
 
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype), params)
+        return jax.tree.map(part, params)
 
     def _spec(self, is_per_worker: bool, x: Any) -> P:
         if is_per_worker:
