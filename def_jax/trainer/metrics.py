@@ -4,12 +4,13 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tensorboardX.event_file_writer import EventsWriter
+import tensorboardX
 from tensorboardX.proto import event_pb2, summary_pb2
 
 __all__ = ['MetricLog', 'Seal', 'read']
@@ -120,9 +121,11 @@ class _Board:
 
     def __init__(self, folder: Path, purge_step: int):
         folder.mkdir(exist_ok=True)
-        self._writer = EventsWriter(str(folder / 'events'), f'.{time.time_ns()}')
+        name = f'events.out.tfevents.{time.time_ns() / 1e9:.6f}.{socket.gethostname()}'
+        self._writer = tensorboardX.RecordWriter(str(folder / name))
         self.close = self._writer.close
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # hides later steps of earlier files
+        self._write(purge_step, file_version='brain.Event:2')
         self._write(purge_step, session_log=start)
 
     def write(self, record: dict[str, Any]) -> None:
@@ -131,7 +134,8 @@ class _Board:
         self._write(record['step'], summary=summary_pb2.Summary(value=values))
 
     def _write(self, step: int, **content: Any) -> None:
-        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
+        event = event_pb2.Event(wall_time=time.time(), step=step, **content)
+        self._writer.write(event.SerializeToString())
         self._writer.flush()
 
 
