@@ -1,6 +1,7 @@
 """What the compiled step communicates and copies, read from its optimized HLO."""
 
 import math
+import re
 
 import hlo
 import jax
@@ -25,9 +26,10 @@ def test_one_all_reduce_of_the_message(num_workers, ratio):
     assert hlo.all_reduces(def_jax.error_feedback(compressor, 'workers'), num_workers) == [[size]]
 
 
-def test_news_adds_no_collective():
-    """NaN travels in the message, and an energy at its end."""
-    assert hlo.all_reduces(hlo.feedback(skip_nonfinite=True, detach='auto'), 4) == [[MESSAGE + 1]]
+@pytest.mark.parametrize(('options', 'longer'), [({'skip_nonfinite': True}, 0), ({'detach': 'auto'}, 1)])
+def test_news_adds_no_collective(options, longer):
+    """NaN travels in the message, an energy at its end."""
+    assert hlo.all_reduces(hlo.feedback(**options), 4) == [[MESSAGE + longer]]
 
 
 def test_between_messages_no_collective_runs():
@@ -178,3 +180,29 @@ def test_a_model_of_one_tensor_is_updated_in_place(ratio, shape, skipping):
     """As with optax.flatten; its message is not made by a concatenation."""
     compiled = compile_stage(def_jax.random_block(ratio), jnp.ones(shape), skip_nonfinite=skipping)
     assert hlo.copies_of(compiled, math.prod(shape)) == 0
+
+
+def kernels(hlo):
+    """The distinct fusions of a program, and the number of its instructions."""
+    hlo = re.sub(r', (?:metadata|backend_config|frontend_attributes)=.*', '', hlo)
+    bodies = set()
+    for body in re.split(r'\n(?=%|ENTRY)', hlo):
+        if body.startswith(('%fused', '%wrapped')):
+            names: dict[str, str] = {}
+            numbered = re.sub(
+                r'%[\w.\-]+|\bparam[\w.]+',
+                lambda m, names=names: names.setdefault(m[0], f'v{len(names)}'),
+                body,
+            )
+            bodies.add(numbered)
+    return len(bodies), len(re.findall(r'^ +(?:ROOT )?%\S+ = ', hlo, re.MULTILINE))
+
+
+@optimized
+def test_leaves_of_one_shape_share_their_kernels():
+    """XLA compiles equal kernels once, and nearly all of its time goes into kernels."""
+    leaves = [jnp.ones((64, 48)), jnp.ones(48)]
+    programs = [compile_stage(def_jax.random_block(100), leaves * pairs).as_text() for pairs in (6, 8)]
+    (few, short), (many, long) = map(kernels, programs)
+    assert many <= few
+    assert (long - short) / (2 * len(leaves)) <= 110

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 
 import def_jax
 from def_jax.traffic import traffic
@@ -83,6 +84,8 @@ def test_b_a_verdict_on_a_step_is_the_same_on_all_workers():
     params, state = train(wrapper(), steps=4, step=step)
     assert copies_agree(params) and np.isfinite(params['w']).all()
     assert set(np.asarray(state.step).tolist()) == {2}  # it never gets past it: the step counts what was kept
+    skipped, state = train(wrapper(skip_nonfinite=True, bits=2), steps=4)
+    assert copies_agree(skipped)
 
 
 def test_c_a_state_that_calls_itself_replicated_is_saved_whole():
@@ -100,14 +103,16 @@ def test_c_a_state_that_calls_itself_replicated_is_saved_whole():
 
 
 @pytest.mark.parametrize(
-    'optimizer',
-    [
-        optax.chain(wrapper(), optax.scale_by_trust_ratio()),
-        optax.contrib.schedule_free(wrapper(inner=optax.sgd(0.01)), 0.01),
-    ],
-    ids=['after', 'around'],
+    'after',
+    [optax.add_decayed_weights(-0.01), optax.scale_by_trust_ratio(), optax.keep_params_nonnegative()],
+    ids=['decay', 'trust ratio', 'nonnegative'],
 )
-def test_d_what_follows_or_goes_around_sees_x(optimizer):
+def test_d_what_follows_sees_x(after):
+    assert copies_agree(train(optax.chain(wrapper(), after))[0])
+
+
+def test_d_schedule_free_goes_around():
+    optimizer = optax.contrib.schedule_free(wrapper(inner=optax.sgd(0.01)), 0.01)
     assert copies_agree(train(optimizer)[0])
 
 
@@ -170,6 +175,27 @@ def test_f_frozen_parameters_are_masked_inside():
     assert (params['b'] == 1).all() and not np.any(state.residual['b']) and np.any(state.residual['w'])
 
 
+def test_h_token_weighted_losses():
+    """A sum over tokens, divided by their number on all workers, counts K times."""
+
+    def step(optimizer, params, state, batch, ratio=1):
+        mask = batch[:, 0] > jnp.float32(0.2) * jax.lax.axis_index('workers')
+
+        def loss(params):
+            errors = jnp.sum((jnp.tanh(batch @ params['w']) - 1) ** 2, axis=1)
+            return jnp.sum(errors * mask) / jax.lax.psum(mask.sum(), 'workers') * NUM_WORKERS
+
+        grads = jax.grad(loss)(def_jax.detached_params(params, state))
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, _ = train(wrapper(ratio=1, inner=optax.sgd(0.1)), steps=1, step=step)
+    batch, which = DATA[:, 0], np.arange(NUM_WORKERS, dtype=np.float32)[:, None] * np.float32(0.2)
+    tokens = batch[batch[:, :, 0] > which]
+    gradient = jax.grad(lambda w: jnp.mean(jnp.sum((jnp.tanh(tokens @ w) - 1) ** 2, axis=1)))(PARAMS['w'])
+    np.testing.assert_allclose(params['w'][0], PARAMS['w'] - 0.1 * gradient, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('after', [optax.adam(0.01), optax.trace(0.9)], ids=['adam', 'momentum'])
 def test_i_an_optimizer_after_a_bare_link_is_refused(after):
     blocks = def_jax.random_block(4)
@@ -199,3 +225,18 @@ def test_j_one_workers_state_has_no_axis_over_workers(inner):
             function(alone)
     saved = def_jax.stack_state(jax.tree.map(lambda x: x[None], alone))
     jax.tree.map(np.testing.assert_array_equal, def_jax.stack_state(saved), saved)
+
+
+def test_apply_gradients_is_unchanged():
+    optimizer = wrapper(bits=4)
+
+    def step(train_state, batch):
+        point = def_jax.detached_params(train_state.params, train_state.opt_state)
+        return train_state.apply_gradients(grads=jax.grad(loss_fn)(point, batch))
+
+    train_state = stacked(TrainState.create(apply_fn=None, params=PARAMS, tx=optimizer))
+    step = jax.pmap(step, 'workers', devices=DEVICES)
+    for t in range(6):
+        train_state = jax.block_until_ready(step(train_state, DATA[:, t]))
+    expected, _ = train(optimizer)
+    np.testing.assert_array_equal(train_state.params['w'], expected['w'])

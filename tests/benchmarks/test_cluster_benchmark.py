@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cluster import network
+from benchmarks.cluster.__main__ import main
 from benchmarks.time_to_accuracy import workload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,11 +62,14 @@ def test_workers_divide_an_epoch_and_every_seed_has_its_order():
     ('user', 'tools', 'message'),
     [(1000, ('ip', 'tc'), 'needs root'), (0, ('ip',), r'needs iproute2 \(tc not found\)')],
 )
-def test_what_is_missing_is_named(monkeypatch, user, tools, message):
+def test_what_is_missing_is_a_line_and_exit_code_2(monkeypatch, capsys, user, tools, message):
     monkeypatch.setattr(os, 'geteuid', lambda: user)
     monkeypatch.setattr(shutil, 'which', lambda tool: f'/sbin/{tool}' if tool in tools else None)
     with pytest.raises(network.Unavailable, match=message):
         network.check_available()
+    assert main(None) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith('cluster: needs ') and errors.count('\n') == 1
 
 
 # --- A small cluster ---
@@ -94,3 +99,27 @@ def test_a_small_cluster_is_measured_and_removed(tmp_path):
     )
     written = (tmp_path / 'cluster.md').read_text()
     assert 'DEF, 1/64' in written and '--model=mlp_tiny' in written
+
+
+# --- Nodes that shard their model ---
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('namespaces_possible')
+def test_only_blocks_cross_between_the_nodes(tmp_path):
+    """The bytes of the page are those that the programs send."""
+    written = tmp_path / 'sharded.md'
+    flags = ['--width=256', '--rounds=1', '--steps=1', '--bandwidth=1gbit', f'--output={written}']
+    done = subprocess.run(
+        [sys.executable, '-m', 'benchmarks.sharded', *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {
+        row[0]: row
+        for row in (line.split(' | ') for line in re.findall(r'^\| (.*) \|$', written.read_text(), re.M))
+    }
+    size = 256 * 512 + 512 * 512 + 512 * 256
+    dense, block = rows['FSDP inside, dense mean between'], rows['FSDP inside, DEF between, ratio 16']
+    assert float(dense[4]) == pytest.approx(4 * size / 2 / 1e6, abs=0.01)  # two devices per node
+    assert float(block[4]) == pytest.approx(float(dense[4]) / 16, abs=0.01)
+    assert dense[5] == block[5]  # what FSDP exchanges within a node

@@ -1,6 +1,7 @@
 """What newcomers read and copy: README's diffs and numbers, the program of First steps, the examples."""
 
 import functools
+import itertools
 import re
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import optax
 import pytest
 
 import def_jax
+from configs.digits import get_config
+from def_jax import METHODS
 from def_jax.trainer import experiment
+from def_jax.trainer.configuration.rules import check_config
 from def_jax.trainer.data import order
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +68,42 @@ def test_the_diffs_of_readme_turn_a_dense_step_into_one_that_sends_little(pmappe
         def_jax.check(compiled, optimizer, {'w': jnp.ones(16)})
     else:
         optimizer.check(compiled)
+
+
+def table(file, start):
+    """The rows of the first table whose heading starts so, by column, without bold."""
+    lines = itertools.dropwhile(lambda line: not line.startswith(start), file.read_text().splitlines())
+    heading, _, *rows = [
+        [text.strip(' *') for text in line.split('|')[1:-1]]
+        for line in itertools.takewhile(lambda line: line.startswith('|'), lines)
+    ]
+    for above, row in itertools.pairwise(rows):
+        row[0] = row[0] or above[0]
+    return [dict(zip(heading, row, strict=True)) for row in rows]
+
+
+def allows(function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except ValueError:
+        return 'no'
+    return 'yes'
+
+
+@pytest.mark.parametrize('name', ['def', 'powersgd', 'diloco', 'top_k'])
+def test_what_readme_says_of_the_methods_is_what_they_allow(name):
+    method = METHODS[name]
+    said = {
+        row['implemented in this library']: row[method.title]
+        for row in table(ROOT / 'README.md', '| implemented')
+    }
+    config = get_config(f'method={name},num_workers=2')
+    with config.unlocked():
+        config.shards_per_worker = 2
+    assert said['a worker shards its model (FSDP)'] == allows(check_config, config)
+    compressor = method.compressor(1)
+    arguments = (optax.identity(), optax.sgd(0.1), 'workers', compressor)
+    assert said['messages in few bits'] == allows(method.optimizer, *arguments, bits=2)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_few_bits
+from perceptron import mapped
 
 import def_jax
 from def_jax import wires
@@ -42,13 +43,28 @@ def owners(num_workers, bits):
 
 
 @pytest.mark.parametrize(
-    ('num_workers', 'bits'), [*((workers, bits) for workers in (2, 3, 8) for bits in BITS), (64, 2)]
+    ('mapping', 'num_workers', 'bits'),
+    [
+        *(('vmap', workers, bits) for workers in (2, 3, 8) for bits in BITS),
+        ('vmap', 64, 2),
+        ('one worker', 1, 1),
+        ('one worker', 1, 4),
+        ('pmap', 3, 2),
+        ('pmap', 8, 1),
+        ('pmap of vmap', 8, 2),
+        ('shard_map', 4, 4),
+        ('shard_map with types', 4, 2),
+    ],
 )
-def test_the_exchange_equals_its_oracle(num_workers, bits):
-    """Under other mappings: `test_random_composition.py`."""
+def test_every_mapping_equals_oracle(mapping, num_workers, bits):
     messages = make_messages(num_workers)
-    exchange = jax.vmap(lambda message: exchanged(message, bits), axis_name='workers')
-    mean, rest = (np.asarray(x, np.float64) for x in jax.jit(exchange)(messages.astype(np.float32)))
+
+    def worker(message, _, axis_name, varying=None):
+        mean, rest = exchanged(message[0], bits, axis_name)
+        return mean, mean, rest
+
+    run = mapped(mapping, worker, num_workers)
+    mean, _, rest = (np.asarray(x, np.float64) for x in run([messages.astype(np.float32)], None))
     assert (mean == mean[0]).all()
     expected = reference_few_bits.exchange(messages, *owners(num_workers, bits), bits)
     scale, clear = np.repeat(SCALES, SIZES), ~expected[2]
@@ -58,6 +74,15 @@ def test_the_exchange_equals_its_oracle(num_workers, bits):
     np.testing.assert_allclose(found, kept, rtol=0, atol=2e-6 * num_workers)
     # What is applied and what is kept are what was to be sent, whatever was rounded.
     np.testing.assert_allclose((mean[0] + rest.mean(0)) / scale, messages.mean(0) / scale, atol=2e-7)
+
+
+def test_two_hundred_workers():
+    messages = make_messages(200).astype(np.float32)
+    mean, rest = jax.jit(jax.vmap(lambda x: exchanged(x, 2), axis_name='workers'))(messages)
+    assert (np.asarray(mean) == mean[0]).all()
+    restored = np.asarray(mean[0], np.float64) + np.asarray(rest, np.float64).mean(0)
+    scale = np.repeat(SCALES, SIZES)
+    np.testing.assert_allclose(restored / scale, messages.mean(0, dtype=np.float64) / scale, atol=2e-6)
 
 
 @pytest.mark.parametrize('broken', [np.nan, np.inf, -np.inf])
