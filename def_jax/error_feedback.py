@@ -25,7 +25,7 @@ from def_jax.mesh.collectives import (
     check_axis_name,
     check_shared,
     pmean,
-    start_varying,
+    vary,
     vary_if_tracked,
     varying_axes,
 )
@@ -51,11 +51,6 @@ class ErrorFeedbackState(NamedTuple):
     def per_worker(self) -> tuple[str, ...]:
         """The fields that differ between workers, and entries of `extra`; see `ownership`."""
         return ('inner', 'residual', 'left_out')
-
-    @property
-    def numbers(self) -> tuple[str, ...]:
-        """The entries of `extra` that are never sharded like a parameter; see `mesh.specs`."""
-        return ('energy',)
 
 
 def error_feedback(
@@ -216,12 +211,12 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
     Returns:
         A pytree like `params`, whose derivative with respect to `params` is the identity: a loss may call
         this itself or be evaluated at the result. Under `jax.shard_map` with check_vma=True it must be the
-        latter: JAX sums gradients with respect to replicated values.
+        latter: JAX sums gradients with respect to replicated values, and `update` refuses those.
 
     Raises:
         ValueError: if `opt_state` holds no residual, or one whose structure or shapes differ from those of
-            `params`; when a gradient that would be summed over workers is traced. `optax.flatten` keeps the
-            number of elements alone: under it, another model's residual is refused only if that differs.
+            `params`. `optax.flatten` keeps the number of elements alone: under it, another model's residual
+            is refused only if that differs.
 
     Source: Algorithm 1, line 6.
 
@@ -235,7 +230,7 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
 
 
 def _at_point(params: PyTree, states: list[ErrorFeedbackState]) -> PyTree:
-    params = start_varying(params, varying_axes([state.residual for state in states]))
+    params = vary(params, varying_axes([state.residual for state in states]))
     for state in states:
         residual = lax.stop_gradient(_arrange_like(params, state.residual))
         params = _add(params, residual, scale=state.detach)

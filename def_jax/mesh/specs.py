@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import DictKey, GetAttrKey, keystr
+from jax.tree_util import keystr
 
 from def_jax.checks import named_leaves
 from def_jax.mesh.collectives import axis_names
@@ -85,8 +85,6 @@ def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
 def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
     """Specs of an optimizer's state: a leaf has that of the parameter of its shape whose path ends its own.
 
-    Of a link, the entries of `extra` in `numbers` are like none.
-
     >>> import optax
     >>> adam = jax.eval_shape(optax.scale_by_adam().init, {'w': jnp.zeros(4)})
     >>> tuple(specs_like(adam, {'w': jnp.zeros(4)}, {'w': P('shard')}).mu['w'])
@@ -100,13 +98,7 @@ def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
         alike = next((known[end] for end in ends if shapes.get(end) == leaf.shape), P())
         return alike if jnp.issubdtype(leaf.dtype, jnp.floating) else P()  # a key may have a tensor's shape
 
-    def part(path, node):
-        numbers = [(GetAttrKey('extra'), DictKey(name)) for name in getattr(node, 'numbers', ())]
-        return jax.tree_util.tree_map_with_path(
-            lambda rest, leaf: P() if rest[:2] in numbers else spec(path + rest, leaf), node
-        )
-
-    return jax.tree_util.tree_map_with_path(part, tree, is_leaf=lambda node: hasattr(node, 'numbers'))
+    return jax.tree_util.tree_map_with_path(spec, tree)
 
 
 def check_divisible(params: PyTree, specs: PyTree, mesh_shape: Mapping[str, int]) -> None:

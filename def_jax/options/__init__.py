@@ -70,7 +70,7 @@ class Options:
         if self.outer is not None:
             extra['outer'] = outer.init(self.outer, params)
         if self.estimates_detach:
-            extra['energy'] = jnp.zeros(2, jnp.float32)
+            extra['energy'] = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
         return extra
 
     def check(self, state: Any) -> None:

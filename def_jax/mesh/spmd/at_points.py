@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -98,17 +97,17 @@ def _shared(workers: WorkerMesh, x: jax.Array) -> jax.Array:
 def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> PyTree:
     """`worker(mine, shared)` of all workers, with results stacked."""
     axis, size = workers.axis_name, workers.num_workers
-    mapped = jax.vmap(worker, in_axes=(0, None), spmd_axis_name=axis, axis_size=size)
-    by_shard_map = workers.map(worker, (True, False), True)
+    mapped = jax.jit(jax.vmap(worker, in_axes=(0, None), spmd_axis_name=axis, axis_size=size))
     context = jax.sharding.get_abstract_mesh()
     try:
         # For PartitionSpecs in the function, as within a `jax.shard_map`, where the user has set no mesh.
         with jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh if context.empty else context):
-            program, shapes = jax.make_jaxpr(mapped, return_shape=True)(stacked, shared)
+            if not _has_convolutions(mapped.trace(stacked, shared).jaxpr.jaxpr):
+                return mapped(stacked, shared)
     except Exception as error:
         # On Explicit axes, vmap can't map a convolution at all.
         if workers.explicit and _calls_convolutions(workers, worker, stacked, shared):
-            return by_shard_map(stacked, shared)
+            return jax.jit(workers.map(worker, (True, False), True))(stacked, shared)
         error.add_note(
             f'def_jax.spmd runs the function on every worker, mapped over {axis!r}: its sharding constraints '
             f'may name {sorted(workers.inside) or "no axis"} alone.'
@@ -120,10 +119,7 @@ def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: 
                 'dist.value_and_grad(loss_fn, has_aux=True)(params, opt_state, batch, batch_stats).'
             )
         raise
-    if _has_convolutions(program.jaxpr):
-        return by_shard_map(stacked, shared)
-    flat = jaxpr_as_fun(program)(*jax.tree.leaves((stacked, shared)))
-    return jax.tree.unflatten(jax.tree.structure(shapes), flat)
+    return jax.jit(workers.map(worker, (True, False), True))(stacked, shared)
 
 
 def _calls_convolutions(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> bool:
@@ -165,22 +161,6 @@ def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
         return lax.reshape(x, parts, out_sharding=to)
 
     return jax.tree_util.tree_map_with_path(part, batch)
-
-
-def placed_gradients(workers: WorkerMesh, results: PyTree, points: PyTree, specs: PyTree) -> PyTree:
-    """The results, of which every part that is like the points is sharded as `specs` says."""
-    structure: Any = jax.tree.structure(points)
-    shapes = [x.shape for x in jax.tree.leaves(points)]
-
-    def is_gradient(node):
-        return (
-            jax.tree.structure(node) == structure and [jnp.shape(x) for x in jax.tree.leaves(node)] == shapes
-        )
-
-    def place(node):
-        return workers.place(node, specs) if is_gradient(node) else node
-
-    return jax.tree.map(place, results, is_leaf=is_gradient)
 
 
 def _has_convolutions(program: Any) -> bool:
