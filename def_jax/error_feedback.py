@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
-from def_jax.checks import check_inner, check_seed, named_leaves
+from def_jax.checks import check_seed, named_leaves
 from def_jax.compressors import Compressor, check_compressor, shared_key
-from def_jax.compressors.base import unravel
 from def_jax.mesh.collectives import (
     check_axis_name,
     check_shared,
@@ -173,7 +173,11 @@ def wrapped(
     by_shards: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """A link around a worker's optimizer, which sees the detached point; arguments as of `link`."""
-    check_inner(inner)
+    if not isinstance(inner, optax.GradientTransformation):
+        raise ValueError(
+            f"{inner=} must be the worker's optimizer, an optax.GradientTransformation such as "
+            'optax.sgd(0.1, momentum=0.9) or optax.adamw(1e-3).'
+        )
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
@@ -298,7 +302,7 @@ def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
     """The residual in the structure of `params`, with `optax.flatten` undone."""
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     flat = isinstance(residual, (jax.Array, np.ndarray)) and residual.shape == (size,)
-    return unravel(residual, params) if flat else residual
+    return ravel_pytree(optax.tree.zeros_like(params, dtype=jnp.float32))[1](residual) if flat else residual
 
 
 def _add(params: PyTree, residual: PyTree, scale: Any) -> PyTree:

@@ -5,6 +5,7 @@ to values that do not vary over workers are summed over them, which is what data
 compression wants. A method that compresses needs per-worker gradients, so here that sum is an error.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,21 +20,6 @@ DETACHED = 'def_jax.detached_params(params, opt_state)'
 OWN_PARAMS = "jax.lax.pcast(params, axis_name, to='varying')"
 
 
-def pmean(tree: PyTree, axis_name: AxisName) -> PyTree:
-    """The mean over workers; the tree itself for a single worker."""
-    return _reduced(lax.pmean, tree, axis_name)
-
-
-def psum(tree: PyTree, axis_name: AxisName) -> PyTree:
-    """The sum over workers; the tree itself for a single worker."""
-    return _reduced(lax.psum, tree, axis_name)
-
-
-def pmax(tree: PyTree, axis_name: AxisName) -> PyTree:
-    """The maximum over workers; the tree itself for a single worker."""
-    return _reduced(lax.pmax, tree, axis_name)
-
-
 def _reduced(reduce: Callable, tree: PyTree, axis_name: AxisName) -> PyTree:
     try:
         # XLA's partitioner cannot reduce over one worker of several devices.
@@ -42,6 +28,10 @@ def _reduced(reduce: Callable, tree: PyTree, axis_name: AxisName) -> PyTree:
         return reduce(tree, axis_names(axis_name))
     except NameError as error:
         raise _not_bound(axis_name) from error
+
+
+# Over workers; the tree itself for a single worker.
+pmean, psum, pmax = (functools.partial(_reduced, reduce) for reduce in (lax.pmean, lax.psum, lax.pmax))
 
 
 def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:

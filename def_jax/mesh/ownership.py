@@ -59,13 +59,16 @@ def per_worker_leaves(opt_state: PyTree) -> PyTree:
             return jax.tree_util.tree_map_with_path(
                 lambda path, _: path[:1] in named or path[:2] in entries, node
             )
-        if not _is_chain(node):
+        if not is_chain(node):
             return False
-        first = min(i for i, part in enumerate(node) if is_link(part))
-        before = [per_worker_leaves(part) if link_states(part) else True for part in node[:first]]
-        return jax.tree.broadcast((*before, *map(per_worker_leaves, node[first:])), node)
+        first = min(i for i, part in enumerate(node) if link_states(part))
+        own = *[True for _ in node[:first]], *map(per_worker_leaves, node[first:])
+        return jax.tree.broadcast(own, node)
 
-    return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or _is_chain(node))
+    def is_chain(node: Any) -> bool:
+        return type(node) is tuple and bool(link_states(node))
+
+    return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or is_chain(node))
 
 
 def replicated_leaves(opt_state: PyTree) -> list[jax.Array]:
@@ -130,7 +133,11 @@ def check_surroundings(opt_state: PyTree, caller: str) -> None:
     for node in jax.tree.leaves(opt_state, is_leaf=lambda node: type(node) in _AROUND):
         if type(node) in _AROUND and link_states(node):
             raise ValueError(f'{caller}: the optimizer that communicates is inside {_AROUND[type(node)]}')
-    for chain in filter(_is_chain, jax.tree.leaves(opt_state, is_leaf=_is_chain)):
+
+    def is_chain(node):
+        return type(node) is tuple and any(map(is_link, node))
+
+    for chain in filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain)):
         bare = [i for i, part in enumerate(chain) if _is_bare(part)]
         after = jax.tree.leaves(chain[bare[-1] + 1 :] if bare else ())
         if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in after):
@@ -138,10 +145,6 @@ def check_surroundings(opt_state: PyTree, caller: str) -> None:
                 f'{caller}: an optimizer stands after def_jax.error_feedback in the chain, so that it is '
                 'given updates in place of gradients. Pass it to error_feedback as inner= instead.'
             )
-
-
-def _is_chain(node: Any) -> bool:
-    return type(node) is tuple and any(map(is_link, node))
 
 
 def _is_bare(node: Any) -> bool:

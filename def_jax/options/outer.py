@@ -8,9 +8,8 @@ import optax
 from jax import lax
 
 from def_jax.compressors.base import Selection
-from def_jax.mesh.link import float32_zeros
 from def_jax.traffic import inner_programs
-from def_jax.types import PyTree, Send
+from def_jax.types import Send
 
 _VECTOR = jax.ShapeDtypeStruct((7,), jnp.float32)  # stands for a block
 # Primitives whose results have the shape of their arguments, and whose elements influence each other.
@@ -41,11 +40,6 @@ def check_outer(outer: Any) -> None:
             'outer must be elementwise, since it sees one block at a time: no global-norm clipping, no '
             'trust ratio, no orthogonalisation. optax.sgd, with momentum or without, is elementwise.'
         )
-
-
-def init(outer: optax.GradientTransformation, params: PyTree) -> PyTree:
-    """Its state, like the parameters and the same on all workers."""
-    return outer.init(float32_zeros(params))
 
 
 def with_block(outer: optax.GradientTransformation, selection: Selection, send: Send) -> Send:

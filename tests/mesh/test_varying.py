@@ -18,7 +18,6 @@ from sharded_workers import EXPLICIT, mesh_of, step_of
 import def_jax
 from def_jax.mesh.collectives import OWN_PARAMS, vary_if_tracked
 from def_jax.mesh.ownership import own_leaves
-from def_jax.mesh.spmd.accumulation import accumulated
 
 NUM_WORKERS = 4
 # All different, so that which elements are the largest is no matter of rounding.
@@ -109,7 +108,6 @@ OPTIMIZERS = {
         {'a': feedback(inner=optax.inject_hyperparams(optax.adam)(0.1)), 'b': feedback()},
         {'w': 'a', 'b': 'b'},
     ),
-    'accumulated': accumulated(feedback(inner=optax.adam(0.1)), 2),
     'sparse_loco': optax.chain(optax.sgd(0.1), def_jax.baselines.sparse_loco(2, 'workers', every=2)),
     # The bias is not communicated in blocks, and a link of its own averages it.
     'masked': optax.chain(
@@ -229,7 +227,6 @@ def test_the_first_state_varies_where_it_will():
         ('auto', ('residual', 'mu'), True),
         ('bare', ('trace', 'residual'), True),
         ('auto', ('energy', 'detach', 'step', 'key'), False),
-        ('accumulated', ('grads', 'mu'), True),
         ('around it', ('z',), False),
         ('dense', ('trace',), False),
         ('ef21', ('local',), True),

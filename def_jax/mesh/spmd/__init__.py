@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
-from def_jax.checks import check_extra_arguments, check_integer, check_leading_axis
+from def_jax.checks import check_extra_arguments, check_integer, named_leaves
 from def_jax.error_feedback import output_params
 from def_jax.mesh.collectives import check_axis_name
 from def_jax.mesh.link import Shards, check_floating, check_like, in_memory, sharded
@@ -24,7 +25,6 @@ from def_jax.mesh.ownership import abstract_state, link_states, own_leaves, stat
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.mesh.spmd import at_points, drift
-from def_jax.mesh.spmd.accumulation import accumulated
 from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
 from def_jax.traffic import traffic_of
 from def_jax.traffic.crossing import check_crossing
@@ -103,7 +103,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
 
     def __init__(self, optimizer, mesh: Mesh, param_specs: PyTree, axis_name: Any, accumulate: int):
         optimizer = optax.with_extra_args_support(optimizer)
-        self.optimizer = accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
+        self.optimizer = _accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
         self._workers = WorkerMesh(mesh, axis_name)
         self._init, self._output_params = jax.jit(self._init_program), jax.jit(self._output_program)
@@ -278,7 +278,12 @@ class Spmd(optax.GradientTransformationExtraArgs):
     def mean(self, tree: PyTree) -> PyTree:
         """The mean over workers of floating-point values that `at_points` or `map` returned."""
         check_floating(tree, 'tree', 'Make a float32 of a count first; leave out seeds and keys.')
-        check_leading_axis(tree, self.num_workers)
+        for path, x in named_leaves(tree):
+            if x.shape[:1] != (self.num_workers,):
+                raise ValueError(
+                    f'tree{path} has shape {x.shape}, but its leading axis must be over {self.num_workers} '
+                    'workers, as value_and_grad, at_points and map of def_jax.spmd return it.'
+                )
         return jax.tree.map(lambda x: x.mean(0), tree)
 
     def state_specs(self, params: PyTree) -> PyTree:
@@ -302,7 +307,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
             raise ValueError('no update of this def_jax.spmd was traced yet: pass params.')
         grads = self._workers.abstract(self._stacked(params), self._stacked_specs(params))
         state, params = self.abstract_state(params), self._workers.abstract(params, self._specs(params))
-        program = jax.make_jaxpr(functools.partial(self._update, extra_args={}))(grads, state, params)
+        program = self._update.trace(grads, state, params, {}).jaxpr
         sent = traffic_of(program.jaxpr, self.axis_name).messages
         of_devices = self._workers.worker_of_devices()
         return check_crossing(compiled, of_devices, sent, besides, self._workers.names, params)
@@ -367,3 +372,21 @@ class Spmd(optax.GradientTransformationExtraArgs):
         like = self.abstract_state(params, num_workers)
         check_like('opt_state', opt_state, like, _STATE)
         return self._workers.place(opt_state, jax.tree.map(lambda x: x.sharding.spec, like))
+
+
+def _accumulated(
+    optimizer: optax.GradientTransformation, every: int
+) -> optax.GradientTransformationExtraArgs:
+    """Calls the optimizer with the mean of `every` gradients at every such call; other updates are zero."""
+
+    def init(params):
+        return optax.tree.zeros_like(params), jnp.zeros((), jnp.int32)
+
+    def update(grads, state, params=None):
+        del params
+        mean, calls = state
+        mean = jax.tree.map(lambda m, g: jnp.where(calls == 0, g, m + (g - m) / (calls + 1)), mean, grads)
+        return mean, (mean, (calls + 1) % every)
+
+    last = optax.conditionally_mask(optimizer, lambda call: call % every == every - 1)
+    return optax.chain(optax.GradientTransformation(init, update), last)

@@ -6,6 +6,7 @@ these it is `jax.shard_map`, in which constraints name axes within a worker alon
 mesh.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -98,6 +99,7 @@ def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: 
     """`worker(mine, shared)` of all workers, with results stacked."""
     axis, size = workers.axis_name, workers.num_workers
     mapped = jax.jit(jax.vmap(worker, in_axes=(0, None), spmd_axis_name=axis, axis_size=size))
+    by_shard_map = jax.jit(workers.map(worker, (True, False), True))
     context = jax.sharding.get_abstract_mesh()
     try:
         # For PartitionSpecs in the function, as within a `jax.shard_map`, where the user has set no mesh.
@@ -105,9 +107,9 @@ def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: 
             if not _has_convolutions(mapped.trace(stacked, shared).jaxpr.jaxpr):
                 return mapped(stacked, shared)
     except Exception as error:
-        # On Explicit axes, vmap can't map a convolution at all.
-        if workers.explicit and _calls_convolutions(workers, worker, stacked, shared):
-            return jax.jit(workers.map(worker, (True, False), True))(stacked, shared)
+        with contextlib.suppress(Exception):
+            if workers.explicit:  # where vmap can't map a convolution at all
+                return by_shard_map(stacked, shared)
         error.add_note(
             f'def_jax.spmd runs the function on every worker, mapped over {axis!r}: its sharding constraints '
             f'may name {sorted(workers.inside) or "no axis"} alone.'
@@ -119,18 +121,7 @@ def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: 
                 'dist.value_and_grad(loss_fn, has_aux=True)(params, opt_state, batch, batch_stats).'
             )
         raise
-    return jax.jit(workers.map(worker, (True, False), True))(stacked, shared)
-
-
-def _calls_convolutions(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> bool:
-    """Whether one worker's function has convolutions, as far as it can be traced without Explicit axes."""
-    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared)
-    try:
-        with jax.sharding.use_abstract_mesh(workers.all_auto.abstract_mesh):
-            return _has_convolutions(jax.make_jaxpr(worker)(own, shapes).jaxpr)
-    except Exception:  # the error of the first attempt is the one to show
-        return False
+    return by_shard_map(stacked, shared)
 
 
 def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
