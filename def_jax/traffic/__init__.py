@@ -27,16 +27,6 @@ class Message(NamedTuple):
     operation: Operation
     bytes: int
 
-    def wire_bytes(self, num_workers: int) -> float:
-        """Bytes that each of K workers sends: of a ring, where the operation has one."""
-        others = num_workers - 1
-        share = {
-            'all-reduce': 2 * others / num_workers,
-            'all-gather': others,
-            'collective-permute': 1,
-        }
-        return self.bytes * share.get(self.operation, others / num_workers)
-
 
 class Traffic(NamedTuple):
     """The messages of one update."""
