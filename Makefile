@@ -18,10 +18,10 @@ READY := $(VENV)/.ready
 
 COMPILERS := .venv-accelerators
 
-.PHONY: help train test test-slow lint docs docs-test theory tables reproduce reproduce-gpu notebooks bench bench-gpu bench-compiled bench-cluster bench-accuracy faults clean
+.PHONY: help train test test-slow lint docs docs-test theory tables reproduce reproduce-gpu reproduce-nodes notebooks bench bench-gpu bench-compiled bench-cluster bench-accuracy faults clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(READY)  ## Train DEF on digits with 16 fake devices, or CONFIG=language; pass flags as WORKDIR=runs/sgd ARGS="--config.method=sgd".
 	$(BIN)/python train.py --config=configs/$(CONFIG).py --workdir=$(WORKDIR) $(ARGS)
@@ -60,6 +60,9 @@ reproduce: $(READY)  ## Rerun the digits experiments from scratch in runs/ and r
 reproduce-gpu: $(READY)  ## VGG-16 on CIFAR-10, 200 epochs, on this machine's GPU, from nothing to the page in runs/; ONLY=toy takes minutes.
 	JAX_PLATFORMS= $(BIN)/python -m experiments run gpu --only="$(or $(ONLY),CIFAR)" --results=runs
 	$(BIN)/python -m experiments page gpu --results=runs
+
+reproduce-nodes: $(READY)  ## A 128 M transformer on two nodes of eight GPUs, seconds to a loss; ARGS for benchmarks/two_nodes.py, ARGS=--toy takes minutes.
+	JAX_PLATFORMS= $(BIN)/python -m benchmarks.two_nodes --output=runs/two_nodes $(ARGS)
 
 notebooks: $(READY)  ## Run the notebooks and save their outputs.
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb

@@ -37,7 +37,7 @@ _BANDWIDTHS = flags.DEFINE_multi_string(
 )
 _VARIANTS = flags.DEFINE_multi_enum(
     'variant',
-    ['dense', 'def64', 'def256', 'def_q64_2', 'def_q256_2', 'jax_powersgd'],
+    list(RATES),
     list(RATES),
     'What to train with.',
 )

@@ -41,27 +41,16 @@ def make_optimizer(job: dict, axis_name: str | None) -> optax.GradientTransforma
     """By the variant: 'def64', the paper's; 'def_q64_2', DEF-Q in 2 bits; or one of the rivals."""
     variant, rates = job['variant'], jnp.asarray(learning_rates(job), jnp.float32)
     sgd = optax.sgd(lambda count: rates[count], momentum=0.9)
-    rivals = {
-        'dense': lambda: def_jax.all_reduce_mean(axis_name),
-        'jax_fp16': lambda: optax.chain(
-            _cast(jnp.float16), def_jax.all_reduce_mean(axis_name), _cast(jnp.float32)
-        ),
-        'jax_powersgd': lambda: def_jax.baselines.powersgd(1, axis_name, rank=4),
-    }
-    if variant == 'jax_top_k64':
-        return def_jax.baselines.top_k(64, axis_name, inner=sgd)
-    if variant in rivals:
-        return optax.chain(rivals[variant](), sgd)
+    if variant == 'dense':
+        return optax.chain(def_jax.all_reduce_mean(axis_name), sgd)
+    if variant == 'jax_powersgd':
+        return optax.chain(def_jax.baselines.powersgd(1, axis_name, rank=4), sgd)
     if variant.startswith('def_q'):
-        compression, bits, *overlap = variant.removeprefix('def_q').split('_')
-        options = {'bits': int(bits), 'overlap': bool(overlap), 'seed': job['seed']}
-        return def_jax.def_sgd(lambda count: rates[count], int(compression), axis_name, **options)
+        compression, bits = map(int, variant.removeprefix('def_q').split('_'))
+        options: dict = {'bits': bits, 'seed': job['seed']}
+        return def_jax.def_sgd(lambda count: rates[count], compression, axis_name, **options)
     block = def_jax.random_block(int(variant.removeprefix('def')))
     return def_jax.error_feedback(block, axis_name, inner=sgd, seed=job['seed'])
-
-
-def _cast(dtype) -> optax.GradientTransformation:
-    return optax.stateless(lambda updates, params: optax.tree.cast(updates, dtype))
 
 
 def make_step(job: dict, axis_name: str | None):

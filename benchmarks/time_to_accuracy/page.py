@@ -22,10 +22,7 @@ TITLES = {
     'def64': 'DEF, 1/64, float32',
     'def256': 'DEF, 1/256, float32',
     **{name: 'DEF-Q, 1/{}, {} bits'.format(*name.removeprefix('def_q').split('_')) for name in DEF_Q},
-    'def_q64_2_overlap': 'DEF-Q, 1/64, 2 bits, overlap',
-    'jax_fp16': 'fp16 gradients',
     'jax_powersgd': 'PowerSGD, rank 4',
-    'jax_top_k64': 'top-k, 1/64',
 }
 # The lines of the picture.
 _LABELS = {
@@ -222,8 +219,7 @@ def _predicted(run: Run, bandwidth: str) -> str:
     variant, plan = run['settings']['variant'], _plan(run, bandwidth)
     ratio = 1 if variant == 'dense' else int(re.findall(r'\d\d+', variant)[0])
     message = plan.all_reduce(run['params'] / ratio)
-    hidden = variant.endswith('overlap')
-    seconds = max(plan.step_time, message) if hidden else plan.step_time + message
+    seconds = plan.step_time + message
     return f'{1e3 * seconds:.0f} ({seconds / run["step_seconds"] - 1:+.0%})'
 
 

@@ -43,8 +43,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     values = vars(parser.parse_args(argv))
-    output, name, flops, measured, local_steps = (
-        values.pop(flag) for flag in ('output', 'device', 'flops', 'measure', 'local_steps')
+    output, name, flops, measured, local_steps, optimizer = (
+        values.pop(flag) for flag in ('output', 'device', 'flops', 'measure', 'local_steps', 'optimizer')
     )
     place = [values.pop(flag) for flag in _PLACE]
     try:
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f'the following arguments are required: {", ".join(missing)}')
         bandwidth = plan_lib.parse_bandwidth(values['bandwidth'])
         plan = plan_lib.Plan(**values | {'bandwidth': bandwidth})
-        found = methods.compare(plan, local_steps)
+        found = methods.compare(plan, local_steps, optimizer)
         if output and os.path.isdir(output):  # matplotlib would write a file named '.png' there
             raise ValueError(f'{output=} is a folder; name a file, such as plan.png.')
         if output:
@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     print(
         'A worker is what lies on one side of the slow line: a rack, a node or a GPU. '
-        f'Here there are {plan.workers}.\n'
+        f'Here there are {plan.workers}.\nShard the parameters inside a worker, as each of its devices sends '
+        'what it has of them.\n'
     )
     if link is not None:
         print(f'{link.describe()}\n')
@@ -77,7 +78,9 @@ def main(argv: list[str] | None = None) -> int:
             f'At its peak ({device.source}) {device.title} computes a step in {1e3 * plan.step_time:.2f} ms. '
             'That is a bound, not a prediction: the longer it takes, the less compression gains.\n'
         )
-    print(methods.table(plan, found), '', methods.advice(plan, found), sep='\n')
+    if bounded := device is not None and flops is not None:
+        told = 'No advice without a measured --step-time: at its peak, a device makes any network look slow.'
+    print(methods.table(plan, found), '', told if bounded else methods.advice(plan, found), sep='\n')
     return 0
 
 
@@ -102,6 +105,9 @@ def _parser() -> _Parser:
         type=int,
         default=50,
         help='H of DiLoCo, steps between averages (default: 50)',
+    )
+    parser.add_argument(
+        '--optimizer', choices=list(methods.OPTIMIZERS), help='what you train with; by default both are shown'
     )
     parser.add_argument('--output', help='PNG file for a plot of the speed-up')
     parser.add_argument(
@@ -139,7 +145,7 @@ def _bound(values: dict[str, Any], device: Device, flops: float | None) -> None:
             raise ValueError('--step-time and --flops exclude each other: what is measured needs no bound.')
         values['step_time'] = device.step_time(values['params'] or 0, flops)
     if values['bandwidth'] is None and device.link is not None:
-        values['bandwidth'] = str(device.link)
+        values |= {'bandwidth': str(device.link), 'latency': 0.0}  # of which vendors say nothing
 
 
 if __name__ == '__main__':

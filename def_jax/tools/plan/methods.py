@@ -1,84 +1,151 @@
 """The methods that the plan compares, and which of them to start with."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
-from def_jax.checks import check_integer
+from def_jax.checks import check_choice, check_integer
 from def_jax.tools import markdown
 from def_jax.tools.plan import Plan
 
-__all__ = ['Method', 'advice', 'compare', 'table']
+__all__ = ['OPTIMIZERS', 'Method', 'advice', 'compare', 'table']
 
-COMPRESSIONS = (64, 256)  # of DEF-Q: float32 bytes over those of a message
+OPTIMIZERS = {'sgd': 'momentum SGD', 'adamw': 'AdamW'}
+COMPRESSIONS = (16, 64, 256)  # of DEF-Q: float32 bytes over those of a message
+_KNOWN = 64  # where transformers, too, ended where AdamW did
 _WORTH = 1.05  # a smaller speed-up is not worth the change
-_NEAR = 0.9  # of the best speed-up is enough for the smaller compression
-_SMALL = '. Transformers ended behind dense AdamW at 256: where 64 is fast enough, take it'
-_DIFF = "; take gradients at def_jax.detached_params(params, opt_state), and don't average them"
+_NEAR = 0.9  # of the best speed-up is enough for a method that comes before it
+# The largest models that were trained with a method, in parameters: ResNet-50 with DEF, by its authors (with
+# DEF-Q 5.3 M, here); DiLoCo (Charles et al., 2025) and Streaming DiLoCo (Douillard et al., 2025); PowerSGD
+# (Ramesh et al., 2021).
+_TRAINED = {'DEF-Q': 25.6e6, 'DiLoCo': 10e9, 'Streaming DiLoCo': 1e9, 'PowerSGD': 12e9}
+_REACH = 4  # times as large a model may be without a warning
+_FRAGMENTS = 10  # of Streaming DiLoCo
+_DIFF = "take gradients at def_jax.detached_params(params, opt_state), and don't average them"
+_PLAIN = "take gradients at the parameters, and don't average them"
 
 
 class Method(NamedTuple):
     """A method and its prediction."""
 
-    name: str
+    family: str
+    setting: str
     sent: float  # bytes that a worker sends in a step, on average
     seconds: float  # of a step, on average
-    paste: str  # the line that makes the optimizer
+    paste: str  # the line that makes the optimizer, or two
     then: str  # what else changes
 
+    @property
+    def name(self) -> str:
+        return f'{self.family}, {self.setting}'
 
-def compare(plan: Plan, local_steps: int = 50) -> list[Method]:
-    """Dense training first, then DEF-Q, DiLoCo and PowerSGD.
+
+def compare(
+    plan: Plan, local_steps: int = 50, optimizer: Literal['sgd', 'adamw'] | None = None
+) -> list[Method]:
+    """Dense training first, then DEF-Q, DiLoCo, Streaming DiLoCo and PowerSGD, as their papers have them.
 
     Args:
         plan: the cluster and the model.
         local_steps: H, DiLoCo's steps between two averages of everything.
+        optimizer: what the model is trained with, which the lines to paste follow; None shows both.
 
     Raises:
-        ValueError: if `local_steps` is no positive integer.
+        ValueError: if `local_steps` is no positive integer, or there is no such optimizer.
 
     >>> plan = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64)
     >>> [f'{method.name}: {1e3 * method.seconds:.0f} ms' for method in compare(plan)][:3]
-    ['dense, bfloat16: 207 ms', 'DEF-Q, compression 64: 129 ms', 'DEF-Q, compression 256: 127 ms']
+    ['dense, bfloat16: 207 ms', 'DEF-Q, compression 16: 136 ms', 'DEF-Q, compression 64: 129 ms']
     """
     check_integer('local_steps', local_steps, 1, 'steps of DiLoCo between two averages')
-    whole = 4 * plan.params
+    if optimizer is not None:
+        check_choice('optimizer', optimizer, OPTIMIZERS)
     shown = {2: 'bfloat16', 4: 'float32'}.get(plan.dense_bytes, f'{plan.dense_bytes} bytes')
-    dense = _method(plan, f'dense, {shown}', plan.dense_bytes * plan.params, plan.dense_step())
-    outer = 'optax.sgd(0.7, momentum=0.9, nesterov=True)'
-    sparse = [
+    dense = _method(plan, 'dense', shown, plan.dense_bytes, plan.dense_step())
+    return [
+        dense,
+        *_def_q(plan, optimizer),
+        *_local(plan, local_steps, optimizer),
+        _powersgd(plan, optimizer),
+    ]
+
+
+def _def_q(plan: Plan, optimizer: str | None) -> list[Method]:
+    more = ', overlap=True' if plan.in_flight else ''
+    return [
         _method(
             plan,
-            f'DEF-Q, compression {ratio}',
-            whole / ratio,
+            'DEF-Q',
+            f'compression {ratio}',
+            4 / ratio,
             plan.step(ratio),
-            f"optimizer = def_jax.def_sgd(learning_rate, {ratio}, 'workers')  # or def_adamw",
-            _DIFF + (_SMALL if ratio > COMPRESSIONS[0] else ''),
+            _lines(
+                optimizer, lambda name, ratio=ratio: f"def_jax.def_{name}(rate, {ratio}, 'workers'{more})"
+            ),
+            _DIFF,
         )
         for ratio in COMPRESSIONS
     ]
-    diloco = _method(
-        plan,
-        f'DiLoCo, H = {local_steps}',
-        whole / local_steps,
-        plan.step_time + plan.all_reduce(plan.params) / local_steps,
-        "optimizer = def_jax.error_feedback(def_jax.identity(), 'workers', inner=optax.adamw(learning_rate), "
-        f'detach=1.0, every={local_steps}, outer={outer})',
-        _DIFF,
-    )
-    ratio = COMPRESSIONS[0]  # two all-reduces, one after the other; what it computes is left out
-    powersgd = _method(
-        plan,
-        f'PowerSGD, the size of DEF-Q at {ratio}',
-        whole / ratio,
-        plan.step_time + 2 * plan.all_reduce(plan.params / ratio / 2),
-        f"optimizer = optax.chain(def_jax.baselines.powersgd({ratio}, 'workers'), optax.sgd(learning_rate))",
-        "; take gradients at the parameters, and don't average them",
-    )
-    return [dense, *sparse, diloco, powersgd]
 
 
-def _method(plan: Plan, name: str, size: float, seconds: float, paste: str = '', then: str = '') -> Method:
-    return Method(name, 2 * (plan.workers - 1) / plan.workers * size, seconds, paste, then)
+def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Method]:
+    """DiLoCo in float32, and Streaming DiLoCo, whose messages travel in 4 bits while workers compute."""
+    outer = 'optax.sgd(0.7, momentum=0.9, nesterov=True)'
+    seconds = plan.all_reduce(plan.params) / local_steps
+    in_flight = plan.all_reduce(plan.params, 0.5) / local_steps
+    every = max(1, local_steps // _FRAGMENTS)
+    inner = _optax(optimizer or 'adamw')
+
+    def line(blocks: str, every: int, more: str = '') -> str:
+        return (
+            f"optimizer = def_jax.error_feedback(def_jax.{blocks}, 'workers', inner={inner}, "
+            f'detach=1.0, every={every}, outer={outer}{more})'
+        )
+
+    streamed = line(f"random_block({local_steps / every:g}, order='cyclic')", every, ', bits=4, overlap=True')
+    setting = f'H = {local_steps}'
+    return [
+        _method(
+            *(plan, 'DiLoCo', setting, 4 / local_steps, plan.step_time + seconds),
+            *(line('identity()', local_steps), _DIFF),
+        ),
+        _method(
+            *(plan, 'Streaming DiLoCo', f'{setting}, 4 bits', 0.5 / local_steps),
+            *(max(plan.step_time, in_flight), streamed, _DIFF),
+        ),
+    ]
+
+
+def _powersgd(plan: Plan, optimizer: str | None) -> Method:
+    """Two all-reduces, one after the other; what it computes is left out."""
+    ratio = 64
+    seconds = plan.step_time + 2 * plan.all_reduce(plan.params / ratio / 2)
+    return _method(
+        *(plan, 'PowerSGD', f'the size of DEF-Q at {ratio}', 4 / ratio, seconds),
+        _lines(
+            optimizer,
+            lambda name: f"optax.chain(def_jax.baselines.powersgd({ratio}, 'workers'), {_optax(name)})",
+        ),
+        _PLAIN,
+    )
+
+
+def _optax(optimizer: str) -> str:
+    return f'optax.{optimizer}(rate{", momentum=0.9" if optimizer == "sgd" else ""})'
+
+
+def _lines(optimizer: str | None, made: Callable[[str], str]) -> str:
+    """The line of the optimizer, or of each, so that nobody pastes the other's."""
+    if optimizer:
+        return f'optimizer = {made(optimizer)}'
+    return '\n    '.join(f'optimizer = {made(name)}  # for {title}' for name, title in OPTIMIZERS.items())
+
+
+def _method(
+    plan: Plan, family: str, setting: str, width: float, seconds: float, paste: str = '', then: str = ''
+) -> Method:
+    """`width`: bytes that an all-reduce of a step takes for each parameter, on average."""
+    sent = 2 * (plan.workers - 1) / plan.workers * width * plan.params
+    return Method(family, setting, sent, seconds, paste, then)
 
 
 def table(plan: Plan, methods: Sequence[Method]) -> str:
@@ -96,8 +163,8 @@ def table(plan: Plan, methods: Sequence[Method]) -> str:
 def advice(plan: Plan, methods: Sequence[Method]) -> str:
     """The method to start with, why, and the line to paste.
 
-    Dense training wherever nothing is clearly faster. Otherwise DEF-Q at the smallest compression that has
-    nearly the best speed; another method only if it is clearly faster than DEF-Q, as where latency dominates.
+    Dense training wherever nothing is clearly faster. Otherwise the first in the table that is nearly as fast
+    as the fastest, among those that anybody has trained models of about this size with.
     """
     dense, *others = methods
     best = min(others, key=lambda method: method.seconds)
@@ -107,11 +174,31 @@ def advice(plan: Plan, methods: Sequence[Method]) -> str:
             f'Dense is best: communication is {share:.0f} % of its step, and no method here is more than '
             f'{max(1.0, dense.seconds / best.seconds):.2f} times as fast. Change nothing.'
         )
-    chosen = next((method for method in others if _NEAR * method.seconds <= best.seconds), best)
-    near = [m.name for m in others if m is not chosen and _NEAR * m.seconds <= best.seconds]
-    also = f' As fast within a tenth, so no reason to change from it: {"; ".join(near)}.' if near else ''
-    return (
-        f'Start with {chosen.name}: {dense.seconds / chosen.seconds:.2f} times as fast as {dense.name}, '
-        f'whose communication is {share:.0f} % of a step.{also}\n\n    {chosen.paste}\n\n'
-        f'Paste it{chosen.then}.\nThese are times, not accuracies: compare both on your model.'
+    tried = [each for each in others if plan.params <= _REACH * _TRAINED[each.family]] or others
+    near = _nearly(tried)
+    chosen, also = near[0], [each.name for each in near[1:] if each.family != near[0].family]
+    told = (
+        f'Start with {chosen.name}: {_faster(chosen, dense)}, whose communication is {share:.0f} % of a step.'
     )
+    if also:
+        told += f' {"; ".join(also)}: as fast within a tenth. If you use one of them already, stay.'
+    told += f'\n\n    {chosen.paste}\n\nPaste it; {chosen.then}.'
+    other = next(each for each in others if each.setting == f'compression {_KNOWN}')
+    if other not in tried and other.seconds < dense.seconds:
+        told += (
+            f'\n{other.family} has not been trained at this size, but on {_TRAINED[other.family] / 1e6:g} M '
+            f'parameters at most.\nTo compare {other.name}, {_faster(other, dense)}:\n\n    {other.paste}\n'
+        )
+    elif chosen.name.endswith('256'):
+        told += f' Transformers ended behind AdamW at 256: where {_KNOWN} is fast enough, take it.'
+    return f'{told}\nThese are times, not accuracies: compare both on your model.'
+
+
+def _faster(method: Method, dense: Method) -> str:
+    return f'{dense.seconds / method.seconds:.2f} times as fast as {dense.name}'
+
+
+def _nearly(methods: Sequence[Method]) -> list[Method]:
+    """Those that are nearly as fast as the fastest, in order."""
+    fastest = min(method.seconds for method in methods)
+    return [method for method in methods if _NEAR * method.seconds <= fastest]

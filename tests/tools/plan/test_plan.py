@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import optax
 import pytest
 
+import def_jax
 from def_jax.tools.plan import Plan, measure, methods, parse_bandwidth
 from def_jax.tools.plan.__main__ import main
 from def_jax.tools.plan.devices import DEVICES
@@ -15,6 +18,7 @@ from def_jax.tools.plan.devices import DEVICES
 ROOT = Path(__file__).resolve().parents[3]
 
 SLOW = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64, latency=0.0, dense_bytes=4)
+HUGE = Plan(params=1e9, step_time=1.5, bandwidth=1e9, workers=2)
 FAST = dataclasses.replace(SLOW, bandwidth=800e9, overlap=0.9)
 
 
@@ -38,14 +42,17 @@ def seconds_of(plan):
 
 def test_the_methods_by_hand():
     """Without latency a worker is told apart by its bytes alone; PowerSGD pays latency twice."""
-    dense, def64, def256, diloco, powersgd = seconds_of(SLOW)
-    assert dense == SLOW.dense_step() and def64 == SLOW.step(64) and def256 == SLOW.step(256)
+    dense, *def_q, diloco, streaming, powersgd = seconds_of(SLOW)
+    assert dense == SLOW.dense_step() and def_q == [SLOW.step(ratio) for ratio in (16, 64, 256)]
     assert diloco == pytest.approx(SLOW.step_time + SLOW.all_reduce(SLOW.params) / 50)
+    assert streaming == SLOW.step_time  # hidden
+    thin = dataclasses.replace(SLOW, bandwidth=1e6)
+    assert seconds_of(thin)[5] == pytest.approx(thin.all_reduce(thin.params) / 50 / 8)
     assert powersgd == pytest.approx(SLOW.step_time + SLOW.all_reduce(SLOW.params / 64))
     late = dataclasses.replace(SLOW, latency=1e-3)
-    assert seconds_of(late)[4] - powersgd == pytest.approx(2 * 2 * 63 * 1e-3)
+    assert seconds_of(late)[6] - powersgd == pytest.approx(2 * 2 * 63 * 1e-3)
     sent = [method.sent for method in methods.compare(SLOW)]
-    assert sent == pytest.approx([2 * 63 / 64 * 4 * 25.6e6 / n for n in (1, 64, 256, 50, 64)])
+    assert sent == pytest.approx([2 * 63 / 64 * 4 * 25.6e6 / n for n in (1, 16, 64, 256, 50, 400, 64)])
 
 
 @pytest.mark.parametrize(
@@ -54,13 +61,34 @@ def test_the_methods_by_hand():
         (FAST, r'Dense is best: communication is \d % of its step'),
         (dataclasses.replace(FAST, overhead=0.01), 'Dense is best'),
         (dataclasses.replace(SLOW, workers=1), 'Dense is best: communication is 0 %'),
-        (SLOW, r'compression 64: 2\.\d+ times as fast as dense[^$]*def_sgd\(learning_rate, 64, '),
-        (dataclasses.replace(SLOW, bandwidth=1e8), r'Start with DEF-Q, compression 256'),
-        (dataclasses.replace(SLOW, latency=0.05), r'Start with DiLoCo, H = 50[^$]*every=50'),
+        (
+            dataclasses.replace(SLOW, bandwidth=4e9),
+            r'compression 64: [^$]*def_sgd\(rate, 64, [^$]*def_adamw\(rate, 64',
+        ),
+        (
+            dataclasses.replace(SLOW, bandwidth=1e8, in_flight=True),
+            'Start with DEF-Q, compression 256[^$]*overlap=True',
+        ),
+        (dataclasses.replace(SLOW, latency=0.05), 'Start with Streaming DiLoCo, H = 50[^$]*every=5,'),
+        (
+            HUGE,
+            r'Start with Streaming DiLoCo[^$]*not been trained at this size[^$]*64[^$]*def_adamw\(rate, 64',
+        ),
     ],
 )
 def test_the_advice(plan, words):
     assert re.match(f'[^$]*{words}', methods.advice(plan, methods.compare(plan)))
+
+
+@pytest.mark.parametrize('optimizer', methods.OPTIMIZERS)
+@pytest.mark.parametrize('in_flight', [True, False])
+def test_every_line_to_paste_makes_an_optimizer(optimizer, in_flight):
+    other = {'sgd': 'adamw', 'adamw': 'sgd'}[optimizer]
+    for method in methods.compare(dataclasses.replace(SLOW, in_flight=in_flight), 64, optimizer)[1:]:
+        names = {'rate': 0.1, 'def_jax': def_jax, 'optax': optax}
+        exec(method.paste, names)
+        names['optimizer'].init({'w': jnp.zeros((8, 8))})
+        assert optimizer in method.paste and f'{other}(rate' not in method.paste
 
 
 def test_a_link_is_fitted():
@@ -150,7 +178,8 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, monkeypatch, capsy
 def test_a_device_bounds_the_step_and_has_a_link(capsys):
     """989.4 TFLOP/s and NVLink's 3,600 Gbit/s; a small model is bound by its eight passes over memory."""
     assert main(['--device=h100', '--flops=9.894e12', '--params=85e6', '--workers=8']) == 0
-    plan = Plan(params=85e6, step_time=0.01, bandwidth=3600e9, workers=8)
+    plan = Plan(params=85e6, step_time=0.01, bandwidth=3600e9, workers=8, latency=0.0)
     output = capsys.readouterr().out
     assert methods.table(plan, methods.compare(plan)) in output and 'a bound, not a prediction' in output
+    assert 'No advice without a measured --step-time' in output and 'Start with' not in output
     assert DEVICES['v5e'].step_time(1e9, 1e9) == pytest.approx(8 * 4e9 / 819e9)

@@ -1,0 +1,174 @@
+"""For two nodes of GPUs with a thin line between them: a transformer's loss against seconds.
+
+    python -m benchmarks.two_nodes --launch='srun --nodes=2 --ntasks-per-node=1' --device=eth0 -- \\
+        --config.dataset=text_folder --config.dataset_options.path=DIR
+    python -m benchmarks.two_nodes --toy
+
+Losses do not depend on the line, so each method makes whole runs on the line as it is, one a seed; then `tc`
+shapes --device of both nodes (as root) to each --bandwidth, and every method makes --timed_steps there. All
+are runs of train.py with configs/two_nodes.py, which --launch starts on both nodes, in a folder that they
+share; what follows -- goes to train.py. Makes the runs that are missing and writes README.md. --toy takes
+minutes on a CPU and shows that everything works.
+"""
+
+import itertools
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from jax import lax
+
+from benchmarks import pages
+from benchmarks.records import Records, read
+from def_jax.trainer import metrics
+from def_jax.types import AxisName
+from experiments.statistics import mean_std
+
+_HERE = f'{sys.executable} -m def_jax.launch --processes=2 --together --'
+_LAUNCH = flags.DEFINE_string(
+    'launch', _HERE, 'Runs a command on both nodes; by default twice on this machine.'
+)
+_DEVICE = flags.DEFINE_string('device', '', 'Network device that is shaped; without one, nothing is.')
+_BANDWIDTHS = flags.DEFINE_multi_string('bandwidth', ['25gbit', '10gbit', '1gbit'], "In tc's notation.")
+_SEEDS = flags.DEFINE_multi_integer('seed', [0], 'Of whole runs.')
+_STEPS = flags.DEFINE_integer('steps', 5000, 'Of a whole run.', lower_bound=20)
+_TIMED = flags.DEFINE_integer('timed_steps', 100, 'At each bandwidth.', lower_bound=50)
+_TOY = flags.DEFINE_bool('toy', False, 'A tiny model on four devices, simulated by two processes.')
+_OUTPUT = flags.DEFINE_string('output', 'runs/two_nodes', 'Shared folder of runs, records and the page.')
+
+_LOG = 10  # steps between two records, whose times are compared
+_ABOVE = (0.05, 0.02, 0.0)  # nats above the final loss of dense training: the targets
+
+DENSE = 'AdamW, bf16'
+_NODES = {'num_workers': 2, 'shards_per_worker': 8}  # a worker is a node; else it is a GPU
+VARIANTS: dict[str, dict[str, Any]] = {
+    DENSE: {'method': 'benchmarks.two_nodes:bf16_mean'},
+    'PowerSGD, rank 4': {'method': 'powersgd', 'rank': 4},
+    'DiLoCo, H = 32': {'method': 'diloco', 'every': 32},
+    **{f'DEF-Q, 1/{ratio}': {'ratio': ratio} for ratio in (64, 256)},
+    **{f'DEF-Q, 1/{ratio}, nodes': {'ratio': ratio, **_NODES} for ratio in (64, 256)},
+}
+_TINY: dict[str, Any] = {
+    'fake_devices': True,
+    'model': 'transformer_115k',
+    'model_options.num_layers': 1,
+    'dataset_options.context': 32,
+    'batch_size': 8,
+    'test_examples': 64,
+    'compute_dtype': 'float32',
+}
+
+
+def bf16_mean(axis_name: AxisName) -> optax.GradientTransformation:
+    """The dense all-reduce of gradients, in bfloat16."""
+
+    def mean(updates, params):
+        del params
+        sent = optax.tree.cast(updates, jnp.bfloat16)
+        return optax.tree.cast_like(lax.pmean(sent, axis_name), updates)
+
+    return optax.stateless(mean)
+
+
+def main(argv: list[str]) -> None:
+    folder = Path(_OUTPUT.value)
+    runs = Records(folder / 'runs.jsonl', lambda run: json.dumps(run['settings'], sort_keys=True))
+    for settings in _wanted():
+        if runs.get({'settings': settings}) is None:
+            runs.add(_run(settings, folder, argv[1:]))
+    write(folder)
+
+
+def _wanted() -> Iterator[dict[str, Any]]:
+    """Whole runs, which have no bandwidth, then those that are timed."""
+    whole = itertools.product([''], _SEEDS.value, VARIANTS)
+    timed = itertools.product(_BANDWIDTHS.value, _SEEDS.value[:1], VARIANTS)
+    for bandwidth, seed, variant in itertools.chain(whole, timed if _DEVICE.value or _TOY.value else ()):
+        yield {
+            'variant': variant,
+            'seed': seed,
+            'bandwidth': bandwidth,
+            'steps': _STEPS.value,
+            'toy': _TOY.value,
+        }
+
+
+def _run(settings: dict[str, Any], folder: Path, given: list[str]) -> dict[str, Any]:
+    """One run of train.py on both nodes; raises CalledProcessError if it fails."""
+    launch, bandwidth = shlex.split(_LAUNCH.value), settings['bandwidth']
+    if bandwidth and _DEVICE.value:
+        shape = f'tc qdisc replace dev {_DEVICE.value} root tbf rate {bandwidth} burst 1mb latency 50ms'
+        subprocess.run([*launch, *shlex.split(shape)], check=True)
+    workdir = folder / re.sub('[^A-Za-z0-9]+', '_', f'{settings["variant"]} {settings["seed"]} {bandwidth}')
+    chosen = [f'--config.{key}={value}' for key, value in _config(settings).items()]
+    program = [sys.executable, 'train.py', '--config=configs/two_nodes.py', *chosen, *given]
+    subprocess.run([*launch, *program, f'--workdir={workdir}'], check=True)
+    logged = metrics.read(workdir / 'metrics.jsonl')
+    clock = [record['seconds'] for record in logged if 'loss' in record]
+    return {
+        'settings': settings,
+        'curve': [[record['step'], record['test_loss_x']] for record in logged if 'test_loss_x' in record],
+        'step_seconds': float(np.median(np.diff(clock)[1:])) / _LOG,
+        'commit': pages.commit(),
+    }
+
+
+def _config(settings: dict[str, Any]) -> dict[str, Any]:
+    """What differs from configs/two_nodes.py."""
+    steps = _TIMED.value if settings['bandwidth'] else settings['steps']
+    config = {'num_steps': steps, 'seed': settings['seed'], **VARIANTS[settings['variant']]}
+    config['eval_every_steps'] = steps if settings['bandwidth'] else max(1, steps // 20)
+    if settings['toy']:
+        workers = {'num_workers': 4} if 'num_workers' not in config else {'shards_per_worker': 2}
+        config |= _TINY | workers
+    return config
+
+
+def write(folder: Path) -> None:
+    """Writes the page from the records of a folder."""
+    runs = read(folder / 'runs.jsonl')
+    whole = [run for run in runs if not run['settings']['bandwidth']]
+    final = np.mean([run['curve'][-1][1] for run in whole if run['settings']['variant'] == DENSE])
+    rows = []
+    for variant in dict.fromkeys(run['settings']['variant'] for run in runs):
+        curves = [run['curve'] for run in whole if run['settings']['variant'] == variant]
+        row: dict[str, object] = {'method': variant, 'loss': mean_std([curve[-1][1] for curve in curves], 3)}
+        for run in runs:
+            if run['settings']['variant'] == variant and (bandwidth := run['settings']['bandwidth']):
+                row[f'{bandwidth}: ms a step'] = f'{1e3 * run["step_seconds"]:.0f}'
+                for above in _ABOVE:
+                    steps = [s for s in (_reached(curve, final + above) for curve in curves) if s]
+                    seconds = f'{np.mean(steps) * run["step_seconds"]:.0f}' if steps else ''
+                    row[f'{bandwidth}: s to +{above:g}'] = seconds
+        rows.append(row)
+    commits = ', '.join(dict.fromkeys(run['commit'] for run in runs))
+    pages.write(folder / 'README.md', {'table': _TEXT.format(table=pages.table(rows), commits=commits)})
+
+
+def _reached(curve: list[list[float]], target: float) -> float | None:
+    """The step of the first evaluation whose loss is at most the target."""
+    return next((step for step, loss in curve if loss <= target), None)
+
+
+_TEXT = """
+# Two nodes, a transformer
+
+{table}
+
+Test loss in nats a byte; "s to +0.05" are seconds until it is 0.05 above the final one of dense training, the
+mean over the seeds that get there: evaluations' steps times the time of a step. Every GPU is a worker, or, in
+rows called "nodes", every node. All methods have AdamW's rate, which was not tuned. Commits: {commits}.
+"""
+
+
+if __name__ == '__main__':
+    app.run(main)
