@@ -1,7 +1,7 @@
 """PartitionSpecs of the parameters, in whatever form they are given, and of what is like the parameters."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +62,8 @@ def with_specs(param_specs: PyTree) -> PyTree:
     return jax.tree.map(spec, param_specs, is_leaf=lambda node: node is None)
 
 
-def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
-    """Raises ValueError unless all leaves are specs and none names an axis over workers."""
+def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...], known: Collection[str] = ()) -> None:
+    """Raises ValueError unless all leaves are specs, of `known` axes if given, none of one over workers."""
     names = set(axis_names(axis_name))
     for spec in jax.tree.leaves(with_specs(param_specs)):
         if not isinstance(spec, P):
@@ -79,6 +79,11 @@ def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
             raise ValueError(
                 f'{param_specs=} names {sorted(used)}, the axis over workers, but all workers hold the same '
                 'parameters. Name only axes within a worker.'
+            )
+        if known and (missing := spec_axes(spec) - set(known)):
+            raise ValueError(
+                f'{param_specs=} names {sorted(missing)}, but the mesh has {known}. Name its axes, or make '
+                'the mesh with more.'
             )
 
 
