@@ -5,12 +5,14 @@ drift apart unnoticed.
 """
 
 import functools
+import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 
 from def_jax.error_feedback import feedback_states
 from def_jax.mesh.collectives import check_axis_name, num_workers, pmax, psum
@@ -19,6 +21,7 @@ from def_jax.options.skipping import all_finite as finite_here
 from def_jax.types import AxisName, PyTree
 
 _GOLDEN = np.uint32(0x9E3779B1)  # odd
+_LARGE = 4096  # elements of a leaf, of which so many are compared
 
 
 def all_finite(tree: PyTree, axis_name: AxisName) -> jax.Array:
@@ -45,12 +48,13 @@ def all_finite(tree: PyTree, axis_name: AxisName) -> jax.Array:
 
 
 def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
-    """Raises, from the second step on, if copies of x differ or all workers have one residual.
+    """Raises, at the second step or later, if copies of x differ or all workers have had one gradient.
 
     Call it in the mapped step, after the update, while a trainer is being wired; it costs a pass over the
     model and an all-reduce of a few numbers. Copies of x differ if something that workers do not exchange
-    decides about x, such as another seed. Residuals agree if gradients are averaged before the update, by a
-    `pmean` that was left in, or if all workers are given the same data.
+    decides about x, such as another seed. Residuals, or moments of `inner`, agree if gradients are averaged
+    before the update, by a `pmean` that was left in, or if all workers are given the same data. In few bits
+    residuals show that in the first steps only: call it from the first step on.
 
     Args:
         params: x, after the update.
@@ -73,27 +77,28 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     ...     jax.vmap(step, axis_name='workers')(jnp.ones((2, 8)))
     ... except ValueError as error:
     ...     print(str(error)[:43])
-    all 2 workers have the same residual, which
+    all 2 workers have the same residual or mom
     """
     check_axis_name(axis_name)
     assert_replicated((params, replicated_leaves(opt_state)), axis_name)
     states = feedback_states(opt_state, 'debug')
-    residuals = [state.residual for state in states]
-    agree = ~jnp.any(_differ(residuals, axis_name))
-    anything = jnp.any(jnp.array([jnp.any(r != 0) for r in jax.tree.leaves(residuals)]))
+    agree = _agree([state.residual for state in states], axis_name)
+    moments = [x for x in jax.tree.leaves([state.inner for state in states]) if jnp.size(x) > 1]
+    if moments := [x for x in moments if jnp.issubdtype(x.dtype, jnp.floating)]:
+        agree |= _agree(moments, axis_name)
     workers, due = num_workers(axis_name), states[0].step >= 2
 
     def raise_if(agree: np.ndarray) -> None:
         if agree:
             raise ValueError(
-                f'all {workers} workers have the same residual, which sums different gradients: these are '
+                f'all {workers} workers have the same residual or moments, of different gradients: these are '
                 'averaged before the update, all workers are given the same data, or the state of one was '
                 'restored for all. Take out jax.lax.pmean of the gradients, and axis_name= or '
                 'pmap_axis_name= of the helpers that compute them; save with stack_state.'
             )
 
     if workers > 1:
-        jax.debug.callback(raise_if, agree & anything & due)
+        jax.debug.callback(raise_if, agree & due)
 
 
 def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
@@ -109,7 +114,8 @@ def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
         tree: values that should be the same on all workers, such as parameters, keys and step counts; not the
             residual.
         axis_name: the mapped axis over workers, a tuple of axes, or None outside a mapped function, where the
-            copies of each array are fetched from the devices and compared.
+            copies of each array are fetched from the devices and compared, also those of other processes:
+            all must call it.
 
     Raises:
         ValueError: naming the leaves that differ; or if `axis_name` is not bound.
@@ -128,9 +134,26 @@ def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
     if not names:
         return
     if axis_name is None:
-        _raise_if(names, np.array([_copies_differ(leaf) for leaf in jax.tree.leaves(tree)]))
+        _raise_if(names, _copies_differ(jax.tree.leaves(tree)))
         return
     jax.debug.callback(functools.partial(_raise_if, names), _differ(tree, axis_name))
+
+
+def _agree(tree: PyTree, axis_name: AxisName) -> jax.Array:
+    """Whether an eighth at least of what is not zero in every large leaf has the same bits on all workers.
+
+    Not all of it: in few bits, a worker keeps what the second rounding takes from its part of a block. And in
+    every large leaf: weight decay alone moves the rows of an embedding that no worker's data name.
+    """
+    leaves = jax.tree.leaves(tree)
+    large = [leaf for leaf in leaves if leaf.size >= _LARGE] or leaves
+    samples = [jnp.ravel(leaf)[:: -(-leaf.size // _LARGE)] for leaf in large]
+    bits = jnp.concatenate([_words(sample) for sample in samples])
+    highest = pmax(jnp.concatenate([bits, ~bits]), axis_name)
+    same = jnp.split(highest[: len(bits)] == ~highest[len(bits) :], np.cumsum(list(map(len, samples)))[:-1])
+    counts = [(jnp.sum(each & (x != 0)), jnp.sum(x != 0)) for each, x in zip(same, samples, strict=True)]
+    agree = jnp.array([8 * equal >= jnp.maximum(anything, 1) for equal, anything in counts])
+    return jnp.all(agree | jnp.array([anything == 0 for _, anything in counts])) & jnp.any(agree)
 
 
 def _differ(tree: PyTree, axis_name: AxisName) -> jax.Array:
@@ -184,11 +207,23 @@ def _words(leaf: Any) -> jax.Array:
     return lax.bitcast_convert_type(x, word).astype(jnp.uint32)
 
 
-def _copies_differ(leaf: Any) -> bool:
-    """Whether devices that should hold the same part of an array hold different bits."""
+def _copies_differ(leaves: list[Any]) -> np.ndarray:
+    """Whether devices that should hold the same part of an array hold different bits, bool [leaves]."""
+    parts = [_parts(leaf) for leaf in leaves]
+    width = max(map(len, parts))
+    own = np.array([part + part[:1] * (width - len(part)) for part in parts], np.uint32)
+    everyone = multihost_utils.process_allgather(own) if jax.process_count() > 1 else own[None]
+    found = np.concatenate(everyone.reshape(-1, *own.shape), axis=1)  # [leaves, parts, 2]
+    return np.array([len({*map(tuple, part)}) > len({*part[:, 0]}) for part in found])
+
+
+def _parts(leaf: Any) -> list[tuple[int, int]]:
+    """Checksums of which part of an array each device of this process holds, and of its bits."""
     if not isinstance(leaf, jax.Array):
-        return False
+        return [(0, zlib.crc32(np.asarray(leaf).tobytes()))]
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    found = {(str(shard.index), np.asarray(shard.data).tobytes()) for shard in leaf.addressable_shards}
-    return len(found) > len({place for place, _ in found})
+    return [
+        (zlib.crc32(str(shard.index).encode()), zlib.crc32(np.asarray(shard.data).tobytes()))
+        for shard in leaf.addressable_shards
+    ]

@@ -142,8 +142,10 @@ def test_e_a_hidden_mean_is_found():
         def_jax.check(compiled, optimizer, PARAMS, 'batch')
 
 
+@pytest.mark.parametrize('bits', [1, 2, 8, 32])
 @pytest.mark.parametrize('change', [averaged, lambda grads: grads], ids=['averaged', 'right'])
-def test_e_the_debug_mode_raises_at_the_second_step(change):
+@pytest.mark.parametrize('inner', [optax.identity(), optax.scale_by_rms(0.9)], ids=['plain', 'moments'])
+def test_e_the_debug_mode_raises_at_the_second_step(change, bits, inner):
     def step(optimizer, params, state, batch):
         params, state = plain_step(optimizer, params, state, batch, change)
         def_jax.debug(params, state, 'workers')
@@ -154,7 +156,7 @@ def test_e_the_debug_mode_raises_at_the_second_step(change):
         for t in range(2):
             carry = step(optimizer, *carry, data[t])
 
-    optimizer = wrapper()
+    optimizer = wrapper(inner=inner, bits=bits)
     mapped = jax.vmap(run, axis_name='workers')
     if change is averaged:
         with pytest.raises(ValueError, match='all 4 workers have the same residual'):

@@ -1,6 +1,9 @@
 """Copies that should agree: every bit that differs on one worker is found, and its leaf is named."""
 
 import functools
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 import def_jax
 from def_jax import guards
 
+ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 4
 
 
@@ -97,6 +101,37 @@ def test_without_an_axis_the_copies_on_the_devices_are_compared():
     with pytest.raises(ValueError, match='do not agree on w: '):
         def_jax.assert_replicated(tree, None)
     def_jax.assert_replicated(tree | {'w': jax.device_put(np.float32([0, 1]), sharding)}, None)
+
+
+TWO_PROCESSES = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+import def_jax
+from def_jax.elastic import initialize
+
+initialize(cpu=True, local_devices=1)
+devices = [[d for d in jax.devices() if d.process_index == index][:2] for index in range(2)]
+sharding = NamedSharding(jax.sharding.Mesh(np.array(devices), ('racks', 'shard')), P('shard'))
+for differ in (0, 1):
+    mine = np.float32([1, 2]) + differ * jax.process_index()
+    w = jax.make_array_from_callback((2,), sharding, lambda index: mine[index])
+    try:
+        def_jax.assert_replicated({'w': w, 'n': np.arange(3), 'm': differ * jax.process_index()}, None)
+    except ValueError as error:
+        print(differ, error, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_without_an_axis_copies_of_other_processes_are_compared(tmp_path):
+    """Each process has one copy of a shard."""
+    command = ['-m', 'def_jax.launch', '--processes=2', '--restarts=0', f'--log={tmp_path}/log', '--']
+    program = [sys.executable, *command, sys.executable, '-c', TWO_PROCESSES]
+    subprocess.run(program, cwd=ROOT, check=True, timeout=600)
+    for process in range(2):
+        printed = (tmp_path / f'log-{process}.log').read_text()
+        said = [line for line in printed.splitlines() if 'agree' in line]
+        assert [line.partition(':')[0] for line in said] == ['1 the workers do not agree on m, w'], printed
 
 
 # --- checksums ---
