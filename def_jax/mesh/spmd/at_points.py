@@ -20,7 +20,7 @@ from def_jax.error_feedback import ErrorFeedbackState, detached_params
 from def_jax.mesh.ownership import link_states
 from def_jax.mesh.specs import spec_axes
 from def_jax.mesh.worker_mesh import WorkerMesh
-from def_jax.traffic import inner_programs
+from def_jax.traffic import equations
 from def_jax.types import PyTree
 
 
@@ -104,7 +104,8 @@ def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: 
     try:
         # For PartitionSpecs in the function, as within a `jax.shard_map`, where the user has set no mesh.
         with jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh if context.empty else context):
-            if not _has_convolutions(mapped.trace(stacked, shared).jaxpr.jaxpr):
+            traced = equations(mapped.trace(stacked, shared).jaxpr.jaxpr)
+            if not any(equation.primitive.name == 'conv_general_dilated' for equation in traced):
                 return mapped(stacked, shared)
     except Exception as error:
         with contextlib.suppress(Exception):
@@ -152,11 +153,3 @@ def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
         return lax.reshape(x, parts, out_sharding=to)
 
     return jax.tree_util.tree_map_with_path(part, batch)
-
-
-def _has_convolutions(program: Any) -> bool:
-    return any(
-        equation.primitive.name == 'conv_general_dilated'
-        or any(map(_has_convolutions, inner_programs(equation)))
-        for equation in program.eqns
-    )
