@@ -3,7 +3,6 @@
 from def_jax.compressors.base import (
     Compressor,
     Layout,
-    Part,
     Selection,
     check_compressor,
     message_size,
@@ -14,7 +13,6 @@ from def_jax.compressors.random_block import identity, random_block
 __all__ = [
     'Compressor',
     'Layout',
-    'Part',
     'Selection',
     'check_compressor',
     'identity',
