@@ -27,13 +27,12 @@ def as_one_of(workers: int) -> Iterator[None]:
         return lax.optimization_barrier(jnp.broadcast_to(row[None], (workers, *row.shape)))
 
     replaced = {
-        'num_workers': lambda axis_name: workers,
         'all_to_all': lambda rows, axis_name: lax.optimization_barrier(rows),
         'all_gather': all_gather,
         'axis_index': lambda axis_name: jnp.int32(workers // 2),
     }
     with (
         mock.patch.multiple(few_bits, **replaced),
-        mock.patch.object(wires, 'num_workers', replaced['num_workers']),
+        mock.patch.object(wires, 'num_workers', lambda axis_name: workers),
     ):
         yield

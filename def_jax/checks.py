@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 T = TypeVar('T')
 
@@ -38,15 +37,6 @@ def check_choice(name: str, value: Any, meanings: Mapping[Any, str]) -> None:
     if value not in list(meanings):
         *others, last = [f'{choice!r} ({meaning})' for choice, meaning in meanings.items()]
         raise ValueError(f'{name}={value!r} must be {", ".join(others)} or {last}.')
-
-
-def check_inner(inner: Any) -> None:
-    """Raises ValueError unless `inner` is an optax transformation, as opposed to what makes one."""
-    if not isinstance(inner, optax.GradientTransformation):
-        raise ValueError(
-            f"{inner=} must be the worker's optimizer, an optax.GradientTransformation such as "
-            'optax.sgd(0.1, momentum=0.9) or optax.adamw(1e-3).'
-        )
 
 
 def check_ratio(ratio: Any, name: str = 'ratio') -> int | float:
@@ -82,16 +72,6 @@ def check_flag(name: str, value: Any) -> None:
     """Raises ValueError unless `value` is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f'{name}={value!r} must be True or False.')
-
-
-def check_leading_axis(tree: Any, num_workers: int) -> None:
-    """Raises ValueError for leaves that are not stacked over workers, of which no mean over these exists."""
-    for path, x in named_leaves(tree):
-        if jnp.shape(x)[:1] != (num_workers,):
-            raise ValueError(
-                f'tree{path} has shape {jnp.shape(x)}, but its leading axis must be over {num_workers} '
-                'workers, as value_and_grad, at_points and map of def_jax.spmd return it.'
-            )
 
 
 def check_extra_arguments(extra_args: Mapping[str, Any], params: Any, num_workers: int) -> None:

@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
-from def_jax.checks import check_inner, check_seed, named_leaves
+from def_jax.checks import check_seed, named_leaves
 from def_jax.compressors import Compressor, check_compressor, shared_key
-from def_jax.compressors.base import unravel
 from def_jax.mesh.collectives import (
     check_axis_name,
     check_shared,
     pmean,
-    start_varying,
+    vary,
     vary_if_tracked,
     varying_axes,
 )
@@ -51,11 +51,6 @@ class ErrorFeedbackState(NamedTuple):
     def per_worker(self) -> tuple[str, ...]:
         """The fields that differ between workers, and entries of `extra`; see `ownership`."""
         return ('inner', 'residual', 'left_out')
-
-    @property
-    def numbers(self) -> tuple[str, ...]:
-        """The entries of `extra` that are never sharded like a parameter; see `mesh.specs`."""
-        return ('energy',)
 
 
 def error_feedback(
@@ -178,7 +173,11 @@ def wrapped(
     by_shards: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """A link around a worker's optimizer, which sees the detached point; arguments as of `link`."""
-    check_inner(inner)
+    if not isinstance(inner, optax.GradientTransformation):
+        raise ValueError(
+            f"{inner=} must be the worker's optimizer, an optax.GradientTransformation such as "
+            'optax.sgd(0.1, momentum=0.9) or optax.adamw(1e-3).'
+        )
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
@@ -216,12 +215,12 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
     Returns:
         A pytree like `params`, whose derivative with respect to `params` is the identity: a loss may call
         this itself or be evaluated at the result. Under `jax.shard_map` with check_vma=True it must be the
-        latter: JAX sums gradients with respect to replicated values.
+        latter: JAX sums gradients with respect to replicated values, and `update` refuses those.
 
     Raises:
         ValueError: if `opt_state` holds no residual, or one whose structure or shapes differ from those of
-            `params`; when a gradient that would be summed over workers is traced. `optax.flatten` keeps the
-            number of elements alone: under it, another model's residual is refused only if that differs.
+            `params`. `optax.flatten` keeps the number of elements alone: under it, another model's residual
+            is refused only if that differs.
 
     Source: Algorithm 1, line 6.
 
@@ -235,7 +234,7 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
 
 
 def _at_point(params: PyTree, states: list[ErrorFeedbackState]) -> PyTree:
-    params = start_varying(params, varying_axes([state.residual for state in states]))
+    params = vary(params, varying_axes([state.residual for state in states]))
     for state in states:
         residual = lax.stop_gradient(_arrange_like(params, state.residual))
         params = _add(params, residual, scale=state.detach)
@@ -303,7 +302,7 @@ def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
     """The residual in the structure of `params`, with `optax.flatten` undone."""
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     flat = isinstance(residual, (jax.Array, np.ndarray)) and residual.shape == (size,)
-    return unravel(residual, params) if flat else residual
+    return ravel_pytree(optax.tree.zeros_like(params, dtype=jnp.float32))[1](residual) if flat else residual
 
 
 def _add(params: PyTree, residual: PyTree, scale: Any) -> PyTree:

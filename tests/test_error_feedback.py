@@ -209,11 +209,11 @@ def test_a_state_of_other_options():
 
     nesterov = optax.sgd(0.3, momentum=0.8)
     (auto, state), (plain, bare) = made(detach='auto'), made()
-    stacked = state._replace(extra={'energy': jnp.ones((3, 2))})
+    stacked = state._replace(extra={'energy': (jnp.ones(3), jnp.ones(3))})
     for link, other, message in (
         (auto, bare, r'state.extra has the structure .* made with other options'),
         (plain, state, r"state.extra has the structure .*'energy'"),
-        (auto, stacked, r"state.extra\['energy'\] has shape \(3, 2\), but must be \(2,\)"),
+        (auto, stacked, r"state.extra\['energy'\]\[0\] has shape \(3,\), but must be \(\)"),
         (made(outer=nesterov)[0], made(outer=optax.sgd(0.3))[1], 'state.extra has the structure'),
     ):
         with pytest.raises(ValueError, match=message):

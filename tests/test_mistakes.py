@@ -54,7 +54,7 @@ MISTAKES = [
         for words, updates in (
             ('would lose its imaginary part', like(1j)),
             ('must be a floating-point array', like(True)),
-            (r"updates\['new'\] has no residual in opt_state", MORE),
+            (r"updates\['new'\] is .*, but the residual in opt_state is missing", MORE),
         )
     ),
     *(
@@ -72,7 +72,7 @@ MISTAKES = [
         for state in ((), None, optax.sgd(0.1, momentum=0.9).init(PARAMS), FOREIGN)
     ),
     (r'holds no residual .* restored without a target', POINTS[0], PARAMS, AS_DICTS),
-    (r"params\['new'\] has no residual in opt_state", POINTS[0], MORE, CHAIN.init(PARAMS)),
+    (r"params\['new'\] is .*, but the residual in opt_state is missing", POINTS[0], MORE, CHAIN.init(PARAMS)),
 ]
 
 

@@ -29,13 +29,11 @@ def sent(link, axis_name='workers'):
 )
 def test_a_gathered_message(link, operation, words):
     assert sent(link) == ((Message(operation, 4 * words),), ())
-    assert words * 4 * 15 == sent(link).always[0].wire_bytes(16)
 
 
 def test_powersgd_reduces_twice():
     messages = sent(baselines.powersgd(16, 'workers', rank=2)).always
     assert messages == (Message('all-reduce', 4 * (2 * 64 + 64)), Message('all-reduce', 4 * 2 * 32))
-    assert messages[1].wire_bytes(4) == 1.5 * 4 * 64
 
 
 def test_the_steps_of_onebit_adam():

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from def_jax.traffic import Message
 from def_jax.traffic.hlo import Collective, collectives
 
 __all__ = ['AXIS', 'Variant', 'meet', 'mlp', 'mlp_params', 'on_workers', 'place', 'start', 'wire_bytes']
@@ -83,7 +82,9 @@ class Variant:
 
 def wire_bytes(sent: Sequence[Collective], workers: int) -> float:
     """Bytes that each worker sends for these collectives, by rings."""
-    return sum(Message(c.operation, c.passed(workers).bytes).wire_bytes(workers) for c in sent)
+    others = workers - 1
+    shares = {'all-reduce': 2 * others / workers, 'all-gather': others, 'collective-permute': 1}
+    return sum(c.passed(workers).bytes * shares.get(c.operation, others / workers) for c in sent)
 
 
 def mlp_params(key: jax.Array, sizes: Sequence[int]) -> list[dict[str, jax.Array]]:

@@ -17,7 +17,7 @@ import optax
 from jax import lax
 
 from def_jax.compressors import identity
-from def_jax.compressors.base import check_indexable, ravel, unravel
+from def_jax.compressors.base import Layout, check_indexable
 from def_jax.error_feedback import error_feedback, wrapped
 from def_jax.mesh.collectives import all_gather
 from def_jax.mesh.link import float32_updates, float32_zeros, link
@@ -36,8 +36,10 @@ __all__ = [
     'largest',
     'matrix_shape',
     'pack',
+    'ravel',
     'to_chunks',
     'unpack',
+    'unravel',
 ]
 
 
@@ -254,3 +256,17 @@ def unpack(words: jax.Array, bits: int, size: int) -> jax.Array:
 
 def _shifts(bits: int) -> jax.Array:
     return jnp.arange(0, 32, bits, dtype=jnp.uint32)[None]
+
+
+def ravel(tree: PyTree) -> jax.Array:
+    """All elements in leaf order, float32 [n]."""
+    leaves = [leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
+    return jnp.concatenate([jnp.zeros(0, jnp.float32), *leaves])
+
+
+def unravel(vector: jax.Array, like: PyTree) -> PyTree:
+    """Undoes `ravel`: a vector [n] in the structure and shapes of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    sizes = [leaf.size for leaf in leaves]
+    parts = zip(Layout.dense(sizes).split(vector, sizes), leaves, strict=True)
+    return jax.tree.unflatten(treedef, [part.reshape(leaf.shape) for part, leaf in parts])

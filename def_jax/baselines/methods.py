@@ -27,9 +27,8 @@ from def_jax.baselines.scaled import scaled
 from def_jax.baselines.signs import sign_ef
 from def_jax.baselines.sparse_loco import sparse_loco
 from def_jax.baselines.top_k import top_k
-from def_jax.checks import look_up
+from def_jax.checks import check_integer, look_up
 from def_jax.error_feedback import error_feedback
-from def_jax.options import check_average_every
 from def_jax.types import AxisName
 from def_jax.wires import Bits
 
@@ -192,7 +191,8 @@ class Method:
             raise ValueError(
                 f'{detach=} estimates λ, but {self.title} fixes it or has none. Keep the default, or use DEF.'
             )
-        check_average_every(options.get('average_every', 0))  # even if the method does not average
+        period = options.get('average_every', 0)  # even if the method does not average
+        check_integer('average_every', period, 0, 'a number of steps, 0 for never')
         unused = {name: value for name, value in options.items() if name not in {*own, *_IGNORED}}
         fixed = {name: unused.pop(name) for name in unused.keys() & self.fixes}
         _check_unused(fixed, f'{self.title} fixes it')

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from def_jax.baselines.base import Exchanged, feedback, matrix_shape
+from def_jax.baselines.base import Exchanged, feedback, matrix_shape, ravel, unravel
 from def_jax.checks import check_integer, check_ratio, check_seed
 from def_jax.compressors import shared_key
-from def_jax.compressors.base import ravel, typed_key, unravel
+from def_jax.compressors.base import typed_key
 from def_jax.mesh.collectives import pmean
 from def_jax.types import AxisName
 

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.baselines.base import Exchanged, around, gathered_mean, pack, unpack
-from def_jax.compressors.base import ravel, unravel
+from def_jax.baselines.base import Exchanged, around, gathered_mean, pack, ravel, unpack, unravel
 from def_jax.types import AxisName, PyTree
 
 __all__ = ['exchange_signs', 'sign_ef']

@@ -1,21 +1,18 @@
-"""What is sent in one step: a linear compressor C, a file each. `base` says what a compressor is."""
+"""What is sent in one step: a linear compressor C. `base` says what that is."""
 
 from def_jax.compressors.base import (
     Compressor,
     Layout,
-    Part,
     Selection,
     check_compressor,
     message_size,
     shared_key,
 )
-from def_jax.compressors.identity import identity
-from def_jax.compressors.random_block import random_block
+from def_jax.compressors.random_block import identity, random_block
 
 __all__ = [
     'Compressor',
     'Layout',
-    'Part',
     'Selection',
     'check_compressor',
     'identity',

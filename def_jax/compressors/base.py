@@ -15,10 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from def_jax.mesh.specs import tree_of_specs
 from def_jax.types import PyTree
 
 
@@ -64,16 +61,12 @@ class Layout(NamedTuple):
         ends = (*self.begins[1:], self.total)[: len(self.begins)]
         for part, begin, end in zip(parts, self.begins, ends, strict=True):
             found += [part, jnp.zeros(end - begin - part.size, jnp.float32)]
-        return _concatenated([x for x in found if x.size])
+        return jnp.concatenate([jnp.zeros(0, jnp.float32), *(x for x in found if x.size)])
 
     def split(self, message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
         """Undoes `join`."""
         places = zip(self.begins, sizes, strict=True)
         return [lax.slice_in_dim(message, begin, begin + size) for begin, size in places]
-
-
-def _concatenated(parts: Sequence[jax.Array]) -> jax.Array:
-    return jnp.concatenate([jnp.zeros(0, jnp.float32), *parts])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,34 +166,19 @@ def words(keys: jax.Array) -> jax.Array:
     return pair[..., 0] ^ pair[..., 1]
 
 
-def message_size(
-    compressor: Compressor,
-    params: PyTree,
-    mesh: Mesh | AbstractMesh | None = None,
-    param_specs: PyTree = P(),  # noqa: B008
-) -> int:
+def message_size(compressor: Compressor, params: PyTree) -> int:
     """Number of elements B of the message that one worker sends for `params`; nothing is computed.
 
     Args:
         compressor: any compressor.
-        params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
-        mesh: with `param_specs` as for `def_jax.spmd`, if a worker is several devices: B is of one device.
-        param_specs: in any form that `spmd` takes.
+        params: a pytree of arrays or of `jax.ShapeDtypeStruct`; of workers of several devices, one device's
+            shards.
 
-    >>> import jax, jax.numpy as jnp, def_jax
+    >>> import jax.numpy as jnp, def_jax
     >>> params = {'w': jnp.ones((512, 10)), 'b': jnp.ones(10)}
     >>> message_size(def_jax.random_block(64), params)
     81
-    >>> mesh = jax.sharding.AbstractMesh((2, 4), ('workers', 'shard'))
-    >>> message_size(def_jax.random_block(64), params, mesh, {'w': jax.P('shard'), 'b': jax.P()})
-    21
     """
-    if mesh is not None:
-
-        def shard(x, spec):
-            return jax.ShapeDtypeStruct(NamedSharding(mesh, spec).shard_shape(x.shape), x.dtype)
-
-        params = jax.tree.map(shard, params, tree_of_specs(param_specs, params, axis_name=()))
     return sum(compressor.sizes(params))
 
 
@@ -212,16 +190,3 @@ def part_places(begins: Sequence[int], *after: jax.Array) -> list[jax.Array]:
     different `after`.
     """
     return lax.optimization_barrier(([jnp.array(pair, jnp.uint32) for pair in enumerate(begins)], after))[0]
-
-
-def ravel(tree: PyTree) -> jax.Array:
-    """All elements in leaf order, float32 [n]."""
-    return _concatenated([leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)])
-
-
-def unravel(vector: jax.Array, like: PyTree) -> PyTree:
-    """Undoes `ravel`: a vector [n] in the structure and shapes of `like`."""
-    leaves, treedef = jax.tree.flatten(like)
-    sizes = [leaf.size for leaf in leaves]
-    parts = zip(Layout.dense(sizes).split(vector, sizes), leaves, strict=True)
-    return jax.tree.unflatten(treedef, [part.reshape(leaf.shape) for part, leaf in parts])

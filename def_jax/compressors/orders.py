@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from def_jax.checks import check_choice
 from def_jax.compressors import base
 
 Order = Literal['random', 'shuffled', 'cyclic']
@@ -22,13 +21,6 @@ Order = Literal['random', 'shuffled', 'cyclic']
 # to E[w]²; w is geometric, R plus the difference of two uniform places in a round, or R.
 AGE_SHARES = {'random': (1.0, 1.0), 'shuffled': (3 / 7, 7 / 12), 'cyclic': (1 / 3, 1 / 2)}
 _SWAPS = 16  # rounds of the swap-or-not shuffle; each halves what is left of an entry's first place
-
-
-def check_order(order: Order) -> None:
-    """Raises ValueError unless blocks can be sent in that order."""
-    shuffled = 'every block once a round, in a new order each'
-    meanings = {'random': 'independent draws', 'shuffled': shuffled, 'cyclic': 'in the same order'}
-    check_choice('order', order, meanings)
 
 
 def place_in_round(order: Order, key: jax.Array, step: jax.Array, leaves: Any, counts: Any) -> jax.Array:

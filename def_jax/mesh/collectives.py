@@ -20,21 +20,6 @@ DETACHED = 'def_jax.detached_params(params, opt_state)'
 OWN_PARAMS = "jax.lax.pcast(params, axis_name, to='varying')"
 
 
-def pmean(tree: PyTree, axis_name: AxisName) -> PyTree:
-    """The mean over workers; the tree itself for a single worker."""
-    return _reduced(lax.pmean, tree, axis_name)
-
-
-def psum(tree: PyTree, axis_name: AxisName) -> PyTree:
-    """The sum over workers; the tree itself for a single worker."""
-    return _reduced(lax.psum, tree, axis_name)
-
-
-def pmax(tree: PyTree, axis_name: AxisName) -> PyTree:
-    """The maximum over workers; the tree itself for a single worker."""
-    return _reduced(lax.pmax, tree, axis_name)
-
-
 def _reduced(reduce: Callable, tree: PyTree, axis_name: AxisName) -> PyTree:
     try:
         # XLA's partitioner cannot reduce over one worker of several devices.
@@ -43,6 +28,10 @@ def _reduced(reduce: Callable, tree: PyTree, axis_name: AxisName) -> PyTree:
         return reduce(tree, axis_names(axis_name))
     except NameError as error:
         raise _not_bound(axis_name) from error
+
+
+# Over workers; the tree itself for a single worker.
+pmean, psum, pmax = (functools.partial(_reduced, reduce) for reduce in (lax.pmean, lax.psum, lax.pmax))
 
 
 def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
@@ -117,18 +106,12 @@ def varying_axes(tree: PyTree) -> frozenset[str]:
 
 def vary_if_tracked(tree: PyTree, axis_name: AxisName) -> PyTree:
     """The tree, of a type that varies over `axis_name` where types say so."""
-    tracked = _tracked(axis_name)
-    return jax.tree.map(lambda x: lax.pcast(x, tuple(tracked - _axes_of(x)), to='varying'), tree)
+    return vary(tree, _tracked(axis_name))
 
 
-def start_varying(params: PyTree, axes: frozenset[str]) -> PyTree:
-    """A per-worker copy of the parameters, whose gradient is per-worker, too.
-
-    Differentiating through the copy, back to the replicated parameters, raises ValueError.
-    """
-    return jax.tree.map(
-        lambda x: _own_copy(tuple(sorted(missing)), x) if (missing := axes - _axes_of(x)) else x, params
-    )
+def vary(tree: PyTree, axes: frozenset[str]) -> PyTree:
+    """The tree, of a type that varies over these axes."""
+    return jax.tree.map(lambda x: lax.pcast(x, tuple(sorted(axes - _axes_of(x))), to='varying'), tree)
 
 
 def check_not_summed(updates: PyTree, axis_name: AxisName, point: str) -> None:
@@ -138,7 +121,9 @@ def check_not_summed(updates: PyTree, axis_name: AxisName, point: str) -> None:
         if tracked - _axes_of(leaf):
             raise ValueError(
                 f'updates{jax.tree_util.keystr(path)} is the same on all workers: with check_vma=True, '
-                f'jax.shard_map has summed its gradient over {axis_name!r}. {_remedy(point)}'
+                f'jax.shard_map has summed its gradient over {axis_name!r}. Take it '
+                f'outside of the loss, at a per-worker point: jax.grad(loss_fn)(point, batch) with point = '
+                f'{point}.'
             )
 
 
@@ -149,30 +134,6 @@ def check_shared(value: jax.Array, name: str, axis_name: AxisName) -> None:
             f'{name} of opt_state differs between workers, by its type, but must be replicated. Stack only '
             'per-worker leaves: in_specs and out_specs of def_jax.state_specs(optimizer, params).'
         )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _own_copy(axes: tuple[str, ...], x: jax.Array) -> jax.Array:
-    return lax.pcast(x, axes, to='varying')
-
-
-def _own_copy_forward(axes, x):
-    return _own_copy(axes, x), None
-
-
-def _own_copy_backward(axes, _, gradient):
-    del gradient
-    raise ValueError(
-        'detached_params: the gradient is taken with respect to replicated parameters, and with '
-        f'check_vma=True jax.shard_map would sum it over {axes}. ' + _remedy(DETACHED)
-    )
-
-
-_own_copy.defvjp(_own_copy_forward, _own_copy_backward)
-
-
-def _remedy(point: str) -> str:
-    return f'Take it at a per-worker point: jax.grad(loss_fn)(point, batch) with point = {point}.'
 
 
 def _tracked(axis_name: AxisName) -> frozenset[str]:

@@ -189,21 +189,15 @@ def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:
         {path: jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (updates, residual)
     )
-    for path, shape in kept.items():
-        if given.get(path) != shape:
-            raise ValueError(
-                f'{name}{keystr(path)} is {given.get(path, "missing")}, but the residual in opt_state is '
-                f'{shape}: it belongs to other parameters, or is stacked over workers. Pass the state '
-                'returned by optimizer.init(params); if workers are stacked, call this inside the mapped '
-                'function.'
-            )
     places = jax.tree_util.tree_leaves_with_path(residual, is_leaf=is_masked)
     masked = [path for path, node in places if is_masked(node)]
-    for path in given.keys() - kept.keys():
-        if not any(path[: len(start)] == start for start in masked):
+    for path in kept | given:
+        here, there = given.get(path, 'missing'), kept.get(path, 'missing')
+        if here != there and not any(path[: len(start)] == start for start in masked):
             raise ValueError(
-                f'{name}{keystr(path)} has no residual in opt_state, which belongs to other parameters. Pass '
-                'the state returned by optimizer.init(params).'
+                f'{name}{keystr(path)} is {here}, but the residual in opt_state is {there}: it belongs to '
+                'other parameters, or is stacked over workers. Pass the state returned by '
+                'optimizer.init(params); if workers are stacked, call this inside the mapped function.'
             )
 
 

@@ -46,12 +46,11 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
             'def_jax.error_feedback(..., inner=...), or put def_jax.all_reduce_mean(...) first in the chain.'
         )
     check_surroundings(state, 'def_jax')
-    _check_nothing_precedes(state)
     return per_worker_leaves(state)
 
 
 def per_worker_leaves(opt_state: PyTree) -> PyTree:
-    """Booleans like the state: True where links say that workers differ, and before a bare link."""
+    """Booleans like the state: True where links say that workers differ, and before a chain's first link."""
 
     def flags(node: Any) -> PyTree:
         if is_link(node):
@@ -60,15 +59,16 @@ def per_worker_leaves(opt_state: PyTree) -> PyTree:
             return jax.tree_util.tree_map_with_path(
                 lambda path, _: path[:1] in named or path[:2] in entries, node
             )
-        if not _is_chain(node):
+        if not is_chain(node):
             return False
-        bare = max((i for i, part in enumerate(node) if _is_bare(part)), default=0)
-        return tuple(
-            jax.tree.map(lambda _: True, part) if i < bare and not is_link(part) else per_worker_leaves(part)
-            for i, part in enumerate(node)
-        )
+        first = min(i for i, part in enumerate(node) if link_states(part))
+        own = *[True for _ in node[:first]], *map(per_worker_leaves, node[first:])
+        return jax.tree.broadcast(own, node)
 
-    return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or _is_chain(node))
+    def is_chain(node: Any) -> bool:
+        return type(node) is tuple and bool(link_states(node))
+
+    return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or is_chain(node))
 
 
 def replicated_leaves(opt_state: PyTree) -> list[jax.Array]:
@@ -133,7 +133,11 @@ def check_surroundings(opt_state: PyTree, caller: str) -> None:
     for node in jax.tree.leaves(opt_state, is_leaf=lambda node: type(node) in _AROUND):
         if type(node) in _AROUND and link_states(node):
             raise ValueError(f'{caller}: the optimizer that communicates is inside {_AROUND[type(node)]}')
-    for chain in _chains(opt_state):
+
+    def is_chain(node):
+        return type(node) is tuple and any(map(is_link, node))
+
+    for chain in filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain)):
         bare = [i for i, part in enumerate(chain) if _is_bare(part)]
         after = jax.tree.leaves(chain[bare[-1] + 1 :] if bare else ())
         if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in after):
@@ -141,28 +145,6 @@ def check_surroundings(opt_state: PyTree, caller: str) -> None:
                 f'{caller}: an optimizer stands after def_jax.error_feedback in the chain, so that it is '
                 'given updates in place of gradients. Pass it to error_feedback as inner= instead.'
             )
-
-
-def _check_nothing_precedes(opt_state: PyTree) -> None:
-    """Raises ValueError if per-worker state stands before a link in a chain, where nothing declares it so."""
-    for chain in _chains(opt_state):
-        last = max(i for i, part in enumerate(chain) if is_link(part))
-        before = [part for part in chain[:last] if not is_link(part)]
-        if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(before)):
-            raise ValueError(
-                'a transformation with a state of its own precedes the link in the chain. Its state differs '
-                'between workers, as their gradients do: pass it to def_jax.error_feedback as inner=, e.g. '
-                'error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)). After def_jax.all_reduce_mean and '
-                'other links of gradients, put it behind the link.'
-            )
-
-
-def _is_chain(node: Any) -> bool:
-    return type(node) is tuple and any(map(is_link, node))
-
-
-def _chains(opt_state: PyTree) -> list[Any]:
-    return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_chain) if _is_chain(node)]
 
 
 def _is_bare(node: Any) -> bool:

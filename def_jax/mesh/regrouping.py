@@ -76,16 +76,14 @@ def stack_state(opt_state: PyTree) -> PyTree:
     >>> saved.residual.shape, saved.step.shape
     ((1, 4), ())
     """
-    own = per_worker_leaves(_checked(opt_state, 'stack_state'))
-    everywhere = np.ndim(link_states(opt_state)[0].step) == 1
-    _check_stacked(opt_state, own, 'stack_state')
+    own = per_worker_leaves(opt_state)
+    everywhere = any(np.ndim(getattr(state, 'step', 0)) for state in link_states(opt_state))
 
     def leaf(mine: bool, x: Any) -> np.ndarray:
-        if mine:
-            return _copies(x) if _is_hidden(x) else np.asarray(x)
-        return _copies(x)[0] if _is_hidden(x) else np.asarray(x[0] if everywhere else x)
+        stacked = _copies(x) if _is_hidden(x) else np.asarray(x)
+        return stacked[0] if not mine and (everywhere or _is_hidden(x)) else stacked
 
-    return _checked_residuals(jax.tree.map(leaf, own, opt_state), own, 'stack_state')
+    return _checked(jax.tree.map(leaf, own, opt_state), own, 'stack_state')
 
 
 def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
@@ -107,24 +105,19 @@ def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
     >>> def_jax.unstack_state(saved, num_workers=3).residual.shape
     (3, 4)
     """
-    own = per_worker_leaves(_checked(saved, 'unstack_state'))
-    _check_stacked(saved, own, 'unstack_state')
-    before = num_stacked(_checked_residuals(saved, own, 'unstack_state'), own, 1)
+    own = per_worker_leaves(saved)
+    before = num_stacked(_checked(saved, own, 'unstack_state'), own, 1)
     workers = num_workers or before
     saved = regroup(jax.tree.map(np.asarray, saved), own, (before,), (workers,))
     return each(lambda mine, x: x if mine else np.broadcast_to(x, (workers, *x.shape)), own, saved)
 
 
-def _checked(opt_state: PyTree, caller: str) -> PyTree:
-    if not any(state.per_worker for state in link_states(opt_state)):
+def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
+    """The stacked state, or a ValueError if it is no worker's, or one worker's, as far as arrays tell."""
+    leaves = zip(named_leaves(saved), jax.tree.leaves(own), strict=True)
+    shapes = {path: np.shape(x) for (path, x), mine in leaves if mine}
+    if not shapes:
         raise ValueError(f'{caller}: opt_state holds no residual, so nothing in it differs between workers.')
-    return opt_state
-
-
-def _check_stacked(opt_state: PyTree, own: PyTree, caller: str) -> None:
-    """Raises ValueError if per-worker arrays have no common leading axis: they are one worker's."""
-    leaves = zip(named_leaves(opt_state), jax.tree.leaves(own), strict=True)
-    shapes = {path: np.shape(x) for (path, x), mine in leaves if mine and not _is_hidden(x)}
     leading = {shape[:1]: f'opt_state{path} {shape}' for path, shape in shapes.items()}
     if len(leading) > 1 or () in leading:
         raise ValueError(
@@ -132,10 +125,6 @@ def _check_stacked(opt_state: PyTree, own: PyTree, caller: str) -> None:
             'per-worker has no common leading axis over workers, but the shapes '
             f'{", ".join(leading.values())}. {_REMEDY}.'
         )
-
-
-def _checked_residuals(saved: PyTree, own: PyTree, caller: str) -> PyTree:
-    """The stacked state, unless all workers of several have one residual that is not zero."""
     workers = num_stacked(saved, own, 1)
     for state in link_states(saved):
         residuals = [np.asarray(x) for x in jax.tree.leaves(getattr(state, 'residual', ()))]

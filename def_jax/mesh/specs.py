@@ -1,12 +1,12 @@
 """PartitionSpecs of the parameters, in whatever form they are given, and of what is like the parameters."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import DictKey, GetAttrKey, keystr
+from jax.tree_util import keystr
 
 from def_jax.checks import named_leaves
 from def_jax.mesh.collectives import axis_names
@@ -62,8 +62,8 @@ def with_specs(param_specs: PyTree) -> PyTree:
     return jax.tree.map(spec, param_specs, is_leaf=lambda node: node is None)
 
 
-def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
-    """Raises ValueError unless all leaves are specs and none names an axis over workers."""
+def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...], known: Collection[str] = ()) -> None:
+    """Raises ValueError unless all leaves are specs, of `known` axes if given, none of one over workers."""
     names = set(axis_names(axis_name))
     for spec in jax.tree.leaves(with_specs(param_specs)):
         if not isinstance(spec, P):
@@ -80,12 +80,15 @@ def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...]) -> None:
                 f'{param_specs=} names {sorted(used)}, the axis over workers, but all workers hold the same '
                 'parameters. Name only axes within a worker.'
             )
+        if known and (missing := spec_axes(spec) - set(known)):
+            raise ValueError(
+                f'{param_specs=} names {sorted(missing)}, but the mesh has {known}. Name its axes, or make '
+                'the mesh with more.'
+            )
 
 
 def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
     """Specs of an optimizer's state: a leaf has that of the parameter of its shape whose path ends its own.
-
-    Of a link, the entries of `extra` in `numbers` are like none.
 
     >>> import optax
     >>> adam = jax.eval_shape(optax.scale_by_adam().init, {'w': jnp.zeros(4)})
@@ -100,13 +103,7 @@ def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
         alike = next((known[end] for end in ends if shapes.get(end) == leaf.shape), P())
         return alike if jnp.issubdtype(leaf.dtype, jnp.floating) else P()  # a key may have a tensor's shape
 
-    def part(path, node):
-        numbers = [(GetAttrKey('extra'), DictKey(name)) for name in getattr(node, 'numbers', ())]
-        return jax.tree_util.tree_map_with_path(
-            lambda rest, leaf: P() if rest[:2] in numbers else spec(path + rest, leaf), node
-        )
-
-    return jax.tree_util.tree_map_with_path(part, tree, is_leaf=lambda node: hasattr(node, 'numbers'))
+    return jax.tree_util.tree_map_with_path(spec, tree)
 
 
 def check_divisible(params: PyTree, specs: PyTree, mesh_shape: Mapping[str, int]) -> None:

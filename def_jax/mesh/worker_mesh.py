@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from def_jax.mesh.collectives import axis_names
 from def_jax.mesh.ownership import each
-from def_jax.mesh.specs import check_specs, spec_axes, with_specs
+from def_jax.mesh.specs import check_specs
 from def_jax.types import PyTree
 
 
@@ -110,13 +110,7 @@ def check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree)
     names = set(axis_names(axis_name))
     if not names or names - set(mesh.axis_names):
         raise ValueError(f'{axis_name=} must be an axis of the mesh, or a tuple: it has {mesh.axis_names}.')
-    check_specs(param_specs, axis_name)
-    for spec in jax.tree.leaves(with_specs(param_specs)):
-        if missing := spec_axes(spec) - set(mesh.axis_names):
-            raise ValueError(
-                f'{param_specs=} names {sorted(missing)}, but the mesh has {mesh.axis_names}. Name its axes, '
-                'or make the mesh with more.'
-            )
+    check_specs(param_specs, axis_name, mesh.axis_names)
     if len(set(mesh.axis_types)) > 1 or AxisType.Manual in mesh.axis_types:
         raise ValueError(
             f'the mesh has axes of types {mesh.axis_types}; make it with all Auto or all Explicit axes: '

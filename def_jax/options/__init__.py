@@ -12,7 +12,7 @@ from jax import lax
 from def_jax.checks import check_flag, check_integer, check_number
 from def_jax.compressors import Compressor, Selection
 from def_jax.mesh.collectives import num_workers, pmean
-from def_jax.mesh.link import Shards, check_like, float32_updates
+from def_jax.mesh.link import Shards, check_like, float32_updates, float32_zeros
 from def_jax.options import detach_estimate, every, outer, skipping
 from def_jax.types import Arrive, AxisName, PyTree, Send
 from def_jax.wires import check_bits, exchange, layout
@@ -43,7 +43,7 @@ class Options:
         check_integer('every', self.every, 1, 'the number of steps per message')
         check_number('decay', self.decay, 0, 1, 'the fraction of the residual kept per step; 1 keeps all')
         outer.check_outer(self.outer)
-        check_average_every(self.average_every)
+        check_integer('average_every', self.average_every, 0, 'a number of steps, 0 for never')
         check_flag('skip_nonfinite', self.skip_nonfinite)
         check_flag('overlap', self.overlap)
         if self.every > 1 and (self.average_every or self.skip_nonfinite):
@@ -68,9 +68,9 @@ class Options:
         if self.skip_nonfinite:
             extra |= skipping.init(self.axis_name, self.overlap)
         if self.outer is not None:
-            extra['outer'] = outer.init(self.outer, params)
+            extra['outer'] = self.outer.init(float32_zeros(params))  # the same on all workers
         if self.estimates_detach:
-            extra['energy'] = jnp.zeros(2, jnp.float32)
+            extra['energy'] = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
         return extra
 
     def check(self, state: Any) -> None:
@@ -170,8 +170,3 @@ def _send(
         finite = step.shards.all(skipping.all_finite(arrived))
         mean, rest, after = skipping.undone(finite, old, mean, rest, before, after)
     return mean, after._replace(residual=rest)
-
-
-def check_average_every(average_every: Any) -> None:
-    """Raises ValueError unless it is an integer in [0, 2**31)."""
-    check_integer('average_every', average_every, 0, 'a number of steps, 0 for never')

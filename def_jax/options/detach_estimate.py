@@ -29,9 +29,9 @@ def learned(energy: jax.Array, after: Any) -> Any:
 
     Both start at zero; the bias cancels in their ratio. Squares that overflow teach nothing.
     """
-    known = after.extra['energy']
+    known = jnp.stack(after.extra['energy'])
     now = jnp.where(jnp.isfinite(energy).all(), _MEMORY * known + (1 - _MEMORY) * energy, known)
-    return after._replace(extra=after.extra | {'energy': now})
+    return after._replace(extra=after.extra | {'energy': tuple(now)})
 
 
 def best_detach(energy: jax.Array, num_workers: int, age_shares: Sequence[float]) -> jax.Array:

@@ -8,9 +8,8 @@ import optax
 from jax import lax
 
 from def_jax.compressors.base import Selection
-from def_jax.mesh.link import float32_zeros
-from def_jax.traffic import inner_programs
-from def_jax.types import PyTree, Send
+from def_jax.traffic import equations
+from def_jax.types import Send
 
 _VECTOR = jax.ShapeDtypeStruct((7,), jnp.float32)  # stands for a block
 # Primitives whose results have the shape of their arguments, and whose elements influence each other.
@@ -30,22 +29,17 @@ def check_outer(outer: Any) -> None:
             'nesterov=True), or None for optax.sgd(1.0).'
         )
     try:
-        program = jax.make_jaxpr(lambda x: outer.update(x, outer.init(jnp.zeros_like(x)))[0])(_VECTOR)
+        program = jax.make_jaxpr(lambda x: outer.update(x, outer.init(jnp.zeros_like(x)), None)[0])(_VECTOR)
     except ValueError as error:  # from optax, for transformations that need the parameters
         raise ValueError(
             f'outer cannot be applied to a single block ({error}). It must not need the parameters: '
             'leave weight decay to the optimizer before error_feedback.'
         ) from error
-    if _mixes(program.jaxpr):
+    if any(map(_mixes, equations(program.jaxpr))):
         raise ValueError(
             'outer must be elementwise, since it sees one block at a time: no global-norm clipping, no '
             'trust ratio, no orthogonalisation. optax.sgd, with momentum or without, is elementwise.'
         )
-
-
-def init(outer: optax.GradientTransformation, params: PyTree) -> PyTree:
-    """Its state, like the parameters and the same on all workers."""
-    return outer.init(float32_zeros(params))
 
 
 def with_block(outer: optax.GradientTransformation, selection: Selection, send: Send) -> Send:
@@ -93,14 +87,8 @@ def applied(outer: optax.GradientTransformation, mean: jax.Array, after: Any) ->
     return mean, after._replace(extra=after.extra | {'outer': own})
 
 
-def _mixes(program: Any) -> bool:
+def _mixes(equation: Any) -> bool:
     """Whether an element of a result may depend on other elements: reductions, sorting, slicing, ..."""
-    for equation in program.eqns:
-        if inner := inner_programs(equation):
-            if any(map(_mixes, inner)):
-                return True
-        elif any(value.aval.shape for value in equation.invars):
-            results = [value.aval.shape for value in equation.outvars]
-            if equation.primitive.name in _MIXING or any(shape != _VECTOR.shape for shape in results):
-                return True
-    return False
+    shapes = [value.aval.shape for value in equation.outvars]
+    mixing = equation.primitive.name in _MIXING or any(shape != _VECTOR.shape for shape in shapes)
+    return mixing and any(value.aval.shape for value in equation.invars)

@@ -1,6 +1,7 @@
 """What a step sends: as it is traced, here; as it is compiled, in `hlo` and `crossing`."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -26,16 +27,6 @@ class Message(NamedTuple):
 
     operation: Operation
     bytes: int
-
-    def wire_bytes(self, num_workers: int) -> float:
-        """Bytes that each of K workers sends: of a ring, where the operation has one."""
-        others = num_workers - 1
-        share = {
-            'all-reduce': 2 * others / num_workers,
-            'all-gather': others,
-            'collective-permute': 1,
-        }
-        return self.bytes * share.get(self.operation, others / num_workers)
 
 
 class Traffic(NamedTuple):
@@ -104,6 +95,13 @@ def traffic_of(program: Any, axis_name: AxisName) -> Traffic:
             size = sum(x.aval.size * x.aval.dtype.itemsize for x in equation.invars)
             always.append(Message(_OPERATIONS[name], size))
     return Traffic(tuple(always), tuple(branches))
+
+
+def equations(program: Any) -> Iterator[Any]:
+    """Those of a traced program that run no other, and those of all programs that it runs."""
+    for equation in program.eqns:
+        inner = inner_programs(equation)
+        yield from itertools.chain.from_iterable(map(equations, inner)) if inner else [equation]
 
 
 def inner_programs(equation: Any) -> list[Any]:

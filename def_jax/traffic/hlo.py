@@ -186,19 +186,14 @@ def _along(
     devices: np.ndarray, sizes: dict[str, int], parts: Sequence[tuple[str, int, int]]
 ) -> tuple[tuple[int, ...], ...]:
     """The groups along parts of a mesh's axes, each its axis' factor of a size after one of another size."""
-    ends = {name: {1, size} for name, size in sizes.items()}
+    places: Any = dict(zip(sizes, np.indices(tuple(sizes.values())).reshape(len(sizes), -1), strict=True))
     for name, before, size in parts:
-        ends[name] |= {before, before * size}
-    factors = [(n, low, high // low) for n in sizes for low, high in itertools.pairwise(sorted(ends[n]))]
-    last = [
-        i
-        for name, before, size in parts
-        for i, (axis, low, _) in enumerate(factors)
-        if axis == name and before <= low < before * size
-    ]
-    order = [i for i in range(len(factors)) if i not in last] + last
-    groups = devices.reshape([size for *_, size in factors]).transpose(order)
-    return _tuples(groups.reshape(-1, math.prod(size for _, _, size in parts)))
+        after = sizes[name] // (before * size)
+        places[name] = places[name] - places[name] // after % size * after
+    groups: dict[Any, list[int]] = {}
+    for device, *place in zip(devices.flat, *places.values(), strict=True):
+        groups.setdefault(tuple(place), []).append(int(device))
+    return tuple(map(tuple, groups.values()))
 
 
 def _range(text: str) -> np.ndarray:

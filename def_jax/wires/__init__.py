@@ -34,9 +34,13 @@ def check_bits(bits: Any) -> None:
 
 def layout(sizes: Sequence[int], axis_name: AxisName, bits: int) -> Layout:
     """Where the parts of a message lie for `exchange`, given their sizes in elements."""
-    if bits >= 16 or not any(sizes):
-        return Layout.dense(sizes)
-    return few_bits.plan(tuple(sizes), num_workers(axis_name), bits).layout
+    plan = _plan(sizes, axis_name, bits)
+    return Layout.dense(sizes) if plan is None else plan.layout
+
+
+def _plan(sizes: Sequence[int], axis_name: AxisName, bits: int) -> few_bits.Plan | None:
+    """How it travels in few bits; None for floats, and for nothing."""
+    return few_bits.plan(tuple(sizes), num_workers(axis_name), bits) if bits < 16 and any(sizes) else None
 
 
 def exchange(
@@ -56,8 +60,8 @@ def exchange(
     are factors of the parts' squares in `energy`, None if that is not wanted. `arrive` maps what this worker
     has sent and the mean, as soon as this is known, to the mean.
     """
-    if bits < 16:
-        return Exchanged(*few_bits.exchange(message, sizes, axis_name, bits, weights, arrive))
+    if (plan := _plan(sizes, axis_name, bits)) is not None:
+        return Exchanged(*few_bits.exchange(message, plan, axis_name, weights, arrive))
     dtype = jnp.float32 if bits == 32 else jnp.bfloat16
     # XLA may skip rounding that is undone at once; the barrier forbids that.
     rounded = message if bits == 32 else lax.optimization_barrier(message.astype(dtype)).astype(jnp.float32)

@@ -21,7 +21,6 @@ SDP4Bit (Jia et al., 2024); error kept on both sides of a server in DoubleSqueez
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +29,7 @@ import numpy as np
 from jax import lax
 
 from def_jax.compressors.base import Layout
-from def_jax.mesh.collectives import all_gather, all_to_all, axis_index, num_workers
+from def_jax.mesh.collectives import all_gather, all_to_all, axis_index
 from def_jax.mesh.link import in_memory
 from def_jax.types import Arrive, AxisName
 
@@ -79,6 +78,8 @@ class Plan(NamedTuple):
     Chunk k holds S pieces of parts at most.
     """
 
+    bits: int
+    sizes: tuple[int, ...]  # of the parts, in elements
     layout: Layout  # of the parts in the message, which is as long as all chunks
     tile: int  # G, elements of a tile
     pieces: np.ndarray  # int [K, S]: the part of each piece of a chunk; 0 where there are fewer
@@ -122,26 +123,18 @@ def plan(sizes: tuple[int, ...], workers: int, bits: int) -> Plan:
     pieces = np.zeros((workers, piece.max() + 1), int)
     np.put_along_axis(pieces, piece, part, axis=1)
     places = tuple(int(begin) * tile for begin in begins)
-    return Plan(Layout(places, total * tile), tile, pieces, piece, filled)
+    return Plan(bits, sizes, Layout(places, total * tile), tile, pieces, piece, filled)
 
 
 def exchange(
-    message: jax.Array,
-    sizes: Sequence[int],
-    axis_name: AxisName,
-    bits: int,
-    weights: jax.Array | None,
-    arrive: Arrive,
+    message: jax.Array, p: Plan, axis_name: AxisName, weights: jax.Array | None, arrive: Arrive
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """See `wires.exchange`."""
-    workers = num_workers(axis_name)
+    workers, bits = len(p.piece), p.bits
     energy = None if weights is None else jnp.zeros(2, jnp.float32)
-    if not any(sizes):
-        return message, message, energy
-    p = plan(tuple(sizes), workers, bits)
     message = in_memory(message)
     block, part = message.reshape(p.shape), jnp.asarray(p.part)
-    unit = _unit(_rms(block.reshape(-1, p.tile), part.reshape(-1), jnp.asarray(sizes)), bits)
+    unit = _unit(_rms(block.reshape(-1, p.tile), part.reshape(-1), jnp.asarray(p.sizes)), bits)
     numbers = _Numbers(bits, unit[part])
     codes = numbers.codes(block)
     sent = numbers.values(codes)
@@ -150,8 +143,8 @@ def exchange(
 
     rows = jnp.concatenate([_pack(codes, bits).reshape(workers, -1), _as_bytes(unit[p.pieces])], axis=1)
     k = axis_index(axis_name)
-    row, lost = _mean_of_chunk(p, all_to_all(rows, axis_name), k, bits, weights)
-    codes, unit, shares = _split(all_gather(row, axis_name), p, bits)
+    row, lost = _mean_of_chunk(p, all_to_all(rows, axis_name), k, weights)
+    codes, unit, shares = _split(all_gather(row, axis_name), p)
     mean = _Numbers(bits, jnp.take_along_axis(unit, jnp.asarray(p.piece), axis=1)).values(
         _unpack(codes, bits)
     )
@@ -165,18 +158,18 @@ def exchange(
 
 
 def _mean_of_chunk(
-    p: Plan, rows: jax.Array, k: jax.Array, bits: int, weights: jax.Array | None
+    p: Plan, rows: jax.Array, k: jax.Array, weights: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """The mean of chunk k of all workers' rows, uint8 [K, bytes], and K times what rounding has taken.
 
     It is rounded, as it travels, uint8 [bytes]; the rest is float32 [T, G]. If there are weights, the chunk's
     share of the energy ends the row.
     """
-    workers = len(rows)
+    workers, bits = len(rows), p.bits
     pieces, piece, filled = (
         lax.dynamic_index_in_dim(jnp.asarray(x), k, keepdims=False) for x in (p.pieces, p.piece, p.filled)
     )
-    codes, units, _ = _split(rows, p, bits)
+    codes, units, _ = _split(rows, p)
     of_tiles = jnp.take(units, piece, axis=1)  # [K, T]
 
     def values(worker):
@@ -217,12 +210,11 @@ def _energy(
     return jnp.stack([mean_message, messages])
 
 
-def _split(rows: jax.Array, p: Plan, bits: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _split(rows: jax.Array, p: Plan) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rows as they travel, uint8 [K, bytes]: packed codes [K, T·b/8, G], units [K, S], and what follows."""
-    packed = p.shape[1] * bits // 8 * p.tile
-    codes, unit, rest = jnp.split(
-        rows, [packed, packed + p.pieces.shape[1] * jnp.dtype(_UNIT).itemsize], axis=1
-    )
+    packed = p.shape[1] * p.bits // 8 * p.tile
+    units = p.pieces.shape[1] * jnp.dtype(_UNIT).itemsize
+    codes, unit, rest = jnp.split(rows, [packed, packed + units], axis=1)
     return codes.reshape(len(rows), -1, p.tile), _from_bytes(unit, _UNIT), rest
 
 

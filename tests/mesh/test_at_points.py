@@ -244,10 +244,10 @@ def compiled(dist, out_shardings=None):
 def test_the_message_alone_crosses_workers():
     dist = spmd()
     program = compiled(dist)
-    found, params = dist.check(program), make_params()
-    message = def_jax.message_size(def_jax.random_block(4), params, dist.mesh, SPECS)
+    found = dist.check(program)
+    shards = jax.tree.map(lambda x: x.addressable_data(0), initial(dist)[0])
+    message = def_jax.message_size(def_jax.random_block(4), shards)
     assert sum(c.elements for c in found) == message + 1  # and the mean of the losses
-    assert def_jax.message_size(def_jax.random_block(4), params, dist.mesh, dist.shardings) == message
     assert dist.check(types.SimpleNamespace(compiled=program)) == found  # as Equinox wraps it
     with pytest.raises(
         ValueError, match=rf'passes {4 * message + 4:,} bytes .* the message has {4 * message:,}'
@@ -347,7 +347,6 @@ def test_accumulation_sends_once():
     np.testing.assert_allclose(updates['in'], wanted['in'], rtol=1e-5, atol=1e-7)
     residual, expected = (optax.tree.get(each, 'residual')['in'] for each in (state, expected))
     np.testing.assert_allclose(residual, expected, rtol=1e-4, atol=1e-6)
-    assert state.calls == 0 and not np.any(state.grads.tree['in'])
     dist.check(step.lower(grads[0], state, params).compile(), params)
 
 

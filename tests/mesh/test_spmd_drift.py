@@ -163,7 +163,7 @@ def test_a_number_is_not_a_parameter_of_its_shape(params):
     optimizer = link(inner=sgd(), detach='auto', bits=8, outer=optax.sgd(1.0, 0.9))
     specs = def_jax.state_specs(optimizer, params, P('shard'))
     state = specs
-    assert {state.key, state.extra['energy']} == {P()}
+    assert {state.key, *state.extra['energy']} == {P()}
     assert jax.tree.leaves(state.residual) == [P('workers', 'shard')]
     assert jax.tree.leaves(state.extra['outer']) == [P('shard')]
     dist = spmd(optimizer, sizes=(2, 2), specs=P('shard'))
@@ -171,7 +171,7 @@ def test_a_number_is_not_a_parameter_of_its_shape(params):
     jax.eval_shape(dist.update, stacked, jax.eval_shape(dist.init, params), params)
 
 
-def test_eager_calls_compile_once():
+def test_eager_calls_trace_a_loss_once_each():
     dist, traces = spmd(link(inner=sgd())), []
     params = jax.device_put(PARAMS, dist.shardings)
     state = dist.init(params)

@@ -88,7 +88,6 @@ def assert_the_message_alone_crosses(compiled, extra=0):
 
 def test_only_blocks_cross_and_no_more_is_gathered_than_by_plain_fsdp():
     within = assert_the_message_alone_crosses(compile_loop(MOMENTUM))
-    assert def_jax.message_size(def_jax.random_block(RATIO), make_params(), MESH, SPECS) == MESSAGE
     plain = collectives(compile_plain(MOMENTUM).as_text())
     gathered, plainly = (
         sorted(c.elements for c in found if c.operation == 'all-gather') for found in (within, plain)

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
 
-from def_jax.checks import check_extra_arguments, check_integer, check_leading_axis
+from def_jax.checks import check_extra_arguments, check_integer, named_leaves
 from def_jax.error_feedback import output_params
 from def_jax.mesh.collectives import check_axis_name
 from def_jax.mesh.link import Shards, check_floating, check_like, in_memory, sharded
@@ -23,8 +25,6 @@ from def_jax.mesh.ownership import abstract_state, link_states, own_leaves, stat
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.mesh.spmd import at_points, drift
-from def_jax.mesh.spmd.accumulation import accumulated
-from def_jax.mesh.spmd.eager import compiled_method, compiled_once
 from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
 from def_jax.traffic import traffic_of
 from def_jax.traffic.crossing import check_crossing
@@ -103,9 +103,11 @@ class Spmd(optax.GradientTransformationExtraArgs):
 
     def __init__(self, optimizer, mesh: Mesh, param_specs: PyTree, axis_name: Any, accumulate: int):
         optimizer = optax.with_extra_args_support(optimizer)
-        self.optimizer = accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
+        self.optimizer = _accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
         self._workers = WorkerMesh(mesh, axis_name)
+        self._init, self._output_params = jax.jit(self._init_program), jax.jit(self._output_program)
+        self._update, self._regroup = jax.jit(self._update_program), jax.jit(self._regroup_program)
         self._params: PyTree = None  # abstract: those of the last update that was traced, for `check`
 
     # As a tuple, it would equal all others, and its copy would be another.
@@ -147,8 +149,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
         """
         return self._init(self._workers.place(params, self._specs(params)))
 
-    @compiled_method
-    def _init(self, params):
+    def _init_program(self, params):
         init = self._workers.map(self.optimizer.init, (False,), own_leaves(self.optimizer, params))
         return self._workers.auto(init, self.state_specs(params))(params)
 
@@ -182,8 +183,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
         Returns:
             A function of `params, opt_state, *args, **kwargs`, the arguments of `grad_fn` after the first.
             What is in neither `split` nor `keys` is the same for all workers: of a key there, all draw the
-            same random numbers. Results are stacked over workers. Outside of `jax.jit`, it compiles at its
-            first call, so keep it; arguments that are neither arrays nor floats are part of the program.
+            same random numbers. Results are stacked over workers.
 
         Source: Algorithm 1, lines 4 to 6.
 
@@ -195,23 +195,15 @@ class Spmd(optax.GradientTransformationExtraArgs):
         (1, 4)
         """
         at_points.check_arguments(split, keys)
-        return self._on_mesh(functools.partial(self._at_points, grad_fn, split, keys))
-
-    def _on_mesh(self, function):
-        compiled = compiled_once(function)
-
-        def call(params, opt_state, *args, **kwargs):
-            return compiled(*self._placed(params, opt_state), *args, **kwargs)  # so that it runs on the mesh
-
-        return call
+        return functools.partial(self._at_points, grad_fn, split, keys)
 
     def _at_points(self, grad_fn, split, keys, params, opt_state, *args, **kwargs):
+        params, opt_state = self._placed(params, opt_state)
         own, specs = own_leaves(self.optimizer, params), self._stacked_specs(params)
         axes = jax.tree.map(lambda mine: 0 if mine else None, own)
         points = jax.vmap(at_points.point, in_axes=(None, axes), axis_size=self.num_workers)
         points = self._workers.auto(points, specs)(params, opt_state)
-        results = at_points.run(self._workers, grad_fn, points, args, kwargs, split, keys)
-        return at_points.placed_gradients(self._workers, results, points, specs)
+        return at_points.run(self._workers, grad_fn, points, args, kwargs, split, keys)
 
     def map(self, function: Callable) -> Callable:
         """A function that runs `function(params, state, batch)` on every worker, with results stacked.
@@ -223,7 +215,8 @@ class Spmd(optax.GradientTransformationExtraArgs):
         Returns:
             A function of params, opt_state and batch, which is divided among the workers or left out.
         """
-        return self._on_mesh(functools.partial(self._map, function))
+        program = jax.jit(functools.partial(self._map, function))
+        return lambda params, opt_state, *batch: program(*self._placed(params, opt_state), *batch)
 
     def _map(self, function, params, opt_state, *batch):
         divided = at_points.divide(self._workers, batch, 'batch')
@@ -251,17 +244,16 @@ class Spmd(optax.GradientTransformationExtraArgs):
         check_like('grads', grads, self._stacked(params), _GRADS)
         check_extra_arguments(extra_args, params, self.num_workers)
         grads = self._workers.place(grads, self._stacked_specs(params))
+        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        # `Partial` is a tree without leaves.
+        extra_args = {name: Partial(x) if callable(x) else x for name, x in extra_args.items()}
         return self._update(grads, opt_state, params, extra_args)
 
-    @compiled_method
-    def _update(self, grads, opt_state, params, extra_args):
-        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    def _update_program(self, grads, opt_state, params, extra_args):
         specs, own = self._specs(params), own_leaves(self.optimizer, params)
-        arrays = {name: x for name, x in extra_args.items() if not callable(x)}
-        others = {name: x for name, x in extra_args.items() if callable(x)}
 
-        def update(grads, opt_state, params, arrays):
-            return self.optimizer.update(grads, opt_state, params, **arrays, **others)
+        def update(grads, opt_state, params, extra_args):
+            return self.optimizer.update(grads, opt_state, params, **extra_args)
 
         def worker(*arguments):
             arguments = in_memory(arguments[0]), *arguments[1:]
@@ -272,14 +264,13 @@ class Spmd(optax.GradientTransformationExtraArgs):
         own_in, own_out = (True, own, False, False), (False, own)
         mapped = self._workers.map(worker, own_in, own_out)
         placed = specs, self.state_specs(params)
-        return self._workers.auto(mapped, placed)(grads, opt_state, params, arrays)
+        return self._workers.auto(mapped, placed)(grads, opt_state, params, extra_args)
 
     def output_params(self, params: PyTree, opt_state: PyTree) -> PyTree:
         """DEF's output y, sharded like the parameters, see `def_jax.output_params`."""
         return self._output_params(*self._placed(params, opt_state))
 
-    @compiled_method
-    def _output_params(self, params, opt_state):
+    def _output_program(self, params, opt_state):
         output = functools.partial(output_params, axis_name=self.axis_name)
         mapped = self._workers.map(output, (False, own_leaves(self.optimizer, params)), False)
         return self._workers.auto(mapped, self._specs(params))(params, opt_state)
@@ -287,7 +278,12 @@ class Spmd(optax.GradientTransformationExtraArgs):
     def mean(self, tree: PyTree) -> PyTree:
         """The mean over workers of floating-point values that `at_points` or `map` returned."""
         check_floating(tree, 'tree', 'Make a float32 of a count first; leave out seeds and keys.')
-        check_leading_axis(tree, self.num_workers)
+        for path, x in named_leaves(tree):
+            if x.shape[:1] != (self.num_workers,):
+                raise ValueError(
+                    f'tree{path} has shape {x.shape}, but its leading axis must be over {self.num_workers} '
+                    'workers, as value_and_grad, at_points and map of def_jax.spmd return it.'
+                )
         return jax.tree.map(lambda x: x.mean(0), tree)
 
     def state_specs(self, params: PyTree) -> PyTree:
@@ -311,7 +307,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
             raise ValueError('no update of this def_jax.spmd was traced yet: pass params.')
         grads = self._workers.abstract(self._stacked(params), self._stacked_specs(params))
         state, params = self.abstract_state(params), self._workers.abstract(params, self._specs(params))
-        program = jax.make_jaxpr(functools.partial(self._update, extra_args={}))(grads, state, params)
+        program = self._update.trace(grads, state, params, {}).jaxpr
         sent = traffic_of(program.jaxpr, self.axis_name).messages
         of_devices = self._workers.worker_of_devices()
         return check_crossing(compiled, of_devices, sent, besides, self._workers.names, params)
@@ -343,10 +339,10 @@ class Spmd(optax.GradientTransformationExtraArgs):
             raise ValueError('regroup takes params first and opt_state second, as output_params does.')
         size = num_stacked(opt_state, own_leaves(self.optimizer, params), self.num_workers)
         opt_state = self._checked(params, opt_state, size)
-        return opt_state if size == self.num_workers else self._regroup(opt_state, params, size)
+        return opt_state if size == self.num_workers else self._regroup(opt_state, params)
 
-    @compiled_method
-    def _regroup(self, opt_state, params, size):
+    def _regroup_program(self, opt_state, params):
+        size = num_stacked(opt_state, own_leaves(self.optimizer, params), self.num_workers)
         own = own_leaves(self.optimizer, params)
         means = functools.partial(regroup, own=own, before=(size,), after=(self.num_workers,))
         return self._workers.auto(means, self.state_specs(params))(opt_state)
@@ -376,3 +372,21 @@ class Spmd(optax.GradientTransformationExtraArgs):
         like = self.abstract_state(params, num_workers)
         check_like('opt_state', opt_state, like, _STATE)
         return self._workers.place(opt_state, jax.tree.map(lambda x: x.sharding.spec, like))
+
+
+def _accumulated(
+    optimizer: optax.GradientTransformation, every: int
+) -> optax.GradientTransformationExtraArgs:
+    """Calls the optimizer with the mean of `every` gradients at every such call; other updates are zero."""
+
+    def init(params):
+        return optax.tree.zeros_like(params), jnp.zeros((), jnp.int32)
+
+    def update(grads, state, params=None):
+        del params
+        mean, calls = state
+        mean = jax.tree.map(lambda m, g: jnp.where(calls == 0, g, m + (g - m) / (calls + 1)), mean, grads)
+        return mean, (mean, (calls + 1) % every)
+
+    last = optax.conditionally_mask(optimizer, lambda call: call % every == every - 1)
+    return optax.chain(optax.GradientTransformation(init, update), last)

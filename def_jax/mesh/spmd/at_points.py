@@ -6,13 +6,13 @@ these it is `jax.shard_map`, in which constraints name axes within a worker alon
 mesh.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,7 +20,7 @@ from def_jax.error_feedback import ErrorFeedbackState, detached_params
 from def_jax.mesh.ownership import link_states
 from def_jax.mesh.specs import spec_axes
 from def_jax.mesh.worker_mesh import WorkerMesh
-from def_jax.traffic import inner_programs
+from def_jax.traffic import equations
 from def_jax.types import PyTree
 
 
@@ -98,17 +98,19 @@ def _shared(workers: WorkerMesh, x: jax.Array) -> jax.Array:
 def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> PyTree:
     """`worker(mine, shared)` of all workers, with results stacked."""
     axis, size = workers.axis_name, workers.num_workers
-    mapped = jax.vmap(worker, in_axes=(0, None), spmd_axis_name=axis, axis_size=size)
-    by_shard_map = workers.map(worker, (True, False), True)
+    mapped = jax.jit(jax.vmap(worker, in_axes=(0, None), spmd_axis_name=axis, axis_size=size))
+    by_shard_map = jax.jit(workers.map(worker, (True, False), True))
     context = jax.sharding.get_abstract_mesh()
     try:
         # For PartitionSpecs in the function, as within a `jax.shard_map`, where the user has set no mesh.
         with jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh if context.empty else context):
-            program, shapes = jax.make_jaxpr(mapped, return_shape=True)(stacked, shared)
+            traced = equations(mapped.trace(stacked, shared).jaxpr.jaxpr)
+            if not any(equation.primitive.name == 'conv_general_dilated' for equation in traced):
+                return mapped(stacked, shared)
     except Exception as error:
-        # On Explicit axes, vmap can't map a convolution at all.
-        if workers.explicit and _calls_convolutions(workers, worker, stacked, shared):
-            return by_shard_map(stacked, shared)
+        with contextlib.suppress(Exception):
+            if workers.explicit:  # where vmap can't map a convolution at all
+                return by_shard_map(stacked, shared)
         error.add_note(
             f'def_jax.spmd runs the function on every worker, mapped over {axis!r}: its sharding constraints '
             f'may name {sorted(workers.inside) or "no axis"} alone.'
@@ -120,21 +122,7 @@ def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: 
                 'dist.value_and_grad(loss_fn, has_aux=True)(params, opt_state, batch, batch_stats).'
             )
         raise
-    if _has_convolutions(program.jaxpr):
-        return by_shard_map(stacked, shared)
-    flat = jaxpr_as_fun(program)(*jax.tree.leaves((stacked, shared)))
-    return jax.tree.unflatten(jax.tree.structure(shapes), flat)
-
-
-def _calls_convolutions(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> bool:
-    """Whether one worker's function has convolutions, as far as it can be traced without Explicit axes."""
-    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared)
-    try:
-        with jax.sharding.use_abstract_mesh(workers.all_auto.abstract_mesh):
-            return _has_convolutions(jax.make_jaxpr(worker)(own, shapes).jaxpr)
-    except Exception:  # the error of the first attempt is the one to show
-        return False
+    return by_shard_map(stacked, shared)
 
 
 def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
@@ -165,27 +153,3 @@ def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
         return lax.reshape(x, parts, out_sharding=to)
 
     return jax.tree_util.tree_map_with_path(part, batch)
-
-
-def placed_gradients(workers: WorkerMesh, results: PyTree, points: PyTree, specs: PyTree) -> PyTree:
-    """The results, of which every part that is like the points is sharded as `specs` says."""
-    structure: Any = jax.tree.structure(points)
-    shapes = [x.shape for x in jax.tree.leaves(points)]
-
-    def is_gradient(node):
-        return (
-            jax.tree.structure(node) == structure and [jnp.shape(x) for x in jax.tree.leaves(node)] == shapes
-        )
-
-    def place(node):
-        return workers.place(node, specs) if is_gradient(node) else node
-
-    return jax.tree.map(place, results, is_leaf=is_gradient)
-
-
-def _has_convolutions(program: Any) -> bool:
-    return any(
-        equation.primitive.name == 'conv_general_dilated'
-        or any(map(_has_convolutions, inner_programs(equation)))
-        for equation in program.eqns
-    )

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import jaxpr_as_fun
 
 from def_jax.checks import named_leaves
 from def_jax.mesh.collectives import axis_names
@@ -25,11 +24,13 @@ def agreed(function: Any, own_in: PyTree, own_out: PyTree, names: Sequence[str],
 
     `own_in` and `own_out`, booleans, are prefixes of the arguments and of the results: what is per-worker.
     """
-    program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    own = [jax.tree.leaves(jax.tree.broadcast(*trees)) for trees in ((own_in, arguments), (own_out, shapes))]
+    program = jax.jit(function)
+    traced = program.trace(*arguments)
+    trees = (own_in, arguments), (own_out, traced.out_info)
+    own = [jax.tree.leaves(jax.tree.broadcast(*pair)) for pair in trees]
     given = [frozenset(names) if mine else frozenset() for mine in own[0]]
-    varying = axes_of_results(program.jaxpr, given)
-    places = [f'{("updates", "opt_state")[int(path[1])]}{path[3:]}' for path, _ in named_leaves(shapes)]
+    varying = axes_of_results(traced.jaxpr.jaxpr, given)
+    places = [f'{("updates", "opt_state")[int(path[1])]}{path[3:]}' for path, _ in named_leaves(trees[1][1])]
     for place, mine, axes in zip(places, own[1], varying, strict=True):
         if axes & set(names) and not mine:
             raise ValueError(
@@ -38,8 +39,7 @@ def agreed(function: Any, own_in: PyTree, own_out: PyTree, names: Sequence[str],
                 'def_jax.error_feedback or into its inner=; under optax.masked, give the other parameters '
                 'def_jax.all_reduce_mean.'
             )
-    flat = jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
-    return jax.tree.unflatten(jax.tree.structure(shapes), flat)
+    return program(*arguments)
 
 
 def axes_of_results(program: Any, given: Sequence[Axes]) -> list[Axes]:
