@@ -72,11 +72,11 @@ def test_a_wrappers_that_decide_for_themselves_raise_before_they_hang(around):
 def test_b_a_verdict_on_a_step_is_the_same_on_all_workers():
     """One worker's gradient is NaN in the third step, which nobody keeps."""
 
-    def step(optimizer, params, state, batch):
+    def step(optimizer, params, state, batch, verdict=lambda grads: def_jax.all_finite(grads, 'workers')):
         grads = jax.grad(loss_fn)(def_jax.detached_params(params, state), batch)
         bad = (jax.lax.axis_index('workers') == 2) & (state.step == 2)
         grads = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), grads)
-        kept = def_jax.all_finite(grads, 'workers')
+        kept = verdict(grads)
         updates, after = optimizer.update(grads, state, params)
         new = optax.apply_updates(params, updates), after
         return jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, (params, state))
@@ -86,6 +86,9 @@ def test_b_a_verdict_on_a_step_is_the_same_on_all_workers():
     assert set(np.asarray(state.step).tolist()) == {2}  # it never gets past it: the step counts what was kept
     skipped, state = train(wrapper(skip_nonfinite=True, bits=2), steps=4)
     assert copies_agree(skipped)
+    own = functools.partial(step, verdict=lambda grads: jnp.isfinite(grads['w']).all())
+    with pytest.raises(ValueError, match=r'workers have different opt_state\.step, .*def_jax\.all_finite'):
+        def_jax.stack_state(train(wrapper(), steps=4, step=own)[1])
 
 
 def test_c_a_state_that_calls_itself_replicated_is_saved_whole():
@@ -98,6 +101,7 @@ def test_c_a_state_that_calls_itself_replicated_is_saved_whole():
     assert saved.step.shape == () and int(saved.step) == 6
     restored = def_jax.unstack_state(saved)
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    jax.tree.map(np.testing.assert_array_equal, def_jax.unstack_state(expected), expected)
     with pytest.raises(ValueError, match='all 4 workers have the same residual'):
         def_jax.unstack_state(def_jax.stack_state(stacked(jax.tree.map(lambda x: x[0], expected))))
 

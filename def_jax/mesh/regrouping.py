@@ -16,6 +16,7 @@ _REMEDY = (
     '[0]; or train on from x with a new state, optimizer.init(params). If there is one worker in all, pass '
     'jax.tree.map(lambda x: x[None], opt_state)'
 )
+_FEW = 1024  # elements of counts and keys, whose copies are compared
 
 
 def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int, ...]) -> PyTree:
@@ -67,7 +68,8 @@ def stack_state(opt_state: PyTree) -> PyTree:
 
     Raises:
         ValueError: if the state holds nothing that is per-worker; if it is one worker's copy: its arrays
-            have no common leading axis, or all workers of several have one residual that is not zero.
+            have no common leading axis, or all workers of several have one residual that is not zero; or if
+            workers disagree on a count or a key.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers')
@@ -79,11 +81,19 @@ def stack_state(opt_state: PyTree) -> PyTree:
     own = per_worker_leaves(opt_state)
     everywhere = any(np.ndim(getattr(state, 'step', 0)) for state in link_states(opt_state))
 
-    def leaf(mine: bool, x: Any) -> np.ndarray:
+    def leaf(path: Any, mine: bool, x: Any) -> np.ndarray:
         stacked = _copies(x) if _is_hidden(x) else np.asarray(x)
-        return stacked[0] if not mine and (everywhere or _is_hidden(x)) else stacked
+        if mine or not (everywhere or _is_hidden(x)):
+            return stacked
+        if stacked[0].size <= _FEW and (stacked != stacked[:1]).any():
+            raise ValueError(
+                f'stack_state: workers have different opt_state{jax.tree_util.keystr(path)}, which should be '
+                'the same on all: some kept a step that others did not, and their copies of x differ, too. '
+                'Decide by def_jax.all_finite, or pass skip_nonfinite=True to def_jax.error_feedback.'
+            )
+        return stacked[0]
 
-    return _checked(jax.tree.map(leaf, own, opt_state), own, 'stack_state')
+    return _checked(jax.tree_util.tree_map_with_path(leaf, own, opt_state), own, 'stack_state')
 
 
 def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
@@ -92,7 +102,7 @@ def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
     For `jax.shard_map`, pass the saved state as it is to `jax.device_put` with `state_specs`.
 
     Args:
-        saved: from `stack_state`.
+        saved: from `stack_state`, or what `jax.pmap` returned.
         num_workers: K; by default, that of the saved state. With another, each worker gets the mean of what
             the old ones had, so x stays where it is, and y up to rounding.
 
@@ -106,7 +116,8 @@ def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
     (3, 4)
     """
     own = per_worker_leaves(saved)
-    before = num_stacked(_checked(saved, own, 'unstack_state'), own, 1)
+    saved = stack_state(_checked(saved, own, 'unstack_state'))  # if it was saved as jax.pmap has it
+    before = num_stacked(saved, own, 1)
     workers = num_workers or before
     saved = regroup(jax.tree.map(np.asarray, saved), own, (before,), (workers,))
     return each(lambda mine, x: x if mine else np.broadcast_to(x, (workers, *x.shape)), own, saved)
