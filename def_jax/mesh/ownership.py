@@ -17,8 +17,8 @@ _AROUND: dict[type, str] = {
     'wait for each other forever. Pass skip_nonfinite=True to def_jax.error_feedback instead: it skips the '
     'step on all of them.',
     optax.MultiStepsState: 'optax.MultiSteps, which communicates at every step and may skip some on one '
-    'worker alone. Pass every=... to def_jax.error_feedback, or accumulate gradients before the optimizer; '
-    'def_jax.spmd has accumulate=.',
+    'worker alone. Accumulate gradients before the optimizer, or by accumulate= of def_jax.spmd; or take '
+    'local steps, which is another method, by every=... of def_jax.error_feedback.',
 }
 
 

@@ -1,5 +1,6 @@
 """Whether a compiled step passes more between workers than the message, read from its HLO."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -83,6 +84,7 @@ def check_crossing(
 ) -> list[Collective]:
     """`check`, given the worker of each device and what it passes to others over the axes `names`."""
     compiled = _of_jax(compiled)
+    _check_specs(compiled, params)
     found = [_to_others(c, len(workers)) for c in collectives(compiled.as_text() or '') if c.crosses(workers)]
     wanted, kinds = Counter[str](), Counter[str]()
     for message in messages:
@@ -94,7 +96,7 @@ def check_crossing(
         return found
     devices_per_worker = len(workers) // len(set(workers))
     gradient = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) // devices_per_worker
-    moves = sum(kinds[kind] - wanted[kind] for kind in _MOVES) > besides
+    moves = 2 * sum(kinds[kind] - wanted[kind] for kind in _MOVES) > total - wanted.total()
     more = [c for c in found if c.operation in _MOVES] if moves else found
     largest = sorted(more, key=lambda c: -c.times * c.bytes)[:3]
     raise ValueError(
@@ -132,6 +134,33 @@ def _check_one_copy(compiled: Any, params: PyTree) -> None:
             raise ValueError(
                 f'params have the shapes of the residuals, which are stacked over workers, as {shapes[0]}. '
                 'Pass one copy, e.g. jax.tree.map(lambda x: x[0], params) of what jax.pmap holds.'
+            )
+
+
+def _check_specs(compiled: jax.stages.Compiled, params: PyTree) -> None:
+    """Raises ValueError if a step takes parameters in smaller parts than `def_jax.spmd` was told.
+
+    Its message would have as many times their size, on every device, and so would the residual.
+    """
+    structure, shapes = jax.tree.structure(params), [jnp.shape(x) for x in jax.tree.leaves(params)]
+
+    def are_params(node: Any) -> bool:
+        if jax.tree.structure(node) != structure:
+            return False
+        return [jnp.shape(x) for x in jax.tree.leaves(node)] == shapes
+
+    taken = filter(are_params, jax.tree.leaves(_inputs(compiled), is_leaf=are_params))
+    found = jax.tree_util.tree_leaves_with_path(next(taken, None))
+    for (path, x), told in zip(found, jax.tree.leaves(params), strict=False):
+        if getattr(told, 'sharding', None) is None:
+            return
+        part, whole = (each.sharding.shard_shape(x.shape) for each in (x, told))
+        if math.prod(part) < math.prod(whole):
+            raise ValueError(
+                f'the step takes params{keystr(path)} in parts of shape {part}, but param_specs of '
+                f'def_jax.spmd says {told.sharding.spec}, parts of shape {whole}: every device would keep '
+                'residuals and send a message of that size. Pass param_specs, e.g. '
+                'jax.tree.map(lambda x: x.sharding.spec, params).'
             )
 
 

@@ -255,6 +255,28 @@ def test_the_message_alone_crosses_workers():
         dist.check(jax.jit(lambda x: x).lower(1.0))  # whose text has no collectives yet
 
 
+def test_specs_that_were_forgotten_are_found():
+    """Parameters are sharded, but `spmd` was not told: each device would send what all of a worker have."""
+    dist = spmd(specs=P())
+    params = jax.device_put(make_params(), spmd().shardings)
+    program = jax.jit(step_of(dist, loss_fn)).lower(params, dist.init(params), BATCH).compile()
+    with pytest.raises(ValueError, match=r"takes params\['in'\] in parts of shape .*Pass param_specs"):
+        dist.check(program)
+
+
+def test_a_batch_whose_examples_change_workers_is_found_however_small():
+    dist = spmd()
+
+    def step(params, state, batch):
+        batch = jax.lax.with_sharding_constraint(batch, NamedSharding(dist.mesh, P('workers')))
+        return step_of(dist, loss_fn)(params, state, batch)
+
+    batch = jax.device_put(BATCH, NamedSharding(dist.mesh, P(('shard', 'workers'))))
+    program = jax.jit(step).lower(*initial(dist), batch).compile()
+    with pytest.raises(ValueError, match=r"batch that is not divided over \['workers'\]"):
+        dist.check(program, besides=0)
+
+
 def test_state_that_is_not_sharded_over_workers_is_found():
     dist = spmd()
     whole = NamedSharding(dist.mesh, P())
