@@ -1,16 +1,17 @@
 """For two nodes of GPUs with a thin line between them: a transformer's loss against seconds.
 
-    python -m benchmarks.two_nodes --launch='srun --nodes=2 --ntasks-per-node=1' --device=eth0 -- \\
+    python -m benchmarks.two_nodes --launch='srun --nodes=2 --ntasks-per-node=1' --device=eth0 \\
         --config.dataset=text_folder --config.dataset_options.path=DIR
     python -m benchmarks.two_nodes --toy
 
 Losses do not depend on the line, so each method makes whole runs on the line as it is, one a seed; then `tc`
 shapes --device of both nodes (as root) to each --bandwidth, and every method makes --timed_steps there. All
 are runs of train.py with configs/two_nodes.py, which --launch starts on both nodes, in a folder that they
-share; what follows -- goes to train.py. Makes the runs that are missing and writes README.md. --toy takes
+share; other flags go to train.py. Makes the runs that are missing and writes README.md. --toy takes
 minutes on a CPU and shows that everything works.
 """
 
+import argparse
 import itertools
 import json
 import re
@@ -24,7 +25,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
 from jax import lax
 
 from benchmarks import pages
@@ -34,17 +34,6 @@ from def_jax.types import AxisName
 from experiments.statistics import mean_std
 
 _HERE = f'{sys.executable} -m def_jax.launch --processes=2 --together --'
-_LAUNCH = flags.DEFINE_string(
-    'launch', _HERE, 'Runs a command on both nodes; by default twice on this machine.'
-)
-_DEVICE = flags.DEFINE_string('device', '', 'Network device that is shaped; without one, nothing is.')
-_BANDWIDTHS = flags.DEFINE_multi_string('bandwidth', ['25gbit', '10gbit', '1gbit'], "In tc's notation.")
-_SEEDS = flags.DEFINE_multi_integer('seed', [0], 'Of whole runs.')
-_STEPS = flags.DEFINE_integer('steps', 5000, 'Of a whole run.', lower_bound=20)
-_TIMED = flags.DEFINE_integer('timed_steps', 100, 'At each bandwidth.', lower_bound=50)
-_TOY = flags.DEFINE_bool('toy', False, 'A tiny model on four devices, simulated by two processes.')
-_OUTPUT = flags.DEFINE_string('output', 'runs/two_nodes', 'Shared folder of runs, records and the page.')
-
 _LOG = 10  # steps between two records, whose times are compared
 _ABOVE = (0.05, 0.02, 0.0)  # nats above the final loss of dense training: the targets
 
@@ -79,38 +68,57 @@ def bf16_mean(axis_name: AxisName) -> optax.GradientTransformation:
     return optax.stateless(mean)
 
 
-def main(argv: list[str]) -> None:
-    folder = Path(_OUTPUT.value)
+def main() -> None:
+    given, rest = _parser().parse_known_args()
+    folder = Path(given.output)
     runs = Records(folder / 'runs.jsonl', lambda run: json.dumps(run['settings'], sort_keys=True))
-    for settings in _wanted():
+    for settings in _wanted(given):
         if runs.get({'settings': settings}) is None:
-            runs.add(_run(settings, folder, argv[1:]))
+            runs.add(_run(settings, given, folder, [flag for flag in rest if flag != '--']))
     write(folder)
 
 
-def _wanted() -> Iterator[dict[str, Any]]:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        'python -m benchmarks.two_nodes',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--launch', default=_HERE, help='runs a command on both nodes; here twice by default')
+    parser.add_argument('--device', default='', help='network device that is shaped; without one, nothing is')
+    parser.add_argument(
+        '--bandwidth', nargs='+', default=['25gbit', '10gbit', '1gbit'], help="in tc's notation"
+    )
+    parser.add_argument('--seed', nargs='+', type=int, default=[0], help='of whole runs')
+    parser.add_argument('--steps', type=int, default=5000, help='of a whole run')
+    parser.add_argument('--timed_steps', type=int, default=100, help='at each bandwidth, 50 at least')
+    parser.add_argument('--toy', action='store_true', help='a tiny model on four devices of two processes')
+    parser.add_argument(
+        '--output', default='runs/two_nodes', help='shared folder of runs, records and the page'
+    )
+    return parser
+
+
+def _wanted(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Whole runs, which have no bandwidth, then those that are timed."""
-    whole = itertools.product([''], _SEEDS.value, VARIANTS)
-    timed = itertools.product(_BANDWIDTHS.value, _SEEDS.value[:1], VARIANTS)
-    for bandwidth, seed, variant in itertools.chain(whole, timed if _DEVICE.value or _TOY.value else ()):
-        yield {
-            'variant': variant,
-            'seed': seed,
-            'bandwidth': bandwidth,
-            'steps': _STEPS.value,
-            'toy': _TOY.value,
-        }
+    whole = itertools.product([''], given.seed, VARIANTS)
+    timed = itertools.product(given.bandwidth, given.seed[:1], VARIANTS)
+    for bandwidth, seed, variant in itertools.chain(whole, timed if given.device or given.toy else ()):
+        steps = given.timed_steps if bandwidth else given.steps
+        yield {'variant': variant, 'seed': seed, 'bandwidth': bandwidth, 'steps': steps, 'toy': given.toy}
 
 
-def _run(settings: dict[str, Any], folder: Path, given: list[str]) -> dict[str, Any]:
+def _run(
+    settings: dict[str, Any], given: argparse.Namespace, folder: Path, rest: list[str]
+) -> dict[str, Any]:
     """One run of train.py on both nodes; raises CalledProcessError if it fails."""
-    launch, bandwidth = shlex.split(_LAUNCH.value), settings['bandwidth']
-    if bandwidth and _DEVICE.value:
-        shape = f'tc qdisc replace dev {_DEVICE.value} root tbf rate {bandwidth} burst 1mb latency 50ms'
+    launch, bandwidth = shlex.split(given.launch), settings['bandwidth']
+    if bandwidth and given.device:
+        shape = f'tc qdisc replace dev {given.device} root tbf rate {bandwidth} burst 1mb latency 50ms'
         subprocess.run([*launch, *shlex.split(shape)], check=True)
     workdir = folder / re.sub('[^A-Za-z0-9]+', '_', f'{settings["variant"]} {settings["seed"]} {bandwidth}')
     chosen = [f'--config.{key}={value}' for key, value in _config(settings).items()]
-    program = [sys.executable, 'train.py', '--config=configs/two_nodes.py', *chosen, *given]
+    program = [sys.executable, 'train.py', '--config=configs/two_nodes.py', *chosen, *rest]
     subprocess.run([*launch, *program, f'--workdir={workdir}'], check=True)
     logged = metrics.read(workdir / 'metrics.jsonl')
     clock = [record['seconds'] for record in logged if 'loss' in record]
@@ -124,7 +132,7 @@ def _run(settings: dict[str, Any], folder: Path, given: list[str]) -> dict[str, 
 
 def _config(settings: dict[str, Any]) -> dict[str, Any]:
     """What differs from configs/two_nodes.py."""
-    steps = _TIMED.value if settings['bandwidth'] else settings['steps']
+    steps = settings['steps']
     config = {'num_steps': steps, 'seed': settings['seed'], **VARIANTS[settings['variant']]}
     config['eval_every_steps'] = steps if settings['bandwidth'] else max(1, steps // 20)
     if settings['toy']:
@@ -171,4 +179,4 @@ rows called "nodes", every node. All methods have AdamW's rate, which was not tu
 
 
 if __name__ == '__main__':
-    app.run(main)
+    main()

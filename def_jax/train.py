@@ -10,14 +10,13 @@ Run again with the same flags to resume. On several machines, start one process 
 --process_id and --coordinator_address; under srun, mpirun and on TPU pods these are detected.
 """
 
-from typing import Any
-
 from def_jax.tools.extras import needs_training
 
 with needs_training('train'):
     from absl import app, flags
 
-    from def_jax.trainer.launch import command_line, processes
+    from def_jax.tools.place import find
+    from def_jax.trainer.launch import command_line
     from def_jax.trainer.launch.exits import EXIT_CODES
 
 __doc__ = f'{__doc__}\n{EXIT_CODES}'  # --help prints it
@@ -39,32 +38,25 @@ _INDEX = flags.DEFINE_integer('process_id', None, 'Index of this process, from 0
 def main(argv: list[str]) -> int:
     del argv
     try:
-        place = processes.find(_ADDRESS.value, _COUNT.value, _INDEX.value)
+        place = find(_ADDRESS.value, _COUNT.value, _INDEX.value)
     except ValueError as error:
         return command_line.refuse('train.py', error)
-    fake_devices, overlap = (_CONFIG.value.get(name, False) for name in ('fake_devices', 'overlap'))
-    command_line.set_environment(fake_devices=fake_devices, overlap=overlap)
+    config = _CONFIG.value
+    how = {'fake_devices': config.get('fake_devices', False)}
+    command_line.set_environment(**how, overlap=config.get('overlap', False))
 
     def run() -> None:
-        # After the environment is set: this imports TensorFlow.
+        # After the environment is set.
         from def_jax.trainer import loop
 
-        loop.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+        loop.train_and_evaluate(config, _WORKDIR.value)
 
     if place is None:
         return command_line.exit_code('train.py', run)
-    return command_line.exit_code_of_several(
-        'train.py',
-        run,
-        place,
-        fake_devices=fake_devices,
-        elastic_devices=num_devices(_CONFIG.value, place.count) if _CONFIG.value.get('elastic') else 0,
-    )
-
-
-def num_devices(config: Any, count: int | None) -> int:
-    """How many devices each of `count` processes trains on."""
-    return max(1, config.get('num_workers', 1) * config.get('shards_per_worker', 1) // (count or 1))
+    if config.get('elastic'):
+        devices = config.get('num_workers', 1) * config.get('shards_per_worker', 1)
+        how['elastic_devices'] = max(1, devices // (place.count or 1))
+    return command_line.exit_code_of_several('train.py', run, place, **how)
 
 
 if __name__ == '__main__':

@@ -109,10 +109,9 @@ class _Lanes:
         steps = self._steps(1.0)
 
         def lane(state):
-            points, own = steps.outputs(state)
-            if own:
+            if 'own' in steps.points:
                 raise ValueError(f'{self.spec.method!r}: lanes evaluate no model of a single worker.')
-            return points
+            return steps.outputs(state)
 
         return _over_lanes(lane)
 
@@ -120,7 +119,7 @@ class _Lanes:
     def statistics(self) -> Callable[[TrainState, PyTree, dict], PyTree]:
         """States, parameters and a batch to BatchNorm's statistics."""
         steps = self._steps(1.0, sequential=False)  # compiles sooner, and few batches are seen
-        return _over_lanes(steps.batch_statistics())
+        return _over_lanes(steps.batch_statistics)
 
     @functools.cached_property
     def sums(self) -> Callable[[dict, dict], dict]:

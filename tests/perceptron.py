@@ -107,7 +107,7 @@ def mapped(mapping, worker, num_workers):
         run = jax.pmap(vmap, in_axes=(0, None), axis_name='devices')
 
         def nested(batches, settings):
-            found = run([z.reshape(2, -1, *z.shape[1:]) for z in batches], settings)
+            found = run([z.reshape(2, len(z) // 2, *z.shape[1:]) for z in batches], settings)
             return [z.reshape(num_workers, *z.shape[2:]) for z in found]
 
         return nested
@@ -126,15 +126,6 @@ def mapped(mapping, worker, num_workers):
         return [*(np.broadcast_to(z, (num_workers, *z.shape)) for z in (x, y)), residual]
 
     return stacked
-
-
-def assert_follows(actual, x, y, residual):
-    """All workers observe the same x and y, which are an oracle's, and its residuals [T + 1, K, d]."""
-    xs, ys, residuals = map(np.asarray, actual)
-    assert np.all(xs == xs[0]) and np.all(ys == ys[0])
-    np.testing.assert_allclose(xs[0], x, **TOLERANCE)
-    np.testing.assert_allclose(ys[0], y, **TOLERANCE)
-    np.testing.assert_allclose(residuals, np.moveaxis(residual, 1, 0), **TOLERANCE)
 
 
 def vmapped(worker, batches, *args):

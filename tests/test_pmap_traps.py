@@ -65,6 +65,8 @@ def test_a_wrappers_that_decide_for_themselves_raise_before_they_hang(around):
         optimizer = optax.apply_if_finite(wrapper(), 5)
     with pytest.raises(ValueError, match='detached_params: the optimizer that communicates is inside optax'):
         train(optimizer, steps=1)
+    inside = wrapper(inner=optax.apply_if_finite(optax.sgd(0.1), 5))  # which decides for its own worker
+    def_jax.detached_params(PARAMS, inside.init(PARAMS))
 
 
 def test_b_a_verdict_on_a_step_is_the_same_on_all_workers():

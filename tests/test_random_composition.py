@@ -1,4 +1,4 @@
-"""Options of a link drawn at random, all at once, step by step against an oracle that knows each of them."""
+"""Options of a link drawn at random, all at once and under every mapping, step by step against an oracle."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import reference_step
+from perceptron import flat, mapped
 from reference_step import Message, Settings, State
 
 import def_jax
@@ -13,53 +14,69 @@ from def_jax.compressors import Layout, shared_key
 from def_jax.compressors.orders import AGE_SHARES
 from def_jax.wires import few_bits
 
-NUM_STEPS, SEEDS = 7, 12
-SHAPES = {'b': (7,), 'e': (0, 3), 's': (), 'w': (5, 6)}
-LIKE = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
-SIZES = [x.size for x in jax.tree.leaves(LIKE)]
+NUM_STEPS, SEEDS = 7, 14
+BASE = 1249  # draws every value of each option, most of them with overlap and without
+BITS, MAPPINGS = (
+    (1, 2, 4, 8, 16, 32, 32),
+    ('vmap', 'pmap', 'shard_map with types', 'pmap of vmap', 'one worker'),
+)
+SHAPES = [(7,), (0, 3), (), (5, 6)]
+LIKE = [jnp.zeros(shape) for shape in SHAPES]
+SIZES = [x.size for x in LIKE]
 LEAF = np.repeat(np.arange(len(SIZES)), SIZES)
 
 
 def drawn(seed):
-    """The number of workers, arguments of `random_block` and of the oracle."""
-    rng = np.random.default_rng(seed)
+    """A mapping and its number of workers, arguments of `random_block` and of the oracle.
+
+    The first seeds have every number of bits with and without overlap, and each mapping twice or more.
+    """
+    rng, mapping = np.random.default_rng([BASE, seed]), MAPPINGS[seed % len(MAPPINGS)]
 
     def pick(*values):
         return values[rng.integers(len(values))]
 
     every = pick(1, 1, 3)
     settings = Settings(
-        bits=(1, 2, 4, 8, 16, 32)[seed % 6],  # each of them
+        bits=BITS[seed // 2 % len(BITS)],
         detach=pick('auto', 'auto', 0.0, 0.3, 1.0),
         every=every,
         decay=pick(1.0, 0.9),
         outer=pick((1.0, 0.0), (0.7, 0.8)),
         average_every=pick(0, 3) if every == 1 else 0,
-        overlap=pick(False, True),
+        overlap=seed % 2 == 0,
     )
     blocks = {
         'ratio': pick(1, 3, 4),
         'order': pick('random', 'shuffled', 'cyclic'),
         'allocation': pick('proportional', 'balanced'),
     }
-    return pick(1, 2, 3, 8), blocks, settings
+    num_workers = {'one worker': 1, 'pmap of vmap': 4}.get(mapping) or pick(2, 3, 8)
+    return mapping, num_workers, blocks, settings
 
 
-def course(optimizer, updates):
-    """What all workers have after 0, ..., T steps: parameters and state, leaves [K, T + 1, ...]."""
+def course(mapping, make, updates):
+    """x, the velocity of `outer` with λ, and the residual after 0, ..., T steps: each [K, T + 1, ...]."""
 
-    def worker(updates):
+    def observe(params, state):
+        velocity = optax.tree.get(state.extra, 'trace', default=LIKE)
+        return flat(params), flat((velocity, state.detach)), flat(state.residual)
+
+    def worker(updates, _, axis_name, varying=None):
+        optimizer = make(axis_name)
+
         def step(carry, u):
             params, state = carry
             applied, state = optimizer.update(u, state, params)
-            carry = optax.apply_updates(params, applied), state
-            return carry, carry
+            params = optax.apply_updates(params, applied)
+            return (params, state), observe(params, state)
 
         first = LIKE, optimizer.init(LIKE)
         rest = jax.lax.scan(step, first, updates)[1]
-        return jax.tree.map(lambda z, zs: jnp.concatenate([z[None], zs]), first, rest)
+        return jax.tree.map(lambda z, zs: jnp.concatenate([z[None], zs]), observe(*first), rest)
 
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(worker, axis_name='workers'))(updates))
+    run = mapped(mapping, worker, len(updates[0]))
+    return [np.asarray(z, np.float64) for z in run(updates, None)]
 
 
 def messages(compressor, settings, num_workers):
@@ -71,10 +88,7 @@ def messages(compressor, settings, num_workers):
         tile = layout.total // num_workers
     places = np.concatenate([b + np.arange(n) for b, n in zip(layout.begins, sizes, strict=True)])
     number = np.split(1.0 + np.arange(LEAF.size), np.cumsum(SIZES)[:-1])  # of each coordinate
-    leaves, treedef = jax.tree.flatten(LIKE)
-    index = jax.tree.unflatten(
-        treedef, [jnp.asarray(n).reshape(x.shape) for n, x in zip(number, leaves, strict=True)]
-    )
+    index = [jnp.asarray(n).reshape(shape) for n, shape in zip(number, SHAPES, strict=True)]
 
     @jax.jit
     @jax.vmap
@@ -88,27 +102,24 @@ def messages(compressor, settings, num_workers):
     return [Message(row, *per_element) for row in found]
 
 
-def stacked(tree):
-    """Leaves [K, T + 1, ...] as one array [K, T + 1, d]."""
-    leaves = jax.tree.leaves(tree)
-    return np.concatenate([x.reshape(*x.shape[:2], -1) for x in leaves], axis=2).astype(np.float64)
-
-
 @pytest.mark.parametrize('seed', range(SEEDS))
 def test_each_step_of_a_random_composition_equals_the_oracle(seed):
-    num_workers, blocks, settings = drawn(seed)
+    mapping, num_workers, blocks, settings = drawn(seed)
     compressor = def_jax.random_block(**blocks)
     options = settings._asdict()
     rate, momentum = options.pop('outer')
-    outer = optax.sgd(rate, momentum=momentum) if momentum else None
-    optimizer = def_jax.error_feedback(compressor, 'workers', outer=outer, **options)
+    options['outer'] = optax.sgd(rate, momentum=momentum) if momentum else None
     rng = np.random.default_rng([1, seed])
-    shape = num_workers, NUM_STEPS
-    updates = {n: (0.5 + rng.normal(size=(*shape, *s))).astype(np.float32) for n, s in SHAPES.items()}
-    params, state = course(optimizer, updates)
-    x, r, u = map(stacked, (params, state.residual, updates))
-    assert (x == x[0]).all() and (state.detach == state.detach[0]).all()
-    velocity = -stacked(optax.tree.get(state.extra, 'trace'))[0] if outer else np.zeros_like(x[0])
+    updates = [0.5 + rng.normal(size=(num_workers, NUM_STEPS, *shape)) for shape in SHAPES]
+    updates = [u.astype(np.float32) for u in updates]
+
+    def make(axis_name):
+        return def_jax.error_feedback(compressor, axis_name, **options)
+
+    x, shared, r = course(mapping, make, updates)
+    assert (x == x[0]).all() and (shared == shared[0]).all()
+    velocity, detach = -shared[0, :, :-1], shared[0, :, -1]
+    u = np.concatenate([z.reshape(num_workers, NUM_STEPS, -1) for z in updates], axis=2).astype(np.float64)
     sends = messages(compressor, settings, num_workers)
     energy = np.zeros(2)
     for t in range(NUM_STEPS):
@@ -116,13 +127,13 @@ def test_each_step_of_a_random_composition_equals_the_oracle(seed):
         after, inexact, ambiguous = reference_step.step(settings, t, before, u[:, t], sends[t])
         clear = ~ambiguous
         assert np.all((np.abs(x[0, t + 1] - after.x) <= inexact + 3e-6)[clear])
-        if outer is not None:
+        if momentum:
             assert np.all((np.abs(velocity[t + 1] - after.velocity) <= inexact + 3e-6)[clear])
         np.testing.assert_allclose(r[:, t + 1][:, clear], after.r[:, clear], rtol=0, atol=1e-5)
         if settings.bits == 32 and settings.detach == 'auto':
             energy = after.energy
             expected = reference_step.best_detach(energy, num_workers, AGE_SHARES[blocks['order']])
-            np.testing.assert_allclose(state.detach[0, t + 1], expected, rtol=1e-4)
-    if settings.decay == 1 and outer is None and settings.bits != 16:
+            np.testing.assert_allclose(detach[t + 1], expected, rtol=1e-4)
+    if settings.decay == 1 and not momentum and settings.bits != 16:
         y = x[0] + r.mean(0)
         np.testing.assert_allclose(np.diff(y, axis=0), u.mean(0), rtol=0, atol=1e-5)  # Eq. 8

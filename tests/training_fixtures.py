@@ -22,7 +22,7 @@ import rich.console
 
 from configs import digits
 from def_jax.trainer import experiment, loop, metrics, models, steps
-from def_jax.trainer.checkpointing import checkpoints, workdir
+from def_jax.trainer.checkpointing import checkpoints
 from def_jax.trainer.data import augmentation, order
 from def_jax.trainer.models import vgg
 
@@ -181,14 +181,9 @@ def gathered(state):
     return jax.tree_util.tree_map_with_path(one, state, is_leaf=lambda node: isinstance(node, list))
 
 
-def manager_of(folder: Path, run: experiment.Experiment, keep: int = 2) -> checkpoints.Checkpoints:
-    """The checkpoints in a folder."""
-    return checkpoints.Checkpoints(folder, keep, run.layout, workdir.bound_settings(run.config))
-
-
 def save(folder: Path, recorded: RecordedRun, *numbers: int) -> None:
     """Adds the checkpoints of some steps of the recorded run to a folder."""
-    with manager_of(folder, recorded.experiment) as manager:
+    with checkpoints.Checkpoints(folder, recorded.experiment) as manager:
         for step in numbers:
             manager.save(placed(gathered(recorded.states[step]), recorded.experiment))
 
@@ -200,7 +195,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def restored(folder: Path, run: experiment.Experiment) -> steps.TrainState:
     """The newest checkpoint of a run."""
-    with manager_of(folder, run) as manager:
+    with checkpoints.Checkpoints(folder, run) as manager:
         return manager.restore(run.steps.init())
 
 

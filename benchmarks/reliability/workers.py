@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from configs import digits
-from def_jax.trainer.evaluation import make_evaluate
+from def_jax.trainer.checkpointing.checkpoints import Checkpoints
+from def_jax.trainer.evaluation import evaluate
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.state import TrainState
-from tests import training_fixtures as fixtures
 from tests.faults import processes
 
 # K, its workers on a device, and K' with its own.
@@ -76,18 +76,18 @@ def trained(experiment: Experiment, path: Path) -> None:
     for _, batch in zip(range(STEPS), experiment.train_batches(0), strict=False):
         state, _ = train_step(state, batch)
         jax.block_until_ready(state)
-    with fixtures.manager_of(path, experiment) as manager:
+    with Checkpoints(path, experiment) as manager:
         manager.save(state)
 
 
 def restored(path: Path, experiment: Experiment) -> tuple[TrainState, list[str]]:
-    with fixtures.manager_of(path, experiment) as manager:
+    with Checkpoints(path, experiment) as manager:
         return manager.restore(experiment.steps.init()), manager.notes
 
 
 def points(experiment: Experiment, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
     """x and y, flattened, as an evaluation computes them."""
-    outputs, _ = jax.device_get(experiment.steps.outputs(state))
+    outputs = jax.device_get(experiment.steps.outputs(state))
     x, y = (
         np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(outputs[point]['params'])])
         for point in ('x', 'y')
@@ -96,7 +96,7 @@ def points(experiment: Experiment, state: TrainState) -> tuple[np.ndarray, np.nd
 
 
 def accuracy(experiment: Experiment, state: TrainState) -> float:
-    return make_evaluate(experiment)(state, STEPS)['test_accuracy_y']
+    return evaluate(experiment, state, STEPS)['test_accuracy_y']
 
 
 if __name__ == '__main__':

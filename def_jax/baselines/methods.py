@@ -58,7 +58,6 @@ class Method:
         fixes: arguments of `error_feedback` that the method fixes, besides λ.
         defaults: its defaults of other arguments, where they are not those of `error_feedback`.
         in_bytes: whether its ratio counts bytes against a float32 all-reduce, as `compression` of `def_sgd`.
-        without_momentum: whether it replaces momentum SGD by SGD at the rate over 1 - μ.
         link: the transformation that communicates, if it is not `error_feedback`.
         takes: the arguments of `link` that are hyper-parameters.
         opens_dense: how many steps at the start send everything: a number, or the option that holds it.
@@ -75,7 +74,6 @@ class Method:
     fixes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     in_bytes: bool = False
-    without_momentum: bool = False
     link: Callable[..., optax.GradientTransformation] | None = None
     takes: tuple[str, ...] = ()
     opens_dense: int | str = 0
@@ -253,7 +251,6 @@ METHODS: dict[str, Method] = {
         sends={name: _PRESET[name] for name in ('order', 'allocation')},
         defaults={name: _PRESET[name] for name in ('bits', 'detach')},
         in_bytes=True,
-        without_momentum=True,
     ),
     'ef21': Method('EF21', 'x', kind='ef21', link=ef21, opens_dense=1),
     'sgd_ia': Method('SGD-IA', 'x', detach=1.0, single_worker=True),

@@ -142,12 +142,12 @@ def _check_specs(compiled: jax.stages.Compiled, params: PyTree) -> None:
 
     Its message would have as many times their size, on every device, and so would the residual.
     """
-    structure, shapes = jax.tree.structure(params), [jnp.shape(x) for x in jax.tree.leaves(params)]
+
+    def described(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
+        return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
 
     def are_params(node: Any) -> bool:
-        if jax.tree.structure(node) != structure:
-            return False
-        return [jnp.shape(x) for x in jax.tree.leaves(node)] == shapes
+        return described(node) == described(params)
 
     taken = filter(are_params, jax.tree.leaves(_inputs(compiled), is_leaf=are_params))
     found = jax.tree_util.tree_leaves_with_path(next(taken, None))

@@ -1,4 +1,4 @@
-"""What a compiled program sends, read from its HLO.
+"""What the programs of a run send.
 
     python -m def_jax.communication --config=configs/digits.py --config.ratio=256
 
@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import app, flags
 
-from def_jax.tools import markdown
-from def_jax.traffic.hlo import Collective, collectives
+from def_jax.tools.communication import summary
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import command_line
 
@@ -24,14 +23,8 @@ class Program(NamedTuple):
     """One of the programs that a run executes."""
 
     name: str
-    collectives: list[Collective]  # between workers
+    hlo: str  # optimised
     executions: int  # in a whole run
-    inside: list[Collective]  # those among a worker's devices, if these are several
-
-    @property
-    def elements(self) -> int:
-        """Elements that a device passes to the collectives between workers in one execution."""
-        return sum(collective.elements for collective in self.collectives)
 
 
 def programs(experiment: Experiment) -> Iterator[Program]:
@@ -42,44 +35,19 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     steps, workers, points = experiment.steps, experiment.workers, experiment.method.points
     state = workers.abstract(jax.eval_shape(steps.init), experiment.is_per_worker)
     batch = workers.place(next(experiment.train_batches(0)))
-    variables = workers.abstract(jax.eval_shape(steps.outputs, state)[0]['x'], False)
+    variables = workers.abstract(jax.eval_shape(steps.outputs, state)['x'], False)
     test_batches = list(experiment.test_batches(experiment.config.evaluate_on))
     evaluations = -(-experiment.num_steps // experiment.steps_per_evaluation)  # the last step's is one
-    each = workers.devices_per_row
-    worker_of = [device // each for device in range(len(workers.devices))]
-    sums = len(test_batches) * evaluations * sum(point != 'own' for point in points)
+    models = len(points) + ('own' in points) * (experiment.config.num_workers - 1)
+    sums = len(test_batches) * evaluations * models
 
     def program(name: str, step: Any, arguments: tuple, executions: int) -> Program:
-        hlo = step.lower(*arguments).compile().as_text()
-        found = [collective.passed(len(worker_of)) for collective in collectives(hlo)]
-        between, inside = ([c for c in found if c.crosses(worker_of) == crosses] for crosses in (True, False))
-        return Program(name, between, executions, inside)
+        return Program(name, step.lower(*arguments).compile().as_text(), executions)
 
     yield program('train step', steps.train, (state, batch), experiment.num_steps)
     name = 'y, BatchNorm' if jax.tree.leaves(state.batch_stats) else 'y'
     yield program(name, steps.outputs, (state,), evaluations)
-    test_batch = workers.place(test_batches[0])
-    yield program('test sums', steps.test_sums, (variables, test_batch), sums)
-
-
-def _table(experiment: Experiment) -> str:
-    rows: list[list[object]] = [
-        ['program', 'where', 'collectives', 'elements', 'bytes', 'executions', 'MB per run']
-    ]
-
-    def add(name: str, where: str, found: list[Collective] | None, elements: int, size: int, executions: int):
-        count, megabytes = '' if found is None else len(found), f'{size * executions / 1e6:,.2f}'
-        rows.append([name, where, count, f'{elements:,}', f'{size:,}', f'{executions:,}', megabytes])
-
-    for name, between, executions, inside in programs(experiment):
-        for where, found in (('between workers', between), ('within a worker', inside)):
-            if found or found is between:
-                figures = sum(each.elements for each in found), sum(each.bytes for each in found)
-                add(name, where, found, *figures, executions)
-    params = experiment.workers.part(jax.eval_shape(experiment.steps.init).params)
-    dense = sum(leaf.size for leaf in jax.tree.leaves(params))
-    add('train step, SGD', 'between workers', None, dense, 4 * dense, experiment.num_steps)
-    return markdown.table(rows)
+    yield program('test sums', steps.test_sums, (variables, workers.place(test_batches[0])), sums)
 
 
 def main(argv: list[str]) -> int:
@@ -89,7 +57,12 @@ def main(argv: list[str]) -> int:
     command_line.set_environment(fake_devices=config.get('fake_devices', False))
     try:
         experiment = build(config)
-        print(f'{experiment.method.title}, what a device sends:\n\n{_table(experiment)}')
+        workers, sent = experiment.workers, experiment.communication
+        worker_of = [device // workers.devices_per_row for device in range(len(workers.devices))]
+        print(f'{experiment.title}, what a device sends:')
+        for name, hlo, executions in programs(experiment):
+            print(f'\n{name}, {executions:,} times in a run:\n\n{summary(hlo, worker_of)}')
+        print(f'\nDense SGD would send {sent.num_params:,} elements per step and worker.')
     except (ValueError, FileNotFoundError) as error:
         return command_line.refuse('communication', error)
     return 0

@@ -99,8 +99,10 @@ class Progress:
     def __exit__(self, *_) -> None:
         self._bar.stop()
 
-    def update(self, record: dict[str, Any]) -> None:
-        """Moves the bar to the step of a training record, and shows its figures beside it."""
+    def update(self, record: dict[str, Any] | None) -> None:
+        """Moves the bar to the step of a training record, if there is one, and shows its figures."""
+        if record is None:
+            return
         speed = f'{record[f"{self._unit}_per_second"]:,.0f} {self._unit}/s'
         sent = f'{_size(1e6 * record["megabytes_sent"])} sent'
         figures = f'loss {record["loss"]:.3f}  lr {record["learning_rate"]:g}  {speed}  {sent}'
@@ -108,6 +110,8 @@ class Progress:
         if self._bar.disable and time.monotonic() > self._next_line:
             self.note(f'epoch {epoch}  step {step:,}/{self._steps:,}  {figures}')
         self._bar.update(self._task, completed=step, epoch=epoch, figures=figures)
+        if skipped := record.get('skipped', 0):
+            self.note(f'up to step {step:,}: {skipped} step(s) skipped, an update was not finite')
 
     def note(self, text: str) -> None:
         """Prints a permanent line above the bar."""

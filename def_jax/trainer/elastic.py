@@ -19,8 +19,7 @@ from def_jax import elastic
 from def_jax.mesh.ownership import each
 from def_jax.mesh.spmd import Spmd
 from def_jax.trainer.data.dataset import Split
-from def_jax.trainer.data.fingerprint import fingerprint
-from def_jax.trainer.evaluation import DivergedError, check_finite, figures_of
+from def_jax.trainer.evaluation import DivergedError, record_of
 from def_jax.trainer.experiment import EXAMPLES_PER_DEVICE, Experiment
 from def_jax.trainer.launch import interruption, processes
 from def_jax.trainer.launch.exits import EndedError, LostProcessError
@@ -28,8 +27,7 @@ from def_jax.trainer.state import PerWorker, TrainState
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers import AXIS, ShardedWorkers, WholeWorkers
 from def_jax.trainer.workers.sharded import SHARD_AXIS, shard_spec
-
-PyTree = Any
+from def_jax.types import PyTree
 
 __all__ = ['ElasticWorkers', 'first_state']
 
@@ -53,8 +51,6 @@ class ElasticWorkers:
     `state`, where to continue, and the results are NumPy arrays; `note` shows a line about who comes or dies.
     """
 
-    diagnose = check_replicas = None  # see `rules`
-
     def __init__(
         self, experiment: Experiment, state: TrainState, note: Callable, signals: interruption.Watch
     ):
@@ -77,10 +73,10 @@ class ElasticWorkers:
             axis_name=AXIS,
             min_workers=config.min_workers,
             patience=config.patience,
-            identity=f'{config.to_json()} {fingerprint(experiment.dataset)}',
+            identity=f'{config.to_json()} {experiment.dataset.fingerprint()}',
             note=note,
         )
-        self._batches = _Batches(experiment.dataset.train, config, signals)
+        self._batch = functools.partial(_batch, experiment.dataset.train, config, signals)
         self._train = functools.partial(_train, experiment.steps, state.key)
         self._sums = functools.partial(_sums, experiment.steps, state.key)
 
@@ -89,7 +85,7 @@ class ElasticWorkers:
         return self.team.step
 
     def train(self) -> dict[str, np.ndarray]:
-        measured, self._stops = self.team.run(self._train, self._batches)
+        measured, self._stops = self.team.run(self._train, self._batch)
         finite = np.isfinite(measured['loss'])
         if not finite.all():
             raise DivergedError(self.step - 1, int(np.argmin(finite)), float(measured['loss'][~finite][0]))
@@ -97,12 +93,9 @@ class ElasticWorkers:
         return {name: np.mean(values, keepdims=True) for name, values in measured.items()}
 
     def evaluate(self) -> dict[str, Any]:
-        record: dict[str, Any] = {'step': self.step, 'workers': self.team.num_workers}
-        for split in self._experiment.evaluated:
-            for point, total in self._totals(split).items():
-                check_finite(self.step, split, total)
-                record |= figures_of(self._experiment.task, split, point, point, total)
-        return record
+        totals = {split: self._totals(split) for split in self._experiment.evaluated}
+        sums = {(split, point, point): total for split in totals for point, total in totals[split].items()}
+        return record_of(self._experiment.task, self.step, sums) | {'workers': self.team.num_workers}
 
     def state(self) -> TrainState:
         """Whole, as NumPy arrays; every process must call this."""
@@ -154,30 +147,22 @@ class ElasticWorkers:
         return _flat(next(itertools.islice(batches, number, None)))
 
 
-class _Batches:
-    """The training batches of this process's workers, whose number changes."""
-
-    def __init__(self, split: Split, config: Mapping[str, Any], signals: interruption.Watch):
-        self._split, self._config, self._signals = split, config, signals
-        self._place: tuple[int, tuple[int, ...], int] | None = None  # of the batch that is next
-        self._batches: Iterator[dict[str, np.ndarray]] = iter(())
-
-    def __call__(self, step: int, workers: list[int], count: int) -> dict[str, np.ndarray]:
-        config = self._config
-        if self._place != (step, tuple(workers), count):  # also if the step is repeated
-            # Of whole batches: the place in an epoch must not depend on the number of workers.
-            self._batches = self._split.train_batches(
-                seed=config['seed'],
-                first_step=step,
-                batch_size=config['batch_size'],
-                num_workers=count,
-                workers=workers,
-            )
-        self._place = step + 1, tuple(workers), count
-        part = config['accumulate'] * config['shards_per_worker']
-        batch = _flat({name: x[:, : x.shape[1] // part * part] for name, x in next(self._batches).items()})
-        stops = np.full(len(workers), self._signals.name is not None)
-        return batch | {_STEP: np.full(len(workers), step, np.int32), _STOPS: stops}
+def _batch(
+    split: Split,
+    config: Mapping[str, Any],
+    signals: interruption.Watch,
+    step: int,
+    workers: list[int],
+    count: int,
+) -> dict[str, np.ndarray]:
+    """The training batch of this process's workers, among `count`."""
+    # Of whole batches: the place in an epoch must not depend on the number of workers.
+    options = {'seed': config['seed'], 'batch_size': config['batch_size'], 'num_workers': count}
+    batch = next(split.train_batches(first_step=step, workers=workers, **options))
+    part = config['accumulate'] * config['shards_per_worker']
+    stops = np.full(len(workers), signals.name is not None)
+    marks = {_STEP: np.full(len(workers), step, np.int32), _STOPS: stops}
+    return _flat({name: x[:, : x.shape[1] // part * part] for name, x in batch.items()}) | marks
 
 
 def _flat(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -203,7 +188,7 @@ def _sums(
 ) -> dict[str, dict[str, jax.Array]]:
     """By point, the sums of `Task.test_sums` over a test batch, for `Team.look`."""
     alive, examples = _among(steps, dist), _by_worker(dist, batch)
-    points, _ = alive.outputs(_state(np.int32(0), key, params, opt_state))
+    points = alive.outputs(_state(np.int32(0), key, params, opt_state))
     return {point: alive.test_sums(variables, examples) for point, variables in points.items()}
 
 

@@ -1,20 +1,19 @@
 """The metrics of the task at every point of a method: x, y, and each worker's own model."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from def_jax.trainer.data import prefetch
 from def_jax.trainer.experiment import Experiment
-from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks.base import Task
 
-__all__ = ['DivergedError', 'check_finite', 'figures_of', 'make_evaluate']
+__all__ = ['DivergedError', 'evaluate', 'figures_of', 'record_of']
 
 
 class DivergedError(EndedError):
@@ -31,67 +30,60 @@ class DivergedError(EndedError):
         self.step, self.worker = step, worker
 
 
-def make_evaluate(experiment: Experiment) -> Callable[[TrainState, int], dict[str, Any]]:
-    """Returns a function from a state and its step to a record of the metrics on the evaluated splits.
+def evaluate(experiment: Experiment, state: TrainState, step: int) -> dict[str, Any]:
+    """A record of the metrics on the evaluated splits, at a state after a step.
 
     It has `test_loss_x` and so on for each split, metric and point; for 'own' means over workers, and
     `test_accuracy_own_std` of the headline metric. If BatchNorm's statistics are recalibrated,
-    `test_accuracy_x_running` is with the running ones. The function raises DivergedError on a loss that is
-    not finite.
+    `test_accuracy_x_running` is with the running ones. Raises DivergedError on a loss that is not finite.
     """
+    sums: dict[tuple[str, str, str], list[dict]] = {}
+    for point, running in _models(experiment, state):
+        variants = {point: running}
+        if experiment.config.recalibrate_batches:
+            variants = {point: _recalibrated(experiment, state, running), f'{point}_running': running}
+        for split, (name, variables) in itertools.product(experiment.evaluated, variants.items()):
+            sums.setdefault((split, point, name), []).append(_sums(experiment, split, variables))
+    stacked = {key: jax.tree.map(lambda *each: np.stack(each), *models) for key, models in sums.items()}
+    return record_of(experiment.task, step, stacked)
+
+
+def _models(experiment: Experiment, state: TrainState) -> Iterator[tuple[str, dict]]:
+    """The variables at every point; one after the other, those of all workers at 'own'."""
     steps, workers = experiment.steps, experiment.workers
-
-    def sums(split: str, point: str, variables: dict) -> dict[str, np.ndarray]:
-        """Sums over the split: [] for a shared model, [K] for the workers' own."""
-        totals = []
-        for batch in experiment.test_batches(split, whole=point == 'own'):
-            if point == 'own':
-                total = steps.own_test_sums(variables, {name: x[0] for name, x in batch.items()})
-                totals.append({name: workers.local(x) for name, x in total.items()})
-            else:
-                totals.append(jax.device_get(steps.test_sums(variables, workers.place(batch))))
-        summed = {name: np.sum([total[name] for total in totals], axis=0) for name in totals[0]}
-        if point == 'own':
-            summed = {name: processes.gather(x, workers.heads) for name, x in summed.items()}
-        return {name: x.reshape(-1) for name, x in summed.items()}
-
-    num_batches = experiment.config.recalibrate_batches
-    statistics = {own: steps.batch_statistics(own_params=own) for own in (False, True)} if num_batches else {}
-
-    def recalibrated(state: TrainState, points: dict[str, dict]) -> dict[str, dict]:
-        """The points with BatchNorm's statistics of the next batches: running ones are of past points."""
-        totals: dict[str, Any] = {}
-        for batch in itertools.islice(experiment.train_batches(int(state.step)), num_batches):
-            placed = workers.place(batch)
-            for point, variables in points.items():
-                measured = workers.settled(statistics[point == 'own'](state, variables['params'], placed))
-                total = totals.get(point)
-                totals[point] = measured if total is None else jax.tree.map(jnp.add, total, measured)
-        means = {point: jax.tree.map(lambda s: s / num_batches, total) for point, total in totals.items()}
-        return {point: variables | {'batch_stats': means[point]} for point, variables in points.items()}
-
-    def evaluate(state: TrainState, step: int) -> dict[str, Any]:
-        record: dict[str, Any] = {'step': step}
-        points, own = workers.settled(steps.outputs(state))
-        batch_stats = points['x']['batch_stats']
-        points |= {point: {'params': params, 'batch_stats': batch_stats} for point, params in own.items()}
-        for point, variables in (recalibrated(state, points) if num_batches else points).items():
-            for split in experiment.evaluated:
-                total = sums(split, point, variables)
-                check_finite(step, split, total)
-                record |= figures_of(experiment.task, split, point, point, total)
-                if num_batches:
-                    total = sums(split, point, points[point])
-                    record |= figures_of(experiment.task, split, point, f'{point}_running', total)
-        return record
-
-    return evaluate
+    points = workers.settled(steps.outputs(state))
+    yield from points.items()
+    if 'own' in experiment.method.points:
+        for worker in range(experiment.config.num_workers):
+            params = workers.settled(steps.own_params(state, np.int32(worker)))
+            yield 'own', points['x'] | {'params': params}
 
 
-def check_finite(step: int, split: str, total: dict[str, np.ndarray]) -> None:
-    """Raises DivergedError unless the loss over a split is finite."""
-    if not np.isfinite(total['loss']).all():
-        raise DivergedError(step, None, float(total['loss'].sum()), split)
+def _sums(experiment: Experiment, split: str, variables: dict) -> dict[str, np.ndarray]:
+    """Sums over a split, each []."""
+    with prefetch.ahead(experiment.test_batches(split), experiment.workers.place) as batches:
+        totals = [jax.device_get(experiment.steps.test_sums(variables, batch)) for batch in batches]
+    return jax.tree.map(lambda *each: np.sum(each, axis=0), *totals)
+
+
+def _recalibrated(experiment: Experiment, state: TrainState, variables: dict) -> dict:
+    """The variables with BatchNorm's statistics of the next batches: running ones are of past points."""
+    steps, workers, count = experiment.steps, experiment.workers, experiment.config.recalibrate_batches
+    measured = [
+        workers.settled(steps.batch_statistics(state, variables['params'], workers.place(batch)))
+        for batch in itertools.islice(experiment.train_batches(int(state.step)), count)
+    ]
+    return variables | {'batch_stats': jax.tree.map(lambda *each: sum(each) / count, *measured)}
+
+
+def record_of(task: Task, step: int, sums: Mapping[tuple[str, str, str], dict[str, np.ndarray]]) -> dict:
+    """A record, from sums by split, point and name, each [models]; DivergedError if a loss is not finite."""
+    record: dict[str, Any] = {'step': step}
+    for (split, point, name), total in sums.items():
+        if not np.isfinite(total['loss']).all():
+            raise DivergedError(step, None, float(total['loss'].sum()), split)
+        record |= figures_of(task, split, point, name, total)
+    return record
 
 
 def figures_of(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,7 +13,6 @@ import optax
 from def_jax import message_size
 from def_jax.baselines import methods
 from def_jax.traffic import Message, traffic
-from def_jax.trainer.checkpointing.regrouping import Layout
 from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.rules import check, of_keys
 from def_jax.trainer.data import order
@@ -113,16 +112,8 @@ class Experiment:
 
     def train_batches(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's batches from `first_step` on, with leading axes `workers.local_shape`; endless."""
-        virtual, shape = self.config.workers_per_device, self.workers.local_shape
-        batches = self.dataset.train.train_batches(
-            seed=self.config.seed,
-            first_step=first_step,
-            batch_size=self.config.batch_size,
-            num_workers=self.config.num_workers,
-            workers=[row * virtual + i for row in self.workers.rows for i in range(virtual)],
-        )
-        for batch in batches:
-            yield {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
+        options = {'seed': self.config.seed, 'first_step': first_step}
+        return self._by_worker(self.dataset.train.train_batches, self.config.batch_size, **options)
 
     @property
     def evaluated(self) -> dict[str, Split]:
@@ -132,19 +123,20 @@ class Experiment:
             splits['train'] = self.dataset.train.part(0, count)
         return splits
 
-    def test_batches(
-        self, split: str, examples_per_device: int | None = None, *, whole: bool = False
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over a split of `evaluated`: arrays [rows, examples, ...] of this process, with a mask.
+    def test_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over a split of `evaluated`, like `train_batches`, with a mask."""
+        workers = self.config.num_workers
+        examples = -(-EXAMPLES_PER_DEVICE * len(self.workers.devices) // workers)
+        return self._by_worker(self.evaluated[split].test_batches, examples * workers)
 
-        With `whole`, [1, examples, ...], of which each worker sees all.
-        """
-        rows = 1 if whole else len(self.workers.heads)
-        return self.evaluated[split].test_batches(
-            batch_size=(examples_per_device or EXAMPLES_PER_DEVICE) * self.workers.devices_per_row * rows,
-            num_workers=rows,
-            workers=None if whole else self.workers.rows,
-        )
+    def _by_worker(
+        self, batches: Callable[..., Iterator[dict]], batch_size: int, **options: Any
+    ) -> Iterator[dict[str, np.ndarray]]:
+        virtual, shape = self.config.workers_per_device, self.workers.local_shape
+        options |= {'batch_size': batch_size, 'num_workers': self.config.num_workers}
+        workers = [row * virtual + i for row in self.workers.rows for i in range(virtual)]
+        for batch in batches(workers=workers, **options):
+            yield {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
 
     @property
     def measure(self) -> Measure:
@@ -160,11 +152,6 @@ class Experiment:
     def is_per_worker(self) -> TrainState:
         """Which parts of the state are per-worker, see `per_worker`."""
         return per_worker(self.optimizer, self.abstract_variables)
-
-    @property
-    def layout(self) -> Layout:
-        """How the workers are arranged in the state."""
-        return Layout(self.workers, self.is_per_worker, self.config.batch_size, self.config.elastic)
 
     @functools.cached_property
     def steps(self) -> Steps:

@@ -16,8 +16,7 @@ from def_jax.trainer import elastic, metrics, plots, results
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data import prefetch
-from def_jax.trainer.data.fingerprint import fingerprint
-from def_jax.trainer.evaluation import DivergedError, make_evaluate
+from def_jax.trainer.evaluation import DivergedError, evaluate
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import interruption, processes
 from def_jax.trainer.launch.interruption import InterruptedRunError
@@ -67,12 +66,13 @@ def train_and_evaluate(
         task_check.check(experiment)  # before anything is written
         _check_data(experiment)
         console = console or rich.console.Console(quiet=not processes.is_first())
-        run = _claimed(folder, config)
+        claimed = workdir.claim(folder, config) if processes.is_first() else None
+        processes.barrier('the folder is claimed')
+        run = claimed or workdir.claim(folder, config, exists=True)
         lock = workdir.locked(run) if processes.is_first() else contextlib.nullcontext()
         # Until here nothing is lost by stopping at once.
         with lock, interruption.watch() as signals:
-            settings = workdir.bound_settings(config)
-            with Checkpoints(run, config.keep_checkpoints, experiment.layout, settings) as checkpoints:
+            with Checkpoints(run, experiment) as checkpoints:
                 _Run(experiment, run, checkpoints, console, signals).train_and_evaluate()
             if config.elastic and not processes.is_first():
                 return {}
@@ -85,18 +85,11 @@ def train_and_evaluate(
             return result
 
 
-def _claimed(folder: str | os.PathLike, config: ml_collections.ConfigDict) -> Path:
-    """The run's folder: the first process creates it, and the others find it, with the same configuration."""
-    run = workdir.claim(folder, config) if processes.is_first() else None
-    processes.barrier('the folder is claimed')
-    return run or workdir.claim(folder, config, exists=True)
-
-
 def _check_data(experiment: Experiment) -> None:
     """Raises ValueError in all processes unless they have the same data; elastic workers compare it."""
     if processes.count() == 1 or experiment.config.elastic:
         return
-    mark = int(fingerprint(experiment.dataset)[:7], 16)
+    mark = int(experiment.dataset.fingerprint()[:7], 16)
     if processes.any_process(processes.broadcast(mark) != mark):
         what = f'config.dataset={experiment.config.dataset!r} holds other examples for some processes'
         raise ValueError(f'{what} than for process 0. Give all the same files, or the same Python.')
@@ -176,7 +169,7 @@ class _Run:
     def _train(self, workers: '_AnyWorkers') -> None:
         """Trains, evaluates and saves until the run's last step."""
         experiment, config, last = self.experiment, self.experiment.config, self.experiment.num_steps
-        window = Window(experiment, self._log, self._start)
+        window, checks = Window(experiment, self._log, self._start), config.check_replicas_every
 
         def is_due(done: int) -> bool:
             return done % experiment.steps_per_evaluation == 0 or done == last
@@ -186,25 +179,25 @@ class _Run:
             if is_due(self._start) and self._lacks_evaluation():
                 self._evaluate(workers, window, progress)
             while workers.step < last:
-                if workers.diagnose and workers.step % config.diagnostics_every == 0:
-                    _show(window.flush(), progress)  # to keep the records in order
-                    self._log.write(workers.diagnose())
+                if config.diagnostics_every and workers.step % config.diagnostics_every == 0:
+                    progress.update(window.flush())  # to keep the records in order
+                    self._log.write(workers.diagnose())  # type: ignore[union-attr]
                 measured = workers.train()
                 done = workers.step
                 # Fetch the record of the previous step while the devices compute this one.
-                _show(window.flush(), progress)
+                progress.update(window.flush())
                 window.add(measured)
-                if workers.check_replicas and (is_due(done) or done % config.check_replicas_every == 0):
-                    workers.check_replicas()
+                if checks and (is_due(done) or done % checks == 0):
+                    workers.check_replicas()  # type: ignore[union-attr]
                 if reports := is_due(done) or done % config.log_every_steps == 0:
                     window.mark_due(done)
                 if is_due(done) or config.elastic:  # whose next step may be its last
-                    _show(window.flush(), progress)
+                    progress.update(window.flush())
                 if is_due(done):
                     self._save(workers.state())
                     self._evaluate(workers, window, progress)
                 if done < last and workers.stops(self.signals.name is not None, reports=reports):
-                    _show(window.flush(), progress)
+                    progress.update(window.flush())
                     window.save_partial(done)
                     self._save(workers.state(), wait=True)
                     raise InterruptedRunError(self.signals.name or 'a signal to another process', done)
@@ -252,44 +245,23 @@ class _Run:
             plots.plot_diagnostics(folder / 'diagnostics.png', records, title)
 
 
-def _show(record: dict[str, Any] | None, progress: console_lib.Progress) -> None:
-    if record is None:
-        return
-    progress.update(record)
-    if skipped := record.get('skipped', 0):
-        progress.note(f'up to step {record["step"]:,}: {skipped} step(s) skipped, an update was not finite')
-
-
 class FixedWorkers:
-    """The workers of a run as the loop uses them: the same from the first step to the last.
-
-    Attributes:
-        step: how many steps are done.
-        diagnose: measures the quantities of `def_jax.diagnostics` on the next batch; None if that is off.
-        check_replicas: raises ReplicasDifferError if copies differ; None if that is off.
-    """
+    """The workers of a run as the loop uses them: the same from the first step to the last, `step`."""
 
     def __init__(self, experiment: Experiment, state: TrainState, batches: Iterator[dict]):
         self._experiment, self._state, self._batches = experiment, state, batches
-        self.step, self._workers = int(state.step), experiment.workers
-        self._steps, self._evaluate = experiment.steps, make_evaluate(experiment)
-        self._batch: dict | None = None  # the next, if it has been looked at
-        self.diagnose = self._diagnose if experiment.config.diagnostics_every else None
-        self.check_replicas = None
-        if experiment.config.check_replicas_every:
-            check = replicas.make_check(self._workers, experiment.is_per_worker)
-            self.check_replicas = lambda: check(self._state, self.step)
+        self._workers, self._steps = experiment.workers, experiment.steps
+        self.step = int(state.step)
 
     def train(self) -> dict[str, Any]:
         """A step; returns each worker's metrics, on the devices."""
-        batch, self._batch = self._next(), None
-        self._state, measured = self._steps.train(self._state, batch)
+        self._state, measured = self._steps.train(self._state, next(self._batches))
         self.step += 1
         return self._workers.settled(measured)
 
     def evaluate(self) -> dict[str, Any]:
         """A record of the metrics at every point of the method."""
-        return self._evaluate(self._state, self.step)
+        return evaluate(self._experiment, self._state, self.step)
 
     def state(self) -> TrainState:
         """What a checkpoint holds."""
@@ -305,21 +277,19 @@ class FixedWorkers:
         task = self._experiment.task
         if not isinstance(task, GenerativeTask):
             return None
-        points, _ = self._workers.settled(self._steps.outputs(self._state))
+        points = self._workers.settled(self._steps.outputs(self._state))
         params = self._workers.fetch(points.get('y', points['x'])['params'])
         return task.sample(params, jax.random.key(self._experiment.config.seed))
 
-    def _next(self) -> dict:
-        self._batch = next(self._batches) if self._batch is None else self._batch
-        return self._batch
+    def check_replicas(self) -> None:
+        """Raises ReplicasDifferError if copies differ."""
+        replicas.check(self._workers, self._experiment.is_per_worker, self._state, self.step)
 
-    def _diagnose(self) -> dict[str, Any]:
-        figures, own = self._steps.diagnose(self._state, self._next())
-        record = {name: float(value) for name, value in jax.device_get(figures).items()}
-        for name, value in own.items():
-            every = self._workers.gather(value)
-            record |= {name: float(every.mean()), f'{name}_std': float(every.std())}
-        return {'step': self.step} | record
+    def diagnose(self) -> dict[str, Any]:
+        """A record of the quantities of `def_jax.diagnostics` on the next batch."""
+        batch = self._workers.place(next(self._experiment.train_batches(self.step)))
+        figures = jax.device_get(self._steps.diagnose(self._state, batch))
+        return {'step': self.step} | {name: float(value) for name, value in figures.items()}
 
 
 _AnyWorkers = FixedWorkers | elastic.ElasticWorkers

@@ -39,11 +39,8 @@ def plot_curves(
             key = measure.key(point)
             drawn = [{**r, key: scale * (1 - r[key] if as_error else r[key])} for r in records if key in r]
             if drawn:
-                style = {
-                    'color': pictures.color_of(answers.get(point, '')),
-                    'label': point_name(point, answers),
-                }
-                _draw(error, drawn, key, 'epoch', **style)
+                color, label = pictures.color_of(answers.get(point, '')), point_name(point, answers)
+                _draw(error, drawn, key, 'epoch', color=color, label=label)
         name = f'{measure.split} error' if as_error else measure.title
         error.set(xlabel='epoch', ylabel=f'{name}, %' if metric.percent else name)
         if as_error or not metric.greater_is_better:

@@ -18,7 +18,7 @@ from def_jax.mesh.link import sharded
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks.base import Task
 from def_jax.trainer.tasks.gradients import accumulated_value_and_grad
-from def_jax.trainer.workers import AXIS, Workers
+from def_jax.trainer.workers import Workers
 from def_jax.types import PyTree
 
 __all__ = ['Steps', 'TrainState']
@@ -84,48 +84,57 @@ class Steps:
         return self.workers.map(train_step, (self.is_per_worker, True), (self.is_per_worker, True), donate=0)
 
     @functools.cached_property
-    def diagnose(self) -> Callable[[TrainState, dict], tuple[dict, dict]]:
+    def diagnose(self) -> Callable[[TrainState, dict], dict]:
         """A function from a state and a training batch to the quantities of `def_jax.diagnostics`, at x.
 
-        Those common to all workers, float32 [], and `detach_optimum_own`, float32 [K].
+        `detach_optimum_own` is a mean over workers, with a standard deviation.
         """
         axis_name = self.workers.axis_name
 
-        def diagnose(state: TrainState, batch: dict) -> tuple[dict, dict]:
+        def diagnose(state: TrainState, batch: dict) -> dict:
             _, grads = self._gradient(state.params, state.batch_stats, batch, self._key(state))
             figures = diagnostics.gradient_statistics(grads, axis_name)
-            own = {}
             if self.detaches:
                 figures |= diagnostics.error_statistics(state.opt_state, axis_name)
-                own['detach_optimum_own'] = figures.pop('detach_optimum_own')
-            return figures, own
+                own, name = figures['detach_optimum_own'], 'detach_optimum_own'
+                figures[name] = pmean(own, axis_name)
+                figures[f'{name}_std'] = jnp.sqrt(pmean(jnp.square(own - figures[name]), axis_name))
+            return figures
 
-        return self.workers.map(diagnose, (self.is_per_worker, True), (False, True))
+        return self.workers.map(diagnose, (self.is_per_worker, True), False)
 
     @functools.cached_property
-    def outputs(self) -> Callable[[TrainState], tuple[dict, dict]]:
-        """A function from a state to the variables at 'x' and 'y', and to the parameters at 'own', [K, ...].
+    def outputs(self) -> Callable[[TrainState], dict]:
+        """A function from a state to the variables at 'x' and 'y'.
 
         BatchNorm's running statistics are updated linearly: averaging them here equals doing so every step.
         """
         axis_name = self.workers.axis_name
 
-        def outputs(state: TrainState) -> tuple[dict, dict]:
-            params, own = {'x': state.params}, {}
+        def outputs(state: TrainState) -> dict:
+            params = {'x': state.params}
             if 'y' in self.points:
                 params['y'] = output_params(state.params, state.opt_state, axis_name)
-            if 'own' in self.points:
-                own['own'] = detached_params(state.params, state.opt_state)  # λ = 1: x + r_k
             batch_stats = pmean(state.batch_stats, axis_name)
-            return {point: {'params': p, 'batch_stats': batch_stats} for point, p in params.items()}, own
+            return {point: {'params': p, 'batch_stats': batch_stats} for point, p in params.items()}
 
-        return self.workers.map(outputs, (self.is_per_worker,), (False, True))
+        return self.workers.map(outputs, (self.is_per_worker,), False)
 
-    def batch_statistics(self, *, own_params: bool = False) -> Callable[[TrainState, PyTree, dict], PyTree]:
-        """A function from a state, parameters and a training batch to the batch's mean BatchNorm statistics.
+    @functools.cached_property
+    def own_params(self) -> Callable[[TrainState, np.int32], PyTree]:
+        """A function from a state and the number of a worker to its own model x + r_k, on all workers."""
+        axis_name = self.workers.axis_name
 
-        With `own_params`, the parameters have the worker axis.
-        """
+        def own_params(state: TrainState, worker: jax.Array) -> PyTree:
+            mine = lax.axis_index(axis_name) == worker
+            own = detached_params(state.params, state.opt_state)  # λ = 1
+            return psum(jax.tree.map(lambda x: jnp.where(mine, x, 0), own), axis_name)
+
+        return self.workers.map(own_params, (self.is_per_worker, False), False)
+
+    @functools.cached_property
+    def batch_statistics(self) -> Callable[[TrainState, PyTree, dict], PyTree]:
+        """A function from a state, parameters and a training batch to BatchNorm's mean statistics of it."""
 
         def measured(params: PyTree, batch_stats: PyTree, batch: dict, key: jax.Array) -> PyTree:
             def updated(running: PyTree) -> PyTree:
@@ -142,22 +151,16 @@ class Steps:
             found = of_worker(params, state.batch_stats, batch, self._key(state))
             return pmean(found, self.workers.axis_name)
 
-        return self.workers.map(statistics, (self.is_per_worker, own_params, True), False)
+        return self.workers.map(statistics, (self.is_per_worker, False, True), False)
 
     @functools.cached_property
     def test_sums(self) -> Callable[[dict, dict], dict]:
-        """A function from variables and a test batch, arrays [D, b, ...] for D devices, to sums over it."""
+        """A function from variables and a test batch, arrays [K, b, ...], to sums over it."""
 
         def sums(variables: PyTree, batch: dict) -> dict:
-            return psum(self.task.test_sums(variables, batch), AXIS)
+            return psum(self.task.test_sums(variables, batch), self.workers.axis_name)
 
-        return self.workers.map_rows(sums, (False, True), False)
-
-    @functools.cached_property
-    def own_test_sums(self) -> Callable[[dict, dict], dict]:
-        """Like `test_sums`, for variables with the worker axis and a batch that each sees; sums are [K]."""
-        is_per_worker = {'params': True, 'batch_stats': False}
-        return self.workers.map(self.workers.one_worker(self.task.test_sums), (is_per_worker, False), True)
+        return self.workers.map(sums, (False, True), False)
 
     @functools.cached_property
     def _gradient(self) -> Callable:

@@ -1,7 +1,6 @@
 """Programs for absent accelerators: how HLO is read, what misses an aim; with the plugin, what is copied."""
 
 import importlib.util
-import re
 
 import jax
 import jax.numpy as jnp
@@ -99,33 +98,3 @@ def test_on_an_h100_no_option_copies(target, mapping, optimizers):
     for name, row in rows.items():
         assert figures[name]['copies'] == {}, name
         assert page.misses(row, figures[name], figures[SGD]) == [], name
-
-
-def needed(hlo, operation):
-    """The lines of all instructions that the result of an operation depends on, but for constants."""
-    lines = {line.split()[0]: line for line in hlo.replace('ROOT ', '').splitlines() if ' = ' in line}
-    todo, found = [name for name, line in lines.items() if f' {operation}(' in line], set()
-    while todo:
-        operands = re.sub(r', (?:metadata|backend_config|control-predecessors)=.*', '', lines[todo.pop()])
-        new = set(re.findall(r'%[^ ,()]+', operands)) & set(lines) - found
-        todo, found = [*todo, *new], found | new
-    return [lines[name] for name in found if ' constant(' not in lines[name]]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ('target', 'plugin', 'mapping', 'optimizer', 'start'),
-    [
-        ('h100', 'jax_cuda12_plugin', 'pmap', 'DEF, 1/64, overlap', 'all-reduce-start'),
-        ('h100', 'jax_cuda12_plugin', 'pmap', 'def_adamw, 1/256, 2 bits, overlap', 'all-gather-start'),
-        ('v5ex2', 'libtpu', 'spmd, FSDP inside', 'DEF-Q, 1/64, 2 bits, overlap', 'send'),
-    ],
-)
-def test_a_message_in_flight_needs_nothing_of_the_gradient(target, plugin, mapping, start, optimizer):
-    """Were both blocks taken in one kernel, or the rest of one added in that of the other, it would wait."""
-    if not importlib.util.find_spec(plugin):
-        pytest.skip('make bench-compiled installs the plugin')
-    devices, nodes = get_target(target).devices(), get_target(target).nodes
-    lowered = MAPPINGS[mapping](Matrices(), OPTIMIZERS[optimizer], devices, nodes)
-    lines = needed(lowered.compile(compiler_options=get_target(target).options).as_text(), start)
-    assert lines and not [line for line in lines if 'jvp(' in line]

@@ -1,4 +1,4 @@
-"""Any step count, and leaves past 2^31 elements: by abstract evaluation, and the starts themselves."""
+"""Leaves past 2^31 elements: by abstract evaluation, and the starts of their blocks."""
 
 from unittest import mock
 
@@ -10,20 +10,6 @@ import pytest
 import def_jax
 from def_jax.compressors import Layout, base
 from def_jax.compressors.blocks import Block, _draw_places
-
-
-@pytest.mark.parametrize('kind', ['random_block', 'random_k'])
-def test_nothing_is_lost_at_any_step_count(kind):
-    """What is sent and what is kept add up to what there was, bit for bit, and the next step is counted."""
-    compressor = getattr(def_jax, kind)(3)
-    optimizer = def_jax.error_feedback(compressor, None)
-    update = jax.jit(optimizer.update)
-    updates = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)
-    for step in (0, 2**31 - 1, 2**31, 2**32 - 1):
-        sent, after = update(updates, optimizer.init(updates)._replace(step=jnp.uint32(step)))
-        np.testing.assert_array_equal(sent + after.residual, updates)
-        assert 0 < np.count_nonzero(sent) <= def_jax.message_size(compressor, updates)
-        assert int(after.step) == (step + 1) % 2**32
 
 
 @pytest.mark.parametrize('shape', [(2**16, 2**16), (3, 2**31), (2**32 - 64,), (2**11,) * 3])
@@ -51,7 +37,7 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
     ('shape', 'compressor', 'words'),
     [
         ((2**16, 2**16), def_jax.random_block(1e12), r'shape=\(65536, 65536\) has 4294967296 blocks'),
-        ((2**33,), def_jax.random_block(64), r'an axis of 2\*\*32 or more'),
+        ((2**32,), def_jax.random_block(64), r'an axis of 2\*\*32 or more'),
         ((2**31,), def_jax.random_k(64), '2147483648 blocks or elements'),
     ],
 )

@@ -38,6 +38,16 @@ def test_a_round_sends_every_coordinate_and_the_longest_wait_is_bounded(order, b
             assert set(waits) <= {blocks}
 
 
+def swap_or_not(pivots, salts, size):
+    """Hoang, Morris and Rogaway (2012) on Python's integers, which do not wrap."""
+    places = np.arange(size)
+    for pivot, salt in zip(pivots.tolist(), salts, strict=True):
+        mirrored = (pivot - places) % size
+        both = np.maximum(places, mirrored).astype(np.uint32)
+        places = np.where(orders._mixed(both ^ salt) & 1, mirrored, places)
+    return places
+
+
 def test_a_permutation_of_any_size():
     permute, rng = jax.jit(jax.vmap(orders._permuted, (None, None, 0, None))), np.random.default_rng(0)
     for size in (1, 2, 3, 5, 64, 1000, 1024):
@@ -46,6 +56,7 @@ def test_a_permutation_of_any_size():
         for _ in range(8):
             pivots, salts = rng.integers([[size], [2**32]], size=(2, 16)).astype(np.uint32)
             drawn.append(np.asarray(permute(pivots, salts, positions, jnp.uint32(size)))[:size])
+            np.testing.assert_array_equal(drawn[-1], swap_or_not(pivots, salts, size))
         for order in drawn:
             np.testing.assert_array_equal(np.sort(order), np.arange(size))
         assert len({order.tobytes() for order in drawn}) > (1 if size > 1 else 0)

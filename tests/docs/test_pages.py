@@ -51,19 +51,6 @@ def test_paragraphs_are_short(document):
     assert not long
 
 
-LABORATORY = {'results.md', 'lab.md', 'paper_tables.md', 'performance.md', 'theory/index.md'}
-GUIDES = [page for page in sorted(DOCS.rglob('*.md')) if str(page.relative_to(DOCS)) not in LABORATORY]
-DIARY = r'\b(ours|another day|aims?|missed|this page used to|the bytes of|visits|behind by|wire_dtype)\b'
-
-
-@pytest.mark.parametrize('page', GUIDES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_a_guide_is_no_diary(page):
-    text = page.read_text()
-    assert not re.findall(DIARY, text)
-    if page.parent.name != 'api' and page.name != 'index.md':
-        assert '**Next**' in text
-
-
 def test_the_docs_are_not_a_book():
     pages = [page for page in DOCS.rglob('*.md') if '_build' not in page.parts]
     assert sum(len(page.read_bytes()) for page in pages) <= 150_000

@@ -1,6 +1,7 @@
 """Draws small mutations of library and trainer at random, and reports those that no test notices.
 
     python tests/faults/drawn.py --count=10 --seed=0 --minutes=30
+    python tests/faults/drawn.py --below=def_jax/wires
 
 A mutation turns an operator or a comparison, moves a constant by one, or removes a statement. Its tests are
 the fast ones whose path or text names the module, nearest first. A survivor is a gap in the tests, or a line
@@ -98,9 +99,10 @@ def main() -> int:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--minutes', type=float, default=30)
     parser.add_argument('--seconds', type=float, default=300, help='for the tests of one mutation')
+    parser.add_argument('--below', default='def_jax', help='the folder whose modules are mutated')
     arguments = parser.parse_args()
     draw, end = random.Random(arguments.seed), time.monotonic() + 60 * arguments.minutes
-    modules = [path.relative_to(ROOT) for path in sorted((ROOT / 'def_jax').rglob('*.py'))]
+    modules = [path.relative_to(ROOT) for path in sorted((ROOT / arguments.below).rglob('*.py'))]
     found = dict.fromkeys(('noticed', 'SURVIVED', 'undecided'), 0)
     with tempfile.TemporaryDirectory() as compiled:
         os.environ.setdefault(

@@ -123,11 +123,13 @@ def test_any_arguments_keys_and_auxiliary_values():
 
     grad_fn = dist.at_points(jax.value_and_grad(loss, has_aux=True), split=(2,), keys=(3,))
     key = jax.random.key(3)
-    (losses, aux), grads = grad_fn(params, state, jnp.float32(2), {'x': BATCH}, {'noise': key}, train=True)
-    assert aux['rows'].tolist() == [8, 8] and grads['in'].shape == (2, 8, 64)
     expected = [jax.random.normal(jax.random.fold_in(key, k), ()) for k in range(2)]
-    np.testing.assert_allclose(aux['noise'], expected)
-    (_, aux), _ = grad_fn(params, state, jnp.float32(2), {'x': BATCH}, {'noise': key}, train=False)
+    for noise in (key, jax.random.key_data(key)):  # typed, and as PRNGKey makes them
+        arguments = params, state, jnp.float32(2), {'x': BATCH}, {'noise': noise}
+        (losses, aux), grads = grad_fn(*arguments, train=True)
+        np.testing.assert_allclose(aux['noise'], expected)
+    assert aux['rows'].tolist() == [8, 8] and grads['in'].shape == (2, 8, 64)
+    (_, aux), _ = grad_fn(*arguments, train=False)
     assert not np.any(aux['noise'])
     np.testing.assert_allclose(dist.mean({'loss': losses})['loss'], np.mean(losses))
     with pytest.raises(ValueError, match=r'is int32, but must .* float32 of a count first'):

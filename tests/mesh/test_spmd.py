@@ -7,7 +7,6 @@ import optax
 import pytest
 import reference
 import reference_baselines as oracles
-import reference_family
 from compressing import masks
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -39,10 +38,9 @@ def on_one_device(tree):
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
 
-def train(dist, loss_fn=loss_fn, batches=None, has_output=True):
+def train(dist, loss_fn=loss_fn, has_output=True):
     """x and y after 0, ..., T steps, each [T + 1, d], and the last state; without an output, y is x."""
-    batches = batches or mlp_data(dist.num_workers)
-
+    batches = mlp_data(dist.num_workers)
     step = jax.jit(step_of(dist, loss_fn), donate_argnums=(0, 1))
     output = jax.jit(dist.output_params) if has_output else lambda params, _: params
     params = jax.device_put([jnp.asarray(x) for x in INITIAL], dist.shardings)
@@ -104,20 +102,6 @@ def test_equals_the_oracle(layout, kind, compressor, options):
     np.testing.assert_allclose(-residuals(state), expected.e[-1], **TOLERANCE)
 
 
-def test_messages_in_flight_equal_the_oracle():
-    """And an outer optimizer, of which each device has the momentum of its shards."""
-    compressor, options = def_jax.random_block(4), {'detach': 1.0, 'every': 2, 'decay': 0.9}
-    outer = optax.sgd(0.7, momentum=0.5)
-    optimizer = feedback('4x2', compressor, inner=SGD, overlap=True, outer=outer, **options)
-    x, y, state = train(distributed('4x2', optimizer))
-    expected = reference_family.in_flight(
-        *problem('4x2', 4, compressor), num_workers=4, outer=(0.7, 0.5), **options
-    )
-    np.testing.assert_allclose(x, expected[0], **TOLERANCE)
-    np.testing.assert_allclose(y, expected[1], **TOLERANCE)
-    np.testing.assert_allclose(residuals(state), expected[2][-1], **TOLERANCE)
-
-
 def test_each_element_counts_once_in_the_energies_of_lambda():
     """On however many devices it lies; exact where all elements of a tensor are equal."""
     dist = distributed('2x4', feedback('2x4', def_jax.random_block(3), detach='auto'))
@@ -129,31 +113,6 @@ def test_each_element_counts_once_in_the_energies_of_lambda():
     expected = np.array([sizes @ values.mean(1) ** 2, sizes @ (values**2).mean(1)])
     energy = np.asarray(optax.tree.get(state, 'energy'))
     np.testing.assert_allclose(energy / energy[1], expected / expected[1], rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_what_is_not_finite_on_one_device_is_skipped_on_all():
-    """As if that step had never been, but for its block, which waits for the next round."""
-    layout, compressor, bad = '2x4', def_jax.random_block(4), 4
-    batches = [x.copy() for x in mlp_data(2)]
-    batches[0][1, bad, :, 0] = np.inf  # NaN in row 0 of W1's gradient
-    optimizer = feedback(layout, compressor, inner=SGD, skip_nonfinite=True)
-    x, y, state = train(distributed(layout, optimizer), batches=batches)
-    start, gradients, sent, rates = problem(layout, 2, compressor)
-    settings = {'num_workers': 2, 'momentum': 0.9, 'detach': 0.3}
-    expected = reference.algorithm_1(
-        *(
-            start,
-            lambda theta, k, t: gradients(theta, k, t + (t >= bad)),
-            np.delete(sent, bad, 0),
-            rates[:-1],
-        ),
-        **settings,
-    )
-    assert int(optax.tree.get(state, 'skipped')) == 1
-    np.testing.assert_array_equal(x[bad], x[bad + 1])
-    np.testing.assert_allclose(np.delete(x, bad, axis=0), expected.x, **TOLERANCE)
-    np.testing.assert_allclose(np.delete(y, bad, axis=0), expected.y, **TOLERANCE)
 
 
 POWERSGD = def_jax.baselines.powersgd(4, 'workers', rank=1)  # knows no shards, and sees whole tensors

@@ -120,27 +120,6 @@ def test_extra_arguments_reach_the_optimizer():
     def_jax.assert_replicated(updates, None)
 
 
-def test_lookahead_goes_around_it():
-    dist = spmd(link(inner=sgd()))
-    optimizer = optax.lookahead(dist, sync_period=2, slow_step_size=0.5)
-    params = optax.LookaheadParams.init_synced(jax.device_put(PARAMS, dist.shardings))
-    with pytest.raises(ValueError, match='lookahead goes around'):
-        dist.init(params)
-
-    @jax.jit
-    def step(params, state):
-        _, grads = dist.value_and_grad(loss_fn)(params.fast, state.fast_state, BATCH)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    (once, state), start = step(params, optimizer.init(params)), params.slow
-    twice, _ = step(once, state)
-    assert not np.array_equal(once.fast['w'], start['w'])
-    np.testing.assert_array_equal(once.slow['w'], start['w'])
-    np.testing.assert_allclose(twice.slow['w'], twice.fast['w'], rtol=1e-6)
-    def_jax.assert_replicated(twice, None)
-
-
 def test_a_learning_rate_set_by_hand():
     def with_static(*names):
         static = ('compression', 'bits', 'seed', *names)

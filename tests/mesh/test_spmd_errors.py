@@ -121,6 +121,8 @@ def test_a_link_must_see_the_parameters_own_tensors():
         updated(two_by_four(optimizer=optax.flatten(OPTIMIZER)))
 
 
-def test_an_optimizer_without_a_link_is_refused():
+def test_an_optimizer_without_a_link_and_parameters_of_lookahead_are_refused():
     with pytest.raises(ValueError, match='holds no link that communicates'):
         two_by_four(optimizer=optax.adam(0.1)).init(PARAMS)
+    with pytest.raises(ValueError, match='lookahead goes around'):
+        two_by_four().init(optax.LookaheadParams.init_synced(PARAMS))

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from compressing import exchanged
 
 import def_jax
 from def_jax import diagnostics
@@ -52,13 +51,3 @@ def test_what_rounding_leaves_in_the_residual_is_noise(order, bits):
     used, optimum = estimates(order, bits)
     np.testing.assert_allclose(used[:2], optimum[:2], rtol=0, atol=0.04)
     assert optimum[2] < used[2] < 1
-
-
-def test_until_the_first_message_it_is_one_over_the_workers():
-    """Local steps gather residuals that are mostly noise: the mean of K workers' holds 1/K of it."""
-    link = def_jax.error_feedback(def_jax.random_block(2), 'workers', detach='auto', every=3)
-
-    updates = 1 + np.random.default_rng(0).normal(size=(4, 6, 8)).astype(np.float32)
-    used = exchanged(link, updates)[1].detach
-    assert np.all(used == used[0])
-    assert used[0, :2].tolist() == [0.25, 0.25] and 0.25 < used[0, 2] == used[0, 3]

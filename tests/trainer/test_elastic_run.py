@@ -4,12 +4,14 @@ import dataclasses
 import functools
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 import training_fixtures as fixtures
 
 from def_jax.mesh.ownership import each
 from def_jax.trainer import elastic, experiment, loop
+from def_jax.trainer.checkpointing import regrouping
 from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.data.order import train_positions
 from def_jax.trainer.launch import interruption
@@ -18,10 +20,11 @@ from def_jax.trainer.launch import interruption
 def test_the_first_state_is_that_of_any_run(recorded):
     first = elastic.first_state(recorded.experiment.steps)
     fixtures.assert_same_bits(fixtures.gathered(recorded.states[0]), first)
-    layout = dataclasses.replace(recorded.experiment.layout, whole=True)
-    assert layout.shape_of(first) == layout.shape == (fixtures.NUM_WORKERS,)
-    two = each(lambda own, x: np.asarray(x)[:2] if own else x, layout.is_per_worker, first)
-    assert layout.shape_of(two) == (2,)
+    config = ml_collections.FrozenConfigDict({'elastic': True})
+    run = dataclasses.replace(recorded.experiment, config=config)
+    assert regrouping.shape_of(run, first) == run.workers.shape == (fixtures.NUM_WORKERS,)
+    two = each(lambda own, x: np.asarray(x)[:2] if own else x, run.is_per_worker, first)
+    assert regrouping.shape_of(run, two) == (2,)
 
 
 @pytest.mark.usefixtures('live_devices')
@@ -47,9 +50,9 @@ def test_the_place_in_an_epoch_does_not_move_with_the_number_of_workers():
     split = Arrays({'label': np.arange(100)})
     for accumulate, counts in ((1, (4, 5, 4)), (2, (5, 5, 5))):
         config = {'seed': 3, 'batch_size': 12, 'accumulate': accumulate, 'shards_per_worker': 1}
-        batches = elastic._Batches(split, config, interruption.Watch())
+        batch = functools.partial(elastic._batch, split, config, interruption.Watch())
         for step, count in enumerate([count for count in counts for _ in range(6)]):  # into the third epoch
-            taken = batches(step, list(range(count)), count)['label']
+            taken = batch(step, list(range(count)), count)['label']
             expected = train_positions(100, seed=3, step=step, batch_size=12, num_workers=1)[1][0]
             np.testing.assert_array_equal(taken, expected[: 12 // count * count])
 

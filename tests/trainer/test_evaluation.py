@@ -77,7 +77,7 @@ def test_every_image_counts_once(recorded, random_state, plain_evaluation, count
     test = recorded.experiment.dataset.test.part(0, count)
     dataset = dataclasses.replace(recorded.experiment.dataset, test=test)
     run = dataclasses.replace(recorded.experiment, dataset=dataset)
-    record = loop.make_evaluate(run)(fixtures.placed(random_state, run), 20)
+    record = loop.evaluate(run, fixtures.placed(random_state, run), 20)
     for point, params in points_of(random_state).items():
         correct, loss = plain_evaluation(params, mean_stats(random_state), count)
         assert record[f'test_accuracy_{point}'] == pytest.approx(correct / count, rel=1e-6)
@@ -88,7 +88,7 @@ def test_every_image_counts_once(recorded, random_state, plain_evaluation, count
 def test_every_workers_own_model_sees_the_whole_test_set(recorded, random_state, plain_evaluation, data_dir):
     run = experiment.build(fixtures.tiny_config(data_dir, method='psync'))
     state = random_state.replace(opt_state=random_state.opt_state._replace(detach=np.float32(1)))
-    record = loop.make_evaluate(run)(fixtures.placed(state, run), 7)
+    record = loop.evaluate(run, fixtures.placed(state, run), 7)
     own = [
         plain_evaluation(
             jax.tree.map(lambda x, r, k=k: x + r[k], state.params, fixtures.residual(state)),
@@ -109,7 +109,7 @@ def test_every_workers_own_model_sees_the_whole_test_set(recorded, random_state,
 def test_statistics_are_recalibrated_at_each_point(random_state, plain_evaluation, data_dir, monkeypatch):
     monkeypatch.setattr(layers, 'STATISTICS_MOMENTUM', 0.99)  # whatever the model's is
     run = experiment.build(fixtures.tiny_config(data_dir, recalibrate_batches=2))
-    record = loop.make_evaluate(run)(fixtures.placed(random_state, run), 20)
+    record = loop.evaluate(run, fixtures.placed(random_state, run), 20)
     for point, params in points_of(random_state).items():
         stats = measured_statistics(run, random_state, params)
         _, expected = plain_evaluation(params, stats)

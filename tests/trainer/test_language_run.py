@@ -13,6 +13,7 @@ import training_fixtures as fixtures
 
 from configs import language
 from def_jax.trainer import experiment, loop
+from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.workers import replicas
 
 TINY = {
@@ -54,7 +55,7 @@ def test_the_result_has_a_text_that_y_wrote(run, data_dir):
     assert ''.join(result['sample'].split()) in ''.join(printed.split())
     of_run = experiment.build(tiny_config(data_dir))
     state = fixtures.restored(folder, of_run)
-    points, _ = of_run.steps.outputs(state)
+    points = of_run.steps.outputs(state)
     assert of_run.task.sample(jax.device_get(points['y']['params']), jax.random.key(0)) == result['sample']
 
 
@@ -187,7 +188,7 @@ def test_other_workers_take_over_the_state(full_run, data_dir, changes, note):
     config, folder, _, _ = full_run
     before = jax.device_get(fixtures.restored(folder, experiment.build(config)))
     other = experiment.build(full_config(data_dir, **changes))
-    manager = fixtures.manager_of(folder, other)
+    manager = Checkpoints(folder, other)
     after = jax.device_get(manager.restore(other.steps.init()))
     manager.close()
     assert any(note in line for line in manager.notes)
@@ -201,7 +202,7 @@ def test_other_workers_take_over_the_state(full_run, data_dir, changes, note):
 def test_a_device_that_differs_is_found(data_dir):
     """A kernel is sharded inside each worker, a scale lies whole on each device."""
     run, state, _ = trained(sharded(data_dir, num_workers=4, batch_size=8), 1)
-    check = replicas.make_check(run.workers, run.is_per_worker)
+    check = functools.partial(replicas.check, run.workers, run.is_per_worker)
     check(state, 1)
 
     def corrupted(leaf, path, x):

@@ -1,5 +1,6 @@
 """The train step: against the library without the trainer, worker by worker; and copies that must agree."""
 
+import functools
 import itertools
 import re
 
@@ -163,7 +164,10 @@ def test_no_checkpoint_is_made_of_workers_that_differ(data_dir, tmp_path):
 
 def test_virtual_workers_are_checked_by_device(data_dir):
     run = experiment.build(fixtures.tiny_config(data_dir, workers_per_device=2))
-    check_replicas, state = replicas.make_check(run.workers, run.is_per_worker), run.steps.init()
+    check_replicas, state = (
+        functools.partial(replicas.check, run.workers, run.is_per_worker),
+        run.steps.init(),
+    )
     check_replicas(state, 0)
     values = [np.asarray(state.key), np.asarray(state.key) + np.uint32(1)]
     copies = [jax.device_put(v, device) for v, device in zip(values, run.workers.devices, strict=True)]

@@ -71,20 +71,12 @@ def compare(
 
 def _def_q(plan: Plan, optimizer: str | None) -> list[Method]:
     more = ', overlap=True' if plan.in_flight else ''
-    return [
-        _method(
-            plan,
-            'DEF-Q',
-            f'compression {ratio}',
-            4 / ratio,
-            plan.step(ratio),
-            _lines(
-                optimizer, lambda name, ratio=ratio: f"def_jax.def_{name}(rate, {ratio}, 'workers'{more})"
-            ),
-            _DIFF,
-        )
-        for ratio in COMPRESSIONS
-    ]
+
+    def at(ratio: int) -> Method:
+        lines = _lines(optimizer, lambda name: f"def_jax.def_{name}(rate, {ratio}, 'workers'{more})")
+        return _method(plan, 'DEF-Q', f'compression {ratio}', 4 / ratio, plan.step(ratio), lines, _DIFF)
+
+    return [at(ratio) for ratio in COMPRESSIONS]
 
 
 def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Method]:

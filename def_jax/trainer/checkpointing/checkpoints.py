@@ -24,9 +24,9 @@ from absl import logging
 from def_jax.mesh.regrouping import regroup
 from def_jax.trainer.checkpointing import manifest, regrouping
 from def_jax.trainer.checkpointing.manifest import DamagedError
-from def_jax.trainer.checkpointing.regrouping import Layout
-from def_jax.trainer.checkpointing.workdir import describe_differences, sync
+from def_jax.trainer.checkpointing.workdir import bound_settings, describe_differences, sync
 from def_jax.trainer.errors import one_line
+from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import LostProcessError
 from def_jax.trainer.metrics import Seal
@@ -39,15 +39,19 @@ _PARTIAL, _REPLACED = '.partial', '.replaced'
 
 
 class Checkpoints:
-    """The checkpoints of one run, of which the newest `keep` are kept; `settings` are `bound_settings`."""
+    """The checkpoints of one run, of which the newest few are kept.
 
-    def __init__(self, workdir: Path, keep: int, layout: Layout, settings: dict[str, Any]):
-        self._folder, self._keep, self._layout = workdir / 'checkpoints', keep, layout
-        self._settings, self._identity = settings, _identity(workdir)
+    In an elastic run, this process holds all of the state, as NumPy arrays, and asks no other.
+    """
+
+    def __init__(self, workdir: Path, experiment: Experiment):
+        self._folder, self._run, config = workdir / 'checkpoints', experiment, experiment.config
+        self._keep, self._whole = config.keep_checkpoints, config.elastic
+        self._settings, self._identity = bound_settings(config), _identity(workdir)
         me = jax.process_index()
         alone = {'primary_host': me, 'active_processes': {me}, 'barrier_sync_key_prefix': str(me)}
         self._checkpointer = ocp.StandardCheckpointer(
-            multiprocessing_options=ocp.options.MultiprocessingOptions(**(alone if layout.whole else {}))
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**(alone if self._whole else {}))
         )
         self._pool = ThreadPoolExecutor(1, 'checkpoint')
         self._commit: tuple[int, Future] | None = None  # the last save, of a step
@@ -82,17 +86,18 @@ class Checkpoints:
 
         Raises ValueError if this or the previous checkpoint cannot be written; earlier ones are kept.
         """
-        if self._layout.whole and not processes.is_first():
+        if self._whole and not processes.is_first():
             return
         step = int(state.step)
         if step == self._newest:
             return
-        state = self._layout.spread(state)
+        run, shape = self._run, regrouping.shape_of(self._run, state)
+        state = state if self._whole else run.workers.spread(state, run.is_per_worker)
         content = {
             'step': step,
-            'workers': list(self._layout.shape_of(state)),
-            'shards': self._layout.workers.devices_per_row,
-            'batch_size': self._layout.batch_size,
+            'workers': list(shape),
+            'shards': run.workers.devices_per_row,
+            'batch_size': run.config.batch_size,
             'settings': self._settings,
             'metrics': list(seal) if seal else None,
             'leaves': manifest.leaves_of(state),
@@ -192,9 +197,9 @@ class Checkpoints:
 
     def _read(self, path: Path, step: int, like: TrainState) -> TrainState:
         content, shapes = self._verified(path, step, like)
-        workers = tuple(content['workers'])
-        if in_place := workers == self._layout.shape and not self._layout.whole:
-            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._layout.spread(like))
+        saved, workers, own = tuple(content['workers']), self._run.workers, self._run.is_per_worker
+        if in_place := saved == workers.shape and not self._whole:
+            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, workers.spread(like, own))
         else:  # every process reads all rows as NumPy arrays; broadcast targets take no memory
             target = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)
         try:
@@ -203,10 +208,10 @@ class Checkpoints:
             raise DamagedError(f'its arrays cannot be read: {one_line(error)}') from error
         self.seal = Seal(*content['metrics']) if content['metrics'] else None
         shards = content.get('shards', 1)  # those of earlier versions are whole
-        self.notes = regrouping.describe(workers, content['batch_size'], self._layout, shards)
+        self.notes = regrouping.describe(saved, content['batch_size'], shards, self._run)
         if not in_place:
-            state = regroup(state, self._layout.is_per_worker, workers, self._layout.shape)
-        return self._layout.own_rows(state, like)
+            state = regroup(state, own, saved, workers.shape)
+        return state if self._whole else workers.own_rows(state, like, own)
 
     def _verified(self, path: Path, step: int, like: TrainState) -> tuple[manifest.Manifest, TrainState]:
         """The manifest of a checkpoint that all processes verified, and the shapes of its arrays."""
@@ -216,7 +221,7 @@ class Checkpoints:
                 content = manifest.read_verified(path, step)
                 if changes := describe_differences(content['settings'], self._settings):
                     raise DamagedError(f'it belongs to a run with another configuration: {changes}')
-                shapes = self._layout.shapes(like, tuple(content['workers']))
+                shapes = regrouping.shapes(self._run, like, tuple(content['workers']))
                 _check_leaves(content['leaves'], manifest.leaves_of(shapes))
             except DamagedError as error:
                 return {}, like, error

@@ -1,72 +1,48 @@
-"""How a run's workers are arranged in its state, and what it means to resume with other workers."""
+"""Which workers a state has, and what it means to resume with others."""
 
-import dataclasses
 import math
 
 import jax
 
 from def_jax.mesh.ownership import each
 from def_jax.mesh.regrouping import num_stacked
-from def_jax.trainer.state import TrainState
-from def_jax.trainer.workers.base import Workers
+from def_jax.trainer.experiment import Experiment
 from def_jax.types import PyTree
 
-__all__ = ['Layout', 'describe']
+__all__ = ['describe', 'shape_of', 'shapes']
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the workers of a run are arranged in its state."""
-
-    workers: Workers
-    is_per_worker: TrainState  # which arrays are per-worker, as booleans
-    batch_size: int
-    # In an elastic run, this process holds all of the state, as NumPy arrays, and asks no other; it may be of
-    # another number of workers than the run.
-    whole: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Leading axes of per-worker arrays: [K], or [devices, virtual]."""
-        return self.workers.shape
-
-    def shape_of(self, state: PyTree) -> tuple[int, ...]:
-        """The leading axes of per-worker arrays in `state`."""
-        if not self.whole:
-            return self.shape
-        stacked = each(lambda mine, leaf: mine, self.is_per_worker, state)
-        return (num_stacked(state, stacked, self.shape[0]),)
-
-    def spread(self, state: PyTree) -> PyTree:
-        """The rows of all processes as one state of global arrays, without copying."""
-        return state if self.whole else self.workers.spread(state, self.is_per_worker)
-
-    def own_rows(self, state: PyTree, like: PyTree) -> PyTree:
-        """This process's rows of a spread state or of NumPy arrays, placed like `like`."""
-        return state if self.whole else self.workers.own_rows(state, like, self.is_per_worker)
-
-    def shapes(self, like: PyTree, workers: tuple[int, ...]) -> PyTree:
-        """The shapes and dtypes that `like`, a state of this layout, would have with other workers."""
-
-        def shape(mine, leaf):
-            rest = leaf.shape[len(self.shape) :] if mine else leaf.shape
-            return jax.ShapeDtypeStruct((*workers, *rest) if mine else rest, leaf.dtype)
-
-        return each(shape, self.is_per_worker, like)
+def shape_of(experiment: Experiment, state: PyTree) -> tuple[int, ...]:
+    """Leading axes of per-worker arrays: [K], or [devices, virtual]; in an elastic run, K may be another."""
+    shape = experiment.workers.shape
+    if not experiment.config.elastic:
+        return shape
+    stacked = each(lambda mine, leaf: mine, experiment.is_per_worker, state)
+    return (num_stacked(state, stacked, shape[0]),)
 
 
-def describe(workers: tuple[int, ...], batch_size: int, layout: Layout, shards: int = 1) -> list[str]:
+def shapes(experiment: Experiment, like: PyTree, workers: tuple[int, ...]) -> PyTree:
+    """The shapes and dtypes that `like`, a state of this run, would have with other workers."""
+
+    def shape(mine, leaf):
+        rest = leaf.shape[len(experiment.workers.shape) :] if mine else leaf.shape
+        return jax.ShapeDtypeStruct((*workers, *rest) if mine else rest, leaf.dtype)
+
+    return each(shape, experiment.is_per_worker, like)
+
+
+def describe(workers: tuple[int, ...], batch_size: int, shards: int, experiment: Experiment) -> list[str]:
     """What restoring changes in a state saved with other workers or another batch size, one line each."""
-    old, new, devices = math.prod(workers), math.prod(layout.shape), layout.workers.devices_per_row
-    lines = []
+    shape, devices = experiment.workers.shape, experiment.workers.devices_per_row
+    old, new, batch, lines = math.prod(workers), math.prod(shape), experiment.config.batch_size, []
     if old != new:
         mean = f'each receives the mean of the {old} residuals, momenta and statistics; parameters unchanged'
         lines.append(f'workers: {old} before, {new} now; {mean}')
-    elif workers != layout.shape:
-        places = ' x '.join(map(str, layout.shape)) + (' devices x virtual' if len(layout.shape) > 1 else '')
+    elif workers != shape:
+        places = ' x '.join(map(str, shape)) + (' devices x virtual' if len(shape) > 1 else '')
         lines.append(f'workers: the same {old}, now as {places} workers; the state is unchanged')
     if shards != devices:
         lines.append(f'devices a worker: {shards} before, {devices} now; blocks are cut from other shards')
-    if batch_size != layout.batch_size:
-        lines.append(f'batch: {batch_size} examples before, {layout.batch_size} now; epochs count by the new')
+    if batch_size != batch:
+        lines.append(f'batch: {batch_size} examples before, {batch} now; epochs count by the new')
     return lines

@@ -18,15 +18,7 @@ import ml_collections
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.launch import processes
 
-__all__ = [
-    'bound_settings',
-    'claim',
-    'describe_differences',
-    'locked',
-    'record',
-    'sync',
-    'write_json',
-]
+__all__ = ['bound_settings', 'claim', 'describe_differences', 'locked', 'record', 'sync', 'write_json']
 
 _RECORD = 'config.json'
 _PARTIAL, _PARTIAL_RECORD = '.partial', r'config\.json.*\.partial'

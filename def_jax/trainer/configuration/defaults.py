@@ -26,18 +26,12 @@ class Key(NamedTuple):
 
     default: Any  # its value if nobody sets it; None where the method chooses
     help: str
-    check: Callable[[str, Any], None] | None = (
-        None  # raises ValueError for others; None: the library checks it
-    )
+    check: Callable[[str, Any], None] | None = None  # raises ValueError; None: the library checks it
     change: Literal['never', 'always', 'regroups', 'with_workers'] = 'never'  # when a run is resumed
     kind: type | None = None  # of the values, where the default is None
     table: Mapping[str, Any] | None = None  # the factories that have a name, if the key names a factory
     required: tuple[str, ...] = ()  # what the trainer passes to that factory
     passed: Mapping[str, Any] = {}  # keys that it gets if it takes them; what they must be if it does not
-
-
-def _left_to_the_method(kind: type, help: str) -> Key:
-    return Key(None, help, kind=kind)
 
 
 def _of_library(**helps: str) -> dict[str, Key]:
@@ -89,10 +83,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
     'Method': {
         'method': _factory('def', METHODS, 'how the workers communicate', 'axis_name'),
         'ratio': Key(64.0, 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`'),
-        'bits': _left_to_the_method(int, 'of a number: 1, 2, 4, 8, 16 or 32; None leaves it to the method'),
-        'order': _left_to_the_method(str, 'of the blocks: `random`, `shuffled` or `cyclic`; None likewise'),
-        'allocation': _left_to_the_method(str, 'sizes of the blocks: `proportional` or `balanced`; likewise'),
-        'detach': _left_to_the_method(object, 'λ, or `auto`, which follows λ*(t); None likewise'),
+        'bits': Key(None, 'of a number: 1, 2, 4, 8, 16 or 32; None leaves it to the method', kind=int),
+        'order': Key(None, 'of the blocks: `random`, `shuffled` or `cyclic`; None likewise', kind=str),
+        'allocation': Key(None, 'sizes of the blocks: `proportional` or `balanced`; likewise', kind=str),
+        'detach': Key(None, 'λ, or `auto`, which follows λ*(t); None likewise', kind=object),
         **_of_library(
             every='steps per message; workers take local steps in between',
             decay='multiplies the residual at every step',

@@ -1,21 +1,24 @@
-"""What a configuration names, made: the library gets the keys that are its arguments, and checks them."""
+"""What a configuration names, by a name in a table or an import path `package.module:factory`, made.
 
-import dataclasses
+The library gets the keys that are its arguments, and checks them.
+"""
+
 import functools
 import inspect
-from collections.abc import Mapping
-from typing import Any
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
-from def_jax import def_adamw
+from def_jax import def_adamw, def_sgd
 from def_jax.baselines.methods import METHODS, OPTIONS, Method
+from def_jax.checks import nearest
 from def_jax.compressors import Compressor
 from def_jax.trainer.configuration.defaults import KEYS
-from def_jax.trainer.configuration.factories import find
 from def_jax.trainer.configuration.optimizers import sgd
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.errors import one_line
@@ -24,11 +27,93 @@ from def_jax.trainer.tasks.base import Task
 from def_jax.types import AxisName
 
 __all__ = [
-    *('complete', 'find_method', 'make_compressor', 'make_dataset', 'make_optimizer', 'make_schedule'),
-    'make_task',
+    *('Factory', 'complete', 'find', 'find_method', 'make_compressor', 'make_dataset', 'make_optimizer'),
+    *('make_schedule', 'make_task'),
 ]
 
 _BLOCKS = ('order', 'allocation')
+_PRESETS: dict[str, Callable[..., Any]] = {'sgd': def_sgd, 'adamw': def_adamw}  # of methods in bytes
+
+
+class Factory(NamedTuple):
+    """The callable that the key `key` of a configuration names by `name`, with `config.<key>_options`."""
+
+    key: str
+    name: str
+    function: Callable[..., Any]
+    options: Mapping[str, Any]
+
+    @property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        try:
+            return inspect.signature(self.function).parameters
+        except (TypeError, ValueError):  # some classes written in C have none
+            return {'options': inspect.Parameter('options', inspect.Parameter.VAR_KEYWORD)}
+
+    def takes(self, argument: str) -> bool:
+        """Whether the callable has an argument of that name."""
+        parameters = self._parameters
+        return argument in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+    def check_takes(self, required: Iterable[str] = ()) -> None:
+        """Raises ValueError unless the callable takes what is required, and the options."""
+        wrong = {name: f'{self} must take the argument {name!r}' for name in required}
+        wrong |= {name: f'{self.key}_options.{name} is no option of {self}' for name in self.options}
+        for argument, problem in wrong.items():
+            if not self.takes(argument):
+                near = nearest(argument, self._parameters)
+                raise ValueError(f'{problem}; it takes {", ".join(self._parameters) or "none"}.{near}')
+
+    def make(self, kind: type, **given: Any) -> Any:
+        """Calls the factory with its options and what it takes of the arguments given; returns a `kind`."""
+        arguments = {name: value for name, value in given.items() if self.takes(name)} | dict(self.options)
+        try:
+            made = self.function(**arguments)
+        except FileNotFoundError:
+            raise  # data that are missing, with their own remedy
+        except Exception as error:  # it may be anyone's code
+            tells = self.options or isinstance(error, TypeError)  # of an option that is missing
+            options = f' with {self.key}_options={dict(self.options)}' if tells else ''
+            raise ValueError(f'{self}{options}: {one_line(error, place=True)}') from error
+        if not isinstance(made, kind):
+            wanted, found = f'{kind.__module__}.{kind.__qualname__}', f'{type(made).__name__} {made!r}'
+            raise ValueError(f'{self} must return {wanted}, but returned {found[:100]}.')
+        return made
+
+    def __str__(self) -> str:
+        return f'{self.key}={self.name!r}'
+
+
+def find(key: str, config: Mapping[str, Any]) -> Factory:
+    """The factory that `config[key]` names; raises ValueError unless it fits its entry in `KEYS`.
+
+    >>> config = {'model': 'fractions:Fraction', 'model_options': {'numerator': 3}}
+    >>> find('model', config).make(object, denominator=4)
+    Fraction(3, 4)
+    """
+    entry, value, options = KEYS[key], config[key], config[f'{key}_options']
+    function = (entry.table or {}).get(value) or _imported(f'{key}={value!r}', value)
+    factory = Factory(key, value, function, ml_collections.ConfigDict(options).to_dict())
+    factory.check_takes(entry.required)
+    for argument, unused in entry.passed.items():
+        given = tuple(config[argument]) if isinstance(config[argument], list) else config[argument]
+        if not factory.takes(argument) and given != unused:
+            problem = f'{argument}={given!r} has no effect on {factory}, which takes no such argument'
+            raise ValueError(f'{problem}. Set {argument}={unused}, or see --config.{key}_options.')
+    for argument in factory.options.keys() & {*entry.required, *entry.passed}:
+        raise ValueError(f'{key}_options.{argument} cannot be set: config.{argument} is passed.')
+    return factory
+
+
+def _imported(what: str, path: str) -> Callable[..., Any]:
+    try:
+        function = pkgutil.resolve_name(path)
+    except Exception as error:  # it may be anyone's code
+        cure = 'Start the program in its folder, or set PYTHONPATH'
+        raise ValueError(f'{what} cannot be imported ({one_line(error, place=True)}). {cure}.') from error
+    if not callable(function):
+        raise ValueError(f'{what} must be callable, but is {type(function).__name__} {str(function)[:100]}.')
+    return function
 
 
 def make_dataset(config: Mapping[str, Any]) -> Dataset:
@@ -75,26 +160,23 @@ def make_optimizer(
     The L2 penalty of `sgd` has its gradient at the detached point, Algorithm 1, line 6.
     """
     method, factory, given = find_method(config), find('optimizer', config), _given(config)
-    passed: dict[str, Any] = {'learning_rate': learning_rate, 'weight_decay': config['weight_decay']}
+    passed: dict[str, Any] = {name: config[name] for name in ('weight_decay', 'momentum')}
+    passed['learning_rate'] = learning_rate
     if config['outer']:
         given['outer'] = find('outer', config).make(optax.GradientTransformation)
-    if taken := _preset(config):
-        what = f'method={config["method"]!r} with optimizer={config["optimizer"]!r}'
-        for name in [name for name in given if name not in (*taken, 'ratio')]:
-            if given.pop(name) != KEYS[name].default:
+    if preset := _preset(config):
+        what, takes = f'method={config["method"]!r} with {factory}', inspect.signature(preset).parameters
+        for name in given:  # every run has a ratio and a period of averages
+            if name not in (*takes, 'ratio', 'average_every') and given[name] != KEYS[name].default:
                 raise ValueError(f'{name}={config[name]!r} has no effect on {what}; leave it out.')
-        dataclasses.replace(factory, function=def_adamw).check_options()
-        passed |= {'compression': given.pop('ratio'), 'axis_name': axis_name, 'seed': config['seed'], **given}
-        return def_adamw(**passed, **factory.options)
-    momentum, local = config['momentum'], optax.identity()
-    if factory.function is sgd:
-        local = optax.add_decayed_weights(config['weight_decay'])
-    if without := factory.function is sgd and method.without_momentum:
-        momentum = 0
-    shared = factory.make(optax.GradientTransformation, **passed, momentum=momentum)
-    if without:
-        shared = optax.chain(shared, optax.scale(1 / (1 - config['momentum'])))
-    options = {name: value for name, value in {**method.defaults, **given}.items() if name not in _BLOCKS}
+        factory._replace(function=preset).check_takes()
+        passed |= {'compression': given['ratio'], 'axis_name': axis_name, 'seed': config['seed']}
+        passed |= given | dict(factory.options)
+        return preset(**{name: value for name, value in passed.items() if name in takes})
+    shared = factory.make(optax.GradientTransformation, **passed)
+    decays = factory.function is sgd
+    local = optax.add_decayed_weights(config['weight_decay']) if decays else optax.identity()
+    options = {name: value for name, value in given.items() if name not in _BLOCKS}
     compressor = make_compressor(config)
     try:
         return method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **options)
@@ -127,16 +209,17 @@ def find_method(config: Mapping[str, Any]) -> Method:
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The configuration with the method's own values in place of None, as a run records it."""
     config, method = ml_collections.ConfigDict(config), find_method(config)
-    preset = {name: each.default for name, each in _preset(config).items()}
+    own = {**OPTIONS, **method.sends, **method.options}
+    if preset := _preset(config):
+        own |= {name: each.default for name, each in inspect.signature(preset).parameters.items()}
     for name in [name for name, key in KEYS.items() if not key.check and config[name] is None]:
-        config[name] = {**OPTIONS, **method.sends, **method.options, **preset}[name]
+        config[name] = own[name]
     return config.lock()
 
 
-def _preset(config: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
-    """The arguments of `def_adamw`, if the configuration means it; else nothing."""
-    meant = config['optimizer'] == 'adamw' and find_method(config).in_bytes
-    return inspect.signature(def_adamw).parameters if meant else {}
+def _preset(config: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """The complete optimizer that a method in bytes is, if there is one in place of the configured one."""
+    return _PRESETS.get(config['optimizer']) if find_method(config).in_bytes else None
 
 
 def _given(config: Mapping[str, Any]) -> dict[str, Any]:

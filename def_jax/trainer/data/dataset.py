@@ -1,13 +1,16 @@
 """A data set as the trainer sees it, however its examples are stored."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ['Batch', 'Dataset', 'DatasetSpec', 'Split']
+__all__ = ['Batch', 'Dataset', 'DatasetSpec', 'Split', 'digest_of']
 
+_MARKED = 64  # examples of a split without a checksum that tell it from others
 Batch = dict[str, np.ndarray]  # arrays [k, b, ...]: b examples for each of this process's k workers
 
 
@@ -116,8 +119,33 @@ class Dataset:
             raise ValueError(f'{need}. {cure}.')
         return split
 
+    def fingerprint(self) -> str:
+        """A digest of the splits, by their `checksum` or their first examples, and of what describes them."""
+        splits = {'train': self.train, 'validation': self.validation, 'test': self.test}
+        marks = {role: [len(split), _mark(split)] for role, split in splits.items() if split is not None}
+        known = [marks, self.spec, dict(self.model_options), dict(self.about)]
+        return hashlib.sha256(json.dumps(known, sort_keys=True, default=repr).encode()).hexdigest()
+
 
 def _first(split: Split, count: int, name: str) -> Split:
     if count > len(split):
         raise ValueError(f'{name}={count} must be at most {len(split)}, the size of that split; 0 uses all.')
     return split.part(0, count) if count else split
+
+
+def _mark(split: Split) -> str:
+    if checksum := getattr(split, 'checksum', ''):
+        return checksum
+    size = min(len(split), _MARKED)
+    return digest_of(next(iter(split.test_batches(batch_size=size, num_workers=1, workers=None))))
+
+
+def digest_of(arrays: Any) -> str:
+    """A digest of arrays by name: their dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        digest.update(f'{name} {array.dtype} {array.shape} '.encode())
+        objects = array.dtype == object
+        digest.update(repr(array.tolist()).encode() if objects else np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from def_jax.trainer.data import digits
-from def_jax.trainer.data.fingerprint import digest_of
+from def_jax.trainer.data.dataset import digest_of
 from def_jax.trainer.data.order import Readable
 from def_jax.trainer.data.prepared import examples, prepared_builder
 

@@ -7,14 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-__all__ = [
-    'Readable',
-    'epoch_permutation',
-    'steps_per_epoch',
-    'test_positions',
-    'train_batch',
-    'train_positions',
-]
+__all__ = ['Readable', 'steps_per_epoch', 'test_positions', 'train_batch', 'train_positions']
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:

@@ -3,9 +3,7 @@
 TFDS's ArrayRecord files allow random access, so an epoch is a permutation of the whole training set.
 """
 
-import collections
 import dataclasses
-import functools
 import io
 import itertools
 import math
@@ -18,20 +16,19 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from def_jax.trainer.data.fingerprint import digest_of
-from def_jax.trainer.data.order import test_positions, train_positions
+from def_jax.trainer.data.dataset import digest_of
+from def_jax.trainer.data.order import Readable, train_positions
 from def_jax.trainer.data.prepared import import_tfds, prepared_builder
 
 __all__ = ['StreamedSplit', 'open_dataset']
 
 _MARKED = 16  # examples of a split that its checksum reads
 _ATTEMPTS = 10  # to draw a crop that fits the image
-_BATCHES_AHEAD = 2
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StreamedSplit:
+class StreamedSplit(Readable):
     """The examples of one split, on disk, in TFDS's order."""
 
     size: int  # the height and width to which images are cropped and resized
@@ -54,44 +51,38 @@ class StreamedSplit:
         """The examples at positions `start` to `stop` - 1 of this split."""
         return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
 
-    def train_batches(self, *, seed: int, first_step: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
-        """The batches of `first_step` and all later steps, read ahead, cropped as by `RandomResizedCrop`."""
+    def train_batches(self, *, first_step: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
+        """The batches of `first_step` and all later steps, cropped as by `RandomResizedCrop`."""
+        for step in itertools.count(first_step):
+            epoch, positions = train_positions(len(self), step=step, **options)
 
-        def crop(epoch: int, image: PIL.Image.Image, position: int) -> PIL.Image.Image:
-            # It depends on neither the order nor the worker.
-            box = _random_box(*image.size, np.random.default_rng((seed, epoch, position)))
-            return image.crop(box).resize((self.size, self.size), PIL.Image.Resampling.BILINEAR)
+            def crop(image: PIL.Image.Image, position: int, epoch: int = epoch) -> PIL.Image.Image:
+                # It depends on neither the order nor the worker.
+                box = _random_box(*image.size, np.random.default_rng((options['seed'], epoch, position)))
+                return image.crop(box).resize((self.size, self.size), PIL.Image.Resampling.BILINEAR)
 
-        chosen = (
-            train_positions(len(self), seed=seed, step=step, **options)
-            for step in itertools.count(first_step)
-        )
-        return self._read((positions, functools.partial(crop, epoch)) for epoch, positions in chosen)
+            yield self._read(positions, crop)
 
-    def test_batches(self, **options: Any) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over the split, read ahead; `mask`, float32 [k, b], is 0 on padding in the last batch."""
-        positions = test_positions(len(self), **options)
-        crop = functools.partial(_center_crop, self.size)
-        batches = self._read((np.where(each < len(self), each, 0), crop) for each in positions)
-        for each, batch in zip(positions, batches, strict=True):
-            yield batch | {'mask': (each < len(self)).astype(np.float32)}
+    def take(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """The centres of the images at these positions, int64 [...], for tests."""
+        return self._read(positions, lambda image, position: _center_crop(self.size, image))
 
-    def _read(self, choices: Iterator[tuple[np.ndarray, Callable]]) -> Iterator[dict[str, np.ndarray]]:
-        """Reads positions [k, b]; threads decode, and crop by a function of the image and its position."""
-        waiting: collections.deque = collections.deque()
+    def _read(self, positions: np.ndarray, crop: Callable[..., PIL.Image.Image]) -> dict[str, np.ndarray]:
+        """Threads decode the images, and crop each by a function of it and its position."""
+
+        def read(example: dict[str, Any], position: int) -> np.ndarray:
+            with PIL.Image.open(io.BytesIO(example['image'])) as image:
+                return np.asarray(crop(image.convert('RGB'), position))
+
+        places = positions.ravel().tolist()
+        found = self.records.__getitems__([self.start + place for place in places])
         with ThreadPoolExecutor(thread_name_prefix='images') as pool:
-            try:
-                for positions, crop in choices:
-                    found = self.records.__getitems__((self.start + positions).ravel().tolist())
-                    labels = np.array([each['label'] for each in found], np.int32).reshape(positions.shape)
-                    files = [each['image'] for each in found]
-                    images = pool.map(_decoded, files, itertools.repeat(crop), positions.ravel().tolist())
-                    waiting.append((images, labels))
-                    if len(waiting) > _BATCHES_AHEAD:
-                        yield _stacked(*waiting.popleft())
-                yield from itertools.starmap(_stacked, waiting)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            images = np.stack(list(pool.map(read, found, places)))
+        labels = np.array([each['label'] for each in found], np.int32)
+        return {
+            'image': images.reshape(*positions.shape, *images.shape[1:]),
+            'label': labels.reshape(positions.shape),
+        }
 
 
 def open_dataset(
@@ -114,18 +105,6 @@ def open_dataset(
     return train, test
 
 
-def _decoded(
-    jpeg: bytes, crop: Callable[[PIL.Image.Image, int], PIL.Image.Image], position: int
-) -> np.ndarray:
-    with PIL.Image.open(io.BytesIO(jpeg)) as image:
-        return np.asarray(crop(image.convert('RGB'), position))
-
-
-def _stacked(images: Iterator[np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
-    pixels = np.stack(list(images))
-    return {'image': pixels.reshape(*labels.shape, *pixels.shape[1:]), 'label': labels}
-
-
 def _random_box(width: int, height: int, rng: np.random.Generator) -> Box:
     """The part that is kept. Source: `torchvision.transforms.RandomResizedCrop.get_params`."""
     for _ in range(_ATTEMPTS):
@@ -140,7 +119,6 @@ def _random_box(width: int, height: int, rng: np.random.Generator) -> Box:
     return left, top, left + w, top + h
 
 
-def _center_crop(size: int, image: PIL.Image.Image, position: int) -> PIL.Image.Image:
+def _center_crop(size: int, image: PIL.Image.Image) -> PIL.Image.Image:
     """The centre, 7/8 of the shorter side: 224 of 256 pixels."""
-    del position
     return PIL.ImageOps.fit(image, (size, size), PIL.Image.Resampling.BILINEAR, bleed=1 / 16)

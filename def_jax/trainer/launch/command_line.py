@@ -13,17 +13,14 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from def_jax.tools.place import Place
 from def_jax.trainer.configuration.defaults import FORMER
 from def_jax.trainer.errors import one_line
 from def_jax.trainer.launch import interruption, output, processes, supervision
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 
 __all__ = [
-    'config_flags_parser',
-    'define_config',
-    'exit_code',
-    'exit_code_of_several',
-    'refuse',
+    *('config_flags_parser', 'define_config', 'exit_code', 'exit_code_of_several', 'refuse'),
     'set_environment',
 ]
 
@@ -131,23 +128,16 @@ def exit_code(program: str, run: Callable[[], Any]) -> int:
         return ExitCode.FINISHED
 
 
-def exit_code_of_several(
-    program: str,
-    run: Callable[[], Any],
-    place: processes.Place,
-    *,
-    fake_devices: bool,
-    elastic_devices: int = 0,
-) -> int:
-    """Like `exit_code`, for one of several processes: joins the others and reports a lost process."""
+def exit_code_of_several(program: str, run: Callable[[], Any], place: Place, **how: Any) -> int:
+    """Like `exit_code`, for one of several processes: `processes.connect` joins them, a loss is reported."""
 
     def joined() -> int:
         try:
-            processes.connect(place, fake_devices=fake_devices, elastic_devices=elastic_devices)
+            processes.connect(place, **how)
         except ValueError as error:
             return refuse(program, one_line(error))
         code = exit_code(program, run)
-        if code not in (ExitCode.REFUSED, ExitCode.PROCESS_LOST) and not elastic_devices:
+        if code not in (ExitCode.REFUSED, ExitCode.PROCESS_LOST) and not how.get('elastic_devices'):
             processes.disconnect()  # all processes share the other outcomes
         return code
 

@@ -10,55 +10,42 @@ from typing import Any, TextIO
 
 from absl import logging
 
-__all__ = ['Lasting', 'hush_orbax', 'lasting']
-
-
-class Lasting:
-    """A stream that discards its output once writing fails, as in `train.py … | head -1`; a run goes on."""
-
-    def __init__(self, stream: TextIO, notice: str):
-        self._stream, self._notice = stream, notice
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        self._lasting(lambda: self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._lasting(self._stream.flush)
-
-    def _lasting(self, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # whatever is still buffered goes there too
-            os.close(nowhere)
-            if self._notice:
-                print(self._notice, file=sys.stderr)
+__all__ = ['hush_orbax', 'lasting']
 
 
 @contextlib.contextmanager
 def lasting(program: str) -> Iterator[None]:
-    """Makes standard output and error `Lasting`; characters they cannot encode become '?', e.g. λ."""
-    before = sys.stdout, sys.stderr
+    """Within the block, output is discarded once writing fails, as in `train.py … | head -1`; a run goes on.
+
+    Characters that standard output and error cannot encode become '?', e.g. λ.
+    """
     notice = f'{program}: standard output can no longer be written to; continuing without it.'
-    sys.stdout, sys.stderr = _lasting(sys.stdout, notice), _lasting(sys.stderr, '')
+    streams = [(stream, text) for stream, text in ((sys.stdout, notice), (sys.stderr, '')) if stream]
+    for stream, text in streams:  # None is one that was closed before Python started
+        stream.reconfigure(errors='replace')  # type: ignore[union-attr]
+        for name in ('write', 'flush'):
+            setattr(stream, name, _lasting(stream, getattr(stream, name), text))
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-        sys.stdout, sys.stderr = before
+        for stream, _ in streams:
+            stream.flush()
+            del stream.write, stream.flush
 
 
-def _lasting(stream: Any, notice: str) -> Any:
-    if stream is not None:  # closed before Python started
-        stream.reconfigure(errors='replace')
-        return Lasting(stream, notice)
+def _lasting(stream: TextIO, method: Callable[..., Any], notice: str) -> Callable[..., Any]:
+    def lasting(*args: Any) -> Any:
+        try:
+            return method(*args)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())  # whatever is still buffered goes there too
+            os.close(nowhere)
+            if notice:
+                print(notice, file=sys.stderr)
+            return len(args[0]) if args else None
+
+    return lasting
 
 
 def hush_orbax() -> None:

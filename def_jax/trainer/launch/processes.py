@@ -16,23 +16,12 @@ from jax.experimental import multihost_utils
 from def_jax import elastic
 from def_jax.elastic import network
 from def_jax.elastic.service import RefusedError, check_versions
-from def_jax.tools.place import Place, find
+from def_jax.tools.place import Place
 from def_jax.trainer.launch.exits import LostProcessError
 
 __all__ = [
-    'Place',
-    'any_process',
-    'barrier',
-    'broadcast',
-    'connect',
-    'count',
-    'disconnect',
-    'find',
-    'gather',
-    'is_first',
-    'naming_the_lost',
-    'retry_until_visible',
-    'rows',
+    *('any_process', 'barrier', 'broadcast', 'connect', 'count', 'disconnect', 'gather', 'is_first'),
+    *('naming_the_lost', 'retry_until_visible', 'rows'),
 ]
 
 # A process that sends no heartbeat for this long is considered lost, and the others exit.

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 
 from flax import linen as nn
 
-from def_jax.trainer.models import preactivation, resnet, transformer, vgg
+from def_jax.trainer.models import resnet, transformer, vgg
 
 __all__ = ['LANGUAGE_MODELS', 'MODELS']
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     # From the paper.
     'vgg16': vgg.vgg16,
-    'resnet110': preactivation.resnet110,
-    'wrn_28_10': preactivation.wrn_28_10,
+    'resnet110': resnet.resnet110,
+    'wrn_28_10': resnet.wrn_28_10,
     'resnet50': resnet.resnet50,
     # Small networks of the same kinds, for CPUs.
     'vgg_digits': vgg.vgg_digits,

@@ -10,71 +10,48 @@ from jax import lax
 from jax.typing import DTypeLike
 
 __all__ = [
-    'STATISTICS_MOMENTUM',
-    'Block',
-    'Layer',
-    'LayerInit',
-    'batch_norm',
-    'check_images',
-    'convolution',
-    'dense',
-    'he_fan_in',
-    'he_fan_out',
-    'small_normal',
-    'torch_default',
+    *('Layer', 'LayerInit', 'batch_norm', 'check_images', 'convolution', 'dense'),
+    *('he_fan_in', 'he_fan_out', 'small_normal', 'torch_default'),
 ]
 
 STATISTICS_MOMENTUM = 0.9  # the weight of the old running statistics at each step
 
 Layer = Callable[..., jax.Array]
-
-# Maps a layer's fan-in to the initialisers of its kernel and bias; None for a layer without bias.
-LayerInit = Callable[[int], tuple[nn.initializers.Initializer, nn.initializers.Initializer | None]]
-
-
-class Block(nn.Module):
-    """What the blocks of residual networks have in common."""
-
-    width: int  # inner channels
-    stride: int
-    convolve: Layer  # given a width, a kernel size and a stride
-    normalise: Layer
+# Maps a layer's fan-in to the arguments of Flax's layer for its initialisers and its bias.
+LayerInit = Callable[[int], dict[str, Any]]
 
 
-def he_fan_in(fan_in: int) -> tuple[nn.initializers.Initializer, None]:
+def he_fan_in(fan_in: int) -> dict[str, Any]:
     """Kernels N(0, 2 / fan_in), truncated at two standard deviations; no bias.
 
     Source: He et al., "Delving Deep into Rectifiers", 2015.
     """
-    return nn.initializers.he_normal(), None
+    return {'kernel_init': nn.initializers.he_normal(), 'use_bias': False}
 
 
-def he_fan_out(
-    fan_in: int, *, bias: bool = False
-) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer | None]:
+def he_fan_out(fan_in: int, *, bias: bool = False) -> dict[str, Any]:
     """Kernels N(0, 2 / fan_out), fan_out the kernel's area times the output channels; biases zero, if any.
 
     Source: He et al., 2015; the convolutions of torchvision, and of the paper's VGG-16 and ResNet-110.
     """
-    kernel = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-    return kernel, nn.initializers.zeros if bias else None
+    return {'kernel_init': nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'), 'use_bias': bias}
 
 
-def small_normal(fan_in: int) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
+def small_normal(fan_in: int) -> dict[str, Any]:
     """Kernels N(0, 0.01²), biases zero; in the last layer, the initial loss is close to that of guessing.
 
     Source: Goyal et al., "Accurate, Large Minibatch SGD", 2017, Section 5.1.
     """
-    return nn.initializers.normal(0.01), nn.initializers.zeros
+    return {'kernel_init': nn.initializers.normal(0.01)}
 
 
-def torch_default(fan_in: int) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
+def torch_default(fan_in: int) -> dict[str, Any]:
     """Kernels and biases uniform in ±1/√fan_in, the default of PyTorch's `Conv2d` and `Linear`."""
 
     def uniform(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
 
-    return uniform, uniform
+    return {'kernel_init': uniform, 'bias_init': uniform}
 
 
 def check_images(images: jax.Array, *, halvings: int) -> None:
@@ -111,7 +88,7 @@ def convolution(
         padding=kernel // 2,
         conv_general_dilated=_convolve,
         dtype=dtype,
-        **_initialisers(init, fan_in=kernel * kernel * x.shape[-1]),
+        **init(kernel * kernel * x.shape[-1]),
     )(x)
 
 
@@ -141,14 +118,4 @@ def batch_norm(x: jax.Array, *, train: bool, dtype: DTypeLike = jnp.float32) -> 
 
 def dense(x: jax.Array, width: int, *, init: LayerInit, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Applies a dense layer, [B, C] to [B, width]."""
-    return nn.Dense(width, dtype=dtype, **_initialisers(init, fan_in=x.shape[-1]))(x)
-
-
-def _initialisers(init: LayerInit, fan_in: int) -> dict[str, Any]:
-    """The initialisation arguments of a Flax layer."""
-    kernel_init, bias_init = init(fan_in)
-    return {
-        'kernel_init': kernel_init,
-        'use_bias': bias_init is not None,
-        'bias_init': bias_init or nn.initializers.zeros,
-    }
+    return nn.Dense(width, dtype=dtype, **init(x.shape[-1]))(x)

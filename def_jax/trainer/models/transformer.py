@@ -52,9 +52,9 @@ class Transformer(nn.Module):
         for name in ('vocab_size', 'num_layers', 'width', 'num_heads', 'context'):
             check_integer(name, getattr(self, name), 1, 'a size of the network')
         if self.width % (2 * self.num_heads):
-            why = 'every head rotates pairs of components'
+            multiple = f'a multiple of 2 * num_heads={2 * self.num_heads}'
             raise ValueError(
-                f'width={self.width} must be a multiple of 2 * num_heads={2 * self.num_heads}: {why}.'
+                f'width={self.width} must be {multiple}: every head rotates pairs of components.'
             )
         super().__post_init__()
 
@@ -62,7 +62,7 @@ class Transformer(nn.Module):
     def __call__(self, tokens: jax.Array, segments: jax.Array | None = None) -> jax.Array:
         """The logits, float32 [B, L, V], of the token that follows each of `tokens`, integers [B, L].
 
-        Consecutive equal `segments`, integers [B, L], are a document: its positions start from 0, and
+        Equal `segments`, integers [B, L], are a document, without gaps: its positions start from 0, and
         attention does not leave it. None if each row is one document.
         """
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -71,9 +71,9 @@ class Transformer(nn.Module):
             longer = f'longer than the context={self.context} of the model'
             raise ValueError(f'sequences of {tokens.shape[1]} tokens are {longer}.')
         segments = jnp.zeros_like(tokens) if segments is None else segments
-        starts, positions = segment_positions(segments)
-        mask = _attention_mask(starts)
-        rotation = _rotation(positions, self.width // self.num_heads)
+        same = nn.make_attention_mask(segments, segments, jnp.equal, dtype=bool)
+        mask = same & nn.make_causal_mask(tokens, dtype=bool)
+        rotation = _rotation(segment_positions(segments), self.width // self.num_heads)
 
         # Scaled like the hidden states: a token's vector has unit variance, and so have tied logits.
         embedding = nn.Embed(
@@ -88,7 +88,7 @@ class Transformer(nn.Module):
         for index in range(self.num_layers):
             scale, name = (2 * self.num_layers) ** -0.5, f'block_{index}'
             x = block(self.num_heads, scale, self.dtype, name=name)(x, mask, rotation)
-        x = _norm(self.dtype, 'norm')(x)
+        x = nn.RMSNorm(dtype=self.dtype, name='norm')(x)
         logits = embedding.attend(x) if self.tied else _linear(self.vocab_size, self.dtype, 'head')(x)
         return logits.astype(jnp.float32)
 
@@ -115,7 +115,7 @@ class Block(nn.Module):
         width = x.shape[-1]
         heads = (*x.shape[:-1], self.num_heads, width // self.num_heads)
 
-        y = _norm(self.dtype, 'attention_norm')(x)
+        y = nn.RMSNorm(dtype=self.dtype, name='attention_norm')(x)
         query, key, value = (
             _linear(width, self.dtype, name)(y).reshape(heads) for name in ('query', 'key', 'value')
         )
@@ -123,27 +123,20 @@ class Block(nn.Module):
         y = jax.nn.dot_product_attention(query, key, value, mask=mask)
         x += _linear(width, self.dtype, 'attention_output', self.output_scale)(y.reshape(x.shape))
 
-        y = _norm(self.dtype, 'mlp_norm')(x)
+        y = nn.RMSNorm(dtype=self.dtype, name='mlp_norm')(x)
         y = nn.gelu(_linear(_MLP_FACTOR * width, self.dtype, 'mlp_input')(y))
         return x + _linear(width, self.dtype, 'mlp_output', self.output_scale)(y)
 
 
-def segment_positions(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where the document of each token starts in its row, and the token's position in it, int32 [B, L].
+def segment_positions(segments: jax.Array) -> jax.Array:
+    """The position of each token in its document, int32 [B, L].
 
-    >>> segment_positions(jnp.array([[1, 1, 2, 2, 2, 0]]))[1].tolist()
+    >>> segment_positions(jnp.array([[1, 1, 2, 2, 2, 0]])).tolist()
     [[0, 1, 0, 1, 2, 0]]
     """
     index = jnp.arange(segments.shape[1], dtype=jnp.int32)
     new = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
-    starts = lax.cummax(jnp.where(new, index, 0), axis=1)
-    return starts, index - starts
-
-
-def _attention_mask(starts: jax.Array) -> jax.Array:
-    """Bool [B, 1, L, L], queries by keys: a token sees itself and the earlier ones of its document."""
-    index = jnp.arange(starts.shape[1])
-    return ((starts[:, :, None] <= index) & (index <= index[:, None]))[:, None]
+    return index - lax.cummax(jnp.where(new, index, 0), axis=1)
 
 
 def _rotation(positions: jax.Array, head_size: int) -> tuple[jax.Array, jax.Array]:
@@ -161,10 +154,6 @@ def _rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
     cos, sin = rotation
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-def _norm(dtype: DTypeLike, name: str) -> nn.Module:
-    return nn.RMSNorm(dtype=dtype, name=name)
 
 
 def _linear(features: int, dtype: DTypeLike, name: str, scale: float = 1.0) -> nn.Module:

@@ -29,7 +29,7 @@ class ImageClassification(Task):
 
     model: (
         nn.Module
-    )  # maps images, float32, and `train` to logits [b, classes]; may draw from the key 'dropout'
+    )  # maps float32 images and `train` to logits [b, classes]; may draw from the key 'dropout'
     spec: DatasetSpec
     headline = Metric('accuracy', greater_is_better=True, percent=True)
 

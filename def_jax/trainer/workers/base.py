@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -54,16 +53,6 @@ class Workers(abc.ABC):
         and `donate` the positions of arguments whose memory the result may take over.
         """
 
-    def map_rows(
-        self, function: Callable, is_per_worker: tuple[PyTree, ...], is_per_worker_out: PyTree
-    ) -> Callable:
-        """Like `map`, for rows instead of workers: virtual workers of a device share one. For evaluation."""
-        return self.map(function, is_per_worker, is_per_worker_out)
-
-    @abc.abstractmethod
-    def map_devices(self, function: Callable, is_per_worker: tuple[PyTree, ...]) -> Callable:
-        """Compiles a function that runs on every device, without collectives, and stacks its results."""
-
     def one_worker(self, function: Callable) -> Callable:
         """A function of one worker, without collectives, for use inside `map`."""
         return function
@@ -77,12 +66,11 @@ class Workers(abc.ABC):
         return jax.block_until_ready(outputs) if self.devices[0].platform == 'cpu' else outputs
 
     def local(self, x: jax.Array) -> np.ndarray:
-        """This process's rows of an array that `map`, `map_rows` or `map_devices` stacked."""
-        return np.asarray(x)
-
-    def gather(self, x: jax.Array) -> np.ndarray:
-        """The rows of all processes; every process must call this."""
-        return processes.gather(self.local(x), self.heads)
+        """This process's rows of an array that is stacked over workers, rows or devices."""
+        if x.is_fully_addressable:
+            return np.asarray(x)
+        rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
 
     def fetch(self, tree: PyTree) -> PyTree:
         """Replicated values, whole, as NumPy arrays."""
@@ -120,8 +108,3 @@ class Workers(abc.ABC):
     def part(self, params: PyTree) -> PyTree:
         """Shapes and dtypes of what a device holds of a worker's parameters."""
         return params
-
-    def groups(self, leaf: Any) -> list[list[int]]:
-        """The indices of the devices that hold the same part of a replicated tensor."""
-        del leaf
-        return [list(range(len(self.devices)))]

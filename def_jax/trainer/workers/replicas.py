@@ -1,10 +1,11 @@
 """The trainer's check that parameters, keys and step counts are the same on all devices."""
 
-from collections.abc import Callable
-from typing import Any
+import functools
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from def_jax.guards import checksums, leaf_names
 from def_jax.mesh.ownership import each
@@ -13,7 +14,7 @@ from def_jax.trainer.launch.exits import EndedError, ExitCode
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.workers.base import Workers
 
-__all__ = ['ReplicasDifferError', 'make_check']
+__all__ = ['ReplicasDifferError', 'check']
 
 
 class ReplicasDifferError(EndedError):
@@ -32,33 +33,38 @@ class ReplicasDifferError(EndedError):
         self.step, self.leaves, self.workers = step, leaves, workers
 
 
-def make_check(workers: Workers, is_per_worker: TrainState) -> Callable[[TrainState, int], None]:
-    """Returns a function of a state and its step that raises ReplicasDifferError if copies differ.
+def check(workers: Workers, is_per_worker: TrainState, state: TrainState, step: int) -> None:
+    """Raises ReplicasDifferError if copies differ in the state after a step.
 
     Each device computes checksums of its copies, which alone are sent to the host.
     """
+    state = workers.spread(state, is_per_worker)
+    shared = each(lambda mine, leaf: None if mine else leaf, is_per_worker, state)
+    leaves, devices = tuple(jax.tree.leaves(shared)), workers.devices
+    specs = tuple(leaf.sharding.spec for leaf in leaves)
+    on_devices = _checksums(leaves[0].sharding.mesh, specs, leaves)
+    sums = processes.gather(workers.local(on_devices), devices)  # [devices, leaves]
+    differs = np.zeros(sums.shape, bool)
+    for column, leaf in enumerate(leaves):
+        parts = leaf.sharding.devices_indices_map(leaf.shape)
+        for part in set(map(str, parts.values())):
+            group = [row for row, device in enumerate(devices) if str(parts[device]) == part]
+            differs[group, column] = _unusual(sums[group, column])
+    if differs.any():
+        names = leaf_names(shared)
+        named = [names[column] for column in np.flatnonzero(differs.any(axis=0))]
+        raise ReplicasDifferError(step, named, np.flatnonzero(differs.any(axis=1)).tolist())
 
-    def shared(state: TrainState) -> Any:
-        return each(lambda mine, leaf: None if mine else leaf, is_per_worker, state)
 
-    def own_checksums(state: TrainState) -> jax.Array:
-        return checksums(shared(state))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _checksums(mesh: Mesh, specs: tuple[P, ...], leaves: tuple[jax.Array, ...]) -> jax.Array:
+    """The checksums of what each device holds, uint32 [devices, leaves]."""
 
-    on_devices = workers.map_devices(own_checksums, (is_per_worker,))
+    def device(leaves):
+        return checksums(leaves)[None]
 
-    def check(state: TrainState, step: int) -> None:
-        sums = processes.gather(workers.local(on_devices(state)), workers.devices)  # [devices, leaves]
-        leaves = jax.tree.leaves(shared(state))
-        differs = np.zeros(sums.shape, bool)
-        for column, leaf in enumerate(leaves):
-            for group in workers.groups(leaf):
-                differs[group, column] = _unusual(sums[group, column])
-        if differs.any():
-            names = leaf_names(shared(state))
-            named = [names[column] for column in np.flatnonzero(differs.any(axis=0))]
-            raise ReplicasDifferError(step, named, np.flatnonzero(differs.any(axis=1)).tolist())
-
-    return check
+    everywhere = P(mesh.axis_names)
+    return jax.shard_map(device, mesh=mesh, in_specs=(specs,), out_specs=everywhere, check_vma=False)(leaves)
 
 
 def _unusual(sums: np.ndarray) -> np.ndarray:

@@ -65,33 +65,9 @@ class ShardedWorkers(Workers):
 
         return jax.jit(placed, donate_argnums=donate)
 
-    def map_devices(self, function: Callable, is_per_worker: tuple[PyTree, ...]) -> Callable:
-        def device(*args):
-            args = each(lambda mine, x: lax.squeeze(x, [0]) if mine else x, is_per_worker, args)
-            return jax.tree.map(lambda x: lax.expand_dims(x, [0]), function(*args))
-
-        def mapped(*args):
-            in_specs = each(self._spec, is_per_worker, args)
-            out_specs = P((AXIS, SHARD_AXIS))
-            on_each = jax.shard_map(
-                device, mesh=self._mesh.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-            )
-            return on_each(*args)
-
-        return jax.jit(mapped)
-
-    def local(self, x: jax.Array) -> np.ndarray:
-        rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
-        return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
-
     def fetch(self, tree: PyTree) -> PyTree:
-        def whole(x):
-            result = np.empty(x.shape, x.dtype)
-            for shard in x.addressable_shards:  # a process holds all shards of its workers
-                result[shard.index] = shard.data
-            return result
-
-        return jax.tree.map(whole, tree)
+        gathered = jax.jit(lambda tree: tree, out_shardings=self._mesh.shardings(P()))
+        return jax.device_get(gathered(tree))
 
     def own_rows(self, tree: PyTree, like: PyTree, is_per_worker: PyTree) -> PyTree:
         del is_per_worker
@@ -103,28 +79,20 @@ class ShardedWorkers(Workers):
         return self._mesh.abstract(tree, each(self._spec, is_per_worker, tree))
 
     def shards(self, params: PyTree) -> Shards:
-        specs = jax.tree.map(lambda x: shard_spec(x.shape, self._shards), params)
-        return Shards(AXIS, (SHARD_AXIS,), specs)
+        return Shards(AXIS, (SHARD_AXIS,), each(self._spec, False, params))
 
     def lay_out(self, tree: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda x: lax.with_sharding_constraint(x, shard_spec(x.shape, self._shards)), in_memory(tree)
-        )
+        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, self._spec(False, x)), in_memory(tree))
 
     def lay_out_examples(self, batch: PyTree) -> PyTree:
         return jax.tree.map(lambda x: lax.with_sharding_constraint(x, P(SHARD_AXIS)), batch)
 
     def part(self, params: PyTree) -> PyTree:
-        def shape(x):
-            return self._mesh.shardings(shard_spec(x.shape, self._shards)).shard_shape(x.shape)
+        def part(x):
+            shape = self._mesh.shardings(self._spec(False, x)).shard_shape(x.shape)
+            return jax.ShapeDtypeStruct(shape, x.dtype)
 
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype), params)
-
-    def groups(self, leaf: Any) -> list[list[int]]:
-        everyone = list(range(len(self.devices)))
-        if SHARD_AXIS not in shard_spec(leaf.shape, self._shards):
-            return [everyone]
-        return [everyone[place :: self._shards] for place in range(self._shards)]
+        return jax.tree.map(part, params)
 
     def _spec(self, is_per_worker: bool, x: Any) -> P:
         if is_per_worker:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -38,21 +37,11 @@ class WholeWorkers(Workers):
     ) -> Callable:
         if not any(jax.tree.leaves(is_per_worker)):  # vmap and pmap need an argument over workers
             mapped = self.map(lambda _, *args: function(*args), (True, *is_per_worker), is_per_worker_out)
-            return _bound(mapped, np.zeros(self.local_shape))
-        if self._virtual > 1:
-            axes, axes_out = _axes(is_per_worker), _axes(is_per_worker_out)
-            function = jax.vmap(function, in_axes=axes, out_axes=axes_out, axis_name=VIRTUAL_AXIS)
-        return self.map_rows(function, is_per_worker, is_per_worker_out, donate)
-
-    def map_rows(
-        self, function: Callable, is_per_worker: tuple[PyTree, ...], is_per_worker_out: PyTree, donate=()
-    ) -> Callable:
+            return functools.partial(mapped, np.zeros(self.local_shape))
         axes = {'in_axes': _axes(is_per_worker), 'out_axes': _axes(is_per_worker_out)}
+        if self._virtual > 1:
+            function = jax.vmap(function, axis_name=VIRTUAL_AXIS, **axes)
         return jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate, **axes)
-
-    def map_devices(self, function: Callable, is_per_worker: tuple[PyTree, ...]) -> Callable:
-        mapped = self.map_rows(lambda _, *args: function(*args), (True, *is_per_worker), True)
-        return _bound(mapped, np.zeros(len(self.rows)))
 
     def one_worker(self, function: Callable) -> Callable:
         # On CPUs, XLA compiles convolutions inside a loop to slow code.
@@ -81,13 +70,6 @@ class WholeWorkers(Workers):
 def _axes(is_per_worker: PyTree) -> PyTree:
     """Booleans as the axes of `vmap` and `pmap`."""
     return jax.tree.map(lambda mine: 0 if mine else None, is_per_worker)
-
-
-def _bound(mapped: Any, rows: np.ndarray) -> Callable:
-    """The mapped function with its first argument given."""
-    bound: Any = functools.partial(mapped, rows)
-    bound.lower = functools.partial(mapped.lower, rows)
-    return bound
 
 
 def _in_sequence(function: Callable, *, unroll: bool) -> Callable:

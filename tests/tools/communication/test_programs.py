@@ -3,7 +3,13 @@
 import pytest
 import training_fixtures as fixtures
 
+from def_jax.traffic.hlo import collectives
 from def_jax.trainer import communication, experiment
+
+
+def sent_by(program, run):
+    """What a device passes to the collectives of a program."""
+    return [collective.passed(len(run.workers.devices)) for collective in collectives(program.hlo)]
 
 
 @pytest.mark.parametrize(
@@ -17,12 +23,14 @@ from def_jax.trainer import communication, experiment
 )
 def test_a_step_all_reduces_the_message_and_nothing_else(data_dir, changes, bits, dense, mean_residual):
     run, message = experiment.build(fixtures.tiny_config(data_dir, **changes)), fixtures.MESSAGE_SIZE
-    train_step, outputs, test_sums = communication.programs(run)
-    assert {collective.operation for collective in train_step.collectives} == {'all-reduce'}
-    assert sorted(collective.elements for collective in train_step.collectives) == [message, *dense]
-    assert train_step.executions == fixtures.NUM_STEPS
-    assert outputs.elements == mean_residual + 2 * 8  # and the mean and variance of eight channels
-    assert test_sums.elements == 3 and outputs.executions == 4
+    programs = list(communication.programs(run))
+    assert [program.executions for program in programs[:2]] == [fixtures.NUM_STEPS, 4]
+    train_step, outputs, test_sums = (sent_by(program, run) for program in programs)
+    assert {collective.operation for collective in train_step} == {'all-reduce'}
+    assert sorted(collective.elements for collective in train_step) == [message, *dense]
+    # The mean and variance of eight channels; loss, accuracy and count.
+    elements = [sum(each.elements for each in sent) for sent in (outputs, test_sums)]
+    assert elements == [mean_residual + 2 * 8, 3]
     sent = run.communication
     assert (sent.message_size, sent.bytes_per_step) == (message, bits * message // 8)
     assert sent.dense_steps == len(dense)
@@ -32,8 +40,8 @@ def test_a_message_in_few_bits_is_what_the_two_halves_of_an_all_reduce_carry(dat
     """Scattered in chunks with their units, and gathered; a network of 75 k parameters at 64."""
     config = fixtures.tiny_config(data_dir, method='def_q', ratio=64, model='resnet8', model_options={})
     run = experiment.build(config)
-    step = next(communication.programs(run))
-    halves = {collective.operation: collective.bytes for collective in step.collectives}
+    step = sent_by(next(communication.programs(run)), run)
+    halves = {collective.operation: collective.bytes for collective in step}
     assert halves.keys() == {'all-to-all', 'all-gather'}
     sent = run.communication
     assert sent.bytes_per_step == halves['all-to-all'] == pytest.approx(halves['all-gather'] * 4, rel=0.2)

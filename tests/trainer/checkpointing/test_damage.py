@@ -1,6 +1,7 @@
 """Damaged, foreign and incomplete checkpoints: the newest good one is taken, or the run stops; never zero."""
 
 import contextlib
+import dataclasses
 import gc
 import json
 import logging as std_logging
@@ -20,7 +21,7 @@ import training_fixtures as fixtures
 from absl import logging
 
 from def_jax.trainer import experiment
-from def_jax.trainer.checkpointing import checkpoints, manifest, workdir
+from def_jax.trainer.checkpointing import checkpoints, manifest
 from def_jax.trainer.data import in_memory
 from def_jax.trainer.launch import output
 
@@ -151,10 +152,10 @@ def test_a_checkpoint_of_another_configuration_or_with_other_arrays_is_refused(
     """Also where its arrays have the same names and shapes, and were copied into the run's folder."""
     other = experiment.build(fixtures.tiny_config(data_dir, **changes))
     arrays = 'there|' in difference or 'params' in difference
-    settings = workdir.bound_settings((recorded if arrays else other).config)
+    run = dataclasses.replace(other, config=(recorded.experiment if arrays else other).config)
     where = 'another model or method: .*' if arrays else 'cannot be used .*with another configuration: '
     with (
-        checkpoints.Checkpoints(saved, 2, other.layout, settings) as manager,
+        checkpoints.Checkpoints(saved, run) as manager,
         fixtures.refused(f'{where}({difference})'),
     ):
         manager.restore(jax.eval_shape(other.steps.init))
@@ -228,7 +229,7 @@ def test_a_checkpoint_is_not_certified_where_orbax_has_left_parts_out(recorded, 
 
 def test_a_folder_that_was_renamed_is_not_made_again(recorded, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / 'run')
-    manager = fixtures.manager_of(folder, recorded.experiment)
+    manager = checkpoints.Checkpoints(folder, recorded.experiment)
     folder.rename(tmp_path / 'elsewhere')
     with fixtures.refused(r'the folder is gone: rename it back'):
         manager.save(fixtures.placed(fixtures.gathered(recorded.states[11]), recorded.experiment))

@@ -61,8 +61,8 @@ def output(state, run):
 def test_the_state_is_that_of_the_mean_worker(data_dir, old, new, changes):
     """Messages in flight are a part of the residual, and other workers send what they then hold."""
     old_run, new_run = (build(config_of(data_dir, *workers, **changes)) for workers in (old, new))
-    before, layout = filled(old_run), new_run.layout
-    after = regroup(before, layout.is_per_worker, old_run.workers.shape, layout.shape)
+    before = filled(old_run)
+    after = regroup(before, new_run.is_per_worker, old_run.workers.shape, new_run.workers.shape)
     shapes = jax.eval_shape(new_run.steps.init)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, shapes)
     for shared in ('step', 'key', 'params'):
@@ -75,7 +75,7 @@ def test_the_state_is_that_of_the_mean_worker(data_dir, old, new, changes):
         for a, b in zip(jax.tree.leaves(of_old), jax.tree.leaves(of_new), strict=True):
             assert len(b) == new[0] and (b == b[0]).all()
             np.testing.assert_array_equal(b[0], np.float32(a.mean(0)))
-    (note,) = regrouping.describe(old_run.workers.shape, layout.batch_size, layout)
+    (note,) = regrouping.describe(old_run.workers.shape, new_run.config.batch_size, 1, new_run)
     assert f'workers: {old[0]} before, {new[0]} now' in note and 'mean' in note
 
 

@@ -12,7 +12,7 @@ from configuration_values import changed
 from trainer.configuration import factories_to_find
 
 import def_jax
-from def_jax.trainer.configuration import factories, parts
+from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.parts import complete, make_optimizer, make_schedule
 from def_jax.trainer.configuration.rules import check_config
 
@@ -21,7 +21,7 @@ HERE = 'trainer.configuration.factories_to_find'
 
 def test_what_a_factory_takes_is_passed_and_an_option_comes_first():
     config = {'model': 'fractions:Fraction', 'model_options': {'numerator': 3}}
-    assert factories.find('model', config).make(object, numerator=5, denominator=4, unused=5) == 3 / 4
+    assert parts.find('model', config).make(object, numerator=5, denominator=4, unused=5) == 3 / 4
 
 
 def made_by(name, **changes):

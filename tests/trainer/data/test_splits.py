@@ -10,7 +10,6 @@ from toy_images import NUM_EXAMPLES
 
 from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset
-from def_jax.trainer.data.fingerprint import fingerprint
 from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.data.text.corpus import Corpus
 from def_jax.trainer.data.text.windows import Windows
@@ -94,7 +93,7 @@ def test_which_examples_a_step_takes_does_not_depend_on_the_number_of_workers(sp
 
 def test_a_fingerprint_is_of_the_examples(split):
     def made(split, **about):
-        return fingerprint(Dataset(split, split, spec='spec', about=about))
+        return Dataset(split, split, spec='spec', about=about).fingerprint()
 
     class Plain:
         """A user's split, of which nothing is known."""

@@ -72,7 +72,7 @@ def test_the_centre_of_test_images_is_taken_at_imagenets_size():
     """A ramp of 400 pixels is 341 wide when its shorter side has 256, and keeps the columns 58 to 281."""
     ramp = np.tile(np.arange(400)[:, None] * (255 / 399), (300, 1, 3)).astype(np.uint8)
     for pixels, axis in ((ramp, 1), (ramp.swapaxes(0, 1), 0)):
-        cropped = np.asarray(streaming._center_crop(224, PIL.Image.fromarray(pixels), 0), int)
+        cropped = np.asarray(streaming._center_crop(224, PIL.Image.fromarray(pixels)), int)
         assert cropped.shape == (224, 224, 3)
         expected = ((np.arange(58, 282) + 0.5) * 400 / 341 - 0.5) * 255 / 399
         assert np.abs(cropped.mean((1 - axis, 2)) - expected).max() < 1.5

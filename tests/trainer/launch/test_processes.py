@@ -11,7 +11,8 @@ import pytest
 import training_fixtures as fixtures
 from faults import processes as launched
 
-from def_jax.trainer.launch import devices, processes
+from def_jax.tools.place import Place, find
+from def_jax.trainer.launch import devices
 from def_jax.trainer.workers import ShardedWorkers
 
 SHORT = [
@@ -31,16 +32,16 @@ SHORT = [
     [
         ({'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'}, None),
         ({'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, None),  # a batch script that runs train.py without srun
-        ({'SLURM_STEP_NUM_TASKS': '4', 'SLURM_PROCID': '2'}, processes.Place(None, 4, 2)),
-        ({'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '1'}, processes.Place(None, 2, 1)),
+        ({'SLURM_STEP_NUM_TASKS': '4', 'SLURM_PROCID': '2'}, Place(None, 4, 2)),
+        ({'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '1'}, Place(None, 2, 1)),
         ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
-        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, processes.Place(None, None, None)),
+        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, Place(None, None, None)),
     ],
 )
 def test_launchers_are_recognised_and_flags_go_before_them(environment, place):
-    assert processes.find(None, None, None, environment) == place
-    assert processes.find('host:1', 2, 1, environment) == processes.Place('host:1', 2, 1)
-    assert processes.find('host:1', 1, 0, environment) is None
+    assert find(None, None, None, environment) == place
+    assert find('host:1', 2, 1, environment) == Place('host:1', 2, 1)
+    assert find('host:1', 1, 0, environment) is None
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_launchers_are_recognised_and_flags_go_before_them(environment, place):
 )
 def test_flags_that_are_wrong_are_refused(given, words):
     with pytest.raises(ValueError) as error:
-        processes.find(*given, {})
+        find(*given, {})
     assert words in str(error.value)
 
 

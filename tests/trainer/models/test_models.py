@@ -12,8 +12,13 @@ from flax import linen as nn
 
 from def_jax.trainer.data.catalogue import DATASETS
 from def_jax.trainer.models import MODELS, layers
-from def_jax.trainer.models.preactivation import LateStrideBlock, PreactivationBottleneck
-from def_jax.trainer.models.resnet import BasicBlock, Bottleneck, ResNet
+from def_jax.trainer.models.resnet import (
+    BasicBlock,
+    Bottleneck,
+    LateStrideBlock,
+    PreactivationBottleneck,
+    ResNet,
+)
 from def_jax.trainer.models.vgg import VGG
 from def_jax.trainer.tasks.classification import ImageClassification
 
@@ -94,9 +99,6 @@ def test_vgg_equals_numpy(stages, order, options):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-PREACTIVATED = {'preactivated': True, 'stem_width': 16}
-
-
 @pytest.mark.parametrize(
     ('block', 'numpy_block', 'strides', 'options'),
     [
@@ -104,9 +106,9 @@ PREACTIVATED = {'preactivated': True, 'stem_width': 16}
         (Bottleneck, networks.numpy_bottleneck, (1, 1, 2), {'large_images': True}),
         (
             *(LateStrideBlock, networks.numpy_late_stride_block, (1, 1, 2, 2)),
-            PREACTIVATED | {'convolution_init': layers.torch_default},  # its convolutions have biases
+            {'stem_width': 16, 'convolution_init': layers.torch_default},  # its convolutions have biases
         ),
-        (PreactivationBottleneck, networks.numpy_preactivation_bottleneck, (1, 1, 2, 2), PREACTIVATED),
+        (PreactivationBottleneck, networks.numpy_preactivation_bottleneck, (1, 1, 2, 2), {'stem_width': 16}),
     ],
 )
 def test_residual_networks_equal_numpy(block, numpy_block, strides, options):
@@ -115,13 +117,13 @@ def test_residual_networks_equal_numpy(block, numpy_block, strides, options):
     variables, images, logits = evaluated(model, (16, 8, 2))
     network = networks.in_float64(variables)
     x = network.conv(images.astype(np.float64), 0, stride=1 + model.large_images)
-    if not model.preactivated:
+    if not block.preactivated:
         x = networks.relu(network.norm(x, 0))
     if model.large_images:
         x = networks.windows(x, 3, stride=2, fill=-np.inf).max(axis=(0, 1))
     for index, stride in enumerate(strides):
         x = numpy_block(network.block(f'{block.__name__}_{index}'), x, stride)
-    if model.preactivated:
+    if block.preactivated:
         x = networks.relu(network.norm(x, 0))
     expected = networks.numpy_dense(x.mean(axis=(1, 2)), network.params)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())

@@ -40,9 +40,7 @@ def open_text(
         data_dir: TFDS's directory of prepared data sets. None means TFDS's default: the environment variable
             TFDS_DATA_DIR, or else ~/tensorflow_datasets.
         feature: the feature that holds a document.
-        train: the training split, which may be a slice such as 'train[1%:]'.
-        validation: the validation split, likewise.
-        test: the test split, likewise.
+        train, validation, test: the splits, which may be slices such as 'train[1%:]'.
         context: the length of a window, in bytes.
 
     Returns:

@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from def_jax.trainer.data.dataset import Dataset
+from def_jax.trainer.data.dataset import Batch, Dataset
 from def_jax.trainer.data.order import Readable
 from def_jax.trainer.data.text.corpus import START, VOCAB_SIZE, Corpus
 
 __all__ = ['ROLES', 'Windows', 'dataset_of_windows']
 
 ROLES = ('train', 'validation', 'test')
-
-Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
