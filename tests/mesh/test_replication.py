@@ -104,14 +104,19 @@ def test_without_an_axis_the_copies_on_the_devices_are_compared():
 
 
 TWO_PROCESSES = """
+import os
 import jax, numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
 import def_jax
-from def_jax.elastic import initialize
+from def_jax.tools.place import find
 
-initialize(cpu=True, local_devices=1)
-devices = [[d for d in jax.devices() if d.process_index == index][:2] for index in range(2)]
-sharding = NamedSharding(jax.sharding.Mesh(np.array(devices), ('racks', 'shard')), P('shard'))
+place = find(None, None, None)
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 2)
+jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+jax.distributed.initialize(place.address, place.count, place.index)
+sharding = NamedSharding(jax.make_mesh((2, 2), ('racks', 'shard')), P('shard'))
 for differ in (0, 1):
     mine = np.float32([1, 2]) + differ * jax.process_index()
     w = jax.make_array_from_callback((2,), sharding, lambda index: mine[index])
@@ -119,6 +124,8 @@ for differ in (0, 1):
         def_jax.assert_replicated({'w': w, 'n': np.arange(3), 'm': differ * jax.process_index()}, None)
     except ValueError as error:
         print(differ, error, flush=True)
+multihost_utils.sync_global_devices('both have printed')
+os._exit(0)
 """
 
 
@@ -127,7 +134,7 @@ def test_without_an_axis_copies_of_other_processes_are_compared(tmp_path):
     """Each process has one copy of a shard."""
     command = ['-m', 'def_jax.launch', '--processes=2', '--restarts=0', f'--log={tmp_path}/log', '--']
     program = [sys.executable, *command, sys.executable, '-c', TWO_PROCESSES]
-    subprocess.run(program, cwd=ROOT, check=True, timeout=600)
+    subprocess.run(program, cwd=ROOT, timeout=600)
     for process in range(2):
         printed = (tmp_path / f'log-{process}.log').read_text()
         said = [line for line in printed.splitlines() if 'agree' in line]
