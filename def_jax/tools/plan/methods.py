@@ -11,7 +11,7 @@ __all__ = ['OPTIMIZERS', 'Method', 'advice', 'compare', 'table']
 
 OPTIMIZERS = {'sgd': 'momentum SGD', 'adamw': 'AdamW'}
 COMPRESSIONS = (16, 64, 256)  # of DEF-Q: float32 bytes over those of a message
-_KNOWN = 64  # where transformers, too, ended where AdamW did
+_KNOWN = 64  # where transformers, too, ended near AdamW
 _WORTH = 1.05  # a smaller speed-up is not worth the change
 _NEAR = 0.9  # of the best speed-up is enough for a method that comes before it
 # The largest models that were trained with a method, in parameters: ResNet-50 with DEF, by its authors (with
