@@ -147,6 +147,23 @@ def check_surroundings(opt_state: PyTree, caller: str) -> None:
             )
 
 
+def check_nothing_precedes(opt_state: PyTree) -> None:
+    """Raises ValueError if a state with numbers of its own stands before a bare link in a chain."""
+
+    def is_chain(node):
+        return type(node) is tuple and any(map(_is_bare, node))
+
+    for chain in filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain)):
+        before = chain[: max(i for i, part in enumerate(chain) if _is_bare(part))]
+        leaves = jax.tree.leaves([part for part in before if not is_link(part)])
+        if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+            raise ValueError(
+                'a transformation with a state of its own precedes the link in the chain, where it sees x, '
+                'not the detached point. Pass it to def_jax.error_feedback as inner=, e.g. '
+                'error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)).'
+            )
+
+
 def _is_bare(node: Any) -> bool:
     """Whether a node is the state of a link whose optimizer is what precedes it in the chain."""
     return is_link(node) and isinstance(getattr(node, 'inner', None), optax.EmptyState)

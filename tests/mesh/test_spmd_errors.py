@@ -121,6 +121,14 @@ def test_a_link_must_see_the_parameters_own_tensors():
         updated(two_by_four(optimizer=optax.flatten(OPTIMIZER)))
 
 
+def test_a_state_before_a_bare_link_is_refused():
+    optimizer = optax.chain(
+        optax.sgd(0.1, momentum=0.9), def_jax.error_feedback(def_jax.random_block(2), 'workers')
+    )
+    with pytest.raises(ValueError, match=r'precedes the link in the chain.* as inner='):
+        def_jax.spmd(optimizer, mesh_of(2, 4, AUTO)).init(PARAMS)
+
+
 def test_an_optimizer_without_a_link_and_parameters_of_lookahead_are_refused():
     with pytest.raises(ValueError, match='holds no link that communicates'):
         two_by_four(optimizer=optax.adam(0.1)).init(PARAMS)

@@ -21,7 +21,13 @@ from def_jax.checks import check_extra_arguments, check_integer, named_leaves
 from def_jax.error_feedback import output_params
 from def_jax.mesh.collectives import check_axis_name
 from def_jax.mesh.link import Shards, check_floating, check_like, in_memory, sharded
-from def_jax.mesh.ownership import abstract_state, link_states, own_leaves, state_specs
+from def_jax.mesh.ownership import (
+    abstract_state,
+    check_nothing_precedes,
+    link_states,
+    own_leaves,
+    state_specs,
+)
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.mesh.spmd import at_points, drift
@@ -288,6 +294,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
 
     def state_specs(self, params: PyTree) -> PyTree:
         """PartitionSpecs of the state, for checkpoints and for `jax.shard_map`, see `def_jax.state_specs`."""
+        check_nothing_precedes(abstract_state(self.optimizer, params))
         return state_specs(self.optimizer, params, self._specs(params), self.axis_name)
 
     def state_shardings(self, params: PyTree) -> PyTree:
