@@ -9,6 +9,8 @@ import numpy as np
 import optax
 import pytest
 from flax.training.train_state import TrainState
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import def_jax
 from def_jax.traffic import traffic
@@ -102,6 +104,9 @@ def test_c_a_state_that_calls_itself_replicated_is_saved_whole():
     restored = def_jax.unstack_state(saved)
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
     jax.tree.map(np.testing.assert_array_equal, def_jax.unstack_state(expected), expected)
+    everywhere = NamedSharding(jax.make_mesh((4,), ('workers',), devices=DEVICES), P())
+    restored = def_jax.unstack_state(jax.device_put(saved, everywhere))
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
     with pytest.raises(ValueError, match='all 4 workers have the same residual'):
         def_jax.unstack_state(def_jax.stack_state(stacked(jax.tree.map(lambda x: x[0], expected))))
 

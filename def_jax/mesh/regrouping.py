@@ -78,6 +78,10 @@ def stack_state(opt_state: PyTree) -> PyTree:
     >>> saved.residual.shape, saved.step.shape
     ((1, 4), ())
     """
+    return _stacked(opt_state, 'stack_state')
+
+
+def _stacked(opt_state: PyTree, caller: str) -> PyTree:
     own = per_worker_leaves(opt_state)
     everywhere = any(np.ndim(getattr(state, 'step', 0)) for state in link_states(opt_state))
 
@@ -87,13 +91,13 @@ def stack_state(opt_state: PyTree) -> PyTree:
             return stacked
         if stacked[0].size <= _FEW and (stacked != stacked[:1]).any():
             raise ValueError(
-                f'stack_state: workers have different opt_state{jax.tree_util.keystr(path)}, which should be '
+                f'{caller}: workers have different opt_state{jax.tree_util.keystr(path)}, which should be '
                 'the same on all: some kept a step that others did not, and their copies of x differ, too. '
                 'Decide by def_jax.all_finite, or pass skip_nonfinite=True to def_jax.error_feedback.'
             )
         return stacked[0]
 
-    return _checked(jax.tree_util.tree_map_with_path(leaf, own, opt_state), own, 'stack_state')
+    return _checked(jax.tree_util.tree_map_with_path(leaf, own, opt_state), own, caller)
 
 
 def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
@@ -115,11 +119,12 @@ def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
     >>> def_jax.unstack_state(saved, num_workers=3).residual.shape
     (3, 4)
     """
+    # It may have been saved as jax.pmap has it, or restored to every device.
+    saved = _stacked(jax.tree.map(np.asarray, saved), 'unstack_state')
     own = per_worker_leaves(saved)
-    saved = stack_state(_checked(saved, own, 'unstack_state'))  # if it was saved as jax.pmap has it
     before = num_stacked(saved, own, 1)
     workers = num_workers or before
-    saved = regroup(jax.tree.map(np.asarray, saved), own, (before,), (workers,))
+    saved = regroup(saved, own, (before,), (workers,))
     return each(lambda mine, x: x if mine else np.broadcast_to(x, (workers, *x.shape)), own, saved)
 
 
