@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ['Record', 'Records', 'read']
+__all__ = ['Record', 'Records', 'by_settings', 'read']
 
 Record = dict[str, Any]
 
@@ -14,6 +14,11 @@ def read(path: Path) -> list[Record]:
     """The records of a file, in order; none if it is not there."""
     lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def by_settings(run: Record) -> str:
+    """The key of a run that its settings tell from others."""
+    return json.dumps(run['settings'], sort_keys=True)
 
 
 class Records:

@@ -13,7 +13,6 @@ minutes on a CPU and shows that everything works.
 
 import argparse
 import itertools
-import json
 import re
 import shlex
 import subprocess
@@ -28,7 +27,7 @@ import optax
 from jax import lax
 
 from benchmarks import pages
-from benchmarks.records import Records, read
+from benchmarks.records import Records, by_settings, read
 from def_jax.trainer import metrics
 from def_jax.types import AxisName
 from experiments.statistics import mean_std
@@ -71,7 +70,7 @@ def bf16_mean(axis_name: AxisName) -> optax.GradientTransformation:
 def main() -> None:
     given, rest = _parser().parse_known_args()
     folder = Path(given.output)
-    runs = Records(folder / 'runs.jsonl', lambda run: json.dumps(run['settings'], sort_keys=True))
+    runs = Records(folder / 'runs.jsonl', by_settings)
     for settings in _wanted(given):
         if runs.get({'settings': settings}) is None:
             runs.add(_run(settings, given, folder, [flag for flag in rest if flag != '--']))

@@ -51,10 +51,10 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     """Raises, at the second step or later, if copies of x differ or all workers have had one gradient.
 
     Call it in the mapped step, after the update, while a trainer is being wired; it costs a pass over the
-    model and an all-reduce of a few numbers. Copies of x differ if something that workers do not exchange
-    decides about x, such as another seed. Residuals, or moments of `inner`, agree if gradients are averaged
-    before the update, by a `pmean` that was left in, or if all workers are given the same data. In few bits
-    residuals show that in the first steps only: call it from the first step on.
+    model and an all-reduce of 8,192 numbers a tensor at most. Copies of x differ if something that workers do
+    not exchange decides about x, such as another seed. Residuals, or moments of `inner`, agree if gradients
+    are averaged before the update, by a `pmean` that was left in, or if all workers are given the same data.
+    In few bits residuals show that in the first steps only: call it from the first step on.
 
     Args:
         params: x, after the update.
@@ -147,10 +147,9 @@ def _agree(tree: PyTree, axis_name: AxisName) -> jax.Array:
     """
     leaves = jax.tree.leaves(tree)
     large = [leaf for leaf in leaves if leaf.size >= _LARGE] or leaves
-    samples = [jnp.ravel(leaf)[:: -(-leaf.size // _LARGE)] for leaf in large]
+    samples = [jnp.ravel(leaf)[:: -(-leaf.size // _LARGE)].astype(jnp.float32) for leaf in large]
     bits = jnp.concatenate([_words(sample) for sample in samples])
-    highest = pmax(jnp.concatenate([bits, ~bits]), axis_name)
-    same = jnp.split(highest[: len(bits)] == ~highest[len(bits) :], np.cumsum(list(map(len, samples)))[:-1])
+    same = jnp.split(_same(bits, axis_name), np.cumsum(list(map(len, samples)))[:-1])
     counts = [(jnp.sum(each & (x != 0)), jnp.sum(x != 0)) for each, x in zip(same, samples, strict=True)]
     agree = jnp.array([8 * equal >= jnp.maximum(anything, 1) for equal, anything in counts])
     return jnp.all(agree | jnp.array([anything == 0 for _, anything in counts])) & jnp.any(agree)
@@ -158,10 +157,14 @@ def _agree(tree: PyTree, axis_name: AxisName) -> jax.Array:
 
 def _differ(tree: PyTree, axis_name: AxisName) -> jax.Array:
     """Which leaves differ between workers, bool [leaves]."""
-    sums = checksums(tree)
-    # A single collective finds the largest checksum and, by complement, the smallest.
-    largest = pmax(jnp.concatenate([sums, ~sums]), axis_name)
-    return largest[: len(sums)] != ~largest[len(sums) :]
+    return ~_same(checksums(tree), axis_name)
+
+
+def _same(numbers: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Which of these uint32 [n] are the same on all workers, bool [n]."""
+    # A single collective finds the largest and, by complement, the smallest.
+    largest = pmax(jnp.concatenate([numbers, ~numbers]), axis_name)
+    return largest[: len(numbers)] == ~largest[len(numbers) :]
 
 
 def checksums(tree: PyTree) -> jax.Array:

@@ -12,7 +12,6 @@ tenth of the training images, tests on it and times nothing. Writes time_to_accu
 """
 
 import itertools
-import json
 import os
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from absl import app, flags
 from benchmarks import pages
 from benchmarks.cluster.network import network
 from benchmarks.cluster.processes import guarded, run_workers
-from benchmarks.records import Records
+from benchmarks.records import Records, by_settings
 from benchmarks.time_to_accuracy import page
 from benchmarks.time_to_accuracy.workload import RATES
 from def_jax.trainer.data.in_memory import load_dataset
@@ -59,7 +58,7 @@ def main(_) -> int:
 def _make_all() -> None:
     """Makes the runs that are missing, and writes the page."""
     folder = Path(_OUTPUT.value)
-    runs = Records(folder / 'time_to_accuracy.jsonl', lambda run: json.dumps(run['settings'], sort_keys=True))
+    runs = Records(folder / 'time_to_accuracy.jsonl', by_settings)
     missing = [settings for settings in _wanted() if runs.get({'settings': settings}) is None]
     with tempfile.TemporaryDirectory(prefix='def_jax-accuracy-') as images:
         data = _export(Path(images)) if missing else ''

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -16,7 +16,17 @@ from def_jax.types import PyTree
 
 Incarnations = tuple[tuple[int, int], ...]  # process and incarnation, of each that lives
 
-__all__ = ['SHARD_AXIS', 'Group', 'Incarnations', 'divided', 'everywhere', 'grouped', 'name_of', 'names']
+__all__ = [
+    'SHARD_AXIS',
+    'Group',
+    'Incarnations',
+    'changes',
+    'divided',
+    'everywhere',
+    'grouped',
+    'name_of',
+    'names',
+]
 
 SHARD_AXIS = 'shard'
 
@@ -71,6 +81,23 @@ def grouped(
     rows = [row for row, process in enumerate(processes) if process == jax.process_index()]
     local = [device for row in rows for device in grid[row]]
     return Group(incarnations, failures, name, make_dist(mesh), rows, local, processes)
+
+
+def changes(before: Group, now: Group, shares: Iterable[tuple[tuple[int, int], float]]) -> Iterator[str]:
+    """Lines about who died and who came; `shares` are the norms of what each worker has in y."""
+    then, today = dict(before.incarnations), dict(now.incarnations)
+    died = [process for process, n in then.items() if today.get(process) != n]
+    came = [process for process, n in today.items() if then.get(process) != n]
+    count = f'{before.num_workers} -> {now.num_workers} workers'
+    if died:
+        own = [norm for (process, n), norm in shares if process in died and then.get(process) == n]
+        lost = [f'{norm:.3g}' for norm in own]
+        yield (
+            f'{names(died)} died, {count}; y loses a residual of norm {" and ".join(lost) or "0"}; '
+            f'{names(then.keys() - set(died))} went on'
+        )
+    if came:
+        yield f'{names(came)} joined, {count}'
 
 
 def everywhere(group: Group, tree: PyTree) -> PyTree:

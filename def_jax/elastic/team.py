@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 from def_jax.elastic import transfer
-from def_jax.elastic.group import Group, Incarnations, divided, everywhere, grouped, name_of, names
+from def_jax.elastic.group import Group, Incarnations, changes, divided, everywhere, grouped, name_of, names
 from def_jax.elastic.roll_call import Call, RollCall, checksums, identity_of
 from def_jax.elastic.service import (
     DiedError,
@@ -239,7 +239,8 @@ class Team:
                 )
             self._group = self._grouped(incarnations)
             if before is not None and not self._closes:
-                self._report(before, self._group)
+                for line in changes(before, self._group, self._shares):
+                    self._say(line)
         return self._group
 
     def _meeting(self) -> contextlib.AbstractContextManager[None]:
@@ -254,21 +255,6 @@ class Team:
             # there, so the others' next meeting fails for want of it before its own first one begins.
             failures = next(n for n in itertools.count() if not failed(name_of(incarnations, n)))
         return grouped(incarnations, failures, self._workers, self._shards, self._axis, make_dist)
-
-    def _report(self, before: Group, now: Group) -> None:
-        then, today = dict(before.incarnations), dict(now.incarnations)
-        died = [process for process, n in then.items() if today.get(process) != n]
-        came = [process for process, n in today.items() if then.get(process) != n]
-        count = f'{before.num_workers} -> {now.num_workers} workers'
-        if died:
-            own = [norm for (process, n), norm in self._shares if process in died and then.get(process) == n]
-            lost = [f'{norm:.3g}' for norm in own]
-            self._say(
-                f'{names(died)} died, {count}; y loses a residual of norm {" and ".join(lost) or "0"}; '
-                f'{names(then.keys() - set(died))} went on'
-            )
-        if came:
-            self._say(f'{names(came)} joined, {count}')
 
     def _say(self, line: str) -> None:
         if self.leads:

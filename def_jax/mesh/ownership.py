@@ -1,6 +1,6 @@
 """The states of links, and which leaves of an optimizer's state are per-worker: those that they name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -39,7 +39,10 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
     >>> own_leaves(def_jax.ef21(def_jax.random_block(2), None), jnp.zeros(4))
     EF21State(step=False, key=False, local=True, mean=False)
     """
-    state = abstract_state(optimizer, params)
+    return _own_leaves(abstract_state(optimizer, params))
+
+
+def _own_leaves(state: PyTree) -> PyTree:
     if not link_states(state):
         raise ValueError(
             'the optimizer holds no link that communicates, so its workers would drift apart. Wrap it in '
@@ -106,9 +109,10 @@ def state_specs(
     (('workers',), ('workers',), ())
     """
     specs = tree_of_specs(param_specs, params, axis_name)
-    like_state = specs_like(abstract_state(optimizer, params), params, specs)
+    state = abstract_state(optimizer, params)
+    like_state = specs_like(state, params, specs)
     return jax.tree.map(
-        lambda mine, spec: P(axis_name, *spec) if mine else spec, own_leaves(optimizer, params), like_state
+        lambda mine, spec: P(axis_name, *spec) if mine else spec, _own_leaves(state), like_state
     )
 
 
@@ -133,11 +137,7 @@ def check_surroundings(opt_state: PyTree, caller: str) -> None:
     for node in jax.tree.leaves(opt_state, is_leaf=lambda node: type(node) in _AROUND):
         if type(node) in _AROUND and link_states(node):
             raise ValueError(f'{caller}: the optimizer that communicates is inside {_AROUND[type(node)]}')
-
-    def is_chain(node):
-        return type(node) is tuple and any(map(is_link, node))
-
-    for chain in filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain)):
+    for chain in _chains(opt_state, is_link):
         bare = [i for i, part in enumerate(chain) if _is_bare(part)]
         after = jax.tree.leaves(chain[bare[-1] + 1 :] if bare else ())
         if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in after):
@@ -149,11 +149,7 @@ def check_surroundings(opt_state: PyTree, caller: str) -> None:
 
 def check_nothing_precedes(opt_state: PyTree) -> None:
     """Raises ValueError if a state with numbers of its own stands before a bare link in a chain."""
-
-    def is_chain(node):
-        return type(node) is tuple and any(map(_is_bare, node))
-
-    for chain in filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain)):
+    for chain in _chains(opt_state, _is_bare):
         before = chain[: max(i for i, part in enumerate(chain) if _is_bare(part))]
         leaves = jax.tree.leaves([part for part in before if not is_link(part)])
         if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
@@ -162,6 +158,15 @@ def check_nothing_precedes(opt_state: PyTree) -> None:
                 'not the detached point. Pass it to def_jax.error_feedback as inner=, e.g. '
                 'error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)).'
             )
+
+
+def _chains(opt_state: PyTree, holds: Callable[[Any], bool]) -> Iterator[tuple]:
+    """The states of chains, of which a part is such a link."""
+
+    def is_chain(node):
+        return type(node) is tuple and any(map(holds, node))
+
+    return filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))
 
 
 def _is_bare(node: Any) -> bool:

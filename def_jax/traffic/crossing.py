@@ -84,7 +84,6 @@ def check_crossing(
 ) -> list[Collective]:
     """`check`, given the worker of each device and what it passes to others over the axes `names`."""
     compiled = _of_jax(compiled)
-    _check_specs(compiled, params)
     found = [_to_others(c, len(workers)) for c in collectives(compiled.as_text() or '') if c.crosses(workers)]
     wanted, kinds = Counter[str](), Counter[str]()
     for message in messages:
@@ -137,8 +136,8 @@ def _check_one_copy(compiled: Any, params: PyTree) -> None:
             )
 
 
-def _check_specs(compiled: jax.stages.Compiled, params: PyTree) -> None:
-    """Raises ValueError if a step takes parameters in smaller parts than `def_jax.spmd` was told.
+def check_specs(compiled: Any, params: PyTree) -> None:
+    """Raises ValueError if a step takes parameters in smaller parts than their shardings, `spmd`'s, say.
 
     Its message would have as many times their size, on every device, and so would the residual.
     """
@@ -146,14 +145,14 @@ def _check_specs(compiled: jax.stages.Compiled, params: PyTree) -> None:
     def described(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
         return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
 
-    def are_params(node: Any) -> bool:
-        return described(node) == described(params)
+    wanted = described(params)
 
-    taken = filter(are_params, jax.tree.leaves(_inputs(compiled), is_leaf=are_params))
+    def are_params(node: Any) -> bool:
+        return described(node) == wanted
+
+    taken = filter(are_params, jax.tree.leaves(_inputs(_of_jax(compiled)), is_leaf=are_params))
     found = jax.tree_util.tree_leaves_with_path(next(taken, None))
     for (path, x), told in zip(found, jax.tree.leaves(params), strict=False):
-        if getattr(told, 'sharding', None) is None:
-            return
         part, whole = (each.sharding.shard_shape(x.shape) for each in (x, told))
         if math.prod(part) < math.prod(whole):
             raise ValueError(

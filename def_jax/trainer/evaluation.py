@@ -38,10 +38,15 @@ def evaluate(experiment: Experiment, state: TrainState, step: int) -> dict[str, 
     `test_accuracy_x_running` is with the running ones. Raises DivergedError on a loss that is not finite.
     """
     sums: dict[tuple[str, str, str], list[dict]] = {}
+    count = experiment.config.recalibrate_batches
+    batches = list(itertools.islice(experiment.train_batches(int(state.step)), count)) if count else []
     for point, running in _models(experiment, state):
         variants = {point: running}
-        if experiment.config.recalibrate_batches:
-            variants = {point: _recalibrated(experiment, state, running), f'{point}_running': running}
+        if batches:
+            variants = {
+                point: _recalibrated(experiment, state, running, batches),
+                f'{point}_running': running,
+            }
         for split, (name, variables) in itertools.product(experiment.evaluated, variants.items()):
             sums.setdefault((split, point, name), []).append(_sums(experiment, split, variables))
     stacked = {key: jax.tree.map(lambda *each: np.stack(each), *models) for key, models in sums.items()}
@@ -66,14 +71,14 @@ def _sums(experiment: Experiment, split: str, variables: dict) -> dict[str, np.n
     return jax.tree.map(lambda *each: np.sum(each, axis=0), *totals)
 
 
-def _recalibrated(experiment: Experiment, state: TrainState, variables: dict) -> dict:
+def _recalibrated(experiment: Experiment, state: TrainState, variables: dict, batches: list[dict]) -> dict:
     """The variables with BatchNorm's statistics of the next batches: running ones are of past points."""
-    steps, workers, count = experiment.steps, experiment.workers, experiment.config.recalibrate_batches
+    steps, workers = experiment.steps, experiment.workers
     measured = [
         workers.settled(steps.batch_statistics(state, variables['params'], workers.place(batch)))
-        for batch in itertools.islice(experiment.train_batches(int(state.step)), count)
+        for batch in batches
     ]
-    return variables | {'batch_stats': jax.tree.map(lambda *each: sum(each) / count, *measured)}
+    return variables | {'batch_stats': jax.tree.map(lambda *each: sum(each) / len(batches), *measured)}
 
 
 def record_of(task: Task, step: int, sums: Mapping[tuple[str, str, str], dict[str, np.ndarray]]) -> dict:

@@ -181,8 +181,10 @@ def advice(plan: Plan, methods: Sequence[Method]) -> str:
             f'\n{other.family} has not been trained at this size, but on {_TRAINED[other.family] / 1e6:g} M '
             f'parameters at most.\nTo compare {other.name}, {_faster(other, dense)}:\n\n    {other.paste}\n'
         )
-    elif chosen.name.endswith('256'):
-        told += f' Transformers ended behind AdamW at 256: where {_KNOWN} is fast enough, take it.'
+    elif chosen.setting == f'compression {COMPRESSIONS[-1]}':
+        told += (
+            f' Transformers ended behind AdamW at {COMPRESSIONS[-1]}: where {_KNOWN} is fast enough, take it.'
+        )
     return f'{told}\nThese are times, not accuracies: compare both on your model.'
 
 
