@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
@@ -94,12 +94,10 @@ def collectives(hlo: str) -> list[Collective]:
             if hidden[1] in channels:
                 continue
             channels.add(hidden[1])
-        named = _NAME.search(rest)
+        named, kind = _NAME.search(rest), cast(Operation, operation)
         elements, size, dtype = _arrays(operation, done.get(start, result))
         groups, name = replica_groups(rest), named[1] if named else ''
-        times = turns(match.start())
-        kind: Any = operation
-        found.append(Collective(kind, elements, size, groups, name, dtype, times=times))
+        found.append(Collective(kind, elements, size, groups, name, dtype, times=turns(match.start())))
     return found + [_between_slices(result, rest) for result, rest in _BETWEEN_SLICES.findall(hlo)]
 
 
@@ -168,7 +166,7 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     if match := re.search(r'(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}', attributes):
         return tuple(tuple(map(int, group.split(','))) for group in re.findall(r'\{([\d,]+)\}', match[1]))
     if match := re.search(r'replica_groups=\[([\d,]+)\]<=(\S*?)(?:,\s|$)', attributes):
-        return _tuples(_range(match[2]).reshape(_numbers(match[1])))
+        return tuple(map(tuple, _range(match[2]).reshape(_numbers(match[1])).tolist()))
     if match := _MESH.search(attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", match[1])}
         parts = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", match[3])
@@ -207,7 +205,3 @@ def _range(text: str) -> np.ndarray:
 
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(',')]
-
-
-def _tuples(groups: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(int(device) for device in group) for group in groups)
