@@ -85,15 +85,13 @@ class Optimizer(nnx.Optimizer):
         graph, *states = nnx.split((model, streams), self.wrt, nnx.RngKey, ...)
         _, keys, rest = nnx.as_pure(states)
 
-        def grad_fn(point, *args, **kwargs):
-            *args, keys, rest = args
+        def grad_fn(point, /, *passed, **kwargs):
+            *args, keys, rest = passed
 
             def loss(point):
                 model, streams = nnx.merge(graph, nnx.State({0: point}), keys, rest)
                 own_args = (streams.get(str(i), x) for i, x in enumerate(args, start=1))
-                result = loss_fn(
-                    model, *own_args, **kwargs | {n: streams[n] for n in streams.keys() & kwargs}
-                )
+                result = loss_fn(model, *own_args, **{n: streams.get(n, x) for n, x in kwargs.items()})
                 value, aux = result if has_aux else (result, None)
                 changed = nnx.state((model, streams), nnx.Not(nnx.Any(self.wrt, nnx.RngKey)))
                 return value, (aux, nnx.as_pure(changed))
@@ -101,10 +99,10 @@ class Optimizer(nnx.Optimizer):
             return jax.value_and_grad(loss, has_aux=True)(point)
 
         run = self.tx.at_points(grad_fn, split, keys=(len(args) + 1,))
-        args = [None if str(i) in streams else x for i, x in enumerate(args, start=1)]
+        passed = (None if str(i) in streams else x for i, x in enumerate(args, start=1))
         kwargs = {name: None if name in streams else x for name, x in kwargs.items()}
         (values, (aux, changed)), grads = run(
-            _params(model, self.wrt), nnx.as_pure(self.opt_state), *args, keys, rest, **kwargs
+            _params(model, self.wrt), nnx.as_pure(self.opt_state), *passed, keys, rest, **kwargs
         )
         nnx.update((model, streams), jax.tree.map(_agreed, changed))
         aux = jax.tree.map(lambda x: x.mean(0) if x.ndim == 1 else x, aux)

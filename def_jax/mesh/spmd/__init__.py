@@ -203,7 +203,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
         at_points.check_arguments(split, keys)
         return functools.partial(self._at_points, grad_fn, split, keys)
 
-    def _at_points(self, grad_fn, split, keys, params, opt_state, *args, **kwargs):
+    def _at_points(self, grad_fn, split, keys, params, opt_state, /, *args, **kwargs):
         params, opt_state = self._placed(params, opt_state)
         axes = jax.tree.map(lambda mine: 0 if mine else None, own_leaves(self.optimizer, params))
         specs = jax.tree.map(lambda x: x.sharding.spec, self._abstract_grads(params))
