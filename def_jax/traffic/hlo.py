@@ -14,10 +14,6 @@ __all__ = ['Collective', 'Operation', 'collectives', 'replica_groups']
 Operation = Literal[
     'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute', 'collective-broadcast'
 ]
-_BITS = dict.fromkeys(('pred', 's8', 'u8'), 8)
-_BITS |= dict.fromkeys(('bf16', 'f16', 's16', 'u16'), 16)
-_BITS |= dict.fromkeys(('f32', 's32', 'u32'), 32)
-_BITS |= dict.fromkeys(('f64', 's64', 'u64', 'c64'), 64)
 _OPERATIONS = '|'.join(get_args(Operation))
 _COLLECTIVE = re.compile(rf'(\S+) = (.*?) ({_OPERATIONS})(?:-start)?\((.*)')
 _DONE = re.compile(rf'= (.*?) (?:{_OPERATIONS})-done\((\S+?)[,)]')
@@ -128,10 +124,11 @@ def _arrays(operation: str, result: str) -> tuple[int, int, str]:
     elements = bits = 0
     arrays = _ARRAY.findall(result)
     for kind, dims in arrays:
-        if kind not in _BITS:
+        size = re.match(r'pred|[a-z]+(\d+)', kind)  # f32, bf16, f8e4m3fn, s4
+        if not size:
             raise ValueError(f'{operation} of {kind} in the HLO: the size of this type is unknown.')
         count = math.prod(int(n) for n in dims.split(',') if n)
-        elements, bits = elements + count, bits + count * _BITS[kind]
+        elements, bits = elements + count, bits + count * int(size[1] or 8)
     return elements, bits // 8, ','.join(dict.fromkeys(kind for kind, _ in arrays))
 
 
