@@ -363,11 +363,9 @@ class Spmd(optax.GradientTransformationExtraArgs):
         return specs
 
     def _abstract_grads(self, params: PyTree) -> PyTree:
-        def leaf(x, spec):
-            stacked = jax.ShapeDtypeStruct((self.num_workers, *x.shape), x.dtype)
-            return self._workers.abstract(stacked, P(self.axis_name, *spec))
-
-        return jax.tree.map(leaf, params, self._specs(params))
+        stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_workers, *x.shape), x.dtype), params)
+        specs = jax.tree.map(lambda spec: P(self.axis_name, *spec), self._specs(params))
+        return self._workers.abstract(stacked, specs)
 
     def _placed(self, params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
         """Parameters and checked state where their specs say: moved if known to lie elsewhere."""
