@@ -59,21 +59,12 @@ def def_sgd(
     >>> state = optimizer.init(jnp.zeros(3))
     """
     check_number('momentum', momentum, 0, 1, 'μ of the momentum SGD that this replaces', below=True)
-    _check_rate(learning_rate)
-    return error_feedback(
-        _blocks(compression, bits, order, allocation),
-        axis_name,
-        inner=optax.chain(
-            optax.add_decayed_weights(weight_decay),
-            optax.sgd(learning_rate),
-            optax.scale(1 / (1 - momentum)),
-        ),
-        bits=bits,
-        seed=seed,
-        detach=detach,
-        skip_nonfinite=skip_nonfinite,
-        overlap=overlap,
+    inner = optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate), optax.scale(1 / (1 - momentum))
     )
+    blocks = _blocks(learning_rate, compression, bits, order, allocation)
+    options: dict[str, Any] = dict(seed=seed, detach=detach, skip_nonfinite=skip_nonfinite, overlap=overlap)
+    return error_feedback(blocks, axis_name, inner=inner, bits=bits, **options)
 
 
 def def_adamw(
@@ -120,23 +111,15 @@ def def_adamw(
     >>> optimizer = def_jax.def_adamw(1e-3, 64, axis_name='workers', weight_decay=0.1)
     >>> state = optimizer.init(jnp.zeros(3))
     """
-    _check_rate(learning_rate)
-    return error_feedback(
-        _blocks(compression, bits, order, allocation),
-        axis_name,
-        inner=optax.chain(
-            optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
-            optax.scale(_ADAMW_RATE),
-            optax.add_decayed_weights(weight_decay, mask),
-            optax.scale_by_learning_rate(learning_rate),
-        ),
-        bits=bits,
-        seed=seed,
-        detach=detach,
-        outer=outer,
-        skip_nonfinite=skip_nonfinite,
-        overlap=overlap,
+    inner = optax.chain(
+        optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
+        optax.scale(_ADAMW_RATE),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
     )
+    blocks = _blocks(learning_rate, compression, bits, order, allocation)
+    options: dict[str, Any] = dict(seed=seed, detach=detach, skip_nonfinite=skip_nonfinite, overlap=overlap)
+    return error_feedback(blocks, axis_name, inner=inner, bits=bits, outer=outer, **options)
 
 
 def block_ratio(compression: float, bits: Bits) -> float:
@@ -158,13 +141,12 @@ def block_ratio(compression: float, bits: Bits) -> float:
     return compression * bits / 32
 
 
-def _check_rate(learning_rate: Any) -> None:
+def _blocks(
+    learning_rate: Any, compression: float, bits: Bits, order: Order, allocation: Allocation
+) -> Compressor:
     if isinstance(learning_rate, optax.GradientTransformation):
         raise ValueError(
             'learning_rate must be a number or an optax schedule, not an optimizer: the preset has its own. '
             'To wrap yours, pass inner=optimizer to def_jax.error_feedback.'
         )
-
-
-def _blocks(compression: float, bits: Bits, order: Order, allocation: Allocation) -> Compressor:
     return random_block(block_ratio(compression, bits), order=order, allocation=allocation)

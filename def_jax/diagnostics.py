@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from def_jax.error_feedback import feedback_states
-from def_jax.mesh.collectives import check_axis_name, num_workers, pmean
+from def_jax.mesh.collectives import num_workers, pmean
 from def_jax.types import AxisName, PyTree
 
 __all__ = ['error_statistics', 'gradient_statistics']
@@ -41,7 +41,6 @@ def error_statistics(opt_state: PyTree, axis_name: AxisName) -> dict[str, jax.Ar
     {'mean_error': 25.0, 'error': 25.0, 'distance_ef': 25.0, 'distance': 6.25, 'detach_optimum': 1.0, \
 'detach_optimum_own': 1.0}
     """
-    check_axis_name(axis_name)
     states = feedback_states(opt_state, 'error_statistics')
     residuals = [state.residual for state in states]
     detached = [optax.tree.scale(state.detach, state.residual) for state in states]
@@ -81,7 +80,6 @@ def gradient_statistics(grads: PyTree, axis_name: AxisName) -> dict[str, jax.Arr
     >>> {name: float(value[0]) for name, value in measure(jnp.array([1.0, 3.0])).items()}
     {'second_moment': 3.0, 'variance': 2.0}
     """
-    check_axis_name(axis_name)
     mean = pmean(grads, axis_name)
     workers = num_workers(axis_name)
     if workers < 2:

@@ -15,8 +15,8 @@ from jax import lax
 from jax.experimental import multihost_utils
 
 from def_jax.error_feedback import feedback_states
-from def_jax.mesh.collectives import check_axis_name, num_workers, pmax, psum
-from def_jax.mesh.ownership import replicated_leaves
+from def_jax.mesh.collectives import num_workers, pmax, psum
+from def_jax.mesh.ownership import each, per_worker_leaves
 from def_jax.options.skipping import all_finite as finite_here
 from def_jax.types import AxisName, PyTree
 
@@ -43,7 +43,6 @@ def all_finite(tree: PyTree, axis_name: AxisName) -> jax.Array:
     >>> verdict(jnp.array([1.0, jnp.nan])).tolist()
     [False, False]
     """
-    check_axis_name(axis_name)
     return psum(1 - finite_here(tree).astype(jnp.int32), axis_name) == 0
 
 
@@ -79,9 +78,9 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     ...     print(str(error)[:43])
     all 2 workers have the same residual or mom
     """
-    check_axis_name(axis_name)
-    assert_replicated((params, replicated_leaves(opt_state)), axis_name)
     states = feedback_states(opt_state, 'debug')
+    shared = each(lambda mine, x: None if mine else x, per_worker_leaves(opt_state), opt_state)
+    assert_replicated({'params': params, 'opt_state': shared}, axis_name)
     agree = _agree([state.residual for state in states], axis_name)
     moments = [x for x in jax.tree.leaves([state.inner for state in states]) if jnp.size(x) > 1]
     if moments := [x for x in moments if jnp.issubdtype(x.dtype, jnp.floating)]:
@@ -129,14 +128,14 @@ def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
     ...     print(error)
     the workers do not agree on w: their copies should be identical, bit for bit.
     """
-    check_axis_name(axis_name)
     names = leaf_names(tree)
     if not names:
         return
     if axis_name is None:
         _raise_if(names, _copies_differ(jax.tree.leaves(tree)))
         return
-    jax.debug.callback(functools.partial(_raise_if, names), _differ(tree, axis_name))
+    differ = ~_same(checksums(tree), axis_name)
+    jax.debug.callback(functools.partial(_raise_if, names), differ)
 
 
 def _agree(tree: PyTree, axis_name: AxisName) -> jax.Array:
@@ -155,11 +154,6 @@ def _agree(tree: PyTree, axis_name: AxisName) -> jax.Array:
     return jnp.all(agree | jnp.array([anything == 0 for _, anything in counts])) & jnp.any(agree)
 
 
-def _differ(tree: PyTree, axis_name: AxisName) -> jax.Array:
-    """Which leaves differ between workers, bool [leaves]."""
-    return ~_same(checksums(tree), axis_name)
-
-
 def _same(numbers: jax.Array, axis_name: AxisName) -> jax.Array:
     """Which of these uint32 [n] are the same on all workers, bool [n]."""
     # A single collective finds the largest and, by complement, the smallest.
@@ -168,9 +162,17 @@ def _same(numbers: jax.Array, axis_name: AxisName) -> jax.Array:
 
 
 def checksums(tree: PyTree) -> jax.Array:
-    """A checksum of the bits of every leaf, uint32 [leaves]; a change of one element always changes it."""
-    leaves = jax.tree.leaves(tree)
-    return jnp.stack([_checksum(leaf) for leaf in leaves]) if leaves else jnp.zeros(0, jnp.uint32)
+    """A checksum of the bits of every leaf, uint32 [leaves]; a change of one element always changes it.
+
+    It is their sum modulo 2^32, each times an odd number that depends on its position.
+    """
+
+    def checksum(leaf):
+        words = _words(leaf)
+        odd = (lax.iota(jnp.uint32, words.size).reshape(words.shape) * _GOLDEN) | jnp.uint32(1)
+        return jnp.sum(words * odd, dtype=jnp.uint32)
+
+    return jnp.array([checksum(leaf) for leaf in jax.tree.leaves(tree)], jnp.uint32)
 
 
 def leaf_names(tree: PyTree) -> list[str]:
@@ -187,14 +189,6 @@ def _raise_if(names: list[str], differ: np.ndarray) -> None:
             f'the workers do not agree on {", ".join(wrong[:3])}{more}: their copies should be identical, '
             'bit for bit.'
         )
-
-
-def _checksum(leaf: Any) -> jax.Array:
-    """The sum of the elements' bits modulo 2^32, each times an odd number that depends on its position."""
-    words = _words(leaf)
-    place = lax.iota(jnp.uint32, words.size).reshape(words.shape)
-    odd = (place * _GOLDEN) | jnp.uint32(1)
-    return jnp.sum(words * odd, dtype=jnp.uint32)
 
 
 def _words(leaf: Any) -> jax.Array:

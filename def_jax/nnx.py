@@ -71,35 +71,38 @@ class Optimizer(nnx.Optimizer):
         return functools.partial(self._value_and_grad, loss_fn, has_aux, split)
 
     def _value_and_grad(self, loss_fn, has_aux, split, model, /, *args, **kwargs):
-        streams = {i: arg for i, arg in enumerate(args, start=1) if isinstance(arg, nnx.Rngs)}
-        graph, *states = nnx.split((model, streams), self.wrt, nnx.RngKey, ...)
-        _, keys, rest = nnx.as_pure(states)
-        others = {i: arg for i, arg in enumerate(args, start=1) if i not in streams}
-        numbers = list(others)
+        given = dict(enumerate(args, start=1)) | kwargs
+        streams = {str(name): x for name, x in given.items() if isinstance(x, nnx.Rngs)}
         for i in split:
-            if i in streams:
+            if str(i) in streams:
+                others = tuple(n for n in range(1, len(args) + 1) if str(n) not in streams)
                 raise ValueError(
                     f'{split=} names argument {i}, an nnx.Rngs, whose keys are folded with the number of the '
-                    f'worker. Name the batch, e.g. split={tuple(numbers[:1])}.'
+                    f'worker. Name the batch, e.g. split={others[:1]}.'
                 )
-            if i not in others:
+            if i > len(args):
                 raise ValueError(f'{split=} names argument {i}, but there are {len(args)} after the model.')
+        graph, *states = nnx.split((model, streams), self.wrt, nnx.RngKey, ...)
+        _, keys, rest = nnx.as_pure(states)
 
-        def grad_fn(point, keys, rest, *others, **kwargs):
+        def grad_fn(point, /, *passed, **kwargs):
+            *args, keys, rest = passed
+
             def loss(point):
-                given, rngs = nnx.merge(graph, nnx.State({0: point}), keys, rest)
-                whole = dict(zip(numbers, others, strict=True)) | rngs
-                result = loss_fn(given, *(whole[i] for i in sorted(whole)), **kwargs)
+                model, streams = nnx.merge(graph, nnx.State({0: point}), keys, rest)
+                own_args = (streams.get(str(i), x) for i, x in enumerate(args, start=1))
+                result = loss_fn(model, *own_args, **{n: streams.get(n, x) for n, x in kwargs.items()})
                 value, aux = result if has_aux else (result, None)
-                changed = nnx.state((given, rngs), nnx.Not(nnx.Any(self.wrt, nnx.RngKey)))
+                changed = nnx.state((model, streams), nnx.Not(nnx.Any(self.wrt, nnx.RngKey)))
                 return value, (aux, nnx.as_pure(changed))
 
             return jax.value_and_grad(loss, has_aux=True)(point)
 
-        divided = tuple(3 + numbers.index(i) for i in split)
-        run = self.tx.at_points(grad_fn, split=divided, keys=(1,))
+        run = self.tx.at_points(grad_fn, split, keys=(len(args) + 1,))
+        passed = (None if str(i) in streams else x for i, x in enumerate(args, start=1))
+        kwargs = {name: None if name in streams else x for name, x in kwargs.items()}
         (values, (aux, changed)), grads = run(
-            _params(model, self.wrt), nnx.as_pure(self.opt_state), keys, rest, *others.values(), **kwargs
+            _params(model, self.wrt), nnx.as_pure(self.opt_state), *passed, keys, rest, **kwargs
         )
         nnx.update((model, streams), jax.tree.map(_agreed, changed))
         aux = jax.tree.map(lambda x: x.mean(0) if x.ndim == 1 else x, aux)

@@ -71,6 +71,22 @@ def test_the_batch_is_divided_and_not_the_random_numbers():
         optimizer.update(model, grads)
 
 
+@pytest.mark.parametrize('by_name', [False, True])
+def test_random_numbers_differ_by_worker(by_name):
+    """Whether an `nnx.Rngs` is given by position or by name, and its counts advance."""
+    model, rngs = nnx.Linear(6, 2, rngs=nnx.Rngs(0)), nnx.Rngs(0)
+
+    def loss_fn(model, rows, rngs):
+        return jnp.mean(model(rows) ** 2), jax.random.normal(rngs.noise(), (2,))
+
+    grad_fn = optimizer_of(model).value_and_grad(loss_fn, has_aux=True)
+    (_, noise), _ = grad_fn(model, ROWS, rngs=rngs) if by_name else grad_fn(model, ROWS, rngs)
+    expected = [jax.random.fold_in(nnx.Rngs(0).default.key[...], k) for k in range(2)]
+    expected = [jax.random.normal(jax.random.fold_in(key, 0), (2,)) for key in expected]
+    np.testing.assert_allclose(noise, expected, rtol=1e-6)
+    assert int(rngs.default.count[...]) == 1
+
+
 def test_stacked_layers_have_stacked_keys():
     """`nnx.scan` runs layers that `nnx.vmap` made, so their random numbers are arrays of keys."""
 

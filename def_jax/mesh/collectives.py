@@ -75,9 +75,8 @@ def _not_bound(axis_name: AxisName) -> ValueError:
 
 def num_workers(axis_name: AxisName) -> int:
     """K, the size of the axis over workers; 1 for None."""
-    if axis_name is None:
-        return 1
-    return lax.axis_size(axis_names(axis_name))
+    check_axis_name(axis_name)
+    return 1 if axis_name is None else lax.axis_size(axis_names(axis_name))
 
 
 def check_axis_name(axis_name: Any) -> None:

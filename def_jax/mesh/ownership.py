@@ -39,10 +39,7 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
     >>> own_leaves(def_jax.ef21(def_jax.random_block(2), None), jnp.zeros(4))
     EF21State(step=False, key=False, local=True, mean=False)
     """
-    return _own_leaves(abstract_state(optimizer, params))
-
-
-def _own_leaves(state: PyTree) -> PyTree:
+    state = abstract_state(optimizer, params)
     if not link_states(state):
         raise ValueError(
             'the optimizer holds no link that communicates, so its workers would drift apart. Wrap it in '
@@ -74,12 +71,6 @@ def per_worker_leaves(opt_state: PyTree) -> PyTree:
     return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or is_chain(node))
 
 
-def replicated_leaves(opt_state: PyTree) -> list[jax.Array]:
-    """What must be the same on all workers."""
-    leaves, own = jax.tree.leaves(opt_state), jax.tree.leaves(per_worker_leaves(opt_state))
-    return [leaf for leaf, mine in zip(leaves, own, strict=True) if not mine]
-
-
 def state_specs(
     optimizer: optax.GradientTransformation,
     params: PyTree,
@@ -109,11 +100,9 @@ def state_specs(
     (('workers',), ('workers',), ())
     """
     specs = tree_of_specs(param_specs, params, axis_name)
-    state = abstract_state(optimizer, params)
-    like_state = specs_like(state, params, specs)
-    return jax.tree.map(
-        lambda mine, spec: P(axis_name, *spec) if mine else spec, _own_leaves(state), like_state
-    )
+    like_state = specs_like(abstract_state(optimizer, params), params, specs)
+    own = own_leaves(optimizer, params)
+    return each(lambda mine, spec: P(axis_name, *spec) if mine else spec, own, like_state)
 
 
 def abstract_state(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
@@ -137,10 +126,8 @@ def check_surroundings(opt_state: PyTree, caller: str) -> None:
     for node in jax.tree.leaves(opt_state, is_leaf=lambda node: type(node) in _AROUND):
         if type(node) in _AROUND and link_states(node):
             raise ValueError(f'{caller}: the optimizer that communicates is inside {_AROUND[type(node)]}')
-    for chain in _chains(opt_state, is_link):
-        bare = [i for i, part in enumerate(chain) if _is_bare(part)]
-        after = jax.tree.leaves(chain[bare[-1] + 1 :] if bare else ())
-        if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in after):
+    for _, after in _around_bare_links(opt_state):
+        if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in jax.tree.leaves(after)):
             raise ValueError(
                 f'{caller}: an optimizer stands after def_jax.error_feedback in the chain, so that it is '
                 'given updates in place of gradients. Pass it to error_feedback as inner= instead.'
@@ -149,10 +136,8 @@ def check_surroundings(opt_state: PyTree, caller: str) -> None:
 
 def check_nothing_precedes(opt_state: PyTree) -> None:
     """Raises ValueError if a state with numbers of its own stands before a bare link in a chain."""
-    for chain in _chains(opt_state, _is_bare):
-        before = chain[: max(i for i, part in enumerate(chain) if _is_bare(part))]
-        leaves = jax.tree.leaves([part for part in before if not is_link(part)])
-        if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+    for before, _ in _around_bare_links(opt_state):
+        if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(before)):
             raise ValueError(
                 'a transformation with a state of its own precedes the link in the chain, where it sees x, '
                 'not the detached point. Pass it to def_jax.error_feedback as inner=, e.g. '
@@ -160,13 +145,15 @@ def check_nothing_precedes(opt_state: PyTree) -> None:
             )
 
 
-def _chains(opt_state: PyTree, holds: Callable[[Any], bool]) -> Iterator[tuple]:
-    """The states of chains, of which a part is such a link."""
+def _around_bare_links(opt_state: PyTree) -> Iterator[tuple[tuple, tuple]]:
+    """For each chain with bare links, states before the last of these, other links aside, and after it."""
 
     def is_chain(node):
-        return type(node) is tuple and any(map(holds, node))
+        return type(node) is tuple and any(map(_is_bare, node))
 
-    return filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))
+    for chain in filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain)):
+        last = max(i for i, part in enumerate(chain) if _is_bare(part))
+        yield tuple(part for part in chain[:last] if not is_link(part)), chain[last + 1 :]
 
 
 def _is_bare(node: Any) -> bool:

@@ -86,8 +86,13 @@ def _stacked(opt_state: PyTree, caller: str) -> PyTree:
     everywhere = any(np.ndim(getattr(state, 'step', 0)) for state in link_states(opt_state))
 
     def leaf(path: Any, mine: bool, x: Any) -> np.ndarray:
-        stacked = _copies(x) if _is_hidden(x) else np.asarray(x)
-        if mine or not (everywhere or _is_hidden(x)):
+        # Copies on several devices may differ, though the array's type says that they don't.
+        has_copies = isinstance(x, jax.Array) and x.is_fully_replicated and len(x.sharding.device_set) > 1
+        if has_copies:
+            shards = sorted(x.addressable_shards, key=lambda shard: shard.device.id)
+            x = [np.asarray(shard.data) for shard in shards]
+        stacked = np.asarray(x)
+        if mine or not (everywhere or has_copies):
             return stacked
         if stacked[0].size <= _FEW and (stacked != stacked[:1]).any():
             raise ValueError(
@@ -150,13 +155,3 @@ def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
                 f'(or all are given the same data). {_REMEDY}.'
             )
     return saved
-
-
-def _is_hidden(x: Any) -> bool:
-    """Whether an array has a copy on each device, which may differ though its type says that they don't."""
-    return isinstance(x, jax.Array) and x.sharding.is_fully_replicated and len(x.sharding.device_set) > 1
-
-
-def _copies(x: jax.Array) -> np.ndarray:
-    shards = sorted(x.addressable_shards, key=lambda shard: shard.device.id)
-    return np.stack([np.asarray(shard.data) for shard in shards])

@@ -55,11 +55,9 @@ def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[st
 
 def with_specs(param_specs: PyTree) -> PyTree:
     """The tree with PartitionSpecs in place of NamedShardings and None."""
-
-    def spec(leaf):
-        return P() if leaf is None else getattr(leaf, 'spec', leaf)
-
-    return jax.tree.map(spec, param_specs, is_leaf=lambda node: node is None)
+    return jax.tree.map(
+        lambda x: P() if x is None else getattr(x, 'spec', x), param_specs, is_leaf=lambda node: node is None
+    )
 
 
 def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...], known: Collection[str] = ()) -> None:

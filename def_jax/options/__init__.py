@@ -1,7 +1,6 @@
 """Arguments of `error_feedback` that Algorithm 1 does not have, a file each; they meet in line 9, `send`."""
 
 import dataclasses
-import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -138,35 +137,32 @@ def send(
 
     `every` and `outer` wrap the exchange; they see the block in place of the trees.
     """
-    sending: Send = functools.partial(_send, options, step, arrive)
+    sizes, weights = options.compressor.sizes(step.pending), None
+    if options.estimates_detach:  # they scale a block to its tensor, once for all devices that hold it
+        parts, shares = options.compressor.parts(step.pending), step.shards.shares(step.pending)
+        scales = [part.weight * share for part, share in zip(parts, shares, strict=True)]
+        weights = jnp.array(scales, jnp.float32)
+
+    def exchanged(block: jax.Array, before: Any) -> tuple[jax.Array, Any]:
+        detach = jnp.asarray(options.first_detach, jnp.float32)
+        after = before._replace(step=before.step + 1, detach=detach, residual=None)
+        message = skipping.marked(block, step.updates, before) if options.skip_nonfinite else block
+        mean, rest, energy = exchange(message, sizes, options.axis_name, options.bits, weights, arrive)
+        if energy is not None:
+            after = detach_estimate.learned(step.shards.sum(energy), after)
+        arrived = mean
+        if options.outer is not None:
+            mean, after = outer.applied(options.outer, mean, after)
+        if options.skip_nonfinite:
+            old = step.selection.take(step.before.residual)
+            # Another device of this worker may have seen what is not finite.
+            finite = step.shards.all(skipping.all_finite(arrived))
+            mean, rest, after = skipping.undone(finite, old, mean, rest, before, after)
+        return mean, after._replace(residual=rest)
+
+    sending: Send = exchanged
     if options.outer is not None:
         sending = outer.with_block(options.outer, step.selection, sending)
     if options.every > 1:
         sending = every.now_and_then(options.every, sending)
     return sending(block, step.before)
-
-
-def _send(
-    options: Options, step: Step, arrive: Arrive, block: jax.Array, before: Any
-) -> tuple[jax.Array, Any]:
-    detach = jnp.asarray(options.first_detach, jnp.float32)
-    after = before._replace(step=before.step + 1, detach=detach, residual=None)
-    message = skipping.marked(block, step.updates, before) if options.skip_nonfinite else block
-    sizes = options.compressor.sizes(step.pending)
-    weights = None
-    if options.estimates_detach:  # they scale a block to its tensor, once for all devices that hold it
-        parts, shares = options.compressor.parts(step.pending), step.shards.shares(step.pending)
-        scales = [part.weight * share for part, share in zip(parts, shares, strict=True)]
-        weights = jnp.array(scales, jnp.float32)
-    mean, rest, energy = exchange(message, sizes, options.axis_name, options.bits, weights, arrive)
-    if energy is not None:
-        after = detach_estimate.learned(step.shards.sum(energy), after)
-    arrived = mean
-    if options.outer is not None:
-        mean, after = outer.applied(options.outer, mean, after)
-    if options.skip_nonfinite:
-        old = step.selection.take(step.before.residual)
-        # Another device of this worker may have seen what is not finite.
-        finite = step.shards.all(skipping.all_finite(arrived))
-        mean, rest, after = skipping.undone(finite, old, mean, rest, before, after)
-    return mean, after._replace(residual=rest)

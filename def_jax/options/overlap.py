@@ -35,8 +35,11 @@ def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) ->
     # What XLA computes in one kernel with something of the gradient would wait for it. So the block is of
     # another array than the detached point, for TPUs, where a tensor may be sent whole;
     block = selection.take(in_memory(residual, ['tpu']))
-    # taken with other indices than that of the updates, for GPUs;
-    again = options.select(_after(block, state.key), drawn, residual)
+    # taken with other indices than that of the updates, for GPUs: those of a key that waits for the block,
+    # unless types say that it must not depend on what varies over workers;
+    alike = varying_axes([state.key]) == varying_axes([block])
+    key, *_ = lax.optimization_barrier((state.key, block) if alike else (state.key,))
+    again = options.select(key, drawn, residual)
     # In memory, or XLA for GPUs would take the block of all updates again wherever it is used.
     computed = jnp.max(lax.optimization_barrier(again.take(updates)), initial=0)
     step = Step(updates, state._replace(step=last), residual, selection, shards)
@@ -57,13 +60,6 @@ def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) ->
     # Moved before the gradient has read them, the parameters would be copied.
     arrived = _late(computed, block, mean) if branches else mean
     return selection.place(arrived, updates), options.finish(state, after)
-
-
-def _after(block: jax.Array, key: jax.Array) -> jax.Array:
-    """The key, behind a barrier that waits for the block, unless their types differ between workers."""
-    if varying_axes([key]) == varying_axes([block]):
-        return lax.optimization_barrier((key, block))[0]
-    return lax.optimization_barrier(key)
 
 
 def _late(computed: jax.Array, message: jax.Array, mean: jax.Array) -> jax.Array:

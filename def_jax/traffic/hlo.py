@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
@@ -14,10 +14,6 @@ __all__ = ['Collective', 'Operation', 'collectives', 'replica_groups']
 Operation = Literal[
     'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute', 'collective-broadcast'
 ]
-_BITS = dict.fromkeys(('pred', 's8', 'u8'), 8)
-_BITS |= dict.fromkeys(('bf16', 'f16', 's16', 'u16'), 16)
-_BITS |= dict.fromkeys(('f32', 's32', 'u32'), 32)
-_BITS |= dict.fromkeys(('f64', 's64', 'u64', 'c64'), 64)
 _OPERATIONS = '|'.join(get_args(Operation))
 _COLLECTIVE = re.compile(rf'(\S+) = (.*?) ({_OPERATIONS})(?:-start)?\((.*)')
 _DONE = re.compile(rf'= (.*?) (?:{_OPERATIONS})-done\((\S+?)[,)]')
@@ -94,12 +90,10 @@ def collectives(hlo: str) -> list[Collective]:
             if hidden[1] in channels:
                 continue
             channels.add(hidden[1])
-        named = _NAME.search(rest)
+        named, kind = _NAME.search(rest), cast(Operation, operation)
         elements, size, dtype = _arrays(operation, done.get(start, result))
         groups, name = replica_groups(rest), named[1] if named else ''
-        times = turns(match.start())
-        kind: Any = operation
-        found.append(Collective(kind, elements, size, groups, name, dtype, times=times))
+        found.append(Collective(kind, elements, size, groups, name, dtype, times=turns(match.start())))
     return found + [_between_slices(result, rest) for result, rest in _BETWEEN_SLICES.findall(hlo)]
 
 
@@ -130,10 +124,11 @@ def _arrays(operation: str, result: str) -> tuple[int, int, str]:
     elements = bits = 0
     arrays = _ARRAY.findall(result)
     for kind, dims in arrays:
-        if kind not in _BITS:
+        size = re.match(r'pred|[a-z]+(\d+)', kind)  # f32, bf16, f8e4m3fn, s4
+        if not size:
             raise ValueError(f'{operation} of {kind} in the HLO: the size of this type is unknown.')
         count = math.prod(int(n) for n in dims.split(',') if n)
-        elements, bits = elements + count, bits + count * _BITS[kind]
+        elements, bits = elements + count, bits + count * int(size[1] or 8)
     return elements, bits // 8, ','.join(dict.fromkeys(kind for kind, _ in arrays))
 
 
@@ -168,7 +163,7 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     if match := re.search(r'(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}', attributes):
         return tuple(tuple(map(int, group.split(','))) for group in re.findall(r'\{([\d,]+)\}', match[1]))
     if match := re.search(r'replica_groups=\[([\d,]+)\]<=(\S*?)(?:,\s|$)', attributes):
-        return _tuples(_range(match[2]).reshape(_numbers(match[1])))
+        return tuple(map(tuple, _range(match[2]).reshape(_numbers(match[1])).tolist()))
     if match := _MESH.search(attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", match[1])}
         parts = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", match[3])
@@ -207,7 +202,3 @@ def _range(text: str) -> np.ndarray:
 
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(',')]
-
-
-def _tuples(groups: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(int(device) for device in group) for group in groups)

@@ -135,9 +135,7 @@ def exchange(
     message = in_memory(message)
     block, part = message.reshape(p.shape), jnp.asarray(p.part)
     unit = _unit(_rms(block.reshape(-1, p.tile), part.reshape(-1), jnp.asarray(p.sizes)), bits)
-    numbers = _Numbers(bits, unit[part])
-    codes = numbers.codes(block)
-    sent = numbers.values(codes)
+    codes, sent = _rounded(block, unit[part], bits)
     if workers == 1:
         return sent.reshape(-1), (block - sent).reshape(-1), energy
 
@@ -145,9 +143,8 @@ def exchange(
     k = axis_index(axis_name)
     row, lost = _mean_of_chunk(p, all_to_all(rows, axis_name), k, weights)
     codes, unit, shares = _split(all_gather(row, axis_name), p)
-    mean = _Numbers(bits, jnp.take_along_axis(unit, jnp.asarray(p.piece), axis=1)).values(
-        _unpack(codes, bits)
-    )
+    of_tiles = jnp.take_along_axis(unit, jnp.asarray(p.piece), axis=1)
+    mean = _values(_unpack(codes, bits), of_tiles, bits)
     if energy is not None:
         energy = _from_bytes(shares[:, : energy.nbytes], jnp.float32).sum(0)
     rest = block - sent
@@ -173,7 +170,7 @@ def _mean_of_chunk(
     of_tiles = jnp.take(units, piece, axis=1)  # [K, T]
 
     def values(worker):
-        return _Numbers(bits, of_tiles[worker]).values(_unpack(codes[worker], bits))
+        return _values(_unpack(codes[worker], bits), of_tiles[worker], bits)
 
     total = lax.fori_loop(
         1, workers, lambda w, sum_: sum_ + values(w), values(0), unroll=min(_UNROLLED, workers - 1)
@@ -182,12 +179,11 @@ def _mean_of_chunk(
     mean = jnp.where(inside, total / workers, 0)
     size = jnp.where(piece[:, None] == jnp.arange(p.pieces.shape[1])[None], filled[:, None], 0).sum(0)  # [S]
     unit = _unit(_rms(mean, piece, size), bits)
-    numbers = _Numbers(bits, unit[piece])
-    again = numbers.codes(mean)
+    again, rounded = _rounded(mean, unit[piece], bits)
     row = [_pack(again, bits).reshape(-1), _as_bytes(unit)]
     if weights is not None:
         row.append(_as_bytes(_energy(mean, units, weights[pieces], piece, size, bits)))
-    return _whole_tiles(jnp.concatenate(row)), workers * (mean - numbers.values(again))
+    return _whole_tiles(jnp.concatenate(row)), workers * (mean - rounded)
 
 
 def _whole_tiles(row: jax.Array) -> jax.Array:
@@ -218,29 +214,18 @@ def _split(rows: jax.Array, p: Plan) -> tuple[jax.Array, jax.Array, jax.Array]:
     return codes.reshape(len(rows), -1, p.tile), _from_bytes(unit, _UNIT), rest
 
 
-class _Numbers(NamedTuple):
-    """Integers of b bits, counted in units [..., T] of the tiles of arrays [..., T, G]."""
+def _rounded(x: jax.Array, unit: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    """The nearest integers to float32 [..., T, G], as uint8, counted in units [..., T], and their values."""
+    levels, wide = np.float32(_levels(bits)), unit.astype(jnp.float32)[..., None]
+    counts = jnp.clip(jnp.round(x * jnp.where(wide > 0, 1 / wide, 0)), -levels, levels) + levels
+    codes = (x > 0 if bits == 1 else counts).astype(jnp.uint8)
+    return codes, _values(codes, unit, bits)
 
-    bits: int
-    unit: jax.Array  # bfloat16 [..., T]
 
-    def codes(self, x: jax.Array) -> jax.Array:
-        """The nearest integers to float32 [..., T, G], as uint8."""
-        if self.bits == 1:
-            return (x > 0).astype(jnp.uint8)
-        unit = self._unit
-        levels = np.float32(_levels(self.bits))
-        counts = jnp.clip(jnp.round(x * jnp.where(unit > 0, 1 / unit, 0)), -levels, levels)
-        return (counts + levels).astype(jnp.uint8)
-
-    def values(self, codes: jax.Array) -> jax.Array:
-        """What codes stand for: float32 [..., T, G]; NaN where the unit is."""
-        counts = codes.astype(jnp.float32)
-        return (2 * counts - 1 if self.bits == 1 else counts - _levels(self.bits)) * self._unit
-
-    @property
-    def _unit(self) -> jax.Array:
-        return self.unit.astype(jnp.float32)[..., None]
+def _values(codes: jax.Array, unit: jax.Array, bits: int) -> jax.Array:
+    """What codes stand for: float32 [..., T, G]; NaN where the unit is."""
+    counts = codes.astype(jnp.float32)
+    return (2 * counts - 1 if bits == 1 else counts - _levels(bits)) * unit.astype(jnp.float32)[..., None]
 
 
 def _unit(rms: jax.Array, bits: int) -> jax.Array:

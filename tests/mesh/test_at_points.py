@@ -139,6 +139,13 @@ def test_any_arguments_keys_and_auxiliary_values():
             dist.mean(mean)
 
 
+def test_keyword_arguments_have_any_name():
+    names = dict.fromkeys(('grad_fn', 'split', 'keys', 'params', 'opt_state', 'point'), 1.0)
+    dist = spmd()
+    run = dist.at_points(lambda p, batch, **named: 0 * jnp.sum(batch) + sum(named.values()))
+    assert run(*initial(dist), BATCH, **names).tolist() == [6, 6]
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

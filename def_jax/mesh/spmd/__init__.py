@@ -113,7 +113,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
         self._workers = WorkerMesh(mesh, axis_name)
         self._init, self._output_params = jax.jit(self._init_program), jax.jit(self._output_program)
-        self._update, self._regroup = jax.jit(self._update_program), jax.jit(self._regroup_program)
+        self._update = jax.jit(self._update_program)
         self._params: PyTree = None  # abstract: those of the last update that was traced, for `check`
 
     # As a tuple, it would equal all others, and its copy would be another.
@@ -203,10 +203,10 @@ class Spmd(optax.GradientTransformationExtraArgs):
         at_points.check_arguments(split, keys)
         return functools.partial(self._at_points, grad_fn, split, keys)
 
-    def _at_points(self, grad_fn, split, keys, params, opt_state, *args, **kwargs):
+    def _at_points(self, grad_fn, split, keys, params, opt_state, /, *args, **kwargs):
         params, opt_state = self._placed(params, opt_state)
-        own, specs = own_leaves(self.optimizer, params), self._stacked_specs(params)
-        axes = jax.tree.map(lambda mine: 0 if mine else None, own)
+        axes = jax.tree.map(lambda mine: 0 if mine else None, own_leaves(self.optimizer, params))
+        specs = jax.tree.map(lambda x: x.sharding.spec, self._abstract_grads(params))
         points = jax.vmap(at_points.point, in_axes=(None, axes), axis_size=self.num_workers)
         points = self._workers.auto(points, specs)(params, opt_state)
         return at_points.run(self._workers, grad_fn, points, args, kwargs, split, keys)
@@ -247,9 +247,8 @@ class Spmd(optax.GradientTransformationExtraArgs):
             ValueError: if arguments do not belong together, or an extra one is stacked.
         """
         params, opt_state = self._placed(params, opt_state)
-        check_like('grads', grads, self._stacked(params), _GRADS)
+        grads = self._fitting('grads', grads, self._abstract_grads(params), _GRADS)
         check_extra_arguments(extra_args, params, self.num_workers)
-        grads = self._workers.place(grads, self._stacked_specs(params))
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         # `Partial` is a tree without leaves.
         extra_args = {name: Partial(x) if callable(x) else x for name, x in extra_args.items()}
@@ -312,8 +311,8 @@ class Spmd(optax.GradientTransformationExtraArgs):
         params = self._params if params is None else params
         if params is None:
             raise ValueError('no update of this def_jax.spmd was traced yet: pass params.')
-        grads = self._workers.abstract(self._stacked(params), self._stacked_specs(params))
-        state, params = self.abstract_state(params), self._workers.abstract(params, self._specs(params))
+        grads, state = self._abstract_grads(params), self.abstract_state(params)
+        params = self._workers.abstract(params, self._specs(params))
         check_specs(compiled, params)
         program = self._update.trace(grads, state, params, {}).jaxpr
         sent = traffic_of(program.jaxpr, self.axis_name).messages
@@ -345,15 +344,13 @@ class Spmd(optax.GradientTransformationExtraArgs):
         """
         if link_states(params):
             raise ValueError('regroup takes params first and opt_state second, as output_params does.')
-        size = num_stacked(opt_state, own_leaves(self.optimizer, params), self.num_workers)
-        opt_state = self._checked(params, opt_state, size)
-        return opt_state if size == self.num_workers else self._regroup(opt_state, params)
-
-    def _regroup_program(self, opt_state, params):
-        size = num_stacked(opt_state, own_leaves(self.optimizer, params), self.num_workers)
         own = own_leaves(self.optimizer, params)
+        size = num_stacked(opt_state, own, self.num_workers)
+        opt_state = self._checked(params, opt_state, size)
+        if size == self.num_workers:
+            return opt_state
         means = functools.partial(regroup, own=own, before=(size,), after=(self.num_workers,))
-        return self._workers.auto(means, self.state_specs(params))(opt_state)
+        return jax.jit(self._workers.auto(means, self.state_specs(params)))(opt_state)
 
     def _specs(self, params: PyTree) -> PyTree:
         if isinstance(params, optax.LookaheadParams):
@@ -365,11 +362,10 @@ class Spmd(optax.GradientTransformationExtraArgs):
         check_divisible(params, specs, self.mesh.shape)
         return specs
 
-    def _stacked_specs(self, params: PyTree) -> PyTree:
-        return jax.tree.map(lambda spec: P(self.axis_name, *spec), self._specs(params))
-
-    def _stacked(self, params: PyTree) -> PyTree:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_workers, *x.shape), x.dtype), params)
+    def _abstract_grads(self, params: PyTree) -> PyTree:
+        stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_workers, *x.shape), x.dtype), params)
+        specs = jax.tree.map(lambda spec: P(self.axis_name, *spec), self._specs(params))
+        return self._workers.abstract(stacked, specs)
 
     def _placed(self, params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
         """Parameters and checked state where their specs say: moved if known to lie elsewhere."""
@@ -377,9 +373,11 @@ class Spmd(optax.GradientTransformationExtraArgs):
         return self._workers.place(params, self._specs(params)), opt_state
 
     def _checked(self, params: PyTree, opt_state: PyTree, num_workers: int | None = None) -> PyTree:
-        like = self.abstract_state(params, num_workers)
-        check_like('opt_state', opt_state, like, _STATE)
-        return self._workers.place(opt_state, jax.tree.map(lambda x: x.sharding.spec, like))
+        return self._fitting('opt_state', opt_state, self.abstract_state(params, num_workers), _STATE)
+
+    def _fitting(self, name: str, tree: PyTree, like: PyTree, remedy: str) -> PyTree:
+        check_like(name, tree, like, remedy)
+        return self._workers.place(tree, jax.tree.map(lambda x: x.sharding.spec, like))
 
 
 def _accumulated(

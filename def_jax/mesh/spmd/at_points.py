@@ -65,7 +65,12 @@ def run(
     divided = {i: divide(workers, given[i], f'argument {i}' if len(args) > 1 else 'batch') for i in split}
     numbers = workers.place(jnp.arange(workers.num_workers), P(workers.axis_name))
     leaves, treedef = jax.tree.flatten((given | dict.fromkeys(split), kwargs))
-    arrays = [_shared(workers, x) if isinstance(x, jax.Array) else None for x in leaves]
+
+    def shared(x):  # an array where all workers can take it, as an argument of the mapped function
+        if not isinstance(x, jax.Array):
+            return None
+        divided = workers.explicit and spec_axes(jax.typeof(x).sharding.spec) & set(workers.names)
+        return workers.place(x, P()) if divided else x
 
     def worker(mine, arrays):
         point, divided, number = mine
@@ -74,7 +79,7 @@ def run(
         folded = {i: jax.tree.map(lambda key: _folded(key, number), given[i]) for i in keys}
         return function(point, *(given | divided | folded).values(), **kwargs)
 
-    return _on_workers(workers, worker, (points, divided, numbers), arrays)
+    return _on_workers(workers, worker, (points, divided, numbers), [*map(shared, leaves)])
 
 
 def _folded(key: jax.Array, number: jax.Array) -> jax.Array:
@@ -86,13 +91,6 @@ def _folded(key: jax.Array, number: jax.Array) -> jax.Array:
     for _ in range(key.ndim - (not jnp.issubdtype(key.dtype, jax.dtypes.prng_key))):
         fold = jax.vmap(fold)
     return fold(key)
-
-
-def _shared(workers: WorkerMesh, x: jax.Array) -> jax.Array:
-    """An array where all workers can take it, as an argument of the mapped function."""
-    if workers.explicit and spec_axes(jax.typeof(x).sharding.spec) & set(workers.names):
-        return workers.place(x, P())
-    return x
 
 
 def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> PyTree:

@@ -35,6 +35,13 @@ def test_groups_in_every_form(written, groups):
     assert collective.crosses([0] * 4 + [1] * 4) == (groups != WITHIN)
 
 
+def test_numbers_of_any_type_have_a_size():
+    (found,) = collectives('r = (f8e4m3fn[3,2]{1,0}, s4[4]{0}, pred[], c128[]) all-reduce(x, y, z, u)')
+    assert (found.elements, found.bytes) == (12, 6 + 2 + 1 + 16)
+    with pytest.raises(ValueError, match=r'all-reduce of token in the HLO: the size'):
+        collectives('r = (f32[8]{0}, token[]) all-reduce(x, y)')
+
+
 @pytest.mark.parametrize('written', ["mesh['a'=8] {'a':(3)2}", '<=?', "mesh['a'=8] {'b'}"])
 def test_groups_in_an_unknown_form_are_refused(written):
     with pytest.raises(ValueError, match='unknown form'):
