@@ -10,10 +10,10 @@ from ml_collections.config_dict import placeholder
 
 from def_jax.baselines.methods import METHODS, OPTIONS
 from def_jax.checks import check_choice, check_flag, check_integer, check_number, is_number, nearest
-from def_jax.trainer.configuration.optimizers import OPTIMIZERS
-from def_jax.trainer.configuration.schedules import SCHEDULES
 from def_jax.trainer.data.catalogue import FACTORIES
 from def_jax.trainer.models import LANGUAGE_MODELS, MODELS
+from def_jax.trainer.optimizers import OPTIMIZERS
+from def_jax.trainer.schedules import SCHEDULES
 from def_jax.trainer.tasks import TASKS
 
 __all__ = ['FORMER', 'KEYS', 'SECTIONS', 'Key', 'get_defaults']
@@ -30,8 +30,7 @@ class Key(NamedTuple):
     change: Literal['never', 'always', 'regroups', 'with_workers'] = 'never'  # when a run is resumed
     kind: type | None = None  # of the values, where the default is None
     table: Mapping[str, Any] | None = None  # the factories that have a name, if the key names a factory
-    required: tuple[str, ...] = ()  # what the trainer passes to that factory
-    passed: Mapping[str, Any] = {}  # keys that it gets if it takes them; what they must be if it does not
+    passed: Mapping[str, Any] = {}  # to that factory: `...` if it must take it, else the key's value if not
 
 
 def _of_library(**helps: str) -> dict[str, Key]:
@@ -46,7 +45,7 @@ def _number(default: float, high: float, help: str) -> Key:
     return Key(default, help, lambda name, x: check_number(name, x, 0, high, help, below=True))
 
 
-def _choice(meanings: Mapping[str, str], help: str) -> Key:
+def _choice(help: str, **meanings: str) -> Key:
     return Key(next(iter(meanings)), help, lambda name, x: check_choice(name, x, meanings))
 
 
@@ -62,14 +61,14 @@ def _other(accepts: Callable[[Any], bool], allowed: str) -> Callable[[str, Any],
     return check
 
 
-def _factory(default: str, table: Mapping[str, Any], help: str, *required: str, **passed: Any) -> Key:
+def _factory(default: str, table: Mapping[str, Any], help: str, **passed: Any) -> Key:
     def check(name: str, value: Any) -> None:
         if not isinstance(value, str) or not (value in table or ':' in value or value == default):
             paths = 'or an import path such as my_package.my_module:factory' + ', or empty' * (not default)
             allowed = f'one of {", ".join(table)}, {paths}'
             raise ValueError(f'{name}={value!r} must be {allowed}.{nearest(value, table)}')
 
-    return Key(default, help, check, table=table, required=required, passed=passed)
+    return Key(default, help, check, table=table, passed=passed)
 
 
 def _are_drops(drops: Any) -> bool:
@@ -81,7 +80,7 @@ _MODELS: Mapping[str, Any] = ChainMap(LANGUAGE_MODELS, MODELS)  # type: ignore[a
 
 SECTIONS: dict[str, dict[str, Key]] = {
     'Method': {
-        'method': _factory('def', METHODS, 'how the workers communicate', 'axis_name'),
+        'method': _factory('def', METHODS, 'how the workers communicate', axis_name=...),
         'ratio': Key(64.0, 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`'),
         'bits': Key(None, 'of a number: 1, 2, 4, 8, 16 or 32; None leaves it to the method', kind=int),
         'order': Key(None, 'of the blocks: `random`, `shuffled` or `cyclic`; None likewise', kind=str),
@@ -110,7 +109,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'fake_devices': _flag('the devices are simulated on this CPU'),
     },
     'Task, data set and model': {
-        'task': _factory('image_classification', TASKS, 'the loss and the metrics', 'model', 'dataset'),
+        'task': _factory('image_classification', TASKS, 'the loss and the metrics', model=..., dataset=...),
         'dataset': _factory('digits', FACTORIES, 'the examples'),
         'data_dir': Key(
             *('', "where TFDS stores data sets; empty for TFDS's default"),
@@ -124,8 +123,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'test_examples': _count(0, 0, 'limits the test split to its first examples; 0 means all'),
         'model': _factory('vgg_digits', _MODELS, 'the network'),
         'compute_dtype': _choice(
-            {'float32': 'the default', 'bfloat16': 'faster where the hardware has it'},
             'dtype of the network; parameters stay float32',
+            **{'float32': 'the default', 'bfloat16': 'faster where the hardware has it'},
         ),
     },
     'Optimization': {
@@ -136,17 +135,15 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'learning_rate': _number(0.1, math.inf, 'η, the peak of the schedule'),
         'schedule': _factory(
             *('drops', SCHEDULES, '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay'),
-            *('learning_rate', 'num_steps'),
-            learning_rate_drops=(0.5, 0.75),
+            **{'learning_rate': ..., 'num_steps': ..., 'learning_rate_drops': (0.5, 0.75)},
         ),
         'learning_rate_drops': Key(
             *((0.5, 0.75), 'for `drops`: fractions of the run; the rate drops tenfold at each'),
             _other(_are_drops, 'increasing fractions of the run in (0, 1), e.g. (0.5, 0.75)'),
         ),
         'optimizer': _factory(
-            *('sgd', OPTIMIZERS, "the workers' own optimizer", 'learning_rate'),
-            momentum=0.9,
-            weight_decay=0,
+            *('sgd', OPTIMIZERS, "the workers' own optimizer"),
+            **{'learning_rate': ..., 'momentum': 0.9, 'weight_decay': 0},
         ),
         'momentum': _number(0.9, 1, 'of `sgd`; an option of the others'),
         'weight_decay': _number(5e-4, math.inf, "`sgd`'s L2 penalty; decoupled in the others"),
@@ -156,7 +153,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'eval_every_epochs': _count(20, 1, 'epochs between evaluations; each writes a checkpoint'),
         'eval_every_steps': _count(0, 0, 'the same in steps; 0 means `eval_every_epochs`'),
         'evaluate_on': _choice(
-            {'test': 'for results', 'validation': 'for choices'}, '`validation` for whatever compares runs'
+            '`validation` for whatever compares runs', test='for results', validation='for choices'
         ),
         'log_every_steps': _count(20, 1, 'steps per training record', 'always'),
         'evaluate_train_examples': _count(0, 0, 'how many training examples are also evaluated'),
