@@ -165,7 +165,7 @@ def make_optimizer(
     The L2 penalty of `sgd` has its gradient at the detached point, Algorithm 1, line 6.
     """
     config, method, factory = complete(config), find_method(config), find('optimizer', config)
-    given = {name: config[name] for name, key in KEYS.items() if not key.check}
+    given = {name: config[name] for name, key in KEYS.items() if key.library}
     if config['outer']:
         given['outer'] = find('outer', config).make(optax.GradientTransformation)
     if preset := _preset(config):

@@ -44,7 +44,7 @@ def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     for name, key in KEYS.items():
         if name not in config:
             raise ValueError(f'{name} is missing; its default is {key.default!r}.')
-        if key.check:
+        if not key.library:
             key.check(name, config[name])
     for name, key in KEYS.items():
         if key.table and config[name] and name != 'method':
