@@ -176,7 +176,7 @@ def test_def_q_is_the_preset_in_bytes_at_the_rate_that_the_user_has(preset, chan
 
 
 def test_a_run_refuses_a_configuration_as_check_config_does():
-    for changes in ({'batch_size': 100}, {'every': None}):
+    for changes in ({'batch_size': 100}, {'every': None, 'num_workers': 1}):
         with fixtures.refused(f'^config.{next(iter(changes))}='):
             experiment.build(changed(**changes))
 
