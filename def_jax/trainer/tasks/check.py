@@ -15,17 +15,10 @@ from def_jax.trainer.tasks.base import Task
 __all__ = ['check']
 
 _Shapes = Mapping[str, jax.ShapeDtypeStruct]
-# What a training record holds beside the task's metrics.
+# What records of training and of diagnostics hold beside the task's metrics.
 _RESERVED = {
-    'loss',
-    'taken',
-    'step',
-    'epoch',
-    'learning_rate',
-    'megabytes_sent',
-    'seconds',
-    'skipped',
-    'pending',
+    *('loss', 'taken', 'step', 'epoch', 'learning_rate', 'megabytes_sent', 'seconds', 'skipped', 'pending'),
+    'variance',
 }
 
 
