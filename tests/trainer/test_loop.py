@@ -62,7 +62,7 @@ def test_result_says_what_was_run_and_what_came_out(recorded):
     assert result == json.loads((recorded.folder / 'result.json').read_text())
     assert (result['status'], result['diverged']) == ('finished', None)
     assert all(word in result['title'] for word in ('DEF', 'ratio 8', 'vgg_digits', 'digits', '4 workers'))
-    assert result['config'] == json.loads(recorded.config.to_json())
+    assert result['config'] == json.loads(recorded.experiment.config.to_json())
     for name in ('test_accuracy_x', 'test_accuracy_y', 'test_loss_x', 'test_loss_y'):
         assert result['metrics'][name] == records[-1][name]
     assert result['metrics']['steps'] == fixtures.NUM_STEPS
