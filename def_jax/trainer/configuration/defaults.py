@@ -51,13 +51,15 @@ class Key(NamedTuple):
             check_number(name, value, 0, self.below, self.help, below=True)
 
 
-def _factory(default: str, table: Mapping[str, Any], help: str, **passed: Any) -> Key:
+def _factory(
+    default: str, table: Mapping[str, Any], help: str, passed: Mapping[str, Any] | None = None
+) -> Key:
     def allows(value: Any) -> bool:
         return isinstance(value, str) and (value in table or ':' in value or value == default)
 
     paths = 'or an import path such as my_package.my_module:factory' + ', or empty' * (not default)
     allowed = f'one of {", ".join(table)}, {paths}'
-    return Key(default, help, allows=(allows, allowed), table=table, passed=passed)
+    return Key(default, help, allows=(allows, allowed), table=table, passed=passed or {})
 
 
 def _are_drops(drops: Any) -> bool:
@@ -75,7 +77,7 @@ _IS_DICT = (lambda x: isinstance(x, (ml_collections.ConfigDict, dict))), 'a dict
 
 SECTIONS: dict[str, dict[str, Key]] = {
     'Method': {
-        'method': _factory('def', METHODS, 'how the workers communicate', axis_name=...),
+        'method': _factory('def', METHODS, 'how the workers communicate', {'axis_name': ...}),
         'ratio': Key(64.0, 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`', library=float),
         'bits': Key(None, 'of a number: 1, 2, 4, 8, 16 or 32; None leaves it to the method', library=int),
         'order': Key(None, 'of the blocks: `random`, `shuffled` or `cyclic`; None likewise', library=str),
@@ -110,7 +112,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'fake_devices': Key(False, 'the devices are simulated on this CPU', change='always'),
     },
     'Task, data set and model': {
-        'task': _factory('image_classification', TASKS, 'the loss and the metrics', model=..., dataset=...),
+        'task': _factory(
+            'image_classification', TASKS, 'the loss and the metrics', {'model': ..., 'dataset': ...}
+        ),
         'dataset': _factory('digits', FACTORIES, 'the examples'),
         'data_dir': Key(
             *('', "where TFDS stores data sets; empty for TFDS's default"),
@@ -136,7 +140,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'learning_rate': Key(0.1, 'η, the peak of the schedule'),
         'schedule': _factory(
             *('drops', SCHEDULES, '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay'),
-            **{'learning_rate': ..., 'num_steps': ..., 'learning_rate_drops': (0.5, 0.75)},
+            passed={'learning_rate': ..., 'num_steps': ..., 'learning_rate_drops': (0.5, 0.75)},
         ),
         'learning_rate_drops': Key(
             *((0.5, 0.75), 'for `drops`: fractions of the run; the rate drops tenfold at each'),
@@ -144,7 +148,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         ),
         'optimizer': _factory(
             *('sgd', OPTIMIZERS, "the workers' own optimizer"),
-            **{'learning_rate': ..., 'momentum': 0.9, 'weight_decay': 0},
+            passed={'learning_rate': ..., 'momentum': 0.9, 'weight_decay': 0},
         ),
         'momentum': Key(0.9, 'of `sgd`; an option of the others', below=1),
         'weight_decay': Key(5e-4, "`sgd`'s L2 penalty; decoupled in the others"),

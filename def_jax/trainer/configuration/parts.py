@@ -175,7 +175,7 @@ def make_optimizer(
                 raise ValueError(f'{name}={config[name]!r} has no effect on {what}; leave it out.')
         factory._replace(function=preset).check_options()
         given |= {'compression': given['ratio'], 'axis_name': axis_name, 'seed': config['seed']}
-        given |= factory.passed | {'learning_rate': learning_rate} | dict(factory.options)
+        given |= {**factory.passed, 'learning_rate': learning_rate, **factory.options}
         return preset(**{name: value for name, value in given.items() if name in takes})
     shared = factory.make(optax.GradientTransformation, learning_rate=learning_rate)
     decays = factory.function is sgd
