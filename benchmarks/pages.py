@@ -7,19 +7,16 @@ A section of a page lies between `<!-- NAME -->` and `<!-- end of NAME -->`.
 """
 
 import importlib
-import os
-import platform
-import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import jax
 from absl import app, flags
 
 from def_jax.tools import markdown
+from experiments import spec
 
 __all__ = ['SUBJECTS', 'commit', 'marked', 'origin', 'table', 'write']
 
@@ -71,11 +68,10 @@ def table(rows: Iterable[Mapping[str, object]], *, sparse: bool = False) -> str:
 def origin(program: str) -> str:
     """The command that is running, the machine and the commit; without paths that are this machine's."""
     shown = [shlex.quote(a) for a in sys.argv[1:] if not a.startswith(('--torch_python', '--data_dir'))]
-    return (
-        f'`{" ".join(["python -m", program, *shown])}`\n\n'
-        f'{jax.default_backend().upper()}: {_device()}, {platform.machine()}; jax {jax.__version__}, Python '
-        f'{platform.python_version()}; commit {commit()}.'
-    )
+    found = spec.origin(allow_dirty=True)
+    python, jax = (found['versions'][name] for name in ('python', 'jax'))
+    where = f'{found["machine"]}; jax {jax}, Python {python}; commit {found["commit"]}'
+    return f'`{" ".join(["python -m", program, *shown])}`\n\n{where}.'
 
 
 def commit(folder: str = '') -> str:
@@ -88,14 +84,6 @@ def commit(folder: str = '') -> str:
         )
     )
     return f'{name or "unknown"}{"-dirty" if changes else ""}'
-
-
-def _device() -> str:
-    if jax.default_backend() != 'cpu':
-        return f'{len(jax.devices())} × {jax.devices()[0].device_kind}'
-    information = Path('/proc/cpuinfo')
-    names = re.findall(r'model name\s*: (.*)', information.read_text()) if information.exists() else []
-    return f'{os.cpu_count()} cores of {names[0] if names else platform.processor()}'
 
 
 def main(argv: list[str]) -> None:

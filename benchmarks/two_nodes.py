@@ -26,8 +26,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from benchmarks import pages
-from benchmarks.records import Records, by_settings, read
+from benchmarks import pages, records
 from def_jax.trainer import metrics
 from def_jax.types import AxisName
 from experiments.statistics import mean_std
@@ -70,10 +69,9 @@ def bf16_mean(axis_name: AxisName) -> optax.GradientTransformation:
 def main() -> None:
     given, rest = _parser().parse_known_args()
     folder = Path(given.output)
-    runs = Records(folder / 'runs.jsonl', by_settings)
-    for settings in _wanted(given):
-        if runs.get({'settings': settings}) is None:
-            runs.add(_run(settings, given, folder, [flag for flag in rest if flag != '--']))
+    path = folder / 'runs.jsonl'
+    for settings in records.missing(path, _wanted(given)):
+        records.add(path, _run(settings, given, folder, [flag for flag in rest if flag != '--']))
     write(folder)
 
 
@@ -142,7 +140,7 @@ def _config(settings: dict[str, Any]) -> dict[str, Any]:
 
 def write(folder: Path) -> None:
     """Writes the page from the records of a folder."""
-    runs = read(folder / 'runs.jsonl')
+    runs = records.read(folder / 'runs.jsonl')
     whole = [run for run in runs if not run['settings']['bandwidth']]
     final = np.mean([run['curve'][-1][1] for run in whole if run['settings']['variant'] == DENSE])
     rows = []

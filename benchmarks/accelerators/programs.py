@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -21,12 +20,12 @@ from def_jax.mesh.spmd.at_points import detaches, point
 from def_jax.trainer.state import per_worker
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers.base import AXIS
-from def_jax.trainer.workers.sharded import SHARD_AXIS, ShardedWorkers
+from def_jax.trainer.workers.sharded import SHARD_AXIS, ShardedWorkers, shard_spec
 
 __all__ = ['MAPPINGS']
 
 PyTree = Any
-WORKERS, VIRTUAL, SHARD = 'workers', 'virtual', 'shard'
+WORKERS, VIRTUAL = 'workers', 'virtual'
 
 
 def _pmap(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> Any:
@@ -54,7 +53,6 @@ def _shard_map(
     devices: Sequence[Any],
     nodes: int,
     virtual: int = 0,
-    sequential: bool = False,
 ) -> Any:
     """As docs/how_to/own_loop.md has it: what is a worker's own is stacked."""
     del nodes
@@ -70,7 +68,7 @@ def _shard_map(
         return params, jax.tree.map(lambda x, mine: x[None] if mine else x, state, own)
 
     if virtual:
-        step = _virtual(network, optimizer, own, virtual, sequential)
+        step = _virtual(network, optimizer, own, virtual)
     mesh = Mesh(np.array(devices), (WORKERS,))
     mapped = jax.shard_map(
         step,
@@ -84,18 +82,14 @@ def _shard_map(
     return jax.jit(mapped, donate_argnums=(0, 1)).lower(*(_placed(mesh, *pair) for pair in arguments))
 
 
-def _virtual(network: Network, optimizer, own: PyTree, virtual: int, sequential: bool) -> Callable:
-    """The step of several workers on a device, whose gradients are taken one after another or by vmap."""
+def _virtual(network: Network, optimizer, own: PyTree, virtual: int) -> Callable:
+    """The step of several workers on a device, whose gradients are taken by vmap."""
     axes = jax.tree.map(lambda mine: 0 if mine else None, own)
 
     def step(params, state, rest, batch):
         points = jax.vmap(point, (None, axes), axis_size=virtual)(params, state)
         batch = batch.reshape(virtual, -1, *batch.shape[1:])
-        of_worker = functools.partial(gradient, network)
-        if sequential:
-            grads = lax.map(lambda pair: of_worker(pair[0], rest, pair[1]), (points, batch))
-        else:
-            grads = jax.vmap(of_worker, (0, None, 0))(points, rest, batch)
+        grads = jax.vmap(functools.partial(gradient, network), (0, None, 0))(points, rest, batch)
         mapped = jax.vmap(
             functools.partial(update, optimizer), (None, axes, 0), (None, axes), axis_name=VIRTUAL
         )
@@ -107,9 +101,9 @@ def _virtual(network: Network, optimizer, own: PyTree, virtual: int, sequential:
 def _spmd(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> Any:
     """A worker is a node, which shards its model (FSDP)."""
     shape = (nodes, len(devices) // nodes)
-    mesh = Mesh(np.array(devices).reshape(shape), (WORKERS, SHARD), axis_types=(AxisType.Auto,) * 2)
+    mesh = Mesh(np.array(devices).reshape(shape), (WORKERS, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2)
     params, rest = shapes(network)
-    param_specs = jax.tree.map(functools.partial(_shard_spec, shape[1]), params)
+    param_specs = jax.tree.map(lambda x: shard_spec(x.shape, shape[1]), params)
     dist = def_jax.spmd(make(WORKERS), mesh, param_specs)
 
     def loss_fn(params, batch):
@@ -122,7 +116,7 @@ def _spmd(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> A
 
     fixed = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rest)
     params = _placed(mesh, params, param_specs)
-    batch = _placed(mesh, _batch(network, len(devices)), P((WORKERS, SHARD)))
+    batch = _placed(mesh, _batch(network, len(devices)), P((WORKERS, SHARD_AXIS)))
     return jax.jit(step, donate_argnums=(0, 1)).lower(params, dist.abstract_state(params), batch)
 
 
@@ -171,19 +165,10 @@ MAPPINGS: dict[str, Callable[..., Any]] = {
     'pmap': _pmap,
     'shard_map': _shard_map,
     '2 virtual workers, vmap': functools.partial(_shard_map, virtual=2),
-    '2 virtual workers, in sequence': functools.partial(_shard_map, virtual=2, sequential=True),
     'spmd, FSDP inside': _spmd,
     'trainer, FSDP inside': _trainer,
     'optimizer stage': _stage,
 }
-
-
-def _shard_spec(shards: int, x: jax.ShapeDtypeStruct) -> P:
-    """The largest axis that divides, as the trainer chooses it; vectors are not sharded."""
-    axes = [axis for axis, size in enumerate(x.shape) if size % shards == 0]
-    if x.ndim < 2 or not axes:
-        return P()
-    return P(*(None,) * max(axes, key=x.shape.__getitem__), SHARD)
 
 
 def _batch(network: Network, devices: int) -> jax.ShapeDtypeStruct:

@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from benchmarks import pages
+from benchmarks import pages, records
 from benchmarks.cluster.network import network
 from benchmarks.cluster.processes import guarded, run_workers
-from benchmarks.records import Records, by_settings
 from benchmarks.time_to_accuracy import page
 from benchmarks.time_to_accuracy.workload import RATES
 from def_jax.trainer.data.in_memory import load_dataset
@@ -34,12 +33,7 @@ _DATA = flags.DEFINE_string('data_dir', None, "TFDS's folder; by default TFDS_DA
 _BANDWIDTHS = flags.DEFINE_multi_string(
     'bandwidth', ['1gbit', '100mbit'], "In tc's notation, of each interface; empty to time nothing."
 )
-_VARIANTS = flags.DEFINE_multi_enum(
-    'variant',
-    list(RATES),
-    list(RATES),
-    'What to train with.',
-)
+_VARIANTS = flags.DEFINE_multi_enum('variant', list(RATES), list(RATES), 'What to train with.')
 _SEEDS = flags.DEFINE_multi_integer('seed', [0, 1, 2], 'Order of the images and draws of blocks.')
 _STEPS = flags.DEFINE_integer('steps', 1560, 'Steps of a run; 390 are an epoch.', lower_bound=1)
 _TIMED = flags.DEFINE_integer('timed_steps', 30, 'Steps at each bandwidth.', lower_bound=10)
@@ -58,12 +52,12 @@ def main(_) -> int:
 def _make_all() -> None:
     """Makes the runs that are missing, and writes the page."""
     folder = Path(_OUTPUT.value)
-    runs = Records(folder / 'time_to_accuracy.jsonl', by_settings)
-    missing = [settings for settings in _wanted() if runs.get({'settings': settings}) is None]
+    path = folder / 'time_to_accuracy.jsonl'
+    missing = records.missing(path, _wanted())
     with tempfile.TemporaryDirectory(prefix='def_jax-accuracy-') as images:
         data = _export(Path(images)) if missing else ''
         for settings in missing:
-            runs.add(_run(settings, data))
+            records.add(path, _run(settings, data))
     page.write(folder)
     origin = {'origin': pages.origin('benchmarks.time_to_accuracy')}
     pages.write(folder / 'time_to_accuracy.md', origin)

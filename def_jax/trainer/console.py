@@ -27,7 +27,7 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
     options, usual = (config.order, config.allocation, config.bits), ('random', 'proportional', 32)
     unusual = [f'{x} bits' if x == config.bits else x for x in options if x not in usual]
     blocks = ', '.join([ratio, *unusual])
-    own = ', '.join(f'{key} {config[key]:g}' for key in method.takes if config[key])
+    own = ', '.join(f'{key} {str(config[key]).removesuffix(".0")}' for key in method.takes if config[key])
     point = f'{own or blocks}, λ={config.detach if method.detach is None else method.detach}'
     how = {'dense': 'dense', 'ef21': blocks, 'error_feedback': point, 'baseline': own}[method.kind]
     evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())
@@ -78,15 +78,15 @@ class Progress:
         self, console: rich.console.Console, start: int, num_steps: int, num_epochs: float, unit: str
     ):
         self._console = console
-        columns = (
-            *(
-                'epoch {task.fields[epoch]}',
-                rich.progress.BarColumn(None),
-                rich.progress.MofNCompleteColumn(),
-            ),
-            *('{task.fields[figures]}', rich.progress.TimeRemainingColumn(compact=True)),
+        self._bar = rich.progress.Progress(
+            'epoch {task.fields[epoch]}',
+            rich.progress.BarColumn(None),
+            rich.progress.MofNCompleteColumn(),
+            '{task.fields[figures]}',
+            rich.progress.TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
         )
-        self._bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
         self._steps, self._unit, self._decimals = num_steps, unit, _decimals(num_epochs)
         self._epochs = f'{num_epochs:{self._decimals}}'
         self._next_line = time.monotonic()

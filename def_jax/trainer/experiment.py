@@ -14,7 +14,7 @@ from def_jax import message_size
 from def_jax.baselines import methods
 from def_jax.traffic import Message, traffic
 from def_jax.trainer.configuration import parts
-from def_jax.trainer.configuration.rules import check, of_keys
+from def_jax.trainer.configuration.rules import checked, of_keys
 from def_jax.trainer.data import order
 from def_jax.trainer.data.dataset import Dataset, Split
 from def_jax.trainer.state import TrainState, per_worker
@@ -201,8 +201,8 @@ class Experiment:
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
     """Checks the configuration, finds the devices, loads the data and builds the optimizer."""
-    check(config)
-    config = parts.complete(config)
+    with of_keys():
+        config = checked(config)
     workers = make_workers(config)
 
     def learning_rate(step):

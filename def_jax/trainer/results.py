@@ -111,10 +111,13 @@ def _environment(devices: list[jax.Device]) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the source tree, plus '+' if it has local changes; None outside a git checkout."""
-    git = ['git', '-C', str(Path(def_jax.__file__).parent)]
+
+    def git(*arguments: str) -> str:
+        command = ['git', '-C', str(Path(def_jax.__file__).parent), *arguments]
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
+
     try:
-        commit = subprocess.check_output([*git, 'rev-parse', 'HEAD'], stderr=subprocess.DEVNULL, text=True)
-        changes = subprocess.check_output([*git, 'status', '--porcelain', '--untracked-files=no'], text=True)
+        git('ls-files', '--error-unmatch', '__init__.py')  # installed into a repository, it is not of that
+        return git('rev-parse', 'HEAD') + '+' * bool(git('status', '--porcelain', '--untracked-files=no'))
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.strip() + '+' * bool(changes.strip())

@@ -37,13 +37,10 @@ def test_a_page_keeps_what_stands_between_its_sections(tmp_path):
         pages.write(page, {'c': ''})
 
 
-def test_a_record_is_appended_once_and_replaced_on_demand(tmp_path):
-    runs = records.Records(tmp_path / 'new' / 'runs.jsonl', lambda record: record['seed'])
-    for record in ({'seed': 0, 'loss': 1.0}, {'seed': 1, 'loss': 2.0}, {'seed': 0, 'loss': 3.0}):
-        assert runs.add(record) == record
-    assert records.read(tmp_path / 'new' / 'runs.jsonl') == [
-        {'seed': 0, 'loss': 3.0},
-        {'seed': 1, 'loss': 2.0},
-    ]
-    again = records.Records(tmp_path / 'new' / 'runs.jsonl', lambda record: record['seed'])
-    assert again.get({'seed': 1}) == {'seed': 1, 'loss': 2.0} and again.get({'seed': 2}) is None
+def test_only_the_runs_without_a_record_are_missing(tmp_path):
+    path, wanted = tmp_path / 'new' / 'runs.jsonl', [{'seed': seed, 'rate': 0.1} for seed in range(3)]
+    assert records.missing(path, wanted) == wanted and records.read(path) == []
+    for seed in (2, 0):
+        records.add(path, {'settings': {'rate': 0.1, 'seed': seed}, 'loss': float(seed)})
+    assert records.missing(path, wanted) == [wanted[1]]
+    assert [record['loss'] for record in records.read(path)] == [2.0, 0.0]

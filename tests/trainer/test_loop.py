@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +21,8 @@ import training_fixtures as fixtures
 
 import def_jax
 from def_jax import METHODS
-from def_jax.trainer import experiment, loop
+from def_jax.trainer import console as console_lib
+from def_jax.trainer import experiment, loop, metrics, results
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data import in_memory
@@ -60,7 +62,7 @@ def test_result_says_what_was_run_and_what_came_out(recorded):
     assert result == json.loads((recorded.folder / 'result.json').read_text())
     assert (result['status'], result['diverged']) == ('finished', None)
     assert all(word in result['title'] for word in ('DEF', 'ratio 8', 'vgg_digits', 'digits', '4 workers'))
-    assert result['config'] == json.loads(recorded.config.to_json())
+    assert result['config'] == json.loads(recorded.experiment.config.to_json())
     for name in ('test_accuracy_x', 'test_accuracy_y', 'test_loss_x', 'test_loss_y'):
         assert result['metrics'][name] == records[-1][name]
     assert result['metrics']['steps'] == fixtures.NUM_STEPS
@@ -95,6 +97,19 @@ def test_result_says_what_was_sent_and_with_what_it_was_made(recorded):
     assert environment['num_devices'] == fixtures.NUM_WORKERS
     if (Path(def_jax.__file__).parents[1] / '.git').exists():
         assert re.fullmatch(r'[0-9a-f]{40}\+?', environment['commit'])
+
+
+def test_the_commit_of_a_repository_that_the_library_is_only_installed_in_is_not_recorded(
+    recorded, tmp_path, monkeypatch
+):
+    git = ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b']
+    for arguments in (['init', '-q'], ['commit', '-q', '--allow-empty', '-m', 'theirs']):
+        subprocess.run([*git, *arguments], check=True)
+    (tmp_path / '__init__.py').touch()
+    monkeypatch.setattr(def_jax, '__file__', str(tmp_path / '__init__.py'))
+    log = metrics.MetricLog(tmp_path, 0, None)
+    assert results.write(tmp_path, recorded.experiment, log)['environment']['commit'] is None
+    log.close()
 
 
 def test_a_finished_run_is_reported_again_not_trained_again(recorded, tmp_path):
@@ -346,6 +361,12 @@ def test_its_state_is_of_each_worker_and_an_interrupted_run_goes_on(data_dir, re
     state = fixtures.restored(tmp_path / 'whole', run)
     residuals = [np.asarray(x) for x in jax.tree.leaves(state.opt_state[1].state)]
     assert all(np.ptp(x, axis=0).max() > 0 for x in residuals)  # [K, ...]
+
+
+def test_a_method_whose_hyper_parameter_is_a_word_is_described(data_dir):
+    console = rich.console.Console(file=io.StringIO())
+    console_lib.describe(console, experiment.build(fixtures.tiny_config(data_dir, method=f'{HERE}:in_words')))
+    assert 'in_words (detach auto)' in console.file.getvalue()
 
 
 def test_a_method_that_sends_nothing_is_refused(data_dir, tmp_path):

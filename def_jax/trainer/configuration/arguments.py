@@ -4,7 +4,9 @@
 so one key can determine the value of another.
 """
 
-import re
+import ast
+import contextlib
+import copy
 from typing import Any
 
 import ml_collections
@@ -13,11 +15,6 @@ from absl import flags
 from def_jax.checks import nearest
 
 __all__ = ['lock', 'override', 'parse']
-
-_PARSERS: dict[type, Any] = {
-    bool: lambda text: {'true': True, 'false': False}[text.lower()],
-    **{kind: kind for kind in (int, float, str)},
-}
 
 
 def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -30,23 +27,22 @@ def parse(arg: str | None, config: ml_collections.ConfigDict) -> dict[str, Any]:
     {'method': 'ef', 'ratio': 256}
     """
     settings: dict[str, Any] = {}
-    refused = flags.IllegalFlagValueError
+    config, refused = copy.deepcopy(config), flags.IllegalFlagValueError
     for setting in arg.split(',') if arg else ():
         key, equals, text = setting.partition('=')
         if not equals or key in settings:
             raise refused(f'{setting!r} in {arg!r} must have the form key=value, once for each key.')
         if key not in config:
             raise refused(f'{key!r} in {arg!r} is not a known key.{nearest(key, config)}')
-        kind = config.get_type(key)
-        if kind is object:  # of a key that takes both numbers and words
-            kind = float if re.fullmatch(r'[\d.]+(e-?\d+)?', text) else str
-        if kind not in _PARSERS:
-            cannot = 'cannot be set after the colon'
-            raise refused(f'{key!r} is a {kind.__name__} and {cannot}; use --config.{key}=VALUE.')
+        kind, value = config.get_type(key), text
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = text if kind is str else ast.literal_eval(text.capitalize() if kind is bool else text)
         try:
-            settings[key] = _PARSERS[kind](text)
-        except (KeyError, ValueError):
-            raise refused(f'{key}={text!r} must be of type {kind.__name__}.') from None
+            config[key] = value
+        except TypeError:
+            cure = f'; --config.{key}=VALUE takes commas' * (kind is tuple)
+            raise refused(f'{key}={text!r} must be of type {kind.__name__}{cure}.') from None
+        settings[key] = config[key]
     return settings
 
 

@@ -10,10 +10,10 @@ from ml_collections.config_dict import placeholder
 
 from def_jax.baselines.methods import METHODS, OPTIONS
 from def_jax.checks import check_choice, check_flag, check_integer, check_number, is_number, nearest
-from def_jax.trainer.configuration.optimizers import OPTIMIZERS
-from def_jax.trainer.configuration.schedules import SCHEDULES
 from def_jax.trainer.data.catalogue import FACTORIES
 from def_jax.trainer.models import LANGUAGE_MODELS, MODELS
+from def_jax.trainer.optimizers import OPTIMIZERS
+from def_jax.trainer.schedules import SCHEDULES
 from def_jax.trainer.tasks import TASKS
 
 __all__ = ['FORMER', 'KEYS', 'SECTIONS', 'Key', 'get_defaults']
@@ -22,54 +22,44 @@ FORMER = {'wire_dtype': ' Write bits=8 for int8, 16 for bfloat16 or float16, 32 
 
 
 class Key(NamedTuple):
-    """One key."""
+    """One key. Its values have the type of its default, unless something else is said."""
 
     default: Any  # its value if nobody sets it; None where the method chooses
     help: str
-    check: Callable[[str, Any], None] | None = None  # raises ValueError; None: the library checks it
+    least: int = 0  # of an integer
+    bits: int = 31  # of an integer
+    below: float = math.inf  # of another number, which is at least 0
+    words: Mapping[str, str] = {}  # the only ones allowed, each with its meaning
+    allows: tuple[Callable[[Any], bool], str] | None = None  # whether a value is allowed, and which are
+    library: type | None = None  # of the values, if it is an argument of the library, which checks it
     change: Literal['never', 'always', 'regroups', 'with_workers'] = 'never'  # when a run is resumed
-    kind: type | None = None  # of the values, where the default is None
-    table: Mapping[str, Any] | None = None  # the factories that have a name, if the key names a factory
-    required: tuple[str, ...] = ()  # what the trainer passes to that factory
-    passed: Mapping[str, Any] = {}  # keys that it gets if it takes them; what they must be if it does not
+    table: Mapping[str, Any] | None = None  # the factories that have a name, if it names a factory
+    passed: Mapping[str, Any] = {}  # to the factory: `...` if it must take it, else the key's value if not
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises ValueError unless the value of a key that is not the library's is allowed."""
+        if self.words:
+            check_choice(name, value, self.words)
+        elif self.allows and not self.allows[0](value):
+            near = nearest(value, self.table or ())
+            raise ValueError(f'{name}={value!r} must be {self.allows[1]}.{near}')
+        elif isinstance(self.default, bool):
+            check_flag(name, value)
+        elif isinstance(self.default, int):
+            check_integer(name, value, self.least, self.help, bits=self.bits)
+        elif isinstance(self.default, float):
+            check_number(name, value, 0, self.below, self.help, below=True)
 
 
-def _of_library(**helps: str) -> dict[str, Key]:
-    return {name: Key(OPTIONS[name], help) for name, help in helps.items()}
+def _factory(
+    default: str, table: Mapping[str, Any], help: str, passed: Mapping[str, Any] | None = None
+) -> Key:
+    def allows(value: Any) -> bool:
+        return isinstance(value, str) and (value in table or ':' in value or value == default)
 
-
-def _count(default: int, low: int, help: str, change: Any = 'never', bits: int = 31) -> Key:
-    return Key(default, help, lambda name, x: check_integer(name, x, low, help, bits=bits), change)
-
-
-def _number(default: float, high: float, help: str) -> Key:
-    return Key(default, help, lambda name, x: check_number(name, x, 0, high, help, below=True))
-
-
-def _choice(meanings: Mapping[str, str], help: str) -> Key:
-    return Key(next(iter(meanings)), help, lambda name, x: check_choice(name, x, meanings))
-
-
-def _flag(help: str) -> Key:
-    return Key(False, help, check_flag, 'always')
-
-
-def _other(accepts: Callable[[Any], bool], allowed: str) -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        if not accepts(value):
-            raise ValueError(f'{name}={value!r} must be {allowed}.')
-
-    return check
-
-
-def _factory(default: str, table: Mapping[str, Any], help: str, *required: str, **passed: Any) -> Key:
-    def check(name: str, value: Any) -> None:
-        if not isinstance(value, str) or not (value in table or ':' in value or value == default):
-            paths = 'or an import path such as my_package.my_module:factory' + ', or empty' * (not default)
-            allowed = f'one of {", ".join(table)}, {paths}'
-            raise ValueError(f'{name}={value!r} must be {allowed}.{nearest(value, table)}')
-
-    return Key(default, help, check, table=table, required=required, passed=passed)
+    paths = 'or an import path such as my_package.my_module:factory' + ', or empty' * (not default)
+    allowed = f'one of {", ".join(table)}, {paths}'
+    return Key(default, help, allows=(allows, allowed), table=table, passed=passed or {})
 
 
 def _are_drops(drops: Any) -> bool:
@@ -77,16 +67,22 @@ def _are_drops(drops: Any) -> bool:
     return shares and list(drops) == sorted(set(drops))
 
 
+def _of_library(**helps: str) -> dict[str, Key]:
+    return {name: Key(OPTIONS[name], help, library=type(OPTIONS[name])) for name, help in helps.items()}
+
+
 _MODELS: Mapping[str, Any] = ChainMap(LANGUAGE_MODELS, MODELS)  # type: ignore[arg-type]  # only read
+
+_IS_DICT = (lambda x: isinstance(x, (ml_collections.ConfigDict, dict))), 'a dict of its arguments'
 
 SECTIONS: dict[str, dict[str, Key]] = {
     'Method': {
-        'method': _factory('def', METHODS, 'how the workers communicate', 'axis_name'),
-        'ratio': Key(64.0, 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`'),
-        'bits': Key(None, 'of a number: 1, 2, 4, 8, 16 or 32; None leaves it to the method', kind=int),
-        'order': Key(None, 'of the blocks: `random`, `shuffled` or `cyclic`; None likewise', kind=str),
-        'allocation': Key(None, 'sizes of the blocks: `proportional` or `balanced`; likewise', kind=str),
-        'detach': Key(None, 'λ, or `auto`, which follows λ*(t); None likewise', kind=object),
+        'method': _factory('def', METHODS, 'how the workers communicate', {'axis_name': ...}),
+        'ratio': Key(64.0, 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`', library=float),
+        'bits': Key(None, 'of a number: 1, 2, 4, 8, 16 or 32; None leaves it to the method', library=int),
+        'order': Key(None, 'of the blocks: `random`, `shuffled` or `cyclic`; None likewise', library=str),
+        'allocation': Key(None, 'sizes of the blocks: `proportional` or `balanced`; likewise', library=str),
+        'detach': Key(None, 'λ, or `auto`, which follows λ*(t); None likewise', library=object),
         **_of_library(
             every='steps per message; workers take local steps in between',
             decay='multiplies the residual at every step',
@@ -100,76 +96,82 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'outer': _factory('', OPTIMIZERS, 'the optimizer that applies the message; empty to add it'),
     },
     'Workers': {
-        'num_workers': _count(16, 1, 'K, over all devices', 'regroups'),
-        'workers_per_device': _count(1, 1, 'virtual workers: the same run on fewer devices', 'regroups'),
-        'shards_per_worker': _count(1, 1, 'devices that share its matrices and examples', 'regroups'),
-        'sequential_workers': _flag('virtual workers take gradients in turn: convolutions stay ungrouped'),
-        'elastic': _flag('goes on while processes come and go'),
-        'min_workers': _count(1, 1, 'with fewer, an elastic run waits', 'always'),
-        'patience': _count(600, 0, 'seconds that it waits before it stops', 'always'),
-        'fake_devices': _flag('the devices are simulated on this CPU'),
+        'num_workers': Key(16, 'K, over all devices', least=1, change='regroups'),
+        'workers_per_device': Key(
+            1, 'virtual workers: the same run on fewer devices', least=1, change='regroups'
+        ),
+        'shards_per_worker': Key(
+            1, 'devices that share its matrices and examples', least=1, change='regroups'
+        ),
+        'sequential_workers': Key(
+            False, 'virtual workers take gradients in turn: convolutions stay ungrouped', change='always'
+        ),
+        'elastic': Key(False, 'goes on while processes come and go', change='always'),
+        'min_workers': Key(1, 'with fewer, an elastic run waits', least=1, change='always'),
+        'patience': Key(600, 'seconds that it waits before it stops', change='always'),
+        'fake_devices': Key(False, 'the devices are simulated on this CPU', change='always'),
     },
     'Task, data set and model': {
-        'task': _factory('image_classification', TASKS, 'the loss and the metrics', 'model', 'dataset'),
+        'task': _factory(
+            'image_classification', TASKS, 'the loss and the metrics', {'model': ..., 'dataset': ...}
+        ),
         'dataset': _factory('digits', FACTORIES, 'the examples'),
         'data_dir': Key(
             *('', "where TFDS stores data sets; empty for TFDS's default"),
-            _other(lambda value: isinstance(value, str), "a path, or empty for TFDS's default"),
-            'always',
+            allows=(lambda path: isinstance(path, str), "a path, or empty for TFDS's default"),
+            change='always',
         ),
-        'train_examples': _count(0, 0, 'limits the training split to its first ones; 0 means all'),
-        'validation_examples': _count(
-            0, 0, 'holds out the last training examples; 0 keeps the validation split, if there is one'
+        'train_examples': Key(0, 'limits the training split to its first ones; 0 means all'),
+        'validation_examples': Key(
+            0, 'holds out the last training examples; 0 keeps the validation split, if there is one'
         ),
-        'test_examples': _count(0, 0, 'limits the test split to its first examples; 0 means all'),
+        'test_examples': Key(0, 'limits the test split to its first examples; 0 means all'),
         'model': _factory('vgg_digits', _MODELS, 'the network'),
-        'compute_dtype': _choice(
-            {'float32': 'the default', 'bfloat16': 'faster where the hardware has it'},
-            'dtype of the network; parameters stay float32',
+        'compute_dtype': Key(
+            *('float32', 'dtype of the network; parameters stay float32'),
+            words={'float32': 'the default', 'bfloat16': 'faster where the hardware has it'},
         ),
     },
     'Optimization': {
-        'batch_size': _count(128, 1, 'examples per step, over all workers', 'with_workers'),
-        'accumulate': _count(1, 1, "equal parts of a worker's batch, to save memory"),
-        'num_epochs': _count(280, 1, "the run's length"),
-        'num_steps': _count(0, 0, "the run's length in steps; 0 means `num_epochs`"),
-        'learning_rate': _number(0.1, math.inf, 'η, the peak of the schedule'),
+        'batch_size': Key(128, 'examples per step, over all workers', least=1, change='with_workers'),
+        'accumulate': Key(1, "equal parts of a worker's batch, to save memory", least=1),
+        'num_epochs': Key(280, "the run's length", least=1),
+        'num_steps': Key(0, "the run's length in steps; 0 means `num_epochs`"),
+        'learning_rate': Key(0.1, 'η, the peak of the schedule'),
         'schedule': _factory(
             *('drops', SCHEDULES, '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay'),
-            *('learning_rate', 'num_steps'),
-            learning_rate_drops=(0.5, 0.75),
+            passed={'learning_rate': ..., 'num_steps': ..., 'learning_rate_drops': (0.5, 0.75)},
         ),
         'learning_rate_drops': Key(
             *((0.5, 0.75), 'for `drops`: fractions of the run; the rate drops tenfold at each'),
-            _other(_are_drops, 'increasing fractions of the run in (0, 1), e.g. (0.5, 0.75)'),
+            allows=(_are_drops, 'increasing fractions of the run in (0, 1), e.g. (0.5, 0.75)'),
         ),
         'optimizer': _factory(
-            *('sgd', OPTIMIZERS, "the workers' own optimizer", 'learning_rate'),
-            momentum=0.9,
-            weight_decay=0,
+            *('sgd', OPTIMIZERS, "the workers' own optimizer"),
+            passed={'learning_rate': ..., 'momentum': 0.9, 'weight_decay': 0},
         ),
-        'momentum': _number(0.9, 1, 'of `sgd`; an option of the others'),
-        'weight_decay': _number(5e-4, math.inf, "`sgd`'s L2 penalty; decoupled in the others"),
-        'seed': _count(0, 0, 'of the initial parameters, the batches and the blocks', bits=32),
+        'momentum': Key(0.9, 'of `sgd`; an option of the others', below=1),
+        'weight_decay': Key(5e-4, "`sgd`'s L2 penalty; decoupled in the others"),
+        'seed': Key(0, 'of the initial parameters, the batches and the blocks', bits=32),
     },
     'Output': {
-        'eval_every_epochs': _count(20, 1, 'epochs between evaluations; each writes a checkpoint'),
-        'eval_every_steps': _count(0, 0, 'the same in steps; 0 means `eval_every_epochs`'),
-        'evaluate_on': _choice(
-            {'test': 'for results', 'validation': 'for choices'}, '`validation` for whatever compares runs'
+        'eval_every_epochs': Key(20, 'epochs between evaluations; each writes a checkpoint', least=1),
+        'eval_every_steps': Key(0, 'the same in steps; 0 means `eval_every_epochs`'),
+        'evaluate_on': Key(
+            *('test', '`validation` for whatever compares runs'),
+            words={'test': 'for results', 'validation': 'for choices'},
         ),
-        'log_every_steps': _count(20, 1, 'steps per training record', 'always'),
-        'evaluate_train_examples': _count(0, 0, 'how many training examples are also evaluated'),
-        'recalibrate_batches': _count(0, 0, 'that recalibrate BatchNorm before each evaluation'),
-        'diagnostics_every': _count(0, 0, 'steps between `def_jax.diagnostics`; 0 means never', 'always'),
-        'check_replicas_every': _count(0, 0, 'steps between comparisons of copies; 0: never', 'always'),
-        'keep_checkpoints': _count(2, 1, 'how many checkpoints are kept', 'always'),
+        'log_every_steps': Key(20, 'steps per training record', least=1, change='always'),
+        'evaluate_train_examples': Key(0, 'how many training examples are also evaluated'),
+        'recalibrate_batches': Key(0, 'that recalibrate BatchNorm before each evaluation'),
+        'diagnostics_every': Key(0, 'steps between `def_jax.diagnostics`; 0 means never', change='always'),
+        'check_replicas_every': Key(0, 'steps between comparisons of copies; 0: never', change='always'),
+        'keep_checkpoints': Key(2, 'how many checkpoints are kept', least=1, change='always'),
     },
 }
-_is_dict = _other(lambda x: isinstance(x, (ml_collections.ConfigDict, dict)), 'a dict of its arguments')
 for _keys in SECTIONS.values():  # what a factory is given besides
     for _name in [name for name, key in _keys.items() if key.table]:
-        _keys[f'{_name}_options'] = Key({}, f'further arguments of `{_name}`', _is_dict)
+        _keys[f'{_name}_options'] = Key({}, f'further arguments of `{_name}`', allows=_IS_DICT)
 KEYS: dict[str, Key] = {name: key for keys in SECTIONS.values() for name, key in keys.items()}
 
 
@@ -180,5 +182,6 @@ def get_defaults() -> ml_collections.ConfigDict:
     >>> config.method, config.ratio, config.num_workers
     ('def', 64.0, 16)
     """
-    fields = {name: placeholder(key.kind) if key.kind else key.default for name, key in KEYS.items()}
-    return ml_collections.ConfigDict(fields)
+    # A key without a default knows the type of its values.
+    unset = {name: placeholder(key.library) for name, key in KEYS.items() if key.default is None}
+    return ml_collections.ConfigDict({name: key.default for name, key in KEYS.items()} | unset)

@@ -3,10 +3,11 @@
 The library gets the keys that are its arguments, and checks them.
 """
 
+import copy
 import functools
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,9 @@ from def_jax.baselines.methods import METHODS, OPTIONS, Method
 from def_jax.checks import nearest
 from def_jax.compressors import Compressor
 from def_jax.trainer.configuration.defaults import KEYS
-from def_jax.trainer.configuration.optimizers import sgd
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.errors import one_line
+from def_jax.trainer.optimizers import sgd
 from def_jax.trainer.state import PerWorker
 from def_jax.trainer.tasks.base import Task
 from def_jax.types import AxisName
@@ -41,6 +42,7 @@ class Factory(NamedTuple):
     key: str
     name: str
     function: Callable[..., Any]
+    passed: Mapping[str, Any]  # keys that it gets if it takes them
     options: Mapping[str, Any]
 
     @property
@@ -55,20 +57,22 @@ class Factory(NamedTuple):
         parameters = self._parameters
         return argument in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
-    def check_takes(self, required: Iterable[str] = ()) -> None:
-        """Raises ValueError unless the callable takes what is required, and the options."""
-        wrong = {name: f'{self} must take the argument {name!r}' for name in required}
-        wrong |= {name: f'{self.key}_options.{name} is no option of {self}' for name in self.options}
-        for argument, problem in wrong.items():
-            if not self.takes(argument):
-                near = nearest(argument, self._parameters)
-                raise ValueError(f'{problem}; it takes {", ".join(self._parameters) or "none"}.{near}')
+    def check_takes(self, argument: str, problem: str) -> None:
+        """Raises ValueError, of a problem, unless the callable takes that argument."""
+        if not self.takes(argument):
+            near = nearest(argument, self._parameters)
+            raise ValueError(f'{problem}; it takes {", ".join(self._parameters) or "none"}.{near}')
+
+    def check_options(self) -> None:
+        """Raises ValueError unless the callable takes its options."""
+        for name in self.options:
+            self.check_takes(name, f'{self.key}_options.{name} is no option of {self}')
 
     def make(self, kind: type, **given: Any) -> Any:
-        """Calls the factory with its options and what it takes of the arguments given; returns a `kind`."""
-        arguments = {name: value for name, value in given.items() if self.takes(name)} | dict(self.options)
+        """Calls the factory with what it takes of the keys and arguments given; returns a `kind`."""
+        taken = {name: value for name, value in {**self.passed, **given}.items() if self.takes(name)}
         try:
-            made = self.function(**arguments)
+            made = self.function(**taken | dict(self.options))
         except FileNotFoundError:
             raise  # data that are missing, with their own remedy
         except Exception as error:  # it may be anyone's code
@@ -91,29 +95,31 @@ def find(key: str, config: Mapping[str, Any]) -> Factory:
     >>> find('model', config).make(object, denominator=4)
     Fraction(3, 4)
     """
-    entry, value, options = KEYS[key], config[key], config[f'{key}_options']
-    function = (entry.table or {}).get(value) or _imported(f'{key}={value!r}', value)
-    factory = Factory(key, value, function, ml_collections.ConfigDict(options).to_dict())
-    factory.check_takes(entry.required)
-    for argument, unused in entry.passed.items():
-        given = tuple(config[argument]) if isinstance(config[argument], list) else config[argument]
-        if not factory.takes(argument) and given != unused:
-            problem = f'{argument}={given!r} has no effect on {factory}, which takes no such argument'
-            raise ValueError(f'{problem}. Set {argument}={unused}, or see --config.{key}_options.')
-    for argument in factory.options.keys() & {*entry.required, *entry.passed}:
-        raise ValueError(f'{key}_options.{argument} cannot be set: config.{argument} is passed.')
-    return factory
-
-
-def _imported(what: str, path: str) -> Callable[..., Any]:
+    entry, name, options = KEYS[key], config[key], config[f'{key}_options']
     try:
-        function = pkgutil.resolve_name(path)
+        function = (entry.table or {}).get(name) or pkgutil.resolve_name(name)
     except Exception as error:  # it may be anyone's code
-        cure = 'Start the program in its folder, or set PYTHONPATH'
-        raise ValueError(f'{what} cannot be imported ({one_line(error, place=True)}). {cure}.') from error
+        why = f'cannot be imported ({one_line(error, place=True)})'
+        raise ValueError(
+            f'{key}={name!r} {why}. Start the program in its folder, or set PYTHONPATH.'
+        ) from error
+    passed = {argument: config[argument] for argument in entry.passed if argument in config}
+    passed |= {argument: tuple(value) for argument, value in passed.items() if isinstance(value, list)}
+    factory = Factory(key, name, function, passed, ml_collections.ConfigDict(options).to_dict())
     if not callable(function):
-        raise ValueError(f'{what} must be callable, but is {type(function).__name__} {str(function)[:100]}.')
-    return function
+        found = f'{type(function).__name__} {str(function)[:100]}'
+        raise ValueError(f'{factory} must be callable, but is {found}.')
+    for argument, unused in entry.passed.items():
+        if argument in factory.options:
+            raise ValueError(f'{key}_options.{argument} cannot be set: config.{argument} is passed.')
+        if unused is ...:
+            factory.check_takes(argument, f'{factory} must take the argument {argument!r}')
+        elif not factory.takes(argument) and passed[argument] != unused:
+            why = f'has no effect on {factory}, which takes no such argument'
+            cure = f'Set {argument}={unused}, or see --config.{key}_options'
+            raise ValueError(f'{argument}={passed[argument]!r} {why}. {cure}.')
+    factory.check_options()
+    return factory
 
 
 def make_dataset(config: Mapping[str, Any]) -> Dataset:
@@ -135,8 +141,7 @@ def make_task(config: Mapping[str, Any], dataset: Dataset) -> Task:
 def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
     """The learning rate as a function of the step, for a run of `num_steps`."""
     factory = find('schedule', config)
-    given = {name: config[name] for name in ('learning_rate', 'learning_rate_drops')}
-    schedule = factory.make(object, num_steps=num_steps, **given)
+    schedule = factory.make(object, num_steps=num_steps)
     try:
         rate = jax.eval_shape(lambda step: jnp.asarray(schedule(step)), jax.ShapeDtypeStruct((), jnp.int32))
     except Exception as error:  # it may be anyone's code
@@ -148,20 +153,19 @@ def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
 
 def make_compressor(config: Mapping[str, Any]) -> Compressor:
     """The blocks, of the configured method."""
-    sent = {name: value for name, value in _given(config).items() if name in ('ratio', 'bits', *_BLOCKS)}
+    sent = {name: config[name] for name in ('ratio', 'bits', *_BLOCKS)}
     return find_method(config).compressor(**sent)
 
 
 def make_optimizer(
-    config: Mapping[str, Any], learning_rate: optax.ScalarOrSchedule, axis_name: AxisName
+    config: ml_collections.ConfigDict, learning_rate: optax.ScalarOrSchedule, axis_name: AxisName
 ) -> optax.GradientTransformation:
     """The configured optimizer and the communication of the configured method.
 
     The L2 penalty of `sgd` has its gradient at the detached point, Algorithm 1, line 6.
     """
-    method, factory, given = find_method(config), find('optimizer', config), _given(config)
-    passed: dict[str, Any] = {name: config[name] for name in ('weight_decay', 'momentum')}
-    passed['learning_rate'] = learning_rate
+    config, method, factory = complete(config), find_method(config), find('optimizer', config)
+    given = {name: config[name] for name, key in KEYS.items() if key.library}
     if config['outer']:
         given['outer'] = find('outer', config).make(optax.GradientTransformation)
     if preset := _preset(config):
@@ -169,11 +173,11 @@ def make_optimizer(
         for name in given:  # every run has a ratio and a period of averages
             if name not in (*takes, 'ratio', 'average_every') and given[name] != KEYS[name].default:
                 raise ValueError(f'{name}={config[name]!r} has no effect on {what}; leave it out.')
-        factory._replace(function=preset).check_takes()
-        passed |= {'compression': given['ratio'], 'axis_name': axis_name, 'seed': config['seed']}
-        passed |= given | dict(factory.options)
-        return preset(**{name: value for name, value in passed.items() if name in takes})
-    shared = factory.make(optax.GradientTransformation, **passed)
+        factory._replace(function=preset).check_options()
+        given |= {'compression': given['ratio'], 'axis_name': axis_name, 'seed': config['seed']}
+        given |= {**factory.passed, 'learning_rate': learning_rate, **factory.options}
+        return preset(**{name: value for name, value in given.items() if name in takes})
+    shared = factory.make(optax.GradientTransformation, learning_rate=learning_rate)
     decays = factory.function is sgd
     local = optax.add_decayed_weights(config['weight_decay']) if decays else optax.identity()
     options = {name: value for name, value in given.items() if name not in _BLOCKS}
@@ -208,11 +212,11 @@ def find_method(config: Mapping[str, Any]) -> Method:
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The configuration with the method's own values in place of None, as a run records it."""
-    config, method = ml_collections.ConfigDict(config), find_method(config)
+    config, method = copy.deepcopy(config), find_method(config)
     own = {**OPTIONS, **method.sends, **method.options}
     if preset := _preset(config):
         own |= {name: each.default for name, each in inspect.signature(preset).parameters.items()}
-    for name in [name for name, key in KEYS.items() if not key.check and config[name] is None]:
+    for name in [name for name, key in KEYS.items() if key.default is config[name] is None]:
         config[name] = own[name]
     return config.lock()
 
@@ -220,9 +224,3 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def _preset(config: Mapping[str, Any]) -> Callable[..., Any] | None:
     """The complete optimizer that a method in bytes is, if there is one in place of the configured one."""
     return _PRESETS.get(config['optimizer']) if find_method(config).in_bytes else None
-
-
-def _given(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The library's arguments, but for those that the method chooses."""
-    keys = {name: key for name, key in KEYS.items() if not key.check}
-    return {name: config[name] for name, key in keys.items() if (config[name], key.default) != (None, None)}

@@ -12,9 +12,9 @@ import ml_collections
 from def_jax.baselines.methods import METHODS, Method
 from def_jax.checks import nearest
 from def_jax.trainer.configuration.defaults import FORMER, KEYS
-from def_jax.trainer.configuration.parts import find, find_method, make_optimizer
+from def_jax.trainer.configuration.parts import complete, find, find_method, make_optimizer
 
-__all__ = ['check', 'check_config', 'of_keys']
+__all__ = ['check_config', 'checked', 'of_keys']
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -30,27 +30,30 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     ValueError: config.batch_size=100 must be a multiple of num_workers=16; the nearest is 96.
     """
     with of_keys():
-        check(config)
-        make_optimizer(config, config.learning_rate, 'workers')
+        make_optimizer(checked(config), config.learning_rate, 'workers')
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Checks all but the arguments of the library, which `make_optimizer` checks; call within `of_keys`."""
+def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A configuration as a run records it, see `complete`, once its keys fit each other.
+
+    Only `make_optimizer` checks the arguments of the library; call both within `of_keys`.
+    """
     for name in config:
         if name not in KEYS:
             raise ValueError(f'{name} is not a known key.{FORMER.get(name) or nearest(name, KEYS)}')
     for name, key in KEYS.items():
         if name not in config:
             raise ValueError(f'{name} is missing; its default is {key.default!r}.')
-        if key.check:
+        if not key.library:
             key.check(name, config[name])
     for name, key in KEYS.items():
-        if key.table and config[name] and callable(key.table.get(config[name], find)):
+        if key.table and config[name] and name != 'method':
             find(name, config)
     for wrong, name, why in _conflicts(config, find_method(config)):
         if wrong:
             value = config[name].to_dict() if name.endswith('_options') else config[name]
             raise ValueError(f'{name}={value!r} {why}')
+    return complete(config)
 
 
 @contextlib.contextmanager

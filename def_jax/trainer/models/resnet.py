@@ -80,9 +80,8 @@ class ResidualBlock(nn.Module):
     normalise: layers.Layer
 
     preactivated = False
-    convolutions: ClassVar[
-        tuple[tuple[int, bool, int], ...]
-    ]  # kernel, whether strided, outer over inner width
+    # For each, its kernel, whether it is strided, and its outer over the inner width.
+    convolutions: ClassVar[tuple[tuple[int, bool, int], ...]]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

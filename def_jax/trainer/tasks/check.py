@@ -15,6 +15,11 @@ from def_jax.trainer.tasks.base import Task
 __all__ = ['check']
 
 _Shapes = Mapping[str, jax.ShapeDtypeStruct]
+# What records of training and of diagnostics hold beside the task's metrics.
+_RESERVED = {
+    *('loss', 'taken', 'step', 'epoch', 'learning_rate', 'megabytes_sent', 'seconds', 'skipped', 'pending'),
+    'variance',
+}
 
 
 def check(experiment: Experiment) -> None:
@@ -54,8 +59,10 @@ def _check_loss(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
     except (TypeError, ValueError):
         raise ValueError(f'{name}: loss must return (loss, (metrics, batch_stats)).') from None
     _check_scalars(name, 'loss', scalars)
-    if 'loss' in figures or 'taken' in figures:
-        raise ValueError(f"{name}: metrics of loss must not be called 'loss' or 'taken'.")
+    if reserved := sorted(figures.keys() & _RESERVED):
+        raise ValueError(
+            f'{name}: a metric of loss must not be called {reserved[0]!r}, as the records use it.'
+        )
     shapes = [jax.tree.map(jnp.shape, stats) for stats in (batch_stats, variables['batch_stats'])]
     if shapes[0] != shapes[1]:
         raise ValueError(f'{name}: loss must return statistics of the shapes that init returns.')
@@ -71,7 +78,7 @@ def _check_sums(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
     _check_scalars(name, 'test_sums', sums)
     ones = {key: np.ones((), np.float32) for key in sums}
     with np.errstate(all='ignore'):
-        metrics = task.metrics(ones)
+        metrics = _traced(f'{name}: metrics fails on sums of one', lambda: task.metrics(ones))
     if (headline := task.headline.name) not in metrics:
         raise ValueError(
             f'{name}: metrics lacks {headline!r}, the headline metric; it has {sorted(metrics)}.'

@@ -27,9 +27,8 @@ class ImageClassification(Task):
     Batches hold `image`, uint8 [b, H, W, C], and `label`, int32 [b].
     """
 
-    model: (
-        nn.Module
-    )  # maps float32 images and `train` to logits [b, classes]; may draw from the key 'dropout'
+    # Maps float32 images and `train` to logits [b, classes]; may draw from the key 'dropout'.
+    model: nn.Module
     spec: DatasetSpec
     headline = Metric('accuracy', greater_is_better=True, percent=True)
 

@@ -12,6 +12,7 @@ from configuration_values import changed
 from trainer.configuration import factories_to_find
 
 import def_jax
+from def_jax.trainer import experiment
 from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.parts import complete, make_optimizer, make_schedule
 from def_jax.trainer.configuration.rules import check_config
@@ -172,6 +173,19 @@ def test_def_q_is_the_preset_in_bytes_at_the_rate_that_the_user_has(preset, chan
     expected = preset(RATE, 64, 'workers', weight_decay=DECAY, **options)
     made = (make_optimizer(each, RATE, 'workers') for each in (config, complete(config)))
     assert_same_updates(expected, *made)
+
+
+def test_a_run_refuses_a_configuration_as_check_config_does():
+    for changes in ({'batch_size': 100}, {'every': None, 'num_workers': 1}):
+        with fixtures.refused(f'^config.{next(iter(changes))}='):
+            experiment.build(changed(**changes))
+
+
+def test_what_a_run_completes_is_not_set_in_the_users_configuration():
+    config = changed()
+    assert complete(config).bits == 32 and config.bits is None
+    config.method = 'def_q'  # for the next run, whose method chooses again
+    assert complete(config).bits == 2
 
 
 def test_schedules_warm_up_as_optaxs_and_fall():

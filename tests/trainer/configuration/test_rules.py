@@ -142,7 +142,7 @@ def test_settings_have_the_type_of_the_key():
         ('ratio=4,ratio=8', "'ratio=8' in .* must have the form key=value, once"),
         ('ratio=4.5', "ratio='4.5' must be of type int"),
         ('fake_devices=1', "fake_devices='1' must be of type bool"),
-        ('drops=0.5', "'drops' is a tuple .*; use --config.drops=VALUE"),
+        ('drops=0.5', "drops='0.5' must be of type tuple; --config.drops=VALUE takes"),
     ],
 )
 def test_errors(arg, message):

@@ -46,7 +46,9 @@ WRONG = [
     ({'loss': loss(lambda s, b: b['features'] @ jnp.zeros(3))}, r'fails on a .* features float32\[8, 10\]'),
     ({'loss': loss(lambda s, b: b['target'].mean())}, r'loss must return \(loss, \(metrics, batch_stats\)\)'),
     ({'loss': loss(lambda s, b: (b['target'], ({}, s)))}, r'must be a float \[\], but is float32\[8\]'),
-    ({'loss': loss(lambda s, b: (ZERO, ({'taken': ZERO}, s)))}, "must not be called 'loss' or 'taken'"),
+    ({'loss': loss(lambda s, b: (ZERO, ({'taken': ZERO}, s)))}, "must not be called 'taken'"),
+    ({'loss': loss(lambda s, b: (ZERO, ({'step': ZERO}, s)))}, "must not be called 'step', as the records"),
+    ({'metrics': lambda self, sums: {'r2': sums['r']}}, 'metrics fails on sums of one: KeyError: r, '),
     ({'loss': loss(lambda s, b: (ZERO, ({}, {'mean': ZERO})))}, 'of the shapes that init returns'),
     ({'headline': Metric('r3')}, r"metrics lacks 'r3', the headline metric; it has \['loss', 'r2'\]"),
 ]

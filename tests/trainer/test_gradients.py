@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from def_jax.trainer.tasks.gradients import accumulated_value_and_grad
+from def_jax.trainer.steps import accumulated_value_and_grad
 
 
 def loss(params, batch_stats, batch, key):
