@@ -134,10 +134,10 @@ def vmapped(worker, batches):
 
 
 def x_and_own(optimizer, batches):
-    """x [T + 1, d], which all workers have, and every worker's own model x + r_k [T + 1, K, d]."""
+    """x [T + 1, d], which all workers have, and, where λ is 1, each one's own model x + r_k [T + 1, K, d]."""
 
     def observe(params, state):
-        return flat(params), flat(jax.tree.map(jnp.add, params, optax.tree.get(state, 'residual')))
+        return flat(params), flat(def_jax.detached_params(params, state))
 
     x, own = map(np.asarray, vmapped(lambda batches: train(optimizer, batches, observe), batches))
     np.testing.assert_array_equal(x, np.broadcast_to(x[0], x.shape))

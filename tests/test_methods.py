@@ -140,3 +140,14 @@ def test_an_option_that_a_method_does_not_use(name, options, message):
     arguments = optax.identity(), optax.sgd(0.1), None
     with pytest.raises(ValueError, match=message):
         method.optimizer(*arguments, method.compressor(RATIO, **blocks), ratio=RATIO, **options)
+
+
+def test_the_preset_among_the_methods():
+    """Blocks that take 1/64 of the bytes; its updates are `def_sgd`'s, as the trainer's tests say."""
+    method = methods.METHODS['def_q']
+    params = {'w': jnp.ones((64, 64)), 'b': jnp.ones(64)}
+    blocks = def_jax.random_block(4, order='shuffled', allocation='balanced')
+    assert method.compressor(64).parts(params) == blocks.parts(params)
+    assert method.options['bits'] == 2 and method.options['detach'] == 'auto'
+    with pytest.raises(ValueError, match='compression=8 with bits=2'):
+        method.compressor(8)

@@ -53,6 +53,13 @@ def test_what_is_not_sent_is_kept_bit_for_bit_and_add_is_plus_what_place_puts_in
                 assert np.all((c == whole) | (c == 0))
 
 
+def test_what_is_sent_whole_is_exact():
+    tree, whole = make_tree(), (def_jax.identity(), def_jax.random_k(1))
+    scaled = jax.tree.map(lambda x: 0.25 * x, tree)  # a power of two: exact
+    found = jax.jit(lambda tree: [compress(c, tree) for c in (*whole, def_jax.scaled(0.25))])(tree)
+    chex.assert_trees_all_equal(found, [tree, tree, scaled])
+
+
 @pytest.mark.parametrize('ratio', [10, 37, 64, 1000])
 @pytest.mark.parametrize('name', REAL)
 def test_the_true_ratio_is_near_the_one_asked_for(name, ratio):
