@@ -68,6 +68,7 @@ def variants() -> dict[str, Any]:
 
 
 def main(_) -> None:
+    timing.keep_memory()
     for network in _NETWORKS.value:
         pages.write(_OUTPUT.value, {network: _section(network)})
     pages.write(_OUTPUT.value, {'origin': pages.origin('benchmarks.optimizer_stage')})

@@ -5,6 +5,8 @@ figure is the median of the rounds after warm-up; only its ratio to another row 
 The first call of a turn is not counted: after a stage that frees much memory, it takes up to twice as long.
 """
 
+import contextlib
+import ctypes
 import functools
 import math
 import time
@@ -25,6 +27,7 @@ __all__ = [
     'alternate',
     'compiled',
     'copy_limit',
+    'keep_memory',
     'limit',
     'stage',
     'stage_with_point',
@@ -72,6 +75,19 @@ class Stage:
     @property
     def median(self) -> float:
         return float(np.median(self.seconds[int(len(self.seconds) * _WARM_UP) :]))
+
+
+def keep_memory() -> None:
+    """Lets malloc keep what is freed, as JAX's allocator for GPUs does; does nothing where there is no glibc.
+
+    Above 32 MB glibc returns memory to the system, and a program's temporaries are mapped page by page again
+    at every call, which may take longer than its arithmetic.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        set_option = ctypes.CDLL(None).mallopt
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
+        for option in trim_threshold, top_pad, mmap_threshold:
+            set_option(option, 2**28)
 
 
 def alternate(stages: Iterable[Stage], *, rounds: int, calls: int | None = None, seconds: float = 60) -> None:
