@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import def_jax
+from def_jax.traffic.hlo import collectives
 
 # Powers of two, so that ratio 64 divides every large leaf; the bias and the scale send one element each.
 SHAPES = {'dense': (256, 128), 'kernel': (4, 4, 32, 64), 'bias': (64,), 'scale': ()}
@@ -18,17 +19,6 @@ BATCH = jnp.ones((4, 256))
 
 def make_params():
     return {name: jnp.ones(shape) for name, shape in SHAPES.items()}
-
-
-def results(hlo, operation):
-    """For each instruction of that operation, the sizes of its float32 results; others are not expected."""
-    found = []
-    for result_type in re.findall(rf'= (.*?) {operation}(?:-start)?\(', hlo):
-        arrays = re.findall(r'(\w+)\[([\d,]*)\]', result_type)
-        sizes = [math.prod(map(int, filter(None, dims.split(',')))) for kind, dims in arrays if kind == 'f32']
-        assert len(sizes) == len(arrays), result_type
-        found.append(sizes)
-    return found
 
 
 def at_every_step(hlo):
@@ -71,11 +61,15 @@ def compile_sharded(step, *arguments, donate=()):
     return jax.jit(mapped, donate_argnums=donate).lower(*arguments).compile()
 
 
-def all_reduces(last_link, num_workers, **kwargs):
-    hlo = compile_pmapped(*with_gradient(last_link, **kwargs), num_workers, BATCH).as_text()
-    others = 'all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast'
-    assert not re.search(rf' (?:{others})(?:-start)?\(', hlo)
-    return results(hlo, 'all-reduce')
+def all_reduces(program):
+    """The elements of each all-reduce in the HLO of a program; others are not expected."""
+    found = collectives(program)
+    assert {(c.operation, c.dtype) for c in found} <= {('all-reduce', 'f32')}
+    return [c.elements for c in found]
+
+
+def compile_step(last_link, num_workers=4, **kwargs):
+    return compile_pmapped(*with_gradient(last_link, **kwargs), num_workers, BATCH).as_text()
 
 
 def copies_of(compiled, smallest):

@@ -128,9 +128,20 @@ def mapped(mapping, worker, num_workers):
     return stacked
 
 
-def vmapped(worker, batches, *args):
+def vmapped(worker, batches):
     """A worker's function on all of them at once, jitted."""
-    return jax.jit(jax.vmap(lambda own: worker(own, *args), axis_name='workers'))(batches)
+    return jax.jit(jax.vmap(worker, axis_name='workers'))(batches)
+
+
+def x_and_own(optimizer, batches):
+    """x [T + 1, d], which all workers have, and, where λ is 1, each one's own model x + r_k [T + 1, K, d]."""
+
+    def observe(params, state):
+        return flat(params), flat(def_jax.detached_params(params, state))
+
+    x, own = map(np.asarray, vmapped(lambda batches: train(optimizer, batches, observe), batches))
+    np.testing.assert_array_equal(x, np.broadcast_to(x[0], x.shape))
+    return x[0], own.swapaxes(0, 1)
 
 
 @functools.cache

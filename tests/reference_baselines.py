@@ -266,20 +266,8 @@ def cser(
     return np.stack(history)
 
 
-def sparse_loco(
-    x0: np.ndarray,
-    gradient: Gradient,
-    learning_rate: Sequence[float],
-    shapes: Sequence[tuple[int, ...]],
-    *,
-    num_workers: int,
-    ratio: float,
-    chunk: int,
-    every: int,
-    momentum: float,
-    decay: float = 0.95,
-) -> np.ndarray:
-    """x [T + 1, d] of SparseLoCo (Sarfi et al., 2025, Algorithm 1, α = 1) with momentum SGD inside.
+def sparse_loco(shapes: Sequence[tuple[int, ...]], *, ratio: float, chunk: int, every: int):
+    """SparseLoCo (Sarfi et al., 2025, Algorithm 1, α = 1), a change of `reference_family.local_training`.
 
     Chunks, top-k and the quantiser as in its code (github.com/tplr-ai/SparseLoCo): four bins over six
     standard deviations, and a lookup table of the means of the bins, tensor by tensor.
@@ -305,17 +293,15 @@ def sparse_loco(
             sent[place] = values[codes == code].mean()
         return sent.reshape(e.shape)
 
-    x, xs = np.array(x0, np.float64), [np.array(x0, np.float64)]
-    local, m, e = (np.zeros((num_workers, x.size)) for _ in range(3))
-    local += x
-    for t, eta in enumerate(learning_rate):
-        for k in range(num_workers):
-            m[k] = momentum * m[k] + gradient(local[k], k, t)
-            local[k] -= eta * m[k]
-        if (t + 1) % every == 0:
-            e = decay * e + (x - local)
-            sent = np.stack([np.concatenate([compressed(p).ravel() for p in _tensors(w, shapes)]) for w in e])
-            e, x = e - sent, x - sent.mean(0)
-            local[:] = x
-        xs.append(x)
-    return np.stack(xs)
+    e = 0.0
+
+    def synchronise(step, shared, models):
+        nonlocal e
+        if (step + 1) % every:
+            return shared, models
+        e = 0.95 * e + (shared - models)
+        sent = np.stack([np.concatenate([compressed(p).ravel() for p in _tensors(w, shapes)]) for w in e])
+        e, shared = e - sent, shared - sent.mean(0)
+        return shared, np.stack([shared] * len(models))
+
+    return synchronise

@@ -109,6 +109,10 @@ def test_the_preset_keeps_no_moment():
         (lambda: def_jax.def_adamw(0.1, 0.5, None), 'compression=0.5 must be a finite number >= 1'),
         (lambda: def_jax.def_sgd(0.1, 64, None, momentum=1), r'momentum=1 must be a number in \[0, 1\)'),
         (lambda: def_jax.def_sgd(0.1, 64, None, bits=3), 'bits=3 must be 1'),
+        *(
+            (lambda make=make: make(sgd(), 64, None), 'learning_rate must be a number .*pass inner=optimizer')
+            for make in (def_jax.def_sgd, def_jax.def_adamw)
+        ),
         (
             lambda: optax.inject_hyperparams(def_jax.def_sgd)(0.1, 64.0, None).init(jnp.ones(8)),
             r"compression=.* is an array.* static_args=\('compression',\)",
@@ -162,16 +166,6 @@ def test_a_mask_may_name_a_whole_branch():
     for point in points:
         chex.assert_trees_all_equal(point['b'], params['b'])
         assert jnp.sum(point['a'] != params['a']) == 6  # two were sent
-
-
-@pytest.mark.parametrize(('shape', 'flatten'), [((3, 4), True), ((), True), ((1, 12), False)])
-def test_parameters_that_are_a_single_array(shape, flatten):
-    optimizer, params = optax.chain(sgd(), feedback(axis_name=None)), jnp.ones(shape)
-    optimizer = optax.flatten(optimizer) if flatten else optimizer
-    updates, state = jax.jit(optimizer.update)(params, optimizer.init(params), params)
-    point, y = def_jax.detached_params(params, state), def_jax.output_params(params, state, None)
-    chex.assert_shape((updates, point, y), shape)
-    np.testing.assert_allclose(optax.apply_updates(y, updates), jnp.full(shape, 0.9), rtol=1e-6)
 
 
 # --- Dtypes and odd leaves --------------------------------------------------------------------------------

@@ -164,11 +164,12 @@ def test_impossible_combinations(options, message):
 @pytest.mark.parametrize('axis_name', ['workers', ('devices', 'workers'), ['devices', 'workers']])
 def test_unbound_axis_name(axis_name):
     feedback, x = def_jax.error_feedback(BLOCK_4, axis_name), jnp.ones(4)
-    mean = def_jax.all_reduce_mean(axis_name)
+    mean, gathering = def_jax.all_reduce_mean(axis_name), def_jax.baselines.sign_ef(axis_name)
     for call in (
         lambda: feedback.update(x, feedback.init(x)),
         lambda: def_jax.output_params(x, feedback.init(x), axis_name),
         lambda: mean.update(x, mean.init(x)),
+        lambda: gathering.update(x, gathering.init(x)),
     ):
         with pytest.raises(ValueError, match=r'axis_name=.* is not bound here.*jax\.pmap.*axis_name=None'):
             jax.eval_shape(call)

@@ -23,33 +23,33 @@ def test_one_all_reduce_of_the_message(num_workers, ratio):
     compressor = def_jax.random_block(ratio)
     size = def_jax.message_size(compressor, hlo.make_params())
     assert size == pytest.approx(hlo.MODEL_SIZE / ratio, rel=0.02)
-    assert hlo.all_reduces(def_jax.error_feedback(compressor, 'workers'), num_workers) == [[size]]
+    program = hlo.compile_step(def_jax.error_feedback(compressor, 'workers'), num_workers)
+    assert hlo.all_reduces(program) == [size]
 
 
 @pytest.mark.parametrize(('options', 'longer'), [({'skip_nonfinite': True}, 0), ({'detach': 'auto'}, 1)])
 def test_news_adds_no_collective(options, longer):
     """NaN travels in the message, an energy at its end."""
-    assert hlo.all_reduces(hlo.feedback(**options), 4) == [[MESSAGE + longer]]
+    assert hlo.all_reduces(hlo.compile_step(hlo.feedback(**options))) == [MESSAGE + longer]
 
 
 def test_between_messages_no_collective_runs():
     """The all-reduce of the message lies in a branch that only sending steps take."""
-    program = hlo.compile_pmapped(*hlo.with_gradient(hlo.feedback(every=4)), 4, hlo.BATCH).as_text()
-    assert hlo.results(program, 'all-reduce') == [[MESSAGE]]
-    assert not hlo.results(hlo.at_every_step(program), 'all-reduce')
+    program = hlo.compile_step(hlo.feedback(every=4))
+    assert hlo.all_reduces(program) == [MESSAGE]
+    assert not hlo.all_reduces(hlo.at_every_step(program))
 
 
 def test_averaging_the_residual_adds_one_dense_all_reduce_under_a_condition():
     """SAEF's step holds the message and, in one branch of a conditional, the whole residual."""
-    program = hlo.compile_pmapped(*hlo.with_gradient(hlo.feedback(average_every=10)), 4, hlo.BATCH).as_text()
-    dense = [sizes for sizes in hlo.results(program, 'all-reduce') if sizes != [MESSAGE]]
-    assert len(dense) == 1 and sum(dense[0]) == hlo.MODEL_SIZE
-    assert hlo.results(hlo.at_every_step(program), 'all-reduce') == [[MESSAGE]]  # what runs at every step
+    program = hlo.compile_step(hlo.feedback(average_every=10))
+    assert sorted(hlo.all_reduces(program)) == [MESSAGE, hlo.MODEL_SIZE]
+    assert hlo.all_reduces(hlo.at_every_step(program)) == [MESSAGE]  # what runs at every step
 
 
 def test_dense_baseline_sends_the_model():
-    (found,) = hlo.all_reduces(def_jax.all_reduce_mean('workers'), 4, detached=False)
-    assert sum(found) == hlo.MODEL_SIZE
+    program = hlo.compile_step(def_jax.all_reduce_mean('workers'), detached=False)
+    assert hlo.all_reduces(program) == [hlo.MODEL_SIZE]
 
 
 def test_the_output_is_one_dense_all_reduce():
@@ -57,8 +57,7 @@ def test_the_output_is_one_dense_all_reduce():
         return def_jax.output_params(params, state, 'workers')
 
     program = hlo.compile_pmapped(hlo.feedback(), read, 4, jnp.ones(1))
-    (found,) = hlo.results(program.as_text(), 'all-reduce')
-    assert sum(found) == hlo.MODEL_SIZE
+    assert hlo.all_reduces(program.as_text()) == [hlo.MODEL_SIZE]
 
 
 def compile_stage(compressor, params, num_workers=None, momentum=0.9, **options):

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import io
 import json
 import signal
 from pathlib import Path
@@ -123,8 +124,14 @@ def tiny_network(tmp_path_factory):
         yield data_dir
 
 
-def train(config, folder, console=None) -> dict[str, Any]:
-    return loop.train_and_evaluate(config, folder, console or rich.console.Console(quiet=True))
+def train(config, folder) -> dict[str, Any]:
+    return printed(config, folder)[0]
+
+
+def printed(config, folder) -> tuple[dict[str, Any], str]:
+    """The result of a run, and what it printed."""
+    console = rich.console.Console(file=io.StringIO(), width=300)
+    return loop.train_and_evaluate(config, folder, console), console.file.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +246,13 @@ def placed(state, run: experiment.Experiment) -> steps.TrainState:
         return jax.device_put(np.reshape(host, leaf.shape), leaf.sharding)
 
     return jax.tree.map(place, state, like)
+
+
+def with_changed_copy(x, device, change):
+    """An array of which one device's copy, or part, is changed."""
+    copies = [shard.data for shard in sorted(x.addressable_shards, key=lambda s: s.device.id)]
+    copies[device] = jax.device_put(change(np.array(copies[device])), copies[device].device)
+    return jax.make_array_from_single_device_arrays(x.shape, x.sharding, copies)
 
 
 def momentum(state):

@@ -10,7 +10,19 @@ import perceptron
 import pytest
 import reference
 import reference_baselines as oracles
-from perceptron import INITIAL, START, TOLERANCE, at_x, flat, gradient, mlp_data, multipliers, vmapped
+import reference_family as family
+from perceptron import (
+    INITIAL,
+    START,
+    TOLERANCE,
+    at_x,
+    flat,
+    gradient,
+    mlp_data,
+    multipliers,
+    vmapped,
+    x_and_own,
+)
 
 import def_jax
 from def_jax import baselines
@@ -59,11 +71,11 @@ CASES = {
 }
 
 
-def train(name, axis_name, batches):
+def train(name, batches):
     """One worker's x after 0, ..., T steps: [T + 1, d]."""
     link, _, momentum = CASES[name]
     sgd = optax.sgd(lambda step: jnp.asarray(RATES, jnp.float32)[step], momentum or None)
-    optimizer = link(axis_name, inner=sgd) if name in INSIDE else optax.chain(link(axis_name), sgd)
+    optimizer = link('workers', inner=sgd) if name in INSIDE else optax.chain(link('workers'), sgd)
     return perceptron.train(optimizer, batches, lambda params, state: flat(params), point=at_x)
 
 
@@ -74,31 +86,11 @@ def expected(name):
     return oracles.train(*problem, num_workers=NUM_WORKERS, momentum=momentum, inside=inside)
 
 
-def assert_equal_everywhere(x, oracle):
-    x = np.asarray(x)
-    np.testing.assert_allclose(x[0], oracle, **TOLERANCE)
-    np.testing.assert_array_equal(x, np.broadcast_to(x[0], x.shape))
-
-
 @pytest.mark.parametrize('name', CASES)
 def test_vmap_equals_oracle(name):
-    worker = functools.partial(train, name, 'workers')
-    assert_equal_everywhere(jax.jit(jax.vmap(worker, axis_name='workers'))(DATA), expected(name))
-
-
-def test_devices_with_virtual_workers_equal_oracle():
-    """pmap over vmap, a tuple of axes: gathers stack the workers in one order on all of them."""
-    worker = functools.partial(train, 'onebit_adam', ('workers', 'virtual'))
-    mapped = jax.pmap(jax.vmap(worker, axis_name='virtual'), axis_name='workers')
-    x = mapped(jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), DATA))
-    assert_equal_everywhere(np.reshape(x, (NUM_WORKERS, *x.shape[2:])), expected('onebit_adam'))
-
-
-def test_an_axis_that_is_not_bound():
-    x = jnp.ones((8, 8))
-    for link in (baselines.sign_ef('nobody'), baselines.powersgd(4, 'nobody')):
-        with pytest.raises(ValueError, match="axis_name='nobody' is not bound here"):
-            jax.eval_shape(lambda link=link: link.update(x, link.init(x)))
+    x = np.asarray(vmapped(functools.partial(train, name), DATA))
+    np.testing.assert_allclose(x[0], expected(name), **TOLERANCE)
+    np.testing.assert_array_equal(x, np.broadcast_to(x[0], x.shape))
 
 
 @pytest.mark.parametrize(
@@ -139,17 +131,10 @@ def test_updates_keep_their_dtypes_and_shapes_are_checked(name):
 
 
 PROBLEM, RATE = (START, gradient(NUM_WORKERS, NUM_STEPS)), 0.03
-STEADY, SETTINGS = [RATE] * NUM_STEPS, {'num_workers': NUM_WORKERS, 'momentum': 0.9}
 
 
 def trained(link):
-    """x, and every worker's own model x + r_k: each [K, T + 1, d]."""
-    optimizer = optax.chain(optax.sgd(RATE, momentum=0.9), link)
-
-    def observe(params, state):
-        return flat(params), flat(def_jax.detached_params(params, state))
-
-    return map(np.asarray, vmapped(lambda own: perceptron.train(optimizer, own, observe), DATA))
+    return x_and_own(optax.chain(optax.sgd(RATE, momentum=0.9), link), DATA)
 
 
 @pytest.mark.parametrize('every', [1, 4])
@@ -158,19 +143,20 @@ def test_cser_equals_oracle(every):
     resets, steps = (
         multipliers(c, num_steps=NUM_STEPS, folded=folded) for c, folded in ((c1, False), (c2, True))
     )
-    expected = oracles.cser(*PROBLEM, resets, steps, STEADY, every=every, **SETTINGS)
-    _, found = trained(baselines.cser(c1, c2, 'workers', every=every))
-    np.testing.assert_allclose(found, expected.swapaxes(0, 1), **TOLERANCE)
-    assert np.abs(found[:, -1] - found[0, -1]).max() > 1e-2
+    settings = {'every': every, 'num_workers': NUM_WORKERS, 'momentum': 0.9}
+    expected = oracles.cser(*PROBLEM, resets, steps, [RATE] * NUM_STEPS, **settings)
+    _, own = trained(baselines.cser(c1, c2, 'workers', every=every))
+    np.testing.assert_allclose(own, expected, **TOLERANCE)
+    assert np.abs(own[-1] - own[-1, 0]).max() > 1e-2
 
 
 @pytest.mark.parametrize(('every', 'ratio'), [(1, 4), (4, 1)])
 def test_sparse_loco_equals_oracle(every, ratio):
-    options = {'every': every, 'chunk': 2}
-    expected = oracles.sparse_loco(*PROBLEM, STEADY, reference.MLP_SHAPES, ratio=ratio, **options, **SETTINGS)
-    found, _ = trained(baselines.sparse_loco(ratio, 'workers', **options))
-    np.testing.assert_allclose(found[0], expected, **TOLERANCE)
-    np.testing.assert_array_equal(found, np.broadcast_to(found[0], found.shape))
+    synchronise = oracles.sparse_loco(SHAPES, ratio=ratio, chunk=2, every=every)
+    inner, sizes = family.momentum_sgd(RATE, 0.9), {'num_workers': NUM_WORKERS, 'num_steps': NUM_STEPS}
+    expected, _ = family.local_training(*PROBLEM, inner, synchronise, **sizes)
+    found, _ = trained(baselines.sparse_loco(ratio, 'workers', every=every, chunk=2))
+    np.testing.assert_allclose(found, expected, **TOLERANCE)
     assert np.ptp(np.diff(expected, axis=0)[every - 1 :: every], axis=0).max() > 1e-2
 
 

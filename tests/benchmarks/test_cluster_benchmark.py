@@ -20,10 +20,12 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
 TINY = ['--model=mlp_tiny', '--workers=2', '--rounds=2', '--steps=2']
 
 
-def run(*flags, **options):
-    command = [sys.executable, '-m', 'benchmarks.cluster', *flags]
-    environment = os.environ | {'PYTHONPATH': str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options)
+def run(module, *flags):
+    """A benchmark, which must succeed."""
+    command, environment = [sys.executable, '-m', module, *flags], os.environ | {'PYTHONPATH': str(ROOT)}
+    settings = {'cwd': ROOT, 'env': environment, 'capture_output': True, 'text': True, 'timeout': 900}
+    done = subprocess.run(command, **settings)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope='module')
@@ -78,12 +80,7 @@ def test_what_is_missing_is_a_line_and_exit_code_2(monkeypatch, capsys, user, to
 @pytest.mark.slow
 @pytest.mark.usefixtures('namespaces_possible')
 def test_a_small_cluster_is_measured_and_removed(tmp_path):
-    process = run(*TINY, f'--output={tmp_path}', stdout=subprocess.PIPE)
-    try:
-        _, errors = process.communicate(timeout=900)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
+    run('benchmarks.cluster', *TINY, f'--output={tmp_path}')
     found = json.loads((tmp_path / 'cluster.json').read_text())
     variants = found['models']['mlp_tiny']['jax']['variants']
     exchanges = ['all-reduce'], ['all-reduce'], ['all-to-all', 'all-gather']
@@ -110,10 +107,7 @@ def test_only_blocks_cross_between_the_nodes(tmp_path):
     """The bytes of the page are those that the programs send."""
     written = tmp_path / 'sharded.md'
     flags = ['--width=256', '--rounds=1', '--steps=1', '--bandwidth=1gbit', f'--output={written}']
-    done = subprocess.run(
-        [sys.executable, '-m', 'benchmarks.sharded', *flags], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    run('benchmarks.sharded', *flags)
     rows = {
         row[0]: row
         for row in (line.split(' | ') for line in re.findall(r'^\| (.*) \|$', written.read_text(), re.M))

@@ -1,7 +1,6 @@
 """What newcomers read and copy: README's diffs and numbers, the program of First steps, the examples."""
 
 import functools
-import itertools
 import re
 from pathlib import Path
 
@@ -70,18 +69,6 @@ def test_the_diffs_of_readme_turn_a_dense_step_into_one_that_sends_little(pmappe
         optimizer.check(compiled)
 
 
-def table(file, start):
-    """The rows of the first table whose heading starts so, by column, without bold."""
-    lines = itertools.dropwhile(lambda line: not line.startswith(start), file.read_text().splitlines())
-    heading, _, *rows = [
-        [text.strip(' *') for text in line.split('|')[1:-1]]
-        for line in itertools.takewhile(lambda line: line.startswith('|'), lines)
-    ]
-    for above, row in itertools.pairwise(rows):
-        row[0] = row[0] or above[0]
-    return [dict(zip(heading, row, strict=True)) for row in rows]
-
-
 def allows(function, *args, **kwargs):
     try:
         function(*args, **kwargs)
@@ -93,10 +80,10 @@ def allows(function, *args, **kwargs):
 @pytest.mark.parametrize('name', ['def', 'powersgd', 'diloco', 'top_k'])
 def test_what_readme_says_of_the_methods_is_what_they_allow(name):
     method = METHODS[name]
-    said = {
-        row['implemented in this library']: row[method.title]
-        for row in table(ROOT / 'README.md', '| implemented')
-    }
+    _, heading, table = (ROOT / 'README.md').read_text().partition('| implemented in this library |')
+    lines = [line for line in (heading + table).splitlines() if line.startswith('|')]
+    titles, _, *rows = ([cell.strip() for cell in line.split('|')[1:-1]] for line in lines)
+    said = {row[0]: row[titles.index(method.title)] for row in rows}
     config = get_config(f'method={name},num_workers=2')
     with config.unlocked():
         config.shards_per_worker = 2

@@ -1,11 +1,8 @@
 """A task, a model and a data set that are not the library's own, trained without touching it."""
 
-import io
-
 import jax
 import numpy as np
 import pytest
-import rich.console
 import sklearn.metrics
 import training_fixtures as fixtures
 
@@ -26,10 +23,8 @@ ADAMW = {'optimizer': 'adamw', 'optimizer_options': {'b2': 0.95}, 'schedule': 'c
 def run(tmp_path_factory):
     """An uninterrupted run, and what it printed."""
     folder = tmp_path_factory.mktemp('own_task') / 'run'
-    console = rich.console.Console(file=io.StringIO(), width=200)
     config = config_of(**ADAMW, diagnostics_every=20, evaluate_train_examples=100)
-    result = fixtures.train(config, folder, console)
-    return folder, config, result, console.file.getvalue()
+    return folder, config, *fixtures.printed(config, folder)
 
 
 def test_what_is_reported_is_the_tasks(run):

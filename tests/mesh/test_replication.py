@@ -9,39 +9,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from perceptron import mapped
 
 import def_jax
 from def_jax import guards
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 4
+TREE = {
+    'params': {'w': np.linspace(-1, 1, 6, dtype=np.float32), 'b': np.float32([0.0])},
+    'step': np.int32(7),
+}
 
 
-def mapped(function, kind):
-    """The function on four workers under pmap, vmap or shard_map; its argument has a leading axis of them."""
-    if kind == 'pmap':
-        return jax.pmap(function, axis_name='workers', devices=jax.devices()[:WORKERS])
-    if kind == 'vmap':
-        return jax.vmap(function, axis_name='workers')
-    if kind == 'jit(vmap)':
-        return jax.jit(jax.vmap(function, axis_name='workers'))
-    mesh = Mesh(jax.devices()[:WORKERS], ('workers',))
-
-    def unstacked(tree):
-        function(jax.tree.map(lambda x: x[0], tree))
-        return jnp.zeros(1)
-
-    return jax.jit(
-        jax.shard_map(unstacked, mesh=mesh, in_specs=P('workers'), out_specs=P('workers'), check_vma=False)
-    )
-
-
-# Programs by the shapes of what they check: compiled once.
 @functools.cache
-def check(kind):
-    return mapped(lambda tree: def_jax.assert_replicated(tree, 'workers'), kind)
+def check(mapping):
+    """A function of a tree's leaves, [K, ...] each."""
+
+    def worker(leaves, _, axis_name, varying=None):
+        def_jax.assert_replicated(jax.tree.unflatten(jax.tree.structure(TREE), leaves), axis_name)
+        return [jnp.zeros(1)] * 3
+
+    return mapped(mapping, worker, WORKERS)
 
 
 @pytest.fixture
@@ -57,9 +48,9 @@ def differing(monkeypatch):
 
     monkeypatch.setattr(guards, '_raise_if', note)
 
-    def differing(kind, tree):
+    def differing(mapping, tree):
         found.clear()
-        jax.block_until_ready(check(kind)(tree))
+        jax.block_until_ready(check(mapping)(jax.tree.leaves(tree), None))
         jax.effects_barrier()
         assert found and all(names == found[0] for names in found)
         return found[0]
@@ -67,20 +58,14 @@ def differing(monkeypatch):
     return differing
 
 
-def stacked():
-    tree = {
-        'params': {'w': np.linspace(-1, 1, 6, dtype=np.float32), 'b': np.float32([0.0])},
-        'step': np.int32(7),
-    }
-    return jax.tree.map(lambda x: np.broadcast_to(x, (WORKERS, *x.shape)).copy(), tree)
-
-
-@pytest.mark.parametrize('kind', ['pmap', 'vmap', 'jit(vmap)', 'shard_map'])
-def test_one_flipped_bit_on_one_worker_is_found_and_named(kind, differing):
-    agree, differ = stacked(), stacked()
+@pytest.mark.parametrize('mapping', ['pmap', 'vmap', 'pmap of vmap', 'shard_map'])
+def test_one_flipped_bit_on_one_worker_is_found_and_named(mapping, differing):
+    agree, differ = (
+        jax.tree.map(lambda x: np.broadcast_to(x, (WORKERS, *x.shape)).copy(), TREE) for _ in range(2)
+    )
     differ['params']['w'].view(np.uint32)[2, 5] ^= 1
-    assert differing(kind, agree) == []
-    assert differing(kind, differ) == ['params.w']
+    assert differing(mapping, agree) == []
+    assert differing(mapping, differ) == ['params.w']
 
 
 def test_the_error_names_three_leaves_and_counts_the_others():

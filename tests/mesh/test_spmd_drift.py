@@ -121,17 +121,9 @@ def test_extra_arguments_reach_the_optimizer():
 
 
 def test_a_learning_rate_set_by_hand():
-    def with_static(*names):
-        static = ('compression', 'bits', 'seed', *names)
-        factory = optax.inject_hyperparams(def_jax.def_adamw, static_args=static)
-        dist = spmd(factory(0.1, compression=32, axis_name='workers'))
-        return dist, dist.init(PARAMS)
-
-    dist, state = with_static()
-    if jax.__version_info__ < (0, 10):
-        with pytest.raises(ValueError, match=r'^before JAX 0\.10 .* do not reach .* static_args='):
-            dist.update(GRADS, state, PARAMS)
-        dist, state = with_static('detach')
+    factory = optax.inject_hyperparams(def_jax.def_adamw, static_args=('compression', 'bits', 'seed'))
+    dist = spmd(factory(0.1, compression=32, axis_name='workers'))
+    state = dist.init(PARAMS)
     state.hyperparams['learning_rate'] = jnp.float32(0)
     updates, _ = dist.update(GRADS, state, PARAMS)
     assert not np.any(updates['w'])

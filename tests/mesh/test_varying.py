@@ -183,25 +183,6 @@ def test_a_state_that_is_stacked_as_a_whole_is_refused():
         jax.eval_shape(mapped, PARAMS, stacked, BATCH)
 
 
-def test_the_first_state_varies_where_it_will():
-    """So that a step inside the same mapped function is told apart from one that summed its gradient."""
-    optimizer = feedback(inner=optax.sgd(0.1, momentum=0.9))
-
-    def first_step(gradient, params, batch):
-        state = optimizer.init(params)
-        updates, _ = optimizer.update(gradient(params, state, batch[0]), state, params)
-        return optax.apply_updates(params, updates)
-
-    def traced(gradient):
-        step = functools.partial(first_step, gradient)
-        mapped = jax.shard_map(step, mesh=MESH, in_specs=(P(), P('workers')), out_specs=P())
-        return jax.eval_shape(mapped, PARAMS, BATCH)
-
-    traced(outside)
-    with pytest.raises(ValueError, match='is the same on all workers'):
-        traced(inside)
-
-
 # --- Which leaves of a state are per-worker ---
 
 

@@ -4,23 +4,12 @@ import os
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import reference_baselines
 import reference_family as family
 from compressing import exchanged
-from perceptron import (
-    START,
-    TOLERANCE,
-    flat,
-    gradient,
-    mlp_data,
-    multipliers,
-    train,
-    vmapped,
-)
+from perceptron import START, TOLERANCE, gradient, mlp_data, multipliers, x_and_own
 
 import def_jax
 
@@ -37,15 +26,8 @@ def named(name, inner, ratio=4, **options):
     return method.optimizer(optax.identity(), inner, 'workers', compressor, **options), compressor
 
 
-def x_and_own(params, state):
-    return flat(params), flat(jax.tree.map(jnp.add, params, optax.tree.get(state, 'residual')))
-
-
 def trained(optimizer):
-    """x [T + 1, d] and every worker's own model x + r_k [T + 1, K, d]."""
-    x, own = vmapped(lambda batches: train(optimizer, batches, x_and_own), DATA)
-    np.testing.assert_array_equal(x, np.broadcast_to(x[0], x.shape))
-    return np.asarray(x[0]), np.moveaxis(np.asarray(own), 0, 1)
+    return x_and_own(optimizer, DATA)
 
 
 def expected(inner, synchronise):

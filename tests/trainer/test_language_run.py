@@ -1,13 +1,11 @@
 """A language model in the trainer: what a run reports; and workers of several devices, with everything on."""
 
 import functools
-import io
 import math
 
 import jax
 import numpy as np
 import pytest
-import rich.console
 import small_stdlib
 import training_fixtures as fixtures
 
@@ -44,10 +42,8 @@ def tiny_config(data_dir, **changes):
 @pytest.fixture(scope='module')
 def run(data_dir, tmp_path_factory):
     """A run's folder, its result and what it printed."""
-    folder, printed = tmp_path_factory.mktemp('language') / 'run', io.StringIO()
-    console = rich.console.Console(file=printed, width=200)
-    result = fixtures.train(tiny_config(data_dir), folder, console)
-    return folder, result, printed.getvalue()
+    folder = tmp_path_factory.mktemp('language') / 'run'
+    return folder, *fixtures.printed(tiny_config(data_dir), folder)
 
 
 def test_the_result_has_a_text_that_y_wrote(run, data_dir):
@@ -149,10 +145,8 @@ def test_batch_normalisation_is_over_the_whole_worker(tmp_path_factory):
 @pytest.fixture(scope='module')
 def full_run(data_dir, tmp_path_factory):
     """A run with everything on: its configuration, folder, result and what it printed."""
-    config = full_config(data_dir)
-    folder, printed = tmp_path_factory.mktemp('sharded') / 'run', io.StringIO()
-    result = fixtures.train(config, folder, rich.console.Console(file=printed, width=200))
-    return config, folder, result, printed.getvalue()
+    config, folder = full_config(data_dir), tmp_path_factory.mktemp('sharded') / 'run'
+    return config, folder, *fixtures.printed(config, folder)
 
 
 def full_config(data_dir, **changes):
@@ -208,9 +202,7 @@ def test_a_device_that_differs_is_found(data_dir):
     def corrupted(leaf, path, x):
         if not jax.tree_util.keystr(path, simple=True, separator='.').endswith(leaf):
             return x
-        copies = [shard.data for shard in sorted(x.addressable_shards, key=lambda s: s.device.id)]
-        copies[3] += 1
-        return jax.make_array_from_single_device_arrays(x.shape, x.sharding, copies)
+        return fixtures.with_changed_copy(x, 3, lambda copy: copy + 1)
 
     for leaf in ('mlp_input.kernel', 'mlp_norm.scale'):
         bad = jax.tree_util.tree_map_with_path(functools.partial(corrupted, leaf), state.params)

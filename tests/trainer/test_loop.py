@@ -1,6 +1,5 @@
 """The trainer on a tiny configuration: files, methods, divergence, virtual workers."""
 
-import io
 import itertools
 import json
 import re
@@ -16,7 +15,6 @@ import matplotlib.image
 import numpy as np
 import optax
 import pytest
-import rich.console
 import training_fixtures as fixtures
 
 import def_jax
@@ -117,16 +115,15 @@ def test_a_finished_run_is_reported_again_not_trained_again(recorded, tmp_path):
     elsewhere = recorded.result['environment'] | {'device': 'another machine'}
     (folder / 'result.json').write_text(json.dumps(recorded.result | {'environment': elsewhere}))
     before = {name: (folder / name).read_bytes() for name in ('metrics.jsonl', 'result.json', 'config.json')}
-    screen = io.StringIO()
     trains = mock.Mock(side_effect=AssertionError('trains'))
     with fixtures.changed_train_step(lambda step: trains):
-        result = fixtures.train(recorded.config, folder, rich.console.Console(file=screen, width=200))
+        result, screen = fixtures.printed(recorded.config, folder)
     assert result == recorded.result | {'environment': elsewhere}
     assert before == {name: (folder / name).read_bytes() for name in before}
-    assert 'resuming at step 20' in screen.getvalue()
-    assert f'{100 * result["metrics"]["test_accuracy_y"]:.2f} %' in screen.getvalue()
+    assert 'resuming at step 20' in screen
+    assert f'{100 * result["metrics"]["test_accuracy_y"]:.2f} %' in screen
     sent, dense = (f'{20 * 4 * size / 1000:.2f} kB' for size in (fixtures.MESSAGE_SIZE, fixtures.NUM_PARAMS))
-    assert f'{sent} sent per worker, dense SGD {dense} (' in screen.getvalue()  # not 0.0 MB
+    assert f'{sent} sent per worker, dense SGD {dense} (' in screen  # not 0.0 MB
 
 
 def test_compute_dtype_is_that_of_the_network_alone(data_dir):

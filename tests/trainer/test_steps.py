@@ -11,8 +11,6 @@ import numpy as np
 import optax
 import pytest
 import training_fixtures as fixtures
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import def_jax
 from def_jax.trainer import experiment, loop
@@ -123,20 +121,15 @@ def test_three_steps_equal_a_loop_over_the_library(recorded, worker_gradient):
 # --- Workers that stop agreeing: the run ends, names the leaf and the device, without a checkpoint of it ---
 
 
-def with_unequal(leaf_of, worker=2):
-    """Poisons a state: one of four workers' copies of a leaf differs in its last bit."""
+def with_unequal(leaf_of):
+    """Poisons a state: one of four workers' copies of a leaf differs in the last bits."""
 
-    def unequal(leaf):
-        value = np.ascontiguousarray(leaf)
-        flipped = (value.view(np.uint32) ^ 1).view(value.dtype).reshape(value.shape)
-        devices = jax.devices()[:4]
-        copies = [jax.device_put(flipped if k == worker else value, d) for k, d in enumerate(devices)]
-        everywhere = NamedSharding(Mesh(devices, ('workers',)), P())
-        return jax.make_array_from_single_device_arrays(value.shape, everywhere, copies)
+    def flipped(copy):
+        return (copy.view(np.uint32) ^ 1).view(copy.dtype)
 
     def poison(state):
-        target = leaf_of(state)
-        return jax.tree.map(lambda leaf: unequal(leaf) if leaf is target else leaf, state)
+        unequal = functools.partial(fixtures.with_changed_copy, device=2, change=flipped)
+        return jax.tree.map(lambda leaf: unequal(leaf) if leaf is leaf_of(state) else leaf, state)
 
     return poison
 
@@ -164,13 +157,9 @@ def test_no_checkpoint_is_made_of_workers_that_differ(data_dir, tmp_path):
 
 def test_virtual_workers_are_checked_by_device(data_dir):
     run = experiment.build(fixtures.tiny_config(data_dir, workers_per_device=2))
-    check_replicas, state = (
-        functools.partial(replicas.check, run.workers, run.is_per_worker),
-        run.steps.init(),
-    )
+    check_replicas = functools.partial(replicas.check, run.workers, run.is_per_worker)
+    state = run.steps.init()
     check_replicas(state, 0)
-    values = [np.asarray(state.key), np.asarray(state.key) + np.uint32(1)]
-    copies = [jax.device_put(v, device) for v, device in zip(values, run.workers.devices, strict=True)]
-    bad = jax.make_array_from_single_device_arrays((2,), state.key.sharding, copies)
+    bad = fixtures.with_changed_copy(state.key, 1, lambda copy: copy + np.uint32(1))
     with pytest.raises(loop.ReplicasDifferError, match='do not agree on key'):
         check_replicas(state.replace(key=bad), 0)

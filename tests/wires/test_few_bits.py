@@ -136,7 +136,7 @@ def test_rounding_is_compiled_once_and_not_for_every_tensor():
         step = jax.pmap(optimizer.update, axis_name='workers', donate_argnums=1).lower(*arguments).compile()
         return step.as_text().count(' round-nearest-even(')
 
-    assert 0 < roundings(16) == roundings(4)
+    assert 0 < roundings(9) == roundings(3)
 
 
 @pytest.mark.parametrize('bits', BITS)
@@ -152,7 +152,7 @@ def test_no_other_unit_suits_a_gaussian_better(bits):
     unit = few_bits.loading(bits) / levels
     assert error(unit) <= 1.02 * min(error(factor * unit) for factor in np.linspace(0.7, 1.4, 50))
     drawn = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
-    _, rest = exchanged(jnp.asarray(drawn), bits, None, (drawn.size,))
+    _, rest = jax.jit(lambda x: exchanged(x, bits, None, (drawn.size,)))(drawn)
     assert np.mean(np.square(rest)) == pytest.approx(few_bits.loss(bits), rel=0.05)
 
 

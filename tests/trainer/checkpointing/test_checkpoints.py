@@ -89,9 +89,6 @@ def test_a_damaged_result_is_made_again(recorded, tmp_path):
     assert json.loads((folder / 'result.json').read_text()) == recorded.result
 
 
-# --- Save and restore ---
-
-
 # --- Files that another process does not see yet, as on a network file system ---
 
 

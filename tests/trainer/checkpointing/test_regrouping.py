@@ -1,6 +1,5 @@
 """A run of K workers goes on with K': x as it was, y to rounding, momentum and statistics by their mean."""
 
-import io
 import json
 import signal
 
@@ -8,7 +7,6 @@ import chex
 import jax
 import numpy as np
 import pytest
-import rich.console
 import training_fixtures as fixtures
 
 from def_jax.mesh.regrouping import regroup
@@ -94,9 +92,8 @@ def test_a_run_goes_on_with_other_workers_and_says_so(data_dir, tmp_path):
         with pytest.raises(ValueError, match=message):
             fixtures.train(fixtures.tiny_config(data_dir, **changes), tmp_path)
         assert fixtures.contents(tmp_path) == before
-    console = rich.console.Console(record=True, width=300, file=io.StringIO())
-    result = fixtures.train(fixtures.tiny_config(data_dir, num_workers=3, batch_size=39), tmp_path, console)
-    text = console.export_text()
+    config = fixtures.tiny_config(data_dir, num_workers=3, batch_size=39)
+    result, text = fixtures.printed(config, tmp_path)
     assert 'resuming at step 7' in text
     assert 'workers: 4 before, 3 now; each receives the mean of the 4 residuals, momenta and' in text
     assert 'batch: 40 examples before, 39 now; epochs count by the new' in text

@@ -1,4 +1,4 @@
-"""Programs as a user runs them: a line for every refusal, how processes end, a run, a kill, a resumption."""
+"""Programs as a user runs them: how processes end, a run, a kill, a resumption."""
 
 import json
 import os
@@ -7,17 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from faults import processes
 
 from def_jax.trainer import metrics
+from def_jax.trainer.launch import command_line
 
-ROOT = Path(__file__).resolve().parents[3]
-DIGITS = '--config=configs/digits.py'
 SHORT = [
     *processes.SMALL,
     *('--config.num_workers=2', '--config.train_examples=256', '--config.batch_size=64', '--config.ratio=8'),
@@ -25,159 +24,60 @@ SHORT = [
 ]
 
 
-# --- Programs as processes of their own that share their imports: forks of one Python. ---
-
-# What every program imports before JAX starts any device; their own modules are run as `__main__`.
-FORKING = """
-import json, os, sys, traceback
-os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
-from def_jax.trainer import loop
-from def_jax.trainer.launch import command_line
-for line in sys.stdin:
-    code, files = json.loads(line)
-    if child := os.fork():
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number, file in enumerate(files, start=1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
-    ended = 1
-    try:
-        exec(code, {'__name__': '__main__'})
-    except SystemExit as end:
-        ended = end.code
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(ended)
-"""
-
-
-@pytest.fixture(scope='session')
-def forked(environment, tmp_path_factory):
-    """A function that runs a script in a process of its own; its code, and what it printed."""
-    # A fork of many threads is what JAX warns of; before it starts a device there is one.
-    command = [sys.executable, '-W', 'ignore::RuntimeWarning', '-c', FORKING]
-    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as python:
-
-        def run(code: str) -> subprocess.CompletedProcess:
-            files = [tmp_path_factory.mktemp('printed') / name for name in ('out', 'err')]
-            python.stdin.write(json.dumps([code, [*map(str, files)]]) + '\n')
-            python.stdin.flush()
-            ended = int(python.stdout.readline())
-            return subprocess.CompletedProcess(code, ended, *(file.read_text() for file in files))
-
-        yield run
-        python.stdin.close()
-
-
-@pytest.fixture(scope='session')
-def program(forked):
-    """A function that runs `python -m MODULE FLAGS`."""
-
-    def run(module: str, *flags: str) -> subprocess.CompletedProcess:
-        code = f'import runpy, sys; sys.argv = {[module, *map(str, flags)]}; '
-        return forked(f'{code}runpy.run_module({module!r}, run_name="__main__")')
-
-    return run
-
-
-def assert_refused(process, name, words):
-    """Exit code 2 and one line on standard error, with these words."""
-    assert process.returncode == 2, process.stderr
-    assert process.stderr.startswith(f'{name}: ') and process.stderr.count('\n') == 1, process.stderr
-    assert all(word in process.stderr for word in words.split(' … ')), process.stderr
-
-
 # --- Refusals: what is wrong with a configuration, test_config_errors.py and test_rules.py say. ---
 
-TRAIN, EXPERIMENTS, NEW = 'def_jax.train', 'experiments', '--workdir=NEW'
 
-
-@pytest.mark.parametrize(
-    ('module', 'flags', 'words'),
-    [
-        (TRAIN, [DIGITS], '--workdir'),
-        (
-            TRAIN,
-            [DIGITS, NEW, '--config.fake_devices=False'],
-            '16 devices are needed … has 1 (cpu) … --config.fake_devices=True',
-        ),
-        (EXPERIMENTS, ['run', 'few_bits', '--only=nothing'], 'is in no name of … digits, width 64'),
-    ],
-    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
-)
-def test_what_cannot_be_run_is_refused_in_one_line(program, tmp_path, module, flags, words):
-    flags = [flag.replace('NEW', str(tmp_path / 'NEW')) for flag in flags]
-    name = 'train.py' if module == TRAIN else module
-    assert_refused(program(module, *flags), name, words)
-    assert os.listdir(tmp_path) == []
-
-
-def test_an_address_that_is_taken_is_refused(program, tmp_path):
+def test_an_address_that_is_taken_is_refused(environment, tmp_path):
     with socket.socket(socket.AF_INET6) as taken:
         taken.bind(('::', 0))
         taken.listen()
         place = [f'--coordinator_address=localhost:{taken.getsockname()[1]}', '--num_processes=2']
-        process = program(TRAIN, *SHORT, *place, '--process_id=0', f'--workdir={tmp_path / "run"}')
+        flags = [*SHORT, *place, '--process_id=0', f'--workdir={tmp_path / "run"}']
+        process = processes.ran(flags, environment)
     assert process.returncode == 2
     last = process.stderr.splitlines()[-1]
     assert last.startswith('train.py: cannot join the processes at localhost:')
     assert not (tmp_path / 'run').exists()
 
 
-def test_compiled_programs_are_not_kept_where_the_users_cache_cannot_be_written_to(forked, tmp_path):
-    (tmp_path / 'def_jax').touch()
-    code = f"""
-import os
-from absl import flags
-from def_jax.trainer.launch import command_line
-import jax
-flags.FLAGS(['train.py'])
-os.environ.pop('JAX_COMPILATION_CACHE_DIR')
-jax.config.update('jax_compilation_cache_dir', None)
-os.environ['XDG_CACHE_HOME'] = {str(tmp_path)!r}
-command_line.set_environment(fake_devices=False)
-print(jax.config.jax_compilation_cache_dir)
-"""
-    process = forked(code)
-    assert process.stdout.strip() == 'None', process.stderr
+def test_compiled_programs_are_kept_where_the_users_cache_can_be_written_to(tmp_path, monkeypatch):
+    jax = mock.Mock()
+    monkeypatch.setattr(command_line, 'jax', jax)
+    monkeypatch.setattr(command_line.flags, 'FLAGS', {'verbosity': mock.Mock(present=True)})
+    with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(tmp_path)):
+        del os.environ['JAX_COMPILATION_CACHE_DIR']
+        (tmp_path / 'def_jax').touch()
+        command_line.set_environment(fake_devices=False)
+        assert not jax.config.update.called
+        (tmp_path / 'def_jax').unlink()
+        command_line.set_environment(fake_devices=False)
+    jax.config.update.assert_any_call('jax_compilation_cache_dir', f'{tmp_path}/def_jax/compiled')
 
 
 # --- A process and the parent that watches it ---
 
 
-def script(body):
-    """A program of a function that is watched by its parent."""
-    start = 'import os, signal, sys, time\nfrom def_jax.trainer.launch import supervision\ndef run():\n'
-    return f"{start}{textwrap.indent(body, '    ')}\nsys.exit(supervision.supervised('program', run))"
+WATCHED = 'import os, signal, sys, time\nfrom def_jax.trainer.launch.supervision import supervised\n'
 
 
-@pytest.mark.parametrize(
-    ('body', 'code', 'words'),
-    [
-        ('return 3', 3, ''),
-        ('raise SystemExit(5)', 5, ''),
-        ('raise KeyError(1)', 1, 'KeyError: 1'),
-        ('os.abort()', 6, 'program: aborted by JAX'),
-        ('os.kill(os.getpid(), signal.SIGKILL)', 137, 'program: killed by SIGKILL'),
-    ],
-)
-def test_how_watched_processes_end(forked, body, code, words):
-    process = forked(script(body))
-    assert process.returncode == code and words in process.stderr
-    assert bool(process.stderr) == bool(words)
+def test_how_watched_processes_end(environment):
+    endings = 'lambda: 3, lambda: sys.exit(5), lambda: {}[1], os.abort, lambda: os.kill(os.getpid(), 9)'
+    program = f"{WATCHED}for run in {endings}:\n    print(supervised('program', run))"
+    process = processes.ran([], environment, '-c', program)
+    assert process.stdout.split() == ['3', '5', '1', '6', '137'] and process.returncode == 0
+    first, *_, error, aborted, killed = process.stderr.splitlines()
+    assert first.startswith('Traceback') and error == 'KeyError: 1'
+    assert aborted.startswith('program: aborted by JAX') and killed == 'program: killed by SIGKILL.'
 
 
 def test_signals_are_passed_on_and_a_killed_parent_takes_its_child_along():
-    body = (
-        'signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))\n'
-        'print(os.getpid(), flush=True)\nfor _ in range(36_000): time.sleep(0.1)\nreturn 0'
-    )
-    command = [sys.executable, '-c', script(body)]
-    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    program = f"""{WATCHED}def run():
+    signal.signal(signal.SIGTERM, lambda *_: print('told', flush=True))
+    print(os.getpid(), flush=True)
+    for _ in range(36_000): time.sleep(0.1)
+supervised('program', run)"""
+    command = [sys.executable, '-c', program]
+    process = subprocess.Popen(command, cwd=processes.ROOT, text=True, stdout=subprocess.PIPE)
     child = int(process.stdout.readline())
     assert child != process.pid
     until(lambda: catches(process.pid, signal.SIGTERM))  # it sets up its handlers after the fork

@@ -77,6 +77,10 @@ def test_detach_is_a_number_or_a_word(value, detach):
     check_config(flag)
 
 
+def test_a_folder_must_be_given(capsys):
+    assert '--workdir must have a value' in refusal(capsys, DIGITS[1])
+
+
 @pytest.mark.parametrize(
     ('flag', 'line'),
     [

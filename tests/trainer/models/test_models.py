@@ -10,6 +10,7 @@ import pytest
 import reference_networks as networks
 from flax import linen as nn
 
+from def_jax.traffic import equations
 from def_jax.trainer.data.catalogue import DATASETS
 from def_jax.trainer.models import MODELS, layers
 from def_jax.trainer.models.resnet import (
@@ -50,7 +51,9 @@ def test_sizes_and_types(name):
 
     assert (logits.shape, logits.dtype) == ((5, 10), jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
-    products = [e for e in equations(program) if e.primitive.name in ('conv_general_dilated', 'dot_general')]
+    products = [
+        e for e in equations(program.jaxpr) if e.primitive.name in ('conv_general_dilated', 'dot_general')
+    ]
     assert {operand.aval.dtype for e in products for operand in e.invars} == {jnp.dtype('bfloat16')}
 
     params = variables['params']
@@ -63,17 +66,6 @@ def test_sizes_and_types(name):
 def last_layer(params):
     """The dense layer that makes the logits: its size is proportional to the number of classes."""
     return params[max(name for name in params if name.startswith('Dense'))]
-
-
-def equations(program):
-    """All equations of a jaxpr and of those within."""
-    for equation in program.eqns:
-        yield equation
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda value: hasattr(value, 'eqns')
-        ):
-            if hasattr(inner, 'eqns'):
-                yield from equations(inner)
 
 
 def evaluated(model, image_shape):
