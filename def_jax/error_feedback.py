@@ -174,9 +174,20 @@ def wrapped(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
-        return init(params)._replace(inner=vary_if_tracked(inner.init(params), axis_name))
+        started = inner.init(params)
+        if any(isinstance(state, ErrorFeedbackState) for state in link_states(started)):
+            raise ValueError(
+                'inner= holds another def_jax.error_feedback, such as def_sgd: updates would wait twice. '
+                "Pass the worker's optimizer alone, e.g. inner=optax.sgd(0.1, momentum=0.9)."
+            )
+        return init(params)._replace(inner=vary_if_tracked(started, axis_name))
 
     def local(grads, state, params, extra_args):  # line 6, after the gradient
+        if params is None and not isinstance(state.inner, optax.EmptyState):
+            raise ValueError(
+                'update needs x: call update(grads, opt_state, params). And take gradients at '
+                'def_jax.detached_params(params, opt_state): at x, this would be another method.'
+            )
         point = None if params is None else _at_point(params, [state])
         return inner.update(grads, state.inner, point, **extra_args)
 
