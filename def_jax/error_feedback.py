@@ -183,7 +183,7 @@ def wrapped(
         return init(params)._replace(inner=vary_if_tracked(started, axis_name))
 
     def local(grads, state, params, extra_args):  # line 6, after the gradient
-        if params is None and not isinstance(state.inner, optax.EmptyState):
+        if params is None and state.inner != ():  # which is that of the identity
             raise ValueError(
                 'update needs x: call update(grads, opt_state, params). And take gradients at '
                 'def_jax.detached_params(params, opt_state): at x, this would be another method.'

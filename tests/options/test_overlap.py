@@ -61,8 +61,8 @@ def test_the_message_needs_nothing_that_the_step_computes(options):
     """Followed through the traced program, from the gradients on, to the collectives."""
     inner, params = optax.sgd(0.1, momentum=0.9), [jnp.asarray(x) for x in INITIAL]
     optimizer = def_jax.error_feedback(BLOCKS, 'workers', inner=inner, overlap=True, **options)
-    update = jax.make_jaxpr(lambda grads, state: optimizer.update(grads, state), axis_env=[('workers', 4)])
-    program = update(params, optimizer.init(params)).jaxpr
+    update = jax.make_jaxpr(optimizer.update, axis_env=[('workers', 4)])
+    program = update(params, optimizer.init(params), params).jaxpr
     late, reached = set(program.invars[: len(params)]), []
     for equation in program.eqns:
         needs = any(value in late for value in equation.invars if not hasattr(value, 'val'))
