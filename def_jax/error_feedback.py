@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 
 from def_jax.checks import check_seed, named_leaves
 from def_jax.compressors import Compressor, check_compressor, shared_key
-from def_jax.mesh.collectives import check_shared, pmean, vary, vary_if_tracked, varying_axes
+from def_jax.mesh.collectives import check_axis_name, check_shared, pmean, vary, vary_if_tracked, varying_axes
 from def_jax.mesh.link import Shards, check_updates, current_shards, float32_zeros, in_memory, is_masked, link
 from def_jax.mesh.ownership import check_surroundings, link_states
 from def_jax.options import PAPER_DETACH, Options, Step, pend, send, skipping
@@ -174,9 +174,20 @@ def wrapped(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
-        return init(params)._replace(inner=vary_if_tracked(inner.init(params), axis_name))
+        started = inner.init(params)
+        if any(isinstance(state, ErrorFeedbackState) for state in link_states(started)):
+            raise ValueError(
+                'inner= holds another def_jax.error_feedback, such as def_sgd: updates would wait twice. '
+                "Pass the worker's optimizer alone, e.g. inner=optax.sgd(0.1, momentum=0.9)."
+            )
+        return init(params)._replace(inner=vary_if_tracked(started, axis_name))
 
     def local(grads, state, params, extra_args):  # line 6, after the gradient
+        if params is None and not isinstance(state.inner, optax.EmptyState):
+            raise ValueError(
+                'update needs x: call update(grads, opt_state, params). And take gradients at '
+                'def_jax.detached_params(params, opt_state): at x, this would be another method.'
+            )
         point = None if params is None else _at_point(params, [state])
         return inner.update(grads, state.inner, point, **extra_args)
 
@@ -255,6 +266,7 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     >>> def_jax.output_params(jnp.zeros(2), state._replace(residual=jnp.array([1.0, 2.0])), None).tolist()
     [1.0, 2.0]
     """
+    check_axis_name(axis_name)
     for state in feedback_states(opt_state, 'output_params'):
         params = _add(params, pmean(_arrange_like(params, state.residual), axis_name), scale=1)
     return params

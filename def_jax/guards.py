@@ -52,8 +52,9 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     Call it in the mapped step, after the update, while a trainer is being wired; it costs a pass over the
     model and an all-reduce of 8,192 numbers a tensor at most. Copies of x differ if something that workers do
     not exchange decides about x, such as another seed. Residuals, or moments of `inner`, agree if gradients
-    are averaged before the update, by a `pmean` that was left in, or if all workers are given the same data.
-    In few bits residuals show that in the first steps only: call it from the first step on.
+    are averaged before the update, by a `pmean` that was left in, or, with 32 bits, if all workers are given
+    the same data. In few bits residuals show an average in the first steps only: call this from the first
+    step on. It communicates, so `check` a step without it.
 
     Args:
         params: x, after the update.
@@ -61,8 +62,8 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
         axis_name: see `error_feedback`.
 
     Raises:
-        ValueError: as `assert_replicated`, from a host callback; at once if `opt_state` holds no residual or
-            `axis_name` is not bound.
+        ValueError: as `assert_replicated`, from a host callback, also if x or a residual is not finite; at
+            once if `opt_state` holds no residual or `axis_name` is not bound.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.error_feedback(def_jax.random_block(4), 'workers')
@@ -86,8 +87,14 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     if moments := [x for x in moments if jnp.issubdtype(x.dtype, jnp.floating)]:
         agree |= _agree(moments, axis_name)
     workers, due = num_workers(axis_name), states[0].step >= 2
+    finite = finite_here((params, [state.residual for state in states]))
 
-    def raise_if(agree: np.ndarray) -> None:
+    def raise_if(agree: np.ndarray, finite: np.ndarray) -> None:
+        if not finite:  # NaN agrees with NaN
+            raise ValueError(
+                'x or a residual is not finite: training has diverged. Lower the learning rate; that of '
+                'def_sgd is the rate of optax.sgd(rate, momentum=0.9), unless you pass momentum= as well.'
+            )
         if agree:
             raise ValueError(
                 f'all {workers} workers have the same residual or moments, of different gradients: these are '
@@ -97,7 +104,7 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
             )
 
     if workers > 1:
-        jax.debug.callback(raise_if, agree & due)
+        jax.debug.callback(raise_if, agree & due, finite)
 
 
 def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:

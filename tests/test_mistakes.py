@@ -65,6 +65,11 @@ MISTAKES = [
             (EF21, FEEDBACK.init(PARAMS)),
         )
     ),
+    (
+        'inner= holds another def_jax.error_feedback',
+        def_jax.error_feedback(BLOCK, None, inner=def_jax.def_sgd(0.1, 16, None)).init,
+        PARAMS,
+    ),
     *((r"two error_feedback links act on \['b'\]", read, PARAMS, TWICE.init(PARAMS)) for read in POINTS),
     *(
         ('_params: opt_state holds no residual', read, PARAMS, state)

@@ -177,6 +177,44 @@ def test_e_the_debug_mode_raises_at_the_second_step(change, bits, inner):
         mapped(DATA)
 
 
+def test_a_program_of_several_steps_is_checked_by_their_number():
+    optimizer = wrapper(bits=2)
+
+    def steps(params, state, data):
+        def body(carry, batch):
+            return plain_step(optimizer, *carry, batch), ()
+
+        return jax.lax.scan(body, (params, state), data)[0]
+
+    arguments = *stacked((PARAMS, optimizer.init(PARAMS))), DATA[:, :3]
+    compiled = jax.pmap(steps, 'workers', devices=DEVICES).lower(*arguments).compile()
+    assert any(c.times == 3 for c in def_jax.check(compiled, optimizer, PARAMS, besides=0, steps=3))
+    with pytest.raises(ValueError, match='If the program makes several steps, pass steps='):
+        def_jax.check(compiled, optimizer, PARAMS, besides=0)
+    with pytest.raises(ValueError, match='steps=0'):
+        def_jax.check(compiled, optimizer, PARAMS, steps=0)
+
+
+def test_the_debug_mode_tells_divergence_from_averaged_gradients():
+    optimizer = wrapper(inner=optax.sgd(jnp.inf))
+
+    def run(data):
+        carry = PARAMS, optimizer.init(PARAMS)
+        for t in range(2):
+            carry = plain_step(optimizer, *carry, data[t])
+            def_jax.debug(*carry, 'workers')
+
+    with pytest.raises(ValueError, match='not finite: training has diverged'):
+        jax.vmap(run, axis_name='workers')(DATA)
+
+
+def test_an_update_without_x_is_refused():
+    """A trainer that was left as it is takes its gradient at x, too."""
+    optimizer = wrapper(inner=optax.sgd(0.1, momentum=0.9))
+    with pytest.raises(ValueError, match=r'update\(grads, opt_state, params\).*detached_params'):
+        optimizer.update(PARAMS, optimizer.init(PARAMS))
+
+
 def test_f_frozen_parameters_are_masked_inside():
     """Their residual stays zero, so neither y nor the point moves."""
     labels = {'w': 'trained', 'b': 'frozen'}

@@ -111,6 +111,13 @@ def check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree)
     if not names or names - set(mesh.axis_names):
         raise ValueError(f'{axis_name=} must be an axis of the mesh, or a tuple: it has {mesh.axis_names}.')
     check_specs(param_specs, axis_name, mesh.axis_names)
+    devices = mesh.size // math.prod(mesh.shape[name] for name in names)
+    if param_specs is None and devices > 1:
+        raise ValueError(
+            f"param_specs is missing: a worker has {devices} devices. Pass the parameters' PartitionSpecs "
+            'within a worker, e.g. jax.tree.map(lambda x: x.sharding.spec, params); or P(), if each device '
+            'is to hold all parameters, which sends the message as many times.'
+        )
     if len(set(mesh.axis_types)) > 1 or AxisType.Manual in mesh.axis_types:
         raise ValueError(
             f'the mesh has axes of types {mesh.axis_types}; make it with all Auto or all Explicit axes: '

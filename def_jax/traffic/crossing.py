@@ -3,14 +3,16 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr
 
+from def_jax.checks import check_integer
 from def_jax.mesh.collectives import axis_names
 from def_jax.mesh.ownership import is_link, link_states
 from def_jax.mesh.specs import spec_axes
@@ -28,6 +30,7 @@ def check(
     axis_name: AxisName = 'workers',
     *,
     besides: int = 256,
+    steps: int = 1,
 ) -> list[Collective]:
     """Raises if a compiled step passes more between workers than the optimizer's message.
 
@@ -42,6 +45,7 @@ def check(
         params: of the optimizer, arrays or `jax.ShapeDtypeStruct`: one copy, as `optimizer.init` takes it.
         axis_name: see `error_feedback`.
         besides: bytes that the step may pass in addition, for means of losses and metrics.
+        steps: how often the program calls `update`, if it loops over minibatches or steps.
 
     Returns:
         The collectives, with what a device passes to others. One in a branch counts as if it ran at every
@@ -71,7 +75,7 @@ def check(
         raise ValueError(
             f'{axis_name=} is not the axis over which the optimizer communicates: {error}.'
         ) from error
-    return check_crossing(compiled, range(devices), sent, besides, axis_names(axis_name), params)
+    return check_crossing(compiled, range(devices), sent, besides, axis_names(axis_name), params, steps)
 
 
 def check_crossing(
@@ -81,17 +85,19 @@ def check_crossing(
     besides: int,
     names: Sequence[str],
     params: PyTree,
+    steps: int,
 ) -> list[Collective]:
     """`check`, given the worker of each device and what it passes to others over the axes `names`."""
+    check_integer('steps', steps, 1, 'calls of update in the program')
     compiled = _of_jax(compiled)
     found = [_to_others(c, len(workers)) for c in collectives(compiled.as_text() or '') if c.crosses(workers)]
     wanted, kinds = Counter[str](), Counter[str]()
     for message in messages:
         own = message.bytes // len(set(workers)) if message.operation == 'all-to-all' else 0
-        wanted[message.operation] += message.bytes - own
+        wanted[message.operation] += steps * (message.bytes - own)
     for c in found:
         kinds[c.operation] += c.times * (c.bytes - c.padding)
-    if (total := kinds.total()) <= wanted.total() + besides:
+    if (total := kinds.total()) <= wanted.total() + steps * besides:
         return found
     devices_per_worker = len(workers) // len(set(workers))
     gradient = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) // devices_per_worker
@@ -99,8 +105,9 @@ def check_crossing(
     more = [c for c in found if c.operation in _MOVES] if moves else found
     largest = sorted(more, key=lambda c: -c.times * c.bytes)[:3]
     raise ValueError(
-        f'at every step a device passes {total:,} bytes to other workers, but the message has '
-        f'{wanted.total():,} (and besides={besides} are allowed for means of losses): '
+        f'{"at every step" if steps == 1 else f"in {steps} steps"} a device passes {total:,} bytes to other '
+        f'workers, but the message has {wanted.total():,} (and besides={besides} are allowed for means of '
+        'losses): '
         + ', '.join(f'{size:,} by {kind}' for kind, size in kinds.items())
         + '. The largest: '
         + '; '.join(
@@ -110,6 +117,7 @@ def check_crossing(
             for c in largest
         )
         + '. '
+        + ('If the program makes several steps, pass steps=. ' if any(c.times > steps for c in found) else '')
         + _cure(compiled, set(names), moves, total - wanted.total(), gradient)
     )
 
@@ -136,7 +144,7 @@ def _check_one_copy(compiled: Any, params: PyTree) -> None:
             )
 
 
-def check_specs(compiled: Any, params: PyTree) -> None:
+def check_specs(compiled: Any, params: PyTree, names: Collection[str]) -> None:
     """Raises ValueError if a step takes parameters in smaller parts than their shardings, `spmd`'s, say.
 
     Its message would have as many times their size, on every device, and so would the residual.
@@ -158,8 +166,13 @@ def check_specs(compiled: Any, params: PyTree) -> None:
             raise ValueError(
                 f'the step takes params{keystr(path)} in parts of shape {part}, but param_specs of '
                 f'def_jax.spmd says {told.sharding.spec}, parts of shape {whole}: every device would keep '
-                'residuals and send a message of that size. Pass param_specs, e.g. '
-                'jax.tree.map(lambda x: x.sharding.spec, params).'
+                'residuals and send a message of that size. '
+                + (
+                    'Move the parameters, which are divided among workers: jax.device_put(params, '
+                    'dist.shardings).'
+                    if spec_axes(getattr(x.sharding, 'spec', P())) & set(names)
+                    else 'Pass param_specs, e.g. jax.tree.map(lambda x: x.sharding.spec, params).'
+                )
             )
 
 

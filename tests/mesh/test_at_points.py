@@ -236,6 +236,11 @@ def test_specs_that_were_forgotten_are_found():
     program = jax.jit(step_of(dist, loss_fn)).lower(params, dist.init(params), BATCH).compile()
     with pytest.raises(ValueError, match=r"takes params\['in'\] in parts of shape .*Pass param_specs"):
         dist.check(program)
+    among_workers = jax.sharding.NamedSharding(dist.mesh, P(dist.mesh.axis_names))
+    params = jax.device_put(make_params(), among_workers)  # as before there were workers
+    program = jax.jit(step_of(dist, loss_fn)).lower(params, dist.init(params), BATCH).compile()
+    with pytest.raises(ValueError, match=r'divided among workers: jax.device_put\(params, dist.shardings'):
+        dist.check(program)
 
 
 def test_a_batch_whose_examples_change_workers_is_found_however_small():

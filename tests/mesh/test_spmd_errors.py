@@ -16,7 +16,7 @@ PARAMS = {'w': jnp.ones((8, 6)), 'b': jnp.ones(6)}
 
 
 def two_by_four(**arguments):
-    return def_jax.spmd(**{'optimizer': OPTIMIZER, 'mesh': mesh_of(2, 4)} | arguments)
+    return def_jax.spmd(**{'optimizer': OPTIMIZER, 'mesh': mesh_of(2, 4), 'param_specs': P()} | arguments)
 
 
 def updated(dist, params=PARAMS, **extra_args):
@@ -35,6 +35,7 @@ def square_loss(params, batch):
         ({'axis_name': 'nodes'}, r"axis_name='nodes' must be an axis of the mesh.*'workers', 'shard'"),
         ({'axis_name': None}, 'axis_name=None must be an axis of the mesh'),
         ({'axis_name': ('workers', 'workers')}, 'must be a name'),
+        ({'param_specs': None}, r'param_specs is missing: a worker has 4 devices.*or P\(\), if each'),
         ({'param_specs': {'w': P('tensor')}}, r"names \['tensor'\], but the mesh has \('workers', 'shard'\)"),
         ({'param_specs': P('workers')}, r"names \['workers'\], the axis over workers"),
         ({'param_specs': {'w': 'shard'}}, "holds 'shard', but its leaves must be PartitionSpecs"),
@@ -73,10 +74,15 @@ def test_what_a_step_is_given_must_belong_together():
         jax.eval_shape(step, PARAMS, shapes, jnp.ones((3, 8)))
     with pytest.raises(ValueError, match=r"batch\['x'\] has shape \(\)"):
         jax.eval_shape(step, PARAMS, shapes, {'x': jnp.float32(1)})
+    with pytest.raises(ValueError, match=r'batch holds arrays of \[4, 6\] rows.*goes after the batch'):
+        jax.eval_shape(step, PARAMS, shapes, {'x': batch, 'class weights': jnp.ones(6)})
+    around = optax.MultiSteps(dist, 2)
+    with pytest.raises(ValueError, match=r'inside optax.MultiSteps, .*accumulate= of def_jax.spmd'):
+        jax.eval_shape(step, PARAMS, jax.eval_shape(around.init, PARAMS), batch)
     other = def_jax.error_feedback(def_jax.random_block(2), 'workers', inner=optax.sgd(0.1))
     with pytest.raises(ValueError, match=r'opt_state has the structure .* of another optimizer'):
         jax.eval_shape(step, PARAMS, jax.eval_shape(two_by_four(optimizer=other).init, PARAMS), batch)
-    four = def_jax.spmd(OPTIMIZER, mesh_of(4, 2))
+    four = def_jax.spmd(OPTIMIZER, mesh_of(4, 2), P())
     with pytest.raises(
         ValueError,
         match=r'has shape \(4, .*, but must be \(2, .*Of another mesh, pass it through `regroup`',
@@ -126,7 +132,7 @@ def test_a_state_before_a_bare_link_is_refused():
         optax.sgd(0.1, momentum=0.9), def_jax.error_feedback(def_jax.random_block(2), 'workers')
     )
     with pytest.raises(ValueError, match=r'precedes the link in the chain.* as inner='):
-        def_jax.spmd(optimizer, mesh_of(2, 4, AUTO)).init(PARAMS)
+        def_jax.spmd(optimizer, mesh_of(2, 4, AUTO), P()).init(PARAMS)
 
 
 def test_an_optimizer_without_a_link_and_parameters_of_lookahead_are_refused():

@@ -1,5 +1,6 @@
 """The trainer on a tiny configuration: files, methods, divergence, virtual workers."""
 
+import io
 import itertools
 import json
 import re
@@ -15,6 +16,7 @@ import matplotlib.image
 import numpy as np
 import optax
 import pytest
+import rich.console
 import training_fixtures as fixtures
 
 import def_jax

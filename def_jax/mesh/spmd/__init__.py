@@ -24,6 +24,7 @@ from def_jax.mesh.link import Shards, check_floating, check_like, in_memory, sha
 from def_jax.mesh.ownership import (
     abstract_state,
     check_nothing_precedes,
+    check_surroundings,
     link_states,
     own_leaves,
     state_specs,
@@ -47,7 +48,7 @@ _GRADS = 'Pass what value_and_grad of def_jax.spmd (or of def_jax.nnx.Optimizer)
 def spmd(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    param_specs: PyTree = P(),  # noqa: B008
+    param_specs: PyTree = None,
     axis_name: str | tuple[str, ...] = 'workers',
     *,
     accumulate: int = 1,
@@ -65,15 +66,17 @@ def spmd(
             everything around it see whole tensors, so any optax optimizer works.
         mesh: axes over workers, and any number of axes over the devices within a worker, all Auto or all
             Explicit.
-        param_specs: how a worker's devices share the parameters: a PartitionSpec, NamedSharding or None for
-            all, or a pytree of them like the parameters or a prefix of these. They name only axes within a
-            worker.
+        param_specs: how a worker's devices share the parameters: a PartitionSpec or NamedSharding for all, or
+            a pytree of them, with None for P(), like the parameters or a prefix of these. They name only axes
+            within a worker, and may be left out if a worker is one device. Each device sends the message of
+            what it holds, so what all devices of a worker hold is sent by each.
         axis_name: the mesh axis over workers, or a tuple of axes.
         accumulate: calls of `update` per step of the optimizer, in place of `optax.MultiSteps`. It takes the
             mean of their gradients and sends its message at the last; updates are zero at the others.
 
     Raises:
-        ValueError: if the mesh lacks an axis or mixes types of axes, or a spec names the workers' axis.
+        ValueError: if the mesh lacks an axis or mixes types of axes, a spec names the workers' axis, or there
+            are none for workers of several devices.
 
     >>> import jax, jax.numpy as jnp, optax, def_jax
     >>> mesh = jax.make_mesh((1, 1), ('workers', 'shard'))  # two nodes of eight devices: (2, 8)
@@ -300,24 +303,26 @@ class Spmd(optax.GradientTransformationExtraArgs):
         """The state's shardings, for out_shardings of `jax.jit` and for `jax.device_put`."""
         return self._workers.shardings(self.state_specs(params))
 
-    def check(self, compiled: Any, params: PyTree = None, besides: int = 256) -> list[Collective]:
+    def check(
+        self, compiled: Any, params: PyTree = None, besides: int = 256, steps: int = 1
+    ) -> list[Collective]:
         """`def_jax.check` of a compiled step that calls `update`, for workers of any number of devices.
 
         Args:
             compiled: `step.lower(...).compile()`, by `jax.jit`, `nnx.jit` or `eqx.filter_jit`.
             params: arrays or `jax.ShapeDtypeStruct`, if `update` was traced for others since.
-            besides: bytes that the step may pass in addition, for means of losses and metrics.
+            besides, steps: see `def_jax.check`.
         """
         params = self._params if params is None else params
         if params is None:
             raise ValueError('no update of this def_jax.spmd was traced yet: pass params.')
         grads, state = self._abstract_grads(params), self.abstract_state(params)
         params = self._workers.abstract(params, self._specs(params))
-        check_specs(compiled, params)
+        check_specs(compiled, params, self._workers.names)
         program = self._update.trace(grads, state, params, {}).jaxpr
         sent = traffic_of(program.jaxpr, self.axis_name).messages
         of_devices = self._workers.worker_of_devices()
-        return check_crossing(compiled, of_devices, sent, besides, self._workers.names, params)
+        return check_crossing(compiled, of_devices, sent, besides, self._workers.names, params, steps)
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
         """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.
@@ -373,6 +378,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
         return self._workers.place(params, self._specs(params)), opt_state
 
     def _checked(self, params: PyTree, opt_state: PyTree, num_workers: int | None = None) -> PyTree:
+        check_surroundings(opt_state, 'def_jax.spmd')
         return self._fitting('opt_state', opt_state, self.abstract_state(params, num_workers), _STATE)
 
     def _fitting(self, name: str, tree: PyTree, like: PyTree, remedy: str) -> PyTree:

@@ -150,4 +150,11 @@ def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
         to = NamedSharding(workers.mesh, P(workers.axis_name, within, *rest))
         return lax.reshape(x, parts, out_sharding=to)
 
-    return jax.tree_util.tree_map_with_path(part, batch)
+    divided = jax.tree_util.tree_map_with_path(part, batch)
+    if len(rows := {len(x) for x in jax.tree.leaves(batch)}) > 1:
+        raise ValueError(
+            f'{name} holds arrays of {sorted(rows)} rows, and all of them would be divided among {size} '
+            'workers. A table that all workers need goes after the batch; arrays of other sizes that are to '
+            'be divided are arguments of their own in split of at_points.'
+        )
+    return divided
