@@ -14,8 +14,8 @@ Images are synthetic. What differs from the dense trainer:
     +    finite = def_jax.all_finite(grads, 'batch')
     +    batch_stats = optax.tree.where(finite, new_model_state['batch_stats'], state.batch_stats)
 
-Leave out DynamicScale, whose axis_name= averages gradients: `skip_nonfinite` decides for all workers, and skips
-the optimizer's step. The last two lines also keep BatchNorm's statistics at such a step.
+Leave out DynamicScale, whose axis_name= averages gradients: `skip_nonfinite` decides for all workers and
+skips the optimizer's step; the last two lines keep BatchNorm's statistics then.
 """
 
 import functools
