@@ -11,8 +11,11 @@ Images are synthetic. What differs from the dense trainer:
     -    grads = jax.lax.pmean(grads, 'batch')
     +    point = def_jax.detached_params(state.params, state.opt_state)
     +    (loss, (new_model_state, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(point)
+    +    finite = def_jax.all_finite(grads, 'batch')
+    +    batch_stats = optax.tree.where(finite, new_model_state['batch_stats'], state.batch_stats)
 
-Leave out DynamicScale, whose axis_name= averages gradients: `skip_nonfinite` decides for all workers.
+Leave out DynamicScale, whose axis_name= averages gradients: `skip_nonfinite` decides for all workers and
+skips the optimizer's step; the last two lines keep BatchNorm's statistics then.
 """
 
 import functools
@@ -52,8 +55,10 @@ def train_step(state, batch):
     point = def_jax.detached_params(state.params, state.opt_state)
     (loss, (new_model_state, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(point)
     # was: grads = jax.lax.pmean(grads, 'batch')
+    finite = def_jax.all_finite(grads, 'batch')
+    batch_stats = optax.tree.where(finite, new_model_state['batch_stats'], state.batch_stats)
     metrics = {'loss': loss, 'accuracy': (logits.argmax(-1) == batch['label']).mean()}
-    return state.apply_gradients(grads=grads, **new_model_state), jax.lax.pmean(metrics, 'batch')
+    return state.apply_gradients(grads=grads, batch_stats=batch_stats), jax.lax.pmean(metrics, 'batch')
 
 
 cross_replica_mean = jax.pmap(lambda x: jax.lax.pmean(x, 'x'), 'x')

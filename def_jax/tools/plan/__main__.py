@@ -32,7 +32,11 @@ _PLACE = {
     'num_processes': (int, 'for --measure on several hosts: how many processes take part'),
     'process_id': (int, 'for --measure on several hosts: which of them this is, from 0'),
 }
-_FLOPS = "operations of a worker's gradient, for --device: 6 · parameters · tokens for a transformer"
+_FLOPS = (
+    "operations of a worker's gradient, for --device, divided by the worker's devices: for a transformer, "
+    '6 · parameters · tokens of a worker / devices of a worker'
+)
+_HIDDEN = "Streaming DiLoCo's messages are taken to hide behind computation entirely, which is the best case."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     print(
         'A worker is what lies on one side of the slow line: a rack, a node or a GPU. '
-        f'Here there are {plan.workers}.\nShard the parameters inside a worker, as each of its devices sends '
-        'what it has of them.\n'
+        f'Here there are {plan.workers}.\nShard the parameters inside a worker: what is replicated there is '
+        'sent once per device.\n'
     )
     if link is not None:
         print(f'{link.describe()}\n')
@@ -78,9 +82,10 @@ def main(argv: list[str] | None = None) -> int:
             f'At its peak ({device.source}) {device.title} computes a step in {1e3 * plan.step_time:.2f} ms. '
             'That is a bound, not a prediction: the longer it takes, the less compression gains.\n'
         )
-    if bounded := device is not None and flops is not None:
         told = 'No advice without a measured --step-time: at its peak, a device makes any network look slow.'
-    print(methods.table(plan, found), '', told if bounded else methods.advice(plan, found), sep='\n')
+    else:
+        told = methods.advice(plan, found)
+    print(methods.table(plan, found), '', _HIDDEN, '', told, sep='\n')
     return 0
 
 

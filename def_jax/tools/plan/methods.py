@@ -14,13 +14,16 @@ COMPRESSIONS = (16, 64, 256)  # of DEF-Q: float32 bytes over those of a message
 _KNOWN = 64  # where transformers, too, ended near AdamW
 _WORTH = 1.05  # a smaller speed-up is not worth the change
 _NEAR = 0.9  # of the best speed-up is enough for a method that comes before it
-# The largest models that were trained with a method, in parameters: ResNet-50 with DEF, by its authors (with
-# DEF-Q 5.3 M, here); DiLoCo (Charles et al., 2025) and Streaming DiLoCo (Douillard et al., 2025); PowerSGD
-# (Ramesh et al., 2021).
+# The largest models that were trained with a method, in parameters: ResNet-50 with DEF, by its authors;
+# DiLoCo (Charles et al., 2025) and Streaming DiLoCo (Douillard et al., 2025); PowerSGD (Ramesh et al., 2021).
 _TRAINED = {'DEF-Q': 25.6e6, 'DiLoCo': 10e9, 'Streaming DiLoCo': 1e9, 'PowerSGD': 12e9}
+_DEF_Q_ITSELF = 5.3e6  # here
 _REACH = 4  # times as large a model may be without a warning
 _FRAGMENTS = 10  # of Streaming DiLoCo
-_DIFF = "take gradients at def_jax.detached_params(params, opt_state), and don't average them"
+_DIFF = (
+    "take gradients at def_jax.detached_params(params, opt_state), and don't average them. With several "
+    "devices a worker, use def_jax.spmd(optimizer, mesh, specs, 'workers') instead (docs: two racks)"
+)
 _PLAIN = "take gradients at the parameters, and don't average them"
 
 
@@ -101,7 +104,7 @@ def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Method]:
             *(line('identity()', local_steps), _DIFF),
         ),
         _method(
-            *(plan, 'Streaming DiLoCo', f'{setting}, 4 bits', 0.5 / local_steps),
+            *(plan, 'Streaming DiLoCo', f'{setting}, 4 bits, hidden', 0.5 / local_steps),
             *(max(plan.step_time, in_flight), streamed, _DIFF),
         ),
     ]
@@ -111,8 +114,9 @@ def _powersgd(plan: Plan, optimizer: str | None) -> Method:
     """Two all-reduces, one after the other; what it computes is left out."""
     ratio = 64
     seconds = plan.step_time + 2 * plan.all_reduce(plan.params / ratio / 2)
+    setting = f'the size of DEF-Q at {ratio} (not with FSDP inside a worker)'
     return _method(
-        *(plan, 'PowerSGD', f'the size of DEF-Q at {ratio}', 4 / ratio, seconds),
+        *(plan, 'PowerSGD', setting, 4 / ratio, seconds),
         _lines(
             optimizer,
             lambda name: f"optax.chain(def_jax.baselines.powersgd({ratio}, 'workers'), {_optax(name)})",
@@ -178,8 +182,9 @@ def advice(plan: Plan, methods: Sequence[Method]) -> str:
     other = next(each for each in others if each.setting == f'compression {_KNOWN}')
     if other not in tried and other.seconds < dense.seconds:
         told += (
-            f'\n{other.family} has not been trained at this size, but on {_TRAINED[other.family] / 1e6:g} M '
-            f'parameters at most.\nTo compare {other.name}, {_faster(other, dense)}:\n\n    {other.paste}\n'
+            f'\n{other.family} has not been trained at this size: DEF on {_TRAINED[other.family] / 1e6:g} M '
+            f'parameters at most, by its authors, {other.family} on {_DEF_Q_ITSELF / 1e6:g} M.\n'
+            f'To compare {other.name}, {_faster(other, dense)}:\n\n    {other.paste}\n'
         )
     elif chosen.setting == f'compression {COMPRESSIONS[-1]}':
         told += (
