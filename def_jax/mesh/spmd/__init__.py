@@ -19,16 +19,10 @@ from jax.tree_util import Partial
 
 from def_jax.checks import check_extra_arguments, check_integer, named_leaves
 from def_jax.error_feedback import output_params
+from def_jax.mesh import ownership
 from def_jax.mesh.collectives import check_axis_name
 from def_jax.mesh.link import Shards, check_floating, check_like, in_memory, sharded
-from def_jax.mesh.ownership import (
-    abstract_state,
-    check_nothing_precedes,
-    check_surroundings,
-    link_states,
-    own_leaves,
-    state_specs,
-)
+from def_jax.mesh.ownership import link_states, own_leaves
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.mesh.spmd import at_points, drift
@@ -296,8 +290,8 @@ class Spmd(optax.GradientTransformationExtraArgs):
 
     def state_specs(self, params: PyTree) -> PyTree:
         """PartitionSpecs of the state, for checkpoints and for `jax.shard_map`, see `def_jax.state_specs`."""
-        check_nothing_precedes(abstract_state(self.optimizer, params))
-        return state_specs(self.optimizer, params, self._specs(params), self.axis_name)
+        ownership.check_nothing_precedes(ownership.abstract_state(self.optimizer, params))
+        return ownership.state_specs(self.optimizer, params, self._specs(params), self.axis_name)
 
     def state_shardings(self, params: PyTree) -> PyTree:
         """The state's shardings, for out_shardings of `jax.jit` and for `jax.device_put`."""
@@ -339,8 +333,8 @@ class Spmd(optax.GradientTransformationExtraArgs):
                 x, spec = jax.ShapeDtypeStruct((size, *x.shape), x.dtype), P(stacked_over, *spec[1:])
             return self._workers.abstract(x, spec)
 
-        own = own_leaves(self.optimizer, params)
-        return jax.tree.map(leaf, abstract_state(self.optimizer, params), own, self.state_specs(params))
+        own, specs = own_leaves(self.optimizer, params), self.state_specs(params)
+        return jax.tree.map(leaf, ownership.abstract_state(self.optimizer, params), own, specs)
 
     def regroup(self, params: PyTree, opt_state: PyTree) -> PyTree:
         """The state of a run with another number of workers, wherever it lies, for this one's.
@@ -378,7 +372,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
         return self._workers.place(params, self._specs(params)), opt_state
 
     def _checked(self, params: PyTree, opt_state: PyTree, num_workers: int | None = None) -> PyTree:
-        check_surroundings(opt_state, 'def_jax.spmd')
+        ownership.check_surroundings(opt_state, 'def_jax.spmd')
         return self._fitting('opt_state', opt_state, self.abstract_state(params, num_workers), _STATE)
 
     def _fitting(self, name: str, tree: PyTree, like: PyTree, remedy: str) -> PyTree:
