@@ -92,7 +92,8 @@ def test_the_check_allows_for_tiles_that_are_filled_up():
 
     def check(size):
         message = Message('all-reduce', size)
-        check_crossing(compiled, [0, 0, 0, 0, 1, 1, 1, 1], [message], 0, ['nodes'], jax.numpy.ones(9))
+        across = [0, 0, 0, 0, 1, 1, 1, 1]
+        check_crossing(compiled, across, [message], 0, ['nodes'], jax.numpy.ones(9), steps=1)
 
     compiled = jax.jit(lambda x: x).lower(1.0).compile()
     compiled.as_text = lambda: SLICES
