@@ -74,6 +74,8 @@ def test_what_a_step_is_given_must_belong_together():
         jax.eval_shape(step, PARAMS, shapes, jnp.ones((3, 8)))
     with pytest.raises(ValueError, match=r"batch\['x'\] has shape \(\)"):
         jax.eval_shape(step, PARAMS, shapes, {'x': jnp.float32(1)})
+    a_number_each = {'x': batch, 'one for each worker': jnp.arange(2)}
+    jax.eval_shape(dist.value_and_grad(lambda p, b: square_loss(p, b['x'])), PARAMS, shapes, a_number_each)
     with pytest.raises(ValueError, match=r'batch holds arrays of \[4, 6\] rows.*goes after the batch'):
         jax.eval_shape(step, PARAMS, shapes, {'x': batch, 'class weights': jnp.ones(6)})
     around = optax.MultiSteps(dist, 2)

@@ -151,10 +151,11 @@ def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
         return lax.reshape(x, parts, out_sharding=to)
 
     divided = jax.tree_util.tree_map_with_path(part, batch)
-    if len(rows := {len(x) for x in jax.tree.leaves(batch)}) > 1:
+    if len(rows := {len(x) for x in jax.tree.leaves(batch)} - {size}) > 1:
         raise ValueError(
             f'{name} holds arrays of {sorted(rows)} rows, and all of them would be divided among {size} '
-            'workers. A table that all workers need goes after the batch; arrays of other sizes that are to '
-            'be divided are arguments of their own in split of at_points.'
+            'workers. All have as many, or one for each worker. A table that all workers need goes after the '
+            'batch; arrays of other sizes that are to be divided are arguments of their own in split of '
+            'at_points.'
         )
     return divided
