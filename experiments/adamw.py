@@ -12,16 +12,17 @@ from experiments import pages
 from experiments.few_bits import def_q
 from experiments.plan import Contender, Setting
 
-__all__ = ['SETTINGS', 'write']
+__all__ = ['SETTINGS', 'adamw', 'write']
 
 _RATE = 0.025  # what the first experiment chose for both
 # The last two were added when 0.8, the least b1 so far, had come out best.
 _DECAYS = ((0.9, 0.95), (0.9, 0.99), (0.9, 0.999), (0.8, 0.99), (0.95, 0.99), (0.8, 0.95), (0.6, 0.99))
 
 
-def _adamw(b1: float, b2: float) -> Contender:
+def adamw(b1: float, b2: float, first: float) -> Contender:
+    """Uncompressed AdamW with these decays; the grid of its rates begins at `first`."""
     return Contender(
-        f'AdamW, b1 = {b1:g}, b2 = {b2:g}', 'sgd', {'optimizer_options': {'b1': b1, 'b2': b2}}, _RATE
+        f'AdamW, b1 = {b1:g}, b2 = {b2:g}', 'sgd', {'optimizer_options': {'b1': b1, 'b2': b2}}, first
     )
 
 
@@ -32,7 +33,7 @@ SETTINGS = [
         where={'size': '33k'},
         contenders=[
             def_q(64, 2, 0.014),
-            *(_adamw(*each) for each in _DECAYS),
+            *(adamw(*each, _RATE) for each in _DECAYS),
             Contender('DEF-Q, uncompressed', 'def_q', {'ratio': 1, 'bits': 32}, _RATE),
         ],
         tuning_seeds=range(100, 103),

@@ -144,7 +144,7 @@ def _check_one_copy(compiled: Any, params: PyTree) -> None:
             )
 
 
-def check_specs(compiled: Any, params: PyTree, names: Collection[str]) -> None:
+def check_shards(compiled: Any, params: PyTree, names: Collection[str]) -> None:
     """Raises ValueError if a step takes parameters in smaller parts than their shardings, `spmd`'s, say.
 
     Its message would have as many times their size, on every device, and so would the residual.

@@ -28,7 +28,7 @@ from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.mesh.spmd import at_points, drift
 from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
 from def_jax.traffic import traffic_of
-from def_jax.traffic.crossing import check_crossing, check_specs
+from def_jax.traffic.crossing import check_crossing, check_shards
 from def_jax.traffic.hlo import Collective
 from def_jax.types import PyTree
 
@@ -312,7 +312,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
             raise ValueError('no update of this def_jax.spmd was traced yet: pass params.')
         grads, state = self._abstract_grads(params), self.abstract_state(params)
         params = self._workers.abstract(params, self._specs(params))
-        check_specs(compiled, params, self._workers.names)
+        check_shards(compiled, params, self._workers.names)
         program = self._update.trace(grads, state, params, {}).jaxpr
         sent = traffic_of(program.jaxpr, self.axis_name).messages
         of_devices = self._workers.worker_of_devices()

@@ -10,10 +10,10 @@ from ml_collections.config_dict import placeholder
 
 from def_jax.baselines.methods import METHODS, OPTIONS
 from def_jax.checks import check_choice, check_flag, check_integer, check_number, is_number, nearest
+from def_jax.trainer.configuration.optimizers import OPTIMIZERS
+from def_jax.trainer.configuration.schedules import SCHEDULES
 from def_jax.trainer.data.catalogue import FACTORIES
 from def_jax.trainer.models import LANGUAGE_MODELS, MODELS
-from def_jax.trainer.optimizers import OPTIMIZERS
-from def_jax.trainer.schedules import SCHEDULES
 from def_jax.trainer.tasks import TASKS
 
 __all__ = ['FORMER', 'KEYS', 'SECTIONS', 'Key', 'get_defaults']

@@ -20,9 +20,9 @@ from def_jax.baselines.methods import METHODS, OPTIONS, Method
 from def_jax.checks import nearest
 from def_jax.compressors import Compressor
 from def_jax.trainer.configuration.defaults import KEYS
+from def_jax.trainer.configuration.optimizers import sgd
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.errors import one_line
-from def_jax.trainer.optimizers import sgd
 from def_jax.trainer.state import PerWorker
 from def_jax.trainer.tasks.base import Task
 from def_jax.types import AxisName
