@@ -11,6 +11,7 @@ import os
 import statistics
 
 import jax
+import numpy as np
 from absl import app, flags
 
 from benchmarks import pages
@@ -63,7 +64,7 @@ def _seconds(network: Network, optimizer: str) -> tuple[float, float]:
     """CPU seconds of this process to trace and to compile a step."""
     jax.clear_caches()
     times = [sum(os.times()[:2])]
-    lowered = MAPPINGS['pmap'](network, OPTIMIZERS[optimizer], jax.devices()[:_WORKERS], 1)
+    lowered = MAPPINGS['pmap'](network, OPTIMIZERS[optimizer], np.array([jax.devices()[:_WORKERS]]))
     times.append(sum(os.times()[:2]))
     lowered.compile()
     times.append(sum(os.times()[:2]))

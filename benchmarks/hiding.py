@@ -93,10 +93,8 @@ def _measure(
         'model': model,
         'batch': _BATCH.value,
         'rounds': _ROUNDS.value,
-        'warm_up': 1,
         'steps': _STEPS.value,
         'variants': _ALL,
-        'alone': (),
         'threads': threads,
     }
     with network(_WORKERS.value, rate) as cluster:

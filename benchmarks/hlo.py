@@ -8,9 +8,9 @@ from typing import Any
 
 from def_jax.traffic.hlo import collectives
 
-__all__ = ['LARGE', 'copies', 'hidden', 'read']
+__all__ = ['copies', 'hidden', 'read']
 
-LARGE = 1_000_000  # bytes
+_LARGE = 1_000_000  # bytes
 _SIZES = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 's8': 1, 'u8': 1, 'pred': 1}
 _ON_CHIP = r'T\(\S*\)S\(1\)'  # in a TPU's layouts
 _NO_WORK = {'bitcast', 'get-tuple-element', 'tuple', 'parameter', 'constant', 'copy'}
@@ -43,11 +43,6 @@ def hidden(hlo: str) -> list[int]:
 
     JAX names what it differentiates `jvp` in the metadata of instructions. The program must be scheduled. An
     exchange between slices of TPUs starts with recv.
-
-    >>> hidden('''  %s = f32[2] all-reduce-start(%x)
-    ...   %m = f32[2] multiply(%y, %y), metadata={op_name="jit(step)/transpose(jvp(f))/mul"}
-    ...   %d = f32[2] all-reduce-done(%s)''')
-    [1]
     """
     started: dict[str, int] = {}
     counts = []
@@ -65,7 +60,7 @@ def hidden(hlo: str) -> list[int]:
     return counts
 
 
-def copies(hlo: str, besides: Set[int] = frozenset(), smallest: int = LARGE) -> dict[str, int]:
+def copies(hlo: str, besides: Set[int] = frozenset(), smallest: int = _LARGE) -> dict[str, int]:
     """The arrays of at least `smallest` bytes that a program copies in memory: how often, by type and shape.
 
     What a TPU brings on the chip or back to its memory is read or written once, and counts as no copy.
@@ -74,9 +69,6 @@ def copies(hlo: str, besides: Set[int] = frozenset(), smallest: int = LARGE) -> 
         hlo: of the compiled program.
         besides: numbers of elements that do not count: of messages.
         smallest: in bytes.
-
-    >>> copies('ENTRY %main {\\n  %c = f32[512,1024]{1,0} copy(%x)')
-    {'f32[512,1024]': 1}
     """
     counts: dict[str, int] = {}
     on_chip: set[str] = set()

@@ -7,7 +7,6 @@ its evaluation, at the end), and the same compiled step without the loop.
 """
 
 import itertools
-import os
 import statistics
 import tempfile
 import time
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
+import rich.console
 from absl import app, flags
 
 from benchmarks import pages
@@ -80,12 +80,9 @@ def _speeds(name: str, folder: Path) -> Iterator[dict[str, str]]:
 
 def _trainer_windows(config: ml_collections.ConfigDict, run: Path) -> list[float]:
     """Seconds per step between consecutive records of a run; compilation precedes the first record."""
-    import rich.console
-
     from def_jax.trainer import loop, metrics
 
-    with open(os.devnull, 'w') as nothing:
-        loop.train_and_evaluate(config, run, rich.console.Console(file=nothing))
+    loop.train_and_evaluate(config, run, rich.console.Console(quiet=True))
     records = [r for r in metrics.read(run / 'metrics.jsonl') if 'images_per_second' in r]
     return [
         (after['seconds'] - before['seconds']) / (after['step'] - before['step'])

@@ -32,11 +32,9 @@ def _dense(inner: str) -> Make:
     return make
 
 
-def feedback(
-    ratio: float, inner: str = SGD, *, compressor: Any = None, blocks: Any = None, **options
-) -> Make:
-    """DEF around `inner`; `blocks` are arguments of `random_block`, `options` those of `error_feedback`."""
-    chosen = compressor or def_jax.random_block(ratio, **(blocks or {}))
+def feedback(compressor: Any, inner: str = SGD, **options: Any) -> Make:
+    """DEF around `inner`, with the options of `error_feedback`; a number is a ratio of random blocks."""
+    chosen = def_jax.random_block(compressor) if isinstance(compressor, int) else compressor
     return lambda axis_name: def_jax.error_feedback(chosen, axis_name, inner=_INNER[inner], **options)
 
 
@@ -58,8 +56,8 @@ OPTIMIZERS: dict[str, Make] = {
     SGD: _dense(SGD),
     ADAMW: _dense(ADAMW),
     **{f'DEF, 1/{ratio}': feedback(ratio) for ratio in (10, 64, 1024)},
-    'DEF, 1/64, shuffled': feedback(64, blocks={'order': 'shuffled'}),
-    'DEF, 1/64, balanced': feedback(64, blocks={'allocation': 'balanced'}),
+    'DEF, 1/64, shuffled': feedback(def_jax.random_block(64, order='shuffled')),
+    'DEF, 1/64, balanced': feedback(def_jax.random_block(64, allocation='balanced')),
     "DEF, 1/64, detach='auto'": feedback(64, detach='auto'),
     'DEF, 1/64, 16 bits': feedback(32, bits=16),
     'DEF, 1/64, skip_nonfinite': feedback(64, skip_nonfinite=True),

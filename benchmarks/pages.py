@@ -8,7 +8,6 @@ A section of a page lies between `<!-- NAME -->` and `<!-- end of NAME -->`.
 
 import importlib
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,47 +17,31 @@ from absl import app, flags
 from def_jax.tools import markdown
 from experiments import spec
 
-__all__ = ['SUBJECTS', 'commit', 'marked', 'origin', 'table', 'write']
+__all__ = ['SUBJECTS', 'origin', 'table', 'write']
 
-# Modules with a function `write` of the folder of their records.
-SUBJECTS = {
-    'cluster': 'benchmarks',
-    'time_to_accuracy': 'benchmarks',
-    'accelerators': 'benchmarks',
-}
+# Folders with a module `page`, whose function `write` takes the folder of its records.
+SUBJECTS = ('cluster', 'time_to_accuracy', 'accelerators')
 
 
 def write(output: str | Path, sections: Mapping[str, str]) -> None:
-    """Replaces sections of a page, or adds those at its end that it does not have."""
-    page = Path(output)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    text = page.read_text(encoding='utf-8') if page.exists() else ''
-    page.write_text(marked(text, sections), encoding='utf-8')
-
-
-def marked(text: str, sections: Mapping[str, str]) -> str:
-    """The text of a page with these sections.
+    """Replaces sections of a page, or adds those at its end that it does not have.
 
     Raises:
         ValueError: if a section of the page has no end.
     """
+    page = Path(output)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    text = page.read_text(encoding='utf-8') if page.exists() else ''
     for name, section in sections.items():
         begin, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
         if begin not in text:
             text = f'{text}\n{begin}{end}\n'.lstrip()
         text = markdown.replaced(text, begin, end, section.strip())
-    return text
+    page.write_text(text, encoding='utf-8')
 
 
 def table(rows: Iterable[Mapping[str, object]], *, sparse: bool = False) -> str:
-    """A table in Markdown with a column for each key; if `sparse`, without columns that have no entry.
-
-    >>> print(table([{'ratio': 64, 'ms': '', 'MB': 2.3}, {'ratio': 16, 'ms': ''}], sparse=True))
-    | ratio | MB |
-    | --- | --- |
-    | 64 | 2.3 |
-    | 16 |  |
-    """
+    """A table in Markdown with a column for each key; if `sparse`, without columns that have no entry."""
     rows = list(rows)
     names = dict.fromkeys(name for row in rows for name in row)
     shown = [name for name in names if not sparse or any(row.get(name, '') != '' for row in rows)]
@@ -74,21 +57,9 @@ def origin(program: str) -> str:
     return f'`{" ".join(["python -m", program, *shown])}`\n\n{where}.'
 
 
-def commit(folder: str = '') -> str:
-    """The current commit, or a folder's last, and whether it differs now; results do not count."""
-    name, changes = (
-        subprocess.run(['git', *command], capture_output=True, text=True).stdout.strip()
-        for command in (
-            ['log', '-1', '--format=%h', '--', folder] if folder else ['describe', '--always'],
-            ['status', '--porcelain', '--', folder or ':!results'],
-        )
-    )
-    return f'{name or "unknown"}{"-dirty" if changes else ""}'
-
-
 def main(argv: list[str]) -> None:
     for name in argv[1:] or SUBJECTS:
-        importlib.import_module(f'benchmarks.{name}.page').write(Path(flags.FLAGS.results, SUBJECTS[name]))
+        importlib.import_module(f'benchmarks.{name}.page').write(Path(flags.FLAGS.results, 'benchmarks'))
 
 
 if __name__ == '__main__':

@@ -44,27 +44,22 @@ def main(_) -> int:
 
 
 def _run() -> None:
-    for bandwidth in _BANDWIDTHS.value:
-        with network(_NODES.value, bandwidth) as cluster:
-            reports = run_workers(cluster, sys.executable, _MODULE, _job(), _TIMEOUT.value)
-        pages.write(_OUTPUT.value, {bandwidth: _section(bandwidth, reports)})
-    load = f'Load average {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores.'
-    pages.write(_OUTPUT.value, {'origin': f'{pages.origin("benchmarks.sharded")}\n\n{load}'})
-
-
-def _job() -> dict:
     width = _WIDTH.value
-    return {
+    job = {
         'sizes': [width, 2 * width, 2 * width, width],
         'batch': _BATCH.value,
         'devices': _DEVICES.value,
         'threads': 8,  # for the devices' collectives on few cores
         'rounds': _ROUNDS.value,
-        'warm_up': 1,
         'steps': _STEPS.value,
         'variants': list(_TITLES),
-        'alone': [],
     }
+    for bandwidth in _BANDWIDTHS.value:
+        with network(_NODES.value, bandwidth) as cluster:
+            reports = run_workers(cluster, sys.executable, _MODULE, job, _TIMEOUT.value)
+        pages.write(_OUTPUT.value, {bandwidth: _section(bandwidth, reports)})
+    load = f'Load average {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores.'
+    pages.write(_OUTPUT.value, {'origin': f'{pages.origin("benchmarks.sharded")}\n\n{load}'})
 
 
 def _section(bandwidth: str, reports: list[dict]) -> str:

@@ -29,6 +29,7 @@ from jax import lax
 from benchmarks import pages, records
 from def_jax.trainer import metrics
 from def_jax.types import AxisName
+from experiments import spec
 from experiments.statistics import mean_std
 
 _HERE = f'{sys.executable} -m def_jax.launch --processes=2 --together --'
@@ -123,7 +124,7 @@ def _run(
         'settings': settings,
         'curve': [[record['step'], record['test_loss_x']] for record in logged if 'test_loss_x' in record],
         'step_seconds': float(np.median(np.diff(clock)[1:])) / _LOG,
-        'commit': pages.commit(),
+        'commit': spec.commit(allow_dirty=True),
     }
 
 

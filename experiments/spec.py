@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ['DirtyError', 'Record', 'Records', 'Spec', 'origin']
+__all__ = ['DirtyError', 'Record', 'Records', 'Spec', 'commit', 'origin']
 
 _CODE = ('*.py', 'requirements.txt', 'pyproject.toml')  # what decides the numbers of a run
 _PACKAGES = ('jax', 'jaxlib', 'optax', 'flax', 'numpy')
@@ -125,20 +125,24 @@ class DirtyError(ValueError):
 
 
 def origin(*, allow_dirty: bool = False) -> dict[str, Any]:
-    """Commit, machine and versions, for records.
+    """Commit, machine and versions, for records; raises DirtyError as `commit` does."""
+    return {'commit': commit(allow_dirty=allow_dirty), **_environment()}
+
+
+def commit(*, allow_dirty: bool = False) -> str:
+    """The commit that is checked out here.
 
     Raises:
-        DirtyError: if the code differs from the commit, unless `allow_dirty`; the commit then
-            ends in '-dirty'.
+        DirtyError: if the code differs from it, unless `allow_dirty`; the commit then ends in '-dirty'.
     """
-    commit, changes = _git('rev-parse', '--short=12', 'HEAD'), _git('status', '--porcelain', '--', *_CODE)
+    name, changes = _git('rev-parse', '--short=12', 'HEAD'), _git('status', '--porcelain', '--', *_CODE)
     if changes and not allow_dirty:
         first = ', '.join(line[3:] for line in changes.splitlines()[:3])
         raise DirtyError(
-            f'the checkout differs from commit {commit} ({first}). Commit first, so that records name what '
+            f'the checkout differs from commit {name} ({first}). Commit first, so that records name what '
             'was run, or pass --allow_dirty, which marks them.'
         )
-    return {'commit': f'{commit or "unknown"}{"-dirty" if changes else ""}', **_environment()}
+    return f'{name or "unknown"}{"-dirty" if changes else ""}'
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from benchmarks.accelerators.targets import TARGETS
 from benchmarks.trees import NETWORKS
 from def_jax.traffic.hlo import Collective
 
-__all__ = ['misses', 'sections', 'write']
+__all__ = ['misses', 'write']
 
 Figures = Mapping[str, Any]
 
@@ -23,13 +23,8 @@ _MESSAGES, _COMPILE = 3, 2.0  # allowed besides dense training: temporary messag
 
 
 def write(folder: Path) -> None:
-    """Writes the compilers and the tables of the page, of the rows that have figures."""
+    """Writes the compilers, and a table for each target and network, of the rows that have figures."""
     figures = json.loads((folder / 'accelerators.json').read_text())
-    pages.write(folder / 'accelerators.md', sections(figures))
-
-
-def sections(figures: Mapping[str, Figures]) -> dict[str, str]:
-    """The compilers, and a table for each target and network, by mapping."""
     known = [row for row in ROWS if row.key in figures]
     tables = []
     for target, network in dict.fromkeys(row[:2] for row in known):
@@ -45,7 +40,8 @@ def sections(figures: Mapping[str, Figures]) -> dict[str, str]:
             f'{len(known)} of {len(ROWS)} programs are compiled; the command goes on where it stopped.'
         )
     compilers = '; '.join(sorted({figures[row.key]['compiler'] for row in known}))
-    return {'compilers': f'Compiled on CPUs with {compilers}.', 'programs': '\n'.join(tables)}
+    texts = {'compilers': f'Compiled on CPUs with {compilers}.', 'programs': '\n'.join(tables)}
+    pages.write(folder / 'accelerators.md', texts)
 
 
 def misses(row: Row, own: Figures, dense: Figures) -> list[str]:
@@ -95,7 +91,7 @@ def _cells(row: Row, own: Figures, dense: Figures | None) -> dict[str, str]:
 def _split(row: Row, own: Figures) -> tuple[Counter[Collective], Counter[Collective]]:
     """The collectives between workers, and those inside one."""
     found = [
-        Collective(name, size, 0, _tuples(groups), dtype=dtype)
+        Collective(name, size, 0, tuple(map(tuple, groups)), dtype=dtype)
         for name, dtype, size, groups in own['collectives']
     ]
     per_worker = own['devices'] // TARGETS[row.target].nodes if row.sharded else 1
@@ -110,10 +106,6 @@ def _totals(found: Counter[Collective]) -> Counter[str]:
     for collective in found.elements():
         totals[collective.operation] += collective.elements
     return totals
-
-
-def _tuples(groups: Any) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(group) for group in groups)
 
 
 def _shown(found: Counter[Collective]) -> str:

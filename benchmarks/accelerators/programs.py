@@ -2,7 +2,7 @@
 
 import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,8 +28,7 @@ PyTree = Any
 WORKERS, VIRTUAL = 'workers', 'virtual'
 
 
-def _pmap(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> Any:
-    del nodes
+def _pmap(network: Network, make: Make, devices: np.ndarray) -> Any:
     optimizer, (params, rest) = make(WORKERS), shapes(network)
     own = own_leaves(optimizer, params)
     axes = jax.tree.map(lambda mine: 0 if mine else None, own)
@@ -39,23 +38,16 @@ def _pmap(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> A
         in_axes=(None, axes, None, 0),
         out_axes=(None, axes),
         donate_argnums=(0, 1),
-        devices=devices,
+        devices=list(devices.flat),
     )
-    state = _stacked(jax.eval_shape(optimizer.init, params), own, len(devices))
+    state = _stacked(jax.eval_shape(optimizer.init, params), own, devices.size)
     batch = _batch(network, 1)
-    batch = jax.ShapeDtypeStruct((len(devices), *batch.shape), batch.dtype)
+    batch = jax.ShapeDtypeStruct((devices.size, *batch.shape), batch.dtype)
     return step.lower(params, state, rest, batch)
 
 
-def _shard_map(
-    network: Network,
-    make: Make,
-    devices: Sequence[Any],
-    nodes: int,
-    virtual: int = 0,
-) -> Any:
+def _shard_map(network: Network, make: Make, devices: np.ndarray, virtual: int = 0) -> Any:
     """As docs/how_to/own_loop.md has it: what is a worker's own is stacked."""
-    del nodes
     axis_name = (WORKERS, VIRTUAL) if virtual else WORKERS
     optimizer, (params, rest) = make(axis_name), shapes(network)
     own = own_leaves(optimizer, params)
@@ -69,7 +61,7 @@ def _shard_map(
 
     if virtual:
         step = _virtual(network, optimizer, own, virtual)
-    mesh = Mesh(np.array(devices), (WORKERS,))
+    mesh = Mesh(devices.ravel(), (WORKERS,))
     mapped = jax.shard_map(
         step,
         mesh=mesh,
@@ -77,8 +69,8 @@ def _shard_map(
         out_specs=(P(), specs),
         check_vma=False,
     )
-    state = _stacked(jax.eval_shape(optimizer.init, params), own, len(devices) * max(1, virtual))
-    arguments = (params, P()), (state, specs), (rest, P()), (_batch(network, len(devices)), P(WORKERS))
+    state = _stacked(jax.eval_shape(optimizer.init, params), own, devices.size * max(1, virtual))
+    arguments = (params, P()), (state, specs), (rest, P()), (_batch(network, devices.size), P(WORKERS))
     return jax.jit(mapped, donate_argnums=(0, 1)).lower(*(_placed(mesh, *pair) for pair in arguments))
 
 
@@ -98,12 +90,11 @@ def _virtual(network: Network, optimizer, own: PyTree, virtual: int) -> Callable
     return step
 
 
-def _spmd(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> Any:
+def _spmd(network: Network, make: Make, devices: np.ndarray) -> Any:
     """A worker is a node, which shards its model (FSDP)."""
-    shape = (nodes, len(devices) // nodes)
-    mesh = Mesh(np.array(devices).reshape(shape), (WORKERS, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2)
+    mesh = Mesh(devices, (WORKERS, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2)
     params, rest = shapes(network)
-    param_specs = jax.tree.map(lambda x: shard_spec(x.shape, shape[1]), params)
+    param_specs = jax.tree.map(lambda x: shard_spec(x.shape, devices.shape[1]), params)
     dist = def_jax.spmd(make(WORKERS), mesh, param_specs)
 
     def loss_fn(params, batch):
@@ -116,14 +107,14 @@ def _spmd(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> A
 
     fixed = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rest)
     params = _placed(mesh, params, param_specs)
-    batch = _placed(mesh, _batch(network, len(devices)), P((WORKERS, SHARD_AXIS)))
+    batch = _placed(mesh, _batch(network, devices.size), P((WORKERS, SHARD_AXIS)))
     return jax.jit(step, donate_argnums=(0, 1)).lower(params, dist.abstract_state(params), batch)
 
 
-def _trainer(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> Any:
+def _trainer(network: Network, make: Make, devices: np.ndarray) -> Any:
     """The trainer's step with `shards_per_worker`: a worker is a node."""
-    each = len(devices) // nodes
-    optimizer, workers = make(AXIS), ShardedWorkers(list(devices), each)
+    nodes, each = devices.shape
+    optimizer, workers = make(AXIS), ShardedWorkers(list(devices.flat), each)
 
     def init(key):
         del key
@@ -145,22 +136,22 @@ def _trainer(network: Network, make: Make, devices: Sequence[Any], nodes: int) -
         points=(),
         detaches=detaches(jax.eval_shape(optimizer.init, variables['params'])),
     )
-    mesh = Mesh(np.array(devices).reshape(nodes, each), (AXIS, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2)
+    mesh = Mesh(devices, (AXIS, SHARD_AXIS), axis_types=(AxisType.Auto,) * 2)
     batch = _batch(network, each)
     batch = jax.ShapeDtypeStruct((nodes, *batch.shape), batch.dtype)
     batch = _placed(mesh, {'inputs': batch}, P(AXIS, SHARD_AXIS))
     return steps.train.lower(workers.abstract(jax.eval_shape(steps.init), own), batch)
 
 
-def _stage(network: Network, make: Make, devices: Sequence[Any], nodes: int) -> Any:
+def _stage(network: Network, make: Make, devices: np.ndarray) -> Any:
     """The update of one worker alone, its gradients given: nothing is sent."""
-    del nodes
     optimizer, (params, _) = make(None), shapes(network)
-    mesh = Mesh(np.array(devices[:1]), (WORKERS,))
+    mesh = Mesh(devices[0, :1], (WORKERS,))
     arguments = _placed(mesh, (params, jax.eval_shape(optimizer.init, params), params), P())
     return jax.jit(functools.partial(update, optimizer), donate_argnums=(0, 1)).lower(*arguments)
 
 
+# Functions of a network, an optimizer and the devices [nodes, devices of a node] to a lowered step.
 MAPPINGS: dict[str, Callable[..., Any]] = {
     'pmap': _pmap,
     'shard_map': _shard_map,

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.experimental import topologies
 
-from def_jax.checks import look_up
-
-__all__ = ['SLOW_LINE', 'TARGETS', 'Target', 'Unavailable', 'get_target']
+__all__ = ['SLOW_LINE', 'TARGETS', 'Target', 'Unavailable']
 
 
 class Unavailable(Exception):
@@ -22,8 +21,8 @@ class Target(NamedTuple):
     topology: str  # as its compiler writes it
     nodes: int = 1  # groups of devices with fast links inside
 
-    def devices(self) -> list[Any]:
-        """The absent devices, node by node.
+    def devices(self) -> np.ndarray:
+        """The absent devices, [nodes, devices of a node].
 
         Raises:
             Unavailable: if the plugin is missing or does not know the topology.
@@ -42,7 +41,7 @@ class Target(NamedTuple):
                 f'{self.title} cannot be compiled for ({" ".join(str(error).split())[:120]}). '
                 '`make bench-compiled` installs the compilers; --help lists the targets.'
             ) from error
-        return list(found.devices)
+        return np.reshape(found.devices, (self.nodes, -1))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -69,15 +68,3 @@ TARGETS = {
     'v5e': Target('TPU v5e 2x4', 'tpu', 'v5e:2x4'),
     'v5ex2': Target('two slices of TPU v5e 2x4', 'tpu', 'v5e:2x4', nodes=2),
 }
-
-
-def get_target(name: str) -> Target:
-    """The target called `name`.
-
-    Raises:
-        ValueError: if there is none.
-
-    >>> get_target('v5e').title
-    'TPU v5e 2x4'
-    """
-    return look_up('target', name, TARGETS)

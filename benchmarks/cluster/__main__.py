@@ -58,13 +58,7 @@ def _run() -> None:
 
 def _measure(cluster, model: str) -> dict[str, Any]:
     """What the workers report for each variant, and which of PyTorch's could not run."""
-    job = {
-        'model': model,
-        'batch': BATCH[model],
-        'rounds': _ROUNDS.value,
-        'warm_up': 1,
-        'steps': _STEPS.value,
-    }
+    job = {'model': model, 'batch': BATCH[model], 'rounds': _ROUNDS.value, 'steps': _STEPS.value}
     found: dict[str, Any] = {'batch': BATCH[model], 'failed': {}}
 
     def run(framework: str, python: str, variants: tuple[str, ...], timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""What the JAX workers of all jobs share: the start of a process, a worker's arrays, compiled variants."""
+"""What the JAX workers of all jobs share: start and end of a process, its arrays, compiled variants."""
 
 import itertools
 import os
@@ -8,11 +8,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from benchmarks.cluster import timing
 from def_jax.traffic.hlo import Collective, collectives
 
-__all__ = ['AXIS', 'Variant', 'meet', 'mlp', 'mlp_params', 'on_workers', 'place', 'start', 'wire_bytes']
+__all__ = [
+    'AXIS',
+    'Variant',
+    'finish',
+    'meet',
+    'mlp',
+    'mlp_params',
+    'on_workers',
+    'place',
+    'start',
+    'wire_bytes',
+]
 
 AXIS = 'workers'
 PyTree = Any
@@ -29,22 +42,27 @@ def start(job: dict[str, Any]) -> None:
     jax.distributed.initialize(job['address'], job['num_workers'], job['worker'])
 
 
+def finish(job: dict[str, Any], params: PyTree, report: dict[str, Any]) -> None:
+    """Writes this process's report, and how many parameters the model has; then disconnects."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    timing.write_report(job, report | {'params': count, 'version': jax.__version__})
+    jax.distributed.shutdown()
+
+
 def on_workers(function: Callable, *, donate: bool = True) -> Any:
     """A jitted function of all workers, each with its own arrays; it donates its first argument.
 
     To the program these are copies of one replicated array, which it never compares. Stacked over workers
     instead, they would be copied into and out of the step.
     """
-    mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
-    spec = jax.sharding.PartitionSpec()
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    mesh = Mesh(jax.devices(), (AXIS,))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
 
 def place(tree: PyTree) -> PyTree:
     """This worker's arrays, as `on_workers` expects them."""
-    mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    sharding = NamedSharding(Mesh(jax.devices(), (AXIS,)), P())
     (device,) = jax.local_devices()
 
     def put(x):
@@ -56,12 +74,13 @@ def place(tree: PyTree) -> PyTree:
 
 def meet() -> Callable[[], None]:
     """A barrier: a function that returns when all workers have called it."""
-    total, ones = on_workers(lambda x: lax.psum(x, AXIS), donate=False), place(np.ones(1, np.float32))
+    sharding, total = NamedSharding(Mesh(jax.devices(), ('all',)), P('all')), jax.jit(jnp.sum)
+    ones = jax.make_array_from_callback((jax.device_count(),), sharding, lambda index: np.ones(1, np.float32))
 
     def barrier():
         jax.block_until_ready(total(ones))
 
-    barrier()  # the first collective connects the workers, for which gloo gives them 30 seconds
+    barrier()  # the first collective connects all devices, for which gloo gives them 30 seconds
     return barrier
 
 

@@ -9,20 +9,11 @@ import optax
 from jax import lax
 
 import def_jax
-from benchmarks.cluster import timing
-from benchmarks.cluster.jax_side import (
-    AXIS,
-    Variant,
-    meet,
-    mlp,
-    mlp_params,
-    on_workers,
-    place,
-    start,
-    wire_bytes,
-)
+from benchmarks.cluster import jax_side, timing
+from benchmarks.cluster.jax_side import AXIS, Variant, on_workers, place
 from benchmarks.cluster.workloads import LEARNING_RATE, MLP_SIZES, NUM_CLASSES, VGG16_STAGES, VGG_IMAGE
 from def_jax.mesh.spmd.at_points import point
+from def_jax.trainer.models.vgg import VGG
 
 
 def make_model(job: dict):
@@ -30,19 +21,17 @@ def make_model(job: dict):
     key = jax.random.key(0)
     if job['model'] == 'vgg16':
         return _make_vgg16(key)
-    params = mlp_params(key, MLP_SIZES[job['model']])
+    params = jax_side.mlp_params(key, MLP_SIZES[job['model']])
 
     def loss_fn(params, other, batch):
         inputs, labels = batch
-        losses = optax.softmax_cross_entropy_with_integer_labels(mlp(params, inputs), labels)
+        losses = optax.softmax_cross_entropy_with_integer_labels(jax_side.mlp(params, inputs), labels)
         return losses.mean(), other
 
     return params, (), loss_fn
 
 
 def _make_vgg16(key):
-    from def_jax.trainer.models.vgg import VGG
-
     model = VGG(stages=(*VGG16_STAGES, ()), num_classes=NUM_CLASSES)  # as in torch_worker: one dense layer
     variables = jax.jit(functools.partial(model.init, train=False))(key, jnp.zeros((1, *VGG_IMAGE)))
 
@@ -113,8 +102,8 @@ def make_steps(job: dict, loss_fn):
 
 def main() -> None:
     job = timing.read_job()
-    start(job)
-    barrier = meet()
+    jax_side.start(job)
+    barrier = jax_side.meet()
     params, other, loss_fn = make_model(job)
     batch = make_batch(job)
     variants = {
@@ -128,11 +117,9 @@ def main() -> None:
         found[name]['hlo'] = {
             'collectives': [c.operation for c in sent],
             'bytes': sum(c.bytes for c in sent),
-            'wire_bytes': wire_bytes(sent, job['num_workers']),
+            'wire_bytes': jax_side.wire_bytes(sent, job['num_workers']),
         }
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    timing.write_report(job, {'variants': found, 'params': count, 'version': jax.__version__})
-    jax.distributed.shutdown()
+    jax_side.finish(job, params, {'variants': found})
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 INTERFACE = 'eth0'
 HEADERS = 66  # header bytes counted in every packet: Ethernet 14, IP 20, TCP 32
@@ -39,14 +40,14 @@ def check_available() -> None:
         raise Unavailable(f'needs iproute2 ({", ".join(missing)} not found): apt-get install iproute2.')
 
 
-class Network:
+class Network(NamedTuple):
     """The namespaces of a cluster; without a rate, interfaces are not shaped."""
 
-    def __init__(self, num_workers: int, rate: str | None):
-        self.num_workers, self.rate = num_workers, rate
+    num_workers: int
+    rate: str | None
 
     def address(self, worker: int) -> str:
-        return f'10.213.{worker // 250}.{worker % 250 + 1}'
+        return f'10.213.0.{worker + 1}'
 
     def command(self, worker: int, command: Sequence[str]) -> list[str]:
         """The command that runs `command` in a worker's namespace."""

@@ -12,7 +12,7 @@ from benchmarks import pages
 from benchmarks.cluster.network import HEADERS
 from def_jax.tools.plan import Plan, parse_bandwidth
 
-__all__ = ['merged', 'ring_bytes', 'sections', 'write']
+__all__ = ['merged', 'ring_bytes', 'write']
 
 Row = dict[str, Any]
 
@@ -32,6 +32,7 @@ _TITLES = {
     'ddp_fp16': 'PyTorch DDP, fp16 hook',
     'ddp_powersgd': 'PyTorch DDP, PowerSGD hook, rank 4, one bucket',
 }
+_LOCAL = 'local_sgd', 'local_def64', 'local_def_q64_2', 'local_def_q256_2'
 _PLANNED = 'dense', 'def64', 'def256', 'def_q64_2', 'def_q256_2'
 _MODEL_TITLES = {
     'mlp': 'An MLP whose communication dominates',
@@ -63,21 +64,16 @@ def ring_bytes(message: float, workers: int, packets: float) -> float:
 
 
 def write(folder: Path) -> None:
-    """Writes the tables of the page."""
-    found = json.loads((folder / 'cluster.json').read_text())
-    pages.write(folder / 'cluster.md', sections(found, found['models']))
-
-
-def sections(settings: dict[str, Any], results: dict[str, Any]) -> dict[str, str]:
-    """The cluster, and the tables of each model."""
+    """Writes what the cluster is, and the tables of each model."""
+    settings = json.loads((folder / 'cluster.json').read_text())
     workers, bandwidth = settings['workers'], settings['bandwidth']
     texts = {'cluster': f'{workers} processes, every interface shaped to {bandwidth} in both directions.'}
-    for model, found in results.items():
+    for model, found in settings['models'].items():
         parts = [
             f'## {_MODEL_TITLES[model]}: {found["jax"]["params"]:,} parameters, '
             f'{found["batch"]} examples per worker',
             pages.table(_steps(found)),
-            _failures(found),
+            '\n'.join(f'{_TITLES[name]}: {reason}.' for name, reason in found['failed'].items()),
             '### The update, with all workers at once and with one at a time',
             pages.table(_updates(found)),
             "### Bytes sent per worker and step: the program's count and the kernel's",
@@ -86,7 +82,7 @@ def sections(settings: dict[str, Any], results: dict[str, Any]) -> dict[str, str
             pages.table(_planned(found, workers, parse_bandwidth(bandwidth))),
         ]
         texts[model] = '\n\n'.join(filter(None, parts))
-    return texts
+    pages.write(folder / 'cluster.md', texts)
 
 
 def _median(found: dict[str, Any], framework: str, name: str) -> float:
@@ -128,15 +124,9 @@ def _steps(found: dict[str, Any]) -> Iterator[Row]:
         }
 
 
-def _failures(found: dict[str, Any]) -> str:
-    return '\n'.join(f'{_TITLES[name]}: {reason}.' for name, reason in found['failed'].items())
-
-
 def _updates(found: dict[str, Any]) -> Iterator[Row]:
     """The time of a step without communication, less that of its gradient."""
-    for name in filter(
-        lambda name: name.startswith('local') and '_alone' not in name, found['jax']['variants']
-    ):
+    for name in _LOCAL:
         alone = _median(found, 'jax', f'{name}_alone') - _median(found, 'jax', 'compute_alone')
         yield {
             'variant': _TITLES[name],

@@ -15,9 +15,6 @@ from typing import Any
 from benchmarks.cluster.network import INTERFACE, Network, Unavailable, check_available
 from def_jax.tools.launch import die_with_parent
 
-# By default, glibc returns freed memory to the system and faults it in again, 4 KiB at a time.
-_KEPT = 1 << 32
-ALLOCATOR = f'glibc.malloc.mmap_threshold={_KEPT}:glibc.malloc.trim_threshold={_KEPT}:glibc.malloc.hugetlb=1'
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -76,7 +73,6 @@ def _worker(command: Sequence[str], log, cores: set[int]):
         'OMP_NUM_THREADS': str(len(cores)),
         'GLOO_SOCKET_IFNAME': INTERFACE,
         'TF_CPP_MIN_LOG_LEVEL': '2',
-        'GLIBC_TUNABLES': ALLOCATOR,
     }
     for name in ('NPROC', 'PJRT_NPROC', 'JAX_NUM_CPU_DEVICES', 'XLA_FLAGS'):
         environment.pop(name, None)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import def_jax
 from benchmarks.cluster import timing
-from benchmarks.cluster.jax_side import Variant, start
+from benchmarks.cluster.jax_side import Variant, finish, meet, start
 
 LEARNING_RATE = 1e-4  # nothing is learned; values only have to stay finite and normal
 
@@ -85,14 +85,7 @@ def main() -> None:
     start(job)
     shape = (job['num_workers'], job['devices'])
     mesh = jax.make_mesh(shape, ('nodes', 'devices'), axis_types=(AxisType.Auto,) * 2)
-    ones = global_array(np.ones(shape, np.float32), NamedSharding(mesh, P('nodes', 'devices')))
-    total = jax.jit(jnp.sum)
-
-    def barrier():
-        jax.block_until_ready(total(ones))
-
-    barrier()  # the first collective connects all devices, for which gloo gives them 30 seconds
-    rng = np.random.default_rng(0)
+    barrier, rng = meet(), np.random.default_rng(0)
     params = [
         (rng.standard_normal(pair, np.float32) * (2 / pair[0]) ** 0.5).astype(np.float32)
         for pair in itertools.pairwise(job['sizes'])
@@ -108,9 +101,7 @@ def main() -> None:
     found = timing.measure(variants, barrier, job)
     for name, variant in variants.items():
         found[name]['hlo'] = program(variant, nodes)
-    count = sum(x.size for x in params)
-    timing.write_report(job, {'variants': found, 'params': count, 'version': jax.__version__})
-    jax.distributed.shutdown()
+    finish(job, params, {'variants': found})
 
 
 if __name__ == '__main__':

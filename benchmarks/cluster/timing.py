@@ -1,5 +1,7 @@
 """Shared by the workers of both frameworks: runs variants in turn, times steps and counts their traffic."""
 
+import contextlib
+import ctypes
 import json
 import sys
 import time
@@ -11,18 +13,33 @@ from benchmarks.cluster.network import counters
 
 
 def read_job() -> dict[str, Any]:
+    """What this process is started for; from now on it keeps its memory."""
+    keep_memory()
     return json.loads(sys.argv[1])
+
+
+def keep_memory() -> None:
+    """Lets malloc keep what is freed, as JAX's allocator for GPUs does; does nothing where there is no glibc.
+
+    Above 32 MB glibc returns memory to the system, and a program's temporaries are mapped page by page again
+    at every call, which may take longer than its arithmetic.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        set_option = ctypes.CDLL(None).mallopt
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
+        for option in trim_threshold, top_pad, mmap_threshold:
+            set_option(option, 2**28)
 
 
 def measure(
     variants: dict[str, Callable[[], None]], barrier: Callable[[], None], job: dict
 ) -> dict[str, dict]:
-    """Runs all variants in turn, `job['rounds']` times, after `job['warm_up']` rounds that are not counted.
+    """Runs all variants in turn, `job['rounds']` times, after a round that is not counted.
 
     Args:
         variants: for each name, a function that does one step and returns when the step is done.
         barrier: returns when all workers have called it.
-        job: `rounds`, `warm_up`, `steps` (per variant and round), `worker`, `num_workers`, and `alone`, the
+        job: `rounds`, `steps` (per variant and round), `worker`, `num_workers`, and `alone`, if given: the
             names of variants that do not communicate and are also run by one worker at a time while the
             others wait.
 
@@ -34,13 +51,13 @@ def measure(
     """
     found: dict[str, dict] = {}
     barrier()  # after compiling: on JAX 0.10 a reduce-scatter waits 30 seconds for others
-    for round_ in range(job['warm_up'] + job['rounds']):
-        entries = found if round_ >= job['warm_up'] else {}
+    for round_ in range(1 + job['rounds']):
+        entries = found if round_ else {}
         for name, step in variants.items():
             step()  # the first step after another variant finds cold caches
             barrier()
             _record(entries, name, step, job['steps'], barrier)
-        for name in job['alone']:
+        for name in job.get('alone', ()):
             for turn in range(job['num_workers']):
                 barrier()
                 if turn == job['worker']:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,18 +10,18 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import pages, records
-from benchmarks.time_to_accuracy.workload import DEF_Q
 from def_jax.tools import pictures
 from def_jax.tools.plan import Plan, parse_bandwidth
 from experiments.statistics import mean_std, student
 
-__all__ = ['TITLES', 'Timed', 'draw', 'sections', 'timed', 'write']
+__all__ = ['write']
 
-TITLES = {
+_TITLES = {
     'dense': 'SGD, dense',
     'def64': 'DEF, 1/64, float32',
     'def256': 'DEF, 1/256, float32',
-    **{name: 'DEF-Q, 1/{}, {} bits'.format(*name.removeprefix('def_q').split('_')) for name in DEF_Q},
+    'def_q64_2': 'DEF-Q, 1/64, 2 bits',
+    'def_q256_2': 'DEF-Q, 1/256, 2 bits',
     'jax_powersgd': 'PowerSGD, rank 4',
 }
 # The lines of the picture.
@@ -39,7 +39,7 @@ _RIVAL = 'jax_powersgd'
 Run = dict[str, Any]
 
 
-class Timed(NamedTuple):
+class _Timed(NamedTuple):
     """What the runs say of one variant, read at one point, at one bandwidth."""
 
     curves: dict[int, np.ndarray]  # by seed, accuracies [evaluations]
@@ -60,14 +60,14 @@ class Timed(NamedTuple):
         return found
 
 
-def timed(runs: Sequence[Run], variant: str, point: str, bandwidth: str) -> Timed | None:
+def _timed(runs: Sequence[Run], variant: str, point: str, bandwidth: str) -> _Timed | None:
     """None unless the variant has whole runs and was timed at that bandwidth."""
     of_variant = [run for run in runs if run['settings']['variant'] == variant]
     whole = [r for r in of_variant if not r['settings']['bandwidth'] and point in r['curve'][0]]
     clocked = [r for r in of_variant if r['settings']['bandwidth'] == bandwidth]
     if not whole or not clocked:
         return None
-    return Timed(
+    return _Timed(
         {r['settings']['seed']: np.array([p[point] for p in r['curve']]) for r in whole},
         np.array([p['step'] for p in whole[0]['curve']]),
         clocked[0],
@@ -82,31 +82,27 @@ def write(folder: Path) -> None:
     steps = max((run['settings']['num_steps'] for run in tested), default=0)
     runs = [run for run in tested if run['settings']['num_steps'] == steps]
     tried = Counter(run['settings']['variant'] for run in known if run['settings']['validation'])
-    draw(runs, folder / 'time_to_accuracy.png')
-    pages.write(folder / 'time_to_accuracy.md', sections(runs, tried))
-
-
-def sections(runs: Sequence[Run], tried: Mapping[str, int]) -> dict[str, str]:
-    """The runs, and the table of each bandwidth; `tried` is how many runs chose a variant's rate."""
     if not runs:
-        return {'runs': 'No run has ended.'}
+        return
+    _draw(runs, folder / 'time_to_accuracy.png')
     settings = runs[0]['settings']
     texts = {
-        'runs': f'{settings["workers"]} workers of {settings["batch"]} images each, '
-        f'{settings["num_steps"]:,} steps on {settings["train_images"] or "all"} training images of '
-        f'CIFAR-10, {runs[0]["params"]:,} parameters. {_commits(runs)}'
+        'runs': f'{settings["workers"]} workers of {settings["batch"]} images each, {steps:,} steps on '
+        f'{settings["train_images"] or "all"} training images of CIFAR-10, {runs[0]["params"]:,} '
+        f'parameters. {_commits(runs)}',
+        'accuracy': f'## Accuracy\n\n{_accuracies(runs, tried)}',
     }
-    texts['accuracy'] = f'## Accuracy\n\n{_accuracies(runs, tried)}'
-    return texts | {b: f'## {b}\n\n{_table(runs, b)}' for b in _bandwidths(runs)}
+    texts |= {b: f'## {b}\n\n{_table(runs, b)}' for b in _bandwidths(runs)}
+    pages.write(folder / 'time_to_accuracy.md', texts)
 
 
-def draw(runs: Sequence[Run], path: Path) -> None:
+def _draw(runs: Sequence[Run], path: Path) -> None:
     """Accuracy against seconds, DEF's at y, a panel for each bandwidth, with dense SGD's final accuracy."""
     bandwidths = _bandwidths(runs)
     with pictures.panels(path, 1, max(1, len(bandwidths))) as grid:
         for axes, bandwidth in zip(grid[0], bandwidths, strict=False):
             for variant, (label, method, dashes) in _LABELS.items():
-                if found := timed(runs, variant, _answer(variant), bandwidth):
+                if found := _timed(runs, variant, _answer(variant), bandwidth):
                     style = {'label': label, 'color': pictures.COLORS[method], 'linestyle': dashes}
                     accuracies = np.array(list(found.curves.values())).T
                     pictures.draw_band(axes, list(found.seconds()), list(accuracies), marker=None, **style)
@@ -138,32 +134,30 @@ def _answer(variant: str) -> str:
     return 'y' if variant.startswith('def') and not variant.startswith('def_q') else 'x'
 
 
-def _lines(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
-    """Variant and point of evaluation of each line of the table."""
-    done = {run['settings']['variant'] for run in runs}
-    for variant in filter(done.__contains__, TITLES):
-        yield from ((variant, point) for point in dict.fromkeys((_answer(variant), 'x')))
-
-
 def _targets(runs: Sequence[Run], bandwidth: str) -> list[float]:
     """The accuracies whose time counts, from the final one of dense SGD; infinite without one."""
-    base = timed(runs, 'dense', 'x', bandwidth)
+    base = _timed(runs, 'dense', 'x', bandwidth)
     final = float(np.mean([curve[-1] for curve in base.curves.values()])) if base else np.inf
     return [final - below for below in _BELOW]
 
 
 def _accuracies(runs: Sequence[Run], tried: Mapping[str, int]) -> str:
-    """What does not depend on the network: the rate, where a variant ends, and which targets it reaches."""
+    """What does not depend on the network: the rate, where a variant ends, and which targets it reaches.
+
+    `tried` is how many runs chose a variant's rate.
+    """
     rows, bandwidth = [], next(iter(_bandwidths(runs)), '')
-    for variant, point in _lines(runs):
-        if found := timed(runs, variant, point, bandwidth):
-            reached = {
-                f'seeds that reach {target:.2f} %': _share(found.times_to(target).values())
-                for target in _targets(runs, bandwidth)
-            }
+    lines = ((variant, point) for variant in _TITLES for point in dict.fromkeys((_answer(variant), 'x')))
+    for variant, point in lines:
+        if found := _timed(runs, variant, point, bandwidth):
+            reached = {}
+            for target in _targets(runs, bandwidth):
+                times = list(found.times_to(target).values())
+                shown = f'{len(times) - times.count(None)} of {len(times)}'
+                reached[f'seeds that reach {target:.2f} %'] = shown
             rows.append(
                 {
-                    'variant': TITLES[variant] + ('' if point == _answer(variant) else ', x'),
+                    'variant': _TITLES[variant] + ('' if point == _answer(variant) else ', x'),
                     'learning rate': f'{found.run["settings"]["learning_rate"]:g}',
                     'runs to tune it': tried.get(variant, 0),
                     'final accuracy': mean_std([curve[-1] for curve in found.curves.values()], 2),
@@ -173,16 +167,12 @@ def _accuracies(runs: Sequence[Run], tried: Mapping[str, int]) -> str:
     return pages.table(rows)
 
 
-def _share(times: Collection[float | None]) -> str:
-    return f'{sum(t is not None for t in times)} of {len(times)}'
-
-
 def _table(runs: Sequence[Run], bandwidth: str) -> str:
     targets, rows = _targets(runs, bandwidth), []
-    bases = {'dense': timed(runs, 'dense', 'x', bandwidth), _RIVAL: timed(runs, _RIVAL, 'x', bandwidth)}
-    for variant, point in _lines(runs):
-        found = timed(runs, variant, point, bandwidth)
-        if found is None or point != _answer(variant):
+    bases = {'dense': _timed(runs, 'dense', 'x', bandwidth), _RIVAL: _timed(runs, _RIVAL, 'x', bandwidth)}
+    for variant in _TITLES:
+        found = _timed(runs, variant, _answer(variant), bandwidth)
+        if found is None:
             continue
         run, seconds = found.run, {}
         for target in targets:
@@ -190,12 +180,12 @@ def _table(runs: Sequence[Run], bandwidth: str) -> str:
             seconds[f'seconds to {target:.2f} %'] = mean_std(reached, 0) if reached else ''
         rows.append(
             {
-                'variant': TITLES[variant],
+                'variant': _TITLES[variant],
                 'ms a step': f'{1e3 * run["step_seconds"]:.0f} ± {1e3 * run["standard_error"]:.0f}',
                 'predicted by def_jax.plan': _predicted(run, bandwidth),
                 **seconds,
                 **{
-                    f'times as fast as {TITLES[name]}': _ratio(base, found, targets[0])
+                    f'times as fast as {_TITLES[name]}': _ratio(base, found, targets[0])
                     for name, base in bases.items()
                 },
             }
@@ -214,16 +204,15 @@ def _plan(run: Run, bandwidth: str) -> Plan:
 
 def _predicted(run: Run, bandwidth: str) -> str:
     """The plan's time of a step, from that of one that sends nothing, when all workers have ended it."""
-    if run['settings']['variant'].startswith('jax'):
-        return ''
     variant, plan = run['settings']['variant'], _plan(run, bandwidth)
+    if variant == _RIVAL:
+        return ''
     ratio = 1 if variant == 'dense' else int(re.findall(r'\d\d+', variant)[0])
-    message = plan.all_reduce(run['params'] / ratio)
-    seconds = plan.step_time + message
+    seconds = plan.step_time + plan.all_reduce(run['params'] / ratio)
     return f'{1e3 * seconds:.0f} ({seconds / run["step_seconds"] - 1:+.0%})'
 
 
-def _ratio(base: Timed | None, found: Timed, target: float) -> str:
+def _ratio(base: _Timed | None, found: _Timed, target: float) -> str:
     """The mean ratio of the times to the target, and from three seeds on its interval from their logarithms.
 
     Over the seeds of which both reach the target; empty without a base.

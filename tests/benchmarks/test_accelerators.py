@@ -10,7 +10,7 @@ from benchmarks import hlo as reading
 from benchmarks.accelerators import page
 from benchmarks.accelerators.programs import MAPPINGS
 from benchmarks.accelerators.rows import Row
-from benchmarks.accelerators.targets import get_target
+from benchmarks.accelerators.targets import TARGETS
 from benchmarks.optimizers import OPTIMIZERS, SGD
 
 HLO = """
@@ -59,7 +59,7 @@ class Matrices:
 
 
 def compiled(row, target):
-    lowered = MAPPINGS[row.mapping](Matrices(), OPTIMIZERS[row.optimizer], target.devices(), target.nodes)
+    lowered = MAPPINGS[row.mapping](Matrices(), OPTIMIZERS[row.optimizer], target.devices())
     shards = 8 if row.sharded else 1
     figures = {'devices': 8 * target.nodes, 'model': 4 * 8 * 1024**2 // shards, 'pairs': [0.0]}
     return reading.read(lowered, target.options) | figures
@@ -94,7 +94,7 @@ STACKED = [
 def test_on_an_h100_no_option_copies(target, mapping, optimizers):
     """Without the barriers that put updates, a block or an outer momentum in memory, most of them do."""
     rows = {name: Row(target, 'matrices', mapping, name) for name in [SGD, *optimizers]}
-    figures = {name: compiled(row, get_target(target)) for name, row in rows.items()}
+    figures = {name: compiled(row, TARGETS[target]) for name, row in rows.items()}
     for name, row in rows.items():
         assert figures[name]['copies'] == {}, name
         assert page.misses(row, figures[name], figures[SGD]) == [], name

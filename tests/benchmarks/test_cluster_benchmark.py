@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.cluster import network
 from benchmarks.cluster.__main__ import main
-from benchmarks.time_to_accuracy import workload
+from benchmarks.time_to_accuracy import worker as training
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
@@ -38,7 +38,7 @@ def namespaces_possible():
 
 
 def test_what_pytorchs_workers_import_needs_no_jax():
-    modules = 'cluster.timing', 'cluster.workloads', 'time_to_accuracy.workload'
+    modules = 'cluster.timing', 'cluster.workloads'
     imports = '; '.join(f'import benchmarks.{module}' for module in modules)
     subprocess.run([sys.executable, '-c', f"import sys; sys.modules['jax'] = None; {imports}"], check=True)
 
@@ -46,7 +46,7 @@ def test_what_pytorchs_workers_import_needs_no_jax():
 def test_workers_divide_an_epoch_and_every_seed_has_its_order():
     def epoch(worker, seed=0):
         options = {'batch': 3, 'seed': seed, 'worker': worker, 'num_workers': 2}
-        stream = workload.batches(IMAGES, np.arange(24), **options)
+        stream = training.batches(IMAGES, np.arange(24), **options)
         images, labels = zip(*(next(stream) for _ in range(4)), strict=True)
         return np.concatenate(images), np.concatenate(labels)
 
