@@ -21,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(arguments.results, arguments.name)
         experiment = importlib.import_module(f'experiments.{arguments.name}')
         if arguments.command == 'page':
-            experiment.write(folder)
+            from experiments import pages
+
+            pages.write_experiment(experiment.SETTINGS, experiment.PAGE, folder)
         else:
             _run(experiment, folder, arguments)
     except (ValueError, ModuleNotFoundError) as error:

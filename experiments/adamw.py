@@ -6,13 +6,10 @@ compression costs with what that optimizer gains. Every rate is tuned by the sam
 that counts is with AdamW's best row, chosen after the fact, which favours AdamW.
 """
 
-from pathlib import Path
-
-from experiments import pages
 from experiments.few_bits import def_q
 from experiments.plan import Contender, Setting
 
-__all__ = ['SETTINGS', 'adamw', 'write']
+__all__ = ['PAGE', 'SETTINGS', 'adamw']
 
 _RATE = 0.025  # what the first experiment chose for both
 # The last two were added when 0.8, the least b1 so far, had come out best.
@@ -42,7 +39,7 @@ SETTINGS = [
     )
 ]
 
-_PAGE = """\
+PAGE = """\
 # AdamW, tuned
 
 **Question.** Is AdamW ahead of DEF-Q at 1/64 of its bytes if its decays are tuned as well as its rate? And
@@ -79,8 +76,3 @@ AdamW. DEF-Q's own decays were chosen on such transformers, which favours DEF-Q.
     python -m experiments run adamw
     python -m experiments page adamw
 """
-
-
-def write(folder: Path) -> None:
-    """Writes the page and its picture from the records in a folder."""
-    pages.write_experiment(SETTINGS, _PAGE, folder)

@@ -4,13 +4,11 @@ The network, five convolutions of 71 k parameters, costs a sixth of a small VGG:
 core for 30 epochs, an hour for 200.
 """
 
-from pathlib import Path
 from typing import Any
 
-from experiments import pages
 from experiments.paper_tables import by_ratio, contender, protocol
 
-__all__ = ['EXECUTOR', 'SETTINGS', 'write']
+__all__ = ['EXECUTOR', 'PAGE', 'SETTINGS']
 
 EXECUTOR = 'trainer'
 _WHERE = {
@@ -73,7 +71,7 @@ SETTINGS = [
     *(_long(ratio) for ratio in (64, 256, 1024)),
 ]
 
-_PAGE = """\
+PAGE = """\
 # CIFAR-10, five convolutions
 
 **Question.** How do the paper's methods, and DEF with balanced shuffled blocks and no momentum
@@ -101,8 +99,3 @@ seeds leave intervals wide. The network is small, and far from zero training err
     python -m experiments run cifar10
     python -m experiments page cifar10
 """
-
-
-def write(folder: Path) -> None:
-    """Writes the page and its picture from the records in a folder."""
-    pages.write_experiment(SETTINGS, _PAGE, folder)

@@ -2,12 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
-from experiments import pages
 from experiments.plan import Contender, Setting
 
-__all__ = ['SETTINGS', 'write']
+__all__ = ['PAGE', 'SETTINGS']
 
 _ADAM = {'optimizer_options': {'b1': 0.9, 'b2': 0.95}}
 
@@ -68,7 +66,7 @@ SETTINGS = [
     _CONVOLUTIONS,
 ]
 
-_PAGE = """\
+PAGE = """\
 # Few bits
 
 **Question.** A DEF message of few bits reaches more coordinates than a float32 message of the same size. Does
@@ -122,8 +120,3 @@ not in the intervals.
     python -m experiments run few_bits
     python -m experiments page few_bits
 """
-
-
-def write(folder: Path) -> None:
-    """Writes the page and its picture from the records in a folder."""
-    pages.write_experiment(SETTINGS, _PAGE, folder)

@@ -1,12 +1,9 @@
 """Figure 3: DEF-A against DEF and SGD along the run, at one rate: on digits, and VGG-16 on CIFAR-10."""
 
-from pathlib import Path
-
-from experiments import pages
 from experiments.paper_tables import DIGITS, contender, protocol
 from experiments.plan import Setting
 
-__all__ = ['EXECUTOR', 'SETTINGS', 'write']
+__all__ = ['EXECUTOR', 'PAGE', 'SETTINGS']
 
 EXECUTOR = 'trainer'
 
@@ -32,7 +29,7 @@ SETTINGS = [
     ),
 ]
 
-_PAGE = """\
+PAGE = """\
 # Figure 3 on scikit-learn's digits
 
 **Question.** In the paper DEF-A, which evaluates the averaged model x, is about 15 points ahead of DEF
@@ -57,8 +54,3 @@ recalibrated statistics the order at the first drop may differ (`docs/theory`).
     python -m experiments run figure3 --only digits
     python -m experiments page figure3
 """
-
-
-def write(folder: Path) -> None:
-    """Writes the page and its picture from the records in a folder."""
-    pages.write_experiment(SETTINGS, _PAGE, folder)

@@ -7,14 +7,12 @@ everything works.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from experiments import pages
 from experiments.paper_tables import contender, protocol
 from experiments.plan import Setting
 
-__all__ = ['EXECUTOR', 'SETTINGS', 'write']
+__all__ = ['EXECUTOR', 'PAGE', 'SETTINGS']
 
 EXECUTOR = 'trainer'
 
@@ -59,7 +57,7 @@ SETTINGS = [
     ),
 ]
 
-_PAGE = """\
+PAGE = """\
 # VGG-16 on CIFAR-10, on a GPU
 
 **Question.** With the paper's network, 16 workers and 200 epochs, is DEF-Q equal to SGD within 0.3 points,
@@ -79,8 +77,3 @@ program and means nothing.
 
     make reproduce-gpu
 """
-
-
-def write(folder: Path) -> None:
-    """Writes the page and its picture from the records in a folder."""
-    pages.write_experiment(SETTINGS, _PAGE, folder)

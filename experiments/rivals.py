@@ -7,13 +7,10 @@ the rival. "Same bytes" are those that a worker sends, except that methods that 
 network: with 8 workers four times as much, so top-k has a row at a quarter of the message as well.
 """
 
-from pathlib import Path
-
-from experiments import pages
 from experiments.few_bits import def_q, on_convolutions, on_digits
 from experiments.plan import Contender, Setting
 
-__all__ = ['SETTINGS', 'write']
+__all__ = ['PAGE', 'SETTINGS']
 
 # Bits and local steps of the same bytes: 32 / bits · H.
 _LOCAL = {64: ((2, 4), (4, 8), (8, 16)), 256: ((2, 16), (4, 32), (8, 64))}
@@ -75,7 +72,7 @@ _CONVOLUTIONS = on_convolutions(
 )
 SETTINGS = [_perceptron(64), _perceptron(256), _CONVOLUTIONS]
 
-_PAGE = """\
+PAGE = """\
 # Rivals
 
 **Question.** Does DEF-Q, with its defaults, train better than published methods at the same bytes, each in
@@ -120,8 +117,3 @@ times as many over the network as DEF-Q.
     python -m experiments run rivals
     python -m experiments page rivals
 """
-
-
-def write(folder: Path) -> None:
-    """Writes the page and its picture from the records in a folder."""
-    pages.write_experiment(SETTINGS, _PAGE, folder)

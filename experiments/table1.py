@@ -3,12 +3,9 @@
 The settings of VGG-16 need a GPU, about half an hour a run: `--only VGG-16`, with JAX_PLATFORMS=cuda.
 """
 
-from pathlib import Path
-
-from experiments import pages
 from experiments.paper_tables import DIGITS, by_ratio
 
-__all__ = ['EXECUTOR', 'SETTINGS', 'write']
+__all__ = ['EXECUTOR', 'PAGE', 'SETTINGS']
 
 EXECUTOR = 'trainer'
 SGD = '93.76 ± 0.14'
@@ -41,7 +38,7 @@ SETTINGS = [
     *by_ratio('VGG-16', {'name': 'cifar10'}, SGD, PAPER, carried_over=False),
 ]
 
-_PAGE = """\
+PAGE = """\
 # Table 1 on scikit-learn's digits
 
 **Question.** How do the paper's methods compare with SGD as the ratio grows? The paper's numbers, of VGG-16
@@ -68,8 +65,3 @@ run, 76 times in the paper. Where a rate is marked "at the edge", a candidate be
     python -m experiments run table1 --only digits
     python -m experiments page table1
 """
-
-
-def write(folder: Path) -> None:
-    """Writes the page and its picture from the records in a folder."""
-    pages.write_experiment(SETTINGS, _PAGE, folder)

@@ -1,11 +1,8 @@
 """Table 2: test accuracy of ResNet-50 on ImageNet by method and ratio; about 85 GPU hours a run."""
 
-from pathlib import Path
-
-from experiments import pages
 from experiments.paper_tables import by_ratio
 
-__all__ = ['EXECUTOR', 'SETTINGS', 'write']
+__all__ = ['EXECUTOR', 'PAGE', 'SETTINGS']
 
 EXECUTOR = 'trainer'
 SGD = '76.04'
@@ -19,7 +16,7 @@ PAPER = {
 }
 SETTINGS = by_ratio('ResNet-50', {'name': 'imagenet'}, SGD, PAPER, seeds=(0,), carried_over=False)
 
-_PAGE = """\
+PAGE = """\
 # Table 2: ResNet-50 on ImageNet
 
 **Question.** How do the paper's methods compare with SGD as the ratio grows?
@@ -35,8 +32,3 @@ _PAGE = """\
     python -m experiments run table2
     python -m experiments page table2
 """
-
-
-def write(folder: Path) -> None:
-    """Writes the page and its picture from the records in a folder."""
-    pages.write_experiment(SETTINGS, _PAGE, folder)

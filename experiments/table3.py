@@ -3,12 +3,9 @@
 A run takes about half a GPU hour with VGG-16, two with ResNet-110 and nine with WRN-28-10.
 """
 
-from pathlib import Path
-
-from experiments import pages
 from experiments.paper_tables import COMPRESSED, contender, protocol
 
-__all__ = ['EXECUTOR', 'SETTINGS', 'write']
+__all__ = ['EXECUTOR', 'PAGE', 'SETTINGS']
 
 EXECUTOR = 'trainer'
 _METHODS = {'sgd': 'SGD', **COMPRESSED}
@@ -33,7 +30,7 @@ def _setting(line: str):
 
 SETTINGS = [_setting(line) for line in _NUMBERS.strip().splitlines()]
 
-_PAGE = """\
+PAGE = """\
 # Table 3: three networks on CIFAR-10 and CIFAR-100
 
 **Question.** How do the paper's methods compare with SGD at ratio 64, whatever the network?
@@ -49,8 +46,3 @@ _PAGE = """\
     python -m experiments run table3
     python -m experiments page table3
 """
-
-
-def write(folder: Path) -> None:
-    """Writes the page and its picture from the records in a folder."""
-    pages.write_experiment(SETTINGS, _PAGE, folder)

@@ -3,13 +3,10 @@
 The settings of VGG-16 need a GPU, about half an hour a run: `--only VGG-16`, with JAX_PLATFORMS=cuda.
 """
 
-from pathlib import Path
-
-from experiments import pages
 from experiments.paper_tables import DIGITS, RATES, contender, protocol
 from experiments.plan import Setting
 
-__all__ = ['EXECUTOR', 'SETTINGS', 'write']
+__all__ = ['EXECUTOR', 'PAGE', 'SETTINGS']
 
 EXECUTOR = 'trainer'
 PAPER = {
@@ -63,7 +60,7 @@ SETTINGS = [
     ),
 ]
 
-_PAGE = """\
+PAGE = """\
 # Table 4 on scikit-learn's digits
 
 **Question.** How much does λ, the part of the residual along which gradients are evaluated, matter to the
@@ -89,8 +86,3 @@ out. Three seeds leave intervals wide. Where a rate is marked "at the edge", one
     python -m experiments run table4 --only digits
     python -m experiments page table4
 """
-
-
-def write(folder: Path) -> None:
-    """Writes the page and its picture from the records in a folder."""
-    pages.write_experiment(SETTINGS, _PAGE, folder)

@@ -5,14 +5,11 @@ the intervals leave their choice out. AdamW has the decays that were best on 33 
 (see `experiments.adamw`) and those in common use; DEF-Q has its defaults. The margin at 1/64 is 0.01 nats.
 """
 
-from pathlib import Path
-
-from experiments import pages
 from experiments.adamw import adamw
 from experiments.few_bits import def_q
 from experiments.plan import Setting
 
-__all__ = ['SETTINGS', 'write']
+__all__ = ['PAGE', 'SETTINGS']
 
 _RATE = 0.0125  # half of what 33 k parameters chose, for all methods
 
@@ -38,7 +35,7 @@ def _setting(title: str, size: str, steps: int, seeds: range) -> Setting:
 
 SETTINGS = [_setting('115 k', '115k', 5000, range(3)), _setting('1 M', '1m', 3000, range(1))]
 
-_PAGE = """\
+PAGE = """\
 # Larger transformers
 
 **Question.** Does what [few bits](../few_bits/README.md) found with 33 k parameters, DEF-Q at 1/64 of AdamW's
@@ -64,8 +61,3 @@ tried with 33 k parameters when this was planned; 0.8 and 0.95 were tried later,
     python -m experiments run transformers
     python -m experiments page transformers
 """
-
-
-def write(folder: Path) -> None:
-    """Writes the page and its picture from the records in a folder."""
-    pages.write_experiment(SETTINGS, _PAGE, folder)

@@ -156,8 +156,8 @@ def test_a_record_names_commit_machine_and_versions_and_no_dirty_checkout(monkey
 
 def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(few_bits, 'SETTINGS', [SETTING])
-    toy_page = re.sub(r'few_bits;[^>]*; difference', 'few_bits; toy; DEF; difference', few_bits._PAGE)
-    monkeypatch.setattr(few_bits, '_PAGE', toy_page)
+    toy_page = re.sub(r'few_bits;[^>]*; difference', 'few_bits; toy; DEF; difference', few_bits.PAGE)
+    monkeypatch.setattr(few_bits, 'PAGE', toy_page)
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 2
     assert 'has no finished setting' in capsys.readouterr().err
     monkeypatch.setitem(runner.EXECUTORS, 'lanes', toy)

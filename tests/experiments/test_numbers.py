@@ -19,7 +19,8 @@ FILLED = MARK.format('difference', '-0.04 [-0.71, +0.62]')
 @pytest.mark.parametrize('name', WITH_RECORDS)
 def test_a_page_of_results_follows_from_its_records(name, tmp_path):
     shutil.copy(RESULTS / name / 'runs.jsonl', tmp_path)
-    importlib.import_module(f'experiments.{name}').write(tmp_path)
+    experiment = importlib.import_module(f'experiments.{name}')
+    pages.write_experiment(experiment.SETTINGS, experiment.PAGE, tmp_path)
     for page in (RESULTS / name).glob('*.md'):
         assert page.read_text() == (tmp_path / page.name).read_text()
     assert (tmp_path / 'differences.png').stat().st_size > 1000
