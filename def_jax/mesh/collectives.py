@@ -113,8 +113,8 @@ def check_not_summed(updates: PyTree, axis_name: AxisName, point: str) -> None:
         if tracked - _axes_of(leaf):
             raise ValueError(
                 f'updates{keystr(path)} is the same on all workers: with check_vma=True, jax.shard_map '
-                f'has summed its gradient over {axis_name!r}. Take it outside of the loss, at a per-worker point: '
-                f'jax.grad(loss_fn)(point, batch) with point = {point}.'
+                f'has summed its gradient over {axis_name!r}. Take it outside of the loss, at a per-worker '
+                f'point: jax.grad(loss_fn)(point, batch) with point = {point}.'
             )
 
 
