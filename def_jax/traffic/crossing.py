@@ -75,9 +75,8 @@ def check(
     devices = max(map(int, re.findall(r'(?:replica_count|num_partitions)=(\d+)', header)), default=1)
     try:
         sent = traffic(optimizer, params, axis_name, devices).messages if devices > 1 else ()
-    except (NameError, ValueError) as error:
-        error.add_note(f"def_jax.check was given {axis_name=}, which must be the optimizer's.")
-        raise
+    except (NameError, ValueError) as error:  # JAX's of an axis that is not bound, or ours
+        raise ValueError(f"{axis_name=} must be the optimizer's, which fails over it: {error}") from error
     return check_crossing(compiled, range(devices), sent, besides, axis_names(axis_name), params, steps)
 
 
