@@ -4,7 +4,7 @@
 
 Runs four processes (--workers), each in its own namespace, connected by a bridge, with every interface shaped
 to --bandwidth; needs root and iproute2. PyTorch, an optional peer, is taken from --torch_python. Writes
-cluster.md and, with the time of every step, cluster.json.
+--name.md and, with the time of every step, --name.json.
 """
 
 import importlib.util
@@ -32,7 +32,8 @@ _TIMEOUT = flags.DEFINE_float('timeout', 600, 'Seconds after which a job is aban
 _TORCH = flags.DEFINE_string(
     'torch_python', None, 'A Python with PyTorch; by default this one, if it has it.'
 )
-_OUTPUT = flags.DEFINE_string('output', 'results/benchmarks', 'Folder of cluster.md and cluster.json.')
+_OUTPUT = flags.DEFINE_string('output', 'results/benchmarks', 'Folder of the page and its records.')
+_NAME = flags.DEFINE_string('name', 'cluster', 'Of these two files; begins with "cluster".')
 
 # Each tuple is a job: its variants take turns within the same processes.
 _LOCAL = ('compute', 'local_sgd', 'local_def64', 'local_def_q64_2', 'local_def_q256_2')  # also one at a time
@@ -51,9 +52,9 @@ def _run() -> None:
     settings = {'bandwidth': _BANDWIDTH.value, 'workers': _WORKERS.value}
     folder = Path(_OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'cluster.json').write_text(json.dumps(settings | {'models': results}) + '\n')
+    (folder / f'{_NAME.value}.json').write_text(json.dumps(settings | {'models': results}) + '\n')
     page.write(folder)
-    pages.write(folder / 'cluster.md', {'origin': pages.origin('benchmarks.cluster')})
+    pages.write(folder / f'{_NAME.value}.md', {'origin': pages.origin('benchmarks.cluster')})
 
 
 def _measure(cluster, model: str) -> dict[str, Any]:

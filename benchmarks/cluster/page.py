@@ -64,8 +64,13 @@ def ring_bytes(message: float, workers: int, packets: float) -> float:
 
 
 def write(folder: Path) -> None:
-    """Writes what the cluster is, and the tables of each model."""
-    settings = json.loads((folder / 'cluster.json').read_text())
+    """Writes a page for each file of records, cluster*.json."""
+    for records in sorted(folder.glob('cluster*.json')):
+        pages.write(records.with_suffix('.md'), _sections(json.loads(records.read_text())))
+
+
+def _sections(settings: dict[str, Any]) -> dict[str, str]:
+    """What the cluster is, and the tables of each model."""
     workers, bandwidth = settings['workers'], settings['bandwidth']
     texts = {'cluster': f'{workers} processes, every interface shaped to {bandwidth} in both directions.'}
     for model, found in settings['models'].items():
@@ -82,7 +87,7 @@ def write(folder: Path) -> None:
             pages.table(_planned(found, workers, parse_bandwidth(bandwidth))),
         ]
         texts[model] = '\n\n'.join(filter(None, parts))
-    pages.write(folder / 'cluster.md', texts)
+    return texts
 
 
 def _median(found: dict[str, Any], framework: str, name: str) -> float:

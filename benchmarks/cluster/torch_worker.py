@@ -1,6 +1,7 @@
 """One PyTorch worker: DistributedDataParallel over gloo, dense and with its own compression hooks."""
 
 import itertools
+import os
 
 import torch
 import torch.distributed as dist
@@ -40,6 +41,7 @@ def make_batch(job: dict) -> tuple[torch.Tensor, torch.Tensor]:
 def start(job: dict) -> None:
     """Connects this process to the other workers by gloo."""
     torch.set_num_threads(1)
+    os.environ.setdefault('USE_LIBUV', '0')  # Debian builds PyTorch without it
     dist.init_process_group(
         'gloo', init_method=f'tcp://{job["address"]}', rank=job['worker'], world_size=job['num_workers']
     )
