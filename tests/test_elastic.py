@@ -25,7 +25,7 @@ PLAN = ['checkpoint=10', 'look=10', 'heartbeat=6', 'pause=0.05']
 
 
 class Run:
-    """Three processes of `faults/elastic_worker.py`."""
+    """Three processes of `benchmarks/reliability/elastic_worker.py`."""
 
     count = 3
 
@@ -42,7 +42,7 @@ class Run:
         return [sys.executable]
 
     def start(self, index, *plan, secret='ours'):
-        program = ROOT / 'tests' / 'faults' / 'elastic_worker.py'
+        program = ROOT / 'benchmarks' / 'reliability' / 'elastic_worker.py'
         command = [*self.python(index), program, self.folder, *PLAN, *plan]
         place = zip(service.LAUNCHED, (self.address, str(self.count), str(index)), strict=True)
         environment = os.environ | {'PYTHONPATH': str(ROOT), SECRET: secret} | dict(place)
