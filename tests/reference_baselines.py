@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import ml_dtypes
 import numpy as np
 import scipy.fft
+from reference import Gradient
 
-Gradient = Callable[[np.ndarray, int, int], np.ndarray]
 Exchange = Callable[[np.ndarray], np.ndarray]
 
 
@@ -185,17 +185,13 @@ def demo(shapes: Sequence[tuple[int, ...]], ratio: float, chunk: int, decay: flo
         h, w = _edge(rows, chunk), _edge(columns, chunk)
         k = max(1, int(h * w // ratio))
         delta = 0.0
-
-        def chunks():
-            return [
-                (slice(i, i + h), slice(j, j + w)) for i in range(0, rows, h) for j in range(0, columns, w)
-            ]
+        places = [(slice(i, i + h), slice(j, j + w)) for i in range(0, rows, h) for j in range(0, columns, w)]
 
         def exchange(gradients):
             nonlocal delta
             delta = decay * delta + gradients.reshape(-1, rows, columns)
             update = np.zeros((rows, columns))
-            for place in chunks():
+            for place in places:
                 sent = []
                 for momentum in delta:
                     coefficients = scipy.fft.dctn(momentum[place], norm='ortho').ravel()

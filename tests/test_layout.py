@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 from faults.mutations import mutations, place
+
+import def_jax
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ('library', 'extras', 'tools', 'trainer', 'experiments')  # each may import those before it
@@ -87,6 +91,28 @@ def test_the_tests_of_the_library_need_the_library_alone():
     ]
     above = [(path.name, other) for path in files for other in imports(path) if room(other) != 'library']
     assert len(files) > 20 and not above
+
+
+def test_a_gradient_crosses_few_files():
+    """In one update of Algorithm 1: what a reader has to open."""
+    optimizer = def_jax.error_feedback(def_jax.random_block(64), 'workers')
+    library, files = Path(def_jax.__file__).parent, set()
+
+    def note(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        if event == 'call' and path.is_relative_to(library):
+            files.add(path)
+
+    def update(grads):
+        state, before = optimizer.init(grads), sys.getprofile()
+        sys.setprofile(note)
+        try:
+            return optimizer.update(grads, state)
+        finally:
+            sys.setprofile(before)
+
+    jax.make_jaxpr(jax.vmap(update, axis_name='workers'))(jnp.zeros((2, 64, 64)))
+    assert 0 < len(files) <= 7
 
 
 def test_every_fault_of_the_table_can_be_planted():

@@ -114,14 +114,6 @@ def test_the_answer_of_a_method_equals_its_oracle(name, num_workers, average_eve
         assert np.abs(actual - actual[0]).max() > 1e-2
 
 
-def test_methods_that_share_a_run_differ_in_the_point_only():
-    for name, method in methods.METHODS.items():
-        run = methods.trajectory(name)
-        assert methods.METHODS[run].answers()[method.answer] == method.title
-        assert method.answer in methods.METHODS[run].points
-    assert methods.trajectory('saef', 10) == 'saef' and methods.trajectory('psync', 10) == 'psync'
-
-
 @pytest.mark.parametrize(
     ('name', 'options', 'message'),
     [
