@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,11 +57,22 @@ def imports(path):
 GRAPH = {module: set(imports(path)) - {module} for module, path in MODULES.items()}
 
 
-def test_the_library_is_what_its_import_loads_beside_jax_and_optax():
-    program = (
-        'import sys, jax, optax; before = set(sys.modules); import def_jax; print(*set(sys.modules) - before)'
-    )
-    loaded = subprocess.check_output([sys.executable, '-c', program], cwd=ROOT, text=True).split()
+# A command line builds its optimizer to check it, and then asks JAX for its devices.
+PROGRAM = """
+import sys, jax, optax
+before = set(sys.modules)
+import def_jax
+print(*set(sys.modules) - before)
+for method in def_jax.METHODS.values():
+    method.optimizer(optax.identity(), optax.sgd(0.1), 'workers', def_jax.identity(), ratio=64)
+jax.config.update('jax_num_cpu_devices', 3)
+assert jax.device_count() == 3
+"""
+
+
+def test_the_library_is_what_its_import_loads_beside_jax_and_optax_and_asks_for_no_devices():
+    command, environment = [sys.executable, '-c', PROGRAM], os.environ | {'XLA_FLAGS': ''}
+    loaded = subprocess.check_output(command, cwd=ROOT, text=True, env=environment).split()
     ours = {module for module in loaded if module.split('.')[0] == 'def_jax'}
     assert ours == {module for module in MODULES if room(module) == 'library'}
     assert {module.split('.')[0] for module in loaded} <= {'def_jax', 'jax', 'optax'}

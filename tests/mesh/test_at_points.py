@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compressing import feedback
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,12 +31,8 @@ def make_params():
     }
 
 
-def link(**options):
-    return def_jax.error_feedback(def_jax.random_block(4), 'workers', **options)
-
-
 def spmd(optimizer=None, kind=AUTO, specs=SPECS, **options):
-    optimizer = optimizer or link(inner=optax.sgd(0.01, momentum=0.9))
+    optimizer = optimizer or feedback(inner=optax.sgd(0.01, momentum=0.9))
     return def_jax.spmd(optimizer, mesh_of(2, 4, kind), specs, **options)
 
 
@@ -298,7 +295,7 @@ def test_it_is_copied_as_other_transformations_are():
 
 
 def test_accumulation_sends_once():
-    optimizer = link(inner=optax.sgd(0.1, momentum=0.9))
+    optimizer = feedback(inner=optax.sgd(0.1, momentum=0.9))
     dist, plain = spmd(optimizer, accumulate=3), spmd(optimizer)
     params, state = initial(dist)
     rng = np.random.default_rng(0)
@@ -326,7 +323,7 @@ def test_specs_as_the_ecosystem_has_them(form):
         'shardings': {name: {'kernel': NamedSharding(spmd().mesh, spec)} for name, spec in SPECS.items()},
         'metadata': nn.get_partition_spec(boxes),
     }
-    dist = spmd(link(inner=optax.adam(0.1)), specs=specs[form])
+    dist = spmd(feedback(inner=optax.adam(0.1)), specs=specs[form])
     state = dist.init(params)
     assert state.residual['in']['kernel'].sharding.spec == P('workers', None, 'shard')
     if form == 'metadata':

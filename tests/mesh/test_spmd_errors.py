@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from compressing import feedback
 from jax.sharding import PartitionSpec as P
 from sharded_workers import AUTO, EXPLICIT, mesh_of
 
 import def_jax
 
-OPTIMIZER = def_jax.error_feedback(def_jax.random_block(2), 'workers', inner=optax.adam(0.1))
-BARE = def_jax.error_feedback(def_jax.random_block(2), 'workers')
+OPTIMIZER, BARE = feedback(2, inner=optax.adam(0.1)), feedback(2)
 PARAMS = {'w': jnp.ones((8, 6)), 'b': jnp.ones(6)}
 
 
@@ -80,9 +80,9 @@ def test_what_a_step_is_given_must_belong_together():
     around = optax.MultiSteps(dist, 2)
     with pytest.raises(ValueError, match=r'inside optax.MultiSteps, .*accumulate= of def_jax.spmd'):
         jax.eval_shape(step, PARAMS, jax.eval_shape(around.init, PARAMS), batch)
-    other = def_jax.error_feedback(def_jax.random_block(2), 'workers', inner=optax.sgd(0.1))
+    other = two_by_four(optimizer=feedback(2, inner=optax.sgd(0.1)))
     with pytest.raises(ValueError, match=r'opt_state has the structure .* of another optimizer'):
-        jax.eval_shape(step, PARAMS, jax.eval_shape(two_by_four(optimizer=other).init, PARAMS), batch)
+        jax.eval_shape(step, PARAMS, jax.eval_shape(other.init, PARAMS), batch)
     four = def_jax.spmd(OPTIMIZER, mesh_of(4, 2), P())
     with pytest.raises(
         ValueError,

@@ -6,13 +6,13 @@ the oracles in test_error_feedback.py and test_random_composition.py.
 
 import functools
 import re
-from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compressing import feedback
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharded_workers import EXPLICIT, mesh_of, step_of
@@ -50,10 +50,6 @@ def at_own_params(params, state, batch):
     return jax.grad(loss_fn)(vary_if_tracked(params, 'workers'), batch)
 
 
-def feedback(ratio=4, blocks=MappingProxyType({}), **options):
-    return def_jax.error_feedback(def_jax.random_block(ratio, **blocks), 'workers', **options)
-
-
 def mapped(optimizer, gradient, check_vma=True):
     """A step under shard_map, and the first state: per-worker leaves have an axis of workers."""
     own = own_leaves(optimizer, PARAMS)
@@ -87,10 +83,12 @@ SHUFFLED = {'order': 'shuffled', 'allocation': 'balanced'}
 # Every option of a block and of the link, several at once where they can be combined; none promotes.
 OPTIMIZERS = {
     'skipping, 8 bits': feedback(inner=SGD, skip_nonfinite=True, detach='auto', bits=8),
-    '16 bits': feedback(3, SHUFFLED, inner=SGD, bits=16, detach='auto', decay=0.9, average_every=3),
-    'every, 1 bit': feedback(3, {'order': 'cyclic'}, inner=SGD, every=2, decay=0.9, outer=NESTEROV, bits=1),
-    'in flight, 2 bits': feedback(3, SHUFFLED, inner=SGD, overlap=True, detach='auto', bits=2),
-    'shuffled, in flight': feedback(4, SHUFFLED, inner=optax.sgd(0.1), overlap=True, skip_nonfinite=True),
+    '16 bits': feedback(3, blocks=SHUFFLED, inner=SGD, bits=16, detach='auto', decay=0.9, average_every=3),
+    'every, 1 bit': feedback(
+        3, blocks={'order': 'cyclic'}, inner=SGD, every=2, decay=0.9, outer=NESTEROV, bits=1
+    ),
+    'in flight, 2 bits': feedback(3, blocks=SHUFFLED, inner=SGD, overlap=True, detach='auto', bits=2),
+    'shuffled, in flight': feedback(blocks=SHUFFLED, inner=optax.sgd(0.1), overlap=True, skip_nonfinite=True),
     'elements, in flight': def_jax.error_feedback(def_jax.random_k(3), 'workers', overlap=True),
     'scaled': def_jax.error_feedback(def_jax.scaled(0.5), 'workers', outer=NESTEROV),
     'def_sgd': def_jax.def_sgd(0.1, 64, 'workers'),
@@ -103,6 +101,9 @@ COMPOSED = {
         def_jax.def_adamw, static_args=('compression', 'bits', 'axis_name', 'detach', 'outer')
     )(0.01, 64, 'workers'),
     'a step size of its own': feedback(inner=optax.contrib.prodigy(0.1)),
+    'after it': optax.chain(
+        feedback(inner=SGD), optax.add_decayed_weights(-0.01), optax.scale_by_trust_ratio()
+    ),
     'around it': optax.contrib.schedule_free(feedback(inner=optax.sgd(0.1)), 0.1),
     'two links': optax.multi_transform(
         {'a': feedback(inner=optax.inject_hyperparams(optax.adam)(0.1)), 'b': feedback()},

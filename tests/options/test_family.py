@@ -1,9 +1,5 @@
 """Other people's systems as settings of `error_feedback`, each against an oracle of its own."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import optax
 import pytest
@@ -72,15 +68,3 @@ def test_outer_momentum_of_a_scaled_message():
         velocity = momentum * velocity + delta * pending.mean(0)
         residual = (1 - delta) * pending
         np.testing.assert_allclose(arrived, rate * velocity, rtol=0, atol=1e-5, err_msg=f'{t=}')
-
-
-def test_devices_can_be_set_after_the_methods_are_built():
-    """A command line builds its optimizer to check it, and then asks JAX for its devices."""
-    program = (
-        'import def_jax, jax, optax\n'
-        'for method in def_jax.METHODS.values():\n'
-        "    method.optimizer(optax.identity(), optax.sgd(0.1), 'workers', def_jax.identity(), ratio=64)\n"
-        "jax.config.update('jax_num_cpu_devices', 3)\n"
-        'assert jax.device_count() == 3\n'
-    )
-    subprocess.run([sys.executable, '-c', program], check=True, env=os.environ | {'XLA_FLAGS': ''})
