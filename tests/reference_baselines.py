@@ -35,11 +35,6 @@ def train(
     return np.stack(xs)
 
 
-def uncompressed(gradients: np.ndarray) -> np.ndarray:
-    """Momentum SGD on the mean gradient of all workers (Xu & Huang, 2022, Eq. 2)."""
-    return gradients.mean(0)
-
-
 def _tensors(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
     parts = np.split(flat, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]

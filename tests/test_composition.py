@@ -95,28 +95,6 @@ def test_the_preset_keeps_no_moment():
         assert [x.shape for x in jax.tree.leaves(state)].count(SHAPES['w']) == like_w
 
 
-@pytest.mark.parametrize(
-    ('make', 'message'),
-    [
-        (lambda: def_jax.def_sgd(0.1, 8, None), r'compression=8 with bits=2.* Choose compression >= 16'),
-        (lambda: def_jax.def_adamw(0.1, 0.5, None), 'compression=0.5 must be a finite number >= 1'),
-        (lambda: def_jax.def_sgd(0.1, 64, None, momentum=1), r'momentum=1 must be a number in \[0, 1\)'),
-        (lambda: def_jax.def_sgd(0.1, 64, None, bits=3), 'bits=3 must be 1'),
-        *(
-            (lambda make=make: make(SGD, 64, None), 'learning_rate must be a number .*pass inner=optimizer')
-            for make in (def_jax.def_sgd, def_jax.def_adamw)
-        ),
-        (
-            lambda: optax.inject_hyperparams(def_jax.def_sgd)(0.1, 64.0, None).init(jnp.ones(8)),
-            r"compression=.* is an array.* static_args=\('compression',\)",
-        ),
-    ],
-)
-def test_what_the_preset_refuses(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
 def test_detach_can_be_changed_on_the_way():
     """What is injected holds from the next update on, and is the λ of the point after it."""
     factory = optax.inject_hyperparams(def_jax.def_sgd, static_args=('compression', 'bits', 'seed'))

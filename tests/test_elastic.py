@@ -70,9 +70,6 @@ class Run:
         notes = [line['note'] for line in self.lines(0, 'note')]
         return [note for note in notes if not re.search('repeated: .*([Tt]imeout|[Tt]imed out)', note)]
 
-    def log(self, index):
-        return (self.folder / f'{index}.log').read_text()
-
     def step(self, index):
         return max((line['step'] for line in self.lines(index)), default=0)
 
@@ -286,7 +283,8 @@ def test_a_step_that_failed_is_repeated_and_what_was_given_up_or_damaged_goes_no
     third = three.start(2, 'flip=1')
     for index, process in ((2, third), (1, second), (0, first)):
         assert process.wait(timeout=HANGS) != 0, three.told()
-        assert 'parameters differ among processes 0, 1, 2. End all.' in three.log(index)
+        log = (three.folder / f'{index}.log').read_text()
+        assert 'parameters differ among processes 0, 1, 2. End all.' in log
 
 
 @pytest.mark.slow

@@ -35,13 +35,11 @@ class Apart(Run):
 
     def cut(self):
         """What either side sends goes to a card that nobody has: it is lost, and nobody is told."""
-        for namespace, other in ((HERE, ADDRESSES[1]), (THERE, ADDRESSES[0])):
-            nobody = ('lladdr', '02:00:00:00:00:00', 'nud', 'permanent')
-            ip('-netns', namespace, 'neighbour', 'replace', other, 'dev', LINK, *nobody)
+        self.mend('replace', 'lladdr', '02:00:00:00:00:00', 'nud', 'permanent')
 
-    def mend(self):
+    def mend(self, change='delete', *nobody):
         for namespace, other in ((HERE, ADDRESSES[1]), (THERE, ADDRESSES[0])):
-            ip('-netns', namespace, 'neighbour', 'delete', other, 'dev', LINK)
+            ip('-netns', namespace, 'neighbour', change, other, 'dev', LINK, *nobody)
 
 
 @pytest.fixture

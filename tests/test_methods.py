@@ -60,8 +60,8 @@ def oracle(name, num_workers, average_every):
     masks, gradient_of = multipliers(def_jax.random_block(RATIO)), gradient(num_workers)
     settings = {'num_workers': num_workers, 'momentum': MOMENTUM}
     if name in ('sgd', 'ef21', 'sgd_ia'):  # momentum SGD after the communication, and the penalty before it
-        dense = reference_baselines.uncompressed
-        exchange = reference_baselines.ef21_sgdm(masks, averaging=1.0) if name == 'ef21' else dense
+        ef21 = reference_baselines.ef21_sgdm(masks, averaging=1.0)
+        exchange = ef21 if name == 'ef21' else lambda gradients: gradients.mean(0)  # Eq. 2
         penalised = START, lambda x, k, t: gradient_of(x, k, t) + WEIGHT_DECAY * x
         y = reference_baselines.train(*penalised, exchange, LEARNING_RATES, **settings)
         return reference.iterate_average(y, 1 / RATIO) if name == 'sgd_ia' else y

@@ -1,7 +1,5 @@
 """What follows a link, or lies around it, sees x: copies of x stay alike. See also test_spmd_errors.py."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,9 +27,6 @@ def explicit_loss(params, batch):
     return loss_fn(jax.sharding.reshard(params, P()), batch)
 
 
-link = functools.partial(feedback, 2)
-
-
 def spmd(optimizer, kind=AUTO, sizes=(2, 4), specs=SPECS):
     return def_jax.spmd(optimizer, mesh_of(*sizes, kind), specs)
 
@@ -48,8 +43,8 @@ def train(dist, steps=4):
 @pytest.mark.parametrize(
     'optimizer',
     [
-        optax.contrib.schedule_free(link(inner=SGD), 0.3),
-        optax.chain(link(inner=SGD, skip_nonfinite=True, bits=2), optax.scale_by_trust_ratio()),
+        optax.contrib.schedule_free(feedback(inner=SGD), 0.3),
+        optax.chain(feedback(inner=SGD, skip_nonfinite=True, bits=2), optax.scale_by_trust_ratio()),
     ],
     ids=['schedule_free', 'trust ratio'],
 )
@@ -59,8 +54,8 @@ def test_copies_of_x_do_not_drift_apart(optimizer):
 
 def test_what_follows_the_link_is_taken_at_x():
     rate = 0.05
-    dist = spmd(optax.chain(link(inner=SGD, detach=1.0), optax.add_decayed_weights(-rate)))
-    plain = spmd(link(inner=SGD, detach=1.0))
+    dist = spmd(optax.chain(feedback(inner=SGD, detach=1.0), optax.add_decayed_weights(-rate)))
+    plain = spmd(feedback(inner=SGD, detach=1.0))
     state = optax.tree.set(dist.init(PARAMS), residual=GRADS)  # so that the detached point is elsewhere
     updates, _ = dist.update(GRADS, state, PARAMS)
     sent, _ = plain.update(GRADS, state[0], PARAMS)
@@ -79,7 +74,7 @@ def test_a_single_worker_of_several_devices():
     """Nothing is reduced or gathered over an axis of one."""
     onebit_adam = def_jax.baselines.onebit_adam('workers', freeze_after=2)
     train(spmd(optax.chain(onebit_adam, optax.scale(-0.1)), sizes=(1, 4)), 2)
-    dist = spmd(link(inner=SGD, bits=2), sizes=(1, 4))
+    dist = spmd(feedback(inner=SGD, bits=2), sizes=(1, 4))
     params, state = train(dist, 2)
     dist.output_params(params, state)
     dist.map(lambda p, s: def_jax.diagnostics.error_statistics(s, 'workers'))(params, state)
@@ -87,7 +82,7 @@ def test_a_single_worker_of_several_devices():
 
 def test_extra_arguments_reach_the_optimizer():
     plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=1.0)
-    dist = spmd(optax.chain(link(inner=SGD), plateau))
+    dist = spmd(optax.chain(feedback(inner=SGD), plateau))
     state = dist.init(PARAMS)
     for _ in range(3):
         updates, state = dist.update(GRADS, state, PARAMS, value=1.0)
@@ -110,14 +105,14 @@ def test_a_learning_rate_set_by_hand():
 @pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
 def test_arrays_may_lie_anywhere(kind):
     """States and parameters restored as NumPy arrays, gradients on one device, states of another mesh."""
-    dist = spmd(link(inner=SGD), kind)
+    dist = spmd(feedback(inner=SGD), kind)
     params, state = jax.tree.map(np.asarray, (PARAMS, dist.init(PARAMS)))
     _, grads = dist.value_and_grad(explicit_loss if kind == EXPLICIT else loss_fn)(params, state, BATCH)
     grads = jax.device_put(jax.tree.map(np.asarray, grads), jax.devices()[0])
     updates, state = dist.update(grads, state, params)
     assert np.any(updates['w'])
     assert state.residual['w'].sharding.spec[:2] == ('workers', 'shard')
-    four = spmd(link(inner=SGD), kind, (4, 2))
+    four = spmd(feedback(inner=SGD), kind, (4, 2))
     for where in (state, jax.tree.map(np.asarray, state)):
         grouped = four.regroup(PARAMS, where)
         mean = np.mean(state.residual['w'], axis=0)
@@ -127,7 +122,7 @@ def test_arrays_may_lie_anywhere(kind):
 @pytest.mark.parametrize('params', [jnp.ones(2), {'energy': jnp.ones(2)}], ids=['bare', 'namesake'])
 def test_a_number_is_not_a_parameter_of_its_shape(params):
     """Nor of its name: the key and the energy of 'auto' are whole on every device."""
-    optimizer = link(inner=SGD, detach='auto', bits=8, outer=optax.sgd(1.0, 0.9))
+    optimizer = feedback(inner=SGD, detach='auto', bits=8, outer=optax.sgd(1.0, 0.9))
     state = def_jax.state_specs(optimizer, params, P('shard'))
     assert {state.key, *state.extra['energy']} == {P()}
     assert jax.tree.leaves(state.residual) == [P('workers', 'shard')]
@@ -138,7 +133,7 @@ def test_a_number_is_not_a_parameter_of_its_shape(params):
 
 
 def test_eager_calls_trace_a_loss_once_each():
-    dist, traces = spmd(link(inner=SGD)), []
+    dist, traces = spmd(feedback(inner=SGD)), []
     params = jax.device_put(PARAMS, dist.shardings)
     state = dist.init(params)
 
