@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from def_jax.checks import nearest
+from def_jax.baselines.names import nearest
 
 __all__ = ['lock', 'override', 'parse']
 

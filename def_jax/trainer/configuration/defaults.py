@@ -9,7 +9,8 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from def_jax.baselines.methods import METHODS, OPTIONS
-from def_jax.checks import check_choice, check_flag, check_integer, check_number, is_number, nearest
+from def_jax.baselines.names import nearest
+from def_jax.checks import check_choice, check_flag, check_integer, check_number, is_number
 from def_jax.trainer.configuration.optimizers import OPTIMIZERS
 from def_jax.trainer.configuration.schedules import SCHEDULES
 from def_jax.trainer.data.catalogue import FACTORIES

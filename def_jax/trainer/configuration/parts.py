@@ -17,7 +17,7 @@ import optax
 
 from def_jax import def_adamw, def_sgd
 from def_jax.baselines.methods import METHODS, OPTIONS, Method
-from def_jax.checks import nearest
+from def_jax.baselines.names import nearest
 from def_jax.compressors import Compressor
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.optimizers import sgd

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from def_jax.baselines.methods import METHODS, Method
-from def_jax.checks import nearest
+from def_jax.baselines.names import nearest
 from def_jax.trainer.configuration.defaults import FORMER, KEYS
 from def_jax.trainer.configuration.parts import complete, find, find_method, make_optimizer
 
