@@ -1,8 +1,12 @@
 """What the tests of compressors and links share: C(tree) of one step, what is sent at each, what arrives."""
 
+from types import MappingProxyType
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import def_jax
 
 KEY = jax.random.PRNGKey(7)
 
@@ -18,6 +22,11 @@ def masks(compressor, like, num_steps, key=KEY):
     ones, steps = jax.tree.map(jnp.ones_like, like), jnp.arange(num_steps, dtype=jnp.uint32)
     sent = jax.jit(jax.vmap(lambda step: compress(compressor, ones, step, key)))(steps)
     return jax.tree.map(np.asarray, sent)
+
+
+def feedback(ratio=4, axis_name='workers', blocks=MappingProxyType({}), **options):
+    """A link that sends a block of every tensor, with options of `random_block` and of its own."""
+    return def_jax.error_feedback(def_jax.random_block(ratio, **blocks), axis_name, **options)
 
 
 def exchanged(link, updates, params=None):

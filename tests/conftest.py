@@ -125,7 +125,7 @@ def small_files():
 def environment(tmp_path_factory):
     """A user's environment, without what the suite sets; runs share the data and what they compile."""
     folder = tmp_path_factory.mktemp('command_line')
-    unset, tests = ('JAX_NUM_CPU_DEVICES', 'NPROC'), Path(__file__).resolve().parent
+    unset = ('JAX_NUM_CPU_DEVICES', 'NPROC')
     return {name: value for name, value in os.environ.items() if name not in unset} | {
         'JAX_PLATFORMS': 'cpu',
         'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
@@ -139,5 +139,5 @@ def environment(tmp_path_factory):
             ]
         ),
         'COLUMNS': '200',
-        'PYTHONPATH': os.pathsep.join(map(str, (tests.parent, tests))),  # for faults.small_model
+        'PYTHONPATH': str(Path(__file__).resolve().parents[1]),
     }

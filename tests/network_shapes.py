@@ -11,22 +11,10 @@ def vgg16():
     return [*kernels, *[(width,) for width in widths[1:]] * 3, *dense, *((shape[1],) for shape in dense)]
 
 
-def resnet50():
-    """Bottlenecks without biases, each convolution normalised; ImageNet's 1,000 classes."""
-    kernels, before = [(7, 7, 3, 64)], 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        kernels.append((1, 1, before, 4 * width))  # the shortcut of a stage
-        for _ in range(blocks):
-            kernels += [(1, 1, before, width), (3, 3, width, width), (1, 1, width, 4 * width)]
-            before = 4 * width
-    norms = [(shape[-1],) for shape in kernels] * 2
-    return [*kernels, *norms, (before, 1000), (1000,)]
-
-
 def transformer(width=768, vocabulary=50_257, layers=12):
     matrices = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
     layer = [*matrices, *((shape[1],) for shape in matrices), *[(width,)] * 4]
     return [(vocabulary, width), (1024, width), *layer * layers, (width,), (width,)]
 
 
-REAL = {'vgg16': vgg16(), 'resnet50': resnet50(), 'transformer': transformer()}
+REAL = {'vgg16': vgg16(), 'transformer': transformer()}

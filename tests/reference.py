@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-Gradient = Callable[
-    [np.ndarray, int, int], np.ndarray
-]  # point [d], worker k, step t -> ∇f(point; ξ_{k,t}) [d]
+# Point [d], worker k, step t -> ∇f(point; ξ_{k,t}) [d].
+Gradient = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 class Trajectory(NamedTuple):

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import ml_dtypes
 import numpy as np
 import scipy.fft
+from reference import Gradient
 
-Gradient = Callable[[np.ndarray, int, int], np.ndarray]
 Exchange = Callable[[np.ndarray], np.ndarray]
 
 
@@ -33,11 +33,6 @@ def train(
         x = x - (exchange(eta * m) if inside else eta * m)
         xs.append(x)
     return np.stack(xs)
-
-
-def uncompressed(gradients: np.ndarray) -> np.ndarray:
-    """Momentum SGD on the mean gradient of all workers (Xu & Huang, 2022, Eq. 2)."""
-    return gradients.mean(0)
 
 
 def _tensors(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
@@ -185,17 +180,13 @@ def demo(shapes: Sequence[tuple[int, ...]], ratio: float, chunk: int, decay: flo
         h, w = _edge(rows, chunk), _edge(columns, chunk)
         k = max(1, int(h * w // ratio))
         delta = 0.0
-
-        def chunks():
-            return [
-                (slice(i, i + h), slice(j, j + w)) for i in range(0, rows, h) for j in range(0, columns, w)
-            ]
+        places = [(slice(i, i + h), slice(j, j + w)) for i in range(0, rows, h) for j in range(0, columns, w)]
 
         def exchange(gradients):
             nonlocal delta
             delta = decay * delta + gradients.reshape(-1, rows, columns)
             update = np.zeros((rows, columns))
-            for place in chunks():
+            for place in places:
                 sent = []
                 for momentum in delta:
                     coefficients = scipy.fft.dctn(momentum[place], norm='ortho').ravel()

@@ -9,8 +9,8 @@ worker's state is its history.
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from reference import Gradient
 
-Gradient = Callable[[np.ndarray, int, int], np.ndarray]
 Inner = Callable[[list[np.ndarray]], np.ndarray]
 
 

@@ -35,14 +35,6 @@ def windows(x, size, stride, fill):
     )
 
 
-def numpy_conv(x, kernel, stride=1):
-    return np.einsum('ijbhwc,ijco->bhwo', windows(x, len(kernel), stride, fill=0), kernel)
-
-
-def numpy_norm(x, norm, stat):
-    return (x - stat['mean']) / np.sqrt(stat['var'] + 1e-5) * norm['scale'] + norm['bias']
-
-
 def numpy_dense(x, params, index=0):
     return x @ params[f'Dense_{index}']['kernel'] + params[f'Dense_{index}']['bias']
 
@@ -55,11 +47,12 @@ class NumpyLayers:
 
     def conv(self, x, index, stride=1):
         layer = self.params[f'Conv_{index}']
-        return numpy_conv(x, layer['kernel'], stride) + layer.get('bias', 0)
+        seen = windows(x, len(layer['kernel']), stride, fill=0)
+        return np.einsum('ijbhwc,ijco->bhwo', seen, layer['kernel']) + layer.get('bias', 0)
 
     def norm(self, x, index):
-        name = f'BatchNorm_{index}'
-        return numpy_norm(x, self.params[name], self.stats[name])
+        norm, stat = (tree[f'BatchNorm_{index}'] for tree in (self.params, self.stats))
+        return (x - stat['mean']) / np.sqrt(stat['var'] + 1e-5) * norm['scale'] + norm['bias']
 
     def block(self, name):
         return NumpyLayers(self.params[name], self.stats[name])

@@ -11,7 +11,6 @@ AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 # Mesh, axes over workers, and specs of W1 [4, 6], W2 [6, 3], b1 [6], b2 [3] and a scale.
 LAYOUTS = {
     '2x4': ({'workers': 2, 'shard': 4}, 'workers', (P('shard'), P(), P(), P(), P())),
-    '4x2': ({'workers': 4, 'shard': 2}, 'workers', (P(None, 'shard'), P('shard'), P('shard'), P(), P())),
     '2x2x2': (
         {'workers': 2, 'data': 2, 'model': 2},
         'workers',

@@ -68,10 +68,3 @@ def test_gradient_statistics_are_unbiased():
     assert variance.std() > 0.1 and second.std() > 0.1
     assert variance.mean() == pytest.approx(len(mean) * sigma**2, rel=1e-5)
     assert second.mean() == pytest.approx(np.sum(mean**2), rel=1e-5)
-
-
-def test_nothing_to_measure():
-    with pytest.raises(ValueError, match=r'has one worker; the variance between workers needs at least two'):
-        diagnostics.gradient_statistics(jnp.ones(3), None)
-    with pytest.raises(ValueError, match=r'error_statistics: opt_state holds no residual'):
-        diagnostics.error_statistics((), None)

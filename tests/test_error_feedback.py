@@ -146,21 +146,6 @@ def test_impossible_arguments(name, value):
             def_jax.output_params(jnp.ones(4), (), value)
 
 
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        ({'outer': optax.clip_by_global_norm(1.0)}, 'outer must be elementwise'),
-        ({'outer': optax.stateless(lambda u, _: jnp.cumsum(u))}, 'outer must be elementwise'),
-        ({'outer': optax.adamw(0.1)}, 'outer cannot be applied to a single block'),
-        ({'every': 2, 'average_every': 3}, 'every=2 and average_every=3 cannot be combined'),
-        ({'every': 2, 'skip_nonfinite': True}, 'every=2 and skip_nonfinite=True cannot be combined'),
-    ],
-)
-def test_impossible_combinations(options, message):
-    with pytest.raises(ValueError, match=message):
-        def_jax.error_feedback(BLOCK_4, None, **options)
-
-
 @pytest.mark.parametrize('axis_name', ['workers', ('devices', 'workers'), ['devices', 'workers']])
 def test_unbound_axis_name(axis_name):
     feedback, x = def_jax.error_feedback(BLOCK_4, axis_name), jnp.ones(4)

@@ -2,12 +2,17 @@
 
 import ast
 import graphlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 from faults.mutations import mutations, place
+
+import def_jax
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ('library', 'extras', 'tools', 'trainer', 'experiments')  # each may import those before it
@@ -52,11 +57,22 @@ def imports(path):
 GRAPH = {module: set(imports(path)) - {module} for module, path in MODULES.items()}
 
 
-def test_the_library_is_what_its_import_loads_beside_jax_and_optax():
-    program = (
-        'import sys, jax, optax; before = set(sys.modules); import def_jax; print(*set(sys.modules) - before)'
-    )
-    loaded = subprocess.check_output([sys.executable, '-c', program], cwd=ROOT, text=True).split()
+# A command line builds its optimizer to check it, and then asks JAX for its devices.
+PROGRAM = """
+import sys, jax, optax
+before = set(sys.modules)
+import def_jax
+print(*set(sys.modules) - before)
+for method in def_jax.METHODS.values():
+    method.optimizer(optax.identity(), optax.sgd(0.1), 'workers', def_jax.identity(), ratio=64)
+jax.config.update('jax_num_cpu_devices', 3)
+assert jax.device_count() == 3
+"""
+
+
+def test_the_library_is_what_its_import_loads_beside_jax_and_optax_and_asks_for_no_devices():
+    command, environment = [sys.executable, '-c', PROGRAM], os.environ | {'XLA_FLAGS': ''}
+    loaded = subprocess.check_output(command, cwd=ROOT, text=True, env=environment).split()
     ours = {module for module in loaded if module.split('.')[0] == 'def_jax'}
     assert ours == {module for module in MODULES if room(module) == 'library'}
     assert {module.split('.')[0] for module in loaded} <= {'def_jax', 'jax', 'optax'}
@@ -87,6 +103,28 @@ def test_the_tests_of_the_library_need_the_library_alone():
     ]
     above = [(path.name, other) for path in files for other in imports(path) if room(other) != 'library']
     assert len(files) > 20 and not above
+
+
+def test_a_gradient_crosses_few_files():
+    """In one update of Algorithm 1: what a reader has to open."""
+    optimizer = def_jax.error_feedback(def_jax.random_block(64), 'workers')
+    library, files = Path(def_jax.__file__).parent, set()
+
+    def note(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        if event == 'call' and path.is_relative_to(library):
+            files.add(path)
+
+    def update(grads):
+        state, before = optimizer.init(grads), sys.getprofile()
+        sys.setprofile(note)
+        try:
+            return optimizer.update(grads, state)
+        finally:
+            sys.setprofile(before)
+
+    jax.make_jaxpr(jax.vmap(update, axis_name='workers'))(jnp.zeros((2, 64, 64)))
+    assert 0 < len(files) <= 7
 
 
 def test_every_fault_of_the_table_can_be_planted():

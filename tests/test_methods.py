@@ -57,44 +57,25 @@ def trained(name, num_workers, average_every):
 
 def oracle(name, num_workers, average_every):
     """The answer of the method, [K, T + 1, d] or, where workers share it, [T + 1, d]."""
-    masks = multipliers(def_jax.random_block(RATIO))
-    settings = {'num_workers': num_workers, 'momentum': MOMENTUM, 'weight_decay': WEIGHT_DECAY}
-    problem, uncompressed = (START, gradient(num_workers)), reference_baselines.uncompressed
-
-    def algorithm_1(detach, period=0):
-        return reference.algorithm_1(
-            *problem, masks, LEARNING_RATES, detach=detach, average_every=period, **settings
-        )
-
-    def on_exchanged(exchange):
-        """Momentum SGD after the communication, and the penalty before it."""
-        return reference_baselines.train(
-            START,
-            lambda x, k, t: problem[1](x, k, t) + WEIGHT_DECAY * x,
-            *(exchange, LEARNING_RATES),
-            num_workers=num_workers,
-            momentum=MOMENTUM,
-        )
-
-    def psync():
-        path = algorithm_1(1.0)
+    masks, gradient_of = multipliers(def_jax.random_block(RATIO)), gradient(num_workers)
+    settings = {'num_workers': num_workers, 'momentum': MOMENTUM}
+    if name in ('sgd', 'ef21', 'sgd_ia'):  # momentum SGD after the communication, and the penalty before it
+        ef21 = reference_baselines.ef21_sgdm(masks, averaging=1.0)
+        exchange = ef21 if name == 'ef21' else lambda gradients: gradients.mean(0)  # Eq. 2
+        penalised = START, lambda x, k, t: gradient_of(x, k, t) + WEIGHT_DECAY * x
+        y = reference_baselines.train(*penalised, exchange, LEARNING_RATES, **settings)
+        return reference.iterate_average(y, 1 / RATIO) if name == 'sgd_ia' else y
+    settings |= {'weight_decay': WEIGHT_DECAY, 'average_every': average_every if name == 'saef' else 0}
+    detach = {'ef': 0.0, 'saef': 1.0, 'psync': 1.0}.get(name, DETACH)
+    path = reference.algorithm_1(START, gradient_of, masks, LEARNING_RATES, detach=detach, **settings)
+    if name == 'psync':
         return (path.x[:, None] - path.e).swapaxes(0, 1)
-
-    return {
-        'sgd': lambda: on_exchanged(uncompressed),
-        'ef': lambda: algorithm_1(0.0).x,
-        'saef': lambda: algorithm_1(1.0, average_every).x,
-        'psync': psync,
-        'def': lambda: algorithm_1(DETACH).y,
-        'def_a': lambda: algorithm_1(DETACH).x,
-        'ef21': lambda: on_exchanged(reference_baselines.ef21_sgdm(masks, averaging=1.0)),
-        'sgd_ia': lambda: reference.iterate_average(on_exchanged(uncompressed), 1 / RATIO),
-    }[name]()
+    return path.y if name == 'def' else path.x
 
 
 CASES = [
     *((name, 4, 0) for name in ('sgd', 'ef', 'saef', 'psync', 'def', 'def_a', 'ef21')),
-    ('saef', 4, PERIOD),
+    *((name, 4, PERIOD) for name in ('saef', 'psync')),
     ('sgd_ia', 1, 0),
 ]
 
@@ -105,6 +86,10 @@ def test_the_answer_of_a_method_equals_its_oracle(name, num_workers, average_eve
     run = methods.trajectory(name, average_every)  # which methods share
     points = trained(run, num_workers, average_every)
     assert set(points) == set(methods.METHODS[run].points)
+    answers = methods.METHODS[run].answers(average_every)
+    assert answers[method.answer] == method.title
+    if name == 'saef' and average_every:
+        assert len(answers) == 1  # no other method has its trajectory
     actual = np.asarray(points[method.answer])
     expected = oracle(name, num_workers, average_every)
     np.testing.assert_allclose(actual, np.broadcast_to(expected, actual.shape), **TOLERANCE)
@@ -112,14 +97,6 @@ def test_the_answer_of_a_method_equals_its_oracle(name, num_workers, average_eve
         assert np.all(actual == actual[0])
     else:  # every worker has a model of its own
         assert np.abs(actual - actual[0]).max() > 1e-2
-
-
-def test_methods_that_share_a_run_differ_in_the_point_only():
-    for name, method in methods.METHODS.items():
-        run = methods.trajectory(name)
-        assert methods.METHODS[run].answers()[method.answer] == method.title
-        assert method.answer in methods.METHODS[run].points
-    assert methods.trajectory('saef', 10) == 'saef' and methods.trajectory('psync', 10) == 'psync'
 
 
 @pytest.mark.parametrize(
@@ -143,11 +120,5 @@ def test_an_option_that_a_method_does_not_use(name, options, message):
 
 
 def test_the_preset_among_the_methods():
-    """Blocks that take 1/64 of the bytes; its updates are `def_sgd`'s, as the trainer's tests say."""
-    method = methods.METHODS['def_q']
-    params = {'w': jnp.ones((64, 64)), 'b': jnp.ones(64)}
-    blocks = def_jax.random_block(4, order='shuffled', allocation='balanced')
-    assert method.compressor(64).parts(params) == blocks.parts(params)
-    assert method.options['bits'] == 2 and method.options['detach'] == 'auto'
-    with pytest.raises(ValueError, match='compression=8 with bits=2'):
-        method.compressor(8)
+    """Its blocks and updates: tests/trainer/configuration/test_factories.py."""
+    assert {'bits': 2, 'detach': 'auto'}.items() <= methods.METHODS['def_q'].options.items()

@@ -1,6 +1,7 @@
 """Mistakes that a user of the library can make, and the errors that name them."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -10,12 +11,15 @@ import optax
 import pytest
 
 import def_jax
+from def_jax import diagnostics
 from def_jax.compressors import shared_key
 
 BLOCK = def_jax.random_block(4)
 PARAMS = {'w': jnp.ones((4, 8)), 'b': jnp.ones(3)}
 MORE = PARAMS | {'new': jnp.ones(2)}
 FEEDBACK, EF21 = LINKS = def_jax.error_feedback(BLOCK, None), def_jax.ef21(BLOCK, None)
+WRAPPER = def_jax.error_feedback(BLOCK, None, inner=optax.sgd(0.1, momentum=0.9))
+PRESET = functools.partial(def_jax.def_sgd, 0.1, 64, None)
 CHAIN = optax.chain(optax.sgd(0.1, momentum=0.9), FEEDBACK)
 TWICE = optax.chain(FEEDBACK, FEEDBACK)
 AS_DICTS = {'0': {}, '1': CHAIN.init(PARAMS)[1]._asdict()}
@@ -70,12 +74,53 @@ MISTAKES = [
         def_jax.error_feedback(BLOCK, None, inner=def_jax.def_sgd(0.1, 16, None)).init,
         PARAMS,
     ),
+    *(
+        (words, functools.partial(def_jax.error_feedback, BLOCK, None, **options))
+        for words, options in (
+            ('outer must be elementwise', {'outer': optax.clip_by_global_norm(1.0)}),
+            ('outer must be elementwise', {'outer': optax.stateless(lambda u, _: jnp.cumsum(u))}),
+            ('outer cannot be applied to a single block', {'outer': optax.adamw(0.1)}),
+            ('every=2 and average_every=3 cannot be combined', {'every': 2, 'average_every': 3}),
+            ('every=2 and skip_nonfinite=True cannot be', {'every': 2, 'skip_nonfinite': True}),
+        )
+    ),
+    ("order='sorted' must be .*'cyclic'", functools.partial(def_jax.random_block, 4, order='sorted')),
+    ("allocation=0 must be .* or 'balanced'", functools.partial(def_jax.random_block, 4, allocation=0)),
+    *((r'must be a number in \(0, 1\]', def_jax.scaled, delta) for delta in (0, 1.1, math.nan, True)),
+    (r'compression=8 with bits=2.* Choose compression >= 16', def_jax.def_sgd, 0.1, 8, None),
+    ('compression=0.5 must be a finite number >= 1', def_jax.def_adamw, 0.1, 0.5, None),
+    (r'momentum=1 must be a number in \[0, 1\)', functools.partial(PRESET, momentum=1)),
+    ('bits=3 must be 1', functools.partial(PRESET, bits=3)),
+    *(
+        ('learning_rate must be a number .*pass inner=optimizer', preset, optax.sgd(0.1), 64, None)
+        for preset in (def_jax.def_sgd, def_jax.def_adamw)
+    ),
+    (
+        r"compression=.* is an array.* static_args=\('compression',\)",
+        optax.inject_hyperparams(def_jax.def_sgd)(0.1, 64.0, None).init,
+        jnp.ones(8),
+    ),
     *((r"two error_feedback links act on \['b'\]", read, PARAMS, TWICE.init(PARAMS)) for read in POINTS),
     *(
         ('_params: opt_state holds no residual', read, PARAMS, state)
         for read in POINTS
         for state in ((), None, optax.sgd(0.1, momentum=0.9).init(PARAMS), FOREIGN)
     ),
+    *(  # what decides for itself whether to step would hang
+        ('detached_params: the optimizer .* is inside optax', POINTS[0], PARAMS, around.init(PARAMS))
+        for around in (
+            optax.apply_if_finite(FEEDBACK, 5),
+            optax.MultiSteps(FEEDBACK, 2, should_skip_update_fn=optax.transforms.skip_not_finite),
+        )
+    ),
+    *(
+        ('an optimizer stands after def_jax', POINTS[0], PARAMS, optax.chain(FEEDBACK, after).init(PARAMS))
+        for after in (optax.adam(0.01), optax.trace(0.9))
+    ),
+    ('one worker; the variance between workers needs', diagnostics.gradient_statistics, PARAMS, None),
+    ('error_statistics: opt_state holds no residual', diagnostics.error_statistics, (), None),
+    # A trainer that was left as it is takes its gradient at x, too.
+    (r'update\(grads, opt_state, params\).*detached_params', WRAPPER.update, PARAMS, WRAPPER.init(PARAMS)),
     (r'holds no residual .* restored without a target', POINTS[0], PARAMS, AS_DICTS),
     (r"params\['new'\] is .*, but the residual in opt_state is missing", POINTS[0], MORE, CHAIN.init(PARAMS)),
 ]
@@ -88,7 +133,9 @@ def test_a_mistake_is_named(message, function, arguments):
 
 
 def test_what_resembles_a_mistake():
-    """Links on different tensors, a flattened state of NumPy arrays, integers that are seeds."""
+    """Links on different tensors, a flattened state of NumPy arrays, integers as seeds, an inner wrapper."""
+    inside = def_jax.error_feedback(BLOCK, None, inner=optax.apply_if_finite(optax.sgd(0.1), 5))
+    def_jax.detached_params(PARAMS, inside.init(PARAMS))
     apart = optax.chain(*(optax.masked(FEEDBACK, {'w': w, 'b': not w}) for w in (True, False)))
     def_jax.detached_params(PARAMS, apart.init(PARAMS))
     state = optax.chain(optax.sgd(0.1), optax.flatten(FEEDBACK)).init(PARAMS)

@@ -17,10 +17,8 @@ from def_jax.wires import few_bits
 
 NUM_STEPS, SEEDS = 7, 14
 BASE = 1249  # draws every value of each option, most of them with overlap and without
-BITS, MAPPINGS = (
-    (1, 2, 4, 8, 16, 32, 32),
-    ('vmap', 'pmap', 'shard_map with types', 'pmap of vmap', 'one worker'),
-)
+BITS = (1, 2, 4, 8, 16, 32, 32)
+MAPPINGS = ('vmap', 'pmap', 'shard_map with types', 'pmap of vmap', 'one worker')
 SHAPES = [(7,), (0, 3), (), (5, 6)]
 LIKE = [jnp.zeros(shape) for shape in SHAPES]
 SIZES = [x.size for x in LIKE]

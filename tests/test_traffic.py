@@ -21,19 +21,16 @@ def sent(link, axis_name='workers'):
     ('link', 'operation', 'words'),
     [
         # 64 coefficients of the matrix as one chunk of 64 · 32 and 2 of the vector, each with its index.
-        (baselines.demo(16, 'workers'), 'all-gather', 2 * (64 + 2)),
-        (baselines.top_k(16, 'workers'), 'all-gather', 2 * (64 + 2)),
+        (baselines.demo(16, 'workers'), 'all-gather', [2 * (64 + 2)]),
+        (baselines.top_k(16, 'workers'), 'all-gather', [2 * (64 + 2)]),
         # One bit of each of 2,112 elements, and two magnitudes.
-        (baselines.sign_ef('workers'), 'all-gather', 66 + 2),
+        (baselines.sign_ef('workers'), 'all-gather', [66 + 2]),
+        (baselines.powersgd(16, 'workers', rank=2), 'all-reduce', [2 * 64 + 64, 2 * 32]),
+        (def_jax.all_reduce_mean('workers'), 'all-reduce', [64, 64 * 32]),
     ],
 )
-def test_a_gathered_message(link, operation, words):
-    assert sent(link) == ((Message(operation, 4 * words),), ())
-
-
-def test_powersgd_reduces_twice():
-    messages = sent(baselines.powersgd(16, 'workers', rank=2)).always
-    assert messages == (Message('all-reduce', 4 * (2 * 64 + 64)), Message('all-reduce', 4 * 2 * 32))
+def test_what_is_sent_at_every_step(link, operation, words):
+    assert sent(link) == (tuple(Message(operation, 4 * n) for n in words), ())
 
 
 def test_the_steps_of_onebit_adam():

@@ -27,8 +27,7 @@ from sklearn.datasets import load_digits
 from benchmarks.reliability import elastic_page
 from def_jax.tools.launch import Launcher
 
-ROOT = Path(__file__).resolve().parents[2]
-
+WORKER = Path(__file__).with_name('elastic_worker.py').resolve()
 THAW_SECONDS = 12  # more than the heartbeat's 10
 COORDINATOR_FAULTS = (15, 40)  # the numbers of those that strike process 0
 PARTS = ('undisturbed', 'elastic', 'restart')
@@ -85,17 +84,13 @@ def record(output: Path, runs) -> None:
 
 @contextlib.contextmanager
 def workplace():
-    with tempfile.TemporaryDirectory() as folder:
-        save_digits(Path(folder) / 'digits.npz')
-        yield Path(folder)
-
-
-def save_digits(path: Path) -> None:
+    """A folder with the data."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
-    np.savez(
-        path, images=(data.data[order] / 16).astype(np.float32), labels=data.target[order].astype(np.int32)
-    )
+    images, labels = (data.data[order] / 16).astype(np.float32), data.target[order].astype(np.int32)
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / 'digits.npz', images=images, labels=labels)
+        yield Path(folder)
 
 
 class Faults:
@@ -146,10 +141,9 @@ def soaked(part: str, folder: Path, seed: int, arguments, faults: Faults | None)
     """
     run, count = folder / f'{part}-{seed}', arguments.processes
     run.mkdir()
-    worker = str(ROOT / 'tests' / 'faults' / 'elastic_worker.py')
-    command = [sys.executable, worker, str(run), f'seed={seed}', f'steps={arguments.steps}']
+    command = [sys.executable, str(WORKER), str(run), f'seed={seed}', f'steps={arguments.steps}']
     command += ['kind=restart'] * (part == 'restart')
-    os.environ['PYTHONPATH'] = str(ROOT)
+    os.environ['PYTHONPATH'] = str(WORKER.parents[2])
     unplanned: list[str] = []
 
     def say(line: str) -> None:
@@ -157,9 +151,8 @@ def soaked(part: str, folder: Path, seed: int, arguments, faults: Faults | None)
         if part != 'restart' and line.startswith('process 0 died') and 'SIGKILL' not in line:
             unplanned.append(f'{line}: {(run / "log-0.log").read_text()[-3000:]}')
 
-    together = part == 'restart'
     launcher = Launcher(
-        command, count, restarts=1000, pause=0.1, together=together, log=str(run / 'log'), say=say
+        command, count, restarts=1000, pause=0.1, together=part == 'restart', log=str(run / 'log'), say=say
     )
     began, first = time.time(), run / '0.jsonl'
 
@@ -192,10 +185,8 @@ def soaked(part: str, folder: Path, seed: int, arguments, faults: Faults | None)
 def read(path: Path) -> list[dict]:
     found = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+        with contextlib.suppress(ValueError):  # cut by a kill
             found.append(json.loads(line))
-        except ValueError:
-            continue  # cut by a kill
     return found
 
 

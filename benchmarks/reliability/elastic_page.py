@@ -42,7 +42,8 @@ def page(runs: list[dict]) -> str:
     base = rate(columns.get(('undisturbed', None), []))
     cells = [column(found, base) for found in columns.values()]
     rows = [[name, *(cell[name] for cell in cells)] for name in cells[0]]
-    text = HEAD.format(**runs[0]) + markdown.table([['', *(title(*key) for key in columns)], *rows]) + '\n'
+    titles = ['', *(part + (f', a fault every {every:g} s' if every else '') for part, every in columns)]
+    text = HEAD.format(**runs[0]) + markdown.table([titles, *rows]) + '\n'
     kinds = [
         kind_row(key[0], kind, [fault for run in found for fault in run['faults'] if belongs(fault)])
         for key, found in columns.items()
@@ -51,10 +52,6 @@ def page(runs: list[dict]) -> str:
     ]
     head = ['run', 'fault', 'number', 'seconds', 'steps repeated', "‖y − y'‖"]
     return text + FAULTS + markdown.table([head, *kinds]) + '\n'
-
-
-def title(part: str, every: float | None) -> str:
-    return part if every is None else f'{part}, a fault every {every:g} s'
 
 
 def kind_row(part: str, kind: str, faults: list[dict]) -> list:

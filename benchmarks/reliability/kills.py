@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults import processes
+from benchmarks.reliability import processes
 
 FLAGS = [
     *('--config=configs/digits.py', '--config.num_workers=8', '--config.batch_size=128'),
@@ -43,25 +43,23 @@ def main() -> int:
     parser.add_argument('--output', type=Path, help='folder that gets kills.json, or kills-2-processes.json')
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = torture(
-            Path(folder), arguments.kills, arguments.seed, arguments.longest, arguments.processes
-        )
+        report = torture(Path(folder), arguments)
     name = 'kills' if arguments.processes == 1 else f'kills-{arguments.processes}-processes'
     processes.save(report, arguments.output, f'{name}.json')
     return 0 if not report['differences'] and not report['other ways to end'] else 1
 
 
-def torture(folder: Path, kills: int, seed: int, longest: float, count: int = 1) -> dict:
+def torture(folder: Path, arguments: argparse.Namespace) -> dict:
     """Runs, kills, resumes and compares: what happened at each kill, and what differs at the end."""
-    chance, began = random.Random(seed), time.monotonic()
+    chance, began, count = random.Random(arguments.seed), time.monotonic(), arguments.processes
     flags = FLAGS if count == 1 else FLAGS + FLAGS_OF_SEVERAL
     environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'), 'JAX_PLATFORMS': 'cpu'}
     reference, run = folder / 'reference', folder / 'run'
     start = functools.partial(processes.start_several, flags=flags, environment=environment, count=count)
     finish(start(reference), reference)
     done = []
-    while len(done) < kills:
-        done.append(interrupted(run, start, HOW[len(done) % len(HOW)], chance, longest))
+    while len(done) < arguments.kills:
+        done.append(interrupted(run, start, HOW[len(done) % len(HOW)], chance, arguments.longest))
         print(done[-1], flush=True)
     finish(start(run), run)
     state = processes.final_state(run)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from tests.faults import processes
+from benchmarks.reliability import processes
 
 FLAGS = ['--config=configs/digits.py', '--config.num_epochs=1000000', '--config.check_replicas_every=100']
 SAMPLE_SECONDS = 5
@@ -93,6 +93,7 @@ def summarise(lives: list[dict], minutes: float, every: float) -> dict:
         for samples in settled
     ]
     every_sample = [s for samples in settled for s in samples]
+    files, threads = ([s[name] for s in every_sample] for name in ('files', 'threads'))
     return {
         'minutes': minutes,
         'minutes between kills': every,
@@ -100,18 +101,13 @@ def summarise(lives: list[dict], minutes: float, every: float) -> dict:
         'steps': lives[-1]['newest checkpoint'],
         'memory, MB, end of each life': [samples[-1]['memory_mb'] for samples in settled],
         'memory, MB a minute within a life': [round(float(slope), 2) for slope in slopes],
-        'file handles, least and most': _range(every_sample, 'files'),
-        'threads, least and most': _range(every_sample, 'threads'),
+        'file handles, least and most': [min(files), max(files)],
+        'threads, least and most': [min(threads), max(threads)],
         'checkpoints, most': max(s['checkpoints'] for s in every_sample),
         'checkpoints, MB, end of each life': [samples[-1]['checkpoints_mb'] for samples in settled],
         'metrics and TensorBoard, MB, end of each life': [samples[-1]['logs_mb'] for samples in settled],
         'compilation cache, MB, end of each life': [samples[-1]['cache_mb'] for samples in settled],
     }
-
-
-def _range(samples: list[dict], name: str) -> list[int]:
-    values = [s[name] for s in samples]
-    return [min(values), max(values)]
 
 
 if __name__ == '__main__':

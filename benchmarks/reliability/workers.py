@@ -17,12 +17,12 @@ os.environ.setdefault('NPROC', '16')
 import jax
 import numpy as np
 
+from benchmarks.reliability import processes
 from configs import digits
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.evaluation import evaluate
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.state import TrainState
-from tests.faults import processes
 
 # K, its workers on a device, and K' with its own.
 CHANGES = [((8, 1), (4, 1)), ((4, 1), (8, 1)), ((8, 1), (3, 1)), ((16, 1), (1, 1)), ((16, 1), (16, 4))]
@@ -65,7 +65,9 @@ def measured(old: tuple[int, int], new: tuple[int, int], folder: Path) -> dict:
         'largest change of y': float(np.abs(y_after - y).max()),
         'largest |y|': float(np.abs(y).max()),
         'largest |y - x|': float(np.abs(y - x).max()),
-        'test accuracy of y': [accuracy(before, first), accuracy(after, second)],
+        'test accuracy of y': [
+            evaluate(*run, STEPS)['test_accuracy_y'] for run in ((before, first), (after, second))
+        ],
         'log': notes,
     }
 
@@ -93,10 +95,6 @@ def points(experiment: Experiment, state: TrainState) -> tuple[np.ndarray, np.nd
         for point in ('x', 'y')
     )
     return x, y
-
-
-def accuracy(experiment: Experiment, state: TrainState) -> float:
-    return evaluate(experiment, state, STEPS)['test_accuracy_y']
 
 
 if __name__ == '__main__':

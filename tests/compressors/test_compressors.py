@@ -103,16 +103,3 @@ def test_possible_and_impossible_ratios(make):
             make(ratio)
     with pytest.raises(ValueError, match=r"ratio=.*static_args=\('ratio',\)"):
         jax.eval_shape(make, 2.0)
-
-
-@pytest.mark.parametrize(
-    ('make', 'options', 'words'),
-    [
-        (def_jax.random_block, {'ratio': 4, 'order': 'sorted'}, "order='sorted' must be 'random' .*'cyclic'"),
-        (def_jax.random_block, {'ratio': 4, 'allocation': 0}, "allocation=0 must be .* or 'balanced'"),
-        *((def_jax.scaled, {'delta': d}, r'must be a number in \(0, 1\]') for d in (0, 1.1, math.nan, True)),
-    ],
-)
-def test_impossible_options(make, options, words):
-    with pytest.raises(ValueError, match=words):
-        make(**options)

@@ -18,18 +18,11 @@ RATIO = 4
 BLOCKS = {'boxes': 4, 'cut short': 4, 'elements': 3, 'scalar': 1, 'empty': 1}
 
 
-def sent_by_step(order, num_steps=60):
-    """What is sent at every step, 0/1: for each shape [num_steps, n]."""
-    compressor = def_jax.random_block(RATIO, order=order)
-    like = dict(zip(SHAPES, ones_like(SHAPES.values()), strict=True))
-    sent = masks(compressor, like, num_steps)
-    return {name: mask.reshape(num_steps, -1) for name, mask in sent.items()}
-
-
 @pytest.mark.parametrize(('order', 'bound'), [('shuffled', lambda r: 2 * r - 1), ('cyclic', lambda r: r)])
 def test_a_round_sends_every_coordinate_and_the_longest_wait_is_bounded(order, bound):
-    for name, sent in sent_by_step(order).items():
-        blocks, num_rounds = BLOCKS[name], 60 // BLOCKS[name]
+    like = dict(zip(SHAPES, ones_like(SHAPES.values()), strict=True))
+    for name, mask in masks(def_jax.random_block(RATIO, order=order), like, 60).items():
+        sent, blocks, num_rounds = mask.reshape(60, -1), BLOCKS[name], 60 // BLOCKS[name]
         rounds = sent[: num_rounds * blocks].reshape(num_rounds, blocks, sent.shape[1])
         assert np.all(rounds.sum(axis=1) == 1)
         waits = [np.diff(np.flatnonzero(times), prepend=-1).max(initial=0) for times in sent.T]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import test_pages
 
 import def_jax
 from configs.digits import get_config
@@ -20,18 +21,10 @@ from def_jax.trainer.data import order
 ROOT = Path(__file__).parents[2]
 
 
-def names_of(page):
-    """The names that the page's Python blocks define, run in order."""
-    names = {}
-    for block in re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL):
-        exec(block, names)
-    return names
-
-
 @pytest.mark.slow
 def test_the_program_of_first_steps_shows_what_it_says(capsys):
     """At one rate, error feedback diverges and DEF ends where dense training does."""
-    names_of('docs/first_steps.md')
+    test_pages.test_code_runs(ROOT / 'docs/first_steps.md')
     printed = capsys.readouterr().out.splitlines()
     dense, without, detached = (float(line.rpartition(' ')[2]) for line in printed)
     assert detached < 1.2 * dense < 0.1
@@ -110,7 +103,3 @@ def test_what_readme_says_of_restarts(data_dir, tmp_path, name):
     fixtures.assert_same_bits(whole, resumed)
     half = fixtures.tiny_config(data_dir, num_workers=config.num_workers // 2, **changes)
     assert int(fixtures.restored(tmp_path / 'killed', experiment.build(half)).step) == int(whole.step)
-
-
-def test_readme_is_short():
-    assert len((ROOT / 'README.md').read_bytes()) <= 5000

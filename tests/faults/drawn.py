@@ -22,21 +22,9 @@ from pathlib import Path
 
 from mutations import ROOT, copied, failed
 
-SWAPS = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Add,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
-}
+PAIRS = [(ast.Add, ast.Sub), (ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.And, ast.Or)]
+SWAPS = {one: other for pair in PAIRS for one, other in (pair, pair[::-1])}
+SWAPS |= {ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
 
 
 def places(node: ast.AST, inside: bool = False) -> Iterator[tuple[ast.AST, str]]:
@@ -105,9 +93,8 @@ def main() -> int:
     modules = [path.relative_to(ROOT) for path in sorted((ROOT / arguments.below).rglob('*.py'))]
     found = dict.fromkeys(('noticed', 'SURVIVED', 'undecided'), 0)
     with tempfile.TemporaryDirectory() as compiled:
-        os.environ.setdefault(
-            'JAX_COMPILATION_CACHE_DIR', compiled
-        )  # most programs are those of the last one
+        # Most programs are those of the last one.
+        os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', compiled)
         while sum(found.values()) < arguments.count and time.monotonic() < end:
             module = draw.choice(modules)
             change, tests = mutated((ROOT / module).read_text(), draw), tests_of(module)

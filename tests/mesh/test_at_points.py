@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compressing import feedback
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,12 +31,8 @@ def make_params():
     }
 
 
-def link(**options):
-    return def_jax.error_feedback(def_jax.random_block(4), 'workers', **options)
-
-
 def spmd(optimizer=None, kind=AUTO, specs=SPECS, **options):
-    optimizer = optimizer or link(inner=optax.sgd(0.01, momentum=0.9))
+    optimizer = optimizer or feedback(inner=optax.sgd(0.01, momentum=0.9))
     return def_jax.spmd(optimizer, mesh_of(2, 4, kind), specs, **options)
 
 
@@ -146,17 +143,14 @@ def test_keyword_arguments_have_any_name():
     assert run(*initial(dist), BATCH, **names).tolist() == [6, 6]
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        ({'split': (0,)}, r'split=\(0,\) must be a tuple of positions'),
-        ({'split': 1}, 'split=1 must be a tuple'),
-        ({'split': (1,), 'keys': (1,)}, 'both name argument 1'),
-    ],
-)
-def test_positions_are_checked(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        spmd().at_points(jax.grad(loss_fn), **arguments)
+def test_positions_are_checked():
+    for message, split, *keys in (
+        (r'split=\(0,\) must be a tuple of positions', (0,)),
+        ('split=1 must be a tuple', 1),
+        ('both name argument 1', (1,), (1,)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            spmd().at_points(jax.grad(loss_fn), split, *keys)
 
 
 def convolved(images, kernel):
@@ -205,12 +199,16 @@ def test_convolutions_take_what_lies_on_explicit_axes_as_arguments():
 # --- In other people's trainers -----------------------------------------------------------------------------
 
 
-def compiled(dist, out_shardings=None):
-    def step(params, state, batch, unused):
+def compiled(dist, step=None, params=None, batch=BATCH, out_shardings=None):
+    """A step, by default with the mean of its losses; an argument that is unused is not in the program."""
+
+    def default(params, state, batch):
         params, state, losses = step_of(dist, loss_fn)(params, state, batch)
         return params, state, losses.mean()
 
-    return jax.jit(step, out_shardings=out_shardings).lower(*initial(dist), BATCH, 0).compile()
+    params = initial(dist)[0] if params is None else params
+    mapped = jax.jit(lambda unused, *given: (step or default)(*given), out_shardings=out_shardings)
+    return mapped.lower(0, params, dist.init(params), batch).compile()
 
 
 def test_the_message_alone_crosses_workers():
@@ -232,15 +230,14 @@ def test_the_message_alone_crosses_workers():
 def test_specs_that_were_forgotten_are_found():
     """Parameters are sharded, but `spmd` was not told: each device would send what all of a worker have."""
     dist = spmd(specs=P())
-    params = jax.device_put(make_params(), spmd().shardings)
-    program = jax.jit(step_of(dist, loss_fn)).lower(params, dist.init(params), BATCH).compile()
-    with pytest.raises(ValueError, match=r"takes params\['in'\] in parts of shape .*Pass param_specs"):
-        dist.check(program)
-    among_workers = jax.sharding.NamedSharding(dist.mesh, P(dist.mesh.axis_names))
-    params = jax.device_put(make_params(), among_workers)  # as before there were workers
-    program = jax.jit(step_of(dist, loss_fn)).lower(params, dist.init(params), BATCH).compile()
-    with pytest.raises(ValueError, match=r'divided among workers: jax.device_put\(params, dist.shardings'):
-        dist.check(program)
+    among_workers = NamedSharding(dist.mesh, P(dist.mesh.axis_names))  # as before there were workers
+    for shardings, message in (
+        (spmd().shardings, r"takes params\['in'\] in parts of shape .*Pass param_specs"),
+        (among_workers, r'divided among workers: jax.device_put\(params, dist.shardings'),
+    ):
+        program = compiled(dist, step_of(dist, loss_fn), jax.device_put(make_params(), shardings))
+        with pytest.raises(ValueError, match=message):
+            dist.check(program)
 
 
 def test_a_batch_whose_examples_change_workers_is_found_however_small():
@@ -251,7 +248,7 @@ def test_a_batch_whose_examples_change_workers_is_found_however_small():
         return step_of(dist, loss_fn)(params, state, batch)
 
     batch = jax.device_put(BATCH, NamedSharding(dist.mesh, P(('shard', 'workers'))))
-    program = jax.jit(step).lower(*initial(dist), batch).compile()
+    program = compiled(dist, step, batch=batch)
     with pytest.raises(ValueError, match=r"batch that is not divided over \['workers'\]"):
         dist.check(program, besides=0)
 
@@ -265,7 +262,7 @@ def test_state_that_is_not_sharded_over_workers_is_found():
     with pytest.raises(
         ValueError, match=r"by all-gather.*returns .*inner\[0\].trace\['in'\].*state_shardings\(params\)"
     ):
-        dist.check(compiled(dist, shardings))
+        dist.check(compiled(dist, out_shardings=shardings))
 
 
 def test_a_mean_of_the_gradients_is_found():
@@ -278,7 +275,7 @@ def test_a_mean_of_the_gradients_is_found():
         return optax.apply_updates(params, updates), state, losses.mean(), norm
 
     batch = jax.device_put(BATCH, NamedSharding(dist.mesh, P('workers')))
-    program = jax.jit(step).lower(*initial(dist), batch).compile()
+    program = compiled(dist, step, batch=batch)
     message = r'all-reduce of .* bytes \(jit.*hold a whole gradient, which has 1,024: look for'
     with pytest.raises(ValueError, match=message):
         dist.check(program, besides=16)
@@ -298,7 +295,7 @@ def test_it_is_copied_as_other_transformations_are():
 
 
 def test_accumulation_sends_once():
-    optimizer = link(inner=optax.sgd(0.1, momentum=0.9))
+    optimizer = feedback(inner=optax.sgd(0.1, momentum=0.9))
     dist, plain = spmd(optimizer, accumulate=3), spmd(optimizer)
     params, state = initial(dist)
     rng = np.random.default_rng(0)
@@ -326,7 +323,7 @@ def test_specs_as_the_ecosystem_has_them(form):
         'shardings': {name: {'kernel': NamedSharding(spmd().mesh, spec)} for name, spec in SPECS.items()},
         'metadata': nn.get_partition_spec(boxes),
     }
-    dist = spmd(link(inner=optax.adam(0.1)), specs=specs[form])
+    dist = spmd(feedback(inner=optax.adam(0.1)), specs=specs[form])
     state = dist.init(params)
     assert state.residual['in']['kernel'].sharding.spec == P('workers', None, 'shard')
     if form == 'metadata':

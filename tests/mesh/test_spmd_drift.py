@@ -1,10 +1,11 @@
-"""What follows a link, or lies around it, sees x: copies of x stay alike, or the optimizer is refused."""
+"""What follows a link, or lies around it, sees x: copies of x stay alike. See also test_spmd_errors.py."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compressing import feedback
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharded_workers import AUTO, EXPLICIT, mesh_of, step_of
@@ -13,6 +14,7 @@ import def_jax
 
 PARAMS = {'w': jnp.linspace(0.5, 1.5, 32).reshape(8, 4), 'b': jnp.full(4, 0.1, jnp.float32)}
 GRADS = jax.tree.map(lambda p: jnp.ones((2, *p.shape)), PARAMS)
+SGD = optax.sgd(0.3, momentum=0.9)
 SPECS = {'w': P('shard'), 'b': P()}
 BATCH = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
 
@@ -25,44 +27,35 @@ def explicit_loss(params, batch):
     return loss_fn(jax.sharding.reshard(params, P()), batch)
 
 
-def link(**options):
-    return def_jax.error_feedback(def_jax.random_block(2), 'workers', **options)
+def spmd(optimizer, kind=AUTO, sizes=(2, 4), specs=SPECS):
+    return def_jax.spmd(optimizer, mesh_of(*sizes, kind), specs)
 
 
-def spmd(optimizer, kind=AUTO, sizes=(2, 4), specs=SPECS, **options):
-    return def_jax.spmd(optimizer, mesh_of(*sizes, kind), specs, **options)
-
-
-def train(dist, steps=4, loss_fn=loss_fn):
+def train(dist, steps=4):
     params = jax.device_put(PARAMS, dist.shardings)
     state, step = dist.init(params), jax.jit(step_of(dist, loss_fn))
     batch = jax.device_put(BATCH, NamedSharding(dist.mesh, P('workers')))
     for _ in range(steps):
-        params, state, losses = jax.block_until_ready(step(params, state, batch))
-    return params, state, losses
-
-
-def sgd():
-    return optax.sgd(0.3, momentum=0.9)
+        params, state, _ = jax.block_until_ready(step(params, state, batch))
+    return params, state
 
 
 @pytest.mark.parametrize(
     'optimizer',
     [
-        optax.contrib.schedule_free(link(inner=sgd()), 0.3),
-        optax.chain(link(inner=sgd(), skip_nonfinite=True, bits=2), optax.scale_by_trust_ratio()),
+        optax.contrib.schedule_free(feedback(inner=SGD), 0.3),
+        optax.chain(feedback(inner=SGD, skip_nonfinite=True, bits=2), optax.scale_by_trust_ratio()),
     ],
     ids=['schedule_free', 'trust ratio'],
 )
 def test_copies_of_x_do_not_drift_apart(optimizer):
-    params, _, _ = train(spmd(optimizer))
-    def_jax.assert_replicated(params, None)
+    def_jax.assert_replicated(train(spmd(optimizer))[0], None)
 
 
 def test_what_follows_the_link_is_taken_at_x():
     rate = 0.05
-    dist = spmd(optax.chain(link(inner=sgd(), detach=1.0), optax.add_decayed_weights(-rate)))
-    plain = spmd(link(inner=sgd(), detach=1.0))
+    dist = spmd(optax.chain(feedback(inner=SGD, detach=1.0), optax.add_decayed_weights(-rate)))
+    plain = spmd(feedback(inner=SGD, detach=1.0))
     state = optax.tree.set(dist.init(PARAMS), residual=GRADS)  # so that the detached point is elsewhere
     updates, _ = dist.update(GRADS, state, PARAMS)
     sent, _ = plain.update(GRADS, state[0], PARAMS)
@@ -74,45 +67,22 @@ def test_what_follows_the_link_is_taken_at_x():
     )
 
 
-@pytest.mark.parametrize(
-    ('optimizer', 'message'),
-    [
-        (optax.masked(link(inner=sgd()), {'w': True, 'b': False}), r"^updates\['b'\] would differ"),
-        (optax.contrib.mechanize(link(inner=sgd())), 'would differ between workers'),
-        (optax.MultiSteps(link(inner=sgd()), 2), 'accumulate='),
-        (
-            optax.transforms.conditionally_transform(link(inner=sgd()), lambda step: step > 1),
-            'would differ between workers',
-        ),
-    ],
-    ids=['masked', 'mechanize', 'MultiSteps', 'conditionally'],
-)
-def test_what_would_drift_or_wait_is_refused_at_trace(optimizer, message):
-    with pytest.raises(ValueError, match=message):
-        dist = spmd(optimizer)
-        jax.eval_shape(dist.update, GRADS, jax.eval_shape(dist.init, PARAMS), PARAMS)
-
-
 # --- Both kinds of axes, one worker, extra arguments --------------------------------------------------------
 
 
-TWO_BITS = link(inner=sgd(), bits=2)
-
-
-@pytest.mark.parametrize('name', ['two bits', 'onebit_adam'])
-def test_a_single_worker_of_several_devices(name):
+def test_a_single_worker_of_several_devices():
     """Nothing is reduced or gathered over an axis of one."""
     onebit_adam = def_jax.baselines.onebit_adam('workers', freeze_after=2)
-    dist = spmd(TWO_BITS if name == 'two bits' else optax.chain(onebit_adam, optax.scale(-0.1)), sizes=(1, 4))
-    params, state, _ = train(dist, 2)
-    if name == 'two bits':
-        dist.output_params(params, state)
-        dist.map(lambda p, s: def_jax.diagnostics.error_statistics(s, 'workers'))(params, state)
+    train(spmd(optax.chain(onebit_adam, optax.scale(-0.1)), sizes=(1, 4)), 2)
+    dist = spmd(feedback(inner=SGD, bits=2), sizes=(1, 4))
+    params, state = train(dist, 2)
+    dist.output_params(params, state)
+    dist.map(lambda p, s: def_jax.diagnostics.error_statistics(s, 'workers'))(params, state)
 
 
 def test_extra_arguments_reach_the_optimizer():
     plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=1.0)
-    dist = spmd(optax.chain(link(inner=sgd()), plateau))
+    dist = spmd(optax.chain(feedback(inner=SGD), plateau))
     state = dist.init(PARAMS)
     for _ in range(3):
         updates, state = dist.update(GRADS, state, PARAMS, value=1.0)
@@ -135,14 +105,14 @@ def test_a_learning_rate_set_by_hand():
 @pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
 def test_arrays_may_lie_anywhere(kind):
     """States and parameters restored as NumPy arrays, gradients on one device, states of another mesh."""
-    dist = spmd(link(inner=sgd()), kind)
+    dist = spmd(feedback(inner=SGD), kind)
     params, state = jax.tree.map(np.asarray, (PARAMS, dist.init(PARAMS)))
     _, grads = dist.value_and_grad(explicit_loss if kind == EXPLICIT else loss_fn)(params, state, BATCH)
     grads = jax.device_put(jax.tree.map(np.asarray, grads), jax.devices()[0])
     updates, state = dist.update(grads, state, params)
     assert np.any(updates['w'])
     assert state.residual['w'].sharding.spec[:2] == ('workers', 'shard')
-    four = spmd(link(inner=sgd()), kind, (4, 2))
+    four = spmd(feedback(inner=SGD), kind, (4, 2))
     for where in (state, jax.tree.map(np.asarray, state)):
         grouped = four.regroup(PARAMS, where)
         mean = np.mean(state.residual['w'], axis=0)
@@ -152,9 +122,8 @@ def test_arrays_may_lie_anywhere(kind):
 @pytest.mark.parametrize('params', [jnp.ones(2), {'energy': jnp.ones(2)}], ids=['bare', 'namesake'])
 def test_a_number_is_not_a_parameter_of_its_shape(params):
     """Nor of its name: the key and the energy of 'auto' are whole on every device."""
-    optimizer = link(inner=sgd(), detach='auto', bits=8, outer=optax.sgd(1.0, 0.9))
-    specs = def_jax.state_specs(optimizer, params, P('shard'))
-    state = specs
+    optimizer = feedback(inner=SGD, detach='auto', bits=8, outer=optax.sgd(1.0, 0.9))
+    state = def_jax.state_specs(optimizer, params, P('shard'))
     assert {state.key, *state.extra['energy']} == {P()}
     assert jax.tree.leaves(state.residual) == [P('workers', 'shard')]
     assert jax.tree.leaves(state.extra['outer']) == [P('shard')]
@@ -164,7 +133,7 @@ def test_a_number_is_not_a_parameter_of_its_shape(params):
 
 
 def test_eager_calls_trace_a_loss_once_each():
-    dist, traces = spmd(link(inner=sgd())), []
+    dist, traces = spmd(feedback(inner=SGD)), []
     params = jax.device_put(PARAMS, dist.shardings)
     state = dist.init(params)
 

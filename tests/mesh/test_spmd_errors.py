@@ -1,17 +1,16 @@
 """What `spmd` refuses: every case is one error that names the argument and the remedy."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from compressing import feedback
 from jax.sharding import PartitionSpec as P
 from sharded_workers import AUTO, EXPLICIT, mesh_of
 
 import def_jax
 
-OPTIMIZER = def_jax.error_feedback(def_jax.random_block(2), 'workers', inner=optax.adam(0.1))
+OPTIMIZER, BARE = feedback(2, inner=optax.adam(0.1)), feedback(2)
 PARAMS = {'w': jnp.ones((8, 6)), 'b': jnp.ones(6)}
 
 
@@ -81,9 +80,9 @@ def test_what_a_step_is_given_must_belong_together():
     around = optax.MultiSteps(dist, 2)
     with pytest.raises(ValueError, match=r'inside optax.MultiSteps, .*accumulate= of def_jax.spmd'):
         jax.eval_shape(step, PARAMS, jax.eval_shape(around.init, PARAMS), batch)
-    other = def_jax.error_feedback(def_jax.random_block(2), 'workers', inner=optax.sgd(0.1))
+    other = two_by_four(optimizer=feedback(2, inner=optax.sgd(0.1)))
     with pytest.raises(ValueError, match=r'opt_state has the structure .* of another optimizer'):
-        jax.eval_shape(step, PARAMS, jax.eval_shape(two_by_four(optimizer=other).init, PARAMS), batch)
+        jax.eval_shape(step, PARAMS, jax.eval_shape(other.init, PARAMS), batch)
     four = def_jax.spmd(OPTIMIZER, mesh_of(4, 2), P())
     with pytest.raises(
         ValueError,
@@ -94,6 +93,8 @@ def test_what_a_step_is_given_must_belong_together():
         jax.eval_shape(step, PARAMS, OPTIMIZER.init(PARAMS), batch)
     with pytest.raises(ValueError, match=r"grads\['b'\] has shape \(6,\), but must be \(2, 6\)\. Pass"):
         jax.eval_shape(dist.update, PARAMS, shapes, PARAMS)
+    with pytest.raises(ValueError, match='lookahead goes around'):
+        dist.init(optax.LookaheadParams.init_synced(PARAMS))
     with pytest.raises(ValueError, match='grads has the structure'):
         jax.eval_shape(dist.update, {'w': PARAMS['w']}, shapes, PARAMS)
 
@@ -103,8 +104,7 @@ def test_what_a_step_is_given_must_belong_together():
 )
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_extra_arguments_are_the_same_for_all_workers(name, shape, accumulate):
-    link = def_jax.error_feedback(def_jax.random_block(2), 'workers')
-    optimizer = optax.chain(optax.sgd(0.1), link, optax.contrib.reduce_on_plateau())
+    optimizer = optax.chain(optax.sgd(0.1), BARE, optax.contrib.reduce_on_plateau())
     dist, right = two_by_four(optimizer=optimizer, accumulate=accumulate), {'value': 1.0, 'grad': PARAMS}
     updated(dist, **right)
     stacked = jax.tree.map(jnp.ones, shape, is_leaf=lambda x: isinstance(x, tuple))
@@ -112,33 +112,30 @@ def test_extra_arguments_are_the_same_for_all_workers(name, shape, accumulate):
         updated(dist, **right | {name: stacked})
 
 
-@pytest.mark.parametrize(
-    ('axis_name', 'make'),
-    [(None, def_jax.all_reduce_mean), ('shard', functools.partial(def_jax.ef21, def_jax.random_block(2)))],
-)
-def test_links_average_over_the_workers(axis_name, make):
-    dist = two_by_four(optimizer=optax.chain(optax.sgd(0.1), make(axis_name)))
-    with pytest.raises(
-        ValueError, match=f"axis_name={axis_name!r} of a link differs from axis_name='workers'"
-    ):
-        updated(dist)
+# What would differ between workers, or wait; links of other axes, or that see other tensors; and none.
+OPTIMIZERS = {
+    'masked': (optax.masked(OPTIMIZER, {'w': True, 'b': False}), r"^updates\['b'\] would differ"),
+    'mechanize': (optax.contrib.mechanize(OPTIMIZER), 'would differ between workers'),
+    'MultiSteps': (optax.MultiSteps(OPTIMIZER, 2), 'accumulate='),
+    'conditionally': (
+        optax.transforms.conditionally_transform(OPTIMIZER, lambda step: step > 1),
+        'would differ between workers',
+    ),
+    'no axis': (
+        optax.chain(def_jax.all_reduce_mean(None), optax.sgd(0.1)),
+        "axis_name=None of a link differs from axis_name='workers'",
+    ),
+    'another axis': (
+        optax.chain(def_jax.ef21(def_jax.random_block(2), 'shard'), optax.sgd(0.1)),
+        "axis_name='shard' of a link differs from axis_name='workers'",
+    ),
+    'flatten': (optax.flatten(OPTIMIZER), 'no leaf of the parameters'),
+    'before a link': (optax.chain(optax.sgd(0.1, 0.9), BARE), r'precedes the link in the chain.* as inner='),
+    'no link': (optax.adam(0.1), 'holds no link that communicates'),
+}
 
 
-def test_a_link_must_see_the_parameters_own_tensors():
-    with pytest.raises(ValueError, match='no leaf of the parameters'):
-        updated(two_by_four(optimizer=optax.flatten(OPTIMIZER)))
-
-
-def test_a_state_before_a_bare_link_is_refused():
-    optimizer = optax.chain(
-        optax.sgd(0.1, momentum=0.9), def_jax.error_feedback(def_jax.random_block(2), 'workers')
-    )
-    with pytest.raises(ValueError, match=r'precedes the link in the chain.* as inner='):
-        def_jax.spmd(optimizer, mesh_of(2, 4, AUTO), P()).init(PARAMS)
-
-
-def test_an_optimizer_without_a_link_and_parameters_of_lookahead_are_refused():
-    with pytest.raises(ValueError, match='holds no link that communicates'):
-        two_by_four(optimizer=optax.adam(0.1)).init(PARAMS)
-    with pytest.raises(ValueError, match='lookahead goes around'):
-        two_by_four().init(optax.LookaheadParams.init_synced(PARAMS))
+@pytest.mark.parametrize(('optimizer', 'message'), OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_what_cannot_be_distributed_is_refused_at_trace(optimizer, message):
+    with pytest.raises(ValueError, match=message):
+        updated(two_by_four(optimizer=optimizer))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compressing import feedback
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharded_workers import EXPLICIT, mesh_of, step_of
@@ -49,10 +50,6 @@ def at_own_params(params, state, batch):
     return jax.grad(loss_fn)(vary_if_tracked(params, 'workers'), batch)
 
 
-def feedback(**options):
-    return def_jax.error_feedback(def_jax.random_block(4), 'workers', **options)
-
-
 def mapped(optimizer, gradient, check_vma=True):
     """A step under shard_map, and the first state: per-worker leaves have an axis of workers."""
     own = own_leaves(optimizer, PARAMS)
@@ -81,38 +78,40 @@ def trace(optimizer, gradient):
     return jax.eval_shape(step, PARAMS, state, BATCH)
 
 
-def with_point(name):
-    """An optimizer, and the gradient that it is given."""
-    if name in LINKS:
-        momentum = 0.9 if name in ('dense', 'ef21') else None
-        return optax.chain(LINKS[name], optax.sgd(0.1, momentum=momentum)), at_own_params
-    return OPTIMIZERS[name], outside
-
-
-NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
-SHUFFLED = def_jax.random_block(4, order='shuffled')
+SGD, NESTEROV = optax.sgd(0.1, momentum=0.9), optax.sgd(0.7, momentum=0.9, nesterov=True)
+SHUFFLED = {'order': 'shuffled', 'allocation': 'balanced'}
+# Every option of a block and of the link, several at once where they can be combined; none promotes.
 OPTIMIZERS = {
-    'auto': feedback(inner=optax.adamw(0.01), detach='auto', outer=NESTEROV),
-    'bare': optax.chain(optax.sgd(0.1, momentum=0.9), feedback()),
-    'skipping, 8 bits': feedback(inner=optax.sgd(0.1, momentum=0.9), skip_nonfinite=True, bits=8),
-    'every': feedback(inner=optax.sgd(0.1), every=2, decay=0.9),
-    'shuffled, in flight': def_jax.error_feedback(
-        *(SHUFFLED, 'workers'), inner=optax.sgd(0.1), overlap=True, skip_nonfinite=True
+    'skipping, 8 bits': feedback(inner=SGD, skip_nonfinite=True, detach='auto', bits=8),
+    '16 bits': feedback(3, blocks=SHUFFLED, inner=SGD, bits=16, detach='auto', decay=0.9, average_every=3),
+    'every, 1 bit': feedback(
+        3, blocks={'order': 'cyclic'}, inner=SGD, every=2, decay=0.9, outer=NESTEROV, bits=1
     ),
+    'in flight, 2 bits': feedback(3, blocks=SHUFFLED, inner=SGD, overlap=True, detach='auto', bits=2),
+    'shuffled, in flight': feedback(blocks=SHUFFLED, inner=optax.sgd(0.1), overlap=True, skip_nonfinite=True),
+    'elements, in flight': def_jax.error_feedback(def_jax.random_k(3), 'workers', overlap=True),
+    'scaled': def_jax.error_feedback(def_jax.scaled(0.5), 'workers', outer=NESTEROV),
+    'def_sgd': def_jax.def_sgd(0.1, 64, 'workers'),
+}
+COMPOSED = {
+    'auto': feedback(inner=optax.adamw(0.01), detach='auto', outer=NESTEROV),
     'def_adamw, in flight': def_jax.def_adamw(0.01, 64, 'workers', overlap=True),
+    'bare': optax.chain(SGD, feedback()),
     'injected': optax.inject_hyperparams(
         def_jax.def_adamw, static_args=('compression', 'bits', 'axis_name', 'detach', 'outer')
     )(0.01, 64, 'workers'),
     'a step size of its own': feedback(inner=optax.contrib.prodigy(0.1)),
+    'after it': optax.chain(
+        feedback(inner=SGD), optax.add_decayed_weights(-0.01), optax.scale_by_trust_ratio()
+    ),
     'around it': optax.contrib.schedule_free(feedback(inner=optax.sgd(0.1)), 0.1),
     'two links': optax.multi_transform(
         {'a': feedback(inner=optax.inject_hyperparams(optax.adam)(0.1)), 'b': feedback()},
         {'w': 'a', 'b': 'b'},
     ),
-    'sparse_loco': optax.chain(optax.sgd(0.1), def_jax.baselines.sparse_loco(2, 'workers', every=2)),
     # The bias is not communicated in blocks, and a link of its own averages it.
     'masked': optax.chain(
-        optax.masked(feedback(inner=optax.sgd(0.1, momentum=0.9), average_every=2), {'w': True, 'b': False}),
+        optax.masked(feedback(inner=SGD, average_every=2), {'w': True, 'b': False}),
         optax.masked(
             optax.chain(def_jax.all_reduce_mean('workers'), optax.sgd(0.1)), {'w': False, 'b': True}
         ),
@@ -124,20 +123,26 @@ OPTIMIZERS = {
         feedback(),
     ),
 }
-BLOCK = def_jax.random_block(2)
-LINKS = {
-    'dense': def_jax.all_reduce_mean('workers'),
-    'ef21': def_jax.ef21(BLOCK, 'workers'),
-    'ef21_sgdm': def_jax.baselines.ef21_sgdm(BLOCK, 'workers'),
-    'powersgd': def_jax.baselines.powersgd(4, 'workers', rank=1),
-    'top_k': def_jax.baselines.top_k(4, 'workers'),
-    'demo': def_jax.baselines.demo(2, 'workers', chunk=2),
-    'sign_ef': def_jax.baselines.sign_ef('workers'),
-    'onebit_adam': def_jax.baselines.onebit_adam('workers', freeze_after=2),
-}
 
 
-@pytest.mark.parametrize('name', [*OPTIMIZERS, *LINKS])
+def method_optimizer(name):
+    method = def_jax.METHODS[name]
+    chosen = {'ratio': 2, 'chunk': 4, 'freeze_after': 2} | ({'every': 2} if name == 'sparse_loco' else {})
+    options = {option: value for option, value in chosen.items() if option in method.options}
+    return method.optimizer(optax.identity(), SGD, 'workers', method.compressor(2), **options)
+
+
+LINKED = {name: method_optimizer(name) for name, method in def_jax.METHODS.items() if method.link is not None}
+
+
+def with_point(name):
+    """An optimizer, and the gradient that it is given."""
+    if name in LINKED:
+        return LINKED[name], outside if def_jax.METHODS[name].kind == 'error_feedback' else at_own_params
+    return (OPTIMIZERS | COMPOSED)[name], outside
+
+
+@pytest.mark.parametrize('name', [*OPTIMIZERS, *COMPOSED, *LINKED])
 def test_types_prove_that_all_workers_get_the_same_parameters(name):
     """And the state's specs say which of its leaves differ."""
     trace(*with_point(name))
@@ -146,7 +151,7 @@ def test_types_prove_that_all_workers_get_the_same_parameters(name):
 @pytest.mark.parametrize(
     ('optimizer', 'gradient', 'message'),
     [
-        (OPTIMIZERS['auto'], inside, 'is the same on all workers: .* Take it outside of the loss'),
+        (COMPOSED['auto'], inside, 'is the same on all workers: .* Take it outside of the loss'),
         *(
             (
                 alias(0.1, 64, 'workers'),
@@ -159,7 +164,7 @@ def test_types_prove_that_all_workers_get_the_same_parameters(name):
             *(optax.chain(optax.sgd(0.1), feedback()), at_params),
             r"updates\['b'\] is the same on all workers: .*with point = def_jax.detached_params",
         ),
-        (optax.chain(LINKS['dense'], optax.sgd(0.1)), at_params, re.escape(f'with point = {OWN_PARAMS}')),
+        (LINKED['sgd'], at_params, re.escape(f'with point = {OWN_PARAMS}')),
     ],
     ids=['through the point', 'def_sgd', 'def_adamw', 'at x', 'a link without a detached point'],
 )
@@ -194,7 +199,7 @@ def test_a_state_that_is_stacked_as_a_whole_is_refused():
         ('bare', ('trace', 'residual'), True),
         ('auto', ('energy', 'detach', 'step', 'key'), False),
         ('around it', ('z',), False),
-        ('dense', ('trace',), False),
+        ('sgd', ('trace',), False),
         ('ef21', ('local',), True),
         ('ef21', ('mean', 'trace'), False),
     ],
@@ -230,35 +235,6 @@ def test_updates_and_state_lie_where_the_parameters_do():
 
 # --- Ranks and dtypes are never promoted in silence, so users may forbid both ---
 
-BALANCED = {'order': 'shuffled', 'allocation': 'balanced'}
-# Every option of a block and of the link, several at once where they can be combined.
-OPTIONS = [
-    ({}, {'detach': 'auto', 'bits': 8, 'skip_nonfinite': True}),
-    (BALANCED, {'detach': 'auto', 'bits': 16, 'decay': 0.9, 'average_every': 3}),
-    ({'order': 'cyclic'}, {'every': 2, 'outer': optax.sgd(0.7, 0.9, nesterov=True), 'bits': 1}),
-    (BALANCED, {'overlap': True, 'detach': 'auto', 'bits': 2}),
-    (BALANCED, {'overlap': True, 'skip_nonfinite': True}),
-]
-SENDING = [
-    *(
-        def_jax.error_feedback(
-            def_jax.random_block(3, **blocks), 'workers', inner=optax.sgd(0.1, 0.9), **options
-        )
-        for blocks, options in OPTIONS
-    ),
-    def_jax.error_feedback(def_jax.random_k(3), 'workers', overlap=True),
-    def_jax.error_feedback(def_jax.scaled(0.5), 'workers', outer=optax.sgd(0.7, 0.9)),
-    def_jax.def_sgd(0.1, 64, 'workers'),
-]
-LINKED = [name for name, method in def_jax.METHODS.items() if method.link is not None]
-
-
-def method_optimizer(name):
-    method = def_jax.METHODS[name]
-    chosen = {'ratio': 2, 'chunk': 4, 'freeze_after': 2} | ({'every': 2} if name == 'sparse_loco' else {})
-    options = {option: value for option, value in chosen.items() if option in method.options}
-    return method.optimizer(optax.identity(), optax.sgd(0.1, 0.9), 'workers', method.compressor(2), **options)
-
 
 def test_all_that_sends_traces_without_promotion():
     """On Explicit axes, where arrays have types that operations must agree on, too."""
@@ -275,7 +251,7 @@ def test_all_that_sends_traces_without_promotion():
         return params
 
     with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
-        for optimizer in [*SENDING, *map(method_optimizer, LINKED)]:
+        for optimizer in (OPTIMIZERS | LINKED).values():
             dist = def_jax.spmd(optimizer, mesh_of(2, 4, EXPLICIT), {'w': P('shard'), 'b': None})
             params = jax.device_put(PARAMS, dist.shardings)
             jax.eval_shape(functools.partial(step, dist), params, jnp.ones((4, 4)))

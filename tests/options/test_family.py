@@ -1,11 +1,8 @@
 """Other people's systems as settings of `error_feedback`, each against an oracle of its own."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import optax
+import pytest
 import reference_baselines
 import reference_family as family
 from compressing import exchanged
@@ -26,44 +23,29 @@ def named(name, inner, ratio=4, **options):
     return method.optimizer(optax.identity(), inner, 'workers', compressor, **options), compressor
 
 
-def trained(optimizer):
-    return x_and_own(optimizer, DATA)
+# A method, its inner optimizer for the library and for the oracle, its options, and the oracle's
+# synchronisation, given the compressor.
+SGD = optax.sgd(RATE, momentum=0.9), family.momentum_sgd(RATE, 0.9)
+ADAM, PLAIN = (optax.adam(0.01), family.adam(0.01)), (optax.sgd(RATE), family.momentum_sgd(RATE, 0.0))
+LOCAL = [
+    ('local_sgd', SGD, {'every': EVERY}, lambda _: family.local_sgd(EVERY)),
+    ('diloco', ADAM, {'every': EVERY}, lambda _: family.diloco(EVERY, **OUTER)),
+    # The fragments are blocks of every tensor, in turn; the outer momentum of the others rests.
+    (
+        *('streaming_diloco', PLAIN, {'ratio': 2, 'every': EVERY}),
+        lambda c: family.diloco(EVERY, **OUTER, fragments=multipliers(c, num_steps=NUM_STEPS // EVERY)),
+    ),
+    ('sparta', SGD, {}, lambda c: family.sparta(multipliers(c, num_steps=NUM_STEPS))),
+]
 
 
-def expected(inner, synchronise):
-    return family.local_training(
-        START, GRADIENT, inner, synchronise, num_workers=NUM_WORKERS, num_steps=NUM_STEPS
-    )
-
-
-def assert_close(found, oracle):
-    for ours, theirs in zip(found, oracle, strict=True):
-        np.testing.assert_allclose(ours, theirs, **TOLERANCE)
-
-
-def test_local_sgd():
-    optimizer, _ = named('local_sgd', optax.sgd(RATE, momentum=0.9), every=EVERY)
-    assert_close(trained(optimizer), expected(family.momentum_sgd(RATE, 0.9), family.local_sgd(EVERY)))
-
-
-def test_diloco():
-    optimizer, _ = named('diloco', optax.adam(0.01), every=EVERY)
-    assert_close(trained(optimizer), expected(family.adam(0.01), family.diloco(EVERY, **OUTER)))
-
-
-def test_streaming_diloco():
-    """The fragments are blocks of every tensor, in turn; the outer momentum of the others rests."""
-    optimizer, blocks = named('streaming_diloco', optax.sgd(RATE), ratio=2, every=EVERY)
-    fragments = multipliers(blocks, num_steps=NUM_STEPS // EVERY)
-    assert (fragments[:-1] != fragments[1:]).any()
-    synchronise = family.diloco(EVERY, **OUTER, fragments=fragments)
-    assert_close(trained(optimizer), expected(family.momentum_sgd(RATE, 0.0), synchronise))
-
-
-def test_sparta():
-    optimizer, elements = named('sparta', optax.sgd(RATE, momentum=0.9))
-    averaged = family.sparta(multipliers(elements, num_steps=NUM_STEPS))
-    assert_close(trained(optimizer), expected(family.momentum_sgd(RATE, 0.9), averaged))
+@pytest.mark.parametrize(('name', 'inner', 'options', 'synchronise'), LOCAL, ids=[case[0] for case in LOCAL])
+def test_models_that_drift_apart(name, inner, options, synchronise):
+    optimizer, compressor = named(name, inner[0], **options)
+    sizes = {'num_workers': NUM_WORKERS, 'num_steps': NUM_STEPS}
+    expected = family.local_training(START, GRADIENT, inner[1], synchronise(compressor), **sizes)
+    for found, oracle in zip(x_and_own(optimizer, DATA), expected, strict=True):
+        np.testing.assert_allclose(found, oracle, **TOLERANCE)
 
 
 def test_random_replicator():
@@ -71,7 +53,7 @@ def test_random_replicator():
     exchange = family.random_replicator(multipliers(blocks, num_steps=NUM_STEPS), decay=0.999)
     rates = [RATE] * NUM_STEPS
     oracle = reference_baselines.train(START, GRADIENT, exchange, rates, num_workers=NUM_WORKERS)
-    np.testing.assert_allclose(trained(optimizer)[0], oracle, **TOLERANCE)
+    np.testing.assert_allclose(x_and_own(optimizer, DATA)[0], oracle, **TOLERANCE)
 
 
 def test_outer_momentum_of_a_scaled_message():
@@ -86,15 +68,3 @@ def test_outer_momentum_of_a_scaled_message():
         velocity = momentum * velocity + delta * pending.mean(0)
         residual = (1 - delta) * pending
         np.testing.assert_allclose(arrived, rate * velocity, rtol=0, atol=1e-5, err_msg=f'{t=}')
-
-
-def test_devices_can_be_set_after_the_methods_are_built():
-    """A command line builds its optimizer to check it, and then asks JAX for its devices."""
-    program = (
-        'import def_jax, jax, optax\n'
-        'for method in def_jax.METHODS.values():\n'
-        "    method.optimizer(optax.identity(), optax.sgd(0.1), 'workers', def_jax.identity(), ratio=64)\n"
-        "jax.config.update('jax_num_cpu_devices', 3)\n"
-        'assert jax.device_count() == 3\n'
-    )
-    subprocess.run([sys.executable, '-c', program], check=True, env=os.environ | {'XLA_FLAGS': ''})

@@ -5,7 +5,6 @@ from itertools import combinations
 import matplotlib.colors
 import matplotlib.figure
 import numpy as np
-import pytest
 
 from def_jax import METHODS
 from def_jax.tools import pictures
@@ -21,12 +20,8 @@ def test_the_methods_colours_are_told_apart_by_the_colour_blind():
     assert min(apart) > 0.14
 
 
-@pytest.fixture
-def axes():
-    return matplotlib.figure.Figure().subplots()
-
-
-def test_a_band_of_one_standard_deviation(axes):
+def test_a_band_of_one_standard_deviation():
+    axes = matplotlib.figure.Figure().subplots()
     pictures.draw_band(axes, [1, 2], [[1.0, 3.0], [4.0, 4.0]])
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [2, 4])
     heights = axes.collections[0].get_paths()[0].vertices[:, 1]

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from faults import processes
 
+from benchmarks.reliability import processes
 from def_jax.elastic.network import free_address
 from def_jax.tools.launch import Launcher
 

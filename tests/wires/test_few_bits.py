@@ -46,7 +46,7 @@ def owners(num_workers, bits):
     ('mapping', 'num_workers', 'bits'),
     [
         *(('vmap', workers, bits) for workers in (2, 3, 8) for bits in BITS),
-        ('vmap', 64, 2),
+        ('vmap', 200, 2),
         ('one worker', 1, 1),
         ('one worker', 1, 4),
         ('pmap', 3, 2),
@@ -73,16 +73,8 @@ def test_every_mapping_equals_oracle(mapping, num_workers, bits):
     found, kept = (rest / scale)[:, clear], (expected[1] / scale)[:, clear]
     np.testing.assert_allclose(found, kept, rtol=0, atol=2e-6 * num_workers)
     # What is applied and what is kept are what was to be sent, whatever was rounded.
-    np.testing.assert_allclose((mean[0] + rest.mean(0)) / scale, messages.mean(0) / scale, atol=2e-7)
-
-
-def test_two_hundred_workers():
-    messages = make_messages(200).astype(np.float32)
-    mean, rest = jax.jit(jax.vmap(lambda x: exchanged(x, 2), axis_name='workers'))(messages)
-    assert (np.asarray(mean) == mean[0]).all()
-    restored = np.asarray(mean[0], np.float64) + np.asarray(rest, np.float64).mean(0)
-    scale = np.repeat(SCALES, SIZES)
-    np.testing.assert_allclose(restored / scale, messages.mean(0, dtype=np.float64) / scale, atol=2e-6)
+    atol = 2e-7 if num_workers < 100 else 2e-6
+    np.testing.assert_allclose((mean[0] + rest.mean(0)) / scale, messages.mean(0) / scale, atol=atol)
 
 
 @pytest.mark.parametrize('broken', [np.nan, np.inf, -np.inf])

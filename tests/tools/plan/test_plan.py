@@ -124,13 +124,10 @@ def test_bandwidths(text, bits):
     assert parse_bandwidth(text) == bits
 
 
-@pytest.mark.parametrize('text', ['', 'fast', '10 GB', 'gbit', '-1gbit', '1.2.3', None])
-def test_no_bandwidth(text):
-    with pytest.raises(ValueError, match=r"bandwidth=.* must be in bits per second, such as '10gbit'"):
-        parse_bandwidth(text)
-
-
 def test_impossible_values():
+    for text in ('', 'fast', '10 GB', 'gbit', '-1gbit', '1.2.3', None):
+        with pytest.raises(ValueError, match=r"bandwidth=.* must be in bits per second, such as '10gbit'"):
+            parse_bandwidth(text)
     bad = [(f.name, value) for f in dataclasses.fields(Plan) for value in (-1, math.nan, 1e300, '64', None)]
     for field, value in [*bad, ('overlap', 2), ('step_time', 0)]:
         with pytest.raises(ValueError, match=rf'{field}=.* must be (a number in|True or False)'):

@@ -12,8 +12,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from faults import processes
 
+from benchmarks.reliability import processes
 from def_jax.trainer import metrics
 from def_jax.trainer.launch import command_line
 

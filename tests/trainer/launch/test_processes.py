@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 import training_fixtures as fixtures
-from faults import processes as launched
 
+from benchmarks.reliability import processes as launched
 from def_jax.tools.place import Place, find
 from def_jax.trainer.launch import devices
 from def_jax.trainer.workers import ShardedWorkers

@@ -1,6 +1,6 @@
 """One process of `elastic.py` or of `tests/test_elastic.py`: a perceptron on FOLDER/../digits.npz.
 
-    python tests/faults/elastic_worker.py FOLDER [KEY=VALUE ...]
+    python benchmarks/reliability/elastic_worker.py FOLDER [KEY=VALUE ...]
 
 `def_jax.launch` sets its place among the others. It writes a line a step to FOLDER/PROCESS.jsonl, and process
 0 a checkpoint every 50 steps, until `steps` are made or FOLDER/stop is there. With `kind=restart`,
@@ -55,12 +55,9 @@ os.environ['XLA_FLAGS'] = ' '.join(
 )
 
 
-def read_plan() -> dict:
-    given = dict(part.split('=') for part in sys.argv[2:])
-    return PLAN | {key: type(PLAN[key])(value) for key, value in given.items()}
-
-
-plan = read_plan()
+plan = PLAN | {
+    key: type(PLAN[key])(value) for key, value in (argument.split('=') for argument in sys.argv[2:])
+}
 
 
 def main() -> int:
@@ -83,14 +80,14 @@ def main() -> int:
             line = {'step': team.step, 'workers': team.num_workers, 'loss': float(losses.mean())}
             line['bits'] = zlib.crc32(b''.join(x.tobytes() for x in jax.tree.leaves(team.local_params)))
             if y_before is not None:
-                line['moved'] = float(np.sqrt(sum(((a - b) ** 2).sum() for a, b in pairs(y, y_before))))
+                moved = jax.tree.leaves(jax.tree.map(np.subtract, y, y_before))
+                line['moved'] = float(np.sqrt(sum((x**2).sum() for x in moved)))
             y_before = y_after
             write(**line)
             if plan['look'] and team.step % plan['look'] == 0:
                 write(looked=float(team.look(norm, look_batch)), at=team.step)
-            if (
-                plan['checkpoint'] and team.step % plan['checkpoint'] == 0 and not ends
-            ):  # who restarts has a step to make
+            due = plan['checkpoint'] and team.step % plan['checkpoint'] == 0
+            if due and not ends:  # who restarts has a step to make
                 save(team.step, team.fetch())
             time.sleep(plan['pause'])
     except (elastic.GivenUpError, elastic.RefusedError, elastic.TooFewError) as error:
@@ -189,10 +186,6 @@ class Fixed:
 
 def own_part(x):
     return np.asarray(x.addressable_shards[0].data)
-
-
-def pairs(one, other):
-    return zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
 
 
 def passes(where: str) -> None:

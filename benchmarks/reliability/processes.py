@@ -17,7 +17,8 @@ from def_jax.elastic.network import free_address
 from def_jax.trainer import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ['--config=configs/digits.py', '--config.model=faults.small_model:perceptron']  # soon compiled
+SMALL_MODEL = '--config.model=benchmarks.reliability.small_model:Perceptron'  # soon compiled
+SMALL = ['--config=configs/digits.py', SMALL_MODEL]
 
 
 def start(folder: Path, flags: list[str], environment: dict[str, str], name: str = '') -> subprocess.Popen:
