@@ -55,7 +55,7 @@ class Key(NamedTuple):
         else:
             fits = isinstance(value, str) and (value in known or (':' in value and bool(self.table)))
             path = ' or an import path such as my_package.my_module:factory' * bool(self.table)
-            allowed = f'one of {", ".join(dict.fromkeys(known)) or "empty"}{path}'
+            allowed = f'one of {", ".join(each or "empty" for each in dict.fromkeys(known))}{path}'
         if not fits:
             raise ValueError(f'{name}={value!r} must be {allowed}.{nearest(value, known)}')
         return None
@@ -73,17 +73,17 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'decay': Key(1.0, 'multiplies the residual at every step'),
         'average_every': Key(0, "SAEF's period P: steps between averages of the residuals; 0: never"),
         'rank': Key(0, "of PowerSGD's factors; 0: the largest that sends no more than `ratio` allows"),
-        'chunk': Key(OPTIONS['chunk'], 'the longest edge of a chunk of DeMo or SparseLoCo'),
-        'freeze_after': Key(OPTIONS['freeze_after'], "1-bit Adam's dense steps, which end its second moment"),
+        'chunk': Key(64, 'the longest edge of a chunk of DeMo or SparseLoCo'),
+        'freeze_after': Key(100, 'dense steps of 1-bit Adam before its second moment is frozen'),
         'skip_nonfinite': Key(False, 'all workers skip a step with an update that is not finite'),
         'overlap': Key(False, 'messages travel during the next gradient; x is one step behind'),
         'outer': Key('', 'the optimizer that applies the message; empty to add it', OPTIMIZERS),
     },
     'Workers': {
         'num_workers': Key(16, 'K, over all devices', least=1, change='regroups'),
-        'workers_per_device': Key(1, 'virtual: the same run on fewer devices', least=1, change='regroups'),
-        'shards_per_worker': Key(1, 'devices that share matrices and batch', least=1, change='regroups'),
-        'sequential_workers': Key(False, 'virtual ones in turn: no grouped convolutions', change='always'),
+        'workers_per_device': Key(1, 'virtual workers: the run on fewer devices', least=1, change='regroups'),
+        'shards_per_worker': Key(1, 'devices that share its tensors and batch', least=1, change='regroups'),
+        'sequential_workers': Key(False, 'in turn on a device, as convolutions want it', change='always'),
         'elastic': Key(False, 'goes on while processes come and go', change='always'),
         'min_workers': Key(1, 'with fewer, an elastic run waits', least=1, change='always'),
         'patience': Key(600, 'seconds that it waits before it stops', change='always'),
@@ -94,10 +94,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'dataset': Key('digits', 'the examples', FACTORIES),
         'data_dir': Key('', "where TFDS stores data sets; empty for TFDS's default", change='always'),
         'train_examples': Key(0, 'limits the training split to its first ones; 0 means all'),
-        'validation_examples': Key(0, 'held out, the last training ones; 0 keeps the validation split'),
+        'validation_examples': Key(0, 'holds out the last training ones; 0 keeps the validation split'),
         'test_examples': Key(0, 'limits the test split to its first examples; 0 means all'),
         'model': Key('vgg_digits', 'the network', ChainMap(LANGUAGE_MODELS, MODELS)),
-        'compute_dtype': Key('float32', "the network's, not of parameters", words=('float32', 'bfloat16')),
+        'compute_dtype': Key('float32', 'of the network, not of parameters', words=('float32', 'bfloat16')),
     },
     'Optimization': {
         'batch_size': Key(128, 'examples per step, over all workers', least=1, change='with_workers'),
@@ -109,7 +109,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
             *('drops', '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay', SCHEDULES),
             dict(learning_rate=..., num_steps=..., learning_rate_drops=(0.5, 0.75)),
         ),
-        'learning_rate_drops': Key((0.5, 0.75), 'fractions of the run, at which `drops` divides it by ten'),
+        'learning_rate_drops': Key((0.5, 0.75), 'fractions of the run at which `drops` divides it by ten'),
         'optimizer': Key(
             *('sgd', "the workers' own optimizer", OPTIMIZERS),
             dict(learning_rate=..., momentum=0.9, weight_decay=0),
