@@ -11,7 +11,7 @@ PROCESSES ?= $(if $(ARGS),0,2)
 EXPERIMENTS := $(filter-out theory,$(foreach file,$(wildcard experiments/*.py),$(if $(wildcard results/$(basename $(notdir $(file)))/runs.jsonl),$(basename $(notdir $(file))))))
 REPRODUCED ?= table1 table4 figure3 few_bits
 BENCHMARKS ?= optimizer_stage loop
-THEORY ?= step_size distance averaging stability figure3 without_batchnorm
+THEORY ?= step_size distance averaging stability figure3 without_batchnorm rounding
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

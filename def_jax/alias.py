@@ -94,13 +94,12 @@ def def_adamw(
     Args:
         learning_rate: of dense AdamW, a number or an optax schedule. A factor of three is inside, for the
             gradient's part of an update alone.
-        compression: see `def_sgd`.
+        compression, order, allocation: see `def_sgd`.
         axis_name, bits, detach, outer, skip_nonfinite, overlap, seed: see `error_feedback`.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay, as of dense AdamW, at the detached point.
         mask: which leaves decay, a pytree of booleans or a function of the parameters, see `optax.adamw`.
-        order, allocation: of the blocks, see `random_block`.
 
     Raises:
         ValueError: if an argument is out of range, or there is no block of that compression in so many bits.

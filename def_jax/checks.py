@@ -1,15 +1,12 @@
 """Checks of arguments, states and trees that several modules share, each rule in one place."""
 
-import difflib
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-T = TypeVar('T')
 
 
 def is_number(value: Any) -> bool:
@@ -94,27 +91,3 @@ def check_extra_arguments(extra_args: Mapping[str, Any], params: Any, num_worker
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Leaves with their paths, as errors write these: ['w'][0]."""
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def look_up(kind: str, name: Any, table: Mapping[str, T]) -> T:
-    """`table[name]`, or a ValueError that lists the names.
-
-    >>> look_up('method', 'deff', {'sgd': 0, 'def': 1})
-    Traceback (most recent call last):
-    ValueError: method='deff' is unknown; it must be one of sgd, def. Did you mean 'def'?
-    """
-    if name not in table:
-        raise ValueError(
-            f'{kind}={name!r} is unknown; it must be one of {", ".join(table)}.{nearest(name, table)}'
-        )
-    return table[name]
-
-
-def nearest(name: Any, names: Iterable[str]) -> str:
-    """' Did you mean ...?' if one of `names` is close to `name`, else an empty string.
-
-    >>> nearest('metod', ['method', 'ratio'])
-    " Did you mean 'method'?"
-    """
-    near = difflib.get_close_matches(str(name), list(names), n=1)
-    return f' Did you mean {near[0]!r}?' if near else ''

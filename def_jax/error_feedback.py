@@ -9,12 +9,12 @@ worker k's updates that has not reached the parameters yet. Legend:
     g_k      gradient at x - λ·e_k       η g_k  -updates, from the optimizer earlier in the chain
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
@@ -24,7 +24,7 @@ from def_jax.compressors import Compressor, check_compressor, shared_key
 from def_jax.mesh.collectives import check_axis_name, check_shared, pmean, vary, vary_if_tracked, varying_axes
 from def_jax.mesh.link import Shards, check_updates, current_shards, float32_zeros, in_memory, is_masked, link
 from def_jax.mesh.ownership import check_surroundings, link_states
-from def_jax.options import PAPER_DETACH, Options, Step, pend, send, skipping
+from def_jax.options import PAPER_DETACH, Options, pend, send, skipping
 from def_jax.options.overlap import overlapped
 from def_jax.types import AxisName, PyTree
 from def_jax.wires import Bits
@@ -82,7 +82,7 @@ def error_feedback(
             PSync). 'auto' tracks the λ*(t) that minimises Eq. 9, estimated from the messages; see
             `options.detach_estimate`.
         every: steps per message. Between messages, updates accumulate in the residual, without
-            communication.
+            communication. With `identity()` and λ = 1 this is local SGD (Stich, 2019).
         decay: factor in [0, 1] that multiplies the residual before each update is added.
         outer: an elementwise optax transformation that applies the mean message, treating it as a negated
             gradient. None means `optax.sgd(1.0)`.
@@ -132,7 +132,7 @@ def error_feedback(
             step=jnp.zeros((), jnp.uint32),
             key=shared_key(seed),
             residual=vary_if_tracked(residual, axis_name),
-            detach=jnp.asarray(options.first_detach, jnp.float32),
+            detach=options.first_detach,
             inner=(),
             extra=options.init(params),
         )
@@ -146,12 +146,10 @@ def error_feedback(
         return algorithm(options, shards, updates, state)
 
     wrapper = wrapped(inner, init, step, axis_name, by_shards=True)
-    if not skip_nonfinite:
-        return wrapper
 
     def update(grads, state, params=None, **extra_args):
         applied, after = wrapper.update(grads, state, params, **extra_args)
-        return applied, skipping.held(state, after)
+        return applied, skipping.held(state, after) if skip_nonfinite else after
 
     return optax.GradientTransformationExtraArgs(wrapper.init, update)
 
@@ -198,12 +196,11 @@ def _algorithm_1(options: Options, shards: Shards, updates: PyTree, state: Any) 
     """Lines 7 to 10: the updates of x, and the state after them; `def_jax.options` joins in."""
     carried = options.carry(state.residual)
     pending = pend(updates, carried)  # line 7
-    selection = options.select(state.key, options.drawn(state), pending)
+    selection = options.select(state)
     block = selection.take(pending)  # line 8: C(p)
-    mean, after = send(options, block, Step(updates, state, pending, selection, shards))  # line 9
+    mean, after = send(options, shards, selection, block, updates, state)  # line 9
     if options.skip_nonfinite:
-        updates, carried, after = skipping.admitted(updates, carried, state, after, shards)
-        pending = pend(updates, carried)
+        pending = pend(*skipping.admitted(updates, carried, state, after))
     residual = selection.replace(pending, after.residual)  # line 8: p - C(p)
     return selection.place(mean, updates), options.finish(state, after._replace(residual=residual))  # line 10
 
@@ -240,8 +237,7 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
 def _at_point(params: PyTree, states: list[ErrorFeedbackState]) -> PyTree:
     params = vary(params, varying_axes([state.residual for state in states]))
     for state in states:
-        residual = lax.stop_gradient(_arrange_like(params, state.residual))
-        params = _add(params, residual, scale=state.detach)
+        params = _add(params, lax.stop_gradient(state.residual), scale=state.detach)
     return params
 
 
@@ -249,8 +245,7 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     """DEF's output y = x + mean_k r_k. Costs a dense all-reduce: for evaluation, not for every step.
 
     Args:
-        params: x, the parameters, a pytree of arrays.
-        opt_state: worker k's optimizer state, see `detached_params`.
+        params, opt_state: see `detached_params`.
         axis_name: the axis over workers, as given to `error_feedback`.
 
     Returns:
@@ -268,15 +263,20 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     """
     check_axis_name(axis_name)
     for state in feedback_states(opt_state, 'output_params'):
-        params = _add(params, pmean(_arrange_like(params, state.residual), axis_name), scale=1)
+        params = _add(params, pmean(state.residual, axis_name), scale=1)
     return params
 
 
 def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
     """All `error_feedback` states in `opt_state`; raises ValueError in the caller's name if there is none."""
     states = [state for state in link_states(opt_state) if isinstance(state, ErrorFeedbackState)]
+    links = Counter(path for state in states for path, _ in named_leaves(state.residual))
+    if both := sorted(path for path, number in links.items() if number > 1):
+        raise ValueError(
+            f'{caller}: two error_feedback links act on {both[0] or "the parameters"}. Keep one of them, or '
+            'give each its own tensors with optax.masked or optax.multi_transform.'
+        )
     if states:
-        _check_disjoint(states, caller)
         return states
     if optax.tree.get_all_with_path(opt_state, 'residual'):
         raise ValueError(
@@ -290,26 +290,10 @@ def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
     )
 
 
-def _check_disjoint(states: list[ErrorFeedbackState], caller: str) -> None:
-    seen: set[str] = set()
-    for state in states:
-        paths = {path for path, _ in named_leaves(state.residual)}
-        if both := sorted(seen & paths):
-            raise ValueError(
-                f'{caller}: two error_feedback links act on {both[0] or "the parameters"}. Keep one of '
-                'them, or give each its own tensors with optax.masked or optax.multi_transform.'
-            )
-        seen |= paths
-
-
-def _arrange_like(params: PyTree, residual: PyTree) -> PyTree:
-    """The residual in the structure of `params`, with `optax.flatten` undone."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    flat = isinstance(residual, (jax.Array, np.ndarray)) and residual.shape == (size,)
-    return ravel_pytree(optax.tree.zeros_like(params, dtype=jnp.float32))[1](residual) if flat else residual
-
-
 def _add(params: PyTree, residual: PyTree, scale: Any) -> PyTree:
+    if getattr(residual, 'shape', None) == (optax.tree.size(params),):  # under `optax.flatten`
+        _, unravel = ravel_pytree(optax.tree.zeros_like(params, dtype=jnp.float32))
+        residual = unravel(residual)
     check_updates(params, residual, 'params')
 
     def add(r, x):

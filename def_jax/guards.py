@@ -57,8 +57,7 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     step on. It communicates, so `check` a step without it.
 
     Args:
-        params: x, after the update.
-        opt_state: worker k's optimizer state, after the update.
+        params, opt_state: x and worker k's optimizer state, after the update.
         axis_name: see `error_feedback`.
 
     Raises:
@@ -216,8 +215,7 @@ def _copies_differ(leaves: list[Any]) -> np.ndarray:
     parts = [_parts(leaf) for leaf in leaves]
     width = max(map(len, parts))
     own = np.array([part + part[:1] * (width - len(part)) for part in parts], np.uint32)
-    everyone = multihost_utils.process_allgather(own) if jax.process_count() > 1 else own[None]
-    found = np.concatenate(everyone.reshape(-1, *own.shape), axis=1)  # [leaves, parts, 2]
+    found = np.concatenate(multihost_utils.process_allgather(own), axis=1)  # [leaves, parts, 2]
     return np.array([len({*map(tuple, part)}) > len({*part[:, 0]}) for part in found])
 
 

@@ -10,7 +10,8 @@ from perceptron import flat, mapped
 from reference_step import Message, Settings, State
 
 import def_jax
-from def_jax.compressors import Layout, shared_key
+from def_jax.compressors import shared_key
+from def_jax.compressors.base import Layout
 from def_jax.compressors.orders import AGE_SHARES
 from def_jax.wires import few_bits
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from jax.experimental import topologies
 
-from def_jax.checks import look_up
+from def_jax.baselines.names import look_up
 
 __all__ = ['SLOW_LINE', 'TARGETS', 'Target', 'Unavailable', 'get_target']
 

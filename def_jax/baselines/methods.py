@@ -20,6 +20,7 @@ from def_jax.baselines.cser import cser_of_ratio
 from def_jax.baselines.demo import demo
 from def_jax.baselines.dense import all_reduce_mean
 from def_jax.baselines.ef21 import ef21, ef21_sgdm
+from def_jax.baselines.names import look_up
 from def_jax.baselines.onebit_adam import onebit_adam
 from def_jax.baselines.powersgd import powersgd
 from def_jax.baselines.random_k import random_k
@@ -27,7 +28,7 @@ from def_jax.baselines.scaled import scaled
 from def_jax.baselines.signs import sign_ef
 from def_jax.baselines.sparse_loco import sparse_loco
 from def_jax.baselines.top_k import top_k
-from def_jax.checks import check_integer, look_up
+from def_jax.checks import check_integer
 from def_jax.error_feedback import error_feedback
 from def_jax.types import AxisName
 from def_jax.wires import Bits

@@ -20,7 +20,8 @@ from def_jax.baselines.base import (
     unpack,
 )
 from def_jax.checks import check_integer, check_number, check_ratio
-from def_jax.compressors import Layout, identity
+from def_jax.compressors import identity
+from def_jax.compressors.base import Layout
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback, wrapped
 from def_jax.mesh.link import float32_updates
 from def_jax.types import AxisName

@@ -1,18 +1,10 @@
 """What is sent in one step: a linear compressor C. `base` says what that is."""
 
-from def_jax.compressors.base import (
-    Compressor,
-    Layout,
-    Selection,
-    check_compressor,
-    message_size,
-    shared_key,
-)
+from def_jax.compressors.base import Compressor, Selection, check_compressor, message_size, shared_key
 from def_jax.compressors.random_block import identity, random_block
 
 __all__ = [
     'Compressor',
-    'Layout',
     'Selection',
     'check_compressor',
     'identity',

@@ -93,8 +93,7 @@ def compressor_of(sizes: Callable[[Sequence[int]], list[int]], order: orders.Ord
 
     @functools.lru_cache(maxsize=8)  # a step asks several times
     def cut(shapes) -> list[Block]:
-        tiles = zip(shapes, sizes([math.prod(shape) for shape in shapes]), strict=True)
-        return [Block.of(shape, size) for shape, size in tiles]
+        return list(map(Block.of, shapes, sizes(list(map(math.prod, shapes)))))
 
     def blocks_of(like) -> list[Block]:
         return cut(tuple(leaf.shape for leaf in jax.tree.leaves(like)))

@@ -1,10 +1,4 @@
-"""Which block of a tensor is sent when: redrawn at every step, or each block once a round.
-
-A tensor has R blocks, and each of its coordinates lies in one of them. With independent draws a coordinate
-waits R steps on average and sometimes many times that: the wait is geometric. In rounds it waits at most
-2·R − 1 steps when each round has a permutation of its own ('shuffled'), and exactly R when all have the
-same ('cyclic').
-"""
+"""Which of a tensor's R blocks is sent when: redrawn at every step, or each once a round of R steps."""
 
 from typing import Any, Literal
 

@@ -1,7 +1,9 @@
-"""Arguments of `error_feedback` that Algorithm 1 does not have, a file each; they meet in line 9, `send`."""
+"""Arguments of `error_feedback` that Algorithm 1 does not have; they meet in line 9, `send`."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,10 @@ from jax import lax
 
 from def_jax.checks import check_flag, check_integer, check_number
 from def_jax.compressors import Compressor, Selection
-from def_jax.mesh.collectives import num_workers, pmean
+from def_jax.mesh.collectives import num_workers, pmean, vary_if_tracked
 from def_jax.mesh.link import Shards, check_like, float32_updates, float32_zeros
-from def_jax.options import detach_estimate, every, outer, skipping
-from def_jax.types import Arrive, AxisName, PyTree, Send
+from def_jax.options import detach_estimate, outer, skipping
+from def_jax.types import Arrive, AxisName, PyTree
 from def_jax.wires import check_bits, exchange, layout
 
 PAPER_DETACH = 0.3  # the λ of the paper's tables, and this library's default
@@ -57,15 +59,17 @@ class Options:
         return isinstance(self.detach, str)
 
     @property
-    def first_detach(self) -> float:
-        """λ in the first step, of residuals that are zero."""
-        return 1.0 if isinstance(self.detach, str) else self.detach
+    def first_detach(self) -> jax.Array:
+        """λ in the first step, of residuals that are zero, float32 []."""
+        return jnp.asarray(1.0 if isinstance(self.detach, str) else self.detach, jnp.float32)
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """State of the options, `ErrorFeedbackState.extra`."""
         extra: dict[str, PyTree] = {}
         if self.skip_nonfinite:
-            extra |= skipping.init(self.axis_name, self.overlap)
+            extra['skipped'] = jnp.zeros((), jnp.uint32)
+            if self.overlap:  # whether this worker's last update was left out
+                extra['left_out'] = vary_if_tracked(jnp.zeros((), bool), self.axis_name)
         if self.outer is not None:
             extra['outer'] = self.outer.init(float32_zeros(params))  # the same on all workers
         if self.estimates_detach:
@@ -80,39 +84,36 @@ class Options:
         )
         check_like('state.extra', state.extra, jax.eval_shape(self.init, state.residual), remedy)
 
-    def drawn(self, state: Any) -> jax.Array:
-        """How many blocks have been drawn, uint32 []: a step that is skipped has drawn one, too.
-
-        If its block is why, since the sum over workers overflows, it would be drawn again forever.
-        """
-        return state.step + state.extra['skipped'] if self.skip_nonfinite else state.step
-
-    def select(self, key: jax.Array, step: jax.Array, like: PyTree) -> Selection:
+    def select(self, state: Any) -> Selection:
         """What the message of a step selects; a round of blocks is a round of messages."""
-        places = layout(self.compressor.sizes(like), self.axis_name, self.bits)
-        return self.compressor(key, step // self.every if self.every > 1 else step, like, places)
+        # A skipped step has drawn its block, too: one whose sum overflows would be drawn again forever.
+        drawn = state.step + state.extra['skipped'] if self.skip_nonfinite else state.step
+        places = layout(self.compressor.sizes(state.residual), self.axis_name, self.bits)
+        step = drawn // self.every if self.every > 1 else drawn
+        return self.compressor(state.key, step, state.residual, places)
 
     def carry(self, residual: PyTree) -> PyTree:
-        """The residual, of which `decay` is what is carried into a step."""
+        """The residual as it enters a step: times `decay`."""
         if isinstance(self.decay, (int, float)) and self.decay == 1:
             return residual
-        return jax.tree.map(lambda r: self.decay * r, residual)
+        return optax.tree.scale(self.decay, residual)
 
     def finish(self, before: Any, after: Any) -> Any:
         """The state at the end of a step, whether or not a message was sent in it."""
+
+        def mean(residual):
+            # Adding 0·r marks the mean as varying over workers, like the other branch, as shard_map requires.
+            return optax.tree.add_scale(pmean(residual, self.axis_name), 0, residual)
+
         if self.average_every:  # SAEF's period
             # A step dropped by `skip_nonfinite` does not count, so it must not repeat an average.
             due = (after.step % self.average_every == 0) & (after.step != before.step)
-            after = after._replace(residual=lax.cond(due, self._mean, lambda r: r, after.residual))
+            after = after._replace(residual=lax.cond(due, mean, lambda r: r, after.residual))
         if self.estimates_detach:
             energy, shares = after.extra['energy'], self.compressor.age_shares
             best = detach_estimate.best_detach(energy, num_workers(self.axis_name), shares)
             after = after._replace(detach=best)
         return after
-
-    def _mean(self, residual: PyTree) -> PyTree:
-        # Adding 0·r marks the mean as varying over workers, like the other branch, as shard_map requires.
-        return optax.tree.add_scale(pmean(residual, self.axis_name), 0, residual)
 
 
 def pend(updates: PyTree, carried: PyTree) -> PyTree:
@@ -120,49 +121,51 @@ def pend(updates: PyTree, carried: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, float32_updates(updates, carried), carried)
 
 
-class Step(NamedTuple):
-    """A step of Algorithm 1 in progress."""
-
-    updates: PyTree  # worker k's, from the inner optimizer
-    before: Any  # the state before the step, an `ErrorFeedbackState`
-    pending: PyTree  # like params, float32: p_k
-    selection: Selection  # the coordinates that C keeps
-    shards: Shards  # of what this device holds a part
-
-
 def send(
-    options: Options, block: jax.Array, step: Step, arrive: Arrive = lambda sent, mean: mean
+    options: Options,
+    shards: Shards,
+    selection: Selection,
+    block: jax.Array,
+    updates: PyTree,
+    state: Any,
+    arrive: Arrive = lambda sent, mean: mean,
 ) -> tuple[jax.Array, Any]:
     """The mean of blocks, float32 [M], and the state after it, with the block's rest as its residual.
 
-    `every` and `outer` wrap the exchange; they see the block in place of the trees.
+    With `every`, the collective is in a branch of a conditional. What goes in and out is the block alone,
+    which a waiting step puts back as it is: XLA copies what both branches return.
     """
-    sizes, weights = options.compressor.sizes(step.pending), None
+    sizes, weights = options.compressor.sizes(state.residual), None
     if options.estimates_detach:  # they scale a block to its tensor, once for all devices that hold it
-        parts, shares = options.compressor.parts(step.pending), step.shards.shares(step.pending)
+        parts, shares = options.compressor.parts(state.residual), shards.shares(state.residual)
         scales = [part.weight * share for part, share in zip(parts, shares, strict=True)]
         weights = jnp.array(scales, jnp.float32)
 
     def exchanged(block: jax.Array, before: Any) -> tuple[jax.Array, Any]:
-        detach = jnp.asarray(options.first_detach, jnp.float32)
-        after = before._replace(step=before.step + 1, detach=detach, residual=None)
-        message = skipping.marked(block, step.updates, before) if options.skip_nonfinite else block
+        after = before._replace(step=before.step + 1, detach=options.first_detach, residual=None)
+        message = skipping.marked(block, updates, before) if options.skip_nonfinite else block
         mean, rest, energy = exchange(message, sizes, options.axis_name, options.bits, weights, arrive)
         if energy is not None:
-            after = detach_estimate.learned(step.shards.sum(energy), after)
+            after = detach_estimate.learned(shards.sum(energy), after)
         arrived = mean
         if options.outer is not None:
             mean, after = outer.applied(options.outer, mean, after)
         if options.skip_nonfinite:
-            old = step.selection.take(step.before.residual)
+            old = selection.take(before.residual)
             # Another device of this worker may have seen what is not finite.
-            finite = step.shards.all(skipping.all_finite(arrived))
+            finite = shards.all(skipping.all_finite(arrived))
             mean, rest, after = skipping.undone(finite, old, mean, rest, before, after)
         return mean, after._replace(residual=rest)
 
-    sending: Send = exchanged
+    sending: Callable = exchanged
     if options.outer is not None:
-        sending = outer.with_block(options.outer, step.selection, sending)
-    if options.every > 1:
-        sending = every.now_and_then(options.every, sending)
-    return sending(block, step.before)
+        sending = functools.partial(outer.with_block, options.outer, selection, exchanged)
+    if options.every == 1:
+        return sending(block, state)
+
+    def wait(block: jax.Array, before: Any) -> tuple[jax.Array, Any]:
+        nothing = jnp.zeros(block.shape, block.dtype)  # of a type that all workers share
+        return nothing, before._replace(step=before.step + 1, residual=block)
+
+    due = (state.step + 1) % options.every == 0
+    return lax.cond(due, sending, wait, block, state._replace(residual=None))

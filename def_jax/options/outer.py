@@ -1,5 +1,6 @@
 """An outer optimizer: applies the workers' mean message with momentum, block by block."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,6 @@ from jax import lax
 
 from def_jax.compressors.base import Selection
 from def_jax.traffic import equations
-from def_jax.types import Send
 
 _VECTOR = jax.ShapeDtypeStruct((7,), jnp.float32)  # stands for a block
 # Primitives whose results have the shape of their arguments, and whose elements influence each other.
@@ -42,7 +42,9 @@ def check_outer(outer: Any) -> None:
         )
 
 
-def with_block(outer: optax.GradientTransformation, selection: Selection, send: Send) -> Send:
+def with_block(
+    outer: optax.GradientTransformation, selection: Selection, send: Callable, block: jax.Array, state: Any
+) -> tuple[jax.Array, Any]:
     """Sends with `extra['outer']` cut down to the block, the only entries that are read and written.
 
     What is not elementwise in it, such as the count of Adam's bias correction, advances with every message,
@@ -51,32 +53,27 @@ def with_block(outer: optax.GradientTransformation, selection: Selection, send: 
     Source: DiLoCo (Douillard et al., 2023), with `every` and `optax.sgd(0.7, momentum=0.9, nesterov=True)`.
     """
 
-    def send_with_block(block, state):
-        whole, shape = state.extra['outer'], jax.eval_shape(outer.init, block)
-        # The state for a block, which is a single vector, is a tree prefix of the whole state: it has a
-        # leaf where the whole state has a tree of parameters.
-        like_params = optax.tree_map_params(
-            outer, lambda _: True, shape, transform_non_params=lambda _: False
-        )
+    # The state for a block, a single vector, is a tree prefix of the whole state: it has a leaf where the
+    # whole state has a tree of parameters.
+    whole, shape = state.extra['outer'], jax.eval_shape(outer.init, block)
+    like_params = optax.tree_map_params(outer, lambda _: True, shape, transform_non_params=lambda _: False)
 
-        def read(mapped, s):
-            if not mapped:
-                return s
-            return selection.take(s) if selection.scale == 1 else selection.take(s) / selection.scale
+    def read(mapped, s):
+        if not mapped:
+            return s
+        return selection.take(s) if selection.scale == 1 else selection.take(s) / selection.scale
 
-        def write(mapped, s, b):
-            if not mapped:
-                return b
-            if selection.scale != 1:  # what `take` has left of each coordinate, `replace` keeps
-                b = b - (1 / selection.scale - 1) * selection.take(s)
-            return selection.replace(s, b)
+    def write(mapped, s, b):
+        if not mapped:
+            return b
+        if selection.scale != 1:  # what `take` has left of each coordinate, `replace` keeps
+            b = b - (1 / selection.scale - 1) * selection.take(s)
+        return selection.replace(s, b)
 
-        own = jax.tree.map(read, like_params, whole)
-        mean, after = send(block, state._replace(extra=state.extra | {'outer': own}))
-        whole = jax.tree.map(write, like_params, whole, after.extra['outer'])
-        return mean, after._replace(extra=after.extra | {'outer': whole})
-
-    return send_with_block
+    own = jax.tree.map(read, like_params, whole)
+    mean, after = send(block, state._replace(extra=state.extra | {'outer': own}))
+    whole = jax.tree.map(write, like_params, whole, after.extra['outer'])
+    return mean, after._replace(extra=after.extra | {'outer': whole})
 
 
 def applied(outer: optax.GradientTransformation, mean: jax.Array, after: Any) -> tuple[jax.Array, Any]:

@@ -23,39 +23,38 @@ from jax import lax
 from def_jax.compressors.blocks import read_after
 from def_jax.mesh.collectives import varying_axes
 from def_jax.mesh.link import Shards, in_memory
-from def_jax.options import Options, Step, pend, send, skipping
+from def_jax.options import Options, pend, send, skipping
 from def_jax.types import PyTree
 
 
 def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) -> tuple[PyTree, Any]:
     """The updates of x, and the state after them, as `_algorithm_1` of `error_feedback` returns them."""
-    residual, last = state.residual, state.step - 1  # at first, a message of zeros
-    drawn = options.drawn(state._replace(step=last))
-    selection = options.select(state.key, drawn, residual)
+    last = state._replace(step=state.step - 1)  # at first, a message of zeros
+    selection = options.select(last)
     # What XLA computes in one kernel with something of the gradient would wait for it. So the block is of
     # another array than the detached point, for TPUs, where a tensor may be sent whole;
-    block = selection.take(in_memory(residual, ['tpu']))
+    block = selection.take(in_memory(state.residual, ['tpu']))
     # taken with other indices than that of the updates, for GPUs: those of a key that waits for the block,
     # unless types say that it must not depend on what varies over workers;
     alike = varying_axes([state.key]) == varying_axes([block])
     key, *_ = lax.optimization_barrier((state.key, block) if alike else (state.key,))
-    again = options.select(key, drawn, residual)
+    again = options.select(last._replace(key=key))
     # In memory, or XLA for GPUs would take the block of all updates again wherever it is used.
     computed = jnp.max(lax.optimization_barrier(again.take(updates)), initial=0)
-    step = Step(updates, state._replace(step=last), residual, selection, shards)
     branches = options.every > 1  # a branch of a conditional cannot wait: the whole conditional would
 
     def arrive(sent, mean):
         return mean if branches else _late(computed, sent, mean)
 
-    mean, after = send(options, block, step, arrive)
-    carried = options.carry(residual)
-    if options.skip_nonfinite:
-        updates, carried, after = skipping.admitted(updates, carried, state, after, shards)
+    mean, after = send(options, shards, selection, block, updates, last, arrive)
+    if options.skip_nonfinite:  # the next message tells the other workers
+        finite = shards.all(skipping.all_finite(updates))
+        updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
+        after = after._replace(extra=after.extra | {'left_out': ~finite})
     # and what is added to the next block is another array than what the message reports on.
     rest = lax.optimization_barrier(after.residual)
     waiting = lax.optimization_barrier(again.take(updates) + options.carry(rest))
-    residual = selection.replace(pend(updates, carried), waiting)
+    residual = selection.replace(pend(updates, options.carry(state.residual)), waiting)
     after = after._replace(step=after.step + 1, residual=residual)
     # Moved before the gradient has read them, the parameters would be copied.
     arrived = _late(computed, block, mean) if branches else mean

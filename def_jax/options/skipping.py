@@ -14,15 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.mesh.collectives import vary_if_tracked
-from def_jax.mesh.link import Shards
-from def_jax.types import AxisName, PyTree
-
-
-def init(axis_name: AxisName, overlap: bool) -> dict[str, PyTree]:
-    """The count of skipped steps and, with `overlap`, whether this worker's last update was left out."""
-    fields = {'skipped': jnp.zeros((), jnp.uint32)}
-    return fields | {'left_out': vary_if_tracked(jnp.zeros((), bool), axis_name)} if overlap else fields
+from def_jax.types import PyTree
 
 
 def marked(message: jax.Array, updates: PyTree, before: Any) -> jax.Array:
@@ -48,29 +40,19 @@ def undone(
     return mean, lax.cond(finite, lambda rest, _: rest, lambda _, old: old, rest, old), after
 
 
-def admitted(
-    updates: PyTree, carried: PyTree, before: Any, after: Any, shards: Shards
-) -> tuple[PyTree, PyTree, Any]:
-    """What becomes pending once the step's message has arrived: updates, what is carried, and the state.
-
-    After a skipped step this is the old residual and no updates; with `overlap`, no updates.
-    """
-    if 'left_out' in after.extra:
-        finite = shards.all(all_finite(updates))
-        updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
-        return updates, carried, after._replace(extra=after.extra | {'left_out': ~finite})
-    finite = _taken(before, after)
+def admitted(updates: PyTree, carried: PyTree, before: Any, after: Any) -> tuple[PyTree, PyTree]:
+    """Updates and what is carried, once the message has arrived; if skipped, none and the old residual."""
+    finite = after.extra['skipped'] == before.extra['skipped']
     # Selecting between `pending` and the residual would keep both in memory. Selecting the updates fuses
     # with the in-place update of the residual; r + -0.0 is r, bit for bit.
     updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), updates)
-    carried = jax.tree.map(lambda new, old: jnp.where(finite, new, old), carried, before.residual)
-    return updates, carried, after
+    return updates, optax.tree.where(finite, carried, before.residual)
 
 
 def held(before: Any, after: Any) -> Any:
     """The state after a step; if that is skipped, with `inner` as before, or NaN would stay in momentum."""
     alone = 'left_out' in after.extra
-    taken = ~after.extra['left_out'] if alone else _taken(before, after)
+    taken = ~after.extra['left_out'] if alone else after.extra['skipped'] == before.extra['skipped']
 
     def hold(new, old):
         # What advances at every step, such as a schedule's count, must stay the same on all workers.
@@ -78,10 +60,6 @@ def held(before: Any, after: Any) -> Any:
         return new if keeps else jnp.where(taken, new, old)
 
     return after._replace(inner=jax.tree.map(hold, after.inner, before.inner))
-
-
-def _taken(before: Any, after: Any) -> jax.Array:
-    return after.extra['skipped'] == before.extra['skipped']
 
 
 def all_finite(tree: PyTree) -> jax.Array:

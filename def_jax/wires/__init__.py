@@ -1,7 +1,7 @@
 """How a block travels: as floats in one all-reduce, as in the paper, or in few bits (`few_bits`)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,6 @@ from def_jax.types import Arrive, AxisName
 from def_jax.wires import few_bits
 
 Bits = Literal[1, 2, 4, 8, 16, 32]
-
-
-class Exchanged(NamedTuple):
-    """What an exchange of blocks tells a worker."""
-
-    mean: jax.Array  # float32 [M], of the messages, the same on all workers
-    rest: jax.Array  # float32 [M]: what of this worker's message is still to be sent
-    # float32 [2]: squared norms of the mean message and, as a mean over workers, of the messages; None unless
-    # asked
-    energy: jax.Array | None
 
 
 def check_bits(bits: Any) -> None:
@@ -50,18 +40,18 @@ def exchange(
     bits: int,
     weights: jax.Array | None = None,
     arrive: Arrive = lambda sent, mean: mean,
-) -> Exchanged:
-    """Line 9: the mean of the workers' messages, and what of this worker's rounding has kept back.
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Line 9: the mean of the workers' messages, what of its own a worker has still to send, and the energy.
 
-    The mean of `mean + rest` over workers is the mean of the messages, so Eq. 8 holds at any number of bits.
-    A worker's rounding error stays in the rest; of bfloat16, only the rounding of the sum is lost.
+    A message is float32 [M], of parts of these sizes at the places of `layout`, and so are mean and rest. The
+    mean of `mean + rest` over workers is the mean of the messages, so Eq. 8 holds at any number of bits. A
+    worker's rounding error stays in the rest; of bfloat16, only the rounding of the sum is lost.
 
-    A message is float32 [M], of parts of these sizes at the places of `layout`. `weights`, float32 [parts],
-    are factors of the parts' squares in `energy`, None if that is not wanted. `arrive` maps what this worker
-    has sent and the mean, as soon as this is known, to the mean.
+    The energy, float32 [2], is the squared norm of the mean message, and the mean of those of the messages,
+    each part's squares times its weight, float32 [parts]; None without weights.
     """
     if (plan := _plan(sizes, axis_name, bits)) is not None:
-        return Exchanged(*few_bits.exchange(message, plan, axis_name, weights, arrive))
+        return few_bits.exchange(message, plan, axis_name, weights, arrive)
     dtype = jnp.float32 if bits == 32 else jnp.bfloat16
     # XLA may skip rounding that is undone at once; the barrier forbids that.
     rounded = message if bits == 32 else lax.optimization_barrier(message.astype(dtype)).astype(jnp.float32)
@@ -73,9 +63,9 @@ def exchange(
     packed = lax.optimization_barrier(packed.astype(dtype))
     mean = arrive(packed, pmean(packed, axis_name).astype(jnp.float32))
     if weights is None:
-        return Exchanged(mean, message - rounded, None)
+        return mean, message - rounded, None
     mean, messages = mean[:-1], mean[-1]
-    return Exchanged(mean, message - rounded, jnp.stack([_energy(mean, sizes, weights), messages]))
+    return mean, message - rounded, jnp.stack([_energy(mean, sizes, weights), messages])
 
 
 def _energy(message: jax.Array, sizes: Sequence[int], weights: jax.Array) -> jax.Array:

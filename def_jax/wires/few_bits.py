@@ -122,8 +122,8 @@ def plan(sizes: tuple[int, ...], workers: int, bits: int) -> Plan:
     piece: Any = np.cumsum(np.diff(part, axis=1, prepend=part[:, :1]) > 0, axis=1)
     pieces = np.zeros((workers, piece.max() + 1), int)
     np.put_along_axis(pieces, piece, part, axis=1)
-    places = tuple(int(begin) * tile for begin in begins)
-    return Plan(bits, sizes, Layout(places, total * tile), tile, pieces, piece, filled)
+    layout = Layout(tuple((begins * tile).tolist()), total * tile)
+    return Plan(bits, sizes, layout, tile, pieces, piece, filled)
 
 
 def exchange(
@@ -134,19 +134,19 @@ def exchange(
     energy = None if weights is None else jnp.zeros(2, jnp.float32)
     message = in_memory(message)
     block, part = message.reshape(p.shape), jnp.asarray(p.part)
-    unit = _unit(_rms(block.reshape(-1, p.tile), part.reshape(-1), jnp.asarray(p.sizes)), bits)
+    unit = _units(block.reshape(-1, p.tile), part.reshape(-1), jnp.asarray(p.sizes), bits)
     codes, sent = _rounded(block, unit[part], bits)
     if workers == 1:
         return sent.reshape(-1), (block - sent).reshape(-1), energy
 
-    rows = jnp.concatenate([_pack(codes, bits).reshape(workers, -1), _as_bytes(unit[p.pieces])], axis=1)
+    rows = jnp.concatenate([_pack(codes, bits).reshape(workers, -1), unit[p.pieces].view(jnp.uint8)], axis=1)
     k = axis_index(axis_name)
     row, lost = _mean_of_chunk(p, all_to_all(rows, axis_name), k, weights)
     codes, unit, shares = _split(all_gather(row, axis_name), p)
     of_tiles = jnp.take_along_axis(unit, jnp.asarray(p.piece), axis=1)
     mean = _values(_unpack(codes, bits), of_tiles, bits)
     if energy is not None:
-        energy = _from_bytes(shares[:, : energy.nbytes], jnp.float32).sum(0)
+        energy = shares[:, : energy.nbytes].view(jnp.float32).sum(0)
     rest = block - sent
     # An update in place puts `rest` in memory: XLA would compute it again in the kernel of every tensor.
     rest = lax.dynamic_update_index_in_dim(rest, lax.dynamic_index_in_dim(rest, k) + lost[None], k, axis=0)
@@ -178,24 +178,21 @@ def _mean_of_chunk(
     inside = jnp.arange(p.tile)[None] < filled[:, None]
     mean = jnp.where(inside, total / workers, 0)
     size = jnp.where(piece[:, None] == jnp.arange(p.pieces.shape[1])[None], filled[:, None], 0).sum(0)  # [S]
-    unit = _unit(_rms(mean, piece, size), bits)
+    unit = _units(mean, piece, size, bits)
     again, rounded = _rounded(mean, unit[piece], bits)
-    row = [_pack(again, bits).reshape(-1), _as_bytes(unit)]
+    sections = [_pack(again, bits).reshape(-1), unit.view(jnp.uint8)]
     if weights is not None:
-        row.append(_as_bytes(_energy(mean, units, weights[pieces], piece, size, bits)))
-    return _whole_tiles(jnp.concatenate(row)), workers * (mean - rounded)
-
-
-def _whole_tiles(row: jax.Array) -> jax.Array:
-    """The row, with zeros up to a whole tile of a TPU if they are less than a hundredth of it."""
+        sections.append(_energy(mean, units, weights[pieces], piece, size, bits).view(jnp.uint8))
+    row = jnp.concatenate(sections)
     missing = -row.size % _TPU_TILE
-    return jnp.pad(row, (0, missing)) if missing < _WASTE * row.size else row
+    row = jnp.pad(row, (0, missing)) if missing < _WASTE * row.size else row
+    return row, workers * (mean - rounded)
 
 
 def _energy(
     mean: jax.Array, units: jax.Array, weights: jax.Array, piece: jax.Array, size: jax.Array, bits: int
 ) -> jax.Array:
-    """A chunk's share of `Exchanged.energy`, float32 [2]; the workers' units tell their messages' squares.
+    """A chunk's share of the energy, float32 [2]; the workers' units tell their messages' squares.
 
     Rounding leaves 1 - D of the squares of Gaussian numbers, D being `loss(bits)`, in every worker's message
     and so in their mean, if they are all noise or all alike.
@@ -211,7 +208,7 @@ def _split(rows: jax.Array, p: Plan) -> tuple[jax.Array, jax.Array, jax.Array]:
     packed = p.shape[1] * p.bits // 8 * p.tile
     units = p.pieces.shape[1] * jnp.dtype(_UNIT).itemsize
     codes, unit, rest = jnp.split(rows, [packed, packed + units], axis=1)
-    return codes.reshape(len(rows), -1, p.tile), _from_bytes(unit, _UNIT), rest
+    return codes.reshape(len(rows), -1, p.tile), unit.view(_UNIT), rest
 
 
 def _rounded(x: jax.Array, unit: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
@@ -228,15 +225,11 @@ def _values(codes: jax.Array, unit: jax.Array, bits: int) -> jax.Array:
     return (2 * counts - 1 if bits == 1 else counts - _levels(bits)) * unit.astype(jnp.float32)[..., None]
 
 
-def _unit(rms: jax.Array, bits: int) -> jax.Array:
-    return (rms * np.float32(loading(bits) / _levels(bits))).astype(_UNIT)
+def _units(x: jax.Array, group: jax.Array, count: jax.Array, bits: int) -> jax.Array:
+    """The units of groups of tiles [N, G], [S]; NaN for one that holds NaN or infinity.
 
-
-def _rms(x: jax.Array, group: jax.Array, count: jax.Array) -> jax.Array:
-    """The root mean squares of groups of tiles [N, G], float32 [S]; NaN for one that holds NaN or infinity.
-
-    They are taken relative to the largest element of the group, whose square may overflow. `group`, int [N],
-    is each tile's; `count`, [S], says how many elements a group has, zeros aside.
+    `group`, int [N], is each tile's; `count`, [S], says how many elements a group has, zeros aside. Squares
+    are taken relative to the largest element of the group, whose own may overflow.
     """
     ours = group[:, None] == jnp.arange(count.size, dtype=group.dtype)[None]  # [N, S]
 
@@ -246,7 +239,8 @@ def _rms(x: jax.Array, group: jax.Array, count: jax.Array) -> jax.Array:
     largest = over_tiles(jnp.max, jnp.max(jnp.abs(x), axis=1))
     scale = jnp.where(largest == 0, 1, largest)
     squares = over_tiles(jnp.sum, jnp.sum(jnp.square(x / scale[group][:, None]), axis=1))
-    return largest * jnp.sqrt(squares / jnp.maximum(count, 1).astype(jnp.float32))
+    rms = largest * jnp.sqrt(squares / jnp.maximum(count, 1).astype(jnp.float32))
+    return (rms * np.float32(loading(bits) / _levels(bits))).astype(_UNIT)
 
 
 def _pack(codes: jax.Array, bits: int) -> jax.Array:
@@ -262,13 +256,3 @@ def _unpack(packed: jax.Array, bits: int) -> jax.Array:
     mask = np.uint8(2**bits - 1)
     planes = [packed >> np.uint8(i * bits) & mask for i in range(8 // bits)]
     return jnp.concatenate(planes, axis=-2)
-
-
-def _as_bytes(x: jax.Array) -> jax.Array:
-    """[..., n] as uint8 [..., bytes]."""
-    return lax.bitcast_convert_type(x, jnp.uint8).reshape(*x.shape[:-1], -1)
-
-
-def _from_bytes(raw: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    size = jnp.dtype(dtype).itemsize
-    return lax.bitcast_convert_type(raw.reshape(*raw.shape[:-1], -1, size), dtype)

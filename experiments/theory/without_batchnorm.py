@@ -58,14 +58,16 @@ def course(seed, rate, ratio):
     """The test accuracy of x and y after every `EVERY` steps, [seeds, records, 2]."""
     drops = {STEPS // 2: 0.1, 3 * STEPS // 4: 0.1}
     schedule = optax.piecewise_constant_schedule(rate, drops)
-    optimizer = def_jax.def_sgd(schedule, ratio=ratio, axis_name='workers', weight_decay=5e-4, seed=seed)
+    inner = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9))
+    blocks = def_jax.random_block(ratio)
+    optimizer = def_jax.error_feedback(blocks, 'workers', inner=inner, seed=seed)
     keys = jax.random.split(jax.random.key(seed), 3)
 
     def step(state, chosen):
         params, opt_state = state
         point = def_jax.detached_params(params, opt_state)
         grads = jax.grad(loss)(point, TRAIN[0][chosen], TRAIN[1][chosen])
-        updates, opt_state = optimizer.update(grads, opt_state, point)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     def init(_):

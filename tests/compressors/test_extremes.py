@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import def_jax
-from def_jax.compressors import Layout, base
+from def_jax.compressors import base
 from def_jax.compressors.blocks import Block, _draw_places
 
 
@@ -25,7 +25,7 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
 
     def draw(place):
         with mock.patch.object(base, 'draw', lambda *_: place[None]):
-            return _draw_places('random', key, jnp.uint32(0), [block], Layout.dense([block.size]))[0][0]
+            return _draw_places('random', key, jnp.uint32(0), [block], base.Layout.dense([block.size]))[0][0]
 
     starts = np.asarray(jax.vmap(draw)(jnp.arange(64, dtype=jnp.uint32))).tolist()
     assert len({tuple(start) for start in starts}) == 64

@@ -74,6 +74,5 @@ def _check_shares(**shares: float) -> None:
 
 
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {'drops': drops, 'cosine': cosine, 'wsd': wsd}
-OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
-    **{'sgd': sgd, 'adamw': optax.adamw, 'lion': optax.lion, 'muon': optax.contrib.muon}
-}
+_OPTAXS = {'adamw': optax.adamw, 'lion': optax.lion, 'muon': optax.contrib.muon}
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {'sgd': sgd, **_OPTAXS}

@@ -1,0 +1,67 @@
+"""Scale: does DEF-Q keep up with SGD on narrower and wider networks, with 2 and 64 workers, at 1/1024?
+
+The plan, committed before its runs: DEF-Q in 2 bits with its defaults against the SGD of `few_bits`, rates
+chosen by the same rule for both, a margin of half a point. Every row is reported, whatever it shows; no
+correction is made for their number, so one of twenty such intervals may miss its true value.
+"""
+
+from pathlib import Path
+
+from experiments import pages
+from experiments.few_bits import def_q
+from experiments.plan import Contender, Setting
+
+__all__ = ['SETTINGS', 'write']
+
+
+def _perceptron(width: int, workers: int, *compressions: int) -> Setting:
+    return Setting(
+        name=f'width {width}, {workers} workers',
+        problem='digits',
+        where={'width': width, 'workers': workers},
+        contenders=[Contender('SGD', 'sgd', {}, 0.14), *(def_q(ratio, 2, 0.14) for ratio in compressions)],
+        tuning_seeds=range(100, 120),
+        seeds=range(20),
+        margin=0.5,
+    )
+
+
+SETTINGS = [
+    _perceptron(16, 8, 64, 256),
+    _perceptron(64, 2, 64, 256),
+    _perceptron(64, 64, 64, 256),
+    _perceptron(64, 8, 1024),
+    _perceptron(384, 8, 64, 256),
+]
+
+_PAGE = """\
+# Scale
+
+**Question.** What [few bits](../few_bits/README.md) found for perceptrons of widths 64 and 192 with 8
+workers: does it hold for narrower and wider ones, for 2 and 64 workers, and at 1/1024 of the bytes?
+
+![Differences from SGD, with 95 % intervals](differences.png)
+
+{table}
+
+"Minus the first" is DEF-Q's test accuracy minus that of uncompressed SGD, in points, with a 95 % interval
+over fresh seeds and the choice of both rates; "within the margin" is "yes" if the whole interval lies
+above −0.5.
+
+**Setting.** Perceptrons with two hidden layers on scikit-learn's digits, 800 steps of 64 images, which the
+workers share: with 64 workers, each takes one image. DEF-Q is `def_jax.def_sgd(rate, compression, 'workers')`
+with its defaults, 2 bits.
+
+**Limits.** Small networks and short runs on one machine; one validation split; 20 seeds, and no correction
+for the number of rows.
+
+{origins}
+
+    python -m experiments run scale
+    python -m experiments page scale
+"""
+
+
+def write(folder: Path) -> None:
+    """Writes the page and its picture from the records in a folder."""
+    pages.write_experiment(SETTINGS, _PAGE, folder)

@@ -1,0 +1,110 @@
+"""What rounding takes of a message: of Gaussian numbers, and of the residuals of a training run.
+
+    python experiments/theory/rounding.py
+
+The perceptron of without_batchnorm.py, 8 workers with 8 images each, trained by DEF-Q at 1/64 of the bytes.
+Every 100 steps its residuals stand for what is pending. The first rounding's share D and the contraction are
+those of each worker's own message; what the second adds to the mean over workers of the rests' squares is
+given over K·‖s‖², s being the mean of what the workers send.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import reporting
+from without_batchnorm import TRAIN, initial, loss
+
+import def_jax
+from def_jax import wires
+from def_jax.alias import block_ratio
+from def_jax.mesh.collectives import pmean
+from def_jax.wires import few_bits
+
+WORKERS, BATCH, STEPS, EVERY, SEEDS = 8, 8, 800, 100, 5
+RATE, COMPRESSION, BITS = 0.1, 64, (1, 2, 4, 8)
+
+
+def square(tree):
+    return optax.tree.norm(tree, squared=True)
+
+
+def shares(residual, key, ratio, bits):
+    """D, what the second rounding adds, and R times δ, of one worker's residual; over a round of blocks."""
+    compressor = def_jax.random_block(ratio, order='shuffled')
+    sizes = compressor.sizes(residual)
+
+    def of_block(step):
+        def messages(axis_name):
+            layout = wires.layout(sizes, axis_name, bits)
+            selection = compressor(key, step, residual, layout)
+            return selection, wires.exchange(selection.take(residual), sizes, axis_name, bits)
+
+        selection, own = messages(None)
+        _, together = messages('workers')
+        sent, lost, both = pmean((own.mean, square(own.rest), square(together.rest)), 'workers')
+        message, left = square(selection.take(residual)), square(selection.replace(residual, own.rest))
+        added = (both - lost) / (WORKERS * square(sent))
+        return jnp.stack([square(own.rest) / message, added, ratio * (1 - left / square(residual))])
+
+    return jax.lax.map(of_block, jnp.arange(int(ratio), dtype=jnp.uint32)).mean(0)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(jax.vmap, in_axes=(0, None))
+def course(seed, bits):
+    """The shares of Gaussian numbers, and of residuals at every record, [seeds, 1 + records, 3]."""
+    optimizer = def_jax.def_sgd(RATE, COMPRESSION, 'workers', bits=bits, seed=seed)
+    keys = jax.random.split(jax.random.key(seed), 3)
+    measure = functools.partial(shares, ratio=block_ratio(COMPRESSION, bits), bits=bits)
+
+    def step(state, chosen):
+        params, opt_state = state
+        point = def_jax.detached_params(params, opt_state)
+        grads = jax.grad(loss)(point, TRAIN[0][chosen], TRAIN[1][chosen])
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    def stretch(state, chosen):
+        state, _ = jax.lax.scan(
+            lambda state, now: (jax.vmap(step, axis_name='workers')(state, now), None), state, chosen
+        )
+        found = jax.vmap(lambda opt_state: measure(opt_state.residual, opt_state.key), axis_name='workers')
+        return state, found(state[1]).mean(0)
+
+    def first(_):
+        params = initial(keys[0])
+        return params, optimizer.init(params)
+
+    def gaussian(key):
+        residual = jax.tree.map(lambda x: jax.random.normal(key, x.shape), initial(keys[0]))
+        return measure(residual, optimizer.init(residual).key)
+
+    noise = jax.vmap(gaussian, axis_name='workers')(jax.random.split(keys[2], WORKERS)).mean(0)
+    chosen = jax.random.randint(keys[1], (STEPS // EVERY, EVERY, WORKERS, BATCH), 0, len(TRAIN[0]))
+    _, found = jax.lax.scan(stretch, jax.vmap(first)(jnp.arange(WORKERS)), chosen)
+    return jnp.concatenate([noise[None], found])
+
+
+def main():
+    figure, (panel,) = reporting.panels(1)
+    rows = []
+    for bits in BITS:
+        found = np.asarray(course(jnp.arange(SEEDS), bits))
+        theory = few_bits.loss(bits)
+        for name, part in (('Gaussian', found[:, 0]), ('residuals', found[:, 1:].mean(1))):
+            columns = map(reporting.mean_std, part.T)
+            rows.append([str(bits), name, f'{theory:.3g}', *columns, f'{1 - theory:.3g}'])
+        steps = np.arange(EVERY, STEPS + 1, EVERY)
+        reporting.band(panel, steps, found[:, 1:, 0].T / theory, f'{bits} bits')
+    panel.set(xlabel='step', ylabel='D of residuals / D_b', yscale='log')
+    panel.legend()
+    header = ['bits', 'of', 'D_b', 'D', 'second rounding', 'R·δ', '1 - D_b']
+    setting = {'workers': WORKERS, 'compression': COMPRESSION, 'learning_rate': RATE, 'steps': STEPS}
+    reporting.publish('rounding', figure, header, rows, seeds=SEEDS, **setting)
+
+
+if __name__ == '__main__':
+    main()
