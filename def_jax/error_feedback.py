@@ -104,9 +104,7 @@ def error_feedback(
             are not floating-point arrays; in `update`, if `axis_name` is not bound, or state or updates
             do not belong to the optimizer.
 
-    References:
-        An Xu and Heng Huang, `Detached Error Feedback for Distributed SGD with Random Sparsification
-        <https://proceedings.mlr.press/v162/xu22c.html>`_, ICML 2022, Algorithm 1.
+    Source: Algorithm 1 of `Xu and Huang, ICML 2022 <https://proceedings.mlr.press/v162/xu22c.html>`_.
 
     >>> import jax, jax.numpy as jnp, optax, def_jax
     >>> optimizer = def_jax.error_feedback(

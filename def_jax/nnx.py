@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from def_jax.mesh.spmd import Spmd, at_points
-from def_jax.types import PyTree
 
 __all__ = ['Optimizer']
 
@@ -73,15 +72,13 @@ class Optimizer(nnx.Optimizer):
     def _value_and_grad(self, loss_fn, has_aux, split, model, /, *args, **kwargs):
         given = dict(enumerate(args, start=1)) | kwargs
         streams = {str(name): x for name, x in given.items() if isinstance(x, nnx.Rngs)}
-        for i in split:
-            if str(i) in streams:
-                others = tuple(n for n in range(1, len(args) + 1) if str(n) not in streams)
-                raise ValueError(
-                    f'{split=} names argument {i}, an nnx.Rngs, whose keys are folded with the number of the '
-                    f'worker. Name the batch, e.g. split={others[:1]}.'
-                )
-            if i > len(args):
-                raise ValueError(f'{split=} names argument {i}, but there are {len(args)} after the model.')
+        divisible = tuple(i for i in range(1, len(args) + 1) if str(i) not in streams)
+        if wrong := sorted(set(split) - set(divisible)):
+            raise ValueError(
+                f'{split=} names argument {wrong[0]}, but of the {len(args)} after the model, {divisible} '
+                'can be divided: the keys of an nnx.Rngs are folded with the number of the worker. Name the '
+                f'batch, e.g. split={divisible[:1]}.'
+            )
         graph, *states = nnx.split((model, streams), self.wrt, nnx.RngKey, ...)
         _, keys, rest = nnx.as_pure(states)
 
@@ -101,28 +98,21 @@ class Optimizer(nnx.Optimizer):
         run = self.tx.at_points(grad_fn, split, keys=(len(args) + 1,))
         passed = (None if str(i) in streams else x for i, x in enumerate(args, start=1))
         kwargs = {name: None if name in streams else x for name, x in kwargs.items()}
+        variables = nnx.state(model, self.wrt)
         (values, (aux, changed)), grads = run(
-            _params(model, self.wrt), nnx.as_pure(self.opt_state), *passed, keys, rest, **kwargs
+            nnx.as_pure(variables), nnx.as_pure(self.opt_state), *passed, keys, rest, **kwargs
         )
         nnx.update((model, streams), jax.tree.map(_agreed, changed))
         aux = jax.tree.map(lambda x: x.mean(0) if x.ndim == 1 else x, aux)
-        grads = jax.tree.map(
-            lambda variable, grad: variable.replace(grad),
-            nnx.state(model, self.wrt),
-            grads,
-            is_leaf=lambda node: isinstance(node, nnx.Variable),
-        )
+        grads = jax.tree.unflatten(jax.tree.structure(variables), jax.tree.leaves(grads))
         return ((values.mean(), aux) if has_aux else values.mean()), grads
 
     def output_model(self, model: nnx.Module) -> nnx.Module:
         """A copy of the model at DEF's output y; costs one dense all-reduce across workers."""
         output = nnx.clone(model)
-        nnx.update(output, self.tx.output_params(_params(model, self.wrt), nnx.as_pure(self.opt_state)))
+        params = nnx.as_pure(nnx.state(model, self.wrt))
+        nnx.update(output, self.tx.output_params(params, nnx.as_pure(self.opt_state)))
         return output
-
-
-def _params(model: nnx.Module, wrt: Any) -> PyTree:
-    return nnx.as_pure(nnx.state(model, wrt))
 
 
 def _agreed(x: jax.Array) -> jax.Array:

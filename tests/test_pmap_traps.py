@@ -148,7 +148,7 @@ def test_e_a_hidden_mean_is_found():
         def_jax.check(compiled, optimizer, PARAMS, besides=-1)
     with pytest.raises(ValueError, match=r'stacked over workers, as \(4, .*Pass one copy'):
         def_jax.check(compiled, optimizer, arguments[0])  # whose message would hide a dense mean
-    with pytest.raises(ValueError, match=r"axis_name='batch' is not the axis"):
+    with pytest.raises(ValueError, match="axis_name='batch' must be the optimizer's"):
         def_jax.check(compiled, optimizer, PARAMS, 'batch')
 
 

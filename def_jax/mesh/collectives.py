@@ -1,8 +1,7 @@
 """Means over workers and gathers from them: under pmap, vmap, shard_map, a tuple of axes, or none.
 
-With check_vma=True, `jax.shard_map` knows by types over which axes a value varies. Its gradients with respect
-to values that do not vary over workers are summed over them, which is what data parallelism without
-compression wants. A method that compresses needs per-worker gradients, so here that sum is an error.
+With check_vma=True, `jax.shard_map` knows by types over which axes a value varies, and sums gradients with
+respect to those that do not vary. Compression needs per-worker gradients, so here that sum is an error.
 """
 
 import functools
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import keystr
 
 from def_jax.types import AxisName, PyTree
 
@@ -21,13 +21,10 @@ OWN_PARAMS = "jax.lax.pcast(params, axis_name, to='varying')"
 
 
 def _reduced(reduce: Callable, tree: PyTree, axis_name: AxisName) -> PyTree:
-    try:
-        # XLA's partitioner cannot reduce over one worker of several devices.
-        if num_workers(axis_name) == 1 and not varying_axes(tree):
-            return tree
-        return reduce(tree, axis_names(axis_name))
-    except NameError as error:
-        raise _not_bound(axis_name) from error
+    # XLA's partitioner cannot reduce over one worker of several devices.
+    if num_workers(axis_name) == 1 and not varying_axes(tree):
+        return tree
+    return reduce(tree, axis_names(axis_name))
 
 
 # Over workers; the tree itself for a single worker.
@@ -36,16 +33,13 @@ pmean, psum, pmax = (functools.partial(_reduced, reduce) for reduce in (lax.pmea
 
 def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
     """The arrays of all workers, stacked along a new first axis [K, ...]; [1, ...] for `axis_name=None`."""
+    if num_workers(axis_name) == 1 and not varying_axes([x]):
+        return x[None]
     gathered = x
-    try:
-        if num_workers(axis_name) == 1 and not varying_axes([x]):
-            return x[None]
-        for name in reversed(axis_names(axis_name)):
-            # Where types say what varies over workers, the result must be known not to.
-            to = 'invarying' if name in varying_axes([gathered]) else 'varying'
-            gathered = lax.all_gather(gathered, name, to=to)
-    except NameError as error:
-        raise _not_bound(axis_name) from error
+    for name in reversed(axis_names(axis_name)):
+        # Where types say what varies over workers, the result must be known not to.
+        to = 'invarying' if name in varying_axes([gathered]) else 'varying'
+        gathered = lax.all_gather(gathered, name, to=to)
     return gathered.reshape(-1, *x.shape)
 
 
@@ -66,17 +60,16 @@ def axis_index(axis_name: AxisName) -> jax.Array:
     return lax.axis_index(axis_names(axis_name)) if axis_name is not None else jnp.int32(0)
 
 
-def _not_bound(axis_name: AxisName) -> ValueError:
-    return ValueError(
-        f'{axis_name=} is not bound here. Call the step under jax.pmap(step, axis_name=...), jax.vmap or '
-        'jax.shard_map with that name; for a single worker, pass axis_name=None.'
-    )
-
-
 def num_workers(axis_name: AxisName) -> int:
     """K, the size of the axis over workers; 1 for None."""
     check_axis_name(axis_name)
-    return 1 if axis_name is None else lax.axis_size(axis_names(axis_name))
+    try:
+        return 1 if axis_name is None else lax.axis_size(axis_names(axis_name))
+    except NameError as error:
+        raise ValueError(
+            f'{axis_name=} is not bound here. Call the step under jax.pmap(step, axis_name=...), jax.vmap or '
+            'jax.shard_map with that name; for a single worker, pass axis_name=None.'
+        ) from error
 
 
 def check_axis_name(axis_name: Any) -> None:
@@ -116,13 +109,12 @@ def vary(tree: PyTree, axes: frozenset[str]) -> PyTree:
 def check_not_summed(updates: PyTree, axis_name: AxisName, point: str) -> None:
     """Raises ValueError if the updates of all workers have been summed; `point` is where to differentiate."""
     tracked = _tracked(axis_name)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+    for path, leaf in jax.tree.leaves_with_path(updates):
         if tracked - _axes_of(leaf):
             raise ValueError(
-                f'updates{jax.tree_util.keystr(path)} is the same on all workers: with check_vma=True, '
-                f'jax.shard_map has summed its gradient over {axis_name!r}. Take it '
-                f'outside of the loss, at a per-worker point: jax.grad(loss_fn)(point, batch) with point = '
-                f'{point}.'
+                f'updates{keystr(path)} is the same on all workers: with check_vma=True, jax.shard_map '
+                f'has summed its gradient over {axis_name!r}. Take it outside of the loss, at a per-worker '
+                f'point: jax.grad(loss_fn)(point, batch) with point = {point}.'
             )
 
 
@@ -137,8 +129,6 @@ def check_shared(value: jax.Array, name: str, axis_name: AxisName) -> None:
 
 def _tracked(axis_name: AxisName) -> frozenset[str]:
     """The workers' axes, if types here tell what varies over them."""
-    if axis_name is None:
-        return frozenset()
     names = axis_names(axis_name)
     try:
         return frozenset(names) & varying_axes([lax.axis_index(name) for name in names])

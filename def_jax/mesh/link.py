@@ -1,8 +1,7 @@
 """A link: a transformation that communicates, on whole tensors or on shards, and what it checks of them.
 
-A worker may be several devices, each of which holds a shard of every tensor. `def_jax.spmd` maps a step over
-workers and leaves it to the compiler how a worker's devices share the work. A block that lies anywhere in a
-sharded tensor is the exception: to cut it out, the compiler would gather the tensor. So a link that cuts
+A worker may be several devices, each of which holds a shard of every tensor, and the compiler decides how
+they share the work. To cut a block out of a sharded tensor, it would gather the tensor. So a link that cuts
 blocks maps itself over the worker's devices, too, and cuts from each shard.
 """
 
@@ -14,9 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax import NamedSharding, P, lax
 from jax.tree_util import keystr
 
 from def_jax.mesh.collectives import DETACHED, OWN_PARAMS, axis_names, check_axis_name, check_not_summed
@@ -36,9 +33,8 @@ def link(
     """A transformation that runs `step` on every worker, on whole tensors or `by_shards` of each device.
 
     `step` maps a worker's updates and state to what all workers apply and the new state, whose property
-    `per_worker` names the fields that differ between workers. `local` maps a worker's gradient, taken at the
-    detached point, the state, the parameters and extra arguments to those updates and the new value of the
-    state's field `inner`.
+    `per_worker` names the fields that differ. `local` maps a gradient at the detached point, the state, the
+    parameters and extra arguments to those updates and the new value of the state's field `inner`.
     """
     check_axis_name(axis_name)
 
@@ -59,11 +55,10 @@ def link(
                 'same to both.'
             )
         check_not_summed(updates, axis_name, OWN_PARAMS if local is None else DETACHED)
-        run = shards.map if by_shards else shards.whole
         if local is None:
-            return run(one_step, updates, state)
+            return shards.run(one_step, updates, state, by_shards)
         updates, inner = local(updates, state, params, extra_args)
-        applied, state = run(one_step, updates, state._replace(inner=()))
+        applied, state = shards.run(one_step, updates, state._replace(inner=()), by_shards)
         return applied, state._replace(inner=inner)
 
     return optax.GradientTransformationExtraArgs(init, update_fn)
@@ -76,24 +71,20 @@ class Shards(NamedTuple):
     axes: tuple[str, ...] = ()  # the mesh axes over a worker's devices
     specs: PyTree = P()  # PartitionSpecs like params, which name only `axes`
 
-    def whole(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
-        """`update(updates, state)` on whole tensors: Explicit axes are Auto inside."""
+    def run(self, update: Callable, updates: PyTree, state: PyTree, by_shards: bool) -> tuple[PyTree, PyTree]:
+        """`update(updates, state)` on whole tensors, or on every shard; Explicit axes are Auto inside."""
+        if by_shards and self.axes:
+            update_specs = self._specs_of(updates)
+            specs = (update_specs, specs_like(state, updates, update_specs))
+            update = jax.shard_map(
+                update, axis_names=set(self.axes), in_specs=specs, out_specs=specs, check_vma=False
+            )
         shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (updates, state))
         meshes = [to.mesh for to in jax.tree.leaves(shardings) if to.mesh.explicit_axes]
         if meshes:
             placed = jax.tree.map(lambda to: NamedSharding(meshes[0], to.spec), shardings)
             update = jax.sharding.auto_axes(update, axes=meshes[0].explicit_axes, out_sharding=placed)
         return update(updates, state)
-
-    def map(self, update: Callable, updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
-        """`update(updates, state)` on every shard; `optax.masked` may hide some of the updates."""
-        if self.axes:
-            update_specs = self._specs_of(updates)
-            specs = (update_specs, specs_like(state, updates, update_specs))
-            update = jax.shard_map(
-                update, axis_names=set(self.axes), in_specs=specs, out_specs=specs, check_vma=False
-            )
-        return self.whole(update, updates, state)
 
     def all(self, flag: jax.Array) -> jax.Array:
         """Whether a condition, bool [], holds on all devices of this worker."""
@@ -112,7 +103,7 @@ class Shards(NamedTuple):
 
     def _specs_of(self, tree: PyTree) -> PyTree:
         """The specs of a tree that has all leaves of the parameters or some of them."""
-        known = dict(jax.tree_util.tree_leaves_with_path(self.specs))
+        known = dict(jax.tree.leaves_with_path(self.specs))
 
         def spec(path, _):
             if path not in known:
@@ -122,7 +113,7 @@ class Shards(NamedTuple):
                 )
             return known[path]
 
-        return jax.tree_util.tree_map_with_path(spec, tree)
+        return jax.tree.map_with_path(spec, tree)
 
 
 # How the worker whose step is traced shares its tensors.
@@ -158,7 +149,7 @@ _NO_PARAMETER = 'Keep it out of the parameters, or leave it to another optimizer
 
 def check_floating(tree: Any, name: str, cure: str = _NO_PARAMETER) -> None:
     """Raises ValueError for leaves that a float32 residual cannot hold, or that cannot take its values."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in jax.tree.leaves_with_path(tree):
         dtype, where = getattr(leaf, 'dtype', None), f'{name}{keystr(path)}'
         if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
@@ -175,21 +166,18 @@ def check_like(name: str, tree: Any, expected: Any, remedy: str) -> None:
     given: Any = jax.tree.structure(tree)
     if given != (wanted := jax.tree.structure(expected)):
         raise ValueError(f'{name} has the structure {given}, but must have {wanted}. {remedy}')
-    leaves = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True)
-    for (path, x), like in leaves:
+    for (path, x), like in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(expected), strict=True):
         if jnp.shape(x) != like.shape:
-            raise ValueError(
-                f'{name}{keystr(path)} has shape {jnp.shape(x)}, but must be {like.shape}. {remedy}'
-            )
+            where = f'{name}{keystr(path)}'
+            raise ValueError(f'{where} has shape {jnp.shape(x)}, but must be {like.shape}. {remedy}')
 
 
 def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:
     """Raises ValueError unless a tree has exactly the residual's structure and shapes; never broadcasts."""
     given, kept = (
-        {path: jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (updates, residual)
+        {path: jnp.shape(x) for path, x in jax.tree.leaves_with_path(tree)} for tree in (updates, residual)
     )
-    places = jax.tree_util.tree_leaves_with_path(residual, is_leaf=is_masked)
+    places = jax.tree.leaves_with_path(residual, is_leaf=is_masked)
     masked = [path for path, node in places if is_masked(node)]
     for path in kept | given:
         here, there = given.get(path, 'missing'), kept.get(path, 'missing')

@@ -1,12 +1,12 @@
 """The states of links, and which leaves of an optimizer's state are per-worker: those that they name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec as P
+from jax import P
 from jax.tree_util import DictKey, GetAttrKey
 
 from def_jax.mesh.specs import specs_like, tree_of_specs
@@ -39,10 +39,7 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
     >>> own_leaves(def_jax.ef21(def_jax.random_block(2), None), jnp.zeros(4))
     EF21State(step=False, key=False, local=True, mean=False)
     """
-    return _own_leaves(abstract_state(optimizer, params))
-
-
-def _own_leaves(state: PyTree) -> PyTree:
+    state = abstract_state(optimizer, params)
     if not link_states(state):
         raise ValueError(
             'the optimizer holds no link that communicates, so its workers would drift apart. Wrap it in '
@@ -59,9 +56,7 @@ def per_worker_leaves(opt_state: PyTree) -> PyTree:
         if is_link(node):
             named = [(GetAttrKey(name),) for name in node.per_worker]
             entries = [(GetAttrKey('extra'), DictKey(name)) for name in node.per_worker]
-            return jax.tree_util.tree_map_with_path(
-                lambda path, _: path[:1] in named or path[:2] in entries, node
-            )
+            return jax.tree.map_with_path(lambda path, _: path[:1] in named or path[:2] in entries, node)
         if not is_chain(node):
             return False
         first = min(i for i, part in enumerate(node) if link_states(part))
@@ -103,9 +98,9 @@ def state_specs(
     (('workers',), ('workers',), ())
     """
     specs = tree_of_specs(param_specs, params, axis_name)
-    state = abstract_state(optimizer, params)
-    like_state = specs_like(state, params, specs)
-    return each(lambda mine, spec: P(axis_name, *spec) if mine else spec, _own_leaves(state), like_state)
+    like_state = specs_like(abstract_state(optimizer, params), params, specs)
+    own = own_leaves(optimizer, params)
+    return each(lambda mine, spec: P(axis_name, *spec) if mine else spec, own, like_state)
 
 
 def abstract_state(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
@@ -124,41 +119,29 @@ def each(function: Callable, own: PyTree, *trees: PyTree) -> PyTree:
     return jax.tree.map(function, jax.tree.broadcast(own, trees[0]), *trees)
 
 
-def check_surroundings(opt_state: PyTree, caller: str) -> None:
-    """Raises ValueError if what surrounds or follows a link can't work, as far as its state tells."""
+def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False) -> None:
+    """Raises ValueError if what surrounds a link, or `in_spmd` precedes it, can't work, as states tell."""
     for node in jax.tree.leaves(opt_state, is_leaf=lambda node: type(node) in _AROUND):
         if type(node) in _AROUND and link_states(node):
             raise ValueError(f'{caller}: the optimizer that communicates is inside {_AROUND[type(node)]}')
-    for _, after in _around_bare_links(opt_state):
+
+    def is_bare(node):  # around no optimizer
+        return is_link(node) and isinstance(getattr(node, 'inner', None), optax.EmptyState)
+
+    def is_chain(node):
+        return type(node) is tuple and any(map(is_bare, node))
+
+    for chain in filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain)):
+        last = max(i for i, part in enumerate(chain) if is_bare(part))
+        before, after = [part for part in chain[:last] if not is_link(part)], chain[last + 1 :]
         if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in jax.tree.leaves(after)):
             raise ValueError(
                 f'{caller}: an optimizer stands after def_jax.error_feedback in the chain, so that it is '
                 'given updates in place of gradients. Pass it to error_feedback as inner= instead.'
             )
-
-
-def check_nothing_precedes(opt_state: PyTree) -> None:
-    """Raises ValueError if a state with numbers of its own stands before a bare link in a chain."""
-    for before, _ in _around_bare_links(opt_state):
-        if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(before)):
+        if in_spmd and any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(before)):
             raise ValueError(
                 'a transformation with a state of its own precedes the link in the chain, where it sees x, '
                 'not the detached point. Pass it to def_jax.error_feedback as inner=, e.g. '
                 'error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)).'
             )
-
-
-def _around_bare_links(opt_state: PyTree) -> Iterator[tuple[tuple, tuple]]:
-    """For each chain with bare links, states before the last of these, other links aside, and after it."""
-
-    def is_chain(node):
-        return type(node) is tuple and any(map(_is_bare, node))
-
-    for chain in filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain)):
-        last = max(i for i, part in enumerate(chain) if _is_bare(part))
-        yield tuple(part for part in chain[:last] if not is_link(part)), chain[last + 1 :]
-
-
-def _is_bare(node: Any) -> bool:
-    """Whether a node is the state of a link whose optimizer is what precedes it in the chain."""
-    return is_link(node) and isinstance(getattr(node, 'inner', None), optax.EmptyState)

@@ -22,9 +22,8 @@ _FEW = 1024  # elements of counts and keys, whose copies are compared
 def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int, ...]) -> PyTree:
     """Gives every worker the mean of what the old workers had; of as many, all values are the same.
 
-    So x stays where it is, and y up to the rounding of a float32 mean. `before` and `after` are the leading
-    axes of what `own`, booleans like the tree or a prefix of it, calls per-worker: [K] or e.g. [devices,
-    virtual workers].
+    So x stays, and y up to the rounding of a float32 mean. `before` and `after` are the leading axes of what
+    `own`, booleans like the tree or a prefix, calls per-worker: [K], or e.g. [devices, virtual workers].
 
     >>> regroup({'step': np.uint32(3), 'm': np.array([[1.0], [3.0]])}, {'step': False, 'm': True}, (2,), (3,))
     {'m': array([[2.],
@@ -102,7 +101,7 @@ def _stacked(opt_state: PyTree, caller: str) -> PyTree:
             )
         return stacked[0]
 
-    return _checked(jax.tree_util.tree_map_with_path(leaf, own, opt_state), own, caller)
+    return _checked(jax.tree.map_with_path(leaf, own, opt_state), own, caller)
 
 
 def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
@@ -136,10 +135,9 @@ def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
 def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
     """The stacked state, or a ValueError if it is no worker's, or one worker's, as far as arrays tell."""
     leaves = zip(named_leaves(saved), jax.tree.leaves(own), strict=True)
-    shapes = {path: np.shape(x) for (path, x), mine in leaves if mine}
-    if not shapes:
+    leading = {np.shape(x)[:1]: f'opt_state{path} {np.shape(x)}' for (path, x), mine in leaves if mine}
+    if not leading:
         raise ValueError(f'{caller}: opt_state holds no residual, so nothing in it differs between workers.')
-    leading = {shape[:1]: f'opt_state{path} {shape}' for path, shape in shapes.items()}
     if len(leading) > 1 or () in leading:
         raise ValueError(
             f"{caller}: this is one worker's state, and the residuals of the others are lost: what is "

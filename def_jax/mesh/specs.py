@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
+from jax import P
 from jax.tree_util import keystr
 
 from def_jax.checks import named_leaves
@@ -34,7 +34,7 @@ def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[st
     def by_name(path):  # whatever kinds of nodes it passes
         return tuple(keystr((entry,), simple=True) for entry in path)
 
-    places = jax.tree_util.tree_leaves_with_path(with_specs(param_specs))
+    places = jax.tree.leaves_with_path(with_specs(param_specs))
     specs = {by_name(path): spec for path, spec in places}
     used = set()
 
@@ -46,7 +46,7 @@ def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[st
         used.add(starts[-1])
         return specs[starts[-1]]
 
-    tree = jax.tree_util.tree_map_with_path(spec, params)
+    tree = jax.tree.map_with_path(spec, params)
     for path, given in places:
         if spec_axes(given) and by_name(path) not in used:
             raise ValueError(f'param_specs{keystr(path)} is no parameter and holds none. {_STRUCTURES}')
@@ -93,21 +93,20 @@ def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
     >>> tuple(specs_like(adam, {'w': jnp.zeros(4)}, {'w': P('shard')}).mu['w'])
     ('shard',)
     """
-    shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    known = dict(jax.tree_util.tree_leaves_with_path(specs))
+    shapes = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
+    known = dict(jax.tree.leaves_with_path(specs))
 
     def spec(path, leaf):
         ends = (path[start:] for start in range(len(path) + 1))
         alike = next((known[end] for end in ends if shapes.get(end) == leaf.shape), P())
         return alike if jnp.issubdtype(leaf.dtype, jnp.floating) else P()  # a key may have a tensor's shape
 
-    return jax.tree_util.tree_map_with_path(spec, tree)
+    return jax.tree.map_with_path(spec, tree)
 
 
 def check_divisible(params: PyTree, specs: PyTree, mesh_shape: Mapping[str, int]) -> None:
     """Raises ValueError unless the axes that the specs name divide the parameters' dimensions."""
-    leaves = zip(named_leaves(params), jax.tree.leaves(specs), strict=True)
-    for (path, leaf), spec in leaves:
+    for (path, leaf), spec in zip(named_leaves(params), jax.tree.leaves(specs), strict=True):
         name, shape = f'params{path}', leaf.shape
         if len(spec) > len(shape):
             raise ValueError(

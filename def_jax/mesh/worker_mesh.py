@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax import NamedSharding, P, lax
+from jax.sharding import AxisType, Mesh
 
 from def_jax.mesh.collectives import axis_names
 from def_jax.mesh.ownership import each
@@ -18,9 +17,8 @@ from def_jax.types import PyTree
 class WorkerMesh:
     """What `def_jax.spmd` and the trainer know of a mesh, whose axes are all Auto or all Explicit.
 
-    What is per-worker has a leading axis of size K, the number of workers, which lies on the workers' mesh
-    axis; what is replicated has none. A tree of booleans says which is which, True for per-worker; one of
-    them may stand for a whole subtree.
+    Trees of booleans, of which one may stand for a subtree, say what is per-worker: it has a leading axis of
+    size K, the number of workers, on the workers' mesh axis.
     """
 
     def __init__(self, mesh: Mesh, axis_name: str | tuple[str, ...]):
@@ -39,9 +37,8 @@ class WorkerMesh:
     def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree) -> Callable:
         """A function of global arrays that runs `function`, which may communicate, on every worker.
 
-        The compiler decides how a worker's devices share the work. `own_in` has a tree of booleans for each
-        argument, and `own_out` is that of the result, of which what is replicated must be the same on all
-        workers.
+        The compiler decides how a worker's devices share the work. `own_in` says for each argument what is
+        per-worker, and `own_out` for the result, of which the rest must be the same on all workers.
         """
 
         def worker(*args):
@@ -72,14 +69,9 @@ class WorkerMesh:
         compressors do does not.
         """
 
-        def placed(*args):
-            if not self.explicit:
-                return self.place(function(*args), specs)
-            return jax.sharding.auto_axes(
-                function, axes=self.mesh.axis_names, out_sharding=self.shardings(specs)
-            )(*args)
-
-        return placed
+        if not self.explicit:
+            return lambda *args: self.place(function(*args), specs)
+        return jax.sharding.auto_axes(function, axes=self.mesh.axis_names, out_sharding=self.shardings(specs))
 
     def place(self, tree: PyTree, specs: PyTree) -> PyTree:
         """The arrays with these shardings: moved if they are concrete, wherever they lie."""

@@ -106,10 +106,5 @@ def equations(program: Any) -> Iterator[Any]:
 
 def inner_programs(equation: Any) -> list[Any]:
     """The programs that an equation of a traced program runs: of a call, a branch or a loop."""
-    found = []
-    for value in equation.params.values():
-        for part in value if isinstance(value, (tuple, list)) else (value,):
-            part = getattr(part, 'jaxpr', part)
-            if hasattr(part, 'eqns'):
-                found.append(part)
-    return found
+    parts = (getattr(part, 'jaxpr', part) for part in jax.tree.leaves(equation.params))
+    return [part for part in parts if hasattr(part, 'eqns')]

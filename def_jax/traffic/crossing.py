@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec as P
+from jax import P
 from jax.tree_util import keystr
 
 from def_jax.checks import check_integer
@@ -35,9 +35,8 @@ def check(
     """Raises if a compiled step passes more between workers than the optimizer's message.
 
     A gradient that is averaged before error feedback is sent whole, and then its block, without an error: by
-    a `pmean` that is left over, by an `axis_name=` or `pmap_axis_name=` of somebody's helper, by Flax's
-    `DynamicScale`. This finds it where each device is a worker. For workers of several devices, see the
-    method `check` of `def_jax.spmd`.
+    a `pmean` that is left over, an `axis_name=` or `pmap_axis_name=` of a helper, Flax's `DynamicScale`.
+    This finds it where each device is a worker; for workers of several, see the method of `def_jax.spmd`.
 
     Args:
         compiled: `step.lower(...).compile()`, by `jax.pmap` or `jax.jit`.
@@ -64,17 +63,20 @@ def check(
     >>> def_jax.check(step.lower(*arguments).compile(), optimizer, x)  # one worker sends nothing
     []
     """
-    hlo = _of_jax(compiled).as_text() or ''
-    devices = max(
-        map(int, re.findall(r'(?:replica_count|num_partitions)=(\d+)', hlo[: hlo.find('\n')])), default=1
-    )
-    _check_one_copy(compiled, params)
+    compiled = _of_jax(compiled)
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
+    for state in link_states(_inputs(compiled)):
+        if shapes and [x.shape for x in jax.tree.leaves(getattr(state, 'residual', ()))] == shapes:
+            raise ValueError(
+                f'params have the shapes of the residuals, which are stacked over workers, as {shapes[0]}. '
+                'Pass one copy, e.g. jax.tree.map(lambda x: x[0], params) of what jax.pmap holds.'
+            )
+    header = (compiled.as_text() or '').partition('\n')[0]
+    devices = max(map(int, re.findall(r'(?:replica_count|num_partitions)=(\d+)', header)), default=1)
     try:
         sent = traffic(optimizer, params, axis_name, devices).messages if devices > 1 else ()
-    except NameError as error:  # JAX's, of an axis that is not bound
-        raise ValueError(
-            f'{axis_name=} is not the axis over which the optimizer communicates: {error}.'
-        ) from error
+    except (NameError, ValueError) as error:  # JAX's of an axis that is not bound, or ours
+        raise ValueError(f"{axis_name=} must be the optimizer's, which fails over it: {error}") from error
     return check_crossing(compiled, range(devices), sent, besides, axis_names(axis_name), params, steps)
 
 
@@ -90,7 +92,8 @@ def check_crossing(
     """`check`, given the worker of each device and what it passes to others over the axes `names`."""
     check_integer('steps', steps, 1, 'calls of update in the program')
     compiled = _of_jax(compiled)
-    found = [_to_others(c, len(workers)) for c in collectives(compiled.as_text() or '') if c.crosses(workers)]
+    found = [c for c in collectives(compiled.as_text() or '') if c.crosses(workers)]
+    found = [c.passed(len(workers), to_others=True) for c in found]
     wanted, kinds = Counter[str](), Counter[str]()
     for message in messages:
         own = message.bytes // len(set(workers)) if message.operation == 'all-to-all' else 0
@@ -122,44 +125,15 @@ def check_crossing(
     )
 
 
-def _to_others(collective: Collective, num_devices: int) -> Collective:
-    """What a device passes to others: of an all-to-all, not the part that it keeps."""
-    passed = collective.passed(num_devices)
-    if passed.operation != 'all-to-all':
-        return passed
-    size = len(passed.groups[0]) if passed.groups else num_devices
-    return passed._replace(
-        elements=passed.elements - passed.elements // size, bytes=passed.bytes - passed.bytes // size
-    )
-
-
-def _check_one_copy(compiled: Any, params: PyTree) -> None:
-    """Raises ValueError if parameters have the shapes of residuals, which steps take stacked over workers."""
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
-    for state in link_states(_inputs(_of_jax(compiled))):
-        if shapes and [x.shape for x in jax.tree.leaves(getattr(state, 'residual', ()))] == shapes:
-            raise ValueError(
-                f'params have the shapes of the residuals, which are stacked over workers, as {shapes[0]}. '
-                'Pass one copy, e.g. jax.tree.map(lambda x: x[0], params) of what jax.pmap holds.'
-            )
-
-
 def check_shards(compiled: Any, params: PyTree, names: Collection[str]) -> None:
-    """Raises ValueError if a step takes parameters in smaller parts than their shardings, `spmd`'s, say.
-
-    Its message would have as many times their size, on every device, and so would the residual.
-    """
-
-    def described(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
-        return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
-
-    wanted = described(params)
+    """Raises ValueError if a step takes parameters in smaller parts than their shardings, `spmd`'s, say."""
+    shapes = jax.tree.flatten(jax.tree.map(jnp.shape, params))
 
     def are_params(node: Any) -> bool:
-        return described(node) == wanted
+        return jax.tree.flatten(jax.tree.map(jnp.shape, node)) == shapes
 
     taken = filter(are_params, jax.tree.leaves(_inputs(_of_jax(compiled)), is_leaf=are_params))
-    found = jax.tree_util.tree_leaves_with_path(next(taken, None))
+    found = jax.tree.leaves_with_path(next(taken, None))
     for (path, x), told in zip(found, jax.tree.leaves(params), strict=False):
         part, whole = (each.sharding.shard_shape(x.shape) for each in (x, told))
         if math.prod(part) < math.prod(whole):
@@ -186,9 +160,9 @@ def _of_jax(compiled: Any) -> jax.stages.Compiled:
 
 def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int, gradient: int) -> str:
     for verb, tree in (('returns', compiled.out_info), ('takes', _inputs(compiled))):
-        for path, state in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_link):
+        for path, state in jax.tree.leaves_with_path(tree, is_leaf=is_link):
             for name in state.per_worker if is_link(state) else ():
-                for below, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, name, ())):
+                for below, leaf in jax.tree.leaves_with_path(getattr(state, name, ())):
                     spec = getattr(leaf.sharding, 'spec', None)
                     if spec is not None and not spec_axes(spec) & names:
                         return (

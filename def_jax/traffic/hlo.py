@@ -19,7 +19,9 @@ _COLLECTIVE = re.compile(rf'(\S+) = (.*?) ({_OPERATIONS})(?:-start)?\((.*)')
 _DONE = re.compile(rf'= (.*?) (?:{_OPERATIONS})-done\((\S+?)[,)]')
 _NAME = re.compile(r'op_name="([^"]*)"')
 _HIDDEN = re.compile(r'channel_id=(\d+).*async_collective_fusion_config')
-_MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*\)?)\))? \{([^}]*)\}')
+_RANGE = r'(\[[\d,]+\](?:T\([\d,]+\))?)'
+_IN_ROWS = re.compile(rf'replica_groups=\[([\d,]+)\]<={_RANGE}(?:,\s|$)')
+_MESH = re.compile(rf'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_RANGE}\))? \{{([^}}]*)\}}')
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$', re.MULTILINE)
 _CALLED = re.compile(r'(?:body|condition|calls|to_apply|\w+_computations?)=\{?%?([^,)}]*(?:, ?%[^,)}]*)*)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -50,18 +52,17 @@ class Collective(NamedTuple):
         groups = self.groups or (tuple(range(len(workers))),)
         return any(len({workers[device] for device in group}) > 1 for group in groups)
 
-    def passed(self, num_devices: int) -> 'Collective':
-        """The same with what each of the devices passes to it instead of what each gets.
+    def passed(self, num_devices: int, *, to_others: bool = False) -> 'Collective':
+        """The same with what each of the devices passes to it, or `to_others`, instead of what each gets.
 
         >>> Collective('all-gather', 8, 32).passed(4).elements
         2
         """
         size = len(self.groups[0]) if self.groups else num_devices
-        if self.operation == 'all-gather':
-            return self._replace(elements=self.elements // size, bytes=self.bytes // size)
-        if self.operation == 'reduce-scatter':
-            return self._replace(elements=self.elements * size, bytes=self.bytes * size)
-        return self
+        times, parts = {'all-gather': (1, size), 'reduce-scatter': (size, 1)}.get(self.operation, (1, 1))
+        if to_others and self.operation == 'all-to-all':  # of which a device keeps its own part
+            times, parts = size - 1, size
+        return self._replace(elements=self.elements * times // parts, bytes=self.bytes * times // parts)
 
 
 def collectives(hlo: str) -> list[Collective]:
@@ -162,7 +163,7 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     """
     if match := re.search(r'(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}', attributes):
         return tuple(tuple(map(int, group.split(','))) for group in re.findall(r'\{([\d,]+)\}', match[1]))
-    if match := re.search(r'replica_groups=\[([\d,]+)\]<=(\S*?)(?:,\s|$)', attributes):
+    if match := _IN_ROWS.search(attributes):
         return tuple(map(tuple, _range(match[2]).reshape(_numbers(match[1])).tolist()))
     if match := _MESH.search(attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", match[1])}
@@ -193,11 +194,9 @@ def _along(
 
 def _range(text: str) -> np.ndarray:
     """[2,4]T(1,0): 0 … 7 in this shape, transposed."""
-    match = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
-    if not match:
-        raise ValueError(f'groups of devices in an unknown form: {text[:200]}')
-    devices = np.arange(np.prod(_numbers(match[1]))).reshape(_numbers(match[1]))
-    return devices.transpose(_numbers(match[2])) if match[2] else devices
+    shape, *axes = (_numbers(part) for part in re.findall(r'[\d,]+', text))
+    devices = np.arange(math.prod(shape)).reshape(shape)
+    return devices.transpose(*axes) if axes else devices
 
 
 def _numbers(text: str) -> list[int]:

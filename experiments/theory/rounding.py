@@ -37,17 +37,18 @@ def shares(residual, key, ratio, bits):
     sizes = compressor.sizes(residual)
 
     def of_block(step):
-        def messages(axis_name):
+        def message(axis_name):
             layout = wires.layout(sizes, axis_name, bits)
             selection = compressor(key, step, residual, layout)
-            return selection, wires.exchange(selection.take(residual), sizes, axis_name, bits)
+            block = selection.take(residual)
+            return selection, block, *wires.exchange(block, sizes, axis_name, bits)[:2]
 
-        selection, own = messages(None)
-        _, together = messages('workers')
-        sent, lost, both = pmean((own.mean, square(own.rest), square(together.rest)), 'workers')
-        message, left = square(selection.take(residual)), square(selection.replace(residual, own.rest))
+        selection, block, own, rest = message(None)
+        *_, rest_of_both = message('workers')
+        sent, lost, both = pmean((own, square(rest), square(rest_of_both)), 'workers')
+        left = square(selection.replace(residual, rest)) / square(residual)
         added = (both - lost) / (WORKERS * square(sent))
-        return jnp.stack([square(own.rest) / message, added, ratio * (1 - left / square(residual))])
+        return jnp.stack([square(rest) / square(block), added, ratio * (1 - left)])
 
     return jax.lax.map(of_block, jnp.arange(int(ratio), dtype=jnp.uint32)).mean(0)
 

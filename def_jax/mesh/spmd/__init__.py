@@ -1,9 +1,8 @@
 """`def_jax.spmd`: workers of several devices, sharded inside by the compiler, error feedback across.
 
-A worker is a slice of the mesh. Its parameters are sharded over its devices in any way (FSDP, tensor
-parallel), and the compiler inserts what that takes. Across workers, nothing runs but the links of the
-optimizer. Each device holds the residual of its own shards, cuts its block from them, and exchanges it with
-the devices at the same place in the other workers: one all-reduce a step, as long as a device's block.
+A worker is a slice of the mesh, sharded in any way (FSDP, tensor parallel). Across workers, nothing runs but
+the links of the optimizer: each device holds the residual of its own shards, cuts its block from them, and
+exchanges it with the devices at the same place in the other workers.
 """
 
 import functools
@@ -13,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import P
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
 from def_jax.checks import check_extra_arguments, check_integer, named_leaves
@@ -95,8 +94,8 @@ def spmd(
 class Spmd(optax.GradientTransformationExtraArgs):
     """What `spmd` returns: an optimizer's functions on global arrays.
 
-    State and gradients are *stacked over workers*: per-worker values have a leading axis of size K, the
-    number of workers, which is sharded over the workers' mesh axis. Parameters are not: they are replicated.
+    State and gradients are *stacked over workers*: per-worker values have a leading axis of size K =
+    `num_workers`, which is sharded over the workers' mesh axis. Parameters are not: they are replicated.
 
     It is an optax transformation itself, for what takes one: `TrainState.create(tx=...)`.
     """
@@ -109,6 +108,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
         self.optimizer = _accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
         self._workers = WorkerMesh(mesh, axis_name)
+        self.num_workers = self._workers.num_workers
         self._init, self._output_params = jax.jit(self._init_program), jax.jit(self._output_program)
         self._update = jax.jit(self._update_program)
         self._params: PyTree = None  # abstract: those of the last update that was traced, for `check`
@@ -130,11 +130,6 @@ class Spmd(optax.GradientTransformationExtraArgs):
             'sees those of all workers at once, and a global norm is too large. Put it into the chain: '
             'def_jax.spmd(optax.chain(optax.clip_by_global_norm(1.0), ..., link), mesh).'
         )
-
-    @property
-    def num_workers(self) -> int:
-        """K."""
-        return self._workers.num_workers
 
     @property
     def shardings(self) -> PyTree:
@@ -165,9 +160,9 @@ class Spmd(optax.GradientTransformationExtraArgs):
             has_aux: whether `loss_fn` returns a pair, the loss and auxiliary values.
 
         Returns:
-            A function of params, opt_state and batch, as of `at_points`; further arguments of `loss_fn`, such
-            as BatchNorm's statistics, follow it and are the same for all. It returns the losses [K], or a
-            pair with stacked auxiliary values, and the gradients, like params with a leading axis of size K.
+            A function of params, opt_state and batch, see `at_points`; further arguments of `loss_fn`, such
+            as BatchNorm's statistics, are the same for all. It returns the losses [K], or a pair with
+            auxiliary values, and the gradients, all stacked over workers.
         """
         return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux))
 
@@ -179,8 +174,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
         Args:
             grad_fn: takes the parameters first, e.g. `jax.value_and_grad(loss_fn, has_aux=True)`, and then
                 whatever arguments it likes.
-            split: positions of the arguments whose arrays are divided among the workers, by their leading
-                axis.
+            split: positions of the arguments whose leading axes are divided among the workers.
             keys: positions of PRNG keys, or trees of them, which are folded with the worker's number.
 
         Returns:
@@ -198,15 +192,16 @@ class Spmd(optax.GradientTransformationExtraArgs):
         (1, 4)
         """
         at_points.check_arguments(split, keys)
-        return functools.partial(self._at_points, grad_fn, split, keys)
 
-    def _at_points(self, grad_fn, split, keys, params, opt_state, /, *args, **kwargs):
-        params, opt_state = self._placed(params, opt_state)
-        axes = jax.tree.map(lambda mine: 0 if mine else None, own_leaves(self.optimizer, params))
-        specs = jax.tree.map(lambda x: x.sharding.spec, self._abstract_grads(params))
-        points = jax.vmap(at_points.point, in_axes=(None, axes), axis_size=self.num_workers)
-        points = self._workers.auto(points, specs)(params, opt_state)
-        return at_points.run(self._workers, grad_fn, points, args, kwargs, split, keys)
+        def on_workers(params, opt_state, /, *args, **kwargs):
+            params, opt_state = self._placed(params, opt_state)
+            axes = jax.tree.map(lambda mine: 0 if mine else None, own_leaves(self.optimizer, params))
+            specs = jax.tree.map(lambda x: x.sharding.spec, self._abstract_grads(params))
+            points = jax.vmap(at_points.point, in_axes=(None, axes), axis_size=self.num_workers)
+            points = self._workers.auto(points, specs)(params, opt_state)
+            return at_points.run(self._workers, grad_fn, points, args, kwargs, split, keys)
+
+        return on_workers
 
     def map(self, function: Callable) -> Callable:
         """A function that runs `function(params, state, batch)` on every worker, with results stacked.
@@ -218,16 +213,17 @@ class Spmd(optax.GradientTransformationExtraArgs):
         Returns:
             A function of params, opt_state and batch, which is divided among the workers or left out.
         """
-        program = jax.jit(functools.partial(self._map, function))
-        return lambda params, opt_state, *batch: program(*self._placed(params, opt_state), *batch)
 
-    def _map(self, function, params, opt_state, *batch):
-        divided = at_points.divide(self._workers, batch, 'batch')
-        own = False, own_leaves(self.optimizer, params), *(True for _ in batch)
-        mapped = self._workers.map(function, own, True)
-        if self._workers.explicit:
-            mapped = self._workers.auto(mapped, P(self.axis_name))
-        return mapped(params, opt_state, *divided)
+        @jax.jit
+        def program(params, opt_state, *batch):
+            divided = at_points.divide(self._workers, batch, 'batch')
+            own = False, own_leaves(self.optimizer, params), *(True for _ in batch)
+            mapped = self._workers.map(function, own, True)
+            if self._workers.explicit:
+                mapped = self._workers.auto(mapped, P(self.axis_name))
+            return mapped(params, opt_state, *divided)
+
+        return lambda params, opt_state, *batch: program(*self._placed(params, opt_state), *batch)
 
     def update(
         self, grads: PyTree, opt_state: PyTree, params: PyTree, **extra_args: Any
@@ -257,8 +253,8 @@ class Spmd(optax.GradientTransformationExtraArgs):
         def update(grads, opt_state, params, extra_args):
             return self.optimizer.update(grads, opt_state, params, **extra_args)
 
-        def worker(*arguments):
-            arguments = in_memory(arguments[0]), *arguments[1:]
+        def worker(grads, *others):
+            arguments = in_memory(grads), *others
             with sharded(Shards(self.axis_name, self._workers.inside, specs)):
                 updates, opt_state = drift.agreed(update, own_in, own_out, self._workers.apart, arguments)
             return updates, in_memory(opt_state)
@@ -290,7 +286,8 @@ class Spmd(optax.GradientTransformationExtraArgs):
 
     def state_specs(self, params: PyTree) -> PyTree:
         """PartitionSpecs of the state, for checkpoints and for `jax.shard_map`, see `def_jax.state_specs`."""
-        ownership.check_nothing_precedes(ownership.abstract_state(self.optimizer, params))
+        state = ownership.abstract_state(self.optimizer, params)
+        ownership.check_surroundings(state, 'def_jax.spmd', in_spmd=True)
         return ownership.state_specs(self.optimizer, params, self._specs(params), self.axis_name)
 
     def state_shardings(self, params: PyTree) -> PyTree:
@@ -389,7 +386,6 @@ def _accumulated(
         return optax.tree.zeros_like(params), jnp.zeros((), jnp.int32)
 
     def update(grads, state, params=None):
-        del params
         mean, calls = state
         mean = jax.tree.map(lambda m, g: jnp.where(calls == 0, g, m + (g - m) / (calls + 1)), mean, grads)
         return mean, (mean, (calls + 1) % every)

@@ -12,9 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax import NamedSharding, P, lax
 
 from def_jax.error_feedback import ErrorFeedbackState, detached_params
 from def_jax.mesh.ownership import link_states
@@ -64,7 +62,7 @@ def run(
         )
     divided = {i: divide(workers, given[i], f'argument {i}' if len(args) > 1 else 'batch') for i in split}
     numbers = workers.place(jnp.arange(workers.num_workers), P(workers.axis_name))
-    leaves, treedef = jax.tree.flatten((given | dict.fromkeys(split), kwargs))
+    others = given | dict.fromkeys(split), kwargs
 
     def shared(x):  # an array where all workers can take it, as an argument of the mapped function
         if not isinstance(x, jax.Array):
@@ -74,23 +72,17 @@ def run(
 
     def worker(mine, arrays):
         point, divided, number = mine
-        same = [x if array is None else array for x, array in zip(leaves, arrays, strict=True)]
-        given, kwargs = jax.tree.unflatten(treedef, same)
+        given, kwargs = jax.tree.map(lambda x, array: x if array is None else array, others, arrays)
         folded = {i: jax.tree.map(lambda key: _folded(key, number), given[i]) for i in keys}
         return function(point, *(given | divided | folded).values(), **kwargs)
 
-    return _on_workers(workers, worker, (points, divided, numbers), [*map(shared, leaves)])
+    return _on_workers(workers, worker, (points, divided, numbers), jax.tree.map(shared, others))
 
 
 def _folded(key: jax.Array, number: jax.Array) -> jax.Array:
     """A worker's key; of an array of keys, such as those of stacked layers, each."""
-
-    def fold(key):
-        return jax.random.fold_in(key, number)
-
-    for _ in range(key.ndim - (not jnp.issubdtype(key.dtype, jax.dtypes.prng_key))):
-        fold = jax.vmap(fold)
-    return fold(key)
+    signature = '()->()' if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else '(n)->(n)'
+    return jnp.vectorize(jax.random.fold_in, excluded=(1,), signature=signature)(key, number)
 
 
 def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> PyTree:
@@ -142,7 +134,7 @@ def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
                 jnp.reshape(x, parts), NamedSharding(workers.mesh, P(workers.axis_name, *free))
             )
         x = x if isinstance(x, jax.core.Tracer) else workers.place(x, P(workers.axis_name))
-        first, *rest = (*jax.typeof(x).sharding.spec, *[None] * len(shape))[: len(shape)]
+        first, *rest = jax.typeof(x).sharding.spec
         axes = first if isinstance(first, tuple) else (first,)
         if axes[: len(workers.names)] != workers.names:
             x, axes, rest = workers.place(x, P(workers.axis_name)), workers.names, []
@@ -150,7 +142,7 @@ def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:
         to = NamedSharding(workers.mesh, P(workers.axis_name, within, *rest))
         return lax.reshape(x, parts, out_sharding=to)
 
-    divided = jax.tree_util.tree_map_with_path(part, batch)
+    divided = jax.tree.map_with_path(part, batch)
     if len(rows := {len(x) for x in jax.tree.leaves(batch)} - {size}) > 1:
         raise ValueError(
             f'{name} holds arrays of {sorted(rows)} rows, and all of them would be divided among {size} '

@@ -11,6 +11,7 @@ import jax
 
 from def_jax.checks import named_leaves
 from def_jax.mesh.collectives import axis_names
+from def_jax.mesh.ownership import each
 from def_jax.traffic import inner_programs
 from def_jax.types import PyTree
 
@@ -26,12 +27,11 @@ def agreed(function: Any, own_in: PyTree, own_out: PyTree, names: Sequence[str],
     """
     program = jax.jit(function)
     traced = program.trace(*arguments)
-    trees = (own_in, arguments), (own_out, traced.out_info)
-    own = [jax.tree.leaves(jax.tree.broadcast(*pair)) for pair in trees]
-    given = [frozenset(names) if mine else frozenset() for mine in own[0]]
+    given = jax.tree.leaves(each(lambda mine, _: frozenset(names if mine else ()), own_in, arguments))
+    parts = zip(('updates', 'opt_state'), jax.tree.broadcast(own_out, traced.out_info), strict=True)
+    own = [(name + path, mine) for name, part in parts for path, mine in named_leaves(part)]
     varying = axes_of_results(traced.jaxpr.jaxpr, given)
-    places = [f'{("updates", "opt_state")[int(path[1])]}{path[3:]}' for path, _ in named_leaves(trees[1][1])]
-    for place, mine, axes in zip(places, own[1], varying, strict=True):
+    for (place, mine), axes in zip(own, varying, strict=True):
         if axes & set(names) and not mine:
             raise ValueError(
                 f"{place} would differ between workers: it depends on a worker's own gradient or state, and "
