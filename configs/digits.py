@@ -10,7 +10,7 @@ To train on your own terms, copy this file: python -m def_jax.train --config=min
 
 import ml_collections
 
-from def_jax.trainer.configuration import arguments, defaults
+from def_jax.trainer.configuration import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -37,4 +37,4 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.eval_every_epochs = 20
     config.log_every_steps = 20
 
-    return arguments.override(config, arg)
+    return defaults.override(config, arg)

@@ -23,7 +23,7 @@ The data set must be prepared by TFDS as ArrayRecord files; docs/paper_tables.md
 
 import ml_collections
 
-from def_jax.trainer.configuration import arguments, defaults
+from def_jax.trainer.configuration import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -52,4 +52,4 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.eval_every_epochs = 1
     config.log_every_steps = 100
 
-    return arguments.override(config, arg)
+    return defaults.override(config, arg)

@@ -15,7 +15,7 @@ docs/how_to/language.md. --config.optimizer=muon, lion and others work as well, 
 
 import ml_collections
 
-from def_jax.trainer.configuration import arguments, defaults
+from def_jax.trainer.configuration import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -56,4 +56,4 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.eval_every_steps = 500
     config.log_every_steps = 20
 
-    return arguments.override(config, arg)
+    return defaults.override(config, arg)

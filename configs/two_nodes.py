@@ -12,7 +12,7 @@ The rate is AdamW's. Every GPU is a worker, so each holds the whole model.
 
 import ml_collections
 
-from def_jax.trainer.configuration import arguments, defaults
+from def_jax.trainer.configuration import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -45,4 +45,4 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.eval_every_steps = 250
     config.log_every_steps = 10
 
-    return arguments.override(config, arg)
+    return defaults.override(config, arg)

@@ -6,7 +6,6 @@ import ml_collections
 import optax
 
 from def_jax.baselines.methods import get_method
-from def_jax.trainer.configuration import arguments
 from def_jax.trainer.configuration.parts import make_optimizer
 from def_jax.types import AxisName
 from experiments.problems import config_of
@@ -28,7 +27,7 @@ def configured(spec: Spec) -> ml_collections.ConfigDict:
         if name not in config:
             raise ValueError(f'option {name!r} of {spec.method!r} is no key of the configuration.')
         config[name] = value
-    return arguments.lock(config)
+    return config
 
 
 def optimizer(spec: Spec, schedule: optax.ScalarOrSchedule, axis_name: AxisName) -> Any:

@@ -1,10 +1,23 @@
 """An error, as a program prints it."""
 
+import contextlib
 import traceback
+from collections.abc import Iterator
 
-__all__ = ['one_line']
+__all__ = ['explained', 'one_line']
 
 _LONGEST = 500
+
+
+@contextlib.contextmanager
+def explained(what: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Raises an error of the block, which may be anyone's code, as a ValueError about `what`, in one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise  # data that are missing, with their own remedy
+    except kinds as error:
+        raise ValueError(f'{what}: {one_line(error, place=True)}') from error
 
 
 def one_line(error: BaseException, *, place: bool = False) -> str:

@@ -187,7 +187,8 @@ class Experiment:
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         # A method of one worker has nobody to send to: what it applies at each step is everything.
         message = devices * message or 4 * num_params
-        blocks = parts.make_compressor(config) if self.method.link is None else None
+        sent = {name: config[name] for name in ('ratio', 'bits', 'order', 'allocation')}
+        blocks = self.method.compressor(**sent) if self.method.link is None else None
         return Communication(
             num_params=num_params,
             message_size=devices * message_size(blocks, part) if blocks else message // 4,
@@ -217,7 +218,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         if num_steps >= 2**31:  # they are counted in 32 bits
             given = f'num_epochs={config.num_epochs} or num_steps={config.num_steps}'
             raise ValueError(f'{given} gives {num_steps} steps, but there must be fewer than 2**31.')
-        schedule = parts.make_schedule(config, num_steps)
+        schedule = parts.Factory('schedule', config).make(Callable, num_steps=num_steps)
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
         method=parts.find_method(config),

@@ -5,7 +5,7 @@ Expected: an R² of 0.35 on the test patients, at x and at y; linear regression 
 Variants: --config.optimizer=adamw --config.learning_rate=0.01, --config.model_options.width=64, ...
 """
 
-from def_jax.trainer.configuration import arguments, defaults
+from def_jax.trainer.configuration import defaults
 
 
 def get_config(arg=None):
@@ -28,4 +28,4 @@ def get_config(arg=None):
     config.eval_every_epochs = 5
     config.log_every_steps = 10
 
-    return arguments.override(config, arg)
+    return defaults.override(config, arg)

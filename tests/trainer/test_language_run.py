@@ -33,9 +33,8 @@ def data_dir(tmp_path_factory):
 def tiny_config(data_dir, **changes):
     config = language.get_config()
     options = {'context': 16, 'folder': str(data_dir)} | changes.get('dataset_options', {})
-    with config.unlocked():
-        for key, value in (TINY | changes | {'dataset_options': options}).items():
-            config[key] = value  # options are replaced, not added
+    for key, value in (TINY | changes | {'dataset_options': options}).items():
+        config[key] = value  # options are replaced, not added
     return config
 
 
@@ -107,19 +106,13 @@ def trained(config, number=3):
     return run, state, np.array(losses)
 
 
-def assert_close(state, expected):
-    def close(a, b):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-6)
-
-    jax.tree.map(close, state, expected)
-
-
 def assert_alike(parts, whole):
     """Two configurations train alike; the experiment of the first, and its state."""
     run, state, losses = trained(parts)
     _, expected, expected_losses = trained(whole)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-    assert_close(state, expected)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, jax.device_get(state), jax.device_get(expected))
     return run, state
 
 
@@ -136,10 +129,8 @@ def test_the_trajectory_is_that_of_whole_workers(data_dir):
 
 @pytest.mark.slow
 def test_batch_normalisation_is_over_the_whole_worker(tmp_path_factory):
-    with fixtures.tiny_network(tmp_path_factory) as digits_dir:
-        assert_alike(
-            *(fixtures.tiny_config(digits_dir, shards_per_worker=shards, ratio=1) for shards in (2, 1))
-        )
+    with fixtures.tiny_network(tmp_path_factory) as folder:
+        assert_alike(*(fixtures.tiny_config(folder, shards_per_worker=n, ratio=1) for n in (2, 1)))
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,5 @@
 """The trainer on a tiny configuration: files, methods, divergence, virtual workers."""
 
-import io
 import itertools
 import json
 import re
@@ -16,12 +15,10 @@ import matplotlib.image
 import numpy as np
 import optax
 import pytest
-import rich.console
 import training_fixtures as fixtures
 
 import def_jax
 from def_jax import METHODS
-from def_jax.trainer import console as console_lib
 from def_jax.trainer import experiment, loop, metrics, results
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
@@ -346,31 +343,20 @@ def test_a_plain_transformation_trains_as_the_librarys_own_on_virtual_workers_to
 
 
 def test_its_state_is_of_each_worker_and_an_interrupted_run_goes_on(data_dir, recorded, tmp_path):
-    config = fixtures.tiny_config(
-        data_dir, method=f'{HERE}:average', method_options={'scale': 0.5}, num_epochs=2
-    )
+    method = {'method': f'{HERE}:average', 'method_options': {'scale': 0.5}}
+    config = fixtures.tiny_config(data_dir, num_epochs=2, **method)
     whole = fixtures.train(config, tmp_path / 'whole')
     with fixtures.signalled(15, 7), pytest.raises(loop.InterruptedRunError):
         fixtures.train(config, tmp_path / 'interrupted')
-    assert (
-        fixtures.train(config, tmp_path / 'interrupted')['metrics']['train_loss']
-        == whole['metrics']['train_loss']
-    )
+    resumed = fixtures.train(config, tmp_path / 'interrupted')
+    assert resumed['metrics']['train_loss'] == whole['metrics']['train_loss']
     run = experiment.build(config)
     state = fixtures.restored(tmp_path / 'whole', run)
     residuals = [np.asarray(x) for x in jax.tree.leaves(state.opt_state[1].state)]
     assert all(np.ptp(x, axis=0).max() > 0 for x in residuals)  # [K, ...]
 
 
-def test_a_method_whose_hyper_parameter_is_a_word_is_described(data_dir):
-    console = rich.console.Console(file=io.StringIO())
-    console_lib.describe(console, experiment.build(fixtures.tiny_config(data_dir, method=f'{HERE}:in_words')))
-    assert 'in_words (detach auto)' in console.file.getvalue()
-
-
 def test_a_method_that_sends_nothing_is_refused(data_dir, tmp_path):
-    with fixtures.refused(
-        r"method='.*:apart' sends nothing, so workers would drift apart. Average over its axis_name"
-    ):
+    with fixtures.refused(r"method='.*:apart' sends nothing, so .* drift apart. Average over its axis_name"):
         fixtures.train(fixtures.tiny_config(data_dir, method=f'{HERE}:apart'), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()

@@ -18,18 +18,6 @@ from def_jax.trainer.data import augmentation, order
 from def_jax.trainer.workers import replicas
 
 
-def test_parameters_stay_the_same_on_all_devices(recorded):
-    for state in recorded.states:
-        shared = state.replace(batch_stats=(), opt_state=())
-        for parts in jax.tree.leaves(shared, is_leaf=lambda node: isinstance(node, list)):
-            assert len(parts) == fixtures.NUM_WORKERS
-            assert len({part.tobytes() for part in parts}) == 1
-    # What they are made of does differ.
-    for tree in (fixtures.residual, fixtures.momentum, lambda s: s.batch_stats):
-        for parts in jax.tree.leaves(tree(recorded.states[9]), is_leaf=lambda node: isinstance(node, list)):
-            assert len({part.tobytes() for part in parts}) == fixtures.NUM_WORKERS
-
-
 def test_a_record_is_fetched_while_the_next_step_computes(recorded, tmp_path, monkeypatch):
     dispatched, fetched, write = [], {}, loop.MetricLog.write
 

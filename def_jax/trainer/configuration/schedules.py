@@ -1,7 +1,4 @@
-"""Learning rates as functions of the step, by name; lengths are fractions of the run.
-
-A warm-up is optax's: it begins at a rate of zero.
-"""
+"""Optimizers and schedules by name, optax's; lengths are fractions of the run, a warm-up begins at zero."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,26 +6,24 @@ import optax
 
 from def_jax.checks import check_number
 
-__all__ = ['SCHEDULES', 'cosine', 'drops', 'wsd']
+__all__ = ['OPTIMIZERS', 'SCHEDULES', 'cosine', 'drops', 'sgd', 'wsd']
 
 
-def drops(
-    learning_rate: float, num_steps: int, *, learning_rate_drops: Sequence[float] = (0.5, 0.75)
-) -> optax.Schedule:
-    """The learning rate drops tenfold at each of some fractions of the run, as in the paper.
-
-    >>> schedule = drops(0.1, 100, learning_rate_drops=(0.5,))
-    >>> [round(float(schedule(step)), 3) for step in (0, 49, 50)]
-    [0.1, 0.1, 0.01]
-    """
-    return optax.piecewise_constant_schedule(
-        learning_rate, {round(share * num_steps): 0.1 for share in learning_rate_drops}
-    )
+def sgd(
+    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9, nesterov: bool = False, weight_decay=0.0
+) -> optax.GradientTransformation:
+    """SGD with momentum, Eq. 11; `make_optimizer` adds the penalty to the gradient that is sent."""
+    del weight_decay
+    return optax.sgd(learning_rate, momentum or None, nesterov)  # None allocates no buffer
 
 
-def cosine(
-    learning_rate: float, num_steps: int, *, warmup: float = 0.05, final: float = 0.0
-) -> optax.Schedule:
+def drops(learning_rate: float, num_steps: int, learning_rate_drops: Sequence[float]) -> optax.Schedule:
+    """The learning rate drops tenfold at each of some fractions of the run, as in the paper."""
+    scales = {round(share * num_steps): 0.1 for share in learning_rate_drops}
+    return optax.piecewise_constant_schedule(learning_rate, scales)
+
+
+def cosine(learning_rate: float, num_steps: int, warmup: float = 0.05, final: float = 0.0) -> optax.Schedule:
     """Linear warm-up, then half a cosine: `optax.warmup_cosine_decay_schedule`.
 
     Args:
@@ -42,22 +37,19 @@ def cosine(
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     _check_shares(warmup=warmup, final=final)
-    rising, last = round(warmup * num_steps), final * learning_rate
+    rising = round(warmup * num_steps)
     length = max(num_steps, rising + 1)  # optax refuses a cosine of no steps
-    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, rising, length, last)
+    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, rising, length, final * learning_rate)
 
 
 def wsd(
-    learning_rate: float, num_steps: int, *, warmup: float = 0.05, decay: float = 0.2, final: float = 0.0
+    learning_rate: float, num_steps: int, warmup: float = 0.05, decay: float = 0.2, final: float = 0.0
 ) -> optax.Schedule:
     """Linear warm-up, a constant rate, and linear decay.
 
     Args:
-        learning_rate: the constant rate.
-        num_steps: the number of steps of the run.
-        warmup: length of the warm-up, a fraction of the run.
+        learning_rate, num_steps, warmup, final: see `cosine`.
         decay: length of the decay, a fraction of the run.
-        final: the rate at the end of the run, a fraction of the constant one.
 
     Raises:
         ValueError: if the parts are longer than the run.
@@ -71,13 +63,9 @@ def wsd(
     _check_shares(warmup=warmup, decay=decay, final=final)
     if warmup + decay > 1:
         raise ValueError(f'{warmup=} and {decay=} add up to more than 1, the length of the run.')
-    rising, length = round(warmup * num_steps), round(decay * num_steps)
-    last = final * learning_rate
-    parts = [
-        optax.linear_schedule(0.0, learning_rate, rising),
-        optax.linear_schedule(learning_rate, last, length, num_steps - length - rising),
-    ]
-    return optax.join_schedules(parts, [rising])
+    rising, falling = round(warmup * num_steps), round(decay * num_steps)
+    fall = optax.linear_schedule(learning_rate, final * learning_rate, falling, num_steps - falling - rising)
+    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, rising), fall], [rising])
 
 
 def _check_shares(**shares: float) -> None:
@@ -86,3 +74,5 @@ def _check_shares(**shares: float) -> None:
 
 
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {'drops': drops, 'cosine': cosine, 'wsd': wsd}
+_OPTAXS = {'adamw': optax.adamw, 'lion': optax.lion, 'muon': optax.contrib.muon}
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {'sgd': sgd, **_OPTAXS}

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from def_jax.tools.place import Place
-from def_jax.trainer.configuration.defaults import FORMER
 from def_jax.trainer.errors import one_line
 from def_jax.trainer.launch import interruption, output, processes, supervision
 from def_jax.trainer.launch.exits import EndedError, ExitCode
@@ -104,13 +102,8 @@ def _config_error(error: BaseException, flag: str) -> str:
     for phrase, allowed in _CONVERSIONS.items():  # Python only says what could not be converted
         if phrase in reason:
             reason = f'{reason[: reason.index(phrase)].rstrip(": (")} must be {allowed}'
-    hint = ''
-    if locked := re.search(r'Key "(\w+)" does not exist.* the config is locked\.', reason):
-        meant = re.search(r' Did you mean "\w+"', reason)
-        hint = f'.{FORMER[locked[1]]}' if locked[1] in FORMER else f'.{meant[0]}?' if meant else ''
-        reason = repr(locked[1])
-    if locked or 'invalid syntax' in reason or reason.strip("'").isidentifier():
-        reason = f'{reason} in a flag --{flag}.KEY=VALUE: that is not a known key{hint}'
+    if 'invalid syntax' in reason or reason.strip("'").isidentifier():
+        reason = f'{reason} in a flag --{flag}.KEY=VALUE: that is not a known key'
     return f'{reason} (--help lists the flags)'
 
 

@@ -4,7 +4,7 @@ Those of `MODELS` take `num_classes` and `dtype`, that of the computation, and m
 and `train` to float32 logits. `vgg16` needs `rngs={'dropout': key}`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from flax import linen as nn
 
@@ -12,7 +12,7 @@ from def_jax.trainer.models import resnet, transformer, vgg
 
 __all__ = ['LANGUAGE_MODELS', 'MODELS']
 
-MODELS: Mapping[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     # From the paper.
     'vgg16': vgg.vgg16,
     'resnet110': resnet.resnet110,
@@ -25,7 +25,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     'resnet8': resnet.resnet8,
 }
 
-LANGUAGE_MODELS: Mapping[str, Callable[..., nn.Module]] = {
+LANGUAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
     'transformer_115k': transformer.transformer_115k,
     'transformer_1m': transformer.transformer_1m,
     'transformer_11m': transformer.transformer_11m,

@@ -1,6 +1,6 @@
 """Whether a task does what the trainer relies on, from its shapes alone: nothing is compiled."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from def_jax.mesh.spmd.drift import axes_of_results
-from def_jax.trainer.errors import one_line
+from def_jax.trainer.errors import explained
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.tasks.base import Task
 
@@ -26,15 +26,18 @@ def check(experiment: Experiment) -> None:
     """Raises ValueError unless the task, the model, the optimizer and the data set fit together."""
     config, workers, task = experiment.config, experiment.workers, experiment.task
     name, model = f'config.task={config.task!r}', f'config.model={config.model!r}'
-    variables = _traced(f'{model} cannot be initialised', lambda: experiment.abstract_variables)
+    with explained(f'{model} cannot be initialised'):
+        variables = experiment.abstract_variables
     if not isinstance(variables, Mapping) or variables.keys() != {'params', 'batch_stats'}:
         raise ValueError(f"{name}: init must return a dict of 'params' and 'batch_stats', which may be {{}}.")
     if config.recalibrate_batches and not jax.tree.leaves(variables['batch_stats']):
         what = f'config.recalibrate_batches={config.recalibrate_batches} needs BatchNorm statistics'
         raise ValueError(f'{what}, and the model has none. Set it to 0.')
     optimizer = f'config.optimizer={config.optimizer!r} with {dict(config.optimizer_options)}'
-    _traced(f'{optimizer} cannot make an update', lambda: experiment.communication)
-    _traced(f'{optimizer} cannot be used', lambda: experiment.is_per_worker)
+    with explained(f'{optimizer} cannot make an update'):
+        experiment.communication  # noqa: B018
+    with explained(f'{optimizer} cannot be used'):
+        experiment.is_per_worker  # noqa: B018
     whole, part = (
         jax.tree.map(jnp.shape, x) for x in (variables['params'], workers.part(variables['params']))
     )
@@ -49,10 +52,8 @@ def check(experiment: Experiment) -> None:
 
 def _check_loss(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
     key = jax.eval_shape(lambda: jax.random.key(0))
-    returned = _traced(
-        f'{name}: loss fails on a training batch of {_shapes(batch)}',
-        lambda: jax.eval_shape(task.loss, variables['params'], variables['batch_stats'], batch, key),
-    )
+    with explained(f'{name}: loss fails on a training batch of {_shapes(batch)}'):
+        returned = jax.eval_shape(task.loss, variables['params'], variables['batch_stats'], batch, key)
     try:
         loss, (figures, batch_stats) = returned
         scalars = {'loss': loss, **figures}
@@ -69,16 +70,14 @@ def _check_loss(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
 
 
 def _check_sums(task: Task, name: str, variables: Any, batch: _Shapes) -> None:
-    jaxpr, sums = _traced(
-        f'{name}: test_sums fails on a batch of {_shapes(batch)}',
-        lambda: jax.make_jaxpr(task.test_sums, return_shape=True)(variables, batch),
-    )
+    with explained(f'{name}: test_sums fails on a batch of {_shapes(batch)}'):
+        jaxpr, sums = jax.make_jaxpr(task.test_sums, return_shape=True)(variables, batch)
     if not isinstance(sums, dict) or not sums.keys() >= {'loss', 'count'}:
         raise ValueError(f"{name}: test_sums must return a dict with 'loss' and 'count'.")
     _check_scalars(name, 'test_sums', sums)
     ones = {key: np.ones((), np.float32) for key in sums}
-    with np.errstate(all='ignore'):
-        metrics = _traced(f'{name}: metrics fails on sums of one', lambda: task.metrics(ones))
+    with np.errstate(all='ignore'), explained(f'{name}: metrics fails on sums of one'):
+        metrics = task.metrics(ones)
     if (headline := task.headline.name) not in metrics:
         raise ValueError(
             f'{name}: metrics lacks {headline!r}, the headline metric; it has {sorted(metrics)}.'
@@ -106,10 +105,3 @@ def _one_worker(batch: dict[str, np.ndarray], workers: tuple[int, ...]) -> _Shap
 
 def _shapes(batch: _Shapes) -> str:
     return ', '.join(f'{name} {each.dtype}{list(each.shape)}' for name, each in batch.items())
-
-
-def _traced(what: str, trace: Callable[[], Any]) -> Any:
-    try:
-        return trace()
-    except Exception as error:  # it may be anyone's code
-        raise ValueError(f'{what}: {one_line(error, place=True)}') from error

@@ -154,10 +154,7 @@ def test_a_checkpoint_of_another_configuration_or_with_other_arrays_is_refused(
     arrays = 'there|' in difference or 'params' in difference
     run = dataclasses.replace(other, config=(recorded.experiment if arrays else other).config)
     where = 'another model or method: .*' if arrays else 'cannot be used .*with another configuration: '
-    with (
-        checkpoints.Checkpoints(saved, run) as manager,
-        fixtures.refused(f'{where}({difference})'),
-    ):
+    with checkpoints.Checkpoints(saved, run) as manager, fixtures.refused(f'{where}({difference})'):
         manager.restore(jax.eval_shape(other.steps.init))
 
 

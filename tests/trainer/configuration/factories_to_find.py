@@ -22,11 +22,6 @@ def average(axis_name, scale=1.0, ratio=1):
     return optax.GradientTransformation(optax.tree.zeros_like, update)
 
 
-def in_words(axis_name, detach='auto'):
-    """A method whose hyper-parameter is a word."""
-    return average(axis_name)
-
-
 def apart(axis_name):
     return optax.identity()
 
@@ -62,6 +57,10 @@ def schedule_of_vectors(learning_rate, num_steps):
 
 def needs_depth(depth):
     return depth
+
+
+def any_model(**options):
+    return options
 
 
 def no_task(model, dataset):

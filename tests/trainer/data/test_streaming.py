@@ -60,12 +60,10 @@ def test_random_boxes_are_drawn_as_torchvisions():
     assert abs((left[free] / (width - right + left)[free]).mean() - 0.5) < 0.02
 
 
-@pytest.mark.parametrize(
-    ('width', 'height', 'box'), [(400, 10, (193, 0, 206, 10)), (10, 400, (0, 193, 10, 206))]
-)
-def test_of_narrow_images_the_centre_is_taken(width, height, box):
-    # 8 % of the area do not fit with any of the ratios.
-    assert streaming._random_box(width, height, np.random.default_rng(0)) == box
+def test_of_narrow_images_the_centre_is_taken():
+    """8 % of the area do not fit with any of the ratios."""
+    for width, height, box in ((400, 10, (193, 0, 206, 10)), (10, 400, (0, 193, 10, 206))):
+        assert streaming._random_box(width, height, np.random.default_rng(0)) == box
 
 
 def test_the_centre_of_test_images_is_taken_at_imagenets_size():

@@ -22,11 +22,8 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture(autouse=True)
 def handlers():
     """Python's own handlers, however the suite was started; they must be back in place after each test."""
-    usual = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-        signal.SIGHUP: signal.SIG_DFL,
-    }
+    usual = dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)
+    usual |= {signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
     after = {number: signal.signal(number, handler) for number, handler in before.items()}
@@ -116,13 +113,9 @@ with interruption.ending_at_once('train.py'), watch():
 
 
 @pytest.mark.parametrize(
-    ('phase', 'numbers', 'last'),
-    [
-        ('starting', [signal.SIGHUP], 'SIGHUP'),
-        ('training', [signal.SIGINT, signal.SIGINT], 'SIGINT'),
-    ],
+    ('phase', 'numbers'), [('starting', [signal.SIGHUP]), ('training', [signal.SIGINT, signal.SIGINT])]
 )
-def test_a_signal_is_answered_at_once_whatever_is_running(phase, numbers, last):
+def test_a_signal_is_answered_at_once_whatever_is_running(phase, numbers):
     command = [sys.executable, '-c', PROGRAM, phase]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout.readline() == b'ready\n'
@@ -133,7 +126,7 @@ def test_a_signal_is_answered_at_once_whatever_is_running(phase, numbers, last):
         process.send_signal(numbers[-1])
         assert process.wait(timeout=60) == 4
         error = process.stderr.read().decode()
-        assert error == f'train.py: stopped by {last}. Run the same command again to resume.\n'
+        assert error == f'train.py: stopped by {numbers[-1].name}. Run the same command again to resume.\n'
 
 
 # --- Exit codes ---

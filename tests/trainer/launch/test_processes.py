@@ -129,11 +129,7 @@ def test_two_processes_train_as_one_and_end_and_resume_together(environment, tmp
     assert result['environment']['num_devices'] == 4 and result['environment']['num_processes'] == 2
 
     # Sums over workers are made in another order: the runs differ in the last bits.
-    assert (
-        set(launched.checkpoint_steps(folder))
-        >= set(launched.checkpoint_steps(alone))
-        == set(range(4, 13, 4))
-    )
+    assert {*launched.checkpoint_steps(folder)} >= {*launched.checkpoint_steps(alone)} == {4, 8, 12}
     for step in range(4, 13, 4):
         assert_close(folder, alone, step, 1e-5)
     ours, theirs = launched.records(folder), launched.records(alone)

@@ -33,15 +33,9 @@ def loss(make):
 
 ZERO = jnp.float32(0)
 WRONG = [
-    (
-        {'test_sums': sums(lambda s, b: s | {'loss': b['target'].sum()})},
-        r"ignores batch\['mask'\], so padding",
-    ),
+    ({'test_sums': sums(lambda s, b: s | {'loss': b['target'].sum()})}, r"ignores batch\['mask'\], so pad"),
     ({'test_sums': sums(lambda s, b: {'loss': s['loss']})}, "must return a dict with 'loss' and 'count'"),
-    (
-        {'test_sums': sums(lambda s, b: s | {'loss': b['mask']})},
-        r'must be a float \[\], but is float32\[\d+\]',
-    ),
+    ({'test_sums': sums(lambda s, b: s | {'loss': b['mask']})}, r'a float \[\], but is float32\[\d+\]'),
     ({'init': lambda self, key: {'weights': jnp.zeros(3)}}, "a dict of 'params' and 'batch_stats'"),
     ({'loss': loss(lambda s, b: b['features'] @ jnp.zeros(3))}, r'fails on a .* features float32\[8, 10\]'),
     ({'loss': loss(lambda s, b: b['target'].mean())}, r'loss must return \(loss, \(metrics, batch_stats\)\)'),
@@ -64,17 +58,18 @@ def test_what_is_wrong_is_said_in_one_line(built, methods, message):
 
 
 @pytest.mark.parametrize(
-    'changes',
+    ('key', 'changes'),
     [
-        {'optimizer': 'adamw', 'momentum': 0.9, 'optimizer_options': {'b1': 'foo'}},
-        {'outer': 'sgd', 'outer_options': {'learning_rate': 'foo'}},
+        ('optimizer', {'optimizer': 'adamw', 'optimizer_options': {'b1': 'foo'}}),
+        ('outer', {'outer': 'sgd', 'outer_options': {'learning_rate': 'foo'}}),
+        ('optimizer', {'schedule': 'trainer.configuration.factories_to_find:schedule_of_vectors'}),
     ],
-    ids=['optimizer', 'outer'],
+    ids=['optimizer', 'outer', 'schedule'],
 )
-def test_an_optimizer_that_cannot_make_an_update(changes):
+def test_an_optimizer_that_cannot_make_an_update(key, changes):
     config = own_config.get_config()
     config.update(changes)
-    with fixtures.refused(f"^config.{next(iter(changes))}=.*'foo'}} cannot make an update: "):
+    with fixtures.refused(f'^config.{key}=.* cannot make an update: TypeError: '):
         task_check.check(experiment.build(config))
 
 
