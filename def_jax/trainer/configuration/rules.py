@@ -30,10 +30,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A configuration as a run records it"""
+    """The configuration as a run records it, or a ValueError."""
     for name in (*config, *KEYS):
         if name not in KEYS:
-            raise ValueError(f'{name} is not a known key.{nearest(name, KEYS)}')
+            now = ' Write bits: 8 for int8, 16 for bfloat16.' if name == 'wire_dtype' else nearest(name, KEYS)
+            raise ValueError(f'{name} is not a known key.{now}')
         if name not in config:
             raise ValueError(f'{name} is missing; its default is {KEYS[name].default!r}.')
         if name not in LIBRARY:
@@ -73,10 +74,8 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
     if config.compute_dtype != 'float32' and not Factory('model', config).takes('dtype'):
         yield 'compute_dtype', f'has no effect on model={config.model!r}, which takes no dtype. Leave it out.'
     if size % workers:
-        yield (
-            'batch_size',
-            f'must be a multiple of num_workers={workers}, e.g. {size - size % workers or workers}.',
-        )
+        near = size - size % workers or workers
+        yield 'batch_size', f'must be a multiple of num_workers={workers}, e.g. {near}.'
     if own % config.accumulate:
         yield 'accumulate', f'must divide the {own} examples of a worker, batch_size / num_workers.'
     if workers % virtual:
