@@ -39,11 +39,6 @@ chex.set_n_cpu_devices(NUM_DEVICES)
 jax.config.update('jax_disable_most_optimizations', True)
 
 
-def pytest_sessionstart(session):
-    del session
-    chex.assert_devices_available(NUM_DEVICES, 'cpu')
-
-
 def pytest_collection_modifyitems(config, items):
     """For `--dist loadgroup`: a process gets whole files, and one all that train, for what these share."""
     if config.pluginmanager.hasplugin('xdist'):

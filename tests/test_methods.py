@@ -117,8 +117,3 @@ def test_an_option_that_a_method_does_not_use(name, options, message):
     arguments = optax.identity(), optax.sgd(0.1), None
     with pytest.raises(ValueError, match=message):
         method.optimizer(*arguments, method.compressor(RATIO, **blocks), ratio=RATIO, **options)
-
-
-def test_the_preset_among_the_methods():
-    """Its blocks and updates: tests/trainer/configuration/test_factories.py."""
-    assert {'bits': 2, 'detach': 'auto'}.items() <= methods.METHODS['def_q'].options.items()

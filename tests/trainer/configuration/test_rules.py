@@ -62,6 +62,7 @@ def test_missing_and_unknown_keys_are_named_with_what_is_allowed_or_near():
         message = refusal(changed(**{misspelt: 1}))
         assert message == f'config.{misspelt} is not a known key. Did you mean {near!r}?'
     assert refusal(changed(zzz=1)) == 'config.zzz is not a known key.'
+    assert refusal(changed(wire_dtype='int8')).endswith('Write bits: 8 for int8, 16 for bfloat16.')
 
 
 SHARDS, NARROW = {'shards_per_worker': 2}, {'bits': 16}

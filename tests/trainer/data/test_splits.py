@@ -84,13 +84,6 @@ def test_resuming_at_any_step_and_in_any_processes_gives_the_same_batches(split)
     np.testing.assert_array_equal(numbers(alone).ravel(), numbers(whole).ravel())
 
 
-def test_which_examples_a_step_takes_does_not_depend_on_the_number_of_workers(split):
-    """As in an elastic run: of a batch that does not divide, the last are left out."""
-    whole, four = numbers(trained(split, 3 * STEPS)), numbers(trained(split, 3 * STEPS, num_workers=4))
-    assert four.shape == (3 * STEPS, 4, 1)
-    np.testing.assert_array_equal(four[:, :, 0], whole.reshape(3 * STEPS, -1)[:, :4])
-
-
 def test_a_fingerprint_is_of_the_examples(split):
     def made(split, **about):
         return Dataset(split, split, spec='spec', about=about).fingerprint()

@@ -78,11 +78,8 @@ def test_the_centre_of_test_images_is_taken_at_imagenets_size():
 
 
 def test_data_sets_that_are_absent_or_can_be_read_in_order_only(tmp_path):
-    with pytest.raises(FileNotFoundError) as error:
+    build = '(?s:.*)DIR/downloads/manual.*tfds build imagenet2012 --data_dir=DIR --file_format=array_record'
+    with pytest.raises(FileNotFoundError, match=f"^Data set 'imagenet2012' is not in {tmp_path}/{build}"):
         streaming.open_dataset('imagenet2012', 224, tmp_path)
-    message = str(error.value)
-    assert message.startswith(f"Data set 'imagenet2012' is not in {tmp_path}/imagenet2012/5.")
-    for part in ('DIR/downloads/manual', 'tfds build imagenet2012 --data_dir=DIR --file_format=array_record'):
-        assert part in message
     with pytest.raises(ValueError, match=r'must be ArrayRecord files, .* `tfds convert_format'):
         streaming.open_dataset(NAME, 8, prepared(tmp_path, 'tfrecord'))
