@@ -37,7 +37,7 @@ def test_all_get_the_mean_of_floats_and_whether_any_has_a_flag(values, dtype):
     for arrays in (state, jax.tree.map(np.asarray, state)):
         regrouped = regroup(arrays, own, (2,), (3,))
         assert regrouped['step'] == 7 and regrouped['own'].tolist() == [expected] * 3
-        virtual = regroup(arrays | {'own': arrays['own'].reshape(2, 1)}, own, (2, 1), (2, 2))
+        virtual = regroup(arrays | {'own': arrays['own'].reshape(1, 2)}, own, (1, 2), (2, 2))
         assert virtual['own'].tolist() == [[expected] * 2] * 2
 
     def give(step, mine, valid, leads):

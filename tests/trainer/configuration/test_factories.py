@@ -166,6 +166,7 @@ def assert_same_updates(*optimizers):
 )
 def test_def_q_is_the_preset_in_bytes_at_the_rate_that_the_user_has(preset, changes, options):
     changes |= {'optimizer': 'adamw'} if preset is def_jax.def_adamw else {}
+    assert {'bits': 2, 'detach': 'auto'}.items() <= def_jax.METHODS['def_q'].options.items()  # anywhere
     config = changed(method='def_q', weight_decay=DECAY, **changes)
     expected = preset(RATE, 64, 'workers', weight_decay=DECAY, **options)
     made = (make_optimizer(each, RATE, 'workers') for each in (config, complete(config)))
