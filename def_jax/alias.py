@@ -51,7 +51,7 @@ def def_sgd(
     Raises:
         ValueError: if an argument is out of range, or there is no block of that compression in so many bits.
 
-    Source: Algorithm 1 with the exchange of `wires.few_bits`. The paper's setting is that of `error_feedback`.
+    Source: Algorithm 1 with the exchange of `wires.few_bits`. The paper's setting is `error_feedback`'s.
 
     >>> import jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.def_sgd(0.1, 64, axis_name='workers', weight_decay=5e-4)
