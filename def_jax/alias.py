@@ -51,8 +51,7 @@ def def_sgd(
     Raises:
         ValueError: if an argument is out of range, or there is no block of that compression in so many bits.
 
-    Source: Algorithm 1 with the exchange of `wires.few_bits`. For the paper's setting, wrap momentum SGD:
-    pass `inner=optax.sgd(learning_rate, momentum)` to `error_feedback`, and its defaults.
+    Source: Algorithm 1 with the exchange of `wires.few_bits`. The paper's setting is `error_feedback`'s.
 
     >>> import jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.def_sgd(0.1, 64, axis_name='workers', weight_decay=5e-4)
@@ -87,9 +86,8 @@ def def_adamw(
 ) -> optax.GradientTransformationExtraArgs:
     """DEF-Q in place of AdamW, started at its learning rate: for transformers.
 
-    The second moment stays on the worker. The momentum is in `outer` instead of a first moment, where it
-    averages what all workers sent, costs no communication, and is the same on all. docs/lab.md has the
-    evidence, small transformers.
+    The second moment stays on the worker. In place of a first moment, momentum is in `outer`: it averages
+    what all workers sent, and costs no communication. docs/lab.md has the evidence, small transformers.
 
     Args:
         learning_rate: of dense AdamW, a number or an optax schedule. A factor of three is inside, for the

@@ -35,13 +35,14 @@ def test_what_is_sent_at_every_step(link, operation, words):
 
 def test_the_steps_of_onebit_adam():
     """Dense at first; then 32 times less, as its paper says, but for a magnitude for every tensor."""
-    assert sent(baselines.onebit_adam('workers')).sizes() == (0, 4 * (66 + 2), 4 * (64 * 32 + 64))
+    found = sent(baselines.onebit_adam('workers'))
+    assert {sum(m.bytes for m in each) for each in found.branches[0]} == {4 * (66 + 2), 4 * (64 * 32 + 64)}
+    assert not found.always
 
 
 def test_cser_sends_twice_in_some_steps():
     link = baselines.cser(def_jax.random_block(4), def_jax.random_block(16), 'workers', every=3)
     assert sent(link) == ((Message('all-reduce', 4 * 132),), (((), (Message('all-reduce', 4 * 528),)),))
-    assert sent(link).sizes(every=3)[:2] == (4 * 132, 4 * 528)
 
 
 def test_nothing_is_sent_without_an_axis():

@@ -9,7 +9,7 @@ from jax import lax
 
 from def_jax.checks import check_seed, is_number
 from def_jax.compressors import Compressor, check_compressor, shared_key
-from def_jax.mesh.collectives import OWN_PARAMS, check_not_summed, pmean
+from def_jax.mesh.collectives import check_not_summed, pmean
 from def_jax.mesh.link import float32_updates, float32_zeros, link
 from def_jax.types import AxisName, PyTree
 
@@ -140,7 +140,7 @@ def ef21_sgdm(
 
     def update_fn(updates, state, params=None):
         del params
-        check_not_summed(updates, axis_name, OWN_PARAMS)  # the average hides it
+        check_not_summed(updates, axis_name)  # the average hides it
         weight = jnp.where(state.step == 0, 1.0, averaging)
         average = jax.tree.map(
             lambda v, g: v + weight * (g - v), state.average, float32_updates(updates, state.average)

@@ -15,10 +15,6 @@ from jax.tree_util import keystr
 
 from def_jax.types import AxisName, PyTree
 
-# Where to take the gradient: with error feedback after the optimizer, and without.
-DETACHED = 'def_jax.detached_params(params, opt_state)'
-OWN_PARAMS = "jax.lax.pcast(params, axis_name, to='varying')"
-
 
 def _reduced(reduce: Callable, tree: PyTree, axis_name: AxisName) -> PyTree:
     # XLA's partitioner cannot reduce over one worker of several devices.
@@ -74,10 +70,9 @@ def num_workers(axis_name: AxisName) -> int:
 
 def check_axis_name(axis_name: Any) -> None:
     """Raises ValueError unless `axis_name` is a name, a tuple of names or None."""
-    names = (axis_name,) if isinstance(axis_name, str) else axis_name
-    well_formed = isinstance(names, (tuple, list)) and names and all(isinstance(n, str) for n in names)
-    well_formed = well_formed and len(set(names)) == len(names)
-    if names is not None and not well_formed:
+    names = [axis_name] if isinstance(axis_name, str) else axis_name
+    well_formed = isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)
+    if names is not None and not (well_formed and names and len(set(names)) == len(names)):
         raise ValueError(
             f"{axis_name=} must be a name such as 'workers', a tuple of different names, or None for a "
             'single worker.'
@@ -106,15 +101,16 @@ def vary(tree: PyTree, axes: frozenset[str]) -> PyTree:
     return jax.tree.map(lambda x: lax.pcast(x, tuple(sorted(axes - _axes_of(x))), to='varying'), tree)
 
 
-def check_not_summed(updates: PyTree, axis_name: AxisName, point: str) -> None:
-    """Raises ValueError if the updates of all workers have been summed; `point` is where to differentiate."""
+def check_not_summed(updates: PyTree, axis_name: AxisName) -> None:
+    """Raises ValueError if the updates of all workers have been summed."""
     tracked = _tracked(axis_name)
     for path, leaf in jax.tree.leaves_with_path(updates):
         if tracked - _axes_of(leaf):
             raise ValueError(
                 f'updates{keystr(path)} is the same on all workers: with check_vma=True, jax.shard_map '
                 f'has summed its gradient over {axis_name!r}. Take it outside of the loss, at a per-worker '
-                f'point: jax.grad(loss_fn)(point, batch) with point = {point}.'
+                'point: jax.grad(loss_fn)(point, batch) with point = def_jax.detached_params(params, '
+                "opt_state) or, without error feedback, jax.lax.pcast(params, axis_name, to='varying')."
             )
 
 

@@ -16,7 +16,7 @@ import optax
 from jax import NamedSharding, P, lax
 from jax.tree_util import keystr
 
-from def_jax.mesh.collectives import DETACHED, OWN_PARAMS, axis_names, check_axis_name, check_not_summed
+from def_jax.mesh.collectives import axis_names, check_axis_name, check_not_summed
 from def_jax.mesh.specs import spec_axes, specs_like
 from def_jax.types import AxisName, PyTree
 
@@ -54,7 +54,7 @@ def link(
                 f'{axis_name=} of a link differs from axis_name={shards.workers!r} of def_jax.spmd. Pass the '
                 'same to both.'
             )
-        check_not_summed(updates, axis_name, OWN_PARAMS if local is None else DETACHED)
+        check_not_summed(updates, axis_name)
         if local is None:
             return shards.run(one_step, updates, state, by_shards)
         updates, inner = local(updates, state, params, extra_args)

@@ -105,9 +105,8 @@ def state_specs(
 
 def abstract_state(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
     """Shapes and dtypes of `optimizer.init(params)`, wherever the parameters lie."""
-    return jax.eval_shape(
-        optimizer.init, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    )
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    return jax.eval_shape(optimizer.init, shapes)
 
 
 def each(function: Callable, own: PyTree, *trees: PyTree) -> PyTree:

@@ -1,7 +1,7 @@
 """What a step sends: as it is traced, here; as it is compiled, in `hlo` and `crossing`."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -39,19 +39,6 @@ class Traffic(NamedTuple):
     def messages(self) -> tuple[Message, ...]:
         """Those of every step, and those of all branches."""
         return self.always + tuple(m for branches in self.branches for sent in branches for m in sent)
-
-    def sizes(
-        self, every: int = 1, measure: Callable[[Message], Any] = lambda message: message.bytes
-    ) -> tuple[Any, Any, Any]:
-        """Bytes, or another measure, of what every step sends, of a message, and of a dense first message.
-
-        With `every` above 1, a message is what one step of so many sends besides. Otherwise every step sends
-        one, and some methods begin with dense ones.
-        """
-        always = sum(map(measure, self.always))
-        branches = [[sum(map(measure, sent)) for sent in branch] for branch in self.branches]
-        largest, smallest = sum(map(max, branches)), sum(map(min, branches))
-        return (always, largest, largest) if every > 1 else (0, always + smallest, always + largest)
 
 
 def traffic(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -176,11 +176,14 @@ class Experiment:
         found = traffic(self.optimizer, part, self.workers.axis_name, config.num_workers)
         halves = any(message.operation == 'all-to-all' for message in found.messages)
 
-        def passed(message: Message) -> int:
-            return 0 if halves and message.operation == 'all-gather' else message.bytes
+        def passed(messages: Sequence[Message]) -> int:
+            return sum(m.bytes for m in messages if not (halves and m.operation == 'all-gather'))
 
-        # Averages, every P steps, lie in a branch that not every step takes; they are counted apart.
-        always, message, _ = found.sizes(config.every, passed)
+        # Averages, every P steps, and dense first steps lie in branches that not every step takes; they are
+        # counted apart. With local steps the message itself does.
+        always = passed(found.always)
+        branches = [[passed(sent) for sent in branch] for branch in found.branches]
+        message = sum(map(max, branches)) if config.every > 1 else always + sum(map(min, branches))
         if config.num_workers > 1 and not found.messages:
             what = f'config.method={config.method!r} sends nothing, so workers would drift apart'
             raise ValueError(f'{what}. Average over its axis_name, e.g. with jax.lax.pmean.')
@@ -194,7 +197,7 @@ class Experiment:
             message_size=devices * message_size(blocks, part) if blocks else message // 4,
             message_bytes=message,
             dense_steps=self.method.dense_steps(config),
-            always=devices * always // 4,
+            always=devices * always // 4 if config.every > 1 else 0,
             average_every=config.average_every if self.method.averages else 0,
             every=config.every,
         )

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import P
+from jax import NamedSharding, P
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
@@ -312,7 +312,8 @@ class Spmd(optax.GradientTransformationExtraArgs):
         check_shards(compiled, params, self._workers.names)
         program = self._update.trace(grads, state, params, {}).jaxpr
         sent = traffic_of(program.jaxpr, self.axis_name).messages
-        of_devices = self._workers.worker_of_devices()
+        places = NamedSharding(self.mesh, P(self.axis_name)).devices_indices_map((self.num_workers,))
+        of_devices = [places[device][0].start or 0 for device in self.mesh.devices.flat]
         return check_crossing(compiled, of_devices, sent, besides, self._workers.names, params, steps)
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
