@@ -76,9 +76,9 @@ def _measure(cluster, model: str) -> dict[str, Any]:
     python = _TORCH.value or (sys.executable if importlib.util.find_spec('torch') else None)
     for variants in _TORCH_JOBS if python else ():
         try:
-            run('torch', python, variants, _TIMEOUT.value if 'ddp' in variants else 60)
+            run('torch', python, variants, _TIMEOUT.value / (1 if 'ddp' in variants else 5))
         except WorkerFailed as error:  # only a peer; PowerSGD's hook is known to fail under gloo
-            found['failed'][variants[-1]] = str(error).splitlines()[0][:200]
+            found['failed'][variants[-1]] = str(error).partition(':')[0][:200]
     return found
 
 
