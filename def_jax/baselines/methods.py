@@ -7,10 +7,11 @@ steps. The last ones are the baselines, which are no such settings.
 """
 
 import dataclasses
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import optax
 
@@ -20,7 +21,6 @@ from def_jax.baselines.cser import cser_of_ratio
 from def_jax.baselines.demo import demo
 from def_jax.baselines.dense import all_reduce_mean
 from def_jax.baselines.ef21 import ef21, ef21_sgdm
-from def_jax.baselines.names import look_up
 from def_jax.baselines.onebit_adam import onebit_adam
 from def_jax.baselines.powersgd import powersgd
 from def_jax.baselines.random_k import random_k
@@ -34,6 +34,8 @@ from def_jax.types import AxisName
 from def_jax.wires import Bits
 
 __all__ = ['METHODS', 'OPTIONS', 'Method', 'Point', 'get_method', 'trajectory']
+
+T = TypeVar('T')
 
 Point = Literal['x', 'y', 'own']
 
@@ -321,3 +323,27 @@ def trajectory(name: str, average_every: int = 0) -> str:
     return next(
         key for key, m in METHODS.items() if m._path == method._path and not (m.averages and average_every)
     )
+
+
+def look_up(kind: str, name: Any, table: Mapping[str, T]) -> T:
+    """`table[name]`, or a ValueError that lists the names.
+
+    >>> look_up('method', 'deff', {'sgd': 0, 'def': 1})
+    Traceback (most recent call last):
+    ValueError: method='deff' is unknown; it must be one of sgd, def. Did you mean 'def'?
+    """
+    if name not in table:
+        raise ValueError(
+            f'{kind}={name!r} is unknown; it must be one of {", ".join(table)}.{nearest(name, table)}'
+        )
+    return table[name]
+
+
+def nearest(name: Any, names: Iterable[str]) -> str:
+    """' Did you mean ...?' if one of `names` is close to `name`, else an empty string.
+
+    >>> nearest('metod', ['method', 'ratio'])
+    " Did you mean 'method'?"
+    """
+    near = difflib.get_close_matches(str(name), list(names), n=1)
+    return f' Did you mean {near[0]!r}?' if near else ''

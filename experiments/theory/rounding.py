@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import reporting
-from without_batchnorm import TRAIN, initial, loss
+from without_batchnorm import TRAIN, initial, trained
 
 import def_jax
 from def_jax import wires
@@ -61,17 +61,8 @@ def course(seed, bits):
     keys = jax.random.split(jax.random.key(seed), 3)
     measure = functools.partial(shares, ratio=block_ratio(COMPRESSION, bits), bits=bits)
 
-    def step(state, chosen):
-        params, opt_state = state
-        point = def_jax.detached_params(params, opt_state)
-        grads = jax.grad(loss)(point, TRAIN[0][chosen], TRAIN[1][chosen])
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
     def stretch(state, chosen):
-        state, _ = jax.lax.scan(
-            lambda state, now: (jax.vmap(step, axis_name='workers')(state, now), None), state, chosen
-        )
+        state = trained(optimizer, state, chosen)
         found = jax.vmap(lambda opt_state: measure(opt_state.residual, opt_state.key), axis_name='workers')
         return state, found(state[1]).mean(0)
 

@@ -52,6 +52,20 @@ def initial(key):
     return [(jax.random.normal(k, (m, n)) * (2 / m) ** 0.5, jnp.zeros(n)) for k, m, n in shapes]
 
 
+def trained(optimizer, state, chosen):
+    """The workers' stacked parameters and states after steps on examples, int [steps, workers, batch]."""
+
+    @functools.partial(jax.vmap, axis_name='workers')
+    def step(state, chosen):
+        params, opt_state = state
+        point = def_jax.detached_params(params, opt_state)
+        grads = jax.grad(loss)(point, TRAIN[0][chosen], TRAIN[1][chosen])
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return jax.lax.scan(lambda state, chosen: (step(state, chosen), None), state, chosen)[0]
+
+
 @functools.partial(jax.jit, static_argnums=2)
 @functools.partial(jax.vmap, in_axes=(0, None, None))
 def course(seed, rate, ratio):
@@ -63,13 +77,6 @@ def course(seed, rate, ratio):
     optimizer = def_jax.error_feedback(blocks, 'workers', inner=inner, seed=seed)
     keys = jax.random.split(jax.random.key(seed), 3)
 
-    def step(state, chosen):
-        params, opt_state = state
-        point = def_jax.detached_params(params, opt_state)
-        grads = jax.grad(loss)(point, TRAIN[0][chosen], TRAIN[1][chosen])
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
     def init(_):
         params = initial(keys[0])
         return params, optimizer.init(params)
@@ -77,10 +84,10 @@ def course(seed, rate, ratio):
     def y_of(state):
         return def_jax.output_params(*state, axis_name='workers')
 
-    step, y_of = jax.vmap(step, axis_name='workers'), jax.vmap(y_of, axis_name='workers')
+    y_of = jax.vmap(y_of, axis_name='workers')
 
     def stretch(state, chosen):
-        state, _ = jax.lax.scan(lambda state, chosen: (step(state, chosen), None), state, chosen)
+        state = trained(optimizer, state, chosen)
         x, y = (jax.tree.map(lambda leaf: leaf[0], params) for params in (state[0], y_of(state)))
         return state, jnp.stack([accuracy(x), accuracy(y)])
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from def_jax.baselines.names import look_up
+from def_jax.baselines.methods import look_up
 from def_jax.checks import check_number
 
 __all__ = ['DEVICES', 'Device', 'get_device']

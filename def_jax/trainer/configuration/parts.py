@@ -12,8 +12,7 @@ import ml_collections
 import optax
 
 from def_jax import def_adamw, def_sgd
-from def_jax.baselines.methods import METHODS, OPTIONS, Method
-from def_jax.baselines.names import nearest
+from def_jax.baselines.methods import METHODS, OPTIONS, Method, nearest
 from def_jax.trainer.configuration.defaults import KEYS, LIBRARY
 from def_jax.trainer.configuration.schedules import sgd
 from def_jax.trainer.data.dataset import Dataset

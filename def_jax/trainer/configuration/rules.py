@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from def_jax.baselines.methods import METHODS, Method
-from def_jax.baselines.names import nearest
+from def_jax.baselines.methods import METHODS, Method, nearest
 from def_jax.trainer.configuration.defaults import KEYS, LIBRARY
 from def_jax.trainer.configuration.parts import Factory, complete, find_method, make_optimizer
 
