@@ -66,8 +66,13 @@ _CONVOLUTIONS = on_convolutions(
         def_q(64, 2, 0.2),
         Contender('SGD', 'sgd', {}, 0.2),
         Contender('top-k, 1/64, momentum 0.9', 'top_k', {'ratio': 64, 'momentum': 0.9}, 0.1),
-        Contender("the paper's DEF", 'def', {'ratio': 64}, 0.1),
+        def_q(256, 2, 0.2),
+        Contender('top-k, 1/64, momentum 0', 'top_k', {'ratio': 64, 'momentum': 0.0}, 0.8),
         Contender('SparseLoCo, H = 4', 'sparse_loco', {'ratio': 16, 'every': 4}, 0.1),
+        Contender('PowerSGD, rank 1', 'powersgd', {'rank': 1}, 0.1),
+        Contender('EF-signSGD, 1/32', 'sign_ef', {}, 0.01),
+        Contender("the paper's DEF", 'def', {'ratio': 64}, 0.1),
+        Contender('SGD, momentum 0', 'sgd', {'momentum': 0.0}, 0.8),
     ],
 )
 SETTINGS = [_perceptron(64), _perceptron(256), _CONVOLUTIONS]
