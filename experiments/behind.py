@@ -33,8 +33,9 @@ _TRANSFORMER = Setting(
     problem='text',
     where={'size': '33k'},
     contenders=[
-        *(def_q(256, bits, 0.0177) for bits in (2, 1, 4)),
+        *(def_q(256, bits, 0.0177) for bits in (2, 1)),
         _with('λ = 0.4', 256, 0.0177, detach=0.4),
+        def_q(256, 4, 0.0177),
         _with('λ = 0.1', 256, 0.0177, detach=0.1),
     ],
     tuning_seeds=range(100, 103),
