@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         'python -m experiments', description='Runs experiments; writes their pages; fills numbers.'
     )
     commands = parser.add_subparsers(dest='command', required=True)
-    run = commands.add_parser('run', help='train the runs that have no record yet')
+    run = commands.add_parser('run', help='train the runs that have no record under --results yet')
     page = commands.add_parser('page', help='write the page from the records')
     fill = commands.add_parser('numbers', help='fill the marks of README.md, docs/ and results/')
     for command in (run, page, fill):
@@ -62,7 +62,9 @@ def _run(experiment, folder: Path, arguments: argparse.Namespace) -> None:
         raise ValueError(f'--only={arguments.only!r} is in no name of {names}.')
     origin = spec.origin(allow_dirty=arguments.allow_dirty)
     executor = arguments.executor or getattr(experiment, 'EXECUTOR', 'lanes')
-    runner.train(chosen, runner.Runner(spec.Records(folder / 'runs.jsonl'), origin, executor))
+    own = folder / 'runs.jsonl'
+    others = [spec.Records(path) for path in sorted(folder.parent.glob('*/runs.jsonl')) if path != own]
+    runner.train(chosen, runner.Runner(spec.Records(own), origin, executor, others))
 
 
 def _numbers(arguments: argparse.Namespace) -> int:

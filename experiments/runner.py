@@ -1,4 +1,4 @@
-"""Trains the runs that have no record yet, one record appended as soon as it is there."""
+"""Trains the runs that have no record yet here or elsewhere, one record appended as soon as it is there."""
 
 import itertools
 import sys
@@ -21,15 +21,26 @@ class Runner:
         records: where they are kept.
         origin: for new records, see `spec.origin`.
         executor: a key of `EXECUTORS`.
+        others: records of other experiments, which are taken over where they are of the same run.
     """
 
-    def __init__(self, records: Records, origin: Mapping[str, Any], executor: str = 'lanes'):
+    def __init__(
+        self,
+        records: Records,
+        origin: Mapping[str, Any],
+        executor: str = 'lanes',
+        others: Sequence[Records] = (),
+    ):
         self._records, self._origin, self._run = records, origin, EXECUTORS[executor]
+        self._others = others
 
     def __call__(self, specs: Sequence[Spec]) -> list[Record]:
-        missing = [
-            spec for spec in {spec.key: spec for spec in specs}.values() if self._records.get(spec) is None
-        ]
+        missing = []
+        for spec in {spec.key: spec for spec in specs if self._records.get(spec) is None}.values():
+            if found := next(filter(None, (other.get(spec) for other in self._others)), None):
+                self._records.add(found)
+            else:
+                missing.append(spec)
         for _, group in itertools.groupby(missing, key=lambda spec: spec.group):
             for record in self._run(list(group), self._origin):
                 self._records.add(record)

@@ -128,6 +128,9 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path, monkeypatch):
     assert [cell.contender.title for cell in cells] == ['SGD', 'DEF']
     with pytest.raises(ValueError, match='has a record of'):
         Records(path).add(next(iter(Records(path))))
+    monkeypatch.setitem(runner.EXECUTORS, 'lanes', stopping)  # another experiment trains none of these again
+    get = runner.Runner(Records(tmp_path / 'runs.jsonl'), ORIGIN, others=[Records(path)])
+    assert len(get([record.spec for record in Records(path)])) == len(Records(tmp_path / 'runs.jsonl')) > 25
 
 
 def test_a_record_survives_its_file_and_is_found_whatever_the_order_of_keys(tmp_path):
