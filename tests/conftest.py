@@ -35,6 +35,7 @@ import pytest
 
 NUM_DEVICES = 8
 chex.set_n_cpu_devices(NUM_DEVICES)
+jax.devices()  # starts JAX now: else a first run with fewer fake devices would set their number
 # LLVM optimises little: what the tests run takes longer to compile than to run.
 jax.config.update('jax_disable_most_optimizations', True)
 

@@ -67,7 +67,7 @@ def test_what_a_run_reports_of_its_text(run, data_dir):
     assert [r['step'] for r in records if 'test_loss_x' in r] == [5, 10, 13]
     losses = [r['loss'] for r in records if 'loss' in r and r['step'] > 13 - 5]
     assert (metrics['steps'], metrics['train_loss']) == (13, pytest.approx(np.mean(losses)))
-    assert '13 in 1.44 epochs' in printed and 'tokens/s' in printed and 'DEF with AdamW (ratio 16' in printed
+    assert '13 in 1.44 epochs' in printed and 'tokens/s' in printed and 'DEF-Q with AdamW (compression 64' in printed
     train = experiment.build(tiny_config(data_dir)).dataset.train.corpus
     about = {'bytes': len(train), 'documents': len(train.ends), 'sha256': train.checksum}
     assert result['data']['train'] == about and result['data'].keys() >= {'name', 'validation', 'test'}
@@ -123,7 +123,7 @@ def assert_alike(parts, whole):
 
 def test_the_trajectory_is_that_of_whole_workers(data_dir):
     """Blocks are cut from shards, so that is so where all is sent."""
-    parts, whole = (sharded(data_dir, shards, ratio=1, outer='', outer_options={}) for shards in (2, 1))
+    parts, whole = (sharded(data_dir, shards, ratio=1, bits=32) for shards in (2, 1))
     run, state = assert_alike(parts, whole)
     kernel = state.params['block_0']['mlp_input']['kernel']
     assert kernel.addressable_shards[0].data.shape == (8, 16) and kernel.shape == (8, 32)
