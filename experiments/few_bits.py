@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from experiments.plan import Contender, Setting
 
-__all__ = ['PAGE', 'SETTINGS']
+__all__ = ['PAGE', 'SETTINGS', 'again', 'def_q', 'on_convolutions', 'on_digits']
 
 _ADAM = {'optimizer_options': {'b1': 0.9, 'b2': 0.95}}
 
@@ -47,22 +47,19 @@ _TRANSFORMER = Setting(
 _CONVOLUTIONS = on_convolutions('CIFAR-10, reduced', [Contender('SGD', 'sgd', {}, 0.2), def_q(64, 2, 0.2)])
 
 
-def _again(setting: Setting, seeds: range, *compressions: int) -> Setting:
-    """What the first seeds left open in 2 bits, planned after them: more seeds, none of which was seen."""
-    contenders = [setting.contenders[0]]
-    for contender in setting.contenders[1:]:
-        if contender.options['bits'] == 2 and contender.options['ratio'] in compressions:
-            contenders.append(contender)
+def again(setting: Setting, seeds: range, *titles: str) -> Setting:
+    """The first method and some others with more seeds, none seen before: what the first ones left open."""
+    contenders = [each for i, each in enumerate(setting.contenders) if i == 0 or each.title in titles]
     return dataclasses.replace(setting, name=f'{setting.name}, again', contenders=contenders, seeds=seeds)
 
 
 SETTINGS = [
     _perceptron(64),
-    _again(_perceptron(64), range(1000, 1060), 64, 256),
+    again(_perceptron(64), range(1000, 1060), '1/64, 2 bits', '1/256, 2 bits'),
     _perceptron(192),
-    _again(_perceptron(192), range(1000, 1060), 64),
+    again(_perceptron(192), range(1000, 1060), '1/64, 2 bits'),
     _TRANSFORMER,
-    _again(_TRANSFORMER, range(1000, 1010), 64, 256),
+    again(_TRANSFORMER, range(1000, 1010), '1/64, 2 bits', '1/256, 2 bits'),
     _CONVOLUTIONS,
 ]
 
