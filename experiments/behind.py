@@ -47,9 +47,10 @@ _TRANSFORMER = Setting(
     where={'size': '33k'},
     contenders=[
         def_q(256, 2, 0.0177),
-        *(_outer(momentum) for momentum in (0.5, 0.0)),
-        def_q(256, 1, 0.0177),
         _with('λ = 0.4', 256, 0.0177, detach=0.4),
+        _with('λ from the messages', 256, 0.0177, detach='auto'),
+        def_q(256, 1, 0.0177),
+        *(_outer(momentum) for momentum in (0.5, 0.0)),
         def_q(256, 4, 0.0177),
         _with('λ = 0.1', 256, 0.0177, detach=0.1),
     ],
