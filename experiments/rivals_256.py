@@ -1,0 +1,36 @@
+"""Rivals at 1/256 of the bytes, on the perceptron; the plan is that of `experiments.rivals`."""
+
+from experiments.few_bits import again
+from experiments.rivals import perceptron
+
+__all__ = ['PAGE', 'SETTINGS']
+
+_CLOSE = ('top-k, 1/256, momentum 0', 'SparseLoCo, 1/256, H = 4', 'local SGD, H = 16, 2 bits')
+SETTINGS = [perceptron(256), again(perceptron(256), range(1000, 1060), *_CLOSE)]
+
+PAGE = """\
+# Rivals at 1/256
+
+**Question.** That of [rivals](../rivals/README.md), at 1/256 of the bytes.
+
+![Differences from DEF-Q, with 95 % intervals](differences.png)
+
+{table}
+
+**Findings.** No rival ended distinguishably above DEF-Q. Top-k without momentum, equal messages and four
+times the bytes on the wire,
+ends <!-- number: rivals_256; digits, 1/256; top-k, 1/256, momentum 0; difference --><!-- /number -->
+points from it, with as many bytes
+there <!-- number: rivals_256; digits, 1/256; top-k, 1/1024, momentum 0; difference --><!-- /number -->,
+SparseLoCo <!-- number: rivals_256; digits, 1/256; SparseLoCo, 1/256, H = 4; difference --><!-- /number -->,
+local SGD <!-- number: rivals_256; digits, 1/256; local SGD, H = 16, 2 bits; difference --><!-- /number -->.
+The paper's DEF
+is far behind: <!-- number: rivals_256; digits, 1/256; the paper's DEF; difference --><!-- /number -->.
+
+**Setting and limits** are those of [rivals](../rivals/README.md).
+
+{origins}
+
+    python -m experiments run rivals_256
+    python -m experiments page rivals_256
+"""
