@@ -90,8 +90,8 @@ SETTINGS = [
 PAGE = """\
 # Where DEF-Q is behind
 
-**Question.** Where DEF-Q with its defaults is behind uncompressed training, does another number of bits, another
-λ or less momentum help, at the same bytes?
+**Question.** Where DEF-Q with its defaults is behind uncompressed training, does another number of bits,
+another λ or less momentum help, at the same bytes?
 
 ![Differences from DEF-Q with its defaults, with 95 % intervals](differences.png)
 
@@ -102,7 +102,8 @@ sign turned, so greater is better; with a 95 % interval over fresh seeds and the
 
 **Findings.** On the transformer at 1/256, 1 bit ends
 ahead, by <!-- number: behind; transformer, 33 k, 1/256; 1/256, 1 bit; difference --><!-- /number -->
-nats; at 1/64 it ends <!-- number: behind; transformer, 33 k, 1/64; 1/64, 1 bit; difference --><!-- /number -->
+nats; at 1/64 it
+ends <!-- number: behind; transformer, 33 k, 1/64; 1/64, 1 bit; difference --><!-- /number -->
 from 2 bits. Lower λ and less momentum do not help
 there: <!-- number: behind; transformer, 33 k, 1/256; λ = 0.1; difference --><!-- /number -->
 and <!-- number: behind; transformer, 33 k, 1/256; momentum 0.5; difference --><!-- /number -->.
