@@ -20,14 +20,13 @@ PAGE = """\
 **Findings.** No rival ended distinguishably above DEF-Q. With sixty seeds, top-k without momentum, equal
 messages and four times the bytes on the wire,
 ends <!-- number: rivals_256; digits, 1/256, again; top-k, 1/256, momentum 0; difference --><!-- /number -->
-points from it, and SparseLoCo, gathered too, stands
+points from it, SparseLoCo, gathered too, stands
 at <!-- number: rivals_256; digits, 1/256, again; SparseLoCo 1/256, H = 4; difference --><!-- /number -->
-from it; with twenty, top-k with as many bytes on the
-wire <!-- number: rivals_256; digits, 1/256; top-k, 1/1024, momentum 0; difference --><!-- /number -->
-and local
-SGD <!-- number: rivals_256; digits, 1/256; local SGD, H = 16, 2 bits; difference --><!-- /number -->.
-The paper's DEF
-is far behind: <!-- number: rivals_256; digits, 1/256; the paper's DEF; difference --><!-- /number -->.
+and local SGD
+at <!-- number: rivals_256; digits, 1/256, again; local SGD, H = 16, 2 bits; difference --><!-- /number -->.
+With twenty, top-k with as many bytes on the
+wire ends <!-- number: rivals_256; digits, 1/256; top-k, 1/1024, momentum 0; difference --><!-- /number -->
+from it, and the paper's DEF <!-- number: rivals_256; digits, 1/256; the paper's DEF; difference --><!-- /number -->.
 
 **Setting and limits** are those of [rivals](../rivals/README.md).
 
