@@ -26,7 +26,8 @@ and local SGD
 at <!-- number: rivals_256; digits, 1/256, again; local SGD, H = 16, 2 bits; difference --><!-- /number -->.
 With twenty, top-k with as many bytes on the
 wire ends <!-- number: rivals_256; digits, 1/256; top-k, 1/1024, momentum 0; difference --><!-- /number -->
-from it, and the paper's DEF <!-- number: rivals_256; digits, 1/256; the paper's DEF; difference --><!-- /number -->.
+from it, and the paper's
+DEF <!-- number: rivals_256; digits, 1/256; the paper's DEF; difference --><!-- /number -->.
 
 **Setting and limits** are those of [rivals](../rivals/README.md).
 
