@@ -8,9 +8,10 @@ at 1/1024. Rates are chosen by the rule of all experiments. A row that is ahead 
 so it would need fresh seeds before it became a default.
 """
 
+import dataclasses
 from typing import Any
 
-from experiments.few_bits import def_q
+from experiments.few_bits import def_q, on_digits
 from experiments.plan import Contender, Setting
 
 __all__ = ['PAGE', 'SETTINGS']
@@ -31,30 +32,16 @@ def _outer(momentum: float) -> Contender:
     return _with(f'momentum {momentum:g}', 256, 0.0177, outer='sgd', outer_options=options)
 
 
-def _perceptron(name: str, compression: int, workers: int, first: float) -> Setting:
-    where = {'width': 64} if workers == 8 else {'width': 64, 'workers': workers}
-    contenders = [
-        *(def_q(compression, bits, first) for bits in (2, 1, 4)),
-        _with('λ = 0.3', compression, first, detach=0.3),
-    ]
-    return Setting(name, 'digits', where, contenders, range(100, 120), range(20), margin=0.5)
+def _others(compression: int, *bits: int) -> list[Contender]:
+    """For the perceptron: the preset in 2 bits and in others, and with the paper's λ."""
+    preset = [def_q(compression, each, 0.1) for each in (2, *bits)]
+    return [*preset, _with('λ = 0.3', compression, 0.1, detach=0.3)]
 
 
 def _open(width: int, compression: int, *bits: int) -> Setting:
     """With the sixty seeds that `few_bits` has where twenty left the difference from SGD open."""
-    contenders = [
-        *(def_q(compression, each, 0.1) for each in (2, *bits)),
-        _with('λ = 0.3', compression, 0.1, detach=0.3),
-    ]
-    return Setting(
-        name=f'width {width}, 1/{compression}',
-        problem='digits',
-        where={'width': width},
-        contenders=contenders,
-        tuning_seeds=range(100, 120),
-        seeds=range(1000, 1060),
-        margin=0.5,
-    )
+    setting = on_digits(f'width {width}, 1/{compression}', width, _others(compression, *bits))
+    return dataclasses.replace(setting, seeds=range(1000, 1060))
 
 
 def _transformer(compression: int, *contenders: Contender) -> Setting:
@@ -74,8 +61,10 @@ SETTINGS = [
     _open(64, 64),
     _open(64, 256, 1),
     _open(192, 64),
-    _perceptron('width 64, 1/1024', 1024, 8, 0.1),
-    _perceptron('width 64, 64 workers, 1/256', 256, 64, 0.1),
+    on_digits('width 64, 1/1024', 64, _others(1024, 1, 4)),
+    dataclasses.replace(
+        on_digits('width 64, 64 workers, 1/256', 64, _others(256, 1, 4)), where={'width': 64, 'workers': 64}
+    ),
     _transformer(64),
     _transformer(
         256,
