@@ -42,7 +42,7 @@ def table(found: Sequence[Row]) -> str:
     head = [
         'problem',
         'method',
-        'rate (share)',
+        'rate (share in %)',
         'seeds',
         'test',
         'minus the first',
@@ -61,7 +61,7 @@ def _line(row: Row) -> Iterator[str]:
     yield setting.name
     yield cell.contender.title
     rates = ', '.join(
-        f'{setting.rate(cell.contender, k):.3g} ({100 * weight * (1 - cell.missing):.0f} %)'
+        f'{setting.rate(cell.contender, k):.3g} ({100 * weight * (1 - cell.missing):.0f})'
         for k, weight in weights
     )
     yield rates + (', at the edge' if cell.at_the_edge else '')
@@ -136,8 +136,8 @@ def write_experiment(settings: Sequence[Setting], text: str, folder: Path) -> No
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a page; ValueError if it has more than `MOST_WORDS` words outside its table."""
-    words = sum(len(line.split()) for line in text.splitlines() if not line.startswith('|'))
+    """Writes a page; ValueError if it has more than `MOST_WORDS` words."""
+    words = len(text.split())
     if words > MOST_WORDS:
         raise ValueError(f'{path} would have {words} words; a page of results has at most {MOST_WORDS}.')
     path.parent.mkdir(parents=True, exist_ok=True)
