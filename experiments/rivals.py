@@ -8,10 +8,10 @@ network: with 8 workers four times as much, so top-k and SparseLoCo have rows at
 well.
 """
 
-from experiments.few_bits import again, def_q, on_convolutions, on_digits
+from experiments.few_bits import again, def_q, on_digits
 from experiments.plan import Contender, Setting
 
-__all__ = ['PAGE', 'SETTINGS', 'perceptron']
+__all__ = ['PAGE', 'SETTINGS', 'perceptron', 'sparse_loco']
 
 # Bits and local steps of the same bytes: 32 / bits · H.
 _LOCAL = {64: ((2, 4), (4, 8), (8, 16)), 256: ((2, 16), (4, 32), (8, 64))}
@@ -35,10 +35,11 @@ def _sparse(compression: int, first: float) -> list[Contender]:
         for size in sizes
         for m in (0.9, 0.0)
     ]
-    return found + [_sparse_loco(size, H, first) for size in sizes for H in _SPARSE_STEPS.get(size, ())]
+    return found + [sparse_loco(size, H, first) for size in sizes for H in _SPARSE_STEPS.get(size, ())]
 
 
-def _sparse_loco(compression: int, every: int, first: float) -> Contender:
+def sparse_loco(compression: int, every: int, first: float) -> Contender:
+    """After H local steps; `compression` counts the bytes of all of them."""
     options = {'ratio': compression / every, 'every': every}
     return Contender(f'SparseLoCo 1/{compression}, H = {every}', 'sparse_loco', options, first)
 
@@ -64,21 +65,6 @@ def perceptron(compression: int) -> Setting:
     return on_digits(f'digits, 1/{compression}', 64, methods)
 
 
-_CONVOLUTIONS = on_convolutions(
-    'CIFAR-10, 1/64',
-    [
-        def_q(64, 2, 0.2),
-        Contender('SGD', 'sgd', {}, 0.2),
-        Contender('top-k, 1/64, momentum 0.9', 'top_k', {'ratio': 64, 'momentum': 0.9}, 0.1),
-        def_q(256, 2, 0.2),
-        Contender('top-k, 1/64, momentum 0', 'top_k', {'ratio': 64, 'momentum': 0.0}, 0.8),
-        _sparse_loco(64, 4, 0.1),
-        Contender('PowerSGD, rank 1', 'powersgd', {'rank': 1}, 0.1),
-        Contender('EF-signSGD, 1/32', 'sign_ef', {}, 0.01),
-        Contender("the paper's DEF", 'def', {'ratio': 64}, 0.1),
-        Contender('SGD, momentum 0', 'sgd', {'momentum': 0.0}, 0.8),
-    ],
-)
 # The methods that came closest, with fresh seeds; planned when the first seeds had been seen.
 _CLOSE = (
     'top-k, 1/64, momentum 0',
@@ -87,13 +73,14 @@ _CLOSE = (
     'local SGD, H = 4, 2 bits',
     'DeMo',
 )
-SETTINGS = [perceptron(64), again(perceptron(64), range(1000, 1060), *_CLOSE), _CONVOLUTIONS]
+SETTINGS = [perceptron(64), again(perceptron(64), range(1000, 1060), *_CLOSE)]
 
 PAGE = """\
 # Rivals
 
 **Question.** Does DEF-Q, with its defaults, train better than published methods at 1/64 of the bytes, each in
-its best form and with its rate tuned by the same rule? [Another page](../rivals_256/README.md) has 1/256.
+its best form and with its rate tuned by the same rule? Other pages have [1/256](../rivals_256/README.md) and
+[convolutions](../rivals_cifar/README.md).
 
 ![Differences from DEF-Q, with 95 % intervals](differences.png)
 
@@ -118,20 +105,14 @@ from it, DeMo <!-- number: rivals; digits, 1/64, again; DeMo; difference --><!--
 With 20 seeds, the paper's DEF, DiLoCo and, with more bytes than DEF-Q, EF-signSGD, 1-bit Adam and PowerSGD of
 rank 1 end behind, by intervals below zero.
 
-On the reduced CIFAR-10, with sixteen workers, top-k with momentum, equal messages and eight times the bytes
-on the wire, stands
-at <!-- number: rivals; CIFAR-10, 1/64; top-k, 1/64, momentum 0.9; difference --><!-- /number -->
-points from DEF-Q.
-
-**Setting.** The problems and the rule for rates are those of [few bits](../few_bits/README.md). Top-k and
+**Setting.** The problem and the rule for rates are those of [few bits](../few_bits/README.md). Top-k and
 EF-signSGD compress the updates of momentum SGD, as their papers do; an element of top-k takes 32 bits, its
 value in bfloat16 and its place in 16 bits. SparseLoCo sends 2-bit values with 16-bit places. Local SGD and
 DiLoCo send everything every H steps in few bits, with the rest kept as error feedback.
 
-**Limits.** Small networks and short runs on one machine; on CIFAR-10, other methods have not been run. Rows
-of one method differ in momentum or H; its best row was not chosen by validation, which favours it. Bytes are
-those that a worker sends: with 8 workers, a method that gathers (top-k, SparseLoCo, EF-signSGD) passes four
-times as many over the network as DEF-Q.
+**Limits.** A small network and short runs on one machine. Rows of one method differ in momentum or H; its best
+row was not chosen by validation, which favours it. Bytes are those that a worker sends: with 8 workers, a
+method that gathers (top-k, SparseLoCo, EF-signSGD) passes four times as many over the network as DEF-Q.
 
 {origins}
 

@@ -1,0 +1,57 @@
+"""Rivals on the reduced CIFAR-10, at 1/64 of the bytes; the plan is that of `experiments.rivals`.
+
+The question, fixed before the runs: DEF-Q at 1/64 minus the best rival, at an equal message and at equal
+bytes on the wire. Sixteen workers gather eight times DEF-Q's bytes; PowerSGD of rank 1 and EF-signSGD send
+about 1/32 here, which favours them.
+"""
+
+from experiments.few_bits import def_q, on_convolutions
+from experiments.plan import Contender
+from experiments.rivals import sparse_loco
+
+__all__ = ['PAGE', 'SETTINGS']
+
+SETTINGS = [
+    on_convolutions(
+        'CIFAR-10, 1/64',
+        [
+            def_q(64, 2, 0.2),
+            Contender('SGD', 'sgd', {}, 0.2),
+            Contender('SGD, momentum 0', 'sgd', {'momentum': 0.0}, 0.8),
+            def_q(256, 2, 0.2),
+            Contender("the paper's DEF", 'def', {'ratio': 64}, 0.1),
+            Contender('top-k, 1/64, momentum 0.9', 'top_k', {'ratio': 64, 'momentum': 0.9}, 0.1),
+            Contender('top-k, 1/64, momentum 0', 'top_k', {'ratio': 64, 'momentum': 0.0}, 0.8),
+            sparse_loco(64, 4, 0.1),
+            Contender('PowerSGD, rank 1', 'powersgd', {'rank': 1}, 0.1),
+            Contender('EF-signSGD, 1/32', 'sign_ef', {}, 0.01),
+        ],
+    )
+]
+
+PAGE = """\
+# Rivals on convolutions
+
+**Question.** That of [rivals](../rivals/README.md) on the reduced CIFAR-10, with sixteen workers.
+
+![Differences from DEF-Q, with 95 % intervals](differences.png)
+
+{table}
+
+**Findings.** Top-k with momentum, equal messages and eight times the bytes on the wire, stands
+at <!-- number: rivals_cifar; CIFAR-10, 1/64; top-k, 1/64, momentum 0.9; difference --><!-- /number -->
+points from DEF-Q.
+
+**Setting.** The problem and the rule for rates are those of [few bits](../few_bits/README.md): five
+convolutions of 71 k parameters, 10,000 training images, 2,340 steps. The methods are those of
+[rivals](../rivals/README.md).
+
+**Limits.** A small network and short runs on one machine; five seeds, and two chose each rate, a factor of two
+apart. Bytes are those that a worker sends: with 16 workers, a method that gathers (top-k, SparseLoCo,
+EF-signSGD) passes eight times as many over the network as DEF-Q.
+
+{origins}
+
+    python -m experiments run rivals_cifar
+    python -m experiments page rivals_cifar
+"""
