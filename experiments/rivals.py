@@ -110,9 +110,9 @@ EF-signSGD compress the updates of momentum SGD, as their papers do; an element 
 value in bfloat16 and its place in 16 bits. SparseLoCo sends 2-bit values with 16-bit places. Local SGD and
 DiLoCo send everything every H steps in few bits, with the rest kept as error feedback.
 
-**Limits.** A small network and short runs on one machine. Rows of one method differ in momentum or H; its best
-row was not chosen by validation, which favours it. Bytes are those that a worker sends: with 8 workers, a
-method that gathers (top-k, SparseLoCo, EF-signSGD) passes four times as many over the network as DEF-Q.
+**Limits.** A small network and short runs on one machine. Rows of one method differ in momentum or H; its
+best row was not chosen by validation, which favours it. Bytes are those that a worker sends: with 8 workers,
+a method that gathers (top-k, SparseLoCo, EF-signSGD) passes four times as many over the network as DEF-Q.
 
 {origins}
 

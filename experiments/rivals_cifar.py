@@ -46,7 +46,7 @@ points from DEF-Q.
 convolutions of 71 k parameters, 10,000 training images, 2,340 steps. The methods are those of
 [rivals](../rivals/README.md).
 
-**Limits.** A small network and short runs on one machine; five seeds, and two chose each rate, a factor of two
+**Limits.** A small network and short runs on one machine; five seeds; two chose each rate, a factor of two
 apart. Bytes are those that a worker sends: with 16 workers, a method that gathers (top-k, SparseLoCo,
 EF-signSGD) passes eight times as many over the network as DEF-Q.
 
