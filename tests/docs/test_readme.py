@@ -88,7 +88,7 @@ def test_what_readme_says_of_the_methods_is_what_they_allow(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['powersgd', 'diloco', 'top_k'])
-def test_what_readme_says_of_restarts(data_dir, tmp_path, name):
+def test_rivals_resume_from_their_checkpoints(data_dir, tmp_path, name):
     """Bit for bit with as many workers; with half of them, the checkpoint is restored."""
     import training_fixtures as fixtures  # imports TensorFlow
 

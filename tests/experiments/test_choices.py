@@ -82,10 +82,8 @@ def toy(specs, origin=ORIGIN):
         blur, best = (0.2, 0.5) if each.method == 'def' else (0.01, 0.0)
         loss = 1 + (distance - best) ** 2 + blur * noise
         point = 'y' if each.method == 'def' else 'x'
-        metrics = {
-            f'{each.evaluate_on}_loss_{point}': loss,
-            f'{each.evaluate_on}_accuracy_{point}': 0.9 + 0.001 * noise,
-        }
+        found = {f'loss_{point}': loss, f'accuracy_{point}': 0.9 + 0.001 * noise}
+        metrics = {f'{each.evaluate_on}_{name}': value for name, value in found.items()}
         yield Record(each, metrics, (1.0,), 0.1, 'lanes', origin)
 
 

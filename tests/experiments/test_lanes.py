@@ -42,9 +42,8 @@ def test_a_seed_draws_its_own_blocks_and_batches():
     specs = [Spec('digits', 'def', 0.1, seed, SHORT, {'ratio': 8.0}) for seed in (0, 1)]
     programs = lanes._lanes(specs[0])
     states = [jax.tree.leaves(programs.first(spec).opt_state) for spec in specs]
-    assert (
-        sum(not np.array_equal(*leaves) for leaves in zip(*states, strict=True)) == 1
-    )  # the key of the blocks
+    differ = [not np.array_equal(*leaves) for leaves in zip(*states, strict=True)]
+    assert sum(differ) == 1  # the key of the blocks
     batches = lanes._batches(programs.experiment, [0, 1], range(2))['label']
     assert batches.shape == (2, 2, 8, 8) and not np.array_equal(*batches)
 
@@ -70,34 +69,22 @@ def _dataset(problem, **where):
     return experiment.build(methods.configured(Spec(problem, 'sgd', 0.1, 0, where))).dataset
 
 
-def _splits(dataset):
-    return dataset.train, dataset.validation, dataset.test
+HAS_CIFAR10 = pytest.mark.skipif(not CIFAR10.exists(), reason='needs CIFAR-10, prepared in TFDS_DATA_DIR')
+REDUCED = pytest.param('cifar10_reduced', [10_000, 5_000, 10_000], marks=HAS_CIFAR10)
 
 
-@pytest.mark.parametrize(
-    ('problem', 'sizes'),
-    [
-        ('digits', [800, 200, 797]),
-        pytest.param(
-            'cifar10_reduced',
-            [10_000, 5_000, 10_000],
-            marks=pytest.mark.skipif(
-                not CIFAR10.exists(), reason='needs CIFAR-10, prepared in TFDS_DATA_DIR'
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize(('problem', 'sizes'), [('digits', [800, 200, 797]), REDUCED])
 def test_images_are_divided_once(problem, sizes):
     dataset = _dataset(problem)
     problems.check_disjoint(dataset)
-    assert [len(split) for split in _splits(dataset)] == sizes
+    assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == sizes
 
 
 def test_the_text_is_divided_by_file():
     dataset = _dataset('text')
     problems.check_disjoint(dataset)
-    trained = len(dataset.train.corpus)
-    assert 0.7 < trained / sum(len(split.corpus) for split in _splits(dataset)) < 0.9
+    train, *others = (len(each.corpus) for each in (dataset.train, dataset.validation, dataset.test))
+    assert 0.7 < train / (train + sum(others)) < 0.9
 
 
 @pytest.mark.parametrize('split', ['validation', 'test'])

@@ -30,6 +30,32 @@ def test_no_number_of_the_project_is_stale(capsys):
     assert __main__.main(['numbers', '--check', '--results', str(RESULTS)]) == 0, capsys.readouterr().out
 
 
+# Of README's sentence: in each experiment, what is compared with the first method, and on which problems.
+_WIDTHS = ('width 16, 8 workers', 'width 64, 2 workers', 'width 64, 64 workers', 'width 384, 8 workers')
+TEN = {
+    'few_bits': ('1/64, 2 bits', 'digits, width 64, again', 'digits, width 192, again', 'CIFAR-10, reduced'),
+    'scale': ('1/64, 2 bits', *_WIDTHS),
+    'cifar10': ('DEF-Q, 1/64, 2 bits', '30 epochs, DEF-Q'),
+    'adamw': ('AdamW, b1 = 0.8, b2 = 0.95', 'transformer, 33 k'),
+    'transformers': ('AdamW, b1 = 0.8, b2 = 0.99', 'transformer, 115 k'),
+}
+
+
+def test_readme_says_where_def_q_is_behind_and_how_far_it_may_be_elsewhere():
+    behind, others, readme = [], {'points': [], 'nats': []}, (RESULTS.parent / 'README.md').read_text()
+    for name, (method, *problems) in TEN.items():
+        for row in (f'| {problem} | {method} |' for problem in problems):
+            page = (RESULTS / name / 'README.md').read_text()
+            (shown,) = re.findall(rf'{re.escape(row)}.*?(\S+ \[.*?\])', page)
+            _, low, high = (float(x) for x in re.findall(r'[-+.\d]+', shown))
+            low, high = (-high, -low) if 'AdamW' in method else (low, high)  # of DEF-Q minus dense training
+            behind += [shown] if high < 0 else []
+            others['nats' if 'transformer' in row else 'points'] += [low] if high >= 0 else []
+    assert len(behind) == 3 and sum(map(len, others.values())) == 7 and all(x in readme for x in behind)
+    assert 'On ten small problems' in readme and 'behind tuned dense training on three' in readme
+    assert f'reach {-min(others["points"]):.2f} points or {-min(others["nats"]):.3f} nats' in readme
+
+
 def test_no_mark_begins_a_line():
     """Markdown takes a comment that begins a line for a block of HTML, and shows the rest of it raw."""
     root = RESULTS.parent
