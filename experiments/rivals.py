@@ -54,7 +54,7 @@ def perceptron(compression: int) -> Setting:
         *_sparse(compression, first),
         *_local(compression, first),
     ]
-    if compression == 64:  # all but DeMo send about 1/32 here, which favours them
+    if compression == 64:  # all but DeMo send 1/32 or more here, which favours them
         onebit = {'freeze_after': 120, 'momentum': 0.0}  # 15 % of the steps, as in its paper
         methods += [
             Contender('EF-signSGD, 1/32', 'sign_ef', {}, first / 10),
