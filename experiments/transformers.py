@@ -31,7 +31,7 @@ def _setting(title: str, size: str, steps: int, seeds: range, first: float) -> S
     )
 
 
-# Grids begin at half of what 33 k parameters chose, for all methods; for 1 M at a quarter, as half was too much.
+# Grids begin at half of what 33 k parameters chose, for all methods; of 1 M at a quarter: half was too much.
 SETTINGS = [
     _setting('115 k', '115k', 5000, range(3), first=0.0125),
     _setting('1 M', '1m', 3000, range(1), first=0.00625),
