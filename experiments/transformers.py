@@ -64,7 +64,8 @@ steps by the loss on validation data.
 
 **Limits.** Three seeds; one more chose each rate, in shorter runs than those reported, so the intervals leave
 that choice out. AdamW's decays of 0.8 and 0.99 were the best of those tried with 33 k parameters when this
-was planned; 0.8 and 0.95 were tried later, and did as well. Of 1 M parameters, planned too, some rates have been tried.
+was planned; 0.8 and 0.95 were tried later, and did as well. Of 1 M parameters, planned too, only some rates
+have been tried.
 
 {origins}
 
