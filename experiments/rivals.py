@@ -11,7 +11,7 @@ well.
 from experiments.few_bits import again, def_q, on_digits
 from experiments.plan import Contender, Setting
 
-__all__ = ['PAGE', 'SETTINGS', 'perceptron', 'sparse_loco']
+__all__ = ['PAGE', 'SETTINGS', 'perceptron', 'sparse_loco', 'top_k']
 
 # Bits and local steps of the same bytes: 32 / bits · H.
 _LOCAL = {64: ((2, 4), (4, 8), (8, 16)), 256: ((2, 16), (4, 32), (8, 64))}
@@ -30,12 +30,14 @@ def _local(compression: int, first: float) -> list[Contender]:
 def _sparse(compression: int, first: float) -> list[Contender]:
     """Top-k with momentum before the choice and without, and SparseLoCo after H local steps."""
     sizes = (compression, 4 * compression)
-    found = [
-        Contender(f'top-k, 1/{size}, momentum {m:g}', 'top_k', {'ratio': size, 'momentum': m}, first)
-        for size in sizes
-        for m in (0.9, 0.0)
-    ]
+    found = [top_k(size, momentum, first) for size in sizes for momentum in (0.9, 0.0)]
     return found + [sparse_loco(size, H, first) for size in sizes for H in _SPARSE_STEPS.get(size, ())]
+
+
+def top_k(compression: int, momentum: float, first: float) -> Contender:
+    """With momentum before the choice of elements."""
+    options = {'ratio': compression, 'momentum': momentum}
+    return Contender(f'top-k, 1/{compression}, momentum {momentum:g}', 'top_k', options, first)
 
 
 def sparse_loco(compression: int, every: int, first: float) -> Contender:
