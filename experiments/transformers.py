@@ -32,8 +32,10 @@ def _setting(title: str, size: str, steps: int, seeds: range, first: float) -> S
 
 
 # Grids begin at half of what 33 k parameters chose, for all methods; of 1 M at a quarter: half was too much.
+# Of 358 k, DEF-Q at 1/64 and AdamW with the best decays run first: their difference is the question.
 SETTINGS = [
     _setting('115 k', '115k', 5000, range(3), first=0.0125),
+    _setting('358 k', '358k', 3000, range(3), first=0.0125),
     _setting('1 M', '1m', 3000, range(1), first=0.00625),
 ]
 
