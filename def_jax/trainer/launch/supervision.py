@@ -5,6 +5,7 @@ import faulthandler
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from def_jax.trainer.launch import interruption
 from def_jax.trainer.launch.exits import LostProcessError
 
 __all__ = ['supervised']
+
+_SECONDS = 0.05  # until a signal or the child's end is noticed, at most
 
 
 def supervised(program: str, run: Callable[[], int]) -> int:
@@ -33,7 +36,10 @@ def supervised(program: str, run: Callable[[], int]) -> int:
 
     for number in interruption.SIGNALS:
         signal.signal(number, pass_on)
-    _, status = os.waitpid(child, 0)
+    # A wait in the system would hold up a signal that arrived just before it until the child's end.
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        time.sleep(_SECONDS)
+    status = ended[1]
     for number in interruption.SIGNALS:  # the child's number may be given to another process from now on
         signal.signal(number, signal.SIG_IGN)
     if not os.WIFSIGNALED(status):
