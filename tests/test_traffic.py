@@ -13,8 +13,8 @@ from def_jax.traffic.hlo import collectives
 PARAMS = {'w': jnp.zeros((64, 32)), 'b': jnp.zeros(64)}
 
 
-def sent(link):
-    return traffic(optax.chain(link, optax.sgd(0.1)), PARAMS, 'workers')
+def sent(link, axis_name='workers'):
+    return traffic(optax.chain(link, optax.sgd(0.1)), PARAMS, axis_name)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,6 @@ def sent(link):
         (baselines.sign_ef('workers'), 'all-gather', [66 + 2]),
         (baselines.powersgd(16, 'workers', rank=2), 'all-reduce', [2 * 64 + 64, 2 * 32]),
         (def_jax.all_reduce_mean('workers'), 'all-reduce', [64, 64 * 32]),
-        (baselines.powersgd(16, None), 'all-reduce', []),
     ],
 )
 def test_what_is_sent_at_every_step(link, operation, words):
@@ -44,6 +43,10 @@ def test_the_steps_of_onebit_adam():
 def test_cser_sends_twice_in_some_steps():
     link = baselines.cser(def_jax.random_block(4), def_jax.random_block(16), 'workers', every=3)
     assert sent(link) == ((Message('all-reduce', 4 * 132),), (((), (Message('all-reduce', 4 * 528),)),))
+
+
+def test_nothing_is_sent_without_an_axis():
+    assert sent(baselines.powersgd(16, None), None) == ((), ())
 
 
 @pytest.mark.parametrize(
