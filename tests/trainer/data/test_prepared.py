@@ -20,8 +20,7 @@ from def_jax.trainer.data.text import catalogue, corpus
 WITHOUT_TENSORFLOW = """
 import sys
 from configs import digits
-from def_jax import train
-from def_jax.trainer import experiment
+from def_jax.trainer import __main__, experiment
 from def_jax.trainer.data.text import catalogue
 from def_jax.trainer.data import image_folder, streaming
 
