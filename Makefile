@@ -57,7 +57,7 @@ reproduce: $(READY)  ## Rerun the digits experiments from scratch in runs/ and r
 	  $(BIN)/python -m experiments run $$name --only=digits --results=runs && \
 	  $(BIN)/python -m experiments page $$name --results=runs || exit 1; done
 
-reproduce-gpu: $(READY)  ## VGG-16 on CIFAR-10, 200 epochs, on this machine's GPU, from nothing to the page in runs/; ONLY=toy takes minutes.
+reproduce-gpu: $(READY)  ## VGG-16 on CIFAR-10, 200 epochs, on this machine's GPU, from nothing to the page in runs/, resumable; ONLY=toy takes minutes.
 	JAX_PLATFORMS= $(BIN)/python -m experiments run gpu --only="$(or $(ONLY),CIFAR)" --results=runs
 	$(BIN)/python -m experiments page gpu --results=runs
 

@@ -15,6 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+    from def_jax.trainer.launch.exits import EndedError
+
     try:
         if arguments.command == 'numbers':
             return _numbers(arguments)
@@ -29,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ModuleNotFoundError) as error:
         print(f'experiments: {error}', file=sys.stderr)
         return 2
+    except EndedError as error:  # by a signal, with a checkpoint
+        print(f'experiments: {error}', file=sys.stderr)
+        return error.exit_code
     return 0
 
 
@@ -37,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         'python -m experiments', description='Runs experiments; writes their pages; fills numbers.'
     )
     commands = parser.add_subparsers(dest='command', required=True)
-    run = commands.add_parser('run', help='train the runs that have no record under --results yet')
+    run = commands.add_parser('run', help='train what has no record yet, or go on with it')
     page = commands.add_parser('page', help='write the page from the records')
     fill = commands.add_parser('numbers', help='fill the marks of README.md, docs/ and results/')
     for command in (run, page, fill):

@@ -65,7 +65,8 @@ class Record:
         metrics: after the last step, named as the trainer's are: 'test_accuracy_y', 'train_loss_x', …; None
             where a number is not finite.
         course: mean training losses over equal parts of the run.
-        seconds: the time the run took, on the clock; its share, if several trained side by side.
+        seconds: the time the run took, on the clock, since it last began or went on; its share, if several
+            trained side by side.
         executor: 'lanes' or 'trainer'.
         origin: commit, machine and versions, see `origin`.
     """

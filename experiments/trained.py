@@ -1,7 +1,7 @@
 """Runs of the trainer itself, one after another: for several devices or machines, and for long runs."""
 
 import hashlib
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,23 +15,26 @@ from experiments import methods
 from experiments.lanes import course_of, finite
 from experiments.spec import Record, Spec
 
-__all__ = ['run']
+__all__ = ['FOLDER', 'run']
 
 
-def run(specs: Sequence[Spec], origin: Mapping[str, Any], folder: str | None = None) -> Iterator[Record]:
+FOLDER = Path('runs/experiments')
+
+
+def run(specs: Sequence[Spec], origin: Mapping[str, Any]) -> Iterator[Record]:
     """Trains runs and yields their records.
+
+    The trainer's files lie in `FOLDER`, a folder a run, until the next record is asked for: a run that was
+    interrupted goes on where it stopped, at the same commit.
 
     Args:
         specs: the runs.
         origin: for their records.
-        folder: where the trainer's files are kept, a folder a run, so that an interrupted run goes on; None
-            keeps none.
     """
     for spec in specs:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-            yield _record(
-                spec, origin, f'{folder or temporary}/{hashlib.sha256(spec.key.encode()).hexdigest()[:16]}'
-            )
+        name = hashlib.sha256(f'{spec.key} {origin.get("commit")}'.encode()).hexdigest()[:16]
+        yield _record(spec, origin, str(FOLDER / name))
+        shutil.rmtree(FOLDER / name)
 
 
 def _record(spec: Spec, origin: Mapping[str, Any], folder: str) -> Record:

@@ -7,30 +7,31 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import training_fixtures as fixtures
 
 from def_jax.trainer import experiment
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.data.text.corpus import Corpus
 from def_jax.trainer.data.text.windows import Windows, dataset_of_windows
+from def_jax.trainer.launch.interruption import InterruptedRunError
 from experiments import lanes, methods, problems, trained
 from experiments.spec import Spec
 
 SHORT = {'width': 16, 'steps': 30}
+DEF_Q = Spec('digits', 'def_q', 0.05, 3, SHORT, {'ratio': 64, 'bits': 2}, 'validation')
+SGD = Spec('digits', 'sgd', 0.1, 3, SHORT | {'workers': 2})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'spec',
-    [
-        Spec('digits', 'def_q', 0.05, 3, SHORT, {'ratio': 64, 'bits': 2}, 'validation'),
-        Spec('digits', 'sgd', 0.1, 3, SHORT | {'workers': 2}),
-    ],
-    ids=['def_q', 'sgd'],
-)
-def test_a_lane_has_the_numbers_of_the_trainer(spec):
-    other = dataclasses.replace(spec, rate=0.02, seed=1)
-    *_, lane = lanes.run([other, spec], {})
+@pytest.mark.parametrize('spec', [DEF_Q, SGD], ids=['def_q', 'sgd'])
+def test_a_lane_has_the_numbers_of_the_trainer_which_goes_on_where_it_stopped(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(trained, 'FOLDER', tmp_path)
+    *_, lane = lanes.run([dataclasses.replace(spec, rate=0.02, seed=1), spec], {})
+    with fixtures.signalled(15, 7), pytest.raises(InterruptedRunError, match='after step 7'):
+        next(trained.run([spec], {}))
+    assert len([*tmp_path.iterdir()]) == 1
     (expected,) = trained.run([spec], {})
+    assert not [*tmp_path.iterdir()]
     assert lane.metrics.keys() == expected.metrics.keys() and len(lane.metrics) >= 4
     for name, value in expected.metrics.items():
         assert lane.metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
