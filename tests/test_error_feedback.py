@@ -197,10 +197,10 @@ def test_a_state_of_other_options():
     (auto, state), (plain, bare) = made(detach='auto'), made()
     stacked = state._replace(extra={'energy': (jnp.ones(3), jnp.ones(3))})
     for link, other, message in (
-        (auto, bare, r'state.extra has the structure .* made with other options'),
-        (plain, state, r"state.extra has the structure .*'energy'"),
-        (auto, stacked, r"state.extra\['energy'\]\[0\] has shape \(3,\), but must be \(\)"),
-        (made(outer=nesterov)[0], made(outer=optax.sgd(0.3))[1], 'state.extra has the structure'),
+        (auto, bare, r"\['energy'\]\[0\] is missing, but must be \(\)\. .* other options"),
+        (plain, state, r"state.extra\['energy'\]\[0\] is \(\), but must be missing"),
+        (auto, stacked, r"state.extra\['energy'\]\[0\] is \(3,\), but must be \(\)"),
+        (made(outer=nesterov)[0], made(outer=optax.sgd(0.3))[1], r"trace\['w'\] is missing, .* \(2, 3\)"),
     ):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(link.update, params, other)

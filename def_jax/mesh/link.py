@@ -161,32 +161,32 @@ def check_floating(tree: Any, name: str, cure: str = _NO_PARAMETER) -> None:
             )
 
 
-def check_like(name: str, tree: Any, expected: Any, remedy: str) -> None:
-    """Raises ValueError unless a tree has the structure and the shapes of `expected`."""
-    given: Any = jax.tree.structure(tree)
-    if given != (wanted := jax.tree.structure(expected)):
-        raise ValueError(f'{name} has the structure {given}, but must have {wanted}. {remedy}')
-    for (path, x), like in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(expected), strict=True):
-        if jnp.shape(x) != like.shape:
-            where = f'{name}{keystr(path)}'
-            raise ValueError(f'{where} has shape {jnp.shape(x)}, but must be {like.shape}. {remedy}')
-
-
 def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:
     """Raises ValueError unless a tree has exactly the residual's structure and shapes; never broadcasts."""
-    given, kept = (
-        {path: jnp.shape(x) for path, x in jax.tree.leaves_with_path(tree)} for tree in (updates, residual)
+    remedy = (
+        'It belongs to other parameters, or is stacked over workers. Pass the state returned by '
+        'optimizer.init(params); if workers are stacked, call this inside the mapped function.'
     )
-    places = jax.tree.leaves_with_path(residual, is_leaf=is_masked)
-    masked = [path for path, node in places if is_masked(node)]
-    for path in kept | given:
-        here, there = given.get(path, 'missing'), kept.get(path, 'missing')
+    check_like(name, updates, residual, remedy, 'the residual in opt_state is')
+
+
+def check_like(name: str, tree: Any, expected: Any, remedy: str, other: str = 'must be') -> None:
+    """Raises ValueError unless a tree has the structure and the shapes of `expected`.
+
+    What is below a node that `optax.masked` leaves to others may be there or not.
+    """
+    given, wanted = (
+        {path: jnp.shape(x) for path, x in jax.tree.leaves_with_path(one)} for one in (tree, expected)
+    )
+    nodes = jax.tree.leaves_with_path(expected, is_leaf=is_masked)
+    masked = [path for path, node in nodes if is_masked(node)]
+    for path in wanted | given:
+        here, there = given.get(path, 'missing'), wanted.get(path, 'missing')
         if here != there and not any(path[: len(start)] == start for start in masked):
-            raise ValueError(
-                f'{name}{keystr(path)} is {here}, but the residual in opt_state is {there}: it belongs to '
-                'other parameters, or is stacked over workers. Pass the state returned by '
-                'optimizer.init(params); if workers are stacked, call this inside the mapped function.'
-            )
+            raise ValueError(f'{name}{keystr(path)} is {here}, but {other} {there}. {remedy}')
+    structures: Any = [jax.tree.structure(one) for one in (tree, expected)]
+    if not masked and structures[0] != structures[1]:
+        raise ValueError(f'{name} has the structure {structures[0]}, but {other} {structures[1]}. {remedy}')
 
 
 def is_masked(node: Any) -> bool:

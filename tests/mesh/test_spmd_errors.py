@@ -81,21 +81,18 @@ def test_what_a_step_is_given_must_belong_together():
     with pytest.raises(ValueError, match=r'inside optax.MultiSteps, .*accumulate= of def_jax.spmd'):
         jax.eval_shape(step, PARAMS, jax.eval_shape(around.init, PARAMS), batch)
     other = two_by_four(optimizer=feedback(2, inner=optax.sgd(0.1)))
-    with pytest.raises(ValueError, match=r'opt_state has the structure .* of another optimizer'):
+    with pytest.raises(ValueError, match=r'opt_state.inner\[0\].count is missing, .* of another optimizer'):
         jax.eval_shape(step, PARAMS, jax.eval_shape(other.init, PARAMS), batch)
     four = def_jax.spmd(OPTIMIZER, mesh_of(4, 2), P())
-    with pytest.raises(
-        ValueError,
-        match=r'has shape \(4, .*, but must be \(2, .*Of another mesh, pass it through `regroup`',
-    ):
+    with pytest.raises(ValueError, match=r'is \(4, .*but must be \(2, .*mesh, pass it through `regroup`'):
         jax.eval_shape(step, PARAMS, jax.eval_shape(four.init, PARAMS), batch)
     with pytest.raises(ValueError, match='of other parameters, or is not stacked over workers'):
         jax.eval_shape(step, PARAMS, OPTIMIZER.init(PARAMS), batch)
-    with pytest.raises(ValueError, match=r"grads\['b'\] has shape \(6,\), but must be \(2, 6\)\. Pass"):
+    with pytest.raises(ValueError, match=r"grads\['b'\] is \(6,\), but must be \(2, 6\)\. Pass"):
         jax.eval_shape(dist.update, PARAMS, shapes, PARAMS)
     with pytest.raises(ValueError, match='lookahead goes around'):
         dist.init(optax.LookaheadParams.init_synced(PARAMS))
-    with pytest.raises(ValueError, match='grads has the structure'):
+    with pytest.raises(ValueError, match=r"grads\['b'\] is missing, but must be \(2, 6\)"):
         jax.eval_shape(dist.update, {'w': PARAMS['w']}, shapes, PARAMS)
 
 
