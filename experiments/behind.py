@@ -99,7 +99,11 @@ and λ = 0.4 <!-- number: behind; transformer, 33 k, 1/256; λ = 0.4; difference
 from 0.2, and momentum
 0.5 <!-- number: behind; transformer, 33 k, 1/256; momentum 0.5; difference --><!-- /number -->
 and none <!-- number: behind; transformer, 33 k, 1/256; momentum 0; difference --><!-- /number -->
-from 0.8.
+from 0.8. The λ that is estimated from the messages
+ends <!-- number: behind; transformer, 33 k, 1/256; λ from the messages; difference --><!-- /number -->
+from 0.2, and 4 bits
+end <!-- number: behind; transformer, 33 k, 1/256; 1/256, 4 bits; difference --><!-- /number -->
+from 2.
 On the perceptron, 1 bit is not to be told from 2:
 it ends <!-- number: behind; width 64, 1/256; 1/256, 1 bit; difference --><!-- /number -->
 points from it at 1/256
