@@ -15,8 +15,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-    from def_jax.trainer.launch.exits import EndedError
-
     try:
         if arguments.command == 'numbers':
             return _numbers(arguments)
@@ -27,13 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             pages.write_experiment(experiment.SETTINGS, experiment.PAGE, folder)
         else:
-            _run(experiment, folder, arguments)
+            from def_jax.trainer.launch import command_line
+
+            run = functools.partial(_run, experiment, folder, arguments)
+            return command_line.exit_code('experiments', run)
     except (ValueError, ModuleNotFoundError) as error:
         print(f'experiments: {error}', file=sys.stderr)
         return 2
-    except EndedError as error:  # by a signal, with a checkpoint
-        print(f'experiments: {error}', file=sys.stderr)
-        return error.exit_code
     return 0
 
 

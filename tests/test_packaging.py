@@ -12,7 +12,7 @@ import pytest
 from test_layout import imported
 
 import def_jax
-from def_jax.trainer import __main__ as train
+from def_jax.trainer.launch import __main__ as train
 from def_jax.trainer.launch.exits import ExitCode
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,8 @@ from def_jax.trainer.data.text import catalogue, corpus
 WITHOUT_TENSORFLOW = """
 import sys
 from configs import digits
-from def_jax.trainer import __main__, experiment
+from def_jax.trainer import experiment
+from def_jax.trainer.launch import __main__
 from def_jax.trainer.data.text import catalogue
 from def_jax.trainer.data import image_folder, streaming
 
