@@ -1,22 +1,13 @@
-"""`python -m def_jax.communication`: what a compiled program sends.
-
-Given a file with HLO, `def_jax.tools.communication` reads it. Given --config, `def_jax.trainer.communication`
-compiles what the trainer would run.
-"""
+"""`python -m def_jax.communication`: what a file with HLO, or the trainer's program of a --config, sends."""
 
 import sys
 
 from def_jax.tools import communication
 from def_jax.tools.extras import needs_training
 
-
-def main() -> int:
-    if any(argument.lstrip('-').startswith('config') for argument in sys.argv[1:]):
-        with needs_training('communication'):
-            from def_jax.trainer.communication import run
-        return run()
-    return communication.main()
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    if not any(argument.lstrip('-').startswith('config') for argument in sys.argv[1:]):
+        sys.exit(communication.main())
+    with needs_training('communication'):
+        from def_jax.trainer.communication import run
+    sys.exit(run())

@@ -24,8 +24,8 @@ def error_statistics(opt_state: PyTree, axis_name: AxisName) -> dict[str, jax.Ar
 
     Returns:
         float32 scalars, the same on all workers except the last:
-        `mean_error`, ‖e_t‖²; `error`, mean_k ‖e_k‖²; `distance_ef`, mean_k ‖x - y‖² = ‖e_t‖², and
-        `distance`, mean_k ‖x - λe_k - y‖², Eq. 9 at the current λ; `detach_optimum`, λ*(t) = ‖e_t‖² /
+        `mean_error`, ‖e_t‖² = ‖x - y‖², the distance of EF; `error`, mean_k ‖e_k‖²; `distance`,
+        mean_k ‖x - λe_k - y‖², Eq. 9 at the current λ; `detach_optimum`, λ*(t) = ‖e_t‖² /
         mean_k ‖e_k‖², which minimises Eq. 9; `detach_optimum_own`, λ*(k, t) = ⟨e_t, e_k⟩ / ‖e_k‖², the
         best λ for this worker alone. The optima are 0 while all errors are zero.
 
@@ -38,8 +38,7 @@ def error_statistics(opt_state: PyTree, axis_name: AxisName) -> dict[str, jax.Ar
     >>> state = def_jax.error_feedback(def_jax.random_block(2), None, detach=0.5).init(jnp.zeros(2))
     >>> state = state._replace(residual=jnp.array([3.0, 4.0]))
     >>> {name: float(value) for name, value in error_statistics(state, None).items()}
-    {'mean_error': 25.0, 'error': 25.0, 'distance_ef': 25.0, 'distance': 6.25, 'detach_optimum': 1.0, \
-'detach_optimum_own': 1.0}
+    {'mean_error': 25.0, 'error': 25.0, 'distance': 6.25, 'detach_optimum': 1.0, 'detach_optimum_own': 1.0}
     """
     states = feedback_states(opt_state, 'error_statistics')
     residuals = [state.residual for state in states]
@@ -50,7 +49,6 @@ def error_statistics(opt_state: PyTree, axis_name: AxisName) -> dict[str, jax.Ar
     return {
         'mean_error': mean_error,
         'error': error,
-        'distance_ef': mean_error,
         'distance': distance,
         'detach_optimum': _ratio(mean_error, error),
         'detach_optimum_own': _ratio(optax.tree.vdot(means, residuals), own_error),

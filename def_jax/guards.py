@@ -67,9 +67,8 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.error_feedback(def_jax.random_block(4), 'workers')
     >>> def step(gradient):
-    ...     state = optimizer.init(jnp.zeros(8))
-    ...     for _ in range(2):
-    ...         updates, state = optimizer.update(gradient, state)
+    ...     _, state = optimizer.update(gradient, optimizer.init(jnp.zeros(8)))
+    ...     updates, state = optimizer.update(gradient, state)
     ...     def_jax.debug(updates, state, 'workers')
     >>> jax.vmap(step, axis_name='workers')(jnp.arange(16.0).reshape(2, 8))  # two workers that differ
     >>> try:

@@ -36,7 +36,6 @@ def test_error_statistics_equal_a_loop_over_workers():
     expected = {
         'mean_error': np.sum(mean**2),
         'error': np.mean(np.sum(errors**2, axis=1)),
-        'distance_ef': np.sum(mean**2),
         'distance': np.mean(distances),
         'detach_optimum': np.sum(mean**2) / np.mean(np.sum(errors**2, axis=1)),
         'detach_optimum_own': errors @ mean / np.sum(errors**2, axis=1),

@@ -148,10 +148,7 @@ def test_a_death_is_told_by_who_lives_and_not_by_what_is_raised(monkeypatch, aft
             live.devices = after
 
     monkeypatch.setattr(multihost_utils, 'live_devices', live)
-    with (
-        pytest.raises(service.DiedError if died else RuntimeError),
-        service.meeting(lambda: 'place'),
-    ):
+    with pytest.raises(service.DiedError if died else RuntimeError), service.meeting(lambda: 'place'):
         raise RuntimeError('a collective failed')
 
 

@@ -79,8 +79,7 @@ VARIANTS = {
 
 @optimized
 @pytest.mark.parametrize(
-    ('variant', 'num_workers'),
-    [*((variant, 2) for variant in VARIANTS), ('skipping', None), ('every', None)],
+    ('variant', 'num_workers'), [*((variant, 2) for variant in VARIANTS), ('skipping', None), ('every', None)]
 )
 def test_update_happens_in_place(variant, num_workers):
     """The gradients are arguments: what is counted belongs to the optimizer, not to the backward pass."""

@@ -105,6 +105,12 @@ def test_the_tests_of_the_library_need_the_library_alone():
     assert len(files) > 20 and not above
 
 
+def test_the_core_is_small():
+    beside = {'baselines', 'elastic', 'tools', 'trainer', 'experiments'}
+    core = [path for module, path in MODULES.items() if not {*module.split('.')} & beside]
+    assert 3000 < sum(len(path.read_text().splitlines()) for path in core) <= 4500
+
+
 def test_a_gradient_crosses_few_files():
     """In one update of Algorithm 1: what a reader has to open."""
     optimizer = def_jax.error_feedback(def_jax.random_block(64), 'workers')

@@ -56,8 +56,8 @@ MISTAKES = [
         (words, link.update, updates, link.init(PARAMS))
         for link in LINKS
         for words, updates in (
-            ('would lose its imaginary part', like(1j)),
-            ('must be a floating-point array', like(True)),
+            ('is complex64, but must be a floating-point array. Store a complex array as two', like(1j)),
+            ('is bool, but must be a floating-point array', like(True)),
             (r"updates\['new'\] is .*, but the residual in opt_state is missing", MORE),
         )
     ),

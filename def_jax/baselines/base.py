@@ -17,7 +17,7 @@ import optax
 from jax import lax
 
 from def_jax.compressors import identity
-from def_jax.compressors.base import Layout, check_indexable
+from def_jax.compressors.base import Layout, Selection, check_indexable
 from def_jax.error_feedback import error_feedback, wrapped
 from def_jax.mesh.collectives import all_gather
 from def_jax.mesh.link import float32_updates, float32_zeros, link
@@ -36,6 +36,7 @@ __all__ = [
     'largest',
     'matrix_shape',
     'pack',
+    'plus',
     'ravel',
     'to_chunks',
     'unpack',
@@ -256,6 +257,11 @@ def unpack(words: jax.Array, bits: int, size: int) -> jax.Array:
 
 def _shifts(bits: int) -> jax.Array:
     return jnp.arange(0, 32, bits, dtype=jnp.uint32)[None]
+
+
+def plus(selection: Selection, tree: PyTree, message: jax.Array) -> PyTree:
+    """The tree plus the message at its place."""
+    return selection.replace(tree, selection.take(tree) + message)
 
 
 def ravel(tree: PyTree) -> jax.Array:

@@ -3,6 +3,7 @@
 import jax
 import optax
 
+from def_jax.baselines.base import plus
 from def_jax.checks import check_ratio, is_number
 from def_jax.compressors import Compressor, check_compressor, random_block
 from def_jax.compressors.base import typed_key
@@ -71,7 +72,7 @@ def cser(
         message = selection.take(updates)
         rest = selection.replace(updates, 0 * message)
         reset, state = resets.update(rest, state)
-        return selection.add(reset, pmean(message, axis_name)), state
+        return plus(selection, reset, pmean(message, axis_name)), state
 
     return wrapped(inner, resets.init, step, axis_name)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from def_jax.baselines.base import plus
 from def_jax.checks import check_seed, is_number
 from def_jax.compressors import Compressor, check_compressor, shared_key
 from def_jax.mesh.collectives import check_not_summed, pmean
@@ -79,8 +80,8 @@ def ef21(
             change = jax.tree.map(jnp.subtract, grads, state.local)
             selection = compressor(state.key, state.step, change)
             message = selection.take(change)
-            local = selection.add(state.local, message)
-            return local, selection.add(state.mean, pmean(message, axis_name))
+            local = plus(selection, state.local, message)
+            return local, plus(selection, state.mean, pmean(message, axis_name))
 
         local, mean = lax.cond(state.step == 0, first, later)
         return mean, EF21State(state.step + 1, state.key, local, mean)

@@ -31,10 +31,6 @@ class Selection(NamedTuple):
         """The message at its place in zeros of `like`'s shapes and dtypes."""
         return self.replace(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), message)
 
-    def add(self, tree: PyTree, message: jax.Array) -> PyTree:
-        """The tree plus the message at its place."""
-        return self.replace(tree, self.take(tree) + message)
-
 
 class Part(NamedTuple):
     """The block of one tensor, or of several, as a part of the message."""
@@ -109,15 +105,10 @@ def check_indexable(tensors: Iterable[tuple[tuple[int, ...], int]]) -> None:
     JAX would silently wrap such an index.
     """
     for shape, blocks in tensors:
-        if blocks >= 2**31:
+        if blocks >= 2**31 or max(shape, default=0) >= 2**32:
             raise ValueError(
                 f'a tensor of {shape=} has {blocks} blocks or elements to choose from; there must be fewer '
-                'than 2**31. Choose a smaller ratio, or split the tensor.'
-            )
-        if max(shape, default=0) >= 2**32:
-            raise ValueError(
-                f'a tensor of {shape=} has an axis of 2**32 or more elements, which 32 bits cannot index. '
-                'Reshape it to more axes.'
+                'than 2**31, and of an axis fewer than 2**32. Choose a smaller ratio, or split the tensor.'
             )
 
 

@@ -35,9 +35,8 @@ def random_block(
     Every tensor of n elements is cut along its own axes into R tiles of one shape, and one tile is drawn.
     Each coordinate lies in exactly one tile, so it is sent with probability exactly 1 / R. A tile is a single
     `dynamic_slice` of the tensor as it lies in memory, and XLA updates it in place. Where n // ratio divides
-    n, which holds for power-of-two ratios on almost every layer, R = n / (n // ratio). Otherwise the last
-    tile along an axis is shorter: the message has room for a whole one, so `message_size` is slightly above
-    Σ n / R. A tensor smaller than the ratio sends one element. R is an integer, so ratios below 3 are coarse.
+    n, R = n / (n // ratio). Otherwise the last tile along an axis is shorter than its room in the message. A
+    tensor smaller than the ratio sends one element. R is an integer, so ratios below 3 are coarse.
 
     Args:
         ratio: compression ratio, a number >= 1; 1 sends everything.

@@ -144,21 +144,15 @@ def float32_updates(updates: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda u: u.astype(jnp.float32), updates)
 
 
-_NO_PARAMETER = 'Keep it out of the parameters, or leave it to another optimizer with optax.masked.'
+_NO_PARAMETER = 'Store a complex array as two; leave others to another optimizer, with optax.masked.'
 
 
 def check_floating(tree: Any, name: str, cure: str = _NO_PARAMETER) -> None:
     """Raises ValueError for leaves that a float32 residual cannot hold, or that cannot take its values."""
     for path, leaf in jax.tree.leaves_with_path(tree):
-        dtype, where = getattr(leaf, 'dtype', None), f'{name}{keystr(path)}'
-        if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
-            raise ValueError(
-                f'{where} is {dtype}; a float32 residual would lose its imaginary part. Store two arrays.'
-            )
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f'{where} is {dtype or type(leaf).__name__}, but must be a floating-point array. {cure}'
-            )
+        kind = getattr(leaf, 'dtype', type(leaf).__name__)
+        if not hasattr(leaf, 'dtype') or not jnp.issubdtype(kind, jnp.floating):
+            raise ValueError(f'{name}{keystr(path)} is {kind}, but must be a floating-point array. {cure}')
 
 
 def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:

@@ -107,18 +107,13 @@ def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
 def check_divisible(params: PyTree, specs: PyTree, mesh_shape: Mapping[str, int]) -> None:
     """Raises ValueError unless the axes that the specs name divide the parameters' dimensions."""
     for (path, leaf), spec in zip(named_leaves(params), jax.tree.leaves(specs), strict=True):
-        name, shape = f'params{path}', leaf.shape
-        if len(spec) > len(shape):
+        parts = [math.prod(mesh_shape[axis] for axis in spec_axes(P(names))) for names in spec]
+        uneven = any(size % part for size, part in zip(leaf.shape, parts, strict=False))
+        if uneven or len(parts) > len(leaf.shape):
             raise ValueError(
-                f'{name} has shape {shape}, but {spec} has {len(spec)} dimensions. Shorten it, or pass P().'
+                f'params{path} has shape {leaf.shape}, but {spec} divides its dimensions by {parts}, of '
+                'which they must be multiples. Shard another dimension, or pass P() for this parameter.'
             )
-        for dimension, (size, names) in enumerate(zip(shape, spec, strict=False)):
-            parts = math.prod(mesh_shape[axis] for axis in spec_axes(P(names)))
-            if size % parts:
-                raise ValueError(
-                    f'{name} has shape {shape}, and {spec} divides dimension {dimension} by {parts}, but '
-                    f'{size} is no multiple of that. Shard another dimension, or pass P() for this parameter.'
-                )
 
 
 def spec_axes(spec: P) -> set[str]:

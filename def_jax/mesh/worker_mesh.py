@@ -63,7 +63,6 @@ class WorkerMesh:
         On Explicit axes every operation would have to say how its result is sharded, and what optimizers and
         compressors do does not.
         """
-
         if not self.explicit:
             return lambda *args: self.place(function(*args), specs)
         return jax.sharding.auto_axes(function, axes=self.mesh.axis_names, out_sharding=self.shardings(specs))

@@ -52,16 +52,13 @@ def with_block(
 
     Source: DiLoCo (Douillard et al., 2023), with `every` and `optax.sgd(0.7, momentum=0.9, nesterov=True)`.
     """
-
     # The state for a block, a single vector, is a tree prefix of the whole state: it has a leaf where the
     # whole state has a tree of parameters.
     whole, shape = state.extra['outer'], jax.eval_shape(outer.init, block)
     like_params = optax.tree_map_params(outer, lambda _: True, shape, transform_non_params=lambda _: False)
 
     def read(mapped, s):
-        if not mapped:
-            return s
-        return selection.take(s) if selection.scale == 1 else selection.take(s) / selection.scale
+        return selection.take(s) / selection.scale if mapped else s
 
     def write(mapped, s, b):
         if not mapped:

@@ -16,7 +16,7 @@ Records = Sequence[Mapping[str, Any]]
 _DIAGNOSTICS = {
     'σ² (solid)\nM² (dashed)': ('variance', 'second_moment'),
     'mean ‖e_k‖² (solid)\n‖e_t‖² (dashed)': ('error', 'mean_error'),
-    'distance to y (Eq. 9) from\nz_k (solid), x (dashed)': ('distance', 'distance_ef'),
+    'distance to y (Eq. 9) from\nz_k (solid), x (dashed)': ('distance', 'mean_error'),
     'λ*(t) (solid)\nmean λ*(k, t) (dashed)': ('detach_optimum', 'detach_optimum_own'),
 }
 

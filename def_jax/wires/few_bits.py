@@ -91,19 +91,14 @@ class Plan(NamedTuple):
         """[K, T, G]: chunks, tiles, elements."""
         return (*self.piece.shape, self.tile)
 
-    @property
-    def part(self) -> np.ndarray:
-        """int [K, T]: the part of each tile."""
-        return np.take_along_axis(self.pieces, self.piece, axis=1)
-
 
 @functools.cache
 def plan(sizes: tuple[int, ...], workers: int, bits: int) -> Plan:
     """The plan for parts of these sizes.
 
     >>> found = plan((5, 3), workers=2, bits=4)
-    >>> found.shape, found.layout.begins, found.part.tolist(), found.filled.tolist()
-    ((2, 2, 4), (0, 8), [[0, 0], [1, 1]], [[4, 1], [3, 0]])
+    >>> found.shape, found.layout.begins, found.pieces.tolist(), found.filled.tolist()
+    ((2, 2, 4), (0, 8), [[0], [1]], [[4, 1], [3, 0]])
     """
     together = 8 // bits  # tiles whose integers share a byte
     # On average half a tile is empty at the end of a part, and half of `together` tiles at that of a chunk.
@@ -133,7 +128,7 @@ def exchange(
     workers, bits = len(p.piece), p.bits
     energy = None if weights is None else jnp.zeros(2, jnp.float32)
     message = in_memory(message)
-    block, part = message.reshape(p.shape), jnp.asarray(p.part)
+    block, part = message.reshape(p.shape), jnp.asarray(np.take_along_axis(p.pieces, p.piece, axis=1))
     unit = _units(block.reshape(-1, p.tile), part.reshape(-1), jnp.asarray(p.sizes), bits)
     codes, sent = _rounded(block, unit[part], bits)
     if workers == 1:

@@ -11,6 +11,7 @@ from compressing import KEY, compress, ones_like
 from network_shapes import REAL
 
 import def_jax
+from def_jax.baselines.base import plus
 
 SHAPES = [(3, 3, 4, 8), (7, 11), (10,), (), (0, 3)]
 COMPRESSORS = {
@@ -30,7 +31,7 @@ def make_tree(dtype=jnp.float32, seed=0):
 @pytest.mark.parametrize(
     ('name', 'dtype'), [*((name, jnp.float32) for name in COMPRESSORS), ('random_block', jnp.bfloat16)]
 )
-def test_what_is_not_sent_is_kept_bit_for_bit_and_add_is_plus_what_place_puts_into_zeros(name, dtype):
+def test_what_is_not_sent_is_kept_bit_for_bit_and_plus_adds_what_place_puts_into_zeros(name, dtype):
     """Every coordinate is either sent or kept, so C is a projection."""
     tree, p = make_tree(dtype, seed=1), make_tree(seed=2)
 
@@ -38,13 +39,13 @@ def test_what_is_not_sent_is_kept_bit_for_bit_and_add_is_plus_what_place_puts_in
     def program(step):
         selection = COMPRESSORS[name](KEY, step, p)
         message, poison = selection.take(p), jax.tree.map(lambda x: jnp.nan * x, tree)  # is never read
-        plus = jax.tree.map(jnp.add, tree, selection.place(message, poison))
-        return selection.place(message, p), selection.add(tree, message), plus
+        by_place = jax.tree.map(jnp.add, tree, selection.place(message, poison))
+        return selection.place(message, p), plus(selection, tree, message), by_place
 
     for step in (0, 1, 2**31 - 1, 2**31, 2**32 - 1):
-        sent, added, plus = program(jnp.uint32(step))
+        sent, added, by_place = program(jnp.uint32(step))
         chex.assert_trees_all_equal_shapes_and_dtypes(added, tree)
-        chex.assert_trees_all_close(added, plus, rtol=0, atol=0.03 if dtype == jnp.bfloat16 else 1e-6)
+        chex.assert_trees_all_close(added, by_place, rtol=0, atol=0.03 if dtype == jnp.bfloat16 else 1e-6)
         for leaves in zip(*map(jax.tree.leaves, (sent, p, tree, added)), strict=True):
             c, whole, before, after = map(np.asarray, leaves)
             np.testing.assert_array_equal(before[c == 0], after[c == 0])

@@ -18,10 +18,7 @@ from def_jax import guards
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 4
-TREE = {
-    'params': {'w': np.linspace(-1, 1, 6, dtype=np.float32), 'b': np.float32([0.0])},
-    'step': np.int32(7),
-}
+TREE = {'params': {'w': np.linspace(-1, 1, 6, dtype=np.float32), 'b': np.float32([0.0])}, 'step': np.int32(7)}
 
 
 @functools.cache

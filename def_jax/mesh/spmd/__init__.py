@@ -48,11 +48,7 @@ def spmd(
 ) -> 'Spmd':
     """An optimizer that communicates, on a mesh whose workers are one device each or several.
 
-    The functions of the result take and return global arrays, for use inside one `jax.jit`:
-
-        losses, grads = dist.value_and_grad(loss_fn)(params, opt_state, batch)
-        updates, opt_state = dist.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
+    The functions of the result take and return global arrays, for use inside one `jax.jit`.
 
     Args:
         optimizer: one that communicates, such as `error_feedback` with the same `axis_name`. Its `inner` and
