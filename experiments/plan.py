@@ -184,7 +184,8 @@ def tune(losses: Callable[[Sequence[int]], np.ndarray], first: int) -> dict[int,
     """Tries the rates around `first`, and more while the best is at an edge of those tried.
 
     Args:
-        losses: of the rates of some numbers, [rates, tuning seeds]; what is not finite counts as infinite.
+        losses: of the rates of some numbers, [rates, tuning seeds]; what is not finite counts as infinite,
+            and while all of them do, lower rates are tried.
         first: the number in the middle.
 
     Returns:
@@ -197,7 +198,7 @@ def tune(losses: Callable[[Sequence[int]], np.ndarray], first: int) -> dict[int,
     new: Sequence[int] = (first - 1, first, first + 1)
     for _ in range(_LIMIT):
         tried |= _finite(new, losses(new))
-        best = min(tried, key=lambda k: tried[k].mean())
+        best = min(sorted(tried), key=lambda k: tried[k].mean())  # the least of those that diverge alike
         if min(tried) < best < max(tried):
             return dict(sorted(tried.items()))
         new = (best - 1,) if best == min(tried) else (best + 1,)

@@ -59,6 +59,8 @@ def test_the_same_rate_of_both_sides_differs_in_nothing():
 def test_the_grid_grows_until_the_best_has_neighbours():
     tried = plan.tune(lambda ks: [[abs(k - 4.0), np.nan if k < 0 else 1.0] for k in ks], 0)
     assert list(tried) == [-1, 0, 1, 2, 3, 4, 5] and np.isinf(tried[-1]).any()
+    diverging = plan.tune(lambda ks: [[abs(k + 5.0) if k < -3 else np.inf] for k in ks], 0)
+    assert list(diverging) == [*range(-6, 2)]
     with pytest.raises(ValueError, match='no rate is best within its grid'):
         plan.tune(lambda ks: [[-float(k)] for k in ks], 0)
 
