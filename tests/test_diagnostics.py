@@ -54,9 +54,7 @@ def test_optima_are_zero_while_nothing_waits():
 def test_gradient_statistics_are_unbiased():
     """Over all ways in which three workers can draw their noise, the means are the truth."""
     sigma, mean, workers = 0.5, np.array([-1.0, 0.7]), 3
-    signs = np.array([*itertools.product((-1, 1), repeat=workers * len(mean))]).reshape(
-        -1, workers, len(mean)
-    )
+    signs = np.array([*itertools.product((-1, 1), repeat=workers * 2)]).reshape(-1, workers, 2)
     grads = (mean + sigma * signs).astype(np.float32)
     measure = jax.vmap(lambda g: diagnostics.gradient_statistics(g, 'workers'), axis_name='workers')
     measured = jax.jit(jax.vmap(measure))(grads)

@@ -98,9 +98,8 @@ def test_the_tests_of_the_library_need_the_library_alone():
     """Deleting tools/, trainer/ and experiments/ leaves them as they are."""
     tests = ROOT / 'tests'
     files = [path for folder in LIBRARY for path in (tests / folder).glob('test_*.py')]
-    files += [
-        tests / f'test_{name}.py' for name in ('error_feedback', 'methods', 'diagnostics', 'traffic', 'hlo')
-    ]
+    names = ('error_feedback', 'methods', 'diagnostics', 'traffic', 'hlo')
+    files += [tests / f'test_{name}.py' for name in names]
     above = [(path.name, other) for path in files for other in imports(path) if room(other) != 'library']
     assert len(files) > 20 and not above
 

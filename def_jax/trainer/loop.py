@@ -187,19 +187,19 @@ class _Run:
                 # Fetch the record of the previous step while the devices compute this one.
                 progress.update(window.flush())
                 window.add(measured)
-                if checks and (is_due(done) or done % checks == 0):
+                if checks and done % checks == 0:
                     workers.check_replicas()  # type: ignore[union-attr]
                 if reports := is_due(done) or done % config.log_every_steps == 0:
                     window.mark_due(done)
                 if is_due(done) or config.elastic:  # whose next step may be its last
                     progress.update(window.flush())
                 if is_due(done):
-                    self._save(workers.state())
+                    self._save(workers)
                     self._evaluate(workers, window, progress)
                 if done < last and workers.stops(self.signals.name is not None, reports=reports):
                     progress.update(window.flush())
                     window.save_partial(done)
-                    self._save(workers.state(), wait=True)
+                    self._save(workers, wait=True)
                     raise InterruptedRunError(self.signals.name or 'a signal to another process', done)
 
     def _lacks_evaluation(self) -> bool:
@@ -222,8 +222,10 @@ class _Run:
         window.restart()
         self.checkpoints.wait()
 
-    def _save(self, state: TrainState, *, wait: bool = False) -> None:
-        self.checkpoints.save(state, self._log.seal())
+    def _save(self, workers: '_AnyWorkers', *, wait: bool = False) -> None:
+        if self.experiment.config.check_replicas_every:  # it takes one copy, and would hide a difference
+            workers.check_replicas()  # type: ignore[union-attr]
+        self.checkpoints.save(workers.state(), self._log.seal())
         if processes.is_first():
             workdir.record(self.folder, self.experiment.config)  # no start takes a checkpoint without it
         if wait:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+import signal
 
 import chex
 import jax
@@ -132,12 +133,14 @@ def test_a_planted_difference_stops_the_run_with_its_name(data_dir, tmp_path):
     assert 'do not agree on params.Dense_0.bias: device(s) 2' in str(error.value)
 
 
-def test_no_checkpoint_is_made_of_workers_that_differ(data_dir, tmp_path):
+@pytest.mark.parametrize(('deliver', 'step'), [(bool, 5), (signal.raise_signal, 3)])
+def test_no_checkpoint_is_made_of_workers_that_differ(data_dir, tmp_path, deliver, step):
     """A checkpoint takes one copy and would hide it: the check comes before, whatever its period."""
     config = fixtures.tiny_config(data_dir, check_replicas_every=1000)
-    poison = with_unequal(lambda state: optax.tree.get(state.opt_state, 'key'))
-    with fixtures.poisoned_state(3, poison), pytest.raises(loop.ReplicasDifferError) as error:
+    unequal = with_unequal(lambda state: optax.tree.get(state.opt_state, 'key'))
+    poison = fixtures.poisoned_state(3, lambda state: (deliver(signal.SIGTERM), unequal(state))[1])
+    with poison, pytest.raises(loop.ReplicasDifferError) as error:
         fixtures.train(config, tmp_path)
-    # Different blocks in the steps since have made the parameters differ as well.
-    assert error.value.step == 5 and len(error.value.leaves) > 1
+    # Different blocks in the steps until 5 have made the parameters differ as well.
+    assert (error.value.step, len(error.value.leaves) > 1) == (step, step == 5)
     assert not (tmp_path / 'checkpoints').exists()
