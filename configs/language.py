@@ -8,7 +8,7 @@ Variants: --config.method=sgd (dense AdamW at the same learning rate),
           --config.dataset_options.context=256, --config.model_options.remat=True, ...
           --config.num_workers=2 --config.shards_per_worker=4 (workers of four devices, sharded inside)
 
---config.optimizer=muon, lion and others work as well, with rates of their own; see docs/how_to/language.md.
+--config.optimizer=muon, lion and others work as well, with rates of their own.
 """
 
 import ml_collections

@@ -18,7 +18,7 @@ from def_jax.types import AxisName
 from def_jax.wires import Bits, check_bits
 
 _NESTEROV = optax.sgd(0.3, momentum=0.8, nesterov=True)
-_ADAMW_RATE = 3.0  # the tuned rate over that of dense AdamW, with `_NESTEROV`; see docs/lab.md
+_ADAMW_RATE = 3.0  # the tuned rate over that of dense AdamW, with `_NESTEROV`
 
 
 def def_sgd(
@@ -87,7 +87,7 @@ def def_adamw(
     """DEF-Q in place of AdamW, started at its learning rate: for transformers.
 
     The second moment stays on the worker. In place of a first moment, momentum is in `outer`: it averages
-    what all workers sent, and costs no communication. docs/lab.md has the evidence, small transformers.
+    what all workers sent, and costs no communication. Chosen on small transformers, see docs/lab.md.
 
     Args:
         learning_rate: of dense AdamW, a number or an optax schedule. A factor of three is inside, for the

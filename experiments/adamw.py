@@ -52,8 +52,8 @@ what does compression cost the optimizer that DEF-Q has inside?
 "Minus the first" is DEF-Q's loss minus the method's, so greater is better, with a 95 % interval over fresh
 seeds and the choice of both rates; "within the margin" says whether all of it lies above -0.01 nats.
 
-**Findings.** At decays in common use we can't distinguish AdamW from DEF-Q; with the best of those tried it
-is ahead by <!-- number: adamw; transformer, 33 k; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->
+**Findings.** At decays in common use the lead depends on AdamW's rate; with the best of those tried AdamW is
+ahead by <!-- number: adamw; transformer, 33 k; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->
 nats. DEF-Q at 1/64 can't be distinguished from the same optimizer without compression. AdamW with decays of
 0.9 and 0.95
 ends <!-- number: adamw; transformer, 33 k; AdamW, b1 = 0.9, b2 = 0.95; difference --><!-- /number -->

@@ -80,9 +80,9 @@ SETTINGS = [perceptron(64), again(perceptron(64), range(1000, 1060), *_CLOSE)]
 PAGE = """\
 # Rivals
 
-**Question.** Does DEF-Q, with its defaults, train better than published methods at 1/64 of the bytes, each in
-its best form and with its rate tuned by the same rule? Other pages have [1/256](../rivals_256/README.md) and
-[convolutions](../rivals_cifar/README.md).
+**Question.** Does DEF-Q, with its defaults, train better than published methods at 1/64 of the bytes, each
+with its rate tuned by the same rule, most with momentum 0.9? Other pages have
+[1/256](../rivals_256/README.md) and [convolutions](../rivals_cifar/README.md).
 
 ![Differences from DEF-Q, with 95 % intervals](differences.png)
 
@@ -114,7 +114,8 @@ DiLoCo send everything every H steps in few bits, with the rest kept as error fe
 
 **Limits.** A small network and short runs on one machine. Rows of one method differ in momentum or H; its
 best row was not chosen by validation, which favours it. Bytes are those that a worker sends: with 8 workers,
-a method that gathers (top-k, SparseLoCo, EF-signSGD) passes four times as many over the network as DEF-Q.
+a method that gathers (top-k, SparseLoCo, DeMo, the sign methods) passes four times as many over the network
+as one that reduces. Intervals are not corrected for the number of rows; p-values are.
 
 {origins}
 

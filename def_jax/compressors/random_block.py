@@ -5,7 +5,7 @@ R blocks waits R steps until all of it is sent. Its residual is a sum of that ma
 mostly noise, so that its squared norm is of the order of R·E, E the squared norm of one update. Over all
 tensors Σ R·E is to be small for a message of Σ n / R elements, and it is least where R is proportional to
 √(n / E). The norms of the tensors' updates differ far less than their sizes do. With one E for all, small
-tensors send a larger share than large ones: R proportional to √n, the least Σ R. See docs/lab.md.
+tensors send a larger share than large ones: R proportional to √n, the least Σ R.
 """
 
 import functools
