@@ -106,8 +106,9 @@ of those of SGD and AdamW.
 scikit-learn's digits (8 workers of 8 images, 800 steps), a transformer of 33 k parameters on the bytes of
 Python's standard library (8 workers of 4 sequences, 1,200 steps), and five convolutions of 71 k parameters on
 10,000 CIFAR-10 images (16 workers of 8 images, 2,340 steps; JPEG copy of the data set). Rates lie on a grid
-that grows until it has a local best by the loss on validation data. Seeds choose initial parameters,
-batches and blocks; no seed both chooses a rate and is reported.
+that grows until it has a local best by the loss on validation data; one "at the edge" was the least or the
+greatest tried. Seeds choose initial parameters, batches and blocks; no seed both chooses a rate and is
+reported.
 
 **Limits.** These are small networks and short runs on one machine. Only the rate was tuned; AdamW has
 b1 = 0.9 and b2 = 0.95. Two seeds chose the rates of the convolutions, which are a factor of two apart. Rates

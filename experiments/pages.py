@@ -60,11 +60,12 @@ def _line(row: Row) -> Iterator[str]:
     weights = sorted(cell.side.weights.items(), key=lambda item: -item[1])
     yield setting.name
     yield cell.contender.title
-    rates = ', '.join(
-        f'{setting.rate(cell.contender, k):.3g} ({100 * weight * (1 - cell.missing):.0f})'
+    yield ', '.join(
+        f'{setting.rate(cell.contender, k):.3g}'
+        + (' at the edge' if cell.at_the_edge(k) else '')
+        + f' ({100 * weight * (1 - cell.missing):.0f})'
         for k, weight in weights
     )
-    yield rates + (', at the edge' if cell.at_the_edge else '')
     yield str(len(setting.seeds))
     yield cell.headline + unit if 'nan' not in cell.headline else 'diverges'
     if row.difference is None:

@@ -118,11 +118,9 @@ class Cell(NamedTuple):
         """The number of the best rate."""
         return min(self.side.tried, key=lambda k: self.side.tried[k].mean())
 
-    @property
-    def at_the_edge(self) -> bool:
-        """Whether the best rate is the least or greatest of several candidates."""
-        tried = self.side.tried
-        return bool(self.contender.rates) and len(tried) > 1 and self.chosen in (min(tried), max(tried))
+    def at_the_edge(self, k: int) -> bool:
+        """Whether a rate is the least or greatest of several that were tried."""
+        return len(self.side.tried) > 1 and k in (min(self.side.tried), max(self.side.tried))
 
     @property
     def headline(self) -> str:
