@@ -65,10 +65,7 @@ def random_block(
     shuffled = 'every block once a round, in a new order each'
     meanings = {'random': 'independent draws', 'shuffled': shuffled, 'cyclic': 'in the same order'}
     check_choice('order', order, meanings)
-    shares = {
-        'proportional': 'every tensor sends the same share',
-        'balanced': 'small tensors send more of it',
-    }
+    shares = {'proportional': 'all tensors send the same share', 'balanced': 'small tensors send more of it'}
     check_choice('allocation', allocation, shares)
     sizes = same_share if allocation == 'proportional' else balanced
     return compressor_of(functools.partial(sizes, ratio=ratio), order)

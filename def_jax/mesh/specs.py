@@ -38,7 +38,10 @@ def tree_of_specs(param_specs: PyTree, params: PyTree, axis_name: str | tuple[st
     specs = {by_name(path): spec for path, spec in places}
     used = set()
 
-    def spec(path, _):
+    def spec(path, leaf):
+        if not hasattr(leaf, 'shape'):
+            told = f'params{keystr(path)} is a {type(leaf).__name__}, but must be an array.'
+            raise ValueError(f'{told} Of an Equinox module, pass the arrays, by eqx.partition.')
         names = by_name(path)
         starts = [names[:end] for end in range(len(names) + 1) if names[:end] in specs]
         if not starts:

@@ -123,9 +123,6 @@ def test_without_an_axis_copies_of_other_processes_are_compared(tmp_path):
         assert [line.partition(':')[0] for line in said] == ['1 the workers do not agree on m, w'], printed
 
 
-# --- checksums ---
-
-
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int8', 'bool', 'complex64'])
 def test_any_change_of_one_element_changes_the_checksum(dtype):
     x = np.arange(12).reshape(3, 4) % 2

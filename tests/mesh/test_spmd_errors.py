@@ -64,6 +64,11 @@ def test_specs_must_fit_the_parameters(specs, message):
         two_by_four(param_specs=specs).init(PARAMS)
 
 
+def test_parameters_are_arrays():
+    with pytest.raises(ValueError, match=r"params\['relu'\] is a \w+, but must be an array"):
+        two_by_four(param_specs=P()).init(PARAMS | {'relu': jax.nn.relu})
+
+
 def test_what_a_step_is_given_must_belong_together():
     dist = two_by_four(param_specs={'w': P('shard'), 'b': P()})
     shapes = jax.eval_shape(dist.init, PARAMS)

@@ -163,9 +163,6 @@ def test_a_network_learns_and_drops_half_of_what_enters_hidden_layers(name):
         assert 0.3 < kept[entering > 0].mean() < 0.7 and 'Dropout_0' in values
 
 
-# --- Errors ---
-
-
 @pytest.mark.parametrize(
     ('name', 'shape', 'dtype', 'message'),
     [
