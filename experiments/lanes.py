@@ -153,6 +153,8 @@ class _Lanes:
             seed=0,
             points=method.points,
             detaches=method.kind == 'error_feedback',
+            accumulate=config.accumulate,
+            skips=config.skip_nonfinite,
         )
 
 

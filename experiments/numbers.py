@@ -22,7 +22,6 @@ METRICS: Mapping[str, Callable[[Any], str]] = {
     'p': lambda row: f'{row.p_value:.2g}',
     'within': lambda row: row.difference.within(row.cell.setting.margin),
     'seeds': lambda row: str(len(row.cell.setting.seeds)),
-    'rate': lambda row: f'{row.cell.setting.rate(row.cell.contender, row.cell.chosen):.3g}',
 }
 
 # An experiment's settings, and the rows of those that are finished.
@@ -61,7 +60,6 @@ def _value(address: str, found: Callable[[str], Found]) -> str:
         raise ValueError(f'the mark {address!r} names no method of {setting}: {"; ".join(known[setting])}.')
     for row in rows:
         if (row.cell.setting.name, row.cell.contender.title) == (setting, title):
-            return (
-                METRICS[metric](row) if row.difference or metric in ('result', 'seeds', 'rate') else _MISSING
-            )
+            found_one = row.difference or metric in ('result', 'seeds')
+            return METRICS[metric](row) if found_one else 'diverges or open'
     return _MISSING

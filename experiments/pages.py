@@ -27,8 +27,9 @@ class Row(NamedTuple):
 def rows(finished: Sequence[Sequence[Cell]]) -> list[Row]:
     """The rows of a page, setting by setting."""
     pairs = [(cell, _difference(cell, cells[0])) for cells in finished for cell in cells]
-    adjusted = iter(statistics.holm([each.p_value for _, each in pairs if each]))
-    return [Row(cell, each, next(adjusted) if each else 1.0) for cell, each in pairs]
+    tested = [each.p_value if each and math.isfinite(each.low) else None for _, each in pairs]  # not one seed
+    adjusted = iter(statistics.holm([p for p in tested if p is not None]))
+    return [Row(*pair, 1.0 if p is None else next(adjusted)) for pair, p in zip(pairs, tested, strict=True)]
 
 
 def _difference(cell: Cell, first: Cell) -> Difference | None:
@@ -67,7 +68,7 @@ def _line(row: Row) -> Iterator[str]:
         for k, weight in weights
     )
     yield str(len(setting.seeds))
-    yield cell.headline + unit if 'nan' not in cell.headline else 'diverges'
+    yield cell.headline + (unit if cell.headline != 'diverges' else '')
     if row.difference is None:
         yield from ['open' if cell.missing else '', '', '']
     else:

@@ -113,18 +113,15 @@ class Cell(NamedTuple):
     records: Sequence[Record]  # of the fresh seeds
     missing: float = 0.0  # the share of likely choices whose rates have no fresh seeds
 
-    @property
-    def chosen(self) -> int:
-        """The number of the best rate."""
-        return min(self.side.tried, key=lambda k: self.side.tried[k].mean())
-
     def at_the_edge(self, k: int) -> bool:
         """Whether a rate is the least or greatest of several that were tried."""
         return len(self.side.tried) > 1 and k in (min(self.side.tried), max(self.side.tried))
 
     @property
     def headline(self) -> str:
-        """Mean and standard deviation at the rate that is chosen most often."""
+        """Mean and standard deviation at the rate that is chosen most often; or that a fresh run diverges."""
+        if not math.isfinite(self.side.mean):
+            return 'diverges'
         k = max(self.side.weights, key=lambda k: self.side.weights[k])
         return statistics.mean_std(np.abs(self.side.fresh[k]), 2 if self.setting.percent else 3)
 
@@ -141,8 +138,7 @@ def cell(setting: Setting, contender: Contender, get: Get) -> Cell:
 
     def values(ks: Sequence[int], seeds: Sequence[int], name: str) -> np.ndarray:
         records = get([setting.spec(contender, k, seed) for k in ks for seed in seeds])
-        found = [record.metrics.get(name) for record in records]
-        return np.array([math.nan if x is None else x for x in found]).reshape(len(ks), len(seeds))
+        return np.array([_metric(record, name) for record in records]).reshape(len(ks), len(seeds))
 
     def losses(ks: Sequence[int]) -> np.ndarray:
         if not setting.tuning_seeds:
@@ -173,6 +169,17 @@ def cell(setting: Setting, contender: Contender, get: Get) -> Cell:
     return Cell(setting, contender, Side(tried, fresh), records, missing)
 
 
+def _metric(record: Record, name: str) -> float:
+    """A metric of a run, NaN of one that diverged: the trainer stops it, and in lanes its loss is None."""
+    if not record.metrics:
+        return math.nan
+    if name not in record.metrics:
+        raise ValueError(f'{record.spec} has no {name}, but {", ".join(record.metrics)}.')
+    loss = name.replace('accuracy', 'loss').partition('@')[0]
+    value, lost = record.metrics[name], record.metrics.get(loss, 0.0) is None
+    return math.nan if value is None or lost else value
+
+
 def _finite(ks: Sequence[int], losses: np.ndarray) -> dict[int, np.ndarray]:
     found = np.asarray(losses, float)
     return dict(zip(ks, np.where(np.isfinite(found), found, np.inf), strict=True))
@@ -190,14 +197,14 @@ def tune(losses: Callable[[Sequence[int]], np.ndarray], first: int) -> dict[int,
         The losses by number, in order.
 
     Raises:
-        ValueError: if the best is still at an edge after growing twelve times.
+        LookupError: if the best is still at an edge after growing twelve times.
     """
     tried: dict[int, np.ndarray] = {}
     new: Sequence[int] = (first - 1, first, first + 1)
-    for _ in range(_LIMIT):
+    for _ in range(_LIMIT + 1):
         tried |= _finite(new, losses(new))
         best = min(sorted(tried), key=lambda k: tried[k].mean())  # the least of those that diverge alike
         if min(tried) < best < max(tried):
             return dict(sorted(tried.items()))
         new = (best - 1,) if best == min(tried) else (best + 1,)
-    raise ValueError(f'no rate is best within its grid: numbers {min(tried)} to {max(tried)} were tried.')
+    raise LookupError(f'no rate is best within its grid: numbers {min(tried)} to {max(tried)} were tried.')

@@ -61,10 +61,14 @@ def recorded(records: Records) -> Callable[[Sequence[Spec]], list[Record]]:
 
 
 def train(settings: Iterable[Setting], runner: Runner) -> None:
-    """Trains all that settings ask for; says what each method reached."""
+    """Trains all that settings ask for; says what each method reached, or that no rate is best."""
     for setting in settings:
         for contender in setting.contenders:
-            done = cell(setting, contender, runner)
+            try:
+                done = cell(setting, contender, runner)
+            except LookupError as error:  # no rate is best: the others go on
+                print(f'{setting.name}: {contender.title}: {error}', file=sys.stderr, flush=True)
+                continue
             rates = ', '.join(f'{setting.rate(contender, k):g}' for k in done.side.fresh)
             print(
                 f'{setting.name}: {contender.title} {done.headline} at {rates}', file=sys.stderr, flush=True

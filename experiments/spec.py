@@ -97,8 +97,13 @@ class Records:
     def __init__(self, path: Path):
         self._path = path
         lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-        found = (Record.of_json(json.loads(line)) for line in lines)
-        self._known = {record.spec.key: record for record in found}
+        self._known: dict[str, Record] = {}
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = Record.of_json(json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f'{path}:{number} is no record ({error}). Delete the line.') from error
+            self._known[record.spec.key] = record
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self._known.values())
@@ -137,6 +142,8 @@ def commit(*, allow_dirty: bool = False) -> str:
         DirtyError: if the code differs from it, unless `allow_dirty`; the commit then ends in '-dirty'.
     """
     name, changes = _git('rev-parse', '--short=12', 'HEAD'), _git('status', '--porcelain', '--', *_CODE)
+    if not name and not allow_dirty:
+        raise DirtyError('git names no commit of this checkout: records could not say what was run.')
     if changes and not allow_dirty:
         first = ', '.join(line[3:] for line in changes.splitlines()[:3])
         raise DirtyError(

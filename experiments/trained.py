@@ -33,6 +33,8 @@ def run(specs: Sequence[Spec], origin: Mapping[str, Any]) -> Iterator[Record]:
     """
     for spec in specs:
         name = hashlib.sha256(f'{spec.key} {origin.get("commit")}'.encode()).hexdigest()[:16]
+        if str(origin.get('commit')).endswith('-dirty'):  # perhaps begun with other code
+            shutil.rmtree(FOLDER / name, ignore_errors=True)
         yield _record(spec, origin, str(FOLDER / name))
         shutil.rmtree(FOLDER / name)
 

@@ -1,5 +1,7 @@
 """How rates are chosen, how certain differences are, and what the page says of it."""
 
+import dataclasses
+import functools
 import json
 import re
 
@@ -18,9 +20,6 @@ CERTAIN = {0: np.array([1.0, 1.1]), 1: np.array([2.0, 2.1])}
 
 def sides(rng, *means, seeds=20):
     return [Side(CERTAIN, {0: rng.normal(mean, 1.0, seeds)}) for mean in means]
-
-
-# --- Statistics ---
 
 
 @pytest.mark.parametrize(('seeds', 'paired'), [(20, True), (5, True), (3, False)])
@@ -61,7 +60,7 @@ def test_the_grid_grows_until_the_best_has_neighbours():
     assert list(tried) == [-1, 0, 1, 2, 3, 4, 5] and np.isinf(tried[-1]).any()
     diverging = plan.tune(lambda ks: [[abs(k + 5.0) if k < -3 else np.inf] for k in ks], 0)
     assert list(diverging) == [*range(-6, 2)]
-    with pytest.raises(ValueError, match='no rate is best within its grid'):
+    with pytest.raises(LookupError, match='no rate is best within its grid'):
         plan.tune(lambda ks: [[-float(k)] for k in ks], 0)
 
 
@@ -87,6 +86,22 @@ def toy(specs, origin=ORIGIN):
         found = {f'loss_{point}': loss, f'accuracy_{point}': 0.9 + 0.001 * noise}
         metrics = {f'{each.evaluate_on}_{name}': value for name, value in found.items()}
         yield Record(each, metrics, (1.0,), 0.1, 'lanes', origin)
+
+
+def test_a_run_that_diverged_has_no_result_and_no_metric_is_made_up():
+    def get(specs, **metrics):
+        return [dataclasses.replace(each, metrics=metrics) for each in toy(specs)]
+
+    def one_dead(specs):  # in lanes, it still has an accuracy
+        dead = [{'test_loss_x': None} if each.seed == 3 else {} for each in specs]
+        return [dataclasses.replace(r, metrics=r.metrics | d) for r, d in zip(toy(specs), dead, strict=True)]
+
+    first = SETTING, SETTING.contenders[0]
+    assert plan.cell(*first, one_dead).headline == 'diverges'
+    with pytest.raises(LookupError, match='no rate is best'):
+        plan.cell(*first, get)
+    with pytest.raises(ValueError, match='has no validation_loss_x, but a'):
+        plan.cell(*first, functools.partial(get, a=1.0))
 
 
 def test_every_likely_rate_gets_fresh_seeds_that_choose_nothing(tmp_path, monkeypatch):
@@ -152,9 +167,6 @@ def test_a_record_names_commit_machine_and_versions_and_no_dirty_checkout(monkey
     with pytest.raises(spec.DirtyError, match=r'differs from commit abc \(def_jax/alias.py\)'):
         spec.origin()
     assert spec.origin(allow_dirty=True)['commit'] == 'abc-dirty'
-
-
-# --- The page ---
 
 
 def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):

@@ -188,9 +188,6 @@ def test_a_state_that_is_stacked_as_a_whole_is_refused():
         jax.eval_shape(mapped, PARAMS, stacked, BATCH)
 
 
-# --- Which leaves of a state are per-worker ---
-
-
 @pytest.mark.parametrize(
     ('name', 'fields', 'expected'),
     [
@@ -223,9 +220,6 @@ def test_updates_and_state_lie_where_the_parameters_do():
     ]
     assert specs[0] == specs[1] and specs[2] == specs[3]
     assert optax.tree.get(specs[2], 'residual')['w'] == P('x', None)
-
-
-# --- Ranks and dtypes are never promoted in silence, so users may forbid both ---
 
 
 def test_all_that_sends_traces_without_promotion():

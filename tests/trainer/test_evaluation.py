@@ -103,9 +103,6 @@ def test_every_workers_own_model_sees_the_whole_test_set(recorded, random_state,
     assert record['test_loss_own'] == pytest.approx(np.mean([loss for _, loss in own]), rel=1e-5)
 
 
-# --- Recalibration ---
-
-
 def test_statistics_are_recalibrated_at_each_point(random_state, plain_evaluation, data_dir, monkeypatch):
     monkeypatch.setattr(layers, 'STATISTICS_MOMENTUM', 0.99)  # whatever the model's is
     run = experiment.build(fixtures.tiny_config(data_dir, recalibrate_batches=2))

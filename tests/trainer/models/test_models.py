@@ -24,9 +24,6 @@ from def_jax.trainer.models.resnet import (
 from def_jax.trainer.models.vgg import VGG
 from def_jax.trainer.tasks.classification import ImageClassification
 
-# --- Sizes ---
-
-
 CIFAR, DIGITS = (32, 32, 3), (8, 8, 1)
 # Images, parameters by number of classes, their leaves, and BatchNorm's statistics.
 SIZES = {
@@ -177,9 +174,6 @@ def test_image_errors(name, shape, dtype, message):
     init = functools.partial(MODELS[name](num_classes=10).init, train=False)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype))
-
-
-# --- What the networks share: where each starts, as the authors' code or He's does, and how it convolves ---
 
 
 HE_IN = nn.initializers.variance_scaling(2, 'fan_in', 'truncated_normal')
