@@ -78,6 +78,7 @@ def gradient_statistics(grads: PyTree, axis_name: AxisName) -> dict[str, jax.Arr
     >>> {name: float(value[0]) for name, value in measure(jnp.array([1.0, 3.0])).items()}
     {'second_moment': 3.0, 'variance': 2.0}
     """
+    grads = optax.tree.cast(grads, jnp.float32)
     mean = pmean(grads, axis_name)
     workers = num_workers(axis_name)
     if workers < 2:

@@ -79,18 +79,25 @@ class Optimizer(nnx.Optimizer):
                 'can be divided: the keys of an nnx.Rngs are folded with the number of the worker. Name the '
                 f'batch, e.g. split={divisible[:1]}.'
             )
-        graph, *states = nnx.split((model, streams), self.wrt, nnx.RngKey, ...)
+        chosen = nnx.filterlib.to_predicate(self.wrt)
+
+        def wrt(path, x):  # of the model's own paths
+            return path[0] == 0 and chosen(path[1:], x)
+
+        graph, *states = nnx.split((model, streams), wrt, nnx.RngKey, ...)
         _, keys, rest = nnx.as_pure(states)
 
         def grad_fn(point, /, *passed, **kwargs):
             *args, keys, rest = passed
+            old = set(map(id, jax.tree.leaves(rest)))
 
             def loss(point):
                 model, streams = nnx.merge(graph, nnx.State({0: point}), keys, rest)
                 own_args = (streams.get(str(i), x) for i, x in enumerate(args, start=1))
                 result = loss_fn(model, *own_args, **{n: streams.get(n, x) for n, x in kwargs.items()})
                 value, aux = result if has_aux else (result, None)
-                changed = nnx.state((model, streams), nnx.Not(nnx.Any(self.wrt, nnx.RngKey)))
+                same = nnx.Any(wrt, nnx.RngKey, lambda _, x: id(x.get_raw_value()) in old)  # what is frozen
+                changed = nnx.state((model, streams), nnx.Not(same))
                 return value, (aux, nnx.as_pure(changed))
 
             return jax.value_and_grad(loss, has_aux=True)(point)

@@ -112,9 +112,6 @@ def test_detach_can_be_changed_on_the_way():
     chex.assert_trees_all_equal(def_jax.detached_params(params, state), {'w': 1.0 + after})
 
 
-# --- multi_transform, masked, flatten ---------------------------------------------------------------------
-
-
 def test_multi_transform():
     """Two feedbacks with other ratios, detach values and seeds, and a dense link, each on its own leaves."""
     params, targets = make_params(), make_targets()
@@ -137,9 +134,6 @@ def test_a_mask_may_name_a_whole_branch():
     for point in points:
         chex.assert_trees_all_equal(point['b'], params['b'])
         assert jnp.sum(point['a'] != params['a']) == 6  # two were sent
-
-
-# --- Dtypes and odd leaves --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('ratio', [4, 3.3])
@@ -191,9 +185,6 @@ def test_workers_draw_the_same_blocks_with_any_random_generator(implementation, 
             updates, state = update(jnp.ones_like(params), state)
             params = params + updates
     np.testing.assert_array_equal(params, jnp.broadcast_to(params[0], params.shape))
-
-
-# --- Compiled once ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('make', [def_jax.def_sgd, def_jax.def_adamw])

@@ -21,11 +21,11 @@ class Model(nnx.Module):
         return self.dense(self.dropout(self.norm(rows)))
 
 
-def optimizer_of(model, kind=AUTO):
+def optimizer_of(model, kind=AUTO, wrt=nnx.Param):
     from def_jax.nnx import Optimizer
 
     mesh = jax.make_mesh((2,), ('workers',), axis_types=(kind,), devices=jax.devices()[:2])
-    return Optimizer(model, def_jax.spmd(def_jax.def_sgd(0.1, 16, 'workers'), mesh), wrt=nnx.Param)
+    return Optimizer(model, def_jax.spmd(def_jax.def_sgd(0.1, 16, 'workers'), mesh), wrt=wrt)
 
 
 @pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
@@ -51,6 +51,23 @@ def test_a_step_on_both_kinds_of_axes(kind):
     assert aux['outputs'].shape == (2, 4, 2)
     np.testing.assert_allclose(model.norm.mean[...], 0.01 * ROWS.mean(0), rtol=1e-5)
     assert int(model.dropout.rngs.count[...]) == 1
+
+
+def test_what_is_frozen_is_neither_sent_nor_rounded():
+    model = Model(nnx.Rngs(0))
+    frozen = jax.tree.map(jnp.copy, nnx.state(model.norm))
+    optimizer = optimizer_of(model, wrt=lambda path, _: path[0] == 'dense')
+
+    @nnx.jit
+    def step(model, optimizer, rows):
+        model.norm.use_running_average = True
+        _, grads = optimizer.value_and_grad(lambda m, rows: jnp.mean(m(rows) ** 2))(model, rows)
+        optimizer.update(model, grads)
+
+    compiled = step.lower(model, optimizer, ROWS).compile()
+    optimizer.tx.check(compiled, besides=8)
+    compiled(model, optimizer, ROWS)
+    jax.tree.map(np.testing.assert_array_equal, frozen, nnx.state(model.norm))
 
 
 def test_the_batch_is_divided_and_not_the_random_numbers():

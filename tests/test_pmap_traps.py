@@ -181,6 +181,16 @@ def test_a_program_of_several_steps_is_checked_by_their_number():
         def_jax.check(program, optimizer, PARAMS, steps=0)
 
 
+def test_residuals_that_agree_by_chance_as_those_of_signs_do_are_no_averages_if_moments_differ():
+    def run(own):
+        state = wrapper().init(PARAMS)
+        inner = jax.tree.map(lambda x: x + own.astype(x.dtype), state.inner)
+        ones = jax.tree.map(jnp.ones_like, state.residual)
+        def_jax.debug(PARAMS, state._replace(step=jnp.uint32(2), residual=ones, inner=inner), 'workers')
+
+    jax.vmap(run, axis_name='workers')(jnp.arange(4.0))
+
+
 def test_the_debug_mode_tells_divergence_from_averaged_gradients():
     optimizer = wrapper(inner=optax.sgd(jnp.inf))
 
@@ -196,6 +206,7 @@ def test_the_debug_mode_tells_divergence_from_averaged_gradients():
 
 def test_j_and_k_what_a_copy_of_one_worker_loses_is_refused():
     params, state = train(wrapper(bits=2))
+    assert def_jax.stack_state(train(wrapper(average_every=1))[1])  # one residual, but moments of each
     alone, first = flax.jax_utils.unreplicate(state), jax.tree.map(lambda x: x[0], state)
     for tree, words in ((alone, "this is one worker's"), (stacked(alone), 'all 4 workers'), (first, '')):
         with pytest.raises(ValueError, match=rf'stack_state: {words}.* train on from x with a new state'):

@@ -1,5 +1,6 @@
 """The states of links, and which leaves of an optimizer's state are per-worker: those that they name."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -62,14 +63,20 @@ def per_worker_leaves(opt_state: PyTree) -> PyTree:
             return jax.tree.map_with_path(lambda path, _: path[:1] in named or path[:2] in entries, node)
         if not is_chain(node):
             return False
-        first = min(i for i, part in enumerate(node) if link_states(part))
-        own = *[True for _ in node[:first]], *map(per_worker_leaves, node[first:])
-        return jax.tree.broadcast(own, node)
+        parts = _chained(node)
+        first = min(i for i, part in enumerate(parts) if link_states(part))
+        own = *[True for _ in parts[:first]], *map(per_worker_leaves, parts[first:])
+        return jax.tree.unflatten(jax.tree.structure(node), jax.tree.leaves(jax.tree.broadcast(own, parts)))
 
     def is_chain(node: Any) -> bool:
-        return type(node) is tuple and bool(link_states(node))
+        return bool(link_states(_chained(node)))
 
     return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or is_chain(node))
+
+
+def _chained(node: Any) -> tuple[Any, ...]:
+    """The states of a chain's transformations, also of `optax.named_chain`; none for another node."""
+    return tuple(node.values()) if isinstance(node, OrderedDict) else node if type(node) is tuple else ()
 
 
 def state_specs(
@@ -131,9 +138,9 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
         return is_link(node) and isinstance(getattr(node, 'inner', None), optax.EmptyState)
 
     def is_chain(node):
-        return type(node) is tuple and any(map(is_bare, node))
+        return any(map(is_bare, _chained(node)))
 
-    for chain in filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain)):
+    for chain in map(_chained, filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))):
         last = max(i for i, part in enumerate(chain) if is_bare(part))
         before, after = [part for part in chain[:last] if not is_link(part)], chain[last + 1 :]
         if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in jax.tree.leaves(after)):

@@ -67,8 +67,8 @@ def stack_state(opt_state: PyTree) -> PyTree:
 
     Raises:
         ValueError: if the state holds nothing that is per-worker; if it is one worker's copy: its arrays
-            have no common leading axis, or all workers of several have one residual that is not zero; or if
-            workers disagree on a count or a key.
+            have no common leading axis, or all workers of several have one `inner` and one residual that is
+            not zero, as `average_every` without momentum has; or if workers disagree on a count or a key.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers')
@@ -86,8 +86,8 @@ def _stacked(opt_state: PyTree, caller: str) -> PyTree:
 
     def leaf(path: Any, mine: bool, x: Any) -> np.ndarray:
         # Copies on several devices may differ, though the array's type says that they don't.
-        has_copies = isinstance(x, jax.Array) and x.is_fully_replicated and len(x.sharding.device_set) > 1
-        if has_copies:
+        whole = isinstance(x, jax.Array) and x.is_fully_replicated and len(x.sharding.device_set) > 1
+        if has_copies := whole and not any(getattr(x.sharding, 'spec', ())):  # nor stacked over one worker
             shards = sorted(x.addressable_shards, key=lambda shard: shard.device.id)
             x = [np.asarray(shard.data) for shard in shards]
         stacked = np.asarray(x)
@@ -147,7 +147,8 @@ def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
     workers = num_stacked(saved, own, 1)
     for state in link_states(saved):
         residuals = [np.asarray(x) for x in jax.tree.leaves(getattr(state, 'residual', ()))]
-        if workers > 1 and any(x.any() for x in residuals) and all((x == x[:1]).all() for x in residuals):
+        held = residuals + [np.asarray(x) for x in jax.tree.leaves(getattr(state, 'inner', ()))]
+        if workers > 1 and any(x.any() for x in residuals) and all((x == x[:1]).all() for x in held):
             raise ValueError(
                 f'{caller}: all {workers} workers have the same residual, so this is the copy of one of them '
                 f'(or all are given the same data). {_REMEDY}.'

@@ -89,13 +89,7 @@ def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...], known: Co
 
 
 def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
-    """Specs of an optimizer's state: a leaf has that of the parameter of its shape whose path ends its own.
-
-    >>> import optax
-    >>> adam = jax.eval_shape(optax.scale_by_adam().init, {'w': jnp.zeros(4)})
-    >>> tuple(specs_like(adam, {'w': jnp.zeros(4)}, {'w': P('shard')}).mu['w'])
-    ('shard',)
-    """
+    """Specs of an optimizer's state: a leaf has those of the parameter of its shape whose path ends its."""
     shapes = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
     known = dict(jax.tree.leaves_with_path(specs))
 

@@ -96,7 +96,7 @@ class Options:
         """The residual as it enters a step: times `decay`."""
         if isinstance(self.decay, (int, float)) and self.decay == 1:
             return residual
-        return optax.tree.scale(self.decay, residual)
+        return optax.tree.scale(jnp.asarray(self.decay, jnp.float32), residual)
 
     def finish(self, before: Any, after: Any) -> Any:
         """The state at the end of a step, whether or not a message was sent in it."""

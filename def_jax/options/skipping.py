@@ -71,7 +71,7 @@ def all_finite(tree: PyTree) -> jax.Array:
     """
 
     def largest(leaf):
-        bits = lax.bitcast_convert_type(jnp.abs(leaf.astype(jnp.float32)), jnp.int32)
+        bits = lax.bitcast_convert_type(jnp.abs(leaf).astype(jnp.float32), jnp.int32)
         rows = bits.reshape(math.gcd(leaf.size, 16), -1)
         return rows.max(axis=0, initial=0).max(initial=0)
 

@@ -54,8 +54,9 @@ def traffic(
     (Message(operation='all-gather', bytes=32),)
     """
 
-    def update(params):
-        return optimizer.update(params, optimizer.init(params), params)
+    def update(params):  # with the loss, which some optimizers want
+        wants = optax.with_extra_args_support(optimizer)
+        return wants.update(params, optimizer.init(params), params, value=0.0)
 
     names = axis_names(axis_name)
     axes = [(name, 1 if place else num_workers) for place, name in enumerate(names)]

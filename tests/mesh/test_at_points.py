@@ -196,9 +196,6 @@ def test_convolutions_take_what_lies_on_explicit_axes_as_arguments():
         jax.eval_shape(closes_over, params, state, images)
 
 
-# --- In other people's trainers -----------------------------------------------------------------------------
-
-
 def compiled(dist, step=None, params=None, batch=BATCH, out_shardings=None):
     """A step, by default with the mean of its losses; an argument that is unused is not in the program."""
 

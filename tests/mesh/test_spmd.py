@@ -140,9 +140,6 @@ def test_other_links_equal_their_oracles(link, oracle):
     np.testing.assert_allclose(x, oracles.train(*problem, num_workers=2, momentum=0.9), **TOLERANCE)
 
 
-# --- Functions for mapped code, on every worker -------------------------------------------------------------
-
-
 def filled(dist):
     """Parameters, and a state in which every worker has numbers of its own."""
     state, rng = dist.init([jnp.asarray(x) for x in INITIAL]), np.random.default_rng(0)
@@ -168,9 +165,6 @@ def test_diagnostics_run_on_every_worker(kind):
     np.testing.assert_allclose(statistics['mean_error'], [np.sum(own.mean(0) ** 2)] * 2, rtol=1e-5)
     np.testing.assert_array_equal(doubled, [[0, 2], [4, 6]])
     def_jax.assert_replicated((params, state), None)  # copies of the same shard, of every array
-
-
-# --- Other meshes ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(('sizes', 'keeps'), [((2, 2), True), ((4, 2), False)])

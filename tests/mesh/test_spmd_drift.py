@@ -67,9 +67,6 @@ def test_what_follows_the_link_is_taken_at_x():
     )
 
 
-# --- Both kinds of axes, one worker, extra arguments --------------------------------------------------------
-
-
 def test_a_single_worker_of_several_devices():
     """Nothing is reduced or gathered over an axis of one."""
     onebit_adam = def_jax.baselines.onebit_adam('workers', freeze_after=2)
@@ -97,9 +94,6 @@ def test_a_learning_rate_set_by_hand():
     state.hyperparams['learning_rate'] = jnp.float32(0)
     updates, _ = dist.update(GRADS, state, PARAMS)
     assert not np.any(updates['w'])
-
-
-# --- Placement and compilation ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('kind', [AUTO, EXPLICIT])

@@ -207,6 +207,13 @@ def test_what_is_shared_is_not_stored_for_every_worker(name, fields, expected):
         assert set(jax.tree.leaves(optax.tree.get(own, field))) == {expected}, field
 
 
+def test_a_named_chain_is_a_chain():
+    parts = optax.adam(0.1), def_jax.error_feedback(def_jax.random_block(4), 'workers')
+    named = own_leaves(optax.named_chain(*zip('ab', parts, strict=True)), PARAMS)
+    assert jax.tree.leaves(named) == jax.tree.leaves(own_leaves(optax.chain(*parts), PARAMS))
+    assert any(jax.tree.leaves(named['a']))
+
+
 def test_updates_and_state_lie_where_the_parameters_do():
     """Without a mapped axis, as optax asks of its own optimizers."""
     mesh = jax.make_mesh((2,), ('x',), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])

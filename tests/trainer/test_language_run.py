@@ -93,9 +93,6 @@ def test_parts_that_do_not_fit_are_refused_in_one_line(data_dir, tmp_path, chang
     assert not (tmp_path / 'run').exists()
 
 
-# --- Workers of several devices: the trajectory of whole workers, and everything a run does ---
-
-
 def sharded(data_dir, shards=2, **changes):
     """Momentum SGD, since Adam's first steps turn the rounding of small gradients into signs."""
     usual = {'optimizer': 'sgd', 'optimizer_options': {}, 'learning_rate': 0.1, 'schedule': 'drops'}

@@ -306,7 +306,7 @@ class Spmd(optax.GradientTransformationExtraArgs):
         grads, state = self._abstract_grads(params), self.abstract_state(params)
         params = self._workers.abstract(params, self._specs(params))
         check_shards(compiled, params, self._workers.names)
-        program = self._update.trace(grads, state, params, {}).jaxpr
+        program = self._update.trace(grads, state, params, {'value': 0.0}).jaxpr  # which some optimizers want
         sent = traffic_of(program.jaxpr, self.axis_name).messages
         places = NamedSharding(self.mesh, P(self.axis_name)).devices_indices_map((self.num_workers,))
         of_devices = [places[device][0].start or 0 for device in self.mesh.devices.flat]

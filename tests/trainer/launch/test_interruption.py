@@ -76,9 +76,6 @@ def test_a_loss_that_is_not_finite_is_not_saved_on_the_way_out(recorded, tmp_pat
     assert os.listdir(tmp_path / 'checkpoints') == ['5']
 
 
-# --- watch ---
-
-
 def test_a_signal_that_is_ignored_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with interruption.watch() as seen:
@@ -123,9 +120,6 @@ def test_a_signal_is_answered_at_once_whatever_is_running(phase, numbers):
         assert process.wait(timeout=60) == 4
         error = process.stderr.read().decode()
         assert error == f'train.py: stopped by {numbers[-1].name}. Run the same command again to resume.\n'
-
-
-# --- Exit codes ---
 
 
 class Ended(EndedError):
