@@ -51,10 +51,10 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
 
     Call it in the mapped step, after the update, while a trainer is being wired; it costs a pass over the
     model and an all-reduce of 8,192 numbers a tensor at most. Copies of x differ if something that workers do
-    not exchange decides about x, such as another seed. Moments of `inner`, or residuals without, agree if gradients
-    are averaged before the update, by a `pmean` that was left in, or, with 32 bits, if all workers are given
-    the same data. In few bits residuals show an average in the first steps only: call this from the first
-    step on. It communicates, so `check` a step without it.
+    not exchange decides about x, such as another seed. Moments of `inner`, or without any residuals, agree if
+    gradients are averaged before the update, by a `pmean` that was left in, or, with 32 bits, if all workers
+    are given the same data. In few bits residuals show an average in the first steps only: call this from the
+    first step on. It communicates, so `check` a step without it.
 
     Args:
         params, opt_state: x and worker k's optimizer state, after the update.
