@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 
 from def_jax.checks import check_seed, named_leaves
 from def_jax.compressors import Compressor, check_compressor, shared_key
-from def_jax.mesh.collectives import check_shared, pmean, vary, vary_if_tracked, varying_axes
+from def_jax.mesh.collectives import check_axis_name, check_shared, pmean, vary, vary_if_tracked, varying_axes
 from def_jax.mesh.link import Shards, check_updates, current_shards, float32_zeros, in_memory, is_masked, link
 from def_jax.mesh.ownership import check_surroundings, link_states
 from def_jax.options import PAPER_DETACH, Options, pend, send, skipping
@@ -259,6 +259,7 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     >>> def_jax.output_params(jnp.zeros(2), state._replace(residual=jnp.array([1.0, 2.0])), None).tolist()
     [1.0, 2.0]
     """
+    check_axis_name(axis_name)
     for state in feedback_states(opt_state, 'output_params'):
         params = _add(params, pmean(state.residual, axis_name), scale=1)
     return params

@@ -73,7 +73,7 @@ def test_the_methods_by_hand():
         (
             HUGE,
             r'Start with Streaming DiLoCo[^$]*spmd\(optimizer, mesh[^$]*not been trained at this size: '
-            r'DEF on 36.5 M parameters at most, [^$]*DEF-Q on 5.3 M[^$]*64[^$]*def_adamw\(rate, 64',
+            r'DEF on 36.5 M parameters at most, [^$]*DEF-Q on 10.7 M[^$]*64[^$]*def_adamw\(rate, 64',
         ),
     ],
 )
