@@ -76,12 +76,12 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     shared = each(lambda mine, x: None if mine else x, per_worker_leaves(opt_state), opt_state)
     if axis_name is not None:
         assert_replicated({'params': params, 'opt_state': shared}, axis_name)
-    moments = [x for x in jax.tree.leaves([state.inner for state in states]) if jnp.size(x) > 1]
-    moments = [x for x in moments if jnp.issubdtype(x.dtype, jnp.floating)]
+    residuals, inner = [state.residual for state in states], [state.inner for state in states]
+    moments = [x for x in jax.tree.leaves(inner) if x.size > 1 and jnp.issubdtype(x.dtype, jnp.floating)]
     # Of Lion and others whose updates are signs, many entries of the residuals agree by chance.
-    agree = _agree(moments or [state.residual for state in states], axis_name)
+    agree = _agree(moments or residuals, axis_name)
     workers, due = num_workers(axis_name), states[0].step >= 2
-    finite = finite_here((params, [state.residual for state in states]))
+    finite = finite_here((params, residuals))
 
     def raise_if(agree: np.ndarray, finite: np.ndarray) -> None:
         if not finite:  # NaN agrees with NaN

@@ -60,6 +60,6 @@ def _value(address: str, found: Callable[[str], Found]) -> str:
         raise ValueError(f'the mark {address!r} names no method of {setting}: {"; ".join(known[setting])}.')
     for row in rows:
         if (row.cell.setting.name, row.cell.contender.title) == (setting, title):
-            found_one = row.difference or metric in ('result', 'seeds')
-            return METRICS[metric](row) if found_one else 'diverges or open'
+            has_one = row.difference is not None or metric in ('result', 'seeds')
+            return METRICS[metric](row) if has_one else '(no difference)'
     return _MISSING

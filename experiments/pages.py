@@ -68,7 +68,7 @@ def _line(row: Row) -> Iterator[str]:
         for k, weight in weights
     )
     yield str(len(setting.seeds))
-    yield cell.headline + (unit if cell.headline != 'diverges' else '')
+    yield cell.headline + unit * math.isfinite(cell.side.mean)
     if row.difference is None:
         yield from ['open' if cell.missing else '', '', '']
     else:

@@ -108,8 +108,8 @@ def check_divisible(params: PyTree, specs: PyTree, mesh_shape: Mapping[str, int]
         uneven = any(size % part for size, part in zip(leaf.shape, parts, strict=False))
         if uneven or len(parts) > len(leaf.shape):
             raise ValueError(
-                f'params{path} has shape {leaf.shape}, but {spec} divides its dimensions by {parts}, of '
-                'which they must be multiples. Shard another dimension, or pass P() for this parameter.'
+                f'params{path} has shape {leaf.shape}, but {spec} cuts {len(parts)} dimensions by {parts}, '
+                'of which they must be multiples. Shard another dimension, or pass P() for this parameter.'
             )
 
 

@@ -53,10 +53,10 @@ def traffic(
     >>> traffic(def_jax.baselines.top_k(8, 'workers'), jnp.zeros(64), 'workers').always
     (Message(operation='all-gather', bytes=32),)
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def update(params):  # with the loss, which some optimizers want
-        wants = optax.with_extra_args_support(optimizer)
-        return wants.update(params, optimizer.init(params), params, value=0.0)
+        return optimizer.update(params, optimizer.init(params), params, value=0.0)
 
     names = axis_names(axis_name)
     axes = [(name, 1 if place else num_workers) for place, name in enumerate(names)]

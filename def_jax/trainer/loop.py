@@ -187,7 +187,7 @@ class _Run:
                 # Fetch the record of the previous step while the devices compute this one.
                 progress.update(window.flush())
                 window.add(measured)
-                if checks and done % checks == 0:
+                if checks and done % checks == 0 and not is_due(done):  # when `_save` compares
                     workers.check_replicas()  # type: ignore[union-attr]
                 if reports := is_due(done) or done % config.log_every_steps == 0:
                     window.mark_due(done)

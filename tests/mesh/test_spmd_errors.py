@@ -55,8 +55,8 @@ def test_arguments_are_checked_at_construction(arguments, message):
     [
         ({'w': P('shard')}, r"^params\['b'\] has no PartitionSpec in param_specs.*nnx.as_pure"),
         ({'w': P(), 'b': None, 'c': P('shard')}, r"^param_specs\['c'\] is no parameter"),
-        ({'w': P(None, 'shard'), 'b': P()}, r"params\['w'\] has shape \(8, 6\), .* dimensions by \[1, 4\]"),
-        ({'w': P(), 'b': P(None, 'shard')}, r"params\['b'\] has shape \(6,\), .* dimensions by \[1, 4\]"),
+        ({'w': P(None, 'shard'), 'b': P()}, r"params\['w'\] has shape \(8, 6\), .* 2 dimensions by \[1, 4\]"),
+        ({'w': P(), 'b': P(None, 'shard')}, r"params\['b'\] has shape \(6,\), .* 2 dimensions by \[1, 4\]"),
     ],
 )
 def test_specs_must_fit_the_parameters(specs, message):
