@@ -39,11 +39,11 @@ def _setting(title: str, size: str, steps: int, seeds: range, first: float) -> S
 
 _LARGEST = _setting('10 M', '11m', 2000, range(1), first=0.003125)
 # Grids begin at half of what 33 k parameters chose, for all methods; of 1 M at a quarter: half was too much.
-# Of 358 k, DEF-Q at 1/64 and AdamW with the best decays run first: their difference is the question.
+# Of 358 k and 1 M, DEF-Q at 1/64 and AdamW with the best decays run first: their difference is the question.
 SETTINGS = [
     _setting('115 k', '115k', 5000, range(3), first=0.0125),
     _setting('358 k', '358k', 3000, range(3), first=0.0125),
-    _setting('1 M', '1m', 3000, range(1), first=0.00625),
+    _setting('1 M', '1m', 3000, range(3), first=0.00625),
     dataclasses.replace(
         _LARGEST,
         contenders=[each._replace(rates=(0.003125, 0.0015625)) for each in _LARGEST.contenders[:2]],
