@@ -7,8 +7,8 @@ the intervals leave their choice out. AdamW has the decays that were best on 33 
 A step of 10 M parameters takes four seconds and more on a core: one seed and the best of few rates, which
 runs of 200 steps choose, for DEF-Q at 1/64 and AdamW with the best decays. With `--only '10 M' --executor
 trainer`, these runs can be interrupted. Two rates were planned; both methods chose the lower, by 0.18 and
-0.05 nats, and DEF-Q ended 0.07 behind. So a third, lower one was added for both. DEF-Q's own optimizer without
-compression was added to tell what of a gap is compression's.
+0.05 nats, and DEF-Q ended 0.07 behind. So a third, lower one was added for both. DEF-Q's own optimizer
+without compression was added to tell what of a gap is compression's.
 """
 
 import dataclasses
