@@ -54,7 +54,7 @@ class Target(NamedTuple):
 
 
 # XLA for GPUs starts a message as early as the line between nodes demands, as far as it knows the line: here
-# 100 Mbit/s, and a millisecond there and back.
+# 0.1 GB/s, XLA's unit, and a millisecond there and back.
 SLOW_LINE = (
     '--xla_gpu_analytical_latency_estimator_options=nic_speed_gbps=0.1,rtt_us=1000,nccl_op_launch_us=100,'
     'chunk_prep_us=10,gpus_per_node=8,chunk_size_bytes=1048576'
