@@ -1,5 +1,6 @@
 """For two nodes of GPUs with a thin line between them: a transformer's loss against seconds.
 
+    export JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7  # under srun, JAX else takes one GPU of a node
     python -m benchmarks.two_nodes --launch='srun --nodes=2 --ntasks-per-node=1' --device=eth0 \\
         --config.dataset=text_folder --config.dataset_options.path=DIR
     python -m benchmarks.two_nodes --toy

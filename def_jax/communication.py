@@ -6,7 +6,7 @@ from def_jax.tools import communication
 from def_jax.tools.extras import needs_training
 
 if __name__ == '__main__':
-    if not any(argument.lstrip('-').startswith('config') for argument in sys.argv[1:]):
+    if not any(argument.startswith(('-config', '--config')) for argument in sys.argv[1:]):
         sys.exit(communication.main())
     with needs_training('communication'):
         from def_jax.trainer.communication import run

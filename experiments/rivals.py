@@ -110,7 +110,7 @@ rank 1 end behind, by intervals below zero.
 **Setting.** The problem and the rule for rates are those of [few bits](../few_bits/README.md). Top-k and
 EF-signSGD compress the updates of momentum SGD, as their papers do; an element of top-k takes 32 bits, its
 value in bfloat16 and its place in 16 bits. SparseLoCo sends 2-bit values with 16-bit places. Local SGD and
-DiLoCo send everything every H steps in few bits, with the rest kept as error feedback.
+DiLoCo, with momentum SGD inside, send everything every H steps in few bits, with error feedback.
 
 **Limits.** A small network and short runs on one machine. Rows of one method differ in momentum or H; its
 best row was not chosen by validation, which favours it. Bytes are those that a worker sends: with 8 workers,

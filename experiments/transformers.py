@@ -10,7 +10,7 @@ trainer`, these runs can be interrupted. Two rates were planned; both methods ch
 0.05 nats, and DEF-Q ended 0.07 behind. So a third, lower one was added for both; both keep theirs.
 
 The last setting asks what makes the gap, in runs as short as those that choose rates: DEF-Q's own optimizer
-without compression, with rounding alone (two bits of everything), and with waiting alone (a quarter in float32).
+without compression, with rounding alone (two bits of all), and with waiting alone (a quarter in float32).
 """
 
 import dataclasses

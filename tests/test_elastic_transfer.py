@@ -27,12 +27,13 @@ from def_jax.mesh.regrouping import regroup
         ([1.5, 2.25, 4.0], 'bfloat16'),
         ([True, False, False], 'bool'),
         ([False, False, True], 'bool'),
+        ([600_001, 600_001, 0], 'int32'),
     ],
 )
-def test_all_get_the_mean_of_floats_and_whether_any_has_a_flag(values, dtype):
+def test_all_get_the_mean_of_floats_a_count_and_whether_any_has_a_flag(values, dtype):
     """Of NumPy's arrays, of JAX's, and of those who live, the first two of three workers."""
     rows = jnp.array(values, dtype)
-    expected = rows[:2].astype(jnp.float32).mean().astype(rows.dtype)
+    expected = rows[0] if 'int' in dtype else rows[:2].astype(jnp.float32).mean().astype(rows.dtype)
     state, own = {'step': jnp.int32(7), 'own': rows[:2]}, {'step': False, 'own': True}
     for arrays in (state, jax.tree.map(np.asarray, state)):
         regrouped = regroup(arrays, own, (2,), (3,))
@@ -84,8 +85,17 @@ def test_a_team_whose_workers_are_several_devices_trains_like_spmd(live_devices)
 def test_who_comes_after_the_last_step_has_nothing_to_join(live_devices):
     """It would wait for the others' sums, and process 0, which waits for all to end, for it."""
 
-    def made():
-        return elastic.Team(def_jax.def_sgd(0.1, 16, 'workers'), {'w': np.ones(8, np.float32)})
+    def made(optimizer=None, **options):
+        optimizer = optimizer or def_jax.def_sgd(0.1, 16, 'workers')
+        return elastic.Team(optimizer, {'w': np.ones(8, np.float32)}, **options)
+
+    with pytest.raises(ValueError, match='EF21 cannot lose a worker'):
+        made(optax.chain(def_jax.ef21(def_jax.random_block(2), 'workers'), optax.sgd(0.1)))
+    with pytest.raises(elastic.TooFewError, match='1 workers after step 0, fewer than 2 for 0 s'):
+        made(min_workers=2, patience=0).run(None, None)
+    with pytest.raises(ValueError, match='workers=9 of shards=9 need 81 devices, but a process has'):
+        made(workers=9, shards=9).run(None, None)
+    assert made().local_params['w'].shape == (8,)
 
     def train(dist, params, opt_state, x):
         return params, opt_state, ()

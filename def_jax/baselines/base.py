@@ -17,7 +17,7 @@ import optax
 from jax import lax
 
 from def_jax.compressors import identity
-from def_jax.compressors.base import Layout, Selection, check_indexable
+from def_jax.compressors.base import Layout, Selection
 from def_jax.error_feedback import error_feedback, wrapped
 from def_jax.mesh.collectives import all_gather
 from def_jax.mesh.link import float32_updates, float32_zeros, link
@@ -200,7 +200,11 @@ def gather_largest(
 
     Source: the exchange of sparse tensors by all-gather, e.g. Lin et al. (2018).
     """
-    check_indexable([((sum(x.size for x in tensors),), 1)])
+    if (total := sum(x.size for x in tensors)) >= 2**32:
+        raise ValueError(
+            f'all tensors together have {total} elements, but a message indexes fewer than 2**32. Give '
+            'groups of them an optimizer each, by optax.multi_transform.'
+        )
     starts = np.cumsum([0, *(x.size for x in tensors)])
     begins, places = [jnp.zeros(0, jnp.uint32)], [jnp.zeros(0, jnp.uint32)]
     for start, x in zip(starts, tensors, strict=False):

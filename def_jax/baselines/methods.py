@@ -225,7 +225,7 @@ def _defaults(function: Callable, names: Iterable[str] | None = None) -> dict[st
     found = _parameters(function)
     if names is None:
         names = [n for n, p in found.items() if p.kind is p.KEYWORD_ONLY and n not in ('seed', 'inner')]
-    return {name: found[name].default for name in names}
+    return {name: None if (own := found[name].default) is inspect.Parameter.empty else own for name in names}
 
 
 def _check_unused(given: Mapping[str, Any], reason: str) -> None:

@@ -69,7 +69,9 @@ def powersgd(
         columns = rank or rank_of_ratio(ratio, shapes)
         key = typed_key(shared_key(seed))
         drawn = [
-            jax.random.normal(jax.random.fold_in(key, i), (matrix_shape(shape)[1], _rank(columns, shape)))
+            jax.random.normal(
+                jax.random.fold_in(key, i), (matrix_shape(shape)[1], _rank(columns, shape)), jnp.float32
+            )
             if factored(columns, shape)
             else jnp.zeros((), jnp.float32)  # a place in the tree that checkpoints can store
             for i, shape in enumerate(shapes)

@@ -174,8 +174,8 @@ def _encoded(
         levels = lax.bitcast_convert_type(means, jnp.float32).reshape(-1, _LEVELS)
         found = []
         parts = apart(codes, _BITS), apart(indices, _INDEX_BITS), levels
-        for x, code, at, level in zip(chunks, *parts, strict=True):
-            rows, columns, taken = jnp.arange(len(x))[:, None], at.reshape(len(x), -1), level[code]
+        for x, place, code, at, level in zip(chunks, places, *parts, strict=True):
+            rows, columns, taken = jnp.arange(len(x))[:, None], at.reshape(place.shape), level[code]
             taken = taken.reshape(columns.shape)
             zeros = jnp.zeros(x.shape, jnp.float32)
             found.append(zeros.at[rows, columns].set(taken, unique_indices=True))

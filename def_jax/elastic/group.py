@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from def_jax.checks import check_integer
 from def_jax.mesh.spmd import Spmd
 from def_jax.types import PyTree
 
@@ -64,9 +65,15 @@ def grouped(
     make_dist: Callable[[Mesh], Spmd],
 ) -> Group:
     """The mesh of processes. It follows from what all of them know, so all have the same."""
+    check_integer('workers', workers, 1, 'of a process')
+    check_integer('shards', shards, 1, 'devices of a worker')
     alive = [process for process, _ in incarnations]
     devices = {p: [device for device in jax.devices() if device.process_index == p] for p in alive}
     size, name = workers * shards, name_of(incarnations, failures)
+    if (fewest := min(map(len, devices.values()))) < size:
+        raise ValueError(
+            f'workers={workers} of shards={shards} need {size} devices, but a process has {fewest}.'
+        )
     if devices[alive[0]][0].platform == 'cpu':
         # gloo keeps its communicators by the order of devices, also those with a process that has died, or
         # with a collective that some have left.

@@ -35,6 +35,7 @@ class Call(NamedTuple):
     trains: bool  # whether it is about to make one
     sums: list[list[int]]  # checksums of the replicated values, by its workers and their devices
     identity: Identity
+    gives_up: bool = False  # there were too few for too long
 
 
 def identity_of(

@@ -83,6 +83,9 @@ def initialize(
         local_devices: how many devices this process trains on; only for CPUs.
         heartbeat_seconds: seconds without a heartbeat after which a process is given up.
         cpu: train on CPUs, with gloo.
+
+    Raises:
+        ValueError: if there is no address, neither here nor from the launcher.
     """
     if cpu:
         os.environ['XLA_FLAGS'] = _xla_flags(os.environ.get('XLA_FLAGS', ''), heartbeat_seconds)
@@ -90,6 +93,11 @@ def initialize(
         jax.config.update('jax_num_cpu_devices', local_devices * _SPARE)
     jax.config.update('jax_enable_recoverability', True)
     if address is None:
+        if missing := [name for name in LAUNCHED if name not in os.environ]:
+            raise ValueError(
+                f'the environment lacks {", ".join(missing)}: start the program by python -m def_jax.launch, '
+                'or pass address, num_processes and process_id.'
+            )
         address, num_processes, process_id = (
             convert(os.environ[name]) for name, convert in zip(LAUNCHED, (str, int, int), strict=True)
         )

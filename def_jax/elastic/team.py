@@ -14,6 +14,8 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
+from def_jax.baselines.ef21 import EF21State
+from def_jax.checks import check_integer
 from def_jax.elastic import transfer
 from def_jax.elastic.group import Group, Incarnations, changes, divided, everywhere, grouped, name_of, names
 from def_jax.elastic.roll_call import Call, RollCall, checksums, identity_of
@@ -29,7 +31,7 @@ from def_jax.elastic.service import (
     meeting,
 )
 from def_jax.error_feedback import ErrorFeedbackState
-from def_jax.mesh.ownership import link_states, own_leaves, state_specs
+from def_jax.mesh.ownership import abstract_state, link_states, own_leaves, state_specs
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.specs import tree_of_specs
 from def_jax.mesh.spmd import Spmd, spmd
@@ -92,6 +94,9 @@ class Team:
         secret: str | None = None,
         note: Callable[[str], None] = print,
     ):
+        check_integer('min_workers', min_workers, 1, 'with fewer, all wait')
+        if any(isinstance(link, EF21State) for link in link_states(abstract_state(optimizer, params))):
+            raise ValueError('EF21 cannot lose a worker: its share would stay in the mean for good.')
         self.step = step
         self.changes: list[tuple[int, int]] = []  # (step, workers from there on)
         self._optimizer, self._axis, self._shards = optimizer, axis_name, shards
@@ -120,8 +125,7 @@ class Team:
     @property
     def local_params(self) -> PyTree:
         """The parameters after the last step, or this process's shards of them, as NumPy arrays."""
-        params = self._state[0] if self._state else self._first[0]
-        return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data), params)
+        return jax.tree.map(transfer.first_shard, self._state[0] if self._state else self._first[0])
 
     @property
     def leads(self) -> bool:
@@ -136,10 +140,10 @@ class Team:
                 results of any kind, which every process receives whole; `dist` is the `def_jax.spmd` of the
                 live workers. It is compiled once for each set of them.
             batch: `batch(step, workers, num_workers)` returns NumPy arrays with the examples of these
-                workers, all of one size, one worker after the other along the leading axis.
+                workers, all of one size at every step, one worker after the other along the leading axis.
 
         Raises:
-            GivenUpError, RefusedError, TooFewError: see there.
+            FailedError, GivenUpError, RefusedError, TooFewError: see there.
         """
         before = self.num_workers
         self._state, (results, norms) = self._together(function, batch, trains=True)
@@ -192,7 +196,9 @@ class Team:
                 with self._meeting():
                     group = group or self._known()
                     assert group is not None
-                    if group.num_workers >= self.min_workers and (joined := self._join(group, trains)):
+                    if too_few := group.num_workers < self.min_workers:
+                        given_up = self._gives_up(group, time.monotonic() - waiting > self._patience)
+                    elif joined := self._join(group, trains):
                         if data is None:
                             data = batch(joined.step, joined.group.rows, joined.group.num_workers)
                         done = self._computed(joined, function, data, trains)
@@ -208,17 +214,16 @@ class Team:
                 continue
             if self._refused:
                 raise RefusedError(
-                    f'process {jax.process_index()} has another {self._refused} than the others. Start it '
-                    'with what they have.'
+                    f'process {jax.process_index()} has another {self._refused} than others. Give it theirs.'
                 )
             if joined is not None and done is not None:
                 self.step, self._state, self._admitted = joined.step, joined.state, joined.group
                 return done
             if joined is not None:
                 continue  # compiled
-            if group.num_workers >= self.min_workers:  # a newcomer was refused, or waits for a step
+            if not too_few:  # a newcomer was refused, or waits for a step
                 waiting = time.monotonic()
-            elif time.monotonic() - waiting > self._patience:
+            elif given_up:
                 raise TooFewError(
                     f'{group.num_workers} workers after step {self.step}, fewer than {self.min_workers} for '
                     f'{self._patience:.0f} s.'
@@ -295,6 +300,11 @@ class Team:
         flags = valid, np.arange(len(valid)) == group.processes.index(leader)
         return _Joined(group, step, state, [divided(group, flag[group.rows]) for flag in flags])
 
+    def _gives_up(self, group: Group, waited: bool) -> bool:
+        """Whether one of the few who are left has waited too long: all give up together, and save."""
+        call = Call(bool(self._admitted), self.step, False, [], self._identity, waited)
+        return any(each.gives_up for each in self._ask(group, call).calls.values())
+
     def _compare(self, group: Group, sums: Iterable[list[list[int]]]) -> None:
         """Raises RuntimeError unless all workers have the same replicated values."""
         if len({tuple(row) for rows in sums for row in rows}) > 1:
@@ -370,7 +380,7 @@ class Team:
             call = Call(True, joined.step, trains, checksums(group, given, self._owns), self._identity)
             self._compare(group, [call.sums for call in self._ask(group, call).calls.values()])
         after, results = jax.block_until_ready(programs[function](params, opt_state, batch))
-        return after, jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data), results)
+        return after, jax.tree.map(transfer.first_shard, results)
 
     def _compiled(self, group: Group) -> dict[Any, Callable]:
         """The programs of a group; those of groups that will not meet again are dropped."""

@@ -6,11 +6,12 @@ over those who live.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from def_jax.types import PyTree
 
-__all__ = ['give']
+__all__ = ['first_shard', 'give']
 
 
 def give(valid: jax.Array, leads: jax.Array, state: PyTree, owns: PyTree, axis: str) -> PyTree:
@@ -30,7 +31,14 @@ def give(valid: jax.Array, leads: jax.Array, state: PyTree, owns: PyTree, axis: 
     return jax.tree.map(leaf, state, owns)
 
 
+def first_shard(x: jax.Array | np.ndarray) -> np.ndarray:
+    """What the first device of this process has of an array."""
+    return np.asarray(x.addressable_shards[0].data if isinstance(x, jax.Array) else x)
+
+
 def _mean(x: jax.Array, valid: jax.Array, axis: str) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.integer):  # a count, which is the others'
+        return lax.pmax(jnp.where(valid[0], x, jnp.iinfo(x.dtype).min), axis)
     total = lax.psum(jnp.where(valid[0], x.astype(jnp.float32), 0), axis)
     return (total / lax.psum(valid[0].astype(jnp.float32), axis)).astype(x.dtype)
 

@@ -20,7 +20,7 @@ _FEW = 1024  # elements of counts and keys, whose copies are compared
 
 
 def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int, ...]) -> PyTree:
-    """Gives every worker the mean of what the old workers had; of as many, all values are the same.
+    """Gives every worker the mean of what the old workers had, or the greatest integer; of as many, the same.
 
     So x stays, and y up to the rounding of a float32 mean. `before` and `after` are the leading axes of what
     `own`, booleans like the tree or a prefix, calls per-worker: [K], or e.g. [devices, virtual workers].
@@ -39,8 +39,9 @@ def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int
         if same:
             return x.reshape(shape)
         library, wide = (jnp, np.float32) if isinstance(x, jax.Array) else (np, np.float64)
-        mean = x.mean(tuple(range(len(before))), dtype=wide).astype(x.dtype)
-        return library.broadcast_to(mean, shape)
+        axes = tuple(range(len(before)))
+        of_all = x.mean(axes, dtype=wide).astype(x.dtype) if x.dtype.kind not in 'iu' else x.max(axes)
+        return library.broadcast_to(of_all, shape)
 
     return each(leaf, own, tree)
 

@@ -46,7 +46,7 @@ def summary(hlo: str, workers: Sequence[int]) -> str:
         where = 'between workers' if collective.crosses(workers) else 'within a worker'
         total = sums.setdefault((where, collective.operation), [0, 0, 0])
         for i, figure in enumerate((1, collective.elements, collective.bytes)):
-            total[i] += figure
+            total[i] += collective.times * figure
     rows = [[*key, *(f'{figure:,}' for figure in sums[key])] for key in sorted(sums)]
     return markdown.table([['where', 'operation', 'collectives', 'elements', 'bytes'], *rows])
 
@@ -60,14 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument('file', type=Path, help='optimised HLO, as text')
-    parser.add_argument('--workers', required=True, help="each device's worker, e.g. 0,0,0,0,1,1,1,1")
+    parser.add_argument(
+        '--workers', required=True, type=_integers, help="each device's worker, e.g. 0,0,0,0,1,1,1,1"
+    )
     given = parser.parse_args(arguments)
     try:
-        print(summary(given.file.read_text(), [int(worker) for worker in given.workers.split(',')]))
+        print(summary(given.file.read_text(), given.workers))
     except (OSError, ValueError) as error:
         print(f'communication: {error}', file=sys.stderr)
         return 2
     return 0
+
+
+def _integers(text: str) -> list[int]:
+    return [int(worker) for worker in text.split(',')]
 
 
 if __name__ == '__main__':

@@ -3,13 +3,14 @@
     python -m def_jax.communication --config=configs/digits.py --config.ratio=256
 
 compiles what train.py would run, without training, and prints what a device passes to the collectives of
-every program, between workers and within one.
+its programs, between workers and within one.
 """
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import app, flags
 
 from def_jax.tools.communication import summary
@@ -28,18 +29,18 @@ class Program(NamedTuple):
 
 
 def programs(experiment: Experiment) -> Iterator[Program]:
-    """Compiles, one after the other, the train step, the points to evaluate and the sums over a test batch.
+    """Compiles, one after the other, the train step and what evaluations compute; not diagnostics.
 
     Virtual workers share a device, so averages among them do not appear.
     """
-    steps, workers, points = experiment.steps, experiment.workers, experiment.method.points
+    steps, workers, config = experiment.steps, experiment.workers, experiment.config
     state = workers.abstract(jax.eval_shape(steps.init), experiment.is_per_worker)
     batch = workers.place(next(experiment.train_batches(0)))
     variables = workers.abstract(jax.eval_shape(steps.outputs, state)['x'], False)
-    test_batches = list(experiment.test_batches(experiment.config.evaluate_on))
+    test_batches = [batch for split in experiment.evaluated for batch in experiment.test_batches(split)]
     evaluations = -(-experiment.num_steps // experiment.steps_per_evaluation)  # the last step's is one
-    models = len(points) + ('own' in points) * (experiment.config.num_workers - 1)
-    sums = len(test_batches) * evaluations * models
+    points, calibrations = experiment.method.points, config.recalibrate_batches
+    models = evaluations * (len(points) + ('own' in points) * (config.num_workers - 1))
 
     def program(name: str, step: Any, arguments: tuple, executions: int) -> Program:
         return Program(name, step.lower(*arguments).compile().as_text(), executions)
@@ -47,6 +48,13 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     yield program('train step', steps.train, (state, batch), experiment.num_steps)
     name = 'y, BatchNorm' if jax.tree.leaves(state.batch_stats) else 'y'
     yield program(name, steps.outputs, (state,), evaluations)
+    if 'own' in points:
+        own = state, np.int32(0)
+        yield program("a worker's own parameters", steps.own_params, own, evaluations * config.num_workers)
+    if calibrations:
+        arguments = state, variables['params'], batch
+        yield program('batch statistics', steps.batch_statistics, arguments, models * calibrations)
+    sums = len(test_batches) * models * (2 if calibrations else 1)
     yield program('test sums', steps.test_sums, (variables, workers.place(test_batches[0])), sums)
 
 

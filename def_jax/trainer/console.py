@@ -105,7 +105,8 @@ class Progress:
             return
         speed = f'{record[f"{self._unit}_per_second"]:,.0f} {self._unit}/s'
         sent = f'{_size(1e6 * record["megabytes_sent"])} sent'
-        figures = f'loss {record["loss"]:.3f}  lr {record["learning_rate"]:g}  {speed}  {sent}'
+        loss = f'loss {record["loss"]:.3f}  ' if 'loss' in record else ''  # of no step, if all were skipped
+        figures = f'{loss}lr {record["learning_rate"]:g}  {speed}  {sent}'
         step, epoch = record['step'], f'{record["epoch"]:{self._decimals}}/{self._epochs}'
         if self._bar.disable and time.monotonic() > self._next_line:
             self.note(f'epoch {epoch}  step {step:,}/{self._steps:,}  {figures}')
@@ -140,7 +141,8 @@ def show_result(console: rich.console.Console, result: dict[str, Any], measure: 
     factor = f' ({dense / sent:.1f} times)' if sent else ''  # a short run may send no message
     traffic = f'{_size(1e6 * sent)} sent per worker, dense SGD {_size(1e6 * dense)}{factor}'
     time_taken = f'{metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps'
-    say(console, f'training loss {metrics["train_loss"]:.4f}; {traffic}; {time_taken}')
+    loss = metrics['train_loss']
+    say(console, f'training loss {"–" if loss is None else f"{loss:.4f}"}; {traffic}; {time_taken}')
 
 
 def _decimals(num_epochs: float) -> str:

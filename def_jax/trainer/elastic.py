@@ -6,7 +6,6 @@ Its workers are a `def_jax.elastic.Team`; process 0 holds JAX's coordination ser
 import contextlib
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,13 +19,13 @@ from def_jax.mesh.ownership import each
 from def_jax.mesh.spmd import Spmd
 from def_jax.trainer.data.dataset import Split
 from def_jax.trainer.evaluation import DivergedError, record_of
-from def_jax.trainer.experiment import EXAMPLES_PER_DEVICE, Experiment
+from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.launch import interruption, processes
 from def_jax.trainer.launch.exits import EndedError, LostProcessError
 from def_jax.trainer.state import PerWorker, TrainState
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers import AXIS, ShardedWorkers, WholeWorkers
-from def_jax.trainer.workers.sharded import SHARD_AXIS, shard_spec
+from def_jax.trainer.workers.sharded import shard_spec
 from def_jax.types import PyTree
 
 __all__ = ['ElasticWorkers', 'first_state']
@@ -115,8 +114,9 @@ class ElasticWorkers:
         try:
             yield
         except elastic.TooFewError as error:
-            self.team.min_workers = 1  # what the few who are left have
-            save(self.state(), wait=True)
+            if self.team.num_workers:  # else no step has been made
+                self.team.min_workers = 1  # what the few who are left have
+                save(self.state(), wait=True)
             self.team.close()
             raise LostProcessError(str(error)) from error
         except elastic.GivenUpError as error:
@@ -130,21 +130,13 @@ class ElasticWorkers:
         """By point, sums over a split; begun again if a worker dies meanwhile, since it had its share."""
         while True:
             count, totals = self.team.num_workers, []
-            examples = EXAMPLES_PER_DEVICE * self._experiment.config.shards_per_worker
-            for number in range(-(-len(self._experiment.evaluated[split]) // (count * examples))):
-                batch = functools.partial(self._test_batch, split, number, examples)
+            whole = self._experiment.evaluated[split]
+            size = self._experiment.examples_per_device * self._experiment.config.shards_per_worker
+            for start in range(0, len(whole), count * size):
+                batch = functools.partial(_test_batch, whole, start, size)
                 totals.append(self.team.look(self._sums, batch))
             if self.team.num_workers == count:
                 return jax.tree.map(lambda *parts: np.sum(parts, axis=0).reshape(-1), *totals)
-
-    def _test_batch(
-        self, split: str, number: int, examples: int, step: int, workers: list[int], count: int
-    ) -> dict[str, np.ndarray]:
-        batches = self._experiment.evaluated[split].test_batches(
-            batch_size=examples * count, num_workers=count, workers=workers
-        )
-        # With fewer workers there are more batches than were counted, never fewer.
-        return _flat(next(itertools.islice(batches, number, None)))
 
 
 def _batch(
@@ -163,6 +155,14 @@ def _batch(
     stops = np.full(len(workers), signals.name is not None)
     marks = {_STEP: np.full(len(workers), step, np.int32), _STOPS: stops}
     return _flat({name: x[:, : x.shape[1] // part * part] for name, x in batch.items()}) | marks
+
+
+def _test_batch(
+    whole: Split, start: int, size: int, step: int, workers: list[int], count: int
+) -> dict[str, np.ndarray]:
+    """The examples from `start` on: `size` of them for each of `count` workers, at most."""
+    part = whole.part(start, min(start + count * size, len(whole)))
+    return _flat(next(part.test_batches(batch_size=count * size, num_workers=count, workers=workers)))
 
 
 def _flat(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -194,7 +194,7 @@ def _sums(
 
 def _among(steps: Steps, dist: Spmd) -> Steps:
     """The steps of those who live."""
-    devices, shards = list(dist.mesh.devices.flat), dist.mesh.shape[SHARD_AXIS]
+    devices, shards = list(dist.mesh.devices.flat), dist.mesh.shape[elastic.SHARD_AXIS]
     return dataclasses.replace(steps, workers=ShardedWorkers(devices, shards))
 
 

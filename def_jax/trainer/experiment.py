@@ -22,9 +22,9 @@ from def_jax.trainer.steps import Steps
 from def_jax.trainer.tasks.base import Measure, Task
 from def_jax.trainer.workers import Workers, make_workers
 
-__all__ = ['EXAMPLES_PER_DEVICE', 'Communication', 'Experiment', 'build']
+__all__ = ['Communication', 'Experiment', 'build']
 
-EXAMPLES_PER_DEVICE = 100  # of an evaluation
+_EXAMPLES = 100  # of an evaluation, on a device
 _TITLES = {'adamw': 'AdamW', 'lion': 'Lion', 'muon': 'Muon'}
 
 
@@ -123,10 +123,17 @@ class Experiment:
             splits['train'] = self.dataset.train.part(0, count)
         return splits
 
+    @property
+    def examples_per_device(self) -> int:
+        """In a test batch. Of long ones no more than in training, whose gradient needs more memory."""
+        config, devices = self.config, self.config.num_workers // self.config.workers_per_device
+        trained = config.batch_size // (devices * config.shards_per_worker * config.accumulate)
+        return min(_EXAMPLES, max(1, trained)) if self.dataset.units_per_example > 1 else _EXAMPLES
+
     def test_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
         """One pass over a split of `evaluated`, like `train_batches`, with a mask."""
         workers = self.config.num_workers
-        examples = -(-EXAMPLES_PER_DEVICE * len(self.workers.devices) // workers)
+        examples = -(-self.examples_per_device * len(self.workers.devices) // workers)
         return self._by_worker(self.evaluated[split].test_batches, examples * workers)
 
     def _by_worker(

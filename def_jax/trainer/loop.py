@@ -243,7 +243,7 @@ class _Run:
             result = results.write(folder, experiment, self._log, sample=sample)
         title, answers = result['title'], result['answers']
         plots.plot_curves(folder / 'curves.png', records, title, answers, experiment.measure)
-        if experiment.config.diagnostics_every:
+        if any('variance' in record for record in records):
             plots.plot_diagnostics(folder / 'diagnostics.png', records, title)
 
 

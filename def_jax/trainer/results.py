@@ -34,7 +34,7 @@ def write(
     final = {name: value for name, value in last.items() if name.startswith(_SPLITS)}
     # The training loss is that of the last epoch, or since the last but one evaluation if that is shorter.
     last_part = steps_done - min(experiment.steps_per_epoch, experiment.steps_per_evaluation)
-    losses = [record['loss'] for record in log.records if 'loss' in record and record['step'] > last_part]
+    losses = [each for each in _losses(log) if each[0] > last_part]
     result = {
         'title': title,
         'points': list(experiment.method.points),
@@ -81,18 +81,25 @@ def read(run: Path) -> dict[str, Any] | None:
 
 def _curve(log: MetricLog, measure: Measure) -> list[dict[str, Any]]:
     """The records of evaluations, each with the mean training loss since the previous one."""
-    curve, losses = [], []
+    curve, before, losses = [], 0, _losses(log)
     for record in log.records:
-        if 'loss' in record:
-            losses.append(record['loss'])
         if measure.key('x') in record:
-            curve.append(record | {'train_loss': _mean(losses)})
-            losses = []
+            since = [each for each in losses if before < each[0] <= record['step']]
+            curve.append(record | {'train_loss': _mean(since)})
+            before = record['step']
     return curve
 
 
-def _mean(losses: list[float]) -> float | None:
-    return sum(losses) / len(losses) if losses else None
+def _losses(log: MetricLog) -> list[tuple[int, float, int]]:
+    """Of each training record: its step, its loss, and of how many steps this is the mean."""
+    found = [(record['step'], record['loss']) for record in log.records if 'loss' in record]
+    before = [0, *(step for step, _ in found)]
+    return [(step, loss, step - last) for (step, loss), last in zip(found, before, strict=False)]
+
+
+def _mean(losses: list[tuple[int, float, int]]) -> float | None:
+    total = sum(steps for _, _, steps in losses)
+    return sum(loss * steps for _, loss, steps in losses) / total if total else None
 
 
 def _environment(devices: list[jax.Device]) -> dict[str, Any]:

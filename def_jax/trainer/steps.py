@@ -204,9 +204,11 @@ def accumulated_value_and_grad(
         keys = jax.random.split(key, accumulate)
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(value_and_grad, params, batch_stats, first, key)
-        (value, (figures, _)), grads = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
-        (totals, batch_stats), _ = jax.lax.scan(part, ((value, figures, grads), batch_stats), (parts, keys))
-        value, figures, grads = jax.tree.map(lambda total: total / accumulate, totals)
+        (value, (figures, _)), grads = shapes
+        zeros = jax.tree.map(lambda each: jnp.zeros_like(each, jnp.float32), (value, figures, grads))
+        (totals, batch_stats), _ = jax.lax.scan(part, (zeros, batch_stats), (parts, keys))
+        means = jax.tree.map(lambda total: total / accumulate, totals)
+        value, figures, grads = optax.tree.cast_like(means, (value, figures, grads))
         return (value, (figures, batch_stats)), grads
 
     return accumulated

@@ -13,6 +13,8 @@ from def_jax.trainer.metrics import MetricLog
 
 __all__ = ['Window']
 
+_MOST_SKIPPED = 50  # steps in a row, before a run counts as diverged
+
 
 class Window:
     """The training metrics since the last record, kept on the devices until the next record is due."""
@@ -23,10 +25,11 @@ class Window:
         self._experiment, self._log = experiment, log
         self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
         self._end: int | None = None
+        self._skipped = 0  # of the last steps, without one between that was taken
         self.restart()
         # Values left by an interruption: float32, exact in JSON. With another number of workers they cannot
-        # enter the mean.
-        count = experiment.config.num_workers
+        # enter the mean; an elastic run has means already.
+        count = 1 if experiment.config.elastic else experiment.config.num_workers
         self._pending = [values for values in log.pending(start) if np.size(values['loss']) == count]
         self._carried = len(self._pending)
 
@@ -44,7 +47,7 @@ class Window:
 
     def save_partial(self, done: int) -> None:
         """Records what is pending after `done` steps, so that a resumed run can complete the record."""
-        self._finite_losses(done)
+        self._losses(done)
         values = [{name: self._local(x).tolist() for name, x in m.items()} for m in self._pending]
         if values:
             self._log.write({'step': done, 'pending': values} | self.position(done))
@@ -62,14 +65,13 @@ class Window:
         if self._end is None:
             return None
         done, self._end = self._end, None
-        losses, taken, counted = self._finite_losses(done)
+        losses, taken = self._losses(done)
         config, dataset = self._experiment.config, self._experiment.dataset
         units = (len(losses) - self._carried) * config.batch_size * dataset.units_per_example
-        figures = [name for name in self._pending[0] if name not in ('loss', 'taken')]  # the task's own
+        figures = [name for name in self._pending[0] if name != 'taken' and taken.any()]
         record = {
             'step': done,
-            'loss': float(losses[counted].mean()),
-            **{name: float(self._values(name).mean()) for name in figures},
+            **{name: float(self._values(name)[taken].mean()) for name in figures},
             'learning_rate': float(self._experiment.schedule(done - 1)),
             f'{dataset.unit}_per_second': units / (time.perf_counter() - self._started),
         } | self.position(done)
@@ -79,16 +81,18 @@ class Window:
         self.restart()
         return record
 
-    def _finite_losses(self, done: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pending losses, float32 [steps, K]; which steps were taken, and which count, bool [steps]."""
+    def _losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pending losses, float32 [steps, K], and which steps were taken, bool [steps]."""
         losses = self._values('loss')
         taken = np.array([np.all(m.get('taken', True)) for m in self._pending], bool)
-        counted = taken if taken.any() else ~taken
-        bad = np.argwhere(~np.isfinite(losses) & counted[:, None])
-        if bad.size:
-            row, worker = (int(i) for i in bad[0])
-            raise DivergedError(done - len(losses) + row, worker, float(losses[row, worker]))
-        return losses, taken, counted
+        for row, is_taken in enumerate(taken):
+            self._skipped = 0 if is_taken else self._skipped + 1
+            finite = np.isfinite(losses[row])
+            if (is_taken and not finite.all()) or self._skipped == _MOST_SKIPPED:
+                worker = int(np.argmin(finite))
+                step, loss = done - len(losses) + row, float(losses[row, worker])
+                raise DivergedError(step, worker, loss, skipped=self._skipped)
+        return losses, taken
 
     def _values(self, name: str) -> np.ndarray:
         """Of all workers and steps, float32 [steps, K]."""

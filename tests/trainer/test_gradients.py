@@ -41,6 +41,13 @@ def test_it_equals_that_of_the_whole_batch(inputs, accumulate):
     assert figures['noise'] == pytest.approx(noise, rel=1e-5)
 
 
+def test_many_parts_of_bfloat16_are_added_in_float32():
+    function = accumulated_value_and_grad(lambda w, stats, x, key: (jnp.sum(w * x), ({}, stats)), 512)
+    batch = jnp.linspace(1, 2, 512, dtype=jnp.bfloat16)
+    _, grad = function(jnp.ones((), jnp.bfloat16), {}, batch, jax.random.key(0))
+    assert grad.dtype == jnp.bfloat16 and grad == pytest.approx(1.5, rel=4e-3)
+
+
 def test_one_part_after_the_other(inputs):
     """The compiled program multiplies by a part of the batch, never by the whole."""
     program = jax.jit(accumulated_value_and_grad(loss, 4)).lower(*inputs, jax.random.key(0)).as_text()

@@ -18,7 +18,7 @@ import training_fixtures as fixtures
 
 import def_jax
 from def_jax import METHODS
-from def_jax.trainer import experiment, loop, metrics, results
+from def_jax.trainer import experiment, loop, metrics, results, window
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data import in_memory
@@ -64,8 +64,11 @@ def test_result_says_what_was_run_and_what_came_out(recorded):
     assert result['metrics']['seconds'] > 0
     assert [point['step'] for point in result['curve']] == [5, 10, 15, 20]
     for point, before in zip(result['curve'], (0, 5, 10, 15), strict=True):
-        losses = [r['loss'] for r in records if 'loss' in r and before < r['step'] <= point['step']]
-        assert point['train_loss'] == pytest.approx(np.mean(losses))
+        losses = {
+            r['step']: r['loss'] for r in records if 'loss' in r and before < r['step'] <= point['step']
+        }
+        mean = np.average([*losses.values()], weights=np.diff([before, *losses]))  # of all steps
+        assert point['train_loss'] == pytest.approx(mean)
         test = next(r for r in records if 'test_loss_y' in r and r['step'] == point['step'])
         assert test.items() <= point.items() and point['seconds'] > 0
     assert result['metrics']['train_loss'] == result['curve'][-1]['train_loss']  # of the last epoch
@@ -291,13 +294,15 @@ def test_a_nan_on_the_test_set_is_never_checkpointed(recorded, tmp_path):
 # --- Steps that are skipped: left out, counted, and without a trace ---
 
 
-def test_a_run_leaves_the_step_out_and_says_so(data_dir, tmp_path):
+@pytest.mark.parametrize(('step', 'record'), [(7, 9), (5, 6)])  # of three steps; of this one alone
+def test_a_run_leaves_the_step_out_and_says_so(step, record, data_dir, tmp_path):
     config = fixtures.tiny_config(data_dir, skip_nonfinite=True)
-    with fixtures.poisoned_batch(step=7, worker=2):
+    with fixtures.poisoned_batch(step=step, worker=2):
         result = fixtures.train(config, tmp_path / 'run')
     assert result['metrics']['skipped'] == 1
-    counts = {r['step']: r['skipped'] for r in fixtures.records(tmp_path / 'run') if 'skipped' in r}
-    assert [step for step, count in counts.items() if count] == [9]  # the record of steps 7, 8 and 9
+    found = {r['step']: r for r in fixtures.records(tmp_path / 'run') if 'skipped' in r}
+    assert [step for step, r in found.items() if r['skipped']] == [record]
+    assert all(('loss' in r) == (step != 6 or record != 6) for step, r in found.items())
     state = fixtures.restored(tmp_path / 'run', experiment.build(config))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
     assert (int(state.step), int(optax.tree.get(state.opt_state, 'step'))) == (20, 19)
@@ -315,11 +320,14 @@ def test_a_skipped_step_holds_the_statistics_of_batch_normalisation(data_dir):
     assert int(state.step) == 1
 
 
-def test_a_run_of_which_nothing_is_left_has_diverged(data_dir, tmp_path):
+@pytest.mark.parametrize('most', [1, 50])
+def test_a_run_of_which_nothing_is_left_has_diverged(most, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(window, '_MOST_SKIPPED', most)
     config = fixtures.tiny_config(data_dir, skip_nonfinite=True)
     with fixtures.poisoned_state(4, fixtures.poisoned_params), pytest.raises(loop.DivergedError) as error:
         fixtures.train(config, tmp_path / 'run')
-    assert error.value.step in (5, 6)  # at the evaluation, or the window in which every step was left out
+    assert error.value.step == {1: 4, 50: 5}[most]  # the first step that was left out; the evaluation
+    assert ('the last of 1 in a row that were skipped' in str(error.value)) == (most == 1)
 
 
 # --- A method by its import path: any optax transformation that averages over the workers ---

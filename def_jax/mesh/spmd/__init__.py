@@ -20,7 +20,7 @@ from def_jax.checks import check_extra_arguments, check_integer, named_leaves
 from def_jax.error_feedback import output_params
 from def_jax.mesh import ownership
 from def_jax.mesh.collectives import check_axis_name
-from def_jax.mesh.link import Shards, check_floating, check_like, in_memory, sharded
+from def_jax.mesh.link import Shards, check_floating, check_like, float32_zeros, in_memory, sharded
 from def_jax.mesh.ownership import link_states, own_leaves
 from def_jax.mesh.regrouping import num_stacked, regroup
 from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
@@ -380,12 +380,12 @@ def _accumulated(
     """Calls the optimizer with the mean of `every` gradients at every such call; other updates are zero."""
 
     def init(params):
-        return optax.tree.zeros_like(params), jnp.zeros((), jnp.int32)
+        return float32_zeros(params), jnp.zeros((), jnp.int32)
 
     def update(grads, state, params=None):
         mean, calls = state
         mean = jax.tree.map(lambda m, g: jnp.where(calls == 0, g, m + (g - m) / (calls + 1)), mean, grads)
-        return mean, (mean, (calls + 1) % every)
+        return optax.tree.cast_like(mean, grads), (mean, (calls + 1) % every)
 
     last = optax.conditionally_mask(optimizer, lambda call: call % every == every - 1)
     return optax.chain(optax.GradientTransformation(init, update), last)

@@ -116,7 +116,7 @@ def parse_bandwidth(text: str) -> float:
     (10000000000.0, 80000000000.0)
     """
     unit = r'(?:([kmgtKMGT])?((?i:bits?)(?:/s)?|b(?:ps|/s)|B(?:ps|/s))?)?'
-    match = re.fullmatch(rf'([\d.]+(?:[eE]\d+)?)\s*{unit}', str(text).strip())
+    match = re.fullmatch(rf'([\d.]+(?:[eE][+-]?\d+)?)\s*{unit}', str(text).strip())
     try:
         scale = _UNITS.get((match[2] or '').lower(), 1.0)  # type: ignore[index]
         return float(match[1]) * scale * (8 if match[3] in ('Bps', 'B/s') else 1)  # type: ignore[index]

@@ -36,7 +36,7 @@ _FLOPS = (
     "operations of a worker's gradient, for --device, divided by the worker's devices: for a transformer, "
     '6 · parameters · tokens of a worker / devices of a worker'
 )
-_HIDDEN = "Streaming DiLoCo's messages are taken to hide behind computation entirely, which is the best case."
+_HIDDEN = "Each of Streaming DiLoCo's messages is taken to hide behind one gradient, which is the best case."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,10 +52,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     place = [values.pop(flag) for flag in _PLACE]
     try:
+        if flops is not None and name is None:
+            raise ValueError('--flops has no effect without --device.')
+        if any(value is not None for value in place) and not measured:
+            raise ValueError(f'--{"/--".join(_PLACE)} have no effect without --measure.'.replace('_', '-'))
         device = None if name is None else get_device(name)
         link = _measured(values, place) if measured else None
         if device is not None:
             _bound(values, device, flops)
+        if values['latency'] is None:
+            values['latency'] = plan_lib.Plan.latency
         if missing := [f'--{field.replace("_", "-")}' for field in values if values[field] is None]:
             parser.error(f'the following arguments are required: {", ".join(missing)}')
         bandwidth = plan_lib.parse_bandwidth(values['bandwidth'])
@@ -104,7 +110,10 @@ def _parser() -> _Parser:
         kind = str if field.name == 'bandwidth' else field.type
         default = None if field.default is dataclasses.MISSING else field.default
         text = _HELP[field.name] + ('' if default is None else f' (default: {default:g})')
-        parser.add_argument(*names, type=kind, default=default, help=text)
+        # What is measured, or a vendor's, counts unless it is given.
+        parser.add_argument(
+            *names, type=kind, default=None if field.name == 'latency' else default, help=text
+        )
     parser.add_argument(
         *_spellings('local_steps'),
         type=int,
@@ -138,8 +147,9 @@ def _measured(values: dict[str, Any], place: list[Any]) -> measure.Link:
         raise ValueError('--measure and --bandwidth exclude each other: what is measured needs no guess.')
     measure.join(*place)
     link = measure.measure_link()
-    values |= {'bandwidth': str(link.bandwidth), 'latency': link.latency}
-    values['workers'] = values['workers'] or link.workers
+    values['bandwidth'] = str(link.bandwidth)
+    for name in ('latency', 'workers'):
+        values[name] = getattr(link, name) if values[name] is None else values[name]
     return link
 
 
@@ -150,7 +160,8 @@ def _bound(values: dict[str, Any], device: Device, flops: float | None) -> None:
             raise ValueError('--step-time and --flops exclude each other: what is measured needs no bound.')
         values['step_time'] = device.step_time(values['params'] or 0, flops)
     if values['bandwidth'] is None and device.link is not None:
-        values |= {'bandwidth': str(device.link), 'latency': 0.0}  # of which vendors say nothing
+        values['bandwidth'] = str(device.link)
+        values['latency'] = values['latency'] or 0.0  # of which vendors say nothing
 
 
 if __name__ == '__main__':

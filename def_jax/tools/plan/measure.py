@@ -56,11 +56,6 @@ def join(address: str | None, count: int | None, index: int | None) -> None:
     Raises:
         ValueError: if only some of the arguments are given, or one is out of range.
     """
-    given = [value is not None for value in (address, count, index)]
-    if any(given) and not all(given):
-        raise ValueError(
-            '--coordinator-address, --num-processes and --process-id must be given together, or none.'
-        )
     if place := find(address, count, index):
         jax.distributed.initialize(place.address, place.count, place.index)
 

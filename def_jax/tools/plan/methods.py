@@ -86,8 +86,10 @@ def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Method]:
     """DiLoCo in float32, and Streaming DiLoCo, whose messages travel in 4 bits while workers compute."""
     outer = 'optax.sgd(0.7, momentum=0.9, nesterov=True)'
     seconds = plan.all_reduce(plan.params) / local_steps
-    in_flight = plan.all_reduce(plan.params, 0.5) / local_steps
     every = max(1, local_steps // _FRAGMENTS)
+    # A fragment travels while one gradient is computed.
+    fragment = plan.all_reduce(plan.params * every / local_steps, 0.5)
+    streaming = ((every - 1) * plan.step_time + max(plan.step_time, fragment)) / every
     inner = _optax(optimizer or 'adamw')
 
     def line(blocks: str, every: int, more: str = '') -> str:
@@ -105,7 +107,7 @@ def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Method]:
         ),
         _method(
             *(plan, 'Streaming DiLoCo', f'{setting}, 4 bits, hidden', 0.5 / local_steps),
-            *(max(plan.step_time, in_flight), streamed, _DIFF),
+            *(streaming, streamed, _DIFF),
         ),
     ]
 
@@ -170,14 +172,16 @@ def advice(plan: Plan, methods: Sequence[Method]) -> str:
             f'Dense is best: communication is {share:.0f} % of its step, and no method here is more than '
             f'{max(1.0, dense.seconds / best.seconds):.2f} times as fast. Change nothing.'
         )
-    tried = [each for each in others if plan.params <= _REACH * _TRAINED[each.family]] or others
-    near = _nearly(tried)
+    tried = [each for each in others if plan.params <= _REACH * _TRAINED[each.family]]
+    near = _nearly(tried or [each for each in others if each.family != 'DEF-Q'])
     chosen, also = near[0], [each.name for each in near[1:] if each.family != near[0].family]
     told = (
         f'Start with {chosen.name}: {_faster(chosen, dense)}, whose communication is {share:.0f} % of a step.'
     )
     if also:
         told += f' {"; ".join(also)}: as fast within a tenth. If you use one of them already, stay.'
+    if not tried:
+        told += ' Nobody has told of training a model of this size with any method here.'
     told += f'\n\n    {chosen.paste}\n\nPaste it; {chosen.then}.'
     other = next(each for each in others if each.setting == f'compression {_KNOWN}')
     if other not in tried and other.seconds < dense.seconds:

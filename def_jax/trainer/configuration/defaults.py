@@ -1,6 +1,8 @@
 """Every key of a training configuration: one declaration each, for whoever reads, checks or resumes a run."""
 
+import contextlib
 import itertools
+import json
 import math
 from collections import ChainMap
 from collections.abc import Mapping
@@ -21,6 +23,14 @@ from def_jax.trainer.tasks import TASKS
 __all__ = ['KEYS', 'LIBRARY', 'SECTIONS', 'Key', 'get_defaults', 'override']
 
 LIBRARY = [name for name in OPTIONS if name != 'outer']  # keys that are its arguments, which it checks
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a run can record a dict."""
+    with contextlib.suppress(TypeError, ValueError):
+        json.dumps(ml_collections.ConfigDict(value).to_dict())
+        return True
+    return False
 
 
 class Key(NamedTuple):
@@ -49,7 +59,8 @@ class Key(NamedTuple):
             fits = bool(ends) and all(is_number(b) and a < b for a, b in itertools.pairwise(ends))
             allowed = 'increasing fractions of the run in (0, 1), e.g. (0.5, 0.75)'
         elif kind is dict:
-            fits, allowed = isinstance(value, (ml_collections.ConfigDict, dict)), 'a dict of its arguments'
+            fits = isinstance(value, (ml_collections.ConfigDict, dict)) and _is_json(value)
+            allowed = 'a dict of its arguments: numbers, text, lists and dicts of these'
         elif len(known) == 1:
             fits, allowed = isinstance(value, str), 'a path'
         else:

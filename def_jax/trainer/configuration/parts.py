@@ -129,7 +129,12 @@ def find_method(config: Mapping[str, Any]) -> Method:
 
         return optax.GradientTransformation(lambda params: PerWorker(made.init(params)), update)
 
-    takes = tuple(name for name in OPTIONS if name in factory.parameters.keys() - factory.options)
+    # Blocks are the library's: a factory that makes its own takes their options by `method_options`.
+    own = {'order', 'allocation', *factory.options}
+    takes = tuple(name for name in OPTIONS if name in factory.parameters.keys() - own)
+    for name in takes:
+        if factory.parameters[name].default is inspect.Parameter.empty and config[name] is None:
+            raise ValueError(f'{name}=None must be set: {factory.name} has no default for it.')
     return Method(config['method'].rpartition(':')[2], 'x', kind='baseline', link=link, takes=takes)
 
 

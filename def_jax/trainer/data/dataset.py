@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -124,13 +125,18 @@ class Dataset:
         splits = {'train': self.train, 'validation': self.validation, 'test': self.test}
         marks = {role: [len(split), _mark(split)] for role, split in splits.items() if split is not None}
         known = [marks, self.spec, dict(self.model_options), dict(self.about)]
-        return hashlib.sha256(json.dumps(known, sort_keys=True, default=repr).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(known, sort_keys=True, default=_described).encode()).hexdigest()
 
 
 def _first(split: Split, count: int, name: str) -> Split:
     if count > len(split):
         raise ValueError(f'{name}={count} must be at most {len(split)}, the size of that split; 0 uses all.')
     return split.part(0, count) if count else split
+
+
+def _described(value: Any) -> str:
+    """The same in all processes: what Python prints by default holds an address in memory."""
+    return re.sub(r' at 0x[0-9a-f]+', '', repr(value))
 
 
 def _mark(split: Split) -> str:

@@ -41,8 +41,8 @@ class Arrays(Readable):
 
     def __post_init__(self) -> None:
         lengths = {name: len(array) for name, array in self.arrays.items()}
-        if len(set(lengths.values())) != 1 or 'mask' in lengths:
-            why = 'must have one length, and names other than mask, which marks padding'
+        if len(set(lengths.values())) != 1 or not all(lengths.values()) or 'mask' in lengths:
+            why = 'must have one length, not 0, and names other than mask, which marks padding'
             raise ValueError(f'arrays of lengths {lengths} {why}.')
 
     def __len__(self) -> int:

@@ -44,7 +44,7 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
         cure = 'Start a new process with JAX_NUM_CPU_DEVICES and XLA_FLAGS unset'
         raise ValueError(f'{needed}, but JAX is already running with {len(devices)}. {cure}.')
     cure = 'Change one of these, or simulate devices on the CPU with --config.fake_devices=True'
-    raise ValueError(f'{needed}, but this machine has {len(devices)} ({devices[0].platform}). {cure}.')
+    raise ValueError(f'{needed}, but {len(devices)} are here ({devices[0].platform}). {cure}.')
 
 
 def _check_platform() -> None:

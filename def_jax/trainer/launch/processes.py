@@ -49,7 +49,8 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
         if place.address and place.index == 0:
             _check_port(*network.split(bound or f':{network.split(place.address)[1]}'))
         if elastic_devices:
-            assert place.address is not None and place.count is not None and place.index is not None
+            if place.address is None or place.count is None or place.index is None:
+                raise ValueError('an elastic run needs the three flags, or python -m def_jax.launch')
             elastic.initialize(
                 place.address,
                 place.count,

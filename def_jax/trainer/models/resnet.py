@@ -42,7 +42,7 @@ class ResNet(nn.Module):
     large_images: bool = False
     convolution_init: layers.LayerInit = layers.he_fan_in
     dense_init: layers.LayerInit = layers.small_normal
-    dtype: DTypeLike = jnp.float32  # of the computation; parameters, statistics and logits are float32
+    dtype: DTypeLike = jnp.float32  # of the computation, logits too; parameters and statistics are float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

@@ -46,7 +46,7 @@ class Transformer(nn.Module):
     # Whether the backward pass recomputes each block: about a third more time, much less memory; on CPUs only
     # with XLA_FLAGS=--xla_disable_hlo_passes=cse_barrier_expander.
     remat: bool = False
-    dtype: DTypeLike = jnp.float32  # of the computation; parameters, norms, softmax and logits are float32
+    dtype: DTypeLike = jnp.float32  # of the computation and logits; parameters, norms, softmax are float32
 
     def __post_init__(self):
         for name in ('vocab_size', 'num_layers', 'width', 'num_heads', 'context'):

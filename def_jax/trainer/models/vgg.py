@@ -29,7 +29,7 @@ class VGG(nn.Module):
     hidden: Sequence[int] = ()  # the widths of the dense layers before the last one
     convolution_init: layers.LayerInit = layers.he_fan_in
     dense_init: layers.LayerInit = layers.small_normal
-    dtype: DTypeLike = jnp.float32  # of the computation; parameters, statistics and logits are float32
+    dtype: DTypeLike = jnp.float32  # of the computation, logits too; parameters and statistics are float32
     strided: bool = False  # whether stages begin with a convolution of stride 2, in place of the pooling
 
     @nn.compact

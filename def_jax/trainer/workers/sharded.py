@@ -13,15 +13,14 @@ from jax import lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from def_jax.elastic import SHARD_AXIS
 from def_jax.mesh.link import Shards, in_memory
 from def_jax.mesh.ownership import each
 from def_jax.mesh.worker_mesh import WorkerMesh
 from def_jax.trainer.workers.base import AXIS, Workers
 from def_jax.types import PyTree
 
-__all__ = ['SHARD_AXIS', 'ShardedWorkers', 'shard_spec']
-
-SHARD_AXIS = 'shard'
+__all__ = ['ShardedWorkers', 'shard_spec']
 
 
 def shard_spec(shape: tuple[int, ...], shards: int) -> P:

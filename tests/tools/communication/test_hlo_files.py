@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from def_jax.tools.communication import main
+from def_jax.tools.communication import main, summary
 from def_jax.traffic import Message
 from def_jax.traffic.crossing import check_crossing
 from def_jax.traffic.hlo import Collective, collectives
@@ -63,6 +63,17 @@ def test_the_program_sums_within_and_between(tmp_path, capsys):
     assert main([str(file), '--workers=0,1']) == 2
     assert 'has 2 devices, but the program has device 7' in capsys.readouterr().err
     assert main([str(tmp_path / 'none.txt'), '--workers=0,1']) == 2
+
+
+def test_a_collective_in_a_loop_counts_at_every_turn():
+    mesh = jax.make_mesh((8,), ('workers',))
+
+    def ten(x):
+        return jax.lax.scan(lambda x, _: (jax.lax.psum(x, 'workers') / 8, None), x, length=10)[0]
+
+    step = jax.jit(jax.shard_map(ten, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False))
+    table = summary(step.lower(jax.numpy.ones(64)).compile().as_text(), range(8))
+    assert '| between workers | all-reduce | 10 | 640 | 2,560 |' in table
 
 
 def test_a_collective_that_several_fusions_hide_counts_once():

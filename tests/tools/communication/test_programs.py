@@ -49,6 +49,17 @@ def test_a_message_in_few_bits_is_what_the_two_halves_of_an_all_reduce_carry(dat
     assert sent.true_ratio == pytest.approx(4, rel=0.05)  # blocks of a quarter, in two bits
 
 
+def test_evaluations_have_programs_of_their_own(data_dir):
+    changes = dict(method='psync', recalibrate_batches=2, evaluate_train_examples=10)
+    run = experiment.build(fixtures.tiny_config(data_dir, **changes))
+    executions = {name: count for name, _, count in communication.programs(run)}
+    of_all = 4 * (2 + fixtures.NUM_WORKERS)  # evaluations of x, y, and each worker's own
+    assert executions["a worker's own parameters"] == 4 * fixtures.NUM_WORKERS
+    assert executions['batch statistics'] == 2 * of_all
+    batches = sum(len(list(run.test_batches(split))) for split in ('test', 'train'))
+    assert executions['test sums'] == batches * 2 * of_all
+
+
 @pytest.mark.parametrize(
     ('options', 'steps', 'elements'),
     [

@@ -74,3 +74,7 @@ def no_dataset():
 def dataset_without_labels(size=64):
     split = Arrays({'input': list(range(size))})
     return Dataset(train=split, test=split)
+
+
+def needs_bits(axis_name, bits):
+    raise AssertionError

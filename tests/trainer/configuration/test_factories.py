@@ -53,6 +53,7 @@ def test_what_a_factory_takes_is_passed_and_an_option_comes_first():
         ({'optimizer': 'optax:adam', 'weight_decay': 0.1}, 'weight_decay=0.1 has no effect .* Set weight'),
         ({'schedule': 'cosine', 'learning_rate_drops': (0.5,)}, "has no effect on schedule='cosine'"),
         ({'model': f'{HERE}:needs_depth', 'compute_dtype': 'bfloat16'}, 'no effect on .*takes no dtype'),
+        ({'method': f'{HERE}:needs_bits'}, 'bits=None must be set: .* no default for it'),
         ({'outer': 'sgd'}, "outer='sgd' with outer_options={}: TypeError: .* missing .*'learning_rate'"),
     ],
 )

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import pkgutil
 import re
+from pathlib import Path
 
 import pytest
 from configuration_values import ACCEPTED, REFUSED, USED_BY, changed
@@ -83,6 +84,10 @@ CONFLICTS = [  # what is set, what is said, what may be set instead
     (ELASTIC | SKIPS, 'config.elastic=True has no skip_nonfinite', SKIPS),
     (ELASTIC | {'workers_per_device': 2}, 'config.elastic=True needs whole devices', {}),
     (ELASTIC | {'method': 'cser'}, "config.method='cser' gives each worker its own", {}),
+    (ELASTIC | {'method': 'ef21'}, "config.method='ef21' keeps the share of a dead one", {}),
+    (ELASTIC | {'min_workers': 17}, 'must be at most num_workers=16', ELASTIC | {'min_workers': 16}),
+    ({'num_steps': 9, 'num_epochs': 2}, 'num_epochs=2 has no effect: config.num_steps=9', {'num_steps': 9}),
+    ({'dataset_options': {'path': Path()}}, 'must be a dict of its arguments: numbers', {}),
     ({'method': 'def_q', 'ratio': 8}, 'config.ratio=8 with bits=2', {'method': 'def_q'}),
     ({'method': 'def_q', 'order': 'cyclic'}, "DEF-Q fixes 'shuffled'. Leave it out", {}),
     ({'method': 'def_q', 'optimizer': 'adamw', 'decay': 0.9}, "effect on method='def_q'", {}),

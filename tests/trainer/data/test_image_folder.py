@@ -1,5 +1,6 @@
 """A folder of images, a subfolder per class: generated files, found in a fixed order."""
 
+import io
 import os
 import shutil
 
@@ -75,7 +76,9 @@ def test_files_that_are_no_images_and_classes_that_are_not_trained_on_are_refuse
     dataset = image_folder.open_image_folder(root, 8)
     assert dataset.spec.num_classes == 3 and len(dataset.train) == 25  # links are followed
     content = odd.read_bytes()
-    for damaged in (content[:-30], content[:40], b'', content[:20] + b'xxxx' + content[24:]):
+    PIL.Image.new('I;16', (8, 8), 999).save(deep := io.BytesIO(), 'PNG')  # would be all white
+    header = content[:20] + b'xxxx' + content[24:]
+    for damaged in (content[:-30], content[:40], b'', header, deep.getvalue()):
         odd.write_bytes(damaged)
         with fixtures.refused(r"'.*/red/caf\\udce9.PNG' cannot be read as an image"):
             image_folder.open_image_folder(root, 8)

@@ -74,6 +74,7 @@ def test_an_optimizer_that_cannot_make_an_update(key, changes):
 
 
 def test_a_split_needs_arrays_of_one_length():
-    for arrays in ({'a': np.zeros(3), 'b': np.zeros(4)}, {}, {'a': np.zeros(3), 'mask': np.zeros(3)}):
-        with pytest.raises(ValueError, match='must have one length, and names other than mask'):
+    lengths = {'a': 3, 'b': 4}, {}, {'a': 3, 'mask': 3}, {'a': 0}
+    for arrays in ({name: np.zeros(length) for name, length in each.items()} for each in lengths):
+        with pytest.raises(ValueError, match='must have one length, not 0, and names other than mask'):
             Arrays(arrays)
