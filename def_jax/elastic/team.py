@@ -214,7 +214,7 @@ class Team:
                 continue
             if self._refused:
                 raise RefusedError(
-                    f'process {jax.process_index()} has another {self._refused} than others. Give it theirs.'
+                    f'process {jax.process_index()} has another {self._refused} than the others. Use theirs.'
                 )
             if joined is not None and done is not None:
                 self.step, self._state, self._admitted = joined.step, joined.state, joined.group
