@@ -181,7 +181,7 @@ def advice(plan: Plan, methods: Sequence[Method]) -> str:
     if also:
         told += f' {"; ".join(also)}: as fast within a tenth. If you use one of them already, stay.'
     if not tried:
-        told += ' Nobody has told of training a model of this size with any method here.'
+        told += ' No method here is known to have trained a model of this size.'
     told += f'\n\n    {chosen.paste}\n\nPaste it; {chosen.then}.'
     other = next(each for each in others if each.setting == f'compression {_KNOWN}')
     if other not in tried and other.seconds < dense.seconds:

@@ -41,6 +41,9 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
     through `def_jax.elastic` alone: this module's functions then ask nobody.
     """
     global _count, _alone
+    if elastic_devices and None in (place.address, place.count, place.index):
+        flags = '--coordinator_address, --num_processes and --process_id'
+        raise ValueError(f'config.elastic=True needs {flags}, or python -m def_jax.launch.')
     if fake_devices:
         jax.config.update('jax_platforms', 'cpu')
         network.gloo_listens_on(network.own_address(place.address) if place.address else None)
@@ -49,8 +52,7 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
         if place.address and place.index == 0:
             _check_port(*network.split(bound or f':{network.split(place.address)[1]}'))
         if elastic_devices:
-            if place.address is None or place.count is None or place.index is None:
-                raise ValueError('an elastic run needs the three flags, or python -m def_jax.launch')
+            assert place.address is not None and place.count is not None and place.index is not None
             elastic.initialize(
                 place.address,
                 place.count,

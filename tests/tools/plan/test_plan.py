@@ -77,7 +77,7 @@ def test_the_methods_by_hand():
         ),
         (
             dataclasses.replace(HUGE, params=4e11, step_time=60),
-            r'Start with (Streaming )?DiLoCo[^$]*Nobody has told [^$]*not been trained at this size',
+            r'Start with (Streaming )?DiLoCo[^$]*No method here is known [^$]*not been trained at this size',
         ),
     ],
 )
