@@ -252,7 +252,7 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     Raises:
         ValueError: as `detached_params`; or if `axis_name` is not bound.
 
-    Source: Algorithm 1, line 13. By Eq. 8, y moves by the workers' mean update at every step.
+    Source: Algorithm 1, line 13. Eq. 8 (no decay, no outer): y moves by the mean update at every step.
 
     >>> import jax.numpy as jnp, def_jax
     >>> state = def_jax.error_feedback(def_jax.random_block(2), None).init(jnp.zeros(2))

@@ -11,7 +11,7 @@ from def_jax.compressors import base
 
 Order = Literal['random', 'shuffled', 'cyclic']
 # Means over the residual of age² and of age, as shares of those of the block that is sent. A coordinate that
-# waits w steps between two sendings has every age up to w once, so they are E[w³]/3 to E[w²]·E[w] and E[w²]/2
+# waits w steps between two sendings has every age up to w once: at large R E[w³]/3 to E[w²]·E[w] and E[w²]/2
 # to E[w]²; w is geometric, R plus the difference of two uniform places in a round, or R.
 AGE_SHARES = {'random': (1.0, 1.0), 'shuffled': (3 / 7, 7 / 12), 'cyclic': (1 / 3, 1 / 2)}
 _SWAPS = 16  # rounds of the swap-or-not shuffle; each halves what is left of an entry's first place

@@ -44,8 +44,8 @@ def exchange(
     """Line 9: the mean of the workers' messages, what of its own a worker has still to send, and the energy.
 
     A message is float32 [M], of parts of these sizes at the places of `layout`, and so are mean and rest. The
-    mean of `mean + rest` over workers is the mean of the messages, so Eq. 8 holds at any number of bits. A
-    worker's rounding error stays in the rest; of bfloat16, only the rounding of the sum is lost.
+    mean of `mean + rest` over workers is the mean of the messages, so Eq. 8 holds, but for the rounding of
+    bfloat16's sum, which is lost. A worker's rounding error stays in the rest.
 
     The energy, float32 [2], is the squared norm of the mean message, and the mean of those of the messages,
     each part's squares times its weight, float32 [parts]; None without weights.

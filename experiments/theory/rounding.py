@@ -1,11 +1,11 @@
-"""What rounding takes of a message: of Gaussian numbers, and of the residuals of a training run.
+"""What rounding takes of a message: of Gaussian numbers, and of the messages of a training run.
 
     python experiments/theory/rounding.py
 
 The perceptron of without_batchnorm.py, 8 workers with 8 images each, trained by DEF-Q at 1/64 of the bytes.
-Every 100 steps its residuals stand for what is pending. The first rounding's share D and the contraction are
-those of each worker's own message; what the second adds to the mean over workers of the rests' squares is
-given over K·‖s‖², s being the mean of what the workers send.
+Every 100 steps, the message that it sends. The first rounding's share D and the contraction are those of each
+worker's own; what the second adds to the mean over workers of the rests' squares, its own loss and a cross
+term with the first, is given over K·‖s‖², s being the mean of what the workers send.
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import reporting
-from without_batchnorm import TRAIN, initial, trained
+from without_batchnorm import TRAIN, initial, loss, trained
 
 import def_jax
 from def_jax import wires
@@ -31,50 +31,58 @@ def square(tree):
     return optax.tree.norm(tree, squared=True)
 
 
-def shares(residual, key, ratio, bits):
-    """D, what the second rounding adds, and R times δ, of one worker's residual; over a round of blocks."""
-    compressor = def_jax.random_block(ratio, order='shuffled')
-    sizes = compressor.sizes(residual)
+def shares(pending, key, step, bits):
+    """Of one worker's message in this step: D, what the second rounding adds, and R times δ."""
+    ratio = block_ratio(COMPRESSION, bits)
+    compressor = def_jax.random_block(ratio, order='shuffled', allocation='balanced')
+    sizes = compressor.sizes(pending)
 
-    def of_block(step):
-        def message(axis_name):
-            layout = wires.layout(sizes, axis_name, bits)
-            selection = compressor(key, step, residual, layout)
-            block = selection.take(residual)
-            return selection, block, *wires.exchange(block, sizes, axis_name, bits)[:2]
+    def message(axis_name):
+        layout = wires.layout(sizes, axis_name, bits)
+        selection = compressor(key, step, pending, layout)
+        block = selection.take(pending)
+        return selection, block, *wires.exchange(block, sizes, axis_name, bits)[:2]
 
-        selection, block, own, rest = message(None)
-        *_, rest_of_both = message('workers')
-        sent, lost, both = pmean((own, square(rest), square(rest_of_both)), 'workers')
-        left = square(selection.replace(residual, rest)) / square(residual)
-        added = (both - lost) / (WORKERS * square(sent))
-        return jnp.stack([square(rest) / square(block), added, ratio * (1 - left)])
-
-    return jax.lax.map(of_block, jnp.arange(int(ratio), dtype=jnp.uint32)).mean(0)
+    selection, block, own, rest = message(None)
+    *_, rest_of_both = message('workers')
+    sent, lost, both = pmean((own, square(rest), square(rest_of_both)), 'workers')
+    left = square(selection.replace(pending, rest)) / square(pending)
+    added = (both - lost) / (WORKERS * square(sent))
+    return jnp.stack([square(rest) / square(block), added, ratio * (1 - left)])
 
 
 @functools.partial(jax.jit, static_argnums=1)
 @functools.partial(jax.vmap, in_axes=(0, None))
 def course(seed, bits):
-    """The shares of Gaussian numbers, and of residuals at every record, [seeds, 1 + records, 3]."""
+    """The shares of Gaussian numbers, and of the messages at every record, [seeds, 1 + records, 3]."""
     optimizer = def_jax.def_sgd(RATE, COMPRESSION, 'workers', bits=bits, seed=seed)
     keys = jax.random.split(jax.random.key(seed), 3)
-    measure = functools.partial(shares, ratio=block_ratio(COMPRESSION, bits), bits=bits)
+    of_workers = functools.partial(jax.vmap, axis_name='workers')
+
+    def of_step(params, opt_state, chosen):
+        grads = jax.grad(loss)(def_jax.detached_params(params, opt_state), TRAIN[0][chosen], TRAIN[1][chosen])
+        pending = jax.tree.map(lambda r, g: r - RATE / (1 - 0.9) * g, opt_state.residual, grads)
+        return shares(pending, opt_state.key, opt_state.step, bits)
 
     def stretch(state, chosen):
-        state = trained(optimizer, state, chosen)
-        found = jax.vmap(lambda opt_state: measure(opt_state.residual, opt_state.key), axis_name='workers')
-        return state, found(state[1]).mean(0)
+        state = trained(optimizer, state, chosen[:-1])
+        found = of_workers(of_step)(*state, chosen[-1])
+        return trained(optimizer, state, chosen[-1:]), found.mean(0)
 
     def first(_):
         params = initial(keys[0])
         return params, optimizer.init(params)
 
     def gaussian(key):
-        residual = jax.tree.map(lambda x: jax.random.normal(key, x.shape), initial(keys[0]))
-        return measure(residual, optimizer.init(residual).key)
+        params = initial(keys[0])
+        pending = [
+            jax.random.normal(jax.random.fold_in(key, i), x.shape)
+            for i, x in enumerate(jax.tree.leaves(params))
+        ]
+        state = optimizer.init(params)
+        return shares(jax.tree.unflatten(jax.tree.structure(params), pending), state.key, state.step, bits)
 
-    noise = jax.vmap(gaussian, axis_name='workers')(jax.random.split(keys[2], WORKERS)).mean(0)
+    noise = of_workers(gaussian)(jax.random.split(keys[2], WORKERS)).mean(0)
     chosen = jax.random.randint(keys[1], (STEPS // EVERY, EVERY, WORKERS, BATCH), 0, len(TRAIN[0]))
     _, found = jax.lax.scan(stretch, jax.vmap(first)(jnp.arange(WORKERS)), chosen)
     return jnp.concatenate([noise[None], found])
@@ -86,12 +94,12 @@ def main():
     for bits in BITS:
         found = np.asarray(course(jnp.arange(SEEDS), bits))
         theory = few_bits.loss(bits)
-        for name, part in (('Gaussian', found[:, 0]), ('residuals', found[:, 1:].mean(1))):
+        for name, part in (('Gaussian', found[:, 0]), ('messages', found[:, 1:].mean(1))):
             columns = map(reporting.mean_std, part.T)
             rows.append([str(bits), name, f'{theory:.3g}', *columns, f'{1 - theory:.3g}'])
         steps = np.arange(EVERY, STEPS + 1, EVERY)
         reporting.band(panel, steps, found[:, 1:, 0].T / theory, f'{bits} bits')
-    panel.set(xlabel='step', ylabel='D of residuals / D_b', yscale='log')
+    panel.set(xlabel='step', ylabel='D of messages / D_b', yscale='log')
     panel.legend()
     header = ['bits', 'of', 'D_b', 'D', 'second rounding', 'R·δ', '1 - D_b']
     setting = {'workers': WORKERS, 'compression': COMPRESSION, 'learning_rate': RATE, 'steps': STEPS}

@@ -18,7 +18,7 @@ import reporting
 
 import def_jax
 
-SAMPLES, SIZE, HIDDEN, SEEDS, STEPS = 64, 8, 16, 20, 1500
+SAMPLES, SIZE, HIDDEN, SEEDS, STEPS = 64, 7, 32, 20, 1500  # 256 parameters, of which 1/δ is a divisor
 DELTAS = (1 / 16, 1 / 64, 1 / 256)
 RATES = {'c/(t+1), c = 2': lambda t: 2.0 / (t + 1), 'constant 0.05': lambda t: 0.05}
 SETTINGS = {
