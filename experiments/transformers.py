@@ -47,7 +47,7 @@ _RATES = (0.003125, 0.0015625, 0.00078125)
 _MIDDLE = _setting('1 M', '1m', 3000, range(3), first=0.00625)
 _LARGEST = _setting('10 M', '11m', 2000, range(1), first=0.003125)
 # Grids begin at half of what 33 k parameters chose, for all methods; of 1 M at a quarter: half was too much.
-# The question is the difference of DEF-Q at 1/64 and AdamW with the best decays: these have three seeds of 1 M.
+# The question is how DEF-Q at 1/64 and AdamW with the best decays differ: of 1 M, both have three seeds.
 SETTINGS = [
     _setting('115 k', '115k', 5000, range(3), first=0.0125),
     _setting('358 k', '358k', 3000, range(3), first=0.0125),
