@@ -285,6 +285,19 @@ def test_a_step_that_failed_is_repeated_and_what_was_given_up_or_damaged_goes_no
 
 
 @pytest.mark.slow
+def test_the_few_who_are_left_give_up_together(three):
+    """Also who has come back meanwhile, and has waited less."""
+    plan = ('checkpoint=0', 'least=3', 'patience=40')
+    first, second, third = three.start_all(*plan)
+    second.kill()
+    third.kill()
+    second = three.start(1, *plan)
+    for index, process in enumerate((first, second)):
+        three.ends(process, 7)
+        assert three.lines(index, 'error')[-1]['error'] == 'TooFewError'
+
+
+@pytest.mark.slow
 def test_newcomers_that_run_something_else_are_refused_and_too_few_workers_end(three):
     """Another seed, dtype or secret, one after the other, and then one of the others; of whom two die."""
     plan = ('checkpoint=0', 'least=2', 'patience=2')  # a checkpoint of the others' state would not fit

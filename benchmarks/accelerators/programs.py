@@ -15,12 +15,13 @@ from jax.sharding import PartitionSpec as P
 import def_jax
 from benchmarks.optimizers import Make, update
 from benchmarks.trees import Network, gradient, shapes, whole_step
+from def_jax.elastic import SHARD_AXIS
 from def_jax.mesh.ownership import own_leaves
 from def_jax.mesh.spmd.at_points import detaches, point
 from def_jax.trainer.state import per_worker
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers.base import AXIS
-from def_jax.trainer.workers.sharded import SHARD_AXIS, ShardedWorkers, shard_spec
+from def_jax.trainer.workers.sharded import ShardedWorkers, shard_spec
 
 __all__ = ['MAPPINGS']
 

@@ -29,6 +29,11 @@ class EF21State(NamedTuple):
     def per_worker(self) -> tuple[str, ...]:
         return ('local',)
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether a worker that dies would stay in what the others hold: its g_k in the mean."""
+        return True
+
 
 def ef21(
     compressor: Compressor, axis_name: AxisName, *, seed: int = 0

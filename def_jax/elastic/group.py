@@ -11,7 +11,6 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from def_jax.checks import check_integer
 from def_jax.mesh.spmd import Spmd
 from def_jax.types import PyTree
 
@@ -48,6 +47,11 @@ class Group:
     def num_workers(self) -> int:
         return self.dist.num_workers
 
+    @staticmethod
+    def fetched(x: jax.Array | np.ndarray) -> np.ndarray:
+        """What the first device of this process has of an array."""
+        return np.asarray(x.addressable_shards[0].data if isinstance(x, jax.Array) else x)
+
     def sharding(self, *spec: Any) -> NamedSharding:
         return NamedSharding(self.dist.mesh, P(*spec))
 
@@ -65,8 +69,6 @@ def grouped(
     make_dist: Callable[[Mesh], Spmd],
 ) -> Group:
     """The mesh of processes. It follows from what all of them know, so all have the same."""
-    check_integer('workers', workers, 1, 'of a process')
-    check_integer('shards', shards, 1, 'devices of a worker')
     alive = [process for process, _ in incarnations]
     devices = {p: [device for device in jax.devices() if device.process_index == p] for p in alive}
     size, name = workers * shards, name_of(incarnations, failures)

@@ -14,7 +14,6 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
-from def_jax.baselines.ef21 import EF21State
 from def_jax.checks import check_integer
 from def_jax.elastic import transfer
 from def_jax.elastic.group import Group, Incarnations, changes, divided, everywhere, grouped, name_of, names
@@ -68,13 +67,15 @@ class Team:
         shards: how many devices each worker is; `param_specs` may name the axis 'shard'.
         param_specs: as for `def_jax.spmd`.
         axis_name: the mesh axis over workers.
-        min_workers: with fewer, all wait.
-        patience: seconds to wait before `TooFewError` is raised.
+        min_workers: with fewer, all wait, for `patience` seconds; then `TooFewError` is raised.
         identity: text that all processes must have in common, such as the configuration and the data's
             checksum. Versions, shapes and dtypes are compared without it.
         secret: what a process must know to be given the state; None for the environment variable
             DEF_JAX_SECRET. It keeps strangers out, but nothing is encrypted.
         note: called with a line about each death and each return.
+
+    Raises:
+        ValueError: if a number is out of range, or the optimizer needs all workers, as EF21.
     """
 
     def __init__(
@@ -94,8 +95,9 @@ class Team:
         secret: str | None = None,
         note: Callable[[str], None] = print,
     ):
-        check_integer('min_workers', min_workers, 1, 'with fewer, all wait')
-        if any(isinstance(link, EF21State) for link in link_states(abstract_state(optimizer, params))):
+        for name, value in dict(workers=workers, shards=shards, min_workers=min_workers).items():
+            check_integer(name, value, 1, 'of a team')
+        if any(getattr(link, 'needs_all', False) for link in link_states(abstract_state(optimizer, params))):
             raise ValueError('EF21 cannot lose a worker: its share would stay in the mean for good.')
         self.step = step
         self.changes: list[tuple[int, int]] = []  # (step, workers from there on)
@@ -124,8 +126,8 @@ class Team:
 
     @property
     def local_params(self) -> PyTree:
-        """The parameters after the last step, or this process's shards of them, as NumPy arrays."""
-        return jax.tree.map(transfer.first_shard, self._state[0] if self._state else self._first[0])
+        """The parameters after the last step, or this process's shards; before it, those given, whole."""
+        return jax.tree.map(Group.fetched, self._state[0] if self._state else self._first[0])
 
     @property
     def leads(self) -> bool:
@@ -162,9 +164,7 @@ class Team:
         Newcomers join in `run`: call this after it, so that all live processes call the same method.
         """
         if self._admitted is None:
-            raise ValueError(
-                'look and fetch need a step: call run before, and look after it, in all processes.'
-            )
+            raise ValueError('look and fetch need a step: call run before, and look after it, everywhere.')
         return self._together(function, batch or (lambda *_: ()), trains=False)[1]
 
     def fetch(self) -> tuple[PyTree, PyTree]:
@@ -224,10 +224,8 @@ class Team:
             if not too_few:  # a newcomer was refused, or waits for a step
                 waiting = time.monotonic()
             elif given_up:
-                raise TooFewError(
-                    f'{group.num_workers} workers after step {self.step}, fewer than {self.min_workers} for '
-                    f'{self._patience:.0f} s.'
-                )
+                few = f'{group.num_workers} workers after step {self.step}, fewer than {self.min_workers}'
+                raise TooFewError(f'{few} for {self._patience:.0f} s.')
             time.sleep(_PAUSE)
 
     def _known(self) -> Group | None:
@@ -239,9 +237,8 @@ class Team:
         before = self._group
         if before is None or before.incarnations != incarnations:
             if jax.process_index() not in dict(incarnations):
-                raise GivenUpError(
-                    f'the other processes have given up process {jax.process_index()} after step {self.step}.'
-                )
+                me = f'process {jax.process_index()}'
+                raise GivenUpError(f'the other processes have given up {me} after step {self.step}.')
             self._group = self._grouped(incarnations)
             if before is not None and not self._closes:
                 for line in changes(before, self._group, self._shares):
@@ -303,7 +300,9 @@ class Team:
     def _gives_up(self, group: Group, waited: bool) -> bool:
         """Whether one of the few who are left has waited too long: all give up together, and save."""
         call = Call(bool(self._admitted), self.step, False, [], self._identity, waited)
-        return any(each.gives_up for each in self._ask(group, call).calls.values())
+        found = self._ask(group, call)
+        self._refused = found.refused.get(jax.process_index(), '')
+        return any(each.gives_up for each in found.calls.values())
 
     def _compare(self, group: Group, sums: Iterable[list[list[int]]]) -> None:
         """Raises RuntimeError unless all workers have the same replicated values."""
@@ -380,7 +379,7 @@ class Team:
             call = Call(True, joined.step, trains, checksums(group, given, self._owns), self._identity)
             self._compare(group, [call.sums for call in self._ask(group, call).calls.values()])
         after, results = jax.block_until_ready(programs[function](params, opt_state, batch))
-        return after, jax.tree.map(transfer.first_shard, results)
+        return after, jax.tree.map(Group.fetched, results)
 
     def _compiled(self, group: Group) -> dict[Any, Callable]:
         """The programs of a group; those of groups that will not meet again are dropped."""

@@ -6,12 +6,11 @@ over those who live.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from def_jax.types import PyTree
 
-__all__ = ['first_shard', 'give']
+__all__ = ['give']
 
 
 def give(valid: jax.Array, leads: jax.Array, state: PyTree, owns: PyTree, axis: str) -> PyTree:
@@ -29,11 +28,6 @@ def give(valid: jax.Array, leads: jax.Array, state: PyTree, owns: PyTree, axis: 
         return jnp.where(valid[0], x, _mean(x, valid, axis) if own else _copied(x, leads, axis))
 
     return jax.tree.map(leaf, state, owns)
-
-
-def first_shard(x: jax.Array | np.ndarray) -> np.ndarray:
-    """What the first device of this process has of an array."""
-    return np.asarray(x.addressable_shards[0].data if isinstance(x, jax.Array) else x)
 
 
 def _mean(x: jax.Array, valid: jax.Array, axis: str) -> jax.Array:

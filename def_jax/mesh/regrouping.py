@@ -20,7 +20,7 @@ _FEW = 1024  # elements of counts and keys, whose copies are compared
 
 
 def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int, ...]) -> PyTree:
-    """Gives every worker the mean of what the old workers had, or the greatest integer; of as many, the same.
+    """Gives every worker the mean of what old workers had, of integers the greatest; of as many, the same.
 
     So x stays, and y up to the rounding of a float32 mean. `before` and `after` are the leading axes of what
     `own`, booleans like the tree or a prefix, calls per-worker: [K], or e.g. [devices, virtual workers].
@@ -40,8 +40,8 @@ def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int
             return x.reshape(shape)
         library, wide = (jnp, np.float32) if isinstance(x, jax.Array) else (np, np.float64)
         axes = tuple(range(len(before)))
-        of_all = x.mean(axes, dtype=wide).astype(x.dtype) if x.dtype.kind not in 'iu' else x.max(axes)
-        return library.broadcast_to(of_all, shape)
+        of_all = x.max(axes) if jnp.issubdtype(x.dtype, jnp.integer) else x.mean(axes, dtype=wide)
+        return library.broadcast_to(of_all.astype(x.dtype), shape)
 
     return each(leaf, own, tree)
 

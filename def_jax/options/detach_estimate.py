@@ -6,7 +6,7 @@ sample of it: the squared norm of the averaged message estimates ‖e_t‖², an
 messages estimates mean_k ‖e_k‖². All workers know the former after the exchange. The latter travels as one
 more element of a float message; in few bits, the units that travel anyway tell it.
 
-In rounds, the block sent has waited longest. An error of age t is a sum of t updates. The part that
+In rounds, the block sent has on average waited longer. An error of age t is a sum of t updates. The part that
 workers share (signal) grows as t², the part in which they differ (noise) as t:
 
     mean_k ‖e_k‖² = signal + noise          ‖e_t‖² = signal + noise / K

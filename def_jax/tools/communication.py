@@ -73,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _integers(text: str) -> list[int]:
-    return [int(worker) for worker in text.split(',')]
+    try:
+        return [int(worker) for worker in text.split(',')]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} must be integers, such as 0,0,1,1') from None
 
 
 if __name__ == '__main__':

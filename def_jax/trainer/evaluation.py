@@ -23,11 +23,11 @@ class DivergedError(EndedError):
 
     def __init__(self, step: int, worker: int | None, loss: float, split: str = 'test', skipped: int = 0):
         where = f'worker {worker}' if worker is not None else f'the {split} set'
-        and_skipped = f', the last of {skipped} in a row that were skipped' if skipped else ''
+        what = f'the loss of {where} is {loss} at step {step}'
+        if skipped:  # for an update that was not finite, if the loss is
+            what = f'{skipped} steps in a row were skipped; at the last, {what}'
         cure = 'Try a smaller --config.learning_rate or --config.ratio, and def instead of --config.method=ef'
-        super().__init__(
-            f'the loss of {where} is {loss} at step {step}{and_skipped}. {cure}. The last checkpoint is kept.'
-        )
+        super().__init__(f'{what}. {cure}. The last checkpoint is kept.')
         self.step, self.worker = step, worker
 
 

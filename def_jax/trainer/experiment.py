@@ -24,7 +24,7 @@ from def_jax.trainer.workers import Workers, make_workers
 
 __all__ = ['Communication', 'Experiment', 'build']
 
-_EXAMPLES = 100  # of an evaluation, on a device
+_EXAMPLES, _UNITS = 100, 8192  # of an evaluation, on a device
 _TITLES = {'adamw': 'AdamW', 'lion': 'Lion', 'muon': 'Muon'}
 
 
@@ -125,10 +125,10 @@ class Experiment:
 
     @property
     def examples_per_device(self) -> int:
-        """In a test batch. Of long ones no more than in training, whose gradient needs more memory."""
+        """Of a test batch: of long sequences no more than a gradient takes, which needs more memory."""
         config, devices = self.config, self.config.num_workers // self.config.workers_per_device
         trained = config.batch_size // (devices * config.shards_per_worker * config.accumulate)
-        return min(_EXAMPLES, max(1, trained)) if self.dataset.units_per_example > 1 else _EXAMPLES
+        return min(_EXAMPLES, max(1, trained, _UNITS // self.dataset.units_per_example))
 
     def test_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
         """One pass over a split of `evaluated`, like `train_batches`, with a mask."""

@@ -92,9 +92,13 @@ def _curve(log: MetricLog, measure: Measure) -> list[dict[str, Any]]:
 
 def _losses(log: MetricLog) -> list[tuple[int, float, int]]:
     """Of each training record: its step, its loss, and of how many steps this is the mean."""
-    found = [(record['step'], record['loss']) for record in log.records if 'loss' in record]
-    before = [0, *(step for step, _ in found)]
-    return [(step, loss, step - last) for (step, loss), last in zip(found, before, strict=False)]
+    found = [record for record in log.records if 'learning_rate' in record]
+    before = [0, *(record['step'] for record in found)]
+    return [
+        (record['step'], record['loss'], record['step'] - last - record.get('skipped', 0))
+        for record, last in zip(found, before, strict=False)
+        if 'loss' in record
+    ]
 
 
 def _mean(losses: list[tuple[int, float, int]]) -> float | None:

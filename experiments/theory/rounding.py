@@ -3,7 +3,7 @@
     python experiments/theory/rounding.py
 
 The perceptron of without_batchnorm.py, 8 workers with 8 images each, trained by DEF-Q at 1/64 of the bytes.
-Every 100 steps, the message that it sends. The first rounding's share D and the contraction are those of each
+Every 100th step's message is measured. The first rounding's share D and the contraction are those of each
 worker's own; what the second adds to the mean over workers of the rests' squares, its own loss and a cross
 term with the first, is given over K·‖s‖², s being the mean of what the workers send.
 """
@@ -24,7 +24,7 @@ from def_jax.mesh.collectives import pmean
 from def_jax.wires import few_bits
 
 WORKERS, BATCH, STEPS, EVERY, SEEDS = 8, 8, 800, 100, 5
-RATE, COMPRESSION, BITS = 0.1, 64, (1, 2, 4, 8)
+RATE, MOMENTUM, COMPRESSION, BITS = 0.1, 0.9, 64, (1, 2, 4, 8)
 
 
 def square(tree):
@@ -55,13 +55,13 @@ def shares(pending, key, step, bits):
 @functools.partial(jax.vmap, in_axes=(0, None))
 def course(seed, bits):
     """The shares of Gaussian numbers, and of the messages at every record, [seeds, 1 + records, 3]."""
-    optimizer = def_jax.def_sgd(RATE, COMPRESSION, 'workers', bits=bits, seed=seed)
+    optimizer = def_jax.def_sgd(RATE, COMPRESSION, 'workers', momentum=MOMENTUM, bits=bits, seed=seed)
     keys = jax.random.split(jax.random.key(seed), 3)
     of_workers = functools.partial(jax.vmap, axis_name='workers')
 
     def of_step(params, opt_state, chosen):
         grads = jax.grad(loss)(def_jax.detached_params(params, opt_state), TRAIN[0][chosen], TRAIN[1][chosen])
-        pending = jax.tree.map(lambda r, g: r - RATE / (1 - 0.9) * g, opt_state.residual, grads)
+        pending = jax.tree.map(lambda r, g: r - RATE / (1 - MOMENTUM) * g, opt_state.residual, grads)
         return shares(pending, opt_state.key, opt_state.step, bits)
 
     def stretch(state, chosen):

@@ -117,14 +117,22 @@ def test_impossible_arguments(make, message):
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('name', CASES)
-def test_updates_keep_their_dtypes_and_shapes_are_checked(name):
-    link, params = CASES[name][0](None), {'w': jnp.ones((8, 4), jnp.bfloat16), 'b': jnp.ones(4)}
-    updates, state = jax.eval_shape(lambda: link.update(params, link.init(params)))
-    assert jax.tree.map(lambda x: x.dtype, updates) == jax.tree.map(lambda x: x.dtype, params)
-    assert jax.tree.structure(state) == jax.tree.structure(link.init(params))
-    with pytest.raises(ValueError, match=r"updates\['b'\] is \(3,\)"):
-        jax.eval_shape(lambda: link.update(params | {'b': jnp.ones(3)}, link.init(params)))
+@pytest.mark.parametrize('x64', [False, True])
+@pytest.mark.parametrize('name', [*CASES, 'sparse_loco'])
+def test_updates_and_state_keep_their_dtypes_and_shapes_are_checked(name, x64):
+    """Also of a tensor without elements."""
+    link = CASES[name][0](None) if name in CASES else baselines.sparse_loco(4, None)
+    sizes = {'w': (8, 4), 'b': 4, 'none': (0, 3)}
+    with jax.enable_x64(x64):
+        params = {
+            name: jnp.ones(size, 'bfloat16' if name == 'w' else 'float32') for name, size in sizes.items()
+        }
+        before = link.init(params)
+        found = jax.eval_shape(link.update, params, before, params)
+        kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), each) for each in (found, (params, before))]
+        assert kinds[0] == kinds[1]
+        with pytest.raises(ValueError, match=r"updates\['b'\] is \(3,\)"):
+            jax.eval_shape(link.update, params | {'b': jnp.ones(3)}, before, params)
 
 
 # --- Workers that train models of their own: CSER in full, and SparseLoCo ---

@@ -383,9 +383,9 @@ def _accumulated(
         return float32_zeros(params), jnp.zeros((), jnp.int32)
 
     def update(grads, state, params=None):
-        mean, calls = state
-        mean = jax.tree.map(lambda m, g: jnp.where(calls == 0, g, m + (g - m) / (calls + 1)), mean, grads)
-        return optax.tree.cast_like(mean, grads), (mean, (calls + 1) % every)
+        mean, n = state
+        mean = jax.tree.map(lambda m, g: jnp.where(n, m + (g - m) / (n + 1), g).astype(m.dtype), mean, grads)
+        return optax.tree.cast_like(mean, grads), (mean, (n + 1) % every)
 
     last = optax.conditionally_mask(optimizer, lambda call: call % every == every - 1)
     return optax.chain(optax.GradientTransformation(init, update), last)

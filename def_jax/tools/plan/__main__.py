@@ -110,7 +110,7 @@ def _parser() -> _Parser:
         kind = str if field.name == 'bandwidth' else field.type
         default = None if field.default is dataclasses.MISSING else field.default
         text = _HELP[field.name] + ('' if default is None else f' (default: {default:g})')
-        # What is measured, or a vendor's, counts unless it is given.
+        # `main` sets the default of latency last: what is measured, or a vendor's, comes before it.
         parser.add_argument(
             *names, type=kind, default=None if field.name == 'latency' else default, help=text
         )

@@ -162,7 +162,8 @@ def advice(plan: Plan, methods: Sequence[Method]) -> str:
     """The method to start with, why, and the line to paste.
 
     Dense training wherever nothing is clearly faster. Otherwise the first in the table that is nearly as fast
-    as the fastest, among those that anybody has trained models of about this size with.
+    as the fastest, among those that anybody has trained models of about this size with; above all of these,
+    among all but DEF-Q.
     """
     dense, *others = methods
     best = min(others, key=lambda method: method.seconds)

@@ -158,7 +158,10 @@ def get_defaults() -> ml_collections.ConfigDict:
 
 
 def override(config: ml_collections.ConfigDict, arg: str | None) -> ml_collections.ConfigDict:
-    """Applies the settings after the colon of --config=FILE:key=value,key=value; ends every get_config."""
+    """Applies the settings after the colon of --config=FILE:key=value,key=value; ends every get_config.
+
+    A value with a comma in it needs --config.key=value instead.
+    """
     argv, values = ['', *(f'--config.{each}' for each in (arg or '').split(',') if each)], flags.FlagValues()
     options = {'lock_config': False, 'accept_new_attributes': True, 'sys_argv': argv}
     config_flags.DEFINE_config_dict('config', config, flag_values=values, **options)

@@ -72,9 +72,6 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
         yield 'outer', f"has no effect on {name}, which fixes it or sends no updates. Set outer=''."
     if config.compute_dtype != 'float32' and not Factory('model', config).takes('dtype'):
         yield 'compute_dtype', f'has no effect on model={config.model!r}, which takes no dtype. Leave it out.'
-    for key, instead in (('num_epochs', 'num_steps'), ('eval_every_epochs', 'eval_every_steps')):
-        if config[instead] and config[key] != KEYS[key].default:
-            yield key, f'has no effect: config.{instead}={config[instead]} counts. Set {instead} to 0.'
     if size % workers:
         near = size - size % workers or workers
         yield 'batch_size', f'must be a multiple of num_workers={workers}, e.g. {near}.'
@@ -97,7 +94,7 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
     if config.elastic:
         if config.min_workers > workers:
             yield 'min_workers', f'must be at most num_workers={workers}: more never live.'
-        if method.kind == 'ef21':
+        if method.kind == 'ef21':  # as `elastic.Team`, before files are written
             yield 'elastic', f'needs workers that can leave, but {name} keeps the share of a dead one.'
         for key in ('diagnostics_every', 'check_replicas_every', 'recalibrate_batches', 'skip_nonfinite'):
             if config[key]:

@@ -120,7 +120,8 @@ def test_a_link_is_measured(capsys):
 @pytest.mark.parametrize(
     ('text', 'bits'),
     [
-        *(('10gbit', 10e9), ('800 mbit', 8e8), ('1e9', 1e9), ('2.5Gbps', 2.5e9), ('5.6e+4', 56e3)),
+        *(('10gbit', 10e9), ('800 mbit', 8e8), ('1e9', 1e9), ('2.5Gbps', 2.5e9), ('56k', 56e3)),
+        *(('5.6e+4', 56e3), ('1e-3gbit', 1e6)),
         *(('1 Gb/s', 1e9), ('10GBps', 80e9), ('10 GB/s', 80e9)),
     ],
 )

@@ -86,7 +86,6 @@ CONFLICTS = [  # what is set, what is said, what may be set instead
     (ELASTIC | {'method': 'cser'}, "config.method='cser' gives each worker its own", {}),
     (ELASTIC | {'method': 'ef21'}, "config.method='ef21' keeps the share of a dead one", {}),
     (ELASTIC | {'min_workers': 17}, 'must be at most num_workers=16', ELASTIC | {'min_workers': 16}),
-    ({'num_steps': 9, 'num_epochs': 2}, 'num_epochs=2 has no effect: config.num_steps=9', {'num_steps': 9}),
     ({'dataset_options': {'path': Path()}}, 'must be a dict of its arguments: numbers', {}),
     ({'method': 'def_q', 'ratio': 8}, 'config.ratio=8 with bits=2', {'method': 'def_q'}),
     ({'method': 'def_q', 'order': 'cyclic'}, "DEF-Q fixes 'shuffled'. Leave it out", {}),
