@@ -37,8 +37,8 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     state = workers.abstract(jax.eval_shape(steps.init), experiment.is_per_worker)
     batch = workers.place(next(experiment.train_batches(0)))
     variables = workers.abstract(jax.eval_shape(steps.outputs, state)['x'], False)
-    count = sum(1 for split in experiment.evaluated for _ in experiment.test_batches(split))
-    test_batch = workers.place(next(experiment.test_batches(config.evaluate_on)))
+    test_batch = next(experiment.test_batches(config.evaluate_on))
+    count = sum(-(-len(split) // test_batch['mask'].size) for split in experiment.evaluated.values())
     evaluations = -(-experiment.num_steps // experiment.steps_per_evaluation)  # the last step's is one
     points, calibrations = experiment.method.points, config.recalibrate_batches
     models = evaluations * (len(points) + ('own' in points) * (config.num_workers - 1))
@@ -56,7 +56,7 @@ def programs(experiment: Experiment) -> Iterator[Program]:
         arguments = state, variables['params'], batch
         yield program('batch statistics', steps.batch_statistics, arguments, models * calibrations)
     sums = count * models * (2 if calibrations else 1)
-    yield program('test sums', steps.test_sums, (variables, test_batch), sums)
+    yield program('test sums', steps.test_sums, (variables, workers.place(test_batch)), sums)
 
 
 def main(argv: list[str]) -> int:

@@ -128,10 +128,10 @@ class ElasticWorkers:
 
     def _totals(self, split: str) -> dict[str, dict[str, np.ndarray]]:
         """By point, sums over a split; begun again if a worker dies meanwhile, since it had its share."""
+        whole = self._experiment.evaluated[split]
+        size = self._experiment.examples_per_device * self._experiment.config.shards_per_worker
         while True:
             count, totals = self.team.num_workers, []
-            whole = self._experiment.evaluated[split]
-            size = self._experiment.examples_per_device * self._experiment.config.shards_per_worker
             for start in range(0, len(whole), count * size):
                 batch = functools.partial(_test_batch, whole, start, size)
                 totals.append(self.team.look(self._sums, batch))

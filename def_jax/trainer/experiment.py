@@ -126,8 +126,7 @@ class Experiment:
     @property
     def examples_per_device(self) -> int:
         """Of a test batch: of long sequences no more than a gradient takes, which needs more memory."""
-        config, devices = self.config, self.config.num_workers // self.config.workers_per_device
-        trained = config.batch_size // (devices * config.shards_per_worker * config.accumulate)
+        trained = self.config.batch_size // (len(self.workers.devices) * self.config.accumulate)
         return min(_EXAMPLES, max(1, trained, _UNITS // self.dataset.units_per_example))
 
     def test_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:

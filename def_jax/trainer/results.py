@@ -81,12 +81,13 @@ def read(run: Path) -> dict[str, Any] | None:
 
 def _curve(log: MetricLog, measure: Measure) -> list[dict[str, Any]]:
     """The records of evaluations, each with the mean training loss since the previous one."""
-    curve, before, losses = [], 0, _losses(log)
+    curve, since, losses = [], [], iter(_losses(log))
     for record in log.records:
+        if 'loss' in record:
+            since.append(next(losses))
         if measure.key('x') in record:
-            since = [each for each in losses if before < each[0] <= record['step']]
             curve.append(record | {'train_loss': _mean(since)})
-            before = record['step']
+            since = []
     return curve
 
 

@@ -75,12 +75,8 @@ def course(seed, bits):
 
     def gaussian(key):
         params = initial(keys[0])
-        pending = [
-            jax.random.normal(jax.random.fold_in(key, i), x.shape)
-            for i, x in enumerate(jax.tree.leaves(params))
-        ]
         state = optimizer.init(params)
-        return shares(jax.tree.unflatten(jax.tree.structure(params), pending), state.key, state.step, bits)
+        return shares(optax.tree.random_like(key, params), state.key, state.step, bits)
 
     noise = of_workers(gaussian)(jax.random.split(keys[2], WORKERS)).mean(0)
     chosen = jax.random.randint(keys[1], (STEPS // EVERY, EVERY, WORKERS, BATCH), 0, len(TRAIN[0]))

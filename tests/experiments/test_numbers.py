@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__, numbers, pages
+from experiments.spec import Records
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / 'results'
@@ -59,6 +60,32 @@ def test_readme_says_where_def_q_is_behind_and_how_far_it_may_be_elsewhere():
     assert [len(found[kind]) for kind in found] == [3, 6, 3] and all(x in readme for _, x in found['behind'])
     assert 'On twelve small problems' in readme and 'behind tuned dense training on three' in readme
     assert f'reach {-min(found["points"])[0]:.2f} points or {-min(found["nats"])[0]:.3f} nats' in readme
+
+
+def test_what_the_pages_say_of_10_m_parameters_by_hand_is_on_record():
+    found = {}
+    for each in Records(RESULTS / 'transformers/runs.jsonl'):
+        where, options = each.spec.where, each.spec.options
+        if where['size'] == '11m' and (where['steps'] == 200) == (each.spec.evaluate_on == 'validation'):
+            kind = (options['ratio'], options['bits']) if each.spec.method == 'def_q' else 'AdamW'
+            found[where['steps'], kind, each.spec.rate] = each.metrics[f'{each.spec.evaluate_on}_loss_x']
+    low, high = 0.00078125, 0.0015625
+    page = ' '.join((RESULTS / 'transformers/README.md').read_text().split())
+    single = [f'{found[200, kind, low]:.3f}' for kind in ((1, 32), (16, 2), (4, 32), (64, 2), 'AdamW')]
+    sixteen = f'{found[2000, (16, 2), low] - found[2000, "AdamW", high]:.3f}'
+    said = (
+        'without compression {}, with two bits of everything {}, with a quarter in float32 {}, and with a '
+        'quarter in two bits, which is 1/64, {}; AdamW {}.'
+    )
+    assert said.format(*single) in page
+    assert f'1/64 has {found[200, (64, 2), high]:.3f} and AdamW {found[200, "AdamW", high]:.3f}' in page
+    assert f'ahead of 1/64, {sixteen} behind AdamW' in page
+    for name, words in (
+        ('README.md', 'at 1/16, '),
+        ('docs/results.md', 'over 1/16, '),
+        ('docs/decide.md', '(at 16 '),
+    ):
+        assert words + sixteen in (RESULTS.parent / name).read_text()
 
 
 def test_no_mark_begins_a_line():
