@@ -8,7 +8,7 @@ ARGS   ?=
 # The full suite keeps two cores busy; a selection through ARGS starts faster in one process.
 PROCESSES ?= $(if $(ARGS),0,2)
 
-EXPERIMENTS := $(filter-out theory,$(foreach file,$(wildcard experiments/*.py),$(if $(wildcard results/$(basename $(notdir $(file)))/runs.jsonl),$(basename $(notdir $(file))))))
+EXPERIMENTS := $(foreach file,$(wildcard experiments/*.py),$(if $(wildcard results/$(basename $(notdir $(file)))/runs.jsonl),$(basename $(notdir $(file)))))
 REPRODUCED ?= table1 table4 figure3 few_bits
 BENCHMARKS ?= optimizer_stage loop
 THEORY ?= step_size distance averaging stability figure3 without_batchnorm rounding
@@ -47,7 +47,7 @@ docs-test: $(READY)  ## Run the examples in docstrings.
 theory: $(READY)  ## Run the programs of experiments/theory: print tables, write plots to results/theory; takes minutes.
 	@for program in $(THEORY); do echo "$$program"; $(BIN)/python experiments/theory/$$program.py || exit 1; done
 
-tables: $(READY)  ## Regenerate every page and plot under results/ from its runs.jsonl, and fill the numbers of pages.
+tables: $(READY)  ## Regenerate the pages of experiments and benchmarks that keep records, and fill the numbers of pages.
 	@for name in $(EXPERIMENTS); do $(BIN)/python -m experiments page $$name || exit 1; done
 	$(BIN)/python -m benchmarks.pages
 	$(BIN)/python -m experiments numbers
@@ -58,11 +58,12 @@ reproduce: $(READY)  ## Rerun the digits experiments from scratch in runs/ and r
 	  $(BIN)/python -m experiments page $$name --results=runs || exit 1; done
 
 reproduce-gpu: $(READY)  ## VGG-16 on CIFAR-10, 200 epochs, on this machine's GPU, from nothing to the page in runs/, resumable; ONLY=toy takes minutes.
+	$(if $(filter toy,$(ONLY)),,$(BIN)/python -m pip install --quiet -e '.[cuda]')
 	JAX_PLATFORMS= $(BIN)/python -m experiments run gpu --only="$(or $(ONLY),CIFAR)" --results=runs
 	$(BIN)/python -m experiments page gpu --results=runs
 
-reproduce-nodes: $(READY)  ## A 128 M transformer on two nodes of eight GPUs, seconds to a loss; ARGS for benchmarks/two_nodes.py, ARGS=--toy takes minutes.
-	JAX_PLATFORMS= $(BIN)/python -m benchmarks.two_nodes --output=runs/two_nodes $(ARGS)
+reproduce-nodes: $(READY)  ## A 128 M transformer on two nodes of eight GPUs, seconds to a loss; ARGS=--launch=... and others (benchmarks/two_nodes.py); ARGS=--toy takes minutes here.
+	JAX_PLATFORMS= $(BIN)/python -m benchmarks.two_nodes $(ARGS)
 
 notebooks: $(READY)  ## Run the notebooks and save their outputs.
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
@@ -71,8 +72,8 @@ bench: $(READY)  ## Benchmark the optimizer stage and the training loop; 10 minu
 	@for section in $(BENCHMARKS); do \
 	  $(BIN)/python -m benchmarks.$$section --output=results/benchmarks/$$section.md || exit 1; done
 
-bench-gpu: $(READY)  ## Benchmark the optimizer stage on this machine's accelerator.
-	$(BIN)/python -m benchmarks.optimizer_stage --output=results/benchmarks/gpu.md
+bench-gpu: $(READY)  ## Benchmark the optimizer stage on this machine's accelerator, with JAX for it installed; PLATFORM=tpu.
+	JAX_PLATFORMS=$(or $(PLATFORM),cuda) $(BIN)/python -m benchmarks.optimizer_stage --output=results/benchmarks/gpu.md
 
 bench-compiled: $(COMPILERS)/.ready  ## Compile whole steps for H100 and TPU, without either; resumable, half an hour of CPU.
 	$(COMPILERS)/bin/python -m benchmarks.accelerators --output=results/benchmarks
@@ -94,15 +95,15 @@ faults: $(READY)  ## Long reliability tests: kill and resume runs 25 and 20 time
 	$(BIN)/python -m benchmarks.reliability.elastic --output=results/reliability --parts restart --minutes=20
 	$(BIN)/python -m benchmarks.reliability.elastic --output=results/reliability --parts restart --minutes=5 --every=60
 
-clean:  ## Remove the virtual environment and caches; keep runs.
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+clean:  ## Remove virtual environments, caches and built pages; keep runs.
+	rm -rf $(VENV) $(COMPILERS) docs/_build .pytest_cache .ruff_cache .mypy_cache
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-# XLA's compilers, of the version of the project's JAX: 450 MB, which `make test` does not need.
+# XLA's compilers, of the version of the project's JAX: 1.2 GB, which `make test` does not need.
 $(COMPILERS)/.ready: $(READY)
 	$(PYTHON) -m venv $(COMPILERS)
 	version=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \

@@ -32,7 +32,9 @@ _DENSE |= {ADAMW: ADAMW, 'DEF around AdamW, 1/64': ADAMW, 'def_adamw, 1/64, 2 bi
 
 
 def main(_) -> None:
+    jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', _WORKERS)
+    jax.config.update('jax_enable_compilation_cache', False)  # which JAX_COMPILATION_CACHE_DIR fills
     for layers in _LAYERS.value:
         network = Network('', Transformer(256, layers, width=64, num_heads=4, context=1024), (1, 1024))
         count = len(jax.tree.leaves(shapes(network)[0]))

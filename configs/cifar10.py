@@ -2,7 +2,7 @@
 
 Tables:   1 (VGG-16) and 3 (all three at ratio 64), 16 workers
 Command:  python train.py --config=configs/cifar10.py --workdir=runs/cifar10
-          python train.py --config=configs/cifar10.py:model=resnet110,method=ef --workdir=runs/resnet110_ef
+          python train.py --config=configs/cifar10.py:model=resnet110,method=saef --workdir=runs/saef
 Expected: DEF 93.75 and DEF-A 93.61 % test accuracy with VGG-16; one run of method def gives both, as y and x.
 
 Table 1, VGG-16: test accuracy in %, mean ± standard deviation of 3 runs, by method and ratio:
@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The complete configuration; def_jax/trainer/configuration/defaults.py explains every key.
 
     Args:
-        arg: settings, e.g. 'model=resnet110,method=ef,ratio=256'; see above.
+        arg: settings, e.g. 'model=resnet110,method=saef,ratio=64'; see above.
     """
     config = defaults.get_defaults()
 

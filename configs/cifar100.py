@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The complete configuration; def_jax/trainer/configuration/defaults.py explains every key.
 
     Args:
-        arg: settings, e.g. 'model=resnet110,method=ef,ratio=256'; see above.
+        arg: settings, e.g. 'model=resnet110,method=saef,ratio=64'; see above.
     """
     config = defaults.get_defaults()
 

@@ -4,7 +4,8 @@ Table:    none; DEF-Q with AdamW inside, `def_adamw` at 1/64 of the bytes, 8 wor
 Command:  make train CONFIG=language, or python train.py --config=configs/language.py --workdir=runs/language
 Expected: test loss of x and y about 1.35 nats per byte (1.94 bits), a sampled text; about 4 minutes
 Variants: --config.method=sgd (dense AdamW at the same learning rate),
-          --config.dataset=tiny_shakespeare (needs a network once), --config.model=transformer_11m
+          --config.dataset=tiny_shakespeare (needs a network once),
+          --config.model=transformer_11m --config.ratio=16 --config.learning_rate=0.0008 (falls with size),
           --config.dataset_options.context=256, --config.model_options.remat=True, ...
           --config.num_workers=2 --config.shards_per_worker=4 (workers of four devices, sharded inside)
 

@@ -1,4 +1,4 @@
-"""Equinox's autoparallelism example, a perceptron on noise with a rule in it, with DEF between devices.
+"""Equinox's autoparallelism example, a perceptron that learns a rule from random inputs, with DEF.
 
     python examples/equinox_parallelism.py
 
@@ -33,7 +33,7 @@ def make_train_step(optim):
 
     @eqx.filter_jit(donate='all-except-first')
     def train_step(xy, model, opt_state):
-        params, static = eqx.partition(model, eqx.is_array)  # was: nothing
+        params, static = eqx.partition(model, eqx.is_inexact_array)  # was: nothing
         losses, grads = grad_fn(params, opt_state, static, *xy)  # was: grad_fn(model, *xy)
         updates, opt_state = optim.update(grads, opt_state, params)
         return eqx.apply_updates(model, updates), opt_state, losses.mean()  # was: losses
@@ -55,13 +55,13 @@ def main(num_steps=1000):
     model = eqx.nn.MLP(8, 1, width_size=128, depth=2, key=jax.random.key(0))
     optim = make_optimizer(mesh)
     model = eqx.filter_shard(model, replicated)
-    opt_state = optim.init(eqx.filter(model, eqx.is_array))
+    opt_state = optim.init(eqx.filter(model, eqx.is_inexact_array))
     train_step = make_train_step(optim)
     for xy in batches(0, num_steps):
         xy = eqx.filter_shard(xy, data)
         model, opt_state, loss = train_step(xy, model, opt_state)
         loss = float(loss)
-    test = float(loss_fn(*eqx.partition(model, eqx.is_array), *next(batches(1, 1, 2048))))
+    test = float(loss_fn(*eqx.partition(model, eqx.is_inexact_array), *next(batches(1, 1, 2048))))
     compiled = train_step.lower(xy, model, opt_state).compile()
     sent = optim.check(compiled)
     print(
@@ -71,5 +71,6 @@ def main(num_steps=1000):
 
 
 if __name__ == '__main__':
+    jax.config.update('jax_platforms', 'cpu')  # on accelerators, delete this line and the next
     jax.config.update('jax_num_cpu_devices', 4)
     main()

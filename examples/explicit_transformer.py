@@ -148,5 +148,6 @@ def train(mesh, num_steps):
 
 
 if __name__ == '__main__':
+    jax.config.update('jax_platforms', 'cpu')  # on accelerators, delete this line and the next
     jax.config.update('jax_num_cpu_devices', 8)
     main()

@@ -3,7 +3,7 @@
     python examples/fsdp.py
 
 Two nodes of four devices each, simulated on the CPU. A comment on each line that DEF changes says what it was
-in the same program with FSDP over all eight devices.
+in the same program with FSDP inside the nodes and plain data parallelism between them.
 """
 
 import functools
@@ -95,11 +95,15 @@ def make_train_step(dist):
     return train_step
 
 
-def batches(seed, num_steps):
-    """Sequences of bytes from Python's standard library."""
+def read_text():
+    """The bytes of Python's standard library: training and test."""
     files = sorted(Path(os.__file__).parent.glob('*.py'))
     text = np.frombuffer(b''.join(path.read_bytes() for path in files), np.uint8)
-    rng = np.random.default_rng(seed)
+    return text[:-200_000], text[-200_000:]
+
+
+def batches(text, num_steps):
+    rng = np.random.default_rng(0)
     for _ in range(num_steps):
         starts = rng.integers(0, len(text) - CONTEXT - 1, BATCH)
         yield text[starts[:, None] + np.arange(CONTEXT + 1)].astype(np.int32)
@@ -115,13 +119,14 @@ def main(num_steps=300):
     opt_state = jax.jit(dist.init)(params)  # was: optimizer.init
     train_step = make_train_step(dist)
     whole_batch = NamedSharding(mesh, P(('nodes', 'devices')))
-    for step, batch in enumerate(batches(0, num_steps)):
+    training, held_out = read_text()
+    for step, batch in enumerate(batches(training, num_steps)):
         params, opt_state, loss = train_step(params, opt_state, jax.device_put(batch, whole_batch))
         loss = float(loss)
         if step % 50 == 0 or step == num_steps - 1:
             print(f'step {step:4}  loss {loss:.3f} nats a byte', flush=True)
 
-    test = float(jax.jit(loss_fn)(params, np.concatenate(list(batches(1, 8)))))
+    test = float(jax.jit(loss_fn)(params, np.concatenate(list(batches(held_out, 8)))))
     sent = dist.check(train_step.lower(params, opt_state, jax.device_put(batch, whole_batch)).compile())
     shard = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) // DEVICES_PER_NODE
     print(f'between nodes: {sum(c.bytes for c in sent)} bytes a step and device, whose shard has {shard}')
@@ -130,5 +135,6 @@ def main(num_steps=300):
 
 
 if __name__ == '__main__':
+    jax.config.update('jax_platforms', 'cpu')  # on accelerators, delete this line and the next
     jax.config.update('jax_num_cpu_devices', NODES * DEVICES_PER_NODE)
     main()

@@ -65,6 +65,7 @@ def main(epochs=10, size=64):
     images = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1)
     model, tx, rng = make_model(), make_optimizer(), np.random.default_rng(0)
     trainable = [variable.value for variable in model.trainable_variables]
+    trainable = jax.device_put(trainable, tx.shardings)  # was: nothing
     non_trainable = [variable.value for variable in model.non_trainable_variables]
     state = trainable, non_trainable, tx.init(trainable)
     train_step = make_train_step(model, tx)
@@ -83,5 +84,6 @@ def main(epochs=10, size=64):
 
 
 if __name__ == '__main__':
+    jax.config.update('jax_platforms', 'cpu')  # on accelerators, delete this line and the next
     jax.config.update('jax_num_cpu_devices', 4)
     main()

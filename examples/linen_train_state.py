@@ -41,6 +41,7 @@ def create_train_state():
     tx = def_jax.def_adamw(0.005, 64, 'workers')  # was: optax.adamw(0.005)
     mesh = jax.make_mesh((4,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))  # was: nothing
     tx = def_jax.spmd(tx, mesh)  # was: nothing
+    params = jax.device_put(params, tx.shardings)  # was: nothing
     return TrainState.create(apply_fn=CNN().apply, params=params, tx=tx)
 
 
@@ -75,5 +76,6 @@ def main(epochs=20):
 
 
 if __name__ == '__main__':
+    jax.config.update('jax_platforms', 'cpu')  # on accelerators, delete this line and the next
     jax.config.update('jax_num_cpu_devices', 4)
     main()

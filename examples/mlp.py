@@ -1,4 +1,4 @@
-"""An existing data-parallel training loop with three lines changed: plain JAX, Adam, no Flax.
+"""An existing data-parallel training loop with three lines changed: plain JAX, AdamW, no Flax.
 
     python examples/mlp.py
 
@@ -68,5 +68,6 @@ def main(num_steps=600):
 
 
 if __name__ == '__main__':
+    jax.config.update('jax_platforms', 'cpu')  # on accelerators, delete this line and the next
     jax.config.update('jax_num_cpu_devices', NUM_WORKERS)
     main()

@@ -80,6 +80,7 @@ def main(epochs=20, size=64):
             batch = images[rows], labels[rows]
             train_step(model, optimizer, metrics, batch, rngs)
             jax.block_until_ready(nnx.state(optimizer))
+        print(f'training loss {float(metrics.compute()["loss"]):.3f}')
         metrics.reset()
     model.eval()
     eval_step(model, metrics, (images[1400:], labels[1400:]))
@@ -93,5 +94,6 @@ def main(epochs=20, size=64):
 
 
 if __name__ == '__main__':
+    jax.config.update('jax_platforms', 'cpu')  # on accelerators, delete this line and the next
     jax.config.update('jax_num_cpu_devices', 4)
     main()

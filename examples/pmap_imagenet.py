@@ -78,17 +78,18 @@ def main(num_steps=200):
     tx = def_jax.def_sgd(learning_rate_fn, 64, 'batch', skip_nonfinite=True)
     state = jax_utils.replicate(TrainState.create(apply_fn=Network().apply, tx=tx, **variables))
     def_jax.check(train_step.lower(state, *batches(1)).compile(), tx, variables['params'], 'batch')
-    for batch in batches(num_steps):
+    *training, test = batches(num_steps + 1)
+    for batch in training:
         state, metrics = jax.block_until_ready(train_step(state, batch))
     state = state.replace(batch_stats=cross_replica_mean(state.batch_stats))
     variables = jax_utils.unreplicate({'params': state.params, 'batch_stats': state.batch_stats})
-    (batch,) = batches(1)
-    logits = Network().apply(variables, batch['image'][0], False)
-    accuracy = float((logits.argmax(-1) == batch['label'][0]).mean())
-    print(f'loss {float(metrics["loss"][0]):.3f}, accuracy {accuracy:.3f}')
+    logits = Network().apply(variables, jax.lax.collapse(test['image'], 0, 2), False)
+    accuracy = float((logits.argmax(-1) == test['label'].ravel()).mean())
+    print(f'loss {float(metrics["loss"][0]):.3f}, test accuracy {accuracy:.3f}')
     return accuracy
 
 
 if __name__ == '__main__':
+    jax.config.update('jax_platforms', 'cpu')  # on accelerators, delete this line and the next
     jax.config.update('jax_num_cpu_devices', 4)
     main()

@@ -66,7 +66,8 @@ def train_step(state, batch):
 
 
 def batches(num_steps):
-    text = np.frombuffer(b''.join(p.read_bytes() for p in Path(os.__file__).parent.glob('*.py')), np.uint8)
+    files = sorted(Path(os.__file__).parent.glob('*.py'))
+    text = np.frombuffer(b''.join(path.read_bytes() for path in files), np.uint8)
     rng, shape = np.random.default_rng(0), (jax.device_count(), 8, 1)
     for _ in range(num_steps):
         rows = rng.integers(0, len(text) - 33, shape) + np.arange(33)
@@ -87,5 +88,6 @@ def main(num_steps=300):
 
 
 if __name__ == '__main__':
+    jax.config.update('jax_platforms', 'cpu')  # on accelerators, delete this line and the next
     jax.config.update('jax_num_cpu_devices', 4)
     main()

@@ -5,7 +5,7 @@
 What differs from the dense trainer, whose pmean is hidden in a helper:
 
     -    optimizer = optax.adam(3e-3)
-    +    optimizer = def_jax.def_adamw(3e-3, 64, 'i', weight_decay=0.0)
+    +    optimizer = def_jax.def_adamw(3e-3, 16, 'i', weight_decay=0.0)
 
     -    update = gradient_update_fn(loss_fn, optimizer, pmap_axis_name='i')
     +    update = gradient_update_fn(loss_fn, optimizer, pmap_axis_name=None)
@@ -37,8 +37,8 @@ def rollout(params, key):  # of points that are to be pushed to the origin
         after = x + 0.3 * jnp.clip(action, -1, 1)
         return after, (x, action, -jnp.sum(noise**2, -1) / 2, -jnp.sum(after**2, -1))
 
-    start = jax.random.normal(key, (ENVS, 2))
-    *data, reward = jax.lax.scan(step, start, jax.random.split(key, LENGTH))[1]
+    first, *later = jax.random.split(key, 1 + LENGTH)
+    *data, reward = jax.lax.scan(step, jax.random.normal(first, (ENVS, 2)), jnp.stack(later))[1]
     returns = jax.lax.scan(lambda g, r: (r + 0.9 * g,) * 2, jnp.zeros(ENVS), reward, reverse=True)[1]
     return [jax.lax.collapse(x, 0, 2) for x in (*data, returns)], reward.mean()
 
@@ -65,27 +65,34 @@ def gradient_update_fn(loss_fn, optimizer, pmap_axis_name):
 
 
 def main(num_steps=40):
-    optimizer = def_jax.def_adamw(3e-3, 64, 'i', weight_decay=0.0)
+    optimizer = def_jax.def_adamw(3e-3, 16, 'i', weight_decay=0.0)
     update = gradient_update_fn(loss_fn, optimizer, pmap_axis_name=None)
 
     @functools.partial(jax.pmap, axis_name='i')
     def training_epoch(params, opt_state, key):
-        data, reward = rollout(params, key)
-        rows = jax.random.permutation(key, ENVS * LENGTH).reshape(-1, ROWS)
-        step = lambda state, chosen: (update(*state, *(x[chosen] for x in data)), None)  # noqa: E731
+        acting, shuffling = jax.random.split(key)
+        data, reward = rollout(params, acting)
+        rows = jax.random.permutation(shuffling, ENVS * LENGTH).reshape(-1, ROWS)
+
+        def step(state, chosen):
+            return update(*state, *(x[chosen] for x in data)), None
+
         return *jax.lax.scan(step, (params, opt_state), rows)[0], jax.lax.pmean(reward, 'i')
 
-    draw, workers = functools.partial(jax.random.normal, jax.random.key(0)), jax.device_count()
-    one = {'in': draw((2, 64)), 'bias': jnp.zeros(64), 'out': draw((64, 3)) / 8}
+    first, second, training = jax.random.split(jax.random.key(0), 3)
+    weights = jax.random.normal(first, (2, 64)), jax.random.normal(second, (64, 3)) / 8
+    one = {'in': weights[0], 'bias': jnp.zeros(64), 'out': weights[1]}
+    workers = jax.device_count()
     state = jax.pmap(lambda _: (one, optimizer.init(one)))(jnp.arange(workers))
-    rows = [jnp.zeros((workers, ROWS, *shape)) for shape in ((2,), (2,), (), ())]
-    def_jax.check(jax.pmap(update, 'i').lower(*state, *rows).compile(), optimizer, one, 'i')
-    for key in jax.random.split(jax.random.key(1), num_steps):
+    compiled = training_epoch.lower(*state, jax.random.split(training, workers)).compile()
+    def_jax.check(compiled, optimizer, one, 'i', steps=ENVS * LENGTH // ROWS)
+    for key in jax.random.split(training, num_steps):
         *state, reward = jax.block_until_ready(training_epoch(*state, jax.random.split(key, workers)))
     print(f'reward {float(reward[0]):.3f}')
     return float(reward[0])
 
 
 if __name__ == '__main__':
+    jax.config.update('jax_platforms', 'cpu')  # on accelerators, delete this line and the next
     jax.config.update('jax_num_cpu_devices', 4)
     main()

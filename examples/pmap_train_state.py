@@ -40,7 +40,7 @@ def create_train_state(images):
     return TrainState.create(apply_fn=model.apply, params=params, tx=tx)
 
 
-@functools.partial(jax.pmap, axis_name='batch')
+@functools.partial(jax.pmap, axis_name='batch', donate_argnums=(0,))
 def train_step(state, batch):
     point = def_jax.detached_params(state.params, state.opt_state)
     loss, grads = jax.value_and_grad(loss_fn)(point, batch)
@@ -70,5 +70,6 @@ def main(num_steps=600):
 
 
 if __name__ == '__main__':
+    jax.config.update('jax_platforms', 'cpu')  # on accelerators, delete this line and the next
     jax.config.update('jax_num_cpu_devices', 4)
     main()

@@ -1,5 +1,6 @@
 #!/bin/bash
 # 16 workers on two nodes with 8 GPUs each, one process per GPU:
+#     .venv/bin/pip install '.[training,tensorflow,cuda]'  # once
 #     sbatch examples/slurm.sh --config=configs/cifar10.py --workdir=/shared/runs/cifar10
 # The trainer takes the coordinator's address and the processes' number and index from what srun sets. Ten
 # minutes before the time limit SLURM sends SIGTERM: all processes write a checkpoint and end with exit code 4,
@@ -15,8 +16,8 @@
 #SBATCH --open-mode=append
 
 # Every process sees all GPUs of its node, and JAX gives it the one of its local rank.
-# If a process dies, the others end by themselves (exit code 6).
-srun --kill-on-bad-exit=0 .venv/bin/python train.py "$@"
+# If a process dies, the others end by themselves (exit code 6). srun does not take the number of CPUs from sbatch.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 .venv/bin/python train.py "$@"
 code=$?
 if [ $code -eq 4 ]; then  # ExitCode.STOPPED in def_jax/trainer/launch/exits.py
   scontrol requeue "$SLURM_JOB_ID"

@@ -5,6 +5,7 @@ import functools
 import importlib
 import os
 import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == 'numbers':
             return _numbers(arguments)
         folder = Path(arguments.results, arguments.name)
-        experiment = importlib.import_module(f'experiments.{arguments.name}')
+        experiment = _experiment(arguments.name)
         if arguments.command == 'page':
             from experiments import pages
 
@@ -42,14 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True)
     run = commands.add_parser('run', help='train what has no record yet, or go on with it')
     page = commands.add_parser('page', help='write the page from the records')
-    fill = commands.add_parser('numbers', help='fill the marks of README.md, docs/ and results/')
+    fill = commands.add_parser('numbers', help='fill the marks of results/, and of README.md and docs/')
     for command in (run, page, fill):
         command.add_argument('--results', default='results', help='folder of the folders of records')
     for command in (run, page):
         command.add_argument('name', help='the module of the experiment, e.g. few_bits')
     run.add_argument('--only', default='', help='settings whose name contains this, e.g. digits')
     run.add_argument('--executor', choices=('lanes', 'trainer'), help="the experiment's own if not given")
-    run.add_argument('--allow_dirty', action='store_true', help='run although the checkout differs from HEAD')
+    run.add_argument('--allow_dirty', action='store_true', help='run anew though the checkout is not HEAD')
     fill.add_argument('--check', action='store_true', help='change nothing; exit code 1 if a number is stale')
     fill.add_argument('pages', nargs='*', type=Path, help='other pages than those')
     return parser
@@ -65,6 +66,8 @@ def _run(experiment, folder: Path, arguments: argparse.Namespace) -> None:
         raise ValueError(f'--only={arguments.only!r} is in no name of {names}.')
     origin = spec.origin(allow_dirty=arguments.allow_dirty)
     executor = arguments.executor or getattr(experiment, 'EXECUTOR', 'lanes')
+    if executor == 'lanes' and any(setting.at for setting in chosen):
+        raise ValueError('lanes evaluate at the end alone: use --executor=trainer.')
     own = folder / 'runs.jsonl'
     others = [spec.Records(path) for path in sorted(folder.parent.glob('*/runs.jsonl')) if path != own]
     runner.train(chosen, runner.Runner(spec.Records(own), origin, executor, others))
@@ -75,22 +78,37 @@ def _numbers(arguments: argparse.Namespace) -> int:
 
     @functools.cache
     def found(name: str) -> numbers.Found:
-        settings = importlib.import_module(f'experiments.{name}').SETTINGS
+        settings = _experiment(name).SETTINGS
         records = spec.Records(Path(arguments.results, name, 'runs.jsonl'))
         return settings, pages.rows(runner.finished(settings, records))
 
-    listed = [_ROOT / 'README.md', *sorted((_ROOT / 'docs').rglob('*.md'))]
-    listed += sorted(Path(arguments.results).rglob('*.md'))
-    stale = []
+    listed = sorted(Path(arguments.results).rglob('*.md'))
+    if Path(arguments.results).resolve() == _ROOT / 'results':
+        listed += [_ROOT / 'README.md', *sorted((_ROOT / 'docs').rglob('*.md'))]
+    wrong = False
     for path in arguments.pages or listed:
         text = path.read_text(encoding='utf-8')
-        if '<!-- number:' in text and (new := numbers.filled(text, found)) != text:
-            stale.append(path)
+        try:
+            new = numbers.filled(text, found)
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from error
+        if new != text:
+            print(f'{path}: {"has a stale number" if arguments.check else "filled"}')
             if not arguments.check:
                 path.write_text(new, encoding='utf-8')
-    for path in stale:
-        print(f'{path}: {"has a stale number" if arguments.check else "filled"}')
-    return int(arguments.check and bool(stale))
+        if numbers.lacks(new):
+            print(f'{path}: a number was not run')
+        wrong |= new != text or numbers.lacks(new)
+    return int(arguments.check and wrong)
+
+
+def _experiment(name: str) -> types.ModuleType:
+    """The module of an experiment; raises ValueError if it is none."""
+    folder = Path(__file__).parent
+    names = [path.stem for path in sorted(folder.glob('*.py')) if '\nSETTINGS' in path.read_text('utf-8')]
+    if name not in names:
+        raise ValueError(f'{name!r} is no experiment; there are {", ".join(names)}.')
+    return importlib.import_module(f'experiments.{name}')
 
 
 if __name__ == '__main__':

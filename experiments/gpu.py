@@ -1,9 +1,9 @@
 """For a machine with a GPU: VGG-16 on CIFAR-10 for 200 epochs, 16 workers, DEF-Q and rivals against SGD.
 
-`make reproduce-gpu` runs it from nothing to the page. The plan, before any run: a method equals SGD if its
-95 % interval lies within 0.3 points of it; five seeds; the rate of each is chosen from four in 50 epochs, on
-5,000 images that those runs do not train on. The setting called "toy" takes minutes on a CPU and shows that
-everything works.
+`make reproduce-gpu` runs it from nothing to the page. The plan, before any run: a method is as good as
+SGD if its 95 % interval lies above -0.3 points; five seeds; the rate of each is chosen from four in 50
+epochs, on 5,000 images that those runs do not train on. The setting called "toy" takes minutes on a CPU and
+shows that everything works.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,8 +60,8 @@ SETTINGS = [
 PAGE = """\
 # VGG-16 on CIFAR-10, on a GPU
 
-**Question.** With the paper's network, 16 workers and 200 epochs, is DEF-Q equal to SGD within 0.3 points,
-and how do the paper's DEF, top-k and PowerSGD compare?
+**Question.** With the paper's network, 16 workers and 200 epochs, is DEF-Q within 0.3 points of SGD or
+better, and how do the paper's DEF, top-k and PowerSGD compare?
 
 ![Differences from SGD, with 95 % intervals](differences.png)
 

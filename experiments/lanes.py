@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from def_jax.baselines.methods import get_method
 from def_jax.mesh.ownership import own_leaves
 from def_jax.trainer import experiment as trainer
 from def_jax.trainer.data.order import train_positions
@@ -109,8 +110,6 @@ class _Lanes:
         steps = self._steps(1.0)
 
         def lane(state):
-            if 'own' in steps.points:
-                raise ValueError(f'{self.spec.method!r}: lanes evaluate no model of a single worker.')
             return steps.outputs(state)
 
         return _over_lanes(lane)
@@ -169,10 +168,13 @@ def run(specs: Sequence[Spec], origin: Mapping[str, Any]) -> Iterator[Record]:
         Their records, in order.
 
     Raises:
-        ValueError: if the runs differ in anything else, or a split shares an example with the training split.
+        ValueError: if the runs differ in anything else, their method evaluates the model of one worker, which
+            lanes do not, or a split shares an example with the training split.
     """
     if len({spec.group for spec in specs}) > 1:
         raise ValueError('runs side by side must differ in rate and seed alone; group them by Spec.group.')
+    if 'own' in get_method(specs[0].method).points:
+        raise ValueError(f'{specs[0].method!r} evaluates the model of one worker: use --executor=trainer.')
     lanes, side_by_side = _lanes(specs[0]), problems.PROBLEMS[specs[0].problem].lanes
     for i in range(0, len(specs), side_by_side):
         here, begin = specs[i : i + side_by_side], time.monotonic()
@@ -188,6 +190,8 @@ def run(specs: Sequence[Spec], origin: Mapping[str, Any]) -> Iterator[Record]:
 
 def course_of(losses: Sequence[float] | np.ndarray) -> tuple[float | None, ...]:
     """Means over equal parts of a run, to four digits."""
+    if not len(losses):  # the first was not finite
+        return ()
     parts = np.array_split(losses, min(PARTS, len(losses)))
     return tuple(finite(part.mean(), 4) for part in parts)
 

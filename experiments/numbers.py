@@ -3,25 +3,22 @@
     <!-- number: few_bits; digits, width 64; 1/64, 2 bits; difference -->+0.12<!-- /number -->
 
 names an experiment, a setting, a method and one of `METRICS`. `python -m experiments numbers` fills the marks
-of README.md, docs/ and results/; with `--check` it fails if one is stale.
+of README.md, docs/ and results/; with `--check` it fails if one is stale or was not run.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ['METRICS', 'Found', 'filled']
+__all__ = ['METRICS', 'Found', 'filled', 'lacks']
 
 _MARK = re.compile(r'(<!-- number: ([^>]*?) -->)(.*?)(<!-- /number -->)', re.DOTALL)
-_MISSING = '(not run)'
+_MISSING, _NONE = '(not run)', '(no difference)'
 
 # Texts of a row of `pages.rows`.
 METRICS: Mapping[str, Callable[[Any], str]] = {
     'result': lambda row: row.cell.headline,
     'difference': lambda row: row.difference.text(2 if row.cell.setting.percent else 3),
-    'p': lambda row: f'{row.p_value:.2g}',
-    'within': lambda row: row.difference.within(row.cell.setting.margin),
-    'seeds': lambda row: str(len(row.cell.setting.seeds)),
 }
 
 # An experiment's settings, and the rows of those that are finished.
@@ -44,6 +41,11 @@ def filled(text: str, found: Callable[[str], Found]) -> str:
     return _MARK.sub(lambda mark: mark[1] + _value(mark[2], found) + mark[4], text)
 
 
+def lacks(text: str) -> bool:
+    """Whether a mark of a filled text has no number."""
+    return any(mark[3] in (_MISSING, _NONE) for mark in _MARK.finditer(text))
+
+
 def _value(address: str, found: Callable[[str], Found]) -> str:
     parts = [part.strip() for part in address.split(';')]
     if len(parts) != 4 or parts[3] not in METRICS:
@@ -60,6 +62,6 @@ def _value(address: str, found: Callable[[str], Found]) -> str:
         raise ValueError(f'the mark {address!r} names no method of {setting}: {"; ".join(known[setting])}.')
     for row in rows:
         if (row.cell.setting.name, row.cell.contender.title) == (setting, title):
-            has_one = row.difference is not None or metric in ('result', 'seeds')
-            return METRICS[metric](row) if has_one else '(no difference)'
+            has_one = row.difference is not None or metric == 'result'
+            return METRICS[metric](row) if has_one else _NONE
     return _MISSING

@@ -45,7 +45,7 @@ def table(found: Sequence[Row]) -> str:
         'method',
         'rate (share in %)',
         'seeds',
-        'test',
+        'test, at the first rate',
         'minus the first',
         'p, Holm',
         'within the margin',
@@ -58,14 +58,14 @@ def table(found: Sequence[Row]) -> str:
 def _line(row: Row) -> Iterator[str]:
     cell, setting = row.cell, row.cell.setting
     digits, unit = (2, ' %') if setting.percent else (3, ' nats')
-    weights = sorted(cell.side.weights.items(), key=lambda item: -item[1])
+    shares = statistics.shares(cell.side.tried)
     yield setting.name
     yield cell.contender.title
     yield ', '.join(
         f'{setting.rate(cell.contender, k):.3g}'
         + (' at the edge' if cell.at_the_edge(k) else '')
-        + f' ({100 * weight * (1 - cell.missing):.0f})'
-        for k, weight in weights
+        + f' ({100 * shares[k]:.0f})'
+        for k in sorted(cell.side.fresh, key=lambda k: -shares[k])
     )
     yield str(len(setting.seeds))
     yield cell.headline + unit * math.isfinite(cell.side.mean)
@@ -76,6 +76,19 @@ def _line(row: Row) -> Iterator[str]:
         known = math.isfinite(row.difference.low)
         yield f'{row.p_value:.2g}' if known else ''
         yield f'{row.difference.within(setting.margin)} ({setting.margin:g})' if known else ''
+
+
+def _absent(found: Sequence[Row]) -> str:
+    """A paragraph on the methods that have no row beside those of their setting."""
+    shown = {(row.cell.setting.name, row.cell.contender.title) for row in found}
+    settings = {row.cell.setting.name: row.cell.setting for row in found}.values()
+    absent = [
+        f'{setting.name}: {contender.title}'
+        for setting in settings
+        for contender in setting.contenders
+        if (setting.name, contender.title) not in shown
+    ]
+    return f'\n\nWithout a row, for want of runs at a likely rate: {"; ".join(absent)}.' if absent else ''
 
 
 def draw(found: Sequence[Row], path: Path) -> None:
@@ -126,14 +139,17 @@ def write_experiment(settings: Sequence[Setting], text: str, folder: Path) -> No
         folder: of the experiment, under results/.
 
     Raises:
-        ValueError: if no setting is finished.
+        ValueError: if no setting has two finished methods.
     """
     records = Records(folder / 'runs.jsonl')
     found = rows(runner.finished(settings, records))
     if not any(row.difference for row in found):
-        raise ValueError(f'{folder} has no finished setting. Run `python -m experiments run {folder.name}`.')
+        raise ValueError(
+            f'in {folder} no setting has two finished methods to compare. '
+            f'Run `python -m experiments run {folder.name} --results={folder.parent}`.'
+        )
     draw(found, folder / 'differences.png')
-    text = text.format(table=table(found), origins=origins(list(records)))
+    text = text.format(table=table(found) + _absent(found), origins=origins(list(records)))
     write(folder / 'README.md', numbers.filled(text, lambda name: (settings, found)))
 
 

@@ -2,7 +2,7 @@
 
 Rates lie on a geometric grid, which grows until the best is inside it. The best has the lowest mean loss on
 validation data over tuning seeds. Fresh seeds then train at every rate that tuning would choose in 5 % of the
-cases or more, and are tested on data that serve no choice.
+cases or more, and are tested on data that choose no rate.
 """
 
 import dataclasses
@@ -110,7 +110,6 @@ class Cell(NamedTuple):
     setting: Setting
     contender: Contender
     side: Side  # test accuracies in %, or losses with their sign turned
-    records: Sequence[Record]  # of the fresh seeds
     missing: float = 0.0  # the share of likely choices whose rates have no fresh seeds
 
     def at_the_edge(self, k: int) -> bool:
@@ -122,7 +121,7 @@ class Cell(NamedTuple):
         """Mean and standard deviation at the rate that is chosen most often; or that a fresh run diverges."""
         if not math.isfinite(self.side.mean):
             return 'diverges'
-        k = max(self.side.weights, key=lambda k: self.side.weights[k])
+        k = max(self.side.fresh, key=lambda k: self.side.weights[k])
         return statistics.mean_std(np.abs(self.side.fresh[k]), 2 if self.setting.percent else 3)
 
 
@@ -153,20 +152,18 @@ def cell(setting: Setting, contender: Contender, get: Get) -> Cell:
     name, scale = ('test_accuracy', 100.0) if setting.percent else ('test_loss', -1.0)
     name = f'{name}_{point}' + (f'@{setting.at}' if setting.at else '')
     fresh: dict[int, np.ndarray] = {}
-    records: list[Record] = []
     missing = 0.0
     shares = statistics.shares(tried)
     for k in statistics.likely(tried):
         try:
             fresh[k] = scale * values([k], setting.seeds, name)[0]
-            records += get([setting.spec(contender, k, seed) for seed in setting.seeds])
         except LookupError:
             if not setting.carried_over:
                 raise
             missing += shares[k]
     if not fresh:
         raise LookupError(f'{contender.title!r} has no fresh seeds at any rate that tuning would choose.')
-    return Cell(setting, contender, Side(tried, fresh), records, missing)
+    return Cell(setting, contender, Side(tried, fresh), missing)
 
 
 def _metric(record: Record, name: str) -> float:

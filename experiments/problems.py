@@ -1,7 +1,7 @@
 """The problems, each defined once: data and their split, network, workers, batch, steps and schedule.
 
-A problem is a configuration of the trainer, whatever executes the run. Every run trains on the same training
-examples; 'validation' ones serve all choices, 'test' ones none.
+A problem is a configuration of the trainer, whatever executes the run. 'validation' examples choose rates,
+'test' ones none; only in the paper's protocol do reported runs train on the former as well.
 """
 
 import hashlib

@@ -105,14 +105,14 @@ from it. Local SGD in two bits
 ends <!-- number: rivals; digits, 1/64, again; local SGD, H = 4, 2 bits; difference --><!-- /number -->
 from it, DeMo <!-- number: rivals; digits, 1/64, again; DeMo; difference --><!-- /number -->.
 With 20 seeds, the paper's DEF, DiLoCo and, with more bytes than DEF-Q, EF-signSGD, 1-bit Adam and PowerSGD of
-rank 1 end behind, by intervals below zero.
+rank 1 end behind, by intervals below zero, 1-bit Adam's only before they are corrected for their number.
 
 **Setting.** The problem and the rule for rates are those of [few bits](../few_bits/README.md). Top-k and
 EF-signSGD compress the updates of momentum SGD, as their papers do; an element of top-k takes 32 bits, its
 value in bfloat16 and its place in 16 bits. SparseLoCo sends 2-bit values with 16-bit places. Local SGD and
 DiLoCo, with momentum SGD inside, send everything every H steps in few bits, with error feedback.
 
-**Limits.** A small network and short runs on one machine. Rows of one method differ in momentum or H; its
+**Limits.** A small network and short runs. Rows of one method differ in momentum or H; its
 best row was not chosen by validation, which favours it. Bytes are those that a worker sends: with 8 workers,
 a method that gathers (top-k, SparseLoCo, DeMo, the sign methods) passes four times as many over the network
 as one that reduces. Intervals are not corrected for the number of rows; p-values are.

@@ -52,7 +52,7 @@ points from SGD at 1/64, which leaves half a point open, and
 is <!-- number: scale; width 64, 64 workers; 1/256, 2 bits; difference --><!-- /number -->
 behind at 1/256. The perceptron of width 384
 ends <!-- number: scale; width 384, 8 workers; 1/64, 2 bits; difference --><!-- /number -->
-points from SGD at 1/64: within half a point, and behind; at 1/256 it
+points from SGD at 1/64: within half a point, and below zero before correction; at 1/256 it
 ends <!-- number: scale; width 384, 8 workers; 1/256, 2 bits; difference --><!-- /number -->
 from SGD. At 1/1024 with 8 workers it
 is <!-- number: scale; width 64, 8 workers; 1/1024, 2 bits; difference --><!-- /number -->
@@ -62,8 +62,8 @@ behind. Seeds of width 16 differ by two points, too much for a margin of a half.
 workers share: with 64 workers, each takes one image. DEF-Q is `def_jax.def_sgd(rate, compression, 'workers')`
 with its defaults, 2 bits.
 
-**Limits.** Small networks and short runs on one machine; one validation split; 20 seeds. Intervals are not
-corrected for the number of rows; p-values are.
+**Limits.** Small networks and short runs on two kinds of machine; one validation split; 20 seeds. Intervals
+are not corrected for the number of rows; p-values are.
 
 {origins}
 

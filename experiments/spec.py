@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ['DirtyError', 'Record', 'Records', 'Spec', 'commit', 'origin']
+__all__ = ['DirtyError', 'Record', 'Records', 'Spec', 'commit', 'of_code', 'origin']
 
 _CODE = ('*.py', 'requirements.txt', 'pyproject.toml')  # what decides the numbers of a run
 _PACKAGES = ('jax', 'jaxlib', 'optax', 'flax', 'numpy')
@@ -103,6 +103,8 @@ class Records:
                 record = Record.of_json(json.loads(line))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f'{path}:{number} is no record ({error}). Delete the line.') from error
+            if record.spec.key in self._known:
+                raise ValueError(f'{path}:{number} repeats the run of an earlier line. Delete one of them.')
             self._known[record.spec.key] = record
 
     def __iter__(self) -> Iterator[Record]:
@@ -151,6 +153,11 @@ def commit(*, allow_dirty: bool = False) -> str:
             'was run, or pass --allow_dirty, which marks them.'
         )
     return f'{name or "unknown"}{"-dirty" if changes else ""}'
+
+
+def of_code() -> str:
+    """The last commit that changed code, whatever pages and records were committed since."""
+    return _git('log', '-1', '--format=%h', '--', *_CODE)
 
 
 @functools.cache

@@ -29,6 +29,6 @@ PAGE = """\
 
 {origins}
 
-    python -m experiments run table2
+    JAX_PLATFORMS=cuda python -m experiments run table2
     python -m experiments page table2
 """

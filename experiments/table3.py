@@ -43,6 +43,6 @@ PAGE = """\
 
 {origins}
 
-    python -m experiments run table3
+    JAX_PLATFORMS=cuda python -m experiments run table3
     python -m experiments page table3
 """

@@ -13,7 +13,7 @@ from def_jax.trainer import loop
 from def_jax.trainer.metrics import read
 from experiments import methods
 from experiments.lanes import course_of, finite
-from experiments.spec import Record, Spec
+from experiments.spec import Record, Spec, of_code
 
 __all__ = ['FOLDER', 'run']
 
@@ -25,14 +25,14 @@ def run(specs: Sequence[Spec], origin: Mapping[str, Any]) -> Iterator[Record]:
     """Trains runs and yields their records.
 
     The trainer's files lie in `FOLDER`, a folder a run, until the next record is asked for: a run that was
-    interrupted goes on where it stopped, at the same commit.
+    interrupted goes on where it stopped, unless code was committed since.
 
     Args:
         specs: the runs.
         origin: for their records.
     """
     for spec in specs:
-        name = hashlib.sha256(f'{spec.key} {origin.get("commit")}'.encode()).hexdigest()[:16]
+        name = hashlib.sha256(f'{spec.key} {of_code()}'.encode()).hexdigest()[:16]
         if str(origin.get('commit')).endswith('-dirty'):  # perhaps begun with other code
             shutil.rmtree(FOLDER / name, ignore_errors=True)
         yield _record(spec, origin, str(FOLDER / name))

@@ -22,7 +22,7 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 # XLA's older emitters for CPUs compile in a quarter of the time; later versions have the new ones alone.
-if metadata.version('jaxlib').startswith(('0.9.', '0.10.')):
+if metadata.version('jaxlib').startswith('0.10.'):
     os.environ.setdefault(
         'XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
     )

@@ -39,6 +39,7 @@ _PAIRS = flags.DEFINE_integer(
 
 def main(_) -> int:
     jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_enable_compilation_cache', False)
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {SLOW_LINE}'
     folder = Path(_OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)

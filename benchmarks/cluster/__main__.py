@@ -34,6 +34,7 @@ _TORCH = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string('output', 'results/benchmarks', 'Folder of the page and its records.')
 _NAME = flags.DEFINE_string('name', 'cluster', 'Of these two files; begins with "cluster".')
+flags.register_validator('name', lambda name: name.startswith('cluster'), 'must begin with "cluster".')
 
 # Each tuple is a job: its variants take turns within the same processes.
 _LOCAL = ('compute', 'local_sgd', 'local_def64', 'local_def_q64_2', 'local_def_q256_2')  # also one at a time

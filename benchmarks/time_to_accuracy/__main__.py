@@ -30,7 +30,8 @@ from def_jax.trainer.data.in_memory import load_dataset
 from experiments import spec
 
 # Peak rates, with momentum 0.9. They were chosen by runs of 780 steps with --validation and --seed=100, from
-# 0.025, 0.05, 0.1 and, for 'dense', 0.2, where it diverges. DEF-Q has that of 'dense'.
+# 0.025, 0.05, 0.1 and, for 'dense', 0.2, where it diverges; PowerSGD's from 0.05 and 0.1. DEF-Q has that of
+# 'dense'.
 RATES = {
     'dense': 0.1,
     'def64': 0.05,

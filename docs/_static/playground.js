@@ -91,8 +91,6 @@
   const clamp = (v) => Math.max(-1e3, Math.min(1e3, Number.isFinite(v) ? v : 1e3)).toFixed(3);
   const place = (point) => shown(point).map(clamp).join(' ');
   const line = (points) => 'M' + points.map(place).join('L');
-  const stairs = (points) =>
-    'M' + place(points[0]) + points.slice(1).map((p) => `H${clamp(p[0])}V${clamp(p[DIM - 1])}`).join('');
   const dots = (points) => points.map((p) => `M${place(p)}h0`).join('');
 
   function makePicture() {
@@ -153,7 +151,7 @@
     const update = () => {
       const settings = Object.fromEntries(SLIDERS.map(({ name }, i) => [name, sliders[i].read()]));
       const run = simulate({ ...settings, seed });
-      paths.x.setAttribute('d', stairs(run.x));
+      paths.x.setAttribute('d', line(run.x));
       paths.y.setAttribute('d', line(run.y));
       paths.points.setAttribute('d', dots(run.points.flat()));
       summary.textContent = describe(run);

@@ -53,13 +53,13 @@ class Regression(Task):
 
 
 def diabetes(test_share: float = 0.2) -> Dataset:
-    """The data set: 442 patients in a fixed random order, all columns standardised."""
+    """The data set: 442 patients in a fixed random order, columns in the training patients' units."""
     features, target = sklearn.datasets.load_diabetes(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(target))
-    features = features[order] / features.std(axis=0)
-    target = (target[order] - target.mean()) / target.std()
+    features, target, first = features[order], target[order], round(len(target) * (1 - test_share))
+    features = features / features[:first].std(axis=0)
+    target = (target - target[:first].mean()) / target[:first].std()
     data = Arrays({'features': features.astype(np.float32), 'target': target.astype(np.float32)})
-    first = round(len(data) * (1 - test_share))
     return Dataset(train=data.part(0, first), test=data.part(first, len(data)), unit='patients')
 
 

@@ -18,6 +18,11 @@ def test_every_method_has_a_valid_configuration(variant, toy):
     check_config(config)
 
 
+def test_a_step_takes_its_share_of_messages_that_are_sent_seldom():
+    clock = [0.1 * step + 10 * (step // 32) for step in range(10, 181, 10)]
+    assert two_nodes.step_seconds(clock) == pytest.approx(0.1 + 10 / 32)
+
+
 def test_the_page_multiplies_the_steps_to_a_loss_by_the_time_of_a_step(tmp_path):
     dense, def_q = two_nodes.DENSE, 'DEF-Q, 1/64'
     curves = {dense: [[50, 2.04], [100, 2.0]], def_q: [[50, 2.3], [100, 2.01]]}

@@ -88,13 +88,32 @@ def sections():
 @pytest.mark.parametrize(('program', 'rows'), sections(), ids=[program for program, _ in sections()])
 def test_the_numbers_of_a_table_are_those_of_its_program(program, rows):
     written = json.loads((ROOT / f'results/theory/{program}.json').read_text())['table']
-    known = sorted({abs(n) for line in written for value in line.values() for n in numbers(str(value))})
+    known = {n for line in written for value in line.values() for n in numbers(str(value))}
     shown = [cell for row in rows for cell in row.split('|')[2:-1] if '/' not in cell and 'c =' not in cell]
     assert len(shown) >= 12
     for cell in shown:
         for text in NUMBER.findall(cell):
-            value = abs(numbers(text)[0])
+            (value,) = numbers(text)
             decimals = len(text.partition('.')[2])
             # The page rounds what the program printed, or has its digits as they are.
-            near = 0.5000001 * 10.0**-decimals if decimals or value < 100 else 0.01 * value
+            near = 0.5000001 * 10.0**-decimals if decimals or abs(value) < 100 else 0.01 * abs(value)
             assert any(abs(value - n) <= near for n in known), (cell, text)
+
+
+def test_the_numbers_of_few_bits_are_those_of_their_program():
+    written = json.loads((ROOT / 'results/theory/rounding.json').read_text())['table']
+    found = {
+        (each['bits'], each['of']): {name: numbers(text)[0] for name, text in each.items() if name != 'of'}
+        for each in written
+    }
+    page = (ROOT / 'docs/theory/index.md').read_text().partition('## Few bits')[2]
+    rows = [line.split(' | ') for line in page.splitlines() if line.startswith(('| D_b', '| δ'))]
+    for column, bits in enumerate((1, 2, 4, 8), start=1):
+        gaussian, messages = (found[str(bits), of] for of in ('Gaussian', 'messages'))
+        ratio = 64 * bits / 32
+        expected = [gaussian['D_b'], messages['D'], gaussian['1 - D_b'] / ratio, messages['R·δ'] / ratio]
+        for row, value in zip(rows, expected, strict=True):
+            text = NUMBER.findall(row[column])[0]
+            assert abs(float(text) - value) <= 0.51 * 10.0 ** -len(text.partition('.')[2]), (row[0], bits)
+        growth = page.partition('cross term, is ')[2].replace(' and ', ', ').split(', ')[column - 1]
+        assert numbers(growth)[0] == pytest.approx(messages['second rounding'], rel=0.1), bits

@@ -1,5 +1,6 @@
 """The candidate for optax.contrib equals the library bit for bit; its own tests and its doctest pass."""
 
+import doctest
 import functools
 import sys
 import unittest
@@ -61,6 +62,13 @@ def test_it_equals_the_library_bit_for_bit(candidate, ratio):
         return seen
 
     jax.tree.map(np.testing.assert_array_equal, *(trained(*side) for side in sides))
+
+
+def test_its_doctest_passes_where_optax_has_it(candidate, monkeypatch):
+    for name in ('error_feedback', 'error_feedback_detached_params', 'error_feedback_output_params'):
+        monkeypatch.setattr(optax.contrib, name, getattr(candidate, name), raising=False)
+    found = doctest.testmod(candidate)
+    assert found.attempted > 0 and found.failed == 0
 
 
 def test_its_own_tests_pass():

@@ -143,6 +143,10 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path, monkeypatch):
     assert [cell.contender.title for cell in cells] == ['SGD', 'DEF']
     with pytest.raises(ValueError, match='has a record of'):
         Records(path).add(next(iter(Records(path))))
+    twice = tmp_path / 'twice.jsonl'
+    twice.write_text('\n'.join([lines[0], lines[1], lines[0]]))
+    with pytest.raises(ValueError, match=r'twice\.jsonl:3 repeats the run of an earlier line'):
+        Records(twice)
     monkeypatch.setitem(runner.EXECUTORS, 'lanes', stopping)  # another experiment trains none of these again
     get = runner.Runner(Records(tmp_path / 'runs.jsonl'), ORIGIN, others=[Records(path)])
     assert len(get([record.spec for record in Records(path)])) == len(Records(tmp_path / 'runs.jsonl')) > 25
@@ -174,7 +178,7 @@ def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
     toy_page = re.sub(r'few_bits;[^>]*; difference', 'few_bits; toy; DEF; difference', few_bits.PAGE)
     monkeypatch.setattr(few_bits, 'PAGE', toy_page)
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 2
-    assert 'has no finished setting' in capsys.readouterr().err
+    assert 'no setting has two finished methods' in capsys.readouterr().err
     monkeypatch.setitem(runner.EXECUTORS, 'lanes', toy)
     arguments = ['run', 'few_bits', '--results', str(tmp_path), '--allow_dirty', '--only']
     assert __main__.main([*arguments, 'nothing']) == 2
@@ -187,6 +191,11 @@ def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
     assert '| toy | DEF |' in text and ' records: ' in text and len(text.split()) < pages.MOST_WORDS
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 0
     assert (page.read_text(), picture.read_bytes()) == (text, drawn)
+    missing = dataclasses.replace(
+        SETTING, contenders=[*SETTING.contenders, Contender('EF', 'ef', {'ratio': 8})]
+    )
+    pages.write_experiment([missing], toy_page, tmp_path / 'few_bits')
+    assert 'for want of runs at a likely rate: toy: EF.' in page.read_text()
 
 
 def test_a_page_has_a_limit(tmp_path):

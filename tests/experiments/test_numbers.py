@@ -78,7 +78,11 @@ def test_what_the_pages_say_of_10_m_parameters_by_hand_is_on_record():
         'quarter in two bits, which is 1/64, {}; AdamW {}.'
     )
     assert said.format(*single) in page
-    assert f'1/64 has {found[200, (64, 2), high]:.3f} and AdamW {found[200, "AdamW", high]:.3f}' in page
+    twice = [found[200, kind, high] for kind in ((64, 2), (64, 4), 'AdamW')]
+    assert (
+        '1/64 has {:.3f}, in four bits {:.3f}, though'.format(*twice) in page
+        and f'AdamW {twice[2]:.3f}' in page
+    )
     assert f'ahead of 1/64, {sixteen} behind AdamW' in page
     for name, words in (
         ('README.md', 'at 1/16, '),
@@ -103,6 +107,10 @@ def test_a_stale_number_is_found_and_filled(tmp_path, capsys):
     assert '+5.00' in page.read_text()
     assert __main__.main(arguments) == 0 and page.read_text() == f'DEF-A is {FILLED} points ahead.'
     assert __main__.main([*arguments, '--check']) == 0
+    page.write_text(MARK.replace('digits', 'VGG-16').format('difference', ''))
+    assert __main__.main([*arguments, '--check']) == 1
+    assert __main__.main(arguments) == 0 and '(not run)' in page.read_text()
+    assert __main__.main([*arguments, '--check']) == 1 and 'not run' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -110,7 +118,7 @@ def test_a_stale_number_is_found_and_filled(tmp_path, capsys):
     [
         ('a; b; c', 'must name an experiment, a setting, a method and one of result, difference'),
         ('table4; digits; λ = 1; difference', 'names no setting of table4: digits, DEF, ratio 64'),
-        ('table4; digits, DEF, ratio 64; SGD; p', 'names no method of digits, DEF, ratio 64: λ = 0'),
+        ('table4; digits, DEF, ratio 64; SGD; result', 'names no method of digits, DEF, ratio 64: λ = 0'),
     ],
 )
 def test_a_mark_of_what_is_not_there_is_refused(address, words):
