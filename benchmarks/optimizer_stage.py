@@ -47,8 +47,8 @@ _DEF, _NO_MOMENTUM, _POINT = 'DEF, 1/64', 'DEF, 1/64, no momentum', ', with the 
 _SHORTEST = 5e-3  # seconds per measurement, long enough to hide the launch of a program
 _WARM_UP = 0.2  # fraction of the rounds
 # The minimum over memory: a step reads g, m and r and writes m and r; momentum SGD has x instead of r.
-# Without momentum, g and r are read and r is written. The message is not counted, though few
-# bits reach a quarter of the model, at 1/256 a sixteenth.
+# Without momentum, g and r are read and r is written. The message is not counted, though in
+# one bit at 1/64 it is half of the model, in two a quarter.
 # m <- 0.9·m + g reads and writes three times, with next to no arithmetic.
 _PASSES, _WITHOUT_MOMENTUM, _TRIAD = 5, 3, 3
 _TARGETS = {

@@ -13,6 +13,7 @@ minutes on a CPU and shows that everything works.
 """
 
 import argparse
+import contextlib
 import itertools
 import re
 import shlex
@@ -74,16 +75,16 @@ def main() -> None:
     given, rest = parser.parse_known_args()
     if not given.launch and not given.toy:
         parser.error('--launch is needed: what starts a command on both nodes; or --toy, on this machine')
+    if given.timed_steps < 180 or given.timed_steps % 160 != 20:
+        parser.error('--timed_steps must be 20 and a multiple of 160, so that cycles of 32 steps are whole')
     launch = shlex.split(given.launch or _HERE)
     folder = Path(given.output or ('runs/two_nodes_toy' if given.toy else 'runs/two_nodes'))
     path = folder / 'runs.jsonl'
-    try:
-        for settings in records.missing(path, _wanted(given)):
-            flags = [flag for flag in rest if flag != '--']
-            records.add(path, _run(settings, launch, given.device, folder, flags))
-    finally:
-        if given.device:
-            subprocess.run([*launch, *f'tc qdisc del dev {given.device} root'.split()], check=False)
+    flags = [flag for flag in rest if flag != '--']
+    for settings in records.missing(path, _wanted(given)):
+        with _shaped(launch, given.device, settings['bandwidth']):
+            record = _run(settings, launch, folder, flags)
+        records.add(path, record)
     write(folder)
 
 
@@ -100,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--seed', nargs='+', type=int, default=[0], help='of whole runs')
     parser.add_argument('--steps', type=int, default=5000, help='of a whole run')
-    parser.add_argument('--timed_steps', type=int, default=180, help='at each bandwidth, 50 at least')
+    parser.add_argument(
+        '--timed_steps', type=int, default=180, help='at each bandwidth: 20 and a multiple of 160'
+    )
     parser.add_argument('--toy', action='store_true', help='a tiny model on four devices of two processes')
     parser.add_argument(
         '--output', help='shared folder of runs, records and the page; runs/two_nodes, or two_nodes_toy'
@@ -117,15 +120,22 @@ def _wanted(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {'variant': variant, 'seed': seed, 'bandwidth': bandwidth, 'steps': steps, 'toy': given.toy}
 
 
-def _run(
-    settings: dict[str, Any], launch: list[str], device: str, folder: Path, flags: list[str]
-) -> dict[str, Any]:
+@contextlib.contextmanager
+def _shaped(launch: list[str], device: str, bandwidth: str) -> Iterator[None]:
+    """Both nodes' device at a bandwidth; as it is, if one of them is empty."""
+    if not device or not bandwidth:
+        yield
+        return
+    shape = f'root tbf rate {bandwidth} burst {network.burst(bandwidth)}b latency 50ms'
+    subprocess.run([*launch, *f'tc qdisc replace dev {device} {shape}'.split()], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*launch, *f'tc qdisc del dev {device} root'.split()], check=True)
+
+
+def _run(settings: dict[str, Any], launch: list[str], folder: Path, flags: list[str]) -> dict[str, Any]:
     """One run of train.py on both nodes; raises CalledProcessError if it fails."""
-    bandwidth = settings['bandwidth']
-    if bandwidth and device:
-        shape = f'rate {bandwidth} burst {network.burst(bandwidth)}b latency 50ms'
-        command = f'tc qdisc replace dev {device} root tbf {shape}'
-        subprocess.run([*launch, *command.split()], check=True)
     name = ' '.join(str(settings[key]) for key in ('variant', 'seed', 'steps', 'bandwidth'))
     workdir = folder / re.sub('[^A-Za-z0-9]+', '_', name)
     chosen = [f'--config.{key}={value}' for key, value in _config(settings).items()]

@@ -19,6 +19,7 @@ skips the optimizer's step; the last two lines keep BatchNorm's statistics then.
 """
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -78,11 +79,12 @@ def main(num_steps=200):
     tx = def_jax.def_sgd(learning_rate_fn, 64, 'batch', skip_nonfinite=True)
     state = jax_utils.replicate(TrainState.create(apply_fn=Network().apply, tx=tx, **variables))
     def_jax.check(train_step.lower(state, *batches(1)).compile(), tx, variables['params'], 'batch')
-    *training, test = batches(num_steps + 1)
-    for batch in training:
+    stream = batches(num_steps + 1)
+    for batch in itertools.islice(stream, num_steps):
         state, metrics = jax.block_until_ready(train_step(state, batch))
     state = state.replace(batch_stats=cross_replica_mean(state.batch_stats))
     variables = jax_utils.unreplicate({'params': state.params, 'batch_stats': state.batch_stats})
+    test = next(stream)  # which no step has seen
     logits = Network().apply(variables, jax.lax.collapse(test['image'], 0, 2), False)
     accuracy = float((logits.argmax(-1) == test['label'].ravel()).mean())
     print(f'loss {float(metrics["loss"][0]):.3f}, test accuracy {accuracy:.3f}')

@@ -37,8 +37,8 @@ def rollout(params, key):  # of points that are to be pushed to the origin
         after = x + 0.3 * jnp.clip(action, -1, 1)
         return after, (x, action, -jnp.sum(noise**2, -1) / 2, -jnp.sum(after**2, -1))
 
-    first, *later = jax.random.split(key, 1 + LENGTH)
-    *data, reward = jax.lax.scan(step, jax.random.normal(first, (ENVS, 2)), jnp.stack(later))[1]
+    keys = jax.random.split(key, 1 + LENGTH)
+    *data, reward = jax.lax.scan(step, jax.random.normal(keys[0], (ENVS, 2)), keys[1:])[1]
     returns = jax.lax.scan(lambda g, r: (r + 0.9 * g,) * 2, jnp.zeros(ENVS), reward, reverse=True)[1]
     return [jax.lax.collapse(x, 0, 2) for x in (*data, returns)], reward.mean()
 
@@ -80,8 +80,8 @@ def main(num_steps=40):
         return *jax.lax.scan(step, (params, opt_state), rows)[0], jax.lax.pmean(reward, 'i')
 
     first, second, training = jax.random.split(jax.random.key(0), 3)
-    weights = jax.random.normal(first, (2, 64)), jax.random.normal(second, (64, 3)) / 8
-    one = {'in': weights[0], 'bias': jnp.zeros(64), 'out': weights[1]}
+    one = {'in': jax.random.normal(first, (2, 64)), 'bias': jnp.zeros(64)}
+    one['out'] = jax.random.normal(second, (64, 3)) / 8
     workers = jax.device_count()
     state = jax.pmap(lambda _: (one, optimizer.init(one)))(jnp.arange(workers))
     compiled = training_epoch.lower(*state, jax.random.split(training, workers)).compile()

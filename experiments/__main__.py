@@ -43,15 +43,21 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True)
     run = commands.add_parser('run', help='train what has no record yet, or go on with it')
     page = commands.add_parser('page', help='write the page from the records')
-    fill = commands.add_parser('numbers', help='fill the marks of results/, and of README.md and docs/')
+    fill = commands.add_parser(
+        'numbers', help='fill the marks of results/; of README.md and docs/ if that is --results'
+    )
     for command in (run, page, fill):
         command.add_argument('--results', default='results', help='folder of the folders of records')
     for command in (run, page):
         command.add_argument('name', help='the module of the experiment, e.g. few_bits')
     run.add_argument('--only', default='', help='settings whose name contains this, e.g. digits')
     run.add_argument('--executor', choices=('lanes', 'trainer'), help="the experiment's own if not given")
-    run.add_argument('--allow_dirty', action='store_true', help='run anew though the checkout is not HEAD')
-    fill.add_argument('--check', action='store_true', help='change nothing; exit code 1 if a number is stale')
+    run.add_argument(
+        '--allow_dirty', action='store_true', help='run though code is not committed; starts anew'
+    )
+    fill.add_argument(
+        '--check', action='store_true', help='change nothing; exit code 1 if a number is stale or missing'
+    )
     fill.add_argument('pages', nargs='*', type=Path, help='other pages than those')
     return parser
 
@@ -67,7 +73,7 @@ def _run(experiment, folder: Path, arguments: argparse.Namespace) -> None:
     origin = spec.origin(allow_dirty=arguments.allow_dirty)
     executor = arguments.executor or getattr(experiment, 'EXECUTOR', 'lanes')
     if executor == 'lanes' and any(setting.at for setting in chosen):
-        raise ValueError('lanes evaluate at the end alone: use --executor=trainer.')
+        raise ValueError('lanes evaluate only after the last step: use --executor=trainer.')
     own = folder / 'runs.jsonl'
     others = [spec.Records(path) for path in sorted(folder.parent.glob('*/runs.jsonl')) if path != own]
     runner.train(chosen, runner.Runner(spec.Records(own), origin, executor, others))
@@ -97,7 +103,7 @@ def _numbers(arguments: argparse.Namespace) -> int:
             if not arguments.check:
                 path.write_text(new, encoding='utf-8')
         if numbers.lacks(new):
-            print(f'{path}: a number was not run')
+            print(f'{path}: has a mark without a number')
         wrong |= new != text or numbers.lacks(new)
     return int(arguments.check and wrong)
 

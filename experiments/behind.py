@@ -108,7 +108,7 @@ On the perceptron, 1 bit is not to be told from 2:
 it ends <!-- number: behind; width 64, 1/256; 1/256, 1 bit; difference --><!-- /number -->
 points from it at 1/256
 and <!-- number: behind; width 64, 1/1024; 1/1024, 1 bit; difference --><!-- /number -->
-at 1/1024. λ = 0.3 came out ahead of the estimated λ at 1/1024, not surely (p is corrected for all rows),
+at 1/1024. λ = 0.3 came out ahead of the estimated λ at 1/1024, not surely (p = 0.3),
 by <!-- number: behind; width 64, 1/1024; λ = 0.3; difference --><!-- /number -->;
 at 1/256 and 1/64, which were run for that reason,
 it ends <!-- number: behind; width 64, 1/256; λ = 0.3; difference --><!-- /number -->

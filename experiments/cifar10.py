@@ -101,7 +101,7 @@ from it. In 200 epochs, one seed, DEF-Q at 1/256
 ends <!-- number: cifar10; 200 epochs, ratio 256; DEF-Q, 1/256, 2 bits; difference --><!-- /number -->
 points from SGD, and the paper's DEF
 ends <!-- number: cifar10; 200 epochs, ratio 256; DEF; difference --><!-- /number -->
-from it; DEF-Q at 1/64 and 1/1024 has not been run for as long.
+from it.
 
 **Setting.** Five convolutions of 71 k parameters (`vgg_strided`), 16 workers, batches of 128 images, 11,700
 steps in 30 epochs (78,000 in 200). The rate of every method was chosen in 6 epochs by the accuracy on 5,000

@@ -94,7 +94,7 @@ bits <!-- number: few_bits; digits, width 192; 1/256, 2 bits; difference --><!--
 with 20 seeds. Float32 messages of the same size end
 at <!-- number: few_bits; digits, width 64; 1/64, float32; difference --><!-- /number -->
 and <!-- number: few_bits; digits, width 192; 1/64, float32; difference --><!-- /number -->,
-the second not surely behind once corrected (p), and no farther than two bits there. The transformer
+the second not surely (p), and not to be told from two bits there. The transformer
 ends <!-- number: few_bits; transformer, 33 k, again; 1/64, 2 bits; difference --><!-- /number -->
 nats from AdamW,
 and <!-- number: few_bits; transformer, 33 k, again; 1/256, 2 bits; difference --><!-- /number -->

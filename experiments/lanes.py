@@ -107,12 +107,7 @@ class _Lanes:
     @functools.cached_property
     def outputs(self) -> Callable[[TrainState], dict]:
         """States to variables by point."""
-        steps = self._steps(1.0)
-
-        def lane(state):
-            return steps.outputs(state)
-
-        return _over_lanes(lane)
+        return _over_lanes(self._steps(1.0).outputs)
 
     @functools.cached_property
     def statistics(self) -> Callable[[TrainState, PyTree, dict], PyTree]:

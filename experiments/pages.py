@@ -88,7 +88,7 @@ def _absent(found: Sequence[Row]) -> str:
         for contender in setting.contenders
         if (setting.name, contender.title) not in shown
     ]
-    return f'\n\nWithout a row, for want of runs at a likely rate: {"; ".join(absent)}.' if absent else ''
+    return f'\n\nWithout a row, as runs are missing: {"; ".join(absent)}.' if absent else ''
 
 
 def draw(found: Sequence[Row], path: Path) -> None:

@@ -118,10 +118,11 @@ class Cell(NamedTuple):
 
     @property
     def headline(self) -> str:
-        """Mean and standard deviation at the rate that is chosen most often; or that a fresh run diverges."""
+        """Mean and deviation at the likeliest rate that has fresh seeds; or that a fresh run diverges."""
         if not math.isfinite(self.side.mean):
             return 'diverges'
-        k = max(self.side.fresh, key=lambda k: self.side.weights[k])
+        weights = self.side.weights
+        k = max(weights, key=lambda k: weights[k])
         return statistics.mean_std(np.abs(self.side.fresh[k]), 2 if self.setting.percent else 3)
 
 

@@ -105,7 +105,7 @@ from it. Local SGD in two bits
 ends <!-- number: rivals; digits, 1/64, again; local SGD, H = 4, 2 bits; difference --><!-- /number -->
 from it, DeMo <!-- number: rivals; digits, 1/64, again; DeMo; difference --><!-- /number -->.
 With 20 seeds, the paper's DEF, DiLoCo and, with more bytes than DEF-Q, EF-signSGD, 1-bit Adam and PowerSGD of
-rank 1 end behind, by intervals below zero, 1-bit Adam's only before they are corrected for their number.
+rank 1 end behind, by intervals below zero, 1-bit Adam not surely (p = 0.3).
 
 **Setting.** The problem and the rule for rates are those of [few bits](../few_bits/README.md). Top-k and
 EF-signSGD compress the updates of momentum SGD, as their papers do; an element of top-k takes 32 bits, its

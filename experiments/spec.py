@@ -155,8 +155,12 @@ def commit(*, allow_dirty: bool = False) -> str:
     return f'{name or "unknown"}{"-dirty" if changes else ""}'
 
 
+@functools.cache
 def of_code() -> str:
-    """The last commit that changed code, whatever pages and records were committed since."""
+    """The last commit that changed code, whatever pages and records were committed since.
+
+    As it was when first asked: this process goes on with what it has imported.
+    """
     return _git('log', '-1', '--format=%h', '--', *_CODE)
 
 

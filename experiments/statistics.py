@@ -97,7 +97,9 @@ def compared(ours: Side, theirs: Side) -> Difference:
 def _parts(ours: Side, theirs: Side) -> list[tuple[float, float, float, float]]:
     """For each pair of rates that is chosen: how often, and mean, error and freedom of the difference."""
     pairs, counts = np.unique(
-        np.stack([_choices(side.tried) for side in (ours, theirs)]), axis=1, return_counts=True
+        np.stack([_choices(side.tried, i) for i, side in enumerate((ours, theirs))]),
+        axis=1,
+        return_counts=True,
     )
     known = [
         (int(a), int(b), int(count))
@@ -120,11 +122,16 @@ def student(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]
     return mean, math.sqrt(sum(variances)), sum(variances) ** 2 / squares if squares else count - 1
 
 
-def _choices(tried: Tried) -> np.ndarray:
-    """The rates that tuning seeds drawn again would choose, [draws]; both sides draw the same seeds."""
+def _choices(tried: Tried, side: int = 0) -> np.ndarray:
+    """The rates that tuning seeds drawn again would choose, [draws]; both sides draw the same seeds.
+
+    Rates that did equally well, as accuracies on few images do, are drawn by lot, by each side for itself.
+    """
     losses = np.stack(list(tried.values()))
     drawn = np.random.default_rng(0).integers(0, losses.shape[1], (_DRAWS, losses.shape[1]))
-    return np.array(list(tried))[losses[:, drawn].mean(-1).argmin(0)]
+    means = losses[:, drawn].mean(-1)
+    lots = np.random.default_rng(1 + side).random(means.shape)
+    return np.array(list(tried))[(means + 1e-9 * lots).argmin(0)]
 
 
 def shares(tried: Tried) -> dict[int, float]:

@@ -36,7 +36,7 @@ def _by_detach(name: str, where: dict, method: str, ratio: int, values, rates=RA
         contender(f'λ = {detach:g}', method, rates, papers.get(detach, ''), ratio=ratio, detach=detach)
         for detach in values
     ]
-    return protocol(name, where, methods, **changes)
+    return protocol(name, where, methods, carried_over=False, **changes)
 
 
 SETTINGS = [
@@ -54,7 +54,6 @@ SETTINGS = [
             (0.3, 0.1, 0.2, 0.4, 0.6, 0.8),
             (0.05,),  # the authors' rate
             tuning_seeds=(),
-            carried_over=False,
         )
         for method, title in (('def', 'DEF'), ('def_a', 'DEF-A'))
     ),
@@ -78,8 +77,9 @@ residual.
 steps. The rate of every λ was chosen among 0.1, 0.05 and 0.01 by the accuracy on 200 held-out training
 images; fresh seeds then trained on all 1,000 training images, with BatchNorm's running statistics.
 
-**Limits.** One seed chose each rate, so all shares are 100 % and the intervals leave the choice of rates
-out. Three seeds leave intervals wide. Where a rate is marked "at the edge", one beyond it might be better.
+**Limits.** One seed chose each rate, so the intervals leave that choice out, except that tied rates
+share the weight. Three seeds leave intervals wide. Where a rate is marked "at the edge", one beyond it might
+be better.
 
 {origins}
 

@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return launcher.run()
     except (OSError, subprocess.SubprocessError) as error:
-        print(f'launch: {given.command[0]} cannot be started ({error}).', file=sys.stderr)
+        print(f'launch: a process could not be started ({error}).', file=sys.stderr)
         return 2
 
 

@@ -53,7 +53,7 @@ class Regression(Task):
 
 
 def diabetes(test_share: float = 0.2) -> Dataset:
-    """The data set: 442 patients in a fixed random order, columns in the training patients' units."""
+    """The data set: 442 patients in a fixed random order, scaled by its training patients."""
     features, target = sklearn.datasets.load_diabetes(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(target))
     features, target, first = features[order], target[order], round(len(target) * (1 - test_share))

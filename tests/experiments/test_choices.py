@@ -46,6 +46,14 @@ def test_an_open_choice_counts_in_mean_and_interval():
     assert found.low < 0.1 and found.high > 1.9 and found.within(0.5) == 'yes' and found.p_value > 0.1
 
 
+def test_rates_that_did_equally_well_are_drawn_by_lot_by_each_side_for_itself():
+    tied = {0: np.array([0.1 + 0.2, 1.0]), 1: np.array([0.3, 1.0]), 2: np.full(2, np.inf)}
+    assert statistics.shares(tied) == {0: pytest.approx(0.5, abs=0.05), 1: pytest.approx(0.5, abs=0.05), 2: 0}
+    first, second = (Side(tied, {k: np.full(5, k * step) for k in (0, 1)}) for step in (1.0, 10.0))
+    pairs = [(mean, weight) for weight, mean, *_ in statistics._parts(first, second)]
+    assert dict(pairs) == {mean: pytest.approx(0.25, abs=0.05) for mean in (0.0, 1.0, -10.0, -9.0)}
+
+
 def test_the_same_rate_of_both_sides_differs_in_nothing():
     (side,) = sides(np.random.default_rng(2), 0.0)
     assert statistics.compared(side, side).p_value == pytest.approx(1.0)
@@ -195,7 +203,7 @@ def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
         SETTING, contenders=[*SETTING.contenders, Contender('EF', 'ef', {'ratio': 8})]
     )
     pages.write_experiment([missing], toy_page, tmp_path / 'few_bits')
-    assert 'for want of runs at a likely rate: toy: EF.' in page.read_text()
+    assert 'Without a row, as runs are missing: toy: EF.' in page.read_text()
 
 
 def test_a_page_has_a_limit(tmp_path):

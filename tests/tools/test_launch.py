@@ -181,9 +181,11 @@ def test_a_process_that_cannot_be_started_again_for_a_while_harms_no_other(tmp_p
 
 def test_what_cannot_be_started_at_all_is_refused(tmp_path, capsys):
     assert launch.main(['--processes=2', '--', 'true']) == 0
-    for arguments in (['no-such-program'], [f'--log={tmp_path}/missing/log', 'true']):
-        assert launch.main(['--processes=2', *arguments]) == 2
-        assert re.fullmatch(r'launch: \S+ cannot be started \(.*\)\.\n', capsys.readouterr().err)
+    for *flags, named in (['no-such-program'], [f'--log={tmp_path}/missing/log', 'true']):
+        assert launch.main(['--processes=2', *flags, named]) == 2
+        missing = 'missing/log-0.log' if flags else named
+        said = capsys.readouterr().err
+        assert re.fullmatch(rf"launch: a process could not be started \(.*{re.escape(missing)}'\)\.\n", said)
 
 
 def test_all_processes_share_a_secret(tmp_path, monkeypatch):
