@@ -91,12 +91,12 @@ def def_adamw(
 
     Args:
         learning_rate: of dense AdamW, a number or an optax schedule. A factor of three is inside, for the
-            gradient's part of an update alone.
+            gradient's part of an update alone, and `outer` multiplies all of it by 0.3 / (1 - 0.8) = 1.5.
         compression, order, allocation: see `def_sgd`.
         axis_name, bits, detach, outer, skip_nonfinite, overlap, seed: see `error_feedback`.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
-        weight_decay: decoupled weight decay, as of dense AdamW, at the detached point.
+        weight_decay: decoupled weight decay, at the detached point; 2/3 of dense AdamW's decays as much.
         mask: which leaves decay, a pytree of booleans or a function of the parameters, see `optax.adamw`.
 
     Raises:
@@ -128,8 +128,8 @@ def block_ratio(compression: float, bits: Bits) -> float:
     >>> block_ratio(64, bits=2)
     4.0
     """
-    check_bits(bits)
     compression = check_ratio(compression, 'compression')
+    check_bits(bits)
     if compression * bits < 32:
         raise ValueError(
             f'{compression=} with {bits=}: all numbers of the model in {bits} bits are 1/{32 // bits} of the '

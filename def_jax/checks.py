@@ -16,8 +16,9 @@ def is_number(value: Any) -> bool:
 
 def check_number(name: str, value: Any, low: float, high: float, hint: str, *, below: bool = False) -> None:
     """Raises ValueError unless `value` is a number in [low, high], with `below` in [low, high), or traced."""
-    if isinstance(value, jax.Array):  # optax.inject_hyperparams traces numbers: no value to check yet
+    if isinstance(value, jax.core.Tracer):  # by optax.inject_hyperparams: no value to check yet
         return
+    value = value.item() if isinstance(value, jax.Array) and not value.ndim else value
     if not is_number(value) or not low <= value <= high or (below and value == high):
         end = ')' if below else ']'
         raise ValueError(f'{name}={value!r} must be a number in [{low}, {high}{end} ({hint}).')
@@ -25,28 +26,30 @@ def check_number(name: str, value: Any, low: float, high: float, hint: str, *, b
 
 def check_integer(name: str, value: Any, low: int, hint: str, *, bits: int = 31) -> None:
     """Raises ValueError unless `value` is a Python integer in [low, 2**bits)."""
+    _check_static(name, value)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**bits:
         raise ValueError(f'{name}={value!r} must be an integer in [{low}, 2**{bits}): {hint}.')
 
 
 def check_choice(name: str, value: Any, meanings: Mapping[Any, str]) -> None:
     """Raises ValueError unless `value` is one of the choices, each given with its meaning."""
+    _check_static(name, value)
     if value not in list(meanings):
         *others, last = [f'{choice!r} ({meaning})' for choice, meaning in meanings.items()]
         raise ValueError(f'{name}={value!r} must be {", ".join(others)} or {last}.')
 
 
-def check_ratio(ratio: Any, name: str = 'ratio') -> int | float:
-    """`ratio` as a Python number, or a ValueError unless it is one >= 1 that is known at trace time.
-
-    In one of NumPy's narrow types, sizes divided by it would overflow.
-    """
-    if isinstance(ratio, jax.Array):
+def _check_static(name: str, value: Any) -> None:
+    if isinstance(value, jax.Array):  # unknown when a step is traced
         raise ValueError(
-            f'{name}={ratio} is an array, but it determines the shape of the message and must be a Python '
-            f'number; with optax.inject_hyperparams, pass static_args=({name!r},).'
+            f'{name} is an array: with optax.inject_hyperparams, pass static_args=({name!r}, ...).'
         )
-    value = ratio.item() if isinstance(ratio, np.generic) else ratio
+
+
+def check_ratio(ratio: Any, name: str = 'ratio') -> int | float:
+    """`ratio` as a Python number, or a ValueError unless it is one >= 1 that is known at trace time."""
+    _check_static(name, ratio)
+    value = ratio.item() if isinstance(ratio, np.generic) else ratio  # sizes over a narrow type overflow
     if not is_number(value) or not 1 <= value <= sys.float_info.max:
         raise ValueError(f'{name}={ratio!r} must be a finite number >= 1, e.g. 64 to send 1/64, or 1.')
     return value

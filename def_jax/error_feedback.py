@@ -77,7 +77,7 @@ def error_feedback(
         bits: in which a number travels. 32 is the paper's float32, one all-reduce; 16 is bfloat16. With 8, 4,
             2 (-1, 0 and 1) or 1, messages are rounded to integers, see `wires.few_bits`. What rounding takes
             is sent later. At the same bytes, large blocks of few bits train better than small ones of many.
-        seed: selects the blocks; must be the same on all workers.
+        seed: selects the blocks; must be the same on all workers. A restored state keeps its own.
         detach: λ in [0, 1]. 0 is error feedback (EF); 1 takes gradients at each worker's own model (SAEF,
             PSync). 'auto' tracks the λ*(t) that minimises Eq. 9, estimated from the messages; see
             `options.detach_estimate`.
@@ -228,7 +228,6 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
     >>> def_jax.detached_params(jnp.zeros(2), state._replace(residual=jnp.array([1.0, 2.0]))).tolist()
     [0.5, 1.0]
     """
-    check_surroundings(opt_state, 'detached_params')
     return _at_point(params, feedback_states(opt_state, 'detached_params'))
 
 
@@ -267,6 +266,7 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
 
 def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
     """All `error_feedback` states in `opt_state`; raises ValueError in the caller's name if there is none."""
+    check_surroundings(opt_state, caller)
     states = [state for state in link_states(opt_state) if isinstance(state, ErrorFeedbackState)]
     links = Counter(path for state in states for path, _ in named_leaves(state.residual))
     if both := sorted(path for path, number in links.items() if number > 1):

@@ -95,10 +95,30 @@ MISTAKES = [
         ('learning_rate must be a number .*pass inner=optimizer', preset, optax.sgd(0.1), 64, None)
         for preset in (def_jax.def_sgd, def_jax.def_adamw)
     ),
+    *(
+        (
+            rf"{name} is an array.* static_args=\('{name}', ",
+            optax.inject_hyperparams(def_jax.def_sgd, static_args=static)(0.1, 64.0, None).init,
+            jnp.ones(8),
+        )
+        for name, static in (('compression', ()), ('bits', ('compression',)))
+    ),
+    ('momentum=1.5 must be a number in', functools.partial(PRESET, momentum=jnp.float32(1.5))),
+    ('every is an array', functools.partial(def_jax.error_feedback, BLOCK, None, every=jnp.int32(2))),
     (
-        r"compression=.* is an array.* static_args=\('compression',\)",
-        optax.inject_hyperparams(def_jax.def_sgd)(0.1, 64.0, None).init,
-        jnp.ones(8),
+        'detach=.* must be a number in',
+        functools.partial(def_jax.error_feedback, BLOCK, None, detach=jnp.ones(2)),
+    ),
+    *(
+        (
+            'skip_nonfinite does not hold it.* as inner=',
+            read,
+            PARAMS,
+            optax.chain(optax.sgd(0.1, 0.9), def_jax.error_feedback(BLOCK, None, skip_nonfinite=True)).init(
+                PARAMS
+            ),
+        )
+        for read in POINTS
     ),
     *((r"two error_feedback links act on \['b'\]", read, PARAMS, TWICE.init(PARAMS)) for read in POINTS),
     *(
@@ -114,8 +134,14 @@ MISTAKES = [
         )
     ),
     *(
-        ('an optimizer stands after def_jax', POINTS[0], PARAMS, optax.chain(FEEDBACK, after).init(PARAMS))
-        for after in (optax.adam(0.01), optax.trace(0.9))
+        (
+            'something stands after def_jax.* as inner=',
+            read,
+            PARAMS,
+            optax.chain(FEEDBACK, after).init(PARAMS),
+        )
+        for read in POINTS
+        for after in (optax.adam(0.01), optax.sgd(0.1), optax.scale(-0.1))
     ),
     ('one worker; the variance between workers needs', diagnostics.gradient_statistics, PARAMS, None),
     ('error_statistics: opt_state holds no residual', diagnostics.error_statistics, (), None),

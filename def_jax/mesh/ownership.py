@@ -141,16 +141,18 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
         return any(map(is_bare, _chained(node)))
 
     for chain in map(_chained, filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))):
-        last = max(i for i, part in enumerate(chain) if is_bare(part))
-        before, after = [part for part in chain[:last] if not is_link(part)], chain[last + 1 :]
-        if any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim for leaf in jax.tree.leaves(after)):
+        *before, last = chain
+        if not is_bare(last):
             raise ValueError(
-                f'{caller}: an optimizer stands after def_jax.error_feedback in the chain, so that it is '
-                'given updates in place of gradients. Pass it to error_feedback as inner= instead.'
+                f'{caller}: something stands after def_jax.error_feedback in the chain, which has no inner=: '
+                'an optimizer there is given updates in place of gradients. Pass it as inner= instead.'
             )
-        if in_spmd and any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(before)):
+        skips = 'skipped' in getattr(last, 'extra', ())  # and what precedes keeps a NaN for good
+        leaves = jax.tree.leaves([part for part in before if not is_link(part)])
+        if (in_spmd or skips) and any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+            why = 'skip_nonfinite does not hold it' if skips else 'it sees x, not the detached point'
             raise ValueError(
-                'a transformation with a state of its own precedes the link in the chain, where it sees x, '
-                'not the detached point. Pass it to def_jax.error_feedback as inner=, e.g. '
+                f'{caller}: a transformation with a state of its own precedes the link in the chain, where '
+                f'{why}. Pass it to def_jax.error_feedback as inner=, e.g. '
                 'error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)).'
             )

@@ -102,5 +102,5 @@ def test_possible_and_impossible_ratios(make):
     for ratio in (0.5, -math.inf, math.nan, math.inf, '64', True, None, 1j, np.float32('nan')):
         with pytest.raises(ValueError, match=r'ratio=.* must be a finite number >= 1'):
             make(ratio)
-    with pytest.raises(ValueError, match=r"ratio=.*static_args=\('ratio',\)"):
+    with pytest.raises(ValueError, match=r"ratio is an array.*static_args=\('ratio', "):
         jax.eval_shape(make, 2.0)

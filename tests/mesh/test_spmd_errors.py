@@ -107,7 +107,7 @@ def test_what_a_step_is_given_must_belong_together():
 )
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_extra_arguments_are_the_same_for_all_workers(name, shape, accumulate):
-    optimizer = optax.chain(optax.sgd(0.1), BARE, optax.contrib.reduce_on_plateau())
+    optimizer = optax.chain(feedback(2, inner=optax.sgd(0.1)), optax.contrib.reduce_on_plateau())
     dist, right = two_by_four(optimizer=optimizer, accumulate=accumulate), {'value': 1.0, 'grad': PARAMS}
     updated(dist, **right)
     stacked = jax.tree.map(jnp.ones, shape, is_leaf=lambda x: isinstance(x, tuple))
