@@ -97,9 +97,11 @@ ends <!-- number: cifar10; 30 epochs, DEF-Q; DEF-Q, 1/1024, 2 bits; difference -
 points from it. The paper's DEF
 ends <!-- number: cifar10; 30 epochs, ratio 64; DEF; difference --><!-- /number -->
 and <!-- number: cifar10; 30 epochs, ratio 256; DEF; difference --><!-- /number -->
-from it. In 200 epochs, one seed, DEF-Q at 1/256
-ends <!-- number: cifar10; 200 epochs, ratio 256; DEF-Q, 1/256, 2 bits; difference --><!-- /number -->
-points from SGD, and the paper's DEF
+from it. In 200 epochs, one seed, DEF-Q
+ends <!-- number: cifar10; 200 epochs, ratio 64; DEF-Q, 1/64, 2 bits; difference --><!-- /number -->
+points from SGD at 1/64
+and <!-- number: cifar10; 200 epochs, ratio 256; DEF-Q, 1/256, 2 bits; difference --><!-- /number -->
+at 1/256, and at 1/256 the paper's DEF
 ends <!-- number: cifar10; 200 epochs, ratio 256; DEF; difference --><!-- /number -->
 from it.
 
