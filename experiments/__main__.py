@@ -102,9 +102,9 @@ def _numbers(arguments: argparse.Namespace) -> int:
             print(f'{path}: {"has a stale number" if arguments.check else "filled"}')
             if not arguments.check:
                 path.write_text(new, encoding='utf-8')
-        if numbers.lacks(new):
+        if lacks := numbers.lacks(new):
             print(f'{path}: has a mark without a number')
-        wrong |= new != text or numbers.lacks(new)
+        wrong |= lacks or new != text
     return int(arguments.check and wrong)
 
 
