@@ -3,6 +3,7 @@
 The plan, committed before its runs. Rates are chosen in shorter runs, a factor of two apart, by one seed, so
 the intervals leave their choice out. AdamW has the decays that were best on 33 k parameters after the fact
 (see `experiments.adamw`) and those in common use; DEF-Q has its defaults. The margin at 1/64 is 0.01 nats.
+At 1 M the usual decays had one seed at first; seeds 1 and 2 are to follow at the rate that tuning chose.
 
 A step of 10 M parameters takes four seconds and more on a core: one seed and the best of few rates, which
 runs of 200 steps choose, for DEF-Q at 1/64 and AdamW with the best decays. With `--only '10 M' --executor
