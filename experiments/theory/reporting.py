@@ -24,9 +24,8 @@ def mean_std(values):
 
 def interval(differences):
     """The mean of paired differences, one per seed, with its 95 % interval."""
-    error, freedom = stats.sem(differences), len(differences) - 1
-    mean, half = np.mean(differences), stats.t.ppf(0.975, freedom) * error
-    return f'{mean:.3g} [{mean - half:.3g}, {mean + half:.3g}]'
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval()
+    return f'{np.mean(differences):.3g} [{low:.3g}, {high:.3g}]'
 
 
 def band(axes, x, values, label, **style):
