@@ -6,7 +6,7 @@ worker k's updates that has not reached the parameters yet. Legend:
     x        params                      y      output_params: x + mean_k r_k
     e_k      -residual                   C      compressor
     p_k      -pending                    λ      detach
-    g_k      gradient at x - λ·e_k       η g_k  -updates, from the optimizer earlier in the chain
+    g_k      gradient at x - λ·e_k       η g_k  -updates, from `inner`
 """
 
 from collections import Counter
@@ -120,16 +120,15 @@ def error_feedback(
     check_compressor(compressor)
     check_seed(seed)
     options = Options(
-        *(compressor, axis_name, bits, detach, every, decay, outer, average_every, skip_nonfinite, overlap)
+        compressor, axis_name, bits, detach, every, decay, outer, average_every, skip_nonfinite, overlap
     )
     algorithm = overlapped if overlap else _algorithm_1
 
     def init(params):
-        residual = float32_zeros(params)  # line 2
         return ErrorFeedbackState(
             step=jnp.zeros((), jnp.uint32),
             key=shared_key(seed),
-            residual=vary_if_tracked(residual, axis_name),
+            residual=vary_if_tracked(float32_zeros(params), axis_name),  # line 2
             detach=options.first_detach,
             inner=(),
             extra=options.init(params),

@@ -2,7 +2,7 @@
 
 import sys
 
-from def_jax.tools.plan.__main__ import main
+from def_jax.tools.plan.program import main
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -132,8 +132,7 @@ def train(mesh, num_steps):
     adamw = def_jax.def_adamw(5e-3, 64, 'workers')  # was: optax.adamw(5e-3)
     tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
     tx = def_jax.spmd(tx, mesh, matrix_specs())  # was: nothing
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), matrix_specs())
-    params = jax.device_put(init_params(jax.random.key(0)), shardings)
+    params = jax.device_put(init_params(jax.random.key(0)), tx.shardings)
     opt_state = tx.init(params)
     train_step = make_train_step(tx)
     for batch in batches(0, num_steps):

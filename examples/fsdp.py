@@ -115,7 +115,7 @@ def main(num_steps=300):
     specs = jax.tree.map(fsdp_spec, params)
     dist = def_jax.spmd(optimizer, mesh, specs, axis_name='nodes')  # was: nothing
 
-    params = jax.device_put(params, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+    params = jax.device_put(params, dist.shardings)
     opt_state = jax.jit(dist.init)(params)  # was: optimizer.init
     train_step = make_train_step(dist)
     whole_batch = NamedSharding(mesh, P(('nodes', 'devices')))

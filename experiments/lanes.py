@@ -24,6 +24,7 @@ from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.state import TrainState, per_worker
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers import AXIS, WholeWorkers
+from def_jax.trainer.workers.whole import mapped_axes
 from def_jax.types import PyTree
 from experiments import methods, problems
 from experiments.spec import Record, Spec
@@ -48,12 +49,8 @@ class LaneWorkers(WholeWorkers):
 
     def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree, donate=()) -> Callable:
         del donate  # the program of all lanes decides
-        axes, axes_out = _axes(own_in), _axes(own_out)
+        axes, axes_out = mapped_axes(own_in), mapped_axes(own_out)
         return jax.vmap(function, axes, axes_out, axis_name=AXIS, axis_size=self.shape[0])
-
-
-def _axes(own: PyTree) -> PyTree:
-    return jax.tree.map(lambda mine: 0 if mine else None, own)
 
 
 @dataclasses.dataclass(frozen=True)

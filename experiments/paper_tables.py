@@ -22,7 +22,7 @@ def contender(
     title: str, name: str, rates: Sequence[float] = RATES, paper: str = '', **options: Any
 ) -> Contender:
     """A method at candidate rates; methods that are points of one run, as DEF and DEF-A are, share it."""
-    method = trajectory(name, 0)  # type: ignore[arg-type]
+    method = trajectory(name)
     return Contender(title, method, options, rates=tuple(rates), point=METHODS[name].answer, paper=paper)
 
 

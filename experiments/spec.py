@@ -45,15 +45,12 @@ class Spec:
     @property
     def key(self) -> str:
         """What identifies the run."""
-        return json.dumps(self.to_json(), sort_keys=True)
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @property
     def group(self) -> str:
         """What runs that differ in rate and seed alone have in common: they can train side by side."""
         return dataclasses.replace(self, rate=0.0, seed=0).key
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {'where': dict(self.where), 'options': dict(self.options)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +74,6 @@ class Record:
     seconds: float
     executor: str
     origin: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {'spec': self.spec.to_json()}
 
     @classmethod
     def of_json(cls, line: Mapping[str, Any]) -> 'Record':
@@ -123,7 +117,7 @@ class Records:
             raise ValueError(f'{self._path} has a record of {record.spec} already. Delete its line first.')
         self._known[record.spec.key] = record
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(record.to_json(), ensure_ascii=False, sort_keys=True)
+        line = json.dumps(dataclasses.asdict(record), ensure_ascii=False, sort_keys=True)
         with self._path.open('a', encoding='utf-8') as file:
             file.write(line + '\n')
 

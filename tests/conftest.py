@@ -105,7 +105,7 @@ def live_devices(monkeypatch):
         blocking_key_value_get=lambda key, timeout: told[key],
     )
     monkeypatch.setattr(multihost_utils, 'live_devices', live)
-    monkeypatch.setattr(service, 'global_state', types.SimpleNamespace(client=client))
+    monkeypatch.setattr(service, '_state', types.SimpleNamespace(client=client))
     return live
 
 

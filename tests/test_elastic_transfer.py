@@ -125,7 +125,7 @@ def processes(monkeypatch):
         monkeypatch.setattr(module, 'ask', ask)
         monkeypatch.setattr(module, 'versions', lambda: f'JAX {place.version}')
     monkeypatch.setattr(jax, 'process_index', lambda: place.process_id)
-    monkeypatch.setattr(service, 'global_state', place)
+    monkeypatch.setattr(service, '_state', place)
 
     def each(function, *versions):
         def process(index, version):

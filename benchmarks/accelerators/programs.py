@@ -22,6 +22,7 @@ from def_jax.trainer.state import per_worker
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers.base import AXIS
 from def_jax.trainer.workers.sharded import ShardedWorkers, shard_spec
+from def_jax.trainer.workers.whole import mapped_axes
 
 __all__ = ['MAPPINGS']
 
@@ -32,7 +33,7 @@ WORKERS, VIRTUAL = 'workers', 'virtual'
 def _pmap(network: Network, make: Make, devices: np.ndarray) -> Any:
     optimizer, (params, rest) = make(WORKERS), shapes(network)
     own = own_leaves(optimizer, params)
-    axes = jax.tree.map(lambda mine: 0 if mine else None, own)
+    axes = mapped_axes(own)
     step = jax.pmap(
         whole_step(network, optimizer),
         axis_name=WORKERS,
@@ -77,7 +78,7 @@ def _shard_map(network: Network, make: Make, devices: np.ndarray, virtual: int =
 
 def _virtual(network: Network, optimizer, own: PyTree, virtual: int) -> Callable:
     """The step of several workers on a device, whose gradients are taken by vmap."""
-    axes = jax.tree.map(lambda mine: 0 if mine else None, own)
+    axes = mapped_axes(own)
 
     def step(params, state, rest, batch):
         points = jax.vmap(point, (None, axes), axis_size=virtual)(params, state)

@@ -59,10 +59,8 @@ def kind_row(part: str, kind: str, faults: list[dict]) -> list:
         values = [fault[name] for fault in faults]
         return f'{np.median(values):{digits}} ({max(values):{digits}})' if values else ''
 
-    return [
-        *(part, kind, len(faults), cost('seconds', '.1f')),
-        *(cost('steps repeated', '.3g'), cost('y moved', '.3f')),
-    ]
+    costs = cost('seconds', '.1f'), cost('steps repeated', '.3g'), cost('y moved', '.3f')
+    return [part, kind, len(faults), *costs]
 
 
 def column(runs: list[dict], base: float) -> dict[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from def_jax.elastic.network import free_address
+from def_jax.guards import leaf_names
 from def_jax.trainer import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,8 +108,7 @@ def saved_state(folder: Path, step: int) -> dict[str, np.ndarray]:
         saved = checkpointer.metadata(path).item_metadata.tree
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved)
         state = checkpointer.restore(path, target)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator='.'): np.asarray(leaf) for path, leaf in leaves}
+    return dict(zip(leaf_names(state), map(np.asarray, jax.tree.leaves(state)), strict=True))
 
 
 def differences(folder: Path, reference: Path) -> list[str]:

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from def_jax.compressors import identity
-from def_jax.compressors.base import Layout, Selection
+from def_jax.compressors.base import Selection
 from def_jax.error_feedback import error_feedback, wrapped
 from def_jax.mesh.collectives import all_gather
 from def_jax.mesh.link import float32_updates, float32_zeros, link
@@ -37,10 +38,8 @@ __all__ = [
     'matrix_shape',
     'pack',
     'plus',
-    'ravel',
     'to_chunks',
     'unpack',
-    'unravel',
 ]
 
 
@@ -213,7 +212,8 @@ def gather_largest(
         rows = jnp.uint32(start) + jnp.uint32(size) * jnp.arange(count, dtype=jnp.uint32)
         begins.append(jnp.broadcast_to(rows[:, None], chosen.shape).ravel())
         places.append(chosen.astype(jnp.uint32).ravel())
-    whole, begin, place = ravel(tensors), jnp.concatenate(begins), jnp.concatenate(places)
+    whole, unravel = ravel_pytree(tensors)
+    begin, place = jnp.concatenate(begins), jnp.concatenate(places)
     values = lax.bitcast_convert_type(whole[begin + place].astype(jnp.bfloat16), jnp.uint16)
     message = values.astype(jnp.uint32) << 16 | place
 
@@ -233,7 +233,7 @@ def gather_largest(
     totals, counts = lax.fori_loop(0, len(gathered), add, (zeros, zeros))
     values, at = decoded(message)
     own = jnp.zeros_like(whole).at[at].set(values, unique_indices=True)
-    return unravel(totals, tensors), unravel(counts, tensors), unravel(own, tensors)
+    return unravel(totals), unravel(counts), unravel(own)
 
 
 def gathered_mean(message: jax.Array, decoded: Callable[[jax.Array], PyTree], axis_name: AxisName) -> PyTree:
@@ -266,17 +266,3 @@ def _shifts(bits: int) -> jax.Array:
 def plus(selection: Selection, tree: PyTree, message: jax.Array) -> PyTree:
     """The tree plus the message at its place."""
     return selection.replace(tree, selection.take(tree) + message)
-
-
-def ravel(tree: PyTree) -> jax.Array:
-    """All elements in leaf order, float32 [n]."""
-    leaves = [leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
-    return jnp.concatenate([jnp.zeros(0, jnp.float32), *leaves])
-
-
-def unravel(vector: jax.Array, like: PyTree) -> PyTree:
-    """Undoes `ravel`: a vector [n] in the structure and shapes of `like`."""
-    leaves, treedef = jax.tree.flatten(like)
-    sizes = [leaf.size for leaf in leaves]
-    parts = zip(Layout.dense(sizes).split(vector, sizes), leaves, strict=True)
-    return jax.tree.unflatten(treedef, [part.reshape(leaf.shape) for part, leaf in parts])

@@ -42,7 +42,7 @@ def cser(
         seed: selects the blocks; must be the same on all workers.
 
     Returns:
-        An `optax.GradientTransformation` with state `ErrorFeedbackState`.
+        An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`.
 
     Raises:
         ValueError: if an argument is out of range; in `update`, if `axis_name` is not bound.

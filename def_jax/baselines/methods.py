@@ -94,19 +94,10 @@ class Method:
         opening = self.opens_dense
         return options.get(opening, self.options[opening]) if isinstance(opening, str) else opening
 
-    @property
-    def _path(self) -> tuple[Any, ...]:
-        """Methods with equal ones follow the same trajectory."""
-        return (
-            self.kind,
-            self.detach,
-            self.single_worker,
-            self.blocks,
-            self.sends,
-            self.fixes,
-            self.defaults,
-            self.link,
-        )
+    def _path(self, average_every: int) -> 'Method':
+        """What its trajectory depends on: all but its name, and averages only where they are taken."""
+        averages = bool(self.averages and average_every)
+        return dataclasses.replace(self, title='', answer='x', averages=averages)
 
     @property
     def ratio_is_free(self) -> bool:
@@ -122,9 +113,8 @@ class Method:
 
     def answers(self, average_every: int = 0) -> dict[Point, str]:
         """Titles, by point, of all methods that share this one's trajectory: one run serves them all."""
-        if self.averages and average_every:
-            return {self.answer: self.title}
-        return {m.answer: m.title for m in METHODS.values() if m._path == self._path}
+        path = self._path(average_every)
+        return {m.answer: m.title for m in METHODS.values() if m._path(average_every) == path}
 
     def compressor(self, ratio: float, *, bits: Bits | None = None, **options: Any) -> compressors.Compressor:
         """The compressor that this method uses at `ratio`.
@@ -174,7 +164,7 @@ class Method:
 
         Args:
             local: transformations applied to the gradient first, e.g. weight decay.
-            shared: the optimizer itself, e.g. momentum SGD. Before error feedback it is local to each worker;
+            shared: the optimizer itself, e.g. momentum SGD. Inside error feedback it is local to each worker;
                 otherwise it follows the communication and is the same on all workers.
             axis_name: the axis over workers.
             compressor: selects what is sent; see the method `compressor`.
@@ -232,9 +222,8 @@ def _check_unused(given: Mapping[str, Any], reason: str) -> None:
     """Raises ValueError if any of these options, which have no effect here, is not at its default."""
     for name, value in given.items():
         default = look_up('option', name, OPTIONS)
-        shown = getattr(default, '__name__', default)  # a dtype's name
-        if value not in (default, shown):
-            raise ValueError(f'{name}={value!r} has no effect, since {reason}. Set {name}={shown}.')
+        if value != default:
+            raise ValueError(f'{name}={value!r} has no effect, since {reason}. Set {name}={default}.')
 
 
 _PRESET = _defaults(def_sgd)
@@ -270,10 +259,7 @@ METHODS: dict[str, Method] = {
     'demo': Method('DeMo', 'x', kind='baseline', link=demo, takes=('ratio', 'chunk')),
     'sign_ef': Method('EF-signSGD', 'x', detach=0.0, link=sign_ef),
     'onebit_adam': Method(
-        *('1-bit Adam', 'x', 'baseline'),
-        link=onebit_adam,
-        takes=('freeze_after',),
-        opens_dense='freeze_after',
+        '1-bit Adam', 'x', 'baseline', link=onebit_adam, takes=('freeze_after',), opens_dense='freeze_after'
     ),
     'sparse_loco': Method('SparseLoCo', 'x', detach=1.0, link=sparse_loco, takes=('ratio', 'every', 'chunk')),
     'ef21_sgdm': Method('EF21-SGDM', 'x', kind='ef21', link=ef21_sgdm, opens_dense=1),
@@ -317,12 +303,8 @@ def trajectory(name: str, average_every: int = 0) -> str:
     >>> trajectory('def_a'), trajectory('psync'), trajectory('psync', average_every=10)
     ('def', 'saef', 'psync')
     """
-    method = get_method(name)
-    if method.averages and average_every:
-        return name
-    return next(
-        key for key, m in METHODS.items() if m._path == method._path and not (m.averages and average_every)
-    )
+    path = get_method(name)._path(average_every)
+    return next(key for key, method in METHODS.items() if method._path(average_every) == path)
 
 
 def look_up(kind: str, name: Any, table: Mapping[str, T]) -> T:

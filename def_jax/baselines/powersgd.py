@@ -5,8 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
-from def_jax.baselines.base import Exchanged, feedback, matrix_shape, ravel, unravel
+from def_jax.baselines.base import Exchanged, feedback, matrix_shape
 from def_jax.checks import check_integer, check_ratio, check_seed
 from def_jax.compressors import shared_key
 from def_jax.compressors.base import typed_key
@@ -84,11 +85,11 @@ def powersgd(
             i: pending[i].reshape(matrix_shape(pending[i].shape)) for i, q in enumerate(factors) if q.ndim
         }
         whole = {i: x for i, x in enumerate(pending) if i not in matrices}
-        first = {i: matrix @ factors[i] for i, matrix in matrices.items()}, whole
-        products, means = unravel(pmean(ravel(first), axis_name), first)
+        first, unravel = ravel_pytree(({i: matrix @ factors[i] for i, matrix in matrices.items()}, whole))
+        products, means = unravel(pmean(first, axis_name))
         left = {i: jnp.linalg.qr(product)[0] for i, product in products.items()}
-        second = {i: matrix.T @ left[i] for i, matrix in matrices.items()}
-        right = unravel(pmean(ravel(second), axis_name), second) if second else {}
+        second, unravel = ravel_pytree({i: matrix.T @ left[i] for i, matrix in matrices.items()})
+        right = unravel(pmean(second, axis_name)) if matrices else {}
         approximated = {i: (left[i] @ right[i].T).reshape(pending[i].shape) for i in left}
         places = range(len(pending))
         update = [(approximated | means)[i] for i in places]

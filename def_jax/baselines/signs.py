@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
-from def_jax.baselines.base import Exchanged, around, gathered_mean, pack, ravel, unpack, unravel
+from def_jax.baselines.base import Exchanged, around, gathered_mean, pack, unpack
 from def_jax.types import AxisName, PyTree
 
 __all__ = ['exchange_signs', 'sign_ef']
@@ -70,14 +71,14 @@ def exchange_signs(
     """
     leaves = jax.tree.leaves(pending)
     magnitudes = jnp.array([magnitude(leaf) if leaf.size else 0.0 for leaf in leaves], jnp.float32)
-    whole = ravel(pending)
+    whole, unravel = ravel_pytree(pending)
     message = jnp.concatenate([pack(whole >= 0, 1), lax.bitcast_convert_type(magnitudes, jnp.uint32)])
     words = len(message) - len(leaves)
 
     def decoded(message):
         each = lax.bitcast_convert_type(message[words:], jnp.float32)
-        scale = ravel([jnp.broadcast_to(m, leaf.shape) for m, leaf in zip(each, leaves, strict=True)])
+        scale, _ = ravel_pytree([jnp.full(leaf.shape, m) for m, leaf in zip(each, leaves, strict=True)])
         return jnp.where(unpack(message[:words], 1, whole.size) == 1, scale, -scale)
 
     mean = gathered_mean(message, decoded, axis_name)
-    return unravel(mean, pending), unravel(decoded(message), pending)
+    return unravel(mean), unravel(decoded(message))

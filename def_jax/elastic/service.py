@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src.distributed import global_state  # the service's client has no public name
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 import def_jax
@@ -38,6 +38,7 @@ LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  #
 _ENDED = 'def_jax/ended'
 _VERSIONS = 'def_jax/versions'
 _ANSWER_SECONDS = 30  # within which those who meet tell what others ask; they place their arrays before
+_state: Any = global_state  # the service's client has neither a public name nor a type
 _SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
 
 
@@ -143,7 +144,6 @@ def meeting(name: Callable[[], str]) -> Iterator[None]:
             timeout on an overloaded machine. The others may have seen the same collective succeed.
     """
     live: Any = multihost_utils.live_devices
-    client: Any = global_state.client
     before: dict[jax.Device, int] = {}
     try:
         with live(jax.devices()):
@@ -155,7 +155,7 @@ def meeting(name: Callable[[], str]) -> Iterator[None]:
                     raise
                 # Told before the meeting ends, and raised after it, in all.
                 reason = f'process {jax.process_index()}: {str(error).splitlines()[0]}'
-                client.key_value_set(f'{name()}/{jax.process_index()}', reason)
+                _state.client.key_value_set(f'{name()}/{jax.process_index()}', reason)
     except Exception as error:
         if any(live.devices.get(device) != incarnation for device, incarnation in before.items()):
             raise DiedError('a process died in a meeting') from error
@@ -166,8 +166,7 @@ def meeting(name: Callable[[], str]) -> Iterator[None]:
 
 def failed(name: str) -> list[str]:
     """Why a meeting of this name failed; nothing if none has."""
-    client: Any = global_state.client
-    return [reason for _, reason in sorted(client.key_value_dir_get(name))]
+    return [reason for _, reason in sorted(_state.client.key_value_dir_get(name))]
 
 
 def _is_failed_collective(error: Exception) -> bool:
@@ -179,30 +178,25 @@ def _is_failed_collective(error: Exception) -> bool:
 
 def end() -> None:
     """Tells who comes now that the others make no more steps."""
-    client: Any = global_state.client
-    client.key_value_set(f'{_ENDED}/{jax.process_index()}', '', allow_overwrite=True)
+    tell(f'{_ENDED}/{jax.process_index()}', '')
 
 
 def has_ended() -> bool:
-    client: Any = global_state.client
-    return bool(client.key_value_dir_get(_ENDED))
+    return bool(_state.client.key_value_dir_get(_ENDED))
 
 
 def tell(key: str, value: str) -> None:
     """Writes an entry of the coordination service, which every process may read."""
-    client: Any = global_state.client
-    client.key_value_set(key, value, allow_overwrite=True)
+    _state.client.key_value_set(key, value, allow_overwrite=True)
 
 
 def ask(key: str) -> str:
     """An entry that another process of the meeting writes; one that stays away is a failed collective."""
-    client: Any = global_state.client
-    return client.blocking_key_value_get(key, _ANSWER_SECONDS * 1000)
+    return _state.client.blocking_key_value_get(key, _ANSWER_SECONDS * 1000)
 
 
 def retract(key: str) -> None:
-    client: Any = global_state.client
-    client.key_value_delete(key)
+    _state.client.key_value_delete(key)
 
 
 def versions() -> str:
@@ -215,7 +209,7 @@ def check_versions() -> None:
 
     It asks before anything is computed, through the coordination service alone.
     """
-    me, count = global_state.process_id, global_state.num_processes
+    me, count = _state.process_id, _state.num_processes
     tell(f'{_VERSIONS}/{me}', versions())
     if me == 0:
         found = [ask(f'{_VERSIONS}/{process}') for process in range(count)]

@@ -40,10 +40,7 @@ def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTre
     >>> own_leaves(def_jax.ef21(def_jax.random_block(2), None), jnp.zeros(4))
     EF21State(step=False, key=False, local=True, mean=False)
     """
-    return _own_leaves(abstract_state(optimizer, params))
-
-
-def _own_leaves(state: PyTree) -> PyTree:
+    state = abstract_state(optimizer, params)
     if not link_states(state):
         raise ValueError(
             'the optimizer holds no link that communicates, so its workers would drift apart. Wrap it in '
@@ -108,9 +105,9 @@ def state_specs(
     (('workers',), ('workers',), ())
     """
     specs = tree_of_specs(param_specs, params, axis_name)
-    state = abstract_state(optimizer, params)
-    like_state = specs_like(state, params, specs)
-    return each(lambda mine, spec: P(axis_name, *spec) if mine else spec, _own_leaves(state), like_state)
+    like_state = specs_like(abstract_state(optimizer, params), params, specs)
+    own = own_leaves(optimizer, params)
+    return each(lambda mine, spec: P(axis_name, *spec) if mine else spec, own, like_state)
 
 
 def abstract_state(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:

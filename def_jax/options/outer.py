@@ -33,7 +33,7 @@ def check_outer(outer: Any) -> None:
     except ValueError as error:  # from optax, for transformations that need the parameters
         raise ValueError(
             f'outer cannot be applied to a single block ({error}). It must not need the parameters: '
-            'leave weight decay to the optimizer before error_feedback.'
+            'leave weight decay to `inner`.'
         ) from error
     if any(map(_mixes, equations(program.jaxpr))):
         raise ValueError(

@@ -77,7 +77,3 @@ def _integers(text: str) -> list[int]:
         return [int(worker) for worker in text.split(',')]
     except ValueError:
         raise argparse.ArgumentTypeError(f'{text!r} must be integers, such as 0,0,1,1') from None
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -284,7 +284,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, subprocess.SubprocessError) as error:
         print(f'launch: a process could not be started ({error}).', file=sys.stderr)
         return 2
-
-
-if __name__ == '__main__':
-    sys.exit(main())

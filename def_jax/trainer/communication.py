@@ -60,8 +60,7 @@ def programs(experiment: Experiment) -> Iterator[Program]:
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        return command_line.refuse('communication', f'unexpected arguments {argv[1:]}')
+    del argv
     config = flags.FLAGS.config
     command_line.set_environment(fake_devices=config.get('fake_devices', False))
     try:

@@ -108,9 +108,9 @@ class _Run:
     def __post_init__(self) -> None:
         self._evaluated = self.experiment.measure.key('x')  # which only the record of an evaluation has
         self._first_state = self._restored()
-        self._start, options = int(self._first_state.step), {'writes': processes.is_first()}
-        seal = self.checkpoints.seal
-        self._log = MetricLog(self.folder, self._start, seal, evaluated=self._evaluated, **options)
+        self._start = int(self._first_state.step)
+        seal, writes = self.checkpoints.seal, processes.is_first()
+        self._log = MetricLog(self.folder, self._start, seal, evaluated=self._evaluated, writes=writes)
 
     def train_and_evaluate(self) -> None:
         """Trains to the last step; the first process writes the result."""

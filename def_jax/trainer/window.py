@@ -47,7 +47,7 @@ class Window:
 
     def save_partial(self, done: int) -> None:
         """Records what is pending after `done` steps, so that a resumed run can complete the record."""
-        self._losses(done)
+        self._checked_losses(done)
         values = [{name: self._local(x).tolist() for name, x in m.items()} for m in self._pending]
         if values:
             self._log.write({'step': done, 'pending': values} | self.position(done))
@@ -65,7 +65,7 @@ class Window:
         if self._end is None:
             return None
         done, self._end = self._end, None
-        losses, taken = self._losses(done)
+        losses, taken = self._checked_losses(done)
         config, dataset = self._experiment.config, self._experiment.dataset
         units = (len(losses) - self._carried) * config.batch_size * dataset.units_per_example
         figures = [name for name in self._pending[0] if name != 'taken' and taken.any()]
@@ -81,8 +81,12 @@ class Window:
         self.restart()
         return record
 
-    def _losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pending losses, float32 [steps, K], and which steps were taken, bool [steps]."""
+    def _checked_losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pending losses, float32 [steps, K], and which steps were taken, bool [steps].
+
+        Raises:
+            DivergedError: if a step that was taken has another loss than a number, or too many were skipped.
+        """
         losses = self._values('loss')
         taken = np.array([np.all(m.get('taken', True)) for m in self._pending], bool)
         for row, is_taken in enumerate(taken):

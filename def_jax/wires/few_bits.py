@@ -34,7 +34,7 @@ from def_jax.mesh.link import in_memory
 from def_jax.types import Arrive, AxisName
 
 _WASTE = 0.01  # the share of a message that may be zeros between its parts, unless it is small
-_TILES = 4, 512  # elements of a tile, at least and at most
+_LEAST, _MOST = 4, 512  # elements of a tile
 _UNIT = jnp.bfloat16  # the range of float32 in two bytes
 _UNROLLED = 8  # workers whose integers are added in one kernel
 _TPU_TILE = 1024  # bytes: XLA for TPUs turns a gather of other rows into an all-reduce, of twice the bytes
@@ -103,8 +103,7 @@ def plan(sizes: tuple[int, ...], workers: int, bits: int) -> Plan:
     together = 8 // bits  # tiles whose integers share a byte
     # On average half a tile is empty at the end of a part, and half of `together` tiles at that of a chunk.
     room = 2 * _WASTE * sum(sizes) / (len(sizes) + workers * together)
-    least, most = _TILES
-    tile = min(most, 2 ** math.floor(math.log2(max(least, room))))
+    tile = min(_MOST, 2 ** math.floor(math.log2(max(_LEAST, room))))
     counts = [-(-size // tile) for size in sizes]
     tiles = max(1, -(-sum(counts) // (workers * together))) * together
     begins = np.cumsum([0, *counts])[:-1]

@@ -8,7 +8,7 @@ import matplotlib.figure
 import numpy as np
 from scipy import stats
 
-from def_jax.tools import pictures
+from def_jax.tools import markdown, pictures
 
 RESULTS = Path(__file__).resolve().parents[2] / 'results' / 'theory'
 
@@ -50,11 +50,7 @@ def panels(count, **kwargs):
 
 def publish(name, figure, header, rows, **setting):
     """Prints the table; writes it to results/theory/NAME.json with the setting, and the picture beside it."""
-    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, ['-' * width for width in widths], *rows]:
-        print(
-            '| ' + ' | '.join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) + ' |'
-        )
+    print(markdown.table([header, *rows]))
     RESULTS.mkdir(parents=True, exist_ok=True)
     figure.savefig(RESULTS / f'{name}.png', dpi=pictures.DPI)
     table = [dict(zip(header, row, strict=True)) for row in rows]

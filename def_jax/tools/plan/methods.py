@@ -99,16 +99,12 @@ def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Method]:
         )
 
     streamed = line(f"random_block({local_steps / every:g}, order='cyclic')", every, ', bits=4, overlap=True')
+    averaged = line('identity()', local_steps)
     setting = f'H = {local_steps}'
+    hidden = f'{setting}, 4 bits, hidden'
     return [
-        _method(
-            *(plan, 'DiLoCo', setting, 4 / local_steps, plan.step_time + seconds),
-            *(line('identity()', local_steps), _DIFF),
-        ),
-        _method(
-            *(plan, 'Streaming DiLoCo', f'{setting}, 4 bits, hidden', 0.5 / local_steps),
-            *(streaming, streamed, _DIFF),
-        ),
+        _method(plan, 'DiLoCo', setting, 4 / local_steps, plan.step_time + seconds, averaged, _DIFF),
+        _method(plan, 'Streaming DiLoCo', hidden, 0.5 / local_steps, streaming, streamed, _DIFF),
     ]
 
 
@@ -117,14 +113,9 @@ def _powersgd(plan: Plan, optimizer: str | None) -> Method:
     ratio = 64
     seconds = plan.step_time + 2 * plan.all_reduce(plan.params / ratio / 2)
     setting = f'the size of DEF-Q at {ratio} (not with FSDP inside a worker)'
-    return _method(
-        *(plan, 'PowerSGD', setting, 4 / ratio, seconds),
-        _lines(
-            optimizer,
-            lambda name: f"optax.chain(def_jax.baselines.powersgd({ratio}, 'workers'), {_optax(name)})",
-        ),
-        _PLAIN,
-    )
+    link = f"def_jax.baselines.powersgd({ratio}, 'workers')"
+    lines = _lines(optimizer, lambda name: f'optax.chain({link}, {_optax(name)})')
+    return _method(plan, 'PowerSGD', setting, 4 / ratio, seconds, lines, _PLAIN)
 
 
 def _optax(optimizer: str) -> str:

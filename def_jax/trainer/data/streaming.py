@@ -64,7 +64,7 @@ class StreamedSplit(Readable):
             yield self._read(positions, crop)
 
     def take(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """The centres of the images at these positions, int64 [...], for tests."""
+        """The centres of the images at these positions, int64 [...], as testing takes them."""
         return self._read(positions, lambda image, position: _center_crop(self.size, image))
 
     def _read(self, positions: np.ndarray, crop: Callable[..., PIL.Image.Image]) -> dict[str, np.ndarray]:

@@ -42,8 +42,8 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         return command_line.refuse('train.py', error)
     config = _CONFIG.value
-    how = {'fake_devices': config.get('fake_devices', False)}
-    command_line.set_environment(**how, overlap=config.get('overlap', False))
+    fake = config.get('fake_devices', False)
+    command_line.set_environment(fake_devices=fake, overlap=config.get('overlap', False))
 
     def run() -> None:
         # After the environment is set.
@@ -53,10 +53,11 @@ def main(argv: list[str]) -> int:
 
     if place is None:
         return command_line.exit_code('train.py', run)
+    own = 0
     if config.get('elastic'):
         devices = config.get('num_workers', 1) * config.get('shards_per_worker', 1)
-        how['elastic_devices'] = max(1, devices // (place.count or 1))
-    return command_line.exit_code_of_several('train.py', run, place, **how)
+        own = max(1, devices // (place.count or 1))
+    return command_line.exit_code_of_several('train.py', run, place, fake_devices=fake, elastic_devices=own)
 
 
 if __name__ == '__main__':

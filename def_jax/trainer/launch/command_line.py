@@ -121,16 +121,18 @@ def exit_code(program: str, run: Callable[[], Any]) -> int:
         return ExitCode.FINISHED
 
 
-def exit_code_of_several(program: str, run: Callable[[], Any], place: Place, **how: Any) -> int:
+def exit_code_of_several(
+    program: str, run: Callable[[], Any], place: Place, *, fake_devices: bool, elastic_devices: int = 0
+) -> int:
     """Like `exit_code`, for one of several processes: `processes.connect` joins them, a loss is reported."""
 
     def joined() -> int:
         try:
-            processes.connect(place, **how)
+            processes.connect(place, fake_devices=fake_devices, elastic_devices=elastic_devices)
         except ValueError as error:
             return refuse(program, one_line(error))
         code = exit_code(program, run)
-        if code not in (ExitCode.REFUSED, ExitCode.PROCESS_LOST) and not how.get('elastic_devices'):
+        if code not in (ExitCode.REFUSED, ExitCode.PROCESS_LOST) and not elastic_devices:
             processes.disconnect()  # all processes share the other outcomes
         return code
 

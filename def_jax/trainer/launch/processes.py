@@ -44,7 +44,7 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
     if elastic_devices and None in (place.address, place.count, place.index):
         flags = '--coordinator_address, --num_processes and --process_id'
         raise ValueError(f'config.elastic=True needs {flags}, or python -m def_jax.launch.')
-    if fake_devices:
+    if fake_devices and not elastic_devices:  # or `elastic.initialize` does
         jax.config.update('jax_platforms', 'cpu')
         network.gloo_listens_on(network.own_address(place.address) if place.address else None)
     bound = network.listening_address(place.address) if place.address else None

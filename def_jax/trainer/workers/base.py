@@ -93,7 +93,7 @@ class Workers(abc.ABC):
     # --- What a worker's devices share ---
 
     def shards(self, params: PyTree) -> Shards:
-        """How a worker's devices share the parameters, for the optimizer's extra argument of that name."""
+        """How a worker's devices share the parameters, see `mesh.link.sharded`."""
         del params
         return Shards()
 

@@ -38,7 +38,7 @@ class WholeWorkers(Workers):
         if not any(jax.tree.leaves(is_per_worker)):  # vmap and pmap need an argument over workers
             mapped = self.map(lambda _, *args: function(*args), (True, *is_per_worker), is_per_worker_out)
             return functools.partial(mapped, np.zeros(self.local_shape))
-        axes = {'in_axes': _axes(is_per_worker), 'out_axes': _axes(is_per_worker_out)}
+        axes = {'in_axes': mapped_axes(is_per_worker), 'out_axes': mapped_axes(is_per_worker_out)}
         if self._virtual > 1:
             function = jax.vmap(function, axis_name=VIRTUAL_AXIS, **axes)
         return jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate, **axes)
@@ -67,7 +67,7 @@ class WholeWorkers(Workers):
         return each(array, is_per_worker, tree, like)
 
 
-def _axes(is_per_worker: PyTree) -> PyTree:
+def mapped_axes(is_per_worker: PyTree) -> PyTree:
     """Booleans as the axes of `vmap` and `pmap`."""
     return jax.tree.map(lambda mine: 0 if mine else None, is_per_worker)
 

@@ -12,8 +12,8 @@ import pytest
 
 import def_jax
 from def_jax.tools.plan import Plan, measure, methods, parse_bandwidth
-from def_jax.tools.plan.__main__ import main
 from def_jax.tools.plan.devices import DEVICES
+from def_jax.tools.plan.program import main
 
 ROOT = Path(__file__).resolve().parents[3]
 

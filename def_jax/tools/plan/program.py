@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import os
-import sys
 from typing import Any, NoReturn
 
 import jax
@@ -162,7 +161,3 @@ def _bound(values: dict[str, Any], device: Device, flops: float | None) -> None:
     if values['bandwidth'] is None and device.link is not None:
         values['bandwidth'] = str(device.link)
         values['latency'] = values['latency'] or 0.0  # of which vendors say nothing
-
-
-if __name__ == '__main__':
-    sys.exit(main())
