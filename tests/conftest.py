@@ -100,7 +100,7 @@ def live_devices(monkeypatch):
     told = live.told = {}  # the entries of the service
     client = types.SimpleNamespace(
         key_value_dir_get=lambda name: [pair for pair in told.items() if pair[0].startswith(name)],
-        key_value_set=lambda key, value, allow_overwrite: told.update({key: value}),
+        key_value_set=lambda key, value, allow_overwrite=False: told.update({key: value}),
         key_value_delete=told.pop,
         blocking_key_value_get=lambda key, timeout: told[key],
     )

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import psutil
 import pytest
@@ -148,8 +149,24 @@ def test_a_death_is_told_by_who_lives_and_not_by_what_is_raised(monkeypatch, aft
             live.devices = after
 
     monkeypatch.setattr(multihost_utils, 'live_devices', live)
-    with pytest.raises(service.DiedError if died else RuntimeError), service.meeting(lambda: 'place'):
+    words = 'a process died' if died else 'a collective failed'
+    with pytest.raises(RuntimeError, match=words), service.meeting(lambda: 'place'):
         raise RuntimeError('a collective failed')
+
+
+@pytest.mark.usefixtures('live_devices')
+@pytest.mark.parametrize(
+    ('error', 'told'),
+    [
+        (jax.errors.JaxRuntimeError('boom\nmore'), 'process 0: boom'),
+        (ValueError('Gloo boom'), 'process 0: Gloo boom'),
+        (ValueError('boom'), ''),
+    ],
+)
+def test_all_are_told_of_a_collective_that_failed_for_one(error, told):
+    kind, words = (service.FailedError, told) if told else (ValueError, 'boom')
+    with pytest.raises(kind, match=f'^{words}$'), service.meeting(lambda: 'place'):
+        raise error
 
 
 @pytest.mark.parametrize(

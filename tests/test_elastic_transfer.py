@@ -49,6 +49,28 @@ def test_all_get_the_mean_of_floats_a_count_and_whether_any_has_a_flag(values, d
     assert given['step'].tolist() == [7, 7, 7] and given['own'].tolist() == [*rows[:2].tolist(), expected]
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_copy_has_the_bits_of_the_original(dtype):
+    x = jnp.array([-0.0, jnp.nan, 3.0], dtype)
+
+    def give(mine, valid, leads):
+        return transfer.give(valid[None], leads[None], {'x': mine}, {'x': False}, 'workers')['x']
+
+    leads = jnp.array([True, False])
+    given = jax.vmap(give, axis_name='workers')(jnp.stack([x, x + 1]), leads, leads)
+    assert np.asarray(given).tobytes() == 2 * np.asarray(x).tobytes()
+
+
+def test_who_trains_leads_a_newcomer_with_a_later_checkpoint():
+    def call(trained, step):
+        return roll_call.Call(trained, step, True, [], {})
+
+    found = roll_call.Answers({0: call(False, 9), 1: call(True, 3), 2: call(True, 3)}, {})
+    assert (found.leader, found.valid) == (1, [1, 2])
+    found = roll_call.Answers({0: call(False, 0), 1: call(False, 10)}, {})
+    assert (found.leader, found.valid) == (1, [1])
+
+
 def test_a_team_whose_workers_are_several_devices_trains_like_spmd(live_devices):
     """Also after it has met again under other incarnations, on another mesh."""
     chance = np.random.default_rng(0)

@@ -53,6 +53,23 @@ def test_a_step_on_both_kinds_of_axes(kind):
     assert int(model.dropout.rngs.count[...]) == 1
 
 
+def test_the_loss_is_the_mean_and_the_output_model_is_at_y():
+    model = nnx.Linear(6, 2, rngs=nnx.Rngs(0))
+    optimizer = optimizer_of(model)
+
+    def loss_fn(model, rows):
+        return jnp.mean(model(rows) ** 2)
+
+    loss, grads = optimizer.value_and_grad(loss_fn)(model, ROWS)
+    np.testing.assert_allclose(loss, np.mean([loss_fn(model, rows) for rows in np.split(ROWS, 2)]), rtol=1e-6)
+    optimizer.update(model, grads)
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    expected = optimizer.tx.output_params(params, nnx.as_pure(optimizer.opt_state))
+    kernel = optimizer.output_model(model).kernel[...]
+    np.testing.assert_allclose(kernel, expected['kernel'], rtol=1e-6)
+    assert np.any(kernel != model.kernel[...])
+
+
 def test_what_is_frozen_is_neither_sent_nor_rounded():
     model = Model(nnx.Rngs(0))
     frozen = jax.tree.map(jnp.copy, nnx.state(model.norm))

@@ -109,14 +109,14 @@ class ElasticWorkers:
         return None
 
     @contextlib.contextmanager
-    def together(self, save: Callable[..., None]) -> Iterator[None]:
-        """Within the block, processes train. If too few are left, saves and raises LostProcessError."""
+    def together(self, leave: Callable[['ElasticWorkers'], None]) -> Iterator[None]:
+        """Within the block, processes train. If too few are left, they `leave`: LostProcessError."""
         try:
             yield
         except elastic.TooFewError as error:
             if self.team.num_workers:  # else no step has been made
                 self.team.min_workers = 1  # what the few who are left have
-                save(self.state(), wait=True)
+                leave(self)
             self.team.close()
             raise LostProcessError(str(error)) from error
         except elastic.GivenUpError as error:

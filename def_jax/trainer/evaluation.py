@@ -27,7 +27,7 @@ class DivergedError(EndedError):
         if skipped:  # for an update that was not finite, if the loss is
             what = f'{skipped} steps in a row were skipped; at the last, {what}'
         cure = 'Try a smaller --config.learning_rate or --config.ratio, and def instead of --config.method=ef'
-        super().__init__(f'{what}. {cure}. The last checkpoint is kept.')
+        super().__init__(f'{what}. {cure}. Earlier checkpoints are kept.')
         self.step, self.worker = step, worker
 
 

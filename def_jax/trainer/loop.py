@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +66,7 @@ def train_and_evaluate(
         if config.elastic and jax.process_count() == 1:
             raise ValueError('config.elastic=True needs several processes, see python -m def_jax.launch.')
         task_check.check(experiment)  # before anything is written
-        _check_data(experiment)
+        _check_same(experiment)
         console = console or rich.console.Console(quiet=not processes.is_first())
         claimed = workdir.claim(folder, config) if processes.is_first() else None
         processes.barrier('the folder is claimed')
@@ -85,12 +87,19 @@ def train_and_evaluate(
             return result
 
 
-def _check_data(experiment: Experiment) -> None:
-    """Raises ValueError in all processes unless they have the same data; elastic workers compare it."""
+def _check_same(experiment: Experiment) -> None:
+    """Raises ValueError in all processes unless all train the same; elastic workers compare it."""
     if processes.count() == 1 or experiment.config.elastic:
         return
-    mark = int(experiment.dataset.fingerprint()[:7], 16)
-    if processes.any_process(processes.broadcast(mark) != mark):
+
+    def differs(text: str) -> bool:
+        mark = int(hashlib.sha256(text.encode()).hexdigest()[:7], 16)
+        return processes.any_process(processes.broadcast(mark) != mark)
+
+    settings = json.loads(experiment.config.to_json()) | {'data_dir': ''}  # of each machine
+    if differs(json.dumps(settings, sort_keys=True)):
+        raise ValueError('config differs between processes. Start all with the same flags.')
+    if differs(experiment.dataset.fingerprint()):
         what = f'config.dataset={experiment.config.dataset!r} holds other examples for some processes'
         raise ValueError(f'{what} than for process 0. Give all the same files, or the same Python.')
 
@@ -148,6 +157,10 @@ class _Run:
             there = f'it has the records of {evaluations} evaluations'
             cure = 'Restore the folder checkpoints, or choose another --workdir to start over'
             raise ValueError(f'the checkpoints of {folder} are missing, but {there}. {cure}.')
+        evaluated = any(self._evaluated in record and record['step'] == start for record in records)
+        if config.elastic and start == experiment.num_steps and not evaluated:
+            there = f'the run in {folder} has made its last step, but not the evaluation after it'
+            raise ValueError(f'{there}. Run it once more with --config.elastic=False.')
         if start > experiment.num_steps:
             there = f'the latest checkpoint of {folder} is from step {start}'
             here = f'with config.batch_size={config.batch_size} the run has only {experiment.num_steps} steps'
@@ -159,7 +172,7 @@ class _Run:
         experiment, state = self.experiment, self._first_state
         if experiment.config.elastic:
             workers = elastic.ElasticWorkers(experiment, state, self._say, self.signals)
-            with workers.together(self._save):
+            with workers.together(self._leave):
                 yield workers
         else:
             batches = experiment.train_batches(self._start)
@@ -169,7 +182,8 @@ class _Run:
     def _train(self, workers: '_AnyWorkers') -> None:
         """Trains, evaluates and saves until the run's last step."""
         experiment, config, last = self.experiment, self.experiment.config, self.experiment.num_steps
-        window, checks = Window(experiment, self._log, self._start), config.check_replicas_every
+        self._window = window = Window(experiment, self._log, self._start)
+        checks = config.check_replicas_every
 
         def is_due(done: int) -> bool:
             return done % experiment.steps_per_evaluation == 0 or done == last
@@ -177,7 +191,7 @@ class _Run:
         length = last, experiment.num_epochs, experiment.dataset.unit
         with console_lib.Progress(self.console, self._start, *length) as progress:
             if is_due(self._start) and self._lacks_evaluation():
-                self._evaluate(workers, window, progress)
+                self._evaluate(workers, progress)
             while workers.step < last:
                 if config.diagnostics_every and workers.step % config.diagnostics_every == 0:
                     progress.update(window.flush())  # to keep the records in order
@@ -193,13 +207,15 @@ class _Run:
                     window.mark_due(done)
                 if is_due(done) or config.elastic:  # whose next step may be its last
                     progress.update(window.flush())
-                if is_due(done):
+                if is_due(done) and config.elastic:  # which cannot evaluate a state that it restored
+                    self._evaluate(workers, progress)
                     self._save(workers)
-                    self._evaluate(workers, window, progress)
+                elif is_due(done):  # first saved: an evaluation that fails loses no step
+                    self._save(workers)
+                    self._evaluate(workers, progress)
                 if done < last and workers.stops(self.signals.name is not None, reports=reports):
                     progress.update(window.flush())
-                    window.save_partial(done)
-                    self._save(workers, wait=True)
+                    self._leave(workers)
                     raise InterruptedRunError(self.signals.name or 'a signal to another process', done)
 
     def _lacks_evaluation(self) -> bool:
@@ -209,27 +225,31 @@ class _Run:
             return False
         return processes.broadcast(not self._log.is_evaluated(self._start))
 
-    def _evaluate(self, workers: '_AnyWorkers', window: Window, progress: console_lib.Progress) -> None:
-        """Records the evaluation of a state that has been saved: one that fails loses no step."""
+    def _evaluate(self, workers: '_AnyWorkers', progress: console_lib.Progress) -> None:
+        """Records an evaluation. A state whose loss is not finite is not kept."""
         try:
             record = workers.evaluate()
         except DivergedError:
-            self.checkpoints.discard()
+            self.checkpoints.discard(workers.step)
             raise
-        position = window.position(workers.step)
+        position = self._window.position(workers.step)
         self._log.write(record | position)
         progress.note(console_lib.evaluation_line(self.experiment.measure, record, position))
-        window.restart()
+        self._window.restart()
         self.checkpoints.wait()
 
-    def _save(self, workers: '_AnyWorkers', *, wait: bool = False) -> None:
+    def _leave(self, workers: '_AnyWorkers') -> None:
+        """A checkpoint where the run ends before its last step, with the record that is under way."""
+        self._window.save_partial(workers.step)
+        self._save(workers)
+        self.checkpoints.wait()
+
+    def _save(self, workers: '_AnyWorkers') -> None:
         if self.experiment.config.check_replicas_every:  # it takes one copy, and would hide a difference
             workers.check_replicas()  # type: ignore[union-attr]
         self.checkpoints.save(workers.state(), self._log.seal())
         if processes.is_first():
             workdir.record(self.folder, self.experiment.config)  # no start takes a checkpoint without it
-        if wait:
-            self.checkpoints.wait()
 
     def _say(self, line: str) -> None:
         console_lib.say(self.console, line)
@@ -275,12 +295,12 @@ class FixedWorkers:
         return (reports or jax.process_count() == 1) and processes.any_process(signalled)
 
     def sample(self) -> str | None:
-        """What the trained model generates, at y if the method has it; None if the task generates nothing."""
+        """What the trained model generates, at the method's answer; None if the task generates nothing."""
         task = self._experiment.task
         if not isinstance(task, GenerativeTask):
             return None
         points = self._workers.settled(self._steps.outputs(self._state))
-        params = self._workers.fetch(points.get('y', points['x'])['params'])
+        params = self._workers.fetch(points.get(self._experiment.method.answer, points['x'])['params'])
         return task.sample(params, jax.random.key(self._experiment.config.seed))
 
     def check_replicas(self) -> None:

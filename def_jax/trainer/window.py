@@ -88,7 +88,8 @@ class Window:
             DivergedError: if a step that was taken has another loss than a number, or too many were skipped.
         """
         losses = self._values('loss')
-        taken = np.array([np.all(m.get('taken', True)) for m in self._pending], bool)
+        skips = self._experiment.config.skip_nonfinite
+        taken = self._values('taken').astype(bool).min(1) if skips else np.full(len(losses), True)
         for row, is_taken in enumerate(taken):
             self._skipped = 0 if is_taken else self._skipped + 1
             finite = np.isfinite(losses[row])

@@ -176,3 +176,31 @@ def test_a_message_has_the_bytes_of_its_ratio(ratio):
     assert not found.always and message.operation == 'all-gather'
     elements = sum(x.size for x in jax.tree.leaves(params))
     assert 0.95 * elements / ratio < message.bytes / 4 - 2 * 4 <= elements / ratio + 1
+
+
+def test_top_k_finds_places_beyond_16_bits():
+    x = jnp.zeros(2**16 + 2).at[jnp.array([1, 2**16 + 1])].set(jnp.array([2.0, 4.0]))
+    link = baselines.top_k(2**15, None)
+    np.testing.assert_array_equal(link.update(x, link.init(x))[0], x)
+
+
+def test_onebit_adam_leaves_alone_what_never_had_a_gradient():
+    link = baselines.onebit_adam(None, freeze_after=1)
+    state = link.init(jnp.zeros(2))
+    for _ in range(3):
+        updates, state = link.update(jnp.array([1.0, 0.0]), state)
+    assert updates[1] == 0 != state.mu[1]
+
+
+@pytest.mark.parametrize('every', [1, 4])
+def test_cser_sends_its_ratio_in_all(every):
+    params = {'w': jnp.zeros((64, 32)), 'b': jnp.zeros(64)}
+    found = traffic(cser_of_ratio(16, 'workers', every=every), params, 'workers')
+    assert sum(message.bytes for message in found.messages) == 4 * (66 + every * 66)
+
+
+@pytest.mark.parametrize(('ratio', 'rank'), [(2, 10), (4, 4), (8, 2), (16, 1)])
+def test_powersgd_has_the_greatest_rank_of_its_ratio(ratio, rank):
+    params = {'w': jnp.zeros((64, 32)), 'b': jnp.zeros(64)}
+    found = traffic(baselines.powersgd(ratio, 'workers'), params, 'workers')
+    assert sum(message.bytes for message in found.always) == 4 * (96 * rank + 64)

@@ -191,3 +191,16 @@ def test_state_goes_through_a_checkpoint_onto_another_mesh(tmp_path, sizes, keep
     before, after = dist.output_params(params, state), other.output_params(params, restored)
     for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
+
+
+def test_what_is_not_finite_in_one_shard_is_skipped_by_all():
+    link = feedback('2x4', def_jax.random_block(2), inner=optax.sgd(0.1, momentum=0.5), skip_nonfinite=True)
+    dist = distributed('2x4', link)
+    params = jax.device_put([jnp.asarray(x) for x in INITIAL], dist.shardings)
+    grads = [np.ones((2, *np.shape(x)), np.float32) for x in INITIAL]
+    _, before = dist.update(grads, dist.init(params), params)
+    grads[0][1, 2, 3] = np.nan
+    updates, after = dist.update(grads, before, params)
+    assert not any(np.any(u) for u in updates)
+    jax.tree.map(np.testing.assert_array_equal, after, optax.tree.set(before, skipped=1))
+    def_jax.assert_replicated((updates, after), None)

@@ -77,13 +77,18 @@ def test_a_single_worker_of_several_devices():
     dist.map(lambda p, s: def_jax.diagnostics.error_statistics(s, 'workers'))(params, state)
 
 
-def test_extra_arguments_reach_the_optimizer():
-    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=1.0)
-    dist = spmd(optax.chain(feedback(inner=SGD), plateau))
+PLATEAU = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=1.0)
+
+
+@pytest.mark.parametrize(
+    'optimizer', [optax.chain(feedback(inner=SGD), PLATEAU), feedback(inner=optax.chain(SGD, PLATEAU))]
+)
+def test_extra_arguments_reach_the_optimizer(optimizer):
+    dist = spmd(optimizer)
     state = dist.init(PARAMS)
     for _ in range(3):
         updates, state = dist.update(GRADS, state, PARAMS, value=1.0)
-    assert optax.tree.get(state, 'scale') < 1
+    assert np.all(optax.tree.get(state, 'scale') < 1)
     def_jax.assert_replicated(updates, None)
 
 

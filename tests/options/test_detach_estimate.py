@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compressing import exchanged, feedback
 
 import def_jax
 from def_jax import diagnostics
@@ -50,3 +51,10 @@ def test_what_rounding_leaves_in_the_residual_is_noise(order, bits):
     used, optimum = estimates(order, bits)
     np.testing.assert_allclose(used[:2], optimum[:2], rtol=0, atol=0.04)
     assert optimum[2] < used[2] < 1
+
+
+def test_an_energy_that_overflows_says_nothing():
+    updates = np.ones((2, 6, 8), np.float32)
+    updates[:, 0] = 1e25
+    _, state = exchanged(feedback(2, detach='auto'), updates)
+    assert state.detach[0].tolist() == [0.5, *[1.0] * 5]

@@ -68,3 +68,10 @@ def test_outer_momentum_of_a_scaled_message():
         velocity = momentum * velocity + delta * pending.mean(0)
         residual = (1 - delta) * pending
         np.testing.assert_allclose(arrived, rate * velocity, rtol=0, atol=1e-5, err_msg=f'{t=}')
+
+
+def test_a_schedule_of_the_outer_optimizer_counts_messages():
+    outer = optax.sgd(optax.piecewise_constant_schedule(1.0, {2: 0.5}))
+    link = def_jax.error_feedback(def_jax.identity(), 'workers', outer=outer)
+    arrived, _ = exchanged(link, np.ones((2, 4, 3), np.float32))
+    np.testing.assert_allclose(arrived[0, :, 0], [1, 1, 0.5, 0.5])

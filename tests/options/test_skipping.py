@@ -38,7 +38,7 @@ def gradients(num_steps=NUM_STEPS):
 @pytest.mark.parametrize('bits', [32, 2])
 def test_wherever_it_sits_all_workers_skip_and_hold_everything(bits):
     """One step for each place where NaN or infinity can sit."""
-    optimizer = wrapper(bits=bits)
+    optimizer = wrapper(bits=bits, outer=optax.sgd(0.7, momentum=0.9), detach='auto')
     before = jax.tree.map(lambda z: z[:, -1], exchanged(optimizer, gradients(), PARAMS)[1])
     sizes = range(NUM_WORKERS), range(NUM_ELEMENTS), (np.nan, np.inf, -np.inf)
     places = [*itertools.product(*sizes)]

@@ -7,14 +7,18 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+import rich.console
 import training_fixtures as fixtures
 
+import def_jax
 from def_jax.mesh.ownership import each
-from def_jax.trainer import elastic, experiment
-from def_jax.trainer.checkpointing import regrouping
+from def_jax.trainer import elastic, experiment, loop
+from def_jax.trainer.checkpointing import regrouping, workdir
+from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.data.order import train_positions
 from def_jax.trainer.launch import interruption
+from def_jax.trainer.launch.exits import LostProcessError
 
 
 def test_the_first_state_is_that_of_any_run(recorded):
@@ -55,3 +59,35 @@ def test_the_place_in_an_epoch_does_not_move_with_the_number_of_workers():
             taken = batch(step, list(range(count)), count)['label']
             expected = train_positions(100, seed=3, step=step, batch_size=12, num_workers=1)[1][0]
             np.testing.assert_array_equal(taken, expected[: 12 // count * count])
+
+
+@pytest.mark.usefixtures('live_devices')
+def test_too_few_workers_save_what_they_have(data_dir, tmp_path, monkeypatch):
+    """With the losses since the last record, for the run that goes on."""
+    config = fixtures.tiny_config(data_dir, elastic=True, workers_per_device=1, log_every_steps=5)
+    run, folder = experiment.build(config), workdir.claim(tmp_path / 'run', config)
+    team_run, steps = def_jax.elastic.Team.run, iter(range(7))
+
+    def ended(*args):
+        if next(steps, None) is None:
+            raise def_jax.elastic.TooFewError('2 workers after step 7')
+        return team_run(*args)
+
+    monkeypatch.setattr(def_jax.elastic.Team, 'run', ended)
+    with Checkpoints(folder, run) as checkpoints, pytest.raises(LostProcessError, match='after step 7'):
+        console = rich.console.Console(quiet=True)
+        loop._Run(run, folder, checkpoints, console, interruption.Watch()).train_and_evaluate()
+    assert max(checkpoints.steps()) == 7
+    *_, last = fixtures.records(folder)
+    assert last['step'] == 7 and len(last['pending']) == 2
+
+
+def test_a_last_step_without_its_evaluation_is_for_fixed_workers(data_dir, tmp_path):
+    """Elastic ones cannot evaluate a state that they restored."""
+    config = fixtures.tiny_config(data_dir, elastic=True, workers_per_device=1)
+    run, folder = experiment.build(config), workdir.claim(tmp_path / 'run', config)
+    with Checkpoints(folder, run) as checkpoints:
+        checkpoints.save(dataclasses.replace(elastic.first_state(run.steps), step=np.int32(run.num_steps)))
+        checkpoints.wait()
+        with fixtures.refused('not the evaluation after it. Run it once more with --config.elastic=False'):
+            loop._Run(run, folder, checkpoints, rich.console.Console(quiet=True), interruption.Watch())

@@ -308,14 +308,19 @@ def test_a_run_leaves_the_step_out_and_says_so(step, record, data_dir, tmp_path)
     assert (int(state.step), int(optax.tree.get(state.opt_state, 'step'))) == (20, 19)
 
 
-def test_a_skipped_step_holds_the_statistics_of_batch_normalisation(data_dir):
-    run = experiment.build(fixtures.tiny_config(data_dir, skip_nonfinite=True))
+@pytest.mark.parametrize('overlap', [False, True])
+def test_a_skipped_step_holds_the_statistics_of_batch_normalisation(data_dir, overlap):
+    """With `overlap`, those of the worker that leaves the step out."""
+    run = experiment.build(fixtures.tiny_config(data_dir, skip_nonfinite=True, overlap=overlap))
     state, batch = run.steps.init(), next(run.train_batches(0))
     batch['label'][2] = 99
     before = fixtures.shards(state)
     state, metrics = run.steps.train(state, run.workers.place(batch))
-    assert not np.any(metrics['taken'])
-    chex.assert_trees_all_equal(fixtures.shards(state.batch_stats), before.batch_stats)
+    taken = [overlap and worker != 2 for worker in range(fixtures.NUM_WORKERS)]
+    assert np.ravel(metrics['taken']).tolist() == taken
+    pairs = zip(*map(jax.tree.leaves, (before.batch_stats, fixtures.shards(state.batch_stats))), strict=True)
+    changed = np.reshape([np.any(old != new) for old, new in pairs], (-1, fixtures.NUM_WORKERS))
+    assert len(changed) and (changed == taken).all()
     chex.assert_trees_all_equal(fixtures.shards(state.params), before.params)
     assert int(state.step) == 1
 

@@ -72,6 +72,10 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self._folder.iterdir() if re.fullmatch('[0-9]+', path.name))
 
+    def _last(self) -> int:
+        """The greatest of process 0's steps, or -1: on a network file system, others may not see it yet."""
+        return processes.broadcast(max(self.steps(), default=-1))
+
     def check_room(self, state: TrainState) -> None:
         """Raises ValueError if the disk has no room for one more checkpoint."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -98,6 +102,8 @@ class Checkpoints:
             'workers': list(shape),
             'shards': run.workers.devices_per_row,
             'batch_size': run.config.batch_size,
+            'num_steps': run.num_steps,
+            'data': run.dataset.fingerprint(),
             'settings': self._settings,
             'metrics': list(seal) if seal else None,
             'leaves': manifest.leaves_of(state),
@@ -121,7 +127,7 @@ class Checkpoints:
         Skips damaged ones with a warning that names both; ValueError if there are no others. A state of other
         workers is regrouped, as `notes` say.
         """
-        damages, step = [], sys.maxsize
+        damages, step, newest = [], sys.maxsize, self._last()
         # Process 0 says which: on a network file system, others may not see the newest yet.
         while (step := processes.broadcast(max((s for s in self.steps() if s < step), default=-1))) >= 0:
             path = self._folder / str(step)
@@ -134,17 +140,20 @@ class Checkpoints:
                 logging.warning('%s; continuing from %s, step %s', damage, path, step)
             self._newest = step
             return state
+        if damages and self._last() > newest:  # saved meanwhile, by a process that trains
+            return self.restore(like)
         if damages:
             cure = 'Restore a good one, or choose another --workdir to start from scratch'
             raise ValueError(f'{"; ".join(damages)}. There is no other checkpoint. {cure}.')
         return like
 
-    def discard(self) -> None:
-        """Removes the last checkpoint that was saved, whose state turned out to be useless."""
+    def discard(self, step: int) -> None:
+        """Removes the checkpoint of this step, if it is the last, whose state turned out to be useless."""
         self._join()
-        if processes.is_first() and self._newest is not None:
-            shutil.rmtree(self._folder / str(self._newest))
-        self._newest = None
+        if self._newest == step:
+            if processes.is_first():
+                shutil.rmtree(self._folder / str(step))
+            self._newest = None
 
     def wait(self) -> None:
         """Waits for the last save, and raises its error; removes the checkpoints that are no longer kept."""
@@ -207,8 +216,7 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore raise many types on a damaged file
             raise DamagedError(f'its arrays cannot be read: {one_line(error)}') from error
         self.seal = Seal(*content['metrics']) if content['metrics'] else None
-        shards = content.get('shards', 1)  # those of earlier versions are whole
-        self.notes = regrouping.describe(saved, content['batch_size'], shards, self._run)
+        self.notes = regrouping.describe(content, self._run)
         if not in_place:
             state = regroup(state, own, saved, workers.shape)
         return state if self._whole else workers.own_rows(state, like, own)

@@ -1,6 +1,8 @@
 """Which workers a state has, and what it means to resume with others."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -31,8 +33,10 @@ def shapes(experiment: Experiment, like: PyTree, workers: tuple[int, ...]) -> Py
     return each(shape, experiment.is_per_worker, like)
 
 
-def describe(workers: tuple[int, ...], batch_size: int, shards: int, experiment: Experiment) -> list[str]:
-    """What restoring changes in a state saved with other workers or another batch size, one line each."""
+def describe(saved: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """What restoring a checkpoint of this manifest changes: workers, batches, data; one line each."""
+    workers, batch_size = tuple(saved['workers']), saved['batch_size']
+    shards = saved.get('shards', 1)  # those of earlier versions are whole
     shape, devices = experiment.workers.shape, experiment.workers.devices_per_row
     old, new, batch, lines = math.prod(workers), math.prod(shape), experiment.config.batch_size, []
     if old != new:
@@ -45,4 +49,9 @@ def describe(workers: tuple[int, ...], batch_size: int, shards: int, experiment:
         lines.append(f'devices a worker: {shards} before, {devices} now; blocks are cut from other shards')
     if batch_size != batch:
         lines.append(f'batch: {batch_size} examples before, {batch} now; epochs count by the new')
+    if (steps := saved.get('num_steps', experiment.num_steps)) != experiment.num_steps:
+        rate = 'the learning rate goes on as if they had always been so many'
+        lines.append(f'steps: {steps:,} in all before, {experiment.num_steps:,} now; {rate}')
+    if saved.get('data', fingerprint := experiment.dataset.fingerprint()) != fingerprint:
+        lines.append('data: other examples than before')
     return lines

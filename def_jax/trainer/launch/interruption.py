@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from def_jax.trainer.launch.exits import EndedError, ExitCode
 __all__ = ['SIGNALS', 'InterruptedRunError', 'Watch', 'ending_at_once', 'watch']
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SAME = 0.5  # seconds within which a signal to all processes arrives twice: the supervisor passes it on
 _END = b'\0'  # no signal has this number
 
 
@@ -92,15 +94,18 @@ def ending_at_once(program: str) -> Iterator[None]:
 def _listen(reader: int, program: str) -> None:
     """Responds to each signal, in its own thread, using only system calls that do not block."""
     acknowledged: Watch | None = None
+    at = 0.0
     while (byte := os.read(reader, 1)) != _END:
         if byte[0] not in SIGNALS:
             continue
         name, watched = signal.Signals(byte[0]).name, _watched
+        if watched is not None and watched is acknowledged and time.monotonic() - at < _SAME:
+            continue
         if watched is None or watched is acknowledged:
             _say(f'{program}: stopped by {name}. Run the same command again to resume.')
             os._exit(ExitCode.STOPPED)
-        acknowledged = watched
-        _say(f'{program}: {name}: stopping with a checkpoint after this step; send it again to stop now')
+        acknowledged, at = watched, time.monotonic()
+        _say(f'{program}: {name}: stopping with a checkpoint; send it again to stop now')
 
 
 def _say(line: str) -> None:

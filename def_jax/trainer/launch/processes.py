@@ -28,6 +28,7 @@ __all__ = [
 HEARTBEAT_SECONDS = 30
 ELASTIC_HEARTBEAT_SECONDS = 10
 LATE_SECONDS = 60  # for which a client of NFS, as it is usually mounted, may not see what others wrote
+_OWN = 'RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT'  # how errors begin that no other process causes
 
 _alone = False  # in an elastic run
 T = TypeVar('T')
@@ -160,7 +161,7 @@ def naming_the_lost() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or str(error).startswith(_OWN):
             raise
         raise LostProcessError(str(error).split('\n')[0]) from error
 

@@ -8,6 +8,7 @@ import threading
 import types
 from concurrent import futures
 
+import ml_collections
 import numpy as np
 import pytest
 import training_fixtures as fixtures
@@ -147,15 +148,22 @@ def test_processes_agree_on_the_checkpoint(
     assert len(warnings) == (2 if looks > 4 else 0)  # of both
 
 
-@pytest.mark.parametrize('same', [True, False])
-def test_processes_with_other_data_than_the_first_are_refused(monkeypatch, as_two_processes, same):
+@pytest.mark.parametrize(
+    ('differs', 'words'),
+    [('', ''), ('data', 'holds other examples for some'), ('log_every_steps', 'config differs between')],
+)
+def test_processes_that_would_train_something_else_are_refused(monkeypatch, as_two_processes, differs, words):
     run, me = as_two_processes
     monkeypatch.setattr(processes, 'count', lambda: 2)
 
     def check():
-        text = Arrays({'label': np.arange(4) + (me.index and not same)})
-        config = types.SimpleNamespace(dataset='python_stdlib', elastic=False)
-        loop._check_data(types.SimpleNamespace(dataset=Dataset(text, text), config=config))
+        data = Arrays({'label': np.arange(4) + (me.index if differs == 'data' else 0)})
+        config = {'dataset': 'python_stdlib', 'elastic': False, 'data_dir': f'/scratch/{me.index}'}
+        config[differs] = me.index if differs == 'log_every_steps' else 0
+        experiment = types.SimpleNamespace(
+            dataset=Dataset(data, data), config=ml_collections.FrozenConfigDict(config)
+        )
+        loop._check_same(experiment)
 
-    with contextlib.nullcontext() if same else fixtures.refused('holds other examples for some processes'):
+    with fixtures.refused(words) if words else contextlib.nullcontext():
         run(check)

@@ -98,6 +98,7 @@ def test_outside_the_main_thread_signals_are_left_alone():
 PROGRAM = """
 import contextlib, hashlib, sys
 from def_jax.trainer.launch import interruption
+interruption._SAME = float(sys.argv[2])
 watch = interruption.watch if sys.argv[1] == 'training' else contextlib.nullcontext
 with interruption.ending_at_once('train.py'), watch():
     print('ready', flush=True)
@@ -109,17 +110,30 @@ with interruption.ending_at_once('train.py'), watch():
     ('phase', 'numbers'), [('starting', [signal.SIGHUP]), ('training', [signal.SIGINT, signal.SIGINT])]
 )
 def test_a_signal_is_answered_at_once_whatever_is_running(phase, numbers):
-    command = [sys.executable, '-c', PROGRAM, phase]
+    command = [sys.executable, '-c', PROGRAM, phase, '0']
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout.readline() == b'ready\n'
         for number in numbers[:-1]:
             process.send_signal(number)
             line = process.stderr.readline().decode()
-            assert line.startswith(f'train.py: {number.name}: stopping with a checkpoint after this step')
+            assert line.startswith(f'train.py: {number.name}: stopping with a checkpoint')
         process.send_signal(numbers[-1])
         assert process.wait(timeout=60) == 4
         error = process.stderr.read().decode()
         assert error == f'train.py: stopped by {numbers[-1].name}. Run the same command again to resume.\n'
+
+
+def test_a_signal_to_all_processes_counts_once_though_the_supervisor_passes_it_on():
+    command = [sys.executable, '-c', PROGRAM, 'training', '600']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout.readline() == b'ready\n'
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+        assert b'stopping with a checkpoint' in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.kill()
 
 
 class Ended(EndedError):
