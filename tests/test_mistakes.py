@@ -143,6 +143,10 @@ MISTAKES = [
         for read in POINTS
         for after in (optax.adam(0.01), optax.sgd(0.1), optax.scale(-0.1))
     ),
+    *(
+        ('precedes another, .* as inner=', read, PARAMS, optax.chain(optax.adam(0.1), WRAPPER).init(PARAMS))
+        for read in POINTS
+    ),
     ('one worker; the variance between workers needs', diagnostics.gradient_statistics, PARAMS, None),
     ('error_statistics: opt_state holds no residual', diagnostics.error_statistics, (), None),
     # A trainer that was left as it is takes its gradient at x, too.

@@ -105,9 +105,8 @@ def state_specs(
     (('workers',), ('workers',), ())
     """
     specs = tree_of_specs(param_specs, params, axis_name)
-    like_state = specs_like(abstract_state(optimizer, params), params, specs)
-    own = own_leaves(optimizer, params)
-    return each(lambda mine, spec: P(axis_name, *spec) if mine else spec, own, like_state)
+    like = specs_like(abstract_state(optimizer, params), params, specs)
+    return each(lambda mine, spec: P(axis_name, *spec) if mine else spec, own_leaves(optimizer, params), like)
 
 
 def abstract_state(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
@@ -131,25 +130,31 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
         if type(node) in _AROUND and link_states(node):
             raise ValueError(f'{caller}: the optimizer that communicates is inside {_AROUND[type(node)]}')
 
-    def is_bare(node):  # around no optimizer
-        return is_link(node) and isinstance(getattr(node, 'inner', None), optax.EmptyState)
+    def is_feedback(node):
+        return is_link(node) and hasattr(node, 'inner')
 
     def is_chain(node):
-        return any(map(is_bare, _chained(node)))
+        return any(map(is_feedback, _chained(node)))
 
     for chain in map(_chained, filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))):
-        *before, last = chain
-        if not is_bare(last):
+        place = next(filter(lambda i: is_feedback(chain[i]), range(len(chain))))
+        bare = isinstance(chain[place].inner, optax.EmptyState)  # around no optimizer
+        leaves = jax.tree.leaves([part for part in chain[:place] if not is_link(part)])
+        floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        if bare and not all(map(link_states, chain[place + 1 :])):
             raise ValueError(
                 f'{caller}: something stands after def_jax.error_feedback in the chain, which has no inner=: '
                 'an optimizer there is given updates in place of gradients. Pass it as inner= instead.'
             )
-        skips = 'skipped' in getattr(last, 'extra', ())  # and what precedes keeps a NaN for good
-        leaves = jax.tree.leaves([part for part in before if not is_link(part)])
-        if (in_spmd or skips) and any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        if not bare and any(leaf.ndim for leaf in floats):
+            raise ValueError(
+                f'{caller}: an optimizer precedes another, such as def_sgd, in the chain; both negate, so x '
+                'would climb. Leave one out, or pass yours to def_jax.error_feedback as inner=.'
+            )
+        skips = 'skipped' in chain[place].extra  # and what precedes keeps a NaN for good
+        if bare and floats and (in_spmd or skips):
             why = 'skip_nonfinite does not hold it' if skips else 'it sees x, not the detached point'
             raise ValueError(
                 f'{caller}: a transformation with a state of its own precedes the link in the chain, where '
-                f'{why}. Pass it to def_jax.error_feedback as inner=, e.g. '
-                'error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)).'
+                f'{why}. Pass it as inner=, e.g. error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)).'
             )
