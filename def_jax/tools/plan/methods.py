@@ -182,6 +182,11 @@ def advice(plan: Plan, methods: Sequence[Method]) -> str:
             f'parameters at most, by its authors, {other.family} on {_DEF_Q_ITSELF / 1e6:g} M.\n'
             f'To compare {other.name}, {_faster(other, dense)}:\n\n    {other.paste}\n'
         )
+    elif chosen.family == 'DEF-Q' and chosen is not others[0] and plan.params >= _DEF_Q_ITSELF:
+        told += (
+            f' A transformer of {_DEF_Q_ITSELF / 1e6:g} M parameters ended behind at {_KNOWN}, and not at '
+            f'{COMPRESSIONS[0]}: for one, where {COMPRESSIONS[0]} is fast enough, take it.'
+        )
     elif chosen.setting == f'compression {COMPRESSIONS[-1]}':
         told += (
             f' Transformers, and a perceptron with 64 workers, ended behind at {COMPRESSIONS[-1]}: where '
