@@ -88,7 +88,8 @@ bytes near AdamW, hold for larger transformers that train for longer?
 {table}
 
 "Minus the first" is the loss of DEF-Q at 1/64 minus the method's, so greater is better, with a 95 % interval
-over fresh seeds; "within the margin" says whether the method is behind DEF-Q at 1/64 by less than 0.01.
+over fresh seeds; "within the margin" says whether the method is behind DEF-Q at 1/64 by less than 0.01;
+DEF-Q is behind the method by less if all of the interval lies below +0.01.
 
 **Findings.** At 115 k parameters AdamW
 ends <!-- number: transformers; transformer, 115 k; AdamW, b1 = 0.8, b2 = 0.99; difference --><!-- /number -->
