@@ -48,6 +48,7 @@ class Checkpoints:
         self._folder, self._run, config = workdir / 'checkpoints', experiment, experiment.config
         self._keep, self._whole = config.keep_checkpoints, config.elastic
         self._settings, self._identity = bound_settings(config), _identity(workdir)
+        self._data = experiment.dataset.fingerprint()
         me = jax.process_index()
         alone = {'primary_host': me, 'active_processes': {me}, 'barrier_sync_key_prefix': str(me)}
         self._checkpointer = ocp.StandardCheckpointer(
@@ -103,7 +104,7 @@ class Checkpoints:
             'shards': run.workers.devices_per_row,
             'batch_size': run.config.batch_size,
             'num_steps': run.num_steps,
-            'data': run.dataset.fingerprint(),
+            'data': self._data,
             'settings': self._settings,
             'metrics': list(seal) if seal else None,
             'leaves': manifest.leaves_of(state),
@@ -217,6 +218,8 @@ class Checkpoints:
             raise DamagedError(f'its arrays cannot be read: {one_line(error)}') from error
         self.seal = Seal(*content['metrics']) if content['metrics'] else None
         self.notes = regrouping.describe(content, self._run)
+        if content.get('data', self._data) != self._data:
+            self.notes.append('data: other examples than before')
         if not in_place:
             state = regroup(state, own, saved, workers.shape)
         return state if self._whole else workers.own_rows(state, like, own)

@@ -34,7 +34,7 @@ def shapes(experiment: Experiment, like: PyTree, workers: tuple[int, ...]) -> Py
 
 
 def describe(saved: Mapping[str, Any], experiment: Experiment) -> list[str]:
-    """What restoring a checkpoint of this manifest changes: workers, batches, data; one line each."""
+    """What restoring a checkpoint of this manifest changes: workers and batches; one line each."""
     workers, batch_size = tuple(saved['workers']), saved['batch_size']
     shards = saved.get('shards', 1)  # those of earlier versions are whole
     shape, devices = experiment.workers.shape, experiment.workers.devices_per_row
@@ -52,6 +52,4 @@ def describe(saved: Mapping[str, Any], experiment: Experiment) -> list[str]:
     if (steps := saved.get('num_steps', experiment.num_steps)) != experiment.num_steps:
         rate = 'the learning rate goes on as if they had always been so many'
         lines.append(f'steps: {steps:,} in all before, {experiment.num_steps:,} now; {rate}')
-    if saved.get('data', fingerprint := experiment.dataset.fingerprint()) != fingerprint:
-        lines.append('data: other examples than before')
     return lines

@@ -1,5 +1,6 @@
 """A run of K workers goes on with K': x as it was, y to rounding, momentum and statistics by their mean."""
 
+import dataclasses
 import json
 import signal
 
@@ -12,6 +13,8 @@ import training_fixtures as fixtures
 from def_jax.mesh.ownership import each
 from def_jax.mesh.regrouping import regroup
 from def_jax.trainer import loop
+from def_jax.trainer.checkpointing.checkpoints import Checkpoints
+from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.experiment import build
 
 STEP = 7
@@ -64,3 +67,15 @@ def test_a_run_goes_on_with_other_workers_and_says_so(data_dir, tmp_path):
     training = [r['step'] for r in fixtures.records(tmp_path) if 'loss' in r]
     assert training == [3, 5, 6, 9, 10, 12, 15, 18, 20]
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['15', '20']
+
+
+def test_other_data_and_another_length_are_said(recorded, tmp_path, monkeypatch):
+    fixtures.save(tmp_path, recorded, STEP)
+    monkeypatch.setattr(Dataset, 'fingerprint', lambda self: 'other')
+    shorter = dataclasses.replace(recorded.experiment, num_steps=fixtures.NUM_STEPS - 1)
+    with Checkpoints(tmp_path, shorter) as manager:
+        manager.restore(shorter.steps.init())
+    assert [note.partition(';')[0] for note in manager.notes] == [
+        f'steps: {fixtures.NUM_STEPS} in all before, {fixtures.NUM_STEPS - 1} now',
+        'data: other examples than before',
+    ]

@@ -60,7 +60,7 @@ def write_corpus(folder: Path, documents: Iterable[bytes]) -> None:
         np.save(temporary / _ENDS, np.array(ends, np.int64))
         about = {'bytes': size, 'documents': len(ends), 'sha256': digest.hexdigest()}
         (temporary / _ABOUT).write_text(json.dumps(about), encoding='utf-8')
-        temporary.chmod(folder.parent.stat().st_mode & 0o777)  # others may read what lies beside it
+        temporary.chmod(0o755)  # others may read it; a temporary folder is its owner's alone
         with contextlib.suppress(OSError):  # another process has written the folder: use that one
             os.rename(temporary, folder)
     finally:
