@@ -7,7 +7,7 @@ message; PowerSGD of rank 1 and EF-signSGD send about 1/32 here, which favours t
 
 from experiments.few_bits import def_q, on_convolutions
 from experiments.plan import Contender
-from experiments.rivals import sparse_loco, top_k
+from experiments.rivals import sign_ef, sparse_loco, top_k
 
 __all__ = ['PAGE', 'SETTINGS']
 
@@ -25,7 +25,8 @@ SETTINGS = [
             top_k(512, 0.0, 0.8),
             sparse_loco(64, 4, 0.1),
             Contender('PowerSGD, rank 1', 'powersgd', {'rank': 1}, 0.1),
-            Contender('EF-signSGD, 1/32', 'sign_ef', {}, 0.01),
+            sign_ef(0.01),
+            sign_ef(0.2, momentum=0.0),
         ],
     )
 ]
