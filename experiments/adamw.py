@@ -53,8 +53,8 @@ what does compression cost the optimizer that DEF-Q has inside?
 seeds and the choice of both rates; "within the margin" says whether all of it lies above -0.01 nats, so
 that AdamW is not behind by that. DEF-Q is not behind by that if all of it lies below +0.01.
 
-**Findings.** At decays in common use the lead depends on AdamW's rate; with the best of those tried AdamW is
-ahead by <!-- number: adamw; transformer, 33 k; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->
+**Findings.** At decays in common use we cannot tell who is ahead; with the best of those tried it is AdamW,
+by <!-- number: adamw; transformer, 33 k; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->
 nats. DEF-Q at 1/64 can't be distinguished from the same optimizer without compression. AdamW with decays of
 0.9 and 0.95
 ends <!-- number: adamw; transformer, 33 k; AdamW, b1 = 0.9, b2 = 0.95; difference --><!-- /number -->

@@ -79,8 +79,8 @@ SETTINGS = [
 PAGE = """\
 # Where DEF-Q is behind
 
-**Question.** Where DEF-Q with its defaults is behind uncompressed training, does another number of bits,
-another λ or less momentum help, at the same bytes?
+**Question.** Where DEF-Q with its defaults was behind uncompressed training, or seemed so, does another
+number of bits, another λ or less momentum help, at the same bytes?
 
 ![Differences from DEF-Q with its defaults, with 95 % intervals](differences.png)
 
@@ -108,15 +108,14 @@ On the perceptron, 1 bit is not to be told from 2:
 it ends <!-- number: behind; width 64, 1/256; 1/256, 1 bit; difference --><!-- /number -->
 points from it at 1/256
 and <!-- number: behind; width 64, 1/1024; 1/1024, 1 bit; difference --><!-- /number -->
-at 1/1024. λ = 0.3 came out ahead of the estimated λ at 1/1024, not surely (p = 0.3),
-by <!-- number: behind; width 64, 1/1024; λ = 0.3; difference --><!-- /number -->;
-at 1/256 and 1/64, which were run for that reason,
+at 1/1024. λ = 0.3
+ends <!-- number: behind; width 64, 1/1024; λ = 0.3; difference --><!-- /number -->
+from the estimated λ at 1/1024; at 1/256 and 1/64, which were run since it seemed ahead there,
 it ends <!-- number: behind; width 64, 1/256; λ = 0.3; difference --><!-- /number -->
 and <!-- number: behind; width 64, 1/64; λ = 0.3; difference --><!-- /number -->
 from it, and at width 192
 and 1/64 <!-- number: behind; width 192, 1/64; λ = 0.3; difference --><!-- /number -->.
-There the grid began lower than in few bits, which stopped at a local best of 0.141; the lower rates do as
-well. With 64 workers of one image each, at 1/256, 1 bit
+With 64 workers of one image each, at 1/256, 1 bit
 ends <!-- number: behind; width 64, 64 workers, 1/256; 1/256, 1 bit; difference --><!-- /number -->
 and λ = 0.3 <!-- number: behind; width 64, 64 workers, 1/256; λ = 0.3; difference --><!-- /number -->
 points from the defaults; 4 bits

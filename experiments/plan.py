@@ -1,8 +1,8 @@
 """What an experiment compares, and how each method's rate is chosen: one rule for all.
 
-Rates lie on a geometric grid, which grows until the best is inside it. The best has the lowest mean loss on
-validation data over tuning seeds. Fresh seeds then train at every rate that tuning would choose in 5 % of the
-cases or more, and are tested on data that choose no rate.
+Rates lie on a geometric grid, which grows until every rate that tuning would choose in 5 % of the cases or
+more is inside it. The best has the lowest mean loss on validation data over tuning seeds. Fresh seeds then
+train at each of those rates, and are tested on data that choose no rate.
 """
 
 import dataclasses
@@ -184,7 +184,7 @@ def _finite(ks: Sequence[int], losses: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def tune(losses: Callable[[Sequence[int]], np.ndarray], first: int) -> dict[int, np.ndarray]:
-    """Tries the rates around `first`, and more while the best is at an edge of those tried.
+    """Tries the rates around `first`, and more while one at an edge may be chosen: the best, or a likely one.
 
     Args:
         losses: of the rates of some numbers, [rates, tuning seeds]; what is not finite counts as infinite,
@@ -195,14 +195,16 @@ def tune(losses: Callable[[Sequence[int]], np.ndarray], first: int) -> dict[int,
         The losses by number, in order.
 
     Raises:
-        LookupError: if the best is still at an edge after growing twelve times.
+        LookupError: if such a one is still at an edge after growing twelve times.
     """
     tried: dict[int, np.ndarray] = {}
-    new: Sequence[int] = (first - 1, first, first + 1)
+    new = [first - 1, first, first + 1]
     for _ in range(_LIMIT + 1):
         tried |= _finite(new, losses(new))
+        least, greatest = min(tried), max(tried)
         best = min(sorted(tried), key=lambda k: tried[k].mean())  # the least of those that diverge alike
-        if min(tried) < best < max(tried):
+        chosen = {best, *statistics.likely(tried)}
+        new = [k for k, edge in ((least - 1, least), (greatest + 1, greatest)) if edge in chosen]
+        if not new:
             return dict(sorted(tried.items()))
-        new = (best - 1,) if best == min(tried) else (best + 1,)
     raise LookupError(f'no rate is best within its grid: numbers {min(tried)} to {max(tried)} were tried.')

@@ -52,7 +52,7 @@ points from SGD at 1/64, which leaves half a point open, and
 is <!-- number: scale; width 64, 64 workers; 1/256, 2 bits; difference --><!-- /number -->
 behind at 1/256. The perceptron of width 384
 ends <!-- number: scale; width 384, 8 workers; 1/64, 2 bits; difference --><!-- /number -->
-points from SGD at 1/64: within half a point, the interval below zero, p = 0.25; at 1/256 it
+points from SGD at 1/64: within half a point; at 1/256 it
 ends <!-- number: scale; width 384, 8 workers; 1/256, 2 bits; difference --><!-- /number -->
 from SGD. At 1/1024 with 8 workers it
 is <!-- number: scale; width 64, 8 workers; 1/1024, 2 bits; difference --><!-- /number -->
