@@ -24,7 +24,7 @@ SETTINGS = [
         for when, at in (('before the first drop', 840), ('at the end', 0))
     ),
     *(
-        _setting(f'VGG-16, ratio 64, {when}', {'name': 'cifar10'}, 64, 0.05, at, carried_over=False)
+        _setting(f'VGG-16, ratio 64, {when}', {'name': 'cifar10'}, 64, 0.05, at)
         for when, at in (('before the first drop', 39_000 - 390), ('at the end', 0))
     ),
 ]

@@ -31,7 +31,7 @@ def _setting(
         contender('top-k, 1/64', 'top_k', rates, ratio=64),
         contender('PowerSGD, rank 4', 'powersgd', rates, rank=4),
     ]
-    options = {'tuning_where': tuning_where, 'seeds': seeds, 'margin': 0.3, 'carried_over': False}
+    options = {'tuning_where': tuning_where, 'seeds': seeds, 'margin': 0.3}
     return protocol(name, where, methods, **options)
 
 

@@ -33,8 +33,7 @@ def rows(finished: Sequence[Sequence[Cell]]) -> list[Row]:
 
 
 def _difference(cell: Cell, first: Cell) -> Difference | None:
-    known = cell is not first and not cell.missing and not first.missing
-    found = statistics.compared(cell.side, first.side) if known else None
+    found = None if cell is first else statistics.compared(cell.side, first.side)
     return found if found and math.isfinite(found.mean) else None
 
 
@@ -70,7 +69,7 @@ def _line(row: Row) -> Iterator[str]:
     yield str(len(setting.seeds))
     yield cell.headline + unit * math.isfinite(cell.side.mean)
     if row.difference is None:
-        yield from ['open' if cell.missing else '', '', '']
+        yield from [''] * 3
     else:
         yield row.difference.text(digits)
         known = math.isfinite(row.difference.low)

@@ -46,7 +46,6 @@ def protocol(name: str, where: Mapping[str, Any], contenders: Sequence[Contender
             'tuning_where': {'validation_examples': _HELD_OUT[where['name']]},
             'tuning_seeds': (100,),
             'seeds': (0, 1, 2),
-            'carried_over': True,
             **changes,
         },
     )

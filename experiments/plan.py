@@ -53,8 +53,6 @@ class Setting:
         tuning_where: arguments of the problem that differ in the runs that choose rates.
         by_accuracy: whether rates are chosen by accuracy, as the paper does, not by loss.
         at: the step whose evaluation is reported; 0 for the last.
-        carried_over: whether records are older than the rule that every likely rate gets fresh seeds, so
-            that a method counts as finished although only some of its likely rates have them.
 
     Raises:
         ValueError: at construction, if a seed both chooses and is reported.
@@ -71,7 +69,6 @@ class Setting:
     tuning_where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     by_accuracy: bool = False
     at: int = 0
-    carried_over: bool = False
 
     def __post_init__(self):
         if shared := set(self.tuning_seeds) & set(self.seeds):
@@ -110,7 +107,6 @@ class Cell(NamedTuple):
     setting: Setting
     contender: Contender
     side: Side  # test accuracies in %, or losses with their sign turned
-    missing: float = 0.0  # the share of likely choices whose rates have no fresh seeds
 
     def at_the_edge(self, k: int) -> bool:
         """Whether a rate is the least or greatest of several that were tried."""
@@ -152,19 +148,8 @@ def cell(setting: Setting, contender: Contender, get: Get) -> Cell:
         tried = tune(losses, setting.first(contender))
     name, scale = ('test_accuracy', 100.0) if setting.percent else ('test_loss', -1.0)
     name = f'{name}_{point}' + (f'@{setting.at}' if setting.at else '')
-    fresh: dict[int, np.ndarray] = {}
-    missing = 0.0
-    shares = statistics.shares(tried)
-    for k in statistics.likely(tried):
-        try:
-            fresh[k] = scale * values([k], setting.seeds, name)[0]
-        except LookupError:
-            if not setting.carried_over:
-                raise
-            missing += shares[k]
-    if not fresh:
-        raise LookupError(f'{contender.title!r} has no fresh seeds at any rate that tuning would choose.')
-    return Cell(setting, contender, Side(tried, fresh), missing)
+    fresh = {k: scale * values([k], setting.seeds, name)[0] for k in statistics.likely(tried)}
+    return Cell(setting, contender, Side(tried, fresh))
 
 
 def _metric(record: Record, name: str) -> float:

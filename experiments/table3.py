@@ -25,7 +25,7 @@ def _setting(line: str):
         contender(title, name, paper=number.strip(), ratio=1 if name == 'sgd' else 64)
         for (name, title), number in zip(_METHODS.items(), numbers.split(','), strict=True)
     ]
-    return protocol(f'{model}, {dataset}', {'name': dataset, 'model': model}, methods, carried_over=False)
+    return protocol(f'{model}, {dataset}', {'name': dataset, 'model': model}, methods)
 
 
 SETTINGS = [_setting(line) for line in _NUMBERS.strip().splitlines()]

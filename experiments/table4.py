@@ -36,7 +36,7 @@ def _by_detach(name: str, where: dict, method: str, ratio: int, values, rates=RA
         contender(f'λ = {detach:g}', method, rates, papers.get(detach, ''), ratio=ratio, detach=detach)
         for detach in values
     ]
-    return protocol(name, where, methods, carried_over=False, **changes)
+    return protocol(name, where, methods, **changes)
 
 
 SETTINGS = [
