@@ -20,7 +20,7 @@ class Row(NamedTuple):
     """A finished method, and its difference from the first of its setting, greater is better."""
 
     cell: Cell
-    difference: Difference | None  # None for the first, and where a likely rate has no fresh seeds
+    difference: Difference | None  # None for the first, and where a run diverged
     p_value: float  # adjusted by Holm for all differences of the page
 
 

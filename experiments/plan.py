@@ -114,7 +114,7 @@ class Cell(NamedTuple):
 
     @property
     def headline(self) -> str:
-        """Mean and deviation at the likeliest rate that has fresh seeds; or that a fresh run diverges."""
+        """Mean and deviation at the likeliest rate; or that a fresh run diverges."""
         if not math.isfinite(self.side.mean):
             return 'diverges'
         weights = self.side.weights
@@ -192,4 +192,4 @@ def tune(losses: Callable[[Sequence[int]], np.ndarray], first: int) -> dict[int,
         new = [k for k, edge in ((least - 1, least), (greatest + 1, greatest)) if edge in chosen]
         if not new:
             return dict(sorted(tried.items()))
-    raise LookupError(f'no rate is best within its grid: numbers {min(tried)} to {max(tried)} were tried.')
+    raise LookupError(f'no rate is best: numbers {min(tried)} to {max(tried)} were tried; an edge is likely.')

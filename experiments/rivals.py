@@ -126,10 +126,10 @@ DiLoCo, with momentum SGD inside, send everything every H steps in few bits, wit
 
 **Limits.** A small network and short runs. Rows of one method differ in momentum or H; its
 best row was not chosen by validation, which favours it. DiLoCo's outer optimizer is the published one, not
-tuned; local SGD is the same without it. Top-k lacks DGC's masking and warm-up. Of 1-bit Adam, whose rate had
-no warm-up, two of twenty tuning runs diverged above 0.0016. Bytes are those that a worker sends: with 8
-workers, a method that gathers (top-k, SparseLoCo, DeMo, the sign methods) passes four times as many over the
-network as one that reduces. Intervals are not corrected for the number of rows; p-values are.
+tuned; local SGD lacks it. Top-k lacks DGC's masking and warm-up. Of 1-bit Adam, whose rate had no warm-up,
+two or three of twenty tuning runs diverged at each rate above 0.0016. Bytes are those that a worker sends:
+with 8 workers, a method that gathers (top-k, SparseLoCo, DeMo, the sign methods) passes four times as many
+over the network as one that reduces. Intervals are not corrected for the number of rows; p-values are.
 
 {origins}
 

@@ -127,7 +127,8 @@ there what both did; one seed cannot tell how much each does.
 sequences of 64 bytes. Rates, a factor of two apart, were chosen in 1,000 steps, of 10 M in 200, by the loss
 on validation data.
 
-**Limits.** Three seeds; one for all at 10 M, which gives no interval.
+**Limits.** Three seeds, of which two were added for the usual decays at 1 M when the first had been seen;
+one for all at 10 M, which gives no interval.
 Another chose each rate, in shorter runs than those reported, so the intervals leave that choice out.
 AdamW's decays of 0.8 and 0.99 were the best of those tried with 33 k parameters when this was planned; 0.8
 and 0.95 were tried later, and did as well. In the runs that chose rates, shorter and on validation data,

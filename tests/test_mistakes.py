@@ -144,7 +144,12 @@ MISTAKES = [
         for after in (optax.adam(0.01), optax.sgd(0.1), optax.scale(-0.1))
     ),
     *(
-        ('precedes another, .* as inner=', read, PARAMS, optax.chain(optax.adam(0.1), WRAPPER).init(PARAMS))
+        (
+            'moments precede .* as inner=',
+            read,
+            PARAMS,
+            optax.chain(optax.adam(0.1), WRAPPER).init(PARAMS),
+        )
         for read in POINTS
     ),
     ('one worker; the variance between workers needs', diagnostics.gradient_statistics, PARAMS, None),

@@ -146,10 +146,11 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
                 f'{caller}: something stands after def_jax.error_feedback in the chain, which has no inner=: '
                 'an optimizer there is given updates in place of gradients. Pass it as inner= instead.'
             )
-        if not bare and any(leaf.ndim for leaf in floats):
+        tensors = {leaf.shape for leaf in jax.tree.leaves(chain[place].residual) if leaf.ndim}
+        if not bare and any(leaf.shape in tensors for leaf in floats):
             raise ValueError(
-                f'{caller}: an optimizer precedes another, such as def_sgd, in the chain; both negate, so x '
-                'would climb. Leave one out, or pass yours to def_jax.error_feedback as inner=.'
+                f'{caller}: moments precede an optimizer such as def_sgd in the chain. If they are those of '
+                'another, both negate, and x would climb. Pass that to def_jax.error_feedback as inner=.'
             )
         skips = 'skipped' in chain[place].extra  # and what precedes keeps a NaN for good
         if bare and floats and (in_spmd or skips):

@@ -17,6 +17,7 @@ from jax import lax
 from def_jax import elastic
 from def_jax.mesh.ownership import each
 from def_jax.mesh.spmd import Spmd
+from def_jax.trainer.checkpointing.workdir import shared_settings
 from def_jax.trainer.data.dataset import Split
 from def_jax.trainer.evaluation import DivergedError, record_of
 from def_jax.trainer.experiment import Experiment
@@ -72,7 +73,7 @@ class ElasticWorkers:
             axis_name=AXIS,
             min_workers=config.min_workers,
             patience=config.patience,
-            identity=f'{config.to_json()} {experiment.dataset.fingerprint()}',
+            identity=f'{shared_settings(config)} {experiment.dataset.fingerprint()}',
             note=note,
         )
         self._batch = functools.partial(_batch, experiment.dataset.train, config, signals)
@@ -116,8 +117,10 @@ class ElasticWorkers:
         except elastic.TooFewError as error:
             if self.team.num_workers:  # else no step has been made
                 self.team.min_workers = 1  # what the few who are left have
-                leave(self)
-            self.team.close()
+                try:
+                    leave(self)
+                finally:
+                    self.team.close()
             raise LostProcessError(str(error)) from error
         except elastic.GivenUpError as error:
             raise LostProcessError(str(error)) from error

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,8 +95,7 @@ def _check_same(experiment: Experiment) -> None:
         mark = int(hashlib.sha256(text.encode()).hexdigest()[:7], 16)
         return processes.any_process(processes.broadcast(mark) != mark)
 
-    settings = json.loads(experiment.config.to_json()) | {'data_dir': ''}  # of each machine
-    if differs(json.dumps(settings, sort_keys=True)):
+    if differs(workdir.shared_settings(experiment.config)):
         raise ValueError('config differs between processes. Start all with the same flags.')
     if differs(experiment.dataset.fingerprint()):
         what = f'config.dataset={experiment.config.dataset!r} holds other examples for some processes'
@@ -210,6 +208,7 @@ class _Run:
                 if is_due(done) and config.elastic:  # which cannot evaluate a state that it restored
                     self._evaluate(workers, progress)
                     self._save(workers)
+                    self.checkpoints.wait()  # see `_restored`
                 elif is_due(done):  # first saved: an evaluation that fails loses no step
                     self._save(workers)
                     self._evaluate(workers, progress)
@@ -239,7 +238,7 @@ class _Run:
         self.checkpoints.wait()
 
     def _leave(self, workers: '_AnyWorkers') -> None:
-        """A checkpoint where the run ends before its last step, with the record that is under way."""
+        """A checkpoint where the run ends early, with the record that is under way."""
         self._window.save_partial(workers.step)
         self._save(workers)
         self.checkpoints.wait()
@@ -295,7 +294,7 @@ class FixedWorkers:
         return (reports or jax.process_count() == 1) and processes.any_process(signalled)
 
     def sample(self) -> str | None:
-        """What the trained model generates, at the method's answer; None if the task generates nothing."""
+        """What the model generates, at the method's answer, or x if workers have their own; or None."""
         task = self._experiment.task
         if not isinstance(task, GenerativeTask):
             return None

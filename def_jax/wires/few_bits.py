@@ -43,8 +43,7 @@ _TPU_TILE = 1024  # bytes: XLA for TPUs turns a gather of other rows into an all
 def loading(bits: int) -> float:
     """The largest integer times the unit, over the rms, for the least error of Gaussian numbers.
 
-    For signs it is √(2/π); otherwise a fit to the best uniform quantisers of 3 to 255 steps (Max, 1960),
-    within 1 %.
+    For signs it is √(2/π); otherwise a fit, within 1 %, to the best uniform quantisers (Max, 1960).
 
     >>> [round(loading(bits), 2) for bits in (1, 2, 4, 8)]
     [0.8, 1.24, 2.47, 3.93]

@@ -92,6 +92,11 @@ def test_extra_arguments_reach_the_optimizer(optimizer):
     def_jax.assert_replicated(updates, None)
 
 
+def test_a_hyperparameter_before_a_wrapper_is_no_moment():
+    clip = optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=1.0)
+    train(spmd(optax.chain(clip, feedback(inner=SGD))), 1)
+
+
 def test_a_learning_rate_set_by_hand():
     factory = optax.inject_hyperparams(def_jax.def_adamw, static_args=('compression', 'bits', 'seed'))
     dist = spmd(factory(0.1, compression=32, axis_name='workers'))

@@ -45,13 +45,14 @@ def run(data_dir, tmp_path_factory):
     return folder, *fixtures.printed(tiny_config(data_dir), folder)
 
 
-def test_the_result_has_a_text_that_y_wrote(run, data_dir):
+def test_the_result_has_a_text_that_the_methods_answer_wrote(run, data_dir):
     folder, result, printed = run
     assert ''.join(result['sample'].split()) in ''.join(printed.split())
     of_run = experiment.build(tiny_config(data_dir))
     state = fixtures.restored(folder, of_run)
     points = of_run.steps.outputs(state)
-    assert of_run.task.sample(jax.device_get(points['y']['params']), jax.random.key(0)) == result['sample']
+    assert of_run.method.answer == 'x'
+    assert of_run.task.sample(jax.device_get(points['x']['params']), jax.random.key(0)) == result['sample']
 
 
 def test_what_a_run_reports_of_its_text(run, data_dir):

@@ -64,7 +64,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if not _is_loss(error):  # on a loss, the last save would wait for a dead process
+        if not processes.is_loss(error):  # on a loss, the last save would wait for a dead process
             self.close()
 
     def steps(self) -> list[int]:
@@ -182,7 +182,7 @@ class Checkpoints:
         self._newest = None
         if processes.is_first():
             shutil.rmtree(self._partial(step), ignore_errors=True)
-        if _is_loss(error):
+        if processes.is_loss(error):
             return LostProcessError(one_line(error))
         what = f'no checkpoint could be written to {self._folder} ({one_line(error)})'
         cure = 'The earlier ones are kept; free space on a full disk, then run the same command again'
@@ -245,12 +245,6 @@ class Checkpoints:
 
     def _partial(self, step: int) -> Path:
         return self._folder / f'{step}{_PARTIAL}'
-
-
-def _is_loss(error: BaseException | None) -> bool:
-    """Whether an error is due to another process; orbax raises TimeoutError if one does not respond."""
-    told = LostProcessError, jax.errors.JaxRuntimeError, TimeoutError
-    return jax.process_count() > 1 and isinstance(error, told)
 
 
 def _check_leaves(saved: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -50,6 +50,6 @@ def describe(saved: Mapping[str, Any], experiment: Experiment) -> list[str]:
     if batch_size != batch:
         lines.append(f'batch: {batch_size} examples before, {batch} now; epochs count by the new')
     if (steps := saved.get('num_steps', experiment.num_steps)) != experiment.num_steps:
-        rate = 'the learning rate goes on as if they had always been so many'
+        rate = 'the schedule is now that of the new length'
         lines.append(f'steps: {steps:,} in all before, {experiment.num_steps:,} now; {rate}')
     return lines

@@ -90,6 +90,11 @@ def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))  # tuples become lists, as when read back
 
 
+def shared_settings(config: ml_collections.ConfigDict) -> str:
+    """What all processes of a run must have alike: all but where each has its data."""
+    return json.dumps(_settings(config) | {'data_dir': ''}, sort_keys=True)
+
+
 def bound_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The settings that a run's state depends on: all that may not change on resumption."""
     return {name: value for name, value in _settings(config).items() if KEYS[name].change == 'never'}

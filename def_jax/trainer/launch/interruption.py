@@ -99,7 +99,7 @@ def _listen(reader: int, program: str) -> None:
         if byte[0] not in SIGNALS:
             continue
         name, watched = signal.Signals(byte[0]).name, _watched
-        if watched is not None and watched is acknowledged and time.monotonic() - at < _SAME:
+        if acknowledged is not None and time.monotonic() - at < _SAME:
             continue
         if watched is None or watched is acknowledged:
             _say(f'{program}: stopped by {name}. Run the same command again to resume.')

@@ -45,7 +45,7 @@ def connect(place: Place, *, fake_devices: bool, elastic_devices: int = 0) -> No
     if elastic_devices and None in (place.address, place.count, place.index):
         flags = '--coordinator_address, --num_processes and --process_id'
         raise ValueError(f'config.elastic=True needs {flags}, or python -m def_jax.launch.')
-    if fake_devices and not elastic_devices:  # or `elastic.initialize` does
+    if fake_devices and not elastic_devices:  # an elastic run: `elastic.initialize` does this
         jax.config.update('jax_platforms', 'cpu')
         network.gloo_listens_on(network.own_address(place.address) if place.address else None)
     bound = network.listening_address(place.address) if place.address else None
@@ -155,13 +155,19 @@ def retry_until_visible(look: Callable[[], T], is_good: Callable[[T], bool] = bo
     return found
 
 
+def is_loss(error: BaseException | None) -> bool:
+    """Whether an error is due to another process; orbax raises TimeoutError if one does not respond."""
+    told = LostProcessError, jax.errors.JaxRuntimeError, TimeoutError
+    return jax.process_count() > 1 and isinstance(error, told) and not str(error).startswith(_OWN)
+
+
 @contextlib.contextmanager
 def naming_the_lost() -> Iterator[None]:
     """Converts the error of a collective whose peer died during the call into LostProcessError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or str(error).startswith(_OWN):
+        if not is_loss(error):
             raise
         raise LostProcessError(str(error).split('\n')[0]) from error
 

@@ -159,7 +159,7 @@ def test_processes_that_would_train_something_else_are_refused(monkeypatch, as_t
     def check():
         data = Arrays({'label': np.arange(4) + (me.index if differs == 'data' else 0)})
         config = {'dataset': 'python_stdlib', 'elastic': False, 'data_dir': f'/scratch/{me.index}'}
-        config[differs] = me.index if differs == 'log_every_steps' else 0
+        config['log_every_steps'] = me.index if differs == 'log_every_steps' else 0
         experiment = types.SimpleNamespace(
             dataset=Dataset(data, data), config=ml_collections.FrozenConfigDict(config)
         )

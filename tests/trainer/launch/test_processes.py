@@ -12,7 +12,8 @@ import training_fixtures as fixtures
 
 from benchmarks.reliability import processes as launched
 from def_jax.tools.place import Place, find
-from def_jax.trainer.launch import devices
+from def_jax.trainer.launch import devices, processes
+from def_jax.trainer.launch.exits import LostProcessError
 from def_jax.trainer.workers import ShardedWorkers
 
 SHORT = [
@@ -139,6 +140,19 @@ def test_two_processes_train_as_one_and_end_and_resume_together(environment, tmp
 
 
 # --- Devices that JAX cannot start ---
+
+
+@pytest.mark.parametrize(
+    ('text', 'kind'),
+    [
+        ('RESOURCE_EXHAUSTED: Out of memory', jax.errors.JaxRuntimeError),
+        ('INTERNAL: Gloo all-reduce failed', LostProcessError),
+    ],
+)
+def test_memory_that_runs_out_is_no_lost_process(monkeypatch, text, kind):
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(kind, match=text), processes.naming_the_lost():
+        raise jax.errors.JaxRuntimeError(text)
 
 
 def test_a_platform_that_is_not_here_is_refused_in_one_line(monkeypatch):
