@@ -34,7 +34,7 @@ def _few_bits(*compressions: int):
     """DEF-Q, planned when the paper's methods had run: within half a point of SGD on this network, too?"""
     methods = [contender('SGD', 'sgd', _HIGH, ratio=1)]
     rates = (0.5, *_HIGH[:3])
-    wider = {64: (*rates, 0.02), 256: (1.0, *rates, 0.02)}  # where one at the edge was likely
+    wider = {64: (*rates, 0.02), 256: (1.0, *rates, 0.02, 0.01)}  # where one at the edge was likely
     methods += [
         contender(f'DEF-Q, 1/{c}, 2 bits', 'def_q', wider.get(c, rates), ratio=c, bits=2)
         for c in compressions
