@@ -25,9 +25,8 @@ NODES, DEVICES_PER_NODE = 2, 4
 LAYERS, WIDTH, HEADS, CONTEXT, VOCABULARY = 2, 64, 4, 32, 256  # tokens are bytes
 BATCH = 32  # sequences, of both nodes together
 
-adamw = def_jax.def_adamw(
-    3e-3, 64, 'nodes', weight_decay=0.1 / 1.5
-)  # was: optax.adamw(3e-3, weight_decay=0.1)
+# was: optax.adamw(3e-3, weight_decay=0.1)
+adamw = def_jax.def_adamw(3e-3, 64, 'nodes', weight_decay=0.1 / 1.5)
 optimizer = optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 

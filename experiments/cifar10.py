@@ -6,7 +6,7 @@ core for 30 epochs, an hour for 200.
 
 from typing import Any
 
-from experiments.paper_tables import by_ratio, contender, protocol
+from experiments.paper_tables import by_ratio, contender, def_q, protocol
 
 __all__ = ['EXECUTOR', 'PAGE', 'SETTINGS']
 
@@ -50,10 +50,7 @@ def _few_bits(*compressions: int):
     methods = [contender('SGD', 'sgd', _BY_TITLE['SGD'], ratio=1)]
     rates = (0.5, 0.2, 0.1, 0.05)
     larger = {1024: (1.0, *rates)}  # where the largest was chosen
-    methods += [
-        contender(f'DEF-Q, 1/{c}, 2 bits', 'def_q', larger.get(c, rates), ratio=c, bits=2)
-        for c in compressions
-    ]
+    methods += [def_q(compression, larger.get(compression, rates)) for compression in compressions]
     return protocol('30 epochs, DEF-Q', _SHORT, methods, tuning_where=_TUNING, seeds=range(5))
 
 
@@ -62,7 +59,7 @@ def _long(ratio: int):
     methods += [
         contender(title, name, (0.05,), ratio=ratio) for name, title in (('def', 'DEF'), ('def_a', 'DEF-A'))
     ]
-    methods.append(contender(f'DEF-Q, 1/{ratio}, 2 bits', 'def_q', (0.05,), ratio=ratio, bits=2))
+    methods.append(def_q(ratio, (0.05,)))
     return protocol(f'200 epochs, ratio {ratio}', _WHERE, methods, tuning_seeds=(), seeds=(0,))
 
 

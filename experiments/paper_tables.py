@@ -10,7 +10,7 @@ from typing import Any
 from def_jax.baselines.methods import METHODS, trajectory
 from experiments.plan import Contender, Setting
 
-__all__ = ['COMPRESSED', 'DIGITS', 'RATES', 'by_ratio', 'contender', 'protocol']
+__all__ = ['COMPRESSED', 'DIGITS', 'RATES', 'by_ratio', 'contender', 'def_q', 'protocol']
 
 COMPRESSED = {'ef': 'EF', 'saef': 'SAEF', 'psync': 'PSync', 'def': 'DEF', 'def_a': 'DEF-A'}
 RATES = (0.1, 0.05, 0.01)  # the paper's candidates
@@ -24,6 +24,11 @@ def contender(
     """A method at candidate rates; methods that are points of one run, as DEF and DEF-A are, share it."""
     method = trajectory(name)
     return Contender(title, method, options, rates=tuple(rates), point=METHODS[name].answer, paper=paper)
+
+
+def def_q(compression: int, rates: Sequence[float]) -> Contender:
+    """The preset in two bits, at a compression in bytes."""
+    return contender(f'DEF-Q, 1/{compression}, 2 bits', 'def_q', rates, ratio=compression, bits=2)
 
 
 def protocol(name: str, where: Mapping[str, Any], contenders: Sequence[Contender], **changes: Any) -> Setting:

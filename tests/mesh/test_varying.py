@@ -154,12 +154,16 @@ def test_types_prove_that_all_workers_get_the_same_parameters(name):
     [
         (COMPOSED['auto'], inside, 'is the same on all workers: .* Take it outside of the loss'),
         (
+            *(def_jax.def_adamw(0.1, 64, 'workers'), at_params),
+            r"updates\['b'\] is the same on all workers: .*detached_params",
+        ),
+        (
             *(optax.chain(optax.sgd(0.1), feedback()), at_params),
             r"updates\['b'\] is the same on all workers: .*with point = def_jax.detached_params",
         ),
         (LINKED['sgd'], at_params, re.escape('without error feedback, jax.lax.pcast(params')),
     ],
-    ids=['through the point', 'at x', 'a link without a detached point'],
+    ids=['through the point', 'def_adamw', 'at x', 'a link without a detached point'],
 )
 def test_a_gradient_that_would_be_summed_is_refused(optimizer, gradient, message):
     with pytest.raises(ValueError, match=message):

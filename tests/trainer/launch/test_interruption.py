@@ -116,7 +116,8 @@ def test_a_signal_is_answered_at_once_whatever_is_running(phase, numbers):
         for number in numbers[:-1]:
             process.send_signal(number)
             line = process.stderr.readline().decode()
-            assert line.startswith(f'train.py: {number.name}: stopping with a checkpoint')
+            said = 'stopping with a checkpoint; send it again to stop now'
+            assert line == f'train.py: {number.name}: {said}\n'
         process.send_signal(numbers[-1])
         assert process.wait(timeout=60) == 4
         error = process.stderr.read().decode()
