@@ -19,14 +19,22 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from def_jax.checks import check_seed, named_leaves
 from def_jax.compressors import Compressor, check_compressor, shared_key
-from def_jax.mesh.collectives import check_axis_name, check_shared, pmean, vary, vary_if_tracked, varying_axes
-from def_jax.mesh.link import Shards, check_updates, current_shards, float32_zeros, in_memory, is_masked, link
-from def_jax.mesh.ownership import check_surroundings, link_states
+from def_jax.ground.arguments import check_seed, named_leaves
+from def_jax.ground.barriers import in_memory
+from def_jax.ground.collectives import (
+    check_axis_name,
+    check_shared,
+    pmean,
+    vary,
+    vary_if_tracked,
+    varying_axes,
+)
+from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import PAPER_DETACH, Options, pend, send, skipping
 from def_jax.options.overlap import overlapped
-from def_jax.types import AxisName, PyTree
+from def_jax.state.link import Shards, check_updates, current_shards, float32_zeros, is_masked, link
+from def_jax.state.ownership import check_surroundings, link_states
 from def_jax.wires import Bits
 
 

@@ -15,10 +15,10 @@ from jax import lax
 from jax.experimental import multihost_utils
 
 from def_jax.error_feedback import feedback_states
-from def_jax.mesh.collectives import num_workers, pmax, psum
-from def_jax.mesh.ownership import each, per_worker_leaves
+from def_jax.ground.collectives import num_workers, pmax, psum
+from def_jax.ground.types import AxisName, PyTree
 from def_jax.options.skipping import all_finite as finite_here
-from def_jax.types import AxisName, PyTree
+from def_jax.state.ownership import each, per_worker_leaves
 
 _GOLDEN = np.uint32(0x9E3779B1)  # odd
 _LARGE = 4096  # elements of a leaf, of which so many are compared

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import def_jax
 from def_jax.compressors import shared_key
 from def_jax.compressors.base import typed_key
-from def_jax.mesh.collectives import vary_if_tracked
+from def_jax.ground.collectives import vary_if_tracked
 
 NUM_STEPS = 50
 LEARNING_RATES = np.where(np.arange(NUM_STEPS) < 30, 0.02, 0.002)  # one drop

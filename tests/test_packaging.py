@@ -85,8 +85,8 @@ def test_a_configuration_file_can_be_copied_alone(name):
     assert modules == {'def_jax', 'ml_collections'}
 
 
-def test_the_changelog_begins_with_this_version():
-    newest = re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[1]
+def test_the_newest_release_of_the_changelog_is_this_version():
+    newest = re.search(r'^## (\d\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[1]
     assert newest == def_jax.__version__
 
 

@@ -11,9 +11,9 @@ from reference_step import Message, Settings, State
 
 import def_jax
 from def_jax.compressors import shared_key
-from def_jax.compressors.base import Layout
 from def_jax.compressors.orders import AGE_SHARES
 from def_jax.wires import few_bits
+from def_jax.wires.layouts import Layout
 
 NUM_STEPS, SEEDS = 7, 14
 BASE = 1249  # draws every value of each option, most of them with overlap and without

@@ -20,10 +20,10 @@ from jax.flatten_util import ravel_pytree
 from def_jax.compressors import identity
 from def_jax.compressors.base import Selection
 from def_jax.error_feedback import error_feedback, wrapped
-from def_jax.mesh.collectives import all_gather
-from def_jax.mesh.link import float32_updates, float32_zeros, link
+from def_jax.ground.collectives import all_gather
+from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import pend
-from def_jax.types import AxisName, PyTree
+from def_jax.state.link import float32_updates, float32_zeros, link
 
 __all__ = [
     'Exchanged',

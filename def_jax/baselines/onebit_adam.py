@@ -8,10 +8,10 @@ import optax
 from jax import lax
 
 from def_jax.baselines.signs import exchange_signs
-from def_jax.checks import check_integer, check_number
-from def_jax.mesh.collectives import pmean
-from def_jax.mesh.link import float32_updates, float32_zeros, link
-from def_jax.types import AxisName, PyTree
+from def_jax.ground.arguments import check_integer, check_number
+from def_jax.ground.collectives import pmean
+from def_jax.ground.types import AxisName, PyTree
+from def_jax.state.link import float32_updates, float32_zeros, link
 
 __all__ = ['OneBitAdamState', 'onebit_adam']
 

@@ -5,8 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from def_jax.checks import is_number
 from def_jax.compressors.base import Compressor, Part, Selection
+from def_jax.ground.arguments import is_number
 
 __all__ = ['scaled']
 

@@ -9,7 +9,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from def_jax.baselines.base import Exchanged, around, gathered_mean, pack, unpack
-from def_jax.types import AxisName, PyTree
+from def_jax.ground.types import AxisName, PyTree
 
 __all__ = ['exchange_signs', 'sign_ef']
 

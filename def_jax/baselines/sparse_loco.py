@@ -19,12 +19,12 @@ from def_jax.baselines.base import (
     to_chunks,
     unpack,
 )
-from def_jax.checks import check_integer, check_number, check_ratio
 from def_jax.compressors import identity
-from def_jax.compressors.base import Layout
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback, wrapped
-from def_jax.mesh.link import float32_updates
-from def_jax.types import AxisName
+from def_jax.ground.arguments import check_integer, check_number, check_ratio
+from def_jax.ground.types import AxisName
+from def_jax.state.link import float32_updates
+from def_jax.wires.layouts import Layout
 
 __all__ = ['SparseLoCoState', 'sparse_loco']
 

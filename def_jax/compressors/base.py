@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from def_jax.types import PyTree
+from def_jax.ground.types import PyTree
+from def_jax.wires.layouts import Layout
 
 
 class Selection(NamedTuple):
@@ -39,38 +40,12 @@ class Part(NamedTuple):
     weight: float  # times its squared norm is an unbiased estimate of the tensor's
 
 
-class Layout(NamedTuple):
-    """Where the parts of a message lie. What lies between them is zero in a message, and ignored."""
-
-    begins: tuple[int, ...]  # of the parts
-    total: int  # elements of the message
-
-    @classmethod
-    def dense(cls, sizes: Sequence[int]) -> 'Layout':
-        """Parts of these sizes, one after the other."""
-        ends = np.cumsum([0, *sizes], dtype=np.int64).tolist()
-        return cls(tuple(ends[:-1]), ends[-1])
-
-    def join(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """The message, float32 [total], of its parts."""
-        found: list[jax.Array] = []
-        ends = (*self.begins[1:], self.total)[: len(self.begins)]
-        for part, begin, end in zip(parts, self.begins, ends, strict=True):
-            found += [part, jnp.zeros(end - begin - part.size, jnp.float32)]
-        return jnp.concatenate([jnp.zeros(0, jnp.float32), *(x for x in found if x.size)])
-
-    def split(self, message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
-        """Undoes `join`."""
-        places = zip(self.begins, sizes, strict=True)
-        return [lax.slice_in_dim(message, begin, begin + size) for begin, size in places]
-
-
 @dataclasses.dataclass(frozen=True)
 class Compressor:
     """A linear compressor C. Call it with the shared key, the step and a tree to get its `Selection`."""
 
     # shared key, step, like, where the parts lie in the message
-    select: Callable[[jax.Array, jax.Array, PyTree, 'Layout'], Selection]
+    select: Callable[[jax.Array, jax.Array, PyTree, Layout], Selection]
     parts: Callable[[PyTree], Sequence[Part]]  # like -> what a message holds, one part after the other
     # The residual's mean squared age and mean age, as shares of those of the block that is sent; those of
     # independent draws. See `orders.AGE_SHARES`.
@@ -171,13 +146,3 @@ def message_size(compressor: Compressor, params: PyTree) -> int:
     81
     """
     return sum(compressor.sizes(params))
-
-
-def part_places(begins: Sequence[int], *after: jax.Array) -> list[jax.Array]:
-    """For parts that begin here in a message, each one's index and where it begins, uint32 [2].
-
-    Behind the barrier these are arguments, not constants, of a kernel, which XLA then compiles once for all
-    leaves of a shape. XLA for GPUs takes parts at the same places in one kernel, unless their places wait for
-    different `after`.
-    """
-    return lax.optimization_barrier(([jnp.array(pair, jnp.uint32) for pair in enumerate(begins)], after))[0]

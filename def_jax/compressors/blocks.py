@@ -12,8 +12,9 @@ import numpy as np
 from jax import lax
 
 from def_jax.compressors import base, orders
-from def_jax.compressors.base import Compressor, Layout, Part, Selection
-from def_jax.mesh.link import in_memory
+from def_jax.compressors.base import Compressor, Part, Selection
+from def_jax.ground.barriers import in_memory, part_places, read_after
+from def_jax.wires.layouts import Layout
 
 _SHORT_RUN = 16  # float32 elements in a line of cache
 _PER_HALVING = 0.02  # a run half as long is worth a ratio that is 2% off
@@ -149,18 +150,7 @@ def _draw_places(
     below = table([np.cumprod((1, *grid[:0:-1]))[::-1] for grid in grids])
     first = drawn[:, None] // below % table(grids) * table(shapes)
     row = functools.partial(lax.dynamic_index_in_dim, first, keepdims=False, allow_negative_indices=False)
-    return [(row(leaf), begin) for leaf, begin in base.part_places(layout.begins, key)]
-
-
-def read_after(values: jax.Array, x: jax.Array) -> jax.Array:
-    """x, once `values` of any type are computed: of its shape, or one number for all of it.
-
-    Were x in memory earlier, XLA would write it over what the values are computed from, and save that by a
-    copy. A shifted sign bit is less than 2, which XLA does not know.
-    """
-    bits = values.dtype.itemsize * 8
-    computed = (lax.bitcast_convert_type(values, f'uint{bits}') >> (bits - 1)) < 2
-    return jnp.where(computed, x, jnp.zeros_like(x))
+    return [(row(leaf), begin) for leaf, begin in part_places(layout.begins, key)]
 
 
 def _box(tensor: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ import optax
 
 from def_jax.elastic.group import Group
 from def_jax.elastic.service import ask, retract, tell, versions
-from def_jax.types import PyTree
+from def_jax.ground.types import PyTree
 
 __all__ = ['SECRET', 'Answers', 'Call', 'RollCall', 'checksums', 'identity_of']
 

@@ -14,7 +14,6 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
-from def_jax.checks import check_integer
 from def_jax.elastic import transfer
 from def_jax.elastic.group import Group, Incarnations, changes, divided, everywhere, grouped, name_of, names
 from def_jax.elastic.roll_call import Call, RollCall, checksums, identity_of
@@ -30,11 +29,12 @@ from def_jax.elastic.service import (
     meeting,
 )
 from def_jax.error_feedback import ErrorFeedbackState
-from def_jax.mesh.ownership import abstract_state, link_states, own_leaves, state_specs
-from def_jax.mesh.regrouping import num_stacked, regroup
-from def_jax.mesh.specs import tree_of_specs
-from def_jax.mesh.spmd import Spmd, spmd
-from def_jax.types import PyTree
+from def_jax.ground.arguments import check_integer
+from def_jax.ground.types import PyTree
+from def_jax.sharding import Spmd, spmd
+from def_jax.state.ownership import abstract_state, link_states, own_leaves, state_specs
+from def_jax.state.regrouping import num_stacked, regroup
+from def_jax.state.specs import tree_of_specs
 
 __all__ = ['Team']
 

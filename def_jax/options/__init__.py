@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.checks import check_flag, check_integer, check_number
 from def_jax.compressors import Compressor, Selection
-from def_jax.mesh.collectives import num_workers, pmean, vary_if_tracked
-from def_jax.mesh.link import Shards, check_like, float32_updates, float32_zeros
+from def_jax.ground.arguments import check_flag, check_integer, check_number
+from def_jax.ground.collectives import num_workers, pmean, vary_if_tracked
+from def_jax.ground.types import Arrive, AxisName, PyTree
 from def_jax.options import detach_estimate, outer, skipping
-from def_jax.types import Arrive, AxisName, PyTree
+from def_jax.state.link import Shards, check_like, float32_updates, float32_zeros
 from def_jax.wires import check_bits, exchange, layout
 
 PAPER_DETACH = 0.3  # the λ of the paper's tables, and this library's default

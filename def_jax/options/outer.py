@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from def_jax.compressors.base import Selection
-from def_jax.traffic import equations
+from def_jax.ground.jaxpr import equations
 
 _VECTOR = jax.ShapeDtypeStruct((7,), jnp.float32)  # stands for a block
 # Primitives whose results have the shape of their arguments, and whose elements influence each other.

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from def_jax.compressors.blocks import read_after
-from def_jax.mesh.collectives import varying_axes
-from def_jax.mesh.link import Shards, in_memory
+from def_jax.ground.barriers import in_memory, read_after
+from def_jax.ground.collectives import varying_axes
+from def_jax.ground.types import PyTree
 from def_jax.options import Options, pend, send, skipping
-from def_jax.types import PyTree
+from def_jax.state.link import Shards
 
 
 def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) -> tuple[PyTree, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.types import PyTree
+from def_jax.ground.types import PyTree
 
 
 def marked(message: jax.Array, updates: PyTree, before: Any) -> jax.Array:

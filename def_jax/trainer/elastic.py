@@ -15,8 +15,9 @@ import optax
 from jax import lax
 
 from def_jax import elastic
-from def_jax.mesh.ownership import each
-from def_jax.mesh.spmd import Spmd
+from def_jax.ground.types import PyTree
+from def_jax.sharding import Spmd
+from def_jax.state.ownership import each
 from def_jax.trainer.checkpointing.workdir import shared_settings
 from def_jax.trainer.data.dataset import Split
 from def_jax.trainer.evaluation import DivergedError, record_of
@@ -27,7 +28,6 @@ from def_jax.trainer.state import PerWorker, TrainState
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers import AXIS, ShardedWorkers, WholeWorkers
 from def_jax.trainer.workers.sharded import shard_spec
-from def_jax.types import PyTree
 
 __all__ = ['ElasticWorkers', 'first_state']
 

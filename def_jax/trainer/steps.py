@@ -14,12 +14,12 @@ from jax import lax
 from def_jax import diagnostics
 from def_jax.baselines.methods import Point
 from def_jax.error_feedback import detached_params, feedback_states, output_params
-from def_jax.mesh.collectives import pmean, psum
-from def_jax.mesh.link import sharded
+from def_jax.ground.collectives import pmean, psum
+from def_jax.ground.types import PyTree
+from def_jax.state.link import sharded
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks.base import Batch, Task
 from def_jax.trainer.workers import Workers
-from def_jax.types import PyTree
 
 __all__ = ['Steps', 'TrainState', 'accumulated_value_and_grad']
 

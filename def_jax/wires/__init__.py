@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from def_jax.checks import check_choice
-from def_jax.compressors.base import Layout, part_places
-from def_jax.mesh.collectives import num_workers, pmean
-from def_jax.types import Arrive, AxisName
+from def_jax.ground.arguments import check_choice
+from def_jax.ground.barriers import part_places
+from def_jax.ground.collectives import num_workers, pmean
+from def_jax.ground.types import Arrive, AxisName
 from def_jax.wires import few_bits
+from def_jax.wires.layouts import Layout
 
 Bits = Literal[1, 2, 4, 8, 16, 32]
 

@@ -31,10 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from def_jax.compressors.base import Layout
-from def_jax.mesh.collectives import all_gather, all_to_all, axis_index
-from def_jax.mesh.link import in_memory
-from def_jax.types import Arrive, AxisName
+from def_jax.ground.barriers import in_memory
+from def_jax.ground.collectives import all_gather, all_to_all, axis_index
+from def_jax.ground.types import Arrive, AxisName
+from def_jax.wires.layouts import Layout
 from def_jax.wires.segments import Segments, reduced, segments
 
 _WASTE = 0.01  # the share of a message that may be zeros between its parts, unless it is small

@@ -19,8 +19,8 @@ from without_batchnorm import TRAIN, initial, loss, trained
 
 import def_jax
 from def_jax import wires
-from def_jax.alias import block_ratio
-from def_jax.mesh.collectives import pmean
+from def_jax.ground.collectives import pmean
+from def_jax.presets import block_ratio
 from def_jax.wires import few_bits
 
 WORKERS, BATCH, STEPS, EVERY, SEEDS = 8, 8, 800, 100, 5

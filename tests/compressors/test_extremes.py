@@ -10,6 +10,7 @@ import pytest
 import def_jax
 from def_jax.compressors import base
 from def_jax.compressors.blocks import Block, _draw_places
+from def_jax.wires.layouts import Layout
 
 
 @pytest.mark.parametrize('shape', [(2**16, 2**16), (3, 2**31), (2**32 - 64,), (2**11,) * 3])
@@ -25,7 +26,7 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
 
     def draw(place):
         with mock.patch.object(base, 'draw', lambda *_: place[None]):
-            return _draw_places('random', key, jnp.uint32(0), [block], base.Layout.dense([block.size]))[0][0]
+            return _draw_places('random', key, jnp.uint32(0), [block], Layout.dense([block.size]))[0][0]
 
     starts = np.asarray(jax.vmap(draw)(jnp.arange(64, dtype=jnp.uint32))).tolist()
     assert len({tuple(start) for start in starts}) == 64

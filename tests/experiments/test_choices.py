@@ -180,8 +180,8 @@ def test_a_record_names_commit_machine_and_versions_and_no_dirty_checkout(monkey
     found = spec.origin()
     assert found['commit'] == 'abc' and 'cores' in found['machine']
     assert {'python', 'jax', 'optax', 'numpy'} <= found['versions'].keys()
-    answers['status'] = ' M def_jax/alias.py'
-    with pytest.raises(spec.DirtyError, match=r'differs from commit abc \(def_jax/alias.py\)'):
+    answers['status'] = ' M def_jax/presets.py'
+    with pytest.raises(spec.DirtyError, match=r'differs from commit abc \(def_jax/presets.py\)'):
         spec.origin()
     assert spec.origin(allow_dirty=True)['commit'] == 'abc-dirty'
 

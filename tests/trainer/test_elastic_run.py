@@ -11,7 +11,7 @@ import rich.console
 import training_fixtures as fixtures
 
 import def_jax
-from def_jax.mesh.ownership import each
+from def_jax.state.ownership import each
 from def_jax.trainer import elastic, experiment, loop
 from def_jax.trainer.checkpointing import regrouping, workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints

@@ -24,7 +24,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from def_jax.checks import check_flag, check_number, check_ratio
+from def_jax.ground.arguments import check_flag, check_number, check_ratio
 
 __all__ = ['Plan', 'draw', 'parse_bandwidth']
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from def_jax.baselines.methods import look_up
-from def_jax.checks import check_number
+from def_jax.ground.arguments import check_number
 
 __all__ = ['DEVICES', 'Device', 'get_device']
 

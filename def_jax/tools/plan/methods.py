@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from def_jax.checks import check_choice, check_integer
+from def_jax.ground.arguments import check_choice, check_integer
 from def_jax.tools import markdown
 from def_jax.tools.plan import Plan
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import optax
 
-from def_jax.checks import check_number
+from def_jax.ground.arguments import check_number
 
 __all__ = ['OPTIMIZERS', 'SCHEDULES', 'cosine', 'drops', 'sgd', 'wsd']
 

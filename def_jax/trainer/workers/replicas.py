@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from def_jax.guards import checksums, leaf_names
-from def_jax.mesh.ownership import each
+from def_jax.state.ownership import each
 from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 from def_jax.trainer.state import TrainState

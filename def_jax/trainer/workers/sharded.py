@@ -14,11 +14,12 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from def_jax.elastic import SHARD_AXIS
-from def_jax.mesh.link import Shards, in_memory
-from def_jax.mesh.ownership import each
-from def_jax.mesh.worker_mesh import WorkerMesh
+from def_jax.ground.barriers import in_memory
+from def_jax.ground.types import PyTree
+from def_jax.sharding.worker_mesh import WorkerMesh
+from def_jax.state.link import Shards
+from def_jax.state.ownership import each
 from def_jax.trainer.workers.base import AXIS, Workers
-from def_jax.types import PyTree
 
 __all__ = ['ShardedWorkers', 'shard_spec']
 

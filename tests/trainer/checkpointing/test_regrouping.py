@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.mesh.ownership import each
-from def_jax.mesh.regrouping import regroup
+from def_jax.state.ownership import each
+from def_jax.state.regrouping import regroup
 from def_jax.trainer import loop
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data.dataset import Dataset

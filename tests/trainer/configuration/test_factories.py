@@ -14,7 +14,7 @@ from configuration_values import changed
 from trainer.configuration import factories_to_find
 
 import def_jax
-from def_jax import alias
+from def_jax import presets
 from def_jax.trainer import experiment
 from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.parts import Factory, complete, make_optimizer
@@ -179,7 +179,7 @@ def test_def_q_is_the_preset_in_bytes_at_the_rate_that_the_user_has(preset, chan
 def test_the_presets_pass_their_options_on(monkeypatch, make):
     given = {}
     for name in ('error_feedback', 'random_block'):
-        monkeypatch.setattr(alias, name, lambda *_, **options: given.update(options))
+        monkeypatch.setattr(presets, name, lambda *_, **options: given.update(options))
     options = {'bits': 4, 'seed': 3, 'detach': 0.5, 'skip_nonfinite': True, 'overlap': True}
     options |= {'order': 'cyclic', 'allocation': 'proportional'}
     make(0.1, 64, 'workers', **options)

@@ -8,10 +8,10 @@ import jax
 from jax import NamedSharding, P, lax
 from jax.sharding import AxisType, Mesh
 
-from def_jax.mesh.collectives import axis_names
-from def_jax.mesh.ownership import each
-from def_jax.mesh.specs import check_specs
-from def_jax.types import PyTree
+from def_jax.ground.collectives import axis_names
+from def_jax.ground.types import PyTree
+from def_jax.state.ownership import each
+from def_jax.state.specs import check_specs
 
 
 class WorkerMesh:

@@ -6,7 +6,7 @@ blocks maps itself over the worker's devices, too, and cuts from each shard.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -16,9 +16,9 @@ import optax
 from jax import NamedSharding, P, lax
 from jax.tree_util import keystr
 
-from def_jax.mesh.collectives import axis_names, check_axis_name, check_not_summed
-from def_jax.mesh.specs import spec_axes, specs_like
-from def_jax.types import AxisName, PyTree
+from def_jax.ground.collectives import axis_names, check_axis_name, check_not_summed
+from def_jax.ground.types import AxisName, PyTree
+from def_jax.state.specs import spec_axes, specs_like
 
 
 def link(
@@ -186,17 +186,3 @@ def check_like(name: str, tree: Any, expected: Any, remedy: str, other: str = 'm
 def is_masked(node: Any) -> bool:
     """Whether optax.masked leaves what is below a node to others."""
     return isinstance(node, optax.MaskedNode)
-
-
-def in_memory(tree: PyTree, platforms: Sequence[str] = ('cuda', 'rocm')) -> PyTree:
-    """The tree, each leaf in memory as it is, on these platforms; on CPUs the barrier would make copies.
-
-    Where a bitcast removes and adds a worker's axis, XLA for GPUs does not see that moments are results. It
-    computes them again in every kernel that reads them, and copies the old ones for that. It decodes a
-    message of few bits again in the kernel of every tensor.
-    """
-
-    def barriers(tree):
-        return jax.tree.map(lax.optimization_barrier, tree)
-
-    return lax.platform_dependent(tree, default=lambda tree: tree, **dict.fromkeys(platforms, barriers))

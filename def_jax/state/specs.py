@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import P
 from jax.tree_util import keystr
 
-from def_jax.checks import named_leaves
-from def_jax.mesh.collectives import axis_names
-from def_jax.types import PyTree
+from def_jax.ground.arguments import named_leaves
+from def_jax.ground.collectives import axis_names
+from def_jax.ground.types import PyTree
 
 _STRUCTURES = (
     'Give every parameter a PartitionSpec, or one to a subtree or to all. If only one of the two trees wraps '

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import optax
 
-from def_jax.checks import check_number, check_ratio
 from def_jax.compressors import Compressor, random_block
 from def_jax.compressors.orders import Order
 from def_jax.compressors.random_block import Allocation
 from def_jax.error_feedback import error_feedback
-from def_jax.types import AxisName
+from def_jax.ground.arguments import check_number, check_ratio
+from def_jax.ground.types import AxisName
 from def_jax.wires import Bits, check_bits
 
 _NESTEROV = optax.sgd(0.3, momentum=0.8, nesterov=True)

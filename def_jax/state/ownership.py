@@ -10,8 +10,8 @@ import optax
 from jax import P
 from jax.tree_util import DictKey, GetAttrKey
 
-from def_jax.mesh.specs import specs_like, tree_of_specs
-from def_jax.types import PyTree
+from def_jax.ground.types import PyTree
+from def_jax.state.specs import specs_like, tree_of_specs
 
 _AROUND: dict[type, str] = {
     optax.ApplyIfFiniteState: 'optax.apply_if_finite, which decides on each worker for itself: workers would '

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax import NamedSharding, P, lax
 
 from def_jax.error_feedback import ErrorFeedbackState, detached_params
-from def_jax.mesh.ownership import link_states
-from def_jax.mesh.specs import spec_axes
-from def_jax.mesh.worker_mesh import WorkerMesh
-from def_jax.traffic import equations
-from def_jax.types import PyTree
+from def_jax.ground.jaxpr import equations
+from def_jax.ground.types import PyTree
+from def_jax.sharding.worker_mesh import WorkerMesh
+from def_jax.state.ownership import link_states
+from def_jax.state.specs import spec_axes
 
 
 def check_arguments(split: tuple[int, ...], keys: tuple[int, ...]) -> None:

@@ -16,20 +16,21 @@ from jax import NamedSharding, P
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from def_jax.checks import check_extra_arguments, check_integer, named_leaves
 from def_jax.error_feedback import output_params
-from def_jax.mesh import ownership
-from def_jax.mesh.collectives import check_axis_name
-from def_jax.mesh.link import Shards, check_floating, check_like, float32_zeros, in_memory, sharded
-from def_jax.mesh.ownership import link_states, own_leaves
-from def_jax.mesh.regrouping import num_stacked, regroup
-from def_jax.mesh.specs import check_divisible, tree_of_specs, with_specs
-from def_jax.mesh.spmd import at_points, drift
-from def_jax.mesh.worker_mesh import WorkerMesh, check_mesh
+from def_jax.ground.arguments import check_extra_arguments, check_integer, named_leaves
+from def_jax.ground.barriers import in_memory
+from def_jax.ground.collectives import check_axis_name
+from def_jax.ground.types import PyTree
+from def_jax.sharding import at_points, drift
+from def_jax.sharding.worker_mesh import WorkerMesh, check_mesh
+from def_jax.state import ownership
+from def_jax.state.link import Shards, check_floating, check_like, float32_zeros, sharded
+from def_jax.state.ownership import link_states, own_leaves
+from def_jax.state.regrouping import num_stacked, regroup
+from def_jax.state.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.traffic import traffic_of
 from def_jax.traffic.crossing import check_crossing, check_shards
 from def_jax.traffic.hlo import Collective
-from def_jax.types import PyTree
 
 _STATE = (
     'It is of another optimizer or of other parameters, or is not stacked over workers: pass what init '

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import keystr
 
-from def_jax.types import AxisName, PyTree
+from def_jax.ground.types import AxisName, PyTree
 
 
 def _reduced(reduce: Callable, tree: PyTree, axis_name: AxisName) -> PyTree:

@@ -16,7 +16,7 @@ from perceptron import mapped
 import def_jax
 from def_jax import guards
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 4
 TREE = {'params': {'w': np.linspace(-1, 1, 6, dtype=np.float32), 'b': np.float32([0.0])}, 'step': np.int32(7)}
 

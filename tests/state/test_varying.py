@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 from sharded_workers import EXPLICIT, mesh_of, step_of
 
 import def_jax
-from def_jax.mesh.collectives import vary_if_tracked
-from def_jax.mesh.ownership import own_leaves
+from def_jax.ground.collectives import vary_if_tracked
+from def_jax.state.ownership import own_leaves
 
 NUM_WORKERS = 4
 # All different, so that which elements are the largest is no matter of rounding.

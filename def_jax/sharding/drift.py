@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from def_jax.checks import named_leaves
-from def_jax.mesh.collectives import axis_names
-from def_jax.mesh.ownership import each
-from def_jax.traffic import inner_programs
-from def_jax.types import PyTree
+from def_jax.ground.arguments import named_leaves
+from def_jax.ground.collectives import axis_names
+from def_jax.ground.jaxpr import inner_programs
+from def_jax.ground.types import PyTree
+from def_jax.state.ownership import each
 
 Axes = frozenset[str]
 _UNITES = ('psum', 'psum_invariant', 'pmax', 'pmin', 'all_gather', 'all_gather_invariant')

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.checks import named_leaves
-from def_jax.mesh.ownership import each, link_states, per_worker_leaves
-from def_jax.types import PyTree
+from def_jax.ground.arguments import named_leaves
+from def_jax.ground.types import PyTree
+from def_jax.state.ownership import each, link_states, per_worker_leaves
 
 _REMEDY = (
     'Save def_jax.stack_state(opt_state) of what the step returns, without flax.jax_utils.unreplicate or '
