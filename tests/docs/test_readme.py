@@ -13,7 +13,7 @@ import test_pages
 
 import def_jax
 from configs.digits import get_config
-from def_jax import METHODS
+from def_jax.baselines import METHODS
 from def_jax.trainer import experiment
 from def_jax.trainer.configuration.rules import check_config
 from def_jax.trainer.data import order

@@ -17,7 +17,7 @@ import pytest
 import training_fixtures as fixtures
 
 import def_jax
-from def_jax import METHODS
+from def_jax.baselines import METHODS
 from def_jax.trainer import experiment, loop, metrics, results, window
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
