@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from def_jax.tools import markdown, pictures
 from experiments import numbers, runner, statistics
-from experiments.plan import Cell, Setting
 from experiments.spec import Record, Records
 from experiments.statistics import Difference
+from experiments.tuning import Cell, Setting
 
 __all__ = ['MOST_WORDS', 'Row', 'draw', 'origins', 'rows', 'table', 'write', 'write_experiment']
 
