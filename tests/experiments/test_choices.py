@@ -201,7 +201,7 @@ def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
     text, drawn = page.read_text(), picture.read_bytes()
     (number,) = set(re.findall(r'difference -->(.+?)<!--', text))
     assert f'| {number} |' in text
-    assert '| toy | DEF |' in text and ' records: ' in text and len(text.split()) < pages.MOST_WORDS
+    assert '| toy | DEF |' in text and ' records: ' in text
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 0
     assert (page.read_text(), picture.read_bytes()) == (text, drawn)
     missing = dataclasses.replace(
@@ -209,8 +209,3 @@ def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
     )
     pages.write_experiment([missing], toy_page, tmp_path / 'few_bits')
     assert 'Without a row, as runs are missing: toy: EF.' in page.read_text()
-
-
-def test_a_page_has_a_limit(tmp_path):
-    with pytest.raises(ValueError, match='1600 words'):
-        pages.write(tmp_path / 'README.md', 'word ' * 1600)
