@@ -19,7 +19,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from def_jax.compressors import Compressor, check_compressor, shared_key
+from def_jax.compressors import Compressor, check_compressor
 from def_jax.ground.arguments import check_seed, named_leaves
 from def_jax.ground.barriers import in_memory
 from def_jax.ground.collectives import (
@@ -30,6 +30,7 @@ from def_jax.ground.collectives import (
     vary_if_tracked,
     varying_axes,
 )
+from def_jax.ground.random import shared_key
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import PAPER_DETACH, Options, pend, send, skipping
 from def_jax.options.overlap import overlapped

@@ -10,8 +10,8 @@ from perceptron import flat, mapped
 from reference_step import Message, Settings, State
 
 import def_jax
-from def_jax.compressors import shared_key
 from def_jax.compressors.orders import AGE_SHARES
+from def_jax.ground.random import shared_key
 from def_jax.wires import few_bits
 from def_jax.wires.layouts import Layout
 
