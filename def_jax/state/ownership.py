@@ -60,18 +60,18 @@ def per_worker_leaves(opt_state: PyTree) -> PyTree:
             return jax.tree.map_with_path(lambda path, _: path[:1] in named or path[:2] in entries, node)
         if not is_chain(node):
             return False
-        parts = _chained(node)
+        parts = chained(node)
         first = min(i for i, part in enumerate(parts) if link_states(part))
         own = *[True for _ in parts[:first]], *map(per_worker_leaves, parts[first:])
         return jax.tree.unflatten(jax.tree.structure(node), jax.tree.leaves(jax.tree.broadcast(own, parts)))
 
     def is_chain(node: Any) -> bool:
-        return bool(link_states(_chained(node)))
+        return bool(link_states(chained(node)))
 
     return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or is_chain(node))
 
 
-def _chained(node: Any) -> tuple[Any, ...]:
+def chained(node: Any) -> tuple[Any, ...]:
     """The states of a chain's transformations, also of `optax.named_chain`; none for another node."""
     return tuple(node.values()) if isinstance(node, OrderedDict) else node if type(node) is tuple else ()
 
@@ -134,9 +134,9 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
         return is_link(node) and hasattr(node, 'inner')
 
     def is_chain(node):
-        return any(map(is_feedback, _chained(node)))
+        return any(map(is_feedback, chained(node)))
 
-    for chain in map(_chained, filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))):
+    for chain in map(chained, filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))):
         place = next(filter(lambda i: is_feedback(chain[i]), range(len(chain))))
         bare = isinstance(chain[place].inner, optax.EmptyState)  # around no optimizer
         leaves = jax.tree.leaves([part for part in chain[:place] if not is_link(part)])
