@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from def_jax.error_feedback import output_params
 from def_jax.ground.arguments import check_extra_arguments, check_integer, named_leaves
 from def_jax.ground.barriers import in_memory
-from def_jax.ground.collectives import check_axis_name
+from def_jax.ground.collectives import Group, check_axis_name
 from def_jax.ground.types import PyTree
 from def_jax.sharding import at_points, drift
 from def_jax.sharding.worker_mesh import WorkerMesh, check_mesh
@@ -249,7 +249,7 @@ class Spmd:
 
         def worker(grads, *others):
             arguments = in_memory(grads), *others
-            with sharded(Shards(self.axis_name, self._workers.inside, specs)):
+            with sharded(Shards(self.axis_name, Group(self._workers.inside), specs)):
                 updates, opt_state = drift.agreed(update, own_in, own_out, self._workers.apart, arguments)
             return updates, in_memory(opt_state)
 
