@@ -70,6 +70,12 @@ def test_any_images_of_tfds_by_their_name(folder):
     assert dataset.spec.num_classes == NUM_EXAMPLES and dataset.validation is None
     brightness = dataset.train.arrays['image'].mean((1, 2, 3))
     np.testing.assert_array_equal((brightness + 2) // 10, dataset.train.arrays['label'])
+    unlabelled = [{'image': np.zeros((8, 8, 3), np.uint8), 'label': np.int64(label)} for label in (0, -1)]
+    with (
+        mock.patch.object(image_folder, 'examples', return_value=unlabelled),
+        fixtures.refused(r"labels of the split 'train' must be in \[0, 22\].* but one is -1"),
+    ):
+        image_folder.open_tfds_images(NAME, folder, **options)
     with mock.patch.object(image_folder, 'prepared_builder') as builder:
         builder.return_value.info.features = {'text': None}
         with fixtures.refused('must have the features image and label, but has'):
