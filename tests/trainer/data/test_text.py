@@ -84,12 +84,41 @@ def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path, small_files, doc
     assert os.listdir(tmp_path) == []
 
 
-def test_a_truncated_file(tmp_path):
-    corpus.write_corpus(tmp_path / 'train', DOCUMENTS)
-    with (tmp_path / 'train' / 'bytes.bin').open('ab') as file:
-        file.truncate(20)
-    with pytest.raises(ValueError, match=r'has 20 bytes in 5 documents, but about.json says 25 in 5. Delete'):
-        corpus.open_corpus(tmp_path / 'train')
+def flipped(at):
+    def flip(path):
+        content = bytearray(path.read_bytes())
+        content[at] ^= 1
+        path.write_bytes(content)
+
+    return flip
+
+
+@pytest.mark.parametrize(
+    ('name', 'damage', 'message'),
+    [
+        ('bytes.bin', flipped(3), 'its checksum is not that of about.json'),
+        ('ends.npy', flipped(-8), 'its checksum is not that of about.json'),
+        ('bytes.bin', lambda path: os.truncate(path, 20), 'its checksum is not that of about.json'),
+        ('ends.npy', flipped(0), 'ValueError: '),
+        ('about.json', lambda path: os.truncate(path, 20), 'JSONDecodeError: '),
+        ('about.json', lambda path: path.write_text('{"bytes": 25}'), "KeyError: 'sha256'"),
+        ('bytes.bin', Path.unlink, 'FileNotFoundError: '),
+    ],
+)
+def test_a_damaged_corpus_is_refused(tmp_path, name, damage, message):
+    folder = tmp_path / 'train'
+    corpus.write_corpus(folder, DOCUMENTS)
+    damage(folder / name)
+    with fixtures.refused(rf'^{folder} is damaged, or of an earlier version \({message}.*\. Delete that'):
+        corpus.open_corpus(folder)
+
+
+def test_a_checksum_is_of_the_bytes_and_of_where_documents_end(tmp_path):
+    checksums = set()
+    for number, documents in enumerate((DOCUMENTS, [b''.join(DOCUMENTS)], [*DOCUMENTS, b'x'])):
+        corpus.write_corpus(tmp_path / str(number), documents)
+        checksums.add(corpus.open_corpus(tmp_path / str(number)).checksum)
+    assert len(checksums) == 3
 
 
 def written(root, **documents):

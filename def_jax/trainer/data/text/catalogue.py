@@ -156,7 +156,8 @@ def _dataset(name: str, splits: Iterable[list[bytes]], context: int) -> Dataset:
 
     def joined(documents: list[bytes]) -> corpus.Corpus:
         text, ends = b''.join(documents), np.cumsum([len(document) for document in documents if document])
-        return corpus.Corpus(np.frombuffer(text, np.uint8), ends, hashlib.sha256(text).hexdigest())
+        checksum = corpus.checksum_of(hashlib.sha256(text), ends)
+        return corpus.Corpus(np.frombuffer(text, np.uint8), ends, checksum)
 
     check_integer('context', context, 1, 'the length of a window, in bytes')
     return dataset_of_windows(name, [Windows(joined(documents), context) for documents in splits])
