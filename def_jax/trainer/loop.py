@@ -130,6 +130,7 @@ class _Run:
                 self._say(line)
             with self._assembled() as workers:
                 self._train(workers)
+            self.checkpoints.wait()  # a result is of a run whose last checkpoint is complete
             self._log.seal()
         except DivergedError as error:
             if processes.is_first():
@@ -148,7 +149,7 @@ class _Run:
         self.checkpoints.check_room(state)
         state = self.checkpoints.restore(state)
         start = int(state.step)
-        # An evaluation's checkpoint is complete before the next evaluation begins.
+        # An evaluation's checkpoint is complete before the next evaluation is on record.
         records = metrics.read(folder / 'metrics.jsonl')
         evaluations = sum(self._evaluated in record for record in records)
         if not start and evaluations > 1:
@@ -217,9 +218,9 @@ class _Run:
 
     def _evaluate_and_save(self, workers: '_AnyWorkers', progress: console_lib.Progress) -> None:
         if self.experiment.config.elastic:  # which cannot evaluate a state that it restored
+            self.checkpoints.wait()  # see `_restored`; `save` waits itself
             self._evaluate(workers, progress)
             self._save(workers)
-            self.checkpoints.wait()  # see `_restored`
         else:  # first saved: an evaluation that fails loses no step
             self._save(workers)
             self._evaluate(workers, progress)
@@ -241,7 +242,7 @@ class _Run:
         position = self._window.position(workers.step)
         self._log.write(record | position)
         progress.note(console_lib.evaluation_line(self.experiment.measure, record, position))
-        self.checkpoints.wait()
+        self.checkpoints.tidy()
 
     def _leave(self, workers: '_AnyWorkers') -> None:
         """A checkpoint where the run ends early, with the record that is under way."""
