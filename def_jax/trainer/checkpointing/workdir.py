@@ -43,6 +43,11 @@ def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict, *, exis
     if found := sorted({'*', '?', '['} & set(str(workdir))):
         why = 'but orbax reads such a path as a pattern. Choose a --workdir without *, ? and [.'
         raise ValueError(f'{what} contains {" ".join(found)}, {why}')
+    try:
+        str(workdir).encode()
+    except UnicodeEncodeError:
+        why = 'is not text in UTF-8, as orbax needs it. Set PYTHONUTF8=1, or choose another'
+        raise ValueError(f'{what} {why}.') from None
     end = time.monotonic() + processes.LATE_SECONDS
     while exists and not path.exists():
         if time.monotonic() > end:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,9 @@ def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[lis
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            rest = flags.FLAGS(argv)
+            with warnings.catch_warnings():  # of config_flags, which `python -W error` makes an error
+                warnings.filterwarnings('ignore', r'the load_module\(\) method', DeprecationWarning)
+                rest = flags.FLAGS(argv)
             if flags.FLAGS[config.name].present and not isinstance(config.value, ml_collections.ConfigDict):
                 getattr(config.value, 'keys', None)  # a file that failed to load raises on first use
                 kind = type(config.value).__name__

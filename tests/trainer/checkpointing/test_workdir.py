@@ -69,6 +69,7 @@ def test_a_new_folder_is_made_with_its_configuration_which_finds_it_again(tmp_pa
     ('name', 'message'),
     [
         ('runs*/a[1]?', r'contains \* \? \[, but orbax.* as a pattern'),
+        (b'l\xc3\xa4ufe'.decode('ascii', 'surrogateescape'), 'is not text in UTF-8, as .* Set PYTHONUTF8=1'),
         ('', 'holds files that are not a run'),
         ('file', 'or is a file'),
         ('file/run', 'file'),
