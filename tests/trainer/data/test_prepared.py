@@ -78,10 +78,31 @@ def test_any_images_of_tfds_by_their_name(folder):
         fixtures.refused(r"labels of the split 'train' must be in \[0, 22\].* but one is -1"),
     ):
         image_folder.open_tfds_images(NAME, folder, **options)
-    with mock.patch.object(image_folder, 'prepared_builder') as builder:
-        builder.return_value.info.features = {'text': None}
-        with fixtures.refused('must have the features image and label, but has'):
-            image_folder.open_tfds_images('text', folder)
+
+
+def test_features_of_other_names_and_integer_labels(monkeypatch):
+    features = {
+        'picture': tfds.features.Image(),
+        'number': tfds.features.Scalar(np.int64),
+        'share': tfds.features.Scalar(np.float32),
+    }
+    found = [{'picture': np.full((4, 4, 1), n, np.uint8), 'number': np.int64(n % 3)} for n in range(6)]
+    builder = mock.Mock()
+    builder.info.features = features
+    monkeypatch.setattr(image_folder, 'prepared_builder', lambda name, data_dir: builder)
+    monkeypatch.setattr(image_folder, 'examples', lambda builder, split: found)
+    options = {'image_size': 4, 'image': 'picture', 'label': 'number'}
+    dataset = image_folder.open_tfds_images('mine', **options)
+    assert dataset.spec.num_classes == 3
+    images, labels = (dataset.train.arrays[name] for name in ('image', 'label'))
+    np.testing.assert_array_equal(images[:, 0, 0, 0] % 3, labels)
+    for changes, message in {
+        ('image', 'image'): "image='image' must be a feature .* has .'number', 'picture', 'share'",
+        ('label', 'class'): "label='class' must be a feature of the data set, but 'mine' has",
+        ('label', 'share'): "label='share' must be a feature of classes or integers, but is float32",
+    }.items():
+        with fixtures.refused(message):
+            image_folder.open_tfds_images('mine', **options | dict([changes]))
 
 
 def test_any_text_of_tfds_by_its_name_whose_bytes_are_written_once(folder):
