@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from def_jax.elastic.group import Group
-from def_jax.elastic.service import ask, retract, tell, versions
+from def_jax.elastic.service import ask, differing, retract, tell, versions
 from def_jax.types import PyTree
 
 __all__ = ['SECRET', 'Answers', 'Call', 'RollCall', 'checksums', 'identity_of']
@@ -158,9 +158,11 @@ def _refused(calls: dict[int, Call], others: dict[int, str], strangers: set[int]
     if strangers:
         return dict.fromkeys({me} if 0 in strangers else strangers, f'secret ({SECRET})')
     if 0 in others:
-        return {me: f'version ({versions()}, not {others[0]})'}
+        return {me: 'version ({}, not {})'.format(*differing(versions(), others[0]))}
     if others:
-        return {process: f'version ({other}, not {versions()})' for process, other in others.items()}
+        mine = versions()
+        pairs = {process: differing(other, mine) for process, other in others.items()}
+        return {process: 'version ({}, not {})'.format(*pair) for process, pair in pairs.items()}
     theirs = calls[Answers(calls, {}).leader].identity
     refused = {}
     for process, call in calls.items():

@@ -164,6 +164,8 @@ class _Run:
             there = f'the latest checkpoint of {folder} is from step {start}'
             here = f'with config.batch_size={config.batch_size} the run has only {experiment.num_steps} steps'
             raise ValueError(f'{there}, but {here}. Choose a smaller batch, or another --workdir.')
+        if processes.count() > 1 and not config.elastic:  # whose team compares
+            replicas.check(experiment.workers, experiment.is_per_worker, state, start)
         return state
 
     @contextlib.contextmanager
