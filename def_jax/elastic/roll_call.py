@@ -1,7 +1,7 @@
 """What processes tell each other before they exchange arrays, and the proof that each knows the secret.
 
 Everything here travels through the coordination service's key-value store, so a process that runs something
-else, or that nobody invited, never enters a collective with the others.
+else, or that nobody invited, is given no state. The connections of the collectives themselves prove nothing.
 """
 
 import hashlib

@@ -77,7 +77,7 @@ def initialize(
 
     Nothing on these connections is authenticated or encrypted, so they need a network that can be trusted.
     Process 0 listens at `address`, and gloo at the address from which a process reaches it: with 127.0.0.1,
-    no other machine can connect.
+    no other machine can connect, but every user of this one.
 
     Args:
         address: host:port of process 0; like the next two, set by `python -m def_jax.launch` by default.
