@@ -86,7 +86,7 @@ def test_a_configuration_file_can_be_copied_alone(name):
 
 
 def test_the_changelog_begins_with_this_version():
-    newest = re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[1]
+    newest = re.search(r'^## (\d\S*)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[1]
     assert newest == def_jax.__version__
 
 

@@ -129,11 +129,11 @@ class Experiment:
         trained = self.config.batch_size // (len(self.workers.devices) * self.config.accumulate)
         return min(_EXAMPLES, max(1, trained, _UNITS // self.dataset.units_per_example))
 
-    def test_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over a split of `evaluated`, like `train_batches`, with a mask."""
+    def test_batches(self, split: Split) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over a split, like `train_batches`, with a mask."""
         workers = self.config.num_workers
         examples = -(-self.examples_per_device * len(self.workers.devices) // workers)
-        return self._by_worker(self.evaluated[split].test_batches, examples * workers)
+        return self._by_worker(split.test_batches, examples * workers)
 
     def _by_worker(
         self, batches: Callable[..., Iterator[dict]], batch_size: int, **options: Any

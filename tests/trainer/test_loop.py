@@ -30,6 +30,7 @@ HERE = 'trainer.configuration.factories_to_find'
 
 def test_a_run_leaves_these_files_and_no_others(recorded):
     files = {'config.json', 'curves.png', 'lock', 'metrics.jsonl', 'result.json'}
+    files |= {'x.safetensors', 'y.safetensors'}
     assert {path.name for path in recorded.folder.iterdir()} == files | {'checkpoints', 'tensorboard'}
     assert {path.name for path in (recorded.folder / 'checkpoints').iterdir()} == {'15', '20'}
     config = json.loads((recorded.folder / 'config.json').read_text())

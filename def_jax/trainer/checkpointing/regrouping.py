@@ -1,13 +1,14 @@
 """Which workers a state has, and what it means to resume with others."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from def_jax.mesh.ownership import each
 from def_jax.mesh.regrouping import num_stacked
+from def_jax.trainer.configuration import parts
 from def_jax.trainer.experiment import Experiment
 from def_jax.types import PyTree
 
@@ -50,6 +51,10 @@ def describe(saved: Mapping[str, Any], experiment: Experiment) -> list[str]:
     if batch_size != batch:
         lines.append(f'batch: {batch_size} examples before, {batch} now; epochs count by the new')
     if (steps := saved.get('num_steps', experiment.num_steps)) != experiment.num_steps:
-        rate = 'the schedule is now that of the new length'
+        before = parts.Factory('schedule', experiment.config).make(Callable, num_steps=steps)
+        rates = [float(schedule(saved['step'])) for schedule in (before, experiment.schedule)]
+        rate = 'the schedule is now that of the new length: learning rate {:g} before, {:g} now'.format(
+            *rates
+        )
         lines.append(f'steps: {steps:,} in all before, {experiment.num_steps:,} now; {rate}')
     return lines

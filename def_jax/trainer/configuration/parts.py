@@ -21,7 +21,7 @@ from def_jax.trainer.state import PerWorker
 from def_jax.trainer.tasks.base import Task
 from def_jax.types import AxisName
 
-__all__ = ['Factory', 'complete', 'find_method', 'make_dataset', 'make_optimizer', 'make_task']
+__all__ = ['Factory', 'complete', 'find_method', 'make_dataset', 'make_model', 'make_optimizer', 'make_task']
 
 _PRESETS: dict[str, Callable[..., Any]] = {'sgd': def_sgd, 'adamw': def_adamw}  # of methods in bytes
 
@@ -76,10 +76,15 @@ def make_dataset(config: Mapping[str, Any]) -> Dataset:
     return dataset
 
 
+def make_model(config: Mapping[str, Any], model_options: Mapping[str, Any]) -> Any:
+    """Builds the model, which gets `dtype` and the data set's `model_options`."""
+    options = {**model_options, 'dtype': jnp.dtype(config['compute_dtype'])}
+    return Factory('model', config).make(object, **options)
+
+
 def make_task(config: Mapping[str, Any], dataset: Dataset) -> Task:
-    """Builds the model, which gets `dtype` and the data set's `model_options`, and the task."""
-    options = {**dataset.model_options, 'dtype': jnp.dtype(config['compute_dtype'])}
-    model = Factory('model', config).make(object, **options)
+    """Builds the model and the task."""
+    model = make_model(config, dataset.model_options)
     return Factory('task', config).make(Task, model=model, dataset=dataset)
 
 
