@@ -13,7 +13,7 @@ import ml_collections
 import rich.console
 
 from def_jax.trainer import console as console_lib
-from def_jax.trainer import elastic, metrics, plots, results, trained
+from def_jax.trainer import elastic, metrics, results, trained
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data import prefetch
@@ -267,6 +267,8 @@ class _Run:
     def _conclude(self, points: dict[str, dict], sample: str | None) -> None:
         """Writes the model, the result and the plots of a run that has reached its end."""
         experiment, folder, records = self.experiment, self.folder, self._log.records
+        from def_jax.trainer import plots  # matplotlib, which only the end of a run needs
+
         trained.write(folder, experiment, points)
         # A run that had already finished keeps its result, which names the machine and commit it ran on.
         result = results.read(folder) if self._start == experiment.num_steps else None
