@@ -1,6 +1,7 @@
 """Data sets that TFDS has prepared, or prepares: read without TensorFlow where their files allow it."""
 
 import contextlib
+import importlib.util
 import itertools
 import operator
 import os
@@ -16,7 +17,13 @@ _TENSORFLOW = "pip install 'def_jax[tensorflow]'"
 
 def import_tfds() -> Any:
     """TFDS, imported on first use; it refuses to import, and so run, the modules that features.json names."""
-    import tensorflow_datasets as tfds
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError as error:
+        if error.name != 'tensorflow_datasets':
+            raise
+        need = 'this data set is read by TFDS, which is not installed'
+        raise ValueError(f"{need}. Run {_TENSORFLOW}, or 'def_jax[tfds]' if it is prepared.") from error
 
     connector = tfds.features.FeatureConnector
     find, own = connector.cls_from_name, 'tensorflow_datasets.'
@@ -43,13 +50,15 @@ def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     if builder.is_prepared():
         return builder
     try:
+        if _has_images(builder) and importlib.util.find_spec('tensorflow') is None:  # before a download
+            raise ModuleNotFoundError('TFDS writes images with TensorFlow', name='tensorflow')
         builder = import_tfds().builder(name, data_dir=data_dir, file_format='array_record')
         builder.download_and_prepare()
     except Exception as error:
         # When several processes start together, the first to finish wins: use its files.
         builder = import_tfds().builder(name, data_dir=data_dir)
         if not builder.is_prepared():
-            cure = f'Run {_TENSORFLOW}. ' if getattr(error, 'name', '') == 'tensorflow' else ''  # for images
+            cure = f'Run {_TENSORFLOW}. ' if getattr(error, 'name', '') == 'tensorflow' else ''
             raise FileNotFoundError(
                 f'Data set {name!r} is not in {builder.data_path} and could not be prepared there '
                 f'({type(error).__name__}: {error}). {cure}Without a network, or with files that you must '
@@ -58,6 +67,11 @@ def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
                 'TFDS_DATA_DIR, or --config.data_dir, to the folder that has it.'
             ) from error
     return builder
+
+
+def _has_images(builder: Any) -> bool:
+    features, kind = builder.info.features, import_tfds().features.Image
+    return any(isinstance(feature, kind) for feature in jax.tree.leaves(dict(features)))
 
 
 def examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Data sets of TFDS, really prepared: read without TensorFlow where their files allow it."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,26 @@ def test_absent_data_set(tmp_path, monkeypatch, cause, cure):
     for part in (cure, 'tfds build cifar10 --data_dir=DIR', 'TFDS_DATA_DIR', '--config.data_dir'):
         assert part in message
     assert error.value.__cause__ is cause
+
+
+def test_images_without_tensorflow_are_not_downloaded_in_vain(tmp_path, monkeypatch):
+    download = mock.Mock(side_effect=AssertionError)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', download)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, 'find_spec', lambda name: None if name == 'tensorflow' else find(name)
+    )
+    with pytest.raises(
+        FileNotFoundError, match=r"with TensorFlow\)\. Run pip install 'def_jax\[tensorflow\]'"
+    ):
+        in_memory.load_dataset('cifar10', tmp_path)
+    assert not download.called
+
+
+def test_the_extra_of_data_sets_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+    with fixtures.refused(r"not installed. Run pip install 'def_jax\[tensorflow\]', or 'def_jax\[tfds\]' if"):
+        in_memory.load_dataset('cifar10')
 
 
 def test_a_process_that_loses_the_race_to_prepare_uses_the_winners_files(folder, tmp_path, monkeypatch):
